@@ -1,0 +1,85 @@
+"""Refusals of bad arguments. Every message reads ``where: argument is what it was, expected what was wanted``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_FLOATS = ("float32", "float64")
+_INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def dtype_name(array: Any) -> str:
+    """``"float32"`` for the dtype of an array of any library."""
+    return str(array.dtype).rpartition(".")[2]
+
+
+def shape(where: str, name: str, array: Any, expected: tuple[int, ...], symbols: str) -> None:
+    """Refuse an array whose shape is not ``expected``, which ``symbols`` writes in letters."""
+    if tuple(array.shape) != expected:
+        raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {symbols} = {expected}")
+
+
+def ndim(where: str, name: str, array: Any, expected: int, symbols: str) -> None:
+    """Refuse an array that has not ``expected`` axes."""
+    if array.ndim != expected:
+        raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {expected} axes {symbols}")
+
+
+def floating(where: str, name: str, array: Any) -> None:
+    """Refuse an array that is not of a supported real floating dtype."""
+    if dtype_name(array) not in _FLOATS:
+        raise TypeError(
+            f"{where}: {name} has dtype {dtype_name(array)}, expected {' or '.join(_FLOATS)}; "
+            f"cast it with {name}.astype('float32')"
+        )
+
+
+def same_dtype(where: str, **arrays: Any) -> None:
+    """Refuse floating arrays (None is skipped) that are not all of one supported dtype."""
+    first_name = first = None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        floating(where, name, array)
+        if first is None:
+            first_name, first = name, dtype_name(array)
+        elif dtype_name(array) != first:
+            raise TypeError(
+                f"{where}: {name} has dtype {dtype_name(array)} but {first_name} has {first}, expected one dtype; "
+                f"cast with {name}.astype('{first}')"
+            )
+
+
+def integer(where: str, name: str, array: Any) -> None:
+    """Refuse an array that is not of an integer dtype."""
+    if dtype_name(array) not in _INTS:
+        raise TypeError(f"{where}: {name} has dtype {dtype_name(array)}, expected an integer dtype")
+
+
+def boolean(where: str, name: str, array: Any) -> None:
+    """Refuse an array that is not of dtype bool."""
+    if dtype_name(array) != "bool":
+        raise TypeError(f"{where}: {name} has dtype {dtype_name(array)}, expected bool")
+
+
+def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
+    """``value`` as an int; refuse what is no whole number (bools included) or is below ``least``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{where}: {name} is {value!r}, expected a whole number")
+    number = value.__index__()
+    if number < least:
+        raise ValueError(f"{where}: {name} is {number}, expected at least {least}")
+    return int(number)
+
+
+def fraction(where: str, name: str, value: float) -> float:
+    """``value`` as a float; refuse what is not in [0, 1)."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{where}: {name} is {value!r}, expected a probability in [0, 1)")
+    return float(value)
+
+
+def choice(where: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Refuse a value that is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{where}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")

@@ -1,0 +1,96 @@
+"""Which array library and which wing an array belongs to: the one file that knows both wings.
+
+Shared code asks `namespace` for the array-API functions of its arguments and `wing` for the fused operations that
+a matrix product cannot do well. Neither imports an array library that the caller has not imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+WINGS = {"numpy": "gpurnn.reference", "cupy": "gpurnn.kernels"}
+"""The module that computes for each array library, by the library's import name."""
+
+_CONVERT = {
+    "torch": "numpy.asarray(x.detach().cpu()) or cupy.from_dlpack(x)",
+    "jax": "numpy.asarray(x)",
+    "tensorflow": "x.numpy()",
+    "pandas": "x.to_numpy()",
+}
+
+
+def _library(array: Any) -> str | None:
+    """The import name of the supported library that ``array`` belongs to, or None."""
+    if isinstance(array, np.ndarray):
+        return None if isinstance(array, (np.ma.MaskedArray, np.matrix)) else "numpy"
+    name = type(array).__module__.partition(".")[0]
+    if name in WINGS and name in sys.modules and hasattr(array, "dtype") and hasattr(array, "shape"):
+        return name
+    return None
+
+
+def _refusal(where: str, name: str, array: Any) -> TypeError:
+    kind = type(array)
+    convert = _CONVERT.get(kind.__module__.partition(".")[0], "numpy.asarray(x)")
+    return TypeError(
+        f"{where}: {name} is a {kind.__module__}.{kind.__qualname__}, expected a numpy.ndarray or a cupy.ndarray; "
+        f"convert it with {convert}"
+    )
+
+
+def _common_library(where: str, arrays: dict[str, Any]) -> str:
+    first_name = first = None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        library = _library(array)
+        if library is None:
+            raise _refusal(where, name, array)
+        if first is None:
+            first_name, first = name, library
+        elif library != first:
+            raise TypeError(
+                f"{where}: {first_name} is a {first} array but {name} is a {library} array, expected one library; "
+                f"convert one of them, with {first}.asarray or {library}.asarray"
+            )
+    if first is None:
+        raise TypeError(f"{where}: expected at least one array")
+    return first
+
+
+_namespaces: dict[str, ModuleType] = {}
+
+
+def namespace(where: str, **arrays: Any) -> Any:
+    """The array-API namespace that all ``arrays`` (None is skipped) belong to.
+
+    Parameters
+    ----------
+    where : str
+        The caller's public name, for the message.
+    **arrays
+        The arguments by name.
+
+    Raises
+    ------
+    TypeError
+        An argument is not an array of a supported library, or two belong to different ones.
+    """
+    library = _common_library(where, arrays)
+    found = _namespaces.get(library)
+    if found is None:
+        from array_api_compat import array_namespace
+
+        found = array_namespace(next(a for a in arrays.values() if a is not None))
+        _namespaces[library] = found
+    return found
+
+
+def wing(where: str, **arrays: Any) -> Any:
+    """The module of fused operations that computes for ``arrays``; raises as `namespace` does."""
+    return importlib.import_module(WINGS[_common_library(where, arrays)])

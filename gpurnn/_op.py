@@ -1,0 +1,32 @@
+"""The form of every differentiable function: called it computes and saves nothing, `.vjp` also returns its pullback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+Pullback = Callable[[Any], tuple[Any, dict[str, Any]]]
+"""From the cotangents of the outputs (None for zero) to the gradients of the inputs and a dict of those of the parameters."""
+
+
+class Op(Protocol[P, R_co]):
+    """A function ``f`` with ``f.vjp``, which takes the same arguments and returns ``(f(...), pullback)``."""
+
+    vjp: Callable[..., tuple[Any, Pullback]]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+def differentiable(vjp: Callable[..., tuple[Any, Pullback]]) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Decorate a function with its vector-Jacobian product ``vjp``, which takes the same arguments."""
+
+    def decorate(function: Callable[P, R]) -> Op[P, R]:
+        vjp.__doc__ = f"``{function.__name__}(...)`` and its pullback; the arguments are those of `{function.__name__}`."
+        function.vjp = vjp  # type: ignore[attr-defined]
+        return cast("Op[P, R]", function)
+
+    return decorate

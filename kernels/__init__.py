@@ -1,0 +1,1 @@
+"""The CUDA wing: CUDA C and its launchers."""

@@ -1,0 +1,1 @@
+"""The NumPy wing: the definition of every operation, in readable NumPy."""
