@@ -1,0 +1,126 @@
+"""The LSTM cell (Hochreiter & Schmidhuber 1997; the forget gate is Gers, Schmidhuber & Cummins 2000).
+
+`forward` and `backward` are the definition. `Steps` is the same in the few calls that a loop over time can afford.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpurnn import cells
+
+from ..buffers import empty
+from .activations import Array, sigmoid
+from .packing import Rows
+
+
+def forward(
+    cell: cells.LSTM, xw: Array, state: tuple[Array, ...], w_hh: Array, b_hh: Array
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """One step: the new (h, c), and what `backward` needs."""
+    h_prev, c_prev = state
+    a_i, a_f, a_g, a_o = np.split(xw + h_prev @ w_hh.T + b_hh, 4, axis=1)
+    i, f, o = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o)
+    g = np.tanh(a_g)
+    c = f * c_prev + i * g
+    tanh_c = np.tanh(c)
+    h = o * tanh_c
+    return (h, c), (h_prev, c_prev, w_hh, i, f, g, o, tanh_c)
+
+
+def backward(
+    cell: cells.LSTM, saved: tuple[Array, ...], dstate: tuple[Array, ...]
+) -> tuple[Array, tuple[Array, ...], Array, Array]:
+    """The transpose of one step: the gradients of xw, of the state before it, of w_hh and of b_hh."""
+    h_prev, c_prev, w_hh, i, f, g, o, tanh_c = saved
+    dh, dc = dstate
+    dc = dc + dh * o * (1 - tanh_c**2)
+    da_i = dc * g * i * (1 - i)
+    da_f = dc * c_prev * f * (1 - f)
+    da_g = dc * i * (1 - g**2)
+    da_o = dh * tanh_c * o * (1 - o)
+    da = np.concatenate([da_i, da_f, da_g, da_o], axis=1)
+    return da, (da @ w_hh, dc * f), da.T @ h_prev, da.sum(axis=0)
+
+
+class Steps:
+    """The definition over buffers that are allocated once, for T steps of a batch of B.
+
+    The gates lie in the order o i f g with c behind them, so that [i f] * [g c] is one product, and one tanh covers all
+    four. Training stores what the backward pass multiplies dh and dc with, in place of the gates:
+
+        [ P_o | Q | f | P_i P_f P_g ]    P_o = tanh(c) o (1 - o)     P_i = g i (1 - i)     P_f = c_{t-1} f (1 - f)
+                                         Q = o (1 - tanh(c)^2)       P_g = i (1 - g^2)
+    """
+
+    slots = 4
+
+    def __init__(self, cell: cells.LSTM, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
+        H, dtype = w_hh.shape[1], w_hh.dtype
+        self.rows = self.input_rows = Rows(H, order=(3, 0, 1, 2), scale=(0.5, 0.5, 0.5, 1.0))
+        self.w = np.ascontiguousarray(self.rows.packed(w_hh).T)
+        self.half, self.one = dtype.type(0.5), dtype.type(1)
+        gates = np.empty((B, 5 * H), dtype)
+        self.a, self.oif, self.c = gates[:, : 4 * H], gates[:, : 3 * H], gates[:, 4 * H :]
+        self.o, self.i_f, self.g_c = gates[:, :H], gates[:, H : 3 * H], gates[:, 3 * H :]
+        self.g = gates[:, 3 * H : 4 * H]
+        self.products = np.empty((B, 2 * H), dtype)
+        self.i_g, self.f_c = self.products[:, :H], self.products[:, H:]
+        self.tanh_c = np.empty((B, H), dtype)
+        self.training = training
+        if training:
+            self.w_back = self.rows.signed(w_hh)
+            self.complement = np.empty((B, 3 * H), dtype)
+            saved = empty((T, B, 6 * H), dtype)
+            self.saved_oif, self.saved_i_f = saved[:, :, : 3 * H], saved[:, :, H : 3 * H]
+            self.p_o, self.q, self.f = saved[:, :, :H], saved[:, :, H : 2 * H], saved[:, :, 2 * H : 3 * H]
+            self.p_i_p_f, self.p_g = saved[:, :, 3 * H : 5 * H], saved[:, :, 5 * H :]
+            self.p_ifg = saved.reshape(T, B, 6, H)[:, :, 3:]
+
+    def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
+        """What is added to the input product, once for all steps."""
+        return self.rows.packed(b_ih + b_hh)
+
+    def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
+        """Step t: from xw (B, 4H) and h_in, which is h_prev or its masked copy, to h; c is advanced in place."""
+        np.matmul(h_in, self.w, out=self.a)
+        np.add(self.a, xw, out=self.a)
+        np.tanh(self.a, out=self.a)
+        np.multiply(self.oif, self.half, out=self.oif)
+        if not self.training:
+            np.add(self.oif, self.half, out=self.oif)
+            np.multiply(self.i_f, self.g_c, out=self.products)
+            np.add(self.i_g, self.f_c, out=self.c)
+            np.tanh(self.c, out=self.tanh_c)
+            np.multiply(self.o, self.tanh_c, out=h)
+            return
+        # The slots of o and i are overwritten by P_o and Q once both gates have been read.
+        o, i = self.p_o[t], self.q[t]
+        np.add(self.oif, self.half, out=self.saved_oif[t])
+        np.multiply(self.saved_i_f[t], self.g_c, out=self.products)
+        np.subtract(self.one, self.saved_oif[t], out=self.complement)
+        np.multiply(self.products, self.complement[:, self.products.shape[1] // 2 :], out=self.p_i_p_f[t])
+        np.multiply(self.i_g, self.g, out=self.g)
+        np.subtract(i, self.g, out=self.p_g[t])
+        np.add(self.i_g, self.f_c, out=self.c)
+        np.tanh(self.c, out=self.tanh_c)
+        np.multiply(o, self.tanh_c, out=h)
+        np.multiply(h, self.tanh_c, out=self.tanh_c)
+        np.subtract(o, self.tanh_c, out=i)
+        np.multiply(h, self.complement[:, : h.shape[1]], out=o)
+
+    def backward(self, t: int, da: Array, dh: Array, dc: Array, scratch: Array, mask: Array | None) -> None:
+        """Step t transposed: writes da (B, 4, H) and turns dh and dc into those of step t - 1."""
+        np.multiply(dh, self.p_o[t], out=da[:, 0])
+        np.multiply(dh, self.q[t], out=scratch[0])
+        np.add(dc, scratch[0], out=dc)
+        np.multiply(dc[:, None], self.p_ifg[t], out=da[:, 1:])
+        np.multiply(dc, self.f[t], out=dc)
+        np.matmul(da.reshape(len(da), -1), self.w_back, out=dh)
+        if mask is not None:
+            np.multiply(dh, mask, out=dh)
+
+    def hidden_gradients(self, da: Array, db: Array, h_in: Array, dw_hh: Array, db_hh: Array) -> None:
+        """From da (T*B, 4H), its sum db over T*B and h_in (T*B, H) to the gradients of w_hh and b_hh."""
+        self.rows.unpack(da.T @ h_in, dw_hh)
+        self.rows.unpack(db, db_hh)

@@ -1,0 +1,84 @@
+"""The vanilla cell (Elman 1990), with a choice of activations and a leak: h_t = f(...) + leak h_{t-1}.
+
+`forward` and `backward` are the definition. `Steps` is the same in the few calls that a loop over time can afford.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpurnn import cells
+
+from ..buffers import empty
+from .activations import Array, apply, derivative
+from .packing import Rows
+
+
+def forward(
+    cell: cells.Vanilla, xw: Array, state: tuple[Array, ...], w_hh: Array, b_hh: Array
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """One step: the new (h,), and what `backward` needs."""
+    (h_prev,) = state
+    a = xw + h_prev @ w_hh.T + b_hh
+    f = apply(cell.activation, a, out=np.empty_like(a))
+    h = f + cell.leak * h_prev
+    return (h,), (h_prev, w_hh, f)
+
+
+def backward(
+    cell: cells.Vanilla, saved: tuple[Array, ...], dstate: tuple[Array, ...]
+) -> tuple[Array, tuple[Array, ...], Array, Array]:
+    """The transpose of one step: the gradients of xw, of the state before it, of w_hh and of b_hh."""
+    h_prev, w_hh, f = saved
+    (dh,) = dstate
+    da = dh * derivative(cell.activation, f, out=np.empty_like(f))
+    return da, (da @ w_hh + cell.leak * dh,), da.T @ h_prev, da.sum(axis=0)
+
+
+class Steps:
+    """The definition over buffers that are allocated once, for T steps of a batch of B. Training stores f'(a_t)."""
+
+    slots = 1
+    c = None
+
+    def __init__(self, cell: cells.Vanilla, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
+        H, dtype = w_hh.shape[1], w_hh.dtype
+        self.activation, self.leak = cell.activation, dtype.type(cell.leak)
+        self.rows = self.input_rows = Rows(H, order=(0,), scale=(1.0,))
+        self.w = np.ascontiguousarray(w_hh.T)
+        self.scratch = np.empty((B, H), dtype)
+        self.training = training
+        if training:
+            self.w_back = w_hh.copy()
+            self.slope = empty((T, B, H), dtype)
+
+    def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
+        """What is added to the input product, once for all steps."""
+        return b_ih + b_hh
+
+    def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
+        """Step t: from xw (B, H) and h_in, which is h_prev or its masked copy, to h."""
+        np.matmul(h_in, self.w, out=h)
+        np.add(h, xw, out=h)
+        apply(self.activation, h, out=h)
+        if self.training:
+            derivative(self.activation, h, out=self.slope[t])
+        if self.leak:
+            np.multiply(h_prev, self.leak, out=self.scratch)
+            np.add(h, self.scratch, out=h)
+
+    def backward(self, t: int, da: Array, dh: Array, dc: None, scratch: Array, mask: Array | None) -> None:
+        """Step t transposed: writes da (B, 1, H) and turns dh into that of step t - 1."""
+        np.multiply(dh, self.slope[t], out=da[:, 0])
+        if self.leak:
+            np.multiply(dh, self.leak, out=scratch[0])
+        np.matmul(da[:, 0], self.w_back, out=dh)
+        if mask is not None:
+            np.multiply(dh, mask, out=dh)
+        if self.leak:
+            np.add(dh, scratch[0], out=dh)
+
+    def hidden_gradients(self, da: Array, db: Array, h_in: Array, dw_hh: Array, db_hh: Array) -> None:
+        """From da (T*B, H), its sum db over T*B and h_in (T*B, H) to the gradients of w_hh and b_hh."""
+        np.matmul(da.T, h_in, out=dw_hh)
+        db_hh[...] = db

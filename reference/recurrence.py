@@ -1,0 +1,273 @@
+"""A layer's whole recurrence over time, in one direction or two, forward and backward.
+
+The loop here knows time: the order of the steps, lengths, resets and what is carried from step to step. What a step
+does is the cell's (`cells/`). Backpropagation through time is exact: Werbos, "Backpropagation through time: what it
+does and how to do it", Proc. IEEE 78 (1990). Truncating it is the caller's choice of what to call it on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpurnn.cells import Cell
+
+from .buffers import empty
+from .cells import MODULES
+from .cells.activations import Array
+
+Weights = tuple[Array, Array, "Array | None", "Array | None"]
+"""w_ih (G*H, I), w_hh (G*H, H), b_ih and b_hh (G*H,) or None, of one direction."""
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """One direction's order of steps, and at which of them rows end or start anew."""
+
+    T: int
+    backwards: bool
+    past: NDArray[np.bool_] | None
+    """(T, B, 1): the step lies past the row's length, so the row's state stays as it is."""
+    cut: NDArray[np.bool_] | None
+    """(T, B, 1): no state enters the step from the step before it in this direction."""
+
+    @classmethod
+    def of(cls, T: int, backwards: bool, lengths: NDArray[Any] | None, resets: NDArray[np.bool_] | None) -> _Clock:
+        past = cut = None
+        if lengths is not None:
+            past = (np.arange(T)[:, None] >= lengths)[:, :, None]
+        if resets is not None:
+            cut = np.zeros((*resets.shape, 1), bool)
+            # A reset at t parts t - 1 from t: forward it is step t that nothing enters, backward it is step t - 1.
+            if backwards:
+                cut[:-1, :, 0] = resets[1:]
+            else:
+                cut[:, :, 0] = resets
+            if past is not None:
+                first_past = np.concatenate([past[1:], np.ones_like(past[:1])]) if backwards else past
+                cut &= ~first_past
+        return cls(T, backwards, past, cut)
+
+    def order(self) -> range:
+        return range(self.T - 1, -1, -1) if self.backwards else range(self.T)
+
+    def at(self, rows: NDArray[np.bool_] | None, t: int) -> NDArray[np.bool_] | None:
+        """Those of ``rows`` that hold at step t, None if there are none."""
+        return rows[t] if rows is not None and rows[t].any() else None
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the backward pass of one direction needs."""
+
+    clock: _Clock
+    steps: Any
+    x: Array
+    h_in: Array
+    w_ih: Array
+    mask: Array | None
+
+
+def recurrence_forward(
+    cell: Cell,
+    x: Array,
+    weights: tuple[Weights, ...],
+    state: tuple[Array, ...],
+    *,
+    lengths: NDArray[Any] | None = None,
+    resets: NDArray[np.bool_] | None = None,
+    mask: Array | None = None,
+    training: bool = False,
+) -> tuple[Array, tuple[Array, ...], tuple[_Saved, ...] | None]:
+    """Run one layer over a whole sequence.
+
+    Parameters
+    ----------
+    cell : Vanilla, LSTM or GRU
+    x : (T, B, I) array
+    weights : one tuple (w_ih, w_hh, b_ih, b_hh) per direction
+        Forward, then backward. Shapes (G*H, I), (G*H, H), (G*H,), (G*H,), gates in PyTorch's order; biases may be None.
+    state : tuple of (D, B, H) arrays
+        The state before the first step of each direction: ``(h,)``, for the LSTM ``(h, c)``.
+    lengths : (B,) integer array, optional
+        Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
+    resets : (T, B) bool array, optional
+        True where a new sequence starts at step t: no state crosses from t - 1 to t, nor from t to t - 1.
+    mask : (D, B, H) array, optional
+        Multiplies h_{t-1} wherever it enters a product with w_hh, the same at every step.
+    training : bool
+        Keep what `recurrence_backward` needs.
+
+    Returns
+    -------
+    y : (T, B, D*H) array
+        h_t of each direction, exactly zero past a row's length.
+    state : tuple of (D, B, H) arrays
+        The state after each row's last step.
+    saved
+        For `recurrence_backward`; None unless ``training``.
+    """
+    T, B, _ = x.shape
+    D, H = len(weights), weights[0][1].shape[1]
+    y = np.empty((T, B, D * H), x.dtype)
+    final = tuple(np.empty_like(s) for s in state)
+    saved = []
+    if lengths is not None:
+        x = np.where((np.arange(T)[:, None] < lengths)[:, :, None], x, x.dtype.type(0))
+    for d, direction in enumerate(weights):
+        clock = _Clock.of(T, d == 1, lengths, resets)
+        kept = _forward(
+            cell, x, direction, tuple(s[d] for s in state), clock, None if mask is None else mask[d],
+            y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training,
+        )  # fmt: skip
+        saved.append(kept)
+    return y, final, tuple(saved) if training else None
+
+
+def _forward(
+    cell: Cell,
+    x: Array,
+    weights: Weights,
+    state: tuple[Array, ...],
+    clock: _Clock,
+    mask: Array | None,
+    y: Array,
+    final: tuple[Array, ...],
+    training: bool,
+) -> _Saved | None:
+    T, B, I = x.shape
+    w_ih, w_hh, b_ih, b_hh = weights
+    H, dtype = w_hh.shape[1], w_hh.dtype
+    zero = np.zeros(w_hh.shape[0], dtype)
+    b_ih, b_hh = zero if b_ih is None else b_ih, zero if b_hh is None else b_hh
+
+    steps = MODULES[type(cell)].Steps(cell, w_hh, b_hh, T, B, training)
+    xw = empty((T * B, w_ih.shape[0]), dtype)
+    np.matmul(x.reshape(T * B, I), steps.input_rows.packed(w_ih).T, out=xw)
+    np.add(xw, steps.input_bias(b_ih, b_hh), out=xw)
+    xw = xw.reshape(T, B, -1)
+
+    # Training keeps states of its own, so that what a caller does to y cannot reach the gradients.
+    # Row t of `before` is the state that enters step t; row t of `h` is the one that leaves it.
+    if training:
+        states = empty((T + 1, B, H), dtype)
+        before, h = (states[1:], states[:-1]) if clock.backwards else (states[:-1], states[1:])
+        h_prev = states[-1] if clock.backwards else states[0]
+        h_prev[...] = state[0]
+    else:
+        h, h_prev = y, state[0]
+    separate = mask is not None or clock.cut is not None
+    h_in = empty((T if training else 1, B, H), dtype) if separate else before if training else None
+
+    c = steps.c
+    if c is not None:
+        c[...] = state[1]
+    for t in clock.order():
+        cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
+        if cut is not None:
+            h_prev = np.where(cut, dtype.type(0), h_prev)
+            if c is not None:
+                np.copyto(c, 0, where=cut)
+        entering = h_prev
+        if separate:
+            entering = h_in[t if training else 0]
+            np.multiply(h_prev, 1 if mask is None else mask, out=entering)
+        c_before = c.copy() if c is not None and past is not None else None
+        steps.forward(t, xw[t], entering, h_prev, h[t])
+        if past is not None:
+            np.copyto(h[t], h_prev, where=past)
+            if c is not None:
+                np.copyto(c, c_before, where=past)
+        h_prev = h[t]
+    final[0][...] = h_prev
+    if c is not None:
+        final[1][...] = c
+    if training:
+        y[...] = h
+    if clock.past is not None:
+        np.copyto(y, 0, where=clock.past)
+    return _Saved(clock, steps, x, h_in, w_ih.copy(), mask) if training else None
+
+
+def recurrence_backward(
+    saved: tuple[_Saved, ...], dy: Array | None, dstate: tuple[Array | None, ...]
+) -> tuple[Array, tuple[tuple[Array, Array, Array, Array], ...], tuple[Array, ...]]:
+    """Backpropagate through a layer's whole recurrence.
+
+    Parameters
+    ----------
+    saved
+        From `recurrence_forward`; it is not changed.
+    dy : (T, B, D*H) array, optional
+        Gradient of y; what it holds past a row's length is not read. None for zero.
+    dstate : tuple of (D, B, H) arrays
+        Gradient of the final state; None for zero.
+
+    Returns
+    -------
+    dx : (T, B, I) array
+    dweights : one tuple per direction
+        Gradients of w_ih, w_hh, b_ih and b_hh; those of the biases also where there was none.
+    dstate : tuple of (D, B, H) arrays
+        Gradient of the initial state.
+    """
+    first = saved[0]
+    T, B, I = first.x.shape
+    H = first.h_in.shape[2]
+    dx = np.empty((T, B, I), first.x.dtype)
+    dstate0 = tuple(np.zeros((len(saved), B, H), first.x.dtype) for _ in dstate)
+    dweights = []
+    for d, kept in enumerate(saved):
+        carried = tuple(s[d] for s in dstate0)
+        for into, given in zip(carried, dstate, strict=True):
+            if given is not None:
+                into[...] = given[d]
+        direction_dy = None if dy is None else dy[:, :, d * H : (d + 1) * H]
+        da, gradients = _backward(kept, direction_dy, carried)
+        w_ih = kept.steps.input_rows.signed(kept.w_ih)
+        dx_d = np.matmul(da, w_ih, out=dx.reshape(T * B, I) if d == 0 else None)
+        if d > 0:
+            dx += dx_d.reshape(T, B, I)
+        dweights.append(gradients)
+    return dx, tuple(dweights), dstate0
+
+
+def _backward(
+    kept: _Saved, dy: Array | None, carried: tuple[Array, ...]
+) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    """The gate gradients (T*B, G*H) in the steps' order, and the weights'; ``carried`` becomes that of the state before."""
+    clock, steps = kept.clock, kept.steps
+    T, B, I = kept.x.shape
+    H, dtype = kept.h_in.shape[2], kept.x.dtype
+    gates = kept.w_ih.shape[0] // H
+    da = empty((T, B, steps.slots, H), dtype)
+    scratch = np.empty((2, B, H), dtype)
+    dh = carried[0]
+    dc = carried[1] if len(carried) > 1 else None
+    for t in reversed(clock.order()):
+        cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
+        if past is not None:
+            stays = [(s, s.copy()) for s in carried]
+        if dy is not None:
+            np.add(dh, dy[t], out=dh)
+        steps.backward(t, da[t], dh, dc, scratch, kept.mask)
+        if cut is not None:
+            for s in carried:
+                np.copyto(s, 0, where=cut)
+        if past is not None:
+            np.copyto(da[t], 0, where=past[:, :, None])
+            for s, before in stays:
+                np.copyto(s, before, where=past)
+
+    da = da.reshape(T * B, steps.slots * H)
+    db = np.ones(T * B, dtype) @ da
+    dw_ih, dw_hh = np.empty_like(kept.w_ih), np.empty((gates * H, H), dtype)
+    db_ih, db_hh = np.empty(gates * H, dtype), np.empty(gates * H, dtype)
+    input_da = da[:, : gates * H]
+    steps.input_rows.unpack(input_da.T @ kept.x.reshape(T * B, I), dw_ih)
+    steps.input_rows.unpack(db[: gates * H], db_ih)
+    steps.hidden_gradients(da, db, kept.h_in.reshape(T * B, H), dw_hh, db_hh)
+    return input_da, (dw_ih, dw_hh, db_ih, db_hh)
