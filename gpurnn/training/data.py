@@ -1,0 +1,290 @@
+"""What a `Trainer` reads: batches that can be asked for by epoch and number, so that a position is two integers."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from array_api_compat import device
+
+from gpurnn import _checks, _dispatch, _random
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model learns from at a time.
+
+    Attributes
+    ----------
+    inputs : array (T, B) or (T, B, I)
+        Time-major.
+    targets : array (T, B, ...) or (B, ...)
+        One for each step, or one for each sequence.
+    lengths : array (B,) of ints, optional
+        How many steps of each sequence are valid. None: all of them.
+    count : int
+        How many targets the loss is the mean of.
+    """
+
+    inputs: Any
+    targets: Any
+    lengths: Any
+    count: int
+
+
+class Data(Protocol):
+    """Batches for a `Trainer`; `TokenStream` and `PaddedBatches` are two kinds."""
+
+    carries_state: bool
+    """Whether a batch goes on where the one before it ended, in every lane, so that the state is handed on."""
+
+    def __len__(self) -> int:
+        """How many batches an epoch has."""
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch number ``index`` of an epoch: the same one whenever it is asked for."""
+
+    def config(self) -> dict[str, Any]:
+        """What the batches depend on, as JSON can hold it: compared when training is resumed."""
+
+
+def _fingerprint(arrays: Sequence[Any]) -> int:
+    checksum = 0
+    for array in arrays:
+        host = _dispatch.to_numpy(array)
+        checksum = zlib.crc32(f"{host.dtype.str}{host.shape}".encode(), checksum)
+        checksum = zlib.crc32(host.tobytes(), checksum)
+    return checksum
+
+
+class TokenStream:
+    r"""One long sequence of tokens for truncated backpropagation through time, each token predicted from those before it.
+
+    The stream is cut into B contiguous lanes, and those into windows of k steps:
+    x_t = w_t, target_t = w_{t+1}, t = ik .. (i+1)k - 1 in window i of each lane. The state at the end of a window is the
+    initial state of the next, and gradients stop between them; an epoch begins with the state zero. What is left at the
+    end and fills no window is not used.
+
+    Parameters
+    ----------
+    tokens : array (n,) of ints
+        The stream. It is not copied.
+    batch_size : int
+        B, the number of lanes.
+    steps : int
+        k, the steps of a window.
+
+    Raises
+    ------
+    ValueError
+        The stream is too short for one window in every lane: n < B (k + 1).
+
+    References
+    ----------
+    Williams and Peng, "An efficient gradient-based algorithm for on-line training of recurrent network trajectories",
+    Neural Computation 2(4), 1990.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> stream = TokenStream(np.arange(10), batch_size=2, steps=2)
+    >>> len(stream)
+    2
+    >>> stream.batch(0, 1).inputs
+    array([[2, 7],
+           [3, 8]])
+    >>> stream.batch(0, 1).targets
+    array([[3, 8],
+           [4, 9]])
+    """
+
+    carries_state = True
+
+    def __init__(self, tokens: Any, batch_size: int, steps: int) -> None:
+        xp = _dispatch.namespace("TokenStream", tokens=tokens)
+        _checks.ndim("TokenStream", "tokens", tokens, 1, "(n,)")
+        _checks.integer("TokenStream", "tokens", tokens)
+        self.batch_size = _checks.integer_at_least("TokenStream", "batch_size", batch_size, 1)
+        self.steps = _checks.integer_at_least("TokenStream", "steps", steps, 1)
+        lane = tokens.shape[0] // self.batch_size
+        if lane < self.steps + 1:
+            raise ValueError(
+                f"TokenStream: tokens has {tokens.shape[0]} tokens, expected at least batch_size (steps + 1) = "
+                f"{self.batch_size * (self.steps + 1)}"
+            )
+        # (lane, B): a view, whatever its size.
+        self._lanes = xp.permute_dims(xp.reshape(tokens[: lane * self.batch_size], (self.batch_size, lane)), (1, 0))
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return int((self._lanes.shape[0] - 1) // self.steps)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Window ``index`` of every lane, the same in every epoch; inputs and targets are (k, B)."""
+        start, stop = index * self.steps, (index + 1) * self.steps
+        inputs, targets = self._lanes[start:stop, :], self._lanes[start + 1 : stop + 1, :]
+        return Batch(inputs, targets, None, self.steps * self.batch_size)
+
+    def config(self) -> dict[str, Any]:
+        """The sizes and a checksum of the tokens."""
+        return {
+            "kind": "TokenStream",
+            "batch_size": self.batch_size,
+            "steps": self.steps,
+            "tokens": int(self._tokens.shape[0]),
+            "crc32": _fingerprint([self._tokens]),
+        }
+
+
+class PaddedBatches:
+    r"""Sequences of any lengths for full backpropagation through time, shuffled anew in every epoch.
+
+    A batch holds the sequences (T, B, ...), T the longest, and their lengths; what is past a length is zero and counts
+    nowhere: not in the loss and not in a gradient. The last batch of an epoch may be smaller.
+
+    Parameters
+    ----------
+    sequences : sequence of arrays (T_i,) of ints or (T_i, I)
+        The inputs. Arrays of one library and one dtype.
+    batch_size : int
+        B.
+    targets : sequence of arrays, optional
+        For each sequence an array (T_i, ...) with a target for each step, or, with ``per_sequence``, an array (...)
+        for the whole of it. None: each token is predicted from those before it, so that
+        inputs are w_1 .. w_{T-1} and targets w_2 .. w_T.
+    per_sequence : bool
+        Whether a target belongs to a whole sequence, not to each of its steps.
+    shuffle : bool
+        False keeps the order in every epoch, as one wants it for validation.
+    rng : int or numpy.random.Generator
+        Seeds the order: that of an epoch follows from the seed and the epoch alone.
+
+    Raises
+    ------
+    ValueError
+        There are no sequences, one is too short to be learnt from, or targets do not fit them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> batches = PaddedBatches([np.array([1, 2, 3]), np.array([4, 5])], batch_size=2, shuffle=False)
+    >>> batch = batches.batch(0, 0)
+    >>> batch.inputs
+    array([[1, 4],
+           [2, 0]])
+    >>> batch.targets
+    array([[2, 5],
+           [3, 0]])
+    >>> batch.lengths
+    array([2, 1], dtype=int32)
+    """
+
+    carries_state = False
+
+    def __init__(
+        self,
+        sequences: Sequence[Any],
+        batch_size: int,
+        targets: Sequence[Any] | None = None,
+        *,
+        per_sequence: bool = False,
+        shuffle: bool = True,
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        where = "PaddedBatches"
+        self.batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
+        if len(sequences) == 0:
+            raise ValueError(f"{where}: sequences is empty, expected at least one sequence")
+        self._xp = _dispatch.namespace(where, **{f"sequences[{i}]": s for i, s in enumerate(sequences)})
+        _like_the_first("sequences", sequences)
+        for i, sequence in enumerate(sequences):
+            least = 2 if targets is None else 1
+            if sequence.ndim == 0 or sequence.shape[0] < least:
+                raise ValueError(
+                    f"{where}: sequences[{i}] has shape {tuple(sequence.shape)}, expected at least {least} steps"
+                )
+        if targets is None:
+            if per_sequence:
+                raise ValueError(f"{where}: per_sequence is True but targets is None, expected a target per sequence")
+            for i, sequence in enumerate(sequences):
+                _checks.ndim(where, f"sequences[{i}]", sequence, 1, "(T,) of tokens, as there are no targets")
+            _checks.integer(where, "sequences[0]", sequences[0])
+            self._inputs, self._targets = [s[:-1] for s in sequences], [s[1:] for s in sequences]
+        else:
+            _dispatch.namespace(where, sequences=sequences[0], **{f"targets[{i}]": t for i, t in enumerate(targets)})
+            if len(targets) != len(sequences):
+                raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(sequences)}")
+            _like_the_first("targets", targets, whole=per_sequence)
+            for i, (sequence, target) in enumerate(zip(sequences, targets, strict=True)):
+                if not per_sequence and target.shape[:1] != sequence.shape[:1]:
+                    raise ValueError(
+                        f"{where}: targets[{i}] has shape {tuple(target.shape)}, expected {sequence.shape[0]} steps, "
+                        f"as sequences[{i}] has; for one target per sequence pass per_sequence=True"
+                    )
+            self._inputs, self._targets = list(sequences), list(targets)
+        self.per_sequence = per_sequence
+        self.shuffle = shuffle
+        self.seed = _random.philox_seed(_random.generator(where, rng))
+        self._order: tuple[int, Any] = (-1, None)
+
+    def __len__(self) -> int:
+        return -(-len(self._inputs) // self.batch_size)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch ``index`` of the order of ``epoch``."""
+        if self._order[0] != epoch:
+            order = np.arange(len(self._inputs))
+            if self.shuffle:
+                np.random.default_rng([self.seed, epoch]).shuffle(order)
+            self._order = (epoch, order)
+        chosen = self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
+        inputs = [self._inputs[i] for i in chosen]
+        targets = [self._targets[i] for i in chosen]
+        xp = self._xp
+        lengths = [x.shape[0] for x in inputs]
+        return Batch(
+            self._pad(inputs),
+            xp.stack(targets) if self.per_sequence else self._pad(targets),
+            xp.asarray(lengths, dtype=xp.int32, device=device(inputs[0])),
+            len(chosen) if self.per_sequence else sum(lengths),
+        )
+
+    def _pad(self, arrays: list[Any]) -> Any:
+        first = arrays[0]
+        shape = (max(a.shape[0] for a in arrays), len(arrays), *first.shape[1:])
+        padded = _dispatch.zeros(self._xp, shape, first)
+        for lane, array in enumerate(arrays):
+            padded[: array.shape[0], lane, ...] = array
+        return padded
+
+    def config(self) -> dict[str, Any]:
+        """The sizes, the seed and a checksum of the sequences."""
+        return {
+            "kind": "PaddedBatches",
+            "sequences": len(self._inputs),
+            "batch_size": self.batch_size,
+            "per_sequence": self.per_sequence,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "crc32": _fingerprint([*self._inputs, *self._targets]),
+        }
+
+
+def _like_the_first(name: str, arrays: Sequence[Any], whole: bool = False) -> None:
+    """Refuse arrays that differ from the first in dtype or in shape, the first axis aside unless ``whole``."""
+    axis = 0 if whole else 1
+    for i, array in enumerate(arrays):
+        if array.dtype != arrays[0].dtype:
+            raise TypeError(
+                f"PaddedBatches: {name}[{i}] has dtype {_checks.dtype_name(array)}, "
+                f"expected {_checks.dtype_name(arrays[0])} as {name}[0] has"
+            )
+        if array.ndim != arrays[0].ndim or array.shape[axis:] != arrays[0].shape[axis:]:
+            steps = "" if whole else ", save for the number of steps"
+            raise ValueError(
+                f"PaddedBatches: {name}[{i}] has shape {tuple(array.shape)}, "
+                f"expected that of {name}[0], {tuple(arrays[0].shape)}{steps}"
+            )
