@@ -1,0 +1,70 @@
+"""Rows of a table out, and a sum of rows in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cells.activations import Array
+
+
+def embedding_gather(weight: Array, indices: NDArray[Any]) -> Array:
+    """The rows ``weight[indices]``.
+
+    Parameters
+    ----------
+    weight : (V, E) array
+    indices : integer array of any shape
+
+    Returns
+    -------
+    y : indices.shape + (E,) array
+
+    Raises
+    ------
+    ValueError
+        An index is not in 0..V-1.
+    """
+    V = weight.shape[0]
+    if indices.size and not (indices.min() >= 0 and indices.max() < V):
+        bad = indices[(indices < 0) | (indices >= V)]
+        raise ValueError(f"embedding: indices holds {bad[0]}, expected 0 <= index < num_embeddings = {V}")
+    return np.take(weight, indices.astype(np.intp, copy=False), axis=0)
+
+
+def embedding_scatter(indices: NDArray[Any], dy: Array, num_embeddings: int) -> Array:
+    """Row v of the result is the sum of the rows of ``dy`` whose index is v.
+
+    The rows of a sum are brought together by a stable sort, so they stand in the order of their positions in
+    ``indices``, and the order of the additions depends on the indices alone: two runs agree to the last bit.
+
+    Parameters
+    ----------
+    indices : integer array of any shape
+    dy : indices.shape + (E,) array
+    num_embeddings : int
+        V.
+
+    Returns
+    -------
+    dweight : (V, E) array
+    """
+    dweight = np.zeros((num_embeddings, dy.shape[-1]), dy.dtype)
+    if not indices.size:
+        return dweight
+    # NumPy sorts 16-bit integers by radix, wider ones by comparison.
+    flat = indices.reshape(-1).astype(np.uint16 if num_embeddings <= 1 << 16 else np.intp, copy=False)
+    order = np.argsort(flat, kind="stable")
+    ordered = flat[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    rows = np.take(dy.reshape(flat.size, -1), order, axis=0)
+    # reduceat adds column by column, which for long segments costs several times what a loop over them does.
+    if len(rows) < 4 * len(starts):
+        dweight[ordered[starts]] = np.add.reduceat(rows, starts, axis=0)
+        return dweight
+    stops = [*starts[1:].tolist(), len(rows)]
+    for start, stop, v in zip(starts.tolist(), stops, ordered[starts].tolist(), strict=True):
+        np.add.reduce(rows[start:stop], axis=0, out=dweight[v])
+    return dweight

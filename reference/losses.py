@@ -1,0 +1,173 @@
+"""Losses over rows: softmax cross-entropy and squared error, forward and backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .buffers import empty
+from .cells.activations import Array
+
+_BLOCK = 1 << 17
+"""Elements of the scratch array that stands in for a whole softmax where no gradient is wanted."""
+
+
+@dataclass(frozen=True)
+class _CrossEntropy:
+    """What `cross_entropy_backward` needs."""
+
+    exps: Array
+    """(N, V): exp(x - max x) of each row, zero in masked rows."""
+    sums: Array
+    """(N,): their sums, so that exps / sums is the softmax."""
+    labels: NDArray[np.intp]
+    weights: Array | None
+    target: Array
+    """(N,): the weight of the label's own term."""
+    smooth: Array | None
+    """(V,): the weight of every class's term that label smoothing adds, None without it."""
+
+
+def cross_entropy_forward(
+    logits: Array,
+    labels: NDArray[Any],
+    weights: Array | None = None,
+    *,
+    class_weights: Array | None = None,
+    label_smoothing: float = 0.0,
+    training: bool = False,
+) -> tuple[Array, _CrossEntropy | None]:
+    """Cross-entropy of each row between its softmax and its label.
+
+    With l_c = log sum_k exp(x_k) - x_c and eps the label smoothing, the loss of a row with label y is
+    weight ((1 - eps) w_y l_y + (eps / V) sum_c w_c l_c).
+
+    Parameters
+    ----------
+    logits : (N, V) array
+    labels : (N,) integer array
+        What it holds in masked rows is not read.
+    weights : (N,) array, optional
+        Of the rows; 0 masks a row, whose loss and gradient are then exactly 0 whatever its logits are. None for ones.
+    class_weights : (V,) array, optional
+        w_c; None for ones.
+    label_smoothing : float
+        eps in [0, 1].
+    training : bool
+        Keep what `cross_entropy_backward` needs.
+
+    Returns
+    -------
+    losses : (N,) array
+    saved
+        For `cross_entropy_backward`; None unless ``training``.
+
+    Raises
+    ------
+    ValueError
+        A label of an unmasked row is not in 0..V-1.
+    """
+    N, V = logits.shape
+    dtype = logits.dtype
+    masked = None if weights is None else weights == 0
+    if masked is not None:
+        labels = np.where(masked, 0, labels)
+    _check_labels(labels, V)
+    labels = labels.astype(np.intp, copy=False)
+
+    target = np.full(N, 1 - label_smoothing, dtype)
+    smooth = None
+    if class_weights is not None:
+        target *= class_weights[labels]
+    if label_smoothing:
+        smooth = np.full(V, label_smoothing / V, dtype)
+        if class_weights is not None:
+            smooth *= class_weights
+
+    losses, sums = np.empty(N, dtype), np.empty(N, dtype)
+    rows = N if training else min(N, max(1, _BLOCK // max(1, V)))
+    exps = empty((rows, V), dtype)
+    for start in range(0, N, max(1, rows)):
+        block = slice(start, start + rows)
+        x, y = logits[block], labels[block]
+        e = exps[: len(x)]
+        np.subtract(x, x.max(axis=1, keepdims=True), out=e)
+        e_y = e[np.arange(len(x)), y]
+        e_smooth = None if smooth is None else e @ smooth
+        np.exp(e, out=e)
+        s = np.sum(e, axis=1, out=sums[block])
+        log_s = np.log(s)
+        loss = np.multiply(target[block], log_s - e_y, out=losses[block])
+        if e_smooth is not None:
+            loss += smooth.sum() * log_s - e_smooth  # type: ignore[union-attr]
+    if masked is not None:
+        losses *= weights
+        losses[masked] = 0
+    if not training:
+        return losses, None
+    if masked is not None:
+        exps[masked] = 0
+        sums[masked] = 1
+    return losses, _CrossEntropy(exps, sums, labels, weights, target, smooth)
+
+
+def _check_labels(labels: NDArray[Any], V: int) -> None:
+    if labels.size and not (labels.min() >= 0 and labels.max() < V):
+        row = int(np.flatnonzero((labels < 0) | (labels >= V))[0])
+        raise ValueError(
+            f"cross_entropy: labels holds {labels[row]} at flat position {row}, expected 0 <= label < classes = {V}; "
+            "mask the positions that have no label"
+        )
+
+
+def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
+    """Gradient of the logits.
+
+    With t_c the weight of l_c in the row's loss, dx_c = dloss weight (softmax(x)_c sum_k t_k - t_c).
+
+    Parameters
+    ----------
+    saved
+        From `cross_entropy_forward`; it is not changed.
+    dlosses : (N,) array
+
+    Returns
+    -------
+    dlogits : (N, V) array
+    """
+    scale = dlosses if saved.weights is None else dlosses * saved.weights
+    total = saved.target if saved.smooth is None else saved.target + saved.smooth.sum()
+    dlogits = np.multiply(saved.exps, (scale * total / saved.sums)[:, None])
+    if saved.smooth is not None:
+        dlogits -= scale[:, None] * saved.smooth
+    dlogits[np.arange(len(scale)), saved.labels] -= scale * saved.target
+    return dlogits
+
+
+def mse_forward(y: Array, target: Array, *, training: bool = False) -> tuple[Array, Array | None]:
+    """Squared error (y - target)^2 of each element.
+
+    Parameters
+    ----------
+    y, target : arrays of one shape
+    training : bool
+        Keep what `mse_backward` needs.
+
+    Returns
+    -------
+    errors : array
+    saved
+        For `mse_backward`; None unless ``training``.
+    """
+    difference = np.subtract(y, target)
+    return np.multiply(difference, difference, out=None if training else difference), difference if training else None
+
+
+def mse_backward(saved: Array, d: Array) -> Array:
+    """Gradient of y, 2 d (y - target); that of the target is its negative."""
+    dy = np.multiply(saved, d)
+    dy *= 2
+    return dy
