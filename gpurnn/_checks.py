@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_FLOATS = ("float32", "float64")
+FLOATS = ("float32", "float64")
 _INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -27,9 +27,9 @@ def ndim(where: str, name: str, array: Any, expected: int, symbols: str) -> None
 
 def floating(where: str, name: str, array: Any) -> None:
     """Refuse an array that is not of a supported real floating dtype."""
-    if dtype_name(array) not in _FLOATS:
+    if dtype_name(array) not in FLOATS:
         raise TypeError(
-            f"{where}: {name} has dtype {dtype_name(array)}, expected {' or '.join(_FLOATS)}; "
+            f"{where}: {name} has dtype {dtype_name(array)}, expected {' or '.join(FLOATS)}; "
             f"cast it with {name}.astype('float32')"
         )
 

@@ -36,10 +36,11 @@ def _library(array: Any) -> str | None:
 
 def _refusal(where: str, name: str, array: Any) -> TypeError:
     kind = type(array)
-    convert = _CONVERT.get(kind.__module__.partition(".")[0], "numpy.asarray(x)")
+    library = kind.__module__.partition(".")[0]
+    name_of_kind = kind.__qualname__ if library == "builtins" else f"{library}.{kind.__qualname__}"
+    convert = _CONVERT.get(library, "numpy.asarray(x)")
     return TypeError(
-        f"{where}: {name} is a {kind.__module__}.{kind.__qualname__}, expected a numpy.ndarray or a cupy.ndarray; "
-        f"convert it with {convert}"
+        f"{where}: {name} is a {name_of_kind}, expected a numpy.ndarray or a cupy.ndarray; convert it with {convert}"
     )
 
 
@@ -94,3 +95,25 @@ def namespace(where: str, **arrays: Any) -> Any:
 def wing(where: str, **arrays: Any) -> Any:
     """The module of fused operations that computes for ``arrays``; raises as `namespace` does."""
     return importlib.import_module(WINGS[_common_library(where, arrays)])
+
+
+def device(array: Any) -> Any:
+    """The device that ``array`` is on, as its library's functions take it."""
+    from array_api_compat import device as device_of
+
+    return device_of(array)
+
+
+def zeros(xp: Any, shape: tuple[int, ...], like: Any) -> Any:
+    """Zeros of ``shape``, of the dtype of ``like`` and on its device."""
+    return xp.zeros(shape, dtype=like.dtype, device=device(like))
+
+
+def from_numpy(xp: Any, array: np.ndarray[Any, Any]) -> Any:
+    """A copy of a NumPy array in the namespace ``xp``, on its default device."""
+    return xp.asarray(array, copy=True)
+
+
+def to_numpy(array: Any) -> np.ndarray[Any, Any]:
+    """The values of an array of any supported library as a NumPy array, which may be the array itself."""
+    return array.get() if _library(array) == "cupy" else np.asarray(array)

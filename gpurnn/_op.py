@@ -10,7 +10,7 @@ R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 
 Pullback = Callable[[Any], tuple[Any, dict[str, Any]]]
-"""From the cotangents of the outputs (None for zero) to the gradients of the inputs and a dict of those of the parameters."""
+"""From the outputs' cotangents (None for zero) to the inputs' gradients and a dict of the parameters'."""
 
 
 class Op(Protocol[P, R_co]):
@@ -25,7 +25,8 @@ def differentiable(vjp: Callable[..., tuple[Any, Pullback]]) -> Callable[[Callab
     """Decorate a function with its vector-Jacobian product ``vjp``, which takes the same arguments."""
 
     def decorate(function: Callable[P, R]) -> Op[P, R]:
-        vjp.__doc__ = f"``{function.__name__}(...)`` and its pullback; the arguments are those of `{function.__name__}`."
+        name = function.__name__
+        vjp.__doc__ = f"``{name}(...)`` and its pullback; the arguments are those of `{name}`."
         function.vjp = vjp  # type: ignore[attr-defined]
         return cast("Op[P, R]", function)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
+
+from . import _checks
 
 Activation = Literal["tanh", "relu", "sigmoid", "identity"]
 Update = Literal["candidate", "state"]
@@ -19,6 +21,9 @@ class Vanilla:
     name: ClassVar[str] = "rnn"
     gates: ClassVar[int] = 1
     states: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _checks.choice(self.name, "activation", self.activation, get_args(Activation))
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class GRU:
     name: ClassVar[str] = "gru"
     gates: ClassVar[int] = 3
     states: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _checks.choice(self.name, "update", self.update, get_args(Update))
 
 
 Cell = Vanilla | LSTM | GRU

@@ -116,6 +116,8 @@ def recurrence_forward(
     final = tuple(np.empty_like(s) for s in state)
     saved = []
     if lengths is not None:
+        if B and (lengths.min() < 0 or lengths.max() > T):
+            raise ValueError(f"{cell.name}: lengths holds {lengths.min()} ... {lengths.max()}, expected 0 ... T = {T}")
         x = np.where((np.arange(T)[:, None] < lengths)[:, :, None], x, x.dtype.type(0))
     for d, direction in enumerate(weights):
         clock = _Clock.of(T, d == 1, lengths, resets)
@@ -148,7 +150,7 @@ def _forward(
     xw = empty((T * B, w_ih.shape[0]), dtype)
     np.matmul(x.reshape(T * B, I), steps.input_rows.packed(w_ih).T, out=xw)
     np.add(xw, steps.input_bias(b_ih, b_hh), out=xw)
-    xw = xw.reshape(T, B, -1)
+    xw = xw.reshape(T, B, w_ih.shape[0])
 
     # Training keeps states of its own, so that what a caller does to y cannot reach the gradients.
     # Row t of `before` is the state that enters step t; row t of `h` is the one that leaves it.
@@ -238,7 +240,7 @@ def recurrence_backward(
 def _backward(
     kept: _Saved, dy: Array | None, carried: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    """The gate gradients (T*B, G*H) in the steps' order, and the weights'; ``carried`` becomes that of the state before."""
+    """The gate gradients (T*B, G*H) in the steps' order and the weights'; ``carried`` becomes the initial state's."""
     clock, steps = kept.clock, kept.steps
     T, B, I = kept.x.shape
     H, dtype = kept.h_in.shape[2], kept.x.dtype

@@ -65,7 +65,7 @@ def backward(
 class Steps:
     """The definition over buffers that are allocated once, for T steps of a batch of B.
 
-    The input's gates lie in the order n z r, those of the recurrent product in the order z r u, where u = W_hn h + b_hn.
+    The input's gates lie in the order n z r, those of the recurrent product in the order z r u, u = W_hn h + b_hn.
     What z weighs is the sign of its row: with z' = 1 - z where z weighs the state, h = h_prev + z' (n - h_prev).
     What the backward pass multiplies dh and da_n with is stored in place of the gates:
 
@@ -161,7 +161,7 @@ class Steps:
             np.matmul(da[:, 0], self.w_n_back, out=through_reset)
             np.multiply(through_reset, self.p_r[t], out=da[:, 2])
             np.multiply(through_reset, self.r[t], out=through_reset)
-        np.matmul(da[:, 1:].reshape(len(da), -1), self.w_back, out=dh)
+        np.matmul(da[:, 1:].reshape(len(da), self.w_back.shape[0]), self.w_back, out=dh)
         if not self.reset_after:
             np.add(dh, through_reset, out=dh)
         if mask is not None:

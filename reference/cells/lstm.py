@@ -116,7 +116,7 @@ class Steps:
         np.add(dc, scratch[0], out=dc)
         np.multiply(dc[:, None], self.p_ifg[t], out=da[:, 1:])
         np.multiply(dc, self.f[t], out=dc)
-        np.matmul(da.reshape(len(da), -1), self.w_back, out=dh)
+        np.matmul(da.reshape(len(da), self.w_back.shape[0]), self.w_back, out=dh)
         if mask is not None:
             np.multiply(dh, mask, out=dh)
 

@@ -1,0 +1,581 @@
+"""Recurrent layers and what surrounds them as pure functions of arrays, each with its pullback.
+
+Every function ``f`` here has ``f.vjp``, which takes the same arguments and returns ``(f(...), pullback)``. The pullback
+takes what the result is shaped like, None for zero, and returns the gradients of the inputs and a dict of those of the
+parameters. It may be called more than once and gives the same answer each time; until the last call, the arrays that
+went in must stay as they were. Calling ``f`` itself saves nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import _checks, _dispatch, cells
+from ._op import Pullback, differentiable
+from ._random import generator, philox_seed
+
+Array = Any
+State = Any
+
+
+def unpack_state(where: str, cell: cells.Cell, name: str, state: State | None) -> dict[str, Array | None]:
+    """The arrays of a state by their names in messages: ``name`` itself, or for the LSTM its h and its c."""
+    if cell.states == 1:
+        return {name: state}
+    if state is None:
+        return {f"{name}[0]": None, f"{name}[1]": None}
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        raise TypeError(f"{where}: {name} is {_describe(state)}, expected a pair (h, c)")
+    return {f"{name}[0]": state[0], f"{name}[1]": state[1]}
+
+
+def pack_state(cell: cells.Cell, arrays: tuple[Array, ...]) -> State:
+    """The state as callers see it: h, or for the LSTM (h, c)."""
+    return arrays[0] if cell.states == 1 else (arrays[0], arrays[1])
+
+
+def check_sequence(where: str, x: Array, lengths: Array | None, resets: Array | None) -> None:
+    """Refuse lengths and resets whose shape or dtype does not fit x (T, B, ...). A wing checks what lengths hold."""
+    T, B = x.shape[:2]
+    if lengths is not None:
+        _checks.integer(where, "lengths", lengths)
+        _checks.shape(where, "lengths", lengths, (B,), "(B,)")
+    if resets is not None:
+        _checks.boolean(where, "resets", resets)
+        _checks.shape(where, "resets", resets, (T, B), "(T, B)")
+
+
+def check_cotangent(where: str, name: str, cotangent: Array | None, output: Array) -> None:
+    """Refuse a cotangent, ``d`` and the name of its ``output``, that is not None and not like the output."""
+    if cotangent is not None:
+        arrays = {name: output, f"d{name}": cotangent}
+        _dispatch.namespace(where, **arrays)
+        _checks.shape(where, f"d{name}", cotangent, tuple(output.shape), f"the shape of {name}")
+        _checks.same_dtype(where, **arrays)
+
+
+def check_cotangents(
+    where: str, cell: cells.Cell, cotangents: Any, y: Array, state: State
+) -> tuple[Array | None, tuple[Array | None, ...]]:
+    """dy and the arrays of dstate from what a recurrence's pullback was given; refuse what is not like (y, state)."""
+    if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
+        raise TypeError(f"{where}: the pullback was given {_describe(cotangents)}, expected a pair (dy, dstate)")
+    dy, dstate = cotangents
+    check_cotangent(where, "y", dy, y)
+    arrays = unpack_state(where, cell, "dstate", dstate)
+    outputs = unpack_state(where, cell, "state", state)
+    for (name, output), array in zip(outputs.items(), arrays.values(), strict=True):
+        check_cotangent(where, name, array, output)
+    return dy, tuple(arrays.values())
+
+
+def _describe(value: Any) -> str:
+    kind = type(value)
+    return f"a {kind.__qualname__} of {len(value)}" if isinstance(value, (tuple, list)) else f"a {kind.__qualname__}"
+
+
+def _forward(
+    cell: cells.Cell,
+    training: bool,
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    state: State | None = None,
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+) -> tuple[Array, State, Any]:
+    """Check the arguments of `rnn`, `lstm` or `gru` and run the wing: y, the final state and what backward takes."""
+    where = cell.name
+    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+    states = unpack_state(where, cell, "state", state)
+    arrays = {"x": x, **parameters, **states, "mask": mask}
+    xp = _dispatch.namespace(where, **arrays, lengths=lengths, resets=resets)
+    _checks.same_dtype(where, **arrays)
+    _checks.ndim(where, "x", x, 3, "(T, B, input_size)")
+    _checks.ndim(where, "weight_hh", weight_hh, 2, f"({cell.gates}*hidden_size, hidden_size)")
+    B, inputs, hidden = x.shape[1], x.shape[2], weight_hh.shape[1]
+    rows, symbol = cell.gates * hidden, f"{cell.gates}*hidden_size"
+    _checks.shape(where, "weight_hh", weight_hh, (rows, hidden), f"({symbol}, hidden_size)")
+    _checks.shape(where, "weight_ih", weight_ih, (rows, inputs), f"({symbol}, input_size)")
+    for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if bias is not None:
+            _checks.shape(where, name, bias, (rows,), f"({symbol},)")
+    for name, array in (*states.items(), ("mask", mask)):
+        if array is not None:
+            _checks.shape(where, name, array, (B, hidden), "(B, hidden_size)")
+    check_sequence(where, x, lengths, resets)
+    zero = _dispatch.zeros(xp, (B, hidden), x)
+    y, final, saved = _dispatch.wing(where, x=x).recurrence_forward(
+        cell,
+        x,
+        ((weight_ih, weight_hh, bias_ih, bias_hh),),
+        tuple(xp.expand_dims(zero if s is None else s, axis=0) for s in states.values()),
+        lengths=lengths,
+        resets=resets,
+        mask=None if mask is None else xp.expand_dims(mask, axis=0),
+        training=training,
+    )
+    return y, pack_state(cell, tuple(s[0, ...] for s in final)), saved
+
+
+def _call(cell: cells.Cell, *args: Any, **kwargs: Any) -> tuple[Array, State]:
+    y, state, _ = _forward(cell, False, *args, **kwargs)
+    return y, state
+
+
+def _vjp(cell: cells.Cell, *args: Any, **kwargs: Any) -> tuple[tuple[Array, State], Pullback]:
+    where = cell.name
+    y, state, saved = _forward(cell, True, *args, **kwargs)
+    wing = _dispatch.wing(where, y=y)
+    xp = _dispatch.namespace(where, y=y)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    given = dict(zip(names, args[1:5], strict=False)) | kwargs
+    trained = [name for name in names if given.get(name) is not None]
+
+    def pullback(cotangents: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
+        dy, dstate = check_cotangents(where, cell, cotangents, y, state)
+        dx, ((*dweights,),), dstate0 = wing.recurrence_backward(
+            saved, dy, tuple(None if s is None else xp.expand_dims(s, axis=0) for s in dstate)
+        )
+        gradients = dict(zip(names, dweights, strict=True))
+        return (dx, pack_state(cell, tuple(s[0, ...] for s in dstate0))), {name: gradients[name] for name in trained}
+
+    return (y, state), pullback
+
+
+def _rnn_vjp(
+    *args: Any, activation: cells.Activation = "tanh", leak: float = 0.0, **kwargs: Any
+) -> tuple[tuple[Array, State], Pullback]:
+    return _vjp(cells.Vanilla(activation, leak), *args, **kwargs)
+
+
+@differentiable(_rnn_vjp)
+def rnn(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    state: Array | None = None,
+    *,
+    activation: cells.Activation = "tanh",
+    leak: float = 0.0,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+) -> tuple[Array, Array]:
+    """Vanilla recurrent layer, one direction: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) + leak h_{t-1}.
+
+    Parameters
+    ----------
+    x : (T, B, I) array
+        Input, time-major; float32 or float64, like every array here but ``lengths`` and ``resets``.
+    weight_ih, weight_hh : (H, I) and (H, H) arrays
+    bias_ih, bias_hh : (H,) arrays, optional
+    state : (B, H) array, optional
+        h_0; zero by default.
+    activation : {"tanh", "relu", "sigmoid", "identity"}
+        f. The derivative of relu at 0 is 0.
+    leak : float
+        Weight of the skip connection from h_{t-1}, added after the activation.
+    lengths : (B,) integer array, optional
+        Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
+    resets : (T, B) bool array, optional
+        True where a new sequence starts at step t: h_{t-1} is zeroed before it, at t = 0 the initial state.
+    mask : (B, H) array, optional
+        Multiplies h_{t-1} where it enters the product with W_hh, the same at every step: a variational dropout mask.
+
+    Returns
+    -------
+    y : (T, B, H) array
+        h_t, exactly zero past a row's length.
+    state : (B, H) array
+        h after each row's last step.
+
+    Raises
+    ------
+    TypeError
+        Arrays of an unsupported library, of two libraries, or of two dtypes.
+    ValueError
+        A shape that does not fit, or a length that is not in 0 ... T.
+
+    References
+    ----------
+    J. L. Elman, "Finding structure in time", Cognitive Science 14 (1990).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> x = np.ones((3, 1, 1))
+    >>> y, state = gpurnn.rnn(x, np.ones((1, 1)), np.ones((1, 1)), activation="identity")
+    >>> y[:, 0, 0]
+    array([1., 2., 3.])
+    >>> (y, state), pullback = gpurnn.rnn.vjp(x, np.ones((1, 1)), np.ones((1, 1)), activation="identity")
+    >>> (dx, dstate), gradients = pullback((None, np.ones((1, 1))))
+    >>> dx[:, 0, 0], gradients["weight_hh"]
+    (array([1., 1., 1.]), array([[3.]]))
+    """
+    return _call(
+        cells.Vanilla(activation, leak), x, weight_ih, weight_hh, bias_ih, bias_hh, state,
+        lengths=lengths, resets=resets, mask=mask,
+    )  # fmt: skip
+
+
+def _lstm_vjp(*args: Any, **kwargs: Any) -> tuple[tuple[Array, State], Pullback]:
+    return _vjp(cells.LSTM(), *args, **kwargs)
+
+
+@differentiable(_lstm_vjp)
+def lstm(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    state: tuple[Array | None, Array | None] | None = None,
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+) -> tuple[Array, tuple[Array, Array]]:
+    """LSTM layer, one direction.
+
+    With a_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh, its rows in the order i, f, g, o::
+
+        i_t, f_t, o_t = sigma(a_i), sigma(a_f), sigma(a_o)      g_t = tanh(a_g)
+        c_t = f_t c_{t-1} + i_t g_t
+        h_t = o_t tanh(c_t)
+
+    Parameters
+    ----------
+    x : (T, B, I) array
+        Input, time-major; float32 or float64, like every array here but ``lengths`` and ``resets``.
+    weight_ih, weight_hh : (4*H, I) and (4*H, H) arrays
+    bias_ih, bias_hh : (4*H,) arrays, optional
+    state : pair of (B, H) arrays, optional
+        (h_0, c_0); zero by default.
+    lengths, resets, mask
+        As in `rnn`; a reset zeroes c as well, ``mask`` multiplies h only.
+
+    Returns
+    -------
+    y : (T, B, H) array
+        h_t, exactly zero past a row's length.
+    state : pair of (B, H) arrays
+        (h, c) after each row's last step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rnn` does.
+
+    References
+    ----------
+    S. Hochreiter, J. Schmidhuber, "Long short-term memory", Neural Computation 9 (1997);
+    F. A. Gers, J. Schmidhuber, F. Cummins, "Learning to forget", Neural Computation 12 (2000).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rng = np.random.default_rng(0)
+    >>> x, w_ih, w_hh = rng.normal(size=(5, 2, 3)), rng.normal(size=(16, 3)), rng.normal(size=(16, 4))
+    >>> y, (h, c) = gpurnn.lstm(x, w_ih, w_hh, lengths=np.array([5, 2]))
+    >>> y.shape, bool((y[2:, 1] == 0).all()), bool((h[1] == y[1, 1]).all())
+    ((5, 2, 4), True, True)
+    """
+    return _call(
+        cells.LSTM(), x, weight_ih, weight_hh, bias_ih, bias_hh, state, lengths=lengths, resets=resets, mask=mask
+    )
+
+
+def _gru_vjp(
+    *args: Any, reset_after: bool = False, update: cells.Update = "candidate", **kwargs: Any
+) -> tuple[tuple[Array, State], Pullback]:
+    return _vjp(cells.GRU(reset_after, update), *args, **kwargs)
+
+
+@differentiable(_gru_vjp)
+def gru(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    state: Array | None = None,
+    *,
+    reset_after: bool = False,
+    update: cells.Update = "candidate",
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+) -> tuple[Array, Array]:
+    """GRU layer, one direction.
+
+    With the rows of the weights in the order r, z, n::
+
+        r_t = sigma(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
+        z_t = sigma(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
+        n_t = tanh(W_in x_t + b_in + W_hn (r_t h_{t-1}) + b_hn)       reset_after=False, the textbook's
+        n_t = tanh(W_in x_t + b_in + r_t (W_hn h_{t-1} + b_hn))       reset_after=True, PyTorch's and cuDNN's
+        h_t = (1 - z_t) h_{t-1} + z_t n_t                             update="candidate", the textbook's
+        h_t = (1 - z_t) n_t + z_t h_{t-1}                             update="state", PyTorch's and cuDNN's
+
+    Parameters
+    ----------
+    x : (T, B, I) array
+        Input, time-major; float32 or float64, like every array here but ``lengths`` and ``resets``.
+    weight_ih, weight_hh : (3*H, I) and (3*H, H) arrays
+    bias_ih, bias_hh : (3*H,) arrays, optional
+    state : (B, H) array, optional
+        h_0; zero by default.
+    reset_after : bool
+        Whether the reset gate applies after the recurrent product instead of before it.
+    update : {"candidate", "state"}
+        What z weighs.
+    lengths, resets, mask
+        As in `rnn`.
+
+    Returns
+    -------
+    y : (T, B, H) array
+        h_t, exactly zero past a row's length.
+    state : (B, H) array
+        h after each row's last step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rnn` does.
+
+    References
+    ----------
+    K. Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine translation",
+    EMNLP 2014.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rng = np.random.default_rng(0)
+    >>> x, w_ih, w_hh = rng.normal(size=(5, 2, 3)), rng.normal(size=(12, 3)), rng.normal(size=(12, 4))
+    >>> y, h = gpurnn.gru(x, w_ih, w_hh, reset_after=True, update="state")
+    >>> y.shape, bool((h == y[-1]).all())
+    ((5, 2, 4), True)
+    """
+    return _call(
+        cells.GRU(reset_after, update), x, weight_ih, weight_hh, bias_ih, bias_hh, state,
+        lengths=lengths, resets=resets, mask=mask,
+    )  # fmt: skip
+
+
+def _activation(xp: Any, name: str, a: Array) -> Array:
+    if name == "tanh":
+        return xp.tanh(a)
+    if name == "relu":
+        return xp.where(a > 0, a, xp.zeros_like(a))
+    if name == "sigmoid":
+        return 0.5 + 0.5 * xp.tanh(0.5 * a)
+    if name == "softmax":
+        e = xp.exp(a - xp.max(a, axis=-1, keepdims=True))
+        return e / xp.sum(e, axis=-1, keepdims=True)
+    return a
+
+
+def _activation_pullback(xp: Any, name: str, y: Array, dy: Array) -> Array:
+    if name == "tanh":
+        return dy * (1 - y * y)
+    if name == "relu":
+        return xp.where(y > 0, dy, xp.zeros_like(dy))
+    if name == "sigmoid":
+        return dy * (y * (1 - y))
+    if name == "softmax":
+        return y * (dy - xp.sum(dy * y, axis=-1, keepdims=True))
+    return dy
+
+
+DENSE_ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid", "softmax")
+
+
+def _dense_vjp(
+    x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity"
+) -> tuple[Array, Pullback]:
+    where = "dense"
+    y = dense(x, weight, bias, activation=activation)
+    xp = _dispatch.namespace(where, x=x)
+
+    def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
+        check_cotangent(where, "y", dy, y)
+        if dy is None:
+            dy = xp.zeros_like(y)
+        da = xp.reshape(_activation_pullback(xp, activation, y, dy), (-1, weight.shape[0]))
+        gradients = {"weight": xp.matmul(da.T, xp.reshape(x, (-1, weight.shape[1])))}
+        if bias is not None:
+            gradients["bias"] = xp.sum(da, axis=0)
+        return xp.reshape(xp.matmul(da, weight), x.shape), gradients
+
+    return y, pullback
+
+
+@differentiable(_dense_vjp)
+def dense(x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity") -> Array:
+    """Dense layer, the output head of a recurrent network: y = g(W x + b).
+
+    Parameters
+    ----------
+    x : (..., I) array
+    weight : (O, I) array
+    bias : (O,) array, optional
+    activation : {"identity", "tanh", "relu", "sigmoid", "softmax"}
+        g; the softmax is over the last axis.
+
+    Returns
+    -------
+    y : (..., O) array
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unsupported or mixed arrays or dtypes; shapes that do not fit; an unknown activation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> gpurnn.dense(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), np.array([0.5]))
+    array([[11.5]])
+    """
+    where = "dense"
+    xp = _dispatch.namespace(where, x=x, weight=weight, bias=bias)
+    _checks.same_dtype(where, x=x, weight=weight, bias=bias)
+    _checks.choice(where, "activation", activation, DENSE_ACTIVATIONS)
+    _checks.ndim(where, "weight", weight, 2, "(out_features, in_features)")
+    outputs, inputs = weight.shape
+    if x.ndim < 1 or x.shape[-1] != inputs:
+        raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (..., in_features) = (..., {inputs})")
+    a = xp.matmul(xp.reshape(x, (-1, inputs)), weight.T)
+    if bias is not None:
+        _checks.shape(where, "bias", bias, (outputs,), "(out_features,)")
+        a += bias
+    return xp.reshape(_activation(xp, activation, a), (*x.shape[:-1], outputs))
+
+
+def _embedding_vjp(indices: Array, weight: Array, *, padding_idx: int | None = None) -> tuple[Array, Pullback]:
+    where = "embedding"
+    y = embedding(indices, weight, padding_idx=padding_idx)
+    xp, wing = _dispatch.namespace(where, weight=weight), _dispatch.wing(where, weight=weight)
+
+    def pullback(dy: Array | None) -> tuple[None, dict[str, Array]]:
+        check_cotangent(where, "y", dy, y)
+        if dy is None:
+            return None, {"weight": xp.zeros_like(weight)}
+        dweight = wing.embedding_scatter(indices, dy, weight.shape[0])
+        if padding_idx is not None:
+            dweight[padding_idx, :] = 0
+        return None, {"weight": dweight}
+
+    return y, pullback
+
+
+@differentiable(_embedding_vjp)
+def embedding(indices: Array, weight: Array, *, padding_idx: int | None = None) -> Array:
+    """Rows of a table: y[...] = weight[indices[...]]. The gradient sums the rows of dy in a fixed order.
+
+    Parameters
+    ----------
+    indices : integer array of any shape
+        0 <= index < V.
+    weight : (V, E) array
+    padding_idx : int, optional
+        The row that receives no gradient.
+
+    Returns
+    -------
+    y : indices.shape + (E,) array
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        Unsupported or mixed arrays; a weight that has not two axes; an index that is not in the table (an array that
+        lives on a GPU is not looked into, which would wait for the device: there such a row is undefined).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> gpurnn.embedding(np.array([2, 0]), np.array([[0.0], [1.0], [2.0]]))
+    array([[2.],
+           [0.]])
+    """
+    where = "embedding"
+    _dispatch.namespace(where, indices=indices, weight=weight)
+    _checks.integer(where, "indices", indices)
+    _checks.floating(where, "weight", weight)
+    _checks.ndim(where, "weight", weight, 2, "(num_embeddings, embedding_dim)")
+    if padding_idx is not None and not 0 <= padding_idx < weight.shape[0]:
+        raise ValueError(f"{where}: padding_idx is {padding_idx}, expected 0 ... V - 1 = {weight.shape[0] - 1}")
+    return _dispatch.wing(where, weight=weight).embedding_gather(weight, indices)
+
+
+def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, rng: np.random.Generator) -> Array:
+    """A mask of ``shape`` with entries 0 and 1/(1 - rate), of the library, device and dtype of ``like``."""
+    wing = _dispatch.wing("dropout", x=like)
+    return wing.dropout_mask(shape, rate, philox_seed(rng), 0, _checks.dtype_name(like))
+
+
+def _dropout_vjp(x: Array, rate: float, rng: int | np.random.Generator) -> tuple[Array, Pullback]:
+    where = "dropout"
+    _dispatch.namespace(where, x=x)
+    _checks.floating(where, "x", x)
+    mask = dropout_mask(x, tuple(x.shape), _checks.fraction(where, "rate", rate), generator(where, rng))
+    y = x * mask
+
+    def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
+        check_cotangent(where, "y", dy, y)
+        return mask * (0 if dy is None else dy), {}
+
+    return y, pullback
+
+
+@differentiable(_dropout_vjp)
+def dropout(x: Array, rate: float, rng: int | np.random.Generator) -> Array:
+    """Inverted dropout: y = x m / (1 - rate), with m zero with probability ``rate`` and one otherwise.
+
+    The mask comes from Philox4x32-10 and is the same, bit for bit, for the same seed in every array library.
+
+    Parameters
+    ----------
+    x : array, float32 or float64
+    rate : float
+        In [0, 1).
+    rng : int or numpy.random.Generator
+        The seed; a generator is advanced.
+
+    Returns
+    -------
+    y : array like x
+
+    Raises
+    ------
+    TypeError, ValueError
+        An unsupported array or dtype; a rate outside [0, 1); an rng that is none.
+
+    References
+    ----------
+    N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15 (2014).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> sorted(set(gpurnn.dropout(np.ones(100), 0.5, rng=0).tolist()))
+    [0.0, 2.0]
+    """
+    return _dropout_vjp(x, rate, rng)[0]

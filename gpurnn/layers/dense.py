@@ -1,0 +1,79 @@
+"""The dense layer, a recurrent network's output head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _checks, functional, initializers
+from .._op import Pullback
+from .._random import generator
+from .base import Array, Layer, parameter_dtype
+
+
+class Dense(Layer):
+    """Dense layer: y = g(W x + b), in a recurrent network y_t = g(W_hy h_t + b_y).
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    activation : {"identity", "tanh", "relu", "sigmoid", "softmax"}
+        g; the softmax is over the last axis.
+    init : str or initializer
+        Of the weight: a name or a function of `gpurnn.initializers`. The bias starts at zero.
+    dtype : "float32" or "float64"
+    rng : int or numpy.random.Generator
+        Where the initial weight comes from.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``weight`` (out_features, in_features) and ``bias`` (out_features,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> head = gpurnn.Dense(4, 2, activation="softmax")
+    >>> head
+    Dense(4, 2, activation='softmax')  # 10 parameters
+    >>> head(np.zeros((5, 3, 4), np.float32))[0, 0]
+    array([0.5, 0.5], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        activation: str = "identity",
+        init: str | initializers.Initializer = "xavier",
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        where = "Dense"
+        self.in_features = _checks.integer_at_least(where, "in_features", in_features, 1)
+        self.out_features = _checks.integer_at_least(where, "out_features", out_features, 1)
+        _checks.choice(where, "activation", activation, functional.DENSE_ACTIVATIONS)
+        self.activation = activation
+        kind = parameter_dtype(where, dtype)
+        self.params = {"weight": initializers.get(init)(generator(where, rng), (out_features, in_features), kind)}
+        if bias:
+            self.params["bias"] = np.zeros(out_features, kind)
+
+    def __call__(self, x: Array) -> Array:
+        """y (..., out_features) of x (..., in_features); raises as `gpurnn.dense` does."""
+        return functional.dense(x, self.params["weight"], self.params.get("bias"), activation=self.activation)
+
+    def vjp(self, x: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
+        """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, grads)``; ``rng`` is not used."""
+        return functional.dense.vjp(x, self.params["weight"], self.params.get("bias"), activation=self.activation)
+
+    def _describe(self) -> str:
+        told = [str(self.in_features), str(self.out_features)]
+        told += ["bias=False"] if "bias" not in self.params else []
+        told += [f"activation={self.activation!r}"] if self.activation != "identity" else []
+        return ", ".join(told)

@@ -1,0 +1,47 @@
+"""The dropout layer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import _checks, _dispatch, functional
+from .._op import Pullback
+from .base import Array, Layer
+
+
+class Dropout(Layer):
+    """Inverted dropout: each number is zeroed with probability ``rate`` and scaled by 1/(1 - rate) otherwise.
+
+    It acts only in ``vjp(x, rng=...)``; a call returns its input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> dropout = gpurnn.Dropout(0.5)
+    >>> dropout
+    Dropout(0.5)  # 0 parameters
+    >>> y, pullback = dropout.vjp(np.ones(100), rng=0)
+    >>> sorted(set(y.tolist())), dropout(np.ones(3))
+    ([0.0, 2.0], array([1., 1., 1.]))
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = _checks.fraction("Dropout", "rate", rate)
+        self.params = {}
+
+    def __call__(self, x: Array) -> Array:
+        """x itself."""
+        _dispatch.namespace("Dropout", x=x)
+        _checks.floating("Dropout", "x", x)
+        return x
+
+    def vjp(self, x: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
+        """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, {})``; without ``rng`` y is x."""
+        if rng is not None:
+            return functional.dropout.vjp(x, self.rate, rng)
+        xp = _dispatch.namespace("Dropout", x=x)
+        return self(x), lambda dy: (xp.zeros_like(x) if dy is None else dy, {})
+
+    def _describe(self) -> str:
+        return repr(self.rate)

@@ -1,0 +1,593 @@
+"""The recurrent layers: stacked, in one direction or both, with the dropouts that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import _checks, _dispatch, cells, initializers
+from .._op import Pullback
+from .._random import generator
+from ..functional import check_cotangents, check_sequence, dropout_mask, pack_state, unpack_state
+from .base import Array, Layer, parameter_dtype
+
+State = Any
+Init = str | initializers.Initializer
+Pull = Callable[[Array, tuple[Array, ...]], tuple[Array, tuple[Array, ...]]]
+
+
+class Recurrent(Layer):
+    """What `RNN`, `LSTM` and `GRU` share: everything but the cell's own options."""
+
+    stateful = True
+
+    def __init__(
+        self,
+        cell: cells.Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        *,
+        residual: bool,
+        variational_dropout: float,
+        recurrent_dropout: float,
+        init: Init | tuple[Init, Init],
+        dtype: Any,
+        rng: int | np.random.Generator,
+    ) -> None:
+        where = type(self).__name__
+        self.cell = cell
+        self.input_size = _checks.integer_at_least(where, "input_size", input_size, 1)
+        self.hidden_size = _checks.integer_at_least(where, "hidden_size", hidden_size, 1)
+        self.num_layers = _checks.integer_at_least(where, "num_layers", num_layers, 1)
+        self.bias, self.batch_first, self.bidirectional, self.residual = bias, batch_first, bidirectional, residual
+        self.dropout = _checks.fraction(where, "dropout", dropout)
+        self.variational_dropout = _checks.fraction(where, "variational_dropout", variational_dropout)
+        self.recurrent_dropout = _checks.fraction(where, "recurrent_dropout", recurrent_dropout)
+        self.params = self._initialise(init, parameter_dtype(where, dtype), generator(where, rng))
+
+    @property
+    def num_directions(self) -> int:
+        """2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"_l{layer}{direction}" for direction in ("", "_reverse")[: self.num_directions]]
+
+    def _initialise(
+        self, init: Init | tuple[Init, Init], dtype: np.dtype[Any], rng: np.random.Generator
+    ) -> dict[str, Array]:
+        init_ih, init_hh = (initializers.get(name) for name in (init if isinstance(init, tuple) else (init, init)))
+        gates, hidden = self.cell.gates, self.hidden_size
+        params = {}
+        for layer in range(self.num_layers):
+            inputs = self.input_size if layer == 0 else hidden * self.num_directions
+            for suffix in self._suffixes(layer):
+                for name, columns, initialise in (("ih", inputs, init_ih), ("hh", hidden, init_hh)):
+                    blocks = [initialise(rng, (hidden, columns), dtype) for _ in range(gates)]
+                    params[f"weight_{name}{suffix}"] = np.concatenate(blocks)
+                if self.bias:
+                    params[f"bias_ih{suffix}"] = np.zeros(gates * hidden, dtype)
+                    params[f"bias_hh{suffix}"] = np.zeros(gates * hidden, dtype)
+                    if isinstance(self.cell, cells.LSTM):
+                        params[f"bias_ih{suffix}"][hidden : 2 * hidden] = 1
+        return params
+
+    def __call__(
+        self, x: Array, state: State | None = None, lengths: Array | None = None, resets: Array | None = None
+    ) -> tuple[Array, State]:
+        """The layer's output and final state, without dropout; nothing is saved.
+
+        Parameters
+        ----------
+        x : (T, B, input_size) array
+            (B, T, input_size) with ``batch_first``. Of the dtype of the parameters.
+        state : (num_layers*D, B, hidden_size) array, optional
+            The initial state, for the LSTM a pair (h, c) of such arrays; zero by default. D is 2 if bidirectional,
+            else 1; the layers come in order, each with its forward, then its backward direction.
+        lengths : (B,) integer array, optional
+            Steps of each sequence that exist, in any order, zero allowed. What x holds past them is not read.
+        resets : (T, B) bool array, optional
+            (B, T) with ``batch_first``. True where a new sequence starts: no state crosses from the step before it,
+            in either direction. At step 0 it zeroes the initial state of the forward direction.
+
+        Returns
+        -------
+        y : (T, B, D*hidden_size) array
+            (B, T, D*hidden_size) with ``batch_first``. Exactly zero past a sequence's length.
+        state
+            The final state, shaped like ``state``, taken after each sequence's last step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit.
+        """
+        y, final, _ = self._forward(x, state, lengths, resets, None, training=False)
+        return y, final
+
+    def vjp(
+        self,
+        x: Array,
+        state: State | None = None,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> tuple[tuple[Array, State], Pullback]:
+        """``((y, state), pullback)``; the first four arguments are those of a call.
+
+        Parameters
+        ----------
+        rng : int or numpy.random.Generator, optional
+            Where dropout masks come from. None means no dropout: gradients in evaluation mode.
+
+        Returns
+        -------
+        (y, state), pullback
+            ``pullback((dy, dstate))`` returns ``((dx, dstate0), grads)``: the gradients of x, of the initial state,
+            and of the parameters by name. dy and dstate are shaped like y and state; they, or one of the LSTM's pair,
+            may be None for zero.
+        """
+        y, final, pull = self._forward(x, state, lengths, resets, rng, training=True)
+        return (y, final), pull
+
+    def _forward(
+        self,
+        x: Array,
+        state: State | None,
+        lengths: Array | None,
+        resets: Array | None,
+        rng: int | np.random.Generator | None,
+        *,
+        training: bool,
+    ) -> tuple[Array, State, Any]:
+        where = type(self).__name__
+        states = unpack_state(where, self.cell, "state", state)
+        parameter = self.params["weight_ih_l0"]
+        arrays = {"params": parameter, "x": x, **states}
+        xp = _dispatch.namespace(where, **arrays, lengths=lengths, resets=resets)
+        _checks.same_dtype(where, **arrays)
+        _checks.ndim(where, "x", x, 3, "(B, T, input_size)" if self.batch_first else "(T, B, input_size)")
+        if x.shape[2] != self.input_size:
+            raise ValueError(
+                f"{where}: x has shape {tuple(x.shape)}, expected input_size = {self.input_size} at its end"
+            )
+        if self.batch_first:
+            x = xp.permute_dims(x, (1, 0, 2))
+            resets = None if resets is None else xp.permute_dims(resets, (1, 0))
+        check_sequence(where, x, lengths, resets)
+        D, B, H = self.num_directions, x.shape[1], self.hidden_size
+        expected = (self.num_layers * D, B, H)
+        for name, array in states.items():
+            if array is not None:
+                _checks.shape(where, name, array, expected, "(num_layers*D, B, hidden_size)")
+        initial = [_dispatch.zeros(xp, expected, x) if s is None else s for s in states.values()]
+
+        random = None if rng is None else generator(where, rng)
+        finals, pulls = [], []
+        y = x
+        for layer in range(self.num_layers):
+            if layer > 0 and random is not None and self.dropout > 0:
+                between = dropout_mask(y, tuple(y.shape), self.dropout, random)
+                y = y * between
+            else:
+                between = None
+            layer_state = tuple(s[layer * D : (layer + 1) * D, ...] for s in initial)
+            y, final, pull = self._forward_layer(layer, y, layer_state, lengths, resets, random, training)
+            finals.append(final)
+            pulls.append((between, pull))
+        final_state = pack_state(self.cell, tuple(xp.concat(parts, axis=0) for parts in zip(*finals, strict=True)))
+        output = xp.permute_dims(y, (1, 0, 2)) if self.batch_first else y
+
+        def pullback(cotangents: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
+            dy, dstate = check_cotangents(where, self.cell, cotangents, output, final_state)
+            if self.batch_first and dy is not None:
+                dy = xp.permute_dims(dy, (1, 0, 2))
+            gradients: dict[str, Array] = {}
+            dstate0: list[tuple[Array, ...]] = []
+            dx = dy
+            for layer in reversed(range(self.num_layers)):
+                between, pull = pulls[layer]
+                parts = tuple(None if s is None else s[layer * D : (layer + 1) * D, ...] for s in dstate)
+                dx, dinitial, layer_gradients = pull(dx, parts)
+                if between is not None:
+                    dx = dx * between
+                dstate0.insert(0, dinitial)
+                gradients |= layer_gradients
+            if self.batch_first:
+                dx = xp.permute_dims(dx, (1, 0, 2))
+            dstate_in = pack_state(self.cell, tuple(xp.concat(parts, axis=0) for parts in zip(*dstate0, strict=True)))
+            return (dx, dstate_in), {name: gradients[name] for name in self.params}
+
+        return output, final_state, pullback if training else None
+
+    def _forward_layer(
+        self,
+        layer: int,
+        x: Array,
+        state: tuple[Array, ...],
+        lengths: Array | None,
+        resets: Array | None,
+        rng: np.random.Generator | None,
+        training: bool,
+    ) -> tuple[Array, tuple[Array, ...], Any]:
+        """One layer of the stack: y, its final state, and ``pull(dy, dstate) -> dx, dstate0, gradients``."""
+        where = type(self).__name__
+        xp, wing = _dispatch.namespace(where, x=x), _dispatch.wing(where, x=x)
+        suffixes = self._suffixes(layer)
+        names = [f"{name}{suffix}" for suffix in suffixes for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        values = {name: self.params.get(name) for name in names}
+        dropped = {}
+        if rng is not None and self.recurrent_dropout > 0:
+            for suffix in suffixes:
+                name = f"weight_hh{suffix}"
+                dropped[name] = dropout_mask(x, tuple(values[name].shape), self.recurrent_dropout, rng)
+                values[name] = values[name] * dropped[name]
+        mask = None
+        if rng is not None and self.variational_dropout > 0:
+            mask = dropout_mask(x, tuple(state[0].shape), self.variational_dropout, rng)
+
+        weights = tuple(tuple(values[name] for name in names[4 * d : 4 * d + 4]) for d in range(len(suffixes)))
+        y, final, saved = wing.recurrence_forward(
+            self.cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, training=training
+        )
+        skip = self.residual and x.shape[2] == y.shape[2]
+        exists = None
+        if skip:
+            if lengths is not None:
+                steps = xp.arange(x.shape[0], dtype=lengths.dtype, device=_dispatch.device(x))
+                exists = (steps[:, None] < lengths[None, :])[:, :, None]
+            y = y + _where_exists(xp, exists, x)
+
+        def pull(
+            dy: Array | None, dstate: tuple[Array | None, ...]
+        ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
+            dx, dweights, dstate0 = wing.recurrence_backward(saved, dy, dstate)
+            if skip and dy is not None:
+                dx = dx + _where_exists(xp, exists, dy)
+            flat = [gradient for direction in dweights for gradient in direction]
+            gradients = {
+                name: gradient * dropped[name] if name in dropped else gradient
+                for name, gradient in zip(names, flat, strict=True)
+                if name in self.params
+            }
+            return dx, dstate0, gradients
+
+        return y, final, pull
+
+    def _describe(self) -> str:
+        options = {
+            "num_layers": (self.num_layers, 1),
+            "bias": (self.bias, True),
+            "batch_first": (self.batch_first, False),
+            "dropout": (self.dropout, 0.0),
+            "bidirectional": (self.bidirectional, False),
+            **self._cell_options(),
+            "residual": (self.residual, False),
+            "variational_dropout": (self.variational_dropout, 0.0),
+            "recurrent_dropout": (self.recurrent_dropout, 0.0),
+            "dtype": (_checks.dtype_name(self.params["weight_ih_l0"]), "float32"),
+        }
+        told = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *told])
+
+    def _cell_options(self) -> dict[str, tuple[Any, Any]]:
+        """The cell's own options as (value, default), for the repr."""
+        return {}
+
+
+def _where_exists(xp: Any, exists: Array | None, values: Array) -> Array:
+    """``values`` with zeros where a step does not exist; a product would keep the NaN of a padding."""
+    return values if exists is None else xp.where(exists, values, xp.zeros_like(values))
+
+
+class RNN(Recurrent):
+    """Vanilla recurrent layers: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) + leak h_{t-1}.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H.
+    num_layers : int
+        Layers of the stack; each reads the output of the one before it.
+    bias : bool
+        Whether there are ``bias_ih`` and ``bias_hh``.
+    batch_first : bool
+        Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
+    dropout : float
+        Rate of the dropout on the output of each layer but the last.
+    bidirectional : bool
+        Whether each layer also runs backward in time; y then holds both directions, forward first.
+    activation : {"tanh", "relu", "sigmoid", "identity"}
+        f.
+    leak : float
+        Weight of the skip connection from h_{t-1}, added after the activation.
+    residual : bool
+        Whether each layer's input is added to its output where their widths agree.
+    variational_dropout : float
+        Rate of a dropout on h_{t-1} where it enters the product with W_hh, one mask for all steps
+        (Gal & Ghahramani 2016).
+    recurrent_dropout : float
+        Rate of a dropout on the entries of W_hh, one mask for all steps (DropConnect; Merity, Keskar & Socher 2018).
+    init : str, initializer or pair of them
+        Of all weights, or of W_ih and of W_hh: names or functions of `gpurnn.initializers`, applied to each gate's
+        block on its own. Biases start at zero.
+    dtype : "float32" or "float64"
+    rng : int or numpy.random.Generator
+        Where the initial weights come from.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (H,);
+        ``_l1``, ... for further layers, ``_reverse`` behind it for the backward direction.
+
+    Notes
+    -----
+    Dropouts act only in ``vjp(..., rng=...)``. What stays is scaled by 1/(1 - rate), so that a call needs no scaling.
+
+    References
+    ----------
+    J. L. Elman, "Finding structure in time", Cognitive Science 14 (1990).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rnn = gpurnn.RNN(3, 4, activation="relu", init=("normal", "identity"))
+    >>> rnn
+    RNN(3, 4, activation='relu')  # 36 parameters
+    >>> y, h = rnn(np.zeros((5, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((5, 2, 4), (1, 2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        activation: cells.Activation = "tanh",
+        leak: float = 0.0,
+        residual: bool = False,
+        variational_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        init: Init | tuple[Init, Init] = ("xavier", "orthogonal"),
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        super().__init__(
+            cells.Vanilla(activation, leak),
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            residual=residual,
+            variational_dropout=variational_dropout,
+            recurrent_dropout=recurrent_dropout,
+            init=init,
+            dtype=dtype,
+            rng=rng,
+        )
+
+    def _cell_options(self) -> dict[str, tuple[Any, Any]]:
+        assert isinstance(self.cell, cells.Vanilla)
+        return {"activation": (self.cell.activation, "tanh"), "leak": (self.cell.leak, 0.0)}
+
+
+class LSTM(Recurrent):
+    """LSTM layers: i, f, o = sigma(...), g = tanh(...), c_t = f c_{t-1} + i g, h_t = o tanh(c_t).
+
+    The sigma and tanh are of the rows of W_ih x_t + b_ih + W_hh h_{t-1} + b_hh; see `gpurnn.lstm`.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H.
+    num_layers : int
+        Layers of the stack; each reads the output of the one before it.
+    bias : bool
+        Whether there are ``bias_ih`` and ``bias_hh``.
+    batch_first : bool
+        Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
+    dropout : float
+        Rate of the dropout on the output of each layer but the last.
+    bidirectional : bool
+        Whether each layer also runs backward in time; y then holds both directions, forward first.
+    residual : bool
+        Whether each layer's input is added to its output where their widths agree.
+    variational_dropout : float
+        Rate of a dropout on h_{t-1} where it enters the product with W_hh, one mask for all steps
+        (Gal & Ghahramani 2016).
+    recurrent_dropout : float
+        Rate of a dropout on the entries of W_hh, one mask for all steps (DropConnect; Merity, Keskar & Socher 2018).
+    init : str, initializer or pair of them
+        Of all weights, or of W_ih and of W_hh: names or functions of `gpurnn.initializers`, applied to each gate's
+        block on its own. Biases start at zero, but that of the forget gate at 1.
+    dtype : "float32" or "float64"
+    rng : int or numpy.random.Generator
+        Where the initial weights come from.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``weight_ih_l0`` (4*H, I), ``weight_hh_l0`` (4*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (4*H,);
+        ``_l1``, ... for further layers, ``_reverse`` behind it for the backward direction. Gates: i, f, g, o.
+
+    Notes
+    -----
+    Dropouts act only in ``vjp(..., rng=...)``. What stays is scaled by 1/(1 - rate), so that a call needs no scaling.
+
+    References
+    ----------
+    S. Hochreiter, J. Schmidhuber, "Long short-term memory", Neural Computation 9 (1997);
+    R. Jozefowicz, W. Zaremba, I. Sutskever, "An empirical exploration of recurrent network architectures", ICML 2015
+    (the forget gate's bias).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> lstm = gpurnn.LSTM(3, 4, num_layers=2, bidirectional=True)
+    >>> lstm
+    LSTM(3, 4, num_layers=2, bidirectional=True)  # 704 parameters
+    >>> x = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    >>> (y, (h, c)), pullback = lstm.vjp(x)
+    >>> y.shape, h.shape, c.shape
+    ((5, 2, 8), (4, 2, 4), (4, 2, 4))
+    >>> (dx, (dh0, dc0)), grads = pullback((np.ones_like(y), None))
+    >>> dx.shape, grads["weight_ih_l1_reverse"].shape
+    ((5, 2, 3), (16, 8))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        residual: bool = False,
+        variational_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        init: Init | tuple[Init, Init] = ("xavier", "orthogonal"),
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        super().__init__(
+            cells.LSTM(),
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            residual=residual,
+            variational_dropout=variational_dropout,
+            recurrent_dropout=recurrent_dropout,
+            init=init,
+            dtype=dtype,
+            rng=rng,
+        )
+
+
+class GRU(Recurrent):
+    """GRU layers: r, z = sigma(...), h_t = (1 - z) h_{t-1} + z n, by default the textbook's; see `gpurnn.gru`.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H.
+    num_layers : int
+        Layers of the stack; each reads the output of the one before it.
+    bias : bool
+        Whether there are ``bias_ih`` and ``bias_hh``.
+    batch_first : bool
+        Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
+    dropout : float
+        Rate of the dropout on the output of each layer but the last.
+    bidirectional : bool
+        Whether each layer also runs backward in time; y then holds both directions, forward first.
+    reset_after : bool
+        Whether the reset gate applies after the recurrent product, as in PyTorch and cuDNN, instead of before it.
+    update : {"candidate", "state"}
+        What z weighs: the candidate, h_t = (1 - z) h_{t-1} + z n, or as in PyTorch and cuDNN the state,
+        h_t = (1 - z) n + z h_{t-1}.
+    residual : bool
+        Whether each layer's input is added to its output where their widths agree.
+    variational_dropout : float
+        Rate of a dropout on h_{t-1} where it enters the product with W_hh, one mask for all steps
+        (Gal & Ghahramani 2016).
+    recurrent_dropout : float
+        Rate of a dropout on the entries of W_hh, one mask for all steps (DropConnect; Merity, Keskar & Socher 2018).
+    init : str, initializer or pair of them
+        Of all weights, or of W_ih and of W_hh: names or functions of `gpurnn.initializers`, applied to each gate's
+        block on its own. Biases start at zero.
+    dtype : "float32" or "float64"
+    rng : int or numpy.random.Generator
+        Where the initial weights come from.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``weight_ih_l0`` (3*H, I), ``weight_hh_l0`` (3*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (3*H,);
+        ``_l1``, ... for further layers, ``_reverse`` behind it for the backward direction. Gates: r, z, n.
+
+    Notes
+    -----
+    Dropouts act only in ``vjp(..., rng=...)``. What stays is scaled by 1/(1 - rate), so that a call needs no scaling.
+
+    References
+    ----------
+    K. Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine translation",
+    EMNLP 2014.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> gru = gpurnn.GRU(3, 4, batch_first=True, reset_after=True, update="state")
+    >>> gru
+    GRU(3, 4, batch_first=True, reset_after=True, update='state')  # 108 parameters
+    >>> y, h = gru(np.zeros((2, 5, 3), np.float32), lengths=np.array([5, 0]))
+    >>> y.shape, h.shape
+    ((2, 5, 4), (1, 2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = False,
+        update: cells.Update = "candidate",
+        residual: bool = False,
+        variational_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        init: Init | tuple[Init, Init] = ("xavier", "orthogonal"),
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        super().__init__(
+            cells.GRU(reset_after, update),
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            residual=residual,
+            variational_dropout=variational_dropout,
+            recurrent_dropout=recurrent_dropout,
+            init=init,
+            dtype=dtype,
+            rng=rng,
+        )
+
+    def _cell_options(self) -> dict[str, tuple[Any, Any]]:
+        assert isinstance(self.cell, cells.GRU)
+        return {"reset_after": (self.cell.reset_after, False), "update": (self.cell.update, "candidate")}
