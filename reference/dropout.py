@@ -12,10 +12,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from .cells.activations import Array
 
-_MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-_WEYL = 0x9E3779B9, 0xBB67AE85
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _ROUNDS = 10
-_LOW = 0xFFFFFFFF
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
 
 _BLOCK = 1 << 13
 """Counters at a time: the six arrays of a round then stay in a core's cache."""
@@ -38,14 +39,14 @@ def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[int, int])
         Each holds a 32-bit word.
     """
     c0, c1, c2, c3 = counter
-    k0, k1 = key
+    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
     for _ in range(_ROUNDS):
         # A uint64 product holds both halves of the 32 x 32 bit multiplication.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = p1 >> 32
+        c0 = p1 >> _HALF
         c0 ^= c1
         c0 ^= k0
-        c2 = p0 >> 32
+        c2 = p0 >> _HALF
         c2 ^= c3
         c2 ^= k1
         c1, c3 = np.bitwise_and(p1, _LOW, out=p1), np.bitwise_and(p0, _LOW, out=p0)
@@ -75,19 +76,17 @@ def dropout_mask(shape: tuple[int, ...], rate: float, seed: int, offset: int, dt
     -------
     mask : array of ``shape``
     """
-    dtype = np.dtype(dtype)
     size = math.prod(shape)
     threshold = math.ceil(rate * 2**32)
     counters = -(-size // 4)
-    mask = np.empty((counters, 4), dtype)
-    seed, offset = int(seed), int(offset)
-    key = seed & _LOW, seed >> 32 & _LOW
+    mask: Array = np.empty((counters, 4), dtype)
+    key = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
     for start in range(0, counters, _BLOCK):
         stop = min(start + _BLOCK, counters)
         count = np.arange(stop - start, dtype=np.uint64)
         count += (offset + start) & 0xFFFFFFFFFFFFFFFF
         zero = np.zeros_like(count)
-        for column, words in enumerate(philox4x32((count & _LOW, count >> 32, zero, zero), key)):
+        for column, words in enumerate(philox4x32((count & _LOW, count >> _HALF, zero, zero), key)):
             np.greater_equal(words, threshold, out=mask[start:stop, column], casting="unsafe")
-    mask *= dtype.type(1 / (1 - rate))
+    mask *= 1 / (1 - rate)
     return mask.reshape(-1)[:size].reshape(shape)

@@ -24,13 +24,13 @@ def embedding_gather(weight: Array, indices: NDArray[Any]) -> Array:
 
     Raises
     ------
-    ValueError
+    IndexError
         An index is not in 0..V-1.
     """
     V = weight.shape[0]
     if indices.size and not (indices.min() >= 0 and indices.max() < V):
         bad = indices[(indices < 0) | (indices >= V)]
-        raise ValueError(f"embedding: indices holds {bad[0]}, expected 0 <= index < num_embeddings = {V}")
+        raise IndexError(f"embedding: indices holds {bad[0]}, expected 0 <= index < num_embeddings = {V}")
     return np.take(weight, indices.astype(np.intp, copy=False), axis=0)
 
 

@@ -103,7 +103,7 @@ def cross_entropy_forward(
         loss = np.multiply(target[block], log_s - e_y, out=losses[block])
         if e_smooth is not None:
             loss += smooth.sum() * log_s - e_smooth  # type: ignore[union-attr]
-    if masked is not None:
+    if weights is not None:
         losses *= weights
         losses[masked] = 0
     if not training:

@@ -200,7 +200,9 @@ def _cut(arrays: Sequence[Array]) -> Iterator[Sequence[Array]]:
         yield [a[start : start + _BLOCK] for a in flat]
 
 
-def _blocks(lists: Sequence[Sequence[Array]], shrink: Sequence[float]) -> Iterator[tuple[float, Sequence[Array], Array]]:
+def _blocks(
+    lists: Sequence[Sequence[Array]], shrink: Sequence[float]
+) -> Iterator[tuple[float, Sequence[Array], Array]]:
     """Matching blocks of matching arrays, each with its array's factor and two scratch arrays of its shape."""
     scratch = np.empty((2, 0))
     for factor, *arrays in zip(shrink, *lists, strict=True):
