@@ -1,0 +1,186 @@
+"""Small random recurrences with every option, and their definition: each row alone, step by step."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpurnn import reference
+from gpurnn.cells import GRU, LSTM, Cell, Vanilla
+
+CELLS: dict[str, Cell] = {
+    **{f"rnn-{a}": Vanilla(a) for a in ("tanh", "relu", "sigmoid", "identity")},
+    **{f"rnn-{a}-leak": Vanilla(a, 0.3) for a in ("tanh", "relu", "sigmoid", "identity")},
+    "lstm": LSTM(),
+    **{
+        f"gru-reset-{'after' if after else 'before'}-{update}": GRU(after, update)
+        for after in (False, True)
+        for update in ("candidate", "state")
+    },
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a recurrence may have besides its cell and its sizes."""
+
+    bias: bool = True
+    state: bool = True
+    lengths: bool = False
+    resets: bool = False
+    mask: bool = False
+    bidirectional: bool = False
+
+    def __str__(self) -> str:
+        return "-".join(name for name, on in vars(self).items() if on) or "none"
+
+
+@dataclass
+class Problem:
+    """The arguments of `recurrence_forward`, and cotangents for its outputs."""
+
+    cell: Cell
+    x: np.ndarray
+    weights: tuple[tuple[Any, ...], ...]
+    state: tuple[np.ndarray, ...]
+    lengths: np.ndarray | None
+    resets: np.ndarray | None
+    mask: np.ndarray | None
+    dy: np.ndarray
+    dstate: tuple[np.ndarray, ...]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"lengths": self.lengths, "resets": self.resets, "mask": self.mask}
+
+
+def pattern_of_lengths(T: int, B: int) -> np.ndarray:
+    """Unsorted, with a row of no steps among several and one of all of them."""
+    return np.array([max(T - 1, 1), 0, T, 1][:B] + [T] * max(B - 4, 0), np.int32)
+
+
+def pattern_of_resets(T: int, B: int) -> np.ndarray:
+    """At the start, in the middle, in two steps running, at the first step past a length and beyond it."""
+    resets = np.zeros((T, B), bool)
+    resets[:1, :1] = True
+    resets[1:3, -1:] = True
+    resets[-1:, : B - 1] = True
+    return resets
+
+
+def draw(
+    cell: Cell, options: Options, T: int = 4, B: int = 3, I: int = 2, H: int = 3, seed: int = 0, dtype: str = "float64"
+) -> Problem:
+    """A random problem; x is NaN past the lengths, and a relu's inputs keep clear of its kink."""
+    for trial in itertools.count(seed):
+        problem = _draw(cell, options, T, B, I, H, trial, dtype)
+        if not (isinstance(cell, Vanilla) and cell.activation == "relu") or _distance_from_kink(problem) > 0.01:
+            return problem
+    raise AssertionError
+
+
+def _draw(cell: Cell, options: Options, T: int, B: int, I: int, H: int, seed: int, dtype: str) -> Problem:
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    D, G = 1 + options.bidirectional, cell.gates
+    weights = tuple(
+        (0.6 * normal(G * H, I), 0.6 * normal(G * H, H))
+        + ((normal(G * H), normal(G * H)) if options.bias else (None, None))
+        for _ in range(D)
+    )
+    x = normal(T, B, I)
+    lengths = pattern_of_lengths(T, B) if options.lengths else None
+    if lengths is not None:
+        x[np.arange(T)[:, None] >= lengths] = np.nan
+    state = tuple(normal(D, B, H) if options.state else np.zeros((D, B, H), dtype) for _ in range(cell.states))
+    resets = pattern_of_resets(T, B) if options.resets else None
+    mask = (rng.integers(0, 2, (D, B, H)) * 1.5).astype(dtype) if options.mask else None
+    return Problem(
+        cell, x, weights, state, lengths, resets, mask,
+        normal(T, B, D * H), tuple(normal(D, B, H) for _ in range(cell.states)),
+    )  # fmt: skip
+
+
+def _walk(problem: Problem):
+    """For each row and direction: its indices, its steps in order and the steps that a state may not enter."""
+    T, B, _ = problem.x.shape
+    for d, b in itertools.product(range(len(problem.weights)), range(B)):
+        steps = list(range(T if problem.lengths is None else problem.lengths[b]))
+        if d == 1:
+            steps.reverse()
+        cut = set()
+        if problem.resets is not None:
+            # A reset at t parts step t - 1 from step t.
+            shift = 1 if d == 1 else 0
+            cut = {t - shift for t in range(T) if problem.resets[t, b] and t in steps and t - shift in steps}
+        yield d, b, steps, cut
+
+
+def _row_weights(problem: Problem, d: int, b: int) -> tuple[Any, ...]:
+    """The row's weights: a mask on what enters W_hh is a scale of the columns of W_hh."""
+    w_ih, w_hh, b_ih, b_hh = problem.weights[d]
+    return w_ih, w_hh if problem.mask is None else w_hh * problem.mask[d, b], b_ih, b_hh
+
+
+def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ...], list[Any]]:
+    """`recurrence_forward` by its definition, from `cell_forward` alone; also the pre-activations of a vanilla cell."""
+    H = problem.weights[0][1].shape[1]
+    y = np.zeros_like(problem.dy)
+    final = tuple(s.copy() for s in problem.state)
+    saved = []
+    for d, b, steps, cut in _walk(problem):
+        w_ih, w_hh, b_ih, b_hh = _row_weights(problem, d, b)
+        state = tuple(s[d, b : b + 1] for s in problem.state)
+        kept = []
+        for t in steps:
+            if t in cut:
+                state = tuple(np.zeros_like(s) for s in state)
+            xw = problem.x[t, b : b + 1] @ w_ih.T
+            if b_ih is not None:
+                xw = xw + b_ih
+            pre = xw + state[0] @ w_hh.T + (0 if b_hh is None else b_hh)
+            state, step = reference.cell_forward(problem.cell, xw, state, w_hh, b_hh)
+            kept.append((t, step, pre))
+            y[t, b, d * H : (d + 1) * H] = state[0][0]
+        for into, s in zip(final, state, strict=True):
+            into[d, b] = s[0]
+        saved.append(kept)
+    return y, final, saved
+
+
+def unrolled_backward(problem: Problem, saved: list[Any]):
+    """`recurrence_backward` by its definition, from `cell_backward` alone."""
+    H = problem.weights[0][1].shape[1]
+    dx = np.zeros_like(problem.x)
+    dstate0 = tuple(np.zeros_like(s) for s in problem.state)
+    dweights = tuple(
+        [np.zeros_like(w_ih), np.zeros_like(w_hh), np.zeros_like(w_hh[:, 0]), np.zeros_like(w_hh[:, 0])]
+        for w_ih, w_hh, _, _ in problem.weights
+    )
+    for (d, b, _, cut), kept in zip(_walk(problem), saved, strict=True):
+        w_ih = problem.weights[d][0]
+        carried = tuple(s[d, b : b + 1] for s in problem.dstate)
+        for t, step, _ in reversed(kept):
+            carried = (carried[0] + problem.dy[t, b : b + 1, d * H : (d + 1) * H], *carried[1:])
+            dxw, carried, dw_hh, db_hh = reference.cell_backward(step, carried)
+            dx[t, b] += dxw[0] @ w_ih
+            dweights[d][0][...] += dxw.T @ problem.x[t, b : b + 1]
+            dweights[d][1][...] += dw_hh if problem.mask is None else dw_hh * problem.mask[d, b]
+            dweights[d][2][...] += dxw[0]
+            dweights[d][3][...] += db_hh
+            if t in cut:
+                carried = tuple(np.zeros_like(s) for s in carried)
+        for into, s in zip(dstate0, carried, strict=True):
+            into[d, b] = s[0]
+    return dx, tuple(map(tuple, dweights)), dstate0
+
+
+def _distance_from_kink(problem: Problem) -> float:
+    kept = unrolled_forward(problem)[2]
+    return min((float(np.abs(pre).min()) for row in kept for _, _, pre in row), default=1.0)
