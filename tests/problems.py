@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,3 +185,31 @@ def unrolled_backward(problem: Problem, saved: list[Any]):
 def _distance_from_kink(problem: Problem) -> float:
     kept = unrolled_forward(problem)[2]
     return min((float(np.abs(pre).min()) for row in kept for _, _, pre in row), default=1.0)
+
+
+def pairwise(factors: dict[str, list[Any]], seed: int = 0) -> list[dict[str, Any]]:
+    """Choices of one value for each factor such that any two values of any two factors meet in one of them."""
+    rng = random.Random(seed)
+    names = list(factors)
+
+    def pairs(row: tuple[int, ...]) -> set[tuple[int, int, int, int]]:
+        return {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(len(names)), 2)}
+
+    missing = {
+        (i, a, j, b)
+        for i, j in itertools.combinations(range(len(names)), 2)
+        for a in range(len(factors[names[i]]))
+        for b in range(len(factors[names[j]]))
+    }
+    rows = []
+    while missing:
+        i, a, j, b = min(missing)
+        candidates = []
+        for _ in range(40):
+            row = [rng.randrange(len(factors[name])) for name in names]
+            row[i], row[j] = a, b
+            candidates.append(tuple(row))
+        best = max(candidates, key=lambda row: len(pairs(row) & missing))
+        missing -= pairs(best)
+        rows.append({name: factors[name][k] for name, k in zip(names, best, strict=True)})
+    return rows

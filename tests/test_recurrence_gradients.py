@@ -6,12 +6,18 @@ import itertools
 
 import numpy as np
 import pytest
-from problems import CELLS, Options, draw
-from tolerance import assert_close, check_gradients, recurrence_terms
+from problems import CELLS, Options, draw, pairwise, pattern_of_lengths, pattern_of_resets
+from tolerance import Kink, assert_close, check_gradients, recurrence_terms
 
-from gpurnn import reference
+import gpurnn
+from gpurnn import cells, reference
 
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
+FUNCTIONS = {
+    cells.Vanilla: (gpurnn.rnn, ("activation", "leak")),
+    cells.LSTM: (gpurnn.lstm, ()),
+    cells.GRU: (gpurnn.gru, ("reset_after", "update")),
+}
 
 
 def inputs_of(problem) -> dict[str, np.ndarray]:
@@ -111,6 +117,140 @@ def test_float32_gradients_are_those_of_float64(cell, options):
     for k, (expected, actual) in enumerate(zip(*results, strict=True)):
         assert actual.dtype == np.float32
         assert_close(actual, expected.astype(np.float32), recurrence_terms(6, 4, 3, 5), f"array {k}")
+
+
+FUNCTIONAL = pairwise(
+    {
+        "cell": list(CELLS),
+        "bias_ih": [True, False],
+        "bias_hh": [True, False],
+        "state": ["absent", "given", "partly"],
+        "lengths": [None, "int32", "uint8"],
+        "resets": [False, True],
+        "mask": [False, True],
+        "T": [4, 1],
+        "B": [3, 1],
+        "I": [2, 1],
+        "H": [3, 1],
+    }
+)
+
+
+@pytest.mark.parametrize("choice", FUNCTIONAL, ids=lambda choice: "-".join(map(str, choice.values())))
+def test_functional_gradients_of_every_pair_of_options(choice):
+    cell = CELLS[choice["cell"]]
+    options = Options(True, True, choice["lengths"] is not None, choice["resets"], choice["mask"])
+    problem = draw(cell, options, *(choice[size] for size in "TBIH"))
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    inputs = {"x": problem.x, **dict(zip(names, problem.weights[0], strict=True))}
+    inputs = {name: value for name, value in inputs.items() if choice.get(name, True)}
+    inputs |= {f"state[{k}]": s[0] for k, s in enumerate(problem.state)}
+    given_states = {"absent": 0, "given": cell.states, "partly": 1}[choice["state"]]
+    for k in range(given_states, cell.states):
+        del inputs[f"state[{k}]"]
+    pair = cell.states == 2
+    keywords = {
+        "lengths": problem.lengths if problem.lengths is None else problem.lengths.astype(choice["lengths"]),
+        "resets": problem.resets,
+        "mask": None if problem.mask is None else problem.mask[0],
+    }
+    function, settings = FUNCTIONS[type(cell)]
+    keywords |= {setting: getattr(cell, setting) for setting in settings}
+
+    def call(op, arrays):
+        state = [arrays.get(f"state[{k}]") for k in range(cell.states)]
+        if choice["state"] != "absent":
+            keywords["state"] = tuple(state) if pair else state[0]
+        return op(arrays["x"], **{name: arrays[name] for name in names if name in arrays}, **keywords)
+
+    def outputs(arrays):
+        y, state = call(function, arrays)
+        return [y, *state] if pair else [y, state]
+
+    _, pullback = call(function.vjp, inputs)
+    dstate = tuple(s[0] for s in problem.dstate)
+    (dx, dstate0), gradients = pullback((problem.dy, dstate if pair else dstate[0]))
+    assert gradients.keys() == {name for name in names if name in inputs}
+    found = {"x": dx, **gradients}
+    found |= {f"state[{k}]": s for k, s in enumerate(dstate0 if pair else (dstate0,))}
+    assert len(dstate0 if pair else (dstate0,)) == cell.states
+    check_gradients(outputs, inputs, [problem.dy, *dstate], {name: found[name] for name in inputs}, seed=3)
+
+
+LAYERS = pairwise(
+    {
+        "cell": list(CELLS),
+        "num_layers": [1, 2, 3],
+        "bias": [True, False],
+        "batch_first": [False, True],
+        "dropout": [0.0, 0.4],
+        "bidirectional": [False, True],
+        "residual": [False, True],
+        "variational_dropout": [0.0, 0.4],
+        "recurrent_dropout": [0.0, 0.4],
+        "state": [False, True],
+        "lengths": [False, True],
+        "resets": [False, True],
+        "T": [4, 1],
+        "B": [3, 1],
+        "I": ["H", 2],
+        "H": [3, 1],
+    }
+)
+
+
+@pytest.mark.parametrize("choice", LAYERS, ids=lambda choice: "-".join(map(str, choice.values())))
+def test_layer_gradients_of_every_pair_of_options(choice):
+    """With ``rng`` the masks are the same in every call, so dropout is differentiated like any other function."""
+    smooth = "relu" not in choice["cell"]
+    for seed in range(1 if smooth else 50):
+        try:
+            check_layer(choice, seed, smooth)
+        except Kink:
+            continue
+        return
+    raise AssertionError("no inputs without a kink nearby")
+
+
+def check_layer(choice, seed: int, smooth: bool) -> None:
+    rng = np.random.default_rng(seed)
+    cell, T, B, H = CELLS[choice["cell"]], choice["T"], choice["B"], choice["H"]
+    I = H if choice["I"] == "H" else choice["I"]
+    _, settings = FUNCTIONS[type(cell)]
+    layer = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM, "gru": gpurnn.GRU}[cell.name](
+        I,
+        H,
+        **{name: choice[name] for name in choice if name not in ("cell", "state", "lengths", "resets", *"TBIH")},
+        **{setting: getattr(cell, setting) for setting in settings},
+        dtype="float64",
+    )
+    D, pair = layer.num_directions, cell.states == 2
+    lengths = pattern_of_lengths(T, B) if choice["lengths"] else None
+    resets = pattern_of_resets(T, B) if choice["resets"] else None
+    x = rng.standard_normal((T, B, I))
+    if lengths is not None:
+        x[np.arange(T)[:, None] >= lengths] = np.nan
+    if choice["batch_first"]:
+        x, resets = x.swapaxes(0, 1), None if resets is None else resets.T
+    inputs = {"x": x, **{name: 0.6 * rng.standard_normal(p.shape) for name, p in layer.params.items()}}
+    if choice["state"]:
+        inputs |= {f"state[{k}]": rng.standard_normal((choice["num_layers"] * D, B, H)) for k in range(cell.states)}
+
+    def call(arrays):
+        layer.params = {name: arrays[name] for name in layer.params}
+        state = tuple(arrays[f"state[{k}]"] for k in range(cell.states)) if choice["state"] else None
+        arguments = (arrays["x"], state if pair or state is None else state[0], lengths, resets)
+        (y, final), pullback = layer.vjp(*arguments, rng=5)
+        return [y, *final] if pair else [y, final], pullback
+
+    results, pullback = call(inputs)
+    cotangents = [rng.standard_normal(a.shape) for a in results]
+    (dx, dstate), gradients = pullback((cotangents[0], tuple(cotangents[1:]) if pair else cotangents[1]))
+    assert list(gradients) == list(layer.params)
+    found = {"x": dx, **gradients, **{f"state[{k}]": s for k, s in enumerate(dstate if pair else (dstate,))}}
+    check_gradients(
+        lambda arrays: call(arrays)[0], inputs, cotangents, {name: found[name] for name in inputs}, seed, smooth
+    )
 
 
 def _flat(nested) -> list[np.ndarray]:

@@ -79,8 +79,12 @@ def directional(f, step: float = STEP) -> float:
     return (8 * (f(step) - f(-step)) - (f(2 * step) - f(-2 * step))) / (12 * step)
 
 
+class Kink(Exception):
+    """A function has no derivative between the points of a central difference."""
+
+
 def check_gradients(
-    outputs, inputs: dict[str, np.ndarray], cotangents, gradients: dict[str, np.ndarray], seed: int
+    outputs, inputs: dict[str, np.ndarray], cotangents, gradients: dict[str, np.ndarray], seed: int, smooth: bool = True
 ) -> None:
     """Hold ``gradients`` against central differences in float64, along a random direction for each input.
 
@@ -92,6 +96,8 @@ def check_gradients(
         One gradient of each input, of its shape. NaN entries of an input are not varied; their gradient is zero.
     cotangents : list of arrays
         What the outputs are weighed with.
+    smooth : bool
+        False if the function may have kinks near the inputs: `Kink` is raised where two step sizes disagree.
     """
     rng = np.random.default_rng(seed)
     assert gradients.keys() == inputs.keys()
@@ -117,6 +123,8 @@ def check_gradients(
         analytic = float((gradient * direction).sum())
         # 100: fifth derivatives of a few steps of tanh reach 16 times those factors.
         limit = 100 * DIFFERENCE * (sum(terms) + float(np.abs(gradient * direction).sum()) + 1)
+        if not smooth and abs(numeric - directional(along, STEP / 4)) > limit:
+            raise Kink(name)
         assert abs(numeric - analytic) <= limit, (
             f"{name}: {analytic!r}, by central differences {numeric!r}, bound {limit:.2g}"
         )
