@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 FLOATS = ("float32", "float64")
@@ -62,6 +63,12 @@ def boolean(where: str, name: str, array: Any) -> None:
         raise TypeError(f"{where}: {name} has dtype {dtype_name(array)}, expected bool")
 
 
+def writable(where: str, name: str, array: Any) -> None:
+    """Refuse an array that is marked read-only, as NumPy's can be."""
+    if not getattr(getattr(array, "flags", None), "writeable", True):
+        raise ValueError(f"{where}: {name} is read-only, expected an array that can be changed in place")
+
+
 def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
     """``value`` as an int; refuse what is no whole number (bools included) or is below ``least``."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -70,6 +77,13 @@ def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
     if number < least:
         raise ValueError(f"{where}: {name} is {number}, expected at least {least}")
     return int(number)
+
+
+def non_negative(where: str, name: str, value: float) -> float:
+    """``value`` as a float; refuse what is negative, infinite or NaN."""
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{where}: {name} is {value!r}, expected a number of at least 0")
+    return float(value)
 
 
 def fraction(where: str, name: str, value: float) -> float:

@@ -1,0 +1,215 @@
+"""What is done to gradients between the pullback and the optimizer: clipping and L2.
+
+Every function takes gradients by parameter name, as a pullback returns them, and returns a new dict; the arrays that
+went in stay as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from . import _checks, _dispatch
+
+Array = Any
+
+
+def _namespace(where: str, grads: Mapping[str, Array]) -> Any:
+    named = {f"grads[{name!r}]": g for name, g in grads.items()}
+    xp = _dispatch.namespace(where, **named)
+    _checks.same_dtype(where, **named)
+    return xp
+
+
+def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
+    """The p-norm of all entries of all gradients: (sum |g|^p)^(1/p).
+
+    Parameters
+    ----------
+    grads : dict of str to array
+        At least one, all of one dtype.
+    norm_type : float
+        p > 0; ``math.inf`` for the largest magnitude.
+
+    Returns
+    -------
+    norm : () float64 array
+        Of the library of the gradients, accumulated in float64.
+
+    Raises
+    ------
+    TypeError
+        Unsupported or mixed arrays or dtypes.
+    ValueError
+        ``norm_type`` is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.gradients import global_norm
+    >>> global_norm({"weight": np.array([[3.0]]), "bias": np.array([-4.0])})
+    array(5.)
+    """
+    where = "global_norm"
+    xp = _namespace(where, grads)
+    if not norm_type > 0:
+        raise ValueError(f"{where}: norm_type is {norm_type!r}, expected a positive number")
+    if norm_type == 2:
+        return _dispatch.wing(where, **grads).global_norm(list(grads.values()))
+    magnitudes = [xp.abs(xp.astype(g, xp.float64)) for g in grads.values() if math.prod(g.shape)]
+    if not magnitudes:
+        return xp.asarray(0.0, dtype=xp.float64, device=_dispatch.device(next(iter(grads.values()))))
+    if norm_type == math.inf:
+        return xp.asarray(xp.max(xp.stack([xp.max(m) for m in magnitudes])))
+    return xp.asarray(xp.sum(xp.stack([xp.sum(m**norm_type) for m in magnitudes])) ** (1 / norm_type))
+
+
+def clip_by_global_norm(
+    grads: Mapping[str, Array], max_norm: float, norm_type: float = 2.0
+) -> tuple[dict[str, Array], Array]:
+    """Scale all gradients by one factor so that their norm is at most max_norm: g min(1, theta / (||g|| + 1e-6)).
+
+    Parameters
+    ----------
+    grads : dict of str to array
+        At least one, all of one dtype.
+    max_norm : float
+        theta >= 0.
+    norm_type : float
+        p > 0 of the norm; ``math.inf`` for the largest magnitude.
+
+    Returns
+    -------
+    clipped : dict of str to array
+        New arrays. All of them are NaN if the norm is not finite.
+    norm : () float64 array
+        ||g|| before the clipping.
+
+    Raises
+    ------
+    TypeError
+        Unsupported or mixed arrays or dtypes.
+    ValueError
+        ``max_norm`` is negative or not finite, ``norm_type`` is not positive.
+
+    References
+    ----------
+    R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", ICML 2013,
+    algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.gradients import clip_by_global_norm
+    >>> clipped, norm = clip_by_global_norm({"weight": np.array([[3.0]]), "bias": np.array([-4.0])}, 1.0)
+    >>> norm, clipped["weight"].round(4), clipped["bias"].round(4)
+    (array(5.), array([[0.6]]), array([-0.8]))
+    """
+    where = "clip_by_global_norm"
+    xp = _namespace(where, grads)
+    theta = _checks.non_negative(where, "max_norm", max_norm)
+    norm = global_norm(grads, norm_type)
+    # theta / inf would make zeros of the finite gradients and hide the infinite one.
+    scale = xp.where(xp.isfinite(norm), xp.clip(theta / (norm + 1e-6), max=1.0), math.nan)
+    clipped = {name: g * xp.astype(scale, g.dtype) for name, g in grads.items()}
+    return clipped, norm
+
+
+def clip_by_value(grads: Mapping[str, Array], clip_value: float) -> dict[str, Array]:
+    """Clip every entry of every gradient to [-clip_value, clip_value].
+
+    Parameters
+    ----------
+    grads : dict of str to array
+        At least one, all of one dtype.
+    clip_value : float
+        At least 0.
+
+    Returns
+    -------
+    clipped : dict of str to array
+        New arrays.
+
+    Raises
+    ------
+    TypeError
+        Unsupported or mixed arrays or dtypes.
+    ValueError
+        ``clip_value`` is negative or not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.gradients import clip_by_value
+    >>> clip_by_value({"bias": np.array([-4.0, 0.5])}, 1.0)
+    {'bias': array([-1. ,  0.5])}
+    """
+    where = "clip_by_value"
+    xp = _namespace(where, grads)
+    bound = _checks.non_negative(where, "clip_value", clip_value)
+    return {name: xp.clip(g, -bound, bound) for name, g in grads.items()}
+
+
+def add_l2(grads: Mapping[str, Array], params: Mapping[str, Array], weight: float) -> dict[str, Array]:
+    """The gradients of a loss with an L2 penalty on the weights, (lambda / 2) sum ||W||^2: g + lambda W.
+
+    Biases are not penalised: the penalty is on the parameters whose name, after its last dot, begins with "weight".
+
+    Parameters
+    ----------
+    grads : dict of str to array
+        At least one, all of one dtype.
+    params : dict of str to array
+        The parameters, with the same names.
+    weight : float
+        lambda >= 0.
+
+    Returns
+    -------
+    grads : dict of str to array
+        Those of the biases are the arrays that went in.
+
+    Raises
+    ------
+    KeyError
+        A name is in one dict only.
+    TypeError
+        Unsupported or mixed arrays or dtypes.
+    ValueError
+        A shape that differs; ``weight`` is negative or not finite.
+
+    References
+    ----------
+    I. Goodfellow, Y. Bengio, A. Courville, "Deep Learning", MIT Press 2016, section 7.1.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.gradients import add_l2
+    >>> grads = {"weight_hh_l0": np.array([[1.0]]), "bias_hh_l0": np.array([1.0])}
+    >>> params = {"weight_hh_l0": np.array([[3.0]]), "bias_hh_l0": np.array([3.0])}
+    >>> add_l2(grads, params, 0.5)
+    {'weight_hh_l0': array([[2.5]]), 'bias_hh_l0': array([1.])}
+    """
+    where = "add_l2"
+    check_gradients(where, params, grads)
+    strength = _checks.non_negative(where, "weight", weight)
+    return {
+        name: g + strength * params[name] if name.rpartition(".")[2].startswith("weight") else g
+        for name, g in grads.items()
+    }
+
+
+def check_gradients(where: str, params: Mapping[str, Array], grads: Mapping[str, Array]) -> Any:
+    """Refuse gradients whose names, library, dtypes or shapes are not the parameters'; returns the namespace."""
+    missing, unknown = sorted(params.keys() - grads.keys()), sorted(grads.keys() - params.keys())
+    if missing or unknown:
+        raise KeyError(f"{where}: grads lacks {missing} and has unknown {unknown}, expected the names of params")
+    named = {f"params[{name!r}]": p for name, p in params.items()}
+    named |= {f"grads[{name!r}]": g for name, g in grads.items()}
+    xp = _dispatch.namespace(where, **named)
+    _checks.same_dtype(where, **named)
+    for name, p in params.items():
+        _checks.shape(where, f"grads[{name!r}]", grads[name], tuple(p.shape), "the parameter's shape")
+    return xp

@@ -1,0 +1,307 @@
+"""Losses as pure functions of arrays, each with its pullback.
+
+``loss.vjp`` takes the arguments of ``loss`` and returns ``(value, pullback)``; ``pullback(dvalue)`` returns the
+gradient of the first argument and an empty dict. It may be called more than once; until the last call, the arrays that
+went in must stay as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from . import _checks, _dispatch
+from ._op import Pullback, differentiable
+from .functional import check_cotangent
+
+Array = Any
+Reduction = Literal["mean", "sum", "none"]
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def _weights(where: str, xp: Any, mask: Array | None, dtype: Any) -> Array | None:
+    """The mask as flat weights of ``dtype``; refuse one that is neither bool nor of that dtype."""
+    if mask is None:
+        return None
+    if _checks.dtype_name(mask) != "bool" and mask.dtype != dtype:
+        raise TypeError(
+            f"{where}: mask has dtype {_checks.dtype_name(mask)}, expected bool, or weights of the dtype of the values"
+        )
+    return xp.reshape(xp.astype(mask, dtype), (-1,))
+
+
+def _reduce(xp: Any, reduction: Reduction, losses: Array, total: Array | float, shape: tuple[int, ...]) -> Array:
+    """The flat losses reduced to an array of shape () or ``shape``; ``total`` is what a mean divides by."""
+    if reduction == "none":
+        return xp.reshape(losses, shape)
+    value = xp.sum(losses)
+    # NumPy's reductions return scalars where the standard has arrays.
+    return xp.asarray(value / total if reduction == "mean" else value)
+
+
+def _total(xp: Any, weights: Array | None, count: int) -> Array | float:
+    """The sum of the weights, or 1 if it is 0: the mean of nothing is then 0, and so is its gradient."""
+    if weights is None:
+        return max(count, 1)
+    total = xp.sum(weights)
+    return xp.where(total == 0, xp.ones_like(total), total)
+
+
+def _spread(
+    where: str, xp: Any, reduction: Reduction, value: Array, dvalue: Array | float, total: Array | float, like: Array
+) -> Array:
+    """The cotangent of each of the flat losses (shaped like ``like``) from that of the reduced value."""
+    if reduction != "none" and isinstance(dvalue, (int, float, np.number)):
+        dvalue = float(dvalue)
+    else:
+        check_cotangent(where, "value", dvalue, value)
+    if reduction == "none":
+        return xp.reshape(dvalue, (-1,))
+    return xp.zeros_like(like) + (dvalue / total if reduction == "mean" else dvalue)
+
+
+def _cross_entropy(
+    training: bool,
+    logits: Array,
+    labels: Array,
+    *,
+    mask: Array | None = None,
+    class_weights: Array | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> tuple[Array, Array, Array | float, Any]:
+    """Check and run `cross_entropy`: its value, the flat losses, what a mean divides by, what backward takes."""
+    where = "cross_entropy"
+    xp = _dispatch.namespace(where, logits=logits, labels=labels, mask=mask, class_weights=class_weights)
+    _checks.same_dtype(where, logits=logits, class_weights=class_weights)
+    _checks.integer(where, "labels", labels)
+    _checks.choice(where, "reduction", reduction, _REDUCTIONS)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{where}: label_smoothing is {label_smoothing!r}, expected a number in [0, 1]")
+    if logits.ndim < 1 or logits.shape[-1] < 1:
+        raise ValueError(f"{where}: logits has shape {tuple(logits.shape)}, expected (..., classes)")
+    shape, V = tuple(logits.shape[:-1]), logits.shape[-1]
+    _checks.shape(where, "labels", labels, shape, "logits.shape[:-1]")
+    if mask is not None:
+        _checks.shape(where, "mask", mask, shape, "logits.shape[:-1]")
+    if class_weights is not None:
+        _checks.shape(where, "class_weights", class_weights, (V,), "(classes,)")
+
+    weights = _weights(where, xp, mask, logits.dtype)
+    flat = xp.reshape(labels, (-1,))
+    losses, saved = _dispatch.wing(where, logits=logits).cross_entropy_forward(
+        xp.reshape(logits, (-1, V)),
+        flat,
+        weights,
+        class_weights=class_weights,
+        label_smoothing=float(label_smoothing),
+        training=training,
+    )
+    total: Array | float = 1.0
+    if reduction == "mean":
+        if class_weights is not None:
+            read = flat if weights is None else xp.where(weights == 0, xp.zeros_like(flat), flat)
+            of_labels = xp.take(class_weights, read)
+            weights = of_labels if weights is None else weights * of_labels
+        total = _total(xp, weights, math.prod(shape))
+    return _reduce(xp, reduction, losses, total, shape), losses, total, saved
+
+
+def _cross_entropy_vjp(
+    logits: Array, labels: Array, *, reduction: Reduction = "mean", **options: Any
+) -> tuple[Array, Pullback]:
+    value, losses, total, saved = _cross_entropy(True, logits, labels, reduction=reduction, **options)
+    where = "cross_entropy"
+    xp, wing = _dispatch.namespace(where, logits=logits), _dispatch.wing(where, logits=logits)
+    shape = logits.shape
+
+    def pullback(dvalue: Array | float | None) -> tuple[Array, dict[str, Array]]:
+        if dvalue is None:
+            return xp.zeros_like(logits), {}
+        dlosses = _spread(where, xp, reduction, value, dvalue, total, losses)
+        return xp.reshape(wing.cross_entropy_backward(saved, dlosses), shape), {}
+
+    return value, pullback
+
+
+@differentiable(_cross_entropy_vjp)
+def cross_entropy(
+    logits: Array,
+    labels: Array,
+    *,
+    mask: Array | None = None,
+    class_weights: Array | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Cross-entropy between the softmax of the logits and integer labels, in nats: -log p_y.
+
+    With l_c = -log softmax(x)_c and eps the label smoothing, the loss of one label y with mask weight m is
+    L = m ((1 - eps) w_y l_y + (eps / V) sum_c w_c l_c). The mean divides the sum of the L by the sum of the m w_y.
+
+    Parameters
+    ----------
+    logits : (..., V) array, float32 or float64
+        x, unnormalised log-probabilities; the class axis is the last.
+    labels : (...) integer array
+        y, 0 <= y < V where it is not masked.
+    mask : (...) array, optional
+        bool, True where a label counts; or weights m of the dtype of the logits. What labels and logits hold where it
+        is zero does not matter, and the gradient there is exactly zero.
+    class_weights : (V,) array, optional
+        w, of the dtype of the logits; ones by default.
+    label_smoothing : float
+        eps in [0, 1], the probability spread evenly over all classes.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    value : () array, or (...) with ``reduction="none"``
+        An array of the library and dtype of the logits. The mean over no label is 0. Of `cross_entropy.vjp` the
+        pullback returns ``(dlogits, {})``; where the value has no axes it takes a plain number as well.
+
+    Raises
+    ------
+    TypeError
+        Unsupported or mixed arrays or dtypes.
+    ValueError
+        Shapes that do not fit; an unknown reduction; a label out of range (labels that live on a GPU are not looked
+        into, which would wait for the device: there such a label gives a loss of NaN).
+
+    References
+    ----------
+    C. Szegedy et al., "Rethinking the inception architecture for computer vision", CVPR 2016, section 7, for the label
+    smoothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.losses import cross_entropy
+    >>> logits = np.log([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
+    >>> cross_entropy(logits, np.array([0, 2]), reduction="none").round(4)
+    array([0.6931, 0.2231])
+    >>> value, pullback = cross_entropy.vjp(logits, np.array([0, 2]), mask=np.array([True, False]))
+    >>> dlogits, _ = pullback(1.0)
+    >>> dlogits.round(2)
+    array([[-0.5 ,  0.25,  0.25],
+           [ 0.  ,  0.  ,  0.  ]])
+    """
+    return _cross_entropy(
+        False, logits, labels,
+        mask=mask, class_weights=class_weights, label_smoothing=label_smoothing, reduction=reduction,
+    )[0]  # fmt: skip
+
+
+def _mse(
+    training: bool,
+    y: Array,
+    target: Array,
+    *,
+    mask: Array | None = None,
+    half: bool = False,
+    reduction: Reduction = "mean",
+) -> tuple[Array, Array, Array | None, Array | float, Any]:
+    """Check and run `mse`: its value, the flat errors, their weights, what a mean divides by, what backward takes."""
+    where = "mse"
+    xp = _dispatch.namespace(where, y=y, target=target, mask=mask)
+    _checks.same_dtype(where, y=y, target=target)
+    _checks.choice(where, "reduction", reduction, _REDUCTIONS)
+    shape = tuple(y.shape)
+    _checks.shape(where, "target", target, shape, "the shape of y")
+    if mask is not None:
+        _checks.shape(where, "mask", mask, shape[: mask.ndim], "the leading axes of y")
+
+    weights = _weights(where, xp, mask, y.dtype)
+    if weights is not None:
+        trailing = math.prod(shape[mask.ndim :])  # type: ignore[union-attr]
+        weights = xp.reshape(xp.broadcast_to(xp.expand_dims(weights, axis=1), (weights.shape[0], trailing)), (-1,))
+    errors, saved = _dispatch.wing(where, y=y).mse_forward(
+        xp.reshape(y, (-1,)), xp.reshape(target, (-1,)), training=training
+    )
+    if half:
+        errors = 0.5 * errors
+    if weights is not None:
+        errors = xp.where(weights == 0, xp.zeros_like(errors), errors * weights)
+    total = _total(xp, weights, math.prod(shape)) if reduction == "mean" else 1.0
+    return _reduce(xp, reduction, errors, total, shape), errors, weights, total, saved
+
+
+def _mse_vjp(
+    y: Array, target: Array, *, half: bool = False, reduction: Reduction = "mean", **options: Any
+) -> tuple[Array, Pullback]:
+    value, errors, weights, total, saved = _mse(True, y, target, half=half, reduction=reduction, **options)
+    where = "mse"
+    xp, wing = _dispatch.namespace(where, y=y), _dispatch.wing(where, y=y)
+    shape = y.shape
+
+    def pullback(dvalue: Array | float | None) -> tuple[Array, dict[str, Array]]:
+        if dvalue is None:
+            return xp.zeros_like(y), {}
+        d = _spread(where, xp, reduction, value, dvalue, total, errors)
+        if half:
+            d = 0.5 * d
+        if weights is None:
+            dy = wing.mse_backward(saved, d)
+        else:
+            dy = wing.mse_backward(saved, d * weights)
+            dy = xp.where(weights == 0, xp.zeros_like(dy), dy)
+        return xp.reshape(dy, shape), {}
+
+    return value, pullback
+
+
+@differentiable(_mse_vjp)
+def mse(
+    y: Array,
+    target: Array,
+    *,
+    mask: Array | None = None,
+    half: bool = False,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Mean squared error: the mean of (y - target)^2 over all elements; with ``half`` of (y - target)^2 / 2.
+
+    Parameters
+    ----------
+    y : array, float32 or float64
+        Of any shape.
+    target : array like y
+    mask : array, optional
+        Of the shape of y or of its leading axes, (T, B) for y (T, B, F): bool, True where an element counts; or weights
+        m of the dtype of y. The mean divides by their sum over the elements. What y and target hold where it is zero
+        does not matter, and the gradient there is exactly zero.
+    half : bool
+        The textbook's factor 1/2, whose gradient is y - target.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    value : () array, or like y with ``reduction="none"``
+        An array of the library and dtype of y. The mean over no element is 0. Of `mse.vjp` the pullback returns
+        ``(dy, {})``, and -dy is the gradient of the target; where the value has no axes it takes a plain number too.
+
+    Raises
+    ------
+    TypeError
+        Unsupported or mixed arrays or dtypes.
+    ValueError
+        Shapes that do not fit; an unknown reduction.
+
+    References
+    ----------
+    I. Goodfellow, Y. Bengio, A. Courville, "Deep Learning", MIT Press 2016, section 5.1.4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.losses import mse
+    >>> mse(np.array([1.0, 4.0]), np.array([0.0, 1.0]))
+    array(5.)
+    >>> value, pullback = mse.vjp(np.array([1.0, 4.0]), np.array([0.0, 1.0]), half=True, reduction="sum")
+    >>> pullback(1.0)[0]
+    array([1., 3.])
+    """
+    return _mse(False, y, target, mask=mask, half=half, reduction=reduction)[0]

@@ -1,0 +1,459 @@
+"""Optimizers: they update a dict of parameters in place, and keep their state by parameter name.
+
+``weight_decay`` adds lambda W to every gradient, biases included, as PyTorch's optimizers do; AdamW decays instead of
+adding. ``recurrent_weight_decay`` is apart from both: W_hh <- (1 - lambda_r) W_hh - (the step), for the parameters with
+"weight_hh" in their name, with no learning rate in the factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import _checks, _dispatch
+from .gradients import check_gradients
+
+Array = Any
+
+
+@dataclass(eq=False)
+class Optimizer:
+    """What all optimizers share: checks, state, and the decay of the recurrent weights."""
+
+    lr: float
+    weight_decay: float = field(default=0.0, kw_only=True)
+    recurrent_weight_decay: float = field(default=0.0, kw_only=True)
+
+    _step: int = field(default=0, init=False, repr=False)
+    _state: dict[str, dict[str, Array]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        for name in ("lr", "weight_decay"):
+            _checks.non_negative(where, name, getattr(self, name))
+        _checks.fraction(where, "recurrent_weight_decay", self.recurrent_weight_decay)
+
+    def _kept(self) -> tuple[str, ...]:
+        """The names of what is kept for each parameter, in the order in which `_update` gets them."""
+        raise NotImplementedError
+
+    def _update(
+        self,
+        wing: Any,
+        params: list[Array],
+        grads: list[Array],
+        kept: dict[str, list[Array]],
+        shrink: list[float],
+        lr: float,
+    ) -> None:
+        """Update all parameters and what is kept for them; ``_step`` counts this update."""
+        raise NotImplementedError
+
+    def _decoupled_decay(self, lr: float) -> float:
+        """The factor that a step of ``lr`` puts on every parameter."""
+        return 1.0
+
+    def step(self, params: Mapping[str, Array], grads: Mapping[str, Array], lr: float | None = None) -> None:
+        """Update the arrays of ``params`` in place.
+
+        Parameters
+        ----------
+        params : dict of str to array
+            At least one, all of one dtype; the same names at every step.
+        grads : dict of str to array
+            The gradients, with the names and shapes of the parameters. They are not changed.
+        lr : float, optional
+            The learning rate of this step, instead of the optimizer's own.
+
+        Raises
+        ------
+        KeyError
+            ``grads`` lacks a name or has one that is no parameter.
+        TypeError
+            Unsupported or mixed arrays or dtypes.
+        ValueError
+            A shape that differs, a read-only parameter, parameters other than those of the steps before, a bad ``lr``.
+        """
+        where = f"{type(self).__name__}.step"
+        rate = _checks.non_negative(where, "lr", self.lr if lr is None else lr)
+        xp = check_gradients(where, params, grads)
+        for name, p in params.items():
+            _checks.writable(where, f"params[{name!r}]", p)
+        if self._step:
+            self._check_state(where, params)
+        else:
+            self._state = {kind: {name: xp.zeros_like(p) for name, p in params.items()} for kind in self._kept()}
+
+        self._step += 1
+        decay = self._decoupled_decay(rate)
+        self._update(
+            _dispatch.wing(where, **{f"params[{name!r}]": p for name, p in params.items()}),
+            list(params.values()),
+            [grads[name] for name in params],
+            {kind: [arrays[name] for name in params] for kind, arrays in self._state.items()},
+            [decay * (1 - self.recurrent_weight_decay) if "weight_hh" in name else decay for name in params],
+            rate,
+        )
+
+    def _check_state(self, where: str, params: Mapping[str, Array]) -> None:
+        for kind, arrays in self._state.items():
+            if arrays.keys() != params.keys():
+                raise ValueError(
+                    f"{where}: params has the names {sorted(params)}, "
+                    f"expected those of the steps before, {sorted(arrays)}"
+                )
+            for name, p in params.items():
+                kept = f"the optimizer's {kind}.{name}"
+                _dispatch.namespace(where, **{f"params[{name!r}]": p, kept: arrays[name]})
+                _checks.shape(where, f"params[{name!r}]", p, tuple(arrays[name].shape), f"the shape of {kept}")
+                _checks.same_dtype(where, **{kept: arrays[name], f"params[{name!r}]": p})
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all that the optimizer has learnt, by name.
+
+        Returns
+        -------
+        state : dict of str to array
+            ``"step"``, the number of steps made, a NumPy int64 array of shape (); and for each parameter what is kept
+            for it, under ``"KIND.NAME"``, an array of the parameter's library.
+        """
+        state: dict[str, Array] = {"step": np.array(self._step, np.int64)}
+        for kind, arrays in self._state.items():
+            for name, array in arrays.items():
+                state[f"{kind}.{name}"] = _copy(array)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Continue from what `state_dict` of an optimizer of the same kind and options returned.
+
+        Parameters
+        ----------
+        state : dict of str to array
+            Copied.
+
+        Raises
+        ------
+        KeyError
+            A name is missing, or one is not of this optimizer.
+        ValueError
+            The step is negative.
+        """
+        where = f"{type(self).__name__}.load_state_dict"
+        kinds = self._kept()
+        if "step" not in state:
+            raise KeyError(f"{where}: state lacks 'step', expected what state_dict returned")
+        step = _checks.integer_at_least(where, "step", int(state["step"]), 0)
+        loaded: dict[str, dict[str, Array]] = {kind: {} for kind in kinds}
+        for key in state:
+            kind, _, name = key.partition(".")
+            if kind in loaded and name:
+                loaded[kind][name] = state[key]
+            elif key != "step":
+                raise KeyError(f"{where}: state has {key!r}, expected 'step' and names that begin with one of {kinds}")
+        names = {name for arrays in loaded.values() for name in arrays}
+        lacking = sorted(f"{kind}.{name}" for kind in kinds for name in names - loaded[kind].keys())
+        if lacking:
+            raise KeyError(f"{where}: state lacks {lacking}, expected what state_dict returned")
+        if step and kinds and not names:
+            raise KeyError(f"{where}: state has nothing but the step {step}, expected arrays named {kinds}")
+        self._state = {kind: {name: _copy(a) for name, a in arrays.items()} for kind, arrays in loaded.items()}
+        self._step = step
+
+
+def _copy(array: Array) -> Array:
+    return _dispatch.namespace("optimizer", array=array).asarray(array, copy=True)
+
+
+@dataclass(eq=False)
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum: b <- mu b + (1 - dampening) g, theta <- theta - lr b.
+
+    At the first step b = g; without momentum b is g at every step. Nesterov's form descends along g + mu b.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    momentum : float
+        mu.
+    dampening : float
+        Keeps that share of g out of b.
+    nesterov : bool
+        Needs momentum and no dampening.
+    weight_decay : float
+        lambda: g <- g + lambda theta.
+    recurrent_weight_decay : float
+        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
+
+    Raises
+    ------
+    ValueError
+        A parameter out of its range.
+
+    References
+    ----------
+    I. Sutskever, J. Martens, G. Dahl, G. Hinton, "On the importance of initialization and momentum in deep learning",
+    ICML 2013.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.optimizers import SGD
+    >>> params = {"weight": np.array([[1.0, 2.0]])}
+    >>> SGD(lr=0.5).step(params, {"weight": np.array([[1.0, -1.0]])})
+    >>> params["weight"]
+    array([[0.5, 2.5]])
+    """
+
+    lr: float = 1e-3
+    momentum: float = field(default=0.0, kw_only=True)
+    dampening: float = field(default=0.0, kw_only=True)
+    nesterov: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.non_negative("SGD", "momentum", self.momentum)
+        _checks.non_negative("SGD", "dampening", self.dampening)
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError(
+                f"SGD: nesterov is True with momentum {self.momentum!r} and dampening {self.dampening!r}, "
+                "expected momentum above 0 and dampening 0"
+            )
+
+    def _kept(self) -> tuple[str, ...]:
+        return ("momentum",) if self.momentum else ()
+
+    def _update(
+        self,
+        wing: Any,
+        params: list[Array],
+        grads: list[Array],
+        kept: dict[str, list[Array]],
+        shrink: list[float],
+        lr: float,
+    ) -> None:
+        wing.sgd_update(
+            params,
+            grads,
+            kept.get("momentum"),
+            shrink,
+            lr=lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            dampening=self.dampening,
+            nesterov=self.nesterov,
+            step=self._step,
+        )
+
+
+@dataclass(eq=False)
+class RMSprop(Optimizer):
+    """RMSprop: v <- alpha v + (1 - alpha) g^2, theta <- theta - lr g / (sqrt(v) + eps).
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    alpha : float
+        Decay of the average of squares, in [0, 1).
+    eps : float
+        Keeps the divisor off zero.
+    momentum : float
+        mu: b <- mu b + g / (sqrt(v) + eps), theta <- theta - lr b.
+    centered : bool
+        Divide by the root of the variance v - m^2, with m <- alpha m + (1 - alpha) g, instead of that of v.
+    weight_decay : float
+        lambda: g <- g + lambda theta.
+    recurrent_weight_decay : float
+        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
+
+    Raises
+    ------
+    ValueError
+        A parameter out of its range.
+
+    References
+    ----------
+    T. Tieleman, G. Hinton, "Lecture 6.5 - RMSProp", Coursera: Neural networks for machine learning, 2012. Centred:
+    A. Graves, "Generating sequences with recurrent neural networks", arXiv:1308.0850 (2013), section 4.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.optimizers import RMSprop
+    >>> params = {"weight": np.array([[1.0, 2.0]])}
+    >>> RMSprop(lr=0.1, alpha=0.75).step(params, {"weight": np.array([[4.0, -0.5]])})
+    >>> params["weight"].round(6)
+    array([[0.8, 2.2]])
+    """
+
+    lr: float = 1e-2
+    alpha: float = field(default=0.99, kw_only=True)
+    eps: float = field(default=1e-8, kw_only=True)
+    momentum: float = field(default=0.0, kw_only=True)
+    centered: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.fraction("RMSprop", "alpha", self.alpha)
+        _checks.non_negative("RMSprop", "eps", self.eps)
+        _checks.non_negative("RMSprop", "momentum", self.momentum)
+
+    def _kept(self) -> tuple[str, ...]:
+        return ("square", *(["mean"] if self.centered else []), *(["momentum"] if self.momentum else []))
+
+    def _update(
+        self,
+        wing: Any,
+        params: list[Array],
+        grads: list[Array],
+        kept: dict[str, list[Array]],
+        shrink: list[float],
+        lr: float,
+    ) -> None:
+        wing.rmsprop_update(
+            params,
+            grads,
+            kept["square"],
+            kept.get("mean"),
+            kept.get("momentum"),
+            shrink,
+            lr=lr,
+            weight_decay=self.weight_decay,
+            alpha=self.alpha,
+            eps=self.eps,
+            momentum=self.momentum,
+        )
+
+
+@dataclass(eq=False)
+class Adam(Optimizer):
+    """Adam: m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, theta <- theta - lr m' / (sqrt(v') + eps).
+
+    m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t) at the step t, which counts from 1.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    betas : pair of floats
+        beta1 and beta2, each in [0, 1).
+    eps : float
+        Keeps the divisor off zero.
+    amsgrad : bool
+        The largest v so far stands for v.
+    weight_decay : float
+        lambda: g <- g + lambda theta.
+    recurrent_weight_decay : float
+        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
+
+    Raises
+    ------
+    ValueError
+        A parameter out of its range.
+
+    References
+    ----------
+    D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1. AMSGrad: S. J. Reddi,
+    S. Kale, S. Kumar, "On the convergence of Adam and beyond", ICLR 2018; v' is formed from the largest v, as PyTorch
+    does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.optimizers import Adam
+    >>> params = {"weight": np.array([[1.0, 2.0]])}
+    >>> Adam(lr=0.1).step(params, {"weight": np.array([[4.0, -0.5]])})
+    >>> params["weight"].round(6)
+    array([[0.9, 2.1]])
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = field(default=(0.9, 0.999), kw_only=True)
+    eps: float = field(default=1e-8, kw_only=True)
+    amsgrad: bool = field(default=False, kw_only=True)
+
+    _decoupled: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = type(self).__name__
+        beta1, beta2 = self.betas
+        self.betas = (_checks.fraction(where, "betas[0]", beta1), _checks.fraction(where, "betas[1]", beta2))
+        _checks.non_negative(where, "eps", self.eps)
+
+    def _kept(self) -> tuple[str, ...]:
+        return ("mean", "square", "largest") if self.amsgrad else ("mean", "square")
+
+    def _decoupled_decay(self, lr: float) -> float:
+        return 1.0 - lr * self.weight_decay if self._decoupled else 1.0
+
+    def _update(
+        self,
+        wing: Any,
+        params: list[Array],
+        grads: list[Array],
+        kept: dict[str, list[Array]],
+        shrink: list[float],
+        lr: float,
+    ) -> None:
+        wing.adam_update(
+            params,
+            grads,
+            kept["mean"],
+            kept["square"],
+            kept.get("largest"),
+            shrink,
+            lr=lr,
+            weight_decay=0.0 if self._decoupled else self.weight_decay,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            step=self._step,
+        )
+
+
+@dataclass(eq=False)
+class AdamW(Adam):
+    """Adam with decoupled weight decay: theta <- (1 - lr lambda) theta, then Adam's step, whose g has no decay in it.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    betas : pair of floats
+        beta1 and beta2, each in [0, 1).
+    eps : float
+        Keeps the divisor off zero.
+    amsgrad : bool
+        The largest v so far stands for v.
+    weight_decay : float
+        lambda.
+    recurrent_weight_decay : float
+        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step, on top of the other decay.
+
+    Raises
+    ------
+    ValueError
+        A parameter out of its range.
+
+    References
+    ----------
+    I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.optimizers import AdamW
+    >>> params = {"weight": np.array([[1.0, 2.0]])}
+    >>> AdamW(lr=0.1, weight_decay=0.5).step(params, {"weight": np.array([[4.0, -0.5]])})
+    >>> params["weight"].round(6)
+    array([[0.85, 2.  ]])
+    """
+
+    weight_decay: float = field(default=1e-2, kw_only=True)
+
+    _decoupled: ClassVar[bool] = True
