@@ -241,8 +241,8 @@ class Recurrent(Layer):
         exists = None
         if skip:
             if lengths is not None:
-                steps = xp.arange(x.shape[0], dtype=lengths.dtype, device=_dispatch.device(x))
-                exists = (steps[:, None] < lengths[None, :])[:, :, None]
+                steps = xp.arange(x.shape[0], dtype=xp.int64, device=_dispatch.device(x))
+                exists = (steps[:, None] < xp.astype(lengths, xp.int64)[None, :])[:, :, None]
             y = y + _where_exists(xp, exists, x)
 
         def pull(
