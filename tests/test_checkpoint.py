@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from gpurnn import _files
+from gpurnn._files import write_atomically
 from gpurnn.training import checkpoint
 from gpurnn.training.checkpoint import (
     CheckpointError,
@@ -17,7 +19,6 @@ from gpurnn.training.checkpoint import (
     latest_checkpoint,
     read_checkpoint,
     save_checkpoint,
-    write_atomically,
     write_checkpoint,
 )
 
@@ -172,7 +173,7 @@ def test_a_failure_at_any_point_of_writing_leaves_the_old_file(tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if call == "write":
-        monkeypatch.setattr(checkpoint, "open", fail, raising=False)
+        monkeypatch.setattr(_files, "open", fail, raising=False)
     else:
         monkeypatch.setattr(os, call, fail)
     with pytest.raises(OSError, match="No space left"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurnn import _checks
+from .. import _checks
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -92,7 +92,7 @@ class Vocabulary(ABC):
         return symbol in self._number
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.symbols == other.symbols  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.symbols == other.symbols
 
     __hash__ = None  # type: ignore[assignment]
 

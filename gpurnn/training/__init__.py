@@ -1,1 +1,7 @@
-"""."""
+"""Training: the loop, the data it reads, and checkpoints."""
+
+from .checkpoint import CheckpointError
+from .data import Batch, PaddedBatches, TokenStream
+from .trainer import Trainer, evaluate
+
+__all__ = ["Batch", "CheckpointError", "PaddedBatches", "TokenStream", "Trainer", "evaluate"]

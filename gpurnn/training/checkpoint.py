@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gpurnn import _dispatch
+from .. import _dispatch, _files
 
 FORMAT = "gpurnn checkpoint"
 VERSION = "1"
@@ -30,27 +30,6 @@ _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, is damaged, was not written by gpurnn or belongs to another training run."""
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a crash at any moment leaves the old file or the new one, never a part.
-
-    The bytes go to a temporary file in the same directory, which is flushed to the disk and renamed over ``path``; then
-    the directory is flushed, so that the new name outlives a power cut.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a directory, and needs no such flush
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def _is_array(value: Any) -> bool:
@@ -113,7 +92,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     text = json.dumps(_pack(state, "", tensors))
     metadata = {"format": FORMAT, "version": VERSION, "state": text, "sha256": _checksum(tensors, text)}
-    write_atomically(path, safetensors.numpy.save(tensors, metadata))
+    _files.write_atomically(path, safetensors.numpy.save(tensors, metadata))
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

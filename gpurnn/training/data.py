@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from array_api_compat import device
 
-from gpurnn import _checks, _dispatch, _random
+from .. import _checks, _dispatch, _random
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def _fingerprint(arrays: Sequence[Any]) -> int:
 
 
 class TokenStream:
-    r"""One long sequence of tokens for truncated backpropagation through time, each token predicted from those before it.
+    r"""One long sequence of tokens for truncated backpropagation through time, each predicted from those before it.
 
     The stream is cut into B contiguous lanes, and those into windows of k steps:
-    x_t = w_t, target_t = w_{t+1}, t = ik .. (i+1)k - 1 in window i of each lane. The state at the end of a window is the
-    initial state of the next, and gradients stop between them; an epoch begins with the state zero. What is left at the
-    end and fills no window is not used.
+    x_t = w_t, target_t = w_{t+1}, t = ik .. (i+1)k - 1 in window i of each lane. The state at the end of a window is
+    the initial state of the next, and gradients stop between them; an epoch begins with the state zero. What is left at
+    the end and fills no window is not used.
 
     Parameters
     ----------

@@ -1,0 +1,468 @@
+"""The ``gpurnn`` command. What is heavy is imported where it is used, so that ``gpurnn --help`` is quick."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .models import LanguageModel, Vocabulary
+    from .optimizers import Optimizer
+    from .training import TokenStream, Trainer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+RUN, MODEL, METRICS, CURVE, SAMPLE = "run.json", "model.safetensors", "metrics.jsonl", "loss.png", "sample.txt"
+RUN_FORMAT = "gpurnn training run"
+
+
+class Refusal(click.ClickException):
+    """One line on stderr and exit code 2: what was asked for cannot be done."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"gpurnn: {self.format_message()}", file=file, err=file is None)
+
+
+class Failure(Refusal):
+    """One line on stderr and exit code 1: what was begun went wrong."""
+
+    exit_code = 1
+
+
+class Interrupted(Refusal):
+    """One line on stderr and exit code 130, as a shell has it after Ctrl-C."""
+
+    exit_code = 130
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        sys.exit(cli(prog_name="gpurnn", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("gpurnn: interrupted", err=True)
+        sys.exit(Interrupted.exit_code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, package_name="gpurnn", message="gpurnn %(version)s")
+def cli() -> None:
+    """Recurrent networks for array programmers: train a language model, let it write, measure it.
+
+    \b
+    gpurnn demo                              train on the Python language reference, under two minutes
+    gpurnn train BOOK.txt --out my-model     train on texts of your own
+    gpurnn generate my-model                 let it write
+    gpurnn evaluate my-model OTHER.txt       bits per character, or perplexity
+    """
+
+
+def _integer(flag: str, default: int | None, text: str, least: int = 1) -> Callable[[F], F]:
+    return click.option(flag, type=click.IntRange(min=least), default=default, metavar="N", help=text)
+
+
+def _number(flag: str, default: float | None, text: str, **bounds: Any) -> Callable[[F], F]:
+    return click.option(flag, type=click.FloatRange(min=0, **bounds), default=default, metavar="X", help=text)
+
+
+def _choice(flag: str, choices: list[str], text: str) -> Callable[[F], F]:
+    return click.option(flag, type=click.Choice(choices), default=choices[0], help=text)
+
+
+_TRAIN_OPTIONS: list[Callable[[Any], Any]] = [
+    _choice("--level", ["char", "word"], "What the model predicts."),
+    _integer("--max-vocabulary", None, "Most symbols to know; the rest are unknown.", least=2),
+    _integer("--min-count", 1, "Know only symbols that occur this often."),
+    _choice("--cell", ["lstm", "gru", "rnn"], "Recurrent cell."),
+    _integer("--embedding", 64, "Width of the embedding."),
+    _integer("--hidden", 256, "Width of the recurrent layers."),
+    _integer("--layers", 1, "Number of recurrent layers."),
+    click.option("--tied", is_flag=True, help="Use the embedding as output weight too; their widths must agree."),
+    _number("--dropout", 0.0, "Dropout rate before, between and after the layers.", max=1, max_open=True),
+    _choice("--dtype", ["float32", "float64"], "Floating-point type."),
+    _integer("--epochs", 5, "Passes over the text."),
+    _integer("--steps", None, "Updates to make, instead of --epochs."),
+    _integer("--batch", 32, "Places in the text that are read side by side."),
+    _integer("--window", 100, "Steps that gradients flow back through."),
+    _choice("--optimizer", ["adam", "adamw", "rmsprop", "sgd"], "Optimizer."),
+    _number("--lr", 0.003, "Learning rate; with cosine, the highest.", min_open=True),
+    _choice("--schedule", ["cosine", "constant"], "Learning rate over the steps."),
+    _integer("--warmup", 0, "With cosine, steps in which the rate rises.", least=0),
+    _number("--clip", 1.0, "Largest global norm of the gradient.", min_open=True),
+    _number("--clip-value", None, "Largest entry of the gradient.", min_open=True),
+    _number("--l2", 0.0, "Weight of the L2 penalty."),
+    click.option("--validation", type=click.Path(), metavar="FILE", help="Text to validate on."),
+    _number("--validation-fraction", 0.05, "Without --validation, the share kept for it.", max=1, max_open=True),
+    _integer("--validate-every", None, "Steps between validations.  [default: an epoch]"),
+    _integer("--patience", None, "Stop after this many validations without improvement."),
+    _integer("--checkpoint-every", 200, "Steps between checkpoints."),
+    _integer("--log-every", 10, "Steps that a line of the metrics covers."),
+    _integer("--seed", 0, "Seeds parameters and dropout.", least=0),
+]
+
+
+def _train_options(command: F) -> F:
+    for option in reversed(_TRAIN_OPTIONS):
+        command = option(command)
+    return command
+
+
+@cli.command(context_settings={"show_default": True})
+@click.argument("files", nargs=-1, type=click.Path(), metavar="FILE...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where everything goes.")
+@click.option("--resume", is_flag=True, help="Go on with the run in DIR; its files and options need not be repeated.")
+@_train_options
+@click.pass_context
+def train(context: click.Context, /, files: tuple[str, ...], out: Path, resume: bool, **options: Any) -> None:
+    """Train a language model on text FILEs (UTF-8, read as one text).
+
+    DIR receives the model (model.safetensors), the loss as metrics.jsonl and loss.png, a sample.txt, and checkpoints:
+    after a crash, or Ctrl-C, the same command with --resume goes on exactly where it stopped.
+    """
+    if resume:
+        given = {
+            name: options[name]
+            for name in options
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        }
+        _train(out, *_held_run(out, files, given), resume=True)
+    else:
+        if not files:
+            raise Refusal("no FILE given to train on")
+        _train(out, [str(Path(file).resolve()) for file in files], options, resume=False)
+
+
+_DEMO = {
+    "embedding": 64,
+    "hidden": 192,
+    "batch": 32,
+    "window": 64,
+    "steps": 1000,
+    "lr": 0.005,
+    "warmup": 20,
+}
+
+
+@cli.command()
+@click.option(
+    "--out", default="gpurnn-demo", type=click.Path(path_type=Path), metavar="DIR", show_default=True,
+    help="Where everything goes; what an earlier demo left there is replaced.",
+)  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with a demo that was interrupted.")
+@click.pass_context
+def demo(context: click.Context, /, out: Path, resume: bool) -> None:
+    """Train on the Python language reference, in under two minutes on two cores, and let the model write.
+
+    The text is that of the help() topics, which comes with Python. DIR receives it as python-reference.txt; the rest is
+    what `gpurnn train` does with it.
+    """
+    source = out / "python-reference.txt"
+    if resume:
+        _train(out, *_held_run(out, (), {}), resume=True)
+        return
+    if (out / RUN).exists() and not source.exists():
+        raise Refusal(f"{out} already holds a run that is no demo; choose another directory with --out")
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise Refusal("this Python came without its language reference, pydoc_data.topics; try gpurnn train") from error
+    _make_directory(out)
+    for stale in [out / name for name in (RUN, MODEL, METRICS, CURVE, SAMPLE)] + list((out / "checkpoints").glob("*")):
+        stale.unlink(missing_ok=True)
+    source.write_text("\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n", encoding="utf-8")
+    defaults = {option.name: option.get_default(context) for option in train.params if option.name not in _NO_OPTIONS}
+    _train(out, [str(source.resolve())], {**defaults, **_DEMO}, resume=False)
+    click.echo("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip())
+
+
+_NO_OPTIONS = ("files", "out", "resume")
+
+
+@cli.command(context_settings={"show_default": True})
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@_integer("--length", 1000, "Characters or words to write.", least=0)
+@click.option("--prompt", default="", help="What the text goes on from.")
+@_number("--temperature", 0.7, "Below 1 likelier, above 1 wilder; 0 takes the likeliest.")
+@_integer("--top-k", None, "Draw from the N likeliest symbols only.")
+@_integer("--seed", 0, "The same seed writes the same text.", least=0)
+def generate(directory: Path, length: int, prompt: str, temperature: float, top_k: int | None, seed: int) -> None:
+    """Write a text with the model in DIR."""
+    model = _load_model(directory)
+    click.echo(prompt + model.sample(length, prompt, temperature=temperature, top_k=top_k, rng=seed))
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("file", type=click.Path(), metavar="FILE")
+def evaluate(directory: Path, file: str) -> None:
+    """State how well the model in DIR predicts the text FILE.
+
+    In bits per character for a model of characters, as perplexity for one of words; every symbol is predicted from all
+    those before it.
+    """
+    from .training.trainer import METRICS as UNITS
+
+    model = _load_model(directory)
+    vocabulary = model.vocabulary
+    tokens = vocabulary.encode(_read(file))
+    words, convert = UNITS[vocabulary.metric]
+    value = convert(-model.log_likelihood(tokens) / len(tokens))
+    unknown = int((tokens == 0).sum())
+    note = f", {unknown:,} of them not in the vocabulary" if unknown else ""
+    click.echo(f"{value:.4f} {words} ({len(tokens):,} {vocabulary.kind}s{note})")
+
+
+@cli.command()
+def info() -> None:
+    """Show versions, and which backends can run here and why the others cannot."""
+    import importlib.metadata
+    import os
+    import platform
+
+    import numpy as np
+
+    click.echo(f"gpurnn {__version__}")
+    click.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    click.echo(f"numpy {np.__version__} ({blas['name']} {blas['version']})")
+    for package in ("array-api-compat", "safetensors", "tqdm", "click"):
+        click.echo(f"{package} {importlib.metadata.version(package)}")
+    try:
+        click.echo(f"matplotlib {importlib.metadata.version('matplotlib')}")
+    except importlib.metadata.PackageNotFoundError:
+        click.echo("matplotlib is not installed: no loss curves; pip install 'gpurnn[plot]'")
+    click.echo("\nBackends")
+    click.echo("  numpy  runs here")
+    reasons = list(_why_no_cuda())
+    click.echo("  cuda   " + ("cannot run here: " + "; ".join(reasons) if reasons else "runs here"))
+
+
+def _why_no_cuda() -> Iterator[str]:
+    """What keeps CuPy arrays from being computed with; nothing if nothing does."""
+    import importlib
+
+    from ._dispatch import WINGS
+
+    if not hasattr(importlib.import_module(WINGS["cupy"]), "recurrence_forward"):
+        yield "this version of gpurnn has no CUDA kernels"
+    try:
+        import cupy
+    except ImportError as error:
+        reason = str(error).strip().partition("\n")[0]
+        yield f"CuPy cannot be imported ({reason}); pip install 'gpurnn[cuda12]'"
+        return
+    try:
+        devices = cupy.cuda.runtime.getDeviceCount()
+    except RuntimeError as error:
+        yield f"CuPy {cupy.__version__} finds no CUDA device ({error})"
+        return
+    if devices == 0:
+        yield f"CuPy {cupy.__version__} finds no CUDA device"
+
+
+def _read(file: str) -> str:
+    """The text in a file; refuse one that is missing, empty, binary or not UTF-8."""
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise Refusal(f"{file}: {(error.strerror or str(error)).lower()}") from error
+    if not data:
+        raise Refusal(f"{file}: the file is empty")
+    if b"\0" in data:
+        raise Refusal(f"{file}: a binary file, expected text in UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refusal(
+            f"{file}: not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}; "
+            "convert it, for example with iconv -f LATIN1 -t UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"{directory}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _load_model(directory: Path) -> LanguageModel:
+    from .models import LanguageModel
+
+    path = directory / MODEL
+    if not path.exists():
+        raise Refusal(f"{directory}: no model in there ({MODEL}); gpurnn train makes one")
+    with _refusing(ValueError, OSError):
+        return LanguageModel.from_file(path)
+
+
+@contextmanager
+def _refusing(*errors: type[Exception]) -> Iterator[None]:
+    """Turn errors that say what is wrong with the user's files and options into refusals."""
+    try:
+        yield
+    except errors as error:
+        raise Refusal(str(error)) from error
+
+
+def _held_run(out: Path, files: Iterable[str], given: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """The files and options of the run in ``out``; refuse ``files`` and ``given`` options that differ from them."""
+    if not (out / RUN).exists():
+        raise Refusal(f"{out}: no run to resume in there")
+    try:
+        run = json.loads((out / RUN).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Refusal(f"{out / RUN}: damaged: {error}") from error
+    if not isinstance(run, dict) or (run.get("format"), run.get("version")) != (RUN_FORMAT, 1):
+        raise Refusal(f"{out / RUN}: not a training run that this version of gpurnn can resume")
+    held_files, held = run["files"], run["options"]
+    resolved = [str(Path(file).resolve()) for file in files]
+    if resolved and resolved != held_files:
+        raise Refusal(f"{out}: its run was started with the files {' '.join(held_files)}; they cannot be changed")
+    for name, value in given.items():
+        if held.get(name) != value:
+            flag = "--" + name.replace("_", "-")
+            raise Refusal(f"{out}: its run was started with {flag} {held.get(name)}; it cannot be changed to {value}")
+    return held_files, held
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def _train(out: Path, files: list[str], options: dict[str, Any], *, resume: bool) -> None:
+    """Train on ``files`` and write everything to ``out``."""
+    import numpy as np
+
+    from ._files import write_atomically
+    from .models import CharVocabulary, LanguageModel, WordVocabulary
+    from .training import CheckpointError, Trainer
+    from .training.checkpoint import checkpoints
+
+    if not resume and (out / RUN).exists():
+        raise Refusal(f"{out}: already holds a run; add --resume to go on with it, or choose another directory")
+    text = "".join(_read(file) for file in files)
+    validation = None if options["validation"] is None else _read(options["validation"])
+    digest = _digest([text, validation or ""])
+    if resume and json.loads((out / RUN).read_text(encoding="utf-8")).get("sha256") != digest:
+        raise Refusal(f"{out}: the text has changed since its run was started, so it cannot be resumed")
+
+    kind = CharVocabulary if options["level"] == "char" else WordVocabulary
+    if validation is None:
+        cut = round(len(text) * (1 - options["validation_fraction"]))
+        text, validation = text[:cut], text[cut:]
+    vocabulary = kind.from_text(text, max_size=options["max_vocabulary"], min_count=options["min_count"])
+    data = _stream(vocabulary, text, options, "to train on", options["batch"])
+    held_out = _stream(vocabulary, validation, options, "to validate on", 1) if validation else None
+    parameter_rng, training_rng = np.random.default_rng(options["seed"]).spawn(2)
+    with _refusing(ValueError):
+        model = LanguageModel(
+            vocabulary, options["embedding"], options["hidden"], options["layers"], cell=options["cell"],
+            tied=options["tied"], dropout=options["dropout"], dtype=options["dtype"], rng=parameter_rng,
+        )  # fmt: skip
+    steps = options["steps"] or options["epochs"] * len(data)
+    trainer = Trainer(
+        model, data, _optimizer(options), steps=steps, schedule=_schedule(options, steps),
+        clip_norm=options["clip"], clip_value=options["clip_value"], l2=options["l2"],
+        validation=held_out, validation_interval=options["validate_every"] if held_out else None,
+        patience=options["patience"] if held_out else None, directory=out,
+        checkpoint_interval=options["checkpoint_every"], log_interval=options["log_every"],
+        metric=vocabulary.metric, rng=training_rng, on_checkpoint=lambda: model.save(out / MODEL),
+    )  # fmt: skip
+    _make_directory(out)
+    if resume:
+        with warnings.catch_warnings(), _refusing(CheckpointError):
+            warnings.showwarning = lambda message, *_: click.echo(f"gpurnn: warning: {message}", err=True)
+            if checkpoints(out / "checkpoints"):  # a kill may have come before the first
+                click.echo(f"resuming at step {trainer.resume():,} of {trainer.total:,}")
+    else:
+        run = {"format": RUN_FORMAT, "version": 1, "files": files, "sha256": digest, "options": options}
+        write_atomically(out / RUN, json.dumps(run, indent=1).encode())
+        click.echo(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")
+        click.echo(f"{model!r}")
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        again = f"gpurnn {click.get_current_context().info_name} --out {shlex.quote(str(out))} --resume"
+        raise Interrupted(f"interrupted; step {trainer.saved_step} is kept. Go on with: {again}") from None
+    except (FloatingPointError, OSError) as error:
+        raise Failure(str(error)) from error
+    model.save(out / MODEL)  # early stopping goes back to parameters that are older than the last checkpoint
+    _report(out, model, trainer, options["seed"])
+
+
+def _stream(vocabulary: Vocabulary, text: str, options: dict[str, Any], purpose: str, least_lanes: int) -> TokenStream:
+    """``text`` as a stream of at most ``--batch`` lanes; refuse one that is too short for ``least_lanes``."""
+    from .training import TokenStream
+
+    tokens = vocabulary.encode(text)
+    batch, window = options["batch"], options["window"]
+    lanes = min(batch, len(tokens) // (window + 1))
+    if lanes < least_lanes:
+        product = f"--batch {batch} times (--window {window} + 1)" if least_lanes > 1 else f"--window {window} + 1"
+        raise Refusal(
+            f"the text {purpose} has {len(tokens):,} {vocabulary.kind}s, expected at least "
+            f"{least_lanes * (window + 1):,}: {product}"
+        )
+    return TokenStream(tokens, lanes, window)
+
+
+def _optimizer(options: dict[str, Any]) -> Optimizer:
+    from . import optimizers
+
+    kinds: dict[str, Callable[..., Optimizer]] = {
+        "adam": optimizers.Adam,
+        "adamw": optimizers.AdamW,
+        "rmsprop": optimizers.RMSprop,
+        "sgd": optimizers.SGD,
+    }
+    return kinds[options["optimizer"]](lr=options["lr"])
+
+
+def _schedule(options: dict[str, Any], steps: int) -> Callable[[int], float] | None:
+    from . import schedules
+
+    if options["schedule"] == "constant":
+        return None
+    return schedules.CosineWithWarmup(options["lr"], steps, min(options["warmup"], steps - 1))
+
+
+def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> None:
+    """Draw the loss curve, write a sample, and say where everything is."""
+    unit = model.vocabulary.metric
+    told = []
+    for name, where in ((unit, "training"), (f"validation_{unit}", "validation")):
+        found = [record[name] for record in trainer.history if name in record]
+        told += [f"{found[-1]:.3f} {unit.replace('_', ' ')} in {where}"] if found else []
+    ended = f"stopped early at step {trainer.step:,}" if trainer.stopped_early else f"{trainer.step:,} steps"
+    click.echo(f"{ended}: {', '.join(told)}")
+    (out / SAMPLE).write_text(model.sample(2000, temperature=0.7, rng=seed) + "\n", encoding="utf-8")
+    try:
+        from .plots import loss_curve
+
+        loss_curve(trainer.history, out / CURVE)
+        curve = f"loss curve  {out / CURVE}"
+    except ImportError:
+        curve = "loss curve  none: matplotlib is not installed; pip install 'gpurnn[plot]'"
+    click.echo(f"model       {out / MODEL}")
+    click.echo(curve)
+    click.echo(f"metrics     {out / METRICS}")
+    click.echo(f"sample      {out / SAMPLE}")
+    click.echo(f"write more  gpurnn generate {shlex.quote(str(out))}")

@@ -1,0 +1,483 @@
+"""The training loop: gradients, clipping, updates, validation, early stopping, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import _checks, _dispatch, _random, gradients
+from .checkpoint import CheckpointError, checkpoints, latest_checkpoint, save_checkpoint
+from .data import Data
+
+METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
+    "bits_per_character": ("bits per character", lambda loss: loss / math.log(2.0)),
+    "perplexity": ("perplexity", lambda loss: math.exp(min(loss, 700.0))),  # e^710 is past the largest float64
+}
+"""What a mean cross-entropy in nats can also be stated as: the words for it, and how it follows from the loss."""
+
+
+class Model(Protocol):
+    """What a `Trainer` needs of a model. `LanguageModel` is one; ten lines around any layers are another."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters by name. The optimizer changes these arrays in place."""
+
+    def loss(self, inputs: Any, targets: Any, state: Any = None, lengths: Any = None) -> tuple[Any, Any]:
+        """The mean loss over the targets that count, and the final recurrent state."""
+
+    def loss_and_gradients(
+        self,
+        inputs: Any,
+        targets: Any,
+        state: Any = None,
+        lengths: Any = None,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """What `loss` returns, in training mode if ``rng`` is given, and the loss's gradients by parameter name."""
+
+
+def evaluate(model: Model, data: Data) -> float:
+    """The mean loss per target of one epoch of ``data``, in evaluation mode."""
+    total, count, state = 0.0, 0, None
+    for index in range(len(data)):
+        batch = data.batch(0, index)
+        loss, state = model.loss(batch.inputs, batch.targets, state, batch.lengths)
+        if not data.carries_state:
+            state = None
+        total += float(loss) * batch.count
+        count += batch.count
+    return total / count
+
+
+class Trainer:
+    r"""Minimises the loss of a model over data by gradient descent, in steps that survive a crash.
+
+    A step takes one batch, the gradient g of its mean loss L plus the L2 penalty, clips it and hands it to the
+    optimizer: g = dL/d\theta + \lambda \theta, then g <- clip(g), then \theta <- optimizer(\theta, g, \eta_t). Over a
+    `TokenStream` this is truncated backpropagation through time, the state handed on from window to window; over
+    `PaddedBatches` it is full backpropagation through time. Memory is that of one batch, however long the stream.
+
+    Parameters
+    ----------
+    model : Model
+        Anything with ``params``, ``loss`` and ``loss_and_gradients``. Its parameters change in place.
+    data : Data
+        `TokenStream`, `PaddedBatches` or anything with their methods.
+    optimizer : Optimizer
+        From `gpurnn.optimizers`.
+    steps, epochs : int
+        When training ends, counted from its very beginning; exactly one of the two.
+    schedule : callable, optional
+        ``schedule(step)`` is the learning rate of a step, from 0; see `gpurnn.schedules`. None: the optimizer's own.
+    clip_norm : float, optional
+        Scale the gradient so that its global norm is at most this.
+    clip_value : float, optional
+        Clip each gradient entry to [-clip_value, clip_value]; before ``clip_norm``, if both are given.
+    l2 : float
+        \lambda above, on the weights and not the biases, as `gpurnn.gradients.add_l2` has it.
+    validation : Data, optional
+        Evaluated every ``validation_interval`` steps (None: once an epoch) and at the end.
+    patience : int, optional
+        Early stopping: end after this many evaluations in a row that did not lower the validation loss, and in any case
+        leave the model with the parameters that had the lowest.
+    directory : path, optional
+        Where ``metrics.jsonl`` and ``checkpoints/`` go. None: nothing is written.
+    checkpoint_interval : int
+        Steps between checkpoints. One is also written at the beginning, at the end and at Ctrl-C; the last two are
+        kept.
+    log_interval : int
+        Steps that a line of the metrics covers; its loss is their mean.
+    metric : {"bits_per_character", "perplexity"}, optional
+        What to state the loss as, besides in nats.
+    rng : int or numpy.random.Generator
+        For dropout.
+    progress : bool
+        Whether to show a progress bar on stderr.
+    on_checkpoint : callable, optional
+        Called without arguments after each checkpoint.
+
+    Attributes
+    ----------
+    step : int
+        How many steps have been taken.
+    history : list of dict
+        The metrics, as in ``metrics.jsonl``: lines with ``loss`` and lines with ``validation_loss``.
+    saved_step : int or None
+        The step of the last checkpoint.
+    stopped_early : bool
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is out of its range.
+
+    Examples
+    --------
+    A model is anything that has a loss and its gradients; here one that adds up its inputs.
+
+    >>> import numpy as np
+    >>> from gpurnn.optimizers import SGD
+    >>> from gpurnn.training import PaddedBatches
+    >>> class Sum:
+    ...     def __init__(self):
+    ...         self.params = {"weight": np.zeros(1)}
+    ...     def loss(self, inputs, targets, state=None, lengths=None):
+    ...         return self.loss_and_gradients(inputs, targets)[:2]
+    ...     def loss_and_gradients(self, inputs, targets, state=None, lengths=None, *, rng=None):
+    ...         total = inputs.sum(axis=0)
+    ...         error = self.params["weight"] * total - targets
+    ...         return (error**2).mean(), None, {"weight": np.array([2 * (error * total).mean()])}
+    >>> sequences = [np.array([1.0, 2.0]), np.array([1.0, -3.0])]
+    >>> data = PaddedBatches(sequences, 2, [s.sum() * np.ones(()) for s in sequences], per_sequence=True)
+    >>> model = Sum()
+    >>> Trainer(model, data, SGD(lr=0.1), steps=20, progress=False).train()
+    >>> model.params["weight"].round(3)
+    array([1.])
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: Data,
+        optimizer: Any,
+        *,
+        steps: int | None = None,
+        epochs: int | None = None,
+        schedule: Callable[[int], float] | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        l2: float = 0.0,
+        validation: Data | None = None,
+        validation_interval: int | None = None,
+        patience: int | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        checkpoint_interval: int = 500,
+        log_interval: int = 10,
+        metric: str | None = None,
+        rng: int | np.random.Generator = 0,
+        progress: bool = True,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> None:
+        where = "Trainer"
+        if (steps is None) == (epochs is None):
+            raise ValueError(f"{where}: steps is {steps!r} and epochs is {epochs!r}, expected exactly one of the two")
+        self.model, self.data, self.optimizer, self.schedule = model, data, optimizer, schedule
+        if steps is not None:
+            self.total = _checks.integer_at_least(where, "steps", steps, 0)
+        else:
+            self.total = _checks.integer_at_least(where, "epochs", epochs, 0) * len(data)
+        for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if value is not None and not 0.0 < value < math.inf:
+                raise ValueError(f"{where}: {name} is {value!r}, expected a positive number")
+        self.clip_norm, self.clip_value, self.l2 = clip_norm, clip_value, _checks.non_negative(where, "l2", l2)
+        if validation is None and (patience is not None or validation_interval is not None):
+            raise ValueError(f"{where}: validation is None, expected data for early stopping or validation_interval")
+        self.validation = validation
+        self.validation_interval = _checks.integer_at_least(
+            where, "validation_interval", len(data) if validation_interval is None else validation_interval, 1
+        )
+        self.patience = None if patience is None else _checks.integer_at_least(where, "patience", patience, 1)
+        self.directory = None if directory is None else Path(directory)
+        self.checkpoint_interval = _checks.integer_at_least(where, "checkpoint_interval", checkpoint_interval, 1)
+        self.log_interval = _checks.integer_at_least(where, "log_interval", log_interval, 1)
+        if metric is not None:
+            _checks.choice(where, "metric", metric, tuple(METRICS))
+        self.metric = metric
+        self.progress = progress
+        self.on_checkpoint = on_checkpoint
+
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self._rng = _random.generator(where, rng)
+        self._state: Any = None
+        self._unlogged = {"loss": 0.0, "count": 0, "steps": 0}
+        self._best: dict[str, Any] | None = None
+        self._checkpoint: Path | None = None
+        self.saved_step: int | None = None
+        self._xp = _dispatch.namespace(where, **model.params)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the validation loss has not fallen for ``patience`` evaluations."""
+        return self.patience is not None and self._best is not None and self._best["failures"] >= self.patience
+
+    def train(self) -> None:
+        """Take the steps that are left.
+
+        Raises
+        ------
+        FloatingPointError
+            The loss or a gradient is NaN or infinite. The message names the step, the parameter and the last good
+            checkpoint, which is still there.
+        KeyboardInterrupt
+            Ctrl-C: the step under way is finished and a checkpoint written first. A second one acts at once.
+        ValueError
+            ``directory`` already holds a training run and `resume` was not called.
+        """
+        if self.directory is not None and self._checkpoint is None:
+            held = checkpoints(self.directory / "checkpoints")
+            if held:
+                raise ValueError(
+                    f"Trainer: directory {self.directory} already holds a training run ({held[-1].name}); "
+                    "call resume() first, or choose another directory"
+                )
+            self._keep_metrics_to(0)
+            self._save()
+        with (
+            _interrupt_deferred() as interrupt,
+            tqdm(
+                total=self.total, initial=self.step, unit="step", dynamic_ncols=True, disable=not self.progress
+            ) as bar,
+            np.errstate(over="ignore", invalid="ignore"),  # what overflows is seen in the loss and the gradient norm
+        ):
+            started = time.perf_counter()
+            while self.step < self.total and not self.stopped_early and not interrupt.is_set():
+                record = self._take_step()
+                if self._unlogged["steps"] >= self.log_interval or self.step == self.total:
+                    now = time.perf_counter()
+                    shown = self._log_training(record, now - started)
+                    started = now
+                    bar.set_postfix_str(shown, refresh=False)
+                if self.validation is not None and (
+                    self.step % self.validation_interval == 0 or self.step == self.total
+                ):
+                    self._validate(self.validation)
+                if self.step % self.checkpoint_interval == 0:
+                    self._save()
+                bar.update()
+        if self.saved_step != self.step:
+            self._save()
+        if interrupt.is_set():
+            raise KeyboardInterrupt
+        if self.patience is not None and self._best is not None:
+            self._assign_parameters(self._best["params"])
+
+    def resume(self) -> int:
+        """Go on where the newest sound checkpoint in ``directory`` left off, bit for bit, and return its step.
+
+        The model, the data, the optimizer and the options must be those of the run; ``steps`` may be raised.
+        A damaged checkpoint is passed over with a warning if there is a sound one before it. Lines of the metrics
+        that are later than the checkpoint are removed; they will be written again.
+
+        Raises
+        ------
+        CheckpointError
+            There is no sound checkpoint, or it belongs to another run; the message says what differs.
+        """
+        if self.directory is None:
+            raise ValueError("Trainer.resume: directory is None, expected the directory of a training run")
+        path, saved = latest_checkpoint(self.directory / "checkpoints")
+        self._require_same_run(path, saved)
+        self._assign_parameters(saved["params"])
+        self.optimizer.load_state_dict(self._on_device(saved["optimizer"]))
+        self._rng.bit_generator.state = saved["rng"]
+        self._state = self._on_device(saved["recurrent_state"])
+        self._unlogged = saved["unlogged"]
+        self._best = self._on_device(saved["best"])
+        self.step = self.saved_step = saved["step"]
+        self._checkpoint = path
+        self._keep_metrics_to(self.step)
+        return self.step
+
+    def _take_step(self) -> dict[str, float]:
+        """One update: what it was made with, for the metrics."""
+        epoch, index = divmod(self.step, len(self.data))
+        batch = self.data.batch(epoch, index)
+        state = self._state if index > 0 else None
+        loss_array, state, grads = self.model.loss_and_gradients(
+            batch.inputs, batch.targets, state, batch.lengths, rng=self._rng
+        )
+        loss = float(loss_array)
+        if self.l2:
+            grads = gradients.add_l2(grads, self.model.params, self.l2)
+        # The norm is taken before any clipping, which would hide an infinity.
+        if self.clip_norm is not None and self.clip_value is None:
+            grads, norm = gradients.clip_by_global_norm(grads, self.clip_norm)
+        else:
+            norm = gradients.global_norm(grads)
+            if self.clip_value is not None:
+                grads = gradients.clip_by_value(grads, self.clip_value)
+                if self.clip_norm is not None:
+                    grads, _ = gradients.clip_by_global_norm(grads, self.clip_norm)
+        norm = float(norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._diverged(f"the loss is {loss:g} and the gradient norm {norm:g}", grads)
+        rate = None if self.schedule is None else self.schedule(self.step)
+        self.optimizer.step(self.model.params, grads, lr=rate)
+        self._state = state if self.data.carries_state else None
+        self.step += 1
+        self._unlogged["loss"] += loss * batch.count
+        self._unlogged["count"] += batch.count
+        self._unlogged["steps"] += 1
+        return {"learning_rate": self.optimizer.lr if rate is None else rate, "gradient_norm": norm}
+
+    def _diverged(self, what: str, grads: dict[str, Any]) -> FloatingPointError:
+        """The error for a loss, gradient or parameter that is NaN or infinite, with the parameters to blame."""
+
+        def not_finite(arrays: dict[str, Any]) -> list[str]:
+            return [name for name, array in arrays.items() if not bool(self._xp.all(self._xp.isfinite(array)))]
+
+        blame = [f"parameter {name} is not finite" for name in not_finite(self.model.params)]
+        blame += [f"the gradient of {name} is not finite" for name in not_finite(grads)]
+        if not blame:
+            largest = max(grads, key=lambda name: float(self._xp.max(self._xp.abs(grads[name]))))
+            blame = [f"the gradient of {largest} has the largest entry"]
+        others = f" (and {len(blame) - 1} more)" if len(blame) > 1 else ""
+        kept = "none was written" if self._checkpoint is None else self._checkpoint
+        return FloatingPointError(
+            f"Trainer: step {self.step}: {what}: {blame[0]}{others}; last good checkpoint: {kept}"
+        )
+
+    def _stated(self, prefix: str, loss: float) -> dict[str, float]:
+        """A loss, and the same in the chosen metric, by their names in the metrics."""
+        stated = {f"{prefix}loss": loss}
+        if self.metric is not None:
+            stated[f"{prefix}{self.metric}"] = METRICS[self.metric][1](loss)
+        return stated
+
+    def _log_training(self, record: dict[str, float], seconds: float) -> str:
+        """Write a line for the steps since the last one, and return what the progress bar shows."""
+        unlogged, self._unlogged = self._unlogged, {"loss": 0.0, "count": 0, "steps": 0}
+        stated = self._stated("", unlogged["loss"] / unlogged["count"])
+        speed = unlogged["count"] / seconds
+        self._log({**stated, **record, "tokens_per_second": round(speed, 1)})
+        shown = [f"loss {stated['loss']:.3f}"]
+        if self.metric is not None:
+            shown.append(f"{METRICS[self.metric][0]} {stated[self.metric]:.3f}")
+        return ", ".join([*shown, f"{speed / 1000:.1f}k tokens/s"])
+
+    def _validate(self, validation: Data) -> None:
+        loss = evaluate(self.model, validation)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the validation loss is {loss:g}", {})
+        self._log(self._stated("validation_", loss))
+        if self.patience is None:
+            return
+        if self._best is None or loss < self._best["loss"]:
+            params = {name: self._xp.asarray(array, copy=True) for name, array in self.model.params.items()}
+            self._best = {"loss": loss, "step": self.step, "failures": 0, "params": params}
+        else:
+            self._best["failures"] += 1
+
+    def _log(self, record: dict[str, Any]) -> None:
+        record = {"step": self.step, "epoch": self.step / len(self.data), **record}
+        self.history.append(record)
+        if self.directory is not None:
+            with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def _keep_metrics_to(self, step: int) -> None:
+        """Cut the metrics file after its last whole line up to ``step``, and read what is left as the history."""
+        assert self.directory is not None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.history, size = [], 0
+        with open(self.directory / "metrics.jsonl", "a+b") as file:
+            file.seek(0)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # a kill cut it short
+                record = json.loads(line)
+                if record["step"] > step:
+                    break
+                self.history.append(record)
+                size += len(line)
+            file.truncate(size)
+
+    def _config(self) -> dict[str, Any]:
+        """What must not change when the run is resumed, as JSON can hold it."""
+        return {
+            "parameters": {n: [list(p.shape), _checks.dtype_name(p)] for n, p in self.model.params.items()},
+            "data": self.data.config(),
+            "validation": None if self.validation is None else self.validation.config(),
+            "validation_interval": self.validation_interval,
+            "patience": self.patience,
+            "optimizer": repr(self.optimizer),
+            "clip_norm": self.clip_norm,
+            "clip_value": self.clip_value,
+            "l2": self.l2,
+            "log_interval": self.log_interval,
+            "rng": type(self._rng.bit_generator).__name__,
+        }
+
+    def _require_same_run(self, path: Path, saved: dict[str, Any]) -> None:
+        here = {**self._config(), "learning_rate": self._scheduled(saved["step"])}
+        for name, value in here.items():
+            held = saved["config"].get(name)
+            if held != value:
+                raise CheckpointError(f"{path}: belongs to a run whose {name} is {held}, but here it is {value}")
+
+    def _scheduled(self, step: int) -> list[float] | None:
+        """The learning rates at the beginning, half way to ``step`` and at it: a fingerprint of the schedule."""
+        return None if self.schedule is None else [float(self.schedule(s)) for s in (0, step // 2, step)]
+
+    def _save(self) -> None:
+        """Write a checkpoint, if there is a directory to write it to."""
+        if self.directory is None:
+            self.saved_step = self.step
+            return
+        for name, array in self.model.params.items():
+            if not bool(self._xp.all(self._xp.isfinite(array))):
+                raise self._diverged(f"the update made {name} overflow", {})
+        # The metrics up to here must be on the disk before the checkpoint that counts on them.
+        with open(self.directory / "metrics.jsonl", "ab") as file:
+            os.fsync(file.fileno())
+        state = {
+            "step": self.step,
+            "params": self.model.params,
+            "optimizer": self.optimizer.state_dict(),
+            "recurrent_state": self._state,
+            "rng": self._rng.bit_generator.state,
+            "unlogged": self._unlogged,
+            "best": self._best,
+            "config": {**self._config(), "learning_rate": self._scheduled(self.step)},
+        }
+        self._checkpoint = save_checkpoint(self.directory / "checkpoints", self.step, state)
+        self.saved_step = self.step
+        if self.on_checkpoint is not None:
+            self.on_checkpoint()
+
+    def _assign_parameters(self, values: dict[str, Any]) -> None:
+        # In place, because the layers and the model share these arrays.
+        for name, array in self.model.params.items():
+            array[...] = self._on_device(values[name])
+
+    def _on_device(self, tree: Any) -> Any:
+        """``tree`` with its NumPy arrays as arrays of the parameters' library."""
+        if isinstance(tree, dict):
+            return {key: self._on_device(value) for key, value in tree.items()}
+        if isinstance(tree, (tuple, list)):
+            return type(tree)(self._on_device(value) for value in tree)
+        return _dispatch.from_numpy(self._xp, tree) if isinstance(tree, np.ndarray) else tree
+
+
+@contextmanager
+def _interrupt_deferred() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that no update is torn apart; the second acts at once."""
+    interrupt = threading.Event()
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield interrupt
+        return
+
+    def remember(*_: Any) -> None:
+        interrupt.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, previous)

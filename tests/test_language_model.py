@@ -1,0 +1,339 @@
+"""The language model against PyTorch's numbers, against its own definition as a probability, and as a file."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from golden import arrays, family
+from tolerance import assert_golden, assert_same, bound, check_gradients, epsilon, recurrence_terms
+
+from gpurnn.models import CharVocabulary, LanguageModel, WordVocabulary
+
+LETTERS = CharVocabulary("?abcd")
+OPTIONS = {
+    "lstm": {},
+    "gru": {"cell": "gru"},
+    "gru of PyTorch": {"cell": "gru", "reset_after": True, "update": "state"},
+    "rnn": {"cell": "rnn", "activation": "relu", "leak": 0.1},
+    "tied": {"tied": True},
+    "two layers": {"num_layers": 2, "residual": True},
+    "tied gru, two layers": {"cell": "gru", "tied": True, "num_layers": 2},
+}
+
+
+def small(hidden=6, dtype="float64", rng=3, **options):
+    return LanguageModel(LETTERS, 6 if options.get("tied") else 4, hidden, dtype=dtype, rng=rng, **options)
+
+
+def tokens(T, B, seed=0, vocabulary=LETTERS):
+    return np.random.default_rng(seed).integers(0, len(vocabulary), (T, B), dtype=np.int32)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("record", family("custom", "lm_tied"), ids=lambda r: r["name"])
+def test_golden_tied_lstm(record, dtype):
+    given = arrays("custom", record["name"], dtype)
+    V, H = given["E"].shape
+    T, B = given["tokens"].shape[0] - 1, given["tokens"].shape[1]
+    model = LanguageModel(CharVocabulary([chr(97 + i) for i in range(V)]), H, H, tied=True, dtype=dtype)
+    model.load_state_dict(
+        {
+            "embedding.weight": given["E"],
+            "recurrent.weight_ih_l0": given["Wx"],
+            "recurrent.weight_hh_l0": given["Wh"],
+            "recurrent.bias_ih_l0": given["b"],
+            "recurrent.bias_hh_l0": np.zeros_like(given["b"]),
+            "output.bias": given["b_out"],
+        }
+    )
+    inputs, targets, lengths = given["tokens"][:-1], given["tokens"][1:], given["lengths"]
+    terms = recurrence_terms(T, B, H, H) + V
+    logits, _ = model(inputs)
+    exists = np.arange(T)[:, None] < lengths
+    assert_golden(np.where(exists[..., None], logits, 0), np.where(exists[..., None], given["logits"], 0), terms)
+    loss, _, grads = model.loss_and_gradients(inputs, targets, None, lengths)
+    assert_golden(np.asarray(loss), np.asarray(record["loss"]).astype(dtype), terms, "loss")
+    for ours, theirs in {
+        "embedding.weight": "g_E",
+        "recurrent.weight_ih_l0": "g_Wx",
+        "recurrent.weight_hh_l0": "g_Wh",
+        "recurrent.bias_ih_l0": "g_b",
+        "recurrent.bias_hh_l0": "g_b",
+        "output.bias": "g_b_out",
+    }.items():
+        assert_golden(grads[ours], given[theirs], terms, ours)
+    assert grads.keys() == model.params.keys()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gradients_against_central_differences(options):
+    model = small(**options)
+    x, T, B = tokens(5, 3), 5, 3
+    rng = np.random.default_rng(1)
+    (logits, state), _ = model.vjp(x)
+    pair = isinstance(state, tuple)
+    start = {f"s{i}": rng.standard_normal((model.recurrent.num_layers, B, 6)) for i in range(1 + pair)}
+    lengths, resets = np.array([5, 0, 3]), rng.random((T, B)) < 0.3
+    weights = [rng.standard_normal(logits.shape), *(rng.standard_normal(s.shape) for s in start.values())]
+
+    def run(inputs, vjp=False):
+        moved = small(**options)
+        moved.load_state_dict({name: inputs[name] for name in moved.params})
+        h = tuple(inputs[name] for name in start)
+        return (moved.vjp if vjp else moved)(x, h if pair else h[0], lengths, resets)
+
+    def outputs(inputs):
+        y, s = run(inputs)
+        return [y, *(s if pair else (s,))]
+
+    inputs = {**model.params, **start}
+    _, pullback = run(inputs, vjp=True)
+    cotangent = tuple(weights[1:]) if pair else weights[1]
+    (dx, dstate), grads = pullback((weights[0], cotangent))
+    assert dx is None
+    found = {**grads, **dict(zip(start, dstate if pair else (dstate,), strict=True))}
+    check_gradients(outputs, inputs, weights, found, seed=2)
+    assert_same(pullback((weights[0], cotangent)), ((dx, dstate), grads))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gradient_of_the_loss_is_that_of_central_differences_under_dropout_too(options):
+    options = {**options, "dropout": 0.4, "variational_dropout": 0.2, "recurrent_dropout": 0.2}
+    model, x = small(**options), tokens(6, 4)
+    lengths = np.array([5, 2, 0, 1])
+    loss, _, grads = model.loss_and_gradients(x[:-1], x[1:], None, lengths, rng=5)
+
+    def outputs(inputs):
+        moved = small(**options)
+        moved.load_state_dict(inputs)
+        return [moved.loss_and_gradients(x[:-1], x[1:], None, lengths, rng=5)[0]]
+
+    check_gradients(outputs, dict(model.params), [np.ones(())], grads, seed=1)
+    assert loss != model.loss(x[:-1], x[1:], None, lengths)[0]
+
+
+def test_dropout_acts_in_three_places_and_only_with_an_rng():
+    x = tokens(4, 3)
+    plain, dropped = small(num_layers=2), small(num_layers=2, dropout=0.5)
+    assert_same(dropped(x), plain(x))
+    assert_same(dropped.vjp(x)[0], plain.vjp(x)[0])
+    (logits, _), pullback = dropped.vjp(x, rng=0)
+    _, grads = pullback((np.ones_like(logits), None))
+    # Where the output of the stack is dropped, the gradient of that step's output weight column is exactly zero.
+    one = small(dropout=0.5, hidden=6)
+    (y, _), pull = one.vjp(x[:1, :1], rng=1)
+    _, g = pull((np.ones_like(y), None))
+    columns = np.all(g["output.weight"] == 0, axis=0)
+    rows = g["embedding.weight"][x[0, 0]] == 0
+    assert 0 < columns.sum() < 6
+    assert 0 < rows.sum() < 4
+    assert grads.keys() == dropped.params.keys()
+
+
+def test_loss_is_the_mean_negative_log_probability_of_the_steps_that_exist():
+    model, x = small(), tokens(5, 3)
+    lengths = np.array([4, 0, 2])
+    logits, state = model(x[:-1], None, lengths)
+    probability = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    nats = [-math.log(probability[t, b, x[t + 1, b]]) for b in range(3) for t in range(lengths[b])]
+    loss, final = model.loss(x[:-1], x[1:], None, lengths)
+    assert float(loss) == pytest.approx(np.mean(nats), rel=100 * epsilon("float64"))
+    assert_same(final, state)
+    assert_same(model.loss_and_gradients(x[:-1], x[1:], None, lengths)[:2], (loss, final))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_probabilities_of_all_texts_of_a_length_add_up_to_one(options):
+    model = small(**options)
+    for length in (1, 2, 3):
+        texts = itertools.product(range(len(LETTERS)), repeat=length)
+        total = math.fsum(math.exp(model.log_likelihood(np.array(text))) for text in texts)
+        assert total == pytest.approx(1, rel=bound("float64", 125 * recurrence_terms(length, 1, 6, 6)))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_log_likelihood_does_not_depend_on_the_window(dtype):
+    model = small(dtype=dtype)
+    text = "".join(np.random.default_rng(0).choice(list("abcdx"), 300))
+    whole = model.log_likelihood(text, window=1000)
+    # An error in the state is forgotten by the gates about as fast as new ones are made.
+    limit = bound(dtype, recurrence_terms(1, 1, 6, 6)) * 300
+    for window in (1, 2, 7, 299, 300):
+        assert model.log_likelihood(text, window=window) == pytest.approx(whole, abs=limit)
+    assert model.log_likelihood(LETTERS.encode(text)) == model.log_likelihood(text)
+    assert model.perplexity(text) == pytest.approx(math.exp(-whole / 300), rel=limit)
+
+
+def test_likelihood_of_a_uniform_model_is_known():
+    model = small()
+    model.output.params["weight"][...] = 0
+    assert model.log_likelihood("abca") == pytest.approx(-4 * math.log(5), rel=10 * epsilon("float64"))
+    assert model.perplexity("abca") == pytest.approx(5, rel=10 * epsilon("float64"))
+    assert model.log_likelihood("") == 0
+    with pytest.raises(ValueError, match="text is empty, expected at least one token"):
+        model.perplexity("")
+
+
+def biased(logits):
+    """A model that gives every token these logits, whatever came before."""
+    model = LanguageModel(LETTERS, 2, 3, dtype="float64")
+    model.output.params["weight"][...] = 0
+    model.output.params["bias"][...] = logits
+    return model
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 3), (1.0, 1), (0.0, None)])
+def test_samples_have_the_frequencies_of_the_softmax(temperature, top_k):
+    logits = np.array([5.0, 1.0, 0.0, 2.0, -1.0])
+    text = biased(logits).sample(4000, temperature=temperature, top_k=top_k, rng=0)
+    kept = np.exp(logits[1:] / temperature) if temperature else (logits[1:] == 2.0).astype(float)
+    if top_k is not None:
+        kept[np.argsort(-logits[1:])[top_k:]] = 0
+    expected = kept / kept.sum()
+    found = np.array([text.count(symbol) for symbol in "abcd"]) / 4000
+    assert np.abs(found - expected).max() < 4 * 0.5 / math.sqrt(4000)  # four standard deviations at the widest
+    assert np.all(found[expected == 0] == 0)
+
+
+def test_sampling_is_the_seeds_and_goes_on_from_the_prompt():
+    model = small()
+    assert model.sample(50, rng=1) == model.sample(50, rng=1) == model.sample(50, rng=np.random.default_rng(1))
+    assert model.sample(50, rng=1) != model.sample(50, rng=2)
+    assert model.sample(0) == ""
+    # The first greedy token is the likeliest after the prompt; a text is the same drawn at once or in two parts.
+    greedy = model.sample(6, "abba", temperature=0)
+    logits, _ = model(np.array([[0], *([n] for n in LETTERS.encode("abba"))]))
+    assert greedy[0] == LETTERS.symbols[1 + int(np.argmax(logits[-1, 0, 1:]))]
+    assert model.sample(3, "abba" + greedy[:3], temperature=0) == greedy[3:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"length": -1}, "length is -1, expected at least 0"),
+        ({"length": 1, "temperature": -0.5}, "temperature is -0.5, expected a number of at least 0"),
+        ({"length": 1, "temperature": math.nan}, "temperature is nan"),
+        ({"length": 1, "top_k": 0}, "top_k is 0, expected at least 1"),
+        ({"length": 1, "rng": "x"}, "rng is 'x', expected an int seed"),
+        ({"length": 1.5}, "length is 1.5, expected a whole number"),
+    ],
+)
+def test_sampling_refuses(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        small().sample(**arguments)
+    with pytest.raises(ValueError, match="holds the unknown symbol only"):
+        LanguageModel(CharVocabulary("?"), 2, 2).sample(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tied": True, "embedding_size": 3}, "embedding_size is 3 and hidden_size 4, expected equal sizes"),
+        ({"bidirectional": True}, "expected False: the backward direction would see"),
+        ({"cell": "transformer"}, "cell is 'transformer', expected one of 'rnn', 'lstm', 'gru'"),
+        ({"leak": 0.5}, "leak is not an option of the cell 'lstm', expected none"),
+        ({"cell": "gru", "leak": 0.5}, "leak is not an option of the cell 'gru', expected reset_after or update"),
+        ({"dropout": 1.0}, "dropout is 1.0, expected a probability"),
+        ({"vocabulary": "abc"}, "vocabulary is a str, expected a CharVocabulary or a WordVocabulary"),
+        ({"dtype": "int32"}, "dtype is int32, expected float32 or float64"),
+        ({"hidden_size": 0}, "hidden_size is 0, expected at least 1"),
+    ],
+)
+def test_constructor_refuses(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        LanguageModel(**{"vocabulary": LETTERS, "embedding_size": 4, "hidden_size": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros(3, np.int32), r"tokens has shape \(3,\), expected 2 axes \(T, B\)"),
+        (np.zeros((3, 1)), "dtype float64, expected an integer dtype"),
+        ([[1]], "is a list, expected a numpy.ndarray"),
+        (np.full((2, 1), 5), "5"),
+        (np.full((2, 1), -1), "-1"),
+    ],
+    ids=["one axis", "floats", "list", "too large", "negative"],
+)
+def test_calls_refuse_bad_tokens(x, message):
+    for call in (small(), small().vjp):
+        with pytest.raises((ValueError, TypeError, IndexError), match=message):
+            call(x)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_file_holds_the_whole_model(tmp_path, options, dtype):
+    model = small(dtype=dtype, **options)
+    model.save(tmp_path / "model.safetensors")
+    back = LanguageModel.from_file(tmp_path / "model.safetensors")
+    assert back.config() == model.config()
+    assert repr(back) == repr(model)
+    assert_same(back.state_dict(), model.state_dict())
+    assert_same(back(tokens(4, 2)), model(tokens(4, 2)))
+    # It is also a plain safetensors file of the parameters.
+    other = small(dtype=dtype, rng=9, **options)
+    other.load(tmp_path / "model.safetensors")
+    assert_same(other.state_dict(), model.state_dict())
+
+
+def test_a_word_model_keeps_its_vocabulary_in_the_file(tmp_path):
+    vocabulary = WordVocabulary.from_text("naïve “words”\nof a text")
+    LanguageModel(vocabulary, 2, 3).save(tmp_path / "m")
+    assert LanguageModel.from_file(tmp_path / "m").vocabulary == vocabulary
+
+
+def test_files_that_are_no_model_are_refused(tmp_path):
+    path = tmp_path / "m"
+    with pytest.raises(FileNotFoundError):
+        LanguageModel.from_file(path)
+    small().save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="m: damaged, or not a safetensors file"):
+        LanguageModel.from_file(path)
+    safetensors.numpy.save_file({"w": np.ones(2)}, path)
+    with pytest.raises(ValueError, match="m: a safetensors file, but not a language model"):
+        LanguageModel.from_file(path)
+
+
+def test_config_is_json_and_makes_the_same_model():
+    model = small(tied=True, dropout=0.25, cell="gru", update="state")
+    config = json.loads(json.dumps(model.config()))
+    assert repr(LanguageModel.from_config(config)) == repr(model)
+    assert repr(model) == (
+        "LanguageModel(5 characters, 6, 6, cell='gru', tied=True, dropout=0.25, update='state', "
+        f"dtype='float64')  # {model.num_parameters} parameters"
+    )
+
+
+def test_tied_weights_are_one_array_and_learn_from_both_sides():
+    model = small(tied=True)
+    assert "output.weight" not in model.params
+    assert model.num_parameters == sum(p.size for p in model.params.values())
+    _, pullback = model.vjp(np.array([[1]]))
+    _, grads = pullback((np.eye(5)[3].reshape(1, 1, 5), None))
+    used = np.abs(grads["embedding.weight"]).sum(axis=1) > 0
+    assert used.tolist() == [False, True, False, True, False]  # row 1 as the input, row 3 as the output
+    before = model(np.array([[2]]))[0][0, 0, 4]
+    model.params["embedding.weight"][4] += 1.0
+    assert model(np.array([[2]]))[0][0, 0, 4] != before
+
+
+def test_moving_copies_the_parameters():
+    model = small()
+    moved = model.to(np)
+    assert_same(moved.state_dict(), model.state_dict())
+    moved.params["output.bias"][...] = 7
+    assert not np.any(model.params["output.bias"] == 7)
+    assert moved.vocabulary is model.vocabulary
+
+
+def test_the_same_seed_makes_the_same_model_in_both_precisions():
+    assert_same(small(rng=1).state_dict(), small(rng=np.random.default_rng(1)).state_dict())
+    wide, narrow = small(rng=1).state_dict(), small(rng=1, dtype="float32").state_dict()
+    for name in wide:
+        np.testing.assert_allclose(narrow[name], wide[name], rtol=epsilon("float32"))
