@@ -59,7 +59,7 @@ def embedding_scatter(indices: NDArray[Any], dy: Array, num_embeddings: int) -> 
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    rows = np.take(dy.reshape(flat.size, -1), order, axis=0)
+    rows = np.take(dy.reshape(flat.size, dy.shape[-1]), order, axis=0)
     # reduceat adds column by column, which for long segments costs several times what a loop over them does.
     if len(rows) < 4 * len(starts):
         dweight[ordered[starts]] = np.add.reduceat(rows, starts, axis=0)

@@ -1,0 +1,118 @@
+"""Dropout masks: Philox4x32-10's published answers, the layout of its words, and the statistics of the mask."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from gpurnn.reference import dropout as wing
+from gpurnn.reference import dropout_mask
+
+# From kat_vectors of Random123 (Salmon et al.), philox4x32 with 10 rounds: counter, key, words.
+KNOWN = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+def words(text):
+    return [int(word, 16) for word in text.split()]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_published_known_answers(counter, key, expected):
+    given = tuple(np.array([word], np.uint64) for word in words(counter))
+    found = wing.philox4x32(given, tuple(words(key)))
+    assert [int(word[0]) for word in found] == words(expected)
+    assert [int(word[0]) for word in given] == words(counter)
+
+
+def test_counters_side_by_side_do_not_disturb_each_other():
+    together = tuple(np.array(column, np.uint64) for column in zip(*(words(c) for c, _, _ in KNOWN), strict=True))
+    for row, (counter, _, _) in enumerate(KNOWN):
+        alone = wing.philox4x32(tuple(np.array([word], np.uint64) for word in words(counter)), (1, 2))
+        assert [int(w[row]) for w in wing.philox4x32(together, (1, 2))] == [int(w[0]) for w in alone]
+
+
+def philox(counter, key):
+    """Philox4x32-10 in Python's integers."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [p1 >> 32 ^ c[1] ^ k[0], p1 & 0xFFFFFFFF, p0 >> 32 ^ c[3] ^ k[1], p0 & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c
+
+
+def element(i, rate, seed, offset):
+    counter = (offset + i // 4) % 2**64
+    word = philox([counter % 2**32, counter >> 32, 0, 0], [seed % 2**32, seed >> 32])[i % 4]
+    return 1 / (1 - rate) if word >= rate * 2**32 else 0.0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 0x0123456789ABCDEF, 2**64 - 1])
+@pytest.mark.parametrize("offset", [0, 7, 2**32 - 2, 2**64 - 2])
+def test_every_element_is_what_the_definition_says(seed, offset):
+    mask = dropout_mask((3, 7), 0.3, seed, offset, "float64")
+    assert mask.reshape(-1).tolist() == [element(i, 0.3, seed, offset) for i in range(21)]
+
+
+def test_an_element_does_not_depend_on_the_size(monkeypatch):
+    whole = dropout_mask((1001,), 0.5, 3, 5, "float32")
+    np.testing.assert_array_equal(dropout_mask((13, 77), 0.5, 3, 5, "float32").reshape(-1), whole)
+    np.testing.assert_array_equal(dropout_mask((501,), 0.5, 3, 5 + 125, "float32"), whole[500:])
+    monkeypatch.setattr(wing, "_BLOCK", 64)
+    np.testing.assert_array_equal(dropout_mask((1001,), 0.5, 3, 5, "float32"), whole)
+
+
+def test_blocks_follow_on_each_other():
+    size = 4 * wing._BLOCK + 4
+    mask = dropout_mask((size,), 0.5, 9, 0, "float64")
+    expected = [element(i, 0.5, 9, 0) for i in range(size - 8, size)]
+    assert mask[-8:].tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0, 3), (4,), (5, 3), (2, 3, 4)])
+def test_shape_and_dtype(shape, dtype):
+    mask = dropout_mask(shape, 0.25, 1, 0, dtype)
+    assert mask.shape == shape
+    assert mask.dtype == dtype
+    assert mask.flags.c_contiguous
+    assert mask.flags.writeable
+    assert set(mask.reshape(-1).tolist()) <= {0.0, float(np.dtype(dtype).type(1 / 0.75))}
+
+
+def test_dtypes_drop_the_same_elements():
+    wide, narrow = (dropout_mask((999,), 0.7, 1, 2, dtype) for dtype in ("float64", "float32"))
+    np.testing.assert_array_equal(wide.astype("float32"), narrow)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_rate(rate):
+    n = 1_000_000
+    kept = dropout_mask((n,), rate, 42, 0, "float64") > 0
+    sigma = math.sqrt(rate * (1 - rate) / n)
+    assert abs(kept.mean() - (1 - rate)) < 4 * sigma
+    # Neighbours, words of one counter and equal words of neighbouring counters are independent.
+    for lag in (1, 2, 3, 4):
+        both = (kept[:-lag] & kept[lag:]).mean()
+        assert abs(both - (1 - rate) ** 2) < 6 * sigma
+
+
+def test_rate_zero_keeps_everything():
+    assert (dropout_mask((1000,), 0.0, 1, 0, "float32") == 1).all()
+
+
+def test_the_threshold_is_that_of_the_words():
+    word = philox([0, 0, 0, 0], [0, 0])[0]
+    assert dropout_mask((1,), word / 2**32, 0, 0, "float64")[0] > 0
+    assert dropout_mask((1,), (word + 1) / 2**32, 0, 0, "float64")[0] == 0
+    assert dropout_mask((1,), (word + 0.5) / 2**32, 0, 0, "float64")[0] == 0
+
+
+def test_seeds_differ():
+    masks = [dropout_mask((256,), 0.5, seed, 0, "float32") for seed in (0, 1, 2**32, 2**63)]
+    assert len({mask.tobytes() for mask in masks}) == 4

@@ -1,0 +1,345 @@
+"""Cross-entropy and mean squared error: against PyTorch's numbers, central differences, and bad arguments."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import golden
+import numpy as np
+import pytest
+from gpurnn.reference import losses as wing
+from tolerance import assert_close, assert_golden, assert_same, check_gradients
+
+from gpurnn.losses import cross_entropy, mse
+
+DTYPES = ("float64", "float32")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def cases(kind):
+    return [
+        pytest.param(record, dtype, id=f"{record['name']}-{dtype}")
+        for record in golden.records("misc")
+        if record["kind"] == kind
+        for dtype in DTYPES
+    ]
+
+
+@pytest.mark.parametrize(("record", "dtype"), cases("cross_entropy"))
+def test_cross_entropy_gives_what_torch_gives(record, dtype):
+    a = golden.arrays("misc", record["name"], dtype)
+    logits = np.ascontiguousarray(np.moveaxis(a["x"], record["class_axis"], -1))
+    options = {
+        "mask": a["target"] != record["ignore_index"],
+        "class_weights": a.get("weight"),
+        "label_smoothing": record["label_smoothing"],
+        "reduction": record["reduction"],
+    }
+    value, pullback = cross_entropy.vjp(logits, a["target"], **options)
+    dlogits, parameters = pullback(a["ct"])
+    # Four roundings of a logit on the way into a sum over the classes, then a sum over the rows.
+    terms = 4 * logits.shape[-1] + a["target"].size
+    assert parameters == {}
+    if dtype == "float64":
+        assert_golden(value, a["y"], terms, "value")
+    else:
+        # A loss is a difference of numbers of the size of the logits.
+        assert_close(value, a["y"], terms, "value", magnitude=float(abs(logits).max()))
+    assert_golden(np.moveaxis(dlogits, -1, record["class_axis"]), a["g_x"], terms, "dlogits")
+    assert_same(cross_entropy(logits, a["target"], **options), value)
+
+
+@pytest.mark.parametrize(("record", "dtype"), cases("mse"))
+def test_mse_gives_what_torch_gives(record, dtype):
+    a = golden.arrays("misc", record["name"], dtype)
+    value, pullback = mse.vjp(a["x"], a["target"], reduction=record["reduction"])
+    terms = 8 + a["x"].size
+    assert_golden(value, a["y"], terms, "value")
+    assert_golden(pullback(a["ct"])[0], a["g_x"], terms, "dy")
+    half, pullback = mse.vjp(a["x"], a["target"], reduction=record["reduction"], half=True)
+    assert_golden(half, a["y"] / 2, terms, "value")
+    assert_golden(pullback(a["ct"])[0], a["g_x"] / 2, terms, "dy")
+
+
+def problem(shape, V, *, mask, class_weights, seed=0, dtype="float64"):
+    rng = np.random.default_rng(seed)
+    logits = (2 * rng.standard_normal((*shape, V))).astype(dtype)
+    labels = rng.integers(0, V, shape)
+    options = {}
+    if mask == "bool":
+        options["mask"] = rng.random(shape) < 0.6
+    elif mask == "weights":
+        options["mask"] = (rng.random(shape) * (rng.random(shape) < 0.7)).astype(dtype)
+    if class_weights:
+        options["class_weights"] = rng.random(V).astype(dtype)
+    return logits, labels, options
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    ("mask", "class_weights", "label_smoothing"),
+    list(itertools.product((None, "bool", "weights"), (False, True), (0.0, 0.2, 1.0))),
+)
+@pytest.mark.parametrize(("shape", "V"), [((3, 4), 5), ((6,), 2), ((), 4), ((2, 3), 1)])
+def test_cross_entropy_gradient(reduction, mask, class_weights, label_smoothing, shape, V):
+    logits, labels, options = problem(shape, V, mask=mask, class_weights=class_weights)
+    options |= {"label_smoothing": label_smoothing, "reduction": reduction}
+    value, pullback = cross_entropy.vjp(logits, labels, **options)
+    cotangent = np.asarray(np.random.default_rng(1).standard_normal(value.shape))
+    dlogits, _ = pullback(cotangent)
+    check_gradients(
+        lambda a: [cross_entropy(a["logits"], labels, **options)],
+        {"logits": logits}, [cotangent], {"logits": dlogits}, seed=2,
+    )  # fmt: skip
+    assert_same(pullback(cotangent)[0], dlogits)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("mask", [None, "bool", "weights"])
+@pytest.mark.parametrize(("shape", "axes"), [((3, 4, 2), 2), ((3, 4), 2), ((5, 3), 1), ((), 0), ((2, 3), 0)])
+def test_mse_gradient(reduction, half, mask, shape, axes):
+    rng = np.random.default_rng(0)
+    y, target = np.asarray(rng.standard_normal(shape)), np.asarray(rng.standard_normal(shape))
+    options = {"half": half, "reduction": reduction}
+    if mask is not None:
+        kept = rng.random(shape[:axes]) < 0.7
+        options["mask"] = np.asarray(kept if mask == "bool" else kept * rng.random(shape[:axes]))
+    value, pullback = mse.vjp(y, target, **options)
+    cotangent = np.asarray(rng.standard_normal(value.shape))
+    dy, _ = pullback(cotangent)
+    check_gradients(
+        lambda a: [mse(a["y"], a["target"], **options)],
+        {"y": y, "target": target}, [cotangent], {"y": dy, "target": -dy}, seed=2,
+    )  # fmt: skip
+    assert_same(pullback(cotangent)[0], dy)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("class_weights", [False, True])
+def test_cross_entropy_is_its_definition(label_smoothing, class_weights):
+    logits, labels, options = problem((7,), 6, mask="weights", class_weights=class_weights)
+    w = options.get("class_weights", np.ones(6))
+    expected = []
+    for x, y, m in zip(logits, labels, options["mask"], strict=True):
+        nats = [math.log(sum(math.exp(k) for k in x)) - c for c in x]
+        smooth = sum(w_c * l_c for w_c, l_c in zip(w, nats, strict=True)) / 6
+        expected.append(m * ((1 - label_smoothing) * w[y] * nats[y] + label_smoothing * smooth))
+    options["label_smoothing"] = label_smoothing
+    losses = cross_entropy(logits, labels, reduction="none", **options)
+    assert_close(losses, np.array(expected), terms=24)
+    mean = cross_entropy(logits, labels, **options)
+    assert mean == pytest.approx(sum(expected) / (options["mask"] * w[labels]).sum(), rel=1e-14)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("class_weights", [False, True])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("rubbish", [np.nan, np.inf])
+def test_nothing_in_a_masked_position_is_read(reduction, class_weights, label_smoothing, rubbish):
+    logits, labels, options = problem((4, 5), 3, mask="bool", class_weights=class_weights)
+    options |= {"label_smoothing": label_smoothing, "reduction": reduction}
+    masked = ~options["mask"]
+    expected, pullback = cross_entropy.vjp(logits, labels, **options)
+    dvalue = np.ones_like(expected)
+    expected_gradient, _ = pullback(dvalue)
+    if reduction == "none":
+        assert not expected[masked].any()
+
+    logits[masked], labels[masked] = rubbish, -100
+    with np.errstate(invalid="ignore"):
+        value, pullback = cross_entropy.vjp(logits, labels, **options)
+    dlogits, _ = pullback(dvalue)
+    assert_same(value, expected)
+    assert_same(dlogits, expected_gradient)
+    assert not dlogits[masked].any()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_mse_reads_nothing_in_a_masked_position(reduction):
+    rng = np.random.default_rng(0)
+    y, target = rng.standard_normal((2, 3, 4, 2))
+    mask = rng.random((3, 4)) < 0.5
+    expected, pullback = mse.vjp(y, target, mask=mask, reduction=reduction)
+    dvalue = np.ones_like(expected)
+    expected_gradient, _ = pullback(dvalue)
+    y[~mask] = np.nan
+    value, pullback = mse.vjp(y, target, mask=mask, reduction=reduction)
+    assert_same(value, expected)
+    assert_same(pullback(dvalue)[0], expected_gradient)
+    assert not expected_gradient[~mask].any()
+    if reduction == "mean":
+        assert value == pytest.approx(((y - target)[mask] ** 2).mean(), rel=1e-15)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_of_huge_logits_is_finite_and_exact(dtype):
+    big = float(np.finfo(dtype).max) / 4
+    logits = np.array([[big, -big, 0], [-big, -big, -big]], dtype)
+    value, pullback = cross_entropy.vjp(logits, np.array([0, 1]), reduction="none")
+    np.testing.assert_allclose(value, [0, np.log(3)], rtol=4 * np.finfo(dtype).eps)
+    dlogits, _ = pullback(np.ones(2, dtype))
+    np.testing.assert_allclose(dlogits, [[0, 0, 0], [1 / 3, -2 / 3, 1 / 3]], atol=4 * np.finfo(dtype).eps)
+
+
+def test_cross_entropy_does_not_change_when_a_row_is_shifted():
+    logits, labels, _ = problem((5,), 4, mask=None, class_weights=False)
+    shifted = logits + np.array([[0.0], [512.0], [-1024.0], [8.0], [1e5]])
+    actual, expected = (cross_entropy(x, labels, reduction="none") for x in (shifted, logits))
+    np.testing.assert_allclose(actual, expected, atol=1e5 * np.finfo("float64").eps)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_mean_of_nothing_is_zero(loss, count, dtype):
+    x = np.ones((count, 4), dtype)
+    mask = np.zeros(count, bool) if count else None
+    if loss == "mse":
+        value, pullback = mse.vjp(x, x + 1, mask=mask)
+    else:
+        value, pullback = cross_entropy.vjp(x, np.zeros(count, int), mask=mask)
+    assert value.shape == ()
+    assert value.dtype == dtype
+    assert value == 0
+    assert_same(pullback(1.0)[0], np.zeros_like(x))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_value_and_what_the_pullback_takes(loss, reduction, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 2, 4)).astype(dtype)
+    if loss == "mse":
+        value, pullback = mse.vjp(x, -x, reduction=reduction)
+    else:
+        value, pullback = cross_entropy.vjp(x, rng.integers(0, 4, (3, 2)), reduction=reduction)
+    assert isinstance(value, np.ndarray)
+    assert value.dtype == dtype
+    assert value.shape == (() if reduction != "none" else x.shape if loss == "mse" else (3, 2))
+    assert_same(pullback(None), (np.zeros_like(x), {}))
+    expected = pullback(np.full(value.shape, 0.5, dtype))[0]
+    assert expected.dtype == dtype
+    if reduction == "none":
+        with pytest.raises(TypeError, match=f"{loss}: dvalue is a float, expected a numpy.ndarray"):
+            pullback(0.5)
+        with pytest.raises(ValueError, match=rf"{loss}: dvalue has shape \(2,\)"):
+            pullback(np.zeros(2, dtype))
+    else:
+        assert_same(pullback(0.5)[0], expected)
+        assert_same(pullback(np.dtype(dtype).type(0.5))[0], expected)
+        with pytest.raises(ValueError, match=rf"{loss}: dvalue has shape \(1,\)"):
+            pullback(np.zeros(1, dtype))
+    other = "float64" if dtype == "float32" else "float32"
+    with pytest.raises(TypeError, match=f"{loss}: dvalue has dtype {other}"):
+        pullback(np.zeros(value.shape, other))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_arguments_may_be_strided_and_read_only_and_stay_as_they_were(training):
+    logits, labels, options = problem((4, 6), 5, mask="bool", class_weights=True)
+    expected = cross_entropy(logits, labels, **options)
+    given = [np.asfortranarray(logits)[:, ::-1][:, ::-1], np.asfortranarray(labels), np.asfortranarray(options["mask"])]
+    before = [a.copy() for a in given]
+    for a in given:
+        a.flags.writeable = False
+    x, y, mask = given
+    weights = options["class_weights"]
+    if training:
+        value, pullback = cross_entropy.vjp(x, y, mask=mask, class_weights=weights)
+        dlogits, _ = pullback(1.0)
+        reference = cross_entropy.vjp(logits, labels, **options)[1](1.0)[0]
+        assert_same(dlogits, reference)
+    else:
+        value = cross_entropy(x, y, mask=mask, class_weights=weights)
+    assert_same(value, expected)
+    for a, b in zip(given, before, strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "uint32", "int64", "uint64"])
+def test_labels_of_any_integer_dtype(kind):
+    logits, labels, _ = problem((5,), 4, mask=None, class_weights=False)
+    assert_same(cross_entropy(logits, labels.astype(kind)), cross_entropy(logits, labels))
+    mask = labels != 2
+    assert_same(
+        cross_entropy(logits, labels.astype(kind), mask=mask, class_weights=np.arange(1.0, 5.0)),
+        cross_entropy(logits, labels, mask=mask, class_weights=np.arange(1.0, 5.0)),
+    )
+
+
+def test_blocks_of_the_evaluation_change_nothing(monkeypatch):
+    logits, labels, options = problem((50,), 7, mask="bool", class_weights=True, dtype="float32")
+    options |= {"label_smoothing": 0.1, "reduction": "none"}
+    whole = cross_entropy.vjp(logits, labels, **options)[0]
+    for block in (1, 7, 30, 349, 350):
+        monkeypatch.setattr(wing, "_BLOCK", block)
+        assert_same(cross_entropy(logits, labels, **options), whole)
+
+
+def test_nan_comes_through():
+    logits = np.array([[0.0, np.nan], [0.0, 1.0]])
+    losses = cross_entropy(logits, np.array([0, 0]), reduction="none")
+    assert np.isnan(losses).tolist() == [True, False]
+    assert np.isnan(mse(np.array([np.nan, 1.0]), np.zeros(2)))
+
+
+X, LABELS = np.zeros((2, 3)), np.zeros(2, int)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "options", "error", "message"),
+    [
+        ([[0.0]], LABELS, {}, TypeError, "cross_entropy: logits is a list, expected a numpy.ndarray"),
+        (X, [0, 0], {}, TypeError, "cross_entropy: labels is a list, expected a numpy.ndarray"),
+        (X.astype(int), LABELS, {}, TypeError, "cross_entropy: logits has dtype int64, expected float32 or float64"),
+        (X.astype("float16"), LABELS, {}, TypeError, "cross_entropy: logits has dtype float16, expected float32"),
+        (X, np.zeros(2), {}, TypeError, "cross_entropy: labels has dtype float64, expected an integer dtype"),
+        (X, np.zeros(2, bool), {}, TypeError, "cross_entropy: labels has dtype bool, expected an integer dtype"),
+        (X, np.zeros(3, int), {}, ValueError, r"labels has shape \(3,\), expected logits.shape\[:-1\] = \(2,\)"),
+        (np.zeros(()), LABELS, {}, ValueError, r"logits has shape \(\), expected \(..., classes\)"),
+        (np.zeros((2, 0)), LABELS, {}, ValueError, r"logits has shape \(2, 0\), expected \(..., classes\)"),
+        (X, np.array([0, 3]), {}, ValueError, r"labels holds 3 at flat position 1, expected 0 <= label < classes = 3"),
+        (X, np.array([-1, 0]), {}, ValueError, r"labels holds -1 at flat position 0, expected 0 <= label"),
+        (X, LABELS, {"mask": np.ones(3, bool)}, ValueError, r"mask has shape \(3,\), expected .* = \(2,\)"),
+        (X, LABELS, {"mask": np.ones(2, int)}, TypeError, "mask has dtype int64, expected bool, or weights"),
+        (X, LABELS, {"mask": np.ones(2, "float32")}, TypeError, "mask has dtype float32, expected bool, or weights"),
+        (
+            X,
+            LABELS,
+            {"class_weights": np.ones(2)},
+            ValueError,
+            r"class_weights has shape \(2,\), expected \(classes,\)",
+        ),
+        (X, LABELS, {"class_weights": np.ones(3, "float32")}, TypeError, "class_weights has dtype float32 but logits"),
+        (X, LABELS, {"label_smoothing": 1.5}, ValueError, r"label_smoothing is 1.5, expected a number in \[0, 1\]"),
+        (X, LABELS, {"label_smoothing": -0.1}, ValueError, "label_smoothing is -0.1"),
+        (X, LABELS, {"label_smoothing": math.nan}, ValueError, "label_smoothing is nan"),
+        (X, LABELS, {"reduction": "max"}, ValueError, "reduction is 'max', expected one of 'mean', 'sum', 'none'"),
+    ],
+)
+def test_cross_entropy_refuses(logits, labels, options, error, message):
+    for call in (cross_entropy, cross_entropy.vjp):
+        with pytest.raises(error, match=message):
+            call(logits, labels, **options)
+
+
+@pytest.mark.parametrize(
+    ("y", "target", "options", "error", "message"),
+    [
+        (X, X.tolist(), {}, TypeError, "mse: target is a list, expected a numpy.ndarray"),
+        (X, X.astype("float32"), {}, TypeError, "mse: target has dtype float32 but y has float64, expected one dtype"),
+        (X, LABELS, {}, TypeError, "mse: target has dtype int64, expected float32 or float64"),
+        (X, np.zeros((2, 1)), {}, ValueError, r"mse: target has shape \(2, 1\), expected the shape of y = \(2, 3\)"),
+        (X, X, {"mask": np.ones(3, bool)}, ValueError, r"mse: mask has shape \(3,\), expected the leading axes of y"),
+        (X, X, {"mask": np.ones((2, 3, 1), bool)}, ValueError, r"mse: mask has shape \(2, 3, 1\), expected"),
+        (X, X, {"mask": np.ones((2, 3), int)}, TypeError, "mse: mask has dtype int64, expected bool, or weights"),
+        (X, X, {"reduction": None}, ValueError, "mse: reduction is None, expected one of 'mean', 'sum', 'none'"),
+    ],
+)
+def test_mse_refuses(y, target, options, error, message):
+    for call in (mse, mse.vjp):
+        with pytest.raises(error, match=message):
+            call(y, target, **options)
