@@ -91,7 +91,7 @@ def _draw(cell: Cell, options: Options, T: int, B: int, I: int, H: int, seed: in
 
     D, G = 1 + options.bidirectional, cell.gates
     weights = tuple(
-        (0.6 * normal(G * H, I), 0.6 * normal(G * H, H))
+        (0.4 * normal(G * H, I), 0.4 * normal(G * H, H))
         + ((normal(G * H), normal(G * H)) if options.bias else (None, None))
         for _ in range(D)
     )

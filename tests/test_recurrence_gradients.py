@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from problems import CELLS, Options, draw, pairwise, pattern_of_lengths, pattern_of_resets
-from tolerance import Kink, assert_close, check_gradients, recurrence_terms
+from tolerance import Kink, arrays_of, assert_close, check_gradients, recurrence_terms
 
 import gpurnn
 from gpurnn import cells, reference
@@ -97,10 +97,10 @@ def test_an_absent_cotangent_is_zero(cell, absent):
         given = (dy, (None, *dstate[1:]))
         full = (dy, (np.zeros_like(dstate[0]), *dstate[1:]))
     actual, expected = reference.recurrence_backward(saved, *given), reference.recurrence_backward(saved, *full)
-    for a, e in zip(_flat(actual), _flat(expected), strict=True):
+    for a, e in zip(arrays_of(actual), arrays_of(expected), strict=True):
         np.testing.assert_array_equal(a, e)
     if absent == "both":
-        assert not any(a.any() for a in _flat(actual))
+        assert not any(a.any() for a in arrays_of(actual))
 
 
 @pytest.mark.parametrize("options", [Options(), Options(True, True, True, True, True, True)], ids=["plain", "all"])
@@ -113,7 +113,7 @@ def test_float32_gradients_are_those_of_float64(cell, options):
         y, state, saved = reference.recurrence_forward(
             problem.cell, problem.x, problem.weights, problem.state, training=True, **problem.options
         )
-        results.append(_flat((y, state, reference.recurrence_backward(saved, problem.dy, problem.dstate))))
+        results.append(arrays_of((y, state, reference.recurrence_backward(saved, problem.dy, problem.dstate))))
     for k, (expected, actual) in enumerate(zip(*results, strict=True)):
         assert actual.dtype == np.float32
         assert_close(actual, expected.astype(np.float32), recurrence_terms(6, 4, 3, 5), f"array {k}")
@@ -251,7 +251,3 @@ def check_layer(choice, seed: int, smooth: bool) -> None:
     check_gradients(
         lambda arrays: call(arrays)[0], inputs, cotangents, {name: found[name] for name in inputs}, seed, smooth
     )
-
-
-def _flat(nested) -> list[np.ndarray]:
-    return [nested] if isinstance(nested, np.ndarray) else [a for entry in nested for a in _flat(entry)]

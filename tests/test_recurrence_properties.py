@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import CELLS, Options, Problem, draw, unrolled_backward, unrolled_forward
-from tolerance import assert_close, assert_same, recurrence_terms
+from tolerance import arrays_of, assert_all_close, assert_same, recurrence_terms
 
 from gpurnn import reference
 
@@ -55,29 +55,26 @@ def past(problem: Problem) -> np.ndarray:
     return np.zeros((T, B), bool) if problem.lengths is None else np.arange(T)[:, None] >= problem.lengths
 
 
-def arrays_of(nested) -> list[np.ndarray]:
-    return [nested] if isinstance(nested, np.ndarray) else [a for entry in nested for a in arrays_of(entry)]
-
-
-def assert_all_close(actual, expected, problem: Problem) -> None:
+def assert_as(problem: Problem, actual, expected) -> None:
+    """Equal but for the rounding of a recurrence of the problem's size."""
     T, B, I = problem.x.shape
-    terms = recurrence_terms(T, B, I, problem.weights[0][1].shape[1])
-    for k, (a, e) in enumerate(zip(arrays_of(actual), arrays_of(expected), strict=True)):
-        assert_close(a, e, terms, f"array {k}")
+    given_arrays = (problem.x, problem.dy, *problem.state, *problem.dstate)
+    magnitude = max((float(np.abs(a).max()) for a in given_arrays if a.size), default=0.0)
+    assert_all_close(actual, expected, recurrence_terms(T, B, I, problem.weights[0][1].shape[1]), magnitude)
 
 
 @given(problems())
 def test_the_loop_is_its_steps(problem):
     """`cell_forward` and `cell_backward`, chained for each row alone, give what the recurrence gives."""
     y, state, saved = unrolled_forward(problem)
-    assert_all_close(run(problem), (y, state, *unrolled_backward(problem, saved)), problem)
+    assert_as(problem, run(problem), (y, state, *unrolled_backward(problem, saved)))
 
 
 @given(problems())
 def test_inference_gives_what_training_gives(problem):
     y, state, nothing = forward(problem)
     assert nothing is None
-    assert_all_close((y, state), forward(problem, training=True)[:2], problem)
+    assert_as(problem, (y, state), forward(problem, training=True)[:2])
 
 
 @given(problems())
@@ -142,16 +139,16 @@ def test_padded_equals_trimmed(problem):
             mask=None if problem.mask is None else problem.mask[:, b : b + 1],
         )
         y_b, state_b, dx_b, dweights_b, dstate0_b = run(alone)
-        assert_all_close(y[:length, b : b + 1], y_b, problem)
-        assert_all_close(dx[:length, b : b + 1], dx_b, problem)
-        assert_all_close([s[:, b : b + 1] for s in state], state_b, problem)
-        assert_all_close([s[:, b : b + 1] for s in dstate0], dstate0_b, problem)
+        assert_as(problem, y[:length, b : b + 1], y_b)
+        assert_as(problem, dx[:length, b : b + 1], dx_b)
+        assert_as(problem, [s[:, b : b + 1] for s in state], state_b)
+        assert_as(problem, [s[:, b : b + 1] for s in dstate0], dstate0_b)
         if length == 0:
             assert_same(tuple(s[:, b] for s in state), tuple(s[:, b] for s in problem.state))
             assert_same(tuple(s[:, b] for s in dstate0), tuple(s[:, b] for s in problem.dstate))
         for total, g in zip(summed, arrays_of(dweights_b), strict=True):
             total += g
-    assert_all_close(dweights, summed, problem)
+    assert_as(problem, dweights, summed)
 
 
 @given(problems(), st.randoms(use_true_random=False))
@@ -170,7 +167,7 @@ def test_permuting_the_batch_permutes_the_result(problem, random):
     )
     y, state, dx, dweights, dstate0 = run(problem)
     expected = (y[:, order], [s[:, order] for s in state], dx[:, order], dweights, [s[:, order] for s in dstate0])
-    assert_all_close(run(permuted), expected, problem)
+    assert_as(problem, run(permuted), expected)
 
 
 def joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -204,7 +201,7 @@ def test_steps_at_once_equal_pieces_with_the_state_carried(problem, piece):
         dx, dw, dstate = reference.recurrence_backward(saved, problem.dy[steps], dstate)
         dxs.insert(0, dx)
         dweights = arrays_of(dw) if dweights is None else [a + b for a, b in zip(dweights, arrays_of(dw), strict=True)]
-    assert_all_close(run(problem), (joined(ys), state, joined(dxs), dweights, dstate), problem)
+    assert_as(problem, run(problem), (joined(ys), state, joined(dxs), dweights, dstate))
 
 
 unaligned = st.builds(Options, st.booleans(), st.booleans(), st.just(False), *[st.booleans()] * 2, st.just(True))
@@ -239,7 +236,7 @@ def test_reversed_twice_is_the_identity(problem):
         mask=None if problem.mask is None else problem.mask[::-1],
     )
     y, state, dx, dweights, dstate0 = run(mirrored)
-    assert_all_close(run(problem), (turned(y), exchanged(state), dx[::-1], dweights[::-1], exchanged(dstate0)), problem)
+    assert_as(problem, run(problem), (turned(y), exchanged(state), dx[::-1], dweights[::-1], exchanged(dstate0)))
 
 
 with_resets = st.builds(Options, *[st.booleans()] * 3, st.just(True), *[st.booleans()] * 2)
@@ -279,18 +276,18 @@ def test_resets_equal_separate_runs(problem):
                 mask=None if problem.mask is None else problem.mask[:, row],
             )
             y_p, state_p, dx_p, dweights_p, dstate0_p = run(alone)
-            assert_all_close(y[first:last, row], y_p, problem)
-            assert_all_close(dx[first:last, row], dx_p, problem)
+            assert_as(problem, y[first:last, row], y_p)
+            assert_as(problem, dx[first:last, row], dx_p)
             for d in range(len(problem.weights)):
                 if ends[d]:
-                    assert_all_close([s[d, row] for s in state], [s[d] for s in state_p], problem)
+                    assert_as(problem, [s[d, row] for s in state], [s[d] for s in state_p])
                 if keep[d]:
-                    assert_all_close([s[d, row] for s in dstate0], [s[d] for s in dstate0_p], problem)
+                    assert_as(problem, [s[d, row] for s in dstate0], [s[d] for s in dstate0_p])
                 elif (first == 0, last == length)[d]:
                     assert not any(s[d, row].any() for s in dstate0)
             for total, g in zip(summed, arrays_of(dweights_p), strict=True):
                 total += g
-    assert_all_close(dweights, summed, problem)
+    assert_as(problem, dweights, summed)
 
 
 @given(problems())

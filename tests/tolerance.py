@@ -26,17 +26,40 @@ def bound(dtype: np.dtype | str, terms: int) -> float:
     return terms * epsilon(dtype)
 
 
-def assert_close(actual: np.ndarray, expected: np.ndarray, terms: int, name: str = "", at_least: float = 0.0) -> None:
-    """Equal shape and dtype; values within the bound of ``terms``, or ``at_least``, of the largest of ``expected``."""
+def assert_close(
+    actual: np.ndarray,
+    expected: np.ndarray,
+    terms: int,
+    name: str = "",
+    *,
+    at_least: float = 0.0,
+    magnitude: float = 0.0,
+) -> None:
+    """Equal shape and dtype, and values within a relative bound.
+
+    The bound is that of ``terms``, or ``at_least`` if that is more, times the largest of ``expected``, or times
+    ``magnitude`` where that is more: the size of terms that may cancel.
+    """
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
     assert actual.dtype == expected.dtype, f"{name}: dtype {actual.dtype}, expected {expected.dtype}"
     if not expected.size:
         return
     relative = bound(expected.dtype, terms)
-    scale = float(np.abs(expected).max())
+    scale = max(float(np.abs(expected).max()), magnitude)
     error = float(np.abs(actual - expected).max())
     limit = max(relative, at_least) * scale + relative * epsilon(expected.dtype)
-    assert error <= limit, f"{name}: error {error:.3g}, bound {limit:.3g}, largest value {scale:.3g}"
+    assert error <= limit, f"{name}: error {error:.3g}, bound {limit:.3g}, magnitude {scale:.3g}"
+
+
+def arrays_of(nested) -> list[np.ndarray]:
+    """The arrays in nested tuples and lists, in order."""
+    return [nested] if isinstance(nested, np.ndarray) else [a for entry in nested for a in arrays_of(entry)]
+
+
+def assert_all_close(actual, expected, terms: int, magnitude: float = 0.0) -> None:
+    """`assert_close` of each array in nested tuples and lists."""
+    for k, (a, e) in enumerate(zip(arrays_of(actual), arrays_of(expected), strict=True)):
+        assert_close(a, e, terms, f"array {k}", magnitude=magnitude)
 
 
 def assert_golden(actual: np.ndarray, expected: np.ndarray, terms: int, name: str = "") -> None:
