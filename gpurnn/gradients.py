@@ -15,8 +15,12 @@ from . import _checks, _dispatch
 Array = Any
 
 
-def _namespace(where: str, grads: Mapping[str, Array]) -> Any:
-    named = {f"grads[{name!r}]": g for name, g in grads.items()}
+def _namespace(where: str, **groups: Mapping[str, Array]) -> Any:
+    """The namespace of all arrays of the groups; refuse what is no array (None too) and mixed dtypes."""
+    named = {f"{group}[{name!r}]": array for group, arrays in groups.items() for name, array in arrays.items()}
+    for name, array in named.items():
+        if array is None:
+            raise TypeError(f"{where}: {name} is None, expected an array")
     xp = _dispatch.namespace(where, **named)
     _checks.same_dtype(where, **named)
     return xp
@@ -52,7 +56,7 @@ def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     array(5.)
     """
     where = "global_norm"
-    xp = _namespace(where, grads)
+    xp = _namespace(where, grads=grads)
     if not norm_type > 0:
         raise ValueError(f"{where}: norm_type is {norm_type!r}, expected a positive number")
     if norm_type == 2:
@@ -107,7 +111,7 @@ def clip_by_global_norm(
     (array(5.), array([[0.6]]), array([-0.8]))
     """
     where = "clip_by_global_norm"
-    xp = _namespace(where, grads)
+    xp = _namespace(where, grads=grads)
     theta = _checks.non_negative(where, "max_norm", max_norm)
     norm = global_norm(grads, norm_type)
     # theta / inf would make zeros of the finite gradients and hide the infinite one.
@@ -146,7 +150,7 @@ def clip_by_value(grads: Mapping[str, Array], clip_value: float) -> dict[str, Ar
     {'bias': array([-1. ,  0.5])}
     """
     where = "clip_by_value"
-    xp = _namespace(where, grads)
+    xp = _namespace(where, grads=grads)
     bound = _checks.non_negative(where, "clip_value", clip_value)
     return {name: xp.clip(g, -bound, bound) for name, g in grads.items()}
 
@@ -206,10 +210,7 @@ def check_gradients(where: str, params: Mapping[str, Array], grads: Mapping[str,
     missing, unknown = sorted(params.keys() - grads.keys()), sorted(grads.keys() - params.keys())
     if missing or unknown:
         raise KeyError(f"{where}: grads lacks {missing} and has unknown {unknown}, expected the names of params")
-    named = {f"params[{name!r}]": p for name, p in params.items()}
-    named |= {f"grads[{name!r}]": g for name, g in grads.items()}
-    xp = _dispatch.namespace(where, **named)
-    _checks.same_dtype(where, **named)
+    xp = _namespace(where, params=params, grads=grads)
     for name, p in params.items():
         _checks.shape(where, f"grads[{name!r}]", grads[name], tuple(p.shape), "the parameter's shape")
     return xp

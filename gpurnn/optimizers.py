@@ -120,10 +120,11 @@ class Optimizer:
             ``"step"``, the number of steps made, a NumPy int64 array of shape (); and for each parameter what is kept
             for it, under ``"KIND.NAME"``, an array of the parameter's library.
         """
+        where = f"{type(self).__name__}.state_dict"
         state: dict[str, Array] = {"step": np.array(self._step, np.int64)}
         for kind, arrays in self._state.items():
             for name, array in arrays.items():
-                state[f"{kind}.{name}"] = _copy(array)
+                state[f"{kind}.{name}"] = _copy(where, f"{kind}.{name}", array)
         return state
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
@@ -159,12 +160,15 @@ class Optimizer:
             raise KeyError(f"{where}: state lacks {lacking}, expected what state_dict returned")
         if step and kinds and not names:
             raise KeyError(f"{where}: state has nothing but the step {step}, expected arrays named {kinds}")
-        self._state = {kind: {name: _copy(a) for name, a in arrays.items()} for kind, arrays in loaded.items()}
+        self._state = {
+            kind: {name: _copy(where, f"{kind}.{name}", a) for name, a in arrays.items()}
+            for kind, arrays in loaded.items()
+        }
         self._step = step
 
 
-def _copy(array: Array) -> Array:
-    return _dispatch.namespace("optimizer", array=array).asarray(array, copy=True)
+def _copy(where: str, name: str, array: Array) -> Array:
+    return _dispatch.namespace(where, **{name: array}).asarray(array, copy=True)
 
 
 @dataclass(eq=False)

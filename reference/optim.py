@@ -192,7 +192,7 @@ def adam_update(
 
 def _cut(arrays: Sequence[Array]) -> Iterator[Sequence[Array]]:
     """Matching blocks of arrays of one shape: flat pieces where their memory can be cut so, else the whole."""
-    if arrays[0].size <= _BLOCK or not all(a.flags.c_contiguous for a in arrays):
+    if not all(a.flags.c_contiguous for a in arrays):
         yield arrays
         return
     flat = [a.reshape(-1) for a in arrays]
