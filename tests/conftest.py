@@ -1,6 +1,10 @@
-"""What all tests share: how hypothesis draws."""
+"""What all tests share: how hypothesis draws, and a wing for strict arrays."""
 
+import pytest
+import strict_wing
 from hypothesis import HealthCheck, settings
+
+from gpurnn import _dispatch
 
 settings.register_profile(
     "gpurnn",
@@ -11,3 +15,19 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("gpurnn")
+
+
+@pytest.fixture
+def strict_namespace(monkeypatch):
+    """Lets gpurnn compute on arrays of array_api_strict that live on `strict_wing.DEVICE`; gives their namespace."""
+    to_numpy, from_numpy = _dispatch.to_numpy, _dispatch.from_numpy
+    monkeypatch.setitem(_dispatch.WINGS, "array_api_strict", strict_wing.__name__)
+    monkeypatch.setattr(
+        _dispatch, "to_numpy", lambda a: strict_wing.plain(a) if isinstance(a, strict_wing.Array) else to_numpy(a)
+    )
+    monkeypatch.setattr(
+        _dispatch,
+        "from_numpy",
+        lambda xp, a: strict_wing.strict(a.copy()) if xp is strict_wing.xp else from_numpy(xp, a),
+    )
+    return strict_wing.xp

@@ -1,0 +1,63 @@
+"""A wing for arrays of array_api_strict that live on its device "device1", around the NumPy wing.
+
+Such arrays refuse what CuPy's would refuse, `numpy.asarray` of them above all, and what the array API standard does
+not have. So shared code that holds to the standard runs on them, and a NumPy habit fails without a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import array_api_strict as xp
+import numpy as np
+from array_api_strict._array_object import Array
+
+from gpurnn import reference
+
+DEVICE = xp.Device("device1")
+
+
+def strict(nested: Any) -> Any:
+    """NumPy arrays, in tuples, lists and dicts too, as strict arrays on ``DEVICE`` that share their memory."""
+    return _mapped(nested, _wrap)
+
+
+def plain(nested: Any) -> Any:
+    """The reverse of `strict`. A NumPy array is refused: it should not be where a strict array belongs."""
+    return _mapped(nested, _unwrap)
+
+
+def _mapped(nested: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(nested, (tuple, list)):
+        return type(nested)(_mapped(entry, function) for entry in nested)
+    if isinstance(nested, dict):
+        return {name: _mapped(entry, function) for name, entry in nested.items()}
+    return function(nested)
+
+
+def _wrap(value: Any) -> Any:
+    return Array._new(value, device=DEVICE) if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(f"a {type(value).__name__} among arrays of array_api_strict")
+    if isinstance(value, Array):
+        if value.device != DEVICE:
+            raise TypeError(f"an array on {value.device} among arrays on {DEVICE}")
+        return value._array
+    return value
+
+
+def __getattr__(name: str) -> Any:
+    if name not in reference.__all__:
+        raise AttributeError(name)
+    function = getattr(reference, name)
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return strict(function(*plain(args), **plain(kwargs)))
+
+    return wrapped
