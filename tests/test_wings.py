@@ -1,0 +1,121 @@
+"""Which wing computes for which arrays, what is refused, and that the wings offer the same functions."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import gpurnn
+from gpurnn import _dispatch, kernels, reference
+
+
+def public(wing: types.ModuleType) -> dict[str, inspect.Signature]:
+    return {name: inspect.signature(getattr(wing, name)) for name in wing.__all__}
+
+
+def test_the_numpy_wing_exports_the_contract():
+    """Every function of the contract between the API and a wing, each with a docstring that says what it does."""
+    functions = {name: getattr(reference, name) for name in reference.__all__}
+    assert functions.keys() >= {
+        "adam_update", "cell_backward", "cell_forward", "cross_entropy_backward", "cross_entropy_forward",
+        "dropout_mask", "embedding_gather", "embedding_scatter", "global_norm", "mse_backward", "mse_forward",
+        "recurrence_backward", "recurrence_forward", "rmsprop_update", "sgd_update",
+    }  # fmt: skip
+    assert all(inspect.isfunction(f) and f.__doc__ for f in functions.values())
+
+
+def test_the_wings_export_the_same_functions_with_the_same_signatures():
+    exported = getattr(kernels, "__all__", [])
+    if not exported:
+        assert not [name for name, value in vars(kernels).items() if inspect.isfunction(value)]
+        pytest.skip("gpurnn.kernels exports nothing yet")
+    assert public(kernels) == public(reference)
+
+
+class Stranger:
+    """An array of a library that gpurnn does not know."""
+
+    dtype = np.dtype("float64")
+    shape = (2, 3)
+    ndim = 2
+
+
+def stranger_of(module: str) -> Stranger:
+    return type("Tensor", (Stranger,), {"__module__": module})()
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"),
+    [
+        ("torch", "numpy.asarray(x.detach().cpu()) or cupy.from_dlpack(x)"),
+        ("jax", "numpy.asarray(x)"),
+        ("tensorflow.python.framework.ops", "x.numpy()"),
+        ("pandas.core.frame", "x.to_numpy()"),
+        ("elsewhere", "numpy.asarray(x)"),
+    ],
+)
+def test_arrays_of_other_libraries_are_refused_with_advice(module, advice):
+    with pytest.raises(TypeError) as refusal:
+        gpurnn.dense(stranger_of(module), np.zeros((4, 3)))
+    library = module.partition(".")[0]
+    assert str(refusal.value) == (
+        f"dense: x is a {library}.Tensor, expected a numpy.ndarray or a cupy.ndarray; convert it with {advice}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ([[1.0, 2.0, 3.0]], "list"),
+        (1.0, "float"),
+        ("text", "str"),
+        (memoryview(b"abc"), "memoryview"),
+        (np.ma.ones((2, 3)), r"numpy\.MaskedArray"),
+    ],
+)
+def test_what_is_no_array_is_refused(value, kind):
+    with pytest.raises(TypeError, match=rf"dense: x is a {kind}, expected a numpy\.ndarray or a cupy\.ndarray"):
+        gpurnn.dense(value, np.zeros((4, 3)))
+
+
+def test_a_call_without_arrays_is_refused():
+    with pytest.raises(TypeError, match="lstm: expected at least one array"):
+        _dispatch.namespace("lstm", x=None)
+
+
+def test_a_class_named_like_cupy_is_no_cupy_array():
+    """Without CuPy imported there are no CuPy arrays, whatever a class says of itself."""
+    assert "cupy" not in sys.modules
+    with pytest.raises(TypeError, match=r"dense: x is a cupy.Tensor, expected a numpy.ndarray or a cupy.ndarray"):
+        gpurnn.dense(stranger_of("cupy"), np.zeros((4, 3)))
+
+
+@pytest.fixture
+def cupy_array(monkeypatch):
+    """An array that looks like CuPy's, with a module of that name imported."""
+    monkeypatch.setitem(sys.modules, "cupy", types.ModuleType("cupy"))
+    return stranger_of("cupy")
+
+
+def test_a_cupy_array_and_a_numpy_array_do_not_mix(cupy_array):
+    message = (
+        "lstm: x is a cupy array but weight_ih is a numpy array, expected one library; "
+        "convert one of them, with cupy.asarray or numpy.asarray"
+    )
+    with pytest.raises(TypeError) as refusal:
+        gpurnn.lstm(cupy_array, np.zeros((16, 3)), cupy_array)
+    assert str(refusal.value) == message
+
+
+def test_a_cupy_array_is_computed_by_the_kernels(cupy_array):
+    assert _dispatch.wing("lstm", x=cupy_array, state=None) is kernels
+    assert _dispatch.wing("lstm", x=np.zeros(3)) is reference
+
+
+def test_a_subclass_of_ndarray_is_a_numpy_array(tmp_path):
+    mapped = np.memmap(tmp_path / "x", "float64", "w+", shape=(2, 3))
+    assert gpurnn.dense(mapped, np.ones((4, 3))).shape == (2, 4)
