@@ -148,15 +148,7 @@ def train(context: click.Context, /, files: tuple[str, ...], out: Path, resume: 
         _train(out, [str(Path(file).resolve()) for file in files], options, resume=False)
 
 
-_DEMO = {
-    "embedding": 64,
-    "hidden": 192,
-    "batch": 32,
-    "window": 64,
-    "steps": 1000,
-    "lr": 0.005,
-    "warmup": 20,
-}
+_DEMO = "--hidden 192 --window 64 --steps 1000 --lr 0.005 --warmup 20".split()
 
 
 @cli.command()
@@ -165,8 +157,7 @@ _DEMO = {
     help="Where everything goes; what an earlier demo left there is replaced.",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a demo that was interrupted.")
-@click.pass_context
-def demo(context: click.Context, /, out: Path, resume: bool) -> None:
+def demo(out: Path, resume: bool) -> None:
     """Train on the Python language reference, in under two minutes on two cores, and let the model write.
 
     The text is that of the help() topics, which comes with Python. DIR receives it as python-reference.txt; the rest is
@@ -175,6 +166,7 @@ def demo(context: click.Context, /, out: Path, resume: bool) -> None:
     source = out / "python-reference.txt"
     if resume:
         _train(out, *_held_run(out, (), {}), resume=True)
+        click.echo("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip())
         return
     if (out / RUN).exists() and not source.exists():
         raise Refusal(f"{out} already holds a run that is no demo; choose another directory with --out")
@@ -186,12 +178,13 @@ def demo(context: click.Context, /, out: Path, resume: bool) -> None:
     for stale in [out / name for name in (RUN, MODEL, METRICS, CURVE, SAMPLE)] + list((out / "checkpoints").glob("*")):
         stale.unlink(missing_ok=True)
     source.write_text("\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n", encoding="utf-8")
-    defaults = {option.name: option.get_default(context) for option in train.params if option.name not in _NO_OPTIONS}
-    _train(out, [str(source.resolve())], {**defaults, **_DEMO}, resume=False)
+    arguments = [str(source), "--out", str(out), *_DEMO]
+    click.echo(f"gpurnn train {shlex.join(arguments)}")
+    options = train.make_context("train", arguments).params
+    for name in ("files", "out", "resume"):
+        del options[name]
+    _train(out, [str(source.resolve())], options, resume=False)
     click.echo("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip())
-
-
-_NO_OPTIONS = ("files", "out", "resume")
 
 
 @cli.command(context_settings={"show_default": True})

@@ -20,7 +20,7 @@ def loss_curve(
     """The training and the validation loss over the training steps.
 
     The loss is drawn in bits per character or as perplexity where the metrics have it. The thin line is what the
-    metrics hold, the thick one its exponential moving average.
+    metrics hold, the thick one its moving average.
 
     Parameters
     ----------
@@ -78,11 +78,8 @@ def loss_curve(
     return figure
 
 
-def _smoothed(values: list[float], memory: float = 0.9) -> list[float]:
-    """The exponential moving average, corrected for its start at zero as Adam corrects its means."""
-    smoothed, total, weight = [], 0.0, 0.0
-    for value in values:
-        total = memory * total + (1 - memory) * value
-        weight = memory * weight + (1 - memory)
-        smoothed.append(total / weight)
-    return smoothed
+def _smoothed(values: list[float]) -> list[float]:
+    """The centred moving average over a twentieth of the values, shorter at the ends."""
+    reach = len(values) // 40
+    parts = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(part) / len(part) for part in parts]

@@ -303,20 +303,19 @@ class Trainer:
         loss = float(loss_array)
         if self.l2:
             grads = gradients.add_l2(grads, self.model.params, self.l2)
-        # The norm is taken before any clipping, which would hide an infinity.
-        if self.clip_norm is not None and self.clip_value is None:
-            grads, norm = gradients.clip_by_global_norm(grads, self.clip_norm)
-        else:
+        # The norm is that before any clipping, which would hide an infinity.
+        clipped = grads
+        if self.clip_value is not None:
+            clipped = gradients.clip_by_value(clipped, self.clip_value)
+        if self.clip_norm is not None:
+            clipped, norm = gradients.clip_by_global_norm(clipped, self.clip_norm)
+        if self.clip_norm is None or self.clip_value is not None:
             norm = gradients.global_norm(grads)
-            if self.clip_value is not None:
-                grads = gradients.clip_by_value(grads, self.clip_value)
-                if self.clip_norm is not None:
-                    grads, _ = gradients.clip_by_global_norm(grads, self.clip_norm)
         norm = float(norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._diverged(f"the loss is {loss:g} and the gradient norm {norm:g}", grads)
         rate = None if self.schedule is None else self.schedule(self.step)
-        self.optimizer.step(self.model.params, grads, lr=rate)
+        self.optimizer.step(self.model.params, clipped, lr=rate)
         self._state = state if self.data.carries_state else None
         self.step += 1
         self._unlogged["loss"] += loss * batch.count
@@ -327,14 +326,13 @@ class Trainer:
     def _diverged(self, what: str, grads: dict[str, Any]) -> FloatingPointError:
         """The error for a loss, gradient or parameter that is NaN or infinite, with the parameters to blame."""
 
-        def not_finite(arrays: dict[str, Any]) -> list[str]:
-            return [name for name, array in arrays.items() if not bool(self._xp.all(self._xp.isfinite(array)))]
-
-        blame = [f"parameter {name} is not finite" for name in not_finite(self.model.params)]
-        blame += [f"the gradient of {name} is not finite" for name in not_finite(grads)]
+        arrays = {f"parameter {name}": p for name, p in self.model.params.items()}
+        arrays |= {f"the gradient of {name}": g for name, g in grads.items()}
+        blame = [f"{name} is not finite" for name, a in arrays.items() if not bool(self._xp.all(self._xp.isfinite(a)))]
         if not blame:
-            largest = max(grads, key=lambda name: float(self._xp.max(self._xp.abs(grads[name]))))
-            blame = [f"the gradient of {largest} has the largest entry"]
+            largest = {name: float(self._xp.max(self._xp.abs(a))) for name, a in arrays.items() if 0 not in a.shape}
+            name = max(largest, key=lambda name: largest[name])
+            blame = [f"all is finite, the largest entry {largest[name]:g} that of {name}"]
         others = f" (and {len(blame) - 1} more)" if len(blame) > 1 else ""
         kept = "none was written" if self._checkpoint is None else self._checkpoint
         return FloatingPointError(
@@ -414,10 +412,9 @@ class Trainer:
 
     def _require_same_run(self, path: Path, saved: dict[str, Any]) -> None:
         here = {**self._config(), "learning_rate": self._scheduled(saved["step"])}
-        for name, value in here.items():
-            held = saved["config"].get(name)
-            if held != value:
-                raise CheckpointError(f"{path}: belongs to a run whose {name} is {held}, but here it is {value}")
+        difference = _difference("", saved["config"], here)
+        if difference is not None:
+            raise CheckpointError(f"{path}: belongs to a run whose {difference}")
 
     def _scheduled(self, step: int) -> list[float] | None:
         """The learning rates at the beginning, half way to ``step`` and at it: a fingerprint of the schedule."""
@@ -428,9 +425,9 @@ class Trainer:
         if self.directory is None:
             self.saved_step = self.step
             return
-        for name, array in self.model.params.items():
+        for array in self.model.params.values():
             if not bool(self._xp.all(self._xp.isfinite(array))):
-                raise self._diverged(f"the update made {name} overflow", {})
+                raise self._diverged("the last update overflowed", {})
         # The metrics up to here must be on the disk before the checkpoint that counts on them.
         with open(self.directory / "metrics.jsonl", "ab") as file:
             os.fsync(file.fileno())
@@ -461,6 +458,15 @@ class Trainer:
         if isinstance(tree, (tuple, list)):
             return type(tree)(self._on_device(value) for value in tree)
         return _dispatch.from_numpy(self._xp, tree) if isinstance(tree, np.ndarray) else tree
+
+
+def _difference(name: str, held: Any, here: Any) -> str | None:
+    """The first entry in which two nested dicts differ, in words; None if there is none."""
+    if isinstance(held, dict) and isinstance(here, dict):
+        keys = [*here, *(key for key in held if key not in here)]
+        differences = (_difference(f"{name}.{key}" if name else key, held.get(key), here.get(key)) for key in keys)
+        return next((d for d in differences if d is not None), None)
+    return None if held == here else f"{name} is {held}, but here it is {here}"
 
 
 @contextmanager

@@ -1,0 +1,725 @@
+"""The training loop: the data it reads, the updates it makes, when it stops, what it writes and what it refuses."""
+
+import json
+import math
+import signal
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerance import assert_same, epsilon
+
+from gpurnn import GRU, Dense
+from gpurnn.gradients import add_l2, clip_by_global_norm, clip_by_value
+from gpurnn.losses import cross_entropy, mse
+from gpurnn.models import CharVocabulary, LanguageModel
+from gpurnn.optimizers import SGD, Adam
+from gpurnn.schedules import CosineWithWarmup
+from gpurnn.training import CheckpointError, PaddedBatches, TokenStream, Trainer, evaluate
+from gpurnn.training.checkpoint import checkpoints
+
+LETTERS = CharVocabulary("?abcde")
+
+
+def stream(n=70, batch_size=3, steps=4, seed=0):
+    return TokenStream(np.random.default_rng(seed).integers(0, 6, n, dtype=np.int32), batch_size, steps)
+
+
+def sequences(count=7, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 6, rng.integers(2, 9), dtype=np.int32) for _ in range(count)]
+
+
+def language_model(**options):
+    return LanguageModel(LETTERS, 5 if options.get("tied") else 4, 5, **{"dtype": "float64", **options})
+
+
+def trainer(model, data, **options):
+    options = {"optimizer": SGD(lr=0.1), "steps": 4, "progress": False, **options}
+    return Trainer(model, data, options.pop("optimizer"), **options)
+
+
+class Scripted:
+    """A model with one parameter whose losses and gradients are written down beforehand, by step."""
+
+    def __init__(self, losses=None, gradients=None, validation=()):
+        self.params = {"first": np.zeros(2), "second": np.zeros(3)}
+        self.losses, self.gradients, self.validation = losses or {}, gradients or {}, list(validation)
+        self.calls = 0
+
+    def loss(self, inputs, targets, state=None, lengths=None):
+        return np.asarray(self.validation.pop(0)), None
+
+    def loss_and_gradients(self, inputs, targets, state=None, lengths=None, *, rng=None):
+        grads = {"first": np.ones(2), "second": np.ones(3)}
+        grads.update(self.gradients.get(self.calls, {}))
+        loss = np.asarray(self.losses.get(self.calls, 1.0))
+        self.calls += 1
+        return loss, None, grads
+
+
+# --- data ---
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 7))
+def test_a_stream_is_read_whole_lane_by_lane(n, batch_size, steps):
+    tokens = np.arange(n)
+    lane = n // batch_size
+    if lane < steps + 1:
+        with pytest.raises(ValueError, match=rf"tokens has {n} tokens, expected at least batch_size \(steps \+ 1\)"):
+            TokenStream(tokens, batch_size, steps)
+        return
+    data = TokenStream(tokens, batch_size, steps)
+    assert len(data) == (lane - 1) // steps
+    batches = [data.batch(epoch, i) for epoch in (0, 3) for i in range(len(data))]
+    half = len(data)
+    for first, again in zip(batches[:half], batches[half:], strict=True):
+        assert_same(first.inputs, again.inputs)
+    for b in range(batch_size):
+        inputs = np.concatenate([batch.inputs[:, b] for batch in batches[:half]])
+        targets = np.concatenate([batch.targets[:, b] for batch in batches[:half]])
+        assert inputs.tolist() == list(range(b * lane, b * lane + half * steps))
+        assert (targets == inputs + 1).all()
+    assert all(batch.inputs.shape == batch.targets.shape == (steps, batch_size) for batch in batches)
+    assert all(batch.count == steps * batch_size for batch in batches)
+    assert data.carries_state
+
+
+def test_a_stream_is_not_copied():
+    tokens = np.zeros(1000, np.int32)
+    batch = TokenStream(tokens, 10, 9).batch(0, 3)
+    assert np.shares_memory(batch.inputs, tokens)
+    assert np.shares_memory(batch.targets, tokens)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((2, 2), int), 1, 1), r"tokens has shape \(2, 2\), expected 1 axes \(n,\)"),
+        ((np.zeros(9), 1, 1), "tokens has dtype float64, expected an integer dtype"),
+        (([1, 2, 3], 1, 1), "tokens is a list, expected a numpy.ndarray"),
+        ((np.zeros(9, int), 0, 1), "batch_size is 0, expected at least 1"),
+        ((np.zeros(9, int), 1, 2.0), "steps is 2.0, expected a whole number"),
+    ],
+)
+def test_a_stream_refuses(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        TokenStream(*arguments)
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 4), st.integers(0, 3))
+def test_an_epoch_of_padded_batches_has_every_sequence_once(count, batch_size, seed, epoch):
+    given = sequences(count, seed)
+    data = PaddedBatches(given, batch_size, rng=seed)
+    found = []
+    for index in range(len(data)):
+        batch = data.batch(epoch, index)
+        T, B = batch.inputs.shape
+        assert max(batch.lengths) == T
+        assert batch.count == batch.lengths.sum()
+        assert min(batch_size, count - batch_size * index) == B
+        for b, length in enumerate(batch.lengths):
+            assert not batch.inputs[length:, b].any()
+            assert not batch.targets[length:, b].any()
+            assert (batch.inputs[1:length, b] == batch.targets[: length - 1, b]).all()
+            found.append([*batch.inputs[:length, b].tolist(), int(batch.targets[length - 1, b])])
+    assert sorted(found) == sorted(s.tolist() for s in given)
+
+
+def order(data, epoch):
+    return [data.batch(epoch, i).inputs.tolist() for i in range(len(data))]
+
+
+def test_the_order_is_that_of_the_seed_and_the_epoch():
+    given = sequences(20)
+    data = PaddedBatches(given, 4, rng=1)
+    assert order(data, 0) == order(PaddedBatches(given, 4, rng=1), 0)
+    assert order(data, 0) == order(PaddedBatches(given, 4, rng=np.random.default_rng(1)), 0)
+    assert order(data, 0) != order(data, 1)
+    assert order(data, 0) != order(PaddedBatches(given, 4, rng=2), 0)
+    first = order(data, 0)
+    order(data, 1)
+    assert order(data, 0) == first
+    plain = PaddedBatches(given, 4, shuffle=False)
+    assert order(plain, 0) == order(plain, 1)
+    assert plain.batch(0, 0).lengths.tolist() == [len(s) - 1 for s in given[:4]]
+
+
+def test_targets_may_belong_to_steps_or_to_sequences():
+    inputs = [np.ones((3, 2)), np.full((1, 2), 2.0)]
+    steps = PaddedBatches(inputs, 2, [np.arange(3.0), np.array([7.0])], shuffle=False).batch(0, 0)
+    assert steps.inputs.shape == (3, 2, 2)
+    assert_same(steps.targets, np.array([[0.0, 7.0], [1.0, 0.0], [2.0, 0.0]]))
+    assert steps.count == 4
+    whole = PaddedBatches(inputs, 2, [np.array(3), np.array(5)], per_sequence=True, shuffle=False).batch(0, 0)
+    assert_same(whole.targets, np.array([3, 5]))
+    assert whole.count == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), "sequences is empty"),
+        (([np.array([1])],), r"sequences\[0\] has shape \(1,\), expected at least 2 steps"),
+        (([np.array([1, 2]), np.array([1.0, 2.0])],), r"sequences\[1\] has dtype float64, expected int64"),
+        (([np.array([1.0, 2.0])],), r"sequences\[0\] has dtype float64, expected an integer dtype"),
+        (
+            ([np.ones((3, 2)), np.ones((3, 4))], [np.ones(3)] * 2),
+            r"sequences\[1\] has shape \(3, 4\), expected that of",
+        ),
+        (([np.ones((3, 2))], [np.ones(2)]), r"targets\[0\] has shape \(2,\), expected 3 steps, as sequences\[0\] has"),
+        (([np.ones((3, 2))], []), "targets has 0 entries, expected 1"),
+        (([np.ones((3, 2))], [1.0]), r"targets\[0\] is a float, expected a numpy.ndarray"),
+        (([np.array(3)],), r"sequences\[0\] has shape \(\), expected at least 2 steps"),
+        (([[1, 2, 3]],), r"sequences\[0\] is a list, expected a numpy.ndarray"),
+    ],
+)
+def test_padded_batches_refuse(arguments, message):
+    given, *targets = arguments
+    with pytest.raises((TypeError, ValueError), match=message):
+        PaddedBatches(given, 2, *targets)
+
+
+# --- updates ---
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_truncated_backpropagation_is_this_loop(cell):
+    data, optimizer = stream(), Adam(lr=0.05)
+    ours, theirs = language_model(cell=cell), language_model(cell=cell)
+    trainer(ours, data, steps=2 * len(data) + 2, optimizer=Adam(lr=0.05)).train()
+    for step in range(2 * len(data) + 2):
+        index = step % len(data)
+        state = None if index == 0 else state  # noqa: F821 - of the window before
+        batch = data.batch(0, index)
+        (logits, state), pullback = theirs.vjp(batch.inputs, state)
+        _, pull_loss = cross_entropy.vjp(logits, batch.targets)
+        _, grads = pullback((pull_loss(1.0)[0], None))
+        optimizer.step(theirs.params, grads)
+    assert_same(ours.state_dict(), theirs.state_dict())
+
+
+def test_a_window_as_long_as_the_stream_is_full_backpropagation():
+    tokens = np.random.default_rng(0).integers(0, 6, 31)
+    one, other = language_model(), language_model()
+    trainer(one, TokenStream(tokens, 1, 30), steps=3).train()
+    trainer(other, PaddedBatches([tokens], 1), steps=3).train()
+    assert_same(one.state_dict(), other.state_dict())
+
+
+def test_the_gradient_of_a_padded_batch_is_that_of_its_sequences():
+    given = sequences(3)
+    batched, single = language_model(), language_model()
+    trainer(batched, PaddedBatches(given, 3), steps=1, optimizer=SGD(lr=1.0)).train()
+    total = sum(len(s) - 1 for s in given)
+    update = {name: np.zeros_like(p) for name, p in single.params.items()}
+    for s in given:
+        _, _, grads = single.loss_and_gradients(s[:-1, None], s[1:, None])
+        for name in update:
+            update[name] += grads[name] * (len(s) - 1) / total
+    for name, p in single.params.items():
+        np.testing.assert_allclose(batched.params[name], p - update[name], rtol=0, atol=100 * epsilon("float64"))
+
+
+def test_l2_then_value_then_norm_then_the_scheduled_rate():
+    data, ours, theirs = stream(), language_model(), language_model()
+    schedule = CosineWithWarmup(0.5, 6, 2)
+    run = trainer(
+        ours,
+        data,
+        steps=3,
+        schedule=schedule,
+        l2=0.1,
+        clip_value=0.02,
+        clip_norm=0.05,
+        optimizer=SGD(lr=9.0),
+        log_interval=1,
+    )
+    run.train()
+    state, optimizer = None, SGD(lr=9.0)
+    for step in range(3):
+        batch = data.batch(0, step)
+        loss, state, grads = theirs.loss_and_gradients(batch.inputs, batch.targets, state)
+        grads = add_l2(grads, theirs.params, 0.1)
+        norm = math.sqrt(sum(float((g**2).sum()) for g in grads.values()))
+        assert run.history[step]["gradient_norm"] == pytest.approx(norm, rel=1e3 * epsilon("float64"))
+        assert run.history[step]["loss"] == float(loss)
+        assert run.history[step]["learning_rate"] == schedule(step)
+        grads, clipped = clip_by_global_norm(clip_by_value(grads, 0.02), 0.05)
+        assert clipped > 0.05
+        optimizer.step(theirs.params, grads, lr=schedule(step))
+    assert_same(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 1000.0])
+def test_the_norm_of_an_update_is_bounded(clip_norm):
+    model = language_model()
+    before = model.state_dict()
+    run = trainer(model, stream(), steps=1, clip_norm=clip_norm, optimizer=SGD(lr=1.0), log_interval=1)
+    run.train()
+    change = math.sqrt(sum(float(((p - before[name]) ** 2).sum()) for name, p in model.params.items()))
+    norm = run.history[0]["gradient_norm"]
+    assert change == pytest.approx(norm * min(1, clip_norm / (norm + 1e-6)), rel=1e4 * epsilon("float64"))
+
+
+def test_dropout_is_the_seeds():
+    models = [language_model(dropout=0.5) for _ in range(4)]
+    for model, rng in zip(models, (1, 1, np.random.default_rng(1), 2), strict=True):
+        trainer(model, stream(), rng=rng).train()
+    assert_same(models[0].state_dict(), models[1].state_dict())
+    assert_same(models[0].state_dict(), models[2].state_dict())
+    assert not np.array_equal(models[0].params["output.bias"], models[3].params["output.bias"])
+
+
+def test_epochs_are_steps_times_batches():
+    data = stream()
+    by_epochs, by_steps = language_model(), language_model()
+    run = Trainer(by_epochs, data, SGD(lr=0.1), epochs=2, progress=False)
+    run.train()
+    assert run.step == run.total == 2 * len(data)
+    trainer(by_steps, data, steps=2 * len(data)).train()
+    assert_same(by_epochs.state_dict(), by_steps.state_dict())
+
+
+def test_a_language_is_learnt():
+    vocabulary = CharVocabulary.from_text("abcd")
+    tokens = vocabulary.encode("abcd" * 100)
+    model = LanguageModel(vocabulary, 4, 8)
+    run = trainer(model, TokenStream(tokens, 4, 10), steps=150, optimizer=Adam(lr=0.03), metric="bits_per_character")
+    run.train()
+    assert run.history[-1]["bits_per_character"] < 0.1
+    assert model.sample(8, "ab", temperature=0) == "cdabcdab"
+
+
+class LastStep:
+    """A regression on the last state of a GRU: what any layers need to be trained."""
+
+    def __init__(self):
+        self.layer, self.head = GRU(1, 8, dtype="float64", rng=1), Dense(8, 1, dtype="float64", rng=2)
+
+    @property
+    def params(self):
+        return {f"{part}.{n}": p for part in ("layer", "head") for n, p in getattr(self, part).params.items()}
+
+    def loss(self, inputs, targets, state=None, lengths=None):
+        _, h = self.layer(inputs, state, lengths)
+        return mse(self.head(h[0]), targets), None
+
+    def loss_and_gradients(self, inputs, targets, state=None, lengths=None, *, rng=None):
+        (_, h), pull_layer = self.layer.vjp(inputs, state, lengths, rng=rng)
+        y, pull_head = self.head.vjp(h[0])
+        loss, pull_loss = mse.vjp(y, targets)
+        dh, head = pull_head(pull_loss(1.0)[0])
+        _, layer = pull_layer((None, dh[None]))
+        return (
+            loss,
+            None,
+            {f"{part}.{n}": g for part, own in (("layer", layer), ("head", head)) for n, g in own.items()},
+        )
+
+
+def test_regression_on_sequences_of_any_length():
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((rng.integers(1, 6), 1)) for _ in range(60)]
+    data = PaddedBatches(inputs, 20, [np.tanh(x.sum(axis=0)) for x in inputs], per_sequence=True)
+    model = LastStep()
+    before = evaluate(model, data)
+    trainer(model, data, steps=300, optimizer=Adam(lr=0.02)).train()
+    assert evaluate(model, data) < before / 20
+
+
+def test_memory_does_not_grow_with_the_stream():
+    def peak(windows):
+        data = stream(n=4 * (20 * windows + 1), batch_size=4, steps=20)
+        model = language_model()
+        run = trainer(model, data, steps=windows, log_interval=1000)
+        tracemalloc.start()
+        run.train()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(2)
+    assert peak(60) < 1.1 * peak(6)
+
+
+# --- evaluation and stopping ---
+
+
+def test_evaluation_is_the_mean_over_targets():
+    model, given = language_model(dropout=0.5), sequences(5)
+    data = PaddedBatches(given, 2)
+    nats = [float(model.loss(s[:-1, None], s[1:, None])[0]) * (len(s) - 1) for s in given]
+    expected = sum(nats) / sum(len(s) - 1 for s in given)
+    assert evaluate(model, data) == pytest.approx(expected, rel=1e3 * epsilon("float64"))
+
+
+def test_evaluation_of_a_stream_carries_the_state():
+    model, data = language_model(), stream(n=41, batch_size=1, steps=8)
+    logits, _ = model(data.batch(0, 0).inputs)
+    assert logits.shape == (8, 1, 6)
+    tokens = np.concatenate([data.batch(0, i).inputs for i in range(5)] + [data.batch(0, 4).targets[-1:]])
+    whole, _ = model.loss(tokens[:-1], tokens[1:])
+    assert evaluate(model, data) == pytest.approx(float(whole), rel=1e3 * epsilon("float64"))
+
+
+def test_validation_is_at_its_interval_and_at_the_end():
+    model = language_model()
+    run = trainer(model, stream(), steps=7, validation=stream(seed=1), validation_interval=3, metric="perplexity")
+    run.train()
+    found = [record for record in run.history if "validation_loss" in record]
+    assert [record["step"] for record in found] == [3, 6, 7]
+    assert found[-1]["validation_loss"] == evaluate(model, stream(seed=1))
+    assert found[-1]["validation_perplexity"] == math.exp(found[-1]["validation_loss"])
+    by_epoch = trainer(language_model(), stream(), steps=2 * len(stream()), validation=stream(seed=1))
+    by_epoch.train()
+    assert [r["step"] for r in by_epoch.history if "validation_loss" in r] == [len(stream()), 2 * len(stream())]
+
+
+@pytest.mark.parametrize(
+    ("losses", "stopped", "best"),
+    [
+        ([3, 2, 2.5, 2.6, 1], 4, 2),
+        ([3, 2, 2.5, 1.9, 2, 3], 6, 4),
+        ([3, 3, 3], 3, 1),
+        ([6, 5, 4, 3, 2, 1, 0.5, 0.4], None, 8),
+        ([1, 2, 0.5, 2, 0.4, 2, 0.3, 2], None, 7),
+    ],
+)
+def test_early_stopping_leaves_the_parameters_of_the_best_validation(losses, stopped, best):
+    model = Scripted(validation=losses)
+    one = TokenStream(np.zeros(2, int), 1, 1)
+    run = trainer(model, one, steps=8, validation=one, validation_interval=1, patience=2, optimizer=SGD(lr=1.0))
+    run.train()
+    assert run.stopped_early == (stopped is not None)
+    assert run.step == (stopped or 8)
+    assert_same(model.params["first"], np.full(2, -float(best)))
+
+
+# --- NaN and infinity ---
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_norm": 1.0}, {"clip_value": 1.0}, {"clip_value": 1.0, "clip_norm": 1.0}]
+)
+def test_a_gradient_that_is_not_finite_stops_training(tmp_path, bad, options):
+    model = Scripted(gradients={3: {"second": np.array([1.0, bad, 1.0])}})
+    run = trainer(model, stream(), steps=9, directory=tmp_path, checkpoint_interval=2, **options)
+    kept = "step-000000002.safetensors"
+    message = rf"step 3: the loss is 1 and the gradient norm .*: the gradient of second is not finite; .*{kept}"
+    with pytest.raises(FloatingPointError, match=message):
+        run.train()
+    assert run.step == 3
+    assert np.isfinite(model.params["second"]).all()
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")][-1] == kept
+    # The run goes on from that checkpoint once the cause is gone.
+    again = trainer(Scripted(), stream(), steps=9, directory=tmp_path, checkpoint_interval=2, **options)
+    assert again.resume() == 2
+    again.train()
+    assert again.step == 9
+
+
+def test_a_loss_that_is_not_finite_stops_training():
+    with pytest.raises(FloatingPointError, match=r"step 2: the loss is nan .*; last good checkpoint: none was written"):
+        trainer(Scripted(losses={2: np.nan}), stream()).train()
+    with pytest.raises(
+        FloatingPointError, match="step 2: the validation loss is inf: all is finite, the largest entry"
+    ):
+        trainer(Scripted(validation=[np.inf]), stream(), validation=stream(n=15), validation_interval=2).train()
+
+
+def test_a_parameter_that_is_not_finite_is_named():
+    model = language_model()
+    model.params["recurrent.weight_hh_l0"][2, 1] = np.nan
+    with pytest.raises(FloatingPointError, match=r"step 0: .*: parameter recurrent.weight_hh_l0 is not finite"):
+        trainer(model, stream()).train()
+
+
+def test_an_update_that_overflows_is_not_written_to_a_checkpoint(tmp_path):
+    model = Scripted(gradients={3: {"first": np.array([1e150, 1.0])}})
+    run = trainer(model, stream(), steps=4, directory=tmp_path, checkpoint_interval=2, optimizer=SGD(lr=1e200))
+    with pytest.raises(FloatingPointError, match=r"step 4: .*parameter first is not finite.*step-000000002"):
+        run.train()
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")][-1] == "step-000000002.safetensors"
+
+
+def test_real_divergence_is_caught_without_numpy_warnings():
+    model = LanguageModel(LETTERS, 4, 5, cell="rnn", activation="relu")
+    with pytest.raises(FloatingPointError, match="Trainer: step"):
+        trainer(model, stream(), steps=200, optimizer=SGD(lr=1e6)).train()
+
+
+# --- metrics and checkpoints ---
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_are_the_history_and_cover_every_step(tmp_path):
+    run = trainer(
+        language_model(), stream(), steps=7, directory=tmp_path, log_interval=3, metric="bits_per_character",
+        validation=stream(seed=1), validation_interval=5,
+    )  # fmt: skip
+    run.train()
+    assert lines(tmp_path) == run.history
+    training = [record for record in run.history if "loss" in record]
+    assert [record["step"] for record in training] == [3, 6, 7]
+    single = trainer(language_model(), stream(), steps=7, log_interval=1)
+    single.train()
+    each = [record["loss"] for record in single.history]
+    for record, part in zip(training, (each[:3], each[3:6], each[6:]), strict=True):
+        assert record["loss"] == pytest.approx(np.mean(part), rel=10 * epsilon("float64"))
+        assert record["bits_per_character"] == record["loss"] / math.log(2)
+        assert record["epoch"] == record["step"] / len(stream())
+        assert record["tokens_per_second"] > 0
+        assert record["learning_rate"] == 0.1
+        assert record["gradient_norm"] > 0
+
+
+def comparable(records):
+    return [{name: value for name, value in record.items() if name != "tokens_per_second"} for record in records]
+
+
+@pytest.mark.parametrize("stop", range(1, 14))
+def test_training_resumed_from_any_step_ends_with_the_same_bits(tmp_path, stop):
+    def run(directory, **options):
+        model = language_model(dropout=0.3)
+        return model, trainer(
+            model, stream(), steps=14, directory=directory, optimizer=Adam(lr=0.05), rng=3, log_interval=4,
+            schedule=CosineWithWarmup(0.05, 14, 3), validation=stream(seed=1), validation_interval=3, patience=4,
+            checkpoint_interval=5, **options,
+        )  # fmt: skip
+
+    model, whole = run(tmp_path / "whole")
+    whole.train()
+
+    class Stop(Exception):
+        pass
+
+    _, part = run(tmp_path / "part")
+    step_of, learn = part.optimizer.step, []
+
+    def step(*arguments, **options):
+        if len(learn) == stop:
+            raise Stop
+        learn.append(1)
+        step_of(*arguments, **options)
+
+    part.optimizer.step = step
+    with pytest.raises(Stop):
+        part.train()
+    resumed_model, resumed = run(tmp_path / "part")
+    assert resumed.resume() == stop // 5 * 5
+    resumed.train()
+    assert_same(resumed_model.state_dict(), model.state_dict())
+    assert_same(resumed.optimizer.state_dict(), whole.optimizer.state_dict())
+    assert comparable(lines(tmp_path / "part")) == comparable(lines(tmp_path / "whole")) == comparable(resumed.history)
+
+
+def test_shuffled_batches_resume_in_the_middle_of_an_epoch(tmp_path):
+    def run(directory, steps):
+        model = language_model()
+        return model, trainer(model, PaddedBatches(sequences(), 2, rng=4), steps=steps, directory=directory)
+
+    whole, one = run(tmp_path / "whole", 11)
+    one.train()
+    run(tmp_path / "part", 6)[1].train()
+    part, other = run(tmp_path / "part", 11)
+    assert other.resume() == 6
+    other.train()
+    assert_same(part.state_dict(), whole.state_dict())
+
+
+def test_a_finished_run_resumes_to_nothing_and_keeps_its_best_parameters(tmp_path):
+    one = TokenStream(np.zeros(2, int), 1, 1)
+
+    def run(validation):
+        model = Scripted(validation=validation)
+        options = {"validation": one, "validation_interval": 1, "patience": 2, "directory": tmp_path}
+        return model, trainer(model, one, steps=8, optimizer=SGD(lr=1.0), **options)
+
+    run([3, 2, 4, 5])[1].train()
+    before = lines(tmp_path)
+    model, again = run([])
+    assert again.resume() == 4
+    assert again.stopped_early
+    again.train()
+    assert_same(model.params["first"], np.full(2, -2.0))
+    assert lines(tmp_path) == before
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
+    model = language_model()
+    trainer(model, stream(), steps=6, directory=tmp_path, checkpoint_interval=2).train()
+    newest = checkpoints(tmp_path / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:-9])
+    other = language_model()
+    run = trainer(other, stream(), steps=6, directory=tmp_path, checkpoint_interval=2)
+    with pytest.warns(UserWarning, match="step-000000006.safetensors: damaged.*using the one before it"):
+        assert run.resume() == 4
+    run.train()
+    assert_same(other.state_dict(), model.state_dict())
+    for path in checkpoints(tmp_path / "checkpoints"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"000006.*damaged.*000004.*damaged"):
+        trainer(language_model(), stream(), steps=6, directory=tmp_path).resume()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"cell": "gru"}}, r"a run whose parameters.recurrent.weight_ih_l0 is .*20, 4.*here it is .*15, 4"),
+        ({"model": {"dtype": "float32"}}, "a run whose parameters.embedding.weight is .*float64.*here .*float32"),
+        ({"model": {"tied": True}, "data": {}}, "a run whose parameters.embedding.weight is"),
+        ({"data": {"n": 80}}, "a run whose data.tokens is 70, but here it is 80"),
+        ({"data": {"seed": 5}}, "a run whose data.crc32"),
+        ({"data": {"batch_size": 2}}, "a run whose data.batch_size is 3, but here it is 2"),
+        ({"validation": stream(seed=1)}, "a run whose validation is None, but here"),
+        ({"optimizer": SGD(lr=0.2)}, r"a run whose optimizer is SGD\(lr=0.1.*but here it is SGD\(lr=0.2"),
+        ({"optimizer": Adam(lr=0.1)}, "a run whose optimizer"),
+        ({"clip_norm": 1.0}, "a run whose clip_norm is None, but here it is 1.0"),
+        ({"clip_value": 1.0}, "a run whose clip_value"),
+        ({"l2": 0.5}, "a run whose l2 is 0.0, but here it is 0.5"),
+        ({"schedule": CosineWithWarmup(0.1, 9)}, "a run whose learning_rate is None"),
+        ({"rng": np.random.Generator(np.random.MT19937(0))}, "a run whose rng is PCG64, but here it is MT19937"),
+        ({"log_interval": 7}, "a run whose log_interval is 10, but here it is 7"),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused(tmp_path, change, message):
+    trainer(language_model(), stream(), directory=tmp_path).train()
+    model = language_model(**change.pop("model", {}))
+    data = stream(**change.pop("data", {}))
+    before = model.state_dict()
+    with pytest.raises(CheckpointError, match=f"step-000000004.safetensors: belongs to {message}"):
+        trainer(model, data, directory=tmp_path, **change).resume()
+    assert_same(model.state_dict(), before)
+
+
+def test_another_schedule_is_another_run(tmp_path):
+    trainer(language_model(), stream(), directory=tmp_path, schedule=CosineWithWarmup(0.1, 9)).train()
+    with pytest.raises(CheckpointError, match="a run whose learning_rate"):
+        trainer(language_model(), stream(), directory=tmp_path, schedule=CosineWithWarmup(0.1, 10)).resume()
+    run = trainer(language_model(), stream(), directory=tmp_path, schedule=CosineWithWarmup(0.1, 9), steps=9)
+    assert run.resume() == 4
+
+
+@pytest.mark.parametrize("generator", [np.random.MT19937, np.random.Philox, np.random.PCG64DXSM])
+def test_the_state_of_any_generator_is_kept(tmp_path, generator):
+    def run(directory, steps):
+        model = language_model(dropout=0.5)
+        rng = np.random.Generator(generator(7))
+        return model, trainer(model, stream(), steps=steps, directory=directory, rng=rng)
+
+    whole, one = run(tmp_path / "whole", 6)
+    one.train()
+    run(tmp_path / "part", 3)[1].train()
+    part, other = run(tmp_path / "part", 6)
+    other.resume()
+    other.train()
+    assert_same(part.state_dict(), whole.state_dict())
+
+
+def test_a_directory_with_a_run_is_not_overwritten(tmp_path):
+    trainer(language_model(), stream(), directory=tmp_path).train()
+    with pytest.raises(ValueError, match=r"already holds a training run \(step-000000004.safetensors\); call resume"):
+        trainer(language_model(), stream(), directory=tmp_path).train()
+    with pytest.raises(CheckpointError, match="no checkpoint in there"):
+        trainer(language_model(), stream(), directory=tmp_path / "other").resume()
+    with pytest.raises(ValueError, match="directory is None, expected the directory of a training run"):
+        trainer(language_model(), stream()).resume()
+
+
+def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer(language_model(), stream()).train()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_announced_after_it_is_there(tmp_path):
+    found = []
+    run = trainer(
+        language_model(), stream(), steps=5, directory=tmp_path, checkpoint_interval=2,
+        on_checkpoint=lambda: found.append(checkpoints(tmp_path / "checkpoints")[-1].name[5:14]),
+    )  # fmt: skip
+    run.train()
+    assert found == ["000000000", "000000002", "000000004", "000000005"]
+    assert run.saved_step == 5
+
+
+def test_an_interrupt_waits_for_the_step_and_leaves_a_checkpoint(tmp_path):
+    whole = language_model()
+    trainer(whole, stream(), steps=6).train()
+
+    model = language_model()
+    run = trainer(model, stream(), steps=6, directory=tmp_path)
+    step_of = run.optimizer.step
+
+    def step(*arguments, **options):
+        if run.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        step_of(*arguments, **options)
+
+    run.optimizer.step = step
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert run.step == run.saved_step == 3
+    resumed = language_model()
+    again = trainer(resumed, stream(), steps=6, directory=tmp_path)
+    assert again.resume() == 3
+    again.train()
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
+def test_a_second_interrupt_acts_at_once(tmp_path):
+    run = trainer(language_model(), stream(), steps=6, directory=tmp_path)
+
+    def step(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second interrupt did nothing")
+
+    run.optimizer.step = step
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert run.step == run.saved_step == 0
+
+
+def test_the_progress_bar_shows_loss_metric_and_speed(capsys):
+    run = trainer(language_model(), stream(), progress=True, metric="bits_per_character", log_interval=1)
+    run.train()
+    shown = capsys.readouterr().err
+    last = run.history[-1]
+    assert "4/4" in shown
+    assert f"loss {last['loss']:.3f}, bits per character {last['bits_per_character']:.3f}, " in shown
+    assert "k tokens/s" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": None}, "steps is None and epochs is None, expected exactly one"),
+        ({"epochs": 2}, "steps is 4 and epochs is 2, expected exactly one"),
+        ({"steps": -1}, "steps is -1, expected at least 0"),
+        ({"steps": 1.5}, "steps is 1.5, expected a whole number"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0, expected a positive number"),
+        ({"clip_value": math.nan}, "clip_value is nan, expected a positive number"),
+        ({"l2": -0.1}, "l2 is -0.1, expected a number of at least 0"),
+        ({"patience": 2}, "validation is None, expected data for early stopping"),
+        ({"validation_interval": 2}, "validation is None, expected data"),
+        ({"validation": stream(), "validation_interval": 0}, "validation_interval is 0, expected at least 1"),
+        ({"validation": stream(), "patience": 0}, "patience is 0, expected at least 1"),
+        ({"checkpoint_interval": 0}, "checkpoint_interval is 0, expected at least 1"),
+        ({"log_interval": 0}, "log_interval is 0, expected at least 1"),
+        ({"metric": "accuracy"}, "metric is 'accuracy', expected one of 'bits_per_character', 'perplexity'"),
+        ({"rng": None}, "rng is None, expected an int seed or a numpy.random.Generator"),
+    ],
+)
+def test_the_trainer_refuses(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        trainer(language_model(), stream(), **options)
