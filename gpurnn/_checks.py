@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -9,9 +10,15 @@ FLOATS = ("float32", "float64")
 _INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
+@functools.cache
+def _name(kind: type, dtype: Any) -> str:
+    # The kind keeps dtypes of two libraries from being compared with each other, which one of them may object to.
+    return str(dtype).rpartition(".")[2]
+
+
 def dtype_name(array: Any) -> str:
     """``"float32"`` for the dtype of an array of any library."""
-    return str(array.dtype).rpartition(".")[2]
+    return _name(type(array.dtype), array.dtype)
 
 
 def shape(where: str, name: str, array: Any, expected: tuple[int, ...], symbols: str) -> None:

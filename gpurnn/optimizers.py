@@ -105,11 +105,12 @@ class Optimizer:
                     f"{where}: params has the names {sorted(params)}, "
                     f"expected those of the steps before, {sorted(arrays)}"
                 )
+            kept = {name: f"the optimizer's {kind}.{name}" for name in params}
             for name, p in params.items():
-                kept = f"the optimizer's {kind}.{name}"
-                _dispatch.namespace(where, **{f"params[{name!r}]": p, kept: arrays[name]})
-                _checks.shape(where, f"params[{name!r}]", p, tuple(arrays[name].shape), f"the shape of {kept}")
-                _checks.same_dtype(where, **{kept: arrays[name], f"params[{name!r}]": p})
+                _checks.shape(where, f"params[{name!r}]", p, tuple(arrays[name].shape), f"the shape of {kept[name]}")
+            of_all = {kept[name]: arrays[name] for name in params} | {f"params[{n!r}]": p for n, p in params.items()}
+            _dispatch.namespace(where, **of_all)
+            _checks.same_dtype(where, **of_all)
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all that the optimizer has learnt, by name.
