@@ -147,10 +147,11 @@ def _forward(
     b_ih, b_hh = zero if b_ih is None else b_ih, zero if b_hh is None else b_hh
 
     steps = MODULES[type(cell)].Steps(cell, w_hh, b_hh, T, B, training)
-    xw = empty((T * B, w_ih.shape[0]), dtype)
-    np.matmul(x.reshape(T * B, I), steps.input_rows.packed(w_ih).T, out=xw)
+    gates = w_ih.shape[0] // H
+    xw = empty((gates, T * B, H), dtype)
+    np.matmul(x.reshape(T * B, I), steps.input_rows.factors(w_ih), out=xw)
     np.add(xw, steps.input_bias(b_ih, b_hh), out=xw)
-    xw = xw.reshape(T, B, w_ih.shape[0])
+    xw = xw.reshape(gates, T, B, H)
 
     # Training keeps states of its own, so that what a caller does to y cannot reach the gradients.
     # Row t of `before` is the state that enters step t; row t of `h` is the one that leaves it.
@@ -178,7 +179,7 @@ def _forward(
             entering = h_in[t if training else 0]
             np.multiply(h_prev, 1 if mask is None else mask, out=entering)
         c_before = c.copy() if c is not None and past is not None else None
-        steps.forward(t, xw[t], entering, h_prev, h[t])
+        steps.forward(t, xw[:, t], entering, h_prev, h[t])
         if past is not None:
             np.copyto(h[t], h_prev, where=past)
             if c is not None:

@@ -65,9 +65,9 @@ def backward(
 class Steps:
     """The definition over buffers that are allocated once, for T steps of a batch of B.
 
-    The input's gates lie in the order n z r, those of the recurrent product in the order z r u, u = W_hn h + b_hn.
-    What z weighs is the sign of its row: with z' = 1 - z where z weighs the state, h = h_prev + z' (n - h_prev).
-    What the backward pass multiplies dh and da_n with is stored in place of the gates:
+    Each gate is a contiguous (B, H) block: those of the input in the order n z r, those of the recurrent product in the
+    order z r u, with u = W_hn h + b_hn. What z weighs is the sign of its rows: with z' = 1 - z where z weighs the
+    state, h = h_prev + z' (n - h_prev). What backward multiplies dh and da_n with is stored in place of the gates:
 
         [ P_n P_z | P_r | r | 1 - z' ]   P_n = z' (1 - n^2)    P_z = (n - h_prev) z' (1 - z')    P_r = v (1 - r)
 
@@ -90,19 +90,11 @@ class Steps:
             self.slots = 3
             self.rows = Rows(H, order=(1, 0), scale=(z, 0.5))
             self.w_n = np.ascontiguousarray(w_hh[2 * H :].T)
-        self.w = np.ascontiguousarray(self.rows.packed(w_hh).T)
-        self.a = np.empty((B, self.w.shape[1]), dtype)
-        self.a_zr, self.u = self.a[:, : 2 * H], self.a[:, 2 * H :]
-        self.n = np.empty((B, H), dtype)
-        self.step = np.empty((B, H), dtype)
-
-        kept = T if training else 1
-        saved = empty((kept, B, 5 * H), dtype)
-        self.zr, self.z, self.r = saved[:, :, 2 * H : 4 * H], saved[:, :, 2 * H : 3 * H], saved[:, :, 3 * H : 4 * H]
-        self.p_n, self.p_z, self.p_r = saved[:, :, :H], saved[:, :, H : 2 * H], self.z
-        self.p_nz, self.p_r_r = (saved.reshape(kept, B, 5, H)[:, :, k : k + 2] for k in (0, 2))
-        self.keep = saved[:, :, 4 * H :]
-        self.v = empty((1 if cell.reset_after else kept, B, H), dtype)
+        self.w = self.rows.factors(w_hh)
+        self.a = np.empty((len(self.w), B, H), dtype)
+        self.n, self.step = np.empty((2, B, H), dtype)
+        self.saved = empty((T if training else 1, 5, B, H), dtype)
+        self.v = empty((T if training and not cell.reset_after else 1, B, H), dtype)
         if training:
             self.w_back = self.rows.signed(w_hh)
             self.w_n_back = w_hh[2 * H :].copy()
@@ -112,55 +104,56 @@ class Steps:
         bias = b_ih + b_hh
         if self.reset_after:
             bias[2 * self.H :] = b_ih[2 * self.H :]
-        return self.input_rows.packed(bias)
+        return self.input_rows.bias(bias)
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
-        """Step t: from xw (B, 3H) and h_in, which is h_prev or its masked copy, to h."""
-        H, n, step = self.H, self.n, self.step
-        if not self.training:
-            t = 0
-        zr, z, r = self.zr[t], self.z[t], self.r[t]
+        """Step t: from xw (3, B, H) and h_in, which is h_prev or its masked copy, to h."""
+        n, step = self.n, self.step
+        saved = self.saved[t if self.training else 0]
+        zr, z, r = self.a[:2], saved[2], saved[3]
         np.matmul(h_in, self.w, out=self.a)
-        np.add(self.a_zr, xw[:, H:], out=self.a_zr)
-        np.tanh(self.a_zr, out=self.a_zr)
-        np.multiply(self.a_zr, self.half, out=self.a_zr)
-        np.add(self.a_zr, self.half, out=zr)
+        np.add(zr, xw[1:], out=zr)
+        np.tanh(zr, out=zr)
+        np.multiply(zr, self.half, out=zr)
+        np.add(zr, self.half, out=saved[2:4])
         if self.reset_after:
-            v = self.v[0]
-            np.add(self.u, self.b_n, out=self.u)
-            np.multiply(r, self.u, out=v)
-            np.add(v, xw[:, :H], out=n)
+            u, v = self.a[2], self.v[0]
+            np.add(u, self.b_n, out=u)
+            np.multiply(r, u, out=v)
+            np.add(v, xw[0], out=n)
         else:
-            v = self.v[t]
+            v = self.v[t if self.training else 0]
             np.multiply(r, h_in, out=v)
             np.matmul(v, self.w_n, out=n)
-            np.add(n, xw[:, :H], out=n)
+            np.add(n, xw[0], out=n)
         np.tanh(n, out=n)
         np.subtract(n, h_prev, out=step)
         np.multiply(step, z, out=step)
         np.add(h_prev, step, out=h)
         if not self.training:
             return
-        # P_r takes the slot of z', so z' is read for the last time before it.
-        np.subtract(self.one, z, out=self.keep[t])
-        np.multiply(step, self.keep[t], out=self.p_z[t])
+        p_n, p_z, p_r, keep = saved[0], saved[1], z, saved[4]
+        np.subtract(self.one, z, out=keep)
+        np.multiply(step, keep, out=p_z)
         np.multiply(n, n, out=n)
         np.subtract(self.one, n, out=n)
-        np.multiply(n, z, out=self.p_n[t])
+        np.multiply(n, z, out=p_n)
+        # P_r takes the block of z', which was read in the line before for the last time.
         np.multiply(v, r, out=step)
-        np.subtract(v, step, out=self.p_r[t])
+        np.subtract(v, step, out=p_r)
 
     def backward(self, t: int, da: Array, dh: Array, dc: None, scratch: Array, mask: Array | None) -> None:
         """Step t transposed: writes da (B, slots, H), in the order n z r (u), and turns dh into that of step t - 1."""
-        direct, through_reset = scratch
-        np.multiply(dh[:, None], self.p_nz[t], out=da[:, :2])
-        np.multiply(dh, self.keep[t], out=direct)
+        saved, (direct, through_reset), by_gate = self.saved[t], scratch, da.transpose(1, 0, 2)
+        p_r, r, keep = saved[2], saved[3], saved[4]
+        np.multiply(dh, saved[:2], out=by_gate[:2])
+        np.multiply(dh, keep, out=direct)
         if self.reset_after:
-            np.multiply(da[:, :1], self.p_r_r[t], out=da[:, 2:])
+            np.multiply(by_gate[0], saved[2:4], out=by_gate[2:])
         else:
-            np.matmul(da[:, 0], self.w_n_back, out=through_reset)
-            np.multiply(through_reset, self.p_r[t], out=da[:, 2])
-            np.multiply(through_reset, self.r[t], out=through_reset)
+            np.matmul(by_gate[0], self.w_n_back, out=through_reset)
+            np.multiply(through_reset, p_r, out=by_gate[2])
+            np.multiply(through_reset, r, out=through_reset)
         np.matmul(da[:, 1:].reshape(len(da), self.w_back.shape[0]), self.w_back, out=dh)
         if not self.reset_after:
             np.add(dh, through_reset, out=dh)
@@ -174,5 +167,5 @@ class Steps:
         self.rows.unpack(da[:, H:].T @ h_in, dw_hh)
         self.rows.unpack(db[H:], db_hh)
         if not self.reset_after:
-            np.matmul(da[:, :H].T, self.v.reshape(-1, H), out=dw_hh[2 * H :])
+            np.matmul(da[:, :H].T, self.v.reshape(len(da), H), out=dw_hh[2 * H :])
             db_hh[2 * H :] = db[:H]

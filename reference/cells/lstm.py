@@ -46,8 +46,9 @@ def backward(
 class Steps:
     """The definition over buffers that are allocated once, for T steps of a batch of B.
 
-    The gates lie in the order o i f g with c behind them, so that [i f] * [g c] is one product, and one tanh covers all
-    four. Training stores what the backward pass multiplies dh and dc with, in place of the gates:
+    Each gate is a contiguous (B, H) block, which elementwise functions take in one sweep. The blocks lie in the order
+    o i f g with c behind them, so that [i f] * [g c] is one product, and one tanh covers all four. Training stores what
+    the backward pass multiplies dh and dc with, in place of the gates:
 
         [ P_o | Q | f | P_i P_f P_g ]    P_o = tanh(c) o (1 - o)     P_i = g i (1 - i)     P_f = c_{t-1} f (1 - f)
                                          Q = o (1 - tanh(c)^2)       P_g = i (1 - g^2)
@@ -57,32 +58,28 @@ class Steps:
 
     def __init__(self, cell: cells.LSTM, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
         H, dtype = w_hh.shape[1], w_hh.dtype
-        self.rows = self.input_rows = Rows(H, order=(3, 0, 1, 2), scale=(0.5, 0.5, 0.5, 1.0))
-        self.w = np.ascontiguousarray(self.rows.packed(w_hh).T)
         self.half, self.one = dtype.type(0.5), dtype.type(1)
-        gates = np.empty((B, 5 * H), dtype)
-        self.a, self.oif, self.c = gates[:, : 4 * H], gates[:, : 3 * H], gates[:, 4 * H :]
-        self.o, self.i_f, self.g_c = gates[:, :H], gates[:, H : 3 * H], gates[:, 3 * H :]
-        self.g = gates[:, 3 * H : 4 * H]
-        self.products = np.empty((B, 2 * H), dtype)
-        self.i_g, self.f_c = self.products[:, :H], self.products[:, H:]
+        self.rows = self.input_rows = Rows(H, order=(3, 0, 1, 2), scale=(0.5, 0.5, 0.5, 1.0))
+        self.w = self.rows.factors(w_hh)
+        blocks = np.empty((5, B, H), dtype)
+        self.a, self.oif, self.i_f, self.g_c = blocks[:4], blocks[:3], blocks[1:3], blocks[3:]
+        self.o, self.g, self.c = blocks[0], blocks[3], blocks[4]
+        self.products = np.empty((2, B, H), dtype)
+        self.i_g, self.f_c = self.products
         self.tanh_c = np.empty((B, H), dtype)
         self.training = training
         if training:
             self.w_back = self.rows.signed(w_hh)
-            self.complement = np.empty((B, 3 * H), dtype)
-            saved = empty((T, B, 6 * H), dtype)
-            self.saved_oif, self.saved_i_f = saved[:, :, : 3 * H], saved[:, :, H : 3 * H]
-            self.p_o, self.q, self.f = saved[:, :, :H], saved[:, :, H : 2 * H], saved[:, :, 2 * H : 3 * H]
-            self.p_i_p_f, self.p_g = saved[:, :, 3 * H : 5 * H], saved[:, :, 5 * H :]
-            self.p_ifg = saved.reshape(T, B, 6, H)[:, :, 3:]
+            self.complements = np.empty((3, B, H), dtype)
+            self.saved = empty((T, 6, B, H), dtype)
 
     def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
         """What is added to the input product, once for all steps."""
-        return self.rows.packed(b_ih + b_hh)
+        return self.rows.bias(b_ih + b_hh)
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
-        """Step t: from xw (B, 4H) and h_in, which is h_prev or its masked copy, to h; c is advanced in place."""
+        """Step t: from xw (4, B, H) and h_in, which is h_prev or its masked copy, to h; c is advanced in place."""
+        tanh_c = self.tanh_c
         np.matmul(h_in, self.w, out=self.a)
         np.add(self.a, xw, out=self.a)
         np.tanh(self.a, out=self.a)
@@ -91,31 +88,34 @@ class Steps:
             np.add(self.oif, self.half, out=self.oif)
             np.multiply(self.i_f, self.g_c, out=self.products)
             np.add(self.i_g, self.f_c, out=self.c)
-            np.tanh(self.c, out=self.tanh_c)
-            np.multiply(self.o, self.tanh_c, out=h)
+            np.tanh(self.c, out=tanh_c)
+            np.multiply(self.o, tanh_c, out=h)
             return
-        # The slots of o and i are overwritten by P_o and Q once both gates have been read.
-        o, i = self.p_o[t], self.q[t]
-        np.add(self.oif, self.half, out=self.saved_oif[t])
-        np.multiply(self.saved_i_f[t], self.g_c, out=self.products)
-        np.subtract(self.one, self.saved_oif[t], out=self.complement)
-        np.multiply(self.products, self.complement[:, self.products.shape[1] // 2 :], out=self.p_i_p_f[t])
+        saved = self.saved[t]
+        np.add(self.oif, self.half, out=saved[:3])
+        o, i = saved[0], saved[1]
+        np.multiply(saved[1:3], self.g_c, out=self.products)
+        np.subtract(self.one, saved[:3], out=self.complements)
+        np.multiply(self.products, self.complements[1:], out=saved[3:5])
         np.multiply(self.i_g, self.g, out=self.g)
-        np.subtract(i, self.g, out=self.p_g[t])
+        np.subtract(i, self.g, out=saved[5])
         np.add(self.i_g, self.f_c, out=self.c)
-        np.tanh(self.c, out=self.tanh_c)
-        np.multiply(o, self.tanh_c, out=h)
-        np.multiply(h, self.tanh_c, out=self.tanh_c)
-        np.subtract(o, self.tanh_c, out=i)
-        np.multiply(h, self.complement[:, : h.shape[1]], out=o)
+        np.tanh(self.c, out=tanh_c)
+        np.multiply(o, tanh_c, out=h)
+        # P_o and Q take the blocks of o and i, which are read here for the last time.
+        np.multiply(h, tanh_c, out=tanh_c)
+        np.subtract(o, tanh_c, out=i)
+        np.multiply(h, self.complements[0], out=o)
 
     def backward(self, t: int, da: Array, dh: Array, dc: Array, scratch: Array, mask: Array | None) -> None:
         """Step t transposed: writes da (B, 4, H) and turns dh and dc into those of step t - 1."""
-        np.multiply(dh, self.p_o[t], out=da[:, 0])
-        np.multiply(dh, self.q[t], out=scratch[0])
+        p_o, q, f, p_ifg = self.saved[t, 0], self.saved[t, 1], self.saved[t, 2], self.saved[t, 3:]
+        by_gate = da.transpose(1, 0, 2)
+        np.multiply(dh, p_o, out=by_gate[0])
+        np.multiply(dh, q, out=scratch[0])
         np.add(dc, scratch[0], out=dc)
-        np.multiply(dc[:, None], self.p_ifg[t], out=da[:, 1:])
-        np.multiply(dc, self.f[t], out=dc)
+        np.multiply(dc, p_ifg, out=by_gate[1:])
+        np.multiply(dc, f, out=dc)
         np.matmul(da.reshape(len(da), self.w_back.shape[0]), self.w_back, out=dh)
         if mask is not None:
             np.multiply(dh, mask, out=dh)

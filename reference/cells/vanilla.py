@@ -54,12 +54,12 @@ class Steps:
 
     def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
         """What is added to the input product, once for all steps."""
-        return b_ih + b_hh
+        return self.rows.bias(b_ih + b_hh)
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
-        """Step t: from xw (B, H) and h_in, which is h_prev or its masked copy, to h."""
+        """Step t: from xw (1, B, H) and h_in, which is h_prev or its masked copy, to h."""
         np.matmul(h_in, self.w, out=h)
-        np.add(h, xw, out=h)
+        np.add(h, xw[0], out=h)
         apply(self.activation, h, out=h)
         if self.training:
             derivative(self.activation, h, out=self.slope[t])
