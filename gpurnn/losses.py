@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import numpy as np
-
 from . import _checks, _dispatch
 from ._op import Pullback, differentiable
 from .functional import check_cotangent
@@ -54,7 +52,7 @@ def _spread(
     where: str, xp: Any, reduction: Reduction, value: Array, dvalue: Array | float, total: Array | float, like: Array
 ) -> Array:
     """The cotangent of each of the flat losses (shaped like ``like``) from that of the reduced value."""
-    if reduction != "none" and isinstance(dvalue, (int, float, np.number)):
+    if reduction != "none" and isinstance(dvalue, (int, float)):
         dvalue = float(dvalue)
     else:
         check_cotangent(where, "value", dvalue, value)
@@ -75,6 +73,7 @@ def _cross_entropy(
 ) -> tuple[Array, Array, Array | float, Any]:
     """Check and run `cross_entropy`: its value, the flat losses, what a mean divides by, what backward takes."""
     where = "cross_entropy"
+    _checks.given(where, logits=logits, labels=labels)
     xp = _dispatch.namespace(where, logits=logits, labels=labels, mask=mask, class_weights=class_weights)
     _checks.same_dtype(where, logits=logits, class_weights=class_weights)
     _checks.integer(where, "labels", labels)
@@ -206,6 +205,7 @@ def _mse(
 ) -> tuple[Array, Array, Array | None, Array | float, Any]:
     """Check and run `mse`: its value, the flat errors, their weights, what a mean divides by, what backward takes."""
     where = "mse"
+    _checks.given(where, y=y, target=target)
     xp = _dispatch.namespace(where, y=y, target=target, mask=mask)
     _checks.same_dtype(where, y=y, target=target)
     _checks.choice(where, "reduction", reduction, _REDUCTIONS)

@@ -70,6 +70,15 @@ def test_scatter_gives_the_same_bits_wherever_its_rows_lie_in_memory(V):
     assert_same(embedding_scatter(np.asfortranarray(indices), np.asfortranarray(dy), V), first)
 
 
+def test_a_row_that_is_hit_often_is_summed_in_the_order_of_the_positions():
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, 20, (50, 40))
+    dy = (rng.standard_normal((50, 40, 6)) * 10.0 ** rng.integers(-6, 6, (50, 40, 1))).astype("float32")
+    expected = np.zeros((20, 6), "float32")
+    np.add.at(expected, indices, dy)
+    assert_same(embedding_scatter(indices, dy, 20), expected)
+
+
 def test_a_nan_stays_in_its_row():
     for indices in (np.array([0, 1, 2, 1]), np.array([1, 0] * 8)):
         dy = np.ones((len(indices), 2))

@@ -136,8 +136,10 @@ def test_blocks_and_memory_layout_change_nothing(name, dtype, monkeypatch):
 
     def trajectory(p, g):
         optimizer = EVERY[name](weight_decay=0.1)
+        # A small array comes first, so that what is set aside for it is too little for the other.
+        small = np.ones(2, dtype)
         for k in range(3):
-            optimizer.step({"weight_hh": p}, {"weight_hh": g * (k + 1)})
+            optimizer.step({"bias": small, "weight_hh": p}, {"bias": small, "weight_hh": g * (k + 1)})
         return np.array(p)
 
     expected = trajectory(start.copy(), grads)
@@ -149,6 +151,14 @@ def test_blocks_and_memory_layout_change_nothing(name, dtype, monkeypatch):
     monkeypatch.setattr(wing, "_BLOCK", 100)
     assert_same(trajectory(start.copy(), grads), expected)
     assert_same(trajectory(np.asfortranarray(start), grads), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_arithmetic_is_that_of_the_dtype(dtype):
+    params, grads = parameters(dtype), parameters(dtype, seed=1)
+    expected = {n: np.asarray(p - np.dtype(dtype).type(0.1) * grads[n]) for n, p in params.items()}
+    SGD(0.1).step(params, grads)
+    assert_same(params, expected)
 
 
 def test_arrays_longer_than_a_block():
