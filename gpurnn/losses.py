@@ -78,7 +78,7 @@ def _cross_entropy(
     _checks.same_dtype(where, logits=logits, class_weights=class_weights)
     _checks.integer(where, "labels", labels)
     _checks.choice(where, "reduction", reduction, _REDUCTIONS)
-    if not 0.0 <= label_smoothing <= 1.0:
+    if _checks.non_negative(where, "label_smoothing", label_smoothing) > 1.0:
         raise ValueError(f"{where}: label_smoothing is {label_smoothing!r}, expected a number in [0, 1]")
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"{where}: logits has shape {tuple(logits.shape)}, expected (..., classes)")
