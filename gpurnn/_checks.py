@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
+from numbers import Real
 from typing import Any
 
 FLOATS = ("float32", "float64")
@@ -11,14 +13,22 @@ _INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64
 
 
 @functools.cache
-def _name(kind: type, dtype: Any) -> str:
+def _name(kind: Any, dtype: Any) -> str:
     # The kind keeps dtypes of two libraries from being compared with each other, which one of them may object to.
     return str(dtype).rpartition(".")[2]
 
 
 def dtype_name(array: Any) -> str:
     """``"float32"`` for the dtype of an array of any library."""
-    return _name(type(array.dtype), array.dtype)
+    kind: Any = type(array.dtype)
+    return _name(kind, array.dtype)
+
+
+def given(where: str, **arrays: Any) -> None:
+    """Refuse None where an array is needed."""
+    for name, array in arrays.items():
+        if array is None:
+            raise TypeError(f"{where}: {name} is None, expected an array")
 
 
 def shape(where: str, name: str, array: Any, expected: tuple[int, ...], symbols: str) -> None:
@@ -78,16 +88,33 @@ def writable(where: str, name: str, array: Any) -> None:
 
 def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
     """``value`` as an int; refuse what is no whole number (bools included) or is below ``least``."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{where}: {name} is {value!r}, expected a whole number") from error
+    if isinstance(value, bool):
         raise TypeError(f"{where}: {name} is {value!r}, expected a whole number")
-    number = value.__index__()
     if number < least:
         raise ValueError(f"{where}: {name} is {number}, expected at least {least}")
-    return int(number)
+    return number
+
+
+def _real(where: str, name: str, value: Any, expected: str) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{where}: {name} is {value!r}, expected {expected}")
+
+
+def finite(where: str, name: str, value: float) -> float:
+    """``value`` as a float; refuse what is infinite or NaN."""
+    _real(where, name, value, "a finite number")
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: {name} is {value!r}, expected a finite number")
+    return float(value)
 
 
 def non_negative(where: str, name: str, value: float) -> float:
     """``value`` as a float; refuse what is negative, infinite or NaN."""
+    _real(where, name, value, "a number of at least 0")
     if not 0.0 <= value < math.inf:
         raise ValueError(f"{where}: {name} is {value!r}, expected a number of at least 0")
     return float(value)
@@ -95,6 +122,7 @@ def non_negative(where: str, name: str, value: float) -> float:
 
 def fraction(where: str, name: str, value: float) -> float:
     """``value`` as a float; refuse what is not in [0, 1)."""
+    _real(where, name, value, "a probability in [0, 1)")
     if not 0.0 <= value < 1.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a probability in [0, 1)")
     return float(value)

@@ -24,6 +24,7 @@ class Vanilla:
 
     def __post_init__(self) -> None:
         _checks.choice(self.name, "activation", self.activation, get_args(Activation))
+        _checks.finite(self.name, "leak", self.leak)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class GRU:
     states: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        _checks.choice(self.name, "reset_after", self.reset_after, (False, True))
         _checks.choice(self.name, "update", self.update, get_args(Update))
 
 

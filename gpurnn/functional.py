@@ -56,13 +56,18 @@ def check_cotangent(where: str, name: str, cotangent: Array | None, output: Arra
         _checks.same_dtype(where, **arrays)
 
 
+def cotangent_pair(where: str, cotangents: Any) -> tuple[Any, Any]:
+    """dy and dstate from what the pullback of a function with a state was given; refuse what is no pair."""
+    if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
+        raise TypeError(f"{where}: the pullback was given {_describe(cotangents)}, expected a pair (dy, dstate)")
+    return cotangents[0], cotangents[1]
+
+
 def check_cotangents(
     where: str, cell: cells.Cell, cotangents: Any, y: Array, state: State
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
     """dy and the arrays of dstate from what a recurrence's pullback was given; refuse what is not like (y, state)."""
-    if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
-        raise TypeError(f"{where}: the pullback was given {_describe(cotangents)}, expected a pair (dy, dstate)")
-    dy, dstate = cotangents
+    dy, dstate = cotangent_pair(where, cotangents)
     check_cotangent(where, "y", dy, y)
     arrays = unpack_state(where, cell, "dstate", dstate)
     outputs = unpack_state(where, cell, "state", state)
@@ -95,6 +100,7 @@ def _forward(
     parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     states = unpack_state(where, cell, "state", state)
     arrays = {"x": x, **parameters, **states, "mask": mask}
+    _checks.given(where, x=x, weight_ih=weight_ih, weight_hh=weight_hh)
     xp = _dispatch.namespace(where, **arrays, lengths=lengths, resets=resets)
     _checks.same_dtype(where, **arrays)
     _checks.ndim(where, "x", x, 3, "(T, B, input_size)")
@@ -380,7 +386,8 @@ def _activation(xp: Any, name: str, a: Array) -> Array:
     if name == "tanh":
         return xp.tanh(a)
     if name == "relu":
-        return xp.where(a > 0, a, xp.zeros_like(a))
+        # NaN is not below 0 and stays.
+        return xp.where(a < 0, xp.zeros_like(a), a)
     if name == "sigmoid":
         return 0.5 + 0.5 * xp.tanh(0.5 * a)
     if name == "softmax":
@@ -453,6 +460,7 @@ def dense(x: Array, weight: Array, bias: Array | None = None, *, activation: str
     array([[11.5]])
     """
     where = "dense"
+    _checks.given(where, x=x, weight=weight)
     xp = _dispatch.namespace(where, x=x, weight=weight, bias=bias)
     _checks.same_dtype(where, x=x, weight=weight, bias=bias)
     _checks.choice(where, "activation", activation, DENSE_ACTIVATIONS)
@@ -515,11 +523,12 @@ def embedding(indices: Array, weight: Array, *, padding_idx: int | None = None) 
            [0.]])
     """
     where = "embedding"
+    _checks.given(where, indices=indices, weight=weight)
     _dispatch.namespace(where, indices=indices, weight=weight)
     _checks.integer(where, "indices", indices)
     _checks.floating(where, "weight", weight)
     _checks.ndim(where, "weight", weight, 2, "(num_embeddings, embedding_dim)")
-    if padding_idx is not None and not 0 <= padding_idx < weight.shape[0]:
+    if padding_idx is not None and _checks.integer_at_least(where, "padding_idx", padding_idx, 0) >= weight.shape[0]:
         raise ValueError(f"{where}: padding_idx is {padding_idx}, expected 0 ... V - 1 = {weight.shape[0] - 1}")
     return _dispatch.wing(where, weight=weight).embedding_gather(weight, indices)
 
@@ -532,6 +541,7 @@ def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, rng: np.rando
 
 def _dropout_vjp(x: Array, rate: float, rng: int | np.random.Generator) -> tuple[Array, Pullback]:
     where = "dropout"
+    _checks.given(where, x=x)
     _dispatch.namespace(where, x=x)
     _checks.floating(where, "x", x)
     mask = dropout_mask(x, tuple(x.shape), _checks.fraction(where, "rate", rate), generator(where, rng))

@@ -52,8 +52,15 @@ def assert_close(
 
 
 def arrays_of(nested) -> list[np.ndarray]:
-    """The arrays in nested tuples and lists, in order."""
-    return [nested] if isinstance(nested, np.ndarray) else [a for entry in nested for a in arrays_of(entry)]
+    """The arrays in nested tuples, lists and dicts, in order; None is none."""
+    if nested is None:
+        return []
+    if isinstance(nested, dict):
+        nested = list(nested.values())
+    if isinstance(nested, (tuple, list)):
+        return [a for entry in nested for a in arrays_of(entry)]
+    assert isinstance(nested, np.ndarray), f"a {type(nested).__name__} among arrays"
+    return [nested]
 
 
 def assert_all_close(actual, expected, terms: int, magnitude: float = 0.0) -> None:

@@ -32,6 +32,7 @@ class Dropout(Layer):
 
     def __call__(self, x: Array) -> Array:
         """x itself."""
+        _checks.given("Dropout", x=x)
         _dispatch.namespace("Dropout", x=x)
         _checks.floating("Dropout", "x", x)
         return x
@@ -40,8 +41,13 @@ class Dropout(Layer):
         """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, {})``; without ``rng`` y is x."""
         if rng is not None:
             return functional.dropout.vjp(x, self.rate, rng)
-        xp = _dispatch.namespace("Dropout", x=x)
-        return self(x), lambda dy: (xp.zeros_like(x) if dy is None else dy, {})
+        y, xp = self(x), _dispatch.namespace("Dropout", x=x)
+
+        def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
+            functional.check_cotangent("Dropout", "y", dy, y)
+            return xp.zeros_like(y) if dy is None else dy, {}
+
+        return y, pullback
 
     def _describe(self) -> str:
         return repr(self.rate)

@@ -151,6 +151,7 @@ class Recurrent(Layer):
         states = unpack_state(where, self.cell, "state", state)
         parameter = self.params["weight_ih_l0"]
         arrays = {"params": parameter, "x": x, **states}
+        _checks.given(where, x=x)
         xp = _dispatch.namespace(where, **arrays, lengths=lengths, resets=resets)
         _checks.same_dtype(where, **arrays)
         _checks.ndim(where, "x", x, 3, "(B, T, input_size)" if self.batch_first else "(T, B, input_size)")
@@ -160,7 +161,9 @@ class Recurrent(Layer):
             )
         if self.batch_first:
             x = xp.permute_dims(x, (1, 0, 2))
-            resets = None if resets is None else xp.permute_dims(resets, (1, 0))
+            if resets is not None:
+                _checks.shape(where, "resets", resets, (x.shape[1], x.shape[0]), "(B, T)")
+                resets = xp.permute_dims(resets, (1, 0))
         check_sequence(where, x, lengths, resets)
         D, B, H = self.num_directions, x.shape[1], self.hidden_size
         expected = (self.num_layers * D, B, H)
@@ -222,7 +225,7 @@ class Recurrent(Layer):
         xp, wing = _dispatch.namespace(where, x=x), _dispatch.wing(where, x=x)
         suffixes = self._suffixes(layer)
         names = [f"{name}{suffix}" for suffix in suffixes for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        values = {name: self.params.get(name) for name in names}
+        values: dict[str, Any] = {name: self.params.get(name) for name in names}
         dropped = {}
         if rng is not None and self.recurrent_dropout > 0:
             for suffix in suffixes:

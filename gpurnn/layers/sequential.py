@@ -8,6 +8,7 @@ import numpy as np
 
 from .._op import Pullback
 from .._random import generator
+from ..functional import cotangent_pair
 from .base import Array, Layer
 
 
@@ -95,7 +96,7 @@ class Sequential(Layer):
             pulls.append(pull)
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, tuple[Any, ...]], dict[str, Array]]:
-            dx, dstate = cotangents
+            dx, dstate = cotangent_pair("Sequential", cotangents)
             dstates = list(self._states(dstate, "dstate"))
             dstate0: list[Any] = []
             grads: dict[str, Array] = {}
@@ -122,6 +123,6 @@ class Sequential(Layer):
             )
         return iter(state)
 
-    def __repr__(self) -> str:
+    def _describe(self) -> str:
         lines = [f"  {index}: " + repr(layer).replace("\n", "\n  ") for index, layer in enumerate(self.layers)]
-        return "\n".join(["Sequential(", *lines, f")  # {self.num_parameters:,} parameters"])
+        return "\n".join(["", *lines, ""])
