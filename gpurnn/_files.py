@@ -19,9 +19,14 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    flush_directory(path.parent)
+
+
+def flush_directory(directory: str | os.PathLike[str]) -> None:
+    """Have the names in ``directory`` on the disk."""
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a directory, and needs no such flush
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(directory)
+            os.fsync(descriptor)
         finally:
-            os.close(directory)
+            os.close(descriptor)

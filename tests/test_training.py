@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import tracemalloc
 
@@ -478,6 +479,24 @@ def test_metrics_are_the_history_and_cover_every_step(tmp_path):
         assert record["tokens_per_second"] > 0
         assert record["learning_rate"] == 0.1
         assert record["gradient_norm"] > 0
+
+
+def test_the_metrics_are_on_the_disk_before_the_checkpoint_that_counts_on_them(tmp_path, monkeypatch):
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("needs /proc to name an open file")
+    flushed, fsync = [], os.fsync
+
+    def traced(descriptor):
+        flushed.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", traced)
+    trainer(language_model(), stream(), steps=2, directory=tmp_path / "run").train()
+
+    def written(step):
+        return [f".step-{step:09d}.safetensors.partial", "checkpoints"]
+
+    assert flushed == ["metrics.jsonl", "run", *written(0), "metrics.jsonl", *written(2)]
 
 
 def comparable(records):

@@ -140,7 +140,9 @@ def checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
 def save_checkpoint(directory: str | os.PathLike[str], step: int, state: dict[str, Any]) -> Path:
     """Write the checkpoint of ``step`` into ``directory`` and remove all but the newest two up to it."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    if not directory.is_dir():
+        directory.mkdir(parents=True)
+        _files.flush_directory(directory.parent)
     path = directory / f"step-{step:09d}.safetensors"
     write_checkpoint(path, state)
     found = checkpoints(directory)
