@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _checks, _dispatch
+from .._op import Pullback
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 Array = Any
 
 
-class Layer:
+class Layer(ABC):
     """A function of arrays with named parameters.
 
     Calling a layer is inference and saves nothing; `vjp` also returns the pullback to the gradients. A subclass sets
@@ -89,13 +91,27 @@ class Layer:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._describe()})  # {self.num_parameters:,} parameters"
 
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's outputs; nothing is saved."""
+
+    @abstractmethod
+    def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
+        """The layer's outputs and their pullback."""
+
+    @abstractmethod
     def _describe(self) -> str:
-        raise NotImplementedError
+        """The arguments of the constructor, as the repr shows them."""
 
 
 def parameter_dtype(where: str, dtype: Any) -> np.dtype[Any]:
     """The NumPy dtype of a layer's ``dtype`` argument; refuse what is not supported."""
-    found = np.dtype(dtype)
-    if found.name not in _checks.FLOATS:
-        raise TypeError(f"{where}: dtype is {found.name}, expected {' or '.join(_checks.FLOATS)}")
+    expected = " or ".join(_checks.FLOATS)
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"{where}: dtype is {dtype!r}, expected {expected}") from error
+    # None is float64 to NumPy.
+    if dtype is None or found.name not in _checks.FLOATS:
+        raise TypeError(f"{where}: dtype is {dtype!r}, expected {expected}")
     return found
