@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from golden import arrays, family
+from strict_wing import plain, strict
 from tolerance import assert_golden, assert_same, bound, check_gradients, epsilon, recurrence_terms
 
 from gpurnn.models import CharVocabulary, LanguageModel, WordVocabulary
@@ -337,3 +338,18 @@ def test_the_same_seed_makes_the_same_model_in_both_precisions():
     wide, narrow = small(rng=1).state_dict(), small(rng=1, dtype="float32").state_dict()
     for name in wide:
         np.testing.assert_allclose(narrow[name], wide[name], rtol=epsilon("float32"))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_shared_code_runs_on_strict_arrays(strict_namespace, tmp_path, options):
+    model, x, lengths = small(dropout=0.3, **options), tokens(5, 3), np.array([4, 0, 2])
+    other = model.to(strict_namespace)
+    loss, state, grads = model.loss_and_gradients(x[:-1], x[1:], None, lengths, rng=1)
+    found = other.loss_and_gradients(strict(x[:-1]), strict(x[1:]), None, strict(lengths), rng=1)
+    assert_same(plain(found), (loss, state, grads))
+    assert_same(plain(other.loss(strict(x[:-1]), strict(x[1:]))), model.loss(x[:-1], x[1:]))
+    assert other.log_likelihood("abcabcd", window=3) == model.log_likelihood("abcabcd", window=3)
+    assert other.perplexity(strict(np.array([1, 2]))) == model.perplexity(np.array([1, 2]))
+    assert other.sample(20, "ab", rng=4) == model.sample(20, "ab", rng=4)
+    other.save(tmp_path / "m")
+    assert_same(LanguageModel.from_file(tmp_path / "m").state_dict(), model.state_dict())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strict_wing import Array, strict
 from tolerance import assert_same, epsilon
 
 from gpurnn import GRU, Dense
@@ -742,3 +743,39 @@ def test_the_progress_bar_shows_loss_metric_and_speed(capsys):
 def test_the_trainer_refuses(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         trainer(language_model(), stream(), **options)
+
+
+# --- arrays of another library ---
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("data", [stream, lambda: PaddedBatches(sequences(), 3)], ids=["stream", "padded"])
+def test_shared_code_trains_strict_arrays_to_the_same_bits(strict_namespace, tmp_path, cell, data):
+    def moved_data():
+        if data is stream:
+            return TokenStream(strict(np.random.default_rng(0).integers(0, 6, 70, dtype=np.int32)), 3, 4)
+        return PaddedBatches(strict(sequences()), 3)
+
+    def run(model, data, directory, steps):
+        return trainer(
+            model, data, optimizer=Adam(lr=0.05), steps=steps, l2=0.01, clip_norm=0.5, clip_value=0.1, validation=data,
+            validation_interval=3, patience=9, directory=tmp_path / directory, checkpoint_interval=3,
+        )  # fmt: skip
+
+    model = language_model(dropout=0.2, cell=cell)
+    run(model, data(), "plain", 9).train()
+    run(language_model(dropout=0.2, cell=cell).to(strict_namespace), moved_data(), "strict", 6).train()
+    other = language_model(dropout=0.2, cell=cell).to(strict_namespace)
+    resumed = run(other, moved_data(), "strict", 9)
+    assert resumed.resume() == 6
+    resumed.train()
+    assert all(isinstance(p, Array) for p in other.params.values())
+    assert_same(other.state_dict(), model.state_dict())
+
+
+def test_a_parameter_of_another_library_that_is_not_finite_is_named(strict_namespace):
+    model = language_model().to(strict_namespace)
+    model.params["output.bias"][1] = math.inf
+    data = TokenStream(strict(np.zeros(70, np.int32)), 3, 4)
+    with pytest.raises(FloatingPointError, match=r"parameter output.bias is not finite"):
+        trainer(model, data).train()
