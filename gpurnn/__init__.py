@@ -6,12 +6,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import functional as functional
+    from . import gradients as gradients
+    from . import initializers as initializers
+    from . import layers as layers
+    from . import losses as losses
+    from . import models as models
+    from . import optimizers as optimizers
+    from . import schedules as schedules
+    from . import training as training
     from .functional import dense as dense
     from .functional import dropout as dropout
     from .functional import embedding as embedding
     from .functional import gru as gru
     from .functional import lstm as lstm
     from .functional import rnn as rnn
+    from .gradients import add_l2 as add_l2
+    from .gradients import clip_by_global_norm as clip_by_global_norm
+    from .gradients import clip_by_value as clip_by_value
+    from .gradients import global_norm as global_norm
     from .layers import GRU as GRU
     from .layers import LSTM as LSTM
     from .layers import RNN as RNN
@@ -20,13 +33,32 @@ if TYPE_CHECKING:
     from .layers import Embedding as Embedding
     from .layers import Layer as Layer
     from .layers import Sequential as Sequential
+    from .losses import cross_entropy as cross_entropy
+    from .losses import mse as mse
+    from .models import CharVocabulary as CharVocabulary
+    from .models import LanguageModel as LanguageModel
+    from .models import WordVocabulary as WordVocabulary
+    from .optimizers import SGD as SGD
+    from .optimizers import Adam as Adam
+    from .optimizers import AdamW as AdamW
+    from .optimizers import RMSprop as RMSprop
+    from .training import PaddedBatches as PaddedBatches
+    from .training import TokenStream as TokenStream
+    from .training import Trainer as Trainer
 
 __version__ = "0.1.0"
 
-# Module -> the names it gives to this one, loaded on first use: `import gpurnn` costs what importing NumPy costs.
-_EXPORTS = {
+# Module -> the names it gives to this one. Both are loaded on first use: `import gpurnn` costs what NumPy costs.
+_EXPORTS: dict[str, tuple[str, ...]] = {
     "functional": ("dense", "dropout", "embedding", "gru", "lstm", "rnn"),
+    "gradients": ("add_l2", "clip_by_global_norm", "clip_by_value", "global_norm"),
+    "initializers": (),
     "layers": ("GRU", "LSTM", "RNN", "Dense", "Dropout", "Embedding", "Layer", "Sequential"),
+    "losses": ("cross_entropy", "mse"),
+    "models": ("CharVocabulary", "LanguageModel", "WordVocabulary"),
+    "optimizers": ("SGD", "Adam", "AdamW", "RMSprop"),
+    "schedules": (),
+    "training": ("PaddedBatches", "TokenStream", "Trainer"),
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 
@@ -34,6 +66,8 @@ __all__ = ["__version__", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _MODULES:
         raise AttributeError(f"module 'gpurnn' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
@@ -42,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_EXPORTS})

@@ -148,7 +148,7 @@ def train(context: click.Context, /, files: tuple[str, ...], out: Path, resume: 
         _train(out, [str(Path(file).resolve()) for file in files], options, resume=False)
 
 
-_DEMO = "--hidden 192 --window 64 --steps 1000 --lr 0.005 --warmup 20".split()
+_DEMO = ["--hidden", "192", "--window", "64", "--steps", "1000", "--lr", "0.005", "--warmup", "20"]
 
 
 @cli.command()

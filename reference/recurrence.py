@@ -68,6 +68,7 @@ class _Saved:
     x: Array
     h_in: Array
     w_ih: Array
+    """The factor of the backward product, (G*H, I) in the order and sign of the steps' input rows."""
     mask: Array | None
 
 
@@ -125,7 +126,8 @@ def recurrence_forward(
             cell, x, direction, tuple(s[d] for s in state), clock, None if mask is None else mask[d],
             y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training,
         )  # fmt: skip
-        saved.append(kept)
+        if kept is not None:
+            saved.append(kept)
     return y, final, tuple(saved) if training else None
 
 
@@ -153,46 +155,44 @@ def _forward(
     np.add(xw, steps.input_bias(b_ih, b_hh), out=xw)
     xw = xw.reshape(gates, T, B, H)
 
-    # Training keeps states of its own, so that what a caller does to y cannot reach the gradients.
-    # Row t of `before` is the state that enters step t; row t of `h` is the one that leaves it.
+    # Row t of `h` is the state that leaves step t, row t of `h_in` what enters its product with w_hh. Training keeps
+    # them in arrays of its own, so that what a caller does to y cannot reach the gradients.
+    h, h_in, h_prev = y, y, state[0]
     if training:
         states = empty((T + 1, B, H), dtype)
-        before, h = (states[1:], states[:-1]) if clock.backwards else (states[:-1], states[1:])
+        h, h_in = (states[:-1], states[1:]) if clock.backwards else (states[1:], states[:-1])
         h_prev = states[-1] if clock.backwards else states[0]
         h_prev[...] = state[0]
-    else:
-        h, h_prev = y, state[0]
-    separate = mask is not None or clock.cut is not None
-    h_in = empty((T if training else 1, B, H), dtype) if separate else before if training else None
+    differs = mask is not None or clock.cut is not None
+    if differs:
+        h_in = empty((T if training else 1, B, H), dtype)
 
-    c = steps.c
-    if c is not None:
-        c[...] = state[1]
+    cells = [] if steps.c is None else [steps.c]
+    for c, initial in zip(cells, state[1:], strict=True):
+        c[...] = initial
     for t in clock.order():
         cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
         if cut is not None:
             h_prev = np.where(cut, dtype.type(0), h_prev)
-            if c is not None:
+            for c in cells:
                 np.copyto(c, 0, where=cut)
         entering = h_prev
-        if separate:
-            entering = h_in[t if training else 0]
-            np.multiply(h_prev, 1 if mask is None else mask, out=entering)
-        c_before = c.copy() if c is not None and past is not None else None
+        if differs:
+            entering = np.multiply(h_prev, 1 if mask is None else mask, out=h_in[t if training else 0])
+        cells_before = [] if past is None else [c.copy() for c in cells]
         steps.forward(t, xw[:, t], entering, h_prev, h[t])
         if past is not None:
             np.copyto(h[t], h_prev, where=past)
-            if c is not None:
-                np.copyto(c, c_before, where=past)
+            for c, before in zip(cells, cells_before, strict=True):
+                np.copyto(c, before, where=past)
         h_prev = h[t]
-    final[0][...] = h_prev
-    if c is not None:
-        final[1][...] = c
+    for into, value in zip(final, (h_prev, *cells), strict=True):
+        into[...] = value
     if training:
         y[...] = h
     if clock.past is not None:
         np.copyto(y, 0, where=clock.past)
-    return _Saved(clock, steps, x, h_in, w_ih.copy(), mask) if training else None
+    return _Saved(clock, steps, x, h_in, steps.input_rows.signed(w_ih), mask) if training else None
 
 
 def recurrence_backward(
@@ -230,8 +230,7 @@ def recurrence_backward(
                 into[...] = given[d]
         direction_dy = None if dy is None else dy[:, :, d * H : (d + 1) * H]
         da, gradients = _backward(kept, direction_dy, carried)
-        w_ih = kept.steps.input_rows.signed(kept.w_ih)
-        dx_d = np.matmul(da, w_ih, out=dx.reshape(T * B, I) if d == 0 else None)
+        dx_d = np.matmul(da, kept.w_ih, out=dx.reshape(T * B, I) if d == 0 else None)
         if d > 0:
             dx += dx_d.reshape(T, B, I)
         dweights.append(gradients)

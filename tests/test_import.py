@@ -58,4 +58,14 @@ def test_type_checkers_see_every_public_name():
         if isinstance(statement, ast.ImportFrom)
         for alias in statement.names
     }
-    assert seen == set(gpurnn.__all__) - {"__version__"}
+    assert seen == {*gpurnn.__all__, *gpurnn._EXPORTS} - {"__version__"}
+
+
+def test_every_exported_name_is_there():
+    import gpurnn
+
+    for name in (*gpurnn.__all__, *gpurnn._EXPORTS):
+        assert getattr(gpurnn, name) is not None
+        assert name in dir(gpurnn)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        gpurnn.no_such_name  # noqa: B018

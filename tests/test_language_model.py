@@ -239,7 +239,7 @@ def test_sampling_refuses(arguments, message):
         ({"cell": "gru", "leak": 0.5}, "leak is not an option of the cell 'gru', expected reset_after or update"),
         ({"dropout": 1.0}, "dropout is 1.0, expected a probability"),
         ({"vocabulary": "abc"}, "vocabulary is a str, expected a CharVocabulary or a WordVocabulary"),
-        ({"dtype": "int32"}, "dtype is int32, expected float32 or float64"),
+        ({"dtype": "int32"}, "dtype is 'int32', expected float32 or float64"),
         ({"hidden_size": 0}, "hidden_size is 0, expected at least 1"),
     ],
 )

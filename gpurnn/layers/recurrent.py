@@ -447,7 +447,7 @@ class LSTM(Recurrent):
     >>> import gpurnn
     >>> lstm = gpurnn.LSTM(3, 4, num_layers=2, bidirectional=True)
     >>> lstm
-    LSTM(3, 4, num_layers=2, bidirectional=True)  # 704 parameters
+    LSTM(3, 4, num_layers=2, bidirectional=True)  # 736 parameters
     >>> x = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
     >>> (y, (h, c)), pullback = lstm.vjp(x)
     >>> y.shape, h.shape, c.shape

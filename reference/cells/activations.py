@@ -13,7 +13,8 @@ Array = NDArray[np.floating[Any]]
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), written as (1 + tanh(x/2)) / 2, which overflows nowhere."""
     half = x.dtype.type(0.5)
-    return half + half * np.tanh(half * x)
+    value: Array = half + half * np.tanh(half * x)
+    return value
 
 
 def apply(name: str, x: Array, out: Array) -> Array:
@@ -37,7 +38,8 @@ def derivative(name: str, value: Array, out: Array) -> Array:
         np.multiply(value, value, out=out)
         return np.subtract(1, out, out=out)
     if name == "relu":
-        return np.greater(value, 0, out=out, casting="unsafe")
+        np.greater(value, 0, out=out, casting="unsafe")
+        return out
     if name == "sigmoid":
         np.subtract(1, value, out=out)
         return np.multiply(out, value, out=out)
