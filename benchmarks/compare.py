@@ -1,0 +1,180 @@
+"""The table of ratios: gpurnn's time beside that of others, case by case and turn by turn."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from .cases import MODES, Array, Case, Size
+from .contenders import CONTENDERS, NotInstalled
+from .processes import Worker
+
+TURN = 0.05
+"""Seconds that a turn takes at least, if one call does not take longer."""
+
+ROUNDS = (5, 15)
+"""Fewest and most turns that each contender gets."""
+
+BUDGET = 5.0
+"""Seconds to spend on a case, as long as that leaves each contender the fewest turns."""
+
+
+class Disagreement(Exception):
+    """Two contenders compute different things, so their times cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """gpurnn's time over another's: the median of the rounds, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> Ratio:
+        low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        return cls(float(median), float(low), float(high))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What came of one case: gpurnn's median seconds, and their ratio to each other contender's."""
+
+    seconds: float
+    ratios: dict[str, Ratio]
+
+
+def disagreement(one: dict[str, Array], other: dict[str, Array], tolerance: float) -> str | None:
+    """In words, the first array in which two results of the same case differ; None if none does."""
+    for name in one:
+        a, b = one[name].astype(np.float64), other[name].astype(np.float64)
+        if a.shape != b.shape:
+            return f"{name} has the shapes {a.shape} and {b.shape}"
+        error = float(np.linalg.norm(a - b) / np.linalg.norm(b))
+        if not error <= tolerance:
+            return f"{name} differs by {error:.1e} of its norm, expected at most {tolerance:.1e}"
+    return None
+
+
+def measure(case: Case, workers: Sequence[Worker], repeats: int | None) -> Measurement:
+    """Time one case, the workers taking turns; each round gives one ratio of the first worker's time to each other's.
+
+    Raises
+    ------
+    Disagreement
+        Two workers do not compute the same.
+    """
+    first, *others = workers
+    expected = first.prepare(case)
+    for other in others:
+        difference = disagreement(expected, other.prepare(case), case.tolerance())
+        if difference is not None:
+            raise Disagreement(f"{case}: {first.name} and {other.name} disagree: {difference}")
+    once = {worker: min(worker.time(1), worker.time(1)) for worker in workers}
+    calls = {worker: math.ceil(TURN / seconds) for worker, seconds in once.items()}
+    if repeats is None:
+        fewest, most = ROUNDS
+        repeats = min(max(round(BUDGET / sum(calls[w] * once[w] for w in workers)), fewest), most)
+    seconds: dict[Worker, list[float]] = {worker: [] for worker in workers}
+    for _ in range(repeats):
+        for worker in workers:
+            seconds[worker].append(worker.time(calls[worker]))
+    ratios = {w.name: Ratio.of([a / b for a, b in zip(seconds[first], seconds[w], strict=True)]) for w in others}
+    return Measurement(statistics.median(seconds[first]), ratios)
+
+
+def run(
+    cells: Sequence[str], sizes: Sequence[Size], *, repeats: int | None, threads: int, peer_python: str
+) -> Iterator[str]:
+    """Measure all cases; the lines of the report, in Markdown."""
+    with ExitStack() as stack:
+        workers, missing = [], []
+        for contender in CONTENDERS:
+            python = sys.executable if contender is CONTENDERS[0] else peer_python
+            try:
+                workers.append((contender, stack.enter_context(Worker(contender.name, threads, python))))
+            except NotInstalled as error:
+                missing.append(f"{contender.name} takes no part: {error}")
+        measured = {}
+        for case in tqdm([Case(c, s, m) for c in cells for s in sizes for m in MODES], unit="case", leave=False):
+            taking_part = [worker for contender, worker in workers if case.mode in contender.modes]
+            measured[case] = measure(case, taking_part, repeats)
+        yield f"{machine()}, {threads} threads, float32."
+        yield "; ".join(worker.versions for _, worker in workers) + "."
+        yield from missing
+        peers = [(mode, c.name) for mode in MODES for c, _ in workers[1:] if mode in c.modes]
+    yield ""
+    yield from _table(cells, sizes, measured, peers)
+    if peers:
+        yield ""
+        yield from _summary(cells, sizes, measured, peers)
+
+
+def _row(entries: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, entries))} |"
+
+
+def _table(
+    cells: Sequence[str],
+    sizes: Sequence[Size],
+    measured: dict[Case, Measurement],
+    peers: Sequence[tuple[str, str]],
+) -> Iterator[str]:
+    head, entries = ["cell", "T, B, I, H"], []
+    for mode in MODES:
+        names = [name for m, name in peers if m == mode]
+        head += [f"{mode}, ms", *(f"/ {name}" for name in names)]
+    yield _row(head)
+    yield _row(["---", "---", *["--:"] * (len(head) - 2)])
+    for cell in cells:
+        for size in sizes:
+            entries = [cell.upper(), ", ".join(map(str, size))]
+            for mode in MODES:
+                found = measured[Case(cell, size, mode)]
+                entries += [f"{1000 * found.seconds:.3g}", *(str(r) for r in found.ratios.values())]
+            yield _row(entries)
+
+
+def _summary(
+    cells: Sequence[str],
+    sizes: Sequence[Size],
+    measured: dict[Case, Measurement],
+    peers: Sequence[tuple[str, str]],
+) -> Iterator[str]:
+    yield _row(["over the sizes: median, worst", *(f"{mode} / {name}" for mode, name in peers)])
+    yield _row(["---", *["--:"] * len(peers)])
+    for cell in cells:
+        entries = [cell.upper()]
+        for mode, name in peers:
+            ratios = [measured[Case(cell, size, mode)].ratios[name].median for size in sizes]
+            entries.append(f"{statistics.median(ratios):.2f}, {max(ratios):.2f}")
+        yield _row(entries)
+
+
+def machine() -> str:
+    """The processor, how many of its cores can be used, the system and the Python."""
+    processor = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            processor = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), processor)
+    except FileNotFoundError:  # no Linux
+        pass
+    return f"{processor}, {cpus()} CPUs, {platform.system()}, Python {platform.python_version()}"
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

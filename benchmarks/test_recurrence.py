@@ -1,0 +1,19 @@
+"""gpurnn's own times for pytest-benchmark: `pytest benchmarks`, and `--benchmark-autosave --benchmark-compare` later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .cases import GATES, MODES, SIZES, Case, Size
+from .compare import cpus
+from .contenders import Gpurnn
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "T{}-B{}-I{}-H{}".format(*size))
+@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("mode", MODES)
+def test_recurrence(benchmark: Any, mode: str, cell: str, size: Size) -> None:
+    benchmark.group = f"{cell} {mode}"
+    benchmark(Gpurnn(cpus()).prepare(Case(cell, size, mode)))
