@@ -93,8 +93,20 @@ def namespace(where: str, **arrays: Any) -> Any:
 
 
 def wing(where: str, **arrays: Any) -> Any:
-    """The module of fused operations that computes for ``arrays``; raises as `namespace` does."""
-    return importlib.import_module(WINGS[_common_library(where, arrays)])
+    """The module of fused operations that computes for ``arrays``; raises as `namespace` does.
+
+    Raises
+    ------
+    NotImplementedError
+        This version of gpurnn has no kernels for that library's arrays.
+    """
+    library = _common_library(where, arrays)
+    module = importlib.import_module(WINGS[library])
+    if not hasattr(module, "recurrence_forward"):
+        raise NotImplementedError(
+            f"{where}: this version of gpurnn has no kernels for {library} arrays; convert them with {library}.asnumpy(x)"
+        )
+    return module
 
 
 def device(array: Any) -> Any:

@@ -111,9 +111,17 @@ def test_a_cupy_array_and_a_numpy_array_do_not_mix(cupy_array):
     assert str(refusal.value) == message
 
 
-def test_a_cupy_array_is_computed_by_the_kernels(cupy_array):
-    assert _dispatch.wing("lstm", x=cupy_array, state=None) is kernels
+def test_each_library_has_its_wing(cupy_array, monkeypatch):
     assert _dispatch.wing("lstm", x=np.zeros(3)) is reference
+    monkeypatch.setattr(kernels, "recurrence_forward", reference.recurrence_forward, raising=False)
+    assert _dispatch.wing("lstm", x=cupy_array, state=None) is kernels
+
+
+def test_a_wing_without_kernels_is_refused(cupy_array, monkeypatch):
+    monkeypatch.delattr(kernels, "recurrence_forward", raising=False)
+    message = r"lstm: this version of gpurnn has no kernels for cupy arrays; convert them with cupy\.asnumpy\(x\)"
+    with pytest.raises(NotImplementedError, match=message):
+        _dispatch.wing("lstm", x=cupy_array)
 
 
 def test_a_subclass_of_ndarray_is_a_numpy_array(tmp_path):
