@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from . import __version__
 
@@ -48,19 +49,24 @@ class Interrupted(Refusal):
     exit_code = 130
 
 
+class _Commands(click.Group):
+    def invoke(self, context: click.Context, /) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+        except BrokenPipeError:
+            raise  # click ends quietly when nobody reads on
+        except OSError as error:
+            raise Failure(str(error)) from error
+
+
 def main() -> None:
     """Run the command line and exit."""
-    try:
-        sys.exit(cli(prog_name="gpurnn", standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.Abort:
-        click.echo("gpurnn: interrupted", err=True)
-        sys.exit(Interrupted.exit_code)
+    cli(prog_name="gpurnn")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, package_name="gpurnn", message="gpurnn %(version)s")
 def cli() -> None:
     """Recurrent networks for array programmers: train a language model, let it write, measure it.
@@ -135,17 +141,17 @@ def train(context: click.Context, /, files: tuple[str, ...], out: Path, resume: 
     DIR receives the model (model.safetensors), the loss as metrics.jsonl and loss.png, a sample.txt, and checkpoints:
     after a crash, or Ctrl-C, the same command with --resume goes on exactly where it stopped.
     """
+    paths = [str(Path(file).resolve()) for file in files]
+    if options["validation"] is not None:
+        options["validation"] = str(Path(options["validation"]).resolve())
     if resume:
-        given = {
-            name: options[name]
-            for name in options
-            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        }
-        _train(out, *_held_run(out, files, given), resume=True)
+        source = context.get_parameter_source
+        given = {name: value for name, value in options.items() if source(name) is ParameterSource.COMMANDLINE}
+        _train(out, _held_run(out, paths, given))
+    elif not paths:
+        raise Refusal("no FILE given to train on")
     else:
-        if not files:
-            raise Refusal("no FILE given to train on")
-        _train(out, [str(Path(file).resolve()) for file in files], options, resume=False)
+        _train(out, _new_run(out, paths, options))
 
 
 _DEMO = ["--hidden", "192", "--window", "64", "--steps", "1000", "--lr", "0.005", "--warmup", "20"]
@@ -165,8 +171,8 @@ def demo(out: Path, resume: bool) -> None:
     """
     source = out / "python-reference.txt"
     if resume:
-        _train(out, *_held_run(out, (), {}), resume=True)
-        click.echo("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip())
+        _train(out, _held_run(out, [], {}))
+        _show_sample(out)
         return
     if (out / RUN).exists() and not source.exists():
         raise Refusal(f"{out} already holds a run that is no demo; choose another directory with --out")
@@ -183,7 +189,11 @@ def demo(out: Path, resume: bool) -> None:
     options = train.make_context("train", arguments).params
     for name in ("files", "out", "resume"):
         del options[name]
-    _train(out, [str(source.resolve())], options, resume=False)
+    _train(out, _new_run(out, [str(source.resolve())], options))
+    _show_sample(out)
+
+
+def _show_sample(out: Path) -> None:
     click.echo("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip())
 
 
@@ -197,7 +207,8 @@ def demo(out: Path, resume: bool) -> None:
 def generate(directory: Path, length: int, prompt: str, temperature: float, top_k: int | None, seed: int) -> None:
     """Write a text with the model in DIR."""
     model = _load_model(directory)
-    click.echo(prompt + model.sample(length, prompt, temperature=temperature, top_k=top_k, rng=seed))
+    text = model.sample(length, prompt, temperature=temperature, top_k=top_k, rng=seed)
+    click.echo(model.vocabulary.join([prompt, text] if prompt else [text]))
 
 
 @cli.command()
@@ -214,6 +225,8 @@ def evaluate(directory: Path, file: str) -> None:
     model = _load_model(directory)
     vocabulary = model.vocabulary
     tokens = vocabulary.encode(_read(file))
+    if len(tokens) == 0:
+        raise Refusal(f"{file}: there are no {vocabulary.kind}s in it")
     words, convert = UNITS[vocabulary.metric]
     value = convert(-model.log_likelihood(tokens) / len(tokens))
     unknown = int((tokens == 0).sum())
@@ -315,8 +328,35 @@ def _refusing(*errors: type[Exception]) -> Iterator[None]:
         raise Refusal(str(error)) from error
 
 
-def _held_run(out: Path, files: Iterable[str], given: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """The files and options of the run in ``out``; refuse ``files`` and ``given`` options that differ from them."""
+@dataclass
+class _Run:
+    """What a training run is of; `_held_run` reads what `_new_run` wrote."""
+
+    files: list[str]
+    options: dict[str, Any]
+    digest: str
+    text: str
+    validation: str | None
+    resumed: bool
+
+
+def _texts(files: list[str], options: dict[str, Any]) -> tuple[str, str | None, str]:
+    """The text to train on, that to validate on if it is apart, and a digest of both."""
+    text = "".join(_read(file) for file in files)
+    validation = None if options["validation"] is None else _read(options["validation"])
+    return text, validation, hashlib.sha256(f"{len(text)}\0{text}{validation}".encode()).hexdigest()
+
+
+def _new_run(out: Path, files: list[str], options: dict[str, Any]) -> _Run:
+    """A run that is to go to ``out``; refuse a directory that holds one."""
+    if (out / RUN).exists() or any((out / "checkpoints").glob("*.safetensors")):
+        raise Refusal(f"{out}: already holds a run; add --resume to go on with it, or choose another directory")
+    text, validation, digest = _texts(files, options)
+    return _Run(files, options, digest, text, validation, resumed=False)
+
+
+def _held_run(out: Path, files: list[str], given: dict[str, Any]) -> _Run:
+    """The run in ``out``; refuse ``files`` and ``given`` options that differ from its own."""
     if not (out / RUN).exists():
         raise Refusal(f"{out}: no run to resume in there")
     try:
@@ -325,23 +365,21 @@ def _held_run(out: Path, files: Iterable[str], given: dict[str, Any]) -> tuple[l
         raise Refusal(f"{out / RUN}: damaged: {error}") from error
     if not isinstance(run, dict) or (run.get("format"), run.get("version")) != (RUN_FORMAT, 1):
         raise Refusal(f"{out / RUN}: not a training run that this version of gpurnn can resume")
-    held_files, held = run["files"], run["options"]
-    resolved = [str(Path(file).resolve()) for file in files]
-    if resolved and resolved != held_files:
-        raise Refusal(f"{out}: its run was started with the files {' '.join(held_files)}; they cannot be changed")
+    if files and files != run["files"]:
+        raise Refusal(f"{out}: its run was started with the files {' '.join(run['files'])}; they cannot be changed")
     for name, value in given.items():
-        if held.get(name) != value:
+        held = run["options"][name]
+        if held != value:
             flag = "--" + name.replace("_", "-")
-            raise Refusal(f"{out}: its run was started with {flag} {held.get(name)}; it cannot be changed to {value}")
-    return held_files, held
+            raise Refusal(f"{out}: its run was started with {flag} {held}; it cannot be changed to {value}")
+    text, validation, digest = _texts(run["files"], run["options"])
+    if digest != run["sha256"]:
+        raise Refusal(f"{out}: the text has changed since its run was started, so it cannot be resumed")
+    return _Run(run["files"], run["options"], digest, text, validation, resumed=True)
 
 
-def _digest(texts: Iterable[str]) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-
-def _train(out: Path, files: list[str], options: dict[str, Any], *, resume: bool) -> None:
-    """Train on ``files`` and write everything to ``out``."""
+def _train(out: Path, run: _Run) -> None:
+    """Train, and write everything to ``out``."""
     import numpy as np
 
     from ._files import write_atomically
@@ -349,19 +387,18 @@ def _train(out: Path, files: list[str], options: dict[str, Any], *, resume: bool
     from .training import CheckpointError, Trainer
     from .training.checkpoint import checkpoints
 
-    if not resume and (out / RUN).exists():
-        raise Refusal(f"{out}: already holds a run; add --resume to go on with it, or choose another directory")
-    text = "".join(_read(file) for file in files)
-    validation = None if options["validation"] is None else _read(options["validation"])
-    digest = _digest([text, validation or ""])
-    if resume and json.loads((out / RUN).read_text(encoding="utf-8")).get("sha256") != digest:
-        raise Refusal(f"{out}: the text has changed since its run was started, so it cannot be resumed")
-
+    options, text, validation = run.options, run.text, run.validation
     kind = CharVocabulary if options["level"] == "char" else WordVocabulary
     if validation is None:
         cut = round(len(text) * (1 - options["validation_fraction"]))
         text, validation = text[:cut], text[cut:]
     vocabulary = kind.from_text(text, max_size=options["max_vocabulary"], min_count=options["min_count"])
+    if len(vocabulary) < 2:
+        raise Refusal(
+            f"no {vocabulary.kind} occurs --min-count {options['min_count']} times, so there is none to learn"
+        )
+    if not validation and (options["patience"] or options["validate_every"]):
+        raise Refusal("--patience and --validate-every need a text to validate on, but --validation-fraction is 0")
     data = _stream(vocabulary, text, options, "to train on", options["batch"])
     held_out = _stream(vocabulary, validation, options, "to validate on", 1) if validation else None
     parameter_rng, training_rng = np.random.default_rng(options["seed"]).spawn(2)
@@ -374,20 +411,19 @@ def _train(out: Path, files: list[str], options: dict[str, Any], *, resume: bool
     trainer = Trainer(
         model, data, _optimizer(options), steps=steps, schedule=_schedule(options, steps),
         clip_norm=options["clip"], clip_value=options["clip_value"], l2=options["l2"],
-        validation=held_out, validation_interval=options["validate_every"] if held_out else None,
-        patience=options["patience"] if held_out else None, directory=out,
+        validation=held_out, validation_interval=options["validate_every"], patience=options["patience"], directory=out,
         checkpoint_interval=options["checkpoint_every"], log_interval=options["log_every"],
         metric=vocabulary.metric, rng=training_rng, on_checkpoint=lambda: model.save(out / MODEL),
     )  # fmt: skip
     _make_directory(out)
-    if resume:
+    if run.resumed:
         with warnings.catch_warnings(), _refusing(CheckpointError):
             warnings.showwarning = lambda message, *_: click.echo(f"gpurnn: warning: {message}", err=True)
             if checkpoints(out / "checkpoints"):  # a kill may have come before the first
                 click.echo(f"resuming at step {trainer.resume():,} of {trainer.total:,}")
     else:
-        run = {"format": RUN_FORMAT, "version": 1, "files": files, "sha256": digest, "options": options}
-        write_atomically(out / RUN, json.dumps(run, indent=1).encode())
+        held = {"format": RUN_FORMAT, "version": 1, "files": run.files, "sha256": run.digest, "options": options}
+        write_atomically(out / RUN, json.dumps(held, indent=1).encode())
         click.echo(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")
         click.echo(f"{model!r}")
     try:
@@ -446,7 +482,9 @@ def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> Non
         told += [f"{found[-1]:.3f} {unit.replace('_', ' ')} in {where}"] if found else []
     ended = f"stopped early at step {trainer.step:,}" if trainer.stopped_early else f"{trainer.step:,} steps"
     click.echo(f"{ended}: {', '.join(told)}")
-    (out / SAMPLE).write_text(model.sample(2000, temperature=0.7, rng=seed) + "\n", encoding="utf-8")
+    length = 2000 if model.vocabulary.kind == "character" else 400
+    sample = model.sample(length, "\n", temperature=0.7, rng=seed)
+    (out / SAMPLE).write_text(sample + "\n", encoding="utf-8")
     try:
         from .plots import loss_curve
 

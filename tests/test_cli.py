@@ -1,0 +1,511 @@
+"""The command line: what it writes, what it says when something is wrong, and that it goes on after an interrupt."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tolerance import assert_same
+
+import gpurnn
+from gpurnn import cli
+from gpurnn.models import LanguageModel
+
+TEXT = "the quick brown fox jumps over the lazy dog; then it sleeps.\n" * 12
+SMALL = ["--embedding", "4", "--hidden", "6", "--batch", "4", "--window", "10", "--steps", "6", "--log-every", "2"]
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.cli, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*arguments, code=2):
+    """What is said on stderr, which must be one line."""
+    result = run(*arguments, code=code)
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("gpurnn: ")
+    return result.stderr
+
+
+def last_line(*arguments, code):
+    """What is said on stderr after the progress bar."""
+    return run(*arguments, code=code).stderr.splitlines()[-1]
+
+
+def records(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def parameters(directory):
+    return LanguageModel.from_file(directory / "model.safetensors").state_dict()
+
+
+# --- what it does ---
+
+
+def test_training_writes_all_that_it_says(text, tmp_path):
+    out = tmp_path / "deep" / "run"
+    said = run("train", text, "--out", out, *SMALL)
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["checkpoints", "loss.png", "metrics.jsonl", "model.safetensors", "run.json", "sample.txt"]
+    assert [r["step"] for r in records(out) if "loss" in r] == [2, 4, 6]
+    assert all("bits_per_character" in r for r in records(out) if "loss" in r)
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len((out / "sample.txt").read_text()) == 2001
+    assert re.search(r"6 steps: \d\.\d{3} bits per character in training, \d\.\d{3} .* in validation", said.stdout)
+    for name in names[1:4] + names[5:]:
+        assert str(out / name) in said.stdout
+    assert f"gpurnn generate {out}" in said.stdout
+    assert "tokens/s" in said.stderr
+
+
+def test_the_model_is_the_one_that_was_asked_for(text, tmp_path):
+    run(
+        "train", text, "--out", tmp_path / "run", *SMALL, "--cell", "gru", "--layers", 2, "--tied", "--embedding", 6,
+        "--dropout", 0.1, "--dtype", "float64", "--max-vocabulary", 20,
+    )  # fmt: skip
+    model = LanguageModel.from_file(tmp_path / "run" / "model.safetensors")
+    assert repr(model).startswith(
+        "LanguageModel(20 characters, 6, 6, num_layers=2, cell='gru', tied=True, dropout=0.1, dtype='float64')"
+    )
+
+
+def test_files_are_one_text_and_the_end_is_kept_for_validation(tmp_path):
+    (tmp_path / "a").write_text("ab" * 100)
+    (tmp_path / "b").write_text("cd" * 95 + "Z" * 20)
+    run("train", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "run", *SMALL, "--validation-fraction", 0.06)
+    model = LanguageModel.from_file(tmp_path / "run" / "model.safetensors")
+    assert model.vocabulary.symbols == ("\ufffd", "a", "b", "c", "d")  # the last 25 hold every Z and few others
+    (tmp_path / "v").write_text("Z" * 50)
+    said = run("train", tmp_path / "a", "--validation", tmp_path / "v", "--out", tmp_path / "run2", *SMALL).stdout
+    assert "200 characters to train on, 50 to validate on" in said
+
+
+def test_words(tmp_path):
+    path = tmp_path / "words"
+    path.write_text("the cat and the dog\n" * 40)
+    said = run("train", path, "--out", tmp_path / "run", *SMALL, "--level", "word").stdout
+    assert "perplexity in validation" in said
+    assert "perplexity" in records(tmp_path / "run")[0]
+    written = run("generate", tmp_path / "run", "--length", 5, "--prompt", "the cat").stdout
+    assert written.startswith("the cat")
+    said = run("evaluate", tmp_path / "run", path).stdout
+    assert re.fullmatch(r"\d+\.\d{4} perplexity \(240 words\)\n", said)
+
+
+def test_generating_is_the_seeds(text, tmp_path):
+    run("train", text, "--out", tmp_path / "run", *SMALL)
+    one = run("generate", tmp_path / "run", "--length", 40, "--prompt", "the ", "--seed", 3).stdout
+    assert one == run("generate", tmp_path / "run", "--length", 40, "--prompt", "the ", "--seed", 3).stdout
+    assert one != run("generate", tmp_path / "run", "--length", 40, "--prompt", "the ", "--seed", 4).stdout
+    assert one.startswith("the ")
+    assert len(one) == 45
+    model = LanguageModel.from_file(tmp_path / "run" / "model.safetensors")
+    assert one == "the " + model.sample(40, "the ", temperature=0.7, rng=3) + "\n"
+    greedy = run("generate", tmp_path / "run", "--length", 9, "--temperature", 0, "--top-k", 2).stdout
+    assert greedy == model.sample(9, temperature=0) + "\n"
+
+
+def test_evaluating_is_the_mean_log_likelihood(text, tmp_path):
+    run("train", text, "--out", tmp_path / "run", *SMALL)
+    other = tmp_path / "other"
+    other.write_text("the fox! QQ")
+    model = LanguageModel.from_file(tmp_path / "run" / "model.safetensors")
+    bits = -model.log_likelihood("the fox! QQ") / 11 / np.log(2)
+    expected = f"{bits:.4f} bits per character (11 characters, 3 of them not in the vocabulary)\n"
+    assert run("evaluate", tmp_path / "run", other).stdout == expected
+
+
+def test_line_ends_and_a_byte_order_mark_make_no_difference(tmp_path):
+    for name, data in (("unix", TEXT.encode()), ("dos", b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())):
+        (tmp_path / name).write_bytes(data)
+        run("train", tmp_path / name, "--out", tmp_path / f"{name}-run", *SMALL)
+    assert_same(parameters(tmp_path / "dos-run"), parameters(tmp_path / "unix-run"))
+
+
+def test_early_stopping_leaves_the_best_model(text, tmp_path):
+    out = tmp_path / "run"
+    options = [*SMALL, "--steps", 200, "--lr", 0.5, "--validate-every", 2, "--patience", 2]
+    said = run("train", text, "--out", out, *options).stdout
+    found = [r for r in records(out) if "validation_loss" in r]
+    assert re.search(rf"stopped early at step {found[-1]['step']}", said)
+    best = min(r["validation_bits_per_character"] for r in found)
+    assert best < found[-1]["validation_bits_per_character"]
+    assert found[-1]["step"] < 200
+    held = tmp_path / "held"
+    held.write_text(TEXT[round(len(TEXT) * 0.95) :])
+    last = run("evaluate", out, held).stdout
+    assert float(last.split()[0]) < found[-1]["validation_bits_per_character"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop", "sgd"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_optimizers_and_schedules(text, tmp_path, optimizer, schedule):
+    run(
+        "train", text, "--out", tmp_path / "run", *SMALL, "--optimizer", optimizer, "--schedule", schedule, "--lr", 0.01
+    )
+    rates = [r["learning_rate"] for r in records(tmp_path / "run") if "loss" in r]
+    assert rates == [0.01] * 3 if schedule == "constant" else rates[0] > rates[1] > rates[2]
+
+
+def test_the_demo(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_DEMO", SMALL)
+    monkeypatch.chdir(tmp_path)
+    said = run("demo").stdout
+    out = tmp_path / "gpurnn-demo"
+    assert (out / "loss.png").exists()
+    assert (out / "sample.txt").read_text()[:900] in said
+    assert "Assert statements are a convenient way to insert" in (out / "python-reference.txt").read_text()
+    first = parameters(out)
+    # It replaces what an earlier demo left, and is resumed when asked to.
+    run("demo")
+    assert_same(parameters(out), first)
+    assert len([r for r in records(out) if "loss" in r]) == 3
+    assert "resuming at step 6 of 6" in run("demo", "--resume").stdout
+    # The line that it prints does the same.
+    command = said.splitlines()[0].split()
+    assert command[:2] == ["gpurnn", "train"]
+    run(*command[1:4], tmp_path / "again", *command[5:])
+    assert_same(parameters(tmp_path / "again"), first)
+
+
+def test_the_demo_does_not_touch_another_run(text, tmp_path):
+    run("train", text, "--out", tmp_path / "run", *SMALL)
+    before = parameters(tmp_path / "run")
+    assert "already holds a run that is no demo" in refused("demo", "--out", tmp_path / "run")
+    assert_same(parameters(tmp_path / "run"), before)
+
+
+def test_a_missing_language_reference_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    assert "this Python came without its language reference" in refused("demo", "--out", tmp_path / "d")
+
+
+def test_without_matplotlib_there_is_a_hint_and_no_failure(text, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    said = run("train", text, "--out", tmp_path / "run", *SMALL).stdout
+    assert "loss curve  none: matplotlib is not installed; pip install 'gpurnn[plot]'\n" in said
+    assert not (tmp_path / "run" / "loss.png").exists()
+
+
+# --- what it refuses ---
+
+
+def bad_files(folder):
+    (folder / "empty").write_bytes(b"")
+    (folder / "binary").write_bytes(b"\x89PNG\0\0" * 100)
+    (folder / "latin").write_bytes("caf\xe9 ".encode("latin-1") * 200)
+    (folder / "short").write_text("a" * 30)
+    (folder / "folder").mkdir()
+
+
+BAD = {
+    "missing": "no such file or directory",
+    "empty": "the file is empty",
+    "binary": "a binary file, expected text in UTF-8",
+    "latin": "not UTF-8: byte 0xe9 at position 3; convert it",
+    "folder": "is a directory",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_one_line_and_exit_code_2(text, tmp_path, name):
+    bad_files(tmp_path)
+    path, out = tmp_path / name, tmp_path / "run"
+    message = f"gpurnn: {path}: {BAD[name]}"
+    assert refused("train", path, "--out", out, *SMALL).startswith(message)
+    assert refused("train", text, path, "--out", out, *SMALL).startswith(message)
+    assert refused("train", text, "--validation", path, "--out", out, *SMALL).startswith(message)
+    assert not out.exists()
+    run("train", text, "--out", out, *SMALL)
+    assert refused("evaluate", out, path).startswith(message)
+
+
+def test_texts_that_are_too_short_say_how_long_they_must_be(text, tmp_path):
+    bad_files(tmp_path)
+    short, out = tmp_path / "short", tmp_path / "run"
+    message = "the text to train on has 28 characters, expected at least 44: --batch 4 times (--window 10 + 1)"
+    assert message in refused("train", short, "--out", out, *SMALL)
+    (tmp_path / "v").write_text("a" * 10)
+    message = "the text to validate on has 10 characters, expected at least 11: --window 10 + 1"
+    assert message in refused("train", text, "--validation", tmp_path / "v", "--out", out, *SMALL)
+    (tmp_path / "spaces").write_text("   ")
+    run("train", text, "--out", out, *SMALL, "--level", "word", "--batch", 1, "--window", 3)
+    assert "there are no words in it" in refused("evaluate", out, tmp_path / "spaces")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tied"], "embedding_size is 4 and hidden_size 6, expected equal sizes"),
+        (["--min-count", "9999"], "no character occurs --min-count 9999 times"),
+        (["--validation-fraction", "0", "--patience", "2"], "--patience and --validate-every need a text"),
+        (["--validation-fraction", "0", "--validate-every", "2"], "--patience and --validate-every need a text"),
+    ],
+)
+def test_options_that_do_not_go_together(text, tmp_path, options, message):
+    assert message in refused("train", text, "--out", tmp_path / "run", *SMALL, *options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--steps", "0"],
+        ["--lr", "0"],
+        ["--dropout", "1"],
+        ["--cell", "x"],
+        ["--clip", "-1"],
+        ["--hidden", "many"],
+        ["--no"],
+    ],
+)
+def test_options_out_of_range_are_exit_code_2(text, tmp_path, options):
+    result = run("train", text, "--out", tmp_path / "run", *SMALL, *options, code=2)
+    assert options[0] in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_files_and_no_model(tmp_path):
+    assert "no FILE given to train on" in refused("train", "--out", tmp_path / "run")
+    assert "no model in there (model.safetensors); gpurnn train makes one" in refused("generate", tmp_path)
+    assert "no model in there" in refused("evaluate", tmp_path / "x", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"rubbish")
+    assert "model.safetensors: damaged, or not a safetensors file" in refused("generate", tmp_path)
+
+
+def test_an_out_directory_that_is_a_file(text):
+    assert "file exists" in refused("train", text, "--out", text, *SMALL)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read and write everything")
+def test_what_may_not_be_read_or_written(text, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "permission denied" in refused("train", text, "--out", tmp_path / "locked" / "run", *SMALL)
+    text.chmod(0)
+    assert "permission denied" in refused("train", text, "--out", tmp_path / "run", *SMALL)
+
+
+def test_training_that_diverges_is_one_line_and_keeps_the_last_good_checkpoint(text, tmp_path):
+    out = tmp_path / "run"
+    diverging = ["--cell", "rnn", "--optimizer", "sgd", "--lr", 1e38, "--schedule", "constant", "--checkpoint-every", 1]
+    said = last_line("train", text, "--out", out, *SMALL, *diverging, "--clip", 1e30, code=1)
+    assert re.match(r"gpurnn: Trainer: step \d+: .*; last good checkpoint: .*step-\d{9}\.safetensors", said)
+    assert (out / re.search(r"checkpoints/step-\d+\.safetensors", said)[0]).exists()
+
+
+# --- resuming ---
+
+
+def test_a_directory_with_a_run_is_not_overwritten(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", out, *SMALL)
+    before = parameters(out)
+    message = "already holds a run; add --resume to go on with it, or choose another directory"
+    assert message in refused("train", text, "--out", out, *SMALL, "--seed", 1)
+    (out / "run.json").unlink()
+    assert message in refused("train", text, "--out", out, *SMALL, "--seed", 1)
+    assert_same(parameters(out), before)
+    assert "no run to resume in there" in refused("train", "--out", tmp_path / "none", "--resume")
+    assert "no run to resume in there" in refused("demo", "--out", tmp_path / "none", "--resume")
+
+
+def interrupted(text, out, at, *options):
+    """Train until a Ctrl-C comes in the middle of step ``at``."""
+    from gpurnn.optimizers import Adam
+
+    step, taken = Adam.step, []
+
+    def counting(*arguments, **keywords):
+        taken.append(1)
+        if len(taken) == at:
+            signal.raise_signal(signal.SIGINT)
+        step(*arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Adam, "step", counting)
+        return last_line("train", text, "--out", out, *SMALL, *options, code=130)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(text, tmp_path):
+    run("train", text, "--out", tmp_path / "whole", *SMALL, "--dropout", 0.2)
+    out = tmp_path / "a run"
+    said = interrupted(text, out, 4, "--dropout", 0.2)
+    assert said == f"gpurnn: interrupted; step 4 is kept. Go on with: gpurnn train --out '{out}' --resume"
+    assert (out / "model.safetensors").exists()  # so far as it has got
+    said = run("train", "--out", out, "--resume").stdout
+    assert "resuming at step 4 of 6" in said
+    assert_same(parameters(out), parameters(tmp_path / "whole"))
+    assert (out / "sample.txt").read_text() == (tmp_path / "whole" / "sample.txt").read_text()
+    strip = [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records(out)]
+    assert strip == [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records(tmp_path / "whole")]
+    # A finished run resumes to itself.
+    run("train", "--out", out, "--resume")
+    assert_same(parameters(out), parameters(tmp_path / "whole"))
+
+
+def test_resuming_takes_the_same_files_and_options_and_no_others(text, tmp_path):
+    out = tmp_path / "run"
+    interrupted(text, out, 2)
+    (tmp_path / "other").write_text(TEXT)
+    for arguments, message in (
+        ([tmp_path / "other"], f"its run was started with the files {text}; they cannot be changed"),
+        (["--hidden", 7], "its run was started with --hidden 6; it cannot be changed to 7"),
+        (["--validate-every", 7], "its run was started with --validate-every None; it cannot be changed to 7"),
+        (["--tied"], "its run was started with --tied False; it cannot be changed to True"),
+        (["--steps", 60], "its run was started with --steps 6; it cannot be changed to 60"),
+    ):
+        assert message in refused("train", *arguments, "--out", out, "--resume")
+    text.write_text(TEXT + "more")
+    assert "the text has changed since its run was started" in refused("train", "--out", out, "--resume")
+    text.write_text(TEXT)
+    run("train", text, "--out", out, "--resume", *SMALL)
+    assert records(out)[-1]["step"] == 6
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", out, *SMALL)
+    whole = parameters(out)
+    for path in [*(out / "checkpoints").iterdir(), out / "metrics.jsonl", out / "model.safetensors"]:
+        path.unlink()
+    run("train", "--out", out, "--resume")
+    assert_same(parameters(out), whole)
+
+
+def test_damaged_checkpoints(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", out, *SMALL, "--checkpoint-every", 2)
+    whole = parameters(out)
+    older, newest = sorted((out / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-5])
+    result = subprocess.run(
+        [sys.executable, "-m", "gpurnn", "train", "--out", str(out), "--resume"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.match(rf"gpurnn: warning: {newest}: damaged.*; using the one before it, {older}\n", result.stderr)
+    assert "resuming at step 4 of 6" in result.stdout
+    assert_same(parameters(out), whole)
+    for path in (out / "checkpoints").iterdir():
+        path.write_bytes(b"rubbish")
+    assert "damaged, or not a safetensors file" in refused("train", "--out", out, "--resume")
+    for damaged, message in (("{", "run.json: damaged"), ("{}", "not a training run that this version")):
+        (out / "run.json").write_text(damaged)
+        assert message in refused("train", "--out", out, "--resume")
+
+
+# --- the process ---
+
+
+def test_control_c_in_a_real_process(text, tmp_path):
+    # Children of a process that ignores SIGINT ignore it too, as those of a test in the background do.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gpurnn.cli import main; main()"
+    )
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", code, "train", str(text), "--out", str(out), *SMALL, "--steps", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "tokens/s" in line:  # the first metrics have been written
+            break
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"Go on with: gpurnn train --out {out} --resume" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+
+
+def test_help_and_version_import_nothing_heavy():
+    code = (
+        "import sys; from gpurnn.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print(sorted({'tqdm', 'safetensors', 'matplotlib', 'gpurnn.reference'} & set(sys.modules)))"
+    )
+    for arguments in (["--help"], ["train", "--help"], ["--version"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("[]\n")
+    assert done.stdout.startswith(f"gpurnn {gpurnn.__version__}\n")
+
+
+def test_every_command_and_option_has_help():
+    assert run("--help").stdout.count("gpurnn train BOOK.txt") == 1
+    for name, command in cli.cli.commands.items():
+        said = run(name, "--help").stdout
+        assert command.help.splitlines()[0][:40] in said
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, (name, parameter.name)
+
+
+def test_reading_only_the_first_lines_is_no_error(text, tmp_path):
+    run("train", text, "--out", tmp_path / "run", *SMALL)
+    command = [sys.executable, "-m", "gpurnn", "generate", str(tmp_path / "run"), "--length", "200"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait(timeout=60)
+
+
+# --- info ---
+
+
+def test_info_names_versions_and_backends():
+    said = run("info").stdout
+    assert f"gpurnn {gpurnn.__version__}\n" in said
+    assert f"numpy {np.__version__} (" in said
+    for package in ("array-api-compat", "safetensors", "tqdm", "click", "matplotlib"):
+        assert re.search(rf"^{package} \d", said, re.MULTILINE)
+    assert "  numpy  runs here\n" in said
+
+
+class FakeRuntimeError(RuntimeError):
+    pass
+
+
+def fake_cupy(devices):
+    def count():
+        if devices is None:
+            raise FakeRuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+        return devices
+
+    runtime = types.SimpleNamespace(getDeviceCount=count)
+    return types.SimpleNamespace(__version__="14.0.0", cuda=types.SimpleNamespace(runtime=runtime))
+
+
+@pytest.mark.parametrize(
+    ("cupy", "kernels", "message"),
+    [
+        (None, True, r"cannot run here: CuPy cannot be imported \(.*\); pip install 'gpurnn\[cuda12\]'"),
+        (fake_cupy(None), True, r"cannot run here: CuPy 14.0.0 finds no CUDA device \(cudaErrorNoDevice: no CUDA"),
+        (fake_cupy(0), True, r"cannot run here: CuPy 14.0.0 finds no CUDA device$"),
+        (fake_cupy(1), True, "runs here$"),
+        (fake_cupy(1), False, "cannot run here: this version of gpurnn has no CUDA kernels$"),
+    ],
+)
+def test_info_says_why_cuda_cannot_run(monkeypatch, cupy, kernels, message):
+    wing = types.ModuleType("wing")
+    if kernels:
+        wing.recurrence_forward = lambda: None
+    monkeypatch.setitem(sys.modules, "gpurnn.kernels", wing)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert re.search("^  cuda   " + message, run("info").stdout, re.MULTILINE)
