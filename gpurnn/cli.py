@@ -26,6 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 RUN, MODEL, METRICS, CURVE, SAMPLE = "run.json", "model.safetensors", "metrics.jsonl", "loss.png", "sample.txt"
 RUN_FORMAT = "gpurnn training run"
+SAMPLE_LENGTH = {"character": 2000, "word": 400}
 
 
 class Refusal(click.ClickException):
@@ -482,8 +483,7 @@ def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> Non
         told += [f"{found[-1]:.3f} {unit.replace('_', ' ')} in {where}"] if found else []
     ended = f"stopped early at step {trainer.step:,}" if trainer.stopped_early else f"{trainer.step:,} steps"
     click.echo(f"{ended}: {', '.join(told)}")
-    length = 2000 if model.vocabulary.kind == "character" else 400
-    sample = model.sample(length, "\n", temperature=0.7, rng=seed)
+    sample = model.sample(SAMPLE_LENGTH[model.vocabulary.kind], "\n", temperature=0.7, rng=seed)
     (out / SAMPLE).write_text(sample + "\n", encoding="utf-8")
     try:
         from .plots import loss_curve

@@ -21,6 +21,11 @@ TEXT = "the quick brown fox jumps over the lazy dog; then it sleeps.\n" * 12
 SMALL = ["--embedding", "4", "--hidden", "6", "--batch", "4", "--window", "10", "--steps", "6", "--log-every", "2"]
 
 
+@pytest.fixture(autouse=True)
+def _short_samples(monkeypatch):
+    monkeypatch.setattr(cli, "SAMPLE_LENGTH", {"character": 50, "word": 5})
+
+
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
@@ -68,7 +73,7 @@ def test_training_writes_all_that_it_says(text, tmp_path):
     assert [r["step"] for r in records(out) if "loss" in r] == [2, 4, 6]
     assert all("bits_per_character" in r for r in records(out) if "loss" in r)
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert len((out / "sample.txt").read_text()) == 2001
+    assert len((out / "sample.txt").read_text()) == 51
     assert re.search(r"6 steps: \d\.\d{3} bits per character in training, \d\.\d{3} .* in validation", said.stdout)
     for name in names[1:4] + names[5:]:
         assert str(out / name) in said.stdout
@@ -171,7 +176,7 @@ def test_the_demo(tmp_path, monkeypatch):
     said = run("demo").stdout
     out = tmp_path / "gpurnn-demo"
     assert (out / "loss.png").exists()
-    assert (out / "sample.txt").read_text()[:900] in said
+    assert (out / "sample.txt").read_text()in said
     assert "Assert statements are a convenient way to insert" in (out / "python-reference.txt").read_text()
     first = parameters(out)
     # It replaces what an earlier demo left, and is resumed when asked to.

@@ -136,6 +136,7 @@ class LanguageModel(Layer):
                 f"{where}: embedding_size is {embedding_size} and hidden_size {hidden_size}, expected equal sizes, "
                 "as tied=True makes the embedding the output weight too"
             )
+        _checks.integer_at_least(where, "embedding_size", embedding_size, 1)
         random = generator(where, rng)
         self.vocabulary = vocabulary
         self.cell, self.tied = cell, bool(tied)
@@ -209,8 +210,7 @@ class LanguageModel(Layer):
         state
             To go on from.
         """
-        _dispatch.namespace("LanguageModel", tokens=tokens)
-        _checks.ndim("LanguageModel", "tokens", tokens, 2, "(T, B)")
+        self._check_tokens(tokens)
         y, state = self.recurrent(self.embedding(tokens), state, lengths, resets)
         return functional.dense(y, self._output_weight(), self.output.params["bias"]), state
 
@@ -226,8 +226,7 @@ class LanguageModel(Layer):
 
         With ``rng`` dropout acts; without it these are the gradients of evaluation mode.
         """
-        _dispatch.namespace("LanguageModel", tokens=tokens)
-        _checks.ndim("LanguageModel", "tokens", tokens, 2, "(T, B)")
+        self._check_tokens(tokens)
         random = None if rng is None else generator("LanguageModel", rng)
         x, pull_embedding = self.embedding.vjp(tokens)
         x, pull_dropped_input = self._drop(x, random)
@@ -237,7 +236,8 @@ class LanguageModel(Layer):
         logits, pull_output = functional.dense.vjp(y, weight, self.output.params["bias"])
 
         def pullback(cotangents: Any) -> tuple[tuple[None, State], dict[str, Array]]:
-            dlogits, dfinal = cotangents
+            dlogits, dfinal = functional.cotangent_pair("LanguageModel", cotangents)
+            functional.check_cotangent("LanguageModel", "logits", dlogits, logits)
             dy, output = pull_output(dlogits)
             (dx, dstate), recurrent = pull_recurrent((pull_dropped_output(dy), dfinal))
             _, embedding = pull_embedding(pull_dropped_input(dx))
@@ -248,6 +248,13 @@ class LanguageModel(Layer):
             return (None, dstate), {name: flat[name] for name in self.params}
 
         return (logits, final), pullback
+
+    @staticmethod
+    def _check_tokens(tokens: Array) -> None:
+        _checks.given("LanguageModel", tokens=tokens)
+        _dispatch.namespace("LanguageModel", tokens=tokens)
+        _checks.integer("LanguageModel", "tokens", tokens)
+        _checks.ndim("LanguageModel", "tokens", tokens, 2, "(T, B)")
 
     def _output_weight(self) -> Array:
         return self.embedding.params["weight"] if self.tied else self.output.params["weight"]
@@ -295,7 +302,7 @@ class LanguageModel(Layer):
         _, grads = pullback((dlogits, None))
         return loss, final, grads
 
-    def log_likelihood(self, text: str | Array, *, window: int = 256) -> float:
+    def log_likelihood(self, text: str | Array, *, window: int = 512) -> float:
         """log P(w_1 .. w_T) = sum_t log P(w_t | w_1 .. w_{t-1}), the natural logarithm.
 
         Parameters
@@ -322,7 +329,7 @@ class LanguageModel(Layer):
             total -= float(_dispatch.to_numpy(nats).sum(dtype=np.float64))
         return total
 
-    def perplexity(self, text: str | Array, *, window: int = 256) -> float:
+    def perplexity(self, text: str | Array, *, window: int = 512) -> float:
         """P(w_1 .. w_T)^(-1/T): how many tokens the model chooses between on average, each equally likely.
 
         Parameters

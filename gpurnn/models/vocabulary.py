@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 Tokens = NDArray[np.int32]
 
 
+def _check_text(where: str, text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{where}: text is a {type(text).__qualname__}, expected a str")
+
+
 class Vocabulary(ABC):
     """The symbols a text may be made of, numbered; number 0 is the unknown symbol, which stands for all others.
 
@@ -65,6 +70,7 @@ class Vocabulary(ABC):
         if max_size is not None:
             max_size = _checks.integer_at_least(f"{cls.__name__}.from_text", "max_size", max_size, 1)
         min_count = _checks.integer_at_least(f"{cls.__name__}.from_text", "min_count", min_count, 1)
+        _check_text(f"{cls.__name__}.from_text", text)
         counts = Counter(cls.split(text))
         counts.pop(cls.default_unknown, None)
         frequent = sorted((s for s in counts if counts[s] >= min_count), key=lambda s: (-counts[s], s))
@@ -101,6 +107,7 @@ class Vocabulary(ABC):
 
     def encode(self, text: str) -> Tokens:
         """The numbers of the symbols of ``text``, an int32 array (n,); 0 for those that are not in the vocabulary."""
+        _check_text(f"{type(self).__name__}.encode", text)
         number = self._number
         return np.fromiter((number.get(symbol, 0) for symbol in self.split(text)), dtype=np.int32)
 
@@ -165,6 +172,7 @@ class CharVocabulary(Vocabulary):
         return "".join(symbols)
 
     def encode(self, text: str) -> Tokens:
+        _check_text("CharVocabulary.encode", text)
         # A table look-up over the code points: a megabyte in milliseconds, where a dict takes a tenth of a second.
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
         known = points < len(self._of_point)

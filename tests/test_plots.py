@@ -1,0 +1,86 @@
+"""The loss curve: what is drawn, in what units, and as a file."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from gpurnn.plots import loss_curve
+
+TRAINING = [{"step": 10 * i, "loss": 4.0 / i, "bits_per_character": 4.0 / i / np.log(2)} for i in range(1, 81)]
+VALIDATION = [
+    {"step": 200 * i, "validation_loss": 3.0 / i, "validation_bits_per_character": 3.0 / i / np.log(2)}
+    for i in range(1, 5)
+]
+
+
+def drawn(figure):
+    (axes,) = figure.axes
+    return axes, {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+
+
+def test_training_and_validation_are_drawn_in_the_metric_of_the_run():
+    axes, lines = drawn(loss_curve(TRAINING + VALIDATION))
+    assert axes.get_xlabel() == "training step"
+    assert axes.get_ylabel() == "bits per character"
+    assert set(lines) == {"training", "training, moving average", "validation"}
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == set(lines)
+    np.testing.assert_array_equal(lines["training"], [(r["step"], r["bits_per_character"]) for r in TRAINING])
+    expected = [(r["step"], r["validation_bits_per_character"]) for r in VALIDATION]
+    np.testing.assert_array_equal(lines["validation"], expected)
+
+
+def test_the_moving_average_is_centred():
+    values = np.random.default_rng(0).normal(size=80)
+    _, lines = drawn(loss_curve([{"step": i, "loss": v} for i, v in enumerate(values)]))
+    smooth = lines["training, moving average"][:, 1]
+    assert smooth[40] == pytest.approx(values[38:43].mean())
+    assert smooth[0] == pytest.approx(values[:3].mean())
+    assert smooth[-1] == pytest.approx(values[-3:].mean())
+
+
+@pytest.mark.parametrize(
+    ("record", "label"),
+    [
+        ({"loss": 1.0}, "loss (nats per target)"),
+        ({"loss": 1.0, "perplexity": 2.7}, "perplexity"),
+        ({"loss": 1.0, "bits_per_character": 1.4}, "bits per character"),
+    ],
+)
+def test_the_axis_states_the_unit(record, label):
+    axes, lines = drawn(loss_curve([{"step": 1, **record}]))
+    assert axes.get_ylabel() == label
+    assert "validation" not in lines
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_file_is_written_from_a_file(tmp_path, suffix):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in TRAINING + VALIDATION))
+    figure = loss_curve(metrics, tmp_path / f"loss.{suffix}")
+    assert (tmp_path / f"loss.{suffix}").stat().st_size > 1000
+    axes, lines = drawn(figure)
+    _, same = drawn(loss_curve(TRAINING + VALIDATION))
+    assert axes.get_ylabel() == "bits per character"
+    for label, points in same.items():
+        np.testing.assert_array_equal(lines[label], points)
+
+
+def test_refusals(monkeypatch):
+    for metrics in ([], VALIDATION):
+        with pytest.raises(
+            ValueError, match="metrics holds no training loss, expected at least one record with a loss"
+        ):
+            loss_curve(metrics)
+    with pytest.raises(FileNotFoundError):
+        loss_curve("/nowhere/metrics.jsonl")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"matplotlib is not installed; pip install 'gpurnn\[plot\]'"):
+        loss_curve(TRAINING)
+
+
+def test_drawing_leaves_no_global_state():
+    before = "matplotlib.pyplot" in sys.modules
+    loss_curve(TRAINING)
+    assert ("matplotlib.pyplot" in sys.modules) == before
