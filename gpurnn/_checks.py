@@ -120,6 +120,14 @@ def non_negative(where: str, name: str, value: float) -> float:
     return float(value)
 
 
+def positive(where: str, name: str, value: float) -> float:
+    """``value`` as a float; refuse what is not above 0. Infinity is."""
+    _real(where, name, value, "a positive number")
+    if not value > 0.0:
+        raise ValueError(f"{where}: {name} is {value!r}, expected a positive number")
+    return float(value)
+
+
 def fraction(where: str, name: str, value: float) -> float:
     """``value`` as a float; refuse what is not in [0, 1)."""
     _real(where, name, value, "a probability in [0, 1)")

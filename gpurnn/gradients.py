@@ -18,12 +18,15 @@ Array = Any
 def _namespace(where: str, **groups: Mapping[str, Array]) -> Any:
     """The namespace of all arrays of the groups; refuse what is no array (None too) and mixed dtypes."""
     named = {f"{group}[{name!r}]": array for group, arrays in groups.items() for name, array in arrays.items()}
-    for name, array in named.items():
-        if array is None:
-            raise TypeError(f"{where}: {name} is None, expected an array")
+    _checks.given(where, **named)
     xp = _dispatch.namespace(where, **named)
     _checks.same_dtype(where, **named)
     return xp
+
+
+def _check_dict(where: str, name: str, arrays: Any) -> None:
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"{where}: {name} is {arrays!r}, expected a dict of arrays")
 
 
 def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
@@ -56,9 +59,9 @@ def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     array(5.)
     """
     where = "global_norm"
+    _check_dict(where, "grads", grads)
     xp = _namespace(where, grads=grads)
-    if not norm_type > 0:
-        raise ValueError(f"{where}: norm_type is {norm_type!r}, expected a positive number")
+    norm_type = _checks.positive(where, "norm_type", norm_type)
     if norm_type == 2:
         return _dispatch.wing(where, **grads).global_norm(list(grads.values()))
     magnitudes = [xp.abs(xp.astype(g, xp.float64)) for g in grads.values() if math.prod(g.shape)]
@@ -111,6 +114,7 @@ def clip_by_global_norm(
     (array(5.), array([[0.6]]), array([-0.8]))
     """
     where = "clip_by_global_norm"
+    _check_dict(where, "grads", grads)
     xp = _namespace(where, grads=grads)
     theta = _checks.non_negative(where, "max_norm", max_norm)
     norm = global_norm(grads, norm_type)
@@ -150,6 +154,7 @@ def clip_by_value(grads: Mapping[str, Array], clip_value: float) -> dict[str, Ar
     {'bias': array([-1. ,  0.5])}
     """
     where = "clip_by_value"
+    _check_dict(where, "grads", grads)
     xp = _namespace(where, grads=grads)
     bound = _checks.non_negative(where, "clip_value", clip_value)
     return {name: xp.clip(g, -bound, bound) for name, g in grads.items()}
@@ -207,6 +212,8 @@ def add_l2(grads: Mapping[str, Array], params: Mapping[str, Array], weight: floa
 
 def check_gradients(where: str, params: Mapping[str, Array], grads: Mapping[str, Array]) -> Any:
     """Refuse gradients whose names, library, dtypes or shapes are not the parameters'; returns the namespace."""
+    _check_dict(where, "params", params)
+    _check_dict(where, "grads", grads)
     missing, unknown = sorted(params.keys() - grads.keys()), sorted(grads.keys() - params.keys())
     if missing or unknown:
         raise KeyError(f"{where}: grads lacks {missing} and has unknown {unknown}, expected the names of params")

@@ -386,6 +386,8 @@ class Adam(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         where = type(self).__name__
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise TypeError(f"{where}: betas is {self.betas!r}, expected a pair of numbers in [0, 1)")
         beta1, beta2 = self.betas
         self.betas = (_checks.fraction(where, "betas[0]", beta1), _checks.fraction(where, "betas[1]", beta2))
         _checks.non_negative(where, "eps", self.eps)

@@ -104,6 +104,7 @@ class TokenStream:
     carries_state = True
 
     def __init__(self, tokens: Any, batch_size: int, steps: int) -> None:
+        _checks.given("TokenStream", tokens=tokens)
         xp = _dispatch.namespace("TokenStream", tokens=tokens)
         _checks.ndim("TokenStream", "tokens", tokens, 1, "(n,)")
         _checks.integer("TokenStream", "tokens", tokens)
@@ -196,6 +197,7 @@ class PaddedBatches:
     ) -> None:
         where = "PaddedBatches"
         self.batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
+        _check_arrays("sequences", sequences)
         if len(sequences) == 0:
             raise ValueError(f"{where}: sequences is empty, expected at least one sequence")
         self._xp = _dispatch.namespace(where, **{f"sequences[{i}]": s for i, s in enumerate(sequences)})
@@ -214,6 +216,7 @@ class PaddedBatches:
             _checks.integer(where, "sequences[0]", sequences[0])
             self._inputs, self._targets = [s[:-1] for s in sequences], [s[1:] for s in sequences]
         else:
+            _check_arrays("targets", targets)
             _dispatch.namespace(where, sequences=sequences[0], **{f"targets[{i}]": t for i, t in enumerate(targets)})
             if len(targets) != len(sequences):
                 raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(sequences)}")
@@ -271,6 +274,12 @@ class PaddedBatches:
             "seed": self.seed,
             "crc32": _fingerprint([*self._inputs, *self._targets]),
         }
+
+
+def _check_arrays(name: str, arrays: Any) -> None:
+    if not hasattr(arrays, "__len__"):
+        raise TypeError(f"PaddedBatches: {name} is {arrays!r}, expected a sequence of arrays")
+    _checks.given("PaddedBatches", **{f"{name}[{i}]": array for i, array in enumerate(arrays)})
 
 
 def _like_the_first(name: str, arrays: Sequence[Any], whole: bool = False) -> None:

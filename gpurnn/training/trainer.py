@@ -174,14 +174,19 @@ class Trainer:
         where = "Trainer"
         if (steps is None) == (epochs is None):
             raise ValueError(f"{where}: steps is {steps!r} and epochs is {epochs!r}, expected exactly one of the two")
+        _require(where, "model", model, "params", "loss", "loss_and_gradients")
+        _require(where, "data", data, "carries_state", "batch", "config")
+        _require(where, "optimizer", optimizer, "lr", "step", "state_dict", "load_state_dict")
+        if validation is not None:
+            _require(where, "validation", validation, "carries_state", "batch", "config")
         self.model, self.data, self.optimizer, self.schedule = model, data, optimizer, schedule
         if steps is not None:
             self.total = _checks.integer_at_least(where, "steps", steps, 0)
         else:
             self.total = _checks.integer_at_least(where, "epochs", epochs, 0) * len(data)
         for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if value is not None and not 0.0 < value < math.inf:
-                raise ValueError(f"{where}: {name} is {value!r}, expected a positive number")
+            if value is not None:
+                _checks.finite(where, name, _checks.positive(where, name, value))
         self.clip_norm, self.clip_value, self.l2 = clip_norm, clip_value, _checks.non_negative(where, "l2", l2)
         if validation is None and (patience is not None or validation_interval is not None):
             raise ValueError(f"{where}: validation is None, expected data for early stopping or validation_interval")
@@ -458,6 +463,12 @@ class Trainer:
         if isinstance(tree, (tuple, list)):
             return type(tree)(self._on_device(value) for value in tree)
         return _dispatch.from_numpy(self._xp, tree) if isinstance(tree, np.ndarray) else tree
+
+
+def _require(where: str, name: str, value: Any, *attributes: str) -> None:
+    lacking = [attribute for attribute in attributes if not hasattr(value, attribute)]
+    if lacking:
+        raise TypeError(f"{where}: {name} is a {type(value).__qualname__} without {lacking}, expected {attributes}")
 
 
 def _difference(name: str, held: Any, here: Any) -> str | None:

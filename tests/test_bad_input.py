@@ -1,0 +1,797 @@
+"""Every public entry point with bad and with unusual arrays: the documented error or the right answer.
+
+`ENTRIES` has a row for each public name that computes with arrays, `OPTIONS` one for each argument that is no array.
+Both are checked against ``gpurnn.__all__``, so a new name needs a row.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+from tolerance import arrays_of, assert_close, assert_same
+
+import gpurnn
+from gpurnn import gradients, losses, optimizers
+
+T, B, I, H, V = 4, 3, 2, 5, 7
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def steps(*shape: int, below: int) -> np.ndarray:
+    return np.arange(np.prod(shape, dtype=int)).reshape(shape) % below
+
+
+@dataclass
+class Entry:
+    """One entry point: its arguments by the name that its messages use, and a call that computes all it can."""
+
+    where: str
+    arrays: dict[str, np.ndarray]
+    call: Callable[[dict[str, Any]], Any]
+    wrong_shapes: dict[str, list[tuple[int, ...]]]
+    """Shapes that each array may not have."""
+    optional: frozenset[str] = frozenset()
+    """Arguments that may be None."""
+    in_place: frozenset[str] = frozenset()
+    """Arguments that are written to."""
+    empty: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
+    """Shapes of an empty problem, by what is empty."""
+    also_named: dict[str, str] = field(default_factory=dict)
+    """What a message may name as well, where two arguments do not fit each other."""
+    silent_about_nan: frozenset[str] = frozenset()
+    """Arguments whose NaN need not show in the result."""
+
+
+def with_vjp(function: Callable[..., Any], names: list[str], **options: Any) -> Callable[[dict[str, Any]], Any]:
+    """A call of a function, of its vjp and of the pullback with the cotangents ``dy`` (and ``dstate``)."""
+
+    def call(a: dict[str, Any]) -> Any:
+        arguments = [a[name] for name in names]
+        keywords = {**options, **{name: a[name] for name in ("lengths", "resets", "mask") if name in a}}
+        if "h_0" in a:
+            keywords["state"] = (a["h_0"], a["c_0"])
+        elif "state" in a:
+            keywords["state"] = a["state"]
+        expected = function(*arguments, **keywords)
+        result, pullback = function.vjp(*arguments, **keywords)
+        dstate = (a["dh_T"], a["dc_T"]) if "dh_T" in a else a.get("dstate")
+        cotangents = (a["dy"], dstate) if "state" in a or "h_0" in a else a.get("dy", a.get("dvalue"))
+        return expected, result, pullback(cotangents)
+
+    return call
+
+
+# The names that messages use for the two arrays of an LSTM's state.
+IN_MESSAGES = {"h_0": "state[0]", "c_0": "state[1]", "dh_T": "dstate[0]", "dc_T": "dstate[1]"}
+
+
+def recurrent_function(name: str, gates: int, **options: Any) -> Entry:
+    G = gates * H
+    states = {"h_0": (B, H), "c_0": (B, H)} if name == "lstm" else {"state": (B, H)}
+    dstates = {"dh_T": (B, H), "dc_T": (B, H)} if name == "lstm" else {"dstate": (B, H)}
+    shapes = {"x": (T, B, I), "weight_ih": (G, I), "weight_hh": (G, H), "bias_ih": (G,), "bias_hh": (G,), **states}
+    shapes |= {"mask": (B, H), "dy": (T, B, H), **dstates}
+    arrays = {key: 0.5 * normal(*shape, seed=k) for k, (key, shape) in enumerate(shapes.items())}
+    arrays |= {"lengths": np.array([T, 1, T - 1]), "resets": steps(T, B, below=3) == 1}
+    wrong = {key: [(*shape, 1), shape[:-1], (*shape[:-1], shape[-1] + 1)] for key, shape in shapes.items()}
+    wrong |= {key: [*wrong[key], (B + 1, H), (1, H)] for key in (*states, *dstates, "mask")}
+    wrong["dy"] += [(T + 1, B, H), (T, 1, H)]
+    wrong["weight_hh"] += [(G + 1, H), (I, G)]
+    wrong["weight_ih"] += [(G + 1, I), (I, G)]
+    wrong |= {"lengths": [(B + 1,), (1,), (B, 1), ()], "resets": [(T, B + 1), (T + 1, B), (B, T), (T,), (T, B, 1)]}
+    no_rows = {key: tuple(0 if n == B else n for n in a.shape) for key, a in arrays.items() if B in a.shape}
+    no_steps = {"x": (0, B, I), "dy": (0, B, H), "resets": (0, B)}
+    neither = {**no_rows, "x": (0, 0, I), "dy": (0, 0, H), "resets": (0, 0)}
+    return Entry(
+        name, arrays, with_vjp(getattr(gpurnn, name), list(shapes)[:5], **options), wrong,
+        optional=frozenset(arrays) - {"x", "weight_ih", "weight_hh"},
+        empty={"batch": no_rows, "time": no_steps, "both": neither}, also_named={"x": "weight_ih"},
+    )  # fmt: skip
+
+
+def recurrent_layer(kind: str, batch_first: bool) -> Entry:
+    layer = getattr(gpurnn, kind)(I, H, 2, batch_first=batch_first, bidirectional=True, dtype="float64")
+    states = {"h_0": (4, B, H), "c_0": (4, B, H)} if kind == "LSTM" else {"state": (4, B, H)}
+    dstates = {"dh_T": (4, B, H), "dc_T": (4, B, H)} if kind == "LSTM" else {"dstate": (4, B, H)}
+    first = (B, T) if batch_first else (T, B)
+    shapes = {"x": (*first, I), **states, "dy": (*first, 2 * H), **dstates}
+    arrays = {key: normal(*shape, seed=k) for k, (key, shape) in enumerate(shapes.items())}
+    arrays |= {"lengths": np.array([T, 1, T - 1]), "resets": steps(*first, below=3) == 1}
+    wrong = {key: [(*shape, 1), shape[1:], (*shape[:-1], shape[-1] + 1)] for key, shape in shapes.items()}
+    wrong |= {key: [*wrong[key], (2, B, H), (4, 1, H)] for key in (*states, *dstates)}
+    wrong |= {"lengths": [(B + 1,), (1,), (B, 1), ()], "resets": [first[::-1], (first[0] + 1, first[1]), (T,)]}
+
+    def call(a: dict[str, Any]) -> Any:
+        pair = kind == "LSTM"
+        state = (a["h_0"], a["c_0"]) if pair else a["state"]
+        arguments = (a["x"], state, a["lengths"], a["resets"])
+        result, pullback = layer.vjp(*arguments)
+        return layer(*arguments), result, pullback((a["dy"], (a["dh_T"], a["dc_T"]) if pair else a["dstate"]))
+
+    def sized(T: int, B: int) -> dict[str, tuple[int, ...]]:
+        first = (B, T) if batch_first else (T, B)
+        sizes = {"x": (*first, I), "dy": (*first, 2 * H), "resets": first, "lengths": (B,)}
+        return sizes | dict.fromkeys((*states, *dstates), (4, B, H))
+
+    return Entry(
+        kind, arrays, call, wrong,
+        optional=frozenset(arrays) - {"x"},
+        empty={"batch": sized(T, 0), "time": sized(0, B), "both": sized(0, 0)},
+    )  # fmt: skip
+
+
+def simple_layer(layer: gpurnn.Layer, where: str, x: np.ndarray, x_name: str, dy: np.ndarray, **more: Any) -> Entry:
+    def call(a: dict[str, Any]) -> Any:
+        y, pullback = layer.vjp(a[x_name])
+        return layer(a[x_name]), y, pullback(a["dy"])
+
+    return Entry(where, {x_name: x, "dy": dy}, call, optional=frozenset({"dy"}), **more)
+
+
+def sequential() -> Entry:
+    model = gpurnn.Sequential(gpurnn.Dense(I, H, dtype="float64"), gpurnn.GRU(H, H, dtype="float64"))
+
+    def call(a: dict[str, Any]) -> Any:
+        state = None if a["state"] is None else (a["state"],)
+        result, pullback = model.vjp(a["x"], state, a["lengths"], a["resets"])
+        dstate = None if a["dstate"] is None else (a["dstate"],)
+        return model(a["x"], state, a["lengths"], a["resets"]), result, pullback((a["dy"], dstate))
+
+    arrays = {"x": normal(T, B, I), "state": normal(1, B, H), "dy": normal(T, B, H), "dstate": normal(1, B, H)}
+    arrays |= {"lengths": np.array([T, 1, T - 1]), "resets": steps(T, B, below=3) == 1}
+    wrong = {"x": [(T, B), (T, B, I + 1)], "state": [(B, H), (2, B, H)], "dy": [(T, B), (T, B, I)]}
+    wrong |= {"dstate": [(B, H), (1, 1, H)], "lengths": [(1,)], "resets": [(B, T)]}
+    empty = {
+        "x": (T, 0, I),
+        "state": (1, 0, H),
+        "dy": (T, 0, H),
+        "dstate": (1, 0, H),
+        "lengths": (0,),
+        "resets": (T, 0),
+    }
+    return Entry("(dense|GRU)", arrays, call, wrong, frozenset(arrays) - {"x"}, empty={"batch": empty})
+
+
+def dropped(a: dict[str, Any]) -> Any:
+    y, pullback = gpurnn.dropout.vjp(a["x"], 0.5, 1)
+    return gpurnn.dropout(a["x"], 0.5, 1), y, pullback(a["dy"])
+
+
+def embedded(a: dict[str, Any]) -> Any:
+    y, pullback = gpurnn.embedding.vjp(a["indices"], a["weight"])
+    return gpurnn.embedding(a["indices"], a["weight"]), y, pullback(a["dy"])[1]
+
+
+def clip_by_global_norm(a: dict[str, Any]) -> Any:
+    return gradients.clip_by_global_norm({"weight": a["grads['weight']"], "bias": a["grads['bias']"]}, 1.0)
+
+
+def of_gradients(function: Callable[..., Any], *more: Any) -> Entry:
+    arrays = {"grads['weight']": normal(H, I), "grads['bias']": normal(H)}
+
+    def call(a: dict[str, Any]) -> Any:
+        return function({name: a[f"grads['{name}']"] for name in ("weight", "bias")}, *more)
+
+    return Entry(function.__name__, arrays, call, {}, empty={"all": {"grads['weight']": (0, I), "grads['bias']": (0,)}})
+
+
+def with_l2() -> Entry:
+    arrays = {f"{group}['{name}']": normal(*shape) for group in ("params", "grads") for name, shape in PARAMS.items()}
+
+    def call(a: dict[str, Any]) -> Any:
+        return gradients.add_l2(
+            *({name: a[f"{group}['{name}']"] for name in PARAMS} for group in ("grads", "params")), 0.1
+        )
+
+    wrong = {f"grads['{name}']": [(*shape, 1), shape[1:], (1, *shape)] for name, shape in PARAMS.items()}
+    return Entry("add_l2", arrays, call, wrong, silent_about_nan=frozenset({"params['bias']"}))
+
+
+def language_model(tied: bool) -> Entry:
+    model = gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text("abcdef"), H, H, tied=tied, dtype="float64")
+    assert len(model.vocabulary) == V
+
+    def call(a: dict[str, Any]) -> Any:
+        state = (a["h_0"], a["c_0"])
+        arguments = (a["tokens"], state, a["lengths"], a["resets"])
+        result, pullback = model.vjp(*arguments)
+        _, found = pullback((a["dlogits"], (a["dh_T"], a["dc_T"])))
+        return model(*arguments), result, found
+
+    shapes = {"h_0": (1, B, H), "c_0": (1, B, H), "dlogits": (T, B, V), "dh_T": (1, B, H), "dc_T": (1, B, H)}
+    arrays = {"tokens": steps(T, B, below=V), **{name: normal(*shape) for name, shape in shapes.items()}}
+    arrays |= {"lengths": np.array([T, 1, T - 1]), "resets": steps(T, B, below=3) == 1}
+    wrong = {name: [(*shape, 1), shape[1:], (*shape[:-1], 1)] for name, shape in shapes.items()}
+    wrong |= {"tokens": [(T,), (T, B, 1)], "lengths": [(1,)], "resets": [(B, T)]}
+    empty = {name: tuple(0 if n == B else n for n in a.shape) for name, a in arrays.items()}
+    return Entry(
+        "(LanguageModel|LSTM)", arrays, call, wrong, frozenset(arrays) - {"tokens"}, empty={"batch": empty},
+    )  # fmt: skip
+
+
+def language_model_loss() -> Entry:
+    model = gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text("abcdef"), H, H, dtype="float64")
+
+    def call(a: dict[str, Any]) -> Any:
+        loss, state, found = model.loss_and_gradients(a["inputs"], a["targets"], None, a["lengths"])
+        return model.loss(a["inputs"], a["targets"], None, a["lengths"]), loss, state, found
+
+    tokens = steps(T, B, below=V)
+    arrays = {"inputs": tokens, "targets": tokens[::-1].copy(), "lengths": np.array([T, 1, T - 1])}
+    wrong = {"inputs": [(T,), (T, B, 1)], "targets": [(T,), (B, T)], "lengths": [(1,)]}
+    return Entry(
+        "(LanguageModel|LSTM|cross_entropy)", arrays, call, wrong, frozenset({"lengths"}),
+        also_named={"inputs": "tokens", "targets": "labels"},
+    )  # fmt: skip
+
+
+def padded_batches() -> Entry:
+    names = ("sequences[0]", "sequences[1]", "targets[0]", "targets[1]")
+    arrays = dict(zip(names, (normal(3, I), normal(2, I), normal(3, H), normal(2, H)), strict=True))
+
+    def call(a: dict[str, Any]) -> Any:
+        data = gpurnn.PaddedBatches([a[name] for name in names[:2]], 2, [a[name] for name in names[2:]], shuffle=False)
+        batch = data.batch(0, 0)
+        return batch.inputs, batch.targets, batch.lengths
+
+    wrong = {name: [(), (*a.shape, 1), (0, a.shape[1]), (a.shape[0], 1)] for name, a in arrays.items()}
+    return Entry(
+        "PaddedBatches", arrays, call, wrong, also_named=dict(zip(names, (names[1], "", names[3], ""), strict=True))
+    )
+
+
+def token_stream() -> Entry:
+    def call(a: dict[str, Any]) -> Any:
+        batch = gpurnn.TokenStream(a["tokens"], 2, 3).batch(0, 0)
+        return batch.inputs, batch.targets
+
+    return Entry("TokenStream", {"tokens": steps(20, below=V)}, call, {"tokens": [(), (20, 1), (7,), (0,)]})
+
+
+PARAMS = {"weight": (H, I), "bias": (H,)}
+
+
+def optimizer(kind: str, **options: Any) -> Entry:
+    arrays = {f"{group}['{name}']": normal(*shape) for group in ("params", "grads") for name, shape in PARAMS.items()}
+
+    def call(a: dict[str, Any]) -> Any:
+        made = getattr(optimizers, kind)(0.1, **options)
+        params = {name: a[f"params['{name}']"] for name in PARAMS}
+        for _ in range(2):
+            made.step(params, {name: a[f"grads['{name}']"] for name in PARAMS})
+        return [a.copy() for a in params.values()]
+
+    wrong = {f"grads['{name}']": [(*shape, 1), shape[1:], (1, *shape)] for name, shape in PARAMS.items()}
+    written = frozenset(f"params['{name}']" for name in PARAMS)
+    return Entry(f"{kind}.step", arrays, call, wrong, in_place=written)
+
+
+ENTRIES: dict[str, list[Entry]] = {
+    "rnn": [recurrent_function("rnn", 1, activation="relu", leak=0.1)],
+    "lstm": [recurrent_function("lstm", 4)],
+    "gru": [recurrent_function("gru", 3), recurrent_function("gru", 3, reset_after=True, update="state")],
+    "RNN": [recurrent_layer("RNN", False)],
+    "LSTM": [recurrent_layer("LSTM", False)],
+    "GRU": [recurrent_layer("GRU", True)],
+    "dense": [
+        Entry(
+            "dense",
+            {"x": normal(T, B, I), "weight": normal(H, I), "bias": normal(H), "dy": normal(T, B, H)},
+            with_vjp(gpurnn.dense, ["x", "weight", "bias"], activation=activation),
+            {
+                "x": [(T, B, I + 1), (I + 1,), ()],
+                "weight": [(H,), (H, I, 1)],
+                "bias": [(H + 1,), (1,), (H, 1), ()],
+                "dy": [(T, B), (T, B, 1), (T, 1, H), (H,)],
+            },
+            optional=frozenset({"bias", "dy"}),
+            empty={"all": {"x": (0, B, I), "dy": (0, B, H)}},
+        )
+        for activation in ("identity", "tanh", "relu", "sigmoid", "softmax")
+    ],
+    "Dense": [
+        simple_layer(
+            gpurnn.Dense(I, H, dtype="float64"), "dense", normal(T, I), "x", normal(T, H),
+            wrong_shapes={"x": [(T, I + 1), ()], "dy": [(T,), (T, H, 1), (1, H)]},
+            empty={"all": {"x": (0, I), "dy": (0, H)}},
+        )
+    ],
+    "embedding": [
+        Entry(
+            "embedding",
+            {"indices": steps(T, B, below=V), "weight": normal(V, I), "dy": normal(T, B, I)},
+            embedded,
+            {"weight": [(V,), (V, I, 1)], "dy": [(T, B), (T, B, 1), (T, 1, I)]},
+            optional=frozenset({"dy"}),
+            empty={"all": {"indices": (0, B), "dy": (0, B, I)}}, also_named={"weight": "dy"},
+        )
+    ],
+    "Embedding": [
+        simple_layer(
+            gpurnn.Embedding(V, I, dtype="float64"), "embedding", steps(T, B, below=V), "indices", normal(T, B, I),
+            wrong_shapes={"dy": [(T, B), (T, B, 1)]}, empty={"all": {"indices": (0,), "dy": (0, I)}},
+        )
+    ],
+    "dropout": [
+        Entry(
+            "dropout", {"x": normal(T, B), "dy": normal(T, B)}, dropped, {"dy": [(T,), (T, 1), (B, T)]},
+            optional=frozenset({"dy"}), empty={"all": {"x": (0, B), "dy": (0, B)}}, also_named={"x": "dy"},
+        )
+    ],
+    "Dropout": [
+        simple_layer(
+            gpurnn.Dropout(0.5), "Dropout", normal(T, B), "x", normal(T, B),
+            wrong_shapes={"dy": [(T,), (T, 1), (B, T)]}, empty={"all": {"x": (0, B), "dy": (0, B)}},
+            also_named={"x": "dy"},
+        )
+    ],
+    "Sequential": [sequential()],
+    "cross_entropy": [
+        Entry(
+            "cross_entropy",
+            {
+                "logits": normal(T, B, V), "labels": steps(T, B, below=V), "mask": steps(T, B, below=3) > 0,
+                "class_weights": normal(V) ** 2, "dvalue": np.array(2.0),
+            },
+            lambda a: with_vjp(losses.cross_entropy, ["logits", "labels"], class_weights=a["class_weights"])(a),
+            {
+                "labels": [(T,), (B, T), (T, B, 1)], "mask": [(T,), (B, T)], "class_weights": [(V + 1,), (1,), ()],
+                "logits": [(), (V,)], "dvalue": [(1,), (T, B)],
+            },
+            optional=frozenset({"mask", "class_weights", "dvalue"}),
+            empty={"all": {"logits": (0, B, V), "labels": (0, B), "mask": (0, B)}},
+        )
+    ],
+    "mse": [
+        Entry(
+            "mse",
+            {
+                "y": normal(T, B, I), "target": normal(T, B, I, seed=1), "mask": steps(T, B, below=3) > 0,
+                "dvalue": np.array(2.0),
+            },
+            with_vjp(losses.mse, ["y", "target"]),
+            {"target": [(T, B), (T, B, 1)], "mask": [(T + 1,), (B, T), (T, B, I, 1)], "dvalue": [(1,), (T, B)]},
+            optional=frozenset({"mask", "dvalue"}),
+            empty={"all": {"y": (0, B, I), "target": (0, B, I), "mask": (0, B)}},
+        )
+    ],
+    "global_norm": [of_gradients(gradients.global_norm, norm) for norm in (2.0, np.inf, 3.0)],
+    "clip_by_global_norm": [of_gradients(gradients.clip_by_global_norm, 1.0)],
+    "clip_by_value": [of_gradients(gradients.clip_by_value, 1.0)],
+    "add_l2": [with_l2()],
+    "SGD": [optimizer("SGD"), optimizer("SGD", momentum=0.9)],
+    "RMSprop": [optimizer("RMSprop", momentum=0.9, centered=True)],
+    "Adam": [optimizer("Adam", amsgrad=True)],
+    "AdamW": [optimizer("AdamW")],
+    "LanguageModel": [language_model(False), language_model(True), language_model_loss()],
+    "PaddedBatches": [padded_batches()],
+    "TokenStream": [token_stream()],
+}  # fmt: skip
+"""By public name. What a public name computes without taking arrays needs no row here but one in `OPTIONS`."""
+
+ALL = [pytest.param(e, id=f"{name}{k or ''}") for name, entries in ENTRIES.items() for k, e in enumerate(entries)]
+EACH = [
+    pytest.param(e, argument, id=f"{name}{k or ''}-{argument}")
+    for name, entries in ENTRIES.items()
+    for k, e in enumerate(entries)
+    for argument in e.arrays
+]
+each_entry = pytest.mark.parametrize("entry", ALL)
+each_argument = pytest.mark.parametrize(("entry", "argument"), EACH)
+each_floating = pytest.mark.parametrize(
+    ("entry", "argument"), [p for p in EACH if p.values[0].arrays[p.values[1]].dtype.kind == "f"]
+)
+
+
+def fresh(entry: Entry) -> dict[str, np.ndarray]:
+    return {name: a.copy() for name, a in entry.arrays.items()}
+
+
+def refused(entry: Entry, argument: str, value: Any, error: type[Exception] | tuple[type[Exception], ...]) -> str:
+    """The message of the refusal of one argument, which begins with the function and names the argument."""
+    with pytest.raises(error) as refusal:
+        entry.call({**fresh(entry), argument: value})
+    message = str(refusal.value)
+    names = [IN_MESSAGES.get(argument, argument), *filter(None, [entry.also_named.get(argument)])]
+    assert re.match(rf"{entry.where}: (.*\W)?({'|'.join(map(re.escape, names))})( |:|\.|$)", message), message
+    return message
+
+
+def test_every_public_name_has_a_row():
+    told = ENTRIES.keys() | OPTIONS.keys() | NO_INPUT.keys()
+    assert set(gpurnn.__all__) - told == set()
+
+
+@each_entry
+def test_the_arguments_of_the_table_are_right(entry):
+    for a in arrays_of(entry.call(fresh(entry))):
+        assert np.isfinite(a).all()
+
+
+@each_argument
+def test_wrong_shapes(entry, argument):
+    for shape in entry.wrong_shapes.get(argument, []):
+        value = np.zeros(shape, entry.arrays[argument].dtype)
+        message = refused(entry, argument, value, ValueError)
+        assert "expected" in message
+
+
+DTYPES = {
+    "f": [
+        "float16",
+        "longdouble",
+        "complex64",
+        "complex128",
+        "object",
+        ">f8",
+        "int64",
+        "uint8",
+        "bool",
+        "<U3",
+        "M8[s]",
+    ],
+    "i": ["float32", "float64", "complex128", "object", ">i8", "bool", "<U3", "M8[s]"],
+    "b": ["int64", "uint8", "complex128", "object", "<U3"],
+}
+"""Wrong dtypes by the kind of the right one."""
+
+
+@each_argument
+def test_wrong_dtypes(entry, argument):
+    a = entry.arrays[argument]
+    for dtype in DTYPES[a.dtype.kind]:
+        assert "expected" in refused(entry, argument, np.zeros(a.shape, dtype), TypeError)
+
+
+@each_floating
+def test_mixed_floating_dtypes(entry, argument):
+    message = refused(entry, argument, entry.arrays[argument].astype("float32"), TypeError)
+    assert "float32" in message
+    assert "float64" in message
+
+
+@each_argument
+def test_what_is_no_array_of_a_supported_library(entry, argument):
+    a = entry.arrays[argument]
+    for value in (a.tolist() if a.ndim else [2.0], "text", {}, np.ma.array(a), array_api_strict.asarray(a)):
+        refused(entry, argument, value, TypeError)
+    if argument not in entry.optional:
+        refused(entry, argument, None, TypeError)
+
+
+@each_entry
+def test_optional_arguments_may_be_absent(entry):
+    for name in entry.optional:
+        entry.call({**fresh(entry), name: None})
+
+
+@each_floating
+def test_nan_shows_in_the_result(entry, argument):
+    """NaN is computed with, not refused, and does not vanish."""
+    result = entry.call({**fresh(entry), argument: np.full_like(entry.arrays[argument], np.nan)})
+    found = any(np.isnan(r).any() for r in arrays_of(result))
+    assert found or argument in entry.silent_about_nan
+
+
+FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a,
+    "fortran": lambda a: a.copy(order="F"),
+    "reversed": lambda a: a[::-1].copy()[::-1] if a.ndim else a,
+    "inside": lambda a: np.pad(a, 1)[tuple(slice(1, -1) for _ in a.shape)],
+    "broadcast": lambda a: np.broadcast_to(a[:1], a.shape) if a.ndim else a,
+}
+
+
+@each_entry
+@pytest.mark.parametrize("form", FORMS)
+def test_arrays_that_are_not_contiguous(entry, form):
+    """All arrays at once in another layout: the same result; written to where that is what a function does."""
+    arrays = {name: FORMS[form](a) for name, a in fresh(entry).items()}
+    if form == "broadcast":
+        for name in entry.in_place:
+            arrays[name] = arrays[name].copy()
+    expected = entry.call({name: a.copy(order="C") for name, a in arrays.items()})
+    result = entry.call(arrays)
+    for r, e in zip(arrays_of(result), arrays_of(expected), strict=True):
+        assert_close(r, e, 1000)
+
+
+@each_entry
+def test_read_only_arrays(entry):
+    arrays, expected = fresh(entry), entry.call(fresh(entry))
+    before = fresh(entry)
+    for name, a in arrays.items():
+        a.flags.writeable = name in entry.in_place
+    for r, e in zip(arrays_of(entry.call(arrays)), arrays_of(expected), strict=True):
+        assert_same(r, e)
+    for name, a in arrays.items():
+        if name not in entry.in_place:
+            assert_same(a, before[name])
+    for name in entry.in_place:
+        arrays[name] = before[name].copy()
+        arrays[name].flags.writeable = False
+        with pytest.raises(ValueError, match=rf"{entry.where}: {re.escape(name)} is read-only, expected"):
+            entry.call(arrays)
+        assert_same(arrays[name], before[name])
+        arrays[name] = before[name].copy()
+
+
+@each_entry
+def test_empty_arrays(entry):
+    for sizes in entry.empty.values():
+        arrays = fresh(entry)
+        for name, shape in sizes.items():
+            arrays[name] = np.zeros(shape, arrays[name].dtype)
+        if (0 in arrays.get("x", np.ones(1)).shape) and "lengths" in arrays and arrays["lengths"].size:
+            arrays["lengths"][...] = 0
+        for r in arrays_of(entry.call(arrays)):
+            assert np.isfinite(r).all()
+
+
+@pytest.mark.parametrize("entry", [p for p in ALL if "lengths" in p.values[0].arrays])
+@pytest.mark.parametrize("lengths", [[-1, 1, 1], [1, T + 1, 1], [2**40, 0, 0], [-(2**40), 0, 0]])
+def test_lengths_outside_the_sequence(entry, lengths):
+    with pytest.raises(ValueError, match=r"lengths holds .*, expected 0 \.\.\. T = 4"):
+        entry.call({**fresh(entry), "lengths": np.array(lengths)})
+
+
+@pytest.mark.parametrize("entry", [p for p in ALL if "indices" in p.values[0].arrays])
+@pytest.mark.parametrize("bad", [-1, V, 2**40])
+def test_indices_outside_the_table(entry, bad):
+    indices = entry.arrays["indices"].copy()
+    indices[1, 1] = bad
+    with pytest.raises(IndexError, match=rf"indices .*{bad}.* expected .*{V}"):
+        entry.call({**fresh(entry), "indices": indices})
+
+
+@pytest.mark.parametrize("entry", [p for p in ALL if "labels" in p.values[0].arrays])
+@pytest.mark.parametrize("bad", [-1, V, 2**40])
+def test_labels_outside_the_classes(entry, bad):
+    labels = entry.arrays["labels"].copy()
+    labels[entry.arrays["mask"]] = bad
+    with pytest.raises(ValueError, match=rf"cross_entropy: labels holds {bad}.*expected 0 <= label < classes = {V}"):
+        entry.call({**fresh(entry), "labels": labels})
+    labels = entry.arrays["labels"].copy()
+    labels[~entry.arrays["mask"]] = bad
+    entry.call({**fresh(entry), "labels": labels})
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_state_that_is_no_pair_or_is_one(kind):
+    layer = getattr(gpurnn, kind)(I, H, dtype="float64")
+    h = normal(1, B, H)
+    for state in (h, (h,), (h, h, h), "hc", {"h": h}) if kind == "LSTM" else ((h, h), [h], "h"):
+        with pytest.raises(TypeError, match=rf"{kind}: state is .*expected"):
+            layer(normal(T, B, I), state)
+        _, pullback = layer.vjp(normal(T, B, I))
+        with pytest.raises(TypeError, match=rf"{kind}: dstate is .*expected"):
+            pullback((None, state))
+
+
+@pytest.mark.parametrize("cotangents", [None, normal(T, B, H), (normal(T, B, H),), (None, None, None)])
+@pytest.mark.parametrize("name", ["LSTM", "Sequential"])
+def test_cotangents_that_are_no_pair(name, cotangents):
+    layer = gpurnn.LSTM(I, H, dtype="float64")
+    layer = gpurnn.Sequential(layer) if name == "Sequential" else layer
+    _, pullback = layer.vjp(normal(T, B, I))
+    with pytest.raises(TypeError, match=rf"{name}: the pullback was given .*, expected a pair \(dy, dstate\)"):
+        pullback(cotangents)
+
+
+def wrong_sizes(*names: str) -> dict[str, list[Any]]:
+    return {name: [0, -1, 1.5, True, "4", None, np.array([1, 2])] for name in names}
+
+
+RATES = [-0.1, 1.0, 2, np.nan, np.inf, "half", None]
+NUMBERS = [-0.1, np.nan, np.inf, "much", None]
+SEEDS = [1.5, "seed", True, np.random.RandomState(0)]
+RECURRENT_OPTIONS = {
+    **wrong_sizes("input_size", "hidden_size", "num_layers"),
+    **dict.fromkeys(("dropout", "variational_dropout", "recurrent_dropout"), RATES),
+    "dtype": ["float16", "int64", "complex64", "nothing", 3, None],
+    "init": ["nothing", 3, None, ("xavier", "nothing")],
+    "rng": [*SEEDS, None],
+}
+ARRAYS = {"x": normal(T, B, I), "weight_ih": normal(H, I), "weight_hh": normal(H, H)}
+
+OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]] = {
+    "rnn": (gpurnn.rnn, ARRAYS, {"activation": ["softmax", None, 3], "leak": [np.nan, np.inf, "much", None]}),
+    "gru": (
+        gpurnn.gru,
+        {"x": normal(T, B, I), "weight_ih": normal(3 * H, I), "weight_hh": normal(3 * H, H)},
+        {"update": ["both", None, 3], "reset_after": ["no", None, 2]},
+    ),
+    "lstm": (gpurnn.lstm, {"x": normal(T, B, I), "weight_ih": normal(4 * H, I), "weight_hh": normal(4 * H, H)}, {}),
+    "dense": (gpurnn.dense, {"x": normal(T, I), "weight": normal(H, I)}, {"activation": ["swish", None, 3]}),
+    "embedding": (
+        gpurnn.embedding,
+        {"indices": steps(T, below=V), "weight": normal(V, I)},
+        {"padding_idx": [-1, V, 1.5, "0", True]},
+    ),
+    "dropout": (gpurnn.dropout, {"x": normal(T), "rate": 0.5, "rng": 0}, {"rate": RATES, "rng": [*SEEDS, None]}),
+    "RNN": (
+        gpurnn.RNN,
+        {"input_size": I, "hidden_size": H},
+        {**RECURRENT_OPTIONS, "activation": ["softmax", None], "leak": [np.nan, np.inf, "much", None]},
+    ),
+    "LSTM": (gpurnn.LSTM, {"input_size": I, "hidden_size": H}, RECURRENT_OPTIONS),
+    "GRU": (
+        gpurnn.GRU,
+        {"input_size": I, "hidden_size": H},
+        {**RECURRENT_OPTIONS, "update": ["both", None], "reset_after": ["no", None, 2]},
+    ),
+    "Dense": (
+        gpurnn.Dense,
+        {"in_features": I, "out_features": H},
+        {
+            **wrong_sizes("in_features", "out_features"),
+            "activation": ["swish", None],
+            "init": ["nothing", 3, None],
+            "dtype": RECURRENT_OPTIONS["dtype"],
+            "rng": [*SEEDS, None],
+        },
+    ),
+    "Embedding": (
+        gpurnn.Embedding,
+        {"num_embeddings": V, "embedding_dim": I},
+        {
+            **wrong_sizes("num_embeddings", "embedding_dim"),
+            "padding_idx": [-1, V, 1.5, "0", True],
+            "init": ["nothing", 3],
+            "dtype": RECURRENT_OPTIONS["dtype"],
+            "rng": [*SEEDS, None],
+        },
+    ),
+    "Dropout": (gpurnn.Dropout, {"rate": 0.5}, {"rate": RATES}),
+    **{
+        name: (
+            getattr(gpurnn, name).from_text,
+            {"text": "a b", "max_size": None, "min_count": 1},
+            {"text": [b"a b", 3, None], "max_size": [0, 1.5, "2"], "min_count": [0, 1.5, None]},
+        )
+        for name in ("CharVocabulary", "WordVocabulary")
+    },
+    "LanguageModel": (
+        gpurnn.LanguageModel,
+        {"vocabulary": gpurnn.CharVocabulary.from_text("ab"), "embedding_size": H, "hidden_size": H},
+        {
+            **wrong_sizes("embedding_size", "hidden_size", "num_layers"),
+            "vocabulary": ["ab", None, 3],
+            "cell": ["transformer", None, 3],
+            **dict.fromkeys(("dropout", "variational_dropout", "recurrent_dropout"), RATES),
+            "init": ["nothing", 3],
+            "bidirectional": [True],
+            "dtype": RECURRENT_OPTIONS["dtype"],
+            "rng": [*SEEDS, None],
+        },
+    ),
+    "PaddedBatches": (
+        gpurnn.PaddedBatches,
+        {"sequences": [steps(3, below=V), steps(2, below=V)], "batch_size": 2, "targets": None},
+        {
+            **wrong_sizes("batch_size"),
+            "sequences": [[], [steps(1, below=V)], [[1, 2, 3]], 3, None],
+            "targets": [[], [steps(3, below=V)], 3],
+            "rng": [*SEEDS, None],
+        },
+    ),
+    "TokenStream": (
+        gpurnn.TokenStream,
+        {"tokens": steps(20, below=V), "batch_size": 2, "steps": 3},
+        wrong_sizes("batch_size", "steps"),
+    ),
+    "Trainer": (
+        gpurnn.Trainer,
+        {
+            "model": gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text("ab"), H, H),
+            "data": gpurnn.TokenStream(steps(20, below=3), 2, 3),
+            "optimizer": optimizers.SGD(0.1),
+            "steps": 1,
+            "validation": gpurnn.TokenStream(steps(20, below=3), 2, 3),
+            "progress": False,
+        },
+        {
+            "steps": [-1, 1.5, "4", None],
+            "epochs": [1],
+            "clip_norm": [0, -1.0, np.nan, "much"],
+            "clip_value": [0, -1.0, np.nan, "much"],
+            "l2": NUMBERS,
+            "validation": [3],
+            "validation_interval": [0, 1.5, "3"],
+            "patience": [0, 1.5, "3"],
+            "checkpoint_interval": [0, 1.5, None],
+            "log_interval": [0, 1.5, None],
+            "metric": ["accuracy", 3],
+            "rng": [*SEEDS, None],
+            "model": [3, None],
+            "data": [3, None],
+            "optimizer": [3, None],
+        },
+    ),
+    **{
+        name: (getattr(optimizers, name), {"lr": 0.1}, {"lr": NUMBERS, "weight_decay": NUMBERS, **options})
+        for name, options in {
+            "SGD": {"momentum": NUMBERS, "dampening": NUMBERS, "nesterov": [True]},
+            "RMSprop": {"alpha": RATES, "eps": NUMBERS, "momentum": NUMBERS},
+            "Adam": {"betas": [(1.0, 0.9), (0.9, 1.0), 0.9, (0.9,), None], "eps": NUMBERS},
+            "AdamW": {"betas": [(-0.1, 0.9)], "eps": NUMBERS, "recurrent_weight_decay": RATES},
+        }.items()
+    },
+    "cross_entropy": (
+        losses.cross_entropy,
+        {"logits": normal(T, V), "labels": steps(T, below=V)},
+        {"label_smoothing": [-0.1, 1.1, np.nan, "much", None], "reduction": ["max", None]},
+    ),
+    "mse": (losses.mse, {"y": normal(T), "target": normal(T)}, {"reduction": ["max", None]}),
+    "global_norm": (
+        gradients.global_norm,
+        {"grads": {"w": normal(T)}},
+        {"norm_type": [0, -1, np.nan, "two", None], "grads": [3, None]},
+    ),
+    "clip_by_global_norm": (
+        gradients.clip_by_global_norm,
+        {"grads": {"w": normal(T)}, "max_norm": 1.0},
+        {"max_norm": NUMBERS, "norm_type": [0, -1, np.nan, "two", None], "grads": [3, None]},
+    ),
+    "clip_by_value": (
+        gradients.clip_by_value,
+        {"grads": {"w": normal(T)}, "clip_value": 1.0},
+        {"clip_value": NUMBERS, "grads": [3, None]},
+    ),
+    "add_l2": (
+        gradients.add_l2,
+        {"grads": {"w": normal(T)}, "params": {"w": normal(T)}, "weight": 0.1},
+        {"weight": NUMBERS, "grads": [3, None], "params": [3, None]},
+    ),
+    "Sequential": (
+        lambda argument: gpurnn.Sequential(argument),
+        {"argument": gpurnn.Dropout(0.1)},
+        {"argument": [3, None]},
+    ),
+}
+"""By public name: a callable, right arguments, and wrong values of those that are no arrays."""
+
+NO_INPUT = {"__version__": "a string", "Layer": "a base class; each layer has a row"}
+
+CHOICES = [
+    pytest.param(name, option, value, id=f"{name}-{option}-{value!r}".replace(" ", ""))
+    for name, (_, _, options) in OPTIONS.items()
+    for option, values in options.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_of_the_table_are_right(name):
+    function, arguments, options = OPTIONS[name]
+    function(**arguments)
+    if name != "Sequential":
+        assert options.keys() <= inspect.signature(function).parameters.keys()
+
+
+@pytest.mark.parametrize(("name", "option", "value"), CHOICES)
+def test_wrong_options(name, option, value):
+    function, arguments, _ = OPTIONS[name]
+    with pytest.raises((ValueError, TypeError), match=rf"^[\w.]+: .*{option}\b.*, expected "):
+        function(**{**arguments, option: value})
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    "layer",
+    [gpurnn.LSTM(I, H, dropout=0.5, dtype="float64"), gpurnn.Dropout(0.5), gpurnn.Sequential(gpurnn.Dropout(0.5))],
+    ids=repr,
+)
+def test_a_wrong_rng_of_vjp(layer, seed):
+    with pytest.raises(TypeError, match=r"rng is .*, expected an int seed or a numpy.random.Generator"):
+        layer.vjp(normal(T, B, I), rng=seed)
