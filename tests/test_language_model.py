@@ -121,17 +121,14 @@ def test_dropout_acts_in_three_places_and_only_with_an_rng():
     plain, dropped = small(num_layers=2), small(num_layers=2, dropout=0.5)
     assert_same(dropped(x), plain(x))
     assert_same(dropped.vjp(x)[0], plain.vjp(x)[0])
-    (logits, _), pullback = dropped.vjp(x, rng=0)
-    _, grads = pullback((np.ones_like(logits), None))
-    # Where the output of the stack is dropped, the gradient of that step's output weight column is exactly zero.
-    one = small(dropout=0.5, hidden=6)
-    (y, _), pull = one.vjp(x[:1, :1], rng=1)
-    _, g = pull((np.ones_like(y), None))
-    columns = np.all(g["output.weight"] == 0, axis=0)
-    rows = g["embedding.weight"][x[0, 0]] == 0
-    assert 0 < columns.sum() < 6
-    assert 0 < rows.sum() < 4
-    assert grads.keys() == dropped.params.keys()
+    # What was dropped in a single step leaves exact zeros: where it is read, and in the row that it came from.
+    (y, _), pullback = dropped.vjp(x[:1, :1], rng=1)
+    _, grads = pullback((np.ones_like(y), None))
+    before = grads["embedding.weight"][x[0, 0]] == 0
+    between = np.all(grads["recurrent.weight_ih_l1"] == 0, axis=0)
+    after = np.all(grads["output.weight"] == 0, axis=0)
+    for zeros in (before, between, after):
+        assert 0 < zeros.sum() < len(zeros)
 
 
 def test_loss_is_the_mean_negative_log_probability_of_the_steps_that_exist():
@@ -176,6 +173,30 @@ def test_likelihood_of_a_uniform_model_is_known():
     assert model.log_likelihood("") == 0
     with pytest.raises(ValueError, match="text is empty, expected at least one token"):
         model.perplexity("")
+
+
+def test_the_first_token_is_predicted_from_the_unknown_symbol_and_the_state_zero():
+    model = small()
+    logits, state = model(np.array([[0]]))
+    first = logits[0, 0] - np.log(np.exp(logits[0, 0]).sum())
+    assert model.log_likelihood("b") == pytest.approx(first[2], rel=100 * epsilon("float64"))
+    logits, _ = model(np.array([[2]]), state)
+    second = logits[0, 0] - np.log(np.exp(logits[0, 0]).sum())
+    assert model.log_likelihood("bd") == pytest.approx(first[2] + second[4], rel=100 * epsilon("float64"))
+    assert model.sample(1, temperature=0) == LETTERS.symbols[1 + int(np.argmax(first[1:]))]
+
+
+def test_a_prompt_too_is_read_from_the_unknown_symbol_on():
+    drawn, read, unread = [], [], []
+    for seed in range(20):
+        model = small(rng=seed)
+        model.params["output.weight"][...] *= 20
+        drawn.append(model.sample(1, "a", temperature=0))
+        for found, prompt in ((read, [[0], [1]]), (unread, [[1]])):
+            logits, _ = model(np.array(prompt))
+            found.append(LETTERS.symbols[1 + int(np.argmax(logits[-1, 0, 1:]))])
+    assert drawn == read
+    assert drawn != unread
 
 
 def biased(logits):
@@ -322,6 +343,15 @@ def test_tied_weights_are_one_array_and_learn_from_both_sides():
     before = model(np.array([[2]]))[0][0, 0, 4]
     model.params["embedding.weight"][4] += 1.0
     assert model(np.array([[2]]))[0][0, 0, 4] != before
+
+
+def test_a_tied_table_starts_with_rows_of_norm_one_and_a_free_one_with_entries_of_variance_one():
+    vocabulary = CharVocabulary([chr(i) for i in range(40, 540)])
+    tied = LanguageModel(vocabulary, 64, 64, tied=True).params["embedding.weight"]
+    free = LanguageModel(vocabulary, 64, 64).params["embedding.weight"]
+    # The mean square of n = 32000 normals has the standard deviation sqrt(2 / n); five of those.
+    assert (tied**2).sum(axis=1).mean() == pytest.approx(1, rel=5 * math.sqrt(2 / 32000))
+    assert (free**2).mean() == pytest.approx(1, rel=5 * math.sqrt(2 / 32000))
 
 
 def test_moving_copies_the_parameters():

@@ -38,6 +38,18 @@ def test_what_is_not_known_is_zero_and_nothing_else_is(known, text):
     assert codes.tolist() == [vocabulary.symbols.index(c) if c in vocabulary.symbols else 0 for c in text]
 
 
+def test_the_unknown_symbol_may_be_in_the_text():
+    vocabulary = CharVocabulary.from_text("a\ufffdb\ufffd")
+    assert vocabulary.symbols == ("\ufffd", "a", "b")
+    assert vocabulary.encode("\ufffda").tolist() == [0, 1]
+    assert WordVocabulary.from_text("a <unk> <unk> b").symbols == ("<unk>", "a", "b")
+
+
+def test_lone_surrogates_are_characters():
+    vocabulary = CharVocabulary.from_text("a\ud800")
+    assert vocabulary.decode(vocabulary.encode("\ud800a")) == "\ud800a"
+
+
 def test_lines_are_words_and_spaces_around_them_go():
     vocabulary = WordVocabulary.from_text("a b\n\nc")
     assert vocabulary.encode(" a  b \n \n c").tolist() == vocabulary.encode("a b\n\nc").tolist()
