@@ -104,7 +104,8 @@ def wing(where: str, **arrays: Any) -> Any:
     module = importlib.import_module(WINGS[library])
     if not hasattr(module, "recurrence_forward"):
         raise NotImplementedError(
-            f"{where}: this version of gpurnn has no kernels for {library} arrays; convert them with {library}.asnumpy(x)"
+            f"{where}: this version of gpurnn has no kernels for {library} arrays; "
+            f"convert them with {library}.asnumpy(x)"
         )
     return module
 
