@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 
 import click
 
-from . import compare
+from . import compare, end_to_end, memory
 from .cases import GATES, QUICK_SIZES, SIZES, Size
+from .compare import Disagreement
+from .contenders import NotInstalled
 
 
 class SizeType(click.ParamType):
@@ -26,19 +29,30 @@ class SizeType(click.ParamType):
         return size
 
 
-peer_python = click.option(
+threads_option = click.option("--threads", type=click.IntRange(min=1), default=compare.cpus(), show_default=True)
+peer_python_option = click.option(
     "--peer-python", default=sys.executable, envvar="PEER_PYTHON", metavar="PATH",
     help="The Python that has PyTorch and ONNX Runtime, if it is not this one.  [env: PEER_PYTHON]",
 )  # fmt: skip
+
+
+def _show(lines: Iterable[str]) -> None:
+    """Print the command and then, as they come, the lines of its report."""
+    click.echo(f"`{shlex.join(['python', '-m', 'benchmarks', *sys.argv[1:]])}`\n")
+    try:
+        for line in lines:
+            click.echo(line)
+    except (Disagreement, NotInstalled) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.group(invoke_without_command=True, context_settings={"max_content_width": 100})
 @click.option("--quick", is_flag=True, help="Four sizes and few repeats, for a first look.")
 @click.option("--size", "sizes", type=SizeType(), multiple=True, help="Only this size; may be given several times.")
 @click.option("--cell", "cells", type=click.Choice(list(GATES)), multiple=True, help="Only this cell; likewise.")
-@click.option("--repeats", type=click.IntRange(min=1), help="Turns of each contender, else as many as time allows.")
-@click.option("--threads", type=click.IntRange(min=1), default=compare.cpus(), show_default=True)
-@peer_python
+@click.option("--repeats", type=click.IntRange(min=1), help="Turns of each contender.  [default: by time]")
+@threads_option
+@peer_python_option
 @click.pass_context
 def main(
     context: click.Context,
@@ -53,18 +67,27 @@ def main(
 
     Ratios are medians over the turns, with their quartiles; below 1 gpurnn is faster.
     """
-    if context.invoked_subcommand is not None:
-        return
-    sizes = sizes or (QUICK_SIZES if quick else SIZES)
-    repeats = repeats or (3 if quick else None)
-    click.echo(f"`{shlex.join(['python', '-m', 'benchmarks', *sys.argv[1:]])}`\n")
-    try:
-        for line in compare.run(
-            cells or tuple(GATES), sizes, repeats=repeats, threads=threads, peer_python=peer_python
-        ):
-            click.echo(line)
-    except compare.Disagreement as error:
-        raise click.ClickException(str(error)) from error
+    if context.invoked_subcommand is None:
+        sizes = sizes or (QUICK_SIZES if quick else SIZES)
+        repeats = repeats or (3 if quick else None)
+        cells = cells or tuple(GATES)
+        _show(compare.run(cells, sizes, repeats=repeats, threads=threads, peer_python=peer_python))
+
+
+@main.command("end-to-end")
+@click.option("--steps", type=click.IntRange(min=1), default=500, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each.")
+@threads_option
+@peer_python_option
+def end_to_end_command(steps: int, repeats: int, threads: int, peer_python: str) -> None:
+    """Train a language model with `gpurnn train` and the same one in PyTorch; print loss and time of both."""
+    _show(end_to_end.report(steps=steps, repeats=repeats, threads=threads, peer_python=peer_python))
+
+
+@main.command("memory")
+def memory_command() -> None:
+    """Print the peak memory of truncated backpropagation through time."""
+    _show(memory.report())
 
 
 if __name__ == "__main__":

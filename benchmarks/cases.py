@@ -78,5 +78,4 @@ class Case:
 
         The error of a sum of n terms is within n epsilon, and the error of a step is handed on to the steps after it.
         """
-        T, B, I, H = self.size
-        return float(np.finfo(np.float32).eps) * (T + I + H)
+        return float(np.finfo(np.float32).eps) * (self.size.T + self.size.I + self.size.H)

@@ -107,7 +107,7 @@ def run(
             try:
                 workers.append((contender, stack.enter_context(Worker(contender.name, threads, python))))
             except NotInstalled as error:
-                missing.append(f"{contender.name} takes no part: {error}")
+                missing.append(f"{error}.")
         measured = {}
         for case in tqdm([Case(c, s, m) for c in cells for s in sizes for m in MODES], unit="case", leave=False):
             taking_part = [worker for contender, worker in workers if case.mode in contender.modes]
@@ -123,7 +123,8 @@ def run(
         yield from _summary(cells, sizes, measured, peers)
 
 
-def _row(entries: Sequence[object]) -> str:
+def row(entries: Sequence[object]) -> str:
+    """A line of a table in Markdown."""
     return f"| {' | '.join(map(str, entries))} |"
 
 
@@ -137,15 +138,15 @@ def _table(
     for mode in MODES:
         names = [name for m, name in peers if m == mode]
         head += [f"{mode}, ms", *(f"/ {name}" for name in names)]
-    yield _row(head)
-    yield _row(["---", "---", *["--:"] * (len(head) - 2)])
+    yield row(head)
+    yield row(["---", "---", *["--:"] * (len(head) - 2)])
     for cell in cells:
         for size in sizes:
             entries = [cell.upper(), ", ".join(map(str, size))]
             for mode in MODES:
                 found = measured[Case(cell, size, mode)]
                 entries += [f"{1000 * found.seconds:.3g}", *(str(r) for r in found.ratios.values())]
-            yield _row(entries)
+            yield row(entries)
 
 
 def _summary(
@@ -154,14 +155,14 @@ def _summary(
     measured: dict[Case, Measurement],
     peers: Sequence[tuple[str, str]],
 ) -> Iterator[str]:
-    yield _row(["over the sizes: median, worst", *(f"{mode} / {name}" for mode, name in peers)])
-    yield _row(["---", *["--:"] * len(peers)])
+    yield row(["over the sizes: median, worst", *(f"{mode} / {name}" for mode, name in peers)])
+    yield row(["---", *["--:"] * len(peers)])
     for cell in cells:
         entries = [cell.upper()]
         for mode, name in peers:
             ratios = [measured[Case(cell, size, mode)].ratios[name].median for size in sizes]
             entries.append(f"{statistics.median(ratios):.2f}, {max(ratios):.2f}")
-        yield _row(entries)
+        yield row(entries)
 
 
 def machine() -> str:

@@ -15,6 +15,11 @@ from .contenders import NotInstalled
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def thread_limits(threads: int) -> dict[str, str]:
+    """The environment of a process whose BLAS and OpenMP libraries use so many threads."""
+    return {**os.environ, **{f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}}
+
+
 class Worker:
     """A contender in a process of its own, which is idle but for the time of a call.
 
@@ -34,10 +39,9 @@ class Worker:
 
     def __init__(self, name: str, threads: int, python: str = sys.executable) -> None:
         self.name = name
-        limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.worker", name, str(threads)],
-            cwd=ROOT, env={**os.environ, **limits}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            cwd=ROOT, env=thread_limits(threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         try:
             self.versions: str = self._answer()

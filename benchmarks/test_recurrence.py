@@ -1,4 +1,4 @@
-"""gpurnn's own times for pytest-benchmark: `pytest benchmarks`, and `--benchmark-autosave --benchmark-compare` later."""
+"""gpurnn's own times, for pytest-benchmark to keep and to compare with later ones: `pytest benchmarks`."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def main() -> None:
     try:
         contender = next(c for c in CONTENDERS if c.name == name)(threads)
     except ImportError as error:
-        answer(NotInstalled(str(error)))
+        answer(NotInstalled(f"{name} cannot take part: {error} in {sys.executable}"))
         return
     answer(contender.versions)
     step: Step
