@@ -80,7 +80,7 @@ class Steps:
         H, dtype = w_hh.shape[1], w_hh.dtype
         z = 0.5 if cell.update == "candidate" else -0.5
         self.H, self.reset_after, self.training = H, cell.reset_after, training
-        self.half, self.one = dtype.type(0.5), dtype.type(1)
+        self.half, self.one = np.array(0.5, dtype), np.array(1, dtype)
         self.input_rows = Rows(H, order=(2, 1, 0), scale=(1.0, z, 0.5))
         if cell.reset_after:
             self.slots = 4

@@ -58,7 +58,8 @@ class Steps:
 
     def __init__(self, cell: cells.LSTM, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
         H, dtype = w_hh.shape[1], w_hh.dtype
-        self.half, self.one = dtype.type(0.5), dtype.type(1)
+        # Arrays of no axes: NumPy would convert a scalar anew at each call.
+        self.half, self.one = np.array(0.5, dtype), np.array(1, dtype)
         self.rows = self.input_rows = Rows(H, order=(3, 0, 1, 2), scale=(0.5, 0.5, 0.5, 1.0))
         self.w = self.rows.factors(w_hh)
         blocks = np.empty((5, B, H), dtype)

@@ -43,7 +43,7 @@ class Steps:
 
     def __init__(self, cell: cells.Vanilla, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
         H, dtype = w_hh.shape[1], w_hh.dtype
-        self.activation, self.leak = cell.activation, dtype.type(cell.leak)
+        self.activation, self.leak = cell.activation, np.array(cell.leak, dtype)
         self.rows = self.input_rows = Rows(H, order=(0,), scale=(1.0,))
         self.w = np.ascontiguousarray(w_hh.T)
         self.scratch = np.empty((B, H), dtype)
