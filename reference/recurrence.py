@@ -254,7 +254,7 @@ def _backward(
         if past is not None:
             stays = [(s, s.copy()) for s in carried]
         if dy is not None:
-            np.add(dh, dy[t], out=dh)
+            np.add(dh, dy[t], out=dh, where=True if past is None else ~past)
         steps.backward(t, da[t], dh, dc, scratch, kept.mask)
         if cut is not None:
             for s in carried:

@@ -108,12 +108,13 @@ def test_writing_to_outputs_does_not_reach_the_gradients(problem):
 with_lengths = st.builds(Options, st.booleans(), st.booleans(), st.just(True), *[st.booleans()] * 3)
 
 
-@given(problems(with_lengths))
-def test_nothing_is_read_and_only_zeros_are_written_past_a_length(problem):
+@pytest.mark.parametrize("nothing", [np.nan, np.inf])
+@given(problem=problems(with_lengths))
+def test_nothing_is_read_and_only_zeros_are_written_past_a_length(nothing, problem):
     hidden = past(problem)
     spoiled = dataclasses.replace(problem, x=problem.x.copy(), dy=problem.dy.copy())
-    spoiled.x[hidden] = np.nan
-    spoiled.dy[hidden] = np.nan
+    spoiled.x[hidden] = nothing
+    spoiled.dy[hidden] = nothing
     if problem.resets is not None:
         spoiled.resets = problem.resets | hidden
     y, state, dx, dweights, dstate0 = run(spoiled)
