@@ -15,7 +15,11 @@ from tolerance import assert_same
 
 import gpurnn
 from gpurnn import cli
-from gpurnn.models import LanguageModel
+from gpurnn.models import CharVocabulary, LanguageModel
+from gpurnn.optimizers import AdamW
+from gpurnn.schedules import CosineWithWarmup
+from gpurnn.training import TokenStream, Trainer
+from gpurnn.training.checkpoint import checkpoints, read_checkpoint
 
 TEXT = "the quick brown fox jumps over the lazy dog; then it sleeps.\n" * 12
 SMALL = ["--embedding", "4", "--hidden", "6", "--batch", "4", "--window", "10", "--steps", "6", "--log-every", "2"]
@@ -151,13 +155,27 @@ def test_early_stopping_leaves_the_best_model(text, tmp_path):
     said = run("train", text, "--out", out, *options).stdout
     found = [r for r in records(out) if "validation_loss" in r]
     assert re.search(rf"stopped early at step {found[-1]['step']}", said)
-    best = min(r["validation_bits_per_character"] for r in found)
-    assert best < found[-1]["validation_bits_per_character"]
     assert found[-1]["step"] < 200
-    held = tmp_path / "held"
-    held.write_text(TEXT[round(len(TEXT) * 0.95) :])
-    last = run("evaluate", out, held).stdout
-    assert float(last.split()[0]) < found[-1]["validation_bits_per_character"]
+    saved = read_checkpoint(checkpoints(out / "checkpoints")[-1])
+    assert saved["best"]["loss"] == min(r["validation_loss"] for r in found) < found[-1]["validation_loss"]
+    assert_same(parameters(out), saved["best"]["params"])
+    assert not np.array_equal(saved["params"]["output.bias"], saved["best"]["params"]["output.bias"])
+
+
+def test_the_command_line_is_this_program(text, tmp_path):
+    run(
+        "train", text, "--out", tmp_path / "run", *SMALL, "--dropout", 0.2, "--l2", 0.01, "--clip", 0.01, "--clip-value",
+        0.05, "--optimizer", "adamw", "--lr", 0.02, "--warmup", 2, "--seed", 5, "--validation-fraction", 0.1,
+    )  # fmt: skip
+    cut = round(len(TEXT) * 0.9)
+    vocabulary = CharVocabulary.from_text(TEXT[:cut])
+    parameter_rng, training_rng = np.random.default_rng(5).spawn(2)
+    model = LanguageModel(vocabulary, 4, 6, dropout=0.2, rng=parameter_rng)
+    Trainer(
+        model, TokenStream(vocabulary.encode(TEXT[:cut]), 4, 10), AdamW(lr=0.02), steps=6, l2=0.01, clip_norm=0.01,
+        clip_value=0.05, schedule=CosineWithWarmup(0.02, 6, 2), rng=training_rng, progress=False,
+    ).train()  # fmt: skip
+    assert_same(parameters(tmp_path / "run"), model.state_dict())
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop", "sgd"])
@@ -176,7 +194,7 @@ def test_the_demo(tmp_path, monkeypatch):
     said = run("demo").stdout
     out = tmp_path / "gpurnn-demo"
     assert (out / "loss.png").exists()
-    assert (out / "sample.txt").read_text()in said
+    assert (out / "sample.txt").read_text() in said
     assert "Assert statements are a convenient way to insert" in (out / "python-reference.txt").read_text()
     first = parameters(out)
     # It replaces what an earlier demo left, and is resumed when asked to.
@@ -364,6 +382,21 @@ def test_an_interrupted_run_goes_on_to_the_same_end(text, tmp_path):
     # A finished run resumes to itself.
     run("train", "--out", out, "--resume")
     assert_same(parameters(out), parameters(tmp_path / "whole"))
+
+
+def test_a_run_is_resumed_from_another_directory(text, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "held").write_text(TEXT[:200])
+    monkeypatch.chdir(tmp_path)
+    interrupted("text.txt", "run", 2, "--validation", "held")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run("train", "--out", tmp_path / "run", "--resume")
+    assert records(tmp_path / "run")[-1]["step"] == 6
+
+
+def test_an_interrupt_before_training_is_one_line(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_read", lambda file: signal.raise_signal(signal.SIGINT))
+    assert refused("train", text, "--out", tmp_path / "run", *SMALL, code=130) == "gpurnn: interrupted\n"
 
 
 def test_resuming_takes_the_same_files_and_options_and_no_others(text, tmp_path):
