@@ -1,0 +1,100 @@
+"""The wheel: what is in it, and that it trains where nothing but it and its dependencies is installed.
+
+Both fail, and don't skip, without a network: pip has to fetch the build backend and the dependencies.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"gpurnn": "gpurnn", "reference": "gpurnn/reference", "kernels": "gpurnn/kernels"}
+"""Where the folders of the source lie in the wheel."""
+
+
+def run(*command, **options):
+    """Run a command away from the source tree; its output is the message if it fails."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    done = subprocess.run(
+        list(map(str, command)), env=environment, text=True, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+def not_source(directory, names):
+    """Of the names in a directory of the working tree, those that a fresh clone would not have."""
+    made = {"build", "dist", "__pycache__"}
+    return [
+        name
+        for name in names
+        if name in made
+        or name.startswith(".")
+        or name.endswith(".egg-info")
+        or os.path.exists(os.path.join(directory, name, "pyvenv.cfg"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel, built from a copy so that the build leaves nothing in the tree."""
+    directory = tmp_path_factory.mktemp("wheel")
+    tree = directory / "tree"
+    shutil.copytree(ROOT, tree, ignore=not_source)
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", directory, tree, cwd=directory)
+    (built,) = directory.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_the_package_whole_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+    tops = {name.partition("/")[0] for name in held}
+    (metadata,) = (top for top in tops if top.endswith(".dist-info"))
+    assert tops == {"gpurnn", metadata}
+    assert f"{metadata}/licenses/LICENSE" in held
+
+    packaged = {name for name in held if name.startswith("gpurnn/")}
+    source = {
+        f"{target}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, target in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packaged == source
+    assert {"gpurnn/py.typed", "gpurnn/reference/cells/lstm.py", "gpurnn/kernels/__init__.py"} <= packaged
+
+
+TWO_STEPS = """
+import sys
+import numpy as np
+import gpurnn
+
+assert gpurnn.__file__.startswith(sys.prefix), gpurnn.__file__
+rng = np.random.default_rng(0)
+x, target = (rng.normal(size=(7, 4, size)).astype(np.float32) for size in (3, 2))
+model = gpurnn.Sequential(gpurnn.LSTM(3, 8), gpurnn.Dense(8, 2))
+optimizer = gpurnn.Adam(lr=0.01)
+losses = []
+for step in range(3):
+    (y, _), pullback = model.vjp(x)
+    losses.append(float(((y - target) ** 2).mean()))
+    _, grads = pullback((2 * (y - target) / y.size, None))
+    optimizer.step(model.params, grads)
+assert losses[2] < losses[1] < losses[0], losses
+"""
+
+
+def test_installed_wheel_trains(wheel, tmp_path):
+    environment = tmp_path / "environment"
+    run(sys.executable, "-m", "venv", environment)
+    scripts = environment / ("Scripts" if os.name == "nt" else "bin")
+    run(scripts / "python", "-m", "pip", "install", wheel, cwd=tmp_path)
+    run(scripts / "python", "-I", "-W", "error", "-c", TWO_STEPS, cwd=tmp_path)
+    assert "Usage: gpurnn" in run(scripts / "gpurnn", "--help", cwd=tmp_path)
