@@ -30,5 +30,5 @@ def test_a_kill_at_any_event_of_writing_loses_nothing(tmp_path):
 
 def test_kills_at_random_times_lose_nothing(tmp_path):
     found = killed("random", tmp_path)
-    assert found["kills"] >= 5
+    assert found["kills"] >= 3  # all nine, unless the machine has become several times faster meanwhile
     assert found["killed"] == [found["whole"]]
