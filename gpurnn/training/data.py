@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from array_api_compat import device
 
 from .. import _checks, _dispatch, _random
 
@@ -251,7 +250,7 @@ class PaddedBatches:
         return Batch(
             self._pad(inputs),
             xp.stack(targets) if self.per_sequence else self._pad(targets),
-            xp.asarray(lengths, dtype=xp.int32, device=device(inputs[0])),
+            xp.asarray(lengths, dtype=xp.int32, device=_dispatch.device(inputs[0])),
             len(chosen) if self.per_sequence else sum(lengths),
         )
 
