@@ -1,0 +1,245 @@
+"""The host executor: runs the CUDA kernels of this package, from their own source, on a CPU.
+
+A ``.cu`` file is compiled as C++17 (``build.py``, ``cuda_on_host.h``) together with the executor (``executor.cpp``), which runs each CUDA
+thread as a fiber: the blocks of a plain launch one after another, those of a cooperative launch side by side. All fibers share one
+OS thread, in an order drawn from a seed, so a run can be repeated exactly.
+
+What it finds
+-------------
+Always: a barrier that some thread of the block never reaches, or reaches elsewhere (``barrier``); a warp collective whose mask lacks
+the caller or names a lane that ended or that waits elsewhere (``collective``, ``deadlock``); a shuffle from a lane that takes no part
+(``lane``); spinning for what never comes (``livelock``) and loops that never wait (``endless``), within a time bound; faults
+(``bounds``); writes past the end of dynamic shared memory and of arrays from `empty` (``bounds``); failed asserts (``assert``).
+Shared memory and the arrays of `empty` start as NaN, and so do the red zones behind them, so reading too early or too far
+makes NaN.
+In the ``conflicts`` build also: every access outside the arrays of the launch, exactly; undefined behaviour of integers,
+indices out of an array's declared bounds (``bounds``, ``undefined``); two accesses to a word by two threads with no barrier in between,
+not both reads nor both atomic; ``__ldg`` of what the launch writes; a word that one block writes and another reads without
+`publish` and `read_published` (``conflict``).
+In the ``sanitize`` build: what AddressSanitizer and UndefinedBehaviorSanitizer find, local arrays included.
+
+What no run on a CPU shows
+--------------------------
+- Reordering: one OS thread sees all memory operations in order. A missing fence or a stale cache changes no result here. The
+  ``conflicts`` build checks the rule that makes them harmless instead: blocks exchange data through ``intrinsics.cuh`` only. That
+  the PTX in that header is right can only be shown on a GPU.
+- The interleavings of a warp in lockstep, and every interleaving finer than from one wait to the next: fibers are
+  not interrupted between two waits. The ``conflicts`` build makes up for it, since it doesn't depend on the order.
+- A word keeps its last write and its last reads by two threads; a conflict with an older access that these displaced is not seen, and
+  neither is one with an access that this run's data never made. Two static shared arrays count as one stretch of
+  memory: an index past the first is found if it is written as an index of the array itself, not through a pointer.
+- Registers, spills, occupancy, launch limits of a device, bank conflicts, time; flushed subnormal numbers and the last bits of
+  the GPU's own expf, tanhf and their like.
+
+Environment variables: ``GPURNN_HOST_BUILD`` (``plain``, ``sanitize``, ``conflicts``), ``GPURNN_HOST_SEED``, ``GPURNN_CACHE_DIR``, ``CXX``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .build import BUILDS, CompilerError, build_library, sanitizer_environment
+
+__all__ = ["BUILDS", "CompilerError", "Execution", "ExecutionError", "Library", "empty", "execution", "sanitizer_environment"]
+
+_RED_ZONE = 256  # bytes
+_FRESH = 0xFF  # every byte of fresh memory: NaN in each floating-point format, -1 as an integer
+_ALIGNMENT = 256  # bytes, as cudaMalloc's
+
+
+class ExecutionError(RuntimeError):
+    """A kernel did what a kernel must not do.
+
+    Attributes
+    ----------
+    check : str
+        Which check found it: ``"barrier"``, ``"collective"``, ``"lane"``, ``"deadlock"``, ``"livelock"``, ``"endless"``, ``"bounds"``,
+        ``"undefined"``, ``"conflict"`` or ``"assert"``.
+    """
+
+    def __init__(self, check: str, message: str) -> None:
+        super().__init__(f"{check}: {message}")
+        self.check = check
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How kernels are built and run: ``build`` of `BUILDS`, the ``seed`` of all orders, the longest run without a wait in seconds."""
+
+    build: str = "plain"
+    seed: int = 0
+    stall_seconds: float = 10.0
+
+
+_current: contextvars.ContextVar[Execution | None] = contextvars.ContextVar("execution", default=None)
+
+
+def current_execution() -> Execution:
+    """What `execution` set, else what the environment says."""
+    return _current.get() or Execution(os.environ.get("GPURNN_HOST_BUILD", "plain"), int(os.environ.get("GPURNN_HOST_SEED", "0")))
+
+
+@contextlib.contextmanager
+def execution(**changes: Any) -> Iterator[None]:
+    """Within it, kernels run with these fields of `Execution` changed: ``with execution(build="conflicts", seed=3): ...``"""
+    token = _current.set(dataclasses.replace(current_execution(), **changes))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+# ---- Device memory ---------------------------------------------------------------------------------------------------
+
+
+def _address_sanitizer() -> bool:
+    return "asan" in os.environ.get("LD_PRELOAD", "")
+
+
+_red_zones: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()  # by the address of their allocation
+
+
+def empty(shape: int | Sequence[int], dtype: Any) -> np.ndarray:
+    """An array like freshly allocated device memory: all bytes 0xFF, which is NaN, with a red zone behind it."""
+    dtype = np.dtype(dtype)
+    count = int(np.prod(shape, dtype=np.int64))
+    size = count * dtype.itemsize
+    if _address_sanitizer():
+        return np.full(size, _FRESH, np.uint8).view(dtype).reshape(shape)  # which has red zones of its own
+    memory = np.full(size + _RED_ZONE + _ALIGNMENT, _FRESH, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    array = memory[start : start + size].view(dtype).reshape(shape)
+    _red_zones[id(memory)] = memory
+    return array
+
+
+def _check_red_zones(kernel: str, arrays: Sequence[tuple[str, np.ndarray]]) -> None:
+    for name, array in arrays:
+        memory = array
+        while isinstance(memory.base, np.ndarray):
+            memory = memory.base
+        if _red_zones.get(id(memory)) is not memory:
+            continue
+        start = -memory.ctypes.data % _ALIGNMENT
+        end = memory.size - _ALIGNMENT + start - _RED_ZONE
+        touched = np.flatnonzero(memory[end : end + _RED_ZONE] != _FRESH)
+        if touched.size:
+            memory[end : end + _RED_ZONE] = _FRESH  # so that the next launch is not blamed
+            raise ExecutionError("bounds", f"kernel {kernel}: wrote {touched[0]} bytes behind the end of `{name}`")
+
+
+# ---- Libraries and launches ---------------------------------------------------------------------------------------------
+
+
+class _Region(ctypes.Structure):
+    _fields_ = (("begin", ctypes.c_void_p), ("bytes", ctypes.c_uint64), ("name", ctypes.c_char_p))
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("kernel", ctypes.c_int32),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("cooperative", ctypes.c_int32),
+        ("shared_bytes", ctypes.c_uint64),
+        ("seed", ctypes.c_uint64),
+        ("stall_seconds", ctypes.c_double),
+        ("arguments", ctypes.POINTER(ctypes.c_void_p)),
+        ("regions", ctypes.POINTER(_Region)),
+        ("region_count", ctypes.c_int32),
+    )
+
+
+class Library:
+    """The compiled kernels of one ``.cu`` file.
+
+    Parameters
+    ----------
+    source : Path
+        The ``.cu`` file.
+    kernels : sequence of str
+        Names of kernels, or of template instances such as ``"step<float, 4>"``.
+    defines : dict of str to str
+        Macros.
+    build : str
+        One of `BUILDS`.
+    """
+
+    def __init__(self, source: Path, kernels: Sequence[str], defines: dict[str, str], build: str) -> None:
+        if build == "sanitize" and not _address_sanitizer():
+            raise RuntimeError("the sanitize build needs AddressSanitizer in the process: start Python with sanitizer_environment()")
+        self.path = build_library(source, kernels, defines, build)
+        self._library = ctypes.CDLL(str(self.path))
+        self._library.gpurnn_host_kernel_parameters.restype = ctypes.c_char_p
+        self._indices = {name: i for i, name in enumerate(kernels)}
+
+    def parameters(self, kernel: str) -> list[str]:
+        """The types of the kernel's parameters as the compiler knows them: ``"const f4*"``, ``"i4"``; `V24` for a struct of 24 bytes."""
+        text = self._library.gpurnn_host_kernel_parameters(self._indices[kernel]).decode()
+        return text.split(",") if text else []
+
+    def launch(
+        self,
+        kernel: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[Any],
+        names: Sequence[str],
+        *,
+        shared_bytes: int,
+        cooperative: bool,
+        reachable: Sequence[np.ndarray] = (),
+    ) -> None:
+        """Runs one launch to its end. ``arguments`` are arrays and NumPy scalars that `kernels.launch` has checked.
+
+        Raises
+        ------
+        ExecutionError
+            If the kernel did what a kernel must not do.
+        """
+        how = current_execution()
+        arrays = [(name, a) for name, a in zip(names, arguments, strict=True) if isinstance(a, np.ndarray)]
+        arrays += [(f"reachable array {i}", a) for i, a in enumerate(reachable)]
+        # Each argument's value in memory of its own: a pointer, or the scalar's bytes.
+        values = [np.array(a.ctypes.data if isinstance(a, np.ndarray) else a) for a in arguments]
+        regions = [_Region(a.ctypes.data, a.nbytes, name.encode()) for name, a in arrays]
+        launch = _Launch(
+            kernel=self._indices[kernel],
+            grid=(*grid, *(1,) * (3 - len(grid))),
+            block=(*block, *(1,) * (3 - len(block))),
+            cooperative=cooperative,
+            shared_bytes=shared_bytes,
+            seed=how.seed,
+            stall_seconds=how.stall_seconds,
+            arguments=(ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values)),
+            regions=(_Region * len(regions))(*regions),
+            region_count=len(regions),
+        )
+        message = ctypes.create_string_buffer(8192)
+        if self._library.gpurnn_host_launch(ctypes.byref(launch), message, ctypes.c_size_t(len(message))):
+            check, _, what = message.value.decode(errors="replace").partition(": ")
+            raise ExecutionError(check, re.sub(r"\{code:(0x[0-9a-f]+)\}", self._source_line, what))
+        _check_red_zones(kernel, arrays)
+
+    def _source_line(self, code: re.Match[str]) -> str:
+        """``file:line`` of an address in the library, where binutils or LLVM are there to tell."""
+        for tool in ("addr2line", "llvm-addr2line"):
+            if shutil.which(tool):
+                command = [tool, "-e", str(self.path), code.group(1)]
+                line = subprocess.run(command, capture_output=True, text=True).stdout.split(" (")[0].strip()
+                if line and not line.startswith("??"):
+                    return line
+        return f"{self.path.name}+{code.group(1)}"

@@ -1,0 +1,294 @@
+// The recorder of the "conflicts" build: every access of a kernel to memory, checked for bounds and for order.
+//
+// The kernel is compiled with -fsanitize=thread, which puts a call before each access to memory that another thread might see;
+// the functions called are defined here instead of in the compiler's own runtime. Two accesses to a word by two threads, not both
+// reads and not both atomic, must be ordered:
+//   - in one block, by a __syncthreads between them (the block's epoch counts those), or in one warp by a __syncwarp;
+//   - in two blocks, by an arrival and a wait for it (arrive and await in intrinsics.cuh, of which GridBarrier is made).
+// That is the happens-before relation of vector clocks, with a block as the unit between blocks and a lane within a warp. Whatever
+// the order in which the threads happened to run, a missing barrier shows, as long as both accesses are made.
+// A word keeps its last write and its last reads by two threads. An older read that these displaced is not seen.
+#include <dlfcn.h>
+#include <link.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <vector>
+
+#include "executor.h"
+
+namespace host {
+namespace {
+
+constexpr size_t cell_bytes = 2;  // so that neighbouring halves do not meet; single bytes are told apart by `bytes`
+
+struct Stamp {
+    uint32_t thread = none;
+    uint32_t epoch;
+    uint32_t lane_clock;
+    uint32_t code : 28;  // address of the access in the library
+    uint32_t bytes : 2;  // which of the cell's bytes
+    uint32_t access : 2;
+
+    static constexpr uint32_t none = ~0u;
+};
+
+struct Cell {
+    Stamp write, read, other_read;
+};
+
+struct Span {  // memory without gaps: an array, or several that overlap
+    char *begin, *end;
+    const char* name;
+    std::vector<Cell> cells;
+
+    bool contains(const char* address) const { return address >= begin && address < end; }
+    void start(char* first, size_t bytes, const char* called) {
+        begin = first;
+        end = first + bytes;
+        name = called;
+    }
+    void forget() { std::fill(cells.begin(), cells.end(), Cell()); }
+    Cell& cell(const char* address) {
+        if (cells.empty()) cells.resize((end - begin) / cell_bytes + 2);
+        // Counted from an even address, so that a cell's two bytes are those of one aligned word.
+        return cells[(reinterpret_cast<uintptr_t>(address) / cell_bytes) - reinterpret_cast<uintptr_t>(begin) / cell_bytes];
+    }
+};
+
+struct WarpClock {
+    uint32_t now[32];       // of each lane: how many __syncwarp it took part in
+    uint32_t seen[32][32];  // seen[a][b]: what lane a has seen of lane b, up to but without that value
+};
+
+std::vector<Span> arrays;
+struct BlockMemory {
+    Span static_shared, dynamic_shared;
+    std::vector<WarpClock> warps;
+};
+std::vector<BlockMemory> memory;            // of each block in the grid
+std::vector<std::vector<uint32_t>> clocks;  // clocks[a][b]: block a comes after all that block b did in epochs below that
+std::map<std::pair<const void*, uint64_t>, std::vector<uint32_t>> arrivals;
+uint32_t threads_per_block;
+BlockMemory* here;
+bool recording;
+char *library_begin, *library_end;  // code, constants and variables of the library
+
+void find_library() {
+    Dl_info info;
+    dladdr(reinterpret_cast<void*>(find_library), &info);
+    library_begin = static_cast<char*>(info.dli_fbase);
+    dl_iterate_phdr(
+        [](dl_phdr_info* object, size_t, void*) {
+            if (reinterpret_cast<char*>(object->dlpi_addr) != library_begin) return 0;
+            for (int i = 0; i < object->dlpi_phnum; ++i)
+                if (object->dlpi_phdr[i].p_type == PT_LOAD)
+                    library_end = std::max(library_end, library_begin + object->dlpi_phdr[i].p_vaddr + object->dlpi_phdr[i].p_memsz);
+            return 1;
+        },
+        nullptr);
+}
+
+Span* find_span(char* address) {
+    if (here->static_shared.contains(address)) return &here->static_shared;
+    if (here->dynamic_shared.contains(address)) return &here->dynamic_shared;
+    auto after = std::upper_bound(arrays.begin(), arrays.end(), address, [](char* a, const Span& s) { return a < s.begin; });
+    return after != arrays.begin() && (after - 1)->contains(address) ? &*(after - 1) : nullptr;
+}
+
+uint32_t code_of(const void* pc) { return static_cast<uint32_t>(static_cast<const char*>(pc) - library_begin - 1); }
+
+const char* verb(bool is_write, Access access) {
+    if (access == Access::atomic) return "updates atomically";
+    if (access == Access::published) return is_write ? "publishes" : "reads (published)";
+    return is_write ? "writes" : "reads";
+}
+
+[[noreturn]] void fail_bounds(const char* address, size_t bytes, bool is_write, const void* pc) {
+    const Span* nearest = nullptr;
+    size_t distance = 0;
+    auto consider = [&](const Span& s) {
+        if (s.begin == s.end) return;
+        const size_t d = address >= s.end ? address - s.end : address < s.begin ? s.begin - address : 0;
+        if (!nearest || d < distance) nearest = &s, distance = d;
+    };
+    for (const Span& s : arrays) consider(s);
+    consider(here->static_shared);
+    consider(here->dynamic_shared);
+    if (in_any_stack(address)) fail("bounds", "%s a local variable of another thread, {code:0x%x}", verb(is_write, Access::plain), code_of(pc));
+    if (!nearest || distance > (1u << 20))
+        fail("bounds", "%s %zu bytes at %p, in no array of this launch, {code:0x%x}", verb(is_write, Access::plain), bytes, address, code_of(pc));
+    fail("bounds", "%s %zu bytes, %zu bytes %s `%s` (of %zu bytes), {code:0x%x}", verb(is_write, Access::plain), bytes, distance,
+         address >= nearest->end ? "behind the end of" : address < nearest->begin ? "before" : "from", nearest->name,
+         size_t(nearest->end - nearest->begin), code_of(pc));
+}
+
+[[noreturn]] void fail_conflict(const Span& span, const char* address, bool is_write, Access access, const void* pc,
+                                const Stamp& before, bool before_is_write, const char* why) {
+    char other[96];
+    describe_thread(before.thread, other, sizeof other);
+    fail("conflict", "%s `%s` at byte %zu, {code:0x%x}, which %s %s, {code:0x%x}: %s", verb(is_write, access), span.name,
+         size_t(address - span.begin), code_of(pc), other, verb(before_is_write, Access(before.access)), before.code, why);
+}
+
+bool is_ordered(const Stamp& before, const Position& now) {
+    if (before.thread == Stamp::none || before.thread == now.thread) return true;
+    const uint32_t block = before.thread / threads_per_block, thread = before.thread % threads_per_block;
+    if (block != now.block) return clocks[now.block][block] > before.epoch;
+    if (before.epoch < now.epoch) return true;
+    return thread / 32 == now.warp && here->warps[now.warp].seen[now.lane][thread % 32] > before.lane_clock;
+}
+
+bool of_another_block(const Stamp& before, const Position& now) {
+    return before.thread != Stamp::none && before.thread / threads_per_block != now.block;
+}
+
+void check_cell(Span& span, char* address, unsigned bytes, bool is_write, Access access, const void* pc, const Position& now) {
+    Cell& cell = span.cell(address);
+    auto check = [&](const Stamp& before, bool before_is_write) {
+        if (!(before.bytes & bytes) || before.thread == Stamp::none) return;
+        if (!(access == Access::atomic && Access(before.access) == Access::atomic) && !is_ordered(before, now))
+            fail_conflict(span, address, is_write, access, pc, before, before_is_write, "with no barrier in between");
+        if (!is_write && access == Access::read_only)
+            fail_conflict(span, address, is_write, access, pc, before, before_is_write, "__ldg is for what no thread of the launch writes");
+        // Ordered, but on a GPU the reader's L1 cache may still hold what was there before.
+        if (!is_write && of_another_block(before, now) && (access == Access::plain || Access(before.access) == Access::plain))
+            fail_conflict(span, address, is_write, access, pc, before, before_is_write,
+                          "what one block writes and another reads goes through publish() and read_published()");
+    };
+    check(cell.write, true);
+    Stamp stamp;
+    stamp.thread = now.thread;
+    stamp.epoch = now.epoch;
+    stamp.lane_clock = here->warps[now.warp].now[now.lane];
+    stamp.code = code_of(pc);
+    stamp.bytes = bytes;
+    stamp.access = static_cast<uint32_t>(access);
+    if (is_write) {
+        check(cell.read, false);
+        check(cell.other_read, false);
+        cell.write = stamp;
+    } else {
+        if (cell.read.thread != now.thread) cell.other_read = cell.read;
+        cell.read = stamp;
+    }
+}
+
+}  // namespace
+
+void recorder_access(const void* where, size_t bytes, bool is_write, Access access, const void* pc) {
+    if (!recording || !bytes || in_own_stack(where)) return;
+    char* address = static_cast<char*>(const_cast<void*>(where));
+    char* const end = address + bytes;
+    Span* span = find_span(address);
+    if (!span && address >= library_begin && address < library_end) return;
+    if (!span || end > span->end) fail_bounds(span ? span->end : address, bytes, is_write, pc);
+    const Position now = position();
+    while (address < end) {
+        const bool odd = reinterpret_cast<uintptr_t>(address) % cell_bytes;
+        const bool both = !odd && end - address > 1;
+        check_cell(*span, address, odd ? 2 : both ? 3 : 1, is_write, access, pc, now);
+        address += both ? 2 : 1;
+    }
+}
+
+void recorder_begin(const Region* regions, int count, uint32_t blocks, uint32_t threads) {
+    if (!library_end) find_library();
+    std::vector<Region> sorted(regions, regions + count);
+    std::sort(sorted.begin(), sorted.end(), [](const Region& a, const Region& b) { return a.begin < b.begin; });
+    for (const Region& region : sorted) {
+        if (!region.bytes) continue;
+        if (arrays.empty() || region.begin >= arrays.back().end) {
+            arrays.emplace_back();
+            arrays.back().start(region.begin, region.bytes, region.name);
+        } else {
+            arrays.back().end = std::max(arrays.back().end, region.begin + region.bytes);
+        }
+    }
+    threads_per_block = threads;
+    memory.resize(blocks);
+    clocks.assign(blocks, std::vector<uint32_t>(blocks));
+    recording = true;
+}
+
+void recorder_end() {
+    recording = false;
+    arrays.clear();
+    memory.clear();
+    clocks.clear();
+    arrivals.clear();
+}
+
+void recorder_start_block(uint32_t block) { memory[block].warps.assign((threads_per_block + 31) / 32, WarpClock()); }
+
+void recorder_enter_block(uint32_t block, char* static_shared, size_t static_bytes, char* dynamic, size_t dynamic_bytes) {
+    here = &memory[block];
+    here->static_shared.start(static_shared, static_bytes, "static shared memory");
+    here->dynamic_shared.start(dynamic, dynamic_bytes, "dynamic shared memory");
+}
+
+void recorder_syncwarp(uint32_t block, uint32_t warp, unsigned lanes) {
+    WarpClock& clock = memory[block].warps[warp];
+    uint32_t joined[32] = {};
+    for (unsigned a = 0; a < 32; ++a) {
+        if (!(lanes >> a & 1)) continue;
+        for (unsigned b = 0; b < 32; ++b) joined[b] = std::max(joined[b], clock.seen[a][b]);
+        joined[a] = std::max(joined[a], clock.now[a] + 1);
+    }
+    for (unsigned a = 0; a < 32; ++a) {
+        if (!(lanes >> a & 1)) continue;
+        memcpy(clock.seen[a], joined, sizeof joined);
+        ++clock.now[a];
+    }
+}
+
+void recorder_released(uint32_t block, uint32_t epoch, const void* word, uint64_t goal) {
+    auto& clock = arrivals[{word, goal}];
+    clock.resize(clocks.size());
+    for (size_t b = 0; b < clock.size(); ++b) clock[b] = std::max(clock[b], clocks[block][b]);
+    clock[block] = std::max(clock[block], epoch);
+}
+
+void recorder_acquired(uint32_t block, const void* word, uint64_t goal) {
+    const auto found = arrivals.find({word, goal});
+    if (found == arrivals.end()) return;
+    for (size_t b = 0; b < clocks.size(); ++b) clocks[block][b] = std::max(clocks[block][b], found->second[b]);
+}
+
+}  // namespace host
+
+// ---- The functions that -fsanitize=thread calls --------------------------------------------------------------------------
+
+#define HOOK extern "C" __attribute__((visibility("hidden")))
+#define ACCESS_HOOKS(n)                                                                                                              \
+    HOOK void __tsan_read##n(void* a) { host::recorder_access(a, n, false, host::Access::plain, __builtin_return_address(0)); }         \
+    HOOK void __tsan_write##n(void* a) { host::recorder_access(a, n, true, host::Access::plain, __builtin_return_address(0)); }         \
+    HOOK void __tsan_unaligned_read##n(void* a) { host::recorder_access(a, n, false, host::Access::plain, __builtin_return_address(0)); } \
+    HOOK void __tsan_unaligned_write##n(void* a) { host::recorder_access(a, n, true, host::Access::plain, __builtin_return_address(0)); }
+ACCESS_HOOKS(1)
+ACCESS_HOOKS(2)
+ACCESS_HOOKS(4)
+ACCESS_HOOKS(8)
+ACCESS_HOOKS(16)
+
+HOOK void __tsan_read_range(void* a, size_t n) { host::recorder_access(a, n, false, host::Access::plain, __builtin_return_address(0)); }
+HOOK void __tsan_write_range(void* a, size_t n) { host::recorder_access(a, n, true, host::Access::plain, __builtin_return_address(0)); }
+HOOK void* __tsan_memcpy(void* to, const void* from, size_t n) {
+    host::recorder_access(from, n, false, host::Access::plain, __builtin_return_address(0));
+    host::recorder_access(to, n, true, host::Access::plain, __builtin_return_address(0));
+    return memcpy(to, from, n);
+}
+HOOK void* __tsan_memmove(void* to, const void* from, size_t n) {
+    host::recorder_access(from, n, false, host::Access::plain, __builtin_return_address(0));
+    host::recorder_access(to, n, true, host::Access::plain, __builtin_return_address(0));
+    return memmove(to, from, n);
+}
+HOOK void* __tsan_memset(void* to, int byte, size_t n) {
+    host::recorder_access(to, n, true, host::Access::plain, __builtin_return_address(0));
+    return memset(to, byte, n);
+}
+HOOK void __tsan_init() {}
+HOOK void __tsan_func_entry(void*) {}
+HOOK void __tsan_func_exit() {}

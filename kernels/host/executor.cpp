@@ -1,0 +1,719 @@
+// Runs a kernel: a fiber for each CUDA thread, one OS thread for all of them.
+//
+// A fiber runs until it waits (at a barrier, a warp collective or in a spin) or ends; then the scheduler picks another of
+// the same block, at random from the launch's seed, and goes to the next block when this one has none left to run. A plain
+// launch finishes each block before it starts the next; a cooperative one keeps all blocks alive and visits them round by round.
+// Nothing can hang: with no fiber able to run the launch ends with a report of who waits where (deadlock), rounds in which
+// fibers only spin are counted, and a watchdog takes the processor from a fiber that never waits at all.
+#include "executor.h"
+
+#include <dlfcn.h>
+#include <link.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+
+#if HOST_ASSEMBLY
+asm(R"(
+.text
+.globl gpurnn_host_switch
+.hidden gpurnn_host_switch
+.type gpurnn_host_switch, @function
+gpurnn_host_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size gpurnn_host_switch, . - gpurnn_host_switch
+.section .note.GNU-stack, "", @progbits
+.text
+)");
+#endif
+
+// The names of CUDA, set at each switch of fibers. The whole launch runs in one OS thread.
+host::Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace host {
+
+struct Launch {  // filled by kernels/host/__init__.py
+    int32_t kernel;
+    uint32_t grid[3], block[3];
+    int32_t cooperative;
+    uint64_t shared_bytes;
+    uint64_t seed;
+    double stall_seconds;  // for how long one fiber may run without waiting
+    void** arguments;
+    const Region* regions;
+    int32_t region_count;
+};
+
+namespace {
+
+constexpr unsigned warp_size = 32;
+constexpr unsigned all_lanes = 0xffffffffu;
+constexpr unsigned char fresh = 0xff;      // bytes that are NaN in every floating-point format
+constexpr size_t red_zone_bytes = 256;     // behind the dynamic shared memory
+constexpr int idle_rounds_allowed = 1000;  // rounds in which fibers spun and nobody published, arrived or ended
+constexpr size_t stacks_kept = 1024;
+// Not a power of two: stacks that start at the same address modulo 4096 would share a few lines of the cache.
+constexpr size_t stack_bytes = (HOST_ASAN ? 256 * 1024 : 64 * 1024) + 9 * 64;
+
+enum class State { ready, spinning, at_barrier, at_collective, ended };
+
+struct Block;
+
+struct Thread {
+    Fiber fiber;
+    Block* block;
+    Index index;
+    uint32_t number;  // in the block
+    State state;
+    const char* file;  // where it waits
+    int line;
+    // what it brought to the barrier or collective, and what it got
+    Barrier barrier;
+    Collective collective;
+    unsigned mask;
+    int lane_argument;
+    int width;
+    uint64_t value;
+    uint64_t result;
+
+    unsigned lane() const { return number % warp_size; }
+    unsigned warp() const { return number / warp_size; }
+};
+
+struct Block {
+    Index index;
+    uint32_t number;
+    Thread* threads;
+    std::vector<Thread*> ready, spinning;
+    unsigned running;  // threads that have not ended
+    unsigned at_barrier;
+    uint32_t epoch;                        // barriers passed
+    std::unique_ptr<char[]> static_shared;  // while another block of a cooperative launch is in the library's own
+    char* dynamic_shared;
+};
+
+const Launch* launch;
+std::vector<Thread> threads;
+std::vector<Block> blocks;
+Thread* current;  // null while the scheduler runs
+Fiber scheduler;
+char* stacks;
+size_t stack_count;
+char* static_shared;
+size_t static_shared_bytes;
+uint64_t random_state;
+uint64_t progress;                // see note_progress
+volatile uint64_t switches;       // the watchdog's sign of life
+volatile bool in_launch;
+pthread_t launching_thread;
+bool failed;
+char report[4096];
+pthread_mutex_t one_launch = PTHREAD_MUTEX_INITIALIZER;
+
+// Lies in the library's thread-local segment, as every __shared__ variable does, and so tells where that is.
+thread_local char anchor;
+
+// ---- Reports ---------------------------------------------------------------------------------------------------------
+
+std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
+std::string text(const char* format, ...) {
+    char buffer[512];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(buffer, sizeof buffer, format, list);
+    va_end(list);
+    return buffer;
+}
+
+void write_report(const char* check, const Thread* thread, const char* what) {
+    if (failed) return;  // the first error is the one that explains the others
+    failed = true;
+    int used = snprintf(report, sizeof report, "%s: kernel %s, ", check, kernels[launch->kernel].name);
+    if (thread) {
+        describe_thread(thread->block->number * (blockDim.x * blockDim.y * blockDim.z) + thread->number, report + used, 96);
+        used += strlen(report + used);
+        used += snprintf(report + used, sizeof report - used, ": ");
+    }
+    snprintf(report + used, sizeof report - used, "%s", what);
+}
+
+const char* name(Collective kind) {
+    switch (kind) {
+        case Collective::syncwarp: return "__syncwarp";
+        case Collective::shuffle: return "__shfl_sync";
+        case Collective::shuffle_up: return "__shfl_up_sync";
+        case Collective::shuffle_down: return "__shfl_down_sync";
+        case Collective::shuffle_xor: return "__shfl_xor_sync";
+        case Collective::ballot: return "a vote";
+        case Collective::match: return "__match_any_sync";
+    }
+    return "";
+}
+
+std::string where(const Thread& thread) {
+    switch (thread.state) {
+        case State::ended: return "ended";
+        case State::at_barrier: return text("waits at __syncthreads (%s:%d)", thread.file, thread.line);
+        case State::at_collective:
+            return text("waits at %s with mask 0x%08x (%s:%d)", name(thread.collective), thread.mask, thread.file, thread.line);
+        case State::spinning: return text("spins (%s:%d)", thread.file, thread.line);
+        case State::ready: return "can run";
+    }
+    return "";
+}
+
+// Who waits where: one line a place, with the first thread seen there and how many there are. Returns a thread that waits.
+const Thread* describe_waiting(std::string& message) {
+    const Thread* waiting = nullptr;
+    std::map<std::string, std::pair<const Thread*, unsigned>> places;
+    for (const Block& block : blocks)
+        for (const Thread* thread = block.threads; block.running && thread < block.threads + blockDim.x * blockDim.y * blockDim.z; ++thread) {
+            auto& place = places[where(*thread)];
+            if (!place.second++) place.first = thread;
+            if (!waiting && thread->state != State::ended) waiting = thread;
+        }
+    for (const auto& [what, place] : places) {
+        const Index b = place.first->block->index, t = place.first->index;
+        message += text("\n  block (%u, %u, %u) thread (%u, %u, %u)", b.x, b.y, b.z, t.x, t.y, t.z);
+        if (place.second > 1) message += text(" and %u more", place.second - 1);
+        message += " " + what;
+    }
+    return waiting;
+}
+
+void report_waiting(const char* check, const char* what) {
+    std::string message = what;
+    const Thread* waiting = describe_waiting(message);
+    write_report(check, waiting, message.c_str());
+}
+
+// ---- Fibers and their order --------------------------------------------------------------------------------------------
+
+uint64_t random_number() {  // splitmix64
+    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+size_t random_below(size_t n) { return static_cast<size_t>((static_cast<unsigned __int128>(random_number()) * n) >> 64); }
+
+template <class T>
+void shuffle(std::vector<T>& list) {
+    for (size_t n = list.size(); n > 1; --n) std::swap(list[n - 1], list[random_below(n)]);
+}
+
+void back_to_scheduler() {
+    Thread* self = current;
+    switch_fiber(self->fiber, scheduler);
+}
+
+void wait_as(State state, const char* file, int line) {
+    current->state = state;
+    current->file = file;
+    current->line = line;
+    back_to_scheduler();
+}
+
+void make_ready(Thread& thread) {
+    thread.state = State::ready;
+    thread.block->ready.push_back(&thread);
+}
+
+unsigned threads_per_block() { return blockDim.x * blockDim.y * blockDim.z; }
+
+// ---- Barriers and warp collectives --------------------------------------------------------------------------------------
+
+// Called when a thread came to the barrier or ended.
+void check_barrier(Block& block) {
+    if (!block.at_barrier || block.at_barrier < block.running) return;
+    const unsigned n = threads_per_block();
+    const Thread* first = nullptr;
+    int count = 0;
+    for (Thread* t = block.threads; t < block.threads + n; ++t) {
+        if (t->state == State::ended) {
+            report_waiting("barrier", "a barrier that cannot complete: some threads of the block ended without coming to it");
+            return;
+        }
+        if (!first) first = t;
+        if (t->line != first->line || t->barrier != first->barrier || strcmp(t->file, first->file) != 0) {
+            report_waiting("barrier", "threads of one block wait at different barriers");
+            return;
+        }
+        count += t->value != 0;
+    }
+    const int result = first->barrier == Barrier::all ? count == int(n) : first->barrier == Barrier::any ? count > 0 : count;
+    for (Thread* t = block.threads; t < block.threads + n; ++t) {
+        t->result = result;
+        make_ready(*t);
+    }
+    block.at_barrier = 0;
+    ++block.epoch;
+    ++progress;
+}
+
+struct Warp {
+    Thread* lanes;
+    unsigned existing;  // mask of the lanes that the block has
+
+    explicit Warp(const Thread& member) {
+        lanes = member.block->threads + member.warp() * warp_size;
+        const unsigned n = threads_per_block() - member.warp() * warp_size;
+        existing = n >= warp_size ? all_lanes : (1u << n) - 1;
+    }
+};
+
+// The lane whose value a shuffle takes, or the caller's own where the source lies outside its segment of `width` lanes.
+int source_lane(const Thread& t) {
+    const int lane = t.lane(), segment = lane & ~(t.width - 1);
+    int source = lane;
+    switch (t.collective) {
+        case Collective::shuffle: source = segment + (t.lane_argument & (t.width - 1)); break;
+        case Collective::shuffle_up: source = lane - t.lane_argument; break;
+        case Collective::shuffle_down: source = lane + t.lane_argument; break;
+        default: source = lane ^ t.lane_argument; break;
+    }
+    // __shfl_xor_sync may read an earlier segment, not a later one; the others stay in their own.
+    if (source >= segment + t.width || (t.collective != Collective::shuffle_xor && source < segment) || source < 0) return lane;
+    return source;
+}
+
+void finish_collective(const Warp& warp, unsigned mask) {
+    const Collective kind = warp.lanes[__builtin_ctz(mask)].collective;
+    unsigned ballot = 0;
+    for (unsigned lane = 0; lane < warp_size; ++lane)
+        if (mask >> lane & 1 && warp.lanes[lane].value) ballot |= 1u << lane;
+    for (unsigned lane = 0; lane < warp_size; ++lane) {
+        if (!(mask >> lane & 1)) continue;
+        Thread& t = warp.lanes[lane];
+        if (kind == Collective::ballot) {
+            t.result = ballot;
+        } else if (kind == Collective::match) {
+            t.result = 0;
+            for (unsigned other = 0; other < warp_size; ++other)
+                if (mask >> other & 1 && warp.lanes[other].value == t.value) t.result |= 1u << other;
+        } else if (kind != Collective::syncwarp) {
+            const unsigned source = source_lane(t);
+            if (!(mask >> source & 1)) {
+                write_report("lane", &t, text("%s reads lane %u, which takes no part (mask 0x%08x) (%s:%d)", name(kind), source, t.mask, t.file, t.line).c_str());
+                return;
+            }
+            t.result = warp.lanes[source].value;
+        }
+    }
+    if (kind == Collective::syncwarp) recorder_syncwarp(warp.lanes->block->number, warp.lanes->warp(), mask);
+    for (unsigned lane = 0; lane < warp_size; ++lane)
+        if (mask >> lane & 1) make_ready(warp.lanes[lane]);
+    ++progress;
+}
+
+// Called when `member` came to a collective; or when it ended, which those who wait for it will never know otherwise.
+void check_collectives(Thread& member) {
+    const Warp warp(member);
+    for (unsigned lane = 0; lane < warp_size; ++lane) {
+        if (!(warp.existing >> lane & 1)) continue;
+        Thread& t = warp.lanes[lane];
+        const bool concerned = member.state == State::ended ? t.mask >> member.lane() & 1 : &t == &member;
+        if (t.state != State::at_collective || !concerned) continue;
+        const unsigned named = t.mask & warp.existing;
+        unsigned here = 0;
+        for (unsigned other = 0; other < warp_size; ++other) {
+            if (!(named >> other & 1)) continue;
+            const Thread& o = warp.lanes[other];
+            if (o.state == State::ended) {
+                write_report("collective", &t, text("%s with mask 0x%08x (%s:%d) cannot complete: lane %u ended without coming to it",
+                                                    name(t.collective), t.mask, t.file, t.line, other).c_str());
+                return;
+            }
+            if (o.state == State::at_collective && o.mask == t.mask && o.collective == t.collective) here |= 1u << other;
+        }
+        if (here == named) return finish_collective(warp, named);
+    }
+}
+
+// ---- Blocks ----------------------------------------------------------------------------------------------------------
+
+void fiber_main() {
+    arrived_on_fiber(true);
+    const Kernel& kernel = kernels[launch->kernel];
+    kernel.call(kernel.function, launch->arguments);
+    Thread& self = *current;
+    self.state = State::ended;
+    --self.block->running;
+    ++progress;
+    check_collectives(self);
+    if (!failed) check_barrier(*self.block);
+    back_to_scheduler();
+    __builtin_unreachable();
+}
+
+char* allocate_dynamic_shared() {
+#if HOST_ASAN
+    const size_t bytes = launch->shared_bytes;
+#else
+    const size_t bytes = launch->shared_bytes + red_zone_bytes;
+#endif
+    if (!bytes) return nullptr;
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 128, bytes)) abort();
+    memset(memory, fresh, bytes);
+    return static_cast<char*>(memory);
+}
+
+void start_block(Block& block, uint32_t number, size_t first_thread) {
+    block.number = number;
+    block.index = {number % gridDim.x, number / gridDim.x % gridDim.y, number / gridDim.x / gridDim.y};
+    block.threads = &threads[first_thread];
+    block.running = threads_per_block();
+    block.at_barrier = 0;
+    block.epoch = 0;
+    block.ready.clear();
+    block.spinning.clear();
+    for (uint32_t i = 0; i < threads_per_block(); ++i) {
+        Thread& t = block.threads[i];
+        t.block = &block;
+        t.number = i;
+        t.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+        t.fiber.stack = stacks + (first_thread + i) * stack_bytes;
+        t.fiber.stack_bytes = stack_bytes;
+        start_fiber(t.fiber, fiber_main);
+        make_ready(t);
+    }
+    block.dynamic_shared = allocate_dynamic_shared();
+    recorder_start_block(number);
+}
+
+void end_block(Block& block) {
+#if !HOST_ASAN
+    const char* end = block.dynamic_shared + launch->shared_bytes;
+    for (size_t i = 0; i < red_zone_bytes; ++i)
+        if (static_cast<unsigned char>(end[i]) != fresh) {
+            write_report("bounds", block.threads, text("the block wrote %zu bytes behind its %zu bytes of dynamic shared memory", i,
+                                                       size_t(launch->shared_bytes)).c_str());
+            break;
+        }
+#endif
+    free(block.dynamic_shared);
+    block.dynamic_shared = nullptr;
+}
+
+// Runs the block's threads until each of them waits, spins or has ended.
+void run_block(Block& block) {
+    blockIdx = block.index;
+    recorder_enter_block(block.number, static_shared, static_shared_bytes, block.dynamic_shared, launch->shared_bytes);
+    while (!block.ready.empty() && !failed) {
+        std::swap(block.ready.back(), block.ready[random_below(block.ready.size())]);
+        current = block.ready.back();
+        block.ready.pop_back();
+        threadIdx = current->index;
+        switches = switches + 1;
+        switch_fiber(scheduler, current->fiber);
+        current = nullptr;
+    }
+    for (Thread* t : block.spinning) make_ready(*t);
+    block.spinning.clear();
+}
+
+// Runs blocks that are alive together, round by round, until all have ended.
+void run_together(std::vector<Block*> alive) {
+    uint64_t progress_before = progress;
+    for (int idle_rounds = 0; !alive.empty() && !failed;) {
+        shuffle(alive);
+        bool any_ran = false;
+        for (Block* block : alive) {
+            if (block->ready.empty()) continue;
+            any_ran = true;
+            if (block->static_shared) memcpy(static_shared, block->static_shared.get(), static_shared_bytes);
+            run_block(*block);
+            if (block->static_shared) memcpy(block->static_shared.get(), static_shared, static_shared_bytes);
+            if (failed) return;
+        }
+        alive.erase(std::remove_if(alive.begin(), alive.end(), [](Block* b) { return !b->running; }), alive.end());
+        if (!any_ran) return report_waiting("deadlock", "no thread can go on");
+        idle_rounds = progress == progress_before ? idle_rounds + 1 : 0;
+        progress_before = progress;
+        if (idle_rounds > idle_rounds_allowed)
+            return report_waiting("livelock", "threads spin for something that never comes");
+    }
+}
+
+void run_all_blocks() {
+    const uint32_t block_count = gridDim.x * gridDim.y * gridDim.z;
+    if (launch->cooperative) {
+        for (uint32_t i = 0; i < block_count; ++i) {
+            start_block(blocks[i], i, size_t{i} * threads_per_block());
+            blocks[i].static_shared.reset(new char[static_shared_bytes]);
+            memset(blocks[i].static_shared.get(), fresh, static_shared_bytes);
+        }
+        std::vector<Block*> alive;
+        for (Block& block : blocks) alive.push_back(&block);
+        run_together(alive);
+        for (Block& block : blocks) end_block(block);
+        return;
+    }
+    std::vector<uint32_t> order(block_count);
+    for (uint32_t i = 0; i < block_count; ++i) order[i] = i;
+    shuffle(order);
+    for (uint32_t number : order) {
+        start_block(blocks[0], number, 0);
+        memset(static_shared, fresh, static_shared_bytes);
+        run_together({&blocks[0]});
+        end_block(blocks[0]);
+        if (failed) return;
+    }
+}
+
+void reserve_stacks(size_t count) {
+    if (count <= stack_count) return;
+    if (stacks) munmap(stacks, stack_count * stack_bytes);
+    // The pages of a stack are taken from the system when they are first touched. A deep stack runs into the one below;
+    // the kernels' frames are small, and a GPU has no such stacks either.
+    void* memory = mmap(nullptr, count * stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) abort();
+    stacks = static_cast<char*>(memory);
+    stack_count = count;
+}
+
+void release_big_stacks() {
+    if (stack_count <= stacks_kept) return;
+    munmap(stacks, stack_count * stack_bytes);
+    stacks = nullptr;
+    stack_count = 0;
+}
+
+// This thread's instance of the library's thread-local segment: exactly the __shared__ variables, and `anchor`.
+void find_static_shared() {
+    *static_cast<volatile char*>(&anchor) = 0;  // have the segment made
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, size_t, void*) {
+            for (int i = 0; i < info->dlpi_phnum; ++i) {
+                const auto& header = info->dlpi_phdr[i];
+                char* base = static_cast<char*>(info->dlpi_tls_data);
+                if (header.p_type != PT_TLS || !base || &anchor < base || &anchor >= base + header.p_memsz) continue;
+                static_shared = base;
+                static_shared_bytes = header.p_memsz;
+                return 1;
+            }
+            return 0;
+        },
+        nullptr);
+}
+
+// ---- Signals: faults in a kernel, and fibers that never wait ----------------------------------------------------------
+
+constexpr int watchdog_signal = SIGURG;  // ignored by default, so a late one harms nobody
+
+void on_signal(int signal, siginfo_t* info, void*) {
+    if (!in_launch || !current || !pthread_equal(pthread_self(), launching_thread)) return;
+    if (signal == watchdog_signal) {
+        fail("endless", "runs on and on without coming to a barrier, a warp collective or spin_pause(): an endless loop, or a spin without spin_pause()");
+    } else if (signal == SIGFPE) {
+        fail("undefined", "an integer division by zero");
+    } else {
+        fail("bounds", "an invalid address, %p", info->si_addr);
+    }
+}
+
+#if HOST_ASAN
+constexpr int signals[] = {watchdog_signal};  // AddressSanitizer reports faults itself
+#else
+constexpr int signals[] = {watchdog_signal, SIGSEGV, SIGBUS, SIGFPE};
+#endif
+constexpr int signal_count = sizeof signals / sizeof *signals;
+
+class SignalHandlers {
+    struct sigaction before_[signal_count];
+
+public:
+    SignalHandlers() {
+        struct sigaction action = {};
+        action.sa_sigaction = on_signal;
+        action.sa_flags = SA_SIGINFO | SA_NODEFER;  // the handler switches fibers and never returns
+        for (int i = 0; i < signal_count; ++i) sigaction(signals[i], &action, &before_[i]);
+    }
+    ~SignalHandlers() {
+        for (int i = 0; i < signal_count; ++i) sigaction(signals[i], &before_[i], nullptr);
+    }
+};
+
+void* watch(void*) {
+    uint64_t seen = 0;
+    double stalled = 0;
+    constexpr double period = 0.1;
+    for (;;) {
+        usleep(static_cast<useconds_t>(period * 1e6));
+        stalled = in_launch && switches == seen ? stalled + period : 0;
+        seen = switches;
+        if (stalled && stalled > launch->stall_seconds) pthread_kill(launching_thread, watchdog_signal);
+    }
+}
+
+void start_watchdog() {
+    static pid_t watched = 0;
+    if (watched == getpid()) return;  // another number after a fork, which takes no threads along
+    watched = getpid();
+    pthread_t thread;
+    if (pthread_create(&thread, nullptr, watch, nullptr)) abort();
+    pthread_detach(thread);
+}
+
+#if HOST_ASAN
+void on_asan_report(const char* asan_report) {
+    if (in_launch && current) write_report("bounds", current, asan_report);
+}
+#endif
+
+}  // namespace
+
+// ---- What kernels call -------------------------------------------------------------------------------------------------
+
+int barrier(Barrier kind, int predicate, const char* file, int line) {
+    Thread& self = *current;
+    self.barrier = kind;
+    self.value = predicate != 0;
+    self.state = State::at_barrier;
+    self.file = file;
+    self.line = line;
+    ++self.block->at_barrier;
+    check_barrier(*self.block);
+    back_to_scheduler();
+    return static_cast<int>(self.result);
+}
+
+uint64_t collective(Collective kind, unsigned mask, uint64_t value, int lane, int width, const char* file, int line) {
+    Thread& self = *current;
+    if (!(mask >> self.lane() & 1))
+        fail("collective", "%s with mask 0x%08x, which does not name the calling lane %u (%s:%d)", name(kind), mask, self.lane(), file, line);
+    self.collective = kind;
+    self.mask = mask;
+    self.value = value;
+    self.lane_argument = lane;
+    self.width = width;
+    self.state = State::at_collective;
+    self.file = file;
+    self.line = line;
+    check_collectives(self);
+    back_to_scheduler();
+    return self.result;
+}
+
+unsigned active_mask() { return 1u << current->lane(); }
+
+void spin_pause(const char* file, int line) {
+    current->block->spinning.push_back(current);
+    wait_as(State::spinning, file, line);
+}
+
+void* dynamic_shared() { return current->block->dynamic_shared; }
+
+void note_progress() { ++progress; }
+
+void released(const void* word, uint64_t goal) { recorder_released(current->block->number, current->block->epoch, word, goal); }
+
+void acquired(const void* word, uint64_t goal) { recorder_acquired(current->block->number, word, goal); }
+
+void note_access(const void* address, size_t bytes, bool is_write, Access access) {
+    recorder_access(address, bytes, is_write, access, __builtin_return_address(0));
+}
+
+void fail(const char* check, const char* format, ...) {
+    char what[2048];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(what, sizeof what, format, list);
+    va_end(list);
+    write_report(check, current, what);
+    back_to_scheduler();  // which sees that the launch failed and lets all fibers be
+    __builtin_unreachable();
+}
+
+Position position() {
+    const Thread& t = *current;
+    return {t.block->number * threads_per_block() + t.number, t.block->number, t.warp(), t.lane(), t.block->epoch};
+}
+
+bool in_own_stack(const void* address) {
+    const char* a = static_cast<const char*>(address);
+    return a >= current->fiber.stack && a < current->fiber.stack + stack_bytes;
+}
+
+bool in_any_stack(const void* address) {
+    const char* a = static_cast<const char*>(address);
+    return a >= stacks && a < stacks + stack_count * stack_bytes;
+}
+
+void describe_thread(uint32_t thread, char* buffer, size_t capacity) {
+    const uint32_t b = thread / threads_per_block(), t = thread % threads_per_block();
+    snprintf(buffer, capacity, "block (%u, %u, %u) thread (%u, %u, %u)", b % gridDim.x, b / gridDim.x % gridDim.y,
+             b / gridDim.x / gridDim.y, t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y);
+}
+
+}  // namespace host
+
+// ---- What Python calls ----------------------------------------------------------------------------------------------
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT int gpurnn_host_kernel_count() { return host::kernel_count; }
+EXPORT const char* gpurnn_host_kernel_name(int i) { return host::kernels[i].name; }
+EXPORT const char* gpurnn_host_kernel_parameters(int i) { return host::kernels[i].parameters; }
+
+// Runs one launch to its end. Returns 0, or 1 with "check: message" in `message`.
+EXPORT int gpurnn_host_launch(const host::Launch* what, char* message, size_t capacity) {
+    using namespace host;
+    pthread_mutex_lock(&one_launch);
+    launch = what;
+    gridDim = {what->grid[0], what->grid[1], what->grid[2]};
+    blockDim = {what->block[0], what->block[1], what->block[2]};
+    const size_t alive = launch->cooperative ? size_t{gridDim.x} * gridDim.y * gridDim.z : 1;
+    failed = false;
+    random_state = what->seed;
+    launching_thread = pthread_self();
+    find_static_shared();
+    reserve_stacks(alive * threads_per_block());
+    threads.resize(alive * threads_per_block());
+    blocks.resize(alive);
+    recorder_begin(what->regions, what->region_count, gridDim.x * gridDim.y * gridDim.z, threads_per_block());
+    start_watchdog();
+#if HOST_ASAN
+    __asan_set_error_report_callback(on_asan_report);
+#endif
+    {
+        SignalHandlers handlers;
+        in_launch = true;
+        run_all_blocks();
+        in_launch = false;
+    }
+    recorder_end();
+    release_big_stacks();
+    if (failed) snprintf(message, capacity, "%s", report);
+    const int result = failed;
+    pthread_mutex_unlock(&one_launch);
+    return result;
+}

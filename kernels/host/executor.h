@@ -1,0 +1,77 @@
+// What the CUDA names in cuda_on_host.h are made of, and what the parts of the executor share.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace host {
+
+// ---- What kernels call -------------------------------------------------------------------------------------------
+
+enum class Barrier { sync, count, all, any };
+enum class Collective { syncwarp, shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, match };
+// How memory is touched. Published: past the L1 cache (publish, read_published, __ldcg, __stcg). Read-only: __ldg.
+enum class Access : uint32_t { plain, published, atomic, read_only };
+
+// `file` and `line` are those of the call in the kernel; messages name them, and all threads of a block must meet at one.
+int barrier(Barrier kind, int predicate, const char* file, int line);
+uint64_t collective(Collective kind, unsigned mask, uint64_t value, int lane, int width, const char* file, int line);
+unsigned active_mask();
+void spin_pause(const char* file, int line);
+void* dynamic_shared();
+// A write that another thread may be waiting for; spinning without any of them is an error in the end.
+void note_progress();
+// arrive: what this block did before its last barrier is released to those who await the same goal of the same word.
+void released(const void* word, uint64_t goal);
+void acquired(const void* word, uint64_t goal);
+void note_access(const void* address, size_t bytes, bool is_write, Access access);
+// Ends the launch. `check` is the word by which tests and people know the kind of error.
+[[noreturn]] void fail(const char* check, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+struct Index {
+    unsigned x, y, z;
+};
+
+// ---- The kernels of a library: defined by the generated translation unit ------------------------------------------
+
+struct Kernel {
+    const char* name;
+    const char* parameters;  // comma-separated, each like "const f4*" or "i4": NumPy's type codes
+    void (*function)();
+    void (*call)(void (*function)(), void** arguments);
+};
+extern const Kernel kernels[];
+extern const int kernel_count;
+
+// ---- Between executor.cpp and conflicts.cpp ------------------------------------------------------------------------
+
+struct Region {  // an array that the kernel may touch
+    char* begin;
+    uint64_t bytes;
+    const char* name;
+};
+
+// The running thread, as the recorder of accesses knows it.
+struct Position {
+    uint32_t thread;  // number in the grid
+    uint32_t block;   // number in the grid
+    uint32_t warp;    // number in the block
+    uint32_t lane;
+    uint32_t epoch;  // barriers that its block has passed
+};
+Position position();
+bool in_own_stack(const void* address);
+bool in_any_stack(const void* address);
+void describe_thread(uint32_t thread, char* text, size_t capacity);  // "block (1, 0, 0) thread (5, 0, 0)"
+
+// The recorder. In builds without it these do nothing.
+void recorder_begin(const Region* regions, int count, uint32_t blocks, uint32_t threads_per_block);
+void recorder_end();
+void recorder_enter_block(uint32_t block, char* static_shared, size_t static_bytes, char* dynamic, size_t dynamic_bytes);
+void recorder_start_block(uint32_t block);
+void recorder_syncwarp(uint32_t block, uint32_t warp, unsigned lanes);
+void recorder_access(const void* address, size_t bytes, bool is_write, Access access, const void* pc);
+void recorder_released(uint32_t block, uint32_t epoch, const void* word, uint64_t goal);
+void recorder_acquired(uint32_t block, const void* word, uint64_t goal);
+
+}  // namespace host

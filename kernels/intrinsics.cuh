@@ -1,0 +1,107 @@
+// What differs between a GPU and the host executor, and the only ways by which the blocks of a launch may exchange data.
+//
+// Every intrinsic stands here twice: for a GPU (PTX or a CUDA built-in), and for the executor in host/.
+//
+// Data that one block writes and another reads in the same launch: written by publish(), read by read_published(), with
+// a GridBarrier (or an arrive() and an await() for it) in between. publish and read_published go past the L1 caches,
+// which are not coherent; they do not order anything. arrive releases and await acquires. Nothing else may touch such
+// data: no CPU can show what a GPU does to a program that breaks this, so the executor's recorder of accesses checks it.
+#pragma once
+
+#if defined(__CUDACC__)
+
+// `name` points to the dynamic shared memory of the block, aligned to 16 bytes.
+#define DYNAMIC_SHARED(T, name)                                              \
+    extern __shared__ __align__(16) unsigned char dynamic_shared_memory[]; \
+    T* const name = reinterpret_cast<T*>(dynamic_shared_memory)
+
+template <typename T>
+__device__ __forceinline__ void publish(T* address, T value) {
+    __stcg(address, value);
+}
+
+template <typename T>
+__device__ __forceinline__ T read_published(const T* address) {
+    return __ldcg(address);
+}
+
+// In the body of every loop that waits for another thread.
+__device__ __forceinline__ void spin_pause() {
+#if __CUDA_ARCH__ >= 700
+    __nanosleep(20);
+#endif
+}
+
+// Adds one to `word`, after all that this thread, and those it has met at a barrier, did before. `goal` is the count that
+// this arrival is part of; the executor keeps arrivals for different goals apart.
+__device__ __forceinline__ void arrive(unsigned* word, unsigned goal) {
+    (void)goal;
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(word) : "memory");
+}
+
+// Returns when `word` has reached `goal`; what was done before those arrivals is then visible to this thread.
+__device__ __forceinline__ void await(const unsigned* word, unsigned goal) {
+    for (;;) {
+        unsigned count;
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(word) : "memory");
+        if (count >= goal) return;
+        spin_pause();
+    }
+}
+
+#else
+
+#define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(host::dynamic_shared())
+
+template <typename T>
+void publish(T* address, T value) {
+    __stcg(address, value);
+}
+
+template <typename T>
+T read_published(const T* address) {
+    return __ldcg(address);
+}
+
+inline void spin_pause(HOST_SITE) { host::spin_pause(file, line); }
+
+inline void arrive(unsigned* word, unsigned goal) {
+    host::released(word, goal);
+    atomicAdd(word, 1u);
+}
+
+inline void await(const unsigned* word, unsigned goal, HOST_SITE) {
+    while (host_load(word, host::Access::atomic) < goal) host::spin_pause(file, line);
+    host::acquired(word, goal);
+}
+
+#endif
+
+// A barrier of `blocks` blocks, again and again: all of a cooperative launch, or those that share the word `arrived`.
+// The word is zero before the launch. arrive() and wait() may have other work between them; sync() is both.
+// Every thread of the block makes one and calls it; the block's own threads are synchronised too.
+struct GridBarrier {
+    unsigned* arrived;
+    unsigned blocks;
+    unsigned goal;  // of `arrived`, at the next arrival or the last one made
+
+    __device__ GridBarrier(unsigned* arrived, unsigned blocks) : arrived(arrived), blocks(blocks), goal(0) {}
+
+    __device__ void arrive() {
+        goal += blocks;
+        __syncthreads();
+        if (is_first_thread()) ::arrive(arrived, goal);
+    }
+
+    __device__ void wait() {
+        if (is_first_thread()) await(arrived, goal);
+        __syncthreads();
+    }
+
+    __device__ void sync() {
+        arrive();
+        wait();
+    }
+
+    __device__ static bool is_first_thread() { return threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0; }
+};

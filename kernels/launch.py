@@ -1,0 +1,293 @@
+"""Kernels by name, launched where their arrays are: CuPy arrays on their GPU, NumPy arrays on the host executor.
+
+    module = Module("add.cu", kernels=["add<float>"])
+    module["add<float>"]((blocks,), (256,), (x, y, out, np.int32(n)))
+
+This is the only file that touches ``cupy.RawModule``. Importing it imports no CuPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_cupy_array
+
+from . import host
+from .host.build import KERNELS, digest_of, source_closure
+
+__all__ = ["Kernel", "Module", "Parameter", "empty"]
+
+_C_TYPES = {
+    "bool": "b1",
+    "char": "i1",
+    "signed char": "i1",
+    "unsigned char": "u1",
+    "int8_t": "i1",
+    "uint8_t": "u1",
+    "int": "i4",
+    "unsigned": "u4",
+    "unsigned int": "u4",
+    "int32_t": "i4",
+    "uint32_t": "u4",
+    "long long": "i8",
+    "unsigned long long": "u8",
+    "int64_t": "i8",
+    "uint64_t": "u8",
+    "size_t": "u8",
+    "float": "f4",
+    "double": "f8",
+    "void": "any",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A kernel's parameter: ``element`` is a NumPy type code, or ``"any"`` where only the compiler could tell."""
+
+    name: str
+    element: str
+    is_array: bool
+    is_const: bool
+
+    @staticmethod
+    def declared(text: str, defines: Mapping[str, str]) -> Parameter:
+        """The parameter declared by ``text``, such as ``const float* __restrict__ x``."""
+        words = re.findall(r"\w+|\*|<.*>|::", re.sub(r"\b(__restrict__|__restrict|volatile)\b", "", text))
+        name = words.pop()
+        stars = words.count("*")
+        is_const = "const" in words[: words.index("*")] if stars else False
+        element = " ".join(word for word in words if word not in ("*", "const"))
+        element = _C_TYPES.get(defines.get(element, element), "any")
+        return Parameter(name, "u8" if stars > 1 else element, stars > 0, is_const)
+
+    @staticmethod
+    def compiled(name: str, text: str) -> Parameter:
+        """The parameter that the compiler describes as ``text``, such as ``const f4*``; see ``host/cuda_on_host.h``."""
+        element = text.removeprefix("const ")
+        if element.endswith("**"):
+            return Parameter(name, "u8", True, text.startswith("const "))
+        return Parameter(name, element.removesuffix("*"), element.endswith("*"), text.startswith("const "))
+
+
+def declared_parameters(texts: Mapping[Path, str], kernel: str, defines: Mapping[str, str]) -> list[Parameter]:
+    """The parameters of ``kernel`` as its source declares them."""
+    function = kernel.split("<")[0]
+    for text in texts.values():
+        code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
+        found = re.search(rf"__global__[^;{{}}]*?\b{re.escape(function.split('::')[-1])}\s*\(([^)]*)\)", code)
+        if found:
+            declarations = [part for part in found.group(1).split(",") if part.strip() not in ("", "void")]
+            return [Parameter.declared(part, defines) for part in declarations]
+    raise ValueError(f"no `__global__` function {function} in {next(iter(texts))} or what it includes")
+
+
+def empty(like: Any, shape: int | Sequence[int], dtype: Any) -> Any:
+    """Fresh device memory where ``like`` is. On the host executor it holds NaN and is guarded by a red zone."""
+    if is_cupy_array(like):
+        import cupy
+
+        return cupy.empty(shape, dtype)
+    return host.empty(shape, dtype)
+
+
+class Module:
+    """The kernels of one source file, compiled at their first launch.
+
+    Parameters
+    ----------
+    source : str or Path
+        The ``.cu`` file; a relative path starts in ``kernels/``.
+    kernels : sequence of str
+        Those that are wanted: names, or template instances such as ``"step<float, 4>"``.
+    defines : mapping of str to str, optional
+        Macros.
+    """
+
+    def __init__(self, source: str | Path, kernels: Sequence[str], defines: Mapping[str, str] | None = None) -> None:
+        self.source = KERNELS / source
+        self.names = tuple(kernels)
+        self.defines = dict(defines or {})
+
+    def __getitem__(self, name: str) -> Kernel:
+        if name not in self.names:
+            raise KeyError(f"{self.source.name} was asked for the kernels {', '.join(self.names)}, not {name}")
+        return Kernel(self, name)
+
+    @functools.cached_property
+    def _texts(self) -> dict[Path, str]:
+        return source_closure(self.source)
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019  modules live as long as the process
+    def _library(self, build: str) -> host.Library:
+        return host.Library(self.source, self.names, self.defines, build)
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019
+    def _parameters(self, name: str, build: str | None) -> list[Parameter]:
+        declared = declared_parameters(self._texts, name, self.defines)
+        if build is None:
+            return declared
+        compiled = self._library(build).parameters(name)
+        return [Parameter.compiled(d.name, text) for d, text in zip(declared, compiled, strict=True)]
+
+    @functools.cached_property
+    def _raw_module(self) -> Any:
+        import cupy
+
+        # CuPy's cache of binaries knows this text and not what it includes, hence the digest.
+        content = digest_of(*(f"{path.name}\n{text}" for path, text in sorted(self._texts.items())))
+        code = f'// {content}\n#line 1 "{self.source}"\n{self._texts[self.source.resolve()]}'
+        options = ("-std=c++17", f"-I{KERNELS}", f"-I{self.source.parent}")
+        options += tuple(f"-D{name}={value}" for name, value in sorted(self.defines.items()))
+        return cupy.RawModule(code=code, options=options, name_expressions=self.names)
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019
+    def _cuda_function(self, name: str) -> Any:
+        return self._raw_module.get_function(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel of a `Module`; call it to launch it."""
+
+    module: Module
+    name: str
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        *,
+        shared_mem: int = 0,
+        cooperative: bool = False,
+        reachable: Sequence[Any] = (),
+    ) -> None:
+        """Launches the kernel, on the current stream if on a GPU.
+
+        Parameters
+        ----------
+        grid, block : tuple of int
+            Blocks, and threads of a block, along x, y and z.
+        args : sequence
+            For each pointer a C-contiguous array or None, for each other parameter a NumPy scalar of its very type: Python's
+            ints and floats would be passed as 64-bit values.
+        shared_mem : int
+            Bytes of dynamic shared memory.
+        cooperative : bool
+            All blocks run side by side, as a `GridBarrier` needs.
+        reachable : sequence of arrays
+            Those that the kernel reaches through pointers in memory and not by its arguments.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the arguments do not fit the kernel's parameters, or the grid fits no GPU; for a cooperative launch, the current one.
+        kernels.host.ExecutionError
+            If the host executor finds an error in the kernel.
+        """
+        arrays = [a for a in (*args, *reachable) if isinstance(a, np.ndarray) or is_cupy_array(a)]
+        on_gpu = {is_cupy_array(a) for a in arrays}
+        if len(on_gpu) != 1:
+            what = "NumPy and CuPy arrays" if on_gpu else "no array"
+            raise TypeError(f"{self.name}: the arguments hold {what}, expected arrays of one library")
+        build = None if on_gpu.pop() else host.current_execution().build
+        self._check_sizes(grid, block, shared_mem)
+        parameters = self.module._parameters(self.name, build)
+        self._check_arguments(parameters, args)
+        values = [np.uint64(0) if a is None else a for a in args]  # a null pointer
+        if build is not None:
+            self.module._library(build).launch(
+                self.name,
+                grid,
+                block,
+                values,
+                [p.name for p in parameters],
+                shared_bytes=shared_mem,
+                cooperative=cooperative,
+                reachable=reachable,
+            )
+        else:
+            self._launch_on_gpu(grid, block, values, shared_mem, cooperative)
+
+    def _launch_on_gpu(
+        self, grid: tuple[int, ...], block: tuple[int, ...], values: list[Any], shared_mem: int, cooperative: bool
+    ) -> None:
+        raw = self.module._cuda_function(self.name)
+        if shared_mem > 48 * 1024:  # more than a kernel may have without asking for it
+            raw.max_dynamic_shared_size_bytes = shared_mem
+        if cooperative:
+            # CuPy would shrink an oversized one-dimensional grid, with no more than a warning.
+            resident = _resident_blocks(raw, int(np.prod(block)), shared_mem)
+            if int(np.prod(grid)) > resident:
+                raise ValueError(
+                    f"{self.name}: a cooperative grid of {int(np.prod(grid))} blocks, expected at most the {resident} "
+                    f"that the device holds at once with {int(np.prod(block))} threads and {shared_mem} bytes each"
+                )
+        raw.kernel(grid, block, values, shared_mem=shared_mem, enable_cooperative_groups=cooperative)
+
+    def _check_sizes(self, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int) -> None:
+        for what, sizes, limits in (("grid", grid, (2**31 - 1, 65535, 65535)), ("block", block, (1024, 1024, 64))):
+            if not 1 <= len(sizes) <= 3:
+                raise ValueError(f"{self.name}: {what} is {sizes}, expected one to three sizes")
+            for size, limit in zip(sizes, limits, strict=False):
+                # CuPy would launch one block where the grid is empty.
+                if not 1 <= size <= limit:
+                    raise ValueError(f"{self.name}: {what} is {sizes}, expected sizes from 1 to {limits}")
+        if int(np.prod(block)) > 1024:
+            raise ValueError(f"{self.name}: a block of {block} has {int(np.prod(block))} threads, expected at most 1024")
+        if shared_mem < 0:
+            raise ValueError(f"{self.name}: shared_mem is {shared_mem}, expected a number of bytes")
+
+    def _check_arguments(self, parameters: Sequence[Parameter], args: Sequence[Any]) -> None:
+        if len(args) != len(parameters):
+            names = ", ".join(p.name for p in parameters)
+            raise TypeError(f"{self.name}: {len(args)} arguments, expected {len(parameters)} ({names})")
+        for parameter, argument in zip(parameters, args, strict=True):
+            where = f"{self.name}: argument {parameter.name}"
+            if parameter.is_array:
+                _check_array(where, parameter, argument)
+            elif not isinstance(argument, np.generic):
+                raise TypeError(f"{where} is a {type(argument).__name__}, expected a NumPy scalar {_expected(parameter)}")
+            elif not _same_type(parameter, argument.dtype):
+                raise TypeError(f"{where} is a {argument.dtype} scalar, expected {_expected(parameter)}")
+
+
+def _resident_blocks(raw: Any, threads: int, shared_mem: int) -> int:
+    """How many blocks of this shape the current device holds at once."""
+    import cupy
+    from cupy_backends.cuda.api import driver
+
+    each = driver.occupancyMaxActiveBlocksPerMultiprocessor(raw.kernel.ptr, threads, shared_mem)
+    return int(each * cupy.cuda.Device().attributes["MultiProcessorCount"])
+
+
+def _same_type(parameter: Parameter, dtype: np.dtype[Any]) -> bool:
+    return parameter.element == "any" or (dtype.isnative and f"{dtype.kind}{dtype.itemsize}" == parameter.element)
+
+
+def _expected(parameter: Parameter) -> str:
+    if parameter.element == "any":
+        return "of the parameter's type"
+    return "bool" if parameter.element == "b1" else str(np.dtype(parameter.element))
+
+
+def _check_array(where: str, parameter: Parameter, argument: Any) -> None:
+    if argument is None:
+        return
+    if not (isinstance(argument, np.ndarray) or is_cupy_array(argument)):
+        raise TypeError(f"{where} is a {type(argument).__name__}, expected an array or None")
+    if not _same_type(parameter, argument.dtype):
+        raise TypeError(f"{where} has dtype {argument.dtype}, expected {_expected(parameter)}")
+    if not argument.flags.c_contiguous:
+        raise ValueError(f"{where} has strides {argument.strides}, expected a C-contiguous array")
+    address = argument.ctypes.data if isinstance(argument, np.ndarray) else argument.data.ptr
+    if argument.size and address % argument.dtype.itemsize:
+        raise ValueError(f"{where} lies at address {address:#x}, expected a multiple of {argument.dtype.itemsize} bytes")
+    if isinstance(argument, np.ndarray) and not parameter.is_const and not argument.flags.writeable:
+        raise ValueError(f"{where} is read-only, expected a writable array: the kernel's parameter is not const")
