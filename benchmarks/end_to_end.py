@@ -67,8 +67,8 @@ def train_gpurnn(directory: Path, steps: int, threads: int) -> Result:
     )
 
 
-def train_pytorch(directory: Path, steps: int, threads: int, python: str) -> Result:
-    """The same in PyTorch, from the parameters that `train_gpurnn` left as its checkpoint of step 0."""
+def write_problem(directory: Path, steps: int, threads: int) -> None:
+    """Write what `train_gpurnn` did as problem.npz: its tokens, and the parameters of its checkpoint of step 0."""
     initial = read_checkpoint(checkpoints(directory / "run" / "checkpoints")[0])
     if initial["step"] != 0:
         raise RuntimeError(f"the oldest checkpoint is that of step {initial['step']}, expected 0")
@@ -80,6 +80,10 @@ def train_pytorch(directory: Path, steps: int, threads: int, python: str) -> Res
         embedding=EMBEDDING, hidden=HIDDEN, batch=BATCH, window=WINDOW, lr=LR, clip=CLIP, steps=steps, threads=threads,
         **{f"parameter {name}": array for name, array in initial["params"].items()},
     )  # fmt: skip
+
+
+def train_pytorch(directory: Path, threads: int, python: str) -> Result:
+    """Solve problem.npz in PyTorch."""
     command = [python, "-m", "benchmarks.torch_language_model", str(directory / "problem.npz")]
     environment = thread_limits(threads)
     found = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
@@ -106,7 +110,8 @@ def report(*, steps: int, repeats: int, threads: int, peer_python: str) -> Itera
             for file, part in (("train", whole[:CHARACTERS]), ("held-out", whole[CHARACTERS:])):
                 (directory / f"{file}.txt").write_text(part, encoding="utf-8", newline="")
             ours = train_gpurnn(directory, steps, threads)
-            both.append((ours, train_pytorch(directory, steps, threads, peer_python)))
+            write_problem(directory, steps, threads)
+            both.append((ours, train_pytorch(directory, threads, peer_python)))
     ours, theirs = both[0]
     if abs(ours.losses[0] - theirs.losses[0]) > 1e-5 * theirs.losses[0]:
         raise Disagreement(f"the first loss is {ours.losses[0]} in gpurnn and {theirs.losses[0]} in PyTorch")

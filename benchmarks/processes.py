@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from .cases import Array, Case
-from .contenders import NotInstalled
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,6 +34,7 @@ class Worker:
     Raises
     ------
     NotInstalled
+        The interpreter does not have it.
     """
 
     def __init__(self, name: str, threads: int, python: str = sys.executable) -> None:
@@ -45,7 +45,7 @@ class Worker:
         )  # fmt: skip
         try:
             self.versions: str = self._answer()
-        except NotInstalled:
+        except BaseException:
             self.close()
             raise
 

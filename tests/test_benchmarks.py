@@ -1,0 +1,172 @@
+"""The benchmarks measure what they say, tried on sizes too small to be worth a figure; no test depends on a time."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import compare, end_to_end, memory, torch_language_model
+from benchmarks.cases import GATES, MODES, Case, Size
+from benchmarks.contenders import NotInstalled
+from benchmarks.processes import Worker
+from gpurnn.models import CharVocabulary
+from gpurnn.training import TokenStream
+
+ROOT = Path(__file__).parent.parent
+SIZE = Size(3, 2, 4, 5)
+
+
+@pytest.fixture
+def no_peers(tmp_path, monkeypatch):
+    """No PyTorch and no ONNX Runtime for the processes that are started, whatever is installed."""
+    directory = tmp_path / "modules"
+    directory.mkdir()
+    for module in ("torch", "onnx", "onnxruntime"):
+        (directory / f"{module}.py").write_text("raise ImportError('not there')\n")
+    monkeypatch.setenv("PYTHONPATH", str(directory))
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *map(str, arguments), "--peer-python", sys.executable],
+        cwd=ROOT, env=os.environ, capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+
+
+def test_the_table_has_a_row_for_each_cell_and_size(no_peers):
+    done = command("--size", "3,2,4,5", "--size", "1,1,1,1", "--repeats", 1)
+    assert done.returncode == 0, done.stderr
+    number = r"\d[\d.e+-]*"
+    rows = re.findall(rf"^\| (\w+) \| ([\d, ]+) \| ({number}) \| ({number}) \|$", done.stdout, re.MULTILINE)
+    assert [row[:2] for row in rows] == [
+        (cell, s) for cell in ("RNN", "LSTM", "GRU") for s in ("3, 2, 4, 5", "1, 1, 1, 1")
+    ]
+    assert all(float(milliseconds) > 0 for row in rows for milliseconds in row[2:])
+    assert "PyTorch cannot take part: not there" in done.stdout
+    assert "ONNX Runtime cannot take part: not there" in done.stdout
+
+
+@pytest.mark.parametrize("size", ["3,2,4", "3,2,4,x", "3,2,4,0"])
+def test_a_bad_size_is_refused(size):
+    done = command("--size", size)
+    assert done.returncode == 2
+    assert repr(size) in done.stderr
+
+
+def test_end_to_end_without_pytorch_says_so_at_once(no_peers):
+    done = command("end-to-end")
+    assert done.returncode == 1
+    assert "PyTorch cannot take part: not there" in done.stderr
+
+
+def test_a_worker_without_its_library_or_that_ends_is_an_error(no_peers, capfd):
+    with pytest.raises(NotInstalled, match="PyTorch cannot take part"):
+        Worker("PyTorch", 1)
+    with pytest.raises(RuntimeError, match="process of nobody ended with code 1"):
+        Worker("nobody", 1)
+    assert "StopIteration" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cell", GATES)
+def test_a_worker_computes_the_case(cell, mode):
+    T, B, I, H = SIZE
+    with Worker("gpurnn", 1) as worker:
+        assert worker.versions.startswith("gpurnn ")
+        results = worker.prepare(Case(cell, SIZE, mode))
+        assert worker.time(2) > 0
+    shapes = {name: array.shape for name, array in results.items()}
+    weights = {"weight_ih_l0": (GATES[cell] * H, I), "weight_hh_l0": (GATES[cell] * H, H)}
+    biases = {"bias_ih_l0": (GATES[cell] * H,), "bias_hh_l0": (GATES[cell] * H,)}
+    gradients = {"dx": (T, B, I), **weights, **biases} if mode == "training" else {}
+    assert shapes == {"y": (T, B, H), **gradients}
+    assert all(np.linalg.norm(array) > 0 for array in results.values())
+
+
+class Fake:
+    """A worker whose results and times are given."""
+
+    def __init__(self, name, results, seconds):
+        self.name, self.results, self.seconds = name, results, iter(seconds)
+        self.calls = []
+
+    def prepare(self, case):
+        return self.results
+
+    def time(self, calls):
+        self.calls.append(calls)
+        return next(self.seconds)
+
+
+def test_a_ratio_is_the_median_over_the_rounds():
+    results = {"y": np.ones(3, np.float32)}
+    warm = [0.02, 0.01]
+    first = Fake("gpurnn", results, [*warm, 2.0, 3.0, 4.0, 2.0, 9.0])
+    second = Fake("PyTorch", results, [*warm, 1.0, 2.0, 1.0, 2.0, 3.0])
+    measured = compare.measure(Case("lstm", SIZE, "inference"), [first, second], 5)  # 2, 1.5, 4, 1 and 3
+    assert measured.seconds == 3.0
+    assert measured.ratios == {"PyTorch": compare.Ratio(2.0, 1.5, 3.0)}
+    assert first.calls == second.calls == [1, 1, 5, 5, 5, 5, 5]
+
+
+def test_results_that_differ_are_not_timed():
+    case = Case("lstm", SIZE, "inference")
+    first, second = (Fake(name, {"y": np.full(3, value)}, []) for name, value in (("gpurnn", 1.0), ("PyTorch", 1.1)))
+    with pytest.raises(compare.Disagreement, match="gpurnn and PyTorch disagree: y differs by"):
+        compare.measure(case, [first, second], 1)
+
+
+@pytest.mark.parametrize("wrong", [np.ones((2, 3)), np.full(3, np.nan), np.array([1, 1, 1.001])])
+def test_disagreement_names_the_array(wrong):
+    right = {"y": np.zeros(2), "dx": np.ones(3)}
+    right["y"][0] = 1
+    assert compare.disagreement(right, right, 1e-6) is None
+    assert compare.disagreement(right, {**right, "dx": np.array([1, 1, 1 + 1e-7])}, 1e-6) is None
+    assert compare.disagreement(right, {**right, "dx": wrong}, 1e-6).startswith("dx ")
+
+
+def test_memory_grows_with_the_window_and_not_with_the_stream():
+    header, _, _, _, *rows = memory.report(windows=(20, 40, 60), lengths=(120, 480), hidden=32)
+    assert "LSTM 32" in header
+    short, long = np.array([[float(entry) for entry in row.strip("| ").split("|")[1:]] for row in rows]).T
+    assert long == pytest.approx(short, rel=0.02)
+    assert short[2] - short[1] == pytest.approx(short[1] - short[0], rel=0.1)
+    assert short[1] > 1.2 * short[0]
+
+
+def test_the_text_is_a_megabyte_and_the_same_every_time():
+    text = end_to_end.text()
+    assert len(text) == end_to_end.CHARACTERS + end_to_end.HELD_OUT
+    assert text == end_to_end.text()
+
+
+def test_gpurnn_train_leaves_what_pytorch_starts_from(tmp_path):
+    text = end_to_end.text()
+    (tmp_path / "train.txt").write_text(text[:4000], encoding="utf-8", newline="")
+    (tmp_path / "held-out.txt").write_text(text[4000:4300], encoding="utf-8", newline="")
+    result = end_to_end.train_gpurnn(tmp_path, steps=2, threads=1)
+    assert len(result.losses) == 2
+    assert result.seconds > 0
+    symbols = len(CharVocabulary.from_text(text[:4000]))
+    assert result.losses[0] == pytest.approx(np.log2(symbols), rel=0.2)
+    assert result.losses[1] < result.losses[0]
+    end_to_end.write_problem(tmp_path, steps=2, threads=1)
+    with np.load(tmp_path / "problem.npz") as problem:
+        assert problem["symbols"] == symbols
+        assert problem["parameter recurrent.weight_ih_l0"].shape == (4 * end_to_end.HIDDEN, end_to_end.EMBEDDING)
+        assert not problem["parameter output.bias"].any()  # as it was before the first step
+        assert (len(problem["train"]), len(problem["held_out"])) == (4000, 300)
+
+
+def test_pytorch_reads_the_batches_that_gpurnn_reads():
+    tokens = np.arange(103, dtype=np.int32)
+    stream, lanes = TokenStream(tokens, 4, 7), torch_language_model.lanes(tokens, 4)
+    assert (len(lanes) - 1) // 7 == len(stream) == 3
+    for index in range(len(stream)):
+        batch = stream.batch(0, index)
+        np.testing.assert_array_equal(lanes[7 * index : 7 * index + 7], batch.inputs)
+        np.testing.assert_array_equal(lanes[7 * index + 1 : 7 * index + 8], batch.targets)
