@@ -65,7 +65,8 @@ class _Saved:
 
     clock: _Clock
     steps: Any
-    x: Array
+    x1: Array
+    """x with a column of ones, (T, B, I + 1)."""
     h_in: Array
     w_ih: Array
     """The factor of the backward product, (G*H, I) in the order and sign of the steps' input rows."""
@@ -111,19 +112,22 @@ def recurrence_forward(
     saved
         For `recurrence_backward`; None unless ``training``.
     """
-    T, B, _ = x.shape
+    T, B, I = x.shape
     D, H = len(weights), weights[0][1].shape[1]
     y = np.empty((T, B, D * H), x.dtype)
     final = tuple(np.empty_like(s) for s in state)
     saved = []
+    if lengths is not None and B and (lengths.min() < 0 or lengths.max() > T):
+        raise ValueError(f"{cell.name}: lengths holds {lengths.min()} ... {lengths.max()}, expected 0 ... T = {T}")
+    # A column of ones makes the bias a part of the product, and its gradient one of the weights'.
+    x1 = empty((T, B, I + 1), x.dtype)
+    x1[:, :, :I], x1[:, :, I] = x, 1
     if lengths is not None:
-        if B and (lengths.min() < 0 or lengths.max() > T):
-            raise ValueError(f"{cell.name}: lengths holds {lengths.min()} ... {lengths.max()}, expected 0 ... T = {T}")
-        x = np.where((np.arange(T)[:, None] < lengths)[:, :, None], x, x.dtype.type(0))
+        np.copyto(x1, 0, where=(np.arange(T)[:, None] >= lengths)[:, :, None])
     for d, direction in enumerate(weights):
         clock = _Clock.of(T, d == 1, lengths, resets)
         kept = _forward(
-            cell, x, direction, tuple(s[d] for s in state), clock, None if mask is None else mask[d],
+            cell, x1, direction, tuple(s[d] for s in state), clock, None if mask is None else mask[d],
             y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training,
         )  # fmt: skip
         if kept is not None:
@@ -133,7 +137,7 @@ def recurrence_forward(
 
 def _forward(
     cell: Cell,
-    x: Array,
+    x1: Array,
     weights: Weights,
     state: tuple[Array, ...],
     clock: _Clock,
@@ -142,7 +146,7 @@ def _forward(
     final: tuple[Array, ...],
     training: bool,
 ) -> _Saved | None:
-    T, B, I = x.shape
+    T, B, columns = x1.shape
     w_ih, w_hh, b_ih, b_hh = weights
     H, dtype = w_hh.shape[1], w_hh.dtype
     zero = np.zeros(w_hh.shape[0], dtype)
@@ -150,9 +154,9 @@ def _forward(
 
     steps = MODULES[type(cell)].Steps(cell, w_hh, b_hh, T, B, training)
     gates = w_ih.shape[0] // H
+    w1 = np.column_stack([w_ih, steps.input_bias(b_ih, b_hh)])
     xw = empty((gates, T * B, H), dtype)
-    np.matmul(x.reshape(T * B, I), steps.input_rows.factors(w_ih), out=xw)
-    np.add(xw, steps.input_bias(b_ih, b_hh), out=xw)
+    np.matmul(x1.reshape(T * B, columns), steps.input_rows.factors(w1), out=xw)
     xw = xw.reshape(gates, T, B, H)
 
     # Row t of `h` is the state that leaves step t, row t of `h_in` what enters its product with w_hh. Training keeps
@@ -192,7 +196,7 @@ def _forward(
         y[...] = h
     if clock.past is not None:
         np.copyto(y, 0, where=clock.past)
-    return _Saved(clock, steps, x, h_in, steps.input_rows.signed(w_ih), mask) if training else None
+    return _Saved(clock, steps, x1, h_in, steps.input_rows.signed(w_ih), mask) if training else None
 
 
 def recurrence_backward(
@@ -218,10 +222,10 @@ def recurrence_backward(
         Gradient of the initial state.
     """
     first = saved[0]
-    T, B, I = first.x.shape
-    H = first.h_in.shape[2]
-    dx = np.empty((T, B, I), first.x.dtype)
-    dstate0 = tuple(np.zeros((len(saved), B, H), first.x.dtype) for _ in dstate)
+    T, B, H = first.h_in.shape
+    I, dtype = first.w_ih.shape[1], first.w_ih.dtype
+    dx = np.empty((T, B, I), dtype)
+    dstate0 = tuple(np.zeros((len(saved), B, H), dtype) for _ in dstate)
     dweights = []
     for d, kept in enumerate(saved):
         carried = tuple(s[d] for s in dstate0)
@@ -242,9 +246,8 @@ def _backward(
 ) -> tuple[Array, tuple[Array, Array, Array, Array]]:
     """The gate gradients (T*B, G*H) in the steps' order and the weights'; ``carried`` becomes the initial state's."""
     clock, steps = kept.clock, kept.steps
-    T, B, I = kept.x.shape
-    H, dtype = kept.h_in.shape[2], kept.x.dtype
-    gates = kept.w_ih.shape[0] // H
+    T, B, H = kept.h_in.shape
+    rows, dtype = kept.w_ih.shape[0], kept.w_ih.dtype
     da = empty((T, B, steps.slots, H), dtype)
     scratch = np.empty((2, B, H), dtype)
     dh = carried[0]
@@ -265,11 +268,10 @@ def _backward(
                 np.copyto(s, before, where=past)
 
     da = da.reshape(T * B, steps.slots * H)
-    db = np.ones(T * B, dtype) @ da
-    dw_ih, dw_hh = np.empty_like(kept.w_ih), np.empty((gates * H, H), dtype)
-    db_ih, db_hh = np.empty(gates * H, dtype), np.empty(gates * H, dtype)
-    input_da = da[:, : gates * H]
-    steps.input_rows.unpack(input_da.T @ kept.x.reshape(T * B, I), dw_ih)
-    steps.input_rows.unpack(db[: gates * H], db_ih)
-    steps.hidden_gradients(da, db, kept.h_in.reshape(T * B, H), dw_hh, db_hh)
+    input_da = da[:, :rows]
+    dw1 = np.empty((rows, kept.x1.shape[2]), dtype)
+    steps.input_rows.unpack(input_da.T @ kept.x1.reshape(T * B, dw1.shape[1]), dw1)
+    dw_ih, db_ih = dw1[:, :-1].copy(), dw1[:, -1].copy()
+    dw_hh, db_hh = np.empty((rows, H), dtype), db_ih.copy()
+    steps.hidden_gradients(da, kept.h_in.reshape(T * B, H), dw_hh, db_hh)
     return input_da, (dw_ih, dw_hh, db_ih, db_hh)

@@ -104,7 +104,7 @@ class Steps:
         bias = b_ih + b_hh
         if self.reset_after:
             bias[2 * self.H :] = b_ih[2 * self.H :]
-        return self.input_rows.bias(bias)
+        return bias
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
         """Step t: from xw (3, B, H) and h_in, which is h_prev or its masked copy, to h."""
@@ -161,11 +161,11 @@ class Steps:
             np.multiply(dh, mask, out=dh)
         np.add(dh, direct, out=dh)
 
-    def hidden_gradients(self, da: Array, db: Array, h_in: Array, dw_hh: Array, db_hh: Array) -> None:
-        """From da (T*B, slots*H), its sum db over T*B and h_in (T*B, H) to the gradients of w_hh and b_hh."""
+    def hidden_gradients(self, da: Array, h_in: Array, dw_hh: Array, db_hh: Array) -> None:
+        """From da (T*B, slots*H) and h_in (T*B, H) to the gradients of w_hh and b_hh; the latter holds that of b_ih."""
         H = self.H
         self.rows.unpack(da[:, H:].T @ h_in, dw_hh)
-        self.rows.unpack(db[H:], db_hh)
-        if not self.reset_after:
+        if self.reset_after:
+            db_hh[2 * H :] = np.ones(len(da), da.dtype) @ da[:, 3 * H :]
+        else:
             np.matmul(da[:, :H].T, self.v.reshape(len(da), H), out=dw_hh[2 * H :])
-            db_hh[2 * H :] = db[:H]

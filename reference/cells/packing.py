@@ -27,10 +27,6 @@ class Rows:
         # A product with C-ordered factors takes as little as half the time of one with transposed ones.
         return np.ascontiguousarray((gates * scale[:, None, None]).transpose(0, 2, 1))
 
-    def bias(self, b: Array) -> Array:
-        """From a bias (G*H,) to what is added to ``x @ factors``, (slots, 1, H)."""
-        return self.factors(b[:, None])
-
     def signed(self, w: Array) -> Array:
         """The weights' rows in order and with their sign, (slots*H, n): the factor of the backward product."""
         return (self._gates(w)[list(self.order)] * self._signs(w)[:, None, None]).reshape(

@@ -54,7 +54,7 @@ class Steps:
 
     def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
         """What is added to the input product, once for all steps."""
-        return self.rows.bias(b_ih + b_hh)
+        return b_ih + b_hh
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
         """Step t: from xw (1, B, H) and h_in, which is h_prev or its masked copy, to h."""
@@ -78,7 +78,6 @@ class Steps:
         if self.leak:
             np.add(dh, scratch[0], out=dh)
 
-    def hidden_gradients(self, da: Array, db: Array, h_in: Array, dw_hh: Array, db_hh: Array) -> None:
-        """From da (T*B, H), its sum db over T*B and h_in (T*B, H) to the gradients of w_hh and b_hh."""
+    def hidden_gradients(self, da: Array, h_in: Array, dw_hh: Array, db_hh: Array) -> None:
+        """From da (T*B, H) and h_in (T*B, H) to the gradients of w_hh and b_hh; the latter holds that of b_ih."""
         np.matmul(da.T, h_in, out=dw_hh)
-        db_hh[...] = db
