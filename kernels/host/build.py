@@ -29,6 +29,7 @@ BUILDS = ("plain", "sanitize", "conflicts")
 
 # No contraction: a GPU and every CPU then round alike wherever the kernel doesn't ask for a fused multiply-add. CUDA code
 # reads one type's memory as another's, as nvcc allows; "#pragma unroll" is unknown here; -g1 keeps line numbers, nothing else.
+# A loop that never ends may be a spin, to be reported and not to be removed.
 COMMON_FLAGS = (
     "-std=c++17",
     "-fPIC",
@@ -37,6 +38,7 @@ COMMON_FLAGS = (
     "-fno-exceptions",
     "-fno-strict-aliasing",
     "-ffp-contract=off",
+    "-fno-finite-loops",
     "-Wno-unknown-pragmas",
 )
 # Those checks of -fsanitize=undefined that g++ and clang++ share and that are errors in CUDA C too; undefined.cpp reports them.

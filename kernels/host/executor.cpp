@@ -436,8 +436,7 @@ void run_block(Block& block) {
         switch_fiber(scheduler, current->fiber);
         current = nullptr;
     }
-    for (Thread* t : block.spinning) make_ready(*t);
-    block.spinning.clear();
+    std::swap(block.ready, block.spinning);  // whose state stays "spinning", for reports
 }
 
 // Runs blocks that are alive together, round by round, until all have ended.
@@ -535,6 +534,8 @@ void on_signal(int signal, siginfo_t* info, void*) {
         fail("endless", "runs on and on without coming to a barrier, a warp collective or spin_pause(): an endless loop, or a spin without spin_pause()");
     } else if (signal == SIGFPE) {
         fail("undefined", "an integer division by zero");
+    } else if (signal == SIGILL) {
+        fail("undefined", "a trap that the compiler set where the program's behaviour is undefined");
     } else {
         fail("bounds", "an invalid address, %p", info->si_addr);
     }
@@ -543,7 +544,7 @@ void on_signal(int signal, siginfo_t* info, void*) {
 #if HOST_ASAN
 constexpr int signals[] = {watchdog_signal};  // AddressSanitizer reports faults itself
 #else
-constexpr int signals[] = {watchdog_signal, SIGSEGV, SIGBUS, SIGFPE};
+constexpr int signals[] = {watchdog_signal, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 #endif
 constexpr int signal_count = sizeof signals / sizeof *signals;
 

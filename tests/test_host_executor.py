@@ -1,0 +1,712 @@
+"""The host executor: kernels compute what they say in any order, and each planted bug is reported by the check meant for it."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpurnn.kernels import host, launch
+from gpurnn.kernels.host import build
+
+PLANTED = Path(__file__).parent / "planted_bugs"
+UNDER_SANITIZERS = host.current_execution().build == "sanitize"
+BUILDS = ("sanitize",) if UNDER_SANITIZERS else ("plain", "conflicts")
+F32 = np.float32
+
+
+def module(name, *kernels):
+    """The module of ``planted_bugs/name.cu`` with each kernel as it should be and with its bug."""
+    return launch.Module(PLANTED / f"{name}.cu", [f"{k}<{p}>" for k in kernels for p in ("false", "true")])
+
+
+CORRECT = launch.Module(
+    PLANTED / "correct.cu",
+    ["add<float>", "block_sums<float>", "block_sums<double>", "transpose", "persistent_rnn", "histogram", "votes", "warps_alone"],
+)
+BUGS = {
+    name: module(name, *kernels)
+    for name, kernels in {
+        "dropped_barrier": ("reversed_sum",),
+        "block_barrier_for_grid": ("shift",),
+        "dropped_bounds_check": ("twice",),
+        "shared_off_by_one": ("differences", "dynamic_differences"),
+        "divergent_shuffle": ("sum_of_halves", "sum_of_first_half"),
+        "absent_lane": ("sum_of_20",),
+        "read_before_write": ("mean_recurrence",),
+        "divergent_syncthreads": ("rotate", "two_barriers"),
+        "half_membermask": ("rotate_in_warp", "rotate_by_halves"),
+        "missing_fence": ("hand_over",),
+        "plain_load": ("hand_over", "read_only_load"),
+        "spin_on_plain_flag": ("meet", "wait_for_two"),
+        "wrong_gate_index": ("cell_state",),
+        "two_writers": ("last_of_block", "count"),
+        "unset_shared": ("pair_sums",),
+        "integer_errors": ("mean", "through_null", "checked"),
+    }.items()
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """All libraries of this file, compiled side by side."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda job: job[0]._library(job[1]), itertools.product([CORRECT, *BUGS.values()], BUILDS)))
+
+
+@pytest.fixture(params=BUILDS)
+def any_build(request):
+    with host.execution(build=request.param):
+        yield request.param
+
+
+def fresh(shape, dtype=F32):
+    return host.empty(shape, dtype)
+
+
+def numbers(*shape, dtype=F32):
+    return np.random.default_rng(7).standard_normal(shape).astype(dtype)
+
+
+def zeroed_word():
+    return np.zeros(1, np.uint32)
+
+
+# ---- Kernels without bugs -----------------------------------------------------------------------------------------------
+
+
+def run_add():
+    x, y, out = numbers(1000), numbers(1000)[::-1].copy(), fresh(1000)
+    CORRECT["add<float>"]((3,), (96,), (x, y, out, np.int32(1000)))
+    np.testing.assert_array_equal(out, x + y)
+    return out
+
+
+def run_block_sums(dtype=np.float64, name="double"):
+    x, out = numbers(5000, dtype=dtype), fresh(4, dtype)
+    CORRECT[f"block_sums<{name}>"]((4,), (128,), (x, out, np.int32(5000)))
+    np.testing.assert_allclose(out.sum(), x.sum(), rtol=0, atol=np.abs(x).sum() * 64 * np.finfo(dtype).eps)
+    return out
+
+
+def run_transpose():
+    x, out = numbers(37, 50, dtype=np.float64), fresh((50, 37), np.float64)
+    CORRECT["transpose"]((4, 3), (16, 16), (x, out, np.int32(37), np.int32(50)))
+    np.testing.assert_array_equal(out, x.T)
+    return out
+
+
+def run_persistent_rnn():
+    n, steps = 64, 21
+    w, x, h = numbers(n, n) / F32(8), numbers(steps, n), fresh((2, n))
+    h[0] = numbers(n)
+    state = h[0].astype(np.float64)
+    kernel = CORRECT["persistent_rnn"]
+    kernel((4,), (16,), (w, x, h, zeroed_word(), np.int32(n), np.int32(steps)), shared_mem=16 * n * 4, cooperative=True)
+    for x_t in x:
+        state = np.tanh(w.astype(np.float64) @ state + x_t)
+    # Each step adds the rounding of n products; the map contracts or nearly so (|W| is about 1).
+    np.testing.assert_allclose(h[steps % 2], state, rtol=0, atol=steps * n * np.finfo(F32).eps)
+    return h
+
+
+def run_histogram():
+    values = np.random.default_rng(1).integers(0, 10, 500, dtype=np.int32)
+    counts, largest, claimed = np.zeros(10, np.uint32), np.zeros(1, np.int32), np.zeros(2, np.uint32)
+    CORRECT["histogram"]((4,), (128,), (values, counts, largest, claimed, np.int32(500)))
+    np.testing.assert_array_equal(counts, np.bincount(values, minlength=10))
+    assert largest[0] == values.max()
+    np.testing.assert_array_equal(claimed, [1, 7])
+    return counts
+
+
+def run_votes():
+    x, out = np.random.default_rng(2).integers(0, 4, 64, dtype=np.int32), fresh((64, 8), np.uint32)
+    CORRECT["votes"]((1,), (64,), (x, out))
+    weights = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    for i, row in enumerate(out):
+        warp = x[i // 32 * 32 :][:32]
+        assert row[0] == weights[warp > 1].sum()
+        assert row[1] == (warp == 3).any()
+        assert row[2] == 1
+        assert row[3] == weights[warp == x[i]].sum()
+        assert row[4] == (x == 2).sum()
+        assert (row[5], row[6]) == (1, 0)
+        assert row[7] == (x[i - 3] if i % 8 >= 3 else x[i])
+    return out
+
+
+def run_warps_alone():
+    x, out = numbers(64), fresh(64)
+    CORRECT["warps_alone"]((1,), (64,), (x, out))
+    np.testing.assert_array_equal(out.reshape(2, 32), np.roll(x.reshape(2, 32), -2, axis=1))
+    return out
+
+
+@pytest.mark.parametrize(
+    "run",
+    [run_add, run_block_sums, run_transpose, run_persistent_rnn, run_histogram, run_votes, run_warps_alone],
+)
+def test_correct_kernels_give_the_same_bits_in_every_order(run, any_build):
+    results = []
+    for seed in range(6):
+        with host.execution(seed=seed):
+            results.append(run().tobytes())
+    assert len(set(results)) == 1
+
+
+def test_float_sums_of_a_block():
+    run_block_sums(np.float32, "float")
+
+
+def test_the_seed_decides_the_order():
+    """The kernel with a race and no check of races: what it computes depends on the order, and the order on the seed alone."""
+    if UNDER_SANITIZERS:
+        pytest.skip("one build is enough")
+
+    def last_writer(seed):
+        x, out = np.arange(50, dtype=F32), fresh(50)
+        with host.execution(build="plain", seed=seed):
+            BUGS["two_writers"]["last_of_block<true>"]((50,), (1,), (x, out))
+        return out[0]
+
+    writers = [last_writer(seed) for seed in range(10)]
+    assert writers == [last_writer(seed) for seed in range(10)]
+    assert len(set(writers)) > 3
+
+
+# ---- Planted bugs -------------------------------------------------------------------------------------------------------
+# Each case runs a kernel of a file in planted_bugs; the test runs it first as it should be, in every build.
+
+
+def reversed_sum(kernel):
+    x, out = numbers(3, 64), fresh(64)
+    kernel((1,), (64,), (x, out, np.int32(3)))
+    np.testing.assert_allclose(out, x.sum(0)[::-1], rtol=0, atol=1e-5)
+
+
+def shift(kernel):
+    h = fresh((2, 96))
+    h[0] = numbers(96)
+    start = h[0].copy()
+    kernel((6,), (16,), (h, zeroed_word(), np.int32(96), np.int32(9)), cooperative=True)
+    np.testing.assert_array_equal(h[1], np.roll(start, -9) / 512)
+
+
+def twice(kernel):
+    x, out = numbers(100), fresh(100)
+    kernel((2,), (64,), (x, out, np.int32(100)))
+    np.testing.assert_array_equal(out, 2 * x)
+
+
+def differences(kernel, shared_mem=0):
+    x, out = numbers(32), fresh(32)
+    kernel((1,), (32,), (x, out), shared_mem=shared_mem)
+    np.testing.assert_array_equal(out, np.append(x, F32(0))[1:] - x)
+
+
+def dynamic_differences(kernel):
+    differences(kernel, 33 * 4)
+
+
+def sum_of_halves(kernel):
+    x, out = numbers(32), fresh(32)
+    kernel((1,), (32,), (x, out))
+    np.testing.assert_allclose(out, np.repeat(x.reshape(2, 16).sum(1), 16), rtol=0, atol=1e-5)
+
+
+def sum_of_first_half(kernel):
+    x, out = numbers(32), fresh(1)
+    kernel((1,), (32,), (x, out))
+    np.testing.assert_allclose(out, x[:16].sum(), rtol=0, atol=1e-5)
+
+
+def sum_of_20(kernel):
+    x, out = numbers(20), fresh(1)
+    kernel((1,), (20,), (x, out))
+    np.testing.assert_allclose(out, x.sum(), rtol=0, atol=1e-5)
+
+
+def mean_recurrence(kernel):
+    n, steps = 32, 5
+    x, h = numbers(steps, n), fresh((steps + 1, n))
+    h[0] = numbers(n)
+    kernel((4,), (8,), (x, h, zeroed_word(), np.int32(n), np.int32(steps)), cooperative=True)
+    for t in range(steps):
+        np.testing.assert_allclose(h[t + 1], (h[t].mean() + x[t]) / 2, rtol=0, atol=1e-5)
+
+
+def rotate(kernel):
+    x, out = numbers(40), fresh(40)
+    kernel((1,), (64,), (x, out, np.int32(40)))
+    np.testing.assert_array_equal(out, np.roll(x, -1))
+
+
+def two_barriers(kernel):
+    x, out = numbers(64), fresh(64)
+    kernel((1,), (64,), (x, out))
+    np.testing.assert_array_equal(out, x[::-1])
+
+
+def rotate_warp(kernel):
+    x, out = numbers(32), fresh(32)
+    kernel((1,), (32,), (x, out))
+    np.testing.assert_array_equal(out, np.roll(x, -1))
+
+
+def hand_over(kernel):
+    x, row, out = numbers(32), fresh(32), fresh(32)
+    kernel((2,), (32,), (x, row, out, zeroed_word()), cooperative=True)
+    np.testing.assert_array_equal(out, 2 * x)
+
+
+def read_only_load(kernel):
+    x, row, out = numbers(32), fresh(32), fresh(32)
+    kernel((1,), (32,), (x, row, out))
+    np.testing.assert_array_equal(out, 2 * x)
+
+
+def meet(kernel):
+    out = fresh(2)
+    with host.execution(stall_seconds=0.3):
+        kernel((2,), (1,), (zeroed_word(), out), cooperative=True)
+    assert (out == 1).all()
+
+
+def wait_for_two(kernel):
+    out = fresh(1)
+    kernel((2,), (1,), (zeroed_word(), out), cooperative=True)
+    assert out[0] == 1
+
+
+def cell_state(kernel):
+    gates, c = numbers(3, 4, 10), numbers(3, 10)
+    i, f, g, _ = gates.transpose(1, 0, 2)
+    expected = f * c + i * g
+    kernel((3,), (10,), (gates, c, np.int32(10)))
+    np.testing.assert_array_equal(c, expected)
+
+
+def last_of_block(kernel):
+    x, out = numbers(8), fresh(8)
+    kernel((8,), (32,), (x, out))
+    np.testing.assert_array_equal(out, x)
+
+
+def count(kernel):
+    counter = zeroed_word()
+    kernel((2,), (32,), (counter,))
+    assert counter[0] == 64
+
+
+def pair_sums(kernel):
+    x, out = numbers(50), fresh((63, 2))
+    kernel((1,), (64,), (x, out, np.int32(50)), shared_mem=64 * 4)
+    padded = np.append(x, np.zeros(14, F32))
+    np.testing.assert_array_equal(out, np.stack([padded[:-1] + padded[1:]] * 2, axis=1))
+
+
+def integer_mean(kernel):
+    x, out = np.arange(5, dtype=np.int32), fresh(1, np.int32)
+    kernel((1,), (1,), (x, out, np.int32(5)))
+    assert out[0] == 2
+
+
+def through_null(kernel):
+    out = fresh(1)
+    kernel((1,), (1,), (None, out))
+    assert out[0] == 1
+
+
+def asserted(kernel):
+    x, out = np.full(1, -1, F32), fresh(1)
+    kernel((1,), (1,), (x, out))
+    assert out[0] == -1
+
+
+# (file, kernel, case, {build: (check, words of the message)}); "value" where the executor has nothing to report and the result is wrong.
+# Builds that are not named may miss the bug.
+CASES = [
+    ("dropped_barrier", "reversed_sum", reversed_sum, {"plain": "value", "conflicts": ("conflict", "static shared memory.*no barrier")}),
+    ("block_barrier_for_grid", "shift", shift, {"plain": "value", "conflicts": ("conflict", "publishes|reads.*no barrier")}),
+    ("dropped_bounds_check", "twice", twice, {"plain": ("bounds", "0 bytes behind the end of `out`"), "conflicts": ("bounds", "`(x|out)`"), "sanitize": ("bounds", "heap-buffer-overflow")}),
+    ("shared_off_by_one", "differences", differences, {"conflicts": ("bounds", "index 32 is out"), "sanitize": ("bounds", "index 32 is out")}),
+    ("shared_off_by_one", "dynamic_differences", dynamic_differences, {"plain": ("bounds", "wrote 0 bytes behind its 132 bytes of dynamic"), "conflicts": ("bounds", "behind the end of `dynamic shared memory`"), "sanitize": ("bounds", "heap-buffer-overflow")}),
+    ("divergent_shuffle", "sum_of_halves", sum_of_halves, {b: ("collective", r"__shfl_xor_sync with mask 0xffffffff .* cannot complete: lane \d+ ended") for b in build.BUILDS}),
+    ("divergent_shuffle", "sum_of_first_half", sum_of_first_half, {b: ("deadlock", "waits at __shfl_xor_sync.*waits at __syncthreads|waits at __syncthreads.*waits at __shfl_xor_sync") for b in build.BUILDS}),
+    ("absent_lane", "sum_of_20", sum_of_20, {b: ("lane", r"__shfl_sync reads lane \d+, which takes no part") for b in build.BUILDS}),
+    ("read_before_write", "mean_recurrence", mean_recurrence, {"plain": "value", "conflicts": ("conflict", "`h`.*no barrier"), "sanitize": "value"}),
+    ("divergent_syncthreads", "rotate", rotate, {b: ("barrier", "some threads of the block ended") for b in build.BUILDS}),
+    ("divergent_syncthreads", "two_barriers", two_barriers, {b: ("barrier", "different barriers") for b in build.BUILDS}),
+    ("half_membermask", "rotate_in_warp", rotate_warp, {b: ("collective", "0x0000ffff, which does not name the calling lane") for b in build.BUILDS}),
+    ("half_membermask", "rotate_by_halves", rotate_warp, {"conflicts": ("conflict", "static shared memory.*no barrier")}),
+    ("missing_fence", "hand_over", hand_over, {"conflicts": ("conflict", "`row`.*no barrier")}),
+    ("plain_load", "hand_over", hand_over, {"conflicts": ("conflict", r"`row`.*read_published\(\)")}),
+    ("plain_load", "read_only_load", read_only_load, {"conflicts": ("conflict", "`row`.*__ldg is for")}),
+    ("spin_on_plain_flag", "meet", meet, {b: ("endless", "a spin without spin_pause") for b in build.BUILDS}),
+    ("spin_on_plain_flag", "wait_for_two", wait_for_two, {b: ("livelock", r"spins \(") for b in build.BUILDS}),
+    ("wrong_gate_index", "cell_state", cell_state, {b: "value" for b in build.BUILDS}),
+    ("two_writers", "last_of_block", last_of_block, {"plain": "value", "conflicts": ("conflict", "writes `out`.*writes")}),
+    ("two_writers", "count", count, {"conflicts": ("conflict", "`counter`.*no barrier")}),
+    ("unset_shared", "pair_sums", pair_sums, {b: "value" for b in build.BUILDS}),
+    ("integer_errors", "mean", integer_mean, {b: ("undefined", "division by zero") for b in build.BUILDS}),
+    ("integer_errors", "through_null", through_null, {"plain": ("bounds", "an invalid address"), "conflicts": ("undefined", "null pointer"), "sanitize": ("undefined", "null pointer")}),
+    ("integer_errors", "checked", asserted, {b: ("assert", r"assert\(\*x > 0\) failed") for b in build.BUILDS}),
+]  # fmt: skip
+CASE_IDS = [f"{file}-{kernel}" for file, kernel, _, _ in CASES]
+
+
+@pytest.mark.parametrize(("file", "kernel", "case", "expected"), CASES, ids=CASE_IDS)
+def test_the_kernel_without_the_bug_is_right_and_not_reported(file, kernel, case, expected, any_build):
+    for seed in range(3):
+        with host.execution(seed=seed):
+            case(BUGS[file][f"{kernel}<false>"])
+
+
+@pytest.mark.parametrize(("file", "kernel", "case", "expected"), CASES, ids=CASE_IDS)
+def test_the_bug_is_reported_by_its_check(file, kernel, case, expected, any_build):
+    if any_build not in expected:
+        pytest.skip(f"the {any_build} build can't be relied on to see this one")
+    for seed in range(3):
+        with host.execution(seed=seed):
+            if expected[any_build] == "value":
+                with pytest.raises(AssertionError):
+                    case(BUGS[file][f"{kernel}<true>"])
+            else:
+                check, words = expected[any_build]
+                with pytest.raises(host.ExecutionError) as error:
+                    case(BUGS[file][f"{kernel}<true>"])
+                assert error.value.check == check
+                message = str(error.value)
+                assert f"kernel {kernel}<true>" in message
+                assert re.search(words, message, re.DOTALL)
+                if words != "0 bytes behind the end of `out`":  # seen after the launch only
+                    assert re.search(r"block \(\d+, 0, 0\) thread \(\d+, 0, 0\)", message)
+
+
+def test_every_bug_has_a_build_that_sees_it():
+    assert all(expected for *_, expected in CASES)
+    assert {path.stem for path in PLANTED.glob("*.cu")} == {file for file, *_ in CASES} | {"correct"}
+
+
+def test_a_conflict_names_both_threads_and_both_lines():
+    if UNDER_SANITIZERS:
+        pytest.skip("of the conflicts build")
+    with host.execution(build="conflicts"), pytest.raises(host.ExecutionError) as error:
+        reversed_sum(BUGS["dropped_barrier"]["reversed_sum<true>"])
+    assert len(re.findall(r"block \(0, 0, 0\) thread \(\d+, 0, 0\)", str(error.value))) == 2
+    source = (PLANTED / "dropped_barrier.cu").read_text().splitlines()
+    lines = {int(line) for line in re.findall(r"dropped_barrier\.cu:(\d+)", str(error.value))}
+    assert {source[line - 1].split()[0] for line in lines} == {"tile[threadIdx.x]", "sum"}
+
+
+def test_a_kernel_runs_after_one_that_failed(any_build):
+    with pytest.raises(host.ExecutionError):
+        two_barriers(BUGS["divergent_syncthreads"]["two_barriers<true>"])
+    two_barriers(BUGS["divergent_syncthreads"]["two_barriers<false>"])
+
+
+def test_a_grid_barrier_in_a_plain_launch_is_a_livelock(any_build):
+    h = fresh((2, 96))
+    with pytest.raises(host.ExecutionError, match="livelock: kernel shift<false>, block"):
+        BUGS["block_barrier_for_grid"]["shift<false>"]((6,), (16,), (h, zeroed_word(), np.int32(96), np.int32(9)))
+
+
+def test_fresh_memory_is_nan():
+    for dtype in (np.float16, np.float32, np.float64):
+        array = host.empty((3, 5), dtype)
+        assert array.shape == (3, 5)
+        assert array.dtype == dtype
+        assert np.isnan(array).all()
+        array[:] = 0  # writable
+    assert host.empty(0, F32).shape == (0,)
+    assert host.empty((), F32).shape == ()
+    assert (host.empty(4, np.int32) == -1).all()
+
+
+def test_arrays_beside_each_other_in_one_allocation_are_kept_apart():
+    """A view's end is a bound even where the allocation goes on."""
+    if UNDER_SANITIZERS:
+        pytest.skip("AddressSanitizer knows allocations only")
+    x, rest = numbers(100), np.zeros(400, F32)
+    with host.execution(build="conflicts"), pytest.raises(host.ExecutionError, match="behind the end of `out` \\(of 400 bytes\\)"):
+        BUGS["dropped_bounds_check"]["twice<true>"]((2,), (64,), (np.tile(x, 2), rest[:100], np.int32(100)))
+
+
+def test_threads_may_launch_at_the_same_time():
+    failures = []
+
+    def work():
+        try:
+            for _ in range(20):
+                run_block_sums()
+                run_persistent_rnn()
+        except Exception as error:  # to be seen by the test, whatever it is
+            failures.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+# ---- Arguments ------------------------------------------------------------------------------------------------------------
+
+
+def launch_add(**changes):
+    arguments = {"x": numbers(8), "y": numbers(8), "out": fresh(8), "n": np.int32(8)}
+    arguments.update(changes)
+    CORRECT["add<float>"]((1,), (32,), tuple(arguments.values()))
+
+
+def misaligned(n):
+    return np.zeros(4 * n + 4, np.uint8)[1 : 4 * n + 1].view(F32)
+
+
+def read_only(n):
+    array = np.zeros(n, F32)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"n": 8}, TypeError, "add<float>: argument n is a int, expected a NumPy scalar int32"),
+        ({"n": 8.0}, TypeError, "argument n is a float, expected a NumPy scalar int32"),
+        ({"n": np.int64(8)}, TypeError, "argument n is a int64 scalar, expected int32"),
+        ({"n": np.zeros(1, np.int32)}, TypeError, "argument n is a ndarray, expected a NumPy scalar int32"),
+        ({"x": np.float32(1)}, TypeError, "argument x is a float32, expected an array or None"),
+        ({"x": [1.0]}, TypeError, "argument x is a list, expected an array or None"),
+        ({"y": np.zeros(8)}, TypeError, "argument y has dtype float64, expected float32"),
+        ({"y": np.zeros(8, ">f4")}, TypeError, "argument y has dtype >f4, expected float32"),
+        ({"y": np.zeros(16, F32)[::2]}, ValueError, r"argument y has strides \(8,\), expected a C-contiguous array"),
+        ({"y": misaligned(8)}, ValueError, "argument y lies at address 0x[0-9a-f]+, expected a multiple of 4 bytes"),
+        ({"out": read_only(8)}, ValueError, "argument out is read-only, expected a writable array"),
+        ({"more": np.int32(1)}, TypeError, r"5 arguments, expected 4 \(x, y, out, n\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        launch_add(**changes)
+
+
+def test_read_only_arrays_may_be_passed_where_the_kernel_only_reads():
+    launch_add(x=read_only(8))
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "message"),
+    [
+        ((0,), (32,), r"grid is \(0,\), expected sizes from 1"),
+        ((1, 65536), (32,), r"grid is \(1, 65536\), expected sizes from 1 to"),
+        ((1,), (), r"block is \(\), expected one to three sizes"),
+        ((1,), (1, 1, 65), r"block is \(1, 1, 65\), expected sizes from 1 to"),
+        ((1,), (64, 32), "2048 threads, expected at most 1024"),
+    ],
+)
+def test_grids_that_no_gpu_takes_are_refused(grid, block, message):
+    with pytest.raises(ValueError, match=message):
+        CORRECT["add<float>"](grid, block, (numbers(8), numbers(8), fresh(8), np.int32(8)))
+
+
+def test_names_that_were_not_asked_for():
+    with pytest.raises(KeyError, match="not add<double>"):
+        CORRECT["add<double>"]
+    with pytest.raises(ValueError, match="no `__global__` function nothing in .*correct.cu"):
+        launch.declared_parameters(CORRECT._texts, "nothing<float>", {})
+
+
+def test_parameters_as_declared_agree_with_those_that_the_compiler_knows():
+    for kernels in (CORRECT, *BUGS.values()):
+        for name in kernels.names:
+            declared = launch.declared_parameters(kernels._texts, name, {"T": name.split("<")[-1].rstrip(">")})
+            assert declared == kernels._parameters(name, BUILDS[0])
+
+
+# ---- Builds ---------------------------------------------------------------------------------------------------------------
+
+TINY = "__global__ void one(float* x) { *x = VALUE; }\n"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPURNN_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_libraries_are_cached_by_all_that_goes_into_them(cache, tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(build, "_compile", lambda command, target: (commands.append(command), target.write_bytes(b""))[0])
+    source, header = tmp_path / "one.cu", tmp_path / "value.h"
+    source.write_text('#include "value.h"\n' + TINY)
+    header.write_text("#define VALUE 1\n")
+
+    def compiles(**changes):
+        commands.clear()
+        arguments = {"source": source, "kernels": ("one",), "defines": {}, "build": "plain"} | changes
+        path = build.build_library(**arguments)
+        assert path.parent == cache
+        return len(commands)
+
+    assert compiles() == 5  # three parts of the executor, the kernels, the link
+    assert compiles() == 0
+    assert compiles(defines={"VALUE": "2"}) == 2
+    assert compiles(build="conflicts") == 5 - 2  # other flags for the kernels; executor and undefined are the plain ones
+    header.write_text("#define VALUE 3\n")
+    assert compiles() == 2
+    source.write_text(source.read_text() + "// another text\n")
+    assert compiles() == 2
+    monkeypatch.setattr(build, "compiler_version", lambda compiler: "another version")
+    assert compiles() == 5
+
+
+def test_processes_that_build_at_the_same_time_get_one_library(cache, tmp_path):
+    source = tmp_path / "one.cu"
+    source.write_text(TINY)
+    script = (
+        "import sys, numpy as np; from gpurnn.kernels.launch import Module\n"
+        "x = np.zeros(1, np.float32)\n"
+        "Module(sys.argv[1], ['one'], {'VALUE': '5'})['one']((1,), (1,), (x,)); assert x[0] == 5"
+    )
+    environment = {**os.environ, "GPURNN_HOST_BUILD": "plain"}
+    environment.pop("LD_PRELOAD", None)
+    command = [sys.executable, "-c", script, str(source)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) for _ in range(3)]
+    assert [(process.communicate()[1], process.returncode) for process in processes] == [(b"", 0)] * 3
+    assert len(list(cache.glob("one-*.so"))) == 1
+    assert not [path for path in cache.iterdir() if path.suffix not in (".so", ".o", ".lock")]
+
+
+def test_a_compiler_error_names_the_kernels_own_line(cache, tmp_path):
+    source = tmp_path / "broken.cu"
+    source.write_text("\n\n__global__ void one(float* x) { *x = undeclared; }\n")
+    with pytest.raises(host.CompilerError, match=r"broken\.cu:3:\d+: error: .*undeclared"):
+        build.build_library(source, ("one",), {}, "plain")
+
+
+def test_the_compiler_is_cxx_or_the_first_that_is_there(monkeypatch):
+    there = {"g++", "clang++"}
+    monkeypatch.setattr(build.shutil, "which", lambda name: f"/bin/{name}" if name in there else None)
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object() if name in there else None)
+    monkeypatch.setenv("CXX", "ccache clang++-17")
+    assert build.find_compiler() == ("ccache", "clang++-17")
+    monkeypatch.delenv("CXX")
+    assert build.find_compiler() == ("/bin/g++",)
+    there.remove("g++")
+    assert build.find_compiler() == ("/bin/clang++",)
+    there.clear()
+    with pytest.raises(host.CompilerError, match="no C\\+\\+ compiler: set CXX, install"):
+        build.find_compiler()
+    there.add("ziglang")
+    assert build.find_compiler() == (sys.executable, "-m", "ziglang", "c++")
+
+
+def test_a_compiler_that_does_not_run_is_named(cache, tmp_path, monkeypatch):
+    source = tmp_path / "one.cu"
+    source.write_text(TINY)
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    with pytest.raises(host.CompilerError, match="no-such-compiler does not run"):
+        build.build_library(source, ("one",), {}, "plain")
+
+
+def test_builds_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="build is 'fast', expected one of plain, sanitize, conflicts"):
+        build.build_library(PLANTED / "correct.cu", ("transpose",), {}, "fast")
+
+
+def test_the_sanitize_build_wants_its_environment():
+    if UNDER_SANITIZERS:
+        pytest.skip("this process has it")
+    with host.execution(build="sanitize"), pytest.raises(RuntimeError, match="start Python with sanitizer_environment"):
+        run_add()
+
+
+# ---- CuPy -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cupy_arrays(monkeypatch):
+    """Makes genuine CuPy arrays over NumPy arrays' memory; the driver's part, the launch, is left to the host executor."""
+    cupy = pytest.importorskip("cupy", reason="CuPy isn't installed")
+    launches = []
+
+    class Function:  # in place of the loaded kernel
+        ptr = 0
+
+        def __init__(self, name):
+            self.name = name
+            self.kernel = self.run
+            self.max_dynamic_shared_size_bytes = None
+
+        def run(self, grid, block, values, *, shared_mem, enable_cooperative_groups):
+            launches.append((self.name, grid, block, shared_mem, enable_cooperative_groups))
+            library = CORRECT._library("plain")
+            pointers = [np.uint64(v.data.ptr) if isinstance(v, cupy.ndarray) else v for v in values]
+            library.launch(
+                self.name, grid, block, pointers, ["x"] * len(pointers),
+                shared_bytes=shared_mem, cooperative=enable_cooperative_groups,
+            )  # fmt: skip
+
+    monkeypatch.setattr(launch.Module, "_cuda_function", lambda self, name: Function(name))
+
+    def wrap(array):
+        memory = cupy.cuda.UnownedMemory(array.ctypes.data, array.nbytes, array, 0)
+        return cupy.ndarray(array.shape, array.dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+    wrap.launches = launches
+    return wrap
+
+
+def test_cupy_arrays_take_the_way_to_the_gpu(cupy_arrays):
+    x, y, out = numbers(100), numbers(100), np.zeros(100, F32)
+    CORRECT["add<float>"]((2,), (64,), (cupy_arrays(x), cupy_arrays(y), cupy_arrays(out), np.int32(100)))
+    np.testing.assert_array_equal(out, x + y)
+    assert cupy_arrays.launches == [("add<float>", (2,), (64,), 0, False)]
+
+
+def test_cupy_arguments_are_checked_by_the_declaration(cupy_arrays):
+    x, values, counts = numbers(8), np.zeros(8, np.int32), np.zeros(9, np.uint32)
+    with pytest.raises(TypeError, match="hold NumPy and CuPy arrays"):
+        launch_add(x=cupy_arrays(x))
+    add = CORRECT["add<float>"]
+    with pytest.raises(TypeError, match="argument n is a int, expected a NumPy scalar int32"):
+        add((1,), (32,), (*map(cupy_arrays, (x, x, x)), 8))
+    with pytest.raises(TypeError, match="3 arguments, expected 4"):
+        add((1,), (32,), tuple(map(cupy_arrays, (x, x, x))))
+    with pytest.raises(TypeError, match="histogram: argument values has dtype float32, expected int32"):
+        CORRECT["histogram"]((1,), (8,), (*map(cupy_arrays, (x, counts, values, counts)), np.int32(8)))
+    assert not cupy_arrays.launches
+
+
+def test_cooperative_grids_larger_than_the_gpu_are_refused(cupy_arrays, monkeypatch):
+    n = 64
+    arguments = (numbers(n, n) / F32(8), numbers(2, n), numbers(2, n), zeroed_word())
+    arguments = (*map(cupy_arrays, arguments), np.int32(n), np.int32(2))
+    monkeypatch.setattr(launch, "_resident_blocks", lambda raw, threads, shared_mem: 3)
+    with pytest.raises(ValueError, match="a cooperative grid of 4 blocks, expected at most the 3"):
+        CORRECT["persistent_rnn"]((4,), (16,), arguments, shared_mem=16 * n * 4, cooperative=True)
+    monkeypatch.setattr(launch, "_resident_blocks", lambda raw, threads, shared_mem: 4)
+    CORRECT["persistent_rnn"]((4,), (16,), arguments, shared_mem=16 * n * 4, cooperative=True)
+    assert cupy_arrays.launches == [("persistent_rnn", (4,), (16,), 16 * n * 4, True)]
+
+
+def test_the_text_given_to_cupy_changes_with_what_it_includes(tmp_path):
+    pytest.importorskip("cupy", reason="CuPy isn't installed")
+    (tmp_path / "one.cu").write_text('#include "value.h"\n' + TINY)
+    codes = set()
+    for value in "12":
+        (tmp_path / "value.h").write_text(f"#define VALUE {value}\n")
+        raw = launch.Module(tmp_path / "one.cu", ["one"])._raw_module
+        assert raw.name_expressions == ("one",)
+        assert "-std=c++17" in raw.options
+        codes.add(raw.code)
+    assert len(codes) == 2
