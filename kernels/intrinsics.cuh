@@ -54,23 +54,23 @@ __device__ __forceinline__ void await(const unsigned* word, unsigned goal) {
 #define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(host::dynamic_shared())
 
 template <typename T>
-void publish(T* address, T value) {
+HOST_INLINE void publish(T* address, T value) {
     __stcg(address, value);
 }
 
 template <typename T>
-T read_published(const T* address) {
+HOST_INLINE T read_published(const T* address) {
     return __ldcg(address);
 }
 
 inline void spin_pause(HOST_SITE) { host::spin_pause(file, line); }
 
-inline void arrive(unsigned* word, unsigned goal) {
+HOST_INLINE void arrive(unsigned* word, unsigned goal) {
     host::released(word, goal);
     atomicAdd(word, 1u);
 }
 
-inline void await(const unsigned* word, unsigned goal, HOST_SITE) {
+HOST_INLINE void await(const unsigned* word, unsigned goal, HOST_SITE) {
     while (host_load(word, host::Access::atomic) < goal) host::spin_pause(file, line);
     host::acquired(word, goal);
 }

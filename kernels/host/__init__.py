@@ -51,7 +51,7 @@ from typing import Any
 
 import numpy as np
 
-from .build import BUILDS, CompilerError, build_library, sanitizer_environment
+from .build import BUILDS, HOST, KERNELS, CompilerError, build_library, sanitizer_environment
 
 __all__ = ["BUILDS", "CompilerError", "Execution", "ExecutionError", "Library", "empty", "execution", "sanitizer_environment"]
 
@@ -235,11 +235,14 @@ class Library:
         _check_red_zones(kernel, arrays)
 
     def _source_line(self, code: re.Match[str]) -> str:
-        """``file:line`` of an address in the library, where binutils or LLVM are there to tell."""
+        """``file:line`` in the kernel of an address in the library, where binutils or LLVM are there to tell."""
         for tool in ("addr2line", "llvm-addr2line"):
             if shutil.which(tool):
-                command = [tool, "-e", str(self.path), code.group(1)]
-                line = subprocess.run(command, capture_output=True, text=True).stdout.split(" (")[0].strip()
-                if line and not line.startswith("??"):
-                    return line
+                command = [tool, "-i", "-e", str(self.path), code.group(1)]
+                frames = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+                lines = [os.path.normpath(frame.split(" (")[0]) for frame in frames if not frame.startswith("??")]
+                # Innermost first; from the functions of CUDA and of intrinsics.cuh outwards to the kernel.
+                for line in lines:
+                    if not line.startswith((str(HOST), str(KERNELS / "intrinsics.cuh"))):
+                        return line
         return f"{self.path.name}+{code.group(1)}"

@@ -34,6 +34,7 @@ COMMON_FLAGS = (
     "-std=c++17",
     "-fPIC",
     "-g1",
+    "-gdwarf-4",  # addr2line of binutils 2.40 takes the wrong file out of g++ 12's version 5
     "-fvisibility=hidden",
     "-fno-exceptions",
     "-fno-strict-aliasing",

@@ -110,44 +110,46 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 // ---- Atomics and loads and stores that name a cache ------------------------------------------------------------------
-// The recorder hears of them from note_access, not from the compiler, hence no_sanitize.
+// The recorder hears of them from note_access, not from the compiler, hence no_sanitize. It is told the place that these functions
+// return to, which lies in the kernel because those that call them are always inlined.
 
 #define HOST_UNRECORDED __attribute__((noinline, no_sanitize("thread")))
+#define HOST_INLINE inline __attribute__((always_inline))
 
 template <class T>
 HOST_UNRECORDED T host_load(const T* address, host::Access access) {
-    host::note_access(address, sizeof *address, false, access);
+    host::note_access(address, sizeof *address, false, access, __builtin_return_address(0));
     return *address;
 }
 template <class T>
 HOST_UNRECORDED void host_store(T* address, T value, host::Access access) {
-    host::note_access(address, sizeof *address, true, access);
+    host::note_access(address, sizeof *address, true, access, __builtin_return_address(0));
     host::note_progress();
     *address = value;
 }
 template <class T, class F>
 HOST_UNRECORDED T host_update(T* address, F next) {
-    host::note_access(address, sizeof *address, true, host::Access::atomic);
+    host::note_access(address, sizeof *address, true, host::Access::atomic, __builtin_return_address(0));
     const T before = *address;
     *address = next(before);
     if (memcmp(address, &before, sizeof before) != 0) host::note_progress();
     return before;
 }
 
-template <class T> T atomicAdd(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return T(x + v); }); }
-template <class T> T atomicSub(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return T(x - v); }); }
-template <class T> T atomicMax(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return x < v ? v : x; }); }
-template <class T> T atomicMin(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return v < x ? v : x; }); }
-template <class T> T atomicAnd(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return T(x & v); }); }
-template <class T> T atomicOr(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return T(x | v); }); }
-template <class T> T atomicExch(T* a, std::common_type_t<T> v) { return host_update(a, [=](T) { return v; }); }
-template <class T> T atomicCAS(T* a, std::common_type_t<T> expected, std::common_type_t<T> v) {
+template <class T> HOST_INLINE T atomicAdd(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return T(x + v); }); }
+template <class T> HOST_INLINE T atomicSub(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return T(x - v); }); }
+template <class T> HOST_INLINE T atomicMax(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return x < v ? v : x; }); }
+template <class T> HOST_INLINE T atomicMin(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return v < x ? v : x; }); }
+template <class T> HOST_INLINE T atomicAnd(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return T(x & v); }); }
+template <class T> HOST_INLINE T atomicOr(T* a, std::common_type_t<T> v) { return host_update(a, [=](T x) { return T(x | v); }); }
+template <class T> HOST_INLINE T atomicExch(T* a, std::common_type_t<T> v) { return host_update(a, [=](T) { return v; }); }
+template <class T> HOST_INLINE T atomicCAS(T* a, std::common_type_t<T> expected, std::common_type_t<T> v) {
     return host_update(a, [=](T x) { return x == expected ? v : x; });
 }
 
-template <class T> T __ldg(const T* address) { return host_load(address, host::Access::read_only); }
-template <class T> T __ldcg(const T* address) { return host_load(address, host::Access::published); }
-template <class T> void __stcg(T* address, std::common_type_t<T> value) { host_store(address, value, host::Access::published); }
+template <class T> HOST_INLINE T __ldg(const T* address) { return host_load(address, host::Access::read_only); }
+template <class T> HOST_INLINE T __ldcg(const T* address) { return host_load(address, host::Access::published); }
+template <class T> HOST_INLINE void __stcg(T* address, std::common_type_t<T> value) { host_store(address, value, host::Access::published); }
 
 // ---- Numbers --------------------------------------------------------------------------------------------------------
 

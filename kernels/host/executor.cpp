@@ -639,8 +639,8 @@ void released(const void* word, uint64_t goal) { recorder_released(current->bloc
 
 void acquired(const void* word, uint64_t goal) { recorder_acquired(current->block->number, word, goal); }
 
-void note_access(const void* address, size_t bytes, bool is_write, Access access) {
-    recorder_access(address, bytes, is_write, access, __builtin_return_address(0));
+void note_access(const void* address, size_t bytes, bool is_write, Access access, const void* pc) {
+    recorder_access(address, bytes, is_write, access, pc);
 }
 
 void fail(const char* check, const char* format, ...) {

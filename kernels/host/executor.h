@@ -24,7 +24,7 @@ void note_progress();
 // arrive: what this block did before its last barrier is released to those who await the same goal of the same word.
 void released(const void* word, uint64_t goal);
 void acquired(const void* word, uint64_t goal);
-void note_access(const void* address, size_t bytes, bool is_write, Access access);
+void note_access(const void* address, size_t bytes, bool is_write, Access access, const void* pc);
 // Ends the launch. `check` is the word by which tests and people know the kind of error.
 [[noreturn]] void fail(const char* check, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
