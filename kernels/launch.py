@@ -123,11 +123,11 @@ class Module:
     def _texts(self) -> dict[Path, str]:
         return source_closure(self.source)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  modules live as long as the process
+    @functools.cache  # noqa: B019  modules live as long as the process
     def _library(self, build: str) -> host.Library:
         return host.Library(self.source, self.names, self.defines, build)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def _parameters(self, name: str, build: str | None) -> list[Parameter]:
         declared = declared_parameters(self._texts, name, self.defines)
         if build is None:
@@ -146,7 +146,7 @@ class Module:
         options += tuple(f"-D{name}={value}" for name, value in sorted(self.defines.items()))
         return cupy.RawModule(code=code, options=options, name_expressions=self.names)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def _cuda_function(self, name: str) -> Any:
         return self._raw_module.get_function(name)
 
@@ -175,8 +175,8 @@ class Kernel:
         grid, block : tuple of int
             Blocks, and threads of a block, along x, y and z.
         args : sequence
-            For each pointer a C-contiguous array or None, for each other parameter a NumPy scalar of its very type: Python's
-            ints and floats would be passed as 64-bit values.
+            For each pointer a C-contiguous array or None, for each other parameter a NumPy scalar of its very type:
+            Python's ints and floats would be passed as 64-bit values.
         shared_mem : int
             Bytes of dynamic shared memory.
         cooperative : bool
@@ -187,7 +187,8 @@ class Kernel:
         Raises
         ------
         TypeError, ValueError
-            If the arguments do not fit the kernel's parameters, or the grid fits no GPU; for a cooperative launch, the current one.
+            If the arguments do not fit the kernel's parameters, or the grid fits no GPU; a cooperative grid has to fit
+            the current one.
         kernels.host.ExecutionError
             If the host executor finds an error in the kernel.
         """
@@ -240,7 +241,9 @@ class Kernel:
                 if not 1 <= size <= limit:
                     raise ValueError(f"{self.name}: {what} is {sizes}, expected sizes from 1 to {limits}")
         if int(np.prod(block)) > 1024:
-            raise ValueError(f"{self.name}: a block of {block} has {int(np.prod(block))} threads, expected at most 1024")
+            raise ValueError(
+                f"{self.name}: a block of {block} has {int(np.prod(block))} threads, expected at most 1024"
+            )
         if shared_mem < 0:
             raise ValueError(f"{self.name}: shared_mem is {shared_mem}, expected a number of bytes")
 
@@ -253,7 +256,9 @@ class Kernel:
             if parameter.is_array:
                 _check_array(where, parameter, argument)
             elif not isinstance(argument, np.generic):
-                raise TypeError(f"{where} is a {type(argument).__name__}, expected a NumPy scalar {_expected(parameter)}")
+                raise TypeError(
+                    f"{where} is a {type(argument).__name__}, expected a NumPy scalar {_expected(parameter)}"
+                )
             elif not _same_type(parameter, argument.dtype):
                 raise TypeError(f"{where} is a {argument.dtype} scalar, expected {_expected(parameter)}")
 
@@ -288,6 +293,8 @@ def _check_array(where: str, parameter: Parameter, argument: Any) -> None:
         raise ValueError(f"{where} has strides {argument.strides}, expected a C-contiguous array")
     address = argument.ctypes.data if isinstance(argument, np.ndarray) else argument.data.ptr
     if argument.size and address % argument.dtype.itemsize:
-        raise ValueError(f"{where} lies at address {address:#x}, expected a multiple of {argument.dtype.itemsize} bytes")
+        raise ValueError(
+            f"{where} lies at address {address:#x}, expected a multiple of {argument.dtype.itemsize} bytes"
+        )
     if isinstance(argument, np.ndarray) and not parameter.is_const and not argument.flags.writeable:
         raise ValueError(f"{where} is read-only, expected a writable array: the kernel's parameter is not const")

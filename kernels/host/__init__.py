@@ -1,37 +1,39 @@
 """The host executor: runs the CUDA kernels of this package, from their own source, on a CPU.
 
-A ``.cu`` file is compiled as C++17 (``build.py``, ``cuda_on_host.h``) together with the executor (``executor.cpp``), which runs each CUDA
-thread as a fiber: the blocks of a plain launch one after another, those of a cooperative launch side by side. All fibers share one
-OS thread, in an order drawn from a seed, so a run can be repeated exactly.
+A ``.cu`` file is compiled as C++17 (``build.py``, ``cuda_on_host.h``) together with the executor (``executor.cpp``),
+which runs each CUDA thread as a fiber: the blocks of a plain launch one after another, those of a cooperative launch
+side by side. All fibers share one OS thread, in an order drawn from a seed, so a run can be repeated exactly.
 
 What it finds
 -------------
-Always: a barrier that some thread of the block never reaches, or reaches elsewhere (``barrier``); a warp collective whose mask lacks
-the caller or names a lane that ended or that waits elsewhere (``collective``, ``deadlock``); a shuffle from a lane that takes no part
-(``lane``); spinning for what never comes (``livelock``) and loops that never wait (``endless``), within a time bound; faults
-(``bounds``); writes past the end of dynamic shared memory and of arrays from `empty` (``bounds``); failed asserts (``assert``).
-Shared memory and the arrays of `empty` start as NaN, and so do the red zones behind them, so reading too early or too far
-makes NaN.
-In the ``conflicts`` build also: every access outside the arrays of the launch, exactly; undefined behaviour of integers,
-indices out of an array's declared bounds (``bounds``, ``undefined``); two accesses to a word by two threads with no barrier in between,
-not both reads nor both atomic; ``__ldg`` of what the launch writes; a word that one block writes and another reads without
-`publish` and `read_published` (``conflict``).
-In the ``sanitize`` build: what AddressSanitizer and UndefinedBehaviorSanitizer find, local arrays included.
+- Always: a barrier that some thread of the block never reaches, or reaches elsewhere (``barrier``); a warp collective
+  whose mask lacks the caller or names a lane that ended or that waits elsewhere (``collective``, ``deadlock``); a
+  shuffle from a lane that takes no part (``lane``); spinning for what never comes (``livelock``) and loops that never
+  wait (``endless``), within a time bound; faults (``bounds``); writes past the end of dynamic shared memory and of
+  arrays from `empty` (``bounds``); failed asserts (``assert``). Shared memory and the arrays of `empty` start as NaN,
+  and so do the red zones behind them, so reading too early or too far makes NaN.
+- In the ``conflicts`` build also: every access outside the arrays of the launch, exactly; undefined behaviour of
+  integers, indices out of an array's declared bounds (``bounds``, ``undefined``); two accesses to a word by two
+  threads with no barrier in between, not both reads nor both atomic; ``__ldg`` of what the launch writes; a word that
+  one block writes and another reads without `publish` and `read_published` (``conflict``).
+- In the ``sanitize`` build: what AddressSanitizer and UndefinedBehaviorSanitizer find, local arrays included.
 
 What no run on a CPU shows
 --------------------------
-- Reordering: one OS thread sees all memory operations in order. A missing fence or a stale cache changes no result here. The
-  ``conflicts`` build checks the rule that makes them harmless instead: blocks exchange data through ``intrinsics.cuh`` only. That
-  the PTX in that header is right can only be shown on a GPU.
-- The interleavings of a warp in lockstep, and every interleaving finer than from one wait to the next: fibers are
-  not interrupted between two waits. The ``conflicts`` build makes up for it, since it doesn't depend on the order.
-- A word keeps its last write and its last reads by two threads; a conflict with an older access that these displaced is not seen, and
-  neither is one with an access that this run's data never made. Two static shared arrays count as one stretch of
-  memory: an index past the first is found if it is written as an index of the array itself, not through a pointer.
-- Registers, spills, occupancy, launch limits of a device, bank conflicts, time; flushed subnormal numbers and the last bits of
-  the GPU's own expf, tanhf and their like.
+- Reordering: one OS thread sees all memory operations in order. A missing fence or a stale cache changes no result
+  here. The ``conflicts`` build checks the rule that makes them harmless instead: blocks exchange data through
+  ``intrinsics.cuh`` only. That the PTX in that header is right can only be shown on a GPU.
+- The interleavings of a warp in lockstep, and every interleaving finer than from one wait to the next: fibers are not
+  interrupted between two waits. The ``conflicts`` build makes up for it, since it doesn't depend on the order.
+- A word keeps its last write and its last reads by two threads; a conflict with an older access that these displaced
+  is not seen, and neither is one with an access that this run's data never made. Two static shared arrays count as
+  one stretch of memory: an index past the first is found if it is written as an index of the array itself, not
+  through a pointer.
+- Registers, spills, occupancy, launch limits of a device, bank conflicts, time; flushed subnormal numbers and the
+  last bits of the GPU's own expf, tanhf and their like.
 
-Environment variables: ``GPURNN_HOST_BUILD`` (``plain``, ``sanitize``, ``conflicts``), ``GPURNN_HOST_SEED``, ``GPURNN_CACHE_DIR``, ``CXX``.
+Environment variables: ``GPURNN_HOST_BUILD`` (``plain``, ``sanitize``, ``conflicts``), ``GPURNN_HOST_SEED``,
+``GPURNN_CACHE_DIR``, ``CXX``.
 """
 
 from __future__ import annotations
@@ -53,7 +55,16 @@ import numpy as np
 
 from .build import BUILDS, HOST, KERNELS, CompilerError, build_library, sanitizer_environment
 
-__all__ = ["BUILDS", "CompilerError", "Execution", "ExecutionError", "Library", "empty", "execution", "sanitizer_environment"]
+__all__ = [
+    "BUILDS",
+    "CompilerError",
+    "Execution",
+    "ExecutionError",
+    "Library",
+    "empty",
+    "execution",
+    "sanitizer_environment",
+]
 
 _RED_ZONE = 256  # bytes
 _FRESH = 0xFF  # every byte of fresh memory: NaN in each floating-point format, -1 as an integer
@@ -66,8 +77,8 @@ class ExecutionError(RuntimeError):
     Attributes
     ----------
     check : str
-        Which check found it: ``"barrier"``, ``"collective"``, ``"lane"``, ``"deadlock"``, ``"livelock"``, ``"endless"``, ``"bounds"``,
-        ``"undefined"``, ``"conflict"`` or ``"assert"``.
+        Which check found it: ``"barrier"``, ``"collective"``, ``"lane"``, ``"deadlock"``, ``"livelock"``,
+        ``"endless"``, ``"bounds"``, ``"undefined"``, ``"conflict"`` or ``"assert"``.
     """
 
     def __init__(self, check: str, message: str) -> None:
@@ -77,7 +88,17 @@ class ExecutionError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How kernels are built and run: ``build`` of `BUILDS`, the ``seed`` of all orders, the longest run without a wait in seconds."""
+    """How kernels are built and run.
+
+    Attributes
+    ----------
+    build : str
+        One of `BUILDS`.
+    seed : int
+        Decides the order of threads and blocks.
+    stall_seconds : float
+        For how long one thread may run without waiting for another.
+    """
 
     build: str = "plain"
     seed: int = 0
@@ -89,12 +110,14 @@ _current: contextvars.ContextVar[Execution | None] = contextvars.ContextVar("exe
 
 def current_execution() -> Execution:
     """What `execution` set, else what the environment says."""
-    return _current.get() or Execution(os.environ.get("GPURNN_HOST_BUILD", "plain"), int(os.environ.get("GPURNN_HOST_SEED", "0")))
+    return _current.get() or Execution(
+        os.environ.get("GPURNN_HOST_BUILD", "plain"), int(os.environ.get("GPURNN_HOST_SEED", "0"))
+    )
 
 
 @contextlib.contextmanager
 def execution(**changes: Any) -> Iterator[None]:
-    """Within it, kernels run with these fields of `Execution` changed: ``with execution(build="conflicts", seed=3): ...``"""
+    """``with execution(build="conflicts", seed=3): ...`` runs kernels with these fields of `Execution` changed."""
     token = _current.set(dataclasses.replace(current_execution(), **changes))
     try:
         yield
@@ -102,14 +125,15 @@ def execution(**changes: Any) -> Iterator[None]:
         _current.reset(token)
 
 
-# ---- Device memory ---------------------------------------------------------------------------------------------------
+# ---- Device memory --------------------------------------------------------------------------------------------------
 
 
 def _address_sanitizer() -> bool:
     return "asan" in os.environ.get("LD_PRELOAD", "")
 
 
-_red_zones: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()  # by the address of their allocation
+# The allocations of `empty`, by id.
+_red_zones: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
 
 
 def empty(shape: int | Sequence[int], dtype: Any) -> np.ndarray:
@@ -141,7 +165,7 @@ def _check_red_zones(kernel: str, arrays: Sequence[tuple[str, np.ndarray]]) -> N
             raise ExecutionError("bounds", f"kernel {kernel}: wrote {touched[0]} bytes behind the end of `{name}`")
 
 
-# ---- Libraries and launches ---------------------------------------------------------------------------------------------
+# ---- Libraries and launches -----------------------------------------------------------------------------------------
 
 
 class _Region(ctypes.Structure):
@@ -180,14 +204,16 @@ class Library:
 
     def __init__(self, source: Path, kernels: Sequence[str], defines: dict[str, str], build: str) -> None:
         if build == "sanitize" and not _address_sanitizer():
-            raise RuntimeError("the sanitize build needs AddressSanitizer in the process: start Python with sanitizer_environment()")
+            raise RuntimeError(
+                "the sanitize build needs AddressSanitizer in the process: start Python with sanitizer_environment()"
+            )
         self.path = build_library(source, kernels, defines, build)
         self._library = ctypes.CDLL(str(self.path))
         self._library.gpurnn_host_kernel_parameters.restype = ctypes.c_char_p
         self._indices = {name: i for i, name in enumerate(kernels)}
 
     def parameters(self, kernel: str) -> list[str]:
-        """The types of the kernel's parameters as the compiler knows them: ``"const f4*"``, ``"i4"``; `V24` for a struct of 24 bytes."""
+        """The types that the compiler knows: ``"const f4*"``, ``"i4"``; ``"V24"`` is a struct of 24 bytes."""
         text = self._library.gpurnn_host_kernel_parameters(self._indices[kernel]).decode()
         return text.split(",") if text else []
 

@@ -1,8 +1,8 @@
 """Compiles a ``.cu`` file into a shared library for the host executor, once for each content.
 
-The compiler is ``$CXX``, else g++, else clang++, else the one in the ``ziglang`` wheel, so that pip alone is enough. Libraries lie in
-``$GPURNN_CACHE_DIR``, else ``$XDG_CACHE_HOME/gpurnn``, else ``~/.cache/gpurnn``, under a name made from everything that went in:
-the source with what it includes, the executor, the flags and the compiler's version.
+The compiler is ``$CXX``, else g++, else clang++, else the one in the ``ziglang`` wheel, so that pip alone is enough.
+Libraries lie in ``$GPURNN_CACHE_DIR``, else ``$XDG_CACHE_HOME/gpurnn``, else ``~/.cache/gpurnn``, under a name made
+from everything that went in: the source with what it includes, the executor, the flags and the compiler's version.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ KERNELS = HOST.parent
 
 BUILDS = ("plain", "sanitize", "conflicts")
 
-# No contraction: a GPU and every CPU then round alike wherever the kernel doesn't ask for a fused multiply-add. CUDA code
-# reads one type's memory as another's, as nvcc allows; "#pragma unroll" is unknown here; -g1 keeps line numbers, nothing else.
-# A loop that never ends may be a spin, to be reported and not to be removed.
+# No contraction: all CPUs then round alike wherever the kernel doesn't ask for a fused multiply-add. CUDA code reads
+# one type's memory as another's, as nvcc allows. A loop that never ends may be a spin, to be reported and not to be
+# removed. "#pragma unroll" is unknown here; -g1 keeps line numbers, nothing else.
 COMMON_FLAGS = (
     "-std=c++17",
     "-fPIC",
@@ -42,13 +42,20 @@ COMMON_FLAGS = (
     "-fno-finite-loops",
     "-Wno-unknown-pragmas",
 )
-# Those checks of -fsanitize=undefined that g++ and clang++ share and that are errors in CUDA C too; undefined.cpp reports them.
+# The checks of -fsanitize=undefined that g++ and clang++ share and that are errors in CUDA C too. undefined.cpp
+# reports them.
 UNDEFINED_FLAGS = (
     "-fsanitize=bounds,null,alignment,bool,enum,return,unreachable,signed-integer-overflow,shift-exponent,integer-divide-by-zero",
 )
 KERNEL_FLAGS = {
     "plain": ("-O2",),
-    "sanitize": ("-O1", "-fno-omit-frame-pointer", "-fsanitize=address", "-fsanitize-recover=address", *UNDEFINED_FLAGS),
+    "sanitize": (
+        "-O1",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address",
+        "-fsanitize-recover=address",
+        *UNDEFINED_FLAGS,
+    ),
     "conflicts": ("-O1", "-fsanitize=thread", *UNDEFINED_FLAGS),
 }
 EXECUTOR_FLAGS = {"plain": ("-O2",), "sanitize": ("-O2", "-fsanitize=address"), "conflicts": ("-O2",)}
@@ -87,7 +94,7 @@ def find_compiler() -> tuple[str, ...]:
     raise CompilerError("no C++ compiler: set CXX, install g++ or clang++, or `pip install ziglang`")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiler_version(compiler: tuple[str, ...]) -> str:
     """What ``compiler --version`` prints."""
     try:
@@ -97,7 +104,7 @@ def compiler_version(compiler: tuple[str, ...]) -> str:
 
 
 def source_closure(source: Path, include_directories: Sequence[Path] = (KERNELS,)) -> dict[Path, str]:
-    """The text of ``source`` and of every file that it includes in quotes, directly or not, whatever the preprocessor would skip."""
+    """The texts of ``source`` and of every file that it includes in quotes, directly or not, skipped parts or not."""
     texts: dict[Path, str] = {}
     waiting = [source.resolve()]
     while waiting:
@@ -177,7 +184,14 @@ def build_library(source: Path, kernels: Sequence[str], defines: dict[str, str],
         f'#include "{source}"\n'
         f"namespace host {{ const Kernel kernels[] = {{{table}}}; const int kernel_count = {len(kernels)}; }}\n"
     )
-    flags = (*COMMON_FLAGS, "-fno-sanitize=undefined", *KERNEL_FLAGS[build], f"-I{KERNELS}", "-include", str(HOST / "cuda_on_host.h"))
+    flags = (
+        *COMMON_FLAGS,
+        "-fno-sanitize=undefined",
+        *KERNEL_FLAGS[build],
+        f"-I{KERNELS}",
+        "-include",
+        str(HOST / "cuda_on_host.h"),
+    )
     flags += tuple(f"-D{name}={value}" for name, value in sorted(defines.items()))
     texts = source_closure(source)
     texts |= source_closure(HOST / "cuda_on_host.h")
@@ -206,13 +220,22 @@ def build_library(source: Path, kernels: Sequence[str], defines: dict[str, str],
 def sanitizer_environment() -> dict[str, str]:
     """The environment variables with which a Python process can load libraries of the ``sanitize`` build.
 
-    AddressSanitizer has to be there before the first allocation, so it is preloaded; it then guards NumPy's arrays as well.
+    AddressSanitizer has to be there before the first allocation, so it is preloaded; it then guards NumPy's arrays too.
     """
     compiler = find_compiler()
-    names = ("libasan.so",) if "clang" not in compiler_version(compiler) else ("libclang_rt.asan-x86_64.so", "libclang_rt.asan.so")
+    names = (
+        ("libasan.so",)
+        if "clang" not in compiler_version(compiler)
+        else ("libclang_rt.asan-x86_64.so", "libclang_rt.asan.so")
+    )
     for name in names:
         found = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         if os.path.isabs(found) and os.path.exists(found):
-            options = "detect_leaks=0:halt_on_error=0:detect_stack_use_after_return=0:allocator_may_return_null=1"
-            return {"LD_PRELOAD": os.path.realpath(found), "ASAN_OPTIONS": options, "PYTHONMALLOC": "malloc", "GPURNN_HOST_BUILD": "sanitize"}
+            options = "detect_leaks=0:halt_on_error=0:detect_stack_use_after_return=0:suppress_equal_pcs=0"
+            return {
+                "LD_PRELOAD": os.path.realpath(found),
+                "ASAN_OPTIONS": options,
+                "PYTHONMALLOC": "malloc",
+                "GPURNN_HOST_BUILD": "sanitize",
+            }
     raise CompilerError(f"the compiler {shlex.join(compiler)} has no shared AddressSanitizer library")
