@@ -83,7 +83,7 @@ def measure(case: Case, workers: Sequence[Worker], repeats: int | None) -> Measu
         difference = disagreement(expected, other.prepare(case), case.tolerance())
         if difference is not None:
             raise Disagreement(f"{case}: {first.name} and {other.name} disagree: {difference}")
-    once = {worker: min(worker.time(1), worker.time(1)) for worker in workers}
+    once = {worker: worker.time(1) for worker in workers}
     calls = {worker: math.ceil(TURN / seconds) for worker, seconds in once.items()}
     if repeats is None:
         fewest, most = ROUNDS
