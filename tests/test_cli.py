@@ -165,7 +165,8 @@ def test_early_stopping_leaves_the_best_model(text, tmp_path):
 def test_the_command_line_is_this_program(text, tmp_path):
     run(
         "train", text, "--out", tmp_path / "run", *SMALL, "--dropout", 0.2, "--l2", 0.01, "--clip", 0.01,
-        "--clip-value", 0.05, "--optimizer", "adamw", "--lr", 0.02, "--warmup", 2, "--seed", 5, "--validation-fraction", 0.1,
+        "--clip-value", 0.05, "--optimizer", "adamw", "--lr", 0.02, "--warmup", 2, "--seed", 5,
+        "--validation-fraction", 0.1,
     )  # fmt: skip
     cut = round(len(TEXT) * 0.9)
     vocabulary = CharVocabulary.from_text(TEXT[:cut])
