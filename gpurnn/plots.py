@@ -79,7 +79,10 @@ def loss_curve(
 
 
 def _smoothed(values: list[float]) -> list[float]:
-    """The centred moving average over a twentieth of the values, shorter at the ends."""
-    reach = len(values) // 40
-    parts = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return [sum(part) / len(part) for part in parts]
+    """The centred moving average over a twentieth of the values, over fewer towards the ends so that it stays centred."""
+    smoothed = []
+    for i in range(len(values)):
+        reach = min(len(values) // 40, i, len(values) - 1 - i)
+        part = values[i - reach : i + reach + 1]
+        smoothed.append(sum(part) / len(part))
+    return smoothed
