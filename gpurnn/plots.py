@@ -79,7 +79,7 @@ def loss_curve(
 
 
 def _smoothed(values: list[float]) -> list[float]:
-    """The centred moving average over a twentieth of the values, over fewer towards the ends so that it stays centred."""
+    """The moving average over a twentieth of the values, centred, and so over fewer of them towards the ends."""
     smoothed = []
     for i in range(len(values)):
         reach = min(len(values) // 40, i, len(values) - 1 - i)

@@ -296,6 +296,8 @@ def test_a_file_holds_the_whole_model(tmp_path, options, dtype):
     assert repr(back) == repr(model)
     assert_same(back.state_dict(), model.state_dict())
     assert_same(back(tokens(4, 2)), model(tokens(4, 2)))
+    small(dtype=dtype, **options).save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
     # It is also a plain safetensors file of the parameters.
     other = small(dtype=dtype, rng=9, **options)
     other.load(tmp_path / "model.safetensors")

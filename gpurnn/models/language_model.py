@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 State = Any
 
-FORMAT = "gpurnn language model"
-VERSION = "1"
+FORMAT = "gpurnn language model, version 1"
 
 _CELLS: dict[str, Any] = {"rnn": layers.RNN, "lstm": layers.LSTM, "gru": layers.GRU}
 _CELL_OPTIONS = {"rnn": ("activation", "leak"), "lstm": (), "gru": ("reset_after", "update")}
@@ -417,7 +416,8 @@ class LanguageModel(Layer):
         """Write the whole model, configuration, vocabulary and parameters, to a safetensors file, atomically."""
         import safetensors.numpy
 
-        metadata = {"format": FORMAT, "version": VERSION, "config": json.dumps(self.config())}
+        # One key, because safetensors writes several in no fixed order, and equal models are to make equal files.
+        metadata = {FORMAT: json.dumps(self.config())}
         _files.write_atomically(path, safetensors.numpy.save(self.state_dict(), metadata))
 
     @classmethod
@@ -436,12 +436,12 @@ class LanguageModel(Layer):
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+                if FORMAT not in metadata:
                     raise ValueError(f"{path}: a safetensors file, but not a language model that this gpurnn can read")
                 parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
-        model = cls.from_config(json.loads(metadata["config"]))
+        model = cls.from_config(json.loads(metadata[FORMAT]))
         model.load_state_dict(parameters)
         return model
 
