@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _checks, _dispatch
+from .. import _checks, _dispatch, _files
 from .._op import Pullback
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ class Layer(ABC):
             p[...] = _dispatch.from_numpy(xp, np.asarray(state[name]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters to a safetensors file."""
-        from safetensors.numpy import save_file
+        """Write the parameters to a safetensors file, which is there whole or not at all."""
+        from safetensors.numpy import save
 
-        save_file(self.state_dict(), path)
+        _files.write_atomically(path, save(self.state_dict()))
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read the parameters from a safetensors file; raises as `load_state_dict` does."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from .base import Array, Layer, parameter_dtype
 
 State = Any
 Init = str | initializers.Initializer
-Pull = Callable[[Array, tuple[Array, ...]], tuple[Array, tuple[Array, ...]]]
 
 
 class Recurrent(Layer):
