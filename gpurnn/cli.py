@@ -155,7 +155,7 @@ def train(context: click.Context, /, files: tuple[str, ...], out: Path, resume: 
         _train(out, _new_run(out, paths, options))
 
 
-_DEMO = ["--hidden", "192", "--window", "64", "--steps", "1000", "--lr", "0.005", "--warmup", "20"]
+_DEMO = shlex.split("--cell gru --hidden 192 --batch 24 --window 48 --steps 1600 --lr 0.01 --warmup 20")
 
 
 @cli.command()
