@@ -6,15 +6,23 @@ a matrix product cannot do well. Neither imports an array library that the calle
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import sys
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
 
+from . import _checks
+
 WINGS = {"numpy": "gpurnn.reference", "cupy": "gpurnn.kernels"}
 """The module that computes for each array library, by the library's import name."""
+
+_HOST_WINGS = {"reference": WINGS["numpy"], "host": WINGS["cupy"]}
+"""The modules that can compute for NumPy arrays, by the names that `use` takes."""
+
+_numpy_wing: contextvars.ContextVar[str] = contextvars.ContextVar("numpy_wing", default="reference")
 
 _CONVERT = {
     "torch": "numpy.asarray(x.detach().cpu()) or cupy.from_dlpack(x)",
@@ -64,6 +72,40 @@ def _common_library(where: str, arrays: dict[str, Any]) -> str:
     return first
 
 
+class use:
+    """Choose what computes for NumPy arrays from here on, or within a ``with`` statement.
+
+    Parameters
+    ----------
+    wing : {"host", "reference"}
+        "host" runs the CUDA kernels' own source, compiled for the CPU: what CuPy arrays run on a GPU, to be followed
+        and debugged on any machine with a C++ compiler. It is slow. "reference" is NumPy, the default.
+
+    Raises
+    ------
+    ValueError
+        ``wing`` is neither.
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> with gpurnn.use("reference"):
+    ...     pass
+    """
+
+    def __init__(self, wing: str) -> None:
+        _checks.choice("use", "wing", wing, tuple(_HOST_WINGS))
+        self._token = _numpy_wing.set(wing)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _numpy_wing.reset(self._token)
+
+
 _namespaces: dict[str, ModuleType] = {}
 
 
@@ -101,11 +143,12 @@ def wing(where: str, **arrays: Any) -> Any:
         This version of gpurnn has no kernels for that library's arrays.
     """
     library = _common_library(where, arrays)
-    module = importlib.import_module(WINGS[library])
+    name = WINGS[library] if library != "numpy" else _HOST_WINGS[_numpy_wing.get()]
+    module = importlib.import_module(name)
     if not hasattr(module, "recurrence_forward"):
         raise NotImplementedError(
-            f"{where}: this version of gpurnn has no kernels for {library} arrays; "
-            f"convert them with {library}.asnumpy(x)"
+            f"{where}: this version of gpurnn has no kernels for {library} arrays"
+            + ("; convert them with cupy.asnumpy(x)" if library == "cupy" else "")
         )
     return module
 

@@ -21,7 +21,10 @@ from array_api_compat import is_cupy_array
 from . import host
 from .host.build import KERNELS, digest_of, source_closure
 
-__all__ = ["Kernel", "Module", "Parameter", "empty"]
+__all__ = ["C_NAMES", "Kernel", "Module", "Parameter", "contiguous", "empty", "namespace"]
+
+C_NAMES = {"float32": "float", "float64": "double", "complex64": "float", "complex128": "double"}
+"""The C type of the real numbers that arrays of a dtype hold, as kernels are instantiated with it."""
 
 _C_TYPES = {
     "bool": "b1",
@@ -85,6 +88,20 @@ def declared_parameters(texts: Mapping[Path, str], kernel: str, defines: Mapping
             declarations = [part for part in found.group(1).split(",") if part.strip() not in ("", "void")]
             return [Parameter.declared(part, defines) for part in declarations]
     raise ValueError(f"no `__global__` function {function} in {next(iter(texts))} or what it includes")
+
+
+def namespace(array: Any) -> Any:
+    """The library of ``array``: the module ``cupy`` or ``numpy``."""
+    if is_cupy_array(array):
+        import cupy
+
+        return cupy
+    return np
+
+
+def contiguous(array: Any) -> Any:
+    """``array`` as kernels take it: in C order, itself if it is so already. None stays None."""
+    return None if array is None else namespace(array).ascontiguousarray(array)
 
 
 def empty(like: Any, shape: int | Sequence[int], dtype: Any) -> Any:

@@ -1,5 +1,6 @@
 """What all tests share: how hypothesis draws, and a wing for strict arrays."""
 
+import parity
 import pytest
 import strict_wing
 from hypothesis import HealthCheck, settings
@@ -31,3 +32,9 @@ def strict_namespace(monkeypatch):
         lambda xp, a: strict_wing.strict(a.copy()) if xp is strict_wing.xp else from_numpy(xp, a),
     )
     return strict_wing.xp
+
+
+@pytest.fixture(params=["reference", "host", pytest.param("cuda", marks=pytest.mark.gpu)])
+def wing(request):
+    """Each wing in turn, a `parity.Wing`."""
+    return parity.Wing(request.param)

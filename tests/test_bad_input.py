@@ -675,6 +675,7 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
             "rng": [*SEEDS, None],
         },
     ),
+    "use": (gpurnn.use, {"wing": "reference"}, {"wing": ["gpu", "kernels", None, 3]}),
     "PaddedBatches": (
         gpurnn.PaddedBatches,
         {"sequences": [steps(3, below=V), steps(2, below=V)], "batch_size": 2, "targets": None},

@@ -117,6 +117,21 @@ def test_each_library_has_its_wing(cupy_array, monkeypatch):
     assert _dispatch.wing("lstm", x=cupy_array, state=None) is kernels
 
 
+def test_use_chooses_the_wing_of_numpy_arrays(monkeypatch):
+    monkeypatch.setattr(kernels, "recurrence_forward", reference.recurrence_forward, raising=False)
+    x = np.zeros(3)
+    with gpurnn.use("host"):
+        assert _dispatch.wing("lstm", x=x) is kernels
+        with gpurnn.use("reference"):
+            assert _dispatch.wing("lstm", x=x) is reference
+        assert _dispatch.wing("lstm", x=x) is kernels
+    assert _dispatch.wing("lstm", x=x) is reference
+    gpurnn.use("host")
+    assert _dispatch.wing("lstm", x=x) is kernels
+    gpurnn.use("reference")
+    assert _dispatch.wing("lstm", x=x) is reference
+
+
 def test_a_wing_without_kernels_is_refused(cupy_array, monkeypatch):
     monkeypatch.delattr(kernels, "recurrence_forward", raising=False)
     message = r"lstm: this version of gpurnn has no kernels for cupy arrays; convert them with cupy\.asnumpy\(x\)"

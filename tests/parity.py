@@ -1,0 +1,64 @@
+"""The wings as tests take them: NumPy arrays in and out, whatever computes."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpurnn import _dispatch, kernels, reference
+
+
+class Wing:
+    """A wing, and the way of NumPy arrays to it and back.
+
+    Attributes
+    ----------
+    name : str
+        "reference"; "host", the kernels on the host executor; "cuda", the kernels on a GPU.
+    module : module
+        Its functions.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.module: ModuleType = reference if name == "reference" else kernels
+        if name == "cuda":
+            self._cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+            if not self._has_device():
+                pytest.skip("no CUDA device")
+
+    def _has_device(self) -> bool:
+        try:
+            return int(self._cupy.cuda.runtime.getDeviceCount()) > 0
+        except self._cupy.cuda.runtime.CUDARuntimeError:
+            return False
+
+    def to(self, nested: Any) -> Any:
+        """Arrays, in tuples, lists and dicts too, where the wing computes; copies, so that nothing is shared."""
+        return _mapped(nested, self._cupy.asarray if self.name == "cuda" else np.copy)
+
+    def back(self, nested: Any) -> Any:
+        """The reverse of `to`."""
+        return _mapped(nested, self._cupy.asnumpy if self.name == "cuda" else lambda a: a)
+
+    def use(self) -> Any:
+        """A ``with`` statement in which gpurnn's functions compute by this wing for arrays from `to`."""
+        return _dispatch.use("host" if self.name == "host" else "reference")
+
+    def file(self, name: str) -> ModuleType:
+        """A file of the wing, such as "losses"."""
+        return importlib.import_module(f"{self.module.__name__}.{name}")
+
+
+def _mapped(nested: Any, function: Any) -> Any:
+    if isinstance(nested, (tuple, list)):
+        return type(nested)(_mapped(entry, function) for entry in nested)
+    if isinstance(nested, dict):
+        return {name: _mapped(entry, function) for name, entry in nested.items()}
+    if hasattr(nested, "dtype") and not isinstance(nested, np.generic):
+        return function(nested)
+    return nested
