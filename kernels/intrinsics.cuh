@@ -85,7 +85,7 @@ struct GridBarrier {
     unsigned blocks;
     unsigned goal;  // of `arrived`, at the next arrival or the last one made
 
-    __device__ GridBarrier(unsigned* arrived, unsigned blocks) : arrived(arrived), blocks(blocks), goal(0) {}
+    __device__ GridBarrier(unsigned* arrived = nullptr, unsigned blocks = 0) : arrived(arrived), blocks(blocks), goal(0) {}
 
     __device__ void arrive() {
         goal += blocks;

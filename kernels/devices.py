@@ -1,0 +1,173 @@
+"""What the planner knows of a GPU: the limits of its compute capability, and the public figures of its kind."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a compute capability allows on one multiprocessor."""
+
+    threads: int
+    blocks: int
+    shared_memory: int
+    """Bytes."""
+    shared_memory_per_block: int
+    """Bytes, for a kernel that asks for more than 48 KiB."""
+    fma: int
+    """float32 fused multiply-adds in a clock."""
+    reserved_per_block: int
+    """Bytes of shared memory that the system takes of each block."""
+
+
+# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" and the throughput table of "Arithmetic
+# Instructions". Registers are 65,536 of 32 bits in all of them.
+LIMITS = {
+    (7, 5): Limits(1024, 16, 64 * KIB, 64 * KIB, 64, 0),
+    (8, 0): Limits(2048, 32, 164 * KIB, 163 * KIB, 64, KIB),
+    (8, 6): Limits(1536, 16, 100 * KIB, 99 * KIB, 128, KIB),
+    (8, 9): Limits(1536, 24, 100 * KIB, 99 * KIB, 128, KIB),
+    (9, 0): Limits(2048, 32, 228 * KIB, 227 * KIB, 128, KIB),
+    (10, 0): Limits(2048, 32, 228 * KIB, 227 * KIB, 128, KIB),
+    (12, 0): Limits(1536, 24, 100 * KIB, 99 * KIB, 128, KIB),
+}
+
+REGISTERS = 65536
+"""Of a multiprocessor, 32 bits each."""
+
+_FMA64 = {(7, 5): 2, (8, 0): 32, (8, 6): 2, (8, 9): 2, (9, 0): 64, (10, 0): 64, (12, 0): 2}
+"""float64 fused multiply-adds of a multiprocessor in a clock."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU.
+
+    Attributes
+    ----------
+    name : str
+    compute_capability : (int, int)
+    multiprocessors : int
+    clock_hz : float
+        The boost clock.
+    l2_bytes : int
+    bandwidth : float
+        Of the device memory, in bytes a second.
+    shared_memory_per_block : int
+        Bytes that a kernel may ask for.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    multiprocessors: int
+    clock_hz: float
+    l2_bytes: int
+    bandwidth: float
+    shared_memory_per_block: int
+
+    @property
+    def limits(self) -> Limits:
+        return LIMITS[_known(self.compute_capability)]
+
+    def peak_flops(self, itemsize: int) -> float:
+        """Floating-point operations a second, of numbers of ``itemsize`` bytes, without tensor cores."""
+        known = _known(self.compute_capability)
+        fma = LIMITS[known].fma if itemsize == 4 else _FMA64[known]
+        return 2.0 * fma * self.multiprocessors * self.clock_hz
+
+
+def _known(capability: tuple[int, int]) -> tuple[int, int]:
+    """The latest capability in the tables that is not later than ``capability``."""
+    return max((c for c in LIMITS if c <= capability), default=min(LIMITS))
+
+
+def _device(
+    name: str, capability: tuple[int, int], multiprocessors: int, clock_mhz: int, l2_mib: float, gb_per_s: int
+) -> Device:
+    return Device(
+        name, capability, multiprocessors, clock_mhz * 1e6, int(l2_mib * KIB * KIB), gb_per_s * 1e9,
+        LIMITS[capability].shared_memory_per_block,
+    )  # fmt: skip
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        _device("T4", (7, 5), 40, 1590, 4, 320),  # NVIDIA Turing GPU Architecture whitepaper, appendix on the T4
+        _device("A100", (8, 0), 108, 1410, 40, 2039),  # A100 80GB SXM: Ampere Architecture whitepaper, A100 datasheet
+        _device("RTX 3090", (8, 6), 82, 1695, 6, 936),  # NVIDIA Ampere GA102 GPU Architecture whitepaper
+        _device("L4", (8, 9), 58, 2040, 48, 300),  # L4 datasheet; NVIDIA Ada GPU Architecture whitepaper
+        _device("RTX 4090", (8, 9), 128, 2520, 72, 1008),  # NVIDIA Ada GPU Architecture whitepaper
+        _device("H100", (9, 0), 132, 1980, 50, 3350),  # H100 SXM5: Hopper Architecture whitepaper, H100 datasheet
+        _device("H200", (9, 0), 132, 1980, 50, 4800),  # H200 SXM datasheet
+    )
+}
+"""By name."""
+
+
+def lookup(name: str) -> Device:
+    """The device of that name in `DEVICES`.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    for known, device in DEVICES.items():
+        if known.lower() == name.lower():
+            return device
+    raise ValueError(f"device is {name!r}, expected one of {', '.join(DEVICES)}")
+
+
+@functools.cache
+def _of_index(index: int) -> Device:
+    import cupy
+
+    device = cupy.cuda.Device(index)
+    attributes: dict[str, Any] = device.attributes
+    properties = cupy.cuda.runtime.getDeviceProperties(index)
+    # Two transfers of a double data rate memory in each clock of it, which is given in kHz.
+    bandwidth = 2e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 8
+    return Device(
+        name=properties["name"].decode(),
+        compute_capability=(attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]),
+        multiprocessors=attributes["MultiProcessorCount"],
+        clock_hz=1e3 * attributes["ClockRate"],
+        l2_bytes=attributes["L2CacheSize"],
+        bandwidth=bandwidth,
+        shared_memory_per_block=attributes["MaxSharedMemoryPerBlockOptin"],
+    )
+
+
+def current() -> Device:
+    """CuPy's current device."""
+    import cupy
+
+    return _of_index(cupy.cuda.Device().id)
+
+
+def occupancy(device: Device, threads: int, registers: int, shared_bytes: int) -> int:
+    """Blocks that one multiprocessor holds at once.
+
+    Parameters
+    ----------
+    device : Device
+    threads : int
+        Of a block.
+    registers : int
+        Of a thread. A warp gets them in units of 256.
+    shared_bytes : int
+        Static and dynamic shared memory of a block.
+    """
+    limits = device.limits
+    warps = -(-threads // 32)
+    of_warp = -(-registers * 32 // 256) * 256
+    by_registers = (REGISTERS // of_warp) // warps if registers else limits.blocks
+    taken = shared_bytes + limits.reserved_per_block
+    by_shared = limits.shared_memory // taken if taken else limits.blocks
+    return min(limits.threads // (32 * warps), limits.blocks, by_registers, by_shared)

@@ -1,0 +1,332 @@
+"""A layer's whole recurrence over time, in one direction or two, forward and backward.
+
+Products over all steps at once, W_ih x and the gradients of the weights, are plain matrix products. What lies between,
+step after step, is a schedule's (`plan.py`): ``recurrence/stepwise.cu`` or ``recurrence/fused.cu``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpurnn.cells import GRU, LSTM, Cell, Vanilla
+
+from . import plan
+from .launch import C_NAMES, Module, contiguous, empty, namespace
+
+Array = Any
+"""A NumPy or a CuPy array."""
+
+Weights = tuple[Array, Array, "Array | None", "Array | None"]
+"""w_ih (G*H, I), w_hh (G*H, H), b_ih and b_hh (G*H,) or None, of one direction."""
+
+_THREADS = 256
+"""Of a block of the stepwise kernels."""
+
+
+def _of_cell(cell: Cell, dtype: str) -> str:
+    """The cell's struct in ``cells/*.cuh``."""
+    real = C_NAMES[dtype]
+    if isinstance(cell, Vanilla):
+        return f"Vanilla<{real}, {cell.activation.capitalize()}>"
+    if isinstance(cell, LSTM):
+        return f"Lstm<{real}>"
+    order = "After" if cell.reset_after else "Before"
+    return f"GruReset{order}<{real}, {'true' if cell.update == 'candidate' else 'false'}>"
+
+
+@functools.cache
+def _stepwise(struct: str, two_products: bool) -> Module:
+    names = ["begin_forward", "finish_step", "begin_step_backward"]
+    names += ["open_step", "close_step_backward"] if two_products else []
+    return Module("recurrence/stepwise.cu", [f"{name}<{struct}>" for name in names])
+
+
+@functools.cache
+def _fused(struct: str, variant: str) -> Module:
+    return Module("recurrence/fused.cu", [f"forward<{struct}, {variant}>", f"backward<{struct}, {variant}>"])
+
+
+def modules() -> list[Module]:
+    """Every translation unit that a recurrence can ask for."""
+    cells: list[Cell] = [Vanilla(f) for f in ("tanh", "relu", "sigmoid", "identity")]
+    cells += [LSTM(), *(GRU(after, update) for after in (False, True) for update in ("candidate", "state"))]
+    found = []
+    for cell in cells:
+        for dtype in ("float32", "float64"):
+            struct = _of_cell(cell, dtype)
+            found.append(_stepwise(struct, plan.products(cell) == 2))
+            found += [_fused(struct, v) for v in plan.fused_variants(cell, np.dtype(dtype).itemsize)]
+    return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call's recurrence between the products over all its steps: what both passes of it know, and its history."""
+
+    cell: Cell
+    T: int
+    B: int
+    H: int
+    D: int
+    plan: plan.Plan
+    w: Array
+    """(D, G*H, H)."""
+    lengths: Array | None
+    resets: Array | None
+    mask: Array | None
+    slots: int
+    """Steps that the history has room for."""
+    entered: Array
+    """(D, slots, B, H): what enters the product with w at each step."""
+    second: Array | None
+    """(D, slots, B, H): what enters a step's second product, where the cell has one."""
+    kept: Array | None
+    """(D, slots, B, S, H): the values of each step that the backward pass reads."""
+
+    @classmethod
+    def begin(
+        cls, cell: Cell, T: int, B: int, H: int, w: Array, lengths: Array | None = None, resets: Array | None = None,
+        mask: Array | None = None, *, training: bool,
+    ) -> Run:  # fmt: skip
+        """A run whose history is yet to be written."""
+        D, slots, two = len(w), T if training else 2, plan.products(cell) == 2
+        chosen = plan.choose(cell, T, B, H, D, w.dtype, plan.device_of(w))
+        history = (D, slots, B, H)
+        return cls(
+            cell, T, B, H, D, chosen, w, lengths, contiguous(resets), contiguous(mask), slots,
+            entered=empty(w, history, w.dtype),
+            second=empty(w, history, w.dtype) if two else None,
+            kept=empty(w, (D, slots, B, plan.saved(cell), H), w.dtype) if training or two else None,
+        )  # fmt: skip
+
+    @property
+    def two_products(self) -> bool:
+        return self.second is not None
+
+    @property
+    def _struct(self) -> str:
+        return _of_cell(self.cell, str(self.w.dtype))
+
+    @property
+    def sizes(self) -> tuple[np.int32, ...]:
+        return np.int32(self.T), np.int32(self.B), np.int32(self.H)
+
+    @property
+    def leak(self) -> Any:
+        return self.w.dtype.type(getattr(self.cell, "leak", 0))
+
+    def steps(self, s: int) -> Iterator[tuple[int, int]]:
+        """Each direction, and its step at position s."""
+        return ((d, s if d == 0 else self.T - 1 - s) for d in range(self.D))
+
+    def slot(self, t: int, s: int) -> int:
+        return t if self.slots == self.T else s % self.slots
+
+    def stepwise(self, name: str, *args: Any) -> None:
+        """Launch a kernel of ``recurrence/stepwise.cu``."""
+        blocks = -(-self.D * self.B * self.H // _THREADS)
+        _stepwise(self._struct, self.two_products)[f"{name}<{self._struct}>"]((blocks,), (_THREADS,), args)
+
+    def fused(self, name: str, launch: plan.Launch, *args: Any) -> None:
+        """Launch a kernel of ``recurrence/fused.cu``."""
+        variant = launch.variant(self.plan.exchange)
+        _fused(self._struct, variant)[f"{name}<{self._struct}, {variant}>"](
+            launch.grid, launch.block, args, shared_mem=launch.shared_bytes, cooperative=self.plan.exchange == "grid"
+        )
+
+    def barriers(self, launch: plan.Launch) -> Array | None:
+        """A counter for each tile of each group of blocks that exchange."""
+        if self.plan.exchange != "grid":
+            return None
+        return namespace(self.w).zeros(launch.tiles * launch.grid[1] * launch.grid[2], np.uint32)
+
+    def hidden_gradients(self, d: int, da: Array, da_hidden: Array) -> tuple[Array, Array]:
+        """The gradients of a direction's w_hh and b_hh from those of all steps' gates."""
+        xp, H = namespace(da), self.H
+        entered = self.entered[d].reshape(-1, H)
+        db_hh = xp.matmul(xp.ones(len(entered), da.dtype), da_hidden[d])
+        if self.second is None:
+            return xp.matmul(da_hidden[d].T, entered), db_hh
+        parts = ((da[d, :, : 2 * H], entered), (da[d, :, 2 * H :], self.second[d].reshape(-1, H)))
+        return xp.concatenate([xp.matmul(gates.T, operand) for gates, operand in parts]), db_hh
+
+
+def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], state: tuple[Array, ...]) -> Array:
+    """All steps, from xw (D, T*B, G*H) and biases (D, G*H) to y (T, B, D*H); ``state`` is advanced in place."""
+    y = empty(xw, (run.T, run.B, run.D * run.H), xw.dtype)
+    if y.size:
+        h, c = state if len(state) == 2 else (state[0], None)
+        inputs = (xw, *biases, run.lengths, run.resets, run.mask)
+        pass_ = _forward_stepwise if run.plan.schedule == "stepwise" else _forward_fused
+        pass_(run, inputs, h, c, y)
+    return y
+
+
+def _begin_forward(run: Run, h: Array) -> None:
+    run.stepwise(
+        "begin_forward", run.lengths, run.resets, run.mask, h, run.entered, *run.sizes,
+        np.int32(run.D), np.int32(run.slots),
+    )  # fmt: skip
+
+
+def _forward_stepwise(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
+    xp = namespace(y)
+    B, D, w, entered, second = run.B, run.D, run.w, run.entered, run.second
+    opening = 0 if second is None else 2 * run.H  # rows of the first of two products
+    products = empty(y, (D, B, w.shape[1] - opening), y.dtype)
+    opened = empty(y, (D, B, opening), y.dtype)
+    _begin_forward(run, h)
+    for s in range(run.T):
+        tail = (*run.sizes, np.int32(D), np.int32(run.slots), np.int32(s))
+        operand = entered
+        if second is not None:
+            for d, t in run.steps(s):
+                xp.matmul(entered[d, run.slot(t, s)], w[d, :opening].T, out=opened[d])
+            run.stepwise("open_step", opened, *inputs, h, second, run.kept, *tail)
+            operand = second
+        for d, t in run.steps(s):
+            xp.matmul(operand[d, run.slot(t, s)], w[d, opening:].T, out=products[d])
+        run.stepwise("finish_step", products, *inputs, h, c, y, entered, run.kept, *tail, run.leak)
+
+
+def _forward_fused(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
+    launch = run.plan.forward
+    if run.plan.exchange == "launch":
+        _begin_forward(run, h)
+    arrived = run.barriers(launch)
+    for first, last in run.plan.launches(run.T * plan.products(run.cell)):
+        run.fused(
+            "forward", launch, run.w, *inputs, h, c, y, run.entered, run.second, run.kept, arrived, *run.sizes,
+            np.int32(run.slots), first, last, *launch.cut, run.leak,
+        )  # fmt: skip
+
+
+def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple[Array, Array]:
+    """All steps back, from dy (T, B, D*H): the gradients (D, T*B, G*H) of xw and of W_hh h.
+
+    ``dstate``, the gradient of the final state, becomes that of the initial one. The two may be one array.
+    """
+    shape = (run.D, run.T * run.B, run.w.shape[1])
+    da = empty(run.w, shape, run.w.dtype)
+    da_hidden = empty(run.w, shape, run.w.dtype) if plan.hidden_apart(run.cell) else da
+    if da.size:
+        dh, dc = dstate if len(dstate) == 2 else (dstate[0], None)
+        # What flows from one launch to the next.
+        direct = empty(da, dh.shape, da.dtype)
+        through = empty(da, dh.shape, da.dtype) if run.two_products else None
+        carried = (dh, dc, direct, through)
+        pass_ = _backward_stepwise if run.plan.schedule == "stepwise" else _backward_fused
+        pass_(run, contiguous(dy), carried, da, da_hidden)
+    return da, da_hidden
+
+
+def _backward_stepwise(
+    run: Run, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array
+) -> None:
+    xp, w = namespace(da), run.w
+    last = 2 * run.H if run.two_products else w.shape[1]  # rows of the product that ends a step
+    steps = da_hidden.reshape(run.D, run.T, run.B, w.shape[1])
+    product = empty(da, (run.D, run.B, run.H), da.dtype)
+    for s in range(run.T - 1, -2, -1):
+        tail = (*run.sizes, np.int32(run.D), np.int32(s))
+        if s + 1 < run.T:
+            for d, t in run.steps(s + 1):
+                xp.matmul(steps[d, t, :, :last], w[d, :last], out=product[d])
+        run.stepwise(
+            "begin_step_backward", product, run.kept, run.lengths, run.resets, run.mask, dy, *carried, da, da_hidden,
+            *tail, run.leak,
+        )  # fmt: skip
+        if run.two_products and s >= 0:
+            for d, t in run.steps(s):
+                xp.matmul(steps[d, t, :, last:], w[d, last:], out=product[d])
+            run.stepwise("close_step_backward", product, run.kept, run.entered, run.lengths, carried[3], da, *tail)
+
+
+def _backward_fused(run: Run, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array) -> None:
+    launch = run.plan.backward
+    arrived, transposed = run.barriers(launch), contiguous(run.w.transpose(0, 2, 1))
+    for first, last in run.plan.launches(run.T * plan.products(run.cell) + 1):
+        run.fused(
+            "backward", launch, transposed, run.kept, run.entered, run.lengths, run.resets, run.mask, dy, *carried, da,
+            da_hidden, arrived, *run.sizes, first, last, *launch.cut, run.leak,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What `recurrence_backward` needs."""
+
+    run: Run
+    x: Array
+    w_ih: tuple[Array, ...]
+
+
+def recurrence_forward(
+    cell: Cell,
+    x: Array,
+    weights: tuple[Weights, ...],
+    state: tuple[Array, ...],
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    training: bool = False,
+) -> tuple[Array, tuple[Array, ...], _Saved | None]:
+    """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s.
+
+    A length beyond T counts as T, one below zero as zero: what is on the device is not read back to be checked.
+    """
+    xp = namespace(x)
+    T, B, I = x.shape
+    D, H, G = len(weights), weights[0][1].shape[1], cell.gates
+    if lengths is not None:
+        lengths = lengths.astype(xp.int32)
+        x = xp.where((xp.arange(T, dtype=xp.int32)[:, None] < lengths)[:, :, None], x, x.dtype.type(0))
+    elif training:
+        x = xp.array(x, order="C")
+    # Weights are copied, so that what a caller does to his arrays cannot reach the gradients.
+    w = xp.stack([w_hh for _, w_hh, _, _ in weights])
+    run = Run.begin(cell, T, B, H, w, lengths, resets, mask, training=training)
+    xw = empty(x, (D, T * B, G * H), x.dtype)
+    for d, (w_ih, _, _, _) in enumerate(weights):
+        xp.matmul(x.reshape(T * B, I), w_ih.T, out=xw[d])
+    biases = (
+        _stacked(xp, [direction[2] for direction in weights]),
+        _stacked(xp, [direction[3] for direction in weights]),
+    )
+    final = tuple(xp.array(s, order="C") for s in state)
+    y = run_forward(run, xw, biases, final)
+    if not training:
+        return y, final, None
+    return y, final, _Saved(run, x, tuple(xp.array(w_ih, order="C") for w_ih, _, _, _ in weights))
+
+
+def _stacked(xp: Any, biases: list[Array | None]) -> Array | None:
+    """(D, G*H), zeros where a direction has none, None if none has."""
+    given = next((b for b in biases if b is not None), None)
+    return None if given is None else xp.stack([xp.zeros_like(given) if b is None else b for b in biases])
+
+
+def recurrence_backward(
+    saved: _Saved, dy: Array | None, dstate: tuple[Array | None, ...]
+) -> tuple[Array, tuple[tuple[Array, Array, Array, Array], ...], tuple[Array, ...]]:
+    """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
+    run, x = saved.run, saved.x
+    xp = namespace(x)
+    state_shape = (run.D, run.B, run.H)
+    dstate0 = tuple(xp.zeros(state_shape, x.dtype) if s is None else xp.array(s, order="C") for s in dstate)
+    da, da_hidden = run_backward(run, dy, dstate0)
+    rows = x.reshape(run.T * run.B, x.shape[2])
+    ones = xp.ones(len(rows), x.dtype)
+    dx = xp.zeros_like(rows)
+    dweights = []
+    for d, w_ih in enumerate(saved.w_ih):
+        dx += xp.matmul(da[d], w_ih)
+        dw_hh, db_hh = run.hidden_gradients(d, da, da_hidden)
+        dweights.append((xp.matmul(da[d].T, rows), dw_hh, xp.matmul(ones, da[d]), db_hh))
+    return dx.reshape(x.shape), tuple(dweights), dstate0

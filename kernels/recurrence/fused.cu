@@ -1,0 +1,325 @@
+// Products and gates in one kernel: the schedules that need no cuBLAS.
+//
+// Block (x, y, z) owns `units` hidden units of direction z, all gates of them, and `tiles` tiles of `rows` rows of the
+// batch. Thread e of it owns row e / units and unit e % units of each tile: with its step's product it does all that is
+// left to do for it, and its state never leaves its registers. What the schedules differ in is how a step's operand,
+// h_{t-1} or the gate gradients of step t + 1, gets to all who multiply by it:
+//
+//   launch   a launch for each product: the end of a launch is the barrier. Weights are read anew from the L2 cache.
+//            What enters the first product is there before the first launch (begin_forward).
+//   block    one block has all hidden units, so the operand stays in shared memory. Weights stay in shared memory, and
+//            the first 32 * chunks columns of the first rows in registers, see Held.
+//   grid     the blocks of one direction and the same rows exchange it through global memory, by publish() and
+//            read_published(), with a barrier of their own for each tile. Weights stay in shared memory. While one tile
+//            waits at its barrier, the other one's product is computed.
+//
+// A pass goes through phases, one for each product: `Cell::products` of them a step, and on the way back one more that
+// ends the first step. A launch computes the phases `first` ... `last` - 1, which is all of them unless under launch.
+#include "cells/gru.cuh"
+#include "cells/lstm.cuh"
+#include "cells/vanilla.cuh"
+#include "recurrence/product.cuh"
+#include "recurrence/steps.cuh"
+
+enum class Exchange { launch, block, grid };
+
+// How a block is cut, and its dynamic shared memory: weights, operand, sums.
+template <typename Real, Exchange exchange, int tiles, int chunks>
+struct Share {
+    static constexpr bool resident = exchange != Exchange::launch;
+    static_assert(exchange != Exchange::block || tiles == 1, "the operand of one tile is in shared memory");
+    static_assert(exchange == Exchange::block || chunks == 0, "only there a warp keeps to its rows");
+
+    int B, d, j0, units, rows, chunk;
+    int row, unit;  // of this thread
+    Real *weights, *operand, *sums;
+
+    // `weight_rows` of K columns are resident, `chunk` columns of each operand row in shared memory at once.
+    __device__ Share(Real* memory, int B, int H, int most_units, int rows, int chunk, int weight_rows, int K)
+        : B(B), d(blockIdx.z), j0(blockIdx.x * most_units), units(min(most_units, H - int(blockIdx.x) * most_units)),
+          rows(rows), chunk(chunk), row(threadIdx.x / units), unit(threadIdx.x % units), weights(memory),
+          operand(memory + (resident ? weight_rows * K - shortened(weight_rows) * held(K) : 0)),
+          sums(operand + rows * chunk) {}
+
+    // Rows of which, and their columns that, registers hold.
+    __device__ static int shortened(int weight_rows) {
+        return chunks ? min(weight_rows, int(blockDim.x) / 32 * tile_rows) : 0;
+    }
+    __device__ static int held(int K) { return min(K, 32 * chunks); }
+
+    // Copies to shared memory what registers do not hold of N rows of K columns.
+    template <bool in_shared>
+    __device__ void load(WeightRows<Real, in_shared> from, int N, int K) const {
+        const auto to = resident_rows(N, N, K);
+        for (int n = threadIdx.x / 32; n < N; n += blockDim.x / 32) {
+            const int skipped = n < to.shortened ? to.held : 0;
+            for (int k = skipped + threadIdx.x % 32; k < K; k += 32) weights[to.offset(n) + k] = from[from.offset(n) + k];
+        }
+    }
+
+    // Those of N rows, one after another in shared memory.
+    __device__ WeightRows<Real, true> resident_rows(int units, int N, int K) const {
+        return {weights, units, units, K, shortened(N), held(K)};
+    }
+
+    __device__ int first_row(int tile) const { return (int(blockIdx.y) * tiles + tile) * rows; }
+    __device__ int rows_of(int tile) const { return max(0, min(rows, B - first_row(tile))); }
+    __device__ bool owns(int tile) const { return row < rows_of(tile); }
+    __device__ int group(int tile) const { return (blockIdx.z * gridDim.y + blockIdx.y) * tiles + tile; }
+
+    // Columns [begin, end) of the tile's rows of `source`, whose first row is the tile's.
+    __device__ void stage(const Real* source, long long stride, int tile, int begin, int end) const {
+        for (int r = threadIdx.x / 32; r < rows_of(tile); r += blockDim.x / 32) {
+            for (int k = begin + threadIdx.x % 32; k < end; k += 32) {
+                const Real* from = source + r * stride + k;
+                operand[r * chunk + k - begin] = exchange == Exchange::grid ? read_published(from) : *from;
+            }
+        }
+    }
+
+    // sums = operand times the rows of `w`, for N rows of length K. `source` is where the operand lies in global memory;
+    // under Exchange::block it is in shared memory already, K columns from `kept`. All threads call it; afterwards all
+    // may read the sums.
+    template <int columns, class Rows>
+    __device__ void multiply_tile(
+        const Real* source, long long stride, int tile, int K, Rows w, const Held<Real, chunks>& held_rows, int N,
+        const Real* kept, int kept_stride) const {
+        if constexpr (exchange == Exchange::block) {
+            multiply<columns>(kept, kept_stride, K, rows_of(tile), w, held_rows, N, sums, false);
+            __syncthreads();
+            return;
+        }
+        for (int begin = 0; begin < K; begin += chunk) {
+            const int end = min(K, begin + chunk);
+            stage(source, stride, tile, begin, end);
+            __syncthreads();
+            Rows part = w;
+            part.first += begin;
+            multiply<columns>(operand, chunk, end - begin, rows_of(tile), part, held_rows, N, sums, begin > 0);
+            __syncthreads();
+        }
+    }
+};
+
+// Gives `value` to the blocks that read `address` in this launch, or in a later one.
+template <Exchange exchange, typename Real>
+__device__ __forceinline__ void hand_over(Real* address, Real value) {
+    if (exchange == Exchange::grid) {
+        publish(address, value);
+    } else {
+        *address = value;
+    }
+}
+
+// w (D, G, H, H) is w_hh. Shared memory, in numbers: weights, units * G * H less those held, unless under
+// Exchange::launch; rows * chunk
+// of operands (under Exchange::block rows * H, twice if the cell has two products), rows * units * G of sums. `arrived`
+// (gridDim.z * gridDim.y * tiles) is zero, and read by Exchange::grid alone.
+template <class Cell, Exchange exchange, int tiles, int columns, int chunks>
+__global__ void __launch_bounds__(512) forward(
+    const typename Cell::Real* w, const typename Cell::Real* xw, const typename Cell::Real* b_ih,
+    const typename Cell::Real* b_hh, const int* lengths, const bool* resets, const typename Cell::Real* mask,
+    typename Cell::Real* h, typename Cell::Real* c, typename Cell::Real* y, typename Cell::Real* entered,
+    typename Cell::Real* second, typename Cell::Real* kept, unsigned* arrived, int T, int B, int H, int slots, int first,
+    int last, int units, int rows, int chunk, typename Cell::Real leak) {
+    using Real = typename Cell::Real;
+    constexpr int G = Cell::gates, products = Cell::products, opening = products == 2 ? 2 : 0;
+    using Part = Share<Real, exchange, tiles, chunks>;
+    static_assert(chunks == 0 || products == 1, "with two products the rows held would be those of one");
+    DYNAMIC_SHARED(Real, memory);
+    const int D = gridDim.z;
+    const Forward<Cell> layer{{leak}, {T, B, slots, lengths, resets}, H, D, xw, b_ih, b_hh, mask, y, entered, second, kept};
+    const Part share(memory, B, H, units, rows, exchange == Exchange::block ? products * H : chunk, G * units, H);
+    const int d = share.d, j = share.j0 + share.unit, own = share.units;
+    w += (long long)d * G * H * H;
+
+    const WeightRows<Real, false> global{w + (long long)share.j0 * H, own, H, H};
+    const Held<Real, chunks> held(global, G * own, H);
+    if constexpr (Part::resident) share.load(global, G * own, H);
+    // Weight rows from gate g on: those of a block lie together in shared memory, and apart in w_hh.
+    const auto rows_from = [&](int g) {
+        if constexpr (Part::resident) {
+            auto rows = share.resident_rows(own, G * own, H);
+            rows.first += g * own * H;
+            return rows;
+        } else {
+            auto rows = global;
+            rows.first += (long long)g * H * H;
+            return rows;
+        }
+    };
+    // What enters the product of position s, from the thread that owns the unit.
+    const auto enter = [&](int s, int b, Real value, int product) {
+        if (exchange == Exchange::block) share.operand[share.row * share.chunk + product * H + j] = value;
+        if (exchange != Exchange::block || slots == T) {
+            hand_over<exchange>((product ? second : entered) + layer.at(d, layer.clock.slot(d, s), b, j), value);
+        }
+    };
+
+    Real state[tiles] = {}, cell_state[tiles] = {};
+    GridBarrier barrier[tiles];
+#pragma unroll
+    for (int q = 0; q < tiles; ++q) {
+        if (exchange == Exchange::grid) barrier[q] = GridBarrier(arrived + share.group(q), gridDim.x);
+        if (share.owns(q)) {
+            const int b = share.first_row(q) + share.row;
+            const long long i = ((long long)d * B + b) * H + j;
+            state[q] = h[i];
+            if (Cell::has_c) cell_state[q] = c[i];
+            if (exchange != Exchange::launch) enter(0, b, layer.entering(d, 0, b, j, state[q]), 0);
+        }
+        if (exchange == Exchange::grid && share.rows_of(q)) barrier[q].arrive();
+    }
+    __syncthreads();
+
+    for (int phase = first; phase < last; ++phase) {
+        const int s = phase / products;
+        const bool opens = products == 2 && phase % 2 == 0;
+#pragma unroll
+        for (int q = 0; q < tiles; ++q) {
+            if (share.rows_of(q) == 0) continue;
+            const int b = share.first_row(q) + share.row;
+            const int g = opens ? 0 : opening, N = (opens ? opening : G - opening) * own;
+            const bool from_second = products == 2 && !opens;
+            if (exchange == Exchange::grid) barrier[q].wait();
+            share.template multiply_tile<columns>(
+                (from_second ? second : entered) + layer.at(d, layer.clock.slot(d, s), share.first_row(q), 0), H, q, H,
+                rows_from(g), held, N, share.operand + (from_second ? H : 0), share.chunk);
+            if (share.owns(q)) {
+                const Real* const products_of_unit = share.sums + share.row * N + share.unit;
+                bool opened = false;
+                if constexpr (products == 2) {
+                    if (opens) {
+                        enter(s, b, layer.open(d, s, b, j, products_of_unit, own, state[q]), 1);
+                        opened = true;
+                    }
+                }
+                if (!opened) {
+                    layer.finish(d, s, b, j, products_of_unit, own, state[q], cell_state[q]);
+                    if (s + 1 < T) enter(s + 1, b, layer.entering(d, s + 1, b, j, state[q]), 0);
+                }
+            }
+            if (exchange == Exchange::grid) {
+                barrier[q].arrive();
+            } else {
+                __syncthreads();
+            }
+        }
+    }
+
+#pragma unroll
+    for (int q = 0; q < tiles; ++q) {
+        if (!share.owns(q)) continue;
+        const long long i = ((long long)d * B + share.first_row(q) + share.row) * H + j;
+        h[i] = state[q];
+        if (Cell::has_c) c[i] = cell_state[q];
+    }
+}
+
+// w (D, H, G, H) is w_hh with its rows and columns traded. Shared memory as in forward, but units * G * H of weights,
+// rows * chunk of operands (under Exchange::block rows * G * H), rows * units of sums. dh and dc (D, B, H) are the
+// gradients of the state, updated in place; direct and through (D, B, H) keep what flows from launch to launch and are
+// read and written under Exchange::launch alone.
+template <class Cell, Exchange exchange, int tiles, int columns, int chunks>
+__global__ void __launch_bounds__(512) backward(
+    const typename Cell::Real* w, const typename Cell::Real* kept, const typename Cell::Real* entered, const int* lengths,
+    const bool* resets, const typename Cell::Real* mask, const typename Cell::Real* dy, typename Cell::Real* dh,
+    typename Cell::Real* dc, typename Cell::Real* direct, typename Cell::Real* through, typename Cell::Real* dx,
+    typename Cell::Real* dp, unsigned* arrived, int T, int B, int H, int first, int last, int units, int rows, int chunk,
+    typename Cell::Real leak) {
+    using Real = typename Cell::Real;
+    constexpr int G = Cell::gates, products = Cell::products;
+    using Part = Share<Real, exchange, tiles, chunks>;
+    static_assert(chunks == 0 || products == 1, "with two products the rows held would be those of one");
+    DYNAMIC_SHARED(Real, memory);
+    const int D = gridDim.z;
+    const Backward<Cell> layer{{leak}, {T, B, T, lengths, resets}, H, D, kept, entered, mask, dy, dx, dp};
+    const Part share(memory, B, H, units, rows, exchange == Exchange::block ? G * H : chunk, units, G * H);
+    const int d = share.d, j = share.j0 + share.unit, own = share.units, length = G * H;
+    w += ((long long)d * H + share.j0) * length;
+
+    const WeightRows<Real, false> global{w, own, own, length};
+    const Held<Real, chunks> held(global, own, length);
+    if constexpr (Part::resident) share.load(global, own, length);
+    // The columns of the weights from gate g on.
+    const auto columns_from = [&](int g) {
+        if constexpr (Part::resident) {
+            auto rows = share.resident_rows(own, own, length);
+            rows.first += g * H;
+            return rows;
+        } else {
+            auto rows = global;
+            rows.first += g * H;
+            return rows;
+        }
+    };
+
+    Carried<Real> carried[tiles] = {};
+    GridBarrier barrier[tiles];
+#pragma unroll
+    for (int q = 0; q < tiles; ++q) {
+        if (exchange == Exchange::grid) barrier[q] = GridBarrier(arrived + share.group(q), gridDim.x);
+        if (!share.owns(q)) continue;
+        const long long i = ((long long)d * B + share.first_row(q) + share.row) * H + j;
+        carried[q].dh = dh[i];
+        if (Cell::has_c) carried[q].dc = dc[i];
+        if (exchange == Exchange::launch && first > 0) {
+            carried[q].direct = direct[i];
+            if (products == 2) carried[q].through = through[i];
+        }
+    }
+    __syncthreads();
+
+    for (int phase = first; phase < last; ++phase) {
+        const int s = T - 1 - phase / products;
+        const bool closes = products == 2 && phase % 2 == 1;
+        const int t_operand = layer.clock.time(d, closes ? s : s + 1), g = closes ? 2 : 0;
+        const int K = (closes ? 1 : products == 2 ? 2 : G) * H;
+#pragma unroll
+        for (int q = 0; q < tiles; ++q) {
+            if (share.rows_of(q) == 0) continue;
+            const int b = share.first_row(q) + share.row;
+            if (phase > 0) {
+                if (exchange == Exchange::grid) barrier[q].wait();
+                share.template multiply_tile<columns>(
+                    dp + layer.gate_at(d, t_operand, share.first_row(q), g, 0), length, q, K, columns_from(g), held, own,
+                    share.operand + g * H, share.chunk);
+            }
+            if (share.owns(q)) {
+                const auto enter = [&](int gate, Real da) {
+                    if (exchange == Exchange::block) share.operand[share.row * share.chunk + gate * H + j] = da;
+                    hand_over<exchange>(dp + layer.gate_at(d, layer.clock.time(d, s), b, gate, j), da);
+                };
+                const Real* const product = share.sums + share.row * own + share.unit;
+                bool closed = false;
+                if constexpr (products == 2) {
+                    if (closes) {
+                        layer.close(d, s, b, j, *product, carried[q], enter);
+                        closed = true;
+                    }
+                }
+                if (!closed) {
+                    if (phase > 0) layer.finish(d, s + 1, b, j, *product, carried[q]);
+                    if (s >= 0) layer.begin(d, s, b, j, carried[q], enter);
+                }
+            }
+            if (exchange == Exchange::grid) {
+                barrier[q].arrive();
+            } else {
+                __syncthreads();
+            }
+        }
+    }
+
+#pragma unroll
+    for (int q = 0; q < tiles; ++q) {
+        if (!share.owns(q)) continue;
+        const long long i = ((long long)d * B + share.first_row(q) + share.row) * H + j;
+        dh[i] = carried[q].dh;
+        if (Cell::has_c) dc[i] = carried[q].dc;
+        if (exchange == Exchange::launch) {
+            direct[i] = carried[q].direct;
+            if (products == 2) through[i] = carried[q].through;
+        }
+    }
+}

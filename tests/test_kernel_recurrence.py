@@ -1,0 +1,159 @@
+"""The recurrence's kernels: every schedule, cell and option against the NumPy definition."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from gpurnn.kernels import devices, host, plan
+from problems import CELLS, Options, draw
+from tolerance import assert_all_close, recurrence_terms
+
+from gpurnn import kernels, reference
+from gpurnn.cells import GRU, LSTM, Vanilla
+
+pytestmark = pytest.mark.kernels
+
+ALL = Options(lengths=True, resets=True, mask=True, bidirectional=True)
+OPTIONS = {
+    "plain": Options(),
+    "bare": Options(bias=False, state=False),
+    "lengths": Options(lengths=True),
+    "resets": Options(resets=True, bidirectional=True),
+    "lengths-resets": Options(lengths=True, resets=True, bidirectional=True),
+    "mask": Options(mask=True, bidirectional=True),
+    "all": ALL,
+}
+
+
+@pytest.fixture(params=plan.SCHEDULES)
+def schedule(request, monkeypatch):
+    """Each schedule in turn, on a device so small that blocks have several units and persistent ones several groups."""
+    on_device(monkeypatch, multiprocessors=5)
+    with plan.schedule(request.param):
+        yield request.param
+
+
+def on_device(monkeypatch, **limits) -> devices.Device:
+    device = dataclasses.replace(devices.lookup("H100"), **limits)
+    monkeypatch.setattr(plan, "device_of", lambda array: device)
+    return device
+
+
+def run(wing, problem):
+    """Outputs of training and of inference, and all gradients."""
+    arguments = (problem.cell, problem.x, problem.weights, problem.state)
+    y, state, saved = wing.recurrence_forward(*arguments, training=True, **problem.options)
+    inferred = wing.recurrence_forward(*arguments, **problem.options)
+    assert inferred[2] is None
+    return y, state, inferred[:2], wing.recurrence_backward(saved, problem.dy, problem.dstate)
+
+
+def hold(problem):
+    T, B, I = problem.x.shape
+    H = problem.weights[0][1].shape[1]
+    assert_all_close(run(kernels, problem), run(reference, problem), recurrence_terms(T, B, I, H))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_schedules_agree_with_the_definition(schedule, cell, options):
+    hold(draw(CELLS[cell], options, T=5, B=6, I=3, H=11))
+
+
+@pytest.mark.parametrize("cell", ["rnn-tanh-leak", "lstm", "gru-reset-before-candidate", "gru-reset-after-state"])
+def test_float32(schedule, cell):
+    hold(draw(CELLS[cell], ALL, T=5, B=6, I=3, H=11, dtype="float32"))
+
+
+SIZES = [
+    {"T": 1}, {"T": 2}, {"B": 1}, {"H": 1}, {"T": 1, "B": 1, "I": 1, "H": 1}, {"B": 5, "H": 33}, {"B": 37, "H": 3},
+    {"T": 0}, {"B": 0}, {"T": 9, "B": 2, "H": 40},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
+@pytest.mark.parametrize("cell", ["rnn-tanh", "lstm", "gru-reset-before-candidate", "gru-reset-after-state"])
+def test_awkward_sizes(schedule, cell, sizes):
+    options = Options(bidirectional=True) if 0 in sizes.values() else ALL
+    hold(draw(CELLS[cell], options, **sizes))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-state"])
+def test_any_order_of_threads_and_blocks_gives_the_same_bits(schedule, cell):
+    problem = draw(CELLS[cell], ALL, T=4, B=5, H=9, dtype="float32")
+    runs = []
+    for seed in (1, 2):
+        with host.execution(seed=seed):
+            runs.append(run(kernels, problem))
+    assert_all_close(runs[0], runs[1], terms=0)
+
+
+def test_cotangents_may_be_left_out(schedule):
+    problem = draw(LSTM(), ALL)
+    for dy, dstate in ((None, problem.dstate), (problem.dy, (None, None)), (None, (problem.dstate[0], None))):
+        found, expected = (
+            wing.recurrence_backward(
+                wing.recurrence_forward(
+                    problem.cell, problem.x, problem.weights, problem.state, training=True, **problem.options
+                )[2],
+                dy,
+                dstate,
+            )
+            for wing in (kernels, reference)
+        )
+        assert_all_close(found, expected, recurrence_terms(4, 3, 2, 3))
+
+
+def test_a_pullback_gives_the_same_twice_whatever_became_of_the_arguments(schedule):
+    problem = draw(GRU(), ALL)
+    y, state, saved = kernels.recurrence_forward(
+        problem.cell, problem.x, problem.weights, problem.state, training=True, **problem.options
+    )
+    first = kernels.recurrence_backward(saved, problem.dy, problem.dstate)
+    for array in (y, *state, problem.x, *problem.state, *itertools.chain(*problem.weights)):
+        array[...] = np.nan
+    assert_all_close(kernels.recurrence_backward(saved, problem.dy, problem.dstate), first, terms=0)
+
+
+@pytest.mark.parametrize(
+    ("cell", "H", "B"), [(LSTM(), 128, 1), (LSTM(), 127, 3), (GRU(True), 150, 2), (Vanilla(), 256, 2)], ids=str
+)
+def test_weights_held_in_registers(cell, H, B):
+    """The sizes for which a block's shared memory alone is too small."""
+    problem = draw(cell, Options(lengths=True), T=2, B=B, H=H, dtype="float32")
+    chosen = plan.make("block", plan.Problem(cell, 2, B, H, 1, 4), devices.lookup("H100"))
+    assert chosen.forward.held_chunks == chosen.backward.held_chunks == plan.HELD_CHUNKS
+    with plan.schedule("block"):
+        hold(problem)
+
+
+@pytest.mark.parametrize("cell", [LSTM(), GRU()], ids=str)
+@pytest.mark.parametrize("schedule", ["step-fused", "persistent"])
+def test_operands_longer_than_a_chunk(cell, schedule, monkeypatch):
+    """Operands that shared memory takes piece by piece, in the least of it that the schedule can do with."""
+    problem = draw(cell, ALL, T=3, B=20, H=30)
+    for kilobytes in range(4, 64):
+        device = on_device(monkeypatch, multiprocessors=9, shared_memory_per_block=1000 * kilobytes)
+        found = plan.consider(plan.Problem(cell, 3, 20, 30, 2, 8), device)
+        if schedule in found.plans:
+            break
+    assert found.plans[schedule][0].backward.chunk < cell.gates * 30
+    with plan.schedule(schedule):
+        hold(problem)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("cell", CELLS)
+def test_single_steps(cell, bias):
+    problem = draw(CELLS[cell], Options(bias=bias), T=1, B=5, H=7)
+    w_ih, w_hh, _, b_hh = problem.weights[0]
+    xw, state = problem.x[0] @ w_ih.T, tuple(s[0] for s in problem.state)
+    results = []
+    for wing in (kernels, reference):
+        new, saved = wing.cell_forward(problem.cell, xw, state, w_hh, b_hh)
+        dstate = tuple(s[0] for s in problem.dstate)
+        results.append((new, wing.cell_backward(saved, dstate), wing.cell_backward(saved, dstate)))
+    assert_all_close(*results, recurrence_terms(1, 5, 2, 7))
