@@ -135,22 +135,10 @@ def namespace(where: str, **arrays: Any) -> Any:
 
 
 def wing(where: str, **arrays: Any) -> Any:
-    """The module of fused operations that computes for ``arrays``; raises as `namespace` does.
-
-    Raises
-    ------
-    NotImplementedError
-        This version of gpurnn has no kernels for that library's arrays.
-    """
+    """The module of fused operations that computes for ``arrays``; raises as `namespace` does."""
     library = _common_library(where, arrays)
     name = WINGS[library] if library != "numpy" else _HOST_WINGS[_numpy_wing.get()]
-    module = importlib.import_module(name)
-    if not hasattr(module, "recurrence_forward"):
-        raise NotImplementedError(
-            f"{where}: this version of gpurnn has no kernels for {library} arrays"
-            + ("; convert them with cupy.asnumpy(x)" if library == "cupy" else "")
-        )
-    return module
+    return importlib.import_module(name)
 
 
 def device(array: Any) -> Any:

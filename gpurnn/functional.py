@@ -535,8 +535,7 @@ def embedding(indices: Array, weight: Array, *, padding_idx: int | None = None) 
 
 def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, rng: np.random.Generator) -> Array:
     """A mask of ``shape`` with entries 0 and 1/(1 - rate), of the library, device and dtype of ``like``."""
-    wing = _dispatch.wing("dropout", x=like)
-    return wing.dropout_mask(shape, rate, philox_seed(rng), 0, _checks.dtype_name(like))
+    return _dispatch.wing("dropout", x=like).dropout_mask(like, shape, rate, philox_seed(rng), 0)
 
 
 def _dropout_vjp(x: Array, rate: float, rng: int | np.random.Generator) -> tuple[Array, Pullback]:

@@ -1,11 +1,26 @@
 """The CUDA wing: every operation as fused kernels, for CuPy arrays on a GPU and NumPy arrays on the host executor."""
 
 from .cells import cell_backward, cell_forward
+from .dropout import dropout_mask
+from .embedding import embedding_gather, embedding_scatter
+from .losses import cross_entropy_backward, cross_entropy_forward, mse_backward, mse_forward
+from .optim import adam_update, global_norm, rmsprop_update, sgd_update
 from .recurrence import recurrence_backward, recurrence_forward
 
 __all__ = [
+    "adam_update",
     "cell_backward",
     "cell_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_mask",
+    "embedding_gather",
+    "embedding_scatter",
+    "global_norm",
+    "mse_backward",
+    "mse_forward",
     "recurrence_backward",
     "recurrence_forward",
+    "rmsprop_update",
+    "sgd_update",
 ]

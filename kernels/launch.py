@@ -152,15 +152,19 @@ class Module:
         compiled = self._library(build).parameters(name)
         return [Parameter.compiled(d.name, text) for d, text in zip(declared, compiled, strict=True)]
 
-    @functools.cached_property
-    def _raw_module(self) -> Any:
-        import cupy
-
+    def cuda_source(self) -> tuple[str, tuple[str, ...]]:
+        """The text and the options that a GPU's compiler gets."""
         # CuPy's cache of binaries knows this text and not what it includes, hence the digest.
         content = digest_of(*(f"{path.name}\n{text}" for path, text in sorted(self._texts.items())))
         code = f'// {content}\n#line 1 "{self.source}"\n{self._texts[self.source.resolve()]}'
         options = ("-std=c++17", f"-I{KERNELS}", f"-I{self.source.parent}")
-        options += tuple(f"-D{name}={value}" for name, value in sorted(self.defines.items()))
+        return code, options + tuple(f"-D{name}={value}" for name, value in sorted(self.defines.items()))
+
+    @functools.cached_property
+    def _raw_module(self) -> Any:
+        import cupy
+
+        code, options = self.cuda_source()
         return cupy.RawModule(code=code, options=options, name_expressions=self.names)
 
     @functools.cache  # noqa: B019

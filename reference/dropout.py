@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from .cells.activations import Array
 
@@ -54,7 +54,7 @@ def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def dropout_mask(shape: tuple[int, ...], rate: float, seed: int, offset: int, dtype: DTypeLike) -> Array:
+def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, seed: int, offset: int) -> Array:
     """A mask of inverted dropout: each entry is 0 with probability ``rate``, else 1 / (1 - rate).
 
     Element i, counted in C order, is kept if word i mod 4 of Philox4x32-10 is at least rate 2^32. The key is ``seed``
@@ -63,6 +63,8 @@ def dropout_mask(shape: tuple[int, ...], rate: float, seed: int, offset: int, dt
 
     Parameters
     ----------
+    like : float32 or float64 array
+        Gives the dtype.
     shape : tuple of ints
     rate : float
         In [0, 1).
@@ -70,7 +72,6 @@ def dropout_mask(shape: tuple[int, ...], rate: float, seed: int, offset: int, dt
         64 bits.
     offset : int
         64 bits; counters wrap modulo 2^64.
-    dtype : float32 or float64
 
     Returns
     -------
@@ -79,7 +80,7 @@ def dropout_mask(shape: tuple[int, ...], rate: float, seed: int, offset: int, dt
     size = math.prod(shape)
     threshold = math.ceil(rate * 2**32)
     counters = -(-size // 4)
-    mask: Array = np.empty((counters, 4), dtype)
+    mask: Array = np.empty((counters, 4), like.dtype)
     key = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
     for start in range(0, counters, _BLOCK):
         stop = min(start + _BLOCK, counters)

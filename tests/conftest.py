@@ -5,6 +5,7 @@ import pytest
 import strict_wing
 from hypothesis import HealthCheck, settings
 
+import gpurnn
 from gpurnn import _dispatch
 
 settings.register_profile(
@@ -34,7 +35,17 @@ def strict_namespace(monkeypatch):
     return strict_wing.xp
 
 
-@pytest.fixture(params=["reference", "host", pytest.param("cuda", marks=pytest.mark.gpu)])
+HOST = pytest.param("host", marks=pytest.mark.kernels)
+
+
+@pytest.fixture(params=["reference", HOST, pytest.param("cuda", marks=pytest.mark.gpu)])
 def wing(request):
     """Each wing in turn, a `parity.Wing`."""
     return parity.Wing(request.param)
+
+
+@pytest.fixture(params=["reference", HOST])
+def each_wing(request):
+    """Lets each wing in turn compute for NumPy arrays; gives its name."""
+    with gpurnn.use(request.param):
+        yield request.param

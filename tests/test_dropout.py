@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from gpurnn.reference import dropout as wing
-from gpurnn.reference import dropout_mask
+from gpurnn.reference import dropout as definition
+from gpurnn.reference.dropout import philox4x32
 
 # From kat_vectors of Random123 (Salmon et al.), philox4x32 with 10 rounds: counter, key, words.
 KNOWN = [
@@ -17,6 +17,16 @@ KNOWN = [
 ]
 
 
+@pytest.fixture
+def dropout_mask(wing):
+    """The wing's masks as NumPy arrays."""
+
+    def mask(shape, rate, seed, offset, dtype):
+        return wing.back(wing.module.dropout_mask(wing.to(np.empty(0, dtype)), shape, rate, seed, offset))
+
+    return mask
+
+
 def words(text):
     return [int(word, 16) for word in text.split()]
 
@@ -24,7 +34,7 @@ def words(text):
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
 def test_published_known_answers(counter, key, expected):
     given = tuple(np.array([word], np.uint64) for word in words(counter))
-    found = wing.philox4x32(given, tuple(words(key)))
+    found = philox4x32(given, tuple(words(key)))
     assert [int(word[0]) for word in found] == words(expected)
     assert [int(word[0]) for word in given] == words(counter)
 
@@ -32,8 +42,8 @@ def test_published_known_answers(counter, key, expected):
 def test_counters_side_by_side_do_not_disturb_each_other():
     together = tuple(np.array(column, np.uint64) for column in zip(*(words(c) for c, _, _ in KNOWN), strict=True))
     for row, (counter, _, _) in enumerate(KNOWN):
-        alone = wing.philox4x32(tuple(np.array([word], np.uint64) for word in words(counter)), (1, 2))
-        assert [int(w[row]) for w in wing.philox4x32(together, (1, 2))] == [int(w[0]) for w in alone]
+        alone = philox4x32(tuple(np.array([word], np.uint64) for word in words(counter)), (1, 2))
+        assert [int(w[row]) for w in philox4x32(together, (1, 2))] == [int(w[0]) for w in alone]
 
 
 def philox(counter, key):
@@ -54,21 +64,21 @@ def element(i, rate, seed, offset):
 
 @pytest.mark.parametrize("seed", [0, 1, 0x0123456789ABCDEF, 2**64 - 1])
 @pytest.mark.parametrize("offset", [0, 7, 2**32 - 2, 2**64 - 2])
-def test_every_element_is_what_the_definition_says(seed, offset):
+def test_every_element_is_what_the_definition_says(seed, offset, dropout_mask):
     mask = dropout_mask((3, 7), 0.3, seed, offset, "float64")
     assert mask.reshape(-1).tolist() == [element(i, 0.3, seed, offset) for i in range(21)]
 
 
-def test_an_element_does_not_depend_on_the_size(monkeypatch):
+def test_an_element_does_not_depend_on_the_size(monkeypatch, dropout_mask):
     whole = dropout_mask((1001,), 0.5, 3, 5, "float32")
     np.testing.assert_array_equal(dropout_mask((13, 77), 0.5, 3, 5, "float32").reshape(-1), whole)
     np.testing.assert_array_equal(dropout_mask((501,), 0.5, 3, 5 + 125, "float32"), whole[500:])
-    monkeypatch.setattr(wing, "_BLOCK", 64)
+    monkeypatch.setattr(definition, "_BLOCK", 64)
     np.testing.assert_array_equal(dropout_mask((1001,), 0.5, 3, 5, "float32"), whole)
 
 
-def test_blocks_follow_on_each_other():
-    size = 4 * wing._BLOCK + 4
+def test_blocks_follow_on_each_other(dropout_mask):
+    size = 4 * definition._BLOCK + 4
     mask = dropout_mask((size,), 0.5, 9, 0, "float64")
     expected = [element(i, 0.5, 9, 0) for i in range(size - 8, size)]
     assert mask[-8:].tolist() == expected
@@ -76,7 +86,7 @@ def test_blocks_follow_on_each_other():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0, 3), (4,), (5, 3), (2, 3, 4)])
-def test_shape_and_dtype(shape, dtype):
+def test_shape_and_dtype(shape, dtype, dropout_mask):
     mask = dropout_mask(shape, 0.25, 1, 0, dtype)
     assert mask.shape == shape
     assert mask.dtype == dtype
@@ -85,13 +95,13 @@ def test_shape_and_dtype(shape, dtype):
     assert set(mask.reshape(-1).tolist()) <= {0.0, float(np.dtype(dtype).type(1 / 0.75))}
 
 
-def test_dtypes_drop_the_same_elements():
+def test_dtypes_drop_the_same_elements(dropout_mask):
     wide, narrow = (dropout_mask((999,), 0.7, 1, 2, dtype) for dtype in ("float64", "float32"))
     np.testing.assert_array_equal(wide.astype("float32"), narrow)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_rate(rate):
+def test_rate(rate, dropout_mask):
     n = 1_000_000
     kept = dropout_mask((n,), rate, 42, 0, "float64") > 0
     sigma = math.sqrt(rate * (1 - rate) / n)
@@ -102,17 +112,17 @@ def test_rate(rate):
         assert abs(both - (1 - rate) ** 2) < 6 * sigma
 
 
-def test_rate_zero_keeps_everything():
+def test_rate_zero_keeps_everything(dropout_mask):
     assert (dropout_mask((1000,), 0.0, 1, 0, "float32") == 1).all()
 
 
-def test_the_threshold_is_that_of_the_words():
+def test_the_threshold_is_that_of_the_words(dropout_mask):
     word = philox([0, 0, 0, 0], [0, 0])[0]
     assert dropout_mask((1,), word / 2**32, 0, 0, "float64")[0] > 0
     assert dropout_mask((1,), (word + 1) / 2**32, 0, 0, "float64")[0] == 0
     assert dropout_mask((1,), (word + 0.5) / 2**32, 0, 0, "float64")[0] == 0
 
 
-def test_seeds_differ():
+def test_seeds_differ(dropout_mask):
     masks = [dropout_mask((256,), 0.5, seed, 0, "float32") for seed in (0, 1, 2**32, 2**63)]
     assert len({mask.tobytes() for mask in masks}) == 4

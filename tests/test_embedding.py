@@ -12,6 +12,8 @@ from tolerance import assert_close, assert_golden, assert_same
 
 import gpurnn
 
+pytestmark = pytest.mark.usefixtures("each_wing")
+
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from tolerance import GOLDEN_FLOAT64, assert_golden, bound, recurrence_terms
 
 import gpurnn
 
+pytestmark = pytest.mark.usefixtures("each_wing")
+
 DTYPES = ("float64", "float32")
 TORCH_GRU = {"reset_after": True, "update": "state"}
 

@@ -11,6 +11,8 @@ from tolerance import assert_close, assert_golden, assert_same, epsilon
 
 from gpurnn.gradients import add_l2, clip_by_global_norm, clip_by_value, global_norm
 
+pytestmark = pytest.mark.usefixtures("each_wing")
+
 DTYPES = ("float64", "float32")
 INF = math.inf
 

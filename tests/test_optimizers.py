@@ -10,6 +10,8 @@ from tolerance import assert_close, assert_golden, assert_same
 
 from gpurnn.optimizers import SGD, Adam, AdamW, RMSprop
 
+pytestmark = pytest.mark.usefixtures("each_wing")
+
 DTYPES = ("float64", "float32")
 CLASSES = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
 CASES = [r for r in golden.records("misc") if r["kind"] == "optimizer" and r["algo"] in CLASSES]

@@ -2,22 +2,25 @@
 #pragma once
 
 // Sums each of V values over the lanes of a warp in V - 1 + log2(32 / V) shuffles, V a power of two up to 32: at each
-// step two halves of the lanes trade halves of the values. Lane l gets the sum of value l / (32 / V).
-template <int V, typename Real>
-__device__ __forceinline__ Real sum_over_lanes(Real (&values)[V], int lane) {
+// step two halves of the lanes trade halves of the values. Lane l gets the sum of value l / (32 / V). A recursion and no
+// loop, since the compiler leaves an array in local memory whose indices it does not know.
+template <int V, int half = 16, typename Real, int capacity>
+__device__ __forceinline__ Real sum_over_lanes(Real (&values)[capacity], int lane) {
+    if constexpr (half == 0) {
+        return values[0];
+    } else if constexpr (V == 1) {
+        values[0] += __shfl_xor_sync(0xffffffffu, values[0], half);
+        return sum_over_lanes<1, half / 2>(values, lane);
+    } else {
+        const bool upper = lane & half;
 #pragma unroll
-    for (int half = 16; half; half /= 2) {
-        const int keep = V * half / 32;
-        if (keep == 0) values[0] += __shfl_xor_sync(0xffffffffu, values[0], half);
-#pragma unroll
-        for (int i = 0; i < keep; ++i) {
-            const bool upper = lane & half;
-            const Real given = upper ? values[i] : values[i + keep];
-            const Real kept = upper ? values[i + keep] : values[i];
+        for (int i = 0; i < V / 2; ++i) {
+            const Real given = upper ? values[i] : values[i + V / 2];
+            const Real kept = upper ? values[i + V / 2] : values[i];
             values[i] = kept + __shfl_xor_sync(0xffffffffu, given, half);
         }
+        return sum_over_lanes<V / 2, half / 2>(values, lane);
     }
-    return values[0];
 }
 
 constexpr int tile_rows = 8;  // weight rows that a warp multiplies at once
@@ -105,7 +108,7 @@ __device__ __forceinline__ void multiply_one(
             for (int c = 0; c < columns; ++c) values[i * columns + c] += w * x[c];
         }
     }
-    const Real total = sum_over_lanes(values, lane);
+    const Real total = sum_over_lanes<V>(values, lane);
     const int value = lane / replicas, n = n0 + value / columns, r = r0 + value % columns;
     if (lane % replicas == 0 && n < N && r < R) {
         Real& sum = sums[r * N + n];

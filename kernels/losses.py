@@ -1,0 +1,113 @@
+"""Losses over rows: softmax cross-entropy and squared error, forward and backward."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .launch import C_NAMES, Module, contiguous, empty, namespace
+
+Array = Any
+
+_THREADS = 256
+_WARP_A_ROW = 1024
+"""Classes up to which one warp takes a row; beyond, a block does."""
+
+_KERNELS = ("cross_entropy_forward", "cross_entropy_backward", "mse_forward", "mse_backward")
+
+
+@functools.cache
+def _module(dtype: str) -> Module:
+    return Module("losses.cu", [f"{name}<{C_NAMES[dtype]}>" for name in _KERNELS])
+
+
+def modules() -> list[Module]:
+    """Every translation unit that this file can ask for."""
+    return [_module("float32"), _module("float64")]
+
+
+def _launch(name: str, threads: int, like: Array, *args: Any) -> None:
+    dtype = str(like.dtype)
+    _module(dtype)[f"{name}<{C_NAMES[dtype]}>"]((-(-threads // _THREADS),), (_THREADS,), args)
+
+
+@dataclass(frozen=True)
+class _CrossEntropy:
+    """What `cross_entropy_backward` needs."""
+
+    probabilities: Array
+    labels: Array
+    weights: Array | None
+    class_weights: Array | None
+    label_smoothing: float
+
+
+def cross_entropy_forward(
+    logits: Array,
+    labels: Array,
+    weights: Array | None = None,
+    *,
+    class_weights: Array | None = None,
+    label_smoothing: float = 0.0,
+    training: bool = False,
+) -> tuple[Array, _CrossEntropy | None]:
+    """Cross-entropy of each row between its softmax and its label, as ``gpurnn.reference`` gives it.
+
+    A label that is not in 0..V-1 gives NaN: what is on the device is not read back to be checked.
+    """
+    xp = namespace(logits)
+    N, V = logits.shape
+    losses = empty(logits, N, logits.dtype)
+    probabilities = empty(logits, (N, V), logits.dtype) if training else None
+    labels = contiguous(labels.astype(np.int64))
+    weights, class_weights = (None if a is None else xp.array(a, order="C") for a in (weights, class_weights))
+    if N:
+        threads = 32 if V <= _WARP_A_ROW else _THREADS
+        _launch(
+            "cross_entropy_forward", N * threads, logits, contiguous(logits), labels, weights, class_weights, losses,
+            probabilities, np.int32(N), np.int32(V), logits.dtype.type(label_smoothing), np.int32(threads),
+        )  # fmt: skip
+    if not training:
+        return losses, None
+    return losses, _CrossEntropy(probabilities, labels, weights, class_weights, label_smoothing)
+
+
+def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
+    """Gradient of the logits, as ``gpurnn.reference`` gives it; NaN for a label that is not in 0..V-1."""
+    N, V = saved.probabilities.shape
+    dtype = saved.probabilities.dtype
+    dlogits = empty(saved.probabilities, (N, V), dtype)
+    total = None
+    if saved.class_weights is not None:
+        total = saved.class_weights.sum().reshape(1) * dtype.type(saved.label_smoothing / V)
+    if dlogits.size:
+        _launch(
+            "cross_entropy_backward", N * V, dlogits, saved.probabilities, saved.labels, saved.weights,
+            saved.class_weights, total, contiguous(dlosses), dlogits, np.int32(N), np.int32(V),
+            dtype.type(saved.label_smoothing),
+        )  # fmt: skip
+    return dlogits
+
+
+def mse_forward(y: Array, target: Array, *, training: bool = False) -> tuple[Array, Array | None]:
+    """Squared error (y - target)^2 of each element, as ``gpurnn.reference`` gives it."""
+    errors = empty(y, y.shape, y.dtype)
+    differences = empty(y, y.shape, y.dtype) if training else None
+    if errors.size:
+        _launch(
+            "mse_forward", errors.size, y, contiguous(y), contiguous(target), errors, differences,
+            np.int64(errors.size),
+        )  # fmt: skip
+    return errors, differences
+
+
+def mse_backward(saved: Array, d: Array) -> Array:
+    """Gradient of y, 2 d (y - target), as ``gpurnn.reference`` gives it."""
+    dy = empty(saved, saved.shape, saved.dtype)
+    if dy.size:
+        d = contiguous(namespace(saved).broadcast_to(d, saved.shape))
+        _launch("mse_backward", dy.size, saved, saved, d, dy, np.int64(dy.size))
+    return dy

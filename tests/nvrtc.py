@@ -1,0 +1,148 @@
+"""Compiles kernels with NVRTC as CuPy would on a GPU of any architecture, without a driver, and reads what came out."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import functools
+import importlib.metadata
+import json
+import os
+import re
+from pathlib import Path
+
+from gpurnn.kernels import launch
+from gpurnn.kernels.host.build import cache_directory, digest_of
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+WHEEL = "nvidia-cuda-nvrtc-cu12"
+
+
+class CompileError(RuntimeError):
+    """NVRTC refused a source; the message is its log, with the kernel's file and line."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """NVRTC out of its wheel, None if that is not installed."""
+    try:
+        files = importlib.metadata.files(WHEEL) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    path = next(f for f in files if re.fullmatch(r"libnvrtc\.so\.12", f.name))
+    return ctypes.CDLL(str(path.locate()))
+
+
+def _call(name: str, *args: object) -> None:
+    found = library()
+    assert found is not None, f"NVRTC is not installed; pip install {WHEEL}"
+    status = getattr(found, name)(*args)
+    if status != 0:
+        found.nvrtcGetErrorString.restype = ctypes.c_char_p
+        raise CompileError(f"{name}: {found.nvrtcGetErrorString(status).decode()}")
+
+
+def _text(program: ctypes.c_void_p, what: str) -> str:
+    size = ctypes.c_size_t()
+    _call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    _call(f"nvrtcGet{what}", program, text)
+    return text.value.decode(errors="replace")
+
+
+def compile_module(module: launch.Module, architecture: int) -> dict[str, dict[str, int]]:
+    """By kernel: registers, and bytes of stack, spills and static shared memory. Cached by content.
+
+    Raises
+    ------
+    CompileError
+    """
+    code, options = module.cuda_source()
+    options += ("-ftz=true", f"-arch=sm_{architecture}", "--ptxas-options=-v")
+    names = module.names
+    version = importlib.metadata.version(WHEEL)
+    path = cache_directory() / f"nvrtc-{digest_of(version, code, *options, *names)}.json"
+    if path.exists():
+        found: dict[str, dict[str, int]] = json.loads(path.read_text())
+        return found
+    found = _compile(code, options, names)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(found))
+    part.replace(path)
+    return found
+
+
+def _compile(code: str, options: tuple[str, ...], names: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    program = ctypes.c_void_p()
+    _call("nvrtcCreateProgram", ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None)
+    try:
+        for name in names:
+            _call("nvrtcAddNameExpression", program, name.encode())
+        arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        try:
+            _call("nvrtcCompileProgram", program, len(options), arguments)
+        except CompileError as error:
+            raise CompileError(f"{error}\n{_text(program, 'ProgramLog')}") from None
+        log = _text(program, "ProgramLog")
+        lowered = {}
+        for name in names:
+            mangled = ctypes.c_char_p()
+            _call("nvrtcGetLoweredName", program, name.encode(), ctypes.byref(mangled))
+            lowered[name] = (mangled.value or b"").decode()
+    finally:
+        _call("nvrtcDestroyProgram", ctypes.byref(program))
+    return {name: _resources(log, mangled) for name, mangled in lowered.items()}
+
+
+def _resources(log: str, mangled: str) -> dict[str, int]:
+    """What ptxas says of one kernel."""
+    told = re.search(rf"Function properties for {re.escape(mangled)}\b(.*?)(?=Compiling entry|\Z)", log, re.DOTALL)
+    if told is None:
+        raise CompileError(f"ptxas says nothing of {mangled}:\n{log}")
+
+    def number(pattern: str) -> int:
+        match = re.search(pattern, told.group(1))
+        return int(match.group(1)) if match else 0
+
+    return {
+        "registers": number(r"Used (\d+) registers"),
+        "stack": number(r"(\d+) bytes stack frame"),
+        "spilled": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+        "shared": number(r"(\d+) bytes smem"),
+    }
+
+
+def modules() -> list[launch.Module]:
+    """Every translation unit that the library can ask for."""
+    found = []
+    for path in sorted(Path(launch.__file__).parent.glob("*.py")):
+        file = __import__(f"gpurnn.kernels.{path.stem}", fromlist=["modules"]) if path.stem != "__init__" else None
+        if hasattr(file, "modules"):
+            found += file.modules()
+    return found
+
+
+def compile_all(architectures: tuple[int, ...] = ARCHITECTURES) -> dict[tuple[str, int], dict[str, int]]:
+    """`compile_module` of all modules, by kernel and architecture; in processes, since NVRTC compiles one at a time."""
+    jobs = [(module, architecture) for module in modules() for architecture in architectures]
+    found = {}
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+        for (_, architecture), kernels in zip(jobs, pool.map(compile_module, *zip(*jobs, strict=True)), strict=True):
+            found |= {(name, architecture): resources for name, resources in kernels.items()}
+    return found
+
+
+LIMITS = Path(__file__).parent / "kernel_limits.json"
+"""Registers of a thread of each kernel, the most of all architectures; ``python tests/nvrtc.py`` writes them anew."""
+
+
+def main() -> None:
+    limits: dict[str, int] = {}
+    for (name, _), resources in compile_all().items():
+        limits[name] = max(limits.get(name, 0), resources["registers"])
+    LIMITS.write_text(json.dumps(limits, indent=0, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

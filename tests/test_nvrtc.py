@@ -1,0 +1,71 @@
+"""Every kernel is compiled by NVRTC for every architecture, and what it takes of a multiprocessor is within limits."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nvrtc
+import pytest
+from gpurnn.kernels import devices, launch, plan
+
+needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason=f"NVRTC is missing: pip install {nvrtc.WHEEL}")
+SOURCES = sorted(p for p in Path(launch.__file__).parent.rglob("*.cu*") if "host" not in p.parts)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
+def test_kernels_keep_to_their_limits(architecture):
+    limits = json.loads(nvrtc.LIMITS.read_text())
+    found = nvrtc.compile_all((architecture,))
+    assert {name for name, _ in found} == limits.keys()
+    for (name, _), resources in found.items():
+        assert resources["spilled"] == resources["stack"] == 0, name
+        assert 0 < resources["registers"] <= limits[name], name
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("device", devices.DEVICES.values(), ids=devices.DEVICES)
+def test_a_block_of_every_fused_kernel_fits(device):
+    """What the planner takes for granted."""
+    limits = json.loads(nvrtc.LIMITS.read_text())
+    fused = {name: registers for name, registers in limits.items() if "Exchange::" in name}
+    assert fused
+    for name, registers in fused.items():
+        assert devices.occupancy(device, plan.MOST_THREADS, registers, device.shared_memory_per_block) >= 1, name
+
+
+@needs_nvrtc
+def test_an_error_shows_the_line_of_the_source(tmp_path):
+    source = tmp_path / "wrong.cu"
+    source.write_text("__global__ void wrong(float* x) {\n    x[0] = y;\n}\n")
+    with pytest.raises(nvrtc.CompileError, match=r'wrong\.cu\(2\): error: identifier "y" is undefined'):
+        nvrtc.compile_module(launch.Module(source, ["wrong"]), 90)
+
+
+@needs_nvrtc
+def test_spills_are_seen(tmp_path):
+    """That the sweep could fail: a kernel with more live values than its registers."""
+    source = tmp_path / "spills.cu"
+    source.write_text(
+        "__global__ void __launch_bounds__(1024, 2) spills(float* x) {\n"
+        "    float v[100];\n"
+        "    for (int i = 0; i < 100; ++i) v[i] = x[i * 1024 + threadIdx.x];\n"
+        "    __syncthreads();\n"
+        "    for (int i = 0; i < 100; ++i) x[i * 1024 + threadIdx.x] = v[99 - i] * v[i] + v[(i * 7) % 100];\n"
+        "}\n"
+    )
+    resources = nvrtc.compile_module(launch.Module(source, ["spills"]), 90)["spills"]
+    assert resources["spilled"] > 0
+    assert 0 < resources["registers"] <= 32
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_sources_hold_to_the_rules(path):
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+    # Headers that cost seconds to compile, or that no pip wheel has.
+    assert not re.search(r"#include\s*[<\"](cooperative_groups|cub/|cuda/atomic|mma\.h)", code)
+    if path.name != "intrinsics.cuh":
+        # What blocks exchange goes through the few functions of that header alone.
+        assert not re.search(r"\basm\b|__ldcg|__stcg|\bvolatile\b|__threadfence|\batomic[A-Z]", code)
