@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .functional import dropout as dropout
     from .functional import embedding as embedding
     from .functional import gru as gru
+    from .functional import linear_scan as linear_scan
     from .functional import lstm as lstm
     from .functional import rnn as rnn
     from .gradients import add_l2 as add_l2
@@ -52,7 +53,7 @@ __version__ = "0.1.0"
 # Module -> the names it gives to this one. Both are loaded on first use: `import gpurnn` costs what NumPy costs.
 _EXPORTS: dict[str, tuple[str, ...]] = {
     "_dispatch": ("use",),
-    "functional": ("dense", "dropout", "embedding", "gru", "lstm", "rnn"),
+    "functional": ("dense", "dropout", "embedding", "gru", "linear_scan", "lstm", "rnn"),
     "gradients": ("add_l2", "clip_by_global_norm", "clip_by_value", "global_norm"),
     "initializers": (),
     "layers": ("GRU", "LSTM", "RNN", "Dense", "Dropout", "Embedding", "Layer", "Sequential"),

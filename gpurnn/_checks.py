@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 FLOATS = ("float32", "float64")
+INEXACT = (*FLOATS, "complex64", "complex128")
 _INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -43,22 +44,22 @@ def ndim(where: str, name: str, array: Any, expected: int, symbols: str) -> None
         raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {expected} axes {symbols}")
 
 
-def floating(where: str, name: str, array: Any) -> None:
-    """Refuse an array that is not of a supported real floating dtype."""
-    if dtype_name(array) not in FLOATS:
+def floating(where: str, name: str, array: Any, dtypes: tuple[str, ...] = FLOATS) -> None:
+    """Refuse an array that is not of one of ``dtypes``."""
+    if dtype_name(array) not in dtypes:
         raise TypeError(
-            f"{where}: {name} has dtype {dtype_name(array)}, expected {' or '.join(FLOATS)}; "
+            f"{where}: {name} has dtype {dtype_name(array)}, expected {' or '.join(dtypes)}; "
             f"cast it with {name}.astype('float32')"
         )
 
 
-def same_dtype(where: str, **arrays: Any) -> None:
-    """Refuse floating arrays (None is skipped) that are not all of one supported dtype."""
+def same_dtype(where: str, dtypes: tuple[str, ...] = FLOATS, **arrays: Any) -> None:
+    """Refuse arrays (None is skipped) that are not all of one of ``dtypes``."""
     first_name = first = None
     for name, array in arrays.items():
         if array is None:
             continue
-        floating(where, name, array)
+        floating(where, name, array, dtypes)
         if first is None:
             first_name, first = name, dtype_name(array)
         elif dtype_name(array) != first:

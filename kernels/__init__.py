@@ -3,6 +3,7 @@
 from .cells import cell_backward, cell_forward
 from .dropout import dropout_mask
 from .embedding import embedding_gather, embedding_scatter
+from .linear_scan import linear_scan_backward, linear_scan_forward
 from .losses import cross_entropy_backward, cross_entropy_forward, mse_backward, mse_forward
 from .optim import adam_update, global_norm, rmsprop_update, sgd_update
 from .recurrence import recurrence_backward, recurrence_forward
@@ -17,6 +18,8 @@ __all__ = [
     "embedding_gather",
     "embedding_scatter",
     "global_norm",
+    "linear_scan_backward",
+    "linear_scan_forward",
     "mse_backward",
     "mse_forward",
     "recurrence_backward",

@@ -365,6 +365,23 @@ ENTRIES: dict[str, list[Entry]] = {
             empty={"all": {"y": (0, B, I), "target": (0, B, I), "mask": (0, B)}},
         )
     ],
+    "linear_scan": [
+        Entry(
+            "linear_scan",
+            {"a": normal(*shape), "b": normal(T, B, H), "h0": normal(B, H), "dy": normal(T, B, H)},
+            with_vjp(gpurnn.linear_scan, ["a", "b", "h0"]),
+            {
+                "a": [(T, B), (T, B, 1), (T, 1, H), (1,), (T + 1, B, H)],
+                "b": [(T, B), (T, B, H, 1), (T, B, H + 1)],
+                "h0": [(H,), (1, H), (B, H, 1), (1, B, H)],
+                "dy": [(T, B), (T, 1, H), (T, B, 1)],
+            },
+            optional=frozenset({"h0", "dy"}),
+            empty={"batch": {"a": (T, 0, H) if len(shape) == 3 else shape, "b": (T, 0, H), "h0": (0, H), "dy": (T, 0, H)}},
+            also_named={"b": "a", "dy": "dh"},
+        )
+        for shape in ((T, B, H), (H,))
+    ],
     "global_norm": [of_gradients(gradients.global_norm, norm) for norm in (2.0, np.inf, 3.0)],
     "clip_by_global_norm": [of_gradients(gradients.clip_by_global_norm, 1.0)],
     "clip_by_value": [of_gradients(gradients.clip_by_value, 1.0)],

@@ -26,7 +26,9 @@ def test_the_numpy_wing_exports_the_contract():
     functions = {name: getattr(reference, name) for name in reference.__all__}
     assert functions.keys() >= {
         "adam_update", "cell_backward", "cell_forward", "cross_entropy_backward", "cross_entropy_forward",
-        "dropout_mask", "embedding_gather", "embedding_scatter", "global_norm", "mse_backward", "mse_forward",
+        "dropout_mask", "embedding_gather", "embedding_scatter", "global_norm",
+        "linear_scan_backward", "linear_scan_forward",
+        "mse_backward", "mse_forward",
         "recurrence_backward", "recurrence_forward", "rmsprop_update", "sgd_update",
     }  # fmt: skip
     assert all(inspect.isfunction(f) and f.__doc__ for f in functions.values())

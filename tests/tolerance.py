@@ -10,7 +10,7 @@ GOLDEN_FLOAT64 = 1e-9
 
 def epsilon(dtype: np.dtype | str) -> float:
     """The spacing of the dtype's numbers at 1; 0 for one that is exact."""
-    return float(np.finfo(dtype).eps) if np.dtype(dtype).kind == "f" else 0.0
+    return float(np.finfo(dtype).eps) if np.dtype(dtype).kind in "fc" else 0.0
 
 
 def recurrence_terms(T: int, B: int, I: int, H: int, layers: int = 1) -> int:
