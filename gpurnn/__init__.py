@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import schedules as schedules
     from . import training as training
     from ._dispatch import use as use
+    from .functional import attention as attention
     from .functional import dense as dense
     from .functional import dropout as dropout
     from .functional import embedding as embedding
@@ -53,7 +54,7 @@ __version__ = "0.1.0"
 # Module -> the names it gives to this one. Both are loaded on first use: `import gpurnn` costs what NumPy costs.
 _EXPORTS: dict[str, tuple[str, ...]] = {
     "_dispatch": ("use",),
-    "functional": ("dense", "dropout", "embedding", "gru", "linear_scan", "lstm", "rnn"),
+    "functional": ("attention", "dense", "dropout", "embedding", "gru", "linear_scan", "lstm", "rnn"),
     "gradients": ("add_l2", "clip_by_global_norm", "clip_by_value", "global_norm"),
     "initializers": (),
     "layers": ("GRU", "LSTM", "RNN", "Dense", "Dropout", "Embedding", "Layer", "Sequential"),

@@ -1,5 +1,6 @@
 """The CUDA wing: every operation as fused kernels, for CuPy arrays on a GPU and NumPy arrays on the host executor."""
 
+from .attention import attention_backward, attention_forward
 from .cells import cell_backward, cell_forward
 from .dropout import dropout_mask
 from .embedding import embedding_gather, embedding_scatter
@@ -10,6 +11,8 @@ from .recurrence import recurrence_backward, recurrence_forward
 
 __all__ = [
     "adam_update",
+    "attention_backward",
+    "attention_forward",
     "cell_backward",
     "cell_forward",
     "cross_entropy_backward",

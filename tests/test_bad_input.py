@@ -20,7 +20,7 @@ from tolerance import arrays_of, assert_close, assert_same
 import gpurnn
 from gpurnn import gradients, losses, optimizers
 
-T, B, I, H, V = 4, 3, 2, 5, 7
+T, B, I, H, V, S = 4, 3, 2, 5, 7, 6
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -160,6 +160,16 @@ def sequential() -> Entry:
         "resets": (T, 0),
     }
     return Entry("(dense|GRU)", arrays, call, wrong, frozenset(arrays) - {"x"}, empty={"batch": empty})
+
+
+def attended(score: str, parameters: list[str]) -> Callable[[dict[str, Any]], Any]:
+    def call(a: dict[str, Any]) -> Any:
+        arguments = {name: a[name] for name in ("query", "keys", "values", "lengths", *parameters)}
+        result, pullback = gpurnn.attention.vjp(**arguments, score=score)
+        dcontext = None if a["values"] is None else a["dcontext"]  # of another shape without values
+        return gpurnn.attention(**arguments, score=score), result, pullback((dcontext, a["dweights"]))
+
+    return call
 
 
 def dropped(a: dict[str, Any]) -> Any:
@@ -365,6 +375,37 @@ ENTRIES: dict[str, list[Entry]] = {
             empty={"all": {"y": (0, B, I), "target": (0, B, I), "mask": (0, B)}},
         )
     ],
+    "attention": [
+        Entry(
+            "attention",
+            {
+                "query": normal(T, B, I), "keys": normal(S, B, keys), "values": normal(S, B, H),
+                **{name: normal(*shape) for name, shape in parameters.items()},
+                "lengths": np.array([S, 0, S - 1]), "dcontext": normal(T, B, H), "dweights": normal(T, B, S),
+            },
+            attended(score, list(parameters)),
+            {
+                "query": [(T, B), (T, B, I + 1), (T, B, I, 1)],
+                "keys": [(S, B), (S, B, keys + 1), (S, B, keys, 1)],
+                "values": [(S, B), (S + 1, B, H), (S, 1, H), (S, B, H, 1)],
+                **{name: [shape[1:], (*shape, 1), (*shape[:-1], shape[-1] + 1)] for name, shape in parameters.items()},
+                "lengths": [(B + 1,), (1,), (B, 1), ()],
+                "dcontext": [(T, B), (T, B, 1), (1, B, H)],
+                "dweights": [(T, B), (T, B, 1), (1, B, S)],
+            },
+            optional=frozenset({"values", "lengths", "dcontext", "dweights"}),
+            empty={"steps": {"query": (0, B, I), "dcontext": (0, B, H), "dweights": (0, B, S)}},
+            also_named={
+                "query": {"dot": "keys", "general": "weight"}.get(score, "weight_query"),
+                "keys": {"dot": "keys", "general": "weight"}.get(score, "weight_keys"), "v": "weight_query",
+            },
+        )
+        for score, keys, parameters in (
+            ("dot", I, {}),
+            ("general", H, {"weight": (I, H)}),
+            ("additive", H, {"weight_query": (V, I), "weight_keys": (V, H), "v": (V,)}),
+        )
+    ],
     "linear_scan": [
         Entry(
             "linear_scan",
@@ -377,7 +418,9 @@ ENTRIES: dict[str, list[Entry]] = {
                 "dy": [(T, B), (T, 1, H), (T, B, 1)],
             },
             optional=frozenset({"h0", "dy"}),
-            empty={"batch": {"a": (T, 0, H) if len(shape) == 3 else shape, "b": (T, 0, H), "h0": (0, H), "dy": (T, 0, H)}},
+            empty={
+                "batch": {"a": (T, 0, H) if len(shape) == 3 else (H,), "b": (T, 0, H), "h0": (0, H), "dy": (T, 0, H)}
+            },
             also_named={"b": "a", "dy": "dh"},
         )
         for shape in ((T, B, H), (H,))
@@ -556,9 +599,9 @@ def test_empty_arrays(entry):
 
 
 @pytest.mark.parametrize("entry", [p for p in ALL if "lengths" in p.values[0].arrays])
-@pytest.mark.parametrize("lengths", [[-1, 1, 1], [1, T + 1, 1], [2**40, 0, 0], [-(2**40), 0, 0]])
+@pytest.mark.parametrize("lengths", [[-1, 1, 1], [1, max(T, S) + 1, 1], [2**40, 0, 0], [-(2**40), 0, 0]])
 def test_lengths_outside_the_sequence(entry, lengths):
-    with pytest.raises(ValueError, match=r"lengths holds .*, expected 0 \.\.\. T = 4"):
+    with pytest.raises(ValueError, match=r"lengths holds .*, expected 0 \.\.\. (T = 4|S = 6)"):
         entry.call({**fresh(entry), "lengths": np.array(lengths)})
 
 
@@ -691,6 +734,11 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
             "dtype": RECURRENT_OPTIONS["dtype"],
             "rng": [*SEEDS, None],
         },
+    ),
+    "attention": (
+        gpurnn.attention,
+        {"query": normal(T, B, I), "keys": normal(S, B, I)},
+        {"score": ["cosine", None], "scale": [np.nan, np.inf, "1", None]},
     ),
     "use": (gpurnn.use, {"wing": "reference"}, {"wing": ["gpu", "kernels", None, 3]}),
     "PaddedBatches": (

@@ -1,0 +1,123 @@
+"""Attention of decoder steps to encoder states: scores, mask, softmax and context in one pass."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .launch import C_NAMES, Module, contiguous, empty, namespace
+
+Array = Any
+
+_THREADS = 256
+_TILE = 4
+"""Steps of a row that a block attends with at once, if there are several."""
+
+_SHARED = 40 * 1024
+"""Bytes of scores that a block keeps in shared memory; longer ones lie where the weights will."""
+
+
+@functools.cache
+def _module(dtype: str, additive: bool) -> Module:
+    score = f"{C_NAMES[dtype]}, {'true' if additive else 'false'}"
+    names = [f"attend<{score}, 1>", f"attend<{score}, {_TILE}>"]
+    return Module("attention.cu", [*names, f"attend_backward<{score}>", f"attend_backward_source<{score}>"])
+
+
+def modules() -> list[Module]:
+    """Every translation unit that this file can ask for."""
+    return [_module(dtype, additive) for dtype in ("float32", "float64") for additive in (False, True)]
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """What `attention_backward` needs."""
+
+    query: Array
+    keys: Array
+    values: Array
+    v: Array | None
+    lengths: Array | None
+    scale: float
+    weights: Array
+
+    @property
+    def sizes(self) -> tuple[np.int32, ...]:
+        """T, B, S, A, E."""
+        return tuple(np.int32(n) for n in (*self.query.shape[:2], *self.keys.shape[::2], self.values.shape[2]))
+
+    def launch(self, name: str, grid: tuple[int, int], *args: Any, shared_mem: int = 0) -> None:
+        module = _module(str(self.query.dtype), self.v is not None)
+        kernel = next(full for full in module.names if full.startswith(name))
+        module[kernel](grid, (_THREADS,), args, shared_mem=shared_mem)
+
+
+def attention_forward(
+    query: Array,
+    keys: Array,
+    values: Array,
+    v: Array | None = None,
+    *,
+    lengths: Array | None = None,
+    scale: float = 1.0,
+    training: bool = False,
+) -> tuple[Array, Array, _Attention | None]:
+    """Scores, weights and context; arguments and results are those of ``gpurnn.reference``'s.
+
+    A length beyond S counts as S, one below zero as zero: what is on the device is not read back to be checked.
+    """
+    xp = namespace(query)
+    T, B, _ = query.shape
+    S, E = keys.shape[0], values.shape[2]
+    # Copies where a gradient is wanted, so that what a caller does to his arrays cannot reach it.
+    own = (lambda x: None if x is None else xp.array(x, order="C")) if training else contiguous
+    context, weights = empty(query, (T, B, E), query.dtype), empty(query, (T, B, S), query.dtype)
+    call = _Attention(
+        own(query),
+        own(keys),
+        own(values),
+        own(v),
+        None if lengths is None else lengths.astype(np.int32),
+        scale,
+        weights,
+    )
+    if T * B:
+        tile = 1 if T == 1 else _TILE
+        shared = tile * S * query.dtype.itemsize
+        in_shared = shared <= _SHARED
+        score = f"{C_NAMES[str(query.dtype)]}, {'false' if v is None else 'true'}"
+        call.launch(
+            f"attend<{score}, {tile}>", (-(-T // tile), B), call.query, call.keys, call.values, call.v, call.lengths,
+            context, weights, *call.sizes, query.dtype.type(scale), np.bool_(in_shared),
+            shared_mem=shared if in_shared else 0,
+        )  # fmt: skip
+    return context, weights.copy() if training else weights, call if training else None
+
+
+def attention_backward(
+    saved: _Attention, dcontext: Array | None, dweights: Array | None
+) -> tuple[Array, Array, Array, Array | None]:
+    """Gradients of query, keys, values and v, as ``gpurnn.reference`` gives them."""
+    xp, query = namespace(saved.query), saved.query
+    dtype, T, B = query.dtype, *query.shape[:2]
+    S = saved.keys.shape[0]
+    dquery, dkeys, dvalues = (empty(query, x.shape, dtype) for x in (query, saved.keys, saved.values))
+    dv = None if saved.v is None else empty(query, saved.keys.shape, dtype)
+    dscores = empty(query, (T, B, S), dtype)
+    dcontext = contiguous(dcontext)
+    if T * B:
+        saved.launch(
+            "attend_backward<", (T, B), query, saved.keys, saved.values, saved.v, saved.lengths, saved.weights,
+            dcontext, contiguous(dweights), dscores, dquery, *saved.sizes, dtype.type(saved.scale),
+        )  # fmt: skip
+    if S * B:
+        saved.launch(
+            "attend_backward_source<", (S, B), query, saved.keys, saved.v, saved.lengths, saved.weights, dcontext,
+            dscores, dkeys, dvalues, dv, *saved.sizes,
+        )  # fmt: skip
+    if dv is not None:
+        dv = xp.matmul(xp.ones(S * B, dtype), dv.reshape(S * B, dv.shape[2]))
+    return dquery, dkeys, dvalues, dv

@@ -1,0 +1,132 @@
+"""Attention of decoder steps to encoder states: scores, mask, softmax and context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cells.activations import Array
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """What `attention_backward` needs; keys and values are zero past the lengths."""
+
+    query: Array
+    keys: Array
+    values: Array
+    v: Array | None
+    scale: float
+    weights: Array
+
+
+def attention_forward(
+    query: Array,
+    keys: Array,
+    values: Array,
+    v: Array | None = None,
+    *,
+    lengths: NDArray[Any] | None = None,
+    scale: float = 1.0,
+    training: bool = False,
+) -> tuple[Array, Array, _Attention | None]:
+    """context_t = sum_s alpha_ts values_s with alpha_t the softmax over s of the scores e_ts.
+
+    e_ts = v . tanh(query_t + keys_s) where v is given, else scale query_t . keys_s.
+
+    Parameters
+    ----------
+    query : (T, B, A) array
+    keys : (S, B, A) array
+    values : (S, B, E) array
+    v : (A,) array, optional
+    lengths : (B,) integer array, optional
+        Source positions of each row that exist. What keys and values hold past them is not read, and its weight is
+        exactly zero. A row of no positions has a context of zero.
+    scale : float
+        Of the dot product.
+    training : bool
+        Keep what `attention_backward` needs.
+
+    Returns
+    -------
+    context : (T, B, E) array
+    weights : (T, B, S) array
+        alpha.
+    saved
+        For `attention_backward`; None unless ``training``.
+
+    Raises
+    ------
+    ValueError
+        A length is not in 0..S.
+    """
+    S = len(keys)
+    if lengths is not None and lengths.size and (lengths.min() < 0 or lengths.max() > S):
+        raise ValueError(f"attention: lengths holds {lengths.min()} ... {lengths.max()}, expected 0 ... S = {S}")
+    exists = np.ones((S, 1), bool) if lengths is None else np.arange(S)[:, None] < lengths
+    if lengths is not None:
+        keys, values = (np.where(exists[:, :, None], x, x.dtype.type(0)) for x in (keys, values))
+    scores = _scores(query, keys, v, scale)
+    scores = np.where(exists.T, scores, -np.inf)
+    highest = scores.max(axis=2, keepdims=True, initial=-np.inf)
+    exps = np.exp(scores - np.where(np.isneginf(highest), 0, highest))
+    sums = exps.sum(axis=2, keepdims=True)
+    weights = (exps / np.where(sums == 0, 1, sums)).astype(query.dtype)
+    context = np.einsum("tbs,sbe->tbe", weights, values)
+    if not training:
+        return context, weights, None
+    own_v = None if v is None else v.copy()
+    saved = _Attention(query.copy(), keys.copy(), values.copy(), own_v, scale, weights)
+    return context, weights.copy(), saved
+
+
+def _scores(query: Array, keys: Array, v: Array | None, scale: float) -> Array:
+    """(T, B, S)."""
+    if v is None:
+        scores: Array = np.einsum("tba,sba->tbs", query, keys) * query.dtype.type(scale)
+        return scores
+    scores = np.empty((len(query), *keys.shape[1::-1]), query.dtype)
+    for t, q in enumerate(query):
+        scores[t] = (np.tanh(q + keys) @ v).T
+    return scores
+
+
+def attention_backward(
+    saved: _Attention, dcontext: Array | None, dweights: Array | None
+) -> tuple[Array, Array, Array, Array | None]:
+    """Gradients of query, keys, values and v, from those of the context and of the weights (None for zero).
+
+    With dalpha_ts = dcontext_t . values_s + dweights_ts the scores' gradient is alpha_ts (dalpha_ts - sum_k alpha_tk
+    dalpha_tk).
+
+    Returns
+    -------
+    dquery, dkeys, dvalues : arrays of their shapes
+        Those of keys and values are zero past the lengths.
+    dv : (A,) array
+        None where there is no v.
+    """
+    query, keys, v, alpha = saved.query, saved.keys, saved.v, saved.weights
+    dalpha = np.zeros_like(alpha) if dweights is None else dweights
+    dvalues = np.zeros_like(saved.values)
+    if dcontext is not None:
+        dalpha = dalpha + np.einsum("tbe,sbe->tbs", dcontext, saved.values)
+        dvalues = np.einsum("tbs,tbe->sbe", alpha, dcontext)
+    # Where there is no weight, what dweights holds does not matter.
+    dalpha = np.where(alpha == 0, alpha.dtype.type(0), dalpha)
+    de = alpha * (dalpha - (alpha * dalpha).sum(axis=2, keepdims=True))
+    if v is None:
+        de *= de.dtype.type(saved.scale)
+        return np.einsum("tbs,sba->tba", de, keys), np.einsum("tbs,tba->sba", de, query), dvalues, None
+    dquery, dkeys, dv = np.empty_like(query), np.zeros_like(keys), np.zeros_like(v)
+    for t, q in enumerate(query):
+        f = np.tanh(q + keys)
+        dv += np.einsum("bs,sba->a", de[t], f)
+        da = de[t].T[:, :, None] * (v * (1 - f * f))
+        dquery[t] = da.sum(axis=0)
+        dkeys += da
+    return dquery, dkeys, dvalues, dv
