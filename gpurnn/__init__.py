@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import explanation as explanation
     from . import functional as functional
     from . import gradients as gradients
     from . import initializers as initializers
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from . import schedules as schedules
     from . import training as training
     from ._dispatch import use as use
+    from .explanation import explain as explain
     from .functional import attention as attention
     from .functional import dense as dense
     from .functional import dropout as dropout
@@ -54,6 +56,7 @@ __version__ = "0.1.0"
 # Module -> the names it gives to this one. Both are loaded on first use: `import gpurnn` costs what NumPy costs.
 _EXPORTS: dict[str, tuple[str, ...]] = {
     "_dispatch": ("use",),
+    "explanation": ("explain",),
     "functional": ("attention", "dense", "dropout", "embedding", "gru", "linear_scan", "lstm", "rnn"),
     "gradients": ("add_l2", "clip_by_global_norm", "clip_by_value", "global_norm"),
     "initializers": (),

@@ -740,6 +740,15 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
         {"query": normal(T, B, I), "keys": normal(S, B, I)},
         {"score": ["cosine", None], "scale": [np.nan, np.inf, "1", None]},
     ),
+    "explain": (
+        gpurnn.explain,
+        {"layer": gpurnn.LSTM(I, H), "x": (T, B, I), "device": "A100"},
+        {
+            "layer": [None, 3, gpurnn.Dense(I, H)],
+            "x": [None, 3, (T, B), (T, B, I + 1), (0, B, I), (T, 1.5, I)],
+            "device": ["A1000", ""],
+        },
+    ),
     "use": (gpurnn.use, {"wing": "reference"}, {"wing": ["gpu", "kernels", None, 3]}),
     "PaddedBatches": (
         gpurnn.PaddedBatches,

@@ -1,0 +1,147 @@
+"""How the CUDA kernels would run, or do run, a recurrent layer, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from . import _checks
+from .layers import Layer
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; its text is a report.
+
+    Attributes
+    ----------
+    device : str
+    schedule : str
+        The one that runs: "stepwise", "step-fused", "block" or "persistent".
+    grid, block : tuple of int
+        Of the forward pass' kernel; for the stepwise schedule of that of the gates.
+    shared_bytes : int
+        Dynamic shared memory of a block.
+    registers : int
+        Of a thread, at most.
+    occupancy : int
+        Blocks that a multiprocessor holds at once, at least.
+    launches : int
+        In a layer's whole forward pass, input product apart.
+    flops_per_step, bytes_per_step : int
+        Of the recurrence of a layer, all its directions: of the recurrent products, and what is moved between the
+        multiprocessors and memory or L2 cache.
+    microseconds_per_step : dict of str to float
+        Predicted, for each schedule that fits the device.
+    bound_by : str
+        The largest term of the schedule's prediction: "arithmetic", "bytes" or "exchange", which is launches or
+        barriers.
+    passed_over : dict of str to str
+        Why each of the other schedules does not run.
+    layers : int
+    """
+
+    device: str
+    schedule: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared_bytes: int
+    registers: int
+    occupancy: int
+    launches: int
+    flops_per_step: int
+    bytes_per_step: int
+    microseconds_per_step: dict[str, float]
+    bound_by: str
+    passed_over: dict[str, str]
+    layers: int
+
+    def __str__(self) -> str:
+        least = self.microseconds_per_step[self.schedule]
+        count = "" if self.layers == 1 else f", for each of {self.layers} layers"
+        lines = [
+            f"{self.schedule} on {self.device}{count}",
+            f"  grid {self.grid}, block {self.block}, {self.shared_bytes:,} bytes of shared memory, at most "
+            f"{self.registers} registers a thread, at least {self.occupancy} blocks on a multiprocessor",
+            f"  {self.launches:,} launches; a step has {self.flops_per_step:,} flops and moves "
+            f"{self.bytes_per_step:,} bytes",
+            f"  predicted: {least:.2f} microseconds a step, bound by {self.bound_by}",
+        ]
+        return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.passed_over.items())])
+
+
+def explain(layer: Layer, x: Any, *, device: str | None = None) -> Explanation:
+    """Which schedule of kernels runs a recurrent layer, in which grid, and why.
+
+    The time of a step is predicted as exchange + max(arithmetic, bytes): what it takes to get h_{t-1} to all blocks
+    that multiply by it, by a launch or a barrier, and the longer of the products' arithmetic at the device's peak and
+    of the bytes at its bandwidth. Everything is computed from sizes, public figures and assumptions that
+    ``gpurnn/kernels/plan.py`` names; nothing is measured, and no GPU is needed.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+    x : array, or a tuple of int
+        What the layer would be called with, or its shape.
+    device : str, optional
+        "T4", "A100", "RTX 3090", "L4", "RTX 4090", "H100" or "H200". None for that of a CuPy array, and for the "H100"
+        if x is none.
+
+    Returns
+    -------
+    explanation : Explanation
+
+    Raises
+    ------
+    TypeError, ValueError
+        The layer is not recurrent, x does not fit it, or the device is none of those.
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> found = gpurnn.explain(gpurnn.LSTM(64, 512), (100, 32, 64), device="A100")
+    >>> found.schedule, found.launches, found.bound_by
+    ('persistent', 1, 'arithmetic')
+    """
+    from .kernels import devices, plan
+    from .layers.recurrent import Recurrent
+
+    where = "explain"
+    if not isinstance(layer, Recurrent):
+        raise TypeError(f"{where}: layer is a {type(layer).__name__}, expected an RNN, LSTM or GRU")
+    shape = x if isinstance(x, tuple) else getattr(x, "shape", None)
+    if shape is None or len(shape) != 3:
+        raise TypeError(f"{where}: x is {x!r}, expected an array of three axes or its shape")
+    T, B = (_checks.integer_at_least(where, "x", n, 1) for n in (shape[:2][::-1] if layer.batch_first else shape[:2]))
+    if shape[2] != layer.input_size:
+        raise ValueError(f"{where}: x has shape {tuple(shape)}, expected (..., input_size) = (..., {layer.input_size})")
+    if device is not None:
+        _checks.choice(where, "device", device, tuple(devices.DEVICES))
+    gpu = plan.device_of(x) if device is None else devices.lookup(device)
+    itemsize = 4 if _checks.dtype_name(layer.params["weight_hh_l0"]) == "float32" else 8
+    choice = plan.consider(plan.Problem(layer.cell, T, B, layer.hidden_size, layer.num_directions, itemsize), gpu)
+    chosen, prediction = choice.plans[choice.best]
+    seconds = {name: p.seconds for name, (_, p) in choice.plans.items()}
+    passed_over = {
+        name: choice.refusals.get(name) or f"predicted {1e6 * seconds[name]:.2f} microseconds a step"
+        for name in plan.SCHEDULES
+        if name != choice.best
+    }
+    launch = chosen.forward
+    registers = devices.REGISTERS // plan.MOST_THREADS
+    return Explanation(
+        device=gpu.name,
+        schedule=choice.best,
+        grid=launch.grid,
+        block=launch.block,
+        shared_bytes=launch.shared_bytes,
+        registers=registers,
+        occupancy=devices.occupancy(gpu, launch.block[0], registers, launch.shared_bytes),
+        launches=prediction.launches,
+        flops_per_step=choice.problem.flops,
+        bytes_per_step=prediction.bytes_moved,
+        microseconds_per_step={name: 1e6 * s for name, s in seconds.items()},
+        bound_by=prediction.bound_by,
+        passed_over=passed_over,
+        layers=layer.num_layers,
+    )

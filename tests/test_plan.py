@@ -1,0 +1,155 @@
+"""The planner: limits, choices and what `explain` says of them, for devices that are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from gpurnn.kernels import devices, plan
+
+import gpurnn
+from gpurnn.cells import GRU, LSTM, Vanilla
+
+CELLS = [Vanilla(), LSTM(), GRU(False), GRU(True)]
+
+
+def consider(cell=LSTM(), T=100, B=32, H=256, D=1, itemsize=4, device="H100"):  # noqa: B008
+    return plan.consider(plan.Problem(cell, T, B, H, D, itemsize), devices.lookup(device))
+
+
+@pytest.mark.parametrize("device", devices.DEVICES)
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_every_plan_fits_its_device(cell, itemsize, device):
+    gpu = devices.lookup(device)
+    for B in (1, 3, 32, 200):
+        for H in (1, 60, 128, 500, 1024, 3000):
+            for D in (1, 2):
+                choice = consider(cell, 100, B, H, D, itemsize, device)
+                assert choice.plans.keys() | choice.refusals.keys() == set(plan.SCHEDULES)
+                assert choice.best in choice.plans
+                for name, (chosen, prediction) in choice.plans.items():
+                    assert 0 < prediction.seconds < 1
+                    if name == "stepwise":
+                        continue
+                    for launch in (chosen.forward, chosen.backward):
+                        assert launch.shared_bytes <= gpu.shared_memory_per_block
+                        assert launch.units * launch.rows <= launch.block[0] <= plan.MOST_THREADS
+                        assert launch.grid[0] * launch.units >= H
+                        assert (launch.grid[0] - 1) * launch.units < H
+                        assert launch.grid[1] * launch.rows * launch.tiles >= B
+                        assert launch.grid[2] == D
+                        if name == "persistent":
+                            assert np.prod(launch.grid) <= gpu.multiprocessors
+
+
+def longest(schedule: str, cell, itemsize: int = 4, device: str = "H100") -> int:
+    """The largest number of hidden units that a schedule takes."""
+    return max(H for H in range(1, 520) if schedule in consider(cell, B=8, H=H, itemsize=itemsize, device=device).plans)
+
+
+def test_the_limit_of_one_block():
+    """4 H^2 weights of an LSTM, less 128 x 128 in registers, and 5 H numbers of one row: 227 KiB on Hopper."""
+    H = longest("block", LSTM())
+    assert H >= 128
+
+    def needed(H):
+        return 4 * (4 * H * H - 128 * 128 + 5 * H)
+
+    assert needed(H) <= 227 * 1024 < needed(H + 1)
+
+
+def test_a_smaller_shared_memory_takes_smaller_layers():
+    limits = [longest("block", LSTM(), device=device) for device in ("T4", "RTX 4090", "A100", "H100")]
+    assert limits == sorted(set(limits))
+    assert longest("block", LSTM(), itemsize=8) < longest("block", LSTM(), itemsize=4)
+
+
+def test_small_layers_stay_in_a_block_and_wide_batches_go_to_the_matrix_product():
+    assert consider(B=32, H=64).best == "block"
+    assert consider(B=32, H=512).best == "persistent"
+    assert consider(B=1024, H=2048).best == "stepwise"
+
+
+def test_a_refusal_says_why():
+    choice = consider(B=1, H=4096)
+    assert choice.refusals["block"] == "4096 hidden units are more than the 512 threads of a block"
+    assert "bytes of shared memory in a block, H100 has 232,448" in choice.refusals["persistent"]
+
+
+def test_a_schedule_can_be_asked_for():
+    arguments = (LSTM(), 10, 4, 64, 1, np.float32, devices.lookup("A100"))
+    for name in plan.SCHEDULES:
+        with plan.schedule(name):
+            assert plan.choose(*arguments).schedule == name
+    with plan.schedule("block"), pytest.raises(plan.DoesNotFit, match="4096 hidden units"):
+        plan.choose(LSTM(), 10, 4, 4096, 1, np.float32, devices.lookup("A100"))
+    with pytest.raises(ValueError, match="schedule: name is 'graph', expected one of stepwise, step-fused"), \
+            plan.schedule("graph"):  # fmt: skip
+        pass
+
+
+def test_more_work_is_predicted_to_take_longer():
+    for name in plan.SCHEDULES:
+        small, large = (consider(B=B, H=64).plans[name][1].seconds for B in (8, 400))
+        assert small <= large
+    slow = dataclasses.replace(devices.lookup("H100"), clock_hz=1e8)
+    problem = plan.Problem(LSTM(), 100, 256, 1024, 1, 4)
+    fast, slowed = (plan.consider(problem, d).plans["stepwise"][1] for d in (devices.lookup("H100"), slow))
+    assert slowed.seconds > fast.seconds
+
+
+@pytest.mark.parametrize(
+    ("threads", "registers", "shared_bytes", "device", "blocks"),
+    [
+        (256, 32, 0, "A100", 8),  # threads: 2048 / 256
+        (256, 64, 0, "A100", 4),  # registers: 65536 / (64 * 256)
+        (256, 65, 0, "A100", 3),  # 72 registers a thread are given
+        (512, 128, 0, "H100", 1),
+        (128, 32, 40 * 1024, "A100", 4),  # 164 / (40 + 1) KiB
+        (128, 32, 64 * 1024, "T4", 1),  # nothing is reserved
+        (32, 16, 0, "RTX 3090", 16),  # blocks
+        (1024, 32, 0, "RTX 4090", 1),  # threads: 1536 / 1024
+    ],
+)
+def test_occupancy(threads, registers, shared_bytes, device, blocks):
+    assert devices.occupancy(devices.lookup(device), threads, registers, shared_bytes) == blocks
+
+
+@pytest.mark.parametrize(
+    ("device", "tflops"),  # float32, without tensor cores, as the whitepapers state them
+    [("T4", 8.1), ("A100", 19.5), ("RTX 3090", 35.6), ("L4", 30.3), ("RTX 4090", 82.6), ("H100", 66.9)],
+)
+def test_peak_arithmetic(device, tflops):
+    assert devices.lookup(device).peak_flops(4) == pytest.approx(1e12 * tflops, rel=0.01)
+
+
+def test_devices_that_are_not_known():
+    with pytest.raises(ValueError, match="device is 'A1000', expected one of T4, A100"):
+        devices.lookup("A1000")
+    assert devices.lookup("h100") is devices.DEVICES["H100"]
+    unknown = dataclasses.replace(devices.lookup("H100"), compute_capability=(10, 3))
+    assert unknown.limits == devices.LIMITS[10, 0]
+
+
+def test_explain_says_what_runs_and_why_the_rest_does_not():
+    layer = gpurnn.LSTM(64, 512, num_layers=2, bidirectional=True)
+    found = gpurnn.explain(layer, np.zeros((100, 32, 64), "float32"), device="H100")
+    choice = consider(B=32, H=512, D=2)
+    chosen = choice.plans[choice.best][0]
+    assert (found.schedule, found.grid, found.layers) == (choice.best, chosen.forward.grid, 2)
+    assert found.passed_over.keys() == set(plan.SCHEDULES) - {choice.best}
+    assert found.flops_per_step == 2 * 2 * 32 * 4 * 512 * 512
+    text = str(found)
+    assert "predicted" in text
+    assert "H100" in text
+    for name in found.passed_over:
+        assert f"not {name}: " in text
+
+
+def test_explain_reads_batch_first_and_the_dtype():
+    shape = (7, 100, 64)
+    layer = gpurnn.GRU(64, 96, batch_first=True, dtype="float64")
+    assert gpurnn.explain(layer, shape) == gpurnn.explain(gpurnn.GRU(64, 96, dtype="float64"), (100, 7, 64))
+    assert gpurnn.explain(layer, shape).shared_bytes != gpurnn.explain(gpurnn.GRU(64, 96), (100, 7, 64)).shared_bytes
