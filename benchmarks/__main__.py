@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import click
 
-from . import compare, end_to_end, memory
+from . import compare, end_to_end, gpu, memory
 from .cases import GATES, QUICK_SIZES, SIZES, Size
 from .compare import Disagreement
 from .contenders import NotInstalled
@@ -51,6 +51,7 @@ def _show(lines: Iterable[str]) -> None:
 @click.option("--size", "sizes", type=SizeType(), multiple=True, help="Only this size; may be given several times.")
 @click.option("--cell", "cells", type=click.Choice(list(GATES)), multiple=True, help="Only this cell; likewise.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Turns of each contender.  [default: by time]")
+@click.option("--gpu", "on_gpu", is_flag=True, help="The CUDA kernels instead: measured, or predicted without a GPU.")
 @threads_option
 @peer_python_option
 @click.pass_context
@@ -60,6 +61,7 @@ def main(
     sizes: tuple[Size, ...],
     cells: tuple[str, ...],
     repeats: int | None,
+    on_gpu: bool,
     threads: int,
     peer_python: str,
 ) -> None:
@@ -71,6 +73,9 @@ def main(
         sizes = sizes or (QUICK_SIZES if quick else SIZES)
         repeats = repeats or (3 if quick else None)
         cells = cells or tuple(GATES)
+        if on_gpu:
+            _show(gpu.report(cells, sizes))
+            return
         _show(compare.run(cells, sizes, repeats=repeats, threads=threads, peer_python=peer_python))
 
 

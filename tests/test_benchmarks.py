@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import compare, end_to_end, memory, torch_language_model
+from benchmarks import compare, end_to_end, gpu, memory, torch_language_model
 from benchmarks.cases import GATES, MODES, Case, Size
 from benchmarks.contenders import NotInstalled
 from benchmarks.processes import Worker
@@ -48,6 +48,32 @@ def test_the_table_has_a_row_for_each_cell_and_size(no_peers):
     assert all(float(milliseconds) > 0 for row in rows for milliseconds in row[2:])
     assert "PyTorch cannot take part: not there" in done.stdout
     assert "ONNX Runtime cannot take part: not there" in done.stdout
+
+
+@pytest.mark.skipif(gpu.has_gpu(), reason="there is a GPU")
+def test_without_a_gpu_the_kernels_are_predicted_and_called_that():
+    done = command("--gpu", "--cell", "lstm", "--size", "100,32,64,64", "--size", "10,4,64,4096")
+    assert done.returncode == 0, done.stderr
+    assert "nothing was measured. Predicted from the figures of an H100" in done.stdout
+    small, large = re.findall(r"^\| LSTM .*$", done.stdout, re.MULTILINE)
+    assert "| block |" in small
+    assert "–" in large
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cell", GATES)
+def test_the_contenders_on_a_gpu_compute_the_same(cell, mode):
+    """On NumPy arrays and the host executor, what would be timed on a GPU."""
+    case = Case(cell, Size(3, 4, 5, 6), mode)
+    calls = gpu.contenders(case, np)
+    assert calls.keys() == {"stepwise", "step-fused", "block", "persistent", "plain loop"}
+    results = {name: call() for name, call in calls.items()}
+    for arrays in results.values():
+        assert len(arrays) == (5 if mode == "training" else 1)
+        for found, expected in zip(arrays, results["plain loop"], strict=True):
+            assert found.shape == expected.shape
+            assert np.linalg.norm(found - expected) <= case.tolerance() * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("size", ["3,2,4", "3,2,4,x", "3,2,4,0"])

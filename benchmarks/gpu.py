@@ -1,0 +1,203 @@
+"""Schedules of the CUDA kernels beside each other, a plain CuPy loop and PyTorch's cuDNN; predictions without a GPU."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from gpurnn.kernels import devices, plan
+
+from gpurnn import cells, kernels, reference
+
+from .cases import Case, Size
+
+CELLS: dict[str, cells.Cell] = {
+    "rnn": cells.Vanilla(),
+    "lstm": cells.LSTM(),
+    "gru": cells.GRU(reset_after=True, update="state"),
+}
+"""PyTorch's cells."""
+
+PREDICTED_FOR = "H100"
+"""The device that predictions are made for where there is none."""
+
+WARM_UPS, TURNS = 3, 15
+
+
+def has_gpu() -> bool:
+    """Whether CuPy is installed and finds a device."""
+    try:
+        import cupy
+    except ImportError:
+        return False
+    try:
+        return int(cupy.cuda.runtime.getDeviceCount()) > 0
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return False
+
+
+def report(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
+    """A row for each cell and size: measured where there is a GPU, else predicted."""
+    if has_gpu():
+        yield from _measured(names, sizes)
+    else:
+        yield from _predicted(names, sizes)
+
+
+def _problem(name: str, size: Size) -> plan.Problem:
+    return plan.Problem(CELLS[name], size.T, size.B, size.H, 1, 4)
+
+
+def _head(columns: list[str]) -> Iterator[str]:
+    yield f"| cell | T, B, I, H | {' | '.join(columns)} |"
+    yield "| --- | --- |" + " --: |" * len(columns)
+
+
+# ---- Without a GPU --------------------------------------------------------------------------------------------------
+
+
+def _predicted(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
+    device = devices.lookup(PREDICTED_FOR)
+    yield (
+        f"No GPU was found, so nothing was measured. Predicted from the figures of an {device.name}, float32, forward: "
+        "microseconds a step without the input product, by schedule; the schedule that would run, and the term that "
+        "binds it. A dash: it does not fit."
+    )
+    yield ""
+    yield from _head([*plan.SCHEDULES, "runs", "bound by"])
+    for name in names:
+        for size in sizes:
+            choice = plan.consider(_problem(name, size), device)
+            times = [f"{1e6 * choice.plans[s][1].seconds:.2f}" if s in choice.plans else "–" for s in plan.SCHEDULES]
+            binds = choice.plans[choice.best][1].bound_by
+            yield f"| {name.upper()} | {', '.join(map(str, size))} | {' | '.join([*times, choice.best, binds])} |"
+
+
+# ---- With a GPU -----------------------------------------------------------------------------------------------------
+
+
+def contenders(case: Case, xp: Any) -> dict[str, Callable[[], Any]]:
+    """By name, calls that run the case once, from x to y or to the gradients: all of them have the input product."""
+    x, dy, parameters = case.arrays()
+    cell = CELLS[case.cell]
+    x, dy = xp.asarray(x), xp.asarray(dy)
+    weights = tuple(xp.asarray(p) for p in parameters.values())
+    state = tuple(xp.zeros((1, case.size.B, case.size.H), x.dtype) for _ in range(cell.states))
+    training = case.mode == "training"
+
+    def kernel_wing() -> Any:
+        y, final, saved = kernels.recurrence_forward(cell, x, (weights,), state, training=training)
+        if not training:
+            return (y,)
+        dx, dweights, _ = kernels.recurrence_backward(saved, dy, (None,) * len(final))
+        return (dx, *dweights[0])
+
+    def by(schedule: str) -> Callable[[], Any]:
+        def call() -> Any:
+            with plan.schedule(schedule):
+                return kernel_wing()
+
+        return call
+
+    found = {s: by(s) for s in plan.consider(_problem(case.cell, case.size), plan.device_of(x)).plans}
+    return found | {"plain loop": lambda: plain_loop(xp, cell, x, weights, state, dy if training else None)}
+
+
+def plain_loop(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any, dy: Any | None) -> Any:
+    """The textbook's steps, one after another, in calls of the array library."""
+    w_ih, w_hh, b_ih, b_hh = weights
+    T, B, I = x.shape
+    xw = (x.reshape(T * B, I) @ w_ih.T + b_ih).reshape(T, B, -1)
+    carried, outputs, saved = tuple(s[0] for s in state), [], []
+    for t in range(T):
+        carried, kept = reference.cell_forward(cell, xw[t], carried, w_hh, b_hh)
+        outputs.append(carried[0])
+        saved.append(kept)
+    if dy is None:
+        return (xp.stack(outputs),)
+    dxw, dw_hh, db_hh = xp.empty_like(xw), xp.zeros_like(w_hh), xp.zeros_like(b_hh)
+    dstate = tuple(xp.zeros_like(s) for s in carried)
+    for t in reversed(range(T)):
+        dxw[t], dstate, dw, db = reference.cell_backward(saved[t], (dstate[0] + dy[t], *dstate[1:]))
+        dw_hh += dw
+        db_hh += db
+    flat = dxw.reshape(T * B, -1)
+    return (flat @ w_ih).reshape(x.shape), flat.T @ x.reshape(T * B, I), dw_hh, flat.sum(axis=0), db_hh
+
+
+def _torch(case: Case) -> Callable[[], Any] | None:
+    """PyTorch's layer on its GPU, which is cuDNN; None where there is no such PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    _, _, I, H = case.size
+    x, dy, parameters = case.arrays()
+    layer = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell](I, H).cuda()
+    layer.load_state_dict({name: torch.from_numpy(value) for name, value in parameters.items()})
+    x, dy = torch.from_numpy(x).cuda(), torch.from_numpy(dy).cuda()
+
+    def infer() -> Any:
+        with torch.inference_mode():
+            return layer(x)[0]
+
+    def train() -> Any:
+        leaf = x.detach().requires_grad_(True)
+        return torch.autograd.grad(layer(leaf)[0], [leaf, *layer.parameters()], dy)
+
+    return train if case.mode == "training" else infer
+
+
+def _milliseconds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median time of each call by CuPy's events, in turns."""
+    import cupy
+
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(WARM_UPS + TURNS):
+        for name, call in calls.items():
+            begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+            # PyTorch's default stream is the legacy one, as CuPy's is.
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            if turn >= WARM_UPS:
+                times[name].append(cupy.cuda.get_elapsed_time(begin, end))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _measured(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
+    import cupy
+
+    device = devices.current()
+    yield (
+        f"{device.name}, CuPy {cupy.__version__}, float32. Microseconds a step, the input product included on all "
+        f"sides: medians of {TURNS} turns by CUDA events. In brackets, of the forward pass, the share of the predicted "
+        "limit that is reached. The fastest is named last."
+    )
+    for mode in ("inference", "training"):
+        columns = [*plan.SCHEDULES, "plain loop", "cuDNN"]
+        yield f"\n{mode}:\n"
+        yield from _head([*columns, "fastest"])
+        for name in names:
+            for size in sizes:
+                case = Case(name, size, mode)
+                calls = contenders(case, cupy)
+                peer = _torch(case)
+                if peer is not None:
+                    calls["cuDNN"] = peer
+                times = {key: 1e3 * ms / size.T for key, ms in _milliseconds(calls).items()}
+                limits = {
+                    key: 1e6 * p.seconds for key, (_, p) in plan.consider(_problem(name, size), device).plans.items()
+                }
+                cells_of_row = []
+                for column in columns:
+                    text = f"{times[column]:.2f}" if column in times else "–"
+                    if column in limits and mode == "inference":
+                        text += f" ({limits[column] / times[column]:.0%})"
+                    cells_of_row.append(text)
+                fastest = min(times, key=lambda key: times[key])
+                yield f"| {name.upper()} | {', '.join(map(str, size))} | {' | '.join([*cells_of_row, fastest])} |"

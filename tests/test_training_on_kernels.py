@@ -1,0 +1,78 @@
+"""Layers and a language model trained on the kernels, end to end, beside the NumPy wing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gpurnn.kernels import plan
+from tolerance import assert_close, bound, recurrence_terms
+
+import gpurnn
+
+pytestmark = pytest.mark.kernels
+
+STEPS = 20
+TERMS = STEPS * recurrence_terms(T=8, B=4, I=10, H=7, layers=3)
+"""Each step of training adds the rounding of its own forward and backward pass to the parameters."""
+TEXT = "the quick brown fox jumps over the lazy dog. " * 12
+
+
+def trained(train) -> tuple[list[float], dict[str, np.ndarray]]:
+    with gpurnn.use("reference"):
+        expected = train()
+    with gpurnn.use("host"):
+        found = train()
+    for step, (a, b) in enumerate(zip(found[0], expected[0], strict=True)):
+        assert abs(a - b) <= bound("float64", TERMS) * abs(b), f"step {step}"
+    for name, value in expected[1].items():
+        assert_close(found[1][name], value, TERMS, name)
+    assert expected[0][-1] < expected[0][0]
+    return expected
+
+
+@pytest.mark.parametrize("optimizer", [gpurnn.Adam, gpurnn.SGD, gpurnn.RMSprop])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_a_language_model(cell, optimizer):
+    vocabulary = gpurnn.CharVocabulary.from_text(TEXT)
+
+    def train():
+        model = gpurnn.LanguageModel(vocabulary, 5, 7, cell=cell, dtype="float64", rng=3)
+        data = gpurnn.TokenStream(vocabulary.encode(TEXT), batch_size=3, steps=8)
+        losses, gradients = [], model.loss_and_gradients
+
+        def recorded(*args, **options):
+            found = gradients(*args, **options)
+            losses.append(float(found[0]))
+            return found
+
+        model.loss_and_gradients = recorded
+        gpurnn.Trainer(model, data, optimizer(0.01), steps=STEPS, clip_norm=1.0, progress=False).train()
+        return losses, model.params
+
+    trained(train)
+
+
+@pytest.mark.parametrize("schedule", plan.SCHEDULES)
+def test_a_stack_of_layers_by_every_schedule(schedule):
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((6, 4, 3)), rng.standard_normal((6, 4, 2))
+    lengths = np.array([6, 2, 0, 5])
+
+    def train():
+        model = gpurnn.Sequential(
+            gpurnn.LSTM(3, 5, bidirectional=True, dtype="float64", rng=1),
+            gpurnn.GRU(10, 6, num_layers=2, variational_dropout=0.2, dropout=0.2, dtype="float64", rng=2),
+            gpurnn.Dense(6, 2, dtype="float64", rng=3),
+        )
+        optimizer, losses = gpurnn.Adam(0.02), []
+        for step in range(STEPS):
+            (y, _), pullback = model.vjp(x, lengths=lengths, rng=step % 3)
+            loss, pull = gpurnn.mse.vjp(y, target)
+            _, gradients = pullback((pull(1.0)[0], None))
+            gradients, _ = gpurnn.clip_by_global_norm(gradients, 1.0)
+            optimizer.step(model.params, gradients)
+            losses.append(float(loss))
+        return losses, model.params
+
+    with plan.schedule(schedule):
+        trained(train)
