@@ -258,16 +258,16 @@ def info() -> None:
     click.echo("  numpy  runs here")
     reasons = list(_why_no_cuda())
     click.echo("  cuda   " + ("cannot run here: " + "; ".join(reasons) if reasons else "runs here"))
+    from .kernels.host import CompilerError, find_compiler
+
+    try:
+        click.echo(f"  host   runs here: gpurnn.use('host') compiles the CUDA kernels with {' '.join(find_compiler())}")
+    except CompilerError as error:
+        click.echo(f"  host   cannot run here: {error}")
 
 
 def _why_no_cuda() -> Iterator[str]:
     """What keeps CuPy arrays from being computed with; nothing if nothing does."""
-    import importlib
-
-    from ._dispatch import WINGS
-
-    if not hasattr(importlib.import_module(WINGS["cupy"]), "recurrence_forward"):
-        yield "this version of gpurnn has no CUDA kernels"
     try:
         import cupy
     except ImportError as error:

@@ -532,19 +532,23 @@ def fake_cupy(devices):
 
 
 @pytest.mark.parametrize(
-    ("cupy", "kernels", "message"),
+    ("cupy", "message"),
     [
-        (None, True, r"cannot run here: CuPy cannot be imported \(.*\); pip install 'gpurnn\[cuda12\]'"),
-        (fake_cupy(None), True, r"cannot run here: CuPy 14.0.0 finds no CUDA device \(cudaErrorNoDevice: no CUDA"),
-        (fake_cupy(0), True, r"cannot run here: CuPy 14.0.0 finds no CUDA device$"),
-        (fake_cupy(1), True, "runs here$"),
-        (fake_cupy(1), False, "cannot run here: this version of gpurnn has no CUDA kernels$"),
+        (None, r"cannot run here: CuPy cannot be imported \(.*\); pip install 'gpurnn\[cuda12\]'"),
+        (fake_cupy(None), r"cannot run here: CuPy 14.0.0 finds no CUDA device \(cudaErrorNoDevice: no CUDA"),
+        (fake_cupy(0), r"cannot run here: CuPy 14.0.0 finds no CUDA device$"),
+        (fake_cupy(1), "runs here$"),
     ],
 )
-def test_info_says_why_cuda_cannot_run(monkeypatch, cupy, kernels, message):
-    wing = types.ModuleType("wing")
-    if kernels:
-        wing.recurrence_forward = lambda: None
-    monkeypatch.setitem(sys.modules, "gpurnn.kernels", wing)
+def test_info_says_why_cuda_cannot_run(monkeypatch, cupy, message):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     assert re.search("^  cuda   " + message, run("info").stdout, re.MULTILINE)
+
+
+def test_info_says_what_compiles_kernels_for_the_cpu(monkeypatch):
+    monkeypatch.setenv("CXX", "my-c++ -pipe")
+    assert "  host   runs here: gpurnn.use('host') compiles the CUDA kernels with my-c++ -pipe\n" in run("info").stdout
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "  host   cannot run here: no C++ compiler: set CXX, install g++" in run("info").stdout

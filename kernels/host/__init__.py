@@ -53,7 +53,7 @@ from typing import Any
 
 import numpy as np
 
-from .build import BUILDS, HOST, KERNELS, CompilerError, build_library, sanitizer_environment
+from .build import BUILDS, HOST, KERNELS, CompilerError, build_library, find_compiler, sanitizer_environment
 
 __all__ = [
     "BUILDS",
@@ -63,6 +63,7 @@ __all__ = [
     "Library",
     "empty",
     "execution",
+    "find_compiler",
     "sanitizer_environment",
 ]
 
