@@ -8,27 +8,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 from gpurnn.kernels import host
+
+COMMAND = [sys.executable, "-m", "pytest", "-m", "kernels", *(sys.argv[1:] or ["tests"])]
+
+
+def run(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        COMMAND, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def main() -> int:
     """The number of builds whose tests failed."""
-    command = [sys.executable, "-m", "pytest", "-m", "kernels", *(sys.argv[1:] or ["tests"])]
-    runs = []
-    for build, variables in (
-        ("conflicts", {"GPURNN_HOST_BUILD": "conflicts"}),
-        ("sanitize", host.sanitizer_environment()),
-    ):
-        output = tempfile.TemporaryFile("w+")
-        process = subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT)
-        runs.append((build, process, output))
+    builds = {"conflicts": {"GPURNN_HOST_BUILD": "conflicts"}, "sanitize": host.sanitizer_environment()}
     failed = 0
-    for build, process, output in runs:
-        failed += process.wait() != 0
-        output.seek(0)
-        print(f"+ {build}: {' '.join(command)}\n{output.read()}", flush=True)
+    with ThreadPoolExecutor(len(builds)) as pool:
+        for build, done in zip(builds, pool.map(run, builds.values()), strict=True):
+            print(f"+ {build}: {' '.join(COMMAND)}\n{done.stdout}", flush=True)
+            failed += done.returncode != 0
     return failed
 
 
