@@ -1,128 +1,151 @@
-// The linear recurrence h_t = m_t h_{t-1} + v_t, elementwise and over many columns (row of the batch and unit) at once.
+// h_t = a_t h_{t-1} + b_t for many columns (row of the batch and unit) at once, by chunks of time.
 //
-// Time is cut into chunks of `length` steps. First each chunk is run through by itself, from zero: its last state, and
-// the product of its m. From those the state that enters each chunk, one after another, which are few. Then each chunk
-// is run through again, from the state that enters it. A thread runs one column through one chunk; neighbouring threads
-// have neighbouring columns. Within a chunk this is the loop itself; only what enters a chunk has passed through a
-// product of several m.
+// What a chunk of steps does to the state that enters it is a map, state -> product state + offset. Three passes:
+// chunk_maps finds the map of each chunk, chunk_states goes from chunk to chunk and finds the state that enters each,
+// and scan_forward or scan_backward runs the loop itself within each chunk, from that state. So a state has passed
+// through as many rounded maps as there are chunks before it, and through the loop.
 //
-// Forward m = a, v = b. On the way back, from the last step to the first, m_t = conj(a_{t+1}), v = dh and the states are
-// db. a is (T, columns), or (N) where `constant`.
+// On the way back the steps are taken from the last to the first. The state is what reaches h_{t-1} from later steps,
+// r_{t-1} = conj(a_t) db_t with db_t = dh_t + r_t; it ends as dh0.
+//
+// A thread takes one column through one chunk, neighbouring threads neighbouring columns of the same chunk. Value is a
+// number or a pair of the Real that arrays hold. a is (T, columns), or (N) where it is the same at every step and in
+// every row: then a_columns is N and a_stride is 0, else both are `columns`.
+#include "complex.cuh"
 
-template <typename R>
-struct Complex {
-    R re, im;
+template <typename Value, typename Real>
+__device__ const Value* as(const Real* x) {
+    return reinterpret_cast<const Value*>(x);
+}
+template <typename Value, typename Real>
+__device__ Value* as(Real* x) {
+    return reinterpret_cast<Value*>(x);
+}
+
+// One column of the factors a and of the values b or dh, step s in the order in which they are taken.
+template <typename Value, bool backward>
+struct Column {
+    const Value *a, *values;
+    long long T, a_stride, stride;
+
+    __device__ Column(
+        const Value* a, const Value* values, long long T, long long columns, long long a_columns, long long a_stride,
+        long long column)
+        : a(a + column % a_columns), values(values + column), T(T), a_stride(a_stride), stride(columns) {}
+
+    __device__ long long time(long long s) const { return backward ? T - 1 - s : s; }
+    __device__ Value factor(long long s) const {
+        const Value factor = a[time(s) * a_stride];
+        return backward ? conj(factor) : factor;
+    }
+    __device__ Value value(long long s) const { return values[time(s) * stride]; }
+    __device__ Value next(long long s, Value state) const {
+        return backward ? factor(s) * (state + value(s)) : factor(s) * state + value(s);
+    }
 };
 
-__device__ inline float conj(float x) { return x; }
-__device__ inline double conj(double x) { return x; }
-template <typename R>
-__device__ Complex<R> conj(Complex<R> x) { return {x.re, -x.im}; }
-// x y + z
-__device__ inline float multiply_add(float x, float y, float z) { return x * y + z; }
-__device__ inline double multiply_add(double x, double y, double z) { return x * y + z; }
-template <typename R>
-__device__ Complex<R> multiply_add(Complex<R> x, Complex<R> y, Complex<R> z) {
-    return {x.re * y.re - x.im * y.im + z.re, x.re * y.im + x.im * y.re + z.im};
-}
-__device__ inline bool is_zero(float x) { return x == 0; }
-__device__ inline bool is_zero(double x) { return x == 0; }
-template <typename R>
-__device__ bool is_zero(Complex<R> x) { return x.re == 0 && x.im == 0; }
-
-template <typename R>
-__device__ void set(R& x, R re) { x = re; }
-template <typename R>
-__device__ void set(Complex<R>& x, R re) { x = {re, 0}; }
-
-// What the recurrence multiplies with and adds at its s-th step.
-template <typename Value>
-struct Steps {
-    const Value *a, *v;
-    int T, N;
-    long long columns;
-    bool constant, backward;
-
-    __device__ int time(int s) const { return backward ? T - 1 - s : s; }
-    __device__ Value multiplier(int s, long long column) const {
-        Value none{};
-        if (backward && s == 0) return none;  // no state comes from behind the last step
-        const int t = backward ? T - s : s;
-        const Value m = constant ? a[column % N] : a[t * columns + column];
-        return backward ? conj(m) : m;
+// The maps (chunks - 1, columns) of all chunks but the last, which nothing comes after.
+template <typename Value, typename Real, bool backward>
+__global__ void chunk_maps(
+    const Real* __restrict__ a, const Real* __restrict__ values, Real* __restrict__ products, Real* __restrict__ offsets,
+    long long T, long long columns, long long a_columns, long long a_stride, long long length, long long maps) {
+    const long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x, chunk = k / columns;
+    if (chunk >= maps) return;
+    const Column<Value, backward> column(as<Value>(a), as<Value>(values), T, columns, a_columns, a_stride, k % columns);
+    Value product(1), offset(0);
+#pragma unroll 4
+    for (long long s = chunk * length; s < (chunk + 1) * length; ++s) {
+        offset = column.next(s, offset);
+        product = column.factor(s) * product;
     }
-    __device__ Value value(int s, long long column) const { return v[time(s) * columns + column]; }
-};
-
-template <typename Value, typename Real>
-__device__ const Value* as(const Real* x) { return reinterpret_cast<const Value*>(x); }
-template <typename Value, typename Real>
-__device__ Value* as(Real* x) { return reinterpret_cast<Value*>(x); }
-
-// Real is what the arrays hold, Value a number or a pair of them. Of each chunk (chunks, columns): its last state from
-// zero, and the product of its multipliers.
-template <typename Value, typename Real>
-__global__ void run_chunks(
-    const Real* a, const Real* v, Real* ends, Real* products, int T, int N, long long columns, int length, bool constant,
-    bool backward) {
-    const Steps<Value> steps{as<Value>(a), as<Value>(v), T, N, columns, constant, backward};
-    const long long column = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= columns) return;
-    const int begin = blockIdx.y * length, end = min(T, begin + length);
-    const Value zero{};
-    Value state = zero, product = zero;
-    set(product, Real(1));
-    for (int s = begin; s < end; ++s) {
-        const Value m = steps.multiplier(s, column);
-        state = multiply_add(m, state, steps.value(s, column));
-        product = multiply_add(m, product, zero);
-    }
-    as<Value>(ends)[blockIdx.y * columns + column] = state;
-    as<Value>(products)[blockIdx.y * columns + column] = product;
+    as<Value>(products)[k] = product;
+    as<Value>(offsets)[k] = offset;
 }
 
-// From `initial` (columns), or zero, and the chunks' last states to what enters each chunk, which takes their place.
-template <typename Value, typename Real>
-__global__ void enter_chunks(const Real* initial, Real* ends, const Real* products, int chunks, long long columns) {
-    const long long column = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= columns) return;
-    Value state{};
-    if (initial) state = as<Value>(initial)[column];
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-        Value& end = as<Value>(ends)[chunk * columns + column];
-        // The product of large numbers may be infinite; a state of zero stays zero all the same.
-        const Value next = is_zero(state) ? end : multiply_add(as<Value>(products)[chunk * columns + column], state, end);
-        end = state;
-        state = next;
-    }
-}
-
-// All states (T, columns), from those that enter the chunks. On the way back also da: h is what the forward pass gave,
-// h0 what it began with, and da (T, columns), or, of a constant a, each chunk's part of the sum over its steps
-// (chunks, columns). dh0 (columns) is written by the last chunk.
-template <typename Value, typename Real>
-__global__ void fill_chunks(
-    const Real* a, const Real* v, const Real* enter, Real* states, const Real* h, const Real* h0, Real* da, Real* dh0,
-    int T, int N, long long columns, int length, bool constant, bool backward) {
-    const Steps<Value> steps{as<Value>(a), as<Value>(v), T, N, columns, constant, backward};
-    const long long column = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= columns) return;
-    const int begin = blockIdx.y * length, end = min(T, begin + length);
-    Value state = as<Value>(enter)[blockIdx.y * columns + column], sum{};
-    const Value zero{};
-    for (int s = begin; s < end; ++s) {
-        const int t = steps.time(s);
-        state = multiply_add(steps.multiplier(s, column), state, steps.value(s, column));
-        as<Value>(states)[t * columns + column] = state;
-        if (backward) {
-            const Value before = t > 0 ? as<Value>(h)[(t - 1) * columns + column] : as<Value>(h0)[column];
-            sum = multiply_add(state, conj(before), constant ? sum : zero);
-            if (!constant) as<Value>(da)[t * columns + column] = sum;
+// From `initial` (columns), null for zero, through the maps: the states (chunks - 1, columns) that enter the second
+// chunk and those after it. A thread a column.
+//
+// A product of many |a| > 1 may overflow where the states do not, because what it multiplies is small, or zero. So where
+// a map gives no finite state the chunk's own steps are taken instead, and infinities and NaN come about only where the
+// loop has them. A NaN stays one without that.
+template <typename Value, typename Real, bool backward>
+__global__ void chunk_states(
+    const Real* __restrict__ a, const Real* __restrict__ values, const Real* __restrict__ initial,
+    const Real* __restrict__ products, const Real* __restrict__ offsets, Real* __restrict__ states, long long T,
+    long long columns, long long a_columns, long long a_stride, long long length, long long maps) {
+    constexpr int batch = 4;  // maps loaded together, so that their way from memory overlaps
+    const long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (k >= columns) return;
+    const Column<Value, backward> column(as<Value>(a), as<Value>(values), T, columns, a_columns, a_stride, k);
+    Value state(0);
+    if (initial) state = as<Value>(initial)[k];
+    for (long long first = 0; first < maps; first += batch) {
+        Value product[batch], offset[batch];
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            const long long map = first + i < maps ? first + i : maps - 1;
+            product[i] = as<Value>(products)[map * columns + k];
+            offset[i] = as<Value>(offsets)[map * columns + k];
+        }
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            const long long chunk = first + i;
+            if (chunk < maps) {
+                Value next = product[i] * state + offset[i];
+                if (!is_finite(next) && !is_nan(state)) {
+                    next = state;
+                    for (long long s = chunk * length; s < (chunk + 1) * length; ++s) next = column.next(s, next);
+                }
+                state = next;
+                as<Value>(states)[chunk * columns + k] = state;
+            }
         }
     }
-    if (backward && constant) as<Value>(da)[blockIdx.y * columns + column] = sum;
-    if (backward && end == T) {
-        const Value first = constant ? as<Value>(a)[column % N] : as<Value>(a)[column];
-        as<Value>(dh0)[column] = multiply_add(conj(first), state, zero);
+}
+
+// h (T, columns) from h0 (columns), b and the states that enter the chunks.
+template <typename Value, typename Real>
+__global__ void scan_forward(
+    const Real* __restrict__ a, const Real* __restrict__ b, const Real* __restrict__ h0, const Real* __restrict__ states,
+    Real* __restrict__ h, long long T, long long columns, long long a_columns, long long a_stride, long long length) {
+    const long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x, begin = k / columns * length;
+    if (begin >= T) return;
+    const Column<Value, false> column(as<Value>(a), as<Value>(b), T, columns, a_columns, a_stride, k % columns);
+    const long long end = begin + length < T ? begin + length : T;
+    Value state = k < columns ? as<Value>(h0)[k] : as<Value>(states)[k - columns];
+#pragma unroll 4
+    for (long long s = begin; s < end; ++s) {
+        state = column.next(s, state);
+        as<Value>(h)[s * columns + k % columns] = state;
     }
+}
+
+// The gradients from dh, h, h0 and the states that enter the chunks: db (T, columns), dh0 (columns), and da (T, columns)
+// or, where a_stride is 0, the sum of each chunk's part of it (chunks, columns).
+template <typename Value, typename Real>
+__global__ void scan_backward(
+    const Real* __restrict__ a, const Real* __restrict__ dh, const Real* __restrict__ h, const Real* __restrict__ h0,
+    const Real* __restrict__ states, Real* __restrict__ da, Real* __restrict__ db, Real* __restrict__ dh0, long long T,
+    long long columns, long long a_columns, long long a_stride, long long length) {
+    const long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x, begin = k / columns * length;
+    if (begin >= T) return;
+    const Column<Value, true> column(as<Value>(a), as<Value>(dh), T, columns, a_columns, a_stride, k % columns);
+    const long long end = begin + length < T ? begin + length : T;
+    Value state(0), sum(0);
+    if (k >= columns) state = as<Value>(states)[k - columns];
+#pragma unroll 4
+    for (long long s = begin; s < end; ++s) {
+        const long long t = column.time(s), here = t * columns + k % columns;
+        const Value before = t > 0 ? as<Value>(h)[here - columns] : as<Value>(h0)[here];
+        const Value g = state + column.value(s), part = g * conj(before);
+        as<Value>(db)[here] = g;
+        if (a_stride) {
+            as<Value>(da)[here] = part;
+        } else {
+            sum = sum + part;
+        }
+        state = column.factor(s) * g;
+    }
+    if (!a_stride) as<Value>(da)[k] = sum;
+    if (end == T) as<Value>(dh0)[k % columns] = state;
 }

@@ -1,4 +1,13 @@
-"""The linear recurrence h_t = a_t h_{t-1} + b_t as a scan over chunks of time."""
+"""The linear recurrence h_t = a_t h_{t-1} + b_t, parallel over time by chunks of steps.
+
+Within a chunk it is the loop. The state that enters a chunk has passed through products of a, one for each chunk before
+it, and is off by no more than the loop may be: a few roundings of every term a_t ... a_{k+1} b_k at every step. So the
+two differ visibly only where large terms cancel, which takes |a| > 1.
+
+Where a product overflows and the states do not, the chunk's steps are taken one by one, so infinities and NaN come
+about only where the loop has them. A product may underflow: that loses less than the smallest normal number times the
+state that enters, and what later steps make of it.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +22,40 @@ from .launch import C_NAMES, Module, contiguous, empty, namespace
 
 Array = Any
 
-_THREADS = 128
+_BLOCK = 128
+
+_THREADS = 1 << 16
+"""Threads that keep the memory of a large GPU busy: with four pairs of float32 each in flight, 2 MB."""
+
 _LEAST_LENGTH = 32
 """Steps of a chunk, at the least: fewer would cost more in what enters the chunks than they gain."""
-
-_PARTS = {"complex64": np.float32, "complex128": np.float64}
 
 
 @functools.cache
 def _module(dtype: str) -> Module:
+    types = _types(dtype)
+    names = [f"{name}<{types}, {way}>" for name in ("chunk_maps", "chunk_states") for way in ("false", "true")]
+    return Module("linear_scan.cu", [*names, f"scan_forward<{types}>", f"scan_backward<{types}>"])
+
+
+def _types(dtype: str) -> str:
+    """What an array of ``dtype`` holds, and of which real numbers that is made."""
     real = C_NAMES[dtype]
-    value = f"Complex<{real}>" if dtype.startswith("complex") else real
-    return Module(
-        "linear_scan.cu", [f"{name}<{value}, {real}>" for name in ("run_chunks", "enter_chunks", "fill_chunks")]
-    )
+    return f"Complex<{real}>, {real}" if dtype.startswith("complex") else f"{real}, {real}"
 
 
 def modules() -> list[Module]:
     """Every translation unit that this file can ask for."""
     return [_module(dtype) for dtype in ("float32", "float64", "complex64", "complex128")]
+
+
+def _length(T: int, columns: int) -> int:
+    """Steps of a chunk: no shorter than keeps the GPU busy, as all but a single chunk reads a and b twice.
+
+    With few columns the time is that of one thread's steps in a row: twice through a chunk, once over all chunks.
+    """
+    length = max(_LEAST_LENGTH, math.isqrt(T), -(-T * columns // _THREADS))
+    return length if 2 * length <= T else T
 
 
 @dataclass(frozen=True)
@@ -44,54 +68,65 @@ class _Scan:
 
 
 def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False) -> tuple[Array, _Scan | None]:
-    """h_t = a_t h_{t-1} + b_t, as ``gpurnn.reference`` gives it.
-
-    What enters a chunk of steps has passed through products of a. They may underflow, as they do step by step. Where
-    they overflow although the states do not, which takes |a| > 1 and terms that cancel, the result is not finite.
-    """
-    a, h0 = (namespace(b).array(x, order="C") for x in (a, h0))
+    """h_t = a_t h_{t-1} + b_t, as ``gpurnn.reference`` gives it."""
+    a, b, h0 = _readable(a), _readable(b), _readable(h0)
     h = empty(b, b.shape, b.dtype)
-    _scan(a, contiguous(b), h0, h)
-    return (h, None) if not training else (h, _Scan(a, h.copy(), h0))
+    if h.size:
+        scan = _Chunks(a, b)
+        states = scan.entering(h0, backward=False)
+        scan.launch("scan_forward", scan.chunks, a, b, h0, states, h, *scan.sizes)
+    # Copies, so that what a caller does to its arrays cannot reach the pullback.
+    return h, _Scan(a.copy(), h.copy(), h0.copy()) if training else None
 
 
 def linear_scan_backward(saved: _Scan, dh: Array) -> tuple[Array, Array, Array]:
     """Gradients of a, b and h0, as ``gpurnn.reference`` gives them."""
-    db, dh0 = empty(dh, dh.shape, dh.dtype), empty(dh, saved.h0.shape, dh.dtype)
-    da = _scan(saved.a, contiguous(dh), None, db, saved, dh0)
+    a, dh = saved.a, _readable(dh)
     if not dh.size:
-        dh0[...] = 0
-    return da, db, dh0
+        xp = namespace(dh)
+        return xp.zeros_like(a), xp.zeros_like(dh), xp.zeros_like(saved.h0)
+    scan = _Chunks(a, dh)
+    da = empty(dh, dh.shape if a.ndim == 3 else (scan.chunks, *dh.shape[1:]), dh.dtype)
+    db, dh0 = empty(dh, dh.shape, dh.dtype), empty(dh, saved.h0.shape, dh.dtype)
+    states = scan.entering(None, backward=True)
+    scan.launch("scan_backward", scan.chunks, a, dh, saved.h, saved.h0, states, da, db, dh0, *scan.sizes)
+    return da if a.ndim == 3 else da.sum(axis=(0, 1)), db, dh0
 
 
-def _scan(
-    a: Array, v: Array, initial: Array | None, states: Array, saved: _Scan | None = None, dh0: Array | None = None
-) -> Array:
-    """Fills ``states``; with ``saved`` backwards, and returns da."""
-    xp, (T, B, N), constant = namespace(v), v.shape, a.ndim == 1
-    if not v.size:
-        return xp.zeros_like(a)
-    columns = B * N
-    # About as many chunks as steps of one: the shortest way through both. A grid is at most 65,535 high.
-    length = max(_LEAST_LENGTH, math.isqrt(T), -(-T // 65535))
-    chunks = -(-T // length)
-    ends, products = empty(v, (chunks, columns), v.dtype), empty(v, (chunks, columns), v.dtype)
-    backward = saved is not None
-    da = empty(v, (chunks, B, N) if constant else v.shape, v.dtype) if backward else None
-    sizes = np.int32(T), np.int32(N), np.int64(columns), np.int32(length), np.bool_(constant), np.bool_(backward)
-    kernels = dict(zip(("run", "enter", "fill"), _module(str(v.dtype)).names, strict=True))
+class _Chunks:
+    """How one scan is cut, over factors ``a`` and ``values`` that are b or dh."""
 
-    def launch(name: str, rows: int, *args: Any) -> None:
-        arrays = [_real(x) if hasattr(x, "shape") and not isinstance(x, np.generic) else x for x in args]
-        _module(str(v.dtype))[kernels[name]]((-(-columns // _THREADS), rows), (_THREADS,), arrays)
+    def __init__(self, a: Array, values: Array) -> None:
+        T, B, N = values.shape
+        self.a, self.values, self.columns = a, values, B * N
+        length = _length(T, self.columns)
+        self.chunks = -(-T // length)
+        a_columns, a_stride = (N, 0) if a.ndim == 1 else (self.columns, self.columns)
+        self.sizes = tuple(np.int64(n) for n in (T, self.columns, a_columns, a_stride, length))
 
-    launch("run", chunks, a, v, ends, products, *sizes)
-    launch("enter", 1, initial, ends, products, np.int32(chunks), np.int64(columns))
-    h, h0 = (saved.h, saved.h0) if saved is not None else (None, None)
-    launch("fill", chunks, a, v, ends, states, h, h0, da, dh0, *sizes)
-    return da.sum(axis=(0, 1)) if da is not None and constant else da
+    def launch(self, name: str, rows: int, *args: Any, way: str = "") -> None:
+        """Launch a kernel with a thread for each column of each of so many rows."""
+        dtype = str(self.values.dtype)
+        reals = [x.view(x.real.dtype) if hasattr(x, "ndim") and x.ndim else x for x in args]
+        kernel = _module(dtype)[f"{name}<{_types(dtype)}{way}>"]
+        kernel((-(-rows * self.columns // _BLOCK),), (_BLOCK,), reals)
+
+    def entering(self, initial: Array | None, *, backward: bool) -> Array | None:
+        """The states that enter all chunks but the first, from ``initial``; None for zero."""
+        maps, way = self.chunks - 1, ", true" if backward else ", false"
+        if not maps:
+            return None
+        products, offsets, states = (
+            empty(self.values, (maps, self.columns), self.values.dtype) for _ in ("products", "offsets", "states")
+        )
+        sizes = *self.sizes, np.int64(maps)
+        self.launch("chunk_maps", maps, self.a, self.values, products, offsets, *sizes, way=way)
+        self.launch("chunk_states", 1, self.a, self.values, initial, products, offsets, states, *sizes, way=way)
+        return states
 
 
-def _real(array: Array) -> Array:
-    """A complex array as its real and imaginary parts, side by side; a real one itself."""
-    return array.view(_PARTS[str(array.dtype)]) if str(array.dtype) in _PARTS else array
+def _readable(array: Array) -> Array:
+    """In C order, and a complex array at a multiple of its numbers' size, as they are read in one access."""
+    array = contiguous(array)
+    address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    return array if address % array.dtype.itemsize == 0 else array.copy()

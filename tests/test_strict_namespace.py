@@ -116,6 +116,17 @@ def test_dropout():
     check(gpurnn.dropout, normal(5, 7, dtype="float32"), 0.4, 3, cotangents=normal(5, 7, seed=1, dtype="float32"))
 
 
+@pytest.mark.parametrize("dtype", ["float64", "complex64"])
+@pytest.mark.parametrize("shape", [(T, B, H), (H,)])
+def test_linear_scan(shape, dtype):
+    a, b, h0, dh = (normal(*s, seed=k).astype(dtype) for k, s in enumerate([shape, (T, B, H), (B, H), (T, B, H)]))
+    for cotangent in (dh, None):
+        check(gpurnn.linear_scan, a, b, h0, cotangents=cotangent)
+        check(gpurnn.linear_scan, a, b, cotangents=cotangent)
+        _, pullback = gpurnn.linear_scan.vjp(*strict((a, b)))
+        assert_strict(pullback(strict(cotangent)))
+
+
 def moved(layer):
     """A layer and its like on strict arrays."""
     import strict_wing
