@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import click
 
-from . import compare, end_to_end, gpu, memory
+from . import compare, end_to_end, gpu, memory, nvrtc
 from .cases import GATES, QUICK_SIZES, SIZES, Size
 from .compare import Disagreement
 from .contenders import NotInstalled
@@ -93,6 +93,12 @@ def end_to_end_command(steps: int, repeats: int, threads: int, peer_python: str)
 def memory_command() -> None:
     """Print the peak memory of truncated backpropagation through time."""
     _show(memory.report())
+
+
+@main.command("nvrtc")
+def nvrtc_command() -> None:
+    """Print how long NVRTC takes for the CUDA kernels."""
+    _show(nvrtc.report())
 
 
 if __name__ == "__main__":

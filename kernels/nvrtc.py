@@ -1,18 +1,22 @@
-"""Compiles kernels with NVRTC as CuPy would on a GPU of any architecture, without a driver, and reads what came out."""
+"""Compiles kernels with NVRTC as CuPy would on a GPU of any architecture, without a driver, and reads what came out.
+
+A tool for tests and benchmarks; nothing that computes needs it.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 import ctypes
 import functools
+import importlib
 import importlib.metadata
 import json
 import os
 import re
 from pathlib import Path
 
-from gpurnn.kernels import launch
-from gpurnn.kernels.host.build import cache_directory, digest_of
+from .host.build import cache_directory, digest_of
+from .launch import Module
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 WHEEL = "nvidia-cuda-nvrtc-cu12"
@@ -50,22 +54,26 @@ def _text(program: ctypes.c_void_p, what: str) -> str:
     return text.value.decode(errors="replace")
 
 
-def compile_module(module: launch.Module, architecture: int) -> dict[str, dict[str, int]]:
-    """By kernel: registers, and bytes of stack, spills and static shared memory. Cached by content.
+def compile_module(module: Module, architecture: int) -> dict[str, dict[str, int]]:
+    """By kernel: registers, and bytes of stack, spills and static shared memory.
 
     Raises
     ------
     CompileError
     """
     code, options = module.cuda_source()
-    options += ("-ftz=true", f"-arch=sm_{architecture}", "--ptxas-options=-v")
-    names = module.names
+    return _compile(code, (*options, "-ftz=true", f"-arch=sm_{architecture}", "--ptxas-options=-v"), module.names)
+
+
+def cached(module: Module, architecture: int) -> dict[str, dict[str, int]]:
+    """`compile_module`, or what it once gave for the same content."""
     version = importlib.metadata.version(WHEEL)
-    path = cache_directory() / f"nvrtc-{digest_of(version, code, *options, *names)}.json"
+    key = digest_of(version, str(architecture), *module.cuda_source()[1], module.cuda_source()[0], *module.names)
+    path = cache_directory() / f"nvrtc-{key}.json"
     if path.exists():
         found: dict[str, dict[str, int]] = json.loads(path.read_text())
         return found
-    found = _compile(code, options, names)
+    found = compile_module(module, architecture)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(found))
@@ -113,36 +121,18 @@ def _resources(log: str, mangled: str) -> dict[str, int]:
     }
 
 
-def modules() -> list[launch.Module]:
+def modules() -> list[Module]:
     """Every translation unit that the library can ask for."""
-    found = []
-    for path in sorted(Path(launch.__file__).parent.glob("*.py")):
-        file = __import__(f"gpurnn.kernels.{path.stem}", fromlist=["modules"]) if path.stem != "__init__" else None
-        if hasattr(file, "modules"):
-            found += file.modules()
-    return found
+    files = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "nvrtc"))
+    wing = [importlib.import_module(f"{__package__}.{name}") for name in files]
+    return [module for file in wing if hasattr(file, "modules") for module in file.modules()]
 
 
 def compile_all(architectures: tuple[int, ...] = ARCHITECTURES) -> dict[tuple[str, int], dict[str, int]]:
-    """`compile_module` of all modules, by kernel and architecture; in processes, since NVRTC compiles one at a time."""
+    """`cached` of all modules, by kernel and architecture; in processes, since NVRTC compiles one at a time."""
     jobs = [(module, architecture) for module in modules() for architecture in architectures]
     found = {}
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
-        for (_, architecture), kernels in zip(jobs, pool.map(compile_module, *zip(*jobs, strict=True)), strict=True):
+        for (_, architecture), kernels in zip(jobs, pool.map(cached, *zip(*jobs, strict=True)), strict=True):
             found |= {(name, architecture): resources for name, resources in kernels.items()}
     return found
-
-
-LIMITS = Path(__file__).parent / "kernel_limits.json"
-"""Registers of a thread of each kernel, the most of all architectures; ``python tests/nvrtc.py`` writes them anew."""
-
-
-def main() -> None:
-    limits: dict[str, int] = {}
-    for (name, _), resources in compile_all().items():
-        limits[name] = max(limits.get(name, 0), resources["registers"])
-    LIMITS.write_text(json.dumps(limits, indent=0, sort_keys=True) + "\n")
-
-
-if __name__ == "__main__":
-    main()

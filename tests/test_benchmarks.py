@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import compare, end_to_end, gpu, memory, torch_language_model
+from benchmarks import compare, end_to_end, gpu, memory, nvrtc, torch_language_model
 from benchmarks.cases import GATES, MODES, Case, Size
 from benchmarks.contenders import NotInstalled
 from benchmarks.processes import Worker
@@ -58,6 +58,15 @@ def test_without_a_gpu_the_kernels_are_predicted_and_called_that():
     small, large = re.findall(r"^\| LSTM .*$", done.stdout, re.MULTILINE)
     assert "| block |" in small
     assert "–" in large
+
+
+@pytest.mark.skipif(nvrtc.nvrtc.library() is None, reason="NVRTC is missing")
+def test_the_time_of_nvrtc_has_a_row_for_each_source(monkeypatch):
+    wanted = [module for module in nvrtc.nvrtc.modules() if module.source.name in ("dropout.cu", "embedding.cu")]
+    monkeypatch.setattr(nvrtc.nvrtc, "modules", lambda: wanted)
+    rows = list(nvrtc.report())[-2:]
+    assert [row.split(" | ")[:2] for row in rows] == [["| dropout.cu", "2"], ["| embedding.cu", "2"]]
+    assert all(0 < float(seconds) < 100 for row in rows for seconds in re.findall(r"\d+\.\d+", row))
 
 
 @pytest.mark.kernels

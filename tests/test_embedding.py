@@ -113,3 +113,17 @@ def test_gather_from_a_strided_read_only_table():
 def test_gather_refuses_an_index_that_is_not_in_the_table(bad):
     with pytest.raises(IndexError, match=f"embedding: indices holds {bad}, expected 0 <= index < num_embeddings = 4"):
         embedding_gather(np.zeros((4, 2)), np.array([[0, 1], [bad, 2]]))
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 5000])
+@pytest.mark.parametrize("V", [1, 2, 7, 300])
+def test_many_rows_of_few_and_of_many_indices(count, V):
+    """Sums that one thread makes, that many make together, and both in one gradient."""
+    rng = np.random.default_rng(count * V)
+    indices, dy = rng.integers(0, V, count), rng.standard_normal((count, 3))
+    indices[: count // 2] = V // 2  # one that occurs far more often than the rest
+    rng.shuffle(indices)
+    expected = np.zeros((V, 3))
+    np.add.at(expected, indices, dy)
+    _, pullback = gpurnn.embedding.vjp(indices, np.zeros((V, 3)))
+    assert_close(pullback(dy)[1]["weight"], expected, count)

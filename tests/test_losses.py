@@ -365,3 +365,24 @@ def test_mse_refuses(y, target, options, error, message):
     for call in (mse, mse.vjp):
         with pytest.raises(error, match=message):
             call(y, target, **options)
+
+
+@pytest.mark.parametrize("V", [1, 31, 33, 1024, 1025, 3000])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_vocabularies_of_a_warp_and_of_a_block(V, label_smoothing):
+    """With all options at once, against the definition row by row."""
+    rng = np.random.default_rng(V)
+    logits, labels = 50 * rng.standard_normal((5, V)) + 1000, rng.integers(0, V, 5)
+    class_weights, weights, d = rng.random(V) + 0.1, np.array([1.0, 0.0, 2.0, 0.5, 1.0]), rng.standard_normal(5)
+    logits[1] = np.nan
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    target = (1 - label_smoothing) * np.eye(V)[labels] * class_weights + label_smoothing / V * class_weights
+    expected = -weights * (target * log_p).sum(axis=1)
+    gradient = (d * weights)[:, None] * (np.exp(log_p) * target.sum(axis=1, keepdims=True) - target)
+    expected[1], gradient[1] = 0, 0
+    losses, pullback = cross_entropy.vjp(
+        logits, labels, mask=weights, class_weights=class_weights, label_smoothing=label_smoothing, reduction="none"
+    )
+    assert_close(losses, expected, 4 * V + 100, magnitude=1100 if label_smoothing else 0)
+    assert_close(pullback(d)[0], gradient, 4 * V + 100, magnitude=1)

@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
-import nvrtc
+import kernel_limits
 import pytest
-from gpurnn.kernels import devices, launch, plan
+from gpurnn.kernels import devices, launch, nvrtc, plan
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason=f"NVRTC is missing: pip install {nvrtc.WHEEL}")
 SOURCES = sorted(p for p in Path(launch.__file__).parent.rglob("*.cu*") if "host" not in p.parts)
@@ -17,7 +17,7 @@ SOURCES = sorted(p for p in Path(launch.__file__).parent.rglob("*.cu*") if "host
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 def test_kernels_keep_to_their_limits(architecture):
-    limits = json.loads(nvrtc.LIMITS.read_text())
+    limits = json.loads(kernel_limits.FILE.read_text())
     found = nvrtc.compile_all((architecture,))
     assert {name for name, _ in found} == limits.keys()
     for (name, _), resources in found.items():
@@ -29,7 +29,7 @@ def test_kernels_keep_to_their_limits(architecture):
 @pytest.mark.parametrize("device", devices.DEVICES.values(), ids=devices.DEVICES)
 def test_a_block_of_every_fused_kernel_fits(device):
     """What the planner takes for granted."""
-    limits = json.loads(nvrtc.LIMITS.read_text())
+    limits = json.loads(kernel_limits.FILE.read_text())
     fused = {name: registers for name, registers in limits.items() if "Exchange::" in name}
     assert fused
     for name, registers in fused.items():
