@@ -44,9 +44,8 @@ __global__ void sum_runs(
         if (key >= 0) sums[key * E + e] = sum;
         return;
     }
-    // A run of a single key has nothing to pass on in its second row.
+    // A run of a single key has nothing to pass on in its second row, which is then not read.
     next_rows[(2 * r + (first ? 0 : 1)) * E + e] = sum;
-    if (first) next_rows[(2 * r + 1) * E + e] = 0;
     if (e == 0) {
         next_keys[2 * r + (first ? 0 : 1)] = key;
         if (first) next_keys[2 * r + 1] = -1;

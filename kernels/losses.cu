@@ -1,129 +1,135 @@
 // Losses over rows: softmax cross-entropy and squared error.
+//
+// A warp takes a row of logits, or a whole block where rows are long: `threads` threads, 32 or all of the block's.
+// Neighbouring threads read neighbouring classes.
 
-// The running maximum of some numbers, and the sum of exp(x - maximum).
+// What one pass over some logits x of a row leaves: the maximum, the sum of exp(x - maximum) and, where labels are
+// smoothed, the sums of the class weights w and of w (x - maximum). Relative to the maximum nothing overflows, and all
+// terms of the last sum have one sign, so that large logits don't cancel.
 template <typename Real>
-struct Softmax {
-    Real maximum, sum;
+struct Pass {
+    Real maximum, sum, weight, weighted;
 
-    __device__ void add(Real x) {
-        if (x > maximum) {
-            sum = sum * exp(maximum - x) + 1;
-            maximum = x;
-        } else {
-            sum += x == maximum ? Real(1) : exp(x - maximum);  // equal infinities have no difference
+    __device__ static Pass start() { return {Real(__int_as_float(0xff800000)), 0, 0, 0}; }  // minus infinity
+
+    // Refers the sums to `larger`, if that is more than the maximum.
+    __device__ void raise(Real larger) {
+        if (larger > maximum) {
+            sum *= exp(maximum - larger);
+            if (weight != 0) weighted += weight * (maximum - larger);
+            maximum = larger;
         }
     }
-    __device__ void add(Softmax other) {
-        if (other.maximum > maximum) {
-            const Softmax self = *this;
-            *this = other;
-            other = self;
-        }
-        sum += other.maximum == maximum ? other.sum : other.sum * exp(other.maximum - maximum);
+    __device__ void add(Real x, Real w) {
+        raise(x);
+        const Real below = x == maximum ? Real(0) : x - maximum;  // infinities have no difference
+        sum += exp(below);
+        weight += w;
+        if (w != 0) weighted += w * below;
+    }
+    __device__ void add(Pass other) {
+        raise(other.maximum);
+        other.raise(maximum);
+        sum += other.sum;
+        weight += other.weight;
+        weighted += other.weighted;
     }
 };
 
 template <typename Real>
-__device__ Real of_lane(Real value, int mask) {
-    return __shfl_xor_sync(0xffffffffu, value, mask);
+__device__ Real warp_sum(Real value) {
+    for (int step = 16; step; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+    return value;
 }
 
-// What the threads of a row have found together, for all of them: a warp each, or, with several warps, the block's one
-// row. The order of the additions is fixed.
+// What the threads of a row have found together, for all of them. The order of the additions is fixed.
 template <typename Real>
-__device__ void combine(Softmax<Real>& softmax, Real& weighted, bool several_warps) {
+__device__ void combine(Pass<Real>& pass, bool smoothed, int threads) {
+    Real largest = pass.maximum;
     for (int step = 16; step; step /= 2) {
-        softmax.add({of_lane(softmax.maximum, step), of_lane(softmax.sum, step)});
-        weighted += of_lane(weighted, step);
+        const Real other = __shfl_xor_sync(0xffffffffu, largest, step);
+        if (other > largest) largest = other;
     }
-    if (!several_warps) return;
-    __shared__ Softmax<Real> softmaxes[32];
-    __shared__ Real sums[32];
-    if (threadIdx.x % 32 == 0) {
-        softmaxes[threadIdx.x / 32] = softmax;
-        sums[threadIdx.x / 32] = weighted;
+    pass.raise(largest);
+    pass.sum = warp_sum(pass.sum);
+    if (smoothed) {
+        pass.weight = warp_sum(pass.weight);
+        pass.weighted = warp_sum(pass.weighted);
     }
+    if (threads == 32) return;
+    __shared__ Pass<Real> of_warps[32];
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = pass;
     __syncthreads();
-    softmax = softmaxes[0];
-    weighted = sums[0];
-    for (int warp = 1; warp < int(blockDim.x) / 32; ++warp) {
-        softmax.add(softmaxes[warp]);
-        weighted += sums[warp];
-    }
+    pass = of_warps[0];
+    for (int warp = 1; warp < threads / 32; ++warp) pass.add(of_warps[warp]);
 }
 
-// loss = weight (target (lse - x_y) + sum_c smooth_c (lse - x_c)) with target = (1 - eps) w_y, smooth_c = eps / V w_c.
-// `threads` threads a row, 32 or the whole block. weights (N) and class_weights (V) may be null; probabilities (N, V),
-// the softmax, is null where no gradient is wanted. A masked row is not read. A label that is no class gives NaN.
+// The row that a thread works on, which may lie past the last.
+__device__ inline long long row_of_thread(int threads) {
+    return ((long long)blockIdx.x * blockDim.x + threadIdx.x) / threads;
+}
+
+// loss = weight (target (lse - x_y) + sum_c smooth_c (lse - x_c)) with target = (1 - eps) w_y, smooth_c = eps / V w_c,
+// lse = log sum_c exp(x_c). weights (N) and class_weights (V) may be null. statistics (3, N), what backward needs beside
+// the logits, is null where no gradient is wanted: the maximum, the sum of exp(x - maximum), target + sum_c smooth_c.
+// A masked row is not read. A label that is no class gives NaN.
 template <typename Real>
 __global__ void cross_entropy_forward(
     const Real* logits, const long long* labels, const Real* weights, const Real* class_weights, Real* losses,
-    Real* probabilities, int N, int V, Real eps, int threads) {
+    Real* statistics, int N, int V, Real eps, int threads) {
     const int lane = threadIdx.x % threads;
-    const int row = (int)(((long long)blockIdx.x * blockDim.x + threadIdx.x) / threads);
-    const bool masked = row >= N || (weights && weights[row] == 0);
-    const Real* x = logits + (long long)(row < N ? row : 0) * V;
-    const Real minus_infinity = __int_as_float(0xff800000), nan = __int_as_float(0x7fffffff);
-    Softmax<Real> softmax{minus_infinity, 0};
-    Real smooth = 0, class_weight_sum = 0;  // of smooth_c (x_c - x_0), so that large numbers don't cancel
+    const long long row = row_of_thread(threads);
+    const bool masked = row >= N || (weights && weights[row] == 0), smoothed = eps != 0;
+    const Real* const x = logits + row * V;
+    Pass<Real> pass = Pass<Real>::start();
     if (!masked) {
         for (int c = lane; c < V; c += threads) {
-            softmax.add(x[c]);
-            if (eps != 0) smooth += (class_weights ? class_weights[c] : Real(1)) * (x[c] - x[0]);
+            pass.add(x[c], !smoothed ? Real(0) : class_weights ? class_weights[c] : Real(1));
         }
     }
-    combine(softmax, smooth, threads > 32);
-    if (eps != 0 && class_weights) {
-        if (threads > 32) __syncthreads();  // combine's shared memory is used again
-        for (int c = lane; c < V; c += threads) class_weight_sum += class_weights[c];
-        Softmax<Real> none{minus_infinity, 0};
-        combine(none, class_weight_sum, threads > 32);
-    } else {
-        class_weight_sum = Real(V);
+    combine(pass, smoothed, threads);  // has barriers: no thread has left
+    if (row >= N || lane != 0) return;
+    Real loss = 0, total = 0;
+    if (!masked) {
+        const long long label = labels[row];
+        const bool known = label >= 0 && label < V;
+        const Real nan = __int_as_float(0x7fffffff);
+        const Real target = known ? (1 - eps) * (class_weights ? class_weights[label] : Real(1)) : nan;
+        pass.sum += pass.maximum - pass.maximum;  // NaN if the maximum is infinite: then there is no softmax
+        const Real log_sum = log(pass.sum);
+        loss = target * (log_sum + (pass.maximum - x[known ? label : 0]));
+        if (smoothed) loss += eps / V * (pass.weight * log_sum - pass.weighted);
+        if (weights) loss *= weights[row];
+        total = target + eps / V * pass.weight;
     }
-    if (row >= N) return;
-    if (lane == 0) {
-        Real loss = 0;
-        if (!masked) {
-            const long long label = labels[row];
-            const Real log_sum = log(softmax.sum);
-            loss = nan;
-            if (label >= 0 && label < V) {
-                const Real target = (1 - eps) * (class_weights ? class_weights[label] : Real(1));
-                loss = target * (log_sum + (softmax.maximum - x[label]));
-                if (eps != 0) loss += eps / V * (class_weight_sum * (log_sum + (softmax.maximum - x[0])) - smooth);
-                if (weights) loss *= weights[row];
-            }
-        }
-        losses[row] = loss;
-    }
-    if (probabilities) {
-        Real* const to = probabilities + (long long)row * V;
-        for (int c = lane; c < V; c += threads) to[c] = masked ? Real(0) : exp(x[c] - softmax.maximum) / softmax.sum;
+    losses[row] = loss;
+    if (statistics) {
+        statistics[row] = pass.maximum;
+        statistics[N + row] = pass.sum;
+        statistics[2LL * N + row] = total;
     }
 }
 
-// dx_c = dloss weight (softmax_c sum_k t_k - t_c), t_c the weight of lse - x_c in the loss. `total_smooth` is the sum of
-// the smooth_c. A thread an element.
+// dx_c = dloss weight (softmax_c sum_k t_k - t_c), t_c the weight of lse - x_c in the loss. A masked row is not read.
 template <typename Real>
 __global__ void cross_entropy_backward(
-    const Real* probabilities, const long long* labels, const Real* weights, const Real* class_weights,
-    const Real* total_smooth, const Real* dlosses, Real* dlogits, int N, int V, Real eps) {
-    const long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (k >= (long long)N * V) return;
-    const int row = k / V, c = k % V;
+    const Real* logits, const long long* labels, const Real* weights, const Real* class_weights,
+    const Real* statistics, const Real* dlosses, Real* dlogits, int N, int V, Real eps, int threads) {
+    const long long row = row_of_thread(threads);
+    if (row >= N) return;
     const Real weight = weights ? weights[row] : Real(1);
-    Real dx = 0;
-    if (weight != 0) {
-        const long long label = labels[row];
-        const bool known = label >= 0 && label < V;
-        const Real w = class_weights ? (known ? class_weights[label] : Real(0)) : Real(1);
-        const Real target = (1 - eps) * w, smooth = eps / V * (class_weights ? class_weights[c] : Real(1));
-        const Real total = target + (class_weights ? *total_smooth : eps);
-        dx = dlosses[row] * weight * (probabilities[k] * total - smooth - (c == label ? target : Real(0)));
-        if (!known) dx = __int_as_float(0x7fffffff);
+    const Real *const x = logits + row * V, maximum = statistics[row];
+    const Real scale = dlosses[row] * weight, part = scale * statistics[2LL * N + row] / statistics[N + row];
+    const long long label = labels[row];
+    Real* const dx = dlogits + row * V;
+    for (int c = threadIdx.x % threads; c < V; c += threads) {
+        if (weight == 0) {
+            dx[c] = 0;
+        } else {
+            const Real t = (c == label ? 1 - eps : Real(0)) + eps / V;
+            dx[c] = exp(x[c] - maximum) * part - scale * t * (class_weights ? class_weights[c] : Real(1));
+        }
     }
-    dlogits[k] = dx;
 }
 
 template <typename Real>

@@ -29,6 +29,10 @@ def modules() -> list[Module]:
     return [_module("float32"), _module("float64")]
 
 
+def _threads_a_row(V: int) -> int:
+    return 32 if V <= _WARP_A_ROW else _THREADS
+
+
 def _launch(name: str, threads: int, like: Array, *args: Any) -> None:
     dtype = str(like.dtype)
     _module(dtype)[f"{name}<{C_NAMES[dtype]}>"]((-(-threads // _THREADS),), (_THREADS,), args)
@@ -38,7 +42,10 @@ def _launch(name: str, threads: int, like: Array, *args: Any) -> None:
 class _CrossEntropy:
     """What `cross_entropy_backward` needs."""
 
-    probabilities: Array
+    logits: Array
+    """(N, V), the caller's own where they are contiguous: the softmax is not stored but computed again."""
+    statistics: Array
+    """(3, N): as ``losses.cu`` has them."""
     labels: Array
     weights: Array | None
     class_weights: Array | None
@@ -58,36 +65,33 @@ def cross_entropy_forward(
 
     A label that is not in 0..V-1 gives NaN: what is on the device is not read back to be checked.
     """
-    xp = namespace(logits)
     N, V = logits.shape
     losses = empty(logits, N, logits.dtype)
-    probabilities = empty(logits, (N, V), logits.dtype) if training else None
-    labels = contiguous(labels.astype(np.int64))
-    weights, class_weights = (None if a is None else xp.array(a, order="C") for a in (weights, class_weights))
+    statistics = empty(logits, (3, N), logits.dtype) if training else None
+    logits, labels = contiguous(logits), contiguous(labels.astype(np.int64, copy=False))
+    weights, class_weights = contiguous(weights), contiguous(class_weights)
     if N:
-        threads = 32 if V <= _WARP_A_ROW else _THREADS
+        threads = _threads_a_row(V)
         _launch(
-            "cross_entropy_forward", N * threads, logits, contiguous(logits), labels, weights, class_weights, losses,
-            probabilities, np.int32(N), np.int32(V), logits.dtype.type(label_smoothing), np.int32(threads),
+            "cross_entropy_forward", N * threads, logits, logits, labels, weights, class_weights, losses, statistics,
+            np.int32(N), np.int32(V), logits.dtype.type(label_smoothing), np.int32(threads),
         )  # fmt: skip
     if not training:
         return losses, None
-    return losses, _CrossEntropy(probabilities, labels, weights, class_weights, label_smoothing)
+    return losses, _CrossEntropy(logits, statistics, labels, weights, class_weights, label_smoothing)
 
 
 def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
     """Gradient of the logits, as ``gpurnn.reference`` gives it; NaN for a label that is not in 0..V-1."""
-    N, V = saved.probabilities.shape
-    dtype = saved.probabilities.dtype
-    dlogits = empty(saved.probabilities, (N, V), dtype)
-    total = None
-    if saved.class_weights is not None:
-        total = saved.class_weights.sum().reshape(1) * dtype.type(saved.label_smoothing / V)
-    if dlogits.size:
+    logits = saved.logits
+    N, V = logits.shape
+    dlogits = empty(logits, (N, V), logits.dtype)
+    if N:
+        threads = _threads_a_row(V)
         _launch(
-            "cross_entropy_backward", N * V, dlogits, saved.probabilities, saved.labels, saved.weights,
-            saved.class_weights, total, contiguous(dlosses), dlogits, np.int32(N), np.int32(V),
-            dtype.type(saved.label_smoothing),
+            "cross_entropy_backward", N * threads, logits, logits, saved.labels, saved.weights, saved.class_weights,
+            saved.statistics, contiguous(dlosses), dlogits, np.int32(N), np.int32(V),
+            logits.dtype.type(saved.label_smoothing), np.int32(threads),
         )  # fmt: skip
     return dlogits
 

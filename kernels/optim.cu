@@ -1,69 +1,83 @@
 // Optimizer updates over many arrays in one launch.
 //
-// `table` holds the addresses of lists of arrays, list after list: array k of list l at table[l * arrays + k]. Block
-// (x, k) takes array k, of sizes[k] elements, together with the other blocks of that k. Each update forms
-// g = gradient + weight_decay p and replaces p by shrink[k] p - step.
+// The arrays of a list are cut into chunks; a block takes one chunk, the same one of each list. Each update forms
+// g = gradient + weight_decay p and replaces p by shrink p - step.
 
+// The chunk of this block. `table` has rows of one entry for each of the `arrays`: the first of its chunks, counted over
+// all arrays; its elements; shrink, the bits of a double; and for each list its address. A chunk is of `size` elements,
+// the last one of an array of what is left; an array without elements has none.
 template <typename Real>
-struct Lists {
-    const unsigned long long* table;
-    const long long* sizes;
-    const Real* shrink;
+struct Chunk {
+    const long long* table;
+    int arrays, k;
+    long long begin, end;
 
-    __device__ Real* array(int list) const { return reinterpret_cast<Real*>(table[list * gridDim.y + blockIdx.y]); }
-    __device__ long long begin() const { return (long long)blockIdx.x * blockDim.x + threadIdx.x; }
-    __device__ long long stride() const { return (long long)gridDim.x * blockDim.x; }
-    __device__ long long size() const { return sizes[blockIdx.y]; }
+    __device__ Chunk(const long long* table, int arrays, int size) : table(table), arrays(arrays), k(0) {
+        // The last array whose first chunk is not beyond this one.
+        for (int above = arrays; above - k > 1;) {
+            const int middle = (k + above) / 2;
+            if (table[middle] <= (long long)blockIdx.x) {
+                k = middle;
+            } else {
+                above = middle;
+            }
+        }
+        const long long elements = table[arrays + k];
+        begin = (blockIdx.x - table[k]) * size;
+        end = begin + size < elements ? begin + size : elements;
+    }
+    __device__ Real shrink() const { return Real(__longlong_as_double(table[2LL * arrays + k])); }
+    __device__ Real* list(int l) const { return reinterpret_cast<Real*>(table[(3LL + l) * arrays + k]); }
 };
 
-// The sum of the squares that each block meets, to partial[k * gridDim.x + x], accumulated in double.
-template <typename Real>
-__global__ void square_sums(const unsigned long long* table, const long long* sizes, double* partial) {
-    __shared__ double sums[32];
-    const Lists<Real> lists{table, sizes, nullptr};
-    const Real* const values = lists.array(0);
-    double sum = 0;
-    for (long long i = lists.begin(); i < lists.size(); i += lists.stride()) sum += double(values[i]) * values[i];
+// The sum over a block of its threads' values, for thread 0: over each warp by halves, then warp after warp.
+__device__ inline double block_sum(double sum) {
+    __shared__ double of_warps[32];
     for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = sum;
     __syncthreads();
     if (threadIdx.x == 0) {
-        for (int warp = 1; warp < int(blockDim.x) / 32; ++warp) sum += sums[warp];
-        partial[(long long)blockIdx.y * gridDim.x + blockIdx.x] = sum;
+        for (int warp = 1; warp < int(blockDim.x) / 32; ++warp) sum += of_warps[warp];
     }
+    return sum;
 }
 
-// The square root of the sum of `count` partial sums. One block.
+// The sum of the squares of each chunk, accumulated in double.
 template <typename Real>
-__global__ void root_of_sum(const double* partial, double* norm, long long count) {
-    __shared__ double sums[32];
+__global__ void square_sums(const long long* table, int arrays, int size, double* sums) {
+    const Chunk<Real> chunk(table, arrays, size);
+    const Real* const values = chunk.list(0);
     double sum = 0;
-    for (long long i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
-    for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int warp = 1; warp < int(blockDim.x) / 32; ++warp) sum += sums[warp];
-        *norm = sqrt(sum);
-    }
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) sum += double(values[i]) * values[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// The square root of the sum of `count` sums. One block.
+template <typename Real>
+__global__ void root_of_sum(const double* sums, double* norm, long long count) {
+    double sum = 0;
+    for (long long i = threadIdx.x; i < count; i += blockDim.x) sum += sums[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *norm = sqrt(sum);
 }
 
 // b = momentum b + scale g, at the first step b = g; the step is lr b, with Nesterov's form lr (g + momentum b).
 // Lists: p, g and, with momentum, b.
 template <typename Real>
 __global__ void sgd(
-    const unsigned long long* table, const long long* sizes, const Real* shrink, Real lr, Real weight_decay, Real momentum,
-    Real scale, bool has_momenta, bool nesterov, bool first) {
-    const Lists<Real> lists{table, sizes, shrink};
-    Real *const p = lists.array(0), *const b = has_momenta ? lists.array(2) : nullptr;
-    const Real *const gradient = lists.array(1), factor = shrink[blockIdx.y];
-    for (long long i = lists.begin(); i < lists.size(); i += lists.stride()) {
+    const long long* table, int arrays, int size, Real lr, Real weight_decay, Real momentum, Real scale,
+    bool has_momenta, bool nesterov, bool first) {
+    const Chunk<Real> chunk(table, arrays, size);
+    Real *const p = chunk.list(0), *const b = has_momenta ? chunk.list(2) : nullptr;
+    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
         Real g = gradient[i] + weight_decay * p[i];
         if (b) {
-            b[i] = first ? g : b[i] * momentum + g * scale;
-            g = nesterov ? g + b[i] * momentum : b[i];
+            const Real mean = b[i] = first ? g : b[i] * momentum + g * scale;
+            g = nesterov ? g + mean * momentum : mean;
         }
-        p[i] = p[i] * factor - g * lr;
+        p[i] = p[i] * shrink - g * lr;
     }
 }
 
@@ -71,13 +85,13 @@ __global__ void sgd(
 // v under the root. Lists: p, g, v and those of m and b that are there.
 template <typename Real>
 __global__ void rmsprop(
-    const unsigned long long* table, const long long* sizes, const Real* shrink, Real lr, Real weight_decay, Real alpha,
-    Real rest, Real eps, Real momentum, bool has_means, bool has_momenta) {
-    const Lists<Real> lists{table, sizes, shrink};
-    Real *const p = lists.array(0), *const v = lists.array(2), *const m = has_means ? lists.array(3) : nullptr;
-    Real* const b = has_momenta ? lists.array(has_means ? 4 : 3) : nullptr;
-    const Real *const gradient = lists.array(1), factor = shrink[blockIdx.y];
-    for (long long i = lists.begin(); i < lists.size(); i += lists.stride()) {
+    const long long* table, int arrays, int size, Real lr, Real weight_decay, Real alpha, Real rest, Real eps,
+    Real momentum, bool has_means, bool has_momenta) {
+    const Chunk<Real> chunk(table, arrays, size);
+    Real *const p = chunk.list(0), *const v = chunk.list(2), *const m = has_means ? chunk.list(3) : nullptr;
+    Real* const b = has_momenta ? chunk.list(has_means ? 4 : 3) : nullptr;
+    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
         const Real g = gradient[i] + weight_decay * p[i], part = g * rest;
         Real square = v[i] = v[i] * alpha + part * g;
         if (m) {
@@ -87,7 +101,7 @@ __global__ void rmsprop(
         }
         Real step = g / (sqrt(square) + eps);
         if (b) step = b[i] = b[i] * momentum + step;
-        p[i] = p[i] * factor - step * lr;
+        p[i] = p[i] * shrink - step * lr;
     }
 }
 
@@ -95,21 +109,21 @@ __global__ void rmsprop(
 // far standing for v where that list is there. Lists: p, g, m, v and the largest.
 template <typename Real>
 __global__ void adam(
-    const unsigned long long* table, const long long* sizes, const Real* shrink, Real rate, Real weight_decay, Real beta1,
-    Real rest1, Real beta2, Real rest2, Real floor, bool has_largest) {
-    const Lists<Real> lists{table, sizes, shrink};
-    Real *const p = lists.array(0), *const m = lists.array(2), *const v = lists.array(3);
-    Real* const largest = has_largest ? lists.array(4) : nullptr;
-    const Real *const gradient = lists.array(1), factor = shrink[blockIdx.y];
-    for (long long i = lists.begin(); i < lists.size(); i += lists.stride()) {
+    const long long* table, int arrays, int size, Real rate, Real weight_decay, Real beta1, Real rest1, Real beta2,
+    Real rest2, Real floor, bool has_largest) {
+    const Chunk<Real> chunk(table, arrays, size);
+    Real *const p = chunk.list(0), *const m = chunk.list(2), *const v = chunk.list(3);
+    Real* const largest = has_largest ? chunk.list(4) : nullptr;
+    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
         const Real g = gradient[i] + weight_decay * p[i];
         const Real mean = m[i] = m[i] * beta1 + g * rest1;
         Real square = v[i] = v[i] * beta2 + g * g * rest2;
         if (largest) {
-            // A NaN stays one, as it does in v.
-            if (!(largest[i] >= square)) largest[i] = square;
+            // A NaN stays one, wherever it came in.
+            if (square > largest[i] || square != square) largest[i] = square;
             square = largest[i];
         }
-        p[i] = p[i] * factor - mean / (sqrt(square) + floor) * rate;
+        p[i] = p[i] * shrink - mean / (sqrt(square) + floor) * rate;
     }
 }

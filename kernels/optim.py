@@ -1,10 +1,13 @@
-"""Optimizer updates over whole lists of arrays, in place, one launch for all arrays of a dtype."""
+"""Optimizer updates over whole lists of arrays of one dtype, in place, in one launch.
+
+An array that is not C-contiguous is updated in a copy, which then is written back.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +17,8 @@ from .launch import C_NAMES, Module, contiguous, empty, namespace
 Array = Any
 
 _THREADS = 256
-_MOST_BLOCKS = 1024
-"""Of an array: beyond that many each takes several stretches of it."""
+_CHUNK = 2048
+"""Elements of an array that one block takes."""
 
 
 @functools.cache
@@ -29,64 +32,60 @@ def modules() -> list[Module]:
     return [_module("float32"), _module("float64")]
 
 
-def _groups(lists: Sequence[Sequence[Array]]) -> Iterator[list[int]]:
-    """The positions of the arrays of each dtype, empty ones left out."""
-    dtypes = [a.dtype for a in lists[0]]
-    for dtype in dict.fromkeys(dtypes):
-        found = [k for k, a in enumerate(lists[0]) if a.dtype == dtype and a.size]
-        # As many as a grid may be high.
-        for start in range(0, len(found), 65535):
-            yield found[start : start + 65535]
-
-
-def _launch(name: str, arrays: Sequence[Sequence[Array]], *args: Any) -> int:
-    """Launches a kernel over lists of C-contiguous arrays of one dtype; returns the blocks that took each array."""
-    first = arrays[0]
-    xp, dtype = namespace(first[0]), str(first[0].dtype)
-    flat = [a for one in arrays for a in one]
-    table = xp.asarray(np.array([_address(a) for a in flat], np.uint64))
-    sizes = xp.asarray(np.array([a.size for a in first], np.int64))
-    blocks = min(_MOST_BLOCKS, -(-max(a.size for a in first) // _THREADS))
-    _module(dtype)[f"{name}<{C_NAMES[dtype]}>"](
-        (blocks, len(first)), (_THREADS,), (table, sizes, *args), reachable=flat
-    )
-    return blocks
-
-
 def _address(array: Array) -> int:
     return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
+def _chunks(arrays: Sequence[Array]) -> list[int]:
+    return [-(-a.size // _CHUNK) for a in arrays]
+
+
+def _launch(name: str, lists: Sequence[Sequence[Array]], shrink: Sequence[float], *args: Any) -> None:
+    """Launches a kernel over all chunks of lists of C-contiguous arrays."""
+    first = lists[0]
+    chunks = _chunks(first)
+    if not any(chunks):
+        return
+    # All in one copy to the device; see `Chunk` in ``optim.cu``.
+    table = np.array(
+        [
+            np.cumsum(chunks) - chunks,
+            [a.size for a in first],
+            np.array(shrink, np.float64).view(np.int64),
+            *([_address(a) for a in arrays] for arrays in lists),
+        ],
+        np.int64,
+    )
+    dtype = str(first[0].dtype)
+    _module(dtype)[f"{name}<{C_NAMES[dtype]}>"](
+        (sum(chunks),), (_THREADS,),
+        (namespace(first[0]).asarray(table), np.int32(len(first)), np.int32(_CHUNK), *args),
+        reachable=[a for arrays in lists for a in arrays],
+    )  # fmt: skip
+
+
 def _update(name: str, lists: Sequence[Sequence[Array]], shrink: Sequence[float], *options: float | bool) -> None:
     """Launches an update over lists of which each but the second, the gradients, is changed in place."""
-    for group in _groups(lists):
-        given = [[one[k] for k in group] for one in lists]
-        arrays = [[contiguous(a) for a in one] for one in given]
-        dtype = arrays[0][0].dtype
-        factors = namespace(arrays[0][0]).asarray(np.array([shrink[k] for k in group], dtype))
-        scalars = (np.bool_(value) if isinstance(value, bool) else dtype.type(value) for value in options)
-        _launch(name, arrays, factors, *scalars)
-        for l, one in enumerate(given):
-            for original, updated in zip(one, arrays[l], strict=True):
-                if l != 1 and updated is not original and _address(updated) != _address(original):
-                    original[...] = updated
+    arrays = [[contiguous(a) for a in given] for given in lists]
+    real = arrays[0][0].dtype.type
+    _launch(name, arrays, shrink, *(np.bool_(o) if isinstance(o, bool) else real(o) for o in options))
+    for l, given in enumerate(lists):
+        for original, updated in zip(given, arrays[l], strict=True):
+            # A contiguous array is taken itself, or as a view.
+            if l != 1 and _address(updated) != _address(original):
+                original[...] = updated
 
 
 def global_norm(arrays: Sequence[Array]) -> Array:
-    """The 2-norm of all elements of all ``arrays``, as ``gpurnn.reference`` gives it: a () float64 array."""
-    like = arrays[0]
-    blocks = [
-        min(_MOST_BLOCKS, -(-max(arrays[k].size for k in group) // _THREADS)) * len(group)
-        for group in _groups([arrays])
-        if group
-    ]
-    partial, norm = empty(like, sum(blocks), np.float64), empty(like, (), np.float64)
-    begin = 0
-    for group, count in zip((g for g in _groups([arrays]) if g), blocks, strict=True):
-        _launch("square_sums", [[contiguous(arrays[k]) for k in group]], partial[begin : begin + count])
-        begin += count
+    """The 2-norm of all elements of all ``arrays``, as ``gpurnn.reference`` gives it: a () float64 array.
+
+    The sum of the squares is that of each chunk, then that of these; its order depends on the sizes alone.
+    """
+    like, chunks = arrays[0], sum(_chunks(arrays))
+    sums, norm = empty(like, chunks, np.float64), empty(like, (), np.float64)
+    _launch("square_sums", [[contiguous(a) for a in arrays]], [1.0] * len(arrays), sums)
     dtype = str(like.dtype)
-    _module(dtype)[f"root_of_sum<{C_NAMES[dtype]}>"]((1,), (_THREADS,), (partial, norm, np.int64(begin)))
+    _module(dtype)[f"root_of_sum<{C_NAMES[dtype]}>"]((1,), (_THREADS,), (sums, norm, np.int64(chunks)))
     return norm
 
 

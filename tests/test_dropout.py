@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gpurnn.reference import dropout as definition
 from gpurnn.reference.dropout import philox4x32
+from tolerance import assert_same
 
 # From kat_vectors of Random123 (Salmon et al.), philox4x32 with 10 rounds: counter, key, words.
 KNOWN = [
@@ -37,6 +38,14 @@ def test_published_known_answers(counter, key, expected):
     found = philox4x32(given, tuple(words(key)))
     assert [int(word[0]) for word in found] == words(expected)
     assert [int(word[0]) for word in given] == words(counter)
+    assert philox(words(counter), words(key)) == words(expected)
+
+
+def test_published_known_answers_in_a_mask(dropout_mask):
+    """The words of counter 0 and key 0, each to the last bit: it is kept up to its own value and no further."""
+    for k, word in enumerate(words(KNOWN[0][2])):
+        assert dropout_mask((4,), word / 2**32, 0, 0, "float64")[k] > 0
+        assert dropout_mask((4,), (word + 1) / 2**32, 0, 0, "float64")[k] == 0
 
 
 def test_counters_side_by_side_do_not_disturb_each_other():
@@ -67,6 +76,14 @@ def element(i, rate, seed, offset):
 def test_every_element_is_what_the_definition_says(seed, offset, dropout_mask):
     mask = dropout_mask((3, 7), 0.3, seed, offset, "float64")
     assert mask.reshape(-1).tolist() == [element(i, 0.3, seed, offset) for i in range(21)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 8, 1023, 1024, 1025, 1026, 5003])
+def test_every_wing_gives_the_bits_of_the_definition(size, dtype, dropout_mask):
+    for seed, offset in ((0, 0), (0x0123456789ABCDEF, 2**64 - 100)):
+        expected = definition.dropout_mask(np.empty(0, dtype), (size,), 0.3, seed, offset)
+        assert_same(dropout_mask((size,), 0.3, seed, offset, dtype), expected)
 
 
 def test_an_element_does_not_depend_on_the_size(monkeypatch, dropout_mask):
