@@ -4,6 +4,10 @@
 //
 // Score e_ts = v . tanh(query_t + keys_s) where `additive`, else scale query_t . keys_s. Past a row's length nothing is
 // read and all weights are zero.
+//
+// A block works on `tile` steps (or source positions) of one row b at once, so that whatever it loads of the other side
+// serves all of them; the blocks of a row follow one another, so that they meet in the L2 cache. Grids have one
+// dimension, since the others end at 65535. Every sum has one order, which the sizes alone decide.
 #include "intrinsics.cuh"
 
 constexpr int threads = 256, warps = threads / 32;
@@ -14,180 +18,216 @@ __device__ __forceinline__ Real sum_over_warp(Real x) {
     return x;
 }
 
-template <typename Real>
-__device__ __forceinline__ Real max_over_warp(Real x) {
-    for (int step = 16; step; step /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, step));
-    return x;
-}
-
 __device__ inline int positions(const int* lengths, int b, int S) {
     return lengths ? max(0, min(lengths[b], S)) : S;
 }
 
-// Scores, mask, softmax and context of `tile` steps of a row at once, so that each key and value is read once for all of
-// them. Block (i, b). The scores are in shared memory, tile * S numbers, if `in_shared`, else in `weights`, where the
-// weights take their place.
+// Calls take(i, j, x_i . y_j), or v . tanh(x_i + y_j) where `additive`, for i < tile and j < n; from `count` on, x_i is
+// that of count - 1. x_i and y_j are `size` numbers, `stride` after the one before. A warp a j, its lanes sharing out
+// those numbers, so that they read side by side; all of them call take, with the same sum.
+template <bool additive, int tile, typename Real, typename Take>
+__device__ __forceinline__ void products(
+    const Real* x, int count, const Real* y, int n, const Real* v, long long stride, int size, Take take) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int j = warp; j < n; j += warps) {
+        Real sums[tile] = {};
+        for (int a = lane; a < size; a += 32) {
+            const Real y_j = y[j * stride + a];
+#pragma unroll
+            for (int i = 0; i < tile; ++i) {
+                const Real x_i = x[min(i, count - 1) * stride + a];
+                sums[i] += additive ? v[a] * tanh(x_i + y_j) : x_i * y_j;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < tile; ++i) take(i, j, sum_over_warp(sums[i]));
+    }
+}
+
+// out_i = sum_j w_ij x_j over j < n, for i < count. Where `additive`, its transpose through the tanh instead:
+// out_i = v * sum_j w_ij (1 - f_ij^2) with f_ij = tanh(x_j + y_i), and dv = sum_ij w_ij f_ij, if not null.
+// From `count` to `rows` out is zero and y is not read. w_ij is at weights[i * from_i + j * from_j].
+//
+// A thread a column; where they are few, several threads share out the j of one and `parts`, shared memory of
+// tile + additive numbers a thread, brings them together. The threads of a warp then share their j too, and so read
+// neighbouring columns, and one weight for all.
+template <bool additive, int tile, typename Real>
+__device__ __forceinline__ void columns(
+    const Real* weights, long long from_i, long long from_j, const Real* x, int n, const Real* y, int count,
+    const Real* v, Real* out, int rows, Real* dv, long long stride, int size, Real* parts) {
+    const int width = max(32, min(threads, (size + 31) / 32 * 32)), shares = threads / width;
+    const int share = threadIdx.x / width, own = threadIdx.x % width;
+    for (int first = 0; first < size; first += width) {
+        const int c = first + own;
+        const bool active = c < size && share < shares;
+        Real sums[tile] = {}, part = 0;
+        if (active) {
+            Real y_i[tile];
+#pragma unroll
+            for (int i = 0; i < tile; ++i) y_i[i] = additive && i < count ? y[i * stride + c] : Real(0);
+            for (int j = share; j < n; j += shares) {
+                const Real x_j = x[j * stride + c];
+#pragma unroll
+                for (int i = 0; i < tile; ++i) {
+                    if (i >= count) continue;
+                    const Real w = weights[i * from_i + j * from_j];
+                    if (additive) {
+                        const Real f = tanh(x_j + y_i[i]);
+                        sums[i] += w * (1 - f * f);
+                        part += w * f;
+                    } else {
+                        sums[i] += w * x_j;
+                    }
+                }
+            }
+        }
+        if (shares > 1) {  // and then all columns are in the first round
+#pragma unroll
+            for (int i = 0; i < tile; ++i) parts[i * threads + threadIdx.x] = sums[i];
+            if (additive) parts[tile * threads + threadIdx.x] = part;
+            __syncthreads();
+            if (share == 0) {
+                for (int k = 1; k < shares; ++k) {
+#pragma unroll
+                    for (int i = 0; i < tile; ++i) sums[i] += parts[i * threads + k * width + own];
+                    if (additive) part += parts[tile * threads + k * width + own];
+                }
+            }
+            __syncthreads();  // before another call writes parts
+        }
+        if (active && share == 0) {
+#pragma unroll
+            for (int i = 0; i < tile; ++i) {
+                if (i < rows) out[i * stride + c] = additive && i < count ? v[c] * sums[i] : sums[i];
+            }
+            if (additive && dv) dv[c] = part;
+        }
+    }
+}
+
+// Scores, mask, softmax and context. The scores are in shared memory, tile * S numbers, if `in_shared`, else in
+// `weights`, where the weights take their place.
 template <typename Real, bool additive, int tile>
 __global__ void attend(
     const Real* query, const Real* keys, const Real* values, const Real* v, const int* lengths, Real* context,
     Real* weights, int T, int B, int S, int A, int E, Real scale, bool in_shared) {
     DYNAMIC_SHARED(Real, memory);
     __shared__ Real parts[tile * threads];
-    const int t0 = blockIdx.x * tile, b = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    Real *const maxima = parts, *const totals = parts + tile * warps;
+    const int tiles = (T - 1) / tile + 1, b = blockIdx.x / tiles, t0 = blockIdx.x % tiles * tile;
     const int steps = min(tile, T - t0), length = positions(lengths, b, S);
-    Real* const scores = in_shared ? memory : weights + ((long long)t0 * B + b) * S;
-    const long long score_stride = in_shared ? S : (long long)B * S;  // from step to step
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const long long row = (long long)t0 * B + b, next = (long long)B * S;
+    Real *const out = weights + row * S, *const scores = in_shared ? memory : out;
+    const long long next_score = in_shared ? S : next;
 
-    // A warp a position, its lanes sharing out A.
-    for (int s = warp; s < length; s += warps) {
-        const Real* const key = keys + ((long long)s * B + b) * A;
-        Real sums[tile] = {};
-        for (int a = lane; a < A; a += 32) {
-            const Real k = key[a];
+    Real highest[tile];  // of this warp's positions, then of all
 #pragma unroll
-            for (int i = 0; i < tile; ++i) {
-                const Real q = query[((long long)(t0 + min(i, steps - 1)) * B + b) * A + a];
-                sums[i] += additive ? v[a] * tanh(q + k) : q * k;
-            }
+    for (int i = 0; i < tile; ++i) highest[i] = __int_as_float(0xff800000);
+    products<additive, tile>(
+        query + row * A, steps, keys + (long long)b * A, length, v, (long long)B * A, A, [&](int i, int s, Real sum) {
+            const Real score = additive ? sum : scale * sum;
+            highest[i] = max(highest[i], score);
+            if (lane == 0 && i < steps) scores[i * next_score + s] = score;
+        });
+#pragma unroll
+    for (int i = 0; i < tile; ++i) {
+        if (lane == 0) maxima[i * warps + warp] = highest[i];
+    }
+    __syncthreads();
+
+    Real sums[tile] = {};
+#pragma unroll
+    for (int i = 0; i < tile; ++i) {
+        for (int k = 0; k < warps; ++k) highest[i] = max(highest[i], maxima[i * warps + k]);
+        for (int s = threadIdx.x; i < steps && s < length; s += threads) {
+            Real& score = scores[i * next_score + s];
+            sums[i] += score = exp(score - highest[i]);
         }
+        sums[i] = sum_over_warp(sums[i]);
+        if (lane == 0) totals[i * warps + warp] = sums[i];
+    }
+    __syncthreads();
 #pragma unroll
-        for (int i = 0; i < tile; ++i) {
-            const Real sum = sum_over_warp(sums[i]);
-            if (lane == 0 && i < steps) scores[i * score_stride + s] = additive ? sum : scale * sum;
+    for (int i = 0; i < tile; ++i) {
+        Real total = 0;
+        for (int k = 0; k < warps; ++k) total += totals[i * warps + k];
+        for (int s = threadIdx.x; i < steps && s < S; s += threads) {
+            if (s < length) {
+                out[i * next + s] = scores[i * next_score + s] /= total;
+            } else {
+                out[i * next + s] = 0;
+            }
         }
     }
     __syncthreads();
 
-    // A warp a step.
-    if (warp < steps) {
-        Real* const row = scores + warp * score_stride;
-        Real* const out = weights + ((long long)(t0 + warp) * B + b) * S;
-        Real highest = __int_as_float(0xff800000), sum = 0;
-        for (int s = lane; s < length; s += 32) highest = max(highest, row[s]);
-        highest = max_over_warp(highest);
-        for (int s = lane; s < length; s += 32) sum += exp(row[s] - highest);
-        sum = sum_over_warp(sum);
-        for (int s = lane; s < length; s += 32) out[s] = row[s] = exp(row[s] - highest) / sum;
-        for (int s = length + lane; s < S; s += 32) out[s] = 0;
-    }
-    __syncthreads();
-
-    // A thread a column of the values; where they are few, several threads share out the positions of one.
-    const int width = max(32, (E + 31) / 32 * 32), shares = width < threads ? threads / width : 1;
-    const int share = width < threads ? threadIdx.x / width : 0, first = width < threads ? threadIdx.x % width : threadIdx.x;
-    for (int e0 = 0; e0 < E; e0 += shares == 1 ? threads : width) {
-        const int e = e0 + first;
-        const bool active = e < E && share < shares;
-        Real sums[tile] = {};
-        if (active) {
-            for (int s = share; s < length; s += shares) {
-                const Real value = values[((long long)s * B + b) * E + e];
-#pragma unroll
-                for (int i = 0; i < tile; ++i) {
-                    if (i < steps) sums[i] += scores[i * score_stride + s] * value;
-                }
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < tile; ++i) parts[i * threads + threadIdx.x] = sums[i];
-        __syncthreads();
-        if (active && share == 0) {
-            for (int i = 0; i < steps; ++i) {
-                Real sum = 0;
-                for (int k = 0; k < shares; ++k) sum += parts[i * threads + k * width + first];
-                context[((long long)(t0 + i) * B + b) * E + e] = sum;
-            }
-        }
-        __syncthreads();
-    }
+    columns<false, tile>(
+        scores, next_score, 1LL, values + (long long)b * E, length, (const Real*)nullptr, steps, (const Real*)nullptr,
+        context + row * E, steps, (Real*)nullptr, (long long)B * E, E, parts);
 }
 
-// The gradients of the scores, to dscores (T, B, S), and of the query. dcontext and dweights may be null. Block (t, b).
-template <typename Real, bool additive>
+// The gradients of the scores, to dscores (T, B, S), of the query, and each block's part of that of v, to dv
+// (blocks, A). dcontext and dweights may be null.
+template <typename Real, bool additive, int tile>
 __global__ void attend_backward(
     const Real* query, const Real* keys, const Real* values, const Real* v, const int* lengths, const Real* weights,
-    const Real* dcontext, const Real* dweights, Real* dscores, Real* dquery, int T, int B, int S, int A, int E,
-    Real scale) {
-    __shared__ Real sums[warps];
-    const int t = blockIdx.x, b = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int length = positions(lengths, b, S);
-    const long long row = (long long)t * B + b;
-    const Real *const alpha = weights + row * S, *const d = dweights ? dweights + row * S : nullptr;
+    const Real* dcontext, const Real* dweights, Real* dscores, Real* dquery, Real* dv, int T, int B, int S, int A,
+    int E, Real scale) {
+    __shared__ Real parts[(tile + additive) * threads];
+    const int tiles = (T - 1) / tile + 1, b = blockIdx.x / tiles, t0 = blockIdx.x % tiles * tile;
+    const int steps = min(tile, T - t0), length = positions(lengths, b, S);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const long long row = (long long)t0 * B + b, next = (long long)B * S;
+    const Real *const alpha = weights + row * S, *const dalpha = dweights ? dweights + row * S : nullptr;
     Real* const de = dscores + row * S;
 
-    Real mean = 0;  // of dalpha, under the weights: of this warp's positions
-    for (int s = warp; s < length; s += warps) {
-        Real dalpha = 0;
-        if (dcontext) {
-            const Real* const value = values + ((long long)s * B + b) * E;
-            for (int e = lane; e < E; e += 32) dalpha += dcontext[row * E + e] * value[e];
-            dalpha = sum_over_warp(dalpha);
-        }
-        if (d) dalpha += d[s];
-        if (alpha[s] == 0) dalpha = 0;
-        mean += alpha[s] * dalpha;
-        if (lane == 0) de[s] = dalpha;
+    Real means[tile] = {};  // of dalpha under the weights: of this warp's positions, then of all
+    products<false, tile>(
+        dcontext ? dcontext + row * E : nullptr, steps, values + (long long)b * E, length, (const Real*)nullptr,
+        (long long)B * E, dcontext ? E : 0, [&](int i, int s, Real d) {
+            if (i >= steps) return;
+            const long long at = i * next + s;
+            if (dalpha) d += dalpha[at];
+            if (alpha[at] == 0) d = 0;  // whatever dweights holds there
+            means[i] += alpha[at] * d;
+            if (lane == 0) de[at] = d;
+        });
+#pragma unroll
+    for (int i = 0; i < tile; ++i) {
+        if (lane == 0) parts[i * warps + warp] = means[i];
     }
-    if (lane == 0) sums[warp] = mean;
     __syncthreads();
-    mean = 0;
-    for (int k = 0; k < warps; ++k) mean += sums[k];
-    for (int s = threadIdx.x; s < S; s += threads) {
-        de[s] = s < length ? (additive ? Real(1) : scale) * alpha[s] * (de[s] - mean) : Real(0);
+#pragma unroll
+    for (int i = 0; i < tile; ++i) {
+        Real mean = 0;
+        for (int k = 0; k < warps; ++k) mean += parts[i * warps + k];
+        for (int s = threadIdx.x; i < steps && s < S; s += threads) {
+            const long long at = i * next + s;
+            de[at] = s < length ? (additive ? Real(1) : scale) * alpha[at] * (de[at] - mean) : Real(0);
+        }
     }
     __syncthreads();
 
-    for (int a = threadIdx.x; a < A; a += threads) {
-        const Real q = query[row * A + a];
-        Real sum = 0;
-        for (int s = 0; s < length; ++s) {
-            const Real k = keys[((long long)s * B + b) * A + a];
-            if (additive) {
-                const Real f = tanh(q + k);
-                sum += de[s] * v[a] * (1 - f * f);
-            } else {
-                sum += de[s] * k;
-            }
-        }
-        dquery[row * A + a] = sum;
-    }
+    columns<additive, tile>(
+        de, next, 1LL, keys + (long long)b * A, length, query + row * A, steps, v, dquery + row * A, steps,
+        additive ? dv + (long long)blockIdx.x * A : nullptr, (long long)B * A, A, parts);
 }
 
-// The gradients of keys and values, and dv (S, B, A), each position's part of that of v. Block (s, b).
-template <typename Real, bool additive>
+// The gradients of keys and values: sums over the steps. A block does a tile of source positions.
+template <typename Real, bool additive, int tile>
 __global__ void attend_backward_source(
     const Real* query, const Real* keys, const Real* v, const int* lengths, const Real* weights, const Real* dcontext,
-    const Real* dscores, Real* dkeys, Real* dvalues, Real* dv, int T, int B, int S, int A, int E) {
-    const int s = blockIdx.x, b = blockIdx.y;
-    const bool exists = s < positions(lengths, b, S);
-    const long long source = (long long)s * B + b;
-    for (int a = threadIdx.x; a < A; a += threads) {
-        Real sum = 0, part = 0;
-        if (exists) {
-            const Real k = keys[source * A + a];
-            for (int t = 0; t < T; ++t) {
-                const long long row = (long long)t * B + b;
-                const Real de = dscores[row * S + s], q = query[row * A + a];
-                if (additive) {
-                    const Real f = tanh(q + k);
-                    sum += de * v[a] * (1 - f * f);
-                    part += de * f;
-                } else {
-                    sum += de * q;
-                }
-            }
-        }
-        dkeys[source * A + a] = sum;
-        if (additive) dv[source * A + a] = part;
-    }
-    for (int e = threadIdx.x; e < E; e += threads) {
-        Real sum = 0;
-        if (exists && dcontext) {
-            for (int t = 0; t < T; ++t) {
-                const long long row = (long long)t * B + b;
-                sum += weights[row * S + s] * dcontext[row * E + e];
-            }
-        }
-        dvalues[source * E + e] = sum;
-    }
+    const Real* dscores, Real* dkeys, Real* dvalues, int T, int B, int S, int A, int E) {
+    __shared__ Real parts[(tile + additive) * threads];
+    const int tiles = (S - 1) / tile + 1, b = blockIdx.x / tiles, s0 = blockIdx.x % tiles * tile;
+    const int rows = min(tile, S - s0), count = max(0, min(rows, positions(lengths, b, S) - s0));
+    const long long source = (long long)s0 * B + b, pair = (long long)b * S + s0, next = (long long)B * S;
+    columns<additive, tile>(
+        dscores + pair, 1LL, next, query + (long long)b * A, count ? T : 0, keys + source * A, count, v,
+        dkeys + source * A, rows, (Real*)nullptr, (long long)B * A, A, parts);
+    columns<false, tile>(
+        weights + pair, 1LL, next, dcontext ? dcontext + (long long)b * E : nullptr, count && dcontext ? T : 0,
+        (const Real*)nullptr, count, (const Real*)nullptr, dvalues + source * E, rows, (Real*)nullptr,
+        (long long)B * E, E, parts);
 }

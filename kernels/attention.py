@@ -14,17 +14,17 @@ Array = Any
 
 _THREADS = 256
 _TILE = 4
-"""Steps of a row that a block attends with at once, if there are several."""
+"""Steps, or source positions, of a row that a block works on at once."""
 
-_SHARED = 40 * 1024
+_SHARED = 32 * 1024
 """Bytes of scores that a block keeps in shared memory; longer ones lie where the weights will."""
 
 
 @functools.cache
 def _module(dtype: str, additive: bool) -> Module:
     score = f"{C_NAMES[dtype]}, {'true' if additive else 'false'}"
-    names = [f"attend<{score}, 1>", f"attend<{score}, {_TILE}>"]
-    return Module("attention.cu", [*names, f"attend_backward<{score}>", f"attend_backward_source<{score}>"])
+    steps = [f"{name}<{score}, {tile}>" for name in ("attend", "attend_backward") for tile in (1, _TILE)]
+    return Module("attention.cu", [*steps, f"attend_backward_source<{score}, {_TILE}>"])
 
 
 def modules() -> list[Module]:
@@ -49,10 +49,19 @@ class _Attention:
         """T, B, S, A, E."""
         return tuple(np.int32(n) for n in (*self.query.shape[:2], *self.keys.shape[::2], self.values.shape[2]))
 
-    def launch(self, name: str, grid: tuple[int, int], *args: Any, shared_mem: int = 0) -> None:
-        module = _module(str(self.query.dtype), self.v is not None)
-        kernel = next(full for full in module.names if full.startswith(name))
-        module[kernel](grid, (_THREADS,), args, shared_mem=shared_mem)
+    @property
+    def tile(self) -> int:
+        """Steps of a block: one in a decoder that attends at each of its steps."""
+        return 1 if self.query.shape[0] == 1 else _TILE
+
+    def blocks(self, length: int, tile: int) -> int:
+        """One for each ``tile`` steps or positions of each row."""
+        return -(-length // tile) * int(self.query.shape[1])
+
+    def launch(self, name: str, tile: int, blocks: int, *args: Any, shared_mem: int = 0) -> None:
+        additive, dtype = self.v is not None, str(self.query.dtype)
+        kernel = _module(dtype, additive)[f"{name}<{C_NAMES[dtype]}, {'true' if additive else 'false'}, {tile}>"]
+        kernel((blocks,), (_THREADS,), args, shared_mem=shared_mem)
 
 
 def attention_forward(
@@ -72,8 +81,11 @@ def attention_forward(
     xp = namespace(query)
     T, B, _ = query.shape
     S, E = keys.shape[0], values.shape[2]
-    # Copies where a gradient is wanted, so that what a caller does to his arrays cannot reach it.
-    own = (lambda x: None if x is None else xp.array(x, order="C")) if training else contiguous
+
+    def own(x: Array) -> Array:
+        # A copy where a gradient is wanted, so that what a caller does to his arrays cannot reach it.
+        return xp.array(x, order="C") if training and x is not None else contiguous(x)
+
     context, weights = empty(query, (T, B, E), query.dtype), empty(query, (T, B, S), query.dtype)
     call = _Attention(
         own(query),
@@ -85,12 +97,10 @@ def attention_forward(
         weights,
     )
     if T * B:
-        tile = 1 if T == 1 else _TILE
-        shared = tile * S * query.dtype.itemsize
+        shared = call.tile * S * query.dtype.itemsize
         in_shared = shared <= _SHARED
-        score = f"{C_NAMES[str(query.dtype)]}, {'false' if v is None else 'true'}"
         call.launch(
-            f"attend<{score}, {tile}>", (-(-T // tile), B), call.query, call.keys, call.values, call.v, call.lengths,
+            "attend", call.tile, call.blocks(T, call.tile), call.query, call.keys, call.values, call.v, call.lengths,
             context, weights, *call.sizes, query.dtype.type(scale), np.bool_(in_shared),
             shared_mem=shared if in_shared else 0,
         )  # fmt: skip
@@ -102,22 +112,22 @@ def attention_backward(
 ) -> tuple[Array, Array, Array, Array | None]:
     """Gradients of query, keys, values and v, as ``gpurnn.reference`` gives them."""
     xp, query = namespace(saved.query), saved.query
-    dtype, T, B = query.dtype, *query.shape[:2]
+    dtype = query.dtype
+    T, B, _ = query.shape
     S = saved.keys.shape[0]
     dquery, dkeys, dvalues = (empty(query, x.shape, dtype) for x in (query, saved.keys, saved.values))
-    dv = None if saved.v is None else empty(query, saved.keys.shape, dtype)
+    blocks = saved.blocks(T, saved.tile)
+    dv = None if saved.v is None else empty(query, (blocks, *saved.v.shape), dtype)
     dscores = empty(query, (T, B, S), dtype)
     dcontext = contiguous(dcontext)
     if T * B:
         saved.launch(
-            "attend_backward<", (T, B), query, saved.keys, saved.values, saved.v, saved.lengths, saved.weights,
-            dcontext, contiguous(dweights), dscores, dquery, *saved.sizes, dtype.type(saved.scale),
+            "attend_backward", saved.tile, blocks, query, saved.keys, saved.values, saved.v, saved.lengths,
+            saved.weights, dcontext, contiguous(dweights), dscores, dquery, dv, *saved.sizes, dtype.type(saved.scale),
         )  # fmt: skip
     if S * B:
         saved.launch(
-            "attend_backward_source<", (S, B), query, saved.keys, saved.v, saved.lengths, saved.weights, dcontext,
-            dscores, dkeys, dvalues, dv, *saved.sizes,
+            "attend_backward_source", _TILE, saved.blocks(S, _TILE), query, saved.keys, saved.v, saved.lengths,
+            saved.weights, dcontext, dscores, dkeys, dvalues, *saved.sizes,
         )  # fmt: skip
-    if dv is not None:
-        dv = xp.matmul(xp.ones(S * B, dtype), dv.reshape(S * B, dv.shape[2]))
-    return dquery, dkeys, dvalues, dv
+    return dquery, dkeys, dvalues, None if dv is None else xp.matmul(xp.ones(blocks, dtype), dv)

@@ -73,9 +73,9 @@ def attention_forward(
     scores = _scores(query, keys, v, scale)
     scores = np.where(exists.T, scores, -np.inf)
     highest = scores.max(axis=2, keepdims=True, initial=-np.inf)
-    exps = np.exp(scores - np.where(np.isneginf(highest), 0, highest))
-    sums = exps.sum(axis=2, keepdims=True)
-    weights = (exps / np.where(sums == 0, 1, sums)).astype(query.dtype)
+    none = np.logical_not(exists.any(axis=0, keepdims=True)).T  # rows without a position
+    exps = np.exp(scores - np.where(none, 0, highest))
+    weights = (exps / np.where(none, 1, exps.sum(axis=2, keepdims=True))).astype(query.dtype)
     context = np.einsum("tbs,sbe->tbe", weights, values)
     if not training:
         return context, weights, None

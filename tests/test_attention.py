@@ -14,8 +14,9 @@ from gpurnn import kernels, reference
 
 pytestmark = pytest.mark.usefixtures("each_wing")
 
+on_kernels = pytest.mark.parametrize("each_wing", [pytest.param("host", marks=pytest.mark.kernels)], indirect=True)
+
 SCORES = ("dot", "general", "additive")
-PARAMETERS = ("weight", "weight_query", "weight_keys", "v")
 
 
 def draw(score, T=5, B=3, S=6, Q=4, K=5, E=7, A=6, dtype="float64", seed=0, values=True):
@@ -126,28 +127,96 @@ def test_gradients(score, values, given, lengths):
     check_gradients(outputs, arrays, kept, gradients, seed=2)
 
 
-@pytest.mark.parametrize("shared_memory", [0, 40_000])
-@pytest.mark.parametrize("additive", [False, True])
-@pytest.mark.parametrize("T", [1, 7])
-def test_the_kernels_agree_with_the_definition(T, additive, shared_memory, monkeypatch):
+def run(wing, arguments, lengths, d, scale=1.0):
+    context, weights, saved = wing.attention_forward(*arguments, lengths=lengths, scale=scale, training=True)
+    return context, weights, wing.attention_backward(saved, *d)
+
+
+# Below, at and above the four steps or positions of a block, its 32 lanes and its 256 threads.
+BLOCK_SIZES = [
+    {"T": 1, "B": 1, "S": 1, "Q": 1, "E": 1}, {"T": 1, "S": 50, "Q": 37, "E": 70}, {"T": 7, "S": 50, "Q": 37, "E": 70},
+    {"T": 4, "S": 3, "Q": 32, "E": 31}, {"T": 5, "S": 5, "Q": 33, "E": 64},
+    {"T": 8, "B": 1, "S": 9, "Q": 257, "E": 300}, {"T": 3, "B": 1, "S": 6, "Q": 300, "E": 256},
+    {"T": 2, "B": 2, "S": 521, "Q": 3, "E": 129},
+]  # fmt: skip
+
+
+@on_kernels
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "options", [(), ("lengths", "shared"), ("additive", "shared"), ("additive", "lengths")], ids=str
+)
+@pytest.mark.parametrize("sizes", BLOCK_SIZES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
+def test_the_kernels_agree_with_the_definition(sizes, options, dtype, monkeypatch):
     """With the scores in shared memory and without."""
-    monkeypatch.setattr(kernel, "_SHARED", shared_memory)
-    arrays = draw("dot", T=T, S=50, Q=37, E=70)
-    arguments = (*arrays.values(), np.random.default_rng(5).standard_normal(37) if additive else None)
-    results = []
-    for wing in (kernels, reference):
-        context, weights, saved = wing.attention_forward(*arguments, lengths=np.array([50, 7, 0]), training=True)
-        results.append((context, weights, wing.attention_backward(saved, *cotangents(arrays))))
-    assert_all_close(*results, 500)
+    if "shared" not in options:
+        monkeypatch.setattr(kernel, "_SHARED", 0)
+    arrays = draw("dot", dtype=dtype, **sizes)
+    _, B, A = arrays["query"].shape
+    S = len(arrays["keys"])
+    v = np.random.default_rng(5).standard_normal(A).astype(dtype) if "additive" in options else None
+    exist = np.array([S - 1, 0, S])[:B] if "lengths" in options else None
+    arguments, d = (*arrays.values(), v), cotangents(arrays)
+    scale = A**-0.5 if v is None else 1.0
+    found = run(kernels, arguments, exist, d, scale)
+    assert (found[2][3] is None) == (v is None)
+    assert_all_close(found, run(reference, arguments, exist, d, scale), 1000)
 
 
+@on_kernels
+@pytest.mark.parametrize("additive", [False, True])
+def test_the_kernels_take_any_layout_and_keep_what_they_need(additive):
+    """Strided arrays; and what a caller does to any array afterwards changes no gradient."""
+    arrays = draw("dot")
+    d = cotangents(arrays)
+    v = np.arange(8.0)[::2] / 8 if additive else None
+    arguments = (*(np.asfortranarray(x) for x in arrays.values()), v)
+    lengths = np.array([2, 0, 6, 0, 1, 0])[::2]
+    expected = run(kernels, (*arrays.values(), None if v is None else v.copy()), lengths.copy(), d)
+    context, weights, saved = kernels.attention_forward(*arguments, lengths=lengths, training=True)
+    assert_all_close((context, weights), expected[:2], 0)
+    for x in (*arguments, lengths, context, weights):
+        if x is not None:
+            x[...] = 3
+    for _ in range(2):
+        assert_all_close(kernels.attention_backward(saved, *map(np.asfortranarray, d)), expected[2], 0)
+
+
+@on_kernels
+def test_a_batch_may_exceed_the_smaller_dimensions_of_a_grid(monkeypatch):
+    launched = []
+    monkeypatch.setattr(host.Library, "launch", lambda self, name, grid, *args, **options: launched.append(name))
+    x = np.zeros((1, 70_000, 1), np.float32)
+    *_, saved = kernels.attention_forward(x, x, x, training=True)
+    kernels.attention_backward(saved, x, None)
+    assert len(launched) == 3
+
+
+@pytest.mark.parametrize("score", [np.inf, -np.inf, np.nan])
+def test_scores_without_a_softmax_are_not_hidden(score):
+    """Infinite scores of either sign and NaN give NaN in their row and step, and nowhere else."""
+    arrays = draw("dot", B=3, T=5)
+    arrays["query"][2, 0] = 1
+    arrays["keys"][:, 0] = score
+    with np.errstate(invalid="ignore"):
+        context, weights = gpurnn.attention(**arrays)
+    assert np.isnan(weights[2, 0]).all()
+    assert np.isnan(context[2, 0]).all()
+    assert np.isfinite(weights[:, 1:]).all()
+    assert np.isfinite(context[:, 1:]).all()
+
+
+@on_kernels
+@pytest.mark.parametrize("lengths", [None, [39, 0, 5]], ids=str)
 @pytest.mark.parametrize("score", SCORES)
-def test_any_order_of_threads_gives_the_same_bits(score):
-    arrays = draw(score, S=40, dtype="float32")
+def test_any_order_of_threads_gives_the_same_bits(score, lengths):
+    arrays = draw(score, T=9, S=40, dtype="float32")
     results = []
     for seed in (1, 2):
         with host.execution(seed=seed):
-            outputs, pullback = gpurnn.attention.vjp(**arrays, score=score)
+            outputs, pullback = gpurnn.attention.vjp(
+                **arrays, score=score, lengths=None if lengths is None else np.array(lengths)
+            )
             inputs, parameters = pullback(cotangents(arrays))
             results.append((*outputs, *inputs, *parameters.values()))
     assert_all_close(*results, 0)
@@ -207,6 +276,49 @@ def test_luong_decoder(family, number, dtype):
     hold(record, a, found | ({"g_Wa": g_attention["weight"]} if "Wa" in a else {}))
 
 
+def add(sums, **gradients):
+    for name, gradient in gradients.items():
+        sums[name] = sums.get(name, 0) + gradient
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("number", range(10))
+def test_luong_decoder_with_input_feeding(number, dtype):
+    """Step by step, since each step's input holds the attentional vector of the step before."""
+    record = golden.family("custom", "luong_general_feed")[number]
+    a = golden.arrays("custom", record["name"], dtype)
+    enc = np.ascontiguousarray(a["enc"].transpose(1, 0, 2))
+    I, E, H = a["y_in"].shape[2], enc.shape[2], a["s0"].shape[1]
+    fed = np.zeros((1, len(a["s0"]), len(a["Wc"])), dtype)
+    state, tape, logits, align = (a["s0"], a["c0"]), [], [], []
+    for y in a["y_in"]:
+        x = np.concatenate([y[None], fed], axis=2)
+        (s, state), lstm = gpurnn.lstm.vjp(x, a["Wx"], a["Wh"], a["b"], state=state)
+        (context, alpha), attend = gpurnn.attention.vjp(s, enc, score="general", weight=a["Wa"], lengths=a["src_len"])
+        fed, dense = gpurnn.dense.vjp(np.concatenate([context, s], axis=2), a["Wc"], activation="tanh")
+        out, head = gpurnn.dense.vjp(fed, a["Ws"])
+        logits.append(out[0])
+        align.append(alpha[0])
+        tape.append((lstm, attend, dense, head))
+    sums: dict[str, np.ndarray] = {}
+    found = {"logits": np.stack(logits), "align": np.stack(align), "sT": state[0]}
+    dstate, dfed, dy_in = (a["ct_sT"], None), np.zeros_like(fed), np.zeros_like(a["y_in"])
+    for t in reversed(range(len(tape))):
+        lstm, attend, dense, head = tape[t]
+        dattentional, g = head(np.ascontiguousarray(a["ct_logits"][t : t + 1]))
+        add(sums, g_Ws=g["weight"])
+        djoint, g = dense(dattentional + dfed)
+        add(sums, g_Wc=g["weight"])
+        (ds, denc, _), g = attend(
+            (np.ascontiguousarray(djoint[..., :E]), np.ascontiguousarray(a["ct_align"][t : t + 1]))
+        )
+        add(sums, g_enc=denc.transpose(1, 0, 2), g_Wa=g["weight"])
+        (dx, dstate), g = lstm((ds + djoint[..., -H:], dstate))
+        add(sums, g_Wx=g["weight_ih"], g_Wh=g["weight_hh"], g_b=g["bias_ih"])
+        dy_in[t], dfed = dx[0, :, :I], np.ascontiguousarray(dx[..., I:])
+    hold(record, a, found | sums | {"g_s0": dstate[0], "g_c0": dstate[1], "g_y_in": dy_in})
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("number", range(10))
 def test_bahdanau_decoder(number, dtype):
@@ -230,22 +342,17 @@ def test_bahdanau_decoder(number, dtype):
         align.append(alpha[0])
         tape.append((attend, gru, head))
     sums: dict[str, np.ndarray] = {}
-
-    def add(**gradients):
-        for name, gradient in gradients.items():
-            sums[name] = sums.get(name, 0) + gradient
-
     found = {"logits": np.stack(logits), "align": np.stack(align), "sT": s}
     ds, dy_in = a["ct_sT"], np.zeros_like(a["y_in"])
     for t in reversed(range(len(tape))):
         attend, gru, head = tape[t]
         djoint, g = head(np.ascontiguousarray(a["ct_logits"][t : t + 1]))
-        add(g_Wo=g["weight"], g_bo=g["bias"])
+        add(sums, g_Wo=g["weight"], g_bo=g["bias"])
         (dx, ds), g = gru((np.ascontiguousarray(djoint[..., :H]), ds))
-        add(g_Wx=g["weight_ih"], g_Wh=g["weight_hh"], g_bx=g["bias_ih"], g_bh=g["bias_hh"])
+        add(sums, g_Wx=g["weight_ih"], g_Wh=g["weight_hh"], g_bx=g["bias_ih"], g_bh=g["bias_hh"])
         dy_in[t] = djoint[0, :, H + E :] + dx[0, :, :-E]
         dcontext = djoint[..., H : H + E] + dx[..., -E:]
         (dquery, denc, _), g = attend((dcontext, np.ascontiguousarray(a["ct_align"][t : t + 1])))
-        add(g_enc=denc.transpose(1, 0, 2), g_Wa=g["weight_query"], g_Ua=g["weight_keys"], g_v=g["v"])
+        add(sums, g_enc=denc.transpose(1, 0, 2), g_Wa=g["weight_query"], g_Ua=g["weight_keys"], g_v=g["v"])
         ds = ds + dquery[0]
     hold(record, a, found | sums | {"g_s0": ds, "g_y_in": dy_in})
