@@ -36,11 +36,18 @@ def strict_namespace(monkeypatch):
 
 
 HOST = pytest.param("host", marks=pytest.mark.kernels)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
-@pytest.fixture(params=["reference", HOST, pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["reference", HOST, CUDA])
 def wing(request):
     """Each wing in turn, a `parity.Wing`."""
+    return parity.Wing(request.param)
+
+
+@pytest.fixture(params=[HOST, CUDA])
+def kernel_wing(request):
+    """The kernels, where they are executed, a `parity.Wing`."""
     return parity.Wing(request.param)
 
 

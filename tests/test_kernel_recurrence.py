@@ -14,8 +14,6 @@ from tolerance import assert_all_close, recurrence_terms
 from gpurnn import kernels, reference
 from gpurnn.cells import GRU, LSTM, Vanilla
 
-pytestmark = pytest.mark.kernels
-
 ALL = Options(lengths=True, resets=True, mask=True, bidirectional=True)
 OPTIONS = {
     "plain": Options(),
@@ -51,20 +49,28 @@ def run(wing, problem):
     return y, state, inferred[:2], wing.recurrence_backward(saved, problem.dy, problem.dstate)
 
 
-def hold(problem):
-    T, B, I = problem.x.shape
-    H = problem.weights[0][1].shape[1]
-    assert_all_close(run(kernels, problem), run(reference, problem), recurrence_terms(T, B, I, H))
+@pytest.fixture
+def hold(kernel_wing):
+    """Holds the kernels' results of a problem against the definition's."""
+
+    def check(problem):
+        T, B, I = problem.x.shape
+        H = problem.weights[0][1].shape[1]
+        arrays = {name: kernel_wing.to(value) for name, value in vars(problem).items()}
+        found = kernel_wing.back(run(kernel_wing.module, dataclasses.replace(problem, **arrays)))
+        assert_all_close(found, run(reference, problem), recurrence_terms(T, B, I, H))
+
+    return check
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_schedules_agree_with_the_definition(schedule, cell, options):
+def test_schedules_agree_with_the_definition(schedule, cell, options, hold):
     hold(draw(CELLS[cell], options, T=5, B=6, I=3, H=11))
 
 
 @pytest.mark.parametrize("cell", ["rnn-tanh-leak", "lstm", "gru-reset-before-candidate", "gru-reset-after-state"])
-def test_float32(schedule, cell):
+def test_float32(schedule, cell, hold):
     hold(draw(CELLS[cell], ALL, T=5, B=6, I=3, H=11, dtype="float32"))
 
 
@@ -76,11 +82,12 @@ SIZES = [
 
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
 @pytest.mark.parametrize("cell", ["rnn-tanh", "lstm", "gru-reset-before-candidate", "gru-reset-after-state"])
-def test_awkward_sizes(schedule, cell, sizes):
+def test_awkward_sizes(schedule, cell, sizes, hold):
     options = Options(bidirectional=True) if 0 in sizes.values() else ALL
     hold(draw(CELLS[cell], options, **sizes))
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-state"])
 def test_any_order_of_threads_and_blocks_gives_the_same_bits(schedule, cell):
     problem = draw(CELLS[cell], ALL, T=4, B=5, H=9, dtype="float32")
@@ -91,6 +98,7 @@ def test_any_order_of_threads_and_blocks_gives_the_same_bits(schedule, cell):
     assert_all_close(runs[0], runs[1], terms=0)
 
 
+@pytest.mark.kernels
 def test_cotangents_may_be_left_out(schedule):
     problem = draw(LSTM(), ALL)
     for dy, dstate in ((None, problem.dstate), (problem.dy, (None, None)), (None, (problem.dstate[0], None))):
@@ -107,6 +115,7 @@ def test_cotangents_may_be_left_out(schedule):
         assert_all_close(found, expected, recurrence_terms(4, 3, 2, 3))
 
 
+@pytest.mark.kernels
 def test_a_pullback_gives_the_same_twice_whatever_became_of_the_arguments(schedule):
     problem = draw(GRU(), ALL)
     y, state, saved = kernels.recurrence_forward(
@@ -121,7 +130,7 @@ def test_a_pullback_gives_the_same_twice_whatever_became_of_the_arguments(schedu
 @pytest.mark.parametrize(
     ("cell", "H", "B"), [(LSTM(), 128, 1), (LSTM(), 127, 3), (GRU(True), 150, 2), (Vanilla(), 256, 2)], ids=str
 )
-def test_weights_held_in_registers(cell, H, B):
+def test_weights_held_in_registers(cell, H, B, hold):
     """The sizes for which a block's shared memory alone is too small."""
     problem = draw(cell, Options(lengths=True), T=2, B=B, H=H, dtype="float32")
     chosen = plan.make("block", plan.Problem(cell, 2, B, H, 1, 4), devices.lookup("H100"))
@@ -132,7 +141,7 @@ def test_weights_held_in_registers(cell, H, B):
 
 @pytest.mark.parametrize("cell", [LSTM(), GRU()], ids=str)
 @pytest.mark.parametrize("schedule", ["step-fused", "persistent"])
-def test_operands_longer_than_a_chunk(cell, schedule, monkeypatch):
+def test_operands_longer_than_a_chunk(cell, schedule, monkeypatch, hold):
     """Operands that shared memory takes piece by piece, in the least of it that the schedule can do with."""
     problem = draw(cell, ALL, T=3, B=20, H=30)
     for kilobytes in range(4, 64):
@@ -145,6 +154,7 @@ def test_operands_longer_than_a_chunk(cell, schedule, monkeypatch):
         hold(problem)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("cell", CELLS)
 def test_single_steps(cell, bias):
