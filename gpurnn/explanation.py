@@ -70,7 +70,7 @@ class Explanation:
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.passed_over.items())])
 
 
-def explain(layer: Layer, x: Any, *, device: str | None = None) -> Explanation:
+def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     """Which schedule of kernels runs a recurrent layer, in which grid, and why.
 
     The time of a step is predicted as exchange + max(arithmetic, bytes): what it takes to get h_{t-1} to all blocks
@@ -83,9 +83,9 @@ def explain(layer: Layer, x: Any, *, device: str | None = None) -> Explanation:
     layer : RNN, LSTM or GRU
     x : array, or a tuple of int
         What the layer would be called with, or its shape.
-    device : str, optional
-        "T4", "A100", "RTX 3090", "L4", "RTX 4090", "H100" or "H200". None for that of a CuPy array, and for the "H100"
-        if x is none.
+    device : str or gpurnn.kernels.devices.Device, optional
+        "T4", "A100", "RTX 3090", "L4", "RTX 4090", "H100" or "H200", or any other by its properties. None for that of a
+        CuPy array, and for the "H100" if x is none.
 
     Returns
     -------
@@ -115,9 +115,13 @@ def explain(layer: Layer, x: Any, *, device: str | None = None) -> Explanation:
     T, B = (_checks.integer_at_least(where, "x", n, 1) for n in (shape[:2][::-1] if layer.batch_first else shape[:2]))
     if shape[2] != layer.input_size:
         raise ValueError(f"{where}: x has shape {tuple(shape)}, expected (..., input_size) = (..., {layer.input_size})")
-    if device is not None:
+    if device is None:
+        gpu = plan.device_of(x)
+    elif isinstance(device, devices.Device):
+        gpu = device
+    else:
         _checks.choice(where, "device", device, tuple(devices.DEVICES))
-    gpu = plan.device_of(x) if device is None else devices.lookup(device)
+        gpu = devices.lookup(device)
     itemsize = 4 if _checks.dtype_name(layer.params["weight_hh_l0"]) == "float32" else 8
     choice = plan.consider(plan.Problem(layer.cell, T, B, layer.hidden_size, layer.num_directions, itemsize), gpu)
     chosen, prediction = choice.plans[choice.best]

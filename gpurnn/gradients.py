@@ -120,8 +120,8 @@ def clip_by_global_norm(
     norm = global_norm(grads, norm_type)
     # theta / inf would make zeros of the finite gradients and hide the infinite one.
     scale = xp.where(xp.isfinite(norm), xp.clip(theta / (norm + 1e-6), max=1.0), math.nan)
-    clipped = {name: g * xp.astype(scale, g.dtype) for name, g in grads.items()}
-    return clipped, norm
+    clipped = _dispatch.wing(where, **grads).scaled(list(grads.values()), scale)
+    return dict(zip(grads, clipped, strict=True)), norm
 
 
 def clip_by_value(grads: Mapping[str, Array], clip_value: float) -> dict[str, Array]:

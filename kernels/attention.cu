@@ -98,7 +98,7 @@ __device__ __forceinline__ void columns(
         if (active && share == 0) {
 #pragma unroll
             for (int i = 0; i < tile; ++i) {
-                if (i < rows) out[i * stride + c] = additive && i < count ? v[c] * sums[i] : sums[i];
+                if (i < rows) out[i * stride + c] = additive ? v[c] * sums[i] : sums[i];
             }
             if (additive && dv) dv[c] = part;
         }

@@ -62,6 +62,15 @@ __global__ void root_of_sum(const double* sums, double* norm, long long count) {
     if (threadIdx.x == 0) *norm = sqrt(sum);
 }
 
+// List 1 = factor times list 0.
+template <typename Real>
+__global__ void scaled(const long long* table, int arrays, int size, const double* factor) {
+    const Chunk<Real> chunk(table, arrays, size);
+    const Real *const values = chunk.list(0), by = Real(*factor);
+    Real* const products = chunk.list(1);
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) products[i] = values[i] * by;
+}
+
 // b = momentum b + scale g, at the first step b = g; the step is lr b, with Nesterov's form lr (g + momentum b).
 // Lists: p, g and, with momentum, b.
 template <typename Real>

@@ -23,7 +23,7 @@ _CHUNK = 2048
 
 @functools.cache
 def _module(dtype: str) -> Module:
-    names = ("square_sums", "root_of_sum", "sgd", "rmsprop", "adam")
+    names = ("square_sums", "root_of_sum", "scaled", "sgd", "rmsprop", "adam")
     return Module("optim.cu", [f"{name}<{C_NAMES[dtype]}>" for name in names])
 
 
@@ -87,6 +87,13 @@ def global_norm(arrays: Sequence[Array]) -> Array:
     dtype = str(like.dtype)
     _module(dtype)[f"root_of_sum<{C_NAMES[dtype]}>"]((1,), (_THREADS,), (sums, norm, np.int64(chunks)))
     return norm
+
+
+def scaled(arrays: Sequence[Array], factor: Array) -> list[Array]:
+    """``factor`` times each array, as ``gpurnn.reference`` gives it."""
+    products = [empty(a, a.shape, a.dtype) for a in arrays]
+    _launch("scaled", [[contiguous(a) for a in arrays], products], [1.0] * len(arrays), factor)
+    return products
 
 
 def sgd_update(

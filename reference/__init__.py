@@ -6,7 +6,7 @@ from .dropout import dropout_mask
 from .embedding import embedding_gather, embedding_scatter
 from .linear_scan import linear_scan_backward, linear_scan_forward
 from .losses import cross_entropy_backward, cross_entropy_forward, mse_backward, mse_forward
-from .optim import adam_update, global_norm, rmsprop_update, sgd_update
+from .optim import adam_update, global_norm, rmsprop_update, scaled, sgd_update
 from .recurrence import recurrence_backward, recurrence_forward
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "recurrence_backward",
     "recurrence_forward",
     "rmsprop_update",
+    "scaled",
     "sgd_update",
 ]

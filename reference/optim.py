@@ -40,6 +40,21 @@ def global_norm(arrays: Sequence[Array]) -> Array:
     return np.array(math.sqrt(total))
 
 
+def scaled(arrays: Sequence[Array], factor: Array) -> list[Array]:
+    """``factor`` times each array, in its dtype.
+
+    Parameters
+    ----------
+    arrays : arrays of any shapes
+    factor : () float64 array
+
+    Returns
+    -------
+    products : list of new arrays
+    """
+    return [np.multiply(a, factor.astype(a.dtype)) for a in arrays]
+
+
 def sgd_update(
     params: Sequence[Array],
     grads: Sequence[Array],

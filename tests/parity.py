@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gpurnn import _dispatch, kernels, reference
+from gpurnn import kernels, reference
 
 
 class Wing:
@@ -44,14 +43,6 @@ class Wing:
     def back(self, nested: Any) -> Any:
         """The reverse of `to`."""
         return _mapped(nested, self._cupy.asnumpy if self.name == "cuda" else lambda a: a)
-
-    def use(self) -> Any:
-        """A ``with`` statement in which gpurnn's functions compute by this wing for arrays from `to`."""
-        return _dispatch.use("host" if self.name == "host" else "reference")
-
-    def file(self, name: str) -> ModuleType:
-        """A file of the wing, such as "losses"."""
-        return importlib.import_module(f"{self.module.__name__}.{name}")
 
 
 def _mapped(nested: Any, function: Any) -> Any:

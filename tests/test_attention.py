@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gpurnn.kernels import attention as kernel
 from gpurnn.kernels import host
-from tolerance import assert_all_close, assert_golden, check_gradients, recurrence_terms
+from tolerance import assert_all_close, assert_golden, assert_same, check_gradients, recurrence_terms
 
 import gpurnn
 from gpurnn import kernels, reference
@@ -148,7 +148,7 @@ BLOCK_SIZES = [
 )
 @pytest.mark.parametrize("sizes", BLOCK_SIZES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
 def test_the_kernels_agree_with_the_definition(sizes, options, dtype, monkeypatch):
-    """With the scores in shared memory and without."""
+    """With the scores in shared memory and without; NaN past the lengths."""
     if "shared" not in options:
         monkeypatch.setattr(kernel, "_SHARED", 0)
     arrays = draw("dot", dtype=dtype, **sizes)
@@ -156,6 +156,9 @@ def test_the_kernels_agree_with_the_definition(sizes, options, dtype, monkeypatc
     S = len(arrays["keys"])
     v = np.random.default_rng(5).standard_normal(A).astype(dtype) if "additive" in options else None
     exist = np.array([S - 1, 0, S])[:B] if "lengths" in options else None
+    if exist is not None:
+        for name in ("keys", "values"):
+            arrays[name][np.arange(S)[:, None] >= exist] = np.nan
     arguments, d = (*arrays.values(), v), cotangents(arrays)
     scale = A**-0.5 if v is None else 1.0
     found = run(kernels, arguments, exist, d, scale)
@@ -190,6 +193,19 @@ def test_a_batch_may_exceed_the_smaller_dimensions_of_a_grid(monkeypatch):
     *_, saved = kernels.attention_forward(x, x, x, training=True)
     kernels.attention_backward(saved, x, None)
     assert len(launched) == 3
+
+
+def test_a_position_without_weight_has_no_gradient():
+    """Where the weight of a position that exists is exactly zero, whatever its cotangent holds."""
+    arrays = draw("dot")
+    arrays["query"][2, 1], arrays["keys"][:, 1] = 1, 0
+    arrays["keys"][3, 1] = -1e4
+    dcontext, dweights = cotangents(arrays)
+    outputs, pullback = gpurnn.attention.vjp(**arrays)
+    assert outputs[1][2, 1, 3] == 0
+    expected = pullback((dcontext, dweights))
+    dweights[2, 1, 3] = np.nan
+    assert_same(pullback((dcontext, dweights)), expected)
 
 
 @pytest.mark.parametrize("score", [np.inf, -np.inf, np.nan])

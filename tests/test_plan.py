@@ -174,3 +174,11 @@ def test_the_current_device_is_what_cupy_says_of_it(monkeypatch):
     assert found.name == "NVIDIA GeForce RTX 3090"
     assert found.bandwidth == pytest.approx(known.bandwidth, rel=0.001)
     assert dataclasses.replace(found, name=known.name, bandwidth=known.bandwidth) == known
+
+
+def test_explain_takes_a_device_by_its_properties():
+    layer, shape = gpurnn.LSTM(64, 512), (100, 32, 64)
+    small = dataclasses.replace(devices.lookup("H100"), name="half an H100", multiprocessors=66)
+    found = gpurnn.explain(layer, shape, device=small)
+    assert found.device == "half an H100"
+    assert found.grid != gpurnn.explain(layer, shape, device="H100").grid

@@ -30,7 +30,7 @@ def test_the_numpy_wing_exports_the_contract():
         "dropout_mask", "embedding_gather", "embedding_scatter", "global_norm",
         "linear_scan_backward", "linear_scan_forward",
         "mse_backward", "mse_forward",
-        "recurrence_backward", "recurrence_forward", "rmsprop_update", "sgd_update",
+        "recurrence_backward", "recurrence_forward", "rmsprop_update", "scaled", "sgd_update",
     }  # fmt: skip
     assert all(inspect.isfunction(f) and f.__doc__ for f in functions.values())
 
