@@ -116,6 +116,22 @@ def test_dropout():
     check(gpurnn.dropout, normal(5, 7, dtype="float32"), 0.4, 3, cotangents=normal(5, 7, seed=1, dtype="float32"))
 
 
+@pytest.mark.parametrize("lengths", [None, [5, 0, 2]], ids=str)
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize("score", ["dot", "general", "additive"])
+def test_attention(score, values, lengths):
+    S = 5
+    arguments = [normal(T, B, I), normal(S, B, I, seed=1), *([normal(S, B, H + 1, seed=2)] if values else [])]
+    keywords = {
+        "dot": {"scale": 0.5},
+        "general": {"weight": normal(I, I, seed=3)},
+        "additive": {"weight_query": normal(H, I, seed=3), "weight_keys": normal(H, I, seed=4), "v": normal(H, seed=5)},
+    }[score] | {"score": score, "lengths": None if lengths is None else np.array(lengths)}
+    dcontext, dweights = normal(T, B, H + 1 if values else I, seed=6), normal(T, B, S, seed=7)
+    for cotangents in ((dcontext, dweights), (dcontext, None), (None, dweights)):
+        check(gpurnn.attention, *arguments, cotangents=cotangents, **keywords)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "complex64"])
 @pytest.mark.parametrize("shape", [(T, B, H), (H,)])
 def test_linear_scan(shape, dtype):
