@@ -132,7 +132,7 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
         if name != choice.best
     }
     launch = chosen.forward
-    registers = devices.REGISTERS // plan.MOST_THREADS
+    registers = min(255, devices.REGISTERS // plan.most_threads(itemsize))
     return Explanation(
         device=gpu.name,
         schedule=choice.best,

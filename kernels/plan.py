@@ -35,9 +35,6 @@ TILES = {"launch": 1, "block": 1, "grid": 2}
 HELD_CHUNKS = 4
 """Times 32 columns of eight weight rows that each warp keeps in registers where shared memory is too small for all."""
 
-MOST_THREADS = 512
-"""Of a block of the fused kernels: with more, a thread would have too few registers for its share of a product."""
-
 HOST_DEVICE = "H100"
 """The device that plans for NumPy arrays, on the host executor, are made for."""
 
@@ -157,6 +154,11 @@ def fused_variants(cell: Cell, itemsize: int) -> list[str]:
     return variants
 
 
+def most_threads(itemsize: int) -> int:
+    """Threads of a block of the fused kernels, as ``recurrence/fused.cu`` has it."""
+    return 512 if itemsize == 4 else 256
+
+
 def _can_hold(cell: Cell, itemsize: int) -> bool:
     """Whether registers are left for weights: not in float64, nor with two products, of which each has its own rows."""
     return itemsize == 4 and products(cell) == 1
@@ -180,8 +182,9 @@ def _launch(
     problem: Problem, device: Device, exchange: str, backward: bool, units: int, rows: int, groups: int, chunk: int
 ) -> Launch:
     """The launch of blocks of ``units`` x ``rows``, refused where it does not fit the device."""
-    if units * rows > MOST_THREADS:
-        raise DoesNotFit(f"{units} hidden units times {rows} rows are more than the {MOST_THREADS} threads of a block")
+    most = most_threads(problem.itemsize)
+    if units * rows > most:
+        raise DoesNotFit(f"{units} hidden units times {rows} rows are more than the {most} threads of a block")
     most = device.shared_memory_per_block
     threads = max(256, -(-units * rows // 32) * 32)
     length = (problem.cell.gates if backward else 1) * problem.H
@@ -191,7 +194,7 @@ def _launch(
         return _shared_bytes(problem, exchange, backward, units, rows, chunk, threads, held_chunks)
 
     if exchange == "block" and needed() > most and _can_hold(problem.cell, problem.itemsize):
-        threads, held_chunks = MOST_THREADS, HELD_CHUNKS
+        threads, held_chunks = most_threads(problem.itemsize), HELD_CHUNKS
     while exchange != "block" and chunk > 32 and needed() > most:
         chunk = max(32, chunk // 2 // 32 * 32)
     if needed() > most:
@@ -213,10 +216,11 @@ def _step_fused(problem: Problem, device: Device, backward: bool) -> Launch:
 
 
 def _block(problem: Problem, device: Device, backward: bool) -> Launch:
-    if problem.H > MOST_THREADS:
-        raise DoesNotFit(f"{problem.H} hidden units are more than the {MOST_THREADS} threads of a block")
+    most = most_threads(problem.itemsize)
+    if most < problem.H:
+        raise DoesNotFit(f"{problem.H} hidden units are more than the {most} threads of a block")
     # As many blocks as the device holds at once, so that none has more rows than it must.
-    rows = max(1, min(MOST_THREADS // problem.H, -(-problem.B * problem.D // device.multiprocessors)))
+    rows = max(1, min(most // problem.H, -(-problem.B * problem.D // device.multiprocessors)))
     return _launch(problem, device, "block", backward, problem.H, rows, -(-problem.B // rows), 0)
 
 
@@ -229,9 +233,6 @@ def _persistent(problem: Problem, device: Device, backward: bool) -> Launch:
             break
         units = -(-problem.H // blocks)
         rows = -(-problem.B // (groups * tiles))
-        if units * rows > MOST_THREADS:
-            reason = reason or f"{units} hidden units times {rows} rows are more than {MOST_THREADS} threads"
-            continue
         try:
             return _launch(problem, device, "grid", backward, units, rows, groups, 1024)
         except DoesNotFit as error:

@@ -37,7 +37,7 @@ def test_every_plan_fits_its_device(cell, itemsize, device):
                         continue
                     for launch in (chosen.forward, chosen.backward):
                         assert launch.shared_bytes <= gpu.shared_memory_per_block
-                        assert launch.units * launch.rows <= launch.block[0] <= plan.MOST_THREADS
+                        assert launch.units * launch.rows <= launch.block[0] <= plan.most_threads(itemsize)
                         assert launch.grid[0] * launch.units >= H
                         assert (launch.grid[0] - 1) * launch.units < H
                         assert launch.grid[1] * launch.rows * launch.tiles >= B

@@ -23,6 +23,10 @@
 
 enum class Exchange { launch, block, grid };
 
+// Of a block: with more, a thread would have too few registers for its share of a product.
+template <typename Real>
+constexpr int most_threads = sizeof(Real) == 4 ? 512 : 256;
+
 // How a block is cut, and its dynamic shared memory: weights, operand, sums.
 template <typename Real, Exchange exchange, int tiles, int chunks>
 struct Share {
@@ -116,7 +120,7 @@ __device__ __forceinline__ void hand_over(Real* address, Real value) {
 // of operands (under Exchange::block rows * H, twice if the cell has two products), rows * units * G of sums. `arrived`
 // (gridDim.z * gridDim.y * tiles) is zero, and read by Exchange::grid alone.
 template <class Cell, Exchange exchange, int tiles, int columns, int chunks>
-__global__ void __launch_bounds__(512, 1) forward(
+__global__ void __launch_bounds__(most_threads<typename Cell::Real>, 1) forward(
     const typename Cell::Real* w, const typename Cell::Real* xw, const typename Cell::Real* b_ih,
     const typename Cell::Real* b_hh, const int* lengths, const bool* resets, const typename Cell::Real* mask,
     typename Cell::Real* h, typename Cell::Real* c, typename Cell::Real* y, typename Cell::Real* entered,
@@ -221,7 +225,7 @@ __global__ void __launch_bounds__(512, 1) forward(
 // gradients of the state, updated in place; direct and through (D, B, H) keep what flows from launch to launch and are
 // read and written under Exchange::launch alone.
 template <class Cell, Exchange exchange, int tiles, int columns, int chunks>
-__global__ void __launch_bounds__(512, 1) backward(
+__global__ void __launch_bounds__(most_threads<typename Cell::Real>, 1) backward(
     const typename Cell::Real* w, const typename Cell::Real* kept, const typename Cell::Real* entered, const int* lengths,
     const bool* resets, const typename Cell::Real* mask, const typename Cell::Real* dy, typename Cell::Real* dh,
     typename Cell::Real* dc, typename Cell::Real* direct, typename Cell::Real* through, typename Cell::Real* dx,
