@@ -128,11 +128,13 @@ def modules() -> list[Module]:
     return [module for file in wing if hasattr(file, "modules") for module in file.modules()]
 
 
-def compile_all(architectures: tuple[int, ...] = ARCHITECTURES) -> dict[tuple[str, int], dict[str, int]]:
+def compile_all(
+    architectures: tuple[int, ...] = ARCHITECTURES, processes: int | None = None
+) -> dict[tuple[str, int], dict[str, int]]:
     """`cached` of all modules, by kernel and architecture; in processes, since NVRTC compiles one at a time."""
-    jobs = [(module, architecture) for module in modules() for architecture in architectures]
+    jobs = [(module, architecture) for architecture in architectures for module in modules()]
     found = {}
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ProcessPoolExecutor(processes or os.cpu_count()) as pool:
         for (_, architecture), kernels in zip(jobs, pool.map(cached, *zip(*jobs, strict=True)), strict=True):
             found |= {(name, architecture): resources for name, resources in kernels.items()}
     return found

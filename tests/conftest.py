@@ -1,8 +1,12 @@
 """What all tests share: how hypothesis draws, and a wing for strict arrays."""
 
+import subprocess
+import sys
+
 import parity
 import pytest
 import strict_wing
+from gpurnn.kernels import nvrtc
 from hypothesis import HealthCheck, settings
 
 import gpurnn
@@ -17,6 +21,23 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("gpurnn")
+
+
+_sweep: list[subprocess.Popen] = []
+
+
+def pytest_collection_finish(session):
+    """NVRTC takes minutes for all kernels and architectures: it begins while the other tests have a core to spare."""
+    wanted = [item for item in session.items if item.name.startswith("test_kernels_keep_to_their_limits")]
+    if len(session.items) > 10 * len(wanted) > 0 and nvrtc.library() is not None:
+        code = "from gpurnn.kernels import nvrtc; nvrtc.compile_all(processes=1)"
+        _sweep.append(subprocess.Popen([sys.executable, "-c", code]))
+
+
+def pytest_sessionfinish():
+    for process in _sweep:
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture
