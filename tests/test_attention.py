@@ -147,7 +147,7 @@ BLOCK_SIZES = [
     "options", [(), ("lengths", "shared"), ("additive", "shared"), ("additive", "lengths")], ids=str
 )
 @pytest.mark.parametrize("sizes", BLOCK_SIZES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
-def test_the_kernels_agree_with_the_definition(sizes, options, dtype, monkeypatch):
+def test_the_kernels_agree_with_the_definition(kernel_wing, sizes, options, dtype, monkeypatch):
     """With the scores in shared memory and without; NaN past the lengths."""
     if "shared" not in options:
         monkeypatch.setattr(kernel, "_SHARED", 0)
@@ -161,7 +161,7 @@ def test_the_kernels_agree_with_the_definition(sizes, options, dtype, monkeypatc
             arrays[name][np.arange(S)[:, None] >= exist] = np.nan
     arguments, d = (*arrays.values(), v), cotangents(arrays)
     scale = A**-0.5 if v is None else 1.0
-    found = run(kernels, arguments, exist, d, scale)
+    found = kernel_wing.back(run(kernel_wing.module, *kernel_wing.to((arguments, exist, d)), scale))
     assert (found[2][3] is None) == (v is None)
     assert_all_close(found, run(reference, arguments, exist, d, scale), 1000)
 

@@ -10,6 +10,7 @@ from gpurnn.kernels import linear_scan as kernels
 from tolerance import GOLDEN_FLOAT64, assert_all_close, assert_close, assert_golden, check_gradients
 
 import gpurnn
+from gpurnn import reference
 
 pytestmark = pytest.mark.usefixtures("each_wing")
 
@@ -100,6 +101,18 @@ def hold(*arguments) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_states_and_gradients(dtype, T, constant):
     hold(*draw(dtype, T, constant=constant))
+
+
+@pytest.mark.parametrize("each_wing", [pytest.param("host", marks=pytest.mark.kernels)], indirect=True)
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kernels_agree_with_the_definition(kernel_wing, dtype, constant):
+    *arguments, dh = draw(dtype, 200, constant=constant)
+    results = []
+    for wing, to in ((kernel_wing.module, kernel_wing.to), (reference, lambda arrays: arrays)):
+        h, saved = wing.linear_scan_forward(*to(arguments), training=True)
+        results.append((h, wing.linear_scan_backward(saved, to(dh))))
+    assert_all_close(kernel_wing.back(results[0]), results[1], 400)
 
 
 @pytest.mark.parametrize("constant", [False, True])
