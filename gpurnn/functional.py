@@ -512,7 +512,8 @@ def embedding(indices: Array, weight: Array, *, padding_idx: int | None = None) 
     ------
     TypeError, ValueError, IndexError
         Unsupported or mixed arrays; a weight that has not two axes; an index that is not in the table (an array that
-        lives on a GPU is not looked into, which would wait for the device: there such a row is undefined).
+        lives on a GPU is not looked into, which would wait for the device: there such a row is NaN, and its gradient
+        is left out).
 
     Examples
     --------
