@@ -21,6 +21,9 @@ from .launch import Module
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 WHEEL = "nvidia-cuda-nvrtc-cu12"
 
+USUAL = ARCHITECTURES if os.environ.get("GPURNN_ARCHITECTURES") == "all" else (75, 90, 120)
+"""Those that tests compile for: all takes nine minutes of one core's time."""
+
 
 class CompileError(RuntimeError):
     """NVRTC refused a source; the message is its log, with the kernel's file and line."""
@@ -128,9 +131,7 @@ def modules() -> list[Module]:
     return [module for file in wing if hasattr(file, "modules") for module in file.modules()]
 
 
-def compile_all(
-    architectures: tuple[int, ...] = ARCHITECTURES, processes: int | None = None
-) -> dict[tuple[str, int], dict[str, int]]:
+def compile_all(architectures: tuple[int, ...], processes: int | None = None) -> dict[tuple[str, int], dict[str, int]]:
     """`cached` of all modules, by kernel and architecture; in processes, since NVRTC compiles one at a time."""
     jobs = [(module, architecture) for architecture in architectures for module in modules()]
     found = {}

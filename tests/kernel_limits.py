@@ -13,7 +13,7 @@ FILE = Path(__file__).with_suffix(".json")
 
 def main() -> None:
     limits: dict[str, int] = {}
-    for (name, _), resources in nvrtc.compile_all().items():
+    for (name, _), resources in nvrtc.compile_all(nvrtc.ARCHITECTURES).items():
         limits[name] = max(limits.get(name, 0), resources["registers"])
     FILE.write_text(json.dumps(limits, indent=0, sort_keys=True) + "\n")
 

@@ -17,6 +17,8 @@ SOURCES = sorted(p for p in Path(launch.__file__).parent.rglob("*.cu*") if "host
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 def test_kernels_keep_to_their_limits(architecture):
+    if architecture not in nvrtc.USUAL:
+        pytest.skip("GPURNN_ARCHITECTURES=all compiles for all of them")
     limits = json.loads(kernel_limits.FILE.read_text())
     found = nvrtc.compile_all((architecture,))
     assert {name for name, _ in found} == limits.keys()
