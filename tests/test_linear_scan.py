@@ -187,6 +187,15 @@ def test_a_state_of_zero_stays_zero_where_products_overflow(chunks_of, dtype):
     as_the_loop(np.full((1,), 16, dtype), b, np.zeros((1, 1), dtype))
 
 
+@pytest.mark.parametrize(("dtype", "unit"), [("float32", 1), ("complex64", 1), ("complex64", 1j)])
+def test_states_that_cancel_where_the_sum_of_a_chunk_overflows(chunks_of, dtype, unit):
+    """In one part of a complex number alone, too."""
+    chunks_of(2)
+    b = np.tile(np.array([1, 1, -1, -1], dtype) * np.array(unit * 2.0**127, dtype), 5)[:, None, None]
+    h = as_the_loop(np.ones((1,), dtype), b, -b[0])
+    np.testing.assert_array_equal(h[:4, 0, 0], [0, b[0, 0, 0], 0, b[2, 0, 0]])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_a_gradient_that_starts_small_where_products_overflow(chunks_of, dtype):
     chunks_of(50)
