@@ -23,22 +23,28 @@ class Limits:
     """float32 fused multiply-adds in a clock."""
     reserved_per_block: int
     """Bytes of shared memory that the system takes of each block."""
+    shared_memory_unit: int
+    """Bytes, of which a block gets a multiple."""
 
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" and the throughput table of "Arithmetic
-# Instructions". Registers are 65,536 of 32 bits in all of them.
+# Instructions"; the units of allocation are those of the CUDA Toolkit's cuda_occupancy.h. Registers are 65,536 of 32
+# bits in all of them.
 LIMITS = {
-    (7, 5): Limits(1024, 16, 64 * KIB, 64 * KIB, 64, 0),
-    (8, 0): Limits(2048, 32, 164 * KIB, 163 * KIB, 64, KIB),
-    (8, 6): Limits(1536, 16, 100 * KIB, 99 * KIB, 128, KIB),
-    (8, 9): Limits(1536, 24, 100 * KIB, 99 * KIB, 128, KIB),
-    (9, 0): Limits(2048, 32, 228 * KIB, 227 * KIB, 128, KIB),
-    (10, 0): Limits(2048, 32, 228 * KIB, 227 * KIB, 128, KIB),
-    (12, 0): Limits(1536, 24, 100 * KIB, 99 * KIB, 128, KIB),
+    (7, 5): Limits(1024, 16, 64 * KIB, 64 * KIB, 64, 0, 256),
+    (8, 0): Limits(2048, 32, 164 * KIB, 163 * KIB, 64, KIB, 128),
+    (8, 6): Limits(1536, 16, 100 * KIB, 99 * KIB, 128, KIB, 128),
+    (8, 9): Limits(1536, 24, 100 * KIB, 99 * KIB, 128, KIB, 128),
+    (9, 0): Limits(2048, 32, 228 * KIB, 227 * KIB, 128, KIB, 128),
+    (10, 0): Limits(2048, 32, 228 * KIB, 227 * KIB, 128, KIB, 128),
+    (12, 0): Limits(1536, 24, 100 * KIB, 99 * KIB, 128, KIB, 128),
 }
 
 REGISTERS = 65536
 """Of a multiprocessor, 32 bits each."""
+
+_PARTITIONS = 4
+"""Of a multiprocessor: a warp belongs to one of them, and each has a fourth of the registers."""
 
 _FMA64 = {(7, 5): 2, (8, 0): 32, (8, 6): 2, (8, 9): 2, (9, 0): 64, (10, 0): 64, (12, 0): 2}
 """float64 fused multiply-adds of a multiprocessor in a clock."""
@@ -160,14 +166,15 @@ def occupancy(device: Device, threads: int, registers: int, shared_bytes: int) -
     threads : int
         Of a block.
     registers : int
-        Of a thread. A warp gets them in units of 256.
+        Of a thread. A warp gets them in units of 256, all from one of the multiprocessor's four parts.
     shared_bytes : int
         Static and dynamic shared memory of a block.
     """
     limits = device.limits
     warps = -(-threads // 32)
     of_warp = -(-registers * 32 // 256) * 256
-    by_registers = (REGISTERS // of_warp) // warps if registers else limits.blocks
-    taken = shared_bytes + limits.reserved_per_block
+    by_registers = _PARTITIONS * (REGISTERS // _PARTITIONS // of_warp) // warps if registers else limits.blocks
+    unit = limits.shared_memory_unit
+    taken = -(-(shared_bytes + limits.reserved_per_block) // unit) * unit
     by_shared = limits.shared_memory // taken if taken else limits.blocks
     return min(limits.threads // (32 * warps), limits.blocks, by_registers, by_shared)

@@ -21,10 +21,13 @@ from array_api_compat import is_cupy_array
 from . import host
 from .host.build import KERNELS, digest_of, source_closure
 
-__all__ = ["C_NAMES", "Kernel", "Module", "Parameter", "contiguous", "empty", "namespace"]
+__all__ = ["CUPY_OPTIONS", "C_NAMES", "Kernel", "Module", "Parameter", "contiguous", "empty", "namespace"]
 
 C_NAMES = {"float32": "float", "float64": "double", "complex64": "float", "complex128": "double"}
 """The C type of the real numbers that arrays of a dtype hold, as kernels are instantiated with it."""
+
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy adds to the options of a module, the architecture and directories of its own headers apart."""
 
 _C_TYPES = {
     "bool": "b1",

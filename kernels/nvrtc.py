@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from .host.build import cache_directory, digest_of
-from .launch import Module
+from .launch import CUPY_OPTIONS, Module
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 WHEEL = "nvidia-cuda-nvrtc-cu12"
@@ -31,13 +31,13 @@ class CompileError(RuntimeError):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """NVRTC out of its wheel, None if that is not installed."""
+    """NVRTC out of its wheel, None if that is not installed, or not for Linux."""
     try:
         files = importlib.metadata.files(WHEEL) or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    path = next(f for f in files if re.fullmatch(r"libnvrtc\.so\.12", f.name))
-    return ctypes.CDLL(str(path.locate()))
+    path = next((f for f in files if f.name == "libnvrtc.so.12"), None)
+    return None if path is None else ctypes.CDLL(str(path.locate()))
 
 
 def _call(name: str, *args: object) -> None:
@@ -57,6 +57,12 @@ def _text(program: ctypes.c_void_p, what: str) -> str:
     return text.value.decode(errors="replace")
 
 
+def cuda_source(module: Module, architecture: int) -> tuple[str, tuple[str, ...]]:
+    """The text, and all options that it is compiled with."""
+    code, options = module.cuda_source()
+    return code, (*options, *CUPY_OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v")
+
+
 def compile_module(module: Module, architecture: int) -> dict[str, dict[str, int]]:
     """By kernel: registers, and bytes of stack, spills and static shared memory.
 
@@ -64,14 +70,13 @@ def compile_module(module: Module, architecture: int) -> dict[str, dict[str, int
     ------
     CompileError
     """
-    code, options = module.cuda_source()
-    return _compile(code, (*options, "-ftz=true", f"-arch=sm_{architecture}", "--ptxas-options=-v"), module.names)
+    return _compile(*cuda_source(module, architecture), module.names)
 
 
 def cached(module: Module, architecture: int) -> dict[str, dict[str, int]]:
     """`compile_module`, or what it once gave for the same content."""
-    version = importlib.metadata.version(WHEEL)
-    key = digest_of(version, str(architecture), *module.cuda_source()[1], module.cuda_source()[0], *module.names)
+    code, options = cuda_source(module, architecture)
+    key = digest_of(importlib.metadata.version(WHEEL), code, *options, *module.names)
     path = cache_directory() / f"nvrtc-{key}.json"
     if path.exists():
         found: dict[str, dict[str, int]] = json.loads(path.read_text())
