@@ -126,8 +126,9 @@ __global__ void cross_entropy_backward(
         if (weight == 0) {
             dx[c] = 0;
         } else {
-            const Real t = (c == label ? 1 - eps : Real(0)) + eps / V;
-            dx[c] = exp(x[c] - maximum) * part - scale * t * (class_weights ? class_weights[c] : Real(1));
+            Real t = (c == label ? 1 - eps : Real(0)) + eps / V;
+            if (class_weights && t != 0) t *= class_weights[c];  // the label's alone, unless labels are smoothed
+            dx[c] = exp(x[c] - maximum) * part - scale * t;
         }
     }
 }

@@ -30,6 +30,12 @@ struct Chunk {
     __device__ Real* list(int l) const { return reinterpret_cast<Real*>(table[(3LL + l) * arrays + k]); }
 };
 
+// g; a parameter that is infinite, or no number, does not reach it where nothing decays.
+template <typename Real>
+__device__ Real decayed(Real gradient, Real weight_decay, Real p) {
+    return weight_decay != 0 ? gradient + weight_decay * p : gradient;
+}
+
 // The sum over a block of its threads' values, for thread 0: over each warp by halves, then warp after warp.
 __device__ inline double block_sum(double sum) {
     __shared__ double of_warps[32];
@@ -81,7 +87,7 @@ __global__ void sgd(
     Real *const p = chunk.list(0), *const b = has_momenta ? chunk.list(2) : nullptr;
     const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
     for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        Real g = gradient[i] + weight_decay * p[i];
+        Real g = decayed(gradient[i], weight_decay, p[i]);
         if (b) {
             const Real mean = b[i] = first ? g : b[i] * momentum + g * scale;
             g = nesterov ? g + mean * momentum : mean;
@@ -101,7 +107,7 @@ __global__ void rmsprop(
     Real* const b = has_momenta ? chunk.list(has_means ? 4 : 3) : nullptr;
     const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
     for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        const Real g = gradient[i] + weight_decay * p[i], part = g * rest;
+        const Real g = decayed(gradient[i], weight_decay, p[i]), part = g * rest;
         Real square = v[i] = v[i] * alpha + part * g;
         if (m) {
             const Real mean = m[i] = m[i] * alpha + part;
@@ -125,7 +131,7 @@ __global__ void adam(
     Real* const largest = has_largest ? chunk.list(4) : nullptr;
     const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
     for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        const Real g = gradient[i] + weight_decay * p[i];
+        const Real g = decayed(gradient[i], weight_decay, p[i]);
         const Real mean = m[i] = m[i] * beta1 + g * rest1;
         Real square = v[i] = v[i] * beta2 + g * g * rest2;
         if (largest) {

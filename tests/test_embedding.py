@@ -115,6 +115,15 @@ def test_scatter_gives_the_same_bits_wherever_its_rows_lie_in_memory(V, wing):
     assert_same(wing.back(wing.module.embedding_scatter(*spread, V)), first)
 
 
+@pytest.mark.parametrize("count", [100, 3000])
+def test_what_stands_between_the_rows_of_an_index_changes_no_bit(count, scatter):
+    """They are summed in the order of their positions, for which the sort has to be stable."""
+    rng = np.random.default_rng(0)
+    indices, dy = rng.integers(0, 9, count), rng.standard_normal((count, 5)).astype("float32")
+    together = np.argsort(indices, kind="stable")
+    assert_same(scatter(indices, dy, 9), scatter(indices[together], dy[together], 9))
+
+
 @pytest.mark.kernels
 def test_scatter_gives_the_same_bits_in_any_order_of_threads_and_blocks():
     rng = np.random.default_rng(0)

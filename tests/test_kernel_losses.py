@@ -155,6 +155,16 @@ def test_a_masked_row_is_not_read(wing, V, label_smoothing, rubbish):
     assert not dlogits[masked].any()
 
 
+@pytest.mark.parametrize("V", [100, 1500])
+def test_a_class_weight_counts_in_the_rows_of_its_label_alone(wing, V):
+    logits, labels, _, options = draw(10, V, "float64", OPTIONS["class weights"])
+    dlosses = np.random.default_rng(1).standard_normal(10)
+    labels[labels == 3] = 4
+    expected = run(wing, logits, labels, None, dlosses, **options)
+    options["class_weights"][3] = np.inf
+    assert_same(run(wing, logits, labels, None, dlosses, **options), expected)
+
+
 @pytest.mark.kernels
 @pytest.mark.parametrize("V", [100, 1500])
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["all"]])
@@ -187,8 +197,10 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(V):
 @pytest.mark.kernels
 def test_a_warp_and_a_block_give_a_row_the_same_loss(monkeypatch):
     logits, labels, weights, options = draw(9, 700, "float64", OPTIONS["all"])
+    assert kernel_file._threads_a_row(700) == 32
     by_warps = kernels.cross_entropy_forward(logits, labels, weights, **options)[0]
     monkeypatch.setattr(kernel_file, "_WARP_A_ROW", 699)
+    assert kernel_file._threads_a_row(700) == kernel_file._THREADS
     by_blocks = kernels.cross_entropy_forward(logits, labels, weights, **options)[0]
     assert_close(by_blocks, by_warps, 40)
 

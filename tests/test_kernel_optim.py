@@ -159,6 +159,34 @@ def test_arrays_that_are_not_contiguous_are_updated_where_they_are(wing, name):
             assert (whole == 7).all()
 
 
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam"])
+def test_gradients_may_be_views_that_nothing_can_be_written_to(wing, name):
+    """As a number that stands for a whole array is."""
+    function, has, options = next(case for case in reversed(CASES) if case[0].__name__ == name)
+    given, shrink = lists_for(function, has, "float32"), [0.5] * len(SHAPES)
+    given[1] = [np.broadcast_to(np.float32(0.25), shape) for shape in SHAPES]
+    expected, lists = wing.to(given), wing.to(given)
+    if wing.name != "cuda":  # to which no view of NumPy's goes
+        lists[1] = given[1]
+    update = getattr(wing.module, f"{name}_update")
+    update(*expected, shrink, **options)
+    update(*lists, shrink, **options)
+    for one, same in zip(lists, expected, strict=True):
+        for array, other in zip(one or (), same or (), strict=True):
+            assert_same(wing.back(array), wing.back(other))
+
+
+@pytest.mark.parametrize(("function", "has", "options"), CASES)
+def test_a_parameter_that_is_infinite_spoils_its_own_state_only_if_it_decays(wing, function, has, options):
+    lists = wing.to(lists_for(function, has, "float64"))
+    lists[0][5][1, 2] = np.inf
+    getattr(wing.module, f"{function.__name__}_update")(*lists, [1.0] * len(SHAPES), **options | {"weight_decay": 0.0})
+    for one in lists[2:]:
+        assert all(np.isfinite(wing.back(a)).all() for a in one or ())
+    assert wing.back(lists[0][5])[1, 2] == np.inf
+    assert np.isinf(wing.back(lists[0][5])).sum() == 1
+
+
 def test_the_largest_square_keeps_a_nan(wing):
     params, grads, means, squares, largest = ([np.ones(3, "float32")] for _ in range(5))
     grads[0][1], largest[0][2] = np.nan, np.nan
