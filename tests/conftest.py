@@ -1,5 +1,6 @@
 """What all tests share: how hypothesis draws, and a wing for strict arrays."""
 
+import signal
 import subprocess
 import sys
 
@@ -22,6 +23,9 @@ settings.register_profile(
 )
 settings.load_profile("gpurnn")
 
+
+# A shell starts what it runs in the background with interrupts ignored, and so would be those that tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _sweep: list[subprocess.Popen] = []
 

@@ -11,7 +11,8 @@ from golden import arrays, family
 from strict_wing import plain, strict
 from tolerance import assert_golden, assert_same, bound, check_gradients, epsilon, recurrence_terms
 
-from gpurnn.models import CharVocabulary, LanguageModel, WordVocabulary
+from gpurnn.models import CharVocabulary, LanguageModel, WordVocabulary, load
+from gpurnn.optimizers import Adam
 
 LETTERS = CharVocabulary("?abcd")
 OPTIONS = {
@@ -320,7 +321,7 @@ def test_files_that_are_no_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="m: damaged, or not a safetensors file"):
         LanguageModel.from_file(path)
     safetensors.numpy.save_file({"w": np.ones(2)}, path)
-    with pytest.raises(ValueError, match="m: a safetensors file, but not a language model"):
+    with pytest.raises(ValueError, match="m: a safetensors file, but not a model that this gpurnn can read"):
         LanguageModel.from_file(path)
 
 
@@ -330,7 +331,11 @@ def test_config_is_json_and_makes_the_same_model():
     assert repr(LanguageModel.from_config(config)) == repr(model)
     assert repr(model) == (
         "LanguageModel(5 characters, 6, 6, cell='gru', tied=True, dropout=0.25, update='state', "
-        f"dtype='float64')  # {model.num_parameters} parameters"
+        f"dtype='float64')  # {model.num_parameters} parameters\n"
+        "  (T, B)     tokens\n"
+        "  (T, B, 6)  Embedding(5, 6)\n"
+        "  (T, B, 6)  GRU(6, 6, dropout=0.25, update='state', dtype='float64')\n"
+        "  (T, B, 5)  tied Dense: logits"
     )
 
 
@@ -385,3 +390,42 @@ def test_shared_code_runs_on_strict_arrays(strict_namespace, tmp_path, options):
     assert other.sample(20, "ab", rng=4) == model.sample(20, "ab", rng=4)
     other.save(tmp_path / "m")
     assert_same(LanguageModel.from_file(tmp_path / "m").state_dict(), model.state_dict())
+
+
+def test_fit_learns_a_text_or_many_and_predict_gives_what_comes_next():
+    vocabulary = CharVocabulary.from_text("abc")
+    model = LanguageModel(vocabulary, 4, 16, dtype="float64")
+    trainer = model.fit("abc" * 60, window=9, batch_size=4, epochs=30, optimizer=Adam(0.02), validation="abc" * 20)
+    assert trainer.history[-1]["validation_bits_per_character"] < 0.2
+    chances = model.predict(["ab", "bca", ""])
+    assert chances.shape == (3, 4)
+    np.testing.assert_allclose(chances.sum(axis=1), 1.0, atol=1e-12)
+    assert [vocabulary.decode([c]) for c in chances[:2].argmax(axis=1)] == ["c", "b"]
+    logits, _ = model(np.concatenate([[0], vocabulary.encode("ab")])[:, None])
+    np.testing.assert_allclose(np.log(chances[0]) - np.log(chances[0, 0]), logits[-1, 0] - logits[-1, 0, 0], atol=1e-12)
+
+    other = LanguageModel(vocabulary, 4, 16, dtype="float64")
+    trainer = other.fit(["abc", "bca", "cab", "abcab"], batch_size=2, epochs=60, optimizer=Adam(0.02), patience=60,
+                        validation=["abcabc"])  # fmt: skip
+    assert trainer.history[0]["step"] < trainer.step == 120
+    assert other.sample(3, prompt="a", temperature=0) == "bca"
+
+
+def test_fit_and_predict_refuse():
+    model = small()
+    with pytest.raises(ValueError, match="predict: texts is empty"):
+        model.predict([])
+    with pytest.raises(TypeError, match="fit: inputs is None"):
+        model.fit(None, epochs=1)
+    with pytest.raises(TypeError, match="targets are given, expected None"):
+        model.fit("abcd" * 100, ["x"], epochs=1, window=5, batch_size=2)
+
+
+def test_a_file_is_read_as_the_kind_of_model_that_it_holds(tmp_path):
+    class Other(LanguageModel):
+        pass
+
+    small().save(tmp_path / "m")
+    assert type(load(tmp_path / "m")) is LanguageModel
+    with pytest.raises(ValueError, match="m: holds a LanguageModel, expected a Other"):
+        Other.from_file(tmp_path / "m")

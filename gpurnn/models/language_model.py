@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
-import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _checks, _dispatch, _files, functional, layers, losses
+from .. import _checks, _dispatch, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
-from ..layers.base import Array, Layer
+from ..layers.base import Array
+from .base import Model, State, existing, recurrent, told
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-State = Any
-
-FORMAT = "gpurnn language model, version 1"
-
-_CELLS: dict[str, Any] = {"rnn": layers.RNN, "lstm": layers.LSTM, "gru": layers.GRU}
-_CELL_OPTIONS = {"rnn": ("activation", "leak"), "lstm": (), "gru": ("reset_after", "update")}
+    from ..training import Trainer
 
 
-class LanguageModel(Layer):
+class LanguageModel(Model):
     r"""Recurrent language model: the probability of each token given all before it.
 
     With E the embedding table and w_t the token numbers::
@@ -84,6 +78,10 @@ class LanguageModel(Layer):
     >>> model = LanguageModel(CharVocabulary.from_text("hello world"), 8, 16)
     >>> model
     LanguageModel(9 characters, 8, 16)  # 1,889 parameters
+      (T, B)      tokens
+      (T, B, 8)   Embedding(9, 8)
+      (T, B, 16)  LSTM(8, 16)
+      (T, B, 9)   Dense(16, 9): logits
     >>> logits, (h, c) = model(np.array([[1], [2], [3]]))
     >>> logits.shape, h.shape
     ((3, 1, 9), (1, 1, 16))
@@ -94,6 +92,7 @@ class LanguageModel(Layer):
     """
 
     stateful = True
+    parts = ("embedding", "recurrent", "output")
 
     def __init__(
         self,
@@ -120,11 +119,6 @@ class LanguageModel(Layer):
                 f"{where}: vocabulary is a {type(vocabulary).__qualname__}, expected a CharVocabulary or a "
                 "WordVocabulary; make one with CharVocabulary.from_text(text)"
             )
-        _checks.choice(where, "cell", cell, tuple(_CELLS))
-        for name in cell_options:
-            if name not in _CELL_OPTIONS[cell]:
-                known = " or ".join(_CELL_OPTIONS[cell]) or "none"
-                raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, expected {known}")
         if bidirectional:
             raise ValueError(
                 f"{where}: bidirectional is {bidirectional!r}, expected False: the backward direction would see the "
@@ -139,21 +133,21 @@ class LanguageModel(Layer):
         random = generator(where, rng)
         self.vocabulary = vocabulary
         self.cell, self.tied = cell, bool(tied)
-        self.dropout = _checks.fraction(where, "dropout", dropout)
+        self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
+        self.dropout = self._dropped.rate
         recurrent_options = {
             "variational_dropout": variational_dropout,
             "recurrent_dropout": recurrent_dropout,
             "residual": residual,
-            **cell_options,
         }
         size = len(vocabulary)
         # A tied table also makes logits: N(0, 1/E), rows of norm 1, keeps those in the range of the hidden state.
         self.embedding = layers.Embedding(
             size, embedding_size, init="normal" if tied else None, dtype=dtype, rng=random
         )
-        self.recurrent = _CELLS[cell](
-            embedding_size, hidden_size, num_layers, dropout=dropout, dtype=dtype, rng=random,
-            **({} if init is None else {"init": init}), **recurrent_options,
+        self.recurrent = recurrent(
+            where, cell, embedding_size, hidden_size, num_layers, cell_options,
+            dropout=dropout, init=init, dtype=dtype, rng=random, **recurrent_options,
         )  # fmt: skip
         self.output = layers.Dense(hidden_size, size, dtype=dtype, rng=random)
         if tied:
@@ -166,21 +160,9 @@ class LanguageModel(Layer):
             "tied": self.tied,
             "dropout": self.dropout,
             **recurrent_options,
+            **cell_options,
             "dtype": np.dtype(dtype).name,
         }
-
-    @property
-    def params(self) -> dict[str, Array]:  # type: ignore[override]
-        """The parameters of the parts, each name behind that of its part and a dot."""
-        parts = {"embedding": self.embedding, "recurrent": self.recurrent, "output": self.output}
-        return {f"{part}.{name}": p for part, layer in parts.items() for name, p in layer.params.items()}
-
-    def to(self, xp: Any) -> Self:
-        """This model with its parameters copied to the array library ``xp``."""
-        moved = copy.copy(self)
-        for part in ("embedding", "recurrent", "output"):
-            setattr(moved, part, getattr(self, part).to(xp))
-        return moved
 
     def config(self) -> dict[str, Any]:
         """What `from_config` makes the model from, its parameters aside: a dict that JSON can hold."""
@@ -228,9 +210,9 @@ class LanguageModel(Layer):
         self._check_tokens(tokens)
         random = None if rng is None else generator("LanguageModel", rng)
         x, pull_embedding = self.embedding.vjp(tokens)
-        x, pull_dropped_input = self._drop(x, random)
+        x, pull_dropped_input = self._dropped.vjp(x, random)
         (y, final), pull_recurrent = self.recurrent.vjp(x, state, lengths, resets, random)
-        y, pull_dropped_output = self._drop(y, random)
+        y, pull_dropped_output = self._dropped.vjp(y, random)
         weight = self._output_weight()
         logits, pull_output = functional.dense.vjp(y, weight, self.output.params["bias"])
 
@@ -238,8 +220,8 @@ class LanguageModel(Layer):
             dlogits, dfinal = functional.cotangent_pair("LanguageModel", cotangents)
             functional.check_cotangent("LanguageModel", "logits", dlogits, logits)
             dy, output = pull_output(dlogits)
-            (dx, dstate), recurrent = pull_recurrent((pull_dropped_output(dy), dfinal))
-            _, embedding = pull_embedding(pull_dropped_input(dx))
+            (dx, dstate), recurrent = pull_recurrent((pull_dropped_output(dy)[0], dfinal))
+            _, embedding = pull_embedding(pull_dropped_input(dx)[0])
             if self.tied:
                 embedding["weight"] = embedding["weight"] + output.pop("weight")
             grads = {"embedding": embedding, "recurrent": recurrent, "output": output}
@@ -257,13 +239,6 @@ class LanguageModel(Layer):
 
     def _output_weight(self) -> Array:
         return self.embedding.params["weight"] if self.tied else self.output.params["weight"]
-
-    def _drop(self, x: Array, rng: np.random.Generator | None) -> tuple[Array, Any]:
-        """x after dropout, and the function that takes dy to dx."""
-        if rng is None or self.dropout == 0:
-            return x, lambda dy: dy
-        y, pullback = functional.dropout.vjp(x, self.dropout, rng)
-        return y, lambda dy: pullback(dy)[0]
 
     def loss(
         self, inputs: Array, targets: Array, state: State = None, lengths: Array | None = None
@@ -283,7 +258,7 @@ class LanguageModel(Layer):
         state
         """
         logits, state = self(inputs, state, lengths)
-        return losses.cross_entropy(logits, targets, mask=_mask(inputs, lengths)), state
+        return losses.cross_entropy(logits, targets, mask=existing(inputs, lengths)), state
 
     def loss_and_gradients(
         self,
@@ -296,10 +271,79 @@ class LanguageModel(Layer):
     ) -> tuple[Array, State, dict[str, Array]]:
         """What `loss` returns, and the gradients of the loss by parameter name. With ``rng`` dropout acts."""
         (logits, final), pullback = self.vjp(inputs, state, lengths, rng=rng)
-        loss, pull_loss = losses.cross_entropy.vjp(logits, targets, mask=_mask(inputs, lengths))
+        loss, pull_loss = losses.cross_entropy.vjp(logits, targets, mask=existing(inputs, lengths))
         dlogits, _ = pull_loss(1.0)
         _, grads = pullback((dlogits, None))
         return loss, final, grads
+
+    def fit(
+        self, inputs: Any, targets: None = None, *, window: int = 64, validation: Any = None, **options: Any
+    ) -> Trainer:
+        """Train on a text, by truncated backpropagation through time, or on many, each from beginning to end.
+
+        Parameters
+        ----------
+        inputs : str, (n,) integer array, a list of such, or Data
+            One text or its tokens; or several that have nothing to do with each other.
+        targets : None
+            Every token is the target of those before it.
+        window : int
+            k, the steps that gradients go back through, where there is one text.
+        validation : like inputs, optional
+        **options
+            Those of `Model.fit`: ``epochs`` or ``steps``, ``batch_size``, ``optimizer``, ``rng``, ...
+
+        Returns
+        -------
+        Trainer
+            A `gpurnn.Trainer`; its ``history`` has the losses.
+        """
+        batch_size, rng = options.pop("batch_size", 32), options.get("rng", 0)
+        data = self._texts(inputs, batch_size, window, shuffle=True, rng=rng)
+        if validation is not None:
+            validation = self._texts(validation, batch_size, window, shuffle=False, rng=0)
+        options.setdefault("metric", self.vocabulary.metric)
+        return super().fit(data, targets, validation=validation, **options)
+
+    def _texts(self, texts: Any, batch_size: int, window: int, *, shuffle: bool, rng: int | np.random.Generator) -> Any:
+        """The batches of one text or of several."""
+        from ..training import PaddedBatches, TokenStream
+
+        if hasattr(texts, "batch"):
+            return texts
+        _checks.given("LanguageModel.fit", inputs=texts)
+        xp = self._namespace()
+        if isinstance(texts, str) or hasattr(texts, "dtype"):
+            return TokenStream(_dispatch.from_numpy(xp, self._tokens("fit", texts)), batch_size, window)
+        sequences = [_dispatch.from_numpy(xp, self._tokens("fit", text)) for text in texts]
+        return PaddedBatches(sequences, batch_size, shuffle=shuffle, rng=rng)
+
+    def predict(self, texts: Sequence[str | Array]) -> Array:
+        """P(w | w_1 .. w_T): the probabilities of what comes after each text.
+
+        Parameters
+        ----------
+        texts : sequence of str or of (T,) integer arrays
+            Of any lengths, zero allowed.
+
+        Returns
+        -------
+        (N, V) array
+            A row for each text, of the dtype of the parameters.
+
+        Raises
+        ------
+        ValueError
+            There are no texts.
+        """
+        if len(texts) == 0:
+            raise ValueError("LanguageModel.predict: texts is empty, expected at least one text")
+        xp = self._namespace()
+        before = np.zeros(1, np.int32)
+        read = [np.concatenate([before, self._tokens("predict", text)]) for text in texts]
+        logits = xp.concat([self(_dispatch.from_numpy(xp, tokens[:, None]))[0][-1, ...] for tokens in read], axis=0)
+        likelihoods = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+        return likelihoods / xp.sum(likelihoods, axis=-1, keepdims=True)
 
     def log_likelihood(self, text: str | Array, *, window: int = 512) -> float:
         """log P(w_1 .. w_T) = sum_t log P(w_t | w_1 .. w_{t-1}), the natural logarithm.
@@ -412,38 +456,14 @@ class LanguageModel(Layer):
     def _namespace(self) -> Any:
         return _dispatch.namespace("LanguageModel", params=self.embedding.params["weight"])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole model, configuration, vocabulary and parameters, to a safetensors file, atomically."""
-        import safetensors.numpy
-
-        # One key, because safetensors writes several in no fixed order, and equal models are to make equal files.
-        metadata = {FORMAT: json.dumps(self.config())}
-        _files.write_atomically(path, safetensors.numpy.save(self.state_dict(), metadata))
-
-    @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """The model that `save` wrote to ``path``.
-
-        Raises
-        ------
-        ValueError
-            The file is damaged or holds something else.
-        OSError
-            It cannot be read.
-        """
-        import safetensors
-
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if FORMAT not in metadata:
-                    raise ValueError(f"{path}: a safetensors file, but not a language model that this gpurnn can read")
-                parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
-        model = cls.from_config(json.loads(metadata[FORMAT]))
-        model.load_state_dict(parameters)
-        return model
+    def _shapes(self) -> list[tuple[str, str]]:
+        embedding, hidden, size = self.embedding.embedding_dim, self.recurrent.hidden_size, len(self.vocabulary)
+        return [
+            ("(T, B)", "tokens"),
+            (f"(T, B, {embedding})", told(self.embedding)),
+            (f"(T, B, {hidden})", told(self.recurrent)),
+            (f"(T, B, {size})", f"{'tied Dense' if self.tied else told(self.output)}: logits"),
+        ]
 
     def _describe(self) -> str:
         defaults = {"num_layers": 1, "cell": "lstm", "tied": False, "dropout": 0.0, "variational_dropout": 0.0}
@@ -452,15 +472,6 @@ class LanguageModel(Layer):
         told = [f"{n}={v!r}" for n, v in self._config.items() if n not in sizes and (n, v) not in defaults.items()]
         symbols = f"{len(self.vocabulary)} {self.vocabulary.kind}s"
         return ", ".join([symbols, str(self.embedding.embedding_dim), str(self.recurrent.hidden_size), *told])
-
-
-def _mask(tokens: Array, lengths: Array | None) -> Array | None:
-    """(T, B) bools, True at the steps that exist; None if all do."""
-    if lengths is None:
-        return None
-    xp = _dispatch.namespace("LanguageModel", tokens=tokens, lengths=lengths)
-    steps = xp.arange(tokens.shape[0], dtype=lengths.dtype, device=_dispatch.device(tokens))
-    return steps[:, None] < lengths[None, :]
 
 
 def _draw(logits: np.ndarray[Any, Any], temperature: float, top_k: int | None, rng: np.random.Generator) -> int:

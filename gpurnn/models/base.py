@@ -1,0 +1,254 @@
+"""What every model is: layers that make up a whole, a loss, and `fit`, `save` and `from_file`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from .. import _checks, _dispatch, _files, layers
+from ..layers.base import Array, Layer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..training import Trainer
+
+State = Any
+
+FORMAT = "gpurnn model, version 1"
+
+CELLS: dict[str, Any] = {"rnn": layers.RNN, "lstm": layers.LSTM, "gru": layers.GRU}
+"""The recurrent layers by the name of their cell."""
+
+_CELL_OPTIONS = {"rnn": ("activation", "leak"), "lstm": (), "gru": ("reset_after", "update")}
+
+_KINDS: dict[str, type[Model]] = {}
+
+
+class Model(Layer):
+    """Layers that make up a whole, and the loss that it is trained on.
+
+    A call and `vjp` take a batch, time-major, as layers do; `fit` and `predict` take examples. A subclass names the
+    attributes that hold its layers, keeps what `config` is to tell in ``_config``, and defines ``__call__``, ``vjp``,
+    ``loss``, ``loss_and_gradients`` and ``_shapes``.
+    """
+
+    parts: ClassVar[tuple[str, ...]]
+    """The attributes that hold the model's layers."""
+
+    _config: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _KINDS[cls.__name__] = cls
+
+    @property
+    def params(self) -> dict[str, Array]:  # type: ignore[override]
+        """The parameters of the parts, each name behind that of its part and a dot."""
+        return {f"{part}.{name}": p for part in self.parts for name, p in getattr(self, part).params.items()}
+
+    def to(self, xp: Any) -> Self:
+        """This model with its parameters copied to the array library ``xp``."""
+        moved = copy.copy(self)
+        for part in self.parts:
+            setattr(moved, part, getattr(self, part).to(xp))
+        return moved
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` makes the model from, its parameters aside: a dict that JSON can hold."""
+        return dict(self._config)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], *, rng: int | np.random.Generator = 0) -> Self:
+        """The model that `config` described, with new parameters."""
+        return cls(**config, rng=rng)  # type: ignore[call-arg]  # every model takes it
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole model, configuration and parameters, to a safetensors file, atomically."""
+        import safetensors.numpy
+
+        # One key, because safetensors writes several in no fixed order, and equal models are to make equal files.
+        metadata = {FORMAT: json.dumps({"model": type(self).__name__, "config": self.config()})}
+        _files.write_atomically(path, safetensors.numpy.save(self.state_dict(), metadata))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """The model that `save` wrote to ``path``; of any kind, if this is asked of `Model` itself.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged or holds something else.
+        OSError
+            It cannot be read.
+        """
+        import safetensors
+
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if FORMAT not in metadata:
+                    raise ValueError(f"{path}: a safetensors file, but not a model that this gpurnn can read")
+                parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
+        held = json.loads(metadata[FORMAT])
+        kind = _KINDS.get(held["model"])
+        if kind is None or not issubclass(kind, cls):
+            raise ValueError(f"{path}: holds a {held['model']}, expected a {cls.__name__}")
+        model = kind.from_config(held["config"])
+        model.load_state_dict(parameters)
+        return model
+
+    @abstractmethod
+    def loss(self, inputs: Any, targets: Any, state: State = None, lengths: Array | None = None) -> tuple[Array, State]:
+        """The mean loss over the targets that count, in evaluation mode, and the final state."""
+
+    @abstractmethod
+    def loss_and_gradients(
+        self,
+        inputs: Any,
+        targets: Any,
+        state: State = None,
+        lengths: Array | None = None,
+        *,
+        rng: int | np.random.Generator | None = None,
+    ) -> tuple[Array, State, dict[str, Array]]:
+        """What `loss` returns, and the gradients of the loss by parameter name. With ``rng`` dropout acts."""
+
+    def fit(
+        self,
+        inputs: Any,
+        targets: Any = None,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        batch_size: int = 32,
+        validation: Any = None,
+        optimizer: Any = None,
+        clip_norm: float | None = 1.0,
+        rng: int | np.random.Generator = 0,
+        progress: bool = False,
+        **options: Any,
+    ) -> Trainer:
+        """Train on examples, and return the `gpurnn.Trainer` that did it; its ``history`` has the losses.
+
+        Parameters
+        ----------
+        inputs : sequence of arrays, or Data
+            An example each; what the arrays are says the model. Or batches of your own choice, from
+            `gpurnn.training`; then there are no ``targets``.
+        targets : sequence, optional
+            An entry for each example.
+        epochs, steps : int
+            How long to train; exactly one of the two.
+        batch_size : int
+            Examples in a batch. They are shuffled anew in every epoch.
+        validation : pair or Data, optional
+            ``(inputs, targets)`` to evaluate, once an epoch unless ``validation_interval`` says otherwise.
+        optimizer : Optimizer, optional
+            ``gpurnn.Adam(0.003)`` by default.
+        clip_norm : float, optional
+            The most that the gradient's global norm may be.
+        rng : int or numpy.random.Generator
+            Of the order of the examples, and of dropout.
+        progress : bool
+            Whether to show a progress bar.
+        **options
+            Those of `gpurnn.Trainer`: ``schedule``, ``l2``, ``patience``, ``directory``, ...
+
+        Returns
+        -------
+        Trainer
+        """
+        from ..optimizers import Adam
+        from ..training import Trainer
+
+        if validation is not None and not hasattr(validation, "batch"):
+            if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+                raise TypeError(
+                    f"{type(self).__name__}.fit: validation is a {type(validation).__qualname__}, expected a pair "
+                    "(inputs, targets) or Data"
+                )
+            validation = self._batches(validation[0], validation[1], batch_size, shuffle=False, rng=0)
+        if not hasattr(inputs, "batch"):
+            inputs = self._batches(inputs, targets, batch_size, shuffle=True, rng=rng)
+        elif targets is not None:
+            raise TypeError(f"{type(self).__name__}.fit: targets are given, expected None, as inputs are batches")
+        trainer = Trainer(
+            self, inputs, Adam(0.003) if optimizer is None else optimizer, epochs=epochs, steps=steps,
+            validation=validation, clip_norm=clip_norm, rng=rng, progress=progress, **options,
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    def _batches(
+        self, inputs: Sequence[Array], targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
+    ) -> Any:
+        """The batches of some examples. This is for a target to each step; other models say otherwise."""
+        from ..training import PaddedBatches
+
+        _checks.given(f"{type(self).__name__}.fit", targets=targets)
+        return PaddedBatches(inputs, batch_size, targets, shuffle=shuffle, rng=rng)
+
+    def __repr__(self) -> str:
+        rows = self._shapes()
+        width = max(len(shape) for shape, _ in rows)
+        return "\n".join([super().__repr__(), *(f"  {shape:{width}}  {what}" for shape, what in rows)])
+
+    @abstractmethod
+    def _shapes(self) -> list[tuple[str, str]]:
+        """The shape of a batch and what it is or went through last, from the input on; for the repr."""
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """The model, of whatever kind, that its ``save`` wrote to ``path``; raises as `Model.from_file` does."""
+    return Model.from_file(path)
+
+
+def told(layer: Layer) -> str:
+    """A layer as a row of a model's repr."""
+    return f"{type(layer).__name__}({layer._describe()})"
+
+
+def recurrent(
+    where: str,
+    cell: str,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    cell_options: dict[str, Any],
+    *,
+    init: Any = None,
+    **options: Any,
+) -> Any:
+    """The recurrent layers of a model, made from options as its caller gave them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``cell_options`` holds what is not an option of the cell, or a value is out of its range.
+    """
+    _checks.choice(where, "cell", cell, tuple(CELLS))
+    for name in cell_options:
+        if name not in _CELL_OPTIONS[cell]:
+            known = " or ".join(_CELL_OPTIONS[cell]) or "none"
+            raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, expected {known}")
+    if init is not None:
+        options["init"] = init
+    return CELLS[cell](input_size, hidden_size, num_layers, **cell_options, **options)
+
+
+def existing(tokens: Array, lengths: Array | None) -> Array | None:
+    """(T, B) bools, True at the steps that exist; None if all do. ``tokens`` is (T, B, ...)."""
+    if lengths is None:
+        return None
+    xp = _dispatch.namespace("Model", tokens=tokens, lengths=lengths)
+    steps = xp.arange(tokens.shape[0], dtype=lengths.dtype, device=_dispatch.device(tokens))
+    return steps[:, None] < lengths[None, :]
