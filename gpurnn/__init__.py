@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from .losses import mse as mse
     from .models import CharVocabulary as CharVocabulary
     from .models import LanguageModel as LanguageModel
+    from .models import SequenceClassifier as SequenceClassifier
+    from .models import SequenceRegressor as SequenceRegressor
+    from .models import SequenceTagger as SequenceTagger
     from .models import WordVocabulary as WordVocabulary
     from .optimizers import SGD as SGD
     from .optimizers import Adam as Adam
@@ -62,7 +65,14 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "initializers": (),
     "layers": ("GRU", "LSTM", "RNN", "Dense", "Dropout", "Embedding", "Layer", "Sequential"),
     "losses": ("cross_entropy", "mse"),
-    "models": ("CharVocabulary", "LanguageModel", "WordVocabulary"),
+    "models": (
+        "CharVocabulary",
+        "LanguageModel",
+        "SequenceClassifier",
+        "SequenceRegressor",
+        "SequenceTagger",
+        "WordVocabulary",
+    ),
     "optimizers": ("SGD", "Adam", "AdamW", "RMSprop"),
     "schedules": (),
     "training": ("PaddedBatches", "TokenStream", "Trainer"),

@@ -1,7 +1,18 @@
-"""Models: language models and their vocabularies, and what every model can do."""
+"""Models: of language, of sequences and of their steps; vocabularies; and what every model can do."""
 
 from .base import Model, load
 from .language_model import LanguageModel
+from .sequence import SequenceClassifier, SequenceRegressor, SequenceTagger
 from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
 
-__all__ = ["CharVocabulary", "LanguageModel", "Model", "Vocabulary", "WordVocabulary", "load"]
+__all__ = [
+    "CharVocabulary",
+    "LanguageModel",
+    "Model",
+    "SequenceClassifier",
+    "SequenceRegressor",
+    "SequenceTagger",
+    "Vocabulary",
+    "WordVocabulary",
+    "load",
+]

@@ -7,7 +7,7 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Model(Layer):
     ``loss``, ``loss_and_gradients`` and ``_shapes``.
     """
 
-    parts: ClassVar[tuple[str, ...]]
+    parts: tuple[str, ...]
     """The attributes that hold the model's layers."""
 
     _config: dict[str, Any]

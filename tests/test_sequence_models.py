@@ -1,0 +1,653 @@
+"""Models of sequences: against PyTorch's numbers and their own definition, on padded batches, as learners and files."""
+
+import json
+
+import numpy as np
+import pytest
+import strict_wing
+from golden import arrays, family
+from problems import pairwise
+from strict_wing import plain, strict
+from tolerance import assert_all_close, assert_close, assert_golden, assert_same, check_gradients, recurrence_terms
+
+import gpurnn
+from gpurnn.models import SequenceClassifier, SequenceRegressor, SequenceTagger, load
+
+TORCH_GRU = {"cell": "gru", "reset_after": True, "update": "state"}
+T, B, I, H, O = 5, 4, 3, 4, 2
+LENGTHS = np.array([5, 1, 0, 3])
+
+
+def normal(*shape, seed=0, dtype="float64"):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+# The three kinds, with an output for each sequence or for each step.
+KINDS = {
+    "classifier": (SequenceClassifier, {}),
+    "tagger": (SequenceTagger, {}),
+    "regressor": (SequenceRegressor, {"output_activation": "tanh"}),
+    "regressor of steps": (SequenceRegressor, {"output_activation": "sigmoid", "pooling": None}),
+}
+
+
+def build(kind, pooling="last", dtype="float64", rng=3, **options):
+    model_class, own = KINDS[kind]
+    if kind in ("classifier", "regressor"):
+        own = {**own, "pooling": pooling}
+    return model_class(I, H, O, dtype=dtype, rng=rng, **own, **options)
+
+
+def batch(model, seed=0, dtype="float64", t=T, b=B):
+    """Inputs and targets that fit a model."""
+    rng = np.random.default_rng(seed)
+    if model.embedding is None:
+        inputs = rng.standard_normal((t, b, I)).astype(dtype)
+    else:
+        inputs = rng.integers(model.embedding.num_embeddings, size=(t, b))
+    lead = (b,) if model.pooling is not None else (t, b)
+    if isinstance(model, SequenceRegressor):
+        return inputs, rng.standard_normal((*lead, O)).astype(dtype)
+    return inputs, rng.integers(O, size=lead)
+
+
+def of(record, dtype, **more):
+    return arrays("custom", record["name"], dtype), recurrence_terms(
+        record["T"], record["N"], record["I"], record["H"]
+    ) + sum(more.values())
+
+
+DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
+
+
+def each(name):
+    return pytest.mark.parametrize("record", family("custom", name), ids=lambda r: r["name"])
+
+
+@pytest.mark.usefixtures("each_wing")
+@DTYPES
+@each("classifier_last_valid")
+def test_golden_classifier(record, dtype):
+    a, terms = of(record, dtype, head=record["H"] + record["V"])
+    classes, hidden = a["Wo"].shape
+    model = SequenceClassifier(record["I"], hidden, classes, dtype=dtype, **TORCH_GRU)
+    model.load_state_dict(
+        {
+            "recurrent.weight_ih_l0": a["Wx"],
+            "recurrent.weight_hh_l0": a["Wh"],
+            "recurrent.bias_ih_l0": a["bx"],
+            "recurrent.bias_hh_l0": a["bh"],
+            "output.weight": a["Wo"],
+            "output.bias": a["bo"],
+        }
+    )
+    logits, _ = model(a["x"], None, a["lengths"])
+    assert_golden(logits, a["logits"], terms, "logits")
+    loss, _, grads = model.loss_and_gradients(a["x"], a["labels"], None, a["lengths"])
+    assert_golden(np.asarray(loss), np.asarray(record["loss"]).astype(dtype), terms, "loss")
+    assert_same(model.loss(a["x"], a["labels"], None, a["lengths"])[0], loss)
+    (logits, _), pullback = model.vjp(a["x"], None, a["lengths"])
+    dlogits, _ = gpurnn.cross_entropy.vjp(logits, a["labels"])[1](1.0)
+    (dx, _), same = pullback((dlogits, None))
+    assert_same(same, grads)
+    theirs = dict(zip(model.params, ("g_Wx", "g_Wh", "g_bx", "g_bh", "g_Wo", "g_bo"), strict=True))
+    for name, golden in theirs.items():
+        assert_golden(grads[name], a[golden], terms, name)
+    assert_golden(dx, a["g_x"], terms, "g_x")
+    sequences = [a["x"][:length, b] for b, length in enumerate(a["lengths"])]
+    assert_same(model.predict(sequences), a["logits"].argmax(axis=-1))
+
+
+def identity_head(model, directions=1):
+    """Make the output the sum of the directions' states."""
+    hidden, dtype = model.output.out_features, model.output.params["weight"].dtype
+    return {
+        "output.weight": np.concatenate([np.eye(hidden, dtype=dtype)] * directions, axis=1),
+        "output.bias": np.zeros(hidden, dtype),
+    }
+
+
+@pytest.mark.usefixtures("each_wing")
+@DTYPES
+@each("rnn_skip")
+def test_golden_regressor_of_steps(record, dtype):
+    a, terms = of(record, dtype, head=record["H"])
+    model = SequenceRegressor(
+        record["I"], record["H"], record["H"], cell="rnn", leak=record["scalars"]["alpha"], pooling=None, dtype=dtype
+    )
+    model.load_state_dict(
+        {
+            "recurrent.weight_ih_l0": a["Wxh"],
+            "recurrent.weight_hh_l0": a["Whh"],
+            "recurrent.bias_ih_l0": a["b"],
+            "recurrent.bias_hh_l0": np.zeros_like(a["b"]),
+            **identity_head(model),
+        }
+    )
+    (y, _), pullback = model.vjp(a["x"], a["h0"][None])
+    (dx, dh0), grads = pullback((a["ct_y"], None))
+    found = {"y": y, "g_x": dx, "g_h0": dh0[0], "g_Wxh": grads["recurrent.weight_ih_l0"]}
+    found |= {"g_Whh": grads["recurrent.weight_hh_l0"], "g_b": grads["recurrent.bias_ih_l0"]}
+    for name, value in found.items():
+        assert_golden(value, a[name], terms, name)
+
+
+@pytest.mark.usefixtures("each_wing")
+@DTYPES
+@each("birnn_sum")
+def test_golden_sum_of_both_directions(record, dtype):
+    a, terms = of(record, dtype, head=2 * record["H"])
+    model = SequenceRegressor(
+        record["I"], record["H"], record["H"], cell="rnn", bidirectional=True, pooling=None, dtype=dtype
+    )
+    names = {
+        "weight_ih_l0": "Wxh_f", "weight_hh_l0": "Whh_f", "bias_ih_l0": "b_f",
+        "weight_ih_l0_reverse": "Wxh_b", "weight_hh_l0_reverse": "Whh_b", "bias_ih_l0_reverse": "b_b",
+    }  # fmt: skip
+    zero = np.zeros(record["H"], dtype)
+    state = {f"recurrent.{ours}": a[theirs] for ours, theirs in names.items()}
+    state |= {"recurrent.bias_hh_l0": zero, "recurrent.bias_hh_l0_reverse": zero, **identity_head(model, 2)}
+    model.load_state_dict(state)
+    (y, _), pullback = model.vjp(a["x"], np.stack([a["h0"], a["h0_b"]]))
+    (dx, dstate), grads = pullback((a["ct_y"], None))
+    found = {"y": y, "g_x": dx, "g_h0": dstate[0], "g_h0_b": dstate[1]}
+    found |= {f"g_{theirs}": grads[f"recurrent.{ours}"] for ours, theirs in names.items()}
+    for name, value in found.items():
+        assert_golden(value, a[name], terms, name)
+
+
+CHOICES = pairwise(
+    {
+        "kind": list(KINDS),
+        "pooling": ["last", "mean", "attention"],
+        "cell": ["gru", "lstm", "rnn"],
+        "bidirectional": [False, True],
+        "num_layers": [1, 2],
+        "residual": [False, True],
+        "num_embeddings": [None, 6],
+        "dropout": [0.0, 0.4],
+        "lengths": [True, False],
+    }
+)
+
+
+def options_of(choice):
+    return {name: value for name, value in choice.items() if name not in ("kind", "lengths", "pooling")}
+
+
+def gradients_hold(choice):
+    model = build(choice["kind"], choice["pooling"], **options_of(choice))
+    inputs, _ = batch(model)
+    lengths = LENGTHS if choice["lengths"] else None
+    if lengths is not None and model.embedding is None:
+        inputs[np.arange(T)[:, None] >= lengths] = np.nan
+    rng = 5 if choice["dropout"] else None
+    (y, final), _ = model.vjp(inputs, None, lengths, rng)
+    pair = isinstance(final, tuple)
+    draw = np.random.default_rng(1)
+    start = {f"s{i}": draw.standard_normal(s.shape) for i, s in enumerate(final if pair else (final,))}
+    weights = [draw.standard_normal(y.shape), *(draw.standard_normal(s.shape) for s in start.values())]
+    if model.pooling is None and lengths is not None:
+        weights[0][np.arange(T)[:, None] >= lengths] = 0
+
+    def run(values):
+        moved = build(choice["kind"], choice["pooling"], **options_of(choice))
+        moved.load_state_dict({name: values[name] for name in moved.params})
+        h = tuple(values[name] for name in start)
+        return moved.vjp(values.get("x", inputs), h if pair else h[0], lengths, rng)
+
+    def outputs(values):
+        (y, s), _ = run(values)
+        return [y, *(s if pair else (s,))]
+
+    values = {**model.params, **start, **({} if model.embedding else {"x": inputs})}
+    _, pullback = run(values)
+    cotangents = (weights[0], tuple(weights[1:]) if pair else weights[1])
+    (dx, dstate), grads = pullback(cotangents)
+    assert grads.keys() == model.params.keys()
+    found = {**grads, **dict(zip(start, dstate if pair else (dstate,), strict=True))}
+    if model.embedding:
+        assert dx is None
+    else:
+        found["x"] = dx
+    check_gradients(outputs, values, weights, found, seed=2)
+    assert_same(pullback(cotangents), ((dx, dstate), grads))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda c: "-".join(map(str, c.values())))
+def test_gradients_against_central_differences(choice):
+    gradients_hold(choice)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("choice", CHOICES[1:7:2], ids=lambda c: "-".join(map(str, c.values())))
+def test_gradients_against_central_differences_on_kernels(choice):
+    with gpurnn.use("host"):
+        gradients_hold(choice)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda c: "-".join(map(str, c.values())))
+def test_gradients_of_the_loss(choice):
+    options = options_of(choice)
+    model = build(choice["kind"], choice["pooling"], **options)
+    inputs, targets = batch(model)
+    lengths = LENGTHS if choice["lengths"] else None
+    rng = 5 if choice["dropout"] else None
+    loss, _, grads = model.loss_and_gradients(inputs, targets, None, lengths, rng=rng)
+
+    def outputs(values):
+        moved = build(choice["kind"], choice["pooling"], **options)
+        moved.load_state_dict(values)
+        return [moved.loss_and_gradients(inputs, targets, None, lengths, rng=rng)[0]]
+
+    check_gradients(outputs, dict(model.params), [np.ones(())], grads, seed=1)
+    evaluated, _ = model.loss(inputs, targets, None, lengths)
+    assert (evaluated == loss) == (rng is None)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("choice", CHOICES[::4], ids=lambda c: "-".join(map(str, c.values())))
+def test_the_wings_agree(choice):
+    model = build(choice["kind"], choice["pooling"], **options_of(choice))
+    inputs, targets = batch(model)
+    found = {}
+    for wing in ("reference", "host"):
+        with gpurnn.use(wing):
+            found[wing] = model.loss_and_gradients(inputs, targets, None, LENGTHS, rng=1)
+    loss, state, grads = found["host"]
+    expected_loss, expected_state, expected = found["reference"]
+    terms = recurrence_terms(T, B, H, 2 * H, 2) + T * B
+    assert_all_close((np.asarray(loss), state), (np.asarray(expected_loss), expected_state), terms)
+    magnitude = max(float(np.abs(g).max()) for g in expected.values())
+    for name, gradient in grads.items():
+        assert_close(gradient, expected[name], terms, name, magnitude=magnitude)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+def test_pooling_is_what_it_says(pooling, residual, bidirectional):
+    model = SequenceRegressor(
+        I, H, O, 2, pooling=pooling, residual=residual, bidirectional=bidirectional, output_activation="relu",
+        dtype="float64",
+    )  # fmt: skip
+    for name, p in model.params.items():
+        p += 0.3 * normal(*p.shape, seed=len(name))
+    x, p = normal(T, B, I), model.params
+    found, _ = model(x, None, LENGTHS)
+    for b, length in enumerate(LENGTHS):
+        h, _ = model.recurrent(x[:length, b : b + 1])
+        h = h[:, 0]
+        if length == 0:
+            pooled = np.zeros(h.shape[1])
+        elif pooling == "last":
+            pooled = np.concatenate([h[-1, :H], h[0, H:]])
+        elif pooling == "mean":
+            pooled = h.mean(axis=0)
+        else:
+            scores = np.tanh(h @ p["pooling.weight"].T + p["pooling.bias"]) @ p["pooling.query"]
+            pooled = np.exp(scores) @ h / np.exp(scores).sum()
+        y = np.maximum(p["output.weight"] @ pooled + p["output.bias"], 0)
+        assert_close(found[b], y, recurrence_terms(T, 1, I, H, 2), f"row {b}")
+
+
+def test_the_last_state_is_the_recurrent_stacks_final_state():
+    for bidirectional in (False, True):
+        model = build("classifier", bidirectional=bidirectional, num_layers=2, cell="lstm")
+        logits, (h, _) = model(normal(T, B, I), None, LENGTHS)
+        last = np.concatenate(h[2:], axis=1) if bidirectional else h[1]
+        assert_same(logits, model.output(last))
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_is_not_read_and_rows_keep_to_themselves(each_wing, kind, pooling):
+    model = build(kind, pooling, bidirectional=True)
+    inputs, targets = batch(model)
+    past = np.arange(T)[:, None] >= LENGTHS
+    loss, state, grads = model.loss_and_gradients(inputs, targets, None, LENGTHS)
+    assert all(np.isfinite(g).all() for g in grads.values())
+
+    junk = np.concatenate([np.where(past[..., None], np.nan, inputs), np.full((2, B, I), np.nan)])
+    if model.pooling is None:
+        pad = np.zeros((2, *targets.shape[1:]), targets.dtype)
+        targets_junk = np.concatenate(
+            [np.where(past.reshape(past.shape + (1,) * (targets.ndim - 2)), -9, targets), pad]
+        )
+    else:
+        targets_junk = targets
+    again, state_again, grads_again = model.loss_and_gradients(junk, targets_junk, None, LENGTHS)
+    terms = recurrence_terms(T + 2, B, I, 2 * H)
+    assert_close(np.asarray(again), np.asarray(loss), terms)
+    assert_all_close(state_again, state, terms)
+    magnitude = max(float(np.abs(g).max()) for g in grads.values())
+    assert_all_close(grads_again, grads, terms, magnitude)
+
+    order = np.array([2, 0, 3, 1])
+    axis = 0 if model.pooling is not None else 1
+    y, _ = model(inputs, None, LENGTHS)
+    permuted, _ = model(inputs[:, order], None, LENGTHS[order])
+    if model.pooling is None:
+        y, permuted = np.where(past[..., None], 0, y), np.where(past[:, order, None], 0, permuted)
+    assert_close(permuted, np.take(y, order, axis=axis), terms)
+    moved, _, grads_moved = model.loss_and_gradients(
+        inputs[:, order], np.take(targets, order, axis=axis), None, LENGTHS[order]
+    )
+    assert_close(np.asarray(moved), np.asarray(loss), terms)
+    assert_all_close(grads_moved, grads, terms, magnitude)
+
+
+def test_dropout_acts_in_three_places_and_only_with_an_rng():
+    plain_model, dropped = (build("classifier", num_embeddings=6, num_layers=2, dropout=rate) for rate in (0.0, 0.5))
+    tokens = np.array([[2]])
+    assert_same(dropped(tokens), plain_model(tokens))
+    assert_same(dropped.vjp(tokens)[0], plain_model.vjp(tokens)[0])
+    wide = SequenceClassifier(16, 16, 2, 2, num_embeddings=6, dropout=0.5)
+    (y, _), pullback = wide.vjp(tokens, rng=1)
+    _, grads = pullback((np.ones_like(y), None))
+    before = grads["embedding.weight"][2] == 0
+    between = np.all(grads["recurrent.weight_ih_l1"] == 0, axis=0)
+    after = np.all(grads["output.weight"] == 0, axis=0)
+    for zeros in (before, between, after):
+        assert 0 < zeros.sum() < len(zeros)
+
+
+@pytest.mark.parametrize("num_embeddings", [None, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_are_those_of_each_example_alone_in_the_order_given(kind, num_embeddings):
+    model = build(kind, num_embeddings=num_embeddings, bidirectional=True)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 8, 13)
+    examples = [batch(model, seed=i, t=n, b=1)[0][:, 0] for i, n in enumerate(lengths)]
+    alone = [model(example[:, None])[0] for example in examples]
+    alone = [y[0] if model.pooling is not None else y[:, 0] for y in alone]
+    terms = recurrence_terms(8, 1, I, 2 * H)
+    regressor = isinstance(model, SequenceRegressor)
+    method = model.predict if regressor else model.predict_proba
+    if not regressor:
+        alone = [np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True) for y in alone]
+    for batch_size in (1, 5, 100):
+        found = method(examples, batch_size=batch_size)
+        assert isinstance(found, list) == (model.pooling is None)
+        assert len(found) == 13
+        for one, other in zip(found, alone, strict=True):
+            assert_close(one, other, terms)
+        if not regressor:
+            classes = model.predict(examples, batch_size=batch_size)
+            for one, other in zip(classes, alone, strict=True):
+                assert_same(np.asarray(one), other.argmax(axis=-1))
+    same = [example[:1] for example in examples]
+    whole = method(np.stack(same))
+    for one, other in zip(whole, method(same), strict=True):
+        assert_same(one, other)
+
+
+def test_accuracy_counts_examples_or_steps():
+    model = build("classifier")
+    x = normal(6, T, I)
+    right = model.predict(x)
+    wrong = right.copy()
+    wrong[:2] = 1 - wrong[:2]
+    assert model.accuracy(x, right) == model.accuracy(list(x), right.tolist()) == 1
+    assert model.accuracy(x, wrong) == model.accuracy(x, list(wrong)) == pytest.approx(4 / 6)
+    tagger = build("tagger")
+    sequences = [x[0], x[1, :2], x[2, :1]]
+    tags = tagger.predict(sequences)
+    assert tagger.accuracy(sequences, tags) == 1
+    tags[0] = 1 - tags[0]
+    assert tagger.accuracy(sequences, tags) == pytest.approx(3 / 8)
+
+
+def test_classifier_learns_the_sign_of_a_sum():
+    rng = np.random.default_rng(0)
+    sequences = [rng.normal(size=(n, 2)).astype("float32") for n in rng.integers(1, 12, 600)]
+    # One label in ten is wrong, in training alone.
+    classes = np.array([int(s[:, 0].sum() > 0) for s in sequences])
+    noisy = np.where(rng.random(600) < 0.1, 1 - classes, classes)
+    for options in ({}, {"pooling": "mean", "cell": "rnn"}, {"pooling": "attention", "bidirectional": True}):
+        model = SequenceClassifier(2, 12, 2, **options)
+        assert model.accuracy(sequences[400:], classes[400:]) < 0.8
+        trainer = model.fit(
+            sequences[:400], noisy[:400], epochs=15, optimizer=gpurnn.Adam(0.01), rng=1,
+            validation=(sequences[400:], classes[400:]),
+        )  # fmt: skip
+        assert model.accuracy(sequences[400:], classes[400:]) > 0.92
+        assert sum("validation_loss" in record for record in trainer.history) == 15
+
+
+def test_tagger_learns_parity():
+    rng = np.random.default_rng(0)
+    bits = [rng.integers(2, size=n) for n in rng.integers(1, 9, 300)]
+    parity = [b.cumsum() % 2 for b in bits]
+    model = SequenceTagger(4, 12, 2, cell="lstm", num_embeddings=2)
+    model.fit(bits[:200], parity[:200], epochs=25, optimizer=gpurnn.Adam(0.02))
+    assert model.accuracy(bits[200:], parity[200:]) == 1
+    # What it learnt holds for sequences four times as long as any that it saw.
+    longer = rng.integers(2, size=(20, 32))
+    assert model.accuracy(longer, longer.cumsum(axis=1) % 2) > 0.99
+
+
+def test_regressor_solves_the_adding_problem():
+    rng = np.random.default_rng(0)
+
+    def draw(n, steps=20):
+        values, marks = rng.random((n, steps)), np.zeros((n, steps))
+        first, second = rng.integers(0, steps // 2, n), rng.integers(steps // 2, steps, n)
+        marks[np.arange(n), first] = marks[np.arange(n), second] = 1
+        x = np.stack([values, marks], axis=2)
+        return x.astype("float32"), (values * marks).sum(axis=1, keepdims=True).astype("float32")
+
+    x, y = draw(1000)
+    held, sums = draw(200)
+    model = SequenceRegressor(2, 24, 1)
+    model.fit(x, y, epochs=25, batch_size=50, optimizer=gpurnn.Adam(0.01))
+    assert np.var(sums) > 0.13
+    assert np.mean((model.predict(held) - sums) ** 2) < 0.01
+
+
+def test_regressor_of_steps_learns_a_running_mean():
+    rng = np.random.default_rng(0)
+    sequences = [rng.normal(size=(n, 1)).astype("float32") for n in rng.integers(1, 9, 200)]
+    means = [(s.cumsum(axis=0) / np.arange(1, len(s) + 1)[:, None]).astype("float32") for s in sequences]
+    model = SequenceRegressor(1, 16, 1, pooling=None)
+    model.fit(sequences, means, epochs=20, optimizer=gpurnn.Adam(0.01))
+    errors = np.concatenate([p - m for p, m in zip(model.predict(sequences), means, strict=True)])
+    assert np.mean(errors**2) < 0.02 < np.mean(np.concatenate(means) ** 2) / 10
+
+
+@pytest.mark.kernels
+def test_training_is_the_same_on_the_kernels():
+    x = normal(6, 3, 1)
+    losses = {}
+    for wing in ("reference", "host"):
+        model = SequenceClassifier(1, 4, 2, pooling="attention", dtype="float64")
+        with gpurnn.use(wing):
+            trainer = model.fit(x, [int(s.sum() > 0) for s in x], steps=6, batch_size=3, log_interval=1)
+        losses[wing] = np.array([record["loss"] for record in trainer.history])
+    assert losses["host"][-1] < losses["host"][0]
+    # Six steps, each the errors of a recurrence and what the steps before have made of theirs.
+    assert_close(losses["host"], losses["reference"], 36 * recurrence_terms(3, 3, 1, 4))
+
+
+SAVED = {
+    "classifier": {"pooling": "attention", "num_embeddings": 6, "bidirectional": True, "cell": "lstm"},
+    "tagger": {"num_layers": 2, "dropout": 0.25, "residual": True},
+    "regressor": {"pooling": "mean", "cell": "rnn", "activation": "relu", "leak": 0.1},
+    "regressor of steps": {**TORCH_GRU, "variational_dropout": 0.1, "recurrent_dropout": 0.1},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_holds_the_whole_model(tmp_path, kind, dtype):
+    model = build(kind, dtype=dtype, **SAVED[kind])
+    model.save(tmp_path / "model.safetensors")
+    back = load(tmp_path / "model.safetensors")
+    assert type(back) is type(model)
+    assert back.config() == model.config() == json.loads(json.dumps(model.config()))
+    assert repr(back) == repr(model)
+    assert_same(back.state_dict(), model.state_dict())
+    inputs, targets = batch(model, dtype=dtype)
+    assert_same(back(inputs), model(inputs))
+    assert_same(back.loss(inputs, targets)[0], model.loss(inputs, targets)[0])
+    other = SequenceTagger if kind != "tagger" else SequenceClassifier
+    with pytest.raises(ValueError, match=f"holds a {type(model).__name__}, expected a {other.__name__}"):
+        other.from_file(tmp_path / "model.safetensors")
+
+
+def test_repr_draws_the_shapes():
+    model = build("classifier", pooling="attention", num_embeddings=6, bidirectional=True, dtype="float32")
+    assert repr(model).splitlines() == [
+        "SequenceClassifier(3, 4, 2, num_embeddings=6, bidirectional=True, pooling='attention')  # 332 parameters",
+        "  (T, B)     tokens",
+        "  (T, B, 3)  Embedding(6, 3)",
+        "  (T, B, 8)  GRU(3, 4, bidirectional=True)",
+        "  (B, 8)     AttentionPooling(8)",
+        "  (B, 2)     Dense(8, 2): logits",
+    ]
+    assert repr(build("regressor of steps", num_layers=2)).splitlines() == [
+        "SequenceRegressor(3, 4, 2, num_layers=2, dtype='float64', pooling=None, output_activation='sigmoid')"
+        "  # 238 parameters",
+        "  (T, B, 3)  inputs",
+        "  (T, B, 4)  GRU(3, 4, num_layers=2, dtype='float64')",
+        "  (T, B, 2)  Dense(4, 2, activation='sigmoid'): values",
+    ]
+
+
+@pytest.mark.usefixtures("strict_namespace")
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda c: "-".join(map(str, c.values())))
+def test_arrays_of_another_library(choice):
+    model = build(choice["kind"], choice["pooling"], **options_of(choice))
+    inputs, targets = batch(model)
+    lengths = LENGTHS if choice["lengths"] else None
+    other = model.to(strict_wing.xp)
+    assert_same(plain(other(*strict((inputs, None, lengths)))), model(inputs, None, lengths))
+    expected = model.loss_and_gradients(inputs, targets, None, lengths, rng=1)
+    assert_same(plain(other.loss_and_gradients(*strict((inputs, targets, None, lengths)), rng=1)), expected)
+    examples = [inputs[:n, b] for b, n in enumerate((5, 1, 2, 3))]
+    held = list(targets) if model.pooling is not None else [targets[: len(e), b] for b, e in enumerate(examples)]
+    held = [np.asarray(target) for target in held]
+    assert_same(tuple(plain(other.predict(strict(examples)))), tuple(model.predict(examples)))
+    other.fit(strict(examples), strict(held), steps=2, batch_size=2)
+    model.fit(examples, held, steps=2, batch_size=2)
+    assert_same(other.state_dict(), model.state_dict())
+    if hasattr(model, "accuracy"):
+        assert other.accuracy(strict(examples), strict(held)) == model.accuracy(examples, held)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "options", "message"),
+    [
+        (
+            SequenceClassifier,
+            {"pooling": "max"},
+            "SequenceClassifier: pooling is 'max', expected one of 'last', 'mean', 'at",
+        ),
+        (SequenceClassifier, {"pooling": None}, "SequenceClassifier: pooling is None, expected one of 'last'"),
+        (
+            SequenceTagger,
+            {"pooling": "last"},
+            "SequenceTagger: pooling is given, expected none: each step has an output",
+        ),
+        (SequenceRegressor, {"pooling": "max"}, "pooling is 'max', expected one of 'last', 'mean', 'attention', None"),
+        (SequenceRegressor, {"loss": "l7"}, "SequenceRegressor: loss is 'l7', expected one of 'mse'"),
+        (
+            SequenceRegressor,
+            {"output_activation": "softmax"},
+            "output_activation is 'softmax', expected one of 'identity'",
+        ),
+        (SequenceTagger, {"cell": "elman"}, "SequenceTagger: cell is 'elman', expected one of 'rnn', 'lstm', 'gru'"),
+        (SequenceTagger, {"leak": 0.5}, "SequenceTagger: leak is not an option of the cell 'gru'"),
+        (SequenceTagger, {"num_embeddings": 0}, "SequenceTagger: num_embeddings is 0, expected at least 1"),
+        (SequenceTagger, {"dropout": 1}, "SequenceTagger: dropout is 1, expected a probability"),
+        (SequenceTagger, {"dtype": "int32"}, "dtype is 'int32', expected float32 or float64"),
+        (SequenceTagger, {"rng": "x"}, "SequenceTagger: rng is 'x', expected an int seed"),
+    ],
+)
+def test_constructors_refuse(model_class, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        model_class(I, H, O, **options)
+
+
+def test_constructors_refuse_sizes():
+    for sizes, name in (((0, H, O), "input_size"), ((I, 0, O), "hidden_size"), ((I, H, 0), "classes")):
+        with pytest.raises(ValueError, match=f"{name} is 0, expected at least 1"):
+            SequenceClassifier(*sizes)
+    with pytest.raises(ValueError, match="SequenceRegressor: outputs is 0, expected at least 1"):
+        SequenceRegressor(I, H, 0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (np.zeros((5, 3)), {}, r"SequenceTagger: inputs has shape \(5, 3\), expected 3 axes \(T, B, input_size\)"),
+        (
+            np.zeros((5, 1)),
+            {"num_embeddings": 6},
+            "SequenceTagger: inputs has dtype float64, expected an integer dtype",
+        ),
+        (np.zeros((5, 1, 3), int), {"num_embeddings": 6}, r"inputs has shape \(5, 1, 3\), expected 2 axes \(T, B\)"),
+        (np.zeros((0, 1, 3)), {}, r"inputs has shape \(0, 1, 3\), expected at least one step"),
+        (np.zeros((5, 1, 2)), {}, r"x has shape \(5, 1, 2\), expected input_size = 3 at its end"),
+        (np.zeros((5, 1, 3), "float32"), {}, "has dtype float32 but params has float64, expected one dtype"),
+        ([[1.0]], {}, "inputs is a list, expected a numpy.ndarray"),
+        (None, {}, "inputs is None, expected an array"),
+    ],
+)
+def test_calls_refuse(inputs, options, message):
+    model = build("tagger", **options)
+    for call in (model, model.vjp):
+        with pytest.raises((ValueError, TypeError), match=message):
+            call(inputs)
+
+
+X = [normal(5, I), normal(2, I)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "targets", "message"),
+    [
+        ("classifier", [], [], "inputs is empty, expected at least one example"),
+        ("classifier", None, [0], "inputs is None, expected an array"),
+        ("classifier", 3, [0], "inputs is a int, expected a sequence of arrays"),
+        ("classifier", X[0], [0], r"inputs has shape \(5, 3\), expected 3 axes \(N, T, input_size\), or a sequence"),
+        (
+            "classifier",
+            [X[0], X[1][:, :2]],
+            [0, 1],
+            r"inputs\[1\] has shape \(2, 2\), expected \(T, input_size\) = \(2, 3\)",
+        ),
+        ("classifier", [X[0], X[1][:0]], [0, 1], r"inputs\[1\] has shape \(0, 3\), expected at least one step"),
+        ("classifier", [X[0].astype("float32")], [0], r"inputs\[0\] has dtype float32 but params has float64"),
+        ("classifier", [[[1.0]]], [0], r"inputs\[0\] is a list, expected a numpy.ndarray"),
+        ("classifier", X, None, "targets is None, expected an array"),
+        ("classifier", X, 3, "targets is a int, expected an array for each example"),
+        ("classifier", X, [0], "targets has 1 entries, expected 2"),
+        ("classifier", X, np.zeros((2, 1), int), r"targets\[0\] has shape \(1,\), expected \(\) = \(\)"),
+        ("classifier", X, np.zeros(2), r"targets\[0\] has dtype float64, expected an integer dtype"),
+        ("tagger", X, [np.zeros(5, int), np.zeros(3, int)], r"targets\[1\] has shape \(3,\), expected \(T,\) = \(2,\)"),
+        ("regressor", X, np.zeros(2), r"targets\[0\] has shape \(\), expected \(outputs,\) = \(2,\)"),
+        ("regressor", X, np.zeros((2, 2), "float32"), r"targets\[0\] has dtype float32 but params has float64"),
+        (
+            "regressor of steps",
+            X,
+            np.zeros((2, 2)),
+            r"targets\[0\] has shape \(2,\), expected \(T, outputs\) = \(5, 2\)",
+        ),
+    ],
+)
+def test_fit_refuses(kind, inputs, targets, message):
+    model = build(kind)
+    with pytest.raises((ValueError, TypeError), match=rf"{type(model).__name__}\.fit: {message}"):
+        model.fit(inputs, targets, epochs=1)
+
+
+def test_predictions_refuse():
+    with pytest.raises(ValueError, match=r"SequenceRegressor\.predict: inputs is empty"):
+        build("regressor").predict([])
+    with pytest.raises(ValueError, match=r"SequenceClassifier\.predict_proba: batch_size is 0, expected at least 1"):
+        build("classifier").predict_proba(X, batch_size=0)
+    with pytest.raises(TypeError, match=r"SequenceTagger\.predict: inputs\[0\] has dtype float64, expected an integer"):
+        build("tagger", num_embeddings=6).predict([np.zeros(3)])
+    with pytest.raises(ValueError, match=r"SequenceClassifier\.accuracy: targets has 1 entries, expected 2"):
+        build("classifier").accuracy(X, [0])
