@@ -27,6 +27,24 @@ Weights = tuple[Array, Array, "Array | None", "Array | None"]
 _THREADS = 256
 """Of a block of the stepwise kernels."""
 
+CHUNK_ROWS = 8192
+"""The least rows of a product over many steps, where there are so many."""
+
+
+def recurrence_chunk(batch: int) -> int:
+    """Steps of a chunk: products over many steps are computed for a chunk at a time, as in ``gpurnn.reference``."""
+    return -(-CHUNK_ROWS // max(batch, 1))
+
+
+def check_lengths(where: str, lengths: Array | None, T: int) -> None:
+    """Nothing: what is on the device is not read back to be checked; see `recurrence_forward`."""
+
+
+def _chunks(T: int, B: int) -> list[slice]:
+    """The rows (T*B) of each chunk, of one at least."""
+    n = recurrence_chunk(B)
+    return [slice(start * B, min(start + n, T) * B) for start in range(0, max(T, 1), n)]
+
 
 def _of_cell(cell: Cell, dtype: str) -> str:
     """The cell's struct in ``cells/*.cuh``."""
@@ -145,14 +163,14 @@ class Run:
             return None
         return namespace(self.w).zeros(launch.tiles * launch.grid[1] * launch.grid[2], np.uint32)
 
-    def hidden_gradients(self, d: int, da: Array, da_hidden: Array) -> tuple[Array, Array]:
-        """The gradients of a direction's w_hh and b_hh from those of all steps' gates."""
+    def hidden_gradients(self, d: int, da: Array, da_hidden: Array, rows: slice = slice(None)) -> tuple[Array, Array]:
+        """The gradients of a direction's w_hh and b_hh from those of the gates, all steps' or those of some rows."""
         xp, H = namespace(da), self.H
-        entered = self.entered[d].reshape(-1, H)
-        db_hh = xp.matmul(xp.ones(len(entered), da.dtype), da_hidden[d])
+        entered = self.entered[d].reshape(-1, H)[rows]
+        db_hh = xp.matmul(xp.ones(len(entered), da.dtype), da_hidden[d, rows])
         if self.second is None:
-            return xp.matmul(da_hidden[d].T, entered), db_hh
-        parts = ((da[d, :, : 2 * H], entered), (da[d, :, 2 * H :], self.second[d].reshape(-1, H)))
+            return xp.matmul(da_hidden[d, rows].T, entered), db_hh
+        parts = ((da[d, rows, : 2 * H], entered), (da[d, rows, 2 * H :], self.second[d].reshape(-1, H)[rows]))
         return xp.concatenate([xp.matmul(gates.T, operand) for gates, operand in parts]), db_hh
 
 
@@ -294,7 +312,8 @@ def recurrence_forward(
     run = Run.begin(cell, T, B, H, w, lengths, resets, mask, training=training)
     xw = empty(x, (D, T * B, G * H), x.dtype)
     for d, (w_ih, _, _, _) in enumerate(weights):
-        xp.matmul(x.reshape(T * B, I), w_ih.T, out=xw[d])
+        for rows in _chunks(T, B):
+            xp.matmul(x.reshape(T * B, I)[rows], w_ih.T, out=xw[d, rows])
     biases = (
         _stacked(xp, [direction[2] for direction in weights]),
         _stacked(xp, [direction[3] for direction in weights]),
@@ -313,7 +332,10 @@ def _stacked(xp: Any, biases: list[Array | None]) -> Array | None:
 
 
 def recurrence_backward(
-    saved: _Saved, dy: Array | None, dstate: tuple[Array | None, ...]
+    saved: _Saved,
+    dy: Array | None,
+    dstate: tuple[Array | None, ...],
+    dweights: tuple[tuple[Array, Array, Array, Array], ...] | None = None,
 ) -> tuple[Array, tuple[tuple[Array, Array, Array, Array], ...], tuple[Array, ...]]:
     """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
     run, x = saved.run, saved.x
@@ -321,12 +343,17 @@ def recurrence_backward(
     state_shape = (run.D, run.B, run.H)
     dstate0 = tuple(xp.zeros(state_shape, x.dtype) if s is None else xp.array(s, order="C") for s in dstate)
     da, da_hidden = run_backward(run, dy, dstate0)
-    rows = x.reshape(run.T * run.B, x.shape[2])
-    ones = xp.ones(len(rows), x.dtype)
-    dx = xp.zeros_like(rows)
-    dweights = []
+    x_rows = x.reshape(run.T * run.B, x.shape[2])
+    dx = xp.zeros_like(x_rows)
+    found = []
     for d, w_ih in enumerate(saved.w_ih):
-        dx += xp.matmul(da[d], w_ih)
-        dw_hh, db_hh = run.hidden_gradients(d, da, da_hidden)
-        dweights.append((xp.matmul(da[d].T, rows), dw_hh, xp.matmul(ones, da[d]), db_hh))
-    return dx.reshape(x.shape), tuple(dweights), dstate0
+        total = None if dweights is None else dweights[d]
+        chunks = _chunks(run.T, run.B)
+        for rows in chunks if d == 1 else chunks[::-1]:
+            part = da[d, rows]
+            dx[rows] += xp.matmul(part, w_ih)
+            dw_hh, db_hh = run.hidden_gradients(d, da, da_hidden, rows)
+            made = xp.matmul(part.T, x_rows[rows]), dw_hh, xp.matmul(xp.ones(len(part), x.dtype), part), db_hh
+            total = made if total is None else tuple(a + b for a, b in zip(total, made, strict=True))
+        found.append(total)
+    return dx.reshape(x.shape), tuple(found), dstate0

@@ -7,7 +7,7 @@ from .embedding import embedding_gather, embedding_scatter
 from .linear_scan import linear_scan_backward, linear_scan_forward
 from .losses import cross_entropy_backward, cross_entropy_forward, mse_backward, mse_forward
 from .optim import adam_update, global_norm, rmsprop_update, scaled, sgd_update
-from .recurrence import recurrence_backward, recurrence_forward
+from .recurrence import check_lengths, recurrence_backward, recurrence_chunk, recurrence_forward
 
 __all__ = [
     "adam_update",
@@ -15,6 +15,7 @@ __all__ = [
     "attention_forward",
     "cell_backward",
     "cell_forward",
+    "check_lengths",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "dropout_mask",
@@ -26,6 +27,7 @@ __all__ = [
     "mse_backward",
     "mse_forward",
     "recurrence_backward",
+    "recurrence_chunk",
     "recurrence_forward",
     "rmsprop_update",
     "scaled",

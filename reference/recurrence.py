@@ -7,6 +7,7 @@ does and how to do it", Proc. IEEE 78 (1990). Truncating it is the caller's choi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from .buffers import empty
 from .cells import MODULES
 from .cells.activations import Array
 
+CHUNK_ROWS = 1024
+"""The least rows of a product over many steps, where there are so many."""
+
 Weights = tuple[Array, Array, "Array | None", "Array | None"]
 """w_ih (G*H, I), w_hh (G*H, H), b_ih and b_hh (G*H,) or None, of one direction."""
 
@@ -28,6 +32,7 @@ class _Clock:
     """One direction's order of steps, and at which of them rows end or start anew."""
 
     T: int
+    B: int
     backwards: bool
     past: NDArray[np.bool_] | None
     """(T, B, 1): the step lies past the row's length, so the row's state stays as it is."""
@@ -35,7 +40,9 @@ class _Clock:
     """(T, B, 1): no state enters the step from the step before it in this direction."""
 
     @classmethod
-    def of(cls, T: int, backwards: bool, lengths: NDArray[Any] | None, resets: NDArray[np.bool_] | None) -> _Clock:
+    def of(
+        cls, T: int, B: int, backwards: bool, lengths: NDArray[Any] | None, resets: NDArray[np.bool_] | None
+    ) -> _Clock:
         past = cut = None
         if lengths is not None:
             past = (np.arange(T)[:, None] >= lengths)[:, :, None]
@@ -49,10 +56,18 @@ class _Clock:
             if past is not None:
                 first_past = np.concatenate([past[1:], np.ones_like(past[:1])]) if backwards else past
                 cut &= ~first_past
-        return cls(T, backwards, past, cut)
+        return cls(T, B, backwards, past, cut)
 
-    def order(self) -> range:
-        return range(self.T - 1, -1, -1) if self.backwards else range(self.T)
+    def chunks(self, back: bool = False) -> Iterator[tuple[slice, range]]:
+        """The chunks of the steps, and the steps of each, in this direction's order, or in the reverse of it.
+
+        There is one at least, if only an empty one.
+        """
+        length = recurrence_chunk(self.B)
+        starts, reverse = range(0, max(self.T, 1), length), self.backwards != back
+        for start in reversed(starts) if reverse else starts:
+            steps = range(start, min(start + length, self.T))
+            yield slice(steps.start, steps.stop), steps[::-1] if reverse else steps
 
     def at(self, rows: NDArray[np.bool_] | None, t: int) -> NDArray[np.bool_] | None:
         """Those of ``rows`` that hold at step t, None if there are none."""
@@ -71,6 +86,27 @@ class _Saved:
     w_ih: Array
     """The factor of the backward product, (G*H, I) in the order and sign of the steps' input rows."""
     mask: Array | None
+
+
+def recurrence_chunk(batch: int) -> int:
+    """Steps of a chunk: products over many steps are computed for a chunk at a time.
+
+    What a BLAS makes of a row depends on how many rows there are, and a sum on its order. So chunks begin at multiples
+    of this many steps, whatever the direction, and their gradients are added up in the order of the backward pass: a
+    sequence that is cut at such multiples gives, part by part, the very bits that it gives as a whole.
+
+    Parameters
+    ----------
+    batch : int
+        B.
+    """
+    return -(-CHUNK_ROWS // max(batch, 1))
+
+
+def check_lengths(where: str, lengths: NDArray[Any] | None, T: int) -> None:
+    """Refuse lengths that are not in 0 ... T; `recurrence_forward` does so too."""
+    if lengths is not None and lengths.size and (lengths.min() < 0 or lengths.max() > T):
+        raise ValueError(f"{where}: lengths holds {lengths.min()} ... {lengths.max()}, expected 0 ... T = {T}")
 
 
 def recurrence_forward(
@@ -117,15 +153,14 @@ def recurrence_forward(
     y = np.empty((T, B, D * H), x.dtype)
     final = tuple(np.empty_like(s) for s in state)
     saved = []
-    if lengths is not None and B and (lengths.min() < 0 or lengths.max() > T):
-        raise ValueError(f"{cell.name}: lengths holds {lengths.min()} ... {lengths.max()}, expected 0 ... T = {T}")
+    check_lengths(cell.name, lengths, T)
     # A column of ones makes the bias a part of the product, and its gradient one of the weights'.
     x1 = empty((T, B, I + 1), x.dtype)
     x1[:, :, :I], x1[:, :, I] = x, 1
     if lengths is not None:
         np.copyto(x1, 0, where=(np.arange(T)[:, None] >= lengths)[:, :, None])
     for d, direction in enumerate(weights):
-        clock = _Clock.of(T, d == 1, lengths, resets)
+        clock = _Clock.of(T, B, d == 1, lengths, resets)
         kept = _forward(
             cell, x1, direction, tuple(s[d] for s in state), clock, None if mask is None else mask[d],
             y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training,
@@ -153,11 +188,10 @@ def _forward(
     b_ih, b_hh = zero if b_ih is None else b_ih, zero if b_hh is None else b_hh
 
     steps = MODULES[type(cell)].Steps(cell, w_hh, b_hh, T, B, training)
-    gates = w_ih.shape[0] // H
-    w1 = np.column_stack([w_ih, steps.input_bias(b_ih, b_hh)])
-    xw = empty((gates, T * B, H), dtype)
-    np.matmul(x1.reshape(T * B, columns), steps.input_rows.factors(w1), out=xw)
-    xw = xw.reshape(gates, T, B, H)
+    w1 = steps.input_rows.factors(np.column_stack([w_ih, steps.input_bias(b_ih, b_hh)]))
+    # W_ih x of one chunk.
+    xw = empty((len(w1), min(recurrence_chunk(B), T), B, H), dtype)
+    rows = xw.reshape(len(w1), -1, H)
 
     # Row t of `h` is the state that leaves step t, row t of `h_in` what enters its product with w_hh. Training keeps
     # them in arrays of its own, so that what a caller does to y cannot reach the gradients.
@@ -174,22 +208,25 @@ def _forward(
     cells = [] if steps.c is None else [steps.c]
     for c, initial in zip(cells, state[1:], strict=True):
         c[...] = initial
-    for t in clock.order():
-        cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
-        if cut is not None:
-            h_prev = np.where(cut, dtype.type(0), h_prev)
-            for c in cells:
-                np.copyto(c, 0, where=cut)
-        entering = h_prev
-        if differs:
-            entering = np.multiply(h_prev, 1 if mask is None else mask, out=h_in[t if training else 0])
-        cells_before = [] if past is None else [c.copy() for c in cells]
-        steps.forward(t, xw[:, t], entering, h_prev, h[t])
-        if past is not None:
-            np.copyto(h[t], h_prev, where=past)
-            for c, before in zip(cells, cells_before, strict=True):
-                np.copyto(c, before, where=past)
-        h_prev = h[t]
+    for chunk, order in clock.chunks():
+        x_rows = x1[chunk].reshape(-1, columns)
+        np.matmul(x_rows, w1, out=rows[:, : len(x_rows)])
+        for t in order:
+            cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
+            if cut is not None:
+                h_prev = np.where(cut, dtype.type(0), h_prev)
+                for c in cells:
+                    np.copyto(c, 0, where=cut)
+            entering = h_prev
+            if differs:
+                entering = np.multiply(h_prev, 1 if mask is None else mask, out=h_in[t if training else 0])
+            cells_before = [] if past is None else [c.copy() for c in cells]
+            steps.forward(t, xw[:, t - chunk.start], entering, h_prev, h[t])
+            if past is not None:
+                np.copyto(h[t], h_prev, where=past)
+                for c, before in zip(cells, cells_before, strict=True):
+                    np.copyto(c, before, where=past)
+            h_prev = h[t]
     for into, value in zip(final, (h_prev, *cells), strict=True):
         into[...] = value
     if training:
@@ -200,7 +237,10 @@ def _forward(
 
 
 def recurrence_backward(
-    saved: tuple[_Saved, ...], dy: Array | None, dstate: tuple[Array | None, ...]
+    saved: tuple[_Saved, ...],
+    dy: Array | None,
+    dstate: tuple[Array | None, ...],
+    dweights: tuple[tuple[Array, Array, Array, Array], ...] | None = None,
 ) -> tuple[Array, tuple[tuple[Array, Array, Array, Array], ...], tuple[Array, ...]]:
     """Backpropagate through a layer's whole recurrence.
 
@@ -212,6 +252,9 @@ def recurrence_backward(
         Gradient of y; what it holds past a row's length is not read. None for zero.
     dstate : tuple of (D, B, H) arrays
         Gradient of the final state; None for zero.
+    dweights : one tuple per direction, optional
+        What the steps that come after these made of the gradients of the weights: those of these steps are added to it.
+        See `recurrence_chunk`.
 
     Returns
     -------
@@ -223,55 +266,69 @@ def recurrence_backward(
     """
     first = saved[0]
     T, B, H = first.h_in.shape
-    I, dtype = first.w_ih.shape[1], first.w_ih.dtype
-    dx = np.empty((T, B, I), dtype)
-    dstate0 = tuple(np.zeros((len(saved), B, H), dtype) for _ in dstate)
-    dweights = []
+    dx = np.empty((T, B, first.w_ih.shape[1]), first.w_ih.dtype)
+    dstate0 = tuple(np.zeros((len(saved), B, H), dx.dtype) for _ in dstate)
+    found = []
     for d, kept in enumerate(saved):
         carried = tuple(s[d] for s in dstate0)
         for into, given in zip(carried, dstate, strict=True):
             if given is not None:
                 into[...] = given[d]
         direction_dy = None if dy is None else dy[:, :, d * H : (d + 1) * H]
-        da, gradients = _backward(kept, direction_dy, carried)
-        dx_d = np.matmul(da, kept.w_ih, out=dx.reshape(T * B, I) if d == 0 else None)
+        later = None if dweights is None else dweights[d]
+        dx_d = dx if d == 0 else np.empty_like(dx)
+        found.append(_backward(kept, direction_dy, carried, dx_d, later))
         if d > 0:
-            dx += dx_d.reshape(T, B, I)
-        dweights.append(gradients)
-    return dx, tuple(dweights), dstate0
+            dx += dx_d
+    return dx, tuple(found), dstate0
 
 
 def _backward(
-    kept: _Saved, dy: Array | None, carried: tuple[Array, ...]
-) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    """The gate gradients (T*B, G*H) in the steps' order and the weights'; ``carried`` becomes the initial state's."""
+    kept: _Saved,
+    dy: Array | None,
+    carried: tuple[Array, ...],
+    dx: Array,
+    later: tuple[Array, Array, Array, Array] | None,
+) -> tuple[Array, Array, Array, Array]:
+    """The gradients of one direction's weights; writes dx, and ``carried`` becomes the initial state's gradient."""
     clock, steps = kept.clock, kept.steps
     T, B, H = kept.h_in.shape
-    rows, dtype = kept.w_ih.shape[0], kept.w_ih.dtype
-    da = empty((T, B, steps.slots, H), dtype)
+    (rows, I), dtype = kept.w_ih.shape, kept.w_ih.dtype
+    dw1, dw_hh, own_db_hh = np.empty((rows, I + 1), dtype), np.empty((rows, H), dtype), np.empty(rows, dtype)
+    if later is not None:
+        dw1[:, :I], dw_hh[...], dw1[:, I], own_db_hh[...] = later
+    first = later is None
+    # Those of one chunk, in the order of the steps.
+    gates = empty((min(recurrence_chunk(B), T), B, steps.slots, H), dtype)
     scratch = np.empty((2, B, H), dtype)
     dh = carried[0]
     dc = carried[1] if len(carried) > 1 else None
-    for t in reversed(clock.order()):
-        cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
-        if past is not None:
-            stays = [(s, s.copy()) for s in carried]
-        if dy is not None:
-            np.add(dh, dy[t], out=dh, where=True if past is None else ~past)
-        steps.backward(t, da[t], dh, dc, scratch, kept.mask)
-        if cut is not None:
-            for s in carried:
-                np.copyto(s, 0, where=cut)
-        if past is not None:
-            np.copyto(da[t], 0, where=past[:, :, None])
-            for s, before in stays:
-                np.copyto(s, before, where=past)
+    for chunk, order in clock.chunks(back=True):
+        for t in order:
+            cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
+            da_t = gates[t - chunk.start]
+            if past is not None:
+                stays = [(s, s.copy()) for s in carried]
+            if dy is not None:
+                np.add(dh, dy[t], out=dh, where=True if past is None else ~past)
+            steps.backward(t, da_t, dh, dc, scratch, kept.mask)
+            if cut is not None:
+                for s in carried:
+                    np.copyto(s, 0, where=cut)
+            if past is not None:
+                np.copyto(da_t, 0, where=past[:, :, None])
+                for s, before in stays:
+                    np.copyto(s, before, where=past)
 
-    da = da.reshape(T * B, steps.slots * H)
-    input_da = da[:, :rows]
-    dw1 = np.empty((rows, kept.x1.shape[2]), dtype)
-    steps.input_rows.unpack(input_da.T @ kept.x1.reshape(T * B, dw1.shape[1]), dw1)
-    dw_ih, db_ih = dw1[:, :-1].copy(), dw1[:, -1].copy()
-    dw_hh, db_hh = np.empty((rows, H), dtype), db_ih.copy()
-    steps.hidden_gradients(da, kept.h_in.reshape(T * B, H), dw_hh, db_hh)
-    return input_da, (dw_ih, dw_hh, db_ih, db_hh)
+        n = len(order) * B
+        da = gates.reshape(-1, steps.slots * H)[:n]
+        input_da = da[:, :rows]
+        np.matmul(input_da, kept.w_ih, out=dx[chunk].reshape(n, I))
+        steps.input_rows.accumulate(input_da.T @ kept.x1[chunk].reshape(n, I + 1), dw1, first)
+        steps.hidden_gradients(chunk, da, kept.h_in[chunk].reshape(n, H), dw_hh, own_db_hh, first)
+        first = False
+
+    dw_ih, db_ih = dw1[:, :I].copy(), dw1[:, I].copy()
+    db_hh = db_ih.copy()
+    db_hh[steps.hidden_bias] = own_db_hh[steps.hidden_bias]
+    return dw_ih, dw_hh, db_ih, db_hh

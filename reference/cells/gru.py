@@ -82,6 +82,8 @@ class Steps:
         self.H, self.reset_after, self.training = H, cell.reset_after, training
         self.half, self.one = np.array(0.5, dtype), np.array(1, dtype)
         self.input_rows = Rows(H, order=(2, 1, 0), scale=(1.0, z, 0.5))
+        self.n_rows = Rows(H, order=(2,), scale=(1.0,))
+        self.hidden_bias = slice(2 * H, 3 * H) if cell.reset_after else slice(0)
         if cell.reset_after:
             self.slots = 4
             self.rows = Rows(H, order=(1, 0, 2), scale=(z, 0.5, 1.0))
@@ -161,11 +163,11 @@ class Steps:
             np.multiply(dh, mask, out=dh)
         np.add(dh, direct, out=dh)
 
-    def hidden_gradients(self, da: Array, h_in: Array, dw_hh: Array, db_hh: Array) -> None:
-        """From da (T*B, slots*H) and h_in (T*B, H) to the gradients of w_hh and b_hh; the latter holds that of b_ih."""
+    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dw_hh: Array, db_hh: Array, first: bool) -> None:
+        """Add to dw_hh and db_hh what the rows of a chunk of steps, da (n, slots*H) and h_in (n, H), make of them."""
         H = self.H
-        self.rows.unpack(da[:, H:].T @ h_in, dw_hh)
+        self.rows.accumulate(da[:, H:].T @ h_in, dw_hh, first)
         if self.reset_after:
-            db_hh[2 * H :] = np.ones(len(da), da.dtype) @ da[:, 3 * H :]
+            self.n_rows.accumulate(np.ones(len(da), da.dtype) @ da[:, 3 * H :], db_hh, first)
         else:
-            np.matmul(da[:, :H].T, self.v.reshape(len(da), H), out=dw_hh[2 * H :])
+            self.n_rows.accumulate(da[:, :H].T @ self.v[chunk].reshape(len(da), H), dw_hh, first)

@@ -55,6 +55,7 @@ class Steps:
     """
 
     slots = 4
+    hidden_bias = slice(0)
 
     def __init__(self, cell: cells.LSTM, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
         H, dtype = w_hh.shape[1], w_hh.dtype
@@ -121,6 +122,6 @@ class Steps:
         if mask is not None:
             np.multiply(dh, mask, out=dh)
 
-    def hidden_gradients(self, da: Array, h_in: Array, dw_hh: Array, db_hh: Array) -> None:
-        """From da (T*B, 4H) and h_in (T*B, H) to the gradients of w_hh and b_hh; the latter holds that of b_ih."""
-        self.rows.unpack(da.T @ h_in, dw_hh)
+    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dw_hh: Array, db_hh: Array, first: bool) -> None:
+        """Add to dw_hh what the rows of a chunk of steps, da (n, 4H) and h_in (n, H), make of it."""
+        self.rows.accumulate(da.T @ h_in, dw_hh, first)

@@ -33,10 +33,20 @@ class Rows:
             len(self.order) * self.hidden, w.shape[1]
         )
 
-    def unpack(self, dw: Array, out: Array) -> None:
-        """Write the gradient ``dw`` (slots*H, ...) to the gates of ``out`` (G*H, ...) that the slots hold."""
-        slots = dw.reshape(len(self.order), self.hidden, *dw.shape[1:])
-        self._gates(out)[list(self.order)] = (slots.T * self._signs(dw)).T
+    def accumulate(self, dw: Array, out: Array, first: bool) -> None:
+        """Add the gradient ``dw`` (slots*H, ...) to the gates of ``out`` (G*H, ...) that the slots hold.
+
+        The ``first`` is written there, whatever ``out`` holds.
+        """
+        gates, slots = self._gates(out), dw.reshape(len(self.order), self.hidden, *dw.shape[1:])
+        for gate, scale, slot in zip(self.order, self.scale, slots, strict=True):
+            into = gates[gate]
+            if first:
+                np.copyto(into, slot if scale > 0 else -slot)
+            elif scale > 0:
+                np.add(into, slot, out=into)
+            else:
+                np.subtract(into, slot, out=into)
 
     def _signs(self, like: Array) -> Array:
         return np.sign(np.asarray(self.scale, like.dtype))

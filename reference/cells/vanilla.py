@@ -40,6 +40,7 @@ class Steps:
 
     slots = 1
     c = None
+    hidden_bias = slice(0)
 
     def __init__(self, cell: cells.Vanilla, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
         H, dtype = w_hh.shape[1], w_hh.dtype
@@ -78,6 +79,6 @@ class Steps:
         if self.leak:
             np.add(dh, scratch[0], out=dh)
 
-    def hidden_gradients(self, da: Array, h_in: Array, dw_hh: Array, db_hh: Array) -> None:
-        """From da (T*B, H) and h_in (T*B, H) to the gradients of w_hh and b_hh; the latter holds that of b_ih."""
-        np.matmul(da.T, h_in, out=dw_hh)
+    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dw_hh: Array, db_hh: Array, first: bool) -> None:
+        """Add to dw_hh what the rows of a chunk of steps, da (n, H) and h_in (n, H), make of it."""
+        self.rows.accumulate(da.T @ h_in, dw_hh, first)
