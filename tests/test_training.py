@@ -174,7 +174,7 @@ def test_targets_may_belong_to_steps_or_to_sequences():
         (([np.ones((3, 2))], [np.ones(2)]), r"targets\[0\] has shape \(2,\), expected 3 steps, as sequences\[0\] has"),
         (([np.ones((3, 2))], []), "targets has 0 entries, expected 1"),
         (([np.ones((3, 2))], [1.0]), r"targets\[0\] is a float, expected a numpy.ndarray"),
-        (([np.array(3)],), r"sequences\[0\] has shape \(\), expected at least 2 steps"),
+        (([np.array(3)],), r"sequences\[0\] has shape \(\), expected \(T, \.\.\.\), steps first"),
         (([[1, 2, 3]],), r"sequences\[0\] is a list, expected a numpy.ndarray"),
     ],
 )

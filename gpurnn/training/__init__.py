@@ -1,7 +1,7 @@
 """Training: the loop, the data it reads, and checkpoints."""
 
 from .checkpoint import CheckpointError
-from .data import Batch, PaddedBatches, TokenStream
+from .data import Batch, PaddedBatches, TokenStream, pad
 from .trainer import Trainer, evaluate
 
-__all__ = ["Batch", "CheckpointError", "PaddedBatches", "TokenStream", "Trainer", "evaluate"]
+__all__ = ["Batch", "CheckpointError", "PaddedBatches", "TokenStream", "Trainer", "evaluate", "pad"]

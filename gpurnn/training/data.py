@@ -20,8 +20,9 @@ class Batch:
     ----------
     inputs : array (T, B) or (T, B, I)
         Time-major.
-    targets : array (T, B, ...) or (B, ...)
-        One for each step, or one for each sequence.
+    targets : array (T, B, ...) or (B, ...), or a pair
+        One for each step, or one for each sequence; or sequences of lengths of their own, (T_target, B, ...), and those
+        lengths (B,).
     lengths : array (B,) of ints, optional
         How many steps of each sequence are valid. None: all of them.
     count : int
@@ -139,6 +140,49 @@ class TokenStream:
         }
 
 
+def pad(arrays: Sequence[Any]) -> tuple[Any, Any]:
+    """Sequences of any lengths as one array, time-major, zero past the end of each; and their lengths.
+
+    Parameters
+    ----------
+    arrays : sequence of arrays (T_i, ...)
+        At least one, of one library and one dtype, with the same shape save for the number of steps.
+
+    Returns
+    -------
+    padded : array (T, B, ...)
+        T is the largest T_i.
+    lengths : (B,) int32 array
+
+    Raises
+    ------
+    TypeError, ValueError
+        There are no arrays, or they differ in library, dtype or shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> padded, lengths = pad([np.array([1, 2, 3]), np.array([4])])
+    >>> padded
+    array([[1, 4],
+           [2, 0],
+           [3, 0]])
+    >>> lengths
+    array([3, 1], dtype=int32)
+    """
+    _check_sequences("pad", "arrays", arrays)
+    return _pad(arrays)
+
+
+def _pad(arrays: Sequence[Any]) -> tuple[Any, Any]:
+    first, lengths = arrays[0], [a.shape[0] for a in arrays]
+    xp = _dispatch.namespace("pad", arrays=first)
+    padded = _dispatch.zeros(xp, (max(lengths), len(arrays), *first.shape[1:]), first)
+    for lane, array in enumerate(arrays):
+        padded[: array.shape[0], lane, ...] = array
+    return padded, xp.asarray(lengths, dtype=xp.int32, device=_dispatch.device(first))
+
+
 class PaddedBatches:
     r"""Sequences of any lengths for full backpropagation through time, shuffled anew in every epoch.
 
@@ -152,11 +196,15 @@ class PaddedBatches:
     batch_size : int
         B.
     targets : sequence of arrays, optional
-        For each sequence an array (T_i, ...) with a target for each step, or, with ``per_sequence``, an array (...)
-        for the whole of it. None: each token is predicted from those before it, so that
-        inputs are w_1 .. w_{T-1} and targets w_2 .. w_T.
+        For each sequence an array (T_i, ...) with a target for each step; with ``per_sequence``, an array (...) for the
+        whole of it; with ``own_lengths``, an array (T'_i, ...) of any length. None: each token is predicted from those
+        before it, so that inputs are w_1 .. w_{T-1} and targets w_2 .. w_T.
     per_sequence : bool
         Whether a target belongs to a whole sequence, not to each of its steps.
+    own_lengths : bool
+        Whether targets are sequences with lengths of their own, as the translations of sentences are. The targets of a
+        batch are then the pair of them, padded, (T', B, ...), and of their lengths (B,), and its count is that of their
+        steps.
     shuffle : bool
         False keeps the order in every epoch, as one wants it for validation.
     rng : int or numpy.random.Generator
@@ -180,6 +228,13 @@ class PaddedBatches:
            [3, 0]])
     >>> batch.lengths
     array([2, 1], dtype=int32)
+
+    Sequences and what they are translated into:
+
+    >>> pairs = PaddedBatches([np.array([1, 2]), np.array([3])], 2, [np.array([7]), np.array([8, 9])], own_lengths=True)
+    >>> targets, target_lengths = pairs.batch(0, 0).targets
+    >>> targets.shape, pairs.batch(0, 0).count
+    ((2, 2), 3)
     """
 
     carries_state = False
@@ -191,43 +246,49 @@ class PaddedBatches:
         targets: Sequence[Any] | None = None,
         *,
         per_sequence: bool = False,
+        own_lengths: bool = False,
         shuffle: bool = True,
         rng: int | np.random.Generator = 0,
     ) -> None:
         where = "PaddedBatches"
         self.batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
-        _check_arrays("sequences", sequences)
-        if len(sequences) == 0:
-            raise ValueError(f"{where}: sequences is empty, expected at least one sequence")
-        self._xp = _dispatch.namespace(where, **{f"sequences[{i}]": s for i, s in enumerate(sequences)})
-        _like_the_first("sequences", sequences)
+        _check_sequences(where, "sequences", sequences)
         for i, sequence in enumerate(sequences):
             least = 2 if targets is None else 1
-            if sequence.ndim == 0 or sequence.shape[0] < least:
+            if sequence.shape[0] < least:
                 raise ValueError(
                     f"{where}: sequences[{i}] has shape {tuple(sequence.shape)}, expected at least {least} steps"
                 )
+        if per_sequence and own_lengths:
+            raise ValueError(f"{where}: per_sequence and own_lengths are both True, expected at most one of the two")
         if targets is None:
-            if per_sequence:
-                raise ValueError(f"{where}: per_sequence is True but targets is None, expected a target per sequence")
+            for name, value in (("per_sequence", per_sequence), ("own_lengths", own_lengths)):
+                if value:
+                    raise ValueError(f"{where}: {name} is True but targets is None, expected a target per sequence")
             for i, sequence in enumerate(sequences):
                 _checks.ndim(where, f"sequences[{i}]", sequence, 1, "(T,) of tokens, as there are no targets")
             _checks.integer(where, "sequences[0]", sequences[0])
             self._inputs, self._targets = [s[:-1] for s in sequences], [s[1:] for s in sequences]
         else:
-            _check_arrays("targets", targets)
+            _check_arrays(where, "targets", targets)
             _dispatch.namespace(where, sequences=sequences[0], **{f"targets[{i}]": t for i, t in enumerate(targets)})
             if len(targets) != len(sequences):
                 raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(sequences)}")
-            _like_the_first("targets", targets, whole=per_sequence)
+            _like_the_first(where, "targets", targets, whole=per_sequence)
             for i, (sequence, target) in enumerate(zip(sequences, targets, strict=True)):
-                if not per_sequence and target.shape[:1] != sequence.shape[:1]:
+                if own_lengths:
+                    if 0 in target.shape[:1] or target.ndim == 0:
+                        raise ValueError(
+                            f"{where}: targets[{i}] has shape {tuple(target.shape)}, expected at least 1 step"
+                        )
+                elif not per_sequence and target.shape[:1] != sequence.shape[:1]:
                     raise ValueError(
                         f"{where}: targets[{i}] has shape {tuple(target.shape)}, expected {sequence.shape[0]} steps, "
-                        f"as sequences[{i}] has; for one target per sequence pass per_sequence=True"
+                        f"as sequences[{i}] has; for one target per sequence pass per_sequence=True, for targets of "
+                        "other lengths own_lengths=True"
                     )
             self._inputs, self._targets = list(sequences), list(targets)
-        self.per_sequence = per_sequence
+        self.per_sequence, self.own_lengths = per_sequence, own_lengths
         self.shuffle = shuffle
         self.seed = _random.philox_seed(_random.generator(where, rng))
         self._order: tuple[int, Any] = (-1, None)
@@ -243,24 +304,15 @@ class PaddedBatches:
                 np.random.default_rng([self.seed, epoch]).shuffle(order)
             self._order = (epoch, order)
         chosen = self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
-        inputs = [self._inputs[i] for i in chosen]
-        targets = [self._targets[i] for i in chosen]
-        xp = self._xp
-        lengths = [x.shape[0] for x in inputs]
-        return Batch(
-            self._pad(inputs),
-            xp.stack(targets) if self.per_sequence else self._pad(targets),
-            xp.asarray(lengths, dtype=xp.int32, device=_dispatch.device(inputs[0])),
-            len(chosen) if self.per_sequence else sum(lengths),
-        )
-
-    def _pad(self, arrays: list[Any]) -> Any:
-        first = arrays[0]
-        shape = (max(a.shape[0] for a in arrays), len(arrays), *first.shape[1:])
-        padded = _dispatch.zeros(self._xp, shape, first)
-        for lane, array in enumerate(arrays):
-            padded[: array.shape[0], lane, ...] = array
-        return padded
+        inputs, lengths = _pad([self._inputs[i] for i in chosen])
+        wanted = [self._targets[i] for i in chosen]
+        if self.per_sequence:
+            return Batch(
+                inputs, _dispatch.namespace("PaddedBatches", targets=wanted[0]).stack(wanted), lengths, len(wanted)
+            )
+        targets, target_lengths = _pad(wanted)
+        count = sum(target.shape[0] for target in wanted)
+        return Batch(inputs, (targets, target_lengths) if self.own_lengths else targets, lengths, count)
 
     def config(self) -> dict[str, Any]:
         """The sizes, the seed and a checksum of the sequences."""
@@ -269,30 +321,43 @@ class PaddedBatches:
             "sequences": len(self._inputs),
             "batch_size": self.batch_size,
             "per_sequence": self.per_sequence,
+            "own_lengths": self.own_lengths,
             "shuffle": self.shuffle,
             "seed": self.seed,
             "crc32": _fingerprint([*self._inputs, *self._targets]),
         }
 
 
-def _check_arrays(name: str, arrays: Any) -> None:
+def _check_arrays(where: str, name: str, arrays: Any) -> None:
     if not hasattr(arrays, "__len__"):
-        raise TypeError(f"PaddedBatches: {name} is {arrays!r}, expected a sequence of arrays")
-    _checks.given("PaddedBatches", **{f"{name}[{i}]": array for i, array in enumerate(arrays)})
+        raise TypeError(f"{where}: {name} is {arrays!r}, expected a sequence of arrays")
+    _checks.given(where, **{f"{name}[{i}]": array for i, array in enumerate(arrays)})
 
 
-def _like_the_first(name: str, arrays: Sequence[Any], whole: bool = False) -> None:
+def _check_sequences(where: str, name: str, arrays: Any) -> None:
+    """Refuse what is no sequence of arrays (T_i, ...) of one library, dtype and shape, the number of steps aside."""
+    _check_arrays(where, name, arrays)
+    if len(arrays) == 0:
+        raise ValueError(f"{where}: {name} is empty, expected at least one sequence")
+    _dispatch.namespace(where, **{f"{name}[{i}]": array for i, array in enumerate(arrays)})
+    for i, array in enumerate(arrays):
+        if array.ndim == 0:
+            raise ValueError(f"{where}: {name}[{i}] has shape (), expected (T, ...), steps first")
+    _like_the_first(where, name, arrays)
+
+
+def _like_the_first(where: str, name: str, arrays: Sequence[Any], whole: bool = False) -> None:
     """Refuse arrays that differ from the first in dtype or in shape, the first axis aside unless ``whole``."""
     axis = 0 if whole else 1
     for i, array in enumerate(arrays):
         if array.dtype != arrays[0].dtype:
             raise TypeError(
-                f"PaddedBatches: {name}[{i}] has dtype {_checks.dtype_name(array)}, "
+                f"{where}: {name}[{i}] has dtype {_checks.dtype_name(array)}, "
                 f"expected {_checks.dtype_name(arrays[0])} as {name}[0] has"
             )
         if array.ndim != arrays[0].ndim or array.shape[axis:] != arrays[0].shape[axis:]:
             steps = "" if whole else ", save for the number of steps"
             raise ValueError(
-                f"PaddedBatches: {name}[{i}] has shape {tuple(array.shape)}, "
+                f"{where}: {name}[{i}] has shape {tuple(array.shape)}, "
                 f"expected that of {name}[0], {tuple(arrays[0].shape)}{steps}"
             )
