@@ -137,6 +137,14 @@ def fraction(where: str, name: str, value: float) -> float:
     return float(value)
 
 
+def probability(where: str, name: str, value: float) -> float:
+    """``value`` as a float; refuse what is not in [0, 1]."""
+    _real(where, name, value, "a probability in [0, 1]")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{where}: {name} is {value!r}, expected a probability in [0, 1]")
+    return float(value)
+
+
 def choice(where: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Refuse a value that is none of ``choices``."""
     if value not in choices:

@@ -18,7 +18,7 @@ from gpurnn.gradients import add_l2, clip_by_global_norm, clip_by_value
 from gpurnn.losses import cross_entropy, mse
 from gpurnn.models import CharVocabulary, LanguageModel
 from gpurnn.optimizers import SGD, Adam
-from gpurnn.schedules import CosineWithWarmup
+from gpurnn.schedules import CosineWithWarmup, Exponential
 from gpurnn.training import CheckpointError, PaddedBatches, TokenStream, Trainer, evaluate
 from gpurnn.training.checkpoint import checkpoints
 
@@ -253,6 +253,74 @@ def test_l2_then_value_then_norm_then_the_scheduled_rate():
         assert clipped > 0.05
         optimizer.step(theirs.params, grads, lr=schedule(step))
     assert_same(ours.state_dict(), theirs.state_dict())
+
+
+def test_gradients_are_shown_before_they_are_clipped():
+    model, shown = language_model(), []
+
+    def look(step, params, grads):
+        norm = math.sqrt(sum(float((g**2).sum()) for g in grads.values()))
+        shown.append((step, norm, params["output.bias"].copy()))
+
+    bias = model.params["output.bias"].copy()
+    run = trainer(model, stream(), l2=0.1, clip_norm=1e-3, clip_value=1e-3, log_interval=1, on_gradients=look)
+    run.train()
+    assert [step for step, _, _ in shown] == [0, 1, 2, 3]
+    for (_, norm, _), record in zip(shown, run.history, strict=True):
+        assert norm == pytest.approx(record["gradient_norm"], rel=1e3 * epsilon("float64"))
+        assert norm > 1e-2
+    assert_same(shown[0][2], bias)  # before the update
+
+
+def test_a_gradient_that_is_not_finite_is_shown_too():
+    shown = []
+    model = Scripted(gradients={1: {"first": np.array([1.0, math.nan])}})
+    with pytest.raises(FloatingPointError):
+        trainer(model, stream(), on_gradients=lambda step, params, grads: shown.append(grads["first"][1])).train()
+    assert [math.isnan(g) for g in shown] == [False, True]
+
+
+class Forced(Scripted):
+    """Remembers how it was forced."""
+
+    def __init__(self):
+        super().__init__()
+        self.forced = []
+
+    def loss_and_gradients(self, *arguments, **keywords):
+        self.forced.append(keywords.pop("teacher_forcing", None))
+        return super().loss_and_gradients(*arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("teacher_forcing", "expected"),
+    [(None, [None] * 4), (0, [0.0] * 4), (1.0, [1.0] * 4), (Exponential(1.0, 0.5), [1.0, 0.5, 0.25, 0.125])],
+)
+def test_the_model_is_told_of_teacher_forcing(teacher_forcing, expected):
+    model = Forced()
+    run = trainer(model, stream(), teacher_forcing=teacher_forcing, log_interval=1)
+    run.train()
+    assert model.forced == expected
+    assert [record.get("teacher_forcing") for record in run.history] == expected
+
+
+def test_teacher_forcing_belongs_to_the_run(tmp_path):
+    def run(teacher_forcing, steps):
+        return trainer(Forced(), stream(), teacher_forcing=teacher_forcing, steps=steps, directory=tmp_path)
+
+    run(Exponential(1.0, 0.5), 3).train()
+    for other in (None, 0.0, 1.0, Exponential(1.0, 0.25)):
+        with pytest.raises(CheckpointError, match="belongs to a run whose teacher_forcing is"):
+            run(other, 5).resume()
+    resumed = run(Exponential(1.0, 0.5), 5)
+    assert resumed.resume() == 3
+    resumed.train()
+    assert resumed.model.forced == [0.125, 0.0625]
+
+
+def test_a_schedule_of_teacher_forcing_stays_a_probability():
+    with pytest.raises(ValueError, match=r"teacher_forcing\(2\) is 1.5, expected a probability in \[0, 1\]"):
+        trainer(Forced(), stream(), teacher_forcing=lambda step: 0.5 * (step + 1)).train()
 
 
 @pytest.mark.parametrize("clip_norm", [0.01, 1000.0])
@@ -736,6 +804,9 @@ def test_the_progress_bar_shows_loss_metric_and_speed(capsys):
         ({"validation": stream(), "patience": 0}, "patience is 0, expected at least 1"),
         ({"checkpoint_interval": 0}, "checkpoint_interval is 0, expected at least 1"),
         ({"log_interval": 0}, "log_interval is 0, expected at least 1"),
+        ({"teacher_forcing": 1.1}, r"teacher_forcing is 1.1, expected a probability in \[0, 1\]"),
+        ({"teacher_forcing": math.nan}, r"teacher_forcing is nan, expected a probability"),
+        ({"teacher_forcing": "half"}, r"teacher_forcing is 'half', expected a probability in \[0, 1\]"),
         ({"metric": "accuracy"}, "metric is 'accuracy', expected one of 'bits_per_character', 'perplexity'"),
         ({"rng": None}, "rng is None, expected an int seed or a numpy.random.Generator"),
     ],

@@ -46,7 +46,10 @@ class Model(Protocol):
         *,
         rng: np.random.Generator | None = None,
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """What `loss` returns, in training mode if ``rng`` is given, and the loss's gradients by parameter name."""
+        """What `loss` returns, in training mode if ``rng`` is given, and the loss's gradients by parameter name.
+
+        If the trainer has ``teacher_forcing``, it is passed on as one more keyword of this name, a float.
+        """
 
 
 def evaluate(model: Model, data: Data) -> float:
@@ -82,6 +85,10 @@ class Trainer:
         When training ends, counted from its very beginning; exactly one of the two.
     schedule : callable, optional
         ``schedule(step)`` is the learning rate of a step, from 0; see `gpurnn.schedules`. None: the optimizer's own.
+    teacher_forcing : float or callable, optional
+        How likely a decoder is to be fed the true target of the step before instead of its own prediction: a number in
+        [0, 1], or that of a step, ``teacher_forcing(step)``; see `gpurnn.schedules`. It goes to the model's
+        ``loss_and_gradients`` as a keyword. None: nothing is passed, and the model does as it always does.
     clip_norm : float, optional
         Scale the gradient so that its global norm is at most this.
     clip_value : float, optional
@@ -108,6 +115,10 @@ class Trainer:
         Whether to show a progress bar on stderr.
     on_checkpoint : callable, optional
         Called without arguments after each checkpoint.
+    on_gradients : callable, optional
+        ``on_gradients(step, params, grads)`` is called before each update with the number of updates before it, the
+        parameters and the gradients g, the penalty included, before any clipping and whether finite or not. It is to
+        change nothing.
 
     Attributes
     ----------
@@ -157,6 +168,7 @@ class Trainer:
         steps: int | None = None,
         epochs: int | None = None,
         schedule: Callable[[int], float] | None = None,
+        teacher_forcing: float | Callable[[int], float] | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         l2: float = 0.0,
@@ -170,6 +182,7 @@ class Trainer:
         rng: int | np.random.Generator = 0,
         progress: bool = True,
         on_checkpoint: Callable[[], None] | None = None,
+        on_gradients: Callable[[int, dict[str, Any], dict[str, Any]], None] | None = None,
     ) -> None:
         where = "Trainer"
         if (steps is None) == (epochs is None):
@@ -184,6 +197,9 @@ class Trainer:
             self.total = _checks.integer_at_least(where, "steps", steps, 0)
         else:
             self.total = _checks.integer_at_least(where, "epochs", epochs, 0) * len(data)
+        if teacher_forcing is not None and not callable(teacher_forcing):
+            teacher_forcing = _checks.probability(where, "teacher_forcing", teacher_forcing)
+        self.teacher_forcing = teacher_forcing
         for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
             if value is not None:
                 _checks.finite(where, name, _checks.positive(where, name, value))
@@ -202,7 +218,7 @@ class Trainer:
             _checks.choice(where, "metric", metric, tuple(METRICS))
         self.metric = metric
         self.progress = progress
-        self.on_checkpoint = on_checkpoint
+        self.on_checkpoint, self.on_gradients = on_checkpoint, on_gradients
 
         self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -302,12 +318,16 @@ class Trainer:
         epoch, index = divmod(self.step, len(self.data))
         batch = self.data.batch(epoch, index)
         state = self._state if index > 0 else None
+        forcing = self._teacher_forcing(self.step)
+        options = {} if forcing is None else {"teacher_forcing": forcing}
         loss_array, state, grads = self.model.loss_and_gradients(
-            batch.inputs, batch.targets, state, batch.lengths, rng=self._rng
+            batch.inputs, batch.targets, state, batch.lengths, rng=self._rng, **options
         )
         loss = float(loss_array)
         if self.l2:
             grads = gradients.add_l2(grads, self.model.params, self.l2)
+        if self.on_gradients is not None:
+            self.on_gradients(self.step, self.model.params, grads)
         # The norm is that before any clipping, which would hide an infinity.
         clipped = grads
         if self.clip_value is not None:
@@ -326,7 +346,13 @@ class Trainer:
         self._unlogged["loss"] += loss * batch.count
         self._unlogged["count"] += batch.count
         self._unlogged["steps"] += 1
-        return {"learning_rate": self.optimizer.lr if rate is None else rate, "gradient_norm": norm}
+        return {"learning_rate": self.optimizer.lr if rate is None else rate, "gradient_norm": norm, **options}
+
+    def _teacher_forcing(self, step: int) -> float | None:
+        """How likely a step is to be fed the true target; None if the model is not to be told."""
+        if not callable(self.teacher_forcing):
+            return self.teacher_forcing
+        return _checks.probability("Trainer", f"teacher_forcing({step})", self.teacher_forcing(step))
 
     def _diverged(self, what: str, grads: dict[str, Any]) -> FloatingPointError:
         """The error for a loss, gradient or parameter that is NaN or infinite, with the parameters to blame."""
@@ -416,14 +442,18 @@ class Trainer:
         }
 
     def _require_same_run(self, path: Path, saved: dict[str, Any]) -> None:
-        here = {**self._config(), "learning_rate": self._scheduled(saved["step"])}
+        here = {**self._config(), **self._scheduled(saved["step"])}
         difference = _difference("", saved["config"], here)
         if difference is not None:
             raise CheckpointError(f"{path}: belongs to a run whose {difference}")
 
-    def _scheduled(self, step: int) -> list[float] | None:
-        """The learning rates at the beginning, half way to ``step`` and at it: a fingerprint of the schedule."""
-        return None if self.schedule is None else [float(self.schedule(s)) for s in (0, step // 2, step)]
+    def _scheduled(self, step: int) -> dict[str, list[float | None] | None]:
+        """What the schedules give at the beginning, half way to ``step`` and at it: fingerprints of them."""
+        at = (0, step // 2, step)
+        return {
+            "learning_rate": None if self.schedule is None else [float(self.schedule(s)) for s in at],
+            "teacher_forcing": None if self.teacher_forcing is None else [self._teacher_forcing(s) for s in at],
+        }
 
     def _save(self) -> None:
         """Write a checkpoint, if there is a directory to write it to."""
@@ -444,7 +474,7 @@ class Trainer:
             "rng": self._rng.bit_generator.state,
             "unlogged": self._unlogged,
             "best": self._best,
-            "config": {**self._config(), "learning_rate": self._scheduled(self.step)},
+            "config": {**self._config(), **self._scheduled(self.step)},
         }
         self._checkpoint = save_checkpoint(self.directory / "checkpoints", self.step, state)
         self.saved_step = self.step
