@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .models import CharVocabulary as CharVocabulary
     from .models import LanguageModel as LanguageModel
     from .models import SequenceClassifier as SequenceClassifier
+    from .models import SequenceGenerator as SequenceGenerator
     from .models import SequenceRegressor as SequenceRegressor
     from .models import SequenceTagger as SequenceTagger
     from .models import WordVocabulary as WordVocabulary
@@ -69,6 +70,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "CharVocabulary",
         "LanguageModel",
         "SequenceClassifier",
+        "SequenceGenerator",
         "SequenceRegressor",
         "SequenceTagger",
         "WordVocabulary",

@@ -382,6 +382,12 @@ def test_predictions_are_those_of_each_example_alone_in_the_order_given(kind, nu
         assert_same(one, other)
 
 
+def test_probabilities_of_large_logits_do_not_overflow():
+    model = build("classifier")
+    model.output.params["bias"][...] = (1000.0, -1000.0)
+    assert_same(model.predict_proba(normal(1, T, I)), np.array([[1.0, 0.0]]))
+
+
 def test_accuracy_counts_examples_or_steps():
     model = build("classifier")
     x = normal(6, T, I)

@@ -1,6 +1,7 @@
 """Models: of language, of sequences and of their steps; vocabularies; and what every model can do."""
 
 from .base import Model, load
+from .generator import SequenceGenerator
 from .language_model import LanguageModel
 from .sequence import SequenceClassifier, SequenceRegressor, SequenceTagger
 from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
@@ -10,6 +11,7 @@ __all__ = [
     "LanguageModel",
     "Model",
     "SequenceClassifier",
+    "SequenceGenerator",
     "SequenceRegressor",
     "SequenceTagger",
     "Vocabulary",

@@ -1,0 +1,470 @@
+"""The sequence generator: a sequence from a single input (one to many), each output fed back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import numpy as np
+
+from .. import _checks, _dispatch, cells, functional, layers, losses
+from .._op import Pullback
+from .._random import generator
+from ..layers.base import Array
+from .base import Model, State, existing, recurrent, told
+from .sequence import LOSSES
+
+
+class SequenceGenerator(Model):
+    r"""One to many: a sequence y_1 .. y_T from one input x, each output fed back.
+
+    With t = 1 .. T::
+
+        h_0 = f(W_xh x + b_h)
+        y_t = g(W_hy h_{t-1} + b_y)
+        h_t = f(W_hh h_{t-1} + W_yh y_t + b_h)
+
+    In training a target y*_t may stand in the place of y_t in the last line: teacher forcing. Where it does not, the
+    gradient goes back through the outputs that were fed.
+
+    Parameters
+    ----------
+    input_size, hidden_size, outputs : int
+        Sizes of x, h and y; with the softmax ``outputs`` is the number of classes.
+    activation : {"tanh", "relu", "sigmoid", "identity"}
+        f.
+    output_activation : {"softmax", "identity", "tanh", "relu", "sigmoid"}
+        g. With "softmax" each y_t holds the probabilities of classes: these are fed back, targets are class numbers,
+        and the target that is fed is the one-hot vector of its class. Otherwise targets are values.
+    loss : {"mse"}
+        What `fit` minimises where targets are values, by its name in `gpurnn.losses`; it is the cross-entropy where
+        they are classes.
+    init : str, initializer or pair of them, optional
+        Of W_yh and W_hh, as in `gpurnn.RNN`.
+    dtype : "float32" or "float64"
+    rng : int or numpy.random.Generator
+        Where the initial parameters come from.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``input.weight`` W_xh (H, I), ``recurrent.weight_ih_l0`` W_yh (H, O), ``recurrent.weight_hh_l0`` W_hh (H, H),
+        ``recurrent.bias_ih_l0`` b_h (H,), ``output.weight`` W_hy (O, H), ``output.bias`` b_y (O,).
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is out of its range or unknown.
+
+    References
+    ----------
+    R. J. Williams, D. Zipser, "A learning algorithm for continually running fully recurrent neural networks", Neural
+    Computation 1 (1989), for teacher forcing; S. Bengio et al., "Scheduled sampling for sequence prediction with
+    recurrent neural networks", NeurIPS 2015.
+
+    Examples
+    --------
+    Count up from the number that is given, and begin anew after 3:
+
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> from gpurnn.models import SequenceGenerator
+    >>> starts = np.arange(4)
+    >>> x = np.eye(4, dtype=np.float32)
+    >>> counts = (starts[:, None] + np.arange(6)) % 4
+    >>> model = SequenceGenerator(4, 16, 4)
+    >>> model
+    SequenceGenerator(4, 16, 4)  # 468 parameters
+      (B, 4)      x
+      (B, 16)     Dense(4, 16, bias=False, activation='tanh'): h_0
+      (T, B, 16)  RNN(4, 16): h_t
+      (T, B, 4)   Dense(16, 4, activation='softmax'): y_t
+    >>> trainer = model.fit(x, counts, epochs=60, optimizer=gpurnn.Adam(0.03))
+    >>> model.predict(x[2:3], 10)
+    array([[2, 3, 0, 1, 2, 3, 0, 1, 2, 3]])
+    """
+
+    parts = ("input", "recurrent", "output")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        outputs: int,
+        *,
+        activation: str = "tanh",
+        output_activation: str = "softmax",
+        loss: str = "mse",
+        init: Any = None,
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        where = "SequenceGenerator"
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "outputs": outputs}
+        sizes = {name: _checks.integer_at_least(where, name, size, 1) for name, size in sizes.items()}
+        _checks.choice(where, "activation", activation, get_args(cells.Activation))
+        _checks.choice(where, "output_activation", output_activation, functional.DENSE_ACTIVATIONS)
+        _checks.choice(where, "loss", loss, LOSSES)
+        random = generator(where, rng)
+        self.classes = output_activation == "softmax"
+        self._loss = "cross_entropy" if self.classes else loss
+        self.input = layers.Dense(input_size, hidden_size, False, activation=activation, dtype=dtype, rng=random)
+        self.recurrent = recurrent(
+            where, "rnn", outputs, hidden_size, 1, {"activation": activation}, init=init, dtype=dtype, rng=random
+        )
+        # One bias: b_h is that of h_0 too.
+        del self.recurrent.params["bias_hh_l0"]
+        self.output = layers.Dense(hidden_size, outputs, activation=output_activation, dtype=dtype, rng=random)
+        options = {"activation": activation, "output_activation": output_activation, "loss": loss}
+        self._config = {**sizes, **options, "dtype": np.dtype(dtype).name}
+
+    def __call__(self, x: Array, steps: int) -> Array:
+        """y_1 .. y_T, free running; nothing is saved.
+
+        Parameters
+        ----------
+        x : (B, input_size) array
+            Of the dtype of the parameters.
+        steps : int
+            T, at least 1.
+
+        Returns
+        -------
+        y : (T, B, outputs) array
+        """
+        return self._activated(self._run(x, steps, training=False)[0])
+
+    def vjp(self, x: Array, steps: int, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
+        """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, grads)``; ``rng`` is not used."""
+        a, pull = self._run(x, steps)
+        y = self._activated(a)
+
+        def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
+            functional.check_cotangent("SequenceGenerator", "y", dy, y)
+            return pull(_dispatch.zeros(_dispatch.namespace("y", y=y), y.shape, y) if dy is None else self._da(y, dy))
+
+        return y, pullback
+
+    def _activated(self, a: Array) -> Array:
+        xp = _dispatch.namespace("SequenceGenerator", a=a)
+        return functional._activation(xp, self.output.activation, a)
+
+    def _da(self, y: Array, dy: Array) -> Array:
+        """The gradient of a from that of y = g(a)."""
+        xp = _dispatch.namespace("SequenceGenerator", y=y)
+        return functional._activation_pullback(xp, self.output.activation, y, dy)
+
+    def _head(self, h: Array) -> tuple[Array, Pullback]:
+        """a = W_hy h + b_y."""
+        return functional.dense.vjp(h, self.output.params["weight"], self.output.params["bias"])
+
+    def _run(
+        self, x: Array, steps: int, fed: Array | None = None, forced: Array | bool = False, *, training: bool = True
+    ) -> tuple[Array, Callable[[Array], tuple[Array, dict[str, Array]]]]:
+        """a_1 .. a_T (T, B, O), of which y_t = g(a_t), and their pullback.
+
+        ``fed`` (T, B, O) stands in the place of y where ``forced`` (T, B), or all of it, is True.
+        """
+        steps = _checks.integer_at_least("SequenceGenerator", "steps", steps, 1)
+        self._check_input("SequenceGenerator", "x", x, "(B, input_size)")
+        w_xh, b_h = self.input.params["weight"], self.recurrent.params["bias_ih_l0"]
+        h0, pull_input = functional.dense.vjp(x, w_xh, b_h, activation=self.input.activation)
+        if forced is True:
+            a, pull_states = self._run_forced(h0, steps, fed)
+        else:
+            a, pull_states = self._run_fed_back(h0, steps, fed, forced, training)
+
+        def pullback(da: Array) -> tuple[Array, dict[str, Array]]:
+            dh0, recurrent, output = pull_states(da)
+            dx, start = pull_input(dh0)
+            recurrent = recurrent | {"bias_ih_l0": recurrent["bias_ih_l0"] + start["bias"]}
+            grads = {"input.weight": start["weight"]}
+            grads |= {f"recurrent.{name}": g for name, g in recurrent.items()}
+            grads |= {f"output.{name}": g for name, g in output.items()}
+            return dx, {name: grads[name] for name in self.params}
+
+        return a, pullback
+
+    def _run_forced(self, h0: Array, steps: int, fed: Any) -> tuple[Array, Any]:
+        """All that is fed is known beforehand, so that the recurrence is one call."""
+        xp = _dispatch.namespace("SequenceGenerator", h0=h0)
+        (h, _), pull_recurrent = self.recurrent.vjp(fed[: steps - 1, ...], h0[None, ...])
+        a, pull_head = self._head(xp.concat([h0[None, ...], h], axis=0))
+
+        def pullback(da: Array) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+            dh, output = pull_head(da)
+            (_, dh0), recurrent = pull_recurrent((dh[1:, ...], None))
+            return dh[0, ...] + dh0[0, ...], recurrent, output
+
+        return a, pullback
+
+    def _run_fed_back(self, h: Array, steps: int, fed: Any, forced: Any, training: bool) -> tuple[Array, Any]:
+        """Step by step: what is fed at a step depends on what the step before put out."""
+        xp = _dispatch.namespace("SequenceGenerator", h=h)
+        weights = {name.removesuffix("_l0"): p for name, p in self.recurrent.params.items()}
+        head: list[tuple[Array, Array, Pullback]] = []
+        recurrence: list[Pullback] = []
+        for t in range(steps):
+            a, pull_head = self._head(h)
+            y = self._activated(a)
+            head.append((a, y, pull_head if training else None))  # type: ignore[arg-type]
+            if t < steps - 1:
+                if forced is not False:
+                    y = xp.where(forced[t, :, None], fed[t, ...], y)
+                (_, h), pull = functional.rnn.vjp(y[None, ...], **weights, state=h, activation=self.input.activation)
+                recurrence += [pull] if training else []
+
+        def pullback(da: Array) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+            recurrent: dict[str, Array] = {}
+            output: dict[str, Array] = {}
+            dh: Array | None = None
+            for t in reversed(range(steps)):
+                _, y, pull_head = head[t]
+                da_t = da[t, ...]
+                if t < steps - 1:
+                    (dy, dh), own = recurrence[t]((None, dh))
+                    recurrent = _sum(recurrent, own)
+                    dy = dy[0, ...]
+                    if forced is not False:
+                        dy = xp.where(forced[t, :, None], xp.zeros_like(dy), dy)
+                    da_t = da_t + self._da(y, dy)
+                dstate, own = pull_head(da_t)
+                output = _sum(output, own)
+                dh = dstate if dh is None else dh + dstate
+            for name, p in weights.items():
+                recurrent.setdefault(name, xp.zeros_like(p))  # a single step has no recurrence
+            return dh, {f"{name}_l0": g for name, g in recurrent.items()}, output
+
+        return xp.stack([a for a, _, _ in head]), pullback
+
+    def loss(
+        self,
+        inputs: Array,
+        targets: Array,
+        state: State = None,
+        lengths: Array | None = None,
+        *,
+        teacher_forcing: float = 1.0,
+    ) -> tuple[Array, None]:
+        """The mean loss over the steps that exist, and None for a state.
+
+        Parameters
+        ----------
+        inputs : (B, input_size) array
+            x.
+        targets : (T, B) integer array of classes, or (T, B, outputs) array
+            y*_t.
+        state : None
+        lengths : (B,) integer array, optional
+            Steps of each target that exist.
+        teacher_forcing : {1, 0}
+            Whether the targets are fed, or the outputs.
+
+        Returns
+        -------
+        loss : 0-d array
+        state : None
+        """
+        return self._loss_and_pullback(inputs, targets, lengths, teacher_forcing, None)[0], None
+
+    def loss_and_gradients(
+        self,
+        inputs: Array,
+        targets: Array,
+        state: State = None,
+        lengths: Array | None = None,
+        *,
+        rng: int | np.random.Generator | None = None,
+        teacher_forcing: float = 1.0,
+    ) -> tuple[Array, None, dict[str, Array]]:
+        """What `loss` returns, and the gradients of the loss by parameter name.
+
+        Parameters
+        ----------
+        inputs, targets, state, lengths
+            As in `loss`.
+        rng : int or numpy.random.Generator, optional
+            What decides where targets are fed, if ``teacher_forcing`` is neither 0 nor 1.
+        teacher_forcing : float
+            The probability, in [0, 1], that the target is fed and not the output, for each step of each sequence:
+            1 is teacher forcing, 0 free running, between them lies scheduled sampling. The gradients are exact for
+            what was fed: they go back through the outputs, and not into the choice.
+        """
+        loss, pullback = self._loss_and_pullback(inputs, targets, lengths, teacher_forcing, rng)
+        return loss, None, pullback()
+
+    def _loss_and_pullback(
+        self,
+        x: Array,
+        targets: Array,
+        lengths: Array | None,
+        teacher_forcing: float,
+        rng: int | np.random.Generator | None,
+    ) -> tuple[Array, Callable[[], dict[str, Array]]]:
+        where = "SequenceGenerator"
+        self._check_input(where, "x", x, "(B, input_size)")
+        _checks.given(where, targets=targets)
+        xp = _dispatch.namespace(where, params=self.output.params["weight"], x=x, targets=targets, lengths=lengths)
+        outputs = self.output.out_features
+        if self.classes:
+            _checks.integer(where, "targets", targets)
+            _checks.ndim(where, "targets", targets, 2, "(T, B)")
+        else:
+            _checks.same_dtype(where, params=self.output.params["weight"], targets=targets)
+            _checks.ndim(where, "targets", targets, 3, "(T, B, outputs)")
+            _checks.shape(where, "targets", targets, (*targets.shape[:2], outputs), "(T, B, outputs)")
+        T, B = targets.shape[:2]
+        if x.shape[0] != B:
+            raise ValueError(f"{where}: targets has shape {tuple(targets.shape)}, expected B = {x.shape[0]} as x has")
+        forced = self._forced(xp, teacher_forcing, rng, (T, B))
+        exists = existing(targets, lengths)
+        fed = None
+        if forced is not False:
+            if self.classes:
+                numbers = xp.arange(outputs, dtype=xp.int64, device=_dispatch.device(targets))
+                fed = xp.astype(xp.astype(targets, xp.int64)[:, :, None] == numbers, x.dtype)
+            else:
+                # What lies past a length must not reach a product.
+                fed = targets if exists is None else xp.where(exists[:, :, None], targets, xp.zeros_like(targets))
+        a, pull = self._run(x, T, fed, forced)
+        criterion = getattr(losses, self._loss)
+        y = a if self.classes else self._activated(a)
+        loss, pull_loss = criterion.vjp(y, targets, mask=exists)
+
+        def pullback() -> dict[str, Array]:
+            dy, _ = pull_loss(1.0)
+            return pull(dy if self.classes else self._da(y, dy))[1]
+
+        return loss, pullback
+
+    @staticmethod
+    def _forced(
+        xp: Any, teacher_forcing: float, rng: int | np.random.Generator | None, shape: tuple[int, int]
+    ) -> Array | bool:
+        """Where targets are fed: a bool for everywhere, or an array of them."""
+        where = "SequenceGenerator"
+        if _checks.non_negative(where, "teacher_forcing", teacher_forcing) > 1:
+            raise ValueError(f"{where}: teacher_forcing is {teacher_forcing!r}, expected a probability in [0, 1]")
+        if teacher_forcing in (0, 1):
+            return bool(teacher_forcing)
+        if rng is None:
+            raise TypeError(
+                f"{where}: rng is None, expected an int seed or a numpy.random.Generator, as teacher_forcing is "
+                f"{teacher_forcing!r}, neither 0 nor 1"
+            )
+        drawn = generator(where, rng).random(shape) < teacher_forcing
+        return _dispatch.from_numpy(xp, drawn)
+
+    def _batches(
+        self, inputs: Any, targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
+    ) -> Any:
+        from ..training import PaddedBatches
+
+        where = "SequenceGenerator.fit"
+        self._check_examples("fit", inputs)
+        _checks.given(where, targets=targets)
+        if hasattr(targets, "dtype"):
+            _checks.ndim(where, "targets", targets, 2 if self.classes else 3, "(N, T), or (N, T, outputs) of values")
+            targets = [targets[i, ...] for i in range(targets.shape[0])]
+        if len(targets) != inputs.shape[0]:
+            raise ValueError(f"{where}: targets has {len(targets)} entries, expected {inputs.shape[0]}")
+        rows = [inputs[i, ...] for i in range(inputs.shape[0])]
+        return _Reversed(PaddedBatches(targets, batch_size, rows, per_sequence=True, shuffle=shuffle, rng=rng))
+
+    def _check_input(self, where: str, name: str, x: Array, symbols: str) -> None:
+        _checks.given(where, **{name: x})
+        parameter = self.input.params["weight"]
+        _dispatch.namespace(where, params=parameter, **{name: x})
+        _checks.ndim(where, name, x, 2, symbols)
+        _checks.shape(where, name, x, (x.shape[0], self.input.in_features), symbols)
+        _checks.same_dtype(where, params=parameter, **{name: x})
+
+    def _check_examples(self, method: str, inputs: Array) -> None:
+        where = f"SequenceGenerator.{method}"
+        self._check_input(where, "inputs", inputs, "(N, input_size)")
+        if inputs.shape[0] == 0:
+            raise ValueError(f"{where}: inputs is empty, expected at least one example")
+
+    def _outputs(self, method: str, inputs: Array, steps: int, batch_size: int) -> Array:
+        """y (N, T, O)."""
+        self._check_examples(method, inputs)
+        batch_size = _checks.integer_at_least(f"SequenceGenerator.{method}", "batch_size", batch_size, 1)
+        xp = _dispatch.namespace("SequenceGenerator", inputs=inputs)
+        N = inputs.shape[0]
+        parts = [self(inputs[i : min(i + batch_size, N), :], steps) for i in range(0, N, batch_size)]
+        return xp.permute_dims(xp.concat(parts, axis=1), (1, 0, 2))
+
+    def predict(self, inputs: Array, steps: int, *, batch_size: int = 256) -> Array:
+        """The sequences that follow from inputs, each output fed back.
+
+        Parameters
+        ----------
+        inputs : (N, input_size) array
+        steps : int
+            How many outputs each is to have, at least 1.
+        batch_size : int
+            How many are computed at a time.
+
+        Returns
+        -------
+        (N, steps) integer array of the likeliest classes, or (N, steps, outputs) array of values
+        """
+        y = self._outputs("predict", inputs, steps, batch_size)
+        return _dispatch.namespace("SequenceGenerator", y=y).argmax(y, axis=-1) if self.classes else y
+
+    def predict_proba(self, inputs: Array, steps: int, *, batch_size: int = 256) -> Array:
+        """The probabilities of the classes, (N, steps, outputs); the arguments are those of `predict`.
+
+        Raises
+        ------
+        ValueError
+            The outputs are values.
+        """
+        if not self.classes:
+            raise ValueError(
+                f"SequenceGenerator.predict_proba: output_activation is {self.output.activation!r}, expected 'softmax'"
+            )
+        return self._outputs("predict_proba", inputs, steps, batch_size)
+
+    def _shapes(self) -> list[tuple[str, str]]:
+        inputs, hidden, outputs = (self._config[name] for name in ("input_size", "hidden_size", "outputs"))
+        return [
+            (f"(B, {inputs})", "x"),
+            (f"(B, {hidden})", f"{told(self.input)}: h_0"),
+            (f"(T, B, {hidden})", f"{told(self.recurrent)}: h_t"),
+            (f"(T, B, {outputs})", f"{told(self.output)}: y_t"),
+        ]
+
+    def _describe(self) -> str:
+        defaults = {"activation": "tanh", "output_activation": "softmax", "loss": "mse", "dtype": "float32"}
+        sizes = ("input_size", "hidden_size", "outputs")
+        told = [f"{n}={v!r}" for n, v in self._config.items() if n not in sizes and (n, v) not in defaults.items()]
+        return ", ".join([*(str(self._config[name]) for name in sizes), *told])
+
+
+def _sum(total: dict[str, Array], more: dict[str, Array]) -> dict[str, Array]:
+    return {name: total[name] + g for name, g in more.items()} if total else more
+
+
+class _Reversed:
+    """Batches whose inputs are what those of ``batches`` have as targets: a row each; and the reverse."""
+
+    carries_state = False
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def batch(self, epoch: int, index: int) -> Any:
+        """Batch ``index`` of ``epoch``."""
+        from ..training.data import Batch
+
+        batch = self._batches.batch(epoch, index)
+        xp = _dispatch.namespace("SequenceGenerator", lengths=batch.lengths)
+        return Batch(batch.targets, batch.inputs, batch.lengths, int(xp.sum(batch.lengths)))
+
+    def config(self) -> dict[str, Any]:
+        """What the batches depend on."""
+        return self._batches.config()  # type: ignore[no-any-return]
