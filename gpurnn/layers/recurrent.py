@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import _checks, _dispatch, cells, initializers
 from .._op import Pullback
-from .._random import generator
+from .._random import generator, philox_seed
 from ..functional import check_cotangents, check_sequence, dropout_mask, pack_state, unpack_state
 from .base import Array, Layer, parameter_dtype
 
 State = Any
 Init = str | initializers.Initializer
+
+States = list[tuple[Any, ...]]
+"""For each layer (h,) or (h, c) of (D, B, H); an entry that is a gradient may be None for zero."""
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What a layer computes with, the same at all steps."""
+
+    names: list[str]
+    """Of the parameters, four for each direction; that of a bias even where the layer has none."""
+    values: tuple[tuple[Array, Array, Array | None, Array | None], ...]
+    """For each direction, as a wing takes them."""
+    dropped: dict[str, Array]
+    """The masks of the weights that were dropped, by name."""
+    mask: Array | None
+    """Multiplies h_{t-1}."""
+    between: int | None
+    """The seed of the dropout on the layer's input."""
 
 
 class Recurrent(Layer):
@@ -117,6 +139,9 @@ class Recurrent(Layer):
         lengths: Array | None = None,
         resets: Array | None = None,
         rng: int | np.random.Generator | None = None,
+        *,
+        checkpoint_every: int | str | None = None,
+        state_after: int | None = None,
     ) -> tuple[tuple[Array, State], Pullback]:
         """``((y, state), pullback)``; the first four arguments are those of a call.
 
@@ -124,6 +149,17 @@ class Recurrent(Layer):
         ----------
         rng : int or numpy.random.Generator, optional
             Where dropout masks come from. None means no dropout: gradients in evaluation mode.
+        checkpoint_every : int or "sqrt", optional
+            K: gradient checkpointing in time. Of what the gradients need, only the state at every K-th step is kept,
+            and the pullback computes the rest anew, for K steps at a time. Beside x, y and their gradients that takes
+            memory for T/K states and for K steps, instead of T, and the time of one more forward pass. "sqrt" is
+            K = ceil(sqrt(T)), for which both are O(sqrt(T)). The result is that of None to the last bit, dropout
+            included. So K is rounded up to whole chunks of ``ceil(R / B)`` steps, for which products over many steps
+            are computed; R, the rows of such a product, is 1024 on NumPy arrays and 8192 in the kernels. The layers of
+            a stack are gone through together, so that nothing of T steps is kept between them.
+        state_after : int, optional
+            Return the state after this many steps, 0 ... T, instead of that after all, and take its gradient. Truncated
+            backpropagation through overlapping windows hands it on.
 
         Returns
         -------
@@ -131,8 +167,22 @@ class Recurrent(Layer):
             ``pullback((dy, dstate))`` returns ``((dx, dstate0), grads)``: the gradients of x, of the initial state,
             and of the parameters by name. dy and dstate are shaped like y and state; they, or one of the LSTM's pair,
             may be None for zero.
+
+        Raises
+        ------
+        ValueError
+            ``checkpoint_every`` or ``state_after`` is given to a bidirectional layer. What its backward direction
+            brings to a step comes from the end of the sequence, so there is no state that parts the steps before from
+            those after.
+
+        References
+        ----------
+        T. Chen, B. Xu, C. Zhang, C. Guestrin, "Training deep nets with sublinear memory cost", arXiv 1604.06174 (2016);
+        A. Gruslys et al., "Memory-efficient backpropagation through time", NeurIPS 2016.
         """
-        y, final, pull = self._forward(x, state, lengths, resets, rng, training=True)
+        y, final, pull = self._forward(
+            x, state, lengths, resets, rng, training=True, checkpoint_every=checkpoint_every, state_after=state_after
+        )
         return (y, final), pull
 
     def _forward(
@@ -144,6 +194,8 @@ class Recurrent(Layer):
         rng: int | np.random.Generator | None,
         *,
         training: bool,
+        checkpoint_every: int | str | None = None,
+        state_after: int | None = None,
     ) -> tuple[Array, State, Any]:
         where = type(self).__name__
         states = unpack_state(where, self.cell, "state", state)
@@ -151,6 +203,7 @@ class Recurrent(Layer):
         arrays = {"params": parameter, "x": x, **states}
         _checks.given(where, x=x)
         xp = _dispatch.namespace(where, **arrays, lengths=lengths, resets=resets)
+        wing = _dispatch.wing(where, x=x)
         _checks.same_dtype(where, **arrays)
         _checks.ndim(where, "x", x, 3, "(B, T, input_size)" if self.batch_first else "(T, B, input_size)")
         if x.shape[2] != self.input_size:
@@ -163,67 +216,139 @@ class Recurrent(Layer):
                 _checks.shape(where, "resets", resets, (x.shape[1], x.shape[0]), "(B, T)")
                 resets = xp.permute_dims(resets, (1, 0))
         check_sequence(where, x, lengths, resets)
-        D, B, H = self.num_directions, x.shape[1], self.hidden_size
+        D, T, B, H = self.num_directions, x.shape[0], x.shape[1], self.hidden_size
         expected = (self.num_layers * D, B, H)
         for name, array in states.items():
             if array is not None:
                 _checks.shape(where, name, array, expected, "(num_layers*D, B, hidden_size)")
         initial = [_dispatch.zeros(xp, expected, x) if s is None else s for s in states.values()]
+        segments = self._segments(wing, T, B, checkpoint_every, state_after)
+        recompute = checkpoint_every is not None and len(segments) > 1
+        if len(segments) > 1:
+            wing.check_lengths(self.cell.name, lengths, T)  # no segment could
 
         random = None if rng is None else generator(where, rng)
-        finals, pulls = [], []
-        y = x
-        for layer in range(self.num_layers):
-            if layer > 0 and random is not None and self.dropout > 0:
-                between = dropout_mask(y, tuple(y.shape), self.dropout, random)
-                y = y * between
+        weights = [self._weights(layer, x, (D, B, H), random, copied=recompute) for layer in range(self.num_layers)]
+
+        def run(segment: range, entering: States, training: bool) -> tuple[Array, States, Any]:
+            """All layers over a segment."""
+            some = slice(segment.start, segment.stop)
+            if len(segments) == 1:
+                return self._stack(wing, weights, x, entering, lengths, resets, 0, training)
+            own_lengths = None
+            if lengths is not None:
+                own_lengths = xp.clip(xp.astype(lengths, xp.int64) - segment.start, 0, len(segment))
+            own_resets = None if resets is None else resets[some, :]
+            return self._stack(wing, weights, x[some, ...], entering, own_lengths, own_resets, segment.start, training)
+
+        reached = T if state_after is None else state_after
+        current = self._by_layer(initial)
+        handed = current
+        entered, pulls = [], []
+        for segment in segments:
+            entered.append(current)
+            part, current, pull = run(segment, current, training and not recompute)
+            pulls.append(None if recompute else pull)
+            if len(segments) == 1:
+                y = part
             else:
-                between = None
-            layer_state = tuple(s[layer * D : (layer + 1) * D, ...] for s in initial)
-            y, final, pull = self._forward_layer(layer, y, layer_state, lengths, resets, random, training)
-            finals.append(final)
-            pulls.append((between, pull))
-        final_state = pack_state(self.cell, tuple(xp.concat(parts, axis=0) for parts in zip(*finals, strict=True)))
+                if segment.start == 0:
+                    y = _dispatch.zeros(xp, (T, *part.shape[1:]), part)
+                y[segment.start : segment.stop, ...] = part
+            if segment.stop == reached:
+                handed = current
+        final_state = self._pack(xp, handed)
         output = xp.permute_dims(y, (1, 0, 2)) if self.batch_first else y
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
-            dy, dstate = check_cotangents(where, self.cell, cotangents, output, final_state)
+            dy, given = check_cotangents(where, self.cell, cotangents, output, final_state)
             if self.batch_first and dy is not None:
                 dy = xp.permute_dims(dy, (1, 0, 2))
-            gradients: dict[str, Array] = {}
-            dstate0: list[tuple[Array, ...]] = []
-            dx = dy
-            for layer in reversed(range(self.num_layers)):
-                between, pull = pulls[layer]
-                parts = tuple(None if s is None else s[layer * D : (layer + 1) * D, ...] for s in dstate)
-                dx, dinitial, layer_gradients = pull(dx, parts)
-                if between is not None:
-                    dx = dx * between
-                dstate0.insert(0, dinitial)
-                gradients |= layer_gradients
+            dhanded = self._by_layer(given)
+            dcurrent: States = [(None,) * self.cell.states] * self.num_layers
+            dweights: list[Any] = [None] * self.num_layers
+            dx = None
+            for segment, entering, pull in reversed(list(zip(segments, entered, pulls, strict=True))):
+                if segment.stop == reached:
+                    dcurrent = _added(dcurrent, dhanded)
+                if pull is None:
+                    _, _, pull = run(segment, entering, True)
+                some = slice(segment.start, segment.stop)
+                part, dcurrent, dweights = pull(None if dy is None else dy[some, ...], dcurrent, dweights)
+                if len(segments) == 1:
+                    dx = part
+                else:
+                    dx = _dispatch.zeros(xp, tuple(x.shape), x) if dx is None else dx
+                    dx[some, ...] = part
+            if reached == 0 < T:
+                dcurrent = _added(dcurrent, dhanded)
             if self.batch_first:
                 dx = xp.permute_dims(dx, (1, 0, 2))
-            dstate_in = pack_state(self.cell, tuple(xp.concat(parts, axis=0) for parts in zip(*dstate0, strict=True)))
-            return (dx, dstate_in), {name: gradients[name] for name in self.params}
+            gradients = {}
+            for layer, found in zip(weights, dweights, strict=True):
+                flat = [gradient for direction in found for gradient in direction]
+                for name, gradient in zip(layer.names, flat, strict=True):
+                    gradients[name] = gradient * layer.dropped[name] if name in layer.dropped else gradient
+            return (dx, self._pack(xp, dcurrent)), {name: gradients[name] for name in self.params}
 
         return output, final_state, pullback if training else None
 
-    def _forward_layer(
-        self,
-        layer: int,
-        x: Array,
-        state: tuple[Array, ...],
-        lengths: Array | None,
-        resets: Array | None,
-        rng: np.random.Generator | None,
-        training: bool,
-    ) -> tuple[Array, tuple[Array, ...], Any]:
-        """One layer of the stack: y, its final state, and ``pull(dy, dstate) -> dx, dstate0, gradients``."""
+    def _segments(
+        self, wing: Any, T: int, B: int, checkpoint_every: int | str | None, state_after: int | None
+    ) -> list[range]:
+        """The steps that are gone through at a time: one range of all of them, or more."""
         where = type(self).__name__
-        xp, wing = _dispatch.namespace(where, x=x), _dispatch.wing(where, x=x)
+        for name, value in (("checkpoint_every", checkpoint_every), ("state_after", state_after)):
+            if value is not None and self.bidirectional:
+                raise ValueError(
+                    f"{where}: {name} is {value!r}, expected None as the layer is bidirectional: no state parts the "
+                    "steps before from those after, which its backward direction comes from"
+                )
+        length = checkpoint_every
+        if isinstance(length, str):
+            _checks.choice(where, "checkpoint_every", length, ("sqrt",))
+            length = math.isqrt(max(T - 1, 0)) + 1
+        if length is not None:
+            chunk = wing.recurrence_chunk(B)
+            length = -(-_checks.integer_at_least(where, "checkpoint_every", length, 1) // chunk) * chunk
+        borders = [0, T]
+        if state_after is not None:
+            state_after = _checks.integer_at_least(where, "state_after", state_after, 0)
+            if state_after > T:
+                raise ValueError(f"{where}: state_after is {state_after}, expected at most T = {T}")
+            borders.insert(1, state_after)
+        found = [
+            range(start, min(start + (length or stop), stop))
+            for begin, stop in itertools.pairwise(borders)
+            for start in range(begin, stop, length or max(T, 1))
+        ]
+        return found or [range(T)]
+
+    def _by_layer(self, state: Any) -> States:
+        """A state of (num_layers*D, B, H) arrays as those of each layer."""
+        D = self.num_directions
+        return [
+            tuple(None if s is None else s[layer * D : (layer + 1) * D, ...] for s in state)
+            for layer in range(self.num_layers)
+        ]
+
+    def _pack(self, xp: Any, states: States) -> State:
+        """The reverse of `_by_layer`, as callers see it."""
+        return pack_state(self.cell, tuple(xp.concat(parts, axis=0) for parts in zip(*states, strict=True)))
+
+    def _weights(
+        self, layer: int, x: Array, mask_shape: tuple[int, ...], rng: np.random.Generator | None, copied: bool
+    ) -> _Weights:
+        """A layer's weights with the dropouts that are drawn once for all steps."""
+        xp = _dispatch.namespace(type(self).__name__, x=x)
         suffixes = self._suffixes(layer)
         names = [f"{name}{suffix}" for suffix in suffixes for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         values: dict[str, Any] = {name: self.params.get(name) for name in names}
+        if copied:  # what the caller does to the parameters must not reach what is computed anew
+            values = {name: None if p is None else xp.asarray(p, copy=True) for name, p in values.items()}
+        between = None
+        if rng is not None and self.dropout > 0 and layer > 0:
+            between = philox_seed(rng)
         dropped = {}
         if rng is not None and self.recurrent_dropout > 0:
             for suffix in suffixes:
@@ -232,11 +357,62 @@ class Recurrent(Layer):
                 values[name] = values[name] * dropped[name]
         mask = None
         if rng is not None and self.variational_dropout > 0:
-            mask = dropout_mask(x, tuple(state[0].shape), self.variational_dropout, rng)
+            mask = dropout_mask(x, mask_shape, self.variational_dropout, rng)
+        directions = (names[4 * d : 4 * d + 4] for d in range(len(suffixes)))
+        return _Weights(names, tuple(tuple(values[n] for n in four) for four in directions), dropped, mask, between)
 
-        weights = tuple(tuple(values[name] for name in names[4 * d : 4 * d + 4]) for d in range(len(suffixes)))
+    def _stack(
+        self,
+        wing: Any,
+        weights: list[_Weights],
+        x: Array,
+        states: States,
+        lengths: Array | None,
+        resets: Array | None,
+        start: int,
+        training: bool,
+    ) -> tuple[Array, States, Any]:
+        """All layers over the steps of x, which begin at step ``start`` of the sequence: y, the final states, and
+        ``pull(dy, dstates, dweights) -> dx, dstates0, dweights``, where what later steps made of dweights is added."""
+        finals, pulls = [], []
+        y = x
+        for layer, state in zip(weights, states, strict=True):
+            between = None
+            if layer.between is not None:
+                between = _mask_from(wing, y, start, self.dropout, layer.between)
+                y = y * between
+            y, final, pull = self._layer(wing, layer, y, state, lengths, resets, training)
+            finals.append(final)
+            pulls.append((between, pull))
+
+        def pull_all(dy: Array | None, dstates: States, dweights: list[Any]) -> tuple[Array, States, list[Any]]:
+            dstates0: States = []
+            found: list[Any] = []
+            dx = dy
+            for (between, pull), dstate, later in reversed(list(zip(pulls, dstates, dweights, strict=True))):
+                dx, own, dstate0 = pull(dx, dstate, later)
+                if between is not None:
+                    dx = dx * between
+                dstates0.insert(0, dstate0)
+                found.insert(0, own)
+            return dx, dstates0, found
+
+        return y, finals, pull_all
+
+    def _layer(
+        self,
+        wing: Any,
+        weights: _Weights,
+        x: Array,
+        state: tuple[Array, ...],
+        lengths: Array | None,
+        resets: Array | None,
+        training: bool,
+    ) -> tuple[Array, tuple[Array, ...], Any]:
+        """One layer of the stack: y, its final state, and ``pull(dy, dstate, dweights) -> dx, dweights, dstate0``."""
+        xp = _dispatch.namespace(type(self).__name__, x=x)
         y, final, saved = wing.recurrence_forward(
-            self.cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, training=training
+            self.cell, x, weights.values, state, lengths=lengths, resets=resets, mask=weights.mask, training=training
         )
         skip = self.residual and x.shape[2] == y.shape[2]
         exists = None
@@ -247,18 +423,12 @@ class Recurrent(Layer):
             y = y + _where_exists(xp, exists, x)
 
         def pull(
-            dy: Array | None, dstate: tuple[Array | None, ...]
-        ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
-            dx, dweights, dstate0 = wing.recurrence_backward(saved, dy, dstate)
+            dy: Array | None, dstate: tuple[Array | None, ...], dweights: Any
+        ) -> tuple[Array, Any, tuple[Array, ...]]:
+            dx, found, dstate0 = wing.recurrence_backward(saved, dy, dstate, dweights)
             if skip and dy is not None:
                 dx = dx + _where_exists(xp, exists, dy)
-            flat = [gradient for direction in dweights for gradient in direction]
-            gradients = {
-                name: gradient * dropped[name] if name in dropped else gradient
-                for name, gradient in zip(names, flat, strict=True)
-                if name in self.params
-            }
-            return dx, dstate0, gradients
+            return dx, found, dstate0
 
         return y, final, pull
 
@@ -281,6 +451,23 @@ class Recurrent(Layer):
     def _cell_options(self) -> dict[str, tuple[Any, Any]]:
         """The cell's own options as (value, default), for the repr."""
         return {}
+
+
+def _mask_from(wing: Any, like: Array, start: int, rate: float, seed: int) -> Array:
+    """The rows from step ``start`` on of the mask of a whole sequence, as many as ``like`` (T, B, F) has."""
+    size = math.prod(like.shape)
+    counter, skip = divmod(start * math.prod(like.shape[1:]), 4)  # a counter of Philox gives four entries
+    flat = wing.dropout_mask(like, (skip + size,), rate, seed, counter)
+    xp = _dispatch.namespace("dropout", like=like)
+    return xp.reshape(flat[skip:], like.shape)
+
+
+def _added(a: States, b: States) -> States:
+    """The sum of two gradients of a state, None being zero."""
+    return [
+        tuple(s if t is None else t if s is None else s + t for s, t in zip(one, other, strict=True))
+        for one, other in zip(a, b, strict=True)
+    ]
 
 
 def _where_exists(xp: Any, exists: Array | None, values: Array) -> Array:
