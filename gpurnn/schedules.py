@@ -1,6 +1,15 @@
-"""Learning rates as functions of the step: the number of updates made before, counted from 0.
+"""Learning rates, and probabilities of teacher forcing, as functions of the step: the number of updates made before.
 
-A schedule remembers nothing, so that training is resumed with nothing but the step.
+A schedule remembers nothing, so that training is resumed with nothing but the step. `gpurnn.Trainer` takes one as
+``schedule``, for the learning rate, and one as ``teacher_forcing``. For the latter, scheduled sampling (S. Bengio,
+O. Vinyals, N. Jaitly, N. Shazeer, "Scheduled sampling for sequence prediction with recurrent neural networks",
+NeurIPS 2015, section 2.4) has three decays of the probability eps_t that the true token is fed, not the model's own:
+
+=================  ==============================  ===========================
+exponential        eps_0 lambda^t                  `Exponential(eps_0, lambda)`
+linear             max(eps_min, k - c t)           `Linear(k, c, eps_min)`
+inverse sigmoid    k / (k + exp(t / k))            `InverseSigmoid(k)`
+=================  ==============================  ===========================
 """
 
 from __future__ import annotations
@@ -84,10 +93,12 @@ class TimeBased:
 class Exponential:
     """Exponential decay: lr gamma^step.
 
+    As a schedule of teacher forcing this is eps_0 lambda^t.
+
     Parameters
     ----------
     lr : float
-        The first learning rate, at least 0.
+        The first learning rate, or the first probability of teacher forcing; at least 0.
     gamma : float
         Factor of each step, at least 0.
 
@@ -112,6 +123,93 @@ class Exponential:
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
         return float(self.lr * self.gamma ** _checks.integer_at_least("Exponential", "step", step, 0))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear decay down to a rate that holds from then on: max(final_lr, lr - decay step).
+
+    As a schedule of teacher forcing this is max(eps_min, k - c t).
+
+    Parameters
+    ----------
+    lr : float
+        The first learning rate, or the first probability of teacher forcing; at least 0.
+    decay : float
+        Per step, at least 0.
+    final_lr : float
+        The least rate or probability, at least 0.
+
+    Raises
+    ------
+    ValueError
+        A parameter out of its range.
+
+    References
+    ----------
+    S. Bengio, O. Vinyals, N. Jaitly, N. Shazeer, "Scheduled sampling for sequence prediction with recurrent neural
+    networks", NeurIPS 2015, section 2.4.
+
+    Examples
+    --------
+    >>> schedule = Linear(1.0, decay=0.25, final_lr=0.1)
+    >>> [schedule(step) for step in range(6)]
+    [1.0, 0.75, 0.5, 0.25, 0.1, 0.1]
+    """
+
+    lr: float
+    decay: float
+    final_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "decay", "final_lr"):
+            _checks.non_negative("Linear", name, getattr(self, name))
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of an update that ``step`` updates came before."""
+        step = _checks.integer_at_least("Linear", "step", step, 0)
+        return float(max(self.final_lr, self.lr - self.decay * step))
+
+
+@dataclass(frozen=True)
+class InverseSigmoid:
+    """Inverse sigmoid decay of the probability of teacher forcing: k / (k + exp(step / k)).
+
+    It begins at k / (k + 1), is 1/2 after k log(k) steps, and tends to 0.
+
+    Parameters
+    ----------
+    k : float
+        At least 1: the larger, the later and the slower the decay.
+
+    Raises
+    ------
+    ValueError
+        ``k`` is below 1.
+
+    References
+    ----------
+    S. Bengio, O. Vinyals, N. Jaitly, N. Shazeer, "Scheduled sampling for sequence prediction with recurrent neural
+    networks", NeurIPS 2015, section 2.4.
+
+    Examples
+    --------
+    >>> schedule = InverseSigmoid(100)
+    >>> [round(schedule(step), 3) for step in (0, 230, 461, 691, 922)]
+    [0.99, 0.909, 0.499, 0.091, 0.01]
+    """
+
+    k: float
+
+    def __post_init__(self) -> None:
+        if _checks.finite("InverseSigmoid", "k", self.k) < 1:
+            raise ValueError(f"InverseSigmoid: k is {self.k!r}, expected a number of at least 1")
+
+    def __call__(self, step: int) -> float:
+        """The probability of teacher forcing at an update that ``step`` updates came before."""
+        step = _checks.integer_at_least("InverseSigmoid", "step", step, 0)
+        falling = math.exp(-step / self.k)  # the growing exponential would overflow
+        return self.k * falling / (self.k * falling + 1)
 
 
 @dataclass(frozen=True)

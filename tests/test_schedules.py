@@ -1,4 +1,4 @@
-"""Learning-rate schedules: PyTorch's numbers and the formulas, at every step, in any order."""
+"""Schedules of learning rates and of teacher forcing: PyTorch's numbers and the formulas, in any order of steps."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from tolerance import epsilon
 
-from gpurnn.schedules import Constant, CosineWithWarmup, Exponential, Step, TimeBased
+from gpurnn.schedules import Constant, CosineWithWarmup, Exponential, InverseSigmoid, Linear, Step, TimeBased
 
 EVERY = [
     Constant(0.1),
     TimeBased(0.1, decay=0.5),
     Exponential(0.1, gamma=0.9),
+    Linear(0.1, decay=0.01, final_lr=0.02),
+    InverseSigmoid(5),
     Step(0.1, step_size=3, gamma=0.5),
     CosineWithWarmup(0.1, total_steps=20, warmup_steps=5, final_lr=0.01),
 ]
@@ -56,6 +58,15 @@ def test_formulas():
         assert TimeBased(0.3, 0.02)(step) == pytest.approx(0.3 / (1 + 0.02 * step), rel=relative)
         assert Exponential(0.3, 0.99)(step) == pytest.approx(0.3 * 0.99**step, rel=step * epsilon("float64") + relative)
         assert Step(0.3, 4)(step) == pytest.approx(0.3 * 0.1 ** (step // 4), rel=relative, abs=1e-300)
+
+
+def test_teacher_forcing_decays_as_in_scheduled_sampling():
+    for t in (0, 1, 7, 40):
+        assert Linear(0.9, 0.02, 0.25)(t) == pytest.approx(max(0.25, 0.9 - 0.02 * t), rel=10 * epsilon("float64"))
+        for k in (1, 2.5, 30):
+            expected = k / (k + math.exp(t / k))
+            assert InverseSigmoid(k)(t) == pytest.approx(expected, rel=100 * epsilon("float64"))
+    assert InverseSigmoid(2)(10**6) == 0.0
 
 
 def test_warmup_is_linear_and_meets_the_cosine():
@@ -98,6 +109,11 @@ def test_steps_that_are_none_are_refused(schedule):
         (lambda: TimeBased(0.1, -1), ValueError, "TimeBased: decay is -1"),
         (lambda: Exponential(-1, 0.1), ValueError, "Exponential: lr is -1"),
         (lambda: Exponential(0.1, -0.9), ValueError, "Exponential: gamma is -0.9"),
+        (lambda: Linear(-1, 0.1), ValueError, "Linear: lr is -1"),
+        (lambda: Linear(1, -0.1), ValueError, "Linear: decay is -0.1"),
+        (lambda: Linear(1, 0.1, -0.5), ValueError, "Linear: final_lr is -0.5"),
+        (lambda: InverseSigmoid(0.5), ValueError, "InverseSigmoid: k is 0.5, expected a number of at least 1"),
+        (lambda: InverseSigmoid("1"), TypeError, "InverseSigmoid: k is '1', expected a finite number"),
         (lambda: Step(-1, 3), ValueError, "Step: lr is -1"),
         (lambda: Step(0.1, 0), ValueError, "Step: step_size is 0, expected at least 1"),
         (lambda: Step(0.1, 2.5), TypeError, "Step: step_size is 2.5, expected a whole number"),
