@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -11,7 +13,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from problems import CELLS, Options, draw, pairwise, pattern_of_lengths, pattern_of_resets
-from tolerance import arrays_of, assert_same
+from tolerance import arrays_of, assert_all_close, assert_same, recurrence_terms
 
 import gpurnn
 from gpurnn import kernels, reference
@@ -152,3 +154,155 @@ def test_every_pair_of_options_of_a_layer(choice):
 def test_options_of_a_layer_in_the_kernels(choice):
     with gpurnn.use("host"):
         check_layer({**choice, "T": min(choice["T"], 7), "num_layers": min(choice["num_layers"], 2)})
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_layers_one_after_another():
+    model = gpurnn.Sequential(
+        gpurnn.Embedding(7, 3),
+        gpurnn.Dropout(0.3),
+        gpurnn.LSTM(3, 4, num_layers=2, dropout=0.3),
+        gpurnn.GRU(4, 4, variational_dropout=0.3),
+        gpurnn.Dense(4, 5),
+    )
+    rng = np.random.default_rng(0)
+    tokens, lengths = rng.integers(7, size=(13, 3)), pattern_of_lengths(13, 3)
+    dy = rng.standard_normal((13, 3, 5)).astype(np.float32)
+    for options in ({}, {"state_after": 5}):
+        dstate = model.vjp(tokens, **options)[0][1]
+        plain = results(model, (tokens, None, lengths), (dy, dstate), 2, **options)
+        assert_bits(results(model, (tokens, None, lengths), (dy, dstate), 2, checkpoint_every=4, **options), plain)
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_the_state_after_some_steps_is_that_of_the_steps_alone():
+    layer = gpurnn.LSTM(3, 4, num_layers=2, dropout=0.5, variational_dropout=0.5, dtype="float64")
+    (x, state, lengths, resets), (dy, dstate) = problem_of(layer, 8, 3, "int32", True, True)
+    whole = layer.vjp(x, state, lengths, resets, 7)[1]((dy, None))
+    for n in range(9):
+        alone = layer.vjp(x[:n], state, np.minimum(lengths, n), resets[:n], 7)
+        (_, handed), pull = layer.vjp(x, state, lengths, resets, 7, state_after=n)
+        np.testing.assert_array_equal(handed[0], alone[0][1][0])
+        np.testing.assert_array_equal(handed[1], alone[0][1][1])
+        # Its gradient is that of the state of the steps alone, and what comes after it adds its own.
+        (dx, dstate0), grads = pull((None, dstate))
+        (dx_alone, dstate0_alone), grads_alone = alone[1]((None, dstate))
+        assert not dx[n:].any()
+        assert_all_close(
+            (dx[:n], dstate0, grads), (dx_alone, dstate0_alone, grads_alone), recurrence_terms(8, 3, 3, 4, 2)
+        )
+        assert_all_close(pull((dy, None)), whole, recurrence_terms(8, 3, 3, 4, 2))
+
+
+REFUSED = [
+    ({"checkpoint_every": 0}, ValueError, "GRU: checkpoint_every is 0, expected at least 1"),
+    ({"checkpoint_every": 2.0}, TypeError, "GRU: checkpoint_every is 2.0, expected a whole number"),
+    ({"checkpoint_every": True}, TypeError, "GRU: checkpoint_every is True, expected a whole number"),
+    ({"checkpoint_every": "root"}, ValueError, "GRU: checkpoint_every is 'root', expected one of 'sqrt'"),
+    ({"state_after": -1}, ValueError, "GRU: state_after is -1, expected at least 0"),
+    ({"state_after": 10}, ValueError, "GRU: state_after is 10, expected at most T = 9"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED, ids=lambda value: str(value))
+def test_options_out_of_their_range_are_refused(options, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        gpurnn.GRU(2, 3).vjp(np.zeros((9, 2, 2), np.float32), **options)
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_every": 3}, {"state_after": 3}], ids=str)
+def test_a_bidirectional_layer_has_no_state_to_keep(options):
+    (name,) = options
+    message = f"^GRU: {name} is 3, expected None as the layer is bidirectional: no state parts"
+    with pytest.raises(ValueError, match=message):
+        gpurnn.GRU(2, 3, bidirectional=True).vjp(np.zeros((9, 2, 2), np.float32), **options)
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize("lengths", [[3, -1], [10, 2]], ids=str)
+def test_lengths_are_refused_as_without_checkpoints(lengths):
+    message = re.escape(f"gru: lengths holds {min(lengths)} ... {max(lengths)}, expected 0 ... T = 9")
+    for options in ({}, {"checkpoint_every": 3}, {"state_after": 2}):
+        with pytest.raises(ValueError, match=message):
+            gpurnn.GRU(2, 3).vjp(np.zeros((9, 2, 2), np.float32), lengths=np.array(lengths), **options)
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_what_becomes_of_the_parameters_does_not_reach_the_gradients():
+    """An optimizer changes them in place."""
+    layer = gpurnn.GRU(3, 4, num_layers=2)
+    arguments, cotangents = problem_of(layer, 9, 2, None, False, True)
+    expected = layer.vjp(*arguments, checkpoint_every=3)[1](cotangents)
+    _, pullback = layer.vjp(*arguments, checkpoint_every=3)
+    for p in layer.params.values():
+        p += 1
+    assert_bits(pullback(cotangents), expected)
+
+
+@pytest.mark.usefixtures("short_chunks", "strict_namespace")
+def test_on_arrays_that_are_no_numpy_arrays():
+    import strict_wing
+
+    layer = gpurnn.LSTM(3, 4, num_layers=2, dropout=0.5, recurrent_dropout=0.5, residual=True, batch_first=True)
+    arguments, cotangents = problem_of(layer, 9, 3, "uint8", True, True)
+    moved = layer.to(strict_wing.xp)
+    for options in ({"checkpoint_every": 3}, {"state_after": 5}, {"checkpoint_every": "sqrt", "state_after": 0}):
+        outputs, pullback = moved.vjp(*strict_wing.strict(arguments), 1, **options)
+        found = strict_wing.plain((outputs, pullback(strict_wing.strict(cotangents))))
+        outputs, pullback = layer.vjp(*arguments, 1, **options)
+        assert_bits(found, (outputs, pullback(cotangents)))
+
+
+SIZES = [(300, 7, 5, 3), (70, 47, 33, 65), (2100, 1, 17, 40)]
+"""T, B, I, H, of several chunks each."""
+
+
+def bits_at_real_sizes() -> None:
+    for (T, B, I, H), dtype in itertools.product(SIZES, ("float32", "float64")):
+        for layer in (gpurnn.LSTM(I, H, dtype=dtype), gpurnn.GRU(I, H, 2, dtype=dtype)):
+            arguments, cotangents = problem_of(layer, T, B, None, False, True)
+            outputs, pullback = layer.vjp(*arguments)
+            expected = outputs, pullback(cotangents)
+            outputs, pullback = layer.vjp(*arguments, checkpoint_every=1)
+            assert_bits((outputs, pullback(cotangents)), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sizes_at_which_a_blas_changes_its_ways(threads):
+    """In a process of its own, which is when a BLAS reads how many threads it may use."""
+    limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
+    code = "import test_checkpointing; test_checkpointing.bits_at_real_sizes()"
+    folder = os.path.dirname(__file__)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, **limits},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def peak(T: int, checkpoint_every) -> int:
+    """The most bytes held at a time beside x, y and their gradients."""
+    layer = gpurnn.LSTM(2, 8, num_layers=2)
+    x, dy = np.zeros((T, 4, 2), np.float32), np.ones((T, 4, 8), np.float32)
+    reference.buffers._pool.clear()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        _, pullback = layer.vjp(x, checkpoint_every=checkpoint_every)
+        pullback((dy, None))
+        return tracemalloc.get_traced_memory()[1] - dy.nbytes - x.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_memory_grows_like_the_root_of_the_steps():
+    peak(1, None)  # imports what is imported on first use
+    short, long = (peak(T, "sqrt") for T in (144, 2304))
+    assert long < 4 * short
+    assert peak(576, None) > 3.5 * peak(144, None)
+    assert long < peak(2304, None) / 8

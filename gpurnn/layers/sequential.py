@@ -80,16 +80,22 @@ class Sequential(Layer):
         lengths: Array | None = None,
         resets: Array | None = None,
         rng: int | np.random.Generator | None = None,
+        *,
+        checkpoint_every: int | str | None = None,
+        state_after: int | None = None,
     ) -> tuple[tuple[Array, tuple[Any, ...]], Pullback]:
         """``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning ``((dx, dstate0), grads)``.
 
-        Without ``rng`` no layer drops anything.
+        Without ``rng`` no layer drops anything. ``checkpoint_every`` and ``state_after`` are those of the recurrent
+        layers, as `gpurnn.LSTM` has them; what goes from one layer to the next is kept for all steps.
         """
+        given = {"checkpoint_every": checkpoint_every, "state_after": state_after}
+        options = {name: value for name, value in given.items() if value is not None}
         random = None if rng is None else generator("Sequential", rng)
         states, finals, pulls = self._states(state), [], []
         for layer in self.layers:
             if layer.stateful:
-                (x, final), pull = layer.vjp(x, next(states), lengths, resets, random)
+                (x, final), pull = layer.vjp(x, next(states), lengths, resets, random, **options)
                 finals.append(final)
             else:
                 x, pull = layer.vjp(x, random)
