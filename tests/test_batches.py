@@ -1,5 +1,7 @@
 """Batches of sequences: padding, and targets with lengths of their own."""
 
+import itertools
+
 import numpy as np
 import pytest
 from strict_wing import Array, plain, strict
@@ -83,3 +85,106 @@ def test_targets_and_their_lengths_are_of_the_library_of_the_sequences(strict_na
 def test_targets_that_do_not_fit_are_refused(targets, options, message):
     with pytest.raises(ValueError, match=message):
         PaddedBatches([np.array([1, 2])], 2, targets, **options)
+
+
+# --- a budget of tokens ---
+
+
+def examples(count=60, seed=0):
+    """Sequences (T, 1), each with a number of its own in it, and that number as target."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 12, count)
+    return [np.full((n, 1), float(i)) for i, n in enumerate(lengths)], [np.array(float(i)) for i in range(count)]
+
+
+def epoch_of(data, epoch):
+    return [data.batch(epoch, index) for index in range(data.num_batches(epoch))]
+
+
+@pytest.mark.parametrize("budget", [11, 24, 60, 10_000])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_stay_within_the_budget_and_hold_every_sequence_once(budget, shuffle):
+    sequences, targets = examples()
+    data = PaddedBatches(sequences, targets=targets, per_sequence=True, token_budget=budget, shuffle=shuffle)
+    batches = epoch_of(data, 2)
+    assert len(batches) == len(data)
+    shapes = [batch.inputs.shape[:2] for batch in batches]
+    assert all(budget >= T * B for T, B in shapes)
+    assert sorted(float(t) for batch in batches for t in batch.targets) == [float(t) for t in targets]
+    for batch in batches:
+        assert_same(batch.inputs[0, :, 0], batch.targets)
+    # As many as fit: the shortest of the next batch, by length, would have been too much.
+    by_length = sorted(batches, key=lambda batch: (max(batch.lengths), min(batch.lengths), -len(batch.lengths)))
+    for batch, following in itertools.pairwise(by_length):
+        assert max(batch.lengths) <= min(following.lengths)
+        assert (len(batch.lengths) + 1) * min(following.lengths) > budget
+    sizes = [batch.lengths.tolist() for batch in batches]
+    assert (sizes == [batch.lengths.tolist() for batch in by_length]) is (not shuffle or len(batches) == 1)
+
+
+def chosen(data, epoch):
+    return [tuple(batch.targets.tolist()) for batch in epoch_of(data, epoch)]
+
+
+def test_dynamic_batches_are_those_of_the_seed_and_the_epoch():
+    sequences, targets = examples()
+
+    def data(rng=1, **options):
+        return PaddedBatches(sequences, targets=targets, per_sequence=True, token_budget=24, rng=rng, **options)
+
+    assert chosen(data(), 3) == chosen(data(), 3)
+    asked_before = data()
+    chosen(asked_before, 0)
+    assert chosen(asked_before, 3) == chosen(data(), 3)
+    assert chosen(data(), 3) != chosen(data(rng=2), 3)
+    # Not only in another order: sequences of equal length are exchanged.
+    assert set(map(frozenset, chosen(data(), 3))) != set(map(frozenset, chosen(data(), 4)))
+    assert chosen(data(shuffle=False), 3) == chosen(data(shuffle=False), 4)
+
+
+def test_a_budget_counts_the_longer_of_inputs_and_targets():
+    sources, targets = pairs(40)
+    data = PaddedBatches(sources, targets=targets, own_lengths=True, token_budget=18)
+    for batch in epoch_of(data, 0):
+        assert len(batch.lengths) * max(batch.inputs.shape[0], batch.targets[0].shape[0]) <= 18
+    assert sum(batch.count for batch in epoch_of(data, 0)) == sum(len(t) for t in targets)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 7}, {"token_budget": 24}])
+@pytest.mark.parametrize("own_lengths", [True, False])
+def test_the_padding_share_is_what_is_padding(options, own_lengths):
+    sources, targets = pairs(30, seed=1)
+    if not own_lengths:
+        targets = [np.ones(len(s)) for s in sources]
+    data = PaddedBatches(sources, targets=targets, own_lengths=own_lengths, **options)
+    for epoch in (0, 1):
+        held = padded = 0
+        for batch in epoch_of(data, epoch):
+            parts = [(batch.inputs, batch.lengths), *([batch.targets] if own_lengths else [])]
+            held += sum(int(lengths.sum()) for _, lengths in parts)
+            padded += sum(array.shape[0] * array.shape[1] for array, _ in parts)
+        assert data.padding_share(epoch) == pytest.approx(1 - held / padded, rel=1e-12)
+    if "batch_size" in options:
+        assert len({data.padding_share(epoch) for epoch in range(5)}) > 1
+
+
+def test_similar_lengths_leave_less_padding():
+    sequences, targets = examples(200)
+    fixed = PaddedBatches(sequences, 10, targets, per_sequence=True)
+    dynamic = PaddedBatches(sequences, targets=targets, per_sequence=True, token_budget=80)
+    assert dynamic.padding_share() < 0.06 < 0.35 < fixed.padding_share()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "batch_size is None and token_budget is None, expected exactly one of the two"),
+        ({"batch_size": 2, "token_budget": 9}, "batch_size is 2 and token_budget is 9, expected exactly one"),
+        ({"token_budget": 0}, "token_budget is 0, expected at least 1"),
+        ({"token_budget": 8.0}, "token_budget is 8.0, expected a whole number"),
+        ({"token_budget": 3}, r"token_budget is 3, expected at least 4, the steps of sequences\[1\]"),
+    ],
+)
+def test_budgets_that_do_not_fit_are_refused(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        PaddedBatches([np.ones((n, 1)) for n in (2, 4)], targets=[np.ones(n) for n in (2, 4)], **options)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import _checks, _dispatch, _random
+from .curriculum import Curriculum
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,31 @@ class Batch:
 
 
 class Data(Protocol):
-    """Batches for a `Trainer`; `TokenStream` and `PaddedBatches` are two kinds."""
+    """Batches for a `Trainer`; `TokenStream` and `PaddedBatches` are two kinds.
+
+    Data whose epochs differ in their number of batches have a method more, ``num_batches(epoch)``.
+    """
 
     carries_state: bool
     """Whether a batch goes on where the one before it ended, in every lane, so that the state is handed on."""
 
     def __len__(self) -> int:
-        """How many batches an epoch has."""
+        """How many batches an epoch has, or one in which all takes part."""
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch number ``index`` of an epoch: the same one whenever it is asked for."""
 
     def config(self) -> dict[str, Any]:
         """What the batches depend on, as JSON can hold it: compared when training is resumed."""
+
+
+def num_batches(data: Data, epoch: int) -> int:
+    """How many batches an epoch of any `Data` has."""
+    own = getattr(data, "num_batches", None)
+    number: int = len(data) if own is None else own(epoch)
+    if number < 1:
+        raise ValueError(f"{type(data).__name__}: epoch {epoch} has {number} batches, expected at least 1")
+    return number
 
 
 def _fingerprint(arrays: Sequence[Any]) -> int:
@@ -189,11 +202,15 @@ class PaddedBatches:
     A batch holds the sequences (T, B, ...), T the longest, and their lengths; what is past a length is zero and counts
     nowhere: not in the loss and not in a gradient. The last batch of an epoch may be smaller.
 
+    With a ``token_budget`` in place of a ``batch_size`` batches are dynamic: sequences of similar length make a batch,
+    as many as fit the budget, B T <= token_budget. Those of equal length fall to batches at random, and the batches
+    come in random order, anew in every epoch. `padding_share` says how much is padding.
+
     Parameters
     ----------
     sequences : sequence of arrays (T_i,) of ints or (T_i, I)
         The inputs. Arrays of one library and one dtype.
-    batch_size : int
+    batch_size : int, optional
         B.
     targets : sequence of arrays, optional
         For each sequence an array (T_i, ...) with a target for each step; with ``per_sequence``, an array (...) for the
@@ -205,8 +222,14 @@ class PaddedBatches:
         Whether targets are sequences with lengths of their own, as the translations of sentences are. The targets of a
         batch are then the pair of them, padded, (T', B, ...), and of their lengths (B,), and its count is that of their
         steps.
+    token_budget : int, optional
+        The most that B T may be, padding included; with ``own_lengths`` T is that of the inputs or of the targets,
+        whichever are longer. Exactly one of this and ``batch_size`` is given.
+    curriculum : Curriculum, optional
+        Which of the sequences take part in an epoch, so that epochs have more and more batches. None: all.
     shuffle : bool
-        False keeps the order in every epoch, as one wants it for validation.
+        False keeps the order in every epoch, as one wants it for validation; with a ``token_budget`` that of the
+        lengths.
     rng : int or numpy.random.Generator
         Seeds the order: that of an epoch follows from the seed and the epoch alone.
 
@@ -235,6 +258,16 @@ class PaddedBatches:
     >>> targets, target_lengths = pairs.batch(0, 0).targets
     >>> targets.shape, pairs.batch(0, 0).count
     ((2, 2), 3)
+
+    Sequences of similar length make a batch, two of 4 steps as well as four of 2:
+
+    >>> sequences = [np.ones((length, 3)) for length in (2, 4, 2, 4, 2, 1, 4)]
+    >>> wanted = [np.zeros(())] * 7
+    >>> dynamic = PaddedBatches(sequences, targets=wanted, per_sequence=True, token_budget=8, shuffle=False)
+    >>> [dynamic.batch(0, index).inputs.shape for index in range(len(dynamic))]
+    [(2, 4, 3), (4, 2, 3), (4, 1, 3)]
+    >>> dynamic.padding_share()
+    0.05
     """
 
     carries_state = False
@@ -242,16 +275,27 @@ class PaddedBatches:
     def __init__(
         self,
         sequences: Sequence[Any],
-        batch_size: int,
+        batch_size: int | None = None,
         targets: Sequence[Any] | None = None,
         *,
         per_sequence: bool = False,
         own_lengths: bool = False,
+        token_budget: int | None = None,
+        curriculum: Curriculum | None = None,
         shuffle: bool = True,
         rng: int | np.random.Generator = 0,
     ) -> None:
         where = "PaddedBatches"
-        self.batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
+        if (batch_size is None) == (token_budget is None):
+            raise ValueError(
+                f"{where}: batch_size is {batch_size!r} and token_budget is {token_budget!r}, "
+                "expected exactly one of the two"
+            )
+        self.batch_size, self.token_budget = batch_size, token_budget
+        if batch_size is not None:
+            self.batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
+        if token_budget is not None:
+            self.token_budget = _checks.integer_at_least(where, "token_budget", token_budget, 1)
         _check_sequences(where, "sequences", sequences)
         for i, sequence in enumerate(sequences):
             least = 2 if targets is None else 1
@@ -291,19 +335,80 @@ class PaddedBatches:
         self.per_sequence, self.own_lengths = per_sequence, own_lengths
         self.shuffle = shuffle
         self.seed = _random.philox_seed(_random.generator(where, rng))
-        self._order: tuple[int, Any] = (-1, None)
+        # (N, 1), or with lengths of their own (N, 2).
+        of_both = (self._inputs, self._targets) if own_lengths else (self._inputs,)
+        self._lengths = np.array([[array.shape[0] for array in arrays] for arrays in of_both]).T
+        self._steps = self._lengths.max(axis=1)
+        if self.token_budget is not None and self._steps.max() > self.token_budget:
+            longest = int(self._steps.argmax())
+            raise ValueError(
+                f"{where}: token_budget is {self.token_budget}, expected at least {self._steps[longest]}, "
+                f"the steps of sequences[{longest}]"
+            )
+        self.curriculum = curriculum
+        if curriculum is not None and not isinstance(curriculum, Curriculum):
+            raise TypeError(f"{where}: curriculum is {curriculum!r}, expected a Curriculum")
+        self._difficulties: Any = None if curriculum is None else _difficulties(curriculum, sequences, targets)
+        self._plan: tuple[int, list[Any]] = (-1, [])
+        self._num_batches: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return -(-len(self._inputs) // self.batch_size)
+        """How many batches an epoch has; with a curriculum, one at its end."""
+        return self._count(self._admitted(None))
+
+    def num_batches(self, epoch: int) -> int:
+        """How many batches an epoch has. Epochs differ only if there is a curriculum."""
+        return self._count(self._admitted(epoch))
+
+    def padding_share(self, epoch: int = 0) -> float:
+        """The share of an epoch's steps, those of targets with lengths of their own included, that are padding."""
+        batches = [self._lengths[chosen] for chosen in self._batches(epoch)]
+        held = sum(int(lengths.sum()) for lengths in batches)
+        padded = sum(len(lengths) * int(lengths.max(axis=0).sum()) for lengths in batches)
+        return (padded - held) / padded
+
+    def _admitted(self, epoch: int | None) -> Any:
+        """Which examples take part in an epoch; if that is None, at the end of the curriculum."""
+        if self.curriculum is None:
+            return np.arange(len(self._inputs))
+        limit = self.curriculum.maximum if epoch is None else self.curriculum(epoch)
+        return np.flatnonzero(self._difficulties <= limit)
+
+    def _count(self, admitted: Any) -> int:
+        # How many are admitted says which, and it is asked for every epoch that there was.
+        if len(admitted) not in self._num_batches:
+            self._num_batches[len(admitted)] = len(self._cut(admitted))
+        return self._num_batches[len(admitted)]
+
+    def _cut(self, order: Any) -> list[Any]:
+        """Examples in the order that they come in, as batches."""
+        if self.batch_size is not None:
+            return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        # By the steps that the budget counts, then by those of the inputs; stable, so that ties stay shuffled.
+        order = order[np.lexsort((self._lengths[order, 0], self._steps[order]))]
+        assert self.token_budget is not None  # one of the two was given
+        cuts = [0]
+        for i, steps in enumerate(self._steps[order].tolist()):
+            if (i + 1 - cuts[-1]) * steps > self.token_budget:
+                cuts.append(i)
+        return np.split(order, cuts[1:])
+
+    def _batches(self, epoch: int) -> list[Any]:
+        """The batches of an epoch: which examples each has."""
+        if self._plan[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            order = self._admitted(epoch)
+            if self.shuffle:
+                rng.shuffle(order)
+            batches = self._cut(order)
+            if self.shuffle and self.token_budget is not None:
+                batches = [batches[i] for i in rng.permutation(len(batches))]
+            self._plan = (epoch, batches)
+        return self._plan[1]
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch ``index`` of the order of ``epoch``."""
-        if self._order[0] != epoch:
-            order = np.arange(len(self._inputs))
-            if self.shuffle:
-                np.random.default_rng([self.seed, epoch]).shuffle(order)
-            self._order = (epoch, order)
-        chosen = self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
+        chosen = self._batches(epoch)[index]
         inputs, lengths = _pad([self._inputs[i] for i in chosen])
         wanted = [self._targets[i] for i in chosen]
         if self.per_sequence:
@@ -315,17 +420,36 @@ class PaddedBatches:
         return Batch(inputs, (targets, target_lengths) if self.own_lengths else targets, lengths, count)
 
     def config(self) -> dict[str, Any]:
-        """The sizes, the seed and a checksum of the sequences."""
+        """The sizes, the seed, the curriculum and a checksum of the sequences."""
+        c = self.curriculum
         return {
             "kind": "PaddedBatches",
             "sequences": len(self._inputs),
             "batch_size": self.batch_size,
+            "token_budget": self.token_budget,
+            "curriculum": None if c is None else [c.start, c.increment, c.maximum, _fingerprint([self._difficulties])],
             "per_sequence": self.per_sequence,
             "own_lengths": self.own_lengths,
             "shuffle": self.shuffle,
             "seed": self.seed,
             "crc32": _fingerprint([*self._inputs, *self._targets]),
         }
+
+
+def _difficulties(curriculum: Curriculum, sequences: Sequence[Any], targets: Sequence[Any] | None) -> Any:
+    """(N,) floats; refused, if none is admitted at the beginning."""
+    where, measure = "PaddedBatches", curriculum.difficulty
+    found = []
+    for i, sequence in enumerate(sequences):
+        target = None if targets is None else targets[i]
+        value = sequence.shape[0] if measure is None else float(measure(sequence, target))
+        found.append(_checks.finite(where, f"curriculum's difficulty of sequences[{i}]", value))
+    if min(found) > curriculum.start:
+        raise ValueError(
+            f"{where}: curriculum has start {curriculum.start!r}, expected at least {min(found):g}, the difficulty of "
+            "the easiest sequence"
+        )
+    return np.array(found)
 
 
 def _check_arrays(where: str, name: str, arrays: Any) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .. import _checks, _dispatch, _random, gradients
 from .checkpoint import CheckpointError, checkpoints, latest_checkpoint, save_checkpoint
-from .data import Data
+from .data import Data, num_batches
 
 METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
     "bits_per_character": ("bits per character", lambda loss: loss / math.log(2.0)),
@@ -55,7 +55,7 @@ class Model(Protocol):
 def evaluate(model: Model, data: Data) -> float:
     """The mean loss per target of one epoch of ``data``, in evaluation mode."""
     total, count, state = 0.0, 0, None
-    for index in range(len(data)):
+    for index in range(num_batches(data, 0)):
         batch = data.batch(0, index)
         loss, state = model.loss(batch.inputs, batch.targets, state, batch.lengths)
         if not data.carries_state:
@@ -196,7 +196,7 @@ class Trainer:
         if steps is not None:
             self.total = _checks.integer_at_least(where, "steps", steps, 0)
         else:
-            self.total = _checks.integer_at_least(where, "epochs", epochs, 0) * len(data)
+            self.total = sum(num_batches(data, e) for e in range(_checks.integer_at_least(where, "epochs", epochs, 0)))
         if teacher_forcing is not None and not callable(teacher_forcing):
             teacher_forcing = _checks.probability(where, "teacher_forcing", teacher_forcing)
         self.teacher_forcing = teacher_forcing
@@ -207,9 +207,9 @@ class Trainer:
         if validation is None and (patience is not None or validation_interval is not None):
             raise ValueError(f"{where}: validation is None, expected data for early stopping or validation_interval")
         self.validation = validation
-        self.validation_interval = _checks.integer_at_least(
-            where, "validation_interval", len(data) if validation_interval is None else validation_interval, 1
-        )
+        if validation_interval is not None:
+            validation_interval = _checks.integer_at_least(where, "validation_interval", validation_interval, 1)
+        self.validation_interval = validation_interval
         self.patience = None if patience is None else _checks.integer_at_least(where, "patience", patience, 1)
         self.directory = None if directory is None else Path(directory)
         self.checkpoint_interval = _checks.integer_at_least(where, "checkpoint_interval", checkpoint_interval, 1)
@@ -221,6 +221,7 @@ class Trainer:
         self.on_checkpoint, self.on_gradients = on_checkpoint, on_gradients
 
         self.step = 0
+        self._epoch = (0, 0)  # the current one, and the step that it begins with
         self.history: list[dict[str, Any]] = []
         self._rng = _random.generator(where, rng)
         self._state: Any = None
@@ -272,9 +273,7 @@ class Trainer:
                     shown = self._log_training(record, now - started)
                     started = now
                     bar.set_postfix_str(shown, refresh=False)
-                if self.validation is not None and (
-                    self.step % self.validation_interval == 0 or self.step == self.total
-                ):
+                if self.validation is not None and self._validation_is_due():
                     self._validate(self.validation)
                 if self.step % self.checkpoint_interval == 0:
                     self._save()
@@ -313,9 +312,23 @@ class Trainer:
         self._keep_metrics_to(self.step)
         return self.step
 
+    def _position(self) -> tuple[int, int, int]:
+        """The epoch of the next step, the number of its batch in that epoch, and how many batches that has."""
+        epoch, first = self._epoch if self._epoch[1] <= self.step else (0, 0)
+        while first + (batches := num_batches(self.data, epoch)) <= self.step:
+            epoch, first = epoch + 1, first + batches
+        self._epoch = (epoch, first)
+        return epoch, self.step - first, batches
+
+    def _validation_is_due(self) -> bool:
+        if self.step == self.total:
+            return True
+        interval = self.validation_interval
+        return self._position()[1] == 0 if interval is None else self.step % interval == 0
+
     def _take_step(self) -> dict[str, float]:
         """One update: what it was made with, for the metrics."""
-        epoch, index = divmod(self.step, len(self.data))
+        epoch, index, _ = self._position()
         batch = self.data.batch(epoch, index)
         state = self._state if index > 0 else None
         forcing = self._teacher_forcing(self.step)
@@ -402,7 +415,8 @@ class Trainer:
             self._best["failures"] += 1
 
     def _log(self, record: dict[str, Any]) -> None:
-        record = {"step": self.step, "epoch": self.step / len(self.data), **record}
+        epoch, index, batches = self._position()
+        record = {"step": self.step, "epoch": epoch + index / batches, **record}
         self.history.append(record)
         if self.directory is not None:
             with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
