@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .losses import cross_entropy as cross_entropy
     from .losses import mse as mse
     from .models import CharVocabulary as CharVocabulary
+    from .models import Forecaster as Forecaster
     from .models import LanguageModel as LanguageModel
     from .models import SequenceClassifier as SequenceClassifier
     from .models import SequenceGenerator as SequenceGenerator
@@ -68,6 +69,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "losses": ("cross_entropy", "mse"),
     "models": (
         "CharVocabulary",
+        "Forecaster",
         "LanguageModel",
         "SequenceClassifier",
         "SequenceGenerator",

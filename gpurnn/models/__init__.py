@@ -1,13 +1,17 @@
 """Models: of language, of sequences and of their steps; vocabularies; and what every model can do."""
 
 from .base import Model, load
+from .forecaster import Backtest, Forecast, Forecaster
 from .generator import SequenceGenerator
 from .language_model import LanguageModel
 from .sequence import SequenceClassifier, SequenceRegressor, SequenceTagger
 from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
 
 __all__ = [
+    "Backtest",
     "CharVocabulary",
+    "Forecast",
+    "Forecaster",
     "LanguageModel",
     "Model",
     "SequenceClassifier",

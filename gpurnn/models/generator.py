@@ -343,8 +343,7 @@ class SequenceGenerator(Model):
     ) -> Array | bool:
         """Where targets are fed: a bool for everywhere, or an array of them."""
         where = "SequenceGenerator"
-        if _checks.non_negative(where, "teacher_forcing", teacher_forcing) > 1:
-            raise ValueError(f"{where}: teacher_forcing is {teacher_forcing!r}, expected a probability in [0, 1]")
+        teacher_forcing = _checks.probability(where, "teacher_forcing", teacher_forcing)
         if teacher_forcing in (0, 1):
             return bool(teacher_forcing)
         if rng is None:

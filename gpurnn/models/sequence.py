@@ -136,8 +136,9 @@ class SequenceModel(Model):
 
     stateful = True
 
+    _size_names: tuple[str, ...] = ("input_size", "hidden_size")
     _outputs_name = "outputs"
-    """What the constructor calls the width of the head."""
+    """What the constructor calls the sizes before the width of the head, and that."""
 
     _loss: str
     """The name of the loss in `gpurnn.losses`."""
@@ -397,6 +398,8 @@ class SequenceModel(Model):
 
     def _outputs(self, method: str, inputs: Sequence[Array] | Array, batch_size: int) -> list[Array]:
         """What the head puts out for each example: (O,) arrays, or (T_i, O) where there is an output for each step."""
+        from ..training import pad
+
         examples = self._examples(method, inputs)
         batch_size = _checks.integer_at_least(f"{type(self).__name__}.{method}", "batch_size", batch_size, 1)
         # Sequences of about one length go together, so that there is little padding.
@@ -404,7 +407,7 @@ class SequenceModel(Model):
         found: list[Array] = [None] * len(examples)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            padded, lengths = _pad([examples[i] for i in chosen])
+            padded, lengths = pad([examples[i] for i in chosen])
             y, _ = self(padded, None, lengths)
             for lane, i in enumerate(chosen):
                 found[i] = y[lane, ...] if self.pooling is not None else y[: examples[i].shape[0], lane, ...]
@@ -436,19 +439,9 @@ class SequenceModel(Model):
             "dropout": 0.0, "variational_dropout": 0.0, "recurrent_dropout": 0.0, "residual": False,
             "output_activation": "identity", "loss": "mse", "dtype": "float32",
         }  # fmt: skip
-        sizes = ("input_size", "hidden_size", self._outputs_name)
+        sizes = (*self._size_names, self._outputs_name)
         told = [f"{n}={v!r}" for n, v in self._config.items() if n not in sizes and (n, v) not in defaults.items()]
         return ", ".join([*(str(self._config[name]) for name in sizes), *told])
-
-
-def _pad(arrays: list[Array]) -> tuple[Array, Array]:
-    """The arrays (T_i, ...) as one (T, B, ...), zero where they end, and their lengths (B,)."""
-    xp = _dispatch.namespace("pad", first=arrays[0])
-    lengths = [int(a.shape[0]) for a in arrays]
-    padded = _dispatch.zeros(xp, (max(lengths), len(arrays), *arrays[0].shape[1:]), arrays[0])
-    for lane, array in enumerate(arrays):
-        padded[: array.shape[0], lane, ...] = array
-    return padded, xp.asarray(lengths, dtype=xp.int32, device=_dispatch.device(arrays[0]))
 
 
 class _Classifier(SequenceModel):

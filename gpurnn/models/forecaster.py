@@ -1,0 +1,505 @@
+"""The forecaster of time series: nonlinear autoregression, with prediction intervals and a backtest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _checks, _dispatch
+from .._random import generator
+from ..layers.base import Array
+from .sequence import LOSSES, POOLINGS, SequenceModel
+
+if TYPE_CHECKING:
+    from ..training import Trainer
+
+NOISES = ("gaussian", "bootstrap")
+
+ROWS = 8192
+"""How many windows are computed at a time, at most."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The values that are forecast, and intervals around them.
+
+    Attributes
+    ----------
+    point : (steps,) or (steps, features) array
+        The free-running forecast: that without noise.
+    lower, upper : arrays like point
+        The prediction interval of each value by itself.
+    level : float
+        The probability that a value is to lie in its interval.
+    """
+
+    point: Array
+    lower: Array
+    upper: Array
+    level: float
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """Forecasts from several origins of a series that goes on behind them, and what came then.
+
+    Attributes
+    ----------
+    origins : tuple of int
+        The N origins: the index of the first value of each forecast, which was made from the values before it.
+    point, lower, upper : (N, horizon) or (N, horizon, features) arrays
+        As in `Forecast`.
+    actual : array like point
+        The values of the series.
+    level : float
+    """
+
+    origins: tuple[int, ...]
+    point: Array
+    lower: Array
+    upper: Array
+    actual: Array
+    level: float
+
+    @property
+    def mse(self) -> float:
+        """The mean squared error of the point forecasts."""
+        xp = _dispatch.namespace("Backtest", point=self.point)
+        return float(xp.mean((self.point - self.actual) ** 2))
+
+    @property
+    def mae(self) -> float:
+        """The mean absolute error of the point forecasts."""
+        xp = _dispatch.namespace("Backtest", point=self.point)
+        return float(xp.mean(xp.abs(self.point - self.actual)))
+
+    @property
+    def coverage(self) -> float:
+        """The share of the actual values that lie in their intervals; ``level`` is what it should be."""
+        xp = _dispatch.namespace("Backtest", point=self.point)
+        inside = (self.lower <= self.actual) & (self.actual <= self.upper)
+        return float(xp.mean(xp.astype(inside, self.point.dtype)))
+
+
+class Forecaster(SequenceModel):
+    r"""Autoregressive forecaster of one or several time series: x_t = f(x_{t-1}, ..., x_{t-p}) + \epsilon_t.
+
+    f reads the p values before t, the window, as a sequence with a recurrent stack, and puts out
+    x_t = W_hy h + b_y, h the stack's pooled output. All of this is in units of the series that it was trained on:
+    (x - mean) / std, for each feature; `fit` finds mean and std, and `predict`, `forecast` and `backtest` take and
+    return the series' own units. A call, `vjp` and the losses work on windows in the model's units, (p, B, features).
+
+    Parameters
+    ----------
+    window : int
+        p, how many past values f depends on.
+    hidden_size : int
+    features : int
+        How many values a time step has; 1 for a univariate series.
+    num_layers : int
+    pooling : {"last", "mean", "attention"}
+        As in `SequenceClassifier`.
+    loss : {"mse"}
+        What `fit` minimises, by its name in `gpurnn.losses`.
+    cell, bidirectional, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, **options
+        Those of `SequenceClassifier`.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``recurrent.weight_ih_l0``, ..., ``output.weight`` and ``output.bias``.
+    mean, std : (features,) NumPy arrays
+        Of the series that `fit` was given; 0 and 1 before.
+    residuals : (n, features) NumPy array
+        \epsilon_t of that series, in the model's units. Saved with the model, as are ``mean`` and ``std``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is out of its range or unknown.
+
+    Notes
+    -----
+    The residuals are those of the series that the model has learnt: one that has learnt it by heart has intervals that
+    are too narrow. The coverage in a `backtest` on later values tells.
+
+    References
+    ----------
+    R. J. Hyndman, G. Athanasopoulos, "Forecasting: principles and practice", 3rd ed. 2021, section 12.4 (neural network
+    autoregression, its intervals by simulation), sections 5.5 and 5.10 (bootstrapped residuals, rolling origin).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> from gpurnn.models import Forecaster
+    >>> rng = np.random.default_rng(0)
+    >>> series = (20 + np.sin(np.arange(300) / 3) + 0.1 * rng.normal(size=300)).astype(np.float32)
+    >>> model = Forecaster(8, 12)
+    >>> model
+    Forecaster(8, 12, 1)  # 553 parameters
+      (8, B, 1)   windows
+      (8, B, 12)  GRU(1, 12)
+      (B, 12)     LastPooling()
+      (B, 1)      Dense(12, 1): x_t
+    >>> trainer = model.fit(series[:250], epochs=20, optimizer=gpurnn.Adam(0.01))
+    >>> ahead = model.forecast(series[:250], 20, level=0.9)
+    >>> ahead.point.shape, bool(np.abs(ahead.point - series[250:270]).max() < 0.6)
+    ((20,), True)
+    >>> found = model.backtest(series, start=250)
+    >>> found.mse < 0.04, found.coverage > 0.7
+    (True, True)
+    """
+
+    _size_names = ("window", "hidden_size")
+    _outputs_name = "features"
+    _told_outputs = "x_t"
+
+    def __init__(
+        self,
+        window: int,
+        hidden_size: int,
+        features: int = 1,
+        num_layers: int = 1,
+        *,
+        pooling: str = "last",
+        loss: str = "mse",
+        **options: Any,
+    ) -> None:
+        where = "Forecaster"
+        self.window = _checks.integer_at_least(where, "window", window, 1)
+        _checks.integer_at_least(where, "features", features, 1)
+        _checks.choice(where, "pooling", pooling, POOLINGS)
+        _checks.choice(where, "loss", loss, LOSSES)
+        for name in ("num_embeddings", "output_activation"):
+            if name in options:
+                raise TypeError(f"{where}: {name} is given, expected none: inputs and outputs are values of a series")
+        super().__init__(features, hidden_size, features, num_layers, pooling=pooling, **options)
+        self._loss = loss
+        self.features = self.output.out_features
+        self.mean, self.std = np.zeros(self.features), np.ones(self.features)
+        self.residuals = np.zeros((0, self.features), self.output.params["bias"].dtype)
+        self._config = {"window": self.window, **self._config, "pooling": pooling, "loss": loss}
+        for name in ("input_size", "num_embeddings"):
+            del self._config[name]
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Copies of the parameters, and of ``mean``, ``std`` and ``residuals``, as NumPy arrays, by name."""
+        return {**super().state_dict(), **{name: np.array(getattr(self, name)) for name in _OF_SERIES}}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Copy values into the parameters, and into ``mean``, ``std`` and ``residuals``.
+
+        Raises
+        ------
+        KeyError
+            One is missing, or a name is none of them.
+        ValueError, TypeError
+            A shape or a dtype is not the parameter's.
+        """
+        where = "Forecaster.load_state_dict"
+        missing = [name for name in _OF_SERIES if name not in state]
+        if missing:
+            raise KeyError(f"{where}: missing {missing}, expected {[*self.params, *_OF_SERIES]}")
+        for name in _OF_SERIES:
+            lead = state[name].shape[:1] if name == "residuals" else ()
+            _checks.shape(where, name, state[name], (*lead, self.features), "(..., features)")
+            _checks.floating(where, name, state[name])
+        super().load_state_dict({name: value for name, value in state.items() if name not in _OF_SERIES})
+        self.mean, self.std, self.residuals = (np.array(state[name]) for name in _OF_SERIES)
+
+    def fit(
+        self,
+        inputs: Any,
+        targets: None = None,
+        *,
+        batch_size: int = 32,
+        validation: Any = None,
+        rng: int | np.random.Generator = 0,
+        **options: Any,
+    ) -> Trainer:
+        """Learn to forecast one step, from every window of one or several series.
+
+        Parameters
+        ----------
+        inputs : (T,) or (T, features) array, or a sequence of such
+            The series, of any lengths above ``window``, without gaps.
+        targets : None
+            Every value is the target of those before it.
+        batch_size : int
+            Windows in a batch.
+        validation : like inputs, optional
+        rng, **options
+            Those of `Model.fit`: ``epochs`` or ``steps``, ``optimizer``, ``patience``, ...
+
+        Returns
+        -------
+        Trainer
+            A `gpurnn.Trainer`; its ``history`` has the losses, in the model's units.
+        """
+        if targets is not None:
+            raise TypeError("Forecaster.fit: targets are given, expected None: the series are their own targets")
+        series = self._all_series("fit", "inputs", inputs, self.window + 1)
+        later = None
+        if validation is not None:
+            later = self._all_series("fit", "validation", validation, self.window + 1)
+        values = np.concatenate([_dispatch.to_numpy(s) for s in series]).astype(np.float64)
+        std = values.std(axis=0)
+        self.mean, self.std = values.mean(axis=0), np.where(std > 0, std, 1.0)
+        if later is not None:
+            later = self._windows_of(later, batch_size, shuffle=False, rng=0)
+        data = self._windows_of(series, batch_size, shuffle=True, rng=rng)
+        trainer = super().fit(data, validation=later, rng=rng, **options)
+        found = [self._residuals(self._scaled(s)) for s in series]
+        self.residuals = np.concatenate([_dispatch.to_numpy(e) for e in found])
+        return trainer
+
+    def _windows_of(self, series: list[Array], batch_size: int, *, shuffle: bool, rng: Any) -> Any:
+        from ..training import PaddedBatches
+
+        windows, targets, p = [], [], self.window
+        for x in map(self._scaled, series):
+            windows += [x[i : i + p, :] for i in range(x.shape[0] - p)]
+            targets += [x[i + p, :] for i in range(x.shape[0] - p)]
+        return PaddedBatches(windows, batch_size, targets, per_sequence=True, shuffle=shuffle, rng=rng)
+
+    def _residuals(self, x: Array) -> Array:
+        """What the forecasts of one step leave of a series (T, features) in the model's units: (T - p, features)."""
+        xp = _dispatch.namespace("Forecaster", x=x)
+        N = x.shape[0] - self.window
+        windows = xp.stack([x[i : i + N, :] for i in range(self.window)])
+        return x[self.window :, :] - self._free_run(windows, 1)[0, ...]
+
+    def _all_series(self, method: str, name: str, given: Any, least: int) -> list[Array]:
+        """One series or several as a list of (T, features) arrays."""
+        where = f"Forecaster.{method}"
+        _checks.given(where, **{name: given})
+        if hasattr(given, "dtype"):
+            return [self._one_series(method, name, given, least)]
+        if not hasattr(given, "__len__"):
+            raise TypeError(f"{where}: {name} is a {type(given).__qualname__}, expected an array or several")
+        if len(given) == 0:
+            raise ValueError(f"{where}: {name} is empty, expected at least one series")
+        return [self._one_series(method, f"{name}[{i}]", series, least) for i, series in enumerate(given)]
+
+    def _one_series(self, method: str, name: str, series: Array, least: int) -> Array:
+        """A series as a (T, features) array; refuse one that this model does not read."""
+        where = f"Forecaster.{method}"
+        _checks.given(where, **{name: series})
+        parameter = self.output.params["weight"]
+        xp = _dispatch.namespace(where, params=parameter, **{name: series})
+        _checks.same_dtype(where, params=parameter, **{name: series})
+        flat = self.features == 1 and series.ndim == 1
+        if not flat:
+            _checks.ndim(where, name, series, 2, "(T, features)")
+            _checks.shape(where, name, series, (series.shape[0], self.features), "(T, features)")
+        if series.shape[0] < least:
+            raise ValueError(f"{where}: {name} has {series.shape[0]} steps, expected at least {least}")
+        if not bool(xp.all(xp.isfinite(series))):
+            raise ValueError(f"{where}: {name} holds NaN or infinity, expected finite numbers")
+        return series[:, None] if flat else series
+
+    def _scaled(self, x: Array) -> Array:
+        """A series, or parts of one, in the model's units."""
+        mean, std = self._units(x)
+        return (x - mean) / std
+
+    def _unscaled(self, x: Array) -> Array:
+        mean, std = self._units(x)
+        return x * std + mean
+
+    def _units(self, x: Array) -> tuple[Array, Array]:
+        xp = _dispatch.namespace("Forecaster", x=x)
+        mean, std = (xp.astype(_dispatch.from_numpy(xp, of), x.dtype) for of in (self.mean, self.std))
+        return mean, std
+
+    def _free_run(self, windows: Array, steps: int, noise: Array | None = None) -> Array:
+        """The values (steps, B, features) that follow windows (p, B, features), each fed back with its noise."""
+        xp = _dispatch.namespace("Forecaster", windows=windows)
+        parts = []
+        for start in range(0, windows.shape[1], ROWS):
+            stop = min(start + ROWS, windows.shape[1])
+            window, values = windows[:, start:stop, :], []
+            for step in range(steps):
+                value, _ = self(window)
+                if noise is not None:
+                    value = value + noise[step, start:stop, :]
+                values.append(value)
+                window = xp.concat([window[1:, ...], value[None, ...]], axis=0)
+            parts.append(xp.stack(values))
+        return xp.concat(parts, axis=1)
+
+    def predict(self, inputs: Any, steps: int = 1) -> Any:
+        """What follows each series, each forecast fed back as if it had been observed.
+
+        Parameters
+        ----------
+        inputs : (T,) or (T, features) array, or a sequence of such
+            The series; only their last ``window`` values are read.
+        steps : int
+            How many values to forecast.
+
+        Returns
+        -------
+        (steps,) or (steps, features) array, or a list of such
+        """
+        steps = _checks.integer_at_least("Forecaster.predict", "steps", steps, 1)
+        series = self._all_series("predict", "inputs", inputs, self.window)
+        xp = _dispatch.namespace("Forecaster.predict", inputs=series[0])
+        windows = xp.stack([self._scaled(x[-self.window :, :]) for x in series], axis=1)
+        values = self._unscaled(self._free_run(windows, steps))
+        given = [inputs] if hasattr(inputs, "dtype") else inputs
+        found = [values[:, i, 0] if x.ndim == 1 else values[:, i, :] for i, x in enumerate(given)]
+        return found[0] if hasattr(inputs, "dtype") else found
+
+    def forecast(
+        self,
+        series: Array,
+        steps: int,
+        *,
+        samples: int = 1000,
+        level: float = 0.9,
+        noise: str = "gaussian",
+        rng: int | np.random.Generator = 0,
+    ) -> Forecast:
+        r"""What follows a series, with prediction intervals by sampling.
+
+        A sample is a path x_t = f(x_{t-1}, ..., x_{t-p}) + \epsilon_t with its own noise, fed back. The interval of a
+        value lies between the (1 - level)/2 and the (1 + level)/2 quantile of what the samples have there.
+
+        Parameters
+        ----------
+        series : (T,) or (T, features) array
+            Only the last ``window`` values are read.
+        steps : int
+            How many values to forecast.
+        samples : int
+        level : float
+            Probability of the intervals, in (0, 1).
+        noise : {"gaussian", "bootstrap"}
+            \epsilon_t: normal, with the residuals' variance (and the covariance of the features); or drawn from the
+            residuals.
+        rng : int or numpy.random.Generator
+
+        Returns
+        -------
+        Forecast
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is out of its range, the series is too short, or the model was never fitted.
+        """
+        where = "Forecaster.forecast"
+        x = self._one_series("forecast", "series", series, self.window)
+        steps = _checks.integer_at_least(where, "steps", steps, 1)
+        windows = self._scaled(x[-self.window :, None, :])
+        found = self._intervals(where, windows, steps, samples, level, noise, rng)
+        point, lower, upper = (v[:, 0, 0] if series.ndim == 1 else v[:, 0, :] for v in found)
+        return Forecast(point, lower, upper, float(level))
+
+    def backtest(
+        self,
+        series: Array,
+        start: int,
+        horizon: int = 1,
+        stride: int = 1,
+        *,
+        samples: int = 200,
+        level: float = 0.9,
+        noise: str = "gaussian",
+        rng: int | np.random.Generator = 0,
+    ) -> Backtest:
+        """Forecasts of a series from origins that roll along it, against what came: the model stays as it is.
+
+        Parameters
+        ----------
+        series : (T,) or (T, features) array
+        start : int
+            The first origin: the index of the first value that is forecast, at least ``window``.
+        horizon : int
+            How many values are forecast from each origin.
+        stride : int
+            From one origin to the next. The last is the last whose forecast lies within the series.
+        samples, level, noise, rng
+            As in `forecast`.
+
+        Returns
+        -------
+        Backtest
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `forecast` does; or there is no origin.
+
+        References
+        ----------
+        L. J. Tashman, "Out-of-sample tests of forecasting accuracy", International Journal of Forecasting 16 (2000).
+        """
+        where = "Forecaster.backtest"
+        x = self._one_series("backtest", "series", series, self.window + 1)
+        start = _checks.integer_at_least(where, "start", start, self.window)
+        horizon = _checks.integer_at_least(where, "horizon", horizon, 1)
+        stride = _checks.integer_at_least(where, "stride", stride, 1)
+        origins = tuple(range(start, x.shape[0] - horizon + 1, stride))
+        if not origins:
+            raise ValueError(
+                f"{where}: start + horizon is {start + horizon}, expected at most the {x.shape[0]} steps of the series"
+            )
+        xp = _dispatch.namespace(where, series=x)
+        windows = self._scaled(xp.stack([x[o - self.window : o, :] for o in origins], axis=1))
+        actual = xp.stack([x[o : o + horizon, :] for o in origins])
+        found = self._intervals(where, windows, horizon, samples, level, noise, rng)
+        arrays = [*(xp.permute_dims(v, (1, 0, 2)) for v in found), actual]
+        point, lower, upper, actual = (v[:, :, 0] if series.ndim == 1 else v for v in arrays)
+        return Backtest(origins, point, lower, upper, actual, float(level))
+
+    def _intervals(
+        self, where: str, windows: Array, steps: int, samples: int, level: float, noise: str, rng: Any
+    ) -> tuple[Array, Array, Array]:
+        """point, lower and upper (steps, B, features), in the series' units, behind windows (p, B, features)."""
+        samples = _checks.integer_at_least(where, "samples", samples, 1)
+        _checks.choice(where, "noise", noise, NOISES)
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"{where}: level is {level!r}, expected a probability in (0, 1)")
+        random = generator(where, rng)
+        if self.residuals.shape[0] == 0:
+            raise ValueError(f"{where}: there are no residuals, expected those of a fit; call fit first")
+        xp = _dispatch.namespace(where, windows=windows)
+        p, B, F = windows.shape
+        repeated = xp.reshape(xp.broadcast_to(windows[:, :, None, :], (p, B, samples, F)), (p, B * samples, F))
+        drawn = _dispatch.from_numpy(xp, self._noise((steps, B * samples), noise, random))
+        paths = xp.reshape(self._free_run(repeated, steps, drawn), (steps, B, samples, F))
+        ordered = xp.sort(paths, axis=2)
+        lower, upper = (_quantile(ordered, q) for q in ((1 - level) / 2, (1 + level) / 2))
+        point, lower, upper = map(self._unscaled, (self._free_run(windows, steps), lower, upper))
+        return point, lower, upper
+
+    def _noise(self, shape: tuple[int, int], noise: str, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+        """Noise of some shape (*shape, features) in the model's units."""
+        residuals = self.residuals
+        if noise == "bootstrap":
+            return residuals[rng.integers(residuals.shape[0], size=shape)]
+        covariance = residuals.T.astype(np.float64) @ residuals / residuals.shape[0]
+        # eigh also takes a covariance that is singular.
+        drawn = rng.multivariate_normal(np.zeros(self.features), covariance, shape, method="eigh")
+        return drawn.astype(residuals.dtype)
+
+    def _shapes(self) -> list[tuple[str, str]]:
+        (first, _), *rows = super()._shapes()
+        return [(shape.replace("(T,", f"({self.window},"), what) for shape, what in [(first, "windows"), *rows]]
+
+
+_OF_SERIES = ("mean", "std", "residuals")
+
+
+def _quantile(ordered: Array, q: float) -> Array:
+    """The q-quantile along axis 2 of an array (steps, B, n, F) in order along it, linear between its numbers."""
+    place = q * (ordered.shape[2] - 1)
+    below = int(place)
+    above = min(below + 1, ordered.shape[2] - 1)
+    return ordered[:, :, below, :] + (place - below) * (ordered[:, :, above, :] - ordered[:, :, below, :])
