@@ -3,6 +3,18 @@
 from .checkpoint import CheckpointError
 from .curriculum import Curriculum
 from .data import Batch, PaddedBatches, TokenStream, pad
+from .reinforce import Policy, Reinforce
 from .trainer import Trainer, evaluate
 
-__all__ = ["Batch", "CheckpointError", "Curriculum", "PaddedBatches", "TokenStream", "Trainer", "evaluate", "pad"]
+__all__ = [
+    "Batch",
+    "CheckpointError",
+    "Curriculum",
+    "PaddedBatches",
+    "Policy",
+    "Reinforce",
+    "TokenStream",
+    "Trainer",
+    "evaluate",
+    "pad",
+]

@@ -28,7 +28,11 @@ METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
 
 
 class Model(Protocol):
-    """What a `Trainer` needs of a model. `LanguageModel` is one; ten lines around any layers are another."""
+    """What a `Trainer` needs of a model. `LanguageModel` is one; ten lines around any layers are another.
+
+    A model that remembers more from step to step than its parameters has two methods more, ``training_state()``, which
+    returns it as a dict of arrays, numbers, strings and None, and ``load_training_state(state)``.
+    """
 
     @property
     def params(self) -> dict[str, Any]:
@@ -307,6 +311,8 @@ class Trainer:
         self._state = self._on_device(saved["recurrent_state"])
         self._unlogged = saved["unlogged"]
         self._best = self._on_device(saved["best"])
+        if hasattr(self.model, "training_state"):
+            self.model.load_training_state(self._on_device(saved["model"]))  # type: ignore[attr-defined]
         self.step = self.saved_step = saved["step"]
         self._checkpoint = path
         self._keep_metrics_to(self.step)
@@ -488,6 +494,7 @@ class Trainer:
             "rng": self._rng.bit_generator.state,
             "unlogged": self._unlogged,
             "best": self._best,
+            "model": self.model.training_state() if hasattr(self.model, "training_state") else None,
             "config": {**self._config(), **self._scheduled(self.step)},
         }
         self._checkpoint = save_checkpoint(self.directory / "checkpoints", self.step, state)
