@@ -160,10 +160,13 @@ def clip_by_value(grads: Mapping[str, Array], clip_value: float) -> dict[str, Ar
     return {name: xp.clip(g, -bound, bound) for name, g in grads.items()}
 
 
-def add_l2(grads: Mapping[str, Array], params: Mapping[str, Array], weight: float) -> dict[str, Array]:
+def add_l2(
+    grads: Mapping[str, Array], params: Mapping[str, Array], weight: float | Mapping[str, float]
+) -> dict[str, Array]:
     """The gradients of a loss with an L2 penalty on the weights, (lambda / 2) sum ||W||^2: g + lambda W.
 
     Biases are not penalised: the penalty is on the parameters whose name, after its last dot, begins with "weight".
+    Or each kind of weight has a lambda of its own, (lambda_hh / 2) ||W_hh||^2 + (lambda_xh / 2) ||W_xh||^2 + ...
 
     Parameters
     ----------
@@ -171,13 +174,14 @@ def add_l2(grads: Mapping[str, Array], params: Mapping[str, Array], weight: floa
         At least one, all of one dtype.
     params : dict of str to array
         The parameters, with the same names.
-    weight : float
-        lambda >= 0.
+    weight : float or dict of str to float
+        lambda >= 0; or those of the parameters with a certain text in their names, such as ``{"weight_hh": 1e-4,
+        "weight_ih": 1e-5, "output.weight": 1e-5}`` for W_hh, W_xh and W_hy. Where two fit a name, they add up.
 
     Returns
     -------
     grads : dict of str to array
-        Those of the biases are the arrays that went in.
+        Those of parameters without a penalty are the arrays that went in.
 
     Raises
     ------
@@ -186,7 +190,7 @@ def add_l2(grads: Mapping[str, Array], params: Mapping[str, Array], weight: floa
     TypeError
         Unsupported or mixed arrays or dtypes.
     ValueError
-        A shape that differs; ``weight`` is negative or not finite.
+        A shape that differs; ``weight`` is negative or not finite, or has a text that is in no name.
 
     References
     ----------
@@ -200,14 +204,29 @@ def add_l2(grads: Mapping[str, Array], params: Mapping[str, Array], weight: floa
     >>> params = {"weight_hh_l0": np.array([[3.0]]), "bias_hh_l0": np.array([3.0])}
     >>> add_l2(grads, params, 0.5)
     {'weight_hh_l0': array([[2.5]]), 'bias_hh_l0': array([1.])}
+    >>> add_l2(grads, params, {"weight_hh": 2.0, "bias": 0.25})
+    {'weight_hh_l0': array([[7.]]), 'bias_hh_l0': array([1.75])}
     """
     where = "add_l2"
     check_gradients(where, params, grads)
-    strength = _checks.non_negative(where, "weight", weight)
-    return {
-        name: g + strength * params[name] if name.rpartition(".")[2].startswith("weight") else g
-        for name, g in grads.items()
-    }
+    strengths = l2_strengths(where, "weight", weight, params)
+    return {name: g + strengths[name] * params[name] if name in strengths else g for name, g in grads.items()}
+
+
+def l2_strengths(where: str, name: str, weight: Any, params: Mapping[str, Array]) -> dict[str, float]:
+    """The lambda of each parameter that has a penalty, from the argument ``name`` that `add_l2` takes as ``weight``."""
+    if not isinstance(weight, Mapping):
+        strength = _checks.non_negative(where, name, weight)
+        return {p: strength for p in params if p.rpartition(".")[2].startswith("weight")}
+    strengths: dict[str, float] = {}
+    for text, value in weight.items():
+        strength = _checks.non_negative(where, f"{name}[{text!r}]", value)
+        fitting = [p for p in params if text in p]
+        if not fitting:
+            raise ValueError(f"{where}: {name} has {text!r}, expected a part of one of the names {sorted(params)}")
+        for p in fitting:
+            strengths[p] = strengths.get(p, 0.0) + strength
+    return strengths
 
 
 def check_gradients(where: str, params: Mapping[str, Array], grads: Mapping[str, Array]) -> Any:
