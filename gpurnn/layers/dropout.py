@@ -39,7 +39,7 @@ class Dropout(Layer):
 
     def vjp(self, x: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
         """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, {})``; without ``rng`` y is x."""
-        if rng is not None:
+        if rng is not None and self.rate > 0:
             return functional.dropout.vjp(x, self.rate, rng)
         y, xp = self(x), _dispatch.namespace("Dropout", x=x)
 
