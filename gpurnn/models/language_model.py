@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ..training import Trainer
 
 
+_ROWS = 1024
+"""The least rows of logits that are computed at a time, where there are so many."""
+
+
 class LanguageModel(Model):
     r"""Recurrent language model: the probability of each token given all before it.
 
@@ -202,16 +206,19 @@ class LanguageModel(Model):
         lengths: Array | None = None,
         resets: Array | None = None,
         rng: int | np.random.Generator | None = None,
+        *,
+        checkpoint_every: int | str | None = None,
+        state_after: int | None = None,
     ) -> tuple[tuple[Array, State], Pullback]:
         """``((logits, state), pullback)``, with ``pullback((dlogits, dstate))`` returning ``((None, dstate0), grads)``.
 
-        With ``rng`` dropout acts; without it these are the gradients of evaluation mode.
+        With ``rng`` dropout acts; without it these are the gradients of evaluation mode. ``checkpoint_every`` and
+        ``state_after`` are those of the recurrent layers, as `gpurnn.LSTM` has them.
         """
-        self._check_tokens(tokens)
         random = None if rng is None else generator("LanguageModel", rng)
-        x, pull_embedding = self.embedding.vjp(tokens)
-        x, pull_dropped_input = self._dropped.vjp(x, random)
-        (y, final), pull_recurrent = self.recurrent.vjp(x, state, lengths, resets, random)
+        (y, final), pull_hidden = self._hidden(
+            tokens, state, lengths, resets, random, checkpoint_every=checkpoint_every, state_after=state_after
+        )
         y, pull_dropped_output = self._dropped.vjp(y, random)
         weight = self._output_weight()
         logits, pull_output = functional.dense.vjp(y, weight, self.output.params["bias"])
@@ -220,15 +227,40 @@ class LanguageModel(Model):
             dlogits, dfinal = functional.cotangent_pair("LanguageModel", cotangents)
             functional.check_cotangent("LanguageModel", "logits", dlogits, logits)
             dy, output = pull_output(dlogits)
-            (dx, dstate), recurrent = pull_recurrent((pull_dropped_output(dy)[0], dfinal))
-            _, embedding = pull_embedding(pull_dropped_input(dx)[0])
-            if self.tied:
-                embedding["weight"] = embedding["weight"] + output.pop("weight")
-            grads = {"embedding": embedding, "recurrent": recurrent, "output": output}
-            flat = {f"{part}.{name}": g for part, own in grads.items() for name, g in own.items()}
-            return (None, dstate), {name: flat[name] for name in self.params}
+            dstate, hidden = pull_hidden(pull_dropped_output(dy)[0], dfinal)
+            return (None, dstate), self._gradients(hidden, output)
 
         return (logits, final), pullback
+
+    def _hidden(
+        self,
+        tokens: Array,
+        state: State,
+        lengths: Array | None,
+        resets: Array | None,
+        rng: np.random.Generator | None,
+        **options: Any,
+    ) -> tuple[tuple[Array, State], Any]:
+        """What is below the output head: (y, state), and ``pull(dy, dstate) -> dstate0, grads``, a dict by part."""
+        self._check_tokens(tokens)
+        x, pull_embedding = self.embedding.vjp(tokens)
+        x, pull_dropped = self._dropped.vjp(x, rng)
+        outputs, pull_recurrent = self.recurrent.vjp(x, state, lengths, resets, rng, **options)
+
+        def pull(dy: Array | None, dfinal: State) -> tuple[State, dict[str, dict[str, Array]]]:
+            (dx, dstate), recurrent = pull_recurrent((dy, dfinal))
+            _, embedding = pull_embedding(pull_dropped(dx)[0])
+            return dstate, {"embedding": embedding, "recurrent": recurrent}
+
+        return outputs, pull
+
+    def _gradients(self, hidden: dict[str, dict[str, Array]], output: dict[str, Array]) -> dict[str, Array]:
+        """The gradients by parameter name, from those of the parts."""
+        if self.tied:
+            hidden["embedding"]["weight"] = hidden["embedding"]["weight"] + output.pop("weight")
+        grads = {**hidden, "output": output}
+        flat = {f"{part}.{name}": g for part, own in grads.items() for name, g in own.items()}
+        return {name: flat[name] for name in self.params}
 
     @staticmethod
     def _check_tokens(tokens: Array) -> None:
@@ -268,13 +300,78 @@ class LanguageModel(Model):
         lengths: Array | None = None,
         *,
         rng: int | np.random.Generator | None = None,
+        checkpoint_every: int | str | None = None,
+        state_after: int | None = None,
     ) -> tuple[Array, State, dict[str, Array]]:
-        """What `loss` returns, and the gradients of the loss by parameter name. With ``rng`` dropout acts."""
-        (logits, final), pullback = self.vjp(inputs, state, lengths, rng=rng)
-        loss, pull_loss = losses.cross_entropy.vjp(logits, targets, mask=existing(inputs, lengths))
-        dlogits, _ = pull_loss(1.0)
-        _, grads = pullback((dlogits, None))
-        return loss, final, grads
+        """What `loss` returns, and the gradients of the loss by parameter name. With ``rng`` dropout acts.
+
+        The logits are computed for some 1024 rows at a time, and their gradients at once, so that there are never those
+        of all steps.
+
+        Parameters
+        ----------
+        inputs : (T, B) integer array
+        targets : (S, B) integer array
+            Those of the last S steps, S <= T: only they count.
+        state, lengths, rng
+            As of `loss` and `vjp`.
+        checkpoint_every : int or "sqrt", optional
+            As of `gpurnn.LSTM`. The gradients are the same to the last bit.
+        state_after : int, optional
+            The state to return is that after so many steps, instead of that after all.
+
+        Returns
+        -------
+        loss : 0-d array
+        state
+        grads : dict of str to array
+        """
+        where = "LanguageModel.loss_and_gradients"
+        self._check_tokens(inputs)
+        _checks.given(where, targets=targets)
+        xp = _dispatch.namespace(where, inputs=inputs, targets=targets)
+        _checks.ndim(where, "targets", targets, 2, "(S, B)")
+        T, B = inputs.shape
+        S = targets.shape[0]
+        if S > T or targets.shape[1] != B:
+            raise ValueError(
+                f"{where}: targets has shape {tuple(targets.shape)}, expected (S, B) with S <= T = {T} and B = {B}"
+            )
+        random = None if rng is None else generator("LanguageModel", rng)
+        (y, final), pull_hidden = self._hidden(
+            inputs, state, lengths, None, random, checkpoint_every=checkpoint_every, state_after=state_after
+        )
+        exist = existing(inputs, lengths)
+        dropped, pull_dropped = self._dropped.vjp(y[T - S :, ...] if S < T else y, random)
+        loss, dlast, output = self._loss_of_rows(dropped, targets, None if exist is None else exist[T - S :, :])
+        dy, _ = pull_dropped(dlast)
+        if S < T:
+            dy = xp.concat([_dispatch.zeros(xp, (T - S, *y.shape[1:]), y), dy], axis=0)
+        _, hidden = pull_hidden(dy, None)
+        return loss, final, self._gradients(hidden, output)
+
+    def _loss_of_rows(self, y: Array, targets: Array, exist: Array | None) -> tuple[Array, Array, dict[str, Array]]:
+        """The mean cross-entropy of what the output head makes of y, its gradient of y, and those of the head."""
+        xp = _dispatch.namespace("LanguageModel", y=y)
+        weight, bias = self._output_weight(), self.output.params["bias"]
+        S, B = targets.shape
+        count = xp.asarray(float(max(S * B, 1)), dtype=y.dtype, device=_dispatch.device(y))
+        if exist is not None:
+            count = xp.maximum(xp.sum(xp.astype(exist, y.dtype)), xp.ones_like(count))
+        nats, dy = [], _dispatch.zeros(xp, tuple(y.shape), y)
+        output: dict[str, Array] = {}
+        length = -(-_ROWS // max(B, 1))
+        for start in range(0, max(S, 1), length):
+            some = slice(start, min(start + length, S))
+            logits, pull_output = functional.dense.vjp(y[some, ...], weight, bias)
+            rows, pull_loss = losses.cross_entropy.vjp(
+                logits, targets[some, :], mask=None if exist is None else exist[some, :], reduction="none"
+            )
+            dlogits, _ = pull_loss(xp.ones_like(rows) / count)
+            dy[some, ...], found = pull_output(dlogits)
+            output = {name: output[name] + g if output else g for name, g in found.items()}
+            nats.append(rows)
+        return xp.asarray(xp.sum(xp.concat(nats, axis=0)) / count), dy, output
 
     def fit(
         self, inputs: Any, targets: None = None, *, window: int = 64, validation: Any = None, **options: Any

@@ -5,6 +5,7 @@ from .curriculum import Curriculum
 from .data import Batch, PaddedBatches, TokenStream, pad
 from .reinforce import Policy, Reinforce
 from .trainer import Trainer, evaluate
+from .truncation import Window, truncated_bptt
 
 __all__ = [
     "Batch",
@@ -15,6 +16,8 @@ __all__ = [
     "Reinforce",
     "TokenStream",
     "Trainer",
+    "Window",
     "evaluate",
     "pad",
+    "truncated_bptt",
 ]

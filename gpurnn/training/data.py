@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import _checks, _dispatch, _random
 from .curriculum import Curriculum
+from .truncation import borders
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,19 @@ class Batch:
         How many steps of each sequence are valid. None: all of them.
     count : int
         How many targets the loss is the mean of.
+    context : int
+        Steps at the beginning that the batch before it held too. Gradients go back through them, but they have no
+        targets: those are of the last steps only.
+    state_after : int, optional
+        The state after this many steps is handed on. None: that after all.
     """
 
     inputs: Any
     targets: Any
     lengths: Any
     count: int
+    context: int = 0
+    state_after: int | None = None
 
 
 class Data(Protocol):
@@ -81,6 +89,10 @@ class TokenStream:
     the initial state of the next, and gradients stop between them; an epoch begins with the state zero. What is left at
     the end and fills no window is not used.
 
+    With ``gradient_steps`` k2 > k this is BPTT(k1 = k, k2): an update every k steps by the loss of those steps, whose
+    gradients go back through k2 of them, so that a window begins k2 - k steps before its targets do. The state that
+    enters it is computed and handed on by the window before; see `truncated_bptt`.
+
     Parameters
     ----------
     tokens : array (n,) of ints
@@ -89,16 +101,18 @@ class TokenStream:
         B, the number of lanes.
     steps : int
         k, the steps of a window.
+    gradient_steps : int, optional
+        k2, the steps that gradients go back through, at least ``steps`` and not necessarily a multiple of it.
 
     Raises
     ------
     ValueError
-        The stream is too short for one window in every lane: n < B (k + 1).
+        The stream is too short for one window in every lane, n < B (k + 1), or ``gradient_steps`` is below ``steps``.
 
     References
     ----------
     Williams and Peng, "An efficient gradient-based algorithm for on-line training of recurrent network trajectories",
-    Neural Computation 2(4), 1990.
+    Neural Computation 2(4), 1990; Sutskever, "Training recurrent neural networks", PhD thesis, 2013, section 2.8.6.
 
     Examples
     --------
@@ -116,13 +130,16 @@ class TokenStream:
 
     carries_state = True
 
-    def __init__(self, tokens: Any, batch_size: int, steps: int) -> None:
+    def __init__(self, tokens: Any, batch_size: int, steps: int, gradient_steps: int | None = None) -> None:
         _checks.given("TokenStream", tokens=tokens)
         xp = _dispatch.namespace("TokenStream", tokens=tokens)
         _checks.ndim("TokenStream", "tokens", tokens, 1, "(n,)")
         _checks.integer("TokenStream", "tokens", tokens)
         self.batch_size = _checks.integer_at_least("TokenStream", "batch_size", batch_size, 1)
         self.steps = _checks.integer_at_least("TokenStream", "steps", steps, 1)
+        if gradient_steps is not None:
+            gradient_steps = _checks.integer_at_least("TokenStream", "gradient_steps", gradient_steps, self.steps)
+        self.gradient_steps = gradient_steps
         lane = tokens.shape[0] // self.batch_size
         if lane < self.steps + 1:
             raise ValueError(
@@ -137,10 +154,11 @@ class TokenStream:
         return int((self._lanes.shape[0] - 1) // self.steps)
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Window ``index`` of every lane, the same in every epoch; inputs and targets are (k, B)."""
-        start, stop = index * self.steps, (index + 1) * self.steps
-        inputs, targets = self._lanes[start:stop, :], self._lanes[start + 1 : stop + 1, :]
-        return Batch(inputs, targets, None, self.steps * self.batch_size)
+        """Window ``index`` of every lane, the same in every epoch; targets are (k, B), inputs at most (k2, B)."""
+        start, new, stop, following = borders(index, self.steps, self.gradient_steps or self.steps)
+        inputs, targets = self._lanes[start:stop, :], self._lanes[new + 1 : stop + 1, :]
+        state_after = None if following == stop else following - start
+        return Batch(inputs, targets, None, self.steps * self.batch_size, new - start, state_after)
 
     def config(self) -> dict[str, Any]:
         """The sizes and a checksum of the tokens."""
@@ -148,6 +166,7 @@ class TokenStream:
             "kind": "TokenStream",
             "batch_size": self.batch_size,
             "steps": self.steps,
+            "gradient_steps": self.gradient_steps,
             "tokens": int(self._tokens.shape[0]),
             "crc32": _fingerprint([self._tokens]),
         }

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .. import _checks, _dispatch, _random, gradients
 from .checkpoint import CheckpointError, checkpoints, latest_checkpoint, save_checkpoint
-from .data import Data, num_batches
+from .data import Batch, Data, num_batches
 
 METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
     "bits_per_character": ("bits per character", lambda loss: loss / math.log(2.0)),
@@ -53,6 +53,8 @@ class Model(Protocol):
         """What `loss` returns, in training mode if ``rng`` is given, and the loss's gradients by parameter name.
 
         If the trainer has ``teacher_forcing``, it is passed on as one more keyword of this name, a float.
+        Likewise ``checkpoint_every``, and for windows that overlap ``state_after``: there ``targets`` are of the last
+        steps only, and the state after that many steps is to be returned.
         """
 
 
@@ -61,7 +63,9 @@ def evaluate(model: Model, data: Data) -> float:
     total, count, state = 0.0, 0, None
     for index in range(num_batches(data, 0)):
         batch = data.batch(0, index)
-        loss, state = model.loss(batch.inputs, batch.targets, state, batch.lengths)
+        # The state at the end of the batch before is that after the context, as nothing has changed in between.
+        inputs = batch.inputs[batch.context :, ...] if batch.context else batch.inputs
+        loss, state = model.loss(inputs, batch.targets, state, batch.lengths)
         if not data.carries_state:
             state = None
         total += float(loss) * batch.count
@@ -97,8 +101,10 @@ class Trainer:
         Scale the gradient so that its global norm is at most this.
     clip_value : float, optional
         Clip each gradient entry to [-clip_value, clip_value]; before ``clip_norm``, if both are given.
-    l2 : float
-        \lambda above, on the weights and not the biases, as `gpurnn.gradients.add_l2` has it.
+    l2 : float or dict of str to float
+        \lambda above, on the weights and not the biases; or one for each kind of weight, by a part of their names, as
+        ``{"weight_hh": 1e-4}``. See `gpurnn.gradients.add_l2`. For a decay of W_hh apart from the gradient see
+        ``recurrent_weight_decay`` of `gpurnn.optimizers`.
     validation : Data, optional
         Evaluated every ``validation_interval`` steps (None: once an epoch) and at the end.
     patience : int, optional
@@ -106,6 +112,10 @@ class Trainer:
         leave the model with the parameters that had the lowest.
     directory : path, optional
         Where ``metrics.jsonl`` and ``checkpoints/`` go. None: nothing is written.
+    gradient_checkpoint_every : int or "sqrt", optional
+        Gradient checkpointing in time, at the cost of one more forward pass: the ``checkpoint_every`` of the ``vjp`` of
+        recurrent layers, passed to the model's ``loss_and_gradients`` as a keyword of that name. The gradients stay the
+        same to the last bit. It has nothing to do with the checkpoints of the run.
     checkpoint_interval : int
         Steps between checkpoints. One is also written at the beginning, at the end and at Ctrl-C; the last two are
         kept.
@@ -175,11 +185,12 @@ class Trainer:
         teacher_forcing: float | Callable[[int], float] | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
-        l2: float = 0.0,
+        l2: float | dict[str, float] = 0.0,
         validation: Data | None = None,
         validation_interval: int | None = None,
         patience: int | None = None,
         directory: str | os.PathLike[str] | None = None,
+        gradient_checkpoint_every: int | str | None = None,
         checkpoint_interval: int = 500,
         log_interval: int = 10,
         metric: str | None = None,
@@ -207,7 +218,8 @@ class Trainer:
         for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
             if value is not None:
                 _checks.finite(where, name, _checks.positive(where, name, value))
-        self.clip_norm, self.clip_value, self.l2 = clip_norm, clip_value, _checks.non_negative(where, "l2", l2)
+        gradients.l2_strengths(where, "l2", l2, model.params)
+        self.clip_norm, self.clip_value, self.l2 = clip_norm, clip_value, l2
         if validation is None and (patience is not None or validation_interval is not None):
             raise ValueError(f"{where}: validation is None, expected data for early stopping or validation_interval")
         self.validation = validation
@@ -216,6 +228,7 @@ class Trainer:
         self.validation_interval = validation_interval
         self.patience = None if patience is None else _checks.integer_at_least(where, "patience", patience, 1)
         self.directory = None if directory is None else Path(directory)
+        self.gradient_checkpoint_every = gradient_checkpoint_every
         self.checkpoint_interval = _checks.integer_at_least(where, "checkpoint_interval", checkpoint_interval, 1)
         self.log_interval = _checks.integer_at_least(where, "log_interval", log_interval, 1)
         if metric is not None:
@@ -340,7 +353,7 @@ class Trainer:
         forcing = self._teacher_forcing(self.step)
         options = {} if forcing is None else {"teacher_forcing": forcing}
         loss_array, state, grads = self.model.loss_and_gradients(
-            batch.inputs, batch.targets, state, batch.lengths, rng=self._rng, **options
+            batch.inputs, batch.targets, state, batch.lengths, rng=self._rng, **options, **self._backpropagation(batch)
         )
         loss = float(loss_array)
         if self.l2:
@@ -366,6 +379,11 @@ class Trainer:
         self._unlogged["count"] += batch.count
         self._unlogged["steps"] += 1
         return {"learning_rate": self.optimizer.lr if rate is None else rate, "gradient_norm": norm, **options}
+
+    def _backpropagation(self, batch: Batch) -> dict[str, Any]:
+        """What the model is to be told of how to go through time, where that is not the usual way."""
+        given = {"checkpoint_every": self.gradient_checkpoint_every, "state_after": batch.state_after}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _teacher_forcing(self, step: int) -> float | None:
         """How likely a step is to be fed the true target; None if the model is not to be told."""
