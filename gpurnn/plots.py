@@ -1,4 +1,4 @@
-"""Pictures of a training run. They need matplotlib, which ``pip install 'gpurnn[plot]'`` brings."""
+"""Pictures of a training run and of forecasts. They need matplotlib, which ``pip install 'gpurnn[plot]'`` brings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import _dispatch
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .models import Forecast
 
 _LABELS = {"bits_per_character": "bits per character", "perplexity": "perplexity", "loss": "loss (nats per target)"}
 
@@ -86,3 +90,97 @@ def _smoothed(values: list[float]) -> list[float]:
         part = values[i - reach : i + reach + 1]
         smoothed.append(sum(part) / len(part))
     return smoothed
+
+
+def forecast(
+    history: Any,
+    forecast: Forecast,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    actual: Any = None,
+    names: Sequence[str] | None = None,
+    start: int = 0,
+) -> Figure:
+    """A series, what is forecast to follow it, and the prediction interval; a panel for each feature.
+
+    Parameters
+    ----------
+    history : (T,) or (T, features) array
+        The series that the forecast goes on from, or its end.
+    forecast : Forecast
+        Of `gpurnn.Forecaster.forecast`.
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+    actual : (steps,) or (steps, features) array, optional
+        What came then, drawn beside the forecast.
+    names : sequence of str, optional
+        What each feature is, with its unit: the labels of the vertical axes.
+    start : int
+        The time of the first value of ``history``, such as a year.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        The arrays have not as many features, or names, or steps as each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.models import Forecast
+    >>> ahead = Forecast(np.array([3.0, 4.0]), np.array([2.0, 2.5]), np.array([4.0, 5.5]), level=0.9)
+    >>> figure = forecast(np.array([0.0, 1.0, 2.0]), ahead, names=["height (m)"])
+    >>> figure.axes[0].get_ylabel(), [text.get_text() for text in figure.legends[0].get_texts()]
+    ('height (m)', ['history', 'forecast', '90% prediction interval'])
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise ImportError("forecast: matplotlib is not installed; pip install 'gpurnn[plot]'") from error
+    past, point = _columns("history", history), _columns("forecast.point", forecast.point)
+    lower, upper = _columns("forecast.lower", forecast.lower), _columns("forecast.upper", forecast.upper)
+    steps, features = point.shape
+    came = None if actual is None else _columns("actual", actual)
+    if past.shape[1] != features:
+        raise ValueError(f"forecast: history has {past.shape[1]} features, expected {features} as the forecast has")
+    if came is not None and came.shape != point.shape:
+        raise ValueError(f"forecast: actual has shape {came.shape}, expected (steps, features) = {point.shape}")
+    if names is None:
+        names = ["value"] if features == 1 else [f"value of feature {i}" for i in range(features)]
+    if len(names) != features:
+        raise ValueError(f"forecast: names has {len(names)} entries, expected {features}")
+
+    figure = Figure(figsize=(7.0, 1.6 + 2.6 * features), dpi=150, layout="constrained")
+    panels = figure.subplots(features, sharex=True, squeeze=False)[:, 0]
+    first = start + past.shape[0]
+    ahead = range(first, first + steps)
+    for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        axes.plot(range(start, first), past[:, i], color="black", linewidth=1.2, label="history")
+        if came is not None:
+            axes.plot(ahead, came[:, i], color="black", marker="o", markersize=3, linewidth=0.8, label="actual")
+        axes.plot(ahead, point[:, i], color="tab:blue", marker="o", markersize=3, linewidth=1.6, label="forecast")
+        interval = f"{100 * forecast.level:g}% prediction interval"
+        axes.fill_between(ahead, lower[:, i], upper[:, i], color="tab:blue", alpha=0.2, linewidth=0, label=interval)
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    panels[-1].set_xlabel("time step" if start == 0 else "time")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def _columns(name: str, array: Any) -> Any:
+    """The values of a series on the host, as (T, features)."""
+    _dispatch.namespace("forecast", **{name: array})
+    values = _dispatch.to_numpy(array)
+    if values.ndim not in (1, 2):
+        raise ValueError(f"forecast: {name} has shape {values.shape}, expected (T,) or (T, features)")
+    return values[:, None] if values.ndim == 1 else values

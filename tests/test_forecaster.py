@@ -1,0 +1,471 @@
+"""The forecaster: against linear autoregressions, of which all is known; on the sunspots; as a file; as a picture."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import strict_wing
+from strict_wing import plain, strict
+from tolerance import assert_close, assert_same, check_gradients, recurrence_terms
+
+import gpurnn
+from gpurnn import plots
+from gpurnn.models import Backtest, Forecast, Forecaster, SequenceRegressor, load
+
+PHI = np.array([1.2, -0.6])
+"""x_t = 1.2 x_{t-1} - 0.6 x_{t-2} + eps_t: oscillates, and is stable."""
+
+
+def linear(phi=PHI, dtype="float64", mean=0.0, std=1.0, residuals=None):
+    """A forecaster whose f is a linear autoregression: its states are a shift register of the window."""
+    p = len(phi)
+    model = Forecaster(p, p, cell="rnn", activation="identity", dtype=dtype)
+    state = {name: np.zeros_like(value) for name, value in model.state_dict().items()}
+    state["recurrent.weight_ih_l0"][0] = 1
+    state["recurrent.weight_hh_l0"][1:, :-1] = np.eye(p - 1)
+    state["output.weight"][0] = phi
+    state |= {"mean": np.array([mean]), "std": np.array([std])}
+    state["residuals"] = np.zeros((0, 1), dtype) if residuals is None else np.asarray(residuals, dtype)[:, None]
+    model.load_state_dict(state)
+    return model
+
+
+def simulate(n, phi=PHI, seed=0, sigma=1.0):
+    rng, x = np.random.default_rng(seed), np.zeros(n + 50)
+    for t in range(2, n + 50):
+        x[t] = phi[0] * x[t - 1] + phi[1] * x[t - 2] + sigma * rng.standard_normal()
+    return x[50:]
+
+
+def continued(series, phi, steps):
+    """The noiseless continuation of a series by its recursion."""
+    values = list(series)
+    for _ in range(steps):
+        values.append(sum(c * values[-1 - i] for i, c in enumerate(phi)))
+    return np.array(values[len(series) :])
+
+
+TERMS = recurrence_terms(2, 1, 1, 2) * 10
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_predictions_are_fed_back(each_wing, dtype):
+    series = simulate(40).astype(dtype)
+    found = linear(dtype=dtype).predict(series, 10)
+    assert_close(found, continued(series.astype("float64"), PHI, 10).astype(dtype), TERMS)
+    # In other units of the series the same model gives the same values in those units.
+    other = linear(dtype=dtype, mean=20.0, std=4.0).predict(20 + 4 * series, 10)
+    assert_close(other, 20 + 4 * found, TERMS)
+    several = linear(dtype=dtype).predict([series, series[:7], series[:20]], 10)
+    assert isinstance(several, list)
+    for one, part in zip(several, (series, series[:7], series[:20]), strict=True):
+        assert_close(one, linear(dtype=dtype).predict(part, 10), TERMS)
+    assert linear(dtype=dtype).predict(series).shape == (1,)
+    assert linear(dtype=dtype).predict(series[:, None], 3).shape == (3, 1)
+
+
+def psi_weights(phi, steps):
+    """The response of the autoregression to a unit of noise."""
+    start = np.zeros(len(phi))
+    start[-1] = 1
+    return np.concatenate([[1.0], continued(start, phi, steps - 1)])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_intervals_are_those_of_the_linear_theory(level):
+    residuals = np.array([0.5, -0.5, 0.7, -0.7])
+    sigma = np.sqrt(np.mean(residuals**2))
+    series = 10 + 3 * simulate(30)
+    model = linear(mean=10.0, std=3.0, residuals=residuals)
+    found = model.forecast(series, 8, samples=40_000, level=level, rng=1)
+    assert found.level == level
+    point = 10 + 3 * continued((series - 10) / 3, PHI, 8)
+    assert_close(found.point, point, TERMS)
+    quantile = {0.5: 0.6744897501960817, 0.9: 1.6448536269514722}[level]
+    width = 3 * quantile * sigma * np.sqrt(np.cumsum(psi_weights(PHI, 8) ** 2))
+    # 3%: five standard deviations of a sample quantile of 40,000 at these levels.
+    np.testing.assert_allclose(found.upper - point, width, rtol=0.03)
+    np.testing.assert_allclose(point - found.lower, width, rtol=0.03)
+
+
+def test_bootstrapped_noise_is_drawn_from_the_residuals():
+    model = linear(residuals=[-1.0, 2.0, 2.0])
+    series = simulate(30)
+    found = model.forecast(series, 1, samples=2000, level=0.5, noise="bootstrap")
+    # A third of the samples is one lower than the point, the others two higher.
+    assert_close(found.lower - found.point, np.array([-1.0]), TERMS)
+    assert_close(found.upper - found.point, np.array([2.0]), TERMS)
+    noise = model._noise((4, 1000), "bootstrap", np.random.default_rng(0))
+    assert set(np.unique(noise)) == {-1.0, 2.0}
+    assert np.mean(noise == 2) == pytest.approx(2 / 3, abs=0.04)
+
+
+def test_gaussian_noise_has_the_covariance_of_the_residuals():
+    model = Forecaster(2, 3, 2, dtype="float64")
+    rng = np.random.default_rng(0)
+    model.residuals = rng.standard_normal((500, 2)) @ np.array([[1.0, 0.8], [0.0, 0.1]])
+    noise = model._noise((200, 200), "gaussian", rng).reshape(-1, 2)
+    expected = model.residuals.T @ model.residuals / 500
+    np.testing.assert_allclose(noise.T @ noise / len(noise), expected, rtol=0.05)
+    # A covariance of rank 1 too, where one feature is twice the other.
+    model.residuals = np.stack([model.residuals[:, 0], 2 * model.residuals[:, 0]], axis=1)
+    noise = model._noise((10, 10), "gaussian", rng)
+    np.testing.assert_allclose(noise[..., 1], 2 * noise[..., 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "bootstrap"])
+def test_intervals_of_the_true_model_cover_what_they_say(noise):
+    series = simulate(800, seed=1, sigma=0.5)
+    residuals = 0.5 * np.random.default_rng(2).standard_normal(1000)
+    model = linear(residuals=residuals)
+    for level in (0.5, 0.9):
+        found = model.backtest(series, 100, horizon=3, stride=3, level=level, noise=noise, samples=400)
+        assert found.origins == tuple(range(100, 798, 3))
+        # Steps of one forecast go together: about a third of the 699 values are independent.
+        assert found.coverage == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 233))
+    one = model.backtest(series, 100, samples=1)
+    assert one.mse == pytest.approx(0.25, rel=0.2)
+    assert one.mae == pytest.approx(0.5 * np.sqrt(2 / np.pi), rel=0.1)
+
+
+def test_a_backtest_is_a_forecast_from_each_origin():
+    series, model = simulate(60), linear(residuals=[0.5, -0.5])
+    found = model.backtest(series, 20, horizon=4, stride=7, samples=50, rng=3)
+    assert isinstance(found, Backtest)
+    assert found.origins == (20, 27, 34, 41, 48, 55)
+    for i, origin in enumerate(found.origins):
+        assert_close(found.point[i], model.predict(series[:origin], 4), TERMS)
+        assert_same(found.actual[i], series[origin : origin + 4])
+    error = found.point - found.actual
+    assert found.mse == pytest.approx(np.mean(error**2))
+    assert found.mae == pytest.approx(np.mean(np.abs(error)))
+    inside = (found.lower <= found.actual) & (found.actual <= found.upper)
+    assert 0 < found.coverage < 1
+    assert found.coverage == pytest.approx(inside.mean())
+    assert model.backtest(series, 56, horizon=4, samples=1).origins == (56,)
+    assert_same(
+        model.backtest(series, 20, rng=3, samples=50).lower, model.backtest(series, 20, rng=3, samples=50).lower
+    )
+
+
+def test_what_comes_later_changes_no_forecast():
+    series, model = simulate(60), linear(residuals=[0.5, -0.5])
+    changed = np.concatenate([series[:30], 100 + series[30:]])
+    one, other = (model.backtest(s, 28, horizon=2, samples=20) for s in (series, changed))
+    assert_same(one.point[:3], other.point[:3])
+    assert_same(one.upper[:3], other.upper[:3])
+    assert (one.point[3:] != other.point[3:]).all()
+
+
+def test_windows_of_all_series_are_learnt_and_scaled():
+    one, two = np.arange(10.0), 100 + np.arange(7.0)
+    model = Forecaster(3, 2, dtype="float64")
+    trainer = model.fit([one, two], steps=1, batch_size=100, validation=two[:5])
+    values = np.concatenate([one, two])
+    assert_close(model.mean, np.array([values.mean()]), 20)
+    assert_close(model.std, np.array([values.std()]), 20)
+    batch = trainer.data.batch(0, 0)
+    scaled = np.concatenate([batch.inputs[:, :, 0], batch.targets.T]) * model.std + model.mean
+    windows = [s[i : i + 4] for s in (one, two) for i in range(len(s) - 3)]
+    np.testing.assert_allclose(sorted(scaled.T.tolist()), windows, rtol=1e-13)
+    assert len(trainer.validation) == 1
+    assert trainer.validation.batch(0, 0).inputs.shape == (3, 2, 1)
+    residuals = [s[t] - model.predict(s[:t])[0] for s in (one, two) for t in range(3, len(s))]
+    np.testing.assert_allclose(model.residuals[:, 0] * model.std, residuals, rtol=1e-10)
+
+
+def test_a_constant_feature_is_not_divided_by_zero():
+    series = np.stack([simulate(30), np.full(30, 7.0)], axis=1)
+    model = Forecaster(3, 2, 2, dtype="float64")
+    model.fit(series, steps=3)
+    assert model.std[1] == 1
+    assert np.isfinite(model.forecast(series, 3, samples=5).upper).all()
+
+
+def test_the_series_units_do_not_matter():
+    series = simulate(80)
+    found = []
+    for scale, shift in ((1.0, 0.0), (64.0, 0.0), (64.0, 1024.0)):
+        model = Forecaster(4, 5, dtype="float64")
+        model.fit(shift + scale * series, epochs=3)
+        ahead = model.forecast(shift + scale * series, 5, samples=20)
+        found.append([(a - shift) / scale for a in (ahead.point, ahead.lower, ahead.upper)])
+    assert_same(found[1], found[0])  # powers of two change no bit but the exponents
+    np.testing.assert_allclose(found[2], found[0], atol=1e-9)
+
+
+def autoregression(series, p):
+    """The AR(p) of least squares, with a constant: the coefficients of 1, x_{t-1}, ..., x_{t-p}."""
+    columns = [np.ones(len(series) - p), *(series[p - i : len(series) - i] for i in range(1, p + 1))]
+    return np.linalg.lstsq(np.stack(columns, axis=1), series[p:], rcond=None)[0]
+
+
+@pytest.mark.parametrize(("cell", "seed"), [("gru", 0), ("lstm", 0), ("rnn", 0)])
+def test_sunspots(cell, seed):
+    with np.load(Path(__file__).parent / "data" / "sunspots.npz") as file:
+        years, series = file["years"], file["sunspots"].astype("float32")
+    at = dict(zip(years.tolist(), range(len(years)), strict=True))
+    periods = [(at[1921], at[1956]), (at[1956], at[1980])]
+    # Errors are over 1535, the variance of the years 1700-1920, as in the literature.
+    phi = autoregression(series[: at[1921]].astype("float64"), 9)
+    linear_errors = []
+    for start, stop in periods:
+        errors = [series[t] - phi @ [1, *series[t - 9 : t][::-1]] for t in range(start, stop)]
+        linear_errors.append(np.mean(np.square(errors)) / 1535)
+    np.testing.assert_allclose(linear_errors, [0.123, 0.342], atol=0.0005)
+
+    model = Forecaster(12, 8, cell=cell, rng=seed)
+    model.fit(series[: at[1921]], epochs=60, optimizer=gpurnn.Adam(0.01), rng=seed)
+    found = [model.backtest(series[:stop], start, rng=seed) for start, stop in periods]
+    assert [len(f.origins) for f in found] == [35, 24]
+    assert found[0].mse / 1535 < 0.16
+    assert found[1].mse / 1535 < 0.54
+    assert found[0].mse / 1535 < linear_errors[0]
+    assert found[0].coverage > 0.65
+    # Eleven steps ahead, about a cycle, it is no longer better than one step ahead, and better than the mean.
+    far = model.backtest(series[: at[1956]], at[1921], horizon=11, samples=50)
+    around_mean = np.mean((far.actual - series[: at[1921]].mean()) ** 2)
+    assert found[0].mse < far.mse < around_mean
+
+
+def test_two_series_that_follow_each_other_are_learnt():
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal(500)
+    series = np.stack([first, np.roll(first, 1)], axis=1) * [1.0, 50.0] + [0.0, 1000.0]
+    model = Forecaster(3, 8, 2, cell="rnn", dtype="float64")
+    model.fit(series[:400], epochs=20, optimizer=gpurnn.Adam(0.01))
+    found = model.backtest(series, 400)
+    assert found.point.shape == found.lower.shape == (100, 1, 2)
+    errors = np.mean((found.point - found.actual) ** 2, axis=(0, 1)) / series.var(axis=0)
+    assert errors[1] < 0.1 < 0.8 < errors[0]
+    assert 0.8 < found.coverage <= 1
+    assert model.predict(series, 4).shape == (4, 2)
+    assert model.forecast(series, 4, samples=5).upper.shape == (4, 2)
+
+
+CHOICES = {
+    "plain": {},
+    "attention": {"pooling": "attention", "bidirectional": True, "cell": "lstm"},
+    "stack": {"num_layers": 2, "pooling": "mean", "residual": True, "cell": "rnn", "activation": "sigmoid"},
+}
+
+
+@pytest.mark.parametrize("options", CHOICES.values(), ids=CHOICES)
+def test_gradients_against_central_differences(each_wing, options):
+    model = Forecaster(3, 3, 2, dtype="float64", **options)
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((3, 4, 2)), rng.standard_normal((4, 2))
+    loss, _, grads = model.loss_and_gradients(x, target)
+    if each_wing == "host":
+        with gpurnn.use("reference"):
+            expected = model.loss_and_gradients(x, target)
+        assert_close(np.asarray(loss), np.asarray(expected[0]), recurrence_terms(3, 4, 3, 6, 2))
+        return
+
+    def outputs(values):
+        moved = Forecaster(3, 3, 2, dtype="float64", **options)
+        moved.load_state_dict({**model.state_dict(), **values})
+        return [moved.loss_and_gradients(x, target)[0]]
+
+    check_gradients(outputs, dict(model.params), [np.ones(())], grads, seed=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", CHOICES.values(), ids=CHOICES)
+def test_a_file_holds_the_whole_model(tmp_path, options, dtype):
+    series = np.stack([simulate(30), simulate(30, seed=1)], axis=1).astype(dtype)
+    model = Forecaster(3, 4, 2, dtype=dtype, **options)
+    model.fit(series, steps=2)
+    model.save(tmp_path / "model.safetensors")
+    back = load(tmp_path / "model.safetensors")
+    assert type(back) is Forecaster
+    assert back.config() == model.config() == json.loads(json.dumps(model.config()))
+    assert repr(back) == repr(model)
+    assert_same(back.state_dict(), model.state_dict())
+    one, other = (m.forecast(series, 4, samples=10) for m in (model, back))
+    assert_same((one.point, one.lower, one.upper), (other.point, other.lower, other.upper))
+    assert one.point.dtype == one.lower.dtype == dtype
+    with pytest.raises(ValueError, match="holds a Forecaster, expected a SequenceRegressor"):
+        SequenceRegressor.from_file(tmp_path / "model.safetensors")
+
+
+def test_repr_draws_the_shapes():
+    assert repr(Forecaster(12, 8, 2, pooling="mean")).splitlines() == [
+        "Forecaster(12, 8, 2, pooling='mean')  # 306 parameters",
+        "  (12, B, 2)  windows",
+        "  (12, B, 8)  GRU(2, 8)",
+        "  (B, 8)      MeanPooling()",
+        "  (B, 2)      Dense(8, 2): x_t",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": None}, r"Forecaster\.load_state_dict: missing \['mean'\], expected \["),
+        ({"output.bias": None}, r"missing \['output.bias'\], unknown none"),
+        ({"more": np.zeros(1)}, r"unknown \['more'\]"),
+        ({"std": np.ones(2)}, r"std has shape \(2,\), expected \(..., features\) = \(1,\)"),
+        ({"residuals": np.zeros((3, 2))}, r"residuals has shape \(3, 2\), expected \(..., features\) = \(3, 1\)"),
+        ({"residuals": np.zeros((3, 1), int)}, "residuals has dtype int64, expected float32 or float64"),
+    ],
+)
+def test_load_state_dict_refuses(change, message):
+    model = linear(residuals=[1.0])
+    before = model.state_dict()
+    state = {name: value for name, value in {**before, **change}.items() if value is not None}
+    with pytest.raises((KeyError, ValueError, TypeError), match=message):
+        model.load_state_dict(state)
+    assert_same(model.state_dict(), before)
+
+
+@pytest.mark.usefixtures("strict_namespace")
+def test_arrays_of_another_library():
+    series = np.stack([simulate(40), simulate(40, seed=1)], axis=1)
+    for flat, options in ((True, {}), (False, {"pooling": "attention", "features": 2})):
+        data = series[:, 0] if flat else series
+        model = Forecaster(3, 4, dtype="float64", **options)
+        other = model.to(strict_wing.xp)
+        for m, s in ((model, data), (other, strict(data))):
+            m.fit(s, steps=2, validation=[s])
+        assert_same(other.state_dict(), model.state_dict())
+        assert_same(plain(other.predict(strict([data, data]), 3)), model.predict([data, data], 3))
+        for noise in ("gaussian", "bootstrap"):
+            for call in (
+                lambda m, s, noise=noise: m.forecast(s, 3, samples=9, noise=noise),
+                lambda m, s, noise=noise: m.backtest(s, 30, horizon=2, samples=9, noise=noise),
+            ):
+                found, expected = vars(call(other, strict(data))), vars(call(model, data))
+                assert_same({name: plain(value) for name, value in found.items()}, expected)
+        found, expected = (m.backtest(s, 30, samples=9) for m, s in ((other, strict(data)), (model, data)))
+        assert (found.mse, found.mae, found.coverage) == (expected.mse, expected.mae, expected.coverage)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "Forecaster: window is 0, expected at least 1"),
+        ({"features": 0}, "Forecaster: features is 0, expected at least 1"),
+        ({"hidden_size": 0}, "hidden_size is 0, expected at least 1"),
+        ({"pooling": None}, "Forecaster: pooling is None, expected one of 'last', 'mean', 'attention'"),
+        ({"loss": "l7"}, "Forecaster: loss is 'l7', expected one of 'mse'"),
+        ({"num_embeddings": 3}, "Forecaster: num_embeddings is given, expected none"),
+        ({"output_activation": "tanh"}, "Forecaster: output_activation is given, expected none"),
+        ({"cell": "elman"}, "Forecaster: cell is 'elman', expected one of"),
+    ],
+)
+def test_constructor_refuses(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Forecaster(**{"window": 3, "hidden_size": 4, **options})
+
+
+X = simulate(20)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.fit(X, X, steps=1), r"Forecaster\.fit: targets are given, expected None"),
+        (lambda m: m.fit(None, steps=1), r"Forecaster\.fit: inputs is None, expected an array"),
+        (lambda m: m.fit(3, steps=1), r"Forecaster\.fit: inputs is a int, expected an array or several"),
+        (lambda m: m.fit([], steps=1), r"Forecaster\.fit: inputs is empty, expected at least one series"),
+        (lambda m: m.fit([X, X[:2]], steps=1), r"Forecaster\.fit: inputs\[1\] has 2 steps, expected at least 3"),
+        (
+            lambda m: m.fit(X, steps=1, validation=X[:2]),
+            r"Forecaster\.fit: validation has 2 steps, expected at least 3",
+        ),
+        (lambda m: m.fit(X.astype("float32"), steps=1), r"fit: inputs has dtype float32 but params has float64"),
+        (
+            lambda m: m.fit(np.zeros((9, 2)), steps=1),
+            r"fit: inputs has shape \(9, 2\), expected \(T, features\) = \(9, 1\)",
+        ),
+        (lambda m: m.fit(np.zeros((9, 1, 1)), steps=1), r"fit: inputs has shape \(9, 1, 1\), expected 2 axes"),
+        (
+            lambda m: m.fit(X * np.nan, steps=1),
+            r"Forecaster\.fit: inputs holds NaN or infinity, expected finite numbers",
+        ),
+        (lambda m: m.predict(X[:1]), r"Forecaster\.predict: inputs has 1 steps, expected at least 2"),
+        (lambda m: m.predict([X, None]), r"Forecaster\.predict: inputs\[1\] is None, expected an array"),
+        (lambda m: m.predict(X, 0), r"Forecaster\.predict: steps is 0, expected at least 1"),
+        (lambda m: m.forecast(X, 0), r"Forecaster\.forecast: steps is 0, expected at least 1"),
+        (lambda m: m.forecast(X[:1], 1), r"Forecaster\.forecast: series has 1 steps, expected at least 2"),
+        (lambda m: m.forecast([X], 1), r"Forecaster\.forecast: series is a list, expected a numpy\.ndarray"),
+        (lambda m: m.forecast(X, 1, samples=0), r"Forecaster\.forecast: samples is 0, expected at least 1"),
+        (lambda m: m.forecast(X, 1, level=1.0), r"level is 1\.0, expected a probability in \(0, 1\)"),
+        (lambda m: m.forecast(X, 1, level=0.0), r"level is 0\.0, expected a probability in \(0, 1\)"),
+        (lambda m: m.forecast(X, 1, noise="pink"), "noise is 'pink', expected one of 'gaussian', 'bootstrap'"),
+        (lambda m: m.forecast(X, 1, rng="x"), r"Forecaster\.forecast: rng is 'x', expected an int seed"),
+        (lambda m: m.backtest(X, 1), r"Forecaster\.backtest: start is 1, expected at least 2"),
+        (lambda m: m.backtest(X, 5, 0), r"Forecaster\.backtest: horizon is 0, expected at least 1"),
+        (lambda m: m.backtest(X, 5, 1, 0), r"Forecaster\.backtest: stride is 0, expected at least 1"),
+        (
+            lambda m: m.backtest(X, 18, 3),
+            r"backtest: start \+ horizon is 21, expected at most the 20 steps of the series",
+        ),
+        (lambda m: linear().forecast(X, 1), r"Forecaster\.forecast: there are no residuals, .* call fit first"),
+        (lambda m: linear().backtest(X, 5), r"Forecaster\.backtest: there are no residuals, .* call fit first"),
+    ],
+)
+def test_refusals(call, message):
+    model = linear(residuals=[0.5])
+    before = model.state_dict()
+    with pytest.raises((ValueError, TypeError), match=message):
+        call(model)
+    assert_same(model.state_dict(), before)
+
+
+AHEAD = Forecast(np.array([3.0, 4.0]), np.array([2.0, 2.5]), np.array([4.0, 5.5]), 0.95)
+
+
+def test_the_picture_shows_history_forecast_and_interval():
+    figure = plots.forecast(
+        np.array([0.0, 1.0, 2.0]), AHEAD, actual=np.array([3.5, 3.0]), names=["level (m)"], start=1900
+    )
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "time"
+    assert axes.get_ylabel() == "level (m)"
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    assert lines == {
+        "history": [[1900, 0], [1901, 1], [1902, 2]],
+        "actual": [[1903, 3.5], [1904, 3]],
+        "forecast": [[1903, 3], [1904, 4]],
+    }
+    (band,) = axes.collections
+    assert band.get_label() == "95% prediction interval"
+    corners = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
+    assert corners == {(1903, 2), (1904, 2.5), (1903, 4), (1904, 5.5)}
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*lines, "95% prediction interval"]
+
+
+def test_the_picture_has_a_panel_for_each_feature_and_is_written(tmp_path):
+    both = Forecast(*(np.stack([a, a + 10], axis=1) for a in (AHEAD.point, AHEAD.lower, AHEAD.upper)), 0.8)
+    figure = plots.forecast(np.zeros((4, 2)), both, tmp_path / "forecast.png")
+    assert (tmp_path / "forecast.png").stat().st_size > 1000
+    assert [axes.get_ylabel() for axes in figure.axes] == ["value of feature 0", "value of feature 1"]
+    assert figure.axes[1].get_xlabel() == "time step"
+    (forecast,) = [line for line in figure.axes[1].get_lines() if line.get_label() == "forecast"]
+    assert forecast.get_xydata().tolist() == [[4, 13], [5, 14]]
+    assert plots.forecast(np.zeros(3), AHEAD).axes[0].get_ylabel() == "value"
+
+
+def test_the_picture_refuses(monkeypatch):
+    with pytest.raises(ValueError, match="forecast: history has 2 features, expected 1 as the forecast has"):
+        plots.forecast(np.zeros((3, 2)), AHEAD)
+    with pytest.raises(
+        ValueError, match=r"forecast: history has shape \(1, 1, 1\), expected \(T,\) or \(T, features\)"
+    ):
+        plots.forecast(np.zeros((1, 1, 1)), AHEAD)
+    with pytest.raises(
+        ValueError, match=r"forecast: actual has shape \(3, 1\), expected \(steps, features\) = \(2, 1\)"
+    ):
+        plots.forecast(np.zeros(3), AHEAD, actual=np.zeros(3))
+    with pytest.raises(ValueError, match="forecast: names has 2 entries, expected 1"):
+        plots.forecast(np.zeros(3), AHEAD, names=["a", "b"])
+    with pytest.raises(TypeError, match=r"forecast: history is a list, expected a numpy\.ndarray"):
+        plots.forecast([1.0], AHEAD)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"matplotlib is not installed; pip install 'gpurnn\[plot\]'"):
+        plots.forecast(np.zeros(3), AHEAD)
