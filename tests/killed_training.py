@@ -28,7 +28,7 @@ from gpurnn.training.checkpoint import checkpoints
 def build(directory, steps, checkpoint_interval):
     model = LanguageModel(CharVocabulary("?abcdefg"), 6, 12, num_layers=2, dropout=0.2, rng=1)
     rng = np.random.default_rng(0)
-    data = TokenStream(rng.integers(0, 8, 400, dtype=np.int32), 4, 9)
+    data = TokenStream(rng.integers(0, 8, 400, dtype=np.int32), 4, 9, gradient_steps=13)
     validation = PaddedBatches([rng.integers(0, 8, n, dtype=np.int32) for n in (3, 9, 5)], 2)
     run = Trainer(
         model, data, Adam(lr=0.01), steps=steps, schedule=CosineWithWarmup(0.01, 100, 5), clip_norm=0.5, l2=1e-3,

@@ -24,12 +24,11 @@ class Borders(NamedTuple):
 
 
 def borders(index: int, steps: int, gradient_steps: int, T: int | None = None) -> Borders:
-    """Those of update number ``index`` of BPTT(k1 = steps, k2 = gradient_steps); T ends the sequence."""
-    new = index * steps
-    stop, after = new + steps, new + 2 * steps
-    if T is not None:
-        stop, after = min(stop, T), min(after, T)
-    return Borders(max(stop - gradient_steps, 0), new, stop, max(after - gradient_steps, 0))
+    """Those of update number ``index`` of BPTT(k1 = steps, k2 = gradient_steps); T may cut the last one short."""
+    new, stop, after = (steps * (index + k) for k in range(3))
+    return Borders(
+        max(stop - gradient_steps, 0), new, stop if T is None else min(stop, T), max(after - gradient_steps, 0)
+    )
 
 
 @dataclass(frozen=True)
