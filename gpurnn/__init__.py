@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from .layers import LSTM as LSTM
     from .layers import RNN as RNN
     from .layers import Dense as Dense
+    from .layers import DiagonalStateSpace as DiagonalStateSpace
     from .layers import Dropout as Dropout
     from .layers import Embedding as Embedding
     from .layers import Layer as Layer
     from .layers import Sequential as Sequential
+    from .layers import StateSpace as StateSpace
+    from .layers import ssm as ssm
     from .losses import cross_entropy as cross_entropy
     from .losses import mse as mse
     from .models import CharVocabulary as CharVocabulary
@@ -65,7 +68,19 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "functional": ("attention", "dense", "dropout", "embedding", "gru", "linear_scan", "lstm", "rnn"),
     "gradients": ("add_l2", "clip_by_global_norm", "clip_by_value", "global_norm"),
     "initializers": (),
-    "layers": ("GRU", "LSTM", "RNN", "Dense", "Dropout", "Embedding", "Layer", "Sequential"),
+    "layers": (
+        "GRU",
+        "LSTM",
+        "RNN",
+        "Dense",
+        "DiagonalStateSpace",
+        "Dropout",
+        "Embedding",
+        "Layer",
+        "Sequential",
+        "StateSpace",
+        "ssm",
+    ),
     "losses": ("cross_entropy", "mse"),
     "models": (
         "CharVocabulary",

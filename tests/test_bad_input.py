@@ -162,6 +162,47 @@ def sequential() -> Entry:
     return Entry("(dense|GRU)", arrays, call, wrong, frozenset(arrays) - {"x"}, empty={"batch": empty})
 
 
+def state_space() -> Entry:
+    shapes = {"x": (T, B, I), "A": (H, H), "B": (H, I), "C": (V, H), "D": (V, I), "state": (B, H)}
+    shapes |= {"dy": (T, B, V), "dstate": (B, H)}
+    arrays = {key: 0.3 * normal(*shape, seed=k) for k, (key, shape) in enumerate(shapes.items())}
+    arrays |= {"lengths": np.array([T, 1, T - 1]), "resets": steps(T, B, below=3) == 1}
+    wrong = {key: [(*shape, 1), shape[1:], (*shape[:-1], shape[-1] + 1)] for key, shape in shapes.items()}
+    wrong |= {"A": [(H, H, 1), (H, H + 1), ()], "lengths": [(B + 1,), (B, 1)], "resets": [(B, T), (T,)]}
+    return Entry(
+        "ssm", arrays, with_vjp(gpurnn.ssm, ["x", "A", "B", "C", "D"]), wrong,
+        optional=frozenset({"D", "state", "lengths", "resets", "dy", "dstate"}),
+        empty={
+            "batch": {key: tuple(0 if n == B else n for n in a.shape) for key, a in arrays.items() if B in a.shape},
+            "time": {"x": (0, B, I), "dy": (0, B, V), "resets": (0, B)},
+        },
+        also_named={"x": "B", "B": "A", "C": "A", "state": "A"},
+    )  # fmt: skip
+
+
+def state_space_layer(layer: Any) -> Entry:
+    pair = layer.complex
+    shapes = {"x": (T, B, I), "h_0": (1, B, H), "c_0": (1, B, H), "dy": (T, B, V), "dh_T": (1, B, H), "dc_T": (1, B, H)}
+    if not pair:
+        shapes = {"x": (T, B, I), "state": (1, B, H), "dy": (T, B, V), "dstate": (1, B, H)}
+    arrays = {key: normal(*shape, seed=k) for k, (key, shape) in enumerate(shapes.items())}
+    arrays |= {"lengths": np.array([T, 1, T - 1]), "resets": steps(T, B, below=3) == 1}
+
+    def call(a: dict[str, Any]) -> Any:
+        state = (a["h_0"], a["c_0"]) if pair else a["state"]
+        result, pullback = layer.vjp(a["x"], state, a["lengths"], a["resets"])
+        dstate = (a["dh_T"], a["dc_T"]) if pair else a["dstate"]
+        return layer(a["x"], state, a["lengths"], a["resets"]), result, pullback((a["dy"], dstate))
+
+    wrong = {key: [(*shape, 1), shape[1:], (*shape[:-1], shape[-1] + 1)] for key, shape in shapes.items()}
+    wrong |= {"lengths": [(B + 1,), (B, 1)], "resets": [(B, T), (T,)]}
+    empty = {key: tuple(0 if n == B else n for n in a.shape) for key, a in arrays.items()}
+    return Entry(
+        type(layer).__name__, arrays, call, wrong, frozenset(arrays) - {"x"},
+        empty={"batch": empty, "time": {"x": (0, B, I), "dy": (0, B, V), "resets": (0, B)}},
+    )  # fmt: skip
+
+
 def attended(score: str, parameters: list[str]) -> Callable[[dict[str, Any]], Any]:
     def call(a: dict[str, Any]) -> Any:
         arguments = {name: a[name] for name in ("query", "keys", "values", "lengths", *parameters)}
@@ -293,6 +334,11 @@ ENTRIES: dict[str, list[Entry]] = {
     "RNN": [recurrent_layer("RNN", False)],
     "LSTM": [recurrent_layer("LSTM", False)],
     "GRU": [recurrent_layer("GRU", True)],
+    "ssm": [state_space()],
+    "StateSpace": [state_space_layer(gpurnn.StateSpace(I, H, V, dtype="float64"))],
+    "DiagonalStateSpace": [
+        state_space_layer(gpurnn.DiagonalStateSpace(I, H, V, complex=pair, dtype="float64")) for pair in (True, False)
+    ],
     "dense": [
         Entry(
             "dense",
@@ -690,6 +736,28 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
         {"input_size": I, "hidden_size": H},
         {**RECURRENT_OPTIONS, "update": ["both", None], "reset_after": ["no", None, 2]},
     ),
+    "ssm": (
+        gpurnn.ssm,
+        {"x": normal(T, B, I), "A": normal(H, H), "B": normal(H, I), "C": normal(V, H)},
+        {"output_state": ["now", None, 3]},
+    ),
+    **{
+        name: (
+            getattr(gpurnn, name),
+            {"input_size": I, "state_size": H, "output_size": V},
+            {
+                **wrong_sizes("input_size", "state_size", "output_size"),
+                "output_state": ["now", None, 3],
+                "radius": radii,
+                "dtype": RECURRENT_OPTIONS["dtype"],
+                "rng": [*SEEDS, None],
+            },
+        )
+        for name, radii in {
+            "StateSpace": [-0.1, np.nan, "half", None],
+            "DiagonalStateSpace": [0.5, None, (0.5, 1.0), (0.0, 0.5), (0.9, 0.5), (0.5, np.nan)],
+        }.items()
+    },
     "Dense": (
         gpurnn.Dense,
         {"in_features": I, "out_features": H},

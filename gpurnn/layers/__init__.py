@@ -6,5 +6,18 @@ from .dropout import Dropout
 from .embedding import Embedding
 from .recurrent import GRU, LSTM, RNN
 from .sequential import Sequential
+from .state_space import DiagonalStateSpace, StateSpace, ssm
 
-__all__ = ["GRU", "LSTM", "RNN", "Dense", "Dropout", "Embedding", "Layer", "Sequential"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Dense",
+    "DiagonalStateSpace",
+    "Dropout",
+    "Embedding",
+    "Layer",
+    "Sequential",
+    "StateSpace",
+    "ssm",
+]

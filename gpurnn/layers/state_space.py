@@ -1,0 +1,685 @@
+"""Linear state-space models: the function `ssm` and layers that train its matrices, dense or diagonal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import _checks, _dispatch, initializers
+from .._op import Pullback, differentiable
+from .._random import generator
+from ..functional import check_cotangent, check_sequence, cotangent_pair, linear_scan
+from .base import Array, Layer, parameter_dtype
+
+OutputState = Literal["after", "before"]
+
+_OUTPUT_STATES = ("after", "before")
+
+
+def _is_complex(array: Array) -> bool:
+    return _checks.dtype_name(array).startswith("complex")
+
+
+def _real_pair(xp: Any, z: Array, axis: int = -1) -> Array:
+    """Real and imaginary part one after the other along ``axis``; a real array is returned as it is."""
+    return xp.concat([xp.real(z), xp.imag(z)], axis=axis) if _is_complex(z) else z
+
+
+def _from_real_pair(xp: Any, pair: Array, dtype: Any) -> Array:
+    """The reverse of `_real_pair` along the last axis, to an array of ``dtype``."""
+    if pair.dtype == dtype:
+        return pair
+    half = pair.shape[-1] // 2
+    return xp.astype(pair[..., :half], dtype) + 1j * xp.astype(pair[..., half:], dtype)
+
+
+def _product(xp: Any, x: Array, weight: Array) -> Array:
+    """x (..., K) times weight (J, K)^T, as one matrix product."""
+    rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    return xp.reshape(xp.matmul(rows, xp.matrix_transpose(weight)), (*x.shape[:-1], weight.shape[0]))
+
+
+def _weight_gradient(xp: Any, dy: Array, x: Array) -> Array:
+    """The sum over steps and rows of dy (T, B, J) times x (T, B, K)^T."""
+    flat = [xp.reshape(z, (math.prod(z.shape[:2]), z.shape[2])) for z in (dy, x)]
+    return xp.matmul(xp.matrix_transpose(flat[0]), flat[1])
+
+
+def _matrix_scan(xp: Any, A: Array, b: Array, h0: Array, keep: Array | None) -> Array:
+    """h_t = keep_t A h_{t-1} + b_t, in parallel over about sqrt(T) chunks of as many steps.
+
+    Each chunk is gone through twice: from zero, for what it adds to the state that leaves it, and from the state that
+    enters it. Between the two the states are carried over the chunks by the power of A that a chunk is.
+    """
+    T, B, N = b.shape
+    if T == 0:
+        return b
+    # A power of two, so that the power of A is a few squarings. Few steps are not worth the second pass.
+    length = 2 ** round(math.log2(T) / 2) if T >= 64 else T
+    chunks = -(-T // length)
+    padding = chunks * length - T
+    transposed = xp.matrix_transpose(A)
+
+    def cut(z: Array) -> Array:
+        z = xp.concat([z, _dispatch.zeros(xp, (padding, *z.shape[1:]), z)], axis=0) if padding else z
+        return xp.reshape(z, (chunks, length, *z.shape[1:]))
+
+    steps, kept = cut(b), None if keep is None else cut(keep)
+
+    def advance(h: Array, j: int) -> Array:
+        product = _product(xp, h, A)
+        return steps[:, j, ...] + (product if kept is None else product * kept[:, j, ...])
+
+    entering = xp.expand_dims(h0, axis=0)
+    if chunks > 1:
+        leaving = _dispatch.zeros(xp, (chunks, B, N), b)
+        for j in range(length):
+            leaving = advance(leaving, j)
+        power = transposed
+        for _ in range(round(math.log2(length))):
+            power = xp.matmul(power, power)
+        # The product of zeros and ones along a chunk.
+        whole = None if kept is None else xp.min(kept, axis=1)
+        carried = [h0]
+        for k in range(chunks - 1):
+            product = xp.matmul(carried[-1], power)
+            carried.append(leaving[k, ...] + (product if whole is None else product * whole[k, ...]))
+        entering = xp.stack(carried)
+    states = []
+    for j in range(length):
+        entering = advance(entering, j)
+        states.append(entering)
+    return xp.reshape(xp.stack(states, axis=1), (chunks * length, B, N))[:T, ...]
+
+
+def _dense_states(
+    xp: Any, A: Array, b: Array, h0: Array, keep: Array | None
+) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
+    """The states of a dense A, and ``pull(dh) -> dA, db, dh0``."""
+    h = _matrix_scan(xp, A, b, h0, keep)
+
+    def pull(dh: Array) -> tuple[Array, Array, Array]:
+        if not dh.shape[0]:
+            return xp.zeros_like(A), dh, xp.zeros_like(h0)
+        # db_t = dh_t + keep_{t+1} A^T db_{t+1} is the same recurrence with time reversed.
+        later = None if keep is None else xp.flip(xp.concat([keep[1:, ...], keep[:1, ...]], axis=0), axis=0)
+        db = xp.flip(_matrix_scan(xp, xp.matrix_transpose(A), xp.flip(dh, axis=0), xp.zeros_like(h0), later), axis=0)
+        carried = db if keep is None else db * keep
+        before = xp.concat([xp.expand_dims(h0, axis=0), h[:-1, ...]], axis=0)
+        return _weight_gradient(xp, carried, before), db, xp.matmul(carried[0, ...], A)
+
+    return h, pull
+
+
+def _diagonal_states(xp: Any, a: Array, b: Array, h0: Array, cut: Array | None, training: bool) -> tuple[Array, Any]:
+    """The states of a diagonal A, and, for training, ``pull(dh) -> da, db, dh0``."""
+    factors = a if cut is None else _zero_where(xp, cut, xp.zeros_like(b) + a)
+    if not training:
+        return linear_scan(factors, b, h0), None
+    h, pullback = linear_scan.vjp(factors, b, h0)
+
+    def pull(dh: Array) -> tuple[Array, Array, Array]:
+        (da, db, dh0), _ = pullback(dh)
+        return da if cut is None else xp.sum(_zero_where(xp, cut, da), axis=(0, 1)), db, dh0
+
+    return h, pull
+
+
+def _zero_where(xp: Any, condition: Array | None, z: Array) -> Array:
+    return z if condition is None else xp.where(condition, xp.zeros_like(z), z)
+
+
+def _check_ssm(
+    where: str,
+    x: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None,
+    state: Array | None,
+    output_state: str,
+    lengths: Array | None,
+    resets: Array | None,
+) -> Any:
+    """Refuse what does not fit; the namespace of the arrays."""
+    _checks.given(where, x=x, A=A, B=B, C=C)
+    xp = _dispatch.namespace(where, x=x, A=A, B=B, C=C, D=D, state=state, lengths=lengths, resets=resets)
+    _checks.choice(where, "output_state", output_state, _OUTPUT_STATES)
+    _checks.same_dtype(where, x=x, D=D)
+    _checks.same_dtype(where, _checks.INEXACT, A=A, B=B, C=C, state=state)
+    real = _checks.dtype_name(xp.real(A)) if _is_complex(A) else _checks.dtype_name(A)
+    if real != _checks.dtype_name(x):
+        raise TypeError(
+            f"{where}: A has dtype {_checks.dtype_name(A)} but x has {_checks.dtype_name(x)}, expected the precision "
+            "of x, real or complex"
+        )
+    _checks.ndim(where, "x", x, 3, "(T, B, input_size)")
+    inputs = x.shape[2]
+    if A.ndim not in (1, 2) or (A.ndim == 2 and A.shape[0] != A.shape[1]):
+        raise ValueError(f"{where}: A has shape {tuple(A.shape)}, expected (N, N), or (N,) for a diagonal")
+    if A.ndim == 2 and _is_complex(A):
+        raise TypeError(
+            f"{where}: A has dtype {_checks.dtype_name(A)}, expected {real}; only a diagonal may be complex"
+        )
+    N = A.shape[0]
+    _checks.shape(where, "B", B, (N, inputs), "(N, input_size)")
+    if C.ndim != 2 or C.shape[1] != N:
+        raise ValueError(f"{where}: C has shape {tuple(C.shape)}, expected (output_size, N) with N = {N}")
+    if D is not None:
+        _checks.shape(where, "D", D, (C.shape[0], inputs), "(output_size, input_size)")
+    if state is not None:
+        _checks.shape(where, "state", state, (x.shape[1], N), "(B, N)")
+    check_sequence(where, x, lengths, resets)
+    if lengths is not None and lengths.shape[0]:
+        held = _dispatch.to_numpy(lengths)
+        if held.min() < 0 or held.max() > x.shape[0]:
+            raise ValueError(f"{where}: lengths holds {held.min()} ... {held.max()}, expected 0 ... T = {x.shape[0]}")
+    return xp
+
+
+def _ssm(
+    where: str,
+    training: bool,
+    x: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    state: Array | None = None,
+    *,
+    output_state: OutputState = "after",
+    lengths: Array | None = None,
+    resets: Array | None = None,
+) -> tuple[tuple[Array, Array], Any]:
+    """Check the arguments and compute `ssm`; for training also its pullback."""
+    xp = _check_ssm(where, x, A, B, C, D, state, output_state, lengths, resets)
+    T, rows, N = x.shape[0], x.shape[1], A.shape[0]
+    h0 = _dispatch.zeros(xp, (rows, N), A) if state is None else state
+    time = xp.reshape(xp.arange(T, dtype=xp.int64, device=_dispatch.device(x)), (T, 1, 1))
+    past = ends = cut = None
+    if lengths is not None:
+        steps = xp.reshape(xp.astype(lengths, xp.int64), (1, rows, 1))
+        past, ends = time >= steps, time == steps - 1
+        x = _zero_where(xp, past, x)
+    if resets is not None:
+        cut = xp.expand_dims(resets, axis=2)
+
+    # Products are of real arrays: a complex number is two columns. The real part of C h is C_re h_re - C_im h_im.
+    B_pair = _real_pair(xp, B, axis=0)
+    C_pair = _real_pair(xp, xp.conj(C) if _is_complex(C) else C)
+    b = _from_real_pair(xp, _product(xp, x, B_pair), A.dtype)
+    if A.ndim == 1:
+        h, pull_states = _diagonal_states(xp, A, b, h0, cut, training)
+    else:
+        # A state past a length goes nowhere, so it need not be carried; that of an unstable A would grow.
+        stops = cut if past is None else past if cut is None else xp.logical_or(cut, past)
+        h, pull_states = _dense_states(xp, A, b, h0, None if stops is None else xp.astype(~stops, A.dtype))
+    if output_state == "before":
+        read = _zero_where(xp, cut, xp.concat([xp.expand_dims(h0, axis=0), h[:-1, ...]], axis=0)[:T, ...])
+    else:
+        read = h
+    read_pair = _real_pair(xp, read)
+    y = _product(xp, read_pair, C_pair)
+    if D is not None:
+        y = y + _product(xp, x, D)
+    y = _zero_where(xp, past, y)
+    if ends is None:
+        final = h[-1, ...] if T else h0
+    else:
+        final = xp.sum(_zero_where(xp, ~ends, h), axis=0) + _zero_where(xp, steps[0, ...] > 0, h0)
+
+    def pullback(cotangents: Any) -> tuple[tuple[Array, Array], dict[str, Array]]:
+        dy, dstate = cotangent_pair(where, cotangents)
+        check_cotangent(where, "y", dy, y)
+        check_cotangent(where, "state", dstate, final)
+        dy = xp.zeros_like(y) if dy is None else _zero_where(xp, past, dy)
+        dfinal = xp.zeros_like(h0) if dstate is None else dstate
+        dread = _zero_where(
+            xp, cut if output_state == "before" else None, _product(xp, dy, xp.matrix_transpose(C_pair))
+        )
+        dread = _from_real_pair(xp, dread, A.dtype)
+        none = _dispatch.zeros(xp, (min(T, 1), rows, N), h)
+        dh = dread if output_state == "after" else xp.concat([dread[1:, ...], none], axis=0)
+        last = time == T - 1 if ends is None else ends
+        dh = dh + _zero_where(xp, ~last, xp.zeros_like(h) + dfinal)
+        dA, db, dh0 = pull_states(dh)
+        if T and output_state == "before":
+            dh0 = dh0 + dread[0, ...]
+        if ends is not None:
+            dh0 = dh0 + _zero_where(xp, steps[0, ...] > 0, dfinal)
+        elif not T:
+            dh0 = dfinal
+        db_pair = _real_pair(xp, db)
+        dx = _product(xp, db_pair, xp.matrix_transpose(B_pair))
+        grads = {"A": dA}
+        grads["B"] = xp.matrix_transpose(_from_real_pair(xp, _weight_gradient(xp, x, db_pair), A.dtype))
+        dC = _from_real_pair(xp, _weight_gradient(xp, dy, read_pair), A.dtype)
+        grads["C"] = xp.conj(dC) if _is_complex(dC) else dC
+        if D is not None:
+            grads["D"] = _weight_gradient(xp, dy, x)
+            dx = dx + _product(xp, dy, xp.matrix_transpose(D))
+        return (dx, dh0), grads
+
+    return (y, final), pullback if training else None
+
+
+def _ssm_vjp(*args: Any, **kwargs: Any) -> tuple[tuple[Array, Array], Pullback]:
+    return _ssm("ssm", True, *args, **kwargs)
+
+
+@differentiable(_ssm_vjp)
+def ssm(
+    x: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    state: Array | None = None,
+    *,
+    output_state: OutputState = "after",
+    lengths: Array | None = None,
+    resets: Array | None = None,
+) -> tuple[Array, Array]:
+    """A linear state-space model: h_t = A h_{t-1} + B x_t, y_t = C h_t + D x_t.
+
+    The states are computed in parallel over time, a dense A's by products with powers of A, a diagonal one's by
+    `gpurnn.linear_scan`. With a complex diagonal, y is the real part: y_t = Re(C h_t) + D x_t.
+
+    Parameters
+    ----------
+    x : (T, B, input_size) array
+        float32 or float64.
+    A : (N, N) or (N,) array
+        (N,) is the diagonal of a diagonal A, which may be complex.
+    B : (N, input_size) array
+        Of the dtype of A.
+    C : (output_size, N) array
+        Of the dtype of A.
+    D : (output_size, input_size) array, optional
+        Of the dtype of x; without it nothing goes from x to y directly.
+    state : (B, N) array, optional
+        The state before the first step, of the dtype of A; None for zero.
+    output_state : {"after", "before"}
+        Which state y reads: h_t, after the update, or h_{t-1}, before it, as `scipy.signal.dlsim` does.
+    lengths : (B,) integer array, optional
+        Steps of each sequence that exist, zero allowed. What x holds past them is not read.
+    resets : (T, B) bool array, optional
+        True where a new sequence starts: the state before that step is zero.
+
+    Returns
+    -------
+    y : (T, B, output_size) array
+        Exactly zero past a sequence's length.
+    state : (B, N) array
+        After each sequence's last step. The pullback takes ``(dy, dstate)`` and gives ``(dx, dstate0), grads`` with
+        the names A, B, C and D. The gradient of a complex number z = u + iv is dL/du + i dL/dv.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit.
+
+    Notes
+    -----
+    A dense A with |eigenvalues| > 1 is computed with as long as its powers over about sqrt(T) steps are finite.
+
+    References
+    ----------
+    R. E. Kalman, "A new approach to linear filtering and prediction problems", Journal of Basic Engineering 82 (1960);
+    A. Gu, K. Goel, C. Ré, "Efficiently modeling long sequences with structured state spaces" (ICLR 2022).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> one = np.ones((1, 1))
+    >>> y, state = gpurnn.ssm(np.ones((3, 1, 1)), 0.5 * one, one, one)
+    >>> y[:, 0, 0], state
+    (array([1.  , 1.5 , 1.75]), array([[1.75]]))
+    >>> gpurnn.ssm(np.ones((3, 1, 1)), 0.5 * one, one, one, output_state="before")[0][:, 0, 0]
+    array([0. , 1. , 1.5])
+    """
+    return _ssm("ssm", False, x, A, B, C, D, state, output_state=output_state, lengths=lengths, resets=resets)[0]
+
+
+class _StateSpace(Layer):
+    """What `StateSpace` and `DiagonalStateSpace` share: everything but how A comes from the parameters."""
+
+    stateful = True
+
+    def __init__(
+        self, input_size: int, state_size: int, output_size: int, output_state: OutputState, complex: bool
+    ) -> None:
+        where = type(self).__name__
+        self.input_size = _checks.integer_at_least(where, "input_size", input_size, 1)
+        self.state_size = _checks.integer_at_least(where, "state_size", state_size, 1)
+        self.output_size = _checks.integer_at_least(where, "output_size", output_size, 1)
+        _checks.choice(where, "output_state", output_state, _OUTPUT_STATES)
+        self.output_state = output_state
+        self.complex = complex
+
+    def _initialise(self, dtype: np.dtype[Any], rng: np.random.Generator, scale: Any, feedthrough: bool) -> None:
+        """B, C and D into ``params``; ``scale`` is the standard deviation of what white input adds to each state."""
+        parts = ("_real", "_imag") if self.complex else ("",)
+        I, N, O = self.input_size, self.state_size, self.output_size
+        for name, shape, std in (("B", (N, I), scale / math.sqrt(I)), ("C", (O, N), 1 / math.sqrt(N))):
+            for part in parts:
+                values = rng.standard_normal(shape) * np.reshape(std, (-1, 1)) / math.sqrt(len(parts))
+                self.params[name + part] = values.astype(dtype)
+        if feedthrough:
+            self.params["D"] = (rng.standard_normal((O, I)) / math.sqrt(I)).astype(dtype)
+
+    def _transition(self, xp: Any) -> tuple[Array, Any]:
+        """A, and a function from its gradient to those of the parameters that it is made from."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: Array, state: Any = None, lengths: Array | None = None, resets: Array | None = None
+    ) -> tuple[Array, Any]:
+        """The outputs and the final state; nothing is saved.
+
+        Parameters
+        ----------
+        x : (T, B, input_size) array
+            Of the dtype of the parameters.
+        state : (1, B, state_size) array, optional
+            The initial state, zero by default; of a complex model a pair of such arrays, real and imaginary part.
+        lengths : (B,) integer array, optional
+            Steps of each sequence that exist, in any order, zero allowed. What x holds past them is not read.
+        resets : (T, B) bool array, optional
+            True where a new sequence starts: the state before that step is zero.
+
+        Returns
+        -------
+        y : (T, B, output_size) array
+            Exactly zero past a sequence's length.
+        state
+            The final state, shaped like ``state``, taken after each sequence's last step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit.
+        """
+        return self._forward(x, state, lengths, resets, training=False)[0]
+
+    def vjp(
+        self,
+        x: Array,
+        state: Any = None,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> tuple[tuple[Array, Any], Pullback]:
+        """``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning ``((dx, dstate0), grads)``.
+
+        The first four arguments are those of a call; ``rng`` is not used.
+        """
+        return self._forward(x, state, lengths, resets, training=True)
+
+    def _forward(
+        self, x: Array, state: Any, lengths: Array | None, resets: Array | None, *, training: bool
+    ) -> tuple[tuple[Array, Any], Any]:
+        where = type(self).__name__
+        _checks.given(where, x=x)
+        parts = self._parts("state", state)
+        arrays: dict[str, Any] = {"params": next(iter(self.params.values())), "x": x, **parts}
+        xp = _dispatch.namespace(where, **arrays, lengths=lengths, resets=resets)
+        _checks.same_dtype(where, **arrays)
+        _checks.ndim(where, "x", x, 3, "(T, B, input_size)")
+        if x.shape[2] != self.input_size:
+            raise ValueError(
+                f"{where}: x has shape {tuple(x.shape)}, expected input_size = {self.input_size} at its end"
+            )
+        shape = (1, x.shape[1], self.state_size)
+        A, pull_transition = self._transition(xp)
+        B, C = (
+            self._joined(xp, self.params[f"{name}_real"], self.params[f"{name}_imag"])
+            if self.complex
+            else self.params[name]
+            for name in "BC"
+        )
+        (y, final), pull = _ssm(
+            where, training, x, A, B, C, self.params.get("D"), self._inner_state(xp, parts, shape, x),
+            output_state=self.output_state, lengths=lengths, resets=resets,
+        )  # fmt: skip
+
+        def pullback(cotangents: Any) -> tuple[tuple[Array, Any], dict[str, Array]]:
+            dy, dstate = cotangent_pair(where, cotangents)
+            dparts = self._parts("dstate", dstate)
+            given: dict[str, Any] = {"y": y, **dparts}
+            _dispatch.namespace(where, **given)
+            _checks.same_dtype(where, **given)
+            (dx, dstate0), found = pull((dy, self._inner_state(xp, dparts, shape, x)))
+            grads = pull_transition(found.pop("A"))
+            for name, gradient in found.items():
+                if name != "D" and self.complex:
+                    grads |= {f"{name}_real": xp.real(gradient), f"{name}_imag": xp.imag(gradient)}
+                else:
+                    grads[name] = gradient
+            return (dx, self._outer_state(xp, dstate0)), {name: grads[name] for name in self.params}
+
+        return (y, self._outer_state(xp, final)), pullback if training else None
+
+    def _parts(self, name: str, state: Any) -> dict[str, Array | None]:
+        """The arrays of a state by their names in messages."""
+        if not self.complex:
+            return {name: state}
+        if state is None:
+            return {f"{name}[0]": None, f"{name}[1]": None}
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(
+                f"{type(self).__name__}: {name} is a {type(state).__qualname__}, expected a pair (real, imaginary)"
+            )
+        return {f"{name}[0]": state[0], f"{name}[1]": state[1]}
+
+    @staticmethod
+    def _joined(xp: Any, real: Array, imag: Array) -> Array:
+        """The complex array of a real and an imaginary part."""
+        kind = xp.complex64 if _checks.dtype_name(real) == "float32" else xp.complex128
+        return xp.astype(real, kind) + 1j * xp.astype(imag, kind)
+
+    def _inner_state(
+        self, xp: Any, parts: dict[str, Array | None], shape: tuple[int, ...], like: Array
+    ) -> Array | None:
+        """The (B, state_size) array that `ssm` takes, from the parts of a state."""
+        for name, part in parts.items():
+            if part is not None:
+                _checks.shape(type(self).__name__, name, part, shape, "(1, B, state_size)")
+        if all(part is None for part in parts.values()):
+            return None
+        zero = _dispatch.zeros(xp, shape, like)
+        arrays = [zero if part is None else part for part in parts.values()]
+        return (self._joined(xp, *arrays) if self.complex else arrays[0])[0, ...]
+
+    def _outer_state(self, xp: Any, state: Array) -> Any:
+        """The reverse of `_inner_state`."""
+        outer = xp.expand_dims(state, axis=0)
+        return (xp.real(outer), xp.imag(outer)) if self.complex else outer
+
+    def _options(self) -> dict[str, tuple[Any, Any]]:
+        """The class's own options as (value, default), for the repr."""
+        return {}
+
+    def _describe(self) -> str:
+        options = {
+            **self._options(),
+            "output_state": (self.output_state, "after"),
+            "feedthrough": ("D" in self.params, True),
+            "dtype": (_checks.dtype_name(next(iter(self.params.values()))), "float32"),
+        }
+        told = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
+        return ", ".join([str(self.input_size), str(self.state_size), str(self.output_size), *told])
+
+
+class StateSpace(_StateSpace):
+    """Linear state-space layer with a dense A: h_t = A h_{t-1} + B x_t, y_t = C h_t + D x_t; see `gpurnn.ssm`.
+
+    Parameters
+    ----------
+    input_size, state_size, output_size : int
+    output_state : {"after", "before"}
+        Which state y reads: h_t, after the update, or h_{t-1}, before it, as `scipy.signal.dlsim` does.
+    feedthrough : bool
+        Whether there is a D.
+    radius : float
+        Modulus of the eigenvalues of A at first, which is an orthogonal matrix times it. Training may make A unstable;
+        `DiagonalStateSpace` cannot become so.
+    dtype : "float32" or "float64"
+    rng : int or numpy.random.Generator
+        Where the initial matrices come from.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``A`` (state_size, state_size), ``B`` (state_size, input_size), ``C`` (output_size, state_size) and ``D``
+        (output_size, input_size).
+
+    References
+    ----------
+    A. Gu, K. Goel, C. Ré, "Efficiently modeling long sequences with structured state spaces" (ICLR 2022), section 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> layer = gpurnn.StateSpace(3, 8, 2)
+    >>> layer
+    StateSpace(3, 8, 2)  # 110 parameters
+    >>> y, state = layer(np.zeros((5, 4, 3), np.float32))
+    >>> y.shape, state.shape
+    ((5, 4, 2), (1, 4, 8))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        state_size: int,
+        output_size: int,
+        *,
+        output_state: OutputState = "after",
+        feedthrough: bool = True,
+        radius: float = 0.95,
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        super().__init__(input_size, state_size, output_size, output_state, False)
+        radius = _checks.non_negative("StateSpace", "radius", radius)
+        kind, random = parameter_dtype("StateSpace", dtype), generator("StateSpace", rng)
+        self.params = {"A": initializers.orthogonal(radius)(random, (self.state_size, self.state_size), kind)}
+        # This keeps the variance of the states at that of white input.
+        scale = math.sqrt(1 - radius**2) if radius < 1 else 1.0
+        self._initialise(kind, random, scale, feedthrough)
+
+    def _transition(self, xp: Any) -> tuple[Array, Any]:
+        return self.params["A"], lambda dA: {"A": dA}
+
+
+class DiagonalStateSpace(_StateSpace):
+    """Linear state-space layer with a stable diagonal A: h_t = a h_{t-1} + B x_t, y_t = Re(C h_t) + D x_t.
+
+    a = exp(-exp(nu) + i theta), so that |a| < 1 whatever nu and theta are trained to; a real layer's a = exp(-exp(nu))
+    lies between 0 and 1. The states are computed by `gpurnn.linear_scan`, in parallel over time on CuPy arrays.
+
+    Parameters
+    ----------
+    input_size, state_size, output_size : int
+    complex : bool
+        Whether a, B, C and the state are complex. Their real and imaginary parts are parameters, and states, of their
+        own, so that parameters and states are real arrays.
+    output_state : {"after", "before"}
+        Which state y reads: h_t, after the update, or h_{t-1}, before it, as `scipy.signal.dlsim` does.
+    feedthrough : bool
+        Whether there is a D.
+    radius : pair of float
+        The least and the largest |a| at first, 0 < least <= largest < 1; in between |a|^2 is uniform. A state remembers
+        for about 1/(1 - |a|) steps.
+    max_phase : float
+        The phases theta of a complex a are uniform in (0, max_phase) at first, in radians. Beyond pi they repeat what
+        smaller ones can do, as y is a real part.
+    dtype : "float32" or "float64"
+        Of the parameters.
+    rng : int or numpy.random.Generator
+        Where the initial parameters come from.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``nu`` (state_size,), ``B`` (state_size, input_size), ``C`` (output_size, state_size) and ``D``
+        (output_size, input_size). If complex, also ``theta`` (state_size,), and ``B_real``, ``B_imag``, ``C_real``,
+        ``C_imag`` instead of B and C.
+
+    Notes
+    -----
+    The rows of B start with the factor sqrt(1 - |a|^2), which gives every state the variance of white input: the
+    normalisation gamma of the LRU, as the start of B and no parameter of its own.
+
+    References
+    ----------
+    A. Orvieto et al., "Resurrecting recurrent neural networks for long sequences" (ICML 2023), sections 3.3 and 3.4:
+    the LRU; A. Gu, A. Gupta, K. Goel, C. Ré, "On the parameterization and initialization of diagonal state space
+    models" (NeurIPS 2022).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> layer = gpurnn.DiagonalStateSpace(3, 8, 2)
+    >>> layer
+    DiagonalStateSpace(3, 8, 2)  # 102 parameters
+    >>> (y, (real, imag)), pullback = layer.vjp(np.zeros((5, 4, 3), np.float32))
+    >>> y.shape, real.shape, imag.shape
+    ((5, 4, 2), (1, 4, 8), (1, 4, 8))
+    >>> (dx, dstate), grads = pullback((y, None))
+    >>> sorted(grads)
+    ['B_imag', 'B_real', 'C_imag', 'C_real', 'D', 'nu', 'theta']
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        state_size: int,
+        output_size: int,
+        *,
+        complex: bool = True,
+        output_state: OutputState = "after",
+        feedthrough: bool = True,
+        radius: tuple[float, float] = (0.9, 0.999),
+        max_phase: float = math.pi,
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        where = "DiagonalStateSpace"
+        super().__init__(input_size, state_size, output_size, output_state, complex)
+        if not isinstance(radius, (tuple, list)) or len(radius) != 2:
+            raise TypeError(f"{where}: radius is {radius!r}, expected a pair (least, largest)")
+        least, largest = (_checks.fraction(where, "radius", r) for r in radius)
+        if not 0 < least <= largest:
+            raise ValueError(f"{where}: radius is {radius!r}, expected 0 < least <= largest < 1")
+        max_phase = _checks.non_negative(where, "max_phase", max_phase)
+        kind, random = parameter_dtype(where, dtype), generator(where, rng)
+        squares = random.uniform(least**2, largest**2, self.state_size)
+        self.params = {"nu": np.log(-np.log(squares) / 2).astype(kind)}
+        if complex:
+            self.params["theta"] = random.uniform(0, max_phase, self.state_size).astype(kind)
+        self._initialise(kind, random, np.sqrt(1 - squares), feedthrough)
+
+    def _transition(self, xp: Any) -> tuple[Array, Any]:
+        rate = xp.exp(self.params["nu"])
+        radius = xp.exp(-rate)
+        if not self.complex:
+            return radius, lambda da: {"nu": -da * rate * radius}
+        theta = self.params["theta"]
+        real, imag = radius * xp.cos(theta), radius * xp.sin(theta)
+
+        def pull(da: Array) -> dict[str, Array]:
+            dreal, dimag = xp.real(da), xp.imag(da)
+            return {"nu": -rate * (dreal * real + dimag * imag), "theta": dimag * real - dreal * imag}
+
+        return self._joined(xp, real, imag), pull
+
+    def _options(self) -> dict[str, tuple[Any, Any]]:
+        return {"complex": (self.complex, True)}

@@ -1,0 +1,449 @@
+"""Linear state-space models, as a function and as layers: PyTorch's, SciPy's and the definition's results."""
+
+from __future__ import annotations
+
+import itertools
+
+import golden
+import numpy as np
+import pytest
+import scipy.signal
+from problems import pattern_of_lengths, pattern_of_resets
+from strict_wing import DEVICE, Array, plain, strict
+from tolerance import arrays_of, assert_all_close, assert_close, assert_golden, assert_same, check_gradients
+
+import gpurnn
+
+SIZES = {"T": 5, "B": 4, "I": 2, "N": 3, "O": 2}
+
+
+def normal(*shape: int, seed: int = 0, dtype: str = "float64") -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(shape)
+    return (values + 1j * rng.standard_normal(shape) if dtype.startswith("complex") else values).astype(dtype)
+
+
+def draw(kind: str, T: int = 5, B: int = 4, I: int = 2, N: int = 3, O: int = 2, real: str = "float64", radius=0.97):
+    """The arrays of `gpurnn.ssm` by name; the largest eigenvalue of A is of modulus ``radius``."""
+    seed = 0
+    dtype = {"float32": "complex64", "float64": "complex128"}[real] if kind == "complex" else real
+    A = normal(*((N, N) if kind == "dense" else (N,)), seed=seed, dtype=dtype)
+    A *= radius / (np.abs(np.linalg.eigvals(A)).max() if kind == "dense" else np.abs(A).max())
+    return {
+        "x": normal(T, B, I, seed=seed + 1, dtype=real),
+        "A": A.astype(dtype),
+        "B": normal(N, I, seed=seed + 2, dtype=dtype),
+        "C": normal(O, N, seed=seed + 3, dtype=dtype),
+        "D": normal(O, I, seed=seed + 4, dtype=real),
+        "state": normal(B, N, seed=seed + 5, dtype=dtype),
+    }
+
+
+def by_the_loop(p, output_state="after", lengths=None, resets=None):
+    """y and the final state by the definition, row by row and step by step."""
+    A = np.diag(p["A"]) if p["A"].ndim == 1 else p["A"]
+    T, rows = p["x"].shape[:2]
+    y = np.zeros((T, rows, len(p["C"])), p["x"].dtype)
+    final = p["state"].copy()
+    for b in range(rows):
+        h = p["state"][b]
+        for t in range(T if lengths is None else lengths[b]):
+            if resets is not None and resets[t, b]:
+                h = np.zeros_like(h)
+            after = A @ h + p["B"] @ p["x"][t, b]
+            y[t, b] = (p["C"] @ (h if output_state == "before" else after)).real + p["D"] @ p["x"][t, b]
+            h = after
+        final[b] = h
+    return y, final
+
+
+KINDS = ("dense", "real", "complex")
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_output_state = pytest.mark.parametrize("output_state", ["after", "before"])
+OPTIONS = list(itertools.product((False, True), (False, True)))
+each_options = pytest.mark.parametrize(("with_lengths", "with_resets"), OPTIONS)
+
+
+def options_of(T: int, B: int, with_lengths: bool, with_resets: bool) -> dict[str, np.ndarray | None]:
+    return {
+        "lengths": pattern_of_lengths(T, B) if with_lengths else None,
+        "resets": pattern_of_resets(T, B) if with_resets else None,
+    }
+
+
+@each_options
+@each_output_state
+@each_kind
+@pytest.mark.parametrize(("T", "real"), [(1, "float64"), (5, "float32"), (150, "float64")])
+def test_the_definition(each_wing, kind, output_state, with_lengths, with_resets, T, real):
+    p, options = draw(kind, T, real=real), options_of(T, 4, with_lengths, with_resets)
+    expected = by_the_loop(p, output_state, **options)
+    if with_lengths:
+        p["x"][np.arange(T)[:, None] >= options["lengths"]] = np.nan
+    result = gpurnn.ssm(*p.values(), output_state=output_state, **options)
+    assert_all_close(result, expected, 20 * T)
+    assert_same(gpurnn.ssm.vjp(*p.values(), output_state=output_state, **options)[0], result)
+    if with_lengths:
+        assert not result[0][np.arange(T)[:, None] >= options["lengths"]].any()
+
+
+def parts(arrays):
+    """Complex arrays as real and imaginary parts, under names of their own."""
+    found = {}
+    for name, a in arrays.items():
+        found |= {f"{name}.re": a.real.copy(), f"{name}.im": a.imag.copy()} if np.iscomplexobj(a) else {name: a}
+    return found
+
+
+def joined(found):
+    return {
+        name.removesuffix(".re"): a + 1j * found[name.replace(".re", ".im")] if name.endswith(".re") else a
+        for name, a in found.items()
+        if not name.endswith(".im")
+    }
+
+
+@each_options
+@each_output_state
+@each_kind
+@pytest.mark.parametrize("T", [4, 70])
+def test_gradients_against_central_differences(each_wing, kind, output_state, with_lengths, with_resets, T):
+    # The fifth derivative of a^70, by which a difference errs, is to be no larger than a^70 itself.
+    p, options = draw(kind, T, radius=0.6), options_of(T, 4, with_lengths, with_resets)
+    if with_lengths:
+        p["x"][np.arange(T)[:, None] >= options["lengths"]] = np.nan
+    (y, final), pullback = gpurnn.ssm.vjp(*p.values(), output_state=output_state, **options)
+    dy, dstate = normal(*y.shape, seed=8), normal(*final.shape, seed=9, dtype=final.dtype.name)
+    (dx, dstate0), grads = pullback((dy, dstate))
+    assert_same(pullback((dy, dstate)), ((dx, dstate0), grads))
+
+    def outputs(inputs):
+        y, final = gpurnn.ssm(**joined(inputs), output_state=output_state, **options)
+        return [y, final.real, final.imag] if kind == "complex" else [y, final]
+
+    cotangents = [dy, dstate.real, dstate.imag] if kind == "complex" else [dy, dstate]
+    found = {"x": dx, "state": dstate0, **grads}
+    check_gradients(outputs, parts(p), cotangents, parts({name: found[name] for name in p}), seed=1)
+    # Either cotangent may be absent.
+    for pair in ((dy, None), (None, dstate)):
+        zeros = tuple(np.zeros_like(like) if c is None else c for c, like in zip(pair, (dy, dstate), strict=True))
+        assert_same(pullback(pair), pullback(zeros))
+
+
+RECORDS = [r for family in ("ssm", "ssm_pre") for r in golden.family("ssm", family)] + golden.family(
+    "custom", "ssm_diag"
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record["name"])
+def test_the_models_of_torch(each_wing, record, dtype):
+    """Outputs, states and all gradients; the states are had as further outputs, through C."""
+    c = golden.arrays("custom" if record["family"] == "ssm_diag" else "ssm", record["name"], dtype)
+    A, N, O = c["a" if record["family"] == "ssm_diag" else "A"], record["H"], len(c["C"])
+    output_state = "before" if record["family"] == "ssm_pre" else "after"
+    C, D = np.vstack([c["C"], np.eye(N, dtype=dtype)]), np.vstack([c["D"], np.zeros((N, record["I"]), dtype)])
+    kinds = [lambda *p: gpurnn.ssm.vjp(*p, output_state=output_state)]
+    if A.ndim == 2:
+
+        def layer(x, A, B, C, D, state):
+            made = gpurnn.StateSpace(record["I"], N, O + N, output_state=output_state, dtype=dtype)
+            made.load_state_dict({"A": A, "B": B, "C": C, "D": D})
+            (y, _), pullback = made.vjp(x, state[None])
+
+            def pull(cotangents):
+                (dx, dstate), grads = pullback(cotangents)
+                return (dx, dstate[0]), grads
+
+            return (y, None), pull
+
+        kinds.append(layer)
+    for kind in kinds:
+        (y, _), pullback = kind(c["x"], A, c["B"], C, D, c["s0"])
+        (dx, ds0), grads = pullback((np.concatenate([c["ct_y"], c["ct_states"]], axis=2), None))
+        found = {
+            "y": y[..., :O], "states": y[..., O:], "g_x": dx, "g_s0": ds0, "g_A": grads["A"], "g_B": grads["B"],
+            "g_C": grads["C"][:O], "g_D": grads["D"][:O],
+        }  # fmt: skip
+        for name, value in found.items():
+            expected = c["g_a" if name == "g_A" and A.ndim == 1 else name]
+            assert_golden(value, expected, 2 * record["T"] * record["N"] * (N + record["I"]), name)
+
+
+@pytest.mark.parametrize("T", [7, 200])
+def test_before_is_what_dlsim_computes(T):
+    p = draw("dense", T, B=1)
+    _, y, states = scipy.signal.dlsim((p["A"], p["B"], p["C"], p["D"], 1), p["x"][:, 0], x0=p["state"][0])
+    found, final = gpurnn.ssm(*p.values(), output_state="before")
+    assert_close(found[:, 0], y, 10 * T)
+    assert_close(final[0], p["A"] @ states[-1] + p["B"] @ p["x"][-1, 0], 10 * T)
+
+
+def layer_of(kind: str, dtype: str = "float64", **options):
+    if kind == "dense":
+        return gpurnn.StateSpace(2, 3, 2, dtype=dtype, **options)
+    return gpurnn.DiagonalStateSpace(2, 3, 2, complex=kind == "complex", dtype=dtype, **options)
+
+
+def state_like(kind: str, B: int, seed: int):
+    real, imag = normal(1, B, 3, seed=seed), normal(1, B, 3, seed=seed + 1)
+    return (real, imag) if kind == "complex" else real
+
+
+def as_parts(state):
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+@each_options
+@each_output_state
+@each_kind
+@pytest.mark.parametrize("feedthrough", [False, True])
+def test_gradients_of_layers(each_wing, kind, output_state, with_lengths, with_resets, feedthrough):
+    T, B = 5, 4
+    layer = layer_of(
+        kind, output_state=output_state, feedthrough=feedthrough, radius=0.9 if kind == "dense" else (0.3, 0.9)
+    )
+    assert ("D" in layer.params) == feedthrough
+    x, state, options = normal(T, B, 2), state_like(kind, B, 3), options_of(T, B, with_lengths, with_resets)
+    (y, final), pullback = layer.vjp(x, state, **options)
+    assert_same(layer(x, state, **options), (y, final))
+    dy, dfinal = normal(T, B, 2, seed=8), state_like(kind, B, 9)
+    (dx, dstate), grads = pullback((dy, dfinal))
+    assert list(grads) == list(layer.params)
+    names = [f"state{k}" for k in range(len(as_parts(state)))]
+    inputs = {"x": x, **dict(zip(names, as_parts(state), strict=True)), **layer.state_dict()}
+
+    def outputs(inputs):
+        layer.load_state_dict({name: inputs[name] for name in layer.params})
+        given = [inputs[name] for name in names]
+        y, final = layer(inputs["x"], tuple(given) if kind == "complex" else given[0], **options)
+        return [y, *as_parts(final)]
+
+    found = {"x": dx, **dict(zip(names, as_parts(dstate), strict=True)), **grads}
+    check_gradients(outputs, inputs, [dy, *as_parts(dfinal)], found, seed=2)
+
+
+@each_kind
+def test_steps_one_by_one_are_the_sequence(each_wing, kind):
+    layer, x, state = layer_of(kind), normal(70, 2, 2), state_like(kind, 2, 5)
+    y, final = layer(x, state)
+    steps = []
+    for t in range(len(x)):
+        step, state = layer(x[t : t + 1], state)
+        steps.append(step)
+    assert_close(np.concatenate(steps), y, 700)
+    assert_all_close(state, final, 700)
+
+
+@each_kind
+def test_a_reset_is_a_new_sequence_and_a_length_its_end(kind):
+    layer, x, state = layer_of(kind), normal(90, 1, 2), state_like(kind, 1, 5)
+    resets = np.zeros((90, 1), bool)
+    resets[40] = True
+    y, final = layer(x, state, resets=resets)
+    first, _ = layer(x[:40], state)
+    second, expected = layer(x[40:])
+    assert_close(y, np.concatenate([first, second]), 900)
+    assert_all_close(final, expected, 900)
+    y, final = layer(x, state, np.array([40]))
+    assert_close(y[:40], first, 900)
+    assert_all_close(final, layer(x[:40], state)[1], 900)
+
+
+@pytest.mark.parametrize("complex", [False, True])
+def test_a_diagonal_layer_is_stable_whatever_it_is_trained_to(complex):
+    layer = gpurnn.DiagonalStateSpace(1, 50, 1, complex=complex, radius=(0.5, 0.9), dtype="float64", rng=3)
+    xp = gpurnn._dispatch.namespace("test", x=layer.params["nu"])
+    a, _ = layer._transition(xp)
+    assert (np.abs(a) >= 0.5).all()
+    assert (np.abs(a) <= 0.9).all()
+    assert np.ptp(np.abs(a)) > 0.2
+    for nu in (-30.0, -5.0, 0.0, 5.0):
+        layer.params["nu"][...] = nu
+        a, _ = layer._transition(xp)
+        assert (np.abs(a) < 1).all()
+    if complex:
+        assert (a.imag != 0).any() or nu == 5.0
+
+
+def test_states_start_with_the_variance_of_their_input():
+    x = np.random.default_rng(0).standard_normal((4000, 1, 6))
+    for layer in (
+        gpurnn.StateSpace(6, 40, 40, feedthrough=False, dtype="float64"),
+        gpurnn.DiagonalStateSpace(6, 40, 40, complex=False, radius=(0.5, 0.9), feedthrough=False, dtype="float64"),
+    ):
+        layer.params["C"][...] = np.eye(40)
+        variance = layer(x)[0][200:].var()
+        # B is random too: 240 normal numbers, whose mean square is within four standard deviations of 1.
+        assert abs(variance - 1) < 4 * (2 / 240) ** 0.5
+
+
+def test_in_a_sequence_of_layers_it_is_trained_saved_and_read(tmp_path):
+    """A running mean with a delay of three steps: what a linear model can do, to any accuracy."""
+    rng = np.random.default_rng(0)
+    model = gpurnn.Sequential(
+        gpurnn.Dense(1, 4), gpurnn.DiagonalStateSpace(4, 8, 4, radius=(0.3, 0.9)), gpurnn.StateSpace(4, 6, 1)
+    )
+    optimizer = gpurnn.Adam(0.01)
+    losses = []
+    for _ in range(150):
+        x = rng.standard_normal((40, 16, 1)).astype("float32")
+        target = gpurnn.linear_scan(np.full(1, 0.8, "float32"), x)
+        (y, _), pullback = model.vjp(x, rng=1)
+        loss, pull = gpurnn.mse.vjp(y, target)
+        optimizer.step(model.params, pullback((pull(1.0)[0], None))[1])
+        losses.append(float(loss))
+    assert losses[-1] < 0.02 * losses[0]
+    model.save(tmp_path / "model.safetensors")
+    again = gpurnn.Sequential(
+        gpurnn.Dense(1, 4), gpurnn.DiagonalStateSpace(4, 8, 4, rng=5), gpurnn.StateSpace(4, 6, 1, rng=5)
+    )
+    again.load(tmp_path / "model.safetensors")
+    assert_same(again(x), model(x))
+    y, state = model(x[:20])
+    assert_close(model(x[20:], state)[0], model(x)[0][20:], 500)
+
+
+def assert_strict(nested):
+    for entry in nested.values() if isinstance(nested, dict) else nested:
+        if isinstance(entry, (tuple, list, dict)):
+            assert_strict(entry)
+        elif entry is not None:
+            assert isinstance(entry, Array)
+            assert entry.device == DEVICE
+
+
+@each_options
+@each_output_state
+@each_kind
+def test_on_arrays_that_are_not_numpys(strict_namespace, kind, output_state, with_lengths, with_resets):
+    T, B = 66, 4
+    layer = layer_of(kind, output_state=output_state)
+    moved = layer.to(strict_namespace)
+    x, state, options = normal(T, B, 2), state_like(kind, B, 3), options_of(T, B, with_lengths, with_resets)
+    for given in (state, None):
+        expected, pullback = layer.vjp(x, given, **options)
+        result, strict_pullback = moved.vjp(strict(x), strict(given), **strict(options))
+        cotangents = (normal(T, B, 2, seed=8), given)
+        gradients = strict_pullback(strict(cotangents))
+        assert_strict(result)
+        assert_strict(gradients)
+        assert_same(plain(result), expected)
+        assert_same(plain(gradients), pullback(cotangents))
+        assert_same(plain(moved(strict(x), strict(given), **strict(options))), expected)
+
+
+# A hundred thousand steps, against a loop over Python's own numbers.
+
+LONG = 100_000
+
+
+def long_scan(a, b, h0, dh):
+    """h, da, db and dh0 of one column by the definition, in double precision."""
+    a, b, dh = (x.tolist() for x in (a, b, dh))
+    h, carried = h0, 0.0
+    states, db = [], [0.0] * len(b)
+    for t in range(len(b)):
+        h = a[t] * h + b[t]
+        states.append(h)
+    for t in reversed(range(len(b))):
+        db[t] = carried = dh[t] + carried
+        carried = a[t].conjugate() * carried
+    states, db = np.array(states), np.array(db)
+    return states, db * np.conj(np.concatenate([[h0], states[:-1]])), db, carried
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+def test_a_hundred_thousand_steps_are_those_of_a_loop(each_wing, dtype):
+    rng = np.random.default_rng(0)
+    a, b, h0, dh = (
+        normal(*shape, seed=k, dtype=dtype)
+        for k, shape in enumerate([(LONG, 1, 1), (LONG, 1, 1), (1, 1), (LONG, 1, 1)])
+    )
+    a *= (rng.uniform(0.9, 1, a.shape) / np.abs(a)).astype(a.real.dtype)
+    h, pullback = gpurnn.linear_scan.vjp(a, b, h0)
+    (da, db, dh0), _ = pullback(dh)
+    expected = long_scan(a[:, 0, 0], b[:, 0, 0], h0[0, 0].item(), dh[:, 0, 0])
+    # Errors are damped as states are, over about 20 steps. A step rounds up to four times, on the way in and out.
+    terms = 4 * 20 * 2
+    for name, found, exact in zip(("h", "da", "db"), (h, da, db), expected, strict=False):
+        assert_close(found[:, 0, 0], exact.astype(dtype), terms, name)
+    assert_close(dh0[0], np.array([expected[3]], dtype), terms, "dh0", magnitude=float(np.abs(expected[2]).max()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_kind
+def test_layers_over_a_hundred_thousand_steps(each_wing, kind, dtype):
+    """Forward and gradients against the loop in double precision."""
+    layer = layer_of(kind, dtype)
+    x, dy = normal(LONG, 1, 2, dtype=dtype), normal(LONG, 1, 2, seed=1, dtype=dtype)
+    (y, _), pullback = layer.vjp(x)
+    (dx, _), grads = pullback((dy, None))
+    wide = layer_of(kind)
+    wide.load_state_dict({name: p.astype("float64") for name, p in layer.params.items()})
+    expected, dexpected, slope = looped(wide, x[:, 0].astype("float64"), dy[:, 0].astype("float64"))
+    terms = 4000
+    assert_close(y[:, 0], expected.astype(dtype), terms, "y")
+    assert_close(dx[:, 0], dexpected.astype(dtype), terms, "dx")
+    # Along B itself, and along C itself, the derivative is that of y: <Re(C h), dy>. All steps are summed.
+    for name in "BC":
+        shares = [
+            float((grads[key].astype("float64") * p).sum()) for key, p in wide.params.items() if key.startswith(name)
+        ]
+        assert abs(sum(shares) - slope) <= terms * np.finfo(dtype).eps * float(np.abs(expected * dy[:, 0]).sum())
+
+
+def looped(layer, x, dy):
+    """y, dx and <Re(C h), dy>, by a loop of products."""
+    xp = gpurnn._dispatch.namespace("test", x=x)
+    A, _ = layer._transition(xp)
+    p = layer.params
+    B, C = (p[n] if n in p else p[f"{n}_real"] + 1j * p[f"{n}_imag"] for n in "BC")
+    A = np.diag(A) if A.ndim == 1 else A
+    b = x @ B.T
+    h = np.empty_like(b)
+    state = np.zeros_like(b[0])
+    for t in range(len(b)):
+        h[t] = state = A @ state + b[t]
+    read = (h @ C.T).real
+    adjoint, carried, back = dy @ C.conj(), np.zeros_like(b[0]), A.conj().T
+    for t in reversed(range(len(b))):
+        adjoint[t] = carried = adjoint[t] + back @ carried if t + 1 < len(b) else adjoint[t]
+    dx = (adjoint @ B.conj()).real + dy @ p["D"]
+    return read + x @ p["D"].T, dx, float((read * dy).sum())
+
+
+def test_refusals():
+    p = draw("complex")
+    with pytest.raises(TypeError, match=r"ssm: A has dtype complex128 but x has float32, expected the precision of x"):
+        gpurnn.ssm(p["x"].astype("float32"), *[p[name] for name in "ABC"])
+    with pytest.raises(
+        TypeError, match=r"ssm: A has dtype complex128, expected float64; only a diagonal may be complex"
+    ):
+        gpurnn.ssm(p["x"], np.diag(p["A"]), p["B"], p["C"])
+    with pytest.raises(TypeError, match=r"ssm: B has dtype float64 but A has complex128, expected one dtype"):
+        gpurnn.ssm(p["x"], p["A"], p["B"].real.copy(), p["C"])
+    with pytest.raises(ValueError, match=r"ssm: A has shape \(3, 2\), expected \(N, N\), or \(N,\) for a diagonal"):
+        gpurnn.ssm(p["x"], normal(3, 2), normal(3, 2), normal(1, 3))
+    with pytest.raises(ValueError, match=r"ssm: output_state is 'now', expected one of 'after', 'before'"):
+        gpurnn.ssm(*p.values(), output_state="now")
+    layer = layer_of("complex")
+    with pytest.raises(TypeError, match=r"DiagonalStateSpace: state is a ndarray, expected a pair \(real, imaginary\)"):
+        layer(p["x"], normal(1, 4, 3))
+    with pytest.raises(
+        ValueError, match=r"DiagonalStateSpace: state\[1\] has shape \(4, 3\), expected \(1, B, state_size\)"
+    ):
+        layer(p["x"], (normal(1, 4, 3), normal(4, 3)))
+    for radius in ((0.9, 0.5), (0.0, 0.5)):
+        with pytest.raises(ValueError, match=r"DiagonalStateSpace: radius is .*, expected 0 < least <= largest < 1"):
+            gpurnn.DiagonalStateSpace(1, 1, 1, radius=radius)
+    with pytest.raises(TypeError, match=r"DiagonalStateSpace: radius is 0.5, expected a pair"):
+        gpurnn.DiagonalStateSpace(1, 1, 1, radius=0.5)
+
+
+def test_no_part_of_a_state_may_hide_the_other():
+    layer, x = layer_of("complex"), normal(3, 4, 2)
+    real, imag = state_like("complex", 4, 1)
+    assert_same(layer(x, (real, None)), layer(x, (real, 0 * imag)))
+    assert_same(layer(x, (None, imag)), layer(x, (0 * real, imag)))
+    assert any((a != b).any() for a, b in zip(arrays_of(layer(x, (real, None))), arrays_of(layer(x)), strict=True))
