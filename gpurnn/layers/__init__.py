@@ -1,6 +1,7 @@
 """Layers: configuration and named parameters, called for inference, differentiated by `vjp`."""
 
 from .base import Layer
+from .decoder import Decoder
 from .dense import Dense
 from .dropout import Dropout
 from .embedding import Embedding
@@ -12,6 +13,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Decoder",
     "Dense",
     "DiagonalStateSpace",
     "Dropout",

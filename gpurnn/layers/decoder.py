@@ -1,0 +1,556 @@
+"""Recurrent decoders: alone, with Bahdanau's attention, or with Luong's and its input feeding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .. import _checks, _dispatch, functional, initializers
+from .._op import Pullback
+from .._random import generator
+from .base import Array, Layer, parameter_dtype
+from .recurrent import Recurrent
+
+State = Any
+
+SCORES = ("additive", "general", "dot")
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a decoder that goes step by step takes from one step to the next, B rows side by side.
+
+    Attributes
+    ----------
+    state : tuple of tuples of (B, H) arrays
+        Of each layer: (h,), or (h, c).
+    fed : (B, A) array or None
+        The attentional vector of the step before, where it is fed.
+    memory, keys : (S, B, K) and (S, B, ...) arrays or None
+        What is attended to, zero past the lengths, and its projection.
+    lengths : (B,) integer array or None
+    """
+
+    state: tuple[tuple[Array, ...], ...]
+    fed: Array | None
+    memory: Array | None
+    keys: Array | None
+    lengths: Array | None
+
+    def rows(self, indices: Array) -> Carried:
+        """The rows with these numbers, in this order; each as often as it is named."""
+        xp = _dispatch.namespace("Decoder", state=self.state[0][0])
+
+        def take(array: Array | None, axis: int) -> Any:
+            return None if array is None else xp.take(array, indices, axis=axis)
+
+        return Carried(
+            tuple(tuple(take(s, 0) for s in layer) for layer in self.state),
+            take(self.fed, 0), take(self.memory, 1), take(self.keys, 1), take(self.lengths, 0),
+        )  # fmt: skip
+
+
+class Decoder(Layer):
+    r"""Recurrent decoder of x_1 .. x_T over a memory h^enc_1 .. h^enc_S, the states of an encoder.
+
+    Without attention it is its recurrent stack: h_t = f(x_t, h_{t-1}), and its output is h_t.
+
+    "additive" is Bahdanau's decoder: the context of a step is looked up with the state before it and enters it::
+
+        e_ts = v_a^T tanh(W_a h_{t-1} + U_a h^enc_s)     alpha_t = softmax(e_t)     c_t = sum_s alpha_ts h^enc_s
+        h_t = f(W_hh h_{t-1} + W_ch c_t + W_xh x_t + b_h)                           output [h_t; c_t; x_t]
+
+    "general" and "dot" are Luong's: the context is looked up with the state after the step::
+
+        e_ts = h_t^T W_a h^enc_s  or  h_t^T h^enc_s      alpha_t, c_t as above      output h~_t = tanh(W_c [c_t; h_t])
+
+    and with ``input_feeding`` the step reads [x_t; h~_{t-1}] in place of x_t, with h~_0 = 0. h_t in a score is the
+    state of the last layer.
+
+    Parameters
+    ----------
+    recurrent : RNN, LSTM or GRU
+        The stack, in one direction and time-major; what it drops between layers is dropped here too, other dropouts and
+        residual connections are not supported. Its ``input_size`` is that of x_t; with "additive" that and the width of
+        the memory, with input feeding that and ``attentional_size``: see `input_size`.
+    attention : {"additive", "general", "dot"}, optional
+        None for no attention.
+    memory_size : int, optional
+        K, the width of h^enc; needed with attention.
+    attention_size : int, optional
+        Rows of W_a and U_a; the hidden size by default. For "additive" alone.
+    attentional_size : int, optional
+        The width of h~; the hidden size by default. For "general" and "dot" alone.
+    input_feeding : bool
+        For "general" and "dot" alone.
+    rng : int or numpy.random.Generator
+        Where the initial parameters of the attention come from.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        Those of the stack, and ``weight_query`` W_a (A, H), ``weight_keys`` U_a (A, K) and ``v`` (A,); or ``weight``
+        W_a (H, K), for "general" alone, and ``weight_combine`` W_c (C, K + H).
+    output_size : int
+        The width of the output.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option that does not belong to the attention, or sizes that do not fit.
+
+    References
+    ----------
+    D. Bahdanau, K. Cho, Y. Bengio, "Neural machine translation by jointly learning to align and translate", ICLR 2015,
+    appendix A.2; M.-T. Luong, H. Pham, C. D. Manning, "Effective approaches to attention-based neural machine
+    translation", EMNLP 2015, sections 3.1 and 3.3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> from gpurnn.layers import Decoder
+    >>> decoder = Decoder(gpurnn.GRU(3 + 6, 4), "additive", memory_size=6)
+    >>> x, memory = np.ones((5, 2, 3), np.float32), np.ones((7, 2, 6), np.float32)
+    >>> output, weights, state = decoder(x, memory, lengths=np.array([7, 2]))
+    >>> output.shape, weights.shape, state.shape
+    ((5, 2, 13), (5, 2, 7), (1, 2, 4))
+    """
+
+    def __init__(
+        self,
+        recurrent: Recurrent,
+        attention: str | None = None,
+        *,
+        memory_size: int | None = None,
+        attention_size: int | None = None,
+        attentional_size: int | None = None,
+        input_feeding: bool = False,
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        where = "Decoder"
+        if not isinstance(recurrent, Recurrent):
+            raise TypeError(f"{where}: recurrent is a {type(recurrent).__qualname__}, expected an RNN, LSTM or GRU")
+        for name in ("bidirectional", "batch_first", "residual", "variational_dropout", "recurrent_dropout"):
+            if getattr(recurrent, name):
+                raise ValueError(f"{where}: recurrent has {name}={getattr(recurrent, name)!r}, which a decoder has not")
+        _checks.choice(where, "attention", attention, (None, *SCORES))
+        allowed = {
+            "memory_size": attention is not None,
+            "attention_size": attention == "additive",
+            "attentional_size": attention in ("general", "dot"),
+            "input_feeding": attention in ("general", "dot"),
+        }
+        given = {"memory_size": memory_size, "attention_size": attention_size, "attentional_size": attentional_size}
+        for name, value in {**given, "input_feeding": input_feeding or None}.items():
+            if value is not None and not allowed[name]:
+                raise ValueError(f"{where}: {name} is {value!r}, expected none with attention={attention!r}")
+        self.recurrent, self.attention, self.input_feeding = recurrent, attention, bool(input_feeding)
+        H, kind = recurrent.hidden_size, parameter_dtype(where, recurrent.params["weight_ih_l0"].dtype)
+        self._own: dict[str, Array] = {}
+        self.output_size, extra = H, 0
+        if attention is not None:
+            K = _checks.integer_at_least(where, "memory_size", memory_size, 1)
+            random, xavier = generator(where, rng), initializers.get("xavier")
+            if attention == "additive":
+                A = H if attention_size is None else attention_size
+                A = _checks.integer_at_least(where, "attention_size", A, 1)
+                shapes = {"weight_query": (A, H), "weight_keys": (A, K), "v": (1, A)}
+                extra, self.output_size = K, H + recurrent.input_size
+            else:
+                C = H if attentional_size is None else attentional_size
+                C = _checks.integer_at_least(where, "attentional_size", C, 1)
+                shapes = {"weight": (H, K)} if attention == "general" else {}
+                if attention == "dot" and K != H:
+                    raise ValueError(f"{where}: memory_size is {K}, expected hidden_size = {H} for the dot product")
+                shapes["weight_combine"] = (C, K + H)
+                extra, self.output_size = C if input_feeding else 0, C
+            self._own = {name: xavier(random, shape, kind) for name, shape in shapes.items()}
+            if attention == "additive":
+                self._own["v"] = self._own["v"][0]
+        self.input_size = recurrent.input_size - extra
+        if self.input_size < 1:
+            raise ValueError(
+                f"{where}: recurrent has input_size {recurrent.input_size}, expected more than the {extra} that "
+                "attention adds to x"
+            )
+
+    @property
+    def params(self) -> dict[str, Array]:  # type: ignore[override]
+        """The stack's arrays and the attention's."""
+        return {**self.recurrent.params, **self._own}
+
+    def to(self, xp: Any) -> Decoder:
+        """This decoder with its parameters copied to the array library ``xp``."""
+        moved: Decoder = object.__new__(type(self))
+        moved.__dict__ |= self.__dict__
+        moved.recurrent = self.recurrent.to(xp)
+        moved._own = {name: _dispatch.from_numpy(xp, _dispatch.to_numpy(p)) for name, p in self._own.items()}
+        return moved
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether a step's input holds what the steps before it made of the memory."""
+        return self.attention == "additive" or self.input_feeding
+
+    def __call__(
+        self, x: Array, memory: Array | None = None, state: State = None, lengths: Array | None = None
+    ) -> tuple[Array, Array | None, State]:
+        """The outputs, the alignment and the final state, without dropout; nothing is saved.
+
+        Parameters
+        ----------
+        x : (T, B, input_size) array
+            T at least 1.
+        memory : (S, B, memory_size) array, optional
+            h^enc; none without attention.
+        state
+            The initial state of the stack, as its layer takes it; zero by default.
+        lengths : (B,) integer array, optional
+            Positions of the memory that exist, for each row.
+
+        Returns
+        -------
+        output : (T, B, output_size) array
+        weights : (T, B, S) array or None
+            alpha: row t says where step t looked.
+        state
+            The stack's final state.
+        """
+        xp = self._check(x, memory, state)
+        if not self.stepwise:
+            y, final = self.recurrent(x, state)
+            if self.attention is None:
+                return y, None, final
+            context, weights = functional.attention(y, memory, lengths=lengths, **self._score())
+            joint = xp.concat([context, y], axis=2)
+            return functional.dense(joint, self._own["weight_combine"], activation="tanh"), weights, final
+        carried = self.begin(memory, state, lengths, batch=x.shape[1])
+        outputs, alignment = [], []
+        for t in range(x.shape[0]):
+            output, weights, carried = self.step(x[t, ...], carried)
+            outputs.append(output)
+            alignment.append(weights)
+        return xp.stack(outputs), xp.stack(alignment), self._packed(xp, carried.state)
+
+    def begin(
+        self,
+        memory: Array | None = None,
+        state: State = None,
+        lengths: Array | None = None,
+        *,
+        batch: int | None = None,
+    ) -> Carried:
+        """What `step` begins with: the state, and the memory made ready to be looked at.
+
+        Parameters
+        ----------
+        memory, state, lengths
+            As in a call.
+        batch : int, optional
+            B, if there is neither memory nor state to read it from.
+        """
+        like = self.recurrent.params["weight_hh_l0"]
+        xp = _dispatch.namespace("Decoder", params=like, memory=memory, lengths=lengths)
+        layers = self._unpacked(xp, state, batch if memory is None else memory.shape[1])
+        B = layers[0][0].shape[0]
+        fed = _dispatch.zeros(xp, (B, self.output_size), like) if self.input_feeding else None
+        keys = None
+        if memory is not None:
+            if lengths is not None:
+                steps = xp.arange(memory.shape[0], dtype=xp.int64, device=_dispatch.device(memory))
+                exists = steps[:, None] < xp.astype(lengths, xp.int64)[None, :]
+                memory = xp.where(exists[:, :, None], memory, xp.zeros_like(memory))
+            keys = _product(xp, memory, self._own["weight_keys"]) if self.attention == "additive" else memory
+        return Carried(layers, fed, memory, keys, lengths)
+
+    def step(self, x: Array, carried: Carried) -> tuple[Array, Array | None, Carried]:
+        """One step of x (B, input_size): the output (B, output_size), alpha (B, S) or None, and what comes next."""
+        xp = _dispatch.namespace("Decoder", x=x)
+        own = xp.matmul(x, self.recurrent.params["weight_ih_l0"][:, : self.input_size].T)
+        output, weights, carried, _ = self._step(xp, x, own, carried, training=False)
+        return output, weights, carried
+
+    def _step(
+        self, xp: Any, x: Array, own: Array, carried: Carried, *, training: bool, between: Sequence[Array] = ()
+    ) -> tuple[Array, Array | None, Carried, Any]:
+        """A step given ``own``, W_xh x; also what its way back needs."""
+        wing, p = _dispatch.wing("Decoder", x=x), self.recurrent.params
+        before, W_extra = carried.state[-1][0], p["weight_ih_l0"][:, self.input_size :]
+        context = weights = attended = None
+        if self.attention == "additive":
+            context, weights, attended = self._look(xp, wing, before, carried, training)
+        extra = context if self.attention == "additive" else carried.fed
+        entering = own if extra is None else own + xp.matmul(extra, W_extra.T)
+        state, saved, inputs, h = [], [], [], before
+        for layer, previous in enumerate(carried.state):
+            if layer > 0:
+                if between:
+                    h = h * between[layer - 1]
+                entering = xp.matmul(h, p[f"weight_ih_l{layer}"].T)
+                inputs.append(h)
+            bias = p.get(f"bias_ih_l{layer}")
+            new, kept = wing.cell_forward(
+                self.recurrent.cell, entering if bias is None else entering + bias, previous,
+                p[f"weight_hh_l{layer}"], p.get(f"bias_hh_l{layer}"),
+            )  # fmt: skip
+            h = new[0]
+            state.append(new)
+            saved.append(kept)
+        joint, fed = None, carried.fed
+        if self.attention is None:
+            output = h
+        elif self.attention == "additive":
+            output = xp.concat([h, context, x], axis=1)
+        else:
+            context, weights, attended = self._look(xp, wing, h, carried, training)
+            joint = xp.concat([context, h], axis=1)
+            output = xp.tanh(xp.matmul(joint, self._own["weight_combine"].T))
+            fed = output if self.input_feeding else None
+        kept = (before, extra, inputs, saved, attended, h, joint, output) if training else None
+        return output, weights, replace(carried, state=tuple(state), fed=fed), kept
+
+    def _look(self, xp: Any, wing: Any, h: Array, carried: Carried, training: bool) -> tuple[Array, Array, Any]:
+        """The context and the weights of the state h (B, H)."""
+        query, v = h, None
+        if self.attention == "additive":
+            query, v = xp.matmul(h, self._own["weight_query"].T), self._own["v"]
+        elif self.attention == "general":
+            query = xp.matmul(h, self._own["weight"])
+        context, weights, saved = wing.attention_forward(
+            query[None, ...], carried.keys, carried.memory, v, lengths=carried.lengths, scale=1.0, training=training
+        )
+        return context[0, ...], weights[0, ...], saved
+
+    def vjp(
+        self,
+        x: Array,
+        memory: Array | None = None,
+        state: State = None,
+        lengths: Array | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> tuple[tuple[Array, Array | None, State], Pullback]:
+        """``((output, weights, state), pullback)``; the arguments are those of a call.
+
+        ``pullback((doutput, dweights, dstate))``, each of them None for zero, returns ``((dx, dmemory, dstate0),
+        grads)``. With ``rng`` the stack drops between its layers.
+        """
+        xp = self._check(x, memory, state)
+        if self.stepwise:
+            return self._vjp_of_steps(xp, x, memory, state, lengths, rng)
+        (y, final), pull_recurrent = self.recurrent.vjp(x, state, rng=rng)
+        output, weights = y, None
+        if self.attention is not None:
+            (context, weights), pull_attention = functional.attention.vjp(y, memory, lengths=lengths, **self._score())
+            joint = xp.concat([context, y], axis=2)
+            output, pull_dense = functional.dense.vjp(joint, self._own["weight_combine"], activation="tanh")
+
+        def pullback(cotangents: Any) -> tuple[tuple[Array, Array | None, State], dict[str, Array]]:
+            dy, dweights, dfinal = self._cotangents(cotangents, output, weights)
+            own, dmemory = {}, None
+            if self.attention is not None:
+                djoint, dense = pull_dense(dy)
+                own["weight_combine"] = dense["weight"]
+                K = memory.shape[2]  # type: ignore[union-attr]
+                (dquery, dmemory, _), grads = pull_attention((_contiguous(xp, djoint[..., :K]), dweights))
+                own |= grads
+                dy = dquery + djoint[..., K:]
+            (dx, dstate0), grads = pull_recurrent((dy, dfinal))
+            grads = {**grads, **own}
+            return (dx, dmemory, dstate0), {name: grads[name] for name in self.params}
+
+        return (output, weights, final), pullback
+
+    def _vjp_of_steps(
+        self, xp: Any, x: Array, memory: Array | None, state: State, lengths: Array | None, rng: Any
+    ) -> tuple[tuple[Array, Array, State], Pullback]:
+        """`vjp` where the steps must be taken one after another."""
+        wing, p, (T, B, I) = _dispatch.wing("Decoder", x=x), self.recurrent.params, x.shape
+        L = self.recurrent.num_layers
+        first = self.begin(memory, state, lengths)
+        between: list[Array] = []
+        if rng is not None and self.recurrent.dropout > 0 and L > 1:
+            random, shape = generator("Decoder", rng), (T, B, self.recurrent.hidden_size)
+            between = [functional.dropout_mask(x, shape, self.recurrent.dropout, random) for _ in range(L - 1)]
+        W_own, W_extra = p["weight_ih_l0"][:, :I], p["weight_ih_l0"][:, I:]
+        own = _product(xp, x, W_own)
+        outputs, alignment, tape, carried = [], [], [], first
+        for t in range(T):
+            output, weights, carried, kept = self._step(
+                xp, x[t, ...], own[t, ...], carried, training=True, between=[mask[t, ...] for mask in between]
+            )
+            outputs.append(output)
+            alignment.append(weights)
+            tape.append(kept)
+        output, weights, final = xp.stack(outputs), xp.stack(alignment), self._packed(xp, carried.state)
+        K, H = first.memory.shape[2], self.recurrent.hidden_size  # type: ignore[union-attr]
+        additive = self.attention == "additive"
+
+        def pullback(cotangents: Any) -> tuple[tuple[Array, Array, State], dict[str, Array]]:
+            doutput, dweights, dfinal = self._cotangents(cotangents, output, weights)
+            if doutput is None:
+                doutput = xp.zeros_like(output)
+            dstate = [list(layer) for layer in self._unpacked(xp, dfinal, B)]
+            dkeys, dmemory = xp.zeros_like(first.keys), xp.zeros_like(first.memory)
+            dfed, dv = None, None
+            # Of each step, for the products over all steps afterwards.
+            dqueries: list[Array] = []
+            djoints: list[Array] = []
+            dgates: list[list[Array]] = [[] for _ in range(L)]
+            hidden: dict[str, Array] = {}
+
+            def look_back(t: int, attended: Any, dcontext: Array) -> Array:
+                nonlocal dkeys, dmemory, dv
+                dalpha = None if dweights is None else dweights[t : t + 1, ...]
+                dquery, dk, dm, dv_t = wing.attention_backward(attended, dcontext[None, ...], dalpha)
+                dkeys, dmemory = dkeys + dk, dmemory + dm
+                if additive:
+                    dv = dv_t if dv is None else dv + dv_t
+                dqueries.append(dquery[0, ...])
+                if self.attention == "dot":
+                    return dquery[0, ...]
+                W = self._own["weight_query"] if additive else self._own["weight"].T
+                return xp.matmul(dquery[0, ...], W)
+
+            for t in reversed(range(T)):
+                _, _, _, saved, attended, _, _, out = tape[t]
+                do = doutput[t, ...]
+                if additive:
+                    dh, dcontext = do[:, :H], do[:, H : H + K]
+                else:
+                    dpre = (do if dfed is None else do + dfed) * (1 - out * out)
+                    djoints.append(dpre)
+                    djoint = xp.matmul(dpre, self._own["weight_combine"])
+                    dh = djoint[:, K:] + look_back(t, attended, _contiguous(xp, djoint[:, :K]))
+                dinput = dh
+                for layer in reversed(range(L)):
+                    dstate[layer][0] = dstate[layer][0] + dinput
+                    dxw, dprevious, dw_hh, db_hh = wing.cell_backward(saved[layer], tuple(dstate[layer]))
+                    dstate[layer] = list(dprevious)
+                    dgates[layer].append(dxw)
+                    _add(hidden, f"weight_hh_l{layer}", dw_hh)
+                    _add(hidden, f"bias_hh_l{layer}", db_hh)
+                    if layer > 0:
+                        dinput = xp.matmul(dxw, p[f"weight_ih_l{layer}"])
+                        if between:
+                            dinput = dinput * between[layer - 1][t, ...]
+                dextra = xp.matmul(dgates[0][-1], W_extra)
+                if additive:
+                    dstate[-1][0] = dstate[-1][0] + look_back(t, attended, dextra + dcontext)
+                else:
+                    dfed = dextra
+
+            def along(rows: list[Array]) -> Array:
+                return xp.concat(rows[::-1], axis=0)
+
+            def of(index: int) -> Array:
+                return xp.concat([kept[index] for kept in tape], axis=0)
+
+            gates = [along(rows) for rows in dgates]
+            inputs = [xp.concat([xp.reshape(x, (T * B, I)), of(1)], axis=1)]
+            inputs += [xp.concat([kept[2][layer] for kept in tape], axis=0) for layer in range(L - 1)]
+            grads = dict(hidden)
+            for layer in range(L):
+                grads[f"weight_ih_l{layer}"] = xp.matmul(gates[layer].T, inputs[layer])
+                grads[f"bias_ih_l{layer}"] = xp.sum(gates[layer], axis=0)
+            dx = xp.reshape(xp.matmul(gates[0], W_own), (T, B, I))
+            if additive:
+                dx = dx + doutput[..., H + K :]
+                grads |= {"weight_query": xp.matmul(along(dqueries).T, of(0)), "v": dv}
+                flat = xp.reshape(dkeys, (-1, dkeys.shape[2]))
+                grads["weight_keys"] = xp.matmul(flat.T, xp.reshape(first.memory, (-1, K)))
+                dmemory = dmemory + _product(xp, dkeys, self._own["weight_keys"].T)
+            else:
+                grads["weight_combine"] = xp.matmul(along(djoints).T, of(6))
+                if self.attention == "general":
+                    grads["weight"] = xp.matmul(of(5).T, along(dqueries))
+                dmemory = dmemory + dkeys
+            dstate0 = self._packed(xp, tuple(tuple(layer) for layer in dstate))
+            return (dx, dmemory, dstate0), {name: grads[name] for name in self.params}
+
+        return (output, weights, final), pullback
+
+    def _score(self) -> dict[str, Any]:
+        """The options of `gpurnn.attention`."""
+        return {"score": self.attention, **({"weight": self._own["weight"]} if self.attention == "general" else {})}
+
+    def _cotangents(self, cotangents: Any, output: Array, weights: Array | None) -> tuple[Any, Any, Any]:
+        if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 3:
+            raise TypeError(
+                f"Decoder: the pullback was given a {type(cotangents).__qualname__}, expected a triple (doutput, "
+                "dweights, dstate)"
+            )
+        functional.check_cotangent("Decoder", "output", cotangents[0], output)
+        if weights is not None:
+            functional.check_cotangent("Decoder", "weights", cotangents[1], weights)
+        return cotangents[0], cotangents[1], cotangents[2]
+
+    def _check(self, x: Array, memory: Array | None, state: State) -> Any:
+        where = "Decoder"
+        _checks.given(where, x=x)
+        weight = self.recurrent.params["weight_ih_l0"]
+        xp = _dispatch.namespace(where, params=weight, x=x, memory=memory)
+        _checks.same_dtype(where, params=weight, x=x, memory=memory)
+        _checks.ndim(where, "x", x, 3, "(T, B, input_size)")
+        if x.shape[2] != self.input_size or x.shape[0] == 0:
+            raise ValueError(
+                f"{where}: x has shape {tuple(x.shape)}, expected at least one step of input_size = {self.input_size}"
+            )
+        if self.attention is None:
+            if memory is not None:
+                raise ValueError(f"{where}: memory is given, expected None without attention")
+            return xp
+        _checks.given(where, memory=memory)
+        assert memory is not None
+        K = self._own["weight_keys" if self.attention == "additive" else "weight_combine"].shape[1]
+        K -= 0 if self.attention == "additive" else self.recurrent.hidden_size
+        _checks.ndim(where, "memory", memory, 3, "(S, B, memory_size)")
+        if tuple(memory.shape[1:]) != (x.shape[1], K):
+            raise ValueError(
+                f"{where}: memory has shape {tuple(memory.shape)}, expected (S, B, memory_size) = "
+                f"(S, {x.shape[1]}, {K})"
+            )
+        return xp
+
+    def _unpacked(self, xp: Any, state: State, batch: int | None) -> tuple[tuple[Array, ...], ...]:
+        """The state (L, B, H), or a pair of such, by layers; zero where there is None."""
+        cell, L, H = self.recurrent.cell, self.recurrent.num_layers, self.recurrent.hidden_size
+        arrays = functional.unpack_state("Decoder", cell, "state", state)
+        like = self.recurrent.params["weight_hh_l0"]
+        for name, array in arrays.items():
+            if array is not None:
+                _checks.ndim("Decoder", name, array, 3, "(num_layers, B, hidden_size)")
+                batch = int(array.shape[1]) if batch is None else batch
+                _checks.shape("Decoder", name, array, (L, batch, H), "(num_layers, B, hidden_size)")
+                _checks.same_dtype("Decoder", params=like, **{name: array})
+        if batch is None:
+            raise ValueError("Decoder: state is None and so is memory, expected one of them or batch")
+        whole = [_dispatch.zeros(xp, (L, batch, H), like) if a is None else a for a in arrays.values()]
+        return tuple(tuple(a[layer, ...] for a in whole) for layer in range(L))
+
+    def _packed(self, xp: Any, state: tuple[tuple[Array, ...], ...]) -> State:
+        return functional.pack_state(
+            self.recurrent.cell, tuple(xp.stack(list(parts)) for parts in zip(*state, strict=True))
+        )
+
+    def _describe(self) -> str:
+        told = [f"{type(self.recurrent).__name__}({self.recurrent._describe()})"]
+        told += [repr(self.attention)] if self.attention is not None else []
+        told += ["input_feeding=True"] if self.input_feeding else []
+        return ", ".join(told)
+
+
+def _product(xp: Any, x: Array, weight: Array) -> Array:
+    """x (T, B, n) times the transpose of a weight (m, n)."""
+    return xp.reshape(xp.matmul(xp.reshape(x, (-1, x.shape[2])), weight.T), (*x.shape[:2], weight.shape[0]))
+
+
+def _contiguous(xp: Any, x: Array) -> Array:
+    return xp.asarray(x, copy=True)
+
+
+def _add(sums: dict[str, Array], name: str, value: Array) -> None:
+    sums[name] = value if name not in sums else sums[name] + value
