@@ -41,11 +41,16 @@ if TYPE_CHECKING:
     from .layers import Sequential as Sequential
     from .layers import StateSpace as StateSpace
     from .layers import ssm as ssm
+    from .losses import binary_cross_entropy as binary_cross_entropy
     from .losses import cross_entropy as cross_entropy
+    from .losses import huber as huber
+    from .losses import l1 as l1
     from .losses import mse as mse
+    from .losses import smooth_l1 as smooth_l1
     from .models import CharVocabulary as CharVocabulary
     from .models import Forecaster as Forecaster
     from .models import LanguageModel as LanguageModel
+    from .models import LinearGaussian as LinearGaussian
     from .models import SequenceClassifier as SequenceClassifier
     from .models import SequenceGenerator as SequenceGenerator
     from .models import SequenceRegressor as SequenceRegressor
@@ -81,11 +86,12 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "StateSpace",
         "ssm",
     ),
-    "losses": ("cross_entropy", "mse"),
+    "losses": ("binary_cross_entropy", "cross_entropy", "huber", "l1", "mse", "smooth_l1"),
     "models": (
         "CharVocabulary",
         "Forecaster",
         "LanguageModel",
+        "LinearGaussian",
         "SequenceClassifier",
         "SequenceGenerator",
         "SequenceRegressor",

@@ -8,6 +8,7 @@ went in must stay as they were.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 from . import _checks, _dispatch
@@ -194,63 +195,63 @@ def cross_entropy(
     )[0]  # fmt: skip
 
 
-def _mse(
-    training: bool,
-    y: Array,
-    target: Array,
-    *,
-    mask: Array | None = None,
-    half: bool = False,
-    reduction: Reduction = "mean",
-) -> tuple[Array, Array, Array | None, Array | float, Any]:
-    """Check and run `mse`: its value, the flat errors, their weights, what a mean divides by, what backward takes."""
-    where = "mse"
-    _checks.given(where, y=y, target=target)
-    xp = _dispatch.namespace(where, y=y, target=target, mask=mask)
-    _checks.same_dtype(where, y=y, target=target)
+_Forward = Callable[[Any, Array, Array], tuple[Array, Callable[[Array], Array]]]
+"""From a namespace and two flat arrays to the loss of each pair of numbers, and the pullback to the first array."""
+
+
+def _elementwise(
+    where: str, arrays: dict[str, Array], forward: _Forward, mask: Array | None, reduction: Reduction
+) -> tuple[Array, Pullback]:
+    """A loss of pairs of numbers and its pullback; ``arrays`` are the two arguments, by name."""
+    (first, y), (second, target) = arrays.items()
+    _checks.given(where, **arrays)
+    xp = _dispatch.namespace(where, **arrays, mask=mask)
+    _checks.same_dtype(where, **arrays)
     _checks.choice(where, "reduction", reduction, _REDUCTIONS)
     shape = tuple(y.shape)
-    _checks.shape(where, "target", target, shape, "the shape of y")
+    _checks.shape(where, second, target, shape, f"the shape of {first}")
     if mask is not None:
-        _checks.shape(where, "mask", mask, shape[: mask.ndim], "the leading axes of y")
+        _checks.shape(where, "mask", mask, shape[: mask.ndim], f"the leading axes of {first}")
 
     weights = _weights(where, xp, mask, y.dtype)
     if weights is not None:
         trailing = math.prod(shape[mask.ndim :])  # type: ignore[union-attr]
         weights = xp.reshape(xp.broadcast_to(xp.expand_dims(weights, axis=1), (weights.shape[0], trailing)), (-1,))
-    errors, saved = _dispatch.wing(where, y=y).mse_forward(
-        xp.reshape(y, (-1,)), xp.reshape(target, (-1,)), training=training
-    )
-    if half:
-        errors = 0.5 * errors
+    losses, pull = forward(xp, xp.reshape(y, (-1,)), xp.reshape(target, (-1,)))
     if weights is not None:
-        errors = xp.where(weights == 0, xp.zeros_like(errors), errors * weights)
+        losses = xp.where(weights == 0, xp.zeros_like(losses), losses * weights)
     total = _total(xp, weights, math.prod(shape)) if reduction == "mean" else 1.0
-    return _reduce(xp, reduction, errors, total, shape), errors, weights, total, saved
-
-
-def _mse_vjp(
-    y: Array, target: Array, *, half: bool = False, reduction: Reduction = "mean", **options: Any
-) -> tuple[Array, Pullback]:
-    value, errors, weights, total, saved = _mse(True, y, target, half=half, reduction=reduction, **options)
-    where = "mse"
-    xp, wing = _dispatch.namespace(where, y=y), _dispatch.wing(where, y=y)
-    shape = y.shape
+    value = _reduce(xp, reduction, losses, total, shape)
 
     def pullback(dvalue: Array | float | None) -> tuple[Array, dict[str, Array]]:
         if dvalue is None:
             return xp.zeros_like(y), {}
-        d = _spread(where, xp, reduction, value, dvalue, total, errors)
-        if half:
-            d = 0.5 * d
+        d = _spread(where, xp, reduction, value, dvalue, total, losses)
         if weights is None:
-            dy = wing.mse_backward(saved, d)
+            dy = pull(d)
         else:
-            dy = wing.mse_backward(saved, d * weights)
+            dy = pull(d * weights)
             dy = xp.where(weights == 0, xp.zeros_like(dy), dy)
         return xp.reshape(dy, shape), {}
 
     return value, pullback
+
+
+def _mse(
+    training: bool, y: Array, target: Array, mask: Array | None, half: bool, reduction: Reduction
+) -> tuple[Array, Pullback]:
+    def forward(xp: Any, y: Array, target: Array) -> tuple[Array, Callable[[Array], Array]]:
+        wing = _dispatch.wing("mse", y=y)
+        errors, saved = wing.mse_forward(y, target, training=training)
+        return (0.5 * errors if half else errors), lambda d: wing.mse_backward(saved, 0.5 * d if half else d)
+
+    return _elementwise("mse", {"y": y, "target": target}, forward, mask, reduction)
+
+
+def _mse_vjp(
+    y: Array, target: Array, *, mask: Array | None = None, half: bool = False, reduction: Reduction = "mean"
+) -> tuple[Array, Pullback]:
+    return _mse(True, y, target, mask, half, reduction)
 
 
 @differentiable(_mse_vjp)
@@ -304,4 +305,227 @@ def mse(
     >>> pullback(1.0)[0]
     array([1., 3.])
     """
-    return _mse(False, y, target, mask=mask, half=half, reduction=reduction)[0]
+    return _mse(False, y, target, mask, half, reduction)[0]
+
+
+def _l1_vjp(
+    y: Array, target: Array, *, mask: Array | None = None, reduction: Reduction = "mean"
+) -> tuple[Array, Pullback]:
+    def forward(xp: Any, y: Array, target: Array) -> tuple[Array, Callable[[Array], Array]]:
+        error = y - target
+        return xp.abs(error), lambda d: d * xp.sign(error)
+
+    return _elementwise("l1", {"y": y, "target": target}, forward, mask, reduction)
+
+
+@differentiable(_l1_vjp)
+def l1(y: Array, target: Array, *, mask: Array | None = None, reduction: Reduction = "mean") -> Array:
+    """Mean absolute error: the mean of |y - target| over all elements. Its derivative at 0 is 0.
+
+    Parameters
+    ----------
+    y : array, float32 or float64
+        Of any shape.
+    target : array like y
+    mask : array, optional
+        As of `mse`.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    value : () array, or like y with ``reduction="none"``
+        As of `mse`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mse` does.
+
+    References
+    ----------
+    T. Hastie, R. Tibshirani, J. Friedman, "The elements of statistical learning", 2nd edition 2009, section 10.6.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.losses import l1
+    >>> value, pullback = l1.vjp(np.array([1.0, -4.0]), np.array([0.0, 1.0]))
+    >>> value, pullback(1.0)[0]
+    (array(3.), array([ 0.5, -0.5]))
+    """
+    return _l1_vjp(y, target, mask=mask, reduction=reduction)[0]
+
+
+def _huber_vjp(
+    y: Array, target: Array, *, delta: float = 1.0, mask: Array | None = None, reduction: Reduction = "mean"
+) -> tuple[Array, Pullback]:
+    delta = _checks.positive("huber", "delta", delta)
+
+    def forward(xp: Any, y: Array, target: Array) -> tuple[Array, Callable[[Array], Array]]:
+        error = y - target
+        slope = xp.clip(error, -delta, delta)
+        steepness = xp.abs(slope)
+        # One formula for both branches, so that no square overflows in the one that does not count.
+        return steepness * (xp.abs(error) - 0.5 * steepness), lambda d: d * slope
+
+    return _elementwise("huber", {"y": y, "target": target}, forward, mask, reduction)
+
+
+@differentiable(_huber_vjp)
+def huber(
+    y: Array, target: Array, *, delta: float = 1.0, mask: Array | None = None, reduction: Reduction = "mean"
+) -> Array:
+    """Huber's loss of e = y - target: e^2 / 2 where |e| <= delta, and delta (|e| - delta/2) beyond.
+
+    Parameters
+    ----------
+    y : array, float32 or float64
+        Of any shape.
+    target : array like y
+    delta : float
+        Where the square becomes a line, in units of y; above 0.
+    mask : array, optional
+        As of `mse`.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    value : () array, or like y with ``reduction="none"``
+        As of `mse`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mse` does; a delta that is not above 0.
+
+    References
+    ----------
+    P. J. Huber, "Robust estimation of a location parameter", Annals of Mathematical Statistics 35 (1964).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.losses import huber
+    >>> huber(np.array([0.5, -3.0]), np.zeros(2), reduction="none")
+    array([0.125, 2.5  ])
+    """
+    return _huber_vjp(y, target, delta=delta, mask=mask, reduction=reduction)[0]
+
+
+def _smooth_l1_vjp(
+    y: Array, target: Array, *, beta: float = 1.0, mask: Array | None = None, reduction: Reduction = "mean"
+) -> tuple[Array, Pullback]:
+    beta = _checks.non_negative("smooth_l1", "beta", beta)
+
+    def forward(xp: Any, y: Array, target: Array) -> tuple[Array, Callable[[Array], Array]]:
+        error = y - target
+        slope = xp.clip(error, -beta, beta) / beta if beta else xp.sign(error)
+        steepness = xp.abs(slope)
+        return steepness * (xp.abs(error) - (0.5 * beta) * steepness), lambda d: d * slope
+
+    return _elementwise("smooth_l1", {"y": y, "target": target}, forward, mask, reduction)
+
+
+@differentiable(_smooth_l1_vjp)
+def smooth_l1(
+    y: Array, target: Array, *, beta: float = 1.0, mask: Array | None = None, reduction: Reduction = "mean"
+) -> Array:
+    """Smooth L1 loss of e = y - target: e^2 / (2 beta) where |e| < beta, and |e| - beta/2 beyond.
+
+    It is `huber` with delta = beta, divided by beta, so that its slopes stay in [-1, 1]; with beta = 0 it is `l1`.
+
+    Parameters
+    ----------
+    y : array, float32 or float64
+        Of any shape.
+    target : array like y
+    beta : float
+        Where the square becomes a line, in units of y; at least 0.
+    mask : array, optional
+        As of `mse`.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    value : () array, or like y with ``reduction="none"``
+        As of `mse`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mse` does; a beta that is negative or not finite.
+
+    References
+    ----------
+    R. Girshick, "Fast R-CNN", ICCV 2015, section 2.3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.losses import smooth_l1
+    >>> smooth_l1(np.array([0.25, -3.0]), np.zeros(2), beta=0.5, reduction="none")
+    array([0.0625, 2.75  ])
+    """
+    return _smooth_l1_vjp(y, target, beta=beta, mask=mask, reduction=reduction)[0]
+
+
+def _binary_cross_entropy_vjp(
+    logits: Array, target: Array, *, mask: Array | None = None, reduction: Reduction = "mean"
+) -> tuple[Array, Pullback]:
+    def forward(xp: Any, x: Array, z: Array) -> tuple[Array, Callable[[Array], Array]]:
+        # The target's probability of the class that the logit speaks against: no large terms are left to cancel.
+        against = xp.where(x < 0, z, 1 - z)
+        e = xp.exp(-xp.abs(x))
+
+        def pull(d: Array) -> Array:
+            error = against - e / (1 + e)
+            return d * xp.where(x < 0, -error, error)
+
+        return xp.abs(x) * against + xp.log1p(e), pull
+
+    return _elementwise("binary_cross_entropy", {"logits": logits, "target": target}, forward, mask, reduction)
+
+
+@differentiable(_binary_cross_entropy_vjp)
+def binary_cross_entropy(
+    logits: Array, target: Array, *, mask: Array | None = None, reduction: Reduction = "mean"
+) -> Array:
+    """Cross-entropy between sigma(logits) and probabilities of a yes, in nats, each element a question of its own.
+
+    With p = sigma(x) the loss of a logit x and a target z is L = -z log p - (1 - z) log(1 - p). It is computed from x,
+    without p, so that it is exact for logits of any size, and so is its gradient p - z.
+
+    Parameters
+    ----------
+    logits : array, float32 or float64
+        x, of any shape.
+    target : array like logits
+        z, in [0, 1]: 1 for yes, 0 for no.
+    mask : array, optional
+        As of `mse`.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    value : () array, or like the logits with ``reduction="none"``
+        An array of the library and dtype of the logits. The mean over no element is 0. Of `binary_cross_entropy.vjp`
+        the pullback returns ``(dlogits, {})``; where the value has no axes it takes a plain number too.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mse` does.
+
+    References
+    ----------
+    I. Goodfellow, Y. Bengio, A. Courville, "Deep Learning", MIT Press 2016, section 6.2.2.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.losses import binary_cross_entropy
+    >>> value, pullback = binary_cross_entropy.vjp(np.array([0.0, -800.0]), np.ones(2), reduction="sum")
+    >>> round(float(value), 4), pullback(1.0)[0]
+    (800.6931, array([-0.5, -1. ]))
+    """
+    return _binary_cross_entropy_vjp(logits, target, mask=mask, reduction=reduction)[0]

@@ -408,19 +408,24 @@ ENTRIES: dict[str, list[Entry]] = {
             empty={"all": {"logits": (0, B, V), "labels": (0, B), "mask": (0, B)}},
         )
     ],
-    "mse": [
-        Entry(
-            "mse",
-            {
-                "y": normal(T, B, I), "target": normal(T, B, I, seed=1), "mask": steps(T, B, below=3) > 0,
-                "dvalue": np.array(2.0),
-            },
-            with_vjp(losses.mse, ["y", "target"]),
-            {"target": [(T, B), (T, B, 1)], "mask": [(T + 1,), (B, T), (T, B, I, 1)], "dvalue": [(1,), (T, B)]},
-            optional=frozenset({"mask", "dvalue"}),
-            empty={"all": {"y": (0, B, I), "target": (0, B, I), "mask": (0, B)}},
-        )
-    ],
+    **{
+        name: [
+            Entry(
+                name,
+                {
+                    first: normal(T, B, I), "target": normal(T, B, I, seed=1), "mask": steps(T, B, below=3) > 0,
+                    "dvalue": np.array(2.0),
+                },
+                with_vjp(getattr(losses, name), [first, "target"]),
+                {"target": [(T, B), (T, B, 1)], "mask": [(T + 1,), (B, T), (T, B, I, 1)], "dvalue": [(1,), (T, B)]},
+                optional=frozenset({"mask", "dvalue"}),
+                empty={"all": {first: (0, B, I), "target": (0, B, I), "mask": (0, B)}},
+            )
+        ]
+        for name, first in {
+            "mse": "y", "l1": "y", "huber": "y", "smooth_l1": "y", "binary_cross_entropy": "logits",
+        }.items()
+    },
     "attention": [
         Entry(
             "attention",
@@ -875,7 +880,20 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
         {"logits": normal(T, V), "labels": steps(T, below=V)},
         {"label_smoothing": [-0.1, 1.1, np.nan, "much", None], "reduction": ["max", None]},
     ),
-    "mse": (losses.mse, {"y": normal(T), "target": normal(T)}, {"reduction": ["max", None]}),
+    **{
+        name: (getattr(losses, name), {"y": normal(T), "target": normal(T)}, {"reduction": ["max", None], **options})
+        for name, options in {
+            "mse": {},
+            "l1": {},
+            "huber": {"delta": [0, *NUMBERS[:2], *NUMBERS[3:]]},
+            "smooth_l1": {"beta": NUMBERS},
+        }.items()
+    },
+    "binary_cross_entropy": (
+        losses.binary_cross_entropy,
+        {"logits": normal(T), "target": normal(T)},
+        {"reduction": ["max", None]},
+    ),
     "global_norm": (
         gradients.global_norm,
         {"grads": {"w": normal(T)}},

@@ -1,4 +1,4 @@
-"""Cross-entropy and mean squared error: against PyTorch's numbers, central differences, and bad arguments."""
+"""Losses: against PyTorch's numbers, central differences, and bad arguments."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ import golden
 import numpy as np
 import pytest
 from gpurnn.reference import losses as wing
+from strict_wing import plain, strict
 from tolerance import assert_close, assert_golden, assert_same, check_gradients
 
-from gpurnn.losses import cross_entropy, mse
+from gpurnn.losses import binary_cross_entropy, cross_entropy, huber, l1, mse, smooth_l1
 
 pytestmark = pytest.mark.usefixtures("each_wing")
 
 DTYPES = ("float64", "float32")
 REDUCTIONS = ("mean", "sum", "none")
+ELEMENTWISE = {
+    "l1": (l1, {}),
+    "huber": (huber, {"delta": 0.7}),
+    "smooth_l1": (smooth_l1, {"beta": 0.5}),
+    "bce_logits": (binary_cross_entropy, {}),
+}
+"""By the kind of their golden cases, with the options of those."""
 
 
 def cases(kind):
@@ -66,6 +74,25 @@ def test_mse_gives_what_torch_gives(record, dtype):
     half, pullback = mse.vjp(a["x"], a["target"], reduction=record["reduction"], half=True)
     assert_golden(half, a["y"] / 2, terms, "value")
     assert_golden(pullback(a["ct"])[0], a["g_x"] / 2, terms, "dy")
+
+
+@pytest.mark.parametrize(("record", "dtype"), [parameters for kind in ELEMENTWISE for parameters in cases(kind)])
+def test_elementwise_losses_give_what_torch_gives(record, dtype):
+    loss, options = ELEMENTWISE[record["kind"]]
+    assert {name: record[name] for name in record.keys() & {"delta", "beta"}} == options
+    a = golden.arrays("misc", record["name"], dtype)
+    value, pullback = loss.vjp(a["x"], a["target"], reduction=record["reduction"], **options)
+    terms = 8 + a["x"].size
+    assert_golden(value, a["y"], terms, "value")
+    assert_golden(pullback(a["ct"])[0], a["g_x"], terms, "dx")
+    assert_same(loss(a["x"], a["target"], reduction=record["reduction"], **options), value)
+
+
+def test_all_golden_cases_of_losses_are_there():
+    kinds = [record["kind"] for record in golden.records("misc")]
+    assert {kind: kinds.count(kind) for kind in ("cross_entropy", "mse", *ELEMENTWISE)} == dict.fromkeys(
+        ("cross_entropy", "mse", *ELEMENTWISE), 25
+    )
 
 
 def problem(shape, V, *, mask, class_weights, seed=0, dtype="float64"):
@@ -124,6 +151,110 @@ def test_mse_gradient(reduction, half, mask, shape, axes):
     first = dy.copy()
     assert_same(pullback(cotangent)[0], first)
     assert_same(dy, first)
+
+
+EDGES = {"l1": 0.0, "huber": 0.7, "smooth_l1": 0.5}
+"""Where the derivatives of |e| change."""
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("mask", [None, "bool", "weights"])
+@pytest.mark.parametrize(("shape", "axes"), [((3, 4, 2), 2), ((5, 3), 1), ((), 0)])
+@pytest.mark.parametrize("kind", ELEMENTWISE)
+def test_elementwise_gradient(kind, reduction, mask, shape, axes):
+    loss, options = ELEMENTWISE[kind]
+    rng = np.random.default_rng(0)
+    y, target = np.asarray(2 * rng.standard_normal(shape)), np.asarray(rng.random(shape))
+    if kind in EDGES:  # the points of a central difference must not lie on both sides of one
+        y = np.where(np.abs(np.abs(y - target) - EDGES[kind]) < 0.05, target + EDGES[kind] + 0.1, y)
+    if mask is not None:
+        kept = rng.random(shape[:axes]) < 0.7
+        options = {**options, "mask": np.asarray(kept if mask == "bool" else kept * rng.random(shape[:axes]))}
+    value, pullback = loss.vjp(y, target, reduction=reduction, **options)
+    cotangent = np.asarray(rng.standard_normal(value.shape))
+    dy, parameters = pullback(cotangent)
+    assert parameters == {}
+    check_gradients(
+        lambda a: [loss(a["y"], target, reduction=reduction, **options)], {"y": y}, [cotangent], {"y": dy}, seed=2
+    )
+    first = dy.copy()
+    assert_same(pullback(cotangent)[0], first)
+    assert_same(dy, first)
+    assert_same(pullback(None), (np.zeros_like(y), {}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_elementwise_losses_are_their_definitions(dtype):
+    y = np.array([-3.0, -0.5, -0.25, 0.0, 0.25, 0.5, 3.0], dtype)
+    zero = np.zeros_like(y)
+
+    def losses_and_slopes(loss, **options):
+        losses, pullback = loss.vjp(y, zero, reduction="none", **options)
+        return losses.tolist(), pullback(np.ones_like(y))[0].tolist()
+
+    sign = [-1, -1, -1, 0, 1, 1, 1]
+    assert losses_and_slopes(l1) == ([3, 0.5, 0.25, 0, 0.25, 0.5, 3], sign)
+    assert losses_and_slopes(smooth_l1, beta=0) == losses_and_slopes(l1)
+    squares = [0.125, 0.03125, 0, 0.03125, 0.125]
+    assert losses_and_slopes(huber) == ([2.5, *squares, 2.5], [-1, -0.5, -0.25, 0, 0.25, 0.5, 1])
+    assert losses_and_slopes(huber, delta=math.inf) == ([4.5, *squares, 4.5], y.tolist())
+    assert losses_and_slopes(smooth_l1) == losses_and_slopes(huber)
+    half = [2 * loss for loss in squares]
+    assert losses_and_slopes(smooth_l1, beta=0.5) == ([2.75, *half, 2.75], [-1, -1, -0.5, 0, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_binary_cross_entropy_is_exact_where_p_rounds_to_0_or_1(dtype):
+    logits = np.array([40.0, -40.0, 80.0, -80.0, 1e30, -1e30, 1e30], dtype)
+    target = np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0], dtype)
+    losses, pullback = binary_cross_entropy.vjp(logits, target, reduction="none")
+    tails = [math.exp(-40), math.exp(-40), math.exp(-80), math.exp(-80), 0, 0]
+    np.testing.assert_allclose(losses, [*tails, 1e30], rtol=4 * np.finfo(dtype).eps)
+    signs = np.array([-1, 1, -1, 1, -1, 1])
+    np.testing.assert_allclose(
+        pullback(np.ones_like(logits))[0], [*(signs * tails), 1], rtol=4 * np.finfo(dtype).eps, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_huber_and_smooth_l1_of_large_errors_do_not_overflow(dtype):
+    big = float(np.finfo(dtype).max) / 8
+    for loss in (huber, smooth_l1):
+        value, pullback = loss.vjp(np.array([big, -big], dtype), np.zeros(2, dtype))
+        assert value == np.dtype(dtype).type(big)
+        np.testing.assert_array_equal(pullback(1.0)[0], np.array([0.5, -0.5], dtype))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", ELEMENTWISE)
+def test_elementwise_losses_read_nothing_in_a_masked_position(kind, reduction):
+    loss, options = ELEMENTWISE[kind]
+    y, target = np.random.default_rng(0).random((2, 3, 4, 2))
+    mask = np.arange(12).reshape(3, 4) % 3 > 0
+    expected, pullback = loss.vjp(y, target, mask=mask, reduction=reduction, **options)
+    dvalue = np.ones_like(expected)
+    expected_gradient, _ = pullback(dvalue)
+    y[~mask], target[~mask] = np.nan, np.inf
+    value, pullback = loss.vjp(y, target, mask=mask, reduction=reduction, **options)
+    assert_same(value, expected)
+    assert_same(pullback(dvalue)[0], expected_gradient)
+    assert not expected_gradient[~mask].any()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("mask", [None, "bool", "weights"])
+@pytest.mark.parametrize("kind", ELEMENTWISE)
+def test_elementwise_losses_on_strict_arrays(kind, mask, reduction, strict_namespace):
+    loss, options = ELEMENTWISE[kind]
+    y, target, d = np.random.default_rng(0).standard_normal((3, 3, 4))
+    if mask is not None:
+        options = {**options, "mask": y > 0 if mask == "bool" else y**2}
+    expected, pullback = loss.vjp(y, target, reduction=reduction, **options)
+    d = d if reduction == "none" else np.array(2.0)
+    value, strict_pullback = loss.vjp(*strict((y, target)), reduction=reduction, **strict(options))
+    assert_same(plain(value), expected)
+    assert_same(plain(strict_pullback(strict(d))[0]), pullback(d)[0])
+    assert_same(plain(strict_pullback(None)[0]), np.zeros_like(y))
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -363,6 +494,41 @@ def test_cross_entropy_refuses(logits, labels, options, error, message):
 )
 def test_mse_refuses(y, target, options, error, message):
     for call in (mse, mse.vjp):
+        with pytest.raises(error, match=message):
+            call(y, target, **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "target", "options", "error", "message"),
+    [
+        (l1, X, X.tolist(), {}, TypeError, "l1: target is a list, expected a numpy.ndarray"),
+        (l1, X.astype(int), X, {}, TypeError, "l1: y has dtype int64, expected float32 or float64"),
+        (l1, X, np.zeros((2, 1)), {}, ValueError, r"l1: target has shape \(2, 1\), expected the shape of y = \(2, 3\)"),
+        (huber, X, X, {"delta": 0}, ValueError, "huber: delta is 0, expected a positive number"),
+        (huber, X, X, {"delta": math.nan}, ValueError, "huber: delta is nan, expected a positive number"),
+        (smooth_l1, X, X, {"beta": -0.1}, ValueError, "smooth_l1: beta is -0.1, expected a number of at least 0"),
+        (smooth_l1, X, X, {"beta": math.inf}, ValueError, "smooth_l1: beta is inf, expected a number of at least 0"),
+        (smooth_l1, X, X, {"mask": np.ones((2, 3), int)}, TypeError, "smooth_l1: mask has dtype int64, expected bool"),
+        (
+            binary_cross_entropy, X, LABELS, {}, TypeError,
+            "binary_cross_entropy: target has dtype int64, expected float32 or float64",
+        ),
+        (
+            binary_cross_entropy, X, np.zeros(3), {}, ValueError,
+            r"binary_cross_entropy: target has shape \(3,\), expected the shape of logits = \(2, 3\)",
+        ),
+        (
+            binary_cross_entropy, X, X, {"mask": np.ones(3, bool)}, ValueError,
+            r"binary_cross_entropy: mask has shape \(3,\), expected the leading axes of logits = \(2,\)",
+        ),
+        (
+            binary_cross_entropy, X, X, {"reduction": "max"}, ValueError,
+            "binary_cross_entropy: reduction is 'max', expected one of 'mean', 'sum', 'none'",
+        ),
+    ],
+)  # fmt: skip
+def test_elementwise_losses_refuse(loss, y, target, options, error, message):
+    for call in (loss, loss.vjp):
         with pytest.raises(error, match=message):
             call(y, target, **options)
 
