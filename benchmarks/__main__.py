@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import click
 
-from . import compare, end_to_end, gpu, memory, nvrtc
+from . import checkpointing, compare, end_to_end, gpu, memory, nvrtc
 from .cases import GATES, QUICK_SIZES, SIZES, Size
 from .compare import Disagreement
 from .contenders import NotInstalled
@@ -93,6 +93,13 @@ def end_to_end_command(steps: int, repeats: int, threads: int, peer_python: str)
 def memory_command() -> None:
     """Print the peak memory of truncated backpropagation through time."""
     _show(memory.report())
+
+
+@main.command("checkpointing")
+@threads_option
+def checkpointing_command(threads: int) -> None:
+    """Print the peak memory and the time of gradient checkpointing in time, up to 100,000 steps."""
+    _show(checkpointing.report(threads=threads))
 
 
 @main.command("nvrtc")

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from problems import CELLS, Options, draw, pairwise, pattern_of_lengths, pattern
 from tolerance import arrays_of, assert_all_close, assert_same, recurrence_terms
 
 import gpurnn
+from benchmarks import checkpointing
 from gpurnn import kernels, reference
 
 LAYERS = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM, "gru": gpurnn.GRU}
@@ -272,14 +274,10 @@ def test_sizes_at_which_a_blas_changes_its_ways(threads):
     """In a process of its own, which is when a BLAS reads how many threads it may use."""
     limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
     code = "import test_checkpointing; test_checkpointing.bits_at_real_sizes()"
-    folder = os.path.dirname(__file__)
+    folder = Path(__file__).parent
+    environment = {**os.environ, **limits, "PYTHONPATH": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, **limits},
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", code], cwd=folder.parent, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -306,3 +304,12 @@ def test_memory_grows_like_the_root_of_the_steps():
     assert long < 4 * short
     assert peak(576, None) > 3.5 * peak(144, None)
     assert long < peak(2304, None) / 8
+
+
+def test_the_benchmark_finds_what_the_model_says():
+    header, _, _, _, plain, root = checkpointing.report(lengths=(3000,), every=("sqrt", "4096"), hidden=16)
+    assert "2 LSTM layers" in header
+    (memory,) = (float(entry) for entry in plain.split("|")[4:5])
+    steps, held, model = (float(entry) for entry in root.split("|")[3:6])
+    assert steps == 256
+    assert model < held < 3 * model < memory / 2
