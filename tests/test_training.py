@@ -323,6 +323,40 @@ def test_a_schedule_of_teacher_forcing_stays_a_probability():
         trainer(Forced(), stream(), teacher_forcing=lambda step: 0.5 * (step + 1)).train()
 
 
+def test_each_kind_of_weight_has_a_penalty_of_its_own():
+    l2 = {"weight_hh": 0.3, "weight_ih": 0.2, "output.weight": 0.1, "_hh_l0": 0.05, "embedding": 0.0}
+    params = language_model().params
+    grads = {name: np.ones_like(p) for name, p in params.items()}
+    found = add_l2(grads, params, l2)
+    expected = {
+        "recurrent.weight_hh_l0": 0.35,  # of two entries
+        "recurrent.bias_hh_l0": 0.05,
+        "recurrent.weight_ih_l0": 0.2,
+        "output.weight": 0.1,
+    }
+    for name, p in params.items():
+        np.testing.assert_allclose(
+            found[name], 1 + expected.get(name, 0.0) * p, rtol=4 * epsilon("float64"), err_msg=name
+        )
+    assert found["recurrent.bias_ih_l0"] is grads["recurrent.bias_ih_l0"]
+    assert add_l2(grads, params, {}) == grads
+
+
+def test_the_trainer_adds_each_penalty(tmp_path):
+    l2 = {"weight_hh": 0.3, "output.weight": 0.1}
+    plain, penalised = language_model(), language_model()
+    trainer(plain, stream(), steps=1).train()
+    trainer(penalised, stream(), steps=1, l2=l2, directory=tmp_path).train()
+    start = language_model().params
+    for name, p in penalised.params.items():
+        strength = sum(value for text, value in l2.items() if text in name)
+        expected = plain.params[name] - 0.1 * strength * start[name]
+        np.testing.assert_allclose(p, expected, rtol=0, atol=10 * epsilon("float64"))
+    assert trainer(language_model(), stream(), l2=l2, directory=tmp_path).resume() == 1
+    with pytest.raises(CheckpointError, match=r"belongs to a run whose l2\.weight_hh is 0\.3, but here it is 0\.2"):
+        trainer(language_model(), stream(), l2={**l2, "weight_hh": 0.2}, directory=tmp_path).resume()
+
+
 @pytest.mark.parametrize("clip_norm", [0.01, 1000.0])
 def test_the_norm_of_an_update_is_bounded(clip_norm):
     model = language_model()
@@ -798,6 +832,8 @@ def test_the_progress_bar_shows_loss_metric_and_speed(capsys):
         ({"clip_norm": 0.0}, "clip_norm is 0.0, expected a positive number"),
         ({"clip_value": math.nan}, "clip_value is nan, expected a positive number"),
         ({"l2": -0.1}, "l2 is -0.1, expected a number of at least 0"),
+        ({"l2": {"weight_hh": -1}}, r"l2\['weight_hh'\] is -1, expected a number of at least 0"),
+        ({"l2": {"weigth_hh": 0.1}}, r"l2 has 'weigth_hh', expected a part of one of the names \['embedding.weight'"),
         ({"patience": 2}, "validation is None, expected data for early stopping"),
         ({"validation_interval": 2}, "validation is None, expected data"),
         ({"validation": stream(), "validation_interval": 0}, "validation_interval is 0, expected at least 1"),
