@@ -255,6 +255,16 @@ def test_on_arrays_that_are_no_numpy_arrays():
         assert_bits(found, (outputs, pullback(cotangents)))
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_chunks_of_one_row(cell, each_wing, monkeypatch):
+    """A BLAS has other ways with one row than with many, so a chunk must be the same whatever it is a part of."""
+    monkeypatch.setattr(WINGS[each_wing], "CHUNK_ROWS", 1)
+    layer = LAYERS[cell](37, 29)
+    arguments, cotangents = problem_of(layer, 5, 1, None, False, True)
+    plain = results(layer, arguments, cotangents, None)
+    assert_bits(results(layer, arguments, cotangents, None, checkpoint_every=2), plain)
+
+
 SIZES = [(300, 7, 5, 3), (70, 47, 33, 65), (2100, 1, 17, 40)]
 """T, B, I, H, of several chunks each."""
 

@@ -259,6 +259,27 @@ def test_a_resumed_run_is_the_same(tmp_path, stop):
     assert losses == whole[1]
 
 
+def test_a_trainer_tells_the_model_only_what_it_must():
+    told = []
+
+    class Told(LanguageModel):
+        def loss_and_gradients(self, *arguments, rng, **options):
+            told.append(options)
+            return super().loss_and_gradients(*arguments, rng=rng, **options)
+
+    def train(data, **options):
+        told.clear()
+        model = Told(VOCABULARY, 3, 4)
+        Trainer(model, data, gpurnn.SGD(0.1), epochs=1, progress=False, **options).train()
+        return told
+
+    tokens = tokens_of(3 * 13)
+    assert train(TokenStream(tokens, 3, 4)) == [{}] * 3
+    assert train(TokenStream(tokens, 3, 4), gradient_checkpoint_every="sqrt") == [{"checkpoint_every": "sqrt"}] * 3
+    stream = TokenStream(tokens, 3, 4, gradient_steps=6)
+    assert train(stream) == [{"state_after": 2}, {"state_after": 4}, {"state_after": 4}]
+
+
 def test_another_truncation_is_another_run(tmp_path):
     def trainer(**options):
         data = TokenStream(tokens_of(60), 3, 4, **options)
