@@ -203,6 +203,20 @@ def state_space_layer(layer: Any) -> Entry:
     )  # fmt: skip
 
 
+def linear_gaussian() -> Entry:
+    model = gpurnn.LinearGaussian(0.5 * np.eye(H), normal(I, H), np.eye(H), np.eye(I), P0=np.eye(H))
+
+    def call(a: dict[str, Any]) -> Any:
+        value, pullback = model.vjp(a["y"])
+        return model(a["y"]), value, pullback(1.0), model.smooth(a["y"]), model.forecast(a["y"], 2)
+
+    wrong = {"y": [(), (S,), (S, B, I, 1), (S, B, I + 1), (0, B, I)]}
+    return Entry(
+        "LinearGaussian", {"y": normal(S, B, I)}, call, wrong, empty={"batch": {"y": (S, 0, I)}},
+        silent_about_nan=frozenset({"y"}),
+    )  # fmt: skip
+
+
 def attended(score: str, parameters: list[str]) -> Callable[[dict[str, Any]], Any]:
     def call(a: dict[str, Any]) -> Any:
         arguments = {name: a[name] for name in ("query", "keys", "values", "lengths", *parameters)}
@@ -334,6 +348,7 @@ ENTRIES: dict[str, list[Entry]] = {
     "RNN": [recurrent_layer("RNN", False)],
     "LSTM": [recurrent_layer("LSTM", False)],
     "GRU": [recurrent_layer("GRU", True)],
+    "LinearGaussian": [linear_gaussian()],
     "ssm": [state_space()],
     "StateSpace": [state_space_layer(gpurnn.StateSpace(I, H, V, dtype="float64"))],
     "DiagonalStateSpace": [
@@ -740,6 +755,16 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
         gpurnn.GRU,
         {"input_size": I, "hidden_size": H},
         {**RECURRENT_OPTIONS, "update": ["both", None], "reset_after": ["no", None, 2]},
+    ),
+    "LinearGaussian": (
+        gpurnn.LinearGaussian(np.eye(H), np.eye(H), np.eye(H), np.eye(H)).fit,
+        {"y": normal(T, H)},
+        {
+            "parameters": [("A",), (), "Q", None],
+            "method": ["newton", None],
+            "iterations": [-1, 1.5, None],
+            "tolerance": NUMBERS,
+        },
     ),
     "ssm": (
         gpurnn.ssm,

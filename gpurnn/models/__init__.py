@@ -3,6 +3,7 @@
 from .base import Model, load
 from .forecaster import Backtest, Forecast, Forecaster
 from .generator import SequenceGenerator
+from .kalman import LinearGaussian
 from .language_model import LanguageModel
 from .sequence import SequenceClassifier, SequenceRegressor, SequenceTagger
 from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
@@ -13,6 +14,7 @@ __all__ = [
     "Forecast",
     "Forecaster",
     "LanguageModel",
+    "LinearGaussian",
     "Model",
     "SequenceClassifier",
     "SequenceGenerator",

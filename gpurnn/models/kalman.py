@@ -1,0 +1,785 @@
+"""The linear-Gaussian state-space model: Kalman filter, smoother, likelihood, its gradient, and fits by both."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from .. import _checks, _dispatch
+from .._op import Pullback
+from ..layers.base import Array, Layer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_NAMES = ("F", "H", "Q", "R", "m0", "P0")
+_COVARIANCES = ("Q", "R", "P0")
+
+
+class Filtered(NamedTuple):
+    """What `LinearGaussian.filter` finds, for y (T, B, p) or, without the axis B, for y (T, p)."""
+
+    predicted_mean: Array
+    """(T, B, n): of x_t given the observations before it, y_0, ..., y_{t-1}."""
+    predicted_covariance: Array
+    """(T, B, n, n)"""
+    mean: Array
+    """(T, B, n): of x_t given y_0, ..., y_t."""
+    covariance: Array
+    """(T, B, n, n)"""
+
+
+class Smoothed(NamedTuple):
+    """What `LinearGaussian.smooth` finds, for y (T, B, p) or, without the axis B, for y (T, p)."""
+
+    mean: Array
+    """(T, B, n): of x_t given all observations."""
+    covariance: Array
+    """(T, B, n, n)"""
+
+
+class GaussianForecast(NamedTuple):
+    """What `LinearGaussian.forecast` finds, for y (T, B, p) or, without the axis B, for y (T, p)."""
+
+    mean: Array
+    """(steps, B, p): of the observations y_T, ..., y_{T+steps-1} given all before them."""
+    covariance: Array
+    """(steps, B, p, p)"""
+    state_mean: Array
+    """(steps, B, n): of the states."""
+    state_covariance: Array
+    """(steps, B, n, n)"""
+
+    def interval(self, level: float = 0.95) -> tuple[Array, Array]:
+        """The lower and the upper end of what holds each number of each observation with probability ``level``."""
+        where = "GaussianForecast.interval"
+        _checks.positive(where, "level", _checks.fraction(where, "level", level))
+        xp = _dispatch.namespace(where, mean=self.mean)
+        half = statistics.NormalDist().inv_cdf((1 + level) / 2) * xp.sqrt(_diagonal(xp, self.covariance))
+        return self.mean - half, self.mean + half
+
+
+@dataclass
+class _Steps:
+    """A pass of the filter: what the pass back over the steps needs of each of them, in order.
+
+    Where initial states are diffuse, x_0 = m0 + E delta + N(0, P) with an unknown delta (B, d). All means are then
+    matrices of 1 + d columns, the mean for delta = 0 and what delta adds to it: they are read times (1, delta).
+    """
+
+    mean: list[Array] = field(default_factory=list)
+    """(B, n, 1 + d): predicted."""
+    covariance: list[Array] = field(default_factory=list)
+    filtered_mean: list[Array] = field(default_factory=list)
+    filtered_covariance: list[Array] = field(default_factory=list)
+    innovation: list[Array] = field(default_factory=list)
+    """(B, p, 1 + d): S^-1 v, of the innovation v and its covariance S."""
+    precision: list[Array] = field(default_factory=list)
+    """(B, p, p): S^-1."""
+    gain: list[Array] = field(default_factory=list)
+    """(B, n, p): K = P H^T S^-1."""
+    observation: list[Array] = field(default_factory=list)
+    """(B, p, n): H, zero in the rows of what is missing."""
+    information: list[Array] = field(default_factory=list)
+    """(B, 1 + d, 1 + d): the sum of v^T S^-1 v up to the step, itself included."""
+    log_determinant: Any = 0.0
+    """(B,): the sum of log |S|."""
+
+
+def _transpose(xp: Any, array: Array) -> Array:
+    return xp.matrix_transpose(array)
+
+
+def _symmetric(xp: Any, array: Array) -> Array:
+    return (array + xp.matrix_transpose(array)) / 2
+
+
+def _diagonal(xp: Any, array: Array) -> Array:
+    """The diagonal of each matrix."""
+    return xp.linalg.diagonal(array)
+
+
+def _at(parameter: Array, t: int, ndim: int = 2) -> Array:
+    """A parameter's value at step t, whether it varies or not."""
+    return parameter if parameter.ndim == ndim else parameter[t, ...]
+
+
+class LinearGaussian(Layer):
+    """Linear-Gaussian state-space model: x_{t+1} = F_t x_t + N(0, Q_t), y_t = H_t x_t + N(0, R_t), x_0 ~ N(m0, P0).
+
+    A call gives the log-likelihood of observations, and `vjp` its exact gradient. NaN among the observations are
+    missing ones, whole or in part. Covariances are updated in Joseph's form and kept symmetric.
+
+    Parameters
+    ----------
+    F : (n, n) or (time, n, n) array
+        The transition from step t to step t + 1. With an axis of time it holds at least as many steps as there are
+        observations, and for forecasts the steps ahead as well; so do H, Q and R.
+    H : (p, n) or (time, p, n) array
+        What is observed of the state.
+    Q : (n, n) or (time, n, n) array
+        Covariance of the transition's noise; it may be singular.
+    R : (p, p) or (time, p, p) array
+        Covariance of the observations' noise; it may be singular.
+    m0 : (n,) array, optional
+        Mean of the state at the first observation; zero by default.
+    P0 : (n, n) array, optional
+        Its covariance. `inf` on the diagonal makes a state diffuse: nothing is known of it before the observations. The
+        rest of its row and column is zero. By default all states are diffuse.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        F, H, Q, R, m0 and P0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unsupported or mixed arrays or dtypes; shapes that do not fit; a covariance that is not symmetric or has a
+        negative eigenvalue.
+
+    Notes
+    -----
+    Diffuse states are exact, the limit of large variances and no large variance: the filter runs for each of them
+    beside the mean, and what the observations say of them is a regression (de Jong 1991). The log-likelihood is the
+    limit of log p(y) + (d/2) log(variance) with d diffuse states, as Durbin and Koopman define it. The smoother inverts
+    no covariance of states, so that these may be singular (de Jong 1989); its results are those of Rauch, Tung and
+    Striebel's.
+
+    References
+    ----------
+    R. E. Kalman, "A new approach to linear filtering and prediction problems", Journal of Basic Engineering 82 (1960);
+    J. Durbin, S. J. Koopman, "Time series analysis by state space methods", 2nd ed. (2012), chapters 4, 5 and 7;
+    P. de Jong, "The diffuse Kalman filter", Annals of Statistics 19 (1991).
+
+    Examples
+    --------
+    A level that wanders, seen through noise:
+
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rng = np.random.default_rng(0)
+    >>> y = (np.cumsum(rng.normal(0, 0.5, 200)) + rng.normal(0, 2, 200))[:, None]
+    >>> y[50:60] = np.nan
+    >>> one = np.ones((1, 1))
+    >>> model = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=one)
+    >>> gained = model.fit(y)
+    >>> bool(gained[-1] > gained[0])
+    True
+    >>> level, variance = model.smooth(y)
+    >>> level.shape, variance.shape
+    ((200, 1), (200, 1, 1))
+    >>> low, high = model.forecast(y, 5).interval(0.9)
+    >>> bool(np.all(np.diff(high - low, axis=0) > 0))
+    True
+    """
+
+    def __init__(
+        self, F: Array, H: Array, Q: Array, R: Array, m0: Array | None = None, P0: Array | None = None
+    ) -> None:
+        where = "LinearGaussian"
+        _checks.given(where, F=F, H=H, Q=Q, R=R)
+        xp = _dispatch.namespace(where, F=F, H=H, Q=Q, R=R, m0=m0, P0=P0)
+        _checks.same_dtype(where, F=F, H=H, Q=Q, R=R, m0=m0, P0=P0)
+        for name, array, symbols in (("F", F, "(n, n)"), ("H", H, "(p, n)"), ("Q", Q, "(n, n)"), ("R", R, "(p, p)")):
+            if array.ndim not in (2, 3):
+                raise ValueError(
+                    f"{where}: {name} has shape {tuple(array.shape)}, expected {symbols}, or a first axis of time too"
+                )
+        p, n = H.shape[-2:]
+        if p < 1 or n < 1:
+            raise ValueError(f"{where}: H has shape {tuple(H.shape)}, expected p and n of at least 1 in (p, n)")
+        for name, array, shape, symbols in (
+            ("F", F, (n, n), "(n, n)"), ("Q", Q, (n, n), "(n, n)"), ("R", R, (p, p), "(p, p)"),
+        ):  # fmt: skip
+            _checks.shape(where, name, array, (*array.shape[:-2], *shape), f"{symbols} at its end")
+        if m0 is None:
+            m0 = _dispatch.zeros(xp, (n,), F)
+        if P0 is None:
+            unit = xp.eye(n, dtype=F.dtype, device=_dispatch.device(F))
+            P0 = xp.where(unit == 1, xp.full_like(unit, math.inf), xp.zeros_like(unit))
+        _checks.shape(where, "m0", m0, (n,), "(n,)")
+        _checks.shape(where, "P0", P0, (n, n), "(n, n)")
+        given = dict(zip(_NAMES, (F, H, Q, R, m0, P0), strict=True))
+        for name, array in given.items():
+            held = _dispatch.to_numpy(array)
+            if name in _COVARIANCES:
+                _check_covariance(where, name, held)
+            elif not np.isfinite(held).all():
+                raise ValueError(f"{where}: {name} holds NaN or infinity, expected finite numbers")
+        self.params = {name: xp.asarray(array, copy=True) for name, array in given.items()}
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """The model that `save` wrote to ``path``."""
+        from safetensors.numpy import load_file
+
+        return cls(**load_file(path))
+
+    def _describe(self) -> str:
+        p, n = self.params["H"].shape[-2:]
+        varying = [name for name in "FHQR" if self.params[name].ndim == 3]
+        told = [f"state_size={n}", f"observation_size={p}", *([f"varying={'+'.join(varying)}"] if varying else [])]
+        return ", ".join([*told, f"diffuse={len(self._diffuse())}"])
+
+    def _diffuse(self) -> list[int]:
+        """Which states are diffuse."""
+        return [int(k) for k in np.flatnonzero(np.isinf(np.diagonal(_dispatch.to_numpy(self.params["P0"]))))]
+
+    # The passes over time
+
+    def _observations(self, where: str, y: Array, ahead: int = 0) -> tuple[Any, Array]:
+        """The namespace, and y (T, B, p) of y as a caller has it; refuse what does not fit."""
+        _checks.given(where, y=y)
+        xp = _dispatch.namespace(where, params=self.params["F"], y=y)
+        _checks.same_dtype(where, params=self.params["F"], y=y)
+        p = self.params["H"].shape[-2]
+        if y.ndim not in (2, 3) or y.shape[-1] != p or y.shape[0] < 1:
+            raise ValueError(f"{where}: y has shape {tuple(y.shape)}, expected (T, p) or (T, B, p) with p = {p}, T > 0")
+        for name in "FHQR":
+            parameter = self.params[name]
+            if parameter.ndim == 3 and parameter.shape[0] < y.shape[0] + ahead:
+                steps = f"T + steps = {y.shape[0] + ahead}" if ahead else f"T = {y.shape[0]}"
+                raise ValueError(f"{where}: {name} has {parameter.shape[0]} steps, expected at least {steps}")
+        return xp, xp.expand_dims(y, axis=1) if y.ndim == 2 else y
+
+    def _initial(self, xp: Any, B: int) -> tuple[Array, Array]:
+        """The predicted mean (B, n, 1 + d) and covariance (B, n, n) at the first step."""
+        m0, P0, Q, R = (self.params[name] for name in ("m0", "P0", "Q", "R"))
+        n = m0.shape[0]
+        unit = xp.eye(n, dtype=m0.dtype, device=_dispatch.device(m0))
+        columns = [xp.reshape(m0, (n, 1)), *(unit[:, k : k + 1] for k in self._diffuse())]
+        # A finite variance added to an infinite one changes nothing but the conditioning, best at the noises' size.
+        size = sum(xp.mean(_diagonal(xp, noise)) for noise in (Q, R))
+        size = xp.where(size > 0, size, xp.ones_like(size))
+        covariance = xp.where(xp.isinf(P0), unit * size, P0)
+        zero = _dispatch.zeros(xp, (B, 1, 1), m0)
+        return xp.expand_dims(xp.concat(columns, axis=1), axis=0) + zero, covariance + zero
+
+    def _advance(self, xp: Any, t: int, mean: Array, covariance: Array) -> tuple[Array, Array]:
+        """From the mean and covariance of the state at step t to those predicted of the next."""
+        F, Q = _at(self.params["F"], t), _at(self.params["Q"], t)
+        return F @ mean, _symmetric(xp, F @ covariance @ _transpose(xp, F)) + Q
+
+    def _forward(self, xp: Any, y: Array) -> _Steps:
+        """The filter."""
+        steps, (mean, covariance) = _Steps(), self._initial(xp, y.shape[1])
+        T, B, p = y.shape
+        missing = xp.isnan(y)
+        some_missing = bool(_dispatch.to_numpy(xp.any(missing)))
+        y = xp.where(missing, xp.zeros_like(y), y)
+        columns, n = mean.shape[2], mean.shape[1]
+        unit_p = xp.eye(p, dtype=y.dtype, device=_dispatch.device(y))
+        unit_n = xp.eye(n, dtype=y.dtype, device=_dispatch.device(y))
+        nothing = _dispatch.zeros(xp, (B, p, columns - 1), y)
+        none = _dispatch.zeros(xp, (B, 1, 1), y)
+        information, log_determinant = _dispatch.zeros(xp, (B, columns, columns), y), _dispatch.zeros(xp, (B,), y)
+        for t in range(T):
+            H, R = _at(self.params["H"], t) + none, _at(self.params["R"], t) + none
+            if some_missing:
+                # A missing observation reads nothing of the state, and its noise has variance 1 and is 0.
+                gone = missing[t, ...]
+                H = xp.where(gone[:, :, None], xp.zeros_like(H), H)
+                R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit_p + none, R)
+            innovation = xp.concat([y[t, ...][:, :, None], nothing], axis=2) - H @ mean
+            cross = covariance @ _transpose(xp, H)
+            S = _symmetric(xp, H @ cross + R)
+            precision = _symmetric(xp, xp.linalg.inv(S))
+            gain = cross @ precision
+            weighed = precision @ innovation
+            rest = unit_n - gain @ H
+            information = information + _transpose(xp, innovation) @ weighed
+            log_determinant = log_determinant + xp.linalg.slogdet(S)[1]
+            steps.mean.append(mean)
+            steps.covariance.append(covariance)
+            steps.observation.append(H)
+            steps.innovation.append(weighed)
+            steps.precision.append(precision)
+            steps.gain.append(gain)
+            steps.information.append(information)
+            mean = mean + gain @ innovation
+            covariance = _symmetric(xp, rest @ covariance @ _transpose(xp, rest) + gain @ R @ _transpose(xp, gain))
+            steps.filtered_mean.append(mean)
+            steps.filtered_covariance.append(covariance)
+            if t + 1 < T:
+                mean, covariance = self._advance(xp, t, mean, covariance)
+        steps.log_determinant = log_determinant
+        return steps
+
+    def _diffuse_moments(self, where: str, xp: Any, steps: _Steps) -> Array:
+        """E[(1, delta) (1, delta)^T] given all observations, (B, 1 + d, 1 + d)."""
+        information = steps.information[-1]
+        if information.shape[1] > 1 and not _dispatch.to_numpy(xp.all(_determined(xp, information))):
+            raise ValueError(f"{where}: y does not determine the diffuse states, expected more observations or a P0")
+        return _moments(xp, information)
+
+    def _log_likelihood(self, xp: Any, y: Array, steps: _Steps) -> Array:
+        """(B,), the log-likelihood of each sequence."""
+        information = steps.information[-1]
+        squares = information[:, 0, 0]
+        total = xp.zeros_like(squares)
+        if information.shape[1] > 1:
+            # The diffuse states are integrated over, which a regression does.
+            explained = _moments(xp, information)[:, 1:, 0]
+            squares = squares + xp.sum(information[:, 1:, 0] * explained, axis=1)
+            total = xp.linalg.slogdet(information[:, 1:, 1:])[1]
+        count = xp.sum(xp.astype(~xp.isnan(y), y.dtype), axis=(0, 2))
+        return -(steps.log_determinant + squares + count * math.log(2 * math.pi) + total) / 2
+
+    def _backward(self, xp: Any, steps: _Steps, moments: Array, visit: Callable[..., None]) -> tuple[Array, Array]:
+        """The pass back: ``visit(t, e, D, r, N, x, V)`` at each step, from the last to the first.
+
+        r (B, n, 1 + d) and N are the gradient of the log-likelihood by the mean that step t leaves to t + 1, and its
+        covariance; e and D the same for the observation at t; x and V the smoothed mean and covariance for known delta.
+        Returned are r and N of the first predicted state.
+        """
+        r, N = xp.zeros_like(steps.mean[0]), xp.zeros_like(steps.covariance[0])
+        unit = xp.eye(N.shape[-1], dtype=N.dtype, device=_dispatch.device(N))
+        for t in reversed(range(len(steps.mean))):
+            after = r, N
+            if t + 1 < len(steps.mean):
+                F = _at(self.params["F"], t)
+                r, N = _transpose(xp, F) @ r, _transpose(xp, F) @ N @ F
+            gain, H = steps.gain[t], steps.observation[t]
+            P, back = steps.filtered_covariance[t], _transpose(xp, gain)
+            visit(
+                t, steps.innovation[t] - back @ r, steps.precision[t] + back @ N @ gain, *after,
+                steps.filtered_mean[t] + P @ r, _symmetric(xp, P - P @ N @ P), back - back @ N @ P,
+            )  # fmt: skip
+            rest = unit - gain @ H
+            r = _transpose(xp, H) @ steps.innovation[t] + _transpose(xp, rest) @ r
+            N = _symmetric(xp, _transpose(xp, H) @ steps.precision[t] @ H + _transpose(xp, rest) @ N @ rest)
+        return r, N
+
+    # What it is for
+
+    def __call__(self, y: Array) -> Array:
+        """The log-likelihood of observations, in nats, summed over all sequences: a () array.
+
+        Parameters
+        ----------
+        y : (T, p) or (T, B, p) array
+            A sequence or several, of the dtype of the parameters. NaN is missing.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An unsupported or mixed array or dtype, a shape that does not fit, or observations that do not determine the
+            diffuse states.
+        """
+        where = "LinearGaussian"
+        xp, y = self._observations(where, y)
+        steps = self._forward(xp, y)
+        self._diffuse_moments(where, xp, steps)
+        return xp.asarray(xp.sum(self._log_likelihood(xp, y, steps)))
+
+    log_likelihood = __call__
+
+    def vjp(self, y: Array) -> tuple[Array, Pullback]:
+        """``(log_likelihood, pullback)``, with ``pullback(dvalue)`` returning ``(dy, grads)``.
+
+        ``pullback(1.0)`` is the score, exact. The gradients of the covariances are symmetric. Those of what is diffuse,
+        in m0 and P0, and of missing observations are zero.
+
+        References
+        ----------
+        S. J. Koopman, N. Shephard, "Exact score for time series models in state space form", Biometrika 79 (1992).
+        """
+        value, dy, grads, _ = self._score("LinearGaussian", y)
+        xp, shape = _dispatch.namespace("LinearGaussian", y=y), y.shape
+
+        def pullback(dvalue: Array | float) -> tuple[Array, dict[str, Array]]:
+            return xp.reshape(dy, shape) * dvalue, {name: g * dvalue for name, g in grads.items()}
+
+        return value, pullback
+
+    def _score(self, where: str, y: Array) -> tuple[Array, Array, dict[str, Array], tuple[Array, Array]]:
+        """The log-likelihood, its gradients, and the sums of E[x x^T] over all steps, and over all but the last."""
+        xp, y = self._observations(where, y)
+        steps = self._forward(xp, y)
+        M = self._diffuse_moments(where, xp, steps)
+        sums = {name: [] for name in "FHQR"}  # type: dict[str, list[Array]]
+        squares: list[Array] = []
+        dy: list[Array] = []
+        missing = xp.isnan(y)
+
+        def visit(t: int, e: Array, D: Array, r: Array, N: Array, x: Array, V: Array, G: Array) -> None:
+            gone = missing[t, ...]
+            eM = e @ M
+            dH, dR = eM @ _transpose(xp, x) - G, (eM @ _transpose(xp, e) - D) / 2
+            dH = xp.where(gone[:, :, None], xp.zeros_like(dH), dH)
+            dR = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), xp.zeros_like(dR), dR)
+            # Past the last step there is no transition.
+            curvature = r @ M @ _transpose(xp, r) - N
+            mean, covariance = steps.filtered_mean[t], steps.filtered_covariance[t]
+            dF = r @ M @ _transpose(xp, mean) + curvature @ _at(self.params["F"], t) @ covariance
+            for name, gradient in (("F", dF), ("H", dH), ("Q", curvature / 2), ("R", dR)):
+                sums[name].append(xp.sum(gradient, axis=0))
+            squares.append(xp.sum(x @ M @ _transpose(xp, x) + V, axis=0))
+            dy.append(xp.where(gone, xp.zeros_like(y[t, ...]), -eM[:, :, 0]))
+
+        r, N = self._backward(xp, steps, M, visit)
+        finite = ~xp.isinf(_diagonal(xp, self.params["P0"]))
+        both = xp.logical_and(finite[:, None], finite[None, :])
+        rM = r @ M
+        dm0, dP0 = xp.sum(rM[:, :, 0], axis=0), xp.sum(rM @ _transpose(xp, r) - N, axis=0) / 2
+        grads = {
+            "m0": xp.where(finite, dm0, xp.zeros_like(dm0)),
+            "P0": xp.where(both, dP0, xp.zeros_like(dP0)),
+        }
+        for name, parts in sums.items():
+            each = xp.stack(parts[::-1])
+            parameter = self.params[name]
+            if parameter.ndim == 2:
+                grads[name] = xp.sum(each, axis=0)
+            else:
+                unused = _dispatch.zeros(xp, (parameter.shape[0] - each.shape[0], *each.shape[1:]), each)
+                grads[name] = xp.concat([each, unused], axis=0)
+        whole = xp.sum(xp.stack(squares), axis=0)
+        value = xp.asarray(xp.sum(self._log_likelihood(xp, y, steps)))
+        # Steps are visited from the last to the first.
+        return value, xp.stack(dy[::-1]), {name: grads[name] for name in _NAMES}, (whole, whole - squares[0])
+
+    def filter(self, y: Array) -> Filtered:
+        """The Kalman filter: the distribution of each state given the observations so far.
+
+        Parameters
+        ----------
+        y : (T, p) or (T, B, p) array
+            NaN is missing.
+
+        Returns
+        -------
+        Filtered
+            Means and covariances, predicted and filtered. They are NaN as long as the observations do not determine all
+            diffuse states.
+        """
+        single = y.ndim == 2 if hasattr(y, "ndim") else False
+        xp, y = self._observations("LinearGaussian.filter", y)
+        steps = self._forward(xp, y)
+        before = [xp.zeros_like(steps.information[0]), *steps.information[:-1]]
+        results: list[Array] = []
+        for means, covariances, information in (
+            (steps.mean, steps.covariance, before),
+            (steps.filtered_mean, steps.filtered_covariance, steps.information),
+        ):
+            held = xp.stack(information)
+            known = _determined(xp, held)[..., None, None]
+            # What is not determined yet is computed with a harmless matrix, and replaced.
+            unit = xp.eye(held.shape[-1], dtype=held.dtype, device=_dispatch.device(held)) + xp.zeros_like(held)
+            moments = _moments(xp, xp.where(known, held, unit))
+            mean, covariance = _marginal(xp, xp.stack(means), xp.stack(covariances), moments)
+            unknown = xp.full_like(covariance, math.nan)
+            results += [
+                xp.where(known[..., 0], mean, unknown[..., 0]), xp.where(known, covariance, unknown),
+            ]  # fmt: skip
+        return Filtered(*_squeezed(results, single))
+
+    def smooth(self, y: Array) -> Smoothed:
+        """The fixed-interval smoother: the distribution of each state given all observations.
+
+        Parameters
+        ----------
+        y : (T, p) or (T, B, p) array
+            NaN is missing.
+
+        Returns
+        -------
+        Smoothed
+            Means and covariances; those that Rauch, Tung and Striebel's smoother gives.
+        """
+        single = y.ndim == 2 if hasattr(y, "ndim") else False
+        where = "LinearGaussian.smooth"
+        xp, y = self._observations(where, y)
+        steps = self._forward(xp, y)
+        M = self._diffuse_moments(where, xp, steps)
+        means: list[Array] = []
+        covariances: list[Array] = []
+
+        def visit(t: int, e: Array, D: Array, r: Array, N: Array, x: Array, V: Array, G: Array) -> None:
+            means.append(x)
+            covariances.append(V)
+
+        self._backward(xp, steps, M, visit)
+        return Smoothed(*_squeezed(_marginal(xp, xp.stack(means[::-1]), xp.stack(covariances[::-1]), M), single))
+
+    def forecast(self, y: Array, steps: int) -> GaussianForecast:
+        """The distribution of the observations that follow ``y``.
+
+        Parameters
+        ----------
+        y : (T, p) or (T, B, p) array
+            NaN is missing.
+        steps : int
+            How many observations ahead.
+
+        Returns
+        -------
+        GaussianForecast
+            Means and covariances of observations and states; ``interval(level)`` gives the bounds of an interval.
+        """
+        where = "LinearGaussian.forecast"
+        steps = _checks.integer_at_least(where, "steps", steps, 1)
+        single = y.ndim == 2 if hasattr(y, "ndim") else False
+        xp, y = self._observations(where, y, steps)
+        done, T = self._forward(xp, y), y.shape[0]
+        M = self._diffuse_moments(where, xp, done)
+        mean, covariance = _marginal(xp, done.filtered_mean[-1], done.filtered_covariance[-1], M)
+        mean = mean[..., None]
+        results: list[list[Array]] = [[], [], [], []]
+        for t in range(T, T + steps):
+            mean, covariance = self._advance(xp, t - 1, mean, covariance)
+            H = _at(self.params["H"], t)
+            seen = _symmetric(xp, H @ covariance @ _transpose(xp, H)) + _at(self.params["R"], t)
+            for into, found in zip(results, ((H @ mean)[..., 0], seen, mean[..., 0], covariance), strict=True):
+                into.append(found)
+        return GaussianForecast(*_squeezed([xp.stack(each) for each in results], single))
+
+    # Fitting
+
+    def fit(
+        self,
+        y: Array,
+        parameters: tuple[str, ...] = ("Q", "R"),
+        *,
+        method: Literal["bfgs", "em"] = "bfgs",
+        diagonal: bool = True,
+        iterations: int = 200,
+        tolerance: float = 1e-9,
+    ) -> np.ndarray[Any, Any]:
+        """Fit parameters to observations by maximum likelihood, from where they are; they are changed in place.
+
+        Parameters
+        ----------
+        y : (T, p) or (T, B, p) array
+            NaN is missing.
+        parameters : tuple of {"F", "H", "Q", "R", "m0", "P0"}
+            Which to fit, with no axis of time; all their entries, but see ``diagonal``. What is diffuse stays so.
+        method : {"bfgs", "em"}
+            The quasi-Newton method of Broyden, Fletcher, Goldfarb and Shanno on the exact gradient, or expectation
+            maximisation, which never lowers the likelihood but may need many more iterations.
+        diagonal : bool
+            Whether only the diagonals of Q, R and P0 are fitted, the other entries being zero. A variance of zero stays
+            zero. Without it, a singular covariance keeps its null space.
+        iterations : int
+            The most of them.
+        tolerance : float
+            The fit ends when the log-likelihood gains less than this, for each number observed.
+
+        Returns
+        -------
+        log_likelihoods : (iterations + 1,) array of float64
+            Before the first iteration and after each.
+
+        References
+        ----------
+        R. H. Shumway, D. S. Stoffer, "An approach to time series smoothing and forecasting using the EM algorithm",
+        Journal of Time Series Analysis 3 (1982); J. Durbin, S. J. Koopman (2012), section 7.3.
+        """
+        where = "LinearGaussian.fit"
+        _checks.choice(where, "method", method, ("bfgs", "em"))
+        iterations = _checks.integer_at_least(where, "iterations", iterations, 0)
+        tolerance = _checks.non_negative(where, "tolerance", tolerance)
+        if not isinstance(parameters, (tuple, list)) or not parameters:
+            raise TypeError(f"{where}: parameters is {parameters!r}, expected a tuple of names")
+        for name in parameters:
+            _checks.choice(where, "parameters", name, _NAMES)
+            if self.params[name].ndim == 3:
+                raise ValueError(f"{where}: {name} varies with time, expected one to fit that does not")
+            if diagonal and name in _COVARIANCES:
+                held = _dispatch.to_numpy(self.params[name])
+                if np.any(held[~np.eye(len(held), dtype=bool)]):
+                    raise ValueError(f"{where}: {name} is not diagonal, expected a diagonal, or diagonal=False")
+        xp, observed = self._observations(where, y)
+        count = max(int(_dispatch.to_numpy(xp.sum(xp.astype(~xp.isnan(observed), xp.int64)))), 1)
+        found = self._em(observed, parameters, diagonal) if method == "em" else self._bfgs(
+            observed, parameters, diagonal, count
+        )  # fmt: skip
+        values = [next(found)]
+        for _ in range(iterations):
+            values.append(next(found, values[-1]))
+            if values[-1] - values[-2] <= tolerance * count:
+                break
+        return np.array(values)
+
+    def _set(self, values: dict[str, np.ndarray[Any, Any]]) -> None:
+        for name, value in values.items():
+            p = self.params[name]
+            xp = _dispatch.namespace("LinearGaussian.fit", params=p)
+            p[...] = _dispatch.from_numpy(xp, value.astype(_checks.dtype_name(p)))
+
+    def _host(self, arrays: dict[str, Array]) -> dict[str, np.ndarray[Any, Any]]:
+        """Copies in float64, in NumPy."""
+        return {name: np.array(_dispatch.to_numpy(a), np.float64) for name, a in arrays.items()}
+
+    def _em(self, y: Array, parameters: tuple[str, ...], diagonal: bool) -> Iterator[float]:
+        """The log-likelihoods of expectation maximisation.
+
+        The expectations follow from the score, which is that of the complete data: summed over n steps, E[w w^T] is
+        n Q + 2 Q (dL/dQ) Q and E[w x^T] is Q dL/dF; R and H likewise.
+        """
+        T, B = y.shape[:2]
+        value, _, grads, squares = self._score("LinearGaussian.fit", y)
+        yield float(_dispatch.to_numpy(value))
+        while True:
+            p, g = self._host(self.params), self._host(grads)
+            everywhere, but_last = (np.array(_dispatch.to_numpy(s), np.float64) for s in squares)
+            new: dict[str, np.ndarray[Any, Any]] = {}
+            for matrix, noise, steps, moment in (("F", "Q", (T - 1) * B, but_last), ("H", "R", T * B, everywhere)):
+                if steps == 0:
+                    continue
+                covariance = p[noise] + 2 * p[noise] @ g[noise] @ p[noise] / steps
+                if matrix in parameters:
+                    change = np.linalg.solve(moment, (p[noise] @ g[matrix]).T).T
+                    new[matrix] = p[matrix] + change
+                    covariance -= change @ moment @ change.T / steps
+                if noise in parameters:
+                    new[noise] = (covariance + covariance.T) / 2
+            finite = np.where(np.isinf(p["P0"]), 0, p["P0"])
+            shift = finite @ g["m0"] / B
+            if "m0" in parameters:
+                new["m0"] = p["m0"] + shift
+            if "P0" in parameters:
+                # The sum of all sequences' second moments about the mean that is kept.
+                second = 2 * finite @ g["P0"] @ finite / B
+                second -= np.outer(shift, shift) if "m0" in parameters else 0
+                new["P0"] = p["P0"] + second
+            for name in _COVARIANCES:
+                if diagonal and name in new:
+                    new[name] = np.where(np.eye(len(new[name]), dtype=bool), new[name], 0)
+            self._set(new)
+            value, _, grads, squares = self._score("LinearGaussian.fit", y)
+            yield float(_dispatch.to_numpy(value))
+
+    def _bfgs(self, y: Array, parameters: tuple[str, ...], diagonal: bool, count: int) -> Iterator[float]:
+        """The log-likelihoods of BFGS.
+
+        A covariance is A X X^T A^T, with X to be found from the unit matrix on: so it stays one, at whatever scale.
+        """
+        start = self._host(self.params)
+        sizes = {name: start[name].size for name in parameters}
+        roots = {name: _root(start[name]) for name in parameters if name in _COVARIANCES}
+        masks = {name: np.eye(len(root), dtype=bool) if diagonal else np.ones_like(root, bool)
+                 for name, root in roots.items()}  # fmt: skip
+
+        def unpacked(theta: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            pieces = np.split(theta, np.cumsum(list(sizes.values()))[:-1])
+            return {name: piece.reshape(start[name].shape) for name, piece in zip(sizes, pieces, strict=True)}
+
+        def objective(theta: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+            """Minus the log-likelihood for each number observed, and its gradient."""
+            values, X = {}, unpacked(theta)
+            for name, piece in X.items():
+                values[name] = piece
+                if name in roots:
+                    factor = roots[name] @ piece
+                    values[name] = np.where(np.isinf(start[name]), np.inf, factor @ factor.T)
+            self._set(values)
+            value, _, grads, _ = self._score("LinearGaussian.fit", y)
+            g = self._host(grads)
+            for name, root in roots.items():
+                g[name] = np.where(masks[name], 2 * root.T @ g[name] @ root @ X[name], 0)
+            gradient = np.concatenate([g[name].ravel() for name in sizes])
+            return -float(_dispatch.to_numpy(value)) / count, -gradient / count
+
+        x = np.concatenate([(np.eye(len(roots[name])) if name in roots else start[name]).ravel() for name in sizes])
+        value, gradient = objective(x)
+        yield -value * count
+        inverse = np.eye(len(x)) / max(float(np.linalg.norm(gradient)), 1.0)
+        first = True
+        while True:
+            direction = -inverse @ gradient
+            slope = float(direction @ gradient)
+            step = 2.0
+            while True:
+                step /= 2
+                if step < 1e-10:
+                    # No step lowers the value any more: this is as far as rounding lets it come.
+                    objective(x)
+                    return
+                found = objective(x + step * direction)
+                # Armijo's condition: the value falls by a share of what the slope promises.
+                if found[0] <= value + 1e-4 * step * slope:
+                    break
+            s, change = step * direction, found[1] - gradient
+            curvature = float(s @ change)
+            if curvature > 1e-12 * float(np.linalg.norm(s) * np.linalg.norm(change)):
+                if first:
+                    inverse = np.eye(len(x)) * curvature / float(change @ change)
+                    first = False
+                project = np.eye(len(x)) - np.outer(s, change) / curvature
+                inverse = project @ inverse @ project.T + np.outer(s, s) / curvature
+            x = x + s
+            value, gradient = found
+            yield -value * count
+
+
+def _check_covariance(where: str, name: str, given: np.ndarray[Any, Any]) -> None:
+    diffuse = np.isinf(given) & (given > 0) & np.eye(given.shape[-1], dtype=bool)
+    rows = diffuse.any(axis=-1)
+    if name == "P0" and rows.any():
+        crossed = (rows[:, None] | rows[None, :]) & ~np.eye(len(given), dtype=bool)
+        if given[crossed].any():
+            raise ValueError(f"{where}: P0 has covariances with a diffuse state, expected zeros in its row and column")
+        given = np.where(diffuse, 0, given)
+    if not np.isfinite(given).all():
+        allowed = ", or inf on the diagonal" if name == "P0" else ""
+        raise ValueError(f"{where}: {name} holds NaN or infinity, expected finite numbers{allowed}")
+    size = float(np.abs(given).max(initial=0.0))
+    slack = 100 * given.shape[-1] * float(np.finfo(given.dtype).eps) * size
+    if (np.abs(given - np.swapaxes(given, -1, -2)) > slack).any():
+        raise ValueError(f"{where}: {name} is not symmetric, expected a covariance")
+    least = float(np.linalg.eigvalsh(given).min(initial=0.0))
+    if least < -slack:
+        raise ValueError(f"{where}: {name} has the eigenvalue {least:.3g}, expected none below 0")
+
+
+def _root(covariance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The symmetric square root of a covariance, with zero for what is infinite."""
+    values, vectors = np.linalg.eigh(np.where(np.isinf(covariance), 0, covariance))
+    root: np.ndarray[Any, Any] = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return root
+
+
+def _determined(xp: Any, information: Array) -> Array:
+    """(...), whether the information (..., 1 + d, 1 + d) determines the d diffuse states."""
+    held = information[..., 1:, 1:]
+    d = held.shape[-1]
+    if d == 0:
+        return xp.isfinite(information[..., 0, 0])
+    # The scale of each state is taken out, so that only what is told of them counts.
+    scale = xp.sqrt(_diagonal(xp, held))
+    scale = xp.where(scale > 0, scale, xp.ones_like(scale))
+    least = xp.min(xp.linalg.eigvalsh(held / scale[..., :, None] / scale[..., None, :]), axis=-1)
+    return least > 100 * d * float(xp.finfo(held.dtype).eps)
+
+
+def _moments(xp: Any, information: Array) -> Array:
+    """E[(1, delta) (1, delta)^T], (..., 1 + d, 1 + d), from the information."""
+    one = xp.ones_like(information[..., :1, :1])
+    if information.shape[-1] == 1:
+        return one
+    covariance = _symmetric(xp, xp.linalg.inv(information[..., 1:, 1:]))
+    mean = -(covariance @ information[..., 1:, :1])
+    top = xp.concat([one, _transpose(xp, mean)], axis=-1)
+    return xp.concat([top, xp.concat([mean, mean @ _transpose(xp, mean) + covariance], axis=-1)], axis=-2)
+
+
+def _marginal(xp: Any, mean: Array, covariance: Array, moments: Array) -> tuple[Array, Array]:
+    """Mean (..., n) and covariance from those for known delta, which is integrated over."""
+    expected = (mean @ moments[..., :, :1])[..., 0]
+    spread = mean[..., 1:]
+    center = moments[..., 1:, :1]
+    return expected, covariance + spread @ (moments[..., 1:, 1:] - center @ _transpose(xp, center)) @ _transpose(
+        xp, spread
+    )
+
+
+def _squeezed(results: Any, single: bool) -> Any:
+    return [r[:, 0, ...] for r in results] if single else list(results)

@@ -1,0 +1,541 @@
+"""The linear-Gaussian state-space model: the joint normal distribution, statsmodels, published numbers.
+
+``data/state_space_series.npz`` holds series of the statsmodels package, in the public domain: ``nile``, the flow of the
+Nile at Aswan in 10^8 m^3 a year, 1871 to 1970; ``co2``, the CO2 at Mauna Loa in ppm a week, from 29 March 1958 on, NaN
+where there is none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import statsmodels.api
+from strict_wing import DEVICE, Array, plain, strict
+from tolerance import arrays_of, assert_all_close, assert_close, assert_same, check_gradients
+
+import gpurnn
+
+SERIES = Path(__file__).parent / "data" / "state_space_series.npz"
+
+
+def series(name: str) -> np.ndarray:
+    with np.load(SERIES) as held:
+        return held[name][:, None]
+
+
+def covariance(rng, n: int, rank: int | None = None) -> np.ndarray:
+    root = rng.standard_normal((n, rank or n + 2))
+    return root @ root.T / n
+
+
+def draw(
+    T: int = 6, B: int = 2, n: int = 3, p: int = 2, varying: str = "", missing: bool = True, diffuse=(), seed: int = 0,
+    ahead: int = 0,
+):  # fmt: skip
+    """A random model and observations of its size; one step is missing as a whole, and single numbers are."""
+    rng = np.random.default_rng(seed)
+    made = {
+        "F": lambda: 0.7 * np.eye(n) + 0.3 * rng.standard_normal((n, n)),
+        "H": lambda: rng.standard_normal((p, n)),
+        "Q": lambda: covariance(rng, n),
+        "R": lambda: covariance(rng, p),
+    }
+    given = {
+        name: np.stack([make() for _ in range(T + ahead)]) if name in varying else make() for name, make in made.items()
+    }
+    P0 = covariance(rng, n)
+    for k in diffuse:
+        P0[k], P0[:, k] = 0, 0
+        P0[k, k] = np.inf
+    y = rng.standard_normal((T, B, p))
+    if missing:
+        y[2, 0] = np.nan
+        y[rng.random(y.shape) < 0.2] = np.nan
+    return gpurnn.LinearGaussian(**given, m0=rng.standard_normal(n), P0=P0), y
+
+
+def joint(model, T: int, wide: np.ndarray | None = None):
+    """Mean and covariance of all states, then all observations, one after the other, by linearity alone."""
+    p = {name: np.asarray(a) for name, a in model.params.items()}
+    at = lambda name, t: p[name][t] if p[name].ndim == 3 else p[name]  # noqa: E731
+    n, m = p["F"].shape[-1], p["H"].shape[-2]
+    P0 = p["P0"] if wide is None else wide
+    # The states and observations as a linear map of independent sources: x_0, the w_t and the v_t.
+    sources = [P0] + [at("Q", t) for t in range(T - 1)] + [at("R", t) for t in range(T)]
+    sizes = [len(s) for s in sources]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    states = np.zeros((T, n, starts[-1]))
+    states[0, :, :n] = np.eye(n)
+    mean = [p["m0"]]
+    for t in range(T - 1):
+        states[t + 1] = at("F", t) @ states[t]
+        states[t + 1, :, starts[1 + t] : starts[2 + t]] += np.eye(n)
+        mean.append(at("F", t) @ mean[-1])
+    seen = np.stack([at("H", t) @ states[t] for t in range(T)])
+    for t in range(T):
+        seen[t, :, starts[T + t] : starts[T + t + 1]] += np.eye(m)
+    spread = np.zeros((starts[-1], starts[-1]))
+    for s, k in zip(sources, starts, strict=False):
+        spread[k : k + len(s), k : k + len(s)] = s
+    maps = np.concatenate([states.reshape(T * n, -1), seen.reshape(T * m, -1)])
+    means = np.concatenate([*mean, *[at("H", t) @ mean[t] for t in range(T)]])
+    return means, maps @ spread @ maps.T
+
+
+def conditioned(mean, spread, values, upto):
+    """The normal distribution of all, given those of ``values`` (NaN for what is free) below the index ``upto``."""
+    known = ~np.isnan(values) & (np.arange(len(values)) < upto)
+    gain = np.linalg.solve(spread[np.ix_(known, known)], spread[known]).T
+    return mean + gain @ (values[known] - mean[known]), spread - gain @ spread[known]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("varying", ["", "FHQR"])
+@pytest.mark.parametrize("single", [False, True])
+def test_it_is_the_joint_normal_distribution(varying, missing, single):
+    T, B, n, p, steps = 6, 1 if single else 3, 3, 2, 4
+    model, y = draw(T, B, n, p, varying, missing, ahead=steps)
+    given = y[:, 0] if single else y
+    value, filtered = model(given), model.filter(given)
+    smoothed, forecast = model.smooth(given), model.forecast(given, steps)
+    if single:
+        filtered, smoothed, forecast = ([a[:, None] for a in group] for group in (filtered, smoothed, forecast))
+    mean, spread = joint(model, T + steps)
+    states, total = (T + steps) * n, 0.0
+    for b in range(B):
+        values = np.full(len(mean), np.nan)
+        values[states : states + T * p] = y[:, b].ravel()
+        for t in range(T + steps):
+            own, seen = slice(n * t, n * t + n), slice(states + p * t, states + p * t + p)
+            cases = [(states + T * p, *((smoothed[0], smoothed[1]) if t < T else (forecast[2], forecast[3])), own)]
+            if t < T:
+                cases.append((states + t * p, filtered[0], filtered[1], own))
+                cases.append((states + (t + 1) * p, filtered[2], filtered[3], own))
+            else:
+                cases.append((states + T * p, forecast[0], forecast[1], seen))
+            for upto, means, spreads, part in cases:
+                expected, covariance = conditioned(mean, spread, values, upto)
+                at = t if t < T else t - T
+                assert_close(means[at, b], expected[part], 1000, magnitude=1)
+                assert_close(spreads[at, b], covariance[part, part], 1000, magnitude=1)
+        known = ~np.isnan(values)
+        residual, S = values[known] - mean[known], spread[np.ix_(known, known)]
+        total -= (residual @ np.linalg.solve(S, residual) + np.linalg.slogdet(2 * np.pi * S)[1]) / 2
+    assert_close(value, np.array(total), 1000)
+    assert value.shape == ()
+
+
+@pytest.mark.parametrize("diffuse", [(0,), (0, 2), (0, 1, 2)])
+def test_a_diffuse_state_is_the_limit_of_a_large_variance(diffuse):
+    """The error of a large variance kappa falls as 1/kappa, so two of them tell the limit to its square."""
+    model, y = draw(8, 2, varying="FHQR", diffuse=diffuse)
+    moderate = np.where(np.isinf(model.params["P0"]), 0, model.params["P0"])
+    found = [model(y), *model.smooth(y), *model.forecast(y[:7], 1)]
+    limits = []
+    for kappa in (1e5, 2e5):
+        P0 = moderate + kappa * np.isinf(model.params["P0"])
+        proper = gpurnn.LinearGaussian(**{**model.params, "P0": P0})
+        value = proper(y) + y.shape[1] * len(diffuse) * np.log(kappa) / 2
+        limits.append([value, *proper.smooth(y), *proper.forecast(y[:7], 1)])
+    for result, first, second in zip(found, *limits, strict=True):
+        assert np.abs(result - first).max() > 10 * np.abs(result - (2 * second - first)).max()
+        np.testing.assert_allclose(2 * second - first, result, rtol=1e-6, atol=1e-6)
+
+
+def test_the_filter_knows_nothing_until_the_diffuse_states_are_determined():
+    trend = gpurnn.LinearGaussian(
+        np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([[1.0, 0.0]]), np.diag([0.1, 0.01]), np.eye(1)
+    )
+    y = np.array([3.0, np.nan, 4.0, 6.0])[:, None]
+    filtered = trend.filter(y)
+    assert np.isnan(filtered.mean[:2]).all()
+    assert np.isnan(filtered.covariance[:2]).all()
+    assert np.isnan(filtered.predicted_mean[:3]).all()
+    for a in (filtered.mean[2:], filtered.covariance[2:], filtered.predicted_mean[3:]):
+        assert np.isfinite(a).all()
+    # A line through two points.
+    np.testing.assert_allclose(filtered.mean[2], [4.0, 0.5], rtol=0.1)
+    assert_same(filtered.mean[-1], trend.smooth(y).mean[-1])
+    with pytest.raises(ValueError, match="LinearGaussian: y does not determine the diffuse states, expected more obs"):
+        trend(y[:2])
+
+
+def rauch_tung_striebel(model, filtered):
+    F = model.params["F"]
+    mean, spread = [filtered.mean[-1]], [filtered.covariance[-1]]
+    for t in reversed(range(len(filtered.mean) - 1)):
+        J = filtered.covariance[t] @ F.T @ np.linalg.inv(filtered.predicted_covariance[t + 1])
+        mean.insert(0, filtered.mean[t] + (J @ (mean[0] - filtered.predicted_mean[t + 1])[..., None])[..., 0])
+        transposed = np.swapaxes(J, -1, -2)
+        spread.insert(0, filtered.covariance[t] + J @ (spread[0] - filtered.predicted_covariance[t + 1]) @ transposed)
+    return np.stack(mean), np.stack(spread)
+
+
+def test_the_smoother_is_that_of_rauch_tung_and_striebel():
+    model, y = draw(30, 2)
+    assert_all_close(tuple(model.smooth(y)), list(rauch_tung_striebel(model, model.filter(y))), 1000)
+
+
+def oracle(model, y):
+    """The same model of statsmodels, for one sequence."""
+    n, p = model.params["F"].shape[-1], model.params["H"].shape[-2]
+    other = statsmodels.api.tsa.statespace.MLEModel(y, k_states=n, k_posdef=n)
+    matrices = {"transition": "F", "design": "H", "state_cov": "Q", "obs_cov": "R"}
+    for name, ours in matrices.items():
+        other[name] = np.moveaxis(model.params[ours], 0, -1) if model.params[ours].ndim == 3 else model.params[ours]
+    other["selection"] = np.eye(n)
+    assert other["design"].shape[0] == p
+    P0 = model.params["P0"]
+    if np.isinf(P0).all(where=np.eye(n, dtype=bool)):
+        other.ssm.initialize_diffuse()
+    else:
+        other.ssm.initialize_known(model.params["m0"], P0)
+    other.ssm.tolerance = 0  # else it takes the covariances to have converged, and stops computing them
+    return other.ssm.smooth()
+
+
+@pytest.mark.parametrize("varying", ["", "FHQR"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_statsmodels_finds_the_same(varying, missing):
+    model, y = draw(40, 1, varying=varying, missing=missing, seed=1)
+    y = y[:, 0]
+    found, filtered, smoothed = oracle(model, y), model.filter(y), model.smooth(y)
+    assert_close(model(y), np.array(found.llf), 1000)
+    for ours, theirs in (
+        (filtered.mean, found.filtered_state), (filtered.covariance, found.filtered_state_cov),
+        (filtered.predicted_mean, found.predicted_state[..., :-1]),
+        (filtered.predicted_covariance, found.predicted_state_cov[..., :-1]),
+        (smoothed.mean, found.smoothed_state), (smoothed.covariance, found.smoothed_state_cov),
+    ):  # fmt: skip
+        assert_close(ours, np.ascontiguousarray(np.moveaxis(theirs, -1, 0)), 1000)
+
+
+def test_statsmodels_finds_the_same_of_a_diffuse_level():
+    model, y = local_level(1469.1, 15099.0), series("nile")
+    found, smoothed = oracle(model, y), model.smooth(y)
+    assert_close(model(y), np.array(found.llf), 1000)
+    assert_close(smoothed.mean[:, 0], found.smoothed_state[0], 1000)
+    assert_close(smoothed.covariance[:, 0, 0], found.smoothed_state_cov[0, 0], 1000)
+
+
+@pytest.mark.parametrize("diffuse", [(), (1,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("varying", ["", "FHQR", "HQ"])
+def test_the_score_against_central_differences(varying, missing, diffuse):
+    # As many observations as states: the less is known of a diffuse state, the larger the fifth derivative.
+    model, y = draw(5, 2, p=3, varying=varying, missing=missing, diffuse=diffuse)
+    value, pullback = model.vjp(y)
+    assert_same(value, model(y))
+    dy, grads = pullback(1.0)
+    assert_same(pullback(1.0), (dy, grads))
+    assert list(grads) == list(model.params)
+    assert_all_close(list(pullback(-2.0)[1].values()), [-2 * g for g in grads.values()], 0)
+    assert not dy[np.isnan(y)].any()
+
+    P0 = model.params["P0"]
+    infinite = np.isinf(P0)
+    known = ~infinite.any(axis=1)
+    start = {
+        **model.params,
+        "P0": np.where(known[:, None] & known, P0, np.nan),
+        "m0": np.where(known, model.params["m0"], np.nan),
+    }
+
+    def outputs(inputs):
+        # Only symmetric changes of a covariance mean anything.
+        given = {
+            name: (a + np.swapaxes(a, -1, -2)) / 2 if name in ("Q", "R", "P0") else a for name, a in inputs.items()
+        }
+        given["P0"] = np.where(infinite, np.inf, np.where(np.isnan(given["P0"]), 0, given["P0"]))
+        given["m0"] = np.where(np.isnan(given["m0"]), 0, given["m0"])
+        return [gpurnn.LinearGaussian(**{name: given[name] for name in start})(inputs["y"])]
+
+    check_gradients(outputs, {**start, "y": y}, [np.ones(())], {**grads, "y": dy}, seed=3)
+
+
+def local_level(level: float, observation: float) -> gpurnn.LinearGaussian:
+    one = np.ones((1, 1))
+    return gpurnn.LinearGaussian(one, one, level * one, observation * one)
+
+
+def test_the_nile_has_the_variances_that_durbin_and_koopman_publish():
+    """15099 and 1469.1, "Time series analysis by state space methods", 2nd ed., section 2.10.3."""
+    y = series("nile")
+    model = local_level(y.var() / 2, y.var() / 2)
+    history = model.fit(y)
+    assert len(history) < 20
+    assert model.params["R"].item() == pytest.approx(15099, rel=1e-3)
+    assert model.params["Q"].item() == pytest.approx(1469.1, rel=1e-3)
+    assert history[-1] == pytest.approx(float(model(y)), rel=1e-12)
+    assert (np.diff(history) >= 0).all()
+    slower = local_level(2000.0, 14000.0)
+    history = slower.fit(y, method="em", iterations=120, tolerance=0)
+    assert len(history) == 121
+    assert (np.diff(history) > 0).all()
+    assert slower.params["R"].item() == pytest.approx(15099, rel=0.02)
+    assert slower.params["Q"].item() == pytest.approx(1469.1, rel=0.02)
+
+
+def co2_model(variances, period: float = 365.25 / 7) -> gpurnn.LinearGaussian:
+    """A level with a slope, and two harmonics of the year."""
+    F, H = np.eye(6), np.array([[1.0, 0, 1, 0, 1, 0]])
+    F[0, 1] = 1
+    for k in (1, 2):
+        angle = 2 * np.pi * k / period
+        c, s = np.cos(angle), np.sin(angle)
+        F[2 * k : 2 * k + 2, 2 * k : 2 * k + 2] = [[c, s], [-s, c]]
+    level, slope, season, observation = variances
+    return gpurnn.LinearGaussian(F, H, np.diag([level, slope, *[season] * 4]), np.full((1, 1), observation))
+
+
+def generalised_least_squares(model, y) -> float:
+    """The log-likelihood of a diffuse model as that of a regression on the initial state, residuals correlated."""
+    T, n = len(y), len(model.params["F"])
+    mean, spread = joint(model, T, wide=np.zeros((n, n)))
+    X = [model.params["H"][0]]
+    for _ in range(T - 1):
+        X.append(X[-1] @ model.params["F"])
+    known = ~np.isnan(y[:, 0])
+    L = np.linalg.cholesky(spread[T * n :, T * n :][np.ix_(known, known)])
+    Xw, yw = (np.linalg.solve(L, a[known]) for a in (np.array(X), y[:, 0] - mean[T * n :]))
+    q, r = np.linalg.qr(Xw)
+    residual = yw - q @ (q.T @ yw)
+    half = np.log(np.diag(L)).sum() + np.log(np.abs(np.diag(r))).sum()
+    return float(-half - (residual @ residual + len(yw) * np.log(2 * np.pi)) / 2)
+
+
+def test_co2_is_fitted_and_forecast_through_its_gaps():
+    y = series("co2")
+    past, future = y[104:520], y[520:572]
+    assert np.isnan(past).sum() == 34
+    model = co2_model((0.1, 1e-5, 1e-3, 0.5))
+    start = past[:150]
+    # What cancels where the initial level is unknown is the squares of the observations over their variance.
+    size = float(np.nansum(start**2)) / model.params["R"].item()
+    assert_close(model(start), np.array(generalised_least_squares(model, start)), 1, magnitude=size)
+    history = model.fit(past, iterations=8)
+    assert (np.diff(history) >= 0).all()
+    assert history[-1] > history[0] + 100
+    forecast = model.forecast(past, 52)
+    low, high = forecast.interval(0.95)
+    known = ~np.isnan(future)
+    assert known.sum() > 45
+    inside = (low < future) & (future < high)
+    assert inside[known].mean() > 0.9
+    # The season alone swings by 6 ppm; the last value for all the year errs by 2.
+    assert np.sqrt(np.mean((forecast.mean - future)[known] ** 2)) < 0.7
+
+
+@pytest.mark.parametrize("method", ["em", "bfgs"])
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_every_parameter_is_fitted(method, diagonal):
+    """From a wrong start the likelihood rises, with EM at every step, and all of the score but rotations vanishes."""
+    rng = np.random.default_rng(0)
+    model, y = draw(40, 3, n=2, p=2, seed=2)
+    if diagonal:
+        for name in ("Q", "R", "P0"):
+            model.params[name][...] = np.diag(np.diag(model.params[name]))
+    names = ("F", "H", "Q", "R", "m0", "P0")
+    before = {name: p.copy() for name, p in model.params.items()}
+    y = y + np.cumsum(rng.standard_normal(y.shape), axis=0) * 0.3
+    history = model.fit(y, names, method=method, diagonal=diagonal, iterations=25, tolerance=0)
+    assert (np.diff(history) >= 0).all()
+    assert history[-1] > history[0] + 10
+    for name, p in model.params.items():
+        assert (p != before[name]).any(), name
+        if name in ("Q", "R", "P0"):
+            assert_same(p, p.T.copy())
+            assert np.linalg.eigvalsh(p).min() > -1e-12
+            assert not diagonal or not p[~np.eye(len(p), dtype=bool)].any()
+
+
+@pytest.mark.parametrize("names", [("Q",), ("R",), ("F", "Q"), ("H", "R"), ("m0", "P0"), ("F", "H")], ids="".join)
+def test_em_stands_still_where_the_score_vanishes(names):
+    """One step of EM from the maximum that BFGS finds changes nothing; one from elsewhere does."""
+    model, y = draw(50, 4, n=2, p=2, seed=4, missing=True)
+    y *= 1.5
+    start = {name: p.copy() for name, p in model.params.items()}
+    model.fit(y, names, method="em", diagonal=False, iterations=1)
+    moved = max(float(np.abs(model.params[name] - start[name]).max()) for name in names)
+    model.fit(y, names, diagonal=False, iterations=300, tolerance=0)
+    best = {name: p.copy() for name, p in model.params.items()}
+    model.fit(y, names, method="em", diagonal=False, iterations=1, tolerance=0)
+    assert max(float(np.abs(model.params[name] - best[name]).max()) for name in names) < 1e-3 * moved
+
+
+def test_a_fit_finds_what_made_the_data():
+    rng = np.random.default_rng(5)
+    T, B = 100, 30
+    F, x = np.array([[0.9]]), np.zeros((T + 1, B))
+    for t in range(T):
+        x[t + 1] = 0.9 * x[t] + 0.5 * rng.standard_normal(B)
+    y = (x[1:] + 0.3 * rng.standard_normal((T, B)))[..., None]
+    model = gpurnn.LinearGaussian(0.3 * F, np.eye(1), np.eye(1), np.eye(1), P0=np.eye(1))
+    model.fit(y, ("F", "Q", "R"))
+    assert model.params["F"].item() == pytest.approx(0.9, abs=0.03)
+    assert model.params["Q"].item() == pytest.approx(0.25, rel=0.1)
+    assert model.params["R"].item() == pytest.approx(0.09, rel=0.2)
+
+
+def test_variances_of_zero_stay_and_singular_covariances_work():
+    """A season that repeats exactly: its states have no noise, and their covariances become singular."""
+    rng = np.random.default_rng(0)
+    y = (np.tile([5.0, -1.0, -4.0], 20) + 0.5 * rng.standard_normal(60))[:, None]
+    F = np.array([[-1.0, -1.0], [1.0, 0.0]])
+    model = gpurnn.LinearGaussian(F, np.array([[1.0, 0.0]]), np.zeros((2, 2)), np.eye(1))
+    for method in ("bfgs", "em"):
+        model.fit(y, method=method, iterations=30)
+        assert not model.params["Q"].any()
+    y[-6:] = np.nan
+    np.testing.assert_allclose(model.forecast(y, 3).mean[:, 0], [5, -1, -4], atol=0.5)
+    # The variance of a mean of 18 or so values of each season.
+    assert model.params["R"].item() == pytest.approx(0.25, rel=0.5)
+    exact = gpurnn.LinearGaussian(np.eye(1), np.eye(1), np.eye(1), np.zeros((1, 1)))
+    assert_close(exact.smooth(y[:10]).mean, y[:10], 10)
+
+
+def test_covariances_stay_covariances_where_observations_are_nearly_exact():
+    F = np.array([[1.0, 1.0], [0.0, 1.0]])
+    for dtype, small in (("float64", 1e-12), ("float32", 1e-5)):
+        arrays = (F, np.array([[1.0, 0.0]]), 1e-6 * np.eye(2), small * np.eye(1), np.zeros(2), 1e6 * np.eye(2))
+        model = gpurnn.LinearGaussian(*(a.astype(dtype) for a in arrays))
+        y = np.arange(200.0, dtype=dtype)[:, None]
+        filtered = model.filter(y)
+        for spread in (filtered.covariance, filtered.predicted_covariance):
+            assert spread.dtype == dtype
+            assert_same(spread, np.swapaxes(spread, -1, -2).copy())
+            scale = np.sqrt(np.diagonal(spread, axis1=-2, axis2=-1).astype("float64"))
+            assert (scale > 0).all()
+            correlation = spread / scale[:, :, None] / scale[:, None, :]
+            assert np.linalg.eigvalsh(correlation).min() > -10 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("diffuse", [(), (0, 1, 2)])
+def test_float32(diffuse):
+    model, y = draw(20, 2, diffuse=diffuse)
+    small = gpurnn.LinearGaussian(**{name: p.astype("float32") for name, p in model.params.items()})
+    single = y.astype("float32")
+    value, pullback = small.vjp(single)
+    results = [value, *small.smooth(single), *small.forecast(single, 2)]
+    expected = [model(y), *model.smooth(y), *model.forecast(y, 2)]
+    for r, e in zip(results, expected, strict=True):
+        assert_close(r, np.asarray(e, "float32"), 1000)
+    dy, grads = pullback(1.0)
+    for r, e in zip([dy, *grads.values()], arrays_of(model.vjp(y)[1](1.0)), strict=True):
+        assert_close(r, e.astype("float32"), 2000)
+
+
+def test_an_interval_holds_its_share():
+    rng = np.random.default_rng(0)
+    B = 4000
+    level = np.cumsum(rng.standard_normal((12, B)), axis=0)
+    y = (level + 0.5 * rng.standard_normal((12, B)))[..., None]
+    model = gpurnn.LinearGaussian(np.eye(1), np.eye(1), np.eye(1), 0.25 * np.eye(1))
+    forecast = model.forecast(y[:10], 2)
+    for share in (0.5, 0.95):
+        low, high = forecast.interval(share)
+        inside = ((low < y[10:]) & (y[10:] < high)).mean(axis=1)
+        assert (np.abs(inside - share) < 4 * (share * (1 - share) / B) ** 0.5).all()
+    for level in (0.0, 1.0, 1.5):
+        with pytest.raises(ValueError, match=r"GaussianForecast.interval: level is"):
+            forecast.interval(level)
+
+
+def test_saved_and_read(tmp_path):
+    model, y = draw(6, 1, varying="H", diffuse=(1,))
+    model.save(tmp_path / "model.safetensors")
+    again = gpurnn.LinearGaussian.from_file(tmp_path / "model.safetensors")
+    assert_same(again(y), model(y))
+    assert_same(again.params, model.params)
+    assert repr(again) == repr(model)
+    assert repr(model) == "LinearGaussian(state_size=3, observation_size=2, varying=H, diffuse=1)  # 70 parameters"
+
+
+def leaves(nested) -> list:
+    if isinstance(nested, dict):
+        nested = tuple(nested.values())
+    return [leaf for entry in nested for leaf in leaves(entry)] if isinstance(nested, tuple) else [nested]
+
+
+@pytest.mark.parametrize("diffuse", [(), (0, 2)])
+def test_on_arrays_that_are_not_numpys(strict_namespace, diffuse):
+    model, y = draw(6, 2, varying="FR", diffuse=diffuse, ahead=2)
+    moved = gpurnn.LinearGaussian(**strict(model.params))
+    on = strict(y)
+    for result, expected in (
+        (moved(on), model(y)),
+        (tuple(moved.filter(on)), tuple(model.filter(y))),
+        (tuple(moved.smooth(on)), tuple(model.smooth(y))),
+        (tuple(moved.forecast(on, 2)), tuple(model.forecast(y, 2))),
+        (tuple(moved.forecast(on, 2).interval()), tuple(model.forecast(y, 2).interval())),
+        (moved.vjp(on)[1](1.0), model.vjp(y)[1](1.0)),
+    ):
+        for leaf in leaves(result):
+            assert isinstance(leaf, Array)
+            assert leaf.device == DEVICE
+        assert_same(plain(result), expected)
+    # A diffuse model's P0 made by default, and a fit.
+    for method in ("em", "bfgs"):
+        free = {name: p[0] if p.ndim == 3 else p for name, p in model.params.items() if name not in ("m0", "P0")}
+        one, other = gpurnn.LinearGaussian(**free), gpurnn.LinearGaussian(**strict(free))
+        options = {"method": method, "diagonal": False, "iterations": 3}
+        np.testing.assert_array_equal(one.fit(y, **options), other.fit(on, **options))
+        assert_same(plain(other.params), one.params)
+
+
+GOOD = {"F": np.eye(2), "H": np.ones((1, 2)), "Q": np.eye(2), "R": np.eye(1), "m0": np.zeros(2), "P0": np.eye(2)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"F": np.eye(3)}, r"F has shape \(3, 3\), expected \(n, n\) at its end = \(2, 2\)"),
+        ({"F": np.ones(2)}, r"F has shape \(2,\), expected \(n, n\), or a first axis of time too"),
+        ({"R": np.eye(2)}, r"R has shape \(2, 2\), expected \(p, p\) at its end = \(1, 1\)"),
+        ({"m0": np.zeros(3)}, r"m0 has shape \(3,\), expected \(n,\) = \(2,\)"),
+        ({"P0": np.zeros(2)}, r"P0 has shape \(2,\), expected \(n, n\)"),
+        ({"H": np.ones((0, 2))}, r"H has shape \(0, 2\), expected p and n of at least 1"),
+        ({"Q": np.array([[1.0, 0.5], [0.0, 1.0]])}, r"Q is not symmetric, expected a covariance"),
+        ({"Q": np.diag([1.0, -0.5])}, r"Q has the eigenvalue -0.5, expected none below 0"),
+        ({"F": np.full((2, 2), np.nan)}, r"F holds NaN or infinity, expected finite numbers$"),
+        ({"m0": np.array([0.0, np.inf])}, r"m0 holds NaN or infinity, expected finite numbers$"),
+        ({"R": np.full((1, 1), np.inf)}, r"R holds NaN or infinity, expected finite numbers$"),
+        ({"P0": np.full((2, 2), np.nan)}, r"P0 holds NaN or infinity, expected finite numbers, or inf on the diagonal"),
+        ({"P0": np.array([[np.inf, 0.1], [0.1, 1.0]])}, r"P0 has covariances with a diffuse state, expected zeros"),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_none_is_refused(change, message):
+    with pytest.raises(ValueError, match=f"LinearGaussian: {message}"):
+        gpurnn.LinearGaussian(**{**GOOD, **change})
+
+
+def test_refusals():
+    model = gpurnn.LinearGaussian(**GOOD)
+    for y in (np.ones(4), np.ones((4, 2)), np.ones((0, 1)), np.ones((4, 1, 1, 1))):
+        with pytest.raises(ValueError, match=r"y has shape .*, expected \(T, p\) or \(T, B, p\) with p = 1, T > 0"):
+            model(y)
+    with pytest.raises(TypeError, match="LinearGaussian: y has dtype float32 but params has float64"):
+        model(np.ones((4, 1), "float32"))
+    y = np.ones((4, 1))
+    with pytest.raises(ValueError, match=r"LinearGaussian.forecast: steps is 0, expected at least 1"):
+        model.forecast(y, 0)
+    varying = gpurnn.LinearGaussian(**{**GOOD, "H": np.ones((4, 1, 2))})
+    with pytest.raises(ValueError, match=r"LinearGaussian: H has 4 steps, expected at least T = 5"):
+        varying(np.ones((5, 1)))
+    with pytest.raises(ValueError, match=r"LinearGaussian.forecast: H has 4 steps, expected at least T \+ steps = 6"):
+        varying.forecast(y, 2)
+    for options, error, message in (
+        ({"parameters": ("A",)}, ValueError, "parameters is 'A', expected one of 'F', 'H'"),
+        ({"parameters": "Q"}, TypeError, "parameters is 'Q', expected a tuple of names"),
+        ({"parameters": ("H",)}, ValueError, "H varies with time, expected one to fit that does not"),
+        ({"method": "newton"}, ValueError, "method is 'newton', expected one of 'bfgs', 'em'"),
+        ({"iterations": -1}, ValueError, "iterations is -1, expected at least 0"),
+        ({"tolerance": np.nan}, ValueError, "tolerance is nan, expected"),
+    ):
+        with pytest.raises(error, match=f"LinearGaussian.fit: {message}"):
+            varying.fit(y, **options)
+    full = gpurnn.LinearGaussian(**{**GOOD, "Q": np.array([[1.0, 0.5], [0.5, 1.0]])})
+    with pytest.raises(ValueError, match=r"LinearGaussian.fit: Q is not diagonal, expected a diagonal, or diag"):
+        full.fit(y)
