@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import click
 
-from . import checkpointing, compare, end_to_end, gpu, memory, nvrtc
+from . import checkpointing, compare, end_to_end, gpu, memory, nvrtc, scan
 from .cases import GATES, QUICK_SIZES, SIZES, Size
 from .compare import Disagreement
 from .contenders import NotInstalled
@@ -100,6 +100,12 @@ def memory_command() -> None:
 def checkpointing_command(threads: int) -> None:
     """Print the peak memory and the time of gradient checkpointing in time, up to 100,000 steps."""
     _show(checkpointing.report(threads=threads))
+
+
+@main.command("scan")
+def scan_command() -> None:
+    """Print the time of the parallel scan of linear state-space models beside a loop's, up to 100,000 steps."""
+    _show(scan.report())
 
 
 @main.command("nvrtc")

@@ -13,8 +13,8 @@ from strict_wing import DEVICE, Array, plain, strict
 from tolerance import arrays_of, assert_all_close, assert_close, assert_golden, assert_same, check_gradients
 
 import gpurnn
-
-SIZES = {"T": 5, "B": 4, "I": 2, "N": 3, "O": 2}
+from benchmarks import scan
+from benchmarks.compare import Disagreement
 
 
 def normal(*shape: int, seed: int = 0, dtype: str = "float64") -> np.ndarray:
@@ -447,3 +447,21 @@ def test_no_part_of_a_state_may_hide_the_other():
     assert_same(layer(x, (real, None)), layer(x, (real, 0 * imag)))
     assert_same(layer(x, (None, imag)), layer(x, (0 * real, imag)))
     assert any((a != b).any() for a, b in zip(arrays_of(layer(x, (real, None))), arrays_of(layer(x)), strict=True))
+
+
+def test_the_benchmark_has_a_row_for_each_kind_dtype_and_length(monkeypatch):
+    _, _, _, _, *rows = scan.report(lengths=(3, 70), states=3, repeats=1)
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert [c[:3] for c in cells] == [
+        [kind, dtype, T] for kind, dtypes in scan.DTYPES.items() for dtype in dtypes for T in ("3", "70")
+    ]
+    assert all(float(c[3]) > 0 and float(c[4]) > 0 for c in cells)
+    right = scan.scan
+
+    def wrong(xp, *arrays):
+        h, *gradients = right(xp, *arrays)
+        return 1.001 * h, *gradients
+
+    monkeypatch.setattr(scan, "scan", wrong)
+    with pytest.raises(Disagreement, match="scan and the loop disagree in float32"):
+        list(scan.report(lengths=(3,), states=3, repeats=1))
