@@ -66,6 +66,14 @@ def test_predictions_are_fed_back(each_wing, dtype):
     assert linear(dtype=dtype).predict(series[:, None], 3).shape == (3, 1)
 
 
+def test_an_interval_lies_between_quantiles_of_the_samples():
+    series, model = simulate(30), linear(residuals=[0.5, -0.7])
+    noise = model._noise((1, 7), "gaussian", np.random.default_rng(5))[0, :, 0]
+    found = model.forecast(series, 1, samples=7, level=0.7, rng=5)
+    expected = np.quantile(found.point + noise, [0.15, 0.85])
+    assert_close(np.concatenate([found.lower, found.upper]), expected, TERMS)
+
+
 def psi_weights(phi, steps):
     """The response of the autoregression to a unit of noise."""
     start = np.zeros(len(phi))

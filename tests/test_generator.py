@@ -243,6 +243,18 @@ def test_fit_trains_on_sequences_of_any_lengths():
     assert_same(model.predict(np.eye(5, dtype="float32"), 7), (np.arange(5)[:, None] + np.arange(7)) % 5)
 
 
+def test_fit_follows_a_schedule_of_teacher_forcing():
+    x, waves = np.eye(2, dtype="float32"), np.ones((2, 4, 1), "float32")
+    found = {}
+    for name, forcing in {"free": 0.0, "taught": 1.0, "halving": lambda step: 0.5**step}.items():
+        model = SequenceGenerator(2, 3, 1, output_activation="identity", loss="l1")
+        trainer = model.fit(x, waves, steps=3, teacher_forcing=forcing, log_interval=1)
+        found[name] = [(record["teacher_forcing"], record["loss"]) for record in trainer.history]
+    assert [forced for forced, _ in found["halving"]] == [1.0, 0.5, 0.25]
+    assert found["halving"][0] == found["taught"][0]
+    assert found["free"][0][1] != found["taught"][0][1]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     "options", [{}, {"activation": "relu", "output_activation": "sigmoid"}], ids=["classes", "values"]

@@ -291,6 +291,27 @@ def test_pooling_is_what_it_says(pooling, residual, bidirectional):
         assert_close(found[b], y, recurrence_terms(T, 1, I, H, 2), f"row {b}")
 
 
+@pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
+@pytest.mark.parametrize("pooling", ["last", None])
+def test_the_loss_is_the_one_of_its_name(loss, pooling):
+    model = SequenceRegressor(I, H, O, pooling=pooling, loss=loss, dtype="float64")
+    inputs, targets = batch(model)
+    y, _ = model(inputs, None, LENGTHS)
+    counts = np.full(B, True) if pooling else np.arange(T)[:, None] < LENGTHS
+    errors = np.abs(y - targets)[counts]
+    each = {"mse": errors**2, "l1": errors, "huber": np.where(errors <= 1, errors**2 / 2, errors - 0.5)}[loss]
+    assert_close(np.asarray(model.loss(inputs, targets, None, LENGTHS)[0]), np.asarray(each.mean()), T * B * O)
+    assert model.config()["loss"] == loss
+    found = model.loss_and_gradients(inputs, targets, None, LENGTHS)
+
+    def outputs(values):
+        moved = SequenceRegressor(I, H, O, pooling=pooling, loss=loss, dtype="float64")
+        moved.load_state_dict(values)
+        return [moved.loss(inputs, targets, None, LENGTHS)[0]]
+
+    check_gradients(outputs, dict(model.params), [np.ones(())], found[2], seed=1)
+
+
 def test_the_last_state_is_the_recurrent_stacks_final_state():
     for bidirectional in (False, True):
         model = build("classifier", bidirectional=bidirectional, num_layers=2, cell="lstm")

@@ -102,7 +102,7 @@ class Forecaster(SequenceModel):
     num_layers : int
     pooling : {"last", "mean", "attention"}
         As in `SequenceClassifier`.
-    loss : {"mse"}
+    loss : {"mse", "l1", "huber"}
         What `fit` minimises, by its name in `gpurnn.losses`.
     cell, bidirectional, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, **options
         Those of `SequenceClassifier`.

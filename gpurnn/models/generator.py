@@ -36,7 +36,7 @@ class SequenceGenerator(Model):
     output_activation : {"softmax", "identity", "tanh", "relu", "sigmoid"}
         g. With "softmax" each y_t holds the probabilities of classes: these are fed back, targets are class numbers,
         and the target that is fed is the one-hot vector of its class. Otherwise targets are values.
-    loss : {"mse"}
+    loss : {"mse", "l1", "huber"}
         What `fit` minimises where targets are values, by its name in `gpurnn.losses`; it is the cross-entropy where
         they are classes.
     init : str, initializer or pair of them, optional
@@ -288,7 +288,8 @@ class SequenceGenerator(Model):
         teacher_forcing : float
             The probability, in [0, 1], that the target is fed and not the output, for each step of each sequence:
             1 is teacher forcing, 0 free running, between them lies scheduled sampling. The gradients are exact for
-            what was fed: they go back through the outputs, and not into the choice.
+            what was fed: they go back through the outputs, and not into the choice. `fit` takes it too, or a function
+            that gives it for each training step.
         """
         loss, pullback = self._loss_and_pullback(inputs, targets, lengths, teacher_forcing, rng)
         return loss, None, pullback()

@@ -15,7 +15,7 @@ from .base import Model, State, existing, recurrent, told
 
 POOLINGS = ("last", "mean", "attention")
 OUTPUT_ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid")
-LOSSES = ("mse",)
+LOSSES = ("mse", "l1", "huber")
 
 
 def _lengths(xp: Any, y: Array, lengths: Array | None) -> Array:
@@ -669,7 +669,7 @@ class SequenceRegressor(SequenceModel):
         As in `SequenceClassifier`; None for values at each step.
     output_activation : {"identity", "tanh", "relu", "sigmoid"}
         g.
-    loss : {"mse"}
+    loss : {"mse", "l1", "huber"}
         What `fit` minimises, by its name in `gpurnn.losses`.
     cell, bidirectional, num_embeddings, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, \
     **options
