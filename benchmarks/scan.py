@@ -112,10 +112,10 @@ def report(lengths: Sequence[int] = LENGTHS, states: int = STATES, repeats: int 
     else:
         xp, where, wait = np, f"no GPU, NumPy {np.__version__}", lambda: None
     yield (
-        f"{where}: milliseconds for the states of a linear recurrence and its gradients, {ROWS} row of {states} states, "
-        f"medians of {repeats}. The loop takes a step at a time, in calls of the array library. The scan is gpurnn's: of a "
-        "dense A parallel over chunks on any machine, of a diagonal one by a CUDA kernel on a GPU and by a loop in NumPy. "
-        "The host executor runs that kernel on one core of the CPU, one thread after another."
+        f"{where}: milliseconds for the states of a linear recurrence and its gradients, {ROWS} row of {states} "
+        f"states, medians of {repeats}. The loop takes a step at a time, in calls of the array library. The scan is "
+        "gpurnn's: of a dense A parallel over chunks on any machine, of a diagonal one by a CUDA kernel on a GPU and by "
+        "a loop in NumPy. The host executor runs that kernel on one core of the CPU, one thread after another."
     )
     yield ""
     yield row(["A", "dtype", "T", "loop", "scan", "loop / scan", "host executor"])
@@ -126,6 +126,6 @@ def report(lengths: Sequence[int] = LENGTHS, states: int = STATES, repeats: int 
                 calls = contenders(kind, dtype, T, states, xp)
                 agree(calls, dtype)
                 times = {name: 1e3 * seconds(call, repeats, wait) for name, call in calls.items()}
+                told = [f"{times[name]:.3g}" if name in times else "–" for name in ("loop", "scan", "host executor")]
                 ratio = f"{times['loop'] / times['scan']:.1f}"
-                host = f"{times['host executor']:.1f}" if "host executor" in times else "–"
-                yield row([kind, dtype, f"{T:,}", f"{times['loop']:.1f}", f"{times['scan']:.1f}", ratio, host])
+                yield row([kind, dtype, f"{T:,}", *told[:2], ratio, told[2]])
