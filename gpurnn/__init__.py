@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .losses import mse as mse
     from .losses import smooth_l1 as smooth_l1
     from .models import CharVocabulary as CharVocabulary
+    from .models import EncoderDecoder as EncoderDecoder
     from .models import Forecaster as Forecaster
     from .models import LanguageModel as LanguageModel
     from .models import LinearGaussian as LinearGaussian
@@ -89,6 +90,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "losses": ("binary_cross_entropy", "cross_entropy", "huber", "l1", "mse", "smooth_l1"),
     "models": (
         "CharVocabulary",
+        "EncoderDecoder",
         "Forecaster",
         "LanguageModel",
         "LinearGaussian",

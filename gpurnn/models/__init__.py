@@ -1,6 +1,8 @@
 """Models: of language, of sequences and of their steps; vocabularies; and what every model can do."""
 
 from .base import Model, load
+from .decoding import Hypothesis
+from .encoder_decoder import EncoderDecoder
 from .forecaster import Backtest, Forecast, Forecaster
 from .generator import SequenceGenerator
 from .kalman import LinearGaussian
@@ -11,8 +13,10 @@ from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
 __all__ = [
     "Backtest",
     "CharVocabulary",
+    "EncoderDecoder",
     "Forecast",
     "Forecaster",
+    "Hypothesis",
     "LanguageModel",
     "LinearGaussian",
     "Model",

@@ -1,0 +1,657 @@
+"""The encoder-decoder: one sequence in, another of any length out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _checks, _dispatch, functional, layers, losses
+from .._op import Pullback
+from .._random import generator
+from ..layers.base import Array
+from ..layers.decoder import Carried
+from . import decoding
+from .base import Model, State, existing, recurrent, told
+
+
+class EncoderDecoder(Model):
+    r"""Encoder-decoder: P(y_1 .. y_T | x_1 .. x_S), token by token, for sequences of different lengths.
+
+    With E and E' the embeddings of the source and the target tokens::
+
+        h^enc_s = encoder(E[x_s], h^enc_{s-1})                    in both directions, if bidirectional
+        h_0     = h^enc_S, or tanh(W_b h^enc_S + b_b)             the bridge
+        o_t     = decoder(E'[y_{t-1}], h_{t-1}, h^enc)            see `gpurnn.layers.Decoder`
+        P(y_t | y_1 .. y_{t-1}, x) = softmax(W_o o_t + b_o)
+
+    Token 0 is padding: it is what stands past the end of a sequence. The decoder reads ``begin`` before y_1, and y ends
+    with ``end``, which the model predicts like any other token.
+
+    Parameters
+    ----------
+    source_symbols, target_symbols : int
+        How many tokens there are, the reserved ones included.
+    embedding_size, hidden_size : int
+        hidden_size is that of the encoder, in each direction, and of the decoder.
+    num_layers : int
+        Of the decoder.
+    encoder_layers : int, optional
+        As many as the decoder's by default.
+    cell : {"gru", "lstm", "rnn"}
+    bidirectional : bool
+        The encoder's.
+    attention : {"additive", "general", "dot"}, optional
+        Bahdanau's decoder, or one of Luong's two; None for none: then all that the decoder knows of the source is h_0.
+    attention_size : int, optional
+        Width of the additive score; hidden_size by default.
+    input_feeding : bool
+        Of Luong's decoders.
+    bridge : bool, optional
+        Whether h_0 is computed by W_b from all final states of the encoder. By default only where it must be: the
+        encoder is bidirectional, or has another number of layers.
+    dropout : float
+        Rate of the dropout on the embedded tokens, between layers, and before W_o.
+    begin, end : int
+        Target tokens.
+    init : str, initializer or pair, optional
+        Of the recurrent layers, as `gpurnn.GRU` takes it.
+    dtype : "float32" or "float64"
+    rng : int or numpy.random.Generator
+        Where the initial parameters come from.
+    **cell_options
+        ``activation`` and ``leak`` of `gpurnn.RNN`, ``reset_after`` and ``update`` of `gpurnn.GRU`.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``source.weight``, ``encoder.weight_ih_l0``, ..., ``bridge.weight`` and ``bridge.bias`` if there is one,
+        ``target.weight``, ``decoder.weight_ih_l0``, ..., ``output.weight`` and ``output.bias``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is out of its range or unknown, or does not go with another.
+
+    References
+    ----------
+    I. Sutskever, O. Vinyals, Q. Le, "Sequence to sequence learning with neural networks", NIPS 2014; K. Cho et al.,
+    "Learning phrase representations using RNN encoder-decoder for statistical machine translation", EMNLP 2014; for
+    the attention see `gpurnn.layers.Decoder`.
+
+    Examples
+    --------
+    Sequences, and the same backwards:
+
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rng = np.random.default_rng(0)
+    >>> sources = [rng.integers(3, 7, length) for length in rng.integers(1, 4, 200)]
+    >>> model = gpurnn.EncoderDecoder(7, 7, 8, 24, bidirectional=True, attention="additive")
+    >>> model
+    EncoderDecoder(7, 7, 8, 24, bidirectional=True, attention='additive')  # 14,407 parameters
+      (S, B)      source tokens
+      (S, B, 8)   Embedding(7, 8)
+      (S, B, 48)  GRU(8, 24, bidirectional=True)
+      (1, B, 24)  Dense(48, 24, activation='tanh'): the decoder's initial state
+      (T, B)      target tokens, each the one before that to be predicted
+      (T, B, 8)   Embedding(7, 8)
+      (T, B, 80)  Decoder(GRU(56, 24), 'additive')
+      (T, B, 7)   Dense(80, 7): logits
+    >>> trainer = model.fit(sources, [s[::-1] for s in sources], epochs=25, optimizer=gpurnn.Adam(0.01))
+    >>> model.predict([np.array([3, 4, 5])])
+    [array([5, 4, 3], dtype=int32)]
+    """
+
+    def __init__(
+        self,
+        source_symbols: int,
+        target_symbols: int,
+        embedding_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        encoder_layers: int | None = None,
+        cell: str = "gru",
+        bidirectional: bool = False,
+        attention: str | None = None,
+        attention_size: int | None = None,
+        input_feeding: bool = False,
+        bridge: bool | None = None,
+        dropout: float = 0.0,
+        begin: int = 1,
+        end: int = 2,
+        init: Any = None,
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+        **cell_options: Any,
+    ) -> None:
+        where = "EncoderDecoder"
+        source_symbols = _checks.integer_at_least(where, "source_symbols", source_symbols, 1)
+        target_symbols = _checks.integer_at_least(where, "target_symbols", target_symbols, 3)
+        for name, token in (("begin", begin), ("end", end)):
+            if not 1 <= _checks.integer_at_least(where, name, token, 1) < target_symbols:
+                raise ValueError(
+                    f"{where}: {name} is {token}, expected 1 ... target_symbols - 1 = {target_symbols - 1}"
+                )
+        if begin == end:
+            raise ValueError(f"{where}: begin and end are both {begin}, expected two tokens")
+        embedding_size = _checks.integer_at_least(where, "embedding_size", embedding_size, 1)
+        num_layers = _checks.integer_at_least(where, "num_layers", num_layers, 1)
+        encoder_layers = num_layers if encoder_layers is None else encoder_layers
+        encoder_layers = _checks.integer_at_least(where, "encoder_layers", encoder_layers, 1)
+        self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
+        random = generator(where, rng)
+        options = {"dropout": dropout, "init": init, "dtype": dtype, "rng": random}
+        self.begin, self.end = int(begin), int(end)
+        self.source = layers.Embedding(source_symbols, embedding_size, dtype=dtype, rng=random)
+        self.encoder = recurrent(
+            where, cell, embedding_size, hidden_size, encoder_layers, cell_options,
+            bidirectional=bool(bidirectional), **options,
+        )  # fmt: skip
+        D, H = self.encoder.num_directions, self.encoder.hidden_size
+        fits = D == 1 and encoder_layers == num_layers
+        if bridge is False and not fits:
+            raise ValueError(
+                f"{where}: bridge is False, expected True or None: the encoder's final state is of "
+                f"{encoder_layers * D} layers and directions, the decoder's initial state of {num_layers} layers"
+            )
+        self.bridge: layers.Dense | None = None
+        count = self.encoder.cell.states
+        if not fits or bridge:
+            sizes = count * encoder_layers * D * H, count * num_layers * H
+            self.bridge = layers.Dense(*sizes, activation="tanh", dtype=dtype, rng=random)
+        self.target = layers.Embedding(target_symbols, embedding_size, dtype=dtype, rng=random)
+        extra = D * H if attention == "additive" else H if input_feeding else 0
+        self.decoder = layers.Decoder(
+            recurrent(where, cell, embedding_size + extra, hidden_size, num_layers, cell_options, **options),
+            attention, memory_size=None if attention is None else D * H, attention_size=attention_size,
+            input_feeding=input_feeding, rng=random,
+        )  # fmt: skip
+        self.output = layers.Dense(self.decoder.output_size, target_symbols, dtype=dtype, rng=random)
+        parts = ("source", "encoder", "bridge", "target", "decoder", "output")
+        self.parts = tuple(part for part in parts if getattr(self, part) is not None)
+        self._config = {
+            "source_symbols": source_symbols,
+            "target_symbols": target_symbols,
+            "embedding_size": embedding_size,
+            "hidden_size": H,
+            "num_layers": num_layers,
+            "encoder_layers": encoder_layers,
+            "cell": cell,
+            "bidirectional": bool(bidirectional),
+            "attention": attention,
+            "attention_size": attention_size,
+            "input_feeding": bool(input_feeding),
+            "bridge": self.bridge is not None,
+            "dropout": self._dropped.rate,
+            "begin": self.begin,
+            "end": self.end,
+            **cell_options,
+            "dtype": np.dtype(dtype).name,
+        }
+
+    # ---- The model as a function of batches --------------------------------------------------------------------------
+
+    def __call__(self, source: Array, previous: Array, lengths: Array | None = None) -> tuple[Array, Array | None]:
+        """The logits of each target token and the alignment, without dropout; nothing is saved.
+
+        Parameters
+        ----------
+        source : (S, B) integer array
+            S at least 1.
+        previous : (T, B) integer array
+            What the decoder reads: ``begin``, y_1, ..., y_{T-1}.
+        lengths : (B,) integer array, optional
+            Of the sources.
+
+        Returns
+        -------
+        logits : (T, B, V) array
+            Row t is of y_{t+1}, counted from y_1 in row 0.
+        weights : (T, B, S) array or None
+            alpha: where the decoder looked. None without attention.
+        """
+        memory, state = self._encode(source, lengths)
+        self._check_tokens("previous", previous)
+        read, weights, _ = self.decoder(self.target(previous), memory, state, lengths if self._looks else None)
+        return self.output(read), weights
+
+    def vjp(
+        self,
+        source: Array,
+        previous: Array,
+        lengths: Array | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> tuple[tuple[Array, Array | None], Pullback]:
+        """``((logits, weights), pullback)``, with ``pullback((dlogits, dweights))`` returning ``(None, grads)``.
+
+        With ``rng`` dropout acts; without it these are the gradients of evaluation mode.
+        """
+        where = "EncoderDecoder"
+        self._check_tokens("source", source)
+        self._check_tokens("previous", previous)
+        random = None if rng is None else generator(where, rng)
+        x, pull_source = self.source.vjp(source)
+        x, pull_dropped_source = self._dropped.vjp(x, random)
+        (memory, final), pull_encoder = self.encoder.vjp(x, None, lengths, rng=random)
+        initial, pull_bridge = self._bridge(final)
+        y, pull_target = self.target.vjp(previous)
+        y, pull_dropped_target = self._dropped.vjp(y, random)
+        looks = self._looks
+        (read, weights, _), pull_decoder = self.decoder.vjp(
+            y, memory if looks else None, initial, lengths if looks else None, random
+        )
+        read, pull_dropped_read = self._dropped.vjp(read, random)
+        logits, pull_output = self.output.vjp(read)
+
+        def pullback(cotangents: Any) -> tuple[None, dict[str, Array]]:
+            dlogits, dweights = functional.cotangent_pair(where, cotangents)
+            functional.check_cotangent(where, "logits", dlogits, logits)
+            grads: dict[str, dict[str, Array]] = {}
+            dread, grads["output"] = pull_output(dlogits)
+            dread, _ = pull_dropped_read(dread)
+            (dy, dmemory, dinitial), grads["decoder"] = pull_decoder((dread, dweights, None))
+            _, grads["target"] = pull_target(pull_dropped_target(dy)[0])
+            dfinal, grads["bridge"] = pull_bridge(dinitial)
+            (dx, _), grads["encoder"] = pull_encoder((dmemory, dfinal))
+            _, grads["source"] = pull_source(pull_dropped_source(dx)[0])
+            flat = {f"{part}.{name}": g for part, own in grads.items() for name, g in own.items()}
+            return None, {name: flat[name] for name in self.params}
+
+        return (logits, weights), pullback
+
+    @property
+    def _looks(self) -> bool:
+        return self.decoder.attention is not None
+
+    def _encode(self, source: Array, lengths: Array | None) -> tuple[Array | None, State]:
+        """What the decoder looks at, None without attention, and its initial state."""
+        self._check_tokens("source", source)
+        memory, final = self.encoder(self.source(source), None, lengths)
+        return memory if self._looks else None, self._bridge(final)[0]
+
+    def _bridge(self, final: State) -> tuple[State, Pullback]:
+        """The decoder's initial state, from the encoder's final one."""
+        if self.bridge is None:
+            return final, lambda dinitial: (dinitial, {})
+        cell = self.encoder.cell
+        arrays: list[Any] = list(functional.unpack_state("EncoderDecoder", cell, "state", final).values())
+        xp = _dispatch.namespace("EncoderDecoder", state=arrays[0])
+        n, B, H = arrays[0].shape
+        # (B, all states): layer by layer and direction by direction, first all h, then all c.
+        rows = xp.concat([xp.reshape(xp.permute_dims(a, (1, 0, 2)), (B, n * H)) for a in arrays], axis=1)
+        made, pull = self.bridge.vjp(rows)
+        L = self.decoder.recurrent.num_layers
+
+        def split(whole: Array, count: int) -> list[Array]:
+            parts = [whole[:, i * count * H : (i + 1) * count * H] for i in range(len(arrays))]
+            return [xp.permute_dims(xp.reshape(part, (B, count, H)), (1, 0, 2)) for part in parts]
+
+        def pullback(dinitial: Any) -> tuple[State, dict[str, Array]]:
+            given = list(functional.unpack_state("EncoderDecoder", cell, "dstate", dinitial).values())
+            flat = xp.concat([xp.reshape(xp.permute_dims(d, (1, 0, 2)), (B, L * H)) for d in given], axis=1)
+            drows, grads = pull(flat)
+            return functional.pack_state(cell, tuple(split(drows, n))), grads
+
+        return functional.pack_state(cell, tuple(split(made, L))), pullback
+
+    def _check_tokens(self, name: str, tokens: Array) -> None:
+        where = "EncoderDecoder"
+        _checks.given(where, **{name: tokens})
+        _dispatch.namespace(where, params=self.output.params["weight"], **{name: tokens})
+        _checks.integer(where, name, tokens)
+        _checks.ndim(where, name, tokens, 2, "(S, B)" if name == "source" else "(T, B)")
+        if tokens.shape[0] == 0:
+            raise ValueError(f"{where}: {name} has shape {tuple(tokens.shape)}, expected at least one step")
+
+    # ---- Losses ------------------------------------------------------------------------------------------------------
+
+    def loss(
+        self, inputs: Array, targets: tuple[Array, Array], state: None = None, lengths: Array | None = None
+    ) -> tuple[Array, None]:
+        """The mean cross-entropy -log P(y_t | y_1 .. y_{t-1}, x), in nats, over the target tokens, and None.
+
+        Parameters
+        ----------
+        inputs : (S, B) integer array
+            The sources.
+        targets : pair of (T, B) and (B,) integer arrays
+            y, each with its end symbol, and their lengths, the end symbol counted.
+        state : None
+        lengths : (B,) integer array, optional
+            Of the sources.
+        """
+        tokens, mask = self._targets(targets)
+        logits, _ = self(inputs, self._shifted(tokens), lengths)
+        return losses.cross_entropy(logits, tokens, mask=mask), None
+
+    def loss_and_gradients(
+        self,
+        inputs: Array,
+        targets: tuple[Array, Array],
+        state: None = None,
+        lengths: Array | None = None,
+        *,
+        rng: int | np.random.Generator | None = None,
+        teacher_forcing: float = 1.0,
+    ) -> tuple[Array, None, dict[str, Array]]:
+        """What `loss` returns, and its gradients by parameter name. With ``rng`` dropout acts.
+
+        Parameters
+        ----------
+        teacher_forcing : float
+            The probability, for each step and sequence on its own, that the decoder reads the target y_{t-1}, and not
+            the token that it finds likeliest itself after what it has read (without dropout). 1 is teacher forcing, 0
+            free running, what lies between scheduled sampling (Bengio et al. 2015). A token has no gradient, so the
+            gradients are those of the loss given the tokens that were read, exactly.
+        """
+        tokens, mask = self._targets(targets)
+        random = None if rng is None else generator("EncoderDecoder", rng)
+        previous = self._read(inputs, tokens, lengths, teacher_forcing, random)
+        (logits, _), pullback = self.vjp(inputs, previous, lengths, random)
+        loss, pull_loss = losses.cross_entropy.vjp(logits, tokens, mask=mask)
+        dlogits, _ = pull_loss(1.0)
+        _, grads = pullback((dlogits, None))
+        return loss, None, grads
+
+    def log_likelihood(self, source: Array, targets: tuple[Array, Array], lengths: Array | None = None) -> Array:
+        """log P(y | x) = sum_t log P(y_t | y_1 .. y_{t-1}, x) of each target (B,), in nats; arguments as in `loss`."""
+        tokens, mask = self._targets(targets)
+        logits, _ = self(source, self._shifted(tokens), lengths)
+        xp = _dispatch.namespace("EncoderDecoder", logits=logits)
+        return -xp.sum(losses.cross_entropy(logits, tokens, mask=mask, reduction="none"), axis=0)
+
+    def log_likelihood_vjp(
+        self,
+        source: Array,
+        targets: tuple[Array, Array],
+        lengths: Array | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> tuple[Array, Callable[[Array], tuple[None, dict[str, Array]]]]:
+        """`log_likelihood`, and the pullback from its gradient (B,) to ``(None, grads)``. With ``rng`` dropout acts."""
+        tokens, mask = self._targets(targets)
+        (logits, _), pull = self.vjp(source, self._shifted(tokens), lengths, rng)
+        xp = _dispatch.namespace("EncoderDecoder", logits=logits)
+        nats, pull_nats = losses.cross_entropy.vjp(logits, tokens, mask=mask, reduction="none")
+
+        def pullback(d: Array) -> tuple[None, dict[str, Array]]:
+            dlogits, _ = pull_nats(xp.zeros_like(nats) - d[None, :])
+            _, grads = pull((dlogits, None))
+            return None, grads
+
+        return -xp.sum(nats, axis=0), pullback
+
+    def _targets(self, targets: Any) -> tuple[Array, Array]:
+        """The target tokens and which of them exist."""
+        if not isinstance(targets, (tuple, list)) or len(targets) != 2:
+            raise TypeError(
+                f"EncoderDecoder: targets is a {type(targets).__qualname__}, expected a pair (tokens, lengths)"
+            )
+        tokens, lengths = targets
+        self._check_tokens("targets", tokens)
+        _checks.given("EncoderDecoder", target_lengths=lengths)
+        _checks.integer("EncoderDecoder", "target_lengths", lengths)
+        _checks.shape("EncoderDecoder", "target_lengths", lengths, (tokens.shape[1],), "(B,)")
+        return tokens, existing(tokens, lengths)
+
+    def _shifted(self, tokens: Array) -> Array:
+        """What a decoder that is told the target reads: begin, y_1, ..., y_{T-1}."""
+        xp = _dispatch.namespace("EncoderDecoder", tokens=tokens)
+        first = xp.full_like(tokens[:1, ...], self.begin)
+        return xp.concat([first, tokens[:-1, ...]], axis=0)
+
+    def _read(
+        self, source: Array, tokens: Array, lengths: Array | None, share: float, rng: np.random.Generator | None
+    ) -> Array:
+        """What the decoder reads where the target is told with a probability of ``share``."""
+        where = "EncoderDecoder.loss_and_gradients"
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"{where}: teacher_forcing is {share!r}, expected a number from 0 to 1")
+        target = self._shifted(tokens)
+        if share == 1.0:
+            return target
+        if share > 0.0 and rng is None:
+            raise ValueError(f"{where}: rng is None, expected a seed or a Generator for teacher_forcing = {share}")
+        xp = _dispatch.namespace(where, tokens=tokens)
+        memory, state = self._encode(source, lengths)
+        carried = self.decoder.begin(memory, state, lengths if self._looks else None, batch=tokens.shape[1])
+        read = [target[0, ...]]
+        for t in range(1, tokens.shape[0]):
+            output, _, carried = self.decoder.step(self.target(read[-1][None, ...])[0, ...], carried)
+            own = xp.astype(xp.argmax(self.output(output), axis=-1), tokens.dtype)
+            if rng is not None and share > 0.0:
+                keep = _dispatch.from_numpy(xp, rng.random(tokens.shape[1]) < share)
+                own = xp.where(keep, target[t, ...], own)
+            read.append(own)
+        return xp.stack(read)
+
+    # ---- Decoding ----------------------------------------------------------------------------------------------------
+
+    def _steps(self, source: Array, lengths: Array | None) -> tuple[decoding.Step, Carried]:
+        """The model as decoding takes it, and the state to begin with."""
+        memory, state = self._encode(source, lengths)
+        xp = _dispatch.namespace("EncoderDecoder", source=source)
+
+        def step(
+            last: NDArray[np.int32], carried: Carried
+        ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, Carried]:
+            tokens = _dispatch.from_numpy(xp, last)
+            output, weights, carried = self.decoder.step(self.target(tokens[None, :])[0, ...], carried)
+            logits = _dispatch.to_numpy(self.output(output)).astype(np.float64)
+            looked = None if weights is None else _dispatch.to_numpy(weights).astype(np.float64)
+            return logits, looked, carried
+
+        return step, self.decoder.begin(memory, state, lengths if self._looks else None, batch=source.shape[1])
+
+    def greedy(self, source: Array, lengths: Array | None = None, *, max_length: int) -> tuple[Array, Array]:
+        """The likeliest token at each step; arguments and results as of `sample`."""
+        return self.sample(source, lengths, max_length=max_length, temperature=0, rng=0)
+
+    def sample(
+        self,
+        source: Array,
+        lengths: Array | None = None,
+        *,
+        max_length: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        rng: int | np.random.Generator,
+    ) -> tuple[Array, Array]:
+        r"""A target for each source, each token drawn from P(y_t | y_1 .. y_{t-1}, x).
+
+        Parameters
+        ----------
+        source : (S, B) integer array
+        lengths : (B,) integer array, optional
+            Of the sources.
+        max_length : int
+            How many tokens a target may have; one that has not ended by then ends there, without an end symbol.
+        temperature : float
+            \tau in P_v \propto exp(logit_v / \tau); 0 takes the likeliest.
+        top_k : int, optional
+            Draw from the k likeliest tokens only.
+        top_p : float, optional
+            Draw from the nucleus only: the fewest tokens whose probabilities reach p (Holtzman et al. 2020).
+        rng : int or numpy.random.Generator
+
+        Returns
+        -------
+        tokens : (T, B) int32 array
+            0 past the end symbol.
+        lengths : (B,) int32 array
+            The end symbol counted.
+        """
+        where = "EncoderDecoder.sample"
+        max_length = _checks.integer_at_least(where, "max_length", max_length, 1)
+        decoding.check_sampling(where, temperature, top_k, top_p)
+        step, carried = self._steps(source, lengths)
+        tokens, found = decoding.sample(
+            step, carried, source.shape[1], begin=self.begin, end=self.end, max_length=max_length,
+            rng=generator(where, rng), temperature=temperature, top_k=top_k, top_p=top_p,
+        )  # fmt: skip
+        xp = _dispatch.namespace(where, source=source)
+        return _dispatch.from_numpy(xp, tokens), _dispatch.from_numpy(xp, found)
+
+    def beam_search(
+        self,
+        source: Array,
+        lengths: Array | None = None,
+        *,
+        max_length: int,
+        beam_size: int = 4,
+        length_penalty: float = 0.6,
+        coverage_penalty: float = 0.0,
+        best: int = 1,
+    ) -> list[list[decoding.Hypothesis]]:
+        """The best targets for each source that a beam search finds, the best first.
+
+        Hypotheses are compared by log P(y|x) / lp(y) + cp(x, y) with lp = ((5 + T) / 6)^length_penalty and
+        cp = coverage_penalty sum_s log min(sum_t alpha_ts, 1), of Wu et al. 2016, section 7.
+
+        Parameters
+        ----------
+        source, lengths, max_length
+            As in `sample`.
+        beam_size : int
+            How many prefixes go on at each length.
+        length_penalty, coverage_penalty : float
+            At least 0. The latter is for models with attention.
+        best : int
+            How many hypotheses to return for each source, at most ``beam_size``.
+
+        Returns
+        -------
+        list of lists of Hypothesis
+            With the attributes ``tokens`` (T,), the end symbol among them, ``log_probability`` and ``score``.
+        """
+        where = "EncoderDecoder.beam_search"
+        max_length = _checks.integer_at_least(where, "max_length", max_length, 1)
+        beam_size = _checks.integer_at_least(where, "beam_size", beam_size, 1)
+        alpha = _checks.non_negative(where, "length_penalty", length_penalty)
+        beta = _checks.non_negative(where, "coverage_penalty", coverage_penalty)
+        if not 1 <= _checks.integer_at_least(where, "best", best, 1) <= beam_size:
+            raise ValueError(f"{where}: best is {best}, expected 1 ... beam_size = {beam_size}")
+        if beta and not self._looks:
+            raise ValueError(f"{where}: coverage_penalty is {beta}, expected 0 without attention")
+        xp = _dispatch.namespace(where, source=source, lengths=lengths)
+        step, carried = self._steps(source, lengths)
+        return decoding.beam_search(
+            step, carried, source.shape[1], lambda c, rows: c.rows(_dispatch.from_numpy(xp, rows)),
+            begin=self.begin, end=self.end, max_length=max_length, beam_size=beam_size, alpha=alpha, beta=beta,
+            best=best, source_lengths=None if lengths is None else _dispatch.to_numpy(lengths).astype(np.int64),
+        )  # fmt: skip
+
+    def align(self, source: Array, targets: tuple[Array, Array], lengths: Array | None = None) -> Array:
+        """alpha (T, B, S): how much target token t looked at source token s. Arguments as in `loss`.
+
+        Raises
+        ------
+        ValueError
+            The model has no attention.
+        """
+        if not self._looks:
+            raise ValueError("EncoderDecoder.align: the model has no attention, expected one with an alignment")
+        tokens, _ = self._targets(targets)
+        return self(source, self._shifted(tokens), lengths)[1]
+
+    # ---- Examples ----------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        sources: Sequence[Array],
+        *,
+        beam_size: int = 1,
+        max_length: int | None = None,
+        batch_size: int = 256,
+        **options: Any,
+    ) -> list[NDArray[np.int32]]:
+        """The target of each source, without its end symbol: greedy, or by a beam search.
+
+        Parameters
+        ----------
+        sources : sequence of (S_i,) integer arrays
+            Of any lengths.
+        beam_size : int
+            1 for greedy decoding.
+        max_length : int, optional
+            By default twice the longest source, and ten more.
+        batch_size : int
+            How many are decoded at a time.
+        **options
+            ``length_penalty`` and ``coverage_penalty`` of `beam_search`.
+
+        Returns
+        -------
+        list of (T_i,) int32 NumPy arrays
+        """
+        from ..training.data import pad
+
+        where = "EncoderDecoder.predict"
+        _checks.given(where, sources=sources)
+        if options and beam_size == 1:
+            raise TypeError(f"{where}: {sorted(options)} are given, expected none for greedy decoding (beam_size = 1)")
+        batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
+        if max_length is None:
+            max_length = 2 * max((int(s.shape[0]) for s in sources), default=0) + 10
+        # Sources of about one length go together, so that there is little padding.
+        order = sorted(range(len(sources)), key=lambda i: int(sources[i].shape[0]))
+        found: list[Any] = [None] * len(sources)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            padded, lengths = pad([sources[i] for i in chosen])
+            if beam_size == 1:
+                tokens, ends = (_dispatch.to_numpy(a) for a in self.greedy(padded, lengths, max_length=max_length))
+                rows = [tokens[: ends[lane], lane] for lane in range(len(chosen))]
+            else:
+                best = self.beam_search(padded, lengths, max_length=max_length, beam_size=beam_size, **options)
+                rows = [hypotheses[0].tokens for hypotheses in best]
+            for i, row in zip(chosen, rows, strict=True):
+                found[i] = row[:-1] if row[-1] == self.end else row
+        return found
+
+    def _batches(
+        self, inputs: Sequence[Array], targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
+    ) -> Any:
+        """Pairs of source and target; to the targets, which are given without it, the end symbol is added."""
+        from ..training import PaddedBatches
+
+        _checks.given("EncoderDecoder.fit", inputs=inputs, targets=targets)
+        ended = []
+        for i, target in enumerate(targets):
+            name = f"targets[{i}]"
+            xp = _dispatch.namespace("EncoderDecoder.fit", **{name: target})
+            _checks.integer("EncoderDecoder.fit", name, target)
+            _checks.ndim("EncoderDecoder.fit", name, target, 1, "(T,)")
+            end = xp.full((1,), self.end, dtype=target.dtype, device=_dispatch.device(target))
+            ended.append(xp.concat([target, end]))
+        return PaddedBatches(inputs, batch_size, ended, own_lengths=True, shuffle=shuffle, rng=rng)
+
+    def _shapes(self) -> list[tuple[str, str]]:
+        E, H, size = self.source.embedding_dim, self.encoder.hidden_size, self.output.out_features
+        L, width = self.decoder.recurrent.num_layers, self.encoder.num_directions * H
+        initial = "the encoder's final state" if self.bridge is None else told(self.bridge)
+        return [
+            ("(S, B)", "source tokens"),
+            (f"(S, B, {E})", told(self.source)),
+            (f"(S, B, {width})", told(self.encoder)),
+            (f"({L}, B, {H})", f"{initial}: the decoder's initial state"),
+            ("(T, B)", "target tokens, each the one before that to be predicted"),
+            (f"(T, B, {E})", told(self.target)),
+            (f"(T, B, {self.decoder.output_size})", told(self.decoder)),
+            (f"(T, B, {size})", f"{told(self.output)}: logits"),
+        ]
+
+    def _describe(self) -> str:
+        shown = dict(self._config)
+        sizes = [str(shown.pop(n)) for n in ("source_symbols", "target_symbols", "embedding_size", "hidden_size")]
+        defaults = {
+            "num_layers": 1, "encoder_layers": shown["num_layers"], "cell": "gru", "bidirectional": False,
+            "attention": None, "attention_size": None, "input_feeding": False, "dropout": 0.0, "begin": 1, "end": 2,
+            "dtype": "float32",
+            "bridge": shown["bidirectional"] or shown["encoder_layers"] != shown["num_layers"],
+        }  # fmt: skip
+        return ", ".join([*sizes, *(f"{n}={v!r}" for n, v in shown.items() if (n, v) not in defaults.items())])

@@ -1,0 +1,309 @@
+"""The encoder-decoder: PyTorch's, gradients, every way of telling it the target, and what it learns."""
+
+import golden
+import numpy as np
+import pytest
+from strict_wing import plain, strict
+from tolerance import assert_all_close, assert_golden, assert_same, bound, check_gradients, recurrence_terms
+
+import gpurnn
+from gpurnn import EncoderDecoder
+from gpurnn.models import load
+from gpurnn.training import PaddedBatches
+
+KINDS = {
+    "plain": {},
+    "bridged-lstm": {"cell": "lstm", "bidirectional": True, "num_layers": 2, "encoder_layers": 1},
+    "additive": {"attention": "additive", "bidirectional": True, "attention_size": 5},
+    "general": {"attention": "general", "cell": "lstm", "num_layers": 2},
+    "dot-fed": {"attention": "dot", "input_feeding": True, "cell": "rnn", "bridge": True},
+}
+
+
+def small(kind, V=6, **options):
+    model = EncoderDecoder(7, V, 3, 4, **{"dtype": "float64", **KINDS[kind], **options})
+    rng = np.random.default_rng(3)
+    for p in model.params.values():
+        p[...] = rng.normal(size=p.shape) / 2
+    return model
+
+
+def batch(seed=0, S=5, T=4, V=6):
+    """Sources of lengths 5, 2, 1, and targets of lengths 4, 1, 3, each with its end symbol."""
+    rng = np.random.default_rng(seed)
+    lengths, target_lengths = np.array([S, 2, 1]), np.array([T, 1, T - 1])
+    source, target = rng.integers(1, 7, (S, 3)), rng.integers(3, V, (T, 3))
+    target[target_lengths - 1, np.arange(3)] = 2
+    source[np.arange(S)[:, None] >= lengths] = 0
+    target[np.arange(T)[:, None] >= target_lengths] = 0
+    return source, (target, target_lengths), lengths
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("record", golden.family("custom", "seq2seq"), ids=lambda record: record["name"])
+def test_golden(record, dtype, each_wing):
+    a = golden.arrays("custom", record["name"], dtype)
+    (V, E), (W, _), H = a["Esrc"].shape, a["Etgt"].shape, a["enc_Wh"].shape[1]
+    model = EncoderDecoder(V, W, E, H, dtype=dtype, reset_after=True, update="state")
+    names = {"source.weight": "Esrc", "target.weight": "Etgt", "output.weight": "Wo", "output.bias": "bo"}
+    for part, prefix in (("encoder", "enc"), ("decoder", "dec")):
+        for name, array in (("weight_ih", "Wx"), ("weight_hh", "Wh"), ("bias_ih", "bx"), ("bias_hh", "bh")):
+            names[f"{part}.{name}_l0"] = f"{prefix}_{array}"
+    model.load_state_dict({name: a[array] for name, array in names.items()})
+    previous, expected = a["tgt"][:-1], a["tgt"][1:]
+    (logits, weights), pull = model.vjp(a["src"], previous, a["src_len"])
+    assert weights is None
+    mask = np.arange(len(expected))[:, None] < a["tgt_len"]
+    loss, pull_loss = gpurnn.cross_entropy.vjp(logits, expected, mask=mask)
+    _, grads = pull((pull_loss(1.0)[0], None))
+    terms = recurrence_terms(record["T"] + 8, record["N"], record["I"], record["H"], 4)
+    assert_golden(logits, a["logits"], terms, "logits")
+    assert_golden(np.asarray(loss), np.asarray(record["loss"]), terms, "loss")
+    for name, array in names.items():
+        assert_golden(grads[name], a[f"g_{array}"], terms, name)
+
+
+@pytest.mark.parametrize("rng", [None, 5], ids=["evaluation", "dropout"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients(kind, rng):
+    model = small(kind, dropout=0.0 if rng is None else 0.4)
+    source, (tokens, _), lengths = batch()
+    previous = model._shifted(tokens)
+    values = {name: p.copy() for name, p in model.params.items()}
+
+    def run(given):
+        for name, p in model.params.items():
+            p[...] = given[name]
+        return model.vjp(source, previous, lengths, rng)
+
+    outputs, pull = run(values)
+    outputs = [o for o in outputs if o is not None]
+    draw = np.random.default_rng(1)
+    cotangents = [draw.normal(size=o.shape) for o in outputs]
+    given = (cotangents[0], cotangents[1] if len(cotangents) == 2 else None)
+    _, grads = pull(given)
+    assert_same(pull(given)[1], grads)
+    check_gradients(lambda v: [o for o in run(v)[0] if o is not None], values, cotangents, grads, seed=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_the_loss_and_of_the_log_likelihood(kind, each_wing):
+    model = small(kind)
+    source, targets, lengths = batch()
+    values = {name: p.copy() for name, p in model.params.items()}
+
+    def at(given):
+        for name, p in model.params.items():
+            p[...] = given[name]
+
+    loss, state, grads = model.loss_and_gradients(source, targets, None, lengths)
+    assert state is None
+    assert_all_close(model.loss(source, targets, None, lengths)[0], loss, 400)
+    likely, pull = model.log_likelihood_vjp(source, targets, lengths)
+    assert_all_close(model.log_likelihood(source, targets, lengths), likely, 400)
+    np.testing.assert_allclose(-likely.sum() / targets[1].sum(), loss, rtol=bound("float64", 400))
+    nothing, total = pull(np.full(3, -1 / targets[1].sum()))
+    assert nothing is None
+    for name, gradient in grads.items():
+        np.testing.assert_allclose(total[name], gradient, atol=1e-12)
+    if each_wing == "reference":
+
+        def losses(given):
+            at(given)
+            return [np.asarray(model.loss(source, targets, None, lengths)[0])]
+
+        check_gradients(losses, values, [np.ones(())], grads, seed=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_the_order_of_a_batch_change_nothing(kind):
+    model = small(kind)
+    source, (tokens, target_lengths), lengths = batch()
+    loss, _, grads = model.loss_and_gradients(source, (tokens, target_lengths), None, lengths)
+    wider = np.concatenate([source, np.full((3, 3), 6)]), np.concatenate([tokens, np.full((2, 3), 5)])
+    other, _, grads_wider = model.loss_and_gradients(wider[0], (wider[1], target_lengths), None, lengths)
+    turned = np.array([2, 0, 1])
+    third, _, grads_turned = model.loss_and_gradients(
+        source[:, turned], (tokens[:, turned], target_lengths[turned]), None, lengths[turned]
+    )
+    np.testing.assert_allclose([other, third], loss, rtol=bound("float64", 400))
+    for name, gradient in grads.items():
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(grads_wider[name], gradient, atol=scale * bound("float64", 400))
+        np.testing.assert_allclose(grads_turned[name], gradient, atol=scale * bound("float64", 400))
+    together = model.log_likelihood(source, (tokens, target_lengths), lengths)
+    for row in range(3):
+        S, T = lengths[row], target_lengths[row]
+        alone = model.log_likelihood(source[:S, row : row + 1], (tokens[:T, row : row + 1], np.array([T])))
+        np.testing.assert_allclose(alone, together[row], rtol=bound("float64", 400))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_free_running_reads_what_greedy_decoding_writes(kind):
+    model = small(kind)
+    source, (tokens, target_lengths), lengths = batch(T=6)
+    written, _ = model.greedy(source, lengths, max_length=6)
+    read = model._read(source, tokens, lengths, 0.0, None)
+    assert (read[0] == model.begin).all()
+    for row in range(3):
+        ends = np.flatnonzero(written[:, row] == model.end)
+        n = min(ends[0] + 1 if ends.size else len(written), len(read) - 1)
+        np.testing.assert_array_equal(read[1 : n + 1, row], written[:n, row])
+    # And so are the gradients those of the loss with these tokens read.
+    loss, _, grads = model.loss_and_gradients(source, (tokens, target_lengths), None, lengths, teacher_forcing=0.0)
+    mask = np.arange(6)[:, None] < target_lengths
+    (logits, _), pull = model.vjp(source, read, lengths)
+    expected, pull_loss = gpurnn.cross_entropy.vjp(logits, tokens, mask=mask)
+    assert_same((loss, grads), (expected, pull((pull_loss(1.0)[0], None))[1]))
+
+
+def test_scheduled_sampling_reads_each_target_with_its_probability():
+    model = small("additive")
+    rng = np.random.default_rng(0)
+    B, T = 400, 6
+    source, tokens = rng.integers(3, 7, (3, B)), np.full((T, B), 5)
+    own = model._read(source, tokens, None, 0.0, None)
+    assert (own[1:] != 5).mean() > 0.5  # so that it can be told apart
+    free = small("additive")
+    free.output.params["bias"][5] = -100  # never its own choice
+    for share in (0.25, 0.75):
+        read = free._read(source, tokens, None, share, np.random.default_rng(1))
+        told = (read[1:] == 5).mean(axis=1)
+        # Five standard deviations of a share of 400.
+        assert (np.abs(told - share) < 5 * np.sqrt(share * (1 - share) / B)).all()
+        assert_same(free._read(source, tokens, None, share, np.random.default_rng(1)), read)
+    assert_same(free._read(source, tokens, None, 1.0, None), free._shifted(tokens))
+
+
+def test_the_trainer_schedules_teacher_forcing():
+    model, other = small("additive"), small("additive")
+    source, (tokens, target_lengths), lengths = batch()
+    sources = [source[:n, i] for i, n in enumerate(lengths)]
+    targets = [tokens[:n, i] for i, n in enumerate(target_lengths)]
+    data = PaddedBatches(sources, 3, targets, own_lengths=True, shuffle=False)
+    seen = []
+
+    def spy(inputs, targets, state=None, lengths=None, *, rng=None, teacher_forcing=1.0):
+        seen.append(teacher_forcing)
+        return EncoderDecoder.loss_and_gradients(
+            model, inputs, targets, state, lengths, rng=rng, teacher_forcing=teacher_forcing
+        )
+
+    model.loss_and_gradients = spy
+    model.fit(data, steps=3, optimizer=gpurnn.SGD(0.1), teacher_forcing=lambda step: 0.5**step)
+    assert seen == [1.0, 0.5, 0.25]
+    other.fit(data, steps=3, optimizer=gpurnn.SGD(0.1))
+    assert any((p != other.params[name]).any() for name, p in model.params.items())
+
+
+def test_the_alignment_is_that_of_the_decoder():
+    model = small("additive")
+    source, targets, lengths = batch()
+    weights = model.align(source, targets, lengths)
+    assert weights.shape == (4, 3, 5)
+    np.testing.assert_allclose(weights.sum(axis=2), 1, atol=1e-12)
+    assert not weights[:, 2, 1:].any()
+    with pytest.raises(ValueError, match="align: the model has no attention"):
+        small("plain").align(source, targets, lengths)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_strict_arrays(kind, strict_namespace):
+    model = small(kind, dropout=0.3)
+    moved = model.to(strict_namespace)
+    source, targets, lengths = batch()
+    options = {"rng": 4, "teacher_forcing": 0.5}
+    expected = model.loss_and_gradients(source, targets, None, lengths, **options)
+    found = moved.loss_and_gradients(strict(source), strict(targets), None, strict(lengths), **options)
+    assert_same(plain(found), expected)
+    assert_same(
+        plain(moved.sample(strict(source), strict(lengths), max_length=5, rng=1)),
+        model.sample(source, lengths, max_length=5, rng=1),
+    )
+    likely, pull = moved.log_likelihood_vjp(strict(source), strict(targets), strict(lengths))
+    expected_likely, expected_pull = model.log_likelihood_vjp(source, targets, lengths)
+    assert_same(plain(likely), expected_likely)
+    assert_same(plain(pull(likely)[1]), expected_pull(expected_likely)[1])
+    best = moved.beam_search(strict(source), strict(lengths), max_length=4, beam_size=3)
+    for a, b in zip(best, model.beam_search(source, lengths, max_length=4, beam_size=3), strict=True):
+        np.testing.assert_array_equal(a[0].tokens, b[0].tokens)
+    sources = [source[:n, i] for i, n in enumerate(lengths)]
+    for a, b in zip(moved.predict(strict(sources)), model.predict(sources), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_holds_the_whole_model(tmp_path, kind):
+    model = small(kind, dropout=0.25)
+    model.save(tmp_path / "m")
+    back = load(tmp_path / "m")
+    assert repr(back) == repr(model)
+    assert back.config() == model.config()
+    assert_same(back.state_dict(), model.state_dict())
+    source, targets, lengths = batch()
+    assert_same(back.loss(source, targets, None, lengths), model.loss(source, targets, None, lengths))
+
+
+def test_learns_to_reverse_and_looks_at_what_it_writes():
+    rng = np.random.default_rng(0)
+    sources = [rng.integers(3, 9, length) for length in rng.integers(1, 6, 600)]
+    model = EncoderDecoder(9, 9, 12, 32, bidirectional=True, attention="additive", rng=1)
+    trainer = model.fit(
+        sources, [s[::-1] for s in sources], epochs=10, batch_size=30, optimizer=gpurnn.Adam(0.01),
+        validation=(sources[:40], [s[::-1] for s in sources[:40]]),
+    )  # fmt: skip
+    assert trainer.history[-1]["validation_loss"] < 0.05
+    new = [rng.integers(3, 9, length) for length in rng.integers(1, 6, 100)]
+    for beams in (1, 3):
+        right = [np.array_equal(s[::-1], y) for s, y in zip(new, model.predict(new, beam_size=beams), strict=True)]
+        assert np.mean(right) > 0.9
+    source = np.array([3, 4, 5, 6, 7])[:, None]
+    weights = model.align(source, (np.append(source[::-1], [[2]], axis=0), np.array([6])))
+    assert (weights[:5, 0].argmax(axis=1) == np.arange(5)[::-1]).mean() >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"begin": 2}, "begin and end are both 2"),
+        ({"end": 9}, "end is 9, expected 1 ... target_symbols - 1 = 5"),
+        ({"begin": 0}, "begin is 0"),
+        ({"bidirectional": True, "bridge": False}, "bridge is False, expected True or None"),
+        ({"attention": "cosine"}, "attention is 'cosine'"),
+        ({"attention": "dot", "bidirectional": True}, "memory_size is 8, expected hidden_size = 4"),
+        ({"input_feeding": True}, "input_feeding is True, expected none"),
+        ({"cell": "lstm", "leak": 0.5}, "leak is not an option of the cell 'lstm'"),
+        ({"dropout": 1.5}, "dropout is 1.5"),
+    ],
+)
+def test_options_that_are_refused(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        EncoderDecoder(7, 6, 3, 4, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, s, t, n: m.loss(s, t[0]), r"targets is a ndarray, expected a pair \(tokens, lengths\)"),
+        (lambda m, s, t, n: m.loss(s, (t[0], t[1][:2])), r"target_lengths has shape \(2,\), expected \(B,\) = \(3,\)"),
+        (lambda m, s, t, n: m.loss(s[0], t), r"source has shape \(3,\)"),
+        (lambda m, s, t, n: m(s * 1.0, t[0], n), "source has dtype float64"),
+        (lambda m, s, t, n: m(s[:0], t[0], n), r"source has shape \(0, 3\), expected at least one step"),
+        (lambda m, s, t, n: m.loss_and_gradients(s, t, None, n, teacher_forcing=1.5), "teacher_forcing is 1.5"),
+        (lambda m, s, t, n: m.loss_and_gradients(s, t, None, n, teacher_forcing=0.5), "rng is None"),
+        (lambda m, s, t, n: m.sample(s, n, max_length=0, rng=0), "max_length is 0"),
+        (lambda m, s, t, n: m.sample(s, n, max_length=1, top_p=0.0, rng=0), "top_p is 0.0"),
+        (lambda m, s, t, n: m.sample(s, n, max_length=1, temperature=-1, rng=0), "temperature is -1"),
+        (lambda m, s, t, n: m.beam_search(s, n, max_length=3, beam_size=2, best=3), "best is 3, expected 1 ... beam"),
+        (lambda m, s, t, n: m.beam_search(s, n, max_length=3, length_penalty=-1), "length_penalty is -1"),
+        (lambda m, s, t, n: m.beam_search(s, n, max_length=3, coverage_penalty=1), "expected 0 without attention"),
+        (lambda m, s, t, n: m.predict([s[:, 0]], length_penalty=1), "expected none for greedy decoding"),
+        (lambda m, s, t, n: m.predict(None), "sources is None"),
+        (lambda m, s, t, n: m.fit([s[:, 0]], [t[0]], epochs=1), r"targets\[0\] has shape \(4, 3\)"),
+        (lambda m, s, t, n: m.fit([s[:, 0]], None, epochs=1), "targets is None"),
+    ],
+)
+def test_arguments_that_are_refused(call, message):
+    source, targets, lengths = batch()
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(small("plain"), source, targets, lengths)
