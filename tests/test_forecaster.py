@@ -178,6 +178,7 @@ def test_windows_of_all_series_are_learnt_and_scaled():
     scaled = np.concatenate([batch.inputs[:, :, 0], batch.targets.T]) * model.std + model.mean
     windows = [s[i : i + 4] for s in (one, two) for i in range(len(s) - 3)]
     np.testing.assert_allclose(sorted(scaled.T.tolist()), windows, rtol=1e-13)
+    assert scaled.T.tolist() != sorted(scaled.T.tolist())  # shuffled
     assert len(trainer.validation) == 1
     assert trainer.validation.batch(0, 0).inputs.shape == (3, 2, 1)
     residuals = [s[t] - model.predict(s[:t])[0] for s in (one, two) for t in range(3, len(s))]
@@ -456,6 +457,8 @@ def test_the_picture_has_a_panel_for_each_feature_and_is_written(tmp_path):
     assert figure.axes[1].get_xlabel() == "time step"
     (forecast,) = [line for line in figure.axes[1].get_lines() if line.get_label() == "forecast"]
     assert forecast.get_xydata().tolist() == [[4, 13], [5, 14]]
+    corners = figure.axes[1].collections[0].get_paths()[0].vertices.tolist()
+    assert {tuple(point) for point in corners} == {(4, 12), (5, 12.5), (4, 14), (5, 15.5)}
     assert plots.forecast(np.zeros(3), AHEAD).axes[0].get_ylabel() == "value"
 
 

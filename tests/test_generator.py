@@ -234,6 +234,10 @@ def test_fit_trains_on_sequences_of_any_lengths():
     )
     losses = [record["loss"] for record in trainer.history if "loss" in record]
     assert losses[-1] < 0.05 < 1 < losses[0]
+    batch = trainer.data.batch(0, 0)
+    assert batch.inputs.tolist() != x[:16].tolist()  # shuffled
+    assert batch.count == batch.lengths.sum()
+    assert_same(batch.inputs.argmax(axis=1), batch.targets[0])
     validation = [record["validation_loss"] for record in trainer.history if "validation_loss" in record]
     assert len(validation) == 40
     expected, steps = 0.0, sum(map(len, counts[:9]))
