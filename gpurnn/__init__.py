@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import models as models
     from . import optimizers as optimizers
     from . import schedules as schedules
+    from . import self_attention as self_attention
     from . import training as training
     from ._dispatch import use as use
     from .explanation import explain as explain
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .functional import dropout as dropout
     from .functional import embedding as embedding
     from .functional import gru as gru
+    from .functional import layer_norm as layer_norm
     from .functional import linear_scan as linear_scan
     from .functional import lstm as lstm
     from .functional import rnn as rnn
@@ -38,8 +40,12 @@ if TYPE_CHECKING:
     from .layers import Dropout as Dropout
     from .layers import Embedding as Embedding
     from .layers import Layer as Layer
+    from .layers import LayerNorm as LayerNorm
+    from .layers import MultiHeadAttention as MultiHeadAttention
+    from .layers import PositionalEncoding as PositionalEncoding
     from .layers import Sequential as Sequential
     from .layers import StateSpace as StateSpace
+    from .layers import TransformerBlock as TransformerBlock
     from .layers import ssm as ssm
     from .losses import binary_cross_entropy as binary_cross_entropy
     from .losses import cross_entropy as cross_entropy
@@ -61,6 +67,7 @@ if TYPE_CHECKING:
     from .optimizers import Adam as Adam
     from .optimizers import AdamW as AdamW
     from .optimizers import RMSprop as RMSprop
+    from .self_attention import multi_head_attention as multi_head_attention
     from .training import PaddedBatches as PaddedBatches
     from .training import TokenStream as TokenStream
     from .training import Trainer as Trainer
@@ -71,7 +78,7 @@ __version__ = "0.1.0"
 _EXPORTS: dict[str, tuple[str, ...]] = {
     "_dispatch": ("use",),
     "explanation": ("explain",),
-    "functional": ("attention", "dense", "dropout", "embedding", "gru", "linear_scan", "lstm", "rnn"),
+    "functional": ("attention", "dense", "dropout", "embedding", "gru", "layer_norm", "linear_scan", "lstm", "rnn"),
     "gradients": ("add_l2", "clip_by_global_norm", "clip_by_value", "global_norm"),
     "initializers": (),
     "layers": (
@@ -83,8 +90,12 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Dropout",
         "Embedding",
         "Layer",
+        "LayerNorm",
+        "MultiHeadAttention",
+        "PositionalEncoding",
         "Sequential",
         "StateSpace",
+        "TransformerBlock",
         "ssm",
     ),
     "losses": ("binary_cross_entropy", "cross_entropy", "huber", "l1", "mse", "smooth_l1"),
@@ -102,6 +113,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     ),
     "optimizers": ("SGD", "Adam", "AdamW", "RMSprop"),
     "schedules": (),
+    "self_attention": ("multi_head_attention",),
     "training": ("PaddedBatches", "TokenStream", "Trainer"),
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -475,6 +475,85 @@ def dense(x: Array, weight: Array, bias: Array | None = None, *, activation: str
     return xp.reshape(_activation(xp, activation, a), (*x.shape[:-1], outputs))
 
 
+def _layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Any, Array, Array, Array]:
+    """Check the arguments of `layer_norm` and compute: the namespace, y, and what backward takes."""
+    where = "layer_norm"
+    _checks.given(where, x=x)
+    arrays = {"x": x, "weight": weight, "bias": bias}
+    xp = _dispatch.namespace(where, **arrays)
+    _checks.same_dtype(where, **arrays)
+    eps = _checks.non_negative(where, "eps", eps)
+    if x.ndim < 1 or x.shape[-1] < 1:
+        raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (..., features)")
+    for name, array in (("weight", weight), ("bias", bias)):
+        if array is not None:
+            _checks.shape(where, name, array, (x.shape[-1],), "(features,)")
+    centred = x - xp.mean(x, axis=-1, keepdims=True)
+    inverse = 1 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    normalised = centred * inverse
+    y = normalised if weight is None else normalised * weight
+    return xp, (y if bias is None else y + bias), normalised, inverse
+
+
+def _layer_norm_vjp(
+    x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5
+) -> tuple[Array, Pullback]:
+    xp, y, normalised, inverse = _layer_norm(x, weight, bias, eps)
+
+    def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
+        check_cotangent("layer_norm", "y", dy, y)
+        if dy is None:
+            dy = xp.zeros_like(y)
+        gradients = {}
+        if weight is not None:
+            gradients["weight"] = xp.sum(xp.reshape(dy * normalised, (-1, y.shape[-1])), axis=0)
+        if bias is not None:
+            gradients["bias"] = xp.sum(xp.reshape(dy, (-1, y.shape[-1])), axis=0)
+        d = dy if weight is None else dy * weight
+        along = xp.mean(d * normalised, axis=-1, keepdims=True)
+        return inverse * (d - xp.mean(d, axis=-1, keepdims=True) - normalised * along), gradients
+
+    return y, pullback
+
+
+@differentiable(_layer_norm_vjp)
+def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5) -> Array:
+    """Layer normalisation over the last axis: y = gamma (x - mu) / sqrt(sigma^2 + eps) + beta.
+
+    mu and sigma^2 are the mean and the variance of the F features of one position.
+
+    Parameters
+    ----------
+    x : (..., F) array, float32 or float64
+    weight, bias : (F,) arrays, optional
+        gamma and beta; one and zero by default.
+    eps : float
+        At least 0.
+
+    Returns
+    -------
+    y : (..., F) array
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unsupported or mixed arrays or dtypes; shapes that do not fit; a negative eps.
+
+    References
+    ----------
+    J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer normalization" (2016), section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> gpurnn.layer_norm(np.array([[1.0, 3.0], [-5.0, 5.0]]), np.array([1.0, 2.0])).round(3)
+    array([[-1.,  2.],
+           [-1.,  2.]])
+    """
+    return _layer_norm(x, weight, bias, eps)[1]
+
+
 def _embedding_vjp(indices: Array, weight: Array, *, padding_idx: int | None = None) -> tuple[Array, Pullback]:
     where = "embedding"
     y = embedding(indices, weight, padding_idx=padding_idx)

@@ -227,6 +227,54 @@ def attended(score: str, parameters: list[str]) -> Callable[[dict[str, Any]], An
     return call
 
 
+def multi_head(form: Any) -> Entry:
+    """The function, or a layer of it."""
+    parameters = {
+        "in_proj_weight": (3 * H, H),
+        "in_proj_bias": (3 * H,),
+        "out_proj_weight": (H, H),
+        "out_proj_bias": (H,),
+    }
+    shapes = {"query": (T, B, H), "keys": (S, B, H), "values": (S, B, H)}
+    own = parameters if form is gpurnn.multi_head_attention else {}
+    options = {"num_heads": 5} if own else {}
+
+    def call(a: dict[str, Any]) -> Any:
+        arguments = {name: a[name] for name in (*shapes, *own, "key_padding_mask")}
+        result, pullback = form.vjp(**arguments, **options)
+        return form(**arguments, **options), result, pullback((a["dy"], a["dweights"]))
+
+    shapes_of_all = {**shapes, **own, "dy": (T, B, H), "dweights": (B, 5, T, S)}
+    arrays = {name: normal(*shape, seed=k) for k, (name, shape) in enumerate(shapes_of_all.items())}
+    arrays["key_padding_mask"] = np.arange(S) >= np.array([[S], [2], [S - 1]])
+    wrong = {name: [(*shape, 1), shape[1:], (*shape[:-1], shape[-1] + 1)] for name, shape in shapes_of_all.items()}
+    wrong["key_padding_mask"] = [(S, B), (B,), (B, 1)]
+    empty = {name: tuple(0 if n == T else n for n in arrays[name].shape) for name in ("query", "dy", "dweights")}
+    return Entry(
+        "multi_head_attention", arrays, call, wrong,
+        optional=frozenset(arrays) - {"query", "keys", "in_proj_weight", "out_proj_weight"},
+        empty={"steps": empty}, also_named={"query": "keys", "keys": "values"},
+    )  # fmt: skip
+
+
+def transformer_block() -> Entry:
+    layer = gpurnn.TransformerBlock(H, 5, causal=True, activation="gelu", dtype="float64")
+
+    def call(a: dict[str, Any]) -> Any:
+        result, pullback = layer.vjp(a["x"], None, a["lengths"])
+        return layer(a["x"], None, a["lengths"]), result, pullback((a["dy"], None))
+
+    arrays = {"x": normal(T, B, H), "dy": normal(T, B, H, seed=1), "lengths": np.array([T, 1, T - 1])}
+    wrong = {name: [(T, B), (T, B, H + 1), (T, B, H, 1)] for name in ("x", "dy")}
+    return Entry(
+        "TransformerBlock", arrays, call, {**wrong, "lengths": [(B + 1,), (1,), (B, 1), ()]},
+        optional=frozenset({"dy", "lengths"}),
+        empty={
+            "batch": {"x": (T, 0, H), "dy": (T, 0, H), "lengths": (0,)}, "time": {"x": (0, B, H), "dy": (0, B, H)},
+        },
+    )  # fmt: skip
+
+
 def dropped(a: dict[str, Any]) -> Any:
     y, pullback = gpurnn.dropout.vjp(a["x"], 0.5, 1)
     return gpurnn.dropout(a["x"], 0.5, 1), y, pullback(a["dy"])
@@ -377,6 +425,36 @@ ENTRIES: dict[str, list[Entry]] = {
             empty={"all": {"x": (0, I), "dy": (0, H)}},
         )
     ],
+    "layer_norm": [
+        Entry(
+            "layer_norm",
+            {"x": normal(T, B, I), "weight": normal(I), "bias": normal(I), "dy": normal(T, B, I)},
+            with_vjp(gpurnn.layer_norm, ["x", "weight", "bias"]),
+            {
+                "x": [(), (T, 0)], "weight": [(I + 1,), (1,), (I, 1), ()], "bias": [(I + 1,), (1,), (I, 1), ()],
+                "dy": [(T, B), (T, B, 1), (I,)],
+            },
+            optional=frozenset({"weight", "bias", "dy"}),
+            empty={"all": {"x": (0, B, I), "dy": (0, B, I)}},
+        )
+    ],
+    "LayerNorm": [
+        simple_layer(
+            gpurnn.LayerNorm(I, dtype="float64"), "layer_norm", normal(T, I), "x", normal(T, I, seed=1),
+            wrong_shapes={"x": [()], "dy": [(T,), (T, I, 1), (1, I)]}, empty={"all": {"x": (0, I), "dy": (0, I)}},
+            also_named={"x": "weight"},
+        )
+    ],
+    "multi_head_attention": [multi_head(gpurnn.multi_head_attention)],
+    "MultiHeadAttention": [multi_head(gpurnn.MultiHeadAttention(H, 5, dtype="float64"))],
+    "PositionalEncoding": [
+        simple_layer(
+            gpurnn.PositionalEncoding(), "PositionalEncoding", normal(T, B, I), "x", normal(T, B, I),
+            wrong_shapes={"x": [(T, B), (T, B, I, 1)], "dy": [(T, B), (T, B, 1)]},
+            empty={"all": {"x": (0, B, I), "dy": (0, B, I)}}, also_named={"x": "dy"},
+        )
+    ],
+    "TransformerBlock": [transformer_block()],
     "embedding": [
         Entry(
             "embedding",
@@ -833,6 +911,39 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
             "rng": [*SEEDS, None],
         },
     ),
+    "layer_norm": (gpurnn.layer_norm, {"x": normal(T)}, {"eps": NUMBERS}),
+    "LayerNorm": (
+        gpurnn.LayerNorm,
+        {"features": I},
+        {**wrong_sizes("features"), "eps": NUMBERS, "dtype": RECURRENT_OPTIONS["dtype"]},
+    ),
+    "multi_head_attention": (
+        gpurnn.multi_head_attention,
+        {"query": normal(T, B, I), "in_proj_weight": normal(3 * I, I), "out_proj_weight": normal(I, I), "num_heads": 2},
+        wrong_sizes("num_heads"),
+    ),
+    **{
+        name: (
+            getattr(gpurnn, name),
+            {"features": 4, "num_heads": 2},
+            {
+                **wrong_sizes("features"),
+                "num_heads": [*wrong_sizes("_")["_"], 3],
+                "init": ["nothing", 3, None],
+                "dtype": RECURRENT_OPTIONS["dtype"],
+                "rng": [*SEEDS, None],
+                **options,
+            },
+        )
+        for name, options in {
+            "MultiHeadAttention": {},
+            "TransformerBlock": {
+                "hidden_size": wrong_sizes("_")["_"][:4],
+                "activation": ["tanh", None, 3],
+                "dropout": RATES,
+            },
+        }.items()
+    },
     "attention": (
         gpurnn.attention,
         {"query": normal(T, B, I), "keys": normal(S, B, I)},

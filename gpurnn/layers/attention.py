@@ -1,0 +1,440 @@
+"""Multi-head attention as a layer, and the Transformer: positions, and the block that a stack of makes it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _checks, _dispatch, functional, initializers, self_attention
+from .._op import Pullback
+from .._random import generator
+from .base import Array, Layer, parameter_dtype
+from .dense import Dense
+from .dropout import Dropout
+from .layer_norm import LayerNorm
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class MultiHeadAttention(Layer):
+    """Multi-head attention: y = W_o [head_1 ... head_n] + b_o; see `gpurnn.multi_head_attention`.
+
+    It gives its weights beside y, and so it is no layer for `Sequential`; `TransformerBlock` is.
+
+    Parameters
+    ----------
+    features : int
+        E, the size of queries, keys, values and y.
+    num_heads : int
+        n, a divisor of E.
+    bias : bool
+    causal : bool
+        Whether a query sees no keys that are later than itself.
+    init : str or initializer
+        Of each of W_q, W_k, W_v and W_o: a name or a function of `gpurnn.initializers`. Biases start at zero.
+    dtype : "float32" or "float64"
+    rng : int or numpy.random.Generator
+        Where the initial weights come from.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``in_proj_weight`` (3*E, E), ``in_proj_bias`` (3*E,), ``out_proj.weight`` (E, E) and ``out_proj.bias`` (E,):
+        the names of `torch.nn.MultiheadAttention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> layer = gpurnn.MultiHeadAttention(8, 2, causal=True)
+    >>> layer
+    MultiHeadAttention(8, 2, causal=True)  # 288 parameters
+    >>> y, weights = layer(np.ones((5, 3, 8), np.float32))
+    >>> y.shape, weights.shape
+    ((5, 3, 8), (3, 2, 5, 5))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_heads: int,
+        bias: bool = True,
+        *,
+        causal: bool = False,
+        init: str | initializers.Initializer = "xavier",
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        where = "MultiHeadAttention"
+        self.features = _checks.integer_at_least(where, "features", features, 1)
+        self.num_heads = _checks.integer_at_least(where, "num_heads", num_heads, 1)
+        if self.features % self.num_heads:
+            raise ValueError(f"{where}: num_heads is {num_heads}, expected a divisor of features = {features}")
+        self.causal = bool(causal)
+        kind, random, initialise = parameter_dtype(where, dtype), generator(where, rng), initializers.get(init)
+        square = (self.features, self.features)
+        self.params = {"in_proj_weight": np.concatenate([initialise(random, square, kind) for _ in range(3)])}
+        if bias:
+            self.params["in_proj_bias"] = np.zeros(3 * self.features, kind)
+        self.params["out_proj.weight"] = initialise(random, square, kind)
+        if bias:
+            self.params["out_proj.bias"] = np.zeros(self.features, kind)
+
+    def __call__(
+        self,
+        query: Array,
+        keys: Array | None = None,
+        values: Array | None = None,
+        *,
+        key_padding_mask: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """``(y, weights)`` as `gpurnn.multi_head_attention` gives and raises; nothing is saved."""
+        return self_attention.multi_head_attention(
+            query, keys, values, **self._arguments(), key_padding_mask=key_padding_mask
+        )
+
+    def vjp(
+        self,
+        query: Array,
+        keys: Array | None = None,
+        values: Array | None = None,
+        rng: int | np.random.Generator | None = None,
+        *,
+        key_padding_mask: Array | None = None,
+    ) -> tuple[tuple[Array, Array], Pullback]:
+        """``((y, weights), pullback)``, with ``pullback((dy, dweights))`` as of `gpurnn.multi_head_attention`.
+
+        The gradients of the parameters have the names of ``params``; ``rng`` is not used.
+        """
+        outputs, pull = self_attention.multi_head_attention.vjp(
+            query, keys, values, **self._arguments(), key_padding_mask=key_padding_mask
+        )
+
+        def pullback(cotangents: Any) -> tuple[tuple[Array, Array | None, Array | None], dict[str, Array]]:
+            inputs, gradients = pull(cotangents)
+            return inputs, {name: gradients[name.replace(".", "_")] for name in self.params}
+
+        return outputs, pullback
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "num_heads": self.num_heads,
+            "causal": self.causal,
+            **{name.replace(".", "_"): p for name, p in self.params.items()},
+        }
+
+    def _describe(self) -> str:
+        told = [str(self.features), str(self.num_heads)]
+        told += ["bias=False"] if "in_proj_bias" not in self.params else []
+        told += ["causal=True"] if self.causal else []
+        return ", ".join(told)
+
+
+class PositionalEncoding(Layer):
+    """Sinusoidal positions, added to what is at them: y_t = x_t + p_t.
+
+    p_t,2i = sin(t / 10000^(2i/E)) and p_t,2i+1 = cos(t / 10000^(2i/E)), t = 0 ... T - 1. Self-attention itself does not
+    know the order of the steps.
+
+    References
+    ----------
+    A. Vaswani et al., "Attention is all you need", NIPS 2017, section 3.5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> positions = gpurnn.PositionalEncoding()
+    >>> positions
+    PositionalEncoding()  # 0 parameters
+    >>> positions(np.zeros((3, 1, 4)))[:, 0].round(2)
+    array([[ 0.  ,  1.  ,  0.  ,  1.  ],
+           [ 0.84,  0.54,  0.01,  1.  ],
+           [ 0.91, -0.42,  0.02,  1.  ]])
+    """
+
+    def __init__(self) -> None:
+        self.params = {}
+
+    def __call__(self, x: Array) -> Array:
+        """y (T, B, E) of x (T, B, E)."""
+        where = "PositionalEncoding"
+        _checks.given(where, x=x)
+        xp = _dispatch.namespace(where, x=x)
+        _checks.floating(where, "x", x)
+        _checks.ndim(where, "x", x, 3, "(T, B, E)")
+        T, _, E = x.shape
+        device = _dispatch.device(x)
+        # In float32 the angles of late positions would be off by thousandths.
+        steps = xp.arange(T, dtype=xp.float64, device=device)
+        rates = xp.exp(xp.arange(0, E, 2, dtype=xp.float64, device=device) * (-math.log(10000) / max(E, 1)))
+        angles = steps[:, None] * rates[None, :]
+        pairs = xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1)
+        p = xp.reshape(pairs, (T, 2 * rates.shape[0]))[:, :E]
+        return x + xp.expand_dims(xp.astype(p, x.dtype), axis=1)
+
+    def vjp(self, x: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
+        """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, {})``; ``rng`` is not used."""
+        y, xp = self(x), _dispatch.namespace("PositionalEncoding", x=x)
+
+        def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
+            functional.check_cotangent("PositionalEncoding", "y", dy, y)
+            return xp.zeros_like(y) if dy is None else dy, {}
+
+        return y, pullback
+
+    def _describe(self) -> str:
+        return ""
+
+
+def _gelu_vjp(xp: Any, a: Array) -> tuple[Array, Any]:
+    """The Gaussian error linear unit in its tanh form, 0.5 a (1 + tanh(sqrt(2/pi) (a + 0.044715 a^3)))."""
+    scale = math.sqrt(2 / math.pi)
+    squares = a * a
+    inner = xp.tanh(scale * a * (1 + 0.044715 * squares))
+
+    def pull(dy: Array) -> Array:
+        return dy * (0.5 * (1 + inner) + 0.5 * a * (1 - inner * inner) * (scale * (1 + 3 * 0.044715 * squares)))
+
+    return 0.5 * a * (1 + inner), pull
+
+
+class TransformerBlock(Layer):
+    """Transformer block, pre-norm: self-attention and a feed-forward network, each added to what it reads.
+
+    ::
+
+        z = x + dropout(multi_head_attention(layer_norm(x)))
+        y = z + dropout(W_2 g(W_1 layer_norm(z) + b_1) + b_2)
+
+    Causal and stacked behind an `Embedding` and a `PositionalEncoding`, with a `LayerNorm` and a `Dense` on top, it is
+    a language model. It takes a recurrent layer's place in `Sequential`, but remembers nothing from call to call: the
+    state that it takes and gives is always None.
+
+    Parameters
+    ----------
+    features : int
+        E, the size of x and y.
+    num_heads : int
+        A divisor of E.
+    hidden_size : int, optional
+        Rows of W_1; 4 E by default.
+    causal : bool
+        Whether a step sees none that are later.
+    activation : {"relu", "gelu"}
+        g; the Gaussian error linear unit in its tanh form.
+    dropout : float
+        Rate of the dropout on what is added to x and to z.
+    init : str or initializer
+        Of every weight matrix: a name or a function of `gpurnn.initializers`. Biases start at zero.
+    dtype : "float32" or "float64"
+    rng : int or numpy.random.Generator
+        Where the initial weights come from.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``self_attn.in_proj_weight``, ..., ``linear1.weight`` (hidden_size, E), ``linear2.weight`` (E, hidden_size),
+        ``norm1.weight``, ...: the names of `torch.nn.TransformerEncoderLayer`, whose ``norm_first=True`` this is.
+
+    References
+    ----------
+    A. Vaswani et al., "Attention is all you need", NIPS 2017, sections 3.3 and 5.4; R. Xiong et al., "On layer
+    normalization in the Transformer architecture", ICML 2020 (pre-norm); D. Hendrycks, K. Gimpel, "Gaussian error
+    linear units" (2016).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> model = gpurnn.Sequential(
+    ...     gpurnn.Embedding(50, 16),
+    ...     gpurnn.PositionalEncoding(),
+    ...     gpurnn.TransformerBlock(16, 2, causal=True, dropout=0.1),
+    ...     gpurnn.LayerNorm(16),
+    ...     gpurnn.Dense(16, 50),
+    ... )
+    >>> model
+    Sequential(
+      0: Embedding(50, 16)  # 800 parameters
+      1: PositionalEncoding()  # 0 parameters
+      2: TransformerBlock(16, 2, causal=True, dropout=0.1)  # 3,280 parameters
+      3: LayerNorm(16)  # 32 parameters
+      4: Dense(16, 50)  # 850 parameters
+    )  # 4,962 parameters
+    >>> logits, (state,) = model(np.array([[1], [2], [3]]))
+    >>> logits.shape, state
+    ((3, 1, 50), None)
+    """
+
+    stateful = True
+
+    _parts = ("self_attn", "linear1", "linear2", "norm1", "norm2")
+
+    def __init__(
+        self,
+        features: int,
+        num_heads: int,
+        hidden_size: int | None = None,
+        *,
+        causal: bool = False,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        init: str | initializers.Initializer = "xavier",
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        where = "TransformerBlock"
+        self.features = _checks.integer_at_least(where, "features", features, 1)
+        self.num_heads = _checks.integer_at_least(where, "num_heads", num_heads, 1)
+        if self.features % self.num_heads:
+            raise ValueError(f"{where}: num_heads is {num_heads}, expected a divisor of features = {features}")
+        self.hidden_size = 4 * self.features
+        if hidden_size is not None:
+            self.hidden_size = _checks.integer_at_least(where, "hidden_size", hidden_size, 1)
+        _checks.choice(where, "activation", activation, ("relu", "gelu"))
+        self.causal, self.activation = bool(causal), activation
+        self.dropout = _checks.fraction(where, "dropout", dropout)
+        self._dropped = Dropout(self.dropout)
+        options: dict[str, Any] = {"init": init, "dtype": parameter_dtype(where, dtype), "rng": generator(where, rng)}
+        self.self_attn = MultiHeadAttention(self.features, self.num_heads, causal=causal, **options)
+        # The derivative of relu follows from its value, which the dense layer has; that of gelu does not.
+        inner = "relu" if activation == "relu" else "identity"
+        self.linear1 = Dense(self.features, self.hidden_size, activation=inner, **options)
+        self.linear2 = Dense(self.hidden_size, self.features, **options)
+        self.norm1, self.norm2 = (LayerNorm(self.features, dtype=options["dtype"]) for _ in range(2))
+
+    @property
+    def params(self) -> dict[str, Array]:  # type: ignore[override]
+        """The parameters of the layers that the block consists of, each name behind that of its layer and a dot."""
+        return {f"{part}.{name}": p for part in self._parts for name, p in getattr(self, part).params.items()}
+
+    def to(self, xp: Any) -> Self:
+        """This block with its parameters copied to the array library ``xp``."""
+        moved = copy.copy(self)
+        for part in self._parts:
+            setattr(moved, part, getattr(self, part).to(xp))
+        return moved
+
+    def __call__(
+        self, x: Array, state: None = None, lengths: Array | None = None, resets: None = None
+    ) -> tuple[Array, None]:
+        """The output and None; nothing is saved.
+
+        Parameters
+        ----------
+        x : (T, B, E) array
+            Of the dtype of the parameters.
+        state, resets : None
+            A block has no state that could be given or reset.
+        lengths : (B,) integer array, optional
+            Steps of each sequence that exist, in any order, zero allowed. What x holds past them is not read.
+
+        Returns
+        -------
+        y : (T, B, E) array
+            Exactly zero past a sequence's length.
+        state : None
+
+        Raises
+        ------
+        TypeError, ValueError
+            Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit; a state, or resets.
+        """
+        return self.vjp(x, state, lengths, resets)[0]
+
+    def vjp(
+        self,
+        x: Array,
+        state: None = None,
+        lengths: Array | None = None,
+        resets: None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> tuple[tuple[Array, None], Pullback]:
+        """``((y, None), pullback)``, with ``pullback((dy, None))`` returning ``((dx, None), grads)``.
+
+        The first four arguments are those of a call; without ``rng`` nothing is dropped.
+        """
+        where = "TransformerBlock"
+        xp = self._check(x, state, lengths, resets)
+        random = None if rng is None else generator(where, rng)
+        exists = padding = None
+        if lengths is not None:
+            steps = xp.arange(x.shape[0], dtype=xp.int64, device=_dispatch.device(x))
+            exists = steps[:, None] < xp.astype(lengths, xp.int64)[None, :]
+            padding = ~xp.permute_dims(exists, (1, 0))
+
+        def existing(array: Array) -> Array:
+            if exists is None:
+                return array
+            return xp.where(exists[:, :, None], array, _dispatch.zeros(xp, (1, 1, 1), array))
+
+        # What is not read must not reach a product either.
+        x = existing(x)
+        a, pull_norm1 = self.norm1.vjp(x)
+        (a, _), pull_attention = self.self_attn.vjp(a, key_padding_mask=padding)
+        a, pull_dropped1 = self._dropped.vjp(a, random)
+        z = x + a
+        a, pull_norm2 = self.norm2.vjp(z)
+        a, pull_linear1 = self.linear1.vjp(a)
+        pull_gelu = None
+        if self.activation == "gelu":
+            a, pull_gelu = _gelu_vjp(xp, a)
+        a, pull_linear2 = self.linear2.vjp(a)
+        a, pull_dropped2 = self._dropped.vjp(a, random)
+        y = existing(z + a)
+
+        def pullback(cotangents: Any) -> tuple[tuple[Array, None], dict[str, Array]]:
+            dy, dstate = functional.cotangent_pair(where, cotangents)
+            functional.check_cotangent(where, "y", dy, y)
+            if dstate is not None:
+                raise TypeError(
+                    f"{where}: dstate is a {type(dstate).__qualname__}, expected None: a block has no state"
+                )
+            grads: dict[str, dict[str, Array]] = {}
+            dz = existing(xp.zeros_like(y) if dy is None else dy)
+            d, grads["linear2"] = pull_linear2(pull_dropped2(dz)[0])
+            if pull_gelu is not None:
+                d = pull_gelu(d)
+            d, grads["linear1"] = pull_linear1(d)
+            d, grads["norm2"] = pull_norm2(d)
+            dz = dz + d
+            (d, _, _), grads["self_attn"] = pull_attention((pull_dropped1(dz)[0], None))
+            d, grads["norm1"] = pull_norm1(d)
+            return (existing(dz + d), None), {
+                f"{part}.{name}": grads[part][name] for part in self._parts for name in getattr(self, part).params
+            }
+
+        return (y, None), pullback
+
+    def _check(self, x: Array, state: Any, lengths: Array | None, resets: Any) -> Any:
+        """Refuse arguments that a block cannot take; the namespace of the arrays."""
+        where = "TransformerBlock"
+        for name, value in (("state", state), ("resets", resets)):
+            if value is not None:
+                raise TypeError(
+                    f"{where}: {name} is a {type(value).__qualname__}, expected None: a block has no state, it attends "
+                    "to the steps of one call"
+                )
+        _checks.given(where, x=x)
+        arrays = {"params": self.norm1.params["weight"], "x": x}
+        xp = _dispatch.namespace(where, **arrays, lengths=lengths)
+        _checks.same_dtype(where, **arrays)
+        _checks.ndim(where, "x", x, 3, "(T, B, features)")
+        if x.shape[2] != self.features:
+            raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected features = {self.features} at its end")
+        functional.check_sequence(where, x, lengths, None)
+        _dispatch.wing(where, x=x).check_lengths(where, lengths, x.shape[0])
+        return xp
+
+    def _describe(self) -> str:
+        told = [str(self.features), str(self.num_heads)]
+        told += [str(self.hidden_size)] if self.hidden_size != 4 * self.features else []
+        told += ["causal=True"] if self.causal else []
+        told += [f"activation={self.activation!r}"] if self.activation != "relu" else []
+        told += [f"dropout={self.dropout!r}"] if self.dropout else []
+        return ", ".join(told)

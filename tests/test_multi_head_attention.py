@@ -1,0 +1,309 @@
+"""Multi-head attention, the function and the layer: PyTorch's numbers, the definition, central differences, masks."""
+
+from __future__ import annotations
+
+import math
+
+import golden
+import numpy as np
+import pytest
+from strict_wing import plain, strict
+from tolerance import assert_all_close, assert_close, assert_golden, assert_same, check_gradients
+
+import gpurnn
+
+CASES = [record for record in golden.records("misc") if record["kind"] == "mha"]
+T, S, B, E, HEADS = 3, 5, 2, 6, 2
+PARAMETERS = {
+    "in_proj_weight": (3 * E, E), "in_proj_bias": (3 * E,), "out_proj_weight": (E, E), "out_proj_bias": (E,),
+}  # fmt: skip
+FORMS = {"self": (), "keys": ("keys",), "keys-values": ("keys", "values")}
+"""What is given beside the query."""
+
+
+def problem(form="keys-values", bias=True, causal=False, padded=False, seed=0):
+    """Arrays and options of a small problem."""
+    rng = np.random.default_rng(seed)
+    shapes = {"query": (T, B, E), **dict.fromkeys(FORMS[form], (S, B, E))}
+    shapes |= {name: shape for name, shape in PARAMETERS.items() if bias or "weight" in name}
+    arrays = {name: 0.7 * rng.standard_normal(shape) for name, shape in shapes.items()}
+    options = {"num_heads": HEADS, "causal": causal}
+    if padded:
+        sources = S if FORMS[form] else T
+        options["key_padding_mask"] = np.arange(sources) >= np.array([[sources - 1], [2]])
+    return arrays, options
+
+
+def test_all_cases_are_there():
+    assert len(CASES) == 25
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("record", CASES, ids=lambda record: record["name"])
+def test_it_gives_what_torch_gives(record, dtype):
+    a = golden.arrays("misc", record["name"], dtype)
+    query, keys, values, dy = (a[name].swapaxes(0, 1) for name in ("q", "k", "v", "cy"))
+    if record["causal"]:
+        t, s = len(query), len(keys)
+        assert_same(a["attn_mask"], np.arange(s)[None, :] > np.arange(s - t, s)[:, None])
+    parameters = {name.replace(".", "_"): a[name] for name in a if "proj" in name and not name.startswith("g_")}
+    (y, weights), pullback = gpurnn.multi_head_attention.vjp(
+        query, keys, values, **parameters,
+        num_heads=record["heads"], causal=record["causal"], key_padding_mask=a["key_padding_mask"],
+    )  # fmt: skip
+    (dquery, dkeys, dvalues), gradients = pullback((dy, None))
+    assert gradients.keys() == parameters.keys()
+    assert not weights[np.broadcast_to(a["key_padding_mask"][:, None, None, :], weights.shape)].any()
+    # Three products of E terms and one over the keys, and for the parameters a sum over the steps and rows.
+    terms = 4 * (3 * record["E"] + len(keys)) + y.shape[0] * y.shape[1] + 20
+    found = {"q": dquery, "k": dkeys, "v": dvalues}
+    found = {name: g.swapaxes(0, 1) for name, g in found.items()}
+    found |= {name.replace("out_proj_", "out_proj."): g for name, g in gradients.items()}
+    # Gradients that come through a softmax are differences of products that may be much larger than they.
+    size = max(float(abs(a[f"g_{name}"]).max()) for name in found)
+    for name, g in found.items():
+        assert_close(g, a[f"g_{name}"], terms, name, magnitude=size)
+    assert_golden(y.swapaxes(0, 1), a["y"], terms, "y")
+    assert_golden(weights, a["attn"], terms, "weights")
+
+
+def by_definition(query, keys=None, values=None, *, num_heads, causal=False, key_padding_mask=None, **p):
+    """One query and one head at a time."""
+    keys = query if keys is None else keys
+    values = keys if values is None else values
+    T, B, E = query.shape
+    S, d = len(keys), E // num_heads
+    w_q, w_k, w_v = np.split(p["in_proj_weight"], 3)
+    b_q, b_k, b_v = np.split(p.get("in_proj_bias", np.zeros(3 * E)), 3)
+    y, weights = np.zeros((T, B, E)), np.zeros((B, num_heads, T, S))
+    for b in range(B):
+        for t in range(T):
+            heads = []
+            for i in range(num_heads):
+                own = slice(i * d, (i + 1) * d)
+                q = (w_q @ query[t, b] + b_q)[own]
+                seen = [
+                    s
+                    for s in range(S)
+                    if not (causal and s > t + S - T) and not (key_padding_mask is not None and key_padding_mask[b, s])
+                ]
+                scores = [math.exp(q @ (w_k @ keys[s, b] + b_k)[own] / math.sqrt(d)) for s in seen]
+                head = np.zeros(d)
+                for s, score in zip(seen, scores, strict=True):
+                    weights[b, i, t, s] = score / sum(scores)
+                    head += weights[b, i, t, s] * (w_v @ values[s, b] + b_v)[own]
+                heads.append(head)
+            y[t, b] = p["out_proj_weight"] @ np.concatenate(heads) + p.get("out_proj_bias", 0)
+    return y, weights
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_it_is_its_definition(form, bias, causal, padded):
+    arrays, options = problem(form, bias, causal, padded)
+    y, weights = gpurnn.multi_head_attention(**arrays, **options)
+    if padded and form == "self":
+        # What is there counts as zero as a query too.
+        exists = ~options["key_padding_mask"].T[:, :, None]
+        arrays["query"] = arrays["query"] * exists
+    assert_all_close((y, weights), by_definition(**arrays, **options), 8 * E)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients(form, bias, causal, padded):
+    arrays, options = problem(form, bias, causal, padded)
+    outputs, pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
+    rng = np.random.default_rng(1)
+    cotangents = tuple(rng.standard_normal(output.shape) for output in outputs)
+    (*inputs,), gradients = pullback(cotangents)
+    names = ("query", *FORMS[form])
+    assert inputs[len(names) :] == [None] * (3 - len(names))
+    found = {**dict(zip(names, inputs, strict=False)), **gradients}
+    check_gradients(lambda a: list(gpurnn.multi_head_attention(**a, **options)), arrays, cotangents, found, seed=2)
+    first = {name: g.copy() for name, g in found.items()}
+    again, parameters = pullback(cotangents)
+    assert_same({**dict(zip(names, again, strict=False)), **parameters}, first)
+    zeros = tuple(np.zeros_like(output) for output in outputs)
+    for given, filled in (((cotangents[0], None), (cotangents[0], zeros[1])), ((None, None), zeros)):
+        assert_all_close(pullback(given), pullback(filled), terms=1)
+    assert_all_close(pullback((None, cotangents[1])), pullback((zeros[0], cotangents[1])), terms=1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_padding_is_not_read(form):
+    arrays, options = problem(form, padded=True)
+    padded = options["key_padding_mask"].T
+    cotangents = tuple(np.ones_like(output) for output in gpurnn.multi_head_attention(**arrays, **options))
+    outputs, pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
+    for name in FORMS[form] or ("query",):
+        arrays[name] = np.where(padded[:, :, None], np.nan, arrays[name])
+    changed, changed_pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
+    assert_same(changed, outputs)
+    assert_same(changed_pullback(cotangents), pullback(cotangents))
+    found = pullback(cotangents)[0]
+    for gradient in found[:1] if form == "self" else [g for g in found[1:] if g is not None]:
+        assert not gradient[padded].any()
+        assert gradient[~padded].all()
+    assert not outputs[1][np.broadcast_to(options["key_padding_mask"][:, None, None, :], outputs[1].shape)].any()
+
+
+@pytest.mark.parametrize("keys", [0, S])
+def test_a_query_that_sees_no_key_gets_the_bias(keys):
+    arrays, options = problem()
+    arrays |= {name: arrays[name][:keys] for name in ("keys", "values")}
+    options["key_padding_mask"] = np.ones((B, keys), bool)
+    (y, weights), pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
+    np.testing.assert_array_equal(y, np.broadcast_to(arrays["out_proj_bias"], y.shape))
+    assert not weights.any()
+    inputs, _ = pullback((np.ones_like(y), np.ones_like(weights)))
+    assert not any(gradient.any() for gradient in inputs)
+
+
+def test_causal_queries_are_the_last_of_the_positions():
+    """One query at a time, behind the keys so far, gives what all at once give."""
+    arrays, options = problem("self", causal=True)
+    x = arrays.pop("query")
+    whole, weights = gpurnn.multi_head_attention(x, **arrays, **options)
+    for t in range(T):
+        y, w = gpurnn.multi_head_attention(x[t : t + 1], x[: t + 1], **arrays, **options)
+        assert_close(y[0], whole[t], 8 * E)
+        assert_close(w[:, :, 0], weights[:, :, t, : t + 1], 8 * E)
+    assert not np.triu(weights, 1).any()
+
+
+def test_large_scores_do_not_overflow():
+    arrays, options = problem("self")
+    arrays["in_proj_weight"] *= 1e3
+    y, weights = gpurnn.multi_head_attention(**{name: a.astype("float32") for name, a in arrays.items()}, **options)
+    assert np.isfinite(y).all()
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_layer_is_the_function(bias):
+    layer = gpurnn.MultiHeadAttention(E, HEADS, bias, causal=True, dtype="float64", rng=3)
+    arrays, options = problem(padded=True, causal=True)
+    x = [arrays[name] for name in ("query", "keys", "values")]
+    mask = options["key_padding_mask"]
+    parameters = {name.replace(".", "_"): p for name, p in layer.params.items()}
+    expected, expected_pullback = gpurnn.multi_head_attention.vjp(*x, **parameters, **options)
+    outputs, pullback = layer.vjp(*x, rng=0, key_padding_mask=mask)
+    assert_same(outputs, expected)
+    assert_same(layer(*x, key_padding_mask=mask), expected)
+    inputs, gradients = pullback(expected)
+    expected_inputs, expected_gradients = expected_pullback(expected)
+    assert_same(inputs, expected_inputs)
+    assert gradients.keys() == layer.params.keys()
+    assert_same({name.replace(".", "_"): g for name, g in gradients.items()}, expected_gradients)
+    biases = 4 * E if bias else 0
+    told = f"MultiHeadAttention(6, 2{'' if bias else ', bias=False'}, causal=True)  # {4 * E * E + biases} parameters"
+    assert repr(layer) == told
+
+
+def test_initial_weights():
+    layer = gpurnn.MultiHeadAttention(64, 4, init="orthogonal", rng=1)
+    for w in (*np.split(layer.params["in_proj_weight"], 3), layer.params["out_proj.weight"]):
+        np.testing.assert_allclose(w @ w.T, np.eye(64), atol=1e-5)
+    assert not layer.params["in_proj_bias"].any()
+    again = gpurnn.MultiHeadAttention(64, 4, init="orthogonal", rng=1)
+    assert_same(again.params, layer.params)
+    assert (gpurnn.MultiHeadAttention(64, 4, rng=2).params["in_proj_weight"] != layer.params["in_proj_weight"]).any()
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True, "padded": True}], ids=["plain", "all"])
+@pytest.mark.parametrize("form", FORMS)
+def test_strict_arrays(form, options, strict_namespace):
+    arrays, options = problem(form, **options)
+    outputs, pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
+    strict_outputs, strict_pullback = gpurnn.multi_head_attention.vjp(**strict(arrays), **strict(options))
+    assert_same(plain(strict_outputs), outputs)
+    assert_same(plain(gpurnn.multi_head_attention(**strict(arrays), **strict(options))), outputs)
+    for cotangents in (outputs, (outputs[0], None), (None, outputs[1]), (None, None)):
+        assert_same(plain(strict_pullback(strict(cotangents))), pullback(cotangents))
+
+
+def test_the_layer_on_strict_arrays(strict_namespace):
+    layer = gpurnn.MultiHeadAttention(E, HEADS, causal=True, dtype="float64")
+    x = problem("self")[0]["query"]
+    outputs, pullback = layer.vjp(x)
+    strict_outputs, strict_pullback = layer.to(strict_namespace).vjp(strict(x))
+    assert_same(plain(strict_outputs), outputs)
+    assert_same(plain(strict_pullback(strict(outputs))), pullback(outputs))
+
+
+def mask(*shape):
+    return {"key_padding_mask": np.zeros(shape, bool)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"query": None}, TypeError, "query is None, expected an array"),
+        ({"query": [[[1.0]]]}, TypeError, "query is a list, expected a numpy.ndarray"),
+        ({"query": np.zeros((T, E))}, ValueError, r"query has shape \(3, 6\), expected 3 axes \(T, B, E\)"),
+        ({"query": np.zeros((T, B, 5))}, ValueError, r"query has shape .* expected \(T, B, E\) with E a multiple of 2"),
+        ({"keys": np.zeros((S, B, E + 1))}, ValueError, r"keys has shape .*expected \(S, B, E\) = \(5, 2, 6\)"),
+        ({"keys": np.zeros((S, 1, E))}, ValueError, r"keys has shape .*expected \(S, B, E\) = \(5, 2, 6\)"),
+        ({"keys": np.zeros((S, B))}, ValueError, r"keys has shape \(5, 2\), expected 3 axes \(S, B, E\)"),
+        ({"keys": None}, TypeError, "values is an array, expected None where keys is"),
+        ({"values": np.zeros((S + 1, B, E))}, ValueError, r"values has shape .*expected \(S, B, E\) = \(5, 2, 6\)"),
+        ({"values": np.zeros((S, B, E), "float32")}, TypeError, "values has dtype float32 but query has float64"),
+        ({"in_proj_weight": None}, TypeError, "in_proj_weight is None, expected an array"),
+        ({"in_proj_weight": np.zeros((E, E))}, ValueError, r"in_proj_weight has .* expected \(3\*E, E\) = \(18, 6\)"),
+        ({"in_proj_bias": np.zeros(E)}, ValueError, r"in_proj_bias has shape \(6,\), expected \(3\*E,\) = \(18,\)"),
+        ({"out_proj_weight": np.zeros((E, 1))}, ValueError, r"out_proj_weight has .* expected \(E, E\) = \(6, 6\)"),
+        ({"out_proj_bias": np.zeros((1, E))}, ValueError, r"out_proj_bias has .* expected \(E,\) = \(6,\)"),
+        ({"num_heads": 4}, ValueError, r"query has shape \(3, 2, 6\), expected \(T, B, E\) with E a multiple of 4"),
+        ({"num_heads": 0}, ValueError, "num_heads is 0, expected at least 1"),
+        ({"num_heads": 2.0}, TypeError, "num_heads is 2.0, expected a whole number"),
+        (mask(B, S + 1), ValueError, r"key_padding_mask has shape \(2, 6\), expected \(B, S\) = \(2, 5\)"),
+        (mask(S, B), ValueError, r"key_padding_mask has shape \(5, 2\), expected \(B, S\) = \(2, 5\)"),
+        ({"key_padding_mask": np.zeros((B, S))}, TypeError, "key_padding_mask has dtype float64, expected bool"),
+        (
+            {"causal": True, "keys": np.zeros((2, B, E)), "values": None}, ValueError,
+            r"keys has shape \(2, 2, 6\), expected S >= T = 3, as causal is true",
+        ),
+    ],
+)  # fmt: skip
+def test_refusals(changes, error, message):
+    arrays, options = problem()
+    for call in (gpurnn.multi_head_attention, gpurnn.multi_head_attention.vjp):
+        with pytest.raises(error, match=f"multi_head_attention: {message}"):
+            call(**{**arrays, **options, **changes})
+
+
+@pytest.mark.parametrize(
+    ("cotangents", "error", "message"),
+    [
+        (None, TypeError, r"the pullback was given a NoneType, expected a pair \(dy, dweights\)"),
+        ((None,), TypeError, r"the pullback was given a tuple, expected a pair \(dy, dweights\)"),
+        ((np.zeros((T, B)), None), ValueError, r"dy has shape \(3, 2\), expected the shape of y = \(3, 2, 6\)"),
+        ((None, np.zeros((B, T, S))), ValueError, r"dweights has .* expected the shape of weights = \(2, 2, 3, 5\)"),
+        ((np.zeros((T, B, E), "float32"), None), TypeError, "dy has dtype float32 but y has float64"),
+    ],
+)  # fmt: skip
+def test_what_the_pullback_refuses(cotangents, error, message):
+    arrays, options = problem()
+    _, pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
+    with pytest.raises(error, match=f"multi_head_attention: {message}"):
+        pullback(cotangents)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"features": 0}, ValueError, "features is 0, expected at least 1"),
+        ({"num_heads": 5}, ValueError, "num_heads is 5, expected a divisor of features = 6"),
+        ({"num_heads": "2"}, TypeError, "num_heads is '2', expected a whole number"),
+        ({"dtype": "float16"}, TypeError, "dtype is 'float16', expected float32 or float64"),
+        ({"rng": None}, TypeError, "rng is None, expected an int seed or a numpy.random.Generator"),
+    ],
+)
+def test_what_the_layer_refuses(options, error, message):
+    with pytest.raises(error, match=f"MultiHeadAttention: {message}"):
+        gpurnn.MultiHeadAttention(**{"features": E, "num_heads": HEADS, **options})
