@@ -213,7 +213,7 @@ def test_it_learns_to_draw_waves_of_a_given_phase_without_a_teacher():
     model = SequenceGenerator(2, 16, 1, output_activation="identity")
     optimizer = gpurnn.Adam(0.01)
     free = [float(np.mean((model.predict(x, 20) - waves) ** 2))]
-    for teacher_forcing, steps in ((1.0, 150), (0.5, 150), (0.0, 150)):
+    for teacher_forcing, steps in ((1.0, 100), (0.5, 50), (0.0, 100)):
         for step in range(steps):
             _, _, grads = model.loss_and_gradients(x, waves.swapaxes(0, 1), rng=step, teacher_forcing=teacher_forcing)
             optimizer.step(model.params, gpurnn.clip_by_global_norm(grads, 1.0)[0])
