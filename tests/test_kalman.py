@@ -365,6 +365,55 @@ def test_em_stands_still_where_the_score_vanishes(names):
     assert max(float(np.abs(model.params[name] - best[name]).max()) for name in names) < 1e-3 * moved
 
 
+@pytest.mark.parametrize("names", [("F", "H", "Q", "R", "m0", "P0"), ("Q", "R", "P0")], ids="".join)
+def test_a_step_of_em_is_that_of_the_definition(names):
+    """From the moments of the joint distribution of all states and observations, the missing among them too."""
+    T, B, n, p = 7, 3, 2, 2
+    model, y = draw(T, B, n, p)
+    mean, spread = joint(model, T)
+    before = {name: a.copy() for name, a in model.params.items()}
+    moments = np.zeros((T * (n + p), T * (n + p)))
+    initial, second = np.zeros(n), np.zeros((n, n))
+    for b in range(B):
+        values = np.concatenate([np.full(T * n, np.nan), y[:, b].ravel()])
+        m, V = conditioned(mean, spread, values, len(values))
+        moments += V + np.outer(m, m)
+        initial += m[:n] / B
+        second += (V + np.outer(m, m))[:n, :n] / B
+    states = [slice(n * t, n * t + n) for t in range(T)]
+    seen = [slice(T * n + p * t, T * n + p * t + p) for t in range(T)]
+
+    def regression(name, onto, of, count):
+        """The matrix that predicts ``onto`` from ``of`` best, or the given one, and the covariance that is left."""
+        yy, yx, xx = (
+            sum(moments[u, v] for u, v in zip(left, right, strict=True))
+            for left, right in ((onto, onto), (onto, of), (of, of))
+        )
+        best = np.linalg.solve(xx, yx.T).T if name in names else before[name]
+        return best, (yy - best @ yx.T - yx @ best.T + best @ xx @ best.T) / count
+
+    F, Q = regression("F", states[1:], states[:-1], (T - 1) * B)
+    H, R = regression("H", seen, states, T * B)
+    m0 = initial if "m0" in names else before["m0"]
+    P0 = second - np.outer(initial, m0) - np.outer(m0, initial) + np.outer(m0, m0)
+    model.fit(y, names, method="em", diagonal=False, iterations=1)
+    for name, expected in zip(before, (F, H, Q, R, m0, P0), strict=True):
+        assert_close(model.params[name], expected, 2000, name, magnitude=1)
+
+
+@pytest.mark.parametrize("method", ["em", "bfgs"])
+def test_what_is_diffuse_stays_so_in_a_fit(method):
+    model, y = draw(10, 3, diffuse=(1,))
+    before = {name: a.copy() for name, a in model.params.items()}
+    model.fit(y, ("m0", "P0"), method=method, diagonal=False, iterations=3)
+    P0 = model.params["P0"]
+    np.testing.assert_array_equal(np.isinf(P0), np.isinf(before["P0"]))
+    assert (P0[::2, ::2] != before["P0"][::2, ::2]).all()
+    assert not P0[1, ::2].any()
+    assert model.params["m0"][1] == before["m0"][1]
+    assert (model.params["m0"][::2] != before["m0"][::2]).all()
+
+
 def test_a_fit_finds_what_made_the_data():
     rng = np.random.default_rng(5)
     T, B = 100, 30

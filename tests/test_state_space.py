@@ -250,6 +250,20 @@ def test_a_reset_is_a_new_sequence_and_a_length_its_end(kind):
     assert_all_close(final, layer(x[:40], state)[1], 900)
 
 
+def test_an_unstable_state_ends_with_its_sequence():
+    """Past a length it would grow to what is no number any more."""
+    x, one = normal(2000, 2, 1), np.ones((1, 1))
+    arguments, cotangents = (2 * one, one, one, one, np.ones((2, 1))), (normal(2000, 2, 1, seed=1), np.ones((2, 1)))
+    result, pullback = gpurnn.ssm.vjp(x, *arguments, lengths=np.array([3, 5]))
+    trimmed, expected = gpurnn.ssm.vjp(x[:5], *arguments, lengths=np.array([3, 5]))
+    assert_all_close(result[0][:5], trimmed[0], 20)
+    assert_close(result[1], trimmed[1], 20)
+    (dx, dstate), grads = pullback(cotangents)
+    (short, *rest), others = expected((cotangents[0][:5], cotangents[1]))
+    assert_close(dx[:5], short, 20)
+    assert_all_close([dstate, *grads.values()], [*rest, *others.values()], 20)
+
+
 @pytest.mark.parametrize("complex", [False, True])
 def test_a_diagonal_layer_is_stable_whatever_it_is_trained_to(complex):
     layer = gpurnn.DiagonalStateSpace(1, 50, 1, complex=complex, radius=(0.5, 0.9), dtype="float64", rng=3)

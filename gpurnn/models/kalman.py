@@ -668,6 +668,10 @@ class LinearGaussian(Layer):
         masks = {name: np.eye(len(root), dtype=bool) if diagonal else np.ones_like(root, bool)
                  for name, root in roots.items()}  # fmt: skip
 
+        # The rows and columns of what is diffuse.
+        held = {name: np.isinf(np.diagonal(start[name])) for name in roots}
+        held = {name: diffuse[:, None] | diffuse for name, diffuse in held.items()}
+
         def unpacked(theta: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
             pieces = np.split(theta, np.cumsum(list(sizes.values()))[:-1])
             return {name: piece.reshape(start[name].shape) for name, piece in zip(sizes, pieces, strict=True)}
@@ -679,7 +683,7 @@ class LinearGaussian(Layer):
                 values[name] = piece
                 if name in roots:
                     factor = roots[name] @ piece
-                    values[name] = np.where(np.isinf(start[name]), np.inf, factor @ factor.T)
+                    values[name] = np.where(held[name], start[name], factor @ factor.T)
             self._set(values)
             value, _, grads, _ = self._score("LinearGaussian.fit", y)
             g = self._host(grads)
