@@ -405,7 +405,7 @@ class TransformerBlock(Layer):
             dz = dz + d
             (d, _, _), grads["self_attn"] = pull_attention((pull_dropped1(dz)[0], None))
             d, grads["norm1"] = pull_norm1(d)
-            return (existing(dz + d), None), {
+            return (dz + d, None), {
                 f"{part}.{name}": grads[part][name] for part in self._parts for name in getattr(self, part).params
             }
 
