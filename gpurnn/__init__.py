@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from .models import SequenceGenerator as SequenceGenerator
     from .models import SequenceRegressor as SequenceRegressor
     from .models import SequenceTagger as SequenceTagger
+    from .models import Translator as Translator
     from .models import WordVocabulary as WordVocabulary
     from .optimizers import SGD as SGD
     from .optimizers import Adam as Adam
@@ -109,6 +110,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "SequenceGenerator",
         "SequenceRegressor",
         "SequenceTagger",
+        "Translator",
         "WordVocabulary",
     ),
     "optimizers": ("SGD", "Adam", "AdamW", "RMSprop"),

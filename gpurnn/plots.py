@@ -1,4 +1,4 @@
-"""Pictures of a training run and of forecasts. They need matplotlib, which ``pip install 'gpurnn[plot]'`` brings."""
+"""Pictures of training runs, forecasts and alignments. They need matplotlib: ``pip install 'gpurnn[plot]'``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from . import _dispatch
 
@@ -175,6 +177,69 @@ def forecast(
     if path is not None:
         figure.savefig(path)
     return figure
+
+
+def alignment(
+    weights: Any,
+    source: Sequence[str],
+    target: Sequence[str],
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Where a decoder looked: alpha_ts, the share of its attention that target symbol t gives to source symbol s.
+
+    Parameters
+    ----------
+    weights : (T, S) array
+        As `gpurnn.Translator.alignment` returns it.
+    source, target : sequences of S and T str
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        The weights are not (T, S).
+
+    Examples
+    --------
+    >>> figure = alignment([[0.9, 0.1], [0.2, 0.8]], ["a", "b"], ["one", "two"])
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['one', 'two']
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("alignment: matplotlib is not installed; pip install 'gpurnn[plot]'") from error
+    shares = np.asarray(weights if isinstance(weights, (list, tuple)) else _dispatch.to_numpy(weights))
+    if shares.shape != (len(target), len(source)):
+        raise ValueError(
+            f"alignment: weights has shape {shares.shape}, expected (T, S) = ({len(target)}, {len(source)}), the "
+            "numbers of symbols of target and source"
+        )
+    figure = Figure(figsize=(1.8 + 0.34 * len(source), 1.4 + 0.3 * len(target)), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(len(source)), [_visible(symbol) for symbol in source])
+    axes.set_yticks(range(len(target)), [_visible(symbol) for symbol in target])
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("source")
+    axes.set_ylabel("target, from top to bottom")
+    figure.colorbar(image, ax=axes, label="attention weight")
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def _visible(symbol: str) -> str:
+    """A symbol as a label: white space cannot be seen."""
+    return {" ": "\u2423", "\n": "\\n", "\t": "\\t"}.get(symbol, symbol)
 
 
 def _columns(name: str, array: Any) -> Any:

@@ -8,6 +8,7 @@ from .generator import SequenceGenerator
 from .kalman import LinearGaussian
 from .language_model import LanguageModel
 from .sequence import SequenceClassifier, SequenceRegressor, SequenceTagger
+from .translator import Translator
 from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "SequenceGenerator",
     "SequenceRegressor",
     "SequenceTagger",
+    "Translator",
     "Vocabulary",
     "WordVocabulary",
     "load",

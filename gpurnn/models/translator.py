@@ -1,0 +1,249 @@
+"""The translator: texts in, texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _checks, _dispatch
+from ..layers.base import Array
+from .encoder_decoder import EncoderDecoder
+from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+RESERVED = 3
+"""Tokens that are no symbols: padding, begin and end. Symbol n of a vocabulary is token n + 3."""
+
+_LEVELS: dict[str, type[Vocabulary]] = {"char": CharVocabulary, "word": WordVocabulary}
+
+
+class Translator(EncoderDecoder):
+    """An encoder-decoder between texts: a source and a target vocabulary, and attention unless it is told otherwise.
+
+    What goes into the network are tokens: 0 is padding, 1 begins and 2 ends a text, and symbol n of a vocabulary is
+    token n + 3, so that 3 stands for all unknown symbols.
+
+    Parameters
+    ----------
+    source_vocabulary, target_vocabulary : Vocabulary
+        Of characters or of words, each as it likes; `from_texts` makes them.
+    embedding_size, hidden_size : int
+    bidirectional : bool
+        Of the encoder.
+    attention : {"additive", "general", "dot"} or None
+    **options
+        Those of `EncoderDecoder`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As of `EncoderDecoder`, or what is given is no vocabulary.
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> pairs = {"1": "one", "2": "two", "12": "one two", "21": "two one", "11": "one one", "22": "two two"}
+    >>> model = gpurnn.Translator.from_texts(
+    ...     list(pairs), list(pairs.values()), 8, 24, source_level="char", target_level="word")
+    >>> trainer = model.fit(list(pairs), list(pairs.values()), epochs=60, batch_size=3, optimizer=gpurnn.Adam(0.01))
+    >>> model.predict(["12", "2"])
+    ['one two', 'two']
+    >>> weights, source, target = model.alignment("12")
+    >>> weights.shape, source, target
+    ((3, 2), ['1', '2'], ['one', 'two', '<end>'])
+    """
+
+    def __init__(
+        self,
+        source_vocabulary: Vocabulary,
+        target_vocabulary: Vocabulary,
+        embedding_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = True,
+        attention: str | None = "additive",
+        **options: Any,
+    ) -> None:
+        for name, vocabulary in (("source_vocabulary", source_vocabulary), ("target_vocabulary", target_vocabulary)):
+            if not isinstance(vocabulary, Vocabulary):
+                raise TypeError(
+                    f"Translator: {name} is a {type(vocabulary).__qualname__}, expected a CharVocabulary or a "
+                    "WordVocabulary; Translator.from_texts makes both"
+                )
+        self.source_vocabulary, self.target_vocabulary = source_vocabulary, target_vocabulary
+        super().__init__(
+            len(source_vocabulary) + RESERVED, len(target_vocabulary) + RESERVED, embedding_size, hidden_size,
+            num_layers, bidirectional=bidirectional, attention=attention, **options,
+        )  # fmt: skip
+
+    @classmethod
+    def from_texts(
+        cls,
+        sources: Sequence[str],
+        targets: Sequence[str],
+        embedding_size: int,
+        hidden_size: int,
+        *,
+        source_level: str = "word",
+        target_level: str = "word",
+        max_size: int | None = None,
+        min_count: int = 1,
+        **options: Any,
+    ) -> Self:
+        """A translator with the vocabularies of some texts.
+
+        Parameters
+        ----------
+        sources, targets : sequence of str
+        embedding_size, hidden_size : int
+        source_level, target_level : {"char", "word"}
+            What the symbols are.
+        max_size, min_count
+            Of both vocabularies, as `Vocabulary.from_text` takes them.
+        **options
+            Those of `Translator`.
+        """
+        vocabularies = []
+        for name, texts, level in (("sources", sources, source_level), ("targets", targets, target_level)):
+            _texts("Translator.from_texts", name, texts)
+            _checks.choice("Translator.from_texts", f"{name[:-1]}_level", level, tuple(_LEVELS))
+            joined = ("" if level == "char" else " ").join(texts)
+            vocabularies.append(_LEVELS[level].from_text(joined, max_size=max_size, min_count=min_count))
+        return cls(vocabularies[0], vocabularies[1], embedding_size, hidden_size, **options)
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` makes the model from, its parameters aside: a dict that JSON can hold."""
+        kept = {n: value for n, value in self._config.items() if n not in ("source_symbols", "target_symbols")}
+        vocabularies = {
+            "source_vocabulary": self.source_vocabulary.config(), "target_vocabulary": self.target_vocabulary.config(),
+        }  # fmt: skip
+        return {**kept, **vocabularies}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], *, rng: int | np.random.Generator = 0) -> Self:
+        """The model that `config` described, with new parameters."""
+        options = dict(config)
+        source, target = (Vocabulary.from_config(options.pop(f"{side}_vocabulary")) for side in ("source", "target"))
+        return cls(source, target, **options, rng=rng)
+
+    def predict(  # type: ignore[override]  # texts in place of tokens
+        self, sources: Sequence[str], *, beam_size: int = 1, **options: Any
+    ) -> list[str]:
+        """The translation of each text: greedy, or by a beam search.
+
+        Parameters
+        ----------
+        sources : sequence of str
+            None of them empty.
+        beam_size : int
+            1 for greedy decoding.
+        **options
+            ``max_length``, ``batch_size``, ``length_penalty``, ``coverage_penalty`` of `EncoderDecoder.predict`.
+
+        Returns
+        -------
+        list of str
+        """
+        tokens = self._encoded("Translator.predict", "sources", sources, self.source_vocabulary)
+        found = super().predict(tokens, beam_size=beam_size, **options)
+        return [self.target_vocabulary.decode(self._symbols(y)) for y in found]
+
+    def alignment(self, source: str, target: str | None = None) -> tuple[Array, list[str], list[str]]:
+        """Where the model looks as it translates a text; `gpurnn.plots.alignment` draws it.
+
+        Parameters
+        ----------
+        source : str
+        target : str, optional
+            A translation of it; by default the model's own.
+
+        Returns
+        -------
+        weights : (T, S) array
+            alpha: row t is of symbol t of the target.
+        source_symbols, target_symbols : lists of S and T str
+            The latter with ``"<end>"`` at their end.
+
+        Raises
+        ------
+        ValueError
+            The model has no attention.
+        """
+        where = "Translator.alignment"
+        if target is None:
+            (target,) = self.predict([source])
+        (x,) = self._encoded(where, "source", [source], self.source_vocabulary)
+        xp = _dispatch.namespace(where, source=x)
+        y = np.append(self.target_vocabulary.encode(target) + np.int32(RESERVED), np.int32(self.end))
+        lengths = _dispatch.from_numpy(xp, np.array([len(y)], np.int32))
+        weights = self.align(x[:, None], (_dispatch.from_numpy(xp, y[:, None]), lengths))
+        symbols = list(self.source_vocabulary.split(source)), list(self.target_vocabulary.split(target))
+        return weights[:, 0, :], symbols[0], [*symbols[1], "<end>"]
+
+    def bleu(self, sources: Sequence[str], references: Sequence[str], **options: Any) -> float:
+        """The corpus BLEU, from 0 to 100, of the translations of some texts, as sacrebleu computes it.
+
+        Parameters
+        ----------
+        sources, references : sequence of str
+            Texts, and a translation of each by someone who knows.
+        **options
+            Those of `predict`.
+
+        Raises
+        ------
+        ImportError
+            sacrebleu is not installed.
+
+        References
+        ----------
+        K. Papineni et al., "BLEU: a method for automatic evaluation of machine translation", ACL 2002; M. Post, "A
+        call for clarity in reporting BLEU scores", WMT 2018.
+        """
+        try:
+            import sacrebleu
+        except ImportError as error:
+            raise ImportError("Translator.bleu: sacrebleu is not installed; pip install 'gpurnn[bleu]'") from error
+        _texts("Translator.bleu", "references", references)
+        if len(references) != len(sources):
+            raise ValueError(f"Translator.bleu: references has {len(references)} entries, expected {len(sources)}")
+        return float(sacrebleu.corpus_bleu(self.predict(sources, **options), [list(references)]).score)
+
+    def _encoded(self, where: str, name: str, texts: Sequence[str], vocabulary: Vocabulary) -> list[Array]:
+        _texts(where, name, texts)
+        xp = _dispatch.namespace(where, params=self.output.params["weight"])
+        return [_dispatch.from_numpy(xp, vocabulary.encode(text) + np.int32(RESERVED)) for text in texts]
+
+    def _symbols(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Numbers of the target vocabulary; a token that is no symbol, which a poor model may write, is unknown."""
+        return np.maximum(tokens - RESERVED, 0)
+
+    def _batches(
+        self, inputs: Any, targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
+    ) -> Any:
+        sources = self._encoded("Translator.fit", "inputs", inputs, self.source_vocabulary)
+        texts = self._encoded("Translator.fit", "targets", targets, self.target_vocabulary)
+        return super()._batches(sources, texts, batch_size, shuffle=shuffle, rng=rng)
+
+    def _describe(self) -> str:
+        sizes = [
+            f"{len(vocabulary)} {vocabulary.kind}s" for vocabulary in (self.source_vocabulary, self.target_vocabulary)
+        ]
+        return ", ".join([*sizes, *super()._describe().split(", ")[2:]])
+
+
+def _texts(where: str, name: str, texts: Any) -> None:
+    """Refuse what is no sequence of texts."""
+    if isinstance(texts, str) or not hasattr(texts, "__len__"):
+        raise TypeError(f"{where}: {name} is a {type(texts).__qualname__}, expected a sequence of str")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{where}: {name}[{i}] is a {type(text).__qualname__}, expected a str")
+        if name in ("sources", "inputs", "source") and not text:
+            raise ValueError(f"{where}: {name}[{i}] is empty, expected at least one symbol")

@@ -1,0 +1,143 @@
+"""The translator: its vocabularies, what it learns, its alignment and its score."""
+
+import builtins
+import sys
+
+import numpy as np
+import pytest
+from strict_wing import plain
+from tolerance import assert_same
+
+import gpurnn
+from gpurnn import CharVocabulary, Translator, WordVocabulary, plots
+from gpurnn.models import load
+
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def spelled(number):
+    return " ".join(DIGITS[int(digit)] for digit in number)
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A translator that has learnt to spell digits, and numbers it has not seen."""
+    rng = np.random.default_rng(0)
+    numbers = sorted({str(n) for n in rng.integers(0, 10_000, 700)})
+    rng.shuffle(numbers)
+    train, new = numbers[:500], numbers[500:600]
+    model = Translator.from_texts(train, [spelled(n) for n in train], 12, 32, source_level="char", rng=1)
+    model.fit(train, [spelled(n) for n in train], epochs=12, batch_size=25, optimizer=gpurnn.Adam(0.01))
+    return model, new
+
+
+def small(**options):
+    return Translator(
+        CharVocabulary.from_text("abc"), WordVocabulary.from_text("one two three"), 3, 4, dtype="float64", **options
+    )
+
+
+def test_learns_to_spell(learnt):
+    model, new = learnt
+    expected = [spelled(n) for n in new]
+    for options in ({}, {"beam_size": 3}, {"beam_size": 2, "coverage_penalty": 0.2}):
+        assert np.mean([a == b for a, b in zip(model.predict(new, **options), expected, strict=True)]) > 0.95
+    assert model.bleu(new, expected) > 95
+    assert model.bleu(new, expected[::-1]) < 60
+
+
+def test_the_alignment_is_the_diagonal(learnt):
+    model, _ = learnt
+    weights, source, target = model.alignment("4711")
+    assert source == ["4", "7", "1", "1"]
+    assert target == ["four", "seven", "one", "one", "<end>"]
+    assert weights.shape == (5, 4)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    assert_same(model.alignment("4711", "four seven one one"), (weights, source, target))
+    other, _, told = model.alignment("4711", "one")
+    assert (other.shape, told) == ((2, 4), ["one", "<end>"])
+    figure = plots.alignment(weights, source, target)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == source
+    assert [label.get_text() for label in axes.get_yticklabels()] == target
+    np.testing.assert_array_equal(axes.images[0].get_array(), weights)
+    with pytest.raises(ValueError, match=r"weights has shape \(5, 4\), expected \(T, S\) = \(5, 3\)"):
+        plots.alignment(weights, source[:3], target)
+
+
+def test_symbols_are_tokens_from_three_on():
+    model = small()
+    symbols = model.source_vocabulary.encode("ca?").tolist()
+    (tokens,) = model._encoded("test", "sources", ["ca?"], model.source_vocabulary)
+    assert tokens.tolist() == [symbol + 3 for symbol in symbols]
+    assert tokens[2] == 3
+    data = model._batches(["ab", "c"], ["one two", ""], 2, shuffle=False, rng=0)
+    targets, lengths = data.batch(0, 0).targets
+    assert lengths.tolist() == [3, 1]
+    assert targets[:, 1].tolist() == [2, 0, 0]
+    assert targets[2, 0] == 2
+    assert model.target_vocabulary.decode(targets[:2, 0] - 3) == "one two"
+
+
+def test_what_is_no_symbol_is_written_as_unknown():
+    model = small()
+    model.output.params["bias"][1] = 100  # it writes the begin symbol for ever
+    assert model.predict(["a"], max_length=2) == ["<unk> <unk>"]
+
+
+@pytest.mark.parametrize("options", [{}, {"attention": "general", "cell": "lstm"}, {"attention": None, "dropout": 0.5}])
+def test_a_file_holds_the_whole_model(tmp_path, options):
+    model = small(**options)
+    model.save(tmp_path / "m")
+    back = load(tmp_path / "m")
+    assert type(back) is Translator
+    assert repr(back) == repr(model)
+    assert back.target_vocabulary == model.target_vocabulary
+    assert_same(back.state_dict(), model.state_dict())
+    assert back.predict(["ab", "c"]) == model.predict(["ab", "c"])
+
+
+def test_repr():
+    first = repr(small()).splitlines()[0]
+    options = "bidirectional=True, attention='additive', dtype='float64'"
+    assert first == f"Translator(4 characters, 4 words, 3, 4, {options})  # {small().num_parameters} parameters"
+
+
+def test_on_strict_arrays(strict_namespace):
+    model = small()
+    moved = model.to(strict_namespace)
+    assert moved.predict(["ab", "c"], beam_size=2) == model.predict(["ab", "c"], beam_size=2)
+    assert_same(plain(moved.alignment("ab", "two")[0]), model.alignment("ab", "two")[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: Translator("abc", m.target_vocabulary, 2, 2), "source_vocabulary is a str, expected a CharVocab"),
+        (lambda m: m.predict("abc"), "predict: sources is a str, expected a sequence of str"),
+        (lambda m: m.predict(["a", 5]), r"sources\[1\] is a int, expected a str"),
+        (lambda m: m.predict(["a", ""]), r"sources\[1\] is empty, expected at least one symbol"),
+        (lambda m: m.fit(["a"], "b", epochs=1), "targets is a str"),
+        (lambda m: m.fit(["a", "b"], ["one"], epochs=1), "targets has 1 entries, expected 2"),
+        (lambda m: m.bleu(["a"], ["one", "two"]), "references has 2 entries, expected 1"),
+        (lambda m: Translator.from_texts(["a"], ["b"], 2, 2, source_level="byte"), "source_level is 'byte'"),
+        (lambda m: small(attention=None).alignment("a", "one"), "the model has no attention"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(small())
+
+
+def test_bleu_says_what_it_needs(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "sacrebleu":
+            raise ImportError("not there")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "sacrebleu", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"Translator.bleu: sacrebleu is not installed; pip install 'gpurnn\[bleu\]'"):
+        small().bleu(["a"], ["one"])
