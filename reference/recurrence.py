@@ -7,7 +7,6 @@ does and how to do it", Proc. IEEE 78 (1990). Truncating it is the caller's choi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,16 +57,18 @@ class _Clock:
                 cut &= ~first_past
         return cls(T, B, backwards, past, cut)
 
-    def chunks(self, back: bool = False) -> Iterator[tuple[slice, range]]:
+    def chunks(self, back: bool = False) -> list[tuple[slice, range]]:
         """The chunks of the steps, and the steps of each, in this direction's order, or in the reverse of it.
 
         There is one at least, if only an empty one.
         """
-        length = recurrence_chunk(self.B)
-        starts, reverse = range(0, max(self.T, 1), length), self.backwards != back
-        for start in reversed(starts) if reverse else starts:
+        length, found = recurrence_chunk(self.B), []
+        for start in range(0, max(self.T, 1), length):
             steps = range(start, min(start + length, self.T))
-            yield slice(steps.start, steps.stop), steps[::-1] if reverse else steps
+            found.append((slice(start, steps.stop), steps))
+        if self.backwards != back:
+            return [(chunk, steps[::-1]) for chunk, steps in reversed(found)]
+        return found
 
     def at(self, rows: NDArray[np.bool_] | None, t: int) -> NDArray[np.bool_] | None:
         """Those of ``rows`` that hold at step t, None if there are none."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ States = list[tuple[Any, ...]]
 """For each layer (h,) or (h, c) of (D, B, H); an entry that is a gradient may be None for zero."""
 
 
-@dataclass(frozen=True)
-class _Weights:
+class _Weights(NamedTuple):
     """What a layer computes with, the same at all steps."""
 
     names: list[str]
@@ -232,10 +230,7 @@ class Recurrent(Layer):
 
         def run(segment: range, entering: States, training: bool) -> tuple[Array, States, Any]:
             """All layers over a segment."""
-            some = slice(segment.start, segment.stop)
-            if len(segments) == 1:
-                return self._stack(wing, weights, x, entering, lengths, resets, 0, training)
-            own_lengths = None
+            some, own_lengths = slice(segment.start, segment.stop), None
             if lengths is not None:
                 own_lengths = xp.clip(xp.astype(lengths, xp.int64) - segment.start, 0, len(segment))
             own_resets = None if resets is None else resets[some, :]
@@ -243,20 +238,22 @@ class Recurrent(Layer):
 
         reached = T if state_after is None else state_after
         current = self._by_layer(initial)
-        handed = current
-        entered, pulls = [], []
-        for segment in segments:
-            entered.append(current)
-            part, current, pull = run(segment, current, training and not recompute)
-            pulls.append(None if recompute else pull)
-            if len(segments) == 1:
-                y = part
-            else:
+        entered, pulls = [current], []
+        if len(segments) == 1:
+            y, current, pull = self._stack(wing, weights, x, current, lengths, resets, 0, training)
+            handed = entered[0] if reached == 0 < T else current
+            pulls = [pull]
+        else:
+            handed = current
+            for segment in segments:
+                part, current, pull = run(segment, current, training and not recompute)
+                pulls.append(None if recompute else pull)
+                entered.append(current)
                 if segment.start == 0:
                     y = _dispatch.zeros(xp, (T, *part.shape[1:]), part)
                 y[segment.start : segment.stop, ...] = part
-            if segment.stop == reached:
-                handed = current
+                if segment.stop == reached:
+                    handed = current
         final_state = self._pack(xp, handed)
         output = xp.permute_dims(y, (1, 0, 2)) if self.batch_first else y
 
@@ -265,23 +262,22 @@ class Recurrent(Layer):
             if self.batch_first and dy is not None:
                 dy = xp.permute_dims(dy, (1, 0, 2))
             dhanded = self._by_layer(given)
-            dcurrent: States = [(None,) * self.cell.states] * self.num_layers
+            dcurrent: States
             dweights: list[Any] = [None] * self.num_layers
-            dx = None
-            for segment, entering, pull in reversed(list(zip(segments, entered, pulls, strict=True))):
-                if segment.stop == reached:
+            if len(segments) == 1 and reached == T:
+                dx, dcurrent, dweights = pulls[0](dy, dhanded, dweights)
+            else:
+                dx = _dispatch.zeros(xp, tuple(x.shape), x)
+                dcurrent = [(None,) * self.cell.states] * self.num_layers
+                for segment, entering, pull in reversed(list(zip(segments, entered, pulls, strict=False))):
+                    if segment.stop == reached:
+                        dcurrent = _added(dcurrent, dhanded)
+                    if pull is None:
+                        _, _, pull = run(segment, entering, True)
+                    some = slice(segment.start, segment.stop)
+                    dx[some, ...], dcurrent, dweights = pull(None if dy is None else dy[some, ...], dcurrent, dweights)
+                if reached == 0 < T:
                     dcurrent = _added(dcurrent, dhanded)
-                if pull is None:
-                    _, _, pull = run(segment, entering, True)
-                some = slice(segment.start, segment.stop)
-                part, dcurrent, dweights = pull(None if dy is None else dy[some, ...], dcurrent, dweights)
-                if len(segments) == 1:
-                    dx = part
-                else:
-                    dx = _dispatch.zeros(xp, tuple(x.shape), x) if dx is None else dx
-                    dx[some, ...] = part
-            if reached == 0 < T:
-                dcurrent = _added(dcurrent, dhanded)
             if self.batch_first:
                 dx = xp.permute_dims(dx, (1, 0, 2))
             gradients = {}
@@ -297,6 +293,8 @@ class Recurrent(Layer):
         self, wing: Any, T: int, B: int, checkpoint_every: int | str | None, state_after: int | None
     ) -> list[range]:
         """The steps that are gone through at a time: one range of all of them, or more."""
+        if checkpoint_every is None and state_after is None:
+            return [range(T)]
         where = type(self).__name__
         for name, value in (("checkpoint_every", checkpoint_every), ("state_after", state_after)):
             if value is not None and self.bidirectional:
@@ -340,11 +338,11 @@ class Recurrent(Layer):
         self, layer: int, x: Array, mask_shape: tuple[int, ...], rng: np.random.Generator | None, copied: bool
     ) -> _Weights:
         """A layer's weights with the dropouts that are drawn once for all steps."""
-        xp = _dispatch.namespace(type(self).__name__, x=x)
         suffixes = self._suffixes(layer)
         names = [f"{name}{suffix}" for suffix in suffixes for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         values: dict[str, Any] = {name: self.params.get(name) for name in names}
         if copied:  # what the caller does to the parameters must not reach what is computed anew
+            xp = _dispatch.namespace(type(self).__name__, x=x)
             values = {name: None if p is None else xp.asarray(p, copy=True) for name, p in values.items()}
         between = None
         if rng is not None and self.dropout > 0 and layer > 0:
