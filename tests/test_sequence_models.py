@@ -678,3 +678,16 @@ def test_predictions_refuse():
         build("tagger", num_embeddings=6).predict([np.zeros(3)])
     with pytest.raises(ValueError, match=r"SequenceClassifier\.accuracy: targets has 1 entries, expected 2"):
         build("classifier").accuracy(X, [0])
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "attention", None])
+def test_checkpointing_in_time_gives_the_same_bits(pooling):
+    rng = np.random.default_rng(0)
+    model = SequenceRegressor(2, 4, 1, 2, pooling=pooling, dropout=0.3, dtype="float64")
+    x, lengths = rng.normal(size=(1500, 2, 2)), np.array([1500, 700])
+    targets = rng.normal(size=(2, 1) if pooling else (1500, 2, 1))
+    plain = model.loss_and_gradients(x, targets, None, lengths, rng=1)
+    assert_same(model.loss_and_gradients(x, targets, None, lengths, rng=1, checkpoint_every="sqrt"), plain)
+    trainer = model.fit(list(x[None, :, 0]), list(targets[None, :, 0] if pooling is None else targets[:1]), steps=1,
+                        gradient_checkpoint_every=600)  # fmt: skip
+    assert trainer.step == 1

@@ -13,6 +13,7 @@ from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
 from .base import Model, State, existing, recurrent, told
+from .decoding import check_sampling, draw
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -494,6 +495,7 @@ class LanguageModel(Model):
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
+        top_p: float | None = None,
         rng: int | np.random.Generator = 0,
     ) -> str:
         r"""A text that goes on from ``prompt``, each token drawn from P(w_t | prompt, w_1 .. w_{t-1}).
@@ -508,6 +510,8 @@ class LanguageModel(Model):
             \tau in P_v \propto exp(logit_v / \tau). Below 1 likely tokens become likelier; 0 takes the likeliest.
         top_k : int, optional
             Draw from the k likeliest tokens only.
+        top_p : float, optional
+            Draw from the nucleus only: the fewest tokens whose probabilities reach p (Holtzman et al. 2020).
         rng : int or numpy.random.Generator
             The same seed draws the same text.
 
@@ -523,10 +527,7 @@ class LanguageModel(Model):
         """
         where = "LanguageModel.sample"
         length = _checks.integer_at_least(where, "length", length, 0)
-        if not 0.0 <= temperature < math.inf:
-            raise ValueError(f"{where}: temperature is {temperature!r}, expected a number of at least 0")
-        if top_k is not None:
-            top_k = _checks.integer_at_least(where, "top_k", top_k, 1)
+        check_sampling(where, temperature, top_k, top_p)
         if len(self.vocabulary) < 2:
             raise ValueError(f"{where}: the vocabulary holds the unknown symbol only, expected another to draw")
         random = generator(where, rng)
@@ -536,7 +537,9 @@ class LanguageModel(Model):
         drawn: list[int] = []
         for _ in range(length):
             logits, state = self(_dispatch.from_numpy(xp, read[:, None]), state)
-            token = _draw(_dispatch.to_numpy(logits[-1, 0, :]).astype(np.float64), temperature, top_k, random)
+            # All but the unknown symbol, token 0.
+            known = _dispatch.to_numpy(logits[-1:, 0, 1:]).astype(np.float64)
+            token = 1 + int(draw(known, random, temperature=temperature, top_k=top_k, top_p=top_p)[0])
             drawn.append(token)
             read = np.array([token], np.int32)
         return self.vocabulary.decode(drawn)
@@ -569,13 +572,3 @@ class LanguageModel(Model):
         told = [f"{n}={v!r}" for n, v in self._config.items() if n not in sizes and (n, v) not in defaults.items()]
         symbols = f"{len(self.vocabulary)} {self.vocabulary.kind}s"
         return ", ".join([symbols, str(self.embedding.embedding_dim), str(self.recurrent.hidden_size), *told])
-
-
-def _draw(logits: np.ndarray[Any, Any], temperature: float, top_k: int | None, rng: np.random.Generator) -> int:
-    """One token from softmax(logits / temperature), the unknown symbol and all but the ``top_k`` likeliest left out."""
-    likeliest = np.argsort(-logits[1:], kind="stable")[:top_k] + 1
-    if temperature == 0:
-        return int(likeliest[0])
-    chances = np.exp((logits[likeliest] - logits[likeliest[0]]) / temperature)
-    bounds = np.cumsum(chances)
-    return int(likeliest[np.searchsorted(bounds, rng.random() * bounds[-1], side="right")])

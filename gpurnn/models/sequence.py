@@ -239,10 +239,13 @@ class SequenceModel(Model):
         state: State = None,
         lengths: Array | None = None,
         rng: int | np.random.Generator | None = None,
+        *,
+        checkpoint_every: int | str | None = None,
     ) -> tuple[tuple[Array, State], Pullback]:
         """``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning ``((dinputs, dstate0), grads)``.
 
         With ``rng`` dropout acts; without it these are the gradients of evaluation mode. dinputs is None for tokens.
+        ``checkpoint_every`` is that of the recurrent stack: see the ``vjp`` of `gpurnn.GRU`.
         """
         where = type(self).__name__
         self._check_inputs(inputs)
@@ -252,7 +255,9 @@ class SequenceModel(Model):
         if self.embedding is not None:
             x, pulls["embedding"] = self.embedding.vjp(x)
         x, pull_dropped_input = self._dropped.vjp(x, random)
-        (y, final), pull_recurrent = self.recurrent.vjp(x, state, lengths, rng=random)
+        (y, final), pull_recurrent = self.recurrent.vjp(
+            x, state, lengths, rng=random, checkpoint_every=checkpoint_every
+        )
         if self.pooling is not None:
             y, pulls["pooling"] = self.pooling.vjp(y, lengths)
         y, pull_dropped_output = self._dropped.vjp(y, random)
@@ -304,9 +309,13 @@ class SequenceModel(Model):
         lengths: Array | None = None,
         *,
         rng: int | np.random.Generator | None = None,
+        checkpoint_every: int | str | None = None,
     ) -> tuple[Array, State, dict[str, Array]]:
-        """What `loss` returns, and the gradients of the loss by parameter name. With ``rng`` dropout acts."""
-        (y, final), pullback = self.vjp(inputs, state, lengths, rng=rng)
+        """What `loss` returns, and the gradients of the loss by parameter name. With ``rng`` dropout acts.
+
+        ``checkpoint_every`` is that of `vjp`.
+        """
+        (y, final), pullback = self.vjp(inputs, state, lengths, rng, checkpoint_every=checkpoint_every)
         loss, pull_loss = getattr(losses, self._loss).vjp(y, targets, mask=self._mask(inputs, lengths))
         dy, _ = pull_loss(1.0)
         _, grads = pullback((dy, None))
