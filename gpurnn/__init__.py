@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import losses as losses
     from . import models as models
     from . import optimizers as optimizers
+    from . import plots as plots
     from . import schedules as schedules
     from . import self_attention as self_attention
     from . import training as training
@@ -114,6 +115,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "WordVocabulary",
     ),
     "optimizers": ("SGD", "Adam", "AdamW", "RMSprop"),
+    "plots": (),
     "schedules": (),
     "self_attention": ("multi_head_attention",),
     "training": ("PaddedBatches", "TokenStream", "Trainer"),
