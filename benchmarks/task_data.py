@@ -107,7 +107,7 @@ def _split(inputs: list[Array], targets: list[Array], held_out: int) -> Examples
     return Examples(inputs[held_out:], targets[held_out:], inputs[:held_out], targets[:held_out])
 
 
-def reversal(count: int = 20_000, held_out: int = 1_000, longest: int = 12, symbols: int = 20) -> Examples:
+def reversal(count: int = 20_000, held_out: int = 1_000, longest: int = 10, symbols: int = 20) -> Examples:
     """Tokens, and the same backwards: lengths 3 to ``longest``."""
     rng = np.random.default_rng(0)
     sources = [rng.integers(FIRST, FIRST + symbols, n).astype(np.int32) for n in rng.integers(3, longest + 1, count)]
@@ -194,13 +194,13 @@ def _drawn(steps: int) -> dict[str, Any]:
 
 
 def _read(steps: int, embedding: int) -> dict[str, Any]:
-    return {"steps": steps, "batch": 64, "lr": 3e-3, "embedding": embedding}
+    return {"steps": steps, "batch": 64, "lr": 1e-3, "embedding": embedding}
 
 
 _ADDING, _COPYING, _ACCURACY = ("mean squared error",), ("cross-entropy",), ("accuracy",)
 _YEARS = ("squared error / 1535, 1921-55", "1956-79")
-_IMAGES = {"epochs": 30, "batch": 32, "lr": 3e-3}
-_SERIES = {"epochs": 400, "batch": 209, "lr": 1e-2}
+_IMAGES = {"epochs": 30, "batch": 32, "lr": 5e-3}
+_SERIES = {"epochs": 100, "batch": 32, "lr": 3e-3}
 _ROWS, _PIXELS = {"pixels": False}, {"pixels": True}
 _ATTENTION = ("transduction", "BiGRU 128 + additive attention", "gru", 128)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,12 @@ def train(model: nn.Module, loss: Any, batches: Any, lr: float) -> float:
     return time.perf_counter() - started
 
 
-def shuffled(count: int, batch: int, epochs: int, seed: int) -> Any:
+def generators(seed: int, steps: int) -> Iterator[np.random.Generator]:
+    """What the batch of each step is drawn from."""
+    return (np.random.default_rng([seed, step]) for step in range(steps))
+
+
+def shuffled(count: int, batch: int, epochs: int, seed: int) -> Iterator[Array]:
     """The indices of each batch of each epoch."""
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(count)
@@ -69,11 +75,10 @@ def shuffled(count: int, batch: int, epochs: int, seed: int) -> Any:
 def solve_adding(task: Task, seed: int) -> tuple[list[float], float]:
     """Mean squared error over 1,000 new examples."""
     model = Recurrent(task.cell, 2, task.hidden, 1, per_step=False)
-    rng = np.random.default_rng(seed)
-    batch = task.training["batch"]
-    batches = (map(torch.from_numpy, adding(rng, task.data["steps"], batch)) for _ in range(task.training["steps"]))
+    T, batch = task.data["steps"], task.training["batch"]
+    batches = (map(torch.from_numpy, adding(rng, T, batch)) for rng in generators(seed, task.training["steps"]))
     seconds = train(model, lambda x, y: nn.functional.mse_loss(model(x), y), batches, task.training["lr"])
-    x, y = map(torch.from_numpy, adding(np.random.default_rng(10_000), task.data["steps"], 1_000))
+    x, y = map(torch.from_numpy, adding(np.random.default_rng(10_000), T, 1_000))
     with torch.inference_mode():
         return [nn.functional.mse_loss(model(x), y).item()], seconds
 
@@ -86,12 +91,11 @@ def solve_copying(task: Task, seed: int) -> tuple[list[float], float]:
         logits = model(nn.functional.one_hot(x.long(), 10).float())
         return nn.functional.cross_entropy(logits.flatten(0, 1), y.long().flatten())
 
-    rng = np.random.default_rng(seed)
-    batch = task.training["batch"]
-    batches = (map(torch.from_numpy, copying(rng, task.data["delay"], batch)) for _ in range(task.training["steps"]))
+    delay, batch = task.data["delay"], task.training["batch"]
+    batches = (map(torch.from_numpy, copying(rng, delay, batch)) for rng in generators(seed, task.training["steps"]))
     seconds = train(model, loss, batches, task.training["lr"])
     with torch.inference_mode():
-        test = copying(np.random.default_rng(10_000), task.data["delay"], 1_000)
+        test = copying(np.random.default_rng(10_000), delay, 1_000)
         return [loss(*map(torch.from_numpy, test)).item()], seconds
 
 
