@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import click
 
-from . import checkpointing, compare, end_to_end, gpu, memory, nvrtc, scan
+from . import checkpointing, compare, end_to_end, gpu, memory, nvrtc, scan, transformer
 from .cases import GATES, QUICK_SIZES, SIZES, Size
 from .compare import Disagreement
 from .contenders import NotInstalled
@@ -106,6 +107,24 @@ def checkpointing_command(threads: int) -> None:
 def scan_command() -> None:
     """Print the time of the parallel scan of linear state-space models beside a loop's, up to 100,000 steps."""
     _show(scan.report())
+
+
+@main.command("transformer")
+@click.option(
+    "--length",
+    "lengths",
+    type=click.IntRange(2, transformer.POSITIONS),
+    multiple=True,
+    default=transformer.LENGTHS,
+    help="T; may be given several times.  [default: 64, 128 ... 4096]",
+)
+@click.option("--steps", type=click.IntRange(1, transformer.MOST_STEPS), default=transformer.STEPS, show_default=True)
+@click.option("--parameters", type=click.IntRange(min=1), default=transformer.PARAMETERS, show_default=True)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture there, such as x.png.")
+@threads_option
+def transformer_command(lengths: tuple[int, ...], steps: int, parameters: int, plot: Path | None, threads: int) -> None:
+    """Print loss, time and memory of LSTM, GRU, linear SSM and self-attention at equal numbers of parameters."""
+    _show(transformer.report(lengths, parameters=parameters, steps=steps, threads=threads, plot=plot))
 
 
 @main.command("nvrtc")

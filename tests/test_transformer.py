@@ -11,6 +11,7 @@ from strict_wing import plain, strict
 from tolerance import assert_close, assert_golden, assert_same, check_gradients
 
 import gpurnn
+from benchmarks import transformer
 
 CASES = golden.records("transformer")
 T, B, E, HEADS, HIDDEN = 5, 3, 4, 2, 6
@@ -320,3 +321,53 @@ def test_what_the_constructor_refuses(options, error, message):
 def test_what_positions_refuse(x, error, message):
     with pytest.raises(error, match=f"PositionalEncoding: {message}"):
         gpurnn.PositionalEncoding()(x)
+
+
+@pytest.mark.parametrize("task", transformer.TASKS)
+def test_the_contenders_of_the_benchmark_have_as_many_parameters_each(task):
+    counts = [transformer.contender(body, task, 100, 50_000).num_parameters for body in transformer.BODIES]
+    assert max(abs(count - 50_000) for count in counts) < 0.05 * 50_000
+
+
+def test_the_benchmark_finds_the_memory_of_attention_quadratic_and_that_of_recurrences_linear():
+    ratios = {}
+    for body in ("LSTM", "self-attention"):
+        short, long = (transformer.measured_apart(1, body, "adding", length, 3000, 1).peak for length in (400, 800))
+        ratios[body] = long / short
+    assert 1.7 < ratios["LSTM"] < 2.2
+    assert 3.3 < ratios["self-attention"] < 4.2
+
+
+def test_the_benchmark_prints_a_table_and_draws_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(transformer, "POSITIONS", 32)
+    monkeypatch.setattr(transformer, "measured_apart", lambda threads, *arguments: transformer.measure(*arguments))
+    path = tmp_path / "picture.png"
+    lines = list(transformer.report((8, 16), parameters=1500, steps=4, threads=1, plot=path))
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][2:]
+    assert len(rows) == 2 * 3 * 4
+    assert [row[1] for row in rows[:4]] == list(transformer.BODIES)
+    assert all(float(entry) > 0 for row in rows for entry in row[2:])
+    assert all(2 < float(entry) < 8 for row in rows[:4] for entry in row[2:])  # bits per character
+    assert path.read_bytes().startswith(b"\x89PNG")
+    result = transformer.Result(1.0, 0.1, 10**6, 1500)
+    wanted = [(task, body, length) for task in transformer.TASKS for body in transformer.BODIES for length in (8, 16)]
+    figure = transformer.picture(dict.fromkeys(wanted, result), steps=4)
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "bits per character", "milliseconds", "peak MB", "mean squared error", "milliseconds", "peak MB",
+    ]  # fmt: skip
+    assert {axes.get_xlabel() for axes in figure.axes} == {"T, steps of a sequence"}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(transformer.BODIES)
+
+
+def test_the_text_of_the_benchmark_is_read_once_and_shifted_by_one():
+    problem = transformer.Text()
+    seen = set()
+    for step in range(3):
+        inputs, targets = problem.batch(step, 128, 32)
+        assert inputs.shape == targets.shape == (128, 32)
+        np.testing.assert_array_equal(inputs[1:], targets[:-1])
+        seen |= {window.tobytes() for window in inputs.T}
+    assert len(seen) == 3 * 32
+    last, _ = problem.batch(transformer.MOST_STEPS - 1, 4096, 1)
+    assert last.shape == (4096, 1)
+    assert 4 < problem.baseline < 6
