@@ -7,11 +7,13 @@ import math
 import golden
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from strict_wing import plain, strict
 from tolerance import assert_close, assert_golden, assert_same, check_gradients
 
 import gpurnn
 from benchmarks import transformer
+from benchmarks.__main__ import main
 
 CASES = golden.records("transformer")
 T, B, E, HEADS, HIDDEN = 5, 3, 4, 2, 6
@@ -98,6 +100,16 @@ def test_dropout_acts_on_both_branches_and_only_with_an_rng():
     np.testing.assert_allclose(shares, [1 / 16, 3 / 16, 3 / 16, 9 / 16], atol=0.02)
     assert_same(layer.vjp(x, rng=0)[0][0] - x, dropped)
     assert (layer.vjp(x, rng=1)[0][0] - x != dropped).any()
+
+
+@pytest.mark.kernels
+def test_both_wings_drop_the_same():
+    layer, x, lengths = block(causal=True, dropout=0.4), normal(T, B, E), np.array([5, 0, 2])
+    outputs, pullback = layer.vjp(x, None, lengths, rng=3)
+    with gpurnn.use("host"):
+        host_outputs, host_pullback = layer.vjp(x, None, lengths, rng=3)
+        assert_same(host_outputs, outputs)
+        assert_same(host_pullback(outputs), pullback(outputs))
 
 
 def stack(**options):
@@ -342,8 +354,10 @@ def test_the_benchmark_prints_a_table_and_draws_a_picture(tmp_path, monkeypatch)
     monkeypatch.setattr(transformer, "POSITIONS", 32)
     monkeypatch.setattr(transformer, "measured_apart", lambda threads, *arguments: transformer.measure(*arguments))
     path = tmp_path / "picture.png"
-    lines = list(transformer.report((8, 16), parameters=1500, steps=4, threads=1, plot=path))
-    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][2:]
+    arguments = f"transformer --length 8 --length 16 --parameters 1500 --steps 4 --threads 1 --plot {path}".split()
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    rows = [line.strip("| ").split(" | ") for line in done.output.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 2 * 3 * 4
     assert [row[1] for row in rows[:4]] == list(transformer.BODIES)
     assert all(float(entry) > 0 for row in rows for entry in row[2:])
