@@ -1,7 +1,7 @@
 """The tasks of `benchmarks.tasks` with gpurnn's models: `python -m benchmarks.gpurnn_tasks TASK SEED THREADS`.
 
 Prints a JSON object: ``measures``, in the order of the task's, and ``seconds`` of training. The threads are those that
-the environment allows to NumPy's BLAS.
+the environment allows to NumPy's BLAS. A fourth argument names a picture of the reversal's alignment to be drawn.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import numpy as np
 
 import gpurnn
 from gpurnn.models import EncoderDecoder, Forecaster, SequenceClassifier, SequenceRegressor, SequenceTagger
+from gpurnn.schedules import Linear
 from gpurnn.training.data import Batch
 
 from .task_data import (
+    FIRST,
     TASKS,
     Array,
     Examples,
@@ -120,12 +122,13 @@ def transducer(task: Task, seed: int) -> tuple[EncoderDecoder, Examples]:
     return model, data
 
 
-def solve_transduction(task: Task, seed: int) -> tuple[list[float], float]:
-    """The errors of greedy decoding."""
+def solve_transduction(task: Task, seed: int, picture: str | None = None) -> tuple[list[float], float]:
+    """The errors of greedy decoding. The picture is of the alignment of a long test input."""
     model, data = transducer(task, seed)
+    steps, lr = task.training["steps"], task.training["lr"]
     seconds = _train(
-        model, task, data.inputs, data.targets, steps=task.training["steps"], batch_size=task.training["batch"],
-        rng=seed,
+        model, task, data.inputs, data.targets, steps=steps, batch_size=task.training["batch"],
+        schedule=Linear(lr, lr / steps), rng=seed,
     )  # fmt: skip
     found = model.predict(data.test_inputs)
     alignments = []
@@ -135,6 +138,10 @@ def solve_transduction(task: Task, seed: int) -> tuple[list[float], float]:
         weights = model.align(source, target, lengths)
         pairs = zip(data.test_inputs, found, strict=True)
         alignments = [weights[: len(y), i, : len(x)] for i, (x, y) in enumerate(pairs)]
+        if picture is not None:
+            i = max(range(len(found)), key=lambda i: len(found[i]))
+            symbols = [[chr(ord("A") + int(token) - FIRST) for token in y] for y in (data.test_inputs[i], found[i])]
+            gpurnn.plots.alignment(alignments[i], *symbols, picture)
     return measure_transduction(task, found, alignments, data), seconds
 
 
@@ -154,7 +161,8 @@ def solve(task: Task, seed: int) -> tuple[list[float], float]:
 
 def main() -> None:
     """Solve the task that the command line names, and print what came of it."""
-    measures, seconds = solve(TASKS[sys.argv[1]], int(sys.argv[2]))
+    task, seed, picture = TASKS[sys.argv[1]], int(sys.argv[2]), sys.argv[4:]
+    measures, seconds = solve_transduction(task, seed, *picture) if picture else solve(task, seed)
     print(json.dumps({"measures": measures, "seconds": seconds}))
 
 

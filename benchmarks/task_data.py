@@ -30,7 +30,8 @@ class Task:
     data : dict
         The arguments of the function that makes the data.
     training : dict
-        ``steps`` or ``epochs``, ``batch`` and ``lr`` of Adam. The gradient is clipped at a norm of 1.
+        ``steps`` or ``epochs``, ``batch`` and ``lr`` of Adam, which falls linearly to zero for transduction. The
+        gradient is clipped at a norm of 1.
     measures : tuple of str
         What is measured on data that was not learnt from.
     thresholds : tuple of float
@@ -194,7 +195,7 @@ def _drawn(steps: int) -> dict[str, Any]:
 
 
 def _read(steps: int, embedding: int) -> dict[str, Any]:
-    return {"steps": steps, "batch": 64, "lr": 1e-3, "embedding": embedding}
+    return {"steps": steps, "batch": 64, "lr": 3e-3, "embedding": embedding}
 
 
 _ADDING, _COPYING, _ACCURACY = ("mean squared error",), ("cross-entropy",), ("accuracy",)

@@ -27,9 +27,9 @@ class Result:
     seconds: float
 
 
-def solve(solver: str, task: Task, seed: int, threads: int, python: str) -> Result:
+def solve(solver: str, task: Task, seed: int, threads: int, python: str, *picture: str) -> Result:
     """Let a solver, ``gpurnn_tasks`` or ``torch_tasks``, train and measure in a process of its own."""
-    command = [python, "-m", f"benchmarks.{solver}", task.name, str(seed), str(threads)]
+    command = [python, "-m", f"benchmarks.{solver}", task.name, str(seed), str(threads), *picture]
     found = subprocess.run(command, cwd=ROOT, env=thread_limits(threads), check=True, stdout=subprocess.PIPE, text=True)
     return Result(**json.loads(found.stdout))
 
@@ -47,8 +47,10 @@ def _reached(task: Task, measures: list[float], limits: list[float]) -> bool:
     return all(m >= limit if task.higher else m <= limit for m, limit in pairs)
 
 
-def report(names: tuple[str, ...], *, seeds: int, threads: int, peer_python: str) -> Iterator[str]:
-    """Train each task from each seed; the lines of the table, in Markdown.
+def report(
+    names: tuple[str, ...], *, seeds: int, threads: int, peer_python: str, plot: str | None = None
+) -> Iterator[str]:
+    """Train each task from each seed; the lines of the table, in Markdown. ``plot`` is of the reversal's alignment.
 
     What is not as good as the threshold is marked with ``(!)``.
     """
@@ -68,7 +70,8 @@ def report(names: tuple[str, ...], *, seeds: int, threads: int, peer_python: str
         task = TASKS[name]
         ours, theirs = [], []
         for seed in range(seeds):
-            ours.append(solve("gpurnn_tasks", task, seed, threads, sys.executable))
+            picture = [plot] if plot is not None and (name, seed) == ("reversal", 0) else []
+            ours.append(solve("gpurnn_tasks", task, seed, threads, sys.executable, *picture))
             if peer:
                 theirs.append(solve("torch_tasks", task, seed, threads, peer_python))
         measures = _medians(ours)
@@ -89,15 +92,16 @@ def report(names: tuple[str, ...], *, seeds: int, threads: int, peer_python: str
 @click.command(context_settings={"max_content_width": 100})
 @click.argument("names", nargs=-1, type=click.Choice(list(TASKS)), metavar="[TASK]...")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each task.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Where to draw the alignment of the task `reversal`.")
 @threads_option
 @peer_python_option
-def main(names: tuple[str, ...], seeds: int, threads: int, peer_python: str) -> None:
+def main(names: tuple[str, ...], seeds: int, plot: str | None, threads: int, peer_python: str) -> None:
     """Train gpurnn's models, and the same in PyTorch where it is installed, and print what they learnt, in Markdown.
 
     Without a TASK it takes all of them. The threshold is what PyTorch 2.13 reached with plain settings.
     """
     click.echo(f"`{shlex.join(['python', '-m', 'benchmarks.tasks', *sys.argv[1:]])}`\n")
-    for line in report(names or tuple(TASKS), seeds=seeds, threads=threads, peer_python=peer_python):
+    for line in report(names or tuple(TASKS), seeds=seeds, threads=threads, peer_python=peer_python, plot=plot):
         click.echo(line)
 
 

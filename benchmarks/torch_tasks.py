@@ -47,11 +47,12 @@ class Recurrent(nn.Module):
         return self.output(y if self.per_step else y[-1])
 
 
-def train(model: nn.Module, loss: Any, batches: Any, lr: float) -> float:
-    """Take an Adam step for each of the batches; the seconds that took."""
+def train(model: nn.Module, loss: Any, batches: Any, lr: float, falls: float = 0.0) -> float:
+    """Take an Adam step for each of the batches, the learning rate less by ``falls`` each time; the seconds."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     started = time.perf_counter()
-    for batch in batches:
+    for step, batch in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = lr - falls * step
         optimizer.zero_grad()
         loss(*batch).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -198,7 +199,8 @@ def solve_transduction(task: Task, seed: int) -> tuple[list[float], float]:
     batches = (
         (chosen,) for _, chosen in zip(range(steps), shuffled(len(data.inputs), batch, epochs, seed), strict=False)
     )
-    seconds = train(model, loss, batches, task.training["lr"])
+    lr = task.training["lr"]
+    seconds = train(model, loss, batches, lr, lr / steps)
     found, alignments = [], []
     longest = max(map(len, data.test_targets)) + 5
     with torch.inference_mode():

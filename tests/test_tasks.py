@@ -59,7 +59,7 @@ def few(examples, count):
 
 
 @pytest.mark.parametrize(("name", "limit"), [("reversal", 0.9), ("numbers", 0.9), ("pronunciations", 0.8)])
-def test_transduction(name, limit, monkeypatch):
+def test_transduction(name, limit, monkeypatch, tmp_path):
     data, source_symbols, target_symbols = task_data.transduction(name)
     short = [i for i, x in enumerate(data.inputs) if len(x) <= 5][:3000]
     data = replace(few(data, 0), inputs=[data.inputs[i] for i in short], targets=[data.targets[i] for i in short])
@@ -70,6 +70,9 @@ def test_transduction(name, limit, monkeypatch):
     monkeypatch.setattr(gpurnn_tasks, "transduction", lambda _: (data, source_symbols, target_symbols))
     task = replace(quick(name, steps=180, lr=0.005), hidden=48)
     assert learnt(task)[0] < limit
+    if name == "reversal":
+        gpurnn_tasks.solve_transduction(replace(task, training={**task.training, "steps": 1}), 0, tmp_path / "a.png")
+        assert (tmp_path / "a.png").stat().st_size > 5_000
 
 
 def test_the_data_are_what_they_are_called():
@@ -107,8 +110,8 @@ def solved(monkeypatch):
     """Answers in place of training; who was asked for what."""
     asked = []
 
-    def solve(solver, task, seed, threads, python):
-        asked.append((solver, task.name, seed))
+    def solve(solver, task, seed, threads, python, *picture):
+        asked.append((solver, task.name, seed, *picture))
         return tasks.Result([0.95], 2.0) if solver == "gpurnn_tasks" else tasks.Result([0.9], 4.0)
 
     monkeypatch.setattr(tasks, "solve", solve)
@@ -140,6 +143,15 @@ def test_the_table(solved, peer, monkeypatch):
     solvers = ["gpurnn_tasks", "torch_tasks"] if peer else ["gpurnn_tasks"]
     names = ["digits-rows-rnn", "digits-pixels-gru"]
     assert solved == [(solver, name, seed) for name in names for seed in range(2) for solver in solvers]
+
+
+def test_only_the_reversal_is_drawn(solved):
+    list(tasks.report(("reversal", "numbers"), seeds=2, threads=1, peer_python="", plot="picture.png"))
+    ours = [request for request in solved if request[0] == "gpurnn_tasks"]
+    assert ours == [
+        ("gpurnn_tasks", "reversal", 0, "picture.png"), ("gpurnn_tasks", "reversal", 1),
+        ("gpurnn_tasks", "numbers", 0), ("gpurnn_tasks", "numbers", 1),
+    ]  # fmt: skip
 
 
 def test_a_solver_is_a_process_of_its_own(monkeypatch):
