@@ -118,8 +118,9 @@ def solved(monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("peer", [True, False])
-def test_the_table(solved, peer, monkeypatch):
+def workers(peer):
+    """What stands for the processes that say their versions."""
+
     class Worker:
         versions = "some versions"
 
@@ -133,7 +134,12 @@ def test_the_table(solved, peer, monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(tasks, "Worker", Worker)
+    return Worker
+
+
+@pytest.mark.parametrize("peer", [True, False])
+def test_the_table(solved, peer, monkeypatch):
+    monkeypatch.setattr(tasks, "Worker", workers(peer))
     result = CliRunner().invoke(tasks.main, ["digits-rows-rnn", "digits-pixels-gru", "--seeds", "2"])
     assert result.exit_code == 0, result.output
     rows = [line for line in result.output.splitlines() if line.startswith("| digits")]
@@ -145,7 +151,8 @@ def test_the_table(solved, peer, monkeypatch):
     assert solved == [(solver, name, seed) for name in names for seed in range(2) for solver in solvers]
 
 
-def test_only_the_reversal_is_drawn(solved):
+def test_only_the_reversal_is_drawn(solved, monkeypatch):
+    monkeypatch.setattr(tasks, "Worker", workers(peer=True))
     list(tasks.report(("reversal", "numbers"), seeds=2, threads=1, peer_python="", plot="picture.png"))
     ours = [request for request in solved if request[0] == "gpurnn_tasks"]
     assert ours == [
