@@ -100,7 +100,7 @@ class Text:
         return windows[:-1], windows[1:]
 
     def loss(self, model: gpurnn.Sequential, inputs: Array, targets: Array) -> tuple[float, dict[str, Array]]:
-        """The loss, and its gradients."""
+        """The loss, and the gradients of its like in nats."""
         (logits, _), pullback = model.vjp(inputs)
         nats, pull_loss = gpurnn.cross_entropy.vjp(logits, targets)
         _, gradients = pullback((pull_loss(1.0)[0], None))

@@ -373,6 +373,21 @@ def test_the_benchmark_prints_a_table_and_draws_a_picture(tmp_path, monkeypatch)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(transformer.BODIES)
 
 
+@pytest.mark.parametrize(("task", "unit"), [("text", math.log(2)), ("adding", 1)])
+def test_the_benchmark_descends_its_losses(task, unit):
+    """The derivative along the gradient is its norm."""
+    problem = transformer.TASKS[task]()
+    model = transformer.contender("GRU", task, problem.symbols, 1500)
+    batch = problem.batch(0, 8, 16)
+    _, gradients = problem.loss(model, *batch)
+    _, norm = gpurnn.clip_by_global_norm(gradients, 1.0)
+    initial, losses = model.state_dict(), []
+    for step in (1e-2, -1e-2):
+        model.load_state_dict({name: p + np.float32(step / norm) * gradients[name] for name, p in initial.items()})
+        losses.append(unit * problem.loss(model, *batch)[0])
+    assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(float(norm), rel=0.02)
+
+
 def test_the_text_of_the_benchmark_is_read_once_and_shifted_by_one():
     problem = transformer.Text()
     seen = set()
