@@ -57,6 +57,17 @@ def _exclude(xp: Any, scores: Array, excluded: Array) -> None:
     scores += xp.where(excluded, minus_infinity, _dispatch.zeros(xp, (), scores))
 
 
+def _softmax(xp: Any, scores: Array) -> Array:
+    """The softmax over the last axis, and zeros where all is excluded; the scores are written over."""
+    if scores.shape[-1]:
+        peak = xp.max(scores, axis=-1, keepdims=True)
+        scores -= xp.where(peak == -math.inf, xp.zeros_like(peak), peak)
+    weights = xp.exp(scores)
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    weights /= xp.where(total == 0, xp.ones_like(total), total)
+    return weights
+
+
 def _multi_head_attention_vjp(
     query: Array, keys: Array | None = None, values: Array | None = None, *, in_proj_weight: Array,
     out_proj_weight: Array, in_proj_bias: Array | None = None, out_proj_bias: Array | None = None, num_heads: int,
@@ -110,19 +121,13 @@ def _multi_head_attention_vjp(
     q, k, v = projected
     q = q * scale
 
-    weights = xp.matmul(q, xp.matrix_transpose(k))
+    scores = xp.matmul(q, xp.matrix_transpose(k))
     if causal:
         last = xp.arange(S - T, S, device=device)
-        _exclude(xp, weights, xp.arange(S, device=device)[None, :] > last[:, None])
+        _exclude(xp, scores, xp.arange(S, device=device)[None, :] > last[:, None])
     if key_padding_mask is not None:
-        _exclude(xp, weights, key_padding_mask[:, None, None, :])
-    if S:
-        peak = xp.max(weights, axis=-1, keepdims=True)
-        # A query that sees no key at all has weights of zero.
-        weights -= xp.where(peak == -math.inf, xp.zeros_like(peak), peak)
-    weights = xp.exp(weights)
-    total = xp.sum(weights, axis=-1, keepdims=True)
-    weights /= xp.where(total == 0, xp.ones_like(total), total)
+        _exclude(xp, scores, key_padding_mask[:, None, None, :])
+    weights = _softmax(xp, scores)
     context = xp.matmul(weights, v)
     y = xp.matmul(together(context), out_proj_weight.T)
     if out_proj_bias is not None:
