@@ -343,9 +343,73 @@ def language_model_loss() -> Entry:
     arrays = {"inputs": tokens, "targets": tokens[::-1].copy(), "lengths": np.array([T, 1, T - 1])}
     wrong = {"inputs": [(T,), (T, B, 1)], "targets": [(T,), (B, T)], "lengths": [(1,)]}
     return Entry(
-        "(LanguageModel|LSTM|cross_entropy)", arrays, call, wrong, frozenset({"lengths"}),
+        r"(LanguageModel(\.loss_and_gradients)?|LSTM|cross_entropy)", arrays, call, wrong, frozenset({"lengths"}),
         also_named={"inputs": "tokens", "targets": "labels"},
     )  # fmt: skip
+
+
+def sequence_model(model: Any, *shape: int) -> Entry:
+    """A sequence model whose outputs have this shape."""
+    name = type(model).__name__
+
+    def call(a: dict[str, Any]) -> Any:
+        result, pullback = model.vjp(a["inputs"], a["state"], a["lengths"])
+        return model(a["inputs"], a["state"], a["lengths"]), result, pullback((a["dy"], a["dstate"]))
+
+    shapes = {"inputs": (T, B, I), "state": (1, B, H), "dy": shape, "dstate": (1, B, H)}
+    arrays = {key: normal(*size, seed=k) for k, (key, size) in enumerate(shapes.items())}
+    arrays["lengths"] = np.array([T, 1, T - 1])
+    wrong = {key: [(*size, 1), size[1:], (*size[:-1], size[-1] + 1)] for key, size in shapes.items()}
+    wrong |= {"inputs": [(T, B), (T, B, I, 1), (T, B, I + 1), (0, B, I)], "lengths": [(1,), (B, 1)]}
+    empty = {key: tuple(0 if n == B else n for n in a.shape) for key, a in arrays.items()}
+    return Entry(
+        f"({name}|GRU)", arrays, call, wrong, frozenset(arrays) - {"inputs"}, empty={"batch": empty},
+        also_named={"inputs": "x"},
+    )  # fmt: skip
+
+
+def generator() -> Entry:
+    model = gpurnn.SequenceGenerator(I, H, V, dtype="float64")
+
+    def call(a: dict[str, Any]) -> Any:
+        result, pullback = model.vjp(a["x"], T)
+        return model(a["x"], T), result, pullback(a["dy"])
+
+    wrong = {"x": [(B,), (B, I, 1), (B, I + 1)], "dy": [(T, B), (T, B, V + 1), (B, V)]}
+    return Entry(
+        "SequenceGenerator", {"x": normal(B, I), "dy": normal(T, B, V)}, call, wrong, frozenset({"dy"}),
+        empty={"batch": {"x": (0, I), "dy": (T, 0, V)}},
+    )  # fmt: skip
+
+
+def encoder_decoder(model: Any) -> Entry:
+    def call(a: dict[str, Any]) -> Any:
+        result, pullback = model.vjp(a["source"], a["previous"], a["lengths"])
+        found = pullback((a["dlogits"], a["dweights"]))
+        return model(a["source"], a["previous"], a["lengths"]), result, found
+
+    size = model.output.out_features
+    shapes = {"dlogits": (T, B, size), "dweights": (T, B, S)}
+    arrays = {"source": steps(S, B, below=7), "previous": steps(T, B, below=size)}
+    arrays |= {name: normal(*shape) for name, shape in shapes.items()} | {"lengths": np.array([S, 1, S - 1])}
+    wrong = {name: [(*shape, 1), shape[1:], (*shape[:-1], 1)] for name, shape in shapes.items()}
+    wrong |= {"source": [(S,), (S, B, 1), (0, B)], "previous": [(T,), (T, B, 1), (0, B)], "lengths": [(1,), (B, 1)]}
+    empty = {name: tuple(0 if n == B else n for n in a.shape) for name, a in arrays.items()}
+    return Entry(
+        "(EncoderDecoder|Decoder|GRU)", arrays, call, wrong, frozenset({"lengths", "dlogits", "dweights"}),
+        empty={"batch": empty},
+    )  # fmt: skip
+
+
+def encoder_decoder_loss(model: Any) -> Entry:
+    def call(a: dict[str, Any]) -> Any:
+        arguments = (a["source"], (a["targets"], a["target_lengths"]))
+        likely, pullback = model.log_likelihood_vjp(*arguments)
+        return model.loss_and_gradients(*arguments)[::2], likely, pullback(likely)
+
+    arrays = {"source": steps(S, B, below=7), "targets": steps(T, B, below=V), "target_lengths": np.array([T, 1, T])}
+    wrong = {"source": [(S,), (0, B)], "targets": [(T,), (T, B, 1), (0, B)], "target_lengths": [(1,), (B, 1)]}
+    return Entry("(EncoderDecoder|cross_entropy)", arrays, call, wrong, also_named={"targets": "labels"})
 
 
 def padded_batches() -> Entry:
@@ -578,6 +642,26 @@ ENTRIES: dict[str, list[Entry]] = {
     "Adam": [optimizer("Adam", amsgrad=True)],
     "AdamW": [optimizer("AdamW")],
     "LanguageModel": [language_model(False), language_model(True), language_model_loss()],
+    "SequenceClassifier": [sequence_model(gpurnn.SequenceClassifier(I, H, V, dtype="float64"), B, V)],
+    "SequenceTagger": [sequence_model(gpurnn.SequenceTagger(I, H, V, dtype="float64"), T, B, V)],
+    "SequenceRegressor": [
+        sequence_model(gpurnn.SequenceRegressor(I, H, V, pooling=pooling, dtype="float64"), B, V)
+        for pooling in ("mean", "attention")
+    ],
+    "SequenceGenerator": [generator()],
+    "EncoderDecoder": [
+        encoder_decoder(gpurnn.EncoderDecoder(7, V, I, H, attention="additive", dtype="float64")),
+        encoder_decoder(gpurnn.EncoderDecoder(7, V, I, H, attention="general", dtype="float64")),
+        encoder_decoder_loss(gpurnn.EncoderDecoder(7, V, I, H, dtype="float64")),
+    ],
+    "Translator": [
+        encoder_decoder(
+            gpurnn.Translator(
+                gpurnn.CharVocabulary.from_text("abc"), gpurnn.WordVocabulary.from_text("a b c"), I, H, dtype="float64"
+            )
+        )
+    ],
+    "Forecaster": [sequence_model(gpurnn.Forecaster(T, H, I, dtype="float64"), B, I)],
     "PaddedBatches": [padded_batches()],
     "TokenStream": [token_stream()],
 }  # fmt: skip
@@ -745,7 +829,7 @@ def test_empty_arrays(entry):
 @pytest.mark.parametrize("entry", [p for p in ALL if "lengths" in p.values[0].arrays])
 @pytest.mark.parametrize("lengths", [[-1, 1, 1], [1, max(T, S) + 1, 1], [2**40, 0, 0], [-(2**40), 0, 0]])
 def test_lengths_outside_the_sequence(entry, lengths):
-    with pytest.raises(ValueError, match=r"lengths holds .*, expected 0 \.\.\. (T = 4|S = 6)"):
+    with pytest.raises(ValueError, match=r"lengths holds .*, expected 0 \.\.\. (T = 4|S = 6|T = 6)"):
         entry.call({**fresh(entry), "lengths": np.array(lengths)})
 
 

@@ -393,6 +393,7 @@ class EncoderDecoder(Model):
         tokens, lengths = targets
         self._check_tokens("targets", tokens)
         _checks.given("EncoderDecoder", target_lengths=lengths)
+        _dispatch.namespace("EncoderDecoder", targets=tokens, target_lengths=lengths)
         _checks.integer("EncoderDecoder", "target_lengths", lengths)
         _checks.shape("EncoderDecoder", "target_lengths", lengths, (tokens.shape[1],), "(B,)")
         return tokens, existing(tokens, lengths)

@@ -329,6 +329,7 @@ class SequenceModel(Model):
         _checks.given(where, inputs=inputs)
         _dispatch.namespace(where, params=self.output.params["weight"], inputs=inputs)
         if self.embedding is None:
+            _checks.same_dtype(where, params=self.output.params["weight"], inputs=inputs)
             _checks.ndim(where, "inputs", inputs, 3, "(T, B, input_size)")
         else:
             _checks.ndim(where, "inputs", inputs, 2, "(T, B)")
