@@ -9,7 +9,8 @@ from tolerance import assert_all_close, assert_golden, assert_same, bound, check
 import gpurnn
 from gpurnn import EncoderDecoder
 from gpurnn.models import load
-from gpurnn.training import PaddedBatches
+from gpurnn.training import PaddedBatches, Reinforce, Trainer
+from gpurnn.training.trainer import evaluate
 
 KINDS = {
     "plain": {},
@@ -307,3 +308,20 @@ def test_arguments_that_are_refused(call, message):
     source, targets, lengths = batch()
     with pytest.raises((TypeError, ValueError), match=message):
         call(small("plain"), source, targets, lengths)
+
+
+def test_reinforce_raises_the_reward():
+    """Token for token what it was rewarded for, with no target told."""
+    rng = np.random.default_rng(0)
+    sources = [rng.integers(3, 6, 2) for _ in range(60)]
+    targets = [np.append(s[::-1], 2) for s in sources]
+    model = EncoderDecoder(6, 6, 8, 24, bidirectional=True, attention="additive", rng=1)
+    data = PaddedBatches(sources, 30, targets, own_lengths=True)
+
+    def reward(tokens, reference):
+        return sum(a == b for a, b in zip(tokens, reference, strict=False)) / len(reference)
+
+    policy = Reinforce(model, reward, max_length=3, baseline="leave_one_out", samples=4)
+    before = evaluate(policy, data)
+    Trainer(policy, data, gpurnn.Adam(0.01), steps=120, rng=3, progress=False).train()
+    assert evaluate(policy, data) < min(before, -0.85)
