@@ -278,6 +278,7 @@ def picture(results: Results, steps: int) -> Figure:
                 baseline = problem().baseline
                 told = f"{problem.baseline_name}: {baseline:.3g}"
                 guides.append(axes.axhline(baseline, color="0.4", linestyle=":", linewidth=1.2, label=told))
+                axes.margins(y=0.15)
             else:
                 for body, power, style in (("LSTM", 1, (0, (1, 2))), ("self-attention", 2, (0, (5, 3)))):
                     heights = [1.5 * curves[body][-1] * (length / lengths[-1]) ** power for length in lengths]
@@ -297,7 +298,7 @@ def picture(results: Results, steps: int) -> Figure:
             axes.set_xlabel("T, steps of a sequence")
             axes.set_ylabel(unit or problem.unit)
             axes.grid(alpha=0.3)
-            axes.legend(handles=guides, frameon=False, fontsize=9)
+            axes.legend(handles=guides, edgecolor="none", fontsize=9)
     counts = sorted(result.parameters for result in results.values())
     figure.legend(
         handles=lines, loc="outside upper center", ncols=len(lines), frameon=False,
