@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import analysis as analysis
     from . import explanation as explanation
     from . import functional as functional
     from . import gradients as gradients
@@ -79,6 +80,7 @@ __version__ = "0.1.0"
 # Module -> the names it gives to this one. Both are loaded on first use: `import gpurnn` costs what NumPy costs.
 _EXPORTS: dict[str, tuple[str, ...]] = {
     "_dispatch": ("use",),
+    "analysis": (),
     "explanation": ("explain",),
     "functional": ("attention", "dense", "dropout", "embedding", "gru", "layer_norm", "linear_scan", "lstm", "rnn"),
     "gradients": ("add_l2", "clip_by_global_norm", "clip_by_value", "global_norm"),

@@ -1,0 +1,11 @@
+"""Diagnosis of recurrent networks: gradients through time, stability, chaos, saturation and cost."""
+
+from ._transition import parts as parts
+from .jacobians import GradientBound as GradientBound
+from .jacobians import GradientGrowth as GradientGrowth
+from .jacobians import GradientNorms as GradientNorms
+from .jacobians import gradient_bound as gradient_bound
+from .jacobians import gradient_growth as gradient_growth
+from .jacobians import jacobians as jacobians
+from .jacobians import product_norms as product_norms
+from .jacobians import state_gradients as state_gradients

@@ -1,0 +1,145 @@
+"""One step of a recurrent layer as a map of its state, and the derivative of that map: what all diagnoses share."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from .. import _checks, _dispatch, cells, functional
+from ..layers.base import Array
+from ..layers.recurrent import Recurrent
+
+
+def parts(layer: Recurrent) -> dict[str, Recurrent]:
+    """The layers of a stack, each alone and in one direction, by the ends of their parameters' names.
+
+    They hold the very arrays of the stack. One that runs backward in time reads its input in reverse.
+
+    Parameters
+    ----------
+    layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
+
+    Returns
+    -------
+    dict of str to layers of the same kind
+        "l0", or "l0", "l0_reverse", "l1", ... for more layers and directions.
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> parts(gpurnn.GRU(3, 4, num_layers=2))
+    {'l0': GRU(3, 4)  # 108 parameters, 'l1': GRU(4, 4)  # 120 parameters}
+    """
+    if not isinstance(layer, Recurrent):
+        raise TypeError(f"parts: layer is a {type(layer).__qualname__}, expected a gpurnn.RNN, LSTM or GRU")
+    found = {}
+    for k in range(layer.num_layers):
+        for suffix in ("", "_reverse")[: layer.num_directions]:
+            part = copy.copy(layer)
+            part.num_layers, part.bidirectional = 1, False
+            part.params = {
+                name.removesuffix(f"_l{k}{suffix}") + "_l0": p
+                for name, p in layer.params.items()
+                if name.endswith(f"_l{k}{suffix}")
+            }
+            part.input_size = part.params["weight_ih_l0"].shape[1]
+            found[f"l{k}{suffix}"] = part
+    return found
+
+
+class Transition:
+    """s_t = F(x_t, s_{t-1}) of a layer of one layer and direction; s is h, for the LSTM h and c side by side.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``layer`` is no recurrent layer, or one of several layers or of two directions.
+    """
+
+    def __init__(self, where: str, layer: Recurrent) -> None:
+        if not isinstance(layer, Recurrent):
+            raise TypeError(f"{where}: layer is a {type(layer).__qualname__}, expected a gpurnn.RNN, LSTM or GRU")
+        if layer.num_layers != 1 or layer.bidirectional:
+            raise ValueError(
+                f"{where}: layer has num_layers={layer.num_layers}, bidirectional={layer.bidirectional}, expected one "
+                "layer and direction; gpurnn.analysis.parts(layer) takes it apart"
+            )
+        self.where, self.cell = where, layer.cell
+        self.inputs, self.hidden, self.size = (
+            layer.input_size,
+            layer.hidden_size,
+            layer.hidden_size * layer.cell.states,
+        )
+        self.weights = tuple(layer.params.get(f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        self.xp = _dispatch.namespace(where, **layer.params)
+        self.function, self.options = _FUNCTIONS[type(layer.cell)], vars(layer.cell)
+
+    def silence(self, B: int) -> Array:
+        """A step of no input, (1, B, I)."""
+        return _dispatch.zeros(self.xp, (1, B, self.inputs), self.weights[0])
+
+    def sequence(self, x: Array, state: Any = None, name: str = "state") -> tuple[Array, Array]:
+        """x and the state ``name`` as one array (B, S), checked."""
+        weight_ih = self.weights[0]
+        _checks.given(self.where, x=x)
+        states: dict[str, Any] = functional.unpack_state(self.where, self.cell, name, state)
+        _dispatch.namespace(self.where, params=weight_ih, x=x, **states)
+        _checks.same_dtype(self.where, **{"params": weight_ih, "x": x, **states})
+        _checks.ndim(self.where, "x", x, 3, "(T, B, input_size)")
+        if x.shape[2] != self.inputs:
+            raise ValueError(
+                f"{self.where}: x has shape {tuple(x.shape)}, expected input_size = {self.inputs} at its end"
+            )
+        B = x.shape[1]
+        for entry, s in states.items():
+            if s is not None:
+                _checks.shape(self.where, entry, s, (1, B, self.hidden), "(1, B, hidden_size)")
+        zero = _dispatch.zeros(self.xp, (B, self.hidden), x)
+        return x, self.xp.concat([zero if s is None else s[0, ...] for s in states.values()], axis=1)
+
+    def __call__(self, x: Array, s: Array) -> Array:
+        """s_t (B, S) from x_t (B, I) and s_{t-1} (B, S)."""
+        _, state = self.function(self.xp.expand_dims(x, axis=0), *self.weights, self._split(s), **self.options)
+        return self._join(state)
+
+    def vjp(self, x: Array, s: Array) -> tuple[Array, Any]:
+        """``s_t, pull``; ``pull(ds_t)`` is the gradient of s_{t-1}."""
+        (_, state), pullback = self.function.vjp(
+            self.xp.expand_dims(x, axis=0), *self.weights, self._split(s), **self.options
+        )
+
+        def pull(ds: Array) -> Array:
+            (_, dstate), _ = pullback((None, self._split(ds)))
+            return self._join(dstate)
+
+        return self._join(state), pull
+
+    def jacobian(self, x: Array, s: Array) -> tuple[Array, Array]:
+        """s_t (B, S) and ds_t / ds_{t-1} (B, S, S).
+
+        Each row is repeated S times, and its i-th copy pulled back from the i-th unit vector: one call gives all.
+        """
+        xp, (B, S) = self.xp, s.shape
+        new, pull = self.vjp(xp.repeat(x, S, axis=0), xp.repeat(s, S, axis=0))
+        unit = xp.tile(xp.eye(S, dtype=s.dtype, device=_dispatch.device(s)), (B, 1))
+        return xp.reshape(new, (B, S, S))[:, 0, :], xp.reshape(pull(unit), (B, S, S))
+
+    def states(self, x: Array, s: Array) -> Array:
+        """s_0 ... s_T (T + 1, B, S)."""
+        found = [s]
+        for t in range(x.shape[0]):
+            found.append(self(x[t, ...], found[-1]))
+        return self.xp.stack(found, axis=0)
+
+    def _split(self, s: Array) -> Any:
+        return s if self.cell.states == 1 else (s[:, : self.hidden], s[:, self.hidden :])
+
+    def _join(self, state: Any) -> Array:
+        return state if self.cell.states == 1 else self.xp.concat(list(state), axis=1)
+
+
+_FUNCTIONS: dict[type, Any] = {
+    cells.Vanilla: functional.rnn,
+    cells.LSTM: functional.lstm,
+    cells.GRU: functional.gru,
+}

@@ -1,0 +1,357 @@
+"""How gradients flow back in time: Jacobians of the state, their products, gradient norms over time and training."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _checks, _dispatch, cells, gradients
+from ..layers.base import Array
+from ..layers.recurrent import Recurrent
+from ._transition import Transition
+
+Floats = NDArray[np.floating[Any]]
+
+_SLOPE = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
+"""max |f'| over all arguments."""
+
+
+def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
+    """The exact Jacobians of the state along a sequence: J_t = ds_t / ds_{t-1}, for any cell.
+
+    For the vanilla cell J_t = diag(f'(a_t)) W_hh + leak I. Its transpose, W_hh^T diag(f'(a_t)), is what takes the
+    gradient of h_t to that of h_{t-1}.
+
+    Parameters
+    ----------
+    layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
+        Of one layer and direction; `parts` takes a stack apart.
+    x : (T, B, I) array
+        Time-major, whatever the layer's ``batch_first``.
+    state : (1, B, H) array, optional
+        The initial state, for the LSTM a pair (h, c) of such arrays; zero by default.
+
+    Returns
+    -------
+    (T, B, S, S) NumPy array
+        Entry [t, b, i, j] is the derivative of s_{t+1, i} by s_{t, j}, of the layer's dtype. S = H, and s = h; for the
+        LSTM S = 2H, and s = [h; c].
+
+    Raises
+    ------
+    TypeError, ValueError
+        The layer is another, or the arrays do not fit it.
+
+    References
+    ----------
+    Y. Bengio, P. Simard, P. Frasconi, "Learning long-term dependencies with gradient descent is difficult", IEEE
+    Trans. Neural Networks 5 (1994).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rnn = gpurnn.RNN(1, 2, activation="identity")
+    >>> J = jacobians(rnn, np.zeros((5, 1, 1), np.float32))
+    >>> J.shape, bool(np.allclose(J[3, 0], rnn.params["weight_hh_l0"]))
+    ((5, 1, 2, 2), True)
+    """
+    transition = Transition("jacobians", layer)
+    x, s = transition.sequence(x, state)
+    found = np.empty((*x.shape[:2], s.shape[1], s.shape[1]), _checks.dtype_name(s))
+    for t in range(x.shape[0]):
+        s, J = transition.jacobian(x[t, ...], s)
+        found[t] = _dispatch.to_numpy(J)
+    return found
+
+
+def product_norms(jacobians: Floats) -> Floats:
+    """The norms of ds_T / ds_t = J_T ... J_{t+1}: how much of a change of the state at step t is left at the end.
+
+    Parameters
+    ----------
+    jacobians : (T, B, S, S) NumPy array
+        As `jacobians` returns them.
+
+    Returns
+    -------
+    (T + 1, B) float64 NumPy array
+        The spectral norm (largest singular value) for t = 0 ... T; the last is 1, the norm of the identity.
+
+    Raises
+    ------
+    ValueError
+        The shape is another.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> product_norms(np.full((3, 1, 1, 1), 0.5))[:, 0]
+    array([0.125, 0.25 , 0.5  , 1.   ])
+    """
+    T, B, S = _check_jacobians("product_norms", jacobians)
+    product = np.broadcast_to(np.eye(S), (B, S, S))
+    norms = np.ones((T + 1, B))
+    for t in reversed(range(T)):
+        product = product @ jacobians[t]
+        norms[t] = np.linalg.norm(product, 2, axis=(1, 2))
+    return norms
+
+
+def state_gradients(layer: Recurrent, x: Array, dy: Array | None, dstate: Any = None, state: Any = None) -> Floats:
+    """dL/ds_t at every step: the total gradient of the state, through that step's output and all later steps.
+
+    ds_T = dy_T + dstate, ds_{t-1} = J_t^T ds_t + dy_{t-1}.
+
+    Parameters
+    ----------
+    layer, x, state
+        As in `jacobians`.
+    dy : (T, B, H) array or None
+        Gradient of the loss L by the outputs h_1 ... h_T; None for zero.
+    dstate : (1, B, H) array, optional
+        Gradient of L by the final state, for the LSTM a pair of such arrays; zero by default.
+
+    Returns
+    -------
+    (T + 1, B, S) NumPy array
+        For t = 0 ... T, in the unit of L per unit of the state. For the LSTM s = [h; c], and dL/dh_t is that at a
+        fixed c_t.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The layer is another, or the arrays do not fit it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rnn = gpurnn.RNN(1, 1, activation="identity", dtype="float64")
+    >>> rnn.params["weight_hh_l0"][...] = 0.5
+    >>> state_gradients(rnn, np.zeros((3, 1, 1)), None, np.ones((1, 1, 1)))[:, 0, 0]
+    array([0.125, 0.25 , 0.5  , 1.   ])
+    """
+    where = "state_gradients"
+    transition = Transition(where, layer)
+    x, s = transition.sequence(x, state)
+    xp, (T, B, _), H = transition.xp, x.shape, transition.hidden
+    if dy is not None:
+        _dispatch.namespace(where, x=x, dy=dy)
+        _checks.same_dtype(where, x=x, dy=dy)
+        _checks.shape(where, "dy", dy, (T, B, H), "(T, B, hidden_size)")
+    _, ds = transition.sequence(x, dstate, "dstate")
+    pulls = []
+    for t in range(T):
+        s, pull = transition.vjp(x[t, ...], s)
+        pulls.append(pull)
+    found = np.empty((T + 1, B, transition.size), _checks.dtype_name(x))
+    for t in range(T, -1, -1):
+        if dy is not None and t > 0:
+            by_h = ds[:, :H] + dy[t - 1, ...]
+            ds = by_h if transition.size == H else xp.concat([by_h, ds[:, H:]], axis=1)
+        found[t] = _dispatch.to_numpy(ds)
+        if t > 0:
+            ds = pulls[t - 1](ds)
+    return found
+
+
+@dataclass(frozen=True)
+class GradientBound:
+    """||dh_t / dh_k|| <= (lambda_max max|f'| + |leak|)^(t - k), and what that says."""
+
+    lambda_max: float
+    """The largest singular value of W_hh, for a symmetric or orthogonal W_hh its spectral radius."""
+    max_slope: float
+    """max |f'|, of all arguments or of those of a run."""
+    bound: float
+    """lambda_max max|f'| + |leak|: the most by which a step can lengthen a gradient."""
+    verdict: str
+    """"vanishing": the bound is below 1, so they must. "exploding": it is above 1, so they can. "neither": it is 1 to
+    rounding."""
+
+
+def gradient_bound(layer: Recurrent, x: Array | None = None, state: Any = None) -> GradientBound:
+    """The bound on what a step does to a gradient, and whether gradients vanish or can explode, for the vanilla cell.
+
+    ||J_t|| <= lambda_max max|f'| + |leak|, lambda_max the largest singular value of W_hh. Below 1 it is sufficient for
+    gradients to vanish; above 1 is necessary for them to explode, which `gradient_growth` measures.
+
+    Parameters
+    ----------
+    layer : gpurnn.RNN
+        Of one layer and direction.
+    x : (T, B, I) array, optional
+        A run: max |f'| is then taken over its arguments a_t, and the bound holds for this run. Else it is that of all
+        arguments: 1, for the sigmoid 1/4.
+    state
+        As in `jacobians`.
+
+    Returns
+    -------
+    GradientBound
+
+    Raises
+    ------
+    ValueError
+        The cell has gates, and so no such bound.
+    TypeError
+        As in `jacobians`.
+
+    References
+    ----------
+    R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", ICML 2013,
+    section 2.1.
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> gradient_bound(gpurnn.RNN(2, 8, activation="sigmoid", dtype="float64")).verdict
+    'vanishing'
+    """
+    where = "gradient_bound"
+    transition = Transition(where, layer)
+    cell = transition.cell
+    if not isinstance(cell, cells.Vanilla):
+        raise ValueError(
+            f"{where}: layer is a {type(layer).__name__}, expected a gpurnn.RNN: a cell with gates has no such bound; "
+            "gradient_growth measures any"
+        )
+    weight_hh = _dispatch.to_numpy(transition.weights[1])
+    lambda_max = float(np.linalg.norm(weight_hh, 2))
+    slope = _SLOPE[cell.activation]
+    if x is not None:
+        states = _dispatch.to_numpy(transition.states(*transition.sequence(x, state)))
+        value = states[1:] - cell.leak * states[:-1]
+        slopes = {"tanh": 1 - value**2, "sigmoid": value * (1 - value), "relu": value > 0}
+        slope = float(np.max(slopes.get(cell.activation, np.ones(1))))
+    bound = lambda_max * slope + abs(cell.leak)
+    rounding = 10 * weight_hh.shape[0] * float(np.finfo(weight_hh.dtype).eps)
+    return GradientBound(lambda_max, slope, bound, _verdict(bound, 1 + rounding))
+
+
+@dataclass(frozen=True)
+class GradientGrowth:
+    """What the steps of a sequence did to gradients, measured."""
+
+    per_step: float
+    """||J_T ... J_1||^(1/T), the geometric mean over the batch: the factor of one step."""
+    total: float
+    """||J_T ... J_1||, the geometric mean over the batch: the factor of the whole sequence."""
+    verdict: str
+    """"vanishing", "exploding" or "neither"."""
+
+
+def gradient_growth(jacobians: Floats, factor: float = 1000.0) -> GradientGrowth:
+    """Whether gradients vanished or exploded along a sequence, measured by ||ds_T / ds_0|| = ||J_T ... J_1||.
+
+    Parameters
+    ----------
+    jacobians : (T, B, S, S) NumPy array
+        As `jacobians` returns them; T is 1 at least.
+    factor : float
+        Above 1. Gradients that shrink by this factor over the sequence vanish, that grow by it explode.
+
+    Returns
+    -------
+    GradientGrowth
+
+    Raises
+    ------
+    ValueError
+        The shape is another, or the factor not above 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> gradient_growth(np.full((100, 1, 1, 1), 0.5)).verdict
+    'vanishing'
+    """
+    where = "gradient_growth"
+    T, B, S = _check_jacobians(where, jacobians)
+    if T == 0 or B == 0:
+        raise ValueError(f"{where}: jacobians has shape {jacobians.shape}, expected T and B of 1 at least")
+    if not factor > 1:
+        raise ValueError(f"{where}: factor is {factor!r}, expected a number above 1")
+    # The scale is kept apart, as a logarithm, so that a long product neither overflows nor becomes 0.
+    product, logarithm = np.broadcast_to(np.eye(S), (B, S, S)), np.zeros(B)
+    for J in jacobians:
+        product = J @ product
+        norm = np.linalg.norm(product, 2, axis=(1, 2))
+        with np.errstate(divide="ignore"):
+            logarithm = logarithm + np.log(norm)
+        product = product / np.where(norm > 0, norm, 1)[:, None, None]
+    mean = float(logarithm.mean())
+    with np.errstate(over="ignore"):
+        total = float(np.exp(mean))
+    return GradientGrowth(float(np.exp(mean / T)), total, _verdict(total, factor))
+
+
+@dataclass
+class GradientNorms:
+    """Records the norm of every parameter's gradient during training: ``Trainer(..., on_gradients=GradientNorms())``.
+
+    Parameters
+    ----------
+    every : int
+        Steps between two records.
+
+    Attributes
+    ----------
+    steps : list of int
+        The steps that were recorded: how many updates came before.
+    norms : dict of str to list of float
+        ||g||_2 of each parameter at those steps, before any clipping; NaN or infinite where the gradient was.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> record = GradientNorms()
+    >>> grads = {"rnn.weight_ih_l0": np.array([3.0]), "rnn.weight_hh_l0": np.array([4.0])}
+    >>> record(0, grads, grads)
+    >>> record.norms["rnn.weight_hh_l0"], record.layers
+    ([4.0], {'rnn.l0': array([5.])})
+    """
+
+    every: int = 1
+    steps: list[int] = field(default_factory=list, init=False)
+    norms: dict[str, list[float]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        _checks.integer_at_least("GradientNorms", "every", self.every, 1)
+
+    def __call__(self, step: int, params: dict[str, Array], grads: dict[str, Array]) -> None:
+        """Record the gradients before update ``step``, if it is one of those to record."""
+        if step % self.every:
+            return
+        self.steps.append(step)
+        for name, gradient in grads.items():
+            self.norms.setdefault(name, []).append(float(gradients.global_norm({name: gradient})))
+
+    @property
+    def layers(self) -> dict[str, Floats]:
+        """The norm of all gradients of a layer at the recorded steps, by its name; layers of a stack count as such."""
+        squares: dict[str, Floats] = {}
+        for name, norms in self.norms.items():
+            owner, _, own = name.rpartition(".")
+            found = re.search(r"_(l\d+(?:_reverse)?)$", own)
+            key = ".".join(part for part in (owner, found and found[1]) if part) or name
+            squares[key] = squares.get(key, np.zeros(len(norms))) + np.square(norms)
+        return {name: np.sqrt(square) for name, square in squares.items()}
+
+
+def _verdict(growth: float, factor: float) -> str:
+    if growth * factor < 1:
+        return "vanishing"
+    return "exploding" if growth > factor else "neither"
+
+
+def _check_jacobians(where: str, jacobians: Floats) -> tuple[int, int, int]:
+    shape = np.shape(jacobians)
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise ValueError(f"{where}: jacobians has shape {shape}, expected (T, B, S, S)")
+    return shape[0], shape[1], shape[2]
