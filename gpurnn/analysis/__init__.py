@@ -9,3 +9,8 @@ from .jacobians import gradient_growth as gradient_growth
 from .jacobians import jacobians as jacobians
 from .jacobians import product_norms as product_norms
 from .jacobians import state_gradients as state_gradients
+from .spectrum import FixedPoints as FixedPoints
+from .spectrum import Spectrum as Spectrum
+from .spectrum import fixed_points as fixed_points
+from .spectrum import spectra as spectra
+from .spectrum import spectrum as spectrum

@@ -70,7 +70,9 @@ class Transition:
             layer.hidden_size,
             layer.hidden_size * layer.cell.states,
         )
-        self.weights = tuple(layer.params.get(f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        self.weights: tuple[Any, ...] = tuple(
+            layer.params.get(f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
         self.xp = _dispatch.namespace(where, **layer.params)
         self.function, self.options = _FUNCTIONS[type(layer.cell)], vars(layer.cell)
 

@@ -1,0 +1,300 @@
+"""Stability: eigenvalues and singular values of recurrent weights, and the fixed points of the state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _checks, _dispatch, cells
+from .._random import generator
+from ..layers.base import Array
+from ..layers.recurrent import Recurrent
+from ._transition import Transition
+
+GATES: dict[type, tuple[str, ...]] = {cells.Vanilla: ("h",), cells.LSTM: tuple("ifgo"), cells.GRU: tuple("rzn")}
+"""The blocks of rows of a cell's weights, in order."""
+
+_HALVINGS = 12
+"""How often a step of Newton's is halved before a start is given up."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Of a square matrix W (n, n)."""
+
+    eigenvalues: NDArray[np.complexfloating[Any]]
+    """(n,) complex, the largest magnitude first."""
+    singular_values: NDArray[np.floating[Any]]
+    """(n,), the largest first."""
+
+    @property
+    def radius(self) -> float:
+        """The spectral radius, max |lambda|: the growth per step of W^t in the long run."""
+        return float(np.abs(self.eigenvalues[0]))
+
+    @property
+    def norm(self) -> float:
+        """The spectral norm, the largest singular value: the most by which W lengthens a vector at once."""
+        return float(self.singular_values[0])
+
+
+def spectrum(matrix: Array) -> Spectrum:
+    """Eigenvalues and singular values of a square matrix.
+
+    Parameters
+    ----------
+    matrix : (n, n) array
+        float32 or float64; n is 1 at least.
+
+    Returns
+    -------
+    Spectrum
+        NumPy arrays of the matrix's precision.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``matrix`` is no such array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> found = spectrum(np.array([[0.0, -2.0], [2.0, 0.0]]))
+    >>> round(found.radius, 12), round(found.norm, 12)
+    (2.0, 2.0)
+    """
+    where = "spectrum"
+    _checks.given(where, matrix=matrix)
+    _dispatch.namespace(where, matrix=matrix)
+    _checks.floating(where, "matrix", matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
+        raise ValueError(f"{where}: matrix has shape {tuple(matrix.shape)}, expected (n, n) with n of 1 at least")
+    values = _dispatch.to_numpy(matrix)
+    return Spectrum(_by_magnitude(np.linalg.eigvals(values)), np.linalg.svd(values, compute_uv=False))
+
+
+def spectra(layer: Recurrent) -> dict[str, Spectrum]:
+    """The spectrum of W_hh, of each gate's block of it.
+
+    Parameters
+    ----------
+    layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
+        Of one layer and direction; `parts` takes a stack apart.
+
+    Returns
+    -------
+    dict of str to Spectrum
+        "h" for the vanilla cell, "i", "f", "g", "o" for the LSTM, "r", "z", "n" for the GRU.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The layer is another.
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> found = spectra(gpurnn.GRU(2, 8, init="orthogonal", dtype="float64"))
+    >>> {gate: round(spectrum.norm, 12) for gate, spectrum in found.items()}
+    {'r': 1.0, 'z': 1.0, 'n': 1.0}
+    """
+    transition = Transition("spectra", layer)
+    weight_hh, H = transition.weights[1], transition.hidden
+    return {gate: spectrum(weight_hh[k * H : (k + 1) * H, :]) for k, gate in enumerate(GATES[type(layer.cell)])}
+
+
+@dataclass(frozen=True)
+class FixedPoints:
+    """The n fixed points that were found, that of the most starts first."""
+
+    states: NDArray[np.floating[Any]]
+    """(n, S): s* = F(x, s*). s = h, for the LSTM s = [h; c]."""
+    eigenvalues: NDArray[np.complexfloating[Any]]
+    """(n, S) complex, of the Jacobian at each, the largest magnitude first."""
+    residuals: NDArray[np.floating[Any]]
+    """(n,): ||F(x, s*) - s*||_2."""
+    starts: NDArray[np.integer[Any]]
+    """(n,): how many starts led there."""
+    failed: int
+    """How many starts led to none."""
+
+    @property
+    def stable(self) -> NDArray[np.bool_]:
+        """(n,): whether all eigenvalues lie inside the unit circle, so that nearby states are drawn in."""
+        inside: NDArray[np.bool_] = np.abs(self.eigenvalues[:, 0]) < 1
+        return inside
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+
+def fixed_points(
+    layer: Recurrent,
+    x: Array | None = None,
+    *,
+    starts: int | Array = 100,
+    iterations: int = 200,
+    rng: int | np.random.Generator = 0,
+) -> FixedPoints:
+    """Fixed points of the state under a constant input: h* = f(W_ih x + b_ih + W_hh h* + b_hh), of any cell.
+
+    Newton's method, s <- s - (J - 1)^-1 (F(s) - s), from many starts at once, each step halved until the residual
+    falls. What is found is exact to rounding; that nothing else exists is not proved.
+
+    Parameters
+    ----------
+    layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
+        Of one layer and direction.
+    x : (I,) array, optional
+        The input at every step; zero by default.
+    starts : int or (n, S) array
+        How many states to start from: zero and others uniform in [-1, 1]^S. Or those states; S = H, for the LSTM 2H,
+        s = [h; c].
+    iterations : int
+        The most steps from a start.
+    rng : int or numpy.random.Generator
+        Where the starts come from.
+
+    Returns
+    -------
+    FixedPoints
+        Two are the same if they are closer than sqrt(epsilon) (1 + ||s||), epsilon that of the layer's dtype: a layer
+        of float64 tells more apart.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The layer is another, or the arrays do not fit it.
+
+    References
+    ----------
+    D. Sussillo, O. Barak, "Opening the black box: low-dimensional dynamics in high-dimensional recurrent neural
+    networks", Neural Computation 25 (2013).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rnn = gpurnn.RNN(1, 1, dtype="float64")
+    >>> rnn.params["weight_hh_l0"][...] = 2.0
+    >>> found = fixed_points(rnn)
+    >>> order = np.argsort(found.states[:, 0])
+    >>> np.round(found.states[order, 0], 4) + 0.0, found.stable[order]
+    (array([-0.9575,  0.    ,  0.9575]), array([ True, False,  True]))
+    """
+    where = "fixed_points"
+    transition = Transition(where, layer)
+    iterations = _checks.integer_at_least(where, "iterations", iterations, 1)
+    weight_ih, S = transition.weights[0], transition.size
+    if x is None:
+        x = transition.silence(1)[0, ...]
+    else:
+        _dispatch.namespace(where, params=weight_ih, x=x)
+        _checks.same_dtype(where, params=weight_ih, x=x)
+        _checks.shape(where, "x", x, (transition.inputs,), "(input_size,)")
+        x = transition.xp.expand_dims(x, axis=0)
+    dtype = np.dtype(_checks.dtype_name(weight_ih))
+    if isinstance(starts, int):
+        count = _checks.integer_at_least(where, "starts", starts, 1)
+        s = generator(where, rng).uniform(-1, 1, (count, S))
+        s[0] = 0
+        s = s.astype(dtype)
+    else:
+        _dispatch.namespace(where, params=weight_ih, starts=starts)
+        _checks.same_dtype(where, params=weight_ih, starts=starts)
+        _checks.ndim(where, "starts", starts, 2, "(n, S)")
+        _checks.shape(where, "starts", starts, (starts.shape[0], S), "(n, S)")
+        s = _dispatch.to_numpy(starts)
+
+    epsilon = float(np.finfo(dtype).eps)
+    s, residuals = _newton(transition, x, s, iterations, epsilon)
+    scale = 1 + np.linalg.norm(s, axis=1)
+    converged = np.flatnonzero(residuals <= _rounding(S, epsilon) * scale)
+    # The best of each cluster stands for it.
+    chosen: list[int] = []
+    led: list[int] = []
+    for k in converged[np.argsort(residuals[converged], kind="stable")]:
+        near = np.linalg.norm(s[chosen] - s[k], axis=1) <= np.sqrt(epsilon) * scale[k]
+        if near.any():
+            led[int(np.argmax(near))] += 1
+        else:
+            chosen.append(int(k))
+            led.append(1)
+    order = np.argsort(-np.array(led, int), kind="stable")
+    points = s[np.array(chosen, int)[order]]
+    eigenvalues = np.zeros((len(points), S), np.result_type(dtype, np.complex64))
+    if len(points):
+        _, J = _at(transition, x, points, jacobian=True)
+        eigenvalues = np.stack([_by_magnitude(np.linalg.eigvals(matrix)).astype(eigenvalues.dtype) for matrix in J])
+    return FixedPoints(
+        points,
+        eigenvalues,
+        residuals[np.array(chosen, int)[order]],
+        np.array(led, int)[order],
+        len(s) - len(converged),
+    )
+
+
+def _newton(
+    transition: Transition, x: Array, s: NDArray[Any], iterations: int, epsilon: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The states after Newton's method from ``s`` (n, S), and their residuals (n,)."""
+    s = s.copy()
+    residuals = np.full(len(s), np.inf)
+    active = np.arange(len(s))
+    for _ in range(iterations):
+        new, J = _at(transition, x, s[active], jacobian=True)
+        difference = new.astype(float) - s[active]
+        residuals[active] = np.linalg.norm(difference, axis=1)
+        done = residuals[active] <= _rounding(s.shape[1], epsilon) / 10 * (1 + np.linalg.norm(s[active], axis=1))
+        done |= ~np.isfinite(J).all(axis=(1, 2)) | ~np.isfinite(residuals[active])
+        active, difference, J = active[~done], difference[~done], J[~done]
+        if not len(active):
+            break
+        step = _solve(J.astype(float) - np.eye(s.shape[1]), difference)
+        moved = np.zeros(len(active), bool)
+        for halving in range(_HALVINGS):
+            trying = np.flatnonzero(~moved)
+            rows = active[trying]
+            candidate = (s[rows] - 0.5**halving * step[trying]).astype(s.dtype)
+            there, _ = _at(transition, x, candidate)
+            residual = np.linalg.norm(there.astype(float) - candidate, axis=1)
+            better = residual < residuals[rows]
+            s[rows[better]], residuals[rows[better]] = candidate[better], residual[better]
+            moved[trying[better]] = True
+            if moved.all():
+                break
+        active = active[moved]
+    return s, residuals
+
+
+def _solve(matrices: NDArray[Any], vectors: NDArray[Any]) -> NDArray[Any]:
+    try:
+        found = np.linalg.solve(matrices, vectors[:, :, None])
+    except np.linalg.LinAlgError:  # one of them is singular: the shortest step that does most
+        found = np.linalg.pinv(matrices) @ vectors[:, :, None]
+    return found[:, :, 0]
+
+
+def _at(transition: Transition, x: Array, s: NDArray[Any], jacobian: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
+    """F(x, s) of states (n, S), and the Jacobians (n, S, S) if asked for, on the host."""
+    xp = transition.xp
+    rows, states = xp.tile(x, (len(s), 1)), _dispatch.from_numpy(xp, s)
+    if not jacobian:
+        return _dispatch.to_numpy(transition(rows, states)), np.empty(0)
+    new, J = transition.jacobian(rows, states)
+    return _dispatch.to_numpy(new), _dispatch.to_numpy(J)
+
+
+def _rounding(S: int, epsilon: float) -> float:
+    """The residual that is zero to rounding, relative to 1 + ||s||."""
+    return 100 * S * epsilon
+
+
+def _by_magnitude(eigenvalues: NDArray[Any]) -> NDArray[Any]:
+    """In the order of their magnitude, of a complex dtype also if all are real."""
+    complex_ = eigenvalues.astype(np.result_type(eigenvalues.dtype, np.complex64))
+    return complex_[np.argsort(-np.abs(complex_), kind="stable")]
