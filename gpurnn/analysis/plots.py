@@ -1,0 +1,297 @@
+"""Pictures of a diagnosis. They need matplotlib: ``pip install 'gpurnn[plot]'``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .jacobians import GradientNorms
+from .spectrum import FixedPoints, Spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Path = str | os.PathLike[str]
+
+
+def gradient_flow(norms: Mapping[str, NDArray[Any]], path: Path | None = None) -> Figure:
+    """How large gradients are at each step back in time, on a logarithmic axis.
+
+    The line is the geometric mean over the batch, the band from its smallest to its largest. Zeros are left out.
+
+    Parameters
+    ----------
+    norms : dict of str to (T + 1,) or (T + 1, B) arrays
+        By what the legend calls them: `product_norms`, or norms of `state_gradients`, for t = 0 ... T.
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        ``norms`` is empty, or one has another number of axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> figure = gradient_flow({"$||ds_T / ds_t||$": 0.9 ** np.arange(50.0)[::-1]})
+    >>> figure.axes[0].get_xlabel()
+    'time step t'
+    """
+    where = "gradient_flow"
+    if not norms:
+        raise ValueError(f"{where}: norms is empty, expected at least one entry")
+    figure = _figure(where, 7.0, 4.2)
+    axes = figure.add_subplot()
+    for k, (name, values) in enumerate(norms.items()):
+        if values.ndim not in (1, 2):
+            raise ValueError(f"{where}: norms[{name!r}] has shape {values.shape}, expected (T + 1,) or (T + 1, B)")
+        rows = np.where(values > 0, values, np.nan).astype(float).reshape(len(values), -1)
+        steps = np.flatnonzero(np.isfinite(rows).any(axis=1))
+        rows = rows[steps]
+        axes.semilogy(steps, np.exp(np.nanmean(np.log(rows), axis=1)), color=f"C{k}", linewidth=1.6, label=name)
+        if rows.shape[1] > 1:
+            low, high = np.nanmin(rows, axis=1), np.nanmax(rows, axis=1)
+            axes.fill_between(steps, low, high, color=f"C{k}", alpha=0.2, linewidth=0)
+    axes.set_xlabel("time step t")
+    axes.set_ylabel("norm")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _written(figure, path)
+
+
+def eigenvalues(spectra: Mapping[str, Spectrum], path: Path | None = None) -> Figure:
+    """Eigenvalues in the complex plane with the unit circle, inside of which they shrink what they multiply.
+
+    Parameters
+    ----------
+    spectra : dict of str to Spectrum
+        A panel for each, such as of `gpurnn.analysis.spectra`.
+    path, Returns
+        As in `gradient_flow`.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        ``spectra`` is empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.analysis import spectrum
+    >>> figure = eigenvalues({"h": spectrum(np.eye(2))})
+    >>> figure.axes[0].get_title()
+    'h: spectral radius 1'
+    """
+    panels, figure = _panels("eigenvalues", spectra, 3.4, 3.5)
+    angle = np.linspace(0, 2 * np.pi, 200)
+    reach = 1.1 * max(1.0, *(found.radius for found in spectra.values()))
+    for axes, (name, found) in zip(panels, spectra.items(), strict=True):
+        axes.plot(np.cos(angle), np.sin(angle), color="black", linewidth=0.8, label="unit circle")
+        axes.plot(
+            found.eigenvalues.real, found.eigenvalues.imag, "o", color="tab:blue", markersize=3, alpha=0.7,
+            label="eigenvalues",
+        )  # fmt: skip
+        axes.set_xlim(-reach, reach)
+        axes.set_ylim(-reach, reach)
+        axes.set_aspect("equal")
+        axes.set_title(f"{name}: spectral radius {found.radius:.3g}", fontsize=10)
+        axes.set_xlabel("real part")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("imaginary part")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return _written(figure, path)
+
+
+def singular_values(spectra: Mapping[str, Spectrum], path: Path | None = None) -> Figure:
+    """Singular values, the largest first, with the line at 1, above which a direction is lengthened.
+
+    Parameters
+    ----------
+    spectra : dict of str to Spectrum
+        A line for each.
+    path, Returns, Raises
+        As in `eigenvalues`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.analysis import spectrum
+    >>> figure = singular_values({"h": spectrum(np.eye(2))})
+    >>> figure.axes[0].get_ylabel()
+    'singular value'
+    """
+    where = "singular_values"
+    if not spectra:
+        raise ValueError(f"{where}: spectra is empty, expected at least one entry")
+    figure = _figure(where, 7.0, 4.2)
+    axes = figure.add_subplot()
+    for k, (name, found) in enumerate(spectra.items()):
+        index = np.arange(1, len(found.singular_values) + 1)
+        axes.plot(index, found.singular_values, color=f"C{k}", marker="o", markersize=3, linewidth=1.2, label=name)
+    axes.axhline(1, color="black", linewidth=0.8, linestyle="--", label="1: lengths are kept")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("index, from the largest")
+    axes.set_ylabel("singular value")
+    _whole_numbers(axes.xaxis)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _written(figure, path)
+
+
+def fixed_points(found: FixedPoints, path: Path | None = None, *, states: NDArray[Any] | None = None) -> Figure:
+    """Fixed points, stable or not, in the plane in which they and the states of a run vary most, and their eigenvalues.
+
+    Parameters
+    ----------
+    found : FixedPoints
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+    states : (..., S) NumPy array, optional
+        States of a run, drawn behind the fixed points.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        There is no fixed point, or ``states`` has other states.
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> from gpurnn import analysis
+    >>> figure = fixed_points(analysis.fixed_points(gpurnn.RNN(1, 3, dtype="float64"), starts=5))
+    >>> figure.axes[1].get_xlabel()
+    'real part'
+    """
+    where = "fixed_points"
+    if len(found) == 0:
+        raise ValueError(f"{where}: found holds no fixed point, expected at least one")
+    S = found.states.shape[1]
+    run = np.empty((0, S)) if states is None else states.reshape(-1, *states.shape[-1:])
+    if run.shape[1] != S:
+        raise ValueError(f"{where}: states holds states of {run.shape[1]} numbers, expected (..., S) with S = {S}")
+    # Principal components of all points; of a state of one unit there is one.
+    points = np.concatenate([found.states, run]).astype(float)
+    centre = points.mean(axis=0)
+    _, spread, axes_of = np.linalg.svd(points - centre, full_matrices=False)
+    two = np.zeros((2, S))
+    two[: len(axes_of[:2])] = axes_of[:2]
+    plane, traced = (found.states - centre) @ two.T, (run - centre) @ two.T
+    share = 100 * float((spread[:2] ** 2).sum() / max((spread**2).sum(), np.finfo(float).tiny))
+
+    figure = _figure(where, 8.4, 4.2)
+    left, right = figure.subplots(1, 2)
+    if len(run):
+        left.plot(*traced.T, ".", color="0.65", markersize=3, label="states of a run")
+    for stable, colour, fill, name in (
+        (True, "tab:blue", "tab:blue", "stable"),
+        (False, "tab:red", "none", "unstable"),
+    ):
+        some = found.stable == stable
+        if not some.any():
+            continue
+        left.plot(*plane[some].T, "o", color=colour, markerfacecolor=fill, markersize=6, label=f"{name} ({some.sum()})")
+        values = found.eigenvalues[some].ravel()
+        right.plot(values.real, values.imag, "o", color=colour, markerfacecolor=fill, markersize=3, alpha=0.7)
+    left.set_xlabel("first principal component of the state")
+    left.set_ylabel("second principal component")
+    left.set_title(f"fixed points; the plane has {share:.0f}% of the variance", fontsize=10)
+    angle = np.linspace(0, 2 * np.pi, 200)
+    right.plot(np.cos(angle), np.sin(angle), color="black", linewidth=0.8, label="unit circle")
+    right.set_aspect("equal", adjustable="datalim")
+    right.set_xlabel("real part")
+    right.set_ylabel("imaginary part")
+    right.set_title("eigenvalues of their Jacobians", fontsize=10)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    return _written(figure, path)
+
+
+def gradient_norms(record: GradientNorms, path: Path | None = None) -> Figure:
+    """The norm of each layer's gradient over the training steps, on a logarithmic axis.
+
+    Parameters
+    ----------
+    record : GradientNorms
+        What a `gpurnn.Trainer` called with its gradients.
+    path, Returns
+        As in `gradient_flow`.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        Nothing was recorded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.analysis import GradientNorms
+    >>> record = GradientNorms()
+    >>> for step in range(3):
+    ...     record(step, {}, {"rnn.weight_hh_l0": np.ones(4)})
+    >>> gradient_norms(record).axes[0].get_xlabel()
+    'training step'
+    """
+    where = "gradient_norms"
+    if not record.steps:
+        raise ValueError(f"{where}: record holds no steps, expected at least one; pass it to Trainer as on_gradients")
+    figure = _figure(where, 7.0, 4.2)
+    axes = figure.add_subplot()
+    for k, (name, norms) in enumerate(record.layers.items()):
+        positive = np.where(norms > 0, norms, np.nan)
+        axes.semilogy(record.steps, positive, color=f"C{k}", linewidth=1.2, label=name)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("norm of the gradient, before clipping")
+    _whole_numbers(axes.xaxis)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _written(figure, path)
+
+
+def _figure(where: str, width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"{where}: matplotlib is not installed; pip install 'gpurnn[plot]'") from error
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _panels(where: str, shown: Mapping[str, Any], width: float, height: float) -> tuple[Any, Figure]:
+    """A row of panels that share their axes, one for each entry."""
+    if not shown:
+        raise ValueError(f"{where}: spectra is empty, expected at least one entry")
+    figure = _figure(where, max(4.2, width * len(shown)), height)
+    return figure.subplots(1, len(shown), squeeze=False, sharey=True)[0], figure
+
+
+def _whole_numbers(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _written(figure: Figure, path: Path | None) -> Figure:
+    if path is not None:
+        figure.savefig(path)
+    return figure

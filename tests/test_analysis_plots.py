@@ -1,0 +1,110 @@
+"""The pictures of a diagnosis: what is drawn is what was measured."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import gpurnn
+from gpurnn import analysis
+from gpurnn.analysis import plots
+
+
+def lines(axes):
+    return {line.get_label(): np.asarray(line.get_xydata()) for line in axes.get_lines()}
+
+
+def legend(holder):
+    return [text.get_text() for text in holder.get_texts()]
+
+
+def test_gradient_flow_draws_the_geometric_mean_and_the_range_of_the_batch():
+    figure = plots.gradient_flow(
+        {"a": np.array([[1.0, 100.0], [4.0, 9.0], [0.0, 0.0]]), "b": np.array([2.0, 3.0, 5.0])}
+    )
+    (axes,) = figure.axes
+    drawn = lines(axes)
+    np.testing.assert_allclose(drawn["a"], [[0, 10], [1, 6]])
+    np.testing.assert_allclose(drawn["b"], [[0, 2], [1, 3], [2, 5]])
+    (band,) = axes.collections
+    assert {(0, 1), (0, 100), (1, 4), (1, 9)} <= {tuple(v) for v in band.get_paths()[0].vertices}
+    assert axes.get_yscale() == "log"
+    assert legend(axes.get_legend()) == ["a", "b"]
+
+
+def test_eigenvalues_are_drawn_with_the_unit_circle():
+    matrix = np.array([[0.0, -1.5], [1.5, 0.0]])
+    figure = plots.eigenvalues({"i": analysis.spectrum(matrix), "f": analysis.spectrum(0.5 * matrix)})
+    first, second = figure.axes
+    drawn = lines(first)
+    assert sorted(map(tuple, np.round(drawn["eigenvalues"], 12) + 0.0)) == [(0, -1.5), (0, 1.5)]
+    np.testing.assert_allclose(np.hypot(*drawn["unit circle"].T), 1)
+    assert [axes.get_title() for axes in (first, second)] == ["i: spectral radius 1.5", "f: spectral radius 0.75"]
+    assert first.get_xlim() == second.get_xlim() == (-1.65, 1.65)
+    assert legend(figure.legends[0]) == ["unit circle", "eigenvalues"]
+
+
+def test_singular_values_are_drawn_from_the_largest():
+    figure = plots.singular_values({"h": analysis.spectrum(np.diag([1.0, 3.0, 2.0]))})
+    np.testing.assert_allclose(lines(figure.axes[0])["h"], [[1, 3], [2, 2], [3, 1]])
+
+
+@pytest.mark.parametrize("H", [1, 2])
+def test_fixed_points_are_told_apart_by_their_stability(H):
+    rnn = gpurnn.RNN(1, H, dtype="float64")
+    rnn.params["weight_hh_l0"][...] = 2 * np.eye(H)
+    found = analysis.fixed_points(rnn, starts=100)
+    states, _ = rnn(np.random.default_rng(0).normal(size=(9, 2, 1)))
+    left, right = plots.fixed_points(found, states=states).axes
+    drawn = lines(left)
+    stable, unstable = f"stable ({2**H})", f"unstable ({3**H - 2**H})"
+    assert list(drawn) == ["states of a run", stable, unstable]
+    assert len(drawn["states of a run"]) == 18
+    # A projection on as many axes as there are units is a rotation.
+    both = np.concatenate([found.states[found.stable], found.states[~found.stable]])
+    expected = np.linalg.norm(both[:, None] - both, axis=2)
+    plane = np.concatenate([drawn[stable], drawn[unstable]])
+    np.testing.assert_allclose(np.linalg.norm(plane[:, None] - plane, axis=2), expected, atol=1e-12)
+    assert "100% of the variance" in left.get_title()
+    assert sum(len(line.get_xdata()) for line in right.get_lines() if line.get_label() != "unit circle") == H * 3**H
+
+
+def test_gradient_norms_are_drawn_by_layer():
+    record = analysis.GradientNorms()
+    for step in (0, 1):
+        record(step, {}, {"a.weight": np.array([3.0 + step]), "b.weight": np.array([0.5])})
+    drawn = lines(plots.gradient_norms(record).axes[0])
+    np.testing.assert_allclose(drawn["a"], [[0, 3], [1, 4]])
+    np.testing.assert_allclose(drawn["b"], [[0, 0.5], [1, 0.5]])
+
+
+def test_a_picture_is_written(tmp_path):
+    plots.singular_values({"h": analysis.spectrum(np.eye(2))}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_refused():
+    shift = gpurnn.RNN(1, 1, activation="identity", dtype="float64")
+    shift.params["weight_hh_l0"][...] = shift.params["bias_ih_l0"][...] = 1
+    nothing = analysis.fixed_points(shift, starts=1)
+    something = analysis.fixed_points(gpurnn.RNN(1, 2), starts=1)
+    refused = [
+        ("gradient_flow: norms is empty", lambda: plots.gradient_flow({})),
+        (r"norms\['a'\] has shape \(\)", lambda: plots.gradient_flow({"a": np.array(1.0)})),
+        ("eigenvalues: spectra is empty", lambda: plots.eigenvalues({})),
+        ("singular_values: spectra is empty", lambda: plots.singular_values({})),
+        ("fixed_points: found holds no fixed point", lambda: plots.fixed_points(nothing)),
+        ("states of 3 numbers, .* S = 2", lambda: plots.fixed_points(something, states=np.ones((2, 3)))),
+        ("gradient_norms: record holds no steps", lambda: plots.gradient_norms(analysis.GradientNorms())),
+    ]
+    for message, call in refused:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(
+        ImportError, match=r"singular_values: matplotlib is not installed; pip install 'gpurnn\[plot\]'"
+    ):
+        plots.singular_values({"h": analysis.spectrum(np.eye(2))})
