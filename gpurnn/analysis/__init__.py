@@ -1,6 +1,8 @@
 """Diagnosis of recurrent networks: gradients through time, stability, chaos, saturation and cost."""
 
 from ._transition import parts as parts
+from .activity import GateActivity as GateActivity
+from .activity import activity as activity
 from .jacobians import GradientBound as GradientBound
 from .jacobians import GradientGrowth as GradientGrowth
 from .jacobians import GradientNorms as GradientNorms
