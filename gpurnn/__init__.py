@@ -67,9 +67,14 @@ if TYPE_CHECKING:
     from .models import Translator as Translator
     from .models import WordVocabulary as WordVocabulary
     from .optimizers import SGD as SGD
+    from .optimizers import Adadelta as Adadelta
+    from .optimizers import Adagrad as Adagrad
     from .optimizers import Adam as Adam
+    from .optimizers import Adamax as Adamax
     from .optimizers import AdamW as AdamW
+    from .optimizers import NAdam as NAdam
     from .optimizers import RMSprop as RMSprop
+    from .optimizers import Rprop as Rprop
     from .self_attention import multi_head_attention as multi_head_attention
     from .training import PaddedBatches as PaddedBatches
     from .training import TokenStream as TokenStream
@@ -116,7 +121,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Translator",
         "WordVocabulary",
     ),
-    "optimizers": ("SGD", "Adam", "AdamW", "RMSprop"),
+    "optimizers": ("SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RMSprop", "Rprop"),
     "plots": (),
     "schedules": (),
     "self_attention": ("multi_head_attention",),

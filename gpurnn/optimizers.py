@@ -7,7 +7,8 @@ adding. ``recurrent_weight_decay`` is apart from both: W_hh <- (1 - lambda_r) W_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -39,6 +40,10 @@ class Optimizer:
     def _kept(self) -> tuple[str, ...]:
         """The names of what is kept for each parameter, in the order in which `_update` gets them."""
         raise NotImplementedError
+
+    def _initial(self, kind: str, lr: float) -> float:
+        """What every element of ``kind`` is before the first step, which is one of ``lr``."""
+        return 0.0
 
     def _update(
         self,
@@ -85,7 +90,10 @@ class Optimizer:
         if self._step:
             self._check_state(where, params)
         else:
-            self._state = {kind: {name: xp.zeros_like(p) for name, p in params.items()} for kind in self._kept()}
+            self._state = {
+                kind: {name: xp.full_like(p, self._initial(kind, rate)) for name, p in params.items()}
+                for kind in self._kept()
+            }
 
         self._step += 1
         decay = self._decoupled_decay(rate)
@@ -170,6 +178,13 @@ class Optimizer:
 
 def _copy(where: str, name: str, array: Array) -> Array:
     return _dispatch.namespace(where, **{name: array}).asarray(array, copy=True)
+
+
+def _pair(where: str, name: str, pair: Any, check: Callable[[str, str, float], float]) -> tuple[float, float]:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"{where}: {name} is {pair!r}, expected a pair of numbers")
+    first, second = pair
+    return check(where, f"{name}[0]", first), check(where, f"{name}[1]", second)
 
 
 @dataclass(eq=False)
@@ -386,10 +401,7 @@ class Adam(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         where = type(self).__name__
-        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
-            raise TypeError(f"{where}: betas is {self.betas!r}, expected a pair of numbers in [0, 1)")
-        beta1, beta2 = self.betas
-        self.betas = (_checks.fraction(where, "betas[0]", beta1), _checks.fraction(where, "betas[1]", beta2))
+        self.betas = _pair(where, "betas", self.betas, _checks.fraction)
         _checks.non_negative(where, "eps", self.eps)
 
     def _kept(self) -> tuple[str, ...]:
@@ -464,3 +476,415 @@ class AdamW(Adam):
     weight_decay: float = field(default=1e-2, kw_only=True)
 
     _decoupled: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class Adagrad(Optimizer):
+    """Adagrad: v <- v + g^2, theta <- theta - lr_t g / (sqrt(v) + eps).
+
+    lr_t = lr / (1 + (t - 1) lr_decay) at the step t, which counts from 1.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    lr_decay : float
+        How fast the learning rate falls.
+    initial_accumulator_value : float
+        v before the first step.
+    eps : float
+        Keeps the divisor off zero.
+    weight_decay : float
+        lambda: g <- g + lambda theta.
+    recurrent_weight_decay : float
+        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
+
+    Raises
+    ------
+    ValueError
+        A parameter out of its range.
+
+    References
+    ----------
+    J. Duchi, E. Hazan, Y. Singer, "Adaptive subgradient methods for online learning and stochastic optimization",
+    Journal of Machine Learning Research 12 (2011), figure 1, with diagonal matrices. The falling learning rate is
+    PyTorch's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.optimizers import Adagrad
+    >>> params = {"weight": np.array([[1.0, 2.0]])}
+    >>> Adagrad(lr=0.1, initial_accumulator_value=9.0).step(params, {"weight": np.array([[4.0, 0.0]])})
+    >>> params["weight"].round(6)
+    array([[0.92, 2.  ]])
+    """
+
+    lr: float = 1e-2
+    lr_decay: float = field(default=0.0, kw_only=True)
+    initial_accumulator_value: float = field(default=0.0, kw_only=True)
+    eps: float = field(default=1e-10, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lr_decay", "initial_accumulator_value", "eps"):
+            _checks.non_negative("Adagrad", name, getattr(self, name))
+
+    def _kept(self) -> tuple[str, ...]:
+        return ("sum",)
+
+    def _initial(self, kind: str, lr: float) -> float:
+        return self.initial_accumulator_value
+
+    def _update(
+        self,
+        wing: Any,
+        params: list[Array],
+        grads: list[Array],
+        kept: dict[str, list[Array]],
+        shrink: list[float],
+        lr: float,
+    ) -> None:
+        wing.adagrad_update(
+            params,
+            grads,
+            kept["sum"],
+            shrink,
+            lr=lr / (1 + (self._step - 1) * self.lr_decay),
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+        )
+
+
+@dataclass(eq=False)
+class Adadelta(Optimizer):
+    """Adadelta: v <- rho v + (1 - rho) g^2, d = sqrt(u + eps) / sqrt(v + eps) g, theta <- theta - lr d.
+
+    Then u <- rho u + (1 - rho) d^2: the steps have the parameters' own units.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate; the paper has 1.
+    rho : float
+        Decay of both averages of squares, in [0, 1).
+    eps : float
+        Keeps the divisor, and the first step, off zero.
+    weight_decay : float
+        lambda: g <- g + lambda theta.
+    recurrent_weight_decay : float
+        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
+
+    Raises
+    ------
+    ValueError
+        A parameter out of its range.
+
+    References
+    ----------
+    M. D. Zeiler, "ADADELTA: an adaptive learning rate method", arXiv:1212.5701 (2012), algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.optimizers import Adadelta
+    >>> params = {"weight": np.array([[1.0, 2.0]])}
+    >>> Adadelta(rho=0.75, eps=0.01).step(params, {"weight": np.array([[4.0, 0.0]])})
+    >>> params["weight"].round(6)
+    array([[0.80025, 2.     ]])
+    """
+
+    lr: float = 1.0
+    rho: float = field(default=0.9, kw_only=True)
+    eps: float = field(default=1e-6, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.fraction("Adadelta", "rho", self.rho)
+        _checks.non_negative("Adadelta", "eps", self.eps)
+
+    def _kept(self) -> tuple[str, ...]:
+        return ("square", "update")
+
+    def _update(
+        self,
+        wing: Any,
+        params: list[Array],
+        grads: list[Array],
+        kept: dict[str, list[Array]],
+        shrink: list[float],
+        lr: float,
+    ) -> None:
+        wing.adadelta_update(
+            params,
+            grads,
+            kept["square"],
+            kept["update"],
+            shrink,
+            lr=lr,
+            weight_decay=self.weight_decay,
+            rho=self.rho,
+            eps=self.eps,
+        )
+
+
+@dataclass(eq=False)
+class NAdam(Optimizer):
+    """NAdam, Adam with Nesterov's momentum: theta <- theta - lr m' / (sqrt(v') + eps).
+
+    m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, v' = v / (1 - beta2^t) and
+    m' = mu_{t+1} m / (1 - mu_1 ... mu_{t+1}) + (1 - mu_t) g / (1 - mu_1 ... mu_t) at the step t, which counts from 1;
+    mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2) rises towards beta1.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    betas : pair of floats
+        beta1 and beta2, each in [0, 1).
+    eps : float
+        Keeps the divisor off zero.
+    momentum_decay : float
+        How fast mu_t rises.
+    weight_decay : float
+        lambda: g <- g + lambda theta.
+    recurrent_weight_decay : float
+        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
+
+    Raises
+    ------
+    TypeError
+        An argument that is no number, or no pair of them.
+    ValueError
+        A parameter out of its range.
+
+    References
+    ----------
+    T. Dozat, "Incorporating Nesterov momentum into Adam", ICLR workshop 2016, algorithm 2; the schedule of mu is that
+    of the author's report of the same name, with momentum_decay = 1/250.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.optimizers import NAdam
+    >>> params = {"weight": np.array([[1.0, 2.0]])}
+    >>> NAdam(lr=0.1).step(params, {"weight": np.array([[4.0, -0.5]])})
+    >>> params["weight"].round(6)
+    array([[0.894355, 2.105645]])
+    """
+
+    lr: float = 2e-3
+    betas: tuple[float, float] = field(default=(0.9, 0.999), kw_only=True)
+    eps: float = field(default=1e-8, kw_only=True)
+    momentum_decay: float = field(default=4e-3, kw_only=True)
+
+    _momentum_product: float = field(default=1.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.betas = _pair("NAdam", "betas", self.betas, _checks.fraction)
+        _checks.non_negative("NAdam", "eps", self.eps)
+        _checks.non_negative("NAdam", "momentum_decay", self.momentum_decay)
+
+    def _kept(self) -> tuple[str, ...]:
+        return ("mean", "square")
+
+    def _momentum(self, step: int) -> float:
+        return float(self.betas[0] * (1 - 0.5 * 0.96 ** (step * self.momentum_decay)))
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        super().load_state_dict(state)
+        self._momentum_product = math.prod(map(self._momentum, range(1, self._step + 1)), start=1.0)
+
+    def _update(
+        self,
+        wing: Any,
+        params: list[Array],
+        grads: list[Array],
+        kept: dict[str, list[Array]],
+        shrink: list[float],
+        lr: float,
+    ) -> None:
+        momentum = self._momentum(self._step)
+        self._momentum_product *= momentum
+        wing.nadam_update(
+            params,
+            grads,
+            kept["mean"],
+            kept["square"],
+            shrink,
+            lr=lr,
+            weight_decay=self.weight_decay,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            momentum=momentum,
+            next_momentum=self._momentum(self._step + 1),
+            momentum_product=self._momentum_product,
+            step=self._step,
+        )
+
+
+@dataclass(eq=False)
+class Adamax(Optimizer):
+    """Adamax, Adam with the infinity norm: m <- beta1 m + (1 - beta1) g, u <- max(beta2 u, abs(g) + eps).
+
+    theta <- theta - lr / (1 - beta1^t) m / u at the step t, which counts from 1.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    betas : pair of floats
+        beta1 and beta2, each in [0, 1).
+    eps : float
+        Keeps the divisor off zero.
+    weight_decay : float
+        lambda: g <- g + lambda theta.
+    recurrent_weight_decay : float
+        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
+
+    Raises
+    ------
+    TypeError
+        An argument that is no number, or no pair of them.
+    ValueError
+        A parameter out of its range.
+
+    References
+    ----------
+    D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 2. eps is PyTorch's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.optimizers import Adamax
+    >>> params = {"weight": np.array([[1.0, 2.0]])}
+    >>> Adamax(lr=0.1).step(params, {"weight": np.array([[4.0, -0.5]])})
+    >>> params["weight"].round(6)
+    array([[0.9, 2.1]])
+    """
+
+    lr: float = 2e-3
+    betas: tuple[float, float] = field(default=(0.9, 0.999), kw_only=True)
+    eps: float = field(default=1e-8, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.betas = _pair("Adamax", "betas", self.betas, _checks.fraction)
+        _checks.non_negative("Adamax", "eps", self.eps)
+
+    def _kept(self) -> tuple[str, ...]:
+        return ("mean", "norm")
+
+    def _update(
+        self,
+        wing: Any,
+        params: list[Array],
+        grads: list[Array],
+        kept: dict[str, list[Array]],
+        shrink: list[float],
+        lr: float,
+    ) -> None:
+        wing.adamax_update(
+            params,
+            grads,
+            kept["mean"],
+            kept["norm"],
+            shrink,
+            lr=lr,
+            weight_decay=self.weight_decay,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            step=self._step,
+        )
+
+
+@dataclass(eq=False)
+class Rprop(Optimizer):
+    """Resilient backpropagation: theta <- theta - eta sign(g), with a size eta of its own for each element.
+
+    Before that eta <- min(eta_plus eta, eta_max) where g has the sign that it had in the step before; where it has the
+    other, eta <- max(eta_minus eta, eta_min) and g <- 0. It is for gradients of the whole data set, not of minibatches.
+
+    Parameters
+    ----------
+    lr : float
+        eta at the first step. A learning rate that a later step is given has no effect.
+    etas : pair of floats
+        eta_minus, below 1, and eta_plus, above 1.
+    step_sizes : pair of floats
+        eta_min and eta_max.
+    weight_decay : float
+        lambda: g <- g + lambda theta.
+    recurrent_weight_decay : float
+        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
+
+    Raises
+    ------
+    TypeError
+        An argument that is no number, or no pair of them.
+    ValueError
+        A parameter out of its range.
+
+    References
+    ----------
+    M. Riedmiller, H. Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm", ICNN
+    1993; without its step back where the sign has turned: iRprop- of C. Igel, M. Hüsken, "Improving the Rprop learning
+    algorithm", NC 2000.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn.optimizers import Rprop
+    >>> params = {"weight": np.array([[1.0, 2.0]])}
+    >>> optimizer = Rprop(lr=0.1)
+    >>> optimizer.step(params, {"weight": np.array([[4.0, -0.5]])})
+    >>> params["weight"].round(6)
+    array([[0.9, 2.1]])
+    >>> optimizer.step(params, {"weight": np.array([[2.0, 0.5]])})
+    >>> params["weight"].round(6)
+    array([[0.78, 2.1 ]])
+    """
+
+    lr: float = 1e-2
+    etas: tuple[float, float] = field(default=(0.5, 1.2), kw_only=True)
+    step_sizes: tuple[float, float] = field(default=(1e-6, 50.0), kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.etas = _pair("Rprop", "etas", self.etas, _checks.non_negative)
+        if not 0 < self.etas[0] < 1 < self.etas[1]:
+            raise ValueError(f"Rprop: etas is {self.etas!r}, expected one between 0 and 1 and one above 1")
+        self.step_sizes = _pair("Rprop", "step_sizes", self.step_sizes, _checks.non_negative)
+        if not self.step_sizes[0] <= self.step_sizes[1]:
+            raise ValueError(f"Rprop: step_sizes is {self.step_sizes!r}, expected the smaller one first")
+
+    def _kept(self) -> tuple[str, ...]:
+        return ("previous", "size")
+
+    def _initial(self, kind: str, lr: float) -> float:
+        return lr if kind == "size" else 0.0
+
+    def _update(
+        self,
+        wing: Any,
+        params: list[Array],
+        grads: list[Array],
+        kept: dict[str, list[Array]],
+        shrink: list[float],
+        lr: float,
+    ) -> None:
+        wing.rprop_update(
+            params,
+            grads,
+            kept["previous"],
+            kept["size"],
+            shrink,
+            weight_decay=self.weight_decay,
+            eta_minus=self.etas[0],
+            eta_plus=self.etas[1],
+            smallest=self.step_sizes[0],
+            largest=self.step_sizes[1],
+        )

@@ -142,3 +142,95 @@ __global__ void adam(
         p[i] = p[i] * shrink - mean / (sqrt(square) + floor) * rate;
     }
 }
+
+// v = v + g^2, the step is lr g / (sqrt(v) + eps). Lists: p, g and v.
+template <typename Real>
+__global__ void adagrad(const long long* table, int arrays, int size, Real lr, Real weight_decay, Real eps) {
+    const Chunk<Real> chunk(table, arrays, size);
+    Real *const p = chunk.list(0), *const v = chunk.list(2);
+    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
+        const Real g = decayed(gradient[i], weight_decay, p[i]), sum = v[i] = v[i] + g * g;
+        p[i] = p[i] * shrink - g / (sqrt(sum) + eps) * lr;
+    }
+}
+
+// v = rho v + (1 - rho) g^2, d = sqrt(u + eps) / sqrt(v + eps) g, the step is lr d, then u = rho u + (1 - rho) d^2.
+// Lists: p, g, v and u.
+template <typename Real>
+__global__ void adadelta(
+    const long long* table, int arrays, int size, Real lr, Real weight_decay, Real rho, Real rest, Real eps) {
+    const Chunk<Real> chunk(table, arrays, size);
+    Real *const p = chunk.list(0), *const v = chunk.list(2), *const u = chunk.list(3);
+    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
+        const Real g = decayed(gradient[i], weight_decay, p[i]);
+        const Real square = v[i] = v[i] * rho + g * g * rest;
+        const Real d = g / sqrt(square + eps) * sqrt(u[i] + eps);
+        u[i] = u[i] * rho + d * d * rest;
+        p[i] = p[i] * shrink - d * lr;
+    }
+}
+
+// m and v as Adam has them, the step is (of_mean m + of_gradient g) / (sqrt(v) + floor). Lists: p, g, m and v.
+template <typename Real>
+__global__ void nadam(
+    const long long* table, int arrays, int size, Real weight_decay, Real beta1, Real rest1, Real beta2, Real rest2,
+    Real of_mean, Real of_gradient, Real floor) {
+    const Chunk<Real> chunk(table, arrays, size);
+    Real *const p = chunk.list(0), *const m = chunk.list(2), *const v = chunk.list(3);
+    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
+        const Real g = decayed(gradient[i], weight_decay, p[i]);
+        const Real mean = m[i] = m[i] * beta1 + g * rest1, square = v[i] = v[i] * beta2 + g * g * rest2;
+        p[i] = p[i] * shrink - (g * of_gradient + mean * of_mean) / (sqrt(square) + floor);
+    }
+}
+
+// m = beta1 m + (1 - beta1) g, u = max(beta2 u, |g| + eps), the step is rate m / u. Lists: p, g, m and u.
+template <typename Real>
+__global__ void adamax(
+    const long long* table, int arrays, int size, Real rate, Real weight_decay, Real beta1, Real rest1, Real beta2,
+    Real eps) {
+    const Chunk<Real> chunk(table, arrays, size);
+    Real *const p = chunk.list(0), *const m = chunk.list(2), *const u = chunk.list(3);
+    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
+        const Real g = decayed(gradient[i], weight_decay, p[i]), before = u[i] * beta2;
+        const Real mean = m[i] = m[i] * beta1 + g * rest1;
+        Real norm = (g < 0 ? -g : g) + eps;
+        // A NaN stays one, wherever it came in.
+        if (before > norm || before != before) norm = before;
+        u[i] = norm;
+        p[i] = p[i] * shrink - mean / norm * rate;
+    }
+}
+
+// 1, -1 or 0; a NaN stays one.
+template <typename Real>
+__device__ Real sign(Real x) {
+    return x > 0 ? Real(1) : x < 0 ? Real(-1) : x;
+}
+
+// The size of a step grows by eta_plus where the sign of g is that of the step before and shrinks by eta_minus where it
+// has turned, between smallest and largest; g is 0 where it has turned; the step is size sign(g). Lists: p, g, the g of
+// the step before and the sizes.
+template <typename Real>
+__global__ void rprop(
+    const long long* table, int arrays, int size, Real weight_decay, Real eta_minus, Real eta_plus, Real smallest,
+    Real largest) {
+    const Chunk<Real> chunk(table, arrays, size);
+    Real *const p = chunk.list(0), *const before = chunk.list(2), *const sizes = chunk.list(3);
+    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
+        Real g = decayed(gradient[i], weight_decay, p[i]);
+        // The product of the signs, since that of the gradients may underflow.
+        const Real turn = sign(g) * sign(before[i]);
+        Real step = sizes[i] * (turn > 0 ? eta_plus : turn < 0 ? eta_minus : Real(1));
+        step = step < smallest ? smallest : step > largest ? largest : step;
+        if (turn < 0) g = 0;
+        sizes[i] = step;
+        before[i] = g;
+        p[i] = p[i] * shrink - sign(g) * step;
+    }
+}

@@ -23,7 +23,10 @@ _CHUNK = 2048
 
 @functools.cache
 def _module(dtype: str) -> Module:
-    names = ("square_sums", "root_of_sum", "scaled", "sgd", "rmsprop", "adam")
+    names = (
+        "square_sums", "root_of_sum", "scaled",
+        "sgd", "rmsprop", "adam", "adagrad", "adadelta", "nadam", "adamax", "rprop",
+    )  # fmt: skip
     return Module("optim.cu", [f"{name}<{C_NAMES[dtype]}>" for name in names])
 
 
@@ -160,4 +163,100 @@ def adam_update(
     lists = [params, grads, means, squares] if largest is None else [params, grads, means, squares, largest]
     _update(
         "adam", lists, shrink, rate, weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, floor, largest is not None
+    )  # fmt: skip
+
+
+def adagrad_update(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    sums: Sequence[Array],
+    shrink: Sequence[float],
+    *,
+    lr: float,
+    weight_decay: float,
+    eps: float,
+) -> None:
+    """Adagrad, as ``gpurnn.reference`` does it."""
+    _update("adagrad", [params, grads, sums], shrink, lr, weight_decay, eps)
+
+
+def adadelta_update(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    squares: Sequence[Array],
+    updates: Sequence[Array],
+    shrink: Sequence[float],
+    *,
+    lr: float,
+    weight_decay: float,
+    rho: float,
+    eps: float,
+) -> None:
+    """Adadelta, as ``gpurnn.reference`` does it."""
+    _update("adadelta", [params, grads, squares, updates], shrink, lr, weight_decay, rho, 1 - rho, eps)
+
+
+def nadam_update(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    means: Sequence[Array],
+    squares: Sequence[Array],
+    shrink: Sequence[float],
+    *,
+    lr: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    momentum: float,
+    next_momentum: float,
+    momentum_product: float,
+    step: int,
+) -> None:
+    """NAdam, as ``gpurnn.reference`` does it."""
+    # lr m' / (sqrt(v') + eps) with the bias corrections taken out of the arrays.
+    root = math.sqrt(1 - beta2**step)
+    of_mean = lr * root * next_momentum / (1 - next_momentum * momentum_product)
+    of_gradient = lr * root * (1 - momentum) / (1 - momentum_product)
+    _update(
+        "nadam", [params, grads, means, squares], shrink,
+        weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, of_mean, of_gradient, eps * root,
+    )  # fmt: skip
+
+
+def adamax_update(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    means: Sequence[Array],
+    norms: Sequence[Array],
+    shrink: Sequence[float],
+    *,
+    lr: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+) -> None:
+    """Adamax, as ``gpurnn.reference`` does it."""
+    rate = lr / (1 - beta1**step)
+    _update("adamax", [params, grads, means, norms], shrink, rate, weight_decay, beta1, 1 - beta1, beta2, eps)
+
+
+def rprop_update(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    previous: Sequence[Array],
+    sizes: Sequence[Array],
+    shrink: Sequence[float],
+    *,
+    weight_decay: float,
+    eta_minus: float,
+    eta_plus: float,
+    smallest: float,
+    largest: float,
+) -> None:
+    """Rprop, as ``gpurnn.reference`` does it."""
+    _update(
+        "rprop", [params, grads, previous, sizes], shrink, weight_decay, eta_minus, eta_plus, smallest, largest
     )  # fmt: skip

@@ -205,6 +205,216 @@ def adam_update(
         _descend(p, factor, t)
 
 
+def adagrad_update(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    sums: Sequence[Array],
+    shrink: Sequence[float],
+    *,
+    lr: float,
+    weight_decay: float,
+    eps: float,
+) -> None:
+    """Adagrad: v = v + g^2, p = shrink p - lr g / (sqrt(v) + eps).
+
+    Parameters
+    ----------
+    params, sums : lists of arrays
+        Changed in place.
+    grads : list of arrays
+    shrink : list of floats
+    """
+    for factor, (p, g, v), scratch in _blocks([params, grads, sums], shrink):
+        g = _decayed(g, p, weight_decay, scratch[0])
+        t = np.multiply(g, g, out=scratch[1])
+        v += t
+        np.sqrt(v, out=t)
+        t += eps
+        np.divide(g, t, out=t)
+        t *= lr
+        _descend(p, factor, t)
+
+
+def adadelta_update(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    squares: Sequence[Array],
+    updates: Sequence[Array],
+    shrink: Sequence[float],
+    *,
+    lr: float,
+    weight_decay: float,
+    rho: float,
+    eps: float,
+) -> None:
+    """Adadelta: v = rho v + (1 - rho) g^2, d = sqrt(u + eps) / sqrt(v + eps) g, p = shrink p - lr d.
+
+    Then u = rho u + (1 - rho) d^2.
+
+    Parameters
+    ----------
+    params, squares, updates : lists of arrays
+        Changed in place. ``updates`` holds u.
+    grads : list of arrays
+    shrink : list of floats
+    """
+    for factor, (p, g, v, u), scratch in _blocks([params, grads, squares, updates], shrink):
+        g = _decayed(g, p, weight_decay, scratch[0])
+        d = np.multiply(g, g, out=scratch[1])
+        d *= 1 - rho
+        v *= rho
+        v += d
+        np.add(v, eps, out=d)
+        np.sqrt(d, out=d)
+        np.divide(g, d, out=d)
+        # g, which may lie there, is not needed any more.
+        t = np.add(u, eps, out=scratch[0])
+        np.sqrt(t, out=t)
+        d *= t
+        np.multiply(d, d, out=t)
+        t *= 1 - rho
+        u *= rho
+        u += t
+        d *= lr
+        _descend(p, factor, d)
+
+
+def nadam_update(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    means: Sequence[Array],
+    squares: Sequence[Array],
+    shrink: Sequence[float],
+    *,
+    lr: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    momentum: float,
+    next_momentum: float,
+    momentum_product: float,
+    step: int,
+) -> None:
+    """NAdam: m and v as Adam has them, p = shrink p - lr m' / (sqrt(v') + eps) with Nesterov's momentum in m'.
+
+    m' = mu_next m / (1 - mu_next Pi) + (1 - mu) g / (1 - Pi), v' = v / (1 - beta2^step).
+
+    Parameters
+    ----------
+    params, means, squares : lists of arrays
+        Changed in place.
+    grads : list of arrays
+    shrink : list of floats
+    momentum, next_momentum, momentum_product : float
+        mu of this step, mu of the next one, and Pi, the product of mu over the steps up to this one.
+    step : int
+        Counts from 1.
+    """
+    # lr m' / (sqrt(v') + eps) with the bias corrections taken out of the arrays.
+    root = math.sqrt(1 - beta2**step)
+    of_mean = lr * root * next_momentum / (1 - next_momentum * momentum_product)
+    of_gradient = lr * root * (1 - momentum) / (1 - momentum_product)
+    floor = eps * root
+    for factor, (p, g, m, v), scratch in _blocks([params, grads, means, squares], shrink):
+        g = _decayed(g, p, weight_decay, scratch[0])
+        t = np.multiply(g, 1 - beta1, out=scratch[1])
+        m *= beta1
+        m += t
+        np.multiply(g, g, out=t)
+        t *= 1 - beta2
+        v *= beta2
+        v += t
+        d = np.multiply(g, of_gradient, out=scratch[0])
+        np.multiply(m, of_mean, out=t)
+        d += t
+        np.sqrt(v, out=t)
+        t += floor
+        d /= t
+        _descend(p, factor, d)
+
+
+def adamax_update(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    means: Sequence[Array],
+    norms: Sequence[Array],
+    shrink: Sequence[float],
+    *,
+    lr: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+) -> None:
+    """Adamax: m = beta1 m + (1 - beta1) g, u = max(beta2 u, |g| + eps), p = shrink p - lr / (1 - beta1^step) m / u.
+
+    Parameters
+    ----------
+    params, means, norms : lists of arrays
+        Changed in place. ``norms`` holds u.
+    grads : list of arrays
+    shrink : list of floats
+    step : int
+        Counts from 1.
+    """
+    rate = lr / (1 - beta1**step)
+    for factor, (p, g, m, u), scratch in _blocks([params, grads, means, norms], shrink):
+        g = _decayed(g, p, weight_decay, scratch[0])
+        t = np.multiply(g, 1 - beta1, out=scratch[1])
+        m *= beta1
+        m += t
+        np.abs(g, out=t)
+        t += eps
+        u *= beta2
+        np.maximum(u, t, out=u)
+        np.divide(m, u, out=t)
+        t *= rate
+        _descend(p, factor, t)
+
+
+def rprop_update(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    previous: Sequence[Array],
+    sizes: Sequence[Array],
+    shrink: Sequence[float],
+    *,
+    weight_decay: float,
+    eta_minus: float,
+    eta_plus: float,
+    smallest: float,
+    largest: float,
+) -> None:
+    """Rprop: each element steps by its own size against the sign of g, p = shrink p - size sign(g).
+
+    The size is first multiplied by ``eta_plus`` where g has the sign that it had in the step before and by
+    ``eta_minus`` where it has the other, within ``smallest`` and ``largest``. Where it has the other, g is then 0.
+
+    Parameters
+    ----------
+    params, previous, sizes : lists of arrays
+        Changed in place. ``previous`` holds the g of the step before.
+    grads : list of arrays
+    shrink : list of floats
+    """
+    for factor, (p, g, before, size), scratch in _blocks([params, grads, previous, sizes], shrink):
+        g = _decayed(g, p, weight_decay, scratch[0])
+        # The product of the signs, since that of the gradients may underflow.
+        t = np.sign(g, out=scratch[1])
+        t *= np.sign(before)
+        turned = t < 0
+        np.multiply(size, eta_plus, out=size, where=t > 0)
+        np.multiply(size, eta_minus, out=size, where=turned)
+        np.clip(size, smallest, largest, out=size)
+        before[...] = g
+        np.copyto(before, 0, where=turned)
+        np.sign(before, out=t)
+        t *= size
+        _descend(p, factor, t)
+
+
 def _cut(arrays: Sequence[Array]) -> Iterator[Sequence[Array]]:
     """Matching blocks of arrays of one shape: flat pieces where their memory can be cut so, else the whole."""
     if not all(a.flags.c_contiguous for a in arrays):

@@ -641,6 +641,11 @@ ENTRIES: dict[str, list[Entry]] = {
     "RMSprop": [optimizer("RMSprop", momentum=0.9, centered=True)],
     "Adam": [optimizer("Adam", amsgrad=True)],
     "AdamW": [optimizer("AdamW")],
+    "Adagrad": [optimizer("Adagrad")],
+    "Adadelta": [optimizer("Adadelta")],
+    "NAdam": [optimizer("NAdam")],
+    "Adamax": [optimizer("Adamax")],
+    "Rprop": [optimizer("Rprop")],
     "LanguageModel": [language_model(False), language_model(True), language_model_loss()],
     "SequenceClassifier": [sequence_model(gpurnn.SequenceClassifier(I, H, V, dtype="float64"), B, V)],
     "SequenceTagger": [sequence_model(gpurnn.SequenceTagger(I, H, V, dtype="float64"), T, B, V)],
@@ -1093,6 +1098,14 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
             "RMSprop": {"alpha": RATES, "eps": NUMBERS, "momentum": NUMBERS},
             "Adam": {"betas": [(1.0, 0.9), (0.9, 1.0), 0.9, (0.9,), None], "eps": NUMBERS},
             "AdamW": {"betas": [(-0.1, 0.9)], "eps": NUMBERS, "recurrent_weight_decay": RATES},
+            "Adagrad": {"lr_decay": NUMBERS, "initial_accumulator_value": NUMBERS, "eps": NUMBERS},
+            "Adadelta": {"rho": RATES, "eps": NUMBERS},
+            "NAdam": {"betas": [(1.0, 0.9), 0.9, None], "eps": NUMBERS, "momentum_decay": NUMBERS},
+            "Adamax": {"betas": [(0.9, 1.0), 0.9, None], "eps": NUMBERS},
+            "Rprop": {
+                "etas": [(0.5, 1.0), (0.0, 1.2), (1.0, 1.2), (0.5, np.nan), ("half", 1.2), (0.5,), 0.5, None],
+                "step_sizes": [(1.0, 0.5), (-0.1, 1.0), (0.1, np.inf), (0.1,), 0.5, None],
+            },
         }.items()
     },
     "cross_entropy": (

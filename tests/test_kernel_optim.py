@@ -89,6 +89,46 @@ def adam(p, g, m, v, largest, shrink, *, lr, weight_decay, beta1, beta2, eps, st
     p[...] = shrink * p - lr * (m / (1 - beta1**step)) / (np.sqrt(second / (1 - beta2**step)) + eps)
 
 
+def adagrad(p, g, v, shrink, *, lr, weight_decay, eps):
+    g = g + weight_decay * p
+    v[...] = v + g * g
+    p[...] = shrink * p - lr * g / (np.sqrt(v) + eps)
+
+
+def adadelta(p, g, v, u, shrink, *, lr, weight_decay, rho, eps):
+    g = g + weight_decay * p
+    v[...] = rho * v + (1 - rho) * g * g
+    d = np.sqrt(u + eps) / np.sqrt(v + eps) * g
+    u[...] = rho * u + (1 - rho) * d * d
+    p[...] = shrink * p - lr * d
+
+
+def nadam(
+    p, g, m, v, shrink, *, lr, weight_decay, beta1, beta2, eps, momentum, next_momentum, momentum_product, step
+):  # fmt: skip
+    g = g + weight_decay * p
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    ahead = next_momentum * m / (1 - next_momentum * momentum_product) + (1 - momentum) * g / (1 - momentum_product)
+    p[...] = shrink * p - lr * ahead / (np.sqrt(v / (1 - beta2**step)) + eps)
+
+
+def adamax(p, g, m, u, shrink, *, lr, weight_decay, beta1, beta2, eps, step):
+    g = g + weight_decay * p
+    m[...] = beta1 * m + (1 - beta1) * g
+    u[...] = np.maximum(beta2 * u, abs(g) + eps)
+    p[...] = shrink * p - lr * (m / (1 - beta1**step)) / u
+
+
+def rprop(p, g, before, size, shrink, *, weight_decay, eta_minus, eta_plus, smallest, largest):
+    g = g + weight_decay * p
+    turned = g * before < 0
+    factor = np.where(turned, eta_minus, np.where(g * before > 0, eta_plus, 1.0))
+    size[...] = np.clip(size * factor, smallest, largest)
+    before[...] = np.where(turned, 0, g)
+    p[...] = shrink * p - size * np.sign(before)
+
+
 def _cases():
     for has, nesterov, dampening, step in itertools.product((False, True), (False, True), (0.0, 0.25), (1, 2)):
         options = {"lr": 0.1, "weight_decay": 0.125, "momentum": 0.75, "dampening": dampening}
@@ -98,9 +138,20 @@ def _cases():
     for has, step in itertools.product(((True, True, False), (True, True, True)), (1, 3)):
         options = {"lr": 0.1, "weight_decay": 0.125, "beta1": 0.75, "beta2": 0.9, "eps": 0.01}
         yield adam, has, options | {"step": step}
+    options = {"lr": 0.1, "weight_decay": 0.125, "eps": 0.01}
+    yield adagrad, (True,), options
+    yield adadelta, (True, True), options | {"rho": 0.75}
+    for step in (1, 3):
+        betas = {"beta1": 0.75, "beta2": 0.9, "step": step}
+        momenta = {"momentum": 0.5, "next_momentum": 0.625, "momentum_product": 0.5**step}
+        yield nadam, (True, True), options | betas | momenta
+        yield adamax, (True, True), options | betas
+    options = {"eta_minus": 0.5, "eta_plus": 1.25, "smallest": 0.25, "largest": 1.5}
+    yield rprop, (True, True), options | {"weight_decay": 0.125}
 
 
 CASES = list(_cases())
+UPDATES = sorted({function.__name__ for function, _, _ in CASES})
 
 
 def lists_for(function, has, dtype):
@@ -141,7 +192,7 @@ def scattered(wing, array):
     return view, whole
 
 
-@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam"])
+@pytest.mark.parametrize("name", UPDATES)
 def test_arrays_that_are_not_contiguous_are_updated_where_they_are(wing, name):
     function, has, options = next(case for case in reversed(CASES) if case[0].__name__ == name)
     given, shrink = lists_for(function, has, "float32"), [0.5] * len(SHAPES)
@@ -159,7 +210,7 @@ def test_arrays_that_are_not_contiguous_are_updated_where_they_are(wing, name):
             assert (whole == 7).all()
 
 
-@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam"])
+@pytest.mark.parametrize("name", UPDATES)
 def test_gradients_may_be_views_that_nothing_can_be_written_to(wing, name):
     """As a number that stands for a whole array is."""
     function, has, options = next(case for case in reversed(CASES) if case[0].__name__ == name)
@@ -199,6 +250,31 @@ def test_the_largest_square_keeps_a_nan(wing):
         assert np.isnan(wing.back(array)).tolist() == [False, True, True]
 
 
+@pytest.mark.parametrize(("function", "has", "options"), CASES)
+def test_a_gradient_that_is_no_number_reaches_its_own_parameter(wing, function, has, options):
+    given = lists_for(function, has, "float32")
+    given[1][5][1, 2] = np.nan
+    lists = wing.to(given)
+    with np.errstate(invalid="ignore"):
+        getattr(wing.module, f"{function.__name__}_update")(*lists, [1.0] * len(SHAPES), **options)
+    for k, (p, start) in enumerate(zip(lists[0], given[0], strict=True)):
+        lost = np.zeros(start.shape, bool)
+        if k == 5:
+            lost[1, 2] = True
+        assert_same(np.isnan(wing.back(p)), lost)
+
+
+def test_rprop_counts_a_sign_whose_gradient_is_tiny(wing):
+    """The product of such gradients is 0 in their dtype."""
+    lists = wing.to([[np.zeros(3, "float32")], [np.array([1e-30, -1e-30, 0], "float32")]])
+    lists += wing.to([[np.full(3, 1e-30, "float32")], [np.ones(3, "float32")]])
+    wing.module.rprop_update(
+        *lists, [1.0], weight_decay=0.0, eta_minus=0.5, eta_plus=1.25, smallest=0.1, largest=2.0
+    )  # fmt: skip
+    assert wing.back(lists[3][0]).tolist() == [1.25, 0.5, 1]
+    assert wing.back(lists[0][0]).tolist() == [-1.25, 0, 0]
+
+
 @pytest.mark.kernels
 def test_all_arrays_are_one_launch(monkeypatch):
     launches = []
@@ -228,7 +304,7 @@ def test_all_arrays_are_one_launch(monkeypatch):
 @pytest.mark.kernels
 def test_the_order_of_threads_and_blocks_changes_no_bit():
     arrays = draw(0, "float32")
-    function, has, options = CASES[-1]
+    function, has, options = next(case for case in reversed(CASES) if case[0] is adam)
 
     def all_of_it():
         lists = [None if one is None else [a.copy() for a in one] for one in lists_for(function, has, "float32")]

@@ -8,13 +8,16 @@ import pytest
 from gpurnn.reference import optim as wing
 from tolerance import assert_close, assert_golden, assert_same
 
-from gpurnn.optimizers import SGD, Adam, AdamW, RMSprop
+from gpurnn.optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RMSprop, Rprop
 
 pytestmark = pytest.mark.usefixtures("each_wing")
 
 DTYPES = ("float64", "float32")
-CLASSES = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
-CASES = [r for r in golden.records("misc") if r["kind"] == "optimizer" and r["algo"] in CLASSES]
+CLASSES = {
+    "sgd": SGD, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW, "adagrad": Adagrad, "adadelta": Adadelta,
+    "nadam": NAdam, "adamax": Adamax, "rprop": Rprop,
+}  # fmt: skip
+CASES = [r for r in golden.records("misc") if r["kind"] == "optimizer"]
 
 EVERY = {
     "sgd": lambda **k: SGD(0.1, **k),
@@ -25,6 +28,11 @@ EVERY = {
     "adam": lambda **k: Adam(0.02, **k),
     "amsgrad": lambda **k: Adam(0.02, betas=(0.8, 0.95), eps=1e-4, amsgrad=True, **k),
     "adamw": lambda **k: AdamW(0.02, **{"weight_decay": 0.3, **k}),
+    "adagrad": lambda **k: Adagrad(0.1, lr_decay=0.05, initial_accumulator_value=0.1, **k),
+    "adadelta": lambda **k: Adadelta(0.5, rho=0.8, **k),
+    "nadam": lambda **k: NAdam(0.02, betas=(0.8, 0.95), momentum_decay=0.3, **k),
+    "adamax": lambda **k: Adamax(0.02, betas=(0.8, 0.95), **k),
+    "rprop": lambda **k: Rprop(0.02, etas=(0.4, 1.5), step_sizes=(0.01, 0.04), **k),
 }
 
 
@@ -43,6 +51,7 @@ def run(optimizer, params, steps, dtype="float64", start=0):
 def test_the_cases_are_there():
     assert {r["name"].split("_")[1] for r in CASES} == {
         "sgd0", "sgd1", "sgd2", "sgd3", "adam0", "adam1", "adam2", "adamw0", "adamw1", "rmsprop0", "rmsprop1",
+        "adagrad0", "adagrad1", "adadelta0", "adadelta1", "nadam0", "adamax0", "rprop0",
     }  # fmt: skip
 
 
@@ -70,6 +79,14 @@ def test_defaults_are_those_of_torch(algorithm):
         "amsgrad=False)",
         AdamW: "AdamW(lr=0.001, weight_decay=0.01, recurrent_weight_decay=0.0, betas=(0.9, 0.999), eps=1e-08, "
         "amsgrad=False)",
+        Adagrad: "Adagrad(lr=0.01, weight_decay=0.0, recurrent_weight_decay=0.0, lr_decay=0.0, "
+        "initial_accumulator_value=0.0, eps=1e-10)",
+        Adadelta: "Adadelta(lr=1.0, weight_decay=0.0, recurrent_weight_decay=0.0, rho=0.9, eps=1e-06)",
+        NAdam: "NAdam(lr=0.002, weight_decay=0.0, recurrent_weight_decay=0.0, betas=(0.9, 0.999), eps=1e-08, "
+        "momentum_decay=0.004)",
+        Adamax: "Adamax(lr=0.002, weight_decay=0.0, recurrent_weight_decay=0.0, betas=(0.9, 0.999), eps=1e-08)",
+        Rprop: "Rprop(lr=0.01, weight_decay=0.0, recurrent_weight_decay=0.0, etas=(0.5, 1.2), "
+        "step_sizes=(1e-06, 50.0))",
     }
     assert repr(algorithm()) == defaults[algorithm]
     assert repr(algorithm(0.5, weight_decay=0.25)).startswith(f"{algorithm.__name__}(lr=0.5, weight_decay=0.25, ")
@@ -182,6 +199,15 @@ def test_lr_of_a_step_stands_for_the_optimizers_own(name):
         constant.step(other, parameters(seed=step))
     assert_same(once, other)
     assert optimizer.lr != 0.007
+
+
+def test_only_the_first_lr_of_rprop_counts():
+    params, other = parameters(), parameters()
+    optimizer, constant = Rprop(0.5), Rprop(0.02)
+    for step, lr in enumerate([0.02, 0.3, 0.0]):
+        optimizer.step(params, parameters(seed=step), lr=lr)
+        constant.step(other, parameters(seed=step))
+    assert_same(params, other)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -358,6 +384,22 @@ def test_load_state_dict_refuses(state, error, message):
         (lambda: Adam(betas=(1.0, 0.9)), r"Adam: betas\[0\] is 1.0"),
         (lambda: Adam(betas=(0.9, -0.1)), r"Adam: betas\[1\] is -0.1"),
         (lambda: AdamW(eps=-1), "AdamW: eps is -1"),
+        (lambda: Adagrad(lr_decay=-1), "Adagrad: lr_decay is -1"),
+        (lambda: Adagrad(initial_accumulator_value=-1), "Adagrad: initial_accumulator_value is -1"),
+        (lambda: Adagrad(eps=-1), "Adagrad: eps is -1"),
+        (lambda: Adadelta(rho=1.0), "Adadelta: rho is 1.0"),
+        (lambda: Adadelta(eps=-1), "Adadelta: eps is -1"),
+        (lambda: NAdam(betas=(0.9, 1.0)), r"NAdam: betas\[1\] is 1.0"),
+        (lambda: NAdam(eps=-1), "NAdam: eps is -1"),
+        (lambda: NAdam(momentum_decay=-1), "NAdam: momentum_decay is -1"),
+        (lambda: Adamax(betas=(1.0, 0.9)), r"Adamax: betas\[0\] is 1.0"),
+        (lambda: Adamax(eps=-1), "Adamax: eps is -1"),
+        (lambda: Rprop(etas=(0.5, np.nan)), r"Rprop: etas\[1\] is nan, expected a number of at least 0"),
+        (lambda: Rprop(etas=(0, 1.2)), r"Rprop: etas is \(0.0, 1.2\), expected one between 0 and 1 and one above 1"),
+        (lambda: Rprop(etas=(1, 1.2)), r"Rprop: etas is \(1.0, 1.2\)"),
+        (lambda: Rprop(etas=(0.5, 1)), r"Rprop: etas is \(0.5, 1.0\)"),
+        (lambda: Rprop(step_sizes=(-1, 1)), r"Rprop: step_sizes\[0\] is -1"),
+        (lambda: Rprop(step_sizes=(2, 1)), r"Rprop: step_sizes is \(2.0, 1.0\), expected the smaller one first"),
     ],
 )
 def test_options_out_of_range_are_refused(make, message):

@@ -285,6 +285,11 @@ OPTIMIZERS = {
     "adam": lambda: optimizers.Adam(0.1),
     "adam-amsgrad": lambda: optimizers.Adam(0.1, amsgrad=True, weight_decay=0.1),
     "adamw": lambda: optimizers.AdamW(0.1, recurrent_weight_decay=0.1),
+    "adagrad": lambda: optimizers.Adagrad(0.1, initial_accumulator_value=0.1),
+    "adadelta": lambda: optimizers.Adadelta(0.1),
+    "nadam": lambda: optimizers.NAdam(0.1),
+    "adamax": lambda: optimizers.Adamax(0.1),
+    "rprop": lambda: optimizers.Rprop(0.1),
 }
 
 
