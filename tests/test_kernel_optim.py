@@ -250,6 +250,18 @@ def test_the_largest_square_keeps_a_nan(wing):
         assert np.isnan(wing.back(array)).tolist() == [False, True, True]
 
 
+def test_the_infinity_norm_keeps_a_nan(wing):
+    params, grads, means, norms = ([np.ones(3, "float32")] for _ in range(4))
+    grads[0][1], norms[0][2] = np.nan, np.nan
+    lists = wing.to([params, grads, means, norms])
+    with np.errstate(invalid="ignore"):
+        wing.module.adamax_update(
+            *lists, [1.0], lr=0.1, weight_decay=0.0, beta1=0.9, beta2=0.9, eps=1e-8, step=1
+        )  # fmt: skip
+    for array in (lists[0][0], lists[3][0]):
+        assert np.isnan(wing.back(array)).tolist() == [False, True, True]
+
+
 @pytest.mark.parametrize(("function", "has", "options"), CASES)
 def test_a_gradient_that_is_no_number_reaches_its_own_parameter(wing, function, has, options):
     given = lists_for(function, has, "float32")
