@@ -3,6 +3,9 @@
 from ._transition import parts as parts
 from .activity import GateActivity as GateActivity
 from .activity import activity as activity
+from .complexity import Complexity as Complexity
+from .complexity import Cost as Cost
+from .complexity import complexity as complexity
 from .jacobians import GradientBound as GradientBound
 from .jacobians import GradientGrowth as GradientGrowth
 from .jacobians import GradientNorms as GradientNorms

@@ -1,0 +1,293 @@
+"""What a recurrent layer costs: arithmetic, memory traffic and memory of forward passes and of backpropagation."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _checks, _dispatch, cells
+from ..layers.recurrent import Recurrent
+
+_OPERATIONS = {cells.Vanilla: (5, 6), cells.LSTM: (26, 22), cells.GRU: (20, 19)}
+"""Elementwise operations of a hidden unit in a step, forward and backward, as the cells' definitions write them."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one pass over a batch of sequences takes.
+
+    Attributes
+    ----------
+    flops : int
+        Floating-point operations: two for each term of a matrix product, and one for each elementwise operation, a tanh
+        or an exp too.
+    bytes : int
+        Bytes that are read and written if every array that the pass needs goes to memory and back once for each of its
+        uses, W_hh once in every step.
+    memory : int
+        The most bytes held at a time: what is saved, scratch, outputs and gradients; not x, dy and the parameters,
+        which are the caller's.
+    """
+
+    flops: int
+    bytes: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """The costs of a layer; see `complexity`.
+
+    Attributes
+    ----------
+    forward : Cost
+        Of inference: a call of the layer.
+    bptt : Cost
+        Of backpropagation through time: `vjp` and its pullback, which is a forward pass and one back.
+    truncated : Cost or None
+        Of the same over windows of k steps, one after another.
+    """
+
+    forward: Cost
+    bptt: Cost
+    truncated: Cost | None
+
+
+def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
+    """Flops, bytes and memory of a forward pass, of backpropagation through time and of its truncation to k steps.
+
+    Of each layer and direction with G gates, I inputs and H hidden units, beside lesser terms::
+
+        flops    forward 2 T B G H (I + H)    BPTT three times that, truncated or not
+        memory   forward O(T B H)             BPTT O(T B H G)          truncated O(k B H G)
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+        Of any number of layers and directions.
+    T, B : int
+        Steps and sequences of the batch, at least 1.
+    k : int, optional
+        In 1 ... T: the steps of a window that gradients flow back through.
+
+    Returns
+    -------
+    complexity : Complexity
+        ``truncated`` is None without ``k``. Flops and bytes are of the algorithm, on any device; memory is what
+        the NumPy wing allocates, to within a tenth where that is 1 MB or more. Without dropout and checkpointing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``layer`` is no recurrent layer; T, B or k is no whole number in its range.
+
+    References
+    ----------
+    R. J. Williams, J. Peng, "An efficient gradient-based algorithm for on-line training of recurrent network
+    trajectories", Neural Computation 2 (1990).
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> cost = gpurnn.analysis.complexity(gpurnn.LSTM(64, 256), T=1000, B=32, k=50)
+    >>> round(cost.forward.flops / 1e9, 1), round(cost.bptt.flops / 1e9, 1)
+    (21.2, 63.3)
+    >>> cost.bptt.memory // 2**20, cost.truncated.memory // 2**20
+    (274, 22)
+    """
+    where = "complexity"
+    if not isinstance(layer, Recurrent):
+        raise TypeError(f"{where}: layer is a {type(layer).__qualname__}, expected a gpurnn.RNN, LSTM or GRU")
+    T = _checks.integer_at_least(where, "T", T, 1)
+    B = _checks.integer_at_least(where, "B", B, 1)
+    forward = Cost(_flops(layer, T, B)[0], _bytes(layer, T, B)[0], _Memory(layer, T, B).forward())
+    bptt = Cost(sum(_flops(layer, T, B)), _bytes(layer, T, B)[1], _Memory(layer, T, B).bptt())
+    truncated = None
+    if k is not None:
+        k = _checks.integer_at_least(where, "k", k, 1)
+        if k > T:
+            raise ValueError(f"{where}: k is {k}, expected at most T = {T}")
+        windows, rest = divmod(T, k)
+        moved = windows * _bytes(layer, k, B)[1] + (_bytes(layer, rest, B)[1] if rest else 0)
+        truncated = Cost(bptt.flops, moved, _Memory(layer, k, B).bptt())
+    return Complexity(forward, bptt, truncated)
+
+
+def _inputs(layer: Recurrent) -> list[int]:
+    """I of each layer of the stack."""
+    return [layer.input_size] + [layer.num_directions * layer.hidden_size] * (layer.num_layers - 1)
+
+
+def _flops(layer: Recurrent, T: int, B: int) -> tuple[int, int]:
+    """Those of the forward pass, and of the one back."""
+    G, H = layer.cell.gates, layer.hidden_size
+    elementwise, elementwise_back = _OPERATIONS[type(layer.cell)]
+    forward = back = 0
+    for I in _inputs(layer):
+        forward += 2 * G * H * (I + H) + H * (elementwise + G)
+        back += 4 * G * H * (I + H) + H * elementwise_back
+    rows = T * B * layer.num_directions
+    return rows * forward, rows * back
+
+
+def _bytes(layer: Recurrent, T: int, B: int) -> tuple[int, int]:
+    """Those of a forward pass, and of one in training with the one back."""
+    G, H, S = layer.cell.gates, layer.hidden_size, layer.cell.states
+    forward = training = 0
+    for I in _inputs(layer):
+        weights, hidden = G * H * (I + H), T * B * H
+        # x and W_ih x, the latter written and read; W_hh and the state, read and written, in every step; y.
+        own = T * B * I + G * H * I + 2 * G * hidden + T * G * H * H + 2 * S * hidden
+        # The gates, written and read; their gradients, written, and read for dx, for W_hh^T and for both weights.
+        back = 2 * G * hidden + 4 * G * hidden + T * G * H * H + 2 * S * hidden
+        # dy, x and h for the weights' gradients, W_ih, and dx and those gradients themselves.
+        back += hidden + T * B * I + hidden + G * H * I + T * B * I + weights
+        forward += own
+        training += own + back
+    size = layer.num_directions * _itemsize(layer)
+    return forward * size, training * size
+
+
+def _itemsize(layer: Recurrent) -> int:
+    return 8 if _checks.dtype_name(layer.params["weight_ih_l0"]) == "float64" else 4
+
+
+class _Memory:
+    """The bytes that the NumPy wing holds: a walk through what `reference.recurrence` and its cells allocate."""
+
+    def __init__(self, layer: Recurrent, T: int, B: int) -> None:
+        wing = importlib.import_module(_dispatch.WINGS["numpy"])
+        self.pooled_from: int = importlib.import_module(f"{wing.__name__}.buffers")._SMALL
+        self.layer, self.T, self.B = layer, T, B
+        self.H, self.G, self.D = layer.hidden_size, layer.cell.gates, layer.num_directions
+        self.chunk = min(int(wing.recurrence_chunk(B)), T)
+        self.size = _itemsize(layer)
+        self.held = self.peak = 0
+        self.pool: list[_Buffer] = []
+        cell = layer.cell
+        reset_after = isinstance(cell, cells.GRU) and cell.reset_after
+        # Of a unit: what training saves in each step, the gradients of a step, and scratch that has no steps.
+        self.saved = {"rnn": [1], "lstm": [6], "gru": [5] if reset_after else [5, 1]}[cell.name]
+        self.slots = 4 if reset_after else self.G
+        # The gates whose recurrent products are one, in an order of their own.
+        self.in_order = {"rnn": 0, "lstm": 4, "gru": 3 if reset_after else 2}[cell.name]
+        self.scratch = {"rnn": 1, "lstm": 11, "gru": 5 if reset_after else 4}[cell.name]
+        # W_hh of the backward product, where W_hn may be there twice.
+        self.back_weights = self.slots * self.H * self.H
+
+    def forward(self) -> int:
+        """The most held in inference."""
+        self._pass(training=False)
+        return self.peak
+
+    def bptt(self) -> int:
+        """The most held in training."""
+        self._pass(training=True)
+        below: int | None = None
+        for I in reversed(_inputs(self.layer)):
+            dx = self._take(self.T * self.B * I)
+            for d in range(self.D):
+                other = self._take(self.T * self.B * I) if d else 0
+                self._direction_back(I)
+                self._free(other)
+            if self.layer.residual and I == self.D * self.H:
+                self._burst(self.T * self.B * I)
+            if below is not None:
+                self._free(below)
+            below = dx
+        return self.peak
+
+    def _pass(self, training: bool) -> None:
+        """A forward pass through the stack, whose output is still held after it."""
+        T, B, H, D = self.T, self.B, self.H, self.D
+        self._take(2 * self.layer.cell.states * self.layer.num_layers * D * B * H)  # the initial and the final state
+        x = 0
+        for I in _inputs(self.layer):
+            y = self._take(T * B * D * H)
+            x1 = self._lend(T * B * (I + 1))
+            for _ in range(D):
+                self._direction(I, training)
+            if not training:
+                self._return(x1)
+            if self.layer.residual and I == D * H:
+                self._take(T * B * D * H)
+                self._free(y)
+            self._free(x)
+            x = y
+
+    def _direction(self, I: int, training: bool) -> None:
+        T, B, H, G = self.T, self.B, self.H, self.G
+        w = G * H * H
+        # Putting gates in order takes copies: `Rows.factors` and `Rows.signed`.
+        in_order = self.in_order * H * H
+        self._burst(2 * in_order + w)
+        kept = self._take(w) + self._take(self.scratch * B * H)
+        lent = []
+        if training:
+            self._burst(in_order + self.back_weights)
+            self._take(self.back_weights)
+            for count in self.saved:
+                self._lend(T * count * B * H)
+        elif self.layer.cell.name == "gru":
+            lent += [self._lend(count * B * H) for count in (5, 1)]
+        self._burst(4 * G * H * (I + 1))
+        kept += self._take(G * H * (I + 1))
+        lent.append(self._lend(G * self.chunk * B * H))
+        if training:
+            self._lend((T + 1) * B * H)
+            self._burst(2 * G * H * I)
+            self._take(G * H * I)
+            kept -= w + self.scratch * B * H  # they belong to the steps, which are saved
+        self._free(kept)
+        for buffer in lent:
+            self._return(buffer)
+
+    def _direction_back(self, I: int) -> None:
+        H, rows = self.H, self.G * self.H
+        dw1 = self._take(rows * (I + 1))
+        self._take(rows * H)
+        gates = self._lend(self.chunk * self.B * self.slots * H)
+        scratch = self._take(2 * self.B * H)
+        self._burst(rows * (I + 1))
+        self._burst(rows * H)
+        self._take(rows * I)
+        self._free(dw1 + scratch)
+        self._return(gates)
+
+    def _take(self, entries: int) -> int:
+        self.held += entries
+        self.peak = max(self.peak, self.held * self.size)
+        return entries
+
+    def _free(self, entries: int) -> None:
+        self.held -= entries
+
+    def _burst(self, entries: int) -> None:
+        """Take, and free at once."""
+        self._free(self._take(entries))
+
+    def _lend(self, entries: int) -> _Buffer:
+        """What `buffers.empty` does: a buffer of the pool that fits, or a new one; a small array is none of it."""
+        pooled = entries * self.size >= self.pooled_from
+        fitting = [b for b in self.pool if b.free and entries <= b.entries <= 2 * entries] if pooled else []
+        if fitting:
+            buffer = min(fitting, key=lambda b: b.entries)
+            buffer.free = False
+            return buffer
+        buffer = _Buffer(self._take(entries), pooled)
+        if pooled:
+            self.pool.append(buffer)
+        return buffer
+
+    def _return(self, buffer: _Buffer) -> None:
+        buffer.free = True
+        if not buffer.pooled:
+            self._free(buffer.entries)
+
+
+@dataclass
+class _Buffer:
+    entries: int
+    pooled: bool
+    free: bool = False
