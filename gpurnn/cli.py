@@ -77,6 +77,7 @@ def cli() -> None:
     gpurnn train BOOK.txt --out my-model     train on texts of your own
     gpurnn generate my-model                 let it write
     gpurnn evaluate my-model OTHER.txt       bits per character, or perplexity
+    gpurnn diagnose my-model                 gradients, stability, saturation
     """
 
 
@@ -235,6 +236,38 @@ def evaluate(directory: Path, file: str) -> None:
     click.echo(f"{value:.4f} {words} ({len(tokens):,} {vocabulary.kind}s{note})")
 
 
+@cli.command(context_settings={"show_default": True})
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--text", type=click.Path(), metavar="FILE", help="Text to run on.  [default: that of the training]")
+@_integer("--length", 64, "Characters or words of it.")
+@_integer("--starts", 8, "States from which fixed points are looked for.")
+def diagnose(directory: Path, text: str | None, length: int, starts: int) -> None:
+    """Say how the recurrent layers of the model in DIR behave, and draw it.
+
+    Do gradients vanish or explode, are perturbations forgotten or amplified, what are the fixed points, which gates are
+    saturated, which units are dead, what does a step cost. The pictures go to DIR/diagnosis.
+    """
+    from .analysis.report import diagnose as report
+
+    model = _load_model(directory)
+    if text is None:
+        if not (directory / RUN).exists():
+            raise Refusal(f"{directory}: does not say what the model was trained on ({RUN}); give a text with --text")
+        files = _read_run(directory)["files"]
+    else:
+        files = [text]
+    tokens = model.vocabulary.encode("".join(_read(file) for file in files))[: length + 1]
+    if len(tokens) < 2:
+        raise Refusal(f"{' '.join(files)}: expected at least 2 {model.vocabulary.kind}s")
+    metrics = directory / METRICS
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    pictures = directory / "diagnosis"
+    _make_directory(pictures)
+    with _refusing(ImportError):
+        report(model, tokens, pictures, [json.loads(line) for line in lines], starts, click.echo)
+    click.echo(f"\npictures      {pictures}")
+
+
 @cli.command()
 def info() -> None:
     """Show versions, and which backends can run here and why the others cannot."""
@@ -356,16 +389,22 @@ def _new_run(out: Path, files: list[str], options: dict[str, Any]) -> _Run:
     return _Run(files, options, digest, text, validation, resumed=False)
 
 
-def _held_run(out: Path, files: list[str], given: dict[str, Any]) -> _Run:
-    """The run in ``out``; refuse ``files`` and ``given`` options that differ from its own."""
-    if not (out / RUN).exists():
-        raise Refusal(f"{out}: no run to resume in there")
+def _read_run(out: Path) -> dict[str, Any]:
+    """What the run in ``out`` was started with, as `_train` wrote it."""
     try:
         run = json.loads((out / RUN).read_text(encoding="utf-8"))
     except ValueError as error:
         raise Refusal(f"{out / RUN}: damaged: {error}") from error
     if not isinstance(run, dict) or (run.get("format"), run.get("version")) != (RUN_FORMAT, 1):
         raise Refusal(f"{out / RUN}: not a training run that this version of gpurnn can resume")
+    return run
+
+
+def _held_run(out: Path, files: list[str], given: dict[str, Any]) -> _Run:
+    """The run in ``out``; refuse ``files`` and ``given`` options that differ from its own."""
+    if not (out / RUN).exists():
+        raise Refusal(f"{out}: no run to resume in there")
+    run = _read_run(out)
     if files and files != run["files"]:
         raise Refusal(f"{out}: its run was started with the files {' '.join(run['files'])}; they cannot be changed")
     for name, value in given.items():

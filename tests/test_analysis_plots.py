@@ -78,6 +78,20 @@ def test_gradient_norms_are_drawn_by_layer():
     np.testing.assert_allclose(drawn["b"], [[0, 0.5], [1, 0.5]])
 
 
+def test_saturation_draws_shares_of_the_values():
+    gru = gpurnn.GRU(1, 2, dtype="float64")
+    gru.params["bias_ih_l0"][2:4] = 0.0, 9.0
+    gates = analysis.activity(gru, np.zeros((4, 1, 1)))
+    figure = plots.saturation(gates)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["r (sigmoid)", "z (sigmoid)", "n (tanh)"]
+    (patch,) = figure.axes[1].patches
+    values, edges, _ = patch.get_data()
+    assert (values.sum(), values.max(), values[-1]) == (100, 50, 50)
+    np.testing.assert_array_equal(edges, gates["z"].edges)
+    assert figure.axes[1].get_title() == "0% low, 50% high\n1 of 2 units dead"
+    assert figure.axes[0].get_ylabel() == "share of the values (%)"
+
+
 def test_a_picture_is_written(tmp_path):
     plots.singular_values({"h": analysis.spectrum(np.eye(2))}, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -93,6 +107,7 @@ def test_what_is_refused():
         (r"norms\['a'\] has shape \(\)", lambda: plots.gradient_flow({"a": np.array(1.0)})),
         ("eigenvalues: spectra is empty", lambda: plots.eigenvalues({})),
         ("singular_values: spectra is empty", lambda: plots.singular_values({})),
+        ("saturation: gates is empty", lambda: plots.saturation({})),
         ("fixed_points: found holds no fixed point", lambda: plots.fixed_points(nothing)),
         ("states of 3 numbers, .* S = 2", lambda: plots.fixed_points(something, states=np.ones((2, 3)))),
         ("gradient_norms: record holds no steps", lambda: plots.gradient_norms(analysis.GradientNorms())),

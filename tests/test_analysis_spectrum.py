@@ -113,11 +113,32 @@ def test_float32_finds_the_same_to_its_precision(each_wing):
     np.testing.assert_allclose(np.sort(found.states[:, 0]), [-ROOT, 0, ROOT], atol=1e-6)
 
 
+def test_what_is_stable_is_found_where_newton_alone_stalls():
+    lstm = gpurnn.LSTM(1, 16, dtype="float64")
+    rng = np.random.default_rng(1)
+    for p in lstm.params.values():
+        p[...] = 0.7 * rng.normal(size=p.shape)
+    x = np.zeros((1000, 8, 1))
+    _, (h, c) = lstm(x, tuple(rng.normal(size=(2, 1, 8, 16))))
+    (_, (again, _)) = lstm(x[:1], (h, c))
+    assert np.abs(again - h).max() < 1e-9  # every row has come to rest
+    ends = np.concatenate([h[0], c[0]], axis=1)
+    found = analysis.fixed_points(lstm, starts=20)
+    assert found.failed == 0
+    for end in ends:
+        assert np.linalg.norm(found.states[found.stable] - end, axis=1).min() < 1e-6
+    lstm.params = {name: p.astype(np.float32) for name, p in lstm.params.items()}
+    single = analysis.fixed_points(lstm, starts=20)
+    distances = np.linalg.norm(single.states[:, None] - found.states, axis=2)
+    assert len(set(distances.argmin(axis=1))) == len(single)  # none is there twice
+    assert distances.min(axis=1).max() < 1e-3
+
+
 def test_where_there_is_none():
     shift = gpurnn.RNN(1, 1, activation="identity", dtype="float64")
     shift.params["weight_hh_l0"][...] = 1
     shift.params["bias_ih_l0"][...] = 1
-    found = analysis.fixed_points(shift, starts=4)
+    found = analysis.fixed_points(shift, starts=4, iterations=5)
     assert len(found) == 0
     assert found.failed == 4
     assert found.stable.shape == (0,)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .activity import GateActivity
 from .jacobians import GradientNorms
 from .spectrum import FixedPoints, Spectrum
 
@@ -269,6 +270,43 @@ def gradient_norms(record: GradientNorms, path: Path | None = None) -> Figure:
     return _written(figure, path)
 
 
+def saturation(gates: Mapping[str, GateActivity], path: Path | None = None) -> Figure:
+    """Histograms of the values of gates and activations, with the shares that are saturated.
+
+    Parameters
+    ----------
+    gates : dict of str to GateActivity
+        A panel for each, as of `gpurnn.analysis.activity`.
+    path, Returns
+        As in `gradient_flow`.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        ``gates`` is empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> gates = gpurnn.analysis.activity(gpurnn.GRU(1, 4), np.zeros((5, 1, 1), np.float32))
+    >>> [axes.get_xlabel() for axes in saturation(gates).axes]
+    ['r (sigmoid)', 'z (sigmoid)', 'n (tanh)']
+    """
+    panels, figure = _panels("saturation", gates, 2.9, 3.4, "gates")
+    for axes, (name, gate) in zip(panels, gates.items(), strict=True):
+        shares = 100 * gate.counts / gate.counts.sum()
+        axes.stairs(shares, gate.edges, fill=True, color="tab:blue", alpha=0.8)
+        saturated = f"{100 * gate.low.mean():.0f}% low, {100 * gate.high.mean():.0f}% high"
+        axes.set_title(f"{saturated}\n{gate.dead.sum()} of {len(gate.dead)} units dead", fontsize=9)
+        axes.set_xlabel(name if name == f"{gate.function}(c)" else f"{name} ({gate.function})")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("share of the values (%)")
+    return _written(figure, path)
+
+
 def _figure(where: str, width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
@@ -277,10 +315,12 @@ def _figure(where: str, width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _panels(where: str, shown: Mapping[str, Any], width: float, height: float) -> tuple[Any, Figure]:
+def _panels(
+    where: str, shown: Mapping[str, Any], width: float, height: float, name: str = "spectra"
+) -> tuple[Any, Figure]:
     """A row of panels that share their axes, one for each entry."""
     if not shown:
-        raise ValueError(f"{where}: spectra is empty, expected at least one entry")
+        raise ValueError(f"{where}: {name} is empty, expected at least one entry")
     figure = _figure(where, max(4.2, width * len(shown)), height)
     return figure.subplots(1, len(shown), squeeze=False, sharey=True)[0], figure
 

@@ -17,8 +17,10 @@ from ._transition import Transition
 GATES: dict[type, tuple[str, ...]] = {cells.Vanilla: ("h",), cells.LSTM: tuple("ifgo"), cells.GRU: tuple("rzn")}
 """The blocks of rows of a cell's weights, in order."""
 
-_HALVINGS = 12
-"""How often a step of Newton's is halved before a start is given up."""
+_HALVINGS = 8
+"""How often a step of Newton's is halved."""
+_STEPS = 20
+"""Steps of the network that are taken where none of Newton's helps."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def fixed_points(
     """Fixed points of the state under a constant input: h* = f(W_ih x + b_ih + W_hh h* + b_hh), of any cell.
 
     Newton's method, s <- s - (J - 1)^-1 (F(s) - s), from many starts at once, each step halved until the residual
-    falls. What is found is exact to rounding; that nothing else exists is not proved.
+    falls. Where none makes it fall, the network itself takes steps, s <- F(s). What is found is exact to
+    rounding; that nothing else exists is not proved.
 
     Parameters
     ----------
@@ -210,14 +213,14 @@ def fixed_points(
         s = _dispatch.to_numpy(starts)
 
     epsilon = float(np.finfo(dtype).eps)
-    s, residuals = _newton(transition, x, s, iterations, epsilon)
-    scale = 1 + np.linalg.norm(s, axis=1)
-    converged = np.flatnonzero(residuals <= _rounding(S, epsilon) * scale)
+    with np.errstate(over="ignore", invalid="ignore"):  # a start that goes to infinity is one that fails
+        s, residuals = _newton(transition, x, s, iterations, epsilon)
+    converged = np.flatnonzero(residuals <= _rounding(s, epsilon))
     # The best of each cluster stands for it.
     chosen: list[int] = []
     led: list[int] = []
     for k in converged[np.argsort(residuals[converged], kind="stable")]:
-        near = np.linalg.norm(s[chosen] - s[k], axis=1) <= np.sqrt(epsilon) * scale[k]
+        near = np.linalg.norm(s[chosen] - s[k], axis=1) <= np.sqrt(epsilon) * (1 + np.linalg.norm(s[k]))
         if near.any():
             led[int(np.argmax(near))] += 1
         else:
@@ -249,7 +252,7 @@ def _newton(
         new, J = _at(transition, x, s[active], jacobian=True)
         difference = new.astype(float) - s[active]
         residuals[active] = np.linalg.norm(difference, axis=1)
-        done = residuals[active] <= _rounding(s.shape[1], epsilon) / 10 * (1 + np.linalg.norm(s[active], axis=1))
+        done = residuals[active] <= 0.01 * _rounding(s[active], epsilon)
         done |= ~np.isfinite(J).all(axis=(1, 2)) | ~np.isfinite(residuals[active])
         active, difference, J = active[~done], difference[~done], J[~done]
         if not len(active):
@@ -262,12 +265,18 @@ def _newton(
             candidate = (s[rows] - 0.5**halving * step[trying]).astype(s.dtype)
             there, _ = _at(transition, x, candidate)
             residual = np.linalg.norm(there.astype(float) - candidate, axis=1)
-            better = residual < residuals[rows]
+            better = residual < (1 - 0.1 * 0.5**halving) * residuals[rows]
             s[rows[better]], residuals[rows[better]] = candidate[better], residual[better]
             moved[trying[better]] = True
             if moved.all():
                 break
-        active = active[moved]
+        ended = ~moved & (residuals[active] <= _rounding(s[active], epsilon))
+        stuck = active[~moved & ~ended]
+        # No step leads down: steps of the network itself lead towards what is stable.
+        for _ in range(_STEPS if len(stuck) else 0):
+            s[stuck], _ = _at(transition, x, s[stuck])
+        residuals[stuck] = np.inf
+        active = active[~ended]
     return s, residuals
 
 
@@ -289,9 +298,10 @@ def _at(transition: Transition, x: Array, s: NDArray[Any], jacobian: bool = Fals
     return _dispatch.to_numpy(new), _dispatch.to_numpy(J)
 
 
-def _rounding(S: int, epsilon: float) -> float:
-    """The residual that is zero to rounding, relative to 1 + ||s||."""
-    return 100 * S * epsilon
+def _rounding(s: NDArray[Any], epsilon: float) -> NDArray[Any]:
+    """The residual (n,) that is zero to rounding at states (n, S)."""
+    bound: NDArray[Any] = 10 * np.sqrt(s.shape[1]) * epsilon * (1 + np.linalg.norm(s, axis=1))
+    return bound
 
 
 def _by_magnitude(eigenvalues: NDArray[Any]) -> NDArray[Any]:

@@ -1,0 +1,127 @@
+"""The diagnosis of a trained language model: what `gpurnn diagnose` says and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cells import Vanilla
+from ..layers.base import Array
+from ..layers.recurrent import Recurrent
+from ..models import LanguageModel
+from . import plots
+from ._transition import parts
+from .activity import activity
+from .jacobians import GradientNorms, gradient_bound, gradient_growth, jacobians, product_norms, state_gradients
+from .spectrum import fixed_points, spectra
+
+
+def diagnose(
+    model: LanguageModel,
+    tokens: Any,
+    directory: Path,
+    history: list[dict[str, Any]],
+    starts: int = 8,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Say how the recurrent layers of a language model behave on a text, and draw it.
+
+    It is computed in float64, whatever the model's dtype: gradients that vanish are small numbers.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        With NumPy arrays.
+    tokens : (T + 1,) integer array
+        The text: T steps and what follows the last. T is 1 at least.
+    directory : path
+        Where the pictures go; it exists.
+    history : list of dict
+        The metrics of the training, as of `gpurnn.Trainer`; may be empty.
+    starts : int
+        States from which fixed points are looked for.
+    say : callable
+        Is given the lines of the report.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    """
+    steps = np.asarray(tokens[:-1])[:, None]
+    say(f"{model!r}".partition("\n")[0])
+    say(f"{len(steps):,} {model.vocabulary.kind}s of text")
+    model = _in_float64(model)
+    layers = parts(model.recurrent)
+    inputs: list[Array] = [model.embedding(steps)]
+    for layer in layers.values():
+        inputs.append(layer(inputs[-1])[0])
+    # That of the last prediction alone, so that what is left of it at each step back is seen.
+    dy = np.zeros_like(inputs[-1])
+    _, dy[-1:], _ = model._loss_of_rows(inputs[-1][-1:], np.asarray(tokens[-1:])[:, None], None)
+    gradients = {}
+    for (name, layer), x in reversed(list(zip(layers.items(), inputs, strict=False))):
+        found = state_gradients(layer, x, dy)
+        gradients[f"{name}: $\\|\\partial L_T / \\partial h_t\\|$"] = np.linalg.norm(
+            found[:, :, : layer.hidden_size], axis=2
+        )
+        (dy, _), _ = layer.vjp(x)[1]((dy, None))
+    norms = dict(reversed(gradients.items()))
+    for (name, layer), x in zip(layers.items(), inputs, strict=False):
+        say(f"\n{name}: {type(layer).__name__}, {layer.input_size} inputs, {layer.hidden_size} units")
+        norms[f"{name}: $\\|\\partial s_T / \\partial s_t\\|$"] = _layer(name, layer, x, directory, starts, say)
+    plots.gradient_flow(norms, directory / "gradient_flow.png")
+    trained = [record for record in history if "gradient_norm" in record]
+    if trained:
+        record = GradientNorms()
+        record.steps = [entry["step"] for entry in trained]
+        record.norms = {"all parameters": [entry["gradient_norm"] for entry in trained]}
+        plots.gradient_norms(record, directory / "gradient_norms.png")
+
+
+def _in_float64(model: LanguageModel) -> LanguageModel:
+    double = LanguageModel.from_config({**model.config(), "dtype": "float64"})
+    double.load_state_dict({name: p.astype(np.float64) for name, p in model.state_dict().items()})
+    return double
+
+
+def _layer(
+    name: str, layer: Recurrent, x: Array, directory: Path, starts: int, say: Callable[[str], None]
+) -> np.ndarray[Any, Any]:
+    """Say and draw what one layer does; returns ||ds_T / ds_t||."""
+    J = jacobians(layer, x)
+    growth = gradient_growth(J)
+    say(f"  gradients     {growth.verdict}: x {growth.total:.3g} over {len(x)} steps, x {growth.per_step:.4f} a step")
+    if isinstance(layer.cell, Vanilla):
+        bound = gradient_bound(layer, x)
+        say(
+            f"  bound         {bound.verdict}: lambda_max {bound.lambda_max:.3f} times max |f'| {bound.max_slope:.3f}"
+            + (f", and |leak| {abs(layer.cell.leak):.3f}" if layer.cell.leak else "")
+            + f" = {bound.bound:.3f}"
+        )
+    found = spectra(layer)
+    radii = ", ".join(f"{gate} {spectrum.radius:.3f} ({spectrum.norm:.3f})" for gate, spectrum in found.items())
+    say(f"  W_hh          spectral radius (largest singular value): {radii}")
+    plots.eigenvalues(found, directory / f"{name}_eigenvalues.png")
+    plots.singular_values(found, directory / f"{name}_singular_values.png")
+
+    points = fixed_points(layer, x.mean(axis=(0, 1)), starts=starts)
+    stable = int(points.stable.sum())
+    say(
+        f"  fixed points  under the mean input: {stable} stable, {len(points) - stable} unstable, from "
+        f"{starts - points.failed} of {starts} starts"
+    )
+    if len(points):
+        plots.fixed_points(points, directory / f"{name}_fixed_points.png")
+
+    gates = activity(layer, x)
+    shares = ", ".join(f"{gate} {100 * found.saturated:.0f}%" for gate, found in gates.items())
+    say(f"  saturated     {shares}")
+    dead = {gate: int(found.dead.sum()) for gate, found in gates.items() if found.dead.any()}
+    told = ", ".join(f"{gate} {count}" for gate, count in dead.items()) or "none"
+    say(f"  dead units    {told} of {layer.hidden_size}")
+    plots.saturation(gates, directory / f"{name}_saturation.png")
+    return product_norms(J)

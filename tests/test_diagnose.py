@@ -1,0 +1,80 @@
+"""`gpurnn diagnose`: what it says is what the analysis measures, and its refusals."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from test_cli import SMALL, TEXT, refused, run
+
+from gpurnn import analysis
+from gpurnn.models import LanguageModel
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Directories of two small models, by their cell."""
+    where = tmp_path_factory.mktemp("diagnose")
+    (where / "text.txt").write_text(TEXT)
+    for cell in ("gru", "rnn"):
+        run("train", where / "text.txt", "--out", where / cell, *SMALL, "--cell", cell, "--layers", 2)
+    return where
+
+
+def test_a_report_and_its_pictures(trained):
+    said = run("diagnose", trained / "gru", "--length", 12, "--starts", 3).stdout
+    names = {path.name for path in (trained / "gru" / "diagnosis").iterdir()}
+    for name in names:
+        assert (trained / "gru" / "diagnosis" / name).read_bytes().startswith(b"\x89PNG")
+    each = {"eigenvalues", "singular_values", "saturation", "fixed_points"}
+    assert {f"l{k}_{name}.png" for k in (0, 1) for name in each} | {"gradient_flow.png", "gradient_norms.png"} <= names
+    assert "12 characters of text" in said
+    assert str(trained / "gru" / "diagnosis") in said
+
+    model = LanguageModel.from_file(trained / "gru" / "model.safetensors")
+    layer = analysis.parts(model.recurrent)["l0"]
+    x = model.embedding(model.vocabulary.encode(TEXT[:12])[:, None])
+    growth = analysis.gradient_growth(analysis.jacobians(layer, x))
+    first = said.partition("\nl1")[0]
+    verdict, total = re.search(r"gradients +(\w+): x (\S+) over 12 steps", first).groups()
+    assert verdict == growth.verdict
+    assert float(total) == pytest.approx(growth.total, rel=1e-2)
+    radius = analysis.spectra(layer)["z"].radius
+    assert f"z {radius:.3f} (" in first
+    assert "bound" not in said
+
+
+def test_the_bound_of_a_vanilla_network(trained):
+    said = run("diagnose", trained / "rnn", "--length", 5, "--starts", 1).stdout
+    lambda_max, slope, bound = map(float, re.search(r"max (\S+) times max \|f'\| (\S+) = (\S+)", said).groups())
+    assert lambda_max * slope == pytest.approx(bound, abs=2e-3)
+    weight = LanguageModel.from_file(trained / "rnn" / "model.safetensors").params["recurrent.weight_hh_l0"]
+    assert lambda_max == pytest.approx(np.linalg.norm(weight, 2), abs=1e-3)
+
+
+def test_the_run_is_that_of_the_text_that_is_given(trained, tmp_path):
+    (tmp_path / "other.txt").write_text("dog dog dog")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(trained / "gru" / "model.safetensors", alone)
+    said = run("diagnose", alone, "--text", tmp_path / "other.txt", "--starts", 1).stdout
+    assert "10 characters of text" in said
+    assert not (alone / "diagnosis" / "gradient_norms.png").exists()
+
+
+def test_what_is_refused(trained, tmp_path):
+    assert "no model in there" in refused("diagnose", tmp_path)
+    shutil.copy(trained / "gru" / "model.safetensors", tmp_path)
+    assert "give a text with --text" in refused("diagnose", tmp_path)
+    (tmp_path / "one.txt").write_text("a")
+    assert "expected at least 2 characters" in refused("diagnose", tmp_path, "--text", tmp_path / "one.txt")
+    (tmp_path / "run.json").write_text(json.dumps({"format": "something else"}))
+    assert "not a training run" in refused("diagnose", tmp_path)
+
+
+def test_without_matplotlib(trained, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "matplotlib is not installed" in refused("diagnose", trained / "gru", "--length", 2, "--starts", 1)
