@@ -68,6 +68,11 @@ def _train(model: Any, task: Task, *data: Any, **options: Any) -> float:
     return time.perf_counter() - started
 
 
+def _falling(task: Task, steps: int) -> Linear:
+    """A learning rate that falls linearly to zero."""
+    return Linear(task.training["lr"], task.training["lr"] / steps)
+
+
 def solve_adding(task: Task, seed: int) -> tuple[list[float], float]:
     """Mean squared error over 1,000 new examples."""
     steps, batch, T = task.training["steps"], task.training["batch"], task.data["steps"]
@@ -94,10 +99,11 @@ def solve_digits(task: Task, seed: int) -> tuple[list[float], float]:
     """Accuracy on the last 450."""
     data = digits(task.data["pixels"])
     model = SequenceClassifier(data.inputs[0].shape[1], task.hidden, 10, rng=seed, **_cell(task))
+    epochs, batch = task.training["epochs"], task.training["batch"]
+    steps = epochs * -(-len(data.inputs) // batch)
     seconds = _train(
-        model, task, data.inputs, data.targets,
-        epochs=task.training["epochs"], batch_size=task.training["batch"], rng=seed,
-    )  # fmt: skip
+        model, task, data.inputs, data.targets, steps=steps, batch_size=batch, schedule=_falling(task, steps), rng=seed
+    )
     return [float(np.mean(model.predict(data.test_inputs) == np.array(data.test_targets)))], seconds
 
 
@@ -125,11 +131,10 @@ def transducer(task: Task, seed: int) -> tuple[EncoderDecoder, Examples]:
 def solve_transduction(task: Task, seed: int, picture: str | None = None) -> tuple[list[float], float]:
     """The errors of greedy decoding. The picture is of the alignment of a long test input."""
     model, data = transducer(task, seed)
-    steps, lr = task.training["steps"], task.training["lr"]
+    steps, batch = task.training["steps"], task.training["batch"]
     seconds = _train(
-        model, task, data.inputs, data.targets, steps=steps, batch_size=task.training["batch"],
-        schedule=Linear(lr, lr / steps), rng=seed,
-    )  # fmt: skip
+        model, task, data.inputs, data.targets, steps=steps, batch_size=batch, schedule=_falling(task, steps), rng=seed
+    )
     found = model.predict(data.test_inputs)
     alignments = []
     if task.name == "reversal":

@@ -30,8 +30,8 @@ class Task:
     data : dict
         The arguments of the function that makes the data.
     training : dict
-        ``steps`` or ``epochs``, ``batch`` and ``lr`` of Adam, which falls linearly to zero for transduction. The
-        gradient is clipped at a norm of 1.
+        ``steps`` or ``epochs``, ``batch`` and ``lr`` of Adam, which falls linearly to zero for digits and
+        transduction. The gradient is clipped at a norm of 1.
     measures : tuple of str
         What is measured on data that was not learnt from.
     thresholds : tuple of float
@@ -210,7 +210,7 @@ def _read(steps: int, embedding: int) -> dict[str, Any]:
 
 _ADDING, _COPYING, _ACCURACY = ("mean squared error",), ("cross-entropy",), ("accuracy",)
 _YEARS = ("squared error / 1535, 1921-55", "1956-79")
-_IMAGES = {"epochs": 30, "batch": 32, "lr": 5e-3}
+_IMAGES = {"epochs": 30, "batch": 32, "lr": 1e-2}
 _SERIES = {"epochs": 100, "batch": 32, "lr": 3e-3}
 _ROWS, _PIXELS = {"pixels": False}, {"pixels": True}
 _ATTENTION = ("transduction", "BiGRU 128 + additive attention", "gru", 128)

@@ -109,7 +109,8 @@ def solve_digits(task: Task, seed: int) -> tuple[list[float], float]:
     batches = (
         (x[:, chosen], y[chosen]) for chosen in shuffled(len(y), task.training["batch"], task.training["epochs"], seed)
     )
-    seconds = train(model, lambda x, y: nn.functional.cross_entropy(model(x), y), batches, task.training["lr"])
+    lr, steps = task.training["lr"], task.training["epochs"] * -(-len(y) // task.training["batch"])
+    seconds = train(model, lambda x, y: nn.functional.cross_entropy(model(x), y), batches, lr, lr / steps)
     with torch.inference_mode():
         return [(model(test_x).argmax(dim=1) == test_y).float().mean().item()], seconds
 
