@@ -61,7 +61,8 @@ def report(
         peer = ""
     with Worker("gpurnn", threads) as worker:
         versions = worker.versions
-    yield f"{machine()}, {threads} threads, {seeds} seeds (medians). {'; '.join(filter(None, [versions, peer]))}."
+    told = "one seed" if seeds == 1 else f"medians of {seeds} seeds"
+    yield f"{machine()}, {threads} threads, {told}. {'; '.join(filter(None, [versions, peer]))}."
     yield ""
     head = ["task", "network", "measured", "gpurnn", "threshold", "seconds"]
     yield row(head + (["PyTorch", "seconds", "ratio of times"] if peer else []))
