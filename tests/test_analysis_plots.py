@@ -92,6 +92,22 @@ def test_saturation_draws_shares_of_the_values():
     assert figure.axes[0].get_ylabel() == "share of the values (%)"
 
 
+def test_cost_is_drawn_against_the_length():
+    lstm = gpurnn.LSTM(3, 4)
+    figure = plots.cost(lstm, 2, steps=(8, 32), k=16)
+    names = ["forward", "BPTT", "BPTT truncated to 16 steps"]
+    assert legend(figure.legends[0]) == names
+    whole, window = analysis.complexity(lstm, 32, 2, 16), analysis.complexity(lstm, 8, 2)
+    for axes, quantity, unit in zip(figure.axes, ("flops", "bytes", "memory"), (1, 1, 2**20), strict=True):
+        drawn = lines(axes)
+        assert list(drawn["forward"][:, 0]) == [8, 32]
+        assert drawn["forward"][1, 1] == getattr(whole.forward, quantity) / unit
+        assert drawn["BPTT"][0, 1] == getattr(window.bptt, quantity) / unit
+        assert drawn[names[2]][1, 1] == getattr(whole.truncated, quantity) / unit
+        assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert legend(plots.cost(lstm, 2, steps=(8,), k=None).legends[0]) == names[:2]
+
+
 def test_a_picture_is_written(tmp_path):
     plots.singular_values({"h": analysis.spectrum(np.eye(2))}, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -107,6 +123,7 @@ def test_what_is_refused():
         (r"norms\['a'\] has shape \(\)", lambda: plots.gradient_flow({"a": np.array(1.0)})),
         ("eigenvalues: spectra is empty", lambda: plots.eigenvalues({})),
         ("singular_values: spectra is empty", lambda: plots.singular_values({})),
+        ("cost: steps is empty", lambda: plots.cost(gpurnn.RNN(1, 1), 1, steps=())),
         ("saturation: gates is empty", lambda: plots.saturation({})),
         ("fixed_points: found holds no fixed point", lambda: plots.fixed_points(nothing)),
         ("states of 3 numbers, .* S = 2", lambda: plots.fixed_points(something, states=np.ones((2, 3)))),

@@ -28,7 +28,11 @@ def test_a_report_and_its_pictures(trained):
     for name in names:
         assert (trained / "gru" / "diagnosis" / name).read_bytes().startswith(b"\x89PNG")
     each = {"eigenvalues", "singular_values", "saturation", "fixed_points"}
-    assert {f"l{k}_{name}.png" for k in (0, 1) for name in each} | {"gradient_flow.png", "gradient_norms.png"} <= names
+    assert {f"l{k}_{name}.png" for k in (0, 1) for name in each} | {
+        "gradient_flow.png",
+        "gradient_norms.png",
+        "cost.png",
+    } <= names
     assert "12 characters of text" in said
     assert str(trained / "gru" / "diagnosis") in said
 
@@ -43,6 +47,7 @@ def test_a_report_and_its_pictures(trained):
     radius = analysis.spectra(layer)["z"].radius
     assert f"z {radius:.3f} (" in first
     assert "bound" not in said
+    assert f"{analysis.complexity(model.recurrent, 12, 1).bptt.flops / 1e6:.3g} Mflop and" in said
 
 
 def test_the_bound_of_a_vanilla_network(trained):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..layers.recurrent import Recurrent
 from .activity import GateActivity
+from .complexity import complexity
 from .jacobians import GradientNorms
 from .spectrum import FixedPoints, Spectrum
 
@@ -304,6 +306,73 @@ def saturation(gates: Mapping[str, GateActivity], path: Path | None = None) -> F
         axes.set_xlabel(name if name == f"{gate.function}(c)" else f"{name} ({gate.function})")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of the values (%)")
+    return _written(figure, path)
+
+
+def cost(
+    layer: Recurrent,
+    B: int,
+    path: Path | None = None,
+    *,
+    steps: Sequence[int] = (64, 128, 256, 512, 1024, 2048, 4096),
+    k: int | None = 64,
+) -> Figure:
+    """Flops, bytes moved and memory of inference, BPTT and truncated BPTT against the length of the sequences.
+
+    Parameters
+    ----------
+    layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
+    B : int
+        Sequences of a batch.
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+    steps : sequence of int
+        The lengths T, rising.
+    k : int, optional
+        The steps of a window of truncated BPTT; a T that is shorter has one of its own length. None leaves it out.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    TypeError, ValueError
+        As of `gpurnn.analysis.complexity`; or ``steps`` is empty.
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> [axes.get_ylabel() for axes in cost(gpurnn.LSTM(8, 16), 4).axes]
+    ['floating-point operations', 'bytes read and written', 'memory (MiB)']
+    """
+    where = "cost"
+    if not len(steps):
+        raise ValueError(f"{where}: steps is empty, expected at least one length")
+    costs = [complexity(layer, T, B, None if k is None else min(k, T)) for T in steps]
+    lines = {"forward": [c.forward for c in costs], "BPTT": [c.bptt for c in costs]}
+    truncated = [c.truncated for c in costs if c.truncated is not None]
+    if truncated:
+        lines[f"BPTT truncated to {k} steps"] = truncated
+    figure = _figure(where, 10.2, 3.6)
+    panels = figure.subplots(1, 3)
+    quantities = (
+        ("flops", 1, "floating-point operations"),
+        ("bytes", 1, "bytes read and written"),
+        ("memory", 2**20, "memory (MiB)"),
+    )
+    for axes, (quantity, unit, label) in zip(panels, quantities, strict=True):
+        for name, found in lines.items():
+            values = [getattr(c, quantity) / unit for c in found]
+            style = "--" if "truncated" in name else "-"
+            axes.loglog(steps, values, style, marker="o", markersize=3, linewidth=1.4, label=name, base=10)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("sequence length T (steps)")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return _written(figure, path)
 
 

@@ -15,6 +15,7 @@ from ..models import LanguageModel
 from . import plots
 from ._transition import parts
 from .activity import activity
+from .complexity import complexity
 from .jacobians import GradientNorms, gradient_bound, gradient_growth, jacobians, product_norms, state_gradients
 from .spectrum import fixed_points, spectra
 
@@ -54,7 +55,7 @@ def diagnose(
     steps = np.asarray(tokens[:-1])[:, None]
     say(f"{model!r}".partition("\n")[0])
     say(f"{len(steps):,} {model.vocabulary.kind}s of text")
-    model = _in_float64(model)
+    stack, model = model.recurrent, _in_float64(model)
     layers = parts(model.recurrent)
     inputs: list[Array] = [model.embedding(steps)]
     for layer in layers.values():
@@ -73,6 +74,12 @@ def diagnose(
     for (name, layer), x in zip(layers.items(), inputs, strict=False):
         say(f"\n{name}: {type(layer).__name__}, {layer.input_size} inputs, {layer.hidden_size} units")
         norms[f"{name}: $\\|\\partial s_T / \\partial s_t\\|$"] = _layer(name, layer, x, directory, starts, say)
+    spent = complexity(stack, len(steps), 1)
+    say(
+        f"\ncost          of {len(steps)} steps: {spent.forward.flops / 1e6:.3g} Mflop forward, "
+        f"{spent.bptt.flops / 1e6:.3g} Mflop and {spent.bptt.memory / 2**20:.3g} MiB with gradients"
+    )
+    plots.cost(stack, 1, directory / "cost.png")
     plots.gradient_flow(norms, directory / "gradient_flow.png")
     trained = [record for record in history if "gradient_norm" in record]
     if trained:
