@@ -101,6 +101,14 @@ def test_the_jacobians_of_a_linear_network_are_its_matrix():
     assert growth.per_step == pytest.approx(expected[0] ** (1 / 6), rel=1e-12)
 
 
+def test_the_norms_of_products_that_do_not_commute():
+    J = np.random.default_rng(0).normal(size=(4, 1, 3, 3))
+    norms = analysis.product_norms(J)[:, 0]
+    expected = [np.linalg.norm(J[3, 0] @ J[2, 0] @ J[1, 0] @ J[0, 0], 2), np.linalg.norm(J[3, 0] @ J[2, 0], 2)]
+    np.testing.assert_allclose(norms[[0, 2]], expected, rtol=1e-13)
+    assert analysis.gradient_growth(J).total == pytest.approx(expected[0], rel=1e-13)
+
+
 @pytest.mark.parametrize(
     ("gain", "bound", "growth"),
     [(0.9, "vanishing", "vanishing"), (1.0, "neither", "neither"), (1.1, "exploding", "exploding")],
