@@ -124,6 +124,12 @@ def test_orthogonal_weights_by_their_gain(gain, bound, growth):
     assert analysis.gradient_growth(J).per_step == pytest.approx(gain, rel=1e-6)
 
 
+def test_orthogonal_weights_are_neither_whatever_their_rounding():
+    for seed in range(5):
+        layer = gpurnn.RNN(2, 6, dtype="float32", init="orthogonal", rng=seed)
+        assert analysis.gradient_bound(layer).verdict == "neither"
+
+
 def test_growth_of_a_long_product_is_finite():
     for factor in (0.01, 100.0):
         growth = analysis.gradient_growth(np.full((1000, 1, 1, 1), factor))

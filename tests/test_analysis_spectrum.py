@@ -72,6 +72,10 @@ def test_a_product_of_bistable_units_has_nine_fixed_points():
     assert list(found.starts) == sorted(found.starts, reverse=True)
 
 
+def test_the_first_start_is_zero():
+    assert analysis.fixed_points(scalar(2.0), starts=1).states == [[0.0]]
+
+
 def test_an_input_moves_the_fixed_points():
     rnn = scalar(2.0)
     rnn.params["weight_ih_l0"][...] = 1.0
