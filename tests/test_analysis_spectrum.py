@@ -73,7 +73,8 @@ def test_a_product_of_bistable_units_has_nine_fixed_points():
 
 
 def test_the_first_start_is_zero():
-    assert analysis.fixed_points(scalar(2.0), starts=1).states == [[0.0]]
+    for seed in range(10):
+        assert analysis.fixed_points(scalar(2.0), starts=1, rng=seed).states == [[0.0]]
 
 
 def test_an_input_moves_the_fixed_points():
