@@ -14,6 +14,10 @@ from .jacobians import gradient_growth as gradient_growth
 from .jacobians import jacobians as jacobians
 from .jacobians import product_norms as product_norms
 from .jacobians import state_gradients as state_gradients
+from .lyapunov import LyapunovSpectrum as LyapunovSpectrum
+from .lyapunov import Map as Map
+from .lyapunov import lyapunov_spectrum as lyapunov_spectrum
+from .lyapunov import runge_kutta as runge_kutta
 from .spectrum import FixedPoints as FixedPoints
 from .spectrum import Spectrum as Spectrum
 from .spectrum import fixed_points as fixed_points

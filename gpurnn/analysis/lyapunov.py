@@ -1,0 +1,376 @@
+"""Lyapunov exponents of recurrent layers and of any map with a Jacobian, by one estimator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _checks, _dispatch
+from .._random import generator
+from ..layers.base import Array
+from ..layers.recurrent import Recurrent
+from ._transition import Transition
+
+Floats = NDArray[np.floating[Any]]
+
+_BLOCKS = 10
+"""Parts of a run whose means are compared for the standard error."""
+
+
+@dataclass(frozen=True)
+class Map:
+    r"""A discrete dynamical system s_t = F(s_{t-1}) of several states side by side.
+
+    Parameters
+    ----------
+    step : callable
+        F, from states (B, n) to states (B, n).
+    jacobian : callable
+        From states (B, n) to (B, n, n): entry [b, i, j] is \partial F_i / \partial s_j.
+    dt : float
+        The time that a step takes: exponents are per unit of it.
+
+    Examples
+    --------
+    The logistic map x <- 4 x (1 - x), whose exponent is ln 2:
+
+    >>> import numpy as np
+    >>> from gpurnn.analysis import Map, lyapunov_spectrum
+    >>> logistic = Map(lambda s: 4 * s * (1 - s), lambda s: (4 - 8 * s)[:, :, None])
+    >>> state = np.random.default_rng(0).uniform(size=(100, 1))
+    >>> spectrum = lyapunov_spectrum(logistic, state=state, steps=1000)
+    >>> round(float(spectrum.exponents[0]), 2)
+    0.69
+    """
+
+    step: Callable[[Array], Array]
+    jacobian: Callable[[Array], Array]
+    dt: float = 1.0
+
+
+def runge_kutta(field: Callable[[Array], Array], jacobian: Callable[[Array], Array], dt: float) -> Map:
+    r"""The flow ds/dt = f(s) over steps of dt, by the classical Runge-Kutta method of fourth order, as a `Map`.
+
+    Its Jacobian is that of the method, exactly: the variational equation dM/dt = f'(s) M by the very same stages.
+
+    Parameters
+    ----------
+    field : callable
+        f, from states (B, n) to (B, n).
+    jacobian : callable
+        f', from states (B, n) to (B, n, n).
+    dt : float
+        Above 0, in the unit of time of f.
+
+    Returns
+    -------
+    map : Map
+
+    Raises
+    ------
+    ValueError, TypeError
+        dt is not positive and finite.
+
+    References
+    ----------
+    W. Kutta, "Beitrag zur näherungsweisen Integration totaler Differentialgleichungen", Z. Math. Phys. 46 (1901).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> decay = runge_kutta(lambda s: -s, lambda s: np.full((1, 1, 1), -1.0), 0.1)
+    >>> decay.step(np.ones((1, 1))).round(5), decay.jacobian(np.ones((1, 1))).round(5)
+    (array([[0.90484]]), array([[[0.90484]]]))
+    """
+    where = "runge_kutta"
+    dt = _checks.finite(where, "dt", _checks.positive(where, "dt", dt))
+
+    def stages(s: Array) -> tuple[list[Array], list[Array]]:
+        """The states at which f is taken, and its values there."""
+        at, slopes = [s], [field(s)]
+        for part in (0.5, 0.5, 1.0):
+            at.append(s + part * dt * slopes[-1])
+            slopes.append(field(at[-1]))
+        return at, slopes
+
+    def step(s: Array) -> Array:
+        _, (a, b, c, d) = stages(s)
+        return s + dt / 6 * (a + 2 * b + 2 * c + d)
+
+    def step_jacobian(s: Array) -> Array:
+        xp = _dispatch.namespace(where, s=s)
+        unit = xp.eye(s.shape[1], dtype=s.dtype, device=_dispatch.device(s))
+        slopes: list[Array] = []
+        for at, part in zip(stages(s)[0], (0.0, 0.5, 0.5, 1.0), strict=True):
+            reached = unit if not slopes else unit + part * dt * slopes[-1]
+            slopes.append(xp.matmul(jacobian(at), reached))
+        a, b, c, d = slopes
+        return unit + dt / 6 * (a + 2 * b + 2 * c + d)
+
+    return Map(step, step_jacobian, dt)
+
+
+@dataclass(frozen=True)
+class LyapunovSpectrum:
+    """Lyapunov exponents and how well they are known; see `lyapunov_spectrum`.
+
+    Attributes
+    ----------
+    exponents : (k,) float64 NumPy array
+        The k largest, in nats per step, or per unit of time of a `Map` with a ``dt``; largest first.
+    standard_error : (k,) float64 NumPy array
+        Of each, from the scatter of the rows and of ten parts of the run. Parts that follow each other are not quite
+        independent, so that it is a little too small where they are short. NaN if there is one part only.
+    history : (m, k) float64 NumPy array
+        Estimates from ever longer parts of the run; the last are the exponents.
+    times : (m,) float64 NumPy array
+        How long those parts are, in steps or units of time.
+    size : int
+        n, the number of exponents that there are.
+    """
+
+    exponents: Floats
+    standard_error: Floats
+    history: Floats
+    times: Floats
+    size: int
+
+    @property
+    def verdict(self) -> str:
+        """ "chaotic" if the largest exponent is 3 standard errors above 0, "stable" if below, else "neither"."""
+        largest, error = float(self.exponents[0]), 3 * float(np.nan_to_num(self.standard_error[0])) + 1e-6
+        if largest > error:
+            return "chaotic"
+        return "stable" if largest < -error else "neither"
+
+    @property
+    def kaplan_yorke_dimension(self) -> float:
+        """j + (lambda_1 + ... + lambda_j) / |lambda_{j+1}|, j the most exponents whose sum is not negative.
+
+        It is the dimension of the attractor, as Kaplan and Yorke conjectured. NaN if more exponents are needed than
+        were asked for.
+        """
+        sums = np.cumsum(self.exponents)
+        j = int((sums >= 0).sum())
+        if j < len(sums):
+            return j + (float(sums[j - 1]) / abs(float(self.exponents[j])) if j else 0.0)
+        return float(self.size) if j == self.size else math.nan
+
+
+def lyapunov_spectrum(
+    system: Recurrent | Map,
+    x: Array | None = None,
+    state: Any = None,
+    *,
+    steps: int | None = None,
+    exponents: int | None = None,
+    transient: int | None = None,
+    interval: int = 1,
+    rng: int | np.random.Generator = 0,
+) -> LyapunovSpectrum:
+    r"""The Lyapunov exponents of a network, driven or autonomous, or of any map: the growth of small perturbations.
+
+    lambda_i = lim 1/T log sigma_i(J_T ... J_1). Vectors are pulled back through the run, v <- J_t^T v, by the layer's
+    own backpropagation through time, and made orthonormal again by a QR decomposition after each interval; the
+    logarithms of the diagonal of R add up to the exponents. Those of the transposed product are the same.
+
+    Parameters
+    ----------
+    system : RNN, LSTM or GRU, or Map
+        A layer of one layer and direction; `parts` takes a stack apart.
+    x : (T, B, I) array, optional
+        What drives a layer, time-major. None: it is autonomous, with an input of zero.
+    state : array, optional
+        The initial state. Of a layer (1, B, H), for the LSTM a pair (h, c) of such arrays; zero by default if it is
+        driven, else 8 rows of normal numbers. Of a `Map` (B, n). The exponents are means over the rows.
+    steps : int
+        Steps that are averaged over; for a driven layer those that x has, less the transients.
+    exponents : int, optional
+        k, how many of the largest to find; None for all. Each step takes k rows of the backward pass.
+    transient : int, optional
+        Steps before those that are averaged over, in which the state reaches its attractor, and as many behind them, in
+        which the vectors turn to their directions; a tenth of T or of ``steps`` by default.
+    interval : int
+        Steps between two QR decompositions. More take less time, and the largest exponent bears any; but of the others
+        only those are right that lie within far less than -ln(epsilon) / interval of it, 36 / interval in float64, as
+        vectors that are parallel to rounding cannot be told apart.
+    rng : int or numpy.random.Generator
+        Where the vectors, and the rows of an autonomous layer, come from.
+
+    Returns
+    -------
+    spectrum : LyapunovSpectrum
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``system`` is neither a layer of one layer and direction nor a `Map`; arrays or numbers do not fit.
+
+    References
+    ----------
+    G. Benettin, L. Galgani, A. Giorgilli, J.-M. Strelcyn, "Lyapunov characteristic exponents for smooth dynamical
+    systems and for Hamiltonian systems; a method for computing all of them", Meccanica 15 (1980);
+    R. Engelken, F. Wolf, L. F. Abbott, "Lyapunov spectra of chaotic recurrent neural networks", Physical Review
+    Research 5 (2023).
+
+    Examples
+    --------
+    Of a linear network they are the logarithms of the magnitudes of W_hh's eigenvalues:
+
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rnn = gpurnn.RNN(1, 2, activation="identity", dtype="float64")
+    >>> rnn.params["weight_hh_l0"][...] = [[0.5, 1.0], [0.0, 0.9]]
+    >>> spectrum = gpurnn.analysis.lyapunov_spectrum(rnn, steps=500)
+    >>> np.exp(spectrum.exponents).round(6)
+    array([0.9, 0.5])
+    >>> spectrum.verdict
+    'stable'
+    """
+    where = "lyapunov_spectrum"
+    random = generator(where, rng)
+    interval = _checks.integer_at_least(where, "interval", interval, 1)
+    orbit: _MapOrbit | _LayerOrbit
+    if isinstance(system, Map):
+        orbit = _MapOrbit(where, system, x, state)
+    else:
+        orbit = _LayerOrbit(where, system, x, state, random)
+    total = orbit.length
+    if total is None:
+        steps = _checks.integer_at_least(where, "steps", 1000 if steps is None else steps, 1)
+        transient = _checks.integer_at_least(where, "transient", steps // 10 if transient is None else transient, 0)
+    else:
+        if steps is not None:
+            raise ValueError(f"{where}: steps is {steps}, expected None: a driven layer takes the steps of x")
+        transient = _checks.integer_at_least(where, "transient", total // 10 if transient is None else transient, 0)
+        steps = total - 2 * transient
+        if steps < 1:
+            raise ValueError(f"{where}: x has {total} steps, expected more than twice the transient of {transient}")
+    n, B = orbit.state.shape[1], orbit.state.shape[0]
+    k = n if exponents is None else _checks.integer_at_least(where, "exponents", exponents, 1)
+    if k > n:
+        raise ValueError(f"{where}: exponents is {k}, expected at most {n}, the size of the state")
+    if B == 0:
+        raise ValueError(f"{where}: state has no rows, expected at least one")
+
+    spans = list(_spans(transient, transient + steps, interval))
+    after = list(_spans(transient + steps, 2 * transient + steps, interval))
+    s = orbit.state
+    for span in _spans(0, transient, interval):
+        s = orbit.advance(s, span)
+    entered = []
+    for span in spans + after:
+        entered.append(s)
+        s = orbit.advance(s, span)
+
+    xp = _dispatch.namespace(where, state=s)
+    drawn = np.linalg.qr(random.standard_normal((B, n, k)))[0].astype(_checks.dtype_name(s))
+    vectors = xp.asarray(_dispatch.from_numpy(xp, drawn), device=_dispatch.device(s))
+    growths = []
+    for span, begin in reversed(list(zip(spans + after, entered, strict=True))):
+        pulled = orbit.pull(begin, span, xp.matrix_transpose(vectors))
+        vectors, r = xp.linalg.qr(xp.matrix_transpose(pulled))
+        if span.start < transient + steps:
+            growths.append(_dispatch.to_numpy(xp.abs(xp.linalg.diagonal(r))))
+    return _summed(np.stack(growths), spans[::-1], orbit.dt, n)
+
+
+def _spans(start: int, stop: int, length: int) -> Iterator[range]:
+    for t in range(start, stop, length):
+        yield range(t, min(t + length, stop))
+
+
+def _summed(growths: Floats, spans: list[range], dt: float, size: int) -> LyapunovSpectrum:
+    """The exponents from what vectors grew by in each span, (m, B, k)."""
+    with np.errstate(
+        divide="ignore"
+    ):  # a perturbation that a step wipes out, as dead units do, grows by minus infinity
+        logarithms = np.log(growths.astype(np.float64))
+    times = dt * np.array([len(span) for span in spans])
+    reached = np.cumsum(times)
+    history = np.cumsum(logarithms.mean(axis=1), axis=0) / reached[:, None]
+    parts = np.array_split(np.arange(len(spans)), min(_BLOCKS, len(spans)))
+    means = np.concatenate([logarithms[part].sum(axis=0) / times[part].sum() for part in parts])
+    with np.errstate(invalid="ignore"):
+        error = means.std(axis=0, ddof=1) / math.sqrt(len(means)) if len(means) > 1 else np.full(means.shape[1], np.nan)
+    return LyapunovSpectrum(history[-1], error, history, reached, size)
+
+
+class _MapOrbit:
+    """States of a map, and vectors pulled back through its Jacobians."""
+
+    length = None
+
+    def __init__(self, where: str, system: Map, x: Array | None, state: Array) -> None:
+        if x is not None:
+            raise ValueError(f"{where}: x is given, expected None: a Map has no input")
+        _checks.given(where, state=state)
+        self.xp = _dispatch.namespace(where, state=state)
+        _checks.floating(where, "state", state)
+        _checks.ndim(where, "state", state, 2, "(B, n)")
+        self.where, self.system, self.state, self.dt = where, system, state, system.dt
+
+    def advance(self, s: Array, span: range) -> Array:
+        for _ in span:
+            s = self.system.step(s)
+        return s
+
+    def pull(self, s: Array, span: range, vectors: Array) -> Array:
+        """``vectors`` (B, k, n) at the end of the span as they are at its beginning, in s."""
+        found = []
+        for _ in span:
+            J = self.system.jacobian(s)
+            _checks.shape(self.where, "jacobian(state)", J, (*s.shape, s.shape[1]), "(B, n, n)")
+            found.append(J)
+            s = self.system.step(s)
+        for J in reversed(found):
+            vectors = self.xp.matmul(vectors, J)
+        return vectors
+
+
+class _LayerOrbit:
+    """States of a layer, and vectors pulled back by its backpropagation through time."""
+
+    dt = 1.0
+
+    def __init__(self, where: str, layer: Recurrent, x: Array | None, state: Any, random: np.random.Generator) -> None:
+        transition = Transition(where, layer)
+        self.transition, self.xp = transition, transition.xp
+        weight = transition.weights[1]
+        if x is None:
+            self.length = None
+            if state is None:
+                drawn = random.standard_normal((8, transition.size)).astype(_checks.dtype_name(weight))
+                self.state = self.xp.asarray(_dispatch.from_numpy(self.xp, drawn), device=_dispatch.device(weight))
+                self.x = transition.silence(8)
+            else:
+                first = state if transition.cell.states == 1 else next((s for s in state if s is not None), None)
+                rows = 1 if first is None or first.ndim != 3 else first.shape[1]
+                self.x, self.state = transition.sequence(transition.silence(rows), state)
+        else:
+            self.x, self.state = transition.sequence(x, state)
+            self.length = self.x.shape[0]
+
+    def inputs(self, span: range, copies: int) -> Array:
+        """Those of the span, each row as often as there are ``copies`` of it."""
+        x = self.xp.repeat(self.x, len(span), axis=0) if self.length is None else self.x[span.start : span.stop, ...]
+        return self.xp.repeat(x, copies, axis=1)
+
+    def advance(self, s: Array, span: range) -> Array:
+        own = self.transition
+        _, state = own.function(self.inputs(span, 1), *own.weights, own._split(s), **own.options)
+        return own._join(state)
+
+    def pull(self, s: Array, span: range, vectors: Array) -> Array:
+        """``vectors`` (B, k, n) at the end of the span as they are at its beginning, in s."""
+        own, (B, k, n) = self.transition, vectors.shape
+        _, pullback = own.function.vjp(
+            self.inputs(span, k), *own.weights, own._split(self.xp.repeat(s, k, axis=0)), **own.options
+        )
+        (_, dstate), _ = pullback((None, own._split(self.xp.reshape(vectors, (B * k, n)))))
+        return self.xp.reshape(own._join(dstate), (B, k, n))

@@ -1,0 +1,327 @@
+"""Lyapunov exponents: every estimate goes through one function, and is held against what is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from problems import CELLS
+from strict_wing import plain, strict
+from tolerance import assert_close
+
+import gpurnn
+from gpurnn import analysis
+from gpurnn.analysis import Map, lyapunov_spectrum, runge_kutta
+from gpurnn.cells import GRU, LSTM, Vanilla
+
+
+def normal(*shape: int, seed: int = 0, dtype: str = "float64") -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def vanilla(w_hh, activation="tanh", dtype="float64"):
+    layer = gpurnn.RNN(1, len(w_hh), bias=False, activation=activation, dtype=dtype)
+    layer.params["weight_hh_l0"][...] = w_hh
+    return layer
+
+
+# --- linear networks ---
+
+
+def test_of_a_linear_network_they_are_the_logarithms_of_the_eigenvalues():
+    eigenvalues = np.array([1.1, 0.9, -0.7, 0.4, 0.1])
+    basis = normal(5, 5, seed=1)
+    layer = vanilla(basis @ np.diag(eigenvalues) @ np.linalg.inv(basis), "identity")
+    # Directions part by 0.9 / 1.1 a step at least, so that 400 steps of transient leave no trace of the first ones.
+    found = lyapunov_spectrum(layer, steps=100, transient=400, interval=5)
+    np.testing.assert_allclose(found.exponents, np.log(np.abs(eigenvalues)), atol=1e-9)
+    assert found.standard_error.max() < 1e-9
+    assert found.size == 5
+    first = lyapunov_spectrum(layer, steps=100, transient=400, interval=5, exponents=2)
+    np.testing.assert_allclose(first.exponents, found.exponents[:2], atol=1e-9)
+
+
+def test_a_pair_of_complex_eigenvalues_shares_its_exponent():
+    layer = vanilla(0.9 * np.array([[math.cos(1), -2 * math.sin(1)], [math.sin(1) / 2, math.cos(1)]]), "identity")
+    found = lyapunov_spectrum(layer, steps=2000)
+    # An ellipse of axes 2 : 1, whatever the number of steps.
+    np.testing.assert_allclose(found.exponents, np.log(0.9), atol=math.log(4) / 2000)
+    assert found.exponents.sum() == pytest.approx(2 * math.log(0.9), abs=1e-12)
+    assert found.verdict == "stable"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_of_an_orthogonal_network_they_are_zero(dtype):
+    layer = vanilla(np.linalg.qr(normal(8, 8))[0], "identity", dtype)
+    found = lyapunov_spectrum(layer, steps=200)
+    assert np.abs(found.exponents).max() < 20 * np.finfo(dtype).eps
+    assert found.verdict == "neither"
+    assert analysis.lyapunov_spectrum(vanilla(1.01 * np.eye(2), "identity"), steps=200).verdict == "chaotic"
+
+
+def test_a_leak_is_part_of_the_step():
+    layer = gpurnn.RNN(1, 3, bias=False, activation="identity", leak=0.5, dtype="float64")
+    layer.params["weight_hh_l0"][...] = np.diag([0.6, 0.3, -0.1])
+    found = lyapunov_spectrum(layer, steps=200, transient=100)
+    np.testing.assert_allclose(found.exponents, np.log([1.1, 0.8, 0.4]), atol=1e-9)
+
+
+# --- maps and flows ---
+
+
+def test_the_logistic_map():
+    logistic = Map(lambda s: 4 * s * (1 - s), lambda s: (4 - 8 * s)[:, :, None])
+    state = np.random.default_rng(0).uniform(0.01, 0.99, (200, 1))
+    found = lyapunov_spectrum(logistic, state=state, steps=2000)
+    # The exponents of ln|4 - 8 x| over the invariant density have a variance of pi^2 / 12; steps are hardly correlated.
+    assert found.exponents[0] == pytest.approx(math.log(2), abs=5 * math.sqrt(math.pi**2 / 12 / (200 * 2000)))
+    assert abs(found.exponents[0] - math.log(2)) < 4 * found.standard_error[0]
+    assert found.verdict == "chaotic"
+    assert found.kaplan_yorke_dimension == 1.0
+    periodic = Map(lambda s: 3.2 * s * (1 - s), lambda s: (3.2 - 6.4 * s)[:, :, None])
+    # The cycle of two: its multiplier is 4 + 2 r - r^2.
+    assert lyapunov_spectrum(periodic, state=state, steps=1000, transient=500).exponents[0] == pytest.approx(
+        math.log(abs(4 + 2 * 3.2 - 3.2**2)) / 2, abs=1e-9
+    )
+
+
+def lorenz(s):
+    x, y, z = s[:, 0], s[:, 1], s[:, 2]
+    return np.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], axis=1)
+
+
+def lorenz_jacobian(s):
+    x, y, z = s[:, 0], s[:, 1], s[:, 2]
+    one = np.ones_like(x)
+    rows = [[-10 * one, 10 * one, 0 * one], [28 - z, -one, -x], [y, x, -8 / 3 * one]]
+    return np.moveaxis(np.array(rows), 2, 0)
+
+
+def test_the_lorenz_system():
+    state = np.array([1.0, 1.0, 20.0]) + normal(256, 3)
+    found = lyapunov_spectrum(
+        runge_kutta(lorenz, lorenz_jacobian, 0.01), state=state, steps=4000, transient=1000, interval=10
+    )
+    expected = np.array([0.9056, 0.0, -14.5723])
+    np.testing.assert_allclose(found.exponents, expected, atol=0.005)
+    assert (np.abs(found.exponents - expected) < 4 * found.standard_error + 1e-3).all()
+    # The divergence of the field is the same everywhere; that of its steps of 0.01 differs by their fourth order.
+    assert found.exponents.sum() == pytest.approx(-(10 + 1 + 8 / 3), abs=5e-4)
+    assert found.times[-1] == pytest.approx(40.0)
+    assert found.kaplan_yorke_dimension == pytest.approx(2.062, abs=0.002)
+
+
+def test_the_jacobian_of_a_runge_kutta_step_by_central_differences():
+    flow, s = runge_kutta(lorenz, lorenz_jacobian, 0.05), 5 * normal(4, 3)
+    found = flow.jacobian(s)
+    for j in range(3):
+        change = np.zeros(3)
+        change[j] = 1e-5
+        difference = (flow.step(s + change) - flow.step(s - change)) / 2e-5
+        np.testing.assert_allclose(found[:, :, j], difference, atol=1e-7)
+    # Of fourth order: half the step, a sixteenth of the error, against a far finer one.
+    fine = s
+    for _ in range(64):
+        fine = runge_kutta(lorenz, lorenz_jacobian, 0.01 / 64).step(fine)
+    errors = []
+    for parts in (1, 2):
+        coarse = s
+        for _ in range(parts):
+            coarse = runge_kutta(lorenz, lorenz_jacobian, 0.01 / parts).step(coarse)
+        errors.append(np.abs(coarse - fine).max())
+    assert 12 < errors[0] / errors[1] < 20
+
+
+# --- networks ---
+
+
+def layer_of(cell, H=4, dtype="float64"):
+    kinds = {Vanilla: gpurnn.RNN, LSTM: gpurnn.LSTM, GRU: gpurnn.GRU}
+    layer = kinds[type(cell)](3, H, **vars(cell), dtype=dtype)
+    for k, p in enumerate(layer.params.values()):
+        p[...] = normal(*p.shape, seed=k, dtype=dtype)
+    return layer
+
+
+@pytest.mark.parametrize("name", ["rnn-tanh-leak", "lstm", "gru-reset-before-candidate", "gru-reset-after-state"])
+def test_a_driven_network_against_the_product_of_its_jacobians(name):
+    """The sum of all exponents is the mean log|det J|, and the first that of a product of Jacobians, taken forward."""
+    layer, x = layer_of(CELLS[name]), normal(330, 2, 3, seed=50)
+    found = lyapunov_spectrum(layer, x, transient=30)
+    J = analysis.jacobians(layer, x)
+    determinants = np.log(np.abs(np.linalg.det(J[30:300])))
+    assert found.exponents.sum() == pytest.approx(determinants.mean(), rel=1e-8)
+    # Forward, J v for J^T v, the transients changed over: the same in the limit, here within what 300 steps leave.
+    vector, growth = np.ones((2, J.shape[-1], 1)), []
+    for t in range(330):
+        vector = J[t] @ vector
+        norm = np.linalg.norm(vector, axis=1, keepdims=True)
+        vector = vector / norm
+        growth.append(np.log(norm).mean())
+    assert found.exponents[0] == pytest.approx(np.mean(growth[30:300]), abs=0.05)
+    assert found.times[-1] == 270
+    assert len(found.history) == 270
+    np.testing.assert_array_equal(found.history[-1], found.exponents)
+
+
+def test_the_interval_and_the_rows_do_not_matter_beyond_rounding():
+    layer, x = layer_of(CELLS["lstm"]), normal(100, 3, 3, seed=50)
+    every = lyapunov_spectrum(layer, x, transient=30)
+    for interval in (2, 3, 7):
+        found = lyapunov_spectrum(layer, x, transient=30, interval=interval).exponents
+        # What the documentation says of the exponents that are right.
+        right = (every.exponents[0] - every.exponents) * interval < 10
+        assert right.sum() >= 3
+        np.testing.assert_allclose(found[right], every.exponents[right], rtol=1e-6)
+    one_by_one = [lyapunov_spectrum(layer, x[:, b : b + 1], transient=30).exponents for b in range(3)]
+    # After the transient the first vectors matter no more, the leading ones being far apart.
+    assert every.exponents[0] == pytest.approx(np.mean(one_by_one, axis=0)[0], rel=1e-4)
+    assert every.exponents.sum() == pytest.approx(np.mean(one_by_one, axis=0).sum(), rel=1e-8)
+
+
+def mean_field(g):
+    """The largest exponent of tanh networks with W ~ N(0, g^2/N) for N to infinity: ln(g^2 <f'^2>) / 2."""
+    z, weight = np.polynomial.hermite_e.hermegauss(200)
+    weight = weight / weight.sum()
+    q = 1.0
+    for _ in range(1000):
+        q = g**2 * weight @ np.tanh(math.sqrt(q) * z) ** 2
+    return math.log(g**2 * weight @ (1 - np.tanh(math.sqrt(q) * z) ** 2) ** 2) / 2
+
+
+def test_mean_field_theory_is_that_of_the_literature():
+    assert [round(mean_field(g), 4) for g in (1.5, 2, 3)] == [0.0652, 0.1547, 0.3102]
+
+
+def random_network(g, N, seed, dtype="float64"):
+    rng = np.random.default_rng(seed)
+    return vanilla(rng.normal(0, g / math.sqrt(N), (N, N)), dtype=dtype), rng
+
+
+def test_a_random_network_against_mean_field_theory():
+    layer, rng = random_network(3.0, 1000, seed=0)
+    found = lyapunov_spectrum(
+        layer, state=rng.normal(size=(1, 4, 1000)), steps=120, transient=40, exponents=1, interval=20
+    )
+    assert found.exponents[0] == pytest.approx(mean_field(3.0), rel=0.02)
+
+
+def test_below_the_transition_a_random_network_is_stable():
+    layer, rng = random_network(0.8, 100, seed=0)
+    found = lyapunov_spectrum(layer, state=rng.normal(size=(1, 2, 100)), steps=300, transient=200, exponents=2)
+    # All states fall to the origin, whose Jacobian is W.
+    radius = np.abs(np.linalg.eigvals(layer.params["weight_hh_l0"])).max()
+    assert found.exponents[0] == pytest.approx(math.log(radius), abs=0.02)
+    assert found.verdict == "stable"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["rnn-tanh", "lstm", "gru-reset-before-candidate"])
+def test_on_each_wing(each_wing, name, dtype):
+    layer, x = layer_of(CELLS[name], 3, dtype), normal(12, 2, 3, seed=50, dtype=dtype)
+    found = lyapunov_spectrum(layer, x)
+    with gpurnn.use("reference"):
+        double = layer_of(CELLS[name], 3)
+        for p, q in zip(double.params.values(), layer.params.values(), strict=True):
+            p[...] = q
+        expected = lyapunov_spectrum(double, x.astype("float64")).exponents
+    # What is rounded of the vector that grows most is large beside one that shrinks.
+    limit = 100 * np.finfo(dtype).eps * np.exp(expected[0] - expected)
+    assert (np.abs(found.exponents - expected) <= limit).all()
+
+
+def test_dead_units_wipe_perturbations_out():
+    layer = gpurnn.RNN(1, 2, activation="relu", dtype="float64")
+    layer.params["bias_ih_l0"][...] = [-100.0, 1.0]
+    layer.params["weight_hh_l0"][...] = [[1.0, 1.0], [0.0, 0.5]]
+    found = lyapunov_spectrum(layer, steps=50)
+    assert found.exponents[0] == pytest.approx(math.log(0.5), abs=1e-9)
+    assert found.exponents[1] == -math.inf
+
+
+def test_the_dimension_of_the_attractor():
+    def spectrum(*exponents, size=3):
+        array = np.array(exponents)
+        return analysis.LyapunovSpectrum(array, np.zeros_like(array), array[None], np.ones(1), size)
+
+    assert spectrum(0.9, 0.0, -14.5).kaplan_yorke_dimension == pytest.approx(2 + 0.9 / 14.5)
+    assert spectrum(-0.1, -0.2, -0.3).kaplan_yorke_dimension == 0.0
+    assert spectrum(0.5, 0.1, 0.0).kaplan_yorke_dimension == 3.0
+    assert math.isnan(spectrum(0.5, 0.1).kaplan_yorke_dimension)
+
+
+def test_one_seed_gives_one_answer():
+    layer = layer_of(CELLS["gru-reset-before-candidate"])
+    first, second = (lyapunov_spectrum(layer, steps=30, rng=3) for _ in range(2))
+    np.testing.assert_array_equal(first.history, second.history)
+    assert (lyapunov_spectrum(layer, steps=30, rng=4).exponents != first.exponents).any()
+    alone = lyapunov_spectrum(layer, normal(30, 1, 3), interval=30, transient=0)
+    assert np.isnan(alone.standard_error).all()
+
+
+def test_refusals():
+    layer, x = layer_of(CELLS["lstm"]), normal(20, 2, 3)
+    for arguments, options, message in (
+        (
+            (gpurnn.LSTM(3, 4, 2), None),
+            {},
+            "lyapunov_spectrum: layer has num_layers=2, bidirectional=False, expected one",
+        ),
+        ((layer, x), {"steps": 5}, "steps is 5, expected None: a driven layer takes the steps of x"),
+        ((layer, x), {"transient": 10}, "x has 20 steps, expected more than twice the transient of 10"),
+        ((layer, x), {"exponents": 9}, "exponents is 9, expected at most 8, the size of the state"),
+        ((layer, x), {"exponents": 0}, "exponents is 0, expected at least 1"),
+        ((layer, x), {"interval": 0}, "interval is 0, expected at least 1"),
+        ((layer,), {"steps": 0}, "steps is 0, expected at least 1"),
+        ((layer,), {"transient": -1}, "transient is -1, expected at least 0"),
+        ((layer, x[:, :0]), {}, "state has no rows, expected at least one"),
+        ((layer, x), {"state": (normal(1, 3, 4), None)}, r"state\[0\] has shape \(1, 3, 4\), expected"),
+        ((Map(lambda s: s, lambda s: s), x), {}, "x is given, expected None: a Map has no input"),
+        ((Map(lambda s: s, lambda s: s),), {"state": normal(3)}, r"state has shape \(3,\), expected 2 axes \(B, n\)"),
+        ((Map(lambda s: s, lambda s: s),), {"state": normal(3, 2)}, r"jacobian\(state\) has shape \(3, 2\), expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lyapunov_spectrum(*arguments, **options)
+    for arguments, options, message in (
+        ((gpurnn.Dense(3, 4), x), {}, "lyapunov_spectrum: layer is a Dense, expected a gpurnn.RNN, LSTM or GRU"),
+        ((Map(lambda s: s, lambda s: s),), {}, "state is None, expected an array"),
+        ((layer, x.astype("float32")), {}, "x has dtype float32 but params has float64"),
+        ((layer,), {"state": x}, r"state is a ndarray, expected a pair \(h, c\)"),
+        ((layer, x), {"rng": None}, "rng is None, expected an int seed"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            lyapunov_spectrum(*arguments, **options)
+    for dt in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match="runge_kutta: dt is"):
+            runge_kutta(lorenz, lorenz_jacobian, dt)
+
+
+def test_on_arrays_of_another_library(strict_namespace):
+    for name in ("rnn-tanh", "lstm"):
+        layer, x = layer_of(CELLS[name]), normal(12, 2, 3)
+        other = layer.to(strict_namespace)
+        h, c = normal(2, 1, 2, 4, seed=5)
+        state = (h, c) if name == "lstm" else h
+        for arguments, options in (((x, state), {}), ((None, state), {"steps": 10}), ((), {"steps": 10})):
+            found, expected = (
+                lyapunov_spectrum(one, *given, **options)
+                for one, given in ((layer, arguments), (other, strict(arguments)))
+            )
+            np.testing.assert_array_equal(found.history, expected.history)
+    xp = strict_namespace
+
+    def strict_lorenz(s):
+        x, y, z = s[:, 0], s[:, 1], s[:, 2]
+        return xp.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], axis=1)
+
+    def strict_jacobian(s):
+        return strict(lorenz_jacobian(plain(s)))
+
+    state = normal(2, 3)
+    found = runge_kutta(strict_lorenz, strict_jacobian, 0.01)
+    expected = runge_kutta(lorenz, lorenz_jacobian, 0.01)
+    assert_close(plain(found.jacobian(strict(state))), expected.jacobian(state), 20)
+    assert lyapunov_spectrum(found, state=strict(state), steps=20).exponents == pytest.approx(
+        lyapunov_spectrum(expected, state=state, steps=20).exponents, rel=1e-12
+    )
