@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from . import checkpointing, compare, end_to_end, gpu, memory, nvrtc, scan, transformer
+from . import checkpointing, compare, end_to_end, gpu, lyapunov, memory, nvrtc, scan, transformer
 from .cases import GATES, QUICK_SIZES, SIZES, Size
 from .compare import Disagreement
 from .contenders import NotInstalled
@@ -125,6 +125,12 @@ def scan_command() -> None:
 def transformer_command(lengths: tuple[int, ...], steps: int, parameters: int, plot: Path | None, threads: int) -> None:
     """Print loss, time and memory of LSTM, GRU, linear SSM and self-attention at equal numbers of parameters."""
     _show(transformer.report(lengths, parameters=parameters, steps=steps, threads=threads, plot=plot))
+
+
+@main.command("lyapunov")
+def lyapunov_command() -> None:
+    """Print Lyapunov exponents of random networks beside those of mean-field theory."""
+    _show(lyapunov.report())
 
 
 @main.command("nvrtc")

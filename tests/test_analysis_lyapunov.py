@@ -11,6 +11,7 @@ from strict_wing import plain, strict
 from tolerance import assert_close
 
 import gpurnn
+from benchmarks.lyapunov import mean_field, report
 from gpurnn import analysis
 from gpurnn.analysis import Map, lyapunov_spectrum, runge_kutta
 from gpurnn.cells import GRU, LSTM, Vanilla
@@ -63,8 +64,10 @@ def test_of_an_orthogonal_network_they_are_zero(dtype):
 def test_a_leak_is_part_of_the_step():
     layer = gpurnn.RNN(1, 3, bias=False, activation="identity", leak=0.5, dtype="float64")
     layer.params["weight_hh_l0"][...] = np.diag([0.6, 0.3, -0.1])
-    found = lyapunov_spectrum(layer, steps=200, transient=100)
-    np.testing.assert_allclose(found.exponents, np.log([1.1, 0.8, 0.4]), atol=1e-9)
+    found = lyapunov_spectrum(layer, steps=200, transient=100, interval=7)
+    # At all times, the last interval being shorter than the others.
+    np.testing.assert_allclose(found.history, np.log([[1.1, 0.8, 0.4]] * 29), atol=1e-9)
+    np.testing.assert_array_equal(found.times, [*range(4, 201, 7)])
 
 
 # --- maps and flows ---
@@ -180,16 +183,6 @@ def test_the_interval_and_the_rows_do_not_matter_beyond_rounding():
     assert every.exponents.sum() == pytest.approx(np.mean(one_by_one, axis=0).sum(), rel=1e-8)
 
 
-def mean_field(g):
-    """The largest exponent of tanh networks with W ~ N(0, g^2/N) for N to infinity: ln(g^2 <f'^2>) / 2."""
-    z, weight = np.polynomial.hermite_e.hermegauss(200)
-    weight = weight / weight.sum()
-    q = 1.0
-    for _ in range(1000):
-        q = g**2 * weight @ np.tanh(math.sqrt(q) * z) ** 2
-    return math.log(g**2 * weight @ (1 - np.tanh(math.sqrt(q) * z) ** 2) ** 2) / 2
-
-
 def test_mean_field_theory_is_that_of_the_literature():
     assert [round(mean_field(g), 4) for g in (1.5, 2, 3)] == [0.0652, 0.1547, 0.3102]
 
@@ -199,12 +192,13 @@ def random_network(g, N, seed, dtype="float64"):
     return vanilla(rng.normal(0, g / math.sqrt(N), (N, N)), dtype=dtype), rng
 
 
-def test_a_random_network_against_mean_field_theory():
-    layer, rng = random_network(3.0, 1000, seed=0)
+@pytest.mark.parametrize("g", [2.0, 3.0])
+def test_a_random_network_against_mean_field_theory(g):
+    layer, rng = random_network(g, 1000, seed=0)
     found = lyapunov_spectrum(
-        layer, state=rng.normal(size=(1, 4, 1000)), steps=120, transient=40, exponents=1, interval=20
+        layer, state=rng.normal(size=(1, 8, 1000)), steps=200, transient=60, exponents=1, interval=20
     )
-    assert found.exponents[0] == pytest.approx(mean_field(3.0), rel=0.02)
+    assert found.exponents[0] == pytest.approx(mean_field(g), rel=0.02)
 
 
 def test_below_the_transition_a_random_network_is_stable():
@@ -238,6 +232,33 @@ def test_dead_units_wipe_perturbations_out():
     found = lyapunov_spectrum(layer, steps=50)
     assert found.exponents[0] == pytest.approx(math.log(0.5), abs=1e-9)
     assert found.exponents[1] == -math.inf
+
+
+def test_the_table_of_random_networks():
+    *_, line = report(sizes=[60], gains=[3.0], networks=2)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:3] == ["3.0", "0.3102", "60"]
+    least, most = map(float, cells[4].split(" ... "))
+    assert 0.2 < least < float(cells[3]) < most < 0.35
+    assert float(cells[5].rstrip("%")) / 100 == pytest.approx(float(cells[3]) / mean_field(3.0) - 1, abs=1e-3)
+
+
+def test_the_standard_error_is_that_of_independent_parts():
+    growths = np.exp(normal(1000, 4, 2) * [1.0, 3.0])
+    found = analysis.lyapunov._summed(growths, [range(t, t + 2) for t in range(0, 2000, 2)], 0.5, 2)
+    np.testing.assert_allclose(found.standard_error, np.array([1.0, 3.0]) / math.sqrt(4000), rtol=0.3)
+    assert (np.abs(found.exponents) < 4 * found.standard_error).all()
+    assert found.times[-1] == 1000
+
+
+def test_the_verdict_asks_for_three_standard_errors():
+    def verdict(exponent, error):
+        return analysis.LyapunovSpectrum(
+            np.array([exponent]), np.array([error]), np.array([[exponent]]), np.ones(1), 1
+        ).verdict
+
+    assert [verdict(e, 0.01) for e in (0.04, 0.02, -0.02, -0.04)] == ["chaotic", "neither", "neither", "stable"]
+    assert [verdict(e, math.nan) for e in (0.1, 0.0, -0.1)] == ["chaotic", "neither", "stable"]
 
 
 def test_the_dimension_of_the_attractor():

@@ -1,0 +1,69 @@
+"""The largest Lyapunov exponent of random networks, against the theory of networks without end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+import gpurnn
+from gpurnn.analysis import lyapunov_spectrum
+
+from .compare import row
+
+GAINS = (1.5, 2.0, 3.0)
+SIZES = (250, 500, 1000, 2000)
+NETWORKS = 6
+ROWS, STEPS, TRANSIENT, INTERVAL = 8, 400, 100, 20
+
+
+def mean_field(gain: float) -> float:
+    """ln(g^2 <tanh'(sqrt(q) z)^2>) / 2 with q = g^2 <tanh(sqrt(q) z)^2>, z normal: the exponent for N to infinity."""
+    z, weight = np.polynomial.hermite_e.hermegauss(200)
+    weight = weight / weight.sum()
+    q = 1.0
+    for _ in range(1000):
+        q = gain**2 * weight @ np.tanh(math.sqrt(q) * z) ** 2
+    return math.log(gain**2 * weight @ (1 - np.tanh(math.sqrt(q) * z) ** 2) ** 2) / 2
+
+
+def measured(gain: float, size: int, seed: int) -> tuple[float, float]:
+    """The exponent of one network h_t = tanh(W h_{t-1}), W ~ N(0, g^2/N), and its standard error."""
+    rng = np.random.default_rng(seed)
+    network = gpurnn.RNN(1, size, bias=False, init="xavier", dtype="float64")
+    network.params["weight_hh_l0"][...] = rng.normal(0, gain / math.sqrt(size), (size, size))
+    found = lyapunov_spectrum(
+        network, state=rng.normal(size=(1, ROWS, size)), steps=STEPS, exponents=1, transient=TRANSIENT,
+        interval=INTERVAL,
+    )  # fmt: skip
+    return float(found.exponents[0]), float(found.standard_error[0])
+
+
+def report(sizes: Sequence[int] = SIZES, gains: Sequence[float] = GAINS, networks: int = NETWORKS) -> Iterator[str]:
+    """The lines of the table, in Markdown."""
+    yield (
+        f"Largest Lyapunov exponent of h_t = tanh(W h_{{t-1}}), W ~ N(0, g^2/N), in nats per step: the median of "
+        f"{networks} networks, the least and the most; and how far the median is from mean-field theory. Each is "
+        f"measured over {STEPS} steps from {ROWS} states; the standard error of that is the last column's median."
+    )
+    yield ""
+    yield row(["g", "mean field", "N", "median", "least ... most", "from mean field", "standard error"])
+    yield row(["--:"] * 7)
+    for gain in gains:
+        expected = mean_field(gain)
+        for size in sizes:
+            found = np.array([measured(gain, size, seed) for seed in range(networks)])
+            middle, error = np.median(found, axis=0)
+            spread = f"{found[:, 0].min():.4f} ... {found[:, 0].max():.4f}"
+            yield row(
+                [
+                    gain,
+                    f"{expected:.4f}",
+                    size,
+                    f"{middle:.4f}",
+                    spread,
+                    f"{middle / expected - 1:+.1%}",
+                    f"{error:.4f}",
+                ]
+            )
