@@ -92,6 +92,17 @@ def test_saturation_draws_shares_of_the_values():
     assert figure.axes[0].get_ylabel() == "share of the values (%)"
 
 
+def test_lyapunov_exponents_are_drawn_with_how_they_settled():
+    rnn = gpurnn.RNN(1, 4, dtype="float64")
+    found = analysis.lyapunov_spectrum(rnn, steps=60, exponents=2)
+    left, right = plots.lyapunov_spectrum(found).axes
+    np.testing.assert_array_equal(left.get_lines()[0].get_ydata(), found.exponents)
+    assert left.get_title() == f"2 of 4 exponents: {found.verdict}"
+    drawn = [line for line in right.get_lines() if str(line.get_label()).startswith("$")]
+    assert len(drawn) == 2
+    np.testing.assert_array_equal(drawn[1].get_xydata(), np.stack([found.times, found.history[:, 1]], axis=1))
+
+
 def test_cost_is_drawn_against_the_length():
     lstm = gpurnn.LSTM(3, 4)
     figure = plots.cost(lstm, 2, steps=(8, 32), k=16)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from test_cli import SMALL, TEXT, refused, run
 
+import gpurnn
 from gpurnn import analysis
+from gpurnn.analysis import fixed_points, plots, report
 from gpurnn.models import LanguageModel
 
 
@@ -17,8 +19,8 @@ def trained(tmp_path_factory):
     """Directories of two small models, by their cell."""
     where = tmp_path_factory.mktemp("diagnose")
     (where / "text.txt").write_text(TEXT)
-    for cell in ("gru", "rnn"):
-        run("train", where / "text.txt", "--out", where / cell, *SMALL, "--cell", cell, "--layers", 2)
+    for cell, layers in (("gru", 2), ("rnn", 1)):
+        run("train", where / "text.txt", "--out", where / cell, *SMALL, "--cell", cell, "--layers", layers)
     return where
 
 
@@ -27,7 +29,7 @@ def test_a_report_and_its_pictures(trained):
     names = {path.name for path in (trained / "gru" / "diagnosis").iterdir()}
     for name in names:
         assert (trained / "gru" / "diagnosis" / name).read_bytes().startswith(b"\x89PNG")
-    each = {"eigenvalues", "singular_values", "saturation", "fixed_points"}
+    each = {"eigenvalues", "singular_values", "saturation", "fixed_points", "lyapunov"}
     assert {f"l{k}_{name}.png" for k in (0, 1) for name in each} | {
         "gradient_flow.png",
         "gradient_norms.png",
@@ -47,7 +49,30 @@ def test_a_report_and_its_pictures(trained):
     radius = analysis.spectra(layer)["z"].radius
     assert f"z {radius:.3f} (" in first
     assert "bound" not in said
+    doubled = {name: p.astype(float) for name, p in layer.params.items()}
+    layer.params = doubled
+    (exponent,) = analysis.lyapunov_spectrum(layer, x.astype(float), exponents=1).exponents
+    assert float(re.search(r"Lyapunov exponent (\S+)", first)[1]) == pytest.approx(exponent, abs=0.02)
     assert f"{analysis.complexity(model.recurrent, 12, 1).bptt.flops / 1e6:.3g} Mflop and" in said
+
+
+def test_the_gradients_are_those_of_the_last_prediction_through_all_layers(trained, tmp_path, monkeypatch):
+    drawn, driven = {}, []
+    monkeypatch.setattr(plots, "gradient_flow", lambda norms, path: drawn.update(norms))
+    monkeypatch.setattr(report, "fixed_points", lambda layer, x, **k: driven.append(x) or fixed_points(layer, x, **k))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: None)
+    model = LanguageModel.from_file(trained / "gru" / "model.safetensors")
+    tokens = model.vocabulary.encode(TEXT[:9])
+    report.diagnose(model, tokens, tmp_path, [], 1, lambda line: None)
+    (logits, _), pullback = model.vjp(tokens[:-1, None])
+    dlogits = np.zeros_like(logits)
+    dlogits[-1] = gpurnn.cross_entropy.vjp(logits[-1], tokens[-1:])[1](np.ones((), np.float32))[0]
+    (_, dstate0), _ = pullback((dlogits, None))
+    for k in (0, 1):
+        norms = drawn[f"l{k}: $\\|\\partial L_T / \\partial h_t\\|$"]
+        assert norms.shape == (9, 1)
+        assert norms[0, 0] == pytest.approx(np.linalg.norm(dstate0[k]), rel=1e-4)
+    np.testing.assert_allclose(driven[0], model.embedding(tokens[:-1, None]).mean(axis=(0, 1)), rtol=1e-5)
 
 
 def test_the_bound_of_a_vanilla_network(trained):
@@ -62,7 +87,7 @@ def test_the_run_is_that_of_the_text_that_is_given(trained, tmp_path):
     (tmp_path / "other.txt").write_text("dog dog dog")
     alone = tmp_path / "alone"
     alone.mkdir()
-    shutil.copy(trained / "gru" / "model.safetensors", alone)
+    shutil.copy(trained / "rnn" / "model.safetensors", alone)
     said = run("diagnose", alone, "--text", tmp_path / "other.txt", "--starts", 1).stdout
     assert "10 characters of text" in said
     assert not (alone / "diagnosis" / "gradient_norms.png").exists()

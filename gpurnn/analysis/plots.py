@@ -13,6 +13,7 @@ from ..layers.recurrent import Recurrent
 from .activity import GateActivity
 from .complexity import complexity
 from .jacobians import GradientNorms
+from .lyapunov import LyapunovSpectrum
 from .spectrum import FixedPoints, Spectrum
 
 if TYPE_CHECKING:
@@ -306,6 +307,52 @@ def saturation(gates: Mapping[str, GateActivity], path: Path | None = None) -> F
         axes.set_xlabel(name if name == f"{gate.function}(c)" else f"{name} ({gate.function})")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of the values (%)")
+    return _written(figure, path)
+
+
+def lyapunov_spectrum(found: LyapunovSpectrum, path: Path | None = None) -> Figure:
+    """Lyapunov exponents, the largest first, and how the estimates of the first of them settled along the run.
+
+    Parameters
+    ----------
+    found : LyapunovSpectrum
+        Bars and bands are of one standard error. Exponents of minus infinity are left out.
+    path, Returns
+        As in `gradient_flow`.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> found = gpurnn.analysis.lyapunov_spectrum(gpurnn.RNN(1, 4), steps=100)
+    >>> [axes.get_xlabel() for axes in lyapunov_spectrum(found).axes]
+    ['index i', 'time averaged over (units of time)']
+    """
+    figure = _figure("lyapunov_spectrum", 8.4, 3.8)
+    left, right = figure.subplots(1, 2)
+    exponents, history = (np.where(np.isfinite(a), a, np.nan) for a in (found.exponents, found.history))
+    error = np.nan_to_num(found.standard_error)
+    index = np.arange(1, len(exponents) + 1)
+    left.errorbar(index, exponents, error, fmt="o", color="tab:blue", markersize=3, elinewidth=0.8, capsize=2)
+    left.set_xlabel("index i")
+    left.set_ylabel("Lyapunov exponent (nats per unit of time)")
+    left.set_title(f"{len(exponents)} of {found.size} exponents: {found.verdict}", fontsize=10)
+    _whole_numbers(left.xaxis)
+    for k in range(min(3, len(exponents))):
+        name = f"$\\lambda_{k + 1}$ = {exponents[k]:.4g} $\\pm$ {error[k]:.1g}"
+        right.plot(found.times, history[:, k], color=f"C{k}", linewidth=1.2, label=name)
+        right.axhspan(exponents[k] - error[k], exponents[k] + error[k], color=f"C{k}", alpha=0.15, linewidth=0)
+    right.set_xlabel("time averaged over (units of time)")
+    right.set_ylabel("estimate (nats per unit of time)")
+    right.set_title("convergence", fontsize=10)
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.axhline(0, color="black", linewidth=0.8, linestyle="--")
+        axes.grid(alpha=0.3)
     return _written(figure, path)
 
 

@@ -17,7 +17,11 @@ from ._transition import parts
 from .activity import activity
 from .complexity import complexity
 from .jacobians import GradientNorms, gradient_bound, gradient_growth, jacobians, product_norms, state_gradients
+from .lyapunov import lyapunov_spectrum
 from .spectrum import fixed_points, spectra
+
+_EXPONENTS = 8
+"""How many of the largest Lyapunov exponents are drawn."""
 
 
 def diagnose(
@@ -114,6 +118,15 @@ def _layer(
     say(f"  W_hh          spectral radius (largest singular value): {radii}")
     plots.eigenvalues(found, directory / f"{name}_eigenvalues.png")
     plots.singular_values(found, directory / f"{name}_singular_values.png")
+
+    if len(x) > 1:
+        exponents = lyapunov_spectrum(layer, x, exponents=min(_EXPONENTS, J.shape[-1]))
+        error = f" +- {exponents.standard_error[0]:.2g}" if np.isfinite(exponents.standard_error[0]) else ""
+        say(
+            f"  perturbations {exponents.verdict}: largest Lyapunov exponent {exponents.exponents[0]:.4g}{error} "
+            "nats a step on this text"
+        )
+        plots.lyapunov_spectrum(exponents, directory / f"{name}_lyapunov.png")
 
     points = fixed_points(layer, x.mean(axis=(0, 1)), starts=starts)
     stable = int(points.stable.sum())
