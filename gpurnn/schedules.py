@@ -15,7 +15,10 @@ inverse sigmoid    k / (k + exp(t / k))            `InverseSigmoid(k)`
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from . import _checks
 
@@ -252,6 +255,104 @@ class Step:
 
 
 @dataclass(frozen=True)
+class MultiStep:
+    """Piecewise constant decay: lr gamma^n, with n the number of milestones that are at most ``step``.
+
+    With one milestone and a gamma above 1 this is a constant warm-up, gamma times lower than the rate after it.
+
+    Parameters
+    ----------
+    lr : float
+        The first learning rate, at least 0.
+    milestones : iterable of int
+        The steps at which a new rate begins: at least 1, each more than the one before.
+    gamma : float
+        Factor from each rate to the next, at least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter out of its range, or a milestone that is no whole number.
+
+    Examples
+    --------
+    >>> schedule = MultiStep(8.0, milestones=(10, 15), gamma=0.5)
+    >>> [schedule(step) for step in (0, 9, 10, 14, 15, 100)]
+    [8.0, 8.0, 4.0, 4.0, 2.0, 2.0]
+    """
+
+    lr: float
+    milestones: Iterable[int]
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        _checks.non_negative("MultiStep", "lr", self.lr)
+        milestones: list[int] = []
+        for index, milestone in enumerate(self.milestones):
+            least = milestones[-1] + 1 if milestones else 1
+            milestones.append(_checks.integer_at_least("MultiStep", f"milestones[{index}]", milestone, least))
+        object.__setattr__(self, "milestones", tuple(milestones))
+        _checks.non_negative("MultiStep", "gamma", self.gamma)
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of an update that ``step`` updates came before."""
+        step = _checks.integer_at_least("MultiStep", "step", step, 0)
+        return float(self.lr * self.gamma ** bisect_right(tuple(self.milestones), step))
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """Polynomial decay to a rate that holds from then on: final_lr + (lr - final_lr) (1 - t)^power.
+
+    Here t = min(1, step / total_steps). With a power of 1 this is a straight line, and with a final rate above the
+    first one a warm-up.
+
+    Parameters
+    ----------
+    lr : float
+        The first learning rate, at least 0.
+    total_steps : int
+        The step at which the final rate is reached, at least 1.
+    power : float
+        Above 0.
+    final_lr : float
+        At least 0; above ``lr`` for a rate that rises.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter out of its range, or a number of steps that is no whole number.
+
+    Examples
+    --------
+    >>> schedule = Polynomial(1.0, total_steps=4, power=2.0)
+    >>> [schedule(step) for step in range(6)]
+    [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
+    >>> warmup = Polynomial(0.0, total_steps=4, final_lr=1.0)
+    >>> [warmup(step) for step in range(6)]
+    [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+
+    lr: float
+    total_steps: int
+    power: float = 1.0
+    final_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = "Polynomial"
+        _checks.non_negative(where, "lr", self.lr)
+        _checks.integer_at_least(where, "total_steps", self.total_steps, 1)
+        _checks.finite(where, "power", _checks.positive(where, "power", self.power))
+        _checks.non_negative(where, "final_lr", self.final_lr)
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of an update that ``step`` updates came before."""
+        step = _checks.integer_at_least("Polynomial", "step", step, 0)
+        left = max(0.0, 1 - step / self.total_steps)
+        return float(self.final_lr + (self.lr - self.final_lr) * left**self.power)
+
+
+@dataclass(frozen=True)
 class CosineWithWarmup:
     """Linear warm-up, then half a cosine down to the final rate, which holds from then on.
 
@@ -305,3 +406,199 @@ class CosineWithWarmup:
             return self.lr * (step + 1) / (self.warmup_steps + 1)
         t = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
         return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * t)) / 2
+
+
+@dataclass(frozen=True)
+class CosineWithWarmRestarts:
+    """Half a cosine down, again and again, each from the highest rate: stochastic gradient descent with warm restarts.
+
+    final_lr + (lr - final_lr) (1 + cos(pi T_cur / T_i)) / 2, with T_cur the steps since the last restart and
+    T_i = T_0 T_mult^i the steps from the i-th restart to the next. The rate after T_cur = T_i would be the final
+    one; the restart comes in its place.
+
+    Parameters
+    ----------
+    lr : float
+        The learning rate after each restart, at least 0.
+    T_0 : int
+        Steps from the beginning to the first restart, at least 1.
+    T_mult : int
+        How many times longer each period is than the one before, at least 1.
+    final_lr : float
+        What the rate goes down to, at least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter out of its range, or a number of steps that is no whole number.
+
+    References
+    ----------
+    I. Loshchilov, F. Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017, equation 5.
+
+    Examples
+    --------
+    >>> schedule = CosineWithWarmRestarts(1.0, T_0=2, T_mult=2)
+    >>> [round(schedule(step), 3) for step in range(7)]
+    [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0]
+    """
+
+    lr: float
+    T_0: int
+    T_mult: int = 1
+    final_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = "CosineWithWarmRestarts"
+        _checks.non_negative(where, "lr", self.lr)
+        _checks.integer_at_least(where, "T_0", self.T_0, 1)
+        _checks.integer_at_least(where, "T_mult", self.T_mult, 1)
+        _checks.non_negative(where, "final_lr", self.final_lr)
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of an update that ``step`` updates came before."""
+        since = _checks.integer_at_least("CosineWithWarmRestarts", "step", step, 0)
+        period = self.T_0
+        if self.T_mult == 1:
+            since %= period
+        while since >= period:
+            since -= period
+            period *= self.T_mult
+        return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * since / period)) / 2
+
+
+@dataclass(frozen=True)
+class Cyclic:
+    """Cyclical learning rates: up and down between two rates along straight lines.
+
+    base_lr + (max_lr - base_lr) (1 - x) s, with cycle = floor(1 + step / (2 step_size)) and
+    x = abs(step / step_size - 2 cycle + 1). The scale s is 1 for the policy "triangular", 2^(1 - cycle) for
+    "triangular2", whose peaks halve from cycle to cycle, and gamma^step for "exp_range".
+
+    Parameters
+    ----------
+    base_lr : float
+        The learning rate at the beginning and end of each cycle, at least 0.
+    max_lr : float
+        The highest learning rate, at least ``base_lr``.
+    step_size : int
+        Steps of half a cycle, at least 1.
+    mode : {"triangular", "triangular2", "exp_range"}
+    gamma : float
+        Of "exp_range": the factor of each step, in [0, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter out of its range, a step size that is no whole number, or a ``gamma`` for another mode.
+
+    References
+    ----------
+    L. N. Smith, "Cyclical learning rates for training neural networks", WACV 2017, section 3.1.
+
+    Examples
+    --------
+    >>> schedule = Cyclic(1.0, 3.0, step_size=2, mode="triangular2")
+    >>> [schedule(step) for step in range(9)]
+    [1.0, 2.0, 3.0, 2.0, 1.0, 1.5, 2.0, 1.5, 1.0]
+    """
+
+    base_lr: float
+    max_lr: float
+    step_size: int
+    mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        where = "Cyclic"
+        _checks.non_negative(where, "base_lr", self.base_lr)
+        if _checks.non_negative(where, "max_lr", self.max_lr) < self.base_lr:
+            raise ValueError(f"{where}: max_lr is {self.max_lr!r}, expected at least base_lr, {self.base_lr!r}")
+        _checks.integer_at_least(where, "step_size", self.step_size, 1)
+        _checks.choice(where, "mode", self.mode, ("triangular", "triangular2", "exp_range"))
+        if _checks.non_negative(where, "gamma", self.gamma) > 1:
+            raise ValueError(f"{where}: gamma is {self.gamma!r}, expected a number in [0, 1]")
+        if self.gamma != 1 and self.mode != "exp_range":
+            raise ValueError(f"{where}: gamma is {self.gamma!r}, expected 1 for mode {self.mode!r}")
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of an update that ``step`` updates came before."""
+        step = _checks.integer_at_least("Cyclic", "step", step, 0)
+        cycles, within = divmod(step, 2 * self.step_size)
+        height = 1 - abs(within - self.step_size) / self.step_size
+        scale = 0.5**cycles if self.mode == "triangular2" else self.gamma**step
+        return float(self.base_lr + (self.max_lr - self.base_lr) * height * scale)
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """The one-cycle policy: once up to the highest rate and down to far below the first, which holds from then on.
+
+    From max_lr / div_factor at step 0 to max_lr at pct_start total_steps - 1 and on to
+    max_lr / (div_factor final_div_factor) at total_steps - 1: with t rising from 0 to 1 in each of the two phases,
+    a + (b - a) t from a to b if ``anneal`` is "linear", and a + (b - a) (1 - cos(pi t)) / 2 if it is "cosine".
+
+    Parameters
+    ----------
+    max_lr : float
+        The highest learning rate, at least 0.
+    total_steps : int
+        Steps of the whole cycle, more than 1 / ``pct_start``, so that there is a step before the highest rate.
+    pct_start : float
+        The fraction of the steps in which the rate rises, between 0 and 1.
+    div_factor : float
+        How many times lower than the highest rate the first one is, at least 1.
+    final_div_factor : float
+        How many times lower than the first rate the last one is, at least 1.
+    anneal : {"cosine", "linear"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter out of its range, or a number of steps that is no whole number.
+
+    References
+    ----------
+    L. N. Smith, N. Topin, "Super-convergence: very fast training of neural networks using large learning rates", SPIE
+    11006 (2019), section 3. Its lines are straight, and a third one ends the descent; the cosine came in practice.
+
+    Examples
+    --------
+    >>> schedule = OneCycle(1.0, total_steps=10, pct_start=0.5, div_factor=5.0, anneal="linear")
+    >>> [round(schedule(step), 3) for step in range(11)]
+    [0.2, 0.4, 0.6, 0.8, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0]
+    """
+
+    max_lr: float
+    total_steps: int
+    pct_start: float = 0.3
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    anneal: Literal["cosine", "linear"] = "cosine"
+
+    def __post_init__(self) -> None:
+        where = "OneCycle"
+        _checks.non_negative(where, "max_lr", self.max_lr)
+        total = _checks.integer_at_least(where, "total_steps", self.total_steps, 2)
+        if not 0 < _checks.finite(where, "pct_start", self.pct_start) < 1:
+            raise ValueError(f"{where}: pct_start is {self.pct_start!r}, expected a number between 0 and 1")
+        if total * self.pct_start <= 1:
+            raise ValueError(f"{where}: total_steps is {total}, expected more than 1/pct_start = {1 / self.pct_start}")
+        for name in ("div_factor", "final_div_factor"):
+            if _checks.finite(where, name, getattr(self, name)) < 1:
+                raise ValueError(f"{where}: {name} is {getattr(self, name)!r}, expected a number of at least 1")
+        _checks.choice(where, "anneal", self.anneal, ("cosine", "linear"))
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of an update that ``step`` updates came before."""
+        step = _checks.integer_at_least("OneCycle", "step", step, 0)
+        first = self.max_lr / self.div_factor
+        last = self.total_steps - 1
+        peak = self.total_steps * self.pct_start - 1
+        if step <= peak:
+            begin, end, t = first, self.max_lr, step / peak
+        else:
+            begin, end, t = self.max_lr, first / self.final_div_factor, min(1.0, (step - peak) / (last - peak))
+        if self.anneal == "cosine":
+            t = (1 - math.cos(math.pi * t)) / 2
+        return float(begin * (1 - t) + end * t)
