@@ -69,6 +69,11 @@ def test_fixed_points_are_told_apart_by_their_stability(H):
     assert sum(len(line.get_xdata()) for line in right.get_lines() if line.get_label() != "unit circle") == H * 3**H
 
 
+def test_a_fixed_point_alone_has_no_variance():
+    (left, _) = plots.fixed_points(analysis.fixed_points(gpurnn.RNN(1, 2), starts=1)).axes
+    assert left.get_title() == "fixed points"
+
+
 def test_gradient_norms_are_drawn_by_layer():
     record = analysis.GradientNorms()
     for step in (0, 1):

@@ -199,7 +199,8 @@ def fixed_points(found: FixedPoints, path: Path | None = None, *, states: NDArra
     two = np.zeros((2, S))
     two[: len(axes_of[:2])] = axes_of[:2]
     plane, traced = (found.states - centre) @ two.T, (run - centre) @ two.T
-    share = 100 * float((spread[:2] ** 2).sum() / max((spread**2).sum(), np.finfo(float).tiny))
+    total = float((spread**2).sum())
+    share = f"; the plane has {100 * float((spread[:2] ** 2).sum()) / total:.0f}% of the variance" if total else ""
 
     figure = _figure(where, 8.4, 4.2)
     left, right = figure.subplots(1, 2)
@@ -217,7 +218,7 @@ def fixed_points(found: FixedPoints, path: Path | None = None, *, states: NDArra
         right.plot(values.real, values.imag, "o", color=colour, markerfacecolor=fill, markersize=3, alpha=0.7)
     left.set_xlabel("first principal component of the state")
     left.set_ylabel("second principal component")
-    left.set_title(f"fixed points; the plane has {share:.0f}% of the variance", fontsize=10)
+    left.set_title(f"fixed points{share}", fontsize=10)
     angle = np.linspace(0, 2 * np.pi, 200)
     right.plot(np.cos(angle), np.sin(angle), color="black", linewidth=0.8, label="unit circle")
     right.set_aspect("equal", adjustable="datalim")

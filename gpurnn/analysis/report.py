@@ -13,7 +13,7 @@ from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 from ..models import LanguageModel
 from . import plots
-from ._transition import parts
+from ._transition import Transition, parts
 from .activity import activity
 from .complexity import complexity
 from .jacobians import GradientNorms, gradient_bound, gradient_growth, jacobians, product_norms, state_gradients
@@ -135,7 +135,9 @@ def _layer(
         f"{starts - points.failed} of {starts} starts"
     )
     if len(points):
-        plots.fixed_points(points, directory / f"{name}_fixed_points.png")
+        transition = Transition("diagnose", layer)
+        states = transition.states(*transition.sequence(x))
+        plots.fixed_points(points, directory / f"{name}_fixed_points.png", states=states)
 
     gates = activity(layer, x)
     shares = ", ".join(f"{gate} {100 * found.saturated:.0f}%" for gate, found in gates.items())
