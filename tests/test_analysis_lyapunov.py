@@ -194,7 +194,7 @@ def random_network(g, N, seed, dtype="float64"):
 
 def test_a_random_network_against_mean_field_theory():
     # Networks of this size lie 0.5 to 1.3 % below the theory, this one 0.6 %, and are measured to 0.3 %, so that other
-    # rounding, which leads a chaotic network elsewhere, keeps within the bound. `benchmarks lyapunov` has g = 1.5 and 2.
+    # rounding, which leads a chaotic network elsewhere, keeps within the bound. `benchmarks lyapunov` has g = 1.5, 2.
     layer, rng = random_network(3.0, 1000, seed=4)
     found = lyapunov_spectrum(
         layer, state=rng.normal(size=(1, 16, 1000)), steps=200, transient=60, exponents=1, interval=20
