@@ -1,9 +1,10 @@
 """Learning rates, and probabilities of teacher forcing, as functions of the step: the number of updates made before.
 
-A schedule remembers nothing, so that training is resumed with nothing but the step. `gpurnn.Trainer` takes one as
-``schedule``, for the learning rate, and one as ``teacher_forcing``. For the latter, scheduled sampling (S. Bengio,
-O. Vinyals, N. Jaitly, N. Shazeer, "Scheduled sampling for sequence prediction with recurrent neural networks",
-NeurIPS 2015, section 2.4) has three decays of the probability eps_t that the true token is fed, not the model's own:
+A schedule remembers nothing, so that training is resumed with nothing but the step; `ReduceOnPlateau` alone goes by the
+validation losses, and has a state that training keeps. `gpurnn.Trainer` takes one as ``schedule``, for the learning
+rate, and one as ``teacher_forcing``. For the latter, scheduled sampling (S. Bengio, O. Vinyals, N. Jaitly, N. Shazeer,
+"Scheduled sampling for sequence prediction with recurrent neural networks", NeurIPS 2015, section 2.4) has three decays
+of the probability eps_t that the true token is fed, not the model's own:
 
 =================  ==============================  ===========================
 exponential        eps_0 lambda^t                  `Exponential(eps_0, lambda)`
@@ -16,9 +17,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from . import _checks
 
@@ -602,3 +603,118 @@ class OneCycle:
         if self.anneal == "cosine":
             t = (1 - math.cos(math.pi * t)) / 2
         return float(begin * (1 - t) + end * t)
+
+
+@dataclass
+class ReduceOnPlateau:
+    """Reduce the learning rate when the validation loss has stopped falling: lr <- max(min_lr, factor lr).
+
+    An evaluation is an improvement if its loss L is below the lowest so far, L_best, by more than ``threshold``
+    abs(L_best), or by more than ``threshold`` if the ``threshold_mode`` is "abs"; only then it becomes L_best. After
+    ``patience`` evaluations in a row that are none, the rate is reduced and their count begins anew. The ``cooldown``
+    evaluations after a reduction are not counted.
+
+    It is for the learning rate and not for teacher forcing: `gpurnn.Trainer` lets it observe each validation loss if it
+    is the ``schedule``, and keeps its state in the checkpoints.
+
+    Parameters
+    ----------
+    lr : float
+        The first learning rate, at least 0.
+    factor : float
+        Of each reduction, in [0, 1).
+    patience : int
+        At least 1, and counted as the ``patience`` of `gpurnn.Trainer`. PyTorch reduces at one evaluation more than its
+        patience: its 10 is 11 here.
+    threshold : float
+        At least 0.
+    threshold_mode : {"rel", "abs"}
+    cooldown : int
+        At least 0.
+    min_lr : float
+        The least rate, at least 0 and at most ``lr``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter out of its range, or a number of evaluations that is no whole number.
+
+    Examples
+    --------
+    >>> schedule = ReduceOnPlateau(1.0, factor=0.5, patience=2)
+    >>> for loss in (3.0, 2.0, 2.5):
+    ...     schedule.observe(loss)
+    >>> schedule(3)
+    1.0
+    >>> schedule.observe(2.1)
+    >>> schedule(4)
+    0.5
+    """
+
+    lr: float
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    threshold_mode: Literal["rel", "abs"] = "rel"
+    cooldown: int = 0
+    min_lr: float = 0.0
+
+    _rate: float = field(init=False, repr=False)
+    _best: float | None = field(default=None, init=False, repr=False)
+    _failures: int = field(default=0, init=False, repr=False)
+    _cooling: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        where = "ReduceOnPlateau"
+        self._rate = _checks.non_negative(where, "lr", self.lr)
+        if _checks.non_negative(where, "factor", self.factor) >= 1:
+            raise ValueError(f"{where}: factor is {self.factor!r}, expected a number in [0, 1)")
+        _checks.integer_at_least(where, "patience", self.patience, 1)
+        _checks.non_negative(where, "threshold", self.threshold)
+        _checks.choice(where, "threshold_mode", self.threshold_mode, ("rel", "abs"))
+        _checks.integer_at_least(where, "cooldown", self.cooldown, 0)
+        if _checks.non_negative(where, "min_lr", self.min_lr) > self.lr:
+            raise ValueError(f"{where}: min_lr is {self.min_lr!r}, expected at most lr, {self.lr!r}")
+
+    def __call__(self, step: int) -> float:
+        """The learning rate that the losses observed so far have led to, whatever the step."""
+        _checks.integer_at_least("ReduceOnPlateau", "step", step, 0)
+        return self._rate
+
+    def observe(self, loss: float) -> None:
+        """Take note of the validation loss of one evaluation; of what is to rise, as an accuracy, give the negative.
+
+        Raises
+        ------
+        ValueError, TypeError
+            ``loss`` is not a finite number.
+        """
+        loss = _checks.finite("ReduceOnPlateau.observe", "loss", loss)
+        scale = abs(self._best or 0.0) if self.threshold_mode == "rel" else 1.0
+        if self._best is None or self._best - loss > self.threshold * scale:
+            self._best, self._failures = loss, 0
+        elif not self._cooling:
+            self._failures += 1
+        self._cooling = max(0, self._cooling - 1)
+        if self._failures == self.patience:
+            self._rate = max(float(self.min_lr), self._rate * self.factor)
+            self._failures, self._cooling = 0, self.cooldown
+
+    def state_dict(self) -> dict[str, float | int | None]:
+        """What the losses observed so far have led to, by name."""
+        return {"rate": self._rate, "best": self._best, "failures": self._failures, "cooling": self._cooling}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` of a schedule with the same parameters returned.
+
+        Raises
+        ------
+        KeyError
+            A name is missing, or one is unknown.
+        """
+        if state.keys() != self.state_dict().keys():
+            raise KeyError(
+                f"ReduceOnPlateau.load_state_dict: state has {sorted(state)}, expected {sorted(self.state_dict())}"
+            )
+        self._rate, self._best = state["rate"], state["best"]
+        self._failures, self._cooling = state["failures"], state["cooling"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import pickle
 from dataclasses import FrozenInstanceError
@@ -10,8 +11,9 @@ from dataclasses import FrozenInstanceError
 import golden
 import numpy as np
 import pytest
-from tolerance import epsilon
+from tolerance import assert_same, epsilon
 
+from gpurnn.optimizers import SGD
 from gpurnn.schedules import (
     Constant,
     CosineWithWarmRestarts,
@@ -23,9 +25,11 @@ from gpurnn.schedules import (
     MultiStep,
     OneCycle,
     Polynomial,
+    ReduceOnPlateau,
     Step,
     TimeBased,
 )
+from gpurnn.training import CheckpointError, TokenStream, Trainer
 
 EVERY = [
     Constant(0.1),
@@ -73,12 +77,14 @@ def torch_schedule(record):
     return schedule, 60
 
 
+PLATEAUS = [r for r in golden.records("misc") if r["kind"] == "lr_scheduler" and r["algo"] == "ReduceLROnPlateau"]
 CASES = [r for r in golden.records("misc") if r["kind"] == "lr_scheduler" and r["algo"] != "ReduceLROnPlateau"]
 
 
 def test_the_cases_are_there():
     assert len(CASES) == 14
     assert len({record["algo"] for record in CASES}) == 10
+    assert len(PLATEAUS) == 3
 
 
 @pytest.mark.parametrize("record", CASES, ids=lambda record: record["name"])
@@ -87,6 +93,22 @@ def test_schedules_give_what_torch_gives(record):
     expected = golden.arrays("misc", record["name"])["lr"][:count]
     assert len(expected) == count
     np.testing.assert_allclose([schedule(step) for step in range(count)], expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("record", PLATEAUS, ids=lambda record: record["name"])
+def test_plateaus_give_what_torch_gives(record):
+    options = dict(record["kwargs"])
+    patience = options.pop("patience") + 1  # PyTorch's is the number of evaluations that it bears, not that it acts on
+    sign = {"min": 1, "max": -1}[options.pop("mode", "min")]
+    # PyTorch makes no reduction by less than 1e-8: 3e-9 stays.
+    options.setdefault("min_lr", record["base_lr"] * 1e-8)
+    schedule = ReduceOnPlateau(record["base_lr"], patience=patience, **options)
+    arrays = golden.arrays("misc", record["name"])
+    rates = []
+    for step, metric in enumerate(arrays["metric"]):
+        rates.append(schedule(step))
+        schedule.observe(sign * metric)
+    np.testing.assert_allclose(rates, arrays["lr"], rtol=1e-9, atol=1e-15)
 
 
 def test_formulas():
@@ -187,6 +209,163 @@ def test_one_cycle_is_continuous_at_its_peak():
     assert linear(3) == pytest.approx(1 - (1 - 0.25e-6) * 0.5 / 6.5, rel=1e-14)
 
 
+def rates_of(schedule, losses):
+    rates = []
+    for loss in losses:
+        schedule.observe(loss)
+        rates.append(schedule(0))
+    return rates
+
+
+def test_a_plateau_is_patience_evaluations_without_improvement():
+    reduce = ReduceOnPlateau(8.0, factor=0.5, patience=2, threshold=0.0, min_lr=3.0)
+    assert reduce(0) == reduce(1000) == 8.0
+    # An equal loss is no improvement; each improvement begins the count anew, and so does each reduction.
+    losses = [5, 5, 4, 4, 3.9, 6, 6, 3.8, 3.9, 3.9, 3.9, 3.9, 3.9]
+    assert rates_of(reduce, losses) == [8, 8, 8, 8, 8, 8, 4, 4, 4, 3, 3, 3, 3]
+
+
+def test_evaluations_while_cooling_down_do_not_count():
+    cooling = ReduceOnPlateau(8.0, factor=0.5, patience=1, cooldown=2)
+    assert rates_of(cooling, [1, 2, 2, 2, 2, 2, 0.5, 0.6]) == [8, 4, 4, 4, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("threshold_mode", "best", "improved", "not_improved"),
+    [("rel", 10, 8.9, 9.1), ("rel", -10, -11.1, -10.9), ("abs", 10, 9.85, 9.95), ("abs", -10, -10.15, -10.05)],
+)
+def test_the_threshold_of_an_improvement(threshold_mode, best, improved, not_improved):
+    def schedule():
+        return ReduceOnPlateau(1.0, patience=1, threshold=0.1, threshold_mode=threshold_mode)
+
+    assert rates_of(schedule(), [best, improved]) == [1.0, 1.0]
+    assert rates_of(schedule(), [best, not_improved]) == [1.0, 0.1]
+
+
+@pytest.mark.parametrize("stop", range(12))
+def test_a_plateau_goes_on_from_its_state(stop):
+    def schedule():
+        return ReduceOnPlateau(8.0, factor=0.7, patience=2, cooldown=1)
+
+    losses = [5, 4, 6, 6, 6, 6, 3, 7, 7, 7, 7, 2]
+    first, second = schedule(), schedule()
+    part = rates_of(first, losses[:stop])
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert part + rates_of(second, losses[stop:]) == rates_of(schedule(), losses)
+    assert repr(first) == repr(schedule())  # the state is none of the parameters
+    with pytest.raises(KeyError, match=r"load_state_dict: state has \['best'\], expected \['best', 'cooling', 'fail"):
+        second.load_state_dict({"best": 1.0})
+
+
+def test_what_a_plateau_cannot_observe():
+    schedule = ReduceOnPlateau(1.0)
+    before = schedule.state_dict()
+    for loss in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"ReduceOnPlateau.observe: loss is {loss}, expected a finite number"):
+            schedule.observe(loss)
+    with pytest.raises(ValueError, match="ReduceOnPlateau: step is -1, expected at least 0"):
+        schedule(-1)
+    assert schedule.state_dict() == before
+
+
+class Descent:
+    """A model whose validation losses are written down beforehand, by the number of gradients taken so far."""
+
+    def __init__(self, validation):
+        self.params = {"weight": np.zeros(3)}
+        self.validation, self.taken = validation, 0
+
+    def loss(self, inputs, targets, state=None, lengths=None):
+        return np.asarray(self.validation[self.taken - 1]), None
+
+    def loss_and_gradients(self, inputs, targets, state=None, lengths=None, *, rng=None):
+        self.taken += 1
+        return np.asarray(1.0), None, {"weight": np.full(3, 1.0 / self.taken)}
+
+    def training_state(self):
+        return {"taken": self.taken}
+
+    def load_training_state(self, state):
+        self.taken = state["taken"]
+
+
+LOSSES = [5.0, 4.0, 4.0, 4.5, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]
+
+
+def plateau_trainer(directory, steps=10, schedule=None, **options):
+    one = TokenStream(np.zeros(2, int), 1, 1)
+    schedule = schedule or ReduceOnPlateau(0.7, factor=0.3, patience=2, cooldown=1)
+    options = {"validation": one, "validation_interval": 1, "checkpoint_interval": 3, "log_interval": 1, **options}
+    run = Trainer(Descent(LOSSES), one, SGD(lr=9.0), steps=steps, schedule=schedule, directory=directory,
+                  progress=False, **options)  # fmt: skip
+    return run
+
+
+def learning_rates(run):
+    return [line["learning_rate"] for line in run.history if "loss" in line]
+
+
+def test_the_trainer_reduces_the_rate_on_a_plateau():
+    run = plateau_trainer(None)
+    run.train()
+    once, twice = 0.7 * 0.3, 0.7 * 0.3 * 0.3
+    # Validation comes after the step: the failures of steps 2 and 3 lower the rate of step 4.
+    assert learning_rates(run) == [0.7] * 4 + [once] * 3 + [twice] * 3
+    rates = learning_rates(run)
+    weight = -sum(rate / (step + 1) for step, rate in enumerate(rates))
+    np.testing.assert_allclose(run.model.params["weight"], weight, rtol=100 * epsilon("float64"))
+
+
+@pytest.mark.parametrize("stop", range(1, 10))
+def test_training_on_a_plateau_resumes_with_the_same_bits(tmp_path, stop):
+    whole = plateau_trainer(tmp_path / "whole")
+    whole.train()
+    part = plateau_trainer(tmp_path / "part")
+    take = part._take_step
+
+    def killed():
+        if part.step == stop:
+            raise MemoryError
+        return take()
+
+    part._take_step = killed
+    with pytest.raises(MemoryError):
+        part.train()
+    resumed = plateau_trainer(tmp_path / "part")
+    assert resumed.resume() == stop // 3 * 3
+    resumed.train()
+    assert_same(resumed.model.params, whole.model.params)
+    assert resumed.schedule.state_dict() == whole.schedule.state_dict()
+    assert learning_rates(resumed) == learning_rates(whole)
+
+
+def test_another_plateau_is_another_run(tmp_path):
+    plateau_trainer(tmp_path, steps=4).train()
+    other = ReduceOnPlateau(0.7, factor=0.3, patience=3, cooldown=1)
+    with pytest.raises(CheckpointError, match=r"learning_rate is ReduceOnPlateau.*patience=2.*patience=3"):
+        plateau_trainer(tmp_path, schedule=other).resume()
+    assert other(0) == 0.7
+    with pytest.raises(CheckpointError, match=r"a run whose learning_rate is ReduceOnPlateau.*here it is \[0.7, 0.7"):
+        plateau_trainer(tmp_path, schedule=Constant(0.7)).resume()
+
+
+def test_a_plateau_needs_losses():
+    with pytest.raises(ValueError, match="Trainer: validation is None, expected data, whose losses the schedule"):
+        plateau_trainer(None, validation=None, validation_interval=None)
+
+
+def test_a_schedule_that_observes_has_a_state():
+    class Forgetful:
+        def __call__(self, step):
+            return 0.1
+
+        def observe(self, loss):
+            pass
+
+    with pytest.raises(TypeError, match=r"schedule is a .*Forgetful without .'state_dict', 'load_state_dict'"):
+        plateau_trainer(None, schedule=Forgetful())
+
+
 @pytest.mark.parametrize("schedule", EVERY, ids=repr)
 def test_a_schedule_remembers_nothing(schedule):
     forward = [schedule(step) for step in range(30)]
@@ -257,6 +436,19 @@ def test_steps_that_are_none_are_refused(schedule):
         (lambda: OneCycle(1, 10, div_factor=0.5), ValueError, "OneCycle: div_factor is 0.5, expected a number of at"),
         (lambda: OneCycle(1, 10, final_div_factor=math.nan), ValueError, "final_div_factor is nan, expected a finite"),
         (lambda: OneCycle(1, 10, anneal="cos"), ValueError, "anneal is 'cos', expected one of 'cosine', 'linear'"),
+        (lambda: ReduceOnPlateau(-1), ValueError, "ReduceOnPlateau: lr is -1"),
+        (lambda: ReduceOnPlateau(1, 1.0), ValueError, r"ReduceOnPlateau: factor is 1.0, expected a number in \[0, 1\)"),
+        (lambda: ReduceOnPlateau(1, -0.1), ValueError, "ReduceOnPlateau: factor is -0.1"),
+        (lambda: ReduceOnPlateau(1, patience=0), ValueError, "ReduceOnPlateau: patience is 0, expected at least 1"),
+        (lambda: ReduceOnPlateau(1, threshold=-1), ValueError, "ReduceOnPlateau: threshold is -1"),
+        (
+            lambda: ReduceOnPlateau(1, threshold_mode="max"),
+            ValueError,
+            "threshold_mode is 'max', expected one of 'rel'",
+        ),
+        (lambda: ReduceOnPlateau(1, cooldown=0.5), TypeError, "cooldown is 0.5, expected a whole number"),
+        (lambda: ReduceOnPlateau(1, min_lr=2), ValueError, "ReduceOnPlateau: min_lr is 2, expected at most lr, 1"),
+        (lambda: ReduceOnPlateau(1, min_lr=-1), ValueError, "ReduceOnPlateau: min_lr is -1"),
         (lambda: CosineWithWarmup(-1, 10), ValueError, "CosineWithWarmup: lr is -1"),
         (lambda: CosineWithWarmup(0.1, 5, 5), ValueError, "CosineWithWarmup: total_steps is 5, expected at least 6"),
         (lambda: CosineWithWarmup(0.1, 5, -1), ValueError, "warmup_steps is -1, expected at least 0"),

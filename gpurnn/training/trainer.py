@@ -93,6 +93,8 @@ class Trainer:
         When training ends, counted from its very beginning; exactly one of the two.
     schedule : callable, optional
         ``schedule(step)`` is the learning rate of a step, from 0; see `gpurnn.schedules`. None: the optimizer's own.
+        One with a method ``observe`` is given each validation loss, ``observe(loss)``, and its ``state_dict`` is kept
+        in the checkpoints; so `gpurnn.schedules.ReduceOnPlateau`.
     teacher_forcing : float or callable, optional
         How likely a decoder is to be fed the true target of the step before instead of its own prediction: a number in
         [0, 1], or that of a step, ``teacher_forcing(step)``; see `gpurnn.schedules`. It goes to the model's
@@ -222,6 +224,11 @@ class Trainer:
         self.clip_norm, self.clip_value, self.l2 = clip_norm, clip_value, l2
         if validation is None and (patience is not None or validation_interval is not None):
             raise ValueError(f"{where}: validation is None, expected data for early stopping or validation_interval")
+        self._observer: Any = schedule if hasattr(schedule, "observe") else None
+        if self._observer is not None:
+            _require(where, "schedule", schedule, "observe", "state_dict", "load_state_dict")
+            if validation is None:
+                raise ValueError(f"{where}: validation is None, expected data, whose losses the schedule can observe")
         self.validation = validation
         if validation_interval is not None:
             validation_interval = _checks.integer_at_least(where, "validation_interval", validation_interval, 1)
@@ -326,6 +333,8 @@ class Trainer:
         self._best = self._on_device(saved["best"])
         if hasattr(self.model, "training_state"):
             self.model.load_training_state(self._on_device(saved["model"]))  # type: ignore[attr-defined]
+        if self._observer is not None:
+            self._observer.load_state_dict(saved["schedule"])
         self.step = self.saved_step = saved["step"]
         self._checkpoint = path
         self._keep_metrics_to(self.step)
@@ -430,6 +439,8 @@ class Trainer:
         if not math.isfinite(loss):
             raise self._diverged(f"the validation loss is {loss:g}", {})
         self._log(self._stated("validation_", loss))
+        if self._observer is not None:
+            self._observer.observe(loss)
         if self.patience is None:
             return
         if self._best is None or loss < self._best["loss"]:
@@ -485,11 +496,16 @@ class Trainer:
         if difference is not None:
             raise CheckpointError(f"{path}: belongs to a run whose {difference}")
 
-    def _scheduled(self, step: int) -> dict[str, list[float | None] | None]:
+    def _scheduled(self, step: int) -> dict[str, list[float | None] | str | None]:
         """What the schedules give at the beginning, half way to ``step`` and at it: fingerprints of them."""
         at = (0, step // 2, step)
+        learning_rate: list[float | None] | str | None = None
+        if self._observer is not None:
+            learning_rate = repr(self._observer)  # what it gives depends on what it has observed
+        elif self.schedule is not None:
+            learning_rate = [float(self.schedule(s)) for s in at]
         return {
-            "learning_rate": None if self.schedule is None else [float(self.schedule(s)) for s in at],
+            "learning_rate": learning_rate,
             "teacher_forcing": None if self.teacher_forcing is None else [self._teacher_forcing(s) for s in at],
         }
 
@@ -513,6 +529,7 @@ class Trainer:
             "unlogged": self._unlogged,
             "best": self._best,
             "model": self.model.training_state() if hasattr(self.model, "training_state") else None,
+            "schedule": None if self._observer is None else self._observer.state_dict(),
             "config": {**self._config(), **self._scheduled(self.step)},
         }
         self._checkpoint = save_checkpoint(self.directory / "checkpoints", self.step, state)
