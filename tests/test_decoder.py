@@ -168,6 +168,8 @@ def test_a_call_is_its_steps_and_what_vjp_returns(kind, layers, each_wing):
 def test_memory_past_a_length_is_not_read(kind):
     decoder, x, memory, state, lengths = problem(kind)
     (output, weights, final), pull = decoder.vjp(x, memory, state, lengths)
+    # A copy: the first pullback holds the array itself.
+    memory = memory.copy()
     memory[2:, 1] = np.nan
     (other, alpha, last), pull_other = decoder.vjp(x, memory, state, lengths)
     assert_same((other, alpha, last), (output, weights, final))
@@ -242,9 +244,11 @@ def test_stacks_that_are_refused():
         ({"memory": np.zeros((4, 3, 3))}, r"memory has shape \(4, 3, 3\), expected \(S, B, memory_size\)"),
         ({"state": np.zeros((1, 3, 3))}, r"state has shape \(1, 3, 3\), expected \(num_layers.*, B, hidden_size\)"),
         ({"lengths": np.array([9, 0])}, "lengths holds 0 ... 9"),
+        ({"lengths": np.array([4])}, r"lengths has shape \(1,\), expected \(B,\) = \(2,\)"),
+        ({"lengths": np.array([4.0, 2.0])}, "lengths has dtype float64, expected an integer dtype"),
     ],
 )
-@pytest.mark.parametrize("kind", ["additive", "general"])
+@pytest.mark.parametrize("kind", ["additive", "general", "general-fed"])
 def test_arguments_that_are_refused(kind, change, message):
     decoder, x, memory, state, lengths = problem(kind)
     arguments = {"x": x, "memory": memory, "state": state, "lengths": lengths, **change}
@@ -254,3 +258,28 @@ def test_arguments_that_are_refused(kind, change, message):
     plain, x, *_ = problem("plain")
     with pytest.raises(ValueError, match="memory is given, expected None without attention"):
         plain(x, memory)
+    with pytest.raises(ValueError, match="lengths is given, expected None without attention"):
+        plain(x, lengths=lengths)
+
+
+@pytest.mark.parametrize("kind", ["additive", "general", "general-fed"])
+def test_steps_that_are_refused(kind):
+    decoder, x, memory, state, lengths = problem(kind)
+    for arguments, message in (
+        ((None,), "memory is None"),
+        ((memory[..., :2],), r"memory has shape \(4, 2, 2\), expected \(S, B, memory_size\) = \(S, 2, 3\)"),
+        ((memory.astype("float32"),), "memory has dtype float32"),
+        ((memory, state[:, :1]), r"state has shape \(1, 1, 3\)"),
+        ((memory, state, lengths[:1]), r"lengths has shape \(1,\), expected \(B,\) = \(2,\)"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^Decoder: {message}"):
+            decoder.begin(*arguments)
+    carried = decoder.begin(memory, state, lengths)
+    for wrong, message in (
+        (None, "x is None"),
+        (x[0][:1], r"x has shape \(1, 2\), expected \(B, input_size\) = \(2, 2\)"),
+        (x[0][:, :1], r"x has shape \(2, 1\), expected \(B, input_size\)"),
+        (x[0].astype("float32"), "x has dtype float32"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^Decoder: {message}"):
+            decoder.step(wrong, carried)

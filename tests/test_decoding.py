@@ -80,6 +80,35 @@ def test_a_beam_of_all_prefixes_finds_the_best_sequences(seed, alpha, beta):
             assert hypothesis.tokens.dtype == np.int32
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.0), (1.0, 0.4)])
+@pytest.mark.parametrize("beam_size", [1, 2, 3])
+def test_a_narrow_beam_keeps_its_likeliest_prefixes(seed, alpha, beta, beam_size):
+    """A search written with lists, of one row, which never stops early."""
+    model = Known(seed, B=2, sharpness=1.0)
+    found = search(model, beam_size=beam_size, alpha=alpha, beta=beta, best=beam_size)
+    for row in range(2):
+        prefixes, ended = [()], []
+        for _ in range(LONGEST):
+            longer = sorted(
+                ((*prefix, token) for prefix in prefixes for token in range(V)),
+                key=lambda tokens: -model.log_probability(row, tokens),
+            )
+            going = [tokens for tokens in longer if tokens[-1] != END]
+            prefixes = going[:beam_size]
+            last = longer.index(prefixes[-1])
+            ended += [tokens for tokens in longer[:last] if tokens[-1] == END]
+
+        def score(tokens, row=row):
+            likely = model.log_probability(row, tokens)
+            return likely / ((5 + len(tokens)) / 6) ** alpha + beta * model.coverage(row, tokens)
+
+        expected = sorted(ended, key=lambda tokens: -score(tokens))[:beam_size]
+        missing = beam_size - len(expected)
+        expected = sorted([*expected, *prefixes[:missing]], key=lambda tokens: -score(tokens))
+        assert [tuple(h.tokens.tolist()) for h in found[row]] == expected
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("beam_size", [1, 2, 5])
 def test_rows_do_not_see_each_other(seed, beam_size):

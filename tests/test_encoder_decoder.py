@@ -88,6 +88,19 @@ def test_gradients(kind, rng):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_dropout_acts_on_both_embeddings_between_layers_and_before_the_output(kind):
+    model = small(kind, dropout=0.4)
+    source, (tokens, _), lengths = batch()
+    previous, rng = model._shifted(tokens), np.random.default_rng(5)
+    drop = gpurnn.Dropout(0.4)
+    (memory, final), _ = model.encoder.vjp(drop.vjp(model.source(source), rng)[0], None, lengths, rng=rng)
+    y = drop.vjp(model.target(previous), rng)[0]
+    looks = (memory, lengths) if model.decoder.attention else (None, None)
+    (read, _, _), _ = model.decoder.vjp(y, looks[0], model._bridge(final)[0], looks[1], rng)
+    assert_same(model.vjp(source, previous, lengths, 5)[0][0], model.output(drop.vjp(read, rng)[0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_the_loss_and_of_the_log_likelihood(kind, each_wing):
     model = small(kind)
     source, targets, lengths = batch()
@@ -197,6 +210,36 @@ def test_the_trainer_schedules_teacher_forcing():
     assert any((p != other.params[name]).any() for name, p in model.params.items())
 
 
+@pytest.mark.parametrize("kind", ["additive", "general", "dot-fed"])
+def test_hypotheses_are_scored_by_likelihood_length_and_coverage(kind):
+    model = small(kind)
+    source, _, lengths = batch()
+    found = model.beam_search(
+        source, lengths, max_length=4, beam_size=5, length_penalty=0.9, coverage_penalty=0.3, best=5
+    )  # fmt: skip
+    assert {h.tokens[-1] == model.end for hypotheses in found for h in hypotheses} == {True, False}
+    for row, hypotheses in enumerate(found):
+        S, x = lengths[row], source[:, row : row + 1]
+        for h in hypotheses:
+            y = h.tokens[:, None], np.array([len(h.tokens)])
+            (likely,) = model.log_likelihood(x, y, lengths[row : row + 1])
+            looked = np.minimum(model.align(x, y, lengths[row : row + 1])[:, 0, :S].sum(axis=0), 1)
+            score = likely / ((5 + len(h.tokens)) / 6) ** 0.9 + 0.3 * np.log(looked).sum()
+            assert h.log_probability == pytest.approx(likely, rel=1e-12)
+            assert h.score == pytest.approx(score, rel=1e-12)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_what_is_cut_short_keeps_its_last_token(beam_size):
+    model = small("additive")
+    model.output.params["bias"][model.end] = -100
+    (tokens,) = model.predict([np.array([3, 4])], max_length=3, beam_size=beam_size)
+    assert len(tokens) == 3
+    model.output.params["bias"][model.end] = 100
+    (tokens,) = model.predict([np.array([3, 4])], max_length=3, beam_size=beam_size)
+    assert len(tokens) == 0
+
+
 def test_the_alignment_is_that_of_the_decoder():
     model = small("additive")
     source, targets, lengths = batch()
@@ -287,6 +330,20 @@ def test_options_that_are_refused(options, message):
     [
         (lambda m, s, t, n: m.loss(s, t[0]), r"targets is a ndarray, expected a pair \(tokens, lengths\)"),
         (lambda m, s, t, n: m.loss(s, (t[0], t[1][:2])), r"target_lengths has shape \(2,\), expected \(B,\) = \(3,\)"),
+        (lambda m, s, t, n: m.loss(s, (t[0], t[1] + 1)), r"targets: lengths holds 2 ... 5, expected 0 ... T = 4"),
+        (lambda m, s, t, n: m.loss(s, (t[0], -t[1])), r"targets: lengths holds -4 ... -1, expected 0 ... T = 4"),
+        (
+            lambda m, s, t, n: m.loss(s[:, :2], t, None, n[:2]),
+            r"targets has shape \(4, 3\), expected \(T, B\) with the B = 2 of source",
+        ),
+        (lambda m, s, t, n: m(s[:, :2], t[0]), r"previous has shape \(4, 3\), expected \(T, B\) with the B = 2"),
+        (lambda m, s, t, n: m.vjp(s[:, :2], t[0]), r"previous has shape \(4, 3\), expected \(T, B\) with the B = 2"),
+        (lambda m, s, t, n: m.log_likelihood_vjp(s, t, n)[1](None), "dlog_probs is None"),
+        (
+            lambda m, s, t, n: m.log_likelihood_vjp(s, t, n)[1](np.ones(1)),
+            r"dlog_probs has shape \(1,\), expected the shape of log_probs = \(3,\)",
+        ),
+        (lambda m, s, t, n: m.loss_and_gradients(s, t, None, n, teacher_forcing="1"), "teacher_forcing is '1'"),
         (lambda m, s, t, n: m.loss(s[0], t), r"source has shape \(3,\)"),
         (lambda m, s, t, n: m(s * 1.0, t[0], n), "source has dtype float64"),
         (lambda m, s, t, n: m(s[:0], t[0], n), r"source has shape \(0, 3\), expected at least one step"),

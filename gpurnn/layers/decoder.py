@@ -220,7 +220,7 @@ class Decoder(Layer):
         state
             The stack's final state.
         """
-        xp = self._check(x, memory, state)
+        xp = self._check(x, memory, lengths)
         if not self.stepwise:
             y, final = self.recurrent(x, state)
             if self.attention is None:
@@ -255,6 +255,7 @@ class Decoder(Layer):
         """
         like = self.recurrent.params["weight_hh_l0"]
         xp = _dispatch.namespace("Decoder", params=like, memory=memory, lengths=lengths)
+        self._check_memory(memory, lengths, None if memory is None else memory.shape[1:2])
         layers = self._unpacked(xp, state, batch if memory is None else memory.shape[1])
         B = layers[0][0].shape[0]
         fed = _dispatch.zeros(xp, (B, self.output_size), like) if self.input_feeding else None
@@ -269,7 +270,12 @@ class Decoder(Layer):
 
     def step(self, x: Array, carried: Carried) -> tuple[Array, Array | None, Carried]:
         """One step of x (B, input_size): the output (B, output_size), alpha (B, S) or None, and what comes next."""
-        xp = _dispatch.namespace("Decoder", x=x)
+        like = self.recurrent.params["weight_ih_l0"]
+        _checks.given("Decoder", x=x)
+        xp = _dispatch.namespace("Decoder", params=like, x=x)
+        _checks.same_dtype("Decoder", params=like, x=x)
+        B = carried.state[0][0].shape[0]
+        _checks.shape("Decoder", "x", x, (B, self.input_size), "(B, input_size)")
         own = xp.matmul(x, self.recurrent.params["weight_ih_l0"][:, : self.input_size].T)
         output, weights, carried, _ = self._step(xp, x, own, carried, training=False)
         return output, weights, carried
@@ -338,7 +344,7 @@ class Decoder(Layer):
         ``pullback((doutput, dweights, dstate))``, each of them None for zero, returns ``((dx, dmemory, dstate0),
         grads)``. With ``rng`` the stack drops between its layers.
         """
-        xp = self._check(x, memory, state)
+        xp = self._check(x, memory, lengths)
         if self.stepwise:
             return self._vjp_of_steps(xp, x, memory, state, lengths, rng)
         (y, final), pull_recurrent = self.recurrent.vjp(x, state, rng=rng)
@@ -488,32 +494,42 @@ class Decoder(Layer):
             functional.check_cotangent("Decoder", "weights", cotangents[1], weights)
         return cotangents[0], cotangents[1], cotangents[2]
 
-    def _check(self, x: Array, memory: Array | None, state: State) -> Any:
+    def _check(self, x: Array, memory: Array | None, lengths: Array | None) -> Any:
         where = "Decoder"
         _checks.given(where, x=x)
         weight = self.recurrent.params["weight_ih_l0"]
-        xp = _dispatch.namespace(where, params=weight, x=x, memory=memory)
-        _checks.same_dtype(where, params=weight, x=x, memory=memory)
+        xp = _dispatch.namespace(where, params=weight, x=x, memory=memory, lengths=lengths)
+        _checks.same_dtype(where, params=weight, x=x)
         _checks.ndim(where, "x", x, 3, "(T, B, input_size)")
         if x.shape[2] != self.input_size or x.shape[0] == 0:
             raise ValueError(
                 f"{where}: x has shape {tuple(x.shape)}, expected at least one step of input_size = {self.input_size}"
             )
+        self._check_memory(memory, lengths, x.shape[1:2])
+        return xp
+
+    def _check_memory(self, memory: Array | None, lengths: Array | None, batch: tuple[int, ...] | None) -> None:
+        """Refuse a memory, or lengths of it, that are not for this decoder and a ``batch`` of (B,) rows."""
+        where = "Decoder"
         if self.attention is None:
-            if memory is not None:
-                raise ValueError(f"{where}: memory is given, expected None without attention")
-            return xp
+            for name, array in (("memory", memory), ("lengths", lengths)):
+                if array is not None:
+                    raise ValueError(f"{where}: {name} is given, expected None without attention")
+            return
         _checks.given(where, memory=memory)
         assert memory is not None
+        assert batch is not None
+        _checks.same_dtype(where, params=self.recurrent.params["weight_ih_l0"], memory=memory)
         K = self._own["weight_keys" if self.attention == "additive" else "weight_combine"].shape[1]
         K -= 0 if self.attention == "additive" else self.recurrent.hidden_size
         _checks.ndim(where, "memory", memory, 3, "(S, B, memory_size)")
-        if tuple(memory.shape[1:]) != (x.shape[1], K):
+        if tuple(memory.shape[1:]) != (*batch, K):
             raise ValueError(
-                f"{where}: memory has shape {tuple(memory.shape)}, expected (S, B, memory_size) = "
-                f"(S, {x.shape[1]}, {K})"
+                f"{where}: memory has shape {tuple(memory.shape)}, expected (S, B, memory_size) = (S, {batch[0]}, {K})"
             )
-        return xp
+        if lengths is not None:
+            _checks.integer(where, "lengths", lengths)
+            _checks.shape(where, "lengths", lengths, batch, "(B,)")
 
     def _unpacked(self, xp: Any, state: State, batch: int | None) -> tuple[tuple[Array, ...], ...]:
         """The state (L, B, H), or a pair of such, by layers; zero where there is None."""

@@ -214,8 +214,8 @@ class EncoderDecoder(Model):
         weights : (T, B, S) array or None
             alpha: where the decoder looked. None without attention.
         """
+        self._check_pair(source, "previous", previous)
         memory, state = self._encode(source, lengths)
-        self._check_tokens("previous", previous)
         read, weights, _ = self.decoder(self.target(previous), memory, state, lengths if self._looks else None)
         return self.output(read), weights
 
@@ -231,8 +231,7 @@ class EncoderDecoder(Model):
         With ``rng`` dropout acts; without it these are the gradients of evaluation mode.
         """
         where = "EncoderDecoder"
-        self._check_tokens("source", source)
-        self._check_tokens("previous", previous)
+        self._check_pair(source, "previous", previous)
         random = None if rng is None else generator(where, rng)
         x, pull_source = self.source.vjp(source)
         x, pull_dropped_source = self._dropped.vjp(x, random)
@@ -307,6 +306,15 @@ class EncoderDecoder(Model):
         if tokens.shape[0] == 0:
             raise ValueError(f"{where}: {name} has shape {tuple(tokens.shape)}, expected at least one step")
 
+    def _check_pair(self, source: Array, name: str, tokens: Array) -> None:
+        self._check_tokens("source", source)
+        self._check_tokens(name, tokens)
+        if tokens.shape[1] != source.shape[1]:
+            raise ValueError(
+                f"EncoderDecoder: {name} has shape {tuple(tokens.shape)}, expected (T, B) with the B = "
+                f"{source.shape[1]} of source"
+            )
+
     # ---- Losses ------------------------------------------------------------------------------------------------------
 
     def loss(
@@ -324,7 +332,7 @@ class EncoderDecoder(Model):
         lengths : (B,) integer array, optional
             Of the sources.
         """
-        tokens, mask = self._targets(targets)
+        tokens, mask = self._targets(inputs, targets)
         logits, _ = self(inputs, self._shifted(tokens), lengths)
         return losses.cross_entropy(logits, tokens, mask=mask), None
 
@@ -348,7 +356,7 @@ class EncoderDecoder(Model):
             free running, what lies between scheduled sampling (Bengio et al. 2015). A token has no gradient, so the
             gradients are those of the loss given the tokens that were read, exactly.
         """
-        tokens, mask = self._targets(targets)
+        tokens, mask = self._targets(inputs, targets)
         random = None if rng is None else generator("EncoderDecoder", rng)
         previous = self._read(inputs, tokens, lengths, teacher_forcing, random)
         (logits, _), pullback = self.vjp(inputs, previous, lengths, random)
@@ -359,7 +367,7 @@ class EncoderDecoder(Model):
 
     def log_likelihood(self, source: Array, targets: tuple[Array, Array], lengths: Array | None = None) -> Array:
         """log P(y | x) = sum_t log P(y_t | y_1 .. y_{t-1}, x) of each target (B,), in nats; arguments as in `loss`."""
-        tokens, mask = self._targets(targets)
+        tokens, mask = self._targets(source, targets)
         logits, _ = self(source, self._shifted(tokens), lengths)
         xp = _dispatch.namespace("EncoderDecoder", logits=logits)
         return -xp.sum(losses.cross_entropy(logits, tokens, mask=mask, reduction="none"), axis=0)
@@ -372,30 +380,36 @@ class EncoderDecoder(Model):
         rng: int | np.random.Generator | None = None,
     ) -> tuple[Array, Callable[[Array], tuple[None, dict[str, Array]]]]:
         """`log_likelihood`, and the pullback from its gradient (B,) to ``(None, grads)``. With ``rng`` dropout acts."""
-        tokens, mask = self._targets(targets)
+        tokens, mask = self._targets(source, targets)
         (logits, _), pull = self.vjp(source, self._shifted(tokens), lengths, rng)
         xp = _dispatch.namespace("EncoderDecoder", logits=logits)
         nats, pull_nats = losses.cross_entropy.vjp(logits, tokens, mask=mask, reduction="none")
+        likely = -xp.sum(nats, axis=0)
 
-        def pullback(d: Array) -> tuple[None, dict[str, Array]]:
-            dlogits, _ = pull_nats(xp.zeros_like(nats) - d[None, :])
+        def pullback(dlog_probs: Array) -> tuple[None, dict[str, Array]]:
+            _checks.given("EncoderDecoder", dlog_probs=dlog_probs)
+            functional.check_cotangent("EncoderDecoder", "log_probs", dlog_probs, likely)
+            dlogits, _ = pull_nats(xp.zeros_like(nats) - dlog_probs[None, :])
             _, grads = pull((dlogits, None))
             return None, grads
 
-        return -xp.sum(nats, axis=0), pullback
+        return likely, pullback
 
-    def _targets(self, targets: Any) -> tuple[Array, Array]:
+    def _targets(self, source: Array, targets: Any) -> tuple[Array, Array]:
         """The target tokens and which of them exist."""
         if not isinstance(targets, (tuple, list)) or len(targets) != 2:
             raise TypeError(
                 f"EncoderDecoder: targets is a {type(targets).__qualname__}, expected a pair (tokens, lengths)"
             )
         tokens, lengths = targets
-        self._check_tokens("targets", tokens)
+        self._check_pair(source, "targets", tokens)
         _checks.given("EncoderDecoder", target_lengths=lengths)
         _dispatch.namespace("EncoderDecoder", targets=tokens, target_lengths=lengths)
         _checks.integer("EncoderDecoder", "target_lengths", lengths)
         _checks.shape("EncoderDecoder", "target_lengths", lengths, (tokens.shape[1],), "(B,)")
+        _dispatch.wing("EncoderDecoder", targets=tokens).check_lengths(
+            "EncoderDecoder.targets", lengths, tokens.shape[0]
+        )
         return tokens, existing(tokens, lengths)
 
     def _shifted(self, tokens: Array) -> Array:
@@ -409,8 +423,7 @@ class EncoderDecoder(Model):
     ) -> Array:
         """What the decoder reads where the target is told with a probability of ``share``."""
         where = "EncoderDecoder.loss_and_gradients"
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"{where}: teacher_forcing is {share!r}, expected a number from 0 to 1")
+        share = _checks.probability(where, "teacher_forcing", share)
         target = self._shifted(tokens)
         if share == 1.0:
             return target
@@ -556,7 +569,7 @@ class EncoderDecoder(Model):
         """
         if not self._looks:
             raise ValueError("EncoderDecoder.align: the model has no attention, expected one with an alignment")
-        tokens, _ = self._targets(targets)
+        tokens, _ = self._targets(source, targets)
         return self(source, self._shifted(tokens), lengths)[1]
 
     # ---- Examples ----------------------------------------------------------------------------------------------------
