@@ -223,6 +223,7 @@ def test_a_plateau_is_patience_evaluations_without_improvement():
     # An equal loss is no improvement; each improvement begins the count anew, and so does each reduction.
     losses = [5, 5, 4, 4, 3.9, 6, 6, 3.8, 3.9, 3.9, 3.9, 3.9, 3.9]
     assert rates_of(reduce, losses) == [8, 8, 8, 8, 8, 8, 4, 4, 4, 3, 3, 3, 3]
+    assert rates_of(ReduceOnPlateau(8.0, 0.5, patience=2, threshold=0.0), [5, 5, 5]) == [8, 8, 4]
 
 
 def test_evaluations_while_cooling_down_do_not_count():
