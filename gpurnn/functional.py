@@ -382,7 +382,8 @@ def gru(
     )  # fmt: skip
 
 
-def _activation(xp: Any, name: str, a: Array) -> Array:
+def activate(xp: Any, name: str, a: Array) -> Array:
+    """An activation of `DENSE_ACTIVATIONS`, elementwise or over the last axis."""
     if name == "tanh":
         return xp.tanh(a)
     if name == "relu":
@@ -396,7 +397,8 @@ def _activation(xp: Any, name: str, a: Array) -> Array:
     return a
 
 
-def _activation_pullback(xp: Any, name: str, y: Array, dy: Array) -> Array:
+def activate_pullback(xp: Any, name: str, y: Array, dy: Array) -> Array:
+    """The gradient of what y was the activation of."""
     if name == "tanh":
         return dy * (1 - y * y)
     if name == "relu":
@@ -422,7 +424,7 @@ def _dense_vjp(
         check_cotangent(where, "y", dy, y)
         if dy is None:
             dy = xp.zeros_like(y)
-        da = xp.reshape(_activation_pullback(xp, activation, y, dy), (-1, weight.shape[0]))
+        da = xp.reshape(activate_pullback(xp, activation, y, dy), (-1, weight.shape[0]))
         gradients = {"weight": xp.matmul(da.T, xp.reshape(x, (-1, weight.shape[1])))}
         if bias is not None:
             gradients["bias"] = xp.sum(da, axis=0)
@@ -472,7 +474,7 @@ def dense(x: Array, weight: Array, bias: Array | None = None, *, activation: str
     if bias is not None:
         _checks.shape(where, "bias", bias, (outputs,), "(out_features,)")
         a += bias
-    return xp.reshape(_activation(xp, activation, a), (*x.shape[:-1], outputs))
+    return xp.reshape(activate(xp, activation, a), (*x.shape[:-1], outputs))
 
 
 def _layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Any, Array, Array, Array]:

@@ -20,9 +20,33 @@ if TYPE_CHECKING:
 _LABELS = {"bits_per_character": "bits per character", "perplexity": "perplexity", "loss": "loss (nats per target)"}
 
 
-def loss_curve(
-    metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path: str | os.PathLike[str] | None = None
-) -> Figure:
+PathLike = str | os.PathLike[str]
+
+
+def new_figure(where: str, width: float, height: float) -> Figure:
+    """An empty figure, in inches; ``where`` is who needs it, for the message where there is no matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"{where}: matplotlib is not installed; pip install 'gpurnn[plot]'") from error
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def whole_numbers(axis: Any) -> None:
+    """Let an axis have ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def written(figure: Figure, path: PathLike | None) -> Figure:
+    """The figure, written to ``path`` if there is one."""
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def loss_curve(metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path: PathLike | None = None) -> Figure:
     """The training and the validation loss over the training steps.
 
     The loss is drawn in bits per character or as perplexity where the metrics have it. The thin line is what the
@@ -52,10 +76,6 @@ def loss_curve(
     >>> figure.axes[0].get_ylabel()
     'loss (nats per target)'
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("loss_curve: matplotlib is not installed; pip install 'gpurnn[plot]'") from error
     if isinstance(metrics, (str, os.PathLike)):
         metrics = [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
     training = [record for record in metrics if "loss" in record]
@@ -64,7 +84,7 @@ def loss_curve(
         raise ValueError("loss_curve: metrics holds no training loss, expected at least one record with a loss")
     unit = next(name for name in _LABELS if name in training[0])
 
-    figure = Figure(figsize=(7.0, 4.2), dpi=150, layout="constrained")
+    figure = new_figure("loss_curve", 7.0, 4.2)
     axes = figure.add_subplot()
     steps, values = [r["step"] for r in training], [r[unit] for r in training]
     axes.plot(steps, values, color="tab:blue", alpha=0.35, linewidth=0.8, label="training")
@@ -79,9 +99,7 @@ def loss_curve(
     axes.set_ylabel(_LABELS[unit])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    if path is not None:
-        figure.savefig(path)
-    return figure
+    return written(figure, path)
 
 
 def _smoothed(values: list[float]) -> list[float]:
@@ -97,7 +115,7 @@ def _smoothed(values: list[float]) -> list[float]:
 def forecast(
     history: Any,
     forecast: Forecast,
-    path: str | os.PathLike[str] | None = None,
+    path: PathLike | None = None,
     *,
     actual: Any = None,
     names: Sequence[str] | None = None,
@@ -140,11 +158,6 @@ def forecast(
     >>> figure.axes[0].get_ylabel(), [text.get_text() for text in figure.legends[0].get_texts()]
     ('height (m)', ['history', 'forecast', '90% prediction interval'])
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ImportError("forecast: matplotlib is not installed; pip install 'gpurnn[plot]'") from error
     past, point = _columns("history", history), _columns("forecast.point", forecast.point)
     lower, upper = _columns("forecast.lower", forecast.lower), _columns("forecast.upper", forecast.upper)
     steps, features = point.shape
@@ -158,7 +171,7 @@ def forecast(
     if len(names) != features:
         raise ValueError(f"forecast: names has {len(names)} entries, expected {features}")
 
-    figure = Figure(figsize=(7.0, 1.6 + 2.6 * features), dpi=150, layout="constrained")
+    figure = new_figure("forecast", 7.0, 1.6 + 2.6 * features)
     panels = figure.subplots(features, sharex=True, squeeze=False)[:, 0]
     first = start + past.shape[0]
     ahead = range(first, first + steps)
@@ -173,17 +186,15 @@ def forecast(
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     panels[-1].set_xlabel("time step" if start == 0 else "time")
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    if path is not None:
-        figure.savefig(path)
-    return figure
+    whole_numbers(panels[-1].xaxis)
+    return written(figure, path)
 
 
 def alignment(
     weights: Any,
     source: Sequence[str],
     target: Sequence[str],
-    path: str | os.PathLike[str] | None = None,
+    path: PathLike | None = None,
 ) -> Figure:
     """Where a decoder looked: alpha_ts, the share of its attention that target symbol t gives to source symbol s.
 
@@ -212,17 +223,13 @@ def alignment(
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
     ['one', 'two']
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("alignment: matplotlib is not installed; pip install 'gpurnn[plot]'") from error
     shares = np.asarray(weights if isinstance(weights, (list, tuple)) else _dispatch.to_numpy(weights))
     if shares.shape != (len(target), len(source)):
         raise ValueError(
             f"alignment: weights has shape {shares.shape}, expected (T, S) = ({len(target)}, {len(source)}), the "
             "numbers of symbols of target and source"
         )
-    figure = Figure(figsize=(1.8 + 0.34 * len(source), 1.4 + 0.3 * len(target)), dpi=150, layout="constrained")
+    figure = new_figure("alignment", 1.8 + 0.34 * len(source), 1.4 + 0.3 * len(target))
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     axes.set_xticks(range(len(source)), [_visible(symbol) for symbol in source])
@@ -232,9 +239,7 @@ def alignment(
     axes.set_xlabel("source")
     axes.set_ylabel("target, from top to bottom")
     figure.colorbar(image, ax=axes, label="attention weight")
-    if path is not None:
-        figure.savefig(path)
-    return figure
+    return written(figure, path)
 
 
 def _visible(symbol: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layers.recurrent import Recurrent
+from ..plots import PathLike, new_figure, whole_numbers, written
 from .activity import GateActivity
 from .complexity import complexity
 from .jacobians import GradientNorms
@@ -19,10 +19,8 @@ from .spectrum import FixedPoints, Spectrum
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Path = str | os.PathLike[str]
 
-
-def gradient_flow(norms: Mapping[str, NDArray[Any]], path: Path | None = None) -> Figure:
+def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = None) -> Figure:
     """How large gradients are at each step back in time, on a logarithmic axis.
 
     The line is the geometric mean over the batch, the band from its smallest to its largest. Zeros are left out.
@@ -55,7 +53,7 @@ def gradient_flow(norms: Mapping[str, NDArray[Any]], path: Path | None = None) -
     where = "gradient_flow"
     if not norms:
         raise ValueError(f"{where}: norms is empty, expected at least one entry")
-    figure = _figure(where, 7.0, 4.2)
+    figure = new_figure(where, 7.0, 4.2)
     axes = figure.add_subplot()
     for k, (name, values) in enumerate(norms.items()):
         if values.ndim not in (1, 2):
@@ -71,10 +69,10 @@ def gradient_flow(norms: Mapping[str, NDArray[Any]], path: Path | None = None) -
     axes.set_ylabel("norm")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return _written(figure, path)
+    return written(figure, path)
 
 
-def eigenvalues(spectra: Mapping[str, Spectrum], path: Path | None = None) -> Figure:
+def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -> Figure:
     """Eigenvalues in the complex plane with the unit circle, inside of which they shrink what they multiply.
 
     Parameters
@@ -116,10 +114,10 @@ def eigenvalues(spectra: Mapping[str, Spectrum], path: Path | None = None) -> Fi
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("imaginary part")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    return _written(figure, path)
+    return written(figure, path)
 
 
-def singular_values(spectra: Mapping[str, Spectrum], path: Path | None = None) -> Figure:
+def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -> Figure:
     """Singular values, the largest first, with the line at 1, above which a direction is lengthened.
 
     Parameters
@@ -140,7 +138,7 @@ def singular_values(spectra: Mapping[str, Spectrum], path: Path | None = None) -
     where = "singular_values"
     if not spectra:
         raise ValueError(f"{where}: spectra is empty, expected at least one entry")
-    figure = _figure(where, 7.0, 4.2)
+    figure = new_figure(where, 7.0, 4.2)
     axes = figure.add_subplot()
     for k, (name, found) in enumerate(spectra.items()):
         index = np.arange(1, len(found.singular_values) + 1)
@@ -149,13 +147,13 @@ def singular_values(spectra: Mapping[str, Spectrum], path: Path | None = None) -
     axes.set_ylim(bottom=0)
     axes.set_xlabel("index, from the largest")
     axes.set_ylabel("singular value")
-    _whole_numbers(axes.xaxis)
+    whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return _written(figure, path)
+    return written(figure, path)
 
 
-def fixed_points(found: FixedPoints, path: Path | None = None, *, states: NDArray[Any] | None = None) -> Figure:
+def fixed_points(found: FixedPoints, path: PathLike | None = None, *, states: NDArray[Any] | None = None) -> Figure:
     """Fixed points, stable or not, in the plane in which they and the states of a run vary most, and their eigenvalues.
 
     Parameters
@@ -202,7 +200,7 @@ def fixed_points(found: FixedPoints, path: Path | None = None, *, states: NDArra
     total = float((spread**2).sum())
     share = f"; the plane has {100 * float((spread[:2] ** 2).sum()) / total:.0f}% of the variance" if total else ""
 
-    figure = _figure(where, 8.4, 4.2)
+    figure = new_figure(where, 8.4, 4.2)
     left, right = figure.subplots(1, 2)
     if len(run):
         left.plot(*traced.T, ".", color="0.65", markersize=3, label="states of a run")
@@ -228,10 +226,10 @@ def fixed_points(found: FixedPoints, path: Path | None = None, *, states: NDArra
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
-    return _written(figure, path)
+    return written(figure, path)
 
 
-def gradient_norms(record: GradientNorms, path: Path | None = None) -> Figure:
+def gradient_norms(record: GradientNorms, path: PathLike | None = None) -> Figure:
     """The norm of each layer's gradient over the training steps, on a logarithmic axis.
 
     Parameters
@@ -261,20 +259,20 @@ def gradient_norms(record: GradientNorms, path: Path | None = None) -> Figure:
     where = "gradient_norms"
     if not record.steps:
         raise ValueError(f"{where}: record holds no steps, expected at least one; pass it to Trainer as on_gradients")
-    figure = _figure(where, 7.0, 4.2)
+    figure = new_figure(where, 7.0, 4.2)
     axes = figure.add_subplot()
     for k, (name, norms) in enumerate(record.layers.items()):
         positive = np.where(norms > 0, norms, np.nan)
         axes.semilogy(record.steps, positive, color=f"C{k}", linewidth=1.2, label=name)
     axes.set_xlabel("training step")
     axes.set_ylabel("norm of the gradient, before clipping")
-    _whole_numbers(axes.xaxis)
+    whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return _written(figure, path)
+    return written(figure, path)
 
 
-def saturation(gates: Mapping[str, GateActivity], path: Path | None = None) -> Figure:
+def saturation(gates: Mapping[str, GateActivity], path: PathLike | None = None) -> Figure:
     """Histograms of the values of gates and activations, with the shares that are saturated.
 
     Parameters
@@ -308,10 +306,10 @@ def saturation(gates: Mapping[str, GateActivity], path: Path | None = None) -> F
         axes.set_xlabel(name if name == f"{gate.function}(c)" else f"{name} ({gate.function})")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of the values (%)")
-    return _written(figure, path)
+    return written(figure, path)
 
 
-def lyapunov_spectrum(found: LyapunovSpectrum, path: Path | None = None) -> Figure:
+def lyapunov_spectrum(found: LyapunovSpectrum, path: PathLike | None = None) -> Figure:
     """Lyapunov exponents, the largest first, and how the estimates of the first of them settled along the run.
 
     Parameters
@@ -333,7 +331,7 @@ def lyapunov_spectrum(found: LyapunovSpectrum, path: Path | None = None) -> Figu
     >>> [axes.get_xlabel() for axes in lyapunov_spectrum(found).axes]
     ['index i', 'time averaged over (units of time)']
     """
-    figure = _figure("lyapunov_spectrum", 8.4, 3.8)
+    figure = new_figure("lyapunov_spectrum", 8.4, 3.8)
     left, right = figure.subplots(1, 2)
     exponents, history = (np.where(np.isfinite(a), a, np.nan) for a in (found.exponents, found.history))
     error = np.nan_to_num(found.standard_error)
@@ -342,7 +340,7 @@ def lyapunov_spectrum(found: LyapunovSpectrum, path: Path | None = None) -> Figu
     left.set_xlabel("index i")
     left.set_ylabel("Lyapunov exponent (nats per unit of time)")
     left.set_title(f"{len(exponents)} of {found.size} exponents: {found.verdict}", fontsize=10)
-    _whole_numbers(left.xaxis)
+    whole_numbers(left.xaxis)
     for k in range(min(3, len(exponents))):
         name = f"$\\lambda_{k + 1}$ = {exponents[k]:.4g} $\\pm$ {error[k]:.1g}"
         right.plot(found.times, history[:, k], color=f"C{k}", linewidth=1.2, label=name)
@@ -354,13 +352,13 @@ def lyapunov_spectrum(found: LyapunovSpectrum, path: Path | None = None) -> Figu
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8, linestyle="--")
         axes.grid(alpha=0.3)
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def cost(
     layer: Recurrent,
     B: int,
-    path: Path | None = None,
+    path: PathLike | None = None,
     *,
     steps: Sequence[int] = (64, 128, 256, 512, 1024, 2048, 4096),
     k: int | None = 64,
@@ -404,7 +402,7 @@ def cost(
     truncated = [c.truncated for c in costs if c.truncated is not None]
     if truncated:
         lines[f"BPTT truncated to {k} steps"] = truncated
-    figure = _figure(where, 10.2, 3.6)
+    figure = new_figure(where, 10.2, 3.6)
     panels = figure.subplots(1, 3)
     quantities = (
         ("flops", 1, "floating-point operations"),
@@ -421,15 +419,7 @@ def cost(
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    return _written(figure, path)
-
-
-def _figure(where: str, width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"{where}: matplotlib is not installed; pip install 'gpurnn[plot]'") from error
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    return written(figure, path)
 
 
 def _panels(
@@ -438,17 +428,5 @@ def _panels(
     """A row of panels that share their axes, one for each entry."""
     if not shown:
         raise ValueError(f"{where}: {name} is empty, expected at least one entry")
-    figure = _figure(where, max(4.2, width * len(shown)), height)
+    figure = new_figure(where, max(4.2, width * len(shown)), height)
     return figure.subplots(1, len(shown), squeeze=False, sharey=True)[0], figure
-
-
-def _whole_numbers(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _written(figure: Figure, path: Path | None) -> Figure:
-    if path is not None:
-        figure.savefig(path)
-    return figure

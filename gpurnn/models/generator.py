@@ -147,12 +147,12 @@ class SequenceGenerator(Model):
 
     def _activated(self, a: Array) -> Array:
         xp = _dispatch.namespace("SequenceGenerator", a=a)
-        return functional._activation(xp, self.output.activation, a)
+        return functional.activate(xp, self.output.activation, a)
 
     def _da(self, y: Array, dy: Array) -> Array:
         """The gradient of a from that of y = g(a)."""
         xp = _dispatch.namespace("SequenceGenerator", y=y)
-        return functional._activation_pullback(xp, self.output.activation, y, dy)
+        return functional.activate_pullback(xp, self.output.activation, y, dy)
 
     def _head(self, h: Array) -> tuple[Array, Pullback]:
         """a = W_hy h + b_y."""

@@ -440,8 +440,7 @@ class LanguageModel(Model):
         before = np.zeros(1, np.int32)
         read = [np.concatenate([before, self._tokens("predict", text)]) for text in texts]
         logits = xp.concat([self(_dispatch.from_numpy(xp, tokens[:, None]))[0][-1, ...] for tokens in read], axis=0)
-        likelihoods = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
-        return likelihoods / xp.sum(likelihoods, axis=-1, keepdims=True)
+        return functional.activate(xp, "softmax", logits)
 
     def log_likelihood(self, text: str | Array, *, window: int = 512) -> float:
         """log P(w_1 .. w_T) = sum_t log P(w_t | w_1 .. w_{t-1}), the natural logarithm.

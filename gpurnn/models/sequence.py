@@ -475,7 +475,8 @@ class _Classifier(SequenceModel):
         -------
         (N, classes) array, or of a tagger a list with a (T_i, classes) array for each example
         """
-        return self._map(self._outputs("predict_proba", inputs, batch_size), _softmax)
+        outputs = self._outputs("predict_proba", inputs, batch_size)
+        return self._map(outputs, lambda xp, logits: functional.activate(xp, "softmax", logits))
 
     def predict(self, inputs: Sequence[Array] | Array, *, batch_size: int = 256) -> Any:
         """The likeliest classes.
@@ -529,11 +530,6 @@ class _Classifier(SequenceModel):
             xp = _dispatch.namespace(where, params=self.output.params["weight"])
             targets = _dispatch.from_numpy(xp, np.asarray(targets, np.int64))
         return super()._targets(where, targets, examples)
-
-
-def _softmax(xp: Any, logits: Array) -> Array:
-    likelihoods = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
-    return likelihoods / xp.sum(likelihoods, axis=-1, keepdims=True)
 
 
 class SequenceClassifier(_Classifier):
