@@ -22,7 +22,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 WHEEL = "nvidia-cuda-nvrtc-cu12"
 
 USUAL = ARCHITECTURES if os.environ.get("GPURNN_ARCHITECTURES") == "all" else (75, 90, 120)
-"""Those that tests compile for: all takes nine minutes of one core's time."""
+"""Those that tests compile for: all take nine minutes of one core's time."""
 
 
 class CompileError(RuntimeError):
