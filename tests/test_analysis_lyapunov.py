@@ -245,6 +245,16 @@ def test_the_table_of_random_networks():
     assert float(cells[5].rstrip("%")) / 100 == pytest.approx(float(cells[3]) / mean_field(3.0) - 1, abs=1e-3)
 
 
+def test_the_table_ends_with_the_line_through_its_last_two_sizes():
+    *_, small, large, limit = report(sizes=[20, 60, 90], gains=[3.0], networks=2)
+    (_, n, at_n), (_, m, at_m), (_, name, at_infinity) = (
+        [cell.strip() for cell in line.strip("|").split("|")][1:4] for line in (small, large, limit)
+    )
+    assert [n, m, name] == ["60", "90", "∞, by the line"]
+    slope = (float(at_n) - float(at_m)) / (1 / 60 - 1 / 90)
+    assert float(at_infinity) == pytest.approx(float(at_m) - slope / 90, abs=3e-4)
+
+
 def test_the_standard_error_is_that_of_independent_parts():
     growths = np.exp(normal(1000, 4, 2) * [1.0, 3.0])
     found = analysis.lyapunov._summed(growths, [range(t, t + 2) for t in range(0, 2000, 2)], 0.5, 2)
