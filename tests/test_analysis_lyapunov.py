@@ -196,7 +196,7 @@ def random_network(g, N, seed, dtype="float64"):
 def test_a_random_network_against_mean_field_theory(g, seed, steps):
     # These are measured to 0.3 ... 0.6 % and lie less than 0.7 % from the theory, so that other rounding, which leads a
     # chaotic network elsewhere, keeps within the bound. At g = 2 and 3 networks of this size lie 0.1 to 1.3 % below the
-    # theory; at g = 1.5 half of ten lay within 2 %, the others 2 to 31 % below: `benchmarks lyapunov` has their spread.
+    # theory; at g = 1.5 five of ten lay within 2 %, of which this is one, the others 3 to 31 % below.
     layer, rng = random_network(g, 1000, seed, "float32")
     found = lyapunov_spectrum(
         layer, state=rng.normal(size=(1, 16, 1000)).astype("float32"), steps=steps, transient=100, exponents=1,
