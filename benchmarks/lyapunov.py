@@ -46,8 +46,8 @@ def report(sizes: Sequence[int] = SIZES, gains: Sequence[float] = GAINS, network
         f"Largest Lyapunov exponent of h_t = tanh(W h_{{t-1}}), W ~ N(0, g^2/N), in nats per step: the median of "
         f"{networks} networks, the least and the most; and how far the median is from mean-field theory. Each is "
         f"measured over {STEPS} steps from {ROWS} states; the standard error of that is the last column's median. A "
-        "network of finite size lies below the theory by about 1/N; the last two sizes make a line in 1/N, whose value "
-        "at 0 stands below them."
+        "network of finite size lies below the theory, the less the larger it is; below the last two sizes stands "
+        "where the line through them, in 1/N, meets 0."
     )
     yield ""
     yield row(["g", "mean field", "N", "median", "least ... most", "from mean field", "standard error"])

@@ -16,7 +16,7 @@ ARCHITECTURE = 90
 
 def report() -> Iterator[str]:
     """A row for each source file: seconds for a translation unit, and for each kernel of it."""
-    if nvrtc.library() is None:
+    if nvrtc.find() is None:
         raise NotInstalled(f"NVRTC is not installed; pip install {nvrtc.WHEEL}")
     yield (
         f"NVRTC {importlib.metadata.version(nvrtc.WHEEL)}, sm_{ARCHITECTURE}, one thread. A translation unit is what a "

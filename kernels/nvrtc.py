@@ -30,7 +30,7 @@ class CompileError(RuntimeError):
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def find() -> ctypes.CDLL | None:
     """NVRTC out of its wheel, None if that is not installed, or not for Linux."""
     try:
         files = importlib.metadata.files(WHEEL) or []
@@ -41,7 +41,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _call(name: str, *args: object) -> None:
-    found = library()
+    found = find()
     assert found is not None, f"NVRTC is not installed; pip install {WHEEL}"
     status = getattr(found, name)(*args)
     if status != 0:

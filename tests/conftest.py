@@ -33,7 +33,7 @@ _sweep: list[subprocess.Popen] = []
 def pytest_collection_finish(session):
     """NVRTC takes minutes for all kernels and architectures: it begins while the other tests have a core to spare."""
     wanted = [item for item in session.items if item.name.startswith("test_kernels_keep_to_their_limits")]
-    if len(session.items) > 10 * len(wanted) > 0 and nvrtc.library() is not None:
+    if len(session.items) > 10 * len(wanted) > 0 and nvrtc.find() is not None:
         code = "from gpurnn.kernels import nvrtc; nvrtc.compile_all(nvrtc.USUAL, processes=1)"
         _sweep.append(subprocess.Popen([sys.executable, "-c", code]))
 

@@ -192,9 +192,9 @@ def random_network(g, N, seed, dtype="float64"):
     return vanilla(rng.normal(0, g / math.sqrt(N), (N, N)), dtype=dtype), rng
 
 
-@pytest.mark.parametrize(("g", "seed", "steps"), [(1.5, 5, 500), (2.0, 5, 200), (3.0, 4, 200)])
+@pytest.mark.parametrize(("g", "seed", "steps"), [(1.5, 5, 1000), (2.0, 5, 400), (3.0, 4, 200)])
 def test_a_random_network_against_mean_field_theory(g, seed, steps):
-    # These are measured to 0.3 ... 0.6 % and lie less than 0.7 % from the theory, so that other rounding, which leads a
+    # These are measured to 0.3 ... 0.4 % and lie within 0.5 % of the theory, so that other rounding, which leads a
     # chaotic network elsewhere, keeps within the bound. At g = 2 and 3 networks of this size lie 0.1 to 1.3 % below the
     # theory; at g = 1.5 five of ten lay within 2 %, of which this is one, the others 3 to 31 % below.
     layer, rng = random_network(g, 1000, seed, "float32")
@@ -203,7 +203,7 @@ def test_a_random_network_against_mean_field_theory(g, seed, steps):
         interval=20,
     )  # fmt: skip
     assert found.exponents[0] == pytest.approx(mean_field(g), rel=0.02)
-    assert found.standard_error[0] < 0.01 * mean_field(g)
+    assert found.standard_error[0] < 0.005 * mean_field(g)
 
 
 def test_below_the_transition_a_random_network_is_stable():

@@ -60,7 +60,7 @@ def test_without_a_gpu_the_kernels_are_predicted_and_called_that():
     assert "–" in large
 
 
-@pytest.mark.skipif(nvrtc.nvrtc.library() is None, reason="NVRTC is missing")
+@pytest.mark.skipif(nvrtc.nvrtc.find() is None, reason="NVRTC is missing")
 def test_the_time_of_nvrtc_has_a_row_for_each_source(monkeypatch):
     wanted = [module for module in nvrtc.nvrtc.modules() if module.source.name in ("dropout.cu", "embedding.cu")]
     monkeypatch.setattr(nvrtc.nvrtc, "modules", lambda: wanted)

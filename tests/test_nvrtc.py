@@ -10,7 +10,7 @@ import kernel_limits
 import pytest
 from gpurnn.kernels import attention, devices, launch, nvrtc, plan
 
-needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason=f"NVRTC is missing: pip install {nvrtc.WHEEL}")
+needs_nvrtc = pytest.mark.skipif(nvrtc.find() is None, reason=f"NVRTC is missing: pip install {nvrtc.WHEEL}")
 SOURCES = sorted(p for p in Path(launch.__file__).parent.rglob("*.cu*") if "host" not in p.parts)
 
 
