@@ -1,6 +1,8 @@
 """The host executor: kernels compute what they say in any order; each planted bug is reported by its check."""
 
+import ctypes
 import itertools
+import mmap
 import os
 import re
 import subprocess
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 from gpurnn.kernels import host, launch
 from gpurnn.kernels.host import build
+
+pytestmark = pytest.mark.kernels
 
 PLANTED = Path(__file__).parent / "planted_bugs"
 UNDER_SANITIZERS = host.current_execution().build == "sanitize"
@@ -472,6 +476,22 @@ def test_a_kernel_runs_after_one_that_failed(any_build):
     with pytest.raises(host.ExecutionError):
         two_barriers(BUGS["divergent_syncthreads"]["two_barriers<true>"])
     two_barriers(BUGS["divergent_syncthreads"]["two_barriers<false>"])
+
+
+def test_memory_that_stacks_lay_in_can_be_used_again():
+    """What AddressSanitizer marked round the variables of fibers is not left to whoever gets their memory."""
+    if not UNDER_SANITIZERS:
+        pytest.skip("of the sanitize build")
+    n = 1280  # stacks of so many fibers are given back to the system
+    h = np.ones((2, n), F32)
+    kernel = BUGS["block_barrier_for_grid"]["shift<false>"]
+    kernel((n // 16,), (16,), (h, zeroed_word(), np.int32(n), np.int32(1)), cooperative=True)
+    size = n * 256 * 1024
+    memory = mmap.mmap(-1, size)  # which the system puts into the same gap
+    first_poisoned = ctypes.CDLL(None)["__asan_region_is_poisoned"]
+    first_poisoned.restype = ctypes.c_void_p
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert first_poisoned(ctypes.c_void_p(start), ctypes.c_size_t(size)) is None
 
 
 def test_a_grid_barrier_in_a_plain_launch_is_a_livelock(any_build):

@@ -131,6 +131,7 @@ uint64_t random_state;
 uint64_t progress;                // see note_progress
 volatile uint64_t switches;       // the watchdog's sign of life
 volatile bool in_launch;
+volatile double stall_seconds;    // the launch's, which the watchdog may look for when the launch is gone
 pthread_t launching_thread;
 bool failed;
 char report[4096];
@@ -488,22 +489,24 @@ void run_all_blocks() {
     }
 }
 
+void release_stacks() {
+    if (!stacks) return;
+    // Frames of fibers that never returned are still poisoned, and whatever the system maps here next would inherit that.
+    unpoison(stacks, stack_count * stack_bytes);
+    munmap(stacks, stack_count * stack_bytes);
+    stacks = nullptr;
+    stack_count = 0;
+}
+
 void reserve_stacks(size_t count) {
     if (count <= stack_count) return;
-    if (stacks) munmap(stacks, stack_count * stack_bytes);
+    release_stacks();
     // The pages of a stack are taken from the system when they are first touched. A deep stack runs into the one below;
     // the kernels' frames are small, and a GPU has no such stacks either.
     void* memory = mmap(nullptr, count * stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) abort();
     stacks = static_cast<char*>(memory);
     stack_count = count;
-}
-
-void release_big_stacks() {
-    if (stack_count <= stacks_kept) return;
-    munmap(stacks, stack_count * stack_bytes);
-    stacks = nullptr;
-    stack_count = 0;
 }
 
 // This thread's instance of the library's thread-local segment: exactly the __shared__ variables, and `anchor`.
@@ -571,7 +574,7 @@ void* watch(void*) {
         usleep(static_cast<useconds_t>(period * 1e6));
         stalled = in_launch && switches == seen ? stalled + period : 0;
         seen = switches;
-        if (stalled && stalled > launch->stall_seconds) pthread_kill(launching_thread, watchdog_signal);
+        if (stalled && stalled > stall_seconds) pthread_kill(launching_thread, watchdog_signal);
     }
 }
 
@@ -696,6 +699,7 @@ EXPORT int gpurnn_host_launch(const host::Launch* what, char* message, size_t ca
     failed = false;
     random_state = what->seed;
     launching_thread = pthread_self();
+    stall_seconds = launch->stall_seconds;
     find_static_shared();
     reserve_stacks(alive * threads_per_block());
     threads.resize(alive * threads_per_block());
@@ -712,7 +716,7 @@ EXPORT int gpurnn_host_launch(const host::Launch* what, char* message, size_t ca
         in_launch = false;
     }
     recorder_end();
-    release_big_stacks();
+    if (stack_count > stacks_kept) release_stacks();
     if (failed) snprintf(message, capacity, "%s", report);
     const int result = failed;
     pthread_mutex_unlock(&one_launch);

@@ -48,11 +48,17 @@ struct Fiber {
 extern "C" __attribute__((visibility("hidden"))) void gpurnn_host_switch(void** from, void* to);
 #endif
 
+inline void unpoison(char* memory, size_t bytes) {
+#if HOST_ASAN
+    ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
 // Prepares `fiber` to run entry(), which never returns, from the top of its stack.
 inline void start_fiber(Fiber& fiber, void (*entry)()) {
-#if HOST_ASAN
-    ASAN_UNPOISON_MEMORY_REGION(fiber.stack, fiber.stack_bytes);  // an abandoned fiber leaves its frames poisoned
-#endif
+    unpoison(fiber.stack, fiber.stack_bytes);  // an abandoned fiber leaves its frames poisoned
 #if HOST_ASSEMBLY
     auto top = reinterpret_cast<uintptr_t>(fiber.stack + fiber.stack_bytes) & ~uintptr_t{15};
     void** frame = reinterpret_cast<void**>(top) - 8;  // six registers, the return address, and one for alignment
