@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,33 @@ class Carried:
             tuple(tuple(take(s, 0) for s in layer) for layer in self.state),
             take(self.fed, 0), take(self.memory, 1), take(self.keys, 1), take(self.lengths, 0),
         )  # fmt: skip
+
+
+class _Kept(NamedTuple):
+    """What the way back through a step needs of it."""
+
+    before: Array  # h_{t-1} of the last layer
+    extra: Array | None  # what enters beside x_t: the context or the fed vector
+    inputs: list[Array]  # those of the layers after the first
+    saved: list[Any]  # of the cells
+    attended: Any
+    h: Array  # of the last layer
+    joint: Array | None  # [c_t; h_t]
+    output: Array
+
+
+class _StepGradients(NamedTuple):
+    """What a step gives back: to the step before it, to the memory, and towards the weights."""
+
+    state: tuple[tuple[Array, ...], ...]
+    extra: Array
+    gates: list[Array]  # of each layer's x W
+    hidden: dict[str, Array]  # of W_hh and b_hh
+    attentional: Array | None  # of W_c [c_t; h_t]
+    query: Array
+    keys: Array
+    memory: Array
+    v: Array | None
 
 
 class Decoder(Layer):
@@ -282,7 +309,7 @@ class Decoder(Layer):
 
     def _step(
         self, xp: Any, x: Array, own: Array, carried: Carried, *, training: bool, between: Sequence[Array] = ()
-    ) -> tuple[Array, Array | None, Carried, Any]:
+    ) -> tuple[Array, Array | None, Carried, _Kept | None]:
         """A step given ``own``, W_xh x; also what its way back needs."""
         wing, p = _dispatch.wing("Decoder", x=x), self.recurrent.params
         before, W_extra = carried.state[-1][0], p["weight_ih_l0"][:, self.input_size :]
@@ -299,13 +326,13 @@ class Decoder(Layer):
                 entering = xp.matmul(h, p[f"weight_ih_l{layer}"].T)
                 inputs.append(h)
             bias = p.get(f"bias_ih_l{layer}")
-            new, kept = wing.cell_forward(
+            new, of_cell = wing.cell_forward(
                 self.recurrent.cell, entering if bias is None else entering + bias, previous,
                 p[f"weight_hh_l{layer}"], p.get(f"bias_hh_l{layer}"),
             )  # fmt: skip
             h = new[0]
             state.append(new)
-            saved.append(kept)
+            saved.append(of_cell)
         joint, fed = None, carried.fed
         if self.attention is None:
             output = h
@@ -316,7 +343,7 @@ class Decoder(Layer):
             joint = xp.concat([context, h], axis=1)
             output = xp.tanh(xp.matmul(joint, self._own["weight_combine"].T))
             fed = output if self.input_feeding else None
-        kept = (before, extra, inputs, saved, attended, h, joint, output) if training else None
+        kept = _Kept(before, extra, inputs, saved, attended, h, joint, output) if training else None
         return output, weights, replace(carried, state=tuple(state), fed=fed), kept
 
     def _look(self, xp: Any, wing: Any, h: Array, carried: Carried, training: bool) -> tuple[Array, Array, Any]:
@@ -374,110 +401,131 @@ class Decoder(Layer):
         self, xp: Any, x: Array, memory: Array | None, state: State, lengths: Array | None, rng: Any
     ) -> tuple[tuple[Array, Array, State], Pullback]:
         """`vjp` where the steps must be taken one after another."""
-        wing, p, (T, B, I) = _dispatch.wing("Decoder", x=x), self.recurrent.params, x.shape
-        L = self.recurrent.num_layers
+        p, L, (T, B, I) = self.recurrent.params, self.recurrent.num_layers, x.shape
         first = self.begin(memory, state, lengths)
         between: list[Array] = []
         if rng is not None and self.recurrent.dropout > 0 and L > 1:
             random, shape = generator("Decoder", rng), (T, B, self.recurrent.hidden_size)
             between = [functional.dropout_mask(x, shape, self.recurrent.dropout, random) for _ in range(L - 1)]
-        W_own, W_extra = p["weight_ih_l0"][:, :I], p["weight_ih_l0"][:, I:]
+        W_own = p["weight_ih_l0"][:, :I]
         own = _product(xp, x, W_own)
-        outputs, alignment, tape, carried = [], [], [], first
+        outputs, alignment, carried = [], [], first
+        tape: list[_Kept] = []
         for t in range(T):
             output, weights, carried, kept = self._step(
                 xp, x[t, ...], own[t, ...], carried, training=True, between=[mask[t, ...] for mask in between]
             )
             outputs.append(output)
             alignment.append(weights)
-            tape.append(kept)
+            tape.append(kept)  # type: ignore[arg-type]
         output, weights, final = xp.stack(outputs), xp.stack(alignment), self._packed(xp, carried.state)
-        K, H = first.memory.shape[2], self.recurrent.hidden_size  # type: ignore[union-attr]
-        additive = self.attention == "additive"
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, Array, State], dict[str, Array]]:
             doutput, dweights, dfinal = self._cotangents(cotangents, output, weights)
             if doutput is None:
                 doutput = xp.zeros_like(output)
-            dstate = [list(layer) for layer in self._unpacked(xp, dfinal, B)]
+            dstate, dfed = self._unpacked(xp, dfinal, B), None
             dkeys, dmemory = xp.zeros_like(first.keys), xp.zeros_like(first.memory)
-            dfed, dv = None, None
-            # Of each step, for the products over all steps afterwards.
-            dqueries: list[Array] = []
-            djoints: list[Array] = []
-            dgates: list[list[Array]] = [[] for _ in range(L)]
+            dv: dict[str, Array] = {}
             hidden: dict[str, Array] = {}
-
-            def look_back(t: int, attended: Any, dcontext: Array) -> Array:
-                nonlocal dkeys, dmemory, dv
-                dalpha = None if dweights is None else dweights[t : t + 1, ...]
-                dquery, dk, dm, dv_t = wing.attention_backward(attended, dcontext[None, ...], dalpha)
-                dkeys, dmemory = dkeys + dk, dmemory + dm
-                if additive:
-                    dv = dv_t if dv is None else dv + dv_t
-                dqueries.append(dquery[0, ...])
-                if self.attention == "dot":
-                    return dquery[0, ...]
-                W = self._own["weight_query"] if additive else self._own["weight"].T
-                return xp.matmul(dquery[0, ...], W)
-
+            steps: list[_StepGradients] = []
             for t in reversed(range(T)):
-                _, _, _, saved, attended, _, _, out = tape[t]
-                do = doutput[t, ...]
-                if additive:
-                    dh, dcontext = do[:, :H], do[:, H : H + K]
-                else:
-                    dpre = (do if dfed is None else do + dfed) * (1 - out * out)
-                    djoints.append(dpre)
-                    djoint = xp.matmul(dpre, self._own["weight_combine"])
-                    dh = djoint[:, K:] + look_back(t, attended, _contiguous(xp, djoint[:, :K]))
-                dinput = dh
-                for layer in reversed(range(L)):
-                    dstate[layer][0] = dstate[layer][0] + dinput
-                    dxw, dprevious, dw_hh, db_hh = wing.cell_backward(saved[layer], tuple(dstate[layer]))
-                    dstate[layer] = list(dprevious)
-                    dgates[layer].append(dxw)
-                    _add(hidden, f"weight_hh_l{layer}", dw_hh)
-                    _add(hidden, f"bias_hh_l{layer}", db_hh)
-                    if layer > 0:
-                        dinput = xp.matmul(dxw, p[f"weight_ih_l{layer}"])
-                        if between:
-                            dinput = dinput * between[layer - 1][t, ...]
-                dextra = xp.matmul(dgates[0][-1], W_extra)
-                if additive:
-                    dstate[-1][0] = dstate[-1][0] + look_back(t, attended, dextra + dcontext)
-                else:
-                    dfed = dextra
+                step = self._step_back(
+                    xp, tape[t], doutput[t, ...], None if dweights is None else dweights[t : t + 1, ...],
+                    dstate, dfed, [mask[t, ...] for mask in between],
+                )  # fmt: skip
+                dstate, dfed = step.state, step.extra if self.input_feeding else None
+                dkeys, dmemory = dkeys + step.keys, dmemory + step.memory
+                for name, g in step.hidden.items():
+                    _add(hidden, name, g)
+                if step.v is not None:
+                    _add(dv, "v", step.v)
+                steps.append(step)
+            steps.reverse()
 
-            def along(rows: list[Array]) -> Array:
-                return xp.concat(rows[::-1], axis=0)
+            def along(rows: Iterable[Any]) -> Array:
+                return xp.concat(list(rows), axis=0)
 
-            def of(index: int) -> Array:
-                return xp.concat([kept[index] for kept in tape], axis=0)
-
-            gates = [along(rows) for rows in dgates]
-            inputs = [xp.concat([xp.reshape(x, (T * B, I)), of(1)], axis=1)]
-            inputs += [xp.concat([kept[2][layer] for kept in tape], axis=0) for layer in range(L - 1)]
-            grads = dict(hidden)
+            gates = [along(step.gates[layer] for step in steps) for layer in range(L)]
+            inputs = [xp.concat([xp.reshape(x, (T * B, I)), along(kept.extra for kept in tape)], axis=1)]
+            inputs += [along(kept.inputs[layer] for kept in tape) for layer in range(L - 1)]
+            grads = {**hidden, **dv}
             for layer in range(L):
                 grads[f"weight_ih_l{layer}"] = xp.matmul(gates[layer].T, inputs[layer])
                 grads[f"bias_ih_l{layer}"] = xp.sum(gates[layer], axis=0)
             dx = xp.reshape(xp.matmul(gates[0], W_own), (T, B, I))
-            if additive:
-                dx = dx + doutput[..., H + K :]
-                grads |= {"weight_query": xp.matmul(along(dqueries).T, of(0)), "v": dv}
+            dqueries = along(step.query for step in steps)
+            if self.attention == "additive":
+                dx = dx + doutput[..., -I:]
+                grads["weight_query"] = xp.matmul(dqueries.T, along(kept.before for kept in tape))
                 flat = xp.reshape(dkeys, (-1, dkeys.shape[2]))
-                grads["weight_keys"] = xp.matmul(flat.T, xp.reshape(first.memory, (-1, K)))
+                grads["weight_keys"] = xp.matmul(flat.T, xp.reshape(first.memory, (flat.shape[0], -1)))
                 dmemory = dmemory + _product(xp, dkeys, self._own["weight_keys"].T)
             else:
-                grads["weight_combine"] = xp.matmul(along(djoints).T, of(6))
+                dattentional = along(step.attentional for step in steps)
+                grads["weight_combine"] = xp.matmul(dattentional.T, along(kept.joint for kept in tape))
                 if self.attention == "general":
-                    grads["weight"] = xp.matmul(of(5).T, along(dqueries))
+                    grads["weight"] = xp.matmul(along(kept.h for kept in tape).T, dqueries)
                 dmemory = dmemory + dkeys
-            dstate0 = self._packed(xp, tuple(tuple(layer) for layer in dstate))
-            return (dx, dmemory, dstate0), {name: grads[name] for name in self.params}
+            return (dx, dmemory, self._packed(xp, dstate)), {name: grads[name] for name in self.params}
 
         return (output, weights, final), pullback
+
+    def _step_back(
+        self,
+        xp: Any,
+        kept: _Kept,
+        doutput: Array,
+        dweights: Array | None,
+        dstate: tuple[tuple[Array, ...], ...],
+        dfed: Array | None,
+        between: Sequence[Array],
+    ) -> _StepGradients:
+        """The way back through `_step`."""
+        wing, p, H = _dispatch.wing("Decoder", h=kept.h), self.recurrent.params, self.recurrent.hidden_size
+        W_extra = p["weight_ih_l0"][:, self.input_size :]
+        gates: list[Array] = []
+        previous: list[tuple[Array, ...]] = []
+        hidden: dict[str, Array] = {}
+        dattentional = None
+        if self.attention == "additive":
+            dh = doutput[:, :H]
+        else:
+            dattentional = (doutput if dfed is None else doutput + dfed) * (1 - kept.output * kept.output)
+            djoint = xp.matmul(dattentional, self._own["weight_combine"])
+            dcontext = _contiguous(xp, djoint[:, :-H])
+            dlooking, *attended = self._look_back(xp, wing, kept.attended, dcontext, dweights)
+            dh = djoint[:, -H:] + dlooking
+        for layer in reversed(range(self.recurrent.num_layers)):
+            down, *others = dstate[layer]
+            dgate, dprevious, dw_hh, db_hh = wing.cell_backward(kept.saved[layer], (down + dh, *others))
+            gates.insert(0, dgate)
+            previous.insert(0, tuple(dprevious))
+            _add(hidden, f"weight_hh_l{layer}", dw_hh)
+            _add(hidden, f"bias_hh_l{layer}", db_hh)
+            if layer > 0:
+                dh = xp.matmul(dgate, p[f"weight_ih_l{layer}"])
+                if between:
+                    dh = dh * between[layer - 1]
+        dextra = xp.matmul(gates[0], W_extra)
+        if self.attention == "additive":
+            dcontext = dextra + doutput[:, H : -self.input_size]
+            dlooking, *attended = self._look_back(xp, wing, kept.attended, dcontext, dweights)
+            top, *others = previous[-1]
+            previous[-1] = (top + dlooking, *others)
+        return _StepGradients(tuple(previous), dextra, gates, hidden, dattentional, *attended)
+
+    def _look_back(
+        self, xp: Any, wing: Any, attended: Any, dcontext: Array, dweights: Array | None
+    ) -> tuple[Array, Array, Array, Array, Array | None]:
+        """The gradients of h, query, keys, memory and v of `_look`."""
+        dquery, dkeys, dmemory, dv = wing.attention_backward(attended, dcontext[None, ...], dweights)
+        dquery = dquery[0, ...]
+        if self.attention == "dot":
+            return dquery, dquery, dkeys, dmemory, None
+        additive = self.attention == "additive"
+        W = self._own["weight_query"] if additive else self._own["weight"].T
+        return xp.matmul(dquery, W), dquery, dkeys, dmemory, dv if additive else None
 
     def _score(self) -> dict[str, Any]:
         """The options of `gpurnn.attention`."""
