@@ -149,3 +149,9 @@ def choice(where: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Refuse a value that is none of ``choices``."""
     if value not in choices:
         raise ValueError(f"{where}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def no_state(where: str, state: Any) -> None:
+    """Refuse a state where every batch begins anew."""
+    if state is not None:
+        raise TypeError(f"{where}: state is a {type(state).__qualname__}, expected None: each batch begins anew")

@@ -353,6 +353,7 @@ def test_options_are_refused(options, message):
     ("change", "message"),
     [
         ({"rng": None}, "rng is None, expected an int seed or a numpy.random.Generator"),
+        ({"state": np.zeros(2)}, "state is a ndarray, expected None: each batch begins anew"),
         ({"targets": np.zeros((2, 2), int)}, "targets is a ndarray, expected the pair of references"),
         ({"targets": (np.zeros((2, 2)), np.ones(2, int))}, "references has dtype float64, expected an integer dtype"),
         (

@@ -18,7 +18,7 @@ from gpurnn.gradients import add_l2, clip_by_global_norm, clip_by_value
 from gpurnn.losses import cross_entropy, mse
 from gpurnn.models import CharVocabulary, LanguageModel
 from gpurnn.optimizers import SGD, Adam
-from gpurnn.schedules import CosineWithWarmup, Exponential
+from gpurnn.schedules import CosineWithWarmup, Exponential, ReduceOnPlateau
 from gpurnn.training import CheckpointError, PaddedBatches, TokenStream, Trainer, evaluate
 from gpurnn.training.checkpoint import checkpoints
 
@@ -316,6 +316,11 @@ def test_teacher_forcing_belongs_to_the_run(tmp_path):
     assert resumed.resume() == 3
     resumed.train()
     assert resumed.model.forced == [0.125, 0.0625]
+
+
+def test_a_schedule_of_teacher_forcing_knows_the_step_alone():
+    with pytest.raises(TypeError, match="teacher_forcing is a ReduceOnPlateau, expected a probability or a function"):
+        trainer(Forced(), stream(), teacher_forcing=ReduceOnPlateau(1.0))
 
 
 def test_a_schedule_of_teacher_forcing_stays_a_probability():

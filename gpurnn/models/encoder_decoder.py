@@ -332,6 +332,7 @@ class EncoderDecoder(Model):
         lengths : (B,) integer array, optional
             Of the sources.
         """
+        _checks.no_state("EncoderDecoder", state)
         tokens, mask = self._targets(inputs, targets)
         logits, _ = self(inputs, self._shifted(tokens), lengths)
         return losses.cross_entropy(logits, tokens, mask=mask), None
@@ -356,6 +357,7 @@ class EncoderDecoder(Model):
             free running, what lies between scheduled sampling (Bengio et al. 2015). A token has no gradient, so the
             gradients are those of the loss given the tokens that were read, exactly.
         """
+        _checks.no_state("EncoderDecoder", state)
         tokens, mask = self._targets(inputs, targets)
         random = None if rng is None else generator("EncoderDecoder", rng)
         previous = self._read(inputs, tokens, lengths, teacher_forcing, random)

@@ -11,7 +11,7 @@ from .. import _checks, _dispatch, cells, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
-from .base import Model, State, existing, recurrent, told
+from .base import Model, existing, recurrent, told
 from .sequence import LOSSES
 
 
@@ -241,7 +241,7 @@ class SequenceGenerator(Model):
         self,
         inputs: Array,
         targets: Array,
-        state: State = None,
+        state: None = None,
         lengths: Array | None = None,
         *,
         teacher_forcing: float = 1.0,
@@ -265,13 +265,14 @@ class SequenceGenerator(Model):
         loss : 0-d array
         state : None
         """
+        _checks.no_state("SequenceGenerator", state)
         return self._loss_and_pullback(inputs, targets, lengths, teacher_forcing, None)[0], None
 
     def loss_and_gradients(
         self,
         inputs: Array,
         targets: Array,
-        state: State = None,
+        state: None = None,
         lengths: Array | None = None,
         *,
         rng: int | np.random.Generator | None = None,
@@ -291,6 +292,7 @@ class SequenceGenerator(Model):
             what was fed: they go back through the outputs, and not into the choice. `fit` takes it too, or a function
             that gives it for each training step.
         """
+        _checks.no_state("SequenceGenerator", state)
         loss, pullback = self._loss_and_pullback(inputs, targets, lengths, teacher_forcing, rng)
         return loss, None, pullback()
 

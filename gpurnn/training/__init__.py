@@ -1,4 +1,4 @@
-"""Training: the loop, the data it reads, and checkpoints."""
+"""Training: the loop and its checkpoints, the data it reads, curricula, truncated backpropagation, and REINFORCE."""
 
 from .checkpoint import CheckpointError
 from .curriculum import Curriculum

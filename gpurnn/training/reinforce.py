@@ -164,11 +164,11 @@ class Reinforce:
             The sources.
         targets : pair
             The references (T', B), and their lengths (B,).
-        state
-            Not used.
+        state : None
         lengths : array (B,) of ints, optional
             Those of the sources.
         """
+        _checks.no_state("Reinforce", state)
         references = _references(inputs, targets)
         return _scalar(-self._greedy(inputs, lengths, references).mean(), inputs), None
 
@@ -189,6 +189,7 @@ class Reinforce:
         if rng is None:
             raise TypeError(f"{where}: rng is None, expected an int seed or a numpy.random.Generator to draw with")
         rng = _random.generator(where, rng)
+        _checks.no_state(where, state)
         references = _references(inputs, targets)
         sources, source_lengths = inputs, lengths
         if self.samples > 1:

@@ -216,6 +216,11 @@ class Trainer:
             self.total = sum(num_batches(data, e) for e in range(_checks.integer_at_least(where, "epochs", epochs, 0)))
         if teacher_forcing is not None and not callable(teacher_forcing):
             teacher_forcing = _checks.probability(where, "teacher_forcing", teacher_forcing)
+        if hasattr(teacher_forcing, "observe"):
+            raise TypeError(
+                f"{where}: teacher_forcing is a {type(teacher_forcing).__qualname__}, expected a probability or a "
+                "function of the step alone: only a schedule of the learning rate can go by validation losses"
+            )
         self.teacher_forcing = teacher_forcing
         for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
             if value is not None:
