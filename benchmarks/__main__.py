@@ -118,12 +118,21 @@ def scan_command() -> None:
     default=transformer.LENGTHS,
     help="T; may be given several times.  [default: 64, 128 ... 4096]",
 )
-@click.option("--steps", type=click.IntRange(1, transformer.MOST_STEPS), default=transformer.STEPS, show_default=True)
+@click.option(
+    "--text-steps",
+    type=click.IntRange(1, transformer.MOST_TEXT_STEPS),
+    default=transformer.STEPS["text"],
+    show_default=True,
+)
+@click.option("--adding-steps", type=click.IntRange(min=1), default=transformer.STEPS["adding"], show_default=True)
 @click.option("--parameters", type=click.IntRange(min=1), default=transformer.PARAMETERS, show_default=True)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture there, such as x.png.")
 @threads_option
-def transformer_command(lengths: tuple[int, ...], steps: int, parameters: int, plot: Path | None, threads: int) -> None:
+def transformer_command(
+    lengths: tuple[int, ...], text_steps: int, adding_steps: int, parameters: int, plot: Path | None, threads: int
+) -> None:
     """Print loss, time and memory of LSTM, GRU, linear SSM and self-attention at equal numbers of parameters."""
+    steps = {"text": text_steps, "adding": adding_steps}
     _show(transformer.report(lengths, parameters=parameters, steps=steps, threads=threads, plot=plot))
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,10 +37,13 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
-PARAMETERS, STEPS, POSITIONS = 50_000, 100, 4096
-"""How many parameters a model has, how many steps it is trained for, and T times the batch size in these."""
+PARAMETERS, POSITIONS = 50_000, 4096
+"""How many parameters a model has, and T times the batch size in a step of its training."""
 
-MOST_STEPS = CHARACTERS // POSITIONS
+STEPS = {"text": 100, "adding": 400}
+"""How many steps it is trained for."""
+
+MOST_TEXT_STEPS = CHARACTERS // POSITIONS
 """As many as there is text for that is new."""
 
 LR, CLIP, HEADS = 0.01, 1.0, 2
@@ -197,7 +200,7 @@ Results = dict[tuple[str, str, int], Result]
 
 
 _MEASURES: tuple[tuple[str, str | None, Callable[[Result], float]], ...] = (
-    ("loss after training", None, lambda r: r.loss),
+    ("loss after {steps} steps", None, lambda r: r.loss),
     ("time of a gradient, B = 1", "milliseconds", lambda r: 1e3 * r.seconds),
     ("memory of a gradient, B = 1", "peak MB", lambda r: r.peak / 1e6),
 )
@@ -217,7 +220,7 @@ def report(
     lengths: Sequence[int] = LENGTHS,
     *,
     parameters: int = PARAMETERS,
-    steps: int = STEPS,
+    steps: Mapping[str, int] = STEPS,
     threads: int,
     plot: Path | None = None,
 ) -> Iterator[str]:
@@ -236,11 +239,12 @@ def report(
     wanted = [(task, body, length) for task in TASKS for body in BODIES for length in lengths]
     results: Results = {}
     for task, body, length in tqdm(wanted, disable=None, leave=False):
-        results[task, body, length] = measured_apart(threads, body, task, length, parameters, steps)
+        results[task, body, length] = measured_apart(threads, body, task, length, parameters, steps[task])
     counts = sorted(result.parameters for result in results.values())
     yield (
-        f"{machine()}, {threads} threads, float32. {counts[0]:,} to {counts[-1]:,} parameters each; {steps} steps of "
-        f"{POSITIONS} positions, B = {POSITIONS}/T, Adam at {LR}, clip {CLIP:g}. The loss is that of the last quarter "
+        f"{machine()}, {threads} threads, float32. {counts[0]:,} to {counts[-1]:,} parameters each; "
+        f"{' and '.join(f'{steps[task]} steps ({task})' for task in TASKS)} of {POSITIONS} positions, "
+        f"B = {POSITIONS}/T, Adam at {LR}, clip {CLIP:g}. The loss is that of the last quarter "
         "of the steps, on new data; milliseconds and peak MB are those of the loss of one sequence and its gradients."
     )
     yield ""
@@ -258,7 +262,7 @@ def report(
         yield f"Picture: {plot}"
 
 
-def picture(results: Results, steps: int) -> Figure:
+def picture(results: Results, steps: Mapping[str, int]) -> Figure:
     """Loss, time and peak memory against T, a row of panels for each task."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -294,7 +298,7 @@ def picture(results: Results, steps: int) -> Figure:
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
                 axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.set_title(f"{_TITLES[task]}: {title}", fontsize=11)
+            axes.set_title(f"{_TITLES[task]}: {title.format(steps=steps[task])}", fontsize=11)
             axes.set_xlabel("T, steps of a sequence")
             axes.set_ylabel(unit or problem.unit)
             axes.grid(alpha=0.3)
@@ -302,7 +306,7 @@ def picture(results: Results, steps: int) -> Figure:
     counts = sorted(result.parameters for result in results.values())
     figure.legend(
         handles=lines, loc="outside upper center", ncols=len(lines), frameon=False,
-        title=f"{counts[0]:,} to {counts[-1]:,} parameters each; trained {steps} steps, B = {POSITIONS}/T",
+        title=f"{counts[0]:,} to {counts[-1]:,} parameters each; steps of B = {POSITIONS}/T sequences",
     )  # fmt: skip
     return figure
 

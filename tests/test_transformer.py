@@ -354,9 +354,10 @@ def test_the_benchmark_prints_a_table_and_draws_a_picture(tmp_path, monkeypatch)
     monkeypatch.setattr(transformer, "POSITIONS", 32)
     monkeypatch.setattr(transformer, "measured_apart", lambda threads, *arguments: transformer.measure(*arguments))
     path = tmp_path / "picture.png"
-    arguments = f"transformer --length 8 --length 16 --parameters 1500 --steps 4 --threads 1 --plot {path}".split()
-    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    arguments = "transformer --length 8 --length 16 --parameters 1500 --text-steps 4 --adding-steps 5 --threads 1"
+    done = CliRunner().invoke(main, [*arguments.split(), "--plot", str(path)], catch_exceptions=False)
     assert done.exit_code == 0
+    assert "4 steps (text) and 5 steps (adding) of 32 positions" in done.output
     rows = [line.strip("| ").split(" | ") for line in done.output.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 2 * 3 * 4
     assert [row[1] for row in rows[:4]] == list(transformer.BODIES)
@@ -365,9 +366,12 @@ def test_the_benchmark_prints_a_table_and_draws_a_picture(tmp_path, monkeypatch)
     assert path.read_bytes().startswith(b"\x89PNG")
     result = transformer.Result(1.0, 0.1, 10**6, 1500)
     wanted = [(task, body, length) for task in transformer.TASKS for body in transformer.BODIES for length in (8, 16)]
-    figure = transformer.picture(dict.fromkeys(wanted, result), steps=4)
+    figure = transformer.picture(dict.fromkeys(wanted, result), steps={"text": 4, "adding": 5})
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "bits per character", "milliseconds", "peak MB", "mean squared error", "milliseconds", "peak MB",
+    ]  # fmt: skip
+    assert [axes.get_title() for axes in figure.axes[::3]] == [
+        "Python text: loss after 4 steps", "adding problem: loss after 5 steps",
     ]  # fmt: skip
     assert {axes.get_xlabel() for axes in figure.axes} == {"T, steps of a sequence"}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(transformer.BODIES)
@@ -397,6 +401,6 @@ def test_the_text_of_the_benchmark_is_read_once_and_shifted_by_one():
         np.testing.assert_array_equal(inputs[1:], targets[:-1])
         seen |= {window.tobytes() for window in inputs.T}
     assert len(seen) == 3 * 32
-    last, _ = problem.batch(transformer.MOST_STEPS - 1, 4096, 1)
+    last, _ = problem.batch(transformer.MOST_TEXT_STEPS - 1, 4096, 1)
     assert last.shape == (4096, 1)
     assert 4 < problem.baseline < 6
