@@ -93,6 +93,10 @@ def _choice(flag: str, choices: list[str], text: str) -> Callable[[F], F]:
     return click.option(flag, type=click.Choice(choices), default=choices[0], help=text)
 
 
+_OPTIMIZERS = {
+    name.lower(): name for name in ("Adam", "AdamW", "NAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "SGD")
+}
+
 _TRAIN_OPTIONS: list[Callable[[Any], Any]] = [
     _choice("--level", ["char", "word"], "What the model predicts."),
     _integer("--max-vocabulary", None, "Most symbols to know; the rest are unknown.", least=2),
@@ -108,7 +112,7 @@ _TRAIN_OPTIONS: list[Callable[[Any], Any]] = [
     _integer("--steps", None, "Updates to make, instead of --epochs."),
     _integer("--batch", 32, "Places in the text that are read side by side."),
     _integer("--window", 100, "Steps that gradients flow back through."),
-    _choice("--optimizer", ["adam", "adamw", "rmsprop", "sgd"], "Optimizer."),
+    _choice("--optimizer", list(_OPTIMIZERS), "Optimizer."),
     _number("--lr", 0.003, "Learning rate; with cosine, the highest.", min_open=True),
     _choice("--schedule", ["cosine", "constant"], "Learning rate over the steps."),
     _integer("--warmup", 0, "With cosine, steps in which the rate rises.", least=0),
@@ -496,13 +500,8 @@ def _stream(vocabulary: Vocabulary, text: str, options: dict[str, Any], purpose:
 def _optimizer(options: dict[str, Any]) -> Optimizer:
     from . import optimizers
 
-    kinds: dict[str, Callable[..., Optimizer]] = {
-        "adam": optimizers.Adam,
-        "adamw": optimizers.AdamW,
-        "rmsprop": optimizers.RMSprop,
-        "sgd": optimizers.SGD,
-    }
-    return kinds[options["optimizer"]](lr=options["lr"])
+    kind: Callable[..., Optimizer] = getattr(optimizers, _OPTIMIZERS[options["optimizer"]])
+    return kind(lr=options["lr"])
 
 
 def _schedule(options: dict[str, Any], steps: int) -> Callable[[int], float] | None:

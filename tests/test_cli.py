@@ -179,7 +179,7 @@ def test_the_command_line_is_this_program(text, tmp_path):
     assert_same(parameters(tmp_path / "run"), model.state_dict())
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "nadam", "adamax", "rmsprop", "adagrad", "adadelta", "sgd"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_optimizers_and_schedules(text, tmp_path, optimizer, schedule):
     run(
