@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -47,3 +48,8 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.floating]:
             raw = np.empty(size, np.uint8)
             _pool.append(raw)
     return raw[:size].view(dtype).reshape(shape)
+
+
+def product(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """``a @ b`` of two matrices, in memory of the pool."""
+    return np.matmul(a, b, out=empty((a.shape[0], b.shape[1]), a.dtype))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpurnn.cells import Cell
 
-from .buffers import empty
+from .buffers import empty, product
 from .cells import MODULES
 from .cells.activations import Array
 
@@ -189,7 +189,7 @@ def _forward(
     b_ih, b_hh = zero if b_ih is None else b_ih, zero if b_hh is None else b_hh
 
     steps = MODULES[type(cell)].Steps(cell, w_hh, b_hh, T, B, training)
-    w1 = steps.input_rows.factors(np.column_stack([w_ih, steps.input_bias(b_ih, b_hh)]))
+    w1 = steps.input_rows.factors(w_ih, steps.input_bias(b_ih, b_hh))
     # W_ih x of one chunk.
     xw = empty((len(w1), min(recurrence_chunk(B), T), B, H), dtype)
     rows = xw.reshape(len(w1), -1, H)
@@ -295,13 +295,13 @@ def _backward(
     clock, steps = kept.clock, kept.steps
     T, B, H = kept.h_in.shape
     (rows, I), dtype = kept.w_ih.shape, kept.w_ih.dtype
-    dw1, dw_hh, own_db_hh = np.empty((rows, I + 1), dtype), np.empty((rows, H), dtype), np.empty(rows, dtype)
+    dw1, dw_hh, own_db_hh = empty((rows, I + 1), dtype), np.empty((rows, H), dtype), np.empty(rows, dtype)
     if later is not None:
         dw1[:, :I], dw_hh[...], dw1[:, I], own_db_hh[...] = later
     first = later is None
     # Those of one chunk, in the order of the steps.
     gates = empty((min(recurrence_chunk(B), T), B, steps.slots, H), dtype)
-    scratch = np.empty((2, B, H), dtype)
+    scratch = empty((2, B, H), dtype)
     dh = carried[0]
     dc = carried[1] if len(carried) > 1 else None
     for chunk, order in clock.chunks(back=True):
@@ -325,7 +325,7 @@ def _backward(
         da = gates.reshape(-1, steps.slots * H)[:n]
         input_da = da[:, :rows]
         np.matmul(input_da, kept.w_ih, out=dx[chunk].reshape(n, I))
-        steps.input_rows.accumulate(input_da.T @ kept.x1[chunk].reshape(n, I + 1), dw1, first)
+        steps.input_rows.accumulate(product(input_da.T, kept.x1[chunk].reshape(n, I + 1)), dw1, first)
         steps.hidden_gradients(chunk, da, kept.h_in[chunk].reshape(n, H), dw_hh, own_db_hh, first)
         first = False
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpurnn import cells
 
-from ..buffers import empty
+from ..buffers import empty, product
 from .activations import Array, sigmoid
 from .packing import Rows
 
@@ -91,15 +91,15 @@ class Steps:
         else:
             self.slots = 3
             self.rows = Rows(H, order=(1, 0), scale=(z, 0.5))
-            self.w_n = np.ascontiguousarray(w_hh[2 * H :].T)
+            self.w_n = self.n_rows.factors(w_hh)[0]
         self.w = self.rows.factors(w_hh)
-        self.a = np.empty((len(self.w), B, H), dtype)
-        self.n, self.step = np.empty((2, B, H), dtype)
+        self.a = empty((len(self.w), B, H), dtype)
+        self.n, self.step = empty((2, B, H), dtype)
         self.saved = empty((T if training else 1, 5, B, H), dtype)
         self.v = empty((T if training and not cell.reset_after else 1, B, H), dtype)
         if training:
             self.w_back = self.rows.signed(w_hh)
-            self.w_n_back = w_hh[2 * H :].copy()
+            self.w_n_back = self.n_rows.signed(w_hh)
 
     def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
         """What is added to the input product, once for all steps: b_hn stays inside the product if r weighs it."""
@@ -166,8 +166,8 @@ class Steps:
     def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dw_hh: Array, db_hh: Array, first: bool) -> None:
         """Add to dw_hh and db_hh what the rows of a chunk of steps, da (n, slots*H) and h_in (n, H), make of them."""
         H = self.H
-        self.rows.accumulate(da[:, H:].T @ h_in, dw_hh, first)
+        self.rows.accumulate(product(da[:, H:].T, h_in), dw_hh, first)
         if self.reset_after:
             self.n_rows.accumulate(np.ones(len(da), da.dtype) @ da[:, 3 * H :], db_hh, first)
         else:
-            self.n_rows.accumulate(da[:, :H].T @ self.v[chunk].reshape(len(da), H), dw_hh, first)
+            self.n_rows.accumulate(product(da[:, :H].T, self.v[chunk].reshape(len(da), H)), dw_hh, first)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpurnn import cells
 
-from ..buffers import empty
+from ..buffers import empty, product
 from .activations import Array, sigmoid
 from .packing import Rows
 
@@ -63,16 +63,16 @@ class Steps:
         self.half, self.one = np.array(0.5, dtype), np.array(1, dtype)
         self.rows = self.input_rows = Rows(H, order=(3, 0, 1, 2), scale=(0.5, 0.5, 0.5, 1.0))
         self.w = self.rows.factors(w_hh)
-        blocks = np.empty((5, B, H), dtype)
+        blocks = empty((5, B, H), dtype)
         self.a, self.oif, self.i_f, self.g_c = blocks[:4], blocks[:3], blocks[1:3], blocks[3:]
         self.o, self.g, self.c = blocks[0], blocks[3], blocks[4]
-        self.products = np.empty((2, B, H), dtype)
+        self.products = empty((2, B, H), dtype)
         self.i_g, self.f_c = self.products
-        self.tanh_c = np.empty((B, H), dtype)
+        self.tanh_c = empty((B, H), dtype)
         self.training = training
         if training:
             self.w_back = self.rows.signed(w_hh)
-            self.complements = np.empty((3, B, H), dtype)
+            self.complements = empty((3, B, H), dtype)
             self.saved = empty((T, 6, B, H), dtype)
 
     def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
@@ -124,4 +124,4 @@ class Steps:
 
     def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dw_hh: Array, db_hh: Array, first: bool) -> None:
         """Add to dw_hh what the rows of a chunk of steps, da (n, 4H) and h_in (n, H), make of it."""
-        self.rows.accumulate(da.T @ h_in, dw_hh, first)
+        self.rows.accumulate(product(da.T, h_in), dw_hh, first)

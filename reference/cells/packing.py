@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..buffers import empty
 from .activations import Array
 
 
@@ -21,17 +22,26 @@ class Rows:
     order: tuple[int, ...]
     scale: tuple[float, ...]
 
-    def factors(self, w: Array) -> Array:
-        """From weights (G*H, n) to right-hand factors (slots, n, H), so that ``x @ factors`` is (slots, B, H)."""
-        gates, scale = self._gates(w)[list(self.order)], np.asarray(self.scale, w.dtype)
+    def factors(self, w: Array, bias: Array | None = None) -> Array:
+        """From weights (G*H, n) to right-hand factors (slots, n, H), so that ``x @ factors`` is (slots, B, H).
+
+        With ``bias`` (G*H,) they are (slots, n + 1, H), for an x whose last column is 1.
+        """
+        gates, n = self._gates(w), w.shape[1]
         # In C order, because BLAS multiplies by transposed factors more slowly.
-        return np.ascontiguousarray((gates * scale[:, None, None]).transpose(0, 2, 1))
+        out = empty((len(self.order), n if bias is None else n + 1, self.hidden), w.dtype)
+        for slot, gate, scale in zip(out, self.order, self._scale(w), strict=True):
+            np.multiply(gates[gate].T, scale, out=slot[:n])
+            if bias is not None:
+                np.multiply(self._gates(bias)[gate], scale, out=slot[n])
+        return out
 
     def signed(self, w: Array) -> Array:
         """The weights' rows in order and with their sign, (slots*H, n): the factor of the backward product."""
-        return (self._gates(w)[list(self.order)] * self._signs(w)[:, None, None]).reshape(
-            len(self.order) * self.hidden, w.shape[1]
-        )
+        out = empty((len(self.order), self.hidden, w.shape[1]), w.dtype)
+        for slot, gate, sign in zip(out, self.order, np.sign(self._scale(w)), strict=True):
+            np.multiply(self._gates(w)[gate], sign, out=slot)
+        return out.reshape(len(self.order) * self.hidden, w.shape[1])
 
     def accumulate(self, dw: Array, out: Array, first: bool) -> None:
         """Add the gradient ``dw`` (slots*H, ...) to the gates of ``out`` (G*H, ...) that the slots hold.
@@ -48,8 +58,8 @@ class Rows:
             else:
                 np.subtract(into, slot, out=into)
 
-    def _signs(self, like: Array) -> Array:
-        return np.sign(np.asarray(self.scale, like.dtype))
+    def _scale(self, like: Array) -> Array:
+        return np.asarray(self.scale, like.dtype)
 
     def _gates(self, w: Array) -> Array:
         return w.reshape(w.shape[0] // self.hidden, self.hidden, *w.shape[1:])

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpurnn import cells
 
-from ..buffers import empty
+from ..buffers import empty, product
 from .activations import Array, apply, derivative
 from .packing import Rows
 
@@ -46,11 +46,11 @@ class Steps:
         H, dtype = w_hh.shape[1], w_hh.dtype
         self.activation, self.leak = cell.activation, np.array(cell.leak, dtype)
         self.rows = self.input_rows = Rows(H, order=(0,), scale=(1.0,))
-        self.w = np.ascontiguousarray(w_hh.T)
-        self.scratch = np.empty((B, H), dtype)
+        self.w = self.rows.factors(w_hh)[0]
+        self.scratch = empty((B, H), dtype)
         self.training = training
         if training:
-            self.w_back = w_hh.copy()
+            self.w_back = self.rows.signed(w_hh)
             self.slope = empty((T, B, H), dtype)
 
     def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
@@ -81,4 +81,4 @@ class Steps:
 
     def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dw_hh: Array, db_hh: Array, first: bool) -> None:
         """Add to dw_hh what the rows of a chunk of steps, da (n, H) and h_in (n, H), make of it."""
-        self.rows.accumulate(da.T @ h_in, dw_hh, first)
+        self.rows.accumulate(product(da.T, h_in), dw_hh, first)
