@@ -458,8 +458,9 @@ class Decoder(Layer):
             if self.attention == "additive":
                 dx = dx + doutput[..., -I:]
                 grads["weight_query"] = xp.matmul(dqueries.T, along(kept.before for kept in tape))
-                flat = xp.reshape(dkeys, (-1, dkeys.shape[2]))
-                grads["weight_keys"] = xp.matmul(flat.T, xp.reshape(first.memory, (flat.shape[0], -1)))
+                rows = dmemory.shape[0] * B
+                flat = xp.reshape(dkeys, (rows, dkeys.shape[2]))
+                grads["weight_keys"] = xp.matmul(flat.T, xp.reshape(first.memory, (rows, dmemory.shape[2])))
                 dmemory = dmemory + _product(xp, dkeys, self._own["weight_keys"].T)
             else:
                 dattentional = along(step.attentional for step in steps)
