@@ -22,6 +22,9 @@ from .cells.activations import Array
 CHUNK_ROWS = 1024
 """The least rows of a product over many steps, where there are so many."""
 
+FEW_ROWS = 128
+"""For how many rows a product is not worth bringing the weights into the order in which it is fastest."""
+
 Weights = tuple[Array, Array, "Array | None", "Array | None"]
 """w_ih (G*H, I), w_hh (G*H, H), b_ih and b_hh (G*H,) or None, of one direction."""
 
@@ -189,10 +192,11 @@ def _forward(
     b_ih, b_hh = zero if b_ih is None else b_ih, zero if b_hh is None else b_hh
 
     steps = MODULES[type(cell)].Steps(cell, w_hh, b_hh, T, B, training)
-    w1 = steps.input_rows.factors(w_ih, steps.input_bias(b_ih, b_hh))
+    bias = steps.input_bias(b_ih, b_hh)
+    w1: dict[bool, Array] = {}
     # W_ih x of one chunk.
-    xw = empty((len(w1), min(recurrence_chunk(B), T), B, H), dtype)
-    rows = xw.reshape(len(w1), -1, H)
+    xw = empty((len(steps.input_rows.order), min(recurrence_chunk(B), T), B, H), dtype)
+    rows = xw.reshape(len(xw), -1, H)
 
     # Row t of `h` is the state that leaves step t, row t of `h_in` what enters its product with w_hh. Training keeps
     # them in arrays of its own, so that what a caller does to y cannot reach the gradients.
@@ -211,7 +215,10 @@ def _forward(
         c[...] = initial
     for chunk, order in clock.chunks():
         x_rows = x1[chunk].reshape(-1, columns)
-        np.matmul(x_rows, w1, out=rows[:, : len(x_rows)])
+        few = len(x_rows) <= FEW_ROWS
+        if few not in w1:
+            w1[few] = steps.input_rows.factors(w_ih, bias, few=few)
+        np.matmul(x_rows, w1[few], out=rows[:, : len(x_rows)])
         for t in order:
             cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
             if cut is not None:

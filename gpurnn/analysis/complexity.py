@@ -159,22 +159,18 @@ class _Memory:
     def __init__(self, layer: Recurrent, T: int, B: int) -> None:
         wing = importlib.import_module(_dispatch.WINGS["numpy"])
         self.pooled_from: int = importlib.import_module(f"{wing.__name__}.buffers")._SMALL
+        self.few_rows: int = importlib.import_module(f"{wing.__name__}.recurrence").FEW_ROWS
+        self.packing: Any = importlib.import_module(f"{wing.__name__}.cells.packing")
         self.layer, self.T, self.B = layer, T, B
         self.H, self.G, self.D = layer.hidden_size, layer.cell.gates, layer.num_directions
         self.chunk = min(int(wing.recurrence_chunk(B)), T)
         self.size = _itemsize(layer)
         self.held = self.peak = 0
         self.pool: list[_Buffer] = []
-        cell = layer.cell
-        reset_after = isinstance(cell, cells.GRU) and cell.reset_after
-        # Of a unit: what training saves in each step, the gradients of a step, and scratch that has no steps.
-        self.saved = {"rnn": [1], "lstm": [6], "gru": [5] if reset_after else [5, 1]}[cell.name]
-        self.slots = 4 if reset_after else self.G
-        # The gates whose recurrent products are one, in an order of their own.
-        self.in_order = {"rnn": 0, "lstm": 4, "gru": 3 if reset_after else 2}[cell.name]
-        self.scratch = {"rnn": 1, "lstm": 11, "gru": 5 if reset_after else 4}[cell.name]
-        # W_hh of the backward product, where W_hn may be there twice.
-        self.back_weights = self.slots * self.H * self.H
+        self.reset_after = isinstance(layer.cell, cells.GRU) and layer.cell.reset_after
+        # The gates whose recurrent products are one; the GRU's candidate is apart where the reset comes before it.
+        self.joint = {"rnn": 1, "lstm": 4, "gru": 3 if self.reset_after else 2}[layer.cell.name]
+        self.slots = 4 if self.reset_after else self.G
 
     def forward(self) -> int:
         """The most held in inference."""
@@ -217,43 +213,51 @@ class _Memory:
             x = y
 
     def _direction(self, I: int, training: bool) -> None:
-        T, B, H, G = self.T, self.B, self.H, self.G
-        w = G * H * H
-        # Putting gates in order takes copies: `Rows.factors` and `Rows.signed`.
-        in_order = self.in_order * H * H
-        self._burst(2 * in_order + w)
-        kept = self._take(w) + self._take(self.scratch * B * H)
-        lent = []
-        if training:
-            self._burst(in_order + self.back_weights)
-            self._take(self.back_weights)
-            for count in self.saved:
-                self._lend(T * count * B * H)
-        elif self.layer.cell.name == "gru":
-            lent += [self._lend(count * B * H) for count in (5, 1)]
-        self._burst(4 * G * H * (I + 1))
-        kept += self._take(G * H * (I + 1))
-        lent.append(self._lend(G * self.chunk * B * H))
+        T, B, H, G, cell, steps = self.T, self.B, self.H, self.G, self.layer.cell.name, self.T if training else 1
+        kept = []
+        if cell == "rnn":
+            kept += [self._factors(1, H, B == 1), self._lend(B * H)]
+            if training:
+                kept += [self._lend(H * H), self._lend(T * B * H)]
+        elif cell == "lstm":
+            kept += [self._lend(5 * B * H), self._factors(4, H, B == 1), self._lend(2 * B * H), self._lend(B * H)]
+            if training:
+                kept += [self._lend(4 * H * H), self._lend(3 * B * H), self._lend(T * 6 * B * H)]
+        else:
+            if not self.reset_after:
+                kept.append(self._factors(1, H, B == 1))
+            kept += [self._lend(self.joint * B * H), self._factors(self.joint, H, B == 1), self._lend(2 * B * H)]
+            kept += [self._lend(steps * 5 * B * H), self._lend((1 if self.reset_after else steps) * B * H)]
+            if training:
+                kept += [self._lend(self.joint * H * H), self._lend(H * H)]
+        lent = [self._lend(G * self.chunk * B * H)]
         if training:
             self._lend((T + 1) * B * H)
-            self._burst(2 * G * H * I)
-            self._take(G * H * I)
-            kept -= w + self.scratch * B * H  # they belong to the steps, which are saved
-        self._free(kept)
-        for buffer in lent:
+        last = T % self.chunk
+        for few in {steps * B <= self.few_rows for steps in (self.chunk, last) if steps}:
+            lent.append(self._factors(G, I, few, bias=True))
+        if training:
+            self._lend(G * H * I)
+        for buffer in lent if training else kept + lent:
             self._return(buffer)
+
+    def _factors(self, slots: int, n: int, few: bool, *, bias: bool = False) -> _Buffer:
+        """`Rows.factors`."""
+        factors = self._lend(slots * (n + bias) * self.H)
+        if not few and self.packing.collides(n, self.size):
+            self._return(self._lend(self.H * (n + self.packing.SPREAD)))
+        return factors
 
     def _direction_back(self, I: int) -> None:
         H, rows = self.H, self.G * self.H
-        dw1 = self._take(rows * (I + 1))
+        lent = [self._lend(rows * (I + 1))]
         self._take(rows * H)
-        gates = self._lend(self.chunk * self.B * self.slots * H)
-        scratch = self._take(2 * self.B * H)
-        self._burst(rows * (I + 1))
-        self._burst(rows * H)
+        lent += [self._lend(self.chunk * self.B * self.slots * H), self._lend(2 * self.B * H)]
+        for entries in (rows * (I + 1), self.joint * H * H):
+            self._return(self._lend(entries))
         self._take(rows * I)
-        self._free(dw1 + scratch)
-        self._return(gates)
+        for buffer in lent:
+            self._return(buffer)
 
     def _take(self, entries: int) -> int:
         self.held += entries

@@ -91,9 +91,9 @@ class Steps:
         else:
             self.slots = 3
             self.rows = Rows(H, order=(1, 0), scale=(z, 0.5))
-            self.w_n = self.n_rows.factors(w_hh)[0]
-        self.w = self.rows.factors(w_hh)
-        self.a = empty((len(self.w), B, H), dtype)
+            self.w_n = self.n_rows.factors(w_hh, few=B == 1)[0]
+        self.a = empty((len(self.rows.order), B, H), dtype)
+        self.multiply = self.rows.product(w_hh, self.a)
         self.n, self.step = empty((2, B, H), dtype)
         self.saved = empty((T if training else 1, 5, B, H), dtype)
         self.v = empty((T if training and not cell.reset_after else 1, B, H), dtype)
@@ -113,7 +113,7 @@ class Steps:
         n, step = self.n, self.step
         saved = self.saved[t if self.training else 0]
         zr, z, r = self.a[:2], saved[2], saved[3]
-        np.matmul(h_in, self.w, out=self.a)
+        self.multiply(h_in)
         np.add(zr, xw[1:], out=zr)
         np.tanh(zr, out=zr)
         np.multiply(zr, self.half, out=zr)

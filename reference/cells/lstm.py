@@ -62,9 +62,9 @@ class Steps:
         # Arrays of no axes: NumPy would convert a scalar anew at each call.
         self.half, self.one = np.array(0.5, dtype), np.array(1, dtype)
         self.rows = self.input_rows = Rows(H, order=(3, 0, 1, 2), scale=(0.5, 0.5, 0.5, 1.0))
-        self.w = self.rows.factors(w_hh)
         blocks = empty((5, B, H), dtype)
         self.a, self.oif, self.i_f, self.g_c = blocks[:4], blocks[:3], blocks[1:3], blocks[3:]
+        self.multiply = self.rows.product(w_hh, self.a)
         self.o, self.g, self.c = blocks[0], blocks[3], blocks[4]
         self.products = empty((2, B, H), dtype)
         self.i_g, self.f_c = self.products
@@ -82,7 +82,7 @@ class Steps:
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
         """Step t: from xw (4, B, H) and h_in, which is h_prev or its masked copy, to h; c is advanced in place."""
         tanh_c = self.tanh_c
-        np.matmul(h_in, self.w, out=self.a)
+        self.multiply(h_in)
         np.add(self.a, xw, out=self.a)
         np.tanh(self.a, out=self.a)
         np.multiply(self.oif, self.half, out=self.oif)

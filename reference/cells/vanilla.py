@@ -46,7 +46,7 @@ class Steps:
         H, dtype = w_hh.shape[1], w_hh.dtype
         self.activation, self.leak = cell.activation, np.array(cell.leak, dtype)
         self.rows = self.input_rows = Rows(H, order=(0,), scale=(1.0,))
-        self.w = self.rows.factors(w_hh)[0]
+        self.w = self.rows.factors(w_hh, few=B == 1)[0]
         self.scratch = empty((B, H), dtype)
         self.training = training
         if training:
