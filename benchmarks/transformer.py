@@ -296,9 +296,9 @@ def picture(results: Results, steps: Mapping[str, int]) -> Figure:
             if column > 0 or task == "adding":
                 axes.set_yscale("log")
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: np.format_float_positional(y, trim="-")))
                 axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.set_title(f"{_TITLES[task]}: {title.format(steps=steps[task])}", fontsize=11)
+            axes.set_title(f"{_TITLES[task]}: {title.format(steps=steps[task])}", fontsize=10.5)
             axes.set_xlabel("T, steps of a sequence")
             axes.set_ylabel(unit or problem.unit)
             axes.grid(alpha=0.3)
