@@ -76,6 +76,17 @@ def test_parts_that_are_cut_between_chunks_give_the_bits_of_the_whole(wing, choi
     assert_bits(found, (y[:cut], y[cut:], final, whole_dx[:cut], whole_dx[cut:], *others))
 
 
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_last_step_alone_has_the_bits_that_it_has_in_the_whole(cell):
+    """A row alone is multiplied by weights in another order, and a sum's bits depend on its order."""
+    layer, cut = LAYERS[cell](64, 8, rng=1), reference.recurrence.CHUNK_ROWS
+    x = np.random.default_rng(0).normal(size=(cut + 1, 1, 64)).astype(np.float32)
+    y, final = layer(x)
+    first, state = layer(x[:cut])
+    rest, end = layer(x[cut:], state)
+    assert_bits((first, rest, end), (y[:cut], y[cut:], final))
+
+
 def problem_of(layer, T, B, lengths, resets, state, seed=0):
     """The arguments of a layer's vjp, and cotangents for its outputs."""
     rng = np.random.default_rng(seed)

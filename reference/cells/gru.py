@@ -93,7 +93,7 @@ class Steps:
             self.rows = Rows(H, order=(1, 0), scale=(z, 0.5))
             self.w_n = self.n_rows.factors(w_hh, few=B == 1)[0]
         self.a = empty((len(self.rows.order), B, H), dtype)
-        self.multiply = self.rows.product(w_hh, self.a)
+        self.multiply = self.rows.multiplier(w_hh, self.a)
         self.n, self.step = empty((2, B, H), dtype)
         self.saved = empty((T if training else 1, 5, B, H), dtype)
         self.v = empty((T if training and not cell.reset_after else 1, B, H), dtype)

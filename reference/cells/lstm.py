@@ -64,7 +64,7 @@ class Steps:
         self.rows = self.input_rows = Rows(H, order=(3, 0, 1, 2), scale=(0.5, 0.5, 0.5, 1.0))
         blocks = empty((5, B, H), dtype)
         self.a, self.oif, self.i_f, self.g_c = blocks[:4], blocks[:3], blocks[1:3], blocks[3:]
-        self.multiply = self.rows.product(w_hh, self.a)
+        self.multiply = self.rows.multiplier(w_hh, self.a)
         self.o, self.g, self.c = blocks[0], blocks[3], blocks[4]
         self.products = empty((2, B, H), dtype)
         self.i_g, self.f_c = self.products

@@ -55,7 +55,7 @@ class Rows:
                 np.multiply(self._gates(bias)[gate], scale, out=slot[n])
         return out
 
-    def product(self, w: Array, out: Array) -> Callable[[Array], object]:
+    def multiplier(self, w: Array, out: Array) -> Callable[[Array], object]:
         """The function of h (B, H) that writes its products with the weights' rows to ``out`` (slots, B, H)."""
         if out.shape[1] != 1:
             factors = self.factors(w)
