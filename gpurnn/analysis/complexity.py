@@ -94,7 +94,7 @@ def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
     >>> round(cost.forward.flops / 1e9, 1), round(cost.bptt.flops / 1e9, 1)
     (21.2, 63.3)
     >>> cost.bptt.memory // 2**20, cost.truncated.memory // 2**20
-    (274, 22)
+    (275, 22)
     """
     where = "complexity"
     if not isinstance(layer, Recurrent):
