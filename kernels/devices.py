@@ -141,7 +141,7 @@ def _of_index(index: int) -> Device:
     bandwidth = 2e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 8
     return Device(
         name=properties["name"].decode(),
-        compute_capability=(attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]),
+        compute_capability=(properties["major"], properties["minor"]),
         multiprocessors=attributes["MultiProcessorCount"],
         clock_hz=1e3 * attributes["ClockRate"],
         l2_bytes=attributes["L2CacheSize"],

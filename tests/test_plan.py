@@ -163,11 +163,12 @@ def test_explain_reads_batch_first_and_the_dtype():
 
 def test_the_current_device_is_what_cupy_says_of_it(monkeypatch):
     attributes = {
-        "ComputeCapabilityMajor": 8, "ComputeCapabilityMinor": 6, "MultiProcessorCount": 82, "ClockRate": 1695000,
+        "MultiProcessorCount": 82, "ClockRate": 1695000,
         "MemoryClockRate": 9751000, "GlobalMemoryBusWidth": 384, "L2CacheSize": 6 * 2**20,
         "MaxSharedMemoryPerBlockOptin": 99 * 1024,
     }  # fmt: skip
-    runtime = types.SimpleNamespace(getDeviceProperties=lambda index: {"name": b"NVIDIA GeForce RTX 3090"})
+    properties = {"name": b"NVIDIA GeForce RTX 3090", "major": 8, "minor": 6}
+    runtime = types.SimpleNamespace(getDeviceProperties=lambda index: properties)
     cuda = types.SimpleNamespace(
         Device=lambda index=7: types.SimpleNamespace(id=index, attributes=attributes), runtime=runtime
     )
