@@ -1,5 +1,7 @@
 """Decoders against PyTorch's, against central differences, and one way of computing them against the other."""
 
+import tracemalloc
+
 import golden
 import numpy as np
 import pytest
@@ -283,3 +285,17 @@ def test_steps_that_are_refused(kind):
     ):
         with pytest.raises((TypeError, ValueError), match=f"^Decoder: {message}"):
             decoder.step(wrong, carried)
+
+
+@pytest.mark.parametrize("attention", ["additive", "general"])
+def test_the_way_back_keeps_no_gradient_of_the_memory_for_each_step(attention):
+    memory = np.random.default_rng(0).normal(size=(100, 8, 32)).astype(np.float32)
+    decoder = Decoder(gpurnn.GRU(4 + 32, 32), attention, memory_size=32, input_feeding=attention != "additive")
+    peaks = []
+    for T in (20, 80):
+        (output, _, _), pullback = decoder.vjp(np.ones((T, 8, 4), np.float32), memory)
+        tracemalloc.start()
+        pullback((np.ones_like(output), None, None))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 20 * memory.nbytes

@@ -428,7 +428,10 @@ class Decoder(Layer):
             dkeys, dmemory = xp.zeros_like(first.keys), xp.zeros_like(first.memory)
             dv: dict[str, Array] = {}
             hidden: dict[str, Array] = {}
-            steps: list[_StepGradients] = []
+            # Of each step, the last one first, for the products over all of them afterwards.
+            dgates: list[list[Array]] = [[] for _ in range(L)]
+            dqueries: list[Array] = []
+            dattentionals: list[Array] = []
             for t in reversed(range(T)):
                 step = self._step_back(
                     xp, tape[t], doutput[t, ...], None if dweights is None else dweights[t : t + 1, ...],
@@ -440,13 +443,16 @@ class Decoder(Layer):
                     _add(hidden, name, g)
                 if step.v is not None:
                     _add(dv, "v", step.v)
-                steps.append(step)
-            steps.reverse()
+                for rows, gate in zip(dgates, step.gates, strict=True):
+                    rows.append(gate)
+                dqueries.append(step.query)
+                if step.attentional is not None:
+                    dattentionals.append(step.attentional)
 
             def along(rows: Iterable[Any]) -> Array:
                 return xp.concat(list(rows), axis=0)
 
-            gates = [along(step.gates[layer] for step in steps) for layer in range(L)]
+            gates = [along(reversed(rows)) for rows in dgates]
             inputs = [xp.concat([xp.reshape(x, (T * B, I)), along(kept.extra for kept in tape)], axis=1)]
             inputs += [along(kept.inputs[layer] for kept in tape) for layer in range(L - 1)]
             grads = {**hidden, **dv}
@@ -454,19 +460,19 @@ class Decoder(Layer):
                 grads[f"weight_ih_l{layer}"] = xp.matmul(gates[layer].T, inputs[layer])
                 grads[f"bias_ih_l{layer}"] = xp.sum(gates[layer], axis=0)
             dx = xp.reshape(xp.matmul(gates[0], W_own), (T, B, I))
-            dqueries = along(step.query for step in steps)
+            dquery = along(reversed(dqueries))
             if self.attention == "additive":
                 dx = dx + doutput[..., -I:]
-                grads["weight_query"] = xp.matmul(dqueries.T, along(kept.before for kept in tape))
-                rows = dmemory.shape[0] * B
-                flat = xp.reshape(dkeys, (rows, dkeys.shape[2]))
-                grads["weight_keys"] = xp.matmul(flat.T, xp.reshape(first.memory, (rows, dmemory.shape[2])))
+                grads["weight_query"] = xp.matmul(dquery.T, along(kept.before for kept in tape))
+                S, _, K = dmemory.shape
+                flat = xp.reshape(dkeys, (S * B, dkeys.shape[2]))
+                grads["weight_keys"] = xp.matmul(flat.T, xp.reshape(first.memory, (S * B, K)))
                 dmemory = dmemory + _product(xp, dkeys, self._own["weight_keys"].T)
             else:
-                dattentional = along(step.attentional for step in steps)
+                dattentional = along(reversed(dattentionals))
                 grads["weight_combine"] = xp.matmul(dattentional.T, along(kept.joint for kept in tape))
                 if self.attention == "general":
-                    grads["weight"] = xp.matmul(along(kept.h for kept in tape).T, dqueries)
+                    grads["weight"] = xp.matmul(along(kept.h for kept in tape).T, dquery)
                 dmemory = dmemory + dkeys
             return (dx, dmemory, self._packed(xp, dstate)), {name: grads[name] for name in self.params}
 
