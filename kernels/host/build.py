@@ -136,7 +136,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _compile(command: Sequence[str], target: Path) -> None:
     """Runs ``command -o target``; another process sees the whole file or none."""
-    # A compiler with AddressSanitizer in it, which the kernels need in this process, takes more than half as long again.
+    # With AddressSanitizer, which the kernels need in this process, a compiler takes more than half as long again.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         part = Path(directory) / target.name
