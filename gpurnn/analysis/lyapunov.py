@@ -298,7 +298,9 @@ def _summed(growths: Floats, spans: list[range], dt: float, size: int) -> Lyapun
     means = np.concatenate([logarithms[part].sum(axis=0) / times[part].sum() for part in parts])
     with np.errstate(invalid="ignore"):
         error = means.std(axis=0, ddof=1) / math.sqrt(len(means)) if len(means) > 1 else np.full(means.shape[1], np.nan)
-    return LyapunovSpectrum(history[-1], error, history, reached, size)
+    # A short run can find them out of order.
+    order = np.argsort(-history[-1], kind="stable")
+    return LyapunovSpectrum(history[-1, order], error[order], history[:, order], reached, size)
 
 
 class _MapOrbit:
