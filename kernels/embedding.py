@@ -39,7 +39,7 @@ def embedding_gather(weight: Array, indices: Array) -> Array:
     V, E = weight.shape
     y = empty(weight, (*indices.shape, E), weight.dtype)
     if y.size:
-        flat = contiguous(indices.reshape(-1).astype(np.int64))
+        flat = contiguous(indices.reshape(-1).astype(np.int64, copy=False))
         _launch("gather", y.size, weight, contiguous(weight), flat, y, np.int64(flat.size), np.int32(V), np.int32(E))
     return y
 
@@ -54,7 +54,7 @@ def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:
     xp = namespace(dy)
     E = dy.shape[-1]
     sums = xp.zeros((num_embeddings, E), dy.dtype)
-    flat = indices.reshape(-1).astype(np.int64)
+    flat = indices.reshape(-1).astype(np.int64, copy=False)
     count = flat.size
     if not count * E * num_embeddings:
         return sums

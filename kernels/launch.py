@@ -62,14 +62,22 @@ class Parameter:
     is_const: bool
 
     @staticmethod
-    def declared(text: str, defines: Mapping[str, str]) -> Parameter:
-        """The parameter declared by ``text``, such as ``const float* __restrict__ x``."""
+    def declared(text: str, types: Mapping[str, str]) -> Parameter:
+        """The parameter declared by ``text``, such as ``const float* __restrict__ x``.
+
+        ``types`` says what names stand for: macros, and the template's parameters. ``typename Cell::Real`` is the type
+        of the real numbers that ``Cell`` stands for.
+        """
         words = re.findall(r"\w+|\*|<.*>|::", re.sub(r"\b(__restrict__|__restrict|volatile)\b", "", text))
         name = words.pop()
         stars = words.count("*")
         is_const = "const" in words[: words.index("*")] if stars else False
         element = " ".join(word for word in words if word not in ("*", "const"))
-        element = _C_TYPES.get(defines.get(element, element), "any")
+        real = re.fullmatch(r"typename (\w+) :: Real", element)
+        if real:
+            found = re.search(r"\b(float|double)\b", types.get(real[1], ""))
+            element = found[1] if found else element
+        element = _C_TYPES.get(types.get(element, element), "any")
         return Parameter(name, "u8" if stars > 1 else element, stars > 0, is_const)
 
     @staticmethod
@@ -86,11 +94,23 @@ def declared_parameters(texts: Mapping[Path, str], kernel: str, defines: Mapping
     function = kernel.split("<")[0]
     for text in texts.values():
         code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
-        found = re.search(rf"__global__[^;{{}}]*?\b{re.escape(function.split('::')[-1])}\s*\(([^)]*)\)", code)
+        found = re.search(
+            r"(?:template\s*<([^<>]*)>\s*)?"
+            rf"__global__[^;{{}}]*?\b{re.escape(function.split('::')[-1])}\s*\(([^)]*)\)",
+            code,
+        )
         if found:
-            declarations = [part for part in found.group(1).split(",") if part.strip() not in ("", "void")]
-            return [Parameter.declared(part, defines) for part in declarations]
+            template = [part.split()[-1] for part in (found[1] or "").split(",") if part.strip()]
+            types = {**defines, **dict(zip(template, _template_arguments(kernel), strict=False))}
+            declarations = [part for part in found[2].split(",") if part.strip() not in ("", "void")]
+            return [Parameter.declared(part, types) for part in declarations]
     raise ValueError(f"no `__global__` function {function} in {next(iter(texts))} or what it includes")
+
+
+def _template_arguments(kernel: str) -> list[str]:
+    """Those of an instance's name: ``["Lstm<float>", "4"]`` of ``"step<Lstm<float>, 4>"``."""
+    _, _, text = kernel.partition("<")
+    return [part.strip() for part in re.split(r",(?![^<]*>)", text[:-1])] if text else []
 
 
 def namespace(array: Any) -> Any:

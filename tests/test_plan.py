@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -159,26 +157,6 @@ def test_explain_reads_batch_first_and_the_dtype():
     layer = gpurnn.GRU(64, 96, batch_first=True, dtype="float64")
     assert gpurnn.explain(layer, shape) == gpurnn.explain(gpurnn.GRU(64, 96, dtype="float64"), (100, 7, 64))
     assert gpurnn.explain(layer, shape).shared_bytes != gpurnn.explain(gpurnn.GRU(64, 96), (100, 7, 64)).shared_bytes
-
-
-def test_the_current_device_is_what_cupy_says_of_it(monkeypatch):
-    attributes = {
-        "MultiProcessorCount": 82, "ClockRate": 1695000,
-        "MemoryClockRate": 9751000, "GlobalMemoryBusWidth": 384, "L2CacheSize": 6 * 2**20,
-        "MaxSharedMemoryPerBlockOptin": 99 * 1024,
-    }  # fmt: skip
-    properties = {"name": b"NVIDIA GeForce RTX 3090", "major": 8, "minor": 6}
-    runtime = types.SimpleNamespace(getDeviceProperties=lambda index: properties)
-    cuda = types.SimpleNamespace(
-        Device=lambda index=7: types.SimpleNamespace(id=index, attributes=attributes), runtime=runtime
-    )
-    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cuda))
-    devices._of_index.cache_clear()
-    found, known = devices.current(), devices.lookup("RTX 3090")
-    devices._of_index.cache_clear()
-    assert found.name == "NVIDIA GeForce RTX 3090"
-    assert found.bandwidth == pytest.approx(known.bandwidth, rel=0.001)
-    assert dataclasses.replace(found, name=known.name, bandwidth=known.bandwidth) == known
 
 
 def test_explain_takes_a_device_by_its_properties():

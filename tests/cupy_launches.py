@@ -1,0 +1,330 @@
+"""Genuine CuPy over a driver that is none: a launch ends in the host executor. Run in a process of its own.
+
+CuPy's compiled modules call the driver and the runtime through tables of C functions, which they read when they are
+imported. Those that a launch needs are replaced here by Python functions before CuPy is, so that all above them is
+CuPy's own: arrays, memory pools, streams, NVRTC's compilation of a `cupy.RawModule` and the marshalling of arguments.
+Device memory is the host's. Kernels that CuPy itself writes, such as those of its arithmetic, cannot run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import types
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from cupy_backends.cuda.api import driver, runtime
+from gpurnn.kernels import devices, dropout, embedding, host, launch, losses, plan, recurrence
+from test_host_executor import CORRECT
+
+from gpurnn import cells
+
+H100 = devices.lookup("H100")
+GPU = {
+    "MultiProcessorCount": H100.multiprocessors,
+    "ClockRate": int(H100.clock_hz / 1e3),
+    "MemoryClockRate": 2619000,
+    "GlobalMemoryBusWidth": 5120,
+    "L2CacheSize": H100.l2_bytes,
+    "MaxSharedMemoryPerBlockOptin": H100.shared_memory_per_block,
+}
+BLOCKS_PER_MULTIPROCESSOR = 2
+MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # of CUfunction_attribute
+
+_C_TYPES = {
+    "PyObject *": ctypes.py_object,
+    "int": ctypes.c_int,
+    "unsigned int": ctypes.c_uint,
+    "intptr_t": ctypes.c_ssize_t,
+    "size_t": ctypes.c_size_t,
+}
+
+
+class Launch(NamedTuple):
+    """What the driver was told."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared_bytes: int
+    stream: int
+    cooperative: bool
+
+
+class Driver:
+    """The functions of the driver and the runtime, and what was asked of them."""
+
+    def __init__(self) -> None:
+        self.launches: list[Launch] = []
+        self.attributes: list[tuple[str, int, int]] = []
+        self._memory: dict[int, np.ndarray] = {}
+        self._functions: dict[int, str] = {}
+        self._failures: list[BaseException] = []
+        self._kernel: launch.Kernel | None = None
+        _replace(driver, {name: getattr(self, name) for name in (
+            "moduleLoadData", "moduleUnload", "moduleGetFunction", "funcSetAttribute", "launchKernel",
+            "launchCooperativeKernel", "occupancyMaxActiveBlocksPerMultiprocessor",
+        )})  # fmt: skip
+        values = {name[11:]: value for name, value in vars(runtime).items() if name.startswith("cudaDevAttr")}
+        attributes = {values[name]: figure for name, figure in GPU.items()}
+        attributes |= dict(zip((75, 76), H100.compute_capability, strict=True))  # CuPy has no names for these
+        _replace(runtime, {
+            "_ensure_context": lambda: None,
+            "getDevice": lambda: 0,
+            "setDevice": lambda device: None,
+            "getDeviceCount": lambda: 1,
+            "driverGetVersion": lambda: 12080,
+            "deviceGetAttribute": lambda attribute, device: attributes.get(attribute, 0),
+            "malloc": self._allocate,
+            "free": lambda address: self._memory.pop(address) and None,
+            "hostAlloc": lambda size, flags: self._allocate(size),
+            "freeHost": lambda address: self._memory.pop(address) and None,
+            "memcpyAsync": lambda to, source, size, kind, stream: ctypes.memmove(to, source, size) and None,
+            "memsetAsync": lambda address, value, size, stream: ctypes.memset(address, value, size) and None,
+            "pointerGetMemoryType": lambda address: 0,
+            "streamSynchronize": lambda stream: None,
+            "streamIsCapturing": lambda stream: 0,
+            "eventCreateWithFlags": lambda flags: 1,
+            "eventRecord": lambda event, stream: None,
+            "eventDestroy": lambda event: None,
+        })  # fmt: skip
+        major, minor = H100.compute_capability
+        # This one's a Python function alone.
+        runtime.getDeviceProperties = lambda device: {"name": b"NVIDIA H100", "major": major, "minor": minor}
+
+    def launch(self, kernel: launch.Kernel, *args: Any) -> None:
+        """`Kernel._launch_on_gpu`, whose kernel is noted: the driver knows it by its mangled name only."""
+        self._kernel = kernel
+        try:
+            _launch_on_gpu(kernel, *args)
+        finally:
+            self._kernel = None
+        if self._failures:
+            raise self._failures.pop()
+
+    def _allocate(self, size: int) -> int:
+        memory = np.full(size, 0xFF, np.uint8)
+        self._memory[memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def moduleLoadData(self, image: bytes) -> int:
+        assert image.startswith(b"\x7fELF")
+        return 1
+
+    def moduleUnload(self, module: int) -> None:
+        pass
+
+    def moduleGetFunction(self, module: int, name: str) -> int:
+        self._functions[len(self._functions) + 1] = name
+        return len(self._functions)
+
+    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        self.attributes.append((self._kernel.name if self._kernel else "", attribute, value))
+
+    def occupancyMaxActiveBlocksPerMultiprocessor(self, function: int, threads: int, shared_bytes: int) -> int:
+        return BLOCKS_PER_MULTIPROCESSOR
+
+    def launchKernel(self, function: int, *rest: int) -> None:
+        *sizes, shared_bytes, stream, values, extra = rest
+        assert extra == 0
+        self._launch(function, sizes, shared_bytes, stream, values, False)
+
+    def launchCooperativeKernel(self, function: int, *rest: int) -> None:
+        *sizes, shared_bytes, stream, values = rest
+        self._launch(function, sizes, shared_bytes, stream, values, True)
+
+    def _launch(
+        self, function: int, sizes: list[int], shared_bytes: int, stream: int, values: int, cooperative: bool
+    ) -> None:
+        if self._kernel is None:
+            raise RuntimeError(f"a kernel of CuPy's own, {self._functions[function]}, cannot run here")
+        try:
+            kernel, grid, block = self._kernel, tuple(sizes[:3]), tuple(sizes[3:])
+            assert re.match(r"\w+", kernel.name)[0] in self._functions[function]
+            parameters = kernel.module._parameters(kernel.name, None)
+            addresses = (ctypes.c_void_p * len(parameters)).from_address(values)
+            arguments = [
+                np.frombuffer(ctypes.string_at(address, dtype.itemsize), dtype)[0]
+                for address, dtype in (
+                    (address, np.dtype("u8" if p.is_array else p.element))
+                    for address, p in zip(addresses, parameters, strict=True)
+                )
+            ]
+            self.launches.append(Launch(kernel.name, grid, block, shared_bytes, stream, cooperative))
+            kernel.module._library("plain").launch(
+                kernel.name, grid, block, arguments, [p.name for p in parameters],
+                shared_bytes=shared_bytes, cooperative=cooperative,
+            )  # fmt: skip
+        except BaseException as failure:  # raised again where C code is no longer in between
+            self._failures.append(failure)
+
+
+def _replace(module: Any, functions: dict[str, Any]) -> None:
+    """Have those who import the C functions of a Cython module get these Python functions."""
+    get_name, new = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_New
+    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    for name, function in functions.items():
+        # A capsule is named by its function's signature: PyObject *(intptr_t, int __pyx_skip_dispatch).
+        signature = get_name(module.__pyx_capi__[name])
+        result, _, rest = signature.decode().rstrip(")").partition("(")
+        types = [text.strip() for text in rest.split(",") if text.strip() != "void"]
+        dispatched = types[-1:] == ["int __pyx_skip_dispatch"]
+        types = [_C_TYPES[text] for text in types[: len(types) - dispatched]] + [ctypes.c_int] * dispatched
+
+        def call(*args: Any, function: Any = function, dispatched: bool = dispatched) -> Any:
+            return function(*args[: len(args) - dispatched])
+
+        callback = ctypes.PYFUNCTYPE(_C_TYPES[result.strip()], *types)(call)
+        for kept in (callback, signature):  # CuPy may call until the process has ended
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        module.__pyx_capi__[name] = new(ctypes.cast(callback, ctypes.c_void_p).value, signature, None)
+        setattr(module, name, function)
+
+
+_launch_on_gpu = launch.Kernel._launch_on_gpu
+DRIVER = Driver()
+
+import cupy  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch):
+    monkeypatch.setattr(launch.Kernel, "_launch_on_gpu", lambda kernel, *args: DRIVER.launch(kernel, *args))
+    DRIVER.launches.clear()
+    DRIVER.attributes.clear()
+    return DRIVER
+
+
+def numbers(*shape, dtype=np.float32):
+    return np.random.default_rng(1).standard_normal(shape).astype(dtype)
+
+
+def test_a_launch_gets_its_arguments_grid_and_stream(gpu):
+    x, y = numbers(100), numbers(100)
+    out = cupy.empty(100, np.float32)
+    arguments = (cupy.asarray(x), cupy.asarray(y), out, np.int32(100))
+    CORRECT["add<float>"]((2,), (64,), arguments)
+    np.testing.assert_array_equal(cupy.asnumpy(out), x + y)
+    stream = types.SimpleNamespace(__cuda_stream__=lambda: (0, 1234))
+    with cupy.cuda.Stream.from_external(stream):
+        CORRECT["add<float>"]((2, 1), (64, 1, 1), arguments)
+    first, second = gpu.launches
+    assert first == Launch("add<float>", (2, 1, 1), (64, 1, 1), 0, 0, False)
+    assert second == first._replace(stream=1234)
+    assert not gpu.attributes
+
+
+def test_arguments_are_checked_by_the_declaration(gpu):
+    x = cupy.asarray(numbers(8))
+    values, counts = cupy.zeros(8, np.int32), cupy.zeros(9, np.uint32)
+    add, length = CORRECT["add<float>"], np.int32(8)
+    with pytest.raises(TypeError, match="hold NumPy and CuPy arrays"):
+        add((1,), (32,), (x, numbers(8), x, length))
+    with pytest.raises(TypeError, match="argument n is a int, expected a NumPy scalar int32"):
+        add((1,), (32,), (x, x, x, 8))
+    with pytest.raises(TypeError, match="3 arguments, expected 4"):
+        add((1,), (32,), (x, x, x))
+    with pytest.raises(TypeError, match="histogram: argument values has dtype float32, expected int32"):
+        CORRECT["histogram"]((1,), (8,), (x, counts, values, counts, length))
+    with pytest.raises(TypeError, match="argument y has dtype float64, expected float32"):
+        add((1,), (32,), (x, cupy.zeros(8), x, length))
+    with pytest.raises(ValueError, match="argument x has strides \\(8,\\), expected a C-contiguous array"):
+        add((1,), (32,), (x[::2], x, x, np.int32(4)))
+    assert not gpu.launches
+
+
+def test_an_error_of_the_executor_is_raised(gpu):
+    x = cupy.zeros(8, np.int32)
+    with pytest.raises(host.ExecutionError):
+        CORRECT["votes"]((1,), (8,), (x, None))
+
+
+def test_a_cooperative_grid_is_one_that_the_gpu_holds(gpu):
+    n, steps = 64, 2
+    w, x, h = numbers(n, n) / np.float32(8), numbers(steps, n), numbers(2, n)
+    arrays = tuple(map(cupy.asarray, (w, x, h)))
+    arguments = (*arrays, cupy.zeros(1, np.uint32), np.int32(n), np.int32(steps))
+    rnn = CORRECT["persistent_rnn"]
+    most = BLOCKS_PER_MULTIPROCESSOR * H100.multiprocessors
+    with pytest.raises(ValueError, match=f"a cooperative grid of {most + 1} blocks, expected at most the {most}"):
+        rnn((most + 1,), (16,), arguments, shared_mem=16 * n * 4, cooperative=True)
+    assert not gpu.launches
+    rnn((4,), (16,), arguments, shared_mem=16 * n * 4, cooperative=True)
+    assert gpu.launches == [Launch("persistent_rnn", (4, 1, 1), (16, 1, 1), 16 * n * 4, 0, True)]
+    on_host = (w, x, h, np.zeros(1, np.uint32), np.int32(n), np.int32(steps))
+    CORRECT["persistent_rnn"]((4,), (16,), on_host, shared_mem=16 * n * 4, cooperative=True)
+    np.testing.assert_array_equal(cupy.asnumpy(arrays[2]), h)
+
+
+def test_more_shared_memory_than_48_kib_is_asked_for(gpu):
+    n = 64
+    w, x, h = map(cupy.asarray, (numbers(n, n), numbers(1, n), numbers(2, n)))
+    arguments = (w, x, h, cupy.zeros(1, np.uint32), np.int32(n), np.int32(1))
+    CORRECT["persistent_rnn"]((4,), (16,), arguments, shared_mem=48 * 1024, cooperative=True)
+    assert not gpu.attributes
+    CORRECT["persistent_rnn"]((4,), (16,), arguments, shared_mem=48 * 1024 + 256, cooperative=True)
+    assert gpu.attributes == [("persistent_rnn", MAX_DYNAMIC_SHARED_SIZE_BYTES, 48 * 1024 + 256)]
+    assert [launched.shared_bytes for launched in gpu.launches] == [48 * 1024, 48 * 1024 + 256]
+
+
+def test_the_current_device_is_what_cupy_says_of_it():
+    found = plan.device_of(cupy.zeros(1))
+    assert found.name == "NVIDIA H100"
+    assert found.bandwidth == pytest.approx(H100.bandwidth, rel=0.001)
+    for what in ("compute_capability", "multiprocessors", "clock_hz", "l2_bytes", "shared_memory_per_block"):
+        assert getattr(found, what) == getattr(H100, what)
+
+
+def same(found: Any, expected: Any) -> None:
+    """Genuine CuPy arrays of the very bits."""
+    for a, b in zip(found, expected, strict=True):
+        assert isinstance(a, cupy.ndarray)
+        np.testing.assert_array_equal(cupy.asnumpy(a), b)
+
+
+CELLS = [cells.LSTM(), cells.GRU(reset_after=True), cells.GRU(reset_after=False), cells.Vanilla("tanh")]
+
+
+@pytest.mark.parametrize("schedule", ["step-fused", "block", "persistent"])
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__ + str(getattr(cell, "reset_after", "")))
+def test_a_recurrence_on_cupy_arrays(gpu, cell, schedule):
+    """All launches of a sequence forward; the products round it are cuBLAS's."""
+    T, B, H, D = 7, 5, 40, 2
+    G = cell.gates
+    w, xw, biases = numbers(D, G * H, H) / np.float32(6), numbers(D, T * B, G * H), numbers(2, D, G * H)
+    lengths = np.array([7, 3, 0, 7, 5], np.int32)
+    results = []
+    for to in (cupy.asarray, np.copy):
+        state = tuple(to(numbers(D, B, H)) for _ in range(2 if isinstance(cell, cells.LSTM) else 1))
+        with plan.schedule(schedule):
+            run = recurrence.Run.begin(cell, T, B, H, to(w), to(lengths), training=True)
+        y = recurrence.run_forward(run, to(xw), (to(biases[0]), to(biases[1])), state)
+        results.append((y, *state))
+    same(*results)
+    forward = [launched for launched in gpu.launches if launched.kernel.startswith("forward<")]
+    assert len(forward) == (T * plan.products(cell) if schedule == "step-fused" else 1)
+    assert {launched.cooperative for launched in forward} == {schedule == "persistent"}
+
+
+def test_losses_on_cupy_arrays():
+    logits, labels, weights = numbers(9, 130, dtype=np.float64), np.arange(9) * 14, np.arange(9.0)
+    y, target = numbers(3, 50), numbers(3, 50)[::-1].copy()
+    results = []
+    for to in (cupy.asarray, np.copy):
+        entropies, kept = losses.cross_entropy_forward(
+            to(logits), to(labels), to(weights), label_smoothing=0.1, training=True
+        )
+        dlogits = losses.cross_entropy_backward(kept, to(weights))
+        errors, difference = losses.mse_forward(to(y), to(target), training=True)
+        results.append((entropies, dlogits, errors, losses.mse_backward(difference, to(y))))
+    same(*results)
+
+
+def test_dropout_and_embedding_on_cupy_arrays():
+    weight, indices = numbers(11, 6), np.array([[3, 10, 0], [3, 3, 7]])
+    same([embedding.embedding_gather(cupy.asarray(weight), cupy.asarray(indices))], [weight[indices]])
+    masks = [dropout.dropout_mask(like(1, np.float32), (5, 7), 0.4, 3, 9) for like in (cupy.empty, np.empty)]
+    same(masks[:1], masks[1:])

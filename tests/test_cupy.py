@@ -1,0 +1,74 @@
+"""What the library asks of CuPy is there, and its launches get through CuPy as they are meant to. No GPU is needed."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import operator
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gpurnn.kernels import launch, nvrtc
+
+cupy = pytest.importorskip("cupy", reason="CuPy isn't installed")
+
+needs_nvrtc = pytest.mark.skipif(nvrtc.find() is None, reason=f"NVRTC is missing: pip install {nvrtc.WHEEL}")
+
+
+@needs_nvrtc
+def test_launches_get_through_cupy(tmp_path):
+    """The tests of ``cupy_launches.py``, which needs a process where CuPy is not imported yet."""
+    tests = Path(__file__).parent / "cupy_launches.py"
+    # At Python's own end CuPy would free its memory through what is gone by then.
+    run = "import os, pytest, sys; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
+    ended = subprocess.run(
+        [sys.executable, "-c", run, "-p", "no:cacheprovider", str(tests)],
+        env={**os.environ, "CUPY_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.search(r"^\d+ passed in", ended.stdout, re.MULTILINE), ended.stdout
+
+
+def test_the_text_given_to_cupy_changes_with_what_it_includes(tmp_path):
+    (tmp_path / "one.cu").write_text('#include "value.h"\n__global__ void one(int* x) { *x = VALUE; }\n')
+    codes = set()
+    for value in "12":
+        (tmp_path / "value.h").write_text(f"#define VALUE {value}\n")
+        raw = launch.Module(tmp_path / "one.cu", ["one"])._raw_module
+        assert raw.name_expressions == ("one",)
+        assert "-std=c++17" in raw.options
+        codes.add(raw.code)
+    assert len(codes) == 2
+
+
+def asked(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
+    """Each ``xp.name``, and the keywords of a call of it."""
+    nodes = list(ast.walk(tree))
+    calls = {id(node.func): {k.arg for k in node.keywords if k.arg} for node in nodes if isinstance(node, ast.Call)}
+    inner = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and id(node) not in inner and re.fullmatch(r"xp(\.\w+)+", ast.unparse(node)):
+            yield ast.unparse(node), calls.get(id(node), set())
+
+
+@pytest.mark.parametrize(("package", "library"), [("gpurnn.kernels", "cupy"), ("gpurnn", "array_api_compat.cupy")])
+def test_cupy_has_what_is_asked_of_a_namespace(package, library):
+    """No GPU runs it here, so that it's there under this name and takes these keywords is what can be said."""
+    xp = importlib.import_module(library)
+    files = Path(importlib.import_module(package).__file__).parent.rglob("*.py")
+    found = [(path.name, *use) for path in files for use in asked(ast.parse(path.read_text()))]
+    assert found
+    for file, name, keywords in found:
+        function = operator.attrgetter(name.removeprefix("xp."))(xp)
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # no function, or a compiled one that doesn't tell
+            continue
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            assert keywords <= {p.name for p in parameters}, f"{file}: {name}"
