@@ -10,7 +10,7 @@
 // dimension, since the others end at 65535. Every sum has one order, which the sizes alone decide.
 #include "intrinsics.cuh"
 
-constexpr int threads = 256, warps = threads / 32;
+constexpr int threads = 256, warps = threads / 32;  // no fewer warps than `tile`
 
 template <typename Real>
 __device__ __forceinline__ Real sum_over_warp(Real x) {
@@ -121,43 +121,35 @@ __global__ void attend(
     Real *const out = weights + row * S, *const scores = in_shared ? memory : out;
     const long long next_score = in_shared ? S : next;
 
-    Real highest[tile];  // of this warp's positions, then of all
-#pragma unroll
-    for (int i = 0; i < tile; ++i) highest[i] = __int_as_float(0xff800000);
+    // Lane i has step i's highest score of this warp's positions, and the sum of exp(score - highest), kept up to date so
+    // that the scores need no pass of their own for it. It begins below all scores but -inf, which so has no weight.
+    Real highest = sizeof(Real) == 4 ? -3.402823466e38 : -1.7976931348623157e308, sum_of_exps = 0;
     products<additive, tile>(
         query + row * A, steps, keys + (long long)b * A, length, v, (long long)B * A, A, [&](int i, int s, Real sum) {
-            const Real score = additive ? sum : scale * sum;
-            highest[i] = max(highest[i], score);
-            if (lane == 0 && i < steps) scores[i * next_score + s] = score;
+            if (i != lane || i >= steps) return;
+            const Real score = additive ? sum : scale * sum, above = score - highest;
+            const Real ratio = exp(above > 0 ? -above : above);
+            sum_of_exps = above > 0 ? sum_of_exps * ratio + 1 : sum_of_exps + ratio;
+            highest = max(highest, score);
+            scores[i * next_score + s] = score;
         });
-#pragma unroll
-    for (int i = 0; i < tile; ++i) {
-        if (lane == 0) maxima[i * warps + warp] = highest[i];
+    if (lane < tile) {
+        maxima[lane * warps + warp] = highest;
+        totals[lane * warps + warp] = sum_of_exps;
     }
     __syncthreads();
 
-    Real sums[tile] = {};
-#pragma unroll
-    for (int i = 0; i < tile; ++i) {
-        for (int k = 0; k < warps; ++k) highest[i] = max(highest[i], maxima[i * warps + k]);
-        for (int s = threadIdx.x; i < steps && s < length; s += threads) {
-            Real& score = scores[i * next_score + s];
-            sums[i] += score = exp(score - highest[i]);
-        }
-        sums[i] = sum_over_warp(sums[i]);
-        if (lane == 0) totals[i * warps + warp] = sums[i];
-    }
-    __syncthreads();
 #pragma unroll
     for (int i = 0; i < tile; ++i) {
         Real total = 0;
-        for (int k = 0; k < warps; ++k) total += totals[i * warps + k];
+        highest = maxima[i * warps];
+        for (int k = 1; k < warps; ++k) highest = max(highest, maxima[i * warps + k]);
+        for (int k = 0; k < warps; ++k) total += totals[i * warps + k] * exp(maxima[i * warps + k] - highest);
         for (int s = threadIdx.x; i < steps && s < S; s += threads) {
-            if (s < length) {
-                out[i * next + s] = scores[i * next_score + s] /= total;
-            } else {
-                out[i * next + s] = 0;
-            }
+            Real weight = 0;
+            if (s < length) weight = exp(scores[i * next_score + s] - highest) / total;
+            if (in_shared) scores[i * next_score + s] = weight;
+            out[i * next + s] = weight;
         }
     }
     __syncthreads();
@@ -169,11 +161,14 @@ __global__ void attend(
 
 // The gradients of the scores, to dscores (T, B, S), of the query, and each block's part of that of v, to dv
 // (blocks, A). dcontext and dweights may be null.
+//
+// de_s = alpha_s (d_s - mean) with d_s = dcontext . values_s + dweights_s and mean = sum_s alpha_s d_s, which is known
+// beforehand: it is dcontext . context + sum_s alpha_s dweights_s.
 template <typename Real, bool additive, int tile>
 __global__ void attend_backward(
     const Real* query, const Real* keys, const Real* values, const Real* v, const int* lengths, const Real* weights,
-    const Real* dcontext, const Real* dweights, Real* dscores, Real* dquery, Real* dv, int T, int B, int S, int A,
-    int E, Real scale) {
+    const Real* context, const Real* dcontext, const Real* dweights, Real* dscores, Real* dquery, Real* dv, int T, int B,
+    int S, int A, int E, Real scale) {
     __shared__ Real parts[(tile + additive) * threads];
     const int tiles = (T - 1) / tile + 1, b = blockIdx.x / tiles, t0 = blockIdx.x % tiles * tile;
     const int steps = min(tile, T - t0), length = positions(lengths, b, S);
@@ -182,31 +177,41 @@ __global__ void attend_backward(
     const Real *const alpha = weights + row * S, *const dalpha = dweights ? dweights + row * S : nullptr;
     Real* const de = dscores + row * S;
 
-    Real means[tile] = {};  // of dalpha under the weights: of this warp's positions, then of all
+    // dcontext . context in the order in which `products` has dcontext . values, so that all is zero at a single position.
+    Real* const of_context = parts + tile * warps;
+    if (warp < steps) {
+        const long long at = (row + (long long)warp * B) * E;
+        Real sum = 0;
+        for (int e = lane; dcontext && e < E; e += 32) sum += dcontext[at + e] * context[at + e];
+        sum = sum_over_warp(sum);
+        if (lane == 0) of_context[warp] = sum;
+    }
+#pragma unroll
+    for (int i = 0; i < tile; ++i) {
+        const long long at = i * next;
+        Real sum = 0;
+        for (int s = threadIdx.x; dalpha && i < steps && s < length; s += threads) {
+            if (alpha[at + s] != 0) sum += alpha[at + s] * dalpha[at + s];  // whatever dweights holds elsewhere
+        }
+        sum = sum_over_warp(sum);
+        if (lane == 0) parts[i * warps + warp] = sum;
+    }
+    __syncthreads();
+    const int own = min(lane, steps - 1);  // lane i has step i's mean
+    Real mean = 0;
+    for (int k = 0; k < warps; ++k) mean += parts[own * warps + k];
+    mean = of_context[own] + mean;
+    for (int i = 0; i < steps; ++i) {
+        for (int s = length + threadIdx.x; s < S; s += threads) de[i * next + s] = 0;
+    }
     products<false, tile>(
         dcontext ? dcontext + row * E : nullptr, steps, values + (long long)b * E, length, (const Real*)nullptr,
         (long long)B * E, dcontext ? E : 0, [&](int i, int s, Real d) {
-            if (i >= steps) return;
+            if (i != lane || i >= steps) return;
             const long long at = i * next + s;
             if (dalpha) d += dalpha[at];
-            if (alpha[at] == 0) d = 0;  // whatever dweights holds there
-            means[i] += alpha[at] * d;
-            if (lane == 0) de[at] = d;
+            de[at] = alpha[at] == 0 ? Real(0) : (additive ? Real(1) : scale) * alpha[at] * (d - mean);
         });
-#pragma unroll
-    for (int i = 0; i < tile; ++i) {
-        if (lane == 0) parts[i * warps + warp] = means[i];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < tile; ++i) {
-        Real mean = 0;
-        for (int k = 0; k < warps; ++k) mean += parts[i * warps + k];
-        for (int s = threadIdx.x; i < steps && s < S; s += threads) {
-            const long long at = i * next + s;
-            de[at] = s < length ? (additive ? Real(1) : scale) * alpha[at] * (de[at] - mean) : Real(0);
-        }
-    }
     __syncthreads();
 
     columns<additive, tile>(

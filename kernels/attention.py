@@ -43,6 +43,7 @@ class _Attention:
     lengths: Array | None
     scale: float
     weights: Array
+    context: Array
 
     @property
     def sizes(self) -> tuple[np.int32, ...]:
@@ -92,9 +93,10 @@ def attention_forward(
         own(keys),
         own(values),
         own(v),
-        None if lengths is None else lengths.astype(np.int32),
+        None if lengths is None else xp.clip(lengths, 0, S).astype(np.int32),
         scale,
         weights,
+        context,
     )
     if T * B:
         shared = call.tile * S * query.dtype.itemsize
@@ -104,7 +106,9 @@ def attention_forward(
             context, weights, *call.sizes, query.dtype.type(scale), np.bool_(in_shared),
             shared_mem=shared if in_shared else 0,
         )  # fmt: skip
-    return context, weights.copy() if training else weights, call if training else None
+    if not training:
+        return context, weights, None
+    return context.copy(), weights.copy(), call
 
 
 def attention_backward(
@@ -123,7 +127,8 @@ def attention_backward(
     if T * B:
         saved.launch(
             "attend_backward", saved.tile, blocks, query, saved.keys, saved.values, saved.v, saved.lengths,
-            saved.weights, dcontext, contiguous(dweights), dscores, dquery, dv, *saved.sizes, dtype.type(saved.scale),
+            saved.weights, saved.context, dcontext, contiguous(dweights), dscores, dquery, dv, *saved.sizes,
+            dtype.type(saved.scale),
         )  # fmt: skip
     if S * B:
         saved.launch(

@@ -131,7 +131,8 @@ def lookup(name: str) -> Device:
 
 
 @functools.cache
-def _of_index(index: int) -> Device:
+def of_index(index: int) -> Device:
+    """CuPy's device of that number."""
     import cupy
 
     device = cupy.cuda.Device(index)
@@ -154,7 +155,7 @@ def current() -> Device:
     """CuPy's current device."""
     import cupy
 
-    return _of_index(cupy.cuda.Device().id)
+    return of_index(cupy.cuda.Device().id)
 
 
 def occupancy(device: Device, threads: int, registers: int, shared_bytes: int) -> int:

@@ -231,8 +231,8 @@ class Kernel:
         Raises
         ------
         TypeError, ValueError
-            If the arguments do not fit the kernel's parameters, or the grid fits no GPU; a cooperative grid has to fit
-            the current one.
+            If the arguments do not fit the kernel's parameters or are not on the current device, or the grid fits no
+            GPU; a cooperative grid has to fit the current one.
         kernels.host.ExecutionError
             If the host executor finds an error in the kernel.
         """
@@ -263,6 +263,15 @@ class Kernel:
     def _launch_on_gpu(
         self, grid: tuple[int, ...], block: tuple[int, ...], values: list[Any], shared_mem: int, cooperative: bool
     ) -> None:
+        import cupy
+
+        here = cupy.cuda.runtime.getDevice()
+        elsewhere = {a.data.device_id for a in values if is_cupy_array(a)} - {here}
+        if elsewhere:
+            raise ValueError(
+                f"{self.name}: arrays are on device {min(elsewhere)} but the current one is {here}; "
+                f"use `with cupy.cuda.Device({min(elsewhere)}):`"
+            )
         raw = self.module._cuda_function(self.name)
         if shared_mem > 48 * 1024:  # more than a kernel may have without asking for it
             raw.max_dynamic_shared_size_bytes = shared_mem

@@ -35,6 +35,12 @@ TILES = {"launch": 1, "block": 1, "grid": 2}
 HELD_CHUNKS = 4
 """Times 32 columns of eight weight rows that each warp keeps in registers where shared memory is too small for all."""
 
+_MOST_GROUPS = 65535
+"""Blocks along y and z of a grid: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
+
+_MOST_WEIGHTS = 2**31 - 1
+"""Of a direction: their offsets are 32 bits, see ``recurrence/product.cuh``."""
+
 HOST_DEVICE = "H100"
 """The device that plans for NumPy arrays, on the host executor, are made for."""
 
@@ -185,6 +191,10 @@ def _launch(
     most = most_threads(problem.itemsize)
     if units * rows > most:
         raise DoesNotFit(f"{units} hidden units times {rows} rows are more than the {most} threads of a block")
+    if groups > _MOST_GROUPS:
+        raise DoesNotFit(f"{groups:,} groups of rows are more than the {_MOST_GROUPS:,} that a grid has room for")
+    if problem.cell.gates * problem.H**2 > _MOST_WEIGHTS:
+        raise DoesNotFit(f"{problem.cell.gates} x {problem.H:,}^2 weights are more than 32 bits count")
     most = device.shared_memory_per_block
     threads = max(256, -(-units * rows // 32) * 32)
     length = (problem.cell.gates if backward else 1) * problem.H
@@ -386,4 +396,4 @@ _NOTHING = Launch((0, 0, 0), (0,), 0, 0, 0, 1, 1, 0)
 
 def device_of(array: Any) -> Device:
     """The device that plans for ``array`` are made for: its own, and `HOST_DEVICE` for NumPy arrays."""
-    return devices.current() if is_cupy_array(array) else devices.lookup(HOST_DEVICE)
+    return devices.of_index(array.data.device_id) if is_cupy_array(array) else devices.lookup(HOST_DEVICE)

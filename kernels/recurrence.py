@@ -303,7 +303,7 @@ def recurrence_forward(
     T, B, I = x.shape
     D, H, G = len(weights), weights[0][1].shape[1], cell.gates
     if lengths is not None:
-        lengths = lengths.astype(xp.int32)
+        lengths = xp.clip(lengths, 0, T).astype(xp.int32)
         x = xp.where((xp.arange(T, dtype=xp.int32)[:, None] < lengths)[:, :, None], x, x.dtype.type(0))
     elif training:
         x = xp.array(x, order="C")

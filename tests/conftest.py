@@ -24,6 +24,9 @@ settings.register_profile(
 settings.load_profile("gpurnn")
 
 
+# It puts another driver under CuPy, and so has a process of its own; see test_cupy.py.
+collect_ignore = [] if any("cupy_launches" in argument for argument in sys.argv) else ["cupy_launches.py"]
+
 # A shell starts what it runs in the background with interrupts ignored, and so would be those that tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

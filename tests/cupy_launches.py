@@ -236,6 +236,15 @@ def test_arguments_are_checked_by_the_declaration(gpu):
     assert not gpu.launches
 
 
+def test_arrays_of_another_device_are_refused(gpu):
+    x = cupy.zeros(8, np.float32)
+    memory = cupy.cuda.UnownedMemory(x.data.ptr, x.nbytes, x, 3)
+    there = cupy.ndarray(8, np.float32, cupy.cuda.MemoryPointer(memory, 0))
+    with pytest.raises(ValueError, match=r"arrays are on device 3 but the current one is 0; use `with cupy.cuda.Dev"):
+        CORRECT["add<float>"]((1,), (32,), (x, there, x, np.int32(8)))
+    assert not gpu.launches
+
+
 def test_an_error_of_the_executor_is_raised(gpu):
     x = cupy.zeros(8, np.int32)
     with pytest.raises(host.ExecutionError):

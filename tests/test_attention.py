@@ -186,6 +186,30 @@ def test_the_kernels_take_any_layout_and_keep_what_they_need(additive):
 
 
 @on_kernels
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("place", [0, 3, 40])
+@pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan])
+def test_scores_that_are_not_finite(value, place):
+    """A score of -inf has no weight, wherever it stands; all else gives NaN, as in the reference."""
+    arrays = draw("dot", S=41, Q=1)
+    arrays["query"][...] = 1
+    arrays["keys"][place, 0] = arrays["keys"][:, 2] = value
+    results = [module.attention_forward(*arrays.values(), None)[:2] for module in (kernels, reference)]
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-13)
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-13)
+    assert np.isnan(results[0][1][:, 2]).all()
+    assert np.isnan(results[0][1][:, 0]).any() == (value != -np.inf)
+
+
+@on_kernels
+def test_lengths_are_cut_off_before_they_are_narrowed():
+    arrays = draw("dot", S=6)
+    found = kernels.attention_forward(*arrays.values(), None, lengths=np.array([2**32 + 2, -(2**32) + 2, 6]))
+    expected = kernels.attention_forward(*arrays.values(), None, lengths=np.array([6, 0, 6]))
+    assert_all_close(found[:2], expected[:2], 0)
+
+
+@on_kernels
 def test_a_batch_may_exceed_the_smaller_dimensions_of_a_grid(monkeypatch):
     launched = []
     monkeypatch.setattr(host.Library, "launch", lambda self, name, grid, *args, **options: launched.append(name))
