@@ -9,6 +9,8 @@ Device memory is the host's. Kernels that CuPy itself writes, such as those of i
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import re
 import types
 from typing import Any, NamedTuple
@@ -19,6 +21,8 @@ from cupy_backends.cuda.api import driver, runtime
 from gpurnn.kernels import devices, dropout, embedding, host, launch, losses, plan, recurrence
 from test_host_executor import CORRECT
 
+from benchmarks import gpu as gpu_benchmark
+from benchmarks.cases import Case, Size
 from gpurnn import cells
 
 H100 = devices.lookup("H100")
@@ -59,6 +63,8 @@ class Driver:
     def __init__(self) -> None:
         self.launches: list[Launch] = []
         self.attributes: list[tuple[str, int, int]] = []
+        self._captured: list[Any] | None = None
+        self._graphs: dict[int, list[Any]] = {}
         self._memory: dict[int, np.ndarray] = {}
         self._functions: dict[int, str] = {}
         self._failures: list[BaseException] = []
@@ -85,10 +91,18 @@ class Driver:
             "memsetAsync": lambda address, value, size, stream: ctypes.memset(address, value, size) and None,
             "pointerGetMemoryType": lambda address: 0,
             "streamSynchronize": lambda stream: None,
-            "streamIsCapturing": lambda stream: 0,
+            "streamIsCapturing": lambda stream: int(self._captured is not None),
             "eventCreateWithFlags": lambda flags: 1,
             "eventRecord": lambda event, stream: None,
             "eventDestroy": lambda event: None,
+            "streamCreateWithPriority": lambda flags, priority: 77,
+            "streamDestroy": lambda stream: None,
+            "streamBeginCapture": self._begin_capture,
+            "streamEndCapture": self._end_capture,
+            "graphInstantiate": lambda graph: graph,
+            "graphLaunch": self._replay,
+            "graphDestroy": lambda graph: None,
+            "graphExecDestroy": lambda graph: None,
         })  # fmt: skip
         major, minor = H100.compute_capability
         # This one's a Python function alone.
@@ -104,7 +118,19 @@ class Driver:
         if self._failures:
             raise self._failures.pop()
 
+    def _begin_capture(self, stream: int, *mode: Any) -> None:
+        self._captured = []
+
+    def _end_capture(self, stream: int) -> int:
+        self._graphs[len(self._graphs) + 1], self._captured = self._captured, None
+        return len(self._graphs)
+
+    def _replay(self, graph: int, stream: int) -> None:
+        for run in self._graphs[graph]:
+            run()
+
     def _allocate(self, size: int) -> int:
+        assert self._captured is None, "memory cannot be allocated while a stream is captured"
         memory = np.full(size, 0xFF, np.uint8)
         self._memory[memory.ctypes.data] = memory
         return memory.ctypes.data
@@ -153,10 +179,14 @@ class Driver:
                 )
             ]
             self.launches.append(Launch(kernel.name, grid, block, shared_bytes, stream, cooperative))
-            kernel.module._library("plain").launch(
-                kernel.name, grid, block, arguments, [p.name for p in parameters],
-                shared_bytes=shared_bytes, cooperative=cooperative,
+            run = functools.partial(
+                kernel.module._library("plain").launch, kernel.name, grid, block, arguments,
+                [p.name for p in parameters], shared_bytes=shared_bytes, cooperative=cooperative,
             )  # fmt: skip
+            if self._captured is None:
+                run()
+            else:
+                self._captured.append(run)
         except BaseException as failure:  # raised again where C code is no longer in between
             self._failures.append(failure)
 
@@ -171,13 +201,15 @@ def _replace(module: Any, functions: dict[str, Any]) -> None:
         signature = get_name(module.__pyx_capi__[name])
         result, _, rest = signature.decode().rstrip(")").partition("(")
         types = [text.strip() for text in rest.split(",") if text.strip() != "void"]
-        dispatched = types[-1:] == ["int __pyx_skip_dispatch"]
-        types = [_C_TYPES[text] for text in types[: len(types) - dispatched]] + [ctypes.c_int] * dispatched
+        own = [_C_TYPES[text] for text in itertools.takewhile(lambda text: "__pyx_" not in text, types)]
+        cython = [
+            ctypes.c_void_p if text.endswith("*__pyx_optional_args") else ctypes.c_int for text in types[len(own) :]
+        ]
 
-        def call(*args: Any, function: Any = function, dispatched: bool = dispatched) -> Any:
-            return function(*args[: len(args) - dispatched])
+        def call(*args: Any, function: Any = function, count: int = len(own)) -> Any:
+            return function(*args[:count])
 
-        callback = ctypes.PYFUNCTYPE(_C_TYPES[result.strip()], *types)(call)
+        callback = ctypes.PYFUNCTYPE(_C_TYPES[result.strip()], *own, *cython)(call)
         for kept in (callback, signature):  # CuPy may call until the process has ended
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
         module.__pyx_capi__[name] = new(ctypes.cast(callback, ctypes.c_void_p).value, signature, None)
@@ -316,6 +348,41 @@ def test_a_recurrence_on_cupy_arrays(gpu, cell, schedule):
     forward = [launched for launched in gpu.launches if launched.kernel.startswith("forward<")]
     assert len(forward) == (T * plan.products(cell) if schedule == "step-fused" else 1)
     assert {launched.cooperative for launched in forward} == {schedule == "persistent"}
+
+
+def test_a_sequence_becomes_a_graph():
+    """The launches of step-fused, captured while nothing of them runs, and replayed with one launch."""
+    T, B, H = 6, 3, 24
+    cell = cells.GRU(reset_after=False)
+    w, xw, h = numbers(1, 3 * H, H) / np.float32(5), numbers(1, T * B, 3 * H), numbers(1, B, H)
+
+    def begin(to: Any) -> tuple[Any, ...]:
+        return recurrence.Run.begin(cell, T, B, H, to(w), training=False), to(xw), (None, None), (to(h),)
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream, plan.schedule("step-fused"):
+        *_, expected = on_host = begin(np.copy)
+        expected = recurrence.run_forward(*on_host), *expected
+        recurrence.run_forward(*begin(cupy.asarray))  # after which kernels are compiled, and memory lies in the pool
+        *_, state = there = begin(cupy.asarray)
+        stream.begin_capture()
+        y = recurrence.run_forward(*there)
+        graph = stream.end_capture()
+        np.testing.assert_array_equal(cupy.asnumpy(state[0]), h)
+        graph.launch(stream)
+    same((y, *state), expected)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_the_graph_that_is_timed_computes_the_same(cell, monkeypatch):
+    """With NumPy in place of cuBLAS and of CuPy's own kernel that copies."""
+    case = Case(cell, Size(3, 4, 5, 6), "inference")
+    monkeypatch.setattr(cupy, "matmul", lambda a, b, out: out.set(cupy.asnumpy(a) @ cupy.asnumpy(b.T).T))
+    monkeypatch.setattr(cupy, "copyto", lambda to, a: to.set(cupy.asnumpy(a)))
+    graph, plain = gpu_benchmark.contenders(case, cupy)[gpu_benchmark.GRAPH], gpu_benchmark.contenders(case, np)
+    expected = plain["step-fused"]()
+    for _ in range(2):
+        same(graph(), expected)
 
 
 def test_losses_on_cupy_arrays():

@@ -7,7 +7,8 @@ import itertools
 
 import numpy as np
 import pytest
-from gpurnn.kernels import devices, host, plan
+from gpurnn.kernels import devices, host, plan, recurrence
+from parity import Wing
 from problems import CELLS, Options, draw
 from tolerance import assert_all_close, recurrence_terms
 
@@ -166,6 +167,39 @@ def test_operands_longer_than_a_chunk(cell, schedule, monkeypatch, hold):
     assert found.plans[schedule][0].backward.chunk < cell.gates * 30
     with plan.schedule(schedule):
         hold(problem)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cell", ["rnn-tanh", "lstm", "gru-reset-before-state", "gru-reset-after-candidate"])
+def test_a_sequence_becomes_a_graph(cell):
+    """Step-fused's launches, forward and backward, captured and then replayed: the bits of the launches themselves."""
+    wing = Wing("cuda")
+    import cupy
+
+    T, B, H, cell = 6, 3, 24, CELLS[cell]
+    rng = np.random.default_rng(0)
+    shapes = ((1, cell.gates * H, H), (1, T * B, cell.gates * H), (T, B, H), *[(1, B, H)] * cell.states)
+    w, xw, dy, *state = (0.2 * rng.standard_normal(shape) for shape in shapes)
+
+    def begin():
+        there, state_there = wing.to((w, xw, dy)), wing.to((*state,))
+        run = recurrence.Run.begin(cell, T, B, H, there[0], training=True)
+        return there, run, state_there, wing.to((*state,))
+
+    def launch(there, run, state_there, dstate):
+        _, xw_there, dy_there = there
+        y = recurrence.run_forward(run, xw_there, (None, None), state_there)
+        return y, *recurrence.run_backward(run, dy_there, dstate), state_there, dstate
+
+    with cupy.cuda.Stream(non_blocking=True) as stream, plan.schedule("step-fused"):
+        expected = wing.back(launch(*begin()))
+        arguments = begin()
+        stream.begin_capture()
+        captured = launch(*arguments)
+        graph = stream.end_capture()
+        graph.launch(stream)
+        found = wing.back(captured)
+    assert_all_close(found, expected, terms=0)
 
 
 @pytest.mark.kernels
