@@ -57,6 +57,7 @@ BUGS = {
         "missing_fence": ("hand_over",),
         "plain_load": ("hand_over", "read_only_load"),
         "spin_on_plain_flag": ("meet", "wait_for_two"),
+        "endless_waiting": ("double_by_steps", "double_by_warps", "count_to"),
         "wrong_gate_index": ("cell_state",),
         "two_writers": ("last_of_block", "count"),
         "unset_shared": ("pair_sums",),
@@ -298,6 +299,21 @@ def wait_for_two(kernel):
     assert out[0] == 1
 
 
+def double_by_steps(kernel):
+    x = numbers(64)
+    expected = x * F32(2**20)
+    with host.execution(most_waits=20):
+        kernel((1,), (64,), (x, np.int32(20)))
+    np.testing.assert_array_equal(x, expected)
+
+
+def count_to(kernel):
+    counter = zeroed_word()
+    with host.execution(most_waits=21):
+        kernel((1,), (1,), (counter, np.uint32(21)))
+    assert counter[0] == 22
+
+
 def cell_state(kernel):
     gates, c = numbers(3, 4, 10), numbers(3, 10)
     i, f, g, _ = gates.transpose(1, 0, 2)
@@ -414,6 +430,24 @@ CASES = [
     bug("plain_load", "read_only_load", read_only_load, conflicts="conflict: `row`.*__ldg is for"),
     bug("spin_on_plain_flag", "meet", meet, "endless: a spin without spin_pause"),
     bug("spin_on_plain_flag", "wait_for_two", wait_for_two, r"livelock: spins \("),
+    bug(
+        "endless_waiting",
+        "double_by_steps",
+        double_by_steps,
+        r"endless: waited 20 times .* waits at __syncthreads \(.*endless_waiting\.cu:8\)",
+    ),
+    bug(
+        "endless_waiting",
+        "double_by_warps",
+        double_by_steps,
+        r"endless: waited 20 times .* waits at __syncwarp with mask 0xffffffff \(.*endless_waiting\.cu:18\)",
+    ),
+    bug(
+        "endless_waiting",
+        "count_to",
+        count_to,
+        r"endless: waited 21 times .* spins \(.*endless_waiting\.cu:26\)",
+    ),
     bug("wrong_gate_index", "cell_state", cell_state, "value"),
     bug("two_writers", "last_of_block", last_of_block, plain="value", conflicts="conflict: writes `out`.*writes"),
     bug("two_writers", "count", count, conflicts="conflict: `counter`.*no barrier"),

@@ -4,7 +4,8 @@
 // the same block, at random from the launch's seed, and goes to the next block when this one has none left to run. A plain
 // launch finishes each block before it starts the next; a cooperative one keeps all blocks alive and visits them round by round.
 // Nothing can hang: with no fiber able to run the launch ends with a report of who waits where (deadlock), rounds in which
-// fibers only spin are counted, and a watchdog takes the processor from a fiber that never waits at all.
+// fibers only spin are counted, a watchdog takes the processor from a fiber that never waits at all, and a fiber that waits
+// again and again does so a bounded number of times.
 #include "executor.h"
 
 #include <dlfcn.h>
@@ -65,6 +66,7 @@ struct Launch {  // filled by kernels/host/__init__.py
     uint64_t shared_bytes;
     uint64_t seed;
     double stall_seconds;  // for how long one fiber may run without waiting
+    uint64_t most_waits;   // of one fiber
     void** arguments;
     const Region* regions;
     int32_t region_count;
@@ -93,6 +95,7 @@ struct Thread {
     State state;
     const char* file;  // where it waits
     int line;
+    uint64_t waits;  // so far
     // what it brought to the barrier or collective, and what it got
     Barrier barrier;
     Collective collective;
@@ -235,11 +238,16 @@ void back_to_scheduler() {
     switch_fiber(self->fiber, scheduler);
 }
 
-void wait_as(State state, const char* file, int line) {
-    current->state = state;
-    current->file = file;
-    current->line = line;
-    back_to_scheduler();
+// What the current thread brings to a barrier or collective is to be set before, for the report.
+void begin_wait(State state, const char* file, int line) {
+    Thread& self = *current;
+    self.state = state;
+    self.file = file;
+    self.line = line;
+    if (self.waits++ < launch->most_waits) return;
+    write_report("endless", &self,
+                 text("has waited %llu times in this launch and now %s: an endless loop, unless execution(most_waits=...) is too small",
+                      static_cast<unsigned long long>(launch->most_waits), where(self).c_str()).c_str());
 }
 
 void make_ready(Thread& thread) {
@@ -400,6 +408,7 @@ void start_block(Block& block, uint32_t number, size_t first_thread) {
         Thread& t = block.threads[i];
         t.block = &block;
         t.number = i;
+        t.waits = 0;
         t.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         t.fiber.stack = stacks + (first_thread + i) * stack_bytes;
         t.fiber.stack_bytes = stack_bytes;
@@ -601,9 +610,7 @@ int barrier(Barrier kind, int predicate, const char* file, int line) {
     Thread& self = *current;
     self.barrier = kind;
     self.value = predicate != 0;
-    self.state = State::at_barrier;
-    self.file = file;
-    self.line = line;
+    begin_wait(State::at_barrier, file, line);
     ++self.block->at_barrier;
     check_barrier(*self.block);
     back_to_scheduler();
@@ -619,9 +626,7 @@ uint64_t collective(Collective kind, unsigned mask, uint64_t value, int lane, in
     self.value = value;
     self.lane_argument = lane;
     self.width = width;
-    self.state = State::at_collective;
-    self.file = file;
-    self.line = line;
+    begin_wait(State::at_collective, file, line);
     check_collectives(self);
     back_to_scheduler();
     return self.result;
@@ -631,7 +636,8 @@ unsigned active_mask() { return 1u << current->lane(); }
 
 void spin_pause(const char* file, int line) {
     current->block->spinning.push_back(current);
-    wait_as(State::spinning, file, line);
+    begin_wait(State::spinning, file, line);
+    back_to_scheduler();
 }
 
 void* dynamic_shared() { return current->block->dynamic_shared; }
