@@ -1,13 +1,16 @@
 """The host executor: kernels compute what they say in any order; each planted bug is reported by its check."""
 
+import contextvars
 import ctypes
 import itertools
 import mmap
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,8 +43,11 @@ CORRECT = launch.Module(
         "histogram",
         "votes",
         "warps_alone",
+        "hold",
     ],
 )
+# Another library, with an executor of its own.
+HOLD = launch.Module(PLANTED / "correct.cu", ["hold"])
 BUGS = {
     name: module(name, *kernels)
     for name, kernels in {
@@ -70,7 +76,7 @@ BUGS = {
 def compiled():
     """All libraries of this file, compiled side by side."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda job: job[0]._library(job[1]), itertools.product([CORRECT, *BUGS.values()], BUILDS)))
+        list(pool.map(lambda job: job[0]._library(job[1]), itertools.product([CORRECT, HOLD, *BUGS.values()], BUILDS)))
 
 
 @pytest.fixture(params=BUILDS)
@@ -575,6 +581,40 @@ def test_threads_may_launch_at_the_same_time():
     for worker in workers:
         worker.join()
     assert not failures
+
+
+def signal_handlers():
+    """The address that the system calls for each signal that may be handled, the first member of struct sigaction."""
+    handlers = {}
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        action = ctypes.create_string_buffer(256)
+        assert ctypes.CDLL(None).sigaction(int(number), None, action) == 0
+        handlers[number] = ctypes.c_void_p.from_buffer(action).value
+    return handlers
+
+
+def test_launches_of_two_libraries_at_the_same_time_leave_the_signal_handlers_as_they_were(any_build):
+    before = signal_handlers()
+
+    def start(module):
+        running, told = np.zeros((2, 1), np.int32)
+        thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(module["hold"], (1,), (1,), (running, told))
+        )
+        thread.start()
+        return thread, running, told
+
+    first, first_running, first_told = start(CORRECT)
+    while not first_running[0] and first.is_alive():
+        time.sleep(0.01)
+    second, second_running, second_told = start(HOLD)
+    time.sleep(0.3)  # so that it begins before the first one ends, if nothing keeps it from that
+    for thread, told in ((first, first_told), (second, second_told)):
+        told[0] = 1
+        thread.join()
+    assert first_running[0]
+    assert second_running[0]
+    assert signal_handlers() == before
 
 
 # ---- Arguments ------------------------------------------------------------------------------------------------------

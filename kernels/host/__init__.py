@@ -47,6 +47,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -197,6 +198,10 @@ class _Launch(ctypes.Structure):
     )
 
 
+# Each library has an executor of its own, but the handlers of signals, which a launch replaces, are the process's.
+_one_launch = threading.Lock()
+
+
 class Library:
     """The compiled kernels of one ``.cu`` file.
 
@@ -266,7 +271,9 @@ class Library:
             region_count=len(regions),
         )
         message = ctypes.create_string_buffer(8192)
-        if self._library.gpurnn_host_launch(ctypes.byref(launch), message, ctypes.c_size_t(len(message))):
+        with _one_launch:
+            failed = self._library.gpurnn_host_launch(ctypes.byref(launch), message, ctypes.c_size_t(len(message)))
+        if failed:
             check, _, what = message.value.decode(errors="replace").partition(": ")
             raise ExecutionError(check, re.sub(r"\{code:(0x[0-9a-f]+)\}", self._source_line, what))
         _check_red_zones(kernel, arrays)
