@@ -564,6 +564,37 @@ def test_arrays_beside_each_other_in_one_allocation_are_kept_apart():
         BUGS["dropped_bounds_check"]["twice<true>"]((2,), (64,), (np.tile(x, 2), rest[:100], np.int32(100)))
 
 
+def test_blocks_that_run_one_after_another_leave_nothing_in_the_memory_of_the_recorder():
+    if UNDER_SANITIZERS:
+        pytest.skip("of the conflicts build")
+    script = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from gpurnn.kernels import launch
+kernel = launch.Module(sys.argv[1], sys.argv[2:])["block_sums<float>"]
+def run(blocks):
+    x, out = np.ones(5000, np.float32), np.zeros(blocks, np.float32)
+    kernel((blocks,), (64,), (x, out, np.int32(5000)))
+    assert out.sum() == 5000
+run(3)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**27,) * 2)
+run(20_000)
+"""
+    command = [sys.executable, "-c", script, str(CORRECT.source), *CORRECT.names]
+    subprocess.run(command, env={**os.environ, "GPURNN_HOST_BUILD": "conflicts"}, check=True)
+
+
+def test_blocks_that_run_one_after_another_are_not_ordered():
+    if UNDER_SANITIZERS:
+        pytest.skip("of the conflicts build")
+    message = r"conflict: .* block \((\d), 0, 0\) thread \(0, 0, 0\): writes `out`.*block \((?!\1)\d, 0, 0\).*no barrier"
+    x, out = numbers(8), fresh(8)
+    with host.execution(build="conflicts"), pytest.raises(host.ExecutionError, match=message):
+        BUGS["two_writers"]["last_of_block<true>"]((8,), (1,), (x, out))
+
+
 def test_threads_may_launch_at_the_same_time():
     failures = []
 

@@ -430,6 +430,7 @@ void end_block(Block& block) {
 #endif
     free(block.dynamic_shared);
     block.dynamic_shared = nullptr;
+    recorder_end_block(block.number);
 }
 
 // Runs the block's threads until each of them waits, spins or has ended.
