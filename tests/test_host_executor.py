@@ -6,6 +6,7 @@ import itertools
 import mmap
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -168,10 +169,10 @@ def run_warps_alone():
     return out
 
 
-@pytest.mark.parametrize(
-    "run",
-    [run_add, run_block_sums, run_transpose, run_persistent_rnn, run_histogram, run_votes, run_warps_alone],
-)
+RUNS = [run_add, run_block_sums, run_transpose, run_persistent_rnn, run_histogram, run_votes, run_warps_alone]
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_correct_kernels_give_the_same_bits_in_every_order(run, any_build):
     results = []
     for seed in range(6):
@@ -479,21 +480,25 @@ def test_the_bug_is_reported_by_its_check(file, kernel, case, expected, any_buil
     report = expected[any_build]
     if report is None:
         pytest.skip(f"the {any_build} build can't be relied on to see this one")
-    check, _, words = report.partition(": ")
     for seed in range(3):
         with host.execution(seed=seed):
-            if report == "value":
-                with pytest.raises(AssertionError):
-                    case(BUGS[file][f"{kernel}<true>"])
-                continue
-            with pytest.raises(host.ExecutionError) as error:
-                case(BUGS[file][f"{kernel}<true>"])
-            message = str(error.value)
-            assert error.value.check == check
-            assert f"kernel {kernel}<true>" in message
-            assert re.search(words, message, re.DOTALL)
-            if "wrote 0 bytes behind the end" not in message:  # which is seen after the launch only
-                assert re.search(r"block \(\d+, 0, 0\) thread \(\d+, 0, 0\)", message)
+            assert_reported(BUGS[file][f"{kernel}<true>"], case, report)
+
+
+def assert_reported(kernel, case, report):
+    check, _, words = report.partition(": ")
+    if check == "value":
+        with pytest.raises(AssertionError):
+            case(kernel)
+        return
+    with pytest.raises(host.ExecutionError) as error:
+        case(kernel)
+    message = str(error.value)
+    assert error.value.check == check
+    assert f"kernel {kernel.name}" in message
+    assert re.search(words, message, re.DOTALL)
+    if "wrote 0 bytes behind the end" not in message:  # which is seen after the launch only
+        assert re.search(r"block \(\d+, 0, 0\) thread \(\d+, 0, 0\)", message)
 
 
 def test_every_bug_has_a_build_that_sees_it():
@@ -589,7 +594,7 @@ run(20_000)
 def test_blocks_that_run_one_after_another_are_not_ordered():
     if UNDER_SANITIZERS:
         pytest.skip("of the conflicts build")
-    message = r"conflict: .* block \((\d), 0, 0\) thread \(0, 0, 0\): writes `out`.*block \((?!\1)\d, 0, 0\).*no barrier"
+    message = r"conflict: .* block \((\d), 0, 0\) thread .* writes `out`.*block \((?!\1)\d, 0, 0\).*no barrier"
     x, out = numbers(8), fresh(8)
     with host.execution(build="conflicts"), pytest.raises(host.ExecutionError, match=message):
         BUGS["two_writers"]["last_of_block<true>"]((8,), (1,), (x, out))
@@ -804,6 +809,34 @@ def test_the_compiler_is_cxx_or_the_first_that_is_there(monkeypatch):
     assert build.find_compiler() == (sys.executable, "-m", "ziglang", "c++")
 
 
+@pytest.fixture(params=["ucontext", "ziglang"])
+def compiler(request, monkeypatch):
+    """The compiler that there is with fibers as on machines other than x86-64; that of the ``ziglang`` wheel."""
+    if request.param == "ucontext":
+        command = (*build.find_compiler(), "-DHOST_UCONTEXT")
+    else:
+        pytest.importorskip("ziglang", reason="ziglang isn't installed")
+        if UNDER_SANITIZERS:
+            pytest.skip("the ziglang wheel has no AddressSanitizer")
+        command = (sys.executable, "-m", "ziglang", "c++")
+    monkeypatch.setenv("CXX", shlex.join(command))
+    return request.param
+
+
+def test_other_compilers_and_other_ways_to_switch_fibers_run_the_same(compiler, any_build, monkeypatch):
+    correct = launch.Module(CORRECT.source, CORRECT.names)
+    monkeypatch.setattr(sys.modules[__name__], "CORRECT", correct)
+    for run in RUNS:
+        run()
+    assert (b"swapcontext" in correct._library(any_build).path.read_bytes()) == (compiler == "ucontext")
+    # Fibers that are left at a barrier, in a signal handler, in the recorder.
+    for file, kernel, case, expected in CASES:
+        if kernel in ("two_barriers", "mean", "reversed_sum") and expected[any_build]:
+            planted = module(file, kernel)
+            assert_reported(planted[f"{kernel}<true>"], case, expected[any_build])
+            case(planted[f"{kernel}<false>"])
+
+
 def test_a_compiler_that_does_not_run_is_named(cache, tmp_path, monkeypatch):
     source = tmp_path / "one.cu"
     source.write_text(TINY)
@@ -815,6 +848,12 @@ def test_a_compiler_that_does_not_run_is_named(cache, tmp_path, monkeypatch):
 def test_builds_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="build is 'fast', expected one of plain, sanitize, conflicts"):
         build.build_library(PLANTED / "correct.cu", ("transpose",), {}, "fast")
+
+
+def test_the_sanitize_build_wants_a_compiler_that_has_it(monkeypatch):
+    monkeypatch.setenv("CXX", "python -m ziglang c++")
+    with pytest.raises(host.CompilerError, match="the ziglang wheel has no AddressSanitizer"):
+        build.build_library(PLANTED / "correct.cu", ("transpose",), {}, "sanitize")
 
 
 def test_the_sanitize_build_wants_its_environment():
