@@ -828,7 +828,8 @@ def test_other_compilers_and_other_ways_to_switch_fibers_run_the_same(compiler, 
     monkeypatch.setattr(sys.modules[__name__], "CORRECT", correct)
     for run in RUNS:
         run()
-    assert (b"swapcontext" in correct._library(any_build).path.read_bytes()) == (compiler == "ucontext")
+    if compiler == "ucontext":
+        assert b"swapcontext" in correct._library(any_build).path.read_bytes()
     # Fibers that are left at a barrier, in a signal handler, in the recorder.
     for file, kernel, case, expected in CASES:
         if kernel in ("two_barriers", "mean", "reversed_sum") and expected[any_build]:
