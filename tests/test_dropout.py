@@ -6,9 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from gpurnn.kernels import host
 from gpurnn.reference import dropout as definition
 from gpurnn.reference.dropout import philox4x32
 from tolerance import assert_same
+
+from gpurnn import kernels
 
 # From kat_vectors of Random123 (Salmon et al.), philox4x32 with 10 rounds: counter, key, words.
 KNOWN = [
@@ -138,6 +141,17 @@ def test_the_threshold_is_that_of_the_words(dropout_mask):
     assert dropout_mask((1,), word / 2**32, 0, 0, "float64")[0] > 0
     assert dropout_mask((1,), (word + 1) / 2**32, 0, 0, "float64")[0] == 0
     assert dropout_mask((1,), (word + 0.5) / 2**32, 0, 0, "float64")[0] == 0
+
+
+@pytest.mark.kernels
+def test_the_order_of_threads_and_blocks_changes_no_bit():
+    def mask():
+        return kernels.dropout_mask(np.empty(0, "float32"), (37, 211), 0.3, 7, 5)
+
+    first = mask()
+    for seed in (1, 2, 3):
+        with host.execution(seed=seed):
+            assert_same(mask(), first)
 
 
 def test_seeds_differ(dropout_mask):

@@ -1,13 +1,17 @@
 """The host executor: kernels compute what they say in any order; each planted bug is reported by its check."""
 
+import contextvars
 import ctypes
 import itertools
 import mmap
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,8 +44,11 @@ CORRECT = launch.Module(
         "histogram",
         "votes",
         "warps_alone",
+        "hold",
     ],
 )
+# Another library, with an executor of its own.
+HOLD = launch.Module(PLANTED / "correct.cu", ["hold"])
 BUGS = {
     name: module(name, *kernels)
     for name, kernels in {
@@ -57,6 +64,7 @@ BUGS = {
         "missing_fence": ("hand_over",),
         "plain_load": ("hand_over", "read_only_load"),
         "spin_on_plain_flag": ("meet", "wait_for_two"),
+        "endless_waiting": ("double_by_steps", "double_by_warps", "count_to"),
         "wrong_gate_index": ("cell_state",),
         "two_writers": ("last_of_block", "count"),
         "unset_shared": ("pair_sums",),
@@ -69,7 +77,7 @@ BUGS = {
 def compiled():
     """All libraries of this file, compiled side by side."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda job: job[0]._library(job[1]), itertools.product([CORRECT, *BUGS.values()], BUILDS)))
+        list(pool.map(lambda job: job[0]._library(job[1]), itertools.product([CORRECT, HOLD, *BUGS.values()], BUILDS)))
 
 
 @pytest.fixture(params=BUILDS)
@@ -161,10 +169,10 @@ def run_warps_alone():
     return out
 
 
-@pytest.mark.parametrize(
-    "run",
-    [run_add, run_block_sums, run_transpose, run_persistent_rnn, run_histogram, run_votes, run_warps_alone],
-)
+RUNS = [run_add, run_block_sums, run_transpose, run_persistent_rnn, run_histogram, run_votes, run_warps_alone]
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_correct_kernels_give_the_same_bits_in_every_order(run, any_build):
     results = []
     for seed in range(6):
@@ -298,6 +306,21 @@ def wait_for_two(kernel):
     assert out[0] == 1
 
 
+def double_by_steps(kernel):
+    x = numbers(64)
+    expected = x * F32(2**20)
+    with host.execution(most_waits=20):
+        kernel((1,), (64,), (x, np.int32(20)))
+    np.testing.assert_array_equal(x, expected)
+
+
+def count_to(kernel):
+    counter = zeroed_word()
+    with host.execution(most_waits=21):
+        kernel((1,), (1,), (counter, np.uint32(21)))
+    assert counter[0] == 22
+
+
 def cell_state(kernel):
     gates, c = numbers(3, 4, 10), numbers(3, 10)
     i, f, g, _ = gates.transpose(1, 0, 2)
@@ -414,6 +437,24 @@ CASES = [
     bug("plain_load", "read_only_load", read_only_load, conflicts="conflict: `row`.*__ldg is for"),
     bug("spin_on_plain_flag", "meet", meet, "endless: a spin without spin_pause"),
     bug("spin_on_plain_flag", "wait_for_two", wait_for_two, r"livelock: spins \("),
+    bug(
+        "endless_waiting",
+        "double_by_steps",
+        double_by_steps,
+        r"endless: waited 20 times .* waits at __syncthreads \(.*endless_waiting\.cu:8\)",
+    ),
+    bug(
+        "endless_waiting",
+        "double_by_warps",
+        double_by_steps,
+        r"endless: waited 20 times .* waits at __syncwarp with mask 0xffffffff \(.*endless_waiting\.cu:18\)",
+    ),
+    bug(
+        "endless_waiting",
+        "count_to",
+        count_to,
+        r"endless: waited 21 times .* spins \(.*endless_waiting\.cu:26\)",
+    ),
     bug("wrong_gate_index", "cell_state", cell_state, "value"),
     bug("two_writers", "last_of_block", last_of_block, plain="value", conflicts="conflict: writes `out`.*writes"),
     bug("two_writers", "count", count, conflicts="conflict: `counter`.*no barrier"),
@@ -439,21 +480,25 @@ def test_the_bug_is_reported_by_its_check(file, kernel, case, expected, any_buil
     report = expected[any_build]
     if report is None:
         pytest.skip(f"the {any_build} build can't be relied on to see this one")
-    check, _, words = report.partition(": ")
     for seed in range(3):
         with host.execution(seed=seed):
-            if report == "value":
-                with pytest.raises(AssertionError):
-                    case(BUGS[file][f"{kernel}<true>"])
-                continue
-            with pytest.raises(host.ExecutionError) as error:
-                case(BUGS[file][f"{kernel}<true>"])
-            message = str(error.value)
-            assert error.value.check == check
-            assert f"kernel {kernel}<true>" in message
-            assert re.search(words, message, re.DOTALL)
-            if "wrote 0 bytes behind the end" not in message:  # which is seen after the launch only
-                assert re.search(r"block \(\d+, 0, 0\) thread \(\d+, 0, 0\)", message)
+            assert_reported(BUGS[file][f"{kernel}<true>"], case, report)
+
+
+def assert_reported(kernel, case, report):
+    check, _, words = report.partition(": ")
+    if check == "value":
+        with pytest.raises(AssertionError):
+            case(kernel)
+        return
+    with pytest.raises(host.ExecutionError) as error:
+        case(kernel)
+    message = str(error.value)
+    assert error.value.check == check
+    assert f"kernel {kernel.name}" in message
+    assert re.search(words, message, re.DOTALL)
+    if "wrote 0 bytes behind the end" not in message:  # which is seen after the launch only
+        assert re.search(r"block \(\d+, 0, 0\) thread \(\d+, 0, 0\)", message)
 
 
 def test_every_bug_has_a_build_that_sees_it():
@@ -524,6 +569,37 @@ def test_arrays_beside_each_other_in_one_allocation_are_kept_apart():
         BUGS["dropped_bounds_check"]["twice<true>"]((2,), (64,), (np.tile(x, 2), rest[:100], np.int32(100)))
 
 
+def test_blocks_that_run_one_after_another_leave_nothing_in_the_memory_of_the_recorder():
+    if UNDER_SANITIZERS:
+        pytest.skip("of the conflicts build")
+    script = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from gpurnn.kernels import launch
+kernel = launch.Module(sys.argv[1], sys.argv[2:])["block_sums<float>"]
+def run(blocks):
+    x, out = np.ones(5000, np.float32), np.zeros(blocks, np.float32)
+    kernel((blocks,), (64,), (x, out, np.int32(5000)))
+    assert out.sum() == 5000
+run(3)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**27,) * 2)
+run(20_000)
+"""
+    command = [sys.executable, "-c", script, str(CORRECT.source), *CORRECT.names]
+    subprocess.run(command, env={**os.environ, "GPURNN_HOST_BUILD": "conflicts"}, check=True)
+
+
+def test_blocks_that_run_one_after_another_are_not_ordered():
+    if UNDER_SANITIZERS:
+        pytest.skip("of the conflicts build")
+    message = r"conflict: .* block \((\d), 0, 0\) thread .* writes `out`.*block \((?!\1)\d, 0, 0\).*no barrier"
+    x, out = numbers(8), fresh(8)
+    with host.execution(build="conflicts"), pytest.raises(host.ExecutionError, match=message):
+        BUGS["two_writers"]["last_of_block<true>"]((8,), (1,), (x, out))
+
+
 def test_threads_may_launch_at_the_same_time():
     failures = []
 
@@ -541,6 +617,40 @@ def test_threads_may_launch_at_the_same_time():
     for worker in workers:
         worker.join()
     assert not failures
+
+
+def signal_handlers():
+    """The address that the system calls for each signal that may be handled, the first member of struct sigaction."""
+    handlers = {}
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        action = ctypes.create_string_buffer(256)
+        assert ctypes.CDLL(None).sigaction(int(number), None, action) == 0
+        handlers[number] = ctypes.c_void_p.from_buffer(action).value
+    return handlers
+
+
+def test_launches_of_two_libraries_at_the_same_time_leave_the_signal_handlers_as_they_were(any_build):
+    before = signal_handlers()
+
+    def start(module):
+        running, told = np.zeros((2, 1), np.int32)
+        thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(module["hold"], (1,), (1,), (running, told))
+        )
+        thread.start()
+        return thread, running, told
+
+    first, first_running, first_told = start(CORRECT)
+    while not first_running[0] and first.is_alive():
+        time.sleep(0.01)
+    second, second_running, second_told = start(HOLD)
+    time.sleep(0.3)  # so that it begins before the first one ends, if nothing keeps it from that
+    for thread, told in ((first, first_told), (second, second_told)):
+        told[0] = 1
+        thread.join()
+    assert first_running[0]
+    assert second_running[0]
+    assert signal_handlers() == before
 
 
 # ---- Arguments ------------------------------------------------------------------------------------------------------
@@ -701,6 +811,35 @@ def test_the_compiler_is_cxx_or_the_first_that_is_there(monkeypatch):
     assert build.find_compiler() == (sys.executable, "-m", "ziglang", "c++")
 
 
+@pytest.fixture(params=["ucontext", "ziglang"])
+def compiler(request, monkeypatch):
+    """The compiler that there is with fibers as on machines other than x86-64; that of the ``ziglang`` wheel."""
+    if request.param == "ucontext":
+        command = (*build.find_compiler(), "-DHOST_UCONTEXT")
+    else:
+        pytest.importorskip("ziglang", reason="ziglang isn't installed")
+        if UNDER_SANITIZERS:
+            pytest.skip("the ziglang wheel has no AddressSanitizer")
+        command = (sys.executable, "-m", "ziglang", "c++")
+    monkeypatch.setenv("CXX", shlex.join(command))
+    return request.param
+
+
+def test_other_compilers_and_other_ways_to_switch_fibers_run_the_same(compiler, any_build, monkeypatch):
+    correct = launch.Module(CORRECT.source, CORRECT.names)
+    monkeypatch.setattr(sys.modules[__name__], "CORRECT", correct)
+    for run in RUNS:
+        run()
+    if compiler == "ucontext":
+        assert b"swapcontext" in correct._library(any_build).path.read_bytes()
+    # Fibers that are left at a barrier, in a signal handler, in the recorder.
+    for file, kernel, case, expected in CASES:
+        if kernel in ("two_barriers", "mean", "reversed_sum") and expected[any_build]:
+            planted = module(file, kernel)
+            assert_reported(planted[f"{kernel}<true>"], case, expected[any_build])
+            case(planted[f"{kernel}<false>"])
+
+
 def test_a_compiler_that_does_not_run_is_named(cache, tmp_path, monkeypatch):
     source = tmp_path / "one.cu"
     source.write_text(TINY)
@@ -712,6 +851,12 @@ def test_a_compiler_that_does_not_run_is_named(cache, tmp_path, monkeypatch):
 def test_builds_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="build is 'fast', expected one of plain, sanitize, conflicts"):
         build.build_library(PLANTED / "correct.cu", ("transpose",), {}, "fast")
+
+
+def test_the_sanitize_build_wants_a_compiler_that_has_it(monkeypatch):
+    monkeypatch.setenv("CXX", "python -m ziglang c++")
+    with pytest.raises(host.CompilerError, match="the ziglang wheel has no AddressSanitizer"):
+        build.build_library(PLANTED / "correct.cu", ("transpose",), {}, "sanitize")
 
 
 def test_the_sanitize_build_wants_its_environment():

@@ -195,6 +195,20 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(V):
 
 
 @pytest.mark.kernels
+def test_the_order_of_threads_and_blocks_changes_no_bit_of_mse():
+    y, target, d = np.random.default_rng(0).standard_normal((3, 1000)).astype("float32")
+
+    def both():
+        errors, saved = kernels.mse_forward(y, target, training=True)
+        return errors, kernels.mse_backward(saved, d)
+
+    first = both()
+    for seed in (1, 2, 3):
+        with host.execution(seed=seed):
+            assert_same(both(), first)
+
+
+@pytest.mark.kernels
 def test_a_warp_and_a_block_give_a_row_the_same_loss(monkeypatch):
     logits, labels, weights, options = draw(9, 700, "float64", OPTIONS["all"])
     assert kernel_file._threads_a_row(700) == 32

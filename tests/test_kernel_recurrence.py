@@ -70,7 +70,11 @@ def test_schedules_agree_with_the_definition(schedule, cell, options, hold):
     hold(draw(CELLS[cell], options, T=5, B=6, I=3, H=11))
 
 
-@pytest.mark.parametrize("cell", ["rnn-tanh-leak", "lstm", "gru-reset-before-candidate", "gru-reset-after-state"])
+# One of each kind of product.
+KINDS = ["rnn-tanh-leak", "lstm", "gru-reset-before-candidate", "gru-reset-after-state"]
+
+
+@pytest.mark.parametrize("cell", KINDS)
 def test_float32(schedule, cell, hold):
     hold(draw(CELLS[cell], ALL, T=5, B=6, I=3, H=11, dtype="float32"))
 
@@ -89,7 +93,7 @@ def test_awkward_sizes(schedule, cell, sizes, hold):
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-state"])
+@pytest.mark.parametrize("cell", [*KINDS, "gru-reset-before-state"])
 def test_any_order_of_threads_and_blocks_gives_the_same_bits(schedule, cell):
     problem = draw(CELLS[cell], ALL, T=4, B=5, H=9, dtype="float32")
     runs = []
@@ -202,16 +206,34 @@ def test_a_sequence_becomes_a_graph(cell):
     assert_all_close(found, expected, terms=0)
 
 
-@pytest.mark.kernels
+def draw_step(cell, bias=True, **sizes):
+    """The arguments of `cell_forward` after the cell, and the gradient that `cell_backward` takes."""
+    problem = draw(CELLS[cell], Options(bias=bias), T=1, **sizes)
+    w_ih, w_hh, _, b_hh = problem.weights[0]
+    state, dstate = (tuple(s[0] for s in one) for one in (problem.state, problem.dstate))
+    return (problem.x[0] @ w_ih.T, state, w_hh, b_hh), dstate
+
+
+def run_step(wing, cell, arguments, dstate):
+    """The state after a step, and all gradients, twice."""
+    new, saved = wing.cell_forward(CELLS[cell], *arguments)
+    return new, wing.cell_backward(saved, dstate), wing.cell_backward(saved, dstate)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("cell", CELLS)
-def test_single_steps(cell, bias):
-    problem = draw(CELLS[cell], Options(bias=bias), T=1, B=5, H=7)
-    w_ih, w_hh, _, b_hh = problem.weights[0]
-    xw, state = problem.x[0] @ w_ih.T, tuple(s[0] for s in problem.state)
-    results = []
-    for wing in (kernels, reference):
-        new, saved = wing.cell_forward(problem.cell, xw, state, w_hh, b_hh)
-        dstate = tuple(s[0] for s in problem.dstate)
-        results.append((new, wing.cell_backward(saved, dstate), wing.cell_backward(saved, dstate)))
-    assert_all_close(*results, recurrence_terms(1, 5, 2, 7))
+def test_single_steps(kernel_wing, cell, bias):
+    step = draw_step(cell, bias, B=5, H=7)
+    found = kernel_wing.back(run_step(kernel_wing.module, cell, *kernel_wing.to(step)))
+    assert_all_close(found, run_step(reference, cell, *step), recurrence_terms(1, 5, 2, 7))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("cell", [*KINDS, "gru-reset-before-state"])
+def test_any_order_of_threads_and_blocks_gives_a_single_step_the_same_bits(cell):
+    step = draw_step(cell, B=5, H=9, dtype="float32")
+    runs = []
+    for seed in (1, 2):
+        with host.execution(seed=seed):
+            runs.append(run_step(kernels, cell, *step))
+    assert_all_close(runs[0], runs[1], terms=0)

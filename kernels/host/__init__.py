@@ -8,10 +8,11 @@ What it finds
 -------------
 - Always: a barrier that some thread of the block never reaches, or reaches elsewhere (``barrier``); a warp collective
   whose mask lacks the caller or names a lane that ended or that waits elsewhere (``collective``, ``deadlock``); a
-  shuffle from a lane that takes no part (``lane``); spinning for what never comes (``livelock``) and loops that never
-  wait (``endless``), within a time bound; faults (``bounds``); writes past the end of dynamic shared memory and of
-  arrays from `empty` (``bounds``); failed asserts (``assert``). Shared memory and the arrays of `empty` start as NaN,
-  and so do the red zones behind them, so reading too early or too far makes NaN.
+  shuffle from a lane that takes no part (``lane``); spinning for what never comes (``livelock``); loops that never end
+  (``endless``), within a bound of time where they never wait and of waits where they do; faults (``bounds``); writes
+  past the end of dynamic shared memory and of arrays from `empty` (``bounds``); failed asserts (``assert``). Shared
+  memory and the arrays of `empty` start as NaN, and so do the red zones behind them, so reading too early or too far
+  makes NaN.
 - In the ``conflicts`` build also: every access outside the arrays of the launch, exactly; undefined behaviour of
   integers, indices out of an array's declared bounds (``bounds``, ``undefined``); two accesses to a word by two
   threads with no barrier in between, not both reads nor both atomic; ``__ldg`` of what the launch writes; a word that
@@ -46,6 +47,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,11 +101,18 @@ class Execution:
         Decides the order of threads and blocks.
     stall_seconds : float
         For how long one thread may run without waiting for another.
+    most_waits : int
+        How often one thread may wait in a launch, at barriers, at warp collectives and in spins.
     """
 
     build: str = "plain"
     seed: int = 0
     stall_seconds: float = 10.0
+    # Counted and not timed, so that no machine is too slow and no sanitizer too dear for a launch that ends; and what a
+    # loop with barriers does counts as progress by any other measure. The recurrences wait ten to a few hundred times a
+    # time step: 16 blocks of 512 threads that came to this bound would have run for an hour. An endless loop of one
+    # warp comes to it in ten seconds, of 1024 threads in minutes.
+    most_waits: int = 10**7
 
 
 _current: contextvars.ContextVar[Execution | None] = contextvars.ContextVar("execution", default=None)
@@ -182,10 +191,15 @@ class _Launch(ctypes.Structure):
         ("shared_bytes", ctypes.c_uint64),
         ("seed", ctypes.c_uint64),
         ("stall_seconds", ctypes.c_double),
+        ("most_waits", ctypes.c_uint64),
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
         ("regions", ctypes.POINTER(_Region)),
         ("region_count", ctypes.c_int32),
     )
+
+
+# Each library has an executor of its own, but the handlers of signals, which a launch replaces, are the process's.
+_one_launch = threading.Lock()
 
 
 class Library:
@@ -251,12 +265,15 @@ class Library:
             shared_bytes=shared_bytes,
             seed=how.seed,
             stall_seconds=how.stall_seconds,
+            most_waits=how.most_waits,
             arguments=(ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values)),
             regions=(_Region * len(regions))(*regions),
             region_count=len(regions),
         )
         message = ctypes.create_string_buffer(8192)
-        if self._library.gpurnn_host_launch(ctypes.byref(launch), message, ctypes.c_size_t(len(message))):
+        with _one_launch:
+            failed = self._library.gpurnn_host_launch(ctypes.byref(launch), message, ctypes.c_size_t(len(message)))
+        if failed:
             check, _, what = message.value.decode(errors="replace").partition(": ")
             raise ExecutionError(check, re.sub(r"\{code:(0x[0-9a-f]+)\}", self._source_line, what))
         _check_red_zones(kernel, arrays)

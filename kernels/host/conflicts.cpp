@@ -50,7 +50,6 @@ struct Span {  // memory without gaps: an array, or several that overlap
         end = first + bytes;
         name = called;
     }
-    void forget() { std::fill(cells.begin(), cells.end(), Cell()); }
     Cell& cell(const char* address) {
         if (cells.empty()) cells.resize((end - begin) / cell_bytes + 2);
         // Counted from an even address, so that a cell's two bytes are those of one aligned word.
@@ -68,13 +67,21 @@ struct BlockMemory {
     Span static_shared, dynamic_shared;
     std::vector<WarpClock> warps;
 };
-std::vector<BlockMemory> memory;            // of each block in the grid
-std::vector<std::vector<uint32_t>> clocks;  // clocks[a][b]: block a comes after all that block b did in epochs below that
-std::map<std::pair<const void*, uint64_t>, std::vector<uint32_t>> arrivals;
+std::vector<BlockMemory> memory;  // of each block in the grid, while it runs
+// clock[b]: what comes after all that block b did in epochs below that. Only as long as it has to be, for the blocks of a
+// plain launch are many and hear nothing of each other.
+using Clock = std::vector<uint32_t>;
+std::vector<Clock> clocks;  // of each block in the grid
+std::map<std::pair<const void*, uint64_t>, Clock> arrivals;
 uint32_t threads_per_block;
 BlockMemory* here;
 bool recording;
 char *library_begin, *library_end;  // code, constants and variables of the library
+
+void join(Clock& clock, const Clock& other) {
+    if (clock.size() < other.size()) clock.resize(other.size());
+    for (size_t b = 0; b < other.size(); ++b) clock[b] = std::max(clock[b], other[b]);
+}
 
 void find_library() {
     Dl_info info;
@@ -136,7 +143,8 @@ const char* verb(bool is_write, Access access) {
 bool is_ordered(const Stamp& before, const Position& now) {
     if (before.thread == Stamp::none || before.thread == now.thread) return true;
     const uint32_t block = before.thread / threads_per_block, thread = before.thread % threads_per_block;
-    if (block != now.block) return clocks[now.block][block] > before.epoch;
+    const Clock& clock = clocks[now.block];
+    if (block != now.block) return block < clock.size() && clock[block] > before.epoch;
     if (before.epoch < now.epoch) return true;
     return thread / 32 == now.warp && here->warps[now.warp].seen[now.lane][thread % 32] > before.lane_clock;
 }
@@ -209,7 +217,7 @@ void recorder_begin(const Region* regions, int count, uint32_t blocks, uint32_t 
     }
     threads_per_block = threads;
     memory.resize(blocks);
-    clocks.assign(blocks, std::vector<uint32_t>(blocks));
+    clocks.resize(blocks);
     recording = true;
 }
 
@@ -222,6 +230,8 @@ void recorder_end() {
 }
 
 void recorder_start_block(uint32_t block) { memory[block].warps.assign((threads_per_block + 31) / 32, WarpClock()); }
+
+void recorder_end_block(uint32_t block) { memory[block] = BlockMemory(); }
 
 void recorder_enter_block(uint32_t block, char* static_shared, size_t static_bytes, char* dynamic, size_t dynamic_bytes) {
     here = &memory[block];
@@ -245,16 +255,15 @@ void recorder_syncwarp(uint32_t block, uint32_t warp, unsigned lanes) {
 }
 
 void recorder_released(uint32_t block, uint32_t epoch, const void* word, uint64_t goal) {
-    auto& clock = arrivals[{word, goal}];
-    clock.resize(clocks.size());
-    for (size_t b = 0; b < clock.size(); ++b) clock[b] = std::max(clock[b], clocks[block][b]);
+    Clock& clock = arrivals[{word, goal}];
+    join(clock, clocks[block]);
+    if (clock.size() <= block) clock.resize(block + 1);
     clock[block] = std::max(clock[block], epoch);
 }
 
 void recorder_acquired(uint32_t block, const void* word, uint64_t goal) {
     const auto found = arrivals.find({word, goal});
-    if (found == arrivals.end()) return;
-    for (size_t b = 0; b < clocks.size(); ++b) clocks[block][b] = std::max(clocks[block][b], found->second[b]);
+    if (found != arrivals.end()) join(clocks[block], found->second);
 }
 
 }  // namespace host

@@ -4,7 +4,8 @@
 // the same block, at random from the launch's seed, and goes to the next block when this one has none left to run. A plain
 // launch finishes each block before it starts the next; a cooperative one keeps all blocks alive and visits them round by round.
 // Nothing can hang: with no fiber able to run the launch ends with a report of who waits where (deadlock), rounds in which
-// fibers only spin are counted, and a watchdog takes the processor from a fiber that never waits at all.
+// fibers only spin are counted, a watchdog takes the processor from a fiber that never waits at all, and a fiber that waits
+// again and again does so a bounded number of times.
 #include "executor.h"
 
 #include <dlfcn.h>
@@ -65,6 +66,7 @@ struct Launch {  // filled by kernels/host/__init__.py
     uint64_t shared_bytes;
     uint64_t seed;
     double stall_seconds;  // for how long one fiber may run without waiting
+    uint64_t most_waits;   // of one fiber
     void** arguments;
     const Region* regions;
     int32_t region_count;
@@ -93,6 +95,7 @@ struct Thread {
     State state;
     const char* file;  // where it waits
     int line;
+    uint64_t waits;  // so far
     // what it brought to the barrier or collective, and what it got
     Barrier barrier;
     Collective collective;
@@ -135,7 +138,6 @@ volatile double stall_seconds;    // the launch's, which the watchdog may look f
 pthread_t launching_thread;
 bool failed;
 char report[4096];
-pthread_mutex_t one_launch = PTHREAD_MUTEX_INITIALIZER;
 
 // Lies in the library's thread-local segment, as every __shared__ variable does, and so tells where that is.
 thread_local char anchor;
@@ -235,11 +237,16 @@ void back_to_scheduler() {
     switch_fiber(self->fiber, scheduler);
 }
 
-void wait_as(State state, const char* file, int line) {
-    current->state = state;
-    current->file = file;
-    current->line = line;
-    back_to_scheduler();
+// What the current thread brings to a barrier or collective is to be set before, for the report.
+void begin_wait(State state, const char* file, int line) {
+    Thread& self = *current;
+    self.state = state;
+    self.file = file;
+    self.line = line;
+    if (self.waits++ < launch->most_waits) return;
+    write_report("endless", &self,
+                 text("has waited %llu times in this launch and now %s: an endless loop, unless execution(most_waits=...) is too small",
+                      static_cast<unsigned long long>(launch->most_waits), where(self).c_str()).c_str());
 }
 
 void make_ready(Thread& thread) {
@@ -400,6 +407,7 @@ void start_block(Block& block, uint32_t number, size_t first_thread) {
         Thread& t = block.threads[i];
         t.block = &block;
         t.number = i;
+        t.waits = 0;
         t.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         t.fiber.stack = stacks + (first_thread + i) * stack_bytes;
         t.fiber.stack_bytes = stack_bytes;
@@ -422,6 +430,7 @@ void end_block(Block& block) {
 #endif
     free(block.dynamic_shared);
     block.dynamic_shared = nullptr;
+    recorder_end_block(block.number);
 }
 
 // Runs the block's threads until each of them waits, spins or has ended.
@@ -601,9 +610,7 @@ int barrier(Barrier kind, int predicate, const char* file, int line) {
     Thread& self = *current;
     self.barrier = kind;
     self.value = predicate != 0;
-    self.state = State::at_barrier;
-    self.file = file;
-    self.line = line;
+    begin_wait(State::at_barrier, file, line);
     ++self.block->at_barrier;
     check_barrier(*self.block);
     back_to_scheduler();
@@ -619,9 +626,7 @@ uint64_t collective(Collective kind, unsigned mask, uint64_t value, int lane, in
     self.value = value;
     self.lane_argument = lane;
     self.width = width;
-    self.state = State::at_collective;
-    self.file = file;
-    self.line = line;
+    begin_wait(State::at_collective, file, line);
     check_collectives(self);
     back_to_scheduler();
     return self.result;
@@ -631,7 +636,8 @@ unsigned active_mask() { return 1u << current->lane(); }
 
 void spin_pause(const char* file, int line) {
     current->block->spinning.push_back(current);
-    wait_as(State::spinning, file, line);
+    begin_wait(State::spinning, file, line);
+    back_to_scheduler();
 }
 
 void* dynamic_shared() { return current->block->dynamic_shared; }
@@ -688,10 +694,9 @@ EXPORT int gpurnn_host_kernel_count() { return host::kernel_count; }
 EXPORT const char* gpurnn_host_kernel_name(int i) { return host::kernels[i].name; }
 EXPORT const char* gpurnn_host_kernel_parameters(int i) { return host::kernels[i].parameters; }
 
-// Runs one launch to its end. Returns 0, or 1 with "check: message" in `message`.
+// Runs one launch to its end, one at a time in a process. Returns 0, or 1 with "check: message" in `message`.
 EXPORT int gpurnn_host_launch(const host::Launch* what, char* message, size_t capacity) {
     using namespace host;
-    pthread_mutex_lock(&one_launch);
     launch = what;
     gridDim = {what->grid[0], what->grid[1], what->grid[2]};
     blockDim = {what->block[0], what->block[1], what->block[2]};
@@ -718,7 +723,5 @@ EXPORT int gpurnn_host_launch(const host::Launch* what, char* message, size_t ca
     recorder_end();
     if (stack_count > stacks_kept) release_stacks();
     if (failed) snprintf(message, capacity, "%s", report);
-    const int result = failed;
-    pthread_mutex_unlock(&one_launch);
-    return result;
+    return failed;
 }

@@ -69,6 +69,7 @@ void recorder_begin(const Region* regions, int count, uint32_t blocks, uint32_t 
 void recorder_end();
 void recorder_enter_block(uint32_t block, char* static_shared, size_t static_bytes, char* dynamic, size_t dynamic_bytes);
 void recorder_start_block(uint32_t block);
+void recorder_end_block(uint32_t block);
 void recorder_syncwarp(uint32_t block, uint32_t warp, unsigned lanes);
 void recorder_access(const void* address, size_t bytes, bool is_write, Access access, const void* pc);
 void recorder_released(uint32_t block, uint32_t epoch, const void* word, uint64_t goal);

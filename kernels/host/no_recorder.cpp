@@ -7,6 +7,7 @@ void recorder_begin(const Region*, int, uint32_t, uint32_t) {}
 void recorder_end() {}
 void recorder_enter_block(uint32_t, char*, size_t, char*, size_t) {}
 void recorder_start_block(uint32_t) {}
+void recorder_end_block(uint32_t) {}
 void recorder_syncwarp(uint32_t, uint32_t, unsigned) {}
 void recorder_access(const void*, size_t, bool, Access, const void*) {}
 void recorder_released(uint32_t, uint32_t, const void*, uint64_t) {}

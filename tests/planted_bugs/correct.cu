@@ -83,3 +83,10 @@ __global__ void warps_alone(const float* x, float* out) {
     __syncwarp();
     out[warp + lane] = shared[warp + (lane + 1) % 32];
 }
+
+// Says that it runs, and ends when it is told to.
+__global__ void hold(volatile int* running, const volatile int* told) {
+    *running = 1;
+    while (!*told) {
+    }
+}
