@@ -46,6 +46,15 @@ class MultiHeadAttention(Layer):
         ``in_proj_weight`` (3*E, E), ``in_proj_bias`` (3*E,), ``out_proj.weight`` (E, E) and ``out_proj.bias`` (E,):
         the names of `torch.nn.MultiheadAttention`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        A size below 1, a num_heads that does not divide features, another init or dtype.
+
+    References
+    ----------
+    A. Vaswani et al., "Attention is all you need", NIPS 2017, section 3.2.
+
     Examples
     --------
     >>> import numpy as np
@@ -161,7 +170,13 @@ class PositionalEncoding(Layer):
         self.params = {}
 
     def __call__(self, x: Array) -> Array:
-        """y (T, B, E) of x (T, B, E)."""
+        """y (T, B, E) of x (T, B, E).
+
+        Raises
+        ------
+        TypeError, ValueError
+            x is no (T, B, E) array of float32 or float64.
+        """
         where = "PositionalEncoding"
         _checks.given(where, x=x)
         xp = _dispatch.namespace(where, x=x)
@@ -240,6 +255,12 @@ class TransformerBlock(Layer):
     params : dict of str to array
         ``self_attn.in_proj_weight``, ..., ``linear1.weight`` (hidden_size, E), ``linear2.weight`` (E, hidden_size),
         ``norm1.weight``, ...: the names of `torch.nn.TransformerEncoderLayer`, whose ``norm_first=True`` this is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A size below 1, a num_heads that does not divide features, a rate out of [0, 1), another activation, init or
+        dtype.
 
     References
     ----------

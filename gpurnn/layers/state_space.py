@@ -114,16 +114,16 @@ def _dense_states(
     return h, pull
 
 
-def _diagonal_states(xp: Any, a: Array, b: Array, h0: Array, cut: Array | None, training: bool) -> tuple[Array, Any]:
+def _diagonal_states(xp: Any, a: Array, b: Array, h0: Array, stops: Array | None, training: bool) -> tuple[Array, Any]:
     """The states of a diagonal A, and, for training, ``pull(dh) -> da, db, dh0``."""
-    factors = a if cut is None else _zero_where(xp, cut, xp.zeros_like(b) + a)
+    factors = a if stops is None else _zero_where(xp, stops, xp.zeros_like(b) + a)
     if not training:
         return linear_scan(factors, b, h0), None
     h, pullback = linear_scan.vjp(factors, b, h0)
 
     def pull(dh: Array) -> tuple[Array, Array, Array]:
         (da, db, dh0), _ = pullback(dh)
-        return da if cut is None else xp.sum(_zero_where(xp, cut, da), axis=(0, 1)), db, dh0
+        return da if stops is None else xp.sum(_zero_where(xp, stops, da), axis=(0, 1)), db, dh0
 
     return h, pull
 
@@ -211,11 +211,11 @@ def _ssm(
     B_pair = _real_pair(xp, B, axis=0)
     C_pair = _real_pair(xp, xp.conj(C) if _is_complex(C) else C)
     b = _from_real_pair(xp, _product(xp, x, B_pair), A.dtype)
+    # A state past a length goes nowhere, so it need not be carried; that of an unstable A would grow.
+    stops = cut if past is None else past if cut is None else xp.logical_or(cut, past)
     if A.ndim == 1:
-        h, pull_states = _diagonal_states(xp, A, b, h0, cut, training)
+        h, pull_states = _diagonal_states(xp, A, b, h0, stops, training)
     else:
-        # A state past a length goes nowhere, so it need not be carried; that of an unstable A would grow.
-        stops = cut if past is None else past if cut is None else xp.logical_or(cut, past)
         h, pull_states = _dense_states(xp, A, b, h0, None if stops is None else xp.astype(~stops, A.dtype))
     if output_state == "before":
         read = _zero_where(xp, cut, xp.concat([xp.expand_dims(h0, axis=0), h[:-1, ...]], axis=0)[:T, ...])
@@ -307,7 +307,8 @@ def ssm(
     lengths : (B,) integer array, optional
         Steps of each sequence that exist, zero allowed. What x holds past them is not read.
     resets : (T, B) bool array, optional
-        True where a new sequence starts: the state before that step is zero.
+        True where a new sequence starts: the state before that step is zero. It is made so by a product with zero, so
+        one that is infinite or NaN stays NaN.
 
     Returns
     -------
@@ -538,6 +539,11 @@ class StateSpace(_StateSpace):
         ``A`` (state_size, state_size), ``B`` (state_size, input_size), ``C`` (output_size, state_size) and ``D``
         (output_size, input_size).
 
+    Raises
+    ------
+    TypeError, ValueError
+        A size below 1, a negative radius, another dtype or output_state.
+
     References
     ----------
     A. Gu, K. Goel, C. Ré, "Efficiently modeling long sequences with structured state spaces" (ICLR 2022), section 2.
@@ -581,8 +587,9 @@ class StateSpace(_StateSpace):
 class DiagonalStateSpace(_StateSpace):
     """Linear state-space layer with a stable diagonal A: h_t = a h_{t-1} + B x_t, y_t = Re(C h_t) + D x_t.
 
-    a = exp(-exp(nu) + i theta), so that |a| < 1 whatever nu and theta are trained to; a real layer's a = exp(-exp(nu))
-    lies between 0 and 1. The states are computed by `gpurnn.linear_scan`, in parallel over time on CuPy arrays.
+    a = exp(-exp(nu) + i theta), so that |a| < 1 whatever nu and theta are trained to (where exp(-exp(nu)) is 1 to
+    rounding, |a| is 1 - 4 epsilon); a real layer's a = exp(-exp(nu)) lies between 0 and 1. The states are computed by
+    `gpurnn.linear_scan`, in parallel over time on CuPy arrays.
 
     Parameters
     ----------
@@ -611,6 +618,11 @@ class DiagonalStateSpace(_StateSpace):
         ``nu`` (state_size,), ``B`` (state_size, input_size), ``C`` (output_size, state_size) and ``D``
         (output_size, input_size). If complex, also ``theta`` (state_size,), and ``B_real``, ``B_imag``, ``C_real``,
         ``C_imag`` instead of B and C.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A size below 1, a radius out of (0, 1), a negative phase, another dtype or output_state.
 
     Notes
     -----
@@ -668,8 +680,9 @@ class DiagonalStateSpace(_StateSpace):
         self._initialise(kind, random, np.sqrt(1 - squares), feedthrough)
 
     def _transition(self, xp: Any) -> tuple[Array, Any]:
-        rate = xp.exp(self.params["nu"])
-        radius = xp.exp(-rate)
+        # Beyond, where exp(-exp(nu)) is 1 or 0 to rounding, |a| would be 1, or its gradient infinity times zero.
+        rate = xp.exp(xp.clip(self.params["nu"], None, 80.0))
+        radius = xp.clip(xp.exp(-rate), None, 1 - 4 * float(xp.finfo(rate.dtype).eps))
         if not self.complex:
             return radius, lambda da: {"nu": -da * rate * radius}
         theta = self.params["theta"]
