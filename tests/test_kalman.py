@@ -162,6 +162,62 @@ def test_the_filter_knows_nothing_until_the_diffuse_states_are_determined():
         trend(y[:2])
 
 
+@pytest.mark.parametrize(("dtype", "far"), [("float64", 1e4), ("float64", 1e8), ("float32", 1e2), ("float32", 1e5)])
+@pytest.mark.parametrize("kind", ["level", "trend", "trend and a proper state"])
+def test_it_is_the_same_model_wherever_the_diffuse_states_lie(kind, dtype, far):
+    """The errors are those of observations that are rounded once, which the gradient by these tells."""
+    if kind == "level":
+        matrices, diffuse = (np.eye(1), np.eye(1), np.eye(1), np.eye(1), np.zeros(1)), 1
+    elif kind == "trend":
+        F = np.array([[1.0, 1.0], [0.0, 1.0]])
+        matrices, diffuse = (F, np.array([[1.0, 0.0]]), np.diag([1.0, 0.01]), np.eye(1), np.zeros(2)), 2
+    else:
+        F = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.8]])
+        matrices, diffuse = (F, np.array([[1.0, 0.0, 1.0]]), np.diag([0.1, 0.01, 1.0]), np.eye(1), np.ones(3)), 2
+    n, T, steps = len(matrices[0]), 200, 5
+    P0 = np.diag([np.inf] * diffuse + [1.0] * (n - diffuse))
+    start = np.zeros((n, 3, 1))
+    start[:diffuse] = far * np.stack([[1.0, -0.5, 0.1], [0.01, 0.02, 0.0]])[:diffuse, :, None]
+    shift = [start]
+    for _ in range(T + steps - 1):
+        shift.append(np.einsum("ij,jbo->ibo", matrices[0], shift[-1]))
+    shift = np.stack(shift)[..., 0].transpose(0, 2, 1)
+    rng = np.random.default_rng(0)
+    near = np.cumsum(rng.standard_normal((T, 3, 1)), axis=0) + rng.standard_normal((T, 3, 1))
+    near[rng.random(near.shape) < 0.1] = np.nan
+    near[:20, 1] = np.nan
+    y = (near + shift[:T] @ matrices[1].T).astype(dtype)
+    near = y.astype("float64") - shift[:T] @ matrices[1].T
+
+    model = gpurnn.LinearGaussian(*(a.astype(dtype) for a in (*matrices, P0)))
+    exact = gpurnn.LinearGaussian(*matrices, P0)
+    (value, pullback), (expected, exact_pullback) = model.vjp(y), exact.vjp(near)
+    (dy, grads), (exact_dy, exact_grads) = pullback(1.0), exact_pullback(1.0)
+    eps, size = float(np.finfo(dtype).eps), float(np.nanmax(np.abs(y)))
+    rounding = eps * size * float(np.abs(exact_dy).sum())
+    assert abs(value - expected) < rounding
+    for name in ("Q", "R"):
+        assert np.abs(grads[name] - exact_grads[name]).max() < rounding, name
+    assert np.abs(dy - exact_dy).max() < 10 * eps * size
+
+    moved, close = shift[:T], near.astype(dtype)
+    for results, same, wanted, by in (
+        (model.smooth(y), model.smooth(close), exact.smooth(near), moved),
+        (model.filter(y)[2:], model.filter(close)[2:], exact.filter(near)[2:], moved),
+        (model.forecast(y, steps)[2:], model.forecast(close, steps)[2:], exact.forecast(near, steps)[2:], shift[T:]),
+    ):
+        np.testing.assert_array_equal(np.isnan(results[0]), np.isnan(wanted[0]))
+        reach = max(size, float(np.abs(by).max()))
+        np.testing.assert_allclose(results[0].astype("float64") - by, wanted[0], rtol=0, atol=10 * eps * reach)
+        # No covariance depends on where the observations lie.
+        np.testing.assert_allclose(results[1], same[1], rtol=0, atol=2 * eps * np.nanmax(same[1]))
+    if dtype == "float64" and diffuse == n:
+        theirs = [oracle(exact, near[:, b]) for b in range(3)]
+        assert abs(value - sum(found.llf for found in theirs)) < rounding
+        smoothed = np.stack([found.smoothed_state.T for found in theirs], axis=1)
+        np.testing.assert_allclose(model.smooth(y).mean - moved, smoothed, rtol=0, atol=10 * eps * size)
+
+
 def rauch_tung_striebel(model, filtered):
     F = model.params["F"]
     mean, spread = [filtered.mean[-1]], [filtered.covariance[-1]]

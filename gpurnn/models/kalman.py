@@ -70,7 +70,8 @@ class _Steps:
     """A pass of the filter: what the pass back over the steps needs of each of them, in order.
 
     Where initial states are diffuse, x_0 = m0 + E delta + N(0, P) with an unknown delta (B, d). All means are then
-    matrices of 1 + d columns, the mean for delta = 0 and what delta adds to it: they are read times (1, delta).
+    matrices of 1 + d columns, the mean for delta = 0 and what delta adds to it: they are read times (1, delta). A
+    complete pass counts delta from its estimate given all observations; see `_centre`.
     """
 
     mean: list[Array] = field(default_factory=list)
@@ -79,6 +80,8 @@ class _Steps:
     filtered_mean: list[Array] = field(default_factory=list)
     filtered_covariance: list[Array] = field(default_factory=list)
     innovation: list[Array] = field(default_factory=list)
+    """(B, p, 1 + d): v = y - H times the predicted mean."""
+    weighed: list[Array] = field(default_factory=list)
     """(B, p, 1 + d): S^-1 v, of the innovation v and its covariance S."""
     precision: list[Array] = field(default_factory=list)
     """(B, p, p): S^-1."""
@@ -268,7 +271,7 @@ class LinearGaussian(Layer):
         return F @ mean, _symmetric(xp, F @ covariance @ _transpose(xp, F)) + Q
 
     def _forward(self, xp: Any, y: Array) -> _Steps:
-        """The filter."""
+        """The filter, its means centred on what all observations say of the diffuse states."""
         steps, (mean, covariance) = _Steps(), self._initial(xp, y.shape[1])
         T, B, p = y.shape
         missing = xp.isnan(y)
@@ -279,7 +282,7 @@ class LinearGaussian(Layer):
         unit_n = xp.eye(n, dtype=y.dtype, device=_dispatch.device(y))
         nothing = _dispatch.zeros(xp, (B, p, columns - 1), y)
         none = _dispatch.zeros(xp, (B, 1, 1), y)
-        information, log_determinant = _dispatch.zeros(xp, (B, columns, columns), y), _dispatch.zeros(xp, (B,), y)
+        log_determinant = _dispatch.zeros(xp, (B,), y)
         for t in range(T):
             H, R = _at(self.params["H"], t) + none, _at(self.params["R"], t) + none
             if some_missing:
@@ -292,17 +295,14 @@ class LinearGaussian(Layer):
             S = _symmetric(xp, H @ cross + R)
             precision = _symmetric(xp, xp.linalg.inv(S))
             gain = cross @ precision
-            weighed = precision @ innovation
             rest = unit_n - gain @ H
-            information = information + _transpose(xp, innovation) @ weighed
             log_determinant = log_determinant + xp.linalg.slogdet(S)[1]
             steps.mean.append(mean)
             steps.covariance.append(covariance)
             steps.observation.append(H)
-            steps.innovation.append(weighed)
+            steps.innovation.append(innovation)
             steps.precision.append(precision)
             steps.gain.append(gain)
-            steps.information.append(information)
             mean = mean + gain @ innovation
             covariance = _symmetric(xp, rest @ covariance @ _transpose(xp, rest) + gain @ R @ _transpose(xp, gain))
             steps.filtered_mean.append(mean)
@@ -310,6 +310,7 @@ class LinearGaussian(Layer):
             if t + 1 < T:
                 mean, covariance = self._advance(xp, t, mean, covariance)
         steps.log_determinant = log_determinant
+        _centre(xp, steps)
         return steps
 
     def _diffuse_moments(self, where: str, xp: Any, steps: _Steps) -> Array:
@@ -349,11 +350,11 @@ class LinearGaussian(Layer):
             gain, H = steps.gain[t], steps.observation[t]
             P, back = steps.filtered_covariance[t], _transpose(xp, gain)
             visit(
-                t, steps.innovation[t] - back @ r, steps.precision[t] + back @ N @ gain, *after,
+                t, steps.weighed[t] - back @ r, steps.precision[t] + back @ N @ gain, *after,
                 steps.filtered_mean[t] + P @ r, _symmetric(xp, P - P @ N @ P), back - back @ N @ P,
             )  # fmt: skip
             rest = unit - gain @ H
-            r = _transpose(xp, H) @ steps.innovation[t] + _transpose(xp, rest) @ r
+            r = _transpose(xp, H) @ steps.weighed[t] + _transpose(xp, rest) @ r
             N = _symmetric(xp, _transpose(xp, H) @ steps.precision[t] @ H + _transpose(xp, rest) @ N @ rest)
         return r, N
 
@@ -751,6 +752,43 @@ def _root(covariance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return root
 
 
+def _centre(xp: Any, steps: _Steps) -> None:
+    """Take delta from its estimate given all observations, and complete the pass with S^-1 v and the information.
+
+    Around zero, the squares of observations that lie far from it would be summed, to cancel later. The estimate may
+    err: any centre will do that is near.
+    """
+    columns = steps.mean[0].shape[2]
+    innovations, precisions = xp.stack(steps.innovation), xp.stack(steps.precision)
+    unit = xp.eye(columns, dtype=innovations.dtype, device=_dispatch.device(innovations))
+    centre = unit + xp.zeros_like(innovations[0, :, :1, :1])
+    # The first estimate errs by its rounding, of the size of all that cancels; the second finds that error.
+    for _ in range(2 if columns > 1 else 0):
+        centred = innovations @ centre
+        found = xp.sum(_transpose(xp, centred) @ (precisions @ centred), axis=0)
+        held = found[:, 1:, 1:]
+        scale = _scale(xp, held)
+        # What the observations do not determine stays where it is.
+        ridge = unit[1:, 1:] * (held.shape[-1] * float(xp.finfo(held.dtype).eps))
+        scaled = held / scale[:, :, None] / scale[:, None, :] + ridge
+        estimate = -xp.linalg.solve(scaled, found[:, 1:, :1] / scale[:, :, None]) / scale[:, :, None]
+        shift = xp.concat([xp.zeros_like(estimate[:, :1, :]), estimate], axis=1)
+        centre = centre + xp.concat([shift, xp.zeros_like(centre[:, :, 1:])], axis=2)
+    information = xp.zeros_like(centre)
+    for t, precision in enumerate(steps.precision):
+        for means in (steps.mean, steps.filtered_mean, steps.innovation) if columns > 1 else ():
+            means[t] = means[t] @ centre
+        steps.weighed.append(precision @ steps.innovation[t])
+        information = information + _transpose(xp, steps.innovation[t]) @ steps.weighed[t]
+        steps.information.append(information)
+
+
+def _scale(xp: Any, information: Array) -> Array:
+    """(..., d), the roots of the diagonal of the information (..., d, d) of d states; 1 where there is none."""
+    scale = xp.sqrt(_diagonal(xp, information))
+    return xp.where(scale > 0, scale, xp.ones_like(scale))
+
+
 def _determined(xp: Any, information: Array) -> Array:
     """(...), whether the information (..., 1 + d, 1 + d) determines the d diffuse states."""
     held = information[..., 1:, 1:]
@@ -758,8 +796,7 @@ def _determined(xp: Any, information: Array) -> Array:
     if d == 0:
         return xp.isfinite(information[..., 0, 0])
     # The scale of each state is taken out, so that only what is told of them counts.
-    scale = xp.sqrt(_diagonal(xp, held))
-    scale = xp.where(scale > 0, scale, xp.ones_like(scale))
+    scale = _scale(xp, held)
     least = xp.min(xp.linalg.eigvalsh(held / scale[..., :, None] / scale[..., None, :]), axis=-1)
     return least > 100 * d * float(xp.finfo(held.dtype).eps)
 
