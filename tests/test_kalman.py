@@ -616,6 +616,33 @@ def test_a_model_that_is_none_is_refused(change, message):
         gpurnn.LinearGaussian(**{**GOOD, **change})
 
 
+def test_an_observation_without_any_variance_is_refused():
+    """A level that never changes, seen without noise, is known once it is seen."""
+    one = np.ones((1, 1))
+    exact, y = gpurnn.LinearGaussian(one, one, 0 * one, 0 * one), np.ones((3, 2, 1))
+    message = r"H P H\^T \+ R of step 1 is not positive definite, P being .*; expected a larger R, or Q or P0"
+    for name, call in (
+        ("LinearGaussian", exact), ("LinearGaussian", exact.vjp), ("LinearGaussian.filter", exact.filter),
+        ("LinearGaussian.smooth", exact.smooth), ("LinearGaussian.forecast", lambda y: exact.forecast(y, 1)),
+        ("LinearGaussian.fit", exact.fit),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+            call(y)
+    pair = gpurnn.LinearGaussian(one, np.ones((2, 1)), one, np.zeros((2, 2)), P0=one)
+    with pytest.raises(ValueError, match=r"LinearGaussian: H P H.* of step 0 is not positive definite"):
+        pair(np.ones((1, 2)))
+
+
+def test_infinity_is_no_observation():
+    model, y = gpurnn.LinearGaussian(**GOOD), np.ones((4, 1))
+    y[2] = -np.inf
+    for call in (model, model.vjp, model.filter, model.smooth, lambda y: model.forecast(y, 1), model.fit):
+        with pytest.raises(
+            ValueError, match=r"LinearGaussian.*: y holds infinity, expected finite numbers, or NaN for"
+        ):
+            call(y)
+
+
 def test_refusals():
     model = gpurnn.LinearGaussian(**GOOD)
     for y in (np.ones(4), np.ones((4, 2)), np.ones((0, 1)), np.ones((4, 1, 1, 1))):

@@ -250,6 +250,8 @@ class LinearGaussian(Layer):
             if parameter.ndim == 3 and parameter.shape[0] < y.shape[0] + ahead:
                 steps = f"T + steps = {y.shape[0] + ahead}" if ahead else f"T = {y.shape[0]}"
                 raise ValueError(f"{where}: {name} has {parameter.shape[0]} steps, expected at least {steps}")
+        if _dispatch.to_numpy(xp.any(xp.isinf(y))):
+            raise ValueError(f"{where}: y holds infinity, expected finite numbers, or NaN for what is missing")
         return xp, xp.expand_dims(y, axis=1) if y.ndim == 2 else y
 
     def _initial(self, xp: Any, B: int) -> tuple[Array, Array]:
@@ -270,7 +272,7 @@ class LinearGaussian(Layer):
         F, Q = _at(self.params["F"], t), _at(self.params["Q"], t)
         return F @ mean, _symmetric(xp, F @ covariance @ _transpose(xp, F)) + Q
 
-    def _forward(self, xp: Any, y: Array) -> _Steps:
+    def _forward(self, where: str, xp: Any, y: Array) -> _Steps:
         """The filter, its means centred on what all observations say of the diffuse states."""
         steps, (mean, covariance) = _Steps(), self._initial(xp, y.shape[1])
         T, B, p = y.shape
@@ -282,7 +284,7 @@ class LinearGaussian(Layer):
         unit_n = xp.eye(n, dtype=y.dtype, device=_dispatch.device(y))
         nothing = _dispatch.zeros(xp, (B, p, columns - 1), y)
         none = _dispatch.zeros(xp, (B, 1, 1), y)
-        log_determinant = _dispatch.zeros(xp, (B,), y)
+        log_determinants: list[Array] = []
         for t in range(T):
             H, R = _at(self.params["H"], t) + none, _at(self.params["R"], t) + none
             if some_missing:
@@ -293,10 +295,13 @@ class LinearGaussian(Layer):
             innovation = xp.concat([y[t, ...][:, :, None], nothing], axis=2) - H @ mean
             cross = covariance @ _transpose(xp, H)
             S = _symmetric(xp, H @ cross + R)
-            precision = _symmetric(xp, xp.linalg.inv(S))
+            sign, log_determinant = xp.linalg.slogdet(S)
+            # One that is not positive definite is replaced, and refused at the end: libraries differ in what inv does.
+            log_determinants.append(xp.where(sign > 0, log_determinant, xp.full_like(log_determinant, math.nan)))
+            definite = xp.isfinite(log_determinants[-1])[:, None, None]
+            precision = _symmetric(xp, xp.linalg.inv(xp.where(definite, S, unit_p + none)))
             gain = cross @ precision
             rest = unit_n - gain @ H
-            log_determinant = log_determinant + xp.linalg.slogdet(S)[1]
             steps.mean.append(mean)
             steps.covariance.append(covariance)
             steps.observation.append(H)
@@ -309,7 +314,14 @@ class LinearGaussian(Layer):
             steps.filtered_covariance.append(covariance)
             if t + 1 < T:
                 mean, covariance = self._advance(xp, t, mean, covariance)
-        steps.log_determinant = log_determinant
+        each = xp.stack(log_determinants)
+        indefinite = np.flatnonzero(~np.isfinite(_dispatch.to_numpy(each)).all(axis=1))
+        if len(indefinite):
+            raise ValueError(
+                f"{where}: H P H^T + R of step {indefinite[0]} is not positive definite, P being the covariance of the "
+                "state given the observations before it; expected a larger R, or Q or P0"
+            )
+        steps.log_determinant = xp.sum(each, axis=0)
         _centre(xp, steps)
         return steps
 
@@ -376,7 +388,7 @@ class LinearGaussian(Layer):
         """
         where = "LinearGaussian"
         xp, y = self._observations(where, y)
-        steps = self._forward(xp, y)
+        steps = self._forward(where, xp, y)
         self._diffuse_moments(where, xp, steps)
         return xp.asarray(xp.sum(self._log_likelihood(xp, y, steps)))
 
@@ -403,7 +415,7 @@ class LinearGaussian(Layer):
     def _score(self, where: str, y: Array) -> tuple[Array, Array, dict[str, Array], tuple[Array, Array]]:
         """The log-likelihood, its gradients, and the sums of E[x x^T] over all steps, and over all but the last."""
         xp, y = self._observations(where, y)
-        steps = self._forward(xp, y)
+        steps = self._forward(where, xp, y)
         M = self._diffuse_moments(where, xp, steps)
         sums = {name: [] for name in "FHQR"}  # type: dict[str, list[Array]]
         squares: list[Array] = []
@@ -462,8 +474,9 @@ class LinearGaussian(Layer):
             diffuse states.
         """
         single = y.ndim == 2 if hasattr(y, "ndim") else False
-        xp, y = self._observations("LinearGaussian.filter", y)
-        steps = self._forward(xp, y)
+        where = "LinearGaussian.filter"
+        xp, y = self._observations(where, y)
+        steps = self._forward(where, xp, y)
         before = [xp.zeros_like(steps.information[0]), *steps.information[:-1]]
         results: list[Array] = []
         for means, covariances, information in (
@@ -498,7 +511,7 @@ class LinearGaussian(Layer):
         single = y.ndim == 2 if hasattr(y, "ndim") else False
         where = "LinearGaussian.smooth"
         xp, y = self._observations(where, y)
-        steps = self._forward(xp, y)
+        steps = self._forward(where, xp, y)
         M = self._diffuse_moments(where, xp, steps)
         means: list[Array] = []
         covariances: list[Array] = []
@@ -529,7 +542,7 @@ class LinearGaussian(Layer):
         steps = _checks.integer_at_least(where, "steps", steps, 1)
         single = y.ndim == 2 if hasattr(y, "ndim") else False
         xp, y = self._observations(where, y, steps)
-        done, T = self._forward(xp, y), y.shape[0]
+        done, T = self._forward(where, xp, y), y.shape[0]
         M = self._diffuse_moments(where, xp, done)
         mean, covariance = _marginal(xp, done.filtered_mean[-1], done.filtered_covariance[-1], M)
         mean = mean[..., None]
