@@ -334,6 +334,51 @@ def test_the_nile_has_the_variances_that_durbin_and_koopman_publish():
     assert slower.params["Q"].item() == pytest.approx(1469.1, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("level", "observation"),
+    [(1, 1), (0.01, 1), (10, 1), (1e4, 1), (1e-4, 1), (1, 1e-4), (1e-4, 1e4), (1e6, 1e-2), (1e-2, 1e6), (1e6, 1e6)],
+)
+def test_the_nile_is_fitted_from_any_start(level, observation):
+    """Where one variance is far too small, the likelihood is flat in it; and all may be far too small or large."""
+    y = series("nile")
+    model = local_level(level, observation)
+    history = model.fit(y)
+    assert (np.diff(history) >= 0).all()
+    assert history[-1] == pytest.approx(float(local_level(1469.1, 15099.0)(y)), abs=1e-4)
+    assert history[-1] == pytest.approx(float(model(y)), rel=1e-12)
+    assert model.params["R"].item() == pytest.approx(15099, rel=0.02)
+    assert model.params["Q"].item() == pytest.approx(1469.1, rel=0.02)
+
+
+def test_a_fit_that_is_ended_early_has_the_parameters_of_its_last_value():
+    y = series("nile")
+    for iterations in range(8):
+        model = local_level(1.0, 1.0)
+        history = model.fit(y, iterations=iterations)
+        assert len(history) == iterations + 1
+        assert history[-1] == pytest.approx(float(model(y)), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_likelihood_without_a_maximum_leaves_parameters_that_have_one(dtype):
+    """Observations that never vary: the smaller the variances, the more likely they are."""
+    y = np.zeros((30, 1), dtype)
+    one = np.ones((1, 1), dtype)
+    model = gpurnn.LinearGaussian(one, one, one, one)
+    history = model.fit(y)
+    assert (np.diff(history) >= 0).all()
+    assert history[-1] == pytest.approx(float(model(y)), rel=1e-6)
+    assert all(p > 0 for p in (model.params["Q"], model.params["R"]))
+    model = gpurnn.LinearGaussian(one, one, one, one)
+    if dtype == "float64":
+        history = model.fit(y, method="em", iterations=20)
+        assert history[-1] == pytest.approx(float(model(y)), rel=1e-6)
+    else:
+        with pytest.raises(ValueError, match=r"iteration .* failed, and the parameters are those before it: Q is n"):
+            model.fit(y, method="em")
+        assert np.isfinite(model(y))
+
+
 def co2_model(variances, period: float = 365.25 / 7) -> gpurnn.LinearGaussian:
     """A level with a slope, and two harmonics of the year."""
     F, H = np.eye(6), np.array([[1.0, 0, 1, 0, 1, 0]])
@@ -468,6 +513,9 @@ def test_what_is_diffuse_stays_so_in_a_fit(method):
     assert not P0[1, ::2].any()
     assert model.params["m0"][1] == before["m0"][1]
     assert (model.params["m0"][::2] != before["m0"][::2]).all()
+    level = local_level(1.0, 1.0)
+    np.testing.assert_allclose(level.fit(series("nile"), ("m0", "P0"), method=method), level(series("nile")))
+    assert level.params["P0"] == np.inf
 
 
 def test_a_fit_finds_what_made_the_data():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import statistics
@@ -577,7 +578,8 @@ class LinearGaussian(Layer):
             Which to fit, with no axis of time; all their entries, but see ``diagonal``. What is diffuse stays so.
         method : {"bfgs", "em"}
             The quasi-Newton method of Broyden, Fletcher, Goldfarb and Shanno on the exact gradient, or expectation
-            maximisation, which never lowers the likelihood but may need many more iterations.
+            maximisation, which never lowers the likelihood but may need many more iterations. The former begins, and
+            confirms its end, with the Hessian, from a further gradient for each number that is fitted.
         diagonal : bool
             Whether only the diagonals of Q, R and P0 are fitted, the other entries being zero. A variance of zero stays
             zero. Without it, a singular covariance keeps its null space.
@@ -589,7 +591,14 @@ class LinearGaussian(Layer):
         Returns
         -------
         log_likelihoods : (iterations + 1,) array of float64
-            Before the first iteration and after each.
+            Before the first iteration and after each; fewer where the fit ends sooner.
+
+        Raises
+        ------
+        TypeError, ValueError
+            What a call refuses; a name, a method or a number that is out of range; a parameter that varies with time,
+            or a covariance that is not diagonal, with ``diagonal``; an iteration that leads to where there is no
+            likelihood, as EM may where it is without bounds. Then the parameters are those before that iteration.
 
         References
         ----------
@@ -612,27 +621,43 @@ class LinearGaussian(Layer):
                     raise ValueError(f"{where}: {name} is not diagonal, expected a diagonal, or diagonal=False")
         xp, observed = self._observations(where, y)
         count = max(int(_dispatch.to_numpy(xp.sum(xp.astype(~xp.isnan(observed), xp.int64)))), 1)
-        found = self._em(observed, parameters, diagonal) if method == "em" else self._bfgs(
-            observed, parameters, diagonal, count
-        )  # fmt: skip
-        values = [next(found)]
-        for _ in range(iterations):
-            values.append(next(found, values[-1]))
-            if values[-1] - values[-2] <= tolerance * count:
-                break
+        run = self._em if method == "em" else self._bfgs
+        values: list[float] = []
+        kept = self._host(self.params)
+        try:
+            # What overflows is no maximum.
+            with np.errstate(over="ignore", invalid="ignore"):
+                for value in itertools.islice(run(observed, parameters, diagonal, count, tolerance), iterations + 1):
+                    if not math.isfinite(value):
+                        raise ValueError(f"the log-likelihood is {value}")
+                    values.append(value)
+                    kept = self._host(self.params)
+        except ValueError as error:
+            self._set(kept)
+            if not values:
+                raise
+            raise ValueError(
+                f"{where}: iteration {len(values)} failed, and the parameters are those before it: "
+                f"{str(error).removeprefix(f'{where}: ')}"
+            ) from error
         return np.array(values)
 
     def _set(self, values: dict[str, np.ndarray[Any, Any]]) -> None:
         for name, value in values.items():
             p = self.params[name]
+            cast = value.astype(_checks.dtype_name(p))
+            if not np.array_equal(np.isfinite(cast), np.isfinite(_dispatch.to_numpy(p))):
+                raise ValueError(f"LinearGaussian.fit: {name} is not finite")
             xp = _dispatch.namespace("LinearGaussian.fit", params=p)
-            p[...] = _dispatch.from_numpy(xp, value.astype(_checks.dtype_name(p)))
+            p[...] = _dispatch.from_numpy(xp, cast)
 
     def _host(self, arrays: dict[str, Array]) -> dict[str, np.ndarray[Any, Any]]:
         """Copies in float64, in NumPy."""
         return {name: np.array(_dispatch.to_numpy(a), np.float64) for name, a in arrays.items()}
 
-    def _em(self, y: Array, parameters: tuple[str, ...], diagonal: bool) -> Iterator[float]:
+    def _em(
+        self, y: Array, parameters: tuple[str, ...], diagonal: bool, count: int, tolerance: float
+    ) -> Iterator[float]:
         """The log-likelihoods of expectation maximisation.
 
         The expectations follow from the score, which is that of the complete data: summed over n steps, E[w w^T] is
@@ -640,8 +665,9 @@ class LinearGaussian(Layer):
         """
         T, B = y.shape[:2]
         value, _, grads, squares = self._score("LinearGaussian.fit", y)
-        yield float(_dispatch.to_numpy(value))
-        while True:
+        before, now = -math.inf, float(_dispatch.to_numpy(value))
+        yield now
+        while now - before > tolerance * count:
             p, g = self._host(self.params), self._host(grads)
             everywhere, but_last = (np.array(_dispatch.to_numpy(s), np.float64) for s in squares)
             new: dict[str, np.ndarray[Any, Any]] = {}
@@ -669,73 +695,119 @@ class LinearGaussian(Layer):
                     new[name] = np.where(np.eye(len(new[name]), dtype=bool), new[name], 0)
             self._set(new)
             value, _, grads, squares = self._score("LinearGaussian.fit", y)
-            yield float(_dispatch.to_numpy(value))
+            before, now = now, float(_dispatch.to_numpy(value))
+            yield now
 
-    def _bfgs(self, y: Array, parameters: tuple[str, ...], diagonal: bool, count: int) -> Iterator[float]:
+    def _free(self, name: str, diagonal: bool) -> np.ndarray[Any, Any]:
+        """Which entries of a parameter BFGS varies; of a covariance's root, the lower triangle."""
+        free = np.ones(self.params[name].shape, bool)
+        if name in ("m0", "P0"):
+            free[self._diffuse()] = False
+        if name in _COVARIANCES:
+            free &= free.T & (np.eye(len(free), dtype=bool) if diagonal else np.tril(np.ones_like(free)))
+        return free
+
+    def _bfgs(
+        self, y: Array, parameters: tuple[str, ...], diagonal: bool, count: int, tolerance: float
+    ) -> Iterator[float]:
         """The log-likelihoods of BFGS.
 
-        A covariance is A X X^T A^T, with X to be found from the unit matrix on: so it stays one, at whatever scale.
+        A covariance is A X X^T A^T, with X to be found from the unit matrix on: so it stays one, at whatever scale. The
+        likelihood is flat in a variance that is far too small to matter, and so BFGS sees nothing there. Therefore it
+        starts from the Hessian, and where it stands still, it does so again, with the present root in the place of A:
+        only if nothing is gained then is this the end.
         """
-        start = self._host(self.params)
-        sizes = {name: start[name].size for name in parameters}
-        roots = {name: _root(start[name]) for name in parameters if name in _COVARIANCES}
-        masks = {name: np.eye(len(root), dtype=bool) if diagonal else np.ones_like(root, bool)
-                 for name, root in roots.items()}  # fmt: skip
+        start = self._host({name: self.params[name] for name in dict.fromkeys(parameters)})
+        free = {name: self._free(name, diagonal) for name in start}
+        ends = np.cumsum([np.count_nonzero(f) for f in free.values()])
+        roots = {name: _root(a) for name, a in start.items() if name in _COVARIANCES}
+        # The step of differences of the gradient, where their rounding is small and so is their curvature.
+        small = float(np.finfo(_checks.dtype_name(y)).eps) ** 0.25
 
-        # The rows and columns of what is diffuse.
-        held = {name: np.isinf(np.diagonal(start[name])) for name in roots}
-        held = {name: diffuse[:, None] | diffuse for name, diffuse in held.items()}
+        def packed(arrays: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+            return np.concatenate([arrays[name][free[name]] for name in start])
 
-        def unpacked(theta: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-            pieces = np.split(theta, np.cumsum(list(sizes.values()))[:-1])
-            return {name: piece.reshape(start[name].shape) for name, piece in zip(sizes, pieces, strict=True)}
+        def unpacked(x: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            arrays = {name: np.zeros_like(a) if name in roots else a.copy() for name, a in start.items()}
+            for name, piece in zip(start, np.split(x, ends[:-1]), strict=True):
+                arrays[name][free[name]] = piece
+            return arrays
 
-        def objective(theta: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-            """Minus the log-likelihood for each number observed, and its gradient."""
-            values, X = {}, unpacked(theta)
-            for name, piece in X.items():
-                values[name] = piece
-                if name in roots:
-                    factor = roots[name] @ piece
-                    values[name] = np.where(held[name], start[name], factor @ factor.T)
+        def place(x: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            """Set the parameters."""
+            values = X = unpacked(x)
+            for name, root in roots.items():
+                factor, known = root @ X[name], np.isfinite(np.diagonal(start[name]))
+                values = {**values, name: np.where(known[:, None] & known, factor @ factor.T, start[name])}
             self._set(values)
+            return X
+
+        def objective(x: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+            """Minus the log-likelihood for each number observed, and its gradient."""
+            X = place(x)
             value, _, grads, _ = self._score("LinearGaussian.fit", y)
             g = self._host(grads)
-            for name, root in roots.items():
-                g[name] = np.where(masks[name], 2 * root.T @ g[name] @ root @ X[name], 0)
-            gradient = np.concatenate([g[name].ravel() for name in sizes])
-            return -float(_dispatch.to_numpy(value)) / count, -gradient / count
+            g |= {name: 2 * root.T @ g[name] @ root @ X[name] for name, root in roots.items()}
+            return -float(_dispatch.to_numpy(value)) / count, -packed(g) / count
 
-        x = np.concatenate([(np.eye(len(roots[name])) if name in roots else start[name]).ravel() for name in sizes])
+        def curvature() -> np.ndarray[Any, Any]:
+            """The inverse of the Hessian, its eigenvalues positive, and such that no step along one exceeds 1."""
+            hessian = np.zeros((len(x), len(x)))
+            for k, step in enumerate(small * np.eye(len(x))):
+                hessian[k] = (objective(x + step)[1] - gradient) / small
+            values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+            rounding = small**3 * float(np.abs(values).max(initial=0.0)) + float(np.finfo(np.float64).tiny)
+            sizes = np.maximum(np.maximum(np.abs(values), np.abs(gradient @ vectors)), rounding)
+            inverse: np.ndarray[Any, Any] = vectors / sizes @ vectors.T
+            return inverse
+
+        x = packed({name: np.eye(len(a)) if name in roots else a for name, a in start.items()})
         value, gradient = objective(x)
         yield -value * count
-        inverse = np.eye(len(x)) / max(float(np.linalg.norm(gradient)), 1.0)
-        first = True
+        inverse = curvature()
+        fresh = True
         while True:
             direction = -inverse @ gradient
-            slope = float(direction @ gradient)
-            step = 2.0
-            while True:
-                step /= 2
-                if step < 1e-10:
-                    # No step lowers the value any more: this is as far as rounding lets it come.
-                    objective(x)
-                    return
-                found = objective(x + step * direction)
-                # Armijo's condition: the value falls by a share of what the slope promises.
-                if found[0] <= value + 1e-4 * step * slope:
+            slope, gain = float(direction @ gradient), 0.0
+            low, high, step = 0.0, math.inf, 1.0
+            # Wolfe's conditions: the value falls by a share of what the slope promises, and the slope flattens.
+            for _ in range(40):
+                if high < math.inf and -step * slope <= tolerance:
                     break
-            s, change = step * direction, found[1] - gradient
-            curvature = float(s @ change)
-            if curvature > 1e-12 * float(np.linalg.norm(s) * np.linalg.norm(change)):
-                if first:
-                    inverse = np.eye(len(x)) * curvature / float(change @ change)
-                    first = False
-                project = np.eye(len(x)) - np.outer(s, change) / curvature
-                inverse = project @ inverse @ project.T + np.outer(s, s) / curvature
-            x = x + s
-            value, gradient = found
-            yield -value * count
+                try:
+                    found = objective(x + step * direction)
+                except ValueError:
+                    # A step too far, to where there is no likelihood.
+                    found = math.inf, gradient
+                if not found[0] <= value + 1e-4 * step * slope:
+                    high = step
+                else:
+                    low, best = step, found
+                    if found[1] @ direction >= 0.25 * slope:
+                        break
+                step = 2 * low if high == math.inf else (low + high) / 2
+            if low > 0:
+                s, change, gain = low * direction, best[1] - gradient, value - best[0]
+                x = x + s
+                value, gradient = best
+                place(x)
+                yield -value * count
+                product = float(s @ change)
+                if product > 1e-12 * float(np.linalg.norm(s) * np.linalg.norm(change)):
+                    project = np.eye(len(x)) - np.outer(s, change) / product
+                    inverse = project @ inverse @ project.T + np.outer(s, s) / product
+            if gain > tolerance:
+                fresh = False
+                continue
+            if fresh:
+                place(x)
+                return
+            X = unpacked(x)
+            roots = {name: root @ X[name] for name, root in roots.items()}
+            x = packed({name: np.eye(len(a)) if name in roots else a for name, a in X.items()})
+            _, gradient = objective(x)
+            inverse = curvature()
+            fresh = True
 
 
 def _check_covariance(where: str, name: str, given: np.ndarray[Any, Any]) -> None:
