@@ -628,12 +628,37 @@ def test_an_interval_holds_its_share():
 
 def test_saved_and_read(tmp_path):
     model, y = draw(6, 1, varying="H", diffuse=(1,))
-    model.save(tmp_path / "model.safetensors")
-    again = gpurnn.LinearGaussian.from_file(tmp_path / "model.safetensors")
-    assert_same(again(y), model(y))
-    assert_same(again.params, model.params)
-    assert repr(again) == repr(model)
+
+    class Derived(gpurnn.LinearGaussian):
+        pass
+
+    path = tmp_path / "model.safetensors"
+    Derived(**model.params).save(path)
+    assert type(gpurnn.LinearGaussian.from_file(path)) is Derived
+    model.save(path)
+    for again in (gpurnn.LinearGaussian.from_file(path), gpurnn.models.load(path)):
+        assert type(again) is gpurnn.LinearGaussian
+        assert_same(again(y), model(y))
+        assert_same(again.params, model.params)
+        assert repr(again) == repr(model)
     assert repr(model) == "LinearGaussian(state_size=3, observation_size=2, varying=H, diffuse=1)  # 70 parameters"
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "m"
+    with pytest.raises(FileNotFoundError):
+        gpurnn.LinearGaussian.from_file(path)
+    gpurnn.SequenceTagger(3, 4, 2).save(path)
+    with pytest.raises(ValueError, match="m: holds a SequenceTagger, expected a LinearGaussian"):
+        gpurnn.LinearGaussian.from_file(path)
+    gpurnn.Dense(2, 3).save(path)
+    with pytest.raises(ValueError, match="m: a safetensors file, but not a model that this gpurnn can read"):
+        gpurnn.LinearGaussian.from_file(path)
+    draw(4)[0].save(path)
+    with pytest.raises(ValueError, match="m: holds a LinearGaussian, expected a SequenceTagger"):
+        gpurnn.SequenceTagger.from_file(path)
+    with pytest.raises(ValueError, match="m: holds a LinearGaussian, expected a Model"):
+        gpurnn.models.Model.from_file(path)
 
 
 def leaves(nested) -> list:

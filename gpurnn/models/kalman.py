@@ -15,6 +15,7 @@ import numpy as np
 from .. import _checks, _dispatch
 from .._op import Pullback
 from ..layers.base import Array, Layer
+from .base import KINDS, read, write
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -219,12 +220,31 @@ class LinearGaussian(Layer):
                 raise ValueError(f"{where}: {name} holds NaN or infinity, expected finite numbers")
         self.params = {name: xp.asarray(array, copy=True) for name, array in given.items()}
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        KINDS[cls.__name__] = cls
+
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """The model that `save` wrote to ``path``."""
-        from safetensors.numpy import load_file
+        """The model that `save` wrote to ``path``.
 
-        return cls(**load_file(path))
+        Raises
+        ------
+        ValueError
+            The file is damaged or holds something else.
+        OSError
+            It cannot be read.
+        """
+        model: Self = read(path, cls)
+        return model
+
+    @classmethod
+    def _restored(cls, config: dict[str, Any], parameters: dict[str, np.ndarray[Any, Any]]) -> Self:
+        return cls(**config, **parameters)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole model to a safetensors file, atomically."""
+        write(path, self, {})
 
     def _describe(self) -> str:
         p, n = self.params["H"].shape[-2:]
@@ -808,6 +828,9 @@ class LinearGaussian(Layer):
             _, gradient = objective(x)
             inverse = curvature()
             fresh = True
+
+
+KINDS["LinearGaussian"] = LinearGaussian
 
 
 def _check_covariance(where: str, name: str, given: np.ndarray[Any, Any]) -> None:
