@@ -59,7 +59,23 @@ class GaussianForecast(NamedTuple):
     """(steps, B, n, n)"""
 
     def interval(self, level: float = 0.95) -> tuple[Array, Array]:
-        """The lower and the upper end of what holds each number of each observation with probability ``level``."""
+        """The lower and the upper end of what holds each number of each observation with probability ``level``.
+
+        Parameters
+        ----------
+        level : float
+            Between 0 and 1. It holds for each number alone: all at once are inside less often.
+
+        Returns
+        -------
+        low, high : (steps, B, p) arrays
+            mean -+ z std, with z the normal distribution's quantile of (1 + level) / 2.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``level`` is no number, or not between 0 and 1.
+        """
         where = "GaussianForecast.interval"
         _checks.positive(where, "level", _checks.fraction(where, "level", level))
         xp = _dispatch.namespace(where, mean=self.mean)
@@ -404,8 +420,8 @@ class LinearGaussian(Layer):
         Raises
         ------
         TypeError, ValueError
-            An unsupported or mixed array or dtype, a shape that does not fit, or observations that do not determine the
-            diffuse states.
+            An unsupported or mixed array or dtype, a shape that does not fit, infinity in y, observations that do not
+            determine the diffuse states, or one without any variance given those before it.
         """
         where = "LinearGaussian"
         xp, y = self._observations(where, y)
@@ -418,12 +434,41 @@ class LinearGaussian(Layer):
     def vjp(self, y: Array) -> tuple[Array, Pullback]:
         """``(log_likelihood, pullback)``, with ``pullback(dvalue)`` returning ``(dy, grads)``.
 
-        ``pullback(1.0)`` is the score, exact. The gradients of the covariances are symmetric. Those of what is diffuse,
-        in m0 and P0, and of missing observations are zero.
+        Parameters
+        ----------
+        y : (T, p) or (T, B, p) array
+            NaN is missing.
+
+        Returns
+        -------
+        log_likelihood : () array
+            What a call returns.
+        pullback : callable
+            From the gradient by the log-likelihood, a number, to ``dy`` of the shape of y and the gradients of F, H, Q,
+            R, m0 and P0 by name. ``pullback(1.0)`` is the score, exact. The gradients of the covariances are symmetric.
+            Those of what is diffuse, in m0 and P0, and of missing observations are zero.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call.
 
         References
         ----------
         S. J. Koopman, N. Shephard, "Exact score for time series models in state space form", Biometrika 79 (1992).
+
+        Examples
+        --------
+        One state, N(0, 1), seen once with a noise of variance 3:
+
+        >>> import numpy as np
+        >>> import gpurnn
+        >>> one = np.ones((1, 1))
+        >>> model = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=3 * one, P0=one)
+        >>> value, pullback = model.vjp(np.array([[2.0]]))
+        >>> dy, grads = pullback(1.0)
+        >>> grads["m0"], dy
+        (array([0.5]), array([[-0.5]]))
         """
         value, dy, grads, _ = self._score("LinearGaussian", y)
         xp, shape = _dispatch.namespace("LinearGaussian", y=y), y.shape
@@ -493,6 +538,23 @@ class LinearGaussian(Layer):
         Filtered
             Means and covariances, predicted and filtered. They are NaN as long as the observations do not determine all
             diffuse states.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call, but for what the observations do not determine.
+
+        Examples
+        --------
+        A level that wanders, nothing being known of it before the first observation; the second is missing:
+
+        >>> import numpy as np
+        >>> import gpurnn
+        >>> one = np.ones((1, 1))
+        >>> level = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=2 * one)
+        >>> filtered = level.filter(np.array([[5.0], [np.nan], [9.0]]))
+        >>> filtered.mean[:, 0].round(3), filtered.covariance[:, 0, 0].round(3)
+        (array([5.   , 5.   , 7.667]), array([2.   , 3.   , 1.333]))
         """
         single = y.ndim == 2 if hasattr(y, "ndim") else False
         where = "LinearGaussian.filter"
@@ -528,6 +590,11 @@ class LinearGaussian(Layer):
         -------
         Smoothed
             Means and covariances; those that Rauch, Tung and Striebel's smoother gives.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call.
         """
         single = y.ndim == 2 if hasattr(y, "ndim") else False
         where = "LinearGaussian.smooth"
@@ -558,6 +625,23 @@ class LinearGaussian(Layer):
         -------
         GaussianForecast
             Means and covariances of observations and states; ``interval(level)`` gives the bounds of an interval.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call; ``steps`` is no integer of at least 1, or a parameter that varies with time has too few of them.
+
+        Examples
+        --------
+        A straight line through points of variance 1, as of ordinary least squares:
+
+        >>> import numpy as np
+        >>> import gpurnn
+        >>> F, H = np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([[1.0, 0.0]])
+        >>> line = gpurnn.LinearGaussian(F, H, Q=np.zeros((2, 2)), R=np.eye(1))
+        >>> ahead = line.forecast(np.array([[1.0], [2.0], [3.0], [4.0]]), 2)
+        >>> ahead.mean[:, 0].round(6), ahead.covariance[:, 0, 0].round(6)
+        (array([5., 6.]), array([2.5, 3.7]))
         """
         where = "LinearGaussian.forecast"
         steps = _checks.integer_at_least(where, "steps", steps, 1)
