@@ -168,9 +168,10 @@ class LinearGaussian(Layer):
     Notes
     -----
     Diffuse states are exact, the limit of large variances and no large variance: the filter runs for each of them
-    beside the mean, and what the observations say of them is a regression (de Jong 1991). The log-likelihood is the
-    limit of log p(y) + (d/2) log(variance) with d diffuse states, as Durbin and Koopman define it. The smoother inverts
-    no covariance of states, so that these may be singular (de Jong 1989); its results are those of Rauch, Tung and
+    beside the mean, and what the observations say of them is a regression (de Jong 1991). All is then counted from its
+    estimate, so that observations far from zero cost no digits but their own. The log-likelihood is the limit of log
+    p(y) + (d/2) log(variance) with d diffuse states, as Durbin and Koopman define it. The smoother inverts no
+    covariance of states, so that these may be singular (de Jong 1989); its results are those of Rauch, Tung and
     Striebel's.
 
     References
