@@ -162,6 +162,66 @@ def test_the_filter_knows_nothing_until_the_diffuse_states_are_determined():
         trend(y[:2])
 
 
+@pytest.mark.parametrize(("dtype", "far"), [("float64", 1e4), ("float64", 1e8), ("float32", 1e2), ("float32", 1e5)])
+@pytest.mark.parametrize("kind", ["level", "trend", "trend and a proper state"])
+def test_it_is_the_same_model_wherever_the_diffuse_states_lie(kind, dtype, far):
+    """The errors are those of observations that are rounded once, which the gradient by these tells."""
+    if kind == "level":
+        matrices, diffuse = (np.eye(1), np.eye(1), np.eye(1), np.eye(1), np.zeros(1)), 1
+    elif kind == "trend":
+        F = np.array([[1.0, 1.0], [0.0, 1.0]])
+        matrices, diffuse = (F, np.array([[1.0, 0.0]]), np.diag([1.0, 0.01]), np.eye(1), np.zeros(2)), 2
+    else:
+        F = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.8]])
+        matrices, diffuse = (F, np.array([[1.0, 0.0, 1.0]]), np.diag([0.1, 0.01, 1.0]), np.eye(1), np.ones(3)), 2
+    n, T, steps = len(matrices[0]), 200, 5
+    P0 = np.diag([np.inf] * diffuse + [1.0] * (n - diffuse))
+    start = np.zeros((n, 3, 1))
+    start[:diffuse] = far * np.stack([[1.0, -0.5, 0.1], [0.01, 0.02, 0.0]])[:diffuse, :, None]
+    shift = [start]
+    for _ in range(T + steps - 1):
+        shift.append(np.einsum("ij,jbo->ibo", matrices[0], shift[-1]))
+    shift = np.stack(shift)[..., 0].transpose(0, 2, 1)
+    rng = np.random.default_rng(0)
+    near = np.cumsum(rng.standard_normal((T, 3, 1)), axis=0) + rng.standard_normal((T, 3, 1))
+    near[rng.random(near.shape) < 0.1] = np.nan
+    near[:20, 1] = np.nan
+    y = (near + shift[:T] @ matrices[1].T).astype(dtype)
+    near = y.astype("float64") - shift[:T] @ matrices[1].T
+
+    model = gpurnn.LinearGaussian(*(a.astype(dtype) for a in (*matrices, P0)))
+    exact = gpurnn.LinearGaussian(*matrices, P0)
+    (value, pullback), (expected, exact_pullback) = model.vjp(y), exact.vjp(near)
+    (dy, grads), (exact_dy, exact_grads) = pullback(1.0), exact_pullback(1.0)
+    eps, size = float(np.finfo(dtype).eps), float(np.nanmax(np.abs(y)))
+    rounding = eps * size * float(np.abs(exact_dy).sum())
+    assert abs(value - expected) < rounding
+    for name in ("Q", "R"):
+        assert np.abs(grads[name] - exact_grads[name]).max() < rounding, name
+    assert np.abs(dy - exact_dy).max() < 10 * eps * size
+    # Those by F and H are not the same wherever the states lie: F's grows with them, and its errors too.
+    wide = exact.vjp(y.astype("float64"))[1](1.0)[1]
+    assert np.abs(grads["H"] - wide["H"]).max() < rounding
+    assert np.abs(grads["F"] - wide["F"]).max() < rounding * size
+
+    moved, close = shift[:T], near.astype(dtype)
+    for results, same, wanted, by in (
+        (model.smooth(y), model.smooth(close), exact.smooth(near), moved),
+        (model.filter(y)[2:], model.filter(close)[2:], exact.filter(near)[2:], moved),
+        (model.forecast(y, steps)[2:], model.forecast(close, steps)[2:], exact.forecast(near, steps)[2:], shift[T:]),
+    ):
+        np.testing.assert_array_equal(np.isnan(results[0]), np.isnan(wanted[0]))
+        reach = max(size, float(np.abs(by).max()))
+        np.testing.assert_allclose(results[0].astype("float64") - by, wanted[0], rtol=0, atol=10 * eps * reach)
+        # No covariance depends on where the observations lie.
+        np.testing.assert_allclose(results[1], same[1], rtol=0, atol=2 * eps * np.nanmax(same[1]))
+    if dtype == "float64" and diffuse == n:
+        theirs = [oracle(exact, near[:, b]) for b in range(3)]
+        assert abs(value - sum(found.llf for found in theirs)) < rounding
+        smoothed = np.stack([found.smoothed_state.T for found in theirs], axis=1)
+        np.testing.assert_allclose(model.smooth(y).mean - moved, smoothed, rtol=0, atol=10 * eps * size)
+
+
 def rauch_tung_striebel(model, filtered):
     F = model.params["F"]
     mean, spread = [filtered.mean[-1]], [filtered.covariance[-1]]
@@ -278,6 +338,51 @@ def test_the_nile_has_the_variances_that_durbin_and_koopman_publish():
     assert slower.params["Q"].item() == pytest.approx(1469.1, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("level", "observation"),
+    [(1, 1), (0.01, 1), (10, 1), (1e4, 1), (1e-4, 1), (1, 1e-4), (1e-4, 1e4), (1e6, 1e-2), (1e-2, 1e6), (1e6, 1e6)],
+)
+def test_the_nile_is_fitted_from_any_start(level, observation):
+    """Where one variance is far too small, the likelihood is flat in it; and all may be far too small or large."""
+    y = series("nile")
+    model = local_level(level, observation)
+    history = model.fit(y)
+    assert (np.diff(history) >= 0).all()
+    assert history[-1] == pytest.approx(float(local_level(1469.1, 15099.0)(y)), abs=1e-4)
+    assert history[-1] == pytest.approx(float(model(y)), rel=1e-12)
+    assert model.params["R"].item() == pytest.approx(15099, rel=0.02)
+    assert model.params["Q"].item() == pytest.approx(1469.1, rel=0.02)
+
+
+def test_a_fit_that_is_ended_early_has_the_parameters_of_its_last_value():
+    y = series("nile")
+    for iterations in range(8):
+        model = local_level(1.0, 1.0)
+        history = model.fit(y, iterations=iterations)
+        assert len(history) == iterations + 1
+        assert history[-1] == pytest.approx(float(model(y)), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_likelihood_without_a_maximum_leaves_parameters_that_have_one(dtype):
+    """Observations that never vary: the smaller the variances, the more likely they are."""
+    y = np.zeros((30, 1), dtype)
+    one = np.ones((1, 1), dtype)
+    model = gpurnn.LinearGaussian(one, one, one, one)
+    history = model.fit(y)
+    assert (np.diff(history) >= 0).all()
+    assert history[-1] == pytest.approx(float(model(y)), rel=1e-6)
+    assert all(p > 0 for p in (model.params["Q"], model.params["R"]))
+    model = gpurnn.LinearGaussian(one, one, one, one)
+    if dtype == "float64":
+        history = model.fit(y, method="em", iterations=20)
+        assert history[-1] == pytest.approx(float(model(y)), rel=1e-6)
+    else:
+        with pytest.raises(ValueError, match=r"iteration .* failed, and the parameters are those before it: Q is n"):
+            model.fit(y, method="em")
+        assert np.isfinite(model(y))
+
+
 def co2_model(variances, period: float = 365.25 / 7) -> gpurnn.LinearGaussian:
     """A level with a slope, and two harmonics of the year."""
     F, H = np.eye(6), np.array([[1.0, 0, 1, 0, 1, 0]])
@@ -306,18 +411,46 @@ def generalised_least_squares(model, y) -> float:
     return float(-half - (residual @ residual + len(yw) * np.log(2 * np.pi)) / 2)
 
 
+class Theirs(statsmodels.api.tsa.statespace.MLEModel):
+    """`co2_model` of statsmodels, its four variances to be fitted."""
+
+    param_names = ("level", "slope", "season", "observation")
+
+    def __init__(self, y):
+        super().__init__(y, k_states=6, k_posdef=6)
+        ours = co2_model((1.0, 1.0, 1.0, 1.0))
+        self["transition"], self["design"], self["selection"] = ours.params["F"], ours.params["H"], np.eye(6)
+        self.ssm.initialize_diffuse()
+
+    def transform_params(self, unconstrained):
+        return np.exp(unconstrained)
+
+    def untransform_params(self, constrained):
+        return np.log(constrained)
+
+    def update(self, params, **options):
+        level, slope, season, observation = super().update(params, **options)
+        self["state_cov"] = np.diag([level, slope, *[season] * 4])
+        self["obs_cov", 0, 0] = observation
+
+
 def test_co2_is_fitted_and_forecast_through_its_gaps():
     y = series("co2")
     past, future = y[104:520], y[520:572]
     assert np.isnan(past).sum() == 34
-    model = co2_model((0.1, 1e-5, 1e-3, 0.5))
+    begin = (0.1, 1e-5, 1e-3, 0.5)
+    model = co2_model(begin)
     start = past[:150]
-    # What cancels where the initial level is unknown is the squares of the observations over their variance.
-    size = float(np.nansum(start**2)) / model.params["R"].item()
-    assert_close(model(start), np.array(generalised_least_squares(model, start)), 1, magnitude=size)
-    history = model.fit(past, iterations=8)
+    assert_close(model(start), np.array(generalised_least_squares(model, start)), 1000)
+    history = model.fit(past)
     assert (np.diff(history) >= 0).all()
-    assert history[-1] > history[0] + 100
+    assert len(history) < 40
+    # Nothing is to be gained by any variance, relative to its size.
+    grads = model.vjp(past)[1](1.0)[1]
+    for name in ("Q", "R"):
+        assert np.abs(np.diag(grads[name] * model.params[name])).max() < 1e-3, name
+    # Ours has a variance for each state of the seasons, and so reaches no less.
+    assert history[-1] > Theirs(past).fit(start_params=begin, disp=0).llf
     forecast = model.forecast(past, 52)
     low, high = forecast.interval(0.95)
     known = ~np.isnan(future)
@@ -412,6 +545,9 @@ def test_what_is_diffuse_stays_so_in_a_fit(method):
     assert not P0[1, ::2].any()
     assert model.params["m0"][1] == before["m0"][1]
     assert (model.params["m0"][::2] != before["m0"][::2]).all()
+    level = local_level(1.0, 1.0)
+    np.testing.assert_allclose(level.fit(series("nile"), ("m0", "P0"), method=method), level(series("nile")))
+    assert level.params["P0"] == np.inf
 
 
 def test_a_fit_finds_what_made_the_data():
@@ -494,12 +630,37 @@ def test_an_interval_holds_its_share():
 
 def test_saved_and_read(tmp_path):
     model, y = draw(6, 1, varying="H", diffuse=(1,))
-    model.save(tmp_path / "model.safetensors")
-    again = gpurnn.LinearGaussian.from_file(tmp_path / "model.safetensors")
-    assert_same(again(y), model(y))
-    assert_same(again.params, model.params)
-    assert repr(again) == repr(model)
+
+    class Derived(gpurnn.LinearGaussian):
+        pass
+
+    path = tmp_path / "model.safetensors"
+    Derived(**model.params).save(path)
+    assert type(gpurnn.LinearGaussian.from_file(path)) is Derived
+    model.save(path)
+    for again in (gpurnn.LinearGaussian.from_file(path), gpurnn.models.load(path)):
+        assert type(again) is gpurnn.LinearGaussian
+        assert_same(again(y), model(y))
+        assert_same(again.params, model.params)
+        assert repr(again) == repr(model)
     assert repr(model) == "LinearGaussian(state_size=3, observation_size=2, varying=H, diffuse=1)  # 70 parameters"
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "m"
+    with pytest.raises(FileNotFoundError):
+        gpurnn.LinearGaussian.from_file(path)
+    gpurnn.SequenceTagger(3, 4, 2).save(path)
+    with pytest.raises(ValueError, match="m: holds a SequenceTagger, expected a LinearGaussian"):
+        gpurnn.LinearGaussian.from_file(path)
+    gpurnn.Dense(2, 3).save(path)
+    with pytest.raises(ValueError, match="m: a safetensors file, but not a model that this gpurnn can read"):
+        gpurnn.LinearGaussian.from_file(path)
+    draw(4)[0].save(path)
+    with pytest.raises(ValueError, match="m: holds a LinearGaussian, expected a SequenceTagger"):
+        gpurnn.SequenceTagger.from_file(path)
+    with pytest.raises(ValueError, match="m: holds a LinearGaussian, expected a Model"):
+        gpurnn.models.Model.from_file(path)
 
 
 def leaves(nested) -> list:
@@ -558,6 +719,33 @@ GOOD = {"F": np.eye(2), "H": np.ones((1, 2)), "Q": np.eye(2), "R": np.eye(1), "m
 def test_a_model_that_is_none_is_refused(change, message):
     with pytest.raises(ValueError, match=f"LinearGaussian: {message}"):
         gpurnn.LinearGaussian(**{**GOOD, **change})
+
+
+def test_an_observation_without_any_variance_is_refused():
+    """A level that never changes, seen without noise, is known once it is seen."""
+    one = np.ones((1, 1))
+    exact, y = gpurnn.LinearGaussian(one, one, 0 * one, 0 * one), np.ones((3, 2, 1))
+    message = r"H P H\^T \+ R of step 1 is not positive definite, P being .*; expected a larger R, or Q or P0"
+    for name, call in (
+        ("LinearGaussian", exact), ("LinearGaussian", exact.vjp), ("LinearGaussian.filter", exact.filter),
+        ("LinearGaussian.smooth", exact.smooth), ("LinearGaussian.forecast", lambda y: exact.forecast(y, 1)),
+        ("LinearGaussian.fit", exact.fit),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+            call(y)
+    pair = gpurnn.LinearGaussian(one, np.ones((2, 1)), one, np.zeros((2, 2)), P0=one)
+    with pytest.raises(ValueError, match=r"LinearGaussian: H P H.* of step 0 is not positive definite"):
+        pair(np.ones((1, 2)))
+
+
+def test_infinity_is_no_observation():
+    model, y = gpurnn.LinearGaussian(**GOOD), np.ones((4, 1))
+    y[2] = -np.inf
+    for call in (model, model.vjp, model.filter, model.smooth, lambda y: model.forecast(y, 1), model.fit):
+        with pytest.raises(
+            ValueError, match=r"LinearGaussian.*: y holds infinity, expected finite numbers, or NaN for"
+        ):
+            call(y)
 
 
 def test_refusals():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..training import Trainer
+    from .kalman import LinearGaussian
 
 State = Any
 
@@ -28,7 +29,8 @@ CELLS: dict[str, Any] = {"rnn": layers.RNN, "lstm": layers.LSTM, "gru": layers.G
 
 _CELL_OPTIONS = {"rnn": ("activation", "leak"), "lstm": (), "gru": ("reset_after", "update")}
 
-_KINDS: dict[str, type[Model]] = {}
+KINDS: dict[str, Any] = {}
+"""The classes of what `write` may have written, by name; ``_restored`` of each makes one of what the file holds."""
 
 
 class Model(Layer):
@@ -46,7 +48,7 @@ class Model(Layer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _KINDS[cls.__name__] = cls
+        KINDS[cls.__name__] = cls
 
     @property
     def params(self) -> dict[str, Array]:  # type: ignore[override]
@@ -71,11 +73,7 @@ class Model(Layer):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole model, configuration and parameters, to a safetensors file, atomically."""
-        import safetensors.numpy
-
-        # One key, because safetensors writes several in no fixed order, and equal models are to make equal files.
-        metadata = {FORMAT: json.dumps({"model": type(self).__name__, "config": self.config()})}
-        _files.write_atomically(path, safetensors.numpy.save(self.state_dict(), metadata))
+        write(path, self, self.config())
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -88,21 +86,12 @@ class Model(Layer):
         OSError
             It cannot be read.
         """
-        import safetensors
+        model: Self = read(path, cls)
+        return model
 
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if FORMAT not in metadata:
-                    raise ValueError(f"{path}: a safetensors file, but not a model that this gpurnn can read")
-                parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
-        held = json.loads(metadata[FORMAT])
-        kind = _KINDS.get(held["model"])
-        if kind is None or not issubclass(kind, cls):
-            raise ValueError(f"{path}: holds a {held['model']}, expected a {cls.__name__}")
-        model = kind.from_config(held["config"])
+    @classmethod
+    def _restored(cls, config: dict[str, Any], parameters: dict[str, np.ndarray[Any, Any]]) -> Self:
+        model = cls.from_config(config)
         model.load_state_dict(parameters)
         return model
 
@@ -207,9 +196,38 @@ class Model(Layer):
         """The shape of a batch and what it is or went through last, from the input on; for the repr."""
 
 
-def load(path: str | os.PathLike[str]) -> Model:
+def write(path: str | os.PathLike[str], model: Layer, config: dict[str, Any]) -> None:
+    """Write what is one of `KINDS` to a safetensors file, atomically: its parameters and what else it is made from."""
+    import safetensors.numpy
+
+    # One key, because safetensors writes several in no fixed order, and equal models are to make equal files.
+    metadata = {FORMAT: json.dumps({"model": type(model).__name__, "config": config})}
+    _files.write_atomically(path, safetensors.numpy.save(model.state_dict(), metadata))
+
+
+def read(path: str | os.PathLike[str], kind: type) -> Any:
+    """What `write` wrote to ``path``, of the class ``kind`` or one derived of it; raises as `Model.from_file` does."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
+                raise ValueError(f"{path}: a safetensors file, but not a model that this gpurnn can read")
+            parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
+    held = json.loads(metadata[FORMAT])
+    found = KINDS.get(held["model"])
+    if found is None or not issubclass(found, kind):
+        raise ValueError(f"{path}: holds a {held['model']}, expected a {kind.__name__}")
+    return found._restored(held["config"], parameters)
+
+
+def load(path: str | os.PathLike[str]) -> Model | LinearGaussian:
     """The model, of whatever kind, that its ``save`` wrote to ``path``; raises as `Model.from_file` does."""
-    return Model.from_file(path)
+    model: Model | LinearGaussian = read(path, Layer)
+    return model
 
 
 def told(layer: Layer) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import statistics
@@ -14,6 +15,7 @@ import numpy as np
 from .. import _checks, _dispatch
 from .._op import Pullback
 from ..layers.base import Array, Layer
+from .base import KINDS, read, write
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +59,23 @@ class GaussianForecast(NamedTuple):
     """(steps, B, n, n)"""
 
     def interval(self, level: float = 0.95) -> tuple[Array, Array]:
-        """The lower and the upper end of what holds each number of each observation with probability ``level``."""
+        """The lower and the upper end of what holds each number of each observation with probability ``level``.
+
+        Parameters
+        ----------
+        level : float
+            Between 0 and 1. It holds for each number alone: all at once are inside less often.
+
+        Returns
+        -------
+        low, high : (steps, B, p) arrays
+            mean -+ z std, with z the normal distribution's quantile of (1 + level) / 2.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``level`` is no number, or not between 0 and 1.
+        """
         where = "GaussianForecast.interval"
         _checks.positive(where, "level", _checks.fraction(where, "level", level))
         xp = _dispatch.namespace(where, mean=self.mean)
@@ -70,7 +88,8 @@ class _Steps:
     """A pass of the filter: what the pass back over the steps needs of each of them, in order.
 
     Where initial states are diffuse, x_0 = m0 + E delta + N(0, P) with an unknown delta (B, d). All means are then
-    matrices of 1 + d columns, the mean for delta = 0 and what delta adds to it: they are read times (1, delta).
+    matrices of 1 + d columns, the mean for delta = 0 and what delta adds to it: they are read times (1, delta). A
+    complete pass counts delta from its estimate given all observations; see `_centre`.
     """
 
     mean: list[Array] = field(default_factory=list)
@@ -79,6 +98,8 @@ class _Steps:
     filtered_mean: list[Array] = field(default_factory=list)
     filtered_covariance: list[Array] = field(default_factory=list)
     innovation: list[Array] = field(default_factory=list)
+    """(B, p, 1 + d): v = y - H times the predicted mean."""
+    weighed: list[Array] = field(default_factory=list)
     """(B, p, 1 + d): S^-1 v, of the innovation v and its covariance S."""
     precision: list[Array] = field(default_factory=list)
     """(B, p, p): S^-1."""
@@ -147,9 +168,10 @@ class LinearGaussian(Layer):
     Notes
     -----
     Diffuse states are exact, the limit of large variances and no large variance: the filter runs for each of them
-    beside the mean, and what the observations say of them is a regression (de Jong 1991). The log-likelihood is the
-    limit of log p(y) + (d/2) log(variance) with d diffuse states, as Durbin and Koopman define it. The smoother inverts
-    no covariance of states, so that these may be singular (de Jong 1989); its results are those of Rauch, Tung and
+    beside the mean, and what the observations say of them is a regression (de Jong 1991). All is then counted from its
+    estimate, so that observations far from zero cost no digits but their own. The log-likelihood is the limit of log
+    p(y) + (d/2) log(variance) with d diffuse states, as Durbin and Koopman define it. The smoother inverts no
+    covariance of states, so that these may be singular (de Jong 1989); its results are those of Rauch, Tung and
     Striebel's.
 
     References
@@ -215,12 +237,31 @@ class LinearGaussian(Layer):
                 raise ValueError(f"{where}: {name} holds NaN or infinity, expected finite numbers")
         self.params = {name: xp.asarray(array, copy=True) for name, array in given.items()}
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        KINDS[cls.__name__] = cls
+
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """The model that `save` wrote to ``path``."""
-        from safetensors.numpy import load_file
+        """The model that `save` wrote to ``path``.
 
-        return cls(**load_file(path))
+        Raises
+        ------
+        ValueError
+            The file is damaged or holds something else.
+        OSError
+            It cannot be read.
+        """
+        model: Self = read(path, cls)
+        return model
+
+    @classmethod
+    def _restored(cls, config: dict[str, Any], parameters: dict[str, np.ndarray[Any, Any]]) -> Self:
+        return cls(**config, **parameters)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole model to a safetensors file, atomically."""
+        write(path, self, {})
 
     def _describe(self) -> str:
         p, n = self.params["H"].shape[-2:]
@@ -247,6 +288,8 @@ class LinearGaussian(Layer):
             if parameter.ndim == 3 and parameter.shape[0] < y.shape[0] + ahead:
                 steps = f"T + steps = {y.shape[0] + ahead}" if ahead else f"T = {y.shape[0]}"
                 raise ValueError(f"{where}: {name} has {parameter.shape[0]} steps, expected at least {steps}")
+        if _dispatch.to_numpy(xp.any(xp.isinf(y))):
+            raise ValueError(f"{where}: y holds infinity, expected finite numbers, or NaN for what is missing")
         return xp, xp.expand_dims(y, axis=1) if y.ndim == 2 else y
 
     def _initial(self, xp: Any, B: int) -> tuple[Array, Array]:
@@ -267,8 +310,8 @@ class LinearGaussian(Layer):
         F, Q = _at(self.params["F"], t), _at(self.params["Q"], t)
         return F @ mean, _symmetric(xp, F @ covariance @ _transpose(xp, F)) + Q
 
-    def _forward(self, xp: Any, y: Array) -> _Steps:
-        """The filter."""
+    def _forward(self, where: str, xp: Any, y: Array) -> _Steps:
+        """The filter, its means centred on what all observations say of the diffuse states."""
         steps, (mean, covariance) = _Steps(), self._initial(xp, y.shape[1])
         T, B, p = y.shape
         missing = xp.isnan(y)
@@ -279,7 +322,7 @@ class LinearGaussian(Layer):
         unit_n = xp.eye(n, dtype=y.dtype, device=_dispatch.device(y))
         nothing = _dispatch.zeros(xp, (B, p, columns - 1), y)
         none = _dispatch.zeros(xp, (B, 1, 1), y)
-        information, log_determinant = _dispatch.zeros(xp, (B, columns, columns), y), _dispatch.zeros(xp, (B,), y)
+        log_determinants: list[Array] = []
         for t in range(T):
             H, R = _at(self.params["H"], t) + none, _at(self.params["R"], t) + none
             if some_missing:
@@ -290,26 +333,34 @@ class LinearGaussian(Layer):
             innovation = xp.concat([y[t, ...][:, :, None], nothing], axis=2) - H @ mean
             cross = covariance @ _transpose(xp, H)
             S = _symmetric(xp, H @ cross + R)
-            precision = _symmetric(xp, xp.linalg.inv(S))
+            sign, log_determinant = xp.linalg.slogdet(S)
+            # One that is not positive definite is replaced, and refused at the end: libraries differ in what inv does.
+            log_determinants.append(xp.where(sign > 0, log_determinant, xp.full_like(log_determinant, math.nan)))
+            definite = xp.isfinite(log_determinants[-1])[:, None, None]
+            precision = _symmetric(xp, xp.linalg.inv(xp.where(definite, S, unit_p + none)))
             gain = cross @ precision
-            weighed = precision @ innovation
             rest = unit_n - gain @ H
-            information = information + _transpose(xp, innovation) @ weighed
-            log_determinant = log_determinant + xp.linalg.slogdet(S)[1]
             steps.mean.append(mean)
             steps.covariance.append(covariance)
             steps.observation.append(H)
-            steps.innovation.append(weighed)
+            steps.innovation.append(innovation)
             steps.precision.append(precision)
             steps.gain.append(gain)
-            steps.information.append(information)
             mean = mean + gain @ innovation
             covariance = _symmetric(xp, rest @ covariance @ _transpose(xp, rest) + gain @ R @ _transpose(xp, gain))
             steps.filtered_mean.append(mean)
             steps.filtered_covariance.append(covariance)
             if t + 1 < T:
                 mean, covariance = self._advance(xp, t, mean, covariance)
-        steps.log_determinant = log_determinant
+        each = xp.stack(log_determinants)
+        indefinite = np.flatnonzero(~np.isfinite(_dispatch.to_numpy(each)).all(axis=1))
+        if len(indefinite):
+            raise ValueError(
+                f"{where}: H P H^T + R of step {indefinite[0]} is not positive definite, P being the covariance of the "
+                "state given the observations before it; expected a larger R, or Q or P0"
+            )
+        steps.log_determinant = xp.sum(each, axis=0)
+        _centre(xp, steps)
         return steps
 
     def _diffuse_moments(self, where: str, xp: Any, steps: _Steps) -> Array:
@@ -349,11 +400,11 @@ class LinearGaussian(Layer):
             gain, H = steps.gain[t], steps.observation[t]
             P, back = steps.filtered_covariance[t], _transpose(xp, gain)
             visit(
-                t, steps.innovation[t] - back @ r, steps.precision[t] + back @ N @ gain, *after,
+                t, steps.weighed[t] - back @ r, steps.precision[t] + back @ N @ gain, *after,
                 steps.filtered_mean[t] + P @ r, _symmetric(xp, P - P @ N @ P), back - back @ N @ P,
             )  # fmt: skip
             rest = unit - gain @ H
-            r = _transpose(xp, H) @ steps.innovation[t] + _transpose(xp, rest) @ r
+            r = _transpose(xp, H) @ steps.weighed[t] + _transpose(xp, rest) @ r
             N = _symmetric(xp, _transpose(xp, H) @ steps.precision[t] @ H + _transpose(xp, rest) @ N @ rest)
         return r, N
 
@@ -370,12 +421,12 @@ class LinearGaussian(Layer):
         Raises
         ------
         TypeError, ValueError
-            An unsupported or mixed array or dtype, a shape that does not fit, or observations that do not determine the
-            diffuse states.
+            An unsupported or mixed array or dtype, a shape that does not fit, infinity in y, observations that do not
+            determine the diffuse states, or one without any variance given those before it.
         """
         where = "LinearGaussian"
         xp, y = self._observations(where, y)
-        steps = self._forward(xp, y)
+        steps = self._forward(where, xp, y)
         self._diffuse_moments(where, xp, steps)
         return xp.asarray(xp.sum(self._log_likelihood(xp, y, steps)))
 
@@ -384,12 +435,41 @@ class LinearGaussian(Layer):
     def vjp(self, y: Array) -> tuple[Array, Pullback]:
         """``(log_likelihood, pullback)``, with ``pullback(dvalue)`` returning ``(dy, grads)``.
 
-        ``pullback(1.0)`` is the score, exact. The gradients of the covariances are symmetric. Those of what is diffuse,
-        in m0 and P0, and of missing observations are zero.
+        Parameters
+        ----------
+        y : (T, p) or (T, B, p) array
+            NaN is missing.
+
+        Returns
+        -------
+        log_likelihood : () array
+            What a call returns.
+        pullback : callable
+            From the gradient by the log-likelihood, a number, to ``dy`` of the shape of y and the gradients of F, H, Q,
+            R, m0 and P0 by name. ``pullback(1.0)`` is the score, exact. The gradients of the covariances are symmetric.
+            Those of what is diffuse, in m0 and P0, and of missing observations are zero.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call.
 
         References
         ----------
         S. J. Koopman, N. Shephard, "Exact score for time series models in state space form", Biometrika 79 (1992).
+
+        Examples
+        --------
+        One state, N(0, 1), seen once with a noise of variance 3:
+
+        >>> import numpy as np
+        >>> import gpurnn
+        >>> one = np.ones((1, 1))
+        >>> model = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=3 * one, P0=one)
+        >>> value, pullback = model.vjp(np.array([[2.0]]))
+        >>> dy, grads = pullback(1.0)
+        >>> grads["m0"], dy
+        (array([0.5]), array([[-0.5]]))
         """
         value, dy, grads, _ = self._score("LinearGaussian", y)
         xp, shape = _dispatch.namespace("LinearGaussian", y=y), y.shape
@@ -402,7 +482,7 @@ class LinearGaussian(Layer):
     def _score(self, where: str, y: Array) -> tuple[Array, Array, dict[str, Array], tuple[Array, Array]]:
         """The log-likelihood, its gradients, and the sums of E[x x^T] over all steps, and over all but the last."""
         xp, y = self._observations(where, y)
-        steps = self._forward(xp, y)
+        steps = self._forward(where, xp, y)
         M = self._diffuse_moments(where, xp, steps)
         sums = {name: [] for name in "FHQR"}  # type: dict[str, list[Array]]
         squares: list[Array] = []
@@ -459,10 +539,28 @@ class LinearGaussian(Layer):
         Filtered
             Means and covariances, predicted and filtered. They are NaN as long as the observations do not determine all
             diffuse states.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call, but for what the observations do not determine.
+
+        Examples
+        --------
+        A level that wanders, nothing being known of it before the first observation; the second is missing:
+
+        >>> import numpy as np
+        >>> import gpurnn
+        >>> one = np.ones((1, 1))
+        >>> level = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=2 * one)
+        >>> filtered = level.filter(np.array([[5.0], [np.nan], [9.0]]))
+        >>> filtered.mean[:, 0].round(3), filtered.covariance[:, 0, 0].round(3)
+        (array([5.   , 5.   , 7.667]), array([2.   , 3.   , 1.333]))
         """
         single = y.ndim == 2 if hasattr(y, "ndim") else False
-        xp, y = self._observations("LinearGaussian.filter", y)
-        steps = self._forward(xp, y)
+        where = "LinearGaussian.filter"
+        xp, y = self._observations(where, y)
+        steps = self._forward(where, xp, y)
         before = [xp.zeros_like(steps.information[0]), *steps.information[:-1]]
         results: list[Array] = []
         for means, covariances, information in (
@@ -493,11 +591,16 @@ class LinearGaussian(Layer):
         -------
         Smoothed
             Means and covariances; those that Rauch, Tung and Striebel's smoother gives.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call.
         """
         single = y.ndim == 2 if hasattr(y, "ndim") else False
         where = "LinearGaussian.smooth"
         xp, y = self._observations(where, y)
-        steps = self._forward(xp, y)
+        steps = self._forward(where, xp, y)
         M = self._diffuse_moments(where, xp, steps)
         means: list[Array] = []
         covariances: list[Array] = []
@@ -523,12 +626,29 @@ class LinearGaussian(Layer):
         -------
         GaussianForecast
             Means and covariances of observations and states; ``interval(level)`` gives the bounds of an interval.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call; ``steps`` is no integer of at least 1, or a parameter that varies with time has too few of them.
+
+        Examples
+        --------
+        A straight line through points of variance 1, as of ordinary least squares:
+
+        >>> import numpy as np
+        >>> import gpurnn
+        >>> F, H = np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([[1.0, 0.0]])
+        >>> line = gpurnn.LinearGaussian(F, H, Q=np.zeros((2, 2)), R=np.eye(1))
+        >>> ahead = line.forecast(np.array([[1.0], [2.0], [3.0], [4.0]]), 2)
+        >>> ahead.mean[:, 0].round(6), ahead.covariance[:, 0, 0].round(6)
+        (array([5., 6.]), array([2.5, 3.7]))
         """
         where = "LinearGaussian.forecast"
         steps = _checks.integer_at_least(where, "steps", steps, 1)
         single = y.ndim == 2 if hasattr(y, "ndim") else False
         xp, y = self._observations(where, y, steps)
-        done, T = self._forward(xp, y), y.shape[0]
+        done, T = self._forward(where, xp, y), y.shape[0]
         M = self._diffuse_moments(where, xp, done)
         mean, covariance = _marginal(xp, done.filtered_mean[-1], done.filtered_covariance[-1], M)
         mean = mean[..., None]
@@ -563,7 +683,8 @@ class LinearGaussian(Layer):
             Which to fit, with no axis of time; all their entries, but see ``diagonal``. What is diffuse stays so.
         method : {"bfgs", "em"}
             The quasi-Newton method of Broyden, Fletcher, Goldfarb and Shanno on the exact gradient, or expectation
-            maximisation, which never lowers the likelihood but may need many more iterations.
+            maximisation, which never lowers the likelihood but may need many more iterations. The former begins, and
+            confirms its end, with the Hessian, from a further gradient for each number that is fitted.
         diagonal : bool
             Whether only the diagonals of Q, R and P0 are fitted, the other entries being zero. A variance of zero stays
             zero. Without it, a singular covariance keeps its null space.
@@ -575,7 +696,14 @@ class LinearGaussian(Layer):
         Returns
         -------
         log_likelihoods : (iterations + 1,) array of float64
-            Before the first iteration and after each.
+            Before the first iteration and after each; fewer where the fit ends sooner.
+
+        Raises
+        ------
+        TypeError, ValueError
+            What a call refuses; a name, a method or a number that is out of range; a parameter that varies with time,
+            or a covariance that is not diagonal, with ``diagonal``; an iteration that leads to where there is no
+            likelihood, as EM may where it is without bounds. Then the parameters are those before that iteration.
 
         References
         ----------
@@ -598,27 +726,43 @@ class LinearGaussian(Layer):
                     raise ValueError(f"{where}: {name} is not diagonal, expected a diagonal, or diagonal=False")
         xp, observed = self._observations(where, y)
         count = max(int(_dispatch.to_numpy(xp.sum(xp.astype(~xp.isnan(observed), xp.int64)))), 1)
-        found = self._em(observed, parameters, diagonal) if method == "em" else self._bfgs(
-            observed, parameters, diagonal, count
-        )  # fmt: skip
-        values = [next(found)]
-        for _ in range(iterations):
-            values.append(next(found, values[-1]))
-            if values[-1] - values[-2] <= tolerance * count:
-                break
+        run = self._em if method == "em" else self._bfgs
+        values: list[float] = []
+        kept = self._host(self.params)
+        try:
+            # What overflows is no maximum.
+            with np.errstate(over="ignore", invalid="ignore"):
+                for value in itertools.islice(run(observed, parameters, diagonal, count, tolerance), iterations + 1):
+                    if not math.isfinite(value):
+                        raise ValueError(f"the log-likelihood is {value}")
+                    values.append(value)
+                    kept = self._host(self.params)
+        except ValueError as error:
+            self._set(kept)
+            if not values:
+                raise
+            raise ValueError(
+                f"{where}: iteration {len(values)} failed, and the parameters are those before it: "
+                f"{str(error).removeprefix(f'{where}: ')}"
+            ) from error
         return np.array(values)
 
     def _set(self, values: dict[str, np.ndarray[Any, Any]]) -> None:
         for name, value in values.items():
             p = self.params[name]
+            cast = value.astype(_checks.dtype_name(p))
+            if not np.array_equal(np.isfinite(cast), np.isfinite(_dispatch.to_numpy(p))):
+                raise ValueError(f"LinearGaussian.fit: {name} is not finite")
             xp = _dispatch.namespace("LinearGaussian.fit", params=p)
-            p[...] = _dispatch.from_numpy(xp, value.astype(_checks.dtype_name(p)))
+            p[...] = _dispatch.from_numpy(xp, cast)
 
     def _host(self, arrays: dict[str, Array]) -> dict[str, np.ndarray[Any, Any]]:
         """Copies in float64, in NumPy."""
         return {name: np.array(_dispatch.to_numpy(a), np.float64) for name, a in arrays.items()}
 
-    def _em(self, y: Array, parameters: tuple[str, ...], diagonal: bool) -> Iterator[float]:
+    def _em(
+        self, y: Array, parameters: tuple[str, ...], diagonal: bool, count: int, tolerance: float
+    ) -> Iterator[float]:
         """The log-likelihoods of expectation maximisation.
 
         The expectations follow from the score, which is that of the complete data: summed over n steps, E[w w^T] is
@@ -626,8 +770,9 @@ class LinearGaussian(Layer):
         """
         T, B = y.shape[:2]
         value, _, grads, squares = self._score("LinearGaussian.fit", y)
-        yield float(_dispatch.to_numpy(value))
-        while True:
+        before, now = -math.inf, float(_dispatch.to_numpy(value))
+        yield now
+        while now - before > tolerance * count:
             p, g = self._host(self.params), self._host(grads)
             everywhere, but_last = (np.array(_dispatch.to_numpy(s), np.float64) for s in squares)
             new: dict[str, np.ndarray[Any, Any]] = {}
@@ -655,73 +800,122 @@ class LinearGaussian(Layer):
                     new[name] = np.where(np.eye(len(new[name]), dtype=bool), new[name], 0)
             self._set(new)
             value, _, grads, squares = self._score("LinearGaussian.fit", y)
-            yield float(_dispatch.to_numpy(value))
+            before, now = now, float(_dispatch.to_numpy(value))
+            yield now
 
-    def _bfgs(self, y: Array, parameters: tuple[str, ...], diagonal: bool, count: int) -> Iterator[float]:
+    def _free(self, name: str, diagonal: bool) -> np.ndarray[Any, Any]:
+        """Which entries of a parameter BFGS varies; of a covariance's root, the lower triangle."""
+        free = np.ones(self.params[name].shape, bool)
+        if name in ("m0", "P0"):
+            free[self._diffuse()] = False
+        if name in _COVARIANCES:
+            free &= free.T & (np.eye(len(free), dtype=bool) if diagonal else np.tril(np.ones_like(free)))
+        return free
+
+    def _bfgs(
+        self, y: Array, parameters: tuple[str, ...], diagonal: bool, count: int, tolerance: float
+    ) -> Iterator[float]:
         """The log-likelihoods of BFGS.
 
-        A covariance is A X X^T A^T, with X to be found from the unit matrix on: so it stays one, at whatever scale.
+        A covariance is A X X^T A^T, with X to be found from the unit matrix on: so it stays one, at whatever scale. The
+        likelihood is flat in a variance that is far too small to matter, and so BFGS sees nothing there. Therefore it
+        starts from the Hessian, and where it stands still, it does so again, with the present root in the place of A:
+        only if nothing is gained then is this the end.
         """
-        start = self._host(self.params)
-        sizes = {name: start[name].size for name in parameters}
-        roots = {name: _root(start[name]) for name in parameters if name in _COVARIANCES}
-        masks = {name: np.eye(len(root), dtype=bool) if diagonal else np.ones_like(root, bool)
-                 for name, root in roots.items()}  # fmt: skip
+        start = self._host({name: self.params[name] for name in dict.fromkeys(parameters)})
+        free = {name: self._free(name, diagonal) for name in start}
+        ends = np.cumsum([np.count_nonzero(f) for f in free.values()])
+        roots = {name: _root(a) for name, a in start.items() if name in _COVARIANCES}
+        # The step of differences of the gradient, where their rounding is small and so is their curvature.
+        small = float(np.finfo(_checks.dtype_name(y)).eps) ** 0.25
 
-        # The rows and columns of what is diffuse.
-        held = {name: np.isinf(np.diagonal(start[name])) for name in roots}
-        held = {name: diffuse[:, None] | diffuse for name, diffuse in held.items()}
+        def packed(arrays: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+            return np.concatenate([arrays[name][free[name]] for name in start])
 
-        def unpacked(theta: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-            pieces = np.split(theta, np.cumsum(list(sizes.values()))[:-1])
-            return {name: piece.reshape(start[name].shape) for name, piece in zip(sizes, pieces, strict=True)}
+        def unpacked(x: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            arrays = {name: np.zeros_like(a) if name in roots else a.copy() for name, a in start.items()}
+            for name, piece in zip(start, np.split(x, ends[:-1]), strict=True):
+                arrays[name][free[name]] = piece
+            return arrays
 
-        def objective(theta: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-            """Minus the log-likelihood for each number observed, and its gradient."""
-            values, X = {}, unpacked(theta)
-            for name, piece in X.items():
-                values[name] = piece
-                if name in roots:
-                    factor = roots[name] @ piece
-                    values[name] = np.where(held[name], start[name], factor @ factor.T)
+        def place(x: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            """Set the parameters."""
+            values = X = unpacked(x)
+            for name, root in roots.items():
+                factor, known = root @ X[name], np.isfinite(np.diagonal(start[name]))
+                values = {**values, name: np.where(known[:, None] & known, factor @ factor.T, start[name])}
             self._set(values)
+            return X
+
+        def objective(x: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+            """Minus the log-likelihood for each number observed, and its gradient."""
+            X = place(x)
             value, _, grads, _ = self._score("LinearGaussian.fit", y)
             g = self._host(grads)
-            for name, root in roots.items():
-                g[name] = np.where(masks[name], 2 * root.T @ g[name] @ root @ X[name], 0)
-            gradient = np.concatenate([g[name].ravel() for name in sizes])
-            return -float(_dispatch.to_numpy(value)) / count, -gradient / count
+            g |= {name: 2 * root.T @ g[name] @ root @ X[name] for name, root in roots.items()}
+            return -float(_dispatch.to_numpy(value)) / count, -packed(g) / count
 
-        x = np.concatenate([(np.eye(len(roots[name])) if name in roots else start[name]).ravel() for name in sizes])
+        def curvature() -> np.ndarray[Any, Any]:
+            """The inverse of the Hessian, its eigenvalues positive, and such that no step along one exceeds 1."""
+            hessian = np.zeros((len(x), len(x)))
+            for k, step in enumerate(small * np.eye(len(x))):
+                hessian[k] = (objective(x + step)[1] - gradient) / small
+            values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+            rounding = small**3 * float(np.abs(values).max(initial=0.0)) + float(np.finfo(np.float64).tiny)
+            sizes = np.maximum(np.maximum(np.abs(values), np.abs(gradient @ vectors)), rounding)
+            inverse: np.ndarray[Any, Any] = vectors / sizes @ vectors.T
+            return inverse
+
+        x = packed({name: np.eye(len(a)) if name in roots else a for name, a in start.items()})
         value, gradient = objective(x)
         yield -value * count
-        inverse = np.eye(len(x)) / max(float(np.linalg.norm(gradient)), 1.0)
-        first = True
+        inverse = curvature()
+        fresh = True
         while True:
             direction = -inverse @ gradient
-            slope = float(direction @ gradient)
-            step = 2.0
-            while True:
-                step /= 2
-                if step < 1e-10:
-                    # No step lowers the value any more: this is as far as rounding lets it come.
-                    objective(x)
-                    return
-                found = objective(x + step * direction)
-                # Armijo's condition: the value falls by a share of what the slope promises.
-                if found[0] <= value + 1e-4 * step * slope:
+            slope, gain = float(direction @ gradient), 0.0
+            low, high, step = 0.0, math.inf, 1.0
+            # Wolfe's conditions: the value falls by a share of what the slope promises, and the slope flattens.
+            for _ in range(40):
+                if high < math.inf and -step * slope <= tolerance:
                     break
-            s, change = step * direction, found[1] - gradient
-            curvature = float(s @ change)
-            if curvature > 1e-12 * float(np.linalg.norm(s) * np.linalg.norm(change)):
-                if first:
-                    inverse = np.eye(len(x)) * curvature / float(change @ change)
-                    first = False
-                project = np.eye(len(x)) - np.outer(s, change) / curvature
-                inverse = project @ inverse @ project.T + np.outer(s, s) / curvature
-            x = x + s
-            value, gradient = found
-            yield -value * count
+                try:
+                    found = objective(x + step * direction)
+                except ValueError:
+                    # A step too far, to where there is no likelihood.
+                    found = math.inf, gradient
+                if not found[0] <= value + 1e-4 * step * slope:
+                    high = step
+                else:
+                    low, best = step, found
+                    if found[1] @ direction >= 0.25 * slope:
+                        break
+                step = 2 * low if high == math.inf else (low + high) / 2
+            if low > 0:
+                s, change, gain = low * direction, best[1] - gradient, value - best[0]
+                x = x + s
+                value, gradient = best
+                place(x)
+                yield -value * count
+                product = float(s @ change)
+                if product > 1e-12 * float(np.linalg.norm(s) * np.linalg.norm(change)):
+                    project = np.eye(len(x)) - np.outer(s, change) / product
+                    inverse = project @ inverse @ project.T + np.outer(s, s) / product
+            if gain > tolerance:
+                fresh = False
+                continue
+            if fresh:
+                place(x)
+                return
+            X = unpacked(x)
+            roots = {name: root @ X[name] for name, root in roots.items()}
+            x = packed({name: np.eye(len(a)) if name in roots else a for name, a in X.items()})
+            _, gradient = objective(x)
+            inverse = curvature()
+            fresh = True
+
+
+KINDS["LinearGaussian"] = LinearGaussian
 
 
 def _check_covariance(where: str, name: str, given: np.ndarray[Any, Any]) -> None:
@@ -751,6 +945,43 @@ def _root(covariance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return root
 
 
+def _centre(xp: Any, steps: _Steps) -> None:
+    """Take delta from its estimate given all observations, and complete the pass with S^-1 v and the information.
+
+    Around zero, the squares of observations that lie far from it would be summed, to cancel later. The estimate may
+    err: any centre will do that is near.
+    """
+    columns = steps.mean[0].shape[2]
+    innovations, precisions = xp.stack(steps.innovation), xp.stack(steps.precision)
+    unit = xp.eye(columns, dtype=innovations.dtype, device=_dispatch.device(innovations))
+    centre = unit + xp.zeros_like(innovations[0, :, :1, :1])
+    # The first estimate errs by its rounding, of the size of all that cancels; the second finds that error.
+    for _ in range(2 if columns > 1 else 0):
+        centred = innovations @ centre
+        found = xp.sum(_transpose(xp, centred) @ (precisions @ centred), axis=0)
+        held = found[:, 1:, 1:]
+        scale = _scale(xp, held)
+        # What the observations do not determine stays where it is.
+        ridge = unit[1:, 1:] * (held.shape[-1] * float(xp.finfo(held.dtype).eps))
+        scaled = held / scale[:, :, None] / scale[:, None, :] + ridge
+        estimate = -xp.linalg.solve(scaled, found[:, 1:, :1] / scale[:, :, None]) / scale[:, :, None]
+        shift = xp.concat([xp.zeros_like(estimate[:, :1, :]), estimate], axis=1)
+        centre = centre + xp.concat([shift, xp.zeros_like(centre[:, :, 1:])], axis=2)
+    information = xp.zeros_like(centre)
+    for t, precision in enumerate(steps.precision):
+        for means in (steps.mean, steps.filtered_mean, steps.innovation) if columns > 1 else ():
+            means[t] = means[t] @ centre
+        steps.weighed.append(precision @ steps.innovation[t])
+        information = information + _transpose(xp, steps.innovation[t]) @ steps.weighed[t]
+        steps.information.append(information)
+
+
+def _scale(xp: Any, information: Array) -> Array:
+    """(..., d), the roots of the diagonal of the information (..., d, d) of d states; 1 where there is none."""
+    scale = xp.sqrt(_diagonal(xp, information))
+    return xp.where(scale > 0, scale, xp.ones_like(scale))
+
+
 def _determined(xp: Any, information: Array) -> Array:
     """(...), whether the information (..., 1 + d, 1 + d) determines the d diffuse states."""
     held = information[..., 1:, 1:]
@@ -758,8 +989,7 @@ def _determined(xp: Any, information: Array) -> Array:
     if d == 0:
         return xp.isfinite(information[..., 0, 0])
     # The scale of each state is taken out, so that only what is told of them counts.
-    scale = xp.sqrt(_diagonal(xp, held))
-    scale = xp.where(scale > 0, scale, xp.ones_like(scale))
+    scale = _scale(xp, held)
     least = xp.min(xp.linalg.eigvalsh(held / scale[..., :, None] / scale[..., None, :]), axis=-1)
     return least > 100 * d * float(xp.finfo(held.dtype).eps)
 
