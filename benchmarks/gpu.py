@@ -113,17 +113,17 @@ def contenders(case: Case, xp: Any) -> dict[str, Callable[[], Any]]:
 def _graph(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any) -> Callable[[], Any]:
     w_ih, w_hh, b_ih, b_hh = weights
     T, B, I = x.shape
-    xw, own = xp.empty((1, T * B, len(w_ih)), x.dtype), tuple(xp.empty(s.shape, s.dtype) for s in state)
+    xw, own = xp.empty((1, T * B, len(w_ih)), x.dtype), tuple(xp.zeros_like(s) for s in state)
     with xp.cuda.Stream(non_blocking=True) as stream, plan.schedule("step-fused"):
         run = recurrence.Run.begin(cell, T, B, w_hh.shape[1], w_hh[None], training=False)
         arguments = run, xw, (b_ih[None], b_hh[None]), own
-        recurrence.run_forward(*arguments)  # so that the capture finds its kernels compiled and memory in the pool
+        recurrence.run_forward(*arguments)  # compiles the kernels, which a capture must not
         stream.begin_capture()
         y = recurrence.run_forward(*arguments)
         graph = stream.end_capture()
         stream.synchronize()
 
-    def call() -> Any:
+    def call(kept: Any = arguments) -> Any:  # what the graph works in must not be freed
         xp.matmul(x.reshape(T * B, I), w_ih.T, out=xw[0])
         for ours, given in zip(own, state, strict=True):
             xp.copyto(ours, given)

@@ -24,8 +24,8 @@ settings.register_profile(
 settings.load_profile("gpurnn")
 
 
-# It puts another driver under CuPy, and so has a process of its own; see test_cupy.py.
-collect_ignore = [] if any("cupy_launches" in argument for argument in sys.argv) else ["cupy_launches.py"]
+# They put another driver under CuPy, and so have a process of their own; see test_cupy.py.
+collect_ignore = [] if "cupy_on_host" in sys.modules else ["cupy_launches.py", "cupy_on_host.py"]
 
 # A shell starts what it runs in the background with interrupts ignored, and so would be those that tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,233 +1,30 @@
-"""Genuine CuPy over a driver that is none: a launch ends in the host executor. Run in a process of its own.
-
-CuPy's compiled modules call the driver and the runtime through tables of C functions, which they read when they are
-imported. Those that a launch needs are replaced here by Python functions before CuPy is, so that all above them is
-CuPy's own: arrays, memory pools, streams, NVRTC's compilation of a `cupy.RawModule` and the marshalling of arguments.
-Device memory is the host's. Kernels that CuPy itself writes, such as those of its arithmetic, cannot run.
-"""
+"""Launches of genuine CuPy, over the driver of `cupy_on_host`. Run in a process of its own."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import itertools
-import re
 import types
-from typing import Any, NamedTuple
+from typing import Any
 
+import cupy_on_host
 import numpy as np
 import pytest
-from cupy_backends.cuda.api import driver, runtime
-from gpurnn.kernels import devices, dropout, embedding, host, launch, losses, plan, recurrence
+from cupy_on_host import BLOCKS_PER_MULTIPROCESSOR, H100, MAX_DYNAMIC_SHARED_SIZE_BYTES, Launch
+from gpurnn.kernels import dropout, embedding, host, losses, plan, recurrence
 from test_host_executor import CORRECT
 
 from benchmarks import gpu as gpu_benchmark
 from benchmarks.cases import Case, Size
 from gpurnn import cells
 
-H100 = devices.lookup("H100")
-GPU = {
-    "MultiProcessorCount": H100.multiprocessors,
-    "ClockRate": int(H100.clock_hz / 1e3),
-    "MemoryClockRate": 2619000,
-    "GlobalMemoryBusWidth": 5120,
-    "L2CacheSize": H100.l2_bytes,
-    "MaxSharedMemoryPerBlockOptin": H100.shared_memory_per_block,
-}
-BLOCKS_PER_MULTIPROCESSOR = 2
-MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # of CUfunction_attribute
-
-_C_TYPES = {
-    "PyObject *": ctypes.py_object,
-    "int": ctypes.c_int,
-    "unsigned int": ctypes.c_uint,
-    "intptr_t": ctypes.c_ssize_t,
-    "size_t": ctypes.c_size_t,
-}
+import cupy  # isort: skip  its tables are in place by now
 
 
-class Launch(NamedTuple):
-    """What the driver was told."""
-
-    kernel: str
-    grid: tuple[int, ...]
-    block: tuple[int, ...]
-    shared_bytes: int
-    stream: int
-    cooperative: bool
-
-
-class Driver:
-    """The functions of the driver and the runtime, and what was asked of them."""
-
-    def __init__(self) -> None:
-        self.launches: list[Launch] = []
-        self.attributes: list[tuple[str, int, int]] = []
-        self._captured: list[Any] | None = None
-        self._graphs: dict[int, list[Any]] = {}
-        self._memory: dict[int, np.ndarray] = {}
-        self._functions: dict[int, str] = {}
-        self._failures: list[BaseException] = []
-        self._kernel: launch.Kernel | None = None
-        _replace(driver, {name: getattr(self, name) for name in (
-            "moduleLoadData", "moduleUnload", "moduleGetFunction", "funcSetAttribute", "launchKernel",
-            "launchCooperativeKernel", "occupancyMaxActiveBlocksPerMultiprocessor",
-        )})  # fmt: skip
-        values = {name[11:]: value for name, value in vars(runtime).items() if name.startswith("cudaDevAttr")}
-        attributes = {values[name]: figure for name, figure in GPU.items()}
-        attributes |= dict(zip((75, 76), H100.compute_capability, strict=True))  # CuPy has no names for these
-        _replace(runtime, {
-            "_ensure_context": lambda: None,
-            "getDevice": lambda: 0,
-            "setDevice": lambda device: None,
-            "getDeviceCount": lambda: 1,
-            "driverGetVersion": lambda: 12080,
-            "deviceGetAttribute": lambda attribute, device: attributes.get(attribute, 0),
-            "malloc": self._allocate,
-            "free": lambda address: self._memory.pop(address) and None,
-            "hostAlloc": lambda size, flags: self._allocate(size),
-            "freeHost": lambda address: self._memory.pop(address) and None,
-            "memcpyAsync": lambda to, source, size, kind, stream: ctypes.memmove(to, source, size) and None,
-            "memsetAsync": lambda address, value, size, stream: ctypes.memset(address, value, size) and None,
-            "pointerGetMemoryType": lambda address: 0,
-            "streamSynchronize": lambda stream: None,
-            "streamIsCapturing": lambda stream: int(self._captured is not None),
-            "eventCreateWithFlags": lambda flags: 1,
-            "eventRecord": lambda event, stream: None,
-            "eventDestroy": lambda event: None,
-            "streamCreateWithPriority": lambda flags, priority: 77,
-            "streamDestroy": lambda stream: None,
-            "streamBeginCapture": self._begin_capture,
-            "streamEndCapture": self._end_capture,
-            "graphInstantiate": lambda graph: graph,
-            "graphLaunch": self._replay,
-            "graphDestroy": lambda graph: None,
-            "graphExecDestroy": lambda graph: None,
-        })  # fmt: skip
-        major, minor = H100.compute_capability
-        # This one's a Python function alone.
-        runtime.getDeviceProperties = lambda device: {"name": b"NVIDIA H100", "major": major, "minor": minor}
-
-    def launch(self, kernel: launch.Kernel, *args: Any) -> None:
-        """`Kernel._launch_on_gpu`, whose kernel is noted: the driver knows it by its mangled name only."""
-        self._kernel = kernel
-        try:
-            _launch_on_gpu(kernel, *args)
-        finally:
-            self._kernel = None
-        if self._failures:
-            raise self._failures.pop()
-
-    def _begin_capture(self, stream: int, *mode: Any) -> None:
-        self._captured = []
-
-    def _end_capture(self, stream: int) -> int:
-        self._graphs[len(self._graphs) + 1], self._captured = self._captured, None
-        return len(self._graphs)
-
-    def _replay(self, graph: int, stream: int) -> None:
-        for run in self._graphs[graph]:
-            run()
-
-    def _allocate(self, size: int) -> int:
-        assert self._captured is None, "memory cannot be allocated while a stream is captured"
-        memory = np.full(size, 0xFF, np.uint8)
-        self._memory[memory.ctypes.data] = memory
-        return memory.ctypes.data
-
-    def moduleLoadData(self, image: bytes) -> int:
-        assert image.startswith(b"\x7fELF")
-        return 1
-
-    def moduleUnload(self, module: int) -> None:
-        pass
-
-    def moduleGetFunction(self, module: int, name: str) -> int:
-        self._functions[len(self._functions) + 1] = name
-        return len(self._functions)
-
-    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
-        self.attributes.append((self._kernel.name if self._kernel else "", attribute, value))
-
-    def occupancyMaxActiveBlocksPerMultiprocessor(self, function: int, threads: int, shared_bytes: int) -> int:
-        return BLOCKS_PER_MULTIPROCESSOR
-
-    def launchKernel(self, function: int, *rest: int) -> None:
-        *sizes, shared_bytes, stream, values, extra = rest
-        assert extra == 0
-        self._launch(function, sizes, shared_bytes, stream, values, False)
-
-    def launchCooperativeKernel(self, function: int, *rest: int) -> None:
-        *sizes, shared_bytes, stream, values = rest
-        self._launch(function, sizes, shared_bytes, stream, values, True)
-
-    def _launch(
-        self, function: int, sizes: list[int], shared_bytes: int, stream: int, values: int, cooperative: bool
-    ) -> None:
-        if self._kernel is None:
-            raise RuntimeError(f"a kernel of CuPy's own, {self._functions[function]}, cannot run here")
-        try:
-            kernel, grid, block = self._kernel, tuple(sizes[:3]), tuple(sizes[3:])
-            assert re.match(r"\w+", kernel.name)[0] in self._functions[function]
-            parameters = kernel.module._parameters(kernel.name, None)
-            addresses = (ctypes.c_void_p * len(parameters)).from_address(values)
-            arguments = [
-                np.frombuffer(ctypes.string_at(address, dtype.itemsize), dtype)[0]
-                for address, dtype in (
-                    (address, np.dtype("u8" if p.is_array else p.element))
-                    for address, p in zip(addresses, parameters, strict=True)
-                )
-            ]
-            self.launches.append(Launch(kernel.name, grid, block, shared_bytes, stream, cooperative))
-            run = functools.partial(
-                kernel.module._library("plain").launch, kernel.name, grid, block, arguments,
-                [p.name for p in parameters], shared_bytes=shared_bytes, cooperative=cooperative,
-            )  # fmt: skip
-            if self._captured is None:
-                run()
-            else:
-                self._captured.append(run)
-        except BaseException as failure:  # raised again where C code is no longer in between
-            self._failures.append(failure)
-
-
-def _replace(module: Any, functions: dict[str, Any]) -> None:
-    """Have those who import the C functions of a Cython module get these Python functions."""
-    get_name, new = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_New
-    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    for name, function in functions.items():
-        # A capsule is named by its function's signature: PyObject *(intptr_t, int __pyx_skip_dispatch).
-        signature = get_name(module.__pyx_capi__[name])
-        result, _, rest = signature.decode().rstrip(")").partition("(")
-        types = [text.strip() for text in rest.split(",") if text.strip() != "void"]
-        own = [_C_TYPES[text] for text in itertools.takewhile(lambda text: "__pyx_" not in text, types)]
-        cython = [
-            ctypes.c_void_p if text.endswith("*__pyx_optional_args") else ctypes.c_int for text in types[len(own) :]
-        ]
-
-        def call(*args: Any, function: Any = function, count: int = len(own)) -> Any:
-            return function(*args[:count])
-
-        callback = ctypes.PYFUNCTYPE(_C_TYPES[result.strip()], *own, *cython)(call)
-        for kept in (callback, signature):  # CuPy may call until the process has ended
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
-        module.__pyx_capi__[name] = new(ctypes.cast(callback, ctypes.c_void_p).value, signature, None)
-        setattr(module, name, function)
-
-
-_launch_on_gpu = launch.Kernel._launch_on_gpu
-DRIVER = Driver()
-
-import cupy  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def gpu(monkeypatch):
-    monkeypatch.setattr(launch.Kernel, "_launch_on_gpu", lambda kernel, *args: DRIVER.launch(kernel, *args))
-    DRIVER.launches.clear()
-    DRIVER.attributes.clear()
-    return DRIVER
+@pytest.fixture
+def gpu():
+    """The driver, with nothing asked of it yet."""
+    cupy_on_host.DRIVER.launches.clear()
+    cupy_on_host.DRIVER.attributes.clear()
+    return cupy_on_host.DRIVER
 
 
 def numbers(*shape, dtype=np.float32):
@@ -363,7 +160,7 @@ def test_a_sequence_becomes_a_graph():
     with stream, plan.schedule("step-fused"):
         *_, expected = on_host = begin(np.copy)
         expected = recurrence.run_forward(*on_host), *expected
-        recurrence.run_forward(*begin(cupy.asarray))  # after which kernels are compiled, and memory lies in the pool
+        recurrence.run_forward(*begin(cupy.asarray))  # compiles the kernels
         *_, state = there = begin(cupy.asarray)
         stream.begin_capture()
         y = recurrence.run_forward(*there)

@@ -20,29 +20,32 @@ class Wing:
         "reference"; "host", the kernels on the host executor; "cuda", the kernels on a GPU.
     module : module
         Its functions.
+    xp : module
+        The library of its arrays, NumPy or CuPy.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.module: ModuleType = reference if name == "reference" else kernels
+        self.xp: Any = np
         if name == "cuda":
-            self._cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+            self.xp = pytest.importorskip("cupy", reason="CuPy is not installed")
             if not self._has_device():
                 pytest.skip("no CUDA device")
 
     def _has_device(self) -> bool:
         try:
-            return int(self._cupy.cuda.runtime.getDeviceCount()) > 0
-        except self._cupy.cuda.runtime.CUDARuntimeError:
+            return int(self.xp.cuda.runtime.getDeviceCount()) > 0
+        except self.xp.cuda.runtime.CUDARuntimeError:
             return False
 
     def to(self, nested: Any) -> Any:
         """Arrays, in tuples, lists and dicts too, where the wing computes; copies, so that nothing is shared."""
-        return _mapped(nested, self._cupy.asarray if self.name == "cuda" else np.copy)
+        return _mapped(nested, self.xp.asarray if self.name == "cuda" else np.copy)
 
     def back(self, nested: Any) -> Any:
         """The reverse of `to`."""
-        return _mapped(nested, self._cupy.asnumpy if self.name == "cuda" else lambda a: a)
+        return _mapped(nested, self.xp.asnumpy if self.name == "cuda" else lambda a: a)
 
 
 def _mapped(nested: Any, function: Any) -> Any:

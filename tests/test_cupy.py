@@ -18,21 +18,34 @@ from gpurnn.kernels import launch, nvrtc
 
 cupy = pytest.importorskip("cupy", reason="CuPy isn't installed")
 
+TESTS = Path(__file__).parent
+
 needs_nvrtc = pytest.mark.skipif(nvrtc.find() is None, reason=f"NVRTC is missing: pip install {nvrtc.WHEEL}")
+
+
+def run(code: str, *arguments: str, cache: Path) -> None:
+    """pytest with these arguments after ``code``, in a process where CuPy is not imported yet."""
+    # At Python's own end CuPy would free its memory through what is gone by then.
+    whole = f"import os, pytest, sys; {code}; ended = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(ended)"
+    ended = subprocess.run(
+        [sys.executable, "-c", whole, "-p", "no:cacheprovider", *arguments],
+        env={**os.environ, "CUPY_CACHE_DIR": str(cache), "PYTHONPATH": str(TESTS)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.search(r"^\d+ passed, |^\d+ passed in", ended.stdout, re.MULTILINE), ended.stdout
 
 
 @needs_nvrtc
 def test_launches_get_through_cupy(tmp_path):
-    """The tests of ``cupy_launches.py``, which needs a process where CuPy is not imported yet."""
-    tests = Path(__file__).parent / "cupy_launches.py"
-    # At Python's own end CuPy would free its memory through what is gone by then.
-    run = "import os, pytest, sys; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
-    ended = subprocess.run(
-        [sys.executable, "-c", run, "-p", "no:cacheprovider", str(tests)],
-        env={**os.environ, "CUPY_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert re.search(r"^\d+ passed in", ended.stdout, re.MULTILINE), ended.stdout
+    run("import cupy_on_host", str(TESTS / "cupy_launches.py"), cache=tmp_path)
+
+
+@needs_nvrtc
+def test_the_tests_for_a_gpu_pass_with_genuine_cupy_arrays(tmp_path):
+    """All of ``-m gpu`` but for many a cell, option and size of the recurrences, which go one way through CuPy."""
+    few = "not test_schedules_agree and not test_awkward_sizes"
+    setup = "import cupy_on_host; cupy_on_host.compute_with_numpy()"
+    run(setup, "-m", "gpu", "-k", few, str(TESTS), cache=tmp_path)
 
 
 def test_the_text_given_to_cupy_changes_with_what_it_includes(tmp_path):

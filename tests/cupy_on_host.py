@@ -1,0 +1,322 @@
+"""CuPy without a GPU, for a process that runs what a GPU's would: import this before anything imports CuPy.
+
+CuPy's compiled modules call the driver and the runtime through tables of C functions, which they read when they are
+imported. Those that a launch needs are replaced here by Python functions before CuPy is, so that all above them is
+CuPy's own: arrays, memory pools, streams, graphs, NVRTC's compilation of a `cupy.RawModule` and the marshalling of
+arguments. Device memory is the host's, and a launch ends in the host executor.
+
+The kernels of CuPy's own arithmetic cannot run there. `compute_with_numpy` puts NumPy in the place of CuPy's functions
+and operators; as CuPy's do, they refuse NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from cupy_backends.cuda.api import driver, runtime
+from gpurnn.kernels import devices, launch
+
+H100 = devices.lookup("H100")
+GPU = {
+    "MultiProcessorCount": H100.multiprocessors,
+    "ClockRate": int(H100.clock_hz / 1e3),
+    "MemoryClockRate": 2619000,
+    "GlobalMemoryBusWidth": 5120,
+    "L2CacheSize": H100.l2_bytes,
+    "MaxSharedMemoryPerBlockOptin": H100.shared_memory_per_block,
+}
+BLOCKS_PER_MULTIPROCESSOR = 2
+MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # of CUfunction_attribute
+
+_C_TYPES = {
+    "PyObject *": ctypes.py_object,
+    "int": ctypes.c_int,
+    "unsigned int": ctypes.c_uint,
+    "intptr_t": ctypes.c_ssize_t,
+    "size_t": ctypes.c_size_t,
+}
+
+
+class Launch(NamedTuple):
+    """What the driver was told."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared_bytes: int
+    stream: int
+    cooperative: bool
+
+
+class Driver:
+    """The functions of the driver and the runtime, and what was asked of them."""
+
+    def __init__(self) -> None:
+        self.launches: list[Launch] = []
+        self.attributes: list[tuple[str, int, int]] = []
+        self._captured: list[Any] | None = None
+        self._graphs: dict[int, list[Any]] = {}
+        self._memory: dict[int, np.ndarray] = {}
+        self._functions: dict[int, str] = {}
+        self._failures: list[BaseException] = []
+        self._kernel: launch.Kernel | None = None
+        _replace(driver, {name: getattr(self, name) for name in (
+            "moduleLoadData", "moduleUnload", "moduleGetFunction", "funcSetAttribute", "launchKernel",
+            "launchCooperativeKernel", "occupancyMaxActiveBlocksPerMultiprocessor",
+        )})  # fmt: skip
+        values = {name[11:]: value for name, value in vars(runtime).items() if name.startswith("cudaDevAttr")}
+        attributes = {values[name]: figure for name, figure in GPU.items()}
+        attributes |= dict(zip((75, 76), H100.compute_capability, strict=True))  # CuPy has no names for these
+        _replace(runtime, {
+            "_ensure_context": lambda: None,
+            "getDevice": lambda: 0,
+            "setDevice": lambda device: None,
+            "getDeviceCount": lambda: 1,
+            "driverGetVersion": lambda: 12080,
+            "deviceGetAttribute": lambda attribute, device: attributes.get(attribute, 0),
+            "malloc": self._allocate,
+            "free": lambda address: self._memory.pop(address) and None,
+            "hostAlloc": lambda size, flags: self._allocate(size),
+            "freeHost": lambda address: self._memory.pop(address) and None,
+            "memcpyAsync": lambda to, source, size, kind, stream: ctypes.memmove(to, source, size) and None,
+            "memsetAsync": lambda address, value, size, stream: ctypes.memset(address, value, size) and None,
+            "pointerGetMemoryType": lambda address: 0,
+            "streamSynchronize": lambda stream: None,
+            "streamIsCapturing": lambda stream: int(self._captured is not None),
+            "eventCreateWithFlags": lambda flags: 1,
+            "eventRecord": lambda event, stream: None,
+            "eventDestroy": lambda event: None,
+            "streamCreateWithPriority": lambda flags, priority: 77,
+            "streamDestroy": lambda stream: None,
+            "streamBeginCapture": self._begin_capture,
+            "streamEndCapture": self._end_capture,
+            "graphInstantiate": lambda graph: graph,
+            "graphLaunch": self._replay,
+            "graphDestroy": lambda graph: None,
+            "graphExecDestroy": lambda graph: None,
+        })  # fmt: skip
+        major, minor = H100.compute_capability
+        # This one's a Python function alone.
+        runtime.getDeviceProperties = lambda device: {"name": b"NVIDIA H100", "major": major, "minor": minor}
+
+    def launch(self, kernel: launch.Kernel, *args: Any) -> None:
+        """`Kernel._launch_on_gpu`, whose kernel is noted: the driver knows it by its mangled name only."""
+        self._kernel = kernel
+        try:
+            _launch_on_gpu(kernel, *args)
+        finally:
+            self._kernel = None
+        if self._failures:
+            raise self._failures.pop()
+
+    def _begin_capture(self, stream: int, *mode: Any) -> None:
+        self._captured = []
+
+    def _end_capture(self, stream: int) -> int:
+        self._graphs[len(self._graphs) + 1], self._captured = self._captured, None
+        return len(self._graphs)
+
+    def _replay(self, graph: int, stream: int) -> None:
+        for run in self._graphs[graph]:
+            run()
+
+    def _allocate(self, size: int) -> int:
+        memory = np.full(size, 0xFF, np.uint8)
+        self._memory[memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def moduleLoadData(self, image: bytes) -> int:
+        assert image.startswith(b"\x7fELF")
+        return 1
+
+    def moduleUnload(self, module: int) -> None:
+        pass
+
+    def moduleGetFunction(self, module: int, name: str) -> int:
+        self._functions[len(self._functions) + 1] = name
+        return len(self._functions)
+
+    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        self.attributes.append((self._kernel.name if self._kernel else "", attribute, value))
+
+    def occupancyMaxActiveBlocksPerMultiprocessor(self, function: int, threads: int, shared_bytes: int) -> int:
+        return BLOCKS_PER_MULTIPROCESSOR
+
+    def launchKernel(self, function: int, *rest: int) -> None:
+        *sizes, shared_bytes, stream, values, extra = rest
+        assert extra == 0
+        self._launch(function, sizes, shared_bytes, stream, values, False)
+
+    def launchCooperativeKernel(self, function: int, *rest: int) -> None:
+        *sizes, shared_bytes, stream, values = rest
+        self._launch(function, sizes, shared_bytes, stream, values, True)
+
+    def _launch(
+        self, function: int, sizes: list[int], shared_bytes: int, stream: int, values: int, cooperative: bool
+    ) -> None:
+        if self._kernel is None:
+            raise RuntimeError(f"a kernel of CuPy's own, {self._functions[function]}, cannot run here")
+        try:
+            kernel, grid, block = self._kernel, tuple(sizes[:3]), tuple(sizes[3:])
+            assert re.match(r"\w+", kernel.name)[0] in self._functions[function]
+            parameters = kernel.module._parameters(kernel.name, None)
+            addresses = (ctypes.c_void_p * len(parameters)).from_address(values)
+            arguments = [
+                np.frombuffer(ctypes.string_at(address, dtype.itemsize), dtype)[0]
+                for address, dtype in (
+                    (address, np.dtype("u8" if p.is_array else p.element))
+                    for address, p in zip(addresses, parameters, strict=True)
+                )
+            ]
+            self.launches.append(Launch(kernel.name, grid, block, shared_bytes, stream, cooperative))
+            run = functools.partial(
+                kernel.module._library("plain").launch, kernel.name, grid, block, arguments,
+                [p.name for p in parameters], shared_bytes=shared_bytes, cooperative=cooperative,
+            )  # fmt: skip
+            if self._captured is None:
+                run()
+            else:
+                self._captured.append(run)
+        except BaseException as failure:  # raised again where C code is no longer in between
+            self._failures.append(failure)
+
+
+def _replace(module: Any, functions: dict[str, Any]) -> None:
+    """Have those who import the C functions of a Cython module get these Python functions."""
+    get_name, new = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_New
+    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    for name, function in functions.items():
+        # A capsule is named by its function's signature: PyObject *(intptr_t, int __pyx_skip_dispatch).
+        signature = get_name(module.__pyx_capi__[name])
+        result, _, rest = signature.decode().rstrip(")").partition("(")
+        types = [text.strip() for text in rest.split(",") if text.strip() != "void"]
+        own = [_C_TYPES[text] for text in itertools.takewhile(lambda text: "__pyx_" not in text, types)]
+        cython = [
+            ctypes.c_void_p if text.endswith("*__pyx_optional_args") else ctypes.c_int for text in types[len(own) :]
+        ]
+
+        def call(*args: Any, function: Any = function, count: int = len(own)) -> Any:
+            return function(*args[:count])
+
+        callback = ctypes.PYFUNCTYPE(_C_TYPES[result.strip()], *own, *cython)(call)
+        for kept in (callback, signature):  # CuPy may call until the process has ended
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        module.__pyx_capi__[name] = new(ctypes.cast(callback, ctypes.c_void_p).value, signature, None)
+        setattr(module, name, function)
+
+
+_launch_on_gpu = launch.Kernel._launch_on_gpu
+DRIVER = Driver()
+launch.Kernel._launch_on_gpu = lambda kernel, *args: DRIVER.launch(kernel, *args)
+
+import cupy  # noqa: E402  it reads the tables now
+
+# ---- CuPy's arithmetic ----------------------------------------------------------------------------------------------
+
+_TAKE_NUMPY_ARRAYS = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
+_KEPT = {"empty", "empty_like", "ndarray", "get_array_module", "asnumpy", "may_share_memory", "shares_memory"}
+_METHODS = """
+    __add__ __sub__ __mul__ __truediv__ __floordiv__ __mod__ __pow__ __matmul__ __and__ __or__ __xor__
+    __radd__ __rsub__ __rmul__ __rtruediv__ __rfloordiv__ __rmod__ __rpow__ __rmatmul__ __rand__ __ror__ __rxor__
+    __iadd__ __isub__ __imul__ __itruediv__ __imatmul__ __iand__ __ior__ __ixor__
+    __neg__ __pos__ __abs__ __invert__ __lt__ __le__ __eq__ __ne__ __gt__ __ge__ __setitem__
+    all any argmax argmin argsort astype clip conj copy cumsum diagonal dot fill flatten max mean min nonzero prod
+    repeat round sort std sum take trace var
+"""
+
+
+class _Memory:
+    """What NumPy makes an array of over a CuPy array's memory."""
+
+    def __init__(self, array: cupy.ndarray) -> None:
+        self.array = array
+        self.__array_interface__ = {
+            "data": (array.data.ptr, False), "shape": array.shape, "strides": array.strides,
+            "typestr": array.dtype.str, "version": 3,
+        }  # fmt: skip
+
+
+def on_host(array: cupy.ndarray) -> np.ndarray:
+    """The same memory as a NumPy array."""
+    return np.asarray(_Memory(array)) if array.size else np.empty(array.shape, array.dtype)
+
+
+def _to_device(found: Any, views: list[tuple[cupy.ndarray, np.ndarray]]) -> Any:
+    if isinstance(found, (tuple, list)):
+        moved = [_to_device(entry, views) for entry in found]
+        return type(found)(*moved) if hasattr(found, "_fields") else type(found)(moved)
+    if not isinstance(found, (np.ndarray, np.generic)):
+        return found
+    for array, view in views:
+        if found is view:
+            return array
+    array = cupy.ndarray(found.shape, found.dtype, order="F" if found.flags.fnc else "C")
+    on_host(array)[...] = found
+    return array
+
+
+def _computed(where: str, function: Any, numpy_arrays: bool = False) -> Any:
+    """``function`` of NumPy for CuPy arrays."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        views: list[tuple[cupy.ndarray, np.ndarray]] = []
+
+        def view(value: Any) -> Any:
+            if isinstance(value, (tuple, list)):
+                return type(value)(view(entry) for entry in value)
+            if isinstance(value, dict):
+                return {key: view(entry) for key, entry in value.items()}
+            if isinstance(value, cupy.ndarray):
+                views.append((value, on_host(value)))
+                return views[-1][1]
+            if isinstance(value, np.ndarray) and not numpy_arrays:
+                raise TypeError(f"cupy.{where} got a NumPy array")
+            return value
+
+        return _to_device(function(*view(args), **view(kwargs)), views)
+
+    return call
+
+
+def _indexed(index: Any) -> bool:
+    """Whether an index takes a kernel and gives no view."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, (cupy.ndarray, np.ndarray, list)) for part in parts)
+
+
+def compute_with_numpy() -> None:
+    """Put NumPy in the place of the functions, methods and operators that CuPy has kernels for."""
+    for module, numpy_module in ((cupy, np), (cupy.linalg, np.linalg)):
+        for name in dir(module):
+            function = getattr(numpy_module, name, None)
+            if name.startswith("_") or name in _KEPT or isinstance(function, type) or not callable(function):
+                continue
+            setattr(module, name, _computed(name, function, name in _TAKE_NUMPY_ARRAYS))
+    ndarray = cupy.ndarray
+    for name in _METHODS.split():
+        setattr(ndarray, name, _computed(name, getattr(np.ndarray, name)))
+    basic, by_index = ndarray.__getitem__, _computed("__getitem__", np.ndarray.__getitem__)
+    ndarray.__getitem__ = lambda array, index: (by_index if _indexed(index) else basic)(array, index)
+    ndarray.__array_ufunc__ = lambda array, function, method, *args, **kwargs: _computed(
+        function.__name__, getattr(function, method)
+    )(*args, **kwargs)
+    ndarray.reshape = _reshape(ndarray.reshape)
+    ndarray.get = lambda array, *args, **kwargs: on_host(array).copy()
+    ndarray.set = lambda array, values, *args, **kwargs: on_host(array).__setitem__(..., values)
+    cupy.asnumpy = lambda array, *args, **kwargs: array.get() if isinstance(array, ndarray) else np.asarray(array)
+    cupy.copyto = _computed("copyto", np.copyto)
+
+
+def _reshape(reshape: Any) -> Any:
+    def call(array: cupy.ndarray, *shape: Any, **kwargs: Any) -> Any:
+        if array.flags.c_contiguous:
+            return reshape(array, *shape, **kwargs)
+        return _computed("reshape", np.ndarray.reshape)(array, *shape, **kwargs)
+
+    return call
