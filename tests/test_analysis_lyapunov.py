@@ -372,3 +372,64 @@ def test_exponents_of_a_short_run_stand_in_order_with_their_errors():
     assert found.exponents[0] > found.exponents[1] > found.exponents[2]
     for name in ("exponents", "standard_error", "history"):
         np.testing.assert_allclose(getattr(found, name), getattr(other, name), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_any_interval_gives_the_largest_exponent(weight, dtype):
+    layer = vanilla(np.diag([weight, weight / 4]), "identity", dtype)
+    one = np.zeros((1, 1, 2), dtype)
+    for interval in (100, 2000):  # 2^2000 is beyond either dtype, 2^100 / epsilon beyond float32
+        found = lyapunov_spectrum(layer, state=one, steps=2000, transient=10, interval=interval, exponents=1)
+        assert found.exponents[0] == pytest.approx(math.log(weight), rel=1e-4)
+        assert found.times[-1] == 2000
+    still = Map(lambda s: s, lambda s: np.full((1, 1, 1), weight, s.dtype))
+    found = lyapunov_spectrum(still, state=one[0, :, :1], steps=2000, interval=2000)
+    assert found.exponents[0] == pytest.approx(math.log(weight), rel=1e-6)
+
+
+def test_a_run_that_leaves_the_numbers_is_refused():
+    relu = gpurnn.RNN(1, 2, bias=False, activation="relu", dtype="float64")
+    relu.params["weight_hh_l0"][...] = 2 * np.eye(2)
+    up = np.ones((1, 1, 2))
+    # 2^1023 is the last power of two in float64.
+    for interval in (1, 7, 3000):
+        with pytest.raises(ValueError, match="lyapunov_spectrum: the state after 1024 steps is NaN or infinite"):
+            lyapunov_spectrum(relu, state=up, steps=3000, interval=interval)
+    assert lyapunov_spectrum(relu, state=up, steps=700).exponents[0] == pytest.approx(math.log(2))
+    square = Map(lambda s: s * s, lambda s: 2 * s[:, :, None])
+    with pytest.raises(ValueError, match="the state after 10 steps is NaN or infinite"):
+        lyapunov_spectrum(square, state=np.array([[2.0]]), steps=20)
+    root = Map(lambda s: s, lambda s: 1 / s[:, :, None])
+    with np.errstate(divide="ignore"), pytest.raises(ValueError, match="the Jacobian after 4 steps is NaN or infinite"):
+        lyapunov_spectrum(root, state=np.zeros((1, 1)), steps=5, transient=0)
+    steep = Map(lambda s: s, lambda s: np.full((1, 2, 2), 1.7e308))
+    with pytest.raises(ValueError, match="the growth of a perturbation in step 4 is NaN or infinite"):
+        lyapunov_spectrum(steep, state=np.zeros((1, 2)), steps=5, transient=0)
+
+
+def test_what_is_not_finite_is_refused_by_its_name():
+    layer, x = layer_of(CELLS["gru-reset-before-candidate"]), normal(20, 2, 3)
+    for value in (np.nan, np.inf):
+        broken = x.copy()
+        broken[7, 1, 2] = value
+        with pytest.raises(ValueError, match=r"lyapunov_spectrum: x\[7\] is NaN or infinite, expected finite numbers"):
+            lyapunov_spectrum(layer, broken)
+        with pytest.raises(ValueError, match="lyapunov_spectrum: state is NaN or infinite"):
+            lyapunov_spectrum(layer, x, np.full((1, 2, 4), value))
+        with pytest.raises(ValueError, match="lyapunov_spectrum: state is NaN or infinite"):
+            lyapunov_spectrum(Map(lambda s: s, lambda s: s[:, :, None]), state=np.full((1, 1), value))
+    layer.params["weight_hh_l0"][5, 0] = np.nan
+    with pytest.raises(ValueError, match=r"lyapunov_spectrum: weight_hh_l0\[5\] is NaN or infinite"):
+        lyapunov_spectrum(layer, x)
+    for dt in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="Map: dt is"):
+            Map(lambda s: s, lambda s: s, dt=dt)
+
+
+def test_exponents_are_per_step_or_per_unit_of_time():
+    assert lyapunov_spectrum(gpurnn.RNN(1, 2), steps=5).unit == "step"
+    halves = Map(lambda s: s / 2, lambda s: np.full((1, 1, 1), 0.5), dt=0.1)
+    found = lyapunov_spectrum(halves, state=np.ones((1, 1)), steps=5)
+    assert found.exponents[0] == pytest.approx(-math.log(2) / 0.1)
+    assert found.unit == "unit of time"
