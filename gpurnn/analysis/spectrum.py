@@ -12,7 +12,7 @@ from .. import _checks, _dispatch, cells
 from .._random import generator
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
-from ._transition import Transition
+from ._transition import Transition, check_finite
 
 GATES: dict[type, tuple[str, ...]] = {cells.Vanilla: ("h",), cells.LSTM: tuple("ifgo"), cells.GRU: tuple("rzn")}
 """The blocks of rows of a cell's weights, in order."""
@@ -49,7 +49,7 @@ def spectrum(matrix: Array) -> Spectrum:
     Parameters
     ----------
     matrix : (n, n) array
-        float32 or float64; n is 1 at least.
+        float32 or float64, finite; n is 1 at least.
 
     Returns
     -------
@@ -74,6 +74,7 @@ def spectrum(matrix: Array) -> Spectrum:
     _checks.floating(where, "matrix", matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise ValueError(f"{where}: matrix has shape {tuple(matrix.shape)}, expected (n, n) with n of 1 at least")
+    check_finite(where, "matrix[{}]", matrix)
     values = _dispatch.to_numpy(matrix)
     return Spectrum(_by_magnitude(np.linalg.eigvals(values)), np.linalg.svd(values, compute_uv=False))
 
@@ -94,7 +95,7 @@ def spectra(layer: Recurrent) -> dict[str, Spectrum]:
     Raises
     ------
     TypeError, ValueError
-        The layer is another.
+        The layer is another, or its weights are NaN or infinite.
 
     Examples
     --------
@@ -198,6 +199,7 @@ def fixed_points(
         _dispatch.namespace(where, params=weight_ih, x=x)
         _checks.same_dtype(where, params=weight_ih, x=x)
         _checks.shape(where, "x", x, (transition.inputs,), "(input_size,)")
+        check_finite(where, "x", x)
         x = transition.xp.expand_dims(x, axis=0)
     dtype = np.dtype(_checks.dtype_name(weight_ih))
     if isinstance(starts, int):
