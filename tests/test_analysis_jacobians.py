@@ -203,18 +203,25 @@ def test_the_bound_holds_for_every_jacobian_of_a_run_and_is_reached_by_one():
         assert anywhere.max_slope == {"tanh": 1, "sigmoid": 0.25, "relu": 1}[activation]
 
 
-def test_parts_of_a_stack_run_as_in_the_stack():
-    stack = gpurnn.LSTM(I, H, num_layers=2, bidirectional=True, dtype="float64")
-    x = np.random.default_rng(0).normal(size=(T, B, I))
-    parts = analysis.parts(stack)
-    assert list(parts) == ["l0", "l0_reverse", "l1", "l1_reverse"]
-    y = x
-    for k in range(2):
-        forward, backward = parts[f"l{k}"](y)[0], parts[f"l{k}_reverse"](y[::-1])[0][::-1]
-        y = np.concatenate([forward, backward], axis=2)
-    expected, _ = stack(x)
-    assert_close(y, expected, 4 * T * (I + H))
-    assert parts["l1"].params["weight_hh_l0"] is stack.params["weight_hh_l1"]
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", [gpurnn.RNN, gpurnn.LSTM, gpurnn.GRU])
+def test_parts_of_a_stack_run_as_in_the_stack(kind, bidirectional, residual):
+    for I in (H, 2 * H):  # of which one is as wide as the first layer's output
+        stack = kind(I, H, num_layers=2, bidirectional=bidirectional, residual=residual, dtype="float64")
+        x = np.random.default_rng(0).normal(size=(T, B, I))
+        parts = analysis.parts(stack)
+        assert list(parts) == (["l0", "l0_reverse", "l1", "l1_reverse"] if bidirectional else ["l0", "l1"])
+        y = x
+        for k in range(2):
+            made = [parts[f"l{k}"](y)[0]]
+            if bidirectional:
+                made.append(parts[f"l{k}_reverse"](y[::-1])[0][::-1])
+            made = np.concatenate(made, axis=2)
+            y = made + y if residual and made.shape == y.shape else made
+        expected, _ = stack(x)
+        assert_close(y, expected, 4 * T * (I + H))
+        assert parts["l1"].params["weight_hh_l0"] is stack.params["weight_hh_l1"]
 
 
 def test_norms_of_the_gradients_in_training():

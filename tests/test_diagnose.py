@@ -56,18 +56,22 @@ def test_a_report_and_its_pictures(trained):
     assert f"{analysis.complexity(model.recurrent, 12, 1).bptt.flops / 1e6:.3g} Mflop and" in said
 
 
-def test_the_gradients_are_those_of_the_last_prediction_through_all_layers(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_gradients_are_those_of_the_last_prediction_through_all_layers(trained, tmp_path, monkeypatch, residual):
     drawn, driven = {}, []
     monkeypatch.setattr(plots, "gradient_flow", lambda norms, path: drawn.update(norms))
     monkeypatch.setattr(report, "fixed_points", lambda layer, x, **k: driven.append(x) or fixed_points(layer, x, **k))
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: None)
     model = LanguageModel.from_file(trained / "gru" / "model.safetensors")
+    if residual:
+        model = LanguageModel(model.vocabulary, 6, 6, 2, cell="lstm", residual=True)
     tokens = model.vocabulary.encode(TEXT[:9])
     report.diagnose(model, tokens, tmp_path, [], 1, lambda line: None)
     (logits, _), pullback = model.vjp(tokens[:-1, None])
     dlogits = np.zeros_like(logits)
     dlogits[-1] = gpurnn.cross_entropy.vjp(logits[-1], tokens[-1:])[1](np.ones((), np.float32))[0]
     (_, dstate0), _ = pullback((dlogits, None))
+    dstate0 = dstate0[0] if residual else dstate0  # h of (h, c)
     for k in (0, 1):
         norms = drawn[f"l{k}: $\\|\\partial L_T / \\partial h_t\\|$"]
         assert norms.shape == (9, 1)

@@ -15,7 +15,9 @@ from ..layers.recurrent import Recurrent
 def parts(layer: Recurrent) -> dict[str, Recurrent]:
     """The layers of a stack, each alone and in one direction, by the ends of their parameters' names.
 
-    They hold the very arrays of the stack. One that runs backward in time reads its input in reverse.
+    They hold the very arrays of the stack. One that runs backward in time reads its input in reverse. They are the
+    recurrences alone: a residual stack adds the input of each layer to what its directions make, side by side, where
+    the widths agree.
 
     Parameters
     ----------
@@ -25,6 +27,11 @@ def parts(layer: Recurrent) -> dict[str, Recurrent]:
     -------
     dict of str to layers of the same kind
         "l0", or "l0", "l0_reverse", "l1", ... for more layers and directions.
+
+    Raises
+    ------
+    TypeError
+        ``layer`` is no recurrent layer.
 
     Examples
     --------
@@ -38,7 +45,7 @@ def parts(layer: Recurrent) -> dict[str, Recurrent]:
     for k in range(layer.num_layers):
         for suffix in ("", "_reverse")[: layer.num_directions]:
             part = copy.copy(layer)
-            part.num_layers, part.bidirectional = 1, False
+            part.num_layers, part.bidirectional, part.residual = 1, False, False
             part.params = {
                 name.removesuffix(f"_l{k}{suffix}") + "_l0": p
                 for name, p in layer.params.items()

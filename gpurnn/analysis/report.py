@@ -63,7 +63,8 @@ def diagnose(
     layers = parts(model.recurrent)
     inputs: list[Array] = [model.embedding(steps)]
     for layer in layers.values():
-        inputs.append(layer(inputs[-1])[0])
+        y, _ = layer(inputs[-1])
+        inputs.append(y + inputs[-1] if _skips(stack, layer) else y)
     # That of the last prediction alone, so that what is left of it at each step back is seen.
     dy = np.zeros_like(inputs[-1])
     _, dy[-1:], _ = model._loss_of_rows(inputs[-1][-1:], np.asarray(tokens[-1:])[:, None], None)
@@ -73,7 +74,8 @@ def diagnose(
         gradients[f"{name}: $\\|\\partial L_T / \\partial h_t\\|$"] = np.linalg.norm(
             found[:, :, : layer.hidden_size], axis=2
         )
-        (dy, _), _ = layer.vjp(x)[1]((dy, None))
+        (dx, _), _ = layer.vjp(x)[1]((dy, None))
+        dy = dx + dy if _skips(stack, layer) else dx
     norms = dict(reversed(gradients.items()))
     for (name, layer), x in zip(layers.items(), inputs, strict=False):
         say(f"\n{name}: {type(layer).__name__}, {layer.input_size} inputs, {layer.hidden_size} units")
@@ -91,6 +93,11 @@ def diagnose(
         record.steps = [entry["step"] for entry in trained]
         record.norms = {"all parameters": [entry["gradient_norm"] for entry in trained]}
         plots.gradient_norms(record, directory / "gradient_norms.png")
+
+
+def _skips(stack: Recurrent, layer: Recurrent) -> bool:
+    """Whether the stack adds the input of this layer of it to its output."""
+    return stack.residual and layer.input_size == layer.hidden_size
 
 
 def _in_float64(model: LanguageModel) -> LanguageModel:
