@@ -22,7 +22,7 @@ def normal(*shape: int, seed: int = 0, dtype: str = "float64") -> np.ndarray:
 
 
 def vanilla(w_hh, activation="tanh", dtype="float64"):
-    layer = gpurnn.RNN(1, len(w_hh), bias=False, activation=activation, dtype=dtype)
+    layer = gpurnn.RNN(1, len(w_hh), bias=False, activation=activation, init="xavier", dtype=dtype)
     layer.params["weight_hh_l0"][...] = w_hh
     return layer
 
@@ -185,6 +185,8 @@ def test_the_interval_and_the_rows_do_not_matter_beyond_rounding():
 
 def test_mean_field_theory_is_that_of_the_literature():
     assert [round(mean_field(g), 4) for g in (1.5, 2, 3)] == [0.0652, 0.1547, 0.3102]
+    # By SciPy's adaptive quadrature and root finder.
+    assert [round(mean_field(g), 8) for g in (1.5, 2, 3)] == [0.06521721, 0.15472423, 0.31024932]
 
 
 def random_network(g, N, seed, dtype="float64"):
@@ -192,18 +194,24 @@ def random_network(g, N, seed, dtype="float64"):
     return vanilla(rng.normal(0, g / math.sqrt(N), (N, N)), dtype=dtype), rng
 
 
-@pytest.mark.parametrize(("g", "seed", "steps"), [(1.5, 5, 1000), (2.0, 5, 400), (3.0, 4, 200)])
-def test_a_random_network_against_mean_field_theory(g, seed, steps):
-    # These are measured to 0.3 ... 0.4 % and lie within 0.5 % of the theory, so that other rounding, which leads a
-    # chaotic network elsewhere, keeps within the bound. At g = 2 and 3 networks of this size lie 0.1 to 1.3 % below the
-    # theory; at g = 1.5 five of ten lay within 2 %, of which this is one, the others 3 to 31 % below.
-    layer, rng = random_network(g, 1000, seed, "float32")
-    found = lyapunov_spectrum(
-        layer, state=rng.normal(size=(1, 16, 1000)).astype("float32"), steps=steps, transient=100, exponents=1,
-        interval=20,
-    )  # fmt: skip
-    assert found.exponents[0] == pytest.approx(mean_field(g), rel=0.02)
-    assert found.standard_error[0] < 0.005 * mean_field(g)
+@pytest.mark.parametrize(
+    ("g", "N", "networks", "steps"), [(1.5, 4000, 1, 300), (2.0, 1000, 4, 400), (3.0, 1000, 4, 200)]
+)
+def test_random_networks_against_mean_field_theory(g, N, networks, steps):
+    # The theory is that of N to infinity, and each network has exponents of its own: of N = 1000, at g = 2 and 3 eight
+    # lay 2.2 % below it to 0.1 % above, and their mean is compared. At g = 1.5, nearer to the transition at 1, no more
+    # than eight of sixteen lay within 2 %, the others 2 to 29 % below. Of N = 4000 all of five lay within 1.1 %.
+    exponents, errors = [], []
+    for seed in range(networks):
+        layer, rng = random_network(g, N, seed, "float32")
+        found = lyapunov_spectrum(
+            layer, state=rng.normal(size=(1, 16, N)).astype("float32"), steps=steps, transient=60, exponents=1,
+            interval=20,
+        )  # fmt: skip
+        exponents.append(found.exponents[0])
+        errors.append(found.standard_error[0])
+    assert np.mean(exponents) == pytest.approx(mean_field(g), rel=0.02)
+    assert max(errors) < 0.005 * mean_field(g)
 
 
 def test_below_the_transition_a_random_network_is_stable():

@@ -304,6 +304,11 @@ class GradientNorms:
     norms : dict of str to list of float
         ||g||_2 of each parameter at those steps, before any clipping; NaN or infinite where the gradient was.
 
+    Raises
+    ------
+    TypeError, ValueError
+        ``every`` is no whole number of 1 at least.
+
     Examples
     --------
     >>> import numpy as np
