@@ -250,6 +250,9 @@ def diagnose(directory: Path, text: str | None, length: int, starts: int) -> Non
 
     Do gradients vanish or explode, are perturbations forgotten or amplified, what are the fixed points, which gates are
     saturated, which units are dead, what does a step cost. The pictures go to DIR/diagnosis.
+
+    The norm of the gradient in training is that of all parameters, before clipping, as metrics.jsonl has it; for that
+    of each layer give a gpurnn.analysis.GradientNorms to a Trainer.
     """
     from .analysis.report import diagnose as report
 
@@ -263,12 +266,11 @@ def diagnose(directory: Path, text: str | None, length: int, starts: int) -> Non
     tokens = model.vocabulary.encode("".join(_read(file) for file in files))[: length + 1]
     if len(tokens) < 2:
         raise Refusal(f"{' '.join(files)}: expected at least 2 {model.vocabulary.kind}s")
-    metrics = directory / METRICS
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    history = _read_metrics(directory / METRICS)
     pictures = directory / "diagnosis"
     _make_directory(pictures)
-    with _refusing(ImportError):
-        report(model, tokens, pictures, [json.loads(line) for line in lines], starts, click.echo)
+    with _refusing(ImportError, ValueError):
+        report(model, tokens, pictures, history, starts, click.echo)
     click.echo(f"\npictures      {pictures}")
 
 
@@ -402,6 +404,20 @@ def _read_run(out: Path) -> dict[str, Any]:
     if not isinstance(run, dict) or (run.get("format"), run.get("version")) != (RUN_FORMAT, 1):
         raise Refusal(f"{out / RUN}: not a training run that this version of gpurnn can resume")
     return run
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of the metrics of a run, of which a kill may have cut off the last; none if there is no file."""
+    *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if rest:
+        click.echo(f"gpurnn: warning: {path}: its last line is cut off and left out", err=True)
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise Refusal(f"{path}: line {number} is damaged: {error}") from error
+    return records
 
 
 def _held_run(out: Path, files: list[str], given: dict[str, Any]) -> _Run:

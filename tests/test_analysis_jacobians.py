@@ -143,6 +143,52 @@ def test_growth_of_a_long_product_is_finite():
     assert analysis.gradient_growth(np.zeros((3, 1, 2, 2))).verdict == "vanishing"
 
 
+def test_norms_of_a_long_product_are_right_where_float64_holds_them():
+    large, small = (analysis.product_norms(np.full((2000, 1, 2, 2), entry))[:, 0] for entry in (8.0, 0.03125))
+    np.testing.assert_array_equal(large[-201:], 16.0 ** np.arange(200, -1, -1))
+    np.testing.assert_array_equal(small[-201:], 16.0 ** np.arange(-200, 1))
+    assert large[0] == np.inf
+    assert small[0] == 0
+    # Up beyond float64 and down again.
+    J = np.repeat([4.0, 0.25], 1000)[:, None, None, None]
+    assert analysis.product_norms(J)[0] == 1
+    assert analysis.product_norms(J[::-1])[0] == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused_by_its_place(value):
+    def gradients(layer, x):
+        return analysis.state_gradients(layer, x, None)
+
+    runs = (analysis.jacobians, analysis.gradient_bound, analysis.activity, gradients)
+    layer = gpurnn.RNN(1, 2, activation="relu", dtype="float64")
+    x = np.ones((5, 2, 1))
+    x[3, 1] = value
+    for call in runs:
+        with pytest.raises(ValueError, match=r"x\[3\] is NaN or infinite, expected finite numbers"):
+            call(layer, x)
+    J = np.ones((5, 1, 2, 2))
+    J[4, 0, 1] = value
+    for call in (analysis.product_norms, analysis.gradient_growth):
+        with pytest.raises(ValueError, match=rf"{call.__name__}: jacobians\[4\] is NaN or infinite"):
+            call(J)
+    with pytest.raises(ValueError, match=r"spectrum: matrix\[1\] is NaN or infinite"):
+        analysis.spectrum(J[4, 0])
+    with pytest.raises(ValueError, match=r"fixed_points: x is NaN or infinite"):
+        analysis.fixed_points(layer, x[3, 1])
+    with pytest.raises(ValueError, match=r"state_gradients: dstate is NaN or infinite"):
+        analysis.state_gradients(layer, np.ones((2, 1, 1)), None, np.full((1, 1, 2), value))
+    layer.params["weight_hh_l0"][...] = 2 * np.eye(2)
+    layer.params["bias_ih_l0"][...] = 1
+    long = np.zeros((1100, 1, 1))
+    for call in runs:
+        with pytest.raises(ValueError, match=r"the state after 10[0-9]{2} steps is NaN or infinite"):
+            call(layer, long)
+    layer.params["weight_hh_l0"][...] = value
+    with pytest.raises(ValueError, match=r"spectra: weight_hh_l0\[0\] is NaN or infinite"):
+        analysis.spectra(layer)
+
+
 def test_the_bound_holds_for_every_jacobian_of_a_run_and_is_reached_by_one():
     for activation in ("tanh", "sigmoid", "relu"):
         layer = layer_of(cells.Vanilla(activation, -0.3), H=1)
@@ -157,18 +203,25 @@ def test_the_bound_holds_for_every_jacobian_of_a_run_and_is_reached_by_one():
         assert anywhere.max_slope == {"tanh": 1, "sigmoid": 0.25, "relu": 1}[activation]
 
 
-def test_parts_of_a_stack_run_as_in_the_stack():
-    stack = gpurnn.LSTM(I, H, num_layers=2, bidirectional=True, dtype="float64")
-    x = np.random.default_rng(0).normal(size=(T, B, I))
-    parts = analysis.parts(stack)
-    assert list(parts) == ["l0", "l0_reverse", "l1", "l1_reverse"]
-    y = x
-    for k in range(2):
-        forward, backward = parts[f"l{k}"](y)[0], parts[f"l{k}_reverse"](y[::-1])[0][::-1]
-        y = np.concatenate([forward, backward], axis=2)
-    expected, _ = stack(x)
-    assert_close(y, expected, 4 * T * (I + H))
-    assert parts["l1"].params["weight_hh_l0"] is stack.params["weight_hh_l1"]
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", [gpurnn.RNN, gpurnn.LSTM, gpurnn.GRU])
+def test_parts_of_a_stack_run_as_in_the_stack(kind, bidirectional, residual):
+    for I in (H, 2 * H):  # of which one is as wide as the first layer's output
+        stack = kind(I, H, num_layers=2, bidirectional=bidirectional, residual=residual, dtype="float64")
+        x = np.random.default_rng(0).normal(size=(T, B, I))
+        parts = analysis.parts(stack)
+        assert list(parts) == (["l0", "l0_reverse", "l1", "l1_reverse"] if bidirectional else ["l0", "l1"])
+        y = x
+        for k in range(2):
+            made = [parts[f"l{k}"](y)[0]]
+            if bidirectional:
+                made.append(parts[f"l{k}_reverse"](y[::-1])[0][::-1])
+            made = np.concatenate(made, axis=2)
+            y = made + y if residual and made.shape == y.shape else made
+        expected, _ = stack(x)
+        assert_close(y, expected, 4 * T * (I + H))
+        assert parts["l1"].params["weight_hh_l0"] is stack.params["weight_hh_l1"]
 
 
 def test_norms_of_the_gradients_in_training():
@@ -222,6 +275,8 @@ def test_what_is_refused():
         (ValueError, "gradient_bound: layer is a LSTM", lambda: analysis.gradient_bound(gpurnn.LSTM(I, H))),
         (ValueError, r"product_norms: jacobians has shape \(4,\)", lambda: analysis.product_norms(np.zeros(4))),
         (ValueError, "expected T and B of 1", lambda: analysis.gradient_growth(np.zeros((0, 1, 2, 2)))),
+        (ValueError, r"x has shape \(0, 2, 3\), expected T and B of 1", lambda: analysis.gradient_bound(rnn, x[:0])),
+        (ValueError, r"x has shape \(4, 0, 3\), expected T and B of 1", lambda: analysis.gradient_bound(rnn, x[:, :0])),
         (ValueError, "factor is 1", lambda: analysis.gradient_growth(np.zeros((1, 1, 2, 2)), factor=1)),
         (ValueError, "every is 0", lambda: analysis.GradientNorms(every=0)),
     ]

@@ -32,6 +32,15 @@ def test_gradient_flow_draws_the_geometric_mean_and_the_range_of_the_batch():
     assert legend(axes.get_legend()) == ["a", "b"]
 
 
+def test_gradient_flow_says_what_is_too_large_to_draw(tmp_path):
+    norms = np.array([[np.nan, 1.0], [np.inf, 2.0], [1e201, 3.0], [1e200, 1e-310], [4.0, 9.0]])
+    figure = plots.gradient_flow({"a": norms, "b": np.full(5, np.inf)}, tmp_path / "a.png")
+    drawn = lines(figure.axes[0])
+    assert list(drawn) == ["a, above 1e+200 at 3 steps", "b, above 1e+200 at 5 steps"]
+    np.testing.assert_allclose(drawn["a, above 1e+200 at 3 steps"], [[3, 1e-55], [4, 6]])
+    assert (tmp_path / "a.png").exists()
+
+
 def test_eigenvalues_are_drawn_with_the_unit_circle():
     matrix = np.array([[0.0, -1.5], [1.5, 0.0]])
     figure = plots.eigenvalues({"i": analysis.spectrum(matrix), "f": analysis.spectrum(0.5 * matrix)})
@@ -104,6 +113,15 @@ def test_lyapunov_exponents_are_drawn_with_how_they_settled():
     np.testing.assert_array_equal(left.get_lines()[0].get_ydata(), found.exponents)
     assert left.get_title() == f"2 of 4 exponents: {found.verdict}"
     drawn = [line for line in right.get_lines() if str(line.get_label()).startswith("$")]
+    assert left.get_ylabel() == "Lyapunov exponent (nats per step)"
+    assert [axis.get_label_text() for axis in (right.xaxis, right.yaxis)] == [
+        "time averaged over (steps)",
+        "estimate (nats per step)",
+    ]
+    flow = analysis.runge_kutta(lambda s: -s, lambda s: np.full((1, 1, 1), -1.0), 0.1)
+    of_flow = plots.lyapunov_spectrum(analysis.lyapunov_spectrum(flow, state=np.ones((1, 1)), steps=20)).axes
+    assert of_flow[0].get_ylabel() == "Lyapunov exponent (nats per unit of time)"
+    assert of_flow[1].get_xlabel() == "time averaged over (units of time)"
     assert len(drawn) == 2
     np.testing.assert_array_equal(drawn[1].get_xydata(), np.stack([found.times, found.history[:, 1]], axis=1))
 

@@ -72,6 +72,59 @@ def test_a_product_of_bistable_units_has_nine_fixed_points():
     assert list(found.starts) == sorted(found.starts, reverse=True)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_degenerate_point_is_one(dtype):
+    epsilon = float(np.finfo(dtype).eps)
+    rnn = gpurnn.RNN(1, 1, dtype=dtype)  # h = tanh(h): a triple root at 0
+    rnn.params["weight_hh_l0"][...] = 1
+    elsewhere = np.random.default_rng(0).uniform(-1, 1, (50, 1)).astype(dtype)
+    for starts, count in ((100, 100), (elsewhere, 50)):  # with 0 itself among them, and without
+        found = analysis.fixed_points(rnn, starts=starts)
+        assert len(found) == 1
+        assert abs(found.states[0, 0]) < epsilon ** (1 / 3)
+        assert found.starts[0] + found.failed == count
+    # One direction of thirty is degenerate.
+    W = np.random.default_rng(1).normal(size=(30, 30))
+    W = (W + W.T) / np.abs(np.linalg.eigvalsh(W + W.T)).max()
+    rnn = gpurnn.RNN(1, 30, dtype=dtype)
+    rnn.params["weight_hh_l0"][...] = W if np.linalg.eigvalsh(W).max() > 0.999 else -W
+    found = analysis.fixed_points(rnn, starts=60)
+    assert len(found) == 1
+    assert np.linalg.norm(found.states) < 30**0.5 * epsilon ** (1 / 3)
+    # A fold: tanh(2 h + b) touches h where its slope is 1, a double root, and crosses it elsewhere.
+    fold, touch = gpurnn.RNN(1, 1, dtype=dtype), 0.5**0.5
+    fold.params["weight_hh_l0"][...], fold.params["bias_ih_l0"][...] = 2, np.arctanh(touch) - 2 * touch
+    found = analysis.fixed_points(fold)
+    low, high = np.sort(found.states[:, 0])
+    assert high == pytest.approx(touch, abs=10 * epsilon**0.5)
+    assert low == pytest.approx(np.tanh(2 * float(low) + np.arctanh(touch) - 2 * touch), abs=10 * epsilon)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_points_just_past_a_pitchfork_are_three(dtype):
+    above = 30 * float(np.finfo(dtype).eps) ** (2 / 3)
+    rnn = gpurnn.RNN(1, 1, dtype=dtype)
+    rnn.params["weight_hh_l0"][...] = 1 + above
+    found = analysis.fixed_points(rnn, starts=200)
+    root = (3 * above) ** 0.5
+    np.testing.assert_allclose(np.sort(found.states[:, 0]), [-root, 0, root], atol=0.1 * root)
+
+
+def test_a_line_of_fixed_points_is_found_as_points_of_it():
+    rnn = gpurnn.RNN(1, 2, activation="identity", bias=False, dtype="float64")
+    rnn.params["weight_hh_l0"][...] = np.diag([1.0, 0.5])
+    starts = np.stack([np.linspace(-1, 1, 9), np.ones(9)], axis=1)
+    found = analysis.fixed_points(rnn, starts=starts)
+    np.testing.assert_allclose(np.sort(found.states[:, 0]), starts[:, 0], atol=1e-12)
+    np.testing.assert_allclose(found.states[:, 1], 0, atol=1e-12)
+
+
+def test_how_many_starts_may_be_any_whole_number():
+    expected = analysis.fixed_points(scalar(2.0), starts=5)
+    for five in (np.int64(5), np.array(5)):
+        np.testing.assert_array_equal(analysis.fixed_points(scalar(2.0), starts=five).states, expected.states)
+
+
 def test_the_first_start_is_zero():
     for seed in range(10):
         assert analysis.fixed_points(scalar(2.0), starts=1, rng=seed).states == [[0.0]]
@@ -176,6 +229,8 @@ def test_what_is_refused():
         (ValueError, r"x has shape \(3,\), expected", lambda: analysis.fixed_points(rnn, np.ones(3, np.float32))),
         (TypeError, "x has dtype float64", lambda: analysis.fixed_points(rnn, np.ones(2))),
         (ValueError, "starts is 0", lambda: analysis.fixed_points(rnn, starts=0)),
+        (TypeError, r"starts is 5\.0, expected a whole number", lambda: analysis.fixed_points(rnn, starts=5.0)),
+        (TypeError, r"starts is \[1, 2\], expected a whole", lambda: analysis.fixed_points(rnn, starts=[1, 2])),
         (
             ValueError,
             r"starts has shape \(1, 2\)",

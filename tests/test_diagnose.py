@@ -56,18 +56,22 @@ def test_a_report_and_its_pictures(trained):
     assert f"{analysis.complexity(model.recurrent, 12, 1).bptt.flops / 1e6:.3g} Mflop and" in said
 
 
-def test_the_gradients_are_those_of_the_last_prediction_through_all_layers(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_gradients_are_those_of_the_last_prediction_through_all_layers(trained, tmp_path, monkeypatch, residual):
     drawn, driven = {}, []
     monkeypatch.setattr(plots, "gradient_flow", lambda norms, path: drawn.update(norms))
     monkeypatch.setattr(report, "fixed_points", lambda layer, x, **k: driven.append(x) or fixed_points(layer, x, **k))
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: None)
     model = LanguageModel.from_file(trained / "gru" / "model.safetensors")
+    if residual:
+        model = LanguageModel(model.vocabulary, 6, 6, 2, cell="lstm", residual=True)
     tokens = model.vocabulary.encode(TEXT[:9])
     report.diagnose(model, tokens, tmp_path, [], 1, lambda line: None)
     (logits, _), pullback = model.vjp(tokens[:-1, None])
     dlogits = np.zeros_like(logits)
     dlogits[-1] = gpurnn.cross_entropy.vjp(logits[-1], tokens[-1:])[1](np.ones((), np.float32))[0]
     (_, dstate0), _ = pullback((dlogits, None))
+    dstate0 = dstate0[0] if residual else dstate0  # h of (h, c)
     for k in (0, 1):
         norms = drawn[f"l{k}: $\\|\\partial L_T / \\partial h_t\\|$"]
         assert norms.shape == (9, 1)
@@ -81,6 +85,56 @@ def test_the_bound_of_a_vanilla_network(trained):
     assert lambda_max * slope == pytest.approx(bound, abs=2e-3)
     weight = LanguageModel.from_file(trained / "rnn" / "model.safetensors").params["recurrent.weight_hh_l0"]
     assert lambda_max == pytest.approx(np.linalg.norm(weight, 2), abs=1e-3)
+
+
+def test_gradients_that_leave_float64(tmp_path, monkeypatch):
+    rng, drawn = np.random.default_rng(0), {}
+    model = LanguageModel(gpurnn.CharVocabulary.from_text(TEXT), 16, 32, cell="rnn")
+    model.params["recurrent.weight_hh_l0"][...] = rng.normal(0, 8 / 32**0.5, (32, 32))
+    model.save(tmp_path / "model.safetensors")
+    (tmp_path / "text.txt").write_text(TEXT * 3)
+    draw = plots.gradient_flow
+    monkeypatch.setattr(plots, "gradient_flow", lambda norms, path: drawn.update(norms) or draw(norms, path))
+    said = run("diagnose", tmp_path, "--text", tmp_path / "text.txt", "--length", 2000, "--starts", 1).stdout
+    assert (tmp_path / "diagnosis" / "gradient_flow.png").read_bytes().startswith(b"\x89PNG")
+    power, per_step = re.search(r"gradients +exploding: x 10\^(\d+) over 2000 steps, x (\S+) a step", said).groups()
+    assert int(power) == pytest.approx(2000 * np.log10(float(per_step)), abs=1)
+    assert int(power) > 308
+    assert "bound         can explode: lambda_max" in said
+    for norms in drawn.values():
+        assert np.isfinite(norms[-1000:]).all()
+        assert not np.isfinite(norms[0]).any()
+        growth = (np.log(norms[-1000, 0]) - np.log(norms[-100, 0])) / 900
+        assert growth == pytest.approx(np.log(float(per_step)), rel=0.1)
+
+
+def test_norms_are_right_where_their_squares_are_beyond_float64():
+    vectors = np.array([3.0, 4.0]) * 10.0 ** np.array([-300, 0, 300])[:, None]
+    np.testing.assert_allclose(report._norms(vectors), [5e-300, 5, 5e300], rtol=1e-15)
+    np.testing.assert_array_equal(report._norms(np.zeros((1, 2))), [0])
+
+
+def test_metrics_that_a_kill_cut_short(trained, tmp_path):
+    for name in ("model.safetensors", "run.json", "metrics.jsonl"):
+        shutil.copy(trained / "rnn" / name, tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    result = run("diagnose", tmp_path, "--length", 4, "--starts", 1)
+    assert result.stderr == f"gpurnn: warning: {metrics}: its last line is cut off and left out\n"
+    assert (tmp_path / "diagnosis" / "gradient_norms.png").exists()
+    for damaged in (b"{\n", b"3\n", b"\xff\n"):
+        metrics.write_bytes(b'{"step": 1}\n' + damaged)
+        assert "metrics.jsonl: line 2 is damaged: " in refused("diagnose", tmp_path, "--length", 4, "--starts", 1)
+    metrics.unlink()
+    assert not run("diagnose", tmp_path, "--length", 4, "--starts", 1).stderr
+
+
+def test_a_model_that_is_not_finite_is_refused(trained, tmp_path):
+    model = LanguageModel.from_file(trained / "rnn" / "model.safetensors")
+    model.params["recurrent.weight_hh_l0"][2] = np.nan
+    model.save(tmp_path / "model.safetensors")
+    said = refused("diagnose", tmp_path, "--text", trained / "text.txt", "--length", 4)
+    assert "weight_hh_l0[2] is NaN or infinite" in said
 
 
 def test_the_run_is_that_of_the_text_that_is_given(trained, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
+
 from .. import _checks, _dispatch, cells, functional
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
@@ -13,7 +15,9 @@ from ..layers.recurrent import Recurrent
 def parts(layer: Recurrent) -> dict[str, Recurrent]:
     """The layers of a stack, each alone and in one direction, by the ends of their parameters' names.
 
-    They hold the very arrays of the stack. One that runs backward in time reads its input in reverse.
+    They hold the very arrays of the stack. One that runs backward in time reads its input in reverse. They are the
+    recurrences alone: a residual stack adds the input of each layer to what its directions make, side by side, where
+    the widths agree.
 
     Parameters
     ----------
@@ -23,6 +27,11 @@ def parts(layer: Recurrent) -> dict[str, Recurrent]:
     -------
     dict of str to layers of the same kind
         "l0", or "l0", "l0_reverse", "l1", ... for more layers and directions.
+
+    Raises
+    ------
+    TypeError
+        ``layer`` is no recurrent layer.
 
     Examples
     --------
@@ -36,7 +45,7 @@ def parts(layer: Recurrent) -> dict[str, Recurrent]:
     for k in range(layer.num_layers):
         for suffix in ("", "_reverse")[: layer.num_directions]:
             part = copy.copy(layer)
-            part.num_layers, part.bidirectional = 1, False
+            part.num_layers, part.bidirectional, part.residual = 1, False, False
             part.params = {
                 name.removesuffix(f"_l{k}{suffix}") + "_l0": p
                 for name, p in layer.params.items()
@@ -47,13 +56,35 @@ def parts(layer: Recurrent) -> dict[str, Recurrent]:
     return found
 
 
+REACHED = "the state after {} steps"
+"""What `check_finite` calls the states of a run."""
+
+quiet = np.errstate(over="ignore", invalid="ignore")
+"""For what `check_finite` looks at as soon as it is made."""
+
+
+def check_finite(where: str, name: str, array: Array, first: int = 0) -> None:
+    """Refuse NaN and infinities; a {} in ``name`` is their index along the first axis, which begins at ``first``."""
+    xp = _dispatch.namespace(where, **{name: array})
+    good = xp.isfinite(array)
+    if not bool(xp.all(good)):
+        k = first + int(np.argwhere(~_dispatch.to_numpy(good))[0, 0])
+        raise ValueError(f"{where}: {name.format(k)} is NaN or infinite, expected finite numbers")
+
+
+def check_steps(where: str, x: Array) -> None:
+    """Refuse x (T, B, I) of no step or no row."""
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected T and B of 1 at least")
+
+
 class Transition:
     """s_t = F(x_t, s_{t-1}) of a layer of one layer and direction; s is h, for the LSTM h and c side by side.
 
     Raises
     ------
     TypeError, ValueError
-        ``layer`` is no recurrent layer, or one of several layers or of two directions.
+        ``layer`` is no recurrent layer, one of several layers or of two directions, or its parameters are not finite.
     """
 
     def __init__(self, where: str, layer: Recurrent) -> None:
@@ -74,6 +105,8 @@ class Transition:
             layer.params.get(f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         self.xp = _dispatch.namespace(where, **layer.params)
+        for name, p in layer.params.items():
+            check_finite(where, f"{name}[{{}}]", p)
         self.function, self.options = _FUNCTIONS[type(layer.cell)], vars(layer.cell)
 
     def silence(self, B: int) -> Array:
@@ -81,7 +114,7 @@ class Transition:
         return _dispatch.zeros(self.xp, (1, B, self.inputs), self.weights[0])
 
     def sequence(self, x: Array, state: Any = None, name: str = "state") -> tuple[Array, Array]:
-        """x and the state ``name`` as one array (B, S), checked."""
+        """x and the state ``name`` as one array (B, S), checked; both are finite."""
         weight_ih = self.weights[0]
         _checks.given(self.where, x=x)
         states: dict[str, Any] = functional.unpack_state(self.where, self.cell, name, state)
@@ -96,6 +129,8 @@ class Transition:
         for entry, s in states.items():
             if s is not None:
                 _checks.shape(self.where, entry, s, (1, B, self.hidden), "(1, B, hidden_size)")
+                check_finite(self.where, entry, s)
+        check_finite(self.where, "x[{}]", x)
         zero = _dispatch.zeros(self.xp, (B, self.hidden), x)
         return x, self.xp.concat([zero if s is None else s[0, ...] for s in states.values()], axis=1)
 
@@ -126,12 +161,15 @@ class Transition:
         unit = xp.tile(xp.eye(S, dtype=s.dtype, device=_dispatch.device(s)), (B, 1))
         return xp.reshape(new, (B, S, S))[:, 0, :], xp.reshape(pull(unit), (B, S, S))
 
+    @quiet
     def states(self, x: Array, s: Array) -> Array:
-        """s_0 ... s_T (T + 1, B, S)."""
+        """s_0 ... s_T (T + 1, B, S), all of them finite."""
         found = [s]
         for t in range(x.shape[0]):
             found.append(self(x[t, ...], found[-1]))
-        return self.xp.stack(found, axis=0)
+        states = self.xp.stack(found, axis=0)
+        check_finite(self.where, REACHED, states)
+        return states
 
     def _split(self, s: Array) -> Any:
         return s if self.cell.states == 1 else (s[:, : self.hidden], s[:, self.hidden :])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .. import _dispatch, cells
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
-from ._transition import Transition
+from ._transition import Transition, check_steps
 
 _RANGE = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 """Where the values of a function that saturates lie."""
@@ -67,7 +67,8 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
     Raises
     ------
     TypeError, ValueError
-        The layer is another, the arrays do not fit it, or the margin is not in its range.
+        The layer is another, the arrays do not fit it, they or the states of the run are NaN or infinite, or the margin
+        is not in its range.
 
     References
     ----------
@@ -87,8 +88,7 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
     where = "activity"
     transition = Transition(where, layer)
     x, s = transition.sequence(x, state)
-    if x.shape[0] == 0 or x.shape[1] == 0:
-        raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected T and B of 1 at least")
+    check_steps(where, x)
     if not 0 < margin < 0.5:
         raise ValueError(f"{where}: margin is {margin!r}, expected a number in (0, 0.5)")
     values = gate_values(transition, x, transition.states(x, s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from .. import _checks, _dispatch, cells, gradients
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
-from ._transition import Transition
+from ._transition import REACHED, Transition, check_finite, check_steps, quiet
 
 Floats = NDArray[np.floating[Any]]
 
@@ -20,6 +21,7 @@ _SLOPE = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
 """max |f'| over all arguments."""
 
 
+@quiet
 def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
     """The exact Jacobians of the state along a sequence: J_t = ds_t / ds_{t-1}, for any cell.
 
@@ -44,7 +46,7 @@ def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
     Raises
     ------
     TypeError, ValueError
-        The layer is another, or the arrays do not fit it.
+        The layer is another, the arrays do not fit it, or they, or what a run makes of them, are NaN or infinite.
 
     References
     ----------
@@ -65,7 +67,9 @@ def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
     found = np.empty((*x.shape[:2], s.shape[1], s.shape[1]), _checks.dtype_name(s))
     for t in range(x.shape[0]):
         s, J = transition.jacobian(x[t, ...], s)
+        check_finite(transition.where, REACHED, transition.xp.expand_dims(s, axis=0), t + 1)
         found[t] = _dispatch.to_numpy(J)
+    check_finite(transition.where, "the Jacobian after {} steps", found)
     return found
 
 
@@ -80,12 +84,13 @@ def product_norms(jacobians: Floats) -> Floats:
     Returns
     -------
     (T + 1, B) float64 NumPy array
-        The spectral norm (largest singular value) for t = 0 ... T; the last is 1, the norm of the identity.
+        The spectral norm (largest singular value) for t = 0 ... T; the last is 1, the norm of the identity. Infinite
+        where it is above the largest float64, 1.8e308, and 0 where it is below the smallest.
 
     Raises
     ------
     ValueError
-        The shape is another.
+        The shape is another, or a Jacobian is NaN or infinite.
 
     Examples
     --------
@@ -93,15 +98,11 @@ def product_norms(jacobians: Floats) -> Floats:
     >>> product_norms(np.full((3, 1, 1, 1), 0.5))[:, 0]
     array([0.125, 0.25 , 0.5  , 1.   ])
     """
-    T, B, S = _check_jacobians("product_norms", jacobians)
-    product = np.broadcast_to(np.eye(S), (B, S, S))
-    norms = np.ones((T + 1, B))
-    for t in reversed(range(T)):
-        product = product @ jacobians[t]
-        norms[t] = np.linalg.norm(product, 2, axis=(1, 2))
-    return norms
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ldexp(*_product_norms("product_norms", jacobians))
 
 
+@quiet
 def state_gradients(layer: Recurrent, x: Array, dy: Array | None, dstate: Any = None, state: Any = None) -> Floats:
     """dL/ds_t at every step: the total gradient of the state, through that step's output and all later steps.
 
@@ -120,12 +121,12 @@ def state_gradients(layer: Recurrent, x: Array, dy: Array | None, dstate: Any = 
     -------
     (T + 1, B, S) NumPy array
         For t = 0 ... T, in the unit of L per unit of the state. For the LSTM s = [h; c], and dL/dh_t is that at a
-        fixed c_t.
+        fixed c_t. Where it leaves the range of the dtype it is infinite, and before that NaN or infinite.
 
     Raises
     ------
     TypeError, ValueError
-        The layer is another, or the arrays do not fit it.
+        As of `jacobians`; or ``dy`` or ``dstate`` does not fit.
 
     Examples
     --------
@@ -148,6 +149,7 @@ def state_gradients(layer: Recurrent, x: Array, dy: Array | None, dstate: Any = 
     pulls = []
     for t in range(T):
         s, pull = transition.vjp(x[t, ...], s)
+        check_finite(where, REACHED, xp.expand_dims(s, axis=0), t + 1)
         pulls.append(pull)
     found = np.empty((T + 1, B, transition.size), _checks.dtype_name(x))
     for t in range(T, -1, -1):
@@ -186,8 +188,8 @@ def gradient_bound(layer: Recurrent, x: Array | None = None, state: Any = None) 
     layer : gpurnn.RNN
         Of one layer and direction.
     x : (T, B, I) array, optional
-        A run: max |f'| is then taken over its arguments a_t, and the bound holds for this run. Else it is that of all
-        arguments: 1, for the sigmoid 1/4.
+        A run, T and B 1 at least: max |f'| is then taken over its arguments a_t, and the bound holds for this run. Else
+        it is that of all arguments: 1, for the sigmoid 1/4.
     state
         As in `jacobians`.
 
@@ -198,7 +200,7 @@ def gradient_bound(layer: Recurrent, x: Array | None = None, state: Any = None) 
     Raises
     ------
     ValueError
-        The cell has gates, and so no such bound.
+        The cell has gates, and so no such bound; or as in `jacobians`.
     TypeError
         As in `jacobians`.
 
@@ -225,7 +227,9 @@ def gradient_bound(layer: Recurrent, x: Array | None = None, state: Any = None) 
     lambda_max = float(np.linalg.norm(weight_hh, 2))
     slope = _SLOPE[cell.activation]
     if x is not None:
-        states = _dispatch.to_numpy(transition.states(*transition.sequence(x, state)))
+        x, s = transition.sequence(x, state)
+        check_steps(where, x)
+        states = _dispatch.to_numpy(transition.states(x, s))
         value = states[1:] - cell.leak * states[:-1]
         slopes = {"tanh": 1 - value**2, "sigmoid": value * (1 - value), "relu": value > 0}
         slope = float(np.max(slopes.get(cell.activation, np.ones(1))))
@@ -241,7 +245,8 @@ class GradientGrowth:
     per_step: float
     """||J_T ... J_1||^(1/T), the geometric mean over the batch: the factor of one step."""
     total: float
-    """||J_T ... J_1||, the geometric mean over the batch: the factor of the whole sequence."""
+    """||J_T ... J_1||, the geometric mean over the batch: the factor of the whole sequence. Infinite, or 0, where it is
+    beyond float64; ``per_step`` is not."""
     verdict: str
     """"vanishing", "exploding" or "neither"."""
 
@@ -263,7 +268,7 @@ def gradient_growth(jacobians: Floats, factor: float = 1000.0) -> GradientGrowth
     Raises
     ------
     ValueError
-        The shape is another, or the factor not above 1.
+        The shape is another, a Jacobian is NaN or infinite, or the factor is not above 1.
 
     Examples
     --------
@@ -272,23 +277,15 @@ def gradient_growth(jacobians: Floats, factor: float = 1000.0) -> GradientGrowth
     'vanishing'
     """
     where = "gradient_growth"
-    T, B, S = _check_jacobians(where, jacobians)
-    if T == 0 or B == 0:
+    if 0 in np.shape(jacobians)[:2]:
         raise ValueError(f"{where}: jacobians has shape {jacobians.shape}, expected T and B of 1 at least")
     if not factor > 1:
         raise ValueError(f"{where}: factor is {factor!r}, expected a number above 1")
-    # The scale is kept apart, as a logarithm, so that a long product neither overflows nor becomes 0.
-    product, logarithm = np.broadcast_to(np.eye(S), (B, S, S)), np.zeros(B)
-    for J in jacobians:
-        product = J @ product
-        norm = np.linalg.norm(product, 2, axis=(1, 2))
-        with np.errstate(divide="ignore"):
-            logarithm = logarithm + np.log(norm)
-        product = product / np.where(norm > 0, norm, 1)[:, None, None]
-    mean = float(logarithm.mean())
-    with np.errstate(over="ignore"):
+    fractions, powers = _product_norms(where, jacobians)
+    with np.errstate(divide="ignore", over="ignore", under="ignore"):
+        mean = float(np.mean(np.log(fractions[0]) + math.log(2) * powers[0]))
         total = float(np.exp(mean))
-    return GradientGrowth(float(np.exp(mean / T)), total, _verdict(total, factor))
+        return GradientGrowth(float(np.exp(mean / len(jacobians))), total, _verdict(total, factor))
 
 
 @dataclass
@@ -306,6 +303,11 @@ class GradientNorms:
         The steps that were recorded: how many updates came before.
     norms : dict of str to list of float
         ||g||_2 of each parameter at those steps, before any clipping; NaN or infinite where the gradient was.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``every`` is no whole number of 1 at least.
 
     Examples
     --------
@@ -350,8 +352,18 @@ def _verdict(growth: float, factor: float) -> str:
     return "exploding" if growth > factor else "neither"
 
 
-def _check_jacobians(where: str, jacobians: Floats) -> tuple[int, int, int]:
+def _product_norms(where: str, jacobians: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """f and e (T + 1, B) of the norms f 2^e of J_T ... J_{t+1}, which may lie beyond float64."""
     shape = np.shape(jacobians)
     if len(shape) != 4 or shape[2] != shape[3]:
         raise ValueError(f"{where}: jacobians has shape {shape}, expected (T, B, S, S)")
-    return shape[0], shape[1], shape[2]
+    check_finite(where, "jacobians[{}]", np.asarray(jacobians))
+    T, B, S, _ = shape
+    product = np.broadcast_to(np.eye(S), (B, S, S))
+    fractions, powers = np.ones((T + 1, B)), np.zeros((T + 1, B), np.int64)
+    for t in reversed(range(T)):
+        product = product @ jacobians[t]
+        fractions[t], power = np.frexp(np.linalg.norm(product, 2, axis=(1, 2)))
+        product = np.ldexp(product, -power[:, None, None])
+        powers[t] = powers[t + 1] + power
+    return fractions, powers

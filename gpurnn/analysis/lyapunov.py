@@ -14,7 +14,7 @@ from .. import _checks, _dispatch
 from .._random import generator
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
-from ._transition import Transition
+from ._transition import REACHED, Transition, check_finite, quiet
 
 Floats = NDArray[np.floating[Any]]
 
@@ -33,7 +33,12 @@ class Map:
     jacobian : callable
         From states (B, n) to (B, n, n): entry [b, i, j] is \partial F_i / \partial s_j.
     dt : float
-        The time that a step takes: exponents are per unit of it.
+        The time that a step takes, above 0: exponents are per unit of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        dt is not positive and finite.
 
     Examples
     --------
@@ -51,6 +56,9 @@ class Map:
     step: Callable[[Array], Array]
     jacobian: Callable[[Array], Array]
     dt: float = 1.0
+
+    def __post_init__(self) -> None:
+        _checks.finite("Map", "dt", _checks.positive("Map", "dt", self.dt))
 
 
 def runge_kutta(field: Callable[[Array], Array], jacobian: Callable[[Array], Array], dt: float) -> Map:
@@ -132,6 +140,8 @@ class LyapunovSpectrum:
         How long those parts are, in steps or units of time.
     size : int
         n, the number of exponents that there are.
+    unit : {"step", "unit of time"}
+        What exponents are per, and what times are counted in.
     """
 
     exponents: Floats
@@ -139,6 +149,7 @@ class LyapunovSpectrum:
     history: Floats
     times: Floats
     size: int
+    unit: str = "step"
 
     @property
     def verdict(self) -> str:
@@ -162,6 +173,7 @@ class LyapunovSpectrum:
         return float(self.size) if j == self.size else math.nan
 
 
+@quiet
 def lyapunov_spectrum(
     system: Recurrent | Map,
     x: Array | None = None,
@@ -178,6 +190,11 @@ def lyapunov_spectrum(
     lambda_i = lim 1/T log sigma_i(J_T ... J_1). Vectors are pulled back through the run, v <- J_t^T v, by the layer's
     own backpropagation through time, and made orthonormal again by a QR decomposition after each interval; the
     logarithms of the diagonal of R add up to the exponents. Those of the transposed product are the same.
+
+    They are those of this network. Where theory speaks of random weights, W ~ N(0, g^2/N) with N to infinity, networks
+    of finite N scatter round less than it says: of tanh networks of N = 1000 at g = 1.5 the largest exponent lay within
+    2% of mean-field theory in eight of sixteen, and 2 to 29% below in the others; at g = 2 and 3 all lay about 0 to 2%
+    below.
 
     Parameters
     ----------
@@ -196,9 +213,10 @@ def lyapunov_spectrum(
         Steps before those that are averaged over, in which the state reaches its attractor, and as many behind them, in
         which the vectors turn to their directions; a tenth of T or of ``steps`` by default.
     interval : int
-        Steps between two QR decompositions. More take less time, and the largest exponent bears any; but of the others
-        only those are right that lie within far less than -ln(epsilon) / interval of it, 36 / interval in float64, as
-        vectors that are parallel to rounding cannot be told apart.
+        Steps between two QR decompositions; fewer where a perturbation would leave the range of the dtype between them.
+        More take less time, and the largest exponent is right with any; but of the others only those are right that
+        lie within far less than -ln(epsilon) / interval of it, 36 / interval in float64, as vectors that are parallel
+        to rounding cannot be told apart.
     rng : int or numpy.random.Generator
         Where the vectors, and the rows of an autonomous layer, come from.
 
@@ -209,7 +227,8 @@ def lyapunov_spectrum(
     Raises
     ------
     TypeError, ValueError
-        ``system`` is neither a layer of one layer and direction nor a `Map`; arrays or numbers do not fit.
+        ``system`` is neither a layer of one layer and direction nor a `Map`; arrays or numbers do not fit; a parameter,
+        ``x``, a state or a Jacobian is NaN or infinite: a run that goes to infinity has no exponents in floating point.
 
     References
     ----------
@@ -271,13 +290,33 @@ def lyapunov_spectrum(
     xp = _dispatch.namespace(where, state=s)
     drawn = np.linalg.qr(random.standard_normal((B, n, k)))[0].astype(_checks.dtype_name(s))
     vectors = xp.asarray(_dispatch.from_numpy(xp, drawn), device=_dispatch.device(s))
-    growths = []
+    grown: list[tuple[range, Floats]] = []
     for span, begin in reversed(list(zip(spans + after, entered, strict=True))):
-        pulled = orbit.pull(begin, span, xp.matrix_transpose(vectors))
-        vectors, r = xp.linalg.qr(xp.matrix_transpose(pulled))
+        vectors, growths = _pulled(where, orbit, begin, span, vectors)
         if span.start < transient + steps:
-            growths.append(_dispatch.to_numpy(xp.abs(xp.linalg.diagonal(r))))
-    return _summed(np.stack(growths), spans[::-1], orbit.dt, n)
+            grown += growths
+    return _summed(np.stack([growth for _, growth in grown]), [span for span, _ in grown], orbit.dt, n)
+
+
+def _pulled(
+    where: str, orbit: _MapOrbit | _LayerOrbit, s: Array, span: range, vectors: Array
+) -> tuple[Array, list[tuple[range, Floats]]]:
+    """Orthonormal ``vectors`` (B, n, k) at the end of a span as those at its beginning, in s, and their growths (B, k).
+
+    The span is halved where they leave the range of the dtype in it; the growths are of its parts, the last first.
+    """
+    xp = _dispatch.namespace(where, vectors=vectors)
+    pulled, r = xp.linalg.qr(xp.matrix_transpose(orbit.pull(s, span, xp.matrix_transpose(vectors))))
+    growth = _dispatch.to_numpy(xp.abs(xp.linalg.diagonal(r)))
+    limits = np.finfo(growth.dtype)
+    if len(span) == 1:
+        check_finite(where, "the growth of a perturbation in step {}", growth[None], span.start)
+    elif not (np.isfinite(growth).all() and (growth[:, 0] >= limits.tiny / limits.eps).all()):
+        first, second = span[: len(span) // 2], span[len(span) // 2 :]
+        vectors, late = _pulled(where, orbit, orbit.advance(s, first), second, vectors)
+        vectors, early = _pulled(where, orbit, s, first, vectors)
+        return vectors, late + early
+    return pulled, [(span, growth)]
 
 
 def _spans(start: int, stop: int, length: int) -> Iterator[range]:
@@ -300,7 +339,8 @@ def _summed(growths: Floats, spans: list[range], dt: float, size: int) -> Lyapun
         error = means.std(axis=0, ddof=1) / math.sqrt(len(means)) if len(means) > 1 else np.full(means.shape[1], np.nan)
     # A short run can find them out of order.
     order = np.argsort(-history[-1], kind="stable")
-    return LyapunovSpectrum(history[-1, order], error[order], history[:, order], reached, size)
+    unit = "step" if dt == 1 else "unit of time"
+    return LyapunovSpectrum(history[-1, order], error[order], history[:, order], reached, size, unit)
 
 
 class _MapOrbit:
@@ -315,19 +355,23 @@ class _MapOrbit:
         self.xp = _dispatch.namespace(where, state=state)
         _checks.floating(where, "state", state)
         _checks.ndim(where, "state", state, 2, "(B, n)")
+        check_finite(where, "state", state)
         self.where, self.system, self.state, self.dt = where, system, state, system.dt
 
     def advance(self, s: Array, span: range) -> Array:
-        for _ in span:
+        """The state after the span, from that before it; all that it passes are finite."""
+        for t in span:
             s = self.system.step(s)
+            check_finite(self.where, REACHED, self.xp.expand_dims(s, axis=0), t + 1)
         return s
 
     def pull(self, s: Array, span: range, vectors: Array) -> Array:
         """``vectors`` (B, k, n) at the end of the span as they are at its beginning, in s."""
         found = []
-        for _ in span:
+        for t in span:
             J = self.system.jacobian(s)
             _checks.shape(self.where, "jacobian(state)", J, (*s.shape, s.shape[1]), "(B, n, n)")
+            check_finite(self.where, "the Jacobian after {} steps", self.xp.expand_dims(J, axis=0), t)
             found.append(J)
             s = self.system.step(s)
         for J in reversed(found):
@@ -364,8 +408,10 @@ class _LayerOrbit:
         return self.xp.repeat(x, copies, axis=1)
 
     def advance(self, s: Array, span: range) -> Array:
+        """The state after the span, from that before it; all that it passes are finite."""
         own = self.transition
-        _, state = own.function(self.inputs(span, 1), *own.weights, own._split(s), **own.options)
+        y, state = own.function(self.inputs(span, 1), *own.weights, own._split(s), **own.options)
+        check_finite(own.where, REACHED, y, span.start + 1)
         return own._join(state)
 
     def pull(self, s: Array, span: range, vectors: Array) -> Array:

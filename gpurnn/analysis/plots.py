@@ -20,10 +20,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_LARGEST = 1e200
+"""The most that is drawn: the ticks of a logarithmic axis lie so far beyond its ends that they overflow above it."""
+
+_PLURAL = {"step": "steps", "unit of time": "units of time"}
+
+
 def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = None) -> Figure:
     """How large gradients are at each step back in time, on a logarithmic axis.
 
-    The line is the geometric mean over the batch, the band from its smallest to its largest. Zeros are left out.
+    The line is the geometric mean over the batch, the band from its smallest to its largest. Zeros are left out; so are
+    steps at which one of the batch is above 1e200, infinite or NaN, of which the legend says how many they are.
 
     Parameters
     ----------
@@ -59,7 +66,10 @@ def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = Non
         if values.ndim not in (1, 2):
             raise ValueError(f"{where}: norms[{name!r}] has shape {values.shape}, expected (T + 1,) or (T + 1, B)")
         rows = np.where(values > 0, values, np.nan).astype(float).reshape(len(values), -1)
-        steps = np.flatnonzero(np.isfinite(rows).any(axis=1))
+        beyond = ~(values <= _LARGEST).reshape(rows.shape).all(axis=1)
+        if beyond.any():
+            name = f"{name}, above {_LARGEST:g} at {beyond.sum()} steps"
+        steps = np.flatnonzero(np.isfinite(rows).any(axis=1) & ~beyond)
         rows = rows[steps]
         axes.semilogy(steps, np.exp(np.nanmean(np.log(rows), axis=1)), color=f"C{k}", linewidth=1.6, label=name)
         if rows.shape[1] > 1:
@@ -329,7 +339,7 @@ def lyapunov_spectrum(found: LyapunovSpectrum, path: PathLike | None = None) -> 
     >>> import gpurnn
     >>> found = gpurnn.analysis.lyapunov_spectrum(gpurnn.RNN(1, 4), steps=100)
     >>> [axes.get_xlabel() for axes in lyapunov_spectrum(found).axes]
-    ['index i', 'time averaged over (units of time)']
+    ['index i', 'time averaged over (steps)']
     """
     figure = new_figure("lyapunov_spectrum", 8.4, 3.8)
     left, right = figure.subplots(1, 2)
@@ -338,15 +348,15 @@ def lyapunov_spectrum(found: LyapunovSpectrum, path: PathLike | None = None) -> 
     index = np.arange(1, len(exponents) + 1)
     left.errorbar(index, exponents, error, fmt="o", color="tab:blue", markersize=3, elinewidth=0.8, capsize=2)
     left.set_xlabel("index i")
-    left.set_ylabel("Lyapunov exponent (nats per unit of time)")
+    left.set_ylabel(f"Lyapunov exponent (nats per {found.unit})")
     left.set_title(f"{len(exponents)} of {found.size} exponents: {found.verdict}", fontsize=10)
     whole_numbers(left.xaxis)
     for k in range(min(3, len(exponents))):
         name = f"$\\lambda_{k + 1}$ = {exponents[k]:.4g} $\\pm$ {error[k]:.1g}"
         right.plot(found.times, history[:, k], color=f"C{k}", linewidth=1.2, label=name)
         right.axhspan(exponents[k] - error[k], exponents[k] + error[k], color=f"C{k}", alpha=0.15, linewidth=0)
-    right.set_xlabel("time averaged over (units of time)")
-    right.set_ylabel("estimate (nats per unit of time)")
+    right.set_xlabel(f"time averaged over ({_PLURAL[found.unit]})")
+    right.set_ylabel(f"estimate (nats per {found.unit})")
     right.set_title("convergence", fontsize=10)
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):

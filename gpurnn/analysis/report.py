@@ -13,10 +13,10 @@ from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 from ..models import LanguageModel
 from . import plots
-from ._transition import Transition, parts
+from ._transition import Transition, parts, quiet
 from .activity import activity
 from .complexity import complexity
-from .jacobians import GradientNorms, gradient_bound, gradient_growth, jacobians, product_norms, state_gradients
+from .jacobians import Floats, GradientNorms, gradient_bound, gradient_growth, jacobians, product_norms, state_gradients
 from .lyapunov import lyapunov_spectrum
 from .spectrum import fixed_points, spectra
 
@@ -24,6 +24,11 @@ _EXPONENTS = 8
 """How many of the largest Lyapunov exponents are drawn."""
 
 
+_BOUND = {"vanishing": "vanishing", "exploding": "can explode", "neither": "neither"}
+"""What is said of the bound on a step; above 1 it lets gradients explode, no more."""
+
+
+@quiet  # gradients that leave float64, which the picture says
 def diagnose(
     model: LanguageModel,
     tokens: Any,
@@ -55,6 +60,8 @@ def diagnose(
     ------
     ImportError
         matplotlib is not installed.
+    ValueError
+        A parameter, or what the model makes of the text, is NaN or infinite.
     """
     steps = np.asarray(tokens[:-1])[:, None]
     say(f"{model!r}".partition("\n")[0])
@@ -63,17 +70,17 @@ def diagnose(
     layers = parts(model.recurrent)
     inputs: list[Array] = [model.embedding(steps)]
     for layer in layers.values():
-        inputs.append(layer(inputs[-1])[0])
+        y, _ = layer(inputs[-1])
+        inputs.append(y + inputs[-1] if _skips(stack, layer) else y)
     # That of the last prediction alone, so that what is left of it at each step back is seen.
     dy = np.zeros_like(inputs[-1])
     _, dy[-1:], _ = model._loss_of_rows(inputs[-1][-1:], np.asarray(tokens[-1:])[:, None], None)
     gradients = {}
     for (name, layer), x in reversed(list(zip(layers.items(), inputs, strict=False))):
         found = state_gradients(layer, x, dy)
-        gradients[f"{name}: $\\|\\partial L_T / \\partial h_t\\|$"] = np.linalg.norm(
-            found[:, :, : layer.hidden_size], axis=2
-        )
-        (dy, _), _ = layer.vjp(x)[1]((dy, None))
+        gradients[f"{name}: $\\|\\partial L_T / \\partial h_t\\|$"] = _norms(found[:, :, : layer.hidden_size])
+        (dx, _), _ = layer.vjp(x)[1]((dy, None))
+        dy = dx + dy if _skips(stack, layer) else dx
     norms = dict(reversed(gradients.items()))
     for (name, layer), x in zip(layers.items(), inputs, strict=False):
         say(f"\n{name}: {type(layer).__name__}, {layer.input_size} inputs, {layer.hidden_size} units")
@@ -93,23 +100,37 @@ def diagnose(
         plots.gradient_norms(record, directory / "gradient_norms.png")
 
 
+def _norms(vectors: Floats) -> Floats:
+    """||v|| over the last axis, where its square too may be beyond float64."""
+    largest = np.abs(vectors).max(axis=-1, keepdims=True)
+    norms: Floats = largest[..., 0] * np.linalg.norm(vectors / np.where(largest > 0, largest, 1), axis=-1)
+    return norms
+
+
+def _skips(stack: Recurrent, layer: Recurrent) -> bool:
+    """Whether the stack adds the input of this layer of it to its output."""
+    return stack.residual and layer.input_size == layer.hidden_size
+
+
 def _in_float64(model: LanguageModel) -> LanguageModel:
     double = LanguageModel.from_config({**model.config(), "dtype": "float64"})
     double.load_state_dict({name: p.astype(np.float64) for name, p in model.state_dict().items()})
     return double
 
 
-def _layer(
-    name: str, layer: Recurrent, x: Array, directory: Path, starts: int, say: Callable[[str], None]
-) -> np.ndarray[Any, Any]:
+def _layer(name: str, layer: Recurrent, x: Array, directory: Path, starts: int, say: Callable[[str], None]) -> Floats:
     """Say and draw what one layer does; returns ||ds_T / ds_t||."""
     J = jacobians(layer, x)
     growth = gradient_growth(J)
-    say(f"  gradients     {growth.verdict}: x {growth.total:.3g} over {len(x)} steps, x {growth.per_step:.4f} a step")
+    total = f"{growth.total:.3g}"
+    if growth.per_step > 0 and growth.total in (0, np.inf):
+        total = f"10^{len(x) * np.log10(growth.per_step):.0f}"
+    say(f"  gradients     {growth.verdict}: x {total} over {len(x)} steps, x {growth.per_step:.4f} a step")
     if isinstance(layer.cell, Vanilla):
         bound = gradient_bound(layer, x)
         say(
-            f"  bound         {bound.verdict}: lambda_max {bound.lambda_max:.3f} times max |f'| {bound.max_slope:.3f}"
+            f"  bound         {_BOUND[bound.verdict]}: "
+            f"lambda_max {bound.lambda_max:.3f} times max |f'| {bound.max_slope:.3f}"
             + (f", and |leak| {abs(layer.cell.leak):.3f}" if layer.cell.leak else "")
             + f" = {bound.bound:.3f}"
         )

@@ -12,7 +12,7 @@ from .. import _checks, _dispatch, cells
 from .._random import generator
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
-from ._transition import Transition
+from ._transition import Transition, check_finite
 
 GATES: dict[type, tuple[str, ...]] = {cells.Vanilla: ("h",), cells.LSTM: tuple("ifgo"), cells.GRU: tuple("rzn")}
 """The blocks of rows of a cell's weights, in order."""
@@ -21,6 +21,8 @@ _HALVINGS = 8
 """How often a step of Newton's is halved."""
 _STEPS = 20
 """Steps of the network that are taken where none of Newton's helps."""
+_BETWEEN = np.linspace(0, 1, 9)[1:-1, None]
+"""Where between two states it is asked whether all are fixed."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def spectrum(matrix: Array) -> Spectrum:
     Parameters
     ----------
     matrix : (n, n) array
-        float32 or float64; n is 1 at least.
+        float32 or float64, finite; n is 1 at least.
 
     Returns
     -------
@@ -74,6 +76,7 @@ def spectrum(matrix: Array) -> Spectrum:
     _checks.floating(where, "matrix", matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise ValueError(f"{where}: matrix has shape {tuple(matrix.shape)}, expected (n, n) with n of 1 at least")
+    check_finite(where, "matrix[{}]", matrix)
     values = _dispatch.to_numpy(matrix)
     return Spectrum(_by_magnitude(np.linalg.eigvals(values)), np.linalg.svd(values, compute_uv=False))
 
@@ -94,7 +97,7 @@ def spectra(layer: Recurrent) -> dict[str, Spectrum]:
     Raises
     ------
     TypeError, ValueError
-        The layer is another.
+        The layer is another, or its weights are NaN or infinite.
 
     Examples
     --------
@@ -125,7 +128,10 @@ class FixedPoints:
 
     @property
     def stable(self) -> NDArray[np.bool_]:
-        """(n,): whether all eigenvalues lie inside the unit circle, so that nearby states are drawn in."""
+        """(n,): whether all eigenvalues lie inside the unit circle, so that nearby states are drawn in.
+
+        Of a degenerate point, which has an eigenvalue of 1 to the accuracy to which it is known, it says nothing.
+        """
         inside: NDArray[np.bool_] = np.abs(self.eigenvalues[:, 0]) < 1
         return inside
 
@@ -144,8 +150,12 @@ def fixed_points(
     """Fixed points of the state under a constant input: h* = f(W_ih x + b_ih + W_hh h* + b_hh), of any cell.
 
     Newton's method, s <- s - (J - 1)^-1 (F(s) - s), from many starts at once, each step halved until the residual
-    falls. Where none makes it fall, the network itself takes steps, s <- F(s). What is found is exact to
-    rounding; that nothing else exists is not proved.
+    falls. Where none makes it fall, the network itself takes steps, s <- F(s). What is found is fixed to rounding; that
+    nothing else exists is not proved.
+
+    Near a degenerate point, where J has an eigenvalue of 1, all states are fixed to rounding: for h = tanh(h), whose
+    residual is h^3 / 3, those of magnitude below the cube root of epsilon. They count as one, and it is known no better
+    than that. A continuum of fixed points, such as a line, is found as points of it.
 
     Parameters
     ----------
@@ -165,12 +175,13 @@ def fixed_points(
     -------
     FixedPoints
         Two are the same if they are closer than sqrt(epsilon) (1 + ||s||), epsilon that of the layer's dtype: a layer
-        of float64 tells more apart.
+        of float64 tells more apart. So are two closer than epsilon^(1/4) (sqrt(S) + ||s||) between which all is fixed
+        to rounding.
 
     Raises
     ------
     TypeError, ValueError
-        The layer is another, or the arrays do not fit it.
+        The layer is another, the arrays do not fit it, or its parameters or ``x`` are NaN or infinite.
 
     References
     ----------
@@ -198,9 +209,10 @@ def fixed_points(
         _dispatch.namespace(where, params=weight_ih, x=x)
         _checks.same_dtype(where, params=weight_ih, x=x)
         _checks.shape(where, "x", x, (transition.inputs,), "(input_size,)")
+        check_finite(where, "x", x)
         x = transition.xp.expand_dims(x, axis=0)
     dtype = np.dtype(_checks.dtype_name(weight_ih))
-    if isinstance(starts, int):
+    if isinstance(starts, int) or getattr(starts, "ndim", 0) == 0:
         count = _checks.integer_at_least(where, "starts", starts, 1)
         s = generator(where, rng).uniform(-1, 1, (count, S))
         s[0] = 0
@@ -220,7 +232,7 @@ def fixed_points(
     chosen: list[int] = []
     led: list[int] = []
     for k in converged[np.argsort(residuals[converged], kind="stable")]:
-        near = np.linalg.norm(s[chosen] - s[k], axis=1) <= np.sqrt(epsilon) * (1 + np.linalg.norm(s[k]))
+        near = _same(transition, x, s[k], s[chosen], epsilon)
         if near.any():
             led[int(np.argmax(near))] += 1
         else:
@@ -278,6 +290,17 @@ def _newton(
         residuals[stuck] = np.inf
         active = active[~ended]
     return s, residuals
+
+
+def _same(transition: Transition, x: Array, s: NDArray[Any], others: NDArray[Any], epsilon: float) -> NDArray[np.bool_]:
+    """Which of ``others`` (n, S), all fixed to rounding, are the same point as s (S,)."""
+    distance, size = np.linalg.norm(others - s, axis=1), float(np.linalg.norm(s))
+    same: NDArray[np.bool_] = distance <= np.sqrt(epsilon) * (1 + size)
+    for k in np.flatnonzero(~same & (distance <= epsilon**0.25 * (np.sqrt(len(s)) + size))):
+        between = (s + _BETWEEN * (others[k] - s)).astype(s.dtype)
+        there, _ = _at(transition, x, between)
+        same[k] = (np.linalg.norm(there.astype(float) - between, axis=1) <= _rounding(between, epsilon)).all()
+    return same
 
 
 def _solve(matrices: NDArray[Any], vectors: NDArray[Any]) -> NDArray[Any]:
