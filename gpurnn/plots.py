@@ -77,7 +77,9 @@ def loss_curve(metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path:
     'loss (nats per target)'
     """
     if isinstance(metrics, (str, os.PathLike)):
-        metrics = [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
+        # What follows the last end of a line is still being written, or was when the run was killed.
+        whole, _, _ = Path(metrics).read_text(encoding="utf-8").rpartition("\n")
+        metrics = [json.loads(line) for line in whole.splitlines()]
     training = [record for record in metrics if "loss" in record]
     validation = [record for record in metrics if "validation_loss" in record]
     if not training:

@@ -68,6 +68,15 @@ def test_a_file_is_written_from_a_file(tmp_path, suffix):
         np.testing.assert_array_equal(lines[label], points)
 
 
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    whole = "".join(json.dumps(record) + "\n" for record in TRAINING)
+    metrics.write_text(whole + '{"step": 4, "lo')
+    _, lines = drawn(loss_curve(metrics))
+    _, expected = drawn(loss_curve(TRAINING))
+    assert [line.tolist() for line in lines["training"]] == [line.tolist() for line in expected["training"]]
+
+
 def test_refusals(monkeypatch):
     for metrics in ([], VALIDATION):
         with pytest.raises(
