@@ -160,62 +160,52 @@ __global__ void attend(
 }
 
 // The gradients of the scores, to dscores (T, B, S), of the query, and each block's part of that of v, to dv
-// (blocks, A). dcontext and dweights may be null.
-//
-// de_s = alpha_s (d_s - mean) with d_s = dcontext . values_s + dweights_s and mean = sum_s alpha_s d_s, which is known
-// beforehand: it is dcontext . context + sum_s alpha_s dweights_s.
+// (blocks, A). dcontext and dweights may be null. The gradients of the weights are in shared memory, tile * S numbers, if
+// `in_shared`, else in `dscores`, where those of the scores take their place.
 template <typename Real, bool additive, int tile>
 __global__ void attend_backward(
     const Real* query, const Real* keys, const Real* values, const Real* v, const int* lengths, const Real* weights,
-    const Real* context, const Real* dcontext, const Real* dweights, Real* dscores, Real* dquery, Real* dv, int T, int B,
-    int S, int A, int E, Real scale) {
+    const Real* dcontext, const Real* dweights, Real* dscores, Real* dquery, Real* dv, int T, int B, int S, int A,
+    int E, Real scale, bool in_shared) {
+    DYNAMIC_SHARED(Real, memory);
     __shared__ Real parts[(tile + additive) * threads];
     const int tiles = (T - 1) / tile + 1, b = blockIdx.x / tiles, t0 = blockIdx.x % tiles * tile;
     const int steps = min(tile, T - t0), length = positions(lengths, b, S);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const long long row = (long long)t0 * B + b, next = (long long)B * S;
     const Real *const alpha = weights + row * S, *const dalpha = dweights ? dweights + row * S : nullptr;
-    Real* const de = dscores + row * S;
+    Real *const out = dscores + row * S, *const de = in_shared ? memory : out;
+    const long long next_de = in_shared ? S : next;
 
-    // dcontext . context in the order in which `products` has dcontext . values, so that all is zero at a single position.
-    Real* const of_context = parts + tile * warps;
-    if (warp < steps) {
-        const long long at = (row + (long long)warp * B) * E;
-        Real sum = 0;
-        for (int e = lane; dcontext && e < E; e += 32) sum += dcontext[at + e] * context[at + e];
-        sum = sum_over_warp(sum);
-        if (lane == 0) of_context[warp] = sum;
-    }
-#pragma unroll
-    for (int i = 0; i < tile; ++i) {
-        const long long at = i * next;
-        Real sum = 0;
-        for (int s = threadIdx.x; dalpha && i < steps && s < length; s += threads) {
-            if (alpha[at + s] != 0) sum += alpha[at + s] * dalpha[at + s];  // whatever dweights holds elsewhere
-        }
-        sum = sum_over_warp(sum);
-        if (lane == 0) parts[i * warps + warp] = sum;
-    }
-    __syncthreads();
-    const int own = min(lane, steps - 1);  // lane i has step i's mean
+    // Lane i has the mean of step i's gradients under the weights: of this warp's positions, then of all. It is summed
+    // from the gradients themselves and not as dcontext . context, so that it cancels where one weight is all but 1.
     Real mean = 0;
-    for (int k = 0; k < warps; ++k) mean += parts[own * warps + k];
-    mean = of_context[own] + mean;
-    for (int i = 0; i < steps; ++i) {
-        for (int s = length + threadIdx.x; s < S; s += threads) de[i * next + s] = 0;
-    }
     products<false, tile>(
         dcontext ? dcontext + row * E : nullptr, steps, values + (long long)b * E, length, (const Real*)nullptr,
         (long long)B * E, dcontext ? E : 0, [&](int i, int s, Real d) {
             if (i != lane || i >= steps) return;
             const long long at = i * next + s;
             if (dalpha) d += dalpha[at];
-            de[at] = alpha[at] == 0 ? Real(0) : (additive ? Real(1) : scale) * alpha[at] * (d - mean);
+            if (alpha[at] == 0) d = 0;  // whatever dweights holds there
+            mean += alpha[at] * d;
+            de[i * next_de + s] = d;
         });
+    if (lane < tile) parts[lane * warps + warp] = mean;
+    __syncthreads();
+    for (int i = 0; i < steps; ++i) {
+        mean = 0;
+        for (int k = 0; k < warps; ++k) mean += parts[i * warps + k];
+        for (int s = threadIdx.x; s < S; s += threads) {
+            Real gradient = 0;
+            if (s < length) gradient = (additive ? Real(1) : scale) * alpha[i * next + s] * (de[i * next_de + s] - mean);
+            if (in_shared) de[i * next_de + s] = gradient;
+            out[i * next + s] = gradient;
+        }
+    }
     __syncthreads();
 
     columns<additive, tile>(
-        de, next, 1LL, keys + (long long)b * A, length, query + row * A, steps, v, dquery + row * A, steps,
+        de, next_de, 1LL, keys + (long long)b * A, length, query + row * A, steps, v, dquery + row * A, steps,
         additive ? dv + (long long)blockIdx.x * A : nullptr, (long long)B * A, A, parts);
 }
 

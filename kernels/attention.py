@@ -17,7 +17,7 @@ _TILE = 4
 """Steps, or source positions, of a row that a block works on at once."""
 
 _SHARED = 32 * 1024
-"""Bytes of scores that a block keeps in shared memory; longer ones lie where the weights will."""
+"""Bytes of scores, or of their gradients, that a block keeps in shared memory; longer ones lie where results will."""
 
 
 @functools.cache
@@ -43,7 +43,6 @@ class _Attention:
     lengths: Array | None
     scale: float
     weights: Array
-    context: Array
 
     @property
     def sizes(self) -> tuple[np.int32, ...]:
@@ -58,6 +57,12 @@ class _Attention:
     def blocks(self, length: int, tile: int) -> int:
         """One for each ``tile`` steps or positions of each row."""
         return -(-length // tile) * int(self.query.shape[1])
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a number for each of a block's pairs of step and position, 0 if that is too much."""
+        needed = self.tile * len(self.keys) * self.query.dtype.itemsize
+        return needed if needed <= _SHARED else 0
 
     def launch(self, name: str, tile: int, blocks: int, *args: Any, shared_mem: int = 0) -> None:
         additive, dtype = self.v is not None, str(self.query.dtype)
@@ -96,19 +101,15 @@ def attention_forward(
         None if lengths is None else xp.clip(lengths, 0, S).astype(np.int32),
         scale,
         weights,
-        context,
     )
     if T * B:
-        shared = call.tile * S * query.dtype.itemsize
-        in_shared = shared <= _SHARED
+        shared = call.shared_bytes
         call.launch(
             "attend", call.tile, call.blocks(T, call.tile), call.query, call.keys, call.values, call.v, call.lengths,
-            context, weights, *call.sizes, query.dtype.type(scale), np.bool_(in_shared),
-            shared_mem=shared if in_shared else 0,
+            context, weights, *call.sizes, query.dtype.type(scale), np.bool_(shared),
+            shared_mem=shared,
         )  # fmt: skip
-    if not training:
-        return context, weights, None
-    return context.copy(), weights.copy(), call
+    return context, weights.copy() if training else weights, call if training else None
 
 
 def attention_backward(
@@ -127,8 +128,8 @@ def attention_backward(
     if T * B:
         saved.launch(
             "attend_backward", saved.tile, blocks, query, saved.keys, saved.values, saved.v, saved.lengths,
-            saved.weights, saved.context, dcontext, contiguous(dweights), dscores, dquery, dv, *saved.sizes,
-            dtype.type(saved.scale),
+            saved.weights, dcontext, contiguous(dweights), dscores, dquery, dv, *saved.sizes,
+            dtype.type(saved.scale), np.bool_(saved.shared_bytes), shared_mem=saved.shared_bytes,
         )  # fmt: skip
     if S * B:
         saved.launch(

@@ -186,6 +186,18 @@ def test_the_kernels_take_any_layout_and_keep_what_they_need(additive):
 
 
 @on_kernels
+def test_gradients_where_one_weight_is_all_but_one():
+    """What is left of the gradients is below the rounding of the terms that cancel in them."""
+    for seed in range(30):
+        arrays = {
+            name: 10 * x for name, x in draw("dot", T=1, B=1, S=12, Q=12, E=23, dtype="float32", seed=seed).items()
+        }
+        d = cotangents(arrays)
+        found, expected = (run(m, (*arrays.values(), None), None, d, 12**-0.5) for m in (kernels, reference))
+        assert_all_close(found, expected, 1000)
+
+
+@on_kernels
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("place", [0, 3, 40])
 @pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan])
