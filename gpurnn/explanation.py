@@ -62,12 +62,16 @@ class Explanation:
         lines = [
             f"{self.schedule} on {self.device}{count}",
             f"  grid {self.grid}, block {self.block}, {self.shared_bytes:,} bytes of shared memory, at most "
-            f"{self.registers} registers a thread, at least {self.occupancy} blocks on a multiprocessor",
-            f"  {self.launches:,} launches; a step has {self.flops_per_step:,} flops and moves "
+            f"{self.registers} registers a thread, at least {_counted(self.occupancy, 'block')} on a multiprocessor",
+            f"  {_counted(self.launches, 'launch', 'es')}; a step has {self.flops_per_step:,} flops and moves "
             f"{self.bytes_per_step:,} bytes",
             f"  predicted: {least:.2f} microseconds a step, bound by {self.bound_by}",
         ]
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.passed_over.items())])
+
+
+def _counted(n: int, what: str, plural: str = "s") -> str:
+    return f"{n:,} {what}{'' if n == 1 else plural}"
 
 
 def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:

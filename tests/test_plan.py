@@ -152,6 +152,7 @@ def test_explain_says_what_runs_and_why_the_rest_does_not():
     assert "H100" in text
     for name in found.passed_over:
         assert f"not {name}: " in text
+    assert "at least 2 blocks on a multiprocessor\n  1 launch;" in text
 
 
 def test_explain_reads_batch_first_and_the_dtype():
