@@ -114,8 +114,8 @@ def report(lengths: Sequence[int] = LENGTHS, states: int = STATES, repeats: int 
     yield (
         f"{where}: milliseconds for the states of a linear recurrence and its gradients, {ROWS} row of {states} "
         f"states, medians of {repeats}. The loop takes a step at a time, in calls of the array library. The scan is "
-        "gpurnn's: of a dense A parallel over chunks on any machine, of a diagonal one by a CUDA kernel on a GPU and "
-        "by a loop in NumPy. The host executor runs that kernel on one core of the CPU, one thread after another."
+        "gpurnn's, parallel over chunks of time: in calls of the array library, of a diagonal A on a GPU by a CUDA "
+        "kernel. The host executor runs that kernel on one core of the CPU, one thread after another."
     )
     yield ""
     yield row(["A", "dtype", "T", "loop", "scan", "loop / scan", "host executor"])

@@ -1,7 +1,13 @@
-"""The linear recurrence h_t = a_t h_{t-1} + b_t, elementwise, real or complex."""
+"""The linear recurrence h_t = a_t h_{t-1} + b_t, elementwise, real or complex.
+
+A step of few columns costs what NumPy's calls cost. So the chunks of a long sequence then take their steps side by
+side, from the states that enter them, which are found first: a chunk is a map, state -> product state + offset. What
+rounding, overflow and underflow do to that is told in ``kernels/linear_scan.py``, which cuts time in the same way.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.inexact[Any]]
+
+_MOST_COLUMNS = 128
+"""With more, the arithmetic of the maps costs more than the calls that chunks save."""
+
+_LEAST_STEPS = 256
 
 
 @dataclass(frozen=True)
@@ -40,9 +51,7 @@ def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False
     """
     states = np.empty((len(b) + 1, *h0.shape), b.dtype)
     states[0] = h0
-    for t in range(len(b)):
-        h = np.multiply(a if a.ndim == 1 else a[t], states[t], out=states[t + 1])
-        h += b[t]
+    _scan(a, b, h0, states[1:])
     # A copy where a gradient is wanted, so that what a caller does to h cannot reach it.
     return (states[1:].copy(), _Scan(a.copy(), states)) if training else (states[1:], None)
 
@@ -65,11 +74,57 @@ def linear_scan_backward(saved: _Scan, dh: Array) -> tuple[Array, Array, Array]:
     dh0 : (B, N) array
     """
     a, states = np.conj(saved.a), saved.states
-    db = np.empty_like(dh)
-    carried = np.zeros_like(states[0])
-    for t in range(len(dh) - 1, -1, -1):
-        np.add(dh[t], carried, out=db[t])
-        np.multiply(db[t], a if a.ndim == 1 else a[t], out=carried)
+    db, dh0 = np.empty_like(dh), np.zeros_like(states[0])
+    if len(dh):
+        db[-1] = dh[-1]
+        _scan(a if a.ndim == 1 else a[:0:-1], dh[-2::-1], dh[-1], db[-2::-1])
+        np.multiply(a if a.ndim == 1 else a[0], db[0], out=dh0)
     if a.ndim == 3:
-        return db * np.conj(states[:-1]), db, carried
-    return np.einsum("tbn,tbn->n", db, np.conj(states[:-1])), db, carried
+        return db * np.conj(states[:-1]), db, dh0
+    return np.einsum("tbn,tbn->n", db, np.conj(states[:-1])), db, dh0
+
+
+def _length(T: int, columns: int) -> int:
+    """Steps of a chunk."""
+    return math.isqrt(T) if T >= _LEAST_STEPS and columns <= _MOST_COLUMNS else T
+
+
+def _scan(a: Array, b: Array, h0: Array, h: Array) -> None:
+    """Write the states that follow h0 to ``h``."""
+    T = len(b)
+    length = _length(T, h0.size)
+    chunks = T // max(length, 1)
+    cut = chunks * length if chunks > 1 else 0
+
+    def of_chunks(x: Array) -> Array:
+        """x as steps of all chunks, (length, chunks, B, N); one for all stays so."""
+        return x if x.ndim == 1 else x[:cut].reshape(chunks, length, *x.shape[1:]).swapaxes(0, 1)
+
+    if cut:
+        steps = of_chunks(a), of_chunks(b)
+        entering = np.empty((chunks, *h0.shape), h0.dtype)
+        entering[0] = h0
+        with np.errstate(all="ignore"):  # of numbers that are not the states
+            factors = np.broadcast_to(a, (length, *a.shape)) if a.ndim == 1 else steps[0]
+            products = np.broadcast_to(factors.prod(axis=0), entering.shape)
+            offsets = np.zeros_like(entering)
+            for i in range(length):
+                np.multiply(a if a.ndim == 1 else steps[0][i], offsets, out=offsets)
+                np.add(offsets, steps[1][i], out=offsets)
+            for k in range(chunks - 1):
+                chunk = slice(k * length, (k + 1) * length)
+                np.add(products[k] * entering[k], offsets[k], out=entering[k + 1])
+                if not (np.isfinite(entering[k + 1]) | np.isnan(entering[k])).all():
+                    # A product may overflow where the states do not.
+                    _loop(a if a.ndim == 1 else a[chunk], b[chunk], entering[k], h[chunk])
+                    entering[k + 1] = h[chunk][-1]
+        _loop(*steps, entering, of_chunks(h))
+        h0 = h[cut - 1]
+    _loop(a if a.ndim == 1 else a[cut:], b[cut:], h0, h[cut:])
+
+
+def _loop(a: Array, b: Array, h0: Array, h: Array) -> None:
+    """`_scan`, a step at a time."""
+    for t in range(len(b)):
+        h0 = np.multiply(a if a.ndim == 1 else a[t], h0, out=h[t])
+        np.add(h0, b[t], out=h0)

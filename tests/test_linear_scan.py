@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gpurnn.kernels import host
 from gpurnn.kernels import linear_scan as kernels
+from gpurnn.reference import linear_scan
 from tolerance import GOLDEN_FLOAT64, assert_all_close, assert_close, assert_golden, check_gradients
 
 import gpurnn
@@ -20,8 +21,13 @@ SIZES = [1, 2, 31, 32, 33, 63, 64, 65, 200, 1500]
 
 @pytest.fixture
 def chunks_of(monkeypatch):
-    """Call it to have the kernels cut time into chunks of so many steps."""
-    return lambda steps: monkeypatch.setattr(kernels, "_length", lambda T, columns: min(T, steps))
+    """Call it to have both wings cut time into chunks of so many steps."""
+
+    def cut(steps: int) -> None:
+        for wing in (kernels, linear_scan):
+            monkeypatch.setattr(wing, "_length", lambda T, columns: min(T, steps))
+
+    return cut
 
 
 def draw(dtype: str, T: int, B: int = 2, N: int = 3, constant: bool = False, seed: int = 0, radius: float = 1.0):
@@ -127,6 +133,11 @@ def test_any_number_of_chunks(chunks_of, steps, dtype, T, constant):
 def test_more_columns_than_a_block_has_threads(chunks_of, constant):
     chunks_of(3)
     hold(*draw("float32", 8, B=7, N=41, constant=constant))
+
+
+def test_numpy_cuts_time_where_there_are_few_columns():
+    for T, columns, length in ((255, 1, 255), (256, 128, 16), (256, 129, 256), (100_000, 16, 316), (0, 1, 0)):
+        assert linear_scan._length(T, columns) == length
 
 
 def test_the_cut_of_time():

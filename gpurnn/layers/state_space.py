@@ -589,7 +589,7 @@ class DiagonalStateSpace(_StateSpace):
 
     a = exp(-exp(nu) + i theta), so that |a| < 1 whatever nu and theta are trained to (where exp(-exp(nu)) is 1 to
     rounding, |a| is 1 - 4 epsilon); a real layer's a = exp(-exp(nu)) lies between 0 and 1. The states are computed by
-    `gpurnn.linear_scan`, in parallel over time on CuPy arrays.
+    `gpurnn.linear_scan`, in parallel over time.
 
     Parameters
     ----------
