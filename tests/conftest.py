@@ -1,5 +1,12 @@
-"""What all tests share: how hypothesis draws, and a wing for strict arrays."""
+"""What all tests share: one BLAS thread, how hypothesis draws, and a wing for strict arrays."""
 
+import os
+
+# Two BLAS threads on two cores spin while anything else runs. A BLAS reads this when NumPy loads it.
+for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+# ruff: noqa: E402
 import signal
 import subprocess
 import sys

@@ -1157,8 +1157,14 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
 
 NO_INPUT = {"__version__": "a string", "Layer": "a base class; each layer has a row"}
 
+
+def stable_repr(value: Any) -> str:
+    """The repr without blanks and memory addresses: processes that share the tests must give them the same names."""
+    return re.sub(r"at0x[0-9a-fA-F]+", "", repr(value).replace(" ", ""))
+
+
 CHOICES = [
-    pytest.param(name, option, value, id=f"{name}-{option}-{value!r}".replace(" ", ""))
+    pytest.param(name, option, value, id=f"{name}-{option}-{stable_repr(value)}")
     for name, (_, _, options) in OPTIONS.items()
     for option, values in options.items()
     for value in values
