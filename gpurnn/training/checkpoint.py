@@ -147,7 +147,7 @@ def save_checkpoint(directory: str | os.PathLike[str], step: int, state: dict[st
     write_checkpoint(path, state)
     found = checkpoints(directory)
     outdated = found[: max(0, found.index(path) + 1 - KEPT)]
-    for stale in [*outdated, *directory.glob(".step-*.partial")]:  # the latter of writes that were killed
+    for stale in [*outdated, *_files.partial_files(directory, _NAME)]:  # the latter of writes that were killed
         stale.unlink()
     return path
 
