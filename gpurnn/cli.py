@@ -287,7 +287,7 @@ def info() -> None:
     click.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     click.echo(f"numpy {np.__version__} ({blas['name']} {blas['version']})")
-    for package in ("array-api-compat", "safetensors", "tqdm", "click"):
+    for package in ("array-api-compat", "safetensors", "tqdm", "click", "filelock", "platformdirs"):
         click.echo(f"{package} {importlib.metadata.version(package)}")
     try:
         click.echo(f"matplotlib {importlib.metadata.version('matplotlib')}")

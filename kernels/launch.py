@@ -19,7 +19,7 @@ import numpy as np
 from array_api_compat import is_cupy_array
 
 from . import host
-from .host.build import KERNELS, digest_of, source_closure
+from .compiler import KERNELS, digest_of, source_closure
 
 __all__ = ["CUPY_OPTIONS", "C_NAMES", "Kernel", "Module", "Parameter", "contiguous", "empty", "namespace"]
 

@@ -15,7 +15,7 @@ import os
 import re
 from pathlib import Path
 
-from .host.build import cache_directory, digest_of
+from . import compiler
 from .launch import CUPY_OPTIONS, Module
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -76,16 +76,11 @@ def compile_module(module: Module, architecture: int) -> dict[str, dict[str, int
 def cached(module: Module, architecture: int) -> dict[str, dict[str, int]]:
     """`compile_module`, or what it once gave for the same content."""
     code, options = cuda_source(module, architecture)
-    key = digest_of(importlib.metadata.version(WHEEL), code, *options, *module.names)
-    path = cache_directory() / f"nvrtc-{key}.json"
-    if path.exists():
-        found: dict[str, dict[str, int]] = json.loads(path.read_text())
-        return found
-    found = compile_module(module, architecture)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(found))
-    part.replace(path)
+    key = compiler.digest_of(importlib.metadata.version(WHEEL), code, *options, *module.names)
+    path = compiler.cached(
+        f"nvrtc-{key}.json", lambda path: path.write_text(json.dumps(compile_module(module, architecture)))
+    )
+    found: dict[str, dict[str, int]] = json.loads(path.read_text())
     return found
 
 

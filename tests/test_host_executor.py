@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gpurnn.kernels import compiler as cpp
 from gpurnn.kernels import host, launch, nvrtc
 from gpurnn.kernels.host import build
 
@@ -742,9 +743,13 @@ def cache(tmp_path, monkeypatch):
 
 def test_libraries_are_cached_by_all_that_goes_into_them(cache, tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(
-        build, "_compile", lambda command, target: (commands.append(command), target.write_bytes(b""))[0]
-    )
+
+    def compile_nothing(command):
+        commands.append(command)
+        Path(command[-1]).write_bytes(b"")
+
+    cpp.compiler_version(build.find_compiler())  # which is kept
+    monkeypatch.setattr(cpp, "run", compile_nothing)
     source, header = tmp_path / "one.cu", tmp_path / "value.h"
     source.write_text('#include "value.h"\n' + TINY)
     header.write_text("#define VALUE 1\n")
@@ -766,7 +771,7 @@ def test_libraries_are_cached_by_all_that_goes_into_them(cache, tmp_path, monkey
     assert compiles() == 2
     source.write_text(source.read_text() + "// another text\n")
     assert compiles() == 2
-    monkeypatch.setattr(build, "compiler_version", lambda compiler: "another version")
+    monkeypatch.setattr(cpp, "compiler_version", lambda command: "another version")
     assert compiles() == 5
 
 
@@ -784,7 +789,7 @@ def test_processes_that_build_at_the_same_time_get_one_library(cache, tmp_path):
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) for _ in range(3)]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [(b"", 0)] * 3
     assert len(list(cache.glob("one-*.so"))) == 1
-    assert not [path for path in cache.iterdir() if path.suffix not in (".so", ".o", ".lock")]
+    assert not [path for path in cache.iterdir() if path.suffix not in (".so", ".o", ".lock", ".sha256")]
 
 
 def test_a_compiler_error_names_the_kernels_own_line(cache, tmp_path):
@@ -796,8 +801,8 @@ def test_a_compiler_error_names_the_kernels_own_line(cache, tmp_path):
 
 def test_the_compiler_is_cxx_or_the_first_that_is_there(monkeypatch):
     there = {"g++", "clang++"}
-    monkeypatch.setattr(build.shutil, "which", lambda name: f"/bin/{name}" if name in there else None)
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object() if name in there else None)
+    monkeypatch.setattr(cpp.shutil, "which", lambda name: f"/bin/{name}" if name in there else None)
+    monkeypatch.setattr(cpp.importlib.util, "find_spec", lambda name: object() if name in there else None)
     monkeypatch.setenv("CXX", "ccache clang++-17")
     assert build.find_compiler() == ("ccache", "clang++-17")
     monkeypatch.delenv("CXX")

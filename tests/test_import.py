@@ -8,7 +8,17 @@ import sys
 
 import pytest
 
-OPTIONAL = ["array_api_compat", "click", "cupy", "matplotlib", "safetensors", "torch", "tqdm"]
+OPTIONAL = [
+    "array_api_compat",
+    "click",
+    "cupy",
+    "filelock",
+    "matplotlib",
+    "platformdirs",
+    "safetensors",
+    "torch",
+    "tqdm",
+]
 
 
 def modules_after(code: str) -> set[str]:

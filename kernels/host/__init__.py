@@ -34,7 +34,7 @@ What no run on a CPU shows
   last bits of the GPU's own expf, tanhf and their like.
 
 Environment variables: ``GPURNN_HOST_BUILD`` (``plain``, ``sanitize``, ``conflicts``), ``GPURNN_HOST_SEED``,
-``GPURNN_CACHE_DIR``, ``CXX``.
+``CXX``, ``GPURNN_CACHE_DIR`` and ``GPURNN_COMPILER_TIMEOUT`` (see ``compiler.py``).
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ from typing import Any
 
 import numpy as np
 
-from .build import BUILDS, HOST, KERNELS, CompilerError, build_library, find_compiler, sanitizer_environment
+from ..compiler import KERNELS, CompilerError
+from .build import BUILDS, HOST, build_library, find_compiler, sanitizer_environment
 
 __all__ = [
     "BUILDS",
@@ -223,7 +224,10 @@ class Library:
                 "the sanitize build needs AddressSanitizer in the process: start Python with sanitizer_environment()"
             )
         self.path = build_library(source, kernels, defines, build)
-        self._library = ctypes.CDLL(str(self.path))
+        try:
+            self._library = ctypes.CDLL(str(self.path))
+        except OSError as error:
+            raise CompilerError(f"what the compiler made cannot be loaded: {error}") from error
         self._library.gpurnn_host_kernel_parameters.restype = ctypes.c_char_p
         self._indices = {name: i for i, name in enumerate(kernels)}
 

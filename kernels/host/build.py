@@ -1,29 +1,22 @@
 """Compiles a ``.cu`` file into a shared library for the host executor, once for each content.
 
-The compiler is ``$CXX``, else g++, else clang++, else the one in the ``ziglang`` wheel, so that pip alone is enough.
-Libraries lie in ``$GPURNN_CACHE_DIR``, else ``$XDG_CACHE_HOME/gpurnn``, else ``~/.cache/gpurnn``, under a name made
-from everything that went in: the source with what it includes, the executor, the flags and the compiler's version.
+`compiler.py` has the compiler and the cache. A library's name holds a digest of everything that went in: the source
+with what it includes, the executor, the flags, the compiler's version and the kind of machine.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import functools
-import hashlib
-import importlib.util
 import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-HOST = Path(__file__).resolve().parent
-KERNELS = HOST.parent
+from .. import compiler as cpp
+from ..compiler import KERNELS, CompilerError
+
+HOST = KERNELS / "host"
 
 BUILDS = ("plain", "sanitize", "conflicts")
 
@@ -62,98 +55,17 @@ EXECUTOR_FLAGS = {"plain": ("-O2",), "sanitize": ("-O2", "-fsanitize=address"), 
 LINK_FLAGS = {"plain": (), "sanitize": ("-fsanitize=address",), "conflicts": ()}
 
 
-class CompilerError(RuntimeError):
-    """No compiler was found, or it refused the source; the message holds what it said."""
-
-
-def cache_directory() -> Path:
-    """Where libraries are kept: ``$GPURNN_CACHE_DIR``, ``$XDG_CACHE_HOME/gpurnn`` or ``~/.cache/gpurnn``."""
-    own = os.environ.get("GPURNN_CACHE_DIR")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurnn"
-
-
 def find_compiler() -> tuple[str, ...]:
-    """The C++ compiler's command, found anew at each call.
+    """The command of the C++ compiler that libraries are compiled with.
 
     Raises
     ------
     CompilerError
-        If there is none.
+        If there is none, or the executor does not run on this system.
     """
-    named = os.environ.get("CXX")
-    if named:
-        return tuple(shlex.split(named))
-    for name in ("g++", "clang++"):
-        path = shutil.which(name)
-        if path:
-            return (path,)
-    if importlib.util.find_spec("ziglang") is not None:
-        return (sys.executable, "-m", "ziglang", "c++")
-    raise CompilerError("no C++ compiler: set CXX, install g++ or clang++, or `pip install ziglang`")
-
-
-@functools.cache
-def compiler_version(compiler: tuple[str, ...]) -> str:
-    """What ``compiler --version`` prints."""
-    try:
-        return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise CompilerError(f"the C++ compiler {shlex.join(compiler)} does not run: {error}") from error
-
-
-def source_closure(source: Path, include_directories: Sequence[Path] = (KERNELS,)) -> dict[Path, str]:
-    """The texts of ``source`` and of every file that it includes in quotes, directly or not, skipped parts or not."""
-    texts: dict[Path, str] = {}
-    waiting = [source.resolve()]
-    while waiting:
-        path = waiting.pop()
-        if path in texts:
-            continue
-        texts[path] = path.read_text(encoding="utf-8")
-        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', texts[path], re.MULTILINE):
-            places = [directory / name for directory in (path.parent, *include_directories)]
-            waiting.extend(place.resolve() for place in places if place.is_file())
-    return texts
-
-
-def digest_of(*parts: str | bytes) -> str:
-    """One hash of all parts and of where each ends."""
-    digest = hashlib.sha256()
-    for part in parts:
-        encoded = part.encode() if isinstance(part, str) else part
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _compile(command: Sequence[str], target: Path) -> None:
-    """Runs ``command -o target``; another process sees the whole file or none."""
-    # With AddressSanitizer, which the kernels need in this process, a compiler takes more than half as long again.
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        part = Path(directory) / target.name
-        done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True, env=environment)
-        if done.returncode != 0:
-            raise CompilerError(f"{shlex.join(command)}\n{done.stderr}")
-        os.replace(part, target)
-
-
-def _cached(name: str, suffix: str, command: Sequence[str], *content: str | bytes) -> Path:
-    target = cache_directory() / f"{name}-{digest_of(*command, *content)}{suffix}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_suffix(".lock")):
-            if not target.exists():  # another process may have made it while this one waited
-                _compile(command, target)
-    return target
+    if not sys.platform.startswith("linux"):
+        raise CompilerError(f"the host executor needs Linux, and this is {sys.platform}")
+    return cpp.find_compiler()
 
 
 def _executor_objects(compiler: tuple[str, ...], build: str) -> list[Path]:
@@ -163,17 +75,21 @@ def _executor_objects(compiler: tuple[str, ...], build: str) -> list[Path]:
     for part in ("executor", recorder, "undefined"):
         path = HOST / f"{part}.cpp"
         command = (*compiler, *COMMON_FLAGS, "-fno-sanitize=undefined", *EXECUTOR_FLAGS[build], "-c", str(path))
-        objects.append(_cached(part, ".o", command, compiler_version(compiler), path.read_bytes(), *headers))
+        key = cpp.digest_of(*command, cpp.compiler_version(compiler), cpp.machine(), path.read_bytes(), *headers)
+        objects.append(cpp.cached(f"{part}-{key}.o", lambda target, c=command: cpp.run((*c, "-o", str(target)))))
     return objects
 
 
 def build_library(source: Path, kernels: Sequence[str], defines: dict[str, str], build: str) -> Path:
     """The shared library of ``kernels`` (names, or template instances such as ``"step<float, 4>"``) out of ``source``.
 
+    Its content is verified, so it may be loaded.
+
     Raises
     ------
     CompilerError
-        If there is no compiler, or it refuses the source; with the source's own file names and lines.
+        If there is no compiler, or it rejects the source, with the source's own file names and lines, or does not end;
+        if the cache cannot be used.
     """
     if build not in BUILDS:
         raise ValueError(f"build is {build!r}, expected one of {', '.join(BUILDS)}")
@@ -195,28 +111,23 @@ def build_library(source: Path, kernels: Sequence[str], defines: dict[str, str],
         str(HOST / "cuda_on_host.h"),
     )
     flags += tuple(f"-D{name}={value}" for name, value in sorted(defines.items()))
-    texts = source_closure(source)
-    texts |= source_closure(HOST / "cuda_on_host.h")
+    texts = cpp.source_closure(source)
+    texts |= cpp.source_closure(HOST / "cuda_on_host.h")
     content = [f"{path}\n{text}" for path, text in sorted(texts.items())]
-    version = compiler_version(compiler)
+    version = cpp.compiler_version(compiler)
     # Two steps, because a compiler that is told -fsanitize=thread when it links adds a runtime of its own.
     objects = _executor_objects(compiler, build)
     name = re.sub(r"\W", "_", source.stem)
-    key = digest_of(*compiler, *flags, unit, version, *content, *(path.name for path in objects))
-    library = cache_directory() / f"{name}-{build}-{key}.so"
-    if library.exists():
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(library.with_suffix(".lock")):
-        if library.exists():
-            return library
-        with tempfile.TemporaryDirectory(dir=library.parent) as directory:
-            generated, kernel_object = Path(directory) / "kernels.cpp", Path(directory) / "kernels.o"
-            generated.write_text(unit, encoding="utf-8")
-            _compile((*compiler, *flags, "-c", str(generated)), kernel_object)
-            parts = (str(kernel_object), *map(str, objects))
-            _compile((*compiler, "-shared", *LINK_FLAGS[build], *parts, "-lpthread", "-ldl", "-lm"), library)
-    return library
+    key = cpp.digest_of(*compiler, *flags, unit, version, cpp.machine(), *content, *(path.name for path in objects))
+
+    def make(library: Path) -> None:
+        generated, kernel_object = library.with_name("kernels.cpp"), library.with_name("kernels.o")
+        generated.write_text(unit, encoding="utf-8")
+        cpp.run((*compiler, *flags, "-c", str(generated), "-o", str(kernel_object)))
+        parts = (str(kernel_object), *map(str, objects))
+        cpp.run((*compiler, "-shared", *LINK_FLAGS[build], *parts, "-lpthread", "-ldl", "-lm", "-o", str(library)))
+
+    return cpp.cached(f"{name}-{build}-{key}.so", make)
 
 
 def sanitizer_environment() -> dict[str, str]:
@@ -227,11 +138,11 @@ def sanitizer_environment() -> dict[str, str]:
     compiler = find_compiler()
     names = (
         ("libasan.so",)
-        if "clang" not in compiler_version(compiler)
+        if "clang" not in cpp.compiler_version(compiler)
         else ("libclang_rt.asan-x86_64.so", "libclang_rt.asan.so")
     )
     for name in names:
-        found = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        found = cpp.run((*compiler, f"-print-file-name={name}")).strip()
         if os.path.isabs(found) and os.path.exists(found):
             options = "detect_leaks=0:halt_on_error=0:detect_stack_use_after_return=0:suppress_equal_pcs=0"
             return {

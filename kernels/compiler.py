@@ -1,0 +1,333 @@
+"""The C++ compiler, and the cache of what it made.
+
+The compiler is ``$CXX``, else g++, else clang++, else the one in the ``ziglang`` wheel, so that pip alone is enough. A
+command of it that runs longer than ``$GPURNN_COMPILER_TIMEOUT`` seconds (600 by default) is ended.
+
+The cache is ``$GPURNN_CACHE_DIR``, else the user's cache directory of the system: ``$XDG_CACHE_HOME/gpurnn`` or
+``~/.cache/gpurnn`` on Linux. A file's name holds a digest of everything that went into it, and the file's SHA-256 is
+stored beside it. What is in the cache will run in this process, so
+
+- nobody but the user and root may be able to write to the directory or to rename one above it;
+- a file is used if only the user or root can have written it and it has its checksum; otherwise it is made again.
+
+A default directory that others can write, or that the user cannot, is replaced by a temporary one of this process, with
+a warning; such a ``$GPURNN_CACHE_DIR`` is an error. On Windows the user's directories are private by their access
+lists, and only the checksum is verified.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import importlib.util
+import math
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+KERNELS = Path(__file__).resolve().parent
+
+_POSIX = os.name == "posix"
+_TIMEOUT = "GPURNN_COMPILER_TIMEOUT"
+_CACHE = "GPURNN_CACHE_DIR"
+
+
+class CompilerError(RuntimeError):
+    """No compiler was found, it rejected the source or did not end, or what it makes cannot be kept safely."""
+
+
+# ---- The compiler ---------------------------------------------------------------------------------------------------
+
+
+def find_compiler() -> tuple[str, ...]:
+    """The C++ compiler's command, searched for at each call.
+
+    Raises
+    ------
+    CompilerError
+        If there is none.
+    """
+    named = os.environ.get("CXX")
+    if named:
+        return (named,) if shutil.which(named) else tuple(shlex.split(named, posix=_POSIX))
+    for name in ("g++", "clang++"):
+        path = shutil.which(name)
+        if path:
+            return (path,)
+    if importlib.util.find_spec("ziglang") is not None:
+        return (sys.executable, "-m", "ziglang", "c++")
+    raise CompilerError("no C++ compiler: set CXX, install g++ or clang++, or `pip install ziglang`")
+
+
+@functools.cache
+def compiler_version(compiler: tuple[str, ...]) -> str:
+    """The output of ``compiler --version``."""
+    return run((*compiler, "--version"))
+
+
+def time_limit() -> float:
+    """Seconds that a command of the compiler may take: ``$GPURNN_COMPILER_TIMEOUT``, or 600.
+
+    Raises
+    ------
+    ValueError
+        The variable is not a positive number.
+    """
+    text = os.environ.get(_TIMEOUT, "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{_TIMEOUT} is {text!r}, expected a positive number of seconds")
+    return seconds
+
+
+def run(command: Sequence[str]) -> str:
+    """Run a command of the compiler to its end; returns its output.
+
+    Raises
+    ------
+    CompilerError
+        It does not run, fails, or takes longer than `time_limit`.
+    """
+    seconds = time_limit()
+    # With AddressSanitizer, which the kernels need in this process, a compiler takes more than half as long again.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    # The output goes to a file, because a pipe stays open as long as any process that the compiler has started.
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,
+                start_new_session=_POSIX,
+            )  # fmt: skip
+        except OSError as error:
+            raise CompilerError(f"the C++ compiler {command[0]} does not run: {error}") from error
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise CompilerError(
+                f"the C++ compiler did not end within {seconds:g} seconds, which the environment variable {_TIMEOUT} "
+                f"can change:\n{shlex.join(command)}"
+            ) from None
+        finally:
+            _end(process)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    if status != 0:
+        raise CompilerError(f"{shlex.join(command)}\n{text}")
+    return text
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that still runs, with all that it has started."""
+    if process.poll() is None:
+        if _POSIX:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+
+
+def source_closure(source: Path, include_directories: Sequence[Path] = (KERNELS,)) -> dict[Path, str]:
+    """The texts of ``source`` and of every file that it includes in quotes, directly or not, skipped parts or not."""
+    texts: dict[Path, str] = {}
+    waiting = [source.resolve()]
+    while waiting:
+        path = waiting.pop()
+        if path in texts:
+            continue
+        texts[path] = path.read_text(encoding="utf-8")
+        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', texts[path], re.MULTILINE):
+            places = [directory / name for directory in (path.parent, *include_directories)]
+            waiting.extend(place.resolve() for place in places if place.is_file())
+    return texts
+
+
+def digest_of(*parts: str | bytes) -> str:
+    """One hash of all parts and of where each ends."""
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode() if isinstance(part, str) else part
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()[:32]
+
+
+# ---- The cache ------------------------------------------------------------------------------------------------------
+
+
+def cache_directory() -> Path:
+    """The directory of the cache, which exists and which nobody but the user and root can write to.
+
+    Raises
+    ------
+    CompilerError
+        ``$GPURNN_CACHE_DIR`` is no such directory and cannot be made.
+    """
+    named = os.environ.get(_CACHE)
+    if named:
+        directory = Path(named)
+    else:
+        import platformdirs
+
+        directory = Path(platformdirs.user_cache_dir("gpurnn", appauthor=False))
+    try:
+        directory = _made(Path(os.path.realpath(directory)))
+    except OSError as error:
+        fault = f"{directory} cannot be made: {error.strerror}"
+    else:
+        fault = _fault(directory)
+        if not fault and not named and not os.access(directory, os.W_OK):
+            fault = f"{directory} is not writable"
+    if not fault:
+        return directory
+    if named:
+        raise CompilerError(
+            f"{_CACHE} is {named!r}, expected a directory that only you can write to, as its libraries run in this "
+            f"process: {fault}"
+        )
+    return _of_this_process(os.getpid(), fault)
+
+
+def _made(directory: Path) -> Path:
+    """The directory, with those above it, made with access for the user alone where it does not exist."""
+    if not directory.exists():
+        _made(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+def _fault(directory: Path) -> str | None:
+    """Why others might put a file into a directory without links in its path, None if they cannot."""
+    if not directory.is_dir():
+        return f"{directory} is not a directory"
+    for path in (directory, *directory.parents):
+        status = path.stat()
+        # In a sticky directory, such as /tmp, others can make files, but not rename those of this user.
+        if _is_private(status) or (path != directory and _is_owned(status) and status.st_mode & stat.S_ISVTX):
+            continue
+        if not _is_owned(status):
+            return f"{path} belongs to another user"
+        return f"others can write to {path}; `chmod go-w {shlex.quote(str(path))}` ends that"
+    return None
+
+
+def _is_owned(status: os.stat_result) -> bool:
+    return not _POSIX or status.st_uid in (0, os.geteuid())
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Whether only the user and root can write."""
+    if not _POSIX:
+        return True
+    shared = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid))
+    return _is_owned(status) and not shared
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether a group is the user's alone, as many systems make one for each user."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return user.pw_gid == gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+
+
+@functools.cache
+def _of_this_process(pid: int, fault: str) -> Path:
+    """A temporary directory instead of the default one, removed when the process ``pid`` ends."""
+    warnings.warn(
+        f"compiled kernels are kept for this process only, because {fault}; set {_CACHE} to a directory that only you "
+        "can write to",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    directory = tempfile.mkdtemp(prefix="gpurnn-")
+
+    def remove() -> None:
+        if os.getpid() == pid:  # a forked child runs this too
+            shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(remove)
+    return Path(directory)
+
+
+def cached(name: str, make: Callable[[Path], object]) -> Path:
+    """The file ``name`` of the cache. ``make`` writes it to the path it is given, where no sound file is there yet.
+
+    Raises
+    ------
+    CompilerError
+        The cache cannot be used, or another process does not finish the file within `time_limit`; what ``make`` raises.
+    """
+    import filelock
+
+    directory = cache_directory()
+    target, checksum = directory / name, directory / f"{name}.sha256"
+    if _is_sound(target, checksum):
+        return target
+    seconds = time_limit()
+    try:
+        with filelock.FileLock(directory / f"{name}.lock", timeout=seconds, mode=0o600):
+            if _is_sound(target, checksum):  # another process may have made it while this one waited
+                return target
+            with tempfile.TemporaryDirectory(dir=directory) as temporary:
+                part, part_checksum = Path(temporary) / name, Path(temporary) / checksum.name
+                make(part)
+                part.chmod(0o600)
+                part_checksum.write_text(_checksum(name, part.read_bytes()), encoding="utf-8")
+                part_checksum.chmod(0o600)
+                os.replace(part, target)
+                os.replace(part_checksum, checksum)
+    except filelock.Timeout:
+        raise CompilerError(
+            f"another process has not finished {target} within {seconds:g} seconds, which the environment variable "
+            f"{_TIMEOUT} can change"
+        ) from None
+    except OSError as error:
+        raise CompilerError(
+            f"{target} cannot be written: {error}; set {_CACHE} to a directory that only you can write to"
+        ) from error
+    return target
+
+
+def _is_sound(path: Path, checksum: Path) -> bool:
+    content, expected = _own_content(path), _own_content(checksum)
+    return content is not None and expected == _checksum(path.name, content).encode()
+
+
+def _checksum(name: str, content: bytes) -> str:
+    """In the form that ``sha256sum --check`` reads."""
+    return f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+
+
+def _own_content(path: Path) -> bytes | None:
+    """The bytes of a regular file that only the user or root can have written, None for anything else."""
+    flags = os.O_RDONLY
+    for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # not through a link; a FIFO is not waited for
+        flags |= getattr(os, flag, 0)
+    try:
+        with open(os.open(path, flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            return file.read() if stat.S_ISREG(status.st_mode) and _is_private(status) else None
+    except OSError:
+        return None
+
+
+def machine() -> str:
+    """The system and the processor that a library runs on, for a directory that several machines share."""
+    return f"{sys.platform} {platform.machine()}"
