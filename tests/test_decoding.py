@@ -194,7 +194,8 @@ def test_the_largest_random_number_draws_what_is_kept():
             return np.full(n, np.nextafter(1.0, 0.0))
 
     logits = np.log(np.array([[0.1, 0.2, 0.3, 0.4]]))
-    assert decoding.draw(logits, Last()).tolist() == [0]
+    assert decoding.draw(logits, Last()).tolist() == [3]
+    assert decoding.draw(np.append(logits, [[-1e9, -np.inf]], axis=1), Last()).tolist() == [3]
     assert decoding.draw(logits, Last(), top_k=2).tolist() == [2]
     assert decoding.draw(logits, Last(), top_p=0.5).tolist() == [2]
     # 3 x 0.1 rounds: the point may reach the whole.
@@ -213,3 +214,156 @@ def test_samples_end_with_the_end_symbol_and_are_padded():
         assert tokens[n - 1, row] == END or n == LONGEST
         assert not tokens[n:, row].any()
     assert {1, 2, 3, 4} == set(lengths.tolist())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_likeliest_are_those_of_a_stable_sort(seed):
+    rng = np.random.default_rng(seed)
+    for size in (1, 2, 7, 300):
+        # Few distinct values make ties, also with the last one that belongs to the result.
+        values = rng.integers(0, rng.integers(1, 9), (5, size)) / 4
+        values[rng.random(values.shape) < 0.3] = -np.inf
+        values[0] = -np.inf
+        for k in (1, 2, 5, size, size + 3):
+            expected = np.argsort(-values, axis=1, kind="stable")[:, :k]
+            np.testing.assert_array_equal(decoding.likeliest(values, k), expected)
+
+
+def sorted_draw(logits, rng, *, temperature=1.0, top_k=None, top_p=None):
+    """The definition: sort all tokens, keep the first ones, draw by the inverse of their distribution."""
+    tokens = []
+    for row, u in zip(logits, rng.random(len(logits)), strict=True):
+        order = np.argsort(-row, kind="stable")[:top_k]
+        p = np.exp((row[order] - row[order[0]]) / temperature)
+        p /= p.sum()
+        if top_p is not None:
+            p[np.cumsum(p) - p >= top_p] = 0
+        tokens.append(order[np.searchsorted(np.cumsum(p), u * p.sum(), side="right")])
+    return tokens
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 5}, {"top_k": 1}, {"top_p": 0.3}, {"top_p": 0.999}, {"top_k": 700, "top_p": 0.8, "temperature": 3.0}],
+)
+@pytest.mark.parametrize("width", [0.01, 2.0])
+def test_a_draw_from_the_likeliest_is_that_of_the_definition(options, width):
+    """A nucleus of more than 64 tokens too, which takes more than one attempt to find."""
+    logits = width * np.random.default_rng(1).normal(size=(40, 2000))
+    found = decoding.draw(logits, np.random.default_rng(7), **options)
+    assert found.tolist() == sorted_draw(logits, np.random.default_rng(7), **options)
+
+
+def test_a_plain_draw_is_the_inverse_of_the_distribution_in_the_order_of_the_tokens():
+    logits = np.random.default_rng(1).normal(size=(500, 30))
+    expected = []
+    for row, u in zip(np.exp(logits), np.random.default_rng(7).random(500), strict=True):
+        expected.append(np.searchsorted(np.cumsum(row), u * row.sum(), side="right"))
+    assert decoding.draw(logits, np.random.default_rng(7)).tolist() == expected
+    assert decoding.draw(logits, np.random.default_rng(7), top_p=1.0, top_k=30).tolist() == expected
+
+
+def test_decoding_sorts_no_vocabulary(monkeypatch):
+    widths, argsort = [], np.argsort
+
+    def counted(a, **options):
+        widths.append(a.shape[-1])
+        return argsort(a, **options)
+
+    monkeypatch.setattr(np, "argsort", counted)
+    logits = 3 * np.random.default_rng(0).normal(size=(4, 50_000))
+    rng = np.random.default_rng(0)
+    for options in ({}, {"temperature": 0}, {"top_k": 50}, {"top_p": 0.5}):
+        decoding.draw(logits, rng, **options)
+    decoding.beam_search(
+        lambda last, state: (np.tile(logits, (len(last) // 4, 1)), None, state), None, 4, lambda state, rows: state,
+        begin=BEGIN, end=END, max_length=3, beam_size=5,
+    )  # fmt: skip
+    assert max(widths) < 5000
+
+
+class Broken(Known):
+    """Gives logits that are not finite for one row, from one step on."""
+
+    def __init__(self, value, row=1, step=1, **options):
+        super().__init__(0, **options)
+        self.value, self.row, self.after = value, row, step
+
+    def logits(self, row, prefix):
+        logits = super().logits(row, prefix)
+        logits[END] -= 1  # so that greedy decoding goes on
+        if row == self.row and len(prefix) > self.after:
+            logits[0] = self.value
+            if self.value == -np.inf:
+                logits[:] = -np.inf
+        return logits
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"top_k": 2}, {"top_p": 0.5}])
+def test_no_token_is_drawn_from_logits_that_are_not_finite(value, options):
+    model = Broken(value, B=3, sharpness=0.1)
+    arguments = {"begin": BEGIN, "end": END, "max_length": LONGEST, "rng": np.random.default_rng(1), **options}
+    with pytest.raises(FloatingPointError, match="the logits of row 1 are not finite"):
+        decoding.sample(model.step, model.start(), 3, **arguments)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_beam_goes_through_logits_that_are_not_finite(value):
+    with pytest.raises(FloatingPointError, match="the logits of row 1 are not finite"):
+        search(Broken(value, B=3, sharpness=0.1), beam_size=2)
+    with pytest.raises(KeyError):
+        search(Broken(value, B=3, sharpness=0.1), beam_size=2, fail=lambda row: KeyError(row))
+
+
+def test_what_a_row_gives_after_its_end_is_not_read():
+    class Ending(Broken):
+        def logits(self, row, prefix):
+            logits = super().logits(row, prefix)
+            return np.array([0.0, 0.0, 50.0, 0.0]) if row == self.row and len(prefix) == 1 else logits
+
+    tokens, lengths = decoding.sample(
+        Ending(np.nan, B=3).step, Ending(np.nan, B=3).start(), 3, begin=BEGIN, end=END, max_length=LONGEST,
+        rng=np.random.default_rng(1),
+    )  # fmt: skip
+    assert lengths[1] == 1
+    assert tokens[0, 1] == END
+    assert search(Ending(np.nan, B=3), beam_size=1, alpha=0.0)[1][0].tokens.tolist() == [END]
+
+
+def test_each_row_has_its_own_limit():
+    class Endless(Known):
+        def logits(self, row, prefix):
+            logits = super().logits(row, prefix)
+            logits[END] = -math.inf
+            return logits
+
+    limits = np.array([3, 1, 4])
+    model = Endless(0, B=3)
+    arguments = {"begin": BEGIN, "end": END, "max_length": limits}
+    tokens, lengths = decoding.sample(model.step, model.start(), 3, rng=np.random.default_rng(0), **arguments)
+    assert lengths.tolist() == limits.tolist()
+    assert tokens.shape == (4, 3)
+    assert not tokens[1:, 1].any()
+    together = decoding.beam_search(
+        model.step, model.start(), 3, model.reorder, beam_size=3, best=2, alpha=0.7, **arguments
+    )
+    for row in range(3):
+        alone = decoding.beam_search(
+            model.step, [(row, ())], 1, model.reorder, beam_size=3, best=2, alpha=0.7, begin=BEGIN, end=END,
+            max_length=int(limits[row]),
+        )[0]  # fmt: skip
+        assert [h.tokens.tolist() for h in together[row]] == [h.tokens.tolist() for h in alone]
+        assert [h.score for h in together[row]] == [h.score for h in alone]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_limit_of_one_row_changes_no_other(seed):
+    model = Known(seed, B=3, sharpness=0.5)
+    arguments = {"begin": BEGIN, "end": END, "beam_size": 2, "best": 2}
+    mixed = decoding.beam_search(
+        model.step, model.start(), 3, model.reorder, max_length=np.array([2, 4, 3]), **arguments
+    )
+    for row, limit in enumerate((2, 4, 3)):
+        same = decoding.beam_search(model.step, model.start(), 3, model.reorder, max_length=limit, **arguments)[row]
+        assert [h.tokens.tolist() for h in mixed[row]] == [h.tokens.tolist() for h in same]

@@ -369,6 +369,90 @@ def test_arguments_that_are_refused(call, message):
         call(small("plain"), source, targets, lengths)
 
 
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", ["source.weight", "encoder.weight_hh_l0", "decoder.weight_ih_l0", "output.bias"])
+def test_parameters_that_are_nan_give_no_tokens(kind, part):
+    source, targets, lengths = batch()
+    model = small(kind)
+    model.params[part][:1] = np.nan
+    if part == "source.weight":
+        source[...] = np.maximum(source, 0)
+        source[0, :] = 0
+    blame = f"parameter {part} holds NaN or infinity"
+    calls = {
+        "greedy": lambda: model.greedy(source, lengths, max_length=3),
+        "sample": lambda: model.sample(source, lengths, max_length=3, rng=0),
+        "beam_search": lambda: model.beam_search(source, lengths, max_length=3, beam_size=2),
+    }
+    for name, call in calls.items():
+        with pytest.raises(FloatingPointError, match=rf"{name}: the logits for source\[:, 0\] are not finite: {blame}"):
+            call()
+    for options in ({}, {"beam_size": 2}):
+        with pytest.raises(FloatingPointError, match=rf"predict: the logits for sources\[1\] are not finite: {blame}"):
+            model.predict([source[:2, 0], source[:1, 0]], **options)
+    if model._looks and part != "output.bias":
+        with pytest.raises(FloatingPointError, match=rf"align: the weights are not finite: {blame}"):
+            model.align(source, targets, lengths)
+
+
+def test_what_the_padding_of_targets_is_embedded_to_does_not_matter_to_an_alignment():
+    source, (tokens, _), lengths = batch()
+    model = small("additive")
+    ends = np.array([1, 2, 1])
+    tokens[...] = np.where(np.arange(len(tokens))[:, None] < ends, np.maximum(tokens, 1), 0)
+    expected = model.align(source, (tokens, ends), lengths)
+    model.params["target.weight"][0] = np.nan
+    found = model.align(source, (tokens, ends), lengths)
+    assert np.isnan(found).any()
+    exist = np.arange(len(tokens))[:, None] < ends
+    np.testing.assert_array_equal(found[exist], expected[exist])
+
+
+@pytest.mark.parametrize("options", [{}, {"beam_size": 3}])
+def test_the_company_of_a_source_does_not_lengthen_its_target(options):
+    model = small("additive")
+    model.params["output.bias"][model.end] = -100  # it never ends
+    short, long = np.array([3, 4]), np.arange(20) % 4 + 3
+    alone = [model.predict([s], **options)[0] for s in (short, long)]
+    assert [len(y) for y in alone] == [14, 50]
+    for found, expected in zip(model.predict([short, long], **options), alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert [len(y) for y in model.predict([short, long], max_length=7, **options)] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m, s, n: m.predict([s[:, 0], s[:0, 0]]), ValueError, r"predict: sources\[1\] has no tokens"),
+        (lambda m, s, n: m.predict([s[:, 0], s]), ValueError, r"predict: sources\[1\] has shape"),
+        (lambda m, s, n: m.predict([s[:, 0] * 1.0]), TypeError, r"predict: sources\[0\] has dtype float64"),
+        (lambda m, s, n: m.predict([s[:, 0], s[:, 0] + 7]), IndexError, r"sources\[1\] holds \d+, expected 0 ... 6"),
+        (lambda m, s, n: m.predict([s[:, 0]], beam_size=0), ValueError, "predict: beam_size is 0, expected at least 1"),
+        (lambda m, s, n: m.predict([s[:, 0]], max_length=0), ValueError, "predict: max_length is 0, expected at least"),
+        (lambda m, s, n: m.predict(7), TypeError, "predict: sources is a int, expected a sequence of arrays"),
+        (lambda m, s, n: m.fit([s[:0, 0]], [s[:, 0]], epochs=1), ValueError, r"fit: inputs\[0\] has no tokens"),
+        (lambda m, s, n: m.fit([s[:, 0]], [s[:, 0] - 9], epochs=1), IndexError, r"fit: targets\[0\] holds -\d"),
+        (lambda m, s, n: m.fit([s[:, 0]], [], epochs=1), ValueError, "fit: targets has 0 entries, expected 1"),
+        (lambda m, s, n: m.greedy(s, n * 0, max_length=2), ValueError, r"greedy: lengths\[0\] is 0, expected"),
+        (lambda m, s, n: m.sample(s, n * 0, max_length=2, rng=0), ValueError, r"sample: lengths\[0\] is 0, expected"),
+        (lambda m, s, n: m.beam_search(s, n * 0, max_length=2), ValueError, r"search: lengths\[0\] is 0, expected"),
+        (lambda m, s, n: m.greedy(s + 7, n, max_length=2), IndexError, r"greedy: source holds \d+, expected 0 ... 6"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("each_wing")
+def test_sources_that_have_no_target(call, error, message):
+    source, _, lengths = batch()
+    with pytest.raises(error, match=message):
+        call(small("plain"), source, lengths)
+
+
+def test_no_sources_and_sources_of_one_token():
+    model = small("plain")
+    assert model.predict([]) == []
+    assert len(model.predict([np.array([3])], max_length=1)[0]) <= 1
+
+
 def test_reinforce_raises_the_reward():
     """Token for token what it was rewarded for, with no target told."""
     rng = np.random.default_rng(0)

@@ -263,6 +263,36 @@ def recurrent(
     return CELLS[cell](input_size, hidden_size, num_layers, **cell_options, **options)
 
 
+def check_numbers(where: str, name: str, numbers: Array, count: int, error: type[Exception] = ValueError) -> None:
+    """Reject an integer array with entries outside 0 ... ``count`` - 1. The kernels compute NaN from such entries."""
+    if 0 in numbers.shape:
+        return
+    xp = _dispatch.namespace(where, **{name: numbers})
+    for extreme in (int(xp.min(numbers)), int(xp.max(numbers))):
+        if not 0 <= extreme < count:
+            raise error(f"{where}: {name} holds {extreme}, expected 0 ... {count - 1}")
+
+
+def not_finite(where: str, outputs: str, params: dict[str, Array], **inputs: Array) -> FloatingPointError:
+    """The error for outputs that are NaN or infinite and so give no answer. It names the array to blame.
+
+    Parameters
+    ----------
+    outputs : str
+        What is not finite, in words.
+    params : dict of str to array
+        Those that the outputs were computed from.
+    **inputs
+        Floating-point arrays by the caller's names.
+    """
+    arrays = {**inputs, **{f"parameter {name}": p for name, p in params.items()}}
+    for name, array in arrays.items():
+        xp = _dispatch.namespace(where, **{name: array})
+        if not bool(xp.all(xp.isfinite(array))):
+            return FloatingPointError(f"{where}: {outputs} are not finite: {name} holds NaN or infinity")
+    return FloatingPointError(f"{where}: {outputs} are not finite, but all inputs and parameters are: they overflow")
+
+
 def existing(tokens: Array, lengths: Array | None) -> Array | None:
     """(T, B) bools, True at the steps that exist; None if all do. ``tokens`` is (T, B, ...)."""
     if lengths is None:

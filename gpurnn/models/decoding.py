@@ -21,6 +21,25 @@ Reorder = Callable[[Any, Rows], Any]
 """From a state and numbers of rows to the state of these rows, in this order."""
 
 
+Fail = Callable[[int], Exception]
+"""From a row of the batch to the error that says why its logits are no answer."""
+
+
+def _fail(row: int) -> Exception:
+    return FloatingPointError(f"the logits of row {row} are not finite")
+
+
+def require_finite(logits: NDArray[np.float64], read: NDArray[np.bool_], fail: Fail) -> None:
+    """Raise ``fail(row)`` for the first row of logits (R, V), among those to be read (R,), that has no softmax.
+
+    A logit of minus infinity forbids its token. NaN, infinity, or a row that forbids every token is an error.
+    """
+    # The maximum of a row with NaN is NaN.
+    bad = np.flatnonzero(read & ~np.isfinite(logits.max(axis=1)))
+    if len(bad):
+        raise fail(int(bad[0]))
+
+
 def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """log softmax over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
@@ -28,8 +47,27 @@ def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
+def likeliest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Where the k largest values of each row (R, N) are, (R, k): the largest first, of equal values the first.
+
+    These are the first k places of a stable descending sort, in O(N) instead of O(N log N) per row.
+    """
+    size = values.shape[1]
+    if k >= size:
+        return np.argsort(-values, axis=1, kind="stable")
+    places = np.argpartition(values, size - k, axis=1)[:, size - k :]
+    least = np.take_along_axis(values, places[:, :1], axis=1)
+    # The partition chooses freely among the values that are equal to the least. The first of them belong here.
+    for row in np.flatnonzero((values >= least).sum(axis=1) > k).tolist():
+        larger, equal = (np.flatnonzero(found) for found in (values[row] > least[row], values[row] == least[row]))
+        places[row] = np.concatenate([larger, equal[: k - len(larger)]])
+    places.sort(axis=1)
+    order = np.argsort(-np.take_along_axis(values, places, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(places, order, axis=1)
+
+
 def check_sampling(where: str, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Refuse what `draw` cannot draw with."""
+    """Reject options that `draw` cannot draw with."""
     if not 0.0 <= temperature < math.inf:
         raise ValueError(f"{where}: temperature is {temperature!r}, expected a number of at least 0")
     if top_k is not None:
@@ -61,20 +99,40 @@ def draw(
     ----------
     A. Holtzman et al., "The curious case of neural text degeneration", ICLR 2020 (nucleus sampling).
     """
-    likeliest = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
     if temperature == 0:
-        return likeliest[:, 0]
-    sorted_logits = np.take_along_axis(logits, likeliest, axis=1)
-    chances = np.exp((sorted_logits - sorted_logits[:, :1]) / temperature)
+        likeliest_token: NDArray[np.int64] = logits.argmax(axis=1)
+        return likeliest_token
+    kept = None
+    if top_k is not None and top_k < logits.shape[1]:
+        kept = likeliest(logits, top_k)
+        logits = np.take_along_axis(logits, kept, axis=1)
+    with np.errstate(over="ignore"):  # a small temperature makes an unlikely token impossible
+        chances = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
+    if top_p is not None and top_p < 1.0:
+        places, chances = _nucleus(logits, chances, top_p)
+        kept = places if kept is None else np.take_along_axis(kept, places, axis=1)
     bounds = np.cumsum(chances, axis=1)
-    if top_p is not None:
-        # A token is in while those before it do not reach p.
-        before = (bounds - chances) / bounds[:, -1:]
-        bounds = np.cumsum(np.where(before < top_p, chances, 0.0), axis=1)
     points = rng.random(len(logits)) * bounds[:, -1]
-    # A product that was rounded up to the whole is no place past the last that can be drawn.
-    places = np.minimum((bounds <= points[:, None]).sum(axis=1), (bounds < bounds[:, -1:]).sum(axis=1))
-    return np.take_along_axis(likeliest, places[:, None], axis=1)[:, 0]
+    # The product may be rounded up to the whole, which lies past the last token that can be drawn.
+    found = np.minimum((bounds <= points[:, None]).sum(axis=1), (bounds < bounds[:, -1:]).sum(axis=1))
+    return found if kept is None else np.take_along_axis(kept, found[:, None], axis=1)[:, 0]
+
+
+def _nucleus(
+    logits: NDArray[np.float64], chances: NDArray[np.float64], p: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The likeliest tokens (R, m), enough of them to reach p in every row, and their chances, 0 outside the nucleus."""
+    total = chances.sum(axis=1, keepdims=True)
+    size, count = logits.shape[1], 0
+    while True:
+        count = min(64 * max(count, 1), size)
+        places = likeliest(logits, count)
+        found = np.take_along_axis(chances, places, axis=1)
+        bounds = np.cumsum(found, axis=1)
+        if count == size or (bounds[:, -1:] / total >= p).all():
+            break
+    # A token is in while those before it do not reach p.
+    return places, np.where((bounds - found) / total < p, found, 0.0)
 
 
 def sample(
@@ -84,28 +142,34 @@ def sample(
     *,
     begin: int,
     end: int,
-    max_length: int,
+    max_length: int | NDArray[np.int64],
     rng: np.random.Generator,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    fail: Fail = _fail,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Tokens (T, B), 0 past the end symbol of each row, and their lengths (B,), the end symbol counted.
 
-    A row that has no end symbol after ``max_length`` tokens ends there.
+    A row that has no end symbol after ``max_length`` tokens ends there; the limit may be an array (B,), one for each
+    row. A row that has not ended and whose logits are not finite raises ``fail(row)``.
     """
+    limits = np.broadcast_to(max_length, (batch,))
     last = np.full(batch, begin, np.int32)
     ended = np.zeros(batch, bool)
-    tokens = np.zeros((max_length, batch), np.int32)
+    tokens = np.zeros((int(limits.max(initial=0)), batch), np.int32)
     lengths = np.zeros(batch, np.int32)
-    for t in range(max_length):
+    for t in range(len(tokens)):
         if ended.all():
             break
         logits, _, state = step(last, state)
+        require_finite(logits, ~ended, fail)
+        if ended.any():
+            logits = np.where(ended[:, None], 0.0, logits)
         last = draw(logits, rng, temperature=temperature, top_k=top_k, top_p=top_p).astype(np.int32)
         tokens[t] = np.where(ended, 0, last)
         lengths += ~ended
-        ended |= last == end
+        ended |= (last == end) | (lengths >= limits)
     return tokens[: int(lengths.max(initial=0))], lengths
 
 
@@ -147,31 +211,32 @@ def beam_search(
     *,
     begin: int,
     end: int,
-    max_length: int,
+    max_length: int | NDArray[np.int64],
     beam_size: int,
     alpha: float = 0.6,
     beta: float = 0.0,
     best: int = 1,
     source_lengths: NDArray[np.int64] | None = None,
+    fail: Fail = _fail,
 ) -> list[list[Hypothesis]]:
     """The best hypotheses of each row, the best first.
 
     At each length the ``beam_size`` likeliest prefixes go on. Those that end are scored by
     s(Y) = log P(Y) / lp(Y) + cp(Y), lp as `length_penalty`, cp as beta times `coverage`. A row stops when none of its
     prefixes can still beat the worst of its ``best`` finished hypotheses: log P can only fall, cp is at most 0, and
-    lp is at most that of ``max_length``. Prefixes that reach ``max_length`` fill up where too few have ended.
+    lp is at most that of ``max_length``. Prefixes that reach ``max_length`` fill up where too few have ended. The limit
+    may be an array (B,), one for each row. A row whose logits are not finite raises ``fail(row)``.
 
     References
     ----------
     Y. Wu et al., "Google's neural machine translation system", arXiv:1609.08144 (2016), section 7.
     """
     K = beam_size
-    state = reorder(state, np.repeat(np.arange(batch), K))
-    last = np.full(batch * K, begin, np.int32)
-    tokens = np.zeros((batch, K, 0), np.int32)
-    # One prefix to begin with, the empty one.
-    scores = np.full((batch, K), -np.inf)
-    scores[:, 0] = 0.0
+    limits = np.broadcast_to(max_length, (batch,))
+    last = np.full(batch, begin, np.int32)
+    # The prefixes of each row: at first one, the empty prefix, then K.
+    tokens = np.zeros((batch, 1, 0), np.int32)
+    scores = np.zeros((batch, 1))
     looked: NDArray[np.float64] | None = None
     finished: list[list[Hypothesis]] = [[] for _ in range(batch)]
     ended = np.zeros(batch, bool)
@@ -185,17 +250,24 @@ def beam_search(
         finished[row].sort(key=lambda hypothesis: -hypothesis.score)
         del finished[row][best:]
 
-    for _ in range(max_length):
+    def fail_prefix(i: int) -> Exception:
+        return fail(i // scores.shape[1])
+
+    for t in range(1, int(limits.max(initial=0)) + 1):
         if ended.all():
             break
         logits, weights, state = step(last, state)
-        V = logits.shape[1]
-        totals = scores[:, :, None] + log_softmax(logits).reshape(batch, K, V)
+        width, V = scores.shape[1], logits.shape[1]
+        read = (~np.isneginf(scores) & ~ended[:, None]).reshape(-1)
+        require_finite(logits, read, fail_prefix)
+        totals = np.full(logits.shape, -np.inf)
+        totals[read] = scores.reshape(-1)[read, None] + log_softmax(logits[read])
         if weights is not None:
-            looked = weights.reshape(batch, K, -1) if looked is None else looked + weights.reshape(batch, K, -1)
+            weights = weights.reshape(batch, width, -1)
+            looked = weights if looked is None else looked + weights
         # Of 2 K continuations at most K end, so that at least K go on.
-        flat = totals.reshape(batch, K * V)
-        order = np.argsort(-flat, axis=1, kind="stable")[:, : 2 * K]
+        flat = totals.reshape(batch, width * V)
+        order = likeliest(flat, 2 * K)
         chosen = np.zeros((batch, K), np.int64)
         following = np.zeros((batch, K), np.int32)
         kept = np.full((batch, K), -np.inf)
@@ -212,22 +284,21 @@ def beam_search(
                 else:
                     chosen[row, place], following[row, place], kept[row, place] = beam, token, total
                     place += 1
-        rows = (np.arange(batch)[:, None] * K + chosen).reshape(-1)
+        rows = (np.arange(batch)[:, None] * width + chosen).reshape(-1)
         state = reorder(state, rows)
         tokens = np.concatenate([np.take_along_axis(tokens, chosen[:, :, None], axis=1), following[:, :, None]], axis=2)
         if looked is not None:
             looked = np.take_along_axis(looked, chosen[:, :, None], axis=1)
         scores, last = kept, following.reshape(-1)
-        highest = scores.max(axis=1) / length_penalty(max_length, alpha)
-        for row in range(batch):
-            if len(finished[row]) == best and finished[row][-1].score >= highest[row]:
+        for row in np.flatnonzero(~ended).tolist():
+            highest = float(scores[row].max()) / length_penalty(int(limits[row]), alpha)
+            full = len(finished[row]) == best
+            ended[row] = highest == -math.inf or (full and finished[row][-1].score >= highest)
+            if not ended[row] and t == limits[row]:
+                missing = best - len(finished[row])
+                for beam in np.argsort(-scores[row], kind="stable")[:missing].tolist():
+                    if scores[row, beam] > -math.inf:
+                        seen = None if looked is None else looked[row, beam]
+                        finish(row, tokens[row, beam], float(scores[row, beam]), seen)
                 ended[row] = True
-        ended |= np.isneginf(scores).all(axis=1)
-    for row in range(batch):
-        missing = best - len(finished[row])
-        cut = np.argsort(-scores[row], kind="stable")[: 0 if ended[row] else missing].tolist()
-        for beam in cut:
-            if scores[row, beam] > -math.inf:
-                seen = None if looked is None else looked[row, beam]
-                finish(row, tokens[row, beam], float(scores[row, beam]), seen)
     return finished

@@ -14,7 +14,7 @@ from .._random import generator
 from ..layers.base import Array
 from ..layers.decoder import Carried
 from . import decoding
-from .base import Model, State, existing, recurrent, told
+from .base import Model, State, check_numbers, existing, not_finite, recurrent, told
 
 
 class EncoderDecoder(Model):
@@ -215,9 +215,14 @@ class EncoderDecoder(Model):
             alpha: where the decoder looked. None without attention.
         """
         self._check_pair(source, "previous", previous)
+        outputs, weights = self._decode(source, previous, lengths)
+        return self.output(outputs), weights
+
+    def _decode(self, source: Array, previous: Array, lengths: Array | None) -> tuple[Array, Array | None]:
+        """The decoder's outputs, from which `output` computes the logits, and the alignment."""
         memory, state = self._encode(source, lengths)
-        read, weights, _ = self.decoder(self.target(previous), memory, state, lengths if self._looks else None)
-        return self.output(read), weights
+        outputs, weights, _ = self.decoder(self.target(previous), memory, state, lengths if self._looks else None)
+        return outputs, weights
 
     def vjp(
         self,
@@ -446,10 +451,15 @@ class EncoderDecoder(Model):
 
     # ---- Decoding ----------------------------------------------------------------------------------------------------
 
-    def _steps(self, source: Array, lengths: Array | None) -> tuple[decoding.Step, Carried]:
+    def _steps(self, where: str, source: Array, lengths: Array | None) -> tuple[decoding.Step, Carried]:
         """The model as decoding takes it, and the state to begin with."""
+        self._check_tokens("source", source)
+        check_numbers(where, "source", source, self.source.num_embeddings, IndexError)
         memory, state = self._encode(source, lengths)
-        xp = _dispatch.namespace("EncoderDecoder", source=source)
+        xp = _dispatch.namespace(where, source=source)
+        for i, length in enumerate([] if lengths is None else _dispatch.to_numpy(lengths).tolist()):
+            if length < 1:
+                raise ValueError(f"{where}: lengths[{i}] is {length}, expected at least 1 token in each source")
 
         def step(
             last: NDArray[np.int32], carried: Carried
@@ -463,8 +473,10 @@ class EncoderDecoder(Model):
         return step, self.decoder.begin(memory, state, lengths if self._looks else None, batch=source.shape[1])
 
     def greedy(self, source: Array, lengths: Array | None = None, *, max_length: int) -> tuple[Array, Array]:
-        """The likeliest token at each step; arguments and results as of `sample`."""
-        return self.sample(source, lengths, max_length=max_length, temperature=0, rng=0)
+        """The likeliest token at each step; arguments, results and errors as of `sample`."""
+        where = "EncoderDecoder.greedy"
+        max_length = _checks.integer_at_least(where, "max_length", max_length, 1)
+        return self._sample(where, source, lengths, max_length, self._fail(where), np.random.default_rng(0), 0.0)
 
     def sample(
         self,
@@ -500,14 +512,41 @@ class EncoderDecoder(Model):
             0 past the end symbol.
         lengths : (B,) int32 array
             The end symbol counted.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is out of its range, or a source has no tokens.
+        FloatingPointError
+            A parameter is NaN or infinite, so that the tokens have no probabilities.
         """
         where = "EncoderDecoder.sample"
         max_length = _checks.integer_at_least(where, "max_length", max_length, 1)
         decoding.check_sampling(where, temperature, top_k, top_p)
-        step, carried = self._steps(source, lengths)
+        random, fail = generator(where, rng), self._fail(where)
+        return self._sample(where, source, lengths, max_length, fail, random, temperature, top_k=top_k, top_p=top_p)
+
+    def _fail(self, where: str, names: Sequence[str] | None = None) -> decoding.Fail:
+        """The error for logits of a source that are not finite; ``names`` are the caller's names of the sources."""
+        return lambda row: not_finite(
+            where, f"the logits for {f'source[:, {row}]' if names is None else names[row]}", self.params
+        )
+
+    def _sample(
+        self,
+        where: str,
+        source: Array,
+        lengths: Array | None,
+        max_length: int | NDArray[np.int64],
+        fail: decoding.Fail,
+        rng: np.random.Generator,
+        temperature: float,
+        **options: Any,
+    ) -> tuple[Array, Array]:
+        step, carried = self._steps(where, source, lengths)
         tokens, found = decoding.sample(
-            step, carried, source.shape[1], begin=self.begin, end=self.end, max_length=max_length,
-            rng=generator(where, rng), temperature=temperature, top_k=top_k, top_p=top_p,
+            step, carried, source.shape[1], begin=self.begin, end=self.end, max_length=max_length, rng=rng,
+            temperature=temperature, fail=fail, **options,
         )  # fmt: skip
         xp = _dispatch.namespace(where, source=source)
         return _dispatch.from_numpy(xp, tokens), _dispatch.from_numpy(xp, found)
@@ -543,9 +582,32 @@ class EncoderDecoder(Model):
         -------
         list of lists of Hypothesis
             With the attributes ``tokens`` (T,), the end symbol among them, ``log_probability`` and ``score``.
+
+        Raises
+        ------
+        ValueError, TypeError, FloatingPointError
+            As of `sample`.
         """
         where = "EncoderDecoder.beam_search"
         max_length = _checks.integer_at_least(where, "max_length", max_length, 1)
+        return self._beam_search(
+            where, source, lengths, max_length, self._fail(where), beam_size=beam_size, length_penalty=length_penalty,
+            coverage_penalty=coverage_penalty, best=best,
+        )  # fmt: skip
+
+    def _beam_search(
+        self,
+        where: str,
+        source: Array,
+        lengths: Array | None,
+        max_length: int | NDArray[np.int64],
+        fail: decoding.Fail,
+        *,
+        beam_size: int,
+        length_penalty: float = 0.6,
+        coverage_penalty: float = 0.0,
+        best: int = 1,
+    ) -> list[list[decoding.Hypothesis]]:
         beam_size = _checks.integer_at_least(where, "beam_size", beam_size, 1)
         alpha = _checks.non_negative(where, "length_penalty", length_penalty)
         beta = _checks.non_negative(where, "coverage_penalty", coverage_penalty)
@@ -554,11 +616,12 @@ class EncoderDecoder(Model):
         if beta and not self._looks:
             raise ValueError(f"{where}: coverage_penalty is {beta}, expected 0 without attention")
         xp = _dispatch.namespace(where, source=source, lengths=lengths)
-        step, carried = self._steps(source, lengths)
+        step, carried = self._steps(where, source, lengths)
         return decoding.beam_search(
             step, carried, source.shape[1], lambda c, rows: c.rows(_dispatch.from_numpy(xp, rows)),
             begin=self.begin, end=self.end, max_length=max_length, beam_size=beam_size, alpha=alpha, beta=beta,
-            best=best, source_lengths=None if lengths is None else _dispatch.to_numpy(lengths).astype(np.int64),
+            best=best, fail=fail,
+            source_lengths=None if lengths is None else _dispatch.to_numpy(lengths).astype(np.int64),
         )  # fmt: skip
 
     def align(self, source: Array, targets: tuple[Array, Array], lengths: Array | None = None) -> Array:
@@ -568,11 +631,18 @@ class EncoderDecoder(Model):
         ------
         ValueError
             The model has no attention.
+        FloatingPointError
+            A parameter is NaN or infinite, and so is the alignment.
         """
+        where = "EncoderDecoder.align"
         if not self._looks:
-            raise ValueError("EncoderDecoder.align: the model has no attention, expected one with an alignment")
-        tokens, _ = self._targets(source, targets)
-        return self(source, self._shifted(tokens), lengths)[1]
+            raise ValueError(f"{where}: the model has no attention, expected one with an alignment")
+        tokens, exist = self._targets(source, targets)
+        _, weights = self._decode(source, self._shifted(tokens), lengths)
+        xp = _dispatch.namespace(where, weights=weights)
+        if bool(xp.any(exist & ~xp.all(xp.isfinite(weights), axis=-1))):
+            raise not_finite(where, "the weights", self.params)
+        return weights
 
     # ---- Examples ----------------------------------------------------------------------------------------------------
 
@@ -594,7 +664,7 @@ class EncoderDecoder(Model):
         beam_size : int
             1 for greedy decoding.
         max_length : int, optional
-            By default twice the longest source, and ten more.
+            By default, for each source, twice its own length and ten more.
         batch_size : int
             How many are decoded at a time.
         **options
@@ -603,31 +673,58 @@ class EncoderDecoder(Model):
         Returns
         -------
         list of (T_i,) int32 NumPy arrays
+
+        Raises
+        ------
+        ValueError, TypeError, FloatingPointError
+            As of `sample`.
         """
         from ..training.data import pad
 
-        where = "EncoderDecoder.predict"
-        _checks.given(where, sources=sources)
+        where = f"{type(self).__name__}.predict"
+        self._check_examples(where, "sources", sources)
+        beam_size = _checks.integer_at_least(where, "beam_size", beam_size, 1)
         if options and beam_size == 1:
             raise TypeError(f"{where}: {sorted(options)} are given, expected none for greedy decoding (beam_size = 1)")
         batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
-        if max_length is None:
-            max_length = 2 * max((int(s.shape[0]) for s in sources), default=0) + 10
+        limits = np.array([2 * int(s.shape[0]) + 10 for s in sources], np.int64)
+        if max_length is not None:
+            limits[:] = _checks.integer_at_least(where, "max_length", max_length, 1)
         # Sources of about one length go together, so that there is little padding.
         order = sorted(range(len(sources)), key=lambda i: int(sources[i].shape[0]))
         found: list[Any] = [None] * len(sources)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             padded, lengths = pad([sources[i] for i in chosen])
+            fail = self._fail(where, [f"sources[{i}]" for i in chosen])
             if beam_size == 1:
-                tokens, ends = (_dispatch.to_numpy(a) for a in self.greedy(padded, lengths, max_length=max_length))
+                drawn = self._sample(where, padded, lengths, limits[chosen], fail, np.random.default_rng(0), 0.0)
+                tokens, ends = map(_dispatch.to_numpy, drawn)
                 rows = [tokens[: ends[lane], lane] for lane in range(len(chosen))]
             else:
-                best = self.beam_search(padded, lengths, max_length=max_length, beam_size=beam_size, **options)
+                best = self._beam_search(
+                    where, padded, lengths, limits[chosen], fail, beam_size=beam_size, **options
+                )  # fmt: skip
                 rows = [hypotheses[0].tokens for hypotheses in best]
             for i, row in zip(chosen, rows, strict=True):
                 found[i] = row[:-1] if row[-1] == self.end else row
         return found
+
+    def _check_examples(self, where: str, name: str, examples: Any, least: int = 1) -> None:
+        """Reject examples that are not arrays (n,) of at least ``least`` tokens of this model."""
+        _checks.given(where, **{name: examples})
+        if isinstance(examples, str) or not hasattr(examples, "__len__"):
+            raise TypeError(f"{where}: {name} is a {type(examples).__qualname__}, expected a sequence of arrays")
+        symbols = (self.target if name == "targets" else self.source).num_embeddings
+        for i, tokens in enumerate(examples):
+            entry = f"{name}[{i}]"
+            _checks.given(where, **{entry: tokens})
+            _dispatch.namespace(where, params=self.output.params["weight"], **{entry: tokens})
+            _checks.integer(where, entry, tokens)
+            _checks.ndim(where, entry, tokens, 1, "(T,)")
+            if tokens.shape[0] < least:
+                raise ValueError(f"{where}: {entry} has no tokens, expected at least {least}")
+            check_numbers(where, entry, tokens, symbols, IndexError)
 
     def _batches(
         self, inputs: Sequence[Array], targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
@@ -635,13 +732,14 @@ class EncoderDecoder(Model):
         """Pairs of source and target; to the targets, which are given without it, the end symbol is added."""
         from ..training import PaddedBatches
 
-        _checks.given("EncoderDecoder.fit", inputs=inputs, targets=targets)
+        where = f"{type(self).__name__}.fit"
+        self._check_examples(where, "inputs", inputs)
+        self._check_examples(where, "targets", targets, least=0)
+        if len(targets) != len(inputs):
+            raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(inputs)}")
         ended = []
-        for i, target in enumerate(targets):
-            name = f"targets[{i}]"
-            xp = _dispatch.namespace("EncoderDecoder.fit", **{name: target})
-            _checks.integer("EncoderDecoder.fit", name, target)
-            _checks.ndim("EncoderDecoder.fit", name, target, 1, "(T,)")
+        for target in targets:
+            xp = _dispatch.namespace(where, targets=target)
             end = xp.full((1,), self.end, dtype=target.dtype, device=_dispatch.device(target))
             ended.append(xp.concat([target, end]))
         return PaddedBatches(inputs, batch_size, ended, own_lengths=True, shuffle=shuffle, rng=rng)
