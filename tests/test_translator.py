@@ -1,7 +1,9 @@
 """The translator: its vocabularies, what it learns, its alignment and its score."""
 
 import builtins
+import re
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -116,7 +118,15 @@ def test_on_strict_arrays(strict_namespace):
         (lambda m: Translator("abc", m.target_vocabulary, 2, 2), "source_vocabulary is a str, expected a CharVocab"),
         (lambda m: m.predict("abc"), "predict: sources is a str, expected a sequence of str"),
         (lambda m: m.predict(["a", 5]), r"sources\[1\] is a int, expected a str"),
-        (lambda m: m.predict(["a", ""]), r"sources\[1\] is empty, expected at least one symbol"),
+        (lambda m: m.predict(["a", ""]), r"predict: sources\[1\] is '', expected at least one character"),
+        (lambda m: m.fit(["a", ""], ["one", "two"], epochs=1), r"fit: inputs\[1\] is '', expected at least one char"),
+        (lambda m: m.alignment(""), r"Translator\.alignment: source is '', expected at least one character"),
+        (lambda m: m.alignment(["a"]), r"Translator\.alignment: source is a list, expected a str"),
+        (lambda m: m.alignment("a", 3), r"Translator\.alignment: target is a int, expected a str"),
+        (lambda m: m.bleu([], []), r"Translator\.bleu: sources is empty, expected at least one text"),
+        (lambda m: m.bleu(["a"], [""]), r"Translator\.bleu: references hold no words, expected at least one"),
+        (lambda m: m.bleu("a", ["one"]), r"Translator\.bleu: sources is a str, expected a sequence of str"),
+        (lambda m: m.bleu(["a", ""], ["one", "two"]), r"sources\[1\] is '', expected at least one character"),
         (lambda m: m.fit(["a"], "b", epochs=1), "targets is a str"),
         (lambda m: m.fit(["a", "b"], ["one"], epochs=1), "targets has 1 entries, expected 2"),
         (lambda m: m.bleu(["a"], ["one", "two"]), "references has 2 entries, expected 1"),
@@ -127,6 +137,76 @@ def test_on_strict_arrays(strict_namespace):
 def test_refusals(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call(small())
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t \u3000"])
+@pytest.mark.parametrize("options", [{}, {"beam_size": 2}])
+def test_a_source_without_words_is_not_translated(blank, options):
+    model = Translator.from_texts(["a b", "b"], ["x y", "y"], 8, 8)
+    message = f"Translator.predict: sources[1] is {blank!r}, expected at least one word"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.predict(["a b", blank], **options)
+
+
+def test_targets_without_words_are_learnt():
+    model = Translator.from_texts(["a", "b"], ["x", ""], 8, 16, rng=0)
+    model.fit(["a", "b"] * 10, ["x", " "] * 10, epochs=30, optimizer=gpurnn.Adam(0.05))
+    assert model.predict(["b", "a", "b"]) == ["", "x", ""]
+    assert model.bleu(["a", "b"], ["x", ""]) == pytest.approx(100)
+    weights, source, target = model.alignment("b")
+    assert (weights.shape, source, target) == ((1, 1), ["b"], ["<end>"])
+
+
+def test_parameters_that_are_nan_give_no_text():
+    model = small()
+    model.params["decoder.weight_hh_l0"][0, 0] = np.nan
+    blame = "not finite: parameter decoder.weight_hh_l0 holds NaN or infinity"
+    for call in (
+        lambda: model.predict(["a"]),
+        lambda: model.predict(["a"], beam_size=2),
+        lambda: model.alignment("a"),
+        lambda: model.alignment("a", "one"),
+        lambda: model.bleu(["a"], ["one"]),
+    ):
+        with pytest.raises(FloatingPointError, match=blame):
+            call()
+
+
+def ngrams(words, n):
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "references"),
+    [
+        (["x"], ["x"]),
+        (["x y"], ["x y"]),
+        (["x y"], ["x z"]),
+        (["x y z", "x"], ["x y z", "y"]),
+        (["x y z w v", "x"], ["x y z w u", "x"]),
+        (["x"], ["x y z w v u"]),
+        ([""], ["x"]),
+    ],
+)
+def test_bleu_of_short_texts_is_that_of_their_own_order(monkeypatch, predicted, references):
+    monkeypatch.setattr(Translator, "predict", lambda self, sources: predicted)
+    found = small().bleu(["a"] * len(predicted), references)
+    # Papineni's formula over the orders that the translations have; sacrebleu smooths a precision of 0.
+    matches, totals = np.zeros(4), np.zeros(4)
+    for text, reference in zip(predicted, references, strict=True):
+        for n in range(4):
+            grams, theirs = (ngrams(t.split(), n + 1) for t in (text, reference))
+            matches[n] += (grams & theirs).total()
+            totals[n] += grams.total()
+    used = totals > 0
+    if not matches.any():
+        assert found == 0
+        return
+    zeros = np.cumsum((matches == 0) & used)
+    precisions = np.where(matches > 0, matches, 0.5**zeros)[used] / totals[used]
+    lengths = [sum(len(t.split()) for t in texts) for texts in (predicted, references)]
+    expected = 100 * np.exp(np.log(precisions).mean()) * min(1, np.exp(1 - lengths[1] / lengths[0]))
+    assert found == pytest.approx(expected)
 
 
 def test_bleu_says_what_it_needs(monkeypatch):

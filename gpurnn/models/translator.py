@@ -111,7 +111,7 @@ class Translator(EncoderDecoder):
         """
         vocabularies = []
         for name, texts, level in (("sources", sources, source_level), ("targets", targets, target_level)):
-            _texts("Translator.from_texts", name, texts)
+            _check_texts("Translator.from_texts", name, texts)
             _checks.choice("Translator.from_texts", f"{name[:-1]}_level", level, tuple(_LEVELS))
             joined = ("" if level == "char" else " ").join(texts)
             vocabularies.append(_LEVELS[level].from_text(joined, max_size=max_size, min_count=min_count))
@@ -140,7 +140,7 @@ class Translator(EncoderDecoder):
         Parameters
         ----------
         sources : sequence of str
-            None of them empty.
+            Each has at least one symbol of the source vocabulary's kind; one of words is not white space only.
         beam_size : int
             1 for greedy decoding.
         **options
@@ -149,8 +149,13 @@ class Translator(EncoderDecoder):
         Returns
         -------
         list of str
+
+        Raises
+        ------
+        ValueError, TypeError, FloatingPointError
+            As of `EncoderDecoder.sample`.
         """
-        tokens = self._encoded("Translator.predict", "sources", sources, self.source_vocabulary)
+        tokens = self._encoded("Translator.predict", "sources", sources, self.source_vocabulary, least=1)
         found = super().predict(tokens, beam_size=beam_size, **options)
         return [self.target_vocabulary.decode(self._symbols(y)) for y in found]
 
@@ -173,12 +178,15 @@ class Translator(EncoderDecoder):
         Raises
         ------
         ValueError
-            The model has no attention.
+            The model has no attention, or the source has no symbols.
+        FloatingPointError
+            A parameter is NaN or infinite.
         """
         where = "Translator.alignment"
+        x = self._tokens(where, "source", source, self.source_vocabulary, least=1)
         if target is None:
             (target,) = self.predict([source])
-        (x,) = self._encoded(where, "source", [source], self.source_vocabulary)
+        _check_text(where, "target", target)
         xp = _dispatch.namespace(where, source=x)
         y = np.append(self.target_vocabulary.encode(target) + np.int32(RESERVED), np.int32(self.end))
         lengths = _dispatch.from_numpy(xp, np.array([len(y)], np.int32))
@@ -189,10 +197,14 @@ class Translator(EncoderDecoder):
     def bleu(self, sources: Sequence[str], references: Sequence[str], **options: Any) -> float:
         """The corpus BLEU, from 0 to 100, of the translations of some texts, as sacrebleu computes it.
 
+        BLEU is the brevity penalty times the geometric mean of the precisions of n-grams, n = 1 ... 4. Of translations
+        none of which has 4 words, it is the mean over the n that occur (sacrebleu's effective order): equal texts score
+        100 however short they are.
+
         Parameters
         ----------
         sources, references : sequence of str
-            Texts, and a translation of each by someone who knows.
+            At least one text, and a translation of each by someone who knows.
         **options
             Those of `predict`.
 
@@ -200,6 +212,8 @@ class Translator(EncoderDecoder):
         ------
         ImportError
             sacrebleu is not installed.
+        ValueError, TypeError, FloatingPointError
+            There are no texts, the references hold no words, or as of `predict`.
 
         References
         ----------
@@ -210,15 +224,32 @@ class Translator(EncoderDecoder):
             import sacrebleu
         except ImportError as error:
             raise ImportError("Translator.bleu: sacrebleu is not installed; pip install 'gpurnn[bleu]'") from error
-        _texts("Translator.bleu", "references", references)
+        where = "Translator.bleu"
+        _check_texts(where, "sources", sources)
+        _check_texts(where, "references", references)
+        if len(sources) == 0:
+            raise ValueError(f"{where}: sources is empty, expected at least one text")
         if len(references) != len(sources):
-            raise ValueError(f"Translator.bleu: references has {len(references)} entries, expected {len(sources)}")
-        return float(sacrebleu.corpus_bleu(self.predict(sources, **options), [list(references)]).score)
+            raise ValueError(f"{where}: references has {len(references)} entries, expected {len(sources)}")
+        if not any(reference.split() for reference in references):
+            raise ValueError(f"{where}: references hold no words, expected at least one")
+        predicted = self.predict(sources, **options)
+        return float(sacrebleu.corpus_bleu(predicted, [list(references)], use_effective_order=True).score)
 
-    def _encoded(self, where: str, name: str, texts: Sequence[str], vocabulary: Vocabulary) -> list[Array]:
-        _texts(where, name, texts)
+    def _encoded(
+        self, where: str, name: str, texts: Sequence[str], vocabulary: Vocabulary, *, least: int = 0
+    ) -> list[Array]:
+        _check_texts(where, name, texts)
+        return [self._tokens(where, f"{name}[{i}]", text, vocabulary, least=least) for i, text in enumerate(texts)]
+
+    def _tokens(self, where: str, name: str, text: str, vocabulary: Vocabulary, *, least: int) -> Array:
+        """The tokens of one text; reject a text that has fewer than ``least``."""
+        _check_text(where, name, text)
+        numbers = vocabulary.encode(text)
+        if len(numbers) < least:
+            raise ValueError(f"{where}: {name} is {text!r}, expected at least one {vocabulary.kind}")
         xp = _dispatch.namespace(where, params=self.output.params["weight"])
-        return [_dispatch.from_numpy(xp, vocabulary.encode(text) + np.int32(RESERVED)) for text in texts]
+        return _dispatch.from_numpy(xp, numbers + np.int32(RESERVED))
 
     def _symbols(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
         """Numbers of the target vocabulary; a token that is no symbol, which a poor model may write, is unknown."""
@@ -227,7 +258,7 @@ class Translator(EncoderDecoder):
     def _batches(
         self, inputs: Any, targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
     ) -> Any:
-        sources = self._encoded("Translator.fit", "inputs", inputs, self.source_vocabulary)
+        sources = self._encoded("Translator.fit", "inputs", inputs, self.source_vocabulary, least=1)
         texts = self._encoded("Translator.fit", "targets", targets, self.target_vocabulary)
         return super()._batches(sources, texts, batch_size, shuffle=shuffle, rng=rng)
 
@@ -238,12 +269,14 @@ class Translator(EncoderDecoder):
         return ", ".join([*sizes, *super()._describe().split(", ")[2:]])
 
 
-def _texts(where: str, name: str, texts: Any) -> None:
-    """Refuse what is no sequence of texts."""
+def _check_texts(where: str, name: str, texts: Any) -> None:
+    """Reject what is no sequence of texts."""
     if isinstance(texts, str) or not hasattr(texts, "__len__"):
         raise TypeError(f"{where}: {name} is a {type(texts).__qualname__}, expected a sequence of str")
     for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"{where}: {name}[{i}] is a {type(text).__qualname__}, expected a str")
-        if name in ("sources", "inputs", "source") and not text:
-            raise ValueError(f"{where}: {name}[{i}] is empty, expected at least one symbol")
+        _check_text(where, f"{name}[{i}]", text)
+
+
+def _check_text(where: str, name: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{where}: {name} is a {type(text).__qualname__}, expected a str")
