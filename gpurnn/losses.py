@@ -529,3 +529,17 @@ def binary_cross_entropy(
     (800.6931, array([-0.5, -1. ]))
     """
     return _binary_cross_entropy_vjp(logits, target, mask=mask, reduction=reduction)[0]
+
+
+def perplexity(nats: float) -> float:
+    """exp(nats), the perplexity that a mean cross-entropy in nats means; infinity past the largest float64.
+
+    Examples
+    --------
+    >>> round(perplexity(1.0), 3), perplexity(1e5)
+    (2.718, inf)
+    """
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf

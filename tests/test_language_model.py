@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from golden import arrays, family
 from strict_wing import plain, strict
 from tolerance import assert_golden, assert_same, bound, check_gradients, epsilon, recurrence_terms
 
-from gpurnn.models import CharVocabulary, LanguageModel, WordVocabulary, load
+from gpurnn.models import CharVocabulary, LanguageModel, WordVocabulary, language_model, load
 from gpurnn.optimizers import Adam
+from gpurnn.training.trainer import METRICS
 
 LETTERS = CharVocabulary("?abcd")
 OPTIONS = {
@@ -429,3 +432,123 @@ def test_a_file_is_read_as_the_kind_of_model_that_it_holds(tmp_path):
     assert type(load(tmp_path / "m")) is LanguageModel
     with pytest.raises(ValueError, match="m: holds a LanguageModel, expected a Other"):
         Other.from_file(tmp_path / "m")
+
+
+def peak(call):
+    """The most memory in bytes that a call allocates at a time."""
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_long_prompt_needs_no_logits_of_its_tokens(dtype):
+    V, T = 3000, 2000
+    model = LanguageModel(WordVocabulary([f"w{i}" for i in range(V)]), 4, 4, dtype=dtype)
+    prompt = " ".join(["w1", "w2"] * (T // 2))
+    of_logits = T * V * np.dtype(dtype).itemsize
+    assert peak(lambda: model.sample(2, prompt, top_p=0.9)) < of_logits / 10
+    assert peak(lambda: model.predict([prompt, "w1"])) < of_logits / 10
+
+
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_prompt_that_is_read_in_pieces_is_that_which_is_read_at_once(options, monkeypatch):
+    model = small(**options)
+    texts = ["abcdabcdab", "", "a", "dcba", "bb", "abcdabcd"]
+    whole, drawn = model.predict(texts), model.sample(5, texts[0], rng=1)
+    for i, text in enumerate(texts):
+        logits, _ = model(np.concatenate([[0], LETTERS.encode(text)])[:, None])
+        expected = np.exp(logits[-1, 0] - logits[-1, 0].max())
+        np.testing.assert_allclose(whole[i], expected / expected.sum(), rtol=1e-12)
+    for at_a_time in (1, 6, 13):
+        monkeypatch.setattr(language_model, "_READ", at_a_time)
+        np.testing.assert_allclose(model.predict(texts), whole, rtol=1e-12)
+        assert model.sample(5, texts[0], rng=1) == drawn
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int64", "uint64"])
+def test_tokens_of_each_integer_dtype_are_the_same_text(dtype):
+    model = small()
+    numbers = LETTERS.encode("abcd").astype(dtype)
+    assert_same(model.predict([numbers, "a"]), model.predict(["abcd", "a"]))
+    assert model.log_likelihood(numbers) == model.log_likelihood("abcd")
+    assert model.perplexity(numbers) == model.perplexity("abcd")
+
+
+def test_the_perplexity_of_a_bad_model_is_infinite():
+    model = biased(1e5 * np.arange(5))
+    assert model.perplexity("abcabc") == math.inf
+    assert model.log_likelihood("a") == -3e5
+    assert biased(np.full(5, np.nan)).perplexity("a") != math.inf  # it is NaN
+    assert METRICS["perplexity"][1](1e5) == math.inf
+    assert METRICS["perplexity"][1](2.0) == math.exp(2.0)
+    assert METRICS["bits_per_character"][1](1e5) == pytest.approx(1e5 / math.log(2))
+
+
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("embedding.weight", np.nan),
+        ("recurrent.weight_hh_l0", np.nan),
+        ("output.bias", np.nan),
+        ("output.bias", np.inf),
+    ],
+)
+def test_parameters_that_are_not_finite_give_no_tokens(part, value):
+    model = small()
+    model.params[part][0] = value
+    blame = f"not finite: parameter {part} holds NaN or infinity"
+    for options in ({}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.5}):
+        with pytest.raises(FloatingPointError, match=rf"LanguageModel.sample: the logits of token 0 are {blame}"):
+            model.sample(3, "ab", **options)
+    with pytest.raises(FloatingPointError, match=rf"LanguageModel.predict: the logits for texts\[0\] are {blame}"):
+        model.predict(["ab", "b"])
+
+
+def test_a_forbidden_token_is_not_drawn():
+    model = biased([0.0, 0.0, -np.inf, 0.0, 0.0])
+    assert set(model.sample(200)) == {"a", "c", "d"}
+    assert model.predict([""])[0, 2] == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.predict("abc"), "predict: texts is a str, expected a sequence of str or of (T,) integer arrays"),
+        (lambda m: m.predict(None), "predict: texts is None"),
+        (lambda m: m.predict(["a", None]), "predict: texts[1] is None"),
+        (lambda m: m.predict(["a", np.array([1.0])]), "predict: texts[1] has dtype float64"),
+        (lambda m: m.predict(["a", np.array([1, 9])]), "predict: texts[1] holds 9, expected 0 ... 4"),
+        (lambda m: m.log_likelihood(np.array([-1])), "log_likelihood: text holds -1, expected 0 ... 4"),
+        (lambda m: m.sample(1, np.array([1])), "sample: prompt is a ndarray, expected a str"),
+        (lambda m: m.fit([], epochs=1), "fit: inputs is empty, expected at least one text"),
+        (lambda m: m.fit(["ab", "a"], epochs=1), "fit: inputs[1] has 1 tokens, expected at least 2"),
+        (lambda m: m.fit(["ab"], validation=["", "a"], epochs=1), "fit: validation[0] has 0 tokens, expected at least"),
+        (
+            lambda m: m.fit("abc", epochs=1),
+            "fit: inputs has 3 tokens, expected at least batch_size (window + 1) = 2080; lower batch_size or window",
+        ),
+        (lambda m: m.fit("", epochs=1, batch_size=1, window=1), "fit: inputs has 0 tokens, expected at least"),
+        (lambda m: m.fit("abcd" * 9, epochs=1, batch_size=0), "fit: batch_size is 0, expected at least 1"),
+        (lambda m: m.fit("abcd" * 9, epochs=1, window=0), "fit: window is 0, expected at least 1"),
+        (lambda m: m.fit(3, epochs=1), "fit: inputs is a int, expected a sequence of str"),
+    ],
+)
+def test_texts_that_are_rejected_by_their_names(call, message):
+    with pytest.raises((TypeError, ValueError, IndexError), match=re.escape(f"LanguageModel.{message}")):
+        call(small())
+
+
+def test_short_texts():
+    model = small()
+    assert model.log_likelihood("") == 0
+    assert model.perplexity("a") == pytest.approx(math.exp(-model.log_likelihood("a")))
+    assert len(model.sample(1, "")) == 1
+    model.fit("ab", epochs=1, batch_size=1, window=1)
+    model.fit(["ab"], epochs=1)

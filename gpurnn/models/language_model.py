@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,9 @@ from .. import _checks, _dispatch, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
-from .base import Model, State, existing, recurrent, told
-from .decoding import check_sampling, draw
+from .base import Model, State, check_numbers, existing, not_finite, recurrent, told
+from .decoding import check_sampling, draw, require_finite
+from .sequence import LastPooling
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _ROWS = 1024
 """The least rows of logits that are computed at a time, where there are so many."""
+
+_READ = 65536
+"""The most tokens, padding included, that `LanguageModel.predict` and `LanguageModel.sample` read at a time."""
 
 
 class LanguageModel(Model):
@@ -397,23 +400,38 @@ class LanguageModel(Model):
             A `gpurnn.Trainer`; its ``history`` has the losses.
         """
         batch_size, rng = options.pop("batch_size", 32), options.get("rng", 0)
-        data = self._texts(inputs, batch_size, window, shuffle=True, rng=rng)
+        data = self._texts("inputs", inputs, batch_size, window, shuffle=True, rng=rng)
         if validation is not None:
-            validation = self._texts(validation, batch_size, window, shuffle=False, rng=0)
+            validation = self._texts("validation", validation, batch_size, window, shuffle=False, rng=0)
         options.setdefault("metric", self.vocabulary.metric)
         return super().fit(data, targets, validation=validation, **options)
 
-    def _texts(self, texts: Any, batch_size: int, window: int, *, shuffle: bool, rng: int | np.random.Generator) -> Any:
-        """The batches of one text or of several."""
+    def _texts(
+        self, name: str, texts: Any, batch_size: int, window: int, *, shuffle: bool, rng: int | np.random.Generator
+    ) -> Any:
+        """The batches of one text or of several, which the caller calls ``name``."""
         from ..training import PaddedBatches, TokenStream
 
         if hasattr(texts, "batch"):
             return texts
-        _checks.given("LanguageModel.fit", inputs=texts)
+        where = "LanguageModel.fit"
+        _checks.given(where, **{name: texts})
+        batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         xp = self._namespace()
         if isinstance(texts, str) or hasattr(texts, "dtype"):
-            return TokenStream(_dispatch.from_numpy(xp, self._tokens("fit", texts)), batch_size, window)
-        sequences = [_dispatch.from_numpy(xp, self._tokens("fit", text)) for text in texts]
+            window = _checks.integer_at_least(where, "window", window, 1)
+            tokens = self._tokens("fit", name, texts)
+            if tokens.shape[0] < batch_size * (window + 1):
+                raise ValueError(
+                    f"{where}: {name} has {tokens.shape[0]} tokens, expected at least batch_size (window + 1) = "
+                    f"{batch_size * (window + 1)}; lower batch_size or window, or give a list of texts"
+                )
+            return TokenStream(_dispatch.from_numpy(xp, tokens), batch_size, window)
+        sequences = []
+        for entry, tokens in self._each("fit", name, texts):
+            if tokens.shape[0] < 2:
+                raise ValueError(f"{where}: {entry} has {tokens.shape[0]} tokens, expected at least 2")
+            sequences.append(_dispatch.from_numpy(xp, tokens))
         return PaddedBatches(sequences, batch_size, shuffle=shuffle, rng=rng)
 
     def predict(self, texts: Sequence[str | Array]) -> Array:
@@ -431,16 +449,56 @@ class LanguageModel(Model):
 
         Raises
         ------
-        ValueError
-            There are no texts.
+        ValueError, TypeError
+            There are no texts, or one is neither a str nor tokens.
+        FloatingPointError
+            A parameter is NaN or infinite, so that there are no probabilities.
         """
-        if len(texts) == 0:
-            raise ValueError("LanguageModel.predict: texts is empty, expected at least one text")
+        from ..training import pad
+
+        where = "LanguageModel.predict"
+        _checks.given(where, texts=texts)
+        read = [np.concatenate([np.zeros(1, np.int32), tokens]) for _, tokens in self._each("predict", "texts", texts)]
+        # Texts of about one length go together, so that there is little padding.
+        order = sorted(range(len(read)), key=lambda i: len(read[i]))
         xp = self._namespace()
-        before = np.zeros(1, np.int32)
-        read = [np.concatenate([before, self._tokens("predict", text)]) for text in texts]
-        logits = xp.concat([self(_dispatch.from_numpy(xp, tokens[:, None]))[0][-1, ...] for tokens in read], axis=0)
-        return functional.activate(xp, "softmax", logits)
+        found: list[Any] = [None] * len(read)
+        while order:
+            count = 1
+            while count < len(order) and (count + 1) * len(read[order[count]]) <= _READ:
+                count += 1
+            chosen, order = order[:count], order[count:]
+            logits, _ = self._next(*pad([read[i] for i in chosen]))
+            bad = np.flatnonzero(_dispatch.to_numpy(~xp.isfinite(xp.max(logits, axis=-1))))
+            if len(bad):
+                raise not_finite(where, f"the logits for texts[{min(chosen[row] for row in bad)}]", self.params)
+            for lane, i in enumerate(chosen):
+                found[i] = logits[lane, ...]
+        return functional.activate(xp, "softmax", xp.stack(found))
+
+    def _next(
+        self, tokens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None = None, state: State = None
+    ) -> tuple[Array, State]:
+        """The logits (B, V) of what comes after each text of tokens (T, B), and the state behind it.
+
+        Only the logits of the last step are computed, and a long text is read piece by piece.
+        """
+        T, B = tokens.shape
+        xp = self._namespace()
+        steps, pooling = max(1, _READ // B), LastPooling(self.recurrent.hidden_size, False)
+        last: Array | None = None
+        for start in range(0, T, steps):
+            rest = None
+            if lengths is not None:
+                rest = _dispatch.from_numpy(xp, np.clip(lengths - start, 0, steps))
+            x = self.embedding(_dispatch.from_numpy(xp, tokens[start : start + steps, :]))
+            y, state = self.recurrent(x, state, rest)
+            if rest is None:
+                last = y[-1, ...]
+            else:
+                here = pooling(y, rest)
+                last = here if last is None else xp.where(rest[:, None] > 0, here, last)
+        return functional.dense(last, self._output_weight(), self.output.params["bias"]), state
 
     def log_likelihood(self, text: str | Array, *, window: int = 512) -> float:
         """log P(w_1 .. w_T) = sum_t log P(w_t | w_1 .. w_{t-1}), the natural logarithm.
@@ -458,7 +516,7 @@ class LanguageModel(Model):
             In nats; 0 for an empty text.
         """
         window = _checks.integer_at_least("LanguageModel.log_likelihood", "window", window, 1)
-        tokens = self._tokens("log_likelihood", text)
+        tokens = self._tokens("log_likelihood", "text", text)
         before = np.concatenate([np.zeros(1, tokens.dtype), tokens[:-1]])
         xp = self._namespace()
         total, state = 0.0, None
@@ -482,10 +540,10 @@ class LanguageModel(Model):
         ValueError
             The text is empty.
         """
-        tokens = self._tokens("perplexity", text)
+        tokens = self._tokens("perplexity", "text", text)
         if tokens.shape[0] == 0:
             raise ValueError("LanguageModel.perplexity: text is empty, expected at least one token")
-        return math.exp(-self.log_likelihood(tokens, window=window) / tokens.shape[0])
+        return losses.perplexity(-self.log_likelihood(tokens, window=window) / tokens.shape[0])
 
     def sample(
         self,
@@ -523,6 +581,8 @@ class LanguageModel(Model):
         ------
         ValueError
             An argument is out of its range, or the vocabulary has no symbol but the unknown one.
+        FloatingPointError
+            A parameter is NaN or infinite, so that the tokens have no probabilities.
         """
         where = "LanguageModel.sample"
         length = _checks.integer_at_least(where, "length", length, 0)
@@ -530,27 +590,47 @@ class LanguageModel(Model):
         if len(self.vocabulary) < 2:
             raise ValueError(f"{where}: the vocabulary holds the unknown symbol only, expected another to draw")
         random = generator(where, rng)
-        xp = self._namespace()
+        if not isinstance(prompt, str):
+            raise TypeError(f"{where}: prompt is a {type(prompt).__qualname__}, expected a str")
         read = np.concatenate([np.zeros(1, np.int32), self.vocabulary.encode(prompt)])
         state = None
         drawn: list[int] = []
+
+        def fail(row: int) -> Exception:
+            return not_finite(where, f"the logits of token {len(drawn)}", self.params)
+
         for _ in range(length):
-            logits, state = self(_dispatch.from_numpy(xp, read[:, None]), state)
+            logits, state = self._next(read[:, None], None, state)
+            held = _dispatch.to_numpy(logits).astype(np.float64)
+            require_finite(held, np.ones(1, bool), fail)
             # All but the unknown symbol, token 0.
-            known = _dispatch.to_numpy(logits[-1:, 0, 1:]).astype(np.float64)
-            token = 1 + int(draw(known, random, temperature=temperature, top_k=top_k, top_p=top_p)[0])
+            token = 1 + int(draw(held[:, 1:], random, temperature=temperature, top_k=top_k, top_p=top_p)[0])
             drawn.append(token)
             read = np.array([token], np.int32)
         return self.vocabulary.decode(drawn)
 
-    def _tokens(self, method: str, text: str | Array) -> np.ndarray[Any, Any]:
+    def _each(self, method: str, name: str, texts: Any) -> list[tuple[str, np.ndarray[Any, Any]]]:
+        """The name and the tokens of each of several texts."""
+        where = f"LanguageModel.{method}"
+        if isinstance(texts, str) or not hasattr(texts, "__len__"):
+            raise TypeError(
+                f"{where}: {name} is a {type(texts).__qualname__}, expected a sequence of str or of (T,) integer arrays"
+            )
+        if len(texts) == 0:
+            raise ValueError(f"{where}: {name} is empty, expected at least one text")
+        names = [f"{name}[{i}]" for i in range(len(texts))]
+        return [(entry, self._tokens(method, entry, text)) for entry, text in zip(names, texts, strict=True)]
+
+    def _tokens(self, method: str, name: str, text: str | Array) -> np.ndarray[Any, Any]:
         if isinstance(text, str):
             return self.vocabulary.encode(text)
         where = f"LanguageModel.{method}"
-        _dispatch.namespace(where, text=text)
-        _checks.ndim(where, "text", text, 1, "(T,)")
-        _checks.integer(where, "text", text)
-        return _dispatch.to_numpy(text)
+        _checks.given(where, **{name: text})
+        _dispatch.namespace(where, **{name: text})
+        _checks.ndim(where, name, text, 1, "(T,)")
+        _checks.integer(where, name, text)
+        check_numbers(where, name, text, len(self.vocabulary), IndexError)
+        return _dispatch.to_numpy(text).astype(np.int32, copy=False)
 
     def _namespace(self) -> Any:
         return _dispatch.namespace("LanguageModel", params=self.embedding.params["weight"])

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from .. import _checks, _dispatch, _random, gradients
+from .. import _checks, _dispatch, _random, gradients, losses
 from .checkpoint import CheckpointError, checkpoints, latest_checkpoint, save_checkpoint
 from .data import Batch, Data, num_batches
 
 METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
     "bits_per_character": ("bits per character", lambda loss: loss / math.log(2.0)),
-    "perplexity": ("perplexity", lambda loss: math.exp(min(loss, 700.0))),  # e^710 is past the largest float64
+    "perplexity": ("perplexity", losses.perplexity),
 }
 """What a mean cross-entropy in nats can also be stated as: the words for it, and how it follows from the loss."""
 
