@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import self_attention as self_attention
     from . import training as training
     from ._dispatch import use as use
+    from ._files import FileFormatError as FileFormatError
     from .explanation import explain as explain
     from .functional import attention as attention
     from .functional import dense as dense
@@ -85,6 +86,7 @@ __version__ = "0.1.0"
 # Module -> the names it gives to this one. Both are loaded on first use: `import gpurnn` costs what NumPy costs.
 _EXPORTS: dict[str, tuple[str, ...]] = {
     "_dispatch": ("use",),
+    "_files": ("FileFormatError",),
     "analysis": (),
     "explanation": ("explain",),
     "functional": ("attention", "dense", "dropout", "embedding", "gru", "layer_norm", "linear_scan", "lstm", "rnn"),

@@ -1,16 +1,71 @@
-"""Files that are whole or not there at all."""
+"""Reading and writing files: whole or not at all, and known to be what was written.
+
+Layers, models and checkpoints are safetensors files. Their metadata have one entry, ``gpurnn``: JSON that says what the
+file holds, with a SHA-256 checksum over that and over every array. One entry, because safetensors writes several in no
+fixed order, and equal models are to make equal files.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import re
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+KEY = "gpurnn"
+"""The entry of a file's metadata that is ours."""
+
+VERSION = 1
+
+_DIGITS = 64
+_BEFORE_DIGEST = '{"sha256": "'
+_LONGEST_HEADER = 100_000_000  # what safetensors allows
+
+_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
+    "U64": "uint64", "I64": "int64", "F16": "float16", "F32": "float32", "F64": "float64", "C64": "complex64",
+}  # fmt: skip
+"""The dtypes of both safetensors and NumPy, by the former's names."""
+
+_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 _PARTIAL = re.compile(r"\.(.*)\.[0-9a-f]{16}\.partial", re.DOTALL)
+
+
+class FileFormatError(ValueError):
+    """A file that cannot be what it is read as: it is damaged, of another kind or program, or no regular file.
+
+    The message begins with the path of the file. A file that does not exist or must not be read is an `OSError`.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import gpurnn
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "weights.safetensors")
+    ...     gpurnn.Dense(2, 3).save(path)
+    ...     _ = path.write_bytes(path.read_bytes()[:-1])
+    ...     try:
+    ...         gpurnn.Dense(2, 3).load(path)
+    ...     except gpurnn.FileFormatError as error:
+    ...         print(str(error).replace(str(path), path.name).partition(" (")[0])
+    weights.safetensors: damaged, or not a safetensors file
+    """
+
+
+def reason(error: Exception) -> str:
+    """What an error says, shortened: that may be a list of all that a file holds."""
+    said = str(error.args[0]) if error.args else type(error).__name__
+    return said if len(said) < 600 else f"{said[:500]} ... {said[-50:]}"
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -98,3 +153,222 @@ def flush_directory(directory: str | os.PathLike[str]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file, opened to be read.
+
+    Raises
+    ------
+    FileFormatError
+        ``path`` is a directory, pipe, socket or device.
+    OSError
+        The file does not exist or cannot be read.
+    """
+    _require_regular(path, os.stat(os.fspath(path)))
+
+    def opener(name: str, flags: int) -> int:
+        # Should a pipe have taken the file's place since, opening it must not wait for a writer.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=opener)  # noqa: SIM115 - the caller closes it
+    try:
+        _require_regular(path, os.fstat(file.fileno()))
+    except FileFormatError:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(path: str | os.PathLike[str], found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+        raise FileFormatError(f"{os.fspath(path)}: is {kind}, expected a file")
+
+
+# ---- Containers ------------------------------------------------------------------------------------------------------
+
+
+def write_tensors(
+    path: str | os.PathLike[str], where: str, kind: str, content: Any, tensors: Mapping[str, np.ndarray[Any, Any]]
+) -> None:
+    """Write arrays and what JSON can hold to a safetensors file, atomically.
+
+    Parameters
+    ----------
+    path : path
+    where : str
+        The caller's public name, for the messages.
+    kind : str
+        What the file holds: ``"layer"``, ``"model"`` or ``"checkpoint"``.
+    content
+        None, booleans, numbers (NumPy's too), strings, lists and dicts of these.
+    tensors : dict of str to NumPy array
+        Of any memory order, byte order and alignment.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``content`` or a dtype cannot be written; the message names the place.
+    OSError
+        The file cannot be written.
+    """
+    import safetensors.numpy
+
+    arrays = {name: little_endian(array) for name, array in tensors.items()}
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES.values():
+            raise TypeError(f"{where}: {name} has dtype {array.dtype}, expected one of {', '.join(_DTYPES.values())}")
+    text = json.dumps({KEY: kind, "version": VERSION, "content": plain(where, "config", content)})
+    text = f'{_BEFORE_DIGEST}{_digest(text, arrays)}", {text[1:]}'
+    write_atomically(path, safetensors.numpy.save(arrays, {KEY: text}))
+
+
+def read_tensors(path: str | os.PathLike[str], *kinds: str) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+    """What `write_tensors` wrote to ``path`` as one of ``kinds``: the content and the arrays.
+
+    With no ``kinds``, the arrays of any safetensors file, and the content if it is one of ours.
+
+    Raises
+    ------
+    FileFormatError
+        The file is damaged, is no safetensors file, or holds something else; the message names it.
+    OSError
+        The file does not exist or cannot be read.
+    """
+    name = os.fspath(path)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        header = int.from_bytes(start, "little")
+        if size < 8 or not 2 <= header <= min(size - 8, _LONGEST_HEADER):
+            # A look at eight bytes is enough for most files of other programs, however large they are.
+            raise FileFormatError(f"{name}: damaged, or not a safetensors file (it has no header)")
+        try:
+            return _parsed(start + file.read(size - 8), header, kinds)
+        except _Rejected as error:
+            raise FileFormatError(f"{name}: {error}") from error.__cause__
+        except MemoryError as error:
+            raise FileFormatError(f"{name}: its {size} bytes do not fit into memory") from error
+
+
+class _Rejected(Exception):
+    """Why a file cannot be read, without its name."""
+
+
+def _parsed(data: bytes, header: int, kinds: tuple[str, ...]) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+    import safetensors
+
+    try:
+        entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
+        raise _Rejected(f"damaged, or not a safetensors file ({error})") from error
+    metadata = _metadata(data[8 : 8 + header])
+    # Any trace of us, in the key or the value, makes the checksum count: damage to the key must not switch it off.
+    ours = any(KEY in text for pair in metadata.items() for text in pair)
+    if kinds and not ours:
+        raise _Rejected(f"a safetensors file, but not a {kinds[0]} that gpurnn wrote")
+    tensors = {}
+    while entries:  # each is freed once it is copied
+        name, entry = entries.pop()
+        if entry["dtype"] not in _DTYPES:
+            raise _Rejected(
+                f"{name} has dtype {entry['dtype']}, which NumPy does not have, expected one of {', '.join(_DTYPES)}"
+            )
+        dtype = np.dtype(_DTYPES[entry["dtype"]])
+        try:
+            array = np.frombuffer(entry["data"], dtype.newbyteorder("<")).reshape(entry["shape"])
+        except ValueError as error:
+            raise _Rejected(f"{name} has a shape of {len(entry['shape'])} axes that NumPy cannot hold") from error
+        tensors[name] = array.astype(dtype)
+    return (_content(metadata.get(KEY, ""), kinds, tensors) if ours else None), tensors
+
+
+def _metadata(header: bytes) -> dict[str, str]:
+    """The metadata of a header that safetensors has accepted.
+
+    Nothing else of the header is parsed: it may hold anything, of any depth, in places that safetensors ignores.
+    """
+    text = header.decode()
+    match = re.search(r'"__metadata__"\s*:\s*', text)
+    if match is None:
+        return {}
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text, match.end())
+    except (ValueError, RecursionError) as error:
+        raise _Rejected(f"damaged: its metadata are no JSON ({error})") from error
+    found = {} if found is None else found
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise _Rejected("damaged: its metadata are not strings by name")
+    return found
+
+
+def _content(text: str, kinds: tuple[str, ...], tensors: dict[str, np.ndarray[Any, Any]]) -> Any:
+    """The content that ``text``, our entry of the metadata, holds; raise if it or the tensors are not as written."""
+    end = len(_BEFORE_DIGEST) + _DIGITS
+    digest, rest = text[len(_BEFORE_DIGEST) : end], text[end:]
+    damaged = "damaged: its contents do not match their checksum"
+    if not text.startswith(_BEFORE_DIGEST) or not rest.startswith('", '):
+        raise _Rejected(damaged)
+    written = "{" + rest[3:]
+    sound = _digest(written, tensors) == digest
+    try:
+        found = json.loads(written)
+        kind, version, content = found[KEY], found["version"], found["content"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _Rejected(damaged) from error
+    if version != VERSION:
+        raise _Rejected(f"a {kind} of version {version}, expected version {VERSION}; another gpurnn wrote it")
+    if not sound:
+        raise _Rejected(damaged)
+    if kinds and kind not in kinds:
+        raise _Rejected(f"holds a {kind}, expected a {' or '.join(kinds)}")
+    return content
+
+
+def _digest(text: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    described = [[name, tensors[name].dtype.name, tensors[name].shape] for name in sorted(tensors)]
+    digest = hashlib.sha256(json.dumps([text, described]).encode())
+    for name in sorted(tensors):
+        digest.update(little_endian(tensors[name]).data)
+    return digest.hexdigest()
+
+
+def little_endian(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """``array``, or a copy of it, as files hold it: C-contiguous and little-endian."""
+    # safetensors writes memory from the first element on and never looks at strides.
+    return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+
+
+def plain(where: str, name: str, value: Any) -> Any:
+    """``value`` as JSON can hold it: NumPy's booleans and numbers as Python's, exactly.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It, or something in it, is none of None, booleans, numbers, strings, lists, tuples and dicts by strings; or
+        would be read back as something else.
+    """
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        if _SURROGATE_PAIR.search(value):
+            raise ValueError(f"{where}: {name} is {value!r}, expected Unicode text: JSON joins surrogate pairs")
+        return value
+    if isinstance(value, (np.bool_, np.integer, np.floating)):
+        number = value.item()
+        # A long double has no equal among Python's numbers.
+        if isinstance(number, (bool, int, float)):
+            return number
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: {name} has the key {key!r}, expected keys that are str")
+        return {plain(where, name, key): plain(where, f"{name}[{key!r}]", item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(where, f"{name}[{i}]", item) for i, item in enumerate(value)]
+    raise TypeError(
+        f"{where}: {name} is a {type(value).__qualname__}, expected None, a boolean, a number, a string, or a list or "
+        "a dict of these"
+    )

@@ -177,6 +177,8 @@ class Optimizer:
 
 
 def _copy(where: str, name: str, array: Array) -> Array:
+    if isinstance(array, np.ndarray):
+        return np.array(array, order="C")  # safetensors would write the memory of any other order
     return _dispatch.namespace(where, **{name: array}).asarray(array, copy=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _dispatch
+from . import _dispatch, _files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,9 +41,12 @@ def whole_numbers(axis: Any) -> None:
 
 
 def written(figure: Figure, path: PathLike | None) -> Figure:
-    """The figure, written to ``path`` if there is one."""
+    """The figure, written to ``path`` if there is one: whole, or the file there stays as it was."""
     if path is not None:
-        figure.savefig(path)
+        picture, target = io.BytesIO(), Path(path)
+        form = target.suffix[1:] or figure.canvas.get_default_filetype()
+        figure.savefig(picture, format=form)
+        _files.write_atomically(target if target.suffix else f"{target}.{form}", picture.getvalue())
     return figure
 
 

@@ -1155,7 +1155,11 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
 }
 """By public name: a callable, right arguments, and wrong values of those that are no arrays."""
 
-NO_INPUT = {"__version__": "a string", "Layer": "a base class; each layer has a row"}
+NO_INPUT = {
+    "__version__": "a string",
+    "FileFormatError": "an exception",
+    "Layer": "a base class; each layer has a row",
+}
 
 
 def stable_repr(value: Any) -> str:

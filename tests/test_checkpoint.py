@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gpurnn.training import checkpoint
+import gpurnn
 from gpurnn.training.checkpoint import (
     CheckpointError,
     checkpoints,
@@ -116,8 +116,8 @@ def test_foreign_files_are_refused_with_the_reason(tmp_path):
     safetensors.numpy.save_file({"w": np.ones(3)}, path)
     with pytest.raises(CheckpointError, match="c: a safetensors file, but not a checkpoint that gpurnn wrote"):
         read_checkpoint(path)
-    safetensors.numpy.save_file({"w": np.ones(3)}, path, {"format": checkpoint.FORMAT, "version": "2"})
-    with pytest.raises(CheckpointError, match="c: a checkpoint of version 2, expected version 1"):
+    gpurnn.Dense(2, 3).save(path)
+    with pytest.raises(CheckpointError, match="c: holds a layer, expected a checkpoint"):
         read_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         read_checkpoint(tmp_path / "none")
@@ -175,7 +175,7 @@ def test_a_checkpoint_is_a_safetensors_file_that_others_can_open(tmp_path):
     tensors = safetensors.numpy.load_file(tmp_path / "c")
     np.testing.assert_array_equal(tensors["params/w"], state()["params"]["w"])
     with safetensors.safe_open(tmp_path / "c", framework="numpy") as file:
-        assert json.loads(file.metadata()["state"])["step"] == 3
+        assert json.loads(file.metadata()["gpurnn"])["content"]["step"] == 3
 
 
 def test_a_sound_newest_checkpoint_warns_of_nothing(tmp_path):

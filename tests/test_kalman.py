@@ -654,7 +654,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="m: holds a SequenceTagger, expected a LinearGaussian"):
         gpurnn.LinearGaussian.from_file(path)
     gpurnn.Dense(2, 3).save(path)
-    with pytest.raises(ValueError, match="m: a safetensors file, but not a model that this gpurnn can read"):
+    with pytest.raises(ValueError, match="m: holds a layer, expected a model"):
         gpurnn.LinearGaussian.from_file(path)
     draw(4)[0].save(path)
     with pytest.raises(ValueError, match="m: holds a LinearGaussian, expected a SequenceTagger"):

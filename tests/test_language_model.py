@@ -324,7 +324,7 @@ def test_files_that_are_no_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="m: damaged, or not a safetensors file"):
         LanguageModel.from_file(path)
     safetensors.numpy.save_file({"w": np.ones(2)}, path)
-    with pytest.raises(ValueError, match="m: a safetensors file, but not a model that this gpurnn can read"):
+    with pytest.raises(ValueError, match="m: a safetensors file, but not a model that gpurnn wrote"):
         LanguageModel.from_file(path)
 
 

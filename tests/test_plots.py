@@ -94,3 +94,26 @@ def test_drawing_leaves_no_global_state():
     before = "matplotlib.pyplot" in sys.modules
     loss_curve(TRAINING)
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_a_picture_that_cannot_be_drawn_or_written_leaves_the_old_file(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    path = tmp_path / "loss.png"
+    loss_curve(TRAINING, path)
+    old = path.read_bytes()
+
+    def fail(self, target, **_):
+        target.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="No space left"):
+        loss_curve(TRAINING, path)
+    assert path.read_bytes() == old
+    assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_a_path_without_a_suffix_gets_that_of_the_default_format(tmp_path):
+    loss_curve(TRAINING, tmp_path / "loss")
+    assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]

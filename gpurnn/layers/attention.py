@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from .. import _checks, _dispatch, functional, initializers, self_attention
 from .._op import Pullback
 from .._random import generator
-from .base import Array, Layer, parameter_dtype
+from .base import Array, Layer, parameter, parameter_dtype
 from .dense import Dense
 from .dropout import Dropout
 from .layer_norm import LayerNorm
@@ -85,13 +86,16 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"{where}: num_heads is {num_heads}, expected a divisor of features = {features}")
         self.causal = bool(causal)
         kind, random, initialise = parameter_dtype(where, dtype), generator(where, rng), initializers.get(init)
-        square = (self.features, self.features)
-        self.params = {"in_proj_weight": np.concatenate([initialise(random, square, kind) for _ in range(3)])}
-        if bias:
-            self.params["in_proj_bias"] = np.zeros(3 * self.features, kind)
-        self.params["out_proj.weight"] = initialise(random, square, kind)
-        if bias:
-            self.params["out_proj.bias"] = np.zeros(self.features, kind)
+        F = self.features
+
+        def blocks(count: int) -> Array:
+            return np.concatenate([initialise(random, (F, F), kind) for _ in range(count)])
+
+        self.params = {}
+        for name, count in (("in_proj_", 3), ("out_proj.", 1)):
+            self.params[f"{name}weight"] = parameter((count * F, F), kind, partial(blocks, count))
+            if bias:
+                self.params[f"{name}bias"] = parameter((count * F,), kind, partial(np.zeros, count * F, kind))
 
     def __call__(
         self,

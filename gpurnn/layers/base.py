@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import copy
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,44 +51,72 @@ class Layer(ABC):
         return moved
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Copies of the parameters as NumPy arrays, by name."""
-        return {name: np.array(_dispatch.to_numpy(p)) for name, p in self.params.items()}
+        """Copies of the parameters as NumPy arrays, by name; C-contiguous, whatever the parameters are."""
+        return {name: copied(p) for name, p in self.params.items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Copy values into the parameters.
+        """Copy values into the parameters: all of them, or none if one does not fit.
 
         Raises
         ------
         KeyError
             A parameter is missing, or a name is not a parameter of this layer.
         ValueError, TypeError
-            A shape or a dtype is not the parameter's.
+            A value is no array, or its shape or dtype is not the parameter's; a parameter is read-only.
         """
         where = f"{type(self).__name__}.load_state_dict"
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{where}: state is a {type(state).__qualname__}, expected a dict of arrays by name")
         missing, unknown = self.params.keys() - state.keys(), state.keys() - self.params.keys()
         if missing or unknown:
             raise KeyError(
-                f"{where}: missing {sorted(missing) or 'none'}, unknown {sorted(unknown) or 'none'}, "
+                f"{where}: missing {sorted(missing) or 'none'}, unknown {sorted(unknown, key=str) or 'none'}, "
                 f"expected {sorted(self.params)}"
             )
+        values = []
         for name, p in self.params.items():
-            _checks.shape(where, name, state[name], tuple(p.shape), "the parameter's shape")
-            _checks.same_dtype(where, **{"the parameter": p, name: state[name]})
-        for name, p in self.params.items():
-            xp = _dispatch.namespace(where, **{name: p})
-            p[...] = _dispatch.from_numpy(xp, np.asarray(state[name]))
+            value = state[name]
+            _dispatch.namespace(where, **{name: value})
+            _checks.shape(where, name, value, tuple(p.shape), "the parameter's shape")
+            _checks.same_dtype(where, **{"the parameter": p, name: value})
+            _checks.writable(where, f"the parameter {name}", p)
+            # Copied before anything is written, because values may be parameters of this layer.
+            values.append(_dispatch.from_numpy(_dispatch.namespace(where, **{name: p}), _dispatch.to_numpy(value)))
+        for p, value in zip(self.params.values(), values, strict=True):
+            p[...] = value
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters to a safetensors file, which is there whole or not at all."""
-        from safetensors.numpy import save
+        """Write the parameters to a safetensors file, which other programs can read too.
 
-        _files.write_atomically(path, save(self.state_dict()))
+        Parameters
+        ----------
+        path : path
+            A file there is replaced at once, and keeps its mode; a symbolic link stays, and its target is replaced. If
+            writing fails, the old file stays and nothing new is left behind.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        _files.write_tensors(path, f"{type(self).__name__}.save", "layer", None, self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Read the parameters from a safetensors file; raises as `load_state_dict` does."""
-        from safetensors.numpy import load_file
+        """Read the parameters from a safetensors file of gpurnn, known by its checksum to be undamaged, or of others.
 
-        self.load_state_dict(load_file(path))
+        Raises
+        ------
+        FileFormatError
+            The file is damaged or no safetensors file, or its arrays are not those of this layer, by `load_state_dict`.
+            The layer stays as it was. A `ValueError`.
+        OSError
+            The file does not exist or cannot be read.
+        """
+        _, tensors = _files.read_tensors(path)
+        try:
+            self.load_state_dict(tensors)
+        except (KeyError, ValueError, TypeError) as error:
+            raise _files.FileFormatError(f"{os.fspath(path)}: {_files.reason(error)}") from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._describe()})  # {self.num_parameters:,} parameters"
@@ -102,6 +132,54 @@ class Layer(ABC):
     @abstractmethod
     def _describe(self) -> str:
         """The arguments of the constructor, as the repr shows them."""
+
+
+def copied(array: Array) -> np.ndarray[Any, Any]:
+    """A C-contiguous copy of an array of any supported library as a NumPy array in the machine's byte order."""
+    values = _dispatch.to_numpy(array)
+    return np.array(values, values.dtype.newbyteorder("="), order="C")
+
+
+class _Allowance:
+    """How many parameters a constructor may still make, and of how many bytes."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        # Twice what the file holds, because a model may make a parameter that it then ties to another.
+        self.count = 2 * len(tensors)
+        self.size = 2 * sum(tensor.nbytes for tensor in tensors.values())
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.count -= 1
+        self.size -= math.prod(shape) * dtype.itemsize
+        if self.count < 0 or self.size < 0:
+            raise ValueError("the configuration asks for more parameters than the file holds")
+
+
+_allowance: contextvars.ContextVar[_Allowance | None] = contextvars.ContextVar("allowance", default=None)
+
+
+@contextlib.contextmanager
+def uninitialised(tensors: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[None]:
+    """Have `parameter` make zeros, to be overwritten by ``tensors``, and no more of them than ``tensors`` can fill."""
+    token = _allowance.set(_Allowance(tensors))
+    try:
+        yield
+    finally:
+        _allowance.reset(token)
+
+
+def parameter(
+    shape: tuple[int, ...], dtype: np.dtype[Any], initialise: Callable[[], np.ndarray[Any, Any]]
+) -> np.ndarray[Any, Any]:
+    """A new parameter of a layer, from ``initialise()``; every layer makes all of its parameters here.
+
+    While a file is read, initial values would be overwritten: an orthogonal matrix costs seconds that are saved.
+    """
+    allowance = _allowance.get()
+    if allowance is None:
+        return initialise()
+    allowance.take(shape, dtype)
+    return np.zeros(shape, dtype)
 
 
 def parameter_dtype(where: str, dtype: Any) -> np.dtype[Any]:

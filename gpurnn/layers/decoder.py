@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from .. import _checks, _dispatch, functional, initializers
 from .._op import Pullback
 from .._random import generator
-from .base import Array, Layer, parameter_dtype
+from .base import Array, Layer, parameter, parameter_dtype
 from .recurrent import Recurrent
 
 State = Any
@@ -185,7 +186,7 @@ class Decoder(Layer):
             if attention == "additive":
                 A = H if attention_size is None else attention_size
                 A = _checks.integer_at_least(where, "attention_size", A, 1)
-                shapes = {"weight_query": (A, H), "weight_keys": (A, K), "v": (1, A)}
+                shapes: dict[str, tuple[int, ...]] = {"weight_query": (A, H), "weight_keys": (A, K), "v": (A,)}
                 extra, self.output_size = K, H + recurrent.input_size
             else:
                 C = H if attentional_size is None else attentional_size
@@ -195,9 +196,13 @@ class Decoder(Layer):
                     raise ValueError(f"{where}: memory_size is {K}, expected hidden_size = {H} for the dot product")
                 shapes["weight_combine"] = (C, K + H)
                 extra, self.output_size = C if input_feeding else 0, C
-            self._own = {name: xavier(random, shape, kind) for name, shape in shapes.items()}
-            if attention == "additive":
-                self._own["v"] = self._own["v"][0]
+
+            def initial(shape: tuple[int, ...]) -> Array:
+                """Of a vector, that of a matrix with one row."""
+                rows, columns = (1, *shape)[-2:]
+                return xavier(random, (rows, columns), kind).reshape(shape)
+
+            self._own = {name: parameter(shape, kind, partial(initial, shape)) for name, shape in shapes.items()}
         self.input_size = recurrent.input_size - extra
         if self.input_size < 1:
             raise ValueError(

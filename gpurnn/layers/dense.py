@@ -9,7 +9,7 @@ import numpy as np
 from .. import _checks, functional, initializers
 from .._op import Pullback
 from .._random import generator
-from .base import Array, Layer, parameter_dtype
+from .base import Array, Layer, parameter, parameter_dtype
 
 
 class Dense(Layer):
@@ -60,9 +60,10 @@ class Dense(Layer):
         _checks.choice(where, "activation", activation, functional.DENSE_ACTIVATIONS)
         self.activation = activation
         kind = parameter_dtype(where, dtype)
-        self.params = {"weight": initializers.get(init)(generator(where, rng), (out_features, in_features), kind)}
+        initialise, random, shape = initializers.get(init), generator(where, rng), (self.out_features, self.in_features)
+        self.params = {"weight": parameter(shape, kind, lambda: initialise(random, shape, kind))}
         if bias:
-            self.params["bias"] = np.zeros(out_features, kind)
+            self.params["bias"] = parameter(shape[:1], kind, lambda: np.zeros(shape[0], kind))
 
     def __call__(self, x: Array) -> Array:
         """y (..., out_features) of x (..., in_features); raises as `gpurnn.dense` does."""

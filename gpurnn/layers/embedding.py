@@ -9,7 +9,7 @@ import numpy as np
 from .. import _checks, functional, initializers
 from .._op import Pullback
 from .._random import generator
-from .base import Array, Layer, parameter_dtype
+from .base import Array, Layer, parameter, parameter_dtype
 
 
 def _standard_normal(rng: np.random.Generator, shape: tuple[int, int], dtype: Any) -> np.ndarray[Any, Any]:
@@ -64,10 +64,15 @@ class Embedding(Layer):
             raise ValueError(f"{where}: padding_idx is {padding_idx}, expected 0 ... V - 1 = {num_embeddings - 1}")
         self.padding_idx = padding_idx
         initialise = _standard_normal if init is None else initializers.get(init)
-        table = initialise(generator(where, rng), (num_embeddings, embedding_dim), parameter_dtype(where, dtype))
-        if padding_idx is not None:
-            table[padding_idx] = 0
-        self.params = {"weight": table}
+        random, kind, shape = generator(where, rng), parameter_dtype(where, dtype), (num_embeddings, embedding_dim)
+
+        def initial() -> np.ndarray[Any, Any]:
+            table = initialise(random, shape, kind)
+            if padding_idx is not None:
+                table[padding_idx] = 0
+            return table
+
+        self.params = {"weight": parameter(shape, kind, initial)}
 
     def __call__(self, indices: Array) -> Array:
         """Rows, indices.shape + (E,); raises as `gpurnn.embedding` does."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _checks, functional
 from .._op import Pullback
-from .base import Array, Layer, parameter_dtype
+from .base import Array, Layer, parameter, parameter_dtype
 
 
 class LayerNorm(Layer):
@@ -44,9 +44,9 @@ class LayerNorm(Layer):
         self.features = _checks.integer_at_least(where, "features", features, 1)
         self.eps = _checks.non_negative(where, "eps", eps)
         kind = parameter_dtype(where, dtype)
-        self.params = {"weight": np.ones(self.features, kind)}
+        self.params = {"weight": parameter((self.features,), kind, lambda: np.ones(self.features, kind))}
         if bias:
-            self.params["bias"] = np.zeros(self.features, kind)
+            self.params["bias"] = parameter((self.features,), kind, lambda: np.zeros(self.features, kind))
 
     def __call__(self, x: Array) -> Array:
         """y (..., F) of x (..., F); raises as `gpurnn.layer_norm` does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from .. import _checks, _dispatch, cells, initializers
 from .._op import Pullback
 from .._random import generator, philox_seed
 from ..functional import check_cotangents, check_sequence, dropout_mask, pack_state, unpack_state
-from .base import Array, Layer, parameter_dtype
+from .base import Array, Layer, parameter, parameter_dtype
 
 State = Any
 Init = str | initializers.Initializer
@@ -83,18 +84,27 @@ class Recurrent(Layer):
     ) -> dict[str, Array]:
         init_ih, init_hh = (initializers.get(name) for name in (init if isinstance(init, tuple) else (init, init)))
         gates, hidden = self.cell.gates, self.hidden_size
+
+        def blocks(initialise: initializers.Initializer, shape: tuple[int, int]) -> Array:
+            return np.concatenate([initialise(rng, shape, dtype) for _ in range(gates)])
+
+        def bias(name: str) -> Array:
+            values = np.zeros(gates * hidden, dtype)
+            if name == "ih" and isinstance(self.cell, cells.LSTM):
+                values[hidden : 2 * hidden] = 1
+            return values
+
         params = {}
         for layer in range(self.num_layers):
             inputs = self.input_size if layer == 0 else hidden * self.num_directions
             for suffix in self._suffixes(layer):
                 for name, columns, initialise in (("ih", inputs, init_ih), ("hh", hidden, init_hh)):
-                    blocks = [initialise(rng, (hidden, columns), dtype) for _ in range(gates)]
-                    params[f"weight_{name}{suffix}"] = np.concatenate(blocks)
+                    params[f"weight_{name}{suffix}"] = parameter(
+                        (gates * hidden, columns), dtype, partial(blocks, initialise, (hidden, columns))
+                    )
                 if self.bias:
-                    params[f"bias_ih{suffix}"] = np.zeros(gates * hidden, dtype)
-                    params[f"bias_hh{suffix}"] = np.zeros(gates * hidden, dtype)
-                    if isinstance(self.cell, cells.LSTM):
-                        params[f"bias_ih{suffix}"][hidden : 2 * hidden] = 1
+                    for name in ("ih", "hh"):
+                        params[f"bias_{name}{suffix}"] = parameter((gates * hidden,), dtype, partial(bias, name))
         return params
 
     def __call__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from .. import _checks, _dispatch, initializers
 from .._op import Pullback, differentiable
 from .._random import generator
 from ..functional import check_cotangent, check_sequence, cotangent_pair, linear_scan
-from .base import Array, Layer, parameter_dtype
+from .base import Array, Layer, parameter, parameter_dtype
 
 OutputState = Literal["after", "before"]
 
@@ -362,16 +363,25 @@ class _StateSpace(Layer):
         self.output_state = output_state
         self.complex = complex
 
-    def _initialise(self, dtype: np.dtype[Any], rng: np.random.Generator, scale: Any, feedthrough: bool) -> None:
+    def _initialise(
+        self, dtype: np.dtype[Any], rng: np.random.Generator, scale: Callable[[], Any], feedthrough: bool
+    ) -> None:
         """B, C and D into ``params``; ``scale`` is the standard deviation of what white input adds to each state."""
         parts = ("_real", "_imag") if self.complex else ("",)
         I, N, O = self.input_size, self.state_size, self.output_size
-        for name, shape, std in (("B", (N, I), scale / math.sqrt(I)), ("C", (O, N), 1 / math.sqrt(N))):
+
+        def initial(shape: tuple[int, int], gain: Callable[[], Any]) -> np.ndarray[Any, Any]:
+            std = gain() / math.sqrt(shape[1])
+            return (rng.standard_normal(shape) * np.reshape(std, (-1, 1)) / math.sqrt(len(parts))).astype(dtype)
+
+        def initial_feedthrough() -> np.ndarray[Any, Any]:
+            return (rng.standard_normal((O, I)) / math.sqrt(I)).astype(dtype)
+
+        for name, shape, gain in (("B", (N, I), scale), ("C", (O, N), lambda: 1.0)):
             for part in parts:
-                values = rng.standard_normal(shape) * np.reshape(std, (-1, 1)) / math.sqrt(len(parts))
-                self.params[name + part] = values.astype(dtype)
+                self.params[name + part] = parameter(shape, dtype, partial(initial, shape, gain))
         if feedthrough:
-            self.params["D"] = (rng.standard_normal((O, I)) / math.sqrt(I)).astype(dtype)
+            self.params["D"] = parameter((O, I), dtype, initial_feedthrough)
 
     def _transition(self, xp: Any) -> tuple[Array, Any]:
         """A, and a function from its gradient to those of the parameters that it is made from."""
@@ -575,10 +585,11 @@ class StateSpace(_StateSpace):
         super().__init__(input_size, state_size, output_size, output_state, False)
         radius = _checks.non_negative("StateSpace", "radius", radius)
         kind, random = parameter_dtype("StateSpace", dtype), generator("StateSpace", rng)
-        self.params = {"A": initializers.orthogonal(radius)(random, (self.state_size, self.state_size), kind)}
+        shape = (self.state_size, self.state_size)
+        self.params = {"A": parameter(shape, kind, lambda: initializers.orthogonal(radius)(random, shape, kind))}
         # This keeps the variance of the states at that of white input.
         scale = math.sqrt(1 - radius**2) if radius < 1 else 1.0
-        self._initialise(kind, random, scale, feedthrough)
+        self._initialise(kind, random, lambda: scale, feedthrough)
 
     def _transition(self, xp: Any) -> tuple[Array, Any]:
         return self.params["A"], lambda dA: {"A": dA}
@@ -673,11 +684,12 @@ class DiagonalStateSpace(_StateSpace):
             raise ValueError(f"{where}: radius is {radius!r}, expected 0 < least <= largest < 1")
         max_phase = _checks.non_negative(where, "max_phase", max_phase)
         kind, random = parameter_dtype(where, dtype), generator(where, rng)
-        squares = random.uniform(least**2, largest**2, self.state_size)
-        self.params = {"nu": np.log(-np.log(squares) / 2).astype(kind)}
+        shape = (self.state_size,)
+        squares = cache(lambda: random.uniform(least**2, largest**2, shape))
+        self.params = {"nu": parameter(shape, kind, lambda: np.log(-np.log(squares()) / 2).astype(kind))}
         if complex:
-            self.params["theta"] = random.uniform(0, max_phase, self.state_size).astype(kind)
-        self._initialise(kind, random, np.sqrt(1 - squares), feedthrough)
+            self.params["theta"] = parameter(shape, kind, lambda: random.uniform(0, max_phase, shape).astype(kind))
+        self._initialise(kind, random, lambda: np.sqrt(1 - squares()), feedthrough)
 
     def _transition(self, xp: Any) -> tuple[Array, Any]:
         # Beyond, where exp(-exp(nu)) is 1 or 0 to rounding, |a| would be 1, or its gradient infinity times zero.

@@ -1,8 +1,9 @@
 """Models: of language, of sequences and of their steps; vocabularies; and what every model can do."""
 
-from .base import Model, load
+from .base import Model
 from .decoding import Hypothesis
 from .encoder_decoder import EncoderDecoder
+from .files import load
 from .forecaster import Backtest, Forecast, Forecaster
 from .generator import SequenceGenerator
 from .kalman import LinearGaussian

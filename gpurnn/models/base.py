@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -11,26 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _checks, _dispatch, _files, layers
-from ..layers.base import Array, Layer
+from .. import _checks, _dispatch, layers
+from ..layers.base import Array, Layer, uninitialised
+from . import files
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..training import Trainer
-    from .kalman import LinearGaussian
 
 State = Any
-
-FORMAT = "gpurnn model, version 1"
 
 CELLS: dict[str, Any] = {"rnn": layers.RNN, "lstm": layers.LSTM, "gru": layers.GRU}
 """The recurrent layers by the name of their cell."""
 
 _CELL_OPTIONS = {"rnn": ("activation", "leak"), "lstm": (), "gru": ("reset_after", "update")}
-
-KINDS: dict[str, Any] = {}
-"""The classes of what `write` may have written, by name; ``_restored`` of each makes one of what the file holds."""
 
 
 class Model(Layer):
@@ -48,7 +42,7 @@ class Model(Layer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        KINDS[cls.__name__] = cls
+        files.KINDS[cls.__name__] = cls
 
     @property
     def params(self) -> dict[str, Array]:  # type: ignore[override]
@@ -72,8 +66,22 @@ class Model(Layer):
         return cls(**config, rng=rng)  # type: ignore[call-arg]  # every model takes it
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole model, configuration and parameters, to a safetensors file, atomically."""
-        write(path, self, self.config())
+        """Write the whole model, configuration and parameters, to a safetensors file.
+
+        Parameters
+        ----------
+        path : path
+            A file there is replaced at once, and keeps its mode; a symbolic link stays, and its target is replaced. If
+            writing fails, the old file stays and nothing new is left behind.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The configuration holds what JSON cannot; the message says where.
+        OSError
+            The file cannot be written.
+        """
+        files.write(path, self, self.config())
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -81,17 +89,18 @@ class Model(Layer):
 
         Raises
         ------
-        ValueError
-            The file is damaged or holds something else.
+        FileFormatError
+            The file is damaged or holds something else. A `ValueError`.
         OSError
-            It cannot be read.
+            The file does not exist or cannot be read.
         """
-        model: Self = read(path, cls)
+        model: Self = files.read(path, cls)
         return model
 
     @classmethod
     def _restored(cls, config: dict[str, Any], parameters: dict[str, np.ndarray[Any, Any]]) -> Self:
-        model = cls.from_config(config)
+        with uninitialised(parameters):
+            model = cls.from_config(config)
         model.load_state_dict(parameters)
         return model
 
@@ -194,40 +203,6 @@ class Model(Layer):
     @abstractmethod
     def _shapes(self) -> list[tuple[str, str]]:
         """The shape of a batch and what it is or went through last, from the input on; for the repr."""
-
-
-def write(path: str | os.PathLike[str], model: Layer, config: dict[str, Any]) -> None:
-    """Write what is one of `KINDS` to a safetensors file, atomically: its parameters and what else it is made from."""
-    import safetensors.numpy
-
-    # One key, because safetensors writes several in no fixed order, and equal models are to make equal files.
-    metadata = {FORMAT: json.dumps({"model": type(model).__name__, "config": config})}
-    _files.write_atomically(path, safetensors.numpy.save(model.state_dict(), metadata))
-
-
-def read(path: str | os.PathLike[str], kind: type) -> Any:
-    """What `write` wrote to ``path``, of the class ``kind`` or one derived of it; raises as `Model.from_file` does."""
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if FORMAT not in metadata:
-                raise ValueError(f"{path}: a safetensors file, but not a model that this gpurnn can read")
-            parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
-    held = json.loads(metadata[FORMAT])
-    found = KINDS.get(held["model"])
-    if found is None or not issubclass(found, kind):
-        raise ValueError(f"{path}: holds a {held['model']}, expected a {kind.__name__}")
-    return found._restored(held["config"], parameters)
-
-
-def load(path: str | os.PathLike[str]) -> Model | LinearGaussian:
-    """The model, of whatever kind, that its ``save`` wrote to ``path``; raises as `Model.from_file` does."""
-    model: Model | LinearGaussian = read(path, Layer)
-    return model
 
 
 def told(layer: Layer) -> str:

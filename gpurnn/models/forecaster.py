@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _checks, _dispatch
 from .._random import generator
-from ..layers.base import Array
+from ..layers.base import Array, copied
 from .sequence import LOSSES, POOLINGS, SequenceModel
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Forecaster(SequenceModel):
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of the parameters, and of ``mean``, ``std`` and ``residuals``, as NumPy arrays, by name."""
-        return {**super().state_dict(), **{name: np.array(getattr(self, name)) for name in _OF_SERIES}}
+        return {**super().state_dict(), **{name: copied(getattr(self, name)) for name in _OF_SERIES}}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Copy values into the parameters, and into ``mean``, ``std`` and ``residuals``.
@@ -205,11 +205,12 @@ class Forecaster(SequenceModel):
         if missing:
             raise KeyError(f"{where}: missing {missing}, expected {[*self.params, *_OF_SERIES]}")
         for name in _OF_SERIES:
+            _dispatch.namespace(where, **{name: state[name]})
             lead = state[name].shape[:1] if name == "residuals" else ()
             _checks.shape(where, name, state[name], (*lead, self.features), "(..., features)")
             _checks.floating(where, name, state[name])
         super().load_state_dict({name: value for name, value in state.items() if name not in _OF_SERIES})
-        self.mean, self.std, self.residuals = (np.array(state[name]) for name in _OF_SERIES)
+        self.mean, self.std, self.residuals = (copied(state[name]) for name in _OF_SERIES)
 
     def fit(
         self,

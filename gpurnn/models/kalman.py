@@ -15,7 +15,7 @@ import numpy as np
 from .. import _checks, _dispatch
 from .._op import Pullback
 from ..layers.base import Array, Layer
-from .base import KINDS, read, write
+from . import files
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -239,7 +239,7 @@ class LinearGaussian(Layer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        KINDS[cls.__name__] = cls
+        files.KINDS[cls.__name__] = cls
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -247,12 +247,12 @@ class LinearGaussian(Layer):
 
         Raises
         ------
-        ValueError
-            The file is damaged or holds something else.
+        FileFormatError
+            The file is damaged or holds something else. A `ValueError`.
         OSError
-            It cannot be read.
+            The file does not exist or cannot be read.
         """
-        model: Self = read(path, cls)
+        model: Self = files.read(path, cls)
         return model
 
     @classmethod
@@ -260,8 +260,8 @@ class LinearGaussian(Layer):
         return cls(**config, **parameters)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole model to a safetensors file, atomically."""
-        write(path, self, {})
+        """Write the whole model to a safetensors file, as `Model.save` does."""
+        files.write(path, self, {})
 
     def _describe(self) -> str:
         p, n = self.params["H"].shape[-2:]
@@ -915,7 +915,7 @@ class LinearGaussian(Layer):
             fresh = True
 
 
-KINDS["LinearGaussian"] = LinearGaussian
+files.KINDS["LinearGaussian"] = LinearGaussian
 
 
 def _check_covariance(where: str, name: str, given: np.ndarray[Any, Any]) -> None:

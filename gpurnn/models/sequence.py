@@ -10,7 +10,7 @@ import numpy as np
 from .. import _checks, _dispatch, functional, initializers, layers, losses
 from .._op import Pullback
 from .._random import generator
-from ..layers.base import Array, Layer, parameter_dtype
+from ..layers.base import Array, Layer, parameter, parameter_dtype
 from .base import Model, State, existing, recurrent, told
 
 POOLINGS = ("last", "mean", "attention")
@@ -98,10 +98,11 @@ class AttentionPooling(Layer):
 
     def __init__(self, size: int, *, dtype: Any, rng: int | np.random.Generator) -> None:
         random, kind = generator("AttentionPooling", rng), parameter_dtype("AttentionPooling", dtype)
+        xavier, normal = initializers.get("xavier"), initializers.get("normal")
         self.params = {
-            "weight": initializers.get("xavier")(random, (size, size), kind),
-            "bias": np.zeros(size, kind),
-            "query": initializers.get("normal")(random, (1, size), kind)[0],
+            "weight": parameter((size, size), kind, lambda: xavier(random, (size, size), kind)),
+            "bias": parameter((size,), kind, lambda: np.zeros(size, kind)),
+            "query": parameter((size,), kind, lambda: normal(random, (1, size), kind)[0]),
         }
 
     def _arguments(self, y: Array, lengths: Array | None) -> tuple[tuple[Array, ...], dict[str, Any]]:

@@ -34,6 +34,8 @@ class Vocabulary(ABC):
 
     Raises
     ------
+    TypeError
+        A symbol is not a string.
     ValueError
         A symbol is there twice, or there is none.
     """
@@ -48,6 +50,9 @@ class Vocabulary(ABC):
 
     def __init__(self, symbols: Sequence[str]) -> None:
         self.symbols: tuple[str, ...] = tuple(symbols)
+        for symbol in self.symbols:
+            if not isinstance(symbol, str):
+                raise TypeError(f"{type(self).__name__}: symbols holds {symbol!r}, expected strings")
         self._number = {symbol: number for number, symbol in enumerate(self.symbols)}
         if not self.symbols:
             raise ValueError(f"{type(self).__name__}: symbols is empty, expected the unknown symbol first")

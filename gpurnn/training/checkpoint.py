@@ -1,13 +1,10 @@
-"""Checkpoints: whole or not there at all, and known to be what was written.
+"""Checkpoints: files of all that a training run is, and which of those in a directory is to be read.
 
-A checkpoint is a safetensors file. Its metadata hold a format tag, a version, everything of the training state that is
-no array, as JSON, and a SHA-256 checksum over that and over every array.
+In a file, arrays are tensors under their path in the state, and the rest of the state is JSON; see `_files`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import warnings
@@ -15,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from .. import _dispatch, _files
 
-FORMAT = "gpurnn checkpoint"
-VERSION = "1"
 KEPT = 2
 """How many checkpoints a directory keeps: the newest, and the one to fall back on should that be damaged."""
 
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
 
-class CheckpointError(ValueError):
+def _name(step: int) -> str:
+    return f"step-{step:09d}.safetensors"
+
+
+class CheckpointError(_files.FileFormatError):
     """A checkpoint that is missing, is damaged, was not written by gpurnn or belongs to another training run."""
 
 
@@ -36,21 +33,29 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
+_ARRAY, _TUPLE = "<array>", "<tuple>"
+"""The only keys of the dicts that stand for an array and for a tuple."""
+
+
 def _pack(value: Any, path: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Any:
     """``value`` as JSON can hold it: arrays move to ``tensors`` under their path and leave a reference."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
-        return {key: _pack(item, f"{path}/{key}" if path else key, tensors) for key, item in value.items()}
+        packed = {}
+        for key, item in value.items():
+            if not isinstance(key, str) or key in (_ARRAY, _TUPLE):
+                raise TypeError(f"write_checkpoint: {path or 'state'} has the key {key!r}, expected a name")
+            # A slash in a key is not one between keys: two paths must not be equal.
+            name = key.replace("~", "~0").replace("/", "~1")
+            packed[key] = _pack(item, f"{path}/{name}" if path else name, tensors)
+        return packed
     if isinstance(value, (tuple, list)):
         items = [_pack(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
-        return {"<tuple>": items} if isinstance(value, tuple) else items
+        return {_TUPLE: items} if isinstance(value, tuple) else items
     if _is_array(value):
-        # Contiguous, because safetensors writes nbytes from the first element on and never looks at strides; and in the
-        # byte order of the file, so that the checksum is over what is read back.
-        array = np.asarray(_dispatch.to_numpy(value), order="C")
-        tensors[path] = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        return {"<array>": path}
+        tensors[path] = np.asarray(_dispatch.to_numpy(value))
+        return {_ARRAY: path}
     raise TypeError(f"write_checkpoint: {path} is a {type(value).__name__}, expected arrays, numbers, strings or None")
 
 
@@ -59,20 +64,11 @@ def _unpack(value: Any, tensors: dict[str, np.ndarray[Any, Any]]) -> Any:
         return [_unpack(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
-    if "<array>" in value:
-        return tensors[value["<array>"]]
-    if "<tuple>" in value:
-        return tuple(_unpack(item, tensors) for item in value["<tuple>"])
+    if _ARRAY in value:
+        return tensors[value[_ARRAY]]
+    if _TUPLE in value:
+        return tuple(_unpack(item, tensors) for item in value[_TUPLE])
     return {key: _unpack(item, tensors) for key, item in value.items()}
-
-
-def _checksum(tensors: dict[str, np.ndarray[Any, Any]], state: str) -> str:
-    digest = hashlib.sha256(state.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}\0{tensor.dtype.str}\0{tensor.shape}\0".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
@@ -82,7 +78,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
     ----------
     path : path
     state : dict
-        Dicts, tuples and lists, nested as one likes, of arrays, numbers, strings and None.
+        Dicts, tuples and lists, arbitrarily nested, of arrays, numbers, strings and None.
 
     Raises
     ------
@@ -90,9 +86,8 @@ def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
         ``state`` holds something else.
     """
     tensors: dict[str, np.ndarray[Any, Any]] = {}
-    text = json.dumps(_pack(state, "", tensors))
-    metadata = {"format": FORMAT, "version": VERSION, "state": text, "sha256": _checksum(tensors, text)}
-    _files.write_atomically(path, safetensors.numpy.save(tensors, metadata))
+    content = _pack(state, "", tensors)
+    _files.write_tensors(path, "write_checkpoint", "checkpoint", content, tensors)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -103,25 +98,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     CheckpointError
         The file is not a checkpoint, is damaged, or is of a version that this one cannot read; the message says which.
     OSError
-        The file cannot be read.
+        The file does not exist or cannot be read.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint that gpurnn wrote")
-            if metadata.get("version") != VERSION:
-                raise CheckpointError(
-                    f"{path}: a checkpoint of version {metadata.get('version')}, expected version {VERSION}; "
-                    "it was written by another version of gpurnn"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error})") from error
-    text = metadata.get("state", "")
-    if _checksum(tensors, text) != metadata.get("sha256"):
-        raise CheckpointError(f"{path}: damaged: its contents do not match their checksum")
-    state: dict[str, Any] = _unpack(json.loads(text), tensors)
+        content, tensors = _files.read_tensors(path, "checkpoint")
+    except _files.FileFormatError as error:
+        raise CheckpointError(*error.args) from error
+    try:
+        state = _unpack(content, tensors)
+    except (KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged: its arrays are not those that it names") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: damaged: it holds a {type(state).__name__}, expected a dict")
     return state
 
 
@@ -143,7 +131,7 @@ def save_checkpoint(directory: str | os.PathLike[str], step: int, state: dict[st
     if not directory.is_dir():
         directory.mkdir(parents=True)
         _files.flush_directory(directory.parent)
-    path = directory / f"step-{step:09d}.safetensors"
+    path = directory / _name(step)
     write_checkpoint(path, state)
     found = checkpoints(directory)
     outdated = found[: max(0, found.index(path) + 1 - KEPT)]
@@ -166,6 +154,9 @@ def latest_checkpoint(directory: str | os.PathLike[str]) -> tuple[Path, dict[str
     for path in reversed(checkpoints(directory)):
         try:
             state = read_checkpoint(path)
+            step = state.get("step")
+            if isinstance(step, bool) or not isinstance(step, int) or path.name != _name(step):
+                raise CheckpointError(f"{path}: its step is {step!r}, expected that of its name")
         except (CheckpointError, OSError) as error:
             refused.append(str(error))
             continue
