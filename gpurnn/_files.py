@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +27,7 @@ KEY = "gpurnn"
 VERSION = 1
 
 _DIGITS = 64
+_DAMAGED = "damaged: its contents do not match their checksum"
 _BEFORE_DIGEST = '{"sha256": "'
 _LONGEST_HEADER = 100_000_000  # what safetensors allows
 
@@ -237,20 +238,36 @@ def read_tensors(path: str | os.PathLike[str], *kinds: str) -> tuple[Any, dict[s
     OSError
         The file does not exist or cannot be read.
     """
-    name = os.fspath(path)
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        header = int.from_bytes(start, "little")
-        if size < 8 or not 2 <= header <= min(size - 8, _LONGEST_HEADER):
-            # A look at eight bytes is enough for most files of other programs, however large they are.
-            raise FileFormatError(f"{name}: damaged, or not a safetensors file (it has no header)")
-        try:
-            return _parsed(start + file.read(size - 8), header, kinds)
-        except _Rejected as error:
-            raise FileFormatError(f"{name}: {error}") from error.__cause__
-        except MemoryError as error:
-            raise FileFormatError(f"{name}: its {size} bytes do not fit into memory") from error
+    with open_regular(path) as file, _named(path):
+        header = _header_size(file)
+        file.seek(0)
+        return _parsed(file.read(os.fstat(file.fileno()).st_size), header, kinds)
+
+
+def read_content(path: str | os.PathLike[str], *kinds: str) -> Any:
+    """The content that `read_tensors` would return, read from the header alone: nothing is known to be undamaged."""
+    with open_regular(path) as file, _named(path):
+        metadata = _metadata(file.read(_header_size(file)))
+        return _entry(_ours(metadata, kinds) or "", kinds)[0]
+
+
+@contextlib.contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in the errors of reading it."""
+    try:
+        yield
+    except _Rejected as error:
+        raise FileFormatError(f"{os.fspath(path)}: {error}") from error.__cause__
+    except MemoryError as error:
+        raise FileFormatError(f"{os.fspath(path)}: its contents do not fit into memory") from error
+
+
+def _header_size(file: BinaryIO) -> int:
+    """The size of a file's header, which comes next; eight bytes tell of most foreign files, however large they are."""
+    size, header = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+    if size < 8 or not 2 <= header <= min(size - 8, _LONGEST_HEADER):
+        raise _Rejected("damaged, or not a safetensors file (it has no header)")
+    return header
 
 
 class _Rejected(Exception):
@@ -264,12 +281,9 @@ def _parsed(data: bytes, header: int, kinds: tuple[str, ...]) -> tuple[Any, dict
         entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise _Rejected(f"damaged, or not a safetensors file ({error})") from error
-    metadata = _metadata(data[8 : 8 + header])
-    # Any trace of us, in the key or the value, makes the checksum count: damage to the key must not switch it off.
-    ours = any(KEY in text for pair in metadata.items() for text in pair)
-    if kinds and not ours:
-        raise _Rejected(f"a safetensors file, but not a {kinds[0]} that gpurnn wrote")
+    text = _ours(_metadata(data[8 : 8 + header]), kinds)
     tensors = {}
+    entries.reverse()
     while entries:  # each is freed once it is copied
         name, entry = entries.pop()
         if entry["dtype"] not in _DTYPES:
@@ -282,15 +296,20 @@ def _parsed(data: bytes, header: int, kinds: tuple[str, ...]) -> tuple[Any, dict
         except ValueError as error:
             raise _Rejected(f"{name} has a shape of {len(entry['shape'])} axes that NumPy cannot hold") from error
         tensors[name] = array.astype(dtype)
-    return (_content(metadata.get(KEY, ""), kinds, tensors) if ours else None), tensors
+    if text is None:
+        return None, tensors
+    content, digest, written = _entry(text, kinds)
+    if digest != _digest(written, tensors):
+        raise _Rejected(_DAMAGED)
+    return content, tensors
 
 
 def _metadata(header: bytes) -> dict[str, str]:
-    """The metadata of a header that safetensors has accepted.
+    """The metadata of a header.
 
     Nothing else of the header is parsed: it may hold anything, of any depth, in places that safetensors ignores.
     """
-    text = header.decode()
+    text = header.decode(errors="replace")
     match = re.search(r'"__metadata__"\s*:\s*', text)
     if match is None:
         return {}
@@ -304,27 +323,33 @@ def _metadata(header: bytes) -> dict[str, str]:
     return found
 
 
-def _content(text: str, kinds: tuple[str, ...], tensors: dict[str, np.ndarray[Any, Any]]) -> Any:
-    """The content that ``text``, our entry of the metadata, holds; raise if it or the tensors are not as written."""
+def _ours(metadata: dict[str, str], kinds: tuple[str, ...]) -> str | None:
+    """Our entry of the metadata, None if the file is of another program."""
+    # Any trace of us, in a key or a value, makes the checksum count: damage to the key must not switch it off.
+    if any(KEY in text for pair in metadata.items() for text in pair):
+        return metadata.get(KEY, "")
+    if kinds:
+        raise _Rejected(f"a safetensors file, but not a {kinds[0]} that gpurnn wrote")
+    return None
+
+
+def _entry(text: str, kinds: tuple[str, ...]) -> tuple[Any, str, str]:
+    """The content in our entry of the metadata, the checksum in it, and what that is of besides the arrays."""
     end = len(_BEFORE_DIGEST) + _DIGITS
     digest, rest = text[len(_BEFORE_DIGEST) : end], text[end:]
-    damaged = "damaged: its contents do not match their checksum"
     if not text.startswith(_BEFORE_DIGEST) or not rest.startswith('", '):
-        raise _Rejected(damaged)
+        raise _Rejected(_DAMAGED)
     written = "{" + rest[3:]
-    sound = _digest(written, tensors) == digest
     try:
         found = json.loads(written)
         kind, version, content = found[KEY], found["version"], found["content"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _Rejected(damaged) from error
+        raise _Rejected(_DAMAGED) from error
     if version != VERSION:
         raise _Rejected(f"a {kind} of version {version}, expected version {VERSION}; another gpurnn wrote it")
-    if not sound:
-        raise _Rejected(damaged)
     if kinds and kind not in kinds:
         raise _Rejected(f"holds a {kind}, expected a {' or '.join(kinds)}")
-    return content
+    return content, digest, written
 
 
 def _digest(text: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:

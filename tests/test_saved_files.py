@@ -452,6 +452,24 @@ def test_every_cut_and_every_flipped_byte_is_rejected(tmp_path, name):
             assert rejected(kind, path)
 
 
+def test_the_content_can_be_read_without_the_arrays(tmp_path):
+    path = tmp_path / "c"
+    write_checkpoint(path, {"run": "abc", "a": np.zeros(1000)})
+    assert _files.read_content(path, "checkpoint")["run"] == "abc"
+    with open(path, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")  # in an array
+    assert _files.read_content(path, "checkpoint")["run"] == "abc"
+    with pytest.raises(FileFormatError, match="c: holds a checkpoint, expected a model"):
+        _files.read_content(path, "model")
+    gpurnn.Dense(1, 1).save(path)
+    assert _files.read_content(path) is None
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FileFormatError, match="c: is a directory"):
+        _files.read_content(path, "model")
+
+
 def test_damage_to_the_mark_of_a_layers_file_does_not_switch_its_checksum_off(tmp_path):
     path, kind = tmp_path / "m", Kind("Dense")
     kind.write(path, 1)
@@ -545,6 +563,7 @@ READERS = {
     "LanguageModel.from_file": gpurnn.LanguageModel.from_file,
     "LinearGaussian.from_file": gpurnn.LinearGaussian.from_file,
     "read_checkpoint": read_checkpoint,
+    "read_content": lambda path: _files.read_content(path, "model"),
 }
 each_reader = pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 
