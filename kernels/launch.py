@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_cupy_array
 
+from gpurnn import _fork
+
 from . import host
 from .compiler import KERNELS, digest_of, source_closure
 
@@ -28,6 +30,9 @@ C_NAMES = {"float32": "float", "float64": "double", "complex64": "float", "compl
 
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy adds to the options of a module, the architecture and directories of its own headers apart."""
+
+_SHARED_BYTES = 48 * 1024
+"""Dynamic shared memory that a kernel may have without asking for more."""
 
 _C_TYPES = {
     "bool": "b1",
@@ -153,23 +158,30 @@ class Module:
         self.source = KERNELS / source
         self.names = tuple(kernels)
         self.defines = dict(defines or {})
+        self._lock = _fork.Lock()  # so that threads compile it once
+        self._libraries: dict[str, host.Library] = {}
+        self._raw: Any = None
+        self._shared_bytes: dict[tuple[str, int], int] = {}
 
     def __getitem__(self, name: str) -> Kernel:
         if name not in self.names:
             raise KeyError(f"{self.source.name} was asked for the kernels {', '.join(self.names)}, not {name}")
         return Kernel(self, name)
 
-    @functools.cached_property
+    @functools.cache  # noqa: B019  modules live as long as the process
     def _texts(self) -> dict[Path, str]:
         return source_closure(self.source)
 
-    @functools.cache  # noqa: B019  modules live as long as the process
+    @functools.cache  # noqa: B019
     def _library(self, build: str) -> host.Library:
-        return host.Library(self.source, self.names, self.defines, build)
+        with self._lock.held():
+            if build not in self._libraries:
+                self._libraries[build] = host.Library(self.source, self.names, self.defines, build)
+            return self._libraries[build]
 
     @functools.cache  # noqa: B019
     def _parameters(self, name: str, build: str | None) -> list[Parameter]:
-        declared = declared_parameters(self._texts, name, self.defines)
+        declared = declared_parameters(self._texts(), name, self.defines)
         if build is None:
             return declared
         compiled = self._library(build).parameters(name)
@@ -178,21 +190,34 @@ class Module:
     def cuda_source(self) -> tuple[str, tuple[str, ...]]:
         """The text and the options that a GPU's compiler gets."""
         # CuPy's cache of binaries knows this text and not what it includes, hence the digest.
-        content = digest_of(*(f"{path.name}\n{text}" for path, text in sorted(self._texts.items())))
-        code = f'// {content}\n#line 1 "{self.source}"\n{self._texts[self.source.resolve()]}'
+        content = digest_of(*(f"{path.name}\n{text}" for path, text in sorted(self._texts().items())))
+        code = f'// {content}\n#line 1 "{self.source}"\n{self._texts()[self.source.resolve()]}'
         options = ("-std=c++17", f"-I{KERNELS}", f"-I{self.source.parent}")
         return code, options + tuple(f"-D{name}={value}" for name, value in sorted(self.defines.items()))
 
-    @functools.cached_property
     def _raw_module(self) -> Any:
-        import cupy
+        with self._lock.held():
+            if self._raw is None:
+                import cupy
 
-        code, options = self.cuda_source()
-        return cupy.RawModule(code=code, options=options, name_expressions=self.names)
+                code, options = self.cuda_source()
+                self._raw = cupy.RawModule(code=code, options=options, name_expressions=self.names)
+            return self._raw
 
     @functools.cache  # noqa: B019
     def _cuda_function(self, name: str) -> Any:
-        return self._raw_module.get_function(name)
+        raw = self._raw_module()
+        with self._lock.held():  # it is here that CuPy compiles
+            return raw.get_function(name)
+
+    def _allow_shared_memory(self, name: str, raw: Any, device: int, shared_bytes: int) -> None:
+        """Let a kernel have so much dynamic shared memory, which only ever grows: other threads launch it too."""
+        if shared_bytes <= self._shared_bytes.get((name, device), _SHARED_BYTES):
+            return
+        with self._lock.held():
+            if shared_bytes > self._shared_bytes.get((name, device), _SHARED_BYTES):
+                raw.max_dynamic_shared_size_bytes = shared_bytes
+                self._shared_bytes[name, device] = shared_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,8 +298,7 @@ class Kernel:
                 f"use `with cupy.cuda.Device({min(elsewhere)}):`"
             )
         raw = self.module._cuda_function(self.name)
-        if shared_mem > 48 * 1024:  # more than a kernel may have without asking for it
-            raw.max_dynamic_shared_size_bytes = shared_mem
+        self.module._allow_shared_memory(self.name, raw, here, shared_mem)
         if cooperative:
             # CuPy would shrink an oversized one-dimensional grid, with no more than a warning.
             resident = _resident_blocks(raw, int(np.prod(block)), shared_mem)

@@ -718,7 +718,7 @@ def test_names_that_were_not_asked_for():
     with pytest.raises(KeyError, match="not add<double>"):
         CORRECT["add<double>"]
     with pytest.raises(ValueError, match=r"no `__global__` function nothing in .*correct\.cu"):
-        launch.declared_parameters(CORRECT._texts, "nothing<float>", {})
+        launch.declared_parameters(CORRECT._texts(), "nothing<float>", {})
 
 
 def test_parameters_as_declared_agree_with_those_that_the_compiler_knows():

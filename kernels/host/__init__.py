@@ -47,13 +47,14 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gpurnn import _fork
 
 from ..compiler import KERNELS, CompilerError
 from .build import BUILDS, HOST, build_library, find_compiler, sanitizer_environment
@@ -200,7 +201,7 @@ class _Launch(ctypes.Structure):
 
 
 # Each library has an executor of its own, but the handlers of signals, which a launch replaces, are the process's.
-_one_launch = threading.Lock()
+_one_launch = _fork.Lock()
 
 
 class Library:
@@ -275,7 +276,7 @@ class Library:
             region_count=len(regions),
         )
         message = ctypes.create_string_buffer(8192)
-        with _one_launch:
+        with _one_launch.held():
             failed = self._library.gpurnn_host_launch(ctypes.byref(launch), message, ctypes.c_size_t(len(message)))
         if failed:
             check, _, what = message.value.decode(errors="replace").partition(": ")

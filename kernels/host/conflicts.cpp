@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <new>
 #include <vector>
 
 #include "executor.h"
@@ -87,15 +88,11 @@ void find_library() {
     Dl_info info;
     dladdr(reinterpret_cast<void*>(find_library), &info);
     library_begin = static_cast<char*>(info.dli_fbase);
-    dl_iterate_phdr(
-        [](dl_phdr_info* object, size_t, void*) {
-            if (reinterpret_cast<char*>(object->dlpi_addr) != library_begin) return 0;
-            for (int i = 0; i < object->dlpi_phnum; ++i)
-                if (object->dlpi_phdr[i].p_type == PT_LOAD)
-                    library_end = std::max(library_end, library_begin + object->dlpi_phdr[i].p_vaddr + object->dlpi_phdr[i].p_memsz);
-            return 1;
-        },
-        nullptr);
+    const auto* file = reinterpret_cast<const ElfW(Ehdr)*>(library_begin);
+    const auto* headers = reinterpret_cast<const ElfW(Phdr)*>(library_begin + file->e_phoff);
+    for (int i = 0; i < file->e_phnum; ++i)
+        if (headers[i].p_type == PT_LOAD)
+            library_end = std::max(library_end, library_begin + headers[i].p_vaddr + headers[i].p_memsz);
 }
 
 Span* find_span(char* address) {
@@ -227,6 +224,16 @@ void recorder_end() {
     memory.clear();
     clocks.clear();
     arrivals.clear();
+}
+
+void recorder_after_fork() {
+    recording = false;
+    here = nullptr;
+    library_end = nullptr;  // which may be half found
+    new (&arrays) std::vector<Span>;
+    new (&memory) std::vector<BlockMemory>;
+    new (&clocks) std::vector<Clock>;
+    new (&arrivals) std::map<std::pair<const void*, uint64_t>, Clock>;
 }
 
 void recorder_start_block(uint32_t block) { memory[block].warps.assign((threads_per_block + 31) / 32, WarpClock()); }

@@ -21,6 +21,7 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -130,6 +131,7 @@ char* stacks;
 size_t stack_count;
 char* static_shared;
 size_t static_shared_bytes;
+size_t anchor_offset;  // of `anchor` from the start of the thread-local segment
 uint64_t random_state;
 uint64_t progress;                // see note_progress
 volatile uint64_t switches;       // the watchdog's sign of life
@@ -518,22 +520,20 @@ void reserve_stacks(size_t count) {
     stack_count = count;
 }
 
-// This thread's instance of the library's thread-local segment: exactly the __shared__ variables, and `anchor`.
-void find_static_shared() {
-    *static_cast<volatile char*>(&anchor) = 0;  // have the segment made
-    dl_iterate_phdr(
-        [](dl_phdr_info* info, size_t, void*) {
-            for (int i = 0; i < info->dlpi_phnum; ++i) {
-                const auto& header = info->dlpi_phdr[i];
-                char* base = static_cast<char*>(info->dlpi_tls_data);
-                if (header.p_type != PT_TLS || !base || &anchor < base || &anchor >= base + header.p_memsz) continue;
-                static_shared = base;
-                static_shared_bytes = header.p_memsz;
-                return 1;
-            }
-            return 0;
-        },
-        nullptr);
+// The library's thread-local segment, which holds exactly the __shared__ variables and `anchor`. Not by dl_iterate_phdr(), whose
+// lock another thread may hold for ever after a fork.
+void find_segment() {
+    *static_cast<volatile char*>(&anchor) = 0;  // have this thread's instance made
+    Dl_info info;
+    void *map, *segment;
+    if (!dladdr1(reinterpret_cast<void*>(find_segment), &info, &map, RTLD_DL_LINKMAP)) abort();
+    if (dlinfo(map, RTLD_DI_TLS_DATA, &segment) || !segment) abort();
+    anchor_offset = &anchor - static_cast<char*>(segment);
+    const char* base = static_cast<char*>(info.dli_fbase);
+    const auto* file = reinterpret_cast<const ElfW(Ehdr)*>(base);
+    const auto* headers = reinterpret_cast<const ElfW(Phdr)*>(base + file->e_phoff);
+    for (int i = 0; i < file->e_phnum; ++i)
+        if (headers[i].p_type == PT_TLS) static_shared_bytes = headers[i].p_memsz;
 }
 
 // ---- Signals: faults in a kernel, and fibers that never wait ----------------------------------------------------------
@@ -560,20 +560,22 @@ constexpr int signals[] = {watchdog_signal, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 #endif
 constexpr int signal_count = sizeof signals / sizeof *signals;
 
-class SignalHandlers {
-    struct sigaction before_[signal_count];
+struct sigaction handlers_before[signal_count];
+volatile bool handlers_replaced;
 
-public:
-    SignalHandlers() {
-        struct sigaction action = {};
-        action.sa_sigaction = on_signal;
-        action.sa_flags = SA_SIGINFO | SA_NODEFER;  // the handler switches fibers and never returns
-        for (int i = 0; i < signal_count; ++i) sigaction(signals[i], &action, &before_[i]);
-    }
-    ~SignalHandlers() {
-        for (int i = 0; i < signal_count; ++i) sigaction(signals[i], &before_[i], nullptr);
-    }
-};
+void restore_handlers() {
+    for (int i = 0; i < signal_count; ++i) sigaction(signals[i], &handlers_before[i], nullptr);
+    handlers_replaced = false;
+}
+
+void replace_handlers() {
+    for (int i = 0; i < signal_count; ++i) sigaction(signals[i], nullptr, &handlers_before[i]);
+    handlers_replaced = true;  // from here on restore_handlers() undoes whatever has been done, also after a fork
+    struct sigaction action = {};
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER;  // the handler switches fibers and never returns
+    for (int i = 0; i < signal_count; ++i) sigaction(signals[i], &action, nullptr);
+}
 
 void* watch(void*) {
     uint64_t seen = 0;
@@ -587,13 +589,33 @@ void* watch(void*) {
     }
 }
 
+bool watched;  // whether the watchdog runs
+
 void start_watchdog() {
-    static pid_t watched = 0;
-    if (watched == getpid()) return;  // another number after a fork, which takes no threads along
-    watched = getpid();
+    if (watched) return;
     pthread_t thread;
     if (pthread_create(&thread, nullptr, watch, nullptr)) abort();
     pthread_detach(thread);
+    watched = true;
+}
+
+// In the child of a fork, which has one thread. Another one may have been amid a launch in the parent: what it was changing is
+// replaced and never freed.
+void after_fork() {
+    if (handlers_replaced) restore_handlers();
+    new (&threads) std::vector<Thread>;
+    new (&blocks) std::vector<Block>;
+    stacks = nullptr;
+    stack_count = 0;
+    current = nullptr;
+    in_launch = false;
+    watched = false;
+    recorder_after_fork();
+}
+
+__attribute__((constructor)) void at_load() {
+    find_segment();
+    pthread_atfork(nullptr, nullptr, after_fork);
 }
 
 #if HOST_ASAN
@@ -705,7 +727,7 @@ EXPORT int gpurnn_host_launch(const host::Launch* what, char* message, size_t ca
     random_state = what->seed;
     launching_thread = pthread_self();
     stall_seconds = launch->stall_seconds;
-    find_static_shared();
+    static_shared = &anchor - anchor_offset;
     reserve_stacks(alive * threads_per_block());
     threads.resize(alive * threads_per_block());
     blocks.resize(alive);
@@ -714,12 +736,11 @@ EXPORT int gpurnn_host_launch(const host::Launch* what, char* message, size_t ca
 #if HOST_ASAN
     __asan_set_error_report_callback(on_asan_report);
 #endif
-    {
-        SignalHandlers handlers;
-        in_launch = true;
-        run_all_blocks();
-        in_launch = false;
-    }
+    replace_handlers();
+    in_launch = true;
+    run_all_blocks();
+    in_launch = false;
+    restore_handlers();
     recorder_end();
     if (stack_count > stacks_kept) release_stacks();
     if (failed) snprintf(message, capacity, "%s", report);

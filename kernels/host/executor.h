@@ -67,6 +67,7 @@ void describe_thread(uint32_t thread, char* text, size_t capacity);  // "block (
 // The recorder. In builds without it these do nothing.
 void recorder_begin(const Region* regions, int count, uint32_t blocks, uint32_t threads_per_block);
 void recorder_end();
+void recorder_after_fork();  // in the child: forgets a launch that another thread was amid in the parent
 void recorder_enter_block(uint32_t block, char* static_shared, size_t static_bytes, char* dynamic, size_t dynamic_bytes);
 void recorder_start_block(uint32_t block);
 void recorder_end_block(uint32_t block);

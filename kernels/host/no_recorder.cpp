@@ -5,6 +5,7 @@ namespace host {
 
 void recorder_begin(const Region*, int, uint32_t, uint32_t) {}
 void recorder_end() {}
+void recorder_after_fork() {}
 void recorder_enter_block(uint32_t, char*, size_t, char*, size_t) {}
 void recorder_start_block(uint32_t) {}
 void recorder_end_block(uint32_t) {}
