@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import optimizers as optimizers
     from . import plots as plots
     from . import schedules as schedules
+    from . import scratch as scratch
     from . import self_attention as self_attention
     from . import training as training
     from ._dispatch import use as use
@@ -126,6 +127,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "optimizers": ("SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RMSprop", "Rprop"),
     "plots": (),
     "schedules": (),
+    "scratch": (),
     "self_attention": ("multi_head_attention",),
     "training": ("PaddedBatches", "TokenStream", "Trainer"),
 }
