@@ -22,7 +22,8 @@ WINGS = {"numpy": "gpurnn.reference", "cupy": "gpurnn.kernels"}
 _HOST_WINGS = {"reference": WINGS["numpy"], "host": WINGS["cupy"]}
 """The modules that can compute for NumPy arrays, by the names that `use` takes."""
 
-_numpy_wing: contextvars.ContextVar[str] = contextvars.ContextVar("numpy_wing", default="reference")
+_uses: contextvars.ContextVar[tuple[use, ...]] = contextvars.ContextVar("uses", default=())
+"""What `use` chose in this context and is not over; the last one counts."""
 
 _CONVERT = {
     "torch": "numpy.asarray(x.detach().cpu()) or cupy.from_dlpack(x)",
@@ -86,24 +87,65 @@ class use:
     ValueError
         ``wing`` is neither.
 
+    Notes
+    -----
+    The choice belongs to the current context (`contextvars`), so one thread never changes what computes for another:
+
+    - A new thread starts with "reference", whatever the thread that starts it uses; so do the threads of a
+      `concurrent.futures.ThreadPoolExecutor`. Call ``use`` in the thread, or run the function in a copy of the context,
+      as below. (Python 3.14 has ``-X thread_inherit_context=1``, the default of free-threaded builds, with which a
+      thread starts with the context of the one that starts it.)
+    - An `asyncio` task and `asyncio.to_thread` start with what their creator used at that time, and change nothing for
+      it.
+    - A process that is forked starts with what its parent used, a spawned one with "reference".
+
+    A pullback stays on the wing of its forward pass. ``with`` statements may be nested, and an object of ``use`` may be
+    entered more than once; what is left of them counts, in whatever order they end.
+
     Examples
     --------
     >>> import gpurnn
     >>> with gpurnn.use("reference"):
     ...     pass
+
+    Threads that compute as the one that starts them:
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from contextvars import copy_context
+    >>> def total(x):
+    ...     return float(gpurnn.dense(x, np.ones((1, 2)))[0])
+    >>> with ThreadPoolExecutor() as pool, gpurnn.use("reference"):
+    ...     pool.submit(copy_context().run, total, np.array([3.0, 4.0])).result()
+    7.0
     """
 
     def __init__(self, wing: str) -> None:
         _checks.choice("use", "wing", wing, tuple(_HOST_WINGS))
-        self._token = _numpy_wing.set(wing)
+        self.wing = wing
+        self._entered = False
+        before = _uses.get()
+        if len(before) > 1 and not (before[-1]._entered or before[-2]._entered):
+            before = (*before[:-2], before[-1])  # the first of two calls without ``with`` is over
+        _uses.set((*before, self))
 
     def __enter__(self) -> None:
-        return None
+        if self._entered or _uses.get()[-1:] != (self,):
+            _uses.set((*_uses.get(), self))
+        self._entered = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _numpy_wing.reset(self._token)
+        uses = list(_uses.get())
+        if self in uses:  # not in a context that is another than that of __enter__
+            del uses[len(uses) - 1 - uses[::-1].index(self)]
+            _uses.set(tuple(uses))
+
+
+def _numpy_wing() -> str:
+    """The name of what computes for NumPy arrays, as `use` takes it."""
+    uses = _uses.get()
+    return uses[-1].wing if uses else "reference"
 
 
 _namespaces: dict[str, ModuleType] = {}
@@ -137,7 +179,7 @@ def namespace(where: str, **arrays: Any) -> Any:
 def wing(where: str, **arrays: Any) -> Any:
     """The module of fused operations that computes for ``arrays``; raises as `namespace` does."""
     library = _common_library(where, arrays)
-    name = WINGS[library] if library != "numpy" else _HOST_WINGS[_numpy_wing.get()]
+    name = WINGS[library] if library != "numpy" else _HOST_WINGS[_numpy_wing()]
     return importlib.import_module(name)
 
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import functools
 import inspect
+import itertools
+import os
+import subprocess
 import sys
 import types
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +142,141 @@ def test_use_chooses_the_wing_of_numpy_arrays():
     assert _dispatch.wing("lstm", x=x) is kernels
     gpurnn.use("reference")
     assert _dispatch.wing("lstm", x=x) is reference
+
+
+def wing_in_use() -> str:
+    return {reference: "reference", kernels: "host"}[_dispatch.wing("lstm", x=np.zeros(3))]
+
+
+def in_a_thread(function=wing_in_use):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def in_a_new_context(test):
+    """Plain calls of `use` stay until their context ends."""
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        contextvars.Context().run(test, *args, **kwargs)
+
+    return run
+
+
+@in_a_new_context
+def test_a_new_thread_starts_with_the_reference():
+    gpurnn.use("host")
+    with gpurnn.use("host"):
+        inherits = getattr(sys.flags, "thread_inherit_context", 0)
+        assert in_a_thread() == ("host" if inherits else "reference")
+        assert in_a_thread(functools.partial(contextvars.copy_context().run, wing_in_use)) == "host"
+    assert wing_in_use() == "host"
+
+
+@in_a_new_context
+def test_a_thread_changes_nothing_for_another():
+    used = gpurnn.use("host")
+
+    def other() -> tuple[str, str]:
+        gpurnn.use("reference")
+        with used:  # made in another thread
+            inside = wing_in_use()
+        return inside, wing_in_use()
+
+    assert in_a_thread(other) == ("host", "reference")
+    assert wing_in_use() == "host"
+
+
+@in_a_new_context
+def test_asyncio_tasks_start_with_what_their_creator_used():
+    async def task(wing: str) -> list[str]:
+        found = [wing_in_use()]
+        gpurnn.use(wing)
+        await asyncio.sleep(0)
+        return [*found, wing_in_use(), await asyncio.to_thread(wing_in_use)]
+
+    async def main() -> None:
+        with gpurnn.use("host"):
+            tasks = [asyncio.create_task(task(wing)) for wing in ("reference", "host")]
+        tasks.append(asyncio.create_task(task("host")))
+        assert await asyncio.gather(*tasks) == [
+            ["host", "reference", "reference"], ["host", "host", "host"], ["reference", "host", "host"],
+        ]  # fmt: skip
+        assert wing_in_use() == "reference"
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@in_a_new_context
+def test_processes_start_with_what_their_parent_used_or_anew():
+    code = "import sys, test_wings; sys.exit(test_wings.wing_in_use() != 'reference')"
+    with gpurnn.use("host"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            os._exit(wing_in_use() != "host")
+        assert os.waitpid(pid, 0)[1] == 0
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+@in_a_new_context
+def test_an_exception_ends_what_was_used_within():
+    gpurnn.use("host")
+    with pytest.raises(KeyError), gpurnn.use("reference"), gpurnn.use("host"), gpurnn.use("reference"):
+        raise KeyError
+    assert wing_in_use() == "host"
+    with pytest.raises(ValueError, match="use: wing is 'cuda', expected one of "):
+        gpurnn.use("cuda")
+    assert wing_in_use() == "host"
+
+
+@in_a_new_context
+def test_uses_may_end_in_any_order():
+    for order in itertools.permutations(range(3)):
+        uses = []
+        for wing in ("host", "reference", "host"):
+            uses.append(gpurnn.use(wing))
+            uses[-1].__enter__()
+        left = dict(enumerate(("host", "reference", "host")))
+        for which in order:
+            uses[which].__exit__(None, None, None)
+            del left[which]
+            assert wing_in_use() == (left[max(left)] if left else "reference")
+
+
+@in_a_new_context
+def test_a_use_may_be_entered_again_and_within_itself():
+    host = gpurnn.use("host")
+    for _ in range(2):
+        with host, gpurnn.use("reference"), host:
+            assert wing_in_use() == "host"
+        assert wing_in_use() == "reference"
+
+
+@in_a_new_context
+def test_plain_calls_follow_each_other_and_do_not_pile_up():
+    with gpurnn.use("reference"):
+        for wing in ("host", "reference") * 100:
+            gpurnn.use(wing)
+            assert wing_in_use() == wing
+            with gpurnn.use("host"):
+                assert wing_in_use() == "host"
+            assert wing_in_use() == wing
+        assert len(_dispatch._uses.get()) < 5
+
+
+@in_a_new_context
+def test_a_generator_that_is_closed_elsewhere_changes_nothing_there():
+    def steps():
+        with gpurnn.use("host"):
+            yield wing_in_use()
+
+    generator = steps()
+    assert contextvars.Context().run(next, generator) == "host"
+    generator.close()
+    assert wing_in_use() == "reference"
 
 
 def test_a_subclass_of_ndarray_is_a_numpy_array(tmp_path):
