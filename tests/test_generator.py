@@ -391,3 +391,43 @@ def test_pullback_refuses_what_is_not_like_y():
     y, pullback = build().vjp(X, 2)
     with pytest.raises(ValueError, match=r"SequenceGenerator: dy has shape \(1, 3, 3\), expected the shape of y"):
         pullback(y[:1])
+
+
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize("output_activation", ["softmax", "identity", "relu"])
+def test_no_answer_from_what_is_not_finite(output_activation):
+    x = np.random.default_rng(0).standard_normal((3, 2))
+    methods = ["predict", "predict_proba"] if output_activation == "softmax" else ["predict"]
+
+    def made():
+        return SequenceGenerator(2, 4, 3, output_activation=output_activation, dtype="float64")
+
+    for name in made().params:
+        model = made()
+        model.params[name][...] = np.nan
+        for method in methods:
+            message = rf"{method}: the outputs for inputs\[0\] are not finite: parameter {name} holds NaN or infinity"
+            with pytest.raises(FloatingPointError, match=message):
+                getattr(model, method)(x, 3)
+    for value in (np.nan, np.inf):
+        x[1, 0] = value
+        for method in methods:
+            with pytest.raises(FloatingPointError, match=r"for inputs\[1\] are not finite: inputs\[1\] holds NaN"):
+                getattr(made(), method)(x, 3, batch_size=1)
+
+
+def test_a_softmax_over_one_class_is_rejected():
+    with pytest.raises(ValueError, match=r"SequenceGenerator: outputs is 1, expected at least 2: .* output_activation"):
+        SequenceGenerator(2, 4, 1)
+    values = SequenceGenerator(2, 4, 1, output_activation="identity")
+    assert values.predict(np.ones((1, 2), "float32"), 1).shape == (1, 1, 1)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_targets_that_are_no_class_are_rejected_by_their_names(label):
+    model = SequenceGenerator(2, 4, 3, dtype="float64")
+    for targets in (np.array([[0, 1], [2, label]]), [np.array([0]), np.array([0, label])]):
+        with pytest.raises(ValueError, match=rf"SequenceGenerator.fit: targets\[1\] holds {label}, expected 0 ... 2"):
+            model.fit(np.ones((2, 2)), targets, epochs=1)
+    with pytest.raises(ValueError, match=r"SequenceGenerator.predict: steps is 0, expected at least 1"):
+        model.predict(np.ones((1, 2)), 0)

@@ -691,3 +691,127 @@ def test_checkpointing_in_time_gives_the_same_bits(pooling):
     trainer = model.fit(list(x[None, :, 0]), list(targets[None, :, 0] if pooling is None else targets[:1]), steps=1,
                         gradient_checkpoint_every=600)  # fmt: skip
     assert trainer.step == 1
+
+
+METHODS = ("predict", "predict_proba", "accuracy")
+
+
+def answers(model, examples, targets):
+    """Calls every method that answers for examples."""
+    for name in METHODS:
+        if hasattr(model, name):
+            method = getattr(model, name)
+            yield name, lambda method=method, name=name: method(examples, *([targets] if name == "accuracy" else []))
+
+
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_inputs_that_are_not_finite_get_no_answer(kind, value, cell):
+    model = build(kind, cell=cell, bidirectional=True)
+    inputs, targets = batch(model)
+    examples = [inputs[:n, i] for i, n in enumerate((5, 1, 2, 3))]
+    targets = [targets[i] if model.pooling is not None else targets[:n, i] for i, n in enumerate((5, 1, 2, 3))]
+    examples[2][-1, 0] = value
+    with np.errstate(all="ignore"):
+        for name, call in answers(model, examples, targets):
+            message = rf"{name}: the outputs for inputs\[2\] are not finite: inputs\[2\] holds NaN or infinity"
+            with pytest.raises(FloatingPointError, match=message):
+                call()
+
+
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+@pytest.mark.parametrize("embedded", [False, True])
+def test_parameters_that_are_nan_give_no_answer(kind, pooling, embedded):
+    for name in build(kind, pooling, num_embeddings=7 if embedded else None).params:
+        model = build(kind, pooling, num_embeddings=7 if embedded else None)
+        inputs, targets = batch(model)
+        model.params[name][...] = np.nan
+        examples = [inputs[:, i] for i in range(B)]
+        targets = list(targets if model.pooling is not None else targets.swapaxes(0, 1))
+        for _, call in answers(model, examples, targets):
+            with pytest.raises(FloatingPointError, match=rf"inputs\[0\] are not finite: parameter {name} holds NaN"):
+                call()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_that_overflow_are_no_answer(kind):
+    model = build(kind, dtype="float32", cell="rnn", activation="identity")
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=r"inputs\[1\] are not finite, but all"):
+        model.predict([np.ones((1, I), "float32"), np.full((9, I), 3e38, "float32")])
+
+
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_past_a_length_may_be_nan(kind):
+    model = build(kind)
+    inputs, _ = batch(model)
+    expected = model.predict([inputs[:n, i] for i, n in enumerate((5, 1, 2, 3))])
+    lengths = np.array([5, 1, 2, 3])
+    inputs[np.arange(T)[:, None] >= lengths] = np.nan
+    y, _ = model(inputs, None, lengths)
+    for i, n in enumerate(lengths):
+        found = y[i] if model.pooling is not None else y[:n, i]
+        found = found.argmax(axis=-1) if not isinstance(model, SequenceRegressor) else found
+        np.testing.assert_allclose(found, expected[i], rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "tagger"])
+def test_a_class_of_probability_zero(kind):
+    model = build(kind)
+    model.params["output.bias"][1] = -np.inf
+    inputs = [normal(2, I), normal(1, I)]
+    for y, proba in zip(model.predict(inputs), model.predict_proba(inputs), strict=True):
+        assert not np.any(y)
+        assert np.all(proba[..., 1] == 0)
+
+
+@pytest.mark.parametrize("model_class", [SequenceClassifier, SequenceTagger])
+def test_a_single_class_is_rejected(model_class):
+    message = rf"{model_class.__name__}: classes is 1, expected at least 2: .* a number SequenceRegressor"
+    with pytest.raises(ValueError, match=message):
+        model_class(2, 3, 1)
+    with pytest.raises(ValueError, match="classes is 0, expected at least 1"):
+        model_class(2, 3, 0)
+    with pytest.raises(TypeError, match="classes is True, expected a whole number"):
+        model_class(2, 3, True)
+
+
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize("label", [-1, 2, 127])
+def test_labels_that_are_no_class_are_rejected_by_their_names(label):
+    x = [normal(2, I), normal(2, I)]
+    for model, targets in (
+        (build("classifier"), [0, label]),
+        (build("classifier"), [np.array(0), np.array(label)]),
+        (build("classifier"), np.array([1, label], np.int16)),
+        (build("tagger"), [np.array([0, 1]), np.array([1, label])]),
+        (build("tagger"), np.array([[0, 1], [1, label]])),
+    ):
+        for call in (
+            lambda model=model, targets=targets: model.fit(x, targets, epochs=1),
+            lambda model=model, targets=targets: model.fit(
+                x, [t * 0 for t in targets], epochs=1, validation=(x, targets)
+            ),
+            lambda model=model, targets=targets: model.accuracy(x, targets),
+        ):
+            with pytest.raises(ValueError, match=rf"(fit|accuracy): targets\[1\] holds {label}, expected 0 ... 1"):
+                call()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_examples_of_one_step_and_equal_and_extreme_values(kind):
+    model = build(kind, dtype="float32")
+    one = model.predict([normal(1, I, dtype="float32")])
+    assert len(one) == 1
+    for value in (0.0, 1e-30, 1e30):
+        same = model.predict([np.full((3, I), value, "float32")] * 3)
+        assert np.isfinite(np.stack(same)).all()
+        assert_same(same[0], same[2])
+    with pytest.raises(ValueError, match=r"predict: inputs\[1\] has shape \(0, 3\), expected at least one step"):
+        model.predict([np.ones((1, I), "float32"), np.ones((0, I), "float32")])
+    with pytest.raises(ValueError, match="predict: inputs is empty, expected at least one example"):
+        model.predict([])

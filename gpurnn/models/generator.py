@@ -11,8 +11,8 @@ from .. import _checks, _dispatch, cells, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
-from .base import Model, existing, recurrent, told
-from .sequence import LOSSES
+from .base import Model, check_numbers, existing, not_finite, recurrent, told
+from .sequence import LOSSES, check_classes
 
 
 class SequenceGenerator(Model):
@@ -107,6 +107,8 @@ class SequenceGenerator(Model):
         _checks.choice(where, "loss", loss, LOSSES)
         random = generator(where, rng)
         self.classes = output_activation == "softmax"
+        if self.classes:
+            check_classes(where, "outputs", outputs, "another output_activation")
         self._loss = "cross_entropy" if self.classes else loss
         self.input = layers.Dense(input_size, hidden_size, False, activation=activation, dtype=dtype, rng=random)
         self.recurrent = recurrent(
@@ -370,6 +372,12 @@ class SequenceGenerator(Model):
             targets = [targets[i, ...] for i in range(targets.shape[0])]
         if len(targets) != inputs.shape[0]:
             raise ValueError(f"{where}: targets has {len(targets)} entries, expected {inputs.shape[0]}")
+        for i, target in enumerate(targets):
+            _checks.given(where, **{f"targets[{i}]": target})
+            _dispatch.namespace(where, inputs=inputs, **{f"targets[{i}]": target})
+            if self.classes:
+                _checks.integer(where, f"targets[{i}]", target)
+                check_numbers(where, f"targets[{i}]", target, self.output.out_features)
         rows = [inputs[i, ...] for i in range(inputs.shape[0])]
         return _Reversed(PaddedBatches(targets, batch_size, rows, per_sequence=True, shuffle=shuffle, rng=rng))
 
@@ -389,12 +397,20 @@ class SequenceGenerator(Model):
 
     def _outputs(self, method: str, inputs: Array, steps: int, batch_size: int) -> Array:
         """y (N, T, O)."""
+        where = f"SequenceGenerator.{method}"
         self._check_examples(method, inputs)
-        batch_size = _checks.integer_at_least(f"SequenceGenerator.{method}", "batch_size", batch_size, 1)
+        steps = _checks.integer_at_least(where, "steps", steps, 1)
+        batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         xp = _dispatch.namespace("SequenceGenerator", inputs=inputs)
         N = inputs.shape[0]
         parts = [self(inputs[i : min(i + batch_size, N), :], steps) for i in range(0, N, batch_size)]
-        return xp.permute_dims(xp.concat(parts, axis=1), (1, 0, 2))
+        y = xp.concat(parts, axis=1)
+        fine = xp.all(xp.isfinite(y), axis=(0, 2)) & xp.all(xp.isfinite(inputs), axis=1)
+        bad = np.flatnonzero(~_dispatch.to_numpy(fine))
+        if len(bad):
+            name = f"inputs[{bad[0]}]"
+            raise not_finite(where, f"the outputs for {name}", self.params, **{name: inputs[int(bad[0]), :]})
+        return xp.permute_dims(y, (1, 0, 2))
 
     def predict(self, inputs: Array, steps: int, *, batch_size: int = 256) -> Array:
         """The sequences that follow from inputs, each output fed back.
@@ -410,6 +426,13 @@ class SequenceGenerator(Model):
         Returns
         -------
         (N, steps) integer array of the likeliest classes, or (N, steps, outputs) array of values
+
+        Raises
+        ------
+        ValueError, TypeError
+            The inputs are not such examples, or an option is out of its range.
+        FloatingPointError
+            An input or a parameter is NaN or infinite; the message names it.
         """
         y = self._outputs("predict", inputs, steps, batch_size)
         return _dispatch.namespace("SequenceGenerator", y=y).argmax(y, axis=-1) if self.classes else y
@@ -419,8 +442,8 @@ class SequenceGenerator(Model):
 
         Raises
         ------
-        ValueError
-            The outputs are values.
+        ValueError, TypeError, FloatingPointError
+            The outputs are values, or as of `predict`.
         """
         if not self.classes:
             raise ValueError(

@@ -11,11 +11,20 @@ from .. import _checks, _dispatch, functional, initializers, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array, Layer, parameter, parameter_dtype
-from .base import Model, State, existing, recurrent, told
+from .base import Model, State, check_numbers, existing, not_finite, recurrent, told
 
 POOLINGS = ("last", "mean", "attention")
 OUTPUT_ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid")
 LOSSES = ("mse", "l1", "huber")
+
+
+def check_classes(where: str, name: str, classes: int, otherwise: str) -> None:
+    """Reject a softmax over less than two classes, which has nothing to learn."""
+    if _checks.integer_at_least(where, name, classes, 1) == 1:
+        raise ValueError(
+            f"{where}: {name} is 1, expected at least 2: the probability of a single class is always 1; for yes or no "
+            f"take 2 classes, for a number {otherwise}"
+        )
 
 
 def _lengths(xp: Any, y: Array, lengths: Array | None) -> Array:
@@ -393,6 +402,7 @@ class SequenceModel(Model):
             _checks.shape(where, name, target, expected, f"({symbols},)" if len(expected) == 1 else f"({symbols})")
             if classes:
                 _checks.integer(where, name, target)
+                check_numbers(where, name, target, self.output.out_features)
             else:
                 _checks.same_dtype(where, params=parameter, **{name: target})
         return list(targets)
@@ -411,8 +421,9 @@ class SequenceModel(Model):
         """What the head puts out for each example: (O,) arrays, or (T_i, O) where there is an output for each step."""
         from ..training import pad
 
+        where = f"{type(self).__name__}.{method}"
         examples = self._examples(method, inputs)
-        batch_size = _checks.integer_at_least(f"{type(self).__name__}.{method}", "batch_size", batch_size, 1)
+        batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         # Sequences of about one length go together, so that there is little padding.
         order = sorted(range(len(examples)), key=lambda i: int(examples[i].shape[0]))
         found: list[Array] = [None] * len(examples)
@@ -420,9 +431,27 @@ class SequenceModel(Model):
             chosen = order[start : start + batch_size]
             padded, lengths = pad([examples[i] for i in chosen])
             y, _ = self(padded, None, lengths)
+            bad = self._not_answers(padded, y, lengths)
+            if len(bad):
+                i = min(chosen[lane] for lane in bad)
+                given = {} if self.embedding is not None else {f"inputs[{i}]": examples[i]}
+                raise not_finite(where, f"the outputs for inputs[{i}]", self.params, **given)
             for lane, i in enumerate(chosen):
                 found[i] = y[lane, ...] if self.pooling is not None else y[: examples[i].shape[0], lane, ...]
         return found
+
+    def _not_answers(self, inputs: Array, y: Array, lengths: Array) -> np.ndarray[Any, Any]:
+        """The lanes of a batch whose outputs, or whose inputs, are not finite; steps past a length are not read."""
+        xp = _dispatch.namespace(type(self).__name__, y=y)
+        # A logit of minus infinity is a class of probability 0.
+        fine = xp.isfinite(xp.max(y, axis=-1)) if self._loss == "cross_entropy" else xp.all(xp.isfinite(y), axis=-1)
+        if self.pooling is None:
+            exist: Any = existing(inputs, lengths)
+            fine = xp.all(fine | ~exist, axis=0)
+        if self.embedding is None:
+            # Saturated units would answer infinity.
+            fine = fine & xp.all(xp.isfinite(inputs), axis=(0, 2))
+        return np.flatnonzero(~_dispatch.to_numpy(fine))
 
     def _map(self, outputs: list[Array], function: Any) -> Any:
         """``function`` of the stacked outputs, or of the outputs of each example where they are for each step."""
@@ -475,6 +504,13 @@ class _Classifier(SequenceModel):
         Returns
         -------
         (N, classes) array, or of a tagger a list with a (T_i, classes) array for each example
+
+        Raises
+        ------
+        ValueError, TypeError
+            The inputs are not such examples.
+        FloatingPointError
+            An input or a parameter is NaN or infinite; the message names it.
         """
         outputs = self._outputs("predict_proba", inputs, batch_size)
         return self._map(outputs, lambda xp, logits: functional.activate(xp, "softmax", logits))
@@ -490,8 +526,18 @@ class _Classifier(SequenceModel):
         Returns
         -------
         (N,) integer array, or of a tagger a list with a (T_i,) integer array for each example
+
+        Raises
+        ------
+        ValueError, TypeError
+            The inputs are not such examples.
+        FloatingPointError
+            An input or a parameter is NaN or infinite; the message names it.
         """
-        return self._map(self._outputs("predict", inputs, batch_size), lambda xp, y: xp.argmax(y, axis=-1))
+        return self._likeliest("predict", inputs, batch_size)
+
+    def _likeliest(self, method: str, inputs: Sequence[Array] | Array, batch_size: int) -> Any:
+        return self._map(self._outputs(method, inputs, batch_size), lambda xp, y: xp.argmax(y, axis=-1))
 
     def accuracy(self, inputs: Sequence[Array] | Array, targets: Any, *, batch_size: int = 256) -> float:
         """The share of the targets that `predict` meets.
@@ -514,7 +560,7 @@ class _Classifier(SequenceModel):
         """
         examples = self._examples("accuracy", inputs)
         expected = self._targets(f"{type(self).__name__}.accuracy", targets, examples)
-        predicted = self.predict(examples, batch_size=batch_size)
+        predicted = self._likeliest("accuracy", examples, batch_size)
         if self.pooling is not None:
             predicted, expected = [predicted], [_dispatch.namespace("accuracy", p=predicted).stack(expected)]
         right = steps = 0
@@ -614,6 +660,7 @@ class SequenceClassifier(_Classifier):
         **options: Any,
     ) -> None:
         _checks.choice("SequenceClassifier", "pooling", pooling, POOLINGS)
+        check_classes("SequenceClassifier", "classes", classes, "SequenceRegressor")
         super().__init__(input_size, hidden_size, classes, num_layers, pooling=pooling, **options)
         self._config["pooling"] = pooling
 
@@ -660,6 +707,7 @@ class SequenceTagger(_Classifier):
     def __init__(self, input_size: int, hidden_size: int, classes: int, num_layers: int = 1, **options: Any) -> None:
         if "pooling" in options:
             raise TypeError("SequenceTagger: pooling is given, expected none: each step has an output of its own")
+        check_classes("SequenceTagger", "classes", classes, "SequenceRegressor(..., pooling=None)")
         super().__init__(input_size, hidden_size, classes, num_layers, pooling=None, **options)
 
 
@@ -744,5 +792,12 @@ class SequenceRegressor(SequenceModel):
         Returns
         -------
         (N, outputs) array, or a list with a (T_i, outputs) array for each example where there are values at each step
+
+        Raises
+        ------
+        ValueError, TypeError
+            The inputs are not such examples.
+        FloatingPointError
+            An input or a parameter is NaN or infinite; the message names it.
         """
         return self._map(self._outputs("predict", inputs, batch_size), lambda xp, y: y)
