@@ -27,7 +27,7 @@ def linear(phi=PHI, dtype="float64", mean=0.0, std=1.0, residuals=None):
     state["recurrent.weight_hh_l0"][1:, :-1] = np.eye(p - 1)
     state["output.weight"][0] = phi
     state |= {"mean": np.array([mean]), "std": np.array([std])}
-    state["residuals"] = np.zeros((0, 1), dtype) if residuals is None else np.asarray(residuals, dtype)[:, None]
+    state["residuals"] = np.asarray([1.0] if residuals is None else residuals, dtype)[:, None]
     model.load_state_dict(state)
     return model
 
@@ -167,22 +167,95 @@ def test_what_comes_later_changes_no_forecast():
     assert (one.point[3:] != other.point[3:]).all()
 
 
-def test_windows_of_all_series_are_learnt_and_scaled():
-    one, two = np.arange(10.0), 100 + np.arange(7.0)
-    model = Forecaster(3, 2, dtype="float64")
-    trainer = model.fit([one, two], steps=1, batch_size=100, validation=two[:5])
-    values = np.concatenate([one, two])
-    assert_close(model.mean, np.array([values.mean()]), 20)
-    assert_close(model.std, np.array([values.std()]), 20)
+def windows_of(trainer):
+    """Window and target, in scaled units, of the one batch that a trainer has."""
     batch = trainer.data.batch(0, 0)
-    scaled = np.concatenate([batch.inputs[:, :, 0], batch.targets.T]) * model.std + model.mean
-    windows = [s[i : i + 4] for s in (one, two) for i in range(len(s) - 3)]
-    np.testing.assert_allclose(sorted(scaled.T.tolist()), windows, rtol=1e-13)
-    assert scaled.T.tolist() != sorted(scaled.T.tolist())  # shuffled
-    assert len(trainer.validation) == 1
-    assert trainer.validation.batch(0, 0).inputs.shape == (3, 2, 1)
-    residuals = [s[t] - model.predict(s[:t])[0] for s in (one, two) for t in range(3, len(s))]
-    np.testing.assert_allclose(model.residuals[:, 0] * model.std, residuals, rtol=1e-10)
+    return np.concatenate([batch.inputs[:, :, 0], batch.targets.T]).T.tolist()
+
+
+def test_windows_of_a_series_are_learnt_in_its_scale():
+    series, later = 100 + np.arange(9.0) ** 2, np.arange(6.0)
+    for inputs in (series, [series], series.tolist(), [series.tolist()], (series[:, None],)):
+        model = Forecaster(3, 2, dtype="float64")
+        trainer = model.fit(inputs, steps=1, batch_size=100, validation=later)
+        assert_close(model.mean, np.array([series.mean()]), 20)
+        assert_close(model.std, np.array([series.std()]), 20)
+        scaled = (series - series.mean()) / series.std()
+        expected = [scaled[i : i + 4] for i in range(6)]
+        np.testing.assert_allclose(sorted(windows_of(trainer)), expected, rtol=1e-13)
+        assert windows_of(trainer) != sorted(windows_of(trainer))  # shuffled
+        # A later series is scaled by the one that was learnt.
+        validation = trainer.validation.batch(0, 0).inputs
+        assert validation.shape == (3, 3, 1)
+        np.testing.assert_allclose(validation[:, 0, 0] * series.std() + series.mean(), later[:3], atol=1e-12)
+        residuals = [series[t] - model.predict(series[:t])[0] for t in range(3, 9)]
+        np.testing.assert_allclose(model.residuals[:, 0] * model.std, residuals, rtol=1e-10)
+
+
+def test_windows_of_several_series_are_learnt_each_in_its_own_scale():
+    one, two = np.arange(10.0), 1e6 + 1e3 * np.arange(7.0) ** 2
+    model = Forecaster(3, 2, dtype="float64")
+    trainer = model.fit([one, two], steps=1, batch_size=100, validation=[two[:5], one])
+    assert_close(model.mean, np.array([[one.mean()], [two.mean()]]), 20)
+    assert_close(model.std, np.array([[one.std()], [two.std()]]), 20)
+    scaled = [(s - s.mean()) / s.std() for s in (one, two)]
+    expected = sorted(s[i : i + 4].tolist() for s in scaled for i in range(len(s) - 3))
+    np.testing.assert_allclose(sorted(windows_of(trainer)), expected, rtol=1e-9, atol=1e-9)
+    validation = trainer.validation.batch(0, 0).inputs[:, 0, 0]
+    np.testing.assert_allclose(validation, ((two - two[:5].mean()) / two[:5].std())[:3], rtol=1e-9)
+    residuals = [*model._residuals(scaled[0][:, None]), *model._residuals(scaled[1][:, None])]
+    np.testing.assert_allclose(model.residuals, residuals, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def of_two_sizes():
+    """A forecaster that has learnt one wave at two scales, and the two series."""
+    t = np.arange(200) / 4
+    small, large = np.sin(t).astype("f4"), (1e4 * np.sin(t) + 5e4).astype("f4")
+    model = Forecaster(12, 16, rng=0)
+    model.fit([small, large], epochs=30, optimizer=gpurnn.Adam(0.01))
+    return model, small, large
+
+
+def test_series_of_different_sizes_are_forecast_in_their_own_units(of_two_sizes, tmp_path):
+    model, small, large = of_two_sizes
+    wave = np.sin(np.arange(200, 208) / 4)
+    np.testing.assert_allclose(model.predict(small, 8), wave, atol=0.05)
+    np.testing.assert_allclose(model.predict(large, 8), 1e4 * wave + 5e4, atol=500)
+    for found, alone in zip(model.predict([large, small], 8), (large, small), strict=True):
+        np.testing.assert_allclose(found, model.predict(alone, 8), rtol=1e-4, atol=1e-4)
+    # A series that was not learnt, in units that were not.
+    np.testing.assert_allclose(model.predict(1e-6 * small - 3e-6, 8), 1e-6 * wave - 3e-6, atol=5e-8)
+    widths = [(f.upper - f.lower)[0] for f in (model.forecast(s, 3) for s in (small, large))]
+    assert widths[0] < 0.1
+    assert widths[1] == pytest.approx(1e4 * widths[0], rel=0.01)
+    model.save(tmp_path / "m")
+    back = load(tmp_path / "m")
+    assert_same(back.state_dict(), model.state_dict())
+    assert back.mean.shape == (2, 1)
+    assert_same(back.predict([small, large], 3), model.predict([small, large], 3))
+
+
+def test_a_backtest_after_a_fit_to_several_scales_by_what_was_before(of_two_sizes):
+    model, _, large = of_two_sizes
+    found = model.backtest(large, 150, horizon=4, stride=16, samples=20)
+    for i, origin in enumerate(found.origins):
+        np.testing.assert_allclose(found.point[i], model.predict(large[:origin], 4), rtol=1e-5)
+    assert found.mae < 500
+    changed = large.copy()
+    changed[160:] = 0
+    other = model.backtest(changed, 150, horizon=4, stride=16, samples=20)
+    assert_same((found.point[0], found.upper[0]), (other.point[0], other.upper[0]))
+    assert (found.point[1:] != other.point[1:]).all()
+
+
+def test_a_refit_to_one_series_scales_by_it_again():
+    one, two = simulate(30), 100 + simulate(30, seed=1)
+    model = Forecaster(3, 2, dtype="float64")
+    model.fit([one, two], steps=1)
+    assert model.mean.shape == model.std.shape == (2, 1)
+    model.fit([two], steps=1)
+    assert_same((model.mean, model.std), (np.array([two.mean()]), np.array([two.std()])))
 
 
 def test_a_constant_feature_is_not_divided_by_zero():
@@ -191,6 +264,46 @@ def test_a_constant_feature_is_not_divided_by_zero():
     model.fit(series, steps=3)
     assert model.std[1] == 1
     assert np.isfinite(model.forecast(series, 3, samples=5).upper).all()
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-3, 7.7, -1e10, 1e-300, 1e300])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_constant_feature_is_found_by_the_rounding_of_its_mean(value, dtype, several):
+    if dtype == "float32" and not 1e-30 < abs(value) < 1e30:
+        value = np.sign(value) * 1e-30 if abs(value) < 1 else 1e30
+    wave = np.sin(np.arange(100) / 4)
+    series = np.stack([wave, np.full(100, value)], axis=1).astype(dtype)
+    model = Forecaster(5, 8, features=2, dtype=dtype, rng=0)
+    model.fit([series, series] if several else series, epochs=3)
+    assert (model.std[..., 1] == 1).all()
+    np.testing.assert_allclose(model.std[..., 0], series[:, 0].std(), rtol=1e-5)
+    moved = series.copy()
+    moved[:, 1] += 1e-9
+    assert np.abs(model.predict(moved, 3) - model.predict(series, 3))[:, 0].max() < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("float64", 2.0**900), ("float64", 2.0**-900), ("float32", 2.0**-90)])
+@pytest.mark.parametrize("several", [False, True])
+def test_very_large_and_very_small_series(dtype, scale, several):
+    """Whose squares are not in the range of the numbers."""
+    series = simulate(60).astype(dtype)
+    found = []
+    for factor in (1.0, scale):
+        model = Forecaster(3, 4, dtype=dtype)
+        given = (series * factor).astype(dtype)
+        model.fit([given, given[:30]] if several else given, steps=3)
+        ahead = model.forecast(given, 4, samples=10)
+        found.append(tuple(a.astype("f8") / factor for a in (model.predict(given, 4), ahead.lower, model.std)))
+    assert_same(found[1], found[0])
+
+
+def test_equal_values_are_forecast_to_stay():
+    for series in (np.full(30, 5.0), [5.0] * 30, [np.full(30, 5.0), np.full(20, -1e6)]):
+        model = Forecaster(3, 2, dtype="float64")
+        model.fit(series, epochs=40, optimizer=gpurnn.Adam(0.02))
+        first = model.predict(series, 3)
+        np.testing.assert_allclose(first[0] if isinstance(first, list) else first, 5, atol=0.1)
 
 
 def test_the_series_units_do_not_matter():
@@ -315,6 +428,8 @@ def test_repr_draws_the_shapes():
         ({"mean": None}, r"Forecaster\.load_state_dict: missing \['mean'\], expected \["),
         ({"output.bias": None}, r"missing \['output.bias'\], unknown none"),
         ({"more": np.zeros(1)}, r"unknown \['more'\]"),
+        ({"mean": np.ones((2, 1))}, r"std has shape \(1,\), expected \(..., features\) = \(2, 1\)"),
+        ({"mean": np.ones((2, 2, 1))}, r"mean has shape \(2, 2, 1\), expected \(..., features\) = \(2, 1\)"),
         ({"std": np.ones(2)}, r"std has shape \(2,\), expected \(..., features\) = \(1,\)"),
         ({"residuals": np.zeros((3, 2))}, r"residuals has shape \(3, 2\), expected \(..., features\) = \(3, 1\)"),
         ({"residuals": np.zeros((3, 1), int)}, "residuals has dtype int64, expected float32 or float64"),
@@ -394,6 +509,15 @@ X = simulate(20)
             lambda m: m.fit(X * np.nan, steps=1),
             r"Forecaster\.fit: inputs holds NaN or infinity, expected finite numbers",
         ),
+        (lambda m: m.fit([True] * 9, steps=1), r"Forecaster\.fit: inputs holds booleans, expected numbers"),
+        (lambda m: m.fit([*X, np.nan], steps=1), r"Forecaster\.fit: inputs holds NaN or infinity"),
+        (lambda m: m.fit([1.0, 2.0], steps=1), r"Forecaster\.fit: inputs has 2 steps, expected at least 3"),
+        (lambda m: m.fit([X.tolist(), [1.0]], steps=1), r"fit: inputs\[1\] has 1 steps, expected at least 3"),
+        (lambda m: m.fit(["a"] * 9, steps=1), r"Forecaster\.fit: inputs\[0\] is a str, expected a numpy"),
+        (lambda m: m.fit(np.arange(9), steps=1), r"Forecaster\.fit: inputs has dtype int64, expected"),
+        (lambda m: m.fit(X > 0, steps=1), r"Forecaster\.fit: inputs has dtype bool, expected"),
+        (lambda m: m.fit(X, steps=1, validation=X, patience=-1), "patience is -1"),
+        (lambda m: m.fit(X, steps=1, unknown=1), "unknown"),
         (lambda m: m.predict(X[:1]), r"Forecaster\.predict: inputs has 1 steps, expected at least 2"),
         (lambda m: m.predict([X, None]), r"Forecaster\.predict: inputs\[1\] is None, expected an array"),
         (lambda m: m.predict(X, 0), r"Forecaster\.predict: steps is 0, expected at least 1"),
@@ -412,8 +536,10 @@ X = simulate(20)
             lambda m: m.backtest(X, 18, 3),
             r"backtest: start \+ horizon is 21, expected at most the 20 steps of the series",
         ),
-        (lambda m: linear().forecast(X, 1), r"Forecaster\.forecast: there are no residuals, .* call fit first"),
-        (lambda m: linear().backtest(X, 5), r"Forecaster\.backtest: there are no residuals, .* call fit first"),
+        (lambda m: linear(residuals=[]).forecast(X, 1), r"Forecaster\.forecast: there are no residuals, .* call fit"),
+        (lambda m: linear(residuals=[]).backtest(X, 5), r"Forecaster\.backtest: there are no residuals, .* call fit"),
+        (lambda m: linear(residuals=[]).predict(X), r"Forecaster\.predict: the model was never fitted, .* call fit"),
+        (lambda m: Forecaster(2, 3, dtype="float64").predict(X), "predict: the model was never fitted"),
     ],
 )
 def test_refusals(call, message):
@@ -422,6 +548,68 @@ def test_refusals(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call(model)
     assert_same(model.state_dict(), before)
+
+
+def test_lists_of_numbers_are_series():
+    series, model = simulate(30).round(3), linear(residuals=[0.5, -0.5])
+    assert_same(model.predict(series.tolist(), 3), model.predict(series, 3))
+    several = model.predict([series.tolist(), tuple(series[:9].tolist())], 3)
+    assert isinstance(several, list)
+    assert_same(several, model.predict([series, series[:9]], 3))
+    for call in (lambda s: model.forecast(s, 3, samples=9), lambda s: model.backtest(s, 20, samples=9)):
+        assert_same(vars(call(series.tolist())), vars(call(series)))
+    whole = [int(v) for v in 10 * series]
+    assert_same(model.predict(whole, 2), model.predict(np.array(whole, float), 2))
+    assert model.predict(np.float32(3) * np.ones(4, "f8"), 1).dtype == "float64"
+    both = np.stack([series, series[::-1]], axis=1)
+    two = Forecaster(3, 2, 2, dtype="float64")
+    two.fit(both.tolist(), steps=1)
+    assert two.mean.shape == (2,)
+    assert_same(two.predict(both.tolist(), 3), two.predict(both, 3))
+    assert_same(two.predict([both.tolist(), both], 3), two.predict([both, both], 3))
+    with pytest.raises(ValueError, match=r"predict: inputs\[1\] has 1 entries, expected features = 2"):
+        two.predict([[1.0, 2.0], [3.0], [1.0, 2.0]])
+
+
+@pytest.mark.usefixtures("each_wing")
+def test_parameters_that_are_nan_give_no_forecast():
+    series = simulate(30)
+    for name in [*linear().params, "residuals"]:
+        model = linear(residuals=[0.5, -0.5])
+        if name == "residuals":
+            model.residuals[0] = np.nan
+            blame = "residuals holds NaN or infinity"
+        else:
+            model.params[name][...] = np.nan
+            blame = f"parameter {name} holds NaN or infinity"
+            with pytest.raises(FloatingPointError, match=f"Forecaster.predict: the forecasts are not finite: {blame}"):
+                model.predict([series, series], 2)
+        for noise in ("bootstrap", "gaussian"):
+            with pytest.raises(FloatingPointError, match=f"forecast: the forecasts are not finite: {blame}"):
+                model.forecast(series, 2, noise=noise, samples=50)
+            with pytest.raises(FloatingPointError, match=f"backtest: the forecasts are not finite: {blame}"):
+                model.backtest(series, 20, noise=noise, samples=50)
+
+
+def test_a_forecast_that_overflows_is_none():
+    model = linear(phi=[3.0, 0.0])
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=r"predict: the forecasts .* they overflow"):
+        model.predict(simulate(30), 1000)
+
+
+def test_training_that_fails_leaves_no_residuals_of_another_series():
+    series, model = simulate(30), Forecaster(3, 2, dtype="float64")
+    model.fit(series, steps=2)
+
+    def fail(*_):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        model.fit(100 + series, steps=2, on_gradients=fail)
+    assert model.mean[0] == pytest.approx(100 + series.mean())
+    assert np.isfinite(model.predict(100 + series)).all()
+    with pytest.raises(ValueError, match="there are no residuals, expected those of a fit; call fit first"):
+        model.forecast(100 + series, 2)
 
 
 AHEAD = Forecast(np.array([3.0, 4.0]), np.array([2.0, 2.5]), np.array([4.0, 5.5]), 0.95)

@@ -165,6 +165,27 @@ class Model(Layer):
         -------
         Trainer
         """
+        trainer = self._trainer(
+            inputs, targets, epochs=epochs, steps=steps, batch_size=batch_size, validation=validation,
+            optimizer=optimizer, clip_norm=clip_norm, rng=rng, progress=progress, **options,
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    def _trainer(
+        self,
+        inputs: Any,
+        targets: Any,
+        *,
+        batch_size: int = 32,
+        validation: Any = None,
+        optimizer: Any = None,
+        clip_norm: float | None = 1.0,
+        rng: int | np.random.Generator = 0,
+        progress: bool = False,
+        **options: Any,
+    ) -> Trainer:
+        """The trainer that `fit` runs; every argument is checked here, before the model changes."""
         from ..optimizers import Adam
         from ..training import Trainer
 
@@ -179,12 +200,10 @@ class Model(Layer):
             inputs = self._batches(inputs, targets, batch_size, shuffle=True, rng=rng)
         elif targets is not None:
             raise TypeError(f"{type(self).__name__}.fit: targets are given, expected None, as inputs are batches")
-        trainer = Trainer(
-            self, inputs, Adam(0.003) if optimizer is None else optimizer, epochs=epochs, steps=steps,
-            validation=validation, clip_norm=clip_norm, rng=rng, progress=progress, **options,
+        return Trainer(
+            self, inputs, Adam(0.003) if optimizer is None else optimizer, validation=validation, clip_norm=clip_norm,
+            rng=rng, progress=progress, **options,
         )  # fmt: skip
-        trainer.train()
-        return trainer
 
     def _batches(
         self, inputs: Sequence[Array], targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator

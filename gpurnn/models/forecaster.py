@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from .. import _checks, _dispatch
 from .._random import generator
 from ..layers.base import Array, copied
+from .base import not_finite
 from .sequence import LOSSES, POOLINGS, SequenceModel
 
 if TYPE_CHECKING:
@@ -88,9 +90,14 @@ class Forecaster(SequenceModel):
     r"""Autoregressive forecaster of one or several time series: x_t = f(x_{t-1}, ..., x_{t-p}) + \epsilon_t.
 
     f reads the p values before t, the window, as a sequence with a recurrent stack, and puts out
-    x_t = W_hy h + b_y, h the stack's pooled output. All of this is in units of the series that it was trained on:
-    (x - mean) / std, for each feature; `fit` finds mean and std, and `predict`, `forecast` and `backtest` take and
-    return the series' own units. A call, `vjp` and the losses work on windows in the model's units, (p, B, features).
+    x_t = W_hy h + b_y, h the stack's pooled output. All of this is in scaled units, (x - mean) / std for each feature;
+    `predict`, `forecast` and `backtest` take and return the series' own units. A call, `vjp` and the losses work on
+    windows in scaled units, (p, B, features).
+
+    Where `fit` is given one series, mean and std are those of this series, and they scale every later series too. Where
+    it is given several, each series is scaled by its own mean and std: series of any size are learnt together. A series
+    to be forecast is then scaled by the mean and std of all values that come before the forecast, so give its whole
+    past and not only the last window.
 
     Parameters
     ----------
@@ -111,10 +118,10 @@ class Forecaster(SequenceModel):
     ----------
     params : dict of str to array
         ``recurrent.weight_ih_l0``, ..., ``output.weight`` and ``output.bias``.
-    mean, std : (features,) NumPy arrays
-        Of the series that `fit` was given; 0 and 1 before.
+    mean, std : (features,) NumPy arrays, or (S, features) after a fit to S > 1 series
+        Of the series that `fit` was given; 0 and 1 before. std is 1 where a feature is constant.
     residuals : (n, features) NumPy array
-        \epsilon_t of that series, in the model's units. Saved with the model, as are ``mean`` and ``std``.
+        \epsilon_t of these series, in scaled units. Saved with the model, as are ``mean`` and ``std``.
 
     Raises
     ------
@@ -206,7 +213,8 @@ class Forecaster(SequenceModel):
             raise KeyError(f"{where}: missing {missing}, expected {[*self.params, *_OF_SERIES]}")
         for name in _OF_SERIES:
             _dispatch.namespace(where, **{name: state[name]})
-            lead = state[name].shape[:1] if name == "residuals" else ()
+            # (n, features); and (features,), or (S, features) of the scales of several series.
+            lead = state[name].shape[:1] if name == "residuals" else state["mean"].shape[:-1][:1]
             _checks.shape(where, name, state[name], (*lead, self.features), "(..., features)")
             _checks.floating(where, name, state[name])
         super().load_state_dict({name: value for name, value in state.items() if name not in _OF_SERIES})
@@ -226,7 +234,7 @@ class Forecaster(SequenceModel):
 
         Parameters
         ----------
-        inputs : (T,) or (T, features) array, or a sequence of such
+        inputs : (T,) or (T, features) array or list of numbers, or a sequence of such
             The series, of any lengths above ``window``, without gaps.
         targets : None
             Every value is the target of those before it.
@@ -239,46 +247,56 @@ class Forecaster(SequenceModel):
         Returns
         -------
         Trainer
-            A `gpurnn.Trainer`; its ``history`` has the losses, in the model's units.
+            A `gpurnn.Trainer`; its ``history`` has the losses, in scaled units.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A series is too short, not finite or of another dtype, or an option is out of its range.
+        FloatingPointError
+            The training diverged.
         """
         if targets is not None:
             raise TypeError("Forecaster.fit: targets are given, expected None: the series are their own targets")
         series = self._all_series("fit", "inputs", inputs, self.window + 1)
+        scales = [_scale(s) for s in series]
+        # That of a single series scales the validation too.
+        common = scales[0] if len(series) == 1 else None
+        scaled = [_scaled(s, *scale) for s, scale in zip(series, scales, strict=True)]
         later = None
         if validation is not None:
             later = self._all_series("fit", "validation", validation, self.window + 1)
-        values = np.concatenate([_dispatch.to_numpy(s) for s in series]).astype(np.float64)
-        std = values.std(axis=0)
-        self.mean, self.std = values.mean(axis=0), np.where(std > 0, std, 1.0)
-        if later is not None:
+            later = [_scaled(s, *(common or _scale(s))) for s in later]
             later = self._windows_of(later, batch_size, shuffle=False, rng=0)
-        data = self._windows_of(series, batch_size, shuffle=True, rng=rng)
-        trainer = super().fit(data, validation=later, rng=rng, **options)
-        found = [self._residuals(self._scaled(s)) for s in series]
-        self.residuals = np.concatenate([_dispatch.to_numpy(e) for e in found])
+        data = self._windows_of(scaled, batch_size, shuffle=True, rng=rng)
+        trainer = self._trainer(data, None, validation=later, rng=rng, **options)
+        self.mean, self.std = common or (np.stack(values) for values in zip(*scales, strict=True))
+        self.residuals = self.residuals[:0]
+        trainer.train()
+        self.residuals = np.concatenate([_dispatch.to_numpy(self._residuals(s)) for s in scaled])
         return trainer
 
-    def _windows_of(self, series: list[Array], batch_size: int, *, shuffle: bool, rng: Any) -> Any:
+    def _windows_of(self, scaled: list[Array], batch_size: int, *, shuffle: bool, rng: Any) -> Any:
         from ..training import PaddedBatches
 
         windows, targets, p = [], [], self.window
-        for x in map(self._scaled, series):
+        for x in scaled:
             windows += [x[i : i + p, :] for i in range(x.shape[0] - p)]
             targets += [x[i + p, :] for i in range(x.shape[0] - p)]
         return PaddedBatches(windows, batch_size, targets, per_sequence=True, shuffle=shuffle, rng=rng)
 
     def _residuals(self, x: Array) -> Array:
-        """What the forecasts of one step leave of a series (T, features) in the model's units: (T - p, features)."""
+        """A series (T, features) in scaled units minus its forecasts of one step: (T - p, features)."""
         xp = _dispatch.namespace("Forecaster", x=x)
         N = x.shape[0] - self.window
         windows = xp.stack([x[i : i + N, :] for i in range(self.window)])
         return x[self.window :, :] - self._free_run(windows, 1)[0, ...]
 
     def _all_series(self, method: str, name: str, given: Any, least: int) -> list[Array]:
-        """One series or several as a list of (T, features) arrays."""
+        """One series or several as a list of arrays."""
         where = f"Forecaster.{method}"
         _checks.given(where, **{name: given})
-        if hasattr(given, "dtype"):
+        if self._is_single(given):
             return [self._one_series(method, name, given, least)]
         if not hasattr(given, "__len__"):
             raise TypeError(f"{where}: {name} is a {type(given).__qualname__}, expected an array or several")
@@ -286,36 +304,51 @@ class Forecaster(SequenceModel):
             raise ValueError(f"{where}: {name} is empty, expected at least one series")
         return [self._one_series(method, f"{name}[{i}]", series, least) for i, series in enumerate(given)]
 
-    def _one_series(self, method: str, name: str, series: Array, least: int) -> Array:
-        """A series as a (T, features) array; refuse one that this model does not read."""
+    def _is_single(self, given: Any) -> bool:
+        """Whether this is one series, and not several: an array, or a list of numbers or of rows of numbers."""
+        if not isinstance(given, (list, tuple)):
+            return hasattr(given, "dtype")
+        rows = [given] if self.features == 1 else given
+        return len(given) > 0 and all(
+            isinstance(row, (list, tuple)) and all(isinstance(value, Real) for value in row) for row in rows
+        )
+
+    def _one_series(self, method: str, name: str, series: Any, least: int) -> Array:
+        """A series as an array (T, features), or (T,) as it was given; reject one that this model does not read."""
         where = f"Forecaster.{method}"
         _checks.given(where, **{name: series})
         parameter = self.output.params["weight"]
+        if not hasattr(series, "dtype") and self._is_single(series):
+            series = self._array(where, name, series)
         xp = _dispatch.namespace(where, params=parameter, **{name: series})
         _checks.same_dtype(where, params=parameter, **{name: series})
-        flat = self.features == 1 and series.ndim == 1
-        if not flat:
+        if self.features > 1 or series.ndim != 1:
             _checks.ndim(where, name, series, 2, "(T, features)")
             _checks.shape(where, name, series, (series.shape[0], self.features), "(T, features)")
         if series.shape[0] < least:
             raise ValueError(f"{where}: {name} has {series.shape[0]} steps, expected at least {least}")
         if not bool(xp.all(xp.isfinite(series))):
             raise ValueError(f"{where}: {name} holds NaN or infinity, expected finite numbers")
-        return series[:, None] if flat else series
+        return series
 
-    def _scaled(self, x: Array) -> Array:
-        """A series, or parts of one, in the model's units."""
-        mean, std = self._units(x)
-        return (x - mean) / std
+    def _array(self, where: str, name: str, series: Any) -> Array:
+        """A list of numbers, or of rows of numbers, as an array."""
+        for i, row in enumerate([series] if self.features == 1 else series):
+            if self.features > 1 and len(row) != self.features:
+                raise ValueError(f"{where}: {name}[{i}] has {len(row)} entries, expected features = {self.features}")
+            if any(isinstance(value, bool) for value in row):
+                raise TypeError(f"{where}: {name} holds booleans, expected numbers")
+        parameter = self.output.params["weight"]
+        xp = _dispatch.namespace(where, params=parameter)
+        with np.errstate(over="ignore"):  # infinity is rejected with the series
+            return _dispatch.from_numpy(xp, np.array(series, _checks.dtype_name(parameter)))
 
-    def _unscaled(self, x: Array) -> Array:
-        mean, std = self._units(x)
-        return x * std + mean
-
-    def _units(self, x: Array) -> tuple[Array, Array]:
-        xp = _dispatch.namespace("Forecaster", x=x)
-        mean, std = (xp.astype(_dispatch.from_numpy(xp, of), x.dtype) for of in (self.mean, self.std))
-        return mean, std
+    def _scales(self, pasts: list[Array]) -> tuple[Any, Any]:
+        """The means and standard deviations (B, features) that scale the series with these B pasts."""
+        if self.mean.ndim == 1:
+            return self.mean, self.std
+        means, stds = zip(*map(_scale, pasts), strict=True)
+        return np.stack(means), np.stack(stds)
 
     def _free_run(self, windows: Array, steps: int, noise: Array | None = None) -> Array:
         """The values (steps, B, features) that follow windows (p, B, features), each fed back with its noise."""
@@ -338,23 +371,41 @@ class Forecaster(SequenceModel):
 
         Parameters
         ----------
-        inputs : (T,) or (T, features) array, or a sequence of such
-            The series; only their last ``window`` values are read.
+        inputs : (T,) or (T, features) array or list of numbers, or a sequence of such
+            The series. Their last ``window`` values are read, and all of them for the scale after a fit to several.
         steps : int
             How many values to forecast.
 
         Returns
         -------
         (steps,) or (steps, features) array, or a list of such
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is out of its range, a series is too short, or the model was never fitted.
+        FloatingPointError
+            A parameter is NaN or infinite, or the forecasts overflow.
         """
-        steps = _checks.integer_at_least("Forecaster.predict", "steps", steps, 1)
+        where = "Forecaster.predict"
+        steps = _checks.integer_at_least(where, "steps", steps, 1)
         series = self._all_series("predict", "inputs", inputs, self.window)
-        xp = _dispatch.namespace("Forecaster.predict", inputs=series[0])
-        windows = xp.stack([self._scaled(x[-self.window :, :]) for x in series], axis=1)
-        values = self._unscaled(self._free_run(windows, steps))
-        given = [inputs] if hasattr(inputs, "dtype") else inputs
-        found = [values[:, i, 0] if x.ndim == 1 else values[:, i, :] for i, x in enumerate(given)]
-        return found[0] if hasattr(inputs, "dtype") else found
+        if not len(self.residuals) and (self.mean == 0).all() and (self.std == 1).all():
+            raise ValueError(f"{where}: the model was never fitted, expected the mean and std of a fit; call fit first")
+        xp = _dispatch.namespace(where, inputs=series[0])
+        scales = self._scales(series)
+        windows = _scaled(xp.stack([_columns(x)[-self.window :, :] for x in series], axis=1), *scales)
+        values = _unscaled(self._free_run(windows, steps), *scales)
+        self._require_finite(where, values)
+        found = [values[:, i, 0] if x.ndim == 1 else values[:, i, :] for i, x in enumerate(series)]
+        return found[0] if self._is_single(inputs) else found
+
+    def _require_finite(self, where: str, *forecasts: Array) -> None:
+        """Raise if forecasts are NaN or infinite."""
+        xp = _dispatch.namespace(where, forecasts=forecasts[0])
+        if not all(bool(xp.all(xp.isfinite(values))) for values in forecasts):
+            held = {name: _dispatch.from_numpy(xp, getattr(self, name)) for name in _OF_SERIES}
+            raise not_finite(where, "the forecasts", self.params, **held)
 
     def forecast(
         self,
@@ -373,8 +424,8 @@ class Forecaster(SequenceModel):
 
         Parameters
         ----------
-        series : (T,) or (T, features) array
-            Only the last ``window`` values are read.
+        series : (T,) or (T, features) array or list of numbers
+            Its last ``window`` values are read, and all of them for the scale after a fit to several series.
         steps : int
             How many values to forecast.
         samples : int
@@ -393,13 +444,15 @@ class Forecaster(SequenceModel):
         ------
         ValueError, TypeError
             An argument is out of its range, the series is too short, or the model was never fitted.
+        FloatingPointError
+            A parameter is NaN or infinite, or the forecasts overflow.
         """
         where = "Forecaster.forecast"
         x = self._one_series("forecast", "series", series, self.window)
         steps = _checks.integer_at_least(where, "steps", steps, 1)
-        windows = self._scaled(x[-self.window :, None, :])
-        found = self._intervals(where, windows, steps, samples, level, noise, rng)
-        point, lower, upper = (v[:, 0, 0] if series.ndim == 1 else v[:, 0, :] for v in found)
+        windows = _columns(x)[-self.window :, None, :]
+        found = self._intervals(where, windows, self._scales([x]), steps, samples, level, noise, rng)
+        point, lower, upper = (v[:, 0, 0] if x.ndim == 1 else v[:, 0, :] for v in found)
         return Forecast(point, lower, upper, float(level))
 
     def backtest(
@@ -418,7 +471,8 @@ class Forecaster(SequenceModel):
 
         Parameters
         ----------
-        series : (T,) or (T, features) array
+        series : (T,) or (T, features) array or list of numbers
+            After a fit to several series, the values before an origin give the scale of its forecast.
         start : int
             The first origin: the index of the first value that is forecast, at least ``window``.
         horizon : int
@@ -452,17 +506,27 @@ class Forecaster(SequenceModel):
                 f"{where}: start + horizon is {start + horizon}, expected at most the {x.shape[0]} steps of the series"
             )
         xp = _dispatch.namespace(where, series=x)
-        windows = self._scaled(xp.stack([x[o - self.window : o, :] for o in origins], axis=1))
-        actual = xp.stack([x[o : o + horizon, :] for o in origins])
-        found = self._intervals(where, windows, horizon, samples, level, noise, rng)
+        columns = _columns(x)
+        windows = xp.stack([columns[o - self.window : o, :] for o in origins], axis=1)
+        actual = xp.stack([columns[o : o + horizon, :] for o in origins])
+        scales = self._scales([_dispatch.to_numpy(columns)[:o] for o in origins])
+        found = self._intervals(where, windows, scales, horizon, samples, level, noise, rng)
         arrays = [*(xp.permute_dims(v, (1, 0, 2)) for v in found), actual]
-        point, lower, upper, actual = (v[:, :, 0] if series.ndim == 1 else v for v in arrays)
+        point, lower, upper, actual = (v[:, :, 0] if x.ndim == 1 else v for v in arrays)
         return Backtest(origins, point, lower, upper, actual, float(level))
 
     def _intervals(
-        self, where: str, windows: Array, steps: int, samples: int, level: float, noise: str, rng: Any
+        self,
+        where: str,
+        windows: Array,
+        scales: tuple[Any, Any],
+        steps: int,
+        samples: int,
+        level: float,
+        noise: str,
+        rng: Any,
     ) -> tuple[Array, Array, Array]:
-        """point, lower and upper (steps, B, features), in the series' units, behind windows (p, B, features)."""
+        """point, lower and upper (steps, B, features) after windows (p, B, features), all in the series' units."""
         samples = _checks.integer_at_least(where, "samples", samples, 1)
         _checks.choice(where, "noise", noise, NOISES)
         if not 0.0 < level < 1.0:
@@ -471,17 +535,20 @@ class Forecaster(SequenceModel):
         if self.residuals.shape[0] == 0:
             raise ValueError(f"{where}: there are no residuals, expected those of a fit; call fit first")
         xp = _dispatch.namespace(where, windows=windows)
+        self._require_finite(where, _dispatch.from_numpy(xp, self.residuals))
+        windows = _scaled(windows, *scales)
         p, B, F = windows.shape
         repeated = xp.reshape(xp.broadcast_to(windows[:, :, None, :], (p, B, samples, F)), (p, B * samples, F))
         drawn = _dispatch.from_numpy(xp, self._noise((steps, B * samples), noise, random))
         paths = xp.reshape(self._free_run(repeated, steps, drawn), (steps, B, samples, F))
         ordered = xp.sort(paths, axis=2)
         lower, upper = (_quantile(ordered, q) for q in ((1 - level) / 2, (1 + level) / 2))
-        point, lower, upper = map(self._unscaled, (self._free_run(windows, steps), lower, upper))
+        point, lower, upper = (_unscaled(v, *scales) for v in (self._free_run(windows, steps), lower, upper))
+        self._require_finite(where, point, lower, upper)
         return point, lower, upper
 
     def _noise(self, shape: tuple[int, int], noise: str, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-        """Noise of some shape (*shape, features) in the model's units."""
+        """Noise (*shape, features) in scaled units."""
         residuals = self.residuals
         if noise == "bootstrap":
             return residuals[rng.integers(residuals.shape[0], size=shape)]
@@ -496,6 +563,44 @@ class Forecaster(SequenceModel):
 
 
 _OF_SERIES = ("mean", "std", "residuals")
+
+
+def _columns(x: Array) -> Array:
+    """A series (T, features)."""
+    return x[:, None] if x.ndim == 1 else x
+
+
+def _scale(series: Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The mean and the standard deviation of each feature of a series, (features,) each; the latter 1 of a constant.
+
+    A feature is constant if its deviation may be the rounding error of its mean (the rule of scikit-learn's scalers).
+    Its mean is then one of its values, without the error: where values are large, that is far from small.
+    """
+    values = _columns(_dispatch.to_numpy(series)).astype(np.float64)
+    # A power of two changes no digits, and keeps the squares of very large and very small values in range.
+    _, power = np.frexp(np.abs(values).max(axis=0))
+    values = np.ldexp(values, -power)
+    mean, std = values.mean(axis=0), values.std(axis=0)
+    rounding = len(values) * np.finfo(np.float64).eps
+    constant = std**2 <= rounding * std**2 + (rounding * mean) ** 2
+    mean = np.where(constant, values[0], mean)
+    return np.ldexp(mean, power), np.where(constant, 1.0, np.ldexp(std, power))
+
+
+def _scaled(x: Array, mean: Any, std: Any) -> Array:
+    """A series, or parts (..., B, features) of B series, in scaled units; mean and std are those of `_scales`."""
+    xp = _dispatch.namespace("Forecaster", x=x)
+    return (_columns(x) - _like(xp, mean, x)) / _like(xp, std, x)
+
+
+def _unscaled(x: Array, mean: Any, std: Any) -> Array:
+    """The reverse of `_scaled`."""
+    xp = _dispatch.namespace("Forecaster", x=x)
+    return x * _like(xp, std, x) + _like(xp, mean, x)
+
+
+def _like(xp: Any, values: np.ndarray[Any, Any], x: Array) -> Array:
+    return xp.astype(_dispatch.from_numpy(xp, values), x.dtype)
 
 
 def _quantile(ordered: Array, q: float) -> Array:
