@@ -76,8 +76,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     the directory is flushed, so that the new name outlives a power cut. Whatever fails before the rename leaves the old
     file, and no temporary file. Any number of threads and processes may write to one path: the last rename wins.
 
-    A symbolic link stays: the file that it points to is replaced. A file that is overwritten keeps its mode, a new one
-    gets the mode that the umask allows.
+    A symbolic link stays: the file that it points to is replaced. A file that is overwritten keeps its mode, and as far
+    as the system allows its owner and group; a new one gets the mode that the umask allows.
 
     Raises
     ------
@@ -86,18 +86,18 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         would destroy; the directory is missing or read-only; the disk is full.
     """
     target = Path(os.path.realpath(path))
-    mode = _mode(path, target)
+    old = _replaceable(path, target)
     # A part of the name tells a reader of the directory whose it is; the whole name might exceed the system's limit.
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.partial")
 
     def opener(name: str, flags: int) -> int:
-        # The old mode from the start, so that at no moment more people can read the new contents than the old.
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666 if mode is None else mode & 0o700)
+        # For its owner only, so that at no moment more people can read the new contents than the old.
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666 if old is None else old.st_mode & 0o700)
 
     try:
         with open(temporary, "xb", opener=opener) as file:
-            if mode is not None and hasattr(os, "fchmod"):
-                os.fchmod(file.fileno(), mode)
+            if old is not None and hasattr(os, "fchmod"):
+                _adopt(file.fileno(), old)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -111,23 +111,38 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     flush_directory(target.parent)
 
 
-def _mode(path: str | os.PathLike[str], target: Path) -> int | None:
-    """The permissions of the file to overwrite, None if there is none; raise OSError if it must not be overwritten."""
+def _replaceable(path: str | os.PathLike[str], target: Path) -> os.stat_result | None:
+    """The state of the file to overwrite, None if there is none; raise OSError if it must not be overwritten."""
     try:
-        found = os.lstat(target).st_mode
+        found = os.lstat(target)
     except FileNotFoundError:
         return None
-    if stat.S_ISLNK(found):  # the resolved path is a link only where links form a loop
+    if stat.S_ISLNK(found.st_mode):  # the resolved path is a link only where links form a loop
         code = errno.ELOOP
-    elif stat.S_ISDIR(found):
+    elif stat.S_ISDIR(found.st_mode):
         code = errno.EISDIR
-    elif not stat.S_ISREG(found):
-        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    elif not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
     elif not os.access(target, os.W_OK):
         code = errno.EACCES
     else:
-        return stat.S_IMODE(found)
+        return found
     raise OSError(code, os.strerror(code), os.fspath(path))
+
+
+def _adopt(descriptor: int, old: os.stat_result) -> None:
+    """Give a new file the mode of an old one, and its owner and group where that is permitted."""
+    new, mode = os.fstat(descriptor), stat.S_IMODE(old.st_mode)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        try:
+            os.fchown(descriptor, old.st_uid, old.st_gid)
+        except PermissionError:
+            try:
+                os.fchown(descriptor, -1, old.st_gid)
+            except PermissionError:
+                mode &= ~0o070  # what the old group could do, another must not
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+        os.fchmod(descriptor, mode)
 
 
 def partial_files(directory: str | os.PathLike[str], name: re.Pattern[str]) -> list[Path]:
@@ -327,7 +342,9 @@ def _ours(metadata: dict[str, str], kinds: tuple[str, ...]) -> str | None:
     """Our entry of the metadata, None if the file is of another program."""
     # Any trace of us, in a key or a value, makes the checksum count: damage to the key must not switch it off.
     if any(KEY in text for pair in metadata.items() for text in pair):
-        return metadata.get(KEY, "")
+        if KEY not in metadata:
+            raise _Rejected("damaged, or written by another version of gpurnn")
+        return metadata[KEY]
     if kinds:
         raise _Rejected(f"a safetensors file, but not a {kinds[0]} that gpurnn wrote")
     return None

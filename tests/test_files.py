@@ -103,6 +103,36 @@ def test_an_overwritten_file_keeps_its_mode_and_a_new_one_has_that_of_the_umask(
 
 
 @posix
+def test_an_overwritten_file_keeps_its_owner_and_group_where_that_is_permitted(tmp_path, monkeypatch):
+    """If neither is, the group that it gets instead may do nothing with it."""
+    path, asked = tmp_path / "f", []
+    path.write_bytes(b"old")
+    path.chmod(0o660)
+    own = path.stat()
+
+    class Other:
+        st_uid, st_gid, st_mode = own.st_uid + 1, own.st_gid + 1, own.st_mode
+
+    allowed = [True, (-1, own.st_gid + 1), None]
+
+    def fchown(descriptor, *ids):
+        asked.append(ids)
+        if allowed[0] is not True and ids != allowed[0]:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    lstat = os.lstat
+    monkeypatch.setattr(os, "lstat", lambda p: Other if p == path else lstat(p))
+    monkeypatch.setattr(os, "fchown", fchown)
+    both, group = (own.st_uid + 1, own.st_gid + 1), (-1, own.st_gid + 1)
+    for expected, mode in (([both], 0o660), ([both, group], 0o660), ([both, group], 0o600)):
+        write_atomically(path, b"new")
+        assert asked == expected
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        asked.clear()
+        del allowed[0]
+
+
+@posix
 def test_the_new_contents_of_a_private_file_are_never_readable_by_others(tmp_path, monkeypatch):
     path, seen, fsync = tmp_path / "f", [], os.fsync
     path.write_bytes(b"old")

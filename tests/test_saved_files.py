@@ -551,7 +551,7 @@ HOSTILE = {
     "a mark that is no JSON": safetensors.numpy.save(
         {"w": np.zeros(3)}, {"gpurnn": '{"sha256": "' + "0" * 64 + '", x'}
     ),
-    "a mark of another version": safetensors.numpy.save({"w": np.zeros(3)}, {"gpurnn model, version 1": "{}"}),
+    "a mark of a version before": safetensors.numpy.save({"w": np.zeros(3)}, {"gpurnn model, version 1": "{}"}),
     "surrogates": container('{"__metadata__":{"\\ud800":"x"}}'),
     "many tensors": safetensors.numpy.save({str(i): np.zeros(0, np.int8) for i in range(5_000)}),
 }
@@ -749,6 +749,12 @@ def test_a_configuration_that_does_not_fit_the_tensors_is_rejected_at_once(tmp_p
 def test_a_file_that_names_no_model_is_rejected(tmp_path, content):
     _files.write_tensors(tmp_path / "m", "forge", "model", content, {})
     with pytest.raises(FileFormatError, match=r"m: (damaged: it does not name its model|holds a )"):
+        load(tmp_path / "m")
+
+
+def test_a_model_whose_class_is_not_defined_is_named(tmp_path):
+    _files.write_tensors(tmp_path / "m", "forge", "model", {"model": "MyModel", "config": {}}, {})
+    with pytest.raises(FileFormatError, match="m: holds a MyModel, which is not defined; import the module"):
         load(tmp_path / "m")
 
 

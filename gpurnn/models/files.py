@@ -38,7 +38,11 @@ def read(path: str | os.PathLike[str], kind: type) -> Any:
         found = KINDS.get(name)
     except (KeyError, TypeError) as error:
         raise _files.FileFormatError(f"{os.fspath(path)}: damaged: it does not name its model") from error
-    if found is None or not issubclass(found, kind):
+    if found is None:
+        raise _files.FileFormatError(
+            f"{os.fspath(path)}: holds a {name}, which is not defined; import the module that defines it"
+        )
+    if not issubclass(found, kind):
         raise _files.FileFormatError(f"{os.fspath(path)}: holds a {name}, expected a {kind.__name__}")
     try:
         return found._restored(config, parameters)
