@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,11 +20,12 @@ if TYPE_CHECKING:
     from .models import LanguageModel, Vocabulary
     from .optimizers import Optimizer
     from .training import TokenStream, Trainer
+    from .training.directory import RunDirectory
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 RUN, MODEL, METRICS, CURVE, SAMPLE = "run.json", "model.safetensors", "metrics.jsonl", "loss.png", "sample.txt"
-RUN_FORMAT = "gpurnn training run"
+DEMO_TEXT = "python-reference.txt"
 SAMPLE_LENGTH = {"character": 2000, "word": 400}
 
 
@@ -35,7 +35,8 @@ class Refusal(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"gpurnn: {self.format_message()}", file=file, err=file is None)
+        with suppress(OSError, ValueError):  # where nobody reads it, the exit code says it
+            click.echo(f"gpurnn: {self.format_message()}", file=file, err=file is None)
 
 
 class Failure(Refusal):
@@ -59,7 +60,21 @@ class _Commands(click.Group):
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads on
         except OSError as error:
-            raise Failure(str(error)) from error
+            raise Failure(_sentence(error)) from error
+
+
+def _sentence(error: BaseException) -> str:
+    """What an error says, and the file first where it names one."""
+    if isinstance(error, OSError) and error.strerror:
+        what = error.strerror.lower()
+        return what if error.filename is None else f"{error.filename}: {what}"
+    return str(error)
+
+
+def _say(text: str = "", err: bool = False) -> None:
+    """Print a line. Training goes on where nobody reads it any more."""
+    with suppress(OSError, ValueError):
+        click.echo(text, err=err)
 
 
 def main() -> None:
@@ -142,10 +157,12 @@ def _train_options(command: F) -> F:
 @_train_options
 @click.pass_context
 def train(context: click.Context, /, files: tuple[str, ...], out: Path, resume: bool, **options: Any) -> None:
-    """Train a language model on text FILEs (UTF-8, read as one text).
+    """Train a language model on text FILEs (UTF-8, read as one text, each from a new line on).
 
     DIR receives the model (model.safetensors), the loss as metrics.jsonl and loss.png, a sample.txt, and checkpoints:
-    after a crash, or Ctrl-C, the same command with --resume goes on exactly where it stopped.
+    after a crash, or Ctrl-C, the same command with --resume goes on exactly where it stopped. The file run.json says
+    that DIR belongs to this run. A DIR that holds any of these names already, and no run to resume, is rejected; other
+    files in it are left alone.
     """
     paths = [str(Path(file).resolve()) for file in files]
     if options["validation"] is not None:
@@ -153,11 +170,12 @@ def train(context: click.Context, /, files: tuple[str, ...], out: Path, resume: 
     if resume:
         source = context.get_parameter_source
         given = {name: value for name, value in options.items() if source(name) is ParameterSource.COMMANDLINE}
-        _train(out, _held_run(out, paths, given))
+        _train(_held_run(out, paths, given))
     elif not paths:
         raise Refusal("no FILE given to train on")
     else:
-        _train(out, _new_run(out, paths, options))
+        _check_new(_folder(out))
+        _train(_new_run(_folder(out), paths, options))
 
 
 _DEMO = shlex.split("--cell gru --hidden 192 --batch 24 --window 48 --steps 1600 --lr 0.01 --warmup 20")
@@ -175,32 +193,70 @@ def demo(out: Path, resume: bool) -> None:
     The text is that of the help() topics, which comes with Python. DIR receives it as python-reference.txt; the rest is
     what `gpurnn train` does with it.
     """
-    source = out / "python-reference.txt"
     if resume:
-        _train(out, _held_run(out, [], {}))
+        _train(_held_run(out, [], {}))
         _show_sample(out)
         return
-    if (out / RUN).exists() and not source.exists():
-        raise Refusal(f"{out} already holds a run that is no demo; choose another directory with --out")
+    source = out / DEMO_TEXT
+    folder = _folder(out, demo=True)
+    _check_demo(folder)
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise Refusal("this Python came without its language reference, pydoc_data.topics; try gpurnn train") from error
-    _make_directory(out)
-    for stale in [out / name for name in (RUN, MODEL, METRICS, CURVE, SAMPLE)] + list((out / "checkpoints").glob("*")):
-        stale.unlink(missing_ok=True)
-    source.write_text("\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n", encoding="utf-8")
+    text = "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
     arguments = [str(source), "--out", str(out), *_DEMO]
-    click.echo(f"gpurnn train {shlex.join(arguments)}")
+    _say(f"gpurnn train {shlex.join(arguments)}")
     options = train.make_context("train", arguments).params
     for name in ("files", "out", "resume"):
         del options[name]
-    _train(out, _new_run(out, [str(source.resolve())], options))
+    with _refusing(ValueError, OSError), folder.locked(new=not _is_demo(folder)):
+        if _is_demo(folder):
+            _remove_demo(folder)
+        folder.begin()
+        source.write_text(text, encoding="utf-8")
+        run = _new_run(folder, [str(source.resolve())], options)
+    _train(run)
     _show_sample(out)
 
 
+def _check_demo(folder: RunDirectory) -> None:
+    """Reject a directory that is neither free for a demo nor an earlier demo's."""
+    if (folder.path / RUN).exists() and not _is_demo(folder):
+        raise Refusal(f"{folder.path} already holds a run that is no demo; choose another directory with --out")
+    if not _is_demo(folder):
+        _check_new(folder)
+
+
+def _is_demo(folder: RunDirectory) -> bool:
+    from .training.directory import RunDirectoryError
+
+    try:
+        held = folder.read()
+    except RunDirectoryError:
+        return False
+    return held is not None and held.get("demo") is True
+
+
+def _remove_demo(folder: RunDirectory) -> None:
+    """Delete what an earlier demo wrote, and nothing else."""
+    from .training.checkpoint import checkpoints, is_of_run
+
+    held = folder.read()
+    assert held is not None
+    found = checkpoints(folder.path / "checkpoints")
+    others = [path.name for path in found if not is_of_run(path, held["run"])]
+    if others:
+        raise Refusal(
+            f"{folder.path / 'checkpoints'}: {others[0]} is damaged or not of the demo; move it away, or choose "
+            "another directory with --out"
+        )
+    for stale in [*found, *(folder.path / name for name in (MODEL, METRICS, CURVE, SAMPLE))]:
+        stale.unlink(missing_ok=True)
+
+
 def _show_sample(out: Path) -> None:
-    click.echo("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip())
+    _say("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip())
 
 
 @cli.command(context_settings={"show_default": True})
@@ -260,10 +316,10 @@ def diagnose(directory: Path, text: str | None, length: int, starts: int) -> Non
     if text is None:
         if not (directory / RUN).exists():
             raise Refusal(f"{directory}: does not say what the model was trained on ({RUN}); give a text with --text")
-        files = _read_run(directory)["files"]
+        files = _read_run(_folder(directory))["files"]
     else:
         files = [text]
-    tokens = model.vocabulary.encode("".join(_read(file) for file in files))[: length + 1]
+    tokens = model.vocabulary.encode(_read_all(files))[: length + 1]
     if len(tokens) < 2:
         raise Refusal(f"{' '.join(files)}: expected at least 2 {model.vocabulary.kind}s")
     history = _read_metrics(directory / METRICS)
@@ -342,11 +398,18 @@ def _read(file: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def _read_all(files: list[str]) -> str:
+    """The texts in files as one, each from a new line on."""
+    texts = [_read(file) for file in files]
+    ended = [text if text.endswith("\n") else f"{text}\n" for text in texts[:-1]]
+    return "".join([*ended, texts[-1]])
+
+
 def _make_directory(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refusal(f"{directory}: {(error.strerror or str(error)).lower()}") from error
+        raise Refusal(_sentence(error)) from error
 
 
 def _load_model(directory: Path) -> LanguageModel:
@@ -365,16 +428,16 @@ def _refusing(*errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        raise Refusal(str(error)) from error
+        raise Refusal(_sentence(error)) from error
 
 
 @dataclass
 class _Run:
-    """What a training run is of; `_held_run` reads what `_new_run` wrote."""
+    """A training run; `_held_run` reads what `_new_run` wrote."""
 
+    folder: RunDirectory
     files: list[str]
     options: dict[str, Any]
-    digest: str
     text: str
     validation: str | None
     resumed: bool
@@ -382,72 +445,102 @@ class _Run:
 
 def _texts(files: list[str], options: dict[str, Any]) -> tuple[str, str | None, str]:
     """The text to train on, that to validate on if it is apart, and a digest of both."""
-    text = "".join(_read(file) for file in files)
+    text = _read_all(files)
     validation = None if options["validation"] is None else _read(options["validation"])
     return text, validation, hashlib.sha256(f"{len(text)}\0{text}{validation}".encode()).hexdigest()
 
 
-def _new_run(out: Path, files: list[str], options: dict[str, Any]) -> _Run:
-    """A run that is to go to ``out``; refuse a directory that holds one."""
-    if (out / RUN).exists() or any((out / "checkpoints").glob("*.safetensors")):
-        raise Refusal(f"{out}: already holds a run; add --resume to go on with it, or choose another directory")
+def _folder(out: Path, **details: Any) -> RunDirectory:
+    """``out`` as the directory of a run of this command line."""
+    from .training.directory import RunDirectory
+
+    names = [MODEL, CURVE, SAMPLE, *([DEMO_TEXT] if details.get("demo") else [])]
+    return RunDirectory(out, names, details)
+
+
+def _check_new(folder: RunDirectory) -> None:
+    """Reject, before any work, a directory that holds a run, or files in the way of one."""
+    from .training.checkpoint import checkpoints
+
+    out = folder.path
+    with _refusing(ValueError, OSError):
+        if (out / RUN).exists() and folder.read() is not None:
+            with folder.locked(new=False):  # where a run is under way, that is what is to be said
+                pass
+        if (out / RUN).exists() or checkpoints(out / "checkpoints"):
+            raise Refusal(f"{out}: already holds a run; add --resume to go on with it, or choose another directory")
+        folder.check_new()
+
+
+def _new_run(folder: RunDirectory, files: list[str], options: dict[str, Any]) -> _Run:
+    """A run that is to go to ``folder``."""
     text, validation, digest = _texts(files, options)
-    return _Run(files, options, digest, text, validation, resumed=False)
+    folder.details |= {"files": files, "sha256": digest, "options": options}
+    return _Run(folder, files, options, text, validation, resumed=False)
 
 
-def _read_run(out: Path) -> dict[str, Any]:
-    """What the run in ``out`` was started with, as `_train` wrote it."""
-    try:
-        run = json.loads((out / RUN).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Refusal(f"{out / RUN}: damaged: {error}") from error
-    if not isinstance(run, dict) or (run.get("format"), run.get("version")) != (RUN_FORMAT, 1):
-        raise Refusal(f"{out / RUN}: not a training run that this version of gpurnn can resume")
+def _read_run(folder: RunDirectory) -> dict[str, Any]:
+    """What the run in a directory was started with."""
+    with _refusing(ValueError, OSError):
+        run = folder.read()
+    if run is None:
+        raise Refusal(f"{folder.path}: no run to resume in there")
+    if not {"files", "sha256", "options"} <= run.keys():
+        raise Refusal(
+            f"{folder.path / RUN}: its run was not started by gpurnn train, or not got as far as reading its text"
+        )
     return run
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of the metrics of a run, of which a kill may have cut off the last; none if there is no file."""
-    *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    if rest:
-        click.echo(f"gpurnn: warning: {path}: its last line is cut off and left out", err=True)
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise Refusal(f"{path}: line {number} is damaged: {error}") from error
-    return records
+    """The sound lines of the metrics of a run; none if there is no file."""
+    from . import _metrics
+
+    if not path.exists():
+        return []
+    with _warnings_said(), _refusing(ValueError, OSError):
+        found = _metrics.read(path)
+    if found.cut:
+        _say(f"gpurnn: warning: {path}: its last line is cut off and left out", err=True)
+    return found.records
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Print warnings as lines on stderr."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_: _say(f"gpurnn: warning: {message}", err=True)
+        yield
 
 
 def _held_run(out: Path, files: list[str], given: dict[str, Any]) -> _Run:
-    """The run in ``out``; refuse ``files`` and ``given`` options that differ from its own."""
-    if not (out / RUN).exists():
-        raise Refusal(f"{out}: no run to resume in there")
-    run = _read_run(out)
+    """The run in ``out``; reject ``files`` and ``given`` options that differ from its own."""
+    folder = _folder(out)
+    run = _read_run(folder)
     if files and files != run["files"]:
         raise Refusal(f"{out}: its run was started with the files {' '.join(run['files'])}; they cannot be changed")
     for name, value in given.items():
-        held = run["options"][name]
+        held = run["options"].get(name)
         if held != value:
             flag = "--" + name.replace("_", "-")
             raise Refusal(f"{out}: its run was started with {flag} {held}; it cannot be changed to {value}")
     text, validation, digest = _texts(run["files"], run["options"])
     if digest != run["sha256"]:
         raise Refusal(f"{out}: the text has changed since its run was started, so it cannot be resumed")
-    return _Run(run["files"], run["options"], digest, text, validation, resumed=True)
+    return _Run(folder, run["files"], run["options"], text, validation, resumed=True)
 
 
-def _train(out: Path, run: _Run) -> None:
-    """Train, and write everything to ``out``."""
+def _train(run: _Run) -> None:
+    """Train, and write everything to the directory of the run."""
     import numpy as np
 
-    from ._files import write_atomically
     from .models import CharVocabulary, LanguageModel, WordVocabulary
-    from .training import CheckpointError, Trainer
+    from .training import Trainer
     from .training.checkpoint import checkpoints
+    from .training.directory import RunDirectoryError
 
-    options, text, validation = run.options, run.text, run.validation
+    out, options, text, validation = run.folder.path, run.options, run.text, run.validation
     kind = CharVocabulary if options["level"] == "char" else WordVocabulary
     if validation is None:
         cut = round(len(text) * (1 - options["validation_fraction"]))
@@ -471,30 +564,40 @@ def _train(out: Path, run: _Run) -> None:
     trainer = Trainer(
         model, data, _optimizer(options), steps=steps, schedule=_schedule(options, steps),
         clip_norm=options["clip"], clip_value=options["clip_value"], l2=options["l2"],
-        validation=held_out, validation_interval=options["validate_every"], patience=options["patience"], directory=out,
-        checkpoint_interval=options["checkpoint_every"], log_interval=options["log_every"],
+        validation=held_out, validation_interval=options["validate_every"], patience=options["patience"],
+        directory=run.folder, checkpoint_interval=options["checkpoint_every"], log_interval=options["log_every"],
         metric=vocabulary.metric, rng=training_rng, on_checkpoint=lambda: model.save(out / MODEL),
     )  # fmt: skip
-    _make_directory(out)
-    if run.resumed:
-        with warnings.catch_warnings(), _refusing(CheckpointError):
-            warnings.showwarning = lambda message, *_: click.echo(f"gpurnn: warning: {message}", err=True)
-            if checkpoints(out / "checkpoints"):  # a kill may have come before the first
-                click.echo(f"resuming at step {trainer.resume():,} of {trainer.total:,}")
-    else:
-        held = {"format": RUN_FORMAT, "version": 1, "files": run.files, "sha256": run.digest, "options": options}
-        write_atomically(out / RUN, json.dumps(held, indent=1).encode())
-        click.echo(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")
-        click.echo(f"{model!r}")
-    try:
-        trainer.train()
-    except KeyboardInterrupt:
-        again = f"gpurnn {click.get_current_context().info_name} --out {shlex.quote(str(out))} --resume"
-        raise Interrupted(f"interrupted; step {trainer.saved_step} is kept. Go on with: {again}") from None
-    except (FloatingPointError, OSError) as error:
-        raise Failure(str(error)) from error
-    model.save(out / MODEL)  # early stopping goes back to parameters that are older than the last checkpoint
-    _report(out, model, trainer, options["seed"])
+    with _directory_taken(run.folder, new=not run.resumed):
+        if run.resumed:
+            # A kill may have come before the first checkpoint.
+            if checkpoints(out / "checkpoints"):
+                with _warnings_said(), _refusing(ValueError, OSError):
+                    step = trainer.resume()
+                _say(f"resuming at step {step:,} of {trainer.total:,}")
+        else:
+            with _refusing(ValueError, OSError):
+                run.folder.begin()
+            _say(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")
+            _say(f"{model!r}")
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            again = f"gpurnn {click.get_current_context().info_name} --out {shlex.quote(str(out))} --resume"
+            raise Interrupted(f"interrupted; step {trainer.saved_step} is kept. Go on with: {again}") from None
+        except (FloatingPointError, OSError, RunDirectoryError) as error:
+            raise Failure(_sentence(error)) from error
+        model.save(out / MODEL)  # early stopping goes back to parameters that are older than the last checkpoint
+        _report(out, model, trainer, options["seed"])
+
+
+@contextmanager
+def _directory_taken(folder: RunDirectory, *, new: bool) -> Iterator[None]:
+    """Hold the lock of a run's directory; reject one that cannot be had."""
+    with ExitStack() as stack:
+        with _refusing(ValueError, OSError):
+            stack.enter_context(folder.locked(new=new))
+        yield
 
 
 def _stream(vocabulary: Vocabulary, text: str, options: dict[str, Any], purpose: str, least_lanes: int) -> TokenStream:
@@ -536,7 +639,7 @@ def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> Non
         found = [record[name] for record in trainer.history if name in record]
         told += [f"{found[-1]:.3f} {unit.replace('_', ' ')} in {where}"] if found else []
     ended = f"stopped early at step {trainer.step:,}" if trainer.stopped_early else f"{trainer.step:,} steps"
-    click.echo(f"{ended}: {', '.join(told)}")
+    _say(f"{ended}: {', '.join(told)}")
     sample = model.sample(SAMPLE_LENGTH[model.vocabulary.kind], "\n", temperature=0.7, rng=seed)
     (out / SAMPLE).write_text(sample + "\n", encoding="utf-8")
     try:
@@ -546,8 +649,8 @@ def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> Non
         curve = f"loss curve  {out / CURVE}"
     except ImportError:
         curve = "loss curve  none: matplotlib is not installed; pip install 'gpurnn[plot]'"
-    click.echo(f"model       {out / MODEL}")
-    click.echo(curve)
-    click.echo(f"metrics     {out / METRICS}")
-    click.echo(f"sample      {out / SAMPLE}")
-    click.echo(f"write more  gpurnn generate {shlex.quote(str(out))}")
+    _say(f"model       {out / MODEL}")
+    _say(curve)
+    _say(f"metrics     {out / METRICS}")
+    _say(f"sample      {out / SAMPLE}")
+    _say(f"write more  gpurnn generate {shlex.quote(str(out))}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _dispatch, _files
+from . import _dispatch, _files, _metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .models import Forecast
 
-_LABELS = {"bits_per_character": "bits per character", "perplexity": "perplexity", "loss": "loss (nats per target)"}
+_LABELS = {"bits_per_character": "bits per character", "perplexity": "perplexity"}
 
 
 PathLike = str | os.PathLike[str]
@@ -53,13 +52,14 @@ def written(figure: Figure, path: PathLike | None) -> Figure:
 def loss_curve(metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path: PathLike | None = None) -> Figure:
     """The training and the validation loss over the training steps.
 
-    The loss is drawn in bits per character or as perplexity where the metrics have it. The thin line is what the
+    The loss is drawn in bits per character or as perplexity where the metrics have it, and otherwise in the unit that
+    the metrics name: nats per target for a cross-entropy, a squared error for a forecaster. The thin line is what the
     metrics hold, the thick one its moving average.
 
     Parameters
     ----------
     metrics : path or list of dict
-        The ``metrics.jsonl`` of a `Trainer`, or its ``history``.
+        The ``metrics.jsonl`` of a `Trainer`, or its ``history``. A damaged line of a file is left out with a warning.
     path : path, optional
         Where to write the picture; its suffix says the format.
 
@@ -73,22 +73,33 @@ def loss_curve(metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path:
         matplotlib is not installed.
     ValueError
         There is no training loss in the metrics.
+    OSError
+        The file of the metrics cannot be read.
 
     Examples
     --------
+    >>> import gpurnn
     >>> figure = loss_curve([{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.5}])
     >>> figure.axes[0].get_ylabel()
-    'loss (nats per target)'
+    'loss'
+    >>> model = gpurnn.Forecaster(window=3, hidden_size=4)
+    >>> trainer = model.fit(np.arange(20.0, dtype="float32"), epochs=1, log_interval=1)
+    >>> loss_curve(trainer.history).axes[0].get_ylabel()
+    'loss (mean squared error of the scaled series)'
     """
     if isinstance(metrics, (str, os.PathLike)):
-        # What follows the last end of a line is still being written, or was when the run was killed.
-        whole, _, _ = Path(metrics).read_text(encoding="utf-8").rpartition("\n")
-        metrics = [json.loads(line) for line in whole.splitlines()]
+        metrics = _metrics.read(metrics).records
     training = [record for record in metrics if "loss" in record]
     validation = [record for record in metrics if "validation_loss" in record]
     if not training:
         raise ValueError("loss_curve: metrics holds no training loss, expected at least one record with a loss")
-    unit = next(name for name in _LABELS if name in training[0])
+    unit, label = "loss", "loss"
+    if _metrics.UNIT in training[0]:
+        label = f"loss ({training[0][_metrics.UNIT]})"
+    for name, words in _LABELS.items():
+        # A run that was resumed with another metric has it in a part of its records only.
+        if all(name in r for r in training) and all(f"validation_{name}" in r for r in validation):
+            unit, label = name, words
 
     figure = new_figure("loss_curve", 7.0, 4.2)
     axes = figure.add_subplot()
@@ -102,7 +113,7 @@ def loss_curve(metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path:
             color="tab:orange", marker="o", markersize=4, linewidth=1.2, label="validation",
         )  # fmt: skip
     axes.set_xlabel("training step")
-    axes.set_ylabel(_LABELS[unit])
+    axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return written(figure, path)

@@ -711,10 +711,15 @@ class ReduceOnPlateau:
         ------
         KeyError
             A name is missing, or one is unknown.
+        ValueError, TypeError
+            A value is out of its range. The schedule has not changed.
         """
+        where = "ReduceOnPlateau.load_state_dict"
         if state.keys() != self.state_dict().keys():
             raise KeyError(
                 f"ReduceOnPlateau.load_state_dict: state has {sorted(state)}, expected {sorted(self.state_dict())}"
             )
-        self._rate, self._best = state["rate"], state["best"]
-        self._failures, self._cooling = state["failures"], state["cooling"]
+        rate = _checks.non_negative(where, "rate", state["rate"])
+        best = None if state["best"] is None else _checks.finite(where, "best", state["best"])
+        failures, cooling = (_checks.integer_at_least(where, name, state[name], 0) for name in ("failures", "cooling"))
+        self._rate, self._best, self._failures, self._cooling = rate, best, failures, cooling

@@ -21,7 +21,7 @@ from gpurnn.models import CharVocabulary, LanguageModel
 from gpurnn.optimizers import Adam
 from gpurnn.schedules import CosineWithWarmup
 from gpurnn.training import PaddedBatches, TokenStream, Trainer
-from gpurnn.training import trainer as trainer_module
+from gpurnn.training import directory as directory_module
 from gpurnn.training.checkpoint import checkpoints
 
 
@@ -72,7 +72,7 @@ class Killer:
         os.replace = self.around(os.replace)
         pathlib.Path.unlink = self.around(pathlib.Path.unlink)
         Adam.step = self.around(Adam.step)
-        for module in (_files, trainer_module):
+        for module in (_files, directory_module):
             module.open = self.half_written
 
     def half_written(self, *arguments, **options):

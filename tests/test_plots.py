@@ -44,7 +44,8 @@ def test_the_moving_average_is_centred():
 @pytest.mark.parametrize(
     ("record", "label"),
     [
-        ({"loss": 1.0}, "loss (nats per target)"),
+        ({"loss": 1.0}, "loss"),
+        ({"loss": 1.0, "loss_unit": "nats per target"}, "loss (nats per target)"),
         ({"loss": 1.0, "perplexity": 2.7}, "perplexity"),
         ({"loss": 1.0, "bits_per_character": 1.4}, "bits per character"),
     ],

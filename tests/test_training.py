@@ -605,7 +605,8 @@ def test_the_metrics_are_on_the_disk_before_the_checkpoint_that_counts_on_them(t
     def written(step):
         return [f".step-{step:09d}.safetensors.partial", "checkpoints"]
 
-    assert flushed == ["metrics.jsonl", "run", *written(0), "metrics.jsonl", *written(2)]
+    taken = [tmp_path.name, ".run.json.partial", "run"]
+    assert flushed == [*taken, "metrics.jsonl", "run", *written(0), "metrics.jsonl", *written(2)]
 
 
 def comparable(records):

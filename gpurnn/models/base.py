@@ -26,6 +26,14 @@ CELLS: dict[str, Any] = {"rnn": layers.RNN, "lstm": layers.LSTM, "gru": layers.G
 
 _CELL_OPTIONS = {"rnn": ("activation", "leak"), "lstm": (), "gru": ("reset_after", "update")}
 
+LOSS_UNITS = {
+    "cross_entropy": "nats per target",
+    "mse": "mean squared error",
+    "l1": "mean absolute error",
+    "huber": "mean Huber loss",
+}
+"""The units of the losses that models have, by the name of the loss."""
+
 
 class Model(Layer):
     """Layers that make up a whole, and the loss that it is trained on.
@@ -40,6 +48,9 @@ class Model(Layer):
 
     _config: dict[str, Any]
 
+    _loss: str
+    """The name of the loss in `gpurnn.losses`."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         files.KINDS[cls.__name__] = cls
@@ -48,6 +59,11 @@ class Model(Layer):
     def params(self) -> dict[str, Array]:  # type: ignore[override]
         """The parameters of the parts, each name behind that of its part and a dot."""
         return {f"{part}.{name}": p for part in self.parts for name, p in getattr(self, part).params.items()}
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of `loss` in words, for metrics and pictures."""
+        return LOSS_UNITS[self._loss]
 
     def to(self, xp: Any) -> Self:
         """This model with its parameters copied to the array library ``xp``."""

@@ -105,6 +105,8 @@ class EncoderDecoder(Model):
     [array([5, 4, 3], dtype=int32)]
     """
 
+    _loss = "cross_entropy"
+
     def __init__(
         self,
         source_symbols: int,

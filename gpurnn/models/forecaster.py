@@ -276,6 +276,10 @@ class Forecaster(SequenceModel):
         self.residuals = np.concatenate([_dispatch.to_numpy(self._residuals(s)) for s in scaled])
         return trainer
 
+    @property
+    def loss_unit(self) -> str:
+        return f"{super().loss_unit} of the scaled series"
+
     def _windows_of(self, scaled: list[Array], batch_size: int, *, shuffle: bool, rng: Any) -> Any:
         from ..training import PaddedBatches
 

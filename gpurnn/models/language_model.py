@@ -101,6 +101,7 @@ class LanguageModel(Model):
 
     stateful = True
     parts = ("embedding", "recurrent", "output")
+    _loss = "cross_entropy"
 
     def __init__(
         self,

@@ -150,9 +150,6 @@ class SequenceModel(Model):
     _outputs_name = "outputs"
     """What the constructor calls the sizes before the width of the head, and that."""
 
-    _loss: str
-    """The name of the loss in `gpurnn.losses`."""
-
     def __init__(
         self,
         input_size: int,

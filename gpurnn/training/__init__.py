@@ -3,6 +3,7 @@
 from .checkpoint import CheckpointError
 from .curriculum import Curriculum
 from .data import Batch, PaddedBatches, TokenStream, pad
+from .directory import RunDirectoryError
 from .reinforce import Policy, Reinforce
 from .trainer import Trainer, evaluate
 from .truncation import Window, truncated_bptt
@@ -14,6 +15,7 @@ __all__ = [
     "PaddedBatches",
     "Policy",
     "Reinforce",
+    "RunDirectoryError",
     "TokenStream",
     "Trainer",
     "Window",

@@ -5,6 +5,7 @@ In a file, arrays are tensors under their path in the state, and the rest of the
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import warnings
@@ -126,18 +127,40 @@ def checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
 
 
 def save_checkpoint(directory: str | os.PathLike[str], step: int, state: dict[str, Any]) -> Path:
-    """Write the checkpoint of ``step`` into ``directory`` and remove all but the newest two up to it."""
+    """Write the checkpoint of ``step`` into ``directory``, and remove all but the newest two of its run up to it.
+
+    A checkpoint is of the same run if it has the same ``state["run"]``. Any other file with the name of a checkpoint
+    stays; one with the name of this checkpoint is renamed.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         directory.mkdir(parents=True)
         _files.flush_directory(directory.parent)
     path = directory / _name(step)
+    run = state.get("run")
+    if os.path.lexists(path) and not is_of_run(path, run):
+        _set_aside(path)
     write_checkpoint(path, state)
-    found = checkpoints(directory)
-    outdated = found[: max(0, found.index(path) + 1 - KEPT)]
+    own = [found for found in checkpoints(directory) if found == path or is_of_run(found, run)]
+    outdated = own[: max(0, own.index(path) + 1 - KEPT)]
     for stale in [*outdated, *_files.partial_files(directory, _NAME)]:  # the latter of writes that were killed
         stale.unlink()
     return path
+
+
+def is_of_run(path: Path, run: str | None) -> bool:
+    """Whether a file is a checkpoint of a run, by what its header says."""
+    try:
+        content = _files.read_content(path, "checkpoint")
+    except (_files.FileFormatError, OSError):
+        return False
+    return isinstance(content, dict) and content.get("run") == run
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a file to NAME.1, or the next number that is free, so that another can have its name."""
+    free = next(name for i in itertools.count(1) if not os.path.lexists(name := path.with_name(f"{path.name}.{i}")))
+    os.rename(path, free)
 
 
 def latest_checkpoint(directory: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:

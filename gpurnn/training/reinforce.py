@@ -115,6 +115,8 @@ class Reinforce:
     True
     """
 
+    loss_unit = "negative reward"
+
     def __init__(
         self,
         policy: Policy,

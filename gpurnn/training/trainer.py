@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from .. import _checks, _dispatch, _random, gradients, losses
+from .. import _checks, _dispatch, _metrics, _random, gradients, losses
+from ..optimizers import Optimizer
 from .checkpoint import CheckpointError, checkpoints, latest_checkpoint, save_checkpoint
 from .data import Batch, Data, num_batches
+from .directory import CHECKPOINTS, METRICS_FILE, RUN, RunDirectory, metrics_bytes
 
 METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
     "bits_per_character": ("bits per character", lambda loss: loss / math.log(2.0)),
@@ -26,12 +29,21 @@ METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
 }
 """What a mean cross-entropy in nats can also be stated as: the words for it, and how it follows from the loss."""
 
+_NOTHING_UNLOGGED = {"loss": 0.0, "count": 0, "steps": 0}
+
+_SAVED = {
+    "run", "step", "params", "optimizer", "recurrent_state", "rng", "unlogged", "record", "best", "final", "model",
+    "schedule", "config",
+}  # fmt: skip
+"""The entries of a checkpoint's state."""
+
 
 class Model(Protocol):
     """What a `Trainer` needs of a model. `LanguageModel` is one; ten lines around any layers are another.
 
     A model that remembers more from step to step than its parameters has two methods more, ``training_state()``, which
-    returns it as a dict of arrays, numbers, strings and None, and ``load_training_state(state)``.
+    returns it as a dict of arrays, numbers, strings and None, and ``load_training_state(state)``. A model may have a
+    string ``loss_unit``, such as "nats per target"; the metrics name it.
     """
 
     @property
@@ -191,7 +203,7 @@ class Trainer:
         validation: Data | None = None,
         validation_interval: int | None = None,
         patience: int | None = None,
-        directory: str | os.PathLike[str] | None = None,
+        directory: str | os.PathLike[str] | RunDirectory | None = None,
         gradient_checkpoint_every: int | str | None = None,
         checkpoint_interval: int = 500,
         log_interval: int = 10,
@@ -226,7 +238,10 @@ class Trainer:
             if value is not None:
                 _checks.finite(where, name, _checks.positive(where, name, value))
         gradients.l2_strengths(where, "l2", l2, model.params)
-        self.clip_norm, self.clip_value, self.l2 = clip_norm, clip_value, l2
+        # Python's own numbers, because JSON holds no others.
+        self.clip_norm = None if clip_norm is None else float(clip_norm)
+        self.clip_value = None if clip_value is None else float(clip_value)
+        self.l2 = {name: float(value) for name, value in l2.items()} if isinstance(l2, dict) else float(l2)
         if validation is None and (patience is not None or validation_interval is not None):
             raise ValueError(f"{where}: validation is None, expected data for early stopping or validation_interval")
         self._observer: Any = schedule if hasattr(schedule, "observe") else None
@@ -239,7 +254,10 @@ class Trainer:
             validation_interval = _checks.integer_at_least(where, "validation_interval", validation_interval, 1)
         self.validation_interval = validation_interval
         self.patience = None if patience is None else _checks.integer_at_least(where, "patience", patience, 1)
-        self.directory = None if directory is None else Path(directory)
+        if directory is not None and not isinstance(directory, RunDirectory):
+            directory = RunDirectory(directory)
+        self._folder = directory
+        self.directory = None if self._folder is None else self._folder.path
         self.gradient_checkpoint_every = gradient_checkpoint_every
         self.checkpoint_interval = _checks.integer_at_least(where, "checkpoint_interval", checkpoint_interval, 1)
         self.log_interval = _checks.integer_at_least(where, "log_interval", log_interval, 1)
@@ -254,11 +272,38 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._rng = _random.generator(where, rng)
         self._state: Any = None
-        self._unlogged = {"loss": 0.0, "count": 0, "steps": 0}
+        self._unlogged = dict(_NOTHING_UNLOGGED)
+        self._record: dict[str, float] = {}  # what the metrics show of the last step
         self._best: dict[str, Any] | None = None
+        self._final: dict[str, Any] | None = None  # what was computed only because the run ends
+        self._last: dict[str, Any] | None = None  # the last parameters, where the model has the best ones
         self._checkpoint: Path | None = None
         self.saved_step: int | None = None
-        self._xp = _dispatch.namespace(where, **model.params)
+
+        self._pending = ["announce"]  # what is left to be done after the last step, in this order
+        self._evaluated = math.nan  # the validation loss that a pending entry is about
+        self._before: dict[str, Any] | None = None  # during the first part of a step, what undoes it
+        self._torn = False  # whether an update has begun and not ended
+        self._announced: int | None = None
+        self._began = 0.0
+
+        self._run = ""
+        self._known: set[str] = set()  # checkpoints that this object has read or written
+        self._metrics_size = 0
+        self._unwritten: list[dict[str, Any]] = []  # lines of the history that the file does not hold
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._before is not None:  # copied in the middle of a step, which the copy begins again
+            self._roll_back()
+
+    @property
+    def _xp(self) -> Any:
+        return _dispatch.namespace("Trainer", **self.model.params)
+
+    @property
+    def _loss_unit(self) -> str | None:
+        return getattr(self.model, "loss_unit", None)
 
     @property
     def stopped_early(self) -> bool:
@@ -268,6 +313,14 @@ class Trainer:
     def train(self) -> None:
         """Take the steps that are left.
 
+        After an exception, call it again when the cause is gone: training continues with the step that failed, to the
+        same bits as if nothing had happened. An exception that comes in the middle of an update leaves parameters and
+        optimizer half updated; then `train` rejects to continue until `resume` was called.
+
+        After the last step, ``total`` may be raised and `train` called again. What a run computes only because it ends
+        (the last line of the metrics, the last validation, the best parameters of early stopping) is undone first, so
+        that the result is that of one run of so many steps.
+
         Raises
         ------
         FloatingPointError
@@ -275,75 +328,231 @@ class Trainer:
             checkpoint, which is still there.
         KeyboardInterrupt
             Ctrl-C: the step under way is finished and a checkpoint written first. A second one acts at once.
-        ValueError
-            ``directory`` already holds a training run and `resume` was not called.
+        RunDirectoryError
+            ``directory`` holds a training run and `resume` was not called, files that a run would overwrite, or a run
+            that another process trains right now. Nothing in it has changed.
+        RuntimeError
+            An earlier call was interrupted in the middle of an update.
+        OSError
+            A file cannot be written.
         """
-        if self.directory is not None and self._checkpoint is None:
-            held = checkpoints(self.directory / "checkpoints")
-            if held:
-                raise ValueError(
-                    f"Trainer: directory {self.directory} already holds a training run ({held[-1].name}); "
-                    "call resume() first, or choose another directory"
-                )
-            self._keep_metrics_to(0)
-            self._save()
+        if self._torn:
+            cure = "build the model, the optimizer and the Trainer again"
+            if self._checkpoint is not None:
+                cure = f"call resume(), which continues from {self._checkpoint.name}"
+            raise RuntimeError(
+                f"Trainer: the update of step {self.step} was interrupted, so the parameters and the optimizer may be "
+                f"half updated; {cure}"
+            )
+        if self._folder is None:
+            self._train()
+            return
+        new = self._checkpoint is None
+        with self._folder.locked(new=new):
+            if new:
+                self._run = self._folder.begin()
+            else:
+                self._folder.go_on(self._run, self._known)
+            self._train()
+
+    def _train(self) -> None:
+        if self._folder is not None:
+            self._metrics_size = self._folder.trim_metrics(self._metrics_size)
+            self._metrics_size += self._folder.append_metrics(self._unwritten)
+            self._unwritten = []
+            if self._checkpoint is None:
+                self._save()
+        if self._final is not None and not self._is_over:
+            self._reopen()
+        finished = False
         with (
             _interrupt_deferred() as interrupt,
             tqdm(
-                total=self.total, initial=self.step, unit="step", dynamic_ncols=True, disable=not self.progress
+                total=self.total,
+                initial=self.step,
+                unit="step",
+                dynamic_ncols=True,
+                disable=not self.progress or sys.stderr is None,
+                file=_Terminal(sys.stderr),
             ) as bar,
             np.errstate(over="ignore", invalid="ignore"),  # what overflows is seen in the loss and the gradient norm
         ):
-            started = time.perf_counter()
-            while self.step < self.total and not self.stopped_early and not interrupt.is_set():
-                record = self._take_step()
-                if self._unlogged["steps"] >= self.log_interval or self.step == self.total:
-                    now = time.perf_counter()
-                    shown = self._log_training(record, now - started)
-                    started = now
-                    bar.set_postfix_str(shown, refresh=False)
-                if self.validation is not None and self._validation_is_due():
-                    self._validate(self.validation)
-                if self.step % self.checkpoint_interval == 0:
-                    self._save()
+            self._began = time.perf_counter()
+            self._attend(bar)
+            while not self._is_over and not interrupt.is_set():
+                self._take_step()
+                self._attend(bar)
                 bar.update()
-        if self.saved_step != self.step:
+            if not interrupt.is_set() and self._final is None:
+                self._finish(bar)
+                finished = True
+        if finished or self.saved_step != self.step:
             self._save()
+        self._announce()
         if interrupt.is_set():
             raise KeyboardInterrupt
-        if self.patience is not None and self._best is not None:
+        if self.patience is not None and self._best is not None and self._last is None and not self._final_is_best:
+            self._last = self._copied_parameters()
             self._assign_parameters(self._best["params"])
 
-    def resume(self) -> int:
-        """Go on where the newest sound checkpoint in ``directory`` left off, bit for bit, and return its step.
+    @property
+    def _is_over(self) -> bool:
+        return self.step >= self.total or self.stopped_early
 
-        The model, the data, the optimizer and the options must be those of the run; ``steps`` may be raised.
-        A damaged checkpoint is passed over with a warning if there is a sound one before it. Lines of the metrics
-        that are later than the checkpoint are removed; they will be written again.
+    @property
+    def _final_is_best(self) -> bool:
+        return self._final is not None and bool(self._final["improved"])
+
+    def _attend(self, bar: Any) -> None:
+        """What is left to be done after the last step; what an exception interrupts is done at the next call."""
+        while self._pending:
+            if self._pending[0] == "log" and self._unlogged["steps"] >= self.log_interval:
+                self._log(self._at_this_step(self._training_record()))
+                self._unlogged = dict(_NOTHING_UNLOGGED)
+                self._began = time.perf_counter()
+                self._show(bar, self.history[-1])
+            elif self._pending[0] == "validate" and self.validation is not None and self._validation_is_due():
+                loss = self._validation_loss(self.validation)
+                self._log(self._at_this_step(self._stated("validation_", loss)))
+                self._pending[1:1] = ["observe", "judge"]
+                self._evaluated = loss
+            elif self._pending[0] == "observe" and self._observer is not None:
+                self._observer.observe(self._evaluated)
+            elif self._pending[0] == "judge" and self.patience is not None:
+                self._judge(self._evaluated)
+            elif self._pending[0] == "save" and self.step % self.checkpoint_interval == 0 and not self._is_over:
+                self._save()
+            elif self._pending[0] == "announce":
+                self._announce()
+            del self._pending[0]
+
+    def _judge(self, loss: float) -> None:
+        if self._best is None or loss < self._best["loss"]:
+            self._best = {"loss": loss, "step": self.step, "failures": 0, "params": self._copied_parameters()}
+        else:
+            self._best["failures"] += 1
+
+    def _finish(self, bar: Any) -> None:
+        """Log and validate what is not due yet, because the run ends here; a run that is longer forgets it."""
+        records: list[dict[str, Any]] = []
+        kept: list[dict[str, Any]] = []
+        improved = False
+        if self._unlogged["steps"]:
+            records.append(self._at_this_step(self._training_record()))
+            self._show(bar, records[0])
+        if self.validation is not None and self.step and not self._validation_is_due():
+            loss = self._validation_loss(self.validation)
+            records.append(self._at_this_step(self._stated("validation_", loss)))
+            improved = self._best is None or loss < self._best["loss"]
+        elif records and self.history and self.history[-1]["step"] == self.step:
+            # As at every step, the line of the validation comes last.
+            kept = self.history[-1:]
+            records += kept
+        self._replace_last_lines(kept, records)
+        self._final = {"records": records, "kept": kept, "improved": improved}
+
+    def _reopen(self) -> None:
+        """Undo what `_finish` and the end of `train` did."""
+        assert self._final is not None
+        self._replace_last_lines(self._final["records"], self._final["kept"])
+        self._final = None
+        if self._last is not None:
+            self._assign_parameters(self._last)
+            self._last = None
+
+    def _replace_last_lines(self, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
+        """Replace records at the end of the history and of the metrics."""
+        if self._folder is not None:
+            self._metrics_size = self._folder.trim_metrics(self._metrics_size - len(metrics_bytes(old)))
+            self._unwritten = old
+            self._metrics_size += self._folder.append_metrics(new)
+            self._unwritten = []
+        self.history[len(self.history) - len(old) :] = new
+
+    def resume(self) -> int:
+        """Continue from the newest sound checkpoint in ``directory``, bit for bit, and return its step.
+
+        The model, the data, the optimizer and the options must be those of the run; ``steps`` may be raised, also after
+        the run has ended, and gives what one run of so many steps would have given.
+        A damaged checkpoint is passed over with a warning if there is a sound one before it. A damaged line of the
+        metrics is left out of ``history`` with a warning. `resume` changes no file: `train` removes what follows the
+        last sound line up to the checkpoint, and writes the later lines again.
 
         Raises
         ------
         CheckpointError
-            There is no sound checkpoint, or it belongs to another run; the message says what differs.
+            There is no sound checkpoint, or it belongs to another run; the message says what differs. Nothing has
+            changed: not the model, the optimizer or this object.
         """
-        if self.directory is None:
+        if self.directory is None or self._folder is None:
             raise ValueError("Trainer.resume: directory is None, expected the directory of a training run")
-        path, saved = latest_checkpoint(self.directory / "checkpoints")
-        self._require_same_run(path, saved)
-        self._assign_parameters(saved["params"])
-        self.optimizer.load_state_dict(self._on_device(saved["optimizer"]))
-        self._rng.bit_generator.state = saved["rng"]
+        known = {found.name for found in checkpoints(self.directory / CHECKPOINTS)}
+        path, saved = latest_checkpoint(self.directory / CHECKPOINTS)
+        self._check_saved(path, saved)
+        history, size, unwritten = self._history_until(saved)
+        before = self._restorable()
+        try:
+            self._restore(saved)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            self._restore(before)
+            raise CheckpointError(f"{path}: its state does not fit this run: {error}") from error
+        self._unlogged, self._best, self._record = saved["unlogged"], self._on_device(saved["best"]), saved["record"]
         self._state = self._on_device(saved["recurrent_state"])
-        self._unlogged = saved["unlogged"]
-        self._best = self._on_device(saved["best"])
+        self._final = saved["final"]
+        self._run, self._known, self._checkpoint = saved["run"], known, path
+        self.step = self.saved_step = self._announced = saved["step"]
+        self._epoch, self._last, self._pending, self._torn, self._before = (0, 0), None, [], False, None
+        if self._final is not None:
+            end = self._final["records" if self._is_over else "kept"]
+            history, unwritten = history + end, unwritten + end
+            if not self._is_over:
+                self._final = None
+        self.history, self._metrics_size, self._unwritten = history, size, unwritten
+        return self.step
+
+    def _history_until(self, saved: dict[str, Any]) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
+        """The metrics up to a checkpoint; how much of the file holds them; and which of them it does not hold whole.
+
+        What was logged only because the run ended there is none of it.
+        """
+        assert self.directory is not None
+        path = self.directory / METRICS_FILE
+        if not path.exists():
+            return [], 0, []
+        found = _metrics.read(path)
+        final = [] if saved["final"] is None else saved["final"]["records"]
+        history: list[dict[str, Any]] = []
+        size, unwritten = 0, []
+        for record, end in zip(found.records, found.ends, strict=True):
+            if record["step"] > saved["step"] or record in final:
+                break
+            history.append(record)
+            if end is None:
+                unwritten.append(record)
+            else:
+                size = end
+        return history, size, unwritten
+
+    def _restorable(self) -> dict[str, Any]:
+        """What `_restore` takes, as it is now."""
+        return {
+            "params": {name: _dispatch.to_numpy(p) for name, p in self._copied_parameters().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self._rng.bit_generator.state,
+            "model": copy.deepcopy(self._model_state()),
+            "schedule": None if self._observer is None else self._observer.state_dict(),
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(self._on_device(saved["optimizer"]))
+        if isinstance(self.optimizer, Optimizer) and self.optimizer._step:
+            self.optimizer._check_state("Trainer.resume", self.model.params)
+        self._rng.bit_generator.state = saved["rng"]
         if hasattr(self.model, "training_state"):
             self.model.load_training_state(self._on_device(saved["model"]))  # type: ignore[attr-defined]
         if self._observer is not None:
             self._observer.load_state_dict(saved["schedule"])
-        self.step = self.saved_step = saved["step"]
-        self._checkpoint = path
-        self._keep_metrics_to(self.step)
-        return self.step
+        self._assign_parameters(saved["params"])
 
     def _position(self) -> tuple[int, int, int]:
         """The epoch of the next step, the number of its batch in that epoch, and how many batches that has."""
@@ -354,13 +563,40 @@ class Trainer:
         return epoch, self.step - first, batches
 
     def _validation_is_due(self) -> bool:
-        if self.step == self.total:
-            return True
         interval = self.validation_interval
         return self._position()[1] == 0 if interval is None else self.step % interval == 0
 
-    def _take_step(self) -> dict[str, float]:
-        """One update: what it was made with, for the metrics."""
+    def _take_step(self) -> None:
+        """One update. An exception before the update leaves everything as it was."""
+        self._before = {"rng": self._rng.bit_generator.state, "model": copy.deepcopy(self._model_state())}
+        try:
+            loss, count, state, grads, rate, record = self._gradients()
+        except BaseException:
+            self._roll_back()
+            raise
+        self._before, self._torn = None, True
+        self.optimizer.step(self.model.params, grads, lr=rate)
+        self._state = state if self.data.carries_state else None
+        self._unlogged = {
+            "loss": self._unlogged["loss"] + loss * count,
+            "count": self._unlogged["count"] + count,
+            "steps": self._unlogged["steps"] + 1,
+        }
+        self._record = record
+        self.step += 1
+        self._pending = ["log", "validate", "save", "announce"]
+        self._torn = False
+
+    def _roll_back(self) -> None:
+        """Undo the beginning of a step: what its gradients have drawn and changed."""
+        assert self._before is not None
+        self._rng.bit_generator.state = self._before["rng"]
+        if hasattr(self.model, "training_state"):
+            self.model.load_training_state(self._before["model"])  # type: ignore[attr-defined]
+        self._before = None
+
+    def _gradients(self) -> tuple[float, int, Any, dict[str, Any], float | None, dict[str, float]]:
+        """The loss of the next step, its number of targets, the state, clipped gradients, rate, and metrics."""
         epoch, index, _ = self._position()
         batch = self.data.batch(epoch, index)
         state = self._state if index > 0 else None
@@ -385,14 +621,19 @@ class Trainer:
         norm = float(norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._diverged(f"the loss is {loss:g} and the gradient norm {norm:g}", grads)
-        rate = None if self.schedule is None else self.schedule(self.step)
-        self.optimizer.step(self.model.params, clipped, lr=rate)
-        self._state = state if self.data.carries_state else None
-        self.step += 1
-        self._unlogged["loss"] += loss * batch.count
-        self._unlogged["count"] += batch.count
-        self._unlogged["steps"] += 1
-        return {"learning_rate": self.optimizer.lr if rate is None else rate, "gradient_norm": norm, **options}
+        rate = self._learning_rate(self.step)
+        record = {
+            "learning_rate": float(self.optimizer.lr) if rate is None else rate,
+            "gradient_norm": norm,
+            **options,
+        }
+        return loss, int(batch.count), state, clipped, rate, record
+
+    def _learning_rate(self, step: int) -> float | None:
+        """What the schedule gives; None if there is none."""
+        if self.schedule is None:
+            return None
+        return _checks.non_negative("Trainer", f"schedule({step})", self.schedule(step))
 
     def _backpropagation(self, batch: Batch) -> dict[str, Any]:
         """What the model is to be told of how to go through time, where that is not the usual way."""
@@ -421,63 +662,50 @@ class Trainer:
             f"Trainer: step {self.step}: {what}: {blame[0]}{others}; last good checkpoint: {kept}"
         )
 
-    def _stated(self, prefix: str, loss: float) -> dict[str, float]:
-        """A loss, and the same in the chosen metric, by their names in the metrics."""
-        stated = {f"{prefix}loss": loss}
+    def _stated(self, prefix: str, loss: float) -> dict[str, Any]:
+        """A loss, the same in the chosen metric, and its unit, by their names in the metrics."""
+        stated: dict[str, Any] = {f"{prefix}loss": loss}
         if self.metric is not None:
             stated[f"{prefix}{self.metric}"] = METRICS[self.metric][1](loss)
+        if self._loss_unit is not None:
+            stated[_metrics.UNIT] = self._loss_unit
         return stated
 
-    def _log_training(self, record: dict[str, float], seconds: float) -> str:
-        """Write a line for the steps since the last one, and return what the progress bar shows."""
-        unlogged, self._unlogged = self._unlogged, {"loss": 0.0, "count": 0, "steps": 0}
+    def _training_record(self) -> dict[str, Any]:
+        """The metrics of the steps since the last line."""
+        unlogged, seconds = self._unlogged, time.perf_counter() - self._began
         stated = self._stated("", unlogged["loss"] / unlogged["count"])
-        speed = unlogged["count"] / seconds
-        self._log({**stated, **record, "tokens_per_second": round(speed, 1)})
-        shown = [f"loss {stated['loss']:.3f}"]
-        if self.metric is not None:
-            shown.append(f"{METRICS[self.metric][0]} {stated[self.metric]:.3f}")
-        return ", ".join([*shown, f"{speed / 1000:.1f}k tokens/s"])
+        return {**stated, **self._record, "tokens_per_second": round(unlogged["count"] / seconds, 1)}
 
-    def _validate(self, validation: Data) -> None:
+    def _show(self, bar: Any, record: dict[str, Any]) -> None:
+        """Have the progress bar show a line of the metrics."""
+        shown = [f"loss {record['loss']:.3f}"]
+        if self.metric is not None:
+            shown.append(f"{METRICS[self.metric][0]} {record[self.metric]:.3f}")
+        shown.append(f"{record['tokens_per_second'] / 1000:.1f}k tokens/s")
+        bar.set_postfix_str(", ".join(shown), refresh=False)
+
+    def _validation_loss(self, validation: Data) -> float:
         loss = evaluate(self.model, validation)
         if not math.isfinite(loss):
             raise self._diverged(f"the validation loss is {loss:g}", {})
-        self._log(self._stated("validation_", loss))
-        if self._observer is not None:
-            self._observer.observe(loss)
-        if self.patience is None:
-            return
-        if self._best is None or loss < self._best["loss"]:
-            params = {name: self._xp.asarray(array, copy=True) for name, array in self.model.params.items()}
-            self._best = {"loss": loss, "step": self.step, "failures": 0, "params": params}
-        else:
-            self._best["failures"] += 1
+        return loss
+
+    def _copied_parameters(self) -> dict[str, Any]:
+        return {name: self._xp.asarray(array, copy=True) for name, array in self.model.params.items()}
+
+    def _model_state(self) -> Any:
+        return self.model.training_state() if hasattr(self.model, "training_state") else None
 
     def _log(self, record: dict[str, Any]) -> None:
-        epoch, index, batches = self._position()
-        record = {"step": self.step, "epoch": epoch + index / batches, **record}
+        """Append a record to the metrics and to the history."""
+        if self._folder is not None:
+            self._metrics_size += self._folder.append_metrics([record])
         self.history.append(record)
-        if self.directory is not None:
-            with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
 
-    def _keep_metrics_to(self, step: int) -> None:
-        """Cut the metrics file after its last whole line up to ``step``, and read what is left as the history."""
-        assert self.directory is not None
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.history, size = [], 0
-        with open(self.directory / "metrics.jsonl", "a+b") as file:
-            file.seek(0)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break  # a kill cut it short
-                record = json.loads(line)
-                if record["step"] > step:
-                    break
-                self.history.append(record)
-                size += len(line)
-            file.truncate(size)
+    def _at_this_step(self, record: dict[str, Any]) -> dict[str, Any]:
+        epoch, index, batches = self._position()
+        return {"step": self.step, "epoch": float(epoch + index / batches), **record}
 
     def _config(self) -> dict[str, Any]:
         """What must not change when the run is resumed, as JSON can hold it."""
@@ -495,11 +723,62 @@ class Trainer:
             "rng": type(self._rng.bit_generator).__name__,
         }
 
-    def _require_same_run(self, path: Path, saved: dict[str, Any]) -> None:
-        here = {**self._config(), **self._scheduled(saved["step"])}
-        difference = _difference("", saved["config"], here)
-        if difference is not None:
-            raise CheckpointError(f"{path}: belongs to a run whose {difference}")
+    def _check_saved(self, path: Path, saved: dict[str, Any]) -> None:
+        """Reject a checkpoint of another run, and one that no Trainer can have written."""
+        lacking = _SAVED - saved.keys()
+        if lacking:
+            raise CheckpointError(f"{path}: has no entry {min(lacking)!r}, so it is not the checkpoint of a Trainer")
+        try:
+            step = _checks.integer_at_least("Trainer", "step", saved["step"], 0)
+            here = {**self._config(), **self._scheduled(step)}
+            difference = _difference("", saved["config"], here)
+            if difference is not None:
+                raise CheckpointError(f"{path}: belongs to a run whose {difference}")
+            self._check_state(path, saved)
+        except CheckpointError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{path}: its state is not one that a Trainer writes: {error}") from error
+        held = None if self._folder is None else self._folder.read()
+        if held is not None and held["run"] != saved["run"]:
+            raise CheckpointError(f"{path}: belongs to another run than its directory, by {RUN}")
+
+    def _check_state(self, path: Path, saved: dict[str, Any]) -> None:
+        where = "Trainer"
+        expected = f"step-{saved['step']:09d}.safetensors"
+        if path.name != expected:
+            raise ValueError(f"step is {saved['step']}, expected the name {expected}")
+        _require_kind("run", saved["run"], str)
+        _require_kind("record", saved["record"], dict)
+        unlogged, best, final = saved["unlogged"], saved["best"], saved["final"]
+        if _require_kind("unlogged", unlogged, dict).keys() != _NOTHING_UNLOGGED.keys():
+            raise ValueError(f"unlogged has {sorted(unlogged)}, expected {sorted(_NOTHING_UNLOGGED)}")
+        _checks.finite(where, "unlogged.loss", unlogged["loss"])
+        for name in ("count", "steps"):
+            _checks.integer_at_least(where, f"unlogged.{name}", unlogged[name], 0)
+        if unlogged["steps"] and not unlogged["count"]:
+            raise ValueError(f"unlogged.count is 0 after {unlogged['steps']} steps, expected at least 1")
+        self._check_parameters("params", saved["params"])
+        if best is not None:
+            _checks.finite(where, "best.loss", _require_kind("best", best, dict)["loss"])
+            _checks.integer_at_least(where, "best.step", best["step"], 0)
+            _checks.integer_at_least(where, "best.failures", best["failures"], 0)
+            self._check_parameters("best.params", best["params"])
+        if final is not None:
+            _require_kind("final.improved", _require_kind("final", final, dict)["improved"], bool)
+            for name in ("records", "kept"):
+                for record in _require_kind(f"final.{name}", final[name], list):
+                    _require_kind(f"a record of final.{name}", record, dict)
+        _require_arrays("recurrent_state", saved["recurrent_state"])
+        copy.deepcopy(self._rng.bit_generator).state = saved["rng"]
+
+    def _check_parameters(self, name: str, values: Any) -> None:
+        if _require_kind(name, values, dict).keys() != self.model.params.keys():
+            raise ValueError(f"{name} has {sorted(values)}, expected {sorted(self.model.params)}")
+        for key, p in self.model.params.items():
+            _require_kind(f"{name}.{key}", values[key], np.ndarray)
+            _checks.shape("Trainer", f"{name}.{key}", values[key], tuple(p.shape), "the parameter's shape")
+            _checks.same_dtype("Trainer", **{f"{name}.{key}": values[key], key: p})
 
     def _scheduled(self, step: int) -> dict[str, list[float | None] | str | None]:
         """What the schedules give at the beginning, half way to ``step`` and at it: fingerprints of them."""
@@ -508,7 +787,7 @@ class Trainer:
         if self._observer is not None:
             learning_rate = repr(self._observer)  # what it gives depends on what it has observed
         elif self.schedule is not None:
-            learning_rate = [float(self.schedule(s)) for s in at]
+            learning_rate = [self._learning_rate(s) for s in at]
         return {
             "learning_rate": learning_rate,
             "teacher_forcing": None if self.teacher_forcing is None else [self._teacher_forcing(s) for s in at],
@@ -516,31 +795,38 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint, if there is a directory to write it to."""
-        if self.directory is None:
+        if self._folder is None:
             self.saved_step = self.step
             return
         for array in self.model.params.values():
             if not bool(self._xp.all(self._xp.isfinite(array))):
                 raise self._diverged("the last update overflowed", {})
         # The metrics up to here must be on the disk before the checkpoint that counts on them.
-        with open(self.directory / "metrics.jsonl", "ab") as file:
-            os.fsync(file.fileno())
+        self._folder.flush_metrics()
         state = {
+            "run": self._run,
             "step": self.step,
             "params": self.model.params,
             "optimizer": self.optimizer.state_dict(),
             "recurrent_state": self._state,
             "rng": self._rng.bit_generator.state,
             "unlogged": self._unlogged,
+            "record": self._record,
             "best": self._best,
-            "model": self.model.training_state() if hasattr(self.model, "training_state") else None,
+            "final": self._final,
+            "model": self._model_state(),
             "schedule": None if self._observer is None else self._observer.state_dict(),
             "config": {**self._config(), **self._scheduled(self.step)},
         }
-        self._checkpoint = save_checkpoint(self.directory / "checkpoints", self.step, state)
+        self._checkpoint = save_checkpoint(self._folder.path / CHECKPOINTS, self.step, state)
+        self._known.add(self._checkpoint.name)
         self.saved_step = self.step
-        if self.on_checkpoint is not None:
+
+    def _announce(self) -> None:
+        """Call ``on_checkpoint``, unless it was called for the last checkpoint."""
+        if self._folder is not None and self.on_checkpoint is not None and self._announced != self.saved_step:
             self.on_checkpoint()
+        self._announced = self.saved_step
 
     def _assign_parameters(self, values: dict[str, Any]) -> None:
         # In place, because the layers and the model share these arrays.
@@ -562,6 +848,20 @@ def _require(where: str, name: str, value: Any, *attributes: str) -> None:
         raise TypeError(f"{where}: {name} is a {type(value).__qualname__} without {lacking}, expected {attributes}")
 
 
+def _require_kind(name: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__qualname__}, expected a {kind.__name__}")
+    return value
+
+
+def _require_arrays(name: str, value: Any) -> None:
+    if isinstance(value, (tuple, list)):
+        for i, item in enumerate(value):
+            _require_arrays(f"{name}[{i}]", item)
+    elif value is not None:
+        _require_kind(name, value, np.ndarray)
+
+
 def _difference(name: str, held: Any, here: Any) -> str | None:
     """The first entry in which two nested dicts differ, in words; None if there is none."""
     if isinstance(held, dict) and isinstance(here, dict):
@@ -569,6 +869,29 @@ def _difference(name: str, held: Any, here: Any) -> str | None:
         differences = (_difference(f"{name}.{key}" if name else key, held.get(key), here.get(key)) for key in keys)
         return next((d for d in differences if d is not None), None)
     return None if held == here else f"{name} is {held}, but here it is {here}"
+
+
+class _Terminal:
+    """A stream for the progress bar that falls silent when nobody reads it any more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        self._try("write", text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def _try(self, method: str, *arguments: Any) -> None:
+        if self._stream is not None:
+            try:
+                getattr(self._stream, method)(*arguments)
+            except (OSError, ValueError):  # the reader is gone, or the stream was closed
+                self._stream = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

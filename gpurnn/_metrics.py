@@ -1,0 +1,83 @@
+"""Reading a metrics file: the lines that are sound, and which are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from . import _files
+
+UNIT = "loss_unit"
+"""The entry of a record that is words and no number: the unit of its loss."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The contents of a metrics file.
+
+    Attributes
+    ----------
+    records : list of dict
+        The sound lines, in order.
+    ends : list of int
+        For each record the position in the file behind its line end; None for a last line that has no line end.
+    damaged : list of int
+        The numbers, from 1, of whole lines that are not records.
+    cut : bool
+        Whether a part of a line follows the last line end.
+    """
+
+    records: list[dict[str, Any]]
+    ends: list[int | None]
+    damaged: list[int]
+    cut: bool
+
+
+def read(path: str | os.PathLike[str]) -> Metrics:
+    """Read a metrics file. A line that is damaged is left out, with a warning that names it.
+
+    The last line may be cut off without a warning: a run that is killed, or still being written, ends so.
+
+    Raises
+    ------
+    FileFormatError
+        ``path`` is a directory, pipe, socket or device.
+    OSError
+        The file does not exist or cannot be read.
+    """
+    with _files.open_regular(path) as file:
+        *lines, rest = file.read().split(b"\n")
+    records: list[dict[str, Any]] = []
+    ends: list[int | None] = []
+    damaged, end = [], 0
+    for number, line in enumerate(lines, 1):
+        end += len(line) + 1
+        found = _record(line)
+        if found is None:
+            damaged.append(number)
+        else:
+            records.append(found)
+            ends.append(end)
+    last = _record(rest)
+    if last is not None:
+        records.append(last)
+        ends.append(None)
+    if damaged:
+        which = f"line {damaged[0]} is" if len(damaged) == 1 else f"lines {', '.join(map(str, damaged))} are"
+        warnings.warn(f"{path}: {which} damaged and left out of the metrics", stacklevel=3)
+    return Metrics(records, ends, damaged, bool(rest) and last is None)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record on a line; None if there is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int or found["step"] < 0:
+        return None
+    numbers = all(type(value) in (int, float) for name, value in found.items() if name != UNIT)
+    return found if numbers and isinstance(found.get(UNIT, ""), str) else None

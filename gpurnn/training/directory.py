@@ -1,0 +1,234 @@
+"""The directory of a training run: it belongs to one run, and is locked while that run trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import _files
+from .checkpoint import checkpoints
+
+RUN, METRICS_FILE, CHECKPOINTS, LOCK = "run.json", "metrics.jsonl", "checkpoints", ".gpurnn.lock"
+FORMAT, VERSION = "gpurnn training run", 1
+
+
+class RunDirectoryError(ValueError):
+    """A directory that another process trains in, that holds another run, or files that no run wrote."""
+
+
+class RunDirectory:
+    """A directory that one run writes to.
+
+    The file ``run.json`` says that a directory belongs to a run, and to which one. A new run takes a directory that
+    holds none of the names that it writes to. From then on these names belong to the run; every other file in the
+    directory is left alone.
+
+    Parameters
+    ----------
+    path : path
+    names : sequence of str
+        What the run writes there besides ``run.json``, ``metrics.jsonl`` and ``checkpoints``.
+    details : dict, optional
+        What ``run.json`` is to hold besides the identity of the run, as JSON can hold it.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], names: Sequence[str] = (), details: dict[str, Any] | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.names, self.details = tuple(names), dict(details or {})
+        self._lock: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}  # a lock belongs to the process, and to the object that took it
+
+    @contextmanager
+    def locked(self, *, new: bool) -> Iterator[None]:
+        """Make the directory if it is missing, and hold its lock; this object may take the lock again meanwhile.
+
+        Parameters
+        ----------
+        new : bool
+            Whether a new run is to begin. One that must not begin there leaves no trace in the directory.
+
+        Raises
+        ------
+        RunDirectoryError
+            Another process or another trainer holds the lock, or a new run cannot begin there.
+        """
+        import filelock
+
+        if new and not self._belongs_to_a_run():
+            self.check_new()
+        if not self.path.is_dir():
+            self.path.mkdir(parents=True, exist_ok=True)
+            _files.flush_directory(self.path.parent)
+        if self._lock is None:
+            self._lock = filelock.FileLock(self.path / LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunDirectoryError(
+                f"Trainer: directory {self.path} is in use by another training run{self._holder()}; wait until it has "
+                "ended, or choose another directory"
+            ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _belongs_to_a_run(self) -> bool:
+        try:
+            return self.read() is not None
+        except RunDirectoryError:
+            return False
+
+    def _holder(self) -> str:
+        held = self.read() if self._belongs_to_a_run() else None
+        if held is None or "pid" not in held:
+            return ""
+        host = "" if held.get("host") == socket.gethostname() else f" on {held.get('host')}"
+        return f" (process {held['pid']}{host})"
+
+    def read(self) -> dict[str, Any] | None:
+        """The contents of ``run.json``; None if there is no such file.
+
+        Raises
+        ------
+        RunDirectoryError
+            The file is damaged, or is not one that this version of gpurnn wrote.
+        """
+        path = self.path / RUN
+        try:
+            with _files.open_regular(path) as file:
+                held = json.loads(file.read())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except _files.FileFormatError as error:
+            raise RunDirectoryError(*error.args) from error
+        except (ValueError, RecursionError) as error:
+            raise RunDirectoryError(f"{path}: damaged: {error}") from error
+        if (
+            not isinstance(held, dict)
+            or (held.get("format"), held.get("version")) != (FORMAT, VERSION)
+            or not isinstance(held.get("run"), str)
+        ):
+            raise RunDirectoryError(f"{path}: not a training run that this version of gpurnn can resume")
+        return held
+
+    def check_new(self) -> dict[str, Any] | None:
+        """Reject a directory that a new run cannot have; the contents of ``run.json`` of a run that took no step."""
+        held = checkpoints(self.path / CHECKPOINTS)
+        if held:
+            raise RunDirectoryError(
+                f"Trainer: directory {self.path} already holds a training run ({held[-1].name}); "
+                "call resume() first, or choose another directory"
+            )
+        self._reject_foreign((METRICS_FILE, CHECKPOINTS, *self.names))
+        run = self.read()
+        if run is not None and _size(self.path / METRICS_FILE):
+            raise RunDirectoryError(
+                f"Trainer: directory {self.path} holds the {METRICS_FILE} of a run whose checkpoints are gone; "
+                "choose another directory"
+            )
+        return run
+
+    def begin(self) -> str:
+        """Take the directory for a new run, under the lock, and return the identity of the run.
+
+        Raises
+        ------
+        RunDirectoryError
+            The directory holds a run, or files that no run wrote.
+        """
+        held = self.check_new()
+        run = uuid.uuid4().hex if held is None else held["run"]
+        self._write(held or {}, run)
+        return str(run)
+
+    def go_on(self, run: str, known: set[str]) -> None:
+        """Take the directory again, under the lock, for the run that its checkpoints belong to.
+
+        Raises
+        ------
+        RunDirectoryError
+            The directory belongs to another run, or holds a checkpoint that is not among the ``known`` ones.
+        """
+        held = self.read()
+        if held is None:
+            self._reject_foreign((METRICS_FILE, *self.names))
+        elif held["run"] != run:
+            raise RunDirectoryError(
+                f"Trainer: directory {self.path} belongs to another run since; choose another directory"
+            )
+        later = [path.name for path in checkpoints(self.path / CHECKPOINTS) if path.name not in known]
+        if later:
+            raise RunDirectoryError(
+                f"Trainer: directory {self.path} holds {later[-1]}, which another trainer wrote since this one read or "
+                "wrote its last checkpoint; call resume() first"
+            )
+        self._write(held or {}, run)
+
+    def _reject_foreign(self, names: Sequence[str]) -> None:
+        """Reject files in the way of a run, unless ``run.json`` says that they are a run's."""
+        if self._belongs_to_a_run():
+            return
+        found = [name for name in (RUN, *names) if os.path.lexists(self.path / name)]
+        if CHECKPOINTS in found and _is_empty(self.path / CHECKPOINTS):
+            found.remove(CHECKPOINTS)
+        if found:
+            raise RunDirectoryError(
+                f"Trainer: directory {self.path} holds {_listed(found)}, which no training run wrote there and which "
+                f"a run would overwrite; choose another directory, or move {'it' if len(found) == 1 else 'them'} away"
+            )
+
+    def _write(self, held: dict[str, Any], run: str) -> None:
+        """Write ``run.json``, with this process as the one that trains."""
+        own = {"format": FORMAT, "version": VERSION, "run": run, "pid": os.getpid(), "host": socket.gethostname()}
+        _files.write_atomically(self.path / RUN, json.dumps({**held, **self.details, **own}, indent=1).encode())
+
+    def append_metrics(self, records: Sequence[dict[str, Any]]) -> int:
+        """Append lines to the metrics, and return how many bytes they are."""
+        data = metrics_bytes(records)
+        with open(self.path / METRICS_FILE, "ab") as file:
+            file.write(data)
+        return len(data)
+
+    def trim_metrics(self, size: int) -> int:
+        """Cut the metrics after ``size`` bytes, and return what their size is then, which may be smaller."""
+        path = self.path / METRICS_FILE
+        if path.exists():
+            _files.open_regular(path).close()  # a pipe is rejected, and not waited for
+        with open(path, "ab") as file:
+            held = file.seek(0, os.SEEK_END)
+            if held > size:
+                file.truncate(size)
+        return min(held, size)
+
+    def flush_metrics(self) -> None:
+        """Have the metrics on the disk."""
+        with open(self.path / METRICS_FILE, "ab") as file:
+            os.fsync(file.fileno())
+
+
+def metrics_bytes(records: Sequence[dict[str, Any]]) -> bytes:
+    """Records as lines of the metrics."""
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
