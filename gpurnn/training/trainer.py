@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -367,14 +367,7 @@ class Trainer:
         finished = False
         with (
             _interrupt_deferred() as interrupt,
-            tqdm(
-                total=self.total,
-                initial=self.step,
-                unit="step",
-                dynamic_ncols=True,
-                disable=not self.progress or sys.stderr is None,
-                file=_Terminal(sys.stderr),
-            ) as bar,
+            self._progress_bar() as bar,
             np.errstate(over="ignore", invalid="ignore"),  # what overflows is seen in the loss and the gradient norm
         ):
             self._began = time.perf_counter()
@@ -382,7 +375,8 @@ class Trainer:
             while not self._is_over and not interrupt.is_set():
                 self._take_step()
                 self._attend(bar)
-                bar.update()
+                if bar is not None:
+                    bar.update()
             if not interrupt.is_set() and self._final is None:
                 self._finish(bar)
                 finished = True
@@ -394,6 +388,15 @@ class Trainer:
         if self.patience is not None and self._best is not None and self._last is None and not self._final_is_best:
             self._last = self._copied_parameters()
             self._assign_parameters(self._best["params"])
+
+    def _progress_bar(self) -> AbstractContextManager[Any]:
+        """The bar to show; a context of None where there is none to be shown."""
+        if not self.progress or sys.stderr is None:
+            return nullcontext()  # a bar that is switched off still takes locks that forked processes share
+        bar: AbstractContextManager[Any] = tqdm(
+            total=self.total, initial=self.step, unit="step", dynamic_ncols=True, file=_Terminal(sys.stderr)
+        )
+        return bar
 
     @property
     def _is_over(self) -> bool:
@@ -678,7 +681,9 @@ class Trainer:
         return {**stated, **self._record, "tokens_per_second": round(unlogged["count"] / seconds, 1)}
 
     def _show(self, bar: Any, record: dict[str, Any]) -> None:
-        """Have the progress bar show a line of the metrics."""
+        """Have the progress bar, if there is one, show a line of the metrics."""
+        if bar is None:
+            return
         shown = [f"loss {record['loss']:.3f}"]
         if self.metric is not None:
             shown.append(f"{METRICS[self.metric][0]} {record[self.metric]:.3f}")
