@@ -114,7 +114,9 @@ def _graph(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any) -> Calla
     w_ih, w_hh, b_ih, b_hh = weights
     T, B, I = x.shape
     xw, own = xp.empty((1, T * B, len(w_ih)), x.dtype), tuple(xp.zeros_like(s) for s in state)
-    with xp.cuda.Stream(non_blocking=True) as stream, plan.schedule("step-fused"):
+    pool = xp.cuda.MemoryPool()
+    stream = xp.cuda.Stream(non_blocking=True)
+    with stream, plan.schedule("step-fused"), xp.cuda.using_allocator(pool.malloc):
         run = recurrence.Run.begin(cell, T, B, w_hh.shape[1], w_hh[None], training=False)
         arguments = run, xw, (b_ih[None], b_hh[None]), own
         recurrence.run_forward(*arguments)  # compiles the kernels, which a capture must not
@@ -123,7 +125,7 @@ def _graph(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any) -> Calla
         graph = stream.end_capture()
         stream.synchronize()
 
-    def call(kept: Any = arguments) -> Any:  # what the graph works in must not be freed
+    def call(kept: Any = (arguments, pool)) -> Any:  # what the graph works in must not be freed
         xp.matmul(x.reshape(T * B, I), w_ih.T, out=xw[0])
         for ours, given in zip(own, state, strict=True):
             xp.copyto(ours, given)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .launch import C_NAMES, Module, contiguous, empty, namespace
+from .launch import C_NAMES, Module, contiguous, empty, namespace, of_stream, remembers_stream
 
 Array = Any
 
@@ -70,6 +70,7 @@ class _Attention:
         kernel((blocks,), (_THREADS,), args, shared_mem=shared_mem)
 
 
+@remembers_stream
 def attention_forward(
     query: Array,
     keys: Array,
@@ -112,6 +113,7 @@ def attention_forward(
     return context, weights.copy() if training else weights, call if training else None
 
 
+@of_stream
 def attention_backward(
     saved: _Attention, dcontext: Array | None, dweights: Array | None
 ) -> tuple[Array, Array, Array, Array | None]:

@@ -7,10 +7,11 @@ from typing import Any
 from gpurnn.cells import Cell
 
 from . import plan, recurrence
-from .launch import contiguous, namespace
+from .launch import contiguous, namespace, of_stream, remembers_stream
 from .recurrence import Array, run_backward, run_forward
 
 
+@remembers_stream
 def cell_forward(
     cell: Cell, xw: Array, state: tuple[Array, ...], w_hh: Array, b_hh: Array | None = None
 ) -> tuple[tuple[Array, ...], recurrence.Run]:
@@ -24,6 +25,7 @@ def cell_forward(
     return tuple(s[0] for s in final), run
 
 
+@of_stream
 def cell_backward(saved: recurrence.Run, dstate: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], Array, Array]:
     """The transpose of `cell_forward`: the gradients of xw, of the state before the step, of w_hh and of b_hh."""
     xp: Any = namespace(saved.w)

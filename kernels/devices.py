@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,9 @@ _FMA64 = {(7, 5): 2, (8, 0): 32, (8, 6): 2, (8, 9): 2, (9, 0): 64, (10, 0): 64, 
 class Device:
     """A GPU.
 
+    A figure that a device does not report, as some virtual and integrated ones, is given as 0. The planner then takes
+    that of a device of `DEVICES` with the same compute capability, or with the nearest lower one.
+
     Attributes
     ----------
     name : str
@@ -66,6 +70,11 @@ class Device:
         Of the device memory, in bytes a second.
     shared_memory_per_block : int
         Bytes that a kernel may ask for.
+
+    Raises
+    ------
+    ValueError
+        A figure is negative or not finite, or ``multiprocessors`` is 0.
     """
 
     name: str
@@ -75,6 +84,23 @@ class Device:
     l2_bytes: int
     bandwidth: float
     shared_memory_per_block: int
+
+    def __post_init__(self) -> None:
+        if self.multiprocessors < 1:
+            raise ValueError(f"Device: multiprocessors is {self.multiprocessors}, expected at least 1")
+        for figure in ("clock_hz", "l2_bytes", "bandwidth", "shared_memory_per_block"):
+            value = getattr(self, figure)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"Device: {figure} is {value}, expected at least 0, which stands for not reported")
+            if value == 0:
+                object.__setattr__(self, figure, self._usual(figure))
+
+    def _usual(self, figure: str) -> Any:
+        """That figure of a device like this one."""
+        if figure == "shared_memory_per_block":
+            return self.limits.shared_memory_per_block
+        known = {device.compute_capability: getattr(device, figure) for device in reversed(DEVICES.values())}
+        return known[max((c for c in known if c <= self.compute_capability), default=min(known))]
 
     @property
     def limits(self) -> Limits:
@@ -136,18 +162,18 @@ def of_index(index: int) -> Device:
     import cupy
 
     device = cupy.cuda.Device(index)
-    attributes: dict[str, Any] = device.attributes
+    attributes: dict[str, Any] = device.attributes  # only those that the driver knows
     properties = cupy.cuda.runtime.getDeviceProperties(index)
     # Two transfers of a double data rate memory in each clock of it, which is given in kHz.
-    bandwidth = 2e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 8
+    bandwidth = 2e3 * attributes.get("MemoryClockRate", 0) * attributes.get("GlobalMemoryBusWidth", 0) / 8
     return Device(
         name=properties["name"].decode(),
         compute_capability=(properties["major"], properties["minor"]),
         multiprocessors=attributes["MultiProcessorCount"],
-        clock_hz=1e3 * attributes["ClockRate"],
-        l2_bytes=attributes["L2CacheSize"],
+        clock_hz=1e3 * attributes.get("ClockRate", 0),
+        l2_bytes=attributes.get("L2CacheSize", 0),
         bandwidth=bandwidth,
-        shared_memory_per_block=attributes["MaxSharedMemoryPerBlockOptin"],
+        shared_memory_per_block=attributes.get("MaxSharedMemoryPerBlockOptin", 0),
     )
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from array_api_compat import is_cupy_array
@@ -23,7 +23,21 @@ from gpurnn import _fork
 from . import host
 from .compiler import KERNELS, digest_of, source_closure
 
-__all__ = ["CUPY_OPTIONS", "C_NAMES", "Kernel", "Module", "Parameter", "contiguous", "empty", "namespace"]
+__all__ = [
+    "CUPY_OPTIONS",
+    "C_NAMES",
+    "Kernel",
+    "Module",
+    "Parameter",
+    "contiguous",
+    "empty",
+    "is_captured",
+    "namespace",
+    "of_stream",
+    "remembers_stream",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 C_NAMES = {"float32": "float", "float64": "double", "complex64": "float", "complex128": "double"}
 """The C type of the real numbers that arrays of a dtype hold, as kernels are instantiated with it."""
@@ -133,12 +147,84 @@ def contiguous(array: Any) -> Any:
 
 
 def empty(like: Any, shape: int | Sequence[int], dtype: Any) -> Any:
-    """Fresh device memory where ``like`` is. On the host executor it holds NaN and is guarded by a red zone."""
-    if is_cupy_array(like):
+    """Fresh device memory where ``like`` is. On the host executor it holds NaN and is guarded by a red zone.
+
+    Raises
+    ------
+    RuntimeError
+        The current stream is being captured and the memory would come from CuPy's default pool.
+    """
+    if not is_cupy_array(like):
+        return host.empty(shape, dtype)
+    import cupy
+
+    if getattr(cupy.cuda.get_allocator(), "__self__", None) is cupy.get_default_memory_pool() and is_captured():
+        raise RuntimeError(
+            "gpurnn: the current stream is being captured, and the graph would write to memory that CuPy's default "
+            "pool has given to others by then; make `pool = cupy.cuda.MemoryPool()`, capture within "
+            "`with cupy.cuda.using_allocator(pool.malloc):`, and keep pool as long as the graph"
+        )
+    return cupy.empty(shape, dtype)
+
+
+def is_captured() -> bool:
+    """Whether CuPy's current stream is being captured into a graph."""
+    import cupy
+
+    return bool(cupy.cuda.get_current_stream().is_capturing())
+
+
+# ---- Streams --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfStream:
+    """What a forward function saves for its backward function, and the stream from whose memory it is."""
+
+    stream: Any
+    saved: Any
+
+
+def remembers_stream(forward: F) -> F:
+    """Decorate a forward function, whose last result is what it saves: for CuPy arrays it is kept with the stream."""
+
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        *results, saved = forward(*args, **kwargs)
+        array = results[0][0] if isinstance(results[0], tuple) else results[0]
+        if saved is not None and is_cupy_array(array):
+            import cupy
+
+            saved = _OfStream(cupy.cuda.get_current_stream(), saved)
+        return (*results, saved)
+
+    return cast("F", call)
+
+
+def of_stream(backward: F) -> F:
+    """Decorate a backward function, whose first argument is what a function of `remembers_stream` saved.
+
+    On another stream than the forward function's it begins after what that one was given, and that one goes on after
+    it: memory that is freed there, such as what was saved, goes to the next call on that stream, without waiting for
+    others who may still read it.
+    """
+
+    @functools.wraps(backward)
+    def call(saved: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(saved, _OfStream):
+            return backward(saved, *args, **kwargs)
         import cupy
 
-        return cupy.empty(shape, dtype)
-    return host.empty(shape, dtype)
+        here, there = cupy.cuda.get_current_stream(), saved.stream
+        if here == there:
+            return backward(saved.saved, *args, **kwargs)
+        here.wait_event(there.record(cupy.cuda.Event(disable_timing=True)))
+        try:
+            return backward(saved.saved, *args, **kwargs)
+        finally:
+            there.wait_event(here.record(cupy.cuda.Event(disable_timing=True)))
+
+    return cast("F", call)
 
 
 class Module:
@@ -285,6 +371,16 @@ class Kernel:
         else:
             self._launch_on_gpu(grid, block, values, shared_mem, cooperative)
 
+    def resident_blocks(self, block: tuple[int, ...], shared_mem: int) -> int:
+        """How many blocks of this shape CuPy's current device holds at once."""
+        import cupy
+        from cupy_backends.cuda.api import driver
+
+        raw, device = self.module._cuda_function(self.name), cupy.cuda.Device()
+        self.module._allow_shared_memory(self.name, raw, device.id, shared_mem)
+        each = driver.occupancyMaxActiveBlocksPerMultiprocessor(raw.kernel.ptr, int(np.prod(block)), shared_mem)
+        return int(each * device.attributes["MultiProcessorCount"])
+
     def _launch_on_gpu(
         self, grid: tuple[int, ...], block: tuple[int, ...], values: list[Any], shared_mem: int, cooperative: bool
     ) -> None:
@@ -301,7 +397,7 @@ class Kernel:
         self.module._allow_shared_memory(self.name, raw, here, shared_mem)
         if cooperative:
             # CuPy would shrink an oversized one-dimensional grid, with no more than a warning.
-            resident = _resident_blocks(raw, int(np.prod(block)), shared_mem)
+            resident = self.resident_blocks(block, shared_mem)
             if int(np.prod(grid)) > resident:
                 raise ValueError(
                     f"{self.name}: a cooperative grid of {int(np.prod(grid))} blocks, expected at most the {resident} "
@@ -338,15 +434,6 @@ class Kernel:
                 )
             elif not _same_type(parameter, argument.dtype):
                 raise TypeError(f"{where} is a {argument.dtype} scalar, expected {_expected(parameter)}")
-
-
-def _resident_blocks(raw: Any, threads: int, shared_mem: int) -> int:
-    """How many blocks of this shape the current device holds at once."""
-    import cupy
-    from cupy_backends.cuda.api import driver
-
-    each = driver.occupancyMaxActiveBlocksPerMultiprocessor(raw.kernel.ptr, threads, shared_mem)
-    return int(each * cupy.cuda.Device().attributes["MultiProcessorCount"])
 
 
 def _same_type(parameter: Parameter, dtype: np.dtype[Any]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .launch import C_NAMES, Module, contiguous, empty, namespace
+from .launch import C_NAMES, Module, contiguous, empty, namespace, of_stream, remembers_stream
 
 Array = Any
 
@@ -67,6 +67,7 @@ class _Scan:
     h0: Array
 
 
+@remembers_stream
 def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False) -> tuple[Array, _Scan | None]:
     """h_t = a_t h_{t-1} + b_t, as ``gpurnn.reference`` gives it."""
     a, b, h0 = _readable(a), _readable(b), _readable(h0)
@@ -79,6 +80,7 @@ def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False
     return h, _Scan(a.copy(), h.copy(), h0.copy()) if training else None
 
 
+@of_stream
 def linear_scan_backward(saved: _Scan, dh: Array) -> tuple[Array, Array, Array]:
     """Gradients of a, b and h0, as ``gpurnn.reference`` gives them."""
     a, dh = saved.a, _readable(dh)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .launch import C_NAMES, Module, contiguous, empty, namespace
+from .launch import C_NAMES, Module, contiguous, empty, namespace, of_stream, remembers_stream
 
 Array = Any
 
@@ -52,6 +52,7 @@ class _CrossEntropy:
     label_smoothing: float
 
 
+@remembers_stream
 def cross_entropy_forward(
     logits: Array,
     labels: Array,
@@ -81,6 +82,7 @@ def cross_entropy_forward(
     return losses, _CrossEntropy(logits, statistics, labels, weights, class_weights, label_smoothing)
 
 
+@of_stream
 def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
     """Gradient of the logits, as ``gpurnn.reference`` gives it; NaN for a label that is not in 0..V-1."""
     logits = saved.logits
@@ -96,6 +98,7 @@ def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
     return dlogits
 
 
+@remembers_stream
 def mse_forward(y: Array, target: Array, *, training: bool = False) -> tuple[Array, Array | None]:
     """Squared error (y - target)^2 of each element, as ``gpurnn.reference`` gives it."""
     errors = empty(y, y.shape, y.dtype)
@@ -108,6 +111,7 @@ def mse_forward(y: Array, target: Array, *, training: bool = False) -> tuple[Arr
     return errors, differences
 
 
+@of_stream
 def mse_backward(saved: Array, d: Array) -> Array:
     """Gradient of y, 2 d (y - target), as ``gpurnn.reference`` gives it."""
     dy = empty(saved, saved.shape, saved.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .launch import C_NAMES, Module, contiguous, empty, namespace
+from .launch import C_NAMES, Module, contiguous, empty, is_captured, namespace
 
 Array = Any
 
@@ -49,6 +49,11 @@ def _launch(name: str, lists: Sequence[Sequence[Array]], shrink: Sequence[float]
     chunks = _chunks(first)
     if not any(chunks):
         return
+    if not isinstance(first[0], np.ndarray) and is_captured():
+        raise RuntimeError(
+            f"{name}: the current stream is being captured, and the graph would copy a list of the arrays from host "
+            "memory that is freed by then; leave norms and updates of the optimizers out of the capture"
+        )
     # All in one copy to the device; see `Chunk` in ``optim.cu``.
     table = np.array(
         [

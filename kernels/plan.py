@@ -376,18 +376,25 @@ def schedule(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose(cell: Cell, T: int, B: int, H: int, D: int, dtype: Any, device: Device) -> Plan:
-    """The plan that a recurrence runs by."""
-    return _choose(Problem(cell, T, B, H, D, np.dtype(dtype).itemsize), device, _forced.get())
+def is_forced() -> bool:
+    """Whether `schedule` says what runs."""
+    return _forced.get() is not None
+
+
+def choose(cell: Cell, T: int, B: int, H: int, D: int, dtype: Any, device: Device, *, persistent: bool = True) -> Plan:
+    """The plan that a recurrence runs by; without ``persistent``, the best of the other schedules."""
+    return _choose(Problem(cell, T, B, H, D, np.dtype(dtype).itemsize), device, _forced.get(), persistent)
 
 
 @functools.lru_cache(1024)
-def _choose(problem: Problem, device: Device, forced: str | None) -> Plan:
+def _choose(problem: Problem, device: Device, forced: str | None, persistent: bool) -> Plan:
     if not problem.T * problem.B * problem.H:
         return Plan("stepwise", _NOTHING, _NOTHING)
     if forced is not None:
         return make(forced, problem, device)
     choice = consider(problem, device)
+    if not persistent:
+        choice.plans.pop("persistent", None)
     return choice.plans[choice.best][0]
 
 

@@ -7,16 +7,18 @@ step after step, is a schedule's (`plan.py`): ``recurrence/stepwise.cu`` or ``re
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from array_api_compat import is_cupy_array
 
 from gpurnn.cells import GRU, LSTM, Cell, Vanilla
 
 from . import plan
-from .launch import C_NAMES, Module, contiguous, empty, namespace
+from .launch import C_NAMES, Kernel, Module, contiguous, empty, namespace, of_stream, remembers_stream
 
 Array = Any
 """A NumPy or a CuPy array."""
@@ -69,6 +71,29 @@ def _fused(struct: str, variant: str) -> Module:
     return Module("recurrence/fused.cu", [f"forward<{struct}, {variant}>", f"backward<{struct}, {variant}>"])
 
 
+def _fused_kernel(struct: str, name: str, launch: plan.Launch, exchange: str) -> Kernel:
+    variant = launch.variant(exchange)
+    return _fused(struct, variant)[f"{name}<{struct}, {variant}>"]
+
+
+def _chosen(cell: Cell, T: int, B: int, H: int, w: Array) -> plan.Plan:
+    """The plan for weights (D, G*H, H), whose grids are on the device at once if they have to be.
+
+    The planner expects a block on each multiprocessor. Only the compiled kernel and the driver know whether it has room
+    there; where it has not, another schedule runs.
+    """
+    size = cell, T, B, H, len(w), w.dtype, plan.device_of(w)
+    chosen = plan.choose(*size)
+    if chosen.exchange != "grid" or plan.is_forced() or not is_cupy_array(w):
+        return chosen
+    struct = _of_cell(cell, str(w.dtype))
+    for name, launch in (("forward", chosen.forward), ("backward", chosen.backward)):
+        kernel = _fused_kernel(struct, name, launch, chosen.exchange)
+        if math.prod(launch.grid) > kernel.resident_blocks(launch.block, launch.shared_bytes):
+            return plan.choose(*size, persistent=False)
+    return chosen
+
+
 def modules() -> list[Module]:
     """Every translation unit that a recurrence can ask for."""
     cells: list[Cell] = [Vanilla(f) for f in ("tanh", "relu", "sigmoid", "identity")]
@@ -113,7 +138,7 @@ class Run:
     ) -> Run:  # fmt: skip
         """A run whose history is yet to be written."""
         D, slots, two = len(w), T if training else 2, plan.products(cell) == 2
-        chosen = plan.choose(cell, T, B, H, D, w.dtype, plan.device_of(w))
+        chosen = _chosen(cell, T, B, H, w)
         history = (D, slots, B, H)
         return cls(
             cell, T, B, H, D, chosen, w, lengths, contiguous(resets), contiguous(mask), slots,
@@ -152,8 +177,7 @@ class Run:
 
     def fused(self, name: str, launch: plan.Launch, *args: Any) -> None:
         """Launch a kernel of ``recurrence/fused.cu``."""
-        variant = launch.variant(self.plan.exchange)
-        _fused(self._struct, variant)[f"{name}<{self._struct}, {variant}>"](
+        _fused_kernel(self._struct, name, launch, self.plan.exchange)(
             launch.grid, launch.block, args, shared_mem=launch.shared_bytes, cooperative=self.plan.exchange == "grid"
         )
 
@@ -284,6 +308,7 @@ class _Saved:
     w_ih: tuple[Array, ...]
 
 
+@remembers_stream
 def recurrence_forward(
     cell: Cell,
     x: Array,
@@ -331,6 +356,7 @@ def _stacked(xp: Any, biases: list[Array | None]) -> Array | None:
     return None if given is None else xp.stack([xp.zeros_like(given) if b is None else b for b in biases])
 
 
+@of_stream
 def recurrence_backward(
     saved: _Saved,
     dy: Array | None,

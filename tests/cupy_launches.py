@@ -9,7 +9,7 @@ import cupy_on_host
 import numpy as np
 import pytest
 from cupy_on_host import BLOCKS_PER_MULTIPROCESSOR, H100, MAX_DYNAMIC_SHARED_SIZE_BYTES, Launch
-from gpurnn.kernels import dropout, embedding, host, losses, plan, recurrence
+from gpurnn.kernels import attention, dropout, embedding, host, launch, linear_scan, losses, optim, plan, recurrence
 from test_host_executor import CORRECT
 
 from benchmarks import gpu as gpu_benchmark
@@ -24,7 +24,9 @@ def gpu():
     """The driver, with nothing asked of it yet."""
     cupy_on_host.DRIVER.launches.clear()
     cupy_on_host.DRIVER.attributes.clear()
-    return cupy_on_host.DRIVER
+    cupy_on_host.DRIVER.order.clear()
+    yield cupy_on_host.DRIVER
+    cupy_on_host.DRIVER.blocks_per_multiprocessor = BLOCKS_PER_MULTIPROCESSOR
 
 
 def numbers(*shape, dtype=np.float32):
@@ -108,6 +110,44 @@ def test_more_shared_memory_than_48_kib_is_asked_for(gpu):
     assert [launched.shared_bytes for launched in gpu.launches] == [48 * 1024, 48 * 1024 + 256]
 
 
+def test_threads_with_layers_of_two_sizes_leave_each_other_their_shared_memory(gpu):
+    """The limit of a function, which all launches of it share, is never lowered."""
+    n, sizes = 64, [48 * 1024 + 256 * k for k in (3, 1, 2, 3, 1, 5, 4)]
+    w, x, h = map(cupy.asarray, (numbers(n, n), numbers(1, n), numbers(2, n)))
+    rnn = launch.Module(CORRECT.source, CORRECT.names)["persistent_rnn"]
+    for size in sizes:
+        arguments = (w, x, h, cupy.zeros(1, np.uint32), np.int32(n), np.int32(1))
+        rnn((4,), (16,), arguments, shared_mem=size, cooperative=True)
+        assert max(value for _, _, value in gpu.attributes) == gpu.attributes[-1][2] >= size
+    assert [value for _, _, value in gpu.attributes] == [sizes[0], sizes[5]]
+
+
+def test_where_a_grid_is_not_resident_another_schedule_runs(gpu):
+    """A kernel that needs more of a multiprocessor than the driver leaves to it."""
+    cell, (T, B, H) = cells.LSTM(), (5, 16, 512)
+    w = cupy.zeros((1, 4 * H, H), np.float32)
+    assert recurrence.Run.begin(cell, T, B, H, w, training=False).plan.schedule == "persistent"
+    gpu.blocks_per_multiprocessor = 0
+    run = recurrence.Run.begin(cell, T, B, H, w, training=True)
+    assert run.plan.schedule != "persistent"
+    with plan.schedule("persistent"):
+        run = recurrence.Run.begin(cell, T, B, H, w, training=False)
+    with pytest.raises(ValueError, match="expected at most the 0 that the device holds at once"):
+        recurrence.run_forward(run, cupy.zeros((1, T * B, 4 * H), np.float32), (None, None), (w[:, :B], w[:, :B]))
+
+
+@pytest.mark.parametrize("missing", ["0", "no attribute"])
+def test_a_device_that_reports_no_figures(gpu, monkeypatch, missing):
+    there = cupy.cuda.Device(0).attributes
+    names = ("MemoryClockRate", "GlobalMemoryBusWidth", "ClockRate", "L2CacheSize", "MaxSharedMemoryPerBlockOptin")
+    figures = {name: value for name, value in there.items() if name not in names}
+    figures |= dict.fromkeys(names, 0) if missing == "0" else {}
+    monkeypatch.setattr(cupy.cuda, "Device", lambda index=0: types.SimpleNamespace(attributes=figures, id=0))
+    found = plan.devices.of_index.__wrapped__(0)
+    for what in ("clock_hz", "l2_bytes", "bandwidth", "shared_memory_per_block"):
+        assert getattr(found, what) == getattr(H100, what)
+
+
 def test_the_current_device_is_what_cupy_says_of_it():
     found = plan.device_of(cupy.zeros(1))
     assert found.name == "NVIDIA H100"
@@ -147,8 +187,9 @@ def test_a_recurrence_on_cupy_arrays(gpu, cell, schedule):
     assert {launched.cooperative for launched in forward} == {schedule == "persistent"}
 
 
-def test_a_sequence_becomes_a_graph():
-    """The launches of step-fused, captured while nothing of them runs, and replayed with one launch."""
+@pytest.mark.parametrize("schedule", ["step-fused", "block", "persistent"])
+def test_a_sequence_becomes_a_graph(schedule):
+    """All launches, captured while nothing of them runs, and replayed with one launch; in a pool of the graph's own."""
     T, B, H = 6, 3, 24
     cell = cells.GRU(reset_after=False)
     w, xw, h = numbers(1, 3 * H, H) / np.float32(5), numbers(1, T * B, 3 * H), numbers(1, B, H)
@@ -156,18 +197,87 @@ def test_a_sequence_becomes_a_graph():
     def begin(to: Any) -> tuple[Any, ...]:
         return recurrence.Run.begin(cell, T, B, H, to(w), training=False), to(xw), (None, None), (to(h),)
 
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream, plan.schedule("step-fused"):
+    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+    with stream, plan.schedule(schedule):
         *_, expected = on_host = begin(np.copy)
         expected = recurrence.run_forward(*on_host), *expected
         recurrence.run_forward(*begin(cupy.asarray))  # compiles the kernels
         *_, state = there = begin(cupy.asarray)
         stream.begin_capture()
-        y = recurrence.run_forward(*there)
+        with cupy.cuda.using_allocator(pool.malloc):
+            y = recurrence.run_forward(*there)
         graph = stream.end_capture()
         np.testing.assert_array_equal(cupy.asnumpy(state[0]), h)
+        others = [cupy.zeros(n, np.uint8) for n in (512, 1024, 4096) for _ in range(20)]
         graph.launch(stream)
     same((y, *state), expected)
+    assert not any(cupy.asnumpy(array).any() for array in others)
+
+
+def test_a_capture_in_the_default_pool_is_rejected():
+    """Its memory goes to others while the graph still writes to it."""
+    T, B, H = 2, 3, 24
+    w, xw = cupy.zeros((1, H, H), np.float32), cupy.zeros((1, T * B, H), np.float32)
+    state, stream = (cupy.zeros((1, B, H), np.float32),), cupy.cuda.Stream(non_blocking=True)
+    calls = [
+        lambda run: recurrence.run_forward(run, xw, (None, None), state),
+        lambda run: recurrence.run_backward(run, None, state),
+        lambda run: losses.mse_forward(xw, xw),
+        lambda run: optim.scaled([w], w),
+        lambda run: optim.sgd_update(
+            [w], [w], None, [1.0], lr=0.1, weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False, step=1
+        ),
+    ]
+    for schedule in ("step-fused", "block", "persistent"):
+        with stream, plan.schedule(schedule):
+            run = recurrence.Run.begin(cells.Vanilla("tanh"), T, B, H, w, training=True)
+            for call in calls:
+                stream.begin_capture()
+                try:
+                    with pytest.raises(RuntimeError, match="the current stream is being captured, and the graph would"):
+                        call(run)
+                finally:
+                    stream.end_capture()
+
+
+def backward_of(name: str) -> Any:
+    """The backward pass of an operation whose forward pass has been."""
+    a, x = cupy.asarray(numbers(4, 2, 3)), cupy.asarray(numbers(6, 5))
+    if name == "linear_scan":
+        _, saved = linear_scan.linear_scan_forward(a, a, a[0], training=True)
+        return lambda: linear_scan.linear_scan_backward(saved, a)
+    if name == "attention":
+        _, _, saved = attention.attention_forward(a, a, a, training=True)
+        return lambda: attention.attention_backward(saved, a, None)
+    if name == "cross_entropy":
+        labels, weights = cupy.zeros(6, np.int64), cupy.zeros(6, np.float32)
+        _, saved = losses.cross_entropy_forward(x, labels, training=True)
+        return lambda: losses.cross_entropy_backward(saved, weights)
+    _, saved = losses.mse_forward(x, x, training=True)
+    return lambda: losses.mse_backward(saved, x)
+
+
+@pytest.mark.parametrize("name", ["linear_scan", "attention", "cross_entropy", "mse"])
+def test_a_backward_pass_on_another_stream_is_ordered(gpu, monkeypatch, name):
+    """It waits for the forward pass; and what uses the first stream's memory next waits for it."""
+    for function in ("copy", "astype"):
+        monkeypatch.setattr(cupy.ndarray, function, lambda array, *args, **kwargs: array, raising=False)
+    monkeypatch.setattr(cupy, "array", lambda array, **kwargs: array)
+    first, second = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+    with first:
+        backward = backward_of(name)
+        gpu.order.clear()
+        backward()
+        assert {step[0] for step in gpu.order} == {"launch"}
+    gpu.order.clear()
+    with second:
+        backward()
+    begin, wait, *launches, end, last = gpu.order
+    assert begin == ("record", wait[2], first.ptr)
+    assert wait[:2] == ("wait", second.ptr)
+    assert set(launches) == {("launch", second.ptr)}
+    assert end == ("record", last[2], second.ptr)
+    assert last[:2] == ("wait", first.ptr)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])

@@ -59,6 +59,10 @@ class Driver:
     def __init__(self) -> None:
         self.launches: list[Launch] = []
         self.attributes: list[tuple[str, int, int]] = []
+        self.order: list[tuple[Any, ...]] = []
+        """Launches by stream, and what is said of their order: ("record", event, stream), ("wait", stream, event)."""
+        self.blocks_per_multiprocessor = BLOCKS_PER_MULTIPROCESSOR
+        numbers = itertools.count(77)
         self._captured: list[Any] | None = None
         self._graphs: dict[int, list[Any]] = {}
         self._memory: dict[int, np.ndarray] = {}
@@ -80,18 +84,19 @@ class Driver:
             "driverGetVersion": lambda: 12080,
             "deviceGetAttribute": lambda attribute, device: attributes.get(attribute, 0),
             "malloc": self._allocate,
-            "free": lambda address: self._memory.pop(address) and None,
+            "free": self._free,
             "hostAlloc": lambda size, flags: self._allocate(size),
-            "freeHost": lambda address: self._memory.pop(address) and None,
+            "freeHost": self._free,
             "memcpyAsync": lambda to, source, size, kind, stream: ctypes.memmove(to, source, size) and None,
             "memsetAsync": lambda address, value, size, stream: ctypes.memset(address, value, size) and None,
             "pointerGetMemoryType": lambda address: 0,
             "streamSynchronize": lambda stream: None,
             "streamIsCapturing": lambda stream: int(self._captured is not None),
-            "eventCreateWithFlags": lambda flags: 1,
-            "eventRecord": lambda event, stream: None,
+            "eventCreateWithFlags": lambda flags: next(numbers),
+            "eventRecord": lambda event, stream: self.order.append(("record", event, stream)),
+            "streamWaitEvent": lambda stream, event, flags=0: self.order.append(("wait", stream, event)),
             "eventDestroy": lambda event: None,
-            "streamCreateWithPriority": lambda flags, priority: 77,
+            "streamCreateWithPriority": lambda flags, priority: next(numbers),
             "streamDestroy": lambda stream: None,
             "streamBeginCapture": self._begin_capture,
             "streamEndCapture": self._end_capture,
@@ -130,6 +135,9 @@ class Driver:
         self._memory[memory.ctypes.data] = memory
         return memory.ctypes.data
 
+    def _free(self, address: int) -> None:
+        del self._memory[address]
+
     def moduleLoadData(self, image: bytes) -> int:
         assert image.startswith(b"\x7fELF")
         return 1
@@ -145,7 +153,7 @@ class Driver:
         self.attributes.append((self._kernel.name if self._kernel else "", attribute, value))
 
     def occupancyMaxActiveBlocksPerMultiprocessor(self, function: int, threads: int, shared_bytes: int) -> int:
-        return BLOCKS_PER_MULTIPROCESSOR
+        return self.blocks_per_multiprocessor
 
     def launchKernel(self, function: int, *rest: int) -> None:
         *sizes, shared_bytes, stream, values, extra = rest
@@ -173,6 +181,7 @@ class Driver:
                     for address, p in zip(addresses, parameters, strict=True)
                 )
             ]
+            self.order.append(("launch", stream))
             self.launches.append(Launch(kernel.name, grid, block, shared_bytes, stream, cooperative))
             run = functools.partial(
                 kernel.module._library("plain").launch, kernel.name, grid, block, arguments,

@@ -195,11 +195,13 @@ def test_a_sequence_becomes_a_graph(cell):
         y = recurrence.run_forward(run, xw_there, (None, None), state_there)
         return y, *recurrence.run_backward(run, dy_there, dstate), state_there, dstate
 
+    pool = cupy.cuda.MemoryPool()
     with cupy.cuda.Stream(non_blocking=True) as stream, plan.schedule("step-fused"):
         expected = wing.back(launch(*begin()))
         arguments = begin()
         stream.begin_capture()
-        captured = launch(*arguments)
+        with cupy.cuda.using_allocator(pool.malloc):
+            captured = launch(*arguments)
         graph = stream.end_capture()
         graph.launch(stream)
         found = wing.back(captured)

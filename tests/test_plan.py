@@ -131,6 +131,34 @@ def test_peak_arithmetic(device, tflops):
     assert devices.lookup(device).peak_flops(4) == pytest.approx(1e12 * tflops, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("capability", "like"),
+    [((7, 5), "T4"), ((8, 0), "A100"), ((8, 7), "RTX 3090"), ((9, 0), "H100"), ((12, 0), "H100")],
+)
+def test_a_figure_that_a_device_does_not_report_is_that_of_its_like(capability, like):
+    """As a virtual GPU, or an integrated one, reports no clock of its memory."""
+    silent = devices.Device("silent", capability, 20, 0, 0, 0, 0)
+    for figure in ("clock_hz", "l2_bytes", "bandwidth"):
+        assert getattr(silent, figure) == getattr(devices.lookup(like), figure)
+    assert silent.shared_memory_per_block == silent.limits.shared_memory_per_block
+    for shape in ((100, 16, 64), (10, 1, 700), (3, 300, 2000)):
+        assert plan.consider(plan.Problem(LSTM(), *shape, 1, 4), silent).best in plan.SCHEDULES
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ((0, 1e9, 1, 1e9, 1), "multiprocessors is 0, expected at least 1"),
+        ((1, -1.0, 1, 1e9, 1), "clock_hz is -1.0, expected at least 0"),
+        ((1, 1e9, 1, float("nan"), 1), "bandwidth is nan, expected at least 0"),
+        ((1, 1e9, float("inf"), 1e9, 1), "l2_bytes is inf, expected at least 0"),
+    ],
+)
+def test_figures_that_no_device_has(figures, message):
+    with pytest.raises(ValueError, match=f"Device: {message}"):
+        devices.Device("impossible", (9, 0), *figures)
+
+
 def test_devices_that_are_not_known():
     with pytest.raises(ValueError, match="device is 'A1000', expected one of T4, A100"):
         devices.lookup("A1000")
