@@ -260,7 +260,7 @@ class Module:
 
     @functools.cache  # noqa: B019
     def _library(self, build: str) -> host.Library:
-        with self._lock.held():
+        with self._lock.current:
             if build not in self._libraries:
                 self._libraries[build] = host.Library(self.source, self.names, self.defines, build)
             return self._libraries[build]
@@ -282,7 +282,7 @@ class Module:
         return code, options + tuple(f"-D{name}={value}" for name, value in sorted(self.defines.items()))
 
     def _raw_module(self) -> Any:
-        with self._lock.held():
+        with self._lock.current:
             if self._raw is None:
                 import cupy
 
@@ -293,14 +293,14 @@ class Module:
     @functools.cache  # noqa: B019
     def _cuda_function(self, name: str) -> Any:
         raw = self._raw_module()
-        with self._lock.held():  # it is here that CuPy compiles
+        with self._lock.current:  # it is here that CuPy compiles
             return raw.get_function(name)
 
     def _allow_shared_memory(self, name: str, raw: Any, device: int, shared_bytes: int) -> None:
         """Let a kernel have so much dynamic shared memory, which only ever grows: other threads launch it too."""
         if shared_bytes <= self._shared_bytes.get((name, device), _SHARED_BYTES):
             return
-        with self._lock.held():
+        with self._lock.current:
             if shared_bytes > self._shared_bytes.get((name, device), _SHARED_BYTES):
                 raw.max_dynamic_shared_size_bytes = shared_bytes
                 self._shared_bytes[name, device] = shared_bytes

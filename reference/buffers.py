@@ -65,9 +65,12 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.floating]:
     memory = None
     if size >= _SMALL and ENABLED:
         # Never waits: a signal handler or finaliser may get here while its own thread holds the lock.
-        with _lock.held_if_free() as held:
-            if held:
+        lock = _lock.current
+        if lock.acquire(blocking=False):
+            try:
                 memory = _lend(size)
+            finally:
+                lock.release()
     return np.empty(shape, dtype) if memory is None else memory[:size].view(dtype).reshape(shape)
 
 
@@ -100,7 +103,7 @@ def _shrink(most: int, since: int) -> None:
 def set_limit(size: int) -> None:
     """The most bytes of the pool from now on."""
     global _limit
-    with _lock.held():
+    with _lock.current:
         _limit = size
         _shrink(size, 0)
 
@@ -112,7 +115,7 @@ def get_limit() -> int:
 
 def free_all_blocks() -> None:
     """Give back all free buffers."""
-    with _lock.held():
+    with _lock.current:
         _shrink(-1, 0)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+
+from gpurnn import _fork
 
 FORKS = 70
 
@@ -25,3 +29,22 @@ def test_forks_beside_busy_threads(work, tmp_path):
     done = subprocess.run([sys.executable, script, work, str(FORKS)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"right": FORKS}, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_who_forks_may_hold_a_lock():
+    """As a signal handler that forks amid a call: the child has a free lock, and its `with` statement ends."""
+    lock = _fork.Lock()
+    with lock.current:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            with lock.current:
+                pass
+    if pid == 0:
+        with lock.current:
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert not lock.current.locked()

@@ -276,7 +276,7 @@ class Library:
             region_count=len(regions),
         )
         message = ctypes.create_string_buffer(8192)
-        with _one_launch.held():
+        with _one_launch.current:
             failed = self._library.gpurnn_host_launch(ctypes.byref(launch), message, ctypes.c_size_t(len(message)))
         if failed:
             check, _, what = message.value.decode(errors="replace").partition(": ")
