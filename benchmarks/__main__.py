@@ -143,9 +143,17 @@ def lyapunov_command() -> None:
 
 
 @main.command("nvrtc")
-def nvrtc_command() -> None:
+@click.option(
+    "--limits",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the registers of each kernel there instead, such as to tests/kernel_limits.json.",
+)
+def nvrtc_command(limits: Path | None) -> None:
     """Print how long NVRTC takes for the CUDA kernels."""
-    _show(nvrtc.report())
+    if limits is None:
+        _show(nvrtc.report())
+    else:
+        nvrtc.write_limits(limits)
 
 
 if __name__ == "__main__":

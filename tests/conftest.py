@@ -8,13 +8,11 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 # ruff: noqa: E402
 import signal
-import subprocess
 import sys
 
 import parity
 import pytest
 import strict_wing
-from gpurnn.kernels import nvrtc
 from hypothesis import HealthCheck, settings
 
 import gpurnn
@@ -36,22 +34,6 @@ collect_ignore = [] if "cupy_on_host" in sys.modules else ["cupy_launches.py", "
 
 # A shell starts what it runs in the background with interrupts ignored, and so would be those that tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-_sweep: list[subprocess.Popen] = []
-
-
-def pytest_collection_finish(session):
-    """NVRTC takes minutes for all kernels and architectures: it begins while the other tests have a core to spare."""
-    wanted = [item for item in session.items if item.name.startswith("test_kernels_keep_to_their_limits")]
-    if len(session.items) > 10 * len(wanted) > 0 and nvrtc.find() is not None:
-        code = "from gpurnn.kernels import nvrtc; nvrtc.compile_all(nvrtc.USUAL, processes=1)"
-        _sweep.append(subprocess.Popen([sys.executable, "-c", code]))
-
-
-def pytest_sessionfinish():
-    for process in _sweep:
-        process.terminate()
-        process.wait()
 
 
 @pytest.fixture

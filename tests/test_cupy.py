@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpurnn.kernels import launch, nvrtc
+from gpurnn.kernels import launch
+
+from benchmarks import nvrtc
 
 cupy = pytest.importorskip("cupy", reason="CuPy isn't installed")
 
 TESTS = Path(__file__).parent
 
-needs_nvrtc = pytest.mark.skipif(nvrtc.find() is None, reason=f"NVRTC is missing: pip install {nvrtc.WHEEL}")
+needs_nvrtc = pytest.mark.skipif(nvrtc.missing(), reason=str(nvrtc.missing()))
 
 
 def run(code: str, *arguments: str, cache: Path) -> None:

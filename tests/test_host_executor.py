@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpurnn.kernels import compiler as cpp
-from gpurnn.kernels import host, launch, nvrtc
+from gpurnn.kernels import host, launch
 from gpurnn.kernels.host import build
+
+from benchmarks import nvrtc
 
 pytestmark = pytest.mark.kernels
 

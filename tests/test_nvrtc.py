@@ -6,20 +6,23 @@ import json
 import re
 from pathlib import Path
 
-import kernel_limits
 import pytest
-from gpurnn.kernels import attention, devices, launch, nvrtc, plan
+from gpurnn.kernels import attention, devices, launch, plan
 
-needs_nvrtc = pytest.mark.skipif(nvrtc.find() is None, reason=f"NVRTC is missing: pip install {nvrtc.WHEEL}")
+from benchmarks import nvrtc
+
+LIMITS = Path(__file__).with_name("kernel_limits.json")
+"""Registers of a thread of each kernel, the most of all architectures: `python -m benchmarks nvrtc --limits`."""
+
+needs_nvrtc = pytest.mark.skipif(nvrtc.missing(), reason=str(nvrtc.missing()))
 SOURCES = sorted(p for p in Path(launch.__file__).parent.rglob("*.cu*") if "host" not in p.parts)
 
 
 @needs_nvrtc
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 def test_kernels_keep_to_their_limits(architecture):
-    if architecture not in nvrtc.USUAL:
-        pytest.skip("GPURNN_ARCHITECTURES=all compiles for all of them")
-    limits = json.loads(kernel_limits.FILE.read_text())
+    limits = json.loads(LIMITS.read_text())
     found = nvrtc.compile_all((architecture,))
     assert {name for name, _ in found} == limits.keys()
     for (name, _), resources in found.items():
@@ -33,7 +36,7 @@ def test_kernels_keep_to_their_limits(architecture):
 @pytest.mark.parametrize("device", devices.DEVICES.values(), ids=devices.DEVICES)
 def test_a_block_of_every_fused_kernel_fits(device):
     """What the planner takes for granted."""
-    limits = json.loads(kernel_limits.FILE.read_text())
+    limits = json.loads(LIMITS.read_text())
     fused = {name: registers for name, registers in limits.items() if "Exchange::" in name}
     assert fused
     for name, registers in fused.items():
