@@ -140,19 +140,27 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def source_closure(source: Path, include_directories: Sequence[Path] = (KERNELS,)) -> dict[Path, str]:
-    """The texts of ``source`` and of every file that it includes in quotes, directly or not, skipped parts or not."""
+def source_closure(source: Path, include: str | None = None) -> dict[Path, str]:
+    """The texts of ``source`` and of every file that it includes in quotes, directly or not, skipped parts or not.
+
+    ``include`` is a header in ``kernels/`` that stands before it.
+    """
     texts: dict[Path, str] = {}
-    waiting = [source.resolve()]
+    waiting = [source.resolve(), *([(KERNELS / include).resolve()] if include else [])]
     while waiting:
         path = waiting.pop()
         if path in texts:
             continue
         texts[path] = path.read_text(encoding="utf-8")
         for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', texts[path], re.MULTILINE):
-            places = [directory / name for directory in (path.parent, *include_directories)]
+            places = [directory / name for directory in (path.parent, KERNELS)]
             waiting.extend(place.resolve() for place in places if place.is_file())
     return texts
+
+
+def translation_unit(source: str, include: str | None, proofs: Sequence[str]) -> str:
+    """``source`` between the header that it is to see and the declarations that prove something of it."""
+    return "\n".join([*([f'#include "{include}"'] if include else []), source, *proofs, ""])
 
 
 def digest_of(*parts: str | bytes) -> str:

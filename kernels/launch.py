@@ -21,7 +21,7 @@ from array_api_compat import is_cupy_array
 from gpurnn import _fork
 
 from . import host
-from .compiler import KERNELS, digest_of, source_closure
+from .compiler import KERNELS, digest_of, source_closure, translation_unit
 
 __all__ = [
     "CUPY_OPTIONS",
@@ -48,88 +48,35 @@ CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 _SHARED_BYTES = 48 * 1024
 """Dynamic shared memory that a kernel may have without asking for more."""
 
-_C_TYPES = {
-    "bool": "b1",
-    "char": "i1",
-    "signed char": "i1",
-    "unsigned char": "u1",
-    "int8_t": "i1",
-    "uint8_t": "u1",
-    "int": "i4",
-    "unsigned": "u4",
-    "unsigned int": "u4",
-    "int32_t": "i4",
-    "uint32_t": "u4",
-    "long long": "i8",
-    "unsigned long long": "u8",
-    "int64_t": "i8",
-    "uint64_t": "u8",
-    "size_t": "u8",
-    "float": "f4",
-    "double": "f8",
-    "void": "any",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A kernel's parameter: ``element`` is a NumPy type code, or ``"any"`` where only the compiler could tell."""
+    """A kernel's parameter, as the host's compiler describes it."""
 
     name: str
     element: str
+    """A NumPy type code; ``"V24"`` is a struct of 24 bytes."""
     is_array: bool
     is_const: bool
 
     @staticmethod
-    def declared(text: str, types: Mapping[str, str]) -> Parameter:
-        """The parameter declared by ``text``, such as ``const float* __restrict__ x``.
-
-        ``types`` says what names stand for: macros, and the template's parameters. ``typename Cell::Real`` is the type
-        of the real numbers that ``Cell`` stands for.
-        """
-        words = re.findall(r"\w+|\*|<.*>|::", re.sub(r"\b(__restrict__|__restrict|volatile)\b", "", text))
-        name = words.pop()
-        stars = words.count("*")
-        is_const = "const" in words[: words.index("*")] if stars else False
-        element = " ".join(word for word in words if word not in ("*", "const"))
-        real = re.fullmatch(r"typename (\w+) :: Real", element)
-        if real:
-            found = re.search(r"\b(float|double)\b", types.get(real[1], ""))
-            element = found[1] if found else element
-        element = _C_TYPES.get(types.get(element, element), "any")
-        return Parameter(name, "u8" if stars > 1 else element, stars > 0, is_const)
-
-    @staticmethod
-    def compiled(name: str, text: str) -> Parameter:
-        """The parameter that the compiler describes as ``text``, such as ``const f4*``; see ``host/cuda_on_host.h``."""
+    def of(name: str, text: str) -> Parameter:
+        """The parameter that ``host/cuda_on_host.h`` describes as ``text``, such as ``const f4*``."""
         element = text.removeprefix("const ")
         if element.endswith("**"):
             return Parameter(name, "u8", True, text.startswith("const "))
         return Parameter(name, element.removesuffix("*"), element.endswith("*"), text.startswith("const "))
 
 
-def declared_parameters(texts: Mapping[Path, str], kernel: str, defines: Mapping[str, str]) -> list[Parameter]:
-    """The parameters of ``kernel`` as its source declares them."""
-    function = kernel.split("<")[0]
+def parameter_names(texts: Mapping[Path, str], kernel: str) -> list[str]:
+    """The names of the parameters of ``kernel``, from its source."""
+    function = kernel.split("<")[0].split("::")[-1]
     for text in texts.values():
         code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
-        found = re.search(
-            r"(?:template\s*<([^<>]*)>\s*)?"
-            rf"__global__[^;{{}}]*?\b{re.escape(function.split('::')[-1])}\s*\(([^)]*)\)",
-            code,
-        )
-        if found:
-            template = [part.split()[-1] for part in (found[1] or "").split(",") if part.strip()]
-            types = {**defines, **dict(zip(template, _template_arguments(kernel), strict=False))}
-            declarations = [part for part in found[2].split(",") if part.strip() not in ("", "void")]
-            return [Parameter.declared(part, types) for part in declarations]
+        match = re.search(rf"__global__[^;{{}}]*?\b{re.escape(function)}\s*\(([^)]*)\)", code)
+        if match:
+            return [part.split()[-1].lstrip("*") for part in match[1].split(",") if part.strip() not in ("", "void")]
     raise ValueError(f"no `__global__` function {function} in {next(iter(texts))} or what it includes")
-
-
-def _template_arguments(kernel: str) -> list[str]:
-    """Those of an instance's name: ``["Lstm<float>", "4"]`` of ``"step<Lstm<float>, 4>"``."""
-    _, _, text = kernel.partition("<")
-    return [part.strip() for part in re.split(r",(?![^<]*>)", text[:-1])] if text else []
 
 
 def namespace(array: Any) -> Any:
@@ -238,12 +185,26 @@ class Module:
         Those that are wanted: names, or template instances such as ``"step<float, 4>"``.
     defines : mapping of str to str, optional
         Macros.
+    include : str, optional
+        A header in ``kernels/`` that the source is to see: what its templates are instantiated with.
+    proofs : sequence of str
+        ``static_assert`` declarations about the kernels.
     """
 
-    def __init__(self, source: str | Path, kernels: Sequence[str], defines: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        kernels: Sequence[str],
+        defines: Mapping[str, str] | None = None,
+        *,
+        include: str | None = None,
+        proofs: Sequence[str] = (),
+    ) -> None:
         self.source = KERNELS / source
         self.names = tuple(kernels)
         self.defines = dict(defines or {})
+        self.include = include
+        self.proofs = tuple(proofs)
         self._lock = _fork.Lock()  # so that threads compile it once
         self._libraries: dict[str, host.Library] = {}
         self._raw: Any = None
@@ -256,28 +217,32 @@ class Module:
 
     @functools.cache  # noqa: B019  modules live as long as the process
     def _texts(self) -> dict[Path, str]:
-        return source_closure(self.source)
+        return source_closure(self.source, self.include)
 
     @functools.cache  # noqa: B019
     def _library(self, build: str) -> host.Library:
         with self._lock.current:
             if build not in self._libraries:
-                self._libraries[build] = host.Library(self.source, self.names, self.defines, build)
+                self._libraries[build] = host.Library(
+                    self.source, self.names, self.defines, build, include=self.include, proofs=self.proofs
+                )
             return self._libraries[build]
 
     @functools.cache  # noqa: B019
-    def _parameters(self, name: str, build: str | None) -> list[Parameter]:
-        declared = declared_parameters(self._texts(), name, self.defines)
-        if build is None:
-            return declared
-        compiled = self._library(build).parameters(name)
-        return [Parameter.compiled(d.name, text) for d, text in zip(declared, compiled, strict=True)]
+    def _parameter_names(self, name: str) -> list[str]:
+        return parameter_names(self._texts(), name)
+
+    @functools.cache  # noqa: B019
+    def _parameters(self, name: str, build: str) -> list[Parameter]:
+        descriptions = self._library(build).parameters(name)
+        return [Parameter.of(*pair) for pair in zip(self._parameter_names(name), descriptions, strict=True)]
 
     def cuda_source(self) -> tuple[str, tuple[str, ...]]:
         """The text and the options that a GPU's compiler gets."""
         # CuPy's cache of binaries knows this text and not what it includes, hence the digest.
         content = digest_of(*(f"{path.name}\n{text}" for path, text in sorted(self._texts().items())))
-        code = f'// {content}\n#line 1 "{self.source}"\n{self._texts()[self.source.resolve()]}'
+        text = f'#line 1 "{self.source}"\n{self._texts()[self.source.resolve()]}'
+        code = f"// {content}\n" + translation_unit(text, self.include, self.proofs)
         options = ("-std=c++17", f"-I{KERNELS}", f"-I{self.source.parent}")
         return code, options + tuple(f"-D{name}={value}" for name, value in sorted(self.defines.items()))
 
@@ -354,8 +319,7 @@ class Kernel:
             raise TypeError(f"{self.name}: the arguments hold {what}, expected arrays of one library")
         build = None if on_gpu.pop() else host.current_execution().build
         self._check_sizes(grid, block, shared_mem)
-        parameters = self.module._parameters(self.name, build)
-        self._check_arguments(parameters, args)
+        self._check_arguments(build, args)
         values = [np.uint64(0) if a is None else a for a in args]  # a null pointer
         if build is not None:
             self.module._library(build).launch(
@@ -363,7 +327,7 @@ class Kernel:
                 grid,
                 block,
                 values,
-                [p.name for p in parameters],
+                self.module._parameter_names(self.name),
                 shared_bytes=shared_mem,
                 cooperative=cooperative,
                 reachable=reachable,
@@ -420,14 +384,21 @@ class Kernel:
         if shared_mem < 0:
             raise ValueError(f"{self.name}: shared_mem is {shared_mem}, expected a number of bytes")
 
-    def _check_arguments(self, parameters: Sequence[Parameter], args: Sequence[Any]) -> None:
-        if len(args) != len(parameters):
-            names = ", ".join(p.name for p in parameters)
-            raise TypeError(f"{self.name}: {len(args)} arguments, expected {len(parameters)} ({names})")
-        for parameter, argument in zip(parameters, args, strict=True):
+    def _check_arguments(self, build: str | None, args: Sequence[Any]) -> None:
+        """On a GPU nothing tells the types of parameters: there the arguments are what the host executor has seen."""
+        names = self.module._parameter_names(self.name)
+        if len(args) != len(names):
+            raise TypeError(f"{self.name}: {len(args)} arguments, expected {len(names)} ({', '.join(names)})")
+        if build is None:
+            for name, argument in zip(names, args, strict=True):
+                if not isinstance(argument, np.generic):
+                    _check_array(f"{self.name}: argument {name}", argument)
+            return
+        for parameter, argument in zip(self.module._parameters(self.name, build), args, strict=True):
             where = f"{self.name}: argument {parameter.name}"
             if parameter.is_array:
-                _check_array(where, parameter, argument)
+                _check_array(where, argument)
+                _check_element(where, parameter, argument)
             elif not isinstance(argument, np.generic):
                 raise TypeError(
                     f"{where} is a {type(argument).__name__}, expected a NumPy scalar {_expected(parameter)}"
@@ -446,13 +417,20 @@ def _expected(parameter: Parameter) -> str:
     return "bool" if parameter.element == "b1" else str(np.dtype(parameter.element))
 
 
-def _check_array(where: str, parameter: Parameter, argument: Any) -> None:
+def _check_element(where: str, parameter: Parameter, argument: np.ndarray | None) -> None:
+    if argument is None:
+        return
+    if not _same_type(parameter, argument.dtype):
+        raise TypeError(f"{where} has dtype {argument.dtype}, expected {_expected(parameter)}")
+    if not parameter.is_const and not argument.flags.writeable:
+        raise ValueError(f"{where} is read-only, expected a writable array: the kernel's parameter is not const")
+
+
+def _check_array(where: str, argument: Any) -> None:
     if argument is None:
         return
     if not (isinstance(argument, np.ndarray) or is_cupy_array(argument)):
         raise TypeError(f"{where} is a {type(argument).__name__}, expected an array or None")
-    if not _same_type(parameter, argument.dtype):
-        raise TypeError(f"{where} has dtype {argument.dtype}, expected {_expected(parameter)}")
     if not argument.flags.c_contiguous:
         raise ValueError(f"{where} has strides {argument.strides}, expected a C-contiguous array")
     address = argument.ctypes.data if isinstance(argument, np.ndarray) else argument.data.ptr
@@ -460,5 +438,3 @@ def _check_array(where: str, parameter: Parameter, argument: Any) -> None:
         raise ValueError(
             f"{where} lies at address {address:#x}, expected a multiple of {argument.dtype.itemsize} bytes"
         )
-    if isinstance(argument, np.ndarray) and not parameter.is_const and not argument.flags.writeable:
-        raise ValueError(f"{where} is read-only, expected a writable array: the kernel's parameter is not const")

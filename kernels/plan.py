@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_cupy_array
 
-from gpurnn.cells import GRU, LSTM, Cell
+from gpurnn.cells import Cell
 
 from . import devices
 from .devices import Device
@@ -56,25 +56,6 @@ _L2_BYTES_PER_CLOCK = 32
 
 _SHARED_BYTES_PER_CLOCK = 128
 """Bytes that one multiprocessor gets from its shared memory in a clock: 32 banks of 4 bytes."""
-
-
-def products(cell: Cell) -> int:
-    """Dependent recurrent products within a step."""
-    return 2 if isinstance(cell, GRU) and not cell.reset_after else 1
-
-
-def saved(cell: Cell) -> int:
-    """Values that a step keeps of each hidden unit for the backward pass, as in ``cells/*.cuh``."""
-    if isinstance(cell, LSTM):
-        return 5
-    if isinstance(cell, GRU):
-        return 5 if cell.reset_after else 4
-    return 1
-
-
-def hidden_apart(cell: Cell) -> bool:
-    """Whether the gradient of W_hh h differs from that of W_ih x."""
-    return isinstance(cell, GRU) and cell.reset_after
 
 
 @dataclass(frozen=True)
@@ -166,8 +147,8 @@ def most_threads(itemsize: int) -> int:
 
 
 def _can_hold(cell: Cell, itemsize: int) -> bool:
-    """Whether registers are left for weights: not in float64, nor with two products, of which each has its own rows."""
-    return itemsize == 4 and products(cell) == 1
+    """Whether registers are left for weights: not in float64, nor in several phases, which have rows of their own."""
+    return itemsize == 4 and len(cell.phases) == 1
 
 
 def _shared_bytes(
@@ -179,7 +160,7 @@ def _shared_bytes(
     held = min(weight_rows, threads // 32 * 8) * min(columns, 32 * held_chunks)
     weights = 0 if exchange == "launch" else weight_rows * columns - held
     if exchange == "block":
-        chunk = G * H if backward else products(problem.cell) * H
+        chunk = G * H if backward else len(problem.cell.phases) * H
     sums = rows * units * (1 if backward else G)
     return (weights + rows * chunk + sums) * problem.itemsize
 
@@ -290,7 +271,7 @@ class Prediction:
 
 def predict(plan: Plan, problem: Problem, device: Device) -> Prediction:
     """The terms of a forward step's time, from the device's public figures and the assumptions of this file."""
-    P, size = products(problem.cell), problem.itemsize
+    P, size = len(problem.cell.phases), problem.itemsize
     launch = plan.forward
     blocks = math.prod(launch.grid)
     processors = device.multiprocessors if plan.schedule == "stepwise" else min(blocks, device.multiprocessors)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from array_api_compat import is_cupy_array
 
-from gpurnn.cells import GRU, LSTM, Cell, Vanilla
+from gpurnn.cells import CELLS, Cell
 
 from . import plan
 from .launch import C_NAMES, Kernel, Module, contiguous, empty, namespace, of_stream, remembers_stream
@@ -48,32 +48,53 @@ def _chunks(T: int, B: int) -> list[slice]:
     return [slice(start * B, min(start + n, T) * B) for start in range(0, max(T, 1), n)]
 
 
-def _of_cell(cell: Cell, dtype: str) -> str:
-    """The cell's struct in ``cells/*.cuh``."""
-    real = C_NAMES[dtype]
-    if isinstance(cell, Vanilla):
-        return f"Vanilla<{real}, {cell.activation.capitalize()}>"
-    if isinstance(cell, LSTM):
-        return f"Lstm<{real}>"
-    order = "After" if cell.reset_after else "Before"
-    return f"GruReset{order}<{real}, {'true' if cell.update == 'candidate' else 'false'}>"
+@dataclass(frozen=True)
+class Struct:
+    """A cell's struct in ``cells/*.cuh``, for numbers of one type."""
 
+    cell: Cell
+    """Its options that are numbers do not matter: they are the struct's members, which `value` fills."""
+    dtype: str
 
-@functools.cache
-def _stepwise(struct: str, two_products: bool) -> Module:
-    names = ["begin_forward", "finish_step", "begin_step_backward"]
-    names += ["open_step", "close_step_backward"] if two_products else []
-    return Module("recurrence/stepwise.cu", [f"{name}<{struct}>" for name in names])
+    @classmethod
+    def of(cls, cell: Cell, dtype: Any) -> Struct:
+        """The struct of ``cell``, with the default numbers: one for all cells that share a kernel."""
+        numbers = {field.name: field.default for field in fields(cell) if field.name in cell.scalars}
+        return cls(replace(cell, **numbers), str(dtype))
 
+    def __str__(self) -> str:
+        name, *arguments = self.cell.kernel_struct
+        return f"{name}<{', '.join([C_NAMES[self.dtype], *arguments])}>"
 
-@functools.cache
-def _fused(struct: str, variant: str) -> Module:
-    return Module("recurrence/fused.cu", [f"forward<{struct}, {variant}>", f"backward<{struct}, {variant}>"])
+    def value(self, cell: Cell) -> np.void:
+        """The struct's memory, as a kernel takes it: its numbers; an empty struct is a byte in C++."""
+        layout = [(name, self.dtype) for name in cell.scalars] or [("", "u1")]
+        return np.array(tuple(getattr(cell, name) for name in cell.scalars) or (0,), layout)[()]
 
+    @functools.cache  # noqa: B019  there are as many as kernels
+    def module(self, source: str, *kernels: str) -> Module:
+        """Kernels of a source file for this cell, which the compiler proves to be the cell that Python describes."""
+        cell, ends = self.cell, np.cumsum((0, *self.cell.phases))
+        facts = {
+            "gates": cell.gates, "phases": len(cell.phases), "num_saved": len(cell.saved), "has_c": cell.states - 1,
+            "hidden_apart": int(cell.hidden_apart), **{f"first_gate({k})": int(end) for k, end in enumerate(ends)},
+        }  # fmt: skip
+        proofs = [f'static_assert({self}::{name} == {number}, "{name}");' for name, number in facts.items()]
+        return Module(source, kernels, include=f"cells/{cell.file}.cuh", proofs=proofs)
 
-def _fused_kernel(struct: str, name: str, launch: plan.Launch, exchange: str) -> Kernel:
-    variant = launch.variant(exchange)
-    return _fused(struct, variant)[f"{name}<{struct}, {variant}>"]
+    def stepwise_module(self) -> Module:
+        names = ["begin_forward", "finish_step", "begin_step_backward"]
+        names += ["operand_of_step", "operand_of_step_backward"] if len(self.cell.phases) > 1 else []
+        return self.module("recurrence/stepwise.cu", *(f"{name}<{self}>" for name in names))
+
+    def fused_module(self, variant: str) -> Module:
+        return self.module("recurrence/fused.cu", *(f"{name}<{self}, {variant}>" for name in ("forward", "backward")))
+
+    def stepwise(self, name: str) -> Kernel:
+        return self.stepwise_module()[f"{name}<{self}>"]
+
+    def fused(self, name: str, variant: str) -> Kernel:
+        return self.fused_module(variant)[f"{name}<{self}, {variant}>"]
 
 
 def _chosen(cell: Cell, T: int, B: int, H: int, w: Array) -> plan.Plan:
@@ -86,9 +107,9 @@ def _chosen(cell: Cell, T: int, B: int, H: int, w: Array) -> plan.Plan:
     chosen = plan.choose(*size)
     if chosen.exchange != "grid" or plan.is_forced() or not is_cupy_array(w):
         return chosen
-    struct = _of_cell(cell, str(w.dtype))
+    struct = Struct.of(cell, w.dtype)
     for name, launch in (("forward", chosen.forward), ("backward", chosen.backward)):
-        kernel = _fused_kernel(struct, name, launch, chosen.exchange)
+        kernel = struct.fused(name, launch.variant(chosen.exchange))
         if math.prod(launch.grid) > kernel.resident_blocks(launch.block, launch.shared_bytes):
             return plan.choose(*size, persistent=False)
     return chosen
@@ -96,15 +117,13 @@ def _chosen(cell: Cell, T: int, B: int, H: int, w: Array) -> plan.Plan:
 
 def modules() -> list[Module]:
     """Every translation unit that a recurrence can ask for."""
-    cells: list[Cell] = [Vanilla(f) for f in ("tanh", "relu", "sigmoid", "identity")]
-    cells += [LSTM(), *(GRU(after, update) for after in (False, True) for update in ("candidate", "state"))]
-    found = []
-    for cell in cells:
+    units = []
+    for cell in (variant for kind in CELLS.values() for variant in kind.variants()):
         for dtype in ("float32", "float64"):
-            struct = _of_cell(cell, dtype)
-            found.append(_stepwise(struct, plan.products(cell) == 2))
-            found += [_fused(struct, v) for v in plan.fused_variants(cell, np.dtype(dtype).itemsize)]
-    return found
+            struct = Struct.of(cell, dtype)
+            units.append(struct.stepwise_module())
+            units += [struct.fused_module(v) for v in plan.fused_variants(cell, np.dtype(dtype).itemsize)]
+    return units
 
 
 @dataclass(frozen=True)
@@ -124,11 +143,9 @@ class Run:
     mask: Array | None
     slots: int
     """Steps that the history has room for."""
-    entered: Array
-    """(D, slots, B, H): what enters the product with w at each step."""
-    second: Array | None
-    """(D, slots, B, H): what enters a step's second product, where the cell has one."""
-    kept: Array | None
+    operands: Array
+    """(P, D, slots, B, H): what each phase of a step multiplies by its rows of w."""
+    saved: Array | None
     """(D, slots, B, S, H): the values of each step that the backward pass reads."""
 
     @classmethod
@@ -137,31 +154,33 @@ class Run:
         mask: Array | None = None, *, training: bool,
     ) -> Run:  # fmt: skip
         """A run whose history is yet to be written."""
-        D, slots, two = len(w), T if training else 2, plan.products(cell) == 2
+        D, slots, phases = len(w), T if training else 2, len(cell.phases)
         chosen = _chosen(cell, T, B, H, w)
-        history = (D, slots, B, H)
         return cls(
             cell, T, B, H, D, chosen, w, lengths, contiguous(resets), contiguous(mask), slots,
-            entered=empty(w, history, w.dtype),
-            second=empty(w, history, w.dtype) if two else None,
-            kept=empty(w, (D, slots, B, plan.saved(cell), H), w.dtype) if training or two else None,
+            operands=empty(w, (phases, D, slots, B, H), w.dtype),
+            # The gates of one phase are saved for the next.
+            saved=empty(w, (D, slots, B, len(cell.saved), H), w.dtype) if training or phases > 1 else None,
         )  # fmt: skip
 
-    @property
-    def two_products(self) -> bool:
-        return self.second is not None
+    @functools.cached_property
+    def struct(self) -> Struct:
+        return Struct.of(self.cell, self.w.dtype)
+
+    @functools.cached_property
+    def cell_value(self) -> np.void:
+        """The cell as a kernel's argument."""
+        return self.struct.value(self.cell)
 
     @property
-    def _struct(self) -> str:
-        return _of_cell(self.cell, str(self.w.dtype))
+    def phase_rows(self) -> list[slice]:
+        """The rows of w that each phase multiplies by."""
+        ends = [self.H * int(n) for n in np.cumsum((0, *self.cell.phases))]
+        return [slice(*ends[k : k + 2]) for k in range(len(self.cell.phases))]
 
     @property
     def sizes(self) -> tuple[np.int32, ...]:
         return np.int32(self.T), np.int32(self.B), np.int32(self.H)
-
-    @property
-    def leak(self) -> Any:
-        return self.w.dtype.type(getattr(self.cell, "leak", 0))
 
     def steps(self, s: int) -> Iterator[tuple[int, int]]:
         """Each direction, and its step at position s."""
@@ -173,11 +192,11 @@ class Run:
     def stepwise(self, name: str, *args: Any) -> None:
         """Launch a kernel of ``recurrence/stepwise.cu``."""
         blocks = -(-self.D * self.B * self.H // _THREADS)
-        _stepwise(self._struct, self.two_products)[f"{name}<{self._struct}>"]((blocks,), (_THREADS,), args)
+        self.struct.stepwise(name)((blocks,), (_THREADS,), args)
 
     def fused(self, name: str, launch: plan.Launch, *args: Any) -> None:
         """Launch a kernel of ``recurrence/fused.cu``."""
-        _fused_kernel(self._struct, name, launch, self.plan.exchange)(
+        self.struct.fused(name, launch.variant(self.plan.exchange))(
             launch.grid, launch.block, args, shared_mem=launch.shared_bytes, cooperative=self.plan.exchange == "grid"
         )
 
@@ -189,13 +208,11 @@ class Run:
 
     def hidden_gradients(self, d: int, da: Array, da_hidden: Array, rows: slice = slice(None)) -> tuple[Array, Array]:
         """The gradients of a direction's w_hh and b_hh from those of the gates, all steps' or those of some rows."""
-        xp, H = namespace(da), self.H
-        entered = self.entered[d].reshape(-1, H)[rows]
-        db_hh = xp.matmul(xp.ones(len(entered), da.dtype), da_hidden[d, rows])
-        if self.second is None:
-            return xp.matmul(da_hidden[d, rows].T, entered), db_hh
-        parts = ((da[d, rows, : 2 * H], entered), (da[d, rows, 2 * H :], self.second[d].reshape(-1, H)[rows]))
-        return xp.concatenate([xp.matmul(gates.T, operand) for gates, operand in parts]), db_hh
+        xp, gates = namespace(da), da_hidden[d, rows]
+        db_hh = xp.matmul(xp.ones(len(gates), da.dtype), gates)
+        operands = self.operands[:, d].reshape(len(self.operands), -1, self.H)[:, rows]
+        parts = [xp.matmul(gates[:, part].T, operand) for part, operand in zip(self.phase_rows, operands, strict=True)]
+        return (parts[0] if len(parts) == 1 else xp.concatenate(parts)), db_hh
 
 
 def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], state: tuple[Array, ...]) -> Array:
@@ -211,29 +228,24 @@ def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], 
 
 def _begin_forward(run: Run, h: Array) -> None:
     run.stepwise(
-        "begin_forward", run.lengths, run.resets, run.mask, h, run.entered, *run.sizes,
+        "begin_forward", run.lengths, run.resets, run.mask, h, run.operands, *run.sizes,
         np.int32(run.D), np.int32(run.slots),
     )  # fmt: skip
 
 
 def _forward_stepwise(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
     xp = namespace(y)
-    B, D, w, entered, second = run.B, run.D, run.w, run.entered, run.second
-    opening = 0 if second is None else 2 * run.H  # rows of the first of two products
-    products = empty(y, (D, B, w.shape[1] - opening), y.dtype)
-    opened = empty(y, (D, B, opening), y.dtype)
+    products = [empty(y, (run.D, run.B, run.H * gates), y.dtype) for gates in run.cell.phases]
     _begin_forward(run, h)
     for s in range(run.T):
-        tail = (*run.sizes, np.int32(D), np.int32(run.slots), np.int32(s))
-        operand = entered
-        if second is not None:
+        tail = (*run.sizes, np.int32(run.D), np.int32(run.slots), np.int32(s), run.cell_value)
+        for phase, (rows, out) in enumerate(zip(run.phase_rows, products, strict=True)):
             for d, t in run.steps(s):
-                xp.matmul(entered[d, run.slot(t, s)], w[d, :opening].T, out=opened[d])
-            run.stepwise("open_step", opened, *inputs, h, second, run.kept, *tail)
-            operand = second
-        for d, t in run.steps(s):
-            xp.matmul(operand[d, run.slot(t, s)], w[d, opening:].T, out=products[d])
-        run.stepwise("finish_step", products, *inputs, h, c, y, entered, run.kept, *tail, run.leak)
+                xp.matmul(run.operands[phase, d, run.slot(t, s)], run.w[d, rows].T, out=out[d])
+            if out is products[-1]:
+                run.stepwise("finish_step", out, *inputs, h, c, y, run.operands, run.saved, *tail)
+            else:
+                run.stepwise("operand_of_step", out, *inputs, h, run.operands, run.saved, *tail)
 
 
 def _forward_fused(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
@@ -241,10 +253,10 @@ def _forward_fused(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Arra
     if run.plan.exchange == "launch":
         _begin_forward(run, h)
     arrived = run.barriers(launch)
-    for first, last in run.plan.launches(run.T * plan.products(run.cell)):
+    for first, last in run.plan.launches(run.T * len(run.cell.phases)):
         run.fused(
-            "forward", launch, run.w, *inputs, h, c, y, run.entered, run.second, run.kept, arrived, *run.sizes,
-            np.int32(run.slots), first, last, *launch.cut, run.leak,
+            "forward", launch, run.w, *inputs, h, c, y, run.operands, run.saved, arrived, *run.sizes,
+            np.int32(run.slots), first, last, *launch.cut, run.cell_value,
         )  # fmt: skip
 
 
@@ -255,12 +267,12 @@ def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple
     """
     shape = (run.D, run.T * run.B, run.w.shape[1])
     da = empty(run.w, shape, run.w.dtype)
-    da_hidden = empty(run.w, shape, run.w.dtype) if plan.hidden_apart(run.cell) else da
+    da_hidden = empty(run.w, shape, run.w.dtype) if run.cell.hidden_apart else da
     if da.size:
         dh, dc = dstate if len(dstate) == 2 else (dstate[0], None)
         # What flows from one launch to the next.
         direct = empty(da, dh.shape, da.dtype)
-        through = empty(da, dh.shape, da.dtype) if run.two_products else None
+        through = empty(da, dh.shape, da.dtype) if len(run.cell.phases) > 1 else None
         carried = (dh, dc, direct, through)
         pass_ = _backward_stepwise if run.plan.schedule == "stepwise" else _backward_fused
         pass_(run, contiguous(dy), carried, da, da_hidden)
@@ -271,31 +283,33 @@ def _backward_stepwise(
     run: Run, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array
 ) -> None:
     xp, w = namespace(da), run.w
-    last = 2 * run.H if run.two_products else w.shape[1]  # rows of the product that ends a step
+    first, *others = run.phase_rows
     steps = da_hidden.reshape(run.D, run.T, run.B, w.shape[1])
     product = empty(da, (run.D, run.B, run.H), da.dtype)
     for s in range(run.T - 1, -2, -1):
-        tail = (*run.sizes, np.int32(run.D), np.int32(s))
+        tail = (*run.sizes, np.int32(run.D), np.int32(s), run.cell_value)
         if s + 1 < run.T:
             for d, t in run.steps(s + 1):
-                xp.matmul(steps[d, t, :, :last], w[d, :last], out=product[d])
+                xp.matmul(steps[d, t, :, first], w[d, first], out=product[d])
         run.stepwise(
-            "begin_step_backward", product, run.kept, run.lengths, run.resets, run.mask, dy, *carried, da, da_hidden,
-            *tail, run.leak,
+            "begin_step_backward", product, run.saved, run.lengths, run.resets, run.mask, dy, *carried, da, da_hidden,
+            *tail,
         )  # fmt: skip
-        if run.two_products and s >= 0:
+        for rows in others if s >= 0 else ():
             for d, t in run.steps(s):
-                xp.matmul(steps[d, t, :, last:], w[d, last:], out=product[d])
-            run.stepwise("close_step_backward", product, run.kept, run.entered, run.lengths, carried[3], da, *tail)
+                xp.matmul(steps[d, t, :, rows], w[d, rows], out=product[d])
+            run.stepwise(
+                "operand_of_step_backward", product, run.saved, run.operands, run.lengths, carried[3], da, *tail
+            )
 
 
 def _backward_fused(run: Run, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array) -> None:
     launch = run.plan.backward
     arrived, transposed = run.barriers(launch), contiguous(run.w.transpose(0, 2, 1))
-    for first, last in run.plan.launches(run.T * plan.products(run.cell) + 1):
+    for first, last in run.plan.launches(run.T * len(run.cell.phases) + 1):
         run.fused(
-            "backward", launch, transposed, run.kept, run.entered, run.lengths, run.resets, run.mask, dy, *carried, da,
-            da_hidden, arrived, *run.sizes, first, last, *launch.cut, run.leak,
+            "backward", launch, transposed, run.saved, run.operands, run.lengths, run.resets, run.mask, dy, *carried,
+            da, da_hidden, arrived, *run.sizes, first, last, *launch.cut, run.cell_value,
         )  # fmt: skip
 
 

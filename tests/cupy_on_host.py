@@ -172,7 +172,7 @@ class Driver:
         try:
             kernel, grid, block = self._kernel, tuple(sizes[:3]), tuple(sizes[3:])
             assert re.match(r"\w+", kernel.name)[0] in self._functions[function]
-            parameters = kernel.module._parameters(kernel.name, None)
+            parameters = kernel.module._parameters(kernel.name, "plain")
             addresses = (ctypes.c_void_p * len(parameters)).from_address(values)
             arguments = [
                 np.frombuffer(ctypes.string_at(address, dtype.itemsize), dtype)[0]

@@ -1,80 +1,58 @@
-// The GRU cell, gates in the order r z n, with the reset gate before or after the recurrent product.
+// The GRU cell, with the reset gate before or after the recurrent product, and z weighing the candidate or the state.
 #pragma once
 
 #include "cells/activations.cuh"
 
-// h_t = (1 - z) h_{t-1} + z n where z weighs the candidate, h_t = (1 - z) n + z h_{t-1} where it weighs the state.
-template <typename Real, bool weighs_candidate>
-struct Blend {
-    __device__ static Real value(Real z, Real n, Real h) { return weighs_candidate ? h + z * (n - h) : n + z * (h - n); }
-
-    // From dh_t to the gradients of the arguments of sigma and tanh, and of h_{t-1} on the way past the gates.
-    __device__ static void transposed(Real z, Real n, Real h, Real dh, Real& da_z, Real& da_n, Real& direct) {
-        const Real share = weighs_candidate ? z : 1 - z;  // of n
-        da_z = dh * (weighs_candidate ? n - h : h - n) * z * (1 - z);
-        da_n = dh * share * (1 - n * n);
-        direct = dh * (1 - share);
-    }
-};
-
-// n = tanh(W_in x + b_in + r u) with u = W_hn h_{t-1} + b_hn.
-template <typename Real_, bool weighs_candidate>
-struct GruResetAfter {
+template <typename Real_, bool reset_after, bool weighs_candidate>
+struct Gru {
     using Real = Real_;
-    static constexpr int gates = 3, products = 1, saved = 5;  // r z n u h_{t-1}
-    static constexpr bool has_c = false;
-    static constexpr bool hidden_apart = true;
+    enum { R, Z, N, gates };
+    enum { H = gates, U, num_saved = reset_after ? 5 : 4 };  // h_{t-1}, and where the reset comes after the product u
+    // Where the reset comes before, W_hn multiplies r h_{t-1}, for which r must be known of all hidden units.
+    static constexpr int phases = reset_after ? 1 : 2;
+    static constexpr bool has_c = false, hidden_apart = reset_after;
+    static constexpr int waiting = reset_after ? 0 : 1;  // da[R] waits for the gradient of phase 1's operand
+    static constexpr int first_gate(int phase) { return phase == 0 ? R : reset_after || phase == 2 ? gates : N; }
 
-    Real leak;  // of the vanilla cell
-
-    __device__ void forward(const Real (&x)[3], const Real (&p)[3], Real& h, Real&, Real (&kept)[5]) const {
-        const Real r = sigmoid(x[0] + p[0]), z = sigmoid(x[1] + p[1]);
-        const Real n = tanh(x[2] + r * p[2]);
-        kept[0] = r, kept[1] = z, kept[2] = n, kept[3] = p[2], kept[4] = h;
-        h = Blend<Real, weighs_candidate>::value(z, n, h);
+    // After phase 0 of two: u = r h_{t-1}, which phase 1 multiplies, with h_{t-1} as it entered phase 0.
+    __device__ Real operand(const Real (&x)[3], const Real (&p)[3], Real entered, Real (&saved)[num_saved]) const {
+        const Real r = sigmoid(x[R] + p[R]), z = sigmoid(x[Z] + p[Z]);
+        saved[R] = r, saved[Z] = z;
+        return r * entered;
     }
 
-    __device__ void backward(const Real (&kept)[5], Real dh, Real&, Real (&dx)[3], Real (&dp)[3], Real& direct) const {
-        const Real r = kept[0], z = kept[1], n = kept[2], u = kept[3], h_prev = kept[4];
-        Blend<Real, weighs_candidate>::transposed(z, n, h_prev, dh, dx[1], dx[2], direct);
-        dx[0] = dx[2] * u * r * (1 - r);
-        dp[0] = dx[0], dp[1] = dx[1], dp[2] = dx[2] * r;
-    }
-};
-
-// n = tanh(W_in x + b_in + W_hn u + b_hn) with u = r h_{t-1}: a second product within the step, for which the gates of
-// the first must be known of all hidden units.
-template <typename Real_, bool weighs_candidate>
-struct GruResetBefore {
-    using Real = Real_;
-    static constexpr int gates = 3, products = 2, saved = 4;  // r z n h_{t-1}
-    static constexpr bool has_c = false;
-    static constexpr bool hidden_apart = false;
-
-    Real leak;  // of the vanilla cell
-
-    // After the first product, p[0] and p[1]: u, from h_{t-1} as it entered that product.
-    __device__ Real open(const Real (&x)[3], const Real (&p)[3], Real entered, Real (&kept)[4]) const {
-        kept[0] = sigmoid(x[0] + p[0]);
-        kept[1] = sigmoid(x[1] + p[1]);
-        return kept[0] * entered;
+    __device__ void forward(const Real (&x)[3], const Real (&p)[3], Real& h, Real&, Real (&saved)[num_saved]) const {
+        if constexpr (reset_after) {
+            const Real r = sigmoid(x[R] + p[R]), z = sigmoid(x[Z] + p[Z]), u = p[N];
+            saved[R] = r, saved[Z] = z, saved[U] = u;
+            saved[N] = tanh(x[N] + r * u);
+        } else {
+            saved[N] = tanh(x[N] + p[N]);
+        }
+        const Real z = saved[Z], n = saved[N];
+        saved[H] = h;
+        h = weighs_candidate ? h + z * (n - h) : n + z * (h - n);
     }
 
-    // After the second, p[2].
-    __device__ void forward(const Real (&x)[3], const Real (&p)[3], Real& h, Real&, Real (&kept)[4]) const {
-        kept[2] = tanh(x[2] + p[2]);
-        kept[3] = h;
-        h = Blend<Real, weighs_candidate>::value(kept[1], kept[2], h);
+    // Where the reset comes before the product: but for da[R], which waits for du.
+    __device__ void backward(
+        const Real (&saved)[num_saved], Real dh, Real&, Real (&da)[3], Real (&da_hidden)[3], Real& dh_prev) const {
+        const Real z = saved[Z], n = saved[N], h_prev = saved[H];
+        const Real share = weighs_candidate ? z : 1 - z;  // of n in h
+        da[Z] = dh * (weighs_candidate ? n - h_prev : h_prev - n) * z * (1 - z);
+        da[N] = dh * share * (1 - n * n);
+        dh_prev = dh * (1 - share);
+        if constexpr (reset_after) {
+            const Real r = saved[R], u = saved[U];
+            da[R] = da[N] * u * r * (1 - r);
+            da_hidden[R] = da[R], da_hidden[Z] = da[Z], da_hidden[N] = da[N] * r;
+        }
     }
 
-    // Before the second product's transpose: dx[1] and dx[2].
-    __device__ void backward(const Real (&kept)[4], Real dh, Real&, Real (&dx)[3], Real (&)[3], Real& direct) const {
-        Blend<Real, weighs_candidate>::transposed(kept[1], kept[2], kept[3], dh, dx[1], dx[2], direct);
-    }
-
-    // After it: from du to dx[0]; what it returns is the gradient of h_{t-1} as it entered.
-    __device__ Real close(const Real (&kept)[4], Real entered, Real du, Real (&dx)[3]) const {
-        dx[0] = du * entered * kept[0] * (1 - kept[0]);
-        return du * kept[0];
+    // After phase 1's transpose, from du: da[R], and the gradient of h_{t-1} as it entered phase 0.
+    __device__ Real operand_backward(const Real (&saved)[num_saved], Real entered, Real du, Real (&da)[3]) const {
+        const Real r = saved[R];
+        da[R] = du * entered * r * (1 - r);
+        return du * r;
     }
 };

@@ -6,19 +6,22 @@
 template <typename Real_, class Activation>
 struct Vanilla {
     using Real = Real_;
-    static constexpr int gates = 1, products = 1, saved = 1;
-    static constexpr bool has_c = false;
-    static constexpr bool hidden_apart = false;
+    static constexpr int gates = 1, phases = 1, num_saved = 1;
+    static constexpr bool has_c = false, hidden_apart = false;
+    static constexpr int waiting = 0;
+    static constexpr int first_gate(int phase) { return phase; }
 
     Real leak;
 
-    __device__ void forward(const Real (&x)[1], const Real (&p)[1], Real& h, Real&, Real (&kept)[1]) const {
-        kept[0] = Activation::value(x[0] + p[0]);
-        h = kept[0] + leak * h;
+    __device__ void forward(const Real (&x)[1], const Real (&p)[1], Real& h, Real&, Real (&saved)[1]) const {
+        const Real f = Activation::value(x[0] + p[0]);
+        saved[0] = f;
+        h = f + leak * h;
     }
 
-    __device__ void backward(const Real (&kept)[1], Real dh, Real&, Real (&dx)[1], Real (&)[1], Real& direct) const {
-        dx[0] = dh * Activation::slope(kept[0]);
-        direct = leak * dh;
+    __device__ void backward(const Real (&saved)[1], Real dh, Real&, Real (&da)[1], Real (&)[1], Real& dh_prev) const {
+        const Real f = saved[0];
+        da[0] = dh * Activation::slope(f);
+        dh_prev = leak * dh;
     }
 };

@@ -217,14 +217,25 @@ class Library:
         Macros.
     build : str
         One of `BUILDS`.
+    include, proofs
+        See `kernels.launch.Module`.
     """
 
-    def __init__(self, source: Path, kernels: Sequence[str], defines: dict[str, str], build: str) -> None:
+    def __init__(
+        self,
+        source: Path,
+        kernels: Sequence[str],
+        defines: dict[str, str],
+        build: str,
+        *,
+        include: str | None = None,
+        proofs: Sequence[str] = (),
+    ) -> None:
         if build == "sanitize" and not _address_sanitizer():
             raise RuntimeError(
                 "the sanitize build needs AddressSanitizer in the process: start Python with sanitizer_environment()"
             )
-        self.path = build_library(source, kernels, defines, build)
+        self.path = build_library(source, kernels, defines, build, include, proofs)
         try:
             self._library = ctypes.CDLL(str(self.path))
         except OSError as error:

@@ -80,7 +80,14 @@ def _executor_objects(compiler: tuple[str, ...], build: str) -> list[Path]:
     return objects
 
 
-def build_library(source: Path, kernels: Sequence[str], defines: dict[str, str], build: str) -> Path:
+def build_library(
+    source: Path,
+    kernels: Sequence[str],
+    defines: dict[str, str],
+    build: str,
+    include: str | None = None,
+    proofs: Sequence[str] = (),
+) -> Path:
     """The shared library of ``kernels`` (names, or template instances such as ``"step<float, 4>"``) out of ``source``.
 
     Its content is verified, so it may be loaded.
@@ -98,8 +105,7 @@ def build_library(source: Path, kernels: Sequence[str], defines: dict[str, str],
         raise CompilerError("the sanitize build needs g++ or clang++: the ziglang wheel has no AddressSanitizer")
     source = source.resolve()
     table = ", ".join(f'describe("{name}", &{name})' for name in kernels)
-    unit = (
-        f'#include "{source}"\n'
+    unit = cpp.translation_unit(f'#include "{source}"', include, proofs) + (
         f"namespace host {{ const Kernel kernels[] = {{{table}}}; const int kernel_count = {len(kernels)}; }}\n"
     )
     flags = (
@@ -111,7 +117,7 @@ def build_library(source: Path, kernels: Sequence[str], defines: dict[str, str],
         str(HOST / "cuda_on_host.h"),
     )
     flags += tuple(f"-D{name}={value}" for name, value in sorted(defines.items()))
-    texts = cpp.source_closure(source)
+    texts = cpp.source_closure(source, include)
     texts |= cpp.source_closure(HOST / "cuda_on_host.h")
     content = [f"{path}\n{text}" for path, text in sorted(texts.items())]
     version = cpp.compiler_version(compiler)

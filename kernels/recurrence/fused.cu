@@ -6,18 +6,15 @@
 // h_{t-1} or the gate gradients of step t + 1, gets to all who multiply by it:
 //
 //   launch   a launch for each product: the end of a launch is the barrier. Weights are read anew from the L2 cache.
-//            What enters the first product is there before the first launch (begin_forward).
+//            The first operand is there before the first launch (begin_forward).
 //   block    one block has all hidden units, so the operand stays in shared memory. Weights stay in shared memory, and
 //            the first 32 * chunks columns of the first rows in registers, see Held.
 //   grid     the blocks of one direction and the same rows exchange it through global memory, by publish() and
 //            read_published(), with a barrier of their own for each tile. Weights stay in shared memory. While one tile
 //            waits at its barrier, the other one's product is computed.
 //
-// A pass goes through phases, one for each product: `Cell::products` of them a step, and on the way back one more that
-// ends the first step. A launch computes the phases `first` ... `last` - 1, which is all of them unless under launch.
-#include "cells/gru.cuh"
-#include "cells/lstm.cuh"
-#include "cells/vanilla.cuh"
+// A pass goes through the cell's phases of all steps, and on the way back through one more, which ends the first step. A
+// launch computes those numbered `first` ... `last` - 1, which is all of them unless under launch.
 #include "recurrence/product.cuh"
 #include "recurrence/steps.cuh"
 
@@ -116,24 +113,23 @@ __device__ __forceinline__ void hand_over(Real* address, Real value) {
 }
 
 // w (D, G, H, H) is w_hh. Shared memory, in numbers: weights, units * G * H less those held, unless under
-// Exchange::launch; rows * chunk
-// of operands (under Exchange::block rows * H, twice if the cell has two products), rows * units * G of sums. `arrived`
-// (gridDim.z * gridDim.y * tiles) is zero, and read by Exchange::grid alone.
+// Exchange::launch; rows * chunk of operands (under Exchange::block rows * phases * H), rows * units * G of sums.
+// `arrived` (gridDim.z * gridDim.y * tiles) is zero, and read by Exchange::grid alone.
 template <class Cell, Exchange exchange, int tiles, int columns, int chunks>
 __global__ void __launch_bounds__(most_threads<typename Cell::Real>, 1) forward(
     const typename Cell::Real* w, const typename Cell::Real* xw, const typename Cell::Real* b_ih,
     const typename Cell::Real* b_hh, const int* lengths, const bool* resets, const typename Cell::Real* mask,
-    typename Cell::Real* h, typename Cell::Real* c, typename Cell::Real* y, typename Cell::Real* entered,
-    typename Cell::Real* second, typename Cell::Real* kept, unsigned* arrived, int T, int B, int H, int slots, int first,
-    int last, int units, int rows, int chunk, typename Cell::Real leak) {
+    typename Cell::Real* h, typename Cell::Real* c, typename Cell::Real* y, typename Cell::Real* operands,
+    typename Cell::Real* saved, unsigned* arrived, int T, int B, int H, int slots, int first, int last, int units,
+    int rows, int chunk, Cell cell) {
     using Real = typename Cell::Real;
-    constexpr int G = Cell::gates, products = Cell::products, opening = products == 2 ? 2 : 0;
+    constexpr int G = Cell::gates, phases = Cell::phases;
     using Part = Share<Real, exchange, tiles, chunks>;
-    static_assert(chunks == 0 || products == 1, "with two products the rows held would be those of one");
+    static_assert(chunks == 0 || phases == 1, "of several phases the rows held would be those of one");
     DYNAMIC_SHARED(Real, memory);
     const int D = gridDim.z;
-    const Forward<Cell> layer{{leak}, {T, B, slots, lengths, resets}, H, D, xw, b_ih, b_hh, mask, y, entered, second, kept};
-    const Part share(memory, B, H, units, rows, exchange == Exchange::block ? products * H : chunk, G * units, H);
+    const Forward<Cell> layer{cell, {T, B, slots, lengths, resets}, H, D, xw, b_ih, b_hh, mask, y, operands, saved};
+    const Part share(memory, B, H, units, rows, exchange == Exchange::block ? phases * H : chunk, G * units, H);
     const int d = share.d, j = share.j0 + share.unit, own = share.units;
     w += (long long)d * G * H * H;
 
@@ -152,11 +148,11 @@ __global__ void __launch_bounds__(most_threads<typename Cell::Real>, 1) forward(
             return rows;
         }
     };
-    // What enters the product of position s, from the thread that owns the unit.
-    const auto enter = [&](int s, int b, Real value, int product) {
-        if (exchange == Exchange::block) share.operand[share.row * share.chunk + product * H + j] = value;
+    // The operand of a phase of position s, from the thread that owns the unit.
+    const auto enter = [&](int phase, int s, int b, Real value) {
+        if (exchange == Exchange::block) share.operand[share.row * share.chunk + phase * H + j] = value;
         if (exchange != Exchange::block || slots == T) {
-            hand_over<exchange>((product ? second : entered) + layer.at(d, layer.clock.slot(d, s), b, j), value);
+            hand_over<exchange>(operands + layer.operand_at(phase, d, s, b, j), value);
         }
     };
 
@@ -170,37 +166,30 @@ __global__ void __launch_bounds__(most_threads<typename Cell::Real>, 1) forward(
             const long long i = ((long long)d * B + b) * H + j;
             state[q] = h[i];
             if (Cell::has_c) cell_state[q] = c[i];
-            if (exchange != Exchange::launch) enter(0, b, layer.entering(d, 0, b, j, state[q]), 0);
+            if (exchange != Exchange::launch) enter(0, 0, b, layer.entering(d, 0, b, j, state[q]));
         }
         if (exchange == Exchange::grid && share.rows_of(q)) barrier[q].arrive();
     }
     __syncthreads();
 
-    for (int phase = first; phase < last; ++phase) {
-        const int s = phase / products;
-        const bool opens = products == 2 && phase % 2 == 0;
+    for (int n = first; n < last; ++n) {
+        const int s = n / phases, phase = n % phases;
+        const int g = Cell::first_gate(phase), N = (Cell::first_gate(phase + 1) - g) * own;
 #pragma unroll
         for (int q = 0; q < tiles; ++q) {
             if (share.rows_of(q) == 0) continue;
             const int b = share.first_row(q) + share.row;
-            const int g = opens ? 0 : opening, N = (opens ? opening : G - opening) * own;
-            const bool from_second = products == 2 && !opens;
             if (exchange == Exchange::grid) barrier[q].wait();
             share.template multiply_tile<columns>(
-                (from_second ? second : entered) + layer.at(d, layer.clock.slot(d, s), share.first_row(q), 0), H, q, H,
-                rows_from(g), held, N, share.operand + (from_second ? H : 0), share.chunk);
+                operands + layer.operand_at(phase, d, s, share.first_row(q), 0), H, q, H, rows_from(g), held, N,
+                share.operand + phase * H, share.chunk);
             if (share.owns(q)) {
-                const Real* const products_of_unit = share.sums + share.row * N + share.unit;
-                bool opened = false;
-                if constexpr (products == 2) {
-                    if (opens) {
-                        enter(s, b, layer.open(d, s, b, j, products_of_unit, own, state[q]), 1);
-                        opened = true;
-                    }
-                }
-                if (!opened) {
-                    layer.finish(d, s, b, j, products_of_unit, own, state[q], cell_state[q]);
-                    if (s + 1 < T) enter(s + 1, b, layer.entering(d, s + 1, b, j, state[q]), 0);
+                const Real* const products = share.sums + share.row * N + share.unit;
+                if (phase == phases - 1) {
+                    layer.finish(d, s, b, j, products, own, state[q], cell_state[q]);
+                    if (s + 1 < T) enter(0, s + 1, b, layer.entering(d, s + 1, b, j, state[q]));
+                } else if constexpr (phases > 1) {
+                    enter(1, s, b, layer.operand(d, s, b, j, products, own, state[q]));
                 }
             }
             if (exchange == Exchange::grid) {
@@ -226,18 +215,18 @@ __global__ void __launch_bounds__(most_threads<typename Cell::Real>, 1) forward(
 // read and written under Exchange::launch alone.
 template <class Cell, Exchange exchange, int tiles, int columns, int chunks>
 __global__ void __launch_bounds__(most_threads<typename Cell::Real>, 1) backward(
-    const typename Cell::Real* w, const typename Cell::Real* kept, const typename Cell::Real* entered, const int* lengths,
+    const typename Cell::Real* w, const typename Cell::Real* saved, const typename Cell::Real* operands, const int* lengths,
     const bool* resets, const typename Cell::Real* mask, const typename Cell::Real* dy, typename Cell::Real* dh,
     typename Cell::Real* dc, typename Cell::Real* direct, typename Cell::Real* through, typename Cell::Real* dx,
     typename Cell::Real* dp, unsigned* arrived, int T, int B, int H, int first, int last, int units, int rows, int chunk,
-    typename Cell::Real leak) {
+    Cell cell) {
     using Real = typename Cell::Real;
-    constexpr int G = Cell::gates, products = Cell::products;
+    constexpr int G = Cell::gates, phases = Cell::phases;
     using Part = Share<Real, exchange, tiles, chunks>;
-    static_assert(chunks == 0 || products == 1, "with two products the rows held would be those of one");
+    static_assert(chunks == 0 || phases == 1, "of several phases the rows held would be those of one");
     DYNAMIC_SHARED(Real, memory);
     const int D = gridDim.z;
-    const Backward<Cell> layer{{leak}, {T, B, T, lengths, resets}, H, D, kept, entered, mask, dy, dx, dp};
+    const Backward<Cell> layer{cell, {T, B, T, lengths, resets}, H, D, saved, operands, mask, dy, dx, dp};
     const Part share(memory, B, H, units, rows, exchange == Exchange::block ? G * H : chunk, units, G * H);
     const int d = share.d, j = share.j0 + share.unit, own = share.units, length = G * H;
     w += ((long long)d * H + share.j0) * length;
@@ -269,21 +258,21 @@ __global__ void __launch_bounds__(most_threads<typename Cell::Real>, 1) backward
         if (Cell::has_c) carried[q].dc = dc[i];
         if (exchange == Exchange::launch && first > 0) {
             carried[q].direct = direct[i];
-            if (products == 2) carried[q].through = through[i];
+            if (phases > 1) carried[q].through = through[i];
         }
     }
     __syncthreads();
 
-    for (int phase = first; phase < last; ++phase) {
-        const int s = T - 1 - phase / products;
-        const bool closes = products == 2 && phase % 2 == 1;
-        const int t_operand = layer.clock.time(d, closes ? s : s + 1), g = closes ? 2 : 0;
-        const int K = (closes ? 1 : products == 2 ? 2 : G) * H;
+    for (int n = first; n < last; ++n) {
+        // Ends position s + 1 with the transpose of phase 0, or computes that of a later phase of position s.
+        const int s = T - 1 - n / phases, phase = (phases - n % phases) % phases;
+        const int t_operand = layer.clock.time(d, phase ? s : s + 1), g = Cell::first_gate(phase);
+        const int K = (Cell::first_gate(phase + 1) - g) * H;
 #pragma unroll
         for (int q = 0; q < tiles; ++q) {
             if (share.rows_of(q) == 0) continue;
             const int b = share.first_row(q) + share.row;
-            if (phase > 0) {
+            if (n > 0) {
                 if (exchange == Exchange::grid) barrier[q].wait();
                 share.template multiply_tile<columns>(
                     dp + layer.gate_at(d, t_operand, share.first_row(q), g, 0), length, q, K, columns_from(g), held, own,
@@ -295,16 +284,11 @@ __global__ void __launch_bounds__(most_threads<typename Cell::Real>, 1) backward
                     hand_over<exchange>(dp + layer.gate_at(d, layer.clock.time(d, s), b, gate, j), da);
                 };
                 const Real* const product = share.sums + share.row * own + share.unit;
-                bool closed = false;
-                if constexpr (products == 2) {
-                    if (closes) {
-                        layer.close(d, s, b, j, *product, carried[q], enter);
-                        closed = true;
-                    }
-                }
-                if (!closed) {
-                    if (phase > 0) layer.finish(d, s + 1, b, j, *product, carried[q]);
+                if (phase == 0) {
+                    if (n > 0) layer.finish(d, s + 1, b, j, *product, carried[q]);
                     if (s >= 0) layer.begin(d, s, b, j, carried[q], enter);
+                } else if constexpr (phases > 1) {
+                    layer.operand_backward(d, s, b, j, *product, carried[q], enter);
                 }
             }
             if (exchange == Exchange::grid) {
@@ -323,7 +307,7 @@ __global__ void __launch_bounds__(most_threads<typename Cell::Real>, 1) backward
         if (Cell::has_c) dc[i] = carried[q].dc;
         if (exchange == Exchange::launch) {
             direct[i] = carried[q].direct;
-            if (products == 2) through[i] = carried[q].through;
+            if (phases > 1) through[i] = carried[q].through;
         }
     }
 }

@@ -7,9 +7,12 @@
 //   xw (D, T, B, G, H)        W_ih x, without biases          h, c (D, B, H)            the state, updated in place
 //   b_ih, b_hh (D, G, H)      or null                         y (T, B, D, H)
 //   lengths (B), resets (T, B), mask (D, B, H)   or null
-//   entered (D, slots, B, H)  what enters the product with W_hh at a step: h_{t-1}, cut and masked
-//   second (D, slots, B, H)   what enters the second product of a step, where a cell has two: u = r h_{t-1}
-//   kept (D, slots, B, S, H)  what a step keeps for the backward pass: S values, see the cells
+//   operands (P, D, slots, B, H)   what each of P phases of a step multiplies: that of phase 0 is h_{t-1}, cut and masked
+//   saved (D, slots, B, S, H)      what a step saves for the backward pass: S values, see the cells
+//
+// A step has a phase for each recurrent product that needs the result of the one before. Phase k multiplies its operand
+// by the rows of W_hh of the gates first_gate(k) ... first_gate(k + 1) - 1. After all phases but the last, the cell
+// computes the operand of the next one; after the last, the new state. The gates are saved first, in their order.
 //
 // Training keeps all steps, slots = T, and step t lies in slot t. Otherwise slots = 2, used in turn, so that a step can
 // write what enters the next one while others still read what entered this one.
@@ -42,14 +45,13 @@ struct Forward {
     Clock clock;
     int H, D;
     const Real *xw, *b_ih, *b_hh, *mask;
-    Real *y, *entered, *second, *kept;
+    Real *y, *operands, *saved;
 
-    // Of an array (D, slots, B, H).
-    __device__ long long at(int d, int slot, int b, int j) const {
-        return (((long long)d * clock.slots + slot) * clock.B + b) * H + j;
+    __device__ long long operand_at(int phase, int d, int s, int b, int j) const {
+        return ((((long long)phase * D + d) * clock.slots + clock.slot(d, s)) * clock.B + b) * H + j;
     }
 
-    // h as it enters the product of position s.
+    // h as it enters phase 0 of position s.
     __device__ Real entering(int d, int s, int b, int j, Real h) const {
         if (clock.cut(d, clock.time(d, s), b)) h = 0;
         return mask ? h * mask[((long long)d * clock.B + b) * H + j] : h;
@@ -64,35 +66,36 @@ struct Forward {
         return b_hh ? product + b_hh[(d * Cell::gates + g) * H + j] : product;
     }
 
-    __device__ Real* kept_at(int d, int s, int b, int j) const {
-        return kept + (((long long)d * clock.slots + clock.slot(d, s)) * clock.B + b) * Cell::saved * H + j;
+    __device__ Real* saved_at(int d, int s, int b, int j) const {
+        return saved + (((long long)d * clock.slots + clock.slot(d, s)) * clock.B + b) * Cell::num_saved * H + j;
     }
 
-    // Between the two products of position s: from the first one's `products` (gate g at g * stride) to u.
-    __device__ Real open(int d, int s, int b, int j, const Real* products, int stride, Real h) const {
+    // Between phases 0 and 1 of position s: from the `products` of phase 0 (gate g at g * stride) to phase 1's operand.
+    __device__ Real operand(int d, int s, int b, int j, const Real* products, int stride, Real h) const {
+        static_assert(Cell::phases == 2, "a cell of more phases has an operand after each of them");
+        constexpr int end = Cell::first_gate(1);
         const int t = clock.time(d, s);
         if (clock.past(t, b)) return 0;
-        Real x[Cell::gates], p[Cell::gates], values[Cell::saved];
-        for (int g = 0; g < 2; ++g) {
+        Real x[Cell::gates], p[Cell::gates], values[Cell::num_saved];
+        for (int g = 0; g < end; ++g) {
             x[g] = input(d, t, b, g, j);
             p[g] = hidden(d, g, j, products[g * stride]);
         }
-        const Real u = cell.open(x, p, entering(d, s, b, j, h), values);
-        Real* const to = kept_at(d, s, b, j);
-        to[0] = values[0];
-        to[H] = values[1];
-        return u;
+        const Real next = cell.operand(x, p, entering(d, s, b, j, h), values);
+        Real* const to = saved_at(d, s, b, j);
+        for (int g = 0; g < end; ++g) to[(long long)g * H] = values[g];
+        return next;
     }
 
-    // The end of position s: from the last product to h, c and y.
+    // The end of position s: from the `products` of the last phase to h, c and y.
     __device__ void finish(int d, int s, int b, int j, const Real* products, int stride, Real& h, Real& c) const {
         const int t = clock.time(d, s);
         const bool past = clock.past(t, b);
         if (!past) {
-            constexpr int first = Cell::products == 2 ? 2 : 0;
+            constexpr int first = Cell::first_gate(Cell::phases - 1);
             if (clock.cut(d, t, b)) h = c = 0;
-            Real x[Cell::gates], p[Cell::gates], values[Cell::saved];
-            Real* const to = kept ? kept_at(d, s, b, j) : nullptr;
+            Real x[Cell::gates], p[Cell::gates], values[Cell::num_saved];
+            Real* const to = saved ? saved_at(d, s, b, j) : nullptr;
             for (int g = first; g < Cell::gates; ++g) {
                 x[g] = input(d, t, b, g, j);
                 p[g] = hidden(d, g, j, products[(g - first) * stride]);
@@ -100,7 +103,7 @@ struct Forward {
             for (int k = 0; k < first; ++k) values[k] = to[(long long)k * H];
             cell.forward(x, p, h, c, values);
             if (to) {
-                for (int k = first; k < Cell::saved; ++k) to[(long long)k * H] = values[k];
+                for (int k = first; k < Cell::num_saved; ++k) to[(long long)k * H] = values[k];
             }
         }
         y[(((long long)t * clock.B + b) * D + d) * H + j] = past ? Real(0) : h;
@@ -111,8 +114,8 @@ struct Forward {
 template <typename Real>
 struct Carried {
     Real dh, dc;
-    Real direct;   // the part of dh_{t-1} that passes by the products
-    Real through;  // the part that passes by the last product alone, and by the mask: through u
+    Real direct;   // the part of dh_{t-1} that passes by the products and by the mask
+    Real through;  // the part that passes by phase 0 alone: through phase 1's operand
 };
 
 // Also dx, dp (D, T, B, G, H): gradients of W_ih x and of W_hh h, one array where they are the same; dy (T, B, D, H)
@@ -124,59 +127,60 @@ struct Backward {
     Cell cell;
     Clock clock;
     int H, D;
-    const Real *kept, *entered, *mask, *dy;
+    const Real *saved, *operands, *mask, *dy;
     Real *dx, *dp;
 
     __device__ long long gate_at(int d, int t, int b, int g, int j) const {
         return ((((long long)d * clock.T + t) * clock.B + b) * Cell::gates + g) * H + j;
     }
 
-    __device__ void load(int d, int t, int b, int j, Real (&values)[Cell::saved]) const {
-        const Real* from = kept + (((long long)d * clock.T + t) * clock.B + b) * Cell::saved * H + j;
-        for (int k = 0; k < Cell::saved; ++k) values[k] = from[(long long)k * H];
+    __device__ void load(int d, int t, int b, int j, Real (&values)[Cell::num_saved]) const {
+        const Real* from = saved + (((long long)d * clock.T + t) * clock.B + b) * Cell::num_saved * H + j;
+        for (int k = 0; k < Cell::num_saved; ++k) values[k] = from[(long long)k * H];
     }
 
-    // The beginning of position s on the way back, up to a product's transpose: from the gradients of the state after it
-    // to those of the gates, but for the gates that have yet to wait for the second product's. `to_product` gets what
-    // enters the transpose, gate g.
+    // The beginning of position s on the way back, up to the transpose of the last phase: from the gradients of the state
+    // after it to those of the gates, except the first `waiting` ones. `to_product` gets what enters the transpose, by
+    // gate.
     template <class Store>
     __device__ void begin(int d, int s, int b, int j, Carried<Real>& carried, Store to_product) const {
         const int t = clock.time(d, s);
-        constexpr int first = Cell::products == 2 ? 1 : 0;
         Real da[Cell::gates], da_hidden[Cell::gates];
         for (int g = 0; g < Cell::gates; ++g) da[g] = da_hidden[g] = 0;
         if (!clock.past(t, b)) {
             if (dy) carried.dh += dy[(((long long)t * clock.B + b) * D + d) * H + j];
-            Real values[Cell::saved];
+            Real values[Cell::num_saved];
             load(d, t, b, j, values);
             cell.backward(values, carried.dh, carried.dc, da, da_hidden, carried.direct);
         }
-        for (int g = first; g < Cell::gates; ++g) {
+        for (int g = Cell::waiting; g < Cell::gates; ++g) {
             if (Cell::hidden_apart) dx[gate_at(d, t, b, g, j)] = da[g];
             to_product(g, Cell::hidden_apart ? da_hidden[g] : da[g]);
         }
     }
 
-    // Between the two products of position s: from du to the gate that waited.
+    // Between the transposes of phases 1 and 0 of position s: from the gradient of phase 1's operand to the gates that
+    // waited for it.
     template <class Store>
-    __device__ void close(int d, int s, int b, int j, Real du, Carried<Real>& carried, Store to_product) const {
+    __device__ void operand_backward(
+        int d, int s, int b, int j, Real doperand, Carried<Real>& carried, Store to_product) const {
         const int t = clock.time(d, s);
         Real da[Cell::gates] = {};
         carried.through = 0;
         if (!clock.past(t, b)) {
-            Real values[Cell::saved];
+            Real values[Cell::num_saved];
             load(d, t, b, j, values);
-            const Real h_in = entered[(((long long)d * clock.T + t) * clock.B + b) * H + j];
-            carried.through = cell.close(values, h_in, du, da);
+            const Real entered = operands[(((long long)d * clock.T + t) * clock.B + b) * H + j];
+            carried.through = cell.operand_backward(values, entered, doperand, da);
         }
-        to_product(0, da[0]);
+        for (int g = 0; g < Cell::waiting; ++g) to_product(g, da[g]);
     }
 
-    // The end of position s: from the last product's transpose to the gradient of the state before it.
+    // The end of position s: from the transpose of phase 0 to the gradient of the state before it.
     __device__ void finish(int d, int s, int b, int j, Real product, Carried<Real>& carried) const {
         const int t = clock.time(d, s);
         if (clock.past(t, b)) return;
-        if (Cell::products == 2) product += carried.through;
+        if (Cell::phases > 1) product += carried.through;
         if (mask) product *= mask[((long long)d * clock.B + b) * H + j];
         carried.dh = product + carried.direct;
         if (clock.cut(d, t, b)) carried.dh = carried.dc = 0;

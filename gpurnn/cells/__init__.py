@@ -1,0 +1,13 @@
+"""The recurrent cells: what each is, its options and its switches. Both wings read these, and hold the equations."""
+
+from __future__ import annotations
+
+from .base import Cell
+from .gru import GRU, Update
+from .lstm import LSTM
+from .vanilla import Activation, Vanilla
+
+__all__ = ["CELLS", "GRU", "LSTM", "Activation", "Cell", "Update", "Vanilla"]
+
+CELLS: dict[str, type[Cell]] = {cell.name: cell for cell in (Vanilla, LSTM, GRU)}
+"""Every cell by its name."""

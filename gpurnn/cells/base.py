@@ -1,0 +1,96 @@
+"""What a cell is: the one description that the functions, the layers, both wings and the analysis read."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from .. import _checks
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrent cell: gates, states and options. Its equations are the wings'.
+
+    A cell has three files of one name: its description here, ``reference/cells/X.py`` and ``kernels/cells/X.cuh``.
+    A subclass is a frozen dataclass whose fields are the options that its users choose: each a bool, a ``Literal`` of
+    strings or a float, with a default.
+    """
+
+    name: ClassVar[str]
+    """Of the function that runs it, as messages and models call it."""
+    gate_functions: ClassVar[Mapping[str, str]]
+    """The function of each gate, in the order of the gates' rows in the weights (PyTorch's)."""
+    state_names: ClassVar[tuple[str, ...]] = ("h",)
+    biases_of_one: ClassVar[tuple[str, ...]] = ()
+    """The gates whose bias_ih starts at 1 instead of 0."""
+    scalars: ClassVar[tuple[str, ...]] = ()
+    """The options that are numbers: a kernel is compiled once for all of their values."""
+
+    def __post_init__(self) -> None:
+        for option, kind in self.options().items():
+            value = getattr(self, option)
+            if get_origin(kind) is Literal:
+                _checks.choice(self.name, option, value, get_args(kind))
+            elif kind is bool:
+                _checks.choice(self.name, option, value, (False, True))
+            else:
+                _checks.finite(self.name, option, value)
+
+    @classmethod
+    @functools.cache
+    def options(cls) -> dict[str, Any]:
+        """The type of each option."""
+        hints = get_type_hints(cls)
+        return {field.name: hints[field.name] for field in fields(cls)}
+
+    @classmethod
+    def variants(cls) -> Iterator[Cell]:
+        """A cell for each combination of the options that are no numbers: what a kernel is compiled for."""
+        choices = {
+            option: (False, True) if kind is bool else get_args(kind)
+            for option, kind in cls.options().items()
+            if option not in cls.scalars
+        }
+        for values in itertools.product(*choices.values()):
+            yield cls(**dict(zip(choices, values, strict=True)))
+
+    @property
+    def file(self) -> str:
+        """The name of the cell's three files."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def gates(self) -> int:
+        return len(self.gate_functions)
+
+    @property
+    def states(self) -> int:
+        return len(self.state_names)
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """The number of gates of each phase of a step.
+
+        A step has a phase for each product with rows of W_hh that needs the result of the one before. The first
+        multiplies h_{t-1}; what a later one multiplies the cell computes from the gates before.
+        """
+        return (self.gates,)
+
+    @property
+    def hidden_apart(self) -> bool:
+        """Whether the gradient of W_hh h differs from that of W_ih x."""
+        return False
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """The values of a hidden unit that the kernels save at each step for the backward pass; gates come first."""
+        raise NotImplementedError
+
+    @property
+    def kernel_struct(self) -> tuple[str, ...]:
+        """The struct in the cell's ``.cuh`` file, and its template arguments behind the real type."""
+        raise NotImplementedError

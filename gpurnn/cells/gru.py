@@ -1,0 +1,43 @@
+"""The GRU cell (Cho et al. 2014)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .base import Cell
+
+Update = Literal["candidate", "state"]
+
+
+@dataclass(frozen=True)
+class GRU(Cell):
+    """r, z = sigma(...), n = tanh(...). Gate order: r z n.
+
+    ``reset_after=False``: n = tanh(W_in x + b_in + W_hn (r h_{t-1}) + b_hn), the textbook's.
+    ``reset_after=True``: n = tanh(W_in x + b_in + r (W_hn h_{t-1} + b_hn)), PyTorch's and cuDNN's.
+    ``update="candidate"``: z weighs the candidate, h_t = (1 - z) h_{t-1} + z n, the textbook's.
+    ``update="state"``: z weighs the state, h_t = (1 - z) n + z h_{t-1}, PyTorch's and cuDNN's.
+    """
+
+    reset_after: bool = False
+    update: Update = "candidate"
+
+    name: ClassVar[str] = "gru"
+    gate_functions: ClassVar[dict[str, str]] = {"r": "sigmoid", "z": "sigmoid", "n": "tanh"}
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        return (3,) if self.reset_after else (2, 1)
+
+    @property
+    def hidden_apart(self) -> bool:
+        return self.reset_after
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        return ("r", "z", "n", "h_prev", "u") if self.reset_after else ("r", "z", "n", "h_prev")
+
+    @property
+    def kernel_struct(self) -> tuple[str, ...]:
+        return ("Gru", str(self.reset_after).lower(), str(self.update == "candidate").lower())
