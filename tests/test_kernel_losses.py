@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gpurnn.kernels import host
 from gpurnn.kernels import losses as kernel_file
+from gpurnn.reference import definitions
 from tolerance import assert_close, assert_same
 
 from gpurnn import kernels
@@ -38,16 +39,11 @@ def draw(N, V, dtype, options=(False, False, 0.0)):
 def definition(logits, labels, weights, dlosses, *, class_weights, label_smoothing):
     """Losses and their gradient, in the widest type there is."""
     N, V = logits.shape
-    x = logits.astype(np.longdouble)
-    w = np.ones(V, np.longdouble) if class_weights is None else class_weights.astype(np.longdouble)
-    e = np.exp(x - x.max(axis=1, keepdims=True))
-    nats = np.log(e.sum(axis=1, keepdims=True)) - (x - x.max(axis=1, keepdims=True))
-    targets = label_smoothing / np.longdouble(V) * w + np.zeros((N, V), np.longdouble)
-    targets[np.arange(N), labels] += (1 - np.longdouble(label_smoothing)) * w[labels]
-    rows = np.ones(N, np.longdouble) if weights is None else weights.astype(np.longdouble)
-    losses = rows * (targets * nats).sum(axis=1)
-    softmax = e / e.sum(axis=1, keepdims=True)
-    return losses, (dlosses * rows)[:, None] * (softmax * targets.sum(axis=1, keepdims=True) - targets)
+    rows, classes = (np.ones(n) if w is None else w for n, w in ((N, weights), (V, class_weights)))
+    wide = [a.astype(np.longdouble) for a in (logits, rows, dlosses, classes)]
+    return definitions.cross_entropy(
+        wide[0], labels, *wide[1:3], class_weights=wide[3], label_smoothing=np.longdouble(label_smoothing)
+    )
 
 
 def run(wing, logits, labels, weights, dlosses, **options):
@@ -229,8 +225,9 @@ def test_mse_is_its_definition(wing, n, dtype):
     assert nothing is None
     errors, saved = wing.module.mse_forward(*arguments, training=True)
     assert_same(wing.back(inferred), wing.back(errors))
-    assert_same(wing.back(errors), (y - target) ** 2)
+    expected, gradient = definitions.mse(y, target, d)
+    assert_same(wing.back(errors), expected)
     first = wing.module.mse_backward(saved, wing.to(d))
     assert_same(wing.back(wing.module.mse_backward(saved, wing.to(d))), wing.back(first))
-    assert_same(wing.back(first), (y - target) * d * 2)
+    assert_same(wing.back(first), gradient)
     assert_same(wing.back(arguments), (y, target))

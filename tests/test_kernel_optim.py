@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gpurnn.kernels import host, launch
 from gpurnn.kernels.optim import _CHUNK
+from gpurnn.reference import definitions
 from tolerance import assert_close, assert_same
 
 from gpurnn import kernels
@@ -56,98 +57,25 @@ def test_the_norm_takes_every_element_once(wing):
             assert wing.back(wing.module.global_norm(wing.to(single))) == 5
 
 
-def sgd(p, g, b, shrink, *, lr, weight_decay, momentum, dampening, nesterov, step):
-    g = g + weight_decay * p
-    if b is not None:
-        b[...] = g if step == 1 else momentum * b + (1 - dampening) * g
-        g = g + momentum * b if nesterov else b
-    p[...] = shrink * p - lr * g
-
-
-def rmsprop(p, g, v, m, b, shrink, *, lr, weight_decay, alpha, eps, momentum):
-    g = g + weight_decay * p
-    v[...] = alpha * v + (1 - alpha) * g * g
-    spread = v
-    if m is not None:
-        m[...] = alpha * m + (1 - alpha) * g
-        spread = v - m * m
-    step = g / (np.sqrt(spread) + eps)
-    if b is not None:
-        b[...] = momentum * b + step
-        step = b
-    p[...] = shrink * p - lr * step
-
-
-def adam(p, g, m, v, largest, shrink, *, lr, weight_decay, beta1, beta2, eps, step):
-    g = g + weight_decay * p
-    m[...] = beta1 * m + (1 - beta1) * g
-    v[...] = beta2 * v + (1 - beta2) * g * g
-    second = v
-    if largest is not None:
-        largest[...] = np.maximum(largest, v)
-        second = largest
-    p[...] = shrink * p - lr * (m / (1 - beta1**step)) / (np.sqrt(second / (1 - beta2**step)) + eps)
-
-
-def adagrad(p, g, v, shrink, *, lr, weight_decay, eps):
-    g = g + weight_decay * p
-    v[...] = v + g * g
-    p[...] = shrink * p - lr * g / (np.sqrt(v) + eps)
-
-
-def adadelta(p, g, v, u, shrink, *, lr, weight_decay, rho, eps):
-    g = g + weight_decay * p
-    v[...] = rho * v + (1 - rho) * g * g
-    d = np.sqrt(u + eps) / np.sqrt(v + eps) * g
-    u[...] = rho * u + (1 - rho) * d * d
-    p[...] = shrink * p - lr * d
-
-
-def nadam(
-    p, g, m, v, shrink, *, lr, weight_decay, beta1, beta2, eps, momentum, next_momentum, momentum_product, step
-):  # fmt: skip
-    g = g + weight_decay * p
-    m[...] = beta1 * m + (1 - beta1) * g
-    v[...] = beta2 * v + (1 - beta2) * g * g
-    ahead = next_momentum * m / (1 - next_momentum * momentum_product) + (1 - momentum) * g / (1 - momentum_product)
-    p[...] = shrink * p - lr * ahead / (np.sqrt(v / (1 - beta2**step)) + eps)
-
-
-def adamax(p, g, m, u, shrink, *, lr, weight_decay, beta1, beta2, eps, step):
-    g = g + weight_decay * p
-    m[...] = beta1 * m + (1 - beta1) * g
-    u[...] = np.maximum(beta2 * u, abs(g) + eps)
-    p[...] = shrink * p - lr * (m / (1 - beta1**step)) / u
-
-
-def rprop(p, g, before, size, shrink, *, weight_decay, eta_minus, eta_plus, smallest, largest):
-    g = g + weight_decay * p
-    turned = g * before < 0
-    factor = np.where(turned, eta_minus, np.where(g * before > 0, eta_plus, 1.0))
-    size[...] = np.clip(size * factor, smallest, largest)
-    before[...] = np.where(turned, 0, g)
-    p[...] = shrink * p - size * np.sign(before)
-
-
 def _cases():
     for has, nesterov, dampening, step in itertools.product((False, True), (False, True), (0.0, 0.25), (1, 2)):
         options = {"lr": 0.1, "weight_decay": 0.125, "momentum": 0.75, "dampening": dampening}
-        yield sgd, (has,), options | {"nesterov": nesterov, "step": step}
+        yield definitions.sgd, (has,), options | {"nesterov": nesterov, "step": step}
     for has in itertools.product((True,), (False, True), (False, True)):
-        yield rmsprop, has, {"lr": 0.1, "weight_decay": 0.125, "alpha": 0.75, "eps": 0.01, "momentum": 0.5}
+        yield definitions.rmsprop, has, {"lr": 0.1, "weight_decay": 0.125, "alpha": 0.75, "eps": 0.01, "momentum": 0.5}
     for has, step in itertools.product(((True, True, False), (True, True, True)), (1, 3)):
         options = {"lr": 0.1, "weight_decay": 0.125, "beta1": 0.75, "beta2": 0.9, "eps": 0.01}
-        yield adam, has, options | {"step": step}
+        yield definitions.adam, has, options | {"step": step}
     options = {"lr": 0.1, "weight_decay": 0.125, "eps": 0.01}
-    yield adagrad, (True,), options
-    yield adadelta, (True, True), options | {"rho": 0.75}
+    yield definitions.adagrad, (True,), options
+    yield definitions.adadelta, (True, True), options | {"rho": 0.75}
     for step in (1, 3):
         betas = {"beta1": 0.75, "beta2": 0.9, "step": step}
         momenta = {"momentum": 0.5, "next_momentum": 0.625, "momentum_product": 0.5**step}
-        yield nadam, (True, True), options | betas | momenta
-        yield adamax, (True, True), options | betas
+        yield definitions.nadam, (True, True), options | betas | momenta
+        yield definitions.adamax, (True, True), options | betas
     options = {"eta_minus": 0.5, "eta_plus": 1.25, "smallest": 0.25, "largest": 1.5}
-    yield rprop, (True, True), options | {"weight_decay": 0.125}
+    yield definitions.rprop, (True, True), options | {"weight_decay": 0.125}
 
 
 CASES = list(_cases())
@@ -158,7 +86,7 @@ def lists_for(function, has, dtype):
     """Parameters, gradients and states. The second moments are so large that v - m^2 does not cancel."""
     params, grads = draw(1, dtype), draw(2, dtype)
     states = [positive(3 + k, dtype) if given else None for k, given in enumerate(has)]
-    if function is rmsprop:
+    if function is definitions.rmsprop:
         states[0] = [np.asarray(a + 100) for a in states[0]]
     return [params, grads, *states]
 

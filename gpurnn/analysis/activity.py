@@ -119,6 +119,7 @@ def gate_values(transition: Transition, x: Array, states: Array) -> dict[str, tu
         gates = {name: ("sigmoid", sigmoid(block(a, k))) for name, k in (("i", 0), ("f", 1))}
         gates |= {"g": ("tanh", xp.tanh(block(a, 2))), "o": ("sigmoid", sigmoid(block(a, 3)))}
         return gates | {"tanh(c)": ("tanh", xp.tanh(new[:, :, H:]))}
+    assert isinstance(cell, cells.GRU)
     r, z = (sigmoid(block(a_x, k) + block(a_h, k)) for k in (0, 1))
     if cell.reset_after:
         recurrent = r * block(a_h, 2)
