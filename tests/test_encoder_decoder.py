@@ -437,6 +437,12 @@ def test_the_company_of_a_source_does_not_lengthen_its_target(options):
         (lambda m, s, n: m.greedy(s, n * 0, max_length=2), ValueError, r"greedy: lengths\[0\] is 0, expected"),
         (lambda m, s, n: m.sample(s, n * 0, max_length=2, rng=0), ValueError, r"sample: lengths\[0\] is 0, expected"),
         (lambda m, s, n: m.beam_search(s, n * 0, max_length=2), ValueError, r"search: lengths\[0\] is 0, expected"),
+        (lambda m, s, n: m.greedy(s, n + 1, max_length=2), ValueError, r"greedy: lengths\[0\] is 6, expected 1 ... S"),
+        (lambda m, s, n: m.greedy(s, n[:2], max_length=2), ValueError, r"greedy: lengths has shape \(2,\), expected"),
+        (lambda m, s, n: m.greedy(s, n * 1.0, max_length=2), TypeError, r"greedy: lengths has dtype float64"),
+        (lambda m, s, n: m.sample(s, n, max_length=2, temperature="1", rng=0), TypeError, "temperature is '1'"),
+        (lambda m, s, n: m.sample(s, n, max_length=2, top_p="1", rng=0), TypeError, "top_p is '1', expected"),
+        (lambda m, s, n: m.fit([], [], epochs=1), ValueError, "fit: inputs is empty, expected at least one example"),
         (lambda m, s, n: m.greedy(s + 7, n, max_length=2), IndexError, r"greedy: source holds \d+, expected 0 ... 6"),
     ],
 )  # fmt: skip
@@ -449,6 +455,9 @@ def test_sources_that_have_no_target(call, error, message):
 
 def test_no_sources_and_sources_of_one_token():
     model = small("plain")
+    model.params["output.bias"][model.end] = 100
+    tokens, _ = model.greedy(np.array([[3]]), max_length=10**12)  # no memory for what is not written
+    assert tokens.tolist() == [[model.end]]
     assert model.predict([]) == []
     assert len(model.predict([np.array([3])], max_length=1)[0]) <= 1
 

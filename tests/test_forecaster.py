@@ -527,6 +527,7 @@ X = simulate(20)
         (lambda m: m.forecast(X, 1, samples=0), r"Forecaster\.forecast: samples is 0, expected at least 1"),
         (lambda m: m.forecast(X, 1, level=1.0), r"level is 1\.0, expected a probability in \(0, 1\)"),
         (lambda m: m.forecast(X, 1, level=0.0), r"level is 0\.0, expected a probability in \(0, 1\)"),
+        (lambda m: m.forecast(X, 1, level="a"), r"forecast: level is 'a', expected"),
         (lambda m: m.forecast(X, 1, noise="pink"), "noise is 'pink', expected one of 'gaussian', 'bootstrap'"),
         (lambda m: m.forecast(X, 1, rng="x"), r"Forecaster\.forecast: rng is 'x', expected an int seed"),
         (lambda m: m.backtest(X, 1), r"Forecaster\.backtest: start is 1, expected at least 2"),

@@ -429,5 +429,8 @@ def test_targets_that_are_no_class_are_rejected_by_their_names(label):
     for targets in (np.array([[0, 1], [2, label]]), [np.array([0]), np.array([0, label])]):
         with pytest.raises(ValueError, match=rf"SequenceGenerator.fit: targets\[1\] holds {label}, expected 0 ... 2"):
             model.fit(np.ones((2, 2)), targets, epochs=1)
+    for targets in ([np.zeros(0, int), np.array([1])], [np.array(0), np.array([1])]):
+        with pytest.raises(ValueError, match=r"SequenceGenerator.fit: targets\[0\] has shape \(0?,?\), expected"):
+            model.fit(np.ones((2, 2)), targets, epochs=1)
     with pytest.raises(ValueError, match=r"SequenceGenerator.predict: steps is 0, expected at least 1"):
         model.predict(np.ones((1, 2)), 0)

@@ -803,6 +803,27 @@ def test_labels_that_are_no_class_are_rejected_by_their_names(label):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_are_not_embedded_are_rejected_by_their_names(kind):
+    model = build(kind, num_embeddings=7)
+    inputs, targets = batch(model)
+    examples = [inputs[:, i] for i in range(B)]
+    targets = list(targets if model.pooling is not None else targets.swapaxes(0, 1))
+    for token in (-1, 7):
+        examples[2] = np.array([0, token, 1, 1, 1])
+        message = rf"{type(model).__name__}\.\w+: inputs\[2\] holds {token}, expected 0 ... 6"
+        answering = [call for _, call in answers(model, examples, targets)]
+        for call in (lambda: model.fit(examples, targets, epochs=1), *answering):
+            with pytest.raises(IndexError, match=message):
+                call()
+
+
+@pytest.mark.parametrize("targets", [[True, False], [0, True], np.array([True, False])])
+def test_booleans_are_no_classes(targets):
+    with pytest.raises(TypeError, match=r"fit: targets\[\d\] (is a bool|has dtype bool|is a int), expected"):
+        build("classifier").fit([normal(1, I)] * 2, targets, epochs=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_examples_of_one_step_and_equal_and_extreme_values(kind):
     model = build(kind, dtype="float32")
     one = model.predict([normal(1, I, dtype="float32")])

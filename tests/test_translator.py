@@ -130,6 +130,8 @@ def test_on_strict_arrays(strict_namespace):
         (lambda m: m.fit(["a"], "b", epochs=1), "targets is a str"),
         (lambda m: m.fit(["a", "b"], ["one"], epochs=1), "targets has 1 entries, expected 2"),
         (lambda m: m.bleu(["a"], ["one", "two"]), "references has 2 entries, expected 1"),
+        (lambda m: m.fit([], [], epochs=1), r"Translator\.fit: inputs is empty, expected at least one example"),
+        (lambda m: Translator.from_texts(["a"], [], 2, 2), "from_texts: targets is empty, expected at least one text"),
         (lambda m: Translator.from_texts(["a"], ["b"], 2, 2, source_level="byte"), "source_level is 'byte'"),
         (lambda m: small(attention=None).alignment("a", "one"), "the model has no attention"),
     ],

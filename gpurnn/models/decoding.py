@@ -68,11 +68,10 @@ def likeliest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
 
 def check_sampling(where: str, temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Reject options that `draw` cannot draw with."""
-    if not 0.0 <= temperature < math.inf:
-        raise ValueError(f"{where}: temperature is {temperature!r}, expected a number of at least 0")
+    _checks.non_negative(where, "temperature", temperature)
     if top_k is not None:
         _checks.integer_at_least(where, "top_k", top_k, 1)
-    if top_p is not None and not 0.0 < top_p <= 1.0:
+    if top_p is not None and not 0.0 < _checks.finite(where, "top_p", top_p) <= 1.0:
         raise ValueError(f"{where}: top_p is {top_p!r}, expected a number above 0 and at most 1")
 
 
@@ -157,20 +156,18 @@ def sample(
     limits = np.broadcast_to(max_length, (batch,))
     last = np.full(batch, begin, np.int32)
     ended = np.zeros(batch, bool)
-    tokens = np.zeros((int(limits.max(initial=0)), batch), np.int32)
     lengths = np.zeros(batch, np.int32)
-    for t in range(len(tokens)):
-        if ended.all():
-            break
+    tokens = []
+    while not ended.all():
         logits, _, state = step(last, state)
         require_finite(logits, ~ended, fail)
         if ended.any():
             logits = np.where(ended[:, None], 0.0, logits)
         last = draw(logits, rng, temperature=temperature, top_k=top_k, top_p=top_p).astype(np.int32)
-        tokens[t] = np.where(ended, 0, last)
+        tokens.append(np.where(ended, 0, last).astype(np.int32))
         lengths += ~ended
         ended |= (last == end) | (lengths >= limits)
-    return tokens[: int(lengths.max(initial=0))], lengths
+    return np.stack(tokens) if tokens else np.zeros((0, batch), np.int32), lengths
 
 
 @dataclass(frozen=True)

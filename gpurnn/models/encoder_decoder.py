@@ -457,11 +457,14 @@ class EncoderDecoder(Model):
         """The model as decoding takes it, and the state to begin with."""
         self._check_tokens("source", source)
         check_numbers(where, "source", source, self.source.num_embeddings, IndexError)
+        if lengths is not None:
+            _checks.integer(where, "lengths", lengths)
+            _checks.shape(where, "lengths", lengths, tuple(source.shape[1:]), "(B,)")
+            for i, length in enumerate(_dispatch.to_numpy(lengths).tolist()):
+                if not 1 <= length <= source.shape[0]:
+                    raise ValueError(f"{where}: lengths[{i}] is {length}, expected 1 ... S = {source.shape[0]}")
         memory, state = self._encode(source, lengths)
         xp = _dispatch.namespace(where, source=source)
-        for i, length in enumerate([] if lengths is None else _dispatch.to_numpy(lengths).tolist()):
-            if length < 1:
-                raise ValueError(f"{where}: lengths[{i}] is {length}, expected at least 1 token in each source")
 
         def step(
             last: NDArray[np.int32], carried: Carried
@@ -736,6 +739,8 @@ class EncoderDecoder(Model):
 
         where = f"{type(self).__name__}.fit"
         self._check_examples(where, "inputs", inputs)
+        if len(inputs) == 0:
+            raise ValueError(f"{where}: inputs is empty, expected at least one example")
         self._check_examples(where, "targets", targets, least=0)
         if len(targets) != len(inputs):
             raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(inputs)}")

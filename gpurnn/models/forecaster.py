@@ -533,7 +533,7 @@ class Forecaster(SequenceModel):
         """point, lower and upper (steps, B, features) after windows (p, B, features), all in the series' units."""
         samples = _checks.integer_at_least(where, "samples", samples, 1)
         _checks.choice(where, "noise", noise, NOISES)
-        if not 0.0 < level < 1.0:
+        if not 0.0 < _checks.finite(where, "level", level) < 1.0:
             raise ValueError(f"{where}: level is {level!r}, expected a probability in (0, 1)")
         random = generator(where, rng)
         if self.residuals.shape[0] == 0:

@@ -378,6 +378,9 @@ class SequenceGenerator(Model):
             if self.classes:
                 _checks.integer(where, f"targets[{i}]", target)
                 check_numbers(where, f"targets[{i}]", target, self.output.out_features)
+            if target.ndim == 0 or target.shape[0] == 0:
+                shape = tuple(target.shape)
+                raise ValueError(f"{where}: targets[{i}] has shape {shape}, expected at least one step")
         rows = [inputs[i, ...] for i in range(inputs.shape[0])]
         return _Reversed(PaddedBatches(targets, batch_size, rows, per_sequence=True, shuffle=shuffle, rng=rng))
 

@@ -349,10 +349,10 @@ class SequenceModel(Model):
         where = f"{type(self).__name__}.{method}"
         _checks.given(where, inputs=inputs)
         parameter = self.output.params["weight"]
-        tokens = self.embedding is not None
+        embedding = self.embedding
         if hasattr(inputs, "dtype"):
             _dispatch.namespace(where, params=parameter, inputs=inputs)
-            if tokens:
+            if embedding is not None:
                 _checks.ndim(where, "inputs", inputs, 2, "(N, T), or a sequence of (T,) arrays")
             else:
                 _checks.ndim(where, "inputs", inputs, 3, "(N, T, input_size), or a sequence of (T, input_size) arrays")
@@ -365,9 +365,10 @@ class SequenceModel(Model):
             name = f"inputs[{i}]"
             _checks.given(where, **{name: example})
             _dispatch.namespace(where, params=parameter, **{name: example})
-            if tokens:
+            if embedding is not None:
                 _checks.ndim(where, name, example, 1, "(T,)")
                 _checks.integer(where, name, example)
+                check_numbers(where, name, example, embedding.num_embeddings, IndexError)
             else:
                 _checks.ndim(where, name, example, 2, "(T, input_size)")
                 expected = (example.shape[0], self.recurrent.input_size)
@@ -569,7 +570,9 @@ class _Classifier(SequenceModel):
 
     def _targets(self, where: str, targets: Any, examples: list[Array]) -> list[Array]:
         # Plain numbers are a usual way to hold the classes of whole sequences.
-        numbers = isinstance(targets, (list, tuple)) and all(isinstance(t, (int, np.integer)) for t in targets)
+        numbers = isinstance(targets, (list, tuple)) and all(
+            isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in targets
+        )
         if numbers and self.pooling is not None:
             xp = _dispatch.namespace(where, params=self.output.params["weight"])
             targets = _dispatch.from_numpy(xp, np.asarray(targets, np.int64))

@@ -112,6 +112,8 @@ class Translator(EncoderDecoder):
         vocabularies = []
         for name, texts, level in (("sources", sources, source_level), ("targets", targets, target_level)):
             _check_texts("Translator.from_texts", name, texts)
+            if len(texts) == 0:
+                raise ValueError(f"Translator.from_texts: {name} is empty, expected at least one text")
             _checks.choice("Translator.from_texts", f"{name[:-1]}_level", level, tuple(_LEVELS))
             joined = ("" if level == "char" else " ").join(texts)
             vocabularies.append(_LEVELS[level].from_text(joined, max_size=max_size, min_count=min_count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -49,6 +50,8 @@ class Vocabulary(ABC):
     default_unknown: ClassVar[str]
 
     def __init__(self, symbols: Sequence[str]) -> None:
+        if not hasattr(symbols, "__iter__"):
+            raise TypeError(f"{type(self).__name__}: symbols is {symbols!r}, expected a sequence of str")
         self.symbols: tuple[str, ...] = tuple(symbols)
         for symbol in self.symbols:
             if not isinstance(symbol, str):
@@ -121,13 +124,20 @@ class Vocabulary(ABC):
 
         Raises
         ------
-        ValueError
-            A token is not in [0, len(vocabulary)).
+        ValueError, TypeError
+            A token is no whole number, or not in [0, len(vocabulary)).
         """
-        numbers = [int(token) for token in tokens]
-        for number in numbers:
-            if not 0 <= number < len(self):
-                raise ValueError(f"decode: tokens holds {number}, expected whole numbers in [0, {len(self)})")
+        where, expected = f"{type(self).__name__}.decode", f"expected whole numbers in [0, {len(self)})"
+        if not hasattr(tokens, "__iter__"):
+            raise TypeError(f"{where}: tokens is {tokens!r}, {expected}")
+        numbers = []
+        for token in tokens:
+            try:
+                numbers.append(operator.index(token))
+            except TypeError as error:
+                raise TypeError(f"{where}: tokens holds {token!r}, {expected}") from error
+            if not 0 <= numbers[-1] < len(self):
+                raise ValueError(f"{where}: tokens holds {numbers[-1]}, {expected}")
         return self.join(self.symbols[number] for number in numbers)
 
     def config(self) -> dict[str, Any]:
