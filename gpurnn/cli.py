@@ -222,10 +222,11 @@ def demo(out: Path, resume: bool) -> None:
 
 def _check_demo(folder: RunDirectory) -> None:
     """Reject a directory that is neither free for a demo nor an earlier demo's."""
-    if (folder.path / RUN).exists() and not _is_demo(folder):
+    if _is_demo(folder):
+        return
+    if folder.belongs_to_a_run():
         raise Refusal(f"{folder.path} already holds a run that is no demo; choose another directory with --out")
-    if not _is_demo(folder):
-        _check_new(folder)
+    _check_new(folder)
 
 
 def _is_demo(folder: RunDirectory) -> bool:
@@ -464,10 +465,10 @@ def _check_new(folder: RunDirectory) -> None:
 
     out = folder.path
     with _refusing(ValueError, OSError):
-        if (out / RUN).exists() and folder.read() is not None:
+        if folder.belongs_to_a_run():
             with folder.locked(new=False):  # where a run is under way, that is what is to be said
                 pass
-        if (out / RUN).exists() or checkpoints(out / "checkpoints"):
+        if folder.belongs_to_a_run() or checkpoints(out / "checkpoints"):
             raise Refusal(f"{out}: already holds a run; add --resume to go on with it, or choose another directory")
         folder.check_new()
 

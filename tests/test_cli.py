@@ -20,6 +20,7 @@ from gpurnn.optimizers import AdamW
 from gpurnn.schedules import CosineWithWarmup
 from gpurnn.training import TokenStream, Trainer
 from gpurnn.training.checkpoint import checkpoints, read_checkpoint
+from gpurnn.training.directory import RunDirectory
 
 TEXT = "the quick brown fox jumps over the lazy dog; then it sleeps.\n" * 12
 SMALL = ["--embedding", "4", "--hidden", "6", "--batch", "4", "--window", "10", "--steps", "6", "--log-every", "2"]
@@ -553,3 +554,142 @@ def test_info_says_what_compiles_kernels_for_the_cpu(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "  host   cannot run here: no C++ compiler: set CXX, install g++" in run("info").stdout
+
+
+# --- whose a directory is ---
+
+
+def files(directory):
+    return {path.relative_to(directory): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+NAMES = ["metrics.jsonl", "model.safetensors", "loss.png", "sample.txt", "run.json", "checkpoints/important.bin"]
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_no_run_wrote_are_named_and_stay(text, tmp_path, monkeypatch, command, name):
+    monkeypatch.setattr(cli, "_DEMO", SMALL)
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("precious")
+    before = files(out)
+    arguments = ["train", text, *SMALL] if command == "train" else ["demo"]
+    said = refused(*arguments, "--out", out)
+    assert name.partition("/")[0] in said
+    assert "choose another directory" in said
+    assert files(out) == before
+
+
+def test_a_text_in_the_directory_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample.txt").write_text(TEXT)
+    said = refused("train", "sample.txt", "--out", ".", *SMALL)
+    assert "holds sample.txt, which no training run wrote there" in said
+    assert files(tmp_path) == {(tmp_path / "sample.txt").relative_to(tmp_path): TEXT.encode()}
+    (tmp_path / "sample.txt").rename("book.txt")
+    run("train", "book.txt", "--out", ".", *SMALL)
+    assert (tmp_path / "book.txt").read_text() == TEXT
+    assert len((tmp_path / "sample.txt").read_text()) == 51
+
+
+def test_a_demo_replaces_its_own_files_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_DEMO", SMALL)
+    out = tmp_path / "demo"
+    run("demo", "--out", out)
+    others = {"notes.txt": "mine", "checkpoints/important.bin": "mine", "checkpoints/step-1.safetensors": "mine"}
+    for name, data in others.items():
+        (out / name).write_text(data)
+    first = parameters(out)
+    run("demo", "--out", out)
+    assert_same(parameters(out), first)
+    assert all((out / name).read_text() == data for name, data in others.items())
+    (out / "checkpoints" / "step-000000003.safetensors").write_text("mine")
+    before = files(out)
+    assert "step-000000003.safetensors is damaged or not of the demo" in refused("demo", "--out", out)
+    assert files(out) == before
+
+
+def test_a_text_of_the_demos_name_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_DEMO", SMALL)
+    (tmp_path / "python-reference.txt").write_text("mine")
+    assert "holds python-reference.txt, which no training run wrote" in refused("demo", "--out", tmp_path)
+    assert (tmp_path / "python-reference.txt").read_text() == "mine"
+
+
+def test_a_directory_in_use_is_said_with_the_process(text, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "gpurnn", "train", str(text), "--out", str(out), *SMALL, "--steps", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in process.stderr:
+            if "tokens/s" in line:  # training is under way
+                break
+        for arguments in ([text, *SMALL], ["--resume"]):
+            said = refused("train", *arguments, "--out", out)
+            assert f"{out} is in use by another training run (process {process.pid}); wait until it has ended" in said
+    finally:
+        process.kill()
+        process.communicate()
+    run_directory = RunDirectory(out)
+    with run_directory.locked(new=False):  # a killed process holds nothing
+        pass
+
+
+def test_a_run_of_the_library_is_not_resumed_by_the_command_line(text, tmp_path):
+    vocabulary = CharVocabulary.from_text(TEXT)
+    model = LanguageModel(vocabulary, 4, 6)
+    Trainer(
+        model, TokenStream(vocabulary.encode(TEXT), 4, 10), AdamW(), steps=2, directory=tmp_path / "run", progress=False
+    ).train()
+    assert "its run was not started by gpurnn train" in refused("train", "--out", tmp_path / "run", "--resume")
+    assert "already holds a run" in refused("train", text, "--out", tmp_path / "run", *SMALL)
+
+
+def test_files_are_joined_by_a_line_end(tmp_path):
+    (tmp_path / "a").write_text("one two end")
+    (tmp_path / "b").write_text("start three\n")
+    (tmp_path / "c").write_text("four")
+    names = [tmp_path / name for name in "abc"]
+    assert cli._read_all([str(name) for name in names]) == "one two end\nstart three\nfour"
+    assert cli._read_all([str(names[0])]) == "one two end"
+    words = [*names, *[names[1]] * 10]
+    run("train", *words, "--out", tmp_path / "run", *SMALL, "--level", "word", "--batch", 1, "--window", 1)
+    assert "endstart" not in LanguageModel.from_file(tmp_path / "run" / "model.safetensors").vocabulary.symbols
+    assert "words of text" in run("diagnose", tmp_path / "run", "--length", 4, "--starts", 1).stdout
+
+
+def test_a_full_disk_is_one_line(text, tmp_path, monkeypatch):
+    def full(self, records):
+        raise OSError(28, "No space left on device", str(self.path / "metrics.jsonl"))
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "append_metrics", full)
+        said = last_line("train", text, "--out", out, *SMALL, code=1)
+    assert said == f"gpurnn: {out / 'metrics.jsonl'}: no space left on device"
+    run("train", "--out", out, "--resume")
+    run("train", text, "--out", tmp_path / "whole", *SMALL)
+    assert_same(parameters(out), parameters(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("dead", ["2>&-", ">&- 2>&-", "2>/dev/full", "| true", "2>&1 | true"])
+def test_a_dead_terminal_does_not_end_training(text, tmp_path, dead):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    out = tmp_path / "run"
+    command = f"'{sys.executable}' -m gpurnn train '{text}' --out '{out}' {' '.join(SMALL)} {dead}"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert "Traceback" not in done.stderr
+    run("train", text, "--out", tmp_path / "whole", *SMALL)
+    assert_same(parameters(out), parameters(tmp_path / "whole"))
+    assert (out / "sample.txt").exists()
+
+
+@pytest.mark.parametrize("dead", ["2>&-", "2>/dev/full", "2>&1 | true"])
+def test_an_error_that_nobody_reads_is_an_exit_code(tmp_path, dead):
+    command = f"'{sys.executable}' -m gpurnn generate '{tmp_path}' {dead}"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert "Traceback" not in done.stdout + done.stderr
+    if "|" not in dead and "full" not in dead:
+        assert done.returncode == 2

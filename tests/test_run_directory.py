@@ -287,13 +287,7 @@ def test_lines_that_could_not_be_written_are_written_when_training_goes_on(tmp_p
 
 
 def forged(change):
-    def step_back(saved):
-        saved["step"] = -1
-
     changes = {
-        "step": step_back,
-        "step is text": lambda saved: saved.update(step="6"),
-        "another step than the name": lambda saved: saved.update(step=5),
         "no parameters": lambda saved: saved.pop("params"),
         "parameters are a list": lambda saved: saved.update(params=[1, 2]),
         "a parameter is missing": lambda saved: saved["params"].pop("output.bias"),
@@ -405,3 +399,13 @@ def test_a_dead_terminal_does_not_end_training(tmp_path, before):
 
     expected = hashlib.sha256(b"".join(p.tobytes() for p in whole.model.params.values())).hexdigest()
     assert (tmp_path / "run" / "digest").read_text() == expected
+
+
+@pytest.mark.parametrize("step", [-1, 5, "6", None, True])
+def test_a_forged_step_gives_way_to_the_checkpoint_before(tmp_path, step):
+    run_in(tmp_path).train()
+    newest = checkpoints(tmp_path / "checkpoints")[-1]
+    write_checkpoint(newest, {**read_checkpoint(newest), "step": step})
+    run = run_in(tmp_path)
+    with pytest.warns(UserWarning, match=rf"its step is {step!r}, expected that of its name; using the one before it"):
+        assert run.resume() == 4

@@ -132,7 +132,7 @@ class TokenStream:
 
     def __init__(self, tokens: Any, batch_size: int, steps: int, gradient_steps: int | None = None) -> None:
         _checks.given("TokenStream", tokens=tokens)
-        xp = _dispatch.namespace("TokenStream", tokens=tokens)
+        _dispatch.namespace("TokenStream", tokens=tokens)
         _checks.ndim("TokenStream", "tokens", tokens, 1, "(n,)")
         _checks.integer("TokenStream", "tokens", tokens)
         self.batch_size = _checks.integer_at_least("TokenStream", "batch_size", batch_size, 1)
@@ -146,9 +146,21 @@ class TokenStream:
                 f"TokenStream: tokens has {tokens.shape[0]} tokens, expected at least batch_size (steps + 1) = "
                 f"{self.batch_size * (self.steps + 1)}"
             )
-        # (lane, B): a view, whatever its size.
-        self._lanes = xp.permute_dims(xp.reshape(tokens[: lane * self.batch_size], (self.batch_size, lane)), (1, 0))
         self._tokens = tokens
+        self._lanes = self._cut()
+
+    def _cut(self) -> Any:
+        """(lane, B): a view of the tokens, whatever its size."""
+        xp, B = _dispatch.namespace("TokenStream", tokens=self._tokens), self.batch_size
+        lane = self._tokens.shape[0] // B
+        return xp.permute_dims(xp.reshape(self._tokens[: lane * B], (B, lane)), (1, 0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lanes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lanes = self._cut()
 
     def __len__(self) -> int:
         return int((self._lanes.shape[0] - 1) // self.steps)

@@ -64,7 +64,7 @@ class RunDirectory:
         """
         import filelock
 
-        if new and not self._belongs_to_a_run():
+        if new and not self.belongs_to_a_run():
             self.check_new()
         if not self.path.is_dir():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -83,14 +83,15 @@ class RunDirectory:
         finally:
             self._lock.release()
 
-    def _belongs_to_a_run(self) -> bool:
+    def belongs_to_a_run(self) -> bool:
+        """Whether ``run.json`` is there and sound."""
         try:
             return self.read() is not None
         except RunDirectoryError:
             return False
 
     def _holder(self) -> str:
-        held = self.read() if self._belongs_to_a_run() else None
+        held = self.read() if self.belongs_to_a_run() else None
         if held is None or "pid" not in held:
             return ""
         host = "" if held.get("host") == socket.gethostname() else f" on {held.get('host')}"
@@ -177,7 +178,7 @@ class RunDirectory:
 
     def _reject_foreign(self, names: Sequence[str]) -> None:
         """Reject files in the way of a run, unless ``run.json`` says that they are a run's."""
-        if self._belongs_to_a_run():
+        if self.belongs_to_a_run():
             return
         found = [name for name in (RUN, *names) if os.path.lexists(self.path / name)]
         if CHECKPOINTS in found and _is_empty(self.path / CHECKPOINTS):

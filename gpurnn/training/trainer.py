@@ -734,12 +734,11 @@ class Trainer:
         if lacking:
             raise CheckpointError(f"{path}: has no entry {min(lacking)!r}, so it is not the checkpoint of a Trainer")
         try:
-            step = _checks.integer_at_least("Trainer", "step", saved["step"], 0)
-            here = {**self._config(), **self._scheduled(step)}
+            here = {**self._config(), **self._scheduled(saved["step"])}
             difference = _difference("", saved["config"], here)
             if difference is not None:
                 raise CheckpointError(f"{path}: belongs to a run whose {difference}")
-            self._check_state(path, saved)
+            self._check_state(saved)
         except CheckpointError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -748,11 +747,8 @@ class Trainer:
         if held is not None and held["run"] != saved["run"]:
             raise CheckpointError(f"{path}: belongs to another run than its directory, by {RUN}")
 
-    def _check_state(self, path: Path, saved: dict[str, Any]) -> None:
+    def _check_state(self, saved: dict[str, Any]) -> None:
         where = "Trainer"
-        expected = f"step-{saved['step']:09d}.safetensors"
-        if path.name != expected:
-            raise ValueError(f"step is {saved['step']}, expected the name {expected}")
         _require_kind("run", saved["run"], str)
         _require_kind("record", saved["record"], dict)
         unlogged, best, final = saved["unlogged"], saved["best"], saved["final"]
