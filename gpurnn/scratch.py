@@ -1,10 +1,10 @@
 """The pool of scratch memory that computations on NumPy arrays borrow from: its limit, and giving it back.
 
 A layer's large arrays that are needed for one call, or until its pullback is gone, come from a pool, and the next call
-uses them again: fresh memory costs a page fault for every 4 KiB. The pool follows the sizes that a program works with:
-buffers that were long not used are given back when others are wanted. All threads of a process share it, and it is
-empty in the child of a fork. PyPy and free-threaded CPython do not count references exactly, so there the pool stays
-empty, and setting a limit has no effect.
+uses them again: fresh memory costs a page fault for every 4 KiB. The pool follows the sizes that a program works with.
+When no buffer fits, it replaces one that is just too small, and gives back those that have not been used for long. All
+threads of a process share the pool, and it is empty in the child of a fork. PyPy and free-threaded CPython do not count
+references exactly, so there the pool stays empty, and setting a limit has no effect.
 
 The functions have the names of `cupy.cuda.MemoryPool`'s methods. CuPy arrays come from CuPy's own pool, which
 ``cupy.get_default_memory_pool()`` controls.

@@ -82,6 +82,7 @@ def _lend(size: int) -> NDArray[np.uint8] | None:
     if fitting:
         buffer = min(fitting, key=lambda buffer: buffer.size)
     else:
+        _drop_near(size)
         _shrink(_limit - size, _lends - _LENDS_KEPT)
         if total_bytes() + size > _limit:
             return None
@@ -89,6 +90,13 @@ def _lend(size: int) -> NDArray[np.uint8] | None:
         _pool.append(buffer)
     buffer.lent = _lends
     return buffer.memory
+
+
+def _drop_near(size: int) -> None:
+    """Give back the largest free buffer that is just too small: one of ``size`` will serve both."""
+    near = [buffer for buffer in _pool if buffer.size < size <= 2 * buffer.size and buffer.is_free]
+    if near:
+        _pool.remove(max(near, key=lambda buffer: buffer.size))
 
 
 def _shrink(most: int, since: int) -> None:

@@ -46,7 +46,7 @@ def test_growing_shapes_do_not_keep_the_memory_of_all():
     total = scratch.total_bytes()
     scratch.free_all_blocks()
     step(sizes[-1])
-    assert total < 12 * scratch.total_bytes()
+    assert total < 2 * scratch.total_bytes()
 
 
 def test_a_loop_of_the_same_steps_allocates_nothing_after_the_first():
@@ -91,17 +91,44 @@ def test_what_is_in_use_is_not_given_back():
     assert scratch.total_bytes() == 0
 
 
+def sizes() -> list[int]:
+    """Of the pool's buffers, in MiB."""
+    return sorted(buffer.size // MIB for buffer in buffers._pool)
+
+
+def lend(size: int) -> np.ndarray:
+    return buffers.empty((size * MIB,), np.uint8)
+
+
 def test_the_oldest_free_buffers_make_room():
-    scratch.set_limit(10 * MIB)
-    kept = buffers.empty((3 * MIB,), np.uint8)
-    for size in (1, 2, 3):
-        buffers.empty((size * MIB,), np.uint8)
-    buffers.empty((1 * MIB,), np.uint8)
-    assert scratch.total_bytes() == 9 * MIB
-    buffers.empty((5 * MIB,), np.uint8)  # not the 1 MiB, which was used last
-    assert sorted(buffer.size for buffer in buffers._pool) == [1 * MIB, 3 * MIB, 5 * MIB]
-    kept[...] = 1
-    assert scratch.used_bytes() == 3 * MIB
+    scratch.set_limit(40 * MIB)
+    kept = lend(3)
+    for size in (7, 1, 18):
+        lend(size)
+    lend(7)
+    assert sizes() == [1, 3, 7, 18]
+    large = lend(30)  # in the place of the 18 MiB; and of the others not the 7 MiB, which were used last
+    assert sizes() == [3, 7, 30]
+    kept[...] = large[...] = 1
+    assert scratch.used_bytes() == 33 * MIB
+
+
+def test_a_free_buffer_that_is_just_too_small_is_replaced():
+    kept = lend(5)
+    for size in (1, 5, 6):
+        lend(size)
+    assert sizes() == [1, 5, 6]  # the 5 MiB in use, and those of 6 MiB, which serve 5 MiB too
+    lend(5)
+    assert sizes() == [1, 5, 6]
+    assert kept.nbytes == 5 * MIB
+
+
+def test_sizes_that_are_long_not_asked_for_are_given_back():
+    lend(20)
+    for _ in range(buffers._LENDS_KEPT + 1):
+        lend(1)
+    lend(3)
+    assert sizes() == [1, 3]
 
 
 def test_threads_never_get_the_same_memory():

@@ -279,6 +279,11 @@ class _Memory:
             buffer = min(fitting, key=lambda b: b.entries)
             buffer.free = False
             return buffer
+        near = [b for b in self.pool if b.free and b.entries < entries <= 2 * b.entries] if pooled else []
+        if near:
+            replaced = max(near, key=lambda b: b.entries)
+            self.pool.remove(replaced)
+            self._free(replaced.entries)
         buffer = _Buffer(self._take(entries), pooled)
         if pooled:
             self.pool.append(buffer)
