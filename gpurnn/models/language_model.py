@@ -469,7 +469,8 @@ class LanguageModel(Model):
             while count < len(order) and (count + 1) * len(read[order[count]]) <= _READ:
                 count += 1
             chosen, order = order[:count], order[count:]
-            logits, _ = self._next(*pad([read[i] for i in chosen]))
+            tokens, lengths = pad([read[i] for i in chosen])
+            logits, _ = self._next(tokens, lengths if count > 1 else None)
             bad = np.flatnonzero(_dispatch.to_numpy(~xp.isfinite(xp.max(logits, axis=-1))))
             if len(bad):
                 raise not_finite(where, f"the logits for texts[{min(chosen[row] for row in bad)}]", self.params)
@@ -480,25 +481,17 @@ class LanguageModel(Model):
     def _next(
         self, tokens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None = None, state: State = None
     ) -> tuple[Array, State]:
-        """The logits (B, V) of what comes after each text of tokens (T, B), and the state behind it.
+        """The logits (B, V) of what comes after each text of tokens (T, B), and the state after it.
 
-        Only the logits of the last step are computed, and a long text is read piece by piece.
+        Only the logits of the last step are computed, and a text of more than `_READ` tokens is read in pieces. Texts
+        with ``lengths`` are read at once.
         """
-        T, B = tokens.shape
         xp = self._namespace()
-        steps, pooling = max(1, _READ // B), LastPooling(self.recurrent.hidden_size, False)
-        last: Array | None = None
-        for start in range(0, T, steps):
-            rest = None
-            if lengths is not None:
-                rest = _dispatch.from_numpy(xp, np.clip(lengths - start, 0, steps))
-            x = self.embedding(_dispatch.from_numpy(xp, tokens[start : start + steps, :]))
-            y, state = self.recurrent(x, state, rest)
-            if rest is None:
-                last = y[-1, ...]
-            else:
-                here = pooling(y, rest)
-                last = here if last is None else xp.where(rest[:, None] > 0, here, last)
+        held = None if lengths is None else _dispatch.from_numpy(xp, lengths)
+        for start in range(0, tokens.shape[0], _READ):
+            x = self.embedding(_dispatch.from_numpy(xp, tokens[start : start + _READ, :]))
+            y, state = self.recurrent(x, state, held)
+        last = y[-1, ...] if held is None else LastPooling(self.recurrent.hidden_size, False)(y, held)
         return functional.dense(last, self._output_weight(), self.output.params["bias"]), state
 
     def log_likelihood(self, text: str | Array, *, window: int = 512) -> float:

@@ -429,7 +429,7 @@ class SequenceModel(Model):
             chosen = order[start : start + batch_size]
             padded, lengths = pad([examples[i] for i in chosen])
             y, _ = self(padded, None, lengths)
-            bad = self._not_answers(padded, y, lengths)
+            bad = self._not_answers(padded, y)
             if len(bad):
                 i = min(chosen[lane] for lane in bad)
                 given = {} if self.embedding is not None else {f"inputs[{i}]": examples[i]}
@@ -438,14 +438,14 @@ class SequenceModel(Model):
                 found[i] = y[lane, ...] if self.pooling is not None else y[: examples[i].shape[0], lane, ...]
         return found
 
-    def _not_answers(self, inputs: Array, y: Array, lengths: Array) -> np.ndarray[Any, Any]:
-        """The lanes of a batch whose outputs, or whose inputs, are not finite; steps past a length are not read."""
+    def _not_answers(self, inputs: Array, y: Array) -> np.ndarray[Any, Any]:
+        """The lanes of a padded batch whose outputs or inputs are not finite."""
         xp = _dispatch.namespace(type(self).__name__, y=y)
         # A logit of minus infinity is a class of probability 0.
         fine = xp.isfinite(xp.max(y, axis=-1)) if self._loss == "cross_entropy" else xp.all(xp.isfinite(y), axis=-1)
         if self.pooling is None:
-            exist: Any = existing(inputs, lengths)
-            fine = xp.all(fine | ~exist, axis=0)
+            # Padding is 0, and its outputs are finite if those of the steps before are.
+            fine = xp.all(fine, axis=0)
         if self.embedding is None:
             # Saturated units would answer infinity.
             fine = fine & xp.all(xp.isfinite(inputs), axis=(0, 2))
