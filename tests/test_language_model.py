@@ -391,6 +391,7 @@ def test_shared_code_runs_on_strict_arrays(strict_namespace, tmp_path, options):
     assert other.log_likelihood("abcabcd", window=3) == model.log_likelihood("abcabcd", window=3)
     assert other.perplexity(strict(np.array([1, 2]))) == model.perplexity(np.array([1, 2]))
     assert other.sample(20, "ab", rng=4) == model.sample(20, "ab", rng=4)
+    assert_same(plain(other.predict(["ab", "", strict(np.array([1]))])), model.predict(["ab", "", "a"]))
     other.save(tmp_path / "m")
     assert_same(LanguageModel.from_file(tmp_path / "m").state_dict(), model.state_dict())
 
