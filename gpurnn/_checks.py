@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
+
+import numpy as np
 
 FLOATS = ("float32", "float64")
 INEXACT = (*FLOATS, "complex64", "complex128")
@@ -16,11 +19,11 @@ _INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64
 @functools.cache
 def _name(kind: Any, dtype: Any) -> str:
     # The kind keeps dtypes of two libraries from being compared with each other, which one of them may object to.
-    return str(dtype).rpartition(".")[2]
+    return str(dtype if getattr(dtype, "isnative", True) else dtype.newbyteorder("=")).rpartition(".")[2]
 
 
 def dtype_name(array: Any) -> str:
-    """``"float32"`` for the dtype of an array of any library."""
+    """``"float32"`` for the dtype of an array of any library, in whatever byte order."""
     kind: Any = type(array.dtype)
     return _name(kind, array.dtype)
 
@@ -44,41 +47,98 @@ def ndim(where: str, name: str, array: Any, expected: int, symbols: str) -> None
         raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {expected} axes {symbols}")
 
 
-def floating(where: str, name: str, array: Any, dtypes: tuple[str, ...] = FLOATS) -> None:
-    """Refuse an array that is not of one of ``dtypes``."""
-    if dtype_name(array) not in dtypes:
-        raise TypeError(
-            f"{where}: {name} has dtype {dtype_name(array)}, expected {' or '.join(dtypes)}; "
-            f"cast it with {name}.astype('float32')"
-        )
+def cast(name: str, dtype: str, target: str) -> str:
+    """The advice how to cast the array ``name`` from one dtype to another, empty where a cast would make no sense."""
+    if dtype.startswith("complex") and not target.startswith("complex"):
+        return f"; take {name}.real if the imaginary part does not matter"
+    if dtype not in (*_INTS, *INEXACT, "bool", "float16", "bfloat16", "float128", "longdouble", "object"):
+        return ""
+    return f"; cast it with {name}.astype('{target}')"
 
 
 def same_dtype(where: str, dtypes: tuple[str, ...] = FLOATS, **arrays: Any) -> None:
     """Refuse arrays (None is skipped) that are not all of one of ``dtypes``."""
-    first_name = first = None
-    for name, array in arrays.items():
-        if array is None:
-            continue
-        floating(where, name, array, dtypes)
-        if first is None:
-            first_name, first = name, dtype_name(array)
-        elif dtype_name(array) != first:
+    names = {name: dtype_name(array) for name, array in arrays.items() if array is not None}
+    first, agreed = next(((name, dtype) for name, dtype in names.items() if dtype in dtypes), ("", ""))
+    for name, dtype in names.items():
+        if dtype not in dtypes:
+            target = agreed or ("float64" if dtype in ("float128", "longdouble") else "float32")
             raise TypeError(
-                f"{where}: {name} has dtype {dtype_name(array)} but {first_name} has {first}, expected one dtype; "
-                f"cast with {name}.astype('{first}')"
+                f"{where}: {name} has dtype {dtype}, expected {' or '.join(dtypes)}{cast(name, dtype, target)}"
             )
+        if dtype != agreed:
+            raise TypeError(
+                f"{where}: {name} has dtype {dtype} but {first} has {agreed}, expected one dtype; "
+                f"cast with {name}.astype('{agreed}')"
+            )
+
+
+def floating(where: str, name: str, array: Any, dtypes: tuple[str, ...] = FLOATS) -> None:
+    """Refuse an array that is not of one of ``dtypes``."""
+    same_dtype(where, dtypes, **{name: array})
 
 
 def integer(where: str, name: str, array: Any) -> None:
     """Refuse an array that is not of an integer dtype."""
-    if dtype_name(array) not in _INTS:
-        raise TypeError(f"{where}: {name} has dtype {dtype_name(array)}, expected an integer dtype")
+    dtype = dtype_name(array)
+    if dtype not in _INTS:
+        raise TypeError(f"{where}: {name} has dtype {dtype}, expected an integer dtype{cast(name, dtype, 'int64')}")
 
 
-def boolean(where: str, name: str, array: Any) -> None:
-    """Refuse an array that is not of dtype bool."""
-    if dtype_name(array) != "bool":
-        raise TypeError(f"{where}: {name} has dtype {dtype_name(array)}, expected bool")
+def boolean(where: str, name: str, array: Any, or_else: str = "") -> None:
+    """Refuse an array that is neither of dtype bool nor of an integer dtype, whose 0 and 1 can stand for bools."""
+    dtype = dtype_name(array)
+    if dtype != "bool" and dtype not in _INTS:
+        raise TypeError(
+            f"{where}: {name} has dtype {dtype}, expected bool, or integers 0 and 1{or_else}{cast(name, dtype, 'bool')}"
+        )
+
+
+def not_an_array(where: str, name: str, value: Any, cure: str = "") -> TypeError:
+    """The error for a ``value`` that is no array of a supported library; ``cure`` is for a masked array."""
+    kind = type(value)
+    library = kind.__module__.partition(".")[0]
+    shown = kind.__qualname__ if library == "builtins" else f"{library}.{kind.__qualname__}"
+    message = f"{where}: {name} is a {shown}, expected a numpy.ndarray or a cupy.ndarray"
+    if isinstance(value, np.ma.MaskedArray):
+        return TypeError(f"{message}, as its mask would be lost; {cure or unmasked(name)}")
+    if library == "torch" and kind.__name__ == "PackedSequence":
+        return TypeError(
+            f"{message}; unpack it with {name}, lengths = torch.nn.utils.rnn.pad_packed_sequence({name}), and pass "
+            f"numpy.asarray({name}) and lengths=numpy.asarray(lengths)"
+        )
+    convert = _conversion(library, name, value)
+    return TypeError(f"{message}; convert it with {convert}" if convert else message)
+
+
+def unmasked(name: str) -> str:
+    """The advice how to pass the masked array ``name``, where a function can leave nothing out."""
+    return f"choose what replaces the masked entries and pass {name}.filled(0), for example"
+
+
+def _conversion(library: str, name: str, value: Any) -> str:
+    """The expression that makes a supported array of ``value``, empty where there is none."""
+    if library == "torch":
+        return f"numpy.asarray({name}.detach().cpu()) or cupy.from_dlpack({name}.detach())"
+    if library in _METHODS:
+        return f"{name}{_METHODS[library]}"
+    numbers = isinstance(value, (list, tuple, range, int, float, complex, np.generic))
+    if numbers or any(hasattr(value, has) for has in ("__array__", "__array_interface__", "__dlpack__", "dtype")):
+        return f"numpy.asarray({name})"
+    return ""
+
+
+_METHODS: Mapping[str, str] = {
+    "astropy": ".value",
+    "cupyx": ".toarray()",
+    "pandas": ".to_numpy()",
+    "pint": ".magnitude",
+    "polars": ".to_numpy()",
+    "scipy": ".toarray()",
+    "tensorflow": ".numpy()",
+    "xarray": ".to_numpy()",
+}
+"""What makes a NumPy or CuPy array of an object of each of these libraries."""
 
 
 def writable(where: str, name: str, array: Any) -> None:

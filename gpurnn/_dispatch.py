@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import importlib
 import sys
+from collections.abc import Callable, Iterable
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -25,42 +26,44 @@ _HOST_WINGS = {"reference": WINGS["numpy"], "host": WINGS["cupy"]}
 _uses: contextvars.ContextVar[tuple[use, ...]] = contextvars.ContextVar("uses", default=())
 """What `use` chose in this context and is not over; the last one counts."""
 
-_CONVERT = {
-    "torch": "numpy.asarray(x.detach().cpu()) or cupy.from_dlpack(x)",
-    "jax": "numpy.asarray(x)",
-    "tensorflow": "x.numpy()",
-    "pandas": "x.to_numpy()",
-}
 
-
-def _library(array: Any) -> str | None:
+def library_of(array: Any) -> str | None:
     """The import name of the supported library that ``array`` belongs to, or None."""
+    kind = type(array)
+    if kind is np.ndarray:
+        return "numpy"
     if isinstance(array, np.ndarray):
-        return None if isinstance(array, (np.ma.MaskedArray, np.matrix)) else "numpy"
-    name = type(array).__module__.partition(".")[0]
+        # Other subclasses give their values a further meaning, such as a mask or a unit.
+        return "numpy" if isinstance(array, np.memmap) else None
+    name = kind.__module__.partition(".")[0]
     if name in WINGS and name in sys.modules and hasattr(array, "dtype") and hasattr(array, "shape"):
         return name
     return None
 
 
-def _refusal(where: str, name: str, array: Any) -> TypeError:
-    kind = type(array)
-    library = kind.__module__.partition(".")[0]
-    name_of_kind = kind.__qualname__ if library == "builtins" else f"{library}.{kind.__qualname__}"
-    convert = _CONVERT.get(library, "numpy.asarray(x)")
-    return TypeError(
-        f"{where}: {name} is a {name_of_kind}, expected a numpy.ndarray or a cupy.ndarray; convert it with {convert}"
-    )
+def common_library(where: str, arrays: Iterable[tuple[str, Any]], cure: Callable[[str, Any], str] | None = None) -> str:
+    """The import name of the library that all ``arrays`` (None is skipped) belong to.
 
+    Parameters
+    ----------
+    where : str
+        The caller's public name, for the message.
+    arrays : pairs of a name and an array
+    cure : callable, optional
+        From the name and the value of a masked array to the advice what to pass instead.
 
-def _common_library(where: str, arrays: dict[str, Any]) -> str:
+    Raises
+    ------
+    TypeError
+        There is no array, one is not of a supported library, or two belong to different ones.
+    """
     first_name = first = None
-    for name, array in arrays.items():
+    for name, array in arrays:
         if array is None:
             continue
-        library = _library(array)
+        library = library_of(array)
         if library is None:
-            raise _refusal(where, name, array)
+            raise _checks.not_an_array(where, name, array, cure(name, array) if cure else "")
         if first is None:
             first_name, first = name, library
         elif library != first:
@@ -148,9 +151,6 @@ def _numpy_wing() -> str:
     return uses[-1].wing if uses else "reference"
 
 
-_namespaces: dict[str, ModuleType] = {}
-
-
 def namespace(where: str, **arrays: Any) -> Any:
     """The array-API namespace that all ``arrays`` (None is skipped) belong to.
 
@@ -166,19 +166,25 @@ def namespace(where: str, **arrays: Any) -> Any:
     TypeError
         An argument is not an array of a supported library, or two belong to different ones.
     """
-    library = _common_library(where, arrays)
+    return namespace_of(common_library(where, arrays.items()), next(a for a in arrays.values() if a is not None))
+
+
+_namespaces: dict[str, ModuleType] = {}
+
+
+def namespace_of(library: str, array: Any) -> Any:
+    """The array-API namespace of a supported library, by its import name and one of its arrays."""
     found = _namespaces.get(library)
     if found is None:
         from array_api_compat import array_namespace
 
-        found = array_namespace(next(a for a in arrays.values() if a is not None))
-        _namespaces[library] = found
+        found = _namespaces[library] = array_namespace(array)
     return found
 
 
 def wing(where: str, **arrays: Any) -> Any:
     """The module of fused operations that computes for ``arrays``; raises as `namespace` does."""
-    library = _common_library(where, arrays)
+    library = common_library(where, arrays.items())
     name = WINGS[library] if library != "numpy" else _HOST_WINGS[_numpy_wing()]
     return importlib.import_module(name)
 
@@ -202,4 +208,4 @@ def from_numpy(xp: Any, array: np.ndarray[Any, Any]) -> Any:
 
 def to_numpy(array: Any) -> np.ndarray[Any, Any]:
     """The values of an array of any supported library as a NumPy array, which may be the array itself."""
-    return array.get() if _library(array) == "cupy" else np.asarray(array)
+    return array.get() if library_of(array) == "cupy" else np.asarray(array)

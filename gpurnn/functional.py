@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _checks, _dispatch, cells
+from . import _arrays, _checks, _dispatch, cells
 from ._op import Pullback, differentiable
 from ._random import generator, philox_seed
 
@@ -37,23 +37,12 @@ def pack_state(cell: cells.Cell, arrays: tuple[Array, ...]) -> State:
 
 
 def check_sequence(where: str, x: Array, lengths: Array | None, resets: Array | None) -> None:
-    """Refuse lengths and resets whose shape or dtype does not fit x (T, B, ...). A wing checks what lengths hold."""
+    """Refuse lengths and resets whose shape does not fit x (T, B, ...). A wing checks what lengths hold."""
     T, B = x.shape[:2]
     if lengths is not None:
-        _checks.integer(where, "lengths", lengths)
         _checks.shape(where, "lengths", lengths, (B,), "(B,)")
     if resets is not None:
-        _checks.boolean(where, "resets", resets)
         _checks.shape(where, "resets", resets, (T, B), "(T, B)")
-
-
-def check_cotangent(where: str, name: str, cotangent: Array | None, output: Array) -> None:
-    """Refuse a cotangent, ``d`` and the name of its ``output``, that is not None and not like the output."""
-    if cotangent is not None:
-        arrays = {name: output, f"d{name}": cotangent}
-        _dispatch.namespace(where, **arrays)
-        _checks.shape(where, f"d{name}", cotangent, tuple(output.shape), f"the shape of {name}")
-        _checks.same_dtype(where, _checks.INEXACT, **arrays)
 
 
 def cotangent_pair(where: str, cotangents: Any) -> tuple[Any, Any]:
@@ -66,14 +55,17 @@ def cotangent_pair(where: str, cotangents: Any) -> tuple[Any, Any]:
 def check_cotangents(
     where: str, cell: cells.Cell, cotangents: Any, y: Array, state: State
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
-    """dy and the arrays of dstate from what a recurrence's pullback was given; refuse what is not like (y, state)."""
+    """dy and the arrays of dstate, ready to compute with, from what a recurrence's pullback was given.
+
+    What is not like (y, state) is rejected.
+    """
     dy, dstate = cotangent_pair(where, cotangents)
-    check_cotangent(where, "y", dy, y)
     arrays = unpack_state(where, cell, "dstate", dstate)
     outputs = unpack_state(where, cell, "state", state)
-    for (name, output), array in zip(outputs.items(), arrays.values(), strict=True):
-        check_cotangent(where, name, array, output)
-    return dy, tuple(arrays.values())
+    return _arrays.cotangent(where, "y", dy, y), tuple(
+        _arrays.cotangent(where, name, array, output)
+        for (name, output), array in zip(outputs.items(), arrays.values(), strict=True)
+    )
 
 
 def _describe(value: Any) -> str:
@@ -97,12 +89,12 @@ def _forward(
 ) -> tuple[Array, State, Any]:
     """Check the arguments of `rnn`, `lstm` or `gru` and run the wing: y, the final state and what backward takes."""
     where = cell.name
-    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
     states = unpack_state(where, cell, "state", state)
-    arrays = {"x": x, **parameters, **states, "mask": mask}
-    _checks.given(where, x=x, weight_ih=weight_ih, weight_hh=weight_hh)
-    xp = _dispatch.namespace(where, **arrays, lengths=lengths, resets=resets)
-    _checks.same_dtype(where, **arrays)
+    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+    xp, x, weight_ih, weight_hh, bias_ih, bias_hh, mask, *initial, lengths, resets = _arrays.take(
+        where, {"x": x, **parameters, "mask": mask, **states}, {"lengths": lengths}, {"resets": resets},
+        needed=("x", "weight_ih", "weight_hh"),
+    )  # fmt: skip
     _checks.ndim(where, "x", x, 3, "(T, B, input_size)")
     _checks.ndim(where, "weight_hh", weight_hh, 2, f"({cell.gates}*hidden_size, hidden_size)")
     B, inputs, hidden = x.shape[1], x.shape[2], weight_hh.shape[1]
@@ -112,7 +104,7 @@ def _forward(
     for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if bias is not None:
             _checks.shape(where, name, bias, (rows,), f"({symbol},)")
-    for name, array in (*states.items(), ("mask", mask)):
+    for name, array in (*zip(states, initial, strict=True), ("mask", mask)):
         if array is not None:
             _checks.shape(where, name, array, (B, hidden), "(B, hidden_size)")
     check_sequence(where, x, lengths, resets)
@@ -121,7 +113,7 @@ def _forward(
         cell,
         x,
         ((weight_ih, weight_hh, bias_ih, bias_hh),),
-        tuple(xp.expand_dims(zero if s is None else s, axis=0) for s in states.values()),
+        tuple(xp.expand_dims(zero if s is None else s, axis=0) for s in initial),
         lengths=lengths,
         resets=resets,
         mask=None if mask is None else xp.expand_dims(mask, axis=0),
@@ -413,15 +405,31 @@ def activate_pullback(xp: Any, name: str, y: Array, dy: Array) -> Array:
 DENSE_ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid", "softmax")
 
 
+def _dense(
+    x: Array, weight: Array, bias: Array | None, activation: str
+) -> tuple[Any, Array, Array, Array | None, Array]:
+    """Check the arguments of `dense` and compute: the namespace, the arguments as they are read, and y."""
+    where = "dense"
+    xp, x, weight, bias = _arrays.take(where, {"x": x, "weight": weight, "bias": bias}, needed=("x", "weight"))
+    _checks.choice(where, "activation", activation, DENSE_ACTIVATIONS)
+    _checks.ndim(where, "weight", weight, 2, "(out_features, in_features)")
+    outputs, inputs = weight.shape
+    if x.ndim < 1 or x.shape[-1] != inputs:
+        raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (..., in_features) = (..., {inputs})")
+    a = xp.matmul(xp.reshape(x, (-1, inputs)), weight.T)
+    if bias is not None:
+        _checks.shape(where, "bias", bias, (outputs,), "(out_features,)")
+        a += bias
+    return xp, x, weight, bias, xp.reshape(activate(xp, activation, a), (*x.shape[:-1], outputs))
+
+
 def _dense_vjp(
     x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity"
 ) -> tuple[Array, Pullback]:
-    where = "dense"
-    y = dense(x, weight, bias, activation=activation)
-    xp = _dispatch.namespace(where, x=x)
+    xp, x, weight, bias, y = _dense(x, weight, bias, activation)
 
     def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
-        check_cotangent(where, "y", dy, y)
+        dy = _arrays.cotangent("dense", "y", dy, y)
         if dy is None:
             dy = xp.zeros_like(y)
         da = xp.reshape(activate_pullback(xp, activation, y, dy), (-1, weight.shape[0]))
@@ -461,29 +469,15 @@ def dense(x: Array, weight: Array, bias: Array | None = None, *, activation: str
     >>> gpurnn.dense(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), np.array([0.5]))
     array([[11.5]])
     """
-    where = "dense"
-    _checks.given(where, x=x, weight=weight)
-    xp = _dispatch.namespace(where, x=x, weight=weight, bias=bias)
-    _checks.same_dtype(where, x=x, weight=weight, bias=bias)
-    _checks.choice(where, "activation", activation, DENSE_ACTIVATIONS)
-    _checks.ndim(where, "weight", weight, 2, "(out_features, in_features)")
-    outputs, inputs = weight.shape
-    if x.ndim < 1 or x.shape[-1] != inputs:
-        raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (..., in_features) = (..., {inputs})")
-    a = xp.matmul(xp.reshape(x, (-1, inputs)), weight.T)
-    if bias is not None:
-        _checks.shape(where, "bias", bias, (outputs,), "(out_features,)")
-        a += bias
-    return xp.reshape(activate(xp, activation, a), (*x.shape[:-1], outputs))
+    return _dense(x, weight, bias, activation)[-1]
 
 
-def _layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Any, Array, Array, Array]:
-    """Check the arguments of `layer_norm` and compute: the namespace, y, and what backward takes."""
+def _layer_norm(
+    x: Array, weight: Array | None, bias: Array | None, eps: float
+) -> tuple[Any, Array, Array | None, Array, Array]:
+    """Check the arguments of `layer_norm` and compute: the namespace, y, the weight, and what backward takes."""
     where = "layer_norm"
-    _checks.given(where, x=x)
-    arrays = {"x": x, "weight": weight, "bias": bias}
-    xp = _dispatch.namespace(where, **arrays)
-    _checks.same_dtype(where, **arrays)
+    xp, x, weight, bias = _arrays.take(where, {"x": x, "weight": weight, "bias": bias}, needed=("x",))
     eps = _checks.non_negative(where, "eps", eps)
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (..., features)")
@@ -494,16 +488,16 @@ def _layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) 
     inverse = 1 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + eps)
     normalised = centred * inverse
     y = normalised if weight is None else normalised * weight
-    return xp, (y if bias is None else y + bias), normalised, inverse
+    return xp, (y if bias is None else y + bias), weight, normalised, inverse
 
 
 def _layer_norm_vjp(
     x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5
 ) -> tuple[Array, Pullback]:
-    xp, y, normalised, inverse = _layer_norm(x, weight, bias, eps)
+    xp, y, weight, normalised, inverse = _layer_norm(x, weight, bias, eps)
 
     def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
-        check_cotangent("layer_norm", "y", dy, y)
+        dy = _arrays.cotangent("layer_norm", "y", dy, y)
         if dy is None:
             dy = xp.zeros_like(y)
         gradients = {}
@@ -556,13 +550,23 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     return _layer_norm(x, weight, bias, eps)[1]
 
 
+def _embedding(indices: Array, weight: Array, padding_idx: int | None) -> tuple[Any, Any, Array, Array, Array]:
+    """Check the arguments of `embedding` and run the wing: the namespace, the wing, the arguments as read, and y."""
+    where = "embedding"
+    xp, weight, indices = _arrays.take(where, {"weight": weight}, {"indices": indices}, needed=("indices", "weight"))
+    _checks.ndim(where, "weight", weight, 2, "(num_embeddings, embedding_dim)")
+    if padding_idx is not None and _checks.integer_at_least(where, "padding_idx", padding_idx, 0) >= weight.shape[0]:
+        raise ValueError(f"{where}: padding_idx is {padding_idx}, expected 0 ... V - 1 = {weight.shape[0] - 1}")
+    wing = _dispatch.wing(where, weight=weight)
+    return xp, wing, indices, weight, wing.embedding_gather(weight, indices)
+
+
 def _embedding_vjp(indices: Array, weight: Array, *, padding_idx: int | None = None) -> tuple[Array, Pullback]:
     where = "embedding"
-    y = embedding(indices, weight, padding_idx=padding_idx)
-    xp, wing = _dispatch.namespace(where, weight=weight), _dispatch.wing(where, weight=weight)
+    xp, wing, indices, weight, y = _embedding(indices, weight, padding_idx)
 
     def pullback(dy: Array | None) -> tuple[None, dict[str, Array]]:
-        check_cotangent(where, "y", dy, y)
+        dy = _arrays.cotangent(where, "y", dy, y)
         if dy is None:
             return None, {"weight": xp.zeros_like(weight)}
         dweight = wing.embedding_scatter(indices, dy, weight.shape[0])
@@ -604,15 +608,7 @@ def embedding(indices: Array, weight: Array, *, padding_idx: int | None = None) 
     array([[2.],
            [0.]])
     """
-    where = "embedding"
-    _checks.given(where, indices=indices, weight=weight)
-    _dispatch.namespace(where, indices=indices, weight=weight)
-    _checks.integer(where, "indices", indices)
-    _checks.floating(where, "weight", weight)
-    _checks.ndim(where, "weight", weight, 2, "(num_embeddings, embedding_dim)")
-    if padding_idx is not None and _checks.integer_at_least(where, "padding_idx", padding_idx, 0) >= weight.shape[0]:
-        raise ValueError(f"{where}: padding_idx is {padding_idx}, expected 0 ... V - 1 = {weight.shape[0] - 1}")
-    return _dispatch.wing(where, weight=weight).embedding_gather(weight, indices)
+    return _embedding(indices, weight, padding_idx)[-1]
 
 
 def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, rng: np.random.Generator) -> Array:
@@ -622,14 +618,12 @@ def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, rng: np.rando
 
 def _dropout_vjp(x: Array, rate: float, rng: int | np.random.Generator) -> tuple[Array, Pullback]:
     where = "dropout"
-    _checks.given(where, x=x)
-    _dispatch.namespace(where, x=x)
-    _checks.floating(where, "x", x)
+    _, x = _arrays.take(where, {"x": x}, needed=("x",))
     mask = dropout_mask(x, tuple(x.shape), _checks.fraction(where, "rate", rate), generator(where, rng))
     y = x * mask
 
     def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
-        check_cotangent(where, "y", dy, y)
+        dy = _arrays.cotangent(where, "y", dy, y)
         return mask * (0 if dy is None else dy), {}
 
     return y, pullback
@@ -675,9 +669,7 @@ def dropout(x: Array, rate: float, rng: int | np.random.Generator) -> Array:
 def _linear_scan(a: Array, b: Array, h0: Array | None, training: bool) -> tuple[Array, Array, Any]:
     """Check the arguments and run the wing: h, h0 and what backward takes."""
     where = "linear_scan"
-    _checks.given(where, a=a, b=b)
-    xp = _dispatch.namespace(where, a=a, b=b, h0=h0)
-    _checks.same_dtype(where, _checks.INEXACT, a=a, b=b, h0=h0)
+    xp, a, b, h0 = _arrays.take(where, {"a": a, "b": b, "h0": h0}, needed=("a", "b"), dtypes=_checks.INEXACT)
     _checks.ndim(where, "b", b, 3, "(T, B, N)")
     T, B, N = b.shape
     if tuple(a.shape) not in ((T, B, N), (N,)):
@@ -693,10 +685,10 @@ def _linear_scan(a: Array, b: Array, h0: Array | None, training: bool) -> tuple[
 def _linear_scan_vjp(a: Array, b: Array, h0: Array | None = None) -> tuple[Array, Pullback]:
     where = "linear_scan"
     h, _, saved = _linear_scan(a, b, h0, training=True)
-    wing = _dispatch.wing(where, b=b)
+    wing = _dispatch.wing(where, h=h)
 
     def pullback(dh: Array | None) -> tuple[tuple[Array, Array, Array], dict[str, Array]]:
-        check_cotangent(where, "h", dh, h)
+        dh = _arrays.cotangent(where, "h", dh, h)
         if dh is None:
             dh = _dispatch.namespace(where, h=h).zeros_like(h)
         return wing.linear_scan_backward(saved, dh), {}
@@ -747,17 +739,20 @@ def linear_scan(a: Array, b: Array, h0: Array | None = None) -> Array:
 SCORES = ("dot", "general", "additive")
 
 
-def _check_attention(where: str, score: str, arrays: dict[str, Any], lengths: Array | None) -> Any:
-    """Refuse arguments that do not fit each other or the score; the namespace of the arrays."""
+def _take_attention(
+    where: str, score: str, arrays: dict[str, Any], lengths: Array | None
+) -> tuple[Any, dict[str, Any], Array | None]:
+    """The namespace and the arrays, ready to compute with; reject what does not fit each other or the score."""
     _checks.choice(where, "score", score, SCORES)
+    _checks.given(where, query=arrays["query"], keys=arrays["keys"])
     needed = {"dot": (), "general": ("weight",), "additive": ("weight_query", "weight_keys", "v")}[score]
     for name in ("weight", "weight_query", "weight_keys", "v"):
         if name in needed and arrays[name] is None:
             raise TypeError(f"{where}: {name} is None, expected an array for the {score} score")
         if name not in needed and arrays[name] is not None:
             raise TypeError(f"{where}: {name} is an array, expected None for the {score} score")
-    xp = _dispatch.namespace(where, **arrays, lengths=lengths)
-    _checks.same_dtype(where, _checks.FLOATS, **arrays)
+    xp, *taken, lengths = _arrays.take(where, arrays, {"lengths": lengths})
+    arrays = dict(zip(arrays, taken, strict=True))
     query, keys, values = arrays["query"], arrays["keys"], arrays["values"]
     _checks.ndim(where, "query", query, 3, "(T, B, Q)")
     _checks.ndim(where, "keys", keys, 3, "(S, B, K)")
@@ -776,9 +771,8 @@ def _check_attention(where: str, score: str, arrays: dict[str, Any], lengths: Ar
         _checks.shape(where, "weight_query", arrays["weight_query"], (A, Q), "(A, Q)")
         _checks.shape(where, "weight_keys", arrays["weight_keys"], (A, K), "(A, K)")
     if lengths is not None:
-        _checks.integer(where, "lengths", lengths)
         _checks.shape(where, "lengths", lengths, (B,), "(B,)")
-    return xp
+    return xp, arrays, lengths
 
 
 def _project(xp: Any, x: Array, weight: Array) -> Array:
@@ -787,34 +781,33 @@ def _project(xp: Any, x: Array, weight: Array) -> Array:
 
 
 def _attend(
-    query: Array, keys: Array, values: Array | None, *, score: str, weight: Any, weight_query: Any, weight_keys: Any,
-    v: Array | None, scale: float, lengths: Array | None, training: bool,
-) -> tuple[Any, Array, Array, Any]:  # fmt: skip
-    """Check the arguments and run the wing: the namespace, context, weights and what backward takes."""
+    score: str, scale: float, lengths: Array | None, training: bool, **arrays: Array | None
+) -> tuple[Any, dict[str, Any], Array, Array, Any]:
+    """Check the arguments and run the wing.
+
+    The namespace, the arrays as read, context, weights, and what backward takes.
+    """
     where = "attention"
-    _checks.given(where, query=query, keys=keys)
-    arrays = {
-        "query": query, "keys": keys, "values": values, "weight": weight, "weight_query": weight_query,
-        "weight_keys": weight_keys, "v": v,
-    }  # fmt: skip
-    xp = _check_attention(where, score, arrays, lengths)
+    xp, arrays, lengths = _take_attention(where, score, arrays, lengths)
+    query, keys, values = arrays["query"], arrays["keys"], arrays["values"]
     scale = _checks.finite(where, "scale", scale)
     if score == "additive" and scale != 1:
         raise ValueError(f"{where}: scale is {scale}, expected 1 for the additive score")
     if lengths is not None:
         # What is not read must not reach a product either.
-        exists = xp.arange(keys.shape[0], device=_dispatch.device(keys))[:, None] < xp.astype(lengths, xp.int64)
-        keys = xp.where(exists[:, :, None], keys, _dispatch.zeros(xp, (1, 1, 1), keys))
+        exists = xp.arange(keys.shape[0], device=_dispatch.device(keys))[:, None] < lengths
+        keys = arrays["keys"] = xp.where(exists[:, :, None], keys, _dispatch.zeros(xp, (1, 1, 1), keys))
     projected_query, projected_keys = query, keys
     if score == "general":
-        projected_query = _project(xp, query, weight)
+        projected_query = _project(xp, query, arrays["weight"])
     elif score == "additive":
-        projected_query, projected_keys = _project(xp, query, weight_query.T), _project(xp, keys, weight_keys.T)
+        projected_query = _project(xp, query, arrays["weight_query"].T)
+        projected_keys = _project(xp, keys, arrays["weight_keys"].T)
     context, weights, saved = _dispatch.wing(where, query=query).attention_forward(
-        projected_query, projected_keys, keys if values is None else values, v,
+        projected_query, projected_keys, keys if values is None else values, arrays["v"],
         lengths=lengths, scale=scale, training=training,
     )  # fmt: skip
-    return keys, context, weights, saved
+    return xp, arrays, context, _arrays.contiguous(weights), saved
 
 
 def _attention_vjp(
@@ -823,33 +816,35 @@ def _attention_vjp(
     lengths: Array | None = None,
 ) -> tuple[tuple[Array, Array], Pullback]:  # fmt: skip
     where = "attention"
-    read_keys, context, weights, saved = _attend(
-        query, keys, values, score=score, weight=weight, weight_query=weight_query, weight_keys=weight_keys, v=v,
-        scale=scale, lengths=lengths, training=True,
+    xp, read, context, weights, saved = _attend(
+        score, scale, lengths, True, query=query, keys=keys, values=values, weight=weight, weight_query=weight_query,
+        weight_keys=weight_keys, v=v,
     )  # fmt: skip
-    xp, wing = _dispatch.namespace(where, query=query), _dispatch.wing(where, query=query)
+    wing, flat = _dispatch.wing(where, context=context), {}
+    for name in ("query", "keys"):
+        flat[name] = xp.reshape(read[name], (-1, read[name].shape[2]))
 
-    def pullback(cotangents: Any) -> tuple[tuple[Array, Array, Array | None], dict[str, Array]]:
+    def pullback(cotangents: Any) -> tuple[tuple[Array | None, ...], dict[str, Array]]:
         if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
             raise TypeError(
                 f"{where}: the pullback was given {_describe(cotangents)}, expected a pair (dcontext, dweights)"
             )
-        for name, cotangent, output in zip(("context", "weights"), cotangents, (context, weights), strict=True):
-            check_cotangent(where, name, cotangent, output)
-        dquery, dkeys, dvalues, dv = wing.attention_backward(saved, *cotangents)
-        flat = {"query": xp.reshape(query, (-1, query.shape[2])), "keys": xp.reshape(read_keys, (-1, keys.shape[2]))}
+        dcontext = _arrays.cotangent(where, "context", cotangents[0], context)
+        dweights = _arrays.cotangent(where, "weights", cotangents[1], weights)
+        dquery, dkeys, dvalues, dv = wing.attention_backward(saved, dcontext, dweights)
         gradients = {}
         if score == "general":
             gradients["weight"] = xp.matmul(flat["query"].T, xp.reshape(dquery, (-1, dquery.shape[2])))
-            dquery = _project(xp, dquery, weight.T)
+            dquery = _project(xp, dquery, read["weight"].T)
         elif score == "additive":
             for name, d in (("query", dquery), ("keys", dkeys)):
                 gradients[f"weight_{name}"] = xp.matmul(xp.reshape(d, (-1, d.shape[2])).T, flat[name])
             gradients["v"] = dv
-            dquery, dkeys = _project(xp, dquery, weight_query), _project(xp, dkeys, weight_keys)
+            dquery = _project(xp, dquery, read["weight_query"])
+            dkeys = _project(xp, dkeys, read["weight_keys"])
         if values is None:
-            return (dquery, dkeys + dvalues, None), gradients
-        return (dquery, dkeys, dvalues), gradients
+            dkeys, dvalues = dkeys + dvalues, None
+        return tuple(None if d is None else _arrays.contiguous(d) for d in (dquery, dkeys, dvalues)), gradients
 
     return (context, weights), pullback
 
@@ -916,8 +911,8 @@ def attention(
     >>> weights
     array([[[0.5, 0.5]]])
     """
-    _, context, weights, _ = _attend(
-        query, keys, values, score=score, weight=weight, weight_query=weight_query, weight_keys=weight_keys, v=v,
-        scale=scale, lengths=lengths, training=False,
+    _, _, context, weights, _ = _attend(
+        score, scale, lengths, False, query=query, keys=keys, values=values, weight=weight, weight_query=weight_query,
+        weight_keys=weight_keys, v=v,
     )  # fmt: skip
     return context, weights

@@ -10,18 +10,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from . import _checks, _dispatch
+from . import _arrays, _checks, _dispatch
 
 Array = Any
 
 
-def _namespace(where: str, **groups: Mapping[str, Array]) -> Any:
-    """The namespace of all arrays of the groups; refuse what is no array (None too) and mixed dtypes."""
+def _take(where: str, **groups: Mapping[str, Array]) -> tuple[Any, ...]:
+    """The namespace of all arrays of the groups, and each group with its arrays ready to compute with."""
     named = {f"{group}[{name!r}]": array for group, arrays in groups.items() for name, array in arrays.items()}
-    _checks.given(where, **named)
-    xp = _dispatch.namespace(where, **named)
-    _checks.same_dtype(where, **named)
-    return xp
+    xp, *taken = _arrays.take(where, named, needed=tuple(named))
+    each = iter(taken)
+    return xp, *({name: next(each) for name in arrays} for arrays in groups.values())
 
 
 def _check_dict(where: str, name: str, arrays: Any) -> None:
@@ -60,7 +59,7 @@ def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     """
     where = "global_norm"
     _check_dict(where, "grads", grads)
-    xp = _namespace(where, grads=grads)
+    xp, grads = _take(where, grads=grads)
     norm_type = _checks.positive(where, "norm_type", norm_type)
     if norm_type == 2:
         return _dispatch.wing(where, **grads).global_norm(list(grads.values()))
@@ -115,7 +114,7 @@ def clip_by_global_norm(
     """
     where = "clip_by_global_norm"
     _check_dict(where, "grads", grads)
-    xp = _namespace(where, grads=grads)
+    xp, grads = _take(where, grads=grads)
     theta = _checks.non_negative(where, "max_norm", max_norm)
     norm = global_norm(grads, norm_type)
     # theta / inf would make zeros of the finite gradients and hide the infinite one.
@@ -155,7 +154,7 @@ def clip_by_value(grads: Mapping[str, Array], clip_value: float) -> dict[str, Ar
     """
     where = "clip_by_value"
     _check_dict(where, "grads", grads)
-    xp = _namespace(where, grads=grads)
+    xp, grads = _take(where, grads=grads)
     bound = _checks.non_negative(where, "clip_value", clip_value)
     return {name: xp.clip(g, -bound, bound) for name, g in grads.items()}
 
@@ -208,7 +207,7 @@ def add_l2(
     {'weight_hh_l0': array([[7.]]), 'bias_hh_l0': array([1.75])}
     """
     where = "add_l2"
-    check_gradients(where, params, grads)
+    _, params, grads = take_gradients(where, params, grads)
     strengths = l2_strengths(where, "weight", weight, params)
     return {name: g + strengths[name] * params[name] if name in strengths else g for name, g in grads.items()}
 
@@ -229,14 +228,19 @@ def l2_strengths(where: str, name: str, weight: Any, params: Mapping[str, Array]
     return strengths
 
 
-def check_gradients(where: str, params: Mapping[str, Array], grads: Mapping[str, Array]) -> Any:
-    """Refuse gradients whose names, library, dtypes or shapes are not the parameters'; returns the namespace."""
+def take_gradients(
+    where: str, params: Mapping[str, Array], grads: Mapping[str, Array]
+) -> tuple[Any, dict[str, Array], dict[str, Array]]:
+    """The namespace, the parameters and the gradients, ready to compute with.
+
+    Gradients whose names, library, dtypes or shapes are not those of the parameters are rejected.
+    """
     _check_dict(where, "params", params)
     _check_dict(where, "grads", grads)
     missing, unknown = sorted(params.keys() - grads.keys()), sorted(grads.keys() - params.keys())
     if missing or unknown:
         raise KeyError(f"{where}: grads lacks {missing} and has unknown {unknown}, expected the names of params")
-    xp = _namespace(where, params=params, grads=grads)
+    xp, taken_params, taken_grads = _take(where, params=params, grads=grads)
     for name, p in params.items():
         _checks.shape(where, f"grads[{name!r}]", grads[name], tuple(p.shape), "the parameter's shape")
-    return xp
+    return xp, taken_params, taken_grads

@@ -11,9 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from . import _checks, _dispatch
+from . import _arrays, _checks, _dispatch
 from ._op import Pullback, differentiable
-from .functional import check_cotangent
 
 Array = Any
 Reduction = Literal["mean", "sum", "none"]
@@ -21,15 +20,9 @@ Reduction = Literal["mean", "sum", "none"]
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-def _weights(where: str, xp: Any, mask: Array | None, dtype: Any) -> Array | None:
-    """The mask as flat weights of ``dtype``; refuse one that is neither bool nor of that dtype."""
-    if mask is None:
-        return None
-    if _checks.dtype_name(mask) != "bool" and mask.dtype != dtype:
-        raise TypeError(
-            f"{where}: mask has dtype {_checks.dtype_name(mask)}, expected bool, or weights of the dtype of the values"
-        )
-    return xp.reshape(xp.astype(mask, dtype), (-1,))
+def _weights(xp: Any, mask: Array | None, dtype: Any) -> Array | None:
+    """The mask as flat weights of ``dtype``."""
+    return None if mask is None else xp.reshape(xp.astype(mask, dtype), (-1,))
 
 
 def _reduce(xp: Any, reduction: Reduction, losses: Array, total: Array | float, shape: tuple[int, ...]) -> Array:
@@ -56,7 +49,7 @@ def _spread(
     if reduction != "none" and isinstance(dvalue, (int, float)):
         dvalue = float(dvalue)
     else:
-        check_cotangent(where, "value", dvalue, value)
+        dvalue = _arrays.cotangent(where, "value", dvalue, value)
     if reduction == "none":
         return xp.reshape(dvalue, (-1,))
     return xp.zeros_like(like) + (dvalue / total if reduction == "mean" else dvalue)
@@ -71,13 +64,16 @@ def _cross_entropy(
     class_weights: Array | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-) -> tuple[Array, Array, Array | float, Any]:
-    """Check and run `cross_entropy`: its value, the flat losses, what a mean divides by, what backward takes."""
+) -> tuple[Any, Array, Array, Array, Array | float, Any]:
+    """Check the arguments of `cross_entropy` and run the wing.
+
+    The namespace, the logits as read, the value, the flat losses, the divisor of a mean, and what backward takes.
+    """
     where = "cross_entropy"
-    _checks.given(where, logits=logits, labels=labels)
-    xp = _dispatch.namespace(where, logits=logits, labels=labels, mask=mask, class_weights=class_weights)
-    _checks.same_dtype(where, logits=logits, class_weights=class_weights)
-    _checks.integer(where, "labels", labels)
+    xp, logits, class_weights, labels, mask = _arrays.take(
+        where, {"logits": logits, "class_weights": class_weights}, {"labels": labels}, weights={"mask": mask},
+        needed=("logits", "labels"),
+    )  # fmt: skip
     _checks.choice(where, "reduction", reduction, _REDUCTIONS)
     if _checks.non_negative(where, "label_smoothing", label_smoothing) > 1.0:
         raise ValueError(f"{where}: label_smoothing is {label_smoothing!r}, expected a number in [0, 1]")
@@ -90,7 +86,7 @@ def _cross_entropy(
     if class_weights is not None:
         _checks.shape(where, "class_weights", class_weights, (V,), "(classes,)")
 
-    weights = _weights(where, xp, mask, logits.dtype)
+    weights = _weights(xp, mask, logits.dtype)
     flat = xp.reshape(labels, (-1,))
     losses, saved = _dispatch.wing(where, logits=logits).cross_entropy_forward(
         xp.reshape(logits, (-1, V)),
@@ -107,16 +103,15 @@ def _cross_entropy(
             of_labels = xp.take(class_weights, read)
             weights = of_labels if weights is None else weights * of_labels
         total = _total(xp, weights, math.prod(shape))
-    return _reduce(xp, reduction, losses, total, shape), losses, total, saved
+    return xp, logits, _reduce(xp, reduction, losses, total, shape), losses, total, saved
 
 
 def _cross_entropy_vjp(
     logits: Array, labels: Array, *, reduction: Reduction = "mean", **options: Any
 ) -> tuple[Array, Pullback]:
-    value, losses, total, saved = _cross_entropy(True, logits, labels, reduction=reduction, **options)
     where = "cross_entropy"
-    xp, wing = _dispatch.namespace(where, logits=logits), _dispatch.wing(where, logits=logits)
-    shape = logits.shape
+    xp, logits, value, losses, total, saved = _cross_entropy(True, logits, labels, reduction=reduction, **options)
+    wing, shape = _dispatch.wing(where, logits=logits), logits.shape
 
     def pullback(dvalue: Array | float | None) -> tuple[Array, dict[str, Array]]:
         if dvalue is None:
@@ -192,7 +187,7 @@ def cross_entropy(
     return _cross_entropy(
         False, logits, labels,
         mask=mask, class_weights=class_weights, label_smoothing=label_smoothing, reduction=reduction,
-    )[0]  # fmt: skip
+    )[2]  # fmt: skip
 
 
 _Forward = Callable[[Any, Array, Array], tuple[Array, Callable[[Array], Array]]]
@@ -203,19 +198,17 @@ def _elementwise(
     where: str, arrays: dict[str, Array], forward: _Forward, mask: Array | None, reduction: Reduction
 ) -> tuple[Array, Pullback]:
     """A loss of pairs of numbers and its pullback; ``arrays`` are the two arguments, by name."""
-    (first, y), (second, target) = arrays.items()
-    _checks.given(where, **arrays)
-    xp = _dispatch.namespace(where, **arrays, mask=mask)
-    _checks.same_dtype(where, **arrays)
+    first, second = arrays
+    xp, y, target, mask = _arrays.take(where, arrays, weights={"mask": mask}, needed=(first, second))
     _checks.choice(where, "reduction", reduction, _REDUCTIONS)
     shape = tuple(y.shape)
     _checks.shape(where, second, target, shape, f"the shape of {first}")
     if mask is not None:
         _checks.shape(where, "mask", mask, shape[: mask.ndim], f"the leading axes of {first}")
 
-    weights = _weights(where, xp, mask, y.dtype)
+    weights = _weights(xp, mask, y.dtype)
     if weights is not None:
-        trailing = math.prod(shape[mask.ndim :])  # type: ignore[union-attr]
+        trailing = math.prod(shape[mask.ndim :])
         weights = xp.reshape(xp.broadcast_to(xp.expand_dims(weights, axis=1), (weights.shape[0], trailing)), (-1,))
     losses, pull = forward(xp, xp.reshape(y, (-1,)), xp.reshape(target, (-1,)))
     if weights is not None:

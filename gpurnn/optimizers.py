@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import _checks, _dispatch
-from .gradients import check_gradients
+from . import _arrays, _checks, _dispatch
+from .gradients import take_gradients
 
 Array = Any
 
@@ -84,14 +84,15 @@ class Optimizer:
         """
         where = f"{type(self).__name__}.step"
         rate = _checks.non_negative(where, "lr", self.lr if lr is None else lr)
-        xp = check_gradients(where, params, grads)
+        xp, updated, grads = take_gradients(where, params, grads)
         for name, p in params.items():
             _checks.writable(where, f"params[{name!r}]", p)
+        grads = _arrays.apart(grads, params)
         if self._step:
             self._check_state(where, params)
         else:
             self._state = {
-                kind: {name: xp.full_like(p, self._initial(kind, rate)) for name, p in params.items()}
+                kind: {name: xp.full_like(p, self._initial(kind, rate)) for name, p in updated.items()}
                 for kind in self._kept()
             }
 
@@ -99,12 +100,14 @@ class Optimizer:
         decay = self._decoupled_decay(rate)
         self._update(
             _dispatch.wing(where, **{f"params[{name!r}]": p for name, p in params.items()}),
-            list(params.values()),
+            list(updated.values()),
             [grads[name] for name in params],
             {kind: [arrays[name] for name in params] for kind, arrays in self._state.items()},
             [decay * (1 - self.recurrent_weight_decay) if "weight_hh" in name else decay for name in params],
             rate,
         )
+        for name, p in params.items():
+            _arrays.write_back(updated[name], p)
 
     def _check_state(self, where: str, params: Mapping[str, Array]) -> None:
         for kind, arrays in self._state.items():
@@ -177,9 +180,7 @@ class Optimizer:
 
 
 def _copy(where: str, name: str, array: Array) -> Array:
-    if isinstance(array, np.ndarray):
-        return np.array(array, order="C")  # safetensors would write the memory of any other order
-    return _dispatch.namespace(where, **{name: array}).asarray(array, copy=True)
+    return _dispatch.namespace(where, **{name: array}).asarray(_arrays.contiguous(array), copy=True)
 
 
 def _pair(where: str, name: str, pair: Any, check: Callable[[str, str, float], float]) -> tuple[float, float]:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from . import _checks, _dispatch
+from . import _arrays, _checks, _dispatch
 from ._op import Pullback, differentiable
-from .functional import check_cotangent
 
 Array = Any
 
 
-def _check(
+def _take(
     where: str, arrays: dict[str, Any], num_heads: int, causal: bool, key_padding_mask: Array | None
-) -> tuple[Any, list[Array]]:
-    """Refuse arguments that do not fit each other; the namespace, and what is projected: query, keys, values."""
-    given = {name: arrays[name] for name in ("query", "in_proj_weight", "out_proj_weight")}
-    _checks.given(where, **given)
+) -> tuple[Any, dict[str, Any], Array | None]:
+    """The namespace and the arrays, ready to compute with; reject arguments that do not fit each other."""
+    xp, *taken, key_padding_mask = _arrays.take(
+        where, arrays, bools={"key_padding_mask": key_padding_mask},
+        needed=("query", "in_proj_weight", "out_proj_weight"),
+    )  # fmt: skip
+    arrays = dict(zip(arrays, taken, strict=True))
     query, keys, values = arrays["query"], arrays["keys"], arrays["values"]
     if keys is None and values is not None:
         raise TypeError(f"{where}: values is an array, expected None where keys is None")
-    xp = _dispatch.namespace(where, **arrays, key_padding_mask=key_padding_mask)
-    _checks.same_dtype(where, **arrays)
     _checks.ndim(where, "query", query, 3, "(T, B, E)")
     T, B, E = query.shape
     heads = _checks.integer_at_least(where, "num_heads", num_heads, 1)
@@ -44,11 +44,10 @@ def _check(
         if arrays[name] is not None:
             _checks.shape(where, name, arrays[name], shape, symbols)
     if key_padding_mask is not None:
-        _checks.boolean(where, "key_padding_mask", key_padding_mask)
         _checks.shape(where, "key_padding_mask", key_padding_mask, (B, S), "(B, S)")
     if causal and S < T:
         raise ValueError(f"{where}: keys has shape {tuple(keys.shape)}, expected S >= T = {T}, as causal is true")
-    return xp, [query, *(source for source in (keys, values) if source is not None)]
+    return xp, arrays, key_padding_mask
 
 
 def _exclude(xp: Any, scores: Array, excluded: Array) -> None:
@@ -74,12 +73,15 @@ def _multi_head_attention_vjp(
     causal: bool = False, key_padding_mask: Array | None = None,
 ) -> tuple[tuple[Array, Array], Pullback]:  # fmt: skip
     where = "multi_head_attention"
-    parameters = {
-        "in_proj_weight": in_proj_weight, "in_proj_bias": in_proj_bias,
+    given = {
+        "query": query, "keys": keys, "values": values, "in_proj_weight": in_proj_weight, "in_proj_bias": in_proj_bias,
         "out_proj_weight": out_proj_weight, "out_proj_bias": out_proj_bias,
     }  # fmt: skip
-    arrays = {"query": query, "keys": keys, "values": values, **parameters}
-    xp, sources = _check(where, arrays, num_heads, causal, key_padding_mask)
+    xp, arrays, key_padding_mask = _take(where, given, num_heads, causal, key_padding_mask)
+    query, keys, values, in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias = arrays.values()
+    # What is projected.
+    sources = [source for source in (query, keys, values) if source is not None]
+    trained = [name for name, p in list(arrays.items())[3:] if p is not None]
     device = _dispatch.device(query)
     T, B, E = query.shape
     S = sources[-1].shape[0]
@@ -140,8 +142,8 @@ def _multi_head_attention_vjp(
                 f"{where}: the pullback was given a {type(cotangents).__qualname__}, expected a pair (dy, dweights)"
             )
         dy, dweights = cotangents
-        check_cotangent(where, "y", dy, y)
-        check_cotangent(where, "weights", dweights, weights)
+        dy = _arrays.cotangent(where, "y", dy, y)
+        dweights = _arrays.cotangent(where, "weights", dweights, weights)
         dy = flat(xp.zeros_like(y) if dy is None else dy)
         gradients = {"out_proj_weight": xp.matmul(dy.T, together(context)), "out_proj_bias": xp.sum(dy, axis=0)}
         dcontext = by_head(xp.reshape(xp.matmul(dy, out_proj_weight), (T, B, E)))
@@ -171,7 +173,7 @@ def _multi_head_attention_vjp(
             dbiases.append(xp.sum(da, axis=0))
         gradients |= {"in_proj_weight": xp.concat(dprojections, axis=0), "in_proj_bias": xp.concat(dbiases, axis=0)}
         dquery, dkeys, dvalues = (*dsources, None, None)[:3]
-        return (dquery, dkeys, dvalues), {name: gradients[name] for name, p in parameters.items() if p is not None}
+        return (dquery, dkeys, dvalues), {name: gradients[name] for name in trained}
 
     return (y, weights), pullback
 

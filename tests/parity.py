@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -56,3 +57,62 @@ def _mapped(nested: Any, function: Any) -> Any:
     if hasattr(nested, "dtype") and not isinstance(nested, np.generic):
         return function(nested)
     return nested
+
+
+def _unaligned(a: np.ndarray) -> np.ndarray:
+    memory = np.zeros(a.nbytes + 1, np.uint8)[1:]
+    memory[...] = np.frombuffer(a.tobytes(), np.uint8)
+    return memory.view(a.dtype).reshape(a.shape)
+
+
+def _inside(a: np.ndarray) -> np.ndarray:
+    return np.pad(a, 1, mode="edge")[tuple(slice(1, -1) for _ in a.shape)]
+
+
+def _read_only(a: np.ndarray) -> np.ndarray:
+    copy = a.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+def _every_other(a: np.ndarray) -> np.ndarray:
+    return np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a
+
+
+def _backwards(a: np.ndarray) -> np.ndarray:
+    every = (slice(None, None, -1),) * a.ndim
+    return a[every].copy()[every]
+
+
+def _repeated(a: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(a[:1], a.shape) if a.ndim else a
+
+
+def _single(a: np.ndarray) -> np.ndarray:
+    """A new axis has stride 0, and one cut from a larger array the stride of that."""
+    for axis in range(a.ndim):
+        if a.shape[axis] == 1:
+            return np.expand_dims(np.squeeze(a, axis=axis), axis)
+    return a
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "fortran": lambda a: a.copy(order="F"),
+    "strided": _every_other,
+    "reversed": _backwards,
+    "inside": _inside,
+    "broadcast": _repeated,
+    "read-only": _read_only,
+    "unaligned": _unaligned,
+    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
+    "new axis": _single,
+}
+"""Ways to store the values of an array; "broadcast" keeps only those of the first row."""
+
+INTEGERS = [np.dtype(f"{order}{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8) for order in "<>"]
+"""Every integer dtype, in both byte orders."""
+
+
+def canonical(a: np.ndarray) -> np.ndarray:
+    """The same values in C order, in the machine's byte order."""
+    return np.array(a, a.dtype.newbyteorder("="), order="C")

@@ -726,15 +726,14 @@ DTYPES = {
         "complex64",
         "complex128",
         "object",
-        ">f8",
         "int64",
         "uint8",
         "bool",
         "<U3",
         "M8[s]",
     ],
-    "i": ["float32", "float64", "complex128", "object", ">i8", "bool", "<U3", "M8[s]"],
-    "b": ["int64", "uint8", "complex128", "object", "<U3"],
+    "i": ["float32", "float64", "complex128", "object", "bool", "<U3", "M8[s]"],
+    "b": ["float32", "complex128", "object", "<U3"],
 }
 """Wrong dtypes by the kind of the right one."""
 

@@ -457,8 +457,14 @@ def test_a_label_that_is_no_class(each_wing, labels, where):
         (np.zeros(()), LABELS, {}, ValueError, r"logits has shape \(\), expected \(..., classes\)"),
         (np.zeros((2, 0)), LABELS, {}, ValueError, r"logits has shape \(2, 0\), expected \(..., classes\)"),
         (X, LABELS, {"mask": np.ones(3, bool)}, ValueError, r"mask has shape \(3,\), expected .* = \(2,\)"),
-        (X, LABELS, {"mask": np.ones(2, int)}, TypeError, "mask has dtype int64, expected bool, or weights"),
-        (X, LABELS, {"mask": np.ones(2, "float32")}, TypeError, "mask has dtype float32, expected bool, or weights"),
+        (
+            X,
+            LABELS,
+            {"mask": np.array([1, 2])},
+            ValueError,
+            "mask holds 2, expected bools, or integers 0 and 1, or weights",
+        ),
+        (X, LABELS, {"mask": np.ones(2, "float32")}, TypeError, "mask has dtype float32, expected bool, or integers"),
         (
             X,
             LABELS,
@@ -488,7 +494,13 @@ def test_cross_entropy_refuses(logits, labels, options, error, message):
         (X, np.zeros((2, 1)), {}, ValueError, r"mse: target has shape \(2, 1\), expected the shape of y = \(2, 3\)"),
         (X, X, {"mask": np.ones(3, bool)}, ValueError, r"mse: mask has shape \(3,\), expected the leading axes of y"),
         (X, X, {"mask": np.ones((2, 3, 1), bool)}, ValueError, r"mse: mask has shape \(2, 3, 1\), expected"),
-        (X, X, {"mask": np.ones((2, 3), int)}, TypeError, "mse: mask has dtype int64, expected bool, or weights"),
+        (
+            X,
+            X,
+            {"mask": np.full((2, 3), -1)},
+            ValueError,
+            "mse: mask holds -1, expected bools, or integers 0 and 1, or weights",
+        ),
         (X, X, {"reduction": None}, ValueError, "mse: reduction is None, expected one of 'mean', 'sum', 'none'"),
     ],
 )
@@ -508,7 +520,7 @@ def test_mse_refuses(y, target, options, error, message):
         (huber, X, X, {"delta": math.nan}, ValueError, "huber: delta is nan, expected a positive number"),
         (smooth_l1, X, X, {"beta": -0.1}, ValueError, "smooth_l1: beta is -0.1, expected a number of at least 0"),
         (smooth_l1, X, X, {"beta": math.inf}, ValueError, "smooth_l1: beta is inf, expected a number of at least 0"),
-        (smooth_l1, X, X, {"mask": np.ones((2, 3), int)}, TypeError, "smooth_l1: mask has dtype int64, expected bool"),
+        (smooth_l1, X, X, {"mask": np.full((2, 3), 2)}, ValueError, "smooth_l1: mask holds 2, expected bools"),
         (
             binary_cross_entropy, X, LABELS, {}, TypeError,
             "binary_cross_entropy: target has dtype int64, expected float32 or float64",

@@ -269,7 +269,7 @@ def test_an_unstable_state_ends_with_its_sequence(each_wing, kind):
 def test_a_diagonal_layer_is_stable_whatever_it_is_trained_to(complex, dtype):
     layer = gpurnn.DiagonalStateSpace(1, 50, 1, complex=complex, radius=(0.5, 0.9), dtype=dtype, rng=3)
     xp = gpurnn._dispatch.namespace("test", x=layer.params["nu"])
-    a, _ = layer._transition(xp)
+    a, _ = layer._transition(xp, layer.params)
     assert (np.abs(a) >= 0.5).all()
     assert (np.abs(a) <= 0.9).all()
     assert np.ptp(np.abs(a)) > 0.2
@@ -278,7 +278,7 @@ def test_a_diagonal_layer_is_stable_whatever_it_is_trained_to(complex, dtype):
     x = normal(20, 1, 1).astype(dtype)
     for nu in (-1e6, -30.0, -17.0, -5.0, 0.0, 5.0, 90.0, 1e6):
         layer.params["nu"][...] = nu
-        a, _ = layer._transition(xp)
+        a, _ = layer._transition(xp, layer.params)
         assert (np.abs(a) < 1).all()
         if nu <= 0:
             np.testing.assert_allclose(np.abs(a), np.exp(-np.exp(nu)), rtol=8 * np.finfo(dtype).eps)
@@ -417,7 +417,7 @@ def test_layers_over_a_hundred_thousand_steps(each_wing, kind, dtype):
 def looped(layer, x, dy):
     """y, dx, the gradients of the parameters by name and the sizes of their terms, by a loop of products."""
     xp = gpurnn._dispatch.namespace("test", x=x)
-    a, _ = layer._transition(xp)
+    a, _ = layer._transition(xp, layer.params)
     p = layer.params
     B, C = (p[n] if n in p else p[f"{n}_real"] + 1j * p[f"{n}_imag"] for n in "BC")
     A = np.diag(a) if a.ndim == 1 else a

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _checks, _dispatch, functional, initializers, self_attention
+from .. import _arrays, _checks, _dispatch, functional, initializers, self_attention
 from .._op import Pullback
 from .._random import generator
 from .base import Array, Layer, parameter, parameter_dtype
@@ -182,9 +182,7 @@ class PositionalEncoding(Layer):
             x is no (T, B, E) array of float32 or float64.
         """
         where = "PositionalEncoding"
-        _checks.given(where, x=x)
-        xp = _dispatch.namespace(where, x=x)
-        _checks.floating(where, "x", x)
+        xp, x = _arrays.take(where, {"x": x}, needed=("x",))
         _checks.ndim(where, "x", x, 3, "(T, B, E)")
         T, _, E = x.shape
         device = _dispatch.device(x)
@@ -198,10 +196,11 @@ class PositionalEncoding(Layer):
 
     def vjp(self, x: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
         """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, {})``; ``rng`` is not used."""
-        y, xp = self(x), _dispatch.namespace("PositionalEncoding", x=x)
+        y = self(x)
+        xp = _dispatch.namespace("PositionalEncoding", y=y)
 
         def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
-            functional.check_cotangent("PositionalEncoding", "y", dy, y)
+            dy = _arrays.cotangent("PositionalEncoding", "y", dy, y)
             return xp.zeros_like(y) if dy is None else dy, {}
 
         return y, pullback
@@ -385,12 +384,12 @@ class TransformerBlock(Layer):
         The first four arguments are those of a call; without ``rng`` nothing is dropped.
         """
         where = "TransformerBlock"
-        xp = self._check(x, state, lengths, resets)
+        xp, x, lengths = self._take(x, state, lengths, resets)
         random = None if rng is None else generator(where, rng)
         exists = padding = None
         if lengths is not None:
             steps = xp.arange(x.shape[0], dtype=xp.int64, device=_dispatch.device(x))
-            exists = steps[:, None] < xp.astype(lengths, xp.int64)[None, :]
+            exists = steps[:, None] < lengths[None, :]
             padding = ~xp.permute_dims(exists, (1, 0))
 
         def existing(array: Array) -> Array:
@@ -415,7 +414,7 @@ class TransformerBlock(Layer):
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, None], dict[str, Array]]:
             dy, dstate = functional.cotangent_pair(where, cotangents)
-            functional.check_cotangent(where, "y", dy, y)
+            dy = _arrays.cotangent(where, "y", dy, y)
             if dstate is not None:
                 raise TypeError(
                     f"{where}: dstate is a {type(dstate).__qualname__}, expected None: a block has no state"
@@ -436,8 +435,8 @@ class TransformerBlock(Layer):
 
         return (y, None), pullback
 
-    def _check(self, x: Array, state: Any, lengths: Array | None, resets: Any) -> Any:
-        """Refuse arguments that a block cannot take; the namespace of the arrays."""
+    def _take(self, x: Array, state: Any, lengths: Array | None, resets: Any) -> tuple[Any, Array, Array | None]:
+        """The namespace, x and the lengths, ready to compute with; reject arguments that a block cannot take."""
         where = "TransformerBlock"
         for name, value in (("state", state), ("resets", resets)):
             if value is not None:
@@ -445,16 +444,14 @@ class TransformerBlock(Layer):
                     f"{where}: {name} is a {type(value).__qualname__}, expected None: a block has no state, it attends "
                     "to the steps of one call"
                 )
-        _checks.given(where, x=x)
         arrays = {"params": self.norm1.params["weight"], "x": x}
-        xp = _dispatch.namespace(where, **arrays, lengths=lengths)
-        _checks.same_dtype(where, **arrays)
+        xp, _, x, lengths = _arrays.take(where, arrays, {"lengths": lengths}, needed=("x",))
         _checks.ndim(where, "x", x, 3, "(T, B, features)")
         if x.shape[2] != self.features:
             raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected features = {self.features} at its end")
         functional.check_sequence(where, x, lengths, None)
         _dispatch.wing(where, x=x).check_lengths(where, lengths, x.shape[0])
-        return xp
+        return xp, x, lengths
 
     def _describe(self) -> str:
         told = [str(self.features), str(self.num_heads)]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _checks, _dispatch, functional, initializers
+from .. import _arrays, _checks, _dispatch, functional, initializers
 from .._op import Pullback
 from .._random import generator
 from .base import Array, Layer, parameter, parameter_dtype
@@ -252,7 +252,7 @@ class Decoder(Layer):
         state
             The stack's final state.
         """
-        xp = self._check(x, memory, lengths)
+        xp, x, memory, lengths = self._take(x, memory, lengths)
         if not self.stepwise:
             y, final = self.recurrent(x, state)
             if self.attention is None:
@@ -286,7 +286,7 @@ class Decoder(Layer):
             B, if there is neither memory nor state to read it from.
         """
         like = self.recurrent.params["weight_hh_l0"]
-        xp = _dispatch.namespace("Decoder", params=like, memory=memory, lengths=lengths)
+        xp, like, memory, lengths = _arrays.take("Decoder", {"params": like, "memory": memory}, {"lengths": lengths})
         self._check_memory(memory, lengths, None if memory is None else memory.shape[1:2])
         layers = self._unpacked(xp, state, batch if memory is None else memory.shape[1])
         B = layers[0][0].shape[0]
@@ -295,32 +295,42 @@ class Decoder(Layer):
         if memory is not None:
             if lengths is not None:
                 steps = xp.arange(memory.shape[0], dtype=xp.int64, device=_dispatch.device(memory))
-                exists = steps[:, None] < xp.astype(lengths, xp.int64)[None, :]
+                exists = steps[:, None] < lengths[None, :]
                 memory = xp.where(exists[:, :, None], memory, xp.zeros_like(memory))
-            keys = _product(xp, memory, self._own["weight_keys"]) if self.attention == "additive" else memory
+            keys = (
+                _product(xp, memory, _arrays.contiguous(self._own["weight_keys"]))
+                if self.attention == "additive"
+                else memory
+            )
         return Carried(layers, fed, memory, keys, lengths)
 
     def step(self, x: Array, carried: Carried) -> tuple[Array, Array | None, Carried]:
         """One step of x (B, input_size): the output (B, output_size), alpha (B, S) or None, and what comes next."""
-        like = self.recurrent.params["weight_ih_l0"]
-        _checks.given("Decoder", x=x)
-        xp = _dispatch.namespace("Decoder", params=like, x=x)
-        _checks.same_dtype("Decoder", params=like, x=x)
+        p = _arrays.parameters("Decoder", self.params)
+        xp, _, x = _arrays.take("Decoder", {"params": p["weight_ih_l0"], "x": x}, needed=("x",))
         B = carried.state[0][0].shape[0]
         _checks.shape("Decoder", "x", x, (B, self.input_size), "(B, input_size)")
-        own = xp.matmul(x, self.recurrent.params["weight_ih_l0"][:, : self.input_size].T)
-        output, weights, carried, _ = self._step(xp, x, own, carried, training=False)
+        own = xp.matmul(x, p["weight_ih_l0"][:, : self.input_size].T)
+        output, weights, carried, _ = self._step(xp, p, x, own, carried, training=False)
         return output, weights, carried
 
     def _step(
-        self, xp: Any, x: Array, own: Array, carried: Carried, *, training: bool, between: Sequence[Array] = ()
+        self,
+        xp: Any,
+        p: dict[str, Array],
+        x: Array,
+        own: Array,
+        carried: Carried,
+        *,
+        training: bool,
+        between: Sequence[Array] = (),
     ) -> tuple[Array, Array | None, Carried, _Kept | None]:
-        """A step given ``own``, W_xh x; also what its way back needs."""
-        wing, p = _dispatch.wing("Decoder", x=x), self.recurrent.params
+        """A step with the parameters p, given ``own``, W_xh x; also what its way back needs."""
+        wing = _dispatch.wing("Decoder", x=x)
         before, W_extra = carried.state[-1][0], p["weight_ih_l0"][:, self.input_size :]
         context = weights = attended = None
         if self.attention == "additive":
-            context, weights, attended = self._look(xp, wing, before, carried, training)
+            context, weights, attended = self._look(xp, p, wing, before, carried, training)
         extra = context if self.attention == "additive" else carried.fed
         entering = own if extra is None else own + xp.matmul(extra, W_extra.T)
         state, saved, inputs, h = [], [], [], before
@@ -344,20 +354,22 @@ class Decoder(Layer):
         elif self.attention == "additive":
             output = xp.concat([h, context, x], axis=1)
         else:
-            context, weights, attended = self._look(xp, wing, h, carried, training)
+            context, weights, attended = self._look(xp, p, wing, h, carried, training)
             joint = xp.concat([context, h], axis=1)
-            output = xp.tanh(xp.matmul(joint, self._own["weight_combine"].T))
+            output = xp.tanh(xp.matmul(joint, p["weight_combine"].T))
             fed = output if self.input_feeding else None
         kept = _Kept(before, extra, inputs, saved, attended, h, joint, output) if training else None
         return output, weights, replace(carried, state=tuple(state), fed=fed), kept
 
-    def _look(self, xp: Any, wing: Any, h: Array, carried: Carried, training: bool) -> tuple[Array, Array, Any]:
+    def _look(
+        self, xp: Any, p: dict[str, Array], wing: Any, h: Array, carried: Carried, training: bool
+    ) -> tuple[Array, Array, Any]:
         """The context and the weights of the state h (B, H)."""
         query, v = h, None
         if self.attention == "additive":
-            query, v = xp.matmul(h, self._own["weight_query"].T), self._own["v"]
+            query, v = xp.matmul(h, p["weight_query"].T), p["v"]
         elif self.attention == "general":
-            query = xp.matmul(h, self._own["weight"])
+            query = xp.matmul(h, p["weight"])
         context, weights, saved = wing.attention_forward(
             query[None, ...], carried.keys, carried.memory, v, lengths=carried.lengths, scale=1.0, training=training
         )
@@ -376,7 +388,7 @@ class Decoder(Layer):
         ``pullback((doutput, dweights, dstate))``, each of them None for zero, returns ``((dx, dmemory, dstate0),
         grads)``. With ``rng`` the stack drops between its layers.
         """
-        xp = self._check(x, memory, lengths)
+        xp, x, memory, lengths = self._take(x, memory, lengths)
         if self.stepwise:
             return self._vjp_of_steps(xp, x, memory, state, lengths, rng)
         (y, final), pull_recurrent = self.recurrent.vjp(x, state, rng=rng)
@@ -393,7 +405,7 @@ class Decoder(Layer):
                 djoint, dense = pull_dense(dy)
                 own["weight_combine"] = dense["weight"]
                 K = memory.shape[2]  # type: ignore[union-attr]
-                (dquery, dmemory, _), grads = pull_attention((_contiguous(xp, djoint[..., :K]), dweights))
+                (dquery, dmemory, _), grads = pull_attention((djoint[..., :K], dweights))
                 own |= grads
                 dy = dquery + djoint[..., K:]
             (dx, dstate0), grads = pull_recurrent((dy, dfinal))
@@ -406,7 +418,7 @@ class Decoder(Layer):
         self, xp: Any, x: Array, memory: Array | None, state: State, lengths: Array | None, rng: Any
     ) -> tuple[tuple[Array, Array, State], Pullback]:
         """`vjp` where the steps must be taken one after another."""
-        p, L, (T, B, I) = self.recurrent.params, self.recurrent.num_layers, x.shape
+        p, L, (T, B, I) = _arrays.parameters("Decoder", self.params), self.recurrent.num_layers, x.shape
         first = self.begin(memory, state, lengths)
         between: list[Array] = []
         if rng is not None and self.recurrent.dropout > 0 and L > 1:
@@ -418,7 +430,7 @@ class Decoder(Layer):
         tape: list[_Kept] = []
         for t in range(T):
             output, weights, carried, kept = self._step(
-                xp, x[t, ...], own[t, ...], carried, training=True, between=[mask[t, ...] for mask in between]
+                xp, p, x[t, ...], own[t, ...], carried, training=True, between=[mask[t, ...] for mask in between]
             )
             outputs.append(output)
             alignment.append(weights)
@@ -439,7 +451,7 @@ class Decoder(Layer):
             dattentionals: list[Array] = []
             for t in reversed(range(T)):
                 step = self._step_back(
-                    xp, tape[t], doutput[t, ...], None if dweights is None else dweights[t : t + 1, ...],
+                    xp, p, tape[t], doutput[t, ...], None if dweights is None else dweights[t : t + 1, ...],
                     dstate, dfed, [mask[t, ...] for mask in between],
                 )  # fmt: skip
                 dstate, dfed = step.state, step.extra if self.input_feeding else None
@@ -472,7 +484,7 @@ class Decoder(Layer):
                 S, _, K = dmemory.shape
                 flat = xp.reshape(dkeys, (S * B, dkeys.shape[2]))
                 grads["weight_keys"] = xp.matmul(flat.T, xp.reshape(first.memory, (S * B, K)))
-                dmemory = dmemory + _product(xp, dkeys, self._own["weight_keys"].T)
+                dmemory = dmemory + _product(xp, dkeys, p["weight_keys"].T)
             else:
                 dattentional = along(reversed(dattentionals))
                 grads["weight_combine"] = xp.matmul(dattentional.T, along(kept.joint for kept in tape))
@@ -486,6 +498,7 @@ class Decoder(Layer):
     def _step_back(
         self,
         xp: Any,
+        p: dict[str, Array],
         kept: _Kept,
         doutput: Array,
         dweights: Array | None,
@@ -494,7 +507,7 @@ class Decoder(Layer):
         between: Sequence[Array],
     ) -> _StepGradients:
         """The way back through `_step`."""
-        wing, p, H = _dispatch.wing("Decoder", h=kept.h), self.recurrent.params, self.recurrent.hidden_size
+        wing, H = _dispatch.wing("Decoder", h=kept.h), self.recurrent.hidden_size
         W_extra = p["weight_ih_l0"][:, self.input_size :]
         gates: list[Array] = []
         previous: list[tuple[Array, ...]] = []
@@ -504,9 +517,9 @@ class Decoder(Layer):
             dh = doutput[:, :H]
         else:
             dattentional = (doutput if dfed is None else doutput + dfed) * (1 - kept.output * kept.output)
-            djoint = xp.matmul(dattentional, self._own["weight_combine"])
-            dcontext = _contiguous(xp, djoint[:, :-H])
-            dlooking, *attended = self._look_back(xp, wing, kept.attended, dcontext, dweights)
+            djoint = xp.matmul(dattentional, p["weight_combine"])
+            dcontext = _arrays.contiguous(djoint[:, :-H])
+            dlooking, *attended = self._look_back(xp, p, wing, kept.attended, dcontext, dweights)
             dh = djoint[:, -H:] + dlooking
         for layer in reversed(range(self.recurrent.num_layers)):
             down, *others = dstate[layer]
@@ -522,13 +535,13 @@ class Decoder(Layer):
         dextra = xp.matmul(gates[0], W_extra)
         if self.attention == "additive":
             dcontext = dextra + doutput[:, H : -self.input_size]
-            dlooking, *attended = self._look_back(xp, wing, kept.attended, dcontext, dweights)
+            dlooking, *attended = self._look_back(xp, p, wing, kept.attended, dcontext, dweights)
             top, *others = previous[-1]
             previous[-1] = (top + dlooking, *others)
         return _StepGradients(tuple(previous), dextra, gates, hidden, dattentional, *attended)
 
     def _look_back(
-        self, xp: Any, wing: Any, attended: Any, dcontext: Array, dweights: Array | None
+        self, xp: Any, p: dict[str, Array], wing: Any, attended: Any, dcontext: Array, dweights: Array | None
     ) -> tuple[Array, Array, Array, Array, Array | None]:
         """The gradients of h, query, keys, memory and v of `_look`."""
         dquery, dkeys, dmemory, dv = wing.attention_backward(attended, dcontext[None, ...], dweights)
@@ -536,7 +549,7 @@ class Decoder(Layer):
         if self.attention == "dot":
             return dquery, dquery, dkeys, dmemory, None
         additive = self.attention == "additive"
-        W = self._own["weight_query"] if additive else self._own["weight"].T
+        W = p["weight_query"] if additive else p["weight"].T
         return xp.matmul(dquery, W), dquery, dkeys, dmemory, dv if additive else None
 
     def _score(self) -> dict[str, Any]:
@@ -549,24 +562,27 @@ class Decoder(Layer):
                 f"Decoder: the pullback was given a {type(cotangents).__qualname__}, expected a triple (doutput, "
                 "dweights, dstate)"
             )
-        functional.check_cotangent("Decoder", "output", cotangents[0], output)
+        doutput, dweights, dstate = cotangents
         if weights is not None:
-            functional.check_cotangent("Decoder", "weights", cotangents[1], weights)
-        return cotangents[0], cotangents[1], cotangents[2]
+            dweights = _arrays.cotangent("Decoder", "weights", dweights, weights)
+        return _arrays.cotangent("Decoder", "output", doutput, output), dweights, dstate
 
-    def _check(self, x: Array, memory: Array | None, lengths: Array | None) -> Any:
+    def _take(
+        self, x: Array, memory: Array | None, lengths: Array | None
+    ) -> tuple[Any, Array, Array | None, Array | None]:
+        """The namespace and the arrays, ready to compute with; reject what does not fit."""
         where = "Decoder"
-        _checks.given(where, x=x)
         weight = self.recurrent.params["weight_ih_l0"]
-        xp = _dispatch.namespace(where, params=weight, x=x, memory=memory, lengths=lengths)
-        _checks.same_dtype(where, params=weight, x=x)
+        xp, _, x, memory, lengths = _arrays.take(
+            where, {"params": weight, "x": x, "memory": memory}, {"lengths": lengths}, needed=("x",)
+        )
         _checks.ndim(where, "x", x, 3, "(T, B, input_size)")
         if x.shape[2] != self.input_size or x.shape[0] == 0:
             raise ValueError(
                 f"{where}: x has shape {tuple(x.shape)}, expected at least one step of input_size = {self.input_size}"
             )
         self._check_memory(memory, lengths, x.shape[1:2])
-        return xp
+        return xp, x, memory, lengths
 
     def _check_memory(self, memory: Array | None, lengths: Array | None, batch: tuple[int, ...] | None) -> None:
         """Refuse a memory, or lengths of it, that are not for this decoder and a ``batch`` of (B,) rows."""
@@ -579,7 +595,6 @@ class Decoder(Layer):
         _checks.given(where, memory=memory)
         assert memory is not None
         assert batch is not None
-        _checks.same_dtype(where, params=self.recurrent.params["weight_ih_l0"], memory=memory)
         K = self._own["weight_keys" if self.attention == "additive" else "weight_combine"].shape[1]
         K -= 0 if self.attention == "additive" else self.recurrent.hidden_size
         _checks.ndim(where, "memory", memory, 3, "(S, B, memory_size)")
@@ -588,23 +603,21 @@ class Decoder(Layer):
                 f"{where}: memory has shape {tuple(memory.shape)}, expected (S, B, memory_size) = (S, {batch[0]}, {K})"
             )
         if lengths is not None:
-            _checks.integer(where, "lengths", lengths)
             _checks.shape(where, "lengths", lengths, batch, "(B,)")
 
     def _unpacked(self, xp: Any, state: State, batch: int | None) -> tuple[tuple[Array, ...], ...]:
         """The state (L, B, H), or a pair of such, by layers; zero where there is None."""
         cell, L, H = self.recurrent.cell, self.recurrent.num_layers, self.recurrent.hidden_size
-        arrays = functional.unpack_state("Decoder", cell, "state", state)
-        like = self.recurrent.params["weight_hh_l0"]
-        for name, array in arrays.items():
+        arrays: dict[str, Any] = functional.unpack_state("Decoder", cell, "state", state)
+        _, like, *given = _arrays.take("Decoder", {"params": self.recurrent.params["weight_hh_l0"], **arrays})
+        for name, array in zip(arrays, given, strict=True):
             if array is not None:
                 _checks.ndim("Decoder", name, array, 3, "(num_layers, B, hidden_size)")
                 batch = int(array.shape[1]) if batch is None else batch
                 _checks.shape("Decoder", name, array, (L, batch, H), "(num_layers, B, hidden_size)")
-                _checks.same_dtype("Decoder", params=like, **{name: array})
         if batch is None:
             raise ValueError("Decoder: state is None and so is memory, expected one of them or batch")
-        whole = [_dispatch.zeros(xp, (L, batch, H), like) if a is None else a for a in arrays.values()]
+        whole = [_dispatch.zeros(xp, (L, batch, H), like) if a is None else a for a in given]
         return tuple(tuple(a[layer, ...] for a in whole) for layer in range(L))
 
     def _packed(self, xp: Any, state: tuple[tuple[Array, ...], ...]) -> State:
@@ -622,10 +635,6 @@ class Decoder(Layer):
 def _product(xp: Any, x: Array, weight: Array) -> Array:
     """x (T, B, n) times the transpose of a weight (m, n)."""
     return xp.reshape(xp.matmul(xp.reshape(x, (-1, x.shape[2])), weight.T), (*x.shape[:2], weight.shape[0]))
-
-
-def _contiguous(xp: Any, x: Array) -> Array:
-    return xp.asarray(x, copy=True)
 
 
 def _add(sums: dict[str, Array], name: str, value: Array) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import _checks, _dispatch, functional
+from .. import _arrays, _checks, _dispatch, functional
 from .._op import Pullback
 from .base import Array, Layer
 
@@ -32,19 +32,18 @@ class Dropout(Layer):
 
     def __call__(self, x: Array) -> Array:
         """x itself."""
-        _checks.given("Dropout", x=x)
-        _dispatch.namespace("Dropout", x=x)
-        _checks.floating("Dropout", "x", x)
+        _, x = _arrays.take("Dropout", {"x": x}, needed=("x",))
         return x
 
     def vjp(self, x: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
         """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, {})``; without ``rng`` y is x."""
         if rng is not None and self.rate > 0:
             return functional.dropout.vjp(x, self.rate, rng)
-        y, xp = self(x), _dispatch.namespace("Dropout", x=x)
+        y = self(x)
+        xp = _dispatch.namespace("Dropout", y=y)
 
         def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
-            functional.check_cotangent("Dropout", "y", dy, y)
+            dy = _arrays.cotangent("Dropout", "y", dy, y)
             return xp.zeros_like(y) if dy is None else dy, {}
 
         return y, pullback

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _checks, _dispatch, cells, initializers
+from .. import _arrays, _checks, _dispatch, cells, initializers
 from .._op import Pullback
 from .._random import generator, philox_seed
 from ..functional import check_cotangents, check_sequence, dropout_mask, pack_state, unpack_state
@@ -207,42 +207,44 @@ class Recurrent(Layer):
     ) -> tuple[Array, State, Any]:
         where = type(self).__name__
         states = unpack_state(where, self.cell, "state", state)
-        parameter = self.params["weight_ih_l0"]
-        arrays = {"params": parameter, "x": x, **states}
-        _checks.given(where, x=x)
-        xp = _dispatch.namespace(where, **arrays, lengths=lengths, resets=resets)
+        params = _arrays.parameters(where, self.params)
+        xp, _, x, *given, lengths, resets = _arrays.take(
+            where, {"params": params["weight_ih_l0"], "x": x, **states}, {"lengths": lengths}, {"resets": resets},
+            needed=("x",),
+        )  # fmt: skip
         wing = _dispatch.wing(where, x=x)
-        _checks.same_dtype(where, **arrays)
         _checks.ndim(where, "x", x, 3, "(B, T, input_size)" if self.batch_first else "(T, B, input_size)")
         if x.shape[2] != self.input_size:
             raise ValueError(
                 f"{where}: x has shape {tuple(x.shape)}, expected input_size = {self.input_size} at its end"
             )
         if self.batch_first:
-            x = xp.permute_dims(x, (1, 0, 2))
+            x = _arrays.contiguous(xp.permute_dims(x, (1, 0, 2)))
             if resets is not None:
                 _checks.shape(where, "resets", resets, (x.shape[1], x.shape[0]), "(B, T)")
-                resets = xp.permute_dims(resets, (1, 0))
+                resets = _arrays.contiguous(xp.permute_dims(resets, (1, 0)))
         check_sequence(where, x, lengths, resets)
         D, T, B, H = self.num_directions, x.shape[0], x.shape[1], self.hidden_size
         expected = (self.num_layers * D, B, H)
-        for name, array in states.items():
+        for name, array in zip(states, given, strict=True):
             if array is not None:
                 _checks.shape(where, name, array, expected, "(num_layers*D, B, hidden_size)")
-        initial = [_dispatch.zeros(xp, expected, x) if s is None else s for s in states.values()]
+        initial = [_dispatch.zeros(xp, expected, x) if s is None else s for s in given]
         segments = self._segments(wing, T, B, checkpoint_every, state_after)
         recompute = checkpoint_every is not None and len(segments) > 1
         if len(segments) > 1:
             wing.check_lengths(self.cell.name, lengths, T)  # no segment could
 
         random = None if rng is None else generator(where, rng)
-        weights = [self._weights(layer, x, (D, B, H), random, copied=recompute) for layer in range(self.num_layers)]
+        weights = [
+            self._weights(params, layer, x, (D, B, H), random, copied=recompute) for layer in range(self.num_layers)
+        ]
 
         def run(segment: range, entering: States, training: bool) -> tuple[Array, States, Any]:
             """All layers over a segment."""
             some, own_lengths = slice(segment.start, segment.stop), None
             if lengths is not None:
-                own_lengths = xp.clip(xp.astype(lengths, xp.int64) - segment.start, 0, len(segment))
+                own_lengths = xp.clip(lengths - segment.start, 0, len(segment))
             own_resets = None if resets is None else resets[some, :]
             return self._stack(wing, weights, x[some, ...], entering, own_lengths, own_resets, segment.start, training)
 
@@ -265,13 +267,13 @@ class Recurrent(Layer):
                 if segment.stop == reached:
                     handed = current
         final_state = self._pack(xp, handed)
-        output = xp.permute_dims(y, (1, 0, 2)) if self.batch_first else y
+        output = _arrays.contiguous(xp.permute_dims(y, (1, 0, 2))) if self.batch_first else y
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
-            dy, given = check_cotangents(where, self.cell, cotangents, output, final_state)
+            dy, dfinal = check_cotangents(where, self.cell, cotangents, output, final_state)
             if self.batch_first and dy is not None:
-                dy = xp.permute_dims(dy, (1, 0, 2))
-            dhanded = self._by_layer(given)
+                dy = _arrays.contiguous(xp.permute_dims(dy, (1, 0, 2)))
+            dhanded = self._by_layer(dfinal)
             dcurrent: States
             dweights: list[Any] = [None] * self.num_layers
             if len(segments) == 1 and reached == T:
@@ -289,7 +291,7 @@ class Recurrent(Layer):
                 if reached == 0 < T:
                     dcurrent = _added(dcurrent, dhanded)
             if self.batch_first:
-                dx = xp.permute_dims(dx, (1, 0, 2))
+                dx = _arrays.contiguous(xp.permute_dims(dx, (1, 0, 2)))
             gradients = {}
             for layer, found in zip(weights, dweights, strict=True):
                 flat = [gradient for direction in found for gradient in direction]
@@ -345,12 +347,18 @@ class Recurrent(Layer):
         return pack_state(self.cell, tuple(xp.concat(parts, axis=0) for parts in zip(*states, strict=True)))
 
     def _weights(
-        self, layer: int, x: Array, mask_shape: tuple[int, ...], rng: np.random.Generator | None, copied: bool
+        self,
+        params: dict[str, Array],
+        layer: int,
+        x: Array,
+        mask_shape: tuple[int, ...],
+        rng: np.random.Generator | None,
+        copied: bool,
     ) -> _Weights:
         """A layer's weights with the dropouts that are drawn once for all steps."""
         suffixes = self._suffixes(layer)
         names = [f"{name}{suffix}" for suffix in suffixes for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        values: dict[str, Any] = {name: self.params.get(name) for name in names}
+        values: dict[str, Any] = {name: params.get(name) for name in names}
         if copied:  # what the caller does to the parameters must not reach what is computed anew
             xp = _dispatch.namespace(type(self).__name__, x=x)
             values = {name: None if p is None else xp.asarray(p, copy=True) for name, p in values.items()}
@@ -427,7 +435,7 @@ class Recurrent(Layer):
         if skip:
             if lengths is not None:
                 steps = xp.arange(x.shape[0], dtype=xp.int64, device=_dispatch.device(x))
-                exists = (steps[:, None] < xp.astype(lengths, xp.int64)[None, :])[:, :, None]
+                exists = (steps[:, None] < lengths[None, :])[:, :, None]
             y = y + _where_exists(xp, exists, x)
 
         def pull(

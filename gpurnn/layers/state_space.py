@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import _checks, _dispatch, initializers
+from .. import _arrays, _checks, _dispatch, initializers
 from .._op import Pullback, differentiable
 from .._random import generator
-from ..functional import check_cotangent, check_sequence, cotangent_pair, linear_scan
+from ..functional import check_sequence, cotangent_pair, linear_scan
 from .base import Array, Layer, parameter, parameter_dtype
 
 OutputState = Literal["after", "before"]
@@ -133,7 +133,7 @@ def _zero_where(xp: Any, condition: Array | None, z: Array) -> Array:
     return z if condition is None else xp.where(condition, xp.zeros_like(z), z)
 
 
-def _check_ssm(
+def _take_ssm(
     where: str,
     x: Array,
     A: Array,
@@ -144,13 +144,13 @@ def _check_ssm(
     output_state: str,
     lengths: Array | None,
     resets: Array | None,
-) -> Any:
-    """Refuse what does not fit; the namespace of the arrays."""
+) -> tuple[Any, ...]:
+    """The namespace and the arrays, ready to compute with; reject what does not fit."""
     _checks.given(where, x=x, A=A, B=B, C=C)
-    xp = _dispatch.namespace(where, x=x, A=A, B=B, C=C, D=D, state=state, lengths=lengths, resets=resets)
+    _dispatch.namespace(where, x=x, A=A, B=B, C=C, D=D, state=state, lengths=lengths, resets=resets)
     _checks.choice(where, "output_state", output_state, _OUTPUT_STATES)
-    _checks.same_dtype(where, x=x, D=D)
-    _checks.same_dtype(where, _checks.INEXACT, A=A, B=B, C=C, state=state)
+    xp, x, D, lengths, resets = _arrays.take(where, {"x": x, "D": D}, {"lengths": lengths}, {"resets": resets})
+    _, A, B, C, state = _arrays.take(where, {"A": A, "B": B, "C": C, "state": state}, dtypes=_checks.INEXACT)
     real = _checks.dtype_name(xp.real(A)) if _is_complex(A) else _checks.dtype_name(A)
     if real != _checks.dtype_name(x):
         raise TypeError(
@@ -178,7 +178,7 @@ def _check_ssm(
         held = _dispatch.to_numpy(lengths)
         if held.min() < 0 or held.max() > x.shape[0]:
             raise ValueError(f"{where}: lengths holds {held.min()} ... {held.max()}, expected 0 ... T = {x.shape[0]}")
-    return xp
+    return xp, x, A, B, C, D, state, lengths, resets
 
 
 def _ssm(
@@ -196,13 +196,13 @@ def _ssm(
     resets: Array | None = None,
 ) -> tuple[tuple[Array, Array], Any]:
     """Check the arguments and compute `ssm`; for training also its pullback."""
-    xp = _check_ssm(where, x, A, B, C, D, state, output_state, lengths, resets)
+    xp, x, A, B, C, D, state, lengths, resets = _take_ssm(where, x, A, B, C, D, state, output_state, lengths, resets)
     T, rows, N = x.shape[0], x.shape[1], A.shape[0]
     h0 = _dispatch.zeros(xp, (rows, N), A) if state is None else state
     time = xp.reshape(xp.arange(T, dtype=xp.int64, device=_dispatch.device(x)), (T, 1, 1))
     past = ends = cut = None
     if lengths is not None:
-        steps = xp.reshape(xp.astype(lengths, xp.int64), (1, rows, 1))
+        steps = xp.reshape(lengths, (1, rows, 1))
         past, ends = time >= steps, time == steps - 1
         x = _zero_where(xp, past, x)
     if resets is not None:
@@ -234,8 +234,7 @@ def _ssm(
 
     def pullback(cotangents: Any) -> tuple[tuple[Array, Array], dict[str, Array]]:
         dy, dstate = cotangent_pair(where, cotangents)
-        check_cotangent(where, "y", dy, y)
-        check_cotangent(where, "state", dstate, final)
+        dy, dstate = _arrays.cotangent(where, "y", dy, y), _arrays.cotangent(where, "state", dstate, final)
         dy = xp.zeros_like(y) if dy is None else _zero_where(xp, past, dy)
         dfinal = xp.zeros_like(h0) if dstate is None else dstate
         dread = _zero_where(
@@ -256,7 +255,8 @@ def _ssm(
         db_pair = _real_pair(xp, db)
         dx = _product(xp, db_pair, xp.matrix_transpose(B_pair))
         grads = {"A": dA}
-        grads["B"] = xp.matrix_transpose(_from_real_pair(xp, _weight_gradient(xp, x, db_pair), A.dtype))
+        dB = xp.matrix_transpose(_from_real_pair(xp, _weight_gradient(xp, x, db_pair), A.dtype))
+        grads["B"] = _arrays.contiguous(dB)
         dC = _from_real_pair(xp, _weight_gradient(xp, dy, read_pair), A.dtype)
         grads["C"] = xp.conj(dC) if _is_complex(dC) else dC
         if D is not None:
@@ -383,7 +383,7 @@ class _StateSpace(Layer):
         if feedthrough:
             self.params["D"] = parameter((O, I), dtype, initial_feedthrough)
 
-    def _transition(self, xp: Any) -> tuple[Array, Any]:
+    def _transition(self, xp: Any, params: dict[str, Array]) -> tuple[Array, Any]:
         """A, and a function from its gradient to those of the parameters that it is made from."""
         raise NotImplementedError
 
@@ -435,40 +435,39 @@ class _StateSpace(Layer):
         self, x: Array, state: Any, lengths: Array | None, resets: Array | None, *, training: bool
     ) -> tuple[tuple[Array, Any], Any]:
         where = type(self).__name__
-        _checks.given(where, x=x)
-        parts = self._parts("state", state)
-        arrays: dict[str, Any] = {"params": next(iter(self.params.values())), "x": x, **parts}
-        xp = _dispatch.namespace(where, **arrays, lengths=lengths, resets=resets)
-        _checks.same_dtype(where, **arrays)
+        parts, params = self._parts("state", state), _arrays.parameters(where, self.params)
+        xp, _, x, *given, lengths, resets = _arrays.take(
+            where, {"params": next(iter(params.values())), "x": x, **parts}, {"lengths": lengths}, {"resets": resets},
+            needed=("x",),
+        )  # fmt: skip
+        parts = dict(zip(parts, given, strict=True))
         _checks.ndim(where, "x", x, 3, "(T, B, input_size)")
         if x.shape[2] != self.input_size:
             raise ValueError(
                 f"{where}: x has shape {tuple(x.shape)}, expected input_size = {self.input_size} at its end"
             )
         shape = (1, x.shape[1], self.state_size)
-        A, pull_transition = self._transition(xp)
+        A, pull_transition = self._transition(xp, params)
         B, C = (
-            self._joined(xp, self.params[f"{name}_real"], self.params[f"{name}_imag"])
-            if self.complex
-            else self.params[name]
+            self._joined(xp, params[f"{name}_real"], params[f"{name}_imag"]) if self.complex else params[name]
             for name in "BC"
         )
         (y, final), pull = _ssm(
-            where, training, x, A, B, C, self.params.get("D"), self._inner_state(xp, parts, shape, x),
+            where, training, x, A, B, C, params.get("D"), self._inner_state(xp, parts, shape, x),
             output_state=self.output_state, lengths=lengths, resets=resets,
         )  # fmt: skip
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, Any], dict[str, Array]]:
             dy, dstate = cotangent_pair(where, cotangents)
             dparts = self._parts("dstate", dstate)
-            given: dict[str, Any] = {"y": y, **dparts}
-            _dispatch.namespace(where, **given)
-            _checks.same_dtype(where, **given)
+            _, _, *given = _arrays.take(where, {"y": y, **dparts})
+            dparts = dict(zip(dparts, given, strict=True))
             (dx, dstate0), found = pull((dy, self._inner_state(xp, dparts, shape, x)))
             grads = pull_transition(found.pop("A"))
             for name, gradient in found.items():
                 if name != "D" and self.complex:
-                    grads |= {f"{name}_real": xp.real(gradient), f"{name}_imag": xp.imag(gradient)}
+                    grads[f"{name}_real"] = _arrays.contiguous(xp.real(gradient))
+                    grads[f"{name}_imag"] = _arrays.contiguous(xp.imag(gradient))
                 else:
                     grads[name] = gradient
             return (dx, self._outer_state(xp, dstate0)), {name: grads[name] for name in self.params}
@@ -509,7 +508,9 @@ class _StateSpace(Layer):
     def _outer_state(self, xp: Any, state: Array) -> Any:
         """The reverse of `_inner_state`."""
         outer = xp.expand_dims(state, axis=0)
-        return (xp.real(outer), xp.imag(outer)) if self.complex else outer
+        if not self.complex:
+            return outer
+        return _arrays.contiguous(xp.real(outer)), _arrays.contiguous(xp.imag(outer))
 
     def _options(self) -> dict[str, tuple[Any, Any]]:
         """The class's own options as (value, default), for the repr."""
@@ -591,8 +592,8 @@ class StateSpace(_StateSpace):
         scale = math.sqrt(1 - radius**2) if radius < 1 else 1.0
         self._initialise(kind, random, lambda: scale, feedthrough)
 
-    def _transition(self, xp: Any) -> tuple[Array, Any]:
-        return self.params["A"], lambda dA: {"A": dA}
+    def _transition(self, xp: Any, params: dict[str, Array]) -> tuple[Array, Any]:
+        return params["A"], lambda dA: {"A": dA}
 
 
 class DiagonalStateSpace(_StateSpace):
@@ -691,13 +692,13 @@ class DiagonalStateSpace(_StateSpace):
             self.params["theta"] = parameter(shape, kind, lambda: random.uniform(0, max_phase, shape).astype(kind))
         self._initialise(kind, random, lambda: np.sqrt(1 - squares()), feedthrough)
 
-    def _transition(self, xp: Any) -> tuple[Array, Any]:
+    def _transition(self, xp: Any, params: dict[str, Array]) -> tuple[Array, Any]:
         # Beyond, where exp(-exp(nu)) is 1 or 0 to rounding, |a| would be 1, or its gradient infinity times zero.
-        rate = xp.exp(xp.clip(self.params["nu"], None, 80.0))
+        rate = xp.exp(xp.clip(params["nu"], None, 80.0))
         radius = xp.clip(xp.exp(-rate), None, 1 - 4 * float(xp.finfo(rate.dtype).eps))
         if not self.complex:
             return radius, lambda da: {"nu": -da * rate * radius}
-        theta = self.params["theta"]
+        theta = params["theta"]
         real, imag = radius * xp.cos(theta), radius * xp.sin(theta)
 
         def pull(da: Array) -> dict[str, Array]:

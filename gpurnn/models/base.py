@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _checks, _dispatch, layers
+from .. import _arrays, _checks, _dispatch, layers
 from ..layers.base import Array, Layer, uninitialised
 from . import files
 
@@ -307,6 +307,6 @@ def existing(tokens: Array, lengths: Array | None) -> Array | None:
     """(T, B) bools, True at the steps that exist; None if all do. ``tokens`` is (T, B, ...)."""
     if lengths is None:
         return None
-    xp = _dispatch.namespace("Model", tokens=tokens, lengths=lengths)
-    steps = xp.arange(tokens.shape[0], dtype=lengths.dtype, device=_dispatch.device(tokens))
+    xp, lengths = _arrays.take("Model", integers={"lengths": lengths})
+    steps = xp.arange(tokens.shape[0], dtype=xp.int64, device=_dispatch.device(tokens))
     return steps[:, None] < lengths[None, :]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _checks, _dispatch, functional, layers, losses
+from .. import _arrays, _checks, _dispatch, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
@@ -216,7 +216,7 @@ class EncoderDecoder(Model):
         weights : (T, B, S) array or None
             alpha: where the decoder looked. None without attention.
         """
-        self._check_pair(source, "previous", previous)
+        source, previous = self._take_pair(source, "previous", previous)
         outputs, weights = self._decode(source, previous, lengths)
         return self.output(outputs), weights
 
@@ -238,7 +238,7 @@ class EncoderDecoder(Model):
         With ``rng`` dropout acts; without it these are the gradients of evaluation mode.
         """
         where = "EncoderDecoder"
-        self._check_pair(source, "previous", previous)
+        source, previous = self._take_pair(source, "previous", previous)
         random = None if rng is None else generator(where, rng)
         x, pull_source = self.source.vjp(source)
         x, pull_dropped_source = self._dropped.vjp(x, random)
@@ -255,7 +255,7 @@ class EncoderDecoder(Model):
 
         def pullback(cotangents: Any) -> tuple[None, dict[str, Array]]:
             dlogits, dweights = functional.cotangent_pair(where, cotangents)
-            functional.check_cotangent(where, "logits", dlogits, logits)
+            dlogits = _arrays.cotangent(where, "logits", dlogits, logits)
             grads: dict[str, dict[str, Array]] = {}
             dread, grads["output"] = pull_output(dlogits)
             dread, _ = pull_dropped_read(dread)
@@ -275,7 +275,7 @@ class EncoderDecoder(Model):
 
     def _encode(self, source: Array, lengths: Array | None) -> tuple[Array | None, State]:
         """What the decoder looks at, None without attention, and its initial state."""
-        self._check_tokens("source", source)
+        source = self._take_tokens("source", source)
         memory, final = self.encoder(self.source(source), None, lengths)
         return memory if self._looks else None, self._bridge(final)[0]
 
@@ -304,23 +304,24 @@ class EncoderDecoder(Model):
 
         return functional.pack_state(cell, tuple(split(made, L))), pullback
 
-    def _check_tokens(self, name: str, tokens: Array) -> None:
+    def _take_tokens(self, name: str, tokens: Array) -> Array:
+        """Tokens, ready to compute with."""
         where = "EncoderDecoder"
-        _checks.given(where, **{name: tokens})
-        _dispatch.namespace(where, params=self.output.params["weight"], **{name: tokens})
-        _checks.integer(where, name, tokens)
+        _, _, tokens = _arrays.take(where, {"params": self.output.params["weight"]}, {name: tokens}, needed=(name,))
         _checks.ndim(where, name, tokens, 2, "(S, B)" if name == "source" else "(T, B)")
         if tokens.shape[0] == 0:
             raise ValueError(f"{where}: {name} has shape {tuple(tokens.shape)}, expected at least one step")
+        return tokens
 
-    def _check_pair(self, source: Array, name: str, tokens: Array) -> None:
-        self._check_tokens("source", source)
-        self._check_tokens(name, tokens)
+    def _take_pair(self, source: Array, name: str, tokens: Array) -> tuple[Array, Array]:
+        """Sources and target tokens, ready to compute with; reject what does not fit each other."""
+        source, tokens = self._take_tokens("source", source), self._take_tokens(name, tokens)
         if tokens.shape[1] != source.shape[1]:
             raise ValueError(
                 f"EncoderDecoder: {name} has shape {tuple(tokens.shape)}, expected (T, B) with the B = "
                 f"{source.shape[1]} of source"
             )
+        return source, tokens
 
     # ---- Losses ------------------------------------------------------------------------------------------------------
 
@@ -397,7 +398,7 @@ class EncoderDecoder(Model):
 
         def pullback(dlog_probs: Array) -> tuple[None, dict[str, Array]]:
             _checks.given("EncoderDecoder", dlog_probs=dlog_probs)
-            functional.check_cotangent("EncoderDecoder", "log_probs", dlog_probs, likely)
+            dlog_probs = _arrays.cotangent("EncoderDecoder", "log_probs", dlog_probs, likely)
             dlogits, _ = pull_nats(xp.zeros_like(nats) - dlog_probs[None, :])
             _, grads = pull((dlogits, None))
             return None, grads
@@ -411,10 +412,10 @@ class EncoderDecoder(Model):
                 f"EncoderDecoder: targets is a {type(targets).__qualname__}, expected a pair (tokens, lengths)"
             )
         tokens, lengths = targets
-        self._check_pair(source, "targets", tokens)
-        _checks.given("EncoderDecoder", target_lengths=lengths)
-        _dispatch.namespace("EncoderDecoder", targets=tokens, target_lengths=lengths)
-        _checks.integer("EncoderDecoder", "target_lengths", lengths)
+        _, tokens = self._take_pair(source, "targets", tokens)
+        _, _, lengths = _arrays.take(
+            "EncoderDecoder", integers={"targets": tokens, "target_lengths": lengths}, needed=("target_lengths",)
+        )
         _checks.shape("EncoderDecoder", "target_lengths", lengths, (tokens.shape[1],), "(B,)")
         _dispatch.wing("EncoderDecoder", targets=tokens).check_lengths(
             "EncoderDecoder.targets", lengths, tokens.shape[0]
@@ -444,7 +445,7 @@ class EncoderDecoder(Model):
         read = [target[0, ...]]
         for t in range(1, tokens.shape[0]):
             output, _, carried = self.decoder.step(self.target(read[-1][None, ...])[0, ...], carried)
-            own = xp.astype(xp.argmax(self.output(output), axis=-1), tokens.dtype)
+            own = xp.astype(xp.argmax(self.output(output), axis=-1), xp.int64)
             if rng is not None and share > 0.0:
                 keep = _dispatch.from_numpy(xp, rng.random(tokens.shape[1]) < share)
                 own = xp.where(keep, target[t, ...], own)
@@ -455,10 +456,10 @@ class EncoderDecoder(Model):
 
     def _steps(self, where: str, source: Array, lengths: Array | None) -> tuple[decoding.Step, Carried]:
         """The model as decoding takes it, and the state to begin with."""
-        self._check_tokens("source", source)
+        source = self._take_tokens("source", source)
         check_numbers(where, "source", source, self.source.num_embeddings, IndexError)
         if lengths is not None:
-            _checks.integer(where, "lengths", lengths)
+            _, _, lengths = _arrays.take(where, integers={"source": source, "lengths": lengths})
             _checks.shape(where, "lengths", lengths, tuple(source.shape[1:]), "(B,)")
             for i, length in enumerate(_dispatch.to_numpy(lengths).tolist()):
                 if not 1 <= length <= source.shape[0]:
@@ -687,7 +688,7 @@ class EncoderDecoder(Model):
         from ..training.data import pad
 
         where = f"{type(self).__name__}.predict"
-        self._check_examples(where, "sources", sources)
+        sources = self._take_examples(where, "sources", sources)
         beam_size = _checks.integer_at_least(where, "beam_size", beam_size, 1)
         if options and beam_size == 1:
             raise TypeError(f"{where}: {sorted(options)} are given, expected none for greedy decoding (beam_size = 1)")
@@ -715,21 +716,22 @@ class EncoderDecoder(Model):
                 found[i] = row[:-1] if row[-1] == self.end else row
         return found
 
-    def _check_examples(self, where: str, name: str, examples: Any, least: int = 1) -> None:
-        """Reject examples that are not arrays (n,) of at least ``least`` tokens of this model."""
+    def _take_examples(self, where: str, name: str, examples: Any, least: int = 1) -> list[Array]:
+        """The examples, ready to compute with; reject what is not arrays (n,) of at least ``least`` of its tokens."""
         _checks.given(where, **{name: examples})
         if isinstance(examples, str) or not hasattr(examples, "__len__"):
             raise TypeError(f"{where}: {name} is a {type(examples).__qualname__}, expected a sequence of arrays")
         symbols = (self.target if name == "targets" else self.source).num_embeddings
-        for i, tokens in enumerate(examples):
-            entry = f"{name}[{i}]"
-            _checks.given(where, **{entry: tokens})
-            _dispatch.namespace(where, params=self.output.params["weight"], **{entry: tokens})
-            _checks.integer(where, entry, tokens)
+        taken = []
+        for i, example in enumerate(examples):
+            entry, like = f"{name}[{i}]", {"params": self.output.params["weight"]}
+            _, _, tokens = _arrays.take(where, like, {entry: example}, needed=(entry,))
+            taken.append(tokens)
             _checks.ndim(where, entry, tokens, 1, "(T,)")
             if tokens.shape[0] < least:
                 raise ValueError(f"{where}: {entry} has no tokens, expected at least {least}")
             check_numbers(where, entry, tokens, symbols, IndexError)
+        return taken
 
     def _batches(
         self, inputs: Sequence[Array], targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
@@ -738,10 +740,10 @@ class EncoderDecoder(Model):
         from ..training import PaddedBatches
 
         where = f"{type(self).__name__}.fit"
-        self._check_examples(where, "inputs", inputs)
+        inputs = self._take_examples(where, "inputs", inputs)
         if len(inputs) == 0:
             raise ValueError(f"{where}: inputs is empty, expected at least one example")
-        self._check_examples(where, "targets", targets, least=0)
+        targets = self._take_examples(where, "targets", targets, least=0)
         if len(targets) != len(inputs):
             raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(inputs)}")
         ended = []

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from .. import _checks, _dispatch, cells, functional, layers, losses
+from .. import _arrays, _checks, _dispatch, cells, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
@@ -142,7 +142,7 @@ class SequenceGenerator(Model):
         y = self._activated(a)
 
         def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
-            functional.check_cotangent("SequenceGenerator", "y", dy, y)
+            dy = _arrays.cotangent("SequenceGenerator", "y", dy, y)
             return pull(_dispatch.zeros(_dispatch.namespace("y", y=y), y.shape, y) if dy is None else self._da(y, dy))
 
         return y, pullback
@@ -168,7 +168,7 @@ class SequenceGenerator(Model):
         ``fed`` (T, B, O) stands in the place of y where ``forced`` (T, B), or all of it, is True.
         """
         steps = _checks.integer_at_least("SequenceGenerator", "steps", steps, 1)
-        self._check_input("SequenceGenerator", "x", x, "(B, input_size)")
+        x = self._take_input("SequenceGenerator", "x", x, "(B, input_size)")
         w_xh, b_h = self.input.params["weight"], self.recurrent.params["bias_ih_l0"]
         h0, pull_input = functional.dense.vjp(x, w_xh, b_h, activation=self.input.activation)
         if forced is True:
@@ -307,15 +307,14 @@ class SequenceGenerator(Model):
         rng: int | np.random.Generator | None,
     ) -> tuple[Array, Callable[[], dict[str, Array]]]:
         where = "SequenceGenerator"
-        self._check_input(where, "x", x, "(B, input_size)")
-        _checks.given(where, targets=targets)
-        xp = _dispatch.namespace(where, params=self.output.params["weight"], x=x, targets=targets, lengths=lengths)
+        x = self._take_input(where, "x", x, "(B, input_size)")
+        labels, values = ({"targets": targets}, {}) if self.classes else ({}, {"targets": targets})
+        floats = {"params": self.output.params["weight"], **values}
+        xp, *_, targets, lengths = _arrays.take(where, floats, {**labels, "lengths": lengths}, needed=("targets",))
         outputs = self.output.out_features
         if self.classes:
-            _checks.integer(where, "targets", targets)
             _checks.ndim(where, "targets", targets, 2, "(T, B)")
         else:
-            _checks.same_dtype(where, params=self.output.params["weight"], targets=targets)
             _checks.ndim(where, "targets", targets, 3, "(T, B, outputs)")
             _checks.shape(where, "targets", targets, (*targets.shape[:2], outputs), "(T, B, outputs)")
         T, B = targets.shape[:2]
@@ -327,7 +326,7 @@ class SequenceGenerator(Model):
         if forced is not False:
             if self.classes:
                 numbers = xp.arange(outputs, dtype=xp.int64, device=_dispatch.device(targets))
-                fed = xp.astype(xp.astype(targets, xp.int64)[:, :, None] == numbers, x.dtype)
+                fed = xp.astype(targets[:, :, None] == numbers, x.dtype)
             else:
                 # What lies past a length must not reach a product.
                 fed = targets if exists is None else xp.where(exists[:, :, None], targets, xp.zeros_like(targets))
@@ -365,7 +364,7 @@ class SequenceGenerator(Model):
         from ..training import PaddedBatches
 
         where = "SequenceGenerator.fit"
-        self._check_examples("fit", inputs)
+        inputs = self._take_examples("fit", inputs)
         _checks.given(where, targets=targets)
         if hasattr(targets, "dtype"):
             _checks.ndim(where, "targets", targets, 2 if self.classes else 3, "(N, T), or (N, T, outputs) of values")
@@ -384,24 +383,24 @@ class SequenceGenerator(Model):
         rows = [inputs[i, ...] for i in range(inputs.shape[0])]
         return _Reversed(PaddedBatches(targets, batch_size, rows, per_sequence=True, shuffle=shuffle, rng=rng))
 
-    def _check_input(self, where: str, name: str, x: Array, symbols: str) -> None:
-        _checks.given(where, **{name: x})
-        parameter = self.input.params["weight"]
-        _dispatch.namespace(where, params=parameter, **{name: x})
+    def _take_input(self, where: str, name: str, x: Array, symbols: str) -> Array:
+        """An input, ready to compute with; reject what does not fit."""
+        _, _, x = _arrays.take(where, {"params": self.input.params["weight"], name: x}, needed=(name,))
         _checks.ndim(where, name, x, 2, symbols)
         _checks.shape(where, name, x, (x.shape[0], self.input.in_features), symbols)
-        _checks.same_dtype(where, params=parameter, **{name: x})
+        return x
 
-    def _check_examples(self, method: str, inputs: Array) -> None:
+    def _take_examples(self, method: str, inputs: Array) -> Array:
         where = f"SequenceGenerator.{method}"
-        self._check_input(where, "inputs", inputs, "(N, input_size)")
+        inputs = self._take_input(where, "inputs", inputs, "(N, input_size)")
         if inputs.shape[0] == 0:
             raise ValueError(f"{where}: inputs is empty, expected at least one example")
+        return inputs
 
     def _outputs(self, method: str, inputs: Array, steps: int, batch_size: int) -> Array:
         """y (N, T, O)."""
         where = f"SequenceGenerator.{method}"
-        self._check_examples(method, inputs)
+        inputs = self._take_examples(method, inputs)
         steps = _checks.integer_at_least(where, "steps", steps, 1)
         batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         xp = _dispatch.namespace("SequenceGenerator", inputs=inputs)
@@ -413,7 +412,7 @@ class SequenceGenerator(Model):
         if len(bad):
             name = f"inputs[{bad[0]}]"
             raise not_finite(where, f"the outputs for {name}", self.params, **{name: inputs[int(bad[0]), :]})
-        return xp.permute_dims(y, (1, 0, 2))
+        return _arrays.contiguous(xp.permute_dims(y, (1, 0, 2)))
 
     def predict(self, inputs: Array, steps: int, *, batch_size: int = 256) -> Array:
         """The sequences that follow from inputs, each output fed back.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _checks, _dispatch, functional, layers, losses
+from .. import _arrays, _checks, _dispatch, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
@@ -200,7 +200,7 @@ class LanguageModel(Model):
         state
             To go on from.
         """
-        self._check_tokens(tokens)
+        tokens = self._take_tokens(tokens)
         y, state = self.recurrent(self.embedding(tokens), state, lengths, resets)
         return functional.dense(y, self._output_weight(), self.output.params["bias"]), state
 
@@ -230,7 +230,7 @@ class LanguageModel(Model):
 
         def pullback(cotangents: Any) -> tuple[tuple[None, State], dict[str, Array]]:
             dlogits, dfinal = functional.cotangent_pair("LanguageModel", cotangents)
-            functional.check_cotangent("LanguageModel", "logits", dlogits, logits)
+            dlogits = _arrays.cotangent("LanguageModel", "logits", dlogits, logits)
             dy, output = pull_output(dlogits)
             dstate, hidden = pull_hidden(pull_dropped_output(dy)[0], dfinal)
             return (None, dstate), self._gradients(hidden, output)
@@ -247,7 +247,7 @@ class LanguageModel(Model):
         **options: Any,
     ) -> tuple[tuple[Array, State], Any]:
         """What is below the output head: (y, state), and ``pull(dy, dstate) -> dstate0, grads``, a dict by part."""
-        self._check_tokens(tokens)
+        tokens = self._take_tokens(tokens)
         x, pull_embedding = self.embedding.vjp(tokens)
         x, pull_dropped = self._dropped.vjp(x, rng)
         outputs, pull_recurrent = self.recurrent.vjp(x, state, lengths, resets, rng, **options)
@@ -268,11 +268,10 @@ class LanguageModel(Model):
         return {name: flat[name] for name in self.params}
 
     @staticmethod
-    def _check_tokens(tokens: Array) -> None:
-        _checks.given("LanguageModel", tokens=tokens)
-        _dispatch.namespace("LanguageModel", tokens=tokens)
-        _checks.integer("LanguageModel", "tokens", tokens)
+    def _take_tokens(tokens: Array) -> Array:
+        _, tokens = _arrays.take("LanguageModel", integers={"tokens": tokens}, needed=("tokens",))
         _checks.ndim("LanguageModel", "tokens", tokens, 2, "(T, B)")
+        return tokens
 
     def _output_weight(self) -> Array:
         return self.embedding.params["weight"] if self.tied else self.output.params["weight"]
@@ -332,7 +331,7 @@ class LanguageModel(Model):
         grads : dict of str to array
         """
         where = "LanguageModel.loss_and_gradients"
-        self._check_tokens(inputs)
+        inputs = self._take_tokens(inputs)
         _checks.given(where, targets=targets)
         xp = _dispatch.namespace(where, inputs=inputs, targets=targets)
         _checks.ndim(where, "targets", targets, 2, "(S, B)")
@@ -619,12 +618,10 @@ class LanguageModel(Model):
         if isinstance(text, str):
             return self.vocabulary.encode(text)
         where = f"LanguageModel.{method}"
-        _checks.given(where, **{name: text})
-        _dispatch.namespace(where, **{name: text})
-        _checks.ndim(where, name, text, 1, "(T,)")
-        _checks.integer(where, name, text)
-        check_numbers(where, name, text, len(self.vocabulary), IndexError)
-        return _dispatch.to_numpy(text).astype(np.int32, copy=False)
+        _, tokens = _arrays.take(where, integers={name: text}, needed=(name,))
+        _checks.ndim(where, name, tokens, 1, "(T,)")
+        check_numbers(where, name, tokens, len(self.vocabulary), IndexError)
+        return _dispatch.to_numpy(tokens).astype(np.int32, copy=False)
 
     def _namespace(self) -> Any:
         return _dispatch.namespace("LanguageModel", params=self.embedding.params["weight"])

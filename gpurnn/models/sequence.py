@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _checks, _dispatch, functional, initializers, layers, losses
+from .. import _arrays, _checks, _dispatch, functional, initializers, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array, Layer, parameter, parameter_dtype
@@ -27,11 +27,12 @@ def check_classes(where: str, name: str, classes: int, otherwise: str) -> None:
         )
 
 
-def _lengths(xp: Any, y: Array, lengths: Array | None) -> Array:
-    """The lengths of the sequences of y (T, B, K), as int64."""
-    if lengths is not None:
-        return xp.astype(lengths, xp.int64)
-    return xp.full((y.shape[1],), y.shape[0], dtype=xp.int64, device=_dispatch.device(y))
+def _take(where: str, y: Array, lengths: Array | None) -> tuple[Any, Array, Array]:
+    """The namespace, y (T, B, K) and the lengths of its sequences, ready to compute with."""
+    xp, y, lengths = _arrays.take(where, {"y": y}, {"lengths": lengths}, needed=("y",))
+    if lengths is None:
+        lengths = xp.full((y.shape[1],), y.shape[0], dtype=xp.int64, device=_dispatch.device(y))
+    return xp, y, lengths
 
 
 class LastPooling(Layer):
@@ -50,10 +51,10 @@ class LastPooling(Layer):
 
     def vjp(self, y: Array, lengths: Array | None = None) -> tuple[Array, Pullback]:
         """``(pooled, pullback)``, with ``pullback(dpooled)`` returning ``(dy, {})``."""
-        xp = _dispatch.namespace("LastPooling", y=y, lengths=lengths)
+        xp, y, lengths = _take("LastPooling", y, lengths)
         (T, B, K), H = y.shape, self.forward_size
         # y is zero past a length, and so is step 0 of a sequence without steps.
-        step = xp.clip(_lengths(xp, y, lengths) - 1, min=0)
+        step = xp.clip(lengths - 1, min=0)
         row = step * B + xp.arange(B, dtype=xp.int64, device=_dispatch.device(y))
         pooled, pull = functional.embedding.vjp(row, xp.reshape(y, (T * B, K)))
         if H < K:
@@ -86,8 +87,8 @@ class MeanPooling(Layer):
 
     def vjp(self, y: Array, lengths: Array | None = None) -> tuple[Array, Pullback]:
         """``(pooled, pullback)``, with ``pullback(dpooled)`` returning ``(dy, {})``."""
-        xp = _dispatch.namespace("MeanPooling", y=y, lengths=lengths)
-        count = xp.astype(xp.clip(_lengths(xp, y, lengths), min=1), y.dtype)[:, None]
+        xp, y, lengths = _take("MeanPooling", y, lengths)
+        count = xp.astype(xp.clip(lengths, min=1), y.dtype)[:, None]
 
         def pullback(dpooled: Array) -> tuple[Array, dict[str, Array]]:
             return xp.zeros_like(y) + dpooled / count, {}
@@ -235,7 +236,7 @@ class SequenceModel(Model):
         state
             After each sequence's last valid step.
         """
-        self._check_inputs(inputs)
+        inputs = self._take_inputs(inputs)
         x = inputs if self.embedding is None else self.embedding(inputs)
         y, state = self.recurrent(x, state, lengths)
         return self.output(y if self.pooling is None else self.pooling(y, lengths)), state
@@ -255,7 +256,7 @@ class SequenceModel(Model):
         ``checkpoint_every`` is that of the recurrent stack: see the ``vjp`` of `gpurnn.GRU`.
         """
         where = type(self).__name__
-        self._check_inputs(inputs)
+        inputs = self._take_inputs(inputs)
         random = None if rng is None else generator(where, rng)
         pulls: dict[str, Pullback] = {}
         x = inputs
@@ -272,7 +273,7 @@ class SequenceModel(Model):
 
         def pullback(cotangents: Any) -> tuple[tuple[Array | None, State], dict[str, Array]]:
             doutputs, dfinal = functional.cotangent_pair(where, cotangents)
-            functional.check_cotangent(where, "y", doutputs, outputs)
+            doutputs = _arrays.cotangent(where, "y", doutputs, outputs)
             grads: dict[str, dict[str, Array]] = {}
             dy, grads["output"] = pull_output(doutputs)
             dy, _ = pull_dropped_output(dy)
@@ -331,27 +332,30 @@ class SequenceModel(Model):
     def _mask(self, inputs: Array, lengths: Array | None) -> Array | None:
         return existing(inputs, lengths) if self.pooling is None else None
 
-    def _check_inputs(self, inputs: Array) -> None:
+    def _take_inputs(self, inputs: Array) -> Array:
+        """The inputs, ready to compute with; reject what this model does not read."""
         where = type(self).__name__
-        _checks.given(where, inputs=inputs)
-        _dispatch.namespace(where, params=self.output.params["weight"], inputs=inputs)
+        inputs = self._take(where, "inputs", inputs, tokens=self.embedding is not None)
         if self.embedding is None:
-            _checks.same_dtype(where, params=self.output.params["weight"], inputs=inputs)
             _checks.ndim(where, "inputs", inputs, 3, "(T, B, input_size)")
         else:
             _checks.ndim(where, "inputs", inputs, 2, "(T, B)")
-            _checks.integer(where, "inputs", inputs)
         if inputs.shape[0] == 0:
             raise ValueError(f"{where}: inputs has shape {tuple(inputs.shape)}, expected at least one step")
+        return inputs
+
+    def _take(self, where: str, name: str, array: Array, *, tokens: bool) -> Array:
+        """An array of integers, or of the dtype of the parameters, ready to compute with."""
+        floats = {"params": self.output.params["weight"], **({} if tokens else {name: array})}
+        return _arrays.take(where, floats, {name: array} if tokens else {}, needed=(name,))[2]
 
     def _examples(self, method: str, inputs: Any) -> list[Array]:
         """The examples as a list; refuse what this model does not read, before any work."""
         where = f"{type(self).__name__}.{method}"
         _checks.given(where, inputs=inputs)
-        parameter = self.output.params["weight"]
         embedding = self.embedding
         if hasattr(inputs, "dtype"):
-            _dispatch.namespace(where, params=parameter, inputs=inputs)
+            inputs = self._take(where, "inputs", inputs, tokens=embedding is not None)
             if embedding is not None:
                 _checks.ndim(where, "inputs", inputs, 2, "(N, T), or a sequence of (T,) arrays")
             else:
@@ -361,22 +365,21 @@ class SequenceModel(Model):
             raise TypeError(f"{where}: inputs is a {type(inputs).__qualname__}, expected a sequence of arrays")
         if len(inputs) == 0:
             raise ValueError(f"{where}: inputs is empty, expected at least one example")
+        examples = []
         for i, example in enumerate(inputs):
             name = f"inputs[{i}]"
-            _checks.given(where, **{name: example})
-            _dispatch.namespace(where, params=parameter, **{name: example})
+            example = self._take(where, name, example, tokens=embedding is not None)
+            examples.append(example)
             if embedding is not None:
                 _checks.ndim(where, name, example, 1, "(T,)")
-                _checks.integer(where, name, example)
                 check_numbers(where, name, example, embedding.num_embeddings, IndexError)
             else:
                 _checks.ndim(where, name, example, 2, "(T, input_size)")
                 expected = (example.shape[0], self.recurrent.input_size)
                 _checks.shape(where, name, example, expected, "(T, input_size)")
-                _checks.same_dtype(where, params=parameter, **{name: example})
             if example.shape[0] == 0:
                 raise ValueError(f"{where}: {name} has shape {tuple(example.shape)}, expected at least one step")
-        return list(inputs)
+        return examples
 
     def _targets(self, where: str, targets: Any, examples: list[Array]) -> list[Array]:
         """The targets of some examples as a list of arrays; refuse what is no target of theirs, before any work."""
@@ -388,22 +391,19 @@ class SequenceModel(Model):
             raise TypeError(f"{where}: targets is a {type(targets).__qualname__}, expected an array for each example")
         if len(targets) != len(examples):
             raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(examples)}")
-        parameter = self.output.params["weight"]
         classes = self._loss == "cross_entropy"
+        taken = []
         for i, (target, example) in enumerate(zip(targets, examples, strict=True)):
             name = f"targets[{i}]"
-            _checks.given(where, **{name: target})
-            _dispatch.namespace(where, params=parameter, **{name: target})
+            target = self._take(where, name, target, tokens=classes)
+            taken.append(target)
             steps = () if self.pooling is not None else (int(example.shape[0]),)
             expected = steps if classes else (*steps, self.output.out_features)
             symbols = ", ".join([*(["T"] if steps else []), *([] if classes else ["outputs"])])
             _checks.shape(where, name, target, expected, f"({symbols},)" if len(expected) == 1 else f"({symbols})")
             if classes:
-                _checks.integer(where, name, target)
                 check_numbers(where, name, target, self.output.out_features)
-            else:
-                _checks.same_dtype(where, params=parameter, **{name: target})
-        return list(targets)
+        return taken
 
     def _batches(
         self, inputs: Any, targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import _checks, _dispatch, _random
+from .. import _arrays, _checks, _dispatch, _random
 from .curriculum import Curriculum
 from .truncation import borders
 
@@ -133,6 +133,7 @@ class TokenStream:
     def __init__(self, tokens: Any, batch_size: int, steps: int, gradient_steps: int | None = None) -> None:
         _checks.given("TokenStream", tokens=tokens)
         _dispatch.namespace("TokenStream", tokens=tokens)
+        tokens = _arrays.native(tokens)
         _checks.ndim("TokenStream", "tokens", tokens, 1, "(n,)")
         _checks.integer("TokenStream", "tokens", tokens)
         self.batch_size = _checks.integer_at_least("TokenStream", "batch_size", batch_size, 1)
@@ -214,8 +215,7 @@ def pad(arrays: Sequence[Any]) -> tuple[Any, Any]:
     >>> lengths
     array([3, 1], dtype=int32)
     """
-    _check_sequences("pad", "arrays", arrays)
-    return _pad(arrays)
+    return _pad(_check_sequences("pad", "arrays", arrays))
 
 
 def _pad(arrays: Sequence[Any]) -> tuple[Any, Any]:
@@ -327,7 +327,7 @@ class PaddedBatches:
             self.batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         if token_budget is not None:
             self.token_budget = _checks.integer_at_least(where, "token_budget", token_budget, 1)
-        _check_sequences(where, "sequences", sequences)
+        sequences = _check_sequences(where, "sequences", sequences)
         for i, sequence in enumerate(sequences):
             least = 2 if targets is None else 1
             if sequence.shape[0] < least:
@@ -345,7 +345,7 @@ class PaddedBatches:
             _checks.integer(where, "sequences[0]", sequences[0])
             self._inputs, self._targets = [s[:-1] for s in sequences], [s[1:] for s in sequences]
         else:
-            _check_arrays(where, "targets", targets)
+            targets = _check_arrays(where, "targets", targets)
             _dispatch.namespace(where, sequences=sequences[0], **{f"targets[{i}]": t for i, t in enumerate(targets)})
             if len(targets) != len(sequences):
                 raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(sequences)}")
@@ -362,7 +362,7 @@ class PaddedBatches:
                         f"as sequences[{i}] has; for one target per sequence pass per_sequence=True, for targets of "
                         "other lengths own_lengths=True"
                     )
-            self._inputs, self._targets = list(sequences), list(targets)
+            self._inputs, self._targets = sequences, targets
         self.per_sequence, self.own_lengths = per_sequence, own_lengths
         self.shuffle = shuffle
         self.seed = _random.philox_seed(_random.generator(where, rng))
@@ -483,22 +483,27 @@ def _difficulties(curriculum: Curriculum, sequences: Sequence[Any], targets: Seq
     return np.array(found)
 
 
-def _check_arrays(where: str, name: str, arrays: Any) -> None:
+def _check_arrays(where: str, name: str, arrays: Any) -> list[Any]:
+    """The arrays of a sequence of arrays of one library, in the machine's byte order."""
     if not hasattr(arrays, "__len__"):
         raise TypeError(f"{where}: {name} is {arrays!r}, expected a sequence of arrays")
-    _checks.given(where, **{f"{name}[{i}]": array for i, array in enumerate(arrays)})
+    named = {f"{name}[{i}]": array for i, array in enumerate(arrays)}
+    _checks.given(where, **named)
+    if named:
+        _dispatch.namespace(where, **named)
+    return [_arrays.native(array) for array in arrays]
 
 
-def _check_sequences(where: str, name: str, arrays: Any) -> None:
-    """Refuse what is no sequence of arrays (T_i, ...) of one library, dtype and shape, the number of steps aside."""
-    _check_arrays(where, name, arrays)
+def _check_sequences(where: str, name: str, sequences: Any) -> list[Any]:
+    """Arrays (T_i, ...) of one library, dtype and shape, the number of steps aside, in the machine's byte order."""
+    arrays = _check_arrays(where, name, sequences)
     if len(arrays) == 0:
         raise ValueError(f"{where}: {name} is empty, expected at least one sequence")
-    _dispatch.namespace(where, **{f"{name}[{i}]": array for i, array in enumerate(arrays)})
     for i, array in enumerate(arrays):
         if array.ndim == 0:
             raise ValueError(f"{where}: {name}[{i}] has shape (), expected (T, ...), steps first")
     _like_the_first(where, name, arrays)
+    return arrays
 
 
 def _like_the_first(where: str, name: str, arrays: Sequence[Any], whole: bool = False) -> None:

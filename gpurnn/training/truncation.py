@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _checks, _dispatch
+from .. import _arrays, _checks, _dispatch
 from .._random import generator
-from ..functional import check_cotangent
 
 
 class Borders(NamedTuple):
@@ -134,6 +133,8 @@ def truncated_bptt(
     where = "truncated_bptt"
     _checks.given(where, x=x)
     xp = _dispatch.namespace(where, x=x, resets=resets)
+    if resets is not None:
+        _, resets = _arrays.take(where, bools={"resets": resets})
     steps = _checks.integer_at_least(where, "steps", steps, 1)
     if gradient_steps is not None:
         gradient_steps = _checks.integer_at_least(where, "gradient_steps", gradient_steps, steps)
@@ -142,7 +143,6 @@ def truncated_bptt(
     if x.ndim < 2:
         raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (T, B, ...)")
     if resets is not None:
-        _checks.boolean(where, "resets", resets)
         _checks.shape(where, "resets", resets, (x.shape[0], x.shape[1]), "(T, B)")
     random = None if rng is None else generator(where, rng)
     return _windows(xp, layer, x, state, steps, gradient_steps or steps, resets, random, checkpoint_every)
@@ -176,8 +176,7 @@ def _of_newest(xp: Any, y: Any, earlier: int, pull: Any) -> Callable[[Any], tupl
     """The pullback of a window from the gradient of its newest outputs."""
 
     def pullback(dy: Any) -> tuple[tuple[Any, Any], dict[str, Any]]:
-        check_cotangent("truncated_bptt", "y", dy, y[earlier:, ...])
-        whole = dy
+        whole = dy = _arrays.cotangent("truncated_bptt", "y", dy, y[earlier:, ...])
         if dy is not None and earlier:
             whole = _dispatch.zeros(xp, tuple(y.shape), y)
             whole[earlier:, ...] = dy

@@ -1,0 +1,254 @@
+"""The ingress: a caller's arrays become the arrays that shared code and the wings compute with.
+
+A public function passes its arrays through `take`, which checks them, converts them and returns them. Every array that
+it returns is aligned, C-contiguous and in the machine's byte order, so a result does not depend on how the caller's
+array is stored. An array that is so already is returned itself. No array of a caller is ever written to.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import _checks, _dispatch
+
+Array = Any
+Arrays = Mapping[str, "Array | None"]
+
+_NONE: Arrays = {}
+
+_LARGEST = 2**63 - 1
+
+_STORED = 0x101
+"""The bits of a NumPy array's ``flags.num`` for C-contiguous and aligned."""
+
+
+def take(
+    where: str,
+    floats: Arrays = _NONE,
+    integers: Arrays = _NONE,
+    bools: Arrays = _NONE,
+    weights: Arrays = _NONE,
+    *,
+    needed: tuple[str, ...] = (),
+    dtypes: tuple[str, ...] = _checks.FLOATS,
+    nan_is_missing: bool = False,
+) -> tuple[Any, ...]:
+    """The namespace of a caller's arrays, then the arrays, ready to compute with, in the order given.
+
+    Parameters
+    ----------
+    where : str
+        The caller's public name, for messages.
+    floats : dict of arrays or None
+        By the names of the arguments, arrays of one dtype that is in ``dtypes``.
+    integers : dict of arrays or None
+        Arrays of any integer dtype. They are returned as int64.
+    bools : dict of arrays or None
+        Bool arrays, or integer arrays of zeros and ones. They are returned as bool.
+    weights : dict of arrays or None
+        The mask of a loss: an array as in ``bools``, or one of the dtype of ``floats``.
+    needed : tuple of str
+        The arguments that may not be None.
+    dtypes : tuple of str
+    nan_is_missing : bool
+        Whether NaN in ``floats`` stands for a missing value. The message about a masked array says so.
+
+    Raises
+    ------
+    TypeError
+        An array is missing, belongs to no supported library or to another one than the rest, or has a wrong dtype.
+    ValueError
+        An unsigned integer is above 2**63 - 1, or an integer that stands for a bool is neither 0 nor 1. This is
+        checked in NumPy arrays only, because reading an array on a GPU would wait for the device.
+
+    Examples
+    --------
+    >>> xp, x, lengths = take("f", {"x": np.ones(2, ">f8")}, {"lengths": np.array([1], "u1")})
+    >>> x.dtype, lengths.dtype
+    (dtype('float64'), dtype('int64'))
+    """
+    groups = (floats, integers, bools, weights)
+    library, first = "numpy", None
+    for group in groups:
+        for name, array in group.items():
+            if array is None:
+                if name in needed:
+                    raise TypeError(f"{where}: {name} is None, expected an array")
+            else:
+                first = array
+                if type(array) is not np.ndarray:
+                    library = ""
+    if first is None or not library:
+        pairs = [pair for group in groups for pair in group.items()]
+        cure = functools.partial(_unmasked, tuple(integers), tuple(weights), nan_is_missing)
+        library = _dispatch.common_library(where, pairs, cure)
+    xp, stored = _dispatch.namespace_of(library, first), _STORED_BY.get(library, _as_it_is)
+
+    taken, like = [xp], None
+    for array in floats.values():
+        if array is not None:
+            # Arrays of one dtype share its object, unless their byte orders differ.
+            if like is None:
+                like = array
+                if _checks.dtype_name(array) not in dtypes:
+                    _checks.same_dtype(where, dtypes, **floats)
+            elif array.dtype is not like.dtype:
+                _checks.same_dtype(where, dtypes, **floats)
+            array = stored(array)
+        taken.append(array)
+    for name, array in integers.items():
+        taken.append(None if array is None else _integers(where, name, xp, stored(array)))
+    for name, array in bools.items():
+        taken.append(None if array is None else _bools(where, name, xp, stored(array)))
+    for name, array in weights.items():
+        if array is not None:
+            array = stored(array)
+            if like is None or _checks.dtype_name(array) != _checks.dtype_name(like):
+                or_else = "" if like is None else f", or weights of dtype {_checks.dtype_name(like)}"
+                array = _bools(where, name, xp, array, or_else)
+        taken.append(array)
+    return tuple(taken)
+
+
+def cotangent(where: str, name: str, value: Array | None, output: Array) -> Any:
+    """The cotangent d``name`` of an ``output``, ready to compute with; reject one that is neither None nor like it."""
+    if value is None:
+        return None
+    _, _, value = take(where, {name: output, f"d{name}": value}, dtypes=_checks.INEXACT)
+    _checks.shape(where, f"d{name}", value, tuple(output.shape), f"the shape of {name}")
+    return value
+
+
+def parameters(where: str, params: Mapping[str, Array]) -> dict[str, Array]:
+    """The parameters of a layer, ready to compute with."""
+    _, *taken = take(where, {f"params[{name!r}]": p for name, p in params.items()}, dtypes=_checks.INEXACT)
+    return dict(zip(params, taken, strict=True))
+
+
+def contiguous(array: Array) -> Array:
+    """An array of a supported library in C order; the array itself if it is already."""
+    return _STORED_BY.get(str(_dispatch.library_of(array)), _as_it_is)(array)
+
+
+def native(array: Array) -> Array:
+    """An array of a supported library in the machine's byte order, otherwise stored as it is."""
+    return array if getattr(array.dtype, "isnative", True) else array.astype(array.dtype.newbyteorder("="))
+
+
+def apart(arrays: Mapping[str, Array], written: Mapping[str, Array]) -> dict[str, Array]:
+    """``arrays``, with copies of those whose memory overlaps that of an array that is going to be written."""
+    bounds = sorted(_bounds(array) for array in written.values())
+    # Where the written arrays end, up to each of them: they may overlap each other.
+    ends = list(itertools.accumulate((end for _, end in bounds), max))
+
+    def overlaps(array: Array) -> bool:
+        start, end = _bounds(array)
+        before = bisect.bisect_left(bounds, (end,))
+        return before > 0 and ends[before - 1] > start
+
+    return {
+        name: _dispatch.namespace("", array=array).asarray(array, copy=True) if overlaps(array) else array
+        for name, array in arrays.items()
+    }
+
+
+def write_back(values: Array, into: Array) -> None:
+    """Write ``values``, which `take` made of ``into`` and which then were updated, where they are not there already."""
+    if values is into or not values.size or _bounds(values)[0] == _bounds(into)[0]:
+        return
+    if _dispatch.library_of(into) == "cupy" and _is_unaligned(into):
+        values, into = _bytes(values), _bytes(into)
+    into[...] = values
+
+
+def _integers(where: str, name: str, xp: Any, array: Array) -> Array:
+    if array.dtype == xp.int64:
+        return array
+    _checks.integer(where, name, array)
+    if _checks.dtype_name(array) == "uint64":
+        if isinstance(array, np.ndarray):
+            largest = int(array.max(initial=0))
+            if largest > _LARGEST:
+                raise ValueError(f"{where}: {name} holds {largest}, expected at most 2**63 - 1 = {_LARGEST}")
+        else:
+            # It stays out of any range without being read.
+            bound = xp.asarray(_LARGEST, dtype=xp.uint64, device=_dispatch.device(array))
+            array = xp.where(array > bound, bound, array)
+    return xp.astype(array, xp.int64)
+
+
+def _bools(where: str, name: str, xp: Any, array: Array, or_else: str = "") -> Array:
+    if array.dtype == xp.bool:
+        return array
+    _checks.boolean(where, name, array, or_else)
+    if isinstance(array, np.ndarray):
+        wrong = array[(array != 0) & (array != 1)]
+        if wrong.size:
+            raise ValueError(f"{where}: {name} holds {wrong[0]}, expected bools, or integers 0 and 1{or_else}")
+    return array != 0
+
+
+def _stored_numpy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if array.flags.num & _STORED != _STORED or not array.dtype.isnative:
+        return np.array(array, array.dtype.newbyteorder("="), order="C")
+    if type(array) is not np.ndarray:
+        array = array.view(np.ndarray)
+    # NumPy counts any stride along an axis of length 1 as contiguous. A BLAS may not.
+    return array.reshape(-1).reshape(array.shape) if 1 in array.shape else array
+
+
+def _stored_cupy(array: Array) -> Array:
+    if _is_unaligned(array):
+        return _bytes(array).copy(order="C").view(array.dtype).reshape(array.shape)
+    return array if array.flags.c_contiguous else array.copy(order="C")
+
+
+def _is_unaligned(array: Array) -> bool:
+    """Whether a CuPy array's numbers may not be read as such: only their bytes can be."""
+    return bool(array.size and array.data.ptr % array.dtype.itemsize)
+
+
+def _bytes(array: Array) -> Array:
+    """The bytes of a CuPy array, along a further axis."""
+    of_kind, size = type(array), array.dtype.itemsize
+    return of_kind((*array.shape, size), np.uint8, memptr=array.data, strides=(*array.strides, 1))
+
+
+def _bounds(array: Array) -> tuple[int, int]:
+    """Where the memory of an array begins and ends; nowhere, if its library does not say."""
+    if isinstance(array, np.ndarray):
+        return np.lib.array_utils.byte_bounds(array)
+    if not hasattr(array, "strides"):
+        return 0, 0
+    start = end = int(array.data.ptr)
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0:
+            start += stride * (size - 1)
+        else:
+            end += stride * (size - 1)
+    return start, end + array.dtype.itemsize
+
+
+def _as_it_is(array: Array) -> Array:
+    return array
+
+
+_STORED_BY: dict[str, Callable[[Array], Array]] = {"numpy": _stored_numpy, "cupy": _stored_cupy}
+"""By library, what makes an array aligned, C-contiguous and of the machine's byte order."""
+
+
+def _unmasked(integers: tuple[str, ...], weights: tuple[str, ...], nan_is_missing: bool, name: str, array: Any) -> str:
+    """The advice how to pass a masked array without losing its mask."""
+    if nan_is_missing and array.dtype.kind == "f":
+        return f"mark the missing values and pass {name}.filled(numpy.nan)"
+    if "mask" in weights and name in ("labels", "target"):
+        return f"pass {name}.filled(0), and mask=~numpy.ma.getmaskarray({name})"
+    if "lengths" in integers and name != "lengths":
+        return f"pass {name}.filled(0), and the steps of each sequence that exist as lengths"
+    return _checks.unmasked(name)
