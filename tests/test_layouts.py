@@ -7,6 +7,7 @@ products a BLAS computes in another order where an operand is transposed.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import numpy as np
@@ -105,6 +106,41 @@ def test_each_integer_argument_in_each_integer_dtype(entry, wing):
                     for r, e in zip(result, expected, strict=True):
                         # The batches of a stream of tokens are of the dtype of the stream.
                         assert r.astype(e.dtype).tobytes() == e.tobytes(), f"{name} of {dtype.str}"
+
+
+def parameters_of(call: Callable[..., object]) -> Iterator[dict[str, np.ndarray]]:
+    """The dicts that hold the parameters of the layers that a call computes with."""
+    for cell in call.__closure__ or ():
+        yield from _held(cell.cell_contents)
+
+
+def _held(value: object) -> Iterator[dict[str, np.ndarray]]:
+    if isinstance(value, gpurnn.Layer):
+        yield from _held(list(vars(value).values()))
+    elif isinstance(value, dict) and any(isinstance(a, np.ndarray) for a in value.values()):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _held(entry)
+
+
+WITH_PARAMETERS = [p for p in ALL if any(parameters_of(p.values[0].call))]
+
+
+@pytest.mark.parametrize("entry", WITH_PARAMETERS)
+@pytest.mark.parametrize("wing", WINGS)
+def test_parameters_of_layers_in_each_layout(entry, wing, monkeypatch):
+    held = list(parameters_of(entry.call))
+    layouts = [layout for layout in LAYOUTS if layout != "broadcast"]
+    with gpurnn.use(wing):
+        expected = arrays_of(entry.call(fresh(entry)))
+        for layout in layouts if wing == "reference" else ["fortran", "byte-swapped"]:
+            with monkeypatch.context() as patch:
+                for params in held:
+                    for name, p in list(params.items()):
+                        patch.setitem(params, name, LAYOUTS[layout](p))
+                for r, e in zip(arrays_of(entry.call(fresh(entry))), expected, strict=True):
+                    assert r.tobytes() == e.tobytes(), layout
 
 
 @each_entry

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _checks, _dispatch, cells, functional
+from .. import _arrays, _checks, _dispatch, cells, functional
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 
@@ -101,11 +101,12 @@ class Transition:
             layer.hidden_size,
             layer.hidden_size * layer.cell.states,
         )
+        params = _arrays.parameters(where, layer.params)
         self.weights: tuple[Any, ...] = tuple(
-            layer.params.get(f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            params.get(f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        self.xp = _dispatch.namespace(where, **layer.params)
-        for name, p in layer.params.items():
+        self.xp = _dispatch.namespace(where, **params)
+        for name, p in params.items():
             check_finite(where, f"{name}[{{}}]", p)
         self.function, self.options = _FUNCTIONS[type(layer.cell)], vars(layer.cell)
 
@@ -116,10 +117,9 @@ class Transition:
     def sequence(self, x: Array, state: Any = None, name: str = "state") -> tuple[Array, Array]:
         """x and the state ``name`` as one array (B, S), checked; both are finite."""
         weight_ih = self.weights[0]
-        _checks.given(self.where, x=x)
         states: dict[str, Any] = functional.unpack_state(self.where, self.cell, name, state)
-        _dispatch.namespace(self.where, params=weight_ih, x=x, **states)
-        _checks.same_dtype(self.where, **{"params": weight_ih, "x": x, **states})
+        _, _, x, *given = _arrays.take(self.where, {"params": weight_ih, "x": x, **states}, needed=("x",))
+        states = dict(zip(states, given, strict=True))
         _checks.ndim(self.where, "x", x, 3, "(T, B, input_size)")
         if x.shape[2] != self.inputs:
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _checks, _dispatch, cells, gradients
+from .. import _arrays, _checks, _dispatch, cells, gradients
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 from ._transition import REACHED, Transition, check_finite, check_steps, quiet
@@ -142,8 +142,7 @@ def state_gradients(layer: Recurrent, x: Array, dy: Array | None, dstate: Any = 
     x, s = transition.sequence(x, state)
     xp, (T, B, _), H = transition.xp, x.shape, transition.hidden
     if dy is not None:
-        _dispatch.namespace(where, x=x, dy=dy)
-        _checks.same_dtype(where, x=x, dy=dy)
+        _, _, dy = _arrays.take(where, {"x": x, "dy": dy})
         _checks.shape(where, "dy", dy, (T, B, H), "(T, B, hidden_size)")
     _, ds = transition.sequence(x, dstate, "dstate")
     pulls = []
@@ -357,7 +356,8 @@ def _product_norms(where: str, jacobians: Floats) -> tuple[Floats, NDArray[np.in
     shape = np.shape(jacobians)
     if len(shape) != 4 or shape[2] != shape[3]:
         raise ValueError(f"{where}: jacobians has shape {shape}, expected (T, B, S, S)")
-    check_finite(where, "jacobians[{}]", np.asarray(jacobians))
+    _, jacobians = _arrays.take(where, {"jacobians": jacobians})
+    check_finite(where, "jacobians[{}]", jacobians)
     T, B, S, _ = shape
     product = np.broadcast_to(np.eye(S), (B, S, S))
     fractions, powers = np.ones((T + 1, B)), np.zeros((T + 1, B), np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _checks, _dispatch
+from .. import _arrays, _checks, _dispatch
 from .._random import generator
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
@@ -351,9 +351,7 @@ class _MapOrbit:
     def __init__(self, where: str, system: Map, x: Array | None, state: Array) -> None:
         if x is not None:
             raise ValueError(f"{where}: x is given, expected None: a Map has no input")
-        _checks.given(where, state=state)
-        self.xp = _dispatch.namespace(where, state=state)
-        _checks.floating(where, "state", state)
+        self.xp, state = _arrays.take(where, {"state": state}, needed=("state",))
         _checks.ndim(where, "state", state, 2, "(B, n)")
         check_finite(where, "state", state)
         self.where, self.system, self.state, self.dt = where, system, state, system.dt

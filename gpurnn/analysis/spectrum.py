@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _checks, _dispatch, cells
+from .. import _arrays, _checks, _dispatch, cells
 from .._random import generator
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
@@ -71,9 +71,7 @@ def spectrum(matrix: Array) -> Spectrum:
     (2.0, 2.0)
     """
     where = "spectrum"
-    _checks.given(where, matrix=matrix)
-    _dispatch.namespace(where, matrix=matrix)
-    _checks.floating(where, "matrix", matrix)
+    _, matrix = _arrays.take(where, {"matrix": matrix}, needed=("matrix",))
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise ValueError(f"{where}: matrix has shape {tuple(matrix.shape)}, expected (n, n) with n of 1 at least")
     check_finite(where, "matrix[{}]", matrix)
@@ -206,8 +204,7 @@ def fixed_points(
     if x is None:
         x = transition.silence(1)[0, ...]
     else:
-        _dispatch.namespace(where, params=weight_ih, x=x)
-        _checks.same_dtype(where, params=weight_ih, x=x)
+        _, _, x = _arrays.take(where, {"params": weight_ih, "x": x})
         _checks.shape(where, "x", x, (transition.inputs,), "(input_size,)")
         check_finite(where, "x", x)
         x = transition.xp.expand_dims(x, axis=0)
@@ -218,8 +215,7 @@ def fixed_points(
         s[0] = 0
         s = s.astype(dtype)
     else:
-        _dispatch.namespace(where, params=weight_ih, starts=starts)
-        _checks.same_dtype(where, params=weight_ih, starts=starts)
+        _, _, starts = _arrays.take(where, {"params": weight_ih, "starts": starts})
         _checks.ndim(where, "starts", starts, 2, "(n, S)")
         _checks.shape(where, "starts", starts, (starts.shape[0], S), "(n, S)")
         s = _dispatch.to_numpy(starts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _checks, _dispatch
+from .. import _arrays, _checks, _dispatch
 from .._random import generator
 from ..layers.base import Array, copied
 from .base import not_finite
@@ -320,12 +320,10 @@ class Forecaster(SequenceModel):
     def _one_series(self, method: str, name: str, series: Any, least: int) -> Array:
         """A series as an array (T, features), or (T,) as it was given; reject one that this model does not read."""
         where = f"Forecaster.{method}"
-        _checks.given(where, **{name: series})
         parameter = self.output.params["weight"]
         if not hasattr(series, "dtype") and self._is_single(series):
             series = self._array(where, name, series)
-        xp = _dispatch.namespace(where, params=parameter, **{name: series})
-        _checks.same_dtype(where, params=parameter, **{name: series})
+        xp, _, series = _arrays.take(where, {"params": parameter, name: series}, needed=(name,))
         if self.features > 1 or series.ndim != 1:
             _checks.ndim(where, name, series, 2, "(T, features)")
             _checks.shape(where, name, series, (series.shape[0], self.features), "(T, features)")

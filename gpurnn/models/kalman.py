@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from .. import _checks, _dispatch
+from .. import _arrays, _checks, _dispatch
 from .._op import Pullback
 from ..layers.base import Array, Layer
 from . import files
@@ -128,7 +128,7 @@ def _diagonal(xp: Any, array: Array) -> Array:
 
 def _at(parameter: Array, t: int, ndim: int = 2) -> Array:
     """A parameter's value at step t, whether it varies or not."""
-    return parameter if parameter.ndim == ndim else parameter[t, ...]
+    return _arrays.contiguous(parameter if parameter.ndim == ndim else parameter[t, ...])
 
 
 class LinearGaussian(Layer):
@@ -206,9 +206,9 @@ class LinearGaussian(Layer):
         self, F: Array, H: Array, Q: Array, R: Array, m0: Array | None = None, P0: Array | None = None
     ) -> None:
         where = "LinearGaussian"
-        _checks.given(where, F=F, H=H, Q=Q, R=R)
-        xp = _dispatch.namespace(where, F=F, H=H, Q=Q, R=R, m0=m0, P0=P0)
-        _checks.same_dtype(where, F=F, H=H, Q=Q, R=R, m0=m0, P0=P0)
+        xp, F, H, Q, R, m0, P0 = _arrays.take(
+            where, {"F": F, "H": H, "Q": Q, "R": R, "m0": m0, "P0": P0}, needed=("F", "H", "Q", "R")
+        )
         for name, array, symbols in (("F", F, "(n, n)"), ("H", H, "(p, n)"), ("Q", Q, "(n, n)"), ("R", R, "(p, p)")):
             if array.ndim not in (2, 3):
                 raise ValueError(
@@ -277,9 +277,7 @@ class LinearGaussian(Layer):
 
     def _observations(self, where: str, y: Array, ahead: int = 0) -> tuple[Any, Array]:
         """The namespace, and y (T, B, p) of y as a caller has it; refuse what does not fit."""
-        _checks.given(where, y=y)
-        xp = _dispatch.namespace(where, params=self.params["F"], y=y)
-        _checks.same_dtype(where, params=self.params["F"], y=y)
+        xp, _, y = _arrays.take(where, {"params": self.params["F"], "y": y}, needed=("y",), nan_is_missing=True)
         p = self.params["H"].shape[-2]
         if y.ndim not in (2, 3) or y.shape[-1] != p or y.shape[0] < 1:
             raise ValueError(f"{where}: y has shape {tuple(y.shape)}, expected (T, p) or (T, B, p) with p = {p}, T > 0")

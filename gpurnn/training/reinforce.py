@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import _checks, _dispatch, _random
+from .. import _arrays, _checks, _dispatch, _random
 
 BASELINES = ("running_mean", "leave_one_out", "self_critical", None)
 
@@ -256,7 +256,8 @@ def _references(inputs: Any, targets: Any) -> list[list[int]]:
         )
     tokens, lengths = targets
     _dispatch.namespace(where, inputs=inputs, references=tokens, reference_lengths=lengths)
-    _checks.integer(where, "references", tokens)
+    given = {"references": tokens, "reference_lengths": lengths}
+    _, tokens, lengths = _arrays.take(where, integers=given, needed=tuple(given))
     _checks.ndim(where, "references", tokens, 2, "(T, B)")
     _checks.shape(where, "reference_lengths", lengths, tuple(tokens.shape[1:]), "(B,)")
     if inputs.ndim < 2 or inputs.shape[1] != tokens.shape[1]:
