@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import test_bad_input
 from parity import INTEGERS, LAYOUTS, canonical
-from test_bad_input import ENTRIES, Entry, fresh
+from test_bad_input import ENTRIES, Entry, H, I, V, fresh, normal, steps
 from tolerance import arrays_of
 
 import gpurnn
-from gpurnn import reference
+from gpurnn import analysis, reference
+from gpurnn.training import Reinforce
 
 WINGS = ["reference", pytest.param("host", marks=pytest.mark.kernels)]
 
@@ -175,3 +176,165 @@ def nested_arrays(nested: object) -> list[np.ndarray]:
     if isinstance(nested, (tuple, list)):
         return [a for entry in nested for a in nested_arrays(entry)]
     return [nested] if isinstance(nested, np.ndarray) else []
+
+
+NARROW = ["int8", "uint8", ">i2", "uint16", ">u4", "uint64"]
+LONG = 300
+"""Steps of a sequence that int8 and uint8 cannot count."""
+
+
+def tagged(dtype: str) -> object:
+    model = gpurnn.SequenceTagger(I, H, V, dtype="float64")
+    x, tags = normal(LONG, 3, I), steps(LONG, 3, below=V).astype(dtype)
+    lengths = np.array([100, 7, 0], dtype)
+    return model.loss(x, tags, None, lengths), model.loss_and_gradients(x, tags, None, lengths)
+
+
+def regressed(dtype: str) -> object:
+    model = gpurnn.SequenceRegressor(I, H, V, pooling=None, dtype="float64")
+    return model.loss_and_gradients(normal(LONG, 3, I), normal(LONG, 3, V), None, np.array([100, 7, 0], dtype))
+
+
+def language(dtype: str) -> object:
+    model = gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text("abcdef"), H, H, dtype="float64")
+    tokens, lengths = steps(LONG, 3, below=V).astype(dtype), np.array([100, 7, 0], dtype)
+    trained = gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text("abcdef"), H, H, dtype="float64")
+    trained.fit(tokens[:, 0], steps=2, batch_size=2, window=8)
+    trained.fit([tokens[:9, 0], tokens[:5, 1]], steps=2, batch_size=2)
+    found = model.loss(tokens, tokens, None, lengths), model.loss_and_gradients(tokens, tokens, None, lengths)
+    return (*found, model.predict([tokens[:9, 0]]), np.array(model.perplexity(tokens[:9, 0])), trained.params)
+
+
+def generated(dtype: str) -> object:
+    model = gpurnn.SequenceGenerator(I, H, V, dtype="float64")
+    x, lengths = normal(3, I), np.array([100, 7, 0], dtype)
+    targets = steps(LONG, 3, below=V).astype(dtype)
+    found = [model.loss_and_gradients(x, targets, None, lengths, teacher_forcing=p, rng=0) for p in (0.0, 0.5, 1.0)]
+    model.fit(x, [targets[:5, 0], targets[:3, 1], targets[:4, 2]], steps=2)
+    return found, model.params
+
+
+def translated(dtype: str) -> object:
+    """The model's own choices and its begin and end symbols are above what int8 and uint8 hold."""
+    model = gpurnn.EncoderDecoder(120, 300, 4, 6, attention="additive", begin=298, end=299, dtype="float64", rng=3)
+    for k, p in enumerate(model.params.values()):
+        p[...] = normal(*p.shape, seed=k)
+    source, lengths = steps(6, 3, below=120).astype(dtype), np.array([6, 2, 1], dtype)
+    targets = steps(8, 3, below=120).astype(dtype), np.array([8, 3, 5], dtype)
+    forced = [
+        model.loss_and_gradients(source, targets, None, lengths, teacher_forcing=p, rng=0) for p in (0.0, 0.5, 1.0)
+    ]
+    decoded = [model.greedy(source, lengths, max_length=5), model.sample(source, lengths, max_length=5, rng=0)]
+    beams = [[b.tokens for b in row] for row in model.beam_search(source, lengths, max_length=4, beam_size=2)]
+    predicted = model.predict([source[:, 0], source[:2, 1]], max_length=4)
+    likely = model.log_likelihood(source, targets, lengths), model.align(source, targets, lengths)
+    model.fit([source[:, 0], source[:2, 1]], [targets[0][:3, 0], targets[0][:2, 1]], steps=2)
+    return forced, decoded, beams, predicted, likely, model.params
+
+
+def classified(dtype: str) -> object:
+    model = gpurnn.SequenceClassifier(I, H, V, num_embeddings=120, pooling="mean", dtype="float64")
+    examples = [steps(n, below=120).astype(dtype) for n in (5, 3, 4)]
+    labels = np.array([0, 3, 6], dtype)
+    model.fit(examples, labels, steps=2)
+    return model.params, model.predict_proba(examples), np.array(model.accuracy(examples, labels))
+
+
+def reinforced(dtype: str) -> object:
+    model = gpurnn.EncoderDecoder(7, 9, 4, 6, dtype="float64", rng=3)
+    learner = Reinforce(model, lambda tokens, reference: float(len(set(tokens) & set(reference))), max_length=4)
+    references = steps(4, 3, below=9).astype(dtype), np.array([4, 1, 3], dtype)
+    sources, lengths = steps(5, 3, below=7).astype(dtype), np.array([5, 1, 2], dtype)
+    return learner.loss_and_gradients(sources, references, None, lengths, rng=0)
+
+
+MODELS = [tagged, regressed, language, generated, translated, classified, reinforced]
+
+
+@pytest.mark.parametrize("run", MODELS, ids=lambda run: run.__name__)
+@pytest.mark.parametrize("wing", WINGS)
+def test_models_in_each_integer_dtype(run, wing):
+    with gpurnn.use(wing):
+        expected = arrays_of(run("int64"))
+        for dtype in NARROW if wing == "reference" else ["uint8"]:
+            for r, e in zip(arrays_of(run(dtype)), expected, strict=True):
+                assert r.tobytes() == e.tobytes(), dtype
+
+
+def forecast(layout: str) -> object:
+    model = gpurnn.Forecaster(5, H, features=2, dtype="float64")
+    series = LAYOUTS[layout](np.cumsum(normal(40, 2), axis=0))
+    model.fit([series, series[:20]], steps=3)
+    found = model.forecast(series, 3, samples=5)
+    rolled = model.backtest(series, 30, 2, samples=5)
+    return model.params, model.predict(series, 3), found.lower, found.upper, rolled.point, rolled.upper
+
+
+def filtered(layout: str) -> object:
+    F, H = LAYOUTS[layout](0.3 * normal(5, 5)), LAYOUTS[layout](normal(2, 5))
+    model = gpurnn.LinearGaussian(F, H, LAYOUTS[layout](np.eye(5)), LAYOUTS[layout](np.eye(2)))
+    y = normal(30, 2)
+    y[10:15, 0] = np.nan
+    gained = model.fit(LAYOUTS[layout](y), iterations=2)
+    return model.params, gained, model.vjp(LAYOUTS[layout](y))[0]
+
+
+def sequences(layout: str) -> object:
+    model = gpurnn.SequenceRegressor(33, 40, V, cell="lstm", pooling="attention", dtype="float64")
+    x, y = LAYOUTS[layout](normal(6, 9, 33)), LAYOUTS[layout](normal(6, V))
+    model.fit(x, y, steps=2)
+    return model.params, model.predict(x)
+
+
+def diagnosed(layout: str) -> object:
+    layer = gpurnn.GRU(33, 8, dtype="float64")
+    layer.params = {name: LAYOUTS[layout](p) for name, p in layer.params.items()}
+    x, state = LAYOUTS[layout](normal(9, 2, 33)), LAYOUTS[layout](normal(1, 2, 8))
+    J = analysis.jacobians(layer, x, state)
+    gradients = analysis.state_gradients(layer, x, LAYOUTS[layout](normal(9, 2, 8)))
+    norms = analysis.product_norms(LAYOUTS[layout](J))
+    spectrum = analysis.spectrum(LAYOUTS[layout](normal(8, 8)))
+    exponents = analysis.lyapunov_spectrum(layer, x=x, state=state, transient=1).exponents
+    points = analysis.fixed_points(layer, x=LAYOUTS[layout](normal(33)), starts=LAYOUTS[layout](normal(3, 8)))
+    return J, gradients, norms, spectrum.eigenvalues, exponents, points.states
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "broadcast"])
+@pytest.mark.parametrize("run", [forecast, filtered, sequences, diagnosed], ids=lambda run: run.__name__)
+def test_models_and_diagnoses_in_each_layout(run, layout):
+    for r, e in zip(arrays_of(run(layout)), arrays_of(run("new axis")), strict=True):
+        assert r.tobytes() == e.tobytes()
+
+
+@pytest.mark.parametrize("wing", WINGS)
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "Rprop"])
+def test_gradients_that_overlap_parameters(wing, kind):
+    """The gradients of a step are those from before it."""
+    with gpurnn.use(wing):
+        results = []
+        for apart in (True, False):
+            memory = normal(200_000)
+            params = {"a": memory[10_000:], "b": normal(3, 4, seed=1)}
+            grads = {"a": memory[:190_000], "b": params["b"]}
+            if apart:
+                grads = {name: g.copy() for name, g in grads.items()}
+            getattr(gpurnn, kind)(0.1).step(params, grads)
+            results.append([p.copy() for p in params.values()])
+        for r, e in zip(*results, strict=True):
+            assert r.tobytes() == e.tobytes()
+
+
+def test_unsigned_integers_above_all_others():
+    large = np.array([2**63, 0, 0], np.uint64)
+    layer = gpurnn.RNN(I, H, dtype="float64")
+    with pytest.raises(ValueError, match=r"RNN: lengths holds 9223372036854775808, expected at most 2\*\*63 - 1"):
+        layer(normal(4, 3, I), lengths=large)
+    with pytest.raises(ValueError, match=r"embedding: indices holds 9223372036854775808, expected at most"):
+        gpurnn.embedding(large, normal(V, I))
+
+
+@pytest.mark.parametrize("dtype", ["int8", ">i4", "uint64"])
+def test_integers_that_stand_for_bools(dtype):
+    layer = gpurnn.RNN(I, H, dtype="float64")
+    with pytest.raises(ValueError, match="RNN: resets holds 2, expected bools, or integers 0 and 1"):
+        layer(normal(4, 3, I), resets=np.full((4, 3), 2, dtype))
