@@ -127,6 +127,11 @@ def cotangent(where: str, name: str, value: Array | None, output: Array) -> Any:
 
 def parameters(where: str, params: Mapping[str, Array]) -> dict[str, Array]:
     """The parameters of a layer, ready to compute with."""
+    first = next(iter(params.values()))
+    if _checks.dtype_name(first) in _checks.FLOATS and all(
+        _is_stored(p) and p.dtype is first.dtype for p in params.values()
+    ):
+        return dict(params)  # nearly always
     _, *taken = take(where, {f"params[{name!r}]": p for name, p in params.items()}, dtypes=_checks.INEXACT)
     return dict(zip(params, taken, strict=True))
 
@@ -143,6 +148,9 @@ def native(array: Array) -> Array:
 
 def apart(arrays: Mapping[str, Array], written: Mapping[str, Array]) -> dict[str, Array]:
     """``arrays``, with copies of those whose memory overlaps that of an array that is going to be written."""
+    everything = [*arrays.values(), *written.values()]
+    if all(_owns_memory(array) for array in everything) and len({id(array) for array in everything}) == len(everything):
+        return dict(arrays)  # nearly always
     bounds = sorted(_bounds(array) for array in written.values())
     # Where the written arrays end, up to each of them: they may overlap each other.
     ends = list(itertools.accumulate((end for _, end in bounds), max))
@@ -194,11 +202,20 @@ def _bools(where: str, name: str, xp: Any, array: Array, or_else: str = "") -> A
     return array != 0
 
 
+def _is_stored(array: Array) -> bool:
+    """Whether `_stored_numpy` would return the array itself."""
+    return (
+        type(array) is np.ndarray
+        and array.flags.num & _STORED == _STORED
+        and array.dtype.isnative
+        and 1 not in array.shape
+    )
+
+
 def _stored_numpy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    array = np.asarray(array)  # a mapped file, or a NumPy scalar
     if array.flags.num & _STORED != _STORED or not array.dtype.isnative:
         return np.array(array, array.dtype.newbyteorder("="), order="C")
-    if type(array) is not np.ndarray:
-        array = array.view(np.ndarray)
     # NumPy counts any stride along an axis of length 1 as contiguous. A BLAS may not.
     return array.reshape(-1).reshape(array.shape) if 1 in array.shape else array
 
@@ -218,6 +235,11 @@ def _bytes(array: Array) -> Array:
     """The bytes of a CuPy array, along a further axis."""
     of_kind, size = type(array), array.dtype.itemsize
     return of_kind((*array.shape, size), np.uint8, memptr=array.data, strides=(*array.strides, 1))
+
+
+def _owns_memory(array: Array) -> bool:
+    """Whether an array is no view, so that no other such array shares memory with it."""
+    return bool(getattr(getattr(array, "flags", None), "owndata", False))
 
 
 def _bounds(array: Array) -> tuple[int, int]:
@@ -245,8 +267,9 @@ _STORED_BY: dict[str, Callable[[Array], Array]] = {"numpy": _stored_numpy, "cupy
 
 def _unmasked(integers: tuple[str, ...], weights: tuple[str, ...], nan_is_missing: bool, name: str, array: Any) -> str:
     """The advice how to pass a masked array without losing its mask."""
-    if nan_is_missing and array.dtype.kind == "f":
-        return f"mark the missing values and pass {name}.filled(numpy.nan)"
+    if nan_is_missing:
+        floats = name if array.dtype.kind == "f" else f"{name}.astype('float64')"
+        return f"NaN stands for what is missing, so pass {floats}.filled(numpy.nan)"
     if "mask" in weights and name in ("labels", "target"):
         return f"pass {name}.filled(0), and mask=~numpy.ma.getmaskarray({name})"
     if "lengths" in integers and name != "lengths":

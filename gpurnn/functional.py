@@ -4,6 +4,9 @@ Every function ``f`` here has ``f.vjp``, which takes the same arguments and retu
 takes what the result is shaped like, None for zero, and returns the gradients of the inputs and a dict of those of the
 parameters. It may be called more than once and gives the same answer each time; until the last call, the arrays that
 went in must stay as they were. Calling ``f`` itself saves nothing.
+
+Arrays may be stored in any way: in any memory order, with any strides, unaligned or in the other byte order. Results
+are the same to the last bit, and are C-contiguous. Integers may be of any integer dtype.
 """
 
 from __future__ import annotations
@@ -184,7 +187,7 @@ def rnn(
         Weight of the skip connection from h_{t-1}, added after the activation.
     lengths : (B,) integer array, optional
         Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
-    resets : (T, B) bool array, optional
+    resets : (T, B) array of bools, or of integers 0 and 1, optional
         True where a new sequence starts at step t: h_{t-1} is zeroed before it, at t = 0 the initial state.
     mask : (B, H) array, optional
         Multiplies h_{t-1} where it enters the product with W_hh, the same at every step: a variational dropout mask.

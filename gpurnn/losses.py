@@ -144,8 +144,8 @@ def cross_entropy(
     labels : (...) integer array
         y, 0 <= y < V where it is not masked.
     mask : (...) array, optional
-        bool, True where a label counts; or weights m of the dtype of the logits. What labels and logits hold where it
-        is zero does not matter, and the gradient there is exactly zero.
+        bool, or integers 0 and 1, True where a label counts; or weights m of the dtype of the logits. What labels and
+        logits hold where it is zero does not matter, and the gradient there is exactly zero.
     class_weights : (V,) array, optional
         w, of the dtype of the logits; ones by default.
     label_smoothing : float
@@ -264,9 +264,9 @@ def mse(
         Of any shape.
     target : array like y
     mask : array, optional
-        Of the shape of y or of its leading axes, (T, B) for y (T, B, F): bool, True where an element counts; or weights
-        m of the dtype of y. The mean divides by their sum over the elements. What y and target hold where it is zero
-        does not matter, and the gradient there is exactly zero.
+        Of the shape of y or of its leading axes, (T, B) for y (T, B, F): bool, or integers 0 and 1, True where an
+        element counts; or weights m of the dtype of y. The mean divides by their sum over the elements. What y and
+        target hold where it is zero does not matter, and the gradient there is exactly zero.
     half : bool
         The textbook's factor 1/2, whose gradient is y - target.
     reduction : {"mean", "sum", "none"}

@@ -208,7 +208,7 @@ def multi_head_attention(
         n, a divisor of E.
     causal : bool
         Whether a query sees no keys that are later than itself, the queries being the last T of the S positions.
-    key_padding_mask : (B, S) bool array, optional
+    key_padding_mask : (B, S) array of bools, or of integers 0 and 1, optional
         True where a key does not exist. What keys and values hold there is not read and gets a weight of exactly
         zero; in self-attention the query there counts as zero. A query that sees no key has weights of zero.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import test_bad_input
-from parity import INTEGERS, LAYOUTS, canonical
+from parity import INTEGERS, LAYOUTS, Wing, canonical
 from test_bad_input import ENTRIES, Entry, H, I, V, fresh, normal, steps
 from tolerance import arrays_of
 
@@ -338,3 +339,35 @@ def test_integers_that_stand_for_bools(dtype):
     layer = gpurnn.RNN(I, H, dtype="float64")
     with pytest.raises(ValueError, match="RNN: resets holds 2, expected bools, or integers 0 and 1"):
         layer(normal(4, 3, I), resets=np.full((4, 3), 2, dtype))
+
+
+def of_cupy(xp: Any, a: np.ndarray, layout: str) -> Any:
+    """A CuPy array with these values. CuPy has no read-only and no byte-swapped arrays."""
+    array = xp.asarray(a)
+    if layout == "fortran" and a.ndim:
+        return xp.asfortranarray(array)
+    if layout == "strided" and a.ndim:
+        return xp.repeat(array, 2, axis=-1)[..., ::2]
+    if layout == "reversed":
+        backwards = (slice(None, None, -1),) * a.ndim
+        return xp.asarray(a[backwards].copy())[backwards]
+    if layout == "unaligned":
+        memory = xp.zeros(a.nbytes + 1, np.uint8)[1:]
+        memory[...] = xp.asarray(np.frombuffer(a.tobytes(), np.uint8))
+        return memory.view(a.dtype).reshape(a.shape)
+    return array
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("entry", [p for p in ALL if not any(parameters_of(p.values[0].call))])
+def test_cupy_arrays_in_each_layout_and_integer_dtype(entry):
+    wing = Wing("cuda")
+    rng = np.random.default_rng(0)
+    expected = arrays_of(wing.back(entry.call({name: wing.xp.asarray(a) for name, a in entry.arrays.items()})))
+    for layout in ("fortran", "strided", "reversed", "unaligned"):
+        arrays = {}
+        for name, a in entry.arrays.items():
+            a = a.astype(rng.choice([d for d in INTEGERS if d.isnative])) if a.dtype.kind in "ib" else a
+            arrays[name] = of_cupy(wing.xp, a, layout)
+        for r, e in zip(arrays_of(wing.back(entry.call(arrays))), expected, strict=True):
+            assert r.astype(e.dtype).tobytes() == e.tobytes(), layout

@@ -121,7 +121,7 @@ class Recurrent(Layer):
             else 1; the layers come in order, each with its forward, then its backward direction.
         lengths : (B,) integer array, optional
             Steps of each sequence that exist, in any order, zero allowed. What x holds past them is not read.
-        resets : (T, B) bool array, optional
+        resets : (T, B) array of bools, or of integers 0 and 1, optional
             (B, T) with ``batch_first``. True where a new sequence starts: no state crosses from the step before it,
             in either direction. At step 0 it zeroes the initial state of the forward direction.
 

@@ -307,7 +307,7 @@ def ssm(
         Which state y reads: h_t, after the update, or h_{t-1}, before it, as `scipy.signal.dlsim` does.
     lengths : (B,) integer array, optional
         Steps of each sequence that exist, zero allowed. What x holds past them is not read.
-    resets : (T, B) bool array, optional
+    resets : (T, B) array of bools, or of integers 0 and 1, optional
         True where a new sequence starts: the state before that step is zero. It is made so by a product with zero, so
         one that is infinite or NaN stays NaN.
 
@@ -400,7 +400,7 @@ class _StateSpace(Layer):
             The initial state, zero by default; of a complex model a pair of such arrays, real and imaginary part.
         lengths : (B,) integer array, optional
             Steps of each sequence that exist, in any order, zero allowed. What x holds past them is not read.
-        resets : (T, B) bool array, optional
+        resets : (T, B) array of bools, or of integers 0 and 1, optional
             True where a new sequence starts: the state before that step is zero.
 
         Returns

@@ -90,7 +90,7 @@ def truncated_bptt(
         k1.
     gradient_steps : int, optional
         k2, at least k1 and not necessarily a multiple of it; k1 by default, when every step is computed once.
-    resets : (T, B) bool array, optional
+    resets : (T, B) array of bools, or of integers 0 and 1, optional
         True where a new sequence starts.
     rng : int or numpy.random.Generator, optional
         For dropout, which is drawn anew for each window.

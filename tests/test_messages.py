@@ -1,0 +1,148 @@
+"""Advice about arrays is right for what was given, names the caller's argument and is valid Python."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import numpy as np
+import pytest
+
+import gpurnn
+from gpurnn import losses
+
+T, B, I, H = 4, 3, 2, 5
+X = np.random.default_rng(0).standard_normal((T, B, I))
+
+
+def message(call, error=TypeError) -> str:
+    with pytest.raises(error) as rejection:
+        call()
+    return str(rejection.value)
+
+
+def followed(text: str, **names: object) -> object:
+    """What the expression of the advice gives, for arguments of these names."""
+    expression = re.search(
+        r"(?:cast (?:it )?with|convert it with|and pass|pass) (.*?)(?:,? (?:and|or|for) .*|, .*)?$", text
+    )[1]
+    ast.parse(expression, mode="eval")
+    return eval(expression, {"numpy": np, **names})
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float16", "longdouble", "float32", "object"])
+def test_a_cast_is_to_the_dtype_of_the_layer(dtype):
+    x, layer = np.zeros((T, B, I), dtype), gpurnn.GRU(I, H, dtype="float64")
+    text = message(lambda: layer(x))
+    assert "GRU: x has dtype" in text
+    assert followed(text, x=x).dtype == np.float64
+    layer(followed(text, x=x))
+
+
+def test_a_cast_of_both_precisions_is_to_that_of_the_other_argument():
+    x, state = X.astype("float32"), np.zeros((1, B, H))
+    text = message(lambda: gpurnn.GRU(I, H)(x, state))
+    assert text.endswith("cast with state.astype('float32')")
+    text = message(lambda: gpurnn.LSTM(I, H)(x, (state.astype("float32"), state)))
+    assert text.endswith("cast with state[1].astype('float32')")
+
+
+@pytest.mark.parametrize(("dtype", "advice"), [("complex128", "; take x.real if"), ("<U3", ""), ("M8[s]", "")])
+def test_no_cast_is_advised_that_makes_no_sense(dtype, advice):
+    text = message(lambda: gpurnn.GRU(I, H)(np.zeros((T, B, I), dtype)))
+    assert "astype" not in text
+    assert advice in text
+
+
+def test_labels_that_are_no_integers():
+    text = message(lambda: losses.cross_entropy(X, np.zeros((T, B))))
+    assert "cross_entropy: labels has dtype float64, expected an integer dtype" in text
+    assert followed(text, labels=np.zeros((T, B))).dtype == np.int64
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64"])
+def test_masked_observations_are_missing_ones(dtype):
+    one = np.ones((1, 1))
+    model = gpurnn.LinearGaussian(one, one, one, one, P0=one)
+    y = np.ma.masked_array([[1], [99], [2]], mask=[[0], [1], [0]], dtype=dtype)
+    text = message(lambda: model(y))
+    assert "LinearGaussian: y is a numpy.MaskedArray" in text
+    assert "its mask would be lost" in text
+    right = model(np.array([[1.0], [np.nan], [2.0]]))
+    assert model(followed(text, y=y)) == right
+
+
+def test_masked_labels_are_left_out_by_a_mask():
+    labels = np.ma.masked_array(np.zeros((T, B), int), mask=np.eye(T, B))
+    text = message(lambda: losses.cross_entropy(X, labels))
+    assert text.endswith("pass labels.filled(0), and mask=~numpy.ma.getmaskarray(labels)")
+    losses.cross_entropy(X, labels.filled(0), mask=~np.ma.getmaskarray(labels))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: gpurnn.GRU(I, H, dtype="float64")(x),
+        lambda x: gpurnn.dense(x, np.zeros((H, I))),
+        lambda x: gpurnn.layer_norm(x),
+        lambda x: gpurnn.gradients.global_norm({"x": x}),
+        lambda x: gpurnn.SequenceRegressor(I, H, 1, dtype="float64").predict([x[:, 0]]),
+    ],
+)
+def test_a_mask_is_never_lost(call):
+    text = message(lambda: call(np.ma.masked_array(X, mask=X > 0)))
+    assert "its mask would be lost" in text
+    assert "asarray" not in text
+    assert ".filled(0)" in text
+
+
+class Quantity(np.ndarray):
+    """An array whose numbers have a unit."""
+
+
+@pytest.mark.parametrize(
+    "x",
+    [X[0].view(np.matrix), X[0].view(Quantity), X[0].tolist(), X[0].view(np.recarray), 3, 2.5],
+    ids=["matrix", "subclass", "list", "recarray", "int", "float"],
+)
+def test_other_containers_of_numbers(x):
+    text = message(lambda: gpurnn.layer_norm(x))
+    assert type(followed(text, x=x)) is np.ndarray
+
+
+@pytest.mark.parametrize(
+    "x", ["text", {}, {1.0}, b"bytes", gpurnn, abs], ids=["str", "dict", "set", "bytes", "module", "function"]
+)
+def test_no_conversion_of_what_holds_no_numbers(x):
+    assert message(lambda: gpurnn.layer_norm(x)).endswith("expected a numpy.ndarray or a cupy.ndarray")
+
+
+def test_packed_sequences():
+    packed = type("PackedSequence", (tuple,), {"__module__": "torch.nn.utils.rnn"})()
+    text = message(lambda: gpurnn.GRU(I, H)(packed))
+    assert "x, lengths = torch.nn.utils.rnn.pad_packed_sequence(x)" in text
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"),
+    [
+        ("scipy.sparse._csr", "x.toarray()"), ("polars.dataframe", "x.to_numpy()"), ("xarray.core", "x.to_numpy()"),
+        ("pint.quantity", "x.magnitude"), ("h5py._hl.dataset", "numpy.asarray(x)"),
+    ],
+)  # fmt: skip
+def test_arrays_of_other_libraries(module, advice):
+    x = type("Other", (), {"__module__": module, "dtype": np.dtype("f8")})()
+    assert message(lambda: gpurnn.layer_norm(x)).endswith(f"convert it with {advice}")
+
+
+def test_a_mapped_file_is_an_array(tmp_path):
+    mapped = np.memmap(tmp_path / "x", "float64", "w+", shape=X.shape)
+    mapped[...] = X
+    assert type(gpurnn.layer_norm(mapped)) is np.ndarray
+    assert gpurnn.layer_norm(mapped).tobytes() == gpurnn.layer_norm(X).tobytes()
+
+
+def test_a_numpy_scalar_is_an_array_of_no_axes():
+    logits = np.zeros(4, np.float32)
+    _, pullback = losses.cross_entropy.vjp(logits, np.int8(2))
+    np.testing.assert_array_equal(pullback(np.float32(2))[0], pullback(2.0)[0])
