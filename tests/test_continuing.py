@@ -199,6 +199,37 @@ def test_the_state_of_a_model_is_restored_after_an_exception():
     assert comparable(part.history) == comparable(whole.history)
 
 
+class Counting:
+    """A model whose state is one array that every call changes, and that its loss depends on."""
+
+    def __init__(self):
+        self.params, self.calls = {"weight": np.zeros(2)}, np.zeros(2)
+
+    def training_state(self):
+        return {"calls": self.calls}
+
+    def load_training_state(self, state):
+        self.calls[...] = state["calls"]
+
+    def loss(self, inputs, targets, state=None, lengths=None):
+        return np.asarray(1.0), None
+
+    def loss_and_gradients(self, inputs, targets, state=None, lengths=None, *, rng=None):
+        self.calls += 1
+        return np.asarray(self.calls[0]), None, {"weight": self.calls.copy()}
+
+
+def test_a_state_that_a_model_changes_in_place_is_restored():
+    whole, part = (trainer(Counting(), stream(), steps=6, log_interval=1) for _ in range(2))
+    whole.train()
+    part.on_gradients = raiser(None, 4, Stop())
+    with pytest.raises(Stop):
+        part.train()
+    part.train()
+    assert_same(part.model.params, whole.model.params)
+    assert comparable(part.history) == comparable(whole.history)
+
+
 # --- more steps ---
 
 OPTIMIZERS = [

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from gpurnn import models
 from gpurnn.plots import loss_curve
 
 TRAINING = [{"step": 10 * i, "loss": 4.0 / i, "bits_per_character": 4.0 / i / np.log(2)} for i in range(1, 81)]
@@ -118,3 +119,42 @@ def test_a_picture_that_cannot_be_drawn_or_written_leaves_the_old_file(tmp_path,
 def test_a_path_without_a_suffix_gets_that_of_the_default_format(tmp_path):
     loss_curve(TRAINING, tmp_path / "loss")
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
+
+
+@pytest.mark.parametrize(
+    ("model", "unit"),
+    [
+        (lambda: models.LanguageModel(models.CharVocabulary("?ab"), 2, 2), "nats per target"),
+        (lambda: models.SequenceClassifier(2, 2, 2), "nats per target"),
+        (lambda: models.SequenceTagger(2, 2, 2), "nats per target"),
+        (lambda: models.EncoderDecoder(3, 4, 2, 2), "nats per target"),
+        (lambda: models.SequenceRegressor(2, 2, 1), "mean squared error"),
+        (lambda: models.SequenceRegressor(2, 2, 1, loss="l1"), "mean absolute error"),
+        (lambda: models.SequenceGenerator(2, 2, 2), "nats per target"),
+        (lambda: models.SequenceGenerator(2, 2, 2, output_activation="identity", loss="huber"), "mean Huber loss"),
+        (lambda: models.Forecaster(2, 2), "mean squared error of the scaled series"),
+        (lambda: models.Forecaster(2, 2, loss="l1"), "mean absolute error of the scaled series"),
+    ],
+)
+def test_every_model_names_the_unit_of_its_loss(model, unit):
+    assert model().loss_unit == unit
+
+
+def test_the_metrics_of_a_run_name_the_unit():
+    model = models.SequenceRegressor(2, 2, 1)
+    inputs, targets = [np.ones((3, 2), "f4")] * 4, np.zeros((4, 1), "f4")
+    trainer = model.fit(inputs, list(targets), epochs=2, log_interval=1)
+    assert loss_curve(trainer.history).axes[0].get_ylabel() == "loss (mean squared error)"
+
+
+def test_damaged_lines_of_a_file_are_left_out_with_a_warning(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 3.0}\n\xff\x00\n[1]\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo')
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: lines 2, 3 are damaged and left out of the metrics"):
+        _, lines = drawn(loss_curve(path))
+    np.testing.assert_array_equal(lines["training"], [(1, 3.0), (2, 2.0)])
+
+
+def test_metrics_that_have_a_metric_in_a_part_only_are_drawn_as_the_loss():
+    records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "perplexity": 1.6}]
+    assert loss_curve(records).axes[0].get_ylabel() == "loss"

@@ -93,6 +93,9 @@ class Trainer:
     `TokenStream` this is truncated backpropagation through time, the state handed on from window to window; over
     `PaddedBatches` it is full backpropagation through time. Memory is that of one batch, however long the stream.
 
+    A trainer can be pickled and copied, also by its own callbacks; the copy continues with the same bits. What cannot
+    be pickled, such as a lambda as a schedule, is named by Python's own error.
+
     Parameters
     ----------
     model : Model
@@ -125,7 +128,11 @@ class Trainer:
         Early stopping: end after this many evaluations in a row that did not lower the validation loss, and in any case
         leave the model with the parameters that had the lowest.
     directory : path, optional
-        Where ``metrics.jsonl`` and ``checkpoints/`` go. None: nothing is written.
+        Where ``run.json``, ``metrics.jsonl`` and ``checkpoints/`` go. None: nothing is written. A directory belongs to
+        one run, which ``run.json`` identifies, and is locked while the run trains. A new run takes a directory that
+        holds none of these names; to use one that holds a run, call `resume`. No file is ever changed or deleted that
+        the run did not write: a file in the place of a checkpoint that is damaged or of another run is renamed to
+        NAME.1.
     gradient_checkpoint_every : int or "sqrt", optional
         Gradient checkpointing in time, at the cost of one more forward pass: the ``checkpoint_every`` of the ``vjp`` of
         recurrent layers, passed to the model's ``loss_and_gradients`` as a keyword of that name. The gradients stay the
@@ -152,8 +159,11 @@ class Trainer:
     ----------
     step : int
         How many steps have been taken.
+    total : int
+        How many are to be taken. It may be raised, and `train` called again.
     history : list of dict
-        The metrics, as in ``metrics.jsonl``: lines with ``loss`` and lines with ``validation_loss``.
+        The metrics, as in ``metrics.jsonl``: lines with ``loss`` and lines with ``validation_loss``. If the model has a
+        ``loss_unit``, they name it.
     saved_step : int or None
         The step of the last checkpoint.
     stopped_early : bool
