@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 FLOATS = ("float32", "float64")
 INEXACT = (*FLOATS, "complex64", "complex128")
@@ -160,55 +162,78 @@ def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
     return number
 
 
-def _real(where: str, name: str, value: Any, expected: str) -> None:
-    if not isinstance(value, Real):
+def flag(where: str, name: str, value: Any) -> bool:
+    """``value`` as a bool; refuse what is neither a bool nor NumPy's: any other value is true or false by accident."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{where}: {name} is {value!r}, expected True or False")
+    return bool(value)
+
+
+def _real(where: str, name: str, value: Any, expected: str) -> float:
+    number = value
+    if getattr(value, "shape", None) == () and type(value).__module__ in ("numpy", "cupy"):
+        number = value.item()  # an array without axes is a number
+    if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"{where}: {name} is {value!r}, expected {expected}")
+    try:
+        return float(number)
+    except OverflowError:  # an int that is larger than every float
+        return math.inf if number > 0 else -math.inf  # type: ignore[operator]
 
 
 def finite(where: str, name: str, value: float) -> float:
     """``value`` as a float; refuse what is infinite or NaN."""
-    _real(where, name, value, "a finite number")
-    if not math.isfinite(value):
+    number = _real(where, name, value, "a finite number")
+    if not math.isfinite(number):
         raise ValueError(f"{where}: {name} is {value!r}, expected a finite number")
-    return float(value)
+    return number
 
 
 def non_negative(where: str, name: str, value: float) -> float:
     """``value`` as a float; refuse what is negative, infinite or NaN."""
-    _real(where, name, value, "a number of at least 0")
-    if not 0.0 <= value < math.inf:
+    number = _real(where, name, value, "a number of at least 0")
+    if not 0.0 <= number < math.inf:
         raise ValueError(f"{where}: {name} is {value!r}, expected a number of at least 0")
-    return float(value)
+    return number
 
 
 def positive(where: str, name: str, value: float) -> float:
     """``value`` as a float; refuse what is not above 0. Infinity is."""
-    _real(where, name, value, "a positive number")
-    if not value > 0.0:
+    number = _real(where, name, value, "a positive number")
+    if not number > 0.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a positive number")
-    return float(value)
+    return number
 
 
 def fraction(where: str, name: str, value: float) -> float:
     """``value`` as a float; refuse what is not in [0, 1)."""
-    _real(where, name, value, "a probability in [0, 1)")
-    if not 0.0 <= value < 1.0:
+    number = _real(where, name, value, "a probability in [0, 1)")
+    if not 0.0 <= number < 1.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a probability in [0, 1)")
-    return float(value)
+    return number
 
 
 def probability(where: str, name: str, value: float) -> float:
     """``value`` as a float; refuse what is not in [0, 1]."""
-    _real(where, name, value, "a probability in [0, 1]")
-    if not 0.0 <= value <= 1.0:
+    number = _real(where, name, value, "a probability in [0, 1]")
+    if not 0.0 <= number <= 1.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a probability in [0, 1]")
-    return float(value)
+    return number
 
 
-def choice(where: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Refuse a value that is none of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{where}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+def choice(where: str, name: str, value: Any, choices: tuple[T, ...]) -> T:
+    """The one of ``choices`` that ``value`` is; refuse a value that is none of them."""
+    for one in choices:
+        if value is one or (isinstance(value, str) and value == one):
+            return one
+    raise ValueError(f"{where}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def attributes(instance: Any, check: Callable[..., Any], *names: str, **arguments: Any) -> None:
+    """Pass attributes of a dataclass through one of the checks, and keep what that returns."""
+    for name in names:
+        value = check(type(instance).__name__, name, getattr(instance, name), **arguments)
+        object.__setattr__(instance, name, value)  # also of a frozen one
 
 
 def no_state(where: str, state: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import _checks
+
 
 def generator(where: str, rng: int | np.random.Generator) -> np.random.Generator:
     """A generator from what a caller may pass as ``rng``: itself, or one seeded with an int.
@@ -16,7 +18,7 @@ def generator(where: str, rng: int | np.random.Generator) -> np.random.Generator
     if isinstance(rng, np.random.Generator):
         return rng
     if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
-        return np.random.default_rng(rng)
+        return np.random.default_rng(_checks.integer_at_least(where, "rng", rng, 0))
     raise TypeError(f"{where}: rng is {rng!r}, expected an int seed or a numpy.random.Generator")
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from . import _checks
+
 Initializer = Callable[[np.random.Generator, tuple[int, int], DTypeLike], NDArray[Any]]
 """A function of the random generator, the shape (rows, columns) and the dtype."""
 
@@ -44,6 +46,8 @@ def normal(std: float | None = None) -> Initializer:
     >>> w.dtype, round(float(w.std()), 3)
     (dtype('float32'), 0.1)
     """
+
+    std = None if std is None else _checks.non_negative("normal", "std", std)
 
     def initialise(rng: np.random.Generator, shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
         scale = 1 / math.sqrt(shape[1]) if std is None else std
@@ -77,6 +81,8 @@ def xavier_uniform(gain: float = 1.0) -> Initializer:
     True
     """
 
+    gain = _checks.non_negative("xavier_uniform", "gain", gain)
+
     def initialise(rng: np.random.Generator, shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
         bound = gain * math.sqrt(6 / (shape[0] + shape[1]))
         return rng.uniform(-bound, bound, shape).astype(dtype)
@@ -108,6 +114,8 @@ def xavier_normal(gain: float = 1.0) -> Initializer:
     >>> round(float(w.std()), 3), round((2 / 400) ** 0.5, 3)
     (0.071, 0.071)
     """
+
+    gain = _checks.non_negative("xavier_normal", "gain", gain)
 
     def initialise(rng: np.random.Generator, shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
         return (gain * math.sqrt(2 / (shape[0] + shape[1])) * rng.standard_normal(shape)).astype(dtype)
@@ -142,6 +150,8 @@ def orthogonal(gain: float = 1.0) -> Initializer:
     >>> abs(np.linalg.eigvals(w)).round(12)
     array([0.9, 0.9, 0.9, 0.9, 0.9])
     """
+
+    gain = _checks.finite("orthogonal", "gain", gain)
 
     def initialise(rng: np.random.Generator, shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
         q, r = np.linalg.qr(rng.standard_normal((max(shape), min(shape))))
@@ -178,6 +188,8 @@ def identity(scale: float = 1.0) -> Initializer:
            [0., 1.]], dtype=float32)
     """
 
+    scale = _checks.finite("identity", "scale", scale)
+
     def initialise(rng: np.random.Generator, shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
         return (scale * np.eye(*shape)).astype(dtype)
 
@@ -203,6 +215,8 @@ def uniform(bound: float | None = None) -> Initializer:
     >>> bool(0.499 < abs(w).max() < 0.5)
     True
     """
+
+    bound = None if bound is None else _checks.non_negative("uniform", "bound", bound)
 
     def initialise(rng: np.random.Generator, shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
         a = 1 / math.sqrt(shape[0]) if bound is None else bound

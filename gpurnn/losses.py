@@ -75,7 +75,8 @@ def _cross_entropy(
         needed=("logits", "labels"),
     )  # fmt: skip
     _checks.choice(where, "reduction", reduction, _REDUCTIONS)
-    if _checks.non_negative(where, "label_smoothing", label_smoothing) > 1.0:
+    label_smoothing = _checks.non_negative(where, "label_smoothing", label_smoothing)
+    if label_smoothing > 1.0:
         raise ValueError(f"{where}: label_smoothing is {label_smoothing!r}, expected a number in [0, 1]")
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"{where}: logits has shape {tuple(logits.shape)}, expected (..., classes)")
@@ -93,7 +94,7 @@ def _cross_entropy(
         flat,
         weights,
         class_weights=class_weights,
-        label_smoothing=float(label_smoothing),
+        label_smoothing=label_smoothing,
         training=training,
     )
     total: Array | float = 1.0
@@ -233,6 +234,8 @@ def _elementwise(
 def _mse(
     training: bool, y: Array, target: Array, mask: Array | None, half: bool, reduction: Reduction
 ) -> tuple[Array, Pullback]:
+    half = _checks.flag("mse", "half", half)
+
     def forward(xp: Any, y: Array, target: Array) -> tuple[Array, Callable[[Array], Array]]:
         wing = _dispatch.wing("mse", y=y)
         errors, saved = wing.mse_forward(y, target, training=training)

@@ -32,10 +32,8 @@ class Optimizer:
     _state: dict[str, dict[str, Array]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        where = type(self).__name__
-        for name in ("lr", "weight_decay"):
-            _checks.non_negative(where, name, getattr(self, name))
-        _checks.fraction(where, "recurrent_weight_decay", self.recurrent_weight_decay)
+        _checks.attributes(self, _checks.non_negative, "lr", "weight_decay")
+        _checks.attributes(self, _checks.fraction, "recurrent_weight_decay")
 
     def _kept(self) -> tuple[str, ...]:
         """The names of what is kept for each parameter, in the order in which `_update` gets them."""
@@ -238,8 +236,8 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.non_negative("SGD", "momentum", self.momentum)
-        _checks.non_negative("SGD", "dampening", self.dampening)
+        _checks.attributes(self, _checks.non_negative, "momentum", "dampening")
+        _checks.attributes(self, _checks.flag, "nesterov")
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise ValueError(
                 f"SGD: nesterov is True with momentum {self.momentum!r} and dampening {self.dampening!r}, "
@@ -321,9 +319,9 @@ class RMSprop(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.fraction("RMSprop", "alpha", self.alpha)
-        _checks.non_negative("RMSprop", "eps", self.eps)
-        _checks.non_negative("RMSprop", "momentum", self.momentum)
+        _checks.attributes(self, _checks.fraction, "alpha")
+        _checks.attributes(self, _checks.non_negative, "eps", "momentum")
+        _checks.attributes(self, _checks.flag, "centered")
 
     def _kept(self) -> tuple[str, ...]:
         return ("square", *(["mean"] if self.centered else []), *(["momentum"] if self.momentum else []))
@@ -403,9 +401,9 @@ class Adam(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = type(self).__name__
-        self.betas = _pair(where, "betas", self.betas, _checks.fraction)
-        _checks.non_negative(where, "eps", self.eps)
+        self.betas = _pair(type(self).__name__, "betas", self.betas, _checks.fraction)
+        _checks.attributes(self, _checks.non_negative, "eps")
+        _checks.attributes(self, _checks.flag, "amsgrad")
 
     def _kept(self) -> tuple[str, ...]:
         return ("mean", "square", "largest") if self.amsgrad else ("mean", "square")
@@ -530,8 +528,7 @@ class Adagrad(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lr_decay", "initial_accumulator_value", "eps"):
-            _checks.non_negative("Adagrad", name, getattr(self, name))
+        _checks.attributes(self, _checks.non_negative, "lr_decay", "initial_accumulator_value", "eps")
 
     def _kept(self) -> tuple[str, ...]:
         return ("sum",)
@@ -603,8 +600,8 @@ class Adadelta(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.fraction("Adadelta", "rho", self.rho)
-        _checks.non_negative("Adadelta", "eps", self.eps)
+        _checks.attributes(self, _checks.fraction, "rho")
+        _checks.attributes(self, _checks.non_negative, "eps")
 
     def _kept(self) -> tuple[str, ...]:
         return ("square", "update")
@@ -686,8 +683,7 @@ class NAdam(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.betas = _pair("NAdam", "betas", self.betas, _checks.fraction)
-        _checks.non_negative("NAdam", "eps", self.eps)
-        _checks.non_negative("NAdam", "momentum_decay", self.momentum_decay)
+        _checks.attributes(self, _checks.non_negative, "eps", "momentum_decay")
 
     def _kept(self) -> tuple[str, ...]:
         return ("mean", "square")
@@ -775,7 +771,7 @@ class Adamax(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.betas = _pair("Adamax", "betas", self.betas, _checks.fraction)
-        _checks.non_negative("Adamax", "eps", self.eps)
+        _checks.attributes(self, _checks.non_negative, "eps")
 
     def _kept(self) -> tuple[str, ...]:
         return ("mean", "norm")

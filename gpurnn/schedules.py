@@ -47,7 +47,7 @@ class Constant:
     lr: float
 
     def __post_init__(self) -> None:
-        _checks.non_negative("Constant", "lr", self.lr)
+        _checks.attributes(self, _checks.non_negative, "lr")
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
@@ -85,8 +85,7 @@ class TimeBased:
     decay: float
 
     def __post_init__(self) -> None:
-        _checks.non_negative("TimeBased", "lr", self.lr)
-        _checks.non_negative("TimeBased", "decay", self.decay)
+        _checks.attributes(self, _checks.non_negative, "lr", "decay")
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
@@ -121,8 +120,7 @@ class Exponential:
     gamma: float
 
     def __post_init__(self) -> None:
-        _checks.non_negative("Exponential", "lr", self.lr)
-        _checks.non_negative("Exponential", "gamma", self.gamma)
+        _checks.attributes(self, _checks.non_negative, "lr", "gamma")
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
@@ -166,8 +164,7 @@ class Linear:
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "decay", "final_lr"):
-            _checks.non_negative("Linear", name, getattr(self, name))
+        _checks.attributes(self, _checks.non_negative, "lr", "decay", "final_lr")
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
@@ -206,7 +203,8 @@ class InverseSigmoid:
     k: float
 
     def __post_init__(self) -> None:
-        if _checks.finite("InverseSigmoid", "k", self.k) < 1:
+        _checks.attributes(self, _checks.finite, "k")
+        if self.k < 1:
             raise ValueError(f"InverseSigmoid: k is {self.k!r}, expected a number of at least 1")
 
     def __call__(self, step: int) -> float:
@@ -246,9 +244,9 @@ class Step:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        _checks.non_negative("Step", "lr", self.lr)
-        _checks.integer_at_least("Step", "step_size", self.step_size, 1)
-        _checks.non_negative("Step", "gamma", self.gamma)
+        _checks.attributes(self, _checks.non_negative, "lr")
+        _checks.attributes(self, _checks.integer_at_least, "step_size", least=1)
+        _checks.attributes(self, _checks.non_negative, "gamma")
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
@@ -287,13 +285,13 @@ class MultiStep:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        _checks.non_negative("MultiStep", "lr", self.lr)
+        _checks.attributes(self, _checks.non_negative, "lr")
         milestones: list[int] = []
         for index, milestone in enumerate(self.milestones):
             least = milestones[-1] + 1 if milestones else 1
             milestones.append(_checks.integer_at_least("MultiStep", f"milestones[{index}]", milestone, least))
         object.__setattr__(self, "milestones", tuple(milestones))
-        _checks.non_negative("MultiStep", "gamma", self.gamma)
+        _checks.attributes(self, _checks.non_negative, "gamma")
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
@@ -340,11 +338,11 @@ class Polynomial:
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        where = "Polynomial"
-        _checks.non_negative(where, "lr", self.lr)
-        _checks.integer_at_least(where, "total_steps", self.total_steps, 1)
-        _checks.finite(where, "power", _checks.positive(where, "power", self.power))
-        _checks.non_negative(where, "final_lr", self.final_lr)
+        _checks.attributes(self, _checks.non_negative, "lr")
+        _checks.attributes(self, _checks.integer_at_least, "total_steps", least=1)
+        _checks.attributes(self, _checks.positive, "power")
+        _checks.attributes(self, _checks.finite, "power")
+        _checks.attributes(self, _checks.non_negative, "final_lr")
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
@@ -394,11 +392,10 @@ class CosineWithWarmup:
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        where = "CosineWithWarmup"
-        _checks.non_negative(where, "lr", self.lr)
-        warmup = _checks.integer_at_least(where, "warmup_steps", self.warmup_steps, 0)
-        _checks.integer_at_least(where, "total_steps", self.total_steps, warmup + 1)
-        _checks.non_negative(where, "final_lr", self.final_lr)
+        _checks.attributes(self, _checks.non_negative, "lr")
+        _checks.attributes(self, _checks.integer_at_least, "warmup_steps", least=0)
+        _checks.attributes(self, _checks.integer_at_least, "total_steps", least=self.warmup_steps + 1)
+        _checks.attributes(self, _checks.non_negative, "final_lr")
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
@@ -450,11 +447,10 @@ class CosineWithWarmRestarts:
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        where = "CosineWithWarmRestarts"
-        _checks.non_negative(where, "lr", self.lr)
-        _checks.integer_at_least(where, "T_0", self.T_0, 1)
-        _checks.integer_at_least(where, "T_mult", self.T_mult, 1)
-        _checks.non_negative(where, "final_lr", self.final_lr)
+        _checks.attributes(self, _checks.non_negative, "lr")
+        _checks.attributes(self, _checks.integer_at_least, "T_0", least=1)
+        _checks.attributes(self, _checks.integer_at_least, "T_mult", least=1)
+        _checks.attributes(self, _checks.non_negative, "final_lr")
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
@@ -512,12 +508,13 @@ class Cyclic:
 
     def __post_init__(self) -> None:
         where = "Cyclic"
-        _checks.non_negative(where, "base_lr", self.base_lr)
-        if _checks.non_negative(where, "max_lr", self.max_lr) < self.base_lr:
+        _checks.attributes(self, _checks.non_negative, "base_lr")
+        _checks.attributes(self, _checks.non_negative, "max_lr", "gamma")
+        if self.max_lr < self.base_lr:
             raise ValueError(f"{where}: max_lr is {self.max_lr!r}, expected at least base_lr, {self.base_lr!r}")
-        _checks.integer_at_least(where, "step_size", self.step_size, 1)
-        _checks.choice(where, "mode", self.mode, ("triangular", "triangular2", "exp_range"))
-        if _checks.non_negative(where, "gamma", self.gamma) > 1:
+        _checks.attributes(self, _checks.integer_at_least, "step_size", least=1)
+        _checks.attributes(self, _checks.choice, "mode", choices=("triangular", "triangular2", "exp_range"))
+        if self.gamma > 1:
             raise ValueError(f"{where}: gamma is {self.gamma!r}, expected a number in [0, 1]")
         if self.gamma != 1 and self.mode != "exp_range":
             raise ValueError(f"{where}: gamma is {self.gamma!r}, expected 1 for mode {self.mode!r}")
@@ -579,16 +576,19 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         where = "OneCycle"
-        _checks.non_negative(where, "max_lr", self.max_lr)
-        total = _checks.integer_at_least(where, "total_steps", self.total_steps, 2)
-        if not 0 < _checks.finite(where, "pct_start", self.pct_start) < 1:
+        _checks.attributes(self, _checks.non_negative, "max_lr")
+        _checks.attributes(self, _checks.integer_at_least, "total_steps", least=2)
+        _checks.attributes(self, _checks.finite, "pct_start", "div_factor", "final_div_factor")
+        if not 0 < self.pct_start < 1:
             raise ValueError(f"{where}: pct_start is {self.pct_start!r}, expected a number between 0 and 1")
-        if total * self.pct_start <= 1:
-            raise ValueError(f"{where}: total_steps is {total}, expected more than 1/pct_start = {1 / self.pct_start}")
+        if self.total_steps * self.pct_start <= 1:
+            raise ValueError(
+                f"{where}: total_steps is {self.total_steps}, expected more than 1/pct_start = {1 / self.pct_start}"
+            )
         for name in ("div_factor", "final_div_factor"):
-            if _checks.finite(where, name, getattr(self, name)) < 1:
+            if getattr(self, name) < 1:
                 raise ValueError(f"{where}: {name} is {getattr(self, name)!r}, expected a number of at least 1")
-        _checks.choice(where, "anneal", self.anneal, ("cosine", "linear"))
+        _checks.attributes(self, _checks.choice, "anneal", choices=("cosine", "linear"))
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
@@ -666,14 +666,14 @@ class ReduceOnPlateau:
 
     def __post_init__(self) -> None:
         where = "ReduceOnPlateau"
-        self._rate = _checks.non_negative(where, "lr", self.lr)
-        if _checks.non_negative(where, "factor", self.factor) >= 1:
+        _checks.attributes(self, _checks.non_negative, "lr", "factor", "threshold", "min_lr")
+        self._rate = self.lr
+        if self.factor >= 1:
             raise ValueError(f"{where}: factor is {self.factor!r}, expected a number in [0, 1)")
-        _checks.integer_at_least(where, "patience", self.patience, 1)
-        _checks.non_negative(where, "threshold", self.threshold)
-        _checks.choice(where, "threshold_mode", self.threshold_mode, ("rel", "abs"))
-        _checks.integer_at_least(where, "cooldown", self.cooldown, 0)
-        if _checks.non_negative(where, "min_lr", self.min_lr) > self.lr:
+        _checks.attributes(self, _checks.integer_at_least, "patience", least=1)
+        _checks.attributes(self, _checks.choice, "threshold_mode", choices=("rel", "abs"))
+        _checks.attributes(self, _checks.integer_at_least, "cooldown", least=0)
+        if self.min_lr > self.lr:
             raise ValueError(f"{where}: min_lr is {self.min_lr!r}, expected at most lr, {self.lr!r}")
 
     def __call__(self, step: int) -> float:

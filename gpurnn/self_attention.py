@@ -25,10 +25,9 @@ def _take(
         raise TypeError(f"{where}: values is an array, expected None where keys is None")
     _checks.ndim(where, "query", query, 3, "(T, B, E)")
     T, B, E = query.shape
-    heads = _checks.integer_at_least(where, "num_heads", num_heads, 1)
-    if E < 1 or E % heads:
+    if E < 1 or E % num_heads:
         raise ValueError(
-            f"{where}: query has shape {tuple(query.shape)}, expected (T, B, E) with E a multiple of {heads}"
+            f"{where}: query has shape {tuple(query.shape)}, expected (T, B, E) with E a multiple of {num_heads}"
         )
     S = T
     if keys is not None:
@@ -77,6 +76,8 @@ def _multi_head_attention_vjp(
         "query": query, "keys": keys, "values": values, "in_proj_weight": in_proj_weight, "in_proj_bias": in_proj_bias,
         "out_proj_weight": out_proj_weight, "out_proj_bias": out_proj_bias,
     }  # fmt: skip
+    num_heads = _checks.integer_at_least(where, "num_heads", num_heads, 1)
+    causal = _checks.flag(where, "causal", causal)
     xp, arrays, key_padding_mask = _take(where, given, num_heads, causal, key_padding_mask)
     query, keys, values, in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias = arrays.values()
     # What is projected.

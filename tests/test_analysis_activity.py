@@ -106,7 +106,7 @@ def test_what_is_refused():
         (TypeError, "activity: layer is a Dense", lambda: analysis.activity(gpurnn.Dense(2, 2), x)),
         (ValueError, "expected T and B of 1 at least", lambda: analysis.activity(rnn, x[:0])),
         (ValueError, "margin is 0.5", lambda: analysis.activity(rnn, x, margin=0.5)),
-        (ValueError, "margin is 0, ", lambda: analysis.activity(rnn, x, margin=0)),
+        (ValueError, "margin is 0.0, ", lambda: analysis.activity(rnn, x, margin=0)),
     ]
     for error, message, call in refused:
         with pytest.raises(error, match=message):

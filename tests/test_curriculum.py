@@ -191,13 +191,13 @@ def test_an_epoch_without_batches_is_refused():
         (lambda: Curriculum(-1, 1), "Curriculum: start is -1, expected a number of at least 0"),
         (lambda: Curriculum(1, 0), "Curriculum: increment is 0, expected a positive number"),
         (lambda: Curriculum(1, math.inf), "Curriculum: increment is inf, expected a finite number"),
-        (lambda: Curriculum(5, 1, 4), "Curriculum: maximum is 4, expected at least start = 5"),
+        (lambda: Curriculum(5, 1, 4), "Curriculum: maximum is 4.0, expected at least start = 5.0"),
         (lambda: Curriculum(5, 1, math.nan), "Curriculum: maximum is nan, expected a positive number"),
         (lambda: Curriculum(5, 1, 9, "length"), "Curriculum: difficulty is 'length', expected a function"),
         (lambda: Curriculum(5, 1)(-1), "Curriculum: epoch is -1, expected at least 0"),
         (
             lambda: PaddedBatches(sequences(), 2, curriculum=Curriculum(1, 1)),
-            "PaddedBatches: curriculum has start 1, expected at least 2, the difficulty of the easiest sequence",
+            "PaddedBatches: curriculum has start 1.0, expected at least 2, the difficulty of the easiest sequence",
         ),
         (lambda: PaddedBatches(sequences(), 2, curriculum=3), "curriculum is 3, expected a Curriculum"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _dispatch, cells
+from .. import _checks, _dispatch, cells
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 from ._transition import Transition, check_steps
@@ -89,6 +89,7 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
     transition = Transition(where, layer)
     x, s = transition.sequence(x, state)
     check_steps(where, x)
+    margin = _checks.finite(where, "margin", margin)
     if not 0 < margin < 0.5:
         raise ValueError(f"{where}: margin is {margin!r}, expected a number in (0, 0.5)")
     values = gate_values(transition, x, transition.states(x, s))

@@ -278,6 +278,7 @@ def gradient_growth(jacobians: Floats, factor: float = 1000.0) -> GradientGrowth
     where = "gradient_growth"
     if 0 in np.shape(jacobians)[:2]:
         raise ValueError(f"{where}: jacobians has shape {jacobians.shape}, expected T and B of 1 at least")
+    factor = _checks.positive(where, "factor", factor)
     if not factor > 1:
         raise ValueError(f"{where}: factor is {factor!r}, expected a number above 1")
     fractions, powers = _product_norms(where, jacobians)
@@ -323,7 +324,7 @@ class GradientNorms:
     norms: dict[str, list[float]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        _checks.integer_at_least("GradientNorms", "every", self.every, 1)
+        _checks.attributes(self, _checks.integer_at_least, "every", least=1)
 
     def __call__(self, step: int, params: dict[str, Array], grads: dict[str, Array]) -> None:
         """Record the gradients before update ``step``, if it is one of those to record."""

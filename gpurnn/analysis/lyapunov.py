@@ -58,7 +58,8 @@ class Map:
     dt: float = 1.0
 
     def __post_init__(self) -> None:
-        _checks.finite("Map", "dt", _checks.positive("Map", "dt", self.dt))
+        _checks.attributes(self, _checks.positive, "dt")
+        _checks.attributes(self, _checks.finite, "dt")
 
 
 def runge_kutta(field: Callable[[Array], Array], jacobian: Callable[[Array], Array], dt: float) -> Map:

@@ -34,11 +34,12 @@ class Cell:
         for option, kind in self.options().items():
             value = getattr(self, option)
             if get_origin(kind) is Literal:
-                _checks.choice(self.name, option, value, get_args(kind))
+                value = _checks.choice(self.name, option, value, get_args(kind))
             elif kind is bool:
-                _checks.choice(self.name, option, value, (False, True))
+                value = _checks.flag(self.name, option, value)
             else:
-                _checks.finite(self.name, option, value)
+                value = _checks.finite(self.name, option, value)
+            object.__setattr__(self, option, value)
 
     @classmethod
     @functools.cache

@@ -84,7 +84,8 @@ class MultiHeadAttention(Layer):
         self.num_heads = _checks.integer_at_least(where, "num_heads", num_heads, 1)
         if self.features % self.num_heads:
             raise ValueError(f"{where}: num_heads is {num_heads}, expected a divisor of features = {features}")
-        self.causal = bool(causal)
+        self.causal = _checks.flag(where, "causal", causal)
+        bias = _checks.flag(where, "bias", bias)
         kind, random, initialise = parameter_dtype(where, dtype), generator(where, rng), initializers.get(init)
         F = self.features
 
@@ -320,14 +321,14 @@ class TransformerBlock(Layer):
         self.hidden_size = 4 * self.features
         if hidden_size is not None:
             self.hidden_size = _checks.integer_at_least(where, "hidden_size", hidden_size, 1)
-        _checks.choice(where, "activation", activation, ("relu", "gelu"))
-        self.causal, self.activation = bool(causal), activation
+        self.activation = _checks.choice(where, "activation", activation, ("relu", "gelu"))
+        self.causal = _checks.flag(where, "causal", causal)
         self.dropout = _checks.fraction(where, "dropout", dropout)
         self._dropped = Dropout(self.dropout)
         options: dict[str, Any] = {"init": init, "dtype": parameter_dtype(where, dtype), "rng": generator(where, rng)}
-        self.self_attn = MultiHeadAttention(self.features, self.num_heads, causal=causal, **options)
+        self.self_attn = MultiHeadAttention(self.features, self.num_heads, causal=self.causal, **options)
         # The derivative of relu follows from its value, which the dense layer has; that of gelu does not.
-        inner = "relu" if activation == "relu" else "identity"
+        inner = "relu" if self.activation == "relu" else "identity"
         self.linear1 = Dense(self.features, self.hidden_size, activation=inner, **options)
         self.linear2 = Dense(self.hidden_size, self.features, **options)
         self.norm1, self.norm2 = (LayerNorm(self.features, dtype=options["dtype"]) for _ in range(2))

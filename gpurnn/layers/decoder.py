@@ -165,7 +165,8 @@ class Decoder(Layer):
         for name in ("bidirectional", "batch_first", "residual", "variational_dropout", "recurrent_dropout"):
             if getattr(recurrent, name):
                 raise ValueError(f"{where}: recurrent has {name}={getattr(recurrent, name)!r}, which a decoder has not")
-        _checks.choice(where, "attention", attention, (None, *SCORES))
+        attention = _checks.choice(where, "attention", attention, (None, *SCORES))
+        input_feeding = _checks.flag(where, "input_feeding", input_feeding)
         allowed = {
             "memory_size": attention is not None,
             "attention_size": attention == "additive",
@@ -176,7 +177,7 @@ class Decoder(Layer):
         for name, value in {**given, "input_feeding": input_feeding or None}.items():
             if value is not None and not allowed[name]:
                 raise ValueError(f"{where}: {name} is {value!r}, expected none with attention={attention!r}")
-        self.recurrent, self.attention, self.input_feeding = recurrent, attention, bool(input_feeding)
+        self.recurrent, self.attention, self.input_feeding = recurrent, attention, input_feeding
         H, kind = recurrent.hidden_size, parameter_dtype(where, recurrent.params["weight_ih_l0"].dtype)
         self._own: dict[str, Array] = {}
         self.output_size, extra = H, 0

@@ -57,12 +57,11 @@ class Dense(Layer):
         where = "Dense"
         self.in_features = _checks.integer_at_least(where, "in_features", in_features, 1)
         self.out_features = _checks.integer_at_least(where, "out_features", out_features, 1)
-        _checks.choice(where, "activation", activation, functional.DENSE_ACTIVATIONS)
-        self.activation = activation
+        self.activation = _checks.choice(where, "activation", activation, functional.DENSE_ACTIVATIONS)
         kind = parameter_dtype(where, dtype)
         initialise, random, shape = initializers.get(init), generator(where, rng), (self.out_features, self.in_features)
         self.params = {"weight": parameter(shape, kind, lambda: initialise(random, shape, kind))}
-        if bias:
+        if _checks.flag(where, "bias", bias):
             self.params["bias"] = parameter(shape[:1], kind, lambda: np.zeros(shape[0], kind))
 
     def __call__(self, x: Array) -> Array:

@@ -60,11 +60,16 @@ class Embedding(Layer):
         where = "Embedding"
         self.num_embeddings = _checks.integer_at_least(where, "num_embeddings", num_embeddings, 1)
         self.embedding_dim = _checks.integer_at_least(where, "embedding_dim", embedding_dim, 1)
-        if padding_idx is not None and _checks.integer_at_least(where, "padding_idx", padding_idx, 0) >= num_embeddings:
-            raise ValueError(f"{where}: padding_idx is {padding_idx}, expected 0 ... V - 1 = {num_embeddings - 1}")
+        if padding_idx is not None:
+            padding_idx = _checks.integer_at_least(where, "padding_idx", padding_idx, 0)
+            if padding_idx >= self.num_embeddings:
+                raise ValueError(
+                    f"{where}: padding_idx is {padding_idx}, expected 0 ... V - 1 = {self.num_embeddings - 1}"
+                )
         self.padding_idx = padding_idx
         initialise = _standard_normal if init is None else initializers.get(init)
-        random, kind, shape = generator(where, rng), parameter_dtype(where, dtype), (num_embeddings, embedding_dim)
+        random, kind = generator(where, rng), parameter_dtype(where, dtype)
+        shape = (self.num_embeddings, self.embedding_dim)
 
         def initial() -> np.ndarray[Any, Any]:
             table = initialise(random, shape, kind)

@@ -45,7 +45,7 @@ class LayerNorm(Layer):
         self.eps = _checks.non_negative(where, "eps", eps)
         kind = parameter_dtype(where, dtype)
         self.params = {"weight": parameter((self.features,), kind, lambda: np.ones(self.features, kind))}
-        if bias:
+        if _checks.flag(where, "bias", bias):
             self.params["bias"] = parameter((self.features,), kind, lambda: np.zeros(self.features, kind))
 
     def __call__(self, x: Array) -> Array:

@@ -65,7 +65,10 @@ class Recurrent(Layer):
         self.input_size = _checks.integer_at_least(where, "input_size", input_size, 1)
         self.hidden_size = _checks.integer_at_least(where, "hidden_size", hidden_size, 1)
         self.num_layers = _checks.integer_at_least(where, "num_layers", num_layers, 1)
-        self.bias, self.batch_first, self.bidirectional, self.residual = bias, batch_first, bidirectional, residual
+        self.bias = _checks.flag(where, "bias", bias)
+        self.batch_first = _checks.flag(where, "batch_first", batch_first)
+        self.bidirectional = _checks.flag(where, "bidirectional", bidirectional)
+        self.residual = _checks.flag(where, "residual", residual)
         self.dropout = _checks.fraction(where, "dropout", dropout)
         self.variational_dropout = _checks.fraction(where, "variational_dropout", variational_dropout)
         self.recurrent_dropout = _checks.fraction(where, "recurrent_dropout", recurrent_dropout)

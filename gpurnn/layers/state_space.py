@@ -17,7 +17,7 @@ from .base import Array, Layer, parameter, parameter_dtype
 
 OutputState = Literal["after", "before"]
 
-_OUTPUT_STATES = ("after", "before")
+_OUTPUT_STATES: tuple[OutputState, ...] = ("after", "before")
 
 
 def _is_complex(array: Array) -> bool:
@@ -359,9 +359,8 @@ class _StateSpace(Layer):
         self.input_size = _checks.integer_at_least(where, "input_size", input_size, 1)
         self.state_size = _checks.integer_at_least(where, "state_size", state_size, 1)
         self.output_size = _checks.integer_at_least(where, "output_size", output_size, 1)
-        _checks.choice(where, "output_state", output_state, _OUTPUT_STATES)
-        self.output_state = output_state
-        self.complex = complex
+        self.output_state = _checks.choice(where, "output_state", output_state, _OUTPUT_STATES)
+        self.complex = _checks.flag(where, "complex", complex)
 
     def _initialise(
         self, dtype: np.dtype[Any], rng: np.random.Generator, scale: Callable[[], Any], feedthrough: bool
@@ -380,7 +379,7 @@ class _StateSpace(Layer):
         for name, shape, gain in (("B", (N, I), scale), ("C", (O, N), lambda: 1.0)):
             for part in parts:
                 self.params[name + part] = parameter(shape, dtype, partial(initial, shape, gain))
-        if feedthrough:
+        if _checks.flag(type(self).__name__, "feedthrough", feedthrough):
             self.params["D"] = parameter((O, I), dtype, initial_feedthrough)
 
     def _transition(self, xp: Any, params: dict[str, Array]) -> tuple[Array, Any]:
@@ -680,7 +679,7 @@ class DiagonalStateSpace(_StateSpace):
         super().__init__(input_size, state_size, output_size, output_state, complex)
         if not isinstance(radius, (tuple, list)) or len(radius) != 2:
             raise TypeError(f"{where}: radius is {radius!r}, expected a pair (least, largest)")
-        least, largest = (_checks.fraction(where, "radius", r) for r in radius)
+        least, largest = (_checks.fraction(where, f"radius[{i}]", r) for i, r in enumerate(radius))
         if not 0 < least <= largest:
             raise ValueError(f"{where}: radius is {radius!r}, expected 0 < least <= largest < 1")
         max_phase = _checks.non_negative(where, "max_phase", max_phase)
@@ -688,7 +687,7 @@ class DiagonalStateSpace(_StateSpace):
         shape = (self.state_size,)
         squares = cache(lambda: random.uniform(least**2, largest**2, shape))
         self.params = {"nu": parameter(shape, kind, lambda: np.log(-np.log(squares()) / 2).astype(kind))}
-        if complex:
+        if self.complex:
             self.params["theta"] = parameter(shape, kind, lambda: random.uniform(0, max_phase, shape).astype(kind))
         self._initialise(kind, random, lambda: np.sqrt(1 - squares()), feedthrough)
 

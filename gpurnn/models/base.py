@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -263,7 +263,7 @@ def recurrent(
     TypeError, ValueError
         ``cell_options`` holds what is not an option of the cell, or a value is out of its range.
     """
-    _checks.choice(where, "cell", cell, tuple(CELLS))
+    cell = _checks.choice(where, "cell", cell, tuple(CELLS))
     for name in cell_options:
         if name not in _CELL_OPTIONS[cell]:
             known = " or ".join(_CELL_OPTIONS[cell]) or "none"
@@ -301,6 +301,12 @@ def not_finite(where: str, outputs: str, params: dict[str, Array], **inputs: Arr
         if not bool(xp.all(xp.isfinite(array))):
             return FloatingPointError(f"{where}: {outputs} are not finite: {name} holds NaN or infinity")
     return FloatingPointError(f"{where}: {outputs} are not finite, but all inputs and parameters are: they overflow")
+
+
+def checked(layer: Any, *options: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of options as the recurrent layer that was made with them has checked and kept them."""
+    own = {name: value for name, (value, _) in layer._cell_options().items()}
+    return {name: own[name] if name in own else getattr(layer, name) for given in options for name in given}
 
 
 def existing(tokens: Array, lengths: Array | None) -> Array | None:

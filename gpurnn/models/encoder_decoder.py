@@ -12,9 +12,9 @@ from .. import _arrays, _checks, _dispatch, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
-from ..layers.decoder import Carried
+from ..layers.decoder import SCORES, Carried
 from . import decoding
-from .base import Model, State, check_numbers, existing, not_finite, recurrent, told
+from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told
 
 
 class EncoderDecoder(Model):
@@ -144,6 +144,12 @@ class EncoderDecoder(Model):
         num_layers = _checks.integer_at_least(where, "num_layers", num_layers, 1)
         encoder_layers = num_layers if encoder_layers is None else encoder_layers
         encoder_layers = _checks.integer_at_least(where, "encoder_layers", encoder_layers, 1)
+        bidirectional = _checks.flag(where, "bidirectional", bidirectional)
+        input_feeding = _checks.flag(where, "input_feeding", input_feeding)
+        bridge = None if bridge is None else _checks.flag(where, "bridge", bridge)
+        attention = _checks.choice(where, "attention", attention, (None, *SCORES))
+        if attention_size is not None:
+            attention_size = _checks.integer_at_least(where, "attention_size", attention_size, 1)
         self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
         random = generator(where, rng)
         options = {"dropout": dropout, "init": init, "dtype": dtype, "rng": random}
@@ -151,7 +157,7 @@ class EncoderDecoder(Model):
         self.source = layers.Embedding(source_symbols, embedding_size, dtype=dtype, rng=random)
         self.encoder = recurrent(
             where, cell, embedding_size, hidden_size, encoder_layers, cell_options,
-            bidirectional=bool(bidirectional), **options,
+            bidirectional=bidirectional, **options,
         )  # fmt: skip
         D, H = self.encoder.num_directions, self.encoder.hidden_size
         fits = D == 1 and encoder_layers == num_layers
@@ -182,16 +188,16 @@ class EncoderDecoder(Model):
             "hidden_size": H,
             "num_layers": num_layers,
             "encoder_layers": encoder_layers,
-            "cell": cell,
-            "bidirectional": bool(bidirectional),
+            "cell": self.encoder.cell.name,
+            "bidirectional": bidirectional,
             "attention": attention,
             "attention_size": attention_size,
-            "input_feeding": bool(input_feeding),
+            "input_feeding": input_feeding,
             "bridge": self.bridge is not None,
             "dropout": self._dropped.rate,
             "begin": self.begin,
             "end": self.end,
-            **cell_options,
+            **checked(self.encoder, cell_options),
             "dtype": np.dtype(dtype).name,
         }
 

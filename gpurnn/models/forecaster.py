@@ -178,9 +178,9 @@ class Forecaster(SequenceModel):
     ) -> None:
         where = "Forecaster"
         self.window = _checks.integer_at_least(where, "window", window, 1)
-        _checks.integer_at_least(where, "features", features, 1)
-        _checks.choice(where, "pooling", pooling, POOLINGS)
-        _checks.choice(where, "loss", loss, LOSSES)
+        features = _checks.integer_at_least(where, "features", features, 1)
+        pooling = _checks.choice(where, "pooling", pooling, POOLINGS)
+        loss = _checks.choice(where, "loss", loss, LOSSES)
         for name in ("num_embeddings", "output_activation"):
             if name in options:
                 raise TypeError(f"{where}: {name} is given, expected none: inputs and outputs are values of a series")
@@ -531,7 +531,8 @@ class Forecaster(SequenceModel):
         """point, lower and upper (steps, B, features) after windows (p, B, features), all in the series' units."""
         samples = _checks.integer_at_least(where, "samples", samples, 1)
         _checks.choice(where, "noise", noise, NOISES)
-        if not 0.0 < _checks.finite(where, "level", level) < 1.0:
+        level = _checks.finite(where, "level", level)
+        if not 0.0 < level < 1.0:
             raise ValueError(f"{where}: level is {level!r}, expected a probability in (0, 1)")
         random = generator(where, rng)
         if self.residuals.shape[0] == 0:

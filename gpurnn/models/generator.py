@@ -102,9 +102,9 @@ class SequenceGenerator(Model):
         where = "SequenceGenerator"
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "outputs": outputs}
         sizes = {name: _checks.integer_at_least(where, name, size, 1) for name, size in sizes.items()}
-        _checks.choice(where, "activation", activation, get_args(cells.Activation))
-        _checks.choice(where, "output_activation", output_activation, functional.DENSE_ACTIVATIONS)
-        _checks.choice(where, "loss", loss, LOSSES)
+        activation = _checks.choice(where, "activation", activation, get_args(cells.Activation))
+        output_activation = _checks.choice(where, "output_activation", output_activation, functional.DENSE_ACTIVATIONS)
+        loss = _checks.choice(where, "loss", loss, LOSSES)
         random = generator(where, rng)
         self.classes = output_activation == "softmax"
         if self.classes:

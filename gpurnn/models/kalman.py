@@ -77,7 +77,7 @@ class GaussianForecast(NamedTuple):
             ``level`` is no number, or not between 0 and 1.
         """
         where = "GaussianForecast.interval"
-        _checks.positive(where, "level", _checks.fraction(where, "level", level))
+        level = _checks.positive(where, "level", _checks.fraction(where, "level", level))
         xp = _dispatch.namespace(where, mean=self.mean)
         half = statistics.NormalDist().inv_cdf((1 + level) / 2) * xp.sqrt(_diagonal(xp, self.covariance))
         return self.mean - half, self.mean + half
@@ -709,7 +709,8 @@ class LinearGaussian(Layer):
         Journal of Time Series Analysis 3 (1982); J. Durbin, S. J. Koopman (2012), section 7.3.
         """
         where = "LinearGaussian.fit"
-        _checks.choice(where, "method", method, ("bfgs", "em"))
+        method = _checks.choice(where, "method", method, ("bfgs", "em"))
+        diagonal = _checks.flag(where, "diagonal", diagonal)
         iterations = _checks.integer_at_least(where, "iterations", iterations, 0)
         tolerance = _checks.non_negative(where, "tolerance", tolerance)
         if not isinstance(parameters, (tuple, list)) or not parameters:

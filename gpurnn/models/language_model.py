@@ -11,7 +11,7 @@ from .. import _arrays, _checks, _dispatch, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
-from .base import Model, State, check_numbers, existing, not_finite, recurrent, told
+from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told
 from .decoding import check_sampling, draw, require_finite
 from .sequence import LastPooling
 from .vocabulary import Vocabulary
@@ -128,23 +128,24 @@ class LanguageModel(Model):
                 f"{where}: vocabulary is a {type(vocabulary).__qualname__}, expected a CharVocabulary or a "
                 "WordVocabulary; make one with CharVocabulary.from_text(text)"
             )
-        if bidirectional:
+        if _checks.flag(where, "bidirectional", bidirectional):
             raise ValueError(
                 f"{where}: bidirectional is {bidirectional!r}, expected False: the backward direction would see the "
                 "very tokens that are to be predicted"
             )
+        tied = _checks.flag(where, "tied", tied)
+        embedding_size = _checks.integer_at_least(where, "embedding_size", embedding_size, 1)
         if tied and embedding_size != hidden_size:
             raise ValueError(
                 f"{where}: embedding_size is {embedding_size} and hidden_size {hidden_size}, expected equal sizes, "
                 "as tied=True makes the embedding the output weight too"
             )
-        _checks.integer_at_least(where, "embedding_size", embedding_size, 1)
         random = generator(where, rng)
         self.vocabulary = vocabulary
-        self.cell, self.tied = cell, bool(tied)
+        self.tied = tied
         self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
         self.dropout = self._dropped.rate
-        recurrent_options = {
+        recurrent_options: dict[str, Any] = {
             "variational_dropout": variational_dropout,
             "recurrent_dropout": recurrent_dropout,
             "residual": residual,
@@ -158,18 +159,18 @@ class LanguageModel(Model):
             where, cell, embedding_size, hidden_size, num_layers, cell_options,
             dropout=dropout, init=init, dtype=dtype, rng=random, **recurrent_options,
         )  # fmt: skip
-        self.output = layers.Dense(hidden_size, size, dtype=dtype, rng=random)
+        self.cell = self.recurrent.cell.name
+        self.output = layers.Dense(self.recurrent.hidden_size, size, dtype=dtype, rng=random)
         if tied:
             del self.output.params["weight"]
         self._config = {
             "embedding_size": self.embedding.embedding_dim,
             "hidden_size": self.recurrent.hidden_size,
             "num_layers": self.recurrent.num_layers,
-            "cell": cell,
+            "cell": self.cell,
             "tied": self.tied,
             "dropout": self.dropout,
-            **recurrent_options,
-            **cell_options,
+            **checked(self.recurrent, recurrent_options, cell_options),
             "dtype": np.dtype(dtype).name,
         }
 

@@ -11,7 +11,7 @@ from .. import _arrays, _checks, _dispatch, functional, initializers, layers, lo
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array, Layer, parameter, parameter_dtype
-from .base import Model, State, check_numbers, existing, not_finite, recurrent, told
+from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told
 
 POOLINGS = ("last", "mean", "attention")
 OUTPUT_ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid")
@@ -179,8 +179,9 @@ class SequenceModel(Model):
             num_embeddings = _checks.integer_at_least(where, "num_embeddings", num_embeddings, 1)
         self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
         random = generator(where, rng)
-        recurrent_options = {
-            "bidirectional": bool(bidirectional),
+        bidirectional = _checks.flag(where, "bidirectional", bidirectional)
+        recurrent_options: dict[str, Any] = {
+            "bidirectional": bidirectional,
             "variational_dropout": variational_dropout,
             "recurrent_dropout": recurrent_dropout,
             "residual": residual,
@@ -195,7 +196,7 @@ class SequenceModel(Model):
         size = self.recurrent.hidden_size * self.recurrent.num_directions
         self.pooling: LastPooling | MeanPooling | AttentionPooling | None = None
         if pooling == "last":
-            self.pooling = LastPooling(size, bool(bidirectional))
+            self.pooling = LastPooling(size, bidirectional)
         elif pooling == "mean":
             self.pooling = MeanPooling()
         elif pooling == "attention":
@@ -209,11 +210,10 @@ class SequenceModel(Model):
             "hidden_size": self.recurrent.hidden_size,
             self._outputs_name: outputs,
             "num_layers": self.recurrent.num_layers,
-            "cell": cell,
+            "cell": self.recurrent.cell.name,
             "num_embeddings": num_embeddings,
             "dropout": self._dropped.rate,
-            **recurrent_options,
-            **cell_options,
+            **checked(self.recurrent, recurrent_options, cell_options),
             "dtype": np.dtype(dtype).name,
         }
 
@@ -659,7 +659,7 @@ class SequenceClassifier(_Classifier):
         pooling: str = "last",
         **options: Any,
     ) -> None:
-        _checks.choice("SequenceClassifier", "pooling", pooling, POOLINGS)
+        pooling = _checks.choice("SequenceClassifier", "pooling", pooling, POOLINGS)
         check_classes("SequenceClassifier", "classes", classes, "SequenceRegressor")
         super().__init__(input_size, hidden_size, classes, num_layers, pooling=pooling, **options)
         self._config["pooling"] = pooling
@@ -769,9 +769,9 @@ class SequenceRegressor(SequenceModel):
         **options: Any,
     ) -> None:
         where = "SequenceRegressor"
-        _checks.choice(where, "pooling", pooling, (*POOLINGS, None))
-        _checks.choice(where, "output_activation", output_activation, OUTPUT_ACTIVATIONS)
-        _checks.choice(where, "loss", loss, LOSSES)
+        pooling = _checks.choice(where, "pooling", pooling, (*POOLINGS, None))
+        output_activation = _checks.choice(where, "output_activation", output_activation, OUTPUT_ACTIVATIONS)
+        loss = _checks.choice(where, "loss", loss, LOSSES)
         super().__init__(
             input_size, hidden_size, outputs, num_layers,
             pooling=pooling, output_activation=output_activation, **options,

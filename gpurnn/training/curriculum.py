@@ -58,9 +58,10 @@ class Curriculum:
 
     def __post_init__(self) -> None:
         where = "Curriculum"
-        start = _checks.non_negative(where, "start", self.start)
-        _checks.finite(where, "increment", _checks.positive(where, "increment", self.increment))
-        if _checks.positive(where, "maximum", self.maximum) < start:
+        _checks.attributes(self, _checks.non_negative, "start")
+        _checks.attributes(self, _checks.positive, "increment", "maximum")
+        _checks.finite(where, "increment", self.increment)
+        if self.maximum < self.start:
             raise ValueError(f"{where}: maximum is {self.maximum!r}, expected at least start = {self.start!r}")
         if self.difficulty is not None and not callable(self.difficulty):
             raise TypeError(f"{where}: difficulty is {self.difficulty!r}, expected a function of sequence and target")

@@ -322,6 +322,8 @@ class PaddedBatches:
                 f"{where}: batch_size is {batch_size!r} and token_budget is {token_budget!r}, "
                 "expected exactly one of the two"
             )
+        per_sequence = _checks.flag(where, "per_sequence", per_sequence)
+        own_lengths = _checks.flag(where, "own_lengths", own_lengths)
         self.batch_size, self.token_budget = batch_size, token_budget
         if batch_size is not None:
             self.batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
@@ -364,7 +366,7 @@ class PaddedBatches:
                     )
             self._inputs, self._targets = sequences, targets
         self.per_sequence, self.own_lengths = per_sequence, own_lengths
-        self.shuffle = shuffle
+        self.shuffle = _checks.flag(where, "shuffle", shuffle)
         self.seed = _random.philox_seed(_random.generator(where, rng))
         # (N, 1), or with lengths of their own (N, 2).
         of_both = (self._inputs, self._targets) if own_lengths else (self._inputs,)

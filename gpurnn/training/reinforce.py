@@ -134,8 +134,8 @@ class Reinforce:
             raise TypeError(f"{where}: policy is a {type(policy).__qualname__} without {lacking}, expected a Policy")
         if not callable(reward):
             raise TypeError(f"{where}: reward is {reward!r}, expected a function of tokens and reference")
-        _checks.choice(where, "baseline", baseline, BASELINES)
-        self.policy, self.reward, self.baseline = policy, reward, baseline
+        self.policy, self.reward = policy, reward
+        self.baseline = _checks.choice(where, "baseline", baseline, BASELINES)
         self.max_length = _checks.integer_at_least(where, "max_length", max_length, 1)
         self.samples = _checks.integer_at_least(where, "samples", samples, 1)
         if baseline == "leave_one_out" and self.samples < 2:

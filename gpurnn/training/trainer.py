@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -244,14 +244,13 @@ class Trainer:
                 "function of the step alone: only a schedule of the learning rate can go by validation losses"
             )
         self.teacher_forcing = teacher_forcing
-        for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if value is not None:
-                _checks.finite(where, name, _checks.positive(where, name, value))
+        if clip_norm is not None:
+            clip_norm = _checks.finite(where, "clip_norm", _checks.positive(where, "clip_norm", clip_norm))
+        if clip_value is not None:
+            clip_value = _checks.finite(where, "clip_value", _checks.positive(where, "clip_value", clip_value))
+        self.clip_norm, self.clip_value = clip_norm, clip_value
         gradients.l2_strengths(where, "l2", l2, model.params)
-        # Python's own numbers, because JSON holds no others.
-        self.clip_norm = None if clip_norm is None else float(clip_norm)
-        self.clip_value = None if clip_value is None else float(clip_value)
-        self.l2 = {name: float(value) for name, value in l2.items()} if isinstance(l2, dict) else float(l2)
+        self.l2 = {text: float(v) for text, v in l2.items()} if isinstance(l2, Mapping) else float(l2)
         if validation is None and (patience is not None or validation_interval is not None):
             raise ValueError(f"{where}: validation is None, expected data for early stopping or validation_interval")
         self._observer: Any = schedule if hasattr(schedule, "observe") else None
@@ -272,9 +271,9 @@ class Trainer:
         self.checkpoint_interval = _checks.integer_at_least(where, "checkpoint_interval", checkpoint_interval, 1)
         self.log_interval = _checks.integer_at_least(where, "log_interval", log_interval, 1)
         if metric is not None:
-            _checks.choice(where, "metric", metric, tuple(METRICS))
+            metric = _checks.choice(where, "metric", metric, tuple(METRICS))
         self.metric = metric
-        self.progress = progress
+        self.progress = _checks.flag(where, "progress", progress)
         self.on_checkpoint, self.on_gradients = on_checkpoint, on_gradients
 
         self.step = 0
