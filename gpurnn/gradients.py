@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from . import _arrays, _checks, _dispatch
+from . import _arrays, _checks, _dispatch, _sharing
 
 Array = Any
 
@@ -180,7 +180,8 @@ def add_l2(
     Returns
     -------
     grads : dict of str to array
-        Those of parameters without a penalty are the arrays that went in.
+        Those of parameters without a penalty are the arrays that went in. An array that ``params`` holds under several
+        names is one parameter: it is here once, under the first of them, with the sum of its gradients.
 
     Raises
     ------
@@ -207,7 +208,7 @@ def add_l2(
     {'weight_hh_l0': array([[7.]]), 'bias_hh_l0': array([1.75])}
     """
     where = "add_l2"
-    _, params, grads = take_gradients(where, params, grads)
+    _, _, params, grads = take_gradients(where, params, grads)
     strengths = l2_strengths(where, "weight", weight, params)
     return {name: g + strengths[name] * params[name] if name in strengths else g for name, g in grads.items()}
 
@@ -228,19 +229,40 @@ def l2_strengths(where: str, name: str, weight: Any, params: Mapping[str, Array]
     return strengths
 
 
+def of_parameters(
+    where: str, params: Mapping[str, Array], grads: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """``params`` with each array once, under its first name, and ``grads`` added up over the names that an array has.
+
+    Arrays that have some memory in common without being one and the same are refused.
+    """
+    _sharing.check_apart(where, "params", params)
+    first = _sharing.first_names(params)
+    if all(name == parameter for name, parameter in first.items()):
+        return dict(params), dict(grads)
+    strange = {name: g for name, g in grads.items() if name not in first}
+    return {name: params[name] for name, parameter in first.items() if name == parameter}, {
+        **_sharing.summed(grads, first),
+        **strange,
+    }
+
+
 def take_gradients(
     where: str, params: Mapping[str, Array], grads: Mapping[str, Array]
-) -> tuple[Any, dict[str, Array], dict[str, Array]]:
-    """The namespace, the parameters and the gradients, ready to compute with.
+) -> tuple[Any, dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """The namespace, the parameters, and the parameters and their gradients, ready to compute with.
 
-    Gradients whose names, library, dtypes or shapes are not those of the parameters are rejected.
+    An array with several names is there once, under the first, with the sum of its gradients. Gradients whose names,
+    library, dtypes or shapes are not those of the parameters are rejected.
     """
     _check_dict(where, "params", params)
     _check_dict(where, "grads", grads)
-    missing, unknown = sorted(params.keys() - grads.keys()), sorted(grads.keys() - params.keys())
+    xp, taken_params, taken_grads = _take(where, params=params, grads=grads)
+    for name, g in grads.items():
+        if name in params:
+            _checks.shape(where, f"grads[{name!r}]", g, tuple(params[name].shape), "the parameter's shape")
+    params, taken_grads = of_parameters(where, params, taken_grads)
+    missing, unknown = sorted(params.keys() - taken_grads.keys()), sorted(taken_grads.keys() - params.keys())
     if missing or unknown:
         raise KeyError(f"{where}: grads lacks {missing} and has unknown {unknown}, expected the names of params")
-    xp, taken_params, taken_grads = _take(where, params=params, grads=grads)
-    for name, p in params.items():
-        _checks.shape(where, f"grads[{name!r}]", grads[name], tuple(p.shape), "the parameter's shape")
-    return xp, taken_params, taken_grads
+    return xp, params, {name: taken_params[name] for name in params}, taken_grads

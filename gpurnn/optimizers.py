@@ -65,9 +65,11 @@ class Optimizer:
         Parameters
         ----------
         params : dict of str to array
-            At least one, all of one dtype; the same names at every step.
+            At least one, all of one dtype; the same names at every step. An array under several names is one parameter:
+            it is updated once, with the sum of the gradients of these names, and known by the first of them.
         grads : dict of str to array
-            The gradients, with the names and shapes of the parameters. They are not changed.
+            The gradients, with the names and shapes of the parameters; of an array under several names, those of one of
+            them or of more. They are not changed.
         lr : float, optional
             The learning rate of this step, instead of the optimizer's own.
 
@@ -78,11 +80,12 @@ class Optimizer:
         TypeError
             Unsupported or mixed arrays or dtypes.
         ValueError
-            A shape that differs, a read-only parameter, parameters other than those of the steps before, a bad ``lr``.
+            A shape that differs, a read-only parameter, parameters that overlap without being the same array, or that
+            are not those of the steps before, a bad ``lr``.
         """
         where = f"{type(self).__name__}.step"
         rate = _checks.non_negative(where, "lr", self.lr if lr is None else lr)
-        xp, updated, grads = take_gradients(where, params, grads)
+        xp, params, updated, grads = take_gradients(where, params, grads)
         for name, p in params.items():
             _checks.writable(where, f"params[{name!r}]", p)
         grads = _arrays.apart(grads, params)

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, functional, initializers, self_attention
 from .._op import Pullback
 from .._random import generator
-from .base import Array, Layer, parameter, parameter_dtype
+from .base import Array, Composite, Layer, parameter, parameter_dtype
 from .dense import Dense
 from .dropout import Dropout
 from .layer_norm import LayerNorm
@@ -222,7 +222,7 @@ def _gelu_vjp(xp: Any, a: Array) -> tuple[Array, Any]:
     return 0.5 * a * (1 + inner), pull
 
 
-class TransformerBlock(Layer):
+class TransformerBlock(Composite):
     """Transformer block, pre-norm: self-attention and a feed-forward network, each added to what it reads.
 
     ::
@@ -333,16 +333,15 @@ class TransformerBlock(Layer):
         self.linear2 = Dense(self.hidden_size, self.features, **options)
         self.norm1, self.norm2 = (LayerNorm(self.features, dtype=options["dtype"]) for _ in range(2))
 
-    @property
-    def params(self) -> dict[str, Array]:  # type: ignore[override]
-        """The parameters of the layers that the block consists of, each name behind that of its layer and a dot."""
-        return {f"{part}.{name}": p for part in self._parts for name, p in getattr(self, part).params.items()}
+    def _layers(self) -> dict[str, Layer]:
+        return {f"{part}.": getattr(self, part) for part in self._parts}
 
     def to(self, xp: Any) -> Self:
         """This block with its parameters copied to the array library ``xp``."""
         moved = copy.copy(self)
         for part in self._parts:
             setattr(moved, part, getattr(self, part).to(xp))
+        moved._share(self._shared())
         return moved
 
     def __call__(
@@ -430,9 +429,8 @@ class TransformerBlock(Layer):
             dz = dz + d
             (d, _, _), grads["self_attn"] = pull_attention((pull_dropped1(dz)[0], None))
             d, grads["norm1"] = pull_norm1(d)
-            return (dz + d, None), {
-                f"{part}.{name}": grads[part][name] for part in self._parts for name in getattr(self, part).params
-            }
+            flat = {f"{part}.{name}": g for part in self._parts for name, g in grads[part].items()}
+            return (dz + d, None), self._summed(flat)
 
         return (y, None), pullback
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _checks, _dispatch, _files
+from .. import _checks, _dispatch, _files, _sharing
 from .._op import Pullback
 
 if TYPE_CHECKING:
@@ -41,14 +41,47 @@ class Layer(ABC):
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the parameters hold."""
-        return sum(math.prod(p.shape) for p in self.params.values())
+        """How many numbers the parameters hold; one that has two names is counted once."""
+        return sum(math.prod(p.shape) for p in _sharing.merged(self.params).values())
 
     def to(self, xp: Any) -> Self:
         """This layer with its parameters copied to the array library ``xp``: numpy, cupy or an array-API namespace."""
         moved = copy.copy(self)
         moved.params = {name: _dispatch.from_numpy(xp, _dispatch.to_numpy(p)) for name, p in self.params.items()}
+        moved._share(self._shared())
         return moved
+
+    def _places(self) -> dict[str, tuple[dict[str, Array], str]]:
+        """Where each array stands, by its full name: a dict and its name there. An array may have several places."""
+        return {name: (self.params, name) for name in self.params}
+
+    def _first_names(self) -> dict[str, str]:
+        """For each place the name of the first one that holds the same array, which is the parameter's name."""
+        return _sharing.first_names({name: held[own] for name, (held, own) in self._places().items()})
+
+    def _shared(self) -> dict[str, str]:
+        """The further places of parameters that stand in several, and for each the parameter's name."""
+        return {name: first for name, first in self._first_names().items() if name != first}
+
+    def _share(self, shared: Mapping[str, str]) -> None:
+        """Put the parameters of these names into these further places."""
+        places = self._places() if shared else {}
+        for name, first in shared.items():
+            if name not in places or first not in places:
+                raise ValueError(f"{name} and {first} are to be one parameter, expected two of {sorted(places)}")
+            (held, own), (source, there) = places[name], places[first]
+            if held[own].shape != source[there].shape or held[own].dtype != source[there].dtype:
+                raise ValueError(f"{name} and {first} differ in shape or dtype, expected one parameter for both")
+            held[own] = source[there]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copy and pickle know one array in two places by its id, which another view of the same memory has not.
+        self._share(self._shared())
+        return self.__dict__.copy()
+
+    def _summed(self, grads: Mapping[str, Array]) -> dict[str, Array]:
+        """The gradients by parameter: of one in several places the sum of those of its places."""
+        return _sharing.summed(grads, self._first_names())
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of the parameters as NumPy arrays, by name; C-contiguous, whatever the parameters are."""
@@ -67,6 +100,7 @@ class Layer(ABC):
         where = f"{type(self).__name__}.load_state_dict"
         if not isinstance(state, Mapping):
             raise TypeError(f"{where}: state is a {type(state).__qualname__}, expected a dict of arrays by name")
+        state = self._by_parameter(where, state)
         missing, unknown = self.params.keys() - state.keys(), state.keys() - self.params.keys()
         if missing or unknown:
             raise KeyError(
@@ -84,6 +118,21 @@ class Layer(ABC):
             values.append(_dispatch.from_numpy(_dispatch.namespace(where, **{name: p}), _dispatch.to_numpy(value)))
         for p, value in zip(self.params.values(), values, strict=True):
             p[...] = value
+
+    def _by_parameter(self, where: str, state: Mapping[str, Any]) -> dict[str, Any]:
+        """``state`` without the further places of shared parameters, where it holds the same values as in the first."""
+        kept = dict(state)
+        for name, first in self._shared().items():
+            if name not in kept:
+                continue
+            if first in kept and not np.array_equal(kept[name], kept[first], equal_nan=True):
+                raise ValueError(
+                    f"{where}: {name} differs from {first}, expected the same values: in this layer they are one "
+                    "parameter"
+                )
+            if name not in self.params:
+                del kept[name]
+        return kept
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters to a safetensors file, which other programs can read too.
@@ -180,6 +229,26 @@ def parameter(
         return initialise()
     allowance.take(shape, dtype)
     return np.zeros(shape, dtype)
+
+
+class Composite(Layer):
+    """A layer that is made of layers: its parameters are theirs, each of them once, under its first name."""
+
+    @abstractmethod
+    def _layers(self) -> dict[str, Layer]:
+        """The layers by what their parameters' names begin with."""
+
+    @property
+    def params(self) -> dict[str, Array]:  # type: ignore[override]
+        """The parameters of the layers, each name behind that of its layer and a dot."""
+        return _sharing.merged({name: held[own] for name, (held, own) in self._places().items()})
+
+    def _places(self) -> dict[str, tuple[dict[str, Array], str]]:
+        return {
+            f"{prefix}{name}": place
+            for prefix, layer in self._layers().items()
+            for name, place in layer._places().items()
+        }
 
 
 def parameter_dtype(where: str, dtype: Any) -> np.dtype[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, functional, initializers
 from .._op import Pullback
 from .._random import generator
-from .base import Array, Layer, parameter, parameter_dtype
+from .base import Array, Composite, Layer, parameter, parameter_dtype
 from .recurrent import Recurrent
 
 State = Any
@@ -81,7 +81,7 @@ class _StepGradients(NamedTuple):
     v: Array | None
 
 
-class Decoder(Layer):
+class Decoder(Composite):
     r"""Recurrent decoder of x_1 .. x_T over a memory h^enc_1 .. h^enc_S, the states of an encoder.
 
     Without attention it is its recurrent stack: h_t = f(x_t, h_{t-1}), and its output is h_t.
@@ -211,10 +211,11 @@ class Decoder(Layer):
                 "attention adds to x"
             )
 
-    @property
-    def params(self) -> dict[str, Array]:  # type: ignore[override]
-        """The stack's arrays and the attention's."""
-        return {**self.recurrent.params, **self._own}
+    def _layers(self) -> dict[str, Layer]:
+        return {"": self.recurrent}
+
+    def _places(self) -> dict[str, tuple[dict[str, Array], str]]:
+        return {**super()._places(), **{name: (self._own, name) for name in self._own}}
 
     def to(self, xp: Any) -> Decoder:
         """This decoder with its parameters copied to the array library ``xp``."""
@@ -222,6 +223,7 @@ class Decoder(Layer):
         moved.__dict__ |= self.__dict__
         moved.recurrent = self.recurrent.to(xp)
         moved._own = {name: _dispatch.from_numpy(xp, _dispatch.to_numpy(p)) for name, p in self._own.items()}
+        moved._share(self._shared())
         return moved
 
     @property
@@ -411,7 +413,7 @@ class Decoder(Layer):
                 dy = dquery + djoint[..., K:]
             (dx, dstate0), grads = pull_recurrent((dy, dfinal))
             grads = {**grads, **own}
-            return (dx, dmemory, dstate0), {name: grads[name] for name in self.params}
+            return (dx, dmemory, dstate0), self._summed(grads)
 
         return (output, weights, final), pullback
 
@@ -492,7 +494,7 @@ class Decoder(Layer):
                 if self.attention == "general":
                     grads["weight"] = xp.matmul(along(kept.h for kept in tape).T, dquery)
                 dmemory = dmemory + dkeys
-            return (dx, dmemory, self._packed(xp, dstate)), {name: grads[name] for name in self.params}
+            return (dx, dmemory, self._packed(xp, dstate)), self._summed(grads)
 
         return (output, weights, final), pullback
 

@@ -300,7 +300,7 @@ class Recurrent(Layer):
                 flat = [gradient for direction in found for gradient in direction]
                 for name, gradient in zip(layer.names, flat, strict=True):
                     gradients[name] = gradient * layer.dropped[name] if name in layer.dropped else gradient
-            return (dx, self._pack(xp, dcurrent)), {name: gradients[name] for name in self.params}
+            return (dx, self._pack(xp, dcurrent)), self._summed(gradients)
 
         return output, final_state, pullback if training else None
 

@@ -9,10 +9,10 @@ import numpy as np
 from .._op import Pullback
 from .._random import generator
 from ..functional import cotangent_pair
-from .base import Array, Layer
+from .base import Array, Composite, Layer
 
 
-class Sequential(Layer):
+class Sequential(Composite):
     """Layers one after another: the output of each is the input of the next.
 
     It takes and returns states whether it holds recurrent layers or not: a tuple with the state of each recurrent
@@ -25,7 +25,9 @@ class Sequential(Layer):
     Attributes
     ----------
     params : dict of str to array
-        The layers' own arrays under ``"0.weight"``, ``"1.weight_ih_l0"``, ...
+        The layers' own arrays under ``"0.weight"``, ``"1.weight_ih_l0"``, ... One that stands in several places, as
+        those of a layer that is given twice, is one parameter, under its first name: its gradient is the sum over the
+        places.
 
     Examples
     --------
@@ -51,14 +53,14 @@ class Sequential(Layer):
                 raise TypeError(f"Sequential: argument {index} is a {type(layer).__qualname__}, expected a Layer")
         self.layers = layers
 
-    @property
-    def params(self) -> dict[str, Array]:  # type: ignore[override]
-        """The layers' arrays, each name behind its layer's index and a dot."""
-        return {f"{index}.{name}": p for index, layer in enumerate(self.layers) for name, p in layer.params.items()}
+    def _layers(self) -> dict[str, Layer]:
+        return {f"{index}.": layer for index, layer in enumerate(self.layers)}
 
     def to(self, xp: Any) -> Sequential:
         """These layers with their parameters copied to the array library ``xp``."""
-        return Sequential(*(layer.to(xp) for layer in self.layers))
+        moved = Sequential(*(layer.to(xp) for layer in self.layers))
+        moved._share(self._shared())
+        return moved
 
     def __call__(
         self, x: Array, state: Any = None, lengths: Array | None = None, resets: Array | None = None
@@ -113,7 +115,7 @@ class Sequential(Layer):
                 else:
                     dx, own = pull(dx)
                 grads |= {f"{index}.{name}": gradient for name, gradient in own.items()}
-            return (dx, tuple(dstate0)), {name: grads[name] for name in self.params}
+            return (dx, tuple(dstate0)), self._summed(grads)
 
         return (x, tuple(finals)), pullback
 

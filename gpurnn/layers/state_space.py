@@ -469,7 +469,7 @@ class _StateSpace(Layer):
                     grads[f"{name}_imag"] = _arrays.contiguous(xp.imag(gradient))
                 else:
                     grads[name] = gradient
-            return (dx, self._outer_state(xp, dstate0)), {name: grads[name] for name in self.params}
+            return (dx, self._outer_state(xp, dstate0)), self._summed(grads)
 
         return (y, self._outer_state(xp, final)), pullback if training else None
 

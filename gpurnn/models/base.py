@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, layers
-from ..layers.base import Array, Layer, uninitialised
+from ..layers.base import Array, Composite, Layer, uninitialised
 from . import files
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ LOSS_UNITS = {
 """The units of the losses that models have, by the name of the loss."""
 
 
-class Model(Layer):
+class Model(Composite):
     """Layers that make up a whole, and the loss that it is trained on.
 
     A call and `vjp` take a batch, time-major, as layers do; `fit` and `predict` take examples. A subclass names the
@@ -55,10 +55,8 @@ class Model(Layer):
         super().__init_subclass__(**kwargs)
         files.KINDS[cls.__name__] = cls
 
-    @property
-    def params(self) -> dict[str, Array]:  # type: ignore[override]
-        """The parameters of the parts, each name behind that of its part and a dot."""
-        return {f"{part}.{name}": p for part in self.parts for name, p in getattr(self, part).params.items()}
+    def _layers(self) -> dict[str, Layer]:
+        return {f"{part}.": getattr(self, part) for part in self.parts}
 
     @property
     def loss_unit(self) -> str:
@@ -70,6 +68,7 @@ class Model(Layer):
         moved = copy.copy(self)
         for part in self.parts:
             setattr(moved, part, getattr(self, part).to(xp))
+        moved._share(self._shared())
         return moved
 
     def config(self) -> dict[str, Any]:
@@ -97,7 +96,8 @@ class Model(Layer):
         OSError
             The file cannot be written.
         """
-        files.write(path, self, self.config())
+        shared = self._shared()
+        files.write(path, self, {**self.config(), **({"shared": shared} if shared else {})})
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -115,8 +115,13 @@ class Model(Layer):
 
     @classmethod
     def _restored(cls, config: dict[str, Any], parameters: dict[str, np.ndarray[Any, Any]]) -> Self:
-        with uninitialised(parameters):
-            model = cls.from_config(config)
+        own = dict(config)
+        shared = own.pop("shared", {})
+        if not isinstance(shared, dict) or any(first not in parameters for first in shared.values()):
+            raise ValueError(f"shared is {shared!r}, expected names of parameters by their further places")
+        with uninitialised({**parameters, **{name: parameters[first] for name, first in shared.items()}}):
+            model = cls.from_config(own)
+        model._share(shared)
         model.load_state_dict(parameters)
         return model
 

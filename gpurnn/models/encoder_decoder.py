@@ -271,7 +271,7 @@ class EncoderDecoder(Model):
             (dx, _), grads["encoder"] = pull_encoder((dmemory, dfinal))
             _, grads["source"] = pull_source(pull_dropped_source(dx)[0])
             flat = {f"{part}.{name}": g for part, own in grads.items() for name, g in own.items()}
-            return None, {name: flat[name] for name in self.params}
+            return None, self._summed(flat)
 
         return (logits, weights), pullback
 

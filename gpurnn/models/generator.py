@@ -183,7 +183,7 @@ class SequenceGenerator(Model):
             grads = {"input.weight": start["weight"]}
             grads |= {f"recurrent.{name}": g for name, g in recurrent.items()}
             grads |= {f"output.{name}": g for name, g in output.items()}
-            return dx, {name: grads[name] for name in self.params}
+            return dx, self._summed(grads)
 
         return a, pullback
 

@@ -266,7 +266,7 @@ class LanguageModel(Model):
             hidden["embedding"]["weight"] = hidden["embedding"]["weight"] + output.pop("weight")
         grads = {**hidden, "output": output}
         flat = {f"{part}.{name}": g for part, own in grads.items() for name, g in own.items()}
-        return {name: flat[name] for name in self.params}
+        return self._summed(flat)
 
     @staticmethod
     def _take_tokens(tokens: Array) -> Array:

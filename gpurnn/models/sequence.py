@@ -284,7 +284,7 @@ class SequenceModel(Model):
             if self.embedding is not None:
                 dx, grads["embedding"] = pulls["embedding"](dx)
             flat = {f"{part}.{name}": g for part, own in grads.items() for name, g in own.items()}
-            return (dx, dstate), {name: flat[name] for name in self.params}
+            return (dx, dstate), self._summed(flat)
 
         return (outputs, final), pullback
 

@@ -249,7 +249,7 @@ class Trainer:
         if clip_value is not None:
             clip_value = _checks.finite(where, "clip_value", _checks.positive(where, "clip_value", clip_value))
         self.clip_norm, self.clip_value = clip_norm, clip_value
-        gradients.l2_strengths(where, "l2", l2, model.params)
+        gradients.l2_strengths(where, "l2", l2, gradients.of_parameters(where, model.params, {})[0])
         self.l2 = {text: float(v) for text, v in l2.items()} if isinstance(l2, Mapping) else float(l2)
         if validation is None and (patience is not None or validation_interval is not None):
             raise ValueError(f"{where}: validation is None, expected data for early stopping or validation_interval")
@@ -557,8 +557,9 @@ class Trainer:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(self._on_device(saved["optimizer"]))
+        where = "Trainer.resume"
         if isinstance(self.optimizer, Optimizer) and self.optimizer._step:
-            self.optimizer._check_state("Trainer.resume", self.model.params)
+            self.optimizer._check_state(where, gradients.of_parameters(where, self.model.params, {})[0])
         self._rng.bit_generator.state = saved["rng"]
         if hasattr(self.model, "training_state"):
             self.model.load_training_state(self._on_device(saved["model"]))  # type: ignore[attr-defined]
@@ -618,10 +619,11 @@ class Trainer:
             batch.inputs, batch.targets, state, batch.lengths, rng=self._rng, **options, **self._backpropagation(batch)
         )
         loss = float(loss_array)
+        params, grads = gradients.of_parameters("Trainer", self.model.params, grads)
         if self.l2:
-            grads = gradients.add_l2(grads, self.model.params, self.l2)
+            grads = gradients.add_l2(grads, params, self.l2)
         if self.on_gradients is not None:
-            self.on_gradients(self.step, self.model.params, grads)
+            self.on_gradients(self.step, params, grads)
         # The norm is that before any clipping, which would hide an infinity.
         clipped = grads
         if self.clip_value is not None:
