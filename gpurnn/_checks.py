@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -30,6 +31,19 @@ def dtype_name(array: Any) -> str:
     return _name(kind, array.dtype)
 
 
+def described(value: Any) -> str:
+    """What a value is, for a message: ``"an array of shape (3,)"``, ``"a tuple of 2"``, ``"a torch.Tensor"``."""
+    if value is None:
+        return "None"
+    kind, library = type(value).__qualname__, type(value).__module__.partition(".")[0]
+    if kind == "ndarray" and library in ("numpy", "cupy"):
+        return f"an array of shape {tuple(value.shape)}"
+    if library not in ("builtins", "gpurnn", "__main__"):
+        kind = f"{library}.{kind}"
+    article = "an" if kind[0] in "aeioAEIO" or kind in ("RNN", "LSTM") else "a"
+    return f"{article} {kind} of {len(value)}" if isinstance(value, (tuple, list)) else f"{article} {kind}"
+
+
 def given(where: str, **arrays: Any) -> None:
     """Refuse None where an array is needed."""
     for name, array in arrays.items():
@@ -46,7 +60,8 @@ def shape(where: str, name: str, array: Any, expected: tuple[int, ...], symbols:
 def ndim(where: str, name: str, array: Any, expected: int, symbols: str) -> None:
     """Refuse an array that has not ``expected`` axes."""
     if array.ndim != expected:
-        raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {expected} axes {symbols}")
+        axes = "axis" if expected == 1 else "axes"
+        raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {expected} {axes} {symbols}")
 
 
 def cast(name: str, dtype: str, target: str) -> str:
@@ -229,6 +244,12 @@ def choice(where: str, name: str, value: Any, choices: tuple[T, ...]) -> T:
     raise ValueError(f"{where}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function takes a keyword argument of this name."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
 def attributes(instance: Any, check: Callable[..., Any], *names: str, **arguments: Any) -> None:
     """Pass attributes of a dataclass through one of the checks, and keep what that returns."""
     for name in names:
@@ -239,4 +260,4 @@ def attributes(instance: Any, check: Callable[..., Any], *names: str, **argument
 def no_state(where: str, state: Any) -> None:
     """Refuse a state where every batch begins anew."""
     if state is not None:
-        raise TypeError(f"{where}: state is a {type(state).__qualname__}, expected None: each batch begins anew")
+        raise TypeError(f"{where}: state is {described(state)}, expected None: each batch begins anew")

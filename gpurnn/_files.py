@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from . import _checks
+
 KEY = "gpurnn"
 """The entry of a file's metadata that is ours."""
 
@@ -411,6 +413,6 @@ def plain(where: str, name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(where, f"{name}[{i}]", item) for i, item in enumerate(value)]
     raise TypeError(
-        f"{where}: {name} is a {type(value).__qualname__}, expected None, a boolean, a number, a string, or a list or "
+        f"{where}: {name} is {_checks.described(value)}, expected None, a boolean, a number, a string, or a list or "
         "a dict of these"
     )

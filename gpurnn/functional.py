@@ -26,11 +26,17 @@ State = Any
 def unpack_state(where: str, cell: cells.Cell, name: str, state: State | None) -> dict[str, Array | None]:
     """The arrays of a state by their names in messages: ``name`` itself, or for the LSTM its h and its c."""
     if cell.states == 1:
+        if isinstance(state, (tuple, list)):
+            said = "a pair (h, c), the state of an LSTM" if len(state) == 2 else _checks.described(state)
+            raise TypeError(f"{where}: {name} is {said}, expected h alone, an array")
         return {name: state}
     if state is None:
         return {f"{name}[0]": None, f"{name}[1]": None}
     if not isinstance(state, (tuple, list)) or len(state) != 2:
-        raise TypeError(f"{where}: {name} is {_describe(state)}, expected a pair (h, c)")
+        said = _checks.described(state)
+        if hasattr(state, "shape"):
+            said += ", the state of an RNN or a GRU"
+        raise TypeError(f"{where}: {name} is {said}, expected a pair (h, c)")
     return {f"{name}[0]": state[0], f"{name}[1]": state[1]}
 
 
@@ -51,7 +57,8 @@ def check_sequence(where: str, x: Array, lengths: Array | None, resets: Array | 
 def cotangent_pair(where: str, cotangents: Any) -> tuple[Any, Any]:
     """dy and dstate from what the pullback of a function with a state was given; refuse what is no pair."""
     if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
-        raise TypeError(f"{where}: the pullback was given {_describe(cotangents)}, expected a pair (dy, dstate)")
+        said = _checks.described(cotangents)
+        raise TypeError(f"{where}: the pullback was given {said}, expected a pair (dy, dstate)")
     return cotangents[0], cotangents[1]
 
 
@@ -69,11 +76,6 @@ def check_cotangents(
         _arrays.cotangent(where, name, array, output)
         for (name, output), array in zip(outputs.items(), arrays.values(), strict=True)
     )
-
-
-def _describe(value: Any) -> str:
-    kind = type(value)
-    return f"a {kind.__qualname__} of {len(value)}" if isinstance(value, (tuple, list)) else f"a {kind.__qualname__}"
 
 
 def _forward(
@@ -830,7 +832,7 @@ def _attention_vjp(
     def pullback(cotangents: Any) -> tuple[tuple[Array | None, ...], dict[str, Array]]:
         if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
             raise TypeError(
-                f"{where}: the pullback was given {_describe(cotangents)}, expected a pair (dcontext, dweights)"
+                f"{where}: the pullback was given {_checks.described(cotangents)}, expected a pair (dcontext, dweights)"
             )
         dcontext = _arrays.cotangent(where, "context", cotangents[0], context)
         dweights = _arrays.cotangent(where, "weights", cotangents[1], weights)

@@ -140,7 +140,7 @@ def _multi_head_attention_vjp(
     def pullback(cotangents: Any) -> tuple[tuple[Array, Array | None, Array | None], dict[str, Array]]:
         if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
             raise TypeError(
-                f"{where}: the pullback was given a {type(cotangents).__qualname__}, expected a pair (dy, dweights)"
+                f"{where}: the pullback was given {_checks.described(cotangents)}, expected a pair (dy, dweights)"
             )
         dy, dweights = cotangents
         dy = _arrays.cotangent(where, "y", dy, y)

@@ -331,7 +331,7 @@ def test_refusals():
         ((gpurnn.Dense(3, 4), x), {}, "lyapunov_spectrum: layer is a Dense, expected a gpurnn.RNN, LSTM or GRU"),
         ((Map(lambda s: s, lambda s: s),), {}, "state is None, expected an array"),
         ((layer, x.astype("float32")), {}, "x has dtype float32 but params has float64"),
-        ((layer,), {"state": x}, r"state is a ndarray, expected a pair \(h, c\)"),
+        ((layer,), {"state": x}, r"state is an array of shape .*, expected a pair \(h, c\)"),
         ((layer, x), {"rng": None}, "rng is None, expected an int seed"),
     ):
         with pytest.raises(TypeError, match=message):

@@ -328,7 +328,7 @@ def test_options_that_are_refused(options, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, s, t, n: m.loss(s, t[0]), r"targets is a ndarray, expected a pair \(tokens, lengths\)"),
+        (lambda m, s, t, n: m.loss(s, t[0]), r"targets is an array of shape .*, expected a pair \(tokens, lengths\)"),
         (lambda m, s, t, n: m.loss(s, (t[0], t[1][:2])), r"target_lengths has shape \(2,\), expected \(B,\) = \(3,\)"),
         (lambda m, s, t, n: m.loss(s, (t[0], t[1] + 1)), r"targets: lengths holds 2 ... 5, expected 0 ... T = 4"),
         (lambda m, s, t, n: m.loss(s, (t[0], -t[1])), r"targets: lengths holds -4 ... -1, expected 0 ... T = 4"),
@@ -344,8 +344,8 @@ def test_options_that_are_refused(options, message):
             r"dlog_probs has shape \(1,\), expected the shape of log_probs = \(3,\)",
         ),
         (lambda m, s, t, n: m.loss_and_gradients(s, t, None, n, teacher_forcing="1"), "teacher_forcing is '1'"),
-        (lambda m, s, t, n: m.loss(s, t, s, n), "state is a ndarray, expected None: each batch begins anew"),
-        (lambda m, s, t, n: m.loss_and_gradients(s, t, s, n), "state is a ndarray, expected None"),
+        (lambda m, s, t, n: m.loss(s, t, s, n), "state is an array of shape .*, expected None: each batch begins anew"),
+        (lambda m, s, t, n: m.loss_and_gradients(s, t, s, n), "state is an array of shape .*, expected None"),
         (lambda m, s, t, n: m.loss(s[0], t), r"source has shape \(3,\)"),
         (lambda m, s, t, n: m(s * 1.0, t[0], n), "source has dtype float64"),
         (lambda m, s, t, n: m(s[:0], t[0], n), r"source has shape \(0, 3\), expected at least one step"),
@@ -430,7 +430,7 @@ def test_the_company_of_a_source_does_not_lengthen_its_target(options):
         (lambda m, s, n: m.predict([s[:, 0], s[:, 0] + 7]), IndexError, r"sources\[1\] holds \d+, expected 0 ... 6"),
         (lambda m, s, n: m.predict([s[:, 0]], beam_size=0), ValueError, "predict: beam_size is 0, expected at least 1"),
         (lambda m, s, n: m.predict([s[:, 0]], max_length=0), ValueError, "predict: max_length is 0, expected at least"),
-        (lambda m, s, n: m.predict(7), TypeError, "predict: sources is a int, expected a sequence of arrays"),
+        (lambda m, s, n: m.predict(7), TypeError, "predict: sources is an int, expected a sequence of arrays"),
         (lambda m, s, n: m.fit([s[:0, 0]], [s[:, 0]], epochs=1), ValueError, r"fit: inputs\[0\] has no tokens"),
         (lambda m, s, n: m.fit([s[:, 0]], [s[:, 0] - 9], epochs=1), IndexError, r"fit: targets\[0\] holds -\d"),
         (lambda m, s, n: m.fit([s[:, 0]], [], epochs=1), ValueError, "fit: targets has 0 entries, expected 1"),

@@ -492,7 +492,7 @@ X = simulate(20)
     [
         (lambda m: m.fit(X, X, steps=1), r"Forecaster\.fit: targets are given, expected None"),
         (lambda m: m.fit(None, steps=1), r"Forecaster\.fit: inputs is None, expected an array"),
-        (lambda m: m.fit(3, steps=1), r"Forecaster\.fit: inputs is a int, expected an array or several"),
+        (lambda m: m.fit(3, steps=1), r"Forecaster\.fit: inputs is an int, expected an array or several"),
         (lambda m: m.fit([], steps=1), r"Forecaster\.fit: inputs is empty, expected at least one series"),
         (lambda m: m.fit([X, X[:2]], steps=1), r"Forecaster\.fit: inputs\[1\] has 2 steps, expected at least 3"),
         (

@@ -527,7 +527,7 @@ def test_a_forbidden_token_is_not_drawn():
         (lambda m: m.predict(["a", np.array([1.0])]), "predict: texts[1] has dtype float64"),
         (lambda m: m.predict(["a", np.array([1, 9])]), "predict: texts[1] holds 9, expected 0 ... 4"),
         (lambda m: m.log_likelihood(np.array([-1])), "log_likelihood: text holds -1, expected 0 ... 4"),
-        (lambda m: m.sample(1, np.array([1])), "sample: prompt is a ndarray, expected a str"),
+        (lambda m: m.sample(1, np.array([1])), "sample: prompt is an array of shape (1,), expected a str"),
         (lambda m: m.fit([], epochs=1), "fit: inputs is empty, expected at least one text"),
         (lambda m: m.fit(["ab", "a"], epochs=1), "fit: inputs[1] has 1 tokens, expected at least 2"),
         (lambda m: m.fit(["ab"], validation=["", "a"], epochs=1), "fit: validation[0] has 0 tokens, expected at least"),
@@ -538,7 +538,7 @@ def test_a_forbidden_token_is_not_drawn():
         (lambda m: m.fit("", epochs=1, batch_size=1, window=1), "fit: inputs has 0 tokens, expected at least"),
         (lambda m: m.fit("abcd" * 9, epochs=1, batch_size=0), "fit: batch_size is 0, expected at least 1"),
         (lambda m: m.fit("abcd" * 9, epochs=1, window=0), "fit: window is 0, expected at least 1"),
-        (lambda m: m.fit(3, epochs=1), "fit: inputs is a int, expected a sequence of str"),
+        (lambda m: m.fit(3, epochs=1), "fit: inputs is an int, expected a sequence of str"),
     ],
 )
 def test_texts_that_are_rejected_by_their_names(call, message):

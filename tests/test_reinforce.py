@@ -333,7 +333,7 @@ def test_either_wing_computes_it(each_wing, dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": 3}, r"policy is a int without \['params', 'sample', 'log_likelihood_vjp'\], expected a Policy"),
+        ({"policy": 3}, r"policy is an int without \['params', 'sample', 'log_likelihood_vjp'\], expected a Policy"),
         ({"reward": "bleu"}, "reward is 'bleu', expected a function of tokens and reference"),
         ({"max_length": 0}, "max_length is 0, expected at least 1"),
         ({"baseline": "mean"}, "baseline is 'mean', expected one of 'running_mean', 'leave_one_out', 'self_critical'"),
@@ -353,8 +353,8 @@ def test_options_are_refused(options, message):
     ("change", "message"),
     [
         ({"rng": None}, "rng is None, expected an int seed or a numpy.random.Generator"),
-        ({"state": np.zeros(2)}, "state is a ndarray, expected None: each batch begins anew"),
-        ({"targets": np.zeros((2, 2), int)}, "targets is a ndarray, expected the pair of references"),
+        ({"state": np.zeros(2)}, "state is an array of shape .*, expected None: each batch begins anew"),
+        ({"targets": np.zeros((2, 2), int)}, "targets is an array of shape .*, expected the pair of references"),
         ({"targets": (np.zeros((2, 2)), np.ones(2, int))}, "references has dtype float64, expected an integer dtype"),
         (
             {"targets": (np.zeros((2, 2), int), np.ones(3, int))},

@@ -636,7 +636,7 @@ X = [normal(5, I), normal(2, I)]
     [
         ("classifier", [], [], "inputs is empty, expected at least one example"),
         ("classifier", None, [0], "inputs is None, expected an array"),
-        ("classifier", 3, [0], "inputs is a int, expected a sequence of arrays"),
+        ("classifier", 3, [0], "inputs is an int, expected a sequence of arrays"),
         ("classifier", X[0], [0], r"inputs has shape \(5, 3\), expected 3 axes \(N, T, input_size\), or a sequence"),
         (
             "classifier",
@@ -648,7 +648,7 @@ X = [normal(5, I), normal(2, I)]
         ("classifier", [X[0].astype("float32")], [0], r"inputs\[0\] has dtype float32 but params has float64"),
         ("classifier", [[[1.0]]], [0], r"inputs\[0\] is a list, expected a numpy.ndarray"),
         ("classifier", X, None, "targets is None, expected an array"),
-        ("classifier", X, 3, "targets is a int, expected an array for each example"),
+        ("classifier", X, 3, "targets is an int, expected an array for each example"),
         ("classifier", X, [0], "targets has 1 entries, expected 2"),
         ("classifier", X, np.zeros((2, 1), int), r"targets\[0\] has shape \(1,\), expected \(\) = \(\)"),
         ("classifier", X, np.zeros(2), r"targets\[0\] has dtype float64, expected an integer dtype"),

@@ -100,7 +100,7 @@ def test_a_stream_is_not_copied():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.zeros((2, 2), int), 1, 1), r"tokens has shape \(2, 2\), expected 1 axes \(n,\)"),
+        ((np.zeros((2, 2), int), 1, 1), r"tokens has shape \(2, 2\), expected 1 axis \(n,\)"),
         ((np.zeros(9), 1, 1), "tokens has dtype float64, expected an integer dtype"),
         (([1, 2, 3], 1, 1), "tokens is a list, expected a numpy.ndarray"),
         ((np.zeros(9, int), 0, 1), "batch_size is 0, expected at least 1"),

@@ -40,7 +40,7 @@ def parts(layer: Recurrent) -> dict[str, Recurrent]:
     {'l0': GRU(3, 4)  # 108 parameters, 'l1': GRU(4, 4)  # 120 parameters}
     """
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"parts: layer is a {type(layer).__qualname__}, expected a gpurnn.RNN, LSTM or GRU")
+        raise TypeError(f"parts: layer is {_checks.described(layer)}, expected a gpurnn.RNN, LSTM or GRU")
     found = {}
     for k in range(layer.num_layers):
         for suffix in ("", "_reverse")[: layer.num_directions]:
@@ -89,7 +89,7 @@ class Transition:
 
     def __init__(self, where: str, layer: Recurrent) -> None:
         if not isinstance(layer, Recurrent):
-            raise TypeError(f"{where}: layer is a {type(layer).__qualname__}, expected a gpurnn.RNN, LSTM or GRU")
+            raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected a gpurnn.RNN, LSTM or GRU")
         if layer.num_layers != 1 or layer.bidirectional:
             raise ValueError(
                 f"{where}: layer has num_layers={layer.num_layers}, bidirectional={layer.bidirectional}, expected one "

@@ -98,7 +98,7 @@ def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
     """
     where = "complexity"
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"{where}: layer is a {type(layer).__qualname__}, expected a gpurnn.RNN, LSTM or GRU")
+        raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected a gpurnn.RNN, LSTM or GRU")
     T = _checks.integer_at_least(where, "T", T, 1)
     B = _checks.integer_at_least(where, "B", B, 1)
     forward = Cost(_flops(layer, T, B)[0], _bytes(layer, T, B)[0], _Memory(layer, T, B).forward())

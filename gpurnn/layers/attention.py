@@ -206,6 +206,9 @@ class PositionalEncoding(Layer):
 
         return y, pullback
 
+    def _widths(self, given: int | None) -> tuple[int | None, int | None]:
+        return None, given
+
     def _describe(self) -> str:
         return ""
 
@@ -416,9 +419,7 @@ class TransformerBlock(Composite):
             dy, dstate = functional.cotangent_pair(where, cotangents)
             dy = _arrays.cotangent(where, "y", dy, y)
             if dstate is not None:
-                raise TypeError(
-                    f"{where}: dstate is a {type(dstate).__qualname__}, expected None: a block has no state"
-                )
+                raise TypeError(f"{where}: dstate is {_checks.described(dstate)}, expected None: a block has no state")
             grads: dict[str, dict[str, Array]] = {}
             dz = existing(xp.zeros_like(y) if dy is None else dy)
             d, grads["linear2"] = pull_linear2(pull_dropped2(dz)[0])
@@ -440,7 +441,7 @@ class TransformerBlock(Composite):
         for name, value in (("state", state), ("resets", resets)):
             if value is not None:
                 raise TypeError(
-                    f"{where}: {name} is a {type(value).__qualname__}, expected None: a block has no state, it attends "
+                    f"{where}: {name} is {_checks.described(value)}, expected None: a block has no state, it attends "
                     "to the steps of one call"
                 )
         arrays = {"params": self.norm1.params["weight"], "x": x}
@@ -451,6 +452,9 @@ class TransformerBlock(Composite):
         functional.check_sequence(where, x, lengths, None)
         _dispatch.wing(where, x=x).check_lengths(where, lengths, x.shape[0])
         return xp, x, lengths
+
+    def _widths(self, given: int | None) -> tuple[int | None, int | None]:
+        return self.features, self.features
 
     def _describe(self) -> str:
         told = [str(self.features), str(self.num_heads)]

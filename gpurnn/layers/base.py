@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 Array = Any
 
+TOKENS = 0
+"""What `Layer._widths` says of an input of tokens, which has no axis of features."""
+
 
 class Layer(ABC):
     """A function of arrays with named parameters.
 
     Calling a layer is inference and saves nothing; `vjp` also returns the pullback to the gradients. A subclass sets
-    ``params`` and defines ``__call__``, ``vjp`` and ``_describe``.
+    ``params`` and defines ``__call__``, ``vjp`` and ``_describe``. For `Sequential` to run it, ``vjp`` takes
+    ``(x, rng)``, or ``(x, state, lengths, resets, rng)`` where ``stateful`` is True.
 
     Attributes
     ----------
@@ -99,7 +103,7 @@ class Layer(ABC):
         """
         where = f"{type(self).__name__}.load_state_dict"
         if not isinstance(state, Mapping):
-            raise TypeError(f"{where}: state is a {type(state).__qualname__}, expected a dict of arrays by name")
+            raise TypeError(f"{where}: state is {_checks.described(state)}, expected a dict of arrays by name")
         state = self._by_parameter(where, state)
         missing, unknown = self.params.keys() - state.keys(), state.keys() - self.params.keys()
         if missing or unknown:
@@ -166,6 +170,10 @@ class Layer(ABC):
             self.load_state_dict(tensors)
         except (KeyError, ValueError, TypeError) as error:
             raise _files.FileFormatError(f"{os.fspath(path)}: {_files.reason(error)}") from error
+
+    def _widths(self, given: int | None) -> tuple[int | None, int | None]:
+        """The sizes of the last axis of its input and of its output, given that of the input; None if not known."""
+        return None, None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._describe()})  # {self.num_parameters:,} parameters"

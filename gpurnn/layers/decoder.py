@@ -161,7 +161,7 @@ class Decoder(Composite):
     ) -> None:
         where = "Decoder"
         if not isinstance(recurrent, Recurrent):
-            raise TypeError(f"{where}: recurrent is a {type(recurrent).__qualname__}, expected an RNN, LSTM or GRU")
+            raise TypeError(f"{where}: recurrent is {_checks.described(recurrent)}, expected an RNN, LSTM or GRU")
         for name in ("bidirectional", "batch_first", "residual", "variational_dropout", "recurrent_dropout"):
             if getattr(recurrent, name):
                 raise ValueError(f"{where}: recurrent has {name}={getattr(recurrent, name)!r}, which a decoder has not")
@@ -562,7 +562,7 @@ class Decoder(Composite):
     def _cotangents(self, cotangents: Any, output: Array, weights: Array | None) -> tuple[Any, Any, Any]:
         if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 3:
             raise TypeError(
-                f"Decoder: the pullback was given a {type(cotangents).__qualname__}, expected a triple (doutput, "
+                f"Decoder: the pullback was given {_checks.described(cotangents)}, expected a triple (doutput, "
                 "dweights, dstate)"
             )
         doutput, dweights, dstate = cotangents

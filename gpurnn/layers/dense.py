@@ -72,6 +72,9 @@ class Dense(Layer):
         """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, grads)``; ``rng`` is not used."""
         return functional.dense.vjp(x, self.params["weight"], self.params.get("bias"), activation=self.activation)
 
+    def _widths(self, given: int | None) -> tuple[int | None, int | None]:
+        return self.in_features, self.out_features
+
     def _describe(self) -> str:
         told = [str(self.in_features), str(self.out_features)]
         told += ["bias=False"] if "bias" not in self.params else []

@@ -48,5 +48,8 @@ class Dropout(Layer):
 
         return y, pullback
 
+    def _widths(self, given: int | None) -> tuple[int | None, int | None]:
+        return None, given
+
     def _describe(self) -> str:
         return repr(self.rate)

@@ -9,7 +9,7 @@ import numpy as np
 from .. import _checks, functional, initializers
 from .._op import Pullback
 from .._random import generator
-from .base import Array, Layer, parameter, parameter_dtype
+from .base import TOKENS, Array, Layer, parameter, parameter_dtype
 
 
 def _standard_normal(rng: np.random.Generator, shape: tuple[int, int], dtype: Any) -> np.ndarray[Any, Any]:
@@ -86,6 +86,9 @@ class Embedding(Layer):
     def vjp(self, indices: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
         """``(y, pullback)``, with ``pullback(dy)`` returning ``(None, grads)``; ``rng`` is not used."""
         return functional.embedding.vjp(indices, self.params["weight"], padding_idx=self.padding_idx)
+
+    def _widths(self, given: int | None) -> tuple[int | None, int | None]:
+        return TOKENS, self.embedding_dim
 
     def _describe(self) -> str:
         told = [str(self.num_embeddings), str(self.embedding_dim)]

@@ -56,6 +56,9 @@ class LayerNorm(Layer):
         """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, grads)``; ``rng`` is not used."""
         return functional.layer_norm.vjp(x, self.params["weight"], self.params.get("bias"), eps=self.eps)
 
+    def _widths(self, given: int | None) -> tuple[int | None, int | None]:
+        return self.features, self.features
+
     def _describe(self) -> str:
         told = [str(self.features)]
         told += [f"eps={self.eps!r}"] if self.eps != 1e-5 else []

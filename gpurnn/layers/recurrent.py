@@ -451,6 +451,9 @@ class Recurrent(Layer):
 
         return y, final, pull
 
+    def _widths(self, given: int | None) -> tuple[int | None, int | None]:
+        return self.input_size, self.hidden_size * self.num_directions
+
     def _describe(self) -> str:
         options = {
             "num_layers": (self.num_layers, 1),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from .. import _checks
 from .._op import Pullback
 from .._random import generator
 from ..functional import cotangent_pair
-from .base import Array, Composite, Layer
+from .attention import MultiHeadAttention, PositionalEncoding, TransformerBlock
+from .base import TOKENS, Array, Composite, Layer
+from .recurrent import Recurrent
+from .state_space import _StateSpace
 
 
 class Sequential(Composite):
@@ -21,6 +27,13 @@ class Sequential(Composite):
     Parameters
     ----------
     *layers : Layer
+        What each puts out is what the next takes: the widths, as far as they are known, the dtypes, and which axis is
+        time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What is given is no layer, or one that takes or returns more than one array; or two layers do not fit together.
 
     Attributes
     ----------
@@ -50,8 +63,13 @@ class Sequential(Composite):
     def __init__(self, *layers: Layer) -> None:
         for index, layer in enumerate(layers):
             if not isinstance(layer, Layer):
-                raise TypeError(f"Sequential: argument {index} is a {type(layer).__qualname__}, expected a Layer")
+                cure = "; pass them one by one: Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
+                raise TypeError(f"Sequential: argument {index} is {_checks.described(layer)}, expected a Layer{cure}")
+            _check_call(index, layer)
         self.layers = layers
+        self._widths(None)
+        _check_axes(layers)
+        _check_dtypes(layers)
 
     def _layers(self) -> dict[str, Layer]:
         return {f"{index}.": layer for index, layer in enumerate(self.layers)}
@@ -90,14 +108,19 @@ class Sequential(Composite):
 
         Without ``rng`` no layer drops anything. ``checkpoint_every`` and ``state_after`` are those of the recurrent
         layers, as `gpurnn.LSTM` has them; what goes from one layer to the next is kept for all steps.
+
+        Raises
+        ------
+        ValueError
+            No layer takes ``checkpoint_every``, or a layer with a state does not take ``state_after``.
         """
         given = {"checkpoint_every": checkpoint_every, "state_after": state_after}
-        options = {name: value for name, value in given.items() if value is not None}
+        options = self._options({name: value for name, value in given.items() if value is not None})
         random = None if rng is None else generator("Sequential", rng)
         states, finals, pulls = self._states(state), [], []
-        for layer in self.layers:
+        for layer, own_options in zip(self.layers, options, strict=True):
             if layer.stateful:
-                (x, final), pull = layer.vjp(x, next(states), lengths, resets, random, **options)
+                (x, final), pull = layer.vjp(x, next(states), lengths, resets, random, **own_options)
                 finals.append(final)
             else:
                 x, pull = layer.vjp(x, random)
@@ -119,6 +142,45 @@ class Sequential(Composite):
 
         return (x, tuple(finals)), pullback
 
+    def _options(self, options: dict[str, Any]) -> list[dict[str, Any]]:
+        """Which of the options of `vjp` go to each layer."""
+        taken = [{name: value for name, value in options.items() if name in vjp_options(p)} for p in self.layers]
+        if "checkpoint_every" in options and not any("checkpoint_every" in own for own in taken):
+            raise ValueError(
+                f"Sequential: checkpoint_every is {options['checkpoint_every']!r}, expected None: no layer takes it, "
+                "only an RNN, LSTM or GRU can recompute its steps"
+            )
+        for index, (layer, own) in enumerate(zip(self.layers, taken, strict=True)):
+            # A block's state is None after any number of steps.
+            has_state = layer.stateful and not isinstance(layer, TransformerBlock)
+            if "state_after" in options and has_state and "state_after" not in own:
+                raise ValueError(
+                    f"Sequential: state_after is {options['state_after']!r}, expected None: {_part(index, layer)} does "
+                    "not tell its state between two steps"
+                )
+        return taken
+
+    def _widths(self, given: int | None) -> tuple[int | None, int | None]:
+        first, width, source = None, given, None
+        for index, layer in enumerate(self.layers):
+            expected, made = layer._widths(width)
+            if source is None and first is None:
+                first = expected
+            if source is not None and None not in (expected, width) and expected != width:
+                before = _part(source, self.layers[source])
+                if expected == TOKENS:
+                    raise ValueError(
+                        f"Sequential: {_part(index, layer)} takes tokens, expected features, as {before} puts out"
+                    )
+                raise ValueError(
+                    f"Sequential: {_part(index, layer)} takes {expected} features, expected {width}, as {before} puts "
+                    "out"
+                )
+            if layer._widths(-1)[1] != -1:  # else it hands on what it is given
+                source = index
+            width = made
+        return first, width
+
     def _states(self, state: Any, name: str = "state") -> Any:
         """An iterator over the recurrent layers' states, None for each if ``state`` is None."""
         count = sum(layer.stateful for layer in self.layers)
@@ -126,11 +188,77 @@ class Sequential(Composite):
             return iter([None] * count)
         if not isinstance(state, (tuple, list)) or len(state) != count:
             raise TypeError(
-                f"Sequential: {name} is a {type(state).__qualname__}, expected a tuple with one state for each of the "
-                f"{count} recurrent layers"
+                f"Sequential: {name} is {_checks.described(state)}, expected a tuple with one state for each of the "
+                f"{count} layers that have one"
             )
         return iter(state)
 
     def _describe(self) -> str:
         lines = [f"  {index}: " + repr(layer).replace("\n", "\n  ") for index, layer in enumerate(self.layers)]
         return "\n".join(["", *lines, ""])
+
+
+_CALL = ("rng",)
+_STATEFUL_CALL = ("state", "lengths", "resets", "rng")
+"""What ``vjp`` of a layer takes behind x, for `Sequential` to call it."""
+
+
+def vjp_options(layer: Layer) -> set[str]:
+    """Which of ``checkpoint_every`` and ``state_after`` the ``vjp`` of a layer takes."""
+    if isinstance(layer, Sequential):
+        return set().union(*map(vjp_options, layer.layers))
+    return {name for name in ("checkpoint_every", "state_after") if _checks.takes(layer.vjp, name)}
+
+
+def _part(index: int, layer: Layer) -> str:
+    return f"argument {index}, {_checks.described(layer)},"
+
+
+def _check_call(index: int, layer: Layer) -> None:
+    """Refuse a layer whose ``vjp`` cannot be called as `Sequential` calls it."""
+    parameters = list(inspect.signature(layer.vjp).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return
+    expected = _STATEFUL_CALL if layer.stateful else _CALL
+    names = tuple(p.name for p in parameters)
+    if names[1 : 1 + len(expected)] != expected:
+        cure = "; TransformerBlock holds one and fits" if isinstance(layer, MultiHeadAttention) else ""
+        raise TypeError(
+            f"Sequential: {_part(index, layer)} takes ({', '.join(names)}) in its vjp, expected a layer that takes "
+            f"(x, {', '.join(expected)}, ...){cure}"
+        )
+
+
+def _flat(layers: tuple[Layer, ...]) -> Iterator[tuple[int, Layer]]:
+    """The layers, those of further Sequentials among them one by one, each with its index here."""
+    for index, layer in enumerate(layers):
+        if isinstance(layer, Sequential):
+            yield from ((index, inner) for _, inner in _flat(layer.layers))
+        else:
+            yield index, layer
+
+
+def _check_axes(layers: tuple[Layer, ...]) -> None:
+    """Refuse layers for whom time is the first axis beside layers for whom it is the second."""
+    kinds = (Recurrent, _StateSpace, TransformerBlock, PositionalEncoding)
+    timed = [(i, p) for i, p in _flat(layers) if isinstance(p, kinds)]
+    batch_first = [(i, p) for i, p in timed if getattr(p, "batch_first", False)]
+    time_first = [(i, p) for i, p in timed if not getattr(p, "batch_first", False)]
+    if batch_first and time_first:
+        raise ValueError(
+            f"Sequential: {_part(*batch_first[0])} has batch_first=True, expected False, as {_part(*time_first[0])} "
+            "takes (T, B, ...)"
+        )
+
+
+def _check_dtypes(layers: tuple[Layer, ...]) -> None:
+    """Refuse layers that compute in different dtypes."""
+    found: dict[str, tuple[int, Layer]] = {}
+    for index, layer in enumerate(layers):
+        for p in layer.params.values():
+            found.setdefault(_checks.dtype_name(p), (index, layer))
+    if len(found) > 1:
+        (first, one), (second, other) = list(found.items())[:2]
+        raise TypeError(
+            f"Sequential: {_part(*other)} has parameters of {second}, expected {first} as {_part(*one)} has"
+        )

@@ -476,12 +476,17 @@ class _StateSpace(Layer):
     def _parts(self, name: str, state: Any) -> dict[str, Array | None]:
         """The arrays of a state by their names in messages."""
         if not self.complex:
+            if isinstance(state, (tuple, list)):
+                raise TypeError(
+                    f"{type(self).__name__}: {name} is {_checks.described(state)}, expected one array, as the states "
+                    "of this layer are real"
+                )
             return {name: state}
         if state is None:
             return {f"{name}[0]": None, f"{name}[1]": None}
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(
-                f"{type(self).__name__}: {name} is a {type(state).__qualname__}, expected a pair (real, imaginary)"
+                f"{type(self).__name__}: {name} is {_checks.described(state)}, expected a pair (real, imaginary)"
             )
         return {f"{name}[0]": state[0], f"{name}[1]": state[1]}
 
@@ -514,6 +519,9 @@ class _StateSpace(Layer):
     def _options(self) -> dict[str, tuple[Any, Any]]:
         """The class's own options as (value, default), for the repr."""
         return {}
+
+    def _widths(self, given: int | None) -> tuple[int | None, int | None]:
+        return self.input_size, self.output_size
 
     def _describe(self) -> str:
         options = {

@@ -213,7 +213,7 @@ class Model(Composite):
         if validation is not None and not hasattr(validation, "batch"):
             if not isinstance(validation, (tuple, list)) or len(validation) != 2:
                 raise TypeError(
-                    f"{type(self).__name__}.fit: validation is a {type(validation).__qualname__}, expected a pair "
+                    f"{type(self).__name__}.fit: validation is {_checks.described(validation)}, expected a pair "
                     "(inputs, targets) or Data"
                 )
             validation = self._batches(validation[0], validation[1], batch_size, shuffle=False, rng=0)

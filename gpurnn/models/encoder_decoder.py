@@ -415,7 +415,7 @@ class EncoderDecoder(Model):
         """The target tokens and which of them exist."""
         if not isinstance(targets, (tuple, list)) or len(targets) != 2:
             raise TypeError(
-                f"EncoderDecoder: targets is a {type(targets).__qualname__}, expected a pair (tokens, lengths)"
+                f"EncoderDecoder: targets is {_checks.described(targets)}, expected a pair (tokens, lengths)"
             )
         tokens, lengths = targets
         _, tokens = self._take_pair(source, "targets", tokens)
@@ -726,7 +726,7 @@ class EncoderDecoder(Model):
         """The examples, ready to compute with; reject what is not arrays (n,) of at least ``least`` of its tokens."""
         _checks.given(where, **{name: examples})
         if isinstance(examples, str) or not hasattr(examples, "__len__"):
-            raise TypeError(f"{where}: {name} is a {type(examples).__qualname__}, expected a sequence of arrays")
+            raise TypeError(f"{where}: {name} is {_checks.described(examples)}, expected a sequence of arrays")
         symbols = (self.target if name == "targets" else self.source).num_embeddings
         taken = []
         for i, example in enumerate(examples):

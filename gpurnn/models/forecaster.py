@@ -303,7 +303,7 @@ class Forecaster(SequenceModel):
         if self._is_single(given):
             return [self._one_series(method, name, given, least)]
         if not hasattr(given, "__len__"):
-            raise TypeError(f"{where}: {name} is a {type(given).__qualname__}, expected an array or several")
+            raise TypeError(f"{where}: {name} is {_checks.described(given)}, expected an array or several")
         if len(given) == 0:
             raise ValueError(f"{where}: {name} is empty, expected at least one series")
         return [self._one_series(method, f"{name}[{i}]", series, least) for i, series in enumerate(given)]

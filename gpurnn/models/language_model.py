@@ -125,7 +125,7 @@ class LanguageModel(Model):
         where = "LanguageModel"
         if not isinstance(vocabulary, Vocabulary):
             raise TypeError(
-                f"{where}: vocabulary is a {type(vocabulary).__qualname__}, expected a CharVocabulary or a "
+                f"{where}: vocabulary is {_checks.described(vocabulary)}, expected a CharVocabulary or a "
                 "WordVocabulary; make one with CharVocabulary.from_text(text)"
             )
         if _checks.flag(where, "bidirectional", bidirectional):
@@ -585,7 +585,7 @@ class LanguageModel(Model):
             raise ValueError(f"{where}: the vocabulary holds the unknown symbol only, expected another to draw")
         random = generator(where, rng)
         if not isinstance(prompt, str):
-            raise TypeError(f"{where}: prompt is a {type(prompt).__qualname__}, expected a str")
+            raise TypeError(f"{where}: prompt is {_checks.described(prompt)}, expected a str")
         read = np.concatenate([np.zeros(1, np.int32), self.vocabulary.encode(prompt)])
         state = None
         drawn: list[int] = []
@@ -608,7 +608,7 @@ class LanguageModel(Model):
         where = f"LanguageModel.{method}"
         if isinstance(texts, str) or not hasattr(texts, "__len__"):
             raise TypeError(
-                f"{where}: {name} is a {type(texts).__qualname__}, expected a sequence of str or of (T,) integer arrays"
+                f"{where}: {name} is {_checks.described(texts)}, expected a sequence of str or of (T,) integer arrays"
             )
         if len(texts) == 0:
             raise ValueError(f"{where}: {name} is empty, expected at least one text")

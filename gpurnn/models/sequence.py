@@ -362,7 +362,7 @@ class SequenceModel(Model):
                 _checks.ndim(where, "inputs", inputs, 3, "(N, T, input_size), or a sequence of (T, input_size) arrays")
             inputs = [inputs[i, ...] for i in range(inputs.shape[0])]
         elif not hasattr(inputs, "__len__"):
-            raise TypeError(f"{where}: inputs is a {type(inputs).__qualname__}, expected a sequence of arrays")
+            raise TypeError(f"{where}: inputs is {_checks.described(inputs)}, expected a sequence of arrays")
         if len(inputs) == 0:
             raise ValueError(f"{where}: inputs is empty, expected at least one example")
         examples = []
@@ -388,7 +388,7 @@ class SequenceModel(Model):
             _checks.ndim(where, "targets", targets, max(targets.ndim, 1), "(N, ...)")
             targets = [targets[i, ...] for i in range(targets.shape[0])]
         elif not hasattr(targets, "__len__"):
-            raise TypeError(f"{where}: targets is a {type(targets).__qualname__}, expected an array for each example")
+            raise TypeError(f"{where}: targets is {_checks.described(targets)}, expected an array for each example")
         if len(targets) != len(examples):
             raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(examples)}")
         classes = self._loss == "cross_entropy"

@@ -73,7 +73,7 @@ class Translator(EncoderDecoder):
         for name, vocabulary in (("source_vocabulary", source_vocabulary), ("target_vocabulary", target_vocabulary)):
             if not isinstance(vocabulary, Vocabulary):
                 raise TypeError(
-                    f"Translator: {name} is a {type(vocabulary).__qualname__}, expected a CharVocabulary or a "
+                    f"Translator: {name} is {_checks.described(vocabulary)}, expected a CharVocabulary or a "
                     "WordVocabulary; Translator.from_texts makes both"
                 )
         self.source_vocabulary, self.target_vocabulary = source_vocabulary, target_vocabulary
@@ -274,11 +274,11 @@ class Translator(EncoderDecoder):
 def _check_texts(where: str, name: str, texts: Any) -> None:
     """Reject what is no sequence of texts."""
     if isinstance(texts, str) or not hasattr(texts, "__len__"):
-        raise TypeError(f"{where}: {name} is a {type(texts).__qualname__}, expected a sequence of str")
+        raise TypeError(f"{where}: {name} is {_checks.described(texts)}, expected a sequence of str")
     for i, text in enumerate(texts):
         _check_text(where, f"{name}[{i}]", text)
 
 
 def _check_text(where: str, name: str, text: Any) -> None:
     if not isinstance(text, str):
-        raise TypeError(f"{where}: {name} is a {type(text).__qualname__}, expected a str")
+        raise TypeError(f"{where}: {name} is {_checks.described(text)}, expected a str")

@@ -22,7 +22,7 @@ Tokens = NDArray[np.int32]
 
 def _check_text(where: str, text: str) -> None:
     if not isinstance(text, str):
-        raise TypeError(f"{where}: text is a {type(text).__qualname__}, expected a str")
+        raise TypeError(f"{where}: text is {_checks.described(text)}, expected a str")
 
 
 class Vocabulary(ABC):

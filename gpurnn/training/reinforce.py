@@ -131,7 +131,7 @@ class Reinforce:
         where = "Reinforce"
         lacking = [name for name in ("params", "sample", "log_likelihood_vjp") if not hasattr(policy, name)]
         if lacking:
-            raise TypeError(f"{where}: policy is a {type(policy).__qualname__} without {lacking}, expected a Policy")
+            raise TypeError(f"{where}: policy is {_checks.described(policy)} without {lacking}, expected a Policy")
         if not callable(reward):
             raise TypeError(f"{where}: reward is {reward!r}, expected a function of tokens and reference")
         self.policy, self.reward = policy, reward
@@ -251,7 +251,7 @@ def _references(inputs: Any, targets: Any) -> list[list[int]]:
     where = "Reinforce"
     if not isinstance(targets, tuple) or len(targets) != 2:
         raise TypeError(
-            f"{where}: targets is a {type(targets).__qualname__}, expected the pair of references (T, B) and their "
+            f"{where}: targets is {_checks.described(targets)}, expected the pair of references (T, B) and their "
             "lengths (B,), as PaddedBatches with own_lengths=True has it"
         )
     tokens, lengths = targets

@@ -240,7 +240,7 @@ class Trainer:
             teacher_forcing = _checks.probability(where, "teacher_forcing", teacher_forcing)
         if hasattr(teacher_forcing, "observe"):
             raise TypeError(
-                f"{where}: teacher_forcing is a {type(teacher_forcing).__qualname__}, expected a probability or a "
+                f"{where}: teacher_forcing is {_checks.described(teacher_forcing)}, expected a probability or a "
                 "function of the step alone: only a schedule of the learning rate can go by validation losses"
             )
         self.teacher_forcing = teacher_forcing
@@ -857,7 +857,7 @@ class Trainer:
 def _require(where: str, name: str, value: Any, *attributes: str) -> None:
     lacking = [attribute for attribute in attributes if not hasattr(value, attribute)]
     if lacking:
-        raise TypeError(f"{where}: {name} is a {type(value).__qualname__} without {lacking}, expected {attributes}")
+        raise TypeError(f"{where}: {name} is {_checks.described(value)} without {lacking}, expected {attributes}")
 
 
 def _require_kind(name: str, value: Any, kind: type) -> Any:

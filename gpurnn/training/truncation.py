@@ -145,6 +145,16 @@ def truncated_bptt(
     if resets is not None:
         _checks.shape(where, "resets", resets, (x.shape[0], x.shape[1]), "(T, B)")
     random = None if rng is None else generator(where, rng)
+    needed = {"checkpoint_every": checkpoint_every is not None, "state_after": (gradient_steps or steps) > steps}
+    if not getattr(layer, "stateful", False):
+        raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected a recurrent layer, or a Sequential")
+    for name, is_needed in needed.items():
+        if is_needed and not _checks.takes(layer.vjp, name):
+            option = "checkpoint_every" if name == "checkpoint_every" else "gradient_steps above steps"
+            raise TypeError(
+                f"{where}: layer is {_checks.described(layer)}, whose vjp takes no {name}, expected an RNN, LSTM or "
+                f"GRU for {option}"
+            )
     return _windows(xp, layer, x, state, steps, gradient_steps or steps, resets, random, checkpoint_every)
 
 
