@@ -63,7 +63,8 @@ def common_library(where: str, arrays: Iterable[tuple[str, Any]], cure: Callable
             continue
         library = library_of(array)
         if library is None:
-            raise _checks.not_an_array(where, name, array, cure(name, array) if cure else "")
+            advice = cure(name, array) if cure and isinstance(array, np.ma.MaskedArray) else ""
+            raise _checks.not_an_array(where, name, array, advice)
         if first is None:
             first_name, first = name, library
         elif library != first:
