@@ -149,8 +149,11 @@ def native(array: Array) -> Array:
 def apart(arrays: Mapping[str, Array], written: Mapping[str, Array]) -> dict[str, Array]:
     """``arrays``, with copies of those whose memory overlaps that of an array that is going to be written."""
     everything = [*arrays.values(), *written.values()]
-    if all(_owns_memory(array) for array in everything) and len({id(array) for array in everything}) == len(everything):
-        return dict(arrays)  # nearly always
+    if not hasattr(everything[0], "flags"):
+        return dict(arrays)  # where they are stored is not known
+    # Nearly always no array is a view, and none is given twice.
+    if len({id(a) for a in everything if a.flags.owndata}) == len(everything):
+        return dict(arrays)
     bounds = sorted(_bounds(array) for array in written.values())
     # Where the written arrays end, up to each of them: they may overlap each other.
     ends = list(itertools.accumulate((end for _, end in bounds), max))
@@ -168,7 +171,7 @@ def apart(arrays: Mapping[str, Array], written: Mapping[str, Array]) -> dict[str
 
 def write_back(values: Array, into: Array) -> None:
     """Write ``values``, which `take` made of ``into`` and which then were updated, where they are not there already."""
-    if values is into or not values.size or _bounds(values)[0] == _bounds(into)[0]:
+    if values is into or not values.size or _bounds(values) == _bounds(into):
         return
     if _dispatch.library_of(into) == "cupy" and _is_unaligned(into):
         values, into = _bytes(values), _bytes(into)
@@ -213,7 +216,8 @@ def _is_stored(array: Array) -> bool:
 
 
 def _stored_numpy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    array = np.asarray(array)  # a mapped file, or a NumPy scalar
+    if type(array) is not np.ndarray:
+        array = np.asarray(array)  # a mapped file, or a NumPy scalar
     if array.flags.num & _STORED != _STORED or not array.dtype.isnative:
         return np.array(array, array.dtype.newbyteorder("="), order="C")
     # NumPy counts any stride along an axis of length 1 as contiguous. A BLAS may not.
@@ -237,17 +241,10 @@ def _bytes(array: Array) -> Array:
     return of_kind((*array.shape, size), np.uint8, memptr=array.data, strides=(*array.strides, 1))
 
 
-def _owns_memory(array: Array) -> bool:
-    """Whether an array is no view, so that no other such array shares memory with it."""
-    return bool(getattr(getattr(array, "flags", None), "owndata", False))
-
-
 def _bounds(array: Array) -> tuple[int, int]:
-    """Where the memory of an array begins and ends; nowhere, if its library does not say."""
+    """Where the memory of a NumPy or a CuPy array begins and ends."""
     if isinstance(array, np.ndarray):
         return np.lib.array_utils.byte_bounds(array)
-    if not hasattr(array, "strides"):
-        return 0, 0
     start = end = int(array.data.ptr)
     for size, stride in zip(array.shape, array.strides, strict=True):
         if stride < 0:
