@@ -152,7 +152,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
 }
 WITHOUT_OPTIONS = {
     "CharVocabulary", "WordVocabulary", "Layer", "LinearGaussian", "PositionalEncoding", "Sequential", "Backtest",
-    "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy",
+    "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy", "RunDirectoryError",
     "Window",
     "binary_cross_entropy", "l1", "linear_scan", "lstm", "ssm", "explain", "use", "evaluate", "pad", "truncated_bptt",
     "zeros", "get", "Initializer",
@@ -237,6 +237,7 @@ def plain(made: Any) -> Any:
         return repr(made)
     held = {n: repr(v) for n, v in vars(made).items() if isinstance(v, (bool, int, float, str, np.generic, tuple))}
     if isinstance(made, gpurnn.Trainer):
+        held = {name: value for name, value in held.items() if name in parameters("Trainer")}
         return held, json.dumps(made._config())
     config = json.dumps(made.config()) if hasattr(made, "config") else ""
     shown = "" if "<function" in repr(made) or " at 0x" in repr(made) else repr(made)
