@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from . import __version__
+from .cells import CELLS
 
 if TYPE_CHECKING:
     from .models import LanguageModel, Vocabulary
@@ -116,7 +117,7 @@ _TRAIN_OPTIONS: list[Callable[[Any], Any]] = [
     _choice("--level", ["char", "word"], "What the model predicts."),
     _integer("--max-vocabulary", None, "Most symbols to know; the rest are unknown.", least=2),
     _integer("--min-count", 1, "Know only symbols that occur this often."),
-    _choice("--cell", ["lstm", "gru", "rnn"], "Recurrent cell."),
+    _choice("--cell", sorted(CELLS, key="lstm".__ne__), "Recurrent cell."),
     _integer("--embedding", 64, "Width of the embedding."),
     _integer("--hidden", 256, "Width of the recurrent layers."),
     _integer("--layers", 1, "Number of recurrent layers."),

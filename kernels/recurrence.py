@@ -80,7 +80,7 @@ class Struct:
             "hidden_apart": int(cell.hidden_apart), **{f"first_gate({k})": int(end) for k, end in enumerate(ends)},
         }  # fmt: skip
         proofs = [f'static_assert({self}::{name} == {number}, "{name}");' for name, number in facts.items()]
-        return Module(source, kernels, include=f"cells/{cell.file}.cuh", proofs=proofs)
+        return Module(source, kernels, include=f"cells/{cell.file()}.cuh", proofs=proofs)
 
     def stepwise_module(self) -> Module:
         names = ["begin_forward", "finish_step", "begin_step_backward"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpurnn.cells import Cell
 
 from .buffers import empty, product
-from .cells import MODULES
+from .cells import module_of
 from .cells.activations import Array
 
 CHUNK_ROWS = 1024
@@ -191,7 +191,7 @@ def _forward(
     zero = np.zeros(w_hh.shape[0], dtype)
     b_ih, b_hh = zero if b_ih is None else b_ih, zero if b_hh is None else b_hh
 
-    steps = MODULES[type(cell)].Steps(cell, w_hh, b_hh, T, B, training)
+    steps = module_of(cell).Steps(cell, w_hh, b_hh, T, B, training)
     bias = steps.input_bias(b_ih, b_hh)
     w1: dict[bool, Array] = {}
     # W_ih x of one chunk.

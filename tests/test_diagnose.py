@@ -61,7 +61,7 @@ def test_the_gradients_are_those_of_the_last_prediction_through_all_layers(train
     drawn, driven = {}, []
     monkeypatch.setattr(plots, "gradient_flow", lambda norms, path: drawn.update(norms))
     monkeypatch.setattr(report, "fixed_points", lambda layer, x, **k: driven.append(x) or fixed_points(layer, x, **k))
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: None)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: None)
     model = LanguageModel.from_file(trained / "gru" / "model.safetensors")
     if residual:
         model = LanguageModel(model.vocabulary, 6, 6, 2, cell="lstm", residual=True)

@@ -152,8 +152,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
 }
 WITHOUT_OPTIONS = {
     "CharVocabulary", "WordVocabulary", "Layer", "LinearGaussian", "PositionalEncoding", "Sequential", "Backtest",
-    "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy", "RunDirectoryError",
-    "Window",
+    "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy",
+    "RunDirectoryError", "Window",
     "binary_cross_entropy", "l1", "linear_scan", "lstm", "ssm", "explain", "use", "evaluate", "pad", "truncated_bptt",
     "zeros", "get", "Initializer",
 }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _checks, _dispatch, cells, functional
+from .. import _arrays, _checks, _dispatch, functional
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 
@@ -108,7 +108,7 @@ class Transition:
         self.xp = _dispatch.namespace(where, **params)
         for name, p in params.items():
             check_finite(where, f"{name}[{{}}]", p)
-        self.function, self.options = _FUNCTIONS[type(layer.cell)], vars(layer.cell)
+        self.function, self.options = getattr(functional, layer.cell.name), vars(layer.cell)
 
     def silence(self, B: int) -> Array:
         """A step of no input, (1, B, I)."""
@@ -176,10 +176,3 @@ class Transition:
 
     def _join(self, state: Any) -> Array:
         return state if self.cell.states == 1 else self.xp.concat(list(state), axis=1)
-
-
-_FUNCTIONS: dict[type, Any] = {
-    cells.Vanilla: functional.rnn,
-    cells.LSTM: functional.lstm,
-    cells.GRU: functional.gru,
-}

@@ -9,9 +9,6 @@ from typing import Any
 from .. import _checks, _dispatch, cells
 from ..layers.recurrent import Recurrent
 
-_OPERATIONS = {cells.Vanilla: (5, 6), cells.LSTM: (26, 22), cells.GRU: (20, 19)}
-"""Elementwise operations of a hidden unit in a step, forward and backward, as the cells' definitions write them."""
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -122,7 +119,7 @@ def _inputs(layer: Recurrent) -> list[int]:
 def _flops(layer: Recurrent, T: int, B: int) -> tuple[int, int]:
     """Those of the forward pass, and of the one back."""
     G, H = layer.cell.gates, layer.hidden_size
-    elementwise, elementwise_back = _OPERATIONS[type(layer.cell)]
+    elementwise, elementwise_back = layer.cell.operations
     forward = back = 0
     for I in _inputs(layer):
         forward += 2 * G * H * (I + H) + H * (elementwise + G)

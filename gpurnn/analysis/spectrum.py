@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _arrays, _checks, _dispatch, cells
+from .. import _arrays, _checks, _dispatch
 from .._random import generator
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 from ._transition import Transition, check_finite
-
-GATES: dict[type, tuple[str, ...]] = {cells.Vanilla: ("h",), cells.LSTM: tuple("ifgo"), cells.GRU: tuple("rzn")}
-"""The blocks of rows of a cell's weights, in order."""
 
 _HALVINGS = 8
 """How often a step of Newton's is halved."""
@@ -106,7 +103,7 @@ def spectra(layer: Recurrent) -> dict[str, Spectrum]:
     """
     transition = Transition("spectra", layer)
     weight_hh, H = transition.weights[1], transition.hidden
-    return {gate: spectrum(weight_hh[k * H : (k + 1) * H, :]) for k, gate in enumerate(GATES[type(layer.cell)])}
+    return {gate: spectrum(weight_hh[k * H : (k + 1) * H, :]) for k, gate in enumerate(layer.cell.gate_functions)}
 
 
 @dataclass(frozen=True)

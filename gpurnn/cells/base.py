@@ -27,6 +27,8 @@ class Cell:
     state_names: ClassVar[tuple[str, ...]] = ("h",)
     biases_of_one: ClassVar[tuple[str, ...]] = ()
     """The gates whose bias_ih starts at 1 instead of 0."""
+    operations: ClassVar[tuple[int, int]]
+    """Elementwise operations of a hidden unit in a step, forward and backward, as the definition writes it."""
     scalars: ClassVar[tuple[str, ...]] = ()
     """The options that are numbers: a kernel is compiled once for all of their values."""
 
@@ -59,10 +61,10 @@ class Cell:
         for values in itertools.product(*choices.values()):
             yield cls(**dict(zip(choices, values, strict=True)))
 
-    @property
-    def file(self) -> str:
+    @classmethod
+    def file(cls) -> str:
         """The name of the cell's three files."""
-        return type(self).__module__.rpartition(".")[2]
+        return cls.__module__.rpartition(".")[2]
 
     @property
     def gates(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +21,10 @@ Init = str | initializers.Initializer
 
 States = list[tuple[Any, ...]]
 """For each layer (h,) or (h, c) of (D, B, H); an entry that is a gradient may be None for zero."""
+
+
+LAYERS: dict[str, type[Recurrent]] = {}
+"""The recurrent layers by the name of their cell."""
 
 
 class _Weights(NamedTuple):
@@ -41,6 +46,11 @@ class Recurrent(Layer):
     """What `RNN`, `LSTM` and `GRU` share: everything but the cell's own options."""
 
     stateful = True
+
+    def __init_subclass__(cls, *, cell: type[cells.Cell] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cell is not None:
+            LAYERS[cell.name] = cls
 
     def __init__(
         self,
@@ -92,10 +102,8 @@ class Recurrent(Layer):
             return np.concatenate([initialise(rng, shape, dtype) for _ in range(gates)])
 
         def bias(name: str) -> Array:
-            values = np.zeros(gates * hidden, dtype)
-            if name == "ih" and isinstance(self.cell, cells.LSTM):
-                values[hidden : 2 * hidden] = 1
-            return values
+            ones = self.cell.biases_of_one if name == "ih" else ()
+            return np.repeat(np.array([gate in ones for gate in self.cell.gate_functions], dtype), hidden)
 
         params = {}
         for layer in range(self.num_layers):
@@ -461,7 +469,7 @@ class Recurrent(Layer):
             "batch_first": (self.batch_first, False),
             "dropout": (self.dropout, 0.0),
             "bidirectional": (self.bidirectional, False),
-            **self._cell_options(),
+            **{field.name: (getattr(self.cell, field.name), field.default) for field in fields(self.cell)},
             "residual": (self.residual, False),
             "variational_dropout": (self.variational_dropout, 0.0),
             "recurrent_dropout": (self.recurrent_dropout, 0.0),
@@ -469,10 +477,6 @@ class Recurrent(Layer):
         }
         told = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
         return ", ".join([str(self.input_size), str(self.hidden_size), *told])
-
-    def _cell_options(self) -> dict[str, tuple[Any, Any]]:
-        """The cell's own options as (value, default), for the repr."""
-        return {}
 
 
 def _mask_from(wing: Any, like: Array, start: int, rate: float, seed: int) -> Array:
@@ -497,7 +501,7 @@ def _where_exists(xp: Any, exists: Array | None, values: Array) -> Array:
     return values if exists is None else xp.where(exists, values, xp.zeros_like(values))
 
 
-class RNN(Recurrent):
+class RNN(Recurrent, cell=cells.Vanilla):
     """Vanilla recurrent layers: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) + leak h_{t-1}.
 
     Parameters
@@ -594,12 +598,8 @@ class RNN(Recurrent):
             rng=rng,
         )
 
-    def _cell_options(self) -> dict[str, tuple[Any, Any]]:
-        assert isinstance(self.cell, cells.Vanilla)
-        return {"activation": (self.cell.activation, "tanh"), "leak": (self.cell.leak, 0.0)}
 
-
-class LSTM(Recurrent):
+class LSTM(Recurrent, cell=cells.LSTM):
     """LSTM layers: i, f, o = sigma(...), g = tanh(...), c_t = f c_{t-1} + i g, h_t = o tanh(c_t).
 
     The sigma and tanh are of the rows of W_ih x_t + b_ih + W_hh h_{t-1} + b_hh; see `gpurnn.lstm`.
@@ -699,7 +699,7 @@ class LSTM(Recurrent):
         )
 
 
-class GRU(Recurrent):
+class GRU(Recurrent, cell=cells.GRU):
     """GRU layers: r, z = sigma(...), h_t = (1 - z) h_{t-1} + z n, by default the textbook's; see `gpurnn.gru`.
 
     Parameters
@@ -797,7 +797,3 @@ class GRU(Recurrent):
             dtype=dtype,
             rng=rng,
         )
-
-    def _cell_options(self) -> dict[str, tuple[Any, Any]]:
-        assert isinstance(self.cell, cells.GRU)
-        return {"reset_after": (self.cell.reset_after, False), "update": (self.cell.update, "candidate")}

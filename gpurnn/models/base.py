@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _arrays, _checks, _dispatch, layers
+from .. import _arrays, _checks, _dispatch
+from ..cells import CELLS
 from ..layers.base import Array, Composite, Layer, uninitialised
+from ..layers.recurrent import LAYERS
 from . import files
 
 if TYPE_CHECKING:
@@ -20,11 +22,6 @@ if TYPE_CHECKING:
     from ..training import Trainer
 
 State = Any
-
-CELLS: dict[str, Any] = {"rnn": layers.RNN, "lstm": layers.LSTM, "gru": layers.GRU}
-"""The recurrent layers by the name of their cell."""
-
-_CELL_OPTIONS = {"rnn": ("activation", "leak"), "lstm": (), "gru": ("reset_after", "update")}
 
 LOSS_UNITS = {
     "cross_entropy": "nats per target",
@@ -269,13 +266,15 @@ def recurrent(
         ``cell_options`` holds what is not an option of the cell, or a value is out of its range.
     """
     cell = _checks.choice(where, "cell", cell, tuple(CELLS))
+    known = CELLS[cell].options()
     for name in cell_options:
-        if name not in _CELL_OPTIONS[cell]:
-            known = " or ".join(_CELL_OPTIONS[cell]) or "none"
-            raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, expected {known}")
+        if name not in known:
+            expected = " or ".join(known) or "none"
+            raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, expected {expected}")
     if init is not None:
         options["init"] = init
-    return CELLS[cell](input_size, hidden_size, num_layers, **cell_options, **options)
+    layer: Any = LAYERS[cell]
+    return layer(input_size, hidden_size, num_layers, **cell_options, **options)
 
 
 def check_numbers(where: str, name: str, numbers: Array, count: int, error: type[Exception] = ValueError) -> None:
@@ -310,8 +309,11 @@ def not_finite(where: str, outputs: str, params: dict[str, Array], **inputs: Arr
 
 def checked(layer: Any, *options: Mapping[str, Any]) -> dict[str, Any]:
     """The values of options as the recurrent layer that was made with them has checked and kept them."""
-    own = {name: value for name, (value, _) in layer._cell_options().items()}
-    return {name: own[name] if name in own else getattr(layer, name) for given in options for name in given}
+    return {
+        name: getattr(layer.cell if name in layer.cell.options() else layer, name)
+        for given in options
+        for name in given
+    }
 
 
 def existing(tokens: Array, lengths: Array | None) -> Array | None:

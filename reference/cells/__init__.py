@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from types import ModuleType
 
 import numpy as np
 
-from gpurnn.cells import GRU, LSTM, Cell, Vanilla
+from gpurnn.cells import Cell
 
-from . import gru, lstm, vanilla
 from .activations import Array
 
-MODULES: dict[type, ModuleType] = {Vanilla: vanilla, LSTM: lstm, GRU: gru}
+
+@functools.cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def module_of(cell: Cell) -> ModuleType:
+    """The module of this package with the equations of a cell."""
+    return _module(cell.file())
 
 
 def cell_forward(
@@ -36,7 +45,7 @@ def cell_forward(
         What `cell_backward` takes.
     """
     bias = np.zeros(w_hh.shape[0], w_hh.dtype) if b_hh is None else b_hh
-    state, saved = MODULES[type(cell)].forward(cell, xw, state, w_hh, bias)
+    state, saved = module_of(cell).forward(cell, xw, state, w_hh, bias)
     return state, (cell, saved)
 
 
@@ -45,5 +54,5 @@ def cell_backward(
 ) -> tuple[Array, tuple[Array, ...], Array, Array]:
     """The transpose of `cell_forward`: the gradients of xw, of the state before the step, of w_hh and of b_hh."""
     cell, arrays = saved
-    dxw, dstate_prev, dw_hh, db_hh = MODULES[type(cell)].backward(cell, arrays, dstate)
+    dxw, dstate_prev, dw_hh, db_hh = module_of(cell).backward(cell, arrays, dstate)
     return dxw, dstate_prev, dw_hh, db_hh
