@@ -11,6 +11,7 @@ are the same to the last bit, and are C-contiguous. Integers may be of any integ
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -379,6 +380,18 @@ def gru(
     )  # fmt: skip
 
 
+def sigmoid(xp: Any, a: Array) -> Array:
+    """1 / (1 + exp(-a)), to a few roundings however small it is."""
+    e = xp.exp(-xp.abs(a))
+    return xp.where(a < 0, e, xp.ones_like(e)) / (1 + e)
+
+
+def sigmoid_slope(xp: Any, a: Array) -> Array:
+    """The derivative of `sigmoid`, sigma(a) sigma(-a), to a few roundings however small it is."""
+    e = xp.exp(-xp.abs(a))
+    return e / (1 + e) / (1 + e)
+
+
 def activate(xp: Any, name: str, a: Array) -> Array:
     """An activation of `DENSE_ACTIVATIONS`, elementwise or over the last axis."""
     if name == "tanh":
@@ -387,21 +400,21 @@ def activate(xp: Any, name: str, a: Array) -> Array:
         # NaN is not below 0 and stays.
         return xp.where(a < 0, xp.zeros_like(a), a)
     if name == "sigmoid":
-        return 0.5 + 0.5 * xp.tanh(0.5 * a)
+        return sigmoid(xp, a)
     if name == "softmax":
         e = xp.exp(a - xp.max(a, axis=-1, keepdims=True))
         return e / xp.sum(e, axis=-1, keepdims=True)
     return a
 
 
-def activate_pullback(xp: Any, name: str, y: Array, dy: Array) -> Array:
-    """The gradient of what y was the activation of."""
+def activate_pullback(xp: Any, name: str, a: Array, y: Array, dy: Array) -> Array:
+    """The gradient of a, where y is its activation; only the sigmoid reads a."""
     if name == "tanh":
         return dy * (1 - y * y)
     if name == "relu":
         return xp.where(y > 0, dy, xp.zeros_like(dy))
     if name == "sigmoid":
-        return dy * (y * (1 - y))
+        return dy * sigmoid_slope(xp, a)
     if name == "softmax":
         return y * (dy - xp.sum(dy * y, axis=-1, keepdims=True))
     return dy
@@ -412,8 +425,8 @@ DENSE_ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid", "softmax")
 
 def _dense(
     x: Array, weight: Array, bias: Array | None, activation: str
-) -> tuple[Any, Array, Array, Array | None, Array]:
-    """Check the arguments of `dense` and compute: the namespace, the arguments as they are read, and y."""
+) -> tuple[Any, Array, Array, Array | None, Array, Array]:
+    """Check the arguments of `dense` and compute: the namespace, the arguments as they are read, W x + b and y."""
     where = "dense"
     xp, x, weight, bias = _arrays.take(where, {"x": x, "weight": weight, "bias": bias}, needed=("x", "weight"))
     _checks.choice(where, "activation", activation, DENSE_ACTIVATIONS)
@@ -421,24 +434,30 @@ def _dense(
     outputs, inputs = weight.shape
     if x.ndim < 1 or x.shape[-1] != inputs:
         raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (..., in_features) = (..., {inputs})")
-    a = xp.matmul(xp.reshape(x, (-1, inputs)), weight.T)
+    if activation == "softmax" and outputs == 0:
+        raise ValueError(f"{where}: weight has shape {tuple(weight.shape)}, expected out_features > 0 for the softmax")
+    a = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), inputs)), weight.T)
     if bias is not None:
         _checks.shape(where, "bias", bias, (outputs,), "(out_features,)")
         a += bias
-    return xp, x, weight, bias, xp.reshape(activate(xp, activation, a), (*x.shape[:-1], outputs))
+    a = xp.reshape(a, (*x.shape[:-1], outputs))
+    return xp, x, weight, bias, a, activate(xp, activation, a)
 
 
 def _dense_vjp(
     x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity"
 ) -> tuple[Array, Pullback]:
-    xp, x, weight, bias, y = _dense(x, weight, bias, activation)
+    xp, x, weight, bias, a, y = _dense(x, weight, bias, activation)
+    kept = a if activation == "sigmoid" else None
+    del a
+    rows = math.prod(x.shape[:-1])
 
     def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
         dy = _arrays.cotangent("dense", "y", dy, y)
         if dy is None:
             dy = xp.zeros_like(y)
-        da = xp.reshape(activate_pullback(xp, activation, y, dy), (-1, weight.shape[0]))
-        gradients = {"weight": xp.matmul(da.T, xp.reshape(x, (-1, weight.shape[1])))}
+        da = xp.reshape(activate_pullback(xp, activation, kept, y, dy), (rows, weight.shape[0]))
+        gradients = {"weight": xp.matmul(da.T, xp.reshape(x, (rows, weight.shape[1])))}
         if bias is not None:
             gradients["bias"] = xp.sum(da, axis=0)
         return xp.reshape(xp.matmul(da, weight), x.shape), gradients

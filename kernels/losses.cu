@@ -3,34 +3,39 @@
 // A warp takes a row of logits, or a whole block where rows are long: `threads` threads, 32 or all of the block's.
 // Neighbouring threads read neighbouring classes.
 
-// What one pass over some logits x of a row leaves: the maximum, the sum of exp(x - maximum) and, where labels are
-// smoothed, the sums of the class weights w and of w (x - maximum). Relative to the maximum nothing overflows, and all
-// terms of the last sum have one sign, so that large logits don't cancel.
+// What one pass over some logits x of a row leaves: the maximum, the sum of exp(x - maximum) over the others and, where
+// labels are smoothed, the sums of the class weights w and of w (x - maximum). Relative to the maximum nothing overflows,
+// all terms of the last sum have one sign, so that large logits don't cancel, and without the 1 of the maximum itself the
+// sum of the others keeps its digits where it is small. The pass over no logit has a maximum of minus infinity.
 template <typename Real>
 struct Pass {
-    Real maximum, sum, weight, weighted;
+    Real maximum, others, weight, weighted;
 
     __device__ static Pass start() { return {Real(__int_as_float(0xff800000)), 0, 0, 0}; }  // minus infinity
 
-    // Refers the sums to `larger`, if that is more than the maximum.
+    // Refers the sums to `larger`, a logit outside of this pass, if that is more than the maximum.
     __device__ void raise(Real larger) {
         if (larger > maximum) {
-            sum *= exp(maximum - larger);
+            others = (others + 1) * exp(maximum - larger);
             if (weight != 0) weighted += weight * (maximum - larger);
             maximum = larger;
         }
     }
     __device__ void add(Real x, Real w) {
-        raise(x);
-        const Real below = x == maximum ? Real(0) : x - maximum;  // infinities have no difference
-        sum += exp(below);
+        if (x > maximum) {
+            raise(x);
+        } else {
+            const Real below = x == maximum ? Real(0) : x - maximum;  // infinities have no difference
+            others += exp(below);
+            if (w != 0) weighted += w * below;
+        }
         weight += w;
-        if (w != 0) weighted += w * below;
     }
     __device__ void add(Pass other) {
+        const Real tied = other.maximum == maximum;
         raise(other.maximum);
         other.raise(maximum);
-        sum += other.sum;
+        others += other.others + tied;
         weight += other.weight;
         weighted += other.weighted;
     }
@@ -50,8 +55,9 @@ __device__ void combine(Pass<Real>& pass, bool smoothed, int threads) {
         const Real other = __shfl_xor_sync(0xffffffffu, largest, step);
         if (other > largest) largest = other;
     }
+    const Real has_largest = pass.maximum == largest;
     pass.raise(largest);
-    pass.sum = warp_sum(pass.sum);
+    pass.others = warp_sum(pass.others) + (warp_sum(has_largest) - 1);
     if (smoothed) {
         pass.weight = warp_sum(pass.weight);
         pass.weighted = warp_sum(pass.weighted);
@@ -69,9 +75,16 @@ __device__ inline long long row_of_thread(int threads) {
     return ((long long)blockIdx.x * blockDim.x + threadIdx.x) / threads;
 }
 
+// (1 - eps) w_y, NaN if y is no class.
+template <typename Real>
+__device__ Real weight_of_label(const Real* class_weights, long long label, int V, Real eps) {
+    if (label < 0 || label >= V) return __int_as_float(0x7fffffff);
+    return (1 - eps) * (class_weights ? class_weights[label] : Real(1));
+}
+
 // loss = weight (target (lse - x_y) + sum_c smooth_c (lse - x_c)) with target = (1 - eps) w_y, smooth_c = eps / V w_c,
 // lse = log sum_c exp(x_c). weights (N) and class_weights (V) may be null. statistics (3, N), what backward needs beside
-// the logits, is null where no gradient is wanted: the maximum, the sum of exp(x - maximum), target + sum_c smooth_c.
+// the logits, is null where no gradient is wanted: the maximum, the sum of exp(x - maximum) over the others, sum_c smooth_c.
 // A masked row is not read. A label that is no class gives NaN.
 template <typename Real>
 __global__ void cross_entropy_forward(
@@ -89,28 +102,28 @@ __global__ void cross_entropy_forward(
     }
     combine(pass, smoothed, threads);  // has barriers: no thread has left
     if (row >= N || lane != 0) return;
-    Real loss = 0, total = 0;
+    Real loss = 0, smooth = 0;
     if (!masked) {
         const long long label = labels[row];
         const bool known = label >= 0 && label < V;
-        const Real nan = __int_as_float(0x7fffffff);
-        const Real target = known ? (1 - eps) * (class_weights ? class_weights[label] : Real(1)) : nan;
-        pass.sum += pass.maximum - pass.maximum;  // NaN if the maximum is infinite: then there is no softmax
-        const Real log_sum = log(pass.sum);
+        const Real target = weight_of_label(class_weights, label, V, eps);
+        pass.others += pass.maximum - pass.maximum;  // NaN if the maximum is infinite: then there is no softmax
+        const Real log_sum = log1p(pass.others);
         loss = target * (log_sum + (pass.maximum - x[known ? label : 0]));
         if (smoothed) loss += eps / V * (pass.weight * log_sum - pass.weighted);
         if (weights) loss *= weights[row];
-        total = target + eps / V * pass.weight;
+        smooth = eps / V * pass.weight;
     }
     losses[row] = loss;
     if (statistics) {
         statistics[row] = pass.maximum;
-        statistics[N + row] = pass.sum;
-        statistics[2LL * N + row] = total;
+        statistics[N + row] = pass.others;
+        statistics[2LL * N + row] = smooth;
     }
 }
 
-// dx_c = dloss weight (softmax_c sum_k t_k - t_c), t_c the weight of lse - x_c in the loss. A masked row is not read.
+// dx_c = dloss weight (softmax_c sum_k t_k - t_c), t_c the weight of lse - x_c in the loss. What the label's own term adds
+// to its gradient is -target (1 - softmax_y), computed without a difference. A masked row is not read.
 template <typename Real>
 __global__ void cross_entropy_backward(
     const Real* logits, const long long* labels, const Real* weights, const Real* class_weights,
@@ -118,18 +131,25 @@ __global__ void cross_entropy_backward(
     const long long row = row_of_thread(threads);
     if (row >= N) return;
     const Real weight = weights ? weights[row] : Real(1);
-    const Real *const x = logits + row * V, maximum = statistics[row];
-    const Real scale = dlosses[row] * weight, part = scale * statistics[2LL * N + row] / statistics[N + row];
+    const Real *const x = logits + row * V, maximum = statistics[row], others = statistics[N + row];
+    const Real scale = dlosses[row] * weight, sum = 1 + others, smooth = statistics[2LL * N + row];
     const long long label = labels[row];
+    const Real target = weight == 0 ? Real(0) : weight_of_label(class_weights, label, V, eps);
     Real* const dx = dlogits + row * V;
     for (int c = threadIdx.x % threads; c < V; c += threads) {
         if (weight == 0) {
             dx[c] = 0;
-        } else {
-            Real t = (c == label ? 1 - eps : Real(0)) + eps / V;
-            if (class_weights && t != 0) t *= class_weights[c];  // the label's alone, unless labels are smoothed
-            dx[c] = exp(x[c] - maximum) * part - scale * t;
+            continue;
         }
+        const Real e = exp(x[c] - maximum), softmax = e / sum;
+        Real d;
+        if (c == label) {
+            d = smooth * softmax - target * ((x[c] == maximum ? others : sum - e) / sum);
+        } else {
+            d = (target + smooth) * softmax;
+        }
+        if (eps != 0) d -= eps / V * (class_weights ? class_weights[c] : Real(1));
+        dx[c] = scale * d;
     }
 }
 

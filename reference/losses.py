@@ -23,6 +23,8 @@ class _CrossEntropy:
     """(N, V): exp(x - max x) of each row, zero in masked rows."""
     sums: Array
     """(N,): their sums, so that exps / sums is the softmax."""
+    others: Array
+    """(N,): the same sums without the label's own term: others / sums is 1 - softmax_y, with all of its digits."""
     labels: NDArray[np.intp]
     weights: Array | None
     target: Array
@@ -87,20 +89,29 @@ def cross_entropy_forward(
         if class_weights is not None:
             smooth *= class_weights
 
-    losses, sums = np.empty(N, dtype), np.empty(N, dtype)
+    losses, sums, others = np.empty((3, N), dtype)
     rows = N if training else min(N, max(1, _BLOCK // max(1, V)))
     exps = empty((rows, V), dtype)
     for start in range(0, N, max(1, rows)):
         block = slice(start, start + rows)
         x, y = logits[block], labels[block]
-        e = exps[: len(x)]
-        np.subtract(x, x.max(axis=1, keepdims=True), out=e)
-        e_y = e[np.arange(len(x)), y]
-        e_smooth = None if smooth is None else e @ smooth
+        e, each = exps[: len(x)], np.arange(len(x))
+        highest = x.argmax(axis=1)
+        np.subtract(x, x[each, highest][:, None], out=e)
+        below = e[each, y]
+        # A BLAS would give a row other last bits in a block of another size.
+        e_smooth = None if smooth is None else np.einsum("nv,v->n", e, smooth)
         np.exp(e, out=e)
-        s = np.sum(e, axis=1, out=sums[block])
-        log_s = np.log(s)
-        loss = np.multiply(target[block], log_s - e_y, out=losses[block])
+        e_y, largest = e[each, y], e[each, highest]
+        # The largest term is 1, or NaN of an infinity. Added up without it, the others keep their digits where they are
+        # small.
+        e[each, highest] = 0
+        rest = e.sum(axis=1) + (largest - 1)
+        e[each, highest] = largest
+        s = np.add(rest, 1, out=sums[block])
+        others[block] = np.where(y == highest, rest, s - e_y)
+        log_s = np.log1p(rest)
+        loss = np.multiply(target[block], log_s - below, out=losses[block])
         if e_smooth is not None:
             loss += smooth.sum() * log_s - e_smooth  # type: ignore[union-attr]
     if weights is not None:
@@ -110,8 +121,8 @@ def cross_entropy_forward(
         return losses, None
     if masked is not None:
         exps[masked] = 0
-        sums[masked] = 1
-    return losses, _CrossEntropy(exps, sums, labels, weights, target, smooth)
+        sums[masked], others[masked] = 1, 0
+    return losses, _CrossEntropy(exps, sums, others, labels, weights, target, smooth)
 
 
 def _check_labels(labels: NDArray[Any], V: int) -> None:
@@ -126,7 +137,8 @@ def _check_labels(labels: NDArray[Any], V: int) -> None:
 def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
     """Gradient of the logits.
 
-    With t_c the weight of l_c in the row's loss, dx_c = dloss weight (softmax(x)_c sum_k t_k - t_c).
+    With t_c the weight of l_c in the row's loss, dx_c = dloss weight (softmax(x)_c sum_k t_k - t_c). The label's own
+    part of its gradient is -t_y (1 - softmax(x)_y), computed without a difference.
 
     Parameters
     ----------
@@ -139,11 +151,17 @@ def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
     dlogits : (N, V) array
     """
     scale = dlosses if saved.weights is None else dlosses * saved.weights
-    total = saved.target if saved.smooth is None else saved.target + saved.smooth.sum()
-    dlogits = np.multiply(saved.exps, (scale * total / saved.sums)[:, None])
-    if saved.smooth is not None:
+    each, labels = np.arange(len(scale)), saved.labels
+    of_label = 0 - scale * saved.target * (saved.others / saved.sums)
+    dlogits: Array
+    if saved.smooth is None:
+        dlogits = saved.exps * (scale * saved.target / saved.sums)[:, None]
+        dlogits[each, labels] = of_label
+    else:
+        spread = saved.smooth.sum()
+        dlogits = saved.exps * (scale * (saved.target + spread) / saved.sums)[:, None]
+        dlogits[each, labels] = of_label + scale * spread * (saved.exps[each, labels] / saved.sums)
         dlogits -= scale[:, None] * saved.smooth
-    dlogits[np.arange(len(scale)), saved.labels] -= scale * saved.target
     return dlogits
 
 

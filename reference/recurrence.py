@@ -195,7 +195,7 @@ def _forward(
     bias = steps.input_bias(b_ih, b_hh)
     w1: dict[bool, Array] = {}
     # W_ih x of one chunk.
-    xw = empty((len(steps.input_rows.order), min(recurrence_chunk(B), T), B, H), dtype)
+    xw = empty((len(steps.input_rows.gates), min(recurrence_chunk(B), T), B, H), dtype)
     rows = xw.reshape(len(xw), -1, H)
 
     # Row t of `h` is the state that leaves step t, row t of `h_in` what enters its product with w_hh. Training keeps
@@ -213,28 +213,29 @@ def _forward(
     cells = [] if steps.c is None else [steps.c]
     for c, initial in zip(cells, state[1:], strict=True):
         c[...] = initial
-    for chunk, order in clock.chunks():
-        x_rows = x1[chunk].reshape(-1, columns)
-        few = len(x_rows) <= FEW_ROWS
-        if few not in w1:
-            w1[few] = steps.input_rows.factors(w_ih, bias, few=few)
-        np.matmul(x_rows, w1[few], out=rows[:, : len(x_rows)])
-        for t in order:
-            cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
-            if cut is not None:
-                h_prev = np.where(cut, dtype.type(0), h_prev)
-                for c in cells:
-                    np.copyto(c, 0, where=cut)
-            entering = h_prev
-            if differs:
-                entering = np.multiply(h_prev, 1 if mask is None else mask, out=h_in[t if training else 0])
-            cells_before = [] if past is None else [c.copy() for c in cells]
-            steps.forward(t, xw[:, t - chunk.start], entering, h_prev, h[t])
-            if past is not None:
-                np.copyto(h[t], h_prev, where=past)
-                for c, before in zip(cells, cells_before, strict=True):
-                    np.copyto(c, before, where=past)
-            h_prev = h[t]
+    with np.errstate(**steps.floating_point_errors):
+        for chunk, order in clock.chunks():
+            x_rows = x1[chunk].reshape(-1, columns)
+            few = len(x_rows) <= FEW_ROWS
+            if few not in w1:
+                w1[few] = steps.input_rows.factors(w_ih, bias, few=few)
+            np.matmul(x_rows, w1[few], out=rows[:, : len(x_rows)])
+            for t in order:
+                cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
+                if cut is not None:
+                    h_prev = np.where(cut, dtype.type(0), h_prev)
+                    for c in cells:
+                        np.copyto(c, 0, where=cut)
+                entering = h_prev
+                if differs:
+                    entering = np.multiply(h_prev, 1 if mask is None else mask, out=h_in[t if training else 0])
+                cells_before = [] if past is None else [c.copy() for c in cells]
+                steps.forward(t, xw[:, t - chunk.start], entering, h_prev, h[t])
+                if past is not None:
+                    np.copyto(h[t], h_prev, where=past)
+                    for c, before in zip(cells, cells_before, strict=True):
+                        np.copyto(c, before, where=past)
+                h_prev = h[t]
     for into, value in zip(final, (h_prev, *cells), strict=True):
         into[...] = value
     if training:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _checks, _dispatch, cells
+from ..functional import sigmoid
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 from ._transition import Transition, check_steps
@@ -109,19 +110,16 @@ def gate_values(transition: Transition, x: Array, states: Array) -> dict[str, tu
     def block(a: Array, k: int) -> Array:
         return a[:, :, k * H : (k + 1) * H]
 
-    def sigmoid(a: Array) -> Array:
-        return 0.5 + 0.5 * xp.tanh(0.5 * a)
-
     if isinstance(cell, cells.Vanilla):
         return {"h": (cell.activation, new - cell.leak * h)}
     a_x, a_h = product(x, weight_ih, bias_ih), product(h, weight_hh, bias_hh)
     if isinstance(cell, cells.LSTM):
         a = a_x + a_h
-        gates = {name: ("sigmoid", sigmoid(block(a, k))) for name, k in (("i", 0), ("f", 1))}
-        gates |= {"g": ("tanh", xp.tanh(block(a, 2))), "o": ("sigmoid", sigmoid(block(a, 3)))}
+        gates = {name: ("sigmoid", sigmoid(xp, block(a, k))) for name, k in (("i", 0), ("f", 1))}
+        gates |= {"g": ("tanh", xp.tanh(block(a, 2))), "o": ("sigmoid", sigmoid(xp, block(a, 3)))}
         return gates | {"tanh(c)": ("tanh", xp.tanh(new[:, :, H:]))}
     assert isinstance(cell, cells.GRU)
-    r, z = (sigmoid(block(a_x, k) + block(a_h, k)) for k in (0, 1))
+    r, z = (sigmoid(xp, block(a_x, k) + block(a_h, k)) for k in (0, 1))
     if cell.reset_after:
         recurrent = r * block(a_h, 2)
     else:

@@ -215,14 +215,18 @@ class PositionalEncoding(Layer):
 
 def _gelu_vjp(xp: Any, a: Array) -> tuple[Array, Any]:
     """The Gaussian error linear unit in its tanh form, 0.5 a (1 + tanh(sqrt(2/pi) (a + 0.044715 a^3)))."""
-    scale = math.sqrt(2 / math.pi)
-    squares = a * a
-    inner = xp.tanh(scale * a * (1 + 0.044715 * squares))
+    # (1 + tanh(t)) / 2 is sigma(2 t), which keeps its digits where the sum cancels. It is 0 or 1 beyond these bounds, and
+    # larger squares might overflow.
+    near = xp.clip(a, -30.0, 30.0)
+    squares = near * near
+    twice = 2 * math.sqrt(2 / math.pi) * near * (1 + 0.044715 * squares)
+    share = functional.sigmoid(xp, twice)
 
     def pull(dy: Array) -> Array:
-        return dy * (0.5 * (1 + inner) + 0.5 * a * (1 - inner * inner) * (scale * (1 + 3 * 0.044715 * squares)))
+        slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * squares)
+        return dy * (share + near * functional.sigmoid_slope(xp, twice) * slope)
 
-    return 0.5 * a * (1 + inner), pull
+    return a * share, pull
 
 
 class TransformerBlock(Composite):

@@ -143,7 +143,8 @@ class SequenceGenerator(Model):
 
         def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
             dy = _arrays.cotangent("SequenceGenerator", "y", dy, y)
-            return pull(_dispatch.zeros(_dispatch.namespace("y", y=y), y.shape, y) if dy is None else self._da(y, dy))
+            zero = _dispatch.zeros(_dispatch.namespace("y", y=y), y.shape, y)
+            return pull(zero if dy is None else self._da(a, y, dy))
 
         return y, pullback
 
@@ -151,10 +152,10 @@ class SequenceGenerator(Model):
         xp = _dispatch.namespace("SequenceGenerator", a=a)
         return functional.activate(xp, self.output.activation, a)
 
-    def _da(self, y: Array, dy: Array) -> Array:
+    def _da(self, a: Array, y: Array, dy: Array) -> Array:
         """The gradient of a from that of y = g(a)."""
         xp = _dispatch.namespace("SequenceGenerator", y=y)
-        return functional.activate_pullback(xp, self.output.activation, y, dy)
+        return functional.activate_pullback(xp, self.output.activation, a, y, dy)
 
     def _head(self, h: Array) -> tuple[Array, Pullback]:
         """a = W_hy h + b_y."""
@@ -221,7 +222,7 @@ class SequenceGenerator(Model):
             output: dict[str, Array] = {}
             dh: Array | None = None
             for t in reversed(range(steps)):
-                _, y, pull_head = head[t]
+                a, y, pull_head = head[t]
                 da_t = da[t, ...]
                 if t < steps - 1:
                     (dy, dh), own = recurrence[t]((None, dh))
@@ -229,7 +230,7 @@ class SequenceGenerator(Model):
                     dy = dy[0, ...]
                     if forced is not False:
                         dy = xp.where(forced[t, :, None], xp.zeros_like(dy), dy)
-                    da_t = da_t + self._da(y, dy)
+                    da_t = da_t + self._da(a, y, dy)
                 dstate, own = pull_head(da_t)
                 output = _sum(output, own)
                 dh = dstate if dh is None else dh + dstate
@@ -337,7 +338,7 @@ class SequenceGenerator(Model):
 
         def pullback() -> dict[str, Array]:
             dy, _ = pull_loss(1.0)
-            return pull(dy if self.classes else self._da(y, dy))[1]
+            return pull(dy if self.classes else self._da(a, y, dy))[1]
 
         return loss, pullback
 

@@ -1,35 +1,56 @@
-// The activations of the cells, and their derivatives in terms of their values.
+// The activations of the cells, and their derivatives.
+//
+// An activation f has `keep`, from its argument to one number, and from that number `value` f and `slope` f'.
 #pragma once
 
+// sigma(a), held as the smaller of it and of its complement 1 - sigma(a) = sigma(-a): neither then loses digits where it
+// is small. The sign says which of the two is held.
 template <typename Real>
-__device__ __forceinline__ Real sigmoid(Real a) {
-    return Real(0.5) + Real(0.5) * tanh(Real(0.5) * a);  // overflows nowhere
-}
+struct Gate {
+    Real held;  // sigma(-|a|), negative if that is the complement
+
+    __device__ __forceinline__ static Gate of(Real a) {
+        const Real e = exp(a < 0 ? a : -a), smaller = e / (1 + e);
+        return {a < 0 ? smaller : -smaller};
+    }
+    __device__ __forceinline__ bool holds_complement() const { return signbit(held); }
+    __device__ __forceinline__ Real value() const { return holds_complement() ? 1 + held : held; }
+    __device__ __forceinline__ Real complement() const { return holds_complement() ? -held : 1 - held; }
+    __device__ __forceinline__ Real slope() const { return value() * complement(); }
+};
 
 struct Tanh {
     template <typename Real>
-    __device__ static Real value(Real a) { return tanh(a); }
+    __device__ static Real keep(Real a) { return tanh(a); }
+    template <typename Real>
+    __device__ static Real value(Real f) { return f; }
     template <typename Real>
     __device__ static Real slope(Real f) { return 1 - f * f; }
 };
 
 struct Relu {
     template <typename Real>
-    __device__ static Real value(Real a) { return a < 0 ? Real(0) : a; }  // a NaN stays one
+    __device__ static Real keep(Real a) { return a < 0 ? Real(0) : a; }  // a NaN stays one
+    template <typename Real>
+    __device__ static Real value(Real f) { return f; }
     template <typename Real>
     __device__ static Real slope(Real f) { return f > 0 ? Real(1) : Real(0); }
 };
 
 struct Sigmoid {
     template <typename Real>
-    __device__ static Real value(Real a) { return sigmoid(a); }
+    __device__ static Real keep(Real a) { return Gate<Real>::of(a).held; }
     template <typename Real>
-    __device__ static Real slope(Real f) { return f * (1 - f); }
+    __device__ static Real value(Real held) { return Gate<Real>{held}.value(); }
+    template <typename Real>
+    __device__ static Real slope(Real held) { return Gate<Real>{held}.slope(); }
 };
 
 struct Identity {
     template <typename Real>
-    __device__ static Real value(Real a) { return a; }
+    __device__ static Real keep(Real a) { return a; }
+    template <typename Real>
+    __device__ static Real value(Real f) { return f; }
     template <typename Real>
     __device__ static Real slope(Real) { return 1; }
 };

@@ -14,14 +14,12 @@ struct Vanilla {
     Real leak;
 
     __device__ void forward(const Real (&x)[1], const Real (&p)[1], Real& h, Real&, Real (&saved)[1]) const {
-        const Real f = Activation::value(x[0] + p[0]);
-        saved[0] = f;
-        h = f + leak * h;
+        saved[0] = Activation::keep(x[0] + p[0]);
+        h = Activation::value(saved[0]) + leak * h;
     }
 
     __device__ void backward(const Real (&saved)[1], Real dh, Real&, Real (&da)[1], Real (&)[1], Real& dh_prev) const {
-        const Real f = saved[0];
-        da[0] = dh * Activation::slope(f);
+        da[0] = dh * Activation::slope(saved[0]);
         dh_prev = leak * dh;
     }
 };

@@ -189,6 +189,7 @@ inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 using std::isinf;
 using std::isnan;
+using std::signbit;
 template <class A, class B>
 std::common_type_t<A, B> min(A a, B b) {
     using T = std::common_type_t<A, B>;

@@ -1,4 +1,4 @@
-"""The vanilla cell's activations, and their derivatives in terms of their values."""
+"""The logistic function, and the vanilla cell's activations with their derivatives."""
 
 from __future__ import annotations
 
@@ -9,39 +9,47 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
 
+SATURATION = {"over": "ignore", "invalid": "ignore"}
+"""For `np.errstate`: the exceptions of 1 / (1 + exp(-a)) and of its complement where exp(-a) is infinite."""
+
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), written as (1 + tanh(x/2)) / 2, which overflows nowhere."""
-    half = x.dtype.type(0.5)
-    value: Array = half + half * np.tanh(half * x)
+    """1 / (1 + exp(-x)), to a few roundings however small it is. Its complement 1 - sigmoid(x) is sigmoid(-x)."""
+    e, one = np.exp(-np.abs(x)), x.dtype.type(1)
+    value: Array = np.where(x < 0, e, one) / (one + e)
     return value
 
 
-def apply(name: str, x: Array, out: Array) -> Array:
-    """f(x), written to ``out``, which may be ``x``."""
+def activate(name: str, a: Array, slope: Array | None = None) -> Array:
+    """f(a), written over ``a``; f'(a) is written to ``slope`` if given. relu'(0) = 0."""
     if name == "tanh":
-        return np.tanh(x, out=out)
-    if name == "relu":
-        return np.maximum(x, 0, out=out)
-    if name == "sigmoid":
-        np.multiply(x, 0.5, out=out)
-        np.tanh(out, out=out)
-        np.multiply(out, 0.5, out=out)
-        return np.add(out, 0.5, out=out)
-    np.copyto(out, x)
-    return out
+        np.tanh(a, out=a)
+        if slope is not None:
+            np.multiply(a, a, out=slope)
+            np.subtract(1, slope, out=slope)
+    elif name == "relu":
+        np.maximum(a, 0, out=a)
+        if slope is not None:
+            np.greater(a, 0, out=slope, casting="unsafe")
+    elif name == "sigmoid":
+        with np.errstate(**SATURATION):  # type: ignore[arg-type]
+            e = a if slope is None else slope
+            np.negative(a, out=e)
+            np.exp(e, out=e)
+            np.add(e, 1, out=a)
+            np.divide(1, a, out=a)
+            if slope is not None:
+                complement(e, a, 1, out=slope)
+                np.multiply(slope, a, out=slope)
+    elif slope is not None:
+        slope.fill(1)
+    return a
 
 
-def derivative(name: str, value: Array, out: Array) -> Array:
-    """f'(x) from ``value`` = f(x), written to ``out``, which must be another array. relu'(0) = 0."""
-    if name == "tanh":
-        np.multiply(value, value, out=out)
-        return np.subtract(1, out, out=out)
-    if name == "relu":
-        np.greater(value, 0, out=out, casting="unsafe")
-        return out
-    if name == "sigmoid":
-        np.subtract(1, value, out=out)
-        return np.multiply(out, value, out=out)
-    out.fill(1)
-    return out
+def complement(e: Array, value: Array, one: Array | int, out: Array) -> Array:
+    """1 - sigma(a) as e sigma(a), with the digits that the difference loses, from e = exp(-a) and ``value`` = sigma(a).
+
+    Where e is infinite, the product is NaN, and ``one`` takes its place.
+    """
+    np.multiply(e, value, out=out)
+    return np.fmin(out, one, out=out)

@@ -10,8 +10,8 @@ import numpy as np
 from gpurnn import cells
 
 from ..buffers import empty, product
-from .activations import Array, sigmoid
-from .packing import Rows
+from .activations import SATURATION, Array, complement, sigmoid
+from .packing import Function, Rows
 
 
 def forward(
@@ -22,29 +22,31 @@ def forward(
     H = h_prev.shape[1]
     w_rz, w_n = w_hh[: 2 * H], w_hh[2 * H :]
     b_rz, b_n = b_hh[: 2 * H], b_hh[2 * H :]
-    r, z = np.split(sigmoid(xw[:, : 2 * H] + h_prev @ w_rz.T + b_rz), 2, axis=1)
+    a_rz = xw[:, : 2 * H] + h_prev @ w_rz.T + b_rz
+    r, z = np.split(sigmoid(a_rz), 2, axis=1)
+    not_r, not_z = np.split(sigmoid(-a_rz), 2, axis=1)  # 1 - r and 1 - z, with all of their digits
     if cell.reset_after:
         u = h_prev @ w_n.T + b_n
         n = np.tanh(xw[:, 2 * H :] + r * u)
     else:
         u = r * h_prev
         n = np.tanh(xw[:, 2 * H :] + u @ w_n.T + b_n)
-    h = (1 - z) * h_prev + z * n if cell.update == "candidate" else (1 - z) * n + z * h_prev
-    return (h,), (h_prev, w_hh, r, z, n, u)
+    h = not_z * h_prev + z * n if cell.update == "candidate" else not_z * n + z * h_prev
+    return (h,), (h_prev, w_hh, r, z, not_r, not_z, n, u)
 
 
 def backward(
     cell: cells.GRU, saved: tuple[Array, ...], dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], Array, Array]:
     """The transpose of one step: the gradients of xw, of the state before it, of w_hh and of b_hh."""
-    h_prev, w_hh, r, z, n, u = saved
+    h_prev, w_hh, r, z, not_r, not_z, n, u = saved
     (dh,) = dstate
     H = h_prev.shape[1]
     w_rz, w_n = w_hh[: 2 * H], w_hh[2 * H :]
     if cell.update == "candidate":
-        dz, dn, dh_prev = dh * (n - h_prev), dh * z, dh * (1 - z)
+        dz, dn, dh_prev = dh * (n - h_prev), dh * z, dh * not_z
     else:
-        dz, dn, dh_prev = dh * (h_prev - n), dh * (1 - z), dh * z
+        dz, dn, dh_prev = dh * (h_prev - n), dh * not_z, dh * z
     da_n = dn * (1 - n**2)
     if cell.reset_after:
         dr, du = da_n * u, da_n * r
@@ -55,7 +57,7 @@ def backward(
         dr = du * h_prev
         dh_prev = dh_prev + du * r
         dw_n, db_n = da_n.T @ u, da_n.sum(axis=0)
-    da_rz = np.concatenate([dr * r * (1 - r), dz * z * (1 - z)], axis=1)
+    da_rz = np.concatenate([dr * r * not_r, dz * z * not_z], axis=1)
     dh_prev = dh_prev + da_rz @ w_rz
     dw_hh = np.concatenate([da_rz.T @ h_prev, dw_n])
     db_hh = np.concatenate([da_rz.sum(axis=0), db_n])
@@ -67,7 +69,7 @@ class Steps:
 
     Each gate is a contiguous (B, H) block: those of the input in the order n z r, those of the recurrent product in the
     order z r u, with u = W_hn h + b_hn. What z weighs is the sign of its rows: with z' = 1 - z where z weighs the
-    state, h = h_prev + z' (n - h_prev). What backward multiplies dh and da_n with is stored in place of the gates:
+    state, h = (1 - z') h_prev + z' n. What backward multiplies dh and da_n with is stored in place of the gates:
 
         [ P_n P_z | P_r | r | 1 - z' ]   P_n = z' (1 - n^2)    P_z = (n - h_prev) z' (1 - z')    P_r = v (1 - r)
 
@@ -75,24 +77,25 @@ class Steps:
     """
 
     c = None
+    floating_point_errors = SATURATION
 
     def __init__(self, cell: cells.GRU, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
         H, dtype = w_hh.shape[1], w_hh.dtype
-        z = 0.5 if cell.update == "candidate" else -0.5
+        z: Function = "sigma" if cell.update == "candidate" else "1 - sigma"
         self.H, self.reset_after, self.training = H, cell.reset_after, training
-        self.half, self.one = np.array(0.5, dtype), np.array(1, dtype)
-        self.input_rows = Rows(H, order=(2, 1, 0), scale=(1.0, z, 0.5))
-        self.n_rows = Rows(H, order=(2,), scale=(1.0,))
+        self.one = np.array(1, dtype)
+        self.input_rows = Rows(H, gates=((2, "tanh"), (1, z), (0, "sigma")))
+        self.n_rows = Rows(H, gates=((2, "tanh"),))
         self.hidden_bias = slice(2 * H, 3 * H) if cell.reset_after else slice(0)
         if cell.reset_after:
             self.slots = 4
-            self.rows = Rows(H, order=(1, 0, 2), scale=(z, 0.5, 1.0))
+            self.rows = Rows(H, gates=((1, z), (0, "sigma"), (2, "tanh")))
             self.b_n = b_hh[2 * H :].copy()
         else:
             self.slots = 3
-            self.rows = Rows(H, order=(1, 0), scale=(z, 0.5))
+            self.rows = Rows(H, gates=((1, z), (0, "sigma")))
             self.w_n = self.n_rows.factors(w_hh, few=B == 1)[0]
-        self.a = empty((len(self.rows.order), B, H), dtype)
+        self.a = empty((len(self.rows.gates), B, H), dtype)
         self.multiply = self.rows.multiplier(w_hh, self.a)
         self.n, self.step = empty((2, B, H), dtype)
         self.saved = empty((T if training else 1, 5, B, H), dtype)
@@ -112,12 +115,13 @@ class Steps:
         """Step t: from xw (3, B, H) and h_in, which is h_prev or its masked copy, to h."""
         n, step = self.n, self.step
         saved = self.saved[t if self.training else 0]
-        zr, z, r = self.a[:2], saved[2], saved[3]
+        e, z, r, keep = self.a[:2], saved[2], saved[3], saved[4]
         self.multiply(h_in)
-        np.add(zr, xw[1:], out=zr)
-        np.tanh(zr, out=zr)
-        np.multiply(zr, self.half, out=zr)
-        np.add(zr, self.half, out=saved[2:4])
+        np.add(e, xw[1:], out=e)
+        np.exp(e, out=e)  # of the negated arguments, see `Rows`
+        np.add(e, self.one, out=saved[2:4])
+        np.divide(self.one, saved[2:4], out=saved[2:4])
+        complement(e[0], z, self.one, out=keep)
         if self.reset_after:
             u, v = self.a[2], self.v[0]
             np.add(u, self.b_n, out=u)
@@ -129,20 +133,21 @@ class Steps:
             np.matmul(v, self.w_n, out=n)
             np.add(n, xw[0], out=n)
         np.tanh(n, out=n)
-        np.subtract(n, h_prev, out=step)
-        np.multiply(step, z, out=step)
-        np.add(h_prev, step, out=h)
+        np.multiply(n, z, out=step)
+        np.multiply(h_prev, keep, out=h)
+        np.add(h, step, out=h)
         if not self.training:
             return
-        p_n, p_z, p_r, keep = saved[0], saved[1], z, saved[4]
-        np.subtract(self.one, z, out=keep)
+        p_n, p_z, p_r, not_r = saved[0], saved[1], z, e[1]
+        np.subtract(n, h_prev, out=step)
+        np.multiply(step, z, out=step)
         np.multiply(step, keep, out=p_z)
         np.multiply(n, n, out=n)
         np.subtract(self.one, n, out=n)
         np.multiply(n, z, out=p_n)
         # P_r takes the block of z', which was read in the line before for the last time.
-        np.multiply(v, r, out=step)
-        np.subtract(v, step, out=p_r)
+        complement(not_r, r, self.one, out=not_r)
+        np.multiply(v, not_r, out=p_r)
 
     def backward(self, t: int, da: Array, dh: Array, dc: None, scratch: Array, mask: Array | None) -> None:
         """Step t transposed: writes da (B, slots, H), in the order n z r (u), and turns dh into that of step t - 1."""

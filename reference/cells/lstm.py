@@ -10,7 +10,7 @@ import numpy as np
 from gpurnn import cells
 
 from ..buffers import empty, product
-from .activations import Array, sigmoid
+from .activations import SATURATION, Array, complement, sigmoid
 from .packing import Rows
 
 
@@ -25,20 +25,21 @@ def forward(
     c = f * c_prev + i * g
     tanh_c = np.tanh(c)
     h = o * tanh_c
-    return (h, c), (h_prev, c_prev, w_hh, i, f, g, o, tanh_c)
+    shut = sigmoid(-a_i), sigmoid(-a_f), sigmoid(-a_o)  # 1 - i, 1 - f and 1 - o, with all of their digits
+    return (h, c), (h_prev, c_prev, w_hh, i, f, g, o, *shut, tanh_c)
 
 
 def backward(
     cell: cells.LSTM, saved: tuple[Array, ...], dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], Array, Array]:
     """The transpose of one step: the gradients of xw, of the state before it, of w_hh and of b_hh."""
-    h_prev, c_prev, w_hh, i, f, g, o, tanh_c = saved
+    h_prev, c_prev, w_hh, i, f, g, o, not_i, not_f, not_o, tanh_c = saved
     dh, dc = dstate
     dc = dc + dh * o * (1 - tanh_c**2)
-    da_i = dc * g * i * (1 - i)
-    da_f = dc * c_prev * f * (1 - f)
+    da_i = dc * g * i * not_i
+    da_f = dc * c_prev * f * not_f
     da_g = dc * i * (1 - g**2)
-    da_o = dh * tanh_c * o * (1 - o)
+    da_o = dh * tanh_c * o * not_o
     da = np.concatenate([da_i, da_f, da_g, da_o], axis=1)
     return da, (da @ w_hh, dc * f), da.T @ h_prev, da.sum(axis=0)
 
@@ -46,22 +47,23 @@ def backward(
 class Steps:
     """The definition over buffers that are allocated once, for T steps of a batch of B.
 
-    Each gate is a contiguous (B, H) block, which elementwise functions take in one sweep. The blocks lie in the order
-    o i f g with c behind them, so that [i f] * [g c] is one product, and one tanh covers all four. Training stores what
-    the backward pass multiplies dh and dc with, in place of the gates:
+    Each gate is a contiguous (B, H) block, which elementwise functions take in one sweep. The blocks are stored in
+    the order o i f g, followed by c, so that [i f] * [g c] is one product, and one exp covers o, i and f. Training
+    stores what the backward pass multiplies dh and dc with, in place of the gates:
 
         [ P_o | Q | f | P_i P_f P_g ]    P_o = tanh(c) o (1 - o)     P_i = g i (1 - i)     P_f = c_{t-1} f (1 - f)
                                          Q = o (1 - tanh(c)^2)       P_g = i (1 - g^2)
     """
 
     slots = 4
+    floating_point_errors = SATURATION
     hidden_bias = slice(0)
 
     def __init__(self, cell: cells.LSTM, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
         H, dtype = w_hh.shape[1], w_hh.dtype
         # Arrays of no axes: NumPy would convert a scalar anew at each call.
-        self.half, self.one = np.array(0.5, dtype), np.array(1, dtype)
-        self.rows = self.input_rows = Rows(H, order=(3, 0, 1, 2), scale=(0.5, 0.5, 0.5, 1.0))
+        self.one = np.array(1, dtype)
+        self.rows = self.input_rows = Rows(H, gates=((3, "sigma"), (0, "sigma"), (1, "sigma"), (2, "tanh")))
         blocks = empty((5, B, H), dtype)
         self.a, self.oif, self.i_f, self.g_c = blocks[:4], blocks[:3], blocks[1:3], blocks[3:]
         self.multiply = self.rows.multiplier(w_hh, self.a)
@@ -84,20 +86,22 @@ class Steps:
         tanh_c = self.tanh_c
         self.multiply(h_in)
         np.add(self.a, xw, out=self.a)
-        np.tanh(self.a, out=self.a)
-        np.multiply(self.oif, self.half, out=self.oif)
+        np.tanh(self.g, out=self.g)
+        np.exp(self.oif, out=self.oif)  # of the negated arguments, see `Rows`
         if not self.training:
-            np.add(self.oif, self.half, out=self.oif)
+            np.add(self.oif, self.one, out=self.oif)
+            np.divide(self.one, self.oif, out=self.oif)
             np.multiply(self.i_f, self.g_c, out=self.products)
             np.add(self.i_g, self.f_c, out=self.c)
             np.tanh(self.c, out=tanh_c)
             np.multiply(self.o, tanh_c, out=h)
             return
         saved = self.saved[t]
-        np.add(self.oif, self.half, out=saved[:3])
+        np.add(self.oif, self.one, out=saved[:3])
+        np.divide(self.one, saved[:3], out=saved[:3])
         o, i = saved[0], saved[1]
         np.multiply(saved[1:3], self.g_c, out=self.products)
-        np.subtract(self.one, saved[:3], out=self.complements)
+        complement(self.oif, saved[:3], self.one, out=self.complements)
         np.multiply(self.products, self.complements[1:], out=saved[3:5])
         np.multiply(self.i_g, self.g, out=self.g)
         np.subtract(i, self.g, out=saved[5])

@@ -1,9 +1,10 @@
-"""The order and scale in which a cell's steps keep the rows of its gates."""
+"""The order and sign in which a cell's steps keep the rows of its gates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,17 +20,19 @@ def collides(n: int, itemsize: int) -> bool:
     return n * itemsize % 512 == 0
 
 
+Function = Literal["tanh", "sigma", "1 - sigma"]
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Slot k holds the ``hidden`` rows of gate ``order[k]`` (PyTorch's order) times ``scale[k]``.
+    """Slot k holds the ``hidden`` rows of the gate ``gates[k][0]`` (PyTorch's order), with the sign of its function.
 
-    A sigma gate has its rows halved, since sigma(a) = (1 + tanh(a/2)) / 2; a negative scale makes a gate its
-    complement, since 1 - sigma(a) = sigma(-a). Gradients are those of the rows with their sign but not halved.
+    sigma(a) = 1 / (1 + exp(-a)) takes its argument negated, and 1 - sigma(a) = sigma(-a) takes it as it is. Gradients
+    are those of the argument of tanh or sigma: of -a for a gate that is stored as its complement.
     """
 
     hidden: int
-    order: tuple[int, ...]
-    scale: tuple[float, ...]
+    gates: tuple[tuple[int, Function], ...]
 
     def factors(self, w: Array, bias: Array | None = None, *, few: bool = False) -> Array:
         """From weights (G*H, n) to right-hand factors (slots, n, H), so that ``x @ factors`` is (slots, B, H).
@@ -37,22 +40,23 @@ class Rows:
         With ``bias`` (G*H,) they are (slots, n + 1, H), for an x whose last column is 1. For ``few`` rows of x they are
         a transposed view, which is made in less time and multiplied in more.
         """
-        gates, (_, n) = self._gates(w), w.shape
+        rows, (_, n) = self._rows(w), w.shape
         columns = n if bias is None else n + 1
         shape = (self.hidden, columns) if few else (columns, self.hidden)
-        out: Array = empty((len(self.order), *shape), w.dtype)
+        out: Array = empty((len(self.gates), *shape), w.dtype)
         out = out.transpose(0, 2, 1) if few else out
         spread = None
         if not few and collides(n, w.itemsize):
             spread = empty((self.hidden, n + SPREAD), w.dtype)[:, :n]
-        for slot, gate, scale in zip(out, self.order, self._scale(w), strict=True):
+        for slot, (gate, function) in zip(out, self.gates, strict=True):
+            sign = w.dtype.type(-1 if function == "sigma" else 1)
             if spread is None:
-                np.multiply(gates[gate].T, scale, out=slot[:n])
+                np.multiply(rows[gate].T, sign, out=slot[:n])
             else:
-                np.multiply(gates[gate], scale, out=spread)
+                np.multiply(rows[gate], sign, out=spread)
                 np.copyto(slot[:n], spread.T)
             if bias is not None:
-                np.multiply(self._gates(bias)[gate], scale, out=slot[n])
+                np.multiply(self._rows(bias)[gate], sign, out=slot[n])
         return out
 
     def multiplier(self, w: Array, out: Array) -> Callable[[Array], object]:
@@ -65,29 +69,26 @@ class Rows:
         return lambda h: np.dot(rows, h[0], out=row)
 
     def signed(self, w: Array) -> Array:
-        """The weights' rows in order and with their sign, (slots*H, n): the factor of the backward product."""
-        out = empty((len(self.order), self.hidden, w.shape[1]), w.dtype)
-        for slot, gate, sign in zip(out, self.order, np.sign(self._scale(w)), strict=True):
-            np.multiply(self._gates(w)[gate], sign, out=slot)
-        return out.reshape(len(self.order) * self.hidden, w.shape[1])
+        """The factor of the backward product, (slots*H, n): the rows with the sign of their gradients."""
+        out = empty((len(self.gates), self.hidden, w.shape[1]), w.dtype)
+        for slot, (gate, function) in zip(out, self.gates, strict=True):
+            np.multiply(self._rows(w)[gate], w.dtype.type(-1 if function == "1 - sigma" else 1), out=slot)
+        return out.reshape(len(self.gates) * self.hidden, w.shape[1])
 
     def accumulate(self, dw: Array, out: Array, first: bool) -> None:
         """Add the gradient ``dw`` (slots*H, ...) to the gates of ``out`` (G*H, ...) that the slots hold.
 
         The ``first`` is written there, whatever ``out`` holds.
         """
-        gates, slots = self._gates(out), dw.reshape(len(self.order), self.hidden, *dw.shape[1:])
-        for gate, scale, slot in zip(self.order, self.scale, slots, strict=True):
-            into = gates[gate]
+        rows, slots = self._rows(out), dw.reshape(len(self.gates), self.hidden, *dw.shape[1:])
+        for (gate, function), slot in zip(self.gates, slots, strict=True):
+            into, negative = rows[gate], function == "1 - sigma"
             if first:
-                np.copyto(into, slot if scale > 0 else -slot)
-            elif scale > 0:
-                np.add(into, slot, out=into)
-            else:
+                np.copyto(into, -slot if negative else slot)
+            elif negative:
                 np.subtract(into, slot, out=into)
+            else:
+                np.add(into, slot, out=into)
 
-    def _scale(self, like: Array) -> Array:
-        return np.asarray(self.scale, like.dtype)
-
-    def _gates(self, w: Array) -> Array:
+    def _rows(self, w: Array) -> Array:
         return w.reshape(w.shape[0] // self.hidden, self.hidden, *w.shape[1:])

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from gpurnn import cells
 
 from ..buffers import empty, product
-from .activations import Array, apply, derivative
+from .activations import Array, activate
 from .packing import Rows
 
 
@@ -20,18 +22,18 @@ def forward(
     """One step: the new (h,), and what `backward` needs."""
     (h_prev,) = state
     a = xw + h_prev @ w_hh.T + b_hh
-    f = apply(cell.activation, a, out=np.empty_like(a))
-    h = f + cell.leak * h_prev
-    return (h,), (h_prev, w_hh, f)
+    slope = np.empty_like(a)
+    h = activate(cell.activation, a, slope) + cell.leak * h_prev
+    return (h,), (h_prev, w_hh, slope)
 
 
 def backward(
     cell: cells.Vanilla, saved: tuple[Array, ...], dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], Array, Array]:
     """The transpose of one step: the gradients of xw, of the state before it, of w_hh and of b_hh."""
-    h_prev, w_hh, f = saved
+    h_prev, w_hh, slope = saved
     (dh,) = dstate
-    da = dh * derivative(cell.activation, f, out=np.empty_like(f))
+    da = dh * slope
     return da, (da @ w_hh + cell.leak * dh,), da.T @ h_prev, da.sum(axis=0)
 
 
@@ -40,12 +42,13 @@ class Steps:
 
     slots = 1
     c = None
+    floating_point_errors: ClassVar[dict[str, str]] = {}
     hidden_bias = slice(0)
 
     def __init__(self, cell: cells.Vanilla, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
         H, dtype = w_hh.shape[1], w_hh.dtype
         self.activation, self.leak = cell.activation, np.array(cell.leak, dtype)
-        self.rows = self.input_rows = Rows(H, order=(0,), scale=(1.0,))
+        self.rows = self.input_rows = Rows(H, gates=((0, "tanh"),))
         self.w = self.rows.factors(w_hh, few=B == 1)[0]
         self.scratch = empty((B, H), dtype)
         self.training = training
@@ -61,9 +64,7 @@ class Steps:
         """Step t: from xw (1, B, H) and h_in, which is h_prev or its masked copy, to h."""
         np.matmul(h_in, self.w, out=h)
         np.add(h, xw[0], out=h)
-        apply(self.activation, h, out=h)
-        if self.training:
-            derivative(self.activation, h, out=self.slope[t])
+        activate(self.activation, h, self.slope[t] if self.training else None)
         if self.leak:
             np.multiply(h_prev, self.leak, out=self.scratch)
             np.add(h, self.scratch, out=h)
