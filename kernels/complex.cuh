@@ -26,6 +26,11 @@ __device__ Complex<Real> conj(Complex<Real> x) {
     return {x.re, -x.im};
 }
 
+__device__ inline float modulus(float x) { return fabsf(x); }
+__device__ inline double modulus(double x) { return fabs(x); }
+__device__ inline float modulus(Complex<float> x) { return hypotf(x.re, x.im); }
+__device__ inline double modulus(Complex<double> x) { return hypot(x.re, x.im); }
+
 template <typename Real>
 __device__ bool is_nan(Real x) {
     return x != x;

@@ -44,35 +44,61 @@ struct Column {
     }
 };
 
-// The maps (chunks - 1, columns) of all chunks but the last, which nothing comes after.
+// Below this, a product may have lost digits to underflow: in one part of a complex number, or to a GPU's zeros.
+template <typename Real>
+constexpr Real product_floor = sizeof(Real) == 4 ? Real(0x1p-103) : Real(0x1p-970);
+template <typename Real>
+constexpr Real smallest_normal = sizeof(Real) == 4 ? Real(0x1p-126) : Real(0x1p-1022);
+template <typename Real>
+constexpr Real most = sizeof(Real) == 4 ? Real(3.402823466e38) : Real(1.7976931348623157e308);
+template <typename Real>
+constexpr Real epsilon = sizeof(Real) == 4 ? Real(0x1p-23) : Real(0x1p-52);
+
+// The maps (chunks - 1, columns) of all chunks but the last, which nothing comes after. Of the products from the first
+// step of a chunk to each of its steps, peaks (chunks - 1, columns) has a bound of the largest. Where one of them was
+// below the floor, losses (chunks - 1, columns) has a bound of what the last of them lacks, else 0.
 template <typename Value, typename Real, bool backward>
 __global__ void chunk_maps(
     const Real* __restrict__ a, const Real* __restrict__ values, Real* __restrict__ products, Real* __restrict__ offsets,
-    long long T, long long columns, long long a_columns, long long a_stride, long long length, long long maps) {
+    Real* __restrict__ peaks, Real* __restrict__ losses, long long T, long long columns, long long a_columns,
+    long long a_stride, long long length, long long maps) {
     const long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x, chunk = k / columns;
     if (chunk >= maps) return;
     const Column<Value, backward> column(as<Value>(a), as<Value>(values), T, columns, a_columns, a_stride, k % columns);
     Value product(1), offset(0);
+    Real bound = 1, peak = 1;  // bound: of the product's modulus, and never below the floor
+    bool fell = false;
 #pragma unroll 4
     for (long long s = chunk * length; s < (chunk + 1) * length; ++s) {
+        const Value factor = column.factor(s);
         offset = column.next(s, offset);
-        product = column.factor(s) * product;
+        product = factor * product;
+        bound *= modulus(factor);
+        if (!(bound > product_floor<Real>)) {
+            bound = product_floor<Real>;
+            fell = true;
+        }
+        if (bound > peak) peak = bound;
     }
     as<Value>(products)[k] = product;
     as<Value>(offsets)[k] = offset;
+    peaks[k] = peak;
+    losses[k] = fell ? bound : Real(0);
 }
 
 // From `initial` (columns), null for zero, through the maps: the states (chunks - 1, columns) that enter the second
 // chunk and those after it. A thread a column.
 //
-// A product of many |a| > 1 may overflow where the states do not, because what it multiplies is small, or zero. So where
-// a map gives no finite state the chunk's own steps are taken instead, and infinities and NaN come about only where the
-// loop has them. A NaN stays one without that.
+// A product may overflow or underflow where the states do not, because of the state that it multiplies, and the states
+// may overflow where no product does. So where that is possible the chunk's own steps are taken instead, unless what
+// underflow took is less than a rounding of the state. Infinities and NaN then come about only where the loop has them.
+// A NaN stays one without that.
 template <typename Value, typename Real, bool backward>
 __global__ void chunk_states(
     const Real* __restrict__ a, const Real* __restrict__ values, const Real* __restrict__ initial,
-    const Real* __restrict__ products, const Real* __restrict__ offsets, Real* __restrict__ states, long long T,
-    long long columns, long long a_columns, long long a_stride, long long length, long long maps) {
+    const Real* __restrict__ products, const Real* __restrict__ offsets, const Real* __restrict__ peaks,
+    const Real* __restrict__ losses, Real* __restrict__ states, long long T, long long columns, long long a_columns,
+    long long a_stride, long long length, long long maps) {
     constexpr int batch = 4;  // maps loaded together, so that their way from memory overlaps
     const long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (k >= columns) return;
@@ -81,18 +107,24 @@ __global__ void chunk_states(
     if (initial) state = as<Value>(initial)[k];
     for (long long first = 0; first < maps; first += batch) {
         Value product[batch], offset[batch];
+        Real peak[batch], loss[batch];
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
             const long long map = first + i < maps ? first + i : maps - 1;
             product[i] = as<Value>(products)[map * columns + k];
             offset[i] = as<Value>(offsets)[map * columns + k];
+            peak[i] = peaks[map * columns + k];
+            loss[i] = losses[map * columns + k];
         }
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
             const long long chunk = first + i;
             if (chunk < maps) {
                 Value next = product[i] * state + offset[i];
-                if (!is_finite(next) && !is_nan(state)) {
+                const Real size = modulus(state), lost = loss[i] * size;
+                const bool holds = is_finite(next) && size * peak[i] <= most<Real> &&
+                    (lost <= smallest_normal<Real> || lost <= epsilon<Real> * modulus(next));
+                if (!holds && !is_nan(state)) {
                     next = state;
                     for (long long s = chunk * length; s < (chunk + 1) * length; ++s) next = column.next(s, next);
                 }

@@ -4,9 +4,9 @@ Within a chunk it is the loop. The state that enters a chunk has passed through 
 it, and is off by no more than the loop may be: a few roundings of every term a_t ... a_{k+1} b_k at every step. So the
 two differ visibly only where large terms cancel, which takes |a| > 1.
 
-Where a product overflows and the states do not, the chunk's steps are taken one by one, so infinities and NaN come
-about only where the loop has them. A product may underflow: that loses less than the smallest normal number times the
-state that enters, and what later steps make of it.
+Where a product overflows and the states do not, or the states and no product, the chunk's steps are taken one by one, so
+infinities and NaN come about only where the loop has them. The same is done where a product underflows, unless what that
+takes from the state is less than a rounding of it.
 """
 
 from __future__ import annotations
@@ -118,12 +118,13 @@ class _Chunks:
         maps, way = self.chunks - 1, ", true" if backward else ", false"
         if not maps:
             return None
-        products, offsets, states = (
-            empty(self.values, (maps, self.columns), self.values.dtype) for _ in ("products", "offsets", "states")
-        )
+        shape, dtype = (maps, self.columns), self.values.dtype
+        products, offsets, states = (empty(self.values, shape, dtype) for _ in ("products", "offsets", "states"))
+        peaks, losses = (empty(self.values, shape, self.values.real.dtype) for _ in ("peaks", "losses"))
         sizes = *self.sizes, np.int64(maps)
-        self.launch("chunk_maps", maps, self.a, self.values, products, offsets, *sizes, way=way)
-        self.launch("chunk_states", 1, self.a, self.values, initial, products, offsets, states, *sizes, way=way)
+        found = products, offsets, peaks, losses
+        self.launch("chunk_maps", maps, self.a, self.values, *found, *sizes, way=way)
+        self.launch("chunk_states", 1, self.a, self.values, initial, *found, states, *sizes, way=way)
         return states
 
 

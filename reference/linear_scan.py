@@ -1,8 +1,8 @@
 """The linear recurrence h_t = a_t h_{t-1} + b_t, elementwise, real or complex.
 
 A step of few columns costs what NumPy's calls cost. So the chunks of a long sequence then take their steps side by
-side, from the states that enter them, which are found first: a chunk is a map, state -> product state + offset. What
-rounding, overflow and underflow do to that is told in ``kernels/linear_scan.py``, which cuts time in the same way.
+side, from the states that enter them, which are found first: a chunk is a map, state -> product state + offset.
+``kernels/linear_scan.py``, which cuts time in the same way, says what rounding, overflow and underflow do to that.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def _scan(a: Array, b: Array, h0: Array, h: Array) -> None:
         with np.errstate(all="ignore"):  # of numbers that are not the states
             factors = np.broadcast_to(a, (length, *a.shape)) if a.ndim == 1 else steps[0]
             products = np.broadcast_to(factors.prod(axis=0), entering.shape)
+            bounds = _bounds(factors, products)
             offsets = np.zeros_like(entering)
             for i in range(length):
                 np.multiply(a if a.ndim == 1 else steps[0][i], offsets, out=offsets)
@@ -114,13 +115,49 @@ def _scan(a: Array, b: Array, h0: Array, h: Array) -> None:
             for k in range(chunks - 1):
                 chunk = slice(k * length, (k + 1) * length)
                 np.add(products[k] * entering[k], offsets[k], out=entering[k + 1])
-                if not (np.isfinite(entering[k + 1]) | np.isnan(entering[k])).all():
-                    # A product may overflow where the states do not.
+                holds = np.isfinite(entering[k + 1])
+                if bounds is not None:
+                    holds &= _is_exact(entering[k], entering[k + 1], *(bound[k] for bound in bounds))
+                if not (holds | np.isnan(entering[k])).all():
+                    # A product may overflow or underflow where the states do not, and the reverse.
                     _loop(a if a.ndim == 1 else a[chunk], b[chunk], entering[k], h[chunk])
                     entering[k + 1] = h[chunk][-1]
         _loop(*steps, entering, of_chunks(h))
         h0 = h[cut - 1]
     _loop(a if a.ndim == 1 else a[cut:], b[cut:], h0, h[cut:])
+
+
+def _bounds(factors: Array, products: Array) -> tuple[Array, Array] | None:
+    """Of a chunk's products from its first step to each step: bounds of the largest, and of what the last lacks.
+
+    The second is 0 unless one of them fell so low that it may have lost digits to underflow. None where neither is of
+    any account: no product grew, and none fell so low.
+    """
+    sizes, numbers = np.abs(factors), np.finfo(factors.dtype)
+    floor = sizes.dtype.type(numbers.tiny / numbers.eps)
+    if sizes.max(initial=0) <= 1 + 8 * numbers.eps:  # the rounding of a complex number of modulus 1
+        low = np.logical_not(np.abs(products) > floor)
+        return (np.ones_like(low, sizes.dtype), np.where(low, 2 * floor, 0)) if low.any() else None
+    bound, peak = np.ones((2, *sizes.shape[1:]), sizes.dtype)
+    fell = np.zeros(bound.shape, bool)
+    for size in sizes:
+        bound *= size
+        low = np.logical_not(bound > floor)
+        fell |= low
+        np.copyto(bound, floor, where=low)
+        np.maximum(peak, bound, out=peak)
+    shape = products.shape
+    return np.broadcast_to(peak, shape), np.broadcast_to(np.where(fell, bound, 0), shape)
+
+
+def _is_exact(state: Array, following: Array, peak: Array, loss: Array) -> NDArray[np.bool_]:
+    """Whether the map from ``state`` to ``following`` loses no more than a rounding, and no state in between overflows."""
+    numbers = np.finfo(state.dtype)
+    size = np.abs(state)
+    lost: Array = loss * size
+    allowed = np.maximum(numbers.tiny, numbers.eps * np.abs(following))
+    exact: NDArray[np.bool_] = (size * peak <= numbers.max) & (lost <= allowed)
+    return exact
 
 
 def _loop(a: Array, b: Array, h0: Array, h: Array) -> None:

@@ -725,7 +725,7 @@ def test_an_observation_without_any_variance_is_refused():
     """A level that never changes, seen without noise, is known once it is seen."""
     one = np.ones((1, 1))
     exact, y = gpurnn.LinearGaussian(one, one, 0 * one, 0 * one), np.ones((3, 2, 1))
-    message = r"H P H\^T \+ R of step 1 is not positive definite, P being .*; expected a larger R, or Q or P0"
+    message = r"H P H\^T \+ R of step 1 of row 0 is not positive definite, P being .*; expected a larger R, or Q or P0"
     for name, call in (
         ("LinearGaussian", exact), ("LinearGaussian", exact.vjp), ("LinearGaussian.filter", exact.filter),
         ("LinearGaussian.smooth", exact.smooth), ("LinearGaussian.forecast", lambda y: exact.forecast(y, 1)),
@@ -776,3 +776,91 @@ def test_refusals():
     full = gpurnn.LinearGaussian(**{**GOOD, "Q": np.array([[1.0, 0.5], [0.5, 1.0]])})
     with pytest.raises(ValueError, match=r"LinearGaussian.fit: Q is not diagonal, expected a diagonal, or diag"):
         full.fit(y)
+
+
+def moving_average():
+    """An MA(1) in its usual form, whose F^2 is zero, and the same in another basis."""
+    g = np.array([[1.0], [0.4]])
+    F, H, Q = np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[1.0, 0.0]]), g @ g.T
+    yield F, H, Q
+    basis = np.array([[1.0, 0.3], [-0.7, 2.1]])
+    inverse = np.linalg.inv(basis)
+    yield basis @ F @ inverse, H @ inverse, basis @ Q @ basis.T
+
+
+@pytest.mark.parametrize("form", [0, 1, "zero"])
+def test_diffuse_states_that_are_forgotten_before_an_observation(form):
+    """The diffuse part of the state is gone when F^2 = 0, or F = 0, whatever was observed of it."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(40, 1))
+    y[:3] = np.nan
+    F, H, Q = (np.zeros((1, 1)), np.eye(1), np.eye(1)) if form == "zero" else list(moving_average())[form]
+    model = gpurnn.LinearGaussian(F, H, Q, np.eye(1))
+    expected = oracle(model, y)
+    assert float(model(y)) == pytest.approx(expected.llf, rel=1e-9)
+    gone = 1 if form == "zero" else 2
+    found, smoothed, ahead = model.filter(y), model.smooth(y), model.forecast(y, 3)
+    for mean in (found.mean, found.predicted_mean, smoothed.mean):
+        assert np.isnan(mean[:gone]).all()
+        assert np.isfinite(mean[gone:]).all()
+    np.testing.assert_allclose(found.mean[gone:], expected.filtered_state.T[gone:], atol=1e-9)
+    np.testing.assert_allclose(smoothed.mean[gone:], expected.smoothed_state.T[gone:], atol=1e-9)
+    np.testing.assert_allclose(smoothed.covariance[gone:], expected.smoothed_state_cov.T[gone:], atol=1e-9)
+    assert all(np.isfinite(each).all() for each in ahead)
+    # The gradient by the noises, which the forgotten states do not touch.
+    _, pull = model.vjp(y)
+    _, grads = pull(1.0)
+    for name in ("Q", "R"):
+        change = np.ones_like(model.params[name])
+
+        def at(step, name=name, change=change):
+            return float(gpurnn.LinearGaussian(**{**model.params, name: model.params[name] + step * change})(y))
+
+        numeric = (8 * (at(1e-3) - at(-1e-3)) - (at(2e-3) - at(-2e-3))) / 12e-3 if name == "R" else None
+        if numeric is not None:
+            assert float((grads[name] * change).sum()) == pytest.approx(numeric, rel=1e-6)
+    assert np.all(np.diff(model.fit(y, ("R",))) >= 0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_some_diffuse_states_forgotten_and_others_determined(scale):
+    """The likelihood is that of the states that are determined alone."""
+    rng = np.random.default_rng(1)
+    y = rng.normal(size=(30, 1)).cumsum(axis=0)
+    y[:2] = np.nan
+    F = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    H = np.array([[scale, 1.0, 0.0]])
+    model = gpurnn.LinearGaussian(F, H, np.diag([scale**-2, 0.3, 0.2]), np.eye(1))
+    alone = gpurnn.LinearGaussian(
+        F, H, np.diag([scale**-2, 0.3, 0.2]), np.eye(1), np.zeros(3), np.diag([np.inf, 0.5, 0.2])
+    )
+    assert float(model(y)) == pytest.approx(float(alone(y)), rel=1e-9)
+    for name, value in alone.vjp(y)[1](1.0)[1].items():
+        if name in ("H", "Q", "R"):
+            np.testing.assert_allclose(model.vjp(y)[1](1.0)[1][name], value, rtol=1e-6, atol=1e-9 * np.abs(value).max())
+    assert np.isnan(model.filter(y).mean[:2]).all()
+    assert np.isnan(model.filter(y).predicted_mean[2]).all()
+    np.testing.assert_allclose(model.filter(y).mean[2:], alone.filter(y).mean[2:], rtol=1e-6, atol=1e-12)
+
+
+def test_a_state_that_only_fades_is_not_forgotten():
+    model = gpurnn.LinearGaussian(0.5 * np.eye(1), np.eye(1), np.eye(1), np.eye(1))
+    y = np.full((200, 1), np.nan)
+    assert np.isnan(model.filter(y).mean).all()
+    with pytest.raises(ValueError, match="y does not determine"):
+        model(y)
+    line = gpurnn.LinearGaussian(np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([[1.0, 0.0]]), np.eye(2), np.eye(1))
+    assert np.isnan(line.filter(y).mean).all()
+
+
+def test_the_row_without_observations_is_named():
+    model = gpurnn.LinearGaussian(np.eye(1), np.eye(1), np.eye(1), np.eye(1))
+    y = np.random.default_rng(0).normal(size=(9, 3, 1))
+    y[:, 1] = np.nan
+    for call in (model, model.vjp, model.smooth, model.fit, lambda y: model.forecast(y, 1)):
+        with pytest.raises(ValueError, match="y of row 1 does not determine the diffuse states, expected more obs"):
+            call(y)
+    zero = gpurnn.LinearGaussian(np.eye(1), np.eye(1), np.zeros((1, 1)), np.zeros((1, 1)), P0=np.zeros((1, 1)))
+    y[:, 0] = np.nan
+    with pytest.raises(ValueError, match="of step 0 of row 2 is not positive definite"):
+        zero(y)

@@ -8,6 +8,8 @@ import pytest
 from gpurnn.kernels import host
 from gpurnn.kernels import linear_scan as kernels
 from gpurnn.reference import linear_scan
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from tolerance import GOLDEN_FLOAT64, assert_all_close, assert_close, assert_golden, check_gradients
 
 import gpurnn
@@ -220,6 +222,46 @@ def test_a_gradient_that_starts_small_where_products_overflow(chunks_of, dtype):
     np.testing.assert_array_equal(db[:, 0, 0], after.astype(dtype))
     np.testing.assert_array_equal(da[:, 0, 0], (after * before).astype(dtype))
     assert dh0[0, 0] == after[0]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 8])
+@pytest.mark.parametrize(("dtype", "large"), [("float32", 1e30), ("complex64", 1e30), ("float64", 1e300)])
+def test_a_state_survives_where_products_underflow(chunks_of, dtype, large, steps):
+    """The states fall from 1e30 to 1e-18 and grow to 1e30 again; the product of the first four factors is 1e-48."""
+    chunks_of(steps)
+    factor = large**-0.4
+    a = np.array([factor] * 4 + [1 / factor] * 4 + [1] * 8, dtype)[:, None, None]
+    b, h0 = np.zeros_like(a), np.full((1, 1), large, dtype)
+    exact = h0.astype(np.clongdouble) * np.cumprod(a.astype(np.clongdouble), axis=0)
+    bound = 32 * np.finfo(dtype).eps
+    assert (np.abs(gpurnn.linear_scan(a, b, h0) - exact) <= bound * np.abs(exact)).all()
+    # The same on the way back: db_7 is 1e30, and the factors of the eight steps are in the reverse order.
+    dh, exact = np.zeros_like(a), exact[:8]
+    dh[7] = large
+    reverse = np.concatenate([a[7::-1], a[8:]])
+    (_, db, dh0), _ = gpurnn.linear_scan.vjp(reverse, b)[1](dh)
+    assert (np.abs(db[6::-1] - exact[:7]) <= bound * np.abs(exact[:7])).all()
+    assert abs(dh0[0, 0] - exact[7, 0, 0]) <= bound * abs(exact[7, 0, 0])
+
+
+@pytest.mark.parametrize("each_wing", ["reference", pytest.param("host", marks=pytest.mark.kernels)], indirect=True)
+@pytest.mark.parametrize("unit", [np.float32(1), np.complex64(1), np.complex64(1j)], ids=str)
+@pytest.mark.parametrize("falling", [False, True])
+@given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 12))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_powers_of_two_are_those_of_the_loop(falling, unit, seed, steps):
+    """Nothing is rounded, so that every state is exact if none underflows, infinities included."""
+    rng = np.random.default_rng(seed)
+    aims = rng.integers(-125, 128, rng.integers(2, 30))
+    first, *_ = aims = -np.sort(-aims) if falling else aims
+    exponents = np.clip(np.diff(aims), -120, 120).astype(float)
+    exponents += rng.choice([0, 5], p=[0.95, 0.05], size=exponents.shape)  # some states overflow
+    assume((first + np.cumsum(exponents) > -126).all())
+    with pytest.MonkeyPatch.context() as patch:
+        for wing in (kernels, linear_scan):
+            patch.setattr(wing, "_length", lambda T, columns: min(T, steps))
+        a = (unit * np.exp2(exponents))[:, None, None].astype(unit.dtype)
+        as_the_loop(a, np.zeros_like(a), np.full((1, 1), np.exp2(float(first)), unit.dtype))
 
 
 @pytest.mark.parametrize("steps", [7, 50])

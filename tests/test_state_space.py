@@ -502,3 +502,34 @@ def test_the_benchmark_has_a_row_for_each_kind_dtype_and_length(monkeypatch):
     monkeypatch.setattr(scan, "scan", wrong)
     with pytest.raises(Disagreement, match="scan and the loop disagree in float32"):
         list(scan.report(lengths=(3,), states=3, repeats=1))
+
+
+@pytest.mark.parametrize("kind", ["dense", "real"])
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_resets_of_an_unstable_state(each_wing, kind, real):
+    """Its powers over a chunk of time are infinite, the states between two resets are not."""
+    T, every = 4200, 20
+    growth = 6.0 if real == "float32" else 1e7
+    p = draw(kind, T, B=2, real=real)
+    p["A"] = (growth * np.eye(p["A"].shape[0])).astype(real) if kind == "dense" else np.full_like(p["A"], growth)
+    resets = np.zeros((T, 2), bool)
+    resets[::every] = True
+    expected, pull = gpurnn.ssm.vjp(*p.values(), resets=resets)
+    assert np.isfinite(expected[0]).all()
+    (dx, dstate), grads = pull((np.ones_like(expected[0]), None))
+    assert all(np.isfinite(g).all() for g in (dx, dstate, *grads.values()))
+    # Each stretch between two resets is a sequence of its own.
+    whole = {name: p[name] for name in "ABCD"}
+    for start in (0, every, T - every):
+        y, _ = gpurnn.ssm(p["x"][start : start + every], **whole)
+        assert_close(expected[0][start : start + every], y, 20 * every, magnitude=float(np.abs(y).max()))
+
+
+@pytest.mark.parametrize("kind", ["dense", "real", "complex"])
+def test_a_state_survives_where_powers_underflow(each_wing, kind):
+    dtype = "complex64" if kind == "complex" else "float32"
+    A = np.array([0.5**8], dtype) if kind != "dense" else np.array([[0.5**8]], dtype)
+    one, x = np.ones((1, 1), dtype), np.zeros((100, 1, 1), "float32")
+    y, _ = gpurnn.ssm(x, A, one, one, state=one * 2.0**120)
+    expected = 2.0 ** (120 - 8 * np.arange(1.0, 101))
+    assert_same(y[:30, 0, 0], expected[:30].astype("float32"))

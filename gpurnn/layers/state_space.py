@@ -49,46 +49,48 @@ def _weight_gradient(xp: Any, dy: Array, x: Array) -> Array:
     return xp.matmul(xp.matrix_transpose(flat[0]), flat[1])
 
 
-def _matrix_scan(xp: Any, A: Array, b: Array, h0: Array, keep: Array | None) -> Array:
-    """h_t = keep_t A h_{t-1} + b_t, in parallel over about sqrt(T) chunks of as many steps.
+def _matrix_scan(xp: Any, A: Array, b: Array, h0: Array, stops: Array | None, *, in_order: bool = False) -> Array:
+    """h_t = A h_{t-1} + b_t, b_t alone where ``stops``, in parallel over about sqrt(T) chunks of as many steps.
 
     Each chunk is gone through twice: from zero, for what it adds to the state that leaves it, and from the state that
-    enters it. Between the two the states are carried over the chunks by the power of A that a chunk is.
+    enters it. Between the two the states are carried over the chunks by the power of A that a chunk is. Where that
+    power overflows or underflows and the states may not, the steps are taken ``in_order``.
     """
     T, B, N = b.shape
     if T == 0:
         return b
     # A power of two, so that the power of A is a few squarings. Few steps are not worth the second pass.
-    length = 2 ** round(math.log2(T) / 2) if T >= 64 else T
+    length = 2 ** round(math.log2(T) / 2) if T >= 64 and not in_order else T
     chunks = -(-T // length)
     padding = chunks * length - T
-    transposed = xp.matrix_transpose(A)
 
     def cut(z: Array) -> Array:
         z = xp.concat([z, _dispatch.zeros(xp, (padding, *z.shape[1:]), z)], axis=0) if padding else z
         return xp.reshape(z, (chunks, length, *z.shape[1:]))
 
-    steps, kept = cut(b), None if keep is None else cut(keep)
+    steps, stopped = cut(b), None if stops is None else cut(stops)
 
     def advance(h: Array, j: int) -> Array:
-        product = _product(xp, h, A)
-        return steps[:, j, ...] + (product if kept is None else product * kept[:, j, ...])
+        return steps[:, j, ...] + _zero_where(xp, None if stopped is None else stopped[:, j, ...], _product(xp, h, A))
 
     entering = xp.expand_dims(h0, axis=0)
     if chunks > 1:
-        leaving = _dispatch.zeros(xp, (chunks, B, N), b)
-        for j in range(length):
-            leaving = advance(leaving, j)
-        power = transposed
-        for _ in range(round(math.log2(length))):
-            power = xp.matmul(power, power)
-        # The product of zeros and ones along a chunk.
-        whole = None if kept is None else xp.min(kept, axis=1)
-        carried = [h0]
-        for k in range(chunks - 1):
-            product = xp.matmul(carried[-1], power)
-            carried.append(leaving[k, ...] + (product if whole is None else product * whole[k, ...]))
-        entering = xp.stack(carried)
+        with np.errstate(all="ignore"):  # of numbers that may not be the states
+            leaving = _dispatch.zeros(xp, (chunks, B, N), b)
+            for j in range(length):
+                leaving = advance(leaving, j)
+            power = xp.matrix_transpose(A)
+            for _ in range(round(math.log2(length))):
+                power = xp.matmul(power, power)
+            anywhere = None if stopped is None else xp.any(stopped, axis=1)
+            carried = [h0]
+            for k in range(chunks - 1):
+                product = xp.matmul(carried[-1], power)
+                carried.append(leaving[k, ...] + _zero_where(xp, None if anywhere is None else anywhere[k, ...], product))
+            entering = xp.stack(carried)
+            exact = _is_exact(xp, power, entering)
+        if not _dispatch.to_numpy(exact):
+            return _matrix_scan(xp, A, b, h0, stops, in_order=True)
     states = []
     for j in range(length):
         entering = advance(entering, j)
@@ -96,20 +98,31 @@ def _matrix_scan(xp: Any, A: Array, b: Array, h0: Array, keep: Array | None) -> 
     return xp.reshape(xp.stack(states, axis=1), (chunks * length, B, N))[:T, ...]
 
 
+def _is_exact(xp: Any, power: Array, states: Array) -> Array:
+    """Whether no state overflows, and what underflow may have taken from the power is less than a rounding of each."""
+    numbers = xp.finfo(power.dtype)
+    floor = float(numbers.smallest_normal) / float(numbers.eps)
+    low = xp.astype(xp.any(xp.abs(power) < floor), power.dtype)
+    sizes = xp.sum(xp.abs(states), axis=-1)
+    lost = floor * low * sizes[:-1, ...]
+    allowed = xp.clip(float(numbers.eps) * sizes[1:, ...], min=float(numbers.smallest_normal))
+    return xp.logical_and(xp.all(xp.isfinite(states)), xp.all(lost <= allowed))
+
+
 def _dense_states(
-    xp: Any, A: Array, b: Array, h0: Array, keep: Array | None
+    xp: Any, A: Array, b: Array, h0: Array, stops: Array | None
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
     """The states of a dense A, and ``pull(dh) -> dA, db, dh0``."""
-    h = _matrix_scan(xp, A, b, h0, keep)
+    h = _matrix_scan(xp, A, b, h0, stops)
 
     def pull(dh: Array) -> tuple[Array, Array, Array]:
         if not dh.shape[0]:
             return xp.zeros_like(A), dh, xp.zeros_like(h0)
-        # db_t = dh_t + keep_{t+1} A^T db_{t+1} is the same recurrence with time reversed.
-        later = None if keep is None else xp.flip(xp.concat([keep[1:, ...], keep[:1, ...]], axis=0), axis=0)
+        # db_t = dh_t + A^T db_{t+1}, if t + 1 is no stop, is the same recurrence with time reversed.
+        later = None if stops is None else xp.flip(xp.concat([stops[1:, ...], stops[:1, ...]], axis=0), axis=0)
         db = xp.flip(_matrix_scan(xp, xp.matrix_transpose(A), xp.flip(dh, axis=0), xp.zeros_like(h0), later), axis=0)
-        carried = db if keep is None else db * keep
-        before = xp.concat([xp.expand_dims(h0, axis=0), h[:-1, ...]], axis=0)
+        carried = _zero_where(xp, stops, db)
+        before = _zero_where(xp, stops, xp.concat([xp.expand_dims(h0, axis=0), h[:-1, ...]], axis=0))
         return _weight_gradient(xp, carried, before), db, xp.matmul(carried[0, ...], A)
 
     return h, pull
@@ -217,7 +230,7 @@ def _ssm(
     if A.ndim == 1:
         h, pull_states = _diagonal_states(xp, A, b, h0, stops, training)
     else:
-        h, pull_states = _dense_states(xp, A, b, h0, None if stops is None else xp.astype(~stops, A.dtype))
+        h, pull_states = _dense_states(xp, A, b, h0, stops)
     if output_state == "before":
         read = _zero_where(xp, cut, xp.concat([xp.expand_dims(h0, axis=0), h[:-1, ...]], axis=0)[:T, ...])
     else:
@@ -308,8 +321,8 @@ def ssm(
     lengths : (B,) integer array, optional
         Steps of each sequence that exist, zero allowed. What x holds past them is not read.
     resets : (T, B) array of bools, or of integers 0 and 1, optional
-        True where a new sequence starts: the state before that step is zero. It is made so by a product with zero, so
-        one that is infinite or NaN stays NaN.
+        True where a new sequence starts: the state before that step is zero. With a diagonal A it is made so by a
+        product with zero, so one that is infinite or NaN stays NaN.
 
     Returns
     -------
@@ -326,7 +339,8 @@ def ssm(
 
     Notes
     -----
-    A dense A with |eigenvalues| > 1 is computed with as long as its powers over about sqrt(T) steps are finite.
+    Where the powers of a dense A over about sqrt(T) steps overflow or underflow and the states may not, the steps are
+    taken in order, which takes longer. To see that, the program waits for the device once.
 
     References
     ----------

@@ -318,7 +318,11 @@ class LinearGaussian(Layer):
         columns, n = mean.shape[2], mean.shape[1]
         unit_p = xp.eye(p, dtype=y.dtype, device=_dispatch.device(y))
         unit_n = xp.eye(n, dtype=y.dtype, device=_dispatch.device(y))
-        nothing = _dispatch.zeros(xp, (B, p, columns - 1), y)
+        nothing, rounding = (_dispatch.zeros(xp, (B, k, columns - 1), y) for k in (p, n))
+        nothing_known = rounding
+        # Rows that have had no observation yet, and a bound of the rounding of what delta adds to their means.
+        unseen = xp.ones_like(missing[0, :, :1, None]) if some_missing and columns > 1 else None
+        eps = float(xp.finfo(y.dtype).eps)
         none = _dispatch.zeros(xp, (B, 1, 1), y)
         log_determinants: list[Array] = []
         for t in range(T):
@@ -349,13 +353,21 @@ class LinearGaussian(Layer):
             steps.filtered_mean.append(mean)
             steps.filtered_covariance.append(covariance)
             if t + 1 < T:
+                spread = mean[..., 1:]
                 mean, covariance = self._advance(xp, t, mean, covariance)
+                if unseen is not None:
+                    # A product of F that is zero but for rounding has forgotten delta.
+                    unseen = xp.logical_and(unseen, xp.all(missing[t, ...], axis=1)[:, None, None])
+                    rounding = xp.abs(_at(self.params["F"], t)) @ (rounding + n * eps * xp.abs(spread))
+                    forgotten = xp.logical_and(unseen, xp.abs(mean[..., 1:]) <= rounding)
+                    mean = xp.concat([mean[..., :1], xp.where(forgotten, nothing_known, mean[..., 1:])], axis=-1)
         each = xp.stack(log_determinants)
-        indefinite = np.flatnonzero(~np.isfinite(_dispatch.to_numpy(each)).all(axis=1))
+        indefinite = np.argwhere(~np.isfinite(_dispatch.to_numpy(each)))
         if len(indefinite):
+            step, row = indefinite[0]
             raise ValueError(
-                f"{where}: H P H^T + R of step {indefinite[0]} is not positive definite, P being the covariance of the "
-                "state given the observations before it; expected a larger R, or Q or P0"
+                f"{where}: H P H^T + R of step {step}{f' of row {row}' if B > 1 else ''} is not positive definite, P "
+                "being the covariance of the state given the observations before it; expected a larger R, or Q or P0"
             )
         steps.log_determinant = xp.sum(each, axis=0)
         _centre(xp, steps)
@@ -364,8 +376,13 @@ class LinearGaussian(Layer):
     def _diffuse_moments(self, where: str, xp: Any, steps: _Steps) -> Array:
         """E[(1, delta) (1, delta)^T] given all observations, (B, 1 + d, 1 + d)."""
         information = steps.information[-1]
-        if information.shape[1] > 1 and not _dispatch.to_numpy(xp.all(_determined(xp, information))):
-            raise ValueError(f"{where}: y does not determine the diffuse states, expected more observations or a P0")
+        # What no later state depends on any more need not be known.
+        known = _dispatch.to_numpy(_determined(xp, information, steps.filtered_mean[-1]))
+        if not known.all():
+            row = f" of row {int(np.argmin(known))}" if len(known) > 1 else ""
+            raise ValueError(
+                f"{where}: y{row} does not determine the diffuse states, expected more observations or a P0"
+            )
         return _moments(xp, information)
 
     def _log_likelihood(self, xp: Any, y: Array, steps: _Steps) -> Array:
@@ -377,7 +394,7 @@ class LinearGaussian(Layer):
             # The diffuse states are integrated over, which a regression does.
             explained = _moments(xp, information)[:, 1:, 0]
             squares = squares + xp.sum(information[:, 1:, 0] * explained, axis=1)
-            total = xp.linalg.slogdet(information[:, 1:, 1:])[1]
+            total = _log_determinant(xp, information[:, 1:, 1:])
         count = xp.sum(xp.astype(~xp.isnan(y), y.dtype), axis=(0, 2))
         return -(steps.log_determinant + squares + count * math.log(2 * math.pi) + total) / 2
 
@@ -535,8 +552,8 @@ class LinearGaussian(Layer):
         Returns
         -------
         Filtered
-            Means and covariances, predicted and filtered. They are NaN as long as the observations do not determine all
-            diffuse states.
+            Means and covariances, predicted and filtered. They are NaN where a state depends on a diffuse one that the
+            observations so far do not determine.
 
         Raises
         ------
@@ -561,20 +578,11 @@ class LinearGaussian(Layer):
         steps = self._forward(where, xp, y)
         before = [xp.zeros_like(steps.information[0]), *steps.information[:-1]]
         results: list[Array] = []
-        for means, covariances, information in (
-            (steps.mean, steps.covariance, before),
-            (steps.filtered_mean, steps.filtered_covariance, steps.information),
+        for each in (
+            (before, steps.mean, steps.covariance),
+            (steps.information, steps.filtered_mean, steps.filtered_covariance),
         ):
-            held = xp.stack(information)
-            known = _determined(xp, held)[..., None, None]
-            # What is not determined yet is computed with a harmless matrix, and replaced.
-            unit = xp.eye(held.shape[-1], dtype=held.dtype, device=_dispatch.device(held)) + xp.zeros_like(held)
-            moments = _moments(xp, xp.where(known, held, unit))
-            mean, covariance = _marginal(xp, xp.stack(means), xp.stack(covariances), moments)
-            unknown = xp.full_like(covariance, math.nan)
-            results += [
-                xp.where(known[..., 0], mean, unknown[..., 0]), xp.where(known, covariance, unknown),
-            ]  # fmt: skip
+            results += _known_marginal(xp, *(xp.stack(parts) for parts in each))
         return Filtered(*_squeezed(results, single))
 
     def smooth(self, y: Array) -> Smoothed:
@@ -588,7 +596,8 @@ class LinearGaussian(Layer):
         Returns
         -------
         Smoothed
-            Means and covariances; those that Rauch, Tung and Striebel's smoother gives.
+            Means and covariances; those that Rauch, Tung and Striebel's smoother gives. They are NaN where a state
+            depends on a diffuse one that the observations do not determine, before it was forgotten.
 
         Raises
         ------
@@ -608,7 +617,9 @@ class LinearGaussian(Layer):
             covariances.append(V)
 
         self._backward(xp, steps, M, visit)
-        return Smoothed(*_squeezed(_marginal(xp, xp.stack(means[::-1]), xp.stack(covariances[::-1]), M), single))
+        information = steps.information[-1] + xp.zeros_like(xp.stack(steps.information))
+        found = _known_marginal(xp, information, xp.stack(means[::-1]), xp.stack(covariances[::-1]))
+        return Smoothed(*_squeezed(found, single))
 
     def forecast(self, y: Array, steps: int) -> GaussianForecast:
         """The distribution of the observations that follow ``y``.
@@ -981,27 +992,65 @@ def _scale(xp: Any, information: Array) -> Array:
     return xp.where(scale > 0, scale, xp.ones_like(scale))
 
 
-def _determined(xp: Any, information: Array) -> Array:
-    """(...), whether the information (..., 1 + d, 1 + d) determines the d diffuse states."""
-    held = information[..., 1:, 1:]
-    d = held.shape[-1]
+def _null_space(xp: Any, held: Array) -> tuple[Array, Array]:
+    """The scale (..., d) of the information (..., d, d) of d diffuse states, and what it says nothing of.
+
+    That is a matrix of d columns, orthonormal or zero: in the scaled states, a basis of the combinations on which the
+    observations do not depend.
+    """
+    scale = _scale(xp, held)
+    values, vectors = xp.linalg.eigh(held / scale[..., :, None] / scale[..., None, :])
+    none = values <= 100 * held.shape[-1] * float(xp.finfo(held.dtype).eps)
+    return scale, xp.where(none[..., None, :], vectors, xp.zeros_like(vectors))
+
+
+def _determined(xp: Any, information: Array, mean: Array) -> Array:
+    """(...), whether the information (..., 1 + d, 1 + d) determines all of delta that a mean (..., n, 1 + d) depends on."""
+    d = information.shape[-1] - 1
     if d == 0:
         return xp.isfinite(information[..., 0, 0])
-    # The scale of each state is taken out, so that only what is told of them counts.
-    scale = _scale(xp, held)
-    least = xp.min(xp.linalg.eigvalsh(held / scale[..., :, None] / scale[..., None, :]), axis=-1)
-    return least > 100 * d * float(xp.finfo(held.dtype).eps)
+    scale, unknown = _null_space(xp, information[..., 1:, 1:])
+    spread = mean[..., 1:] / scale[..., None, :]
+    left, size = (xp.sqrt(xp.sum(x * x, axis=-1)) for x in (spread @ unknown, spread))
+    return xp.all(left <= 100 * d * float(xp.finfo(mean.dtype).eps) * size, axis=-1)
 
 
 def _moments(xp: Any, information: Array) -> Array:
-    """E[(1, delta) (1, delta)^T], (..., 1 + d, 1 + d), from the information."""
+    """E[(1, delta) (1, delta)^T], (..., 1 + d, 1 + d), from the information.
+
+    Of combinations of delta that are not determined, they hold some numbers.
+    """
     one = xp.ones_like(information[..., :1, :1])
     if information.shape[-1] == 1:
         return one
-    covariance = _symmetric(xp, xp.linalg.inv(information[..., 1:, 1:]))
+    held = information[..., 1:, 1:]
+    scale, unknown = _null_space(xp, held)
+    unknown = unknown * scale[..., :, None]
+    covariance = _symmetric(xp, xp.linalg.inv(held + unknown @ _transpose(xp, unknown)))
     mean = -(covariance @ information[..., 1:, :1])
     top = xp.concat([one, _transpose(xp, mean)], axis=-1)
     return xp.concat([top, xp.concat([mean, mean @ _transpose(xp, mean) + covariance], axis=-1)], axis=-2)
+
+
+def _log_determinant(xp: Any, held: Array) -> Array:
+    """(...), the logarithm of the product of the eigenvalues of the information (..., d, d) that are not zero."""
+    scale, unknown = _null_space(xp, held)
+    known = xp.all(unknown == 0, axis=-2)
+    unknown = unknown / scale[..., :, None]
+    # With a basis N of the null space of A the product is |A + N N^T| / |N^T N|.
+    gram = _transpose(xp, unknown) @ unknown
+    unit = xp.eye(held.shape[-1], dtype=held.dtype, device=_dispatch.device(held))
+    gram = xp.where(known[..., None, :], unit, gram)
+    whole = xp.linalg.slogdet(held + unknown @ _transpose(xp, unknown))[1]
+    return whole - xp.linalg.slogdet(gram)[1]
+
+
+def _known_marginal(xp: Any, information: Array, mean: Array, covariance: Array) -> tuple[Array, Array]:
+    """`_marginal` of the moments that the information gives; NaN where it does not determine the mean."""
+    known = _determined(xp, information, mean)[..., None, None]
+    expected, found = _marginal(xp, mean, covariance, _moments(xp, information))
+    unknown = xp.full_like(found, math.nan)
+    return xp.where(known[..., 0], expected, unknown[..., 0]), xp.where(known, found, unknown)
 
 
 def _marginal(xp: Any, mean: Array, covariance: Array, moments: Array) -> tuple[Array, Array]:
