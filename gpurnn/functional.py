@@ -105,6 +105,8 @@ def _forward(
     _checks.ndim(where, "weight_hh", weight_hh, 2, f"({cell.gates}*hidden_size, hidden_size)")
     B, inputs, hidden = x.shape[1], x.shape[2], weight_hh.shape[1]
     rows, symbol = cell.gates * hidden, f"{cell.gates}*hidden_size"
+    if hidden < 1:
+        raise ValueError(f"{where}: weight_hh has shape {tuple(weight_hh.shape)}, expected a hidden_size of at least 1")
     _checks.shape(where, "weight_hh", weight_hh, (rows, hidden), f"({symbol}, hidden_size)")
     _checks.shape(where, "weight_ih", weight_ih, (rows, inputs), f"({symbol}, input_size)")
     for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
@@ -509,8 +511,12 @@ def _layer_norm(
         if array is not None:
             _checks.shape(where, name, array, (x.shape[-1],), "(features,)")
     centred = x - xp.mean(x, axis=-1, keepdims=True)
-    inverse = 1 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + eps)
-    normalised = centred * inverse
+    # Relative to their size no square overflows, nor underflows to nothing.
+    size = xp.clip(xp.max(xp.abs(centred), axis=-1, keepdims=True), math.sqrt(eps), None)
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    relative = centred / size
+    root = xp.sqrt(xp.mean(relative * relative, axis=-1, keepdims=True) + (math.sqrt(eps) / size) ** 2)
+    normalised, inverse = relative / root, 1 / root / size
     y = normalised if weight is None else normalised * weight
     return xp, (y if bias is None else y + bias), weight, normalised, inverse
 
@@ -781,6 +787,11 @@ def _take_attention(
     _checks.ndim(where, "query", query, 3, "(T, B, Q)")
     _checks.ndim(where, "keys", keys, 3, "(S, B, K)")
     B, Q, K = query.shape[1], query.shape[2], keys.shape[2]
+    for name, letter in (("query", "Q"), ("keys", "K")):
+        if arrays[name].shape[2] < 1:
+            raise ValueError(
+                f"{where}: {name} has shape {tuple(arrays[name].shape)}, expected {letter} of at least 1 at its end"
+            )
     _checks.shape(where, "keys", keys, (keys.shape[0], B, K), "(S, B, K)")
     if values is not None:
         _checks.ndim(where, "values", values, 3, "(S, B, E)")
@@ -792,6 +803,8 @@ def _take_attention(
     else:
         _checks.ndim(where, "v", arrays["v"], 1, "(A,)")
         A = arrays["v"].shape[0]
+        if A < 1:
+            raise ValueError(f"{where}: v has shape {tuple(arrays['v'].shape)}, expected (A,) with A of at least 1")
         _checks.shape(where, "weight_query", arrays["weight_query"], (A, Q), "(A, Q)")
         _checks.shape(where, "weight_keys", arrays["weight_keys"], (A, K), "(A, K)")
     if lengths is not None:

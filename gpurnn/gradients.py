@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from . import _arrays, _checks, _dispatch, _sharing
 
 Array = Any
@@ -66,9 +68,14 @@ def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     magnitudes = [xp.abs(xp.astype(g, xp.float64)) for g in grads.values() if math.prod(g.shape)]
     if not magnitudes:
         return xp.asarray(0.0, dtype=xp.float64, device=_dispatch.device(next(iter(grads.values()))))
+    largest = xp.max(xp.stack([xp.max(m) for m in magnitudes]))
     if norm_type == math.inf:
-        return xp.asarray(xp.max(xp.stack([xp.max(m) for m in magnitudes])))
-    return xp.asarray(xp.sum(xp.stack([xp.sum(m**norm_type) for m in magnitudes])) ** (1 / norm_type))
+        return xp.asarray(largest)
+    # Relative to the largest no power overflows.
+    unit = xp.where(xp.logical_and(largest > 0, xp.isfinite(largest)), largest, xp.ones_like(largest))
+    with np.errstate(over="ignore"):  # of what stands beside an infinity
+        powers = [xp.sum((m / unit) ** norm_type) for m in magnitudes]
+    return xp.asarray(unit * xp.sum(xp.stack(powers)) ** (1 / norm_type))
 
 
 def clip_by_global_norm(

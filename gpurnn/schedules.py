@@ -16,12 +16,25 @@ inverse sigmoid    k / (k + exp(t / k))            `InverseSigmoid(k)`
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from . import _checks
+
+
+def _times_power(value: float, factor: float, exponent: int) -> float:
+    """``value`` times ``factor`` to a power; infinity where that is too large for a float."""
+    if value == 0 or (factor == 0 and exponent > 0):
+        return 0.0
+    # The power may overflow or underflow where its product with the value does not.
+    logarithm = exponent * math.log(factor) if factor > 0 else 0.0
+    if abs(logarithm) < 600:
+        return float(value * factor**exponent)
+    logarithm += math.log(value)
+    return math.exp(logarithm) if logarithm < math.log(sys.float_info.max) else math.inf
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ class TimeBased:
 
 @dataclass(frozen=True)
 class Exponential:
-    """Exponential decay: lr gamma^step.
+    """Exponential decay: lr gamma^step, infinite where a gamma above 1 leads past the largest float.
 
     As a schedule of teacher forcing this is eps_0 lambda^t.
 
@@ -124,7 +137,7 @@ class Exponential:
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
-        return float(self.lr * self.gamma ** _checks.integer_at_least("Exponential", "step", step, 0))
+        return _times_power(self.lr, self.gamma, _checks.integer_at_least("Exponential", "step", step, 0))
 
 
 @dataclass(frozen=True)
@@ -250,7 +263,7 @@ class Step:
 
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
-        return float(self.lr * self.gamma ** (_checks.integer_at_least("Step", "step", step, 0) // self.step_size))
+        return _times_power(self.lr, self.gamma, _checks.integer_at_least("Step", "step", step, 0) // self.step_size)
 
 
 @dataclass(frozen=True)
@@ -296,7 +309,7 @@ class MultiStep:
     def __call__(self, step: int) -> float:
         """The learning rate of an update that ``step`` updates came before."""
         step = _checks.integer_at_least("MultiStep", "step", step, 0)
-        return float(self.lr * self.gamma ** bisect_right(tuple(self.milestones), step))
+        return _times_power(self.lr, self.gamma, bisect_right(tuple(self.milestones), step))
 
 
 @dataclass(frozen=True)
@@ -524,8 +537,8 @@ class Cyclic:
         step = _checks.integer_at_least("Cyclic", "step", step, 0)
         cycles, within = divmod(step, 2 * self.step_size)
         height = 1 - abs(within - self.step_size) / self.step_size
-        scale = 0.5**cycles if self.mode == "triangular2" else self.gamma**step
-        return float(self.base_lr + (self.max_lr - self.base_lr) * height * scale)
+        factor, times = (0.5, cycles) if self.mode == "triangular2" else (self.gamma, step)
+        return float(self.base_lr + _times_power((self.max_lr - self.base_lr) * height, factor, times))
 
 
 @dataclass(frozen=True)

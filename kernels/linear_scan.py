@@ -4,9 +4,9 @@ Within a chunk it is the loop. The state that enters a chunk has passed through 
 it, and is off by no more than the loop may be: a few roundings of every term a_t ... a_{k+1} b_k at every step. So the
 two differ visibly only where large terms cancel, which takes |a| > 1.
 
-Where a product overflows and the states do not, or the states and no product, the chunk's steps are taken one by one, so
-infinities and NaN come about only where the loop has them. The same is done where a product underflows, unless what that
-takes from the state is less than a rounding of it.
+Where a product overflows and the states do not, or the states overflow and no product does, the chunk's steps are taken
+one by one, so that infinities and NaN come about only where the loop has them. The same is done where a product
+underflows, unless the state loses less than a rounding by that.
 """
 
 from __future__ import annotations

@@ -48,33 +48,78 @@ __device__ inline double block_sum(double sum) {
     return sum;
 }
 
-// The sum of the squares of each chunk, accumulated in double.
+// Sums of squares in double. Those of doubles that might overflow or underflow are summed apart, of multiples (Blue,
+// "A portable Fortran program to find the Euclidean norm of a vector", 1978).
+struct Squares {
+    double middle, large, small;
+
+    template <typename Real>
+    __device__ void add(Real x) {
+        if (sizeof(Real) == 8 && fabs(x) > 0x1p480) {
+            const double scaled = x * 0x1p-600;
+            large += scaled * scaled;
+        } else if (sizeof(Real) == 8 && fabs(x) < 0x1p-480) {
+            const double scaled = x * 0x1p600;
+            small += scaled * scaled;
+        } else {
+            middle += double(x) * x;
+        }
+    }
+    // The sums of all threads of the block, for thread 0.
+    template <typename Real>
+    __device__ void combine() {
+        middle = block_sum(middle);
+        if (sizeof(Real) == 4) return;
+        __syncthreads();
+        large = block_sum(large);
+        __syncthreads();
+        small = block_sum(small);
+    }
+    __device__ double root() const {
+        if (large > 0) return sqrt(large + middle * 0x1p-600 * 0x1p-600) * 0x1p600;
+        return middle > 0 ? sqrt(middle + small * 0x1p-600 * 0x1p-600) : sqrt(small) * 0x1p-600 + middle;  // or NaN
+    }
+};
+
+// Of each chunk the sums of squares, sums (3, chunks).
 template <typename Real>
 __global__ void square_sums(const long long* table, int arrays, int size, double* sums) {
     const Chunk<Real> chunk(table, arrays, size);
     const Real* const values = chunk.list(0);
-    double sum = 0;
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) sum += double(values[i]) * values[i];
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+    Squares squares{0, 0, 0};
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) squares.add(values[i]);
+    squares.combine<Real>();
+    if (threadIdx.x == 0) {
+        sums[blockIdx.x] = squares.middle;
+        sums[gridDim.x + blockIdx.x] = squares.large;
+        sums[2LL * gridDim.x + blockIdx.x] = squares.small;
+    }
 }
 
-// The square root of the sum of `count` sums. One block.
+// The square root of all sums (3, count). One block.
 template <typename Real>
 __global__ void root_of_sum(const double* sums, double* norm, long long count) {
-    double sum = 0;
-    for (long long i = threadIdx.x; i < count; i += blockDim.x) sum += sums[i];
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) *norm = sqrt(sum);
+    Squares squares{0, 0, 0};
+    for (long long i = threadIdx.x; i < count; i += blockDim.x) {
+        squares.middle += sums[i];
+        squares.large += sums[count + i];
+        squares.small += sums[2 * count + i];
+    }
+    squares.combine<Real>();
+    if (threadIdx.x == 0) *norm = squares.root();
 }
 
 // List 1 = factor times list 0.
 template <typename Real>
 __global__ void scaled(const long long* table, int arrays, int size, const double* factor) {
     const Chunk<Real> chunk(table, arrays, size);
-    const Real *const values = chunk.list(0), by = Real(*factor);
+    const double by = *factor;
+    const bool tiny = by < 0x1p-100;  // to multiply in double what a float cannot hold
+    const Real* const values = chunk.list(0);
     Real* const products = chunk.list(1);
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) products[i] = values[i] * by;
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
+        products[i] = tiny ? Real(values[i] * by) : values[i] * Real(by);
+    }
 }
 
 // b = momentum b + scale g, at the first step b = g; the step is lr b, with Nesterov's form lr (g + momentum b).

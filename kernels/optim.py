@@ -90,7 +90,7 @@ def global_norm(arrays: Sequence[Array]) -> Array:
     The sum of the squares is that of each chunk, then that of these; its order depends on the sizes alone.
     """
     like, chunks = arrays[0], sum(_chunks(arrays))
-    sums, norm = empty(like, chunks, np.float64), empty(like, (), np.float64)
+    sums, norm = empty(like, 3 * chunks, np.float64), empty(like, (), np.float64)
     _launch("square_sums", [[contiguous(a) for a in arrays]], [1.0] * len(arrays), sums)
     dtype = str(like.dtype)
     _module(dtype)[f"root_of_sum<{C_NAMES[dtype]}>"]((1,), (_THREADS,), (sums, norm, np.int64(chunks)))

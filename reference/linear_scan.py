@@ -133,7 +133,8 @@ def _bounds(factors: Array, products: Array) -> tuple[Array, Array] | None:
     The second is 0 unless one of them fell so low that it may have lost digits to underflow. None where neither is of
     any account: no product grew, and none fell so low.
     """
-    sizes, numbers = np.abs(factors), np.finfo(factors.dtype)
+    sizes: NDArray[np.floating[Any]] = np.abs(factors)
+    numbers = np.finfo(sizes.dtype)
     floor = sizes.dtype.type(numbers.tiny / numbers.eps)
     if sizes.max(initial=0) <= 1 + 8 * numbers.eps:  # the rounding of a complex number of modulus 1
         low = np.logical_not(np.abs(products) > floor)
@@ -151,9 +152,9 @@ def _bounds(factors: Array, products: Array) -> tuple[Array, Array] | None:
 
 
 def _is_exact(state: Array, following: Array, peak: Array, loss: Array) -> NDArray[np.bool_]:
-    """Whether the map from ``state`` to ``following`` loses no more than a rounding, and no state in between overflows."""
-    numbers = np.finfo(state.dtype)
-    size = np.abs(state)
+    """Whether the map from ``state`` to ``following`` loses no more than a rounding, and no state between overflows."""
+    size: NDArray[np.floating[Any]] = np.abs(state)
+    numbers = np.finfo(size.dtype)
     lost: Array = loss * size
     allowed = np.maximum(numbers.tiny, numbers.eps * np.abs(following))
     exact: NDArray[np.bool_] = (size * peak <= numbers.max) & (lost <= allowed)

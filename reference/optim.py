@@ -17,6 +17,10 @@ _BLOCK = 1 << 16
 """Elements at a time: an update passes many times over what then stays in a core's cache."""
 
 
+_SAFE = (2.0**-900, 2.0**1000)
+"""Of a sum of squares that lost nothing to overflow or underflow."""
+
+
 def global_norm(arrays: Sequence[Array]) -> Array:
     """The 2-norm of all elements of all ``arrays``, accumulated in float64, as a float64 array of shape ().
 
@@ -28,6 +32,20 @@ def global_norm(arrays: Sequence[Array]) -> Array:
     -------
     norm : () float64 array
     """
+    with np.errstate(over="ignore"):
+        total = _sum_of_squares(arrays, 1.0)
+    # Of float64, squares may overflow or underflow.
+    if not _SAFE[0] < total < _SAFE[1]:
+        largest = max((float(np.abs(a).max()) for a in arrays if a.size), default=0.0)
+        if 0 < largest < math.inf:
+            # A power of two, so that nothing is rounded.
+            scale = math.ldexp(1.0, min(-math.frexp(largest)[1], 1000))
+            return np.array(math.sqrt(_sum_of_squares(arrays, scale)) / scale)
+    return np.array(math.sqrt(total))
+
+
+def _sum_of_squares(arrays: Sequence[Array], scale: float) -> float:
+    """Of all elements times ``scale``, in float64."""
     total = 0.0
     wide = np.empty(_BLOCK, np.float64)
     for array in arrays:
@@ -35,9 +53,9 @@ def global_norm(arrays: Sequence[Array]) -> Array:
         for start in range(0, flat.size, _BLOCK):
             block = flat[start : start + _BLOCK]
             w = wide[: block.size]
-            w[...] = block
+            np.multiply(block, scale, out=w) if scale != 1 else np.copyto(w, block)
             total += float(np.dot(w, w))
-    return np.array(math.sqrt(total))
+    return total
 
 
 def scaled(arrays: Sequence[Array], factor: Array) -> list[Array]:
@@ -52,6 +70,9 @@ def scaled(arrays: Sequence[Array], factor: Array) -> list[Array]:
     -------
     products : list of new arrays
     """
+    if factor < 2.0**-100:
+        # In float64, as float32 may not hold the factor.
+        return [np.multiply(a, factor).astype(a.dtype, copy=False) for a in arrays]
     return [np.multiply(a, factor.astype(a.dtype)) for a in arrays]
 
 

@@ -328,7 +328,7 @@ def test_refusals():
         with pytest.raises(ValueError, match=message):
             lyapunov_spectrum(*arguments, **options)
     for arguments, options, message in (
-        ((gpurnn.Dense(3, 4), x), {}, "lyapunov_spectrum: layer is a Dense, expected a gpurnn.RNN, LSTM or GRU"),
+        ((gpurnn.Dense(3, 4), x), {}, "lyapunov_spectrum: system is a Dense, expected a gpurnn.RNN, LSTM or GRU"),
         ((Map(lambda s: s, lambda s: s),), {}, "state is None, expected an array"),
         ((layer, x.astype("float32")), {}, "x has dtype float32 but params has float64"),
         ((layer,), {"state": x}, r"state is an array of shape .*, expected a pair \(h, c\)"),
@@ -441,3 +441,8 @@ def test_exponents_are_per_step_or_per_unit_of_time():
     found = lyapunov_spectrum(halves, state=np.ones((1, 1)), steps=5)
     assert found.exponents[0] == pytest.approx(-math.log(2) / 0.1)
     assert found.unit == "unit of time"
+
+
+def test_an_array_is_no_system():
+    with pytest.raises(TypeError, match=r"lyapunov_spectrum: system is a ndarray, expected .*gpurnn\.analysis\.Map of"):
+        lyapunov_spectrum(np.eye(2))

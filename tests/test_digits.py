@@ -179,3 +179,17 @@ def test_binary_cross_entropy_keeps_its_digits(dtype):
         a = sign * wide(x)
         assert_digits(loss, np.maximum(a, 0) + np.log1p(np.exp(-np.abs(a))))
         assert_digits(pull(np.ones_like(x))[0], sign * sigma(a))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 40, 1100, 3000])
+def test_classes_that_tie_for_the_largest_logit(classes):
+    logits = np.full((3, classes), -3.0)
+    logits[1, ::7] = 2.0
+    logits[2] = 100.0
+    labels = np.array([0, 0, classes - 1])
+    loss, pull = losses.cross_entropy.vjp(logits, labels, reduction="none")
+    weights = np.exp(wide(logits) - wide(logits).max(axis=1, keepdims=True))
+    exact = weights / weights.sum(axis=1, keepdims=True)
+    assert_digits(loss, -np.log(exact[np.arange(3), labels]), ROUNDINGS + classes)
+    exact[np.arange(3), labels] -= 1
+    assert np.abs(pull(np.ones_like(loss))[0] - exact).max() <= 1e-15 * classes

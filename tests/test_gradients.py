@@ -198,3 +198,52 @@ G = {"weight": np.ones((2, 3)), "bias": np.ones(2)}
 def test_refusals(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+LARGE = {"float32": 1e30, "float64": 1e200}
+
+
+def exact_norm(arrays, p=2.0):
+    flat = np.concatenate([np.abs(a.reshape(-1).astype(np.longdouble)) for a in arrays])
+    return flat.max() if p == np.inf else (flat**p).sum() ** (1 / np.longdouble(p))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, np.inf])
+@pytest.mark.parametrize("case", ["large", "small", "subnormal", "mixed", "one", "largest"])
+def test_norms_near_the_ends_of_the_range(each_wing, case, norm_type, dtype):
+    rng = np.random.default_rng(0)
+    values, kind = rng.normal(size=(2, 1500)), np.finfo(dtype)
+    size = {
+        "large": LARGE[dtype], "small": 1 / LARGE[dtype], "subnormal": 50 * float(kind.smallest_subnormal),
+        "mixed": LARGE[dtype] ** rng.choice([-1, 0, 1], values.shape), "one": 1.0, "largest": float(kind.max) / 1e4,
+    }[case]  # fmt: skip
+    first, second = (values * size).astype(dtype)
+    grads = {"a": first, "b": second, "empty": np.zeros((0, 2), dtype)}
+    exact = exact_norm([first, second], norm_type)
+    norm = global_norm(grads, norm_type)
+    assert abs(norm - exact) <= 1e-12 * exact + np.finfo("float64").smallest_subnormal
+    clipped, same = clip_by_global_norm(grads, 1.0, norm_type)
+    assert same == norm
+    scale = min(1, 1 / (exact + np.longdouble(1e-6)))
+    for name, g in (("a", first), ("b", second)):
+        expected = g.astype(np.longdouble) * scale
+        slack = 4 * kind.eps * np.abs(expected) + float(kind.smallest_subnormal)
+        assert (np.abs(clipped[name] - expected) <= slack).all()
+    bounded = clip_by_value(grads, 1.0)
+    assert_same(bounded["a"], np.clip(first, -1, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_norms_of_zeros_and_of_what_is_not_finite(each_wing, dtype):
+    zero, large = np.zeros(5, dtype), np.full(5, LARGE[dtype], dtype)
+    for norm_type in (1.0, 2.0, 3.0, np.inf):
+        assert global_norm({"a": zero}, norm_type) == 0
+        clipped, norm = clip_by_global_norm({"a": zero, "b": zero[:0]}, 1.0, norm_type)
+        assert norm == 0
+        assert not clipped["a"].any()
+        for bad, check in ((np.inf, np.isinf), (-np.inf, np.isinf), (np.nan, np.isnan)):
+            grads = {"a": large, "b": np.array([bad, 1], dtype), "c": zero}
+            clipped, norm = clip_by_global_norm(grads, 1.0, norm_type)
+            assert check(norm)
+            assert all(np.isnan(g).all() for g in clipped.values())

@@ -142,3 +142,24 @@ def test_what_the_pullback_refuses():
 def test_what_the_layer_refuses(options, error, message):
     with pytest.raises(error, match=message):
         gpurnn.LayerNorm(**{"features": 4, **options})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_rows_of_any_size(dtype, eps):
+    """Squares of 1e30 overflow in float32, those of 1e-30 underflow."""
+    rng = np.random.default_rng(0)
+    reach = 35 if dtype == "float32" else 300
+    sizes = 10.0 ** np.linspace(-reach, reach, 21)
+    x = (rng.normal(size=(21, 7)) * sizes[:, None]).astype(dtype)
+    wide = x.astype(np.longdouble)
+    centred = wide - wide.mean(axis=1, keepdims=True)
+    root = np.sqrt((centred**2).mean(axis=1, keepdims=True) + np.longdouble(eps))
+    y, pull = gpurnn.layer_norm.vjp(x, eps=eps)
+    bound = 64 * np.finfo(dtype).eps
+    assert (np.abs(y - centred / root) <= bound * np.abs(centred / root).max(axis=1, keepdims=True)).all()
+    dy = rng.normal(size=x.shape).astype(dtype)
+    along = (dy * centred / root).mean(axis=1, keepdims=True)
+    expected = (dy - dy.mean(axis=1, keepdims=True) - centred / root * along) / root
+    slack = bound * np.abs(expected).max(axis=1, keepdims=True) + np.finfo(dtype).tiny
+    assert (np.abs(pull(dy)[0] - expected) <= slack).all()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tolerance import assert_same, epsilon
 
+from gpurnn import schedules
 from gpurnn.optimizers import SGD
 from gpurnn.schedules import (
     Constant,
@@ -460,3 +461,38 @@ def test_steps_that_are_none_are_refused(schedule):
 def test_refusals(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+FAR = [
+    (schedules.Constant(0.1), 0.1, 0.1),
+    (schedules.TimeBased(0.1, 0.5), 0.1 / (1 + 0.5e9), 0.1 / (1 + 0.5e18)),
+    (schedules.TimeBased(1e300, 1e300), 0, 0),
+    (schedules.Exponential(1.0, 1.5), math.inf, math.inf),
+    (schedules.Exponential(1e-300, 1.0000001), 1e-300 * math.exp(1e9 * math.log(1.0000001)), math.inf),
+    (schedules.Exponential(1e300, 1 - 1e-6), 1e300 * math.exp(-500) * math.exp(1e9 * math.log(1 - 1e-6) + 500), 0),
+    (schedules.Exponential(0.0, 2.0), 0, 0),
+    (schedules.Exponential(1.0, 0.0), 0, 0),
+    (schedules.Linear(1.0, 1e300), 0, 0),
+    (schedules.InverseSigmoid(1.0), 0, 0),
+    (schedules.InverseSigmoid(1e300), 1, 1),
+    (schedules.Step(1.0, 1, 2.0), math.inf, math.inf),
+    (schedules.Step(1.0, 10**17, 2.0), 1, 1024),
+    (schedules.MultiStep(1.0, [3, 5], 1e300), math.inf, math.inf),
+    (schedules.Polynomial(1.0, 10**18, 2.0), (1 - 1e-9) ** 2, 0),
+    (schedules.Polynomial(1.0, 10**19, 1e300), 0, 0),
+    (schedules.CosineWithWarmup(1.0, 10, 3), 0, 0),
+    (schedules.CosineWithWarmup(1.0, 10**18, 10**9), 1, 0),
+    (schedules.CosineWithWarmRestarts(1.0, 1), 1, 1),
+    (schedules.CosineWithWarmRestarts(1.0, 10**9, 10**200), 1, 1),
+    (schedules.Cyclic(0.1, 1.0, 3, "triangular2"), 0.1, 0.1),
+    (schedules.Cyclic(0.1, 1.0, 3, "exp_range", 0.5), 0.1, 0.1),
+    (schedules.OneCycle(1.0, 10), 1 / 25e4, 1 / 25e4),
+    (schedules.ReduceOnPlateau(1.0), 1, 1),
+]
+
+
+@pytest.mark.parametrize(("schedule", "billion", "trillion_million"), FAR, ids=lambda value: str(value)[:60])
+def test_far_out(schedule, billion, trillion_million):
+    assert math.isfinite(schedule(0))
+    assert schedule(10**9) == pytest.approx(billion, rel=1e-10)
+    assert schedule(10**18) == pytest.approx(trillion_million, rel=1e-10)

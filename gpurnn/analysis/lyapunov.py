@@ -256,6 +256,11 @@ def lyapunov_spectrum(
     random = generator(where, rng)
     interval = _checks.integer_at_least(where, "interval", interval, 1)
     orbit: _MapOrbit | _LayerOrbit
+    if not isinstance(system, (Map, Recurrent)):
+        raise TypeError(
+            f"{where}: system is a {type(system).__qualname__}, expected a gpurnn.RNN, LSTM or GRU, or a "
+            "gpurnn.analysis.Map of a function and its Jacobian"
+        )
     if isinstance(system, Map):
         orbit = _MapOrbit(where, system, x, state)
     else:

@@ -215,8 +215,8 @@ class PositionalEncoding(Layer):
 
 def _gelu_vjp(xp: Any, a: Array) -> tuple[Array, Any]:
     """The Gaussian error linear unit in its tanh form, 0.5 a (1 + tanh(sqrt(2/pi) (a + 0.044715 a^3)))."""
-    # (1 + tanh(t)) / 2 is sigma(2 t), which keeps its digits where the sum cancels. It is 0 or 1 beyond these bounds, and
-    # larger squares might overflow.
+    # (1 + tanh(t)) / 2 is sigma(2 t), which keeps its digits where the sum cancels. It is 0 or 1 beyond these bounds,
+    # where the squares might overflow.
     near = xp.clip(a, -30.0, 30.0)
     squares = near * near
     twice = 2 * math.sqrt(2 / math.pi) * near * (1 + 0.044715 * squares)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _checks
+from .. import _checks, _dispatch
 from .._op import Pullback
 from .._random import generator
 from ..functional import cotangent_pair
@@ -18,11 +18,18 @@ from .recurrent import Recurrent
 from .state_space import _StateSpace
 
 
+def _zero_where(condition: Array, x: Array) -> Array:
+    """x, zero where a condition on its first axes holds."""
+    xp = _dispatch.namespace("Sequential", x=x)
+    return xp.where(xp.reshape(condition, (*condition.shape, *[1] * (x.ndim - condition.ndim))), xp.zeros_like(x), x)
+
+
 class Sequential(Composite):
     """Layers one after another: the output of each is the input of the next.
 
     It takes and returns states whether it holds recurrent layers or not: a tuple with the state of each recurrent
-    layer, in order. ``lengths`` and ``resets`` go to every recurrent layer.
+    layer, in order. ``lengths`` and ``resets`` go to every recurrent layer. What the input holds past a length is not
+    read, by layers before the first recurrent one either.
 
     Parameters
     ----------
@@ -85,6 +92,7 @@ class Sequential(Composite):
     ) -> tuple[Array, tuple[Any, ...]]:
         """The last layer's output and the tuple of the recurrent layers' final states."""
         states, finals = self._states(state), []
+        x, _ = self._read(x, lengths)
         for layer in self.layers:
             if layer.stateful:
                 x, final = layer(x, next(states), lengths, resets)
@@ -118,6 +126,7 @@ class Sequential(Composite):
         options = self._options({name: value for name, value in given.items() if value is not None})
         random = None if rng is None else generator("Sequential", rng)
         states, finals, pulls = self._states(state), [], []
+        x, past = self._read(x, lengths)
         for layer, own_options in zip(self.layers, options, strict=True):
             if layer.stateful:
                 (x, final), pull = layer.vjp(x, next(states), lengths, resets, random, **own_options)
@@ -138,6 +147,8 @@ class Sequential(Composite):
                 else:
                     dx, own = pull(dx)
                 grads |= {f"{index}.{name}": gradient for name, gradient in own.items()}
+            if past is not None and dx is not None:
+                dx = _zero_where(past, dx)
             return (dx, tuple(dstate0)), self._summed(grads)
 
         return (x, tuple(finals)), pullback
@@ -180,6 +191,21 @@ class Sequential(Composite):
                 source = index
             width = made
         return first, width
+
+    def _read(self, x: Array, lengths: Array | None) -> tuple[Array, Array | None]:
+        """x, zero past the lengths if a layer reads it that knows nothing of them, and where that is."""
+        recurrent = [layer for layer in self.layers if layer.stateful]
+        if lengths is None or not recurrent or self.layers[0].stateful:
+            return x, None
+        xp = _dispatch.namespace("Sequential", x=x, lengths=lengths)
+        batch_first = getattr(recurrent[0], "batch_first", False)
+        rows = x.shape[:2][0 if batch_first else 1 :][:1]
+        if x.ndim < 2 or tuple(lengths.shape) != tuple(rows) or "int" not in _checks.dtype_name(lengths):
+            return x, None  # the layers reject it
+        time = xp.arange(x.shape[1 if batch_first else 0], dtype=xp.int64, device=_dispatch.device(x))
+        past = time[:, None] >= xp.astype(lengths, xp.int64)
+        past = xp.permute_dims(past, (1, 0)) if batch_first else past
+        return _zero_where(past, x), past
 
     def _states(self, state: Any, name: str = "state") -> Any:
         """An iterator over the recurrent layers' states, None for each if ``state`` is None."""

@@ -85,8 +85,8 @@ def _matrix_scan(xp: Any, A: Array, b: Array, h0: Array, stops: Array | None, *,
             anywhere = None if stopped is None else xp.any(stopped, axis=1)
             carried = [h0]
             for k in range(chunks - 1):
-                product = xp.matmul(carried[-1], power)
-                carried.append(leaving[k, ...] + _zero_where(xp, None if anywhere is None else anywhere[k, ...], product))
+                cuts = None if anywhere is None else anywhere[k, ...]
+                carried.append(leaving[k, ...] + _zero_where(xp, cuts, xp.matmul(carried[-1], power)))
             entering = xp.stack(carried)
             exact = _is_exact(xp, power, entering)
         if not _dispatch.to_numpy(exact):

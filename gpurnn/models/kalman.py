@@ -1005,7 +1005,7 @@ def _null_space(xp: Any, held: Array) -> tuple[Array, Array]:
 
 
 def _determined(xp: Any, information: Array, mean: Array) -> Array:
-    """(...), whether the information (..., 1 + d, 1 + d) determines all of delta that a mean (..., n, 1 + d) depends on."""
+    """(...), whether the information (..., 1 + d, 1 + d) determines what a mean (..., n, 1 + d) depends on of delta."""
     d = information.shape[-1] - 1
     if d == 0:
         return xp.isfinite(information[..., 0, 0])
