@@ -159,7 +159,7 @@ def sequential() -> Entry:
         "lengths": (0,),
         "resets": (T, 0),
     }
-    return Entry("(dense|GRU)", arrays, call, wrong, frozenset(arrays) - {"x"}, empty={"batch": empty})
+    return Entry("(Sequential|dense|GRU)", arrays, call, wrong, frozenset(arrays) - {"x"}, empty={"batch": empty})
 
 
 def state_space() -> Entry:

@@ -197,6 +197,7 @@ class Sequential(Composite):
         recurrent = [layer for layer in self.layers if layer.stateful]
         if lengths is None or not recurrent or self.layers[0].stateful:
             return x, None
+        _checks.given("Sequential", x=x)
         xp = _dispatch.namespace("Sequential", x=x, lengths=lengths)
         batch_first = getattr(recurrent[0], "batch_first", False)
         rows = x.shape[:2][0 if batch_first else 1 :][:1]
