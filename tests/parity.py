@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpurnn import kernels, reference
+from gpurnn.layers.base import StateDict
 
 
 class Wing:
@@ -116,3 +117,8 @@ INTEGERS = [np.dtype(f"{order}{kind}{size}") for kind in "iu" for size in (1, 2,
 def canonical(a: np.ndarray) -> np.ndarray:
     """The same values in C order, in the machine's byte order."""
     return np.array(a, a.dtype.newbyteorder("="), order="C")
+
+
+def assign(layer: Any, values: dict[str, np.ndarray]) -> None:
+    """Copy values into a layer's parameters, known to be of its form of the GRU."""
+    layer.load_state_dict(StateDict(values, layer._forms()))

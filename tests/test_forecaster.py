@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import strict_wing
+from parity import assign
 from strict_wing import plain, strict
 from tolerance import assert_close, assert_same, check_gradients, recurrence_terms
 
@@ -387,7 +388,7 @@ def test_gradients_against_central_differences(each_wing, options):
 
     def outputs(values):
         moved = Forecaster(3, 3, 2, dtype="float64", **options)
-        moved.load_state_dict({**model.state_dict(), **values})
+        assign(moved, {**model.state_dict(), **values})
         return [moved.loss_and_gradients(x, target)[0]]
 
     check_gradients(outputs, dict(model.params), [np.ones(())], grads, seed=1)

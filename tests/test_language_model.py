@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from golden import arrays, family
+from parity import assign
 from strict_wing import plain, strict
 from tolerance import assert_golden, assert_same, bound, check_gradients, epsilon, recurrence_terms
 
@@ -86,7 +87,7 @@ def test_gradients_against_central_differences(options):
 
     def run(inputs, vjp=False):
         moved = small(**options)
-        moved.load_state_dict({name: inputs[name] for name in moved.params})
+        assign(moved, {name: inputs[name] for name in moved.params})
         h = tuple(inputs[name] for name in start)
         return (moved.vjp if vjp else moved)(x, h if pair else h[0], lengths, resets)
 
@@ -113,7 +114,7 @@ def test_gradient_of_the_loss_is_that_of_central_differences_under_dropout_too(o
 
     def outputs(inputs):
         moved = small(**options)
-        moved.load_state_dict(inputs)
+        assign(moved, inputs)
         return [moved.loss_and_gradients(x[:-1], x[1:], None, lengths, rng=5)[0]]
 
     check_gradients(outputs, dict(model.params), [np.ones(())], grads, seed=1)

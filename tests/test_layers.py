@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
+import pickle
 
 import numpy as np
 import pytest
+from parity import assign
 from problems import pattern_of_lengths, pattern_of_resets
 from safetensors.numpy import load_file, save_file
 from tolerance import assert_all_close, assert_close, assert_same, check_gradients, recurrence_terms
@@ -118,7 +121,7 @@ def test_parameters_survive_a_safetensors_file(model, dtype, tmp_path):
     before = {name: p.copy() for name, p in first.params.items()}
     assert any((second.params[name] != p).any() for name, p in before.items())
     save_file(first.state_dict(), tmp_path / "weights.safetensors")
-    second.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    assign(second, load_file(tmp_path / "weights.safetensors"))
     assert_same(dict(second.params), before)
     first.save(tmp_path / "again.safetensors")
     assert_same(load_file(tmp_path / "again.safetensors"), before)
@@ -137,7 +140,7 @@ def test_a_state_dict_is_a_copy_and_is_copied(model):
     for value in state.values():
         value[...] = 7
     assert_same(dict(layer.params), before)
-    layer.load_state_dict(state)
+    assign(layer, state)
     for value in state.values():
         value[...] = 8
     assert all((p == 7).all() for p in layer.params.values())
@@ -207,7 +210,7 @@ def test_a_stack_is_its_layers_one_after_another(kind):
     y, finals = x, []
     for number in range(3):
         one = RECURRENT[kind](y.shape[2], H, bidirectional=True, dtype="float64")
-        one.load_state_dict({name: stack.params[name.replace("_l0", f"_l{number}")] for name in one.params})
+        assign(one, {name: stack.params[name.replace("_l0", f"_l{number}")] for name in one.params})
         part = tuple(s[number * D : (number + 1) * D] for s in states_of(state))
         y, final = one(y, part if kind == "LSTM" else part[0], lengths, resets)
         finals.append(states_of(final))
@@ -498,3 +501,61 @@ def test_gradients_are_not_shared_between_calls_of_a_pullback(kind):
     for g in second.values():
         g[...] = 0
     assert_same(first, kept)
+
+
+FORMS = list(itertools.product((False, True), ("candidate", "state")))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("other", FORMS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_form_of_a_gru_goes_with_its_weights(tmp_path, form, other, nested):
+    def make(form):
+        gru = gpurnn.GRU(3, 4, reset_after=form[0], update=form[1])
+        return gpurnn.Sequential(gpurnn.Dense(2, 3), gru) if nested else gru
+
+    layer, target = make(form), make(other)
+    layer.save(tmp_path / "file")
+    state = layer.state_dict()
+    if form == other:
+        target.load(tmp_path / "file")
+        target.load_state_dict(pickle.loads(pickle.dumps(copy.deepcopy(state))))
+        return
+    kept = copy.deepcopy(target.params)
+    said = r"1 is a GRU with" if nested else r": a GRU with"
+    message = f"{said} reset_after={form[0]}, update='{form[1]}', expected reset_after={other[0]}, update='{other[1]}'"
+    with pytest.raises(ValueError, match=message):
+        target.load(tmp_path / "file")
+    with pytest.raises(ValueError, match=message):
+        target.load_state_dict(state)
+    for name, p in target.params.items():
+        np.testing.assert_array_equal(p, kept[name])
+
+
+def test_weights_that_do_not_say_their_form_warn_unless_the_layer_is_pytorchs(tmp_path):
+    textbook, pytorchs = gpurnn.GRU(3, 4), gpurnn.GRU(3, 4, reset_after=True, update="state")
+    plain = dict(textbook.state_dict())
+    pytorchs.load_state_dict(plain)
+    message = (
+        "GRU.load_state_dict: this is a GRU with reset_after=False, update='candidate', and the weights do not say "
+        "which form they are of. PyTorch's are of reset_after=True, update='state'"
+    )
+    with pytest.warns(UserWarning, match=message) as seen:
+        textbook.load_state_dict(plain)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    save_file(plain, tmp_path / "foreign")
+    with pytest.warns(UserWarning, match=message):
+        textbook.load(tmp_path / "foreign")
+    model = gpurnn.SequenceClassifier(3, 4, 2)
+    with pytest.warns(UserWarning, match="SequenceClassifier.load_state_dict: recurrent is a GRU with reset"):
+        model.load_state_dict(dict(model.state_dict()))
+    gpurnn.LSTM(3, 4).load_state_dict(dict(gpurnn.LSTM(3, 4).state_dict()))
+
+
+def test_a_models_file_says_the_form_of_its_gru(tmp_path):
+    model = gpurnn.SequenceClassifier(3, 4, 2)
+    model.save(tmp_path / "model")
+    gpurnn.SequenceClassifier(3, 4, 2).load(tmp_path / "model")
+    with pytest.raises(ValueError, match="recurrent is a GRU with reset_after=False, update='candidate', expected"):
+        gpurnn.SequenceClassifier(3, 4, 2, reset_after=True, update="state").load(tmp_path / "model")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import strict_wing
 from golden import arrays, family
+from parity import assign
 from problems import pairwise
 from strict_wing import plain, strict
 from tolerance import assert_all_close, assert_close, assert_golden, assert_same, check_gradients, recurrence_terms
@@ -71,7 +72,8 @@ def test_golden_classifier(record, dtype):
     a, terms = of(record, dtype, head=record["H"] + record["V"])
     classes, hidden = a["Wo"].shape
     model = SequenceClassifier(record["I"], hidden, classes, dtype=dtype, **TORCH_GRU)
-    model.load_state_dict(
+    assign(
+        model,
         {
             "recurrent.weight_ih_l0": a["Wx"],
             "recurrent.weight_hh_l0": a["Wh"],
@@ -79,7 +81,7 @@ def test_golden_classifier(record, dtype):
             "recurrent.bias_hh_l0": a["bh"],
             "output.weight": a["Wo"],
             "output.bias": a["bo"],
-        }
+        },
     )
     logits, _ = model(a["x"], None, a["lengths"])
     assert_golden(logits, a["logits"], terms, "logits")
@@ -115,14 +117,15 @@ def test_golden_regressor_of_steps(record, dtype):
     model = SequenceRegressor(
         record["I"], record["H"], record["H"], cell="rnn", leak=record["scalars"]["alpha"], pooling=None, dtype=dtype
     )
-    model.load_state_dict(
+    assign(
+        model,
         {
             "recurrent.weight_ih_l0": a["Wxh"],
             "recurrent.weight_hh_l0": a["Whh"],
             "recurrent.bias_ih_l0": a["b"],
             "recurrent.bias_hh_l0": np.zeros_like(a["b"]),
             **identity_head(model),
-        }
+        },
     )
     (y, _), pullback = model.vjp(a["x"], a["h0"][None])
     (dx, dh0), grads = pullback((a["ct_y"], None))
@@ -147,7 +150,7 @@ def test_golden_sum_of_both_directions(record, dtype):
     zero = np.zeros(record["H"], dtype)
     state = {f"recurrent.{ours}": a[theirs] for ours, theirs in names.items()}
     state |= {"recurrent.bias_hh_l0": zero, "recurrent.bias_hh_l0_reverse": zero, **identity_head(model, 2)}
-    model.load_state_dict(state)
+    assign(model, state)
     (y, _), pullback = model.vjp(a["x"], np.stack([a["h0"], a["h0_b"]]))
     (dx, dstate), grads = pullback((a["ct_y"], None))
     found = {"y": y, "g_x": dx, "g_h0": dstate[0], "g_h0_b": dstate[1]}
@@ -192,7 +195,7 @@ def gradients_hold(choice):
 
     def run(values):
         moved = build(choice["kind"], choice["pooling"], **options_of(choice))
-        moved.load_state_dict({name: values[name] for name in moved.params})
+        assign(moved, {name: values[name] for name in moved.params})
         h = tuple(values[name] for name in start)
         return moved.vjp(values.get("x", inputs), h if pair else h[0], lengths, rng)
 
@@ -237,7 +240,7 @@ def test_gradients_of_the_loss(choice):
 
     def outputs(values):
         moved = build(choice["kind"], choice["pooling"], **options)
-        moved.load_state_dict(values)
+        assign(moved, values)
         return [moved.loss_and_gradients(inputs, targets, None, lengths, rng=rng)[0]]
 
     check_gradients(outputs, dict(model.params), [np.ones(())], grads, seed=1)
@@ -306,7 +309,7 @@ def test_the_loss_is_the_one_of_its_name(loss, pooling):
 
     def outputs(values):
         moved = SequenceRegressor(I, H, O, pooling=pooling, loss=loss, dtype="float64")
-        moved.load_state_dict(values)
+        assign(moved, values)
         return [moved.loss(inputs, targets, None, LENGTHS)[0]]
 
     check_gradients(outputs, dict(model.params), [np.ones(())], found[2], seed=1)

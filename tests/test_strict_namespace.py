@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from parity import assign
 from problems import pairwise, pattern_of_lengths, pattern_of_resets
 from strict_wing import DEVICE, Array, plain, strict
 from tolerance import assert_same
@@ -167,7 +168,7 @@ def check_layer(layer, arguments, cotangents, rng=None) -> None:
         assert_same(plain(gradients), pullback(given))
     assert repr(other) == repr(layer)
     assert_same(other.state_dict(), layer.state_dict())
-    other.load_state_dict({name: p + 1 for name, p in layer.state_dict().items()})
+    assign(other, {name: p + 1 for name, p in layer.state_dict().items()})
     assert_strict(dict(other.params))
     assert_same(plain(dict(other.params)), {name: p + 1 for name, p in layer.params.items()})
 

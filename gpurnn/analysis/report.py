@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..cells import Vanilla
-from ..layers.base import Array
+from ..layers.base import Array, StateDict
 from ..layers.recurrent import Recurrent
 from ..models import LanguageModel
 from . import plots
@@ -114,7 +114,8 @@ def _skips(stack: Recurrent, layer: Recurrent) -> bool:
 
 def _in_float64(model: LanguageModel) -> LanguageModel:
     double = LanguageModel.from_config({**model.config(), "dtype": "float64"})
-    double.load_state_dict({name: p.astype(np.float64) for name, p in model.state_dict().items()})
+    values = {name: p.astype(np.float64) for name, p in model.state_dict().items()}
+    double.load_state_dict(StateDict(values, double._forms()))
     return double
 
 

@@ -7,6 +7,7 @@ import contextvars
 import copy
 import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Array = Any
+
+PYTORCH_GRU = "reset_after=True, update='state'"
+"""The form of the GRU whose weights people have from PyTorch and cuDNN."""
 
 TOKENS = 0
 """What `Layer._widths` says of an input of tokens, which has no axis of features."""
@@ -89,21 +93,31 @@ class Layer(ABC):
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of the parameters as NumPy arrays, by name; C-contiguous, whatever the parameters are."""
-        return {name: copied(p) for name, p in self.params.items()}
+        return StateDict({name: copied(p) for name, p in self.params.items()}, self._forms())
+
+    def _forms(self) -> dict[str, str]:
+        """The form of each GRU, by the beginning of its parameters' names: their shapes do not tell it."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Copy values into the parameters: all of them, or none if one does not fit.
+
+        The same weights give other outputs in a GRU of another form, and neither their names nor their shapes tell the
+        form. What `state_dict` and files of gpurnn hold says it, and another form is rejected. Of other weights
+        PyTorch's are the likeliest: a GRU of any other form than ``reset_after=True, update="state"`` warns.
 
         Raises
         ------
         KeyError
             A parameter is missing, or a name is not a parameter of this layer.
         ValueError, TypeError
-            A value is no array, or its shape or dtype is not the parameter's; a parameter is read-only.
+            A value is no array, or its shape or dtype is not the parameter's; a parameter is read-only; the weights are
+            those of another form of the GRU.
         """
         where = f"{type(self).__name__}.load_state_dict"
         if not isinstance(state, Mapping):
             raise TypeError(f"{where}: state is {_checks.described(state)}, expected a dict of arrays by name")
+        forms = getattr(state, "forms", None)
         state = self._by_parameter(where, state)
         missing, unknown = self.params.keys() - state.keys(), state.keys() - self.params.keys()
         if missing or unknown:
@@ -120,8 +134,25 @@ class Layer(ABC):
             _checks.writable(where, f"the parameter {name}", p)
             # Copied before anything is written, because values may be parameters of this layer.
             values.append(_dispatch.from_numpy(_dispatch.namespace(where, **{name: p}), _dispatch.to_numpy(value)))
+        self._check_forms(where, forms)
         for p, value in zip(self.params.values(), values, strict=True):
             p[...] = value
+
+    def _check_forms(self, where: str, forms: Mapping[str, str] | None) -> None:
+        """Refuse weights of another form of the GRU; warn of those that do not say theirs."""
+        for prefix, form in self._forms().items():
+            of = f"{prefix.removesuffix('.')} is " if prefix else ""
+            if forms and prefix in forms:
+                if forms[prefix] != form:
+                    raise ValueError(f"{where}: {of}a GRU with {forms[prefix]}, expected {form} as this layer has")
+            elif form != PYTORCH_GRU:
+                warnings.warn(
+                    f"{where}: {of or 'this is '}a GRU with {form}, and the weights do not say which form they are of. "
+                    f"PyTorch's are of {PYTORCH_GRU}: for those make the layer with these options.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+                return
 
     def _by_parameter(self, where: str, state: Mapping[str, Any]) -> dict[str, Any]:
         """``state`` without the further places of shared parameters, where it holds the same values as in the first."""
@@ -152,7 +183,9 @@ class Layer(ABC):
         OSError
             The file cannot be written.
         """
-        _files.write_tensors(path, f"{type(self).__name__}.save", "layer", None, self.state_dict())
+        forms = self._forms()
+        content = {"forms": forms} if forms else None
+        _files.write_tensors(path, f"{type(self).__name__}.save", "layer", content, self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read the parameters from a safetensors file of gpurnn, known by its checksum to be undamaged, or of others.
@@ -165,9 +198,10 @@ class Layer(ABC):
         OSError
             The file does not exist or cannot be read.
         """
-        _, tensors = _files.read_tensors(path)
+        content, tensors = _files.read_tensors(path)
+        forms = content.get("forms") if isinstance(content, dict) else None
         try:
-            self.load_state_dict(tensors)
+            self.load_state_dict(StateDict(tensors, forms if isinstance(forms, dict) else None))
         except (KeyError, ValueError, TypeError) as error:
             raise _files.FileFormatError(f"{os.fspath(path)}: {_files.reason(error)}") from error
 
@@ -189,6 +223,17 @@ class Layer(ABC):
     @abstractmethod
     def _describe(self) -> str:
         """The arguments of the constructor, as the repr shows them."""
+
+
+class StateDict(dict[str, "np.ndarray[Any, Any]"]):
+    """What `Layer.state_dict` returns: arrays by name, and which form each GRU among the layers has."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray[Any, Any]], forms: Mapping[str, str] | None) -> None:
+        super().__init__(arrays)
+        self.forms = forms
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self), self.forms)
 
 
 def copied(array: Array) -> np.ndarray[Any, Any]:
@@ -250,6 +295,11 @@ class Composite(Layer):
     def params(self) -> dict[str, Array]:  # type: ignore[override]
         """The parameters of the layers, each name behind that of its layer and a dot."""
         return _sharing.merged({name: held[own] for name, (held, own) in self._places().items()})
+
+    def _forms(self) -> dict[str, str]:
+        return {
+            f"{prefix}{name}": form for prefix, layer in self._layers().items() for name, form in layer._forms().items()
+        }
 
     def _places(self) -> dict[str, tuple[dict[str, Array], str]]:
         return {

@@ -743,6 +743,9 @@ class GRU(Recurrent, cell=cells.GRU):
 
     Notes
     -----
+    For weights from PyTorch the layer needs ``reset_after=True, update="state"``: their names and shapes are those of
+    the other forms too, and their outputs are not.
+
     Dropouts act only in ``vjp(..., rng=...)``. What stays is scaled by 1/(1 - rate), so that a call needs no scaling.
 
     References
@@ -797,3 +800,7 @@ class GRU(Recurrent, cell=cells.GRU):
             dtype=dtype,
             rng=rng,
         )
+
+    def _forms(self) -> dict[str, str]:
+        assert isinstance(self.cell, cells.GRU)
+        return {"": f"reset_after={self.cell.reset_after}, update={self.cell.update!r}"}

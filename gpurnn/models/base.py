@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import _arrays, _checks, _dispatch
 from ..cells import CELLS
-from ..layers.base import Array, Composite, Layer, uninitialised
+from ..layers.base import Array, Composite, Layer, StateDict, uninitialised
 from ..layers.recurrent import LAYERS
 from . import files
 
@@ -119,7 +119,7 @@ class Model(Composite):
         with uninitialised({**parameters, **{name: parameters[first] for name, first in shared.items()}}):
             model = cls.from_config(own)
         model._share(shared)
-        model.load_state_dict(parameters)
+        model.load_state_dict(StateDict(parameters, model._forms()))
         return model
 
     @abstractmethod

@@ -18,8 +18,9 @@ KINDS: dict[str, Any] = {}
 
 def write(path: str | os.PathLike[str], model: Layer, config: dict[str, Any]) -> None:
     """Write a model of one of `KINDS`: its parameters, and the configuration that it is made from."""
-    kind = type(model).__name__
-    _files.write_tensors(path, f"{kind}.save", "model", {"model": kind, "config": config}, model.state_dict())
+    kind, forms = type(model).__name__, model._forms()
+    content = {"model": kind, "config": config, **({"forms": forms} if forms else {})}
+    _files.write_tensors(path, f"{kind}.save", "model", content, model.state_dict())
 
 
 def read(path: str | os.PathLike[str], kind: type) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _arrays, _checks, _dispatch
 from .._random import generator
-from ..layers.base import Array, copied
+from ..layers.base import Array, StateDict, copied
 from .base import not_finite
 from .sequence import LOSSES, POOLINGS, SequenceModel
 
@@ -195,7 +195,8 @@ class Forecaster(SequenceModel):
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of the parameters, and of ``mean``, ``std`` and ``residuals``, as NumPy arrays, by name."""
-        return {**super().state_dict(), **{name: copied(getattr(self, name)) for name in _OF_SERIES}}
+        of_series = {name: copied(getattr(self, name)) for name in _OF_SERIES}
+        return StateDict({**super().state_dict(), **of_series}, self._forms())
 
     def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Copy values into the parameters, and into ``mean``, ``std`` and ``residuals``.
@@ -217,7 +218,8 @@ class Forecaster(SequenceModel):
             lead = state[name].shape[:1] if name == "residuals" else state["mean"].shape[:-1][:1]
             _checks.shape(where, name, state[name], (*lead, self.features), "(..., features)")
             _checks.floating(where, name, state[name])
-        super().load_state_dict({name: value for name, value in state.items() if name not in _OF_SERIES})
+        parameters = {name: value for name, value in state.items() if name not in _OF_SERIES}
+        super().load_state_dict(StateDict(parameters, getattr(state, "forms", None)))
         self.mean, self.std, self.residuals = (copied(state[name]) for name in _OF_SERIES)
 
     def fit(
