@@ -14,6 +14,7 @@ from gpurnn.analysis import GradientNorms
 from gpurnn.models import CharVocabulary, LanguageModel
 from gpurnn.optimizers import SGD, Adam
 from gpurnn.training import PaddedBatches, Reinforce, TokenStream, Trainer
+from gpurnn.training import trainer as trainers
 
 STEPS = 11
 
@@ -112,6 +113,19 @@ def test_training_goes_on_after_an_exception_as_if_nothing_had_happened(tmp_path
     assert resumed.resume() == STEPS
     resumed.train()
     assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_training_goes_on_after_an_exception_that_comes_when_the_checkpoint_is_written(tmp_path, monkeypatch, at):
+    whole, part = whole_run(tmp_path / "whole"), whole_run(tmp_path / "part")
+    whole.train()
+    broken = raiser(trainers.save_checkpoint, at, OSError(28, "full"), after=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainers, "save_checkpoint", broken)
+        with pytest.raises(OSError, match="full"):
+            part.train()
+    part.train()
+    assert_same_run(part, whole)
 
 
 @pytest.mark.parametrize("place", ["model, after", "on_gradients", "validation"])

@@ -22,7 +22,8 @@ KEPT = 2
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
 
-def _name(step: int) -> str:
+def file_name(step: int) -> str:
+    """The name of the checkpoint of a step."""
     return f"step-{step:09d}.safetensors"
 
 
@@ -136,7 +137,7 @@ def save_checkpoint(directory: str | os.PathLike[str], step: int, state: dict[st
     if not directory.is_dir():
         directory.mkdir(parents=True)
         _files.flush_directory(directory.parent)
-    path = directory / _name(step)
+    path = directory / file_name(step)
     run = state.get("run")
     if os.path.lexists(path) and not is_of_run(path, run):
         _set_aside(path)
@@ -178,7 +179,7 @@ def latest_checkpoint(directory: str | os.PathLike[str]) -> tuple[Path, dict[str
         try:
             state = read_checkpoint(path)
             step = state.get("step")
-            if isinstance(step, bool) or not isinstance(step, int) or path.name != _name(step):
+            if isinstance(step, bool) or not isinstance(step, int) or path.name != file_name(step):
                 raise CheckpointError(f"{path}: its step is {step!r}, expected that of its name")
         except (CheckpointError, OSError) as error:
             refused.append(str(error))

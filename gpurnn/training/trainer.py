@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .. import _checks, _dispatch, _metrics, _random, gradients, losses
 from ..optimizers import Optimizer
-from .checkpoint import CheckpointError, checkpoints, latest_checkpoint, save_checkpoint
+from .checkpoint import CheckpointError, checkpoints, file_name, latest_checkpoint, save_checkpoint
 from .data import Batch, Data, num_batches
 from .directory import CHECKPOINTS, METRICS_FILE, RUN, RunDirectory, metrics_bytes
 
@@ -356,7 +356,7 @@ class Trainer:
         if self._folder is None:
             self._train()
             return
-        new = self._checkpoint is None
+        new = not self._run
         with self._folder.locked(new=new):
             if new:
                 self._run = self._folder.begin()
@@ -830,8 +830,8 @@ class Trainer:
             "schedule": None if self._observer is None else self._observer.state_dict(),
             "config": {**self._config(), **self._scheduled(self.step)},
         }
+        self._known.add(file_name(self.step))  # an exception may come when the file is there already
         self._checkpoint = save_checkpoint(self._folder.path / CHECKPOINTS, self.step, state)
-        self._known.add(self._checkpoint.name)
         self.saved_step = self.step
 
     def _announce(self) -> None:
