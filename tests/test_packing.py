@@ -1,10 +1,10 @@
-"""The order and scale in which a cell's steps keep the rows of its gates, in each way of making them."""
+"""The order and sign in which a cell's steps keep the rows of its gates, in each way of making them."""
 
 import numpy as np
 import pytest
 from gpurnn.reference.cells.packing import Rows, collides
 
-ROWS = Rows(5, order=(2, 0), scale=(-0.5, 1.0))
+ROWS = Rows(5, gates=((2, "sigma"), (0, "tanh")))
 """Of three gates of 5 units."""
 
 
@@ -16,14 +16,14 @@ def drawn(n, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", [1, 7, 128])
 @pytest.mark.parametrize("few", [False, True])
-def test_factors_are_the_rows_of_the_gates_in_order_and_scaled(n, dtype, few):
+def test_factors_are_the_rows_of_the_gates_in_order_and_with_their_sign(n, dtype, few):
     w, bias = drawn(n, dtype)
     assert collides(n, w.itemsize) == (n == 128)
-    expected = np.stack([w[10:].T * w.dtype.type(-0.5), w[:5].T])
+    expected = np.stack([-w[10:].T, w[:5].T])
     np.testing.assert_array_equal(ROWS.factors(w, few=few), expected, strict=True)
     found = ROWS.factors(w, bias, few=few)
     np.testing.assert_array_equal(found[:, :n], expected, strict=True)
-    np.testing.assert_array_equal(found[:, n], [bias[10:] * w.dtype.type(-0.5), bias[:5]])
+    np.testing.assert_array_equal(found[:, n], [-bias[10:], bias[:5]])
 
 
 @pytest.mark.parametrize("B", [1, 3])
@@ -33,4 +33,4 @@ def test_a_multiplier_writes_the_product_of_each_slot(B):
     multiply = ROWS.multiplier(w, out)
     for rows in h:
         multiply(rows)
-        np.testing.assert_allclose(out, [-0.5 * rows @ w[10:].T, rows @ w[:5].T], rtol=1e-13, atol=1e-14)
+        np.testing.assert_allclose(out, [-rows @ w[10:].T, rows @ w[:5].T], rtol=1e-13, atol=1e-14)

@@ -25,7 +25,7 @@ class GRU(Cell):
 
     name: ClassVar[str] = "gru"
     gate_functions: ClassVar[dict[str, str]] = {"r": "sigmoid", "z": "sigmoid", "n": "tanh"}
-    operations: ClassVar[tuple[int, int]] = (20, 19)
+    operations: ClassVar[tuple[int, int]] = (37, 16)
 
     @property
     def phases(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ class LSTM(Cell):
 
     name: ClassVar[str] = "lstm"
     gate_functions: ClassVar[dict[str, str]] = {"i": "sigmoid", "f": "sigmoid", "g": "tanh", "o": "sigmoid"}
-    operations: ClassVar[tuple[int, int]] = (26, 22)
+    operations: ClassVar[tuple[int, int]] = (53, 19)
     state_names: ClassVar[tuple[str, ...]] = ("h", "c")
     biases_of_one: ClassVar[tuple[str, ...]] = ("f",)
 

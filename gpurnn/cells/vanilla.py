@@ -19,7 +19,7 @@ class Vanilla(Cell):
 
     name: ClassVar[str] = "rnn"
     gate_functions: ClassVar[dict[str, str]] = {"h": "activation"}
-    operations: ClassVar[tuple[int, int]] = (5, 6)
+    operations: ClassVar[tuple[int, int]] = (7, 4)
     scalars: ClassVar[tuple[str, ...]] = ("leak",)
 
     @property
