@@ -1,4 +1,4 @@
-"""gpurnn's own times, for pytest-benchmark to keep and to compare with later ones: `pytest benchmarks`."""
+"""gpurnn's own times, for pytest-benchmark to keep and to compare with later ones: `pytest -n0 benchmarks`."""
 
 from __future__ import annotations
 

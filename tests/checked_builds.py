@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpurnn.kernels import host
 
-COMMAND = [sys.executable, "-m", "pytest", "-m", "kernels", *(sys.argv[1:] or ["tests"])]
+COMMAND = [sys.executable, "-m", "pytest", "-n0", "-m", "kernels", *(sys.argv[1:] or ["tests"])]
 
 
 PYTEST_ENDS = (0, 1)  # all passed, some failed

@@ -194,6 +194,7 @@ def random_network(g, N, seed, dtype="float64"):
     return vanilla(rng.normal(0, g / math.sqrt(N), (N, N)), dtype=dtype), rng
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("g", "N", "networks", "steps"), [(1.5, 4000, 1, 300), (2.0, 1000, 4, 400), (3.0, 1000, 4, 200)]
 )

@@ -164,6 +164,7 @@ def test_disagreement_names_the_array(wrong):
     assert compare.disagreement(right, {**right, "dx": wrong}, 1e-6).startswith("dx ")
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_window_and_not_with_the_stream():
     header, _, _, _, *rows = memory.report(windows=(80, 160, 240), lengths=(240, 480), hidden=32)
     assert "LSTM 32" in header
@@ -179,6 +180,7 @@ def test_the_text_is_a_megabyte_and_the_same_every_time():
     assert text == end_to_end.text()
 
 
+@pytest.mark.slow
 def test_gpurnn_train_leaves_what_pytorch_starts_from(tmp_path):
     text = end_to_end.text()
     (tmp_path / "train.txt").write_text(text[:4000], encoding="utf-8", newline="")

@@ -290,6 +290,7 @@ def bits_at_real_sizes() -> None:
             assert_bits((outputs, pullback(cotangents)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_sizes_at_which_a_blas_changes_its_ways(threads):
     """In a process of its own, which is when a BLAS reads how many threads it may use."""
@@ -318,6 +319,7 @@ def peak(T: int, checkpoint_every) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_chunks")
 def test_memory_grows_like_the_root_of_the_steps():
     peak(1, None)  # imports what is imported on first use
@@ -327,6 +329,7 @@ def test_memory_grows_like_the_root_of_the_steps():
     assert long < peak(2304, None) / 8
 
 
+@pytest.mark.slow
 def test_the_benchmark_finds_what_the_model_says():
     header, _, _, _, plain, root = checkpointing.report(lengths=(3000,), every=("sqrt", "4096"), hidden=16)
     assert "2 LSTM layers" in header

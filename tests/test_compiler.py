@@ -179,6 +179,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["library", "object"])
 def test_a_damaged_library_is_compiled_again_and_runs(cache, source, part):
     """In processes of their own: what is left of a truncated library may end a process that loads it."""
@@ -399,6 +400,7 @@ def test_the_host_executor_says_that_it_needs_linux(monkeypatch, system, source)
         library(source)
 
 
+@pytest.mark.slow
 def test_a_shared_home_keeps_the_libraries_of_each_machine(cache, source, monkeypatch):
     first = library(source, VALUE="5")
     monkeypatch.setattr(compiler.platform, "machine", lambda: "another")

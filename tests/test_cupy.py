@@ -30,18 +30,20 @@ def run(code: str, *arguments: str, cache: Path) -> None:
     # At Python's own end CuPy would free its memory through what is gone by then.
     whole = f"import os, pytest, sys; {code}; ended = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(ended)"
     ended = subprocess.run(
-        [sys.executable, "-c", whole, "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-c", whole, "-p", "no:cacheprovider", "-n0", *arguments],
         env={**os.environ, "CUPY_CACHE_DIR": str(cache), "PYTHONPATH": str(TESTS)}, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert re.search(r"^\d+ passed, |^\d+ passed in", ended.stdout, re.MULTILINE), ended.stdout
 
 
+@pytest.mark.slow
 @needs_nvrtc
 def test_launches_get_through_cupy(tmp_path):
     run("import cupy_on_host", str(TESTS / "cupy_launches.py"), cache=tmp_path)
 
 
+@pytest.mark.slow
 @needs_nvrtc
 def test_the_tests_for_a_gpu_pass_with_genuine_cupy_arrays(tmp_path):
     """All of ``-m gpu`` but for many a cell, option and size of the recurrences, which go one way through CuPy."""

@@ -87,6 +87,7 @@ def test_the_bound_of_a_vanilla_network(trained):
     assert lambda_max == pytest.approx(np.linalg.norm(weight, 2), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_gradients_that_leave_float64(tmp_path, monkeypatch):
     rng, drawn = np.random.default_rng(0), {}
     model = LanguageModel(gpurnn.CharVocabulary.from_text(TEXT), 16, 32, cell="rnn")
@@ -114,6 +115,7 @@ def test_norms_are_right_where_their_squares_are_beyond_float64():
     np.testing.assert_array_equal(report._norms(np.zeros((1, 2))), [0])
 
 
+@pytest.mark.slow
 def test_metrics_that_a_kill_cut_short(trained, tmp_path):
     for name in ("model.safetensors", "run.json", "metrics.jsonl"):
         shutil.copy(trained / "rnn" / name, tmp_path)

@@ -21,16 +21,19 @@ def number(pattern, text):
     return float(found[1])
 
 
+@pytest.mark.slow
 def test_classify():
     assert number(r"accuracy on 450 digits by other hands: (0\.\d+)", run("classify")) > 0.9
 
 
+@pytest.mark.slow
 def test_generate():
     text = run("generate")
     assert number(r"bits per character of the last tenth: (\d\.\d+)", text) < 2.7
     assert len(text.partition("The statement")[2]) > 150
 
 
+@pytest.mark.slow
 def test_forecast(tmp_path):
     pytest.importorskip("matplotlib")
     text = run("forecast", tmp_path / "forecast.png")
@@ -40,6 +43,7 @@ def test_forecast(tmp_path):
     assert (tmp_path / "forecast.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_translate(tmp_path):
     pytest.importorskip("matplotlib")
     text = run("translate", tmp_path / "alignment.png")

@@ -17,6 +17,7 @@ from gpurnn import _fork
 FORKS = 70
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("work", ["kernels", "conflicts", "numpy_wing", "files", "cache", "progress"])
 def test_forks_beside_busy_threads(work, tmp_path):

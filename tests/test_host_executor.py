@@ -570,6 +570,7 @@ def test_arrays_beside_each_other_in_one_allocation_are_kept_apart():
         BUGS["dropped_bounds_check"]["twice<true>"]((2,), (64,), (np.tile(x, 2), rest[:100], np.int32(100)))
 
 
+@pytest.mark.slow
 def test_blocks_that_run_one_after_another_leave_nothing_in_the_memory_of_the_recorder():
     if UNDER_SANITIZERS:
         pytest.skip("of the conflicts build")
@@ -766,6 +767,7 @@ def test_libraries_are_cached_by_all_that_goes_into_them(cache, tmp_path, monkey
     assert compiles() == 5
 
 
+@pytest.mark.slow
 def test_processes_that_build_at_the_same_time_get_one_library(cache, tmp_path):
     source = tmp_path / "one.cu"
     source.write_text(TINY)
@@ -821,6 +823,7 @@ def compiler(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.slow
 def test_other_compilers_and_other_ways_to_switch_fibers_run_the_same(compiler, any_build, monkeypatch):
     correct = launch.Module(CORRECT.source, CORRECT.names)
     monkeypatch.setattr(sys.modules[__name__], "CORRECT", correct)

@@ -338,6 +338,7 @@ def test_the_nile_has_the_variances_that_durbin_and_koopman_publish():
     assert slower.params["Q"].item() == pytest.approx(1469.1, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "observation"),
     [(1, 1), (0.01, 1), (10, 1), (1e4, 1), (1e-4, 1), (1, 1e-4), (1e-4, 1e4), (1e6, 1e-2), (1e-2, 1e6), (1e6, 1e6)],
@@ -354,6 +355,7 @@ def test_the_nile_is_fitted_from_any_start(level, observation):
     assert model.params["Q"].item() == pytest.approx(1469.1, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_ended_early_has_the_parameters_of_its_last_value():
     y = series("nile")
     for iterations in range(8):
@@ -363,6 +365,7 @@ def test_a_fit_that_is_ended_early_has_the_parameters_of_its_last_value():
         assert history[-1] == pytest.approx(float(model(y)), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_likelihood_without_a_maximum_leaves_parameters_that_have_one(dtype):
     """Observations that never vary: the smaller the variances, the more likely they are."""
@@ -434,6 +437,7 @@ class Theirs(statsmodels.api.tsa.statespace.MLEModel):
         self["obs_cov", 0, 0] = observation
 
 
+@pytest.mark.slow
 def test_co2_is_fitted_and_forecast_through_its_gaps():
     y = series("co2")
     past, future = y[104:520], y[520:572]

@@ -52,6 +52,7 @@ def wheel(tmp_path_factory):
     return built
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_whole_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
@@ -91,6 +92,7 @@ assert losses[2] < losses[1] < losses[0], losses
 """
 
 
+@pytest.mark.slow
 def test_installed_wheel_trains(wheel, tmp_path):
     environment = tmp_path / "environment"
     run(sys.executable, "-m", "venv", environment)

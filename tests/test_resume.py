@@ -20,6 +20,7 @@ def killed(mode, directory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_event_of_writing_loses_nothing(tmp_path):
     found = killed("events", tmp_path)
     assert len(found["killed"]) > 40

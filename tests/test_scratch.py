@@ -38,6 +38,7 @@ def step(T: int, hidden: int = 64, **options) -> tuple[np.ndarray, ...]:
     return (y, dx, *grads.values())
 
 
+@pytest.mark.slow
 def test_growing_shapes_do_not_keep_the_memory_of_all():
     """Each is too large for what the one before has left."""
     sizes = range(8, 400)

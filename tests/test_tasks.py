@@ -51,6 +51,7 @@ def test_sunspots(cell):
     assert far < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "limit"), [("reversal", 0.9), ("numbers", 0.9), ("pronunciations", 0.8)])
 def test_transduction(name, limit, monkeypatch, tmp_path):
     data, source_symbols, target_symbols = task_data.transduction(name)

@@ -66,6 +66,7 @@ def test_a_language_model(trained, cell, optimizer):
     trained(train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", plan.SCHEDULES)
 def test_a_stack_of_layers_by_every_schedule(trained, schedule):
     rng = np.random.default_rng(0)

@@ -349,6 +349,7 @@ def test_the_contenders_of_the_benchmark_have_as_many_parameters_each(task):
     assert max(abs(count - 50_000) for count in counts) < 0.05 * 50_000
 
 
+@pytest.mark.slow
 def test_the_benchmark_finds_the_memory_of_attention_quadratic_and_that_of_recurrences_linear():
     ratios = {}
     for body in ("LSTM", "self-attention"):

@@ -89,7 +89,7 @@ def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
     >>> import gpurnn
     >>> cost = gpurnn.analysis.complexity(gpurnn.LSTM(64, 256), T=1000, B=32, k=50)
     >>> round(cost.forward.flops / 1e9, 1), round(cost.bptt.flops / 1e9, 1)
-    (21.2, 63.3)
+    (21.4, 63.5)
     >>> cost.bptt.memory // 2**20, cost.truncated.memory // 2**20
     (275, 22)
     """
