@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import operator
+import os
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, TypeVar
@@ -218,6 +219,26 @@ def positive(where: str, name: str, value: float) -> float:
     if not number > 0.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a positive number")
     return number
+
+
+def path(where: str, name: str, value: Any) -> None:
+    """Refuse what cannot be the path of a file or a directory."""
+    held = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
+    if not isinstance(held, str):
+        cure = f"; decode it with os.fsdecode({name})" if isinstance(held, bytes) else ""
+        raise TypeError(f"{where}: {name} is {described(value)}, expected a str or a path-like object{cure}")
+    try:
+        writable = "\0" not in held and os.fsencode(held) != b""
+    except UnicodeEncodeError:
+        writable = False
+    if not writable:
+        raise ValueError(f"{where}: {name} is {held!r}, expected the path of a file or a directory")
+
+
+def function(where: str, name: str, value: Any) -> None:
+    """Refuse what is neither None nor something that can be called."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{where}: {name} is {value!r}, expected a function or None")
 
 
 def fraction(where: str, name: str, value: float) -> float:

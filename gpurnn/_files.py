@@ -87,6 +87,11 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         The file cannot be written: ``path`` is read-only, a directory, or a device, pipe or socket, which a rename
         would destroy; the directory is missing or read-only; the disk is full.
     """
+    with blamed_on(path):
+        _replace(path, data)
+
+
+def _replace(path: str | os.PathLike[str], data: bytes) -> None:
     target = Path(os.path.realpath(path))
     old = _replaceable(path, target)
     # A part of the name tells a reader of the directory whose it is; the whole name might exceed the system's limit.
@@ -113,11 +118,25 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     flush_directory(target.parent)
 
 
+@contextlib.contextmanager
+def blamed_on(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Have an `OSError` name the file that the caller knows: a full disk names none, and others a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = os.fspath(path)
+            del error.filename2
+        raise
+
+
 def _replaceable(path: str | os.PathLike[str], target: Path) -> os.stat_result | None:
     """The state of the file to overwrite, None if there is none; raise OSError if it must not be overwritten."""
     try:
         found = os.lstat(target)
     except FileNotFoundError:
+        if os.fspath(path).endswith(os.sep):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path)) from None
         return None
     if stat.S_ISLNK(found.st_mode):  # the resolved path is a link only where links form a loop
         code = errno.ELOOP
@@ -228,12 +247,13 @@ def write_tensors(
     Raises
     ------
     TypeError, ValueError
-        ``content`` or a dtype cannot be written; the message names the place.
+        ``path`` is none; ``content`` or a dtype cannot be written; the message names the place.
     OSError
         The file cannot be written.
     """
     import safetensors.numpy
 
+    _checks.path(where, "path", path)
     arrays = {name: little_endian(array) for name, array in tensors.items()}
     for name, array in arrays.items():
         if array.dtype.name not in _DTYPES.values():

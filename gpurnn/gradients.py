@@ -227,6 +227,8 @@ def l2_strengths(where: str, name: str, weight: Any, params: Mapping[str, Array]
         return {p: strength for p in params if p.rpartition(".")[2].startswith("weight")}
     strengths: dict[str, float] = {}
     for text, value in weight.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{where}: {name} has the key {text!r}, expected a part of the name of a parameter")
         strength = _checks.non_negative(where, f"{name}[{text!r}]", value)
         fitting = [p for p in params if text in p]
         if not fitting:

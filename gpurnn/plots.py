@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _dispatch, _files, _metrics
+from . import _checks, _dispatch, _files, _metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,9 +39,10 @@ def whole_numbers(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
-def written(figure: Figure, path: PathLike | None) -> Figure:
+def written(where: str, figure: Figure, path: PathLike | None) -> Figure:
     """The figure, written to ``path`` if there is one: whole, or the file there stays as it was."""
     if path is not None:
+        _checks.path(where, "path", path)
         picture, target = io.BytesIO(), Path(path)
         form = target.suffix[1:] or figure.canvas.get_default_filetype()
         figure.savefig(picture, format=form)
@@ -71,8 +72,8 @@ def loss_curve(metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path:
     ------
     ImportError
         matplotlib is not installed.
-    ValueError
-        There is no training loss in the metrics.
+    ValueError, TypeError
+        There is no training loss in the metrics, or an argument is not what is expected.
     OSError
         The file of the metrics cannot be read.
 
@@ -88,9 +89,13 @@ def loss_curve(metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path:
     'loss (mean squared error of the scaled series)'
     """
     if isinstance(metrics, (str, os.PathLike)):
+        _checks.path("loss_curve", "metrics", metrics)
         metrics = _metrics.read(metrics).records
-    training = [record for record in metrics if "loss" in record]
-    validation = [record for record in metrics if "validation_loss" in record]
+    records = [record for record in metrics if isinstance(record, dict)] if isinstance(metrics, Sequence) else None
+    if records is None or len(records) < len(metrics):
+        raise TypeError(f"loss_curve: metrics is {_checks.described(metrics)}, expected a path or a list of dicts")
+    training = [record for record in records if "loss" in record]
+    validation = [record for record in records if "validation_loss" in record]
     if not training:
         raise ValueError("loss_curve: metrics holds no training loss, expected at least one record with a loss")
     unit, label = "loss", "loss"
@@ -116,7 +121,7 @@ def loss_curve(metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path:
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return written(figure, path)
+    return written("loss_curve", figure, path)
 
 
 def _smoothed(values: list[float]) -> list[float]:
@@ -204,7 +209,7 @@ def forecast(
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     panels[-1].set_xlabel("time step" if start == 0 else "time")
     whole_numbers(panels[-1].xaxis)
-    return written(figure, path)
+    return written("forecast", figure, path)
 
 
 def alignment(
@@ -256,7 +261,7 @@ def alignment(
     axes.set_xlabel("source")
     axes.set_ylabel("target, from top to bottom")
     figure.colorbar(image, ax=axes, label="attention weight")
-    return written(figure, path)
+    return written("alignment", figure, path)
 
 
 def _visible(symbol: str) -> str:

@@ -85,6 +85,15 @@ def test_refusals(monkeypatch):
             ValueError, match="metrics holds no training loss, expected at least one record with a loss"
         ):
             loss_curve(metrics)
+    for metrics in (None, 3, b"m", TRAINING[0], [3]):
+        with pytest.raises(TypeError, match=r"^loss_curve: metrics is .*, expected a path or a list of dicts"):
+            loss_curve(metrics)
+    with pytest.raises(ValueError, match=r"^loss_curve: metrics is '', expected the path of a file"):
+        loss_curve("")
+    with pytest.raises(TypeError, match=r"^loss_curve: path is an int, expected a str or a path-like object"):
+        loss_curve(TRAINING, 3)
+    with pytest.raises(ValueError, match=r"^loss_curve: path is '', expected the path of a file"):
+        loss_curve(TRAINING, "")
     with pytest.raises(FileNotFoundError):
         loss_curve("/nowhere/metrics.jsonl")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -1,5 +1,6 @@
 """Files of layers, models and checkpoints: what was saved is what is loaded, or the reason why not is told at once."""
 
+import io
 import multiprocessing
 import os
 import pickle
@@ -622,6 +623,34 @@ def test_a_pipe_that_takes_the_files_place_is_not_waited_for(tmp_path, monkeypat
     monkeypatch.setattr(os, "stat", lambda *_: regular)
     with pytest.raises(FileFormatError, match="m: is a pipe"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (None, "path is None, expected a str or a path-like object"),
+        (3, "path is an int, expected a str or a path-like object"),
+        (io.BytesIO(), "path is a _io.BytesIO, expected a str or a path-like object"),
+        (b"m", r"path is a bytes, expected a str .*; decode it with os.fsdecode\(path\)"),
+        ("", "path is '', expected the path of a file"),
+        ("a\0b", r"path is 'a\\x00b', expected the path of a file"),
+        ("\ud800", r"path is '\\ud800', expected the path of a file"),
+    ],
+)
+def test_what_is_no_path_is_named(path, message):
+    forecaster, filter_ = gpurnn.Forecaster(3, 4), gpurnn.LinearGaussian(*[np.ones((1, 1))] * 4)
+    calls = {
+        "Dense.save": gpurnn.Dense(2, 3).save,
+        "Dense.load": gpurnn.Dense(2, 3).load,
+        "Forecaster.save": forecaster.save,
+        "Forecaster.from_file": gpurnn.Forecaster.from_file,
+        "LinearGaussian.save": filter_.save,
+        "LinearGaussian.from_file": gpurnn.LinearGaussian.from_file,
+        "load": load,
+    }
+    for where, call in calls.items():
+        with pytest.raises((TypeError, ValueError), match=f"^{where}: {message}"):
+            call(path)
 
 
 @each_reader

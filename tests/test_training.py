@@ -852,6 +852,14 @@ def test_the_progress_bar_shows_loss_metric_and_speed(capsys):
         ({"teacher_forcing": "half"}, r"teacher_forcing is 'half', expected a probability in \[0, 1\]"),
         ({"metric": "accuracy"}, "metric is 'accuracy', expected one of 'bits_per_character', 'perplexity'"),
         ({"rng": None}, "rng is None, expected an int seed or a numpy.random.Generator"),
+        ({"l2": {3: 0.1}}, "l2 has the key 3, expected a part of the name of a parameter"),
+        ({"schedule": 0.1}, "schedule is 0.1, expected a function or None"),
+        ({"schedule": Exponential}, "schedule is the class Exponential, expected an object of it"),
+        ({"on_checkpoint": 3}, "on_checkpoint is 3, expected a function or None"),
+        ({"on_gradients": "norm"}, "on_gradients is 'norm', expected a function or None"),
+        ({"optimizer": Adam}, "optimizer is the class Adam, expected an object"),
+        ({"directory": 3}, "directory is an int, expected a str or a path-like object"),
+        ({"directory": ""}, "directory is '', expected the path of a file or a directory"),
     ],
 )
 def test_the_trainer_refuses(options, message):

@@ -79,7 +79,7 @@ def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = Non
     axes.set_ylabel("norm")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return written(figure, path)
+    return written(where, figure, path)
 
 
 def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -> Figure:
@@ -124,7 +124,7 @@ def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("imaginary part")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    return written(figure, path)
+    return written("eigenvalues", figure, path)
 
 
 def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -> Figure:
@@ -160,7 +160,7 @@ def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = Non
     whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return written(figure, path)
+    return written(where, figure, path)
 
 
 def fixed_points(found: FixedPoints, path: PathLike | None = None, *, states: NDArray[Any] | None = None) -> Figure:
@@ -236,7 +236,7 @@ def fixed_points(found: FixedPoints, path: PathLike | None = None, *, states: ND
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
-    return written(figure, path)
+    return written(where, figure, path)
 
 
 def gradient_norms(record: GradientNorms, path: PathLike | None = None) -> Figure:
@@ -279,7 +279,7 @@ def gradient_norms(record: GradientNorms, path: PathLike | None = None) -> Figur
     whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return written(figure, path)
+    return written(where, figure, path)
 
 
 def saturation(gates: Mapping[str, GateActivity], path: PathLike | None = None) -> Figure:
@@ -316,7 +316,7 @@ def saturation(gates: Mapping[str, GateActivity], path: PathLike | None = None) 
         axes.set_xlabel(name if name == f"{gate.function}(c)" else f"{name} ({gate.function})")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of the values (%)")
-    return written(figure, path)
+    return written("saturation", figure, path)
 
 
 def lyapunov_spectrum(found: LyapunovSpectrum, path: PathLike | None = None) -> Figure:
@@ -362,7 +362,7 @@ def lyapunov_spectrum(found: LyapunovSpectrum, path: PathLike | None = None) -> 
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8, linestyle="--")
         axes.grid(alpha=0.3)
-    return written(figure, path)
+    return written("lyapunov_spectrum", figure, path)
 
 
 def cost(
@@ -429,7 +429,7 @@ def cost(
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    return written(figure, path)
+    return written(where, figure, path)
 
 
 def _panels(

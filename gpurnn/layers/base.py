@@ -180,6 +180,8 @@ class Layer(ABC):
 
         Raises
         ------
+        TypeError, ValueError
+            ``path`` is no path.
         OSError
             The file cannot be written.
         """
@@ -195,9 +197,12 @@ class Layer(ABC):
         FileFormatError
             The file is damaged or no safetensors file, or its arrays are not those of this layer, by `load_state_dict`.
             The layer stays as it was. A `ValueError`.
+        TypeError, ValueError
+            ``path`` is no path.
         OSError
             The file does not exist or cannot be read.
         """
+        _checks.path(f"{type(self).__name__}.load", "path", path)
         content, tensors = _files.read_tensors(path)
         forms = content.get("forms") if isinstance(content, dict) else None
         try:

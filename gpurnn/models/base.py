@@ -89,7 +89,7 @@ class Model(Composite):
         Raises
         ------
         TypeError, ValueError
-            The configuration holds what JSON cannot; the message says where.
+            ``path`` is no path, or the configuration holds what JSON cannot; the message says where.
         OSError
             The file cannot be written.
         """
@@ -104,10 +104,12 @@ class Model(Composite):
         ------
         FileFormatError
             The file is damaged or holds something else. A `ValueError`.
+        TypeError, ValueError
+            ``path`` is no path.
         OSError
             The file does not exist or cannot be read.
         """
-        model: Self = files.read(path, cls)
+        model: Self = files.read(f"{cls.__name__}.from_file", path, cls)
         return model
 
     @classmethod

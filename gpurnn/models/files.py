@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from .. import _files
+from .. import _checks, _files
 from ..layers.base import Layer
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def write(path: str | os.PathLike[str], model: Layer, config: dict[str, Any]) ->
     _files.write_tensors(path, f"{kind}.save", "model", content, model.state_dict())
 
 
-def read(path: str | os.PathLike[str], kind: type) -> Any:
+def read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
     """The model that `write` wrote to ``path``, if it is a ``kind``.
 
     Raises
@@ -33,6 +33,7 @@ def read(path: str | os.PathLike[str], kind: type) -> Any:
     OSError
         The file does not exist or cannot be read.
     """
+    _checks.path(where, "path", path)
     content, parameters = _files.read_tensors(path, "model")
     try:
         name, config = content["model"], content["config"]
@@ -55,5 +56,5 @@ def read(path: str | os.PathLike[str], kind: type) -> Any:
 
 def load(path: str | os.PathLike[str]) -> Model | LinearGaussian:
     """The model, of whatever kind, that its ``save`` wrote to ``path``; raises as `Model.from_file` does."""
-    model: Model | LinearGaussian = read(path, Layer)
+    model: Model | LinearGaussian = read("load", path, Layer)
     return model

@@ -249,10 +249,12 @@ class LinearGaussian(Layer):
         ------
         FileFormatError
             The file is damaged or holds something else. A `ValueError`.
+        TypeError, ValueError
+            ``path`` is no path.
         OSError
             The file does not exist or cannot be read.
         """
-        model: Self = files.read(path, cls)
+        model: Self = files.read(f"{cls.__name__}.from_file", path, cls)
         return model
 
     @classmethod

@@ -197,7 +197,8 @@ class RunDirectory:
     def append_metrics(self, records: Sequence[dict[str, Any]]) -> int:
         """Append lines to the metrics, and return how many bytes they are."""
         data = metrics_bytes(records)
-        with open(self.path / METRICS_FILE, "ab") as file:
+        path = self.path / METRICS_FILE
+        with _files.blamed_on(path), open(path, "ab") as file:
             file.write(data)
         return len(data)
 
@@ -214,7 +215,8 @@ class RunDirectory:
 
     def flush_metrics(self) -> None:
         """Have the metrics on the disk."""
-        with open(self.path / METRICS_FILE, "ab") as file:
+        path = self.path / METRICS_FILE
+        with _files.blamed_on(path), open(path, "ab") as file:
             os.fsync(file.fileno())
 
 

@@ -231,6 +231,11 @@ class Trainer:
         _require(where, "optimizer", optimizer, "lr", "step", "state_dict", "load_state_dict")
         if validation is not None:
             _require(where, "validation", validation, "carries_state", "batch", "config")
+        functions = {"schedule": schedule, "on_checkpoint": on_checkpoint, "on_gradients": on_gradients}
+        for name, function in functions.items():
+            if isinstance(function, type):
+                raise TypeError(f"{where}: {name} is the class {function.__qualname__}, expected an object of it")
+            _checks.function(where, name, function)
         self.model, self.data, self.optimizer, self.schedule = model, data, optimizer, schedule
         if steps is not None:
             self.total = _checks.integer_at_least(where, "steps", steps, 0)
@@ -264,6 +269,7 @@ class Trainer:
         self.validation_interval = validation_interval
         self.patience = None if patience is None else _checks.integer_at_least(where, "patience", patience, 1)
         if directory is not None and not isinstance(directory, RunDirectory):
+            _checks.path(where, "directory", directory)
             directory = RunDirectory(directory)
         self._folder = directory
         self.directory = None if self._folder is None else self._folder.path
@@ -855,6 +861,8 @@ class Trainer:
 
 
 def _require(where: str, name: str, value: Any, *attributes: str) -> None:
+    if isinstance(value, type):  # it has the attributes of its objects
+        raise TypeError(f"{where}: {name} is the class {value.__qualname__}, expected an object of such a class")
     lacking = [attribute for attribute in attributes if not hasattr(value, attribute)]
     if lacking:
         raise TypeError(f"{where}: {name} is {_checks.described(value)} without {lacking}, expected {attributes}")
