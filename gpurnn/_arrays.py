@@ -125,14 +125,21 @@ def cotangent(where: str, name: str, value: Array | None, output: Array) -> Any:
     return value
 
 
-def parameters(where: str, params: Mapping[str, Array]) -> dict[str, Array]:
-    """The parameters of a layer, ready to compute with."""
+def parameters(where: str, params: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """The parameters of a layer, ready to compute with; reject one that has not its shape of ``shapes``.
+
+    A wing does not check them: it would read a part of an array that is too large, and past the end of a small one.
+    """
     first = next(iter(params.values()))
-    if _checks.dtype_name(first) in _checks.FLOATS and all(
-        _is_stored(p) and p.dtype is first.dtype for p in params.values()
+    if (
+        all(_is_stored(p) and p.dtype is first.dtype and p.shape == shapes[name] for name, p in params.items())
+        and _checks.dtype_name(first) in _checks.FLOATS
     ):
         return dict(params)  # nearly always
-    _, *taken = take(where, {f"params[{name!r}]": p for name, p in params.items()}, dtypes=_checks.INEXACT)
+    named = {f"params[{name!r}]": p for name, p in params.items()}
+    _, *taken = take(where, named, needed=tuple(named), dtypes=_checks.INEXACT)
+    for name, array in zip(params, taken, strict=True):
+        _checks.shape(where, f"params[{name!r}]", array, shapes[name], "the shape that the layer made it with")
     return dict(zip(params, taken, strict=True))
 
 

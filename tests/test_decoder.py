@@ -182,6 +182,26 @@ def test_memory_past_a_length_is_not_read(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_parameters_that_stand_in_two_places(kind, each_wing):
+    (tied, x, memory, state, _), (apart, *_) = problem(kind, layers=2), problem(kind, layers=2)
+    for decoder in (tied, apart):
+        held = decoder.recurrent.params
+        for name, first in (("bias_hh_l0", "bias_ih_l0"), ("weight_hh_l1", "weight_hh_l0")):
+            held[name] = held[first] if decoder is tied else held[first].copy()
+    found, pull = tied.vjp(x, memory, state)
+    expected, pull_apart = apart.vjp(x, memory, state)
+    assert_same(found, expected)
+    assert_same(tied(x, memory, state), apart(x, memory, state))
+    steps = [decoder.step(x[0], decoder.begin(memory, state, batch=2)) for decoder in (tied, apart)]
+    assert_same(steps[0][0], steps[1][0])
+    cotangents = np.ones_like(found[0]), None, None
+    (_, grads), (_, of_places) = pull(cotangents), pull_apart(cotangents)
+    assert set(grads) == set(tied.params)
+    assert_same(grads["bias_ih_l0"], of_places["bias_ih_l0"] + of_places["bias_hh_l0"])
+    assert_same(grads["weight_hh_l0"], of_places["weight_hh_l0"] + of_places["weight_hh_l1"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_choose_what_goes_on(kind):
     decoder, x, memory, state, lengths = problem(kind, "lstm")
     _, _, carried = decoder.step(x[0], decoder.begin(memory, state, lengths))

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 from tolerance import assert_all_close, assert_close, assert_same, check_gradients, recurrence_terms
 
 import gpurnn
+from gpurnn.layers import Decoder
+from gpurnn.models.sequence import AttentionPooling
 
 RECURRENT = {"RNN": gpurnn.RNN, "LSTM": gpurnn.LSTM, "GRU": gpurnn.GRU}
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
@@ -559,3 +561,57 @@ def test_a_models_file_says_the_form_of_its_gru(tmp_path):
     gpurnn.SequenceClassifier(3, 4, 2).load(tmp_path / "model")
     with pytest.raises(ValueError, match="recurrent is a GRU with reset_after=False, update='candidate', expected"):
         gpurnn.SequenceClassifier(3, 4, 2, reset_after=True, update="state").load(tmp_path / "model")
+
+
+def of_another_shape(shape: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """Shapes that broadcasting or a loop over the first rows could take for this one."""
+    found = {(), (1,), (1,) * len(shape), (1, *shape), (*shape, 1), shape[::-1]}
+    for axis, size in enumerate(shape):
+        found |= {(*shape[:axis], other, *shape[axis + 1 :]) for other in (1, size - 1, size + 1, 2 * size)}
+    return found - {shape}
+
+
+X, MEMORY = normal(4, 3, 2), normal(5, 3, 6)
+WITH_PARAMETERS = {
+    "rnn": (lambda: gpurnn.RNN(2, 3, dtype="float64"), (X,)),
+    "lstm": (lambda: gpurnn.LSTM(2, 3, 2, bidirectional=True, dtype="float64"), (X,)),
+    "gru": (lambda: gpurnn.GRU(2, 3, reset_after=True, dtype="float64"), (X,)),
+    "dense": (lambda: gpurnn.Dense(2, 3, dtype="float64"), (X,)),
+    "layer norm": (lambda: gpurnn.LayerNorm(2, dtype="float64"), (X,)),
+    "state space": (lambda: gpurnn.StateSpace(2, 3, 4, dtype="float64"), (X,)),
+    "diagonal": (lambda: gpurnn.DiagonalStateSpace(2, 3, 4, dtype="float64"), (X,)),
+    "real diagonal": (lambda: gpurnn.DiagonalStateSpace(2, 3, 4, complex=False, dtype="float64"), (X,)),
+    "pooling": (lambda: AttentionPooling(2, dtype="float64", rng=0), (X,)),
+    "bahdanau": (lambda: Decoder(gpurnn.GRU(2 + 6, 3, 2, dtype="float64"), "additive", memory_size=6), (X, MEMORY)),
+    "luong": (lambda: Decoder(gpurnn.GRU(2, 3, dtype="float64"), "general", memory_size=6), (X, MEMORY)),
+    "luong fed": (
+        lambda: Decoder(gpurnn.LSTM(2 + 3, 3, dtype="float64"), "general", memory_size=6, input_feeding=True),
+        (X, MEMORY),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_PARAMETERS)
+def test_a_parameter_that_was_replaced_by_one_of_another_shape_is_rejected(kind):
+    """A wing checks no shapes: it would read the first rows of a larger array, and past the end of a smaller one."""
+    make, arguments = WITH_PARAMETERS[kind]
+    for place in make()._places():
+        for shape in of_another_shape(make().params[place].shape):
+            for run in ("__call__", "vjp"):
+                layer = make()
+                held, own = layer._places()[place]
+                held[own] = normal(*shape)
+                with pytest.raises(ValueError, match=r"has shape \(.*expected|expected .* axes"):
+                    getattr(layer, run)(*arguments)
+
+
+@pytest.mark.parametrize("kind", WITH_PARAMETERS)
+@pytest.mark.parametrize("change", [np.ndarray.tolist, lambda p: np.ma.array(p), lambda p: p.astype("int64")])
+def test_a_parameter_that_was_replaced_by_no_array_of_numbers_is_rejected(kind, change):
+    make, arguments = WITH_PARAMETERS[kind]
+    for place in make()._places():
+        layer = make()
+        held, own = layer._places()[place]
+        held[own] = change(held[own])
+        with pytest.raises(TypeError, match=r": .* (is a (list|numpy.MaskedArray)|has dtype int64)"):
+            layer(*arguments)

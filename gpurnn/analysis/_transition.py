@@ -101,7 +101,7 @@ class Transition:
             layer.hidden_size,
             layer.hidden_size * layer.cell.states,
         )
-        params = _arrays.parameters(where, layer.params)
+        params = _arrays.parameters(where, layer.params, layer._parameter_shapes())
         self.weights: tuple[Any, ...] = tuple(
             params.get(f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )

@@ -180,6 +180,7 @@ class Decoder(Composite):
         self.recurrent, self.attention, self.input_feeding = recurrent, attention, input_feeding
         H, kind = recurrent.hidden_size, parameter_dtype(where, recurrent.params["weight_ih_l0"].dtype)
         self._own: dict[str, Array] = {}
+        self._own_shapes: dict[str, tuple[int, ...]] = {}
         self.output_size, extra = H, 0
         if attention is not None:
             K = _checks.integer_at_least(where, "memory_size", memory_size, 1)
@@ -204,6 +205,7 @@ class Decoder(Composite):
                 return xavier(random, (rows, columns), kind).reshape(shape)
 
             self._own = {name: parameter(shape, kind, partial(initial, shape)) for name, shape in shapes.items()}
+            self._own_shapes = shapes
         self.input_size = recurrent.input_size - extra
         if self.input_size < 1:
             raise ValueError(
@@ -216,6 +218,11 @@ class Decoder(Composite):
 
     def _places(self) -> dict[str, tuple[dict[str, Array], str]]:
         return {**super()._places(), **{name: (self._own, name) for name in self._own}}
+
+    def _taken(self) -> dict[str, Array]:
+        """The parameters by all their places, ready to compute with."""
+        params = {name: held[own] for name, (held, own) in self._places().items()}
+        return _arrays.parameters("Decoder", params, self.recurrent._parameter_shapes() | self._own_shapes)
 
     def to(self, xp: Any) -> Decoder:
         """This decoder with its parameters copied to the array library ``xp``."""
@@ -260,9 +267,10 @@ class Decoder(Composite):
             y, final = self.recurrent(x, state)
             if self.attention is None:
                 return y, None, final
-            context, weights = functional.attention(y, memory, lengths=lengths, **self._score())
+            p = self._taken()
+            context, weights = functional.attention(y, memory, lengths=lengths, **self._score(p))
             joint = xp.concat([context, y], axis=2)
-            return functional.dense(joint, self._own["weight_combine"], activation="tanh"), weights, final
+            return functional.dense(joint, p["weight_combine"], activation="tanh"), weights, final
         carried = self.begin(memory, state, lengths, batch=x.shape[1])
         outputs, alignment = [], []
         for t in range(x.shape[0]):
@@ -300,16 +308,12 @@ class Decoder(Composite):
                 steps = xp.arange(memory.shape[0], dtype=xp.int64, device=_dispatch.device(memory))
                 exists = steps[:, None] < lengths[None, :]
                 memory = xp.where(exists[:, :, None], memory, xp.zeros_like(memory))
-            keys = (
-                _product(xp, memory, _arrays.contiguous(self._own["weight_keys"]))
-                if self.attention == "additive"
-                else memory
-            )
+            keys = _product(xp, memory, self._taken()["weight_keys"]) if self.attention == "additive" else memory
         return Carried(layers, fed, memory, keys, lengths)
 
     def step(self, x: Array, carried: Carried) -> tuple[Array, Array | None, Carried]:
         """One step of x (B, input_size): the output (B, output_size), alpha (B, S) or None, and what comes next."""
-        p = _arrays.parameters("Decoder", self.params)
+        p = self._taken()
         xp, _, x = _arrays.take("Decoder", {"params": p["weight_ih_l0"], "x": x}, needed=("x",))
         B = carried.state[0][0].shape[0]
         _checks.shape("Decoder", "x", x, (B, self.input_size), "(B, input_size)")
@@ -397,9 +401,10 @@ class Decoder(Composite):
         (y, final), pull_recurrent = self.recurrent.vjp(x, state, rng=rng)
         output, weights = y, None
         if self.attention is not None:
-            (context, weights), pull_attention = functional.attention.vjp(y, memory, lengths=lengths, **self._score())
+            p = self._taken()
+            (context, weights), pull_attention = functional.attention.vjp(y, memory, lengths=lengths, **self._score(p))
             joint = xp.concat([context, y], axis=2)
-            output, pull_dense = functional.dense.vjp(joint, self._own["weight_combine"], activation="tanh")
+            output, pull_dense = functional.dense.vjp(joint, p["weight_combine"], activation="tanh")
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, Array | None, State], dict[str, Array]]:
             dy, dweights, dfinal = self._cotangents(cotangents, output, weights)
@@ -421,7 +426,7 @@ class Decoder(Composite):
         self, xp: Any, x: Array, memory: Array | None, state: State, lengths: Array | None, rng: Any
     ) -> tuple[tuple[Array, Array, State], Pullback]:
         """`vjp` where the steps must be taken one after another."""
-        p, L, (T, B, I) = _arrays.parameters("Decoder", self.params), self.recurrent.num_layers, x.shape
+        p, L, (T, B, I) = self._taken(), self.recurrent.num_layers, x.shape
         first = self.begin(memory, state, lengths)
         between: list[Array] = []
         if rng is not None and self.recurrent.dropout > 0 and L > 1:
@@ -555,9 +560,9 @@ class Decoder(Composite):
         W = p["weight_query"] if additive else p["weight"].T
         return xp.matmul(dquery, W), dquery, dkeys, dmemory, dv if additive else None
 
-    def _score(self) -> dict[str, Any]:
-        """The options of `gpurnn.attention`."""
-        return {"score": self.attention, **({"weight": self._own["weight"]} if self.attention == "general" else {})}
+    def _score(self, p: dict[str, Array]) -> dict[str, Any]:
+        """The options of `gpurnn.attention`, given the parameters p."""
+        return {"score": self.attention, **({"weight": p["weight"]} if self.attention == "general" else {})}
 
     def _cotangents(self, cotangents: Any, output: Array, weights: Array | None) -> tuple[Any, Any, Any]:
         if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 3:
@@ -598,7 +603,7 @@ class Decoder(Composite):
         _checks.given(where, memory=memory)
         assert memory is not None
         assert batch is not None
-        K = self._own["weight_keys" if self.attention == "additive" else "weight_combine"].shape[1]
+        K = self._own_shapes["weight_keys" if self.attention == "additive" else "weight_combine"][1]
         K -= 0 if self.attention == "additive" else self.recurrent.hidden_size
         _checks.ndim(where, "memory", memory, 3, "(S, B, memory_size)")
         if tuple(memory.shape[1:]) != (*batch, K):

@@ -92,6 +92,18 @@ class Recurrent(Layer):
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}{direction}" for direction in ("", "_reverse")[: self.num_directions]]
 
+    def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter, of biases even if there are none."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        rows = self.cell.gates * self.hidden_size
+        for layer in range(self.num_layers):
+            inputs = self.input_size if layer == 0 else self.hidden_size * self.num_directions
+            for suffix in self._suffixes(layer):
+                for name, columns in (("ih", inputs), ("hh", self.hidden_size)):
+                    shapes[f"weight_{name}{suffix}"] = (rows, columns)
+                    shapes[f"bias_{name}{suffix}"] = (rows,)
+        return shapes
+
     def _initialise(
         self, init: Init | tuple[Init, Init], dtype: np.dtype[Any], rng: np.random.Generator
     ) -> dict[str, Array]:
@@ -105,17 +117,17 @@ class Recurrent(Layer):
             ones = self.cell.biases_of_one if name == "ih" else ()
             return np.repeat(np.array([gate in ones for gate in self.cell.gate_functions], dtype), hidden)
 
-        params = {}
+        params, shapes = {}, self._parameter_shapes()
         for layer in range(self.num_layers):
-            inputs = self.input_size if layer == 0 else hidden * self.num_directions
             for suffix in self._suffixes(layer):
-                for name, columns, initialise in (("ih", inputs, init_ih), ("hh", hidden, init_hh)):
-                    params[f"weight_{name}{suffix}"] = parameter(
-                        (gates * hidden, columns), dtype, partial(blocks, initialise, (hidden, columns))
-                    )
+                for name, initialise in (("ih", init_ih), ("hh", init_hh)):
+                    shape = shapes[f"weight_{name}{suffix}"]
+                    initial = partial(blocks, initialise, (hidden, shape[1]))
+                    params[f"weight_{name}{suffix}"] = parameter(shape, dtype, initial)
                 if self.bias:
                     for name in ("ih", "hh"):
-                        params[f"bias_{name}{suffix}"] = parameter((gates * hidden,), dtype, partial(bias, name))
+                        shape = shapes[f"bias_{name}{suffix}"]
+                        params[f"bias_{name}{suffix}"] = parameter(shape, dtype, partial(bias, name))
         return params
 
     def __call__(
@@ -218,7 +230,7 @@ class Recurrent(Layer):
     ) -> tuple[Array, State, Any]:
         where = type(self).__name__
         states = unpack_state(where, self.cell, "state", state)
-        params = _arrays.parameters(where, self.params)
+        params = _arrays.parameters(where, self.params, self._parameter_shapes())
         xp, _, x, *given, lengths, resets = _arrays.take(
             where, {"params": params["weight_ih_l0"], "x": x, **states}, {"lengths": lengths}, {"resets": resets},
             needed=("x",),

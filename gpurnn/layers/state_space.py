@@ -396,6 +396,12 @@ class _StateSpace(Layer):
         if _checks.flag(type(self).__name__, "feedthrough", feedthrough):
             self.params["D"] = parameter((O, I), dtype, initial_feedthrough)
 
+    def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter, of those of other layers of this kind too."""
+        I, N, O = self.input_size, self.state_size, self.output_size
+        shapes = dict.fromkeys(("B", "B_real", "B_imag"), (N, I)) | dict.fromkeys(("C", "C_real", "C_imag"), (O, N))
+        return {"A": (N, N), "nu": (N,), "theta": (N,), **shapes, "D": (O, I)}
+
     def _transition(self, xp: Any, params: dict[str, Array]) -> tuple[Array, Any]:
         """A, and a function from its gradient to those of the parameters that it is made from."""
         raise NotImplementedError
@@ -448,7 +454,8 @@ class _StateSpace(Layer):
         self, x: Array, state: Any, lengths: Array | None, resets: Array | None, *, training: bool
     ) -> tuple[tuple[Array, Any], Any]:
         where = type(self).__name__
-        parts, params = self._parts("state", state), _arrays.parameters(where, self.params)
+        parts = self._parts("state", state)
+        params = _arrays.parameters(where, self.params, self._parameter_shapes())
         xp, _, x, *given, lengths, resets = _arrays.take(
             where, {"params": next(iter(params.values())), "x": x, **parts}, {"lengths": lengths}, {"resets": resets},
             needed=("x",),

@@ -107,6 +107,7 @@ class AttentionPooling(Layer):
     """
 
     def __init__(self, size: int, *, dtype: Any, rng: int | np.random.Generator) -> None:
+        self.size = size
         random, kind = generator("AttentionPooling", rng), parameter_dtype("AttentionPooling", dtype)
         xavier, normal = initializers.get("xavier"), initializers.get("normal")
         self.params = {
@@ -119,8 +120,10 @@ class AttentionPooling(Layer):
         """Those of `gpurnn.attention`: with a query of 1 for all, W_a query is the bias b."""
         xp = _dispatch.namespace("AttentionPooling", y=y, lengths=lengths)
         query = xp.ones((1, y.shape[1], 1), dtype=y.dtype, device=_dispatch.device(y))
-        weights = {"weight_query": self.params["bias"][:, None], "weight_keys": self.params["weight"]}
-        return (query, y), {"score": "additive", **weights, "v": self.params["query"], "lengths": lengths}
+        n = self.size
+        p = _arrays.parameters("AttentionPooling", self.params, {"weight": (n, n), "bias": (n,), "query": (n,)})
+        weights = {"weight_query": p["bias"][:, None], "weight_keys": p["weight"]}
+        return (query, y), {"score": "additive", **weights, "v": p["query"], "lengths": lengths}
 
     def __call__(self, y: Array, lengths: Array | None = None) -> Array:
         """(B, K) of y (T, B, K)."""
@@ -139,7 +142,7 @@ class AttentionPooling(Layer):
         return context[0, ...], pullback
 
     def _describe(self) -> str:
-        return str(self.params["bias"].shape[0])
+        return str(self.size)
 
 
 class SequenceModel(Model):
