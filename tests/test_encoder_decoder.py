@@ -477,3 +477,33 @@ def test_reinforce_raises_the_reward():
     before = evaluate(policy, data)
     Trainer(policy, data, gpurnn.Adam(0.01), steps=120, rng=3, progress=False).train()
     assert evaluate(policy, data) < min(before, -0.85)
+
+
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_past_a_length_need_not_be_a_token(kind):
+    model, rng = small(kind), np.random.default_rng(0)
+    source, target = rng.integers(3, 7, (4, 3)), rng.integers(3, 6, (3, 3))
+    lengths, target_lengths = np.array([4, 1, 2]), np.array([1, 3, 2])
+    past, past_target = (np.arange(n)[:, None] >= of for n, of in ((4, lengths), (3, target_lengths)))
+
+    def results(nothing):
+        x, y = np.where(past, nothing, source), (np.where(past_target, nothing, target), target_lengths)
+        yield model(x, target[:, :], lengths)[0]
+        for told in (1.0, 0.5, 0.0):
+            yield model.loss_and_gradients(x, y, None, lengths, rng=1, teacher_forcing=told)
+        yield model.loss(x, y, None, lengths)[0]
+        yield model.log_likelihood(x, y, lengths)
+        yield model.greedy(x, lengths, max_length=4)
+        yield model.sample(x, lengths, max_length=4, rng=2)
+        yield [best[0].tokens for best in model.beam_search(x, lengths, max_length=4)]
+        if "attention" in KINDS[kind]:
+            yield model.align(x, y, lengths)
+
+    expected = list(results(0))
+    for nothing in (-1, -100, 99):
+        for a, b in zip(results(nothing), expected, strict=True):
+            assert_same(a, b)
+    source[0, 0] = 99
+    with pytest.raises(IndexError, match="holds 99"):
+        model.greedy(source, lengths, max_length=4)

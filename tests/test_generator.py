@@ -434,3 +434,12 @@ def test_targets_that_are_no_class_are_rejected_by_their_names(label):
             model.fit(np.ones((2, 2)), targets, epochs=1)
     with pytest.raises(ValueError, match=r"SequenceGenerator.predict: steps is 0, expected at least 1"):
         model.predict(np.ones((1, 2)), 0)
+
+
+@pytest.mark.parametrize("lengths", [[6, 0, 2], [-1, 0, 2], [5, 2], [5], [[5, 0, 2]], [5.0, 0.0, 2.0]])
+def test_lengths_that_are_not_those_of_the_targets_are_rejected(lengths):
+    model = build()
+    x, targets = draw(model)
+    for run in (model.loss, model.loss_and_gradients):
+        with pytest.raises((ValueError, TypeError), match=r"SequenceGenerator: lengths (holds|has)"):
+            run(x, targets, None, np.array(lengths))

@@ -554,3 +554,22 @@ def test_short_texts():
     assert len(model.sample(1, "")) == 1
     model.fit("ab", epochs=1, batch_size=1, window=1)
     model.fit(["ab"], epochs=1)
+
+
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_what_is_past_a_length_need_not_be_a_token(options):
+    model, lengths = small(**options), np.array([3, 0, 2])
+    tokens, past = np.array([[1, 2, 3], [2, 3, 4], [4, 1, 2]]), np.arange(3)[:, None] >= lengths
+
+    def results(nothing):
+        inputs, targets = np.where(past, nothing, tokens), np.where(past, nothing, tokens[::-1])
+        (logits, state), pull = model.vjp(inputs, None, lengths)
+        yield logits, state, pull((np.ones_like(logits), None))
+        yield model(inputs, None, lengths)
+        yield model.loss(inputs, targets, None, lengths)
+        yield model.loss_and_gradients(inputs, targets, None, lengths, rng=1)
+
+    for nothing in (-1, -100, 99):
+        for a, b in zip(results(nothing), results(0), strict=True):
+            assert_same(a, b)

@@ -1,6 +1,7 @@
 """Models of sequences: against PyTorch's numbers and their own definition, on padded batches, as learners and files."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -839,3 +840,25 @@ def test_examples_of_one_step_and_equal_and_extreme_values(kind):
         model.predict([np.ones((1, I), "float32"), np.ones((0, I), "float32")])
     with pytest.raises(ValueError, match="predict: inputs is empty, expected at least one example"):
         model.predict([])
+
+
+@pytest.mark.usefixtures("each_wing")
+@pytest.mark.parametrize("pooling", ["last", "mean", "attention", None])
+def test_what_is_past_a_length_need_not_be_a_token(pooling):
+    make = SequenceTagger if pooling is None else partial(SequenceClassifier, pooling=pooling)
+    model = make(2, 3, 2, num_embeddings=5, bidirectional=True, dtype="float64")
+    tokens, lengths = np.arange(12).reshape(4, 3) % 5, np.array([4, 0, 2])
+    past = np.arange(4)[:, None] >= lengths
+    classes = np.array([0, 1, 0]) if pooling else np.where(past, -100, tokens % 2)
+
+    def results(nothing):
+        inputs = np.where(past, nothing, tokens)
+        (y, state), pull = model.vjp(inputs, None, lengths)
+        yield y, state, pull((np.ones_like(y), None))
+        yield model(inputs, None, lengths)
+        yield model.loss(inputs, classes, None, lengths)
+        yield model.loss_and_gradients(inputs, classes, None, lengths, rng=1)
+
+    for nothing in (-1, -100, 99):
+        for a, b in zip(results(nothing), results(0), strict=True):
+            assert_same(a, b)

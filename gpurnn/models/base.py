@@ -318,10 +318,20 @@ def checked(layer: Any, *options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def existing(tokens: Array, lengths: Array | None) -> Array | None:
+def existing(where: str, tokens: Array, lengths: Array | None) -> Array | None:
     """(T, B) bools, True at the steps that exist; None if all do. ``tokens`` is (T, B, ...)."""
     if lengths is None:
         return None
-    xp, lengths = _arrays.take("Model", integers={"lengths": lengths})
+    xp, lengths = _arrays.take(where, integers={"lengths": lengths})
+    _checks.shape(where, "lengths", lengths, tuple(tokens.shape[1:2]), "(B,)")
     steps = xp.arange(tokens.shape[0], dtype=xp.int64, device=_dispatch.device(tokens))
     return steps[:, None] < lengths[None, :]
+
+
+def without_padding(where: str, tokens: Array, lengths: Array | None) -> Array:
+    """The tokens (T, B), with 0 past the lengths: what a caller has there is not read, and need not be a token."""
+    exist = existing(where, tokens, lengths)
+    if exist is None:
+        return tokens
+    xp = _dispatch.namespace(where, tokens=tokens, lengths=lengths)
+    return xp.where(exist, tokens, xp.zeros_like(tokens))

@@ -14,7 +14,7 @@ from .._random import generator
 from ..layers.base import Array
 from ..layers.decoder import SCORES, Carried
 from . import decoding
-from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told
+from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
 
 
 class EncoderDecoder(Model):
@@ -222,7 +222,7 @@ class EncoderDecoder(Model):
         weights : (T, B, S) array or None
             alpha: where the decoder looked. None without attention.
         """
-        source, previous = self._take_pair(source, "previous", previous)
+        source, previous = self._take_pair(source, "previous", previous, lengths)
         outputs, weights = self._decode(source, previous, lengths)
         return self.output(outputs), weights
 
@@ -244,7 +244,7 @@ class EncoderDecoder(Model):
         With ``rng`` dropout acts; without it these are the gradients of evaluation mode.
         """
         where = "EncoderDecoder"
-        source, previous = self._take_pair(source, "previous", previous)
+        source, previous = self._take_pair(source, "previous", previous, lengths)
         random = None if rng is None else generator(where, rng)
         x, pull_source = self.source.vjp(source)
         x, pull_dropped_source = self._dropped.vjp(x, random)
@@ -281,7 +281,7 @@ class EncoderDecoder(Model):
 
     def _encode(self, source: Array, lengths: Array | None) -> tuple[Array | None, State]:
         """What the decoder looks at, None without attention, and its initial state."""
-        source = self._take_tokens("source", source)
+        source = self._take_tokens("source", source, lengths)
         memory, final = self.encoder(self.source(source), None, lengths)
         return memory if self._looks else None, self._bridge(final)[0]
 
@@ -310,18 +310,18 @@ class EncoderDecoder(Model):
 
         return functional.pack_state(cell, tuple(split(made, L))), pullback
 
-    def _take_tokens(self, name: str, tokens: Array) -> Array:
-        """Tokens, ready to compute with."""
+    def _take_tokens(self, name: str, tokens: Array, lengths: Array | None = None) -> Array:
+        """Tokens without padding, ready to compute with."""
         where = "EncoderDecoder"
         _, _, tokens = _arrays.take(where, {"params": self.output.params["weight"]}, {name: tokens}, needed=(name,))
         _checks.ndim(where, name, tokens, 2, "(S, B)" if name == "source" else "(T, B)")
         if tokens.shape[0] == 0:
             raise ValueError(f"{where}: {name} has shape {tuple(tokens.shape)}, expected at least one step")
-        return tokens
+        return without_padding(where, tokens, lengths)
 
-    def _take_pair(self, source: Array, name: str, tokens: Array) -> tuple[Array, Array]:
+    def _take_pair(self, source: Array, name: str, tokens: Array, lengths: Array | None = None) -> tuple[Array, Array]:
         """Sources and target tokens, ready to compute with; reject what does not fit each other."""
-        source, tokens = self._take_tokens("source", source), self._take_tokens(name, tokens)
+        source, tokens = self._take_tokens("source", source, lengths), self._take_tokens(name, tokens)
         if tokens.shape[1] != source.shape[1]:
             raise ValueError(
                 f"EncoderDecoder: {name} has shape {tuple(tokens.shape)}, expected (T, B) with the B = "
@@ -426,7 +426,8 @@ class EncoderDecoder(Model):
         _dispatch.wing("EncoderDecoder", targets=tokens).check_lengths(
             "EncoderDecoder.targets", lengths, tokens.shape[0]
         )
-        return tokens, existing(tokens, lengths)
+        where = "EncoderDecoder.targets"
+        return without_padding(where, tokens, lengths), existing(where, tokens, lengths)
 
     def _shifted(self, tokens: Array) -> Array:
         """What a decoder that is told the target reads: begin, y_1, ..., y_{T-1}."""
@@ -463,13 +464,14 @@ class EncoderDecoder(Model):
     def _steps(self, where: str, source: Array, lengths: Array | None) -> tuple[decoding.Step, Carried]:
         """The model as decoding takes it, and the state to begin with."""
         source = self._take_tokens("source", source)
-        check_numbers(where, "source", source, self.source.num_embeddings, IndexError)
         if lengths is not None:
             _, _, lengths = _arrays.take(where, integers={"source": source, "lengths": lengths})
             _checks.shape(where, "lengths", lengths, tuple(source.shape[1:]), "(B,)")
             for i, length in enumerate(_dispatch.to_numpy(lengths).tolist()):
                 if not 1 <= length <= source.shape[0]:
                     raise ValueError(f"{where}: lengths[{i}] is {length}, expected 1 ... S = {source.shape[0]}")
+        source = without_padding(where, source, lengths)
+        check_numbers(where, "source", source, self.source.num_embeddings, IndexError)
         memory, state = self._encode(source, lengths)
         xp = _dispatch.namespace(where, source=source)
 

@@ -322,7 +322,8 @@ class SequenceGenerator(Model):
         if x.shape[0] != B:
             raise ValueError(f"{where}: targets has shape {tuple(targets.shape)}, expected B = {x.shape[0]} as x has")
         forced = self._forced(xp, teacher_forcing, rng, (T, B))
-        exists = existing(targets, lengths)
+        exists = existing(where, targets, lengths)
+        _dispatch.wing(where, x=x).check_lengths(where, lengths, T)
         fed = None
         if forced is not False:
             if self.classes:

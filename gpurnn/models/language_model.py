@@ -11,7 +11,7 @@ from .. import _arrays, _checks, _dispatch, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
-from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told
+from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
 from .decoding import check_sampling, draw, require_finite
 from .sequence import LastPooling
 from .vocabulary import Vocabulary
@@ -201,7 +201,7 @@ class LanguageModel(Model):
         state
             To go on from.
         """
-        tokens = self._take_tokens(tokens)
+        tokens = self._take_tokens(tokens, lengths)
         y, state = self.recurrent(self.embedding(tokens), state, lengths, resets)
         return functional.dense(y, self._output_weight(), self.output.params["bias"]), state
 
@@ -248,7 +248,7 @@ class LanguageModel(Model):
         **options: Any,
     ) -> tuple[tuple[Array, State], Any]:
         """What is below the output head: (y, state), and ``pull(dy, dstate) -> dstate0, grads``, a dict by part."""
-        tokens = self._take_tokens(tokens)
+        tokens = self._take_tokens(tokens, lengths)
         x, pull_embedding = self.embedding.vjp(tokens)
         x, pull_dropped = self._dropped.vjp(x, rng)
         outputs, pull_recurrent = self.recurrent.vjp(x, state, lengths, resets, rng, **options)
@@ -269,10 +269,11 @@ class LanguageModel(Model):
         return self._summed(flat)
 
     @staticmethod
-    def _take_tokens(tokens: Array) -> Array:
+    def _take_tokens(tokens: Array, lengths: Array | None) -> Array:
+        """Tokens without padding, ready to compute with."""
         _, tokens = _arrays.take("LanguageModel", integers={"tokens": tokens}, needed=("tokens",))
         _checks.ndim("LanguageModel", "tokens", tokens, 2, "(T, B)")
-        return tokens
+        return without_padding("LanguageModel", tokens, lengths)
 
     def _output_weight(self) -> Array:
         return self.embedding.params["weight"] if self.tied else self.output.params["weight"]
@@ -295,7 +296,7 @@ class LanguageModel(Model):
         state
         """
         logits, state = self(inputs, state, lengths)
-        return losses.cross_entropy(logits, targets, mask=existing(inputs, lengths)), state
+        return losses.cross_entropy(logits, targets, mask=existing("LanguageModel", inputs, lengths)), state
 
     def loss_and_gradients(
         self,
@@ -332,7 +333,7 @@ class LanguageModel(Model):
         grads : dict of str to array
         """
         where = "LanguageModel.loss_and_gradients"
-        inputs = self._take_tokens(inputs)
+        inputs = self._take_tokens(inputs, lengths)
         _checks.given(where, targets=targets)
         xp = _dispatch.namespace(where, inputs=inputs, targets=targets)
         _checks.ndim(where, "targets", targets, 2, "(S, B)")
@@ -346,7 +347,7 @@ class LanguageModel(Model):
         (y, final), pull_hidden = self._hidden(
             inputs, state, lengths, None, random, checkpoint_every=checkpoint_every, state_after=state_after
         )
-        exist = existing(inputs, lengths)
+        exist = existing(where, inputs, lengths)
         dropped, pull_dropped = self._dropped.vjp(y[T - S :, ...] if S < T else y, random)
         loss, dlast, output = self._loss_of_rows(dropped, targets, None if exist is None else exist[T - S :, :])
         dy, _ = pull_dropped(dlast)

@@ -11,7 +11,7 @@ from .. import _arrays, _checks, _dispatch, functional, initializers, layers, lo
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array, Layer, parameter, parameter_dtype
-from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told
+from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
 
 POOLINGS = ("last", "mean", "attention")
 OUTPUT_ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid")
@@ -239,7 +239,7 @@ class SequenceModel(Model):
         state
             After each sequence's last valid step.
         """
-        inputs = self._take_inputs(inputs)
+        inputs = self._take_inputs(inputs, lengths)
         x = inputs if self.embedding is None else self.embedding(inputs)
         y, state = self.recurrent(x, state, lengths)
         return self.output(y if self.pooling is None else self.pooling(y, lengths)), state
@@ -259,7 +259,7 @@ class SequenceModel(Model):
         ``checkpoint_every`` is that of the recurrent stack: see the ``vjp`` of `gpurnn.GRU`.
         """
         where = type(self).__name__
-        inputs = self._take_inputs(inputs)
+        inputs = self._take_inputs(inputs, lengths)
         random = None if rng is None else generator(where, rng)
         pulls: dict[str, Pullback] = {}
         x = inputs
@@ -333,10 +333,10 @@ class SequenceModel(Model):
         return loss, final, grads
 
     def _mask(self, inputs: Array, lengths: Array | None) -> Array | None:
-        return existing(inputs, lengths) if self.pooling is None else None
+        return existing(type(self).__name__, inputs, lengths) if self.pooling is None else None
 
-    def _take_inputs(self, inputs: Array) -> Array:
-        """The inputs, ready to compute with; reject what this model does not read."""
+    def _take_inputs(self, inputs: Array, lengths: Array | None) -> Array:
+        """The inputs, ready to compute with, tokens without padding; reject what this model does not read."""
         where = type(self).__name__
         inputs = self._take(where, "inputs", inputs, tokens=self.embedding is not None)
         if self.embedding is None:
@@ -345,7 +345,7 @@ class SequenceModel(Model):
             _checks.ndim(where, "inputs", inputs, 2, "(T, B)")
         if inputs.shape[0] == 0:
             raise ValueError(f"{where}: inputs has shape {tuple(inputs.shape)}, expected at least one step")
-        return inputs
+        return inputs if self.embedding is None else without_padding(where, inputs, lengths)
 
     def _take(self, where: str, name: str, array: Array, *, tokens: bool) -> Array:
         """An array of integers, or of the dtype of the parameters, ready to compute with."""
