@@ -242,6 +242,10 @@ def _forward(
         y[...] = h
     if clock.past is not None:
         np.copyto(y, 0, where=clock.past)
+        if training:
+            # Times the gradients there, which are zero, a NaN or an infinity would reach those of the weights.
+            for operand in (h_in, *steps.operands):
+                np.copyto(operand, 0, where=clock.past)
     return _Saved(clock, steps, x1, h_in, steps.input_rows.signed(w_ih), mask) if training else None
 
 

@@ -103,6 +103,21 @@ def test_any_order_of_threads_and_blocks_gives_the_same_bits(schedule, cell):
     assert_all_close(runs[0], runs[1], terms=0)
 
 
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_without_a_leak_an_infinite_state_is_not_read_beside_the_product(schedule, activation, kernel_wing):
+    """A leak of zero times infinity would be NaN."""
+    one = np.ones((1, 1))
+    weights, state = ((one, one, None, None),), (np.zeros((1, 1, 1)),)
+    for wing, to in ((reference, lambda arrays: arrays), (kernel_wing.module, kernel_wing.to)):
+        arguments = (Vanilla(activation), *to((np.full((3, 1, 1), np.inf), weights, state)))
+        y, final, saved = wing.recurrence_forward(*arguments, training=True)
+        infinite = to((np.full((1, 1, 1), np.inf),))
+        dx, _, dstate = wing.recurrence_backward(saved, None, infinite)
+        (stepped,), _ = wing.cell_forward(arguments[0], *to((one, (np.inf * one,), one)))
+        for array in (y, *final, dx, *dstate, stepped):
+            assert np.isposinf(kernel_wing.back(array)).all()
+
+
 @pytest.mark.kernels
 def test_lengths_are_cut_off_before_they_are_narrowed():
     problem = draw(LSTM(), Options())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from tolerance import assert_same
@@ -41,12 +43,12 @@ def run(model, x, dy_seed, **options):
     return y, model(x, lengths=LENGTHS)[0], state, dx, grads
 
 
+# Positions are those of the first axis.
+PAIRS = [pair for pair in itertools.product(FIRST, RECURRENT) if pair != ("position", "batch first")]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
-@pytest.mark.parametrize(
-    ("first", "recurrent"),
-    # Positions are counted along the first axis.
-    [(f, r) for f in FIRST for r in RECURRENT if (f, r) != ("position", "batch first")],
-)
+@pytest.mark.parametrize(("first", "recurrent"), PAIRS)
 def test_layers_before_a_recurrent_one(first, recurrent, bad):
     model = gpurnn.Sequential(FIRST[first](), RECURRENT[recurrent]())
     x = np.random.default_rng(0).normal(size=(T, B, F))
@@ -73,3 +75,47 @@ def test_tokens_past_a_length(bad, dtype):
         (y, _), pull = model.vjp(x, lengths=LENGTHS.astype(dtype))
         results.append((y, pull((np.where(PAST[..., None], 0, y), None))[1]))
     assert_same(*results)
+
+
+ALONE = {
+    "rnn": lambda: gpurnn.RNN(F, F, activation="identity", leak=0.5, dtype="float64"),
+    "gru before": lambda: gpurnn.GRU(F, F, dtype="float64"),
+    "gru after": lambda: gpurnn.GRU(F, F, reset_after=True, bidirectional=True, dtype="float64"),
+    "lstm": RECURRENT["lstm"],
+    "state space": RECURRENT["state space"],
+    "diagonal": lambda: gpurnn.DiagonalStateSpace(F, F, F, complex=False, dtype="float64"),
+    "state before": lambda: gpurnn.DiagonalStateSpace(F, F, F, output_state="before", complex=False, dtype="float64"),
+}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ALONE)
+def test_the_state_of_a_sequence_of_no_steps_reaches_no_other(kind, bad):
+    """It is returned as it was given, and nothing else depends on it."""
+    layer, results = ALONE[kind](), []
+    x = np.random.default_rng(0).normal(size=(T, B, F))
+    for value in (0.0, bad):
+        state = layer(x)[1]
+        for part in state if isinstance(state, tuple) else (state,):
+            part[:, LENGTHS == 0] = value
+        with np.errstate(invalid="ignore"):  # NumPy computes such rows and drops them
+            (y, final), pull = layer.vjp(x, state, LENGTHS)
+            (dx, dstate), grads = pull((np.where(PAST[..., None], 0, 1.0) + 0 * y, None))
+        for part in final if isinstance(final, tuple) else (final,):
+            np.testing.assert_array_equal(part[:, LENGTHS == 0], value)
+        results.append((y, dx, dstate, grads))
+    assert_same(results[1], results[0])
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_a_sequence_that_ends_in_an_infinite_state_has_the_gradients_of_it_trimmed(activation):
+    layer = gpurnn.RNN(F, F, activation=activation, dtype="float64")
+    x = np.ones((T, 1, F))
+    layer.params["weight_ih_l0"][...] = 1.0
+    x[1] = np.inf
+    (y, h), pull = layer.vjp(x, lengths=np.array([2]))
+    (dx, _), grads = pull((np.ones_like(y), None))
+    (short_y, short_h), pull = layer.vjp(x[:2])
+    (short_dx, _), expected = pull((np.ones_like(short_y), None))
+    assert np.isinf(h).all()
+    assert_same((y[:2], h, dx[:2], grads["weight_hh_l0"]), (short_y, short_h, short_dx, expected["weight_hh_l0"]))

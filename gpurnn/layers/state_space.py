@@ -235,7 +235,8 @@ def _ssm(
         read = _zero_where(xp, cut, xp.concat([xp.expand_dims(h0, axis=0), h[:-1, ...]], axis=0)[:T, ...])
     else:
         read = h
-    read_pair = _real_pair(xp, read)
+    # Past a length y is zero, but the gradient of C would hold a NaN that is there times zero.
+    read_pair = _real_pair(xp, _zero_where(xp, past, read))
     y = _product(xp, read_pair, C_pair)
     if D is not None:
         y = y + _product(xp, x, D)

@@ -51,9 +51,11 @@ struct Forward {
         return ((((long long)phase * D + d) * clock.slots + clock.slot(d, s)) * clock.B + b) * H + j;
     }
 
-    // h as it enters phase 0 of position s.
+    // h as it enters phase 0 of position s. Past a length it is zero: what does not exist is in the sum that makes the
+    // gradient of the weights, times zero, and a NaN or an infinity would not vanish there.
     __device__ Real entering(int d, int s, int b, int j, Real h) const {
-        if (clock.cut(d, clock.time(d, s), b)) h = 0;
+        const int t = clock.time(d, s);
+        if (clock.past(t, b) || clock.cut(d, t, b)) h = 0;
         return mask ? h * mask[((long long)d * clock.B + b) * H + j] : h;
     }
 

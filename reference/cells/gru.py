@@ -100,6 +100,8 @@ class Steps:
         self.n, self.step = empty((2, B, H), dtype)
         self.saved = empty((T if training else 1, 5, B, H), dtype)
         self.v = empty((T if training and not cell.reset_after else 1, B, H), dtype)
+        # What is multiplied with rows of w_hh beside h_in, of all steps.
+        self.operands = () if cell.reset_after else (self.v,)
         if training:
             self.w_back = self.rows.signed(w_hh)
             self.w_n_back = self.n_rows.signed(w_hh)

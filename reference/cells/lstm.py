@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from gpurnn import cells
@@ -56,6 +58,7 @@ class Steps:
     """
 
     slots = 4
+    operands: ClassVar[tuple[Array, ...]] = ()
     floating_point_errors = SATURATION
     hidden_bias = slice(0)
 

@@ -23,7 +23,9 @@ def forward(
     (h_prev,) = state
     a = xw + h_prev @ w_hh.T + b_hh
     slope = np.empty_like(a)
-    h = activate(cell.activation, a, slope) + cell.leak * h_prev
+    h = activate(cell.activation, a, slope)
+    if cell.leak:  # where h is infinite, the product with zero is NaN
+        h = h + cell.leak * h_prev
     return (h,), (h_prev, w_hh, slope)
 
 
@@ -34,7 +36,10 @@ def backward(
     h_prev, w_hh, slope = saved
     (dh,) = dstate
     da = dh * slope
-    return da, (da @ w_hh + cell.leak * dh,), da.T @ h_prev, da.sum(axis=0)
+    dh_prev = da @ w_hh
+    if cell.leak:
+        dh_prev = dh_prev + cell.leak * dh
+    return da, (dh_prev,), da.T @ h_prev, da.sum(axis=0)
 
 
 class Steps:
@@ -42,6 +47,7 @@ class Steps:
 
     slots = 1
     c = None
+    operands: ClassVar[tuple[Array, ...]] = ()
     floating_point_errors: ClassVar[dict[str, str]] = {}
     hidden_bias = slice(0)
 
