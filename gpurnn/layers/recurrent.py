@@ -94,14 +94,16 @@ class Recurrent(Layer):
 
     def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter, of biases even if there are none."""
-        shapes: dict[str, tuple[int, ...]] = {}
+        return {n: shape for layer in range(self.num_layers) for n, shape in self._shapes_of(layer).items()}
+
+    def _shapes_of(self, layer: int) -> dict[str, tuple[int, ...]]:
         rows = self.cell.gates * self.hidden_size
-        for layer in range(self.num_layers):
-            inputs = self.input_size if layer == 0 else self.hidden_size * self.num_directions
-            for suffix in self._suffixes(layer):
-                for name, columns in (("ih", inputs), ("hh", self.hidden_size)):
-                    shapes[f"weight_{name}{suffix}"] = (rows, columns)
-                    shapes[f"bias_{name}{suffix}"] = (rows,)
+        inputs = self.input_size if layer == 0 else self.hidden_size * self.num_directions
+        shapes: dict[str, tuple[int, ...]] = {}
+        for suffix in self._suffixes(layer):
+            for name, columns in (("ih", inputs), ("hh", self.hidden_size)):
+                shapes[f"weight_{name}{suffix}"] = (rows, columns)
+                shapes[f"bias_{name}{suffix}"] = (rows,)
         return shapes
 
     def _initialise(
@@ -117,8 +119,9 @@ class Recurrent(Layer):
             ones = self.cell.biases_of_one if name == "ih" else ()
             return np.repeat(np.array([gate in ones for gate in self.cell.gate_functions], dtype), hidden)
 
-        params, shapes = {}, self._parameter_shapes()
+        params = {}
         for layer in range(self.num_layers):
+            shapes = self._shapes_of(layer)  # a damaged file may ask for any number of layers
             for suffix in self._suffixes(layer):
                 for name, initialise in (("ih", init_ih), ("hh", init_hh)):
                     shape = shapes[f"weight_{name}{suffix}"]
