@@ -136,7 +136,8 @@ def cross_entropy(
     """Cross-entropy between the softmax of the logits and integer labels, in nats: -log p_y.
 
     With l_c = -log softmax(x)_c and eps the label smoothing, the loss of one label y with mask weight m is
-    L = m ((1 - eps) w_y l_y + (eps / V) sum_c w_c l_c). The mean divides the sum of the L by the sum of the m w_y.
+    L = m ((1 - eps) w_y l_y + (eps / V) sum_c w_c l_c). The mean divides the sum of the L by the sum of the m w_y. A
+    term of weight zero is zero, even if the class is ruled out by a logit of minus infinity.
 
     Parameters
     ----------
@@ -359,7 +360,8 @@ def _huber_vjp(
 
     def forward(xp: Any, y: Array, target: Array) -> tuple[Array, Callable[[Array], Array]]:
         error = y - target
-        slope = xp.clip(error, -delta, delta)
+        border = min(delta, float(xp.finfo(y.dtype).max))
+        slope = xp.clip(error, -border, border)
         steepness = xp.abs(slope)
         # One formula for both branches, so that no square overflows in the one that does not count.
         return steepness * (xp.abs(error) - 0.5 * steepness), lambda d: d * slope
@@ -414,10 +416,15 @@ def _smooth_l1_vjp(
     beta = _checks.non_negative("smooth_l1", "beta", beta)
 
     def forward(xp: Any, y: Array, target: Array) -> tuple[Array, Callable[[Array], Array]]:
-        error = y - target
-        slope = xp.clip(error, -beta, beta) / beta if beta else xp.sign(error)
-        steepness = xp.abs(slope)
-        return steepness * (xp.abs(error) - (0.5 * beta) * steepness), lambda d: d * slope
+        error, numbers = y - target, xp.finfo(y.dtype)
+        if beta < float(numbers.smallest_normal):
+            slope = xp.sign(error)
+            return xp.abs(error), lambda d: d * slope
+        # A beta beyond the largest number is divided by in two steps.
+        border = min(beta, float(numbers.max))
+        clipped = xp.clip(error, -border, border)
+        slope = clipped / border / (beta / border)
+        return xp.abs(slope) * (xp.abs(error) - 0.5 * xp.abs(clipped)), lambda d: d * slope
 
     return _elementwise("smooth_l1", {"y": y, "target": target}, forward, mask, reduction)
 

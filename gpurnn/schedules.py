@@ -709,7 +709,7 @@ class ReduceOnPlateau:
         elif not self._cooling:
             self._failures += 1
         self._cooling = max(0, self._cooling - 1)
-        if self._failures == self.patience:
+        if self._failures >= self.patience:
             self._rate = max(float(self.min_lr), self._rate * self.factor)
             self._failures, self._cooling = 0, self.cooldown
 

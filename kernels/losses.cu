@@ -109,7 +109,8 @@ __global__ void cross_entropy_forward(
         const Real target = weight_of_label(class_weights, label, V, eps);
         pass.others += pass.maximum - pass.maximum;  // NaN if the maximum is infinite: then there is no softmax
         const Real log_sum = log1p(pass.others);
-        loss = target * (log_sum + (pass.maximum - x[known ? label : 0]));
+        const Real of_label = log_sum + (pass.maximum - x[known ? label : 0]);
+        loss = target == 0 && isinf(of_label) ? Real(0) : target * of_label;  // as in `Pass`: what has no weight is not read
         if (smoothed) loss += eps / V * (pass.weight * log_sum - pass.weighted);
         if (weights) loss *= weights[row];
         smooth = eps / V * pass.weight;

@@ -45,7 +45,7 @@ def cross_entropy_forward(
     """Cross-entropy of each row between its softmax and its label.
 
     With l_c = log sum_k exp(x_k) - x_c and eps the label smoothing, the loss of a row with label y is
-    weight ((1 - eps) w_y l_y + (eps / V) sum_c w_c l_c).
+    weight ((1 - eps) w_y l_y + (eps / V) sum_c w_c l_c). A term of weight zero is zero, though l_c may be infinite.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def cross_entropy_forward(
         np.subtract(x, x[each, highest][:, None], out=e)
         below = e[each, y]
         # A BLAS would give a row other last bits in a block of another size.
-        e_smooth = None if smooth is None else np.einsum("nv,v->n", e, smooth)
+        e_smooth = None if smooth is None else np.einsum("nv,v->n", _counted(smooth, e), smooth)
         np.exp(e, out=e)
         e_y, largest = e[each, y], e[each, highest]
         # The largest term is 1, or NaN of an infinity. Added up without it, the others keep their digits where they are
@@ -111,7 +111,7 @@ def cross_entropy_forward(
         s = np.add(rest, 1, out=sums[block])
         others[block] = np.where(y == highest, rest, s - e_y)
         log_s = np.log1p(rest)
-        loss = np.multiply(target[block], log_s - below, out=losses[block])
+        loss = np.multiply(target[block], _counted(target[block], log_s - below), out=losses[block])
         if e_smooth is not None:
             loss += smooth.sum() * log_s - e_smooth  # type: ignore[union-attr]
     if weights is not None:
@@ -123,6 +123,12 @@ def cross_entropy_forward(
         exps[masked] = 0
         sums[masked], others[masked] = 1, 0
     return losses, _CrossEntropy(exps, sums, others, labels, weights, target, smooth)
+
+
+def _counted(weights: Array, terms: Array) -> Array:
+    """``terms``, with zero in place of an infinity where the weight is zero, which would make NaN of it."""
+    unweighted = weights == 0
+    return np.where(unweighted & np.isinf(terms), terms.dtype.type(0), terms) if unweighted.any() else terms
 
 
 def _check_labels(labels: NDArray[Any], V: int) -> None:

@@ -134,6 +134,37 @@ def test_infinite_logits(wing, V, label_smoothing):
     assert np.isfinite(dlogits[[0, 4]]).all()
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("V", [4, 40, 1500])
+def test_a_term_of_weight_zero_does_not_count_though_it_is_infinite(wing, V, label_smoothing):
+    """A class that is ruled out by its logit is left out of the loss by a weight of zero, and NaN is not hidden so."""
+    logits = np.random.default_rng(0).standard_normal((3, V))
+    class_weights = np.linspace(0.5, 1.5, V)
+    class_weights[[0, 2]] = 0
+    labels, options = np.array([1, 0, 1]), {"class_weights": class_weights, "label_smoothing": label_smoothing}
+    logits[:, [0, 2]] = -1e300  # whose terms are so large that only a weight of zero hides them
+    expected = run(wing, logits, labels, None, np.ones(3), **options)
+    logits[:, [0, 2]] = -np.inf
+    losses, dlogits = found = run(wing, logits, labels, None, np.ones(3), **options)
+    assert np.isfinite(losses).all()
+    assert_same(found, expected)
+    logits[0, 2] = np.nan
+    with np.errstate(invalid="ignore"):
+        losses, dlogits = run(wing, logits, labels, None, np.ones(3), **options)
+    assert np.isnan(losses).tolist() == np.isnan(dlogits).any(axis=1).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("V", [4, 1500])
+def test_evenly_smoothed_labels_count_a_class_that_is_ruled_out(wing, V):
+    """With label smoothing of 1 the label's own term has no weight, but all classes have."""
+    logits = np.zeros((2, V))
+    logits[0, 1] = -np.inf
+    options = {"class_weights": None, "label_smoothing": 1.0}
+    losses, _ = run(wing, logits, np.array([1, 1]), None, np.ones(2), **options)
+    assert losses[0] == np.inf
+    np.testing.assert_allclose(losses[1], np.log(V))
+
+
 @pytest.mark.parametrize("rubbish", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("V", [100, 1500])

@@ -225,6 +225,40 @@ def test_huber_and_smooth_l1_of_large_errors_do_not_overflow(dtype):
         np.testing.assert_array_equal(pullback(1.0)[0], np.array([0.5, -0.5], dtype))
 
 
+BORDERS = [(loss, size) for loss in (huber, smooth_l1) for size in (1e-30, 1e30, 1e38, 1e39, 1e300)]
+BORDERS += [
+    (smooth_l1, size) for size in (1e-320, 1e-60, 5e-46, 1e-45)
+]  # slopes of huber are no larger
+
+
+@pytest.mark.parametrize(("loss", "size"), BORDERS, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_border_that_the_dtype_does_not_hold(dtype, loss, size):
+    """Against Python's floats; of float32 some borders are beyond the largest number or below the smallest."""
+    errors, limits = np.array([0.0, 1e-37, -3e-30, -0.5, 7.0, -1e19, 3e38], dtype), np.finfo(dtype)
+    with np.errstate(over="ignore"):  # of losses beyond the range
+        losses, pullback = loss.vjp(
+            errors, np.zeros_like(errors), **{"delta" if loss is huber else "beta": size}, reduction="none"
+        )
+    slopes = pullback(np.ones_like(errors))[0]
+    unit = 1.0 if loss is huber else size
+    for error, value, slope in zip(errors.tolist(), losses.tolist(), slopes.tolist(), strict=True):
+        steepness = min(abs(error), size) / unit
+        right = steepness * (abs(error) - 0.5 * min(abs(error), size))
+        rounding = 4 * float(limits.eps) + float(limits.smallest_subnormal)
+        assert math.isclose(value, right, rel_tol=rounding, abs_tol=2 * float(limits.smallest_subnormal)) or (
+            value == math.inf and right > float(limits.max)
+        )
+        assert math.isclose(
+            slope, math.copysign(steepness, error), rel_tol=rounding, abs_tol=2 * float(limits.smallest_subnormal)
+        )
+
+
+def test_an_infinite_error_costs_infinity_whatever_the_border():
+    for delta in (1e-300, 1.0, 1e300, math.inf):
+        assert huber(np.array([-math.inf]), np.zeros(1), delta=delta) == math.inf
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("kind", ELEMENTWISE)
 def test_elementwise_losses_read_nothing_in_a_masked_position(kind, reduction):

@@ -496,3 +496,13 @@ def test_far_out(schedule, billion, trillion_million):
     assert math.isfinite(schedule(0))
     assert schedule(10**9) == pytest.approx(billion, rel=1e-10)
     assert schedule(10**18) == pytest.approx(trillion_million, rel=1e-10)
+
+
+def test_a_state_of_more_patience_ends_in_a_reduction():
+    """Training that is continued with less patience than it began with has waited long enough."""
+    patient, schedule = (ReduceOnPlateau(1.0, factor=0.5, patience=patience) for patience in (10, 2))
+    for _ in range(6):
+        patient.observe(1.0)
+    schedule.load_state_dict(patient.state_dict())
+    schedule.observe(1.0)
+    assert schedule(0) == 0.5
