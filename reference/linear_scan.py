@@ -118,10 +118,11 @@ def _scan(a: Array, b: Array, h0: Array, h: Array) -> None:
                 holds = np.isfinite(entering[k + 1])
                 if bounds is not None:
                     holds &= _is_exact(entering[k], entering[k + 1], *(bound[k] for bound in bounds))
-                if not (holds | np.isnan(entering[k])).all():
+                fails = np.logical_not(holds | np.isnan(entering[k]))
+                if fails.any():
                     # A product may overflow or underflow where the states do not, and the reverse.
                     _loop(a if a.ndim == 1 else a[chunk], b[chunk], entering[k], h[chunk])
-                    entering[k + 1] = h[chunk][-1]
+                    np.copyto(entering[k + 1], h[chunk][-1], where=fails)
         _loop(*steps, entering, of_chunks(h))
         h0 = h[cut - 1]
     _loop(a if a.ndim == 1 else a[cut:], b[cut:], h0, h[cut:])

@@ -868,3 +868,31 @@ def test_the_row_without_observations_is_named():
     y[:, 0] = np.nan
     with pytest.raises(ValueError, match="of step 0 of row 2 is not positive definite"):
         zero(y)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 1e20), ("float64", 1e165), ("float64", 1e200)])
+def test_observations_whose_squares_overflow(dtype, size, known):
+    """Means are linear in them, covariances do not depend on them, and only the likelihood ends, at minus infinity."""
+    one = np.ones((1, 1), dtype)
+    model = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=one, P0=one if known else None)
+    y = np.random.default_rng(0).normal(size=(20, 1)).astype(dtype)
+    big = y * np.dtype(dtype).type(size)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert model(big) == -np.inf
+        for expected, found in ((model.smooth(y), model.smooth(big)), (model.forecast(y, 2), model.forecast(big, 2))):
+            assert_close(found.mean / size, expected.mean, 1000)
+            assert_close(found.covariance, expected.covariance, 1000)
+        with pytest.raises(ValueError, match=r"^LinearGaussian.fit: the log-likelihood of y is -inf, expected"):
+            model.fit(big)
+
+
+def test_what_the_pullback_takes():
+    one = np.ones((1, 1))
+    _, pullback = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=one).vjp(np.ones((4, 1)))
+    assert_same(pullback(np.array(2.0)), pullback(2))
+    dy, grads = pullback(None)
+    assert not any(a.any() for a in (dy, *grads.values()))
+    for wrong, message in (("a", "dvalue is a str"), (np.ones(3), r"dvalue has shape \(3,\)")):
+        with pytest.raises((TypeError, ValueError), match=f"^LinearGaussian: {message}"):
+            pullback(wrong)

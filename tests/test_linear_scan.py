@@ -10,7 +10,7 @@ from gpurnn.kernels import linear_scan as kernels
 from gpurnn.reference import linear_scan
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from tolerance import GOLDEN_FLOAT64, assert_all_close, assert_close, assert_golden, check_gradients
+from tolerance import GOLDEN_FLOAT64, assert_all_close, assert_close, assert_golden, assert_same, check_gradients
 
 import gpurnn
 from gpurnn import reference
@@ -277,6 +277,21 @@ def test_infinities_and_nan_stand_where_the_loop_has_them(chunks_of, steps):
     assert np.isinf(h[[0, 4]]).all()
     assert np.isnan(h[1:4]).all()
     assert np.isfinite(h[5])
+
+
+@pytest.mark.parametrize("bad", [np.inf, 1e308, -1e300])
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_row_has_the_same_bits_whatever_the_others_hold(constant, bad):
+    """The steps of a chunk are taken one by one for those rows alone that need it."""
+    a, b, h0, dh = draw("float64", 300, B=3, constant=constant)
+    results = []
+    for value in (0.0, bad):
+        b[40, 1] = value
+        with np.errstate(all="ignore"):
+            h, pull = gpurnn.linear_scan.vjp(a, b, h0)
+            (_, db, dh0), _ = pull(dh)
+        results.append((h[:, ::2], db, dh0, gpurnn.linear_scan(a, b, h0)[:, ::2]))
+    assert_same(results[1], results[0])
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "complex128"])

@@ -226,9 +226,7 @@ def test_huber_and_smooth_l1_of_large_errors_do_not_overflow(dtype):
 
 
 BORDERS = [(loss, size) for loss in (huber, smooth_l1) for size in (1e-30, 1e30, 1e38, 1e39, 1e300)]
-BORDERS += [
-    (smooth_l1, size) for size in (1e-320, 1e-60, 5e-46, 1e-45)
-]  # slopes of huber are no larger
+BORDERS += [(smooth_l1, size) for size in (1e-320, 1e-60, 5e-46, 1e-45)]  # slopes of huber are no larger
 
 
 @pytest.mark.parametrize(("loss", "size"), BORDERS, ids=lambda value: getattr(value, "__name__", str(value)))

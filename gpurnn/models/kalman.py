@@ -394,8 +394,9 @@ class LinearGaussian(Layer):
         total = xp.zeros_like(squares)
         if information.shape[1] > 1:
             # The diffuse states are integrated over, which a regression does.
-            explained = _moments(xp, information)[:, 1:, 0]
-            squares = squares + xp.sum(information[:, 1:, 0] * explained, axis=1)
+            explained = xp.sum(information[:, 1:, 0] * _moments(xp, information)[:, 1:, 0], axis=1)
+            # Where squares overflow, so may what they explain.
+            squares = xp.where(xp.isinf(squares), squares, squares + explained)
             total = _log_determinant(xp, information[:, 1:, 1:])
         count = xp.sum(xp.astype(~xp.isnan(y), y.dtype), axis=(0, 2))
         return -(steps.log_determinant + squares + count * math.log(2 * math.pi) + total) / 2
@@ -462,9 +463,9 @@ class LinearGaussian(Layer):
         log_likelihood : () array
             What a call returns.
         pullback : callable
-            From the gradient by the log-likelihood, a number, to ``dy`` of the shape of y and the gradients of F, H, Q,
-            R, m0 and P0 by name. ``pullback(1.0)`` is the score, exact. The gradients of the covariances are symmetric.
-            Those of what is diffuse, in m0 and P0, and of missing observations are zero.
+            From the gradient by the log-likelihood, a number or a () array (None for zero), to ``dy`` of the shape of y
+            and the gradients of F, H, Q, R, m0 and P0 by name. ``pullback(1.0)`` is the score, exact. The gradients of
+            the covariances are symmetric. Those of what is diffuse, in m0 and P0, and of missing observations are zero.
 
         Raises
         ------
@@ -491,7 +492,10 @@ class LinearGaussian(Layer):
         value, dy, grads, _ = self._score("LinearGaussian", y)
         xp, shape = _dispatch.namespace("LinearGaussian", y=y), y.shape
 
-        def pullback(dvalue: Array | float) -> tuple[Array, dict[str, Array]]:
+        def pullback(dvalue: Array | float | None) -> tuple[Array, dict[str, Array]]:
+            if not isinstance(dvalue, (int, float)):
+                dvalue = _arrays.cotangent("LinearGaussian", "value", dvalue, value)
+            dvalue = 0.0 if dvalue is None else dvalue
             return xp.reshape(dy, shape) * dvalue, {name: g * dvalue for name, g in grads.items()}
 
         return value, pullback
@@ -660,8 +664,9 @@ class LinearGaussian(Layer):
         single = y.ndim == 2 if hasattr(y, "ndim") else False
         xp, y = self._observations(where, y, steps)
         done, T = self._forward(where, xp, y), y.shape[0]
-        M = self._diffuse_moments(where, xp, done)
-        mean, covariance = _marginal(xp, done.filtered_mean[-1], done.filtered_covariance[-1], M)
+        self._diffuse_moments(where, xp, done)
+        delta = _estimate(xp, done.information[-1])
+        mean, covariance = _marginal(xp, done.filtered_mean[-1], done.filtered_covariance[-1], *delta)
         mean = mean[..., None]
         results: list[list[Array]] = [[], [], [], []]
         for t in range(T, T + steps):
@@ -746,7 +751,10 @@ class LinearGaussian(Layer):
             with np.errstate(over="ignore", invalid="ignore"):
                 for value in itertools.islice(run(observed, parameters, diagonal, count, tolerance), iterations + 1):
                     if not math.isfinite(value):
-                        raise ValueError(f"the log-likelihood is {value}")
+                        raise ValueError(
+                            f"{where}: the log-likelihood of y is {value}, expected a finite number; y may hold a "
+                            "filler for what is missing, NaN is expected there"
+                        )
                     values.append(value)
                     kept = self._host(self.params)
         except ValueError as error:
@@ -1010,7 +1018,7 @@ def _determined(xp: Any, information: Array, mean: Array) -> Array:
     """(...), whether the information (..., 1 + d, 1 + d) determines what a mean (..., n, 1 + d) depends on of delta."""
     d = information.shape[-1] - 1
     if d == 0:
-        return xp.isfinite(information[..., 0, 0])
+        return xp.ones_like(information[..., 0, 0], dtype=xp.bool)
     scale, unknown = _null_space(xp, information[..., 1:, 1:])
     spread = mean[..., 1:] / scale[..., None, :]
     left, size = (xp.sqrt(xp.sum(x * x, axis=-1)) for x in (spread @ unknown, spread))
@@ -1025,13 +1033,20 @@ def _moments(xp: Any, information: Array) -> Array:
     one = xp.ones_like(information[..., :1, :1])
     if information.shape[-1] == 1:
         return one
+    mean, covariance = _estimate(xp, information)
+    top = xp.concat([one, _transpose(xp, mean)], axis=-1)
+    return xp.concat([top, xp.concat([mean, mean @ _transpose(xp, mean) + covariance], axis=-1)], axis=-2)
+
+
+def _estimate(xp: Any, information: Array) -> tuple[Array, Array]:
+    """Mean (..., d, 1) and covariance (..., d, d) of delta, from the information; see `_moments`."""
     held = information[..., 1:, 1:]
+    if held.shape[-1] == 0:
+        return information[..., 1:, :1], held
     scale, unknown = _null_space(xp, held)
     unknown = unknown * scale[..., :, None]
     covariance = _symmetric(xp, xp.linalg.inv(held + unknown @ _transpose(xp, unknown)))
-    mean = -(covariance @ information[..., 1:, :1])
-    top = xp.concat([one, _transpose(xp, mean)], axis=-1)
-    return xp.concat([top, xp.concat([mean, mean @ _transpose(xp, mean) + covariance], axis=-1)], axis=-2)
+    return -(covariance @ information[..., 1:, :1]), covariance
 
 
 def _log_determinant(xp: Any, held: Array) -> Array:
@@ -1050,19 +1065,16 @@ def _log_determinant(xp: Any, held: Array) -> Array:
 def _known_marginal(xp: Any, information: Array, mean: Array, covariance: Array) -> tuple[Array, Array]:
     """`_marginal` of the moments that the information gives; NaN where it does not determine the mean."""
     known = _determined(xp, information, mean)[..., None, None]
-    expected, found = _marginal(xp, mean, covariance, _moments(xp, information))
+    expected, found = _marginal(xp, mean, covariance, *_estimate(xp, information))
     unknown = xp.full_like(found, math.nan)
     return xp.where(known[..., 0], expected, unknown[..., 0]), xp.where(known, found, unknown)
 
 
-def _marginal(xp: Any, mean: Array, covariance: Array, moments: Array) -> tuple[Array, Array]:
-    """Mean (..., n) and covariance from those for known delta, which is integrated over."""
-    expected = (mean @ moments[..., :, :1])[..., 0]
-    spread = mean[..., 1:]
-    center = moments[..., 1:, :1]
-    return expected, covariance + spread @ (moments[..., 1:, 1:] - center @ _transpose(xp, center)) @ _transpose(
-        xp, spread
-    )
+def _marginal(xp: Any, mean: Array, covariance: Array, delta: Array, spread: Array) -> tuple[Array, Array]:
+    """Mean (..., n) and covariance from those for known delta, over which is integrated: its mean and covariance."""
+    by_delta = mean[..., 1:]
+    expected = (mean[..., :1] + by_delta @ delta)[..., 0]
+    return expected, covariance + by_delta @ spread @ _transpose(xp, by_delta)
 
 
 def _squeezed(results: Any, single: bool) -> Any:
