@@ -210,6 +210,11 @@ class Module:
         self._raw: Any = None
         self._shared_bytes: dict[tuple[str, int], int] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its lock, and what was compiled, stay in this process.
+        description = (self.source, self.names, self.defines)
+        return functools.partial(type(self), include=self.include, proofs=self.proofs), description
+
     def __getitem__(self, name: str) -> Kernel:
         if name not in self.names:
             raise KeyError(f"{self.source.name} was asked for the kernels {', '.join(self.names)}, not {name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -16,6 +17,13 @@ LIMITS = Path(__file__).with_name("kernel_limits.json")
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing(), reason=str(nvrtc.missing()))
 SOURCES = sorted(p for p in Path(launch.__file__).parent.rglob("*.cu*") if "host" not in p.parts)
+
+
+def test_a_module_goes_to_another_process():
+    """There NVRTC compiles it."""
+    for module in nvrtc.modules():
+        other = pickle.loads(pickle.dumps(module))
+        assert (other.names, other.cuda_source()) == (module.names, module.cuda_source())
 
 
 @needs_nvrtc
