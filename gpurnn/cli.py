@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -53,15 +55,33 @@ class Interrupted(Refusal):
 
 
 class _Commands(click.Group):
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _failing():  # --help and --version print here
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, context: click.Context, /) -> Any:
-        try:
+        with _failing():
             return super().invoke(context)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted") from None
-        except BrokenPipeError:
-            raise  # click ends quietly when nobody reads on
-        except OSError as error:
-            raise Failure(_sentence(error)) from error
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Turn what no option can be blamed for into one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted") from None
+    except BrokenPipeError:
+        raise  # click ends quietly when nobody reads on
+    except UnicodeEncodeError as error:
+        raise Failure(
+            f"the output cannot hold {error.object[error.start]!r} in its encoding, {sys.stdout.encoding}; set the "
+            "environment variable PYTHONIOENCODING to utf-8"
+        ) from error
+    except MemoryError as error:
+        raise Failure(f"out of memory: {error}" if str(error) else "out of memory") from error
+    except (OSError, FloatingPointError) as error:
+        raise Failure(_sentence(error)) from error
 
 
 def _sentence(error: BaseException) -> str:
@@ -75,7 +95,18 @@ def _sentence(error: BaseException) -> str:
 def _say(text: str = "", err: bool = False) -> None:
     """Print a line. Training goes on where nobody reads it any more."""
     with suppress(OSError, ValueError):
-        click.echo(text, err=err)
+        click.echo(_printable(text, err), err=err)
+
+
+def _tell(text: str = "") -> None:
+    """Print a line of what was asked for."""
+    click.echo(_printable(text))
+
+
+def _printable(text: str, err: bool = False) -> str:
+    """``text`` with escapes for what the encoding of the stream lacks: a path, for example, can be any bytes."""
+    encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def main() -> None:
@@ -101,8 +132,23 @@ def _integer(flag: str, default: int | None, text: str, least: int = 1) -> Calla
     return click.option(flag, type=click.IntRange(min=least), default=default, metavar="N", help=text)
 
 
+class _Finite(click.FloatRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):  # a NaN passes every comparison with the bounds
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class _Path(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":  # which Path takes for the current directory
+            self.fail("it is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def _number(flag: str, default: float | None, text: str, **bounds: Any) -> Callable[[F], F]:
-    return click.option(flag, type=click.FloatRange(min=0, **bounds), default=default, metavar="X", help=text)
+    return click.option(flag, type=_Finite(min=0, **bounds), default=default, metavar="X", help=text)
 
 
 def _choice(flag: str, choices: list[str], text: str) -> Callable[[F], F]:
@@ -135,7 +181,7 @@ _TRAIN_OPTIONS: list[Callable[[Any], Any]] = [
     _number("--clip", 1.0, "Largest global norm of the gradient.", min_open=True),
     _number("--clip-value", None, "Largest entry of the gradient.", min_open=True),
     _number("--l2", 0.0, "Weight of the L2 penalty."),
-    click.option("--validation", type=click.Path(), metavar="FILE", help="Text to validate on."),
+    click.option("--validation", type=_Path(), metavar="FILE", help="Text to validate on."),
     _number("--validation-fraction", 0.05, "Without --validation, the share kept for it.", max=1, max_open=True),
     _integer("--validate-every", None, "Steps between validations.  [default: an epoch]"),
     _integer("--patience", None, "Stop after this many validations without improvement."),
@@ -152,8 +198,8 @@ def _train_options(command: F) -> F:
 
 
 @cli.command(context_settings={"show_default": True})
-@click.argument("files", nargs=-1, type=click.Path(), metavar="FILE...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where everything goes.")
+@click.argument("files", nargs=-1, type=_Path(), metavar="FILE...")
+@click.option("--out", required=True, type=_Path(path_type=Path), metavar="DIR", help="Where everything goes.")
 @click.option("--resume", is_flag=True, help="Go on with the run in DIR; its files and options need not be repeated.")
 @_train_options
 @click.pass_context
@@ -165,9 +211,9 @@ def train(context: click.Context, /, files: tuple[str, ...], out: Path, resume: 
     that DIR belongs to this run. A DIR that holds any of these names already, and no run to resume, is rejected; other
     files in it are left alone.
     """
-    paths = [str(Path(file).resolve()) for file in files]
+    paths = [_to_be_read_again(file) for file in files]
     if options["validation"] is not None:
-        options["validation"] = str(Path(options["validation"]).resolve())
+        options["validation"] = _to_be_read_again(options["validation"])
     if resume:
         source = context.get_parameter_source
         given = {name: value for name, value in options.items() if source(name) is ParameterSource.COMMANDLINE}
@@ -184,7 +230,7 @@ _DEMO = shlex.split("--cell gru --hidden 192 --batch 24 --window 48 --steps 1600
 
 @cli.command()
 @click.option(
-    "--out", default="gpurnn-demo", type=click.Path(path_type=Path), metavar="DIR", show_default=True,
+    "--out", default="gpurnn-demo", type=_Path(path_type=Path), metavar="DIR", show_default=True,
     help="Where everything goes; what an earlier demo left there is replaced.",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a demo that was interrupted.")
@@ -194,6 +240,8 @@ def demo(out: Path, resume: bool) -> None:
     The text is that of the help() topics, which comes with Python. DIR receives it as python-reference.txt; the rest is
     what `gpurnn train` does with it.
     """
+    from . import _files
+
     if resume:
         _train(_held_run(out, [], {}))
         _show_sample(out)
@@ -208,14 +256,12 @@ def demo(out: Path, resume: bool) -> None:
     text = "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
     arguments = [str(source), "--out", str(out), *_DEMO]
     _say(f"gpurnn train {shlex.join(arguments)}")
-    options = train.make_context("train", arguments).params
-    for name in ("files", "out", "resume"):
-        del options[name]
+    options = _options(arguments)
     with _refusing(ValueError, OSError), folder.locked(new=not _is_demo(folder)):
         if _is_demo(folder):
             _remove_demo(folder)
         folder.begin()
-        source.write_text(text, encoding="utf-8")
+        _files.write_atomically(source, text.encode())
         run = _new_run(folder, [str(source.resolve())], options)
     _train(run)
     _show_sample(out)
@@ -262,7 +308,7 @@ def _show_sample(out: Path) -> None:
 
 
 @cli.command(context_settings={"show_default": True})
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("directory", type=_Path(path_type=Path), metavar="DIR")
 @_integer("--length", 1000, "Characters or words to write.", least=0)
 @click.option("--prompt", default="", help="What the text goes on from.")
 @_number("--temperature", 0.7, "Below 1 likelier, above 1 wilder; 0 takes the likeliest.")
@@ -276,8 +322,8 @@ def generate(directory: Path, length: int, prompt: str, temperature: float, top_
 
 
 @cli.command()
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.argument("file", type=click.Path(), metavar="FILE")
+@click.argument("directory", type=_Path(path_type=Path), metavar="DIR")
+@click.argument("file", type=_Path(), metavar="FILE")
 def evaluate(directory: Path, file: str) -> None:
     """State how well the model in DIR predicts the text FILE.
 
@@ -295,12 +341,12 @@ def evaluate(directory: Path, file: str) -> None:
     value = convert(-model.log_likelihood(tokens) / len(tokens))
     unknown = int((tokens == 0).sum())
     note = f", {unknown:,} of them not in the vocabulary" if unknown else ""
-    click.echo(f"{value:.4f} {words} ({len(tokens):,} {vocabulary.kind}s{note})")
+    _tell(f"{value:.4f} {words} ({len(tokens):,} {vocabulary.kind}s{note})")
 
 
 @cli.command(context_settings={"show_default": True})
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--text", type=click.Path(), metavar="FILE", help="Text to run on.  [default: that of the training]")
+@click.argument("directory", type=_Path(path_type=Path), metavar="DIR")
+@click.option("--text", type=_Path(), metavar="FILE", help="Text to run on.  [default: that of the training]")
 @_integer("--length", 64, "Characters or words of it.")
 @_integer("--starts", 8, "States from which fixed points are looked for.")
 def diagnose(directory: Path, text: str | None, length: int, starts: int) -> None:
@@ -328,8 +374,8 @@ def diagnose(directory: Path, text: str | None, length: int, starts: int) -> Non
     pictures = directory / "diagnosis"
     _make_directory(pictures)
     with _refusing(ImportError, ValueError):
-        report(model, tokens, pictures, history, starts, click.echo)
-    click.echo(f"\npictures      {pictures}")
+        report(model, tokens, pictures, history, starts, _tell)
+    _tell(f"\npictures      {pictures}")
 
 
 @cli.command()
@@ -341,26 +387,26 @@ def info() -> None:
 
     import numpy as np
 
-    click.echo(f"gpurnn {__version__}")
-    click.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
+    _tell(f"gpurnn {__version__}")
+    _tell(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    click.echo(f"numpy {np.__version__} ({blas['name']} {blas['version']})")
+    _tell(f"numpy {np.__version__} ({blas['name']} {blas['version']})")
     for package in ("array-api-compat", "safetensors", "tqdm", "click", "filelock", "platformdirs"):
-        click.echo(f"{package} {importlib.metadata.version(package)}")
+        _tell(f"{package} {importlib.metadata.version(package)}")
     try:
-        click.echo(f"matplotlib {importlib.metadata.version('matplotlib')}")
+        _tell(f"matplotlib {importlib.metadata.version('matplotlib')}")
     except importlib.metadata.PackageNotFoundError:
-        click.echo("matplotlib is not installed: no loss curves; pip install 'gpurnn[plot]'")
-    click.echo("\nBackends")
-    click.echo("  numpy  runs here")
+        _tell("matplotlib is not installed: no loss curves; pip install 'gpurnn[plot]'")
+    _tell("\nBackends")
+    _tell("  numpy  runs here")
     reasons = list(_why_no_cuda())
-    click.echo("  cuda   " + ("cannot run here: " + "; ".join(reasons) if reasons else "runs here"))
+    _tell("  cuda   " + ("cannot run here: " + "; ".join(reasons) if reasons else "runs here"))
     from .kernels.host import CompilerError, find_compiler
 
     try:
-        click.echo(f"  host   runs here: gpurnn.use('host') compiles the CUDA kernels with {' '.join(find_compiler())}")
+        _tell(f"  host   runs here: gpurnn.use('host') compiles the CUDA kernels with {' '.join(find_compiler())}")
     except CompilerError as error:
-        click.echo(f"  host   cannot run here: {error}")
+        _tell(f"  host   cannot run here: {error}")
 
 
 def _why_no_cuda() -> Iterator[str]:
@@ -380,16 +426,28 @@ def _why_no_cuda() -> Iterator[str]:
         yield f"CuPy {cupy.__version__} finds no CUDA device"
 
 
+def _to_be_read_again(file: str) -> str:
+    """The absolute path of a text that --resume reads once more; refuse what can be read only once."""
+    path = Path(file)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise Refusal(f"{file}: no regular file, which --resume could not read again; write the text to one first")
+    return str(path.resolve())
+
+
 def _read(file: str) -> str:
     """The text in a file; refuse one that is missing, empty, binary or not UTF-8."""
+    parts = []
     try:
-        data = Path(file).read_bytes()
+        with open(file, "rb") as stream:
+            while part := stream.read(2**20):
+                if b"\0" in part:  # before the next part is read, as some devices never end
+                    raise Refusal(f"{file}: a binary file, expected text in UTF-8")
+                parts.append(part)
     except OSError as error:
         raise Refusal(f"{file}: {(error.strerror or str(error)).lower()}") from error
+    data = b"".join(parts)
     if not data:
         raise Refusal(f"{file}: the file is empty")
-    if b"\0" in data:
-        raise Refusal(f"{file}: a binary file, expected text in UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -491,7 +549,39 @@ def _read_run(folder: RunDirectory) -> dict[str, Any]:
         raise Refusal(
             f"{folder.path / RUN}: its run was not started by gpurnn train, or not got as far as reading its text"
         )
+    files = run["files"]
+    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+        raise Refusal(f"{folder.path / RUN}: damaged: its files are {files!r}, expected a list of paths")
+    _check_options(folder.path / RUN, run["options"])
     return run
+
+
+def _check_options(path: Path, held: Any) -> None:
+    """Reject options of a run that are not those that `gpurnn train` takes."""
+    known = _options(["FILE", "--out", "DIR"])
+    if not isinstance(held, dict) or held.keys() != known.keys():
+        raise Refusal(f"{path}: damaged, or of another version of gpurnn: its options are not those of gpurnn train")
+    for name, value in held.items():
+        if not _can_be_given(name, value, known[name]):
+            raise Refusal(f"{path}: damaged: --{str(name).replace('_', '-')} cannot be {value!r}")
+
+
+def _can_be_given(name: str, value: Any, default: Any) -> bool:
+    """Whether the command line can give an option of `gpurnn train` this value."""
+    if value is None or isinstance(default, bool):
+        return type(value) is type(default)
+    option = next(option for option in train.params if option.name == name)
+    try:
+        given = option.type_cast_value(click.Context(train), str(value))
+    except click.BadParameter:
+        return False
+    return type(given) is type(value) and bool(given == value)
+
+
+def _options(arguments: list[str]) -> dict[str, Any]:
+    """The options that arguments of `gpurnn train` give."""
+    options = train.make_context("train", [*arguments]).params
+    return {name: value for name, value in options.items() if name not in ("files", "out", "resume")}
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -577,6 +667,8 @@ def _train(run: _Run) -> None:
                 with _warnings_said(), _refusing(ValueError, OSError):
                     step = trainer.resume()
                 _say(f"resuming at step {step:,} of {trainer.total:,}")
+            elif (out / MODEL).exists():
+                raise Refusal(f"{out}: holds the {MODEL} of a run whose checkpoints are gone; choose another directory")
         else:
             with _refusing(ValueError, OSError):
                 run.folder.begin()
@@ -635,6 +727,8 @@ def _schedule(options: dict[str, Any], steps: int) -> Callable[[int], float] | N
 
 def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> None:
     """Draw the loss curve, write a sample, and say where everything is."""
+    from . import _files
+
     unit = model.vocabulary.metric
     told = []
     for name, where in ((unit, "training"), (f"validation_{unit}", "validation")):
@@ -643,12 +737,15 @@ def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> Non
     ended = f"stopped early at step {trainer.step:,}" if trainer.stopped_early else f"{trainer.step:,} steps"
     _say(f"{ended}: {', '.join(told)}")
     sample = model.sample(SAMPLE_LENGTH[model.vocabulary.kind], "\n", temperature=0.7, rng=seed)
-    (out / SAMPLE).write_text(sample + "\n", encoding="utf-8")
+    _files.write_atomically(out / SAMPLE, f"{sample}\n".encode())
     try:
         from .plots import loss_curve
 
-        loss_curve(trainer.history, out / CURVE)
-        curve = f"loss curve  {out / CURVE}"
+        if any("loss" in record for record in trainer.history):
+            loss_curve(trainer.history, out / CURVE)
+            curve = f"loss curve  {out / CURVE}"
+        else:
+            curve = f"loss curve  none: {out / METRICS} holds no loss"
     except ImportError:
         curve = "loss curve  none: matplotlib is not installed; pip install 'gpurnn[plot]'"
     _say(f"model       {out / MODEL}")

@@ -56,11 +56,14 @@ def find_compiler() -> tuple[str, ...]:
     Raises
     ------
     CompilerError
-        If there is none.
+        If there is none, or ``$CXX`` is no command.
     """
     named = os.environ.get("CXX")
-    if named:
-        return (named,) if shutil.which(named) else tuple(shlex.split(named, posix=_POSIX))
+    if named and not named.isspace():
+        try:
+            return (named,) if shutil.which(named) else tuple(shlex.split(named, posix=_POSIX))
+        except ValueError as error:
+            raise CompilerError(f"CXX is {named!r}, expected a command: {error}") from error
     for name in ("g++", "clang++"):
         path = shutil.which(name)
         if path:

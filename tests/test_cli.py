@@ -1,8 +1,10 @@
 """The command line: what it writes, what it says when something is wrong, and that it goes on after an interrupt."""
 
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,12 +303,80 @@ def test_options_that_do_not_go_together(text, tmp_path, options, message):
         ["--clip", "-1"],
         ["--hidden", "many"],
         ["--no"],
+        *[
+            [option, number]
+            for option in ("--lr", "--clip", "--clip-value", "--l2", "--dropout", "--validation-fraction")
+            for number in ("nan", "inf")
+        ],
+        ["--out", ""],
+        ["--validation", ""],
     ],
 )
 def test_options_out_of_range_are_exit_code_2(text, tmp_path, options):
     result = run("train", text, "--out", tmp_path / "run", *SMALL, *options, code=2)
     assert options[0] in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_temperature_that_is_not_finite_is_exit_code_2(tmp_path, number):
+    assert "is not a finite number" in run("generate", tmp_path, "--temperature", number, code=2).stderr
+
+
+def test_what_does_not_fit_into_memory_is_one_line(text, tmp_path):
+    said = refused("train", text, "--out", tmp_path / "run", *SMALL, "--hidden", 10**15, code=1)
+    assert said.startswith("gpurnn: out of memory")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_text_that_cannot_be_read_again_is_not_trained_on(text, tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # and nothing is waited for
+    said = f"gpurnn: {tmp_path / 'pipe'}: no regular file, which --resume could not read again"
+    assert refused("train", tmp_path / "pipe", "--out", tmp_path / "run").startswith(said)
+    assert refused("train", text, "--validation", tmp_path / "pipe", "--out", tmp_path / "run").startswith(said)
+    command = f"cat '{text}' | '{sys.executable}' -m gpurnn train /dev/stdin --out '{tmp_path / 'run'}'"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stderr.startswith("gpurnn: /dev/stdin: no regular file")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero")
+def test_a_file_without_an_end_is_read_no_further_than_its_first_zero(text, tmp_path):
+    run("train", text, "--out", tmp_path / "run", *SMALL)
+    assert "a binary file, expected text in UTF-8" in refused("evaluate", tmp_path / "run", "/dev/zero")
+    assert "a binary file, expected text in UTF-8" in refused("diagnose", tmp_path / "run", "--text", "/dev/zero")
+
+
+def test_an_encoding_that_lacks_a_character(tmp_path):
+    (tmp_path / "text").write_text("\u4e2d\u6587" * 300, encoding="utf-8")
+    out = tmp_path / "\u4e2d"
+    command = [sys.executable, "-m", "gpurnn"]
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+
+    def printed(*arguments):
+        arguments = [*command, *map(str, arguments)]
+        return subprocess.run(arguments, env=latin, capture_output=True, text=True, check=False, timeout=120)
+
+    said = printed("train", tmp_path / "text", "--out", out, *SMALL)
+    assert (said.returncode, said.stdout.splitlines()[-1]) == (0, rf"write more  gpurnn generate '{tmp_path}/\u4e2d'")
+    said = printed("generate", out)
+    assert said.returncode == 1
+    assert re.fullmatch(
+        r"gpurnn: the output cannot hold '.+' in its encoding, \S+; set the environment variable PYTHONIOENCODING "
+        "to utf-8\n",
+        said.stderr,
+    )
+    said = printed("diagnose", out, "--length", "3", "--starts", "1")
+    assert (said.returncode, said.stdout.splitlines()[-1]) == (0, rf"pictures      {tmp_path}/\u4e2d/diagnosis")
+
+
+def test_a_model_whose_outputs_are_not_finite_is_one_line(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", out, *SMALL)
+    model = LanguageModel.from_file(out / "model.safetensors")
+    model.params["output.weight"][...] = np.nan
+    model.save(out / "model.safetensors")
+    assert "LanguageModel.sample: the logits" in refused("generate", out, code=1)
 
 
 def test_no_files_and_no_model(tmp_path):
@@ -338,6 +408,71 @@ def test_training_that_diverges_is_one_line_and_keeps_the_last_good_checkpoint(t
 
 
 # --- resuming ---
+
+
+def edited(out, change):
+    """Have ``change`` edit what run.json holds; returns the file."""
+    path = out / "run.json"
+    held = json.loads(path.read_text())
+    change(held)
+    path.write_text(json.dumps(held))
+    return path
+
+
+WRONG = [None, True, -3, 0.25, 1e308, math.nan, "x", [], [1], {}, {"a": 1}]
+
+
+def test_a_run_json_that_no_command_line_wrote_is_rejected(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", out, *SMALL)
+    path, whole = out / "run.json", (out / "run.json").read_text()
+    before = parameters(out)
+
+    def try_to_resume(change, *said):
+        path.write_text(whole)
+        edited(out, change)
+        assert refused("train", "--out", out, "--resume").startswith(said)
+
+    damaged = f"gpurnn: {path}: damaged"
+    for value in WRONG:
+        try_to_resume(lambda held, value=value: held.update(options=value), damaged)
+        try_to_resume(lambda held, value=value: held.update(files=value), damaged)
+    # These are of every kind that an option has.
+    for option in ("hidden", "level", "tied", "lr", "validation", "patience"):
+        try_to_resume(lambda held, option=option: held["options"].pop(option), damaged)
+        default = json.loads(whole)["options"][option]
+        for value in WRONG:
+            fitting = value == default or (option, value) in [("tied", True), ("lr", 0.25), ("lr", 1e308)]
+            if fitting or (option, value) == ("validation", "x"):
+                continue
+            try_to_resume(
+                lambda held, option=option, value=value: held["options"].update({option: value}),
+                f"{damaged}: --{option} cannot be {value!r}",
+            )
+    assert_same(parameters(out), before)
+    path.write_text(whole)
+    run("train", "--out", out, "--resume")
+
+
+def test_a_model_whose_checkpoints_are_gone_is_not_trained_anew(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", out, *SMALL)
+    shutil.rmtree(out / "checkpoints")
+    (out / "metrics.jsonl").unlink()
+    before = files(out)
+    assert "holds the model.safetensors of a run whose checkpoints are gone" in last_line(
+        "train", "--out", out, "--resume", code=2
+    )
+    assert files(out) == before
+
+
+def test_a_run_whose_metrics_are_gone_is_resumed_with_a_warning(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", out, *SMALL)
+    (out / "metrics.jsonl").unlink()
+    result = run("train", "--out", out, "--resume")
+    assert f"warning: {out / 'metrics.jsonl'}: is missing, so the history begins at step 6\n" in result.stderr
+    assert f"loss curve  none: {out / 'metrics.jsonl'} holds no loss\n" in result.stdout
 
 
 def test_a_directory_with_a_run_is_not_overwritten(text, tmp_path):
@@ -550,10 +685,23 @@ def test_info_says_why_cuda_cannot_run(monkeypatch, cupy, message):
 def test_info_says_what_compiles_kernels_for_the_cpu(monkeypatch):
     monkeypatch.setenv("CXX", "my-c++ -pipe")
     assert "  host   runs here: gpurnn.use('host') compiles the CUDA kernels with my-c++ -pipe\n" in run("info").stdout
+    monkeypatch.setenv("CXX", 'g++ "-O2')
+    assert "  host   cannot run here: CXX is 'g++ \"-O2', expected a command: No closing" in run("info").stdout
+    monkeypatch.setenv("CXX", " ")
+    assert "CUDA kernels with  " not in run("info").stdout
     monkeypatch.delenv("CXX")
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "  host   cannot run here: no C++ compiler: set CXX, install g++" in run("info").stdout
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "info", "train --help"])
+def test_a_full_disk_under_the_output_is_one_line(command):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    command = f"'{sys.executable}' -m gpurnn {command} >/dev/full"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "gpurnn: no space left on device\n")
 
 
 # --- whose a directory is ---

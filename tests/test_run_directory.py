@@ -104,7 +104,8 @@ def test_checkpoints_alone_are_resumed_and_make_the_directory_the_runs(tmp_path)
     (tmp_path / "run.json").unlink()
     (tmp_path / "metrics.jsonl").rename(tmp_path / "kept")
     resumed = run_in(tmp_path)
-    assert resumed.resume() == 4
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: is missing, so the history begins at step 4$"):
+        assert resumed.resume() == 4
     resumed.train()
     assert_same(resumed.model.state_dict(), whole.model.state_dict())
     saved = read_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -493,8 +494,8 @@ class Trainer:
         The model, the data, the optimizer and the options must be those of the run; ``steps`` may be raised, also after
         the run has ended, and gives what one run of so many steps would have given.
         A damaged checkpoint is passed over with a warning if there is a sound one before it. A damaged line of the
-        metrics is left out of ``history`` with a warning. `resume` changes no file: `train` removes what follows the
-        last sound line up to the checkpoint, and writes the later lines again.
+        metrics is left out of ``history`` with a warning; there is one too if their file is gone. `resume` changes no
+        file: `train` removes what follows the last sound line up to the checkpoint, and writes the later lines again.
 
         Raises
         ------
@@ -536,6 +537,8 @@ class Trainer:
         assert self.directory is not None
         path = self.directory / METRICS_FILE
         if not path.exists():
+            if saved["step"]:
+                warnings.warn(f"{path}: is missing, so the history begins at step {saved['step']}", stacklevel=3)
             return [], 0, []
         found = _metrics.read(path)
         final = [] if saved["final"] is None else saved["final"]["records"]
