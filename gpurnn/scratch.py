@@ -71,6 +71,8 @@ def get_limit() -> int:
 def free_all_blocks() -> None:
     """Give back all memory of the pool that nothing uses; what a pullback still needs stays.
 
+    It never waits, so that a signal handler can call it: where another call is in the pool, that one gives it back.
+
     Examples
     --------
     >>> import gpurnn

@@ -54,6 +54,8 @@ _UNUSED = _Buffer(0).references() if ENABLED else 0
 _pool: list[_Buffer] = []
 _lends = 0
 _limit = LIMIT
+_asked: list[int] = []
+"""What the pool is still to be shrunk to, in bytes."""
 _lock = _fork.Lock()
 _fork.in_child(_pool.clear)  # what other threads of the parent had borrowed would never be free
 
@@ -71,6 +73,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.floating]:
                 memory = _lend(size)
             finally:
                 lock.release()
+            _shrink_as_asked()
     return np.empty(shape, dtype) if memory is None else memory[:size].view(dtype).reshape(shape)
 
 
@@ -108,12 +111,28 @@ def _shrink(most: int, since: int) -> None:
             _pool.remove(buffer)
 
 
+def _shrink_as_asked() -> None:
+    """Do what `_asked` says.
+
+    Never waits, as `empty` does not: who has the lock comes here next.
+    """
+    while _asked:
+        lock = _lock.current
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            while _asked:
+                _shrink(_asked.pop(), 0)
+        finally:
+            lock.release()
+
+
 def set_limit(size: int) -> None:
     """The most bytes of the pool from now on."""
     global _limit
-    with _lock.current:
-        _limit = size
-        _shrink(size, 0)
+    _limit = size
+    _asked.append(size)
+    _shrink_as_asked()
 
 
 def get_limit() -> int:
@@ -123,8 +142,8 @@ def get_limit() -> int:
 
 def free_all_blocks() -> None:
     """Give back all free buffers."""
-    with _lock.current:
-        _shrink(-1, 0)
+    _asked.append(-1)
+    _shrink_as_asked()
 
 
 def total_bytes() -> int:

@@ -169,6 +169,21 @@ def test_who_holds_the_lock_still_gets_memory():
     assert scratch.total_bytes() == 0
 
 
+def test_who_holds_the_lock_can_give_back_the_pool_and_set_its_limit():
+    """A signal handler or a finaliser amid a call of the pool waits for nobody; what it asked for is done next."""
+    code = (
+        "import numpy as np; from gpurnn import scratch; from gpurnn.reference import buffers\n"
+        "buffers.empty((2**20,), np.uint8)\n"
+        "with buffers._lock.current:\n"
+        "    scratch.free_all_blocks()\n"
+        "    scratch.set_limit(2**18)\n"
+        "assert (scratch.get_limit(), scratch.total_bytes()) == (2**18, 2**20)\n"
+        "buffers.empty((2**17,), np.uint8)\n"
+        "assert scratch.total_bytes() == 2**17"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_the_child_of_a_fork_begins_with_an_empty_pool():
     code = (
