@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,38 @@ def parameters(where: str, params: Mapping[str, Array], shapes: Mapping[str, tup
     for name, array in zip(params, taken, strict=True):
         _checks.shape(where, f"params[{name!r}]", array, shapes[name], "the shape that the layer made it with")
     return dict(zip(params, taken, strict=True))
+
+
+def is_single(value: Any) -> bool:
+    """Whether a value is one array of numbers, and not a sequence of arrays or of texts.
+
+    NumPy and pandas hold such sequences too, in what has a dtype as arrays of numbers have: one of objects or of texts.
+    """
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and getattr(dtype, "kind", "") not in ("O", "U", "S", "T")
+
+
+def entries(where: str, name: str, values: Any, expected: str) -> list[Any]:
+    """The entries of a sequence, or of an array along its first axis; reject what is neither.
+
+    Raises
+    ------
+    TypeError
+        ``values`` is no sequence, or one array of no supported library.
+    ValueError
+        It is an array without axes.
+    """
+    if is_single(values):
+        _dispatch.namespace(where, **{name: values})
+        if values.ndim == 0:
+            raise ValueError(f"{where}: {name} has shape (), expected {expected}")
+        return [values[i, ...] for i in range(values.shape[0])]
+    if hasattr(values, "to_numpy") and getattr(values, "ndim", 1) > 1:
+        raise _checks.not_an_array(where, name, values)  # its entries would be the names of its columns
+    unordered = isinstance(values, (str, bytes, Mapping, Set))
+    if unordered or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
+        raise TypeError(f"{where}: {name} is {_checks.described(values)}, expected {expected}")
+    return list(values)
 
 
 def contiguous(array: Array) -> Array:

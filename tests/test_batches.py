@@ -30,7 +30,7 @@ def test_padding_is_zero_past_the_length():
     ("arrays", "message"),
     [
         ([], "pad: arrays is empty, expected at least one sequence"),
-        (3, "pad: arrays is 3, expected a sequence of arrays"),
+        (3, "pad: arrays is an int, expected a sequence of arrays"),
         ([None], r"pad: arrays\[0\] is None, expected an array"),
         ([np.array(3)], r"pad: arrays\[0\] has shape \(\), expected \(T, ...\), steps first"),
         ([np.zeros(2), np.zeros(2, int)], r"pad: arrays\[1\] has dtype int64, expected float64 as arrays\[0\] has"),

@@ -639,7 +639,7 @@ X = [normal(5, I), normal(2, I)]
     ("kind", "inputs", "targets", "message"),
     [
         ("classifier", [], [], "inputs is empty, expected at least one example"),
-        ("classifier", None, [0], "inputs is None, expected an array"),
+        ("classifier", None, [0], "inputs is None, expected a sequence of arrays"),
         ("classifier", 3, [0], "inputs is an int, expected a sequence of arrays"),
         ("classifier", X[0], [0], r"inputs has shape \(5, 3\), expected 3 axes \(N, T, input_size\), or a sequence"),
         (
@@ -654,7 +654,12 @@ X = [normal(5, I), normal(2, I)]
         ("classifier", X, None, "targets is None, expected an array"),
         ("classifier", X, 3, "targets is an int, expected an array for each example"),
         ("classifier", X, [0], "targets has 1 entries, expected 2"),
-        ("classifier", X, np.zeros((2, 1), int), r"targets\[0\] has shape \(1,\), expected \(\) = \(\)"),
+        (
+            "classifier",
+            X,
+            np.zeros((2, 1), int),
+            r"targets\[0\] has shape \(1,\), expected \(\): the number",
+        ),
         ("classifier", X, np.zeros(2), r"targets\[0\] has dtype float64, expected an integer dtype"),
         ("tagger", X, [np.zeros(5, int), np.zeros(3, int)], r"targets\[1\] has shape \(3,\), expected \(T,\) = \(2,\)"),
         ("regressor", X, np.zeros(2), r"targets\[0\] has shape \(\), expected \(outputs,\) = \(2,\)"),

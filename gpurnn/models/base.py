@@ -289,6 +289,13 @@ def check_numbers(where: str, name: str, numbers: Array, count: int, error: type
             raise error(f"{where}: {name} holds {extreme}, expected 0 ... {count - 1}")
 
 
+def check_finite(where: str, name: str, values: Array) -> None:
+    """Reject an array that holds NaN or infinity, from which nothing can be learnt."""
+    xp = _dispatch.namespace(where, **{name: values})
+    if not bool(xp.all(xp.isfinite(values))):
+        raise ValueError(f"{where}: {name} holds NaN or infinity, expected finite numbers")
+
+
 def not_finite(where: str, outputs: str, params: dict[str, Array], **inputs: Array) -> FloatingPointError:
     """The error for outputs that are NaN or infinite and so give no answer. It names the array to blame.
 

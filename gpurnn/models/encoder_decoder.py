@@ -726,9 +726,7 @@ class EncoderDecoder(Model):
 
     def _take_examples(self, where: str, name: str, examples: Any, least: int = 1) -> list[Array]:
         """The examples, ready to compute with; reject what is not arrays (n,) of at least ``least`` of its tokens."""
-        _checks.given(where, **{name: examples})
-        if isinstance(examples, str) or not hasattr(examples, "__len__"):
-            raise TypeError(f"{where}: {name} is {_checks.described(examples)}, expected a sequence of arrays")
+        examples = _arrays.entries(where, name, examples, "a sequence of arrays")
         symbols = (self.target if name == "targets" else self.source).num_embeddings
         taken = []
         for i, example in enumerate(examples):

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch
 from .._random import generator
 from ..layers.base import Array, StateDict, copied
-from .base import not_finite
+from .base import check_finite, not_finite
 from .sequence import LOSSES, POOLINGS, SequenceModel
 
 if TYPE_CHECKING:
@@ -304,8 +304,7 @@ class Forecaster(SequenceModel):
         _checks.given(where, **{name: given})
         if self._is_single(given):
             return [self._one_series(method, name, given, least)]
-        if not hasattr(given, "__len__"):
-            raise TypeError(f"{where}: {name} is {_checks.described(given)}, expected an array or several")
+        given = _arrays.entries(where, name, given, "an array or several")
         if len(given) == 0:
             raise ValueError(f"{where}: {name} is empty, expected at least one series")
         return [self._one_series(method, f"{name}[{i}]", series, least) for i, series in enumerate(given)]
@@ -313,7 +312,7 @@ class Forecaster(SequenceModel):
     def _is_single(self, given: Any) -> bool:
         """Whether this is one series, and not several: an array, or a list of numbers or of rows of numbers."""
         if not isinstance(given, (list, tuple)):
-            return hasattr(given, "dtype")
+            return _arrays.is_single(given)
         rows = [given] if self.features == 1 else given
         return len(given) > 0 and all(
             isinstance(row, (list, tuple)) and all(isinstance(value, Real) for value in row) for row in rows
@@ -325,14 +324,13 @@ class Forecaster(SequenceModel):
         parameter = self.output.params["weight"]
         if not hasattr(series, "dtype") and self._is_single(series):
             series = self._array(where, name, series)
-        xp, _, series = _arrays.take(where, {"params": parameter, name: series}, needed=(name,))
+        _, _, series = _arrays.take(where, {"params": parameter, name: series}, needed=(name,))
         if self.features > 1 or series.ndim != 1:
             _checks.ndim(where, name, series, 2, "(T, features)")
             _checks.shape(where, name, series, (series.shape[0], self.features), "(T, features)")
         if series.shape[0] < least:
             raise ValueError(f"{where}: {name} has {series.shape[0]} steps, expected at least {least}")
-        if not bool(xp.all(xp.isfinite(series))):
-            raise ValueError(f"{where}: {name} holds NaN or infinity, expected finite numbers")
+        check_finite(where, name, series)
         return series
 
     def _array(self, where: str, name: str, series: Any) -> Array:
@@ -343,9 +341,12 @@ class Forecaster(SequenceModel):
             if any(isinstance(value, bool) for value in row):
                 raise TypeError(f"{where}: {name} holds booleans, expected numbers")
         parameter = self.output.params["weight"]
-        xp = _dispatch.namespace(where, params=parameter)
-        with np.errstate(over="ignore"):  # infinity is rejected with the series
-            return _dispatch.from_numpy(xp, np.array(series, _checks.dtype_name(parameter)))
+        xp, dtype = _dispatch.namespace(where, params=parameter), _checks.dtype_name(parameter)
+        try:
+            with np.errstate(over="ignore"):  # infinity is rejected with the series
+                return _dispatch.from_numpy(xp, np.array(series, dtype))
+        except OverflowError as error:  # of an int that is larger than every float
+            raise ValueError(f"{where}: {name} holds a number beyond {dtype}, expected finite numbers") from error
 
     def _scales(self, pasts: list[Array]) -> tuple[Any, Any]:
         """The means and standard deviations (B, features) that scale the series with these B pasts."""

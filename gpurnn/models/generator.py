@@ -11,7 +11,7 @@ from .. import _arrays, _checks, _dispatch, cells, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array
-from .base import Model, check_numbers, existing, not_finite, recurrent, told
+from .base import Model, check_finite, check_numbers, existing, not_finite, recurrent, told
 from .sequence import LOSSES, check_classes
 
 
@@ -367,23 +367,28 @@ class SequenceGenerator(Model):
 
         where = "SequenceGenerator.fit"
         inputs = self._take_examples("fit", inputs)
-        _checks.given(where, targets=targets)
-        if hasattr(targets, "dtype"):
-            _checks.ndim(where, "targets", targets, 2 if self.classes else 3, "(N, T), or (N, T, outputs) of values")
-            targets = [targets[i, ...] for i in range(targets.shape[0])]
+        check_finite(where, "inputs", inputs)
+        targets = _arrays.entries(where, "targets", targets, "an array for each example")
         if len(targets) != inputs.shape[0]:
             raise ValueError(f"{where}: targets has {len(targets)} entries, expected {inputs.shape[0]}")
-        for i, target in enumerate(targets):
-            _checks.given(where, **{f"targets[{i}]": target})
-            _dispatch.namespace(where, inputs=inputs, **{f"targets[{i}]": target})
-            if self.classes:
-                _checks.integer(where, f"targets[{i}]", target)
-                check_numbers(where, f"targets[{i}]", target, self.output.out_features)
-            if target.ndim == 0 or target.shape[0] == 0:
-                shape = tuple(target.shape)
-                raise ValueError(f"{where}: targets[{i}] has shape {shape}, expected at least one step")
+        targets = [self._take_target(where, f"targets[{i}]", target) for i, target in enumerate(targets)]
         rows = [inputs[i, ...] for i in range(inputs.shape[0])]
         return _Reversed(PaddedBatches(targets, batch_size, rows, per_sequence=True, shuffle=shuffle, rng=rng))
+
+    def _take_target(self, where: str, name: str, target: Array) -> Array:
+        """The target of an example, ready to compute with; reject what does not fit."""
+        like, given = {"params": self.output.params["weight"]}, {name: target}
+        _, _, target = _arrays.take(where, *((like, given) if self.classes else (like | given,)), needed=(name,))
+        if self.classes:
+            _checks.ndim(where, name, target, 1, "(T,)")
+            check_numbers(where, name, target, self.output.out_features)
+        else:
+            _checks.ndim(where, name, target, 2, "(T, outputs)")
+            _checks.shape(where, name, target, (target.shape[0], self.output.out_features), "(T, outputs)")
+            check_finite(where, name, target)
+        if target.shape[0] == 0:
+            raise ValueError(f"{where}: {name} has shape {tuple(target.shape)}, expected at least one step")
+        return target
 
     def _take_input(self, where: str, name: str, x: Array, symbols: str) -> Array:
         """An input, ready to compute with; reject what does not fit."""

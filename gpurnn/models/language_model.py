@@ -420,7 +420,7 @@ class LanguageModel(Model):
         _checks.given(where, **{name: texts})
         batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         xp = self._namespace()
-        if isinstance(texts, str) or hasattr(texts, "dtype"):
+        if isinstance(texts, str) or _arrays.is_single(texts):
             window = _checks.integer_at_least(where, "window", window, 1)
             tokens = self._tokens("fit", name, texts)
             if tokens.shape[0] < batch_size * (window + 1):
@@ -607,10 +607,7 @@ class LanguageModel(Model):
     def _each(self, method: str, name: str, texts: Any) -> list[tuple[str, np.ndarray[Any, Any]]]:
         """The name and the tokens of each of several texts."""
         where = f"LanguageModel.{method}"
-        if isinstance(texts, str) or not hasattr(texts, "__len__"):
-            raise TypeError(
-                f"{where}: {name} is {_checks.described(texts)}, expected a sequence of str or of (T,) integer arrays"
-            )
+        texts = _arrays.entries(where, name, texts, "a sequence of str or of (T,) integer arrays")
         if len(texts) == 0:
             raise ValueError(f"{where}: {name} is empty, expected at least one text")
         names = [f"{name}[{i}]" for i in range(len(texts))]

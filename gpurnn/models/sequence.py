@@ -11,7 +11,18 @@ from .. import _arrays, _checks, _dispatch, functional, initializers, layers, lo
 from .._op import Pullback
 from .._random import generator
 from ..layers.base import Array, Layer, parameter, parameter_dtype
-from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
+from .base import (
+    Model,
+    State,
+    check_finite,
+    check_numbers,
+    checked,
+    existing,
+    not_finite,
+    recurrent,
+    told,
+    without_padding,
+)
 
 POOLINGS = ("last", "mean", "attention")
 OUTPUT_ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid")
@@ -355,17 +366,14 @@ class SequenceModel(Model):
     def _examples(self, method: str, inputs: Any) -> list[Array]:
         """The examples as a list; refuse what this model does not read, before any work."""
         where = f"{type(self).__name__}.{method}"
-        _checks.given(where, inputs=inputs)
         embedding = self.embedding
-        if hasattr(inputs, "dtype"):
+        if _arrays.is_single(inputs):
             inputs = self._take(where, "inputs", inputs, tokens=embedding is not None)
             if embedding is not None:
                 _checks.ndim(where, "inputs", inputs, 2, "(N, T), or a sequence of (T,) arrays")
             else:
                 _checks.ndim(where, "inputs", inputs, 3, "(N, T, input_size), or a sequence of (T, input_size) arrays")
-            inputs = [inputs[i, ...] for i in range(inputs.shape[0])]
-        elif not hasattr(inputs, "__len__"):
-            raise TypeError(f"{where}: inputs is {_checks.described(inputs)}, expected a sequence of arrays")
+        inputs = _arrays.entries(where, "inputs", inputs, "a sequence of arrays")
         if len(inputs) == 0:
             raise ValueError(f"{where}: inputs is empty, expected at least one example")
         examples = []
@@ -380,18 +388,15 @@ class SequenceModel(Model):
                 _checks.ndim(where, name, example, 2, "(T, input_size)")
                 expected = (example.shape[0], self.recurrent.input_size)
                 _checks.shape(where, name, example, expected, "(T, input_size)")
+                if method == "fit":
+                    check_finite(where, name, example)
             if example.shape[0] == 0:
                 raise ValueError(f"{where}: {name} has shape {tuple(example.shape)}, expected at least one step")
         return examples
 
     def _targets(self, where: str, targets: Any, examples: list[Array]) -> list[Array]:
         """The targets of some examples as a list of arrays; refuse what is no target of theirs, before any work."""
-        _checks.given(where, targets=targets)
-        if hasattr(targets, "dtype"):
-            _checks.ndim(where, "targets", targets, max(targets.ndim, 1), "(N, ...)")
-            targets = [targets[i, ...] for i in range(targets.shape[0])]
-        elif not hasattr(targets, "__len__"):
-            raise TypeError(f"{where}: targets is {_checks.described(targets)}, expected an array for each example")
+        targets = _arrays.entries(where, "targets", targets, "an array for each example")
         if len(targets) != len(examples):
             raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(examples)}")
         classes = self._loss == "cross_entropy"
@@ -402,10 +407,17 @@ class SequenceModel(Model):
             taken.append(target)
             steps = () if self.pooling is not None else (int(example.shape[0]),)
             expected = steps if classes else (*steps, self.output.out_features)
+            if expected == () and target.ndim:
+                raise ValueError(
+                    f"{where}: {name} has shape {tuple(target.shape)}, expected (): the number of the class, one for "
+                    "each example"
+                )
             symbols = ", ".join([*(["T"] if steps else []), *([] if classes else ["outputs"])])
             _checks.shape(where, name, target, expected, f"({symbols},)" if len(expected) == 1 else f"({symbols})")
             if classes:
                 check_numbers(where, name, target, self.output.out_features)
+            else:
+                check_finite(where, name, target)
         return taken
 
     def _batches(
@@ -573,12 +585,16 @@ class _Classifier(SequenceModel):
 
     def _targets(self, where: str, targets: Any, examples: list[Array]) -> list[Array]:
         # Plain numbers are a usual way to hold the classes of whole sequences.
-        numbers = isinstance(targets, (list, tuple)) and all(
-            isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in targets
-        )
-        if numbers and self.pooling is not None:
-            xp = _dispatch.namespace(where, params=self.output.params["weight"])
-            targets = _dispatch.from_numpy(xp, np.asarray(targets, np.int64))
+        if self.pooling is not None and not _arrays.is_single(targets):
+            targets = _arrays.entries(where, "targets", targets, "an array for each example")
+            if targets and all(isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in targets):
+                for i, number in enumerate(targets):
+                    if not 0 <= number < self.output.out_features:
+                        raise ValueError(
+                            f"{where}: targets[{i}] holds {number}, expected 0 ... {self.output.out_features - 1}"
+                        )
+                xp = _dispatch.namespace(where, params=self.output.params["weight"])
+                targets = _dispatch.from_numpy(xp, np.asarray(targets, np.int64))
         return super()._targets(where, targets, examples)
 
 

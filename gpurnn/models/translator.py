@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _checks, _dispatch
+from .. import _arrays, _checks, _dispatch
 from ..layers.base import Array
 from .encoder_decoder import EncoderDecoder
 from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
@@ -273,9 +273,7 @@ class Translator(EncoderDecoder):
 
 def _check_texts(where: str, name: str, texts: Any) -> None:
     """Reject what is no sequence of texts."""
-    if isinstance(texts, str) or not hasattr(texts, "__len__"):
-        raise TypeError(f"{where}: {name} is {_checks.described(texts)}, expected a sequence of str")
-    for i, text in enumerate(texts):
+    for i, text in enumerate(_arrays.entries(where, name, texts, "a sequence of str")):
         _check_text(where, f"{name}[{i}]", text)
 
 

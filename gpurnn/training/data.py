@@ -487,8 +487,7 @@ def _difficulties(curriculum: Curriculum, sequences: Sequence[Any], targets: Seq
 
 def _check_arrays(where: str, name: str, arrays: Any) -> list[Any]:
     """The arrays of a sequence of arrays of one library, in the machine's byte order."""
-    if not hasattr(arrays, "__len__"):
-        raise TypeError(f"{where}: {name} is {arrays!r}, expected a sequence of arrays")
+    arrays = _arrays.entries(where, name, arrays, "a sequence of arrays")
     named = {f"{name}[{i}]": array for i, array in enumerate(arrays)}
     _checks.given(where, **named)
     if named:
