@@ -205,6 +205,17 @@ def finite(where: str, name: str, value: float) -> float:
     return number
 
 
+def score(where: str, name: str, value: Any) -> float:
+    """What a caller's function says of something, as a float, a bool as 0 or 1; refuse what is infinite or NaN."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or isinstance(value, (str, bytes)):
+        raise TypeError(f"{where}: {name} is {value!r}, expected a finite number")
+    return finite(where, name, number)
+
+
 def non_negative(where: str, name: str, value: float) -> float:
     """``value`` as a float; refuse what is negative, infinite or NaN."""
     number = _real(where, name, value, "a number of at least 0")

@@ -7,7 +7,7 @@ import pytest
 from strict_wing import Array, plain, strict
 from tolerance import assert_same
 
-from gpurnn.training import PaddedBatches, pad
+from gpurnn.training import PaddedBatches, TokenStream, pad
 
 
 def pairs(count=9, seed=0):
@@ -188,3 +188,30 @@ def test_similar_lengths_leave_less_padding():
 def test_budgets_that_do_not_fit_are_refused(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         PaddedBatches([np.ones((n, 1)) for n in (2, 4)], targets=[np.ones(n) for n in (2, 4)], **options)
+
+
+# --- positions that an epoch has not ---
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 10**30, 1.0, None, True])
+@pytest.mark.parametrize("kind", ["stream", "padded"])
+def test_a_batch_that_an_epoch_has_not_is_rejected(kind, wrong):
+    tokens = np.arange(20)
+    data = TokenStream(tokens, 2, 3) if kind == "stream" else PaddedBatches([tokens[:4]] * 5, 2)
+    assert len(data) == 3
+    with pytest.raises((ValueError, TypeError, IndexError), match=rf"\.batch: index is {wrong}, expected"):
+        data.batch(0, wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.0, None, True, "1"])
+def test_an_epoch_is_a_whole_number(wrong):
+    tokens = np.arange(20)
+    stream, padded = TokenStream(tokens, 2, 3), PaddedBatches([tokens[:4]] * 5, 2)
+    for call in (
+        lambda: stream.batch(wrong, 0),
+        lambda: padded.batch(wrong, 0),
+        lambda: padded.num_batches(wrong),
+        lambda: padded.padding_share(wrong),
+    ):
+        with pytest.raises((ValueError, TypeError), match=rf"\.\w+: epoch is {wrong!r}, expected"):
+            call()

@@ -204,6 +204,10 @@ def test_an_epoch_without_batches_is_refused():
             lambda: PaddedBatches(sequences(), 2, curriculum=Curriculum(1, 1, 9, lambda *_: math.nan)),
             r"PaddedBatches: curriculum's difficulty of sequences\[0\] is nan, expected a finite number",
         ),
+        (
+            lambda: PaddedBatches(sequences(), 2, curriculum=Curriculum(1, 1, 9, lambda *_: None)),
+            r"PaddedBatches: curriculum's difficulty of sequences\[0\] is None, expected a finite number",
+        ),
     ],
 )
 def test_refusals(make, message):

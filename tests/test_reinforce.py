@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -361,6 +363,16 @@ def test_options_are_refused(options, message):
             r"reference_lengths has shape \(3,\), expected \(B,\) = \(2,\)",
         ),
         ({"targets": (np.zeros((2, 3), int), np.ones(3, int))}, r"inputs has shape \(3, 2\), expected .*B = 3"),
+        (
+            {"targets": (np.zeros((2, 2), int), np.array([1, 3]))},
+            "reference_lengths holds 1 ... 3, expected 0 ... T",
+        ),
+        ({"targets": (np.zeros((2, 2), int), np.array([-1, 1]))}, "reference_lengths holds -1 ... 1, expected 0 ... T"),
+        ({"inputs": None}, "inputs is None, expected an array"),
+        (
+            {"inputs": np.zeros((3, 0), int), "targets": (np.zeros((2, 0), int), np.ones(0, int))},
+            r"references has shape \(2, 0\), expected at least one",
+        ),
     ],
 )
 def test_arguments_are_refused(change, message):
@@ -370,7 +382,25 @@ def test_arguments_are_refused(change, message):
         Reinforce(Translator(), reward, max_length=2).loss_and_gradients(**arguments)
 
 
-def test_a_reward_that_is_no_number_is_refused():
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "1.5", 1j, [1.0], np.ones(2)], ids=repr)
+def test_a_reward_that_is_no_number_is_refused(value):
     inputs, targets, lengths = pairs(2)
-    with pytest.raises(ValueError, match="Reinforce: a reward is nan, expected a finite number"):
-        Reinforce(Translator(), lambda *_: math.nan, max_length=2).loss(inputs, targets, None, lengths)
+    with pytest.raises((ValueError, TypeError), match=r"Reinforce: a reward is .*, expected a finite number"):
+        Reinforce(Translator(), lambda *_: value, max_length=2).loss(inputs, targets, None, lengths)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 1, np.float32(1), np.array(1.0), Fraction(1), Decimal(1)], ids=repr)
+def test_a_reward_is_a_number_of_any_kind(value):
+    inputs, targets, lengths = pairs(2)
+    assert Reinforce(Translator(), lambda *_: value, max_length=2).loss(inputs, targets, None, lengths)[0] == -1
+
+
+@pytest.mark.parametrize(
+    "state", [None, {}, {"sum": 1.0}, {"sum": 1.0, "weight": math.nan}, {"sum": 1.0, "weight": "a"}]
+)
+def test_a_state_that_is_none_of_its_own_is_refused(state):
+    model = Reinforce(Translator(), reward, max_length=2)
+    before = model.training_state()
+    with pytest.raises((ValueError, TypeError), match=r"Reinforce.*state"):
+        model.load_training_state(state)
+    assert model.training_state() == before

@@ -72,6 +72,16 @@ def num_batches(data: Data, epoch: int) -> int:
     return number
 
 
+def _position(data: Data, epoch: int, index: int) -> tuple[int, int]:
+    """The epoch and the number of one of its batches; reject what an epoch has not."""
+    where = f"{type(data).__name__}.batch"
+    epoch = _checks.integer_at_least(where, "epoch", epoch, 0)
+    index, count = _checks.integer_at_least(where, "index", index, 0), num_batches(data, epoch)
+    if index >= count:
+        raise IndexError(f"{where}: index is {index}, expected 0 ... {count - 1}, as epoch {epoch} has {count} batches")
+    return epoch, index
+
+
 def _fingerprint(arrays: Sequence[Any]) -> int:
     checksum = 0
     for array in arrays:
@@ -168,6 +178,7 @@ class TokenStream:
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Window ``index`` of every lane, the same in every epoch; targets are (k, B), inputs at most (k2, B)."""
+        _, index = _position(self, epoch, index)
         start, new, stop, following = borders(index, self.steps, self.gradient_steps or self.steps)
         inputs, targets = self._lanes[start:stop, :], self._lanes[new + 1 : stop + 1, :]
         state_after = None if following == stop else following - start
@@ -391,10 +402,12 @@ class PaddedBatches:
 
     def num_batches(self, epoch: int) -> int:
         """How many batches an epoch has. Epochs differ only if there is a curriculum."""
+        epoch = _checks.integer_at_least("PaddedBatches.num_batches", "epoch", epoch, 0)
         return self._count(self._admitted(epoch))
 
     def padding_share(self, epoch: int = 0) -> float:
         """The share of an epoch's steps, those of targets with lengths of their own included, that are padding."""
+        epoch = _checks.integer_at_least("PaddedBatches.padding_share", "epoch", epoch, 0)
         batches = [self._lengths[chosen] for chosen in self._batches(epoch)]
         held = sum(int(lengths.sum()) for lengths in batches)
         padded = sum(len(lengths) * int(lengths.max(axis=0).sum()) for lengths in batches)
@@ -441,6 +454,7 @@ class PaddedBatches:
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch ``index`` of the order of ``epoch``."""
+        epoch, index = _position(self, epoch, index)
         chosen = self._batches(epoch)[index]
         inputs, lengths = _pad([self._inputs[i] for i in chosen])
         wanted = [self._targets[i] for i in chosen]
@@ -475,8 +489,8 @@ def _difficulties(curriculum: Curriculum, sequences: Sequence[Any], targets: Seq
     found = []
     for i, sequence in enumerate(sequences):
         target = None if targets is None else targets[i]
-        value = sequence.shape[0] if measure is None else float(measure(sequence, target))
-        found.append(_checks.finite(where, f"curriculum's difficulty of sequences[{i}]", value))
+        value = sequence.shape[0] if measure is None else measure(sequence, target)
+        found.append(_checks.score(where, f"curriculum's difficulty of sequences[{i}]", value))
     if min(found) > curriculum.start:
         raise ValueError(
             f"{where}: curriculum has start {curriculum.start!r}, expected at least {min(found):g}, the difficulty of "

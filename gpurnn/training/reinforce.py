@@ -155,7 +155,11 @@ class Reinforce:
 
     def load_training_state(self, state: dict[str, float]) -> None:
         """Continue from what `training_state` returned."""
-        self._running = {name: float(state[name]) for name in self._running}
+        if not isinstance(state, dict) or state.keys() != self._running.keys():
+            raise ValueError(
+                f"Reinforce.load_training_state: state is {state!r}, expected a dict of {sorted(self._running)}"
+            )
+        self._running = {name: _checks.finite("Reinforce", f"state[{name!r}]", value) for name, value in state.items()}
 
     def loss(self, inputs: Any, targets: Any, state: Any = None, lengths: Any = None) -> tuple[Any, None]:
         """-R of the policy's likeliest sequences, token by token, the mean over the batch; and None.
@@ -235,10 +239,8 @@ class Reinforce:
 
     def _rewards(self, sequences: tuple[Any, Any], references: list[list[int]]) -> Any:
         """(B,) floats."""
-        found = [float(self.reward(y, reference)) for y, reference in zip(_lists(*sequences), references, strict=True)]
-        for value in found:
-            _checks.finite("Reinforce", "a reward", value)
-        return np.array(found)
+        pairs = zip(_lists(*sequences), references, strict=True)
+        return np.array([_checks.score("Reinforce", "a reward", self.reward(y, reference)) for y, reference in pairs])
 
 
 def _lists(tokens: Any, lengths: Any) -> list[list[int]]:
@@ -255,6 +257,7 @@ def _references(inputs: Any, targets: Any) -> list[list[int]]:
             "lengths (B,), as PaddedBatches with own_lengths=True has it"
         )
     tokens, lengths = targets
+    _checks.given(where, inputs=inputs)
     _dispatch.namespace(where, inputs=inputs, references=tokens, reference_lengths=lengths)
     given = {"references": tokens, "reference_lengths": lengths}
     _, tokens, lengths = _arrays.take(where, integers=given, needed=tuple(given))
@@ -264,6 +267,13 @@ def _references(inputs: Any, targets: Any) -> list[list[int]]:
         raise ValueError(
             f"{where}: inputs has shape {tuple(inputs.shape)}, expected (T, B, ...), B = {tokens.shape[1]} as the "
             "references have"
+        )
+    if tokens.shape[1] == 0:
+        raise ValueError(f"{where}: references has shape {tuple(tokens.shape)}, expected at least one")
+    held = _dispatch.to_numpy(lengths)
+    if held.min() < 0 or held.max() > tokens.shape[0]:
+        raise ValueError(
+            f"{where}: reference_lengths holds {held.min()} ... {held.max()}, expected 0 ... T = {tokens.shape[0]}"
         )
     return _lists(tokens, lengths)
 
