@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -274,6 +277,36 @@ def choice(where: str, name: str, value: Any, choices: tuple[T, ...]) -> T:
         if value is one or (isinstance(value, str) and value == one):
             return one
     raise ValueError(f"{where}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def warn(where: str, said: str) -> None:
+    """Warn at the place that called the library. Python shows a warning once for each place."""
+    frame, level = sys._getframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "gpurnn":
+        frame, level = frame.f_back, level + 1  # type: ignore[assignment]
+    warnings.warn(f"{where}: {said}", UserWarning, stacklevel=level)
+
+
+def options(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that are none of the ``known`` names."""
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            meant = f"; did you mean {close[0]}?" if close else ""
+            raise TypeError(f"{where}: {name} is no option, expected one of {', '.join(known)}{meant}")
+
+
+def keywords(kind: type, method: str) -> set[str]:
+    """The names that a method of a class takes by keyword alone, those included that it hands on to a base."""
+    found: set[str] = set()
+    for base in kind.__mro__:
+        if method in vars(base):
+            parameters = inspect.signature(vars(base)[method]).parameters.values()
+            found |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break
+    return found
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:

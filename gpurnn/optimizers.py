@@ -92,6 +92,12 @@ class Optimizer:
         if self._step:
             self._check_state(where, params)
         else:
+            if self.recurrent_weight_decay and not any("weight_hh" in name for name in params):
+                _checks.warn(
+                    where,
+                    f"recurrent_weight_decay={self.recurrent_weight_decay} has no effect, as no parameter has "
+                    "weight_hh in its name",
+                )
             self._state = {
                 kind: {name: xp.full_like(p, self._initial(kind, rate)) for name, p in updated.items()}
                 for kind in self._kept()
@@ -241,6 +247,8 @@ class SGD(Optimizer):
         super().__post_init__()
         _checks.attributes(self, _checks.non_negative, "momentum", "dampening")
         _checks.attributes(self, _checks.flag, "nesterov")
+        if self.dampening and not self.momentum:
+            _checks.warn("SGD", f"dampening={self.dampening} has no effect without momentum")
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise ValueError(
                 f"SGD: nesterov is True with momentum {self.momentum!r} and dampening {self.dampening!r}, "

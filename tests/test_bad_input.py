@@ -1192,7 +1192,7 @@ def test_wrong_options(name, option, value):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     "layer",
-    [gpurnn.LSTM(I, H, dropout=0.5, dtype="float64"), gpurnn.Dropout(0.5), gpurnn.Sequential(gpurnn.Dropout(0.5))],
+    [gpurnn.LSTM(I, H, 2, dropout=0.5, dtype="float64"), gpurnn.Dropout(0.5), gpurnn.Sequential(gpurnn.Dropout(0.5))],
     ids=repr,
 )
 def test_a_wrong_rng_of_vjp(layer, seed):

@@ -20,6 +20,9 @@ import gpurnn
 from benchmarks import checkpointing
 from gpurnn import kernels, reference
 
+# All combinations of options are drawn, those without effect too.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
+
 LAYERS = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM, "gru": gpurnn.GRU}
 WINGS = {"reference": reference.recurrence, "host": kernels.recurrence}
 

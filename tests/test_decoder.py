@@ -11,6 +11,9 @@ from tolerance import assert_all_close, assert_golden, assert_same, check_gradie
 import gpurnn
 from gpurnn.layers import Decoder
 
+# All combinations of options are drawn, those without effect too.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
+
 TORCH_GRU = {"reset_after": True, "update": "state"}
 RECURRENT = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM, "gru": gpurnn.GRU}
 

@@ -338,7 +338,7 @@ def test_config_is_json_and_makes_the_same_model():
         f"dtype='float64')  # {model.num_parameters} parameters\n"
         "  (T, B)     tokens\n"
         "  (T, B, 6)  Embedding(5, 6)\n"
-        "  (T, B, 6)  GRU(6, 6, dropout=0.25, update='state', dtype='float64')\n"
+        "  (T, B, 6)  GRU(6, 6, update='state', dtype='float64')\n"
         "  (T, B, 5)  tied Dense: logits"
     )
 

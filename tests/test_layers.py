@@ -18,6 +18,9 @@ import gpurnn
 from gpurnn.layers import Decoder
 from gpurnn.models.sequence import AttentionPooling
 
+# All combinations of options are drawn, those without effect too.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
+
 RECURRENT = {"RNN": gpurnn.RNN, "LSTM": gpurnn.LSTM, "GRU": gpurnn.GRU}
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 each_recurrent = pytest.mark.parametrize("kind", RECURRENT)

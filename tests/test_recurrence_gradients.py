@@ -12,6 +12,9 @@ from tolerance import Kink, arrays_of, assert_close, check_gradients, recurrence
 import gpurnn
 from gpurnn import cells, reference
 
+# All combinations of options are drawn, those without effect too.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
+
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
 FUNCTIONS = {
     cells.Vanilla: (gpurnn.rnn, ("activation", "leak")),

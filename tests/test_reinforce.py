@@ -15,6 +15,9 @@ from gpurnn import GRU, Dense, Embedding, _dispatch, cross_entropy
 from gpurnn.optimizers import SGD, Adam
 from gpurnn.training import PaddedBatches, Reinforce, Trainer, evaluate, pad
 
+# All combinations of options are drawn, those without effect too.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
+
 END, SYMBOLS = 1, (1, 2, 3)
 
 

@@ -15,6 +15,9 @@ from tolerance import assert_all_close, assert_close, assert_golden, assert_same
 import gpurnn
 from gpurnn.models import SequenceClassifier, SequenceRegressor, SequenceTagger, load
 
+# All combinations of options are drawn, those without effect too.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
+
 TORCH_GRU = {"cell": "gru", "reset_after": True, "update": "state"}
 T, B, I, H, O = 5, 4, 3, 4, 2
 LENGTHS = np.array([5, 1, 0, 3])

@@ -18,6 +18,9 @@ from gpurnn.models import CharVocabulary, LanguageModel, language_model
 from gpurnn.training import CheckpointError, TokenStream, Trainer, evaluate, truncated_bptt
 from gpurnn.training.truncation import borders
 
+# All combinations of options are drawn, those without effect too.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
+
 KS = [(1, 1), (3, 3), (3, 4), (2, 5), (4, 8), (5, 100), (100, 100)]
 
 

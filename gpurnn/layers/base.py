@@ -7,7 +7,6 @@ import contextvars
 import copy
 import math
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -146,11 +145,10 @@ class Layer(ABC):
                 if forms[prefix] != form:
                     raise ValueError(f"{where}: {of}a GRU with {forms[prefix]}, expected {form} as this layer has")
             elif form != PYTORCH_GRU:
-                warnings.warn(
-                    f"{where}: {of or 'this is '}a GRU with {form}, and the weights do not say which form they are of. "
+                _checks.warn(
+                    where,
+                    f"{of or 'this is '}a GRU with {form}, and the weights do not say which form they are of. "
                     f"PyTorch's are of {PYTORCH_GRU}: for those make the layer with these options.",
-                    UserWarning,
-                    stacklevel=3,
                 )
                 return
 

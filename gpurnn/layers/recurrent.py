@@ -82,6 +82,18 @@ class Recurrent(Layer):
         self.dropout = _checks.fraction(where, "dropout", dropout)
         self.variational_dropout = _checks.fraction(where, "variational_dropout", variational_dropout)
         self.recurrent_dropout = _checks.fraction(where, "recurrent_dropout", recurrent_dropout)
+        if self.dropout and self.num_layers == 1:
+            _checks.warn(
+                where,
+                f"dropout={self.dropout} has no effect, as there is one layer: it acts on the output of each layer but "
+                "the last. A Dropout layer behind this one acts on its output",
+            )
+        if self.residual and self.num_layers == 1 and self.input_size != self.hidden_size * self.num_directions:
+            _checks.warn(
+                where,
+                f"residual=True has no effect, as the input has {self.input_size} features and the output "
+                f"{self.hidden_size * self.num_directions}: only equal widths are added",
+            )
         self.params = self._initialise(init, parameter_dtype(where, dtype), generator(where, rng))
 
     @property
@@ -530,7 +542,7 @@ class RNN(Recurrent, cell=cells.Vanilla):
     batch_first : bool
         Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
     dropout : float
-        Rate of the dropout on the output of each layer but the last.
+        Rate of the dropout on the output of each layer but the last; with one layer it has no effect and warns.
     bidirectional : bool
         Whether each layer also runs backward in time; y then holds both directions, forward first.
     activation : {"tanh", "relu", "sigmoid", "identity"}
@@ -630,7 +642,7 @@ class LSTM(Recurrent, cell=cells.LSTM):
     batch_first : bool
         Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
     dropout : float
-        Rate of the dropout on the output of each layer but the last.
+        Rate of the dropout on the output of each layer but the last; with one layer it has no effect and warns.
     bidirectional : bool
         Whether each layer also runs backward in time; y then holds both directions, forward first.
     residual : bool
@@ -728,7 +740,7 @@ class GRU(Recurrent, cell=cells.GRU):
     batch_first : bool
         Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
     dropout : float
-        Rate of the dropout on the output of each layer but the last.
+        Rate of the dropout on the output of each layer but the last; with one layer it has no effect and warns.
     bidirectional : bool
         Whether each layer also runs backward in time; y then holds both directions, forward first.
     reset_after : bool

@@ -713,6 +713,8 @@ class DiagonalStateSpace(_StateSpace):
         if not 0 < least <= largest:
             raise ValueError(f"{where}: radius is {radius!r}, expected 0 < least <= largest < 1")
         max_phase = _checks.non_negative(where, "max_phase", max_phase)
+        if not self.complex and max_phase != math.pi:
+            raise ValueError(f"{where}: max_phase is {max_phase}, expected none with complex=False: a has no phase")
         kind, random = parameter_dtype(where, dtype), generator(where, rng)
         shape = (self.state_size,)
         squares = cache(lambda: random.uniform(least**2, largest**2, shape))

@@ -48,6 +48,9 @@ class Model(Composite):
     _loss: str
     """The name of the loss in `gpurnn.losses`."""
 
+    _not_options: tuple[str, ...] = ()
+    """Options of a base that the constructor refuses."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         files.KINDS[cls.__name__] = cls
@@ -209,6 +212,10 @@ class Model(Composite):
         from ..optimizers import Adam
         from ..training import Trainer
 
+        where = f"{type(self).__name__}.fit"
+        self._check_options(options)
+        if hasattr(inputs, "batch") and batch_size != 32 and (validation is None or hasattr(validation, "batch")):
+            _checks.warn(where, f"batch_size={batch_size} has no effect, as inputs are batches already")
         if validation is not None and not hasattr(validation, "batch"):
             if not isinstance(validation, (tuple, list)) or len(validation) != 2:
                 raise TypeError(
@@ -224,6 +231,13 @@ class Model(Composite):
             self, inputs, Adam(0.003) if optimizer is None else optimizer, validation=validation, clip_norm=clip_norm,
             rng=rng, progress=progress, **options,
         )  # fmt: skip
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Refuse what is no option of `fit`."""
+        from ..training import Trainer
+
+        known = _checks.keywords(Trainer, "__init__") | _checks.keywords(type(self), "fit")
+        _checks.options(f"{type(self).__name__}.fit", options, known)
 
     def _batches(
         self, inputs: Sequence[Array], targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
@@ -272,9 +286,17 @@ def recurrent(
     for name in cell_options:
         if name not in known:
             expected = " or ".join(known) or "none"
-            raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, expected {expected}")
+            kind = files.KINDS[where]
+            others = sorted(_checks.keywords(kind, "__init__") - set(kind._not_options))
+            raise TypeError(
+                f"{where}: {name} is not an option of the cell {cell!r}, expected {expected}; further "
+                f"options are {', '.join(others)}"
+            )
     if init is not None:
         options["init"] = init
+    num_layers = _checks.integer_at_least(where, "num_layers", num_layers, 1)
+    if num_layers == 1:
+        options.pop("dropout", None)  # between layers; the model itself drops elsewhere
     layer: Any = LAYERS[cell]
     return layer(input_size, hidden_size, num_layers, **cell_options, **options)
 

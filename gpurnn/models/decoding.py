@@ -73,6 +73,9 @@ def check_sampling(where: str, temperature: float, top_k: int | None, top_p: flo
         _checks.integer_at_least(where, "top_k", top_k, 1)
     if top_p is not None and not 0.0 < _checks.finite(where, "top_p", top_p) <= 1.0:
         raise ValueError(f"{where}: top_p is {top_p!r}, expected a number above 0 and at most 1")
+    for name, value in (("top_k", top_k), ("top_p", top_p)):
+        if temperature == 0 and value is not None:
+            _checks.warn(where, f"{name}={value} has no effect, as temperature=0 takes the likeliest token")
 
 
 def draw(

@@ -700,6 +700,7 @@ class EncoderDecoder(Model):
         beam_size = _checks.integer_at_least(where, "beam_size", beam_size, 1)
         if options and beam_size == 1:
             raise TypeError(f"{where}: {sorted(options)} are given, expected none for greedy decoding (beam_size = 1)")
+        _checks.options(where, options, ("length_penalty", "coverage_penalty"))
         batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         limits = np.array([2 * int(s.shape[0]) + 10 for s in sources], np.int64)
         if max_length is not None:

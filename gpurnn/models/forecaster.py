@@ -161,6 +161,7 @@ class Forecaster(SequenceModel):
     (True, True)
     """
 
+    _not_options = ("num_embeddings", "output_activation")
     _size_names = ("window", "hidden_size")
     _outputs_name = "features"
     _told_outputs = "x_t"
@@ -181,7 +182,7 @@ class Forecaster(SequenceModel):
         features = _checks.integer_at_least(where, "features", features, 1)
         pooling = _checks.choice(where, "pooling", pooling, POOLINGS)
         loss = _checks.choice(where, "loss", loss, LOSSES)
-        for name in ("num_embeddings", "output_activation"):
+        for name in self._not_options:
             if name in options:
                 raise TypeError(f"{where}: {name} is given, expected none: inputs and outputs are values of a series")
         super().__init__(features, hidden_size, features, num_layers, pooling=pooling, **options)

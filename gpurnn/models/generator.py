@@ -105,6 +105,11 @@ class SequenceGenerator(Model):
         activation = _checks.choice(where, "activation", activation, get_args(cells.Activation))
         output_activation = _checks.choice(where, "output_activation", output_activation, functional.DENSE_ACTIVATIONS)
         loss = _checks.choice(where, "loss", loss, LOSSES)
+        if loss != "mse" and output_activation == "softmax":
+            raise ValueError(
+                f"{where}: loss is {loss!r}, expected none with output_activation='softmax', whose loss is the "
+                "cross-entropy"
+            )
         random = generator(where, rng)
         self.classes = output_activation == "softmax"
         if self.classes:

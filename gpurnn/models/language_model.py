@@ -401,6 +401,7 @@ class LanguageModel(Model):
         Trainer
             A `gpurnn.Trainer`; its ``history`` has the losses.
         """
+        self._check_options(options)
         batch_size, rng = options.pop("batch_size", 32), options.get("rng", 0)
         data = self._texts("inputs", inputs, batch_size, window, shuffle=True, rng=rng)
         if validation is not None:
@@ -414,13 +415,16 @@ class LanguageModel(Model):
         """The batches of one text or of several, which the caller calls ``name``."""
         from ..training import PaddedBatches, TokenStream
 
+        where = "LanguageModel.fit"
+        one = isinstance(texts, str) or _arrays.is_single(texts)
+        if window != 64 and not one and name == "inputs":
+            _checks.warn(where, f"window={window} has no effect, as {name} are several texts or batches")
         if hasattr(texts, "batch"):
             return texts
-        where = "LanguageModel.fit"
         _checks.given(where, **{name: texts})
         batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         xp = self._namespace()
-        if isinstance(texts, str) or _arrays.is_single(texts):
+        if one:
             window = _checks.integer_at_least(where, "window", window, 1)
             tokens = self._tokens("fit", name, texts)
             if tokens.shape[0] < batch_size * (window + 1):

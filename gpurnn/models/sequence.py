@@ -187,6 +187,8 @@ class SequenceModel(Model):
         **cell_options: Any,
     ) -> None:
         where = type(self).__name__
+        if output_activation != "identity" and "output_activation" in self._not_options:
+            raise TypeError(f"{where}: output_activation is given, expected none: the outputs are logits")
         input_size = _checks.integer_at_least(where, "input_size", input_size, 1)
         outputs = _checks.integer_at_least(where, self._outputs_name, outputs, 1)
         if num_embeddings is not None:
@@ -500,6 +502,7 @@ class SequenceModel(Model):
 class _Classifier(SequenceModel):
     """What the classifiers of sequences and of steps share: cross-entropy, probabilities, classes."""
 
+    _not_options: tuple[str, ...] = ("output_activation",)
     _outputs_name = "classes"
     _told_outputs = "logits"
     _loss = "cross_entropy"
@@ -722,6 +725,8 @@ class SequenceTagger(_Classifier):
     >>> model.predict([np.array([1, 0, 1, 1])])
     [array([1, 1, 0, 1])]
     """
+
+    _not_options = ("output_activation", "pooling")
 
     def __init__(self, input_size: int, hidden_size: int, classes: int, num_layers: int = 1, **options: Any) -> None:
         if "pooling" in options:

@@ -142,6 +142,8 @@ class Reinforce:
             raise ValueError(f"{where}: samples is {samples}, expected at least 2, as baseline is 'leave_one_out'")
         self.entropy = _checks.non_negative(where, "entropy", entropy)
         self.decay = _checks.fraction(where, "decay", decay)
+        if self.decay != 0.9 and self.baseline != "running_mean":
+            _checks.warn(where, f"decay={self.decay} has no effect with baseline={self.baseline!r}")
         self._running = {"sum": 0.0, "weight": 0.0}
 
     @property

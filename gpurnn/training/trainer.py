@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import _checks, _dispatch, _metrics, _random, gradients, losses
-from ..optimizers import Optimizer
+from ..optimizers import Optimizer, Rprop
 from .checkpoint import CheckpointError, checkpoints, file_name, latest_checkpoint, save_checkpoint
 from .data import Batch, Data, num_batches
 from .directory import CHECKPOINTS, METRICS_FILE, RUN, RunDirectory, metrics_bytes
@@ -264,6 +264,20 @@ class Trainer:
             _require(where, "schedule", schedule, "observe", "state_dict", "load_state_dict")
             if validation is None:
                 raise ValueError(f"{where}: validation is None, expected data, whose losses the schedule can observe")
+        if schedule is not None and isinstance(optimizer, Rprop):
+            _checks.warn(where, "schedule has no effect after the first step, as Rprop has a step size for each entry")
+        if directory is None and on_checkpoint is not None:
+            _checks.warn(where, "on_checkpoint has no effect, as directory is None and no checkpoints are written")
+        method = f"{type(model).__name__}.loss_and_gradients"
+        for name, option, is_given in (
+            ("teacher_forcing", "teacher_forcing", teacher_forcing is not None),
+            ("gradient_checkpoint_every", "checkpoint_every", gradient_checkpoint_every is not None),
+        ):
+            if is_given and not _checks.takes(model.loss_and_gradients, option):
+                raise TypeError(f"{where}: {name} is given, expected none, as {method} takes no {option}")
+        overlaps = (getattr(data, "gradient_steps", None) or 0) > getattr(data, "steps", 0)
+        if overlaps and not _checks.takes(model.loss_and_gradients, "state_after"):
+            raise TypeError(f"{where}: data has gradient_steps above steps, but {method} takes no state_after")
         self.validation = validation
         if validation_interval is not None:
             validation_interval = _checks.integer_at_least(where, "validation_interval", validation_interval, 1)
@@ -276,6 +290,12 @@ class Trainer:
         self.directory = None if self._folder is None else self._folder.path
         self.gradient_checkpoint_every = gradient_checkpoint_every
         self.checkpoint_interval = _checks.integer_at_least(where, "checkpoint_interval", checkpoint_interval, 1)
+        if directory is None and self.checkpoint_interval != 500:
+            _checks.warn(
+                where,
+                f"checkpoint_interval={self.checkpoint_interval} has no effect, as directory is None and no "
+                "checkpoints are written",
+            )
         self.log_interval = _checks.integer_at_least(where, "log_interval", log_interval, 1)
         if metric is not None:
             metric = _checks.choice(where, "metric", metric, tuple(METRICS))
