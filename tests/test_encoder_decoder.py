@@ -443,6 +443,14 @@ def test_the_company_of_a_source_does_not_lengthen_its_target(options):
         (lambda m, s, n: m.sample(s, n, max_length=2, temperature="1", rng=0), TypeError, "temperature is '1'"),
         (lambda m, s, n: m.sample(s, n, max_length=2, top_p="1", rng=0), TypeError, "top_p is '1', expected"),
         (lambda m, s, n: m.fit([], [], epochs=1), ValueError, "fit: inputs is empty, expected at least one example"),
+        (
+            lambda m, s, n: m.beam_search(s, n, max_length=20, length_penalty=500), ValueError,
+            r"beam_search: length_penalty is 500, expected one for which .* is finite at max_length = 20",
+        ),
+        (
+            lambda m, s, n: m.predict([s[:, 0]], beam_size=2, length_penalty=1e300), ValueError,
+            r"predict: length_penalty is 1e\+300, expected one for which .* is finite at max_length = 20",
+        ),
         (lambda m, s, n: m.greedy(s + 7, n, max_length=2), IndexError, r"greedy: source holds \d+, expected 0 ... 6"),
     ],
 )  # fmt: skip
@@ -458,6 +466,11 @@ def test_no_sources_and_sources_of_one_token():
     model.params["output.bias"][model.end] = 100
     tokens, _ = model.greedy(np.array([[3]]), max_length=10**12)  # no memory for what is not written
     assert tokens.tolist() == [[model.end]]
+    for most in (10**30, np.int64(2**63 - 1)):
+        assert model.greedy(np.array([[3]]), max_length=most)[0].tolist() == [[model.end]]
+        assert [len(y) for y in model.predict([np.array([3])], max_length=most)] == [0]
+        (best,) = model.beam_search(np.array([[3]]), max_length=most, beam_size=2)
+        assert best[0].tokens.tolist() == [model.end]
     assert model.predict([]) == []
     assert len(model.predict([np.array([3])], max_length=1)[0]) <= 1
 

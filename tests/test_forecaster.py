@@ -669,3 +669,9 @@ def test_the_picture_refuses(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"matplotlib is not installed; pip install 'gpurnn\[plot\]'"):
         plots.forecast(np.zeros(3), AHEAD)
+
+
+@pytest.mark.parametrize("state", [None, [], "mean"])
+def test_a_state_dict_is_a_dict(state):
+    with pytest.raises(TypeError, match=r"Forecaster\.load_state_dict: state is .*, expected a dict of arrays by name"):
+        Forecaster(2, 3).load_state_dict(state)

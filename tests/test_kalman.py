@@ -896,3 +896,65 @@ def test_what_the_pullback_takes():
     for wrong, message in (("a", "dvalue is a str"), (np.ones(3), r"dvalue has shape \(3,\)")):
         with pytest.raises((TypeError, ValueError), match=f"^LinearGaussian: {message}"):
             pullback(wrong)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_gradient_by_the_log_likelihood_is_one_number(dtype):
+    """Whatever its type: the gradients keep the dtype and the shapes of the parameters."""
+    one, y = np.ones((1, 1), dtype), np.arange(5, dtype=dtype)[:, None]
+    model = gpurnn.LinearGaussian(one, one, one, one, P0=one)
+    _, pull = model.vjp(y)
+    whole = pull(1.0)
+    for dvalue in (2, 2.0, np.float64(2), np.array(2, dtype)):
+        dy, grads = pull(dvalue)
+        np.testing.assert_array_equal(dy, 2 * whole[0], strict=True)
+        for name, gradient in grads.items():
+            np.testing.assert_array_equal(gradient, 2 * whole[1][name], strict=True)
+            assert gradient.shape == model.params[name].shape
+    assert not any(np.any(a) for a in (pull(None)[0], *pull(None)[1].values()))
+    for dvalue in (np.ones(3, dtype), np.ones((1, 1), dtype), np.array(2, "float16"), 1j, "1", [1.0]):
+        with pytest.raises((TypeError, ValueError), match=r"LinearGaussian: dvalue (is|has) "):
+            pull(dvalue)
+
+
+@pytest.mark.parametrize("call", ["__call__", "vjp", "filter", "smooth", "forecast", "fit"])
+def test_parameters_that_a_caller_replaced_are_checked(call):
+    def run(model, y):
+        return getattr(model, call)(y, *([2] if call == "forecast" else []))
+
+    for name in ("F", "H", "Q", "R", "m0", "P0"):
+        n = 1 if name == "m0" else 2
+        for wrong in (np.ones((3,) * n), np.ones((1,) * (n + 2)), np.array(1.0), np.ones((2, 1)), np.ones(3)):
+            model, y = draw(n=2, missing=False)
+            model.params[name] = wrong
+            with pytest.raises(ValueError, match=rf"params\['{name}'\] has shape .*, expected the shape"):
+                run(model, y)
+        for wrong in ([[1.0]], None, model.params["F"].astype("float32"), np.ma.array(model.params["F"])):
+            model, y = draw(n=2, missing=False)
+            model.params[name] = wrong
+            with pytest.raises(TypeError, match=r"LinearGaussian(\.\w+)?: params\["):
+                run(model, y)
+        for wrong in (np.nan, np.inf):
+            model, y = draw(n=2, missing=False)
+            model.params[name].flat[1] = wrong
+            with pytest.raises(FloatingPointError, match=rf"params\['{name}'\] holds NaN or infinity"):
+                run(model, y)
+
+
+def test_a_fit_changes_nothing_if_one_of_its_parameters_is_read_only():
+    model, y = local_level(2.0, 3.0), np.arange(9.0)[:, None] % 4
+    model.params["R"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"LinearGaussian\.fit: params\['R'\] is read-only, expected an array"):
+        model.fit(y)
+    assert (model.params["Q"], model.params["R"]) == (2.0, 3.0)
+    model.fit(y, ("Q",))
+
+
+def test_forecasts_that_overflow_are_none():
+    huge = np.full((1, 1), 1e200)
+    model = gpurnn.LinearGaussian(huge, np.ones((1, 1)), np.ones((1, 1)), np.ones((1, 1)))
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(FloatingPointError, match=r"forecasts are not finite, .* overflow"),
+    ):
+        model.forecast(np.ones((1, 1)), 3)

@@ -91,11 +91,13 @@ def test_refusals():
         CharVocabulary("?ab").decode(np.array([1, 3]))
     with pytest.raises(ValueError, match="tokens holds -1"):
         CharVocabulary("?ab").decode([-1])
-    for tokens in ([0.7], "01", [None], [[1]], np.array([1.0]), np.array([[1]])):
+    for tokens in ([0.7], "01", [None], [[1]], np.array([1.0]), np.array([[1]]), [True], np.array([True])):
         with pytest.raises(TypeError, match=r"decode: tokens holds .*, expected whole numbers in \[0, 3\)"):
             CharVocabulary("?ab").decode(tokens)
     with pytest.raises(TypeError, match=r"WordVocabulary\.decode: tokens is None, expected whole numbers"):
         WordVocabulary(["?"]).decode(None)
+    with pytest.raises(TypeError, match=r"decode: tokens is array\(1\), expected whole numbers"):
+        CharVocabulary("?ab").decode(np.array(1))
     with pytest.raises(TypeError, match="WordVocabulary: symbols is None, expected a sequence of str"):
         WordVocabulary(None)
     with pytest.raises(ValueError, match="kind is 'bytes', expected one of 'character', 'word'"):

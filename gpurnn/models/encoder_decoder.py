@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -489,7 +490,7 @@ class EncoderDecoder(Model):
     def greedy(self, source: Array, lengths: Array | None = None, *, max_length: int) -> tuple[Array, Array]:
         """The likeliest token at each step; arguments, results and errors as of `sample`."""
         where = "EncoderDecoder.greedy"
-        max_length = _checks.integer_at_least(where, "max_length", max_length, 1)
+        max_length = _limit(where, max_length)
         return self._sample(where, source, lengths, max_length, self._fail(where), np.random.default_rng(0), 0.0)
 
     def sample(
@@ -535,7 +536,7 @@ class EncoderDecoder(Model):
             A parameter is NaN or infinite, so that the tokens have no probabilities.
         """
         where = "EncoderDecoder.sample"
-        max_length = _checks.integer_at_least(where, "max_length", max_length, 1)
+        max_length = _limit(where, max_length)
         decoding.check_sampling(where, temperature, top_k, top_p)
         random, fail = generator(where, rng), self._fail(where)
         return self._sample(where, source, lengths, max_length, fail, random, temperature, top_k=top_k, top_p=top_p)
@@ -603,7 +604,7 @@ class EncoderDecoder(Model):
             As of `sample`.
         """
         where = "EncoderDecoder.beam_search"
-        max_length = _checks.integer_at_least(where, "max_length", max_length, 1)
+        max_length = _limit(where, max_length)
         return self._beam_search(
             where, source, lengths, max_length, self._fail(where), beam_size=beam_size, length_penalty=length_penalty,
             coverage_penalty=coverage_penalty, best=best,
@@ -631,6 +632,12 @@ class EncoderDecoder(Model):
             raise ValueError(f"{where}: coverage_penalty is {beta}, expected 0 without attention")
         xp = _dispatch.namespace(where, source=source, lengths=lengths)
         step, carried = self._steps(where, source, lengths)
+        most = int(np.max(max_length, initial=1))
+        if alpha * math.log((5 + most) / 6) > math.log(np.finfo(np.float64).max):
+            raise ValueError(
+                f"{where}: length_penalty is {length_penalty!r}, expected one for which ((5 + max_length) / 6)^"
+                f"length_penalty is finite at max_length = {most}"
+            )
         return decoding.beam_search(
             step, carried, source.shape[1], lambda c, rows: c.rows(_dispatch.from_numpy(xp, rows)),
             begin=self.begin, end=self.end, max_length=max_length, beam_size=beam_size, alpha=alpha, beta=beta,
@@ -704,7 +711,7 @@ class EncoderDecoder(Model):
         batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         limits = np.array([2 * int(s.shape[0]) + 10 for s in sources], np.int64)
         if max_length is not None:
-            limits[:] = _checks.integer_at_least(where, "max_length", max_length, 1)
+            limits[:] = _limit(where, max_length)
         # Sources of about one length go together, so that there is little padding.
         order = sorted(range(len(sources)), key=lambda i: int(sources[i].shape[0]))
         found: list[Any] = [None] * len(sources)
@@ -785,3 +792,8 @@ class EncoderDecoder(Model):
             "bridge": shown["bidirectional"] or shown["encoder_layers"] != shown["num_layers"],
         }  # fmt: skip
         return ", ".join([*sizes, *(f"{n}={v!r}" for n, v in shown.items() if (n, v) not in defaults.items())])
+
+
+def _limit(where: str, max_length: int) -> int:
+    """The most tokens that a target may have, as an int64 holds it: what is above is as good as no limit."""
+    return min(_checks.integer_at_least(where, "max_length", max_length, 1), np.iinfo(np.int64).max)

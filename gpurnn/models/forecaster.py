@@ -210,6 +210,8 @@ class Forecaster(SequenceModel):
             A shape or a dtype is not the parameter's.
         """
         where = "Forecaster.load_state_dict"
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{where}: state is {_checks.described(state)}, expected a dict of arrays by name")
         missing = [name for name in _OF_SERIES if name not in state]
         if missing:
             raise KeyError(f"{where}: missing {missing}, expected {[*self.params, *_OF_SERIES]}")

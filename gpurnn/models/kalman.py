@@ -16,6 +16,7 @@ from .. import _arrays, _checks, _dispatch
 from .._op import Pullback
 from ..layers.base import Array, Layer
 from . import files
+from .base import not_finite
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -236,6 +237,7 @@ class LinearGaussian(Layer):
             elif not np.isfinite(held).all():
                 raise ValueError(f"{where}: {name} holds NaN or infinity, expected finite numbers")
         self.params = {name: xp.asarray(array, copy=True) for name, array in given.items()}
+        self._sizes = {"F": (n, n), "H": (p, n), "Q": (n, n), "R": (p, p), "m0": (n,), "P0": (n, n)}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -275,10 +277,25 @@ class LinearGaussian(Layer):
         """Which states are diffuse."""
         return [int(k) for k in np.flatnonzero(np.isinf(np.diagonal(_dispatch.to_numpy(self.params["P0"]))))]
 
+    def _check_parameters(self, where: str) -> None:
+        """Reject parameters that a caller has replaced, or changed, so that they are none of this model."""
+        named = {f"params[{name!r}]": self.params[name] for name in _NAMES}
+        xp, *_ = _arrays.take(where, named, needed=tuple(named))
+        for (name, size), p in zip(self._sizes.items(), named.values(), strict=True):
+            own = f"params[{name!r}]"
+            steps = p.shape[:1] if name in "FHQR" and p.ndim == 3 else ()
+            _checks.shape(where, own, p, (*steps, *size), "the shape that the model was made with")
+            bad = ~xp.isfinite(p)
+            if name == "P0":  # a diffuse state
+                bad = bad & ~((p == math.inf) & (xp.eye(size[0], device=_dispatch.device(p)) == 1))
+            if bool(_dispatch.to_numpy(xp.any(bad))):
+                raise FloatingPointError(f"{where}: {own} holds NaN or infinity, expected finite numbers")
+
     # The passes over time
 
     def _observations(self, where: str, y: Array, ahead: int = 0) -> tuple[Any, Array]:
         """The namespace, and y (T, B, p) of y as a caller has it; refuse what does not fit."""
+        self._check_parameters(where)
         xp, _, y = _arrays.take(where, {"params": self.params["F"], "y": y}, needed=("y",), nan_is_missing=True)
         p = self.params["H"].shape[-2]
         if y.ndim not in (2, 3) or y.shape[-1] != p or y.shape[0] < 1:
@@ -440,7 +457,10 @@ class LinearGaussian(Layer):
         ------
         TypeError, ValueError
             An unsupported or mixed array or dtype, a shape that does not fit, infinity in y, observations that do not
-            determine the diffuse states, or one without any variance given those before it.
+            determine the diffuse states, or one without any variance given those before it; parameters that a caller
+            replaced by what is none of this model.
+        FloatingPointError
+            A parameter is NaN or infinite.
         """
         where = "LinearGaussian"
         xp, y = self._observations(where, y)
@@ -493,7 +513,9 @@ class LinearGaussian(Layer):
         xp, shape = _dispatch.namespace("LinearGaussian", y=y), y.shape
 
         def pullback(dvalue: Array | float | None) -> tuple[Array, dict[str, Array]]:
-            if not isinstance(dvalue, (int, float)):
+            if isinstance(dvalue, (int, float)):
+                dvalue = float(dvalue)
+            else:
                 dvalue = _arrays.cotangent("LinearGaussian", "value", dvalue, value)
             dvalue = 0.0 if dvalue is None else dvalue
             return xp.reshape(dy, shape) * dvalue, {name: g * dvalue for name, g in grads.items()}
@@ -646,6 +668,8 @@ class LinearGaussian(Layer):
         ------
         TypeError, ValueError
             As a call; ``steps`` is no integer of at least 1, or a parameter that varies with time has too few of them.
+        FloatingPointError
+            A parameter is NaN or infinite, or the forecasts overflow.
 
         Examples
         --------
@@ -675,7 +699,10 @@ class LinearGaussian(Layer):
             seen = _symmetric(xp, H @ covariance @ _transpose(xp, H)) + _at(self.params["R"], t)
             for into, found in zip(results, ((H @ mean)[..., 0], seen, mean[..., 0], covariance), strict=True):
                 into.append(found)
-        return GaussianForecast(*_squeezed([xp.stack(each) for each in results], single))
+        whole = [xp.stack(each) for each in results]
+        if not all(bool(_dispatch.to_numpy(xp.all(xp.isfinite(array)))) for array in whole):
+            raise not_finite(where, "the forecasts", {})  # parameters and observations have been checked
+        return GaussianForecast(*_squeezed(whole, single))
 
     # Fitting
 
@@ -735,13 +762,15 @@ class LinearGaussian(Layer):
             raise TypeError(f"{where}: parameters is {parameters!r}, expected a tuple of names")
         for name in parameters:
             _checks.choice(where, "parameters", name, _NAMES)
+        xp, observed = self._observations(where, y)
+        for name in parameters:
+            _checks.writable(where, f"params[{name!r}]", self.params[name])
             if self.params[name].ndim == 3:
                 raise ValueError(f"{where}: {name} varies with time, expected one to fit that does not")
             if diagonal and name in _COVARIANCES:
                 held = _dispatch.to_numpy(self.params[name])
                 if np.any(held[~np.eye(len(held), dtype=bool)]):
                     raise ValueError(f"{where}: {name} is not diagonal, expected a diagonal, or diagonal=False")
-        xp, observed = self._observations(where, y)
         count = max(int(_dispatch.to_numpy(xp.sum(xp.astype(~xp.isnan(observed), xp.int64)))), 1)
         run = self._em if method == "em" else self._bfgs
         values: list[float] = []

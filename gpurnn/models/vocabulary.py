@@ -128,7 +128,7 @@ class Vocabulary(ABC):
             A token is no whole number, or not in [0, len(vocabulary)).
         """
         where, expected = f"{type(self).__name__}.decode", f"expected whole numbers in [0, {len(self)})"
-        if not hasattr(tokens, "__iter__"):
+        if not hasattr(tokens, "__iter__") or getattr(tokens, "ndim", 1) == 0:
             raise TypeError(f"{where}: tokens is {tokens!r}, {expected}")
         numbers = []
         for token in tokens:
@@ -136,6 +136,8 @@ class Vocabulary(ABC):
                 numbers.append(operator.index(token))
             except TypeError as error:
                 raise TypeError(f"{where}: tokens holds {token!r}, {expected}") from error
+            if isinstance(token, bool):
+                raise TypeError(f"{where}: tokens holds {token!r}, {expected}")
             if not 0 <= numbers[-1] < len(self):
                 raise ValueError(f"{where}: tokens holds {numbers[-1]}, {expected}")
         return self.join(self.symbols[number] for number in numbers)
