@@ -618,3 +618,17 @@ def test_a_parameter_that_was_replaced_by_no_array_of_numbers_is_rejected(kind, 
         held[own] = change(held[own])
         with pytest.raises(TypeError, match=r": .* (is a (list|numpy.MaskedArray)|has dtype int64)"):
             layer(*arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parameters_are_in_the_machines_byte_order_whatever_dtype_is_asked_for(dtype):
+    swapped = np.dtype(dtype).newbyteorder()
+    for layer in (
+        gpurnn.LSTM(2, 3, dtype=swapped),
+        gpurnn.Dense(2, 3, dtype=swapped),
+        gpurnn.Embedding(2, 3, dtype=swapped),
+        gpurnn.DiagonalStateSpace(2, 3, 4, dtype=swapped),
+        gpurnn.TransformerBlock(2, 1, dtype=swapped),
+        gpurnn.EncoderDecoder(4, 4, 2, 3, attention="additive", dtype=swapped),
+    ):
+        assert {str(p.dtype) for p in layer.params.values()} == {dtype}

@@ -313,7 +313,7 @@ class Composite(Layer):
 
 
 def parameter_dtype(where: str, dtype: Any) -> np.dtype[Any]:
-    """The NumPy dtype of a layer's ``dtype`` argument; refuse what is not supported."""
+    """The NumPy dtype of a layer's ``dtype`` argument, in the machine's byte order; refuse what is not supported."""
     expected = " or ".join(_checks.FLOATS)
     try:
         found: np.dtype[Any] = np.dtype(dtype)
@@ -322,4 +322,5 @@ def parameter_dtype(where: str, dtype: Any) -> np.dtype[Any]:
     # None is float64 to NumPy.
     if dtype is None or found.name not in _checks.FLOATS:
         raise TypeError(f"{where}: dtype is {dtype!r}, expected {expected}")
-    return found
+    native: np.dtype[Any] = found.newbyteorder("=")
+    return native
