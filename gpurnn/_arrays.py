@@ -170,7 +170,8 @@ def entries(where: str, name: str, values: Any, expected: str) -> list[Any]:
     if hasattr(values, "to_numpy") and getattr(values, "ndim", 1) > 1:
         raise _checks.not_an_array(where, name, values)  # its entries would be the names of its columns
     unordered = isinstance(values, (str, bytes, Mapping, Set))
-    if unordered or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
+    sequence = hasattr(values, "__len__") and (hasattr(values, "__iter__") or hasattr(values, "__getitem__"))
+    if unordered or not sequence or getattr(values, "ndim", 1) == 0:
         raise TypeError(f"{where}: {name} is {_checks.described(values)}, expected {expected}")
     return list(values)
 

@@ -204,6 +204,8 @@ def zeros(xp: Any, shape: tuple[int, ...], like: Any) -> Any:
 
 def from_numpy(xp: Any, array: np.ndarray[Any, Any]) -> Any:
     """A copy of a NumPy array in the namespace ``xp``, on its default device."""
+    if not hasattr(xp, "asarray"):
+        raise TypeError(f"to: xp is {xp!r}, expected a module of arrays, such as numpy or cupy")
     return xp.asarray(array, copy=True)
 
 

@@ -632,3 +632,16 @@ def test_parameters_are_in_the_machines_byte_order_whatever_dtype_is_asked_for(d
         gpurnn.EncoderDecoder(4, 4, 2, 3, attention="additive", dtype=swapped),
     ):
         assert {str(p.dtype) for p in layer.params.values()} == {dtype}
+
+
+@each_model
+@pytest.mark.parametrize("xp", [None, "cupy"])
+def test_a_layer_goes_to_a_module_of_arrays(model, xp):
+    with pytest.raises(TypeError, match=r"to: xp is .*, expected a module of arrays, such as numpy or cupy"):
+        MODELS[model](dtype="float32").to(xp)
+
+
+def test_an_initializer_is_one_or_a_pair():
+    for init in ((), ("xavier",), ("xavier",) * 3):
+        with pytest.raises(TypeError, match=rf"GRU: init is a tuple of {len(init)}, expected one, or a pair of them"):
+            gpurnn.GRU(2, 3, init=init)

@@ -803,14 +803,18 @@ def test_labels_that_are_no_class_are_rejected_by_their_names(label):
         (build("tagger"), [np.array([0, 1]), np.array([1, label])]),
         (build("tagger"), np.array([[0, 1], [1, label]])),
     ):
-        for call in (
-            lambda model=model, targets=targets: model.fit(x, targets, epochs=1),
-            lambda model=model, targets=targets: model.fit(
-                x, [t * 0 for t in targets], epochs=1, validation=(x, targets)
+        zeros = [t * 0 for t in targets]
+        for call, where in (
+            (lambda model=model, targets=targets: model.fit(x, targets, epochs=1), "fit: targets"),
+            (
+                lambda model=model, targets=targets, zeros=zeros: model.fit(
+                    x, zeros, epochs=1, validation=(x, targets)
+                ),
+                "fit: validation's targets",
             ),
-            lambda model=model, targets=targets: model.accuracy(x, targets),
+            (lambda model=model, targets=targets: model.accuracy(x, targets), "accuracy: targets"),
         ):
-            with pytest.raises(ValueError, match=rf"(fit|accuracy): targets\[1\] holds {label}, expected 0 ... 1"):
+            with pytest.raises(ValueError, match=rf"{where}\[1\] holds {label}, expected 0 ... 1"):
                 call()
 
 

@@ -79,6 +79,13 @@ def of_objects(values) -> np.ndarray:
     return held
 
 
+class Sized:
+    """What matters of a `PaddedBatches`: it has a length, and no entries."""
+
+    def __len__(self):
+        return 2
+
+
 class Series:
     """What matters of a column of numbers: it has a dtype and a length, but is no array."""
 
@@ -124,9 +131,10 @@ def test_a_sequence_of_any_kind_is_as_good_as_a_list(kind, held):
     "held",
     [
         lambda v: dict(enumerate(v)), lambda v: set(range(len(v))), lambda v: iter(v), lambda v: b"abc", lambda v: 3,
+        lambda v: Sized(),
         lambda v: np.array(None, object),
     ],
-    ids=["dict", "set", "iterator", "bytes", "int", "array without axes"],
+    ids=["dict", "set", "iterator", "bytes", "int", "data", "array without axes"],
 )  # fmt: skip
 def test_what_holds_no_examples_in_an_order_is_rejected(kind, held):
     name, values, call = CALLS[kind]
@@ -161,7 +169,7 @@ def test_what_is_not_finite_is_not_learnt_from(wrong):
         (lambda: regressor.fit(VALUES, target, steps=1), r"targets\[1\]"),
         (
             lambda: regressor.fit(VALUES, fine, steps=1, validation=(VALUES, target)),
-            r"targets\[1\]",
+            r"validation's targets\[1\]",
         ),
         (lambda: values.fit(x * wrong, sequences, steps=1), "inputs"),
         (lambda: values.fit(x, [*sequences[:2], sequences[2] * wrong], steps=1), r"targets\[2\]"),

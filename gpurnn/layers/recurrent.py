@@ -121,7 +121,13 @@ class Recurrent(Layer):
     def _initialise(
         self, init: Init | tuple[Init, Init], dtype: np.dtype[Any], rng: np.random.Generator
     ) -> dict[str, Array]:
-        init_ih, init_hh = (initializers.get(name) for name in (init if isinstance(init, tuple) else (init, init)))
+        pair = init if isinstance(init, tuple) else (init, init)
+        if len(pair) != 2:
+            raise TypeError(
+                f"{type(self).__name__}: init is {_checks.described(init)}, expected one, or a pair of them for W_ih "
+                "and W_hh"
+            )
+        init_ih, init_hh = map(initializers.get, pair)
         gates, hidden = self.cell.gates, self.hidden_size
 
         def blocks(initialise: initializers.Initializer, shape: tuple[int, int]) -> Array:

@@ -222,7 +222,12 @@ class Model(Composite):
                     f"{type(self).__name__}.fit: validation is {_checks.described(validation)}, expected a pair "
                     "(inputs, targets) or Data"
                 )
-            validation = self._batches(validation[0], validation[1], batch_size, shuffle=False, rng=0)
+            own = f"{type(self).__name__}.fit: "
+            try:
+                validation = self._batches(validation[0], validation[1], batch_size, shuffle=False, rng=0)
+            except (ValueError, TypeError, IndexError) as error:
+                # The caller has inputs and targets of his own, with the same names.
+                raise type(error)(str(error).replace(own, f"{own}validation's ", 1)) from error
         if not hasattr(inputs, "batch"):
             inputs = self._batches(inputs, targets, batch_size, shuffle=True, rng=rng)
         elif targets is not None:
