@@ -14,6 +14,7 @@ from gpurnn.analysis import complexity
 
 LAYERS = {
     "rnn": (gpurnn.RNN, {}),
+    "rnn-leak": (gpurnn.RNN, {"leak": 0.5}),
     "lstm": (gpurnn.LSTM, {}),
     "gru-reset-before": (gpurnn.GRU, {}),
     "gru-reset-after": (gpurnn.GRU, {"reset_after": True}),

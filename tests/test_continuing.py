@@ -16,6 +16,8 @@ from gpurnn.optimizers import SGD, Adam
 from gpurnn.training import PaddedBatches, Reinforce, TokenStream, Trainer
 from gpurnn.training import trainer as trainers
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
+
 STEPS = 11
 
 

@@ -17,6 +17,8 @@ from gpurnn.optimizers import Adam
 from gpurnn.training import CheckpointError, RunDirectoryError
 from gpurnn.training.checkpoint import checkpoints, read_checkpoint, write_checkpoint
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
+
 
 def contents(directory):
     """Every file below a directory, with its bytes."""

@@ -32,6 +32,8 @@ from gpurnn.schedules import (
 )
 from gpurnn.training import CheckpointError, TokenStream, Trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
+
 EVERY = [
     Constant(0.1),
     TimeBased(0.1, decay=0.5),

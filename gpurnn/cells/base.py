@@ -27,8 +27,6 @@ class Cell:
     state_names: ClassVar[tuple[str, ...]] = ("h",)
     biases_of_one: ClassVar[tuple[str, ...]] = ()
     """The gates whose bias_ih starts at 1 instead of 0."""
-    operations: ClassVar[tuple[int, int]]
-    """Elementwise operations of a hidden unit in a step, forward and backward, as the definition writes it."""
     scalars: ClassVar[tuple[str, ...]] = ()
     """The options that are numbers: a kernel is compiled once for all of their values."""
 
@@ -87,6 +85,11 @@ class Cell:
     def hidden_apart(self) -> bool:
         """Whether the gradient of W_hh h differs from that of W_ih x."""
         return False
+
+    @property
+    def operations(self) -> tuple[int, int]:
+        """Elementwise operations of a hidden unit in a step, forward and backward, as the definition writes it."""
+        raise NotImplementedError
 
     @property
     def saved(self) -> tuple[str, ...]:

@@ -25,7 +25,6 @@ class GRU(Cell):
 
     name: ClassVar[str] = "gru"
     gate_functions: ClassVar[dict[str, str]] = {"r": "sigmoid", "z": "sigmoid", "n": "tanh"}
-    operations: ClassVar[tuple[int, int]] = (37, 16)
 
     @property
     def phases(self) -> tuple[int, ...]:
@@ -34,6 +33,10 @@ class GRU(Cell):
     @property
     def hidden_apart(self) -> bool:
         return self.reset_after
+
+    @property
+    def operations(self) -> tuple[int, int]:
+        return (37, 16)
 
     @property
     def saved(self) -> tuple[str, ...]:

@@ -14,9 +14,12 @@ class LSTM(Cell):
 
     name: ClassVar[str] = "lstm"
     gate_functions: ClassVar[dict[str, str]] = {"i": "sigmoid", "f": "sigmoid", "g": "tanh", "o": "sigmoid"}
-    operations: ClassVar[tuple[int, int]] = (53, 19)
     state_names: ClassVar[tuple[str, ...]] = ("h", "c")
     biases_of_one: ClassVar[tuple[str, ...]] = ("f",)
+
+    @property
+    def operations(self) -> tuple[int, int]:
+        return (53, 19)
 
     @property
     def saved(self) -> tuple[str, ...]:

@@ -19,8 +19,11 @@ class Vanilla(Cell):
 
     name: ClassVar[str] = "rnn"
     gate_functions: ClassVar[dict[str, str]] = {"h": "activation"}
-    operations: ClassVar[tuple[int, int]] = (7, 4)
     scalars: ClassVar[tuple[str, ...]] = ("leak",)
+
+    @property
+    def operations(self) -> tuple[int, int]:
+        return (7, 4) if self.leak else (5, 2)
 
     @property
     def saved(self) -> tuple[str, ...]:
