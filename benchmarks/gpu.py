@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from gpurnn.kernels import devices, plan, recurrence
+from gpurnn.kernels import devices, recurrence
+from gpurnn.kernels.recurrence import plan
 
 from gpurnn import cells, kernels, reference
 

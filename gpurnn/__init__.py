@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from . import plots as plots
     from . import schedules as schedules
     from . import scratch as scratch
-    from . import self_attention as self_attention
     from . import training as training
     from ._dispatch import use as use
     from ._files import FileFormatError as FileFormatError
@@ -31,7 +30,9 @@ if TYPE_CHECKING:
     from .functional import layer_norm as layer_norm
     from .functional import linear_scan as linear_scan
     from .functional import lstm as lstm
+    from .functional import multi_head_attention as multi_head_attention
     from .functional import rnn as rnn
+    from .functional import ssm as ssm
     from .gradients import add_l2 as add_l2
     from .gradients import clip_by_global_norm as clip_by_global_norm
     from .gradients import clip_by_value as clip_by_value
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from .layers import Sequential as Sequential
     from .layers import StateSpace as StateSpace
     from .layers import TransformerBlock as TransformerBlock
-    from .layers import ssm as ssm
     from .losses import binary_cross_entropy as binary_cross_entropy
     from .losses import cross_entropy as cross_entropy
     from .losses import huber as huber
@@ -77,7 +77,6 @@ if TYPE_CHECKING:
     from .optimizers import NAdam as NAdam
     from .optimizers import RMSprop as RMSprop
     from .optimizers import Rprop as Rprop
-    from .self_attention import multi_head_attention as multi_head_attention
     from .training import PaddedBatches as PaddedBatches
     from .training import TokenStream as TokenStream
     from .training import Trainer as Trainer
@@ -90,7 +89,19 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "_files": ("FileFormatError",),
     "analysis": (),
     "explanation": ("explain",),
-    "functional": ("attention", "dense", "dropout", "embedding", "gru", "layer_norm", "linear_scan", "lstm", "rnn"),
+    "functional": (
+        "attention",
+        "dense",
+        "dropout",
+        "embedding",
+        "gru",
+        "layer_norm",
+        "linear_scan",
+        "lstm",
+        "multi_head_attention",
+        "rnn",
+        "ssm",
+    ),
     "gradients": ("add_l2", "clip_by_global_norm", "clip_by_value", "global_norm"),
     "initializers": (),
     "layers": (
@@ -108,7 +119,6 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Sequential",
         "StateSpace",
         "TransformerBlock",
-        "ssm",
     ),
     "losses": ("binary_cross_entropy", "cross_entropy", "huber", "l1", "mse", "smooth_l1"),
     "models": (
@@ -128,7 +138,6 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "plots": (),
     "schedules": (),
     "scratch": (),
-    "self_attention": ("multi_head_attention",),
     "training": ("PaddedBatches", "TokenStream", "Trainer"),
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -80,7 +80,7 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     The time of a step is predicted as exchange + max(arithmetic, bytes): what it takes to get h_{t-1} to all blocks
     that multiply by it, by a launch or a barrier, and the longer of the products' arithmetic at the device's peak and
     of the bytes at its bandwidth. Everything is computed from sizes, public figures and assumptions that
-    ``gpurnn/kernels/plan.py`` names; nothing is measured, and no GPU is needed.
+    ``gpurnn/kernels/recurrence/plan.py`` names; nothing is measured, and no GPU is needed.
 
     Parameters
     ----------
@@ -107,7 +107,8 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     >>> found.schedule, found.launches, found.bound_by
     ('persistent', 1, 'arithmetic')
     """
-    from .kernels import devices, plan
+    from .kernels import devices
+    from .kernels.recurrence import plan
     from .layers.recurrent import Recurrent
 
     where = "explain"

@@ -9,7 +9,8 @@ import cupy_on_host
 import numpy as np
 import pytest
 from cupy_on_host import BLOCKS_PER_MULTIPROCESSOR, H100, MAX_DYNAMIC_SHARED_SIZE_BYTES, Launch
-from gpurnn.kernels import attention, dropout, embedding, host, launch, linear_scan, losses, optim, plan, recurrence
+from gpurnn.kernels import attention, dropout, embedding, host, launch, linear_scan, losses, optim, recurrence
+from gpurnn.kernels.recurrence import plan
 from test_host_executor import CORRECT
 
 from benchmarks import gpu as gpu_benchmark

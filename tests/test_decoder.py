@@ -237,7 +237,7 @@ def test_on_strict_arrays(kind, bias, strict_namespace):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": "cosine"}, "attention is 'cosine', expected one of None, 'additive', 'general', 'dot'"),
+        ({"attention": "cosine"}, "attention is 'cosine', expected one of None, 'dot', 'general', 'additive'"),
         ({"memory_size": 3}, "memory_size is 3, expected none with attention=None"),
         ({"attention": "dot", "memory_size": 3, "attention_size": 2}, "attention_size is 2, expected none with"),
         ({"attention": "additive", "memory_size": 1, "input_feeding": True}, "input_feeding is True, expected none"),

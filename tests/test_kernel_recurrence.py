@@ -7,7 +7,8 @@ import itertools
 
 import numpy as np
 import pytest
-from gpurnn.kernels import devices, host, plan, recurrence
+from gpurnn.kernels import devices, host, recurrence
+from gpurnn.kernels.recurrence import plan
 from parity import Wing
 from problems import CELLS, Options, draw
 from tolerance import assert_all_close, recurrence_terms

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from gpurnn.kernels import attention, devices, launch, plan
+from gpurnn.kernels import attention, devices, launch
+from gpurnn.kernels.recurrence import plan
 
 from benchmarks import nvrtc
 

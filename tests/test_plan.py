@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from gpurnn.kernels import devices, plan
+from gpurnn.kernels import devices
+from gpurnn.kernels.recurrence import plan
 
 import gpurnn
 from gpurnn.cells import GRU, LSTM, Vanilla

@@ -6,7 +6,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from gpurnn.kernels import plan
+from gpurnn.kernels.recurrence import plan
 from tolerance import assert_close, bound, recurrence_terms
 
 import gpurnn

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, functional
+from ..functional._state import unpack_state
 from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 
@@ -117,7 +118,7 @@ class Transition:
     def sequence(self, x: Array, state: Any = None, name: str = "state") -> tuple[Array, Array]:
         """x and the state ``name`` as one array (B, S), checked; both are finite."""
         weight_ih = self.weights[0]
-        states: dict[str, Any] = functional.unpack_state(self.where, self.cell, name, state)
+        states: dict[str, Any] = unpack_state(self.where, self.cell, name, state)
         _, _, x, *given = _arrays.take(self.where, {"params": weight_ih, "x": x, **states}, needed=("x",))
         states = dict(zip(states, given, strict=True))
         _checks.ndim(self.where, "x", x, 3, "(T, B, input_size)")

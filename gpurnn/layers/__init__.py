@@ -9,7 +9,7 @@ from .embedding import Embedding
 from .layer_norm import LayerNorm
 from .recurrent import GRU, LSTM, RNN
 from .sequential import Sequential
-from .state_space import DiagonalStateSpace, StateSpace, ssm
+from .state_space import DiagonalStateSpace, StateSpace
 
 __all__ = [
     "GRU",
@@ -27,5 +27,4 @@ __all__ = [
     "Sequential",
     "StateSpace",
     "TransformerBlock",
-    "ssm",
 ]

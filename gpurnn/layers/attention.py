@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _arrays, _checks, _dispatch, functional, initializers, self_attention
+from .. import _arrays, _checks, _dispatch, functional, initializers
 from .._op import Pullback
 from .._random import generator
+from ..functional._activations import sigmoid, sigmoid_slope
+from ..functional._state import check_sequence, cotangent_pair
 from .base import Array, Composite, Layer, parameter, parameter_dtype
 from .dense import Dense
 from .dropout import Dropout
@@ -107,7 +109,7 @@ class MultiHeadAttention(Layer):
         key_padding_mask: Array | None = None,
     ) -> tuple[Array, Array]:
         """``(y, weights)`` as `gpurnn.multi_head_attention` gives and raises; nothing is saved."""
-        return self_attention.multi_head_attention(
+        return functional.multi_head_attention(
             query, keys, values, **self._arguments(), key_padding_mask=key_padding_mask
         )
 
@@ -124,7 +126,7 @@ class MultiHeadAttention(Layer):
 
         The gradients of the parameters have the names of ``params``; ``rng`` is not used.
         """
-        outputs, pull = self_attention.multi_head_attention.vjp(
+        outputs, pull = functional.multi_head_attention.vjp(
             query, keys, values, **self._arguments(), key_padding_mask=key_padding_mask
         )
 
@@ -220,11 +222,11 @@ def _gelu_vjp(xp: Any, a: Array) -> tuple[Array, Any]:
     near = xp.clip(a, -30.0, 30.0)
     squares = near * near
     twice = 2 * math.sqrt(2 / math.pi) * near * (1 + 0.044715 * squares)
-    share = functional.sigmoid(xp, twice)
+    share = sigmoid(xp, twice)
 
     def pull(dy: Array) -> Array:
         slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * squares)
-        return dy * (share + near * functional.sigmoid_slope(xp, twice) * slope)
+        return dy * (share + near * sigmoid_slope(xp, twice) * slope)
 
     return a * share, pull
 
@@ -420,7 +422,7 @@ class TransformerBlock(Composite):
         y = existing(z + a)
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, None], dict[str, Array]]:
-            dy, dstate = functional.cotangent_pair(where, cotangents)
+            dy, dstate = cotangent_pair(where, cotangents)
             dy = _arrays.cotangent(where, "y", dy, y)
             if dstate is not None:
                 raise TypeError(f"{where}: dstate is {_checks.described(dstate)}, expected None: a block has no state")
@@ -453,7 +455,7 @@ class TransformerBlock(Composite):
         _checks.ndim(where, "x", x, 3, "(T, B, features)")
         if x.shape[2] != self.features:
             raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected features = {self.features} at its end")
-        functional.check_sequence(where, x, lengths, None)
+        check_sequence(where, x, lengths, None)
         _dispatch.wing(where, x=x).check_lengths(where, lengths, x.shape[0])
         return xp, x, lengths
 

@@ -12,12 +12,13 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, functional, initializers
 from .._op import Pullback
 from .._random import generator
+from ..functional._attention import SCORES
+from ..functional._dropout import dropout_mask
+from ..functional._state import pack_state, unpack_state
 from .base import Array, Composite, Layer, parameter, parameter_dtype
 from .recurrent import Recurrent
 
 State = Any
-
-SCORES = ("additive", "general", "dot")
 
 
 @dataclass(frozen=True)
@@ -431,7 +432,7 @@ class Decoder(Composite):
         between: list[Array] = []
         if rng is not None and self.recurrent.dropout > 0 and L > 1:
             random, shape = generator("Decoder", rng), (T, B, self.recurrent.hidden_size)
-            between = [functional.dropout_mask(x, shape, self.recurrent.dropout, random) for _ in range(L - 1)]
+            between = [dropout_mask(x, shape, self.recurrent.dropout, random) for _ in range(L - 1)]
         W_own = p["weight_ih_l0"][:, :I]
         own = _product(xp, x, W_own)
         outputs, alignment, carried = [], [], first
@@ -616,7 +617,7 @@ class Decoder(Composite):
     def _unpacked(self, xp: Any, state: State, batch: int | None) -> tuple[tuple[Array, ...], ...]:
         """The state (L, B, H), or a pair of such, by layers; zero where there is None."""
         cell, L, H = self.recurrent.cell, self.recurrent.num_layers, self.recurrent.hidden_size
-        arrays: dict[str, Any] = functional.unpack_state("Decoder", cell, "state", state)
+        arrays: dict[str, Any] = unpack_state("Decoder", cell, "state", state)
         _, like, *given = _arrays.take("Decoder", {"params": self.recurrent.params["weight_hh_l0"], **arrays})
         for name, array in zip(arrays, given, strict=True):
             if array is not None:
@@ -629,9 +630,7 @@ class Decoder(Composite):
         return tuple(tuple(a[layer, ...] for a in whole) for layer in range(L))
 
     def _packed(self, xp: Any, state: tuple[tuple[Array, ...], ...]) -> State:
-        return functional.pack_state(
-            self.recurrent.cell, tuple(xp.stack(list(parts)) for parts in zip(*state, strict=True))
-        )
+        return pack_state(self.recurrent.cell, tuple(xp.stack(list(parts)) for parts in zip(*state, strict=True)))
 
     def _describe(self) -> str:
         told = [f"{type(self.recurrent).__name__}({self.recurrent._describe()})"]

@@ -9,6 +9,7 @@ import numpy as np
 from .. import _checks, functional, initializers
 from .._op import Pullback
 from .._random import generator
+from ..functional._activations import DENSE_ACTIVATIONS
 from .base import Array, Layer, parameter, parameter_dtype
 
 
@@ -57,7 +58,7 @@ class Dense(Layer):
         where = "Dense"
         self.in_features = _checks.integer_at_least(where, "in_features", in_features, 1)
         self.out_features = _checks.integer_at_least(where, "out_features", out_features, 1)
-        self.activation = _checks.choice(where, "activation", activation, functional.DENSE_ACTIVATIONS)
+        self.activation = _checks.choice(where, "activation", activation, DENSE_ACTIVATIONS)
         kind = parameter_dtype(where, dtype)
         initialise, random, shape = initializers.get(init), generator(where, rng), (self.out_features, self.in_features)
         self.params = {"weight": parameter(shape, kind, lambda: initialise(random, shape, kind))}

@@ -13,7 +13,8 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, cells, initializers
 from .._op import Pullback
 from .._random import generator, philox_seed
-from ..functional import check_cotangents, check_sequence, dropout_mask, pack_state, unpack_state
+from ..functional._dropout import dropout_mask
+from ..functional._state import check_cotangents, check_sequence, pack_state, unpack_state
 from .base import Array, Layer, parameter, parameter_dtype
 
 State = Any

@@ -11,7 +11,7 @@ import numpy as np
 from .. import _checks, _dispatch
 from .._op import Pullback
 from .._random import generator
-from ..functional import cotangent_pair
+from ..functional._state import cotangent_pair
 from .attention import MultiHeadAttention, PositionalEncoding, TransformerBlock
 from .base import TOKENS, Array, Composite, Layer
 from .recurrent import Recurrent

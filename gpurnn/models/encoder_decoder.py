@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _arrays, _checks, _dispatch, functional, layers, losses
+from .. import _arrays, _checks, _dispatch, layers, losses
 from .._op import Pullback
 from .._random import generator
+from ..functional._attention import SCORES
+from ..functional._state import cotangent_pair, pack_state, unpack_state
 from ..layers.base import Array
-from ..layers.decoder import SCORES, Carried
+from ..layers.decoder import Carried
 from . import decoding
 from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
 
@@ -261,7 +263,7 @@ class EncoderDecoder(Model):
         logits, pull_output = self.output.vjp(read)
 
         def pullback(cotangents: Any) -> tuple[None, dict[str, Array]]:
-            dlogits, dweights = functional.cotangent_pair(where, cotangents)
+            dlogits, dweights = cotangent_pair(where, cotangents)
             dlogits = _arrays.cotangent(where, "logits", dlogits, logits)
             grads: dict[str, dict[str, Array]] = {}
             dread, grads["output"] = pull_output(dlogits)
@@ -291,7 +293,7 @@ class EncoderDecoder(Model):
         if self.bridge is None:
             return final, lambda dinitial: (dinitial, {})
         cell = self.encoder.cell
-        arrays: list[Any] = list(functional.unpack_state("EncoderDecoder", cell, "state", final).values())
+        arrays: list[Any] = list(unpack_state("EncoderDecoder", cell, "state", final).values())
         xp = _dispatch.namespace("EncoderDecoder", state=arrays[0])
         n, B, H = arrays[0].shape
         # (B, all states): layer by layer and direction by direction, first all h, then all c.
@@ -304,12 +306,12 @@ class EncoderDecoder(Model):
             return [xp.permute_dims(xp.reshape(part, (B, count, H)), (1, 0, 2)) for part in parts]
 
         def pullback(dinitial: Any) -> tuple[State, dict[str, Array]]:
-            given = list(functional.unpack_state("EncoderDecoder", cell, "dstate", dinitial).values())
+            given = list(unpack_state("EncoderDecoder", cell, "dstate", dinitial).values())
             flat = xp.concat([xp.reshape(xp.permute_dims(d, (1, 0, 2)), (B, L * H)) for d in given], axis=1)
             drows, grads = pull(flat)
-            return functional.pack_state(cell, tuple(split(drows, n))), grads
+            return pack_state(cell, tuple(split(drows, n))), grads
 
-        return functional.pack_state(cell, tuple(split(made, L))), pullback
+        return pack_state(cell, tuple(split(made, L))), pullback
 
     def _take_tokens(self, name: str, tokens: Array, lengths: Array | None = None) -> Array:
         """Tokens without padding, ready to compute with."""

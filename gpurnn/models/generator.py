@@ -10,6 +10,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, cells, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
+from ..functional._activations import DENSE_ACTIVATIONS, activate, activate_pullback
 from ..layers.base import Array
 from .base import Model, check_finite, check_numbers, existing, not_finite, recurrent, told
 from .sequence import LOSSES, check_classes
@@ -103,7 +104,7 @@ class SequenceGenerator(Model):
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "outputs": outputs}
         sizes = {name: _checks.integer_at_least(where, name, size, 1) for name, size in sizes.items()}
         activation = _checks.choice(where, "activation", activation, get_args(cells.Activation))
-        output_activation = _checks.choice(where, "output_activation", output_activation, functional.DENSE_ACTIVATIONS)
+        output_activation = _checks.choice(where, "output_activation", output_activation, DENSE_ACTIVATIONS)
         loss = _checks.choice(where, "loss", loss, LOSSES)
         if loss != "mse" and output_activation == "softmax":
             raise ValueError(
@@ -155,12 +156,12 @@ class SequenceGenerator(Model):
 
     def _activated(self, a: Array) -> Array:
         xp = _dispatch.namespace("SequenceGenerator", a=a)
-        return functional.activate(xp, self.output.activation, a)
+        return activate(xp, self.output.activation, a)
 
     def _da(self, a: Array, y: Array, dy: Array) -> Array:
         """The gradient of a from that of y = g(a)."""
         xp = _dispatch.namespace("SequenceGenerator", y=y)
-        return functional.activate_pullback(xp, self.output.activation, a, y, dy)
+        return activate_pullback(xp, self.output.activation, a, y, dy)
 
     def _head(self, h: Array) -> tuple[Array, Pullback]:
         """a = W_hy h + b_y."""

@@ -10,6 +10,8 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, functional, layers, losses
 from .._op import Pullback
 from .._random import generator
+from ..functional._activations import activate
+from ..functional._state import cotangent_pair
 from ..layers.base import Array
 from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
 from .decoding import check_sampling, draw, require_finite
@@ -230,7 +232,7 @@ class LanguageModel(Model):
         logits, pull_output = functional.dense.vjp(y, weight, self.output.params["bias"])
 
         def pullback(cotangents: Any) -> tuple[tuple[None, State], dict[str, Array]]:
-            dlogits, dfinal = functional.cotangent_pair("LanguageModel", cotangents)
+            dlogits, dfinal = cotangent_pair("LanguageModel", cotangents)
             dlogits = _arrays.cotangent("LanguageModel", "logits", dlogits, logits)
             dy, output = pull_output(dlogits)
             dstate, hidden = pull_hidden(pull_dropped_output(dy)[0], dfinal)
@@ -481,7 +483,7 @@ class LanguageModel(Model):
                 raise not_finite(where, f"the logits for texts[{min(chosen[row] for row in bad)}]", self.params)
             for lane, i in enumerate(chosen):
                 found[i] = logits[lane, ...]
-        return functional.activate(xp, "softmax", xp.stack(found))
+        return activate(xp, "softmax", xp.stack(found))
 
     def _next(
         self, tokens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None = None, state: State = None

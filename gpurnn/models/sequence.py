@@ -10,6 +10,8 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, functional, initializers, layers, losses
 from .._op import Pullback
 from .._random import generator
+from ..functional._activations import activate
+from ..functional._state import cotangent_pair
 from ..layers.base import Array, Layer, parameter, parameter_dtype
 from .base import (
     Model,
@@ -288,7 +290,7 @@ class SequenceModel(Model):
         outputs, pull_output = self.output.vjp(y)
 
         def pullback(cotangents: Any) -> tuple[tuple[Array | None, State], dict[str, Array]]:
-            doutputs, dfinal = functional.cotangent_pair(where, cotangents)
+            doutputs, dfinal = cotangent_pair(where, cotangents)
             doutputs = _arrays.cotangent(where, "y", doutputs, outputs)
             grads: dict[str, dict[str, Array]] = {}
             dy, grads["output"] = pull_output(doutputs)
@@ -529,7 +531,7 @@ class _Classifier(SequenceModel):
             An input or a parameter is NaN or infinite; the message names it.
         """
         outputs = self._outputs("predict_proba", inputs, batch_size)
-        return self._map(outputs, lambda xp, logits: functional.activate(xp, "softmax", logits))
+        return self._map(outputs, lambda xp, logits: activate(xp, "softmax", logits))
 
     def predict(self, inputs: Sequence[Array] | Array, *, batch_size: int = 256) -> Any:
         """The likeliest classes.

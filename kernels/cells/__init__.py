@@ -6,9 +6,9 @@ from typing import Any
 
 from gpurnn.cells import Cell
 
-from . import plan, recurrence
-from .launch import contiguous, namespace, of_stream, remembers_stream
-from .recurrence import Array, run_backward, run_forward
+from .. import recurrence
+from ..launch import contiguous, namespace, of_stream, remembers_stream
+from ..recurrence import Array, plan, run_backward, run_forward
 
 
 @remembers_stream

@@ -22,8 +22,8 @@ from array_api_compat import is_cupy_array
 
 from gpurnn.cells import Cell
 
-from . import devices
-from .devices import Device
+from .. import devices
+from ..devices import Device
 
 SCHEDULES = ("stepwise", "step-fused", "block", "persistent")
 EXCHANGE = {"step-fused": "launch", "block": "block", "persistent": "grid"}

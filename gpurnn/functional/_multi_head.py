@@ -1,12 +1,12 @@
-"""Multi-head attention, the Transformer's, as a pure function of arrays with its pullback; see `gpurnn.functional`."""
+"""Multi-head attention, the Transformer's."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from . import _arrays, _checks, _dispatch
-from ._op import Pullback, differentiable
+from .. import _arrays, _checks, _dispatch
+from .._op import Pullback, differentiable
 
 Array = Any
 

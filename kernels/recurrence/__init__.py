@@ -17,8 +17,8 @@ from array_api_compat import is_cupy_array
 
 from gpurnn.cells import CELLS, Cell
 
+from ..launch import C_NAMES, Kernel, Module, contiguous, empty, namespace, of_stream, remembers_stream
 from . import plan
-from .launch import C_NAMES, Kernel, Module, contiguous, empty, namespace, of_stream, remembers_stream
 
 Array = Any
 """A NumPy or a CuPy array."""

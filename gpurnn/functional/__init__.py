@@ -1,0 +1,27 @@
+"""Recurrent layers and what surrounds them as pure functions of arrays, each with its pullback.
+
+Every function ``f`` here has ``f.vjp``, which takes the same arguments and returns ``(f(...), pullback)``. The pullback
+takes what the result is shaped like, None for zero, and returns the gradients of the inputs and a dict of those of the
+parameters. It may be called more than once and gives the same answer each time; until the last call, the arrays that
+went in must stay as they were. Calling ``f`` itself saves nothing.
+
+Arrays may be stored in any way: in any memory order, with any strides, unaligned or in the other byte order. Results
+are the same to the last bit, and are C-contiguous. Integers may be of any integer dtype.
+"""
+
+from __future__ import annotations
+
+from ._attention import attention
+from ._dense import dense
+from ._dropout import dropout
+from ._embedding import embedding
+from ._multi_head import multi_head_attention
+from ._norm import layer_norm
+from ._recurrent import gru, lstm, rnn
+from ._scan import linear_scan
+from ._ssm import ssm
+
+__all__ = [
+    "attention", "dense", "dropout", "embedding", "gru", "layer_norm", "linear_scan", "lstm", "multi_head_attention",
+    "rnn", "ssm",
+]  # fmt: skip

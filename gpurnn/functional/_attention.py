@@ -1,0 +1,199 @@
+"""Attention of a decoder over the states of an encoder: Luong's and Bahdanau's scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import _arrays, _checks, _dispatch
+from .._op import Pullback, differentiable
+
+Array = Any
+
+
+SCORES = ("dot", "general", "additive")
+
+
+def _take_attention(
+    where: str, score: str, arrays: dict[str, Any], lengths: Array | None
+) -> tuple[Any, dict[str, Any], Array | None]:
+    """The namespace and the arrays, ready to compute with; reject what does not fit each other or the score."""
+    _checks.choice(where, "score", score, SCORES)
+    _checks.given(where, query=arrays["query"], keys=arrays["keys"])
+    needed = {"dot": (), "general": ("weight",), "additive": ("weight_query", "weight_keys", "v")}[score]
+    for name in ("weight", "weight_query", "weight_keys", "v"):
+        if name in needed and arrays[name] is None:
+            raise TypeError(f"{where}: {name} is None, expected an array for the {score} score")
+        if name not in needed and arrays[name] is not None:
+            raise TypeError(f"{where}: {name} is an array, expected None for the {score} score")
+    xp, *taken, lengths = _arrays.take(where, arrays, {"lengths": lengths})
+    arrays = dict(zip(arrays, taken, strict=True))
+    query, keys, values = arrays["query"], arrays["keys"], arrays["values"]
+    _checks.ndim(where, "query", query, 3, "(T, B, Q)")
+    _checks.ndim(where, "keys", keys, 3, "(S, B, K)")
+    B, Q, K = query.shape[1], query.shape[2], keys.shape[2]
+    for name, letter in (("query", "Q"), ("keys", "K")):
+        if arrays[name].shape[2] < 1:
+            raise ValueError(
+                f"{where}: {name} has shape {tuple(arrays[name].shape)}, expected {letter} of at least 1 at its end"
+            )
+    _checks.shape(where, "keys", keys, (keys.shape[0], B, K), "(S, B, K)")
+    if values is not None:
+        _checks.ndim(where, "values", values, 3, "(S, B, E)")
+        _checks.shape(where, "values", values, (keys.shape[0], B, values.shape[2]), "(S, B, E)")
+    if score == "dot":
+        _checks.shape(where, "keys", keys, (keys.shape[0], B, Q), "(S, B, Q)")
+    elif score == "general":
+        _checks.shape(where, "weight", arrays["weight"], (Q, K), "(Q, K)")
+    else:
+        _checks.ndim(where, "v", arrays["v"], 1, "(A,)")
+        A = arrays["v"].shape[0]
+        if A < 1:
+            raise ValueError(f"{where}: v has shape {tuple(arrays['v'].shape)}, expected (A,) with A of at least 1")
+        _checks.shape(where, "weight_query", arrays["weight_query"], (A, Q), "(A, Q)")
+        _checks.shape(where, "weight_keys", arrays["weight_keys"], (A, K), "(A, K)")
+    if lengths is not None:
+        _checks.shape(where, "lengths", lengths, (B,), "(B,)")
+    return xp, arrays, lengths
+
+
+def _project(xp: Any, x: Array, weight: Array) -> Array:
+    """x (..., n) times weight (n, m)."""
+    return xp.reshape(xp.matmul(xp.reshape(x, (-1, x.shape[2])), weight), (*x.shape[:2], weight.shape[1]))
+
+
+def _attend(
+    score: str, scale: float, lengths: Array | None, training: bool, **arrays: Array | None
+) -> tuple[Any, dict[str, Any], Array, Array, Any]:
+    """Check the arguments and run the wing.
+
+    The namespace, the arrays as read, context, weights, and what backward takes.
+    """
+    where = "attention"
+    xp, arrays, lengths = _take_attention(where, score, arrays, lengths)
+    query, keys, values = arrays["query"], arrays["keys"], arrays["values"]
+    scale = _checks.finite(where, "scale", scale)
+    if score == "additive" and scale != 1:
+        raise ValueError(f"{where}: scale is {scale}, expected 1 for the additive score")
+    if lengths is not None:
+        # What is not read must not reach a product either.
+        exists = xp.arange(keys.shape[0], device=_dispatch.device(keys))[:, None] < lengths
+        keys = arrays["keys"] = xp.where(exists[:, :, None], keys, _dispatch.zeros(xp, (1, 1, 1), keys))
+    projected_query, projected_keys = query, keys
+    if score == "general":
+        projected_query = _project(xp, query, arrays["weight"])
+    elif score == "additive":
+        projected_query = _project(xp, query, arrays["weight_query"].T)
+        projected_keys = _project(xp, keys, arrays["weight_keys"].T)
+    context, weights, saved = _dispatch.wing(where, query=query).attention_forward(
+        projected_query, projected_keys, keys if values is None else values, arrays["v"],
+        lengths=lengths, scale=scale, training=training,
+    )  # fmt: skip
+    return xp, arrays, context, _arrays.contiguous(weights), saved
+
+
+def _attention_vjp(
+    query: Array, keys: Array, values: Array | None = None, *, score: str = "dot", weight: Any = None,
+    weight_query: Any = None, weight_keys: Any = None, v: Array | None = None, scale: float = 1.0,
+    lengths: Array | None = None,
+) -> tuple[tuple[Array, Array], Pullback]:  # fmt: skip
+    where = "attention"
+    xp, read, context, weights, saved = _attend(
+        score, scale, lengths, True, query=query, keys=keys, values=values, weight=weight, weight_query=weight_query,
+        weight_keys=weight_keys, v=v,
+    )  # fmt: skip
+    wing, flat = _dispatch.wing(where, context=context), {}
+    for name in ("query", "keys"):
+        flat[name] = xp.reshape(read[name], (-1, read[name].shape[2]))
+
+    def pullback(cotangents: Any) -> tuple[tuple[Array | None, ...], dict[str, Array]]:
+        if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
+            raise TypeError(
+                f"{where}: the pullback was given {_checks.described(cotangents)}, expected a pair (dcontext, dweights)"
+            )
+        dcontext = _arrays.cotangent(where, "context", cotangents[0], context)
+        dweights = _arrays.cotangent(where, "weights", cotangents[1], weights)
+        dquery, dkeys, dvalues, dv = wing.attention_backward(saved, dcontext, dweights)
+        gradients = {}
+        if score == "general":
+            gradients["weight"] = xp.matmul(flat["query"].T, xp.reshape(dquery, (-1, dquery.shape[2])))
+            dquery = _project(xp, dquery, read["weight"].T)
+        elif score == "additive":
+            for name, d in (("query", dquery), ("keys", dkeys)):
+                gradients[f"weight_{name}"] = xp.matmul(xp.reshape(d, (-1, d.shape[2])).T, flat[name])
+            gradients["v"] = dv
+            dquery = _project(xp, dquery, read["weight_query"])
+            dkeys = _project(xp, dkeys, read["weight_keys"])
+        if values is None:
+            dkeys, dvalues = dkeys + dvalues, None
+        return tuple(None if d is None else _arrays.contiguous(d) for d in (dquery, dkeys, dvalues)), gradients
+
+    return (context, weights), pullback
+
+
+@differentiable(_attention_vjp)
+def attention(
+    query: Array, keys: Array, values: Array | None = None, *, score: str = "dot", weight: Array | None = None,
+    weight_query: Array | None = None, weight_keys: Array | None = None, v: Array | None = None, scale: float = 1.0,
+    lengths: Array | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Attention of each decoder step t to the encoder's states h_s.
+
+    alpha_ts = exp(e_ts) / sum_k exp(e_tk), context_t = sum_s alpha_ts values_s, with a score e_ts of query_t and key_s
+
+    - "dot": scale query_t . key_s
+    - "general": scale query_t^T W key_s (Luong's multiplicative)
+    - "additive": v^T tanh(W_a query_t + U_a key_s) (Bahdanau's)
+
+    Parameters
+    ----------
+    query : (T, B, Q) array
+        float32 or float64: the decoder's states, of one step or of many.
+    keys : (S, B, K) array
+        The encoder's states; K = Q for the dot score.
+    values : (S, B, E) array, optional
+        None for the keys.
+    score : {"dot", "general", "additive"}
+    weight : (Q, K) array
+        W, for the general score alone.
+    weight_query, weight_keys, v : (A, Q), (A, K) and (A,) arrays
+        W_a, U_a and v, for the additive score alone.
+    scale : float
+        Of the dot and general scores; 1/sqrt(Q) is the Transformer's.
+    lengths : (B,) integer array, optional
+        Source positions of each row that exist, zero allowed. What lies past them is not read and gets a weight of
+        exactly zero.
+
+    Returns
+    -------
+    context : (T, B, E) array
+    weights : (T, B, S) array
+        alpha, the alignment. The pullback takes ``(dcontext, dweights)`` and gives ``(dquery, dkeys, dvalues)``, the
+        last None where ``values`` was, and a dict of the gradients of the score's parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unsupported or mixed arrays, dtypes or shapes; parameters that the score does not have, or lacks.
+
+    References
+    ----------
+    D. Bahdanau, K. Cho, Y. Bengio, "Neural machine translation by jointly learning to align and translate" (ICLR 2015),
+    section 3.1; M.-T. Luong, H. Pham, C. D. Manning, "Effective approaches to attention-based neural machine
+    translation" (EMNLP 2015), section 3.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> keys = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+    >>> context, weights = gpurnn.attention(np.zeros((1, 1, 2)), keys)
+    >>> context
+    array([[[0.5, 0.5]]])
+    >>> weights
+    array([[[0.5, 0.5]]])
+    """
+    _, _, context, weights, _ = _attend(
+        score, scale, lengths, False, query=query, keys=keys, values=values, weight=weight, weight_query=weight_query,
+        weight_keys=weight_keys, v=v,
+    )  # fmt: skip
+    return context, weights

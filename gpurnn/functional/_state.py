@@ -1,0 +1,65 @@
+"""Lengths, resets, states and cotangents of recurrences: their forms and their checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import _arrays, _checks, cells
+
+Array = Any
+State = Any
+
+
+def unpack_state(where: str, cell: cells.Cell, name: str, state: State | None) -> dict[str, Array | None]:
+    """The arrays of a state by their names in messages: ``name`` itself, or for the LSTM its h and its c."""
+    if cell.states == 1:
+        if isinstance(state, (tuple, list)):
+            said = "a pair (h, c), the state of an LSTM" if len(state) == 2 else _checks.described(state)
+            raise TypeError(f"{where}: {name} is {said}, expected h alone, an array")
+        return {name: state}
+    if state is None:
+        return {f"{name}[0]": None, f"{name}[1]": None}
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        said = _checks.described(state)
+        if hasattr(state, "shape"):
+            said += ", the state of an RNN or a GRU"
+        raise TypeError(f"{where}: {name} is {said}, expected a pair (h, c)")
+    return {f"{name}[0]": state[0], f"{name}[1]": state[1]}
+
+
+def pack_state(cell: cells.Cell, arrays: tuple[Array, ...]) -> State:
+    """The state as callers see it: h, or for the LSTM (h, c)."""
+    return arrays[0] if cell.states == 1 else (arrays[0], arrays[1])
+
+
+def check_sequence(where: str, x: Array, lengths: Array | None, resets: Array | None) -> None:
+    """Refuse lengths and resets whose shape does not fit x (T, B, ...). A wing checks what lengths hold."""
+    T, B = x.shape[:2]
+    if lengths is not None:
+        _checks.shape(where, "lengths", lengths, (B,), "(B,)")
+    if resets is not None:
+        _checks.shape(where, "resets", resets, (T, B), "(T, B)")
+
+
+def cotangent_pair(where: str, cotangents: Any) -> tuple[Any, Any]:
+    """dy and dstate from what the pullback of a function with a state was given; refuse what is no pair."""
+    if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
+        said = _checks.described(cotangents)
+        raise TypeError(f"{where}: the pullback was given {said}, expected a pair (dy, dstate)")
+    return cotangents[0], cotangents[1]
+
+
+def check_cotangents(
+    where: str, cell: cells.Cell, cotangents: Any, y: Array, state: State
+) -> tuple[Array | None, tuple[Array | None, ...]]:
+    """dy and the arrays of dstate, ready to compute with, from what a recurrence's pullback was given.
+
+    What is not like (y, state) is rejected.
+    """
+    dy, dstate = cotangent_pair(where, cotangents)
+    arrays = unpack_state(where, cell, "dstate", dstate)
+    outputs = unpack_state(where, cell, "state", state)
+    return _arrays.cotangent(where, "y", dy, y), tuple(
+        _arrays.cotangent(where, name, array, output)
+        for (name, output), array in zip(outputs.items(), arrays.values(), strict=True)
+    )
