@@ -4,8 +4,9 @@ The compiler is ``$CXX``, else g++, else clang++, else the one in the ``ziglang`
 command of it that runs longer than ``$GPURNN_COMPILER_TIMEOUT`` seconds (600 by default) is ended.
 
 The cache is ``$GPURNN_CACHE_DIR``, else the user's cache directory of the system: ``$XDG_CACHE_HOME/gpurnn`` or
-``~/.cache/gpurnn`` on Linux. A file's name holds a digest of everything that went into it, and the file's SHA-256 is
-stored beside it. What is in the cache will run in this process, so
+``~/.cache/gpurnn`` on Linux. A relative path counts from the directory that the process is in when it first uses the
+cache. A file's name holds a digest of everything that went into it, and the file's SHA-256 is stored beside it. What is
+in the cache will run in this process, so
 
 - nobody but the user and root may be able to write to the directory or to rename one above it;
 - a file is used if only the user or root can have written it and it has its checksum; otherwise it is made again.
@@ -188,11 +189,11 @@ def cache_directory() -> Path:
     """
     named = os.environ.get(_CACHE)
     if named:
-        directory = Path(named)
+        directory = Path(_first_place(named))
     else:
         import platformdirs
 
-        directory = Path(platformdirs.user_cache_dir("gpurnn", appauthor=False))
+        directory = Path(_first_place(platformdirs.user_cache_dir("gpurnn", appauthor=False)))
     try:
         directory = _made(Path(os.path.realpath(directory)))
     except OSError as error:
@@ -209,6 +210,12 @@ def cache_directory() -> Path:
             f"process: {fault}"
         )
     return _of_this_process(os.getpid(), fault)
+
+
+@functools.cache
+def _first_place(directory: str) -> str:
+    """The absolute path of a directory when it was first asked for: the process may go to another directory later."""
+    return os.path.abspath(directory)
 
 
 def _made(directory: Path) -> Path:

@@ -235,6 +235,17 @@ def test_files_and_directories_of_the_cache_are_the_users_alone(tmp_path, monkey
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
 
 
+def test_the_cache_stays_where_it_is_when_the_process_goes_to_another_directory(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPURNN_CACHE_DIR", tmp_path.name)
+    make = Maker()
+    first = compiler.cached("file", make)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert compiler.cached("file", make) == first == tmp_path / tmp_path.name / "file"
+    assert make.count == 1
+
+
 def others_write(path: Path) -> str:
     path.chmod(0o777)
     return f"others can write to {path}; `chmod go-w {path}` ends that"

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -30,6 +31,24 @@ def run_in(directory, **options):
     model = language_model(dropout=0.3)
     options = {"steps": 6, "checkpoint_interval": 2, "log_interval": 2, "optimizer": Adam(lr=0.05), **options}
     return trainer(model, stream(), directory=directory, rng=3, **options)
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["itself", "unpickled elsewhere"])
+def test_a_run_stays_in_its_directory_when_the_process_goes_to_another(tmp_path, monkeypatch, pickled):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = run_in("run")
+    if pickled:
+        data = pickle.dumps(run)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        run = pickle.loads(data)
+    else:
+        run.on_gradients = lambda step, params, grads: os.chdir(tmp_path / "elsewhere") if step == 3 else None
+    run.train()
+    assert contents(tmp_path / "elsewhere") == {}
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert sum("loss" in record for record in map(json.loads, lines)) == 3
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")][-1] == "step-000000006.safetensors"
 
 
 # --- files of others ---

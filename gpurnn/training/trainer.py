@@ -285,7 +285,8 @@ class Trainer:
         self.patience = None if patience is None else _checks.integer_at_least(where, "patience", patience, 1)
         if directory is not None and not isinstance(directory, RunDirectory):
             _checks.path(where, "directory", directory)
-            directory = RunDirectory(directory)
+            # Absolute, because the process may go to another directory before the run ends.
+            directory = RunDirectory(Path(directory).absolute())
         self._folder = directory
         self.directory = None if self._folder is None else self._folder.path
         self.gradient_checkpoint_every = gradient_checkpoint_every
