@@ -43,6 +43,77 @@ def assert_same_run(one, other):
             assert [json.loads(line) for line in lines] == run.history
 
 
+# --- the speed in the metrics ---
+
+
+class Clock:
+    """Seconds that pass only during steps, one in each."""
+
+    now = 0.0
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(trainers.time, "perf_counter", lambda: self.now)
+
+    def tick(self, *_):
+        self.now += 1.0
+
+
+def speeds(run):
+    return [record["tokens_per_second"] for record in run.history if "tokens_per_second" in record]
+
+
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_the_speed_is_that_of_the_time_spent_on_the_steps(tmp_path, monkeypatch, stop):
+    clock = Clock(monkeypatch)
+
+    def run():
+        return trainer(language_model(), stream(), steps=7, log_interval=3, directory=tmp_path)
+
+    def interrupted(step, *_):
+        if step == stop - 1:
+            part.on_gradients = clock.tick
+            clock.now += 500.0  # lost with the step
+            raise KeyboardInterrupt
+        clock.tick()
+
+    part = run()
+    part.on_gradients = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        part.train()
+    clock.now += 1000.0  # nobody trains
+    part.train()
+    assert speeds(part) == [12.0, 12.0, 12.0]
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+def test_the_speed_after_resuming_is_that_of_the_steps_since(tmp_path, monkeypatch, stop):
+    clock = Clock(monkeypatch)
+    for steps in (stop, 7):
+        run = trainer(language_model(), stream(), steps=steps, log_interval=3, directory=tmp_path)
+        run.on_gradients = clock.tick
+        if steps == 7:
+            clock.now += 1000.0
+            assert run.resume() == stop
+        run.train()
+    assert speeds(run) == [12.0, 12.0, 12.0]
+
+
+def test_a_record_of_steps_from_before_a_resume_alone_has_no_speed(tmp_path):
+    def run(steps):
+        options = {"log_interval": 3, "checkpoint_interval": 5, "directory": tmp_path}
+        return trainer(language_model(), stream(), steps=steps, **options)
+
+    first = run(9)
+    first.on_gradients = raiser(None, 6, Stop())
+    with pytest.raises(Stop):
+        first.train()
+    resumed = run(5)
+    assert resumed.resume() == 5
+    resumed.train()
+    assert [record["step"] for record in resumed.history] == [3, 5]
+    assert len(speeds(resumed)) == 1
+
+
 # --- after an exception ---
 
 

@@ -322,7 +322,8 @@ class Trainer:
         self._before: dict[str, Any] | None = None  # during the first part of a step, what undoes it
         self._torn = False  # whether an update has begun and not ended
         self._announced: int | None = None
-        self._began = 0.0
+        self._began = 0.0  # when the step under way began
+        self._timed = {"count": 0, "seconds": 0.0}  # of the unlogged steps that this object took
 
         self._run = ""
         self._known: set[str] = set()  # checkpoints that this object has read or written
@@ -448,8 +449,7 @@ class Trainer:
         while self._pending:
             if self._pending[0] == "log" and self._unlogged["steps"] >= self.log_interval:
                 self._log(self._at_this_step(self._training_record()))
-                self._unlogged = dict(_NOTHING_UNLOGGED)
-                self._began = time.perf_counter()
+                self._unlogged, self._timed = dict(_NOTHING_UNLOGGED), {"count": 0, "seconds": 0.0}
                 self._show(bar, self.history[-1])
             elif self._pending[0] == "validate" and self.validation is not None and self._validation_is_due():
                 loss = self._validation_loss(self.validation)
@@ -537,6 +537,7 @@ class Trainer:
             self._restore(before)
             raise CheckpointError(f"{path}: its state does not fit this run: {error}") from error
         self._unlogged, self._best, self._record = saved["unlogged"], self._on_device(saved["best"]), saved["record"]
+        self._timed = {"count": 0, "seconds": 0.0}
         self._state = self._on_device(saved["recurrent_state"])
         self._final = saved["final"]
         self._run, self._known, self._checkpoint = saved["run"], known, path
@@ -625,7 +626,12 @@ class Trainer:
             "count": self._unlogged["count"] + count,
             "steps": self._unlogged["steps"] + 1,
         }
-        self._record = record
+        now = time.perf_counter()
+        self._timed = {
+            "count": self._timed["count"] + count,
+            "seconds": self._timed["seconds"] + now - self._began,
+        }
+        self._began, self._record = now, record
         self.step += 1
         self._pending = ["log", "validate", "save", "announce"]
         self._torn = False
@@ -717,9 +723,10 @@ class Trainer:
 
     def _training_record(self) -> dict[str, Any]:
         """The metrics of the steps since the last line."""
-        unlogged, seconds = self._unlogged, time.perf_counter() - self._began
-        stated = self._stated("", unlogged["loss"] / unlogged["count"])
-        return {**stated, **self._record, "tokens_per_second": round(unlogged["count"] / seconds, 1)}
+        record = {**self._stated("", self._unlogged["loss"] / self._unlogged["count"]), **self._record}
+        if self._timed["count"]:  # not where all of these steps were taken before a resume
+            record["tokens_per_second"] = round(self._timed["count"] / self._timed["seconds"], 1)
+        return record
 
     def _show(self, bar: Any, record: dict[str, Any]) -> None:
         """Have the progress bar, if there is one, show a line of the metrics."""
@@ -728,7 +735,8 @@ class Trainer:
         shown = [f"loss {record['loss']:.3f}"]
         if self.metric is not None:
             shown.append(f"{METRICS[self.metric][0]} {record[self.metric]:.3f}")
-        shown.append(f"{record['tokens_per_second'] / 1000:.1f}k tokens/s")
+        if "tokens_per_second" in record:
+            shown.append(f"{record['tokens_per_second'] / 1000:.1f}k tokens/s")
         bar.set_postfix_str(", ".join(shown), refresh=False)
 
     def _validation_loss(self, validation: Data) -> float:
