@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from .. import _arrays, _checks, _dispatch
-from .._op import Pullback
-from ..layers.base import Array, Layer
-from . import files
-from .base import not_finite
+from ... import _arrays, _checks, _dispatch
+from ..._op import Pullback
+from ...layers.base import Array, Layer
+from .. import files
+from ..base import not_finite
 
 if TYPE_CHECKING:
     from typing_extensions import Self
