@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import gpurnn.kernels
@@ -121,9 +122,8 @@ def cached(module: Module, architecture: int) -> dict[str, dict[str, int]]:
 
 def modules() -> list[Module]:
     """Every translation unit that the library can ask for."""
-    files = sorted(path.stem for path in Path(gpurnn.kernels.__file__).parent.glob("*.py") if path.stem != "__init__")
-    wing = [importlib.import_module(f"gpurnn.kernels.{name}") for name in files]
-    return [module for file in wing if hasattr(file, "modules") for module in file.modules()]
+    parts = [importlib.import_module(f"gpurnn.kernels.{part.name}") for part in iter_modules(gpurnn.kernels.__path__)]
+    return [module for part in parts if hasattr(part, "modules") for module in part.modules()]
 
 
 def compile_all(architectures: tuple[int, ...], processes: int | None = None) -> dict[tuple[str, int], dict[str, int]]:
