@@ -30,7 +30,7 @@ SMALL = ["--embedding", "4", "--hidden", "6", "--batch", "4", "--window", "10", 
 
 @pytest.fixture(autouse=True)
 def _short_samples(monkeypatch):
-    monkeypatch.setattr(cli, "SAMPLE_LENGTH", {"character": 50, "word": 5})
+    monkeypatch.setattr(cli.run, "SAMPLE_LENGTH", {"character": 50, "word": 5})
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_optimizers_and_schedules(text, tmp_path, optimizer, schedule):
 
 
 def test_the_demo(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_DEMO", SMALL)
+    monkeypatch.setattr(cli.demo, "_DEMO", SMALL)
     monkeypatch.chdir(tmp_path)
     said = run("demo").stdout
     out = tmp_path / "gpurnn-demo"
@@ -533,7 +533,7 @@ def test_a_run_is_resumed_from_another_directory(text, tmp_path, monkeypatch):
 
 
 def test_an_interrupt_before_training_is_one_line(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_read", lambda file: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(cli.run, "read_all", lambda file: signal.raise_signal(signal.SIGINT))
     assert refused("train", text, "--out", tmp_path / "run", *SMALL, code=130) == "gpurnn: interrupted\n"
 
 
@@ -717,7 +717,7 @@ NAMES = ["metrics.jsonl", "model.safetensors", "loss.png", "sample.txt", "run.js
 @pytest.mark.parametrize("command", ["train", "demo"])
 @pytest.mark.parametrize("name", NAMES)
 def test_files_that_no_run_wrote_are_named_and_stay(text, tmp_path, monkeypatch, command, name):
-    monkeypatch.setattr(cli, "_DEMO", SMALL)
+    monkeypatch.setattr(cli.demo, "_DEMO", SMALL)
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("precious")
@@ -742,7 +742,7 @@ def test_a_text_in_the_directory_of_the_run(tmp_path, monkeypatch):
 
 
 def test_a_demo_replaces_its_own_files_and_no_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_DEMO", SMALL)
+    monkeypatch.setattr(cli.demo, "_DEMO", SMALL)
     out = tmp_path / "demo"
     run("demo", "--out", out)
     others = {"notes.txt": "mine", "checkpoints/important.bin": "mine", "checkpoints/step-1.safetensors": "mine"}
@@ -759,7 +759,7 @@ def test_a_demo_replaces_its_own_files_and_no_others(tmp_path, monkeypatch):
 
 
 def test_a_text_of_the_demos_name_is_not_overwritten(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_DEMO", SMALL)
+    monkeypatch.setattr(cli.demo, "_DEMO", SMALL)
     (tmp_path / "python-reference.txt").write_text("mine")
     assert "holds python-reference.txt, which no training run wrote" in refused("demo", "--out", tmp_path)
     assert (tmp_path / "python-reference.txt").read_text() == "mine"
@@ -799,8 +799,8 @@ def test_files_are_joined_by_a_line_end(tmp_path):
     (tmp_path / "b").write_text("start three\n")
     (tmp_path / "c").write_text("four")
     names = [tmp_path / name for name in "abc"]
-    assert cli._read_all([str(name) for name in names]) == "one two end\nstart three\nfour"
-    assert cli._read_all([str(names[0])]) == "one two end"
+    assert cli.texts.read_all([str(name) for name in names]) == "one two end\nstart three\nfour"
+    assert cli.texts.read_all([str(names[0])]) == "one two end"
     words = [*names, *[names[1]] * 10]
     run("train", *words, "--out", tmp_path / "run", *SMALL, "--level", "word", "--batch", 1, "--window", 1)
     assert "endstart" not in LanguageModel.from_file(tmp_path / "run" / "model.safetensors").vocabulary.symbols

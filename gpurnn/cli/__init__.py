@@ -1,0 +1,34 @@
+"""The ``gpurnn`` command. What is heavy is imported where it is used, so that ``gpurnn --help`` is quick."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from . import demo, diagnose, evaluate, generate, info, train
+from .terminal import Commands
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    cli(prog_name="gpurnn")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, package_name="gpurnn", message="gpurnn %(version)s")
+def cli() -> None:
+    """Recurrent networks for array programmers: train a language model, let it write, measure it.
+
+    \b
+    gpurnn demo                              train on the Python language reference, under two minutes
+    gpurnn train BOOK.txt --out my-model     train on texts of your own
+    gpurnn generate my-model                 let it write
+    gpurnn evaluate my-model OTHER.txt       bits per character, or perplexity
+    gpurnn diagnose my-model                 gradients, stability, saturation
+    """
+
+
+for _command in (
+    train.train, demo.demo, generate.generate, evaluate.evaluate, diagnose.diagnose, info.info,
+):  # fmt: skip
+    cli.add_command(_command)

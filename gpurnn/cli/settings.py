@@ -1,0 +1,74 @@
+"""What a training run is trained with: the options of `gpurnn train`, as run.json holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ..cells import CELLS
+from .options import F, PathType, choice, integer, number
+
+OPTIMIZERS = {
+    name.lower(): name for name in ("Adam", "AdamW", "NAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "SGD")
+}
+
+
+OPTIONS: list[Callable[[Any], Any]] = [
+    choice("--level", ["char", "word"], "What the model predicts."),
+    integer("--max-vocabulary", None, "Most symbols to know; the rest are unknown.", least=2),
+    integer("--min-count", 1, "Know only symbols that occur this often."),
+    choice("--cell", sorted(CELLS, key="lstm".__ne__), "Recurrent cell."),
+    integer("--embedding", 64, "Width of the embedding."),
+    integer("--hidden", 256, "Width of the recurrent layers."),
+    integer("--layers", 1, "Number of recurrent layers."),
+    click.option("--tied", is_flag=True, help="Use the embedding as output weight too; their widths must agree."),
+    number("--dropout", 0.0, "Dropout rate before, between and after the layers.", max=1, max_open=True),
+    choice("--dtype", ["float32", "float64"], "Floating-point type."),
+    integer("--epochs", 5, "Passes over the text."),
+    integer("--steps", None, "Updates to make, instead of --epochs."),
+    integer("--batch", 32, "Places in the text that are read side by side."),
+    integer("--window", 100, "Steps that gradients flow back through."),
+    choice("--optimizer", list(OPTIMIZERS), "Optimizer."),
+    number("--lr", 0.003, "Learning rate; with cosine, the highest.", min_open=True),
+    choice("--schedule", ["cosine", "constant"], "Learning rate over the steps."),
+    integer("--warmup", 0, "With cosine, steps in which the rate rises.", least=0),
+    number("--clip", 1.0, "Largest global norm of the gradient.", min_open=True),
+    number("--clip-value", None, "Largest entry of the gradient.", min_open=True),
+    number("--l2", 0.0, "Weight of the L2 penalty."),
+    click.option("--validation", type=PathType(), metavar="FILE", help="Text to validate on."),
+    number("--validation-fraction", 0.05, "Without --validation, the share kept for it.", max=1, max_open=True),
+    integer("--validate-every", None, "Steps between validations.  [default: an epoch]"),
+    integer("--patience", None, "Stop after this many validations without improvement."),
+    integer("--checkpoint-every", 200, "Steps between checkpoints."),
+    integer("--log-every", 10, "Steps that a line of the metrics covers."),
+    integer("--seed", 0, "Seeds parameters and dropout.", least=0),
+]
+
+
+def with_training_options(command: F) -> F:
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+_COMMAND = with_training_options(click.command("train", add_help_option=False)(lambda **options: None))
+"""A command with these options and nothing else."""
+
+
+def options_of(arguments: list[str]) -> dict[str, Any]:
+    """The options that arguments of `gpurnn train` give."""
+    return dict(_COMMAND.make_context("train", [*arguments]).params)
+
+
+def can_be_given(name: str, value: Any, default: Any) -> bool:
+    """Whether the command line can give an option of `gpurnn train` this value."""
+    if value is None or isinstance(default, bool):
+        return type(value) is type(default)
+    option = next(option for option in _COMMAND.params if option.name == name)
+    try:
+        given = option.type_cast_value(click.Context(_COMMAND), str(value))
+    except click.BadParameter:
+        return False
+    return type(given) is type(value) and bool(given == value)
