@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
@@ -16,17 +17,22 @@ Pullback = Callable[[Any], tuple[Any, dict[str, Any]]]
 class Op(Protocol[P, R_co]):
     """A function ``f`` with ``f.vjp``, which takes the same arguments and returns ``(f(...), pullback)``."""
 
-    vjp: Callable[..., tuple[Any, Pullback]]
-
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+    @property
+    def vjp(self) -> Callable[P, tuple[R_co, Pullback]]:
+        """The vector-Jacobian product."""
 
 
 def differentiable(vjp: Callable[..., tuple[Any, Pullback]]) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Decorate a function with its vector-Jacobian product ``vjp``, which takes the same arguments."""
 
     def decorate(function: Callable[P, R]) -> Op[P, R]:
-        name = function.__name__
+        name, signature = function.__name__, inspect.signature(function)
+        vjp.__name__, vjp.__qualname__ = "vjp", f"{function.__qualname__}.vjp"
         vjp.__doc__ = f"``{name}(...)`` and its pullback; the arguments are those of `{name}`."
+        returned = f"tuple[{signature.return_annotation}, Pullback]"
+        vjp.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
         function.vjp = vjp  # type: ignore[attr-defined]
         return cast("Op[P, R]", function)
 

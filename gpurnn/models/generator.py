@@ -93,7 +93,7 @@ class SequenceGenerator(Model):
         hidden_size: int,
         outputs: int,
         *,
-        activation: str = "tanh",
+        activation: cells.Activation = "tanh",
         output_activation: str = "softmax",
         loss: str = "mse",
         init: Any = None,
@@ -103,7 +103,7 @@ class SequenceGenerator(Model):
         where = "SequenceGenerator"
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "outputs": outputs}
         sizes = {name: _checks.integer_at_least(where, name, size, 1) for name, size in sizes.items()}
-        activation = _checks.choice(where, "activation", activation, get_args(cells.Activation))
+        self.activation = activation = _checks.choice(where, "activation", activation, get_args(cells.Activation))
         output_activation = _checks.choice(where, "output_activation", output_activation, DENSE_ACTIVATIONS)
         loss = _checks.choice(where, "loss", loss, LOSSES)
         if loss != "mse" and output_activation == "softmax":
@@ -220,7 +220,7 @@ class SequenceGenerator(Model):
             if t < steps - 1:
                 if forced is not False:
                     y = xp.where(forced[t, :, None], fed[t, ...], y)
-                (_, h), pull = functional.rnn.vjp(y[None, ...], **weights, state=h, activation=self.input.activation)
+                (_, h), pull = functional.rnn.vjp(y[None, ...], **weights, state=h, activation=self.activation)
                 recurrence += [pull] if training else []
 
         def pullback(da: Array) -> tuple[Array, dict[str, Array], dict[str, Array]]:

@@ -1,0 +1,58 @@
+"""What `inspect` and `help` show of differentiable functions: `f.vjp` has the parameters of f, and takes them."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import pydoc
+import types
+
+import numpy as np
+import pytest
+
+import gpurnn
+
+OPS = {
+    name: function
+    for module in (gpurnn, gpurnn.functional, gpurnn.losses)
+    for name, function in vars(module).items()
+    if inspect.isfunction(function) and hasattr(function, "vjp")
+}
+
+
+def own_parameters(function: types.FunctionType) -> list[inspect.Parameter]:
+    """The parameters that the code of a function has, whatever `inspect.signature` says of it."""
+    bare = types.FunctionType(function.__code__, {}, "bare", function.__defaults__, function.__closure__)
+    bare.__kwdefaults__ = function.__kwdefaults__
+    return list(inspect.signature(bare).parameters.values())
+
+
+def test_all_differentiable_functions_are_here():
+    assert {"rnn", "lstm", "gru", "ssm", "dense", "attention", "cross_entropy", "mse"} <= OPS.keys()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_vjp_shows_the_parameters_of_its_function(name):
+    function, vjp = OPS[name], OPS[name].vjp
+    shown, of_function = inspect.signature(vjp), inspect.signature(function)
+    assert shown.parameters == of_function.parameters
+    assert shown.return_annotation == f"tuple[{of_function.return_annotation}, Pullback]"
+    assert pydoc.plain(pydoc.render_doc(vjp)).splitlines()[2].startswith(f"vjp({next(iter(shown.parameters))}: ")
+    assert pickle.loads(pickle.dumps(vjp)) is vjp
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_vjp_takes_the_parameters_that_it_shows(name):
+    shown, own = inspect.signature(OPS[name].vjp).parameters, own_parameters(OPS[name].vjp)
+    named = [p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    assert [(p.name, p.kind, p.default) for p in named] == [
+        (q.name, q.kind, q.default) for q in (shown[p.name] for p in named)
+    ]
+    assert len(named) < len(own) or len(named) == len(shown)
+
+
+def test_a_function_with_a_misspelt_argument_is_rejected():
+    x, w = np.zeros((2, 1, 3)), np.zeros((12, 3))
+    for function in (gpurnn.lstm, gpurnn.lstm.vjp):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'lengthz'"):
+            function(x, w, w, lengthz=3)

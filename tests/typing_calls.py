@@ -1,0 +1,32 @@
+"""What a type checker says of calls: mypy reads this file, nothing runs it.
+
+mypy reports each `type: ignore` that hides no error, so a call below that is no longer an error fails the check.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+import gpurnn
+
+
+def a_pullback_has_the_arguments_of_its_function(x: NDArray[np.float32], w: NDArray[np.float32]) -> None:
+    (y, (h, c)), pullback = gpurnn.lstm.vjp(x, w, w, lengths=None)
+    (_, _), grads = pullback((y, (h, c)))
+    grads["weight_ih"].sum()
+
+    gpurnn.lstm.vjp(x, w, w, lengthz=3)  # type: ignore[call-arg]
+    gpurnn.lstm.vjp(x, w)  # type: ignore[call-arg]
+    gpurnn.rnn.vjp(x, w, w, activation="softplus")  # type: ignore[arg-type]
+    gpurnn.mse.vjp(x, x, reduction="median")  # type: ignore[arg-type]
+
+
+def a_function_checks_its_arguments(x: NDArray[np.float32], w: NDArray[np.float32]) -> None:
+    gpurnn.lstm(x, w, w, lengthz=3)  # type: ignore[call-arg]
+
+
+def a_constructor_checks_its_arguments() -> None:
+    gpurnn.LSTM(3, 4, bidirectional=True)
+    gpurnn.LSTM(3, 4, bidirectional="no")  # type: ignore[arg-type]
+    gpurnn.LSTM(3, 4, hidden=4)  # type: ignore[call-arg]
