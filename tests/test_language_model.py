@@ -432,7 +432,7 @@ def test_a_file_is_read_as_the_kind_of_model_that_it_holds(tmp_path):
 
     small().save(tmp_path / "m")
     assert type(load(tmp_path / "m")) is LanguageModel
-    with pytest.raises(ValueError, match="m: holds a LanguageModel, expected a Other"):
+    with pytest.raises(ValueError, match=r"m: holds a LanguageModel, expected a test_language_model.Other"):
         Other.from_file(tmp_path / "m")
 
 

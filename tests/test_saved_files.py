@@ -21,6 +21,7 @@ import gpurnn
 from gpurnn import CharVocabulary, FileFormatError, WordVocabulary, _files
 from gpurnn.layers import Decoder
 from gpurnn.models import Model, load
+from gpurnn.models import files as model_files
 from gpurnn.training.checkpoint import CheckpointError, latest_checkpoint, read_checkpoint, write_checkpoint
 
 LAYERS = {
@@ -785,6 +786,70 @@ def test_a_model_whose_class_is_not_defined_is_named(tmp_path):
     _files.write_tensors(tmp_path / "m", "forge", "model", {"model": "MyModel", "config": {}}, {})
     with pytest.raises(FileFormatError, match="m: holds a MyModel, which is not defined; import the module"):
         load(tmp_path / "m")
+
+
+def defined(name, base, module, **members):
+    """A class as a caller's module defines it."""
+    return type(name, (base,), {"__module__": module, **members})
+
+
+@pytest.fixture
+def forget(monkeypatch):
+    """A function that takes a class from those that are known, as if another process had defined it."""
+    return lambda name: monkeypatch.delitem(model_files._KINDS, name)
+
+
+def of_class(kind):
+    return kind(3, 4)
+
+
+def test_a_class_of_the_same_name_does_not_take_the_place_of_gpurnns(tmp_path):
+    of_class(gpurnn.Forecaster).save(tmp_path / "m")
+    mine = defined("Forecaster", gpurnn.Forecaster, "__main__")
+    of_class(mine).save(tmp_path / "mine")
+    assert type(load(tmp_path / "m")) is type(gpurnn.Forecaster.from_file(tmp_path / "m")) is gpurnn.Forecaster
+    assert type(load(tmp_path / "mine")) is type(mine.from_file(tmp_path / "mine")) is mine
+    with pytest.raises(FileFormatError, match=r"m: holds a Forecaster, expected a __main__.Forecaster"):
+        mine.from_file(tmp_path / "m")
+    kalman = defined("LinearGaussian", gpurnn.LinearGaussian, "__main__")
+    for kind, name in ((gpurnn.LinearGaussian, "k"), (kalman, "kalman")):
+        kind(*[np.eye(1)] * 4).save(tmp_path / name)
+        assert type(load(tmp_path / name)) is type(kind.from_file(tmp_path / name)) is kind
+
+
+def test_a_class_of_the_same_name_does_not_change_the_options_that_a_message_lists():
+    defined("LanguageModel", gpurnn.LanguageModel, "__main__", __init__=lambda self, *, colour: None)
+    with pytest.raises(TypeError, match=r"colour is not an option of the cell 'lstm', .* options are bidirec"):
+        gpurnn.LanguageModel(CharVocabulary(["a", "b"]), 3, 4, colour=3)
+
+
+def test_classes_of_one_name_are_told_apart_by_their_modules(tmp_path, forget):
+    one, other = (defined("Net", gpurnn.Forecaster, module) for module in ("one", "other"))
+    for kind in (one, other):
+        of_class(kind).save(tmp_path / kind.__module__)
+    for kind in (one, other):
+        assert type(load(tmp_path / kind.__module__)) is type(kind.from_file(tmp_path / kind.__module__)) is kind
+        # Of a module that had another name when the file was written.
+        of_class(defined("Net", gpurnn.Forecaster, "gone")).save(tmp_path / "gone")
+        forget("gone.Net")
+        assert type(kind.from_file(tmp_path / "gone")) is kind
+    with pytest.raises(FileFormatError, match=r"gone: holds a gone.Net, which is not defined; import the module"):
+        load(tmp_path / "gone")
+
+
+def test_a_class_that_was_defined_anew_still_reads_its_files(tmp_path):
+    first = defined("Again", gpurnn.Forecaster, "notebook")
+    of_class(first).save(tmp_path / "m")
+    second = defined("Again", gpurnn.Forecaster, "notebook")
+    assert type(first.from_file(tmp_path / "m")) is first
+    assert type(load(tmp_path / "m")) is type(second.from_file(tmp_path / "m")) is second
+
+
+def test_a_file_of_a_script_is_read_where_the_script_is_imported(tmp_path, forget):
+    of_class(defined("Lonely", gpurnn.Forecaster, "__main__")).save(tmp_path / "m")
+    forget("__main__.Lonely")
+    imported = defined("Lonely", gpurnn.Forecaster, "script")
+    assert type(load(tmp_path / "m")) is imported
 
 
 def test_a_kalman_filter_of_arrays_that_are_no_model_is_rejected(tmp_path):

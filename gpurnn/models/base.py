@@ -53,7 +53,7 @@ class Model(Composite):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        files.KINDS[cls.__name__] = cls
+        files.register(cls)
 
     def _layers(self) -> dict[str, Layer]:
         return {f"{part}.": getattr(self, part) for part in self.parts}
@@ -269,6 +269,7 @@ def told(layer: Layer) -> str:
 
 
 def recurrent(
+    kind: type,
     where: str,
     cell: str,
     input_size: int,
@@ -279,7 +280,7 @@ def recurrent(
     init: Any = None,
     **options: Any,
 ) -> Any:
-    """The recurrent layers of a model, made from options as its caller gave them.
+    """The recurrent layers of a model of class ``kind``, made from options as its caller gave them.
 
     Raises
     ------
@@ -291,7 +292,6 @@ def recurrent(
     for name in cell_options:
         if name not in known:
             expected = " or ".join(known) or "none"
-            kind = files.KINDS[where]
             others = sorted(_checks.keywords(kind, "__init__") - set(kind._not_options))
             raise TypeError(
                 f"{where}: {name} is not an option of the cell {cell!r}, expected {expected}; further "

@@ -159,7 +159,7 @@ class EncoderDecoder(Model):
         self.begin, self.end = int(begin), int(end)
         self.source = layers.Embedding(source_symbols, embedding_size, dtype=dtype, rng=random)
         self.encoder = recurrent(
-            where, cell, embedding_size, hidden_size, encoder_layers, cell_options,
+            type(self), where, cell, embedding_size, hidden_size, encoder_layers, cell_options,
             bidirectional=bidirectional, **options,
         )  # fmt: skip
         D, H = self.encoder.num_directions, self.encoder.hidden_size
@@ -177,7 +177,9 @@ class EncoderDecoder(Model):
         self.target = layers.Embedding(target_symbols, embedding_size, dtype=dtype, rng=random)
         extra = D * H if attention == "additive" else H if input_feeding else 0
         self.decoder = layers.Decoder(
-            recurrent(where, cell, embedding_size + extra, hidden_size, num_layers, cell_options, **options),
+            recurrent(
+                type(self), where, cell, embedding_size + extra, hidden_size, num_layers, cell_options, **options
+            ),
             attention, memory_size=None if attention is None else D * H, attention_size=attention_size,
             input_feeding=input_feeding, rng=random,
         )  # fmt: skip

@@ -12,15 +12,41 @@ if TYPE_CHECKING:
     from .base import Model
     from .kalman import LinearGaussian
 
-KINDS: dict[str, Any] = {}
-"""The classes that a file may hold, by name; ``_restored(config, parameters)`` of each makes a model."""
+_KINDS: dict[str, Any] = {}
+"""The classes that a file may hold, by `_name`; ``_restored(config, parameters)`` of each makes a model."""
+
+
+def register(kind: type) -> None:
+    """Let files hold a class; of a name that its module defines again, the last."""
+    _KINDS[_name(kind)] = kind
+
+
+def _name(kind: type) -> str:
+    """What a file calls a class: gpurnn's by its name, any other by its module and name."""
+    own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return kind.__name__ if own else f"{kind.__module__}.{kind.__name__}"
+
+
+def _named(name: str, expected: type) -> Any:
+    """The class that a file calls ``name``; None if there is none.
+
+    A module may have another name than when the file was written, as a script has that is now imported: then it is the
+    ``expected`` class if that has the name, or the only class of it.
+    """
+    if name == _name(expected):
+        return expected  # also where its module has defined the name again
+    if name in _KINDS or "." not in name:
+        return _KINDS.get(name)
+    last = name.rpartition(".")[2]
+    others = [kind for other, kind in _KINDS.items() if "." in other and kind.__name__ == last]
+    return expected if expected in others else others[0] if len(others) == 1 else None
 
 
 def write(path: str | os.PathLike[str], model: Layer, config: dict[str, Any]) -> None:
-    """Write a model of one of `KINDS`: its parameters, and the configuration that it is made from."""
-    kind, forms = type(model).__name__, model._forms()
-    content = {"model": kind, "config": config, **({"forms": forms} if forms else {})}
-    _files.write_tensors(path, f"{kind}.save", "model", content, model.state_dict())
+    """Write a model of a registered class: its parameters, and the configuration that it is made from."""
+    kind, forms = type(model), model._forms()
+    content = {"model": _name(kind), "config": config, **({"forms": forms} if forms else {})}
+    _files.write_tensors(path, f"{kind.__name__}.save", "model", content, model.state_dict())
 
 
 def read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
@@ -37,7 +63,7 @@ def read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
     content, parameters = _files.read_tensors(path, "model")
     try:
         name, config = content["model"], content["config"]
-        found = KINDS.get(name)
+        found = _named(name, kind)
     except (KeyError, TypeError) as error:
         raise _files.FileFormatError(f"{os.fspath(path)}: damaged: it does not name its model") from error
     if found is None:
@@ -45,7 +71,7 @@ def read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
             f"{os.fspath(path)}: holds a {name}, which is not defined; import the module that defines it"
         )
     if not issubclass(found, kind):
-        raise _files.FileFormatError(f"{os.fspath(path)}: holds a {name}, expected a {kind.__name__}")
+        raise _files.FileFormatError(f"{os.fspath(path)}: holds a {name}, expected a {_name(kind)}")
     try:
         return found._restored(config, parameters)
     except Exception as error:
@@ -55,6 +81,10 @@ def read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
 
 
 def load(path: str | os.PathLike[str]) -> Model | LinearGaussian:
-    """The model, of whatever kind, that its ``save`` wrote to ``path``; raises as `Model.from_file` does."""
+    """The model, of whatever kind, that its ``save`` wrote to ``path``; raises as `Model.from_file` does.
+
+    A class that is not gpurnn's has to be defined before: it is found by its module and name, or by its name alone if
+    there is no other.
+    """
     model: Model | LinearGaussian = read("load", path, Layer)
     return model

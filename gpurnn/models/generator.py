@@ -118,7 +118,16 @@ class SequenceGenerator(Model):
         self._loss = "cross_entropy" if self.classes else loss
         self.input = layers.Dense(input_size, hidden_size, False, activation=activation, dtype=dtype, rng=random)
         self.recurrent = recurrent(
-            where, "rnn", outputs, hidden_size, 1, {"activation": activation}, init=init, dtype=dtype, rng=random
+            type(self),
+            where,
+            "rnn",
+            outputs,
+            hidden_size,
+            1,
+            {"activation": activation},
+            init=init,
+            dtype=dtype,
+            rng=random,
         )
         # One bias: b_h is that of h_0 too.
         del self.recurrent.params["bias_hh_l0"]

@@ -158,7 +158,7 @@ class LanguageModel(Model):
             size, embedding_size, init="normal" if tied else None, dtype=dtype, rng=random
         )
         self.recurrent = recurrent(
-            where, cell, embedding_size, hidden_size, num_layers, cell_options,
+            type(self), where, cell, embedding_size, hidden_size, num_layers, cell_options,
             dropout=dropout, init=init, dtype=dtype, rng=random, **recurrent_options,
         )  # fmt: skip
         self.cell = self.recurrent.cell.name

@@ -208,7 +208,7 @@ class SequenceModel(Model):
         if num_embeddings is not None:
             self.embedding = layers.Embedding(num_embeddings, input_size, dtype=dtype, rng=random)
         self.recurrent = recurrent(
-            where, cell, input_size, hidden_size, num_layers, cell_options,
+            type(self), where, cell, input_size, hidden_size, num_layers, cell_options,
             dropout=dropout, init=init, dtype=dtype, rng=random, **recurrent_options,
         )  # fmt: skip
         size = self.recurrent.hidden_size * self.recurrent.num_directions

@@ -241,7 +241,7 @@ class LinearGaussian(Layer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        files.KINDS[cls.__name__] = cls
+        files.register(cls)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -964,7 +964,7 @@ class LinearGaussian(Layer):
             fresh = True
 
 
-files.KINDS["LinearGaussian"] = LinearGaussian
+files.register(LinearGaussian)
 
 
 def _check_covariance(where: str, name: str, given: np.ndarray[Any, Any]) -> None:
