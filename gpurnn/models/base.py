@@ -269,7 +269,7 @@ def told(layer: Layer) -> str:
 
 
 def recurrent(
-    kind: type,
+    kind: type[Model],
     where: str,
     cell: str,
     input_size: int,
