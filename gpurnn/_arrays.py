@@ -11,13 +11,16 @@ import bisect
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Set
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _checks, _dispatch
+from ._contract import Array
 
-Array = Any
+if TYPE_CHECKING:
+    import cupy
+
 Arrays = Mapping[str, "Array | None"]
 
 _NONE: Arrays = {}
@@ -264,18 +267,18 @@ def _stored_numpy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.reshape(-1).reshape(array.shape) if 1 in array.shape else array
 
 
-def _stored_cupy(array: Array) -> Array:
+def _stored_cupy(array: cupy.ndarray) -> cupy.ndarray:
     if _is_unaligned(array):
         return _bytes(array).copy(order="C").view(array.dtype).reshape(array.shape)
     return array if array.flags.c_contiguous else array.copy(order="C")
 
 
-def _is_unaligned(array: Array) -> bool:
+def _is_unaligned(array: cupy.ndarray) -> bool:
     """Whether a CuPy array's numbers may not be read as such: only their bytes can be."""
     return bool(array.size and array.data.ptr % array.dtype.itemsize)
 
 
-def _bytes(array: Array) -> Array:
+def _bytes(array: cupy.ndarray) -> cupy.ndarray:
     """The bytes of a CuPy array, along a further axis."""
     of_kind, size = type(array), array.dtype.itemsize
     return of_kind((*array.shape, size), np.uint8, memptr=array.data, strides=(*array.strides, 1))

@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
+from ._contract import Array
+
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 
-Pullback = Callable[[Any], tuple[Any, dict[str, Any]]]
+Pullback = Callable[[Any], tuple[Any, dict[str, Array]]]
 """From the outputs' cotangents (None for zero) to the inputs' gradients and a dict of the parameters'."""
 
 

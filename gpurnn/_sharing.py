@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-Array = Any
+from ._contract import Array
 
 
 def first_names(arrays: Mapping[str, Array]) -> dict[str, str]:

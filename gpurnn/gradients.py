@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import _arrays, _checks, _dispatch, _sharing
-
-Array = Any
+from ._contract import Array
 
 
 def _take(where: str, **groups: Mapping[str, Array]) -> tuple[Any, ...]:

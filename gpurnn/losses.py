@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from . import _arrays, _checks, _dispatch
+from ._contract import Array
 from ._op import Pullback, differentiable
 
-Array = Any
 Reduction = Literal["mean", "sum", "none"]
 
 _REDUCTIONS = ("mean", "sum", "none")

@@ -15,9 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import _arrays, _checks, _dispatch
+from ._contract import Array
 from .gradients import take_gradients
-
-Array = Any
 
 
 @dataclass(eq=False)
@@ -126,7 +125,9 @@ class Optimizer:
             kept = {name: f"the optimizer's {kind}.{name}" for name in params}
             for name, p in params.items():
                 _checks.shape(where, f"params[{name!r}]", p, tuple(arrays[name].shape), f"the shape of {kept[name]}")
-            of_all = {kept[name]: arrays[name] for name in params} | {f"params[{n!r}]": p for n, p in params.items()}
+            of_all: dict[str, Any] = {kept[name]: arrays[name] for name in params} | {
+                f"params[{n!r}]": p for n, p in params.items()
+            }
             _dispatch.namespace(where, **of_all)
             _checks.same_dtype(where, **of_all)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .launch import C_NAMES, Module, contiguous, empty, namespace, of_stream, remembers_stream
+from gpurnn._contract import Array
 
-Array = Any
+from .launch import C_NAMES, Module, contiguous, empty, namespace, of_stream, remembers_stream
 
 _THREADS = 256
 _TILE = 4

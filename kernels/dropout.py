@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import numpy as np
 
-from .launch import C_NAMES, Module, empty
+from gpurnn._contract import Array
 
-Array = Any
+from .launch import C_NAMES, Module, empty
 
 _THREADS = 256
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .launch import C_NAMES, Module, contiguous, empty, namespace
+from gpurnn._contract import Array
 
-Array = Any
+from .launch import C_NAMES, Module, contiguous, empty, namespace
 
 _THREADS = 256
 _RUN = 64

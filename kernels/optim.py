@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .launch import C_NAMES, Module, contiguous, empty, is_captured, namespace
+from gpurnn._contract import Array
 
-Array = Any
+from .launch import C_NAMES, Module, contiguous, empty, is_captured, namespace
 
 _THREADS = 256
 _CHUNK = 2048

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cells.activations import Array
+from gpurnn._contract import Array
 
 
 @dataclass(frozen=True)

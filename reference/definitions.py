@@ -6,12 +6,9 @@ An update changes one parameter p and its state in place, from the gradient g: p
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from gpurnn._contract import Array
 
 
 def sgd(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cells.activations import Array
+from gpurnn._contract import Array
 
 
 def embedding_gather(weight: Array, indices: NDArray[Any]) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.inexact[Any]]
+from gpurnn._contract import Array
 
 _MOST_COLUMNS = 128
 """With more, the arithmetic of the maps costs more than the calls that chunks save."""

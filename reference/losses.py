@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurnn._contract import Array
+
 from .buffers import empty
-from .cells.activations import Array
 
 _BLOCK = 1 << 17
 """Elements of the scratch array that stands in for a whole softmax where no gradient is wanted."""

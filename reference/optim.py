@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .cells.activations import Array
+from gpurnn._contract import Array
 
 _BLOCK = 1 << 16
 """Elements at a time: an update passes many times over what then stays in a core's cache."""

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurnn._contract import Array
 from gpurnn.cells import Cell
 
 from .buffers import empty, product
 from .cells import module_of
-from .cells.activations import Array
 
 CHUNK_ROWS = 1024
 """The least rows of a product over many steps, where there are so many."""

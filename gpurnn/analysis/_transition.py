@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, functional
+from .._contract import Array
 from ..functional._state import unpack_state
-from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _checks, _dispatch, cells
+from .._contract import Array
 from ..functional._activations import sigmoid
-from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 from ._transition import Transition, check_steps
 

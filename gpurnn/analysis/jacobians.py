@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch, cells, gradients
-from ..layers.base import Array
+from .._contract import Array
 from ..layers.recurrent import Recurrent
 from ._transition import REACHED, Transition, check_finite, check_steps, quiet
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .._contract import Array
 from ..cells import Vanilla
-from ..layers.base import Array, StateDict
+from ..layers.base import StateDict
 from ..layers.recurrent import Recurrent
 from ..models import LanguageModel
 from . import plots

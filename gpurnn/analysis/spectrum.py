@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch
+from .._contract import Array
 from .._random import generator
-from ..layers.base import Array
 from ..layers.recurrent import Recurrent
 from ._transition import Transition, check_finite
 

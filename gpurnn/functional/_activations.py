@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-Array = Any
+from .._contract import Array
 
 
 def sigmoid(xp: Any, a: Array) -> Array:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _arrays, _checks, _dispatch
+from .._contract import Array
 from .._op import Pullback, differentiable
-
-Array = Any
-
 
 SCORES = ("dot", "general", "additive")
 

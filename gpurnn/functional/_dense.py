@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 from .. import _arrays, _checks
+from .._contract import Array
 from .._op import Pullback, differentiable
 from ._activations import DENSE_ACTIVATIONS, activate, activate_pullback
-
-Array = Any
 
 
 def _dense(

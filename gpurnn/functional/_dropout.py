@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch
+from .._contract import Array
 from .._op import Pullback, differentiable
 from .._random import generator, philox_seed
-
-Array = Any
 
 
 def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, rng: np.random.Generator) -> Array:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _arrays, _checks, _dispatch
+from .._contract import Array
 from .._op import Pullback, differentiable
-
-Array = Any
 
 
 def _embedding(indices: Array, weight: Array, padding_idx: int | None) -> tuple[Any, Any, Array, Array, Array]:

@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 from .. import _arrays, _checks, _dispatch
+from .._contract import Array
 from .._op import Pullback, differentiable
-
-Array = Any
 
 
 def _take(

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _arrays, _checks, _dispatch, cells
+from .._contract import Array, State
 from .._op import Pullback, differentiable
 from ._state import check_cotangents, check_sequence, pack_state, unpack_state
-
-Array = Any
-State = Any
 
 
 def _forward(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _arrays, _checks, _dispatch
+from .._contract import Array
 from .._op import Pullback, differentiable
-
-Array = Any
 
 
 def _linear_scan(a: Array, b: Array, h0: Array | None, training: bool) -> tuple[Array, Array, Any]:

@@ -9,11 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch
+from .._contract import Array
 from .._op import Pullback, differentiable
 from ._scan import linear_scan
 from ._state import check_sequence, cotangent_pair
-
-Array = Any
 
 OutputState = Literal["after", "before"]
 

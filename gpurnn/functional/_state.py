@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _arrays, _checks, cells
-
-Array = Any
-State = Any
+from .._contract import Array, State
 
 
 def unpack_state(where: str, cell: cells.Cell, name: str, state: State | None) -> dict[str, Array | None]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, functional, initializers
+from .._contract import Array
 from .._op import Pullback
 from .._random import generator
 from ..functional._activations import sigmoid, sigmoid_slope
 from ..functional._state import check_sequence, cotangent_pair
-from .base import Array, Composite, Layer, parameter, parameter_dtype
+from .base import Composite, Layer, parameter, parameter_dtype
 from .dense import Dense
 from .dropout import Dropout
 from .layer_norm import LayerNorm

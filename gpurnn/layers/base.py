@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _checks, _dispatch, _files, _sharing
+from .._contract import Array
 from .._op import Pullback
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Array = Any
 
 PYTORCH_GRU = "reset_after=True, update='state'"
 """The form of the GRU whose weights people have from PyTorch and cuDNN."""

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, functional, initializers
+from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator
 from ..functional._attention import SCORES
 from ..functional._dropout import dropout_mask
 from ..functional._state import pack_state, unpack_state
-from .base import Array, Composite, Layer, parameter, parameter_dtype
+from .base import Composite, Layer, parameter, parameter_dtype
 from .recurrent import Recurrent
-
-State = Any
 
 
 @dataclass(frozen=True)

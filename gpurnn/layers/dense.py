@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from .. import _checks, functional, initializers
+from .._contract import Array
 from .._op import Pullback
 from .._random import generator
 from ..functional._activations import DENSE_ACTIVATIONS
-from .base import Array, Layer, parameter, parameter_dtype
+from .base import Layer, parameter, parameter_dtype
 
 
 class Dense(Layer):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, functional
+from .._contract import Array
 from .._op import Pullback
-from .base import Array, Layer
+from .base import Layer
 
 
 class Dropout(Layer):

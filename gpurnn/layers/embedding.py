@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from .. import _checks, functional, initializers
+from .._contract import Array
 from .._op import Pullback
 from .._random import generator
-from .base import TOKENS, Array, Layer, parameter, parameter_dtype
+from .base import TOKENS, Layer, parameter, parameter_dtype
 
 
 def _standard_normal(rng: np.random.Generator, shape: tuple[int, int], dtype: Any) -> np.ndarray[Any, Any]:

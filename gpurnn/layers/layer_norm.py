@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import _checks, functional
+from .._contract import Array
 from .._op import Pullback
-from .base import Array, Layer, parameter, parameter_dtype
+from .base import Layer, parameter, parameter_dtype
 
 
 class LayerNorm(Layer):

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, cells, initializers
+from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator, philox_seed
 from ..functional._dropout import dropout_mask
 from ..functional._state import check_cotangents, check_sequence, pack_state, unpack_state
-from .base import Array, Layer, parameter, parameter_dtype
+from .base import Layer, parameter, parameter_dtype
 
-State = Any
 Init = str | initializers.Initializer
 
 States = list[tuple[Any, ...]]

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from .. import _checks, _dispatch
+from .._contract import Array
 from .._op import Pullback
 from .._random import generator
 from ..functional._state import cotangent_pair
 from .attention import MultiHeadAttention, PositionalEncoding, TransformerBlock
-from .base import TOKENS, Array, Composite, Layer
+from .base import TOKENS, Composite, Layer
 from .recurrent import Recurrent
 from .state_space import _StateSpace
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, initializers
+from .._contract import Array
 from .._op import Pullback
 from .._random import generator
 from ..functional._ssm import OUTPUT_STATES, OutputState, run_ssm
 from ..functional._state import cotangent_pair
-from .base import Array, Layer, parameter, parameter_dtype
+from .base import Layer, parameter, parameter_dtype
 
 
 class _StateSpace(Layer):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch
+from .._contract import Array, State
 from ..cells import CELLS
-from ..layers.base import Array, Composite, Layer, StateDict, uninitialised
+from ..layers.base import Composite, Layer, StateDict, uninitialised
 from ..layers.recurrent import LAYERS
 from . import files
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from ..training import Trainer
 
-State = Any
 
 LOSS_UNITS = {
     "cross_entropy": "nats per target",

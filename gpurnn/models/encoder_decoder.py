@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch, layers, losses
+from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator
 from ..functional._attention import SCORES
 from ..functional._state import cotangent_pair, pack_state, unpack_state
-from ..layers.base import Array
 from ..layers.decoder import Carried
 from . import decoding
-from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
+from .base import Model, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
 
 
 class EncoderDecoder(Model):

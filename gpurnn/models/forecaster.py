@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch
+from .._contract import Array
 from .._random import generator
-from ..layers.base import Array, StateDict, copied
+from ..layers.base import StateDict, copied
 from .base import check_finite, not_finite
 from .sequence import LOSSES, POOLINGS, SequenceModel
 

@@ -8,10 +8,10 @@ from typing import Any, get_args
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, cells, functional, layers, losses
+from .._contract import Array
 from .._op import Pullback
 from .._random import generator
 from ..functional._activations import DENSE_ACTIVATIONS, activate, activate_pullback
-from ..layers.base import Array
 from .base import Model, check_finite, check_numbers, existing, not_finite, recurrent, told
 from .sequence import LOSSES, check_classes
 

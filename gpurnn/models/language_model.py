@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, functional, layers, losses
+from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator
 from ..functional._activations import activate
 from ..functional._state import cotangent_pair
-from ..layers.base import Array
-from .base import Model, State, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
+from .base import Model, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
 from .decoding import check_sampling, draw, require_finite
 from .sequence import LastPooling
 from .vocabulary import Vocabulary

@@ -8,23 +8,13 @@ from typing import Any
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, functional, initializers, layers, losses
+from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator
 from ..functional._activations import activate
 from ..functional._state import cotangent_pair
-from ..layers.base import Array, Layer, parameter, parameter_dtype
-from .base import (
-    Model,
-    State,
-    check_finite,
-    check_numbers,
-    checked,
-    existing,
-    not_finite,
-    recurrent,
-    told,
-    without_padding,
-)
+from ..layers.base import Layer, parameter, parameter_dtype
+from .base import Model, check_finite, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
 
 POOLINGS = ("last", "mean", "attention")
 OUTPUT_ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid")

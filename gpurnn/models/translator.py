@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch
-from ..layers.base import Array
+from .._contract import Array
 from .encoder_decoder import EncoderDecoder
 from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
 

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_cupy_array
 
+from gpurnn._contract import Array
 from gpurnn.cells import CELLS, Cell
 
 from ..launch import C_NAMES, Kernel, Module, contiguous, empty, namespace, of_stream, remembers_stream
 from . import plan
-
-Array = Any
-"""A NumPy or a CuPy array."""
 
 Weights = tuple[Array, Array, "Array | None", "Array | None"]
 """w_ih (G*H, I), w_hh (G*H, H), b_ih and b_hh (G*H,) or None, of one direction."""

@@ -8,9 +8,8 @@ from types import ModuleType
 
 import numpy as np
 
+from gpurnn._contract import Array
 from gpurnn.cells import Cell
-
-from .activations import Array
 
 
 @functools.cache

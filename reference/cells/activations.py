@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.floating[Any]]
+from gpurnn._contract import Array
 
 SATURATION = {"over": "ignore", "invalid": "ignore"}
 """For `np.errstate`: the exceptions of 1 / (1 + exp(-a)) and of its complement where exp(-a) is infinite."""

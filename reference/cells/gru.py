@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from gpurnn import cells
+from gpurnn._contract import Array
 
 from ..buffers import empty, product
-from .activations import SATURATION, Array, complement, sigmoid
+from .activations import SATURATION, complement, sigmoid
 from .packing import Function, Rows
 
 

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from gpurnn._contract import Array
+
 from ..buffers import empty
-from .activations import Array
 
 SPREAD = 16
 """By how many numbers rows that collide are made longer."""

@@ -10,9 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 from gpurnn import cells
+from gpurnn._contract import Array
 
 from ..buffers import empty, product
-from .activations import Array, activate
+from .activations import activate
 from .packing import Rows
 
 

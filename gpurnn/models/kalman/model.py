@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from ... import _arrays, _checks, _dispatch
+from ..._contract import Array
 from ..._op import Pullback
-from ...layers.base import Array, Layer
+from ...layers.base import Layer
 from .. import files
 from ..base import not_finite
 

@@ -1,0 +1,25 @@
+"""The types that shared code and the wings have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import cupy
+
+    Array: TypeAlias = np.ndarray[Any, Any] | cupy.ndarray
+else:
+    Array = object
+"""An array of any supported library.
+
+CuPy has no type information, so to a type checker and an editor this is "a NumPy array, or something unknown". An
+attribute that NumPy's arrays lack is an error, and what the functions of an array namespace return, which is unknown
+too, passes without a cast. That the outputs of a function are of the library of its inputs no annotation says: a type
+variable would be lost in `f.vjp`. NumPy-only code says ``NDArray``. CuPy may not be imported at run time, hence
+``object`` there.
+"""
+
+State: TypeAlias = Any
+"""The state of a layer: h, ``(h, c)`` of an LSTM, a tuple of those of its layers of a `Sequential`, None for zero."""
