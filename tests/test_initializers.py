@@ -69,6 +69,26 @@ def test_orthogonal_gain_is_the_spectral_radius():
     assert max(abs(np.linalg.eigvals(w))) == pytest.approx(0.8, rel=1e-13)
 
 
+@pytest.mark.parametrize("shape", [(513, 513), (700, 521), (600, 1024)])
+def test_a_large_orthogonal_matrix_is_orthogonal_dense_and_of_gaussian_entries(shape):
+    w = draw(initializers.orthogonal(gain=1.3), shape)
+    assert w.shape == shape
+    if shape[0] < shape[1]:
+        w = w.T
+    np.testing.assert_allclose(w.T @ w, 1.69 * np.eye(w.shape[1]), atol=1e-13)
+    entries = w * np.sqrt(max(shape)) / 1.3
+    assert abs(entries.mean()) < 5 / np.sqrt(w.size)
+    assert np.mean(entries**4) == pytest.approx(3, rel=0.1)  # the moments of a normal distribution
+    assert abs(entries).max() < 7
+
+
+def test_the_eigenvalues_of_a_large_orthogonal_matrix_lie_all_around_their_circle():
+    eigenvalues = np.linalg.eigvals(draw(initializers.orthogonal(gain=0.9), (600, 600)))
+    np.testing.assert_allclose(abs(eigenvalues), 0.9, rtol=1e-12)
+    counts, _ = np.histogram(np.angle(eigenvalues), 8, (-np.pi, np.pi))
+    np.testing.assert_allclose(counts, 75, atol=5)
+
+
 def test_orthogonal_is_uniform():
     # Under the uniform distribution every entry is symmetric about zero; LAPACK's signs make the diagonal negative.
     traces = [np.trace(draw(initializers.orthogonal(), (3, 3), seed=seed)) for seed in range(400)]
