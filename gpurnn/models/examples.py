@@ -1,0 +1,375 @@
+"""What callers have, as what a model computes with: for each example an array of the model's dtype, and its label.
+
+Functions and layers are strict about their arrays. Models are where people arrive with lists, tables, tensors of other
+libraries, labels in words and targets in any unit; all of that is converted here, once. A message names a value as its
+caller would find it: ``X[3] holds NaN at step 5``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _arrays, _checks, _dispatch
+
+Array = Any
+
+_CPU_DEVICES = (1, 3)
+"""DLPack's device types whose memory NumPy can read: kDLCPU and kDLCUDAHost."""
+
+
+def is_table(value: Any) -> bool:
+    """Whether a value is a data frame, of pandas, polars or another library with columns that become NumPy arrays."""
+    return hasattr(value, "columns") and hasattr(value, "to_numpy")
+
+
+def array_of(where: str, name: str, value: Any) -> Array:
+    """A list, series, tensor, NumPy scalar or array as an array of a supported library, of whatever dtype.
+
+    Raises
+    ------
+    TypeError
+        ``value`` is nothing of the kind, or a tensor that cannot be shared.
+    ValueError
+        Lists differ in length, or a masked array has masked entries.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.getmaskarray(value).any():
+            raise ValueError(f"{where}: {name} has masked entries, expected numbers only{_checks.unmasked(name)}")
+        return np.asarray(value)
+    if _dispatch.library_of(value) is not None:
+        return value
+    if hasattr(value, "to_numpy"):
+        return value.to_numpy()
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
+        return _shared(where, name, value)
+    if isinstance(value, (str, bytes, dict, set, frozenset)):
+        raise TypeError(f"{where}: {name} is {_checks.described(value)}, expected numbers")
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: {name} holds lists of different lengths, expected a rectangle of numbers"
+        ) from error
+
+
+def _shared(where: str, name: str, tensor: Any) -> Array:
+    """A tensor of another library as an array over the same memory."""
+    kind = f"{type(tensor).__module__.partition('.')[0]}.{type(tensor).__name__}"
+    try:
+        on_host = int(tensor.__dlpack_device__()[0]) in _CPU_DEVICES
+        if on_host:
+            return np.from_dlpack(tensor)
+        import cupy
+
+        return cupy.from_dlpack(tensor)
+    except (BufferError, RuntimeError, TypeError) as error:
+        detach = f"; pass {name}.detach()" if getattr(tensor, "requires_grad", False) else ""
+        raise TypeError(f"{where}: {name} is a {kind} that cannot be shared: {error}{detach}") from error
+
+
+def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+    """An array of any numbers or bools in the model's ``dtype``, as the library of ``value`` holds them.
+
+    Raises
+    ------
+    TypeError
+        There is something other than numbers.
+    ValueError
+        A number is beyond the range of ``dtype``.
+    """
+    array = array_of(where, name, value)
+    if isinstance(array, np.ndarray) and array.dtype.kind == "O":
+        array = _numbers_of_objects(where, name, array)
+    kind = np.dtype(_checks.dtype_name(array)).kind
+    if kind not in "biuf":
+        said = (
+            "text" if kind in "US" else "dates or durations" if kind in "mM" else f"{_checks.dtype_name(array)} values"
+        )
+        raise TypeError(f"{where}: {name} holds {said}, expected numbers")
+    xp = _dispatch.namespace(where, **{name: array})
+    with np.errstate(over="ignore"):
+        converted = xp.astype(array, getattr(xp, dtype.name))
+    if kind == "f":
+        lost = xp.isinf(converted) & ~xp.isinf(array)
+        if bool(xp.any(lost)):
+            first = _dispatch.to_numpy(array)[_dispatch.to_numpy(lost)][0]
+            raise ValueError(f"{where}: {name} holds {first!r}, which is beyond the range of {dtype.name}")
+    elif kind in "iu" and array.size and int(abs(_dispatch.to_numpy(array).astype(object)).max()) > _exact(dtype):
+        _checks.warn(
+            where,
+            f"{name} holds integers above {_exact(dtype):,}, which {dtype.name} rounds: digits are lost"
+            + ('; dtype="float64" keeps them' if dtype.name == "float32" else ""),
+        )
+    return converted
+
+
+def _exact(dtype: np.dtype[Any]) -> int:
+    """The largest integer up to which ``dtype`` holds every one."""
+    return int(2 ** (np.finfo(dtype).nmant + 1))
+
+
+def _numbers_of_objects(where: str, name: str, array: NDArray[Any]) -> NDArray[np.float64]:
+    """Python objects, such as those of a column of decimals, as numbers; None is a missing number."""
+    result = np.empty(array.shape)
+    for place in np.ndindex(array.shape):
+        value = array[place]
+        try:
+            result[place] = np.nan if value is None else float(value)
+        except (TypeError, ValueError) as error:
+            at = "".join(f"[{i}]" for i in place)
+            raise TypeError(f"{where}: {name}{at} is {_checks.described(value)}, expected a number") from error
+    return result
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The inputs of some examples.
+
+    Attributes
+    ----------
+    arrays : list of (T_i, F) arrays, or of (T_i,) integer arrays of tokens
+    names : list of str
+        What messages call each.
+    features : tuple of str, optional
+        The names of the F columns of a table.
+    groups : list, optional
+        The value of the group column that each example is of.
+    """
+
+    arrays: list[Array]
+    names: list[str]
+    features: tuple[str, ...] | None = None
+    groups: list[Any] | None = None
+
+
+def sequences(
+    where: str,
+    name: str,
+    data: Any,
+    *,
+    dtype: np.dtype[Any],
+    width: int | None = None,
+    tokens: bool = False,
+    group: str | None = None,
+    features: Sequence[str] | None = None,
+) -> Sequences:
+    """Examples from anything that holds them.
+
+    Parameters
+    ----------
+    data
+        An (N, T, F) array, or (N, T) of one feature or of tokens; a sequence of (T_i, F) or (T_i,) arrays, lists,
+        series, tensors or tables with a column per feature; a table whose column ``group`` says which rows are one
+        example, in their order; or without ``group`` a table with a row for each example and a column for each step.
+    width : int, optional
+        F, if it is known.
+    tokens : bool
+        Whether the examples are integers (T_i,).
+    features : sequence of str, optional
+        The columns that tables must have; None takes those of the first, except ``group``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The data are no such examples; one has no steps, or another number of features; a number is NaN or infinite.
+    """
+    if group is not None:
+        if not is_table(data):
+            raise TypeError(
+                f"{where}: group is {group!r}, which is for tables, but {name} is {_checks.described(data)}"
+            )
+        return _groups(where, name, data, dtype, group, features, tokens)
+    if is_table(data):
+        entries = list(data.to_numpy())
+    elif (
+        not isinstance(data, (list, tuple))
+        and (hasattr(data, "__array__") or hasattr(data, "__dlpack__"))
+        and not hasattr(data, "to_numpy")
+    ):
+        array = array_of(where, name, data)
+        if array.ndim not in ((2,) if tokens else (2, 3)):
+            expected = "(N, T)" if tokens else "(N, T, features), or (N, T) for one feature"
+            raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {expected}")
+        entries = [array[i, ...] for i in range(array.shape[0])]
+    else:
+        entries = _arrays.entries(where, name, data, "a sequence with an entry for each example")
+    if not entries:
+        raise ValueError(f"{where}: {name} is empty, expected at least one example")
+    names = [f"{name}[{i}]" for i in range(len(entries))]
+    columns = tuple(features) if features is not None else None
+    arrays = []
+    for label, entry in zip(names, entries, strict=True):
+        if is_table(entry):
+            columns = _columns_of(where, label, entry) if columns is None else columns
+            arrays.append(_matrix(where, label, entry, columns, dtype))
+        elif tokens:
+            arrays.append(_tokens(where, label, entry))
+        else:
+            array = numbers(where, label, entry, dtype)
+            arrays.append(array[:, None] if array.ndim == 1 else array)
+    _check(where, arrays, names, width, tokens, columns)
+    return Sequences(arrays, names, columns)
+
+
+def _groups(
+    where: str, name: str, table: Any, dtype: np.dtype[Any], group: str, features: Sequence[str] | None, tokens: bool
+) -> Sequences:
+    """An example for each value of the column ``group``, in the order of their first rows."""
+    columns = _columns_of(where, name, table)
+    if group not in columns:
+        raise ValueError(f"{where}: {name} has no column {group!r}, expected one of {', '.join(columns)}")
+    chosen = tuple(features) if features is not None else tuple(c for c in columns if c != group)
+    if tokens and len(chosen) != 1:
+        raise ValueError(f"{where}: {name} has {len(chosen)} columns of features, expected one, of tokens")
+    values = _tokens(where, name, table[chosen[0]]) if tokens else _matrix(where, name, table, chosen, dtype)
+    rows: dict[Any, list[int]] = {}
+    for row, value in enumerate(table[group].to_numpy().tolist()):
+        rows.setdefault(value, []).append(row)
+    if not rows:
+        raise ValueError(f"{where}: {name} has no rows, expected at least one example")
+    arrays = [values[places] for places in rows.values()]
+    names = [f"{name} of {group} {value!r}" for value in rows]
+    _check(where, arrays, names, None, tokens, chosen)
+    return Sequences(arrays, names, chosen, list(rows))
+
+
+def _columns_of(where: str, name: str, table: Any) -> tuple[str, ...]:
+    columns = tuple(table.columns)
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{where}: {name} has two columns of one name, expected names that differ")
+    return columns
+
+
+def _matrix(where: str, name: str, table: Any, columns: tuple[str, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The (rows, columns) of a table in this order."""
+    missing = [c for c in columns if c not in tuple(table.columns)]
+    if missing:
+        raise ValueError(f"{where}: {name} has no column {missing[0]!r}, expected {', '.join(map(str, columns))}")
+    if not columns:
+        raise ValueError(f"{where}: {name} has no columns of features, expected at least one")
+    return np.stack([numbers(where, f"{name}[{c!r}]", table[c], dtype) for c in columns], axis=1)
+
+
+def _tokens(where: str, name: str, value: Any) -> Array:
+    array = array_of(where, name, value)
+    if array.ndim != 1:
+        raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected (T,) of tokens")
+    if np.dtype(_checks.dtype_name(array)).kind not in "iu":
+        raise TypeError(f"{where}: {name} has dtype {_checks.dtype_name(array)}, expected integers, as tokens are")
+    return array
+
+
+def _check(
+    where: str, arrays: list[Array], names: list[str], width: int | None, tokens: bool, columns: tuple[str, ...] | None
+) -> None:
+    """Reject examples without steps, of another width than the first or than ``width``, and numbers not finite."""
+    for name, array in zip(names, arrays, strict=True):
+        if array.ndim != (1 if tokens else 2):
+            raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected (T, features)")
+        if array.shape[0] == 0:
+            raise ValueError(f"{where}: {name} has no steps, expected at least one")
+        if tokens:
+            continue
+        expected = arrays[0].shape[1] if width is None else width
+        if array.shape[1] != expected:
+            like = f", as {names[0]} has" if width is None else ", as the model has been made or fitted with"
+            raise ValueError(f"{where}: {name} has {array.shape[1]} features, expected {expected}{like}")
+        require_finite(where, name, array, columns)
+
+
+def require_finite(where: str, name: str, array: Array, columns: tuple[str, ...] | None = None) -> None:
+    """Reject NaN and infinity in a (T, F) array, and say at which step and of which feature."""
+    xp = _dispatch.namespace(where, **{name: array})
+    if bool(xp.all(xp.isfinite(array))):
+        return
+    values = _dispatch.to_numpy(array)
+    step, feature = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
+    what = "NaN" if np.isnan(values[step, feature]) else "infinity"
+    of = (
+        ""
+        if values.shape[1] == 1 and columns is None
+        else f" in {columns[feature]!r}"
+        if columns
+        else f" in feature {feature}"
+    )
+    raise ValueError(f"{where}: {name} holds {what} at step {step}{of}, expected finite numbers")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Classes as a caller names them, by their numbers in the model.
+
+    Attributes
+    ----------
+    classes : (K,) array
+        The label of each class: ints, bools, strings or any hashables, sorted where they can be compared.
+    """
+
+    classes: NDArray[Any]
+
+    @classmethod
+    def of(cls, values: Sequence[Hashable]) -> Labels:
+        """The labels that occur in ``values``."""
+        distinct = list(dict.fromkeys(values))
+        with contextlib.suppress(TypeError):  # of kinds that cannot be compared: in the order of their first occurrence
+            distinct = sorted(distinct)  # type: ignore[type-var]
+        return cls(_array_of_labels(distinct))
+
+    def encode(self, where: str, names: Sequence[str], values: Sequence[Hashable]) -> NDArray[np.int64]:
+        """The number of each label; ``names`` are what messages call them."""
+        number = {label: i for i, label in enumerate(self.classes.tolist())}
+        encoded = np.empty(len(values), np.int64)
+        for i, value in enumerate(values):
+            place = number.get(value)
+            if place is None:
+                shown = ", ".join(repr(label) for label in list(number)[:10]) + (", ..." if len(number) > 10 else "")
+                raise ValueError(f"{where}: {names[i]} is {value!r}, which fit did not see, expected one of {shown}")
+            encoded[i] = place
+        return encoded
+
+    def decode(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        """The label of each number."""
+        labels: NDArray[Any] = self.classes[numbers]
+        return labels
+
+
+def _array_of_labels(labels: list[Any]) -> NDArray[Any]:
+    """An array of one axis, of objects where NumPy has no dtype that keeps the labels as they are."""
+    if all(type(label) is type(labels[0]) for label in labels) and isinstance(labels[0], (bool, int, float, str)):
+        return np.array(labels)
+    array = np.empty(len(labels), object)
+    array[:] = labels
+    return array
+
+
+def labels_in(where: str, name: str, values: Any) -> list[Hashable]:
+    """Labels (N,) as Python values, from a list, array, series or tensor; reject what is missing or not hashable."""
+    if isinstance(values, (str, bytes, dict)) or is_table(values):
+        raise TypeError(f"{where}: {name} is {_checks.described(values)}, expected a label for each")
+    if isinstance(values, (list, tuple)):
+        labels = [v.item() if isinstance(v, np.generic) else v for v in values]
+    else:
+        array = array_of(where, name, values)
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.ndim != 1:
+            raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected (N,): one label for each")
+        labels = _dispatch.to_numpy(array).tolist()
+    for i, label in enumerate(labels):
+        # A label that is not itself is NaN, NaT or pandas' NA.
+        if label is None or not isinstance(label, Hashable) or _is_missing(label):
+            raise ValueError(f"{where}: {name}[{i}] is {label!r}, expected a label")
+    return labels
+
+
+def _is_missing(label: Any) -> bool:
+    try:
+        return bool(label != label)
+    except TypeError:  # pandas.NA
+        return True
