@@ -18,6 +18,8 @@ from .lyapunov import LyapunovSpectrum as LyapunovSpectrum
 from .lyapunov import Map as Map
 from .lyapunov import lyapunov_spectrum as lyapunov_spectrum
 from .lyapunov import runge_kutta as runge_kutta
+from .series import Divergence as Divergence
+from .series import divergence as divergence
 from .spectrum import FixedPoints as FixedPoints
 from .spectrum import Spectrum as Spectrum
 from .spectrum import fixed_points as fixed_points

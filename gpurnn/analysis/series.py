@@ -1,0 +1,226 @@
+"""The largest Lyapunov exponent of a measured series, by how neighbouring stretches of it part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import _checks
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How neighbouring stretches of a series part with time; see `divergence`.
+
+    Attributes
+    ----------
+    times : (K + 1,) float64 array
+        0, dt, ..., K dt.
+    log_distances : (K + 1,) float64 array
+        The mean logarithm of the distance after each time, in nats.
+    exponent : float
+        The slope of the line through the part of the curve that was fitted, in nats per unit of time.
+    standard_error : float
+        Of the slope, from the scatter of the curve about its line. Points of a curve are not independent, so it is a
+        lower bound. NaN for two points.
+    fit : pair of int
+        The first and the last step of the fitted part.
+    pairs : int
+        Reference points that have neighbours.
+    """
+
+    times: NDArray[np.float64]
+    log_distances: NDArray[np.float64]
+    exponent: float
+    standard_error: float
+    fit: tuple[int, int]
+    pairs: int
+
+    def __repr__(self) -> str:
+        return (
+            f"Divergence: exponent {self.exponent:.4g} +- {self.standard_error:.2g} nats per unit of time, "
+            f"steps {self.fit[0]} to {self.fit[1]}, {self.pairs:,} reference points"
+        )
+
+
+def divergence(
+    series: ArrayLike,
+    *,
+    steps: int,
+    dimension: int = 1,
+    delay: int = 1,
+    window: int = 0,
+    radius: float | None = None,
+    fit: tuple[int, int] | None = None,
+    dt: float = 1.0,
+) -> Divergence:
+    r"""The largest Lyapunov exponent of the system that a series was measured of, without its equations.
+
+    The series is embedded: s_t = (x_t, x_{t-\tau}, ..., x_{t-(m-1)\tau}) stands for the unknown state. Two stretches
+    that begin close to each other part as exp(\lambda k dt) at first, so that \lambda is the slope of
+
+    .. math:: S(k) = \langle \ln d_t(k) \rangle_t
+
+    over the steps k in which this curve is straight. Look at the curve: it bends at first, while the distance turns
+    into the direction that grows most, and ends flat, as large as the attractor.
+
+    Parameters
+    ----------
+    series : (T,) or (T, F) array
+        The measurements, at equal distances in time.
+    steps : int
+        K, how long to follow neighbours.
+    dimension : int
+        m, at least 1: more than twice the attractor's dimension is enough for one measured variable.
+    delay : int
+        \tau, in steps.
+    window : int
+        Neighbours are more than so many steps apart in time; at least one mean period of a flow.
+    radius : float, optional
+        None: d_t(k) is the Euclidean distance of s_{t+k} to what became of the nearest neighbour of s_t
+        (Rosenstein et al.). A number: the mean of \|x_{t+k} - x_{j+k}\| over all neighbours j that are within this
+        distance of s_t (Kantz), which averages noise out.
+    fit : pair of int, optional
+        The first and the last step of the line; (0, steps) by default.
+    dt : float
+        The time between two measurements, above 0.
+
+    Returns
+    -------
+    divergence : Divergence
+
+    Raises
+    ------
+    TypeError, ValueError
+        The series holds no finite numbers or is too short, no point has a neighbour, or an option is out of its range.
+
+    References
+    ----------
+    M. T. Rosenstein, J. J. Collins, C. J. De Luca, "A practical method for calculating largest Lyapunov exponents from
+    small data sets", Physica D 65 (1993); H. Kantz, "A robust method to estimate the maximal Lyapunov exponent of a
+    time series", Physics Letters A 185 (1994).
+
+    Examples
+    --------
+    The logistic map, whose exponent is ln 2 = 0.693:
+
+    >>> x = [0.4]
+    >>> for _ in range(2000):
+    ...     x.append(4 * x[-1] * (1 - x[-1]))
+    >>> found = divergence(x, steps=6)
+    >>> round(found.exponent, 1)
+    0.7
+    """
+    where = "divergence"
+    values = _series(where, series)
+    steps = _checks.integer_at_least(where, "steps", steps, 1)
+    dimension = _checks.integer_at_least(where, "dimension", dimension, 1)
+    delay = _checks.integer_at_least(where, "delay", delay, 1)
+    window = _checks.integer_at_least(where, "window", window, 0)
+    dt = _checks.finite(where, "dt", _checks.positive(where, "dt", dt))
+    if radius is not None:
+        radius = _checks.finite(where, "radius", _checks.positive(where, "radius", radius))
+    first, last = (0, steps) if fit is None else fit
+    if not 0 <= first < last <= steps:
+        raise ValueError(f"{where}: fit is {fit!r}, expected two steps in order within 0 ... {steps}")
+    span = (dimension - 1) * delay
+    count = len(values) - span - steps
+    if count < 2 or count <= window:
+        needed = span + steps + max(window, 1) + 1
+        raise ValueError(f"{where}: series has {len(values)} steps, expected at least {needed} for these options")
+    # The newest measurement is the last column, so that it is where the future of a point is looked up.
+    states = np.concatenate([values[i * delay : len(values) - span + i * delay] for i in range(dimension)], axis=1)
+    logs, pairs = (
+        _nearest(where, states, count, steps, window)
+        if radius is None
+        else _within(where, states, values[span:], count, steps, window, radius)
+    )
+    times = dt * np.arange(steps + 1)
+    part = slice(first, last + 1)
+    exponent, error = _slope(times[part], logs[part])
+    return Divergence(times, logs, exponent, error, (first, last), pairs)
+
+
+def _series(where: str, series: Any) -> NDArray[np.float64]:
+    """The measurements (T, F)."""
+    array = np.asarray(series)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{where}: series holds {array.dtype} values, expected numbers")
+    if array.ndim not in (1, 2):
+        raise ValueError(f"{where}: series has shape {array.shape}, expected (T,) or (T, F)")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{where}: series holds NaN or infinity, expected finite numbers")
+    return array.astype(np.float64).reshape(len(array), -1)
+
+
+def _nearest(
+    where: str, states: NDArray[np.float64], count: int, steps: int, window: int
+) -> tuple[NDArray[np.float64], int]:
+    """The mean log distance of each point to its nearest neighbour, followed for some steps."""
+    from scipy.spatial import KDTree
+
+    begin = states[:count]
+    tree = KDTree(begin)
+    neighbours = np.full(count, -1)
+    left = np.arange(count)
+    # The window excludes at most 2 window + 1 points, so one more than that has one outside it.
+    most = min(2 * window + 2, count)
+    asked = min(window + 2, most)
+    while len(left):
+        distances, places = tree.query(begin[left], k=np.arange(1, asked + 1))
+        allowed = (abs(places - left[:, None]) > window) & (distances > 0)
+        some = allowed.any(axis=1)
+        neighbours[left[some]] = places[some, allowed[some].argmax(axis=1)]
+        left = left[~some]
+        if asked == count:
+            break
+        asked = min(2 * asked, count)
+    points = np.flatnonzero(neighbours >= 0)
+    if not len(points):
+        raise ValueError(f"{where}: no two points of series differ and are more than window={window} steps apart")
+    logs = np.empty(steps + 1)
+    for k in range(steps + 1):
+        distance = np.linalg.norm(states[points + k] - states[neighbours[points] + k], axis=1)
+        logs[k] = np.log(distance[distance > 0]).mean() if distance.any() else -np.inf
+    return logs, len(points)
+
+
+def _within(
+    where: str,
+    states: NDArray[np.float64],
+    newest: NDArray[np.float64],
+    count: int,
+    steps: int,
+    window: int,
+    radius: float,
+) -> tuple[NDArray[np.float64], int]:
+    """The mean over points of the log of the mean distance to all neighbours within a radius."""
+    from scipy.spatial import KDTree
+
+    begin = states[:count]
+    total, pairs = np.zeros(steps + 1), 0
+    for t, places in enumerate(KDTree(begin).query_ball_point(begin, radius)):
+        others = np.array([j for j in places if abs(j - t) > window and j != t], int)
+        if not len(others):
+            continue
+        future = others[:, None] + np.arange(steps + 1)
+        apart = np.linalg.norm(newest[future] - newest[t : t + steps + 1], axis=2).mean(axis=0)
+        if (apart > 0).all():
+            total += np.log(apart)
+            pairs += 1
+    if not pairs:
+        raise ValueError(f"{where}: no point of series has a neighbour within radius={radius}; pass a larger one")
+    return total / pairs, pairs
+
+
+def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
+    """The slope of the least-squares line and its standard error."""
+    centred = x - x.mean()
+    slope = float(centred @ y / (centred @ centred))
+    residuals = y - y.mean() - slope * centred
+    freedom = len(x) - 2
+    error = float(np.sqrt(residuals @ residuals / freedom / (centred @ centred))) if freedom > 0 else float("nan")
+    return slope, error
