@@ -84,8 +84,8 @@ def loss_curve(metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path:
     >>> figure.axes[0].get_ylabel()
     'loss'
     >>> model = gpurnn.Forecaster(window=3, hidden_size=4)
-    >>> trainer = model.fit(np.arange(20.0, dtype="float32"), epochs=1, log_interval=1)
-    >>> loss_curve(trainer.history).axes[0].get_ylabel()
+    >>> model = model.fit(np.arange(20.0, dtype="float32"), epochs=1, log_interval=1)
+    >>> loss_curve(model.trainer_.history).axes[0].get_ylabel()
     'loss (mean squared error of the scaled series)'
     """
     if isinstance(metrics, (str, os.PathLike)):

@@ -295,7 +295,7 @@ def test_learns_to_reverse_and_looks_at_what_it_writes():
     trainer = model.fit(
         sources, [s[::-1] for s in sources], epochs=10, batch_size=30, optimizer=gpurnn.Adam(0.01),
         validation=(sources[:40], [s[::-1] for s in sources[:40]]),
-    )  # fmt: skip
+    ).trainer_  # fmt: skip
     assert trainer.history[-1]["validation_loss"] < 0.05
     new = [rng.integers(3, 9, length) for length in rng.integers(1, 6, 100)]
     for beams in (1, 3):

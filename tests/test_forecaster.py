@@ -178,7 +178,7 @@ def test_windows_of_a_series_are_learnt_in_its_scale():
     series, later = 100 + np.arange(9.0) ** 2, np.arange(6.0)
     for inputs in (series, [series], series.tolist(), [series.tolist()], (series[:, None],)):
         model = Forecaster(3, 2, dtype="float64")
-        trainer = model.fit(inputs, steps=1, batch_size=100, validation=later)
+        trainer = model.fit(inputs, steps=1, batch_size=100, validation=later).trainer_
         assert_close(model.mean, np.array([series.mean()]), 20)
         assert_close(model.std, np.array([series.std()]), 20)
         scaled = (series - series.mean()) / series.std()
@@ -196,7 +196,7 @@ def test_windows_of_a_series_are_learnt_in_its_scale():
 def test_windows_of_several_series_are_learnt_each_in_its_own_scale():
     one, two = np.arange(10.0), 1e6 + 1e3 * np.arange(7.0) ** 2
     model = Forecaster(3, 2, dtype="float64")
-    trainer = model.fit([one, two], steps=1, batch_size=100, validation=[two[:5], one])
+    trainer = model.fit([one, two], steps=1, batch_size=100, validation=[two[:5], one]).trainer_
     assert_close(model.mean, np.array([[one.mean()], [two.mean()]]), 20)
     assert_close(model.std, np.array([[one.std()], [two.std()]]), 20)
     scaled = [(s - s.mean()) / s.std() for s in (one, two)]

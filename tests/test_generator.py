@@ -231,7 +231,7 @@ def test_fit_trains_on_sequences_of_any_lengths():
     model = SequenceGenerator(5, 16, 5)
     trainer = model.fit(
         x, counts, epochs=40, batch_size=16, optimizer=gpurnn.Adam(0.02), validation=(x[:9], counts[:9]), log_interval=4
-    )
+    ).trainer_
     losses = [record["loss"] for record in trainer.history if "loss" in record]
     assert losses[-1] < 0.05 < 1 < losses[0]
     batch = trainer.data.batch(0, 0)
@@ -252,7 +252,7 @@ def test_fit_follows_a_schedule_of_teacher_forcing():
     found = {}
     for name, forcing in {"free": 0.0, "taught": 1.0, "halving": lambda step: 0.5**step}.items():
         model = SequenceGenerator(2, 3, 1, output_activation="identity", loss="l1")
-        trainer = model.fit(x, waves, steps=3, teacher_forcing=forcing, log_interval=1)
+        trainer = model.fit(x, waves, steps=3, teacher_forcing=forcing, log_interval=1).trainer_
         found[name] = [(record["teacher_forcing"], record["loss"]) for record in trainer.history]
     assert [forced for forced, _ in found["halving"]] == [1.0, 0.5, 0.25]
     assert found["halving"][0] == found["taught"][0]

@@ -400,8 +400,8 @@ def test_shared_code_runs_on_strict_arrays(strict_namespace, tmp_path, options):
 def test_fit_learns_a_text_or_many_and_predict_gives_what_comes_next():
     vocabulary = CharVocabulary.from_text("abc")
     model = LanguageModel(vocabulary, 4, 16, dtype="float64")
-    trainer = model.fit("abc" * 60, window=9, batch_size=4, epochs=30, optimizer=Adam(0.02), validation="abc" * 20)
-    assert trainer.history[-1]["validation_bits_per_character"] < 0.2
+    model.fit("abc" * 60, window=9, batch_size=4, epochs=30, optimizer=Adam(0.02), validation="abc" * 20)
+    assert model.trainer_.history[-1]["validation_bits_per_character"] < 0.2
     chances = model.predict(["ab", "bca", ""])
     assert chances.shape == (3, 4)
     np.testing.assert_allclose(chances.sum(axis=1), 1.0, atol=1e-12)
@@ -411,7 +411,7 @@ def test_fit_learns_a_text_or_many_and_predict_gives_what_comes_next():
 
     other = LanguageModel(vocabulary, 4, 16, dtype="float64")
     trainer = other.fit(["abc", "bca", "cab", "abcab"], batch_size=2, epochs=60, optimizer=Adam(0.02), patience=60,
-                        validation=["abcabc"])  # fmt: skip
+                        validation=["abcabc"]).trainer_  # fmt: skip
     assert trainer.history[0]["step"] < trainer.step == 120
     assert other.sample(3, prompt="a", temperature=0) == "bca"
 

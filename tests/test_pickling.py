@@ -99,7 +99,7 @@ OBJECTS = {
 RESULTS = {
     "Activity", "Backtest", "Complexity", "Cost", "Explanation", "Filtered", "FixedPoints", "Forecast",
     "GateActivity", "GaussianForecast", "GradientBound", "GradientGrowth", "Hypothesis", "LayerExplanation",
-    "LyapunovSpectrum", "Smoothed", "Spectrum", "Window",
+    "LyapunovSpectrum", "Smoothed", "Spectrum", "Window", "Divergence",
 }  # fmt: skip
 """What functions return: plain tuples and dataclasses of arrays; a `Window` has a pullback, which is a function."""
 

@@ -152,7 +152,7 @@ def test_every_model_names_the_unit_of_its_loss(model, unit):
 def test_the_metrics_of_a_run_name_the_unit():
     model = models.SequenceRegressor(2, 2, 1)
     inputs, targets = [np.ones((3, 2), "f4")] * 4, np.zeros((4, 1), "f4")
-    trainer = model.fit(inputs, list(targets), epochs=2, log_interval=1)
+    trainer = model.fit(inputs, list(targets), epochs=2, log_interval=1).trainer_
     assert loss_curve(trainer.history).axes[0].get_ylabel() == "loss (mean squared error)"
 
 

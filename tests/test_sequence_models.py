@@ -444,7 +444,7 @@ def test_classifier_learns_the_sign_of_a_sum():
         trainer = model.fit(
             sequences[:400], noisy[:400], epochs=15, optimizer=gpurnn.Adam(0.01), rng=1,
             validation=(sequences[400:], classes[400:]),
-        )  # fmt: skip
+        ).trainer_  # fmt: skip
         assert model.accuracy(sequences[400:], classes[400:]) > 0.92
         assert sum("validation_loss" in record for record in trainer.history) == 15
 
@@ -496,7 +496,7 @@ def test_training_is_the_same_on_the_kernels():
     for wing in ("reference", "host"):
         model = SequenceClassifier(1, 4, 2, pooling="attention", dtype="float64")
         with gpurnn.use(wing):
-            trainer = model.fit(x, [int(s.sum() > 0) for s in x], steps=6, batch_size=3, log_interval=1)
+            trainer = model.fit(x, [int(s.sum() > 0) for s in x], steps=6, batch_size=3, log_interval=1).trainer_
         losses[wing] = np.array([record["loss"] for record in trainer.history])
     assert losses["host"][-1] < losses["host"][0]
     # Six steps, each the errors of a recurrence and what the steps before have made of theirs.
@@ -701,7 +701,7 @@ def test_checkpointing_in_time_gives_the_same_bits(pooling):
     plain = model.loss_and_gradients(x, targets, None, lengths, rng=1)
     assert_same(model.loss_and_gradients(x, targets, None, lengths, rng=1, checkpoint_every="sqrt"), plain)
     trainer = model.fit(list(x[None, :, 0]), list(targets[None, :, 0] if pooling is None else targets[:1]), steps=1,
-                        gradient_checkpoint_every=600)  # fmt: skip
+                        gradient_checkpoint_every=600).trainer_  # fmt: skip
     assert trainer.step == 1
 
 

@@ -17,8 +17,8 @@ CLASSES = [1, 0, 1]
 TEXTS = ["a b", "b", "a a"]
 
 
-def parameters(trainer):
-    return list(trainer.model.params.values())
+def parameters(model):
+    return list(model.params.values())
 
 
 def classifier():

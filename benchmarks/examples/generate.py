@@ -14,7 +14,7 @@ model = gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text(text), 32, 128, cel
 print(model)
 trainer = model.fit(
     text[:held_out], validation=text[held_out:], epochs=3, window=64, batch_size=32, optimizer=gpurnn.Adam(0.01)
-)
+).trainer_
 
 print(f"bits per character of the last tenth: {trainer.history[-1]['validation_bits_per_character']:.2f}")
 print("The statement" + model.sample(200, prompt="The statement", temperature=0.7, rng=1))

@@ -138,7 +138,7 @@ def divergence(
         if radius is None
         else _within(where, states, values[span:], count, steps, window, radius)
     )
-    times = dt * np.arange(steps + 1)
+    times: NDArray[np.float64] = dt * np.arange(steps + 1, dtype=np.float64)
     part = slice(first, last + 1)
     exponent, error = _slope(times[part], logs[part])
     return Divergence(times, logs, exponent, error, (first, last), pairs)

@@ -45,6 +45,9 @@ class Model(Composite):
 
     _config: dict[str, Any]
 
+    trainer_: Trainer
+    """What trained the model, after `fit`."""
+
     _loss: str
     """The name of the loss in `gpurnn.losses`."""
 
@@ -70,6 +73,10 @@ class Model(Composite):
             setattr(moved, part, getattr(self, part).to(xp))
         moved._share(self._shared())
         return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The trainer holds the data, and trains this model, not its copy.
+        return {name: value for name, value in super().__getstate__().items() if name != "trainer_"}
 
     def config(self) -> dict[str, Any]:
         """What `from_config` makes the model from, its parameters aside: a dict that JSON can hold."""
@@ -157,8 +164,8 @@ class Model(Composite):
         rng: int | np.random.Generator = 0,
         progress: bool = False,
         **options: Any,
-    ) -> Trainer:
-        """Train on examples, and return the `gpurnn.Trainer` that did it; its ``history`` has the losses.
+    ) -> Self:
+        """Train on examples.
 
         Parameters
         ----------
@@ -186,14 +193,15 @@ class Model(Composite):
 
         Returns
         -------
-        Trainer
+        self
+            Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run; its ``history`` has the losses.
         """
-        trainer = self._trainer(
+        self.trainer_ = self._trainer(
             inputs, targets, epochs=epochs, steps=steps, batch_size=batch_size, validation=validation,
             optimizer=optimizer, clip_norm=clip_norm, rng=rng, progress=progress, **options,
         )  # fmt: skip
-        trainer.train()
-        return trainer
+        self.trainer_.train()
+        return self
 
     def _trainer(
         self,

@@ -103,7 +103,7 @@ class EncoderDecoder(Model):
       (T, B, 8)   Embedding(7, 8)
       (T, B, 80)  Decoder(GRU(56, 24), 'additive')
       (T, B, 7)   Dense(80, 7): logits
-    >>> trainer = model.fit(sources, [s[::-1] for s in sources], epochs=25, optimizer=gpurnn.Adam(0.01))
+    >>> model = model.fit(sources, [s[::-1] for s in sources], epochs=25, optimizer=gpurnn.Adam(0.01))
     >>> model.predict([np.array([3, 4, 5])])
     [array([5, 4, 3], dtype=int32)]
     """

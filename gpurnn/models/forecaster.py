@@ -17,7 +17,7 @@ from .base import check_finite, not_finite
 from .sequence import LOSSES, POOLINGS, SequenceModel
 
 if TYPE_CHECKING:
-    from ..training import Trainer
+    from typing_extensions import Self
 
 NOISES = ("gaussian", "bootstrap")
 
@@ -153,7 +153,7 @@ class Forecaster(SequenceModel):
       (8, B, 12)  GRU(1, 12)
       (B, 12)     LastPooling()
       (B, 1)      Dense(12, 1): x_t
-    >>> trainer = model.fit(series[:250], epochs=20, optimizer=gpurnn.Adam(0.01))
+    >>> model = model.fit(series[:250], epochs=20, optimizer=gpurnn.Adam(0.01))
     >>> ahead = model.forecast(series[:250], 20, level=0.9)
     >>> ahead.point.shape, bool(np.abs(ahead.point - series[250:270]).max() < 0.6)
     ((20,), True)
@@ -235,7 +235,7 @@ class Forecaster(SequenceModel):
         validation: Any = None,
         rng: int | np.random.Generator = 0,
         **options: Any,
-    ) -> Trainer:
+    ) -> Self:
         """Learn to forecast one step, from every window of one or several series.
 
         Parameters
@@ -252,8 +252,9 @@ class Forecaster(SequenceModel):
 
         Returns
         -------
-        Trainer
-            A `gpurnn.Trainer`; its ``history`` has the losses, in scaled units.
+        self
+            Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run; its ``history`` has the losses, in scaled
+            units.
 
         Raises
         ------
@@ -275,12 +276,12 @@ class Forecaster(SequenceModel):
             later = [_scaled(s, *(common or _scale(s))) for s in later]
             later = self._windows_of(later, batch_size, shuffle=False, rng=0)
         data = self._windows_of(scaled, batch_size, shuffle=True, rng=rng)
-        trainer = self._trainer(data, None, validation=later, rng=rng, **options)
+        self.trainer_ = self._trainer(data, None, validation=later, rng=rng, **options)
         self.mean, self.std = common or (np.stack(values) for values in zip(*scales, strict=True))
         self.residuals = self.residuals[:0]
-        trainer.train()
+        self.trainer_.train()
         self.residuals = np.concatenate([_dispatch.to_numpy(self._residuals(s)) for s in scaled])
-        return trainer
+        return self
 
     @property
     def loss_unit(self) -> str:

@@ -80,7 +80,7 @@ class SequenceGenerator(Model):
       (B, 16)     Dense(4, 16, bias=False, activation='tanh'): h_0
       (T, B, 16)  RNN(4, 16): h_t
       (T, B, 4)   Dense(16, 4, activation='softmax'): y_t
-    >>> trainer = model.fit(x, counts, epochs=60, optimizer=gpurnn.Adam(0.03))
+    >>> model = model.fit(x, counts, epochs=60, optimizer=gpurnn.Adam(0.03))
     >>> model.predict(x[2:3], 10)
     array([[2, 3, 0, 1, 2, 3, 0, 1, 2, 3]])
     """

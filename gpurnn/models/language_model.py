@@ -21,8 +21,6 @@ from .vocabulary import Vocabulary
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ..training import Trainer
-
 
 _ROWS = 1024
 """The least rows of logits that are computed at a time, where there are so many."""
@@ -383,7 +381,7 @@ class LanguageModel(Model):
 
     def fit(
         self, inputs: Any, targets: None = None, *, window: int = 64, validation: Any = None, **options: Any
-    ) -> Trainer:
+    ) -> Self:
         """Train on a text, by truncated backpropagation through time, or on many, each from beginning to end.
 
         Parameters
@@ -400,8 +398,8 @@ class LanguageModel(Model):
 
         Returns
         -------
-        Trainer
-            A `gpurnn.Trainer`; its ``history`` has the losses.
+        self
+            Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run; its ``history`` has the losses.
         """
         self._check_options(options)
         batch_size, rng = options.pop("batch_size", 32), options.get("rng", 0)

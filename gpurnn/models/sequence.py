@@ -656,7 +656,7 @@ class SequenceClassifier(_Classifier):
       (T, B, 8)  GRU(1, 8)
       (B, 8)     LastPooling()
       (B, 2)     Dense(8, 2): logits
-    >>> trainer = model.fit(sequences, classes, epochs=20, optimizer=gpurnn.Adam(0.01))
+    >>> model = model.fit(sequences, classes, epochs=20, optimizer=gpurnn.Adam(0.01))
     >>> model.accuracy(sequences, classes) > 0.9
     True
     >>> model.predict(sequences[:3]).shape, model.predict_proba(sequences[:3]).shape
@@ -713,7 +713,7 @@ class SequenceTagger(_Classifier):
     >>> bits = [rng.integers(2, size=length) for length in rng.integers(1, 6, 100)]
     >>> parity = [b.cumsum() % 2 for b in bits]
     >>> model = SequenceTagger(4, 8, 2, cell="lstm", num_embeddings=2)
-    >>> trainer = model.fit(bits, parity, epochs=30, optimizer=gpurnn.Adam(0.02))
+    >>> model = model.fit(bits, parity, epochs=30, optimizer=gpurnn.Adam(0.02))
     >>> model.predict([np.array([1, 0, 1, 1])])
     [array([1, 1, 0, 1])]
     """
@@ -764,7 +764,7 @@ class SequenceRegressor(SequenceModel):
     >>> rng = np.random.default_rng(0)
     >>> x = rng.normal(size=(100, 5, 1)).astype(np.float32)
     >>> model = SequenceRegressor(1, 8, 1, bidirectional=True, pooling="mean")
-    >>> trainer = model.fit(x, x.mean(axis=1), epochs=20, optimizer=gpurnn.Adam(0.01))
+    >>> model = model.fit(x, x.mean(axis=1), epochs=20, optimizer=gpurnn.Adam(0.01))
     >>> bool(np.mean((model.predict(x) - x.mean(axis=1)) ** 2) < 0.02)
     True
     >>> each = SequenceRegressor(1, 8, 3, pooling=None)

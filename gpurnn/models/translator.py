@@ -50,7 +50,7 @@ class Translator(EncoderDecoder):
     >>> pairs = {"1": "one", "2": "two", "12": "one two", "21": "two one", "11": "one one", "22": "two two"}
     >>> model = gpurnn.Translator.from_texts(
     ...     list(pairs), list(pairs.values()), 8, 24, source_level="char", target_level="word")
-    >>> trainer = model.fit(list(pairs), list(pairs.values()), epochs=60, batch_size=3, optimizer=gpurnn.Adam(0.01))
+    >>> model = model.fit(list(pairs), list(pairs.values()), epochs=60, batch_size=3, optimizer=gpurnn.Adam(0.01))
     >>> model.predict(["12", "2"])
     ['one two', 'two']
     >>> weights, source, target = model.alignment("12")
