@@ -87,7 +87,7 @@ def contenders(case: Case, xp: Any) -> dict[str, Callable[[], Any]]:
     x, dy, parameters = case.arrays()
     cell = CELLS[case.cell]
     x, dy = xp.asarray(x), xp.asarray(dy)
-    weights = tuple(xp.asarray(p) for p in parameters.values())
+    weights = {name.removesuffix("_l0"): xp.asarray(p) for name, p in parameters.items()}
     state = tuple(xp.zeros((1, case.size.B, case.size.H), x.dtype) for _ in range(cell.states))
     training = case.mode == "training"
 
@@ -96,7 +96,7 @@ def contenders(case: Case, xp: Any) -> dict[str, Callable[[], Any]]:
         if not training:
             return (y,)
         dx, dweights, _ = kernels.recurrence_backward(saved, dy, (None,) * len(final))
-        return (dx, *dweights[0])
+        return (dx, *dweights[0].values())
 
     def by(schedule: str) -> Callable[[], Any]:
         def call() -> Any:
@@ -112,7 +112,7 @@ def contenders(case: Case, xp: Any) -> dict[str, Callable[[], Any]]:
 
 
 def _graph(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any) -> Callable[[], Any]:
-    w_ih, w_hh, b_ih, b_hh = weights
+    w_ih, w_hh, b_ih, b_hh = weights.values()
     T, B, I = x.shape
     xw, own = xp.empty((1, T * B, len(w_ih)), x.dtype), tuple(xp.zeros_like(s) for s in state)
     pool = xp.cuda.MemoryPool()
@@ -138,24 +138,25 @@ def _graph(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any) -> Calla
 
 def plain_loop(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any, dy: Any | None) -> Any:
     """The textbook's steps, one after another, in calls of the array library."""
-    w_ih, w_hh, b_ih, b_hh = weights
+    w_ih, b_ih = weights["weight_ih"], weights["bias_ih"]
     T, B, I = x.shape
     xw = (x.reshape(T * B, I) @ w_ih.T + b_ih).reshape(T, B, -1)
     carried, outputs, saved = tuple(s[0] for s in state), [], []
     for t in range(T):
-        carried, kept = reference.cell_forward(cell, xw[t], carried, w_hh, b_hh)
+        carried, kept = reference.cell_forward(cell, xw[t], carried, weights)
         outputs.append(carried[0])
         saved.append(kept)
     if dy is None:
         return (xp.stack(outputs),)
-    dxw, dw_hh, db_hh = xp.empty_like(xw), xp.zeros_like(w_hh), xp.zeros_like(b_hh)
+    dxw, dhidden = xp.empty_like(xw), {n: xp.zeros_like(w) for n, w in weights.items() if not n.endswith("_ih")}
     dstate = tuple(xp.zeros_like(s) for s in carried)
     for t in reversed(range(T)):
-        dxw[t], dstate, dw, db = reference.cell_backward(saved[t], (dstate[0] + dy[t], *dstate[1:]))
-        dw_hh += dw
-        db_hh += db
+        dxw[t], dstate, dweights = reference.cell_backward(saved[t], (dstate[0] + dy[t], *dstate[1:]))
+        for name, gradient in dweights.items():
+            dhidden[name] += gradient
     flat = dxw.reshape(T * B, -1)
-    return (flat @ w_ih).reshape(x.shape), flat.T @ x.reshape(T * B, I), dw_hh, flat.sum(axis=0), db_hh
+    gradients = {"weight_ih": flat.T @ x.reshape(T * B, I), "bias_ih": flat.sum(axis=0), **dhidden}
+    return ((flat @ w_ih).reshape(x.shape), *(gradients[name] for name in weights))
 
 
 def _torch(case: Case) -> Callable[[], Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -23,3 +24,6 @@ variable would be lost in `f.vjp`. NumPy-only code says ``NDArray``. CuPy may no
 
 State: TypeAlias = Any
 """The state of a layer: h, ``(h, c)`` of an LSTM, a tuple of those of its layers of a `Sequential`, None for zero."""
+
+Weights: TypeAlias = Mapping[str, "Array | None"]
+"""Of one direction of a recurrent layer, by the names of the cell's parameters. A bias may be None or missing: zero."""

@@ -7,26 +7,24 @@ does and how to do it", Proc. IEEE 78 (1990). Truncating it is the caller's choi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurnn._contract import Array
+from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 from .buffers import empty, product
-from .cells import module_of
+from .cells import module_of, with_zeros
 
 CHUNK_ROWS = 1024
 """The least rows of a product over many steps, where there are so many."""
 
 FEW_ROWS = 128
 """For how many rows a product is not worth bringing the weights into the order in which it is fastest."""
-
-Weights = tuple[Array, Array, "Array | None", "Array | None"]
-"""w_ih (G*H, I), w_hh (G*H, H), b_ih and b_hh (G*H,) or None, of one direction."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ class _Clock:
 class _Saved:
     """What the backward pass of one direction needs."""
 
+    cell: Cell
     clock: _Clock
     steps: Any
     x1: Array
@@ -130,8 +129,9 @@ def recurrence_forward(
     ----------
     cell : Vanilla, LSTM or GRU
     x : (T, B, I) array
-    weights : one tuple (w_ih, w_hh, b_ih, b_hh) per direction
-        Forward, then backward. Shapes (G*H, I), (G*H, H), (G*H,), (G*H,), gates in PyTorch's order; biases may be None.
+    weights : one dict per direction
+        Forward, then backward: the parameters by their names in ``cell.parameters``, gates in PyTorch's order. A bias
+        may be None.
     state : tuple of (D, B, H) arrays
         The state before the first step of each direction: ``(h,)``, for the LSTM ``(h, c)``.
     lengths : (B,) integer array, optional
@@ -153,7 +153,7 @@ def recurrence_forward(
         For `recurrence_backward`; None unless ``training``.
     """
     T, B, I = x.shape
-    D, H = len(weights), weights[0][1].shape[1]
+    D, H = len(weights), weights[0]["weight_hh"].shape[1]  # type: ignore[union-attr]
     y = np.empty((T, B, D * H), x.dtype)
     final = tuple(np.empty_like(s) for s in state)
     saved = []
@@ -166,7 +166,7 @@ def recurrence_forward(
     for d, direction in enumerate(weights):
         clock = _Clock.of(T, B, d == 1, lengths, resets)
         kept = _forward(
-            cell, x1, direction, tuple(s[d] for s in state), clock, None if mask is None else mask[d],
+            cell, x1, with_zeros(cell, direction), tuple(s[d] for s in state), clock, None if mask is None else mask[d],
             y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training,
         )  # fmt: skip
         if kept is not None:
@@ -177,7 +177,7 @@ def recurrence_forward(
 def _forward(
     cell: Cell,
     x1: Array,
-    weights: Weights,
+    weights: dict[str, Array],
     state: tuple[Array, ...],
     clock: _Clock,
     mask: Array | None,
@@ -186,13 +186,10 @@ def _forward(
     training: bool,
 ) -> _Saved | None:
     T, B, columns = x1.shape
-    w_ih, w_hh, b_ih, b_hh = weights
-    H, dtype = w_hh.shape[1], w_hh.dtype
-    zero = np.zeros(w_hh.shape[0], dtype)
-    b_ih, b_hh = zero if b_ih is None else b_ih, zero if b_hh is None else b_hh
+    w_ih, H, dtype = weights["weight_ih"], weights["weight_hh"].shape[1], x1.dtype
 
-    steps = module_of(cell).Steps(cell, w_hh, b_hh, T, B, training)
-    bias = steps.input_bias(b_ih, b_hh)
+    steps = module_of(cell).Steps(cell, weights, T, B, training)
+    bias = steps.input_bias(weights)
     w1: dict[bool, Array] = {}
     # W_ih x of one chunk.
     xw = empty((len(steps.input_rows.gates), min(recurrence_chunk(B), T), B, H), dtype)
@@ -246,15 +243,15 @@ def _forward(
             # Times the gradients there, which are zero, a NaN or an infinity would reach those of the weights.
             for operand in (h_in, *steps.operands):
                 np.copyto(operand, 0, where=clock.past)
-    return _Saved(clock, steps, x1, h_in, steps.input_rows.signed(w_ih), mask) if training else None
+    return _Saved(cell, clock, steps, x1, h_in, steps.input_rows.signed(w_ih), mask) if training else None
 
 
 def recurrence_backward(
     saved: tuple[_Saved, ...],
     dy: Array | None,
     dstate: tuple[Array | None, ...],
-    dweights: tuple[tuple[Array, Array, Array, Array], ...] | None = None,
-) -> tuple[Array, tuple[tuple[Array, Array, Array, Array], ...], tuple[Array, ...]]:
+    dweights: tuple[Mapping[str, Array], ...] | None = None,
+) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
     """Backpropagate through a layer's whole recurrence.
 
     Parameters
@@ -265,15 +262,15 @@ def recurrence_backward(
         Gradient of y; what it holds past a row's length is not read. None for zero.
     dstate : tuple of (D, B, H) arrays
         Gradient of the final state; None for zero.
-    dweights : one tuple per direction, optional
-        What the steps that come after these made of the gradients of the weights: those of these steps are added to it.
-        See `recurrence_chunk`.
+    dweights : one dict per direction, optional
+        The gradients of the weights from the steps that come after these, to which those of these steps are added. See
+        `recurrence_chunk`.
 
     Returns
     -------
     dx : (T, B, I) array
-    dweights : one tuple per direction
-        Gradients of w_ih, w_hh, b_ih and b_hh; those of the biases also where there was none.
+    dweights : one dict per direction
+        Gradients of the parameters by name; those of the biases also where there was none.
     dstate : tuple of (D, B, H) arrays
         Gradient of the initial state.
     """
@@ -301,15 +298,19 @@ def _backward(
     dy: Array | None,
     carried: tuple[Array, ...],
     dx: Array,
-    later: tuple[Array, Array, Array, Array] | None,
-) -> tuple[Array, Array, Array, Array]:
+    later: Mapping[str, Array] | None,
+) -> dict[str, Array]:
     """The gradients of one direction's weights; writes dx, and ``carried`` becomes the initial state's gradient."""
     clock, steps = kept.clock, kept.steps
     T, B, H = kept.h_in.shape
     (rows, I), dtype = kept.w_ih.shape, kept.w_ih.dtype
-    dw1, dw_hh, own_db_hh = empty((rows, I + 1), dtype), np.empty((rows, H), dtype), np.empty(rows, dtype)
+    dw1, shapes = empty((rows, I + 1), dtype), kept.cell.shapes(input_size=I, hidden_size=H)
+    # Of what the steps multiply; the gradients of weight_ih and bias_ih are in dw1.
+    dhidden = {name: np.empty(shape, dtype) for name, shape in shapes.items() if not name.endswith("_ih")}
     if later is not None:
-        dw1[:, :I], dw_hh[...], dw1[:, I], own_db_hh[...] = later
+        dw1[:, :I], dw1[:, I] = later["weight_ih"], later["bias_ih"]
+        for name, gradient in dhidden.items():
+            gradient[...] = later[name]
     first = later is None
     # Those of one chunk, in the order of the steps.
     gates = empty((min(recurrence_chunk(B), T), B, steps.slots, H), dtype)
@@ -338,10 +339,11 @@ def _backward(
         input_da = da[:, :rows]
         np.matmul(input_da, kept.w_ih, out=dx[chunk].reshape(n, I))
         steps.input_rows.accumulate(product(input_da.T, kept.x1[chunk].reshape(n, I + 1)), dw1, first)
-        steps.hidden_gradients(chunk, da, kept.h_in[chunk].reshape(n, H), dw_hh, own_db_hh, first)
+        steps.hidden_gradients(chunk, da, kept.h_in[chunk].reshape(n, H), dhidden, first)
         first = False
 
-    dw_ih, db_ih = dw1[:, :I].copy(), dw1[:, I].copy()
-    db_hh = db_ih.copy()
-    db_hh[steps.hidden_bias] = own_db_hh[steps.hidden_bias]
-    return dw_ih, dw_hh, db_ih, db_hh
+    dweights = {"weight_ih": dw1[:, :I].copy(), "bias_ih": dw1[:, I].copy(), **dhidden}
+    db_hh = dweights["bias_ih"].copy()
+    db_hh[steps.hidden_bias] = dhidden["bias_hh"][steps.hidden_bias]
+    dweights["bias_hh"] = db_hh
+    return {name: dweights[name] for name in shapes}

@@ -45,13 +45,17 @@ class Problem:
 
     cell: Cell
     x: np.ndarray
-    weights: tuple[tuple[Any, ...], ...]
+    weights: tuple[dict[str, np.ndarray | None], ...]
     state: tuple[np.ndarray, ...]
     lengths: np.ndarray | None
     resets: np.ndarray | None
     mask: np.ndarray | None
     dy: np.ndarray
     dstate: tuple[np.ndarray, ...]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weights[0]["weight_hh"].shape[1]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -89,10 +93,12 @@ def _draw(cell: Cell, options: Options, T: int, B: int, I: int, H: int, seed: in
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(dtype)
 
-    D, G = 1 + options.bidirectional, cell.gates
+    D = 1 + options.bidirectional
     weights = tuple(
-        (0.4 * normal(G * H, I), 0.4 * normal(G * H, H))
-        + ((normal(G * H), normal(G * H)) if options.bias else (None, None))
+        {
+            name: 0.4 * normal(*shape) if name in cell.needed else normal(*shape) if options.bias else None
+            for name, shape in cell.shapes(input_size=I, hidden_size=H).items()
+        }
         for _ in range(D)
     )
     x = normal(T, B, I)
@@ -123,30 +129,31 @@ def _walk(problem: Problem):
         yield d, b, steps, cut
 
 
-def _row_weights(problem: Problem, d: int, b: int) -> tuple[Any, ...]:
+def _row_weights(problem: Problem, d: int, b: int) -> dict[str, Any]:
     """The row's weights: a mask on what enters W_hh is a scale of the columns of W_hh."""
-    w_ih, w_hh, b_ih, b_hh = problem.weights[d]
-    return w_ih, w_hh if problem.mask is None else w_hh * problem.mask[d, b], b_ih, b_hh
+    weights = problem.weights[d]
+    return weights if problem.mask is None else {**weights, "weight_hh": weights["weight_hh"] * problem.mask[d, b]}
 
 
 def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ...], list[Any]]:
     """`recurrence_forward` by its definition, from `cell_forward` alone; also the pre-activations of a vanilla cell."""
-    H = problem.weights[0][1].shape[1]
+    H = problem.hidden_size
     y = np.zeros_like(problem.dy)
     final = tuple(s.copy() for s in problem.state)
     saved = []
     for d, b, steps, cut in _walk(problem):
-        w_ih, w_hh, b_ih, b_hh = _row_weights(problem, d, b)
+        weights = _row_weights(problem, d, b)
+        b_ih, b_hh = weights["bias_ih"], weights["bias_hh"]
         state = tuple(s[d, b : b + 1] for s in problem.state)
         kept = []
         for t in steps:
             if t in cut:
                 state = tuple(np.zeros_like(s) for s in state)
-            xw = problem.x[t, b : b + 1] @ w_ih.T
+            xw = problem.x[t, b : b + 1] @ weights["weight_ih"].T
             if b_ih is not None:
                 xw = xw + b_ih
-            pre = xw + state[0] @ w_hh.T + (0 if b_hh is None else b_hh)
-            state, step = reference.cell_forward(problem.cell, xw, state, w_hh, b_hh)
+            pre = xw + state[0] @ weights["weight_hh"].T + (0 if b_hh is None else b_hh)
+            state, step = reference.cell_forward(problem.cell, xw, state, weights)
             kept.append((t, step, pre))
             y[t, b, d * H : (d + 1) * H] = state[0][0]
         for into, s in zip(final, state, strict=True):
@@ -157,29 +164,31 @@ def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ..
 
 def unrolled_backward(problem: Problem, saved: list[Any]):
     """`recurrence_backward` by its definition, from `cell_backward` alone."""
-    H = problem.weights[0][1].shape[1]
+    H = problem.hidden_size
     dx = np.zeros_like(problem.x)
     dstate0 = tuple(np.zeros_like(s) for s in problem.state)
+    sizes = {"input_size": problem.x.shape[2], "hidden_size": H}
     dweights = tuple(
-        [np.zeros_like(w_ih), np.zeros_like(w_hh), np.zeros_like(w_hh[:, 0]), np.zeros_like(w_hh[:, 0])]
-        for w_ih, w_hh, _, _ in problem.weights
+        {name: np.zeros(shape, dx.dtype) for name, shape in problem.cell.shapes(**sizes).items()}
+        for _ in problem.weights
     )
     for (d, b, _, cut), kept in zip(_walk(problem), saved, strict=True):
-        w_ih = problem.weights[d][0]
+        total = dweights[d]
         carried = tuple(s[d, b : b + 1] for s in problem.dstate)
         for t, step, _ in reversed(kept):
             carried = (carried[0] + problem.dy[t, b : b + 1, d * H : (d + 1) * H], *carried[1:])
-            dxw, carried, dw_hh, db_hh = reference.cell_backward(step, carried)
-            dx[t, b] += dxw[0] @ w_ih
-            dweights[d][0][...] += dxw.T @ problem.x[t, b : b + 1]
-            dweights[d][1][...] += dw_hh if problem.mask is None else dw_hh * problem.mask[d, b]
-            dweights[d][2][...] += dxw[0]
-            dweights[d][3][...] += db_hh
+            dxw, carried, gradients = reference.cell_backward(step, carried)
+            if problem.mask is not None:
+                gradients["weight_hh"] = gradients["weight_hh"] * problem.mask[d, b]
+            dx[t, b] += dxw[0] @ problem.weights[d]["weight_ih"]
+            gradients |= {"weight_ih": dxw.T @ problem.x[t, b : b + 1], "bias_ih": dxw[0]}
+            for name, gradient in gradients.items():
+                total[name] += gradient
             if t in cut:
                 carried = tuple(np.zeros_like(s) for s in carried)
         for into, s in zip(dstate0, carried, strict=True):
             into[d, b] = s[0]
-    return dx, tuple(map(tuple, dweights)), dstate0
+    return dx, dweights, dstate0
 
 
 def _distance_from_kink(problem: Problem) -> float:

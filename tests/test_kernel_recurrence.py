@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -57,10 +56,9 @@ def hold(kernel_wing):
 
     def check(problem):
         T, B, I = problem.x.shape
-        H = problem.weights[0][1].shape[1]
         arrays = {name: kernel_wing.to(value) for name, value in vars(problem).items()}
         found = kernel_wing.back(run(kernel_wing.module, dataclasses.replace(problem, **arrays)))
-        assert_all_close(found, run(reference, problem), recurrence_terms(T, B, I, H))
+        assert_all_close(found, run(reference, problem), recurrence_terms(T, B, I, problem.hidden_size))
 
     return check
 
@@ -108,13 +106,13 @@ def test_any_order_of_threads_and_blocks_gives_the_same_bits(schedule, cell):
 def test_without_a_leak_an_infinite_state_is_not_read_beside_the_product(schedule, activation, kernel_wing):
     """A leak of zero times infinity would be NaN."""
     one = np.ones((1, 1))
-    weights, state = ((one, one, None, None),), (np.zeros((1, 1, 1)),)
+    weights, state = ({"weight_ih": one, "weight_hh": one},), (np.zeros((1, 1, 1)),)
     for wing, to in ((reference, lambda arrays: arrays), (kernel_wing.module, kernel_wing.to)):
         arguments = (Vanilla(activation), *to((np.full((3, 1, 1), np.inf), weights, state)))
         y, final, saved = wing.recurrence_forward(*arguments, training=True)
         infinite = to((np.full((1, 1, 1), np.inf),))
         dx, _, dstate = wing.recurrence_backward(saved, None, infinite)
-        (stepped,), _ = wing.cell_forward(arguments[0], *to((one, (np.inf * one,), one)))
+        (stepped,), _ = wing.cell_forward(arguments[0], *to((one, (np.inf * one,), weights[0])))
         for array in (y, *final, dx, *dstate, stepped):
             assert np.isposinf(kernel_wing.back(array)).all()
 
@@ -153,7 +151,13 @@ def test_a_pullback_gives_the_same_twice_whatever_became_of_the_arguments(schedu
         problem.cell, problem.x, problem.weights, problem.state, training=True, **problem.options
     )
     first = kernels.recurrence_backward(saved, problem.dy, problem.dstate)
-    for array in (y, *state, problem.x, *problem.state, *itertools.chain(*problem.weights)):
+    for array in (
+        y,
+        *state,
+        problem.x,
+        *problem.state,
+        *(p for direction in problem.weights for p in direction.values()),
+    ):
         array[...] = np.nan
     assert_all_close(kernels.recurrence_backward(saved, problem.dy, problem.dstate), first, terms=0)
 
@@ -227,9 +231,9 @@ def test_a_sequence_becomes_a_graph(cell):
 def draw_step(cell, bias=True, **sizes):
     """The arguments of `cell_forward` after the cell, and the gradient that `cell_backward` takes."""
     problem = draw(CELLS[cell], Options(bias=bias), T=1, **sizes)
-    w_ih, w_hh, _, b_hh = problem.weights[0]
     state, dstate = (tuple(s[0] for s in one) for one in (problem.state, problem.dstate))
-    return (problem.x[0] @ w_ih.T, state, w_hh, b_hh), dstate
+    weights = dict(problem.weights[0])
+    return (problem.x[0] @ weights.pop("weight_ih").T, state, weights), dstate
 
 
 def run_step(wing, cell, arguments, dstate):

@@ -15,7 +15,6 @@ from gpurnn import cells, reference
 # All combinations of options are drawn, those without effect too.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
-WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
 FUNCTIONS = {
     cells.Vanilla: (gpurnn.rnn, ("activation", "leak")),
     cells.LSTM: (gpurnn.lstm, ()),
@@ -26,7 +25,7 @@ FUNCTIONS = {
 def inputs_of(problem) -> dict[str, np.ndarray]:
     inputs = {"x": problem.x, **{f"state[{k}]": s for k, s in enumerate(problem.state)}}
     for d, weights in enumerate(problem.weights):
-        inputs |= {f"{name}[{d}]": w for name, w in zip(WEIGHTS, weights, strict=True) if w is not None}
+        inputs |= {f"{name}[{d}]": w for name, w in weights.items() if w is not None}
     return inputs
 
 
@@ -35,7 +34,10 @@ def check(problem, seed: int) -> None:
         return reference.recurrence_forward(
             problem.cell,
             inputs["x"],
-            tuple(tuple(inputs.get(f"{name}[{d}]") for name in WEIGHTS) for d in range(len(problem.weights))),
+            tuple(
+                {name: inputs.get(f"{name}[{d}]") for name in problem.cell.parameters}
+                for d in range(len(problem.weights))
+            ),
             tuple(inputs[f"state[{k}]"] for k in range(len(problem.state))),
             training=training,
             **problem.options,
@@ -49,7 +51,7 @@ def check(problem, seed: int) -> None:
     dx, dweights, dstate = reference.recurrence_backward(run(inputs, training=True)[2], problem.dy, problem.dstate)
     found = {"x": dx, **{f"state[{k}]": s for k, s in enumerate(dstate)}}
     for d, gradients in enumerate(dweights):
-        found |= {f"{name}[{d}]": g for name, g in zip(WEIGHTS, gradients, strict=True)}
+        found |= {f"{name}[{d}]": g for name, g in gradients.items()}
     check_gradients(outputs, inputs, [problem.dy, *problem.dstate], {name: found[name] for name in inputs}, seed)
 
 
@@ -144,8 +146,8 @@ def test_functional_gradients_of_every_pair_of_options(choice):
     cell = CELLS[choice["cell"]]
     options = Options(True, True, choice["lengths"] is not None, choice["resets"], choice["mask"])
     problem = draw(cell, options, *(choice[size] for size in "TBIH"))
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    inputs = {"x": problem.x, **dict(zip(names, problem.weights[0], strict=True))}
+    names = list(cell.parameters)
+    inputs = {"x": problem.x, **problem.weights[0]}
     inputs = {name: value for name, value in inputs.items() if choice.get(name, True)}
     inputs |= {f"state[{k}]": s[0] for k, s in enumerate(problem.state)}
     given_states = {"absent": 0, "given": cell.states, "partly": 1}[choice["state"]]

@@ -60,7 +60,7 @@ def assert_as(problem: Problem, actual, expected) -> None:
     T, B, I = problem.x.shape
     given_arrays = (problem.x, problem.dy, *problem.state, *problem.dstate)
     magnitude = max((float(np.abs(a).max()) for a in given_arrays if a.size), default=0.0)
-    assert_all_close(actual, expected, recurrence_terms(T, B, I, problem.weights[0][1].shape[1]), magnitude)
+    assert_all_close(actual, expected, recurrence_terms(T, B, I, problem.hidden_size), magnitude)
 
 
 @given(problems())
@@ -87,7 +87,7 @@ def test_two_runs_and_two_pullbacks_are_bit_equal(problem):
 
 @given(problems())
 def test_arguments_stay_as_they_were(problem):
-    given_arrays = [w for direction in problem.weights for w in direction if w is not None]
+    given_arrays = [w for direction in problem.weights for w in direction.values() if w is not None]
     given_arrays += [problem.x, *problem.state, problem.dy, *problem.dstate]
     given_arrays += [a for a in problem.options.values() if a is not None]
     for a in given_arrays:

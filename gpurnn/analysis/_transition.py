@@ -103,9 +103,7 @@ class Transition:
             layer.hidden_size * layer.cell.states,
         )
         params = _arrays.parameters(where, layer.params, layer._parameter_shapes())
-        self.weights: tuple[Any, ...] = tuple(
-            params.get(f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
+        self.weights: dict[str, Any] = {name: params.get(f"{name}_l0") for name in layer.cell.parameters}
         self.xp = _dispatch.namespace(where, **params)
         for name, p in params.items():
             check_finite(where, f"{name}[{{}}]", p)
@@ -113,11 +111,11 @@ class Transition:
 
     def silence(self, B: int) -> Array:
         """A step of no input, (1, B, I)."""
-        return _dispatch.zeros(self.xp, (1, B, self.inputs), self.weights[0])
+        return _dispatch.zeros(self.xp, (1, B, self.inputs), self.weights["weight_ih"])
 
     def sequence(self, x: Array, state: Any = None, name: str = "state") -> tuple[Array, Array]:
         """x and the state ``name`` as one array (B, S), checked; both are finite."""
-        weight_ih = self.weights[0]
+        weight_ih = self.weights["weight_ih"]
         states: dict[str, Any] = unpack_state(self.where, self.cell, name, state)
         _, _, x, *given = _arrays.take(self.where, {"params": weight_ih, "x": x, **states}, needed=("x",))
         states = dict(zip(states, given, strict=True))
@@ -137,13 +135,13 @@ class Transition:
 
     def __call__(self, x: Array, s: Array) -> Array:
         """s_t (B, S) from x_t (B, I) and s_{t-1} (B, S)."""
-        _, state = self.function(self.xp.expand_dims(x, axis=0), *self.weights, self._split(s), **self.options)
+        _, state = self.function(self.xp.expand_dims(x, axis=0), **self.weights, state=self._split(s), **self.options)
         return self._join(state)
 
     def vjp(self, x: Array, s: Array) -> tuple[Array, Any]:
         """``s_t, pull``; ``pull(ds_t)`` is the gradient of s_{t-1}."""
         (_, state), pullback = self.function.vjp(
-            self.xp.expand_dims(x, axis=0), *self.weights, self._split(s), **self.options
+            self.xp.expand_dims(x, axis=0), **self.weights, state=self._split(s), **self.options
         )
 
         def pull(ds: Array) -> Array:

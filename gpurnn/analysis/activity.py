@@ -100,7 +100,7 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
 def gate_values(transition: Transition, x: Array, states: Array) -> dict[str, tuple[str, Array]]:
     """The function of each gate and its values (T, B, H), from the states (T + 1, B, S) of a run."""
     xp, H, cell = transition.xp, transition.hidden, transition.cell
-    weight_ih, weight_hh, bias_ih, bias_hh = transition.weights
+    weight_ih, weight_hh, bias_ih, bias_hh = transition.weights.values()
     h, new = states[:-1, :, :H], states[1:, ...]
 
     def product(v: Array, weight: Array, bias: Array | None) -> Array:

@@ -222,7 +222,7 @@ def gradient_bound(layer: Recurrent, x: Array | None = None, state: Any = None) 
             f"{where}: layer is a {type(layer).__name__}, expected a gpurnn.RNN: a cell with gates has no such bound; "
             "gradient_growth measures any"
         )
-    weight_hh = _dispatch.to_numpy(transition.weights[1])
+    weight_hh = _dispatch.to_numpy(transition.weights["weight_hh"])
     lambda_max = float(np.linalg.norm(weight_hh, 2))
     slope = _SLOPE[cell.activation]
     if x is not None:

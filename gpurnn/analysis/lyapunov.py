@@ -391,7 +391,7 @@ class _LayerOrbit:
     def __init__(self, where: str, layer: Recurrent, x: Array | None, state: Any, random: np.random.Generator) -> None:
         transition = Transition(where, layer)
         self.transition, self.xp = transition, transition.xp
-        weight = transition.weights[1]
+        weight = transition.weights["weight_hh"]
         if x is None:
             self.length = None
             if state is None:
@@ -414,7 +414,7 @@ class _LayerOrbit:
     def advance(self, s: Array, span: range) -> Array:
         """The state after the span, from that before it; all that it passes are finite."""
         own = self.transition
-        y, state = own.function(self.inputs(span, 1), *own.weights, own._split(s), **own.options)
+        y, state = own.function(self.inputs(span, 1), **own.weights, state=own._split(s), **own.options)
         check_finite(own.where, REACHED, y, span.start + 1)
         return own._join(state)
 
@@ -422,7 +422,7 @@ class _LayerOrbit:
         """``vectors`` (B, k, n) at the end of the span as they are at its beginning, in s."""
         own, (B, k, n) = self.transition, vectors.shape
         _, pullback = own.function.vjp(
-            self.inputs(span, k), *own.weights, own._split(self.xp.repeat(s, k, axis=0)), **own.options
+            self.inputs(span, k), **own.weights, state=own._split(self.xp.repeat(s, k, axis=0)), **own.options
         )
         (_, dstate), _ = pullback((None, own._split(self.xp.reshape(vectors, (B * k, n)))))
         return self.xp.reshape(own._join(dstate), (B, k, n))

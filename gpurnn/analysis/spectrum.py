@@ -102,7 +102,7 @@ def spectra(layer: Recurrent) -> dict[str, Spectrum]:
     {'r': 1.0, 'z': 1.0, 'n': 1.0}
     """
     transition = Transition("spectra", layer)
-    weight_hh, H = transition.weights[1], transition.hidden
+    weight_hh, H = transition.weights["weight_hh"], transition.hidden
     return {gate: spectrum(weight_hh[k * H : (k + 1) * H, :]) for k, gate in enumerate(layer.cell.gate_functions)}
 
 
@@ -197,7 +197,7 @@ def fixed_points(
     where = "fixed_points"
     transition = Transition(where, layer)
     iterations = _checks.integer_at_least(where, "iterations", iterations, 1)
-    weight_ih, S = transition.weights[0], transition.size
+    weight_ih, S = transition.weights["weight_ih"], transition.size
     if x is None:
         x = transition.silence(1)[0, ...]
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -73,6 +74,30 @@ class Cell:
         return len(self.state_names)
 
     @property
+    def parameters(self) -> dict[str, tuple[str, ...]]:
+        """The shape of each parameter by its name, in a layer's sizes, as ``("4*hidden_size", "input_size")``.
+
+        A name that ends with ``_ih`` belongs to the input product, which is computed for all steps at once. One that
+        begins with ``bias`` may be missing, which is the same as zeros.
+        """
+        rows = f"{self.gates}*hidden_size"
+        return {
+            "weight_ih": (rows, "input_size"),
+            "weight_hh": (rows, "hidden_size"),
+            "bias_ih": (rows,),
+            "bias_hh": (rows,),
+        }
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The names of the parameters that must be there."""
+        return tuple(name for name in self.parameters if not name.startswith("bias"))
+
+    def shapes(self, **sizes: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter by its name, for an ``input_size`` and a ``hidden_size``."""
+        return {name: tuple(_evaluated(axis, sizes) for axis in axes) for name, axes in self.parameters.items()}
+
+    @property
     def phases(self) -> tuple[int, ...]:
         """The number of gates of each phase of a step.
 
@@ -100,3 +125,8 @@ class Cell:
     def kernel_struct(self) -> tuple[str, ...]:
         """The struct in the cell's ``.cuh`` file, and its template arguments behind the real type."""
         raise NotImplementedError
+
+
+def _evaluated(axis: str, sizes: Mapping[str, int]) -> int:
+    """The length of an axis, as of ``"4*hidden_size"``."""
+    return math.prod(int(factor) if factor.isdigit() else sizes[factor] for factor in axis.split("*"))

@@ -51,7 +51,7 @@ def _forward(
     y, final, saved = _dispatch.wing(where, x=x).recurrence_forward(
         cell,
         x,
-        ((weight_ih, weight_hh, bias_ih, bias_hh),),
+        ({"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh},),
         tuple(xp.expand_dims(zero if s is None else s, axis=0) for s in initial),
         lengths=lengths,
         resets=resets,
@@ -77,11 +77,10 @@ def _vjp(cell: cells.Cell, *args: Any, **kwargs: Any) -> tuple[tuple[Array, Stat
 
     def pullback(cotangents: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
         dy, dstate = check_cotangents(where, cell, cotangents, y, state)
-        dx, ((*dweights,),), dstate0 = wing.recurrence_backward(
+        dx, (dweights,), dstate0 = wing.recurrence_backward(
             saved, dy, tuple(None if s is None else xp.expand_dims(s, axis=0) for s in dstate)
         )
-        gradients = dict(zip(names, dweights, strict=True))
-        return (dx, pack_state(cell, tuple(s[0, ...] for s in dstate0))), {name: gradients[name] for name in trained}
+        return (dx, pack_state(cell, tuple(s[0, ...] for s in dstate0))), {name: dweights[name] for name in trained}
 
     return (y, state), pullback
 

@@ -350,7 +350,7 @@ class Decoder(Composite):
             bias = p.get(f"bias_ih_l{layer}")
             new, of_cell = wing.cell_forward(
                 self.recurrent.cell, entering if bias is None else entering + bias, previous,
-                p[f"weight_hh_l{layer}"], p.get(f"bias_hh_l{layer}"),
+                {name: p.get(f"{name}_l{layer}") for name in self.recurrent.cell.parameters},
             )  # fmt: skip
             h = new[0]
             state.append(new)
@@ -531,11 +531,11 @@ class Decoder(Composite):
             dh = djoint[:, -H:] + dlooking
         for layer in reversed(range(self.recurrent.num_layers)):
             down, *others = dstate[layer]
-            dgate, dprevious, dw_hh, db_hh = wing.cell_backward(kept.saved[layer], (down + dh, *others))
+            dgate, dprevious, dhidden = wing.cell_backward(kept.saved[layer], (down + dh, *others))
             gates.insert(0, dgate)
             previous.insert(0, tuple(dprevious))
-            _add(hidden, f"weight_hh_l{layer}", dw_hh)
-            _add(hidden, f"bias_hh_l{layer}", db_hh)
+            for name, gradient in dhidden.items():
+                _add(hidden, f"{name}_l{layer}", gradient)
             if layer > 0:
                 dh = xp.matmul(dgate, p[f"weight_ih_l{layer}"])
                 if between:

@@ -31,12 +31,10 @@ LAYERS: dict[str, type[Recurrent]] = {}
 class _Weights(NamedTuple):
     """What a layer computes with, the same at all steps."""
 
-    names: list[str]
-    """Of the parameters, four for each direction; that of a bias even where the layer has none."""
-    values: tuple[tuple[Array, Array, Array | None, Array | None], ...]
-    """For each direction, as a wing takes them."""
-    dropped: dict[str, Array]
-    """The masks of the weights that were dropped, by name."""
+    values: tuple[dict[str, Array | None], ...]
+    """For each direction, as a wing takes them: by the names of the cell's parameters."""
+    dropped: tuple[dict[str, Array], ...]
+    """For each direction, the masks of the weights that were dropped."""
     mask: Array | None
     """Multiplies h_{t-1}."""
     between: int | None
@@ -110,14 +108,9 @@ class Recurrent(Layer):
         return {n: shape for layer in range(self.num_layers) for n, shape in self._shapes_of(layer).items()}
 
     def _shapes_of(self, layer: int) -> dict[str, tuple[int, ...]]:
-        rows = self.cell.gates * self.hidden_size
         inputs = self.input_size if layer == 0 else self.hidden_size * self.num_directions
-        shapes: dict[str, tuple[int, ...]] = {}
-        for suffix in self._suffixes(layer):
-            for name, columns in (("ih", inputs), ("hh", self.hidden_size)):
-                shapes[f"weight_{name}{suffix}"] = (rows, columns)
-                shapes[f"bias_{name}{suffix}"] = (rows,)
-        return shapes
+        shapes = self.cell.shapes(input_size=inputs, hidden_size=self.hidden_size)
+        return {name + suffix: shape for suffix in self._suffixes(layer) for name, shape in shapes.items()}
 
     def _initialise(
         self, init: Init | tuple[Init, Init], dtype: np.dtype[Any], rng: np.random.Generator
@@ -129,27 +122,22 @@ class Recurrent(Layer):
                 "and W_hh"
             )
         init_ih, init_hh = map(initializers.get, pair)
-        gates, hidden = self.cell.gates, self.hidden_size
+        hidden = self.hidden_size
 
-        def blocks(initialise: initializers.Initializer, shape: tuple[int, int]) -> Array:
-            return np.concatenate([initialise(rng, shape, dtype) for _ in range(gates)])
-
-        def bias(name: str) -> Array:
-            ones = self.cell.biases_of_one if name == "ih" else ()
+        def initial(name: str, shape: tuple[int, ...]) -> Array:
+            if len(shape) == 2:  # a block of each gate
+                initialise = init_ih if name == "weight_ih" else init_hh
+                return np.concatenate([initialise(rng, (hidden, shape[1]), dtype) for _ in range(shape[0] // hidden)])
+            ones = self.cell.biases_of_one if name == "bias_ih" else ()
             return np.repeat(np.array([gate in ones for gate in self.cell.gate_functions], dtype), hidden)
 
         params = {}
         for layer in range(self.num_layers):
             shapes = self._shapes_of(layer)  # a damaged file may ask for any number of layers
             for suffix in self._suffixes(layer):
-                for name, initialise in (("ih", init_ih), ("hh", init_hh)):
-                    shape = shapes[f"weight_{name}{suffix}"]
-                    initial = partial(blocks, initialise, (hidden, shape[1]))
-                    params[f"weight_{name}{suffix}"] = parameter(shape, dtype, initial)
-                if self.bias:
-                    for name in ("ih", "hh"):
-                        shape = shapes[f"bias_{name}{suffix}"]
-                        params[f"bias_{name}{suffix}"] = parameter(shape, dtype, partial(bias, name))
+                for name in self.cell.parameters if self.bias else self.cell.needed:
+                    shape = shapes[name + suffix]
+                    params[name + suffix] = parameter(shape, dtype, partial(initial, name, shape))
         return params
 
     def __call__(
@@ -338,10 +326,12 @@ class Recurrent(Layer):
             if self.batch_first:
                 dx = _arrays.contiguous(xp.permute_dims(dx, (1, 0, 2)))
             gradients = {}
-            for layer, found in zip(weights, dweights, strict=True):
-                flat = [gradient for direction in found for gradient in direction]
-                for name, gradient in zip(layer.names, flat, strict=True):
-                    gradients[name] = gradient * layer.dropped[name] if name in layer.dropped else gradient
+            for layer, of_layer in enumerate(dweights):
+                for suffix, of_direction, masks in zip(
+                    self._suffixes(layer), of_layer, weights[layer].dropped, strict=True
+                ):
+                    for name, gradient in of_direction.items():
+                        gradients[name + suffix] = gradient * masks[name] if name in masks else gradient
             return (dx, self._pack(xp, dcurrent)), self._summed(gradients)
 
         return output, final_state, pullback if training else None
@@ -401,26 +391,25 @@ class Recurrent(Layer):
         copied: bool,
     ) -> _Weights:
         """A layer's weights with the dropouts that are drawn once for all steps."""
-        suffixes = self._suffixes(layer)
-        names = [f"{name}{suffix}" for suffix in suffixes for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        values: dict[str, Any] = {name: params.get(name) for name in names}
-        if copied:  # what the caller does to the parameters must not reach what is computed anew
+        values: list[dict[str, Any]] = [
+            {name: params.get(name + suffix) for name in self.cell.parameters} for suffix in self._suffixes(layer)
+        ]
+        if copied:  # what the caller does to the parameters must not reach what is computed again
             xp = _dispatch.namespace(type(self).__name__, x=x)
-            values = {name: None if p is None else xp.asarray(p, copy=True) for name, p in values.items()}
+            values = [{n: None if p is None else xp.asarray(p, copy=True) for n, p in own.items()} for own in values]
         between = None
         if rng is not None and self.dropout > 0 and layer > 0:
             between = philox_seed(rng)
-        dropped = {}
+        dropped: list[dict[str, Array]] = [{} for _ in values]
         if rng is not None and self.recurrent_dropout > 0:
-            for suffix in suffixes:
-                name = f"weight_hh{suffix}"
-                dropped[name] = dropout_mask(x, tuple(values[name].shape), self.recurrent_dropout, rng)
-                values[name] = values[name] * dropped[name]
+            for own, masks in zip(values, dropped, strict=True):
+                w_hh = own["weight_hh"]
+                masks["weight_hh"] = dropout_mask(x, tuple(w_hh.shape), self.recurrent_dropout, rng)
+                own["weight_hh"] = w_hh * masks["weight_hh"]
         mask = None
         if rng is not None and self.variational_dropout > 0:
             mask = dropout_mask(x, mask_shape, self.variational_dropout, rng)
-        directions = (names[4 * d : 4 * d + 4] for d in range(len(suffixes)))
-        return _Weights(names, tuple(tuple(values[n] for n in four) for four in directions), dropped, mask, between)
+        return _Weights(tuple(values), tuple(dropped), mask, between)
 
     def _stack(
         self,

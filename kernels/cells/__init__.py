@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 from .. import recurrence
 from ..launch import contiguous, namespace, of_stream, remembers_stream
-from ..recurrence import Array, plan, run_backward, run_forward
+from ..recurrence import plan, run_backward, run_forward
 
 
 @remembers_stream
 def cell_forward(
-    cell: Cell, xw: Array, state: tuple[Array, ...], w_hh: Array, b_hh: Array | None = None
+    cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights
 ) -> tuple[tuple[Array, ...], recurrence.Run]:
     """One step of a cell from its projected input; arguments and results are those of ``gpurnn.reference``'s."""
     xp = namespace(xw)
     B, H = state[0].shape
+    b_hh = weights.get("bias_hh")
     with plan.schedule("stepwise"):
-        run = recurrence.Run.begin(cell, 1, B, H, xp.array(w_hh, order="C")[None], training=True)
+        run = recurrence.Run.begin(cell, 1, B, H, xp.array(weights["weight_hh"], order="C")[None], training=True)
     final = tuple(xp.array(s, order="C")[None] for s in state)
     run_forward(run, contiguous(xw)[None], (None, None if b_hh is None else contiguous(b_hh)[None]), final)
     return tuple(s[0] for s in final), run
 
 
 @of_stream
-def cell_backward(saved: recurrence.Run, dstate: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], Array, Array]:
-    """The transpose of `cell_forward`: the gradients of xw, of the state before the step, of w_hh and of b_hh."""
+def cell_backward(
+    saved: recurrence.Run, dstate: tuple[Array, ...]
+) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
+    """The transpose of `cell_forward`: the gradients of xw, of the state before it, and of the weights by name."""
     xp: Any = namespace(saved.w)
     dstate_prev = tuple(xp.array(s, order="C")[None] for s in dstate)
     da, da_hidden = run_backward(saved, None, dstate_prev)
-    dw_hh, db_hh = saved.hidden_gradients(0, da, da_hidden)
-    return da[0], tuple(s[0] for s in dstate_prev), dw_hh, db_hh
+    return da[0], tuple(s[0] for s in dstate_prev), saved.hidden_gradients(0, da, da_hidden)

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from array_api_compat import is_cupy_array
 
-from gpurnn._contract import Array
+from gpurnn._contract import Array, Weights
 from gpurnn.cells import CELLS, Cell
 
 from ..launch import C_NAMES, Kernel, Module, contiguous, empty, namespace, of_stream, remembers_stream
 from . import plan
-
-Weights = tuple[Array, Array, "Array | None", "Array | None"]
-"""w_ih (G*H, I), w_hh (G*H, H), b_ih and b_hh (G*H,) or None, of one direction."""
 
 _THREADS = 256
 """Of a block of the stepwise kernels."""
@@ -204,13 +201,16 @@ class Run:
             return None
         return namespace(self.w).zeros(launch.tiles * launch.grid[1] * launch.grid[2], np.uint32)
 
-    def hidden_gradients(self, d: int, da: Array, da_hidden: Array, rows: slice = slice(None)) -> tuple[Array, Array]:
-        """The gradients of a direction's w_hh and b_hh from those of the gates, all steps' or those of some rows."""
+    def hidden_gradients(self, d: int, da: Array, da_hidden: Array, rows: slice = slice(None)) -> dict[str, Array]:
+        """The gradients of a direction's weights from those of the gates, of all steps or of some rows.
+
+        They are those of the weights that a step multiplies by: not of weight_ih and bias_ih.
+        """
         xp, gates = namespace(da), da_hidden[d, rows]
         db_hh = xp.matmul(xp.ones(len(gates), da.dtype), gates)
         operands = self.operands[:, d].reshape(len(self.operands), -1, self.H)[:, rows]
         parts = [xp.matmul(gates[:, part].T, operand) for part, operand in zip(self.phase_rows, operands, strict=True)]
-        return (parts[0] if len(parts) == 1 else xp.concatenate(parts)), db_hh
+        return {"weight_hh": parts[0] if len(parts) == 1 else xp.concatenate(parts), "bias_hh": db_hh}
 
 
 def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], state: tuple[Array, ...]) -> Array:
@@ -338,28 +338,28 @@ def recurrence_forward(
     """
     xp = namespace(x)
     T, B, I = x.shape
-    D, H, G = len(weights), weights[0][1].shape[1], cell.gates
+    D, H, G = len(weights), weights[0]["weight_hh"].shape[1], cell.gates
     if lengths is not None:
         lengths = xp.clip(lengths, 0, T).astype(xp.int32)
         x = xp.where((xp.arange(T, dtype=xp.int32)[:, None] < lengths)[:, :, None], x, x.dtype.type(0))
     elif training:
         x = xp.array(x, order="C")
     # Weights are copied, so that what a caller does to his arrays cannot reach the gradients.
-    w = xp.stack([w_hh for _, w_hh, _, _ in weights])
+    w = xp.stack([direction["weight_hh"] for direction in weights])
     run = Run.begin(cell, T, B, H, w, lengths, resets, mask, training=training)
     xw = empty(x, (D, T * B, G * H), x.dtype)
-    for d, (w_ih, _, _, _) in enumerate(weights):
+    for d, direction in enumerate(weights):
         for rows in _chunks(T, B):
-            xp.matmul(x.reshape(T * B, I)[rows], w_ih.T, out=xw[d, rows])
+            xp.matmul(x.reshape(T * B, I)[rows], direction["weight_ih"].T, out=xw[d, rows])
     biases = (
-        _stacked(xp, [direction[2] for direction in weights]),
-        _stacked(xp, [direction[3] for direction in weights]),
+        _stacked(xp, [direction.get("bias_ih") for direction in weights]),
+        _stacked(xp, [direction.get("bias_hh") for direction in weights]),
     )
     final = tuple(xp.array(s, order="C") for s in state)
     y = run_forward(run, xw, biases, final)
     if not training:
         return y, final, None
-    return y, final, _Saved(run, x, tuple(xp.array(w_ih, order="C") for w_ih, _, _, _ in weights))
+    return y, final, _Saved(run, x, tuple(xp.array(w["weight_ih"], order="C") for w in weights))
 
 
 def _stacked(xp: Any, biases: list[Array | None]) -> Array | None:
@@ -373,8 +373,8 @@ def recurrence_backward(
     saved: _Saved,
     dy: Array | None,
     dstate: tuple[Array | None, ...],
-    dweights: tuple[tuple[Array, Array, Array, Array], ...] | None = None,
-) -> tuple[Array, tuple[tuple[Array, Array, Array, Array], ...], tuple[Array, ...]]:
+    dweights: tuple[Mapping[str, Array], ...] | None = None,
+) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
     """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
     run, x = saved.run, saved.x
     xp = namespace(x)
@@ -383,15 +383,18 @@ def recurrence_backward(
     da, da_hidden = run_backward(run, dy, dstate0)
     x_rows = x.reshape(run.T * run.B, x.shape[2])
     dx = xp.zeros_like(x_rows)
-    found = []
+    totals = []
     for d, w_ih in enumerate(saved.w_ih):
-        total = None if dweights is None else dweights[d]
+        total = None if dweights is None else dict(dweights[d])
         chunks = _chunks(run.T, run.B)
         for rows in chunks if d == 1 else chunks[::-1]:
             part = da[d, rows]
             dx[rows] += xp.matmul(part, w_ih)
-            dw_hh, db_hh = run.hidden_gradients(d, da, da_hidden, rows)
-            made = xp.matmul(part.T, x_rows[rows]), dw_hh, xp.matmul(xp.ones(len(part), x.dtype), part), db_hh
-            total = made if total is None else tuple(a + b for a, b in zip(total, made, strict=True))
-        found.append(total)
-    return dx.reshape(x.shape), tuple(found), dstate0
+            made = {
+                "weight_ih": xp.matmul(part.T, x_rows[rows]),
+                "bias_ih": xp.matmul(xp.ones(len(part), x.dtype), part),
+                **run.hidden_gradients(d, da, da_hidden, rows),
+            }
+            total = made if total is None else {name: total[name] + gradient for name, gradient in made.items()}
+        totals.append({name: total[name] for name in run.cell.parameters})
+    return dx.reshape(x.shape), tuple(totals), dstate0

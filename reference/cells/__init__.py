@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-from gpurnn._contract import Array
+from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 
@@ -22,8 +22,17 @@ def module_of(cell: Cell) -> ModuleType:
     return _module(cell.file())
 
 
+def with_zeros(cell: Cell, weights: Weights) -> dict[str, Array]:
+    """The weights of one direction, with zeros for the biases that are not there."""
+    w_hh = weights["weight_hh"]
+    assert w_hh is not None
+    absent = [name for name in cell.parameters if name not in cell.needed and weights.get(name) is None]
+    shapes = cell.shapes(input_size=0, hidden_size=w_hh.shape[1]) if absent else {}
+    return {**weights, **{name: np.zeros(shapes[name], w_hh.dtype) for name in absent}}
+
+
 def cell_forward(
-    cell: Cell, xw: Array, state: tuple[Array, ...], w_hh: Array, b_hh: Array | None = None
+    cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights
 ) -> tuple[tuple[Array, ...], tuple[object, ...]]:
     """One step of a cell from its projected input.
 
@@ -34,8 +43,9 @@ def cell_forward(
         W_ih x_t + b_ih, gates in PyTorch's order.
     state : tuple of (B, H) arrays
         ``(h,)``, for the LSTM ``(h, c)``.
-    w_hh, b_hh : (G*H, H) and (G*H,) arrays
-        The recurrent weights and their bias, None for zero.
+    weights : dict of arrays
+        The cell's parameters by name, except those of the input: ``weight_hh`` (G*H, H), ``bias_hh`` (G*H,) or None for
+        zero.
 
     Returns
     -------
@@ -43,15 +53,14 @@ def cell_forward(
     saved
         What `cell_backward` takes.
     """
-    bias = np.zeros(w_hh.shape[0], w_hh.dtype) if b_hh is None else b_hh
-    state, saved = module_of(cell).forward(cell, xw, state, w_hh, bias)
+    state, saved = module_of(cell).forward(cell, xw, state, with_zeros(cell, weights))
     return state, (cell, saved)
 
 
 def cell_backward(
     saved: tuple[Cell, tuple[Array, ...]], dstate: tuple[Array, ...]
-) -> tuple[Array, tuple[Array, ...], Array, Array]:
-    """The transpose of `cell_forward`: the gradients of xw, of the state before the step, of w_hh and of b_hh."""
+) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
+    """The transpose of `cell_forward`: the gradients of xw, of the state before it, and of the weights by name."""
     cell, arrays = saved
-    dxw, dstate_prev, dw_hh, db_hh = module_of(cell).backward(cell, arrays, dstate)
-    return dxw, dstate_prev, dw_hh, db_hh
+    dxw, dstate_prev, dweights = module_of(cell).backward(cell, arrays, dstate)
+    return dxw, dstate_prev, dweights

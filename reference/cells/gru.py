@@ -16,11 +16,12 @@ from .packing import Function, Rows
 
 
 def forward(
-    cell: cells.GRU, xw: Array, state: tuple[Array, ...], w_hh: Array, b_hh: Array
+    cell: cells.GRU, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """One step: the new (h,), and what `backward` needs."""
     (h_prev,) = state
     H = h_prev.shape[1]
+    w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
     w_rz, w_n = w_hh[: 2 * H], w_hh[2 * H :]
     b_rz, b_n = b_hh[: 2 * H], b_hh[2 * H :]
     a_rz = xw[:, : 2 * H] + h_prev @ w_rz.T + b_rz
@@ -38,8 +39,8 @@ def forward(
 
 def backward(
     cell: cells.GRU, saved: tuple[Array, ...], dstate: tuple[Array, ...]
-) -> tuple[Array, tuple[Array, ...], Array, Array]:
-    """The transpose of one step: the gradients of xw, of the state before it, of w_hh and of b_hh."""
+) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
+    """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
     h_prev, w_hh, r, z, not_r, not_z, n, u = saved
     (dh,) = dstate
     H = h_prev.shape[1]
@@ -62,7 +63,7 @@ def backward(
     dh_prev = dh_prev + da_rz @ w_rz
     dw_hh = np.concatenate([da_rz.T @ h_prev, dw_n])
     db_hh = np.concatenate([da_rz.sum(axis=0), db_n])
-    return np.concatenate([da_rz, da_n], axis=1), (dh_prev,), dw_hh, db_hh
+    return np.concatenate([da_rz, da_n], axis=1), (dh_prev,), {"weight_hh": dw_hh, "bias_hh": db_hh}
 
 
 class Steps:
@@ -80,7 +81,8 @@ class Steps:
     c = None
     floating_point_errors = SATURATION
 
-    def __init__(self, cell: cells.GRU, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
+    def __init__(self, cell: cells.GRU, weights: dict[str, Array], T: int, B: int, training: bool) -> None:
+        w_hh = weights["weight_hh"]
         H, dtype = w_hh.shape[1], w_hh.dtype
         z: Function = "sigma" if cell.update == "candidate" else "1 - sigma"
         self.H, self.reset_after, self.training = H, cell.reset_after, training
@@ -91,7 +93,7 @@ class Steps:
         if cell.reset_after:
             self.slots = 4
             self.rows = Rows(H, gates=((1, z), (0, "sigma"), (2, "tanh")))
-            self.b_n = b_hh[2 * H :].copy()
+            self.b_n = weights["bias_hh"][2 * H :].copy()
         else:
             self.slots = 3
             self.rows = Rows(H, gates=((1, z), (0, "sigma")))
@@ -107,11 +109,11 @@ class Steps:
             self.w_back = self.rows.signed(w_hh)
             self.w_n_back = self.n_rows.signed(w_hh)
 
-    def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
+    def input_bias(self, weights: dict[str, Array]) -> Array:
         """What is added to the input product, once for all steps: b_hn stays inside the product if r weighs it."""
-        bias = b_ih + b_hh
+        bias = weights["bias_ih"] + weights["bias_hh"]
         if self.reset_after:
-            bias[2 * self.H :] = b_ih[2 * self.H :]
+            bias[2 * self.H :] = weights["bias_ih"][2 * self.H :]
         return bias
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
@@ -171,11 +173,12 @@ class Steps:
             np.multiply(dh, mask, out=dh)
         np.add(dh, direct, out=dh)
 
-    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dw_hh: Array, db_hh: Array, first: bool) -> None:
-        """Add to dw_hh and db_hh what the rows of a chunk of steps, da (n, slots*H) and h_in (n, H), make of them."""
+    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dweights: dict[str, Array], first: bool) -> None:
+        """Add to dweights what the rows of a chunk of steps, da (n, slots*H) and h_in (n, H), give."""
         H = self.H
-        self.rows.accumulate(product(da[:, H:].T, h_in), dw_hh, first)
+        self.rows.accumulate(product(da[:, H:].T, h_in), dweights["weight_hh"], first)
         if self.reset_after:
-            self.n_rows.accumulate(np.ones(len(da), da.dtype) @ da[:, 3 * H :], db_hh, first)
+            self.n_rows.accumulate(np.ones(len(da), da.dtype) @ da[:, 3 * H :], dweights["bias_hh"], first)
         else:
-            self.n_rows.accumulate(product(da[:, :H].T, self.v[chunk].reshape(len(da), H)), dw_hh, first)
+            dw_n = product(da[:, :H].T, self.v[chunk].reshape(len(da), H))
+            self.n_rows.accumulate(dw_n, dweights["weight_hh"], first)

@@ -18,10 +18,11 @@ from .packing import Rows
 
 
 def forward(
-    cell: cells.LSTM, xw: Array, state: tuple[Array, ...], w_hh: Array, b_hh: Array
+    cell: cells.LSTM, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """One step: the new (h, c), and what `backward` needs."""
     h_prev, c_prev = state
+    w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
     a_i, a_f, a_g, a_o = np.split(xw + h_prev @ w_hh.T + b_hh, 4, axis=1)
     i, f, o = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o)
     g = np.tanh(a_g)
@@ -34,8 +35,8 @@ def forward(
 
 def backward(
     cell: cells.LSTM, saved: tuple[Array, ...], dstate: tuple[Array, ...]
-) -> tuple[Array, tuple[Array, ...], Array, Array]:
-    """The transpose of one step: the gradients of xw, of the state before it, of w_hh and of b_hh."""
+) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
+    """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
     h_prev, c_prev, w_hh, i, f, g, o, not_i, not_f, not_o, tanh_c = saved
     dh, dc = dstate
     dc = dc + dh * o * (1 - tanh_c**2)
@@ -44,7 +45,7 @@ def backward(
     da_g = dc * i * (1 - g**2)
     da_o = dh * tanh_c * o * not_o
     da = np.concatenate([da_i, da_f, da_g, da_o], axis=1)
-    return da, (da @ w_hh, dc * f), da.T @ h_prev, da.sum(axis=0)
+    return da, (da @ w_hh, dc * f), {"weight_hh": da.T @ h_prev, "bias_hh": da.sum(axis=0)}
 
 
 class Steps:
@@ -63,7 +64,8 @@ class Steps:
     floating_point_errors = SATURATION
     hidden_bias = slice(0)
 
-    def __init__(self, cell: cells.LSTM, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
+    def __init__(self, cell: cells.LSTM, weights: dict[str, Array], T: int, B: int, training: bool) -> None:
+        w_hh = weights["weight_hh"]
         H, dtype = w_hh.shape[1], w_hh.dtype
         # Arrays of no axes: NumPy would convert a scalar anew at each call.
         self.one = np.array(1, dtype)
@@ -81,9 +83,9 @@ class Steps:
             self.complements = empty((3, B, H), dtype)
             self.saved = empty((T, 6, B, H), dtype)
 
-    def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
+    def input_bias(self, weights: dict[str, Array]) -> Array:
         """What is added to the input product, once for all steps."""
-        return b_ih + b_hh
+        return weights["bias_ih"] + weights["bias_hh"]
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
         """Step t: from xw (4, B, H) and h_in, which is h_prev or its masked copy, to h; c is advanced in place."""
@@ -130,6 +132,6 @@ class Steps:
         if mask is not None:
             np.multiply(dh, mask, out=dh)
 
-    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dw_hh: Array, db_hh: Array, first: bool) -> None:
-        """Add to dw_hh what the rows of a chunk of steps, da (n, 4H) and h_in (n, H), make of it."""
-        self.rows.accumulate(product(da.T, h_in), dw_hh, first)
+    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dweights: dict[str, Array], first: bool) -> None:
+        """Add to dweights what the rows of a chunk of steps, da (n, 4H) and h_in (n, H), give."""
+        self.rows.accumulate(product(da.T, h_in), dweights["weight_hh"], first)

@@ -18,10 +18,11 @@ from .packing import Rows
 
 
 def forward(
-    cell: cells.Vanilla, xw: Array, state: tuple[Array, ...], w_hh: Array, b_hh: Array
+    cell: cells.Vanilla, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """One step: the new (h,), and what `backward` needs."""
     (h_prev,) = state
+    w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
     a = xw + h_prev @ w_hh.T + b_hh
     slope = np.empty_like(a)
     h = activate(cell.activation, a, slope)
@@ -32,15 +33,15 @@ def forward(
 
 def backward(
     cell: cells.Vanilla, saved: tuple[Array, ...], dstate: tuple[Array, ...]
-) -> tuple[Array, tuple[Array, ...], Array, Array]:
-    """The transpose of one step: the gradients of xw, of the state before it, of w_hh and of b_hh."""
+) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
+    """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
     h_prev, w_hh, slope = saved
     (dh,) = dstate
     da = dh * slope
     dh_prev = da @ w_hh
     if cell.leak:
         dh_prev = dh_prev + cell.leak * dh
-    return da, (dh_prev,), da.T @ h_prev, da.sum(axis=0)
+    return da, (dh_prev,), {"weight_hh": da.T @ h_prev, "bias_hh": da.sum(axis=0)}
 
 
 class Steps:
@@ -52,7 +53,8 @@ class Steps:
     floating_point_errors: ClassVar[dict[str, str]] = {}
     hidden_bias = slice(0)
 
-    def __init__(self, cell: cells.Vanilla, w_hh: Array, b_hh: Array, T: int, B: int, training: bool) -> None:
+    def __init__(self, cell: cells.Vanilla, weights: dict[str, Array], T: int, B: int, training: bool) -> None:
+        w_hh = weights["weight_hh"]
         H, dtype = w_hh.shape[1], w_hh.dtype
         self.activation, self.leak = cell.activation, np.array(cell.leak, dtype)
         self.rows = self.input_rows = Rows(H, gates=((0, "tanh"),))
@@ -63,9 +65,9 @@ class Steps:
             self.w_back = self.rows.signed(w_hh)
             self.slope = empty((T, B, H), dtype)
 
-    def input_bias(self, b_ih: Array, b_hh: Array) -> Array:
+    def input_bias(self, weights: dict[str, Array]) -> Array:
         """What is added to the input product, once for all steps."""
-        return b_ih + b_hh
+        return weights["bias_ih"] + weights["bias_hh"]
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
         """Step t: from xw (1, B, H) and h_in, which is h_prev or its masked copy, to h."""
@@ -87,6 +89,6 @@ class Steps:
         if self.leak:
             np.add(dh, scratch[0], out=dh)
 
-    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dw_hh: Array, db_hh: Array, first: bool) -> None:
-        """Add to dw_hh what the rows of a chunk of steps, da (n, H) and h_in (n, H), make of it."""
-        self.rows.accumulate(product(da.T, h_in), dw_hh, first)
+    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dweights: dict[str, Array], first: bool) -> None:
+        """Add to dweights what the rows of a chunk of steps, da (n, H) and h_in (n, H), give."""
+        self.rows.accumulate(product(da.T, h_in), dweights["weight_hh"], first)
