@@ -237,6 +237,19 @@ def test_sampling_is_the_seeds_and_goes_on_from_the_prompt():
     assert model.sample(3, "abba" + greedy[:3], temperature=0) == greedy[3:]
 
 
+def test_a_stream_is_the_sample_symbol_by_symbol(monkeypatch):
+    model, read = small(), []
+    step = LanguageModel._next
+    monkeypatch.setattr(LanguageModel, "_next", lambda self, tokens, *rest: read.append(1) or step(self, tokens, *rest))
+    symbols = model.stream(20, "ab", temperature=0.8, top_k=3, rng=4)
+    assert read == []
+    first = [next(symbols), next(symbols)]
+    assert len(read) == 2  # no further than what is asked for
+    assert "".join([*first, *symbols]) == model.sample(20, "ab", temperature=0.8, top_k=3, rng=4)
+    with pytest.raises(ValueError, match=r"LanguageModel.stream: length is -1"):
+        model.stream(-1)  # and not at its first symbol
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -819,6 +819,35 @@ def test_a_second_interrupt_acts_at_once(tmp_path):
     assert run.step == run.saved_step == 0
 
 
+def test_each_line_of_the_metrics_is_reported_once():
+    reported = []
+    options = {"steps": 7, "log_interval": 2, "validation": stream(), "validation_interval": 3}
+    run = trainer(language_model(), stream(), on_log=reported.append, **options)
+    run.train()
+    assert sorted(reported, key=str) == sorted(run.history, key=str)
+    assert len([record for record in reported if "validation_loss" in record]) == 3
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_report_that_fails_is_made_again_and_nothing_is_logged_twice(at):
+    options = {"steps": 6, "log_interval": 2, "validation": stream(), "validation_interval": 2}
+    whole = trainer(language_model(), stream(), **options)
+    whole.train()
+    reported = []
+
+    def report(record):
+        reported.append(record["step"])
+        if len(reported) == at:
+            raise OSError
+
+    run = trainer(language_model(), stream(), on_log=report, **options)
+    with pytest.raises(OSError):  # noqa: PT011
+        run.train()
+    run.train()
+    times = [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in run.history]
+    assert times == [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in whole.history]
+
+
 def test_the_progress_bar_shows_loss_metric_and_speed(capsys):
     run = trainer(language_model(), stream(), progress=True, metric="bits_per_character", log_interval=1)
     run.train()
@@ -856,6 +885,7 @@ def test_the_progress_bar_shows_loss_metric_and_speed(capsys):
         ({"schedule": 0.1}, "schedule is 0.1, expected a function or None"),
         ({"schedule": Exponential}, "schedule is the class Exponential, expected an object of it"),
         ({"on_checkpoint": 3}, "on_checkpoint is 3, expected a function or None"),
+        ({"on_log": 3}, "on_log is 3, expected a function or None"),
         ({"on_gradients": "norm"}, "on_gradients is 'norm', expected a function or None"),
         ({"optimizer": Adam}, "optimizer is the class Adam, expected an object"),
         ({"directory": 3}, "directory is an int, expected a str or a path-like object"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -583,7 +583,56 @@ class LanguageModel(Model):
         FloatingPointError
             A parameter is NaN or infinite, so that the tokens have no probabilities.
         """
-        where = "LanguageModel.sample"
+        symbols = self._drawn("LanguageModel.sample", length, prompt, temperature, top_k, top_p, rng)
+        return self.vocabulary.join(symbols)
+
+    def stream(
+        self,
+        length: int,
+        prompt: str = "",
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        rng: int | np.random.Generator = 0,
+    ) -> Iterator[str]:
+        """The symbols of `sample`, each as soon as it is drawn.
+
+        Parameters
+        ----------
+        length, prompt, temperature, top_k, top_p, rng
+            As of `sample`.
+
+        Returns
+        -------
+        iterator of str
+            Characters or words. What ``vocabulary.join`` makes of them is the text that `sample` returns.
+
+        Raises
+        ------
+        ValueError, TypeError, FloatingPointError
+            As `sample` does; the last one where the iterator is.
+
+        Examples
+        --------
+        >>> from gpurnn.models import CharVocabulary, LanguageModel
+        >>> model = LanguageModel(CharVocabulary.from_text("hello"), 8, 16)
+        >>> "".join(model.stream(5, "he", rng=0)) == model.sample(5, "he", rng=0)
+        True
+        """
+        return self._drawn("LanguageModel.stream", length, prompt, temperature, top_k, top_p, rng)
+
+    def _drawn(
+        self,
+        where: str,
+        length: int,
+        prompt: str,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        rng: int | np.random.Generator,
+    ) -> Iterator[str]:
+        """The symbols that are drawn after ``prompt``; the arguments are checked at once."""
         length = _checks.integer_at_least(where, "length", length, 0)
         check_sampling(where, temperature, top_k, top_p)
         if len(self.vocabulary) < 2:
@@ -591,22 +640,25 @@ class LanguageModel(Model):
         random = generator(where, rng)
         if not isinstance(prompt, str):
             raise TypeError(f"{where}: prompt is {_checks.described(prompt)}, expected a str")
-        read = np.concatenate([np.zeros(1, np.int32), self.vocabulary.encode(prompt)])
-        state = None
-        drawn: list[int] = []
 
-        def fail(row: int) -> Exception:
-            return not_finite(where, f"the logits of token {len(drawn)}", self.params)
+        def symbols() -> Iterator[str]:
+            read = np.concatenate([np.zeros(1, np.int32), self.vocabulary.encode(prompt)])
+            state, drawn = None, 0
 
-        for _ in range(length):
-            logits, state = self._next(read[:, None], None, state)
-            held = _dispatch.to_numpy(logits).astype(np.float64)
-            require_finite(held, np.ones(1, bool), fail)
-            # All but the unknown symbol, token 0.
-            token = 1 + int(draw(held[:, 1:], random, temperature=temperature, top_k=top_k, top_p=top_p)[0])
-            drawn.append(token)
-            read = np.array([token], np.int32)
-        return self.vocabulary.decode(drawn)
+            def fail(row: int) -> Exception:
+                return not_finite(where, f"the logits of token {drawn}", self.params)
+
+            for _ in range(length):
+                logits, state = self._next(read[:, None], None, state)
+                values = _dispatch.to_numpy(logits).astype(np.float64)
+                require_finite(values, np.ones(1, bool), fail)
+                # All but the unknown symbol, token 0.
+                token = 1 + int(draw(values[:, 1:], random, temperature=temperature, top_k=top_k, top_p=top_p)[0])
+                drawn += 1
+                yield self.vocabulary.symbols[token]
+                read = np.array([token], np.int32)
+
+        return symbols()
 
     def _each(self, method: str, name: str, texts: Any) -> list[tuple[str, np.ndarray[Any, Any]]]:
         """The name and the tokens of each of several texts."""

@@ -151,6 +151,8 @@ class Trainer:
         Whether to show a progress bar on stderr.
     on_checkpoint : callable, optional
         Called without arguments after each checkpoint.
+    on_log : callable, optional
+        ``on_log(record)`` is called with each line of the metrics, a dict, once it is in ``history``.
     on_gradients : callable, optional
         ``on_gradients(step, params, grads)`` is called before each update with the number of updates before it, the
         parameters and the gradients g, the penalty included, before any clipping and whether finite or not. It is to
@@ -222,6 +224,7 @@ class Trainer:
         rng: int | np.random.Generator = 0,
         progress: bool = True,
         on_checkpoint: Callable[[], None] | None = None,
+        on_log: Callable[[dict[str, Any]], None] | None = None,
         on_gradients: Callable[[int, dict[str, Any], dict[str, Any]], None] | None = None,
     ) -> None:
         where = "Trainer"
@@ -232,7 +235,9 @@ class Trainer:
         _require(where, "optimizer", optimizer, "lr", "step", "state_dict", "load_state_dict")
         if validation is not None:
             _require(where, "validation", validation, "carries_state", "batch", "config")
-        functions = {"schedule": schedule, "on_checkpoint": on_checkpoint, "on_gradients": on_gradients}
+        functions = {
+            "schedule": schedule, "on_checkpoint": on_checkpoint, "on_log": on_log, "on_gradients": on_gradients
+        }  # fmt: skip
         for name, function in functions.items():
             if isinstance(function, type):
                 raise TypeError(f"{where}: {name} is the class {function.__qualname__}, expected an object of it")
@@ -302,7 +307,7 @@ class Trainer:
             metric = _checks.choice(where, "metric", metric, tuple(METRICS))
         self.metric = metric
         self.progress = _checks.flag(where, "progress", progress)
-        self.on_checkpoint, self.on_gradients = on_checkpoint, on_gradients
+        self.on_checkpoint, self.on_log, self.on_gradients = on_checkpoint, on_log, on_gradients
 
         self.step = 0
         self._epoch = (0, 0)  # the current one, and the step that it begins with
@@ -450,12 +455,15 @@ class Trainer:
             if self._pending[0] == "log" and self._unlogged["steps"] >= self.log_interval:
                 self._log(self._at_this_step(self._training_record()))
                 self._unlogged, self._timed = dict(_NOTHING_UNLOGGED), {"count": 0, "seconds": 0.0}
+                self._pending[1:1] = ["report"]
                 self._show(bar, self.history[-1])
             elif self._pending[0] == "validate" and self.validation is not None and self._validation_is_due():
                 loss = self._validation_loss(self.validation)
                 self._log(self._at_this_step(self._stated("validation_", loss)))
-                self._pending[1:1] = ["observe", "judge"]
+                self._pending[1:1] = ["report", "observe", "judge"]
                 self._evaluated = loss
+            elif self._pending[0] == "report" and self.on_log is not None:
+                self.on_log(self.history[-1])
             elif self._pending[0] == "observe" and self._observer is not None:
                 self._observer.observe(self._evaluated)
             elif self._pending[0] == "judge" and self.patience is not None:
@@ -490,6 +498,9 @@ class Trainer:
             records += kept
         self._replace_last_lines(kept, records)
         self._final = {"records": records, "kept": kept, "improved": improved}
+        if self.on_log is not None:
+            for record in records[: len(records) - len(kept)]:
+                self.on_log(record)
 
     def _reopen(self) -> None:
         """Undo what `_finish` and the end of `train` did."""
