@@ -16,6 +16,7 @@ OPTIONAL = [
     "matplotlib",
     "platformdirs",
     "safetensors",
+    "scipy",
     "torch",
     "tqdm",
 ]
@@ -50,6 +51,16 @@ def test_a_layer_computes_without_what_is_optional():
         "import gpurnn, numpy\nlayer = gpurnn.LSTM(2, 3)\nlayer.vjp(numpy.zeros((4, 1, 2), 'float32'))[1]((None, None))"
     )
     assert not modules_after(code).intersection(set(OPTIONAL) - {"array_api_compat"})
+
+
+def test_a_kalman_filter_smooths_without_scipy():
+    """SciPy is imported by a fit, and by nothing else."""
+    smooth = (
+        "import gpurnn, numpy\none = numpy.ones((1, 1))\nmodel = gpurnn.LinearGaussian(one, one, one, one)\n"
+        "y = numpy.arange(5.0)[:, None]\nmodel.smooth(y)\nmodel.fit(y, method='em', iterations=1)"
+    )
+    assert not modules_after(smooth).intersection(set(OPTIONAL) - {"array_api_compat"})
+    assert "scipy" in modules_after(f"{smooth}\nmodel.fit(y, iterations=1)")
 
 
 def test_type_checkers_see_every_public_name():

@@ -16,6 +16,7 @@ from strict_wing import DEVICE, Array, plain, strict
 from tolerance import arrays_of, assert_all_close, assert_close, assert_same, check_gradients
 
 import gpurnn
+from gpurnn.models.kalman import filter as filtering
 
 SERIES = Path(__file__).parent / "data" / "state_space_series.npz"
 
@@ -254,6 +255,54 @@ def oracle(model, y):
         other.ssm.initialize_known(model.params["m0"], P0)
     other.ssm.tolerance = 0  # else it takes the covariances to have converged, and stops computing them
     return other.ssm.smooth()
+
+
+@pytest.mark.parametrize(("level", "observation"), [(1.0, 3.0), (1e-3, 1.0), (1e-6, 1.0)])
+@pytest.mark.parametrize("rows", ["alike", "different"])
+def test_steps_share_covariances_that_have_converged(level, observation, rows):
+    """A model whose parameters are repeated over time is the same, and none of its steps share anything."""
+    T = 1500
+    F = np.array([[1.0, 1.0], [0.0, 0.9]])
+    constant = {
+        "F": F, "H": np.array([[1.0, 0.5]]), "Q": level * np.diag([1.0, 0.1]), "R": np.full((1, 1), observation),
+    }  # fmt: skip
+    y = np.random.default_rng(0).normal(size=(T, 2, 1))
+    y[700:703] = np.nan
+    if rows == "different":
+        y[300, 1] = y[900:904, 0] = np.nan
+    model = gpurnn.LinearGaussian(**constant, P0=np.diag([np.inf, 1.0]))
+    repeated = gpurnn.LinearGaussian(
+        **{name: np.broadcast_to(p, (T, *p.shape)) for name, p in constant.items()}, P0=model.params["P0"]
+    )
+    if level > 1e-6:  # there the covariances are still on their way at the end
+        computed = filtering.forward("", np, model.params, y).number[-1] + 1
+        assert computed < T / 2
+    assert filtering.forward("", np, repeated.params, y).number[-1] + 1 == T
+    for one, other in (
+        (tuple(model.filter(y)), tuple(repeated.filter(y))),
+        (tuple(model.smooth(y)), tuple(repeated.smooth(y))),
+        (model(y), repeated(y)),
+    ):
+        for a, b in zip(arrays_of(one), arrays_of(other), strict=True):
+            assert_same(np.isnan(a), np.isnan(b))
+            assert_close(np.nan_to_num(a), np.nan_to_num(b), T)
+    (dy, grads), (other_dy, others) = model.vjp(y)[1](1.0), repeated.vjp(y)[1](1.0)
+    assert_close(dy, other_dy, T)
+    for name, gradient in grads.items():
+        each = others[name].sum(axis=0) if name in constant else others[name]
+        assert_close(gradient, each, T, name, magnitude=np.abs(others[name]).sum())
+
+
+def test_rows_that_miss_the_same_observations_share_covariances():
+    model, y = draw(20, 3, missing=False)
+    y[4], y[7, :, 1] = np.nan, np.nan
+    alike = [*model.filter(y), *model.smooth(y), *model.forecast(y, 2)]
+    assert filtering.forward("", np, model.params, y).covariances.gain.shape[1] == 1
+    y[10, 2, 0] = np.nan
+    assert filtering.forward("", np, model.params, y).covariances.gain.shape[1] == 3
+    different = [*model.filter(y), *model.smooth(y), *model.forecast(y, 2)]
+    for one, other in zip(alike, different, strict=True):
+        assert_close(one[:, :2], other[:, :2], 100)
 
 
 @pytest.mark.parametrize("varying", ["", "FHQR"])

@@ -1,0 +1,379 @@
+"""The passes over time: the Kalman filter, the smoother's pass back, the log-likelihood and its gradient.
+
+The functions take a model's parameters by name and observations y (T, B, p) of theirs, with NaN for what is missing.
+How diffuse initial states enter, and why means have 1 + d columns, `diffuse` says. Covariances have no such columns,
+and depend on y only by which observations are missing. Where all rows miss the same ones, a single row of covariances
+is computed for all: b below is 1 then, and B otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ... import _arrays, _dispatch
+from ...layers.base import Array
+from . import diffuse
+from .diffuse import symmetric, transpose
+
+Parameters = dict[str, Array]
+
+NAMES = ("F", "H", "Q", "R", "m0", "P0")
+COVARIANCES = ("Q", "R", "P0")
+
+
+def at(parameter: Array, t: int) -> Array:
+    """F, H, Q or R at step t, whether it varies with time or not."""
+    return _arrays.contiguous(parameter if parameter.ndim == 2 else parameter[t, ...])
+
+
+def advance(xp: Any, params: Parameters, t: int, mean: Array, covariance: Array) -> tuple[Array, Array]:
+    """From the mean and covariance of the state at step t to those predicted for the next."""
+    F, Q = at(params["F"], t), at(params["Q"], t)
+    return F @ mean, symmetric(xp, F @ covariance @ transpose(xp, F)) + Q
+
+
+class _Covariances(NamedTuple):
+    """All of a step, or of every step with an axis of time in front, that depends on no value of y."""
+
+    predicted: Array
+    """(b, n, n): P, of the state given the observations before the step."""
+    observation: Array
+    """(b, p, n): H, with zeros in the rows of missing observations."""
+    precision: Array
+    """(b, p, p): S^-1, of the innovation."""
+    log_determinant: Array
+    """(b,): log |S|; NaN where S is not positive definite."""
+    gain: Array
+    """(b, n, p): K = P H^T S^-1."""
+    filtered: Array
+    """(b, n, n): of the state given the observations up to the step."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The filter's results at all steps, and what the pass back needs of them."""
+
+    covariances: _Covariances
+    number: np.ndarray[Any, Any]
+    """(T,): the number of each step's covariances, among those that were computed. Steps may share them."""
+    mean: Array
+    """(T, B, n, 1 + d): predicted."""
+    filtered_mean: Array
+    weighted: Array
+    """(T, B, p, 1 + d): S^-1 v, of the innovation v = y - H times the predicted mean."""
+    information: Array
+    """(T, B, 1 + d, 1 + d): the sum of v^T S^-1 v up to the step, inclusive."""
+
+
+def forward(where: str, xp: Any, params: Parameters, y: Array) -> Forward:
+    """The filter. Its means count delta from its estimate given all observations.
+
+    Raises
+    ------
+    ValueError
+        An observation has no variance given those before it; the message names ``where`` and the step.
+    """
+    missing = xp.isnan(y)
+    on_host = _dispatch.to_numpy(missing)
+    shared = bool((on_host == on_host[:, :1]).all())
+    patterns = missing[:, :1, :] if shared else missing
+    mean, covariance = _initial(xp, params, y.shape[1], patterns.shape[1])
+    repeats = (on_host[1:] == on_host[:-1]).all(axis=(1, 2))
+    covariances, number = _covariances(xp, params, covariance, patterns, repeats, bool(on_host.any()))
+    indefinite = np.argwhere(~np.isfinite(_dispatch.to_numpy(covariances.log_determinant)))
+    if len(indefinite):
+        step, row = indefinite[0]
+        raise ValueError(
+            f"{where}: H P H^T + R of step {step}{f' of row {row}' if y.shape[1] > 1 else ''} is not positive "
+            "definite, P being the covariance of the state given the observations before it; expected a larger R, or Q "
+            "or P0"
+        )
+    y = xp.where(missing, xp.zeros_like(y), y)
+    mean, filtered_mean, innovation = _means(xp, params, covariances, mean, y, missing)
+    if mean.shape[-1] > 1:
+        centre = diffuse.centre(xp, innovation, covariances.precision)
+        mean, filtered_mean, innovation = (array @ centre for array in (mean, filtered_mean, innovation))
+    weighted = covariances.precision @ innovation
+    information = xp.cumulative_sum(transpose(xp, innovation) @ weighted, axis=0)
+    return Forward(covariances, number, mean, filtered_mean, weighted, information)
+
+
+def _initial(xp: Any, params: Parameters, B: int, b: int) -> tuple[Array, Array]:
+    """The predicted mean (B, n, 1 + d) and covariance (b, n, n) at the first step."""
+    m0, P0, Q, R = (params[name] for name in ("m0", "P0", "Q", "R"))
+    n = m0.shape[0]
+    unit = xp.eye(n, dtype=m0.dtype, device=_dispatch.device(m0))
+    columns = [xp.reshape(m0, (n, 1)), *(unit[:, k : k + 1] for k in diffuse_states(params))]
+    # A finite variance added to an infinite one changes nothing but the conditioning, best at the noises' size.
+    size = sum(xp.mean(xp.linalg.diagonal(noise)) for noise in (Q, R))
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    covariance = xp.where(xp.isinf(P0), unit * size, P0)
+    mean = xp.expand_dims(xp.concat(columns, axis=1), axis=0)
+    return mean + _dispatch.zeros(xp, (B, 1, 1), m0), covariance + _dispatch.zeros(xp, (b, 1, 1), m0)
+
+
+def diffuse_states(params: Parameters) -> list[int]:
+    """Which states are diffuse."""
+    return [int(k) for k in np.flatnonzero(np.isinf(np.diagonal(_dispatch.to_numpy(params["P0"]))))]
+
+
+def _covariances(
+    xp: Any, params: Parameters, covariance: Array, patterns: Array, repeats: np.ndarray[Any, Any], some_missing: bool
+) -> tuple[_Covariances, np.ndarray[Any, Any]]:
+    """The covariances of all steps, and for each step the number of its own among those that were computed.
+
+    Where the model does not vary and the same observations are missing as at the step before, covariances converge.
+    They have converged when a step changes them by no more than its rounding. Further such steps share them.
+
+    Parameters
+    ----------
+    covariance : (b, n, n) array
+        Predicted for the first step.
+    patterns : (T, b, p) array of bool
+        What is missing.
+    repeats : (T - 1,) array of bool
+        Whether the same is missing as at the step before.
+    some_missing : bool
+        Whether anything is missing at all.
+    """
+    T, b, p = patterns.shape
+    none = _dispatch.zeros(xp, (b, 1, 1), covariance)
+    unit_p, unit_n = (
+        xp.eye(k, dtype=covariance.dtype, device=_dispatch.device(covariance)) for k in (p, covariance.shape[-1])
+    )
+    constant = all(params[name].ndim == 2 for name in "FHQR")
+    steps: list[_Covariances] = []
+    number = np.zeros(T, np.int64)
+    converged = False
+    for t in range(T):
+        if not (converged and repeats[t - 1]):
+            H, R = at(params["H"], t) + none, at(params["R"], t) + none
+            if some_missing:
+                # A missing observation reads nothing of the state, and its noise has variance 1 and is 0.
+                gone = patterns[t, ...]
+                H = xp.where(gone[:, :, None], xp.zeros_like(H), H)
+                R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit_p + none, R)
+            cross = covariance @ transpose(xp, H)
+            S = symmetric(xp, H @ cross + R)
+            sign, log_determinant = xp.linalg.slogdet(S)
+            # Libraries differ in what inv does with a matrix that is not positive definite; the caller rejects it.
+            log_determinant = xp.where(sign > 0, log_determinant, xp.full_like(log_determinant, math.nan))
+            definite = xp.isfinite(log_determinant)[:, None, None]
+            precision = symmetric(xp, xp.linalg.inv(xp.where(definite, S, unit_p + none)))
+            gain = cross @ precision
+            rest = unit_n - gain @ H
+            filtered = symmetric(xp, rest @ covariance @ transpose(xp, rest) + gain @ R @ transpose(xp, gain))
+            steps.append(_Covariances(covariance, H, precision, log_determinant, gain, filtered))
+            if t + 1 < T:
+                _, after = advance(xp, params, t, filtered, filtered)
+                converged = constant and bool(repeats[t]) and _differ_by_rounding(xp, after, covariance)
+                covariance = after
+        number[t] = len(steps) - 1
+    return _Covariances(*(_by_step(xp, list(arrays), number) for arrays in zip(*steps, strict=True))), number
+
+
+def _differ_by_rounding(xp: Any, one: Array, other: Array) -> bool:
+    """Whether covariances (..., n, n) differ by no more than the rounding of a step, in units of their deviations."""
+    deviation = xp.sqrt(xp.linalg.diagonal(one))
+    rounding = 4 * float(xp.finfo(one.dtype).eps) * deviation[..., :, None] * deviation[..., None, :]
+    return bool(_dispatch.to_numpy(xp.all(xp.abs(one - other) <= rounding)))
+
+
+def _by_step(xp: Any, arrays: list[Array], number: np.ndarray[Any, Any]) -> Array:
+    """The arrays of all steps, given those that were computed and the number of each step's among them."""
+    distinct = xp.stack(arrays)
+    return xp.take(distinct, xp.asarray(number.tolist(), dtype=xp.int64, device=_dispatch.device(distinct)), axis=0)
+
+
+def _means(
+    xp: Any, params: Parameters, covariances: _Covariances, mean: Array, y: Array, missing: Array
+) -> tuple[Array, Array, Array]:
+    """Predicted means, filtered means and innovations at all steps, from the first predicted mean.
+
+    A missing number of y is 0 here.
+    """
+    T, B, _ = y.shape
+    n, d = mean.shape[1], mean.shape[2] - 1
+    observed = xp.concat([y[..., None], _dispatch.zeros(xp, (*y.shape, d), y)], axis=3)
+    H, gain = covariances.observation, covariances.gain
+    transitions = _each_step(params["F"], T)
+    # Rows without any observation so far, and a bound of the rounding of what delta adds to their means.
+    unseen = xp.cumulative_sum(xp.astype(~xp.all(missing, axis=2), xp.int64), axis=0) == 0
+    blind = int(_dispatch.to_numpy(xp.sum(xp.astype(xp.any(unseen, axis=1), xp.int64)))) if d else 0
+    rounding = nothing = _dispatch.zeros(xp, (B, n, d), y)
+    eps = float(xp.finfo(y.dtype).eps)
+    means: list[Array] = []
+    filtered_means: list[Array] = []
+    innovations: list[Array] = []
+    for t in range(T):
+        innovation = observed[t, ...] - H[t, ...] @ mean
+        filtered = mean + gain[t, ...] @ innovation
+        means.append(mean)
+        filtered_means.append(filtered)
+        innovations.append(innovation)
+        if t + 1 < T:
+            mean = transitions[t] @ filtered
+            if t < blind:
+                # A product of F that is zero but for rounding has forgotten delta.
+                rounding = xp.abs(transitions[t]) @ (rounding + n * eps * xp.abs(filtered[..., 1:]))
+                forgotten = unseen[t, :, None, None] & (xp.abs(mean[..., 1:]) <= rounding)
+                mean = xp.concat([mean[..., :1], xp.where(forgotten, nothing, mean[..., 1:])], axis=-1)
+    return xp.stack(means), xp.stack(filtered_means), xp.stack(innovations)
+
+
+def diffuse_moments(where: str, xp: Any, steps: Forward) -> Array:
+    """E[(1, delta) (1, delta)^T] given all observations, (B, 1 + d, 1 + d).
+
+    Raises
+    ------
+    ValueError
+        The observations do not determine the diffuse states.
+    """
+    information = steps.information[-1, ...]
+    # What no later state depends on any more need not be known.
+    known = _dispatch.to_numpy(diffuse.determined(xp, information, steps.filtered_mean[-1, ...]))
+    if not known.all():
+        row = f" of row {int(np.argmin(known))}" if len(known) > 1 else ""
+        raise ValueError(f"{where}: y{row} does not determine the diffuse states, expected more observations or a P0")
+    return diffuse.moments(xp, information)
+
+
+def log_likelihood(xp: Any, y: Array, steps: Forward) -> Array:
+    """(), the sum over all sequences."""
+    information = steps.information[-1, ...]
+    squares = information[:, 0, 0]
+    total = xp.zeros_like(squares)
+    if information.shape[1] > 1:
+        # The diffuse states are integrated over, which a regression does.
+        explained = xp.sum(information[:, 1:, 0] * diffuse.moments(xp, information)[:, 1:, 0], axis=1)
+        # Where squares overflow, so may what they explain.
+        squares = xp.where(xp.isinf(squares), squares, squares + explained)
+        total = diffuse.log_determinant(xp, information)
+    count = xp.sum(xp.astype(~xp.isnan(y), y.dtype), axis=(0, 2))
+    determinants = xp.sum(steps.covariances.log_determinant, axis=0)
+    return xp.asarray(xp.sum(-(determinants + squares + count * math.log(2 * math.pi) + total) / 2))
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Gradients of the log-likelihood by the states' means, from the last step to the first, and their covariances."""
+
+    r: Array
+    """(T, B, n, 1 + d): the gradient by the predicted mean of the step after, zero at the last step."""
+    N: Array
+    """(T, b, n, n): its covariance."""
+    filtered_r: Array
+    """(T, B, n, 1 + d): r by the filtered mean, F^T r."""
+    filtered_N: Array
+    """(T, b, n, n): F^T N F."""
+    first_r: Array
+    """(B, n, 1 + d): by the first predicted mean."""
+    first_N: Array
+
+
+def backward(xp: Any, params: Parameters, steps: Forward) -> Backward:
+    """The pass back."""
+    covariances, T = steps.covariances, len(steps.number)
+    H, gain, transitions = covariances.observation, covariances.gain, _each_step(params["F"], T)
+    unit = xp.eye(H.shape[-1], dtype=H.dtype, device=_dispatch.device(H))
+    rest = transpose(xp, unit - gain @ H)
+    by_observation = transpose(xp, H) @ steps.weighted
+    by_observation_N = transpose(xp, H) @ covariances.precision @ H
+    r, N = xp.zeros_like(steps.mean[0, ...]), xp.zeros_like(covariances.filtered[0, ...])
+    rs, Ns, numbers = [], [N], []
+    converged = False
+    for t in reversed(range(T)):
+        rs.append(r)
+        numbers.append(len(Ns) - 1)
+        F = transitions[t]
+        by_mean = transpose(xp, F)
+        r = by_observation[t, ...] + rest[t, ...] @ (by_mean @ r)
+        if not (converged and steps.number[t] == steps.number[t + 1]):
+            after, N = N, by_mean @ N @ F
+            N = symmetric(xp, by_observation_N[t, ...] + rest[t, ...] @ N @ transpose(xp, rest[t, ...]))
+            Ns.append(N)
+            repeats = t > 0 and steps.number[t - 1] == steps.number[t]
+            converged = repeats and _differ_by_rounding(xp, N, after)
+    every_r, every_N = xp.stack(rs[::-1]), _by_step(xp, Ns, np.array(numbers[::-1]))
+    F = _over_time(params["F"], T)
+    return Backward(every_r, every_N, transpose(xp, F) @ every_r, transpose(xp, F) @ every_N @ F, r, N)
+
+
+def _each_step(parameter: Array, T: int) -> list[Array]:
+    """F, H, Q or R of each step."""
+    return [at(parameter, 0)] * T if parameter.ndim == 2 else [at(parameter, t) for t in range(T)]
+
+
+def _over_time(parameter: Array, T: int) -> Array:
+    """F, H, Q or R, to be broadcast against arrays (T, B, ...)."""
+    return _arrays.contiguous(parameter if parameter.ndim == 2 else parameter[:T, None, ...])
+
+
+def smoothed(xp: Any, steps: Forward, back: Backward) -> tuple[Array, Array]:
+    """Means (T, B, n, 1 + d) and covariances (T, b, n, n) given all observations, for known delta."""
+    P = steps.covariances.filtered
+    return steps.filtered_mean + P @ back.filtered_r, symmetric(xp, P - P @ back.filtered_N @ P)
+
+
+class Score(NamedTuple):
+    """The log-likelihood, its gradients, and the moments of the states that expectation maximisation needs."""
+
+    value: Array
+    """()"""
+    dy: Array
+    """(T, B, p)"""
+    grads: dict[str, Array]
+    """By the names of the parameters."""
+    moment: Array
+    """(n, n): the sum of E[x x^T] over all steps and rows."""
+    moment_but_last: Array
+    """(n, n): the same without the last step."""
+
+
+def score(where: str, xp: Any, params: Parameters, y: Array) -> Score:
+    """The log-likelihood and its exact gradient.
+
+    Raises
+    ------
+    ValueError
+        There is no likelihood: an observation has no variance given those before it, or the observations do not
+        determine the diffuse states.
+    """
+    steps = forward(where, xp, params, y)
+    M = diffuse_moments(where, xp, steps)
+    back = backward(xp, params, steps)
+    x, V = smoothed(xp, steps, back)
+    missing, T = xp.isnan(y), y.shape[0]
+    gain_T, P = transpose(xp, steps.covariances.gain), steps.covariances.filtered
+    # The gradient by each observation, with its covariance.
+    e = steps.weighted - gain_T @ back.filtered_r
+    D = steps.covariances.precision + gain_T @ back.filtered_N @ steps.covariances.gain
+    eM = e @ M
+    dH = eM @ transpose(xp, x) - (gain_T - gain_T @ back.filtered_N @ P)
+    dR = (eM @ transpose(xp, e) - D) / 2
+    gone = missing[..., :, None]
+    dH = xp.where(gone, xp.zeros_like(dH), dH)
+    dR = xp.where(gone | missing[..., None, :], xp.zeros_like(dR), dR)
+    # Past the last step there is no transition: r and N are zero there.
+    curvature = back.r @ M @ transpose(xp, back.r) - back.N
+    dF = back.r @ M @ transpose(xp, steps.filtered_mean) + curvature @ _over_time(params["F"], T) @ P
+    grads = {}
+    for name, gradient in (("F", dF), ("H", dH), ("Q", curvature / 2), ("R", dR)):
+        each, parameter = xp.sum(gradient, axis=1), params[name]
+        if parameter.ndim == 2:
+            grads[name] = xp.sum(each, axis=0)
+        else:
+            unused = _dispatch.zeros(xp, (parameter.shape[0] - T, *each.shape[1:]), each)
+            grads[name] = xp.concat([each, unused], axis=0)
+    finite = ~xp.isinf(xp.linalg.diagonal(params["P0"]))
+    rM = back.first_r @ M
+    dm0, dP0 = xp.sum(rM[:, :, 0], axis=0), xp.sum(rM @ transpose(xp, back.first_r) - back.first_N, axis=0) / 2
+    grads["m0"] = xp.where(finite, dm0, xp.zeros_like(dm0))
+    grads["P0"] = xp.where(finite[:, None] & finite[None, :], dP0, xp.zeros_like(dP0))
+    dy = xp.where(missing, xp.zeros_like(y), -eM[..., 0])
+    moments = xp.sum(x @ M @ transpose(xp, x) + V, axis=1)
+    return Score(log_likelihood(xp, y, steps), dy, grads, xp.sum(moments, axis=0), xp.sum(moments[:-1, ...], axis=0))

@@ -1,0 +1,246 @@
+"""Fits by maximum likelihood: quasi-Newton steps of SciPy on the exact gradient, and expectation maximisation.
+
+SciPy is imported where it is used, so that a model which is not fitted does without it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ... import _checks, _dispatch
+from ...layers.base import Array
+from .filter import COVARIANCES, Parameters, Score, diffuse_states, score
+
+HostArray = np.ndarray[Any, Any]
+
+
+class Fit:
+    """A fit of some parameters, in place, and the log-likelihoods that it has reached.
+
+    Parameters
+    ----------
+    where : str
+        The caller's public name, for messages.
+    xp : namespace
+    params : dict of str to array
+        All parameters of the model.
+    y : (T, B, p) array
+    names : tuple of str
+        The parameters to fit.
+    diagonal : bool
+        Whether only the diagonals of covariances are fitted, the other entries being zero.
+    iterations : int
+        The most of them.
+    tolerance : float
+        The gain of an iteration in log-likelihood, for each number observed, below which it is the last.
+    """
+
+    def __init__(
+        self, where: str, xp: Any, params: Parameters, y: Array, names: tuple[str, ...], *, diagonal: bool,
+        iterations: int, tolerance: float,
+    ) -> None:  # fmt: skip
+        self.where, self.xp, self.params, self.y = where, xp, params, y
+        self.names, self.diagonal, self.iterations = tuple(dict.fromkeys(names)), diagonal, iterations
+        self.count = max(int(_dispatch.to_numpy(xp.sum(xp.astype(~xp.isnan(y), xp.int64)))), 1)
+        self.least_gain = tolerance * self.count
+        self.values: list[float] = []
+        self.best = self._read()
+
+    def run(self, method: str) -> HostArray:
+        """The log-likelihoods at the start and after each iteration; the parameters are those of the last."""
+        try:
+            # What overflows is no maximum.
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._expectation_maximisation() if method == "em" else self._quasi_newton()
+        except ValueError as error:
+            if not self.values:
+                raise
+            raise ValueError(
+                f"{self.where}: iteration {len(self.values)} failed, and the parameters are those before it: "
+                f"{str(error).removeprefix(f'{self.where}: ')}"
+            ) from error
+        finally:
+            self._write(self.best)
+        return np.array(self.values)
+
+    def _read(self) -> dict[str, HostArray]:
+        """Copies of the parameters that are fitted, in NumPy, in float64."""
+        return _on_host({name: self.params[name] for name in self.names})
+
+    def _write(self, values: dict[str, HostArray]) -> None:
+        for name, value in values.items():
+            p = self.params[name]
+            cast = value.astype(_checks.dtype_name(p))
+            if not np.array_equal(np.isfinite(cast), np.isfinite(_dispatch.to_numpy(p))):
+                raise ValueError(f"{self.where}: {name} is not finite")
+            p[...] = _dispatch.from_numpy(self.xp, cast)
+
+    def _score(self) -> Score:
+        return score(self.where, self.xp, self.params, self.y)
+
+    def _record(self, value: float) -> bool:
+        """Record the log-likelihood of the present parameters, and say whether another iteration may follow."""
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{self.where}: the log-likelihood of y is {value}, expected a finite number; y may hold a filler for "
+                "what is missing, NaN is expected there"
+            )
+        gain = value - self.values[-1] if self.values else math.inf
+        self.values.append(value)
+        self.best = self._read()
+        return gain > self.least_gain and len(self.values) <= self.iterations
+
+    def _expectation_maximisation(self) -> None:
+        """Iterate expectation maximisation.
+
+        The expectations follow from the score, which is that of the complete data: summed over n steps, E[w w^T] is
+        n Q + 2 Q (dL/dQ) Q and E[w x^T] is Q dL/dF; R and H likewise.
+        """
+        (T, B), names = self.y.shape[:2], self.names
+        result = self._score()
+        while self._record(float(_dispatch.to_numpy(result.value))):
+            p, g = _on_host(self.params), _on_host(result.grads)
+            moments = _on_host({"F": result.moment_but_last, "H": result.moment})
+            new: dict[str, HostArray] = {}
+            for matrix, noise, steps in (("F", "Q", (T - 1) * B), ("H", "R", T * B)):
+                if steps == 0:
+                    continue
+                covariance = p[noise] + 2 * p[noise] @ g[noise] @ p[noise] / steps
+                if matrix in names:
+                    change = np.linalg.solve(moments[matrix], (p[noise] @ g[matrix]).T).T
+                    new[matrix] = p[matrix] + change
+                    covariance -= change @ moments[matrix] @ change.T / steps
+                if noise in names:
+                    new[noise] = (covariance + covariance.T) / 2
+            finite = np.where(np.isinf(p["P0"]), 0, p["P0"])
+            shift = finite @ g["m0"] / B
+            if "m0" in names:
+                new["m0"] = p["m0"] + shift
+            if "P0" in names:
+                # The sum of all sequences' second moments about the mean that is kept.
+                second = 2 * finite @ g["P0"] @ finite / B
+                second -= np.outer(shift, shift) if "m0" in names else 0
+                new["P0"] = p["P0"] + second
+            for name in COVARIANCES:
+                if self.diagonal and name in new:
+                    new[name] = np.where(np.eye(len(new[name]), dtype=bool), new[name], 0)
+            self._write(new)
+            result = self._score()
+
+    def _quasi_newton(self) -> None:
+        """Iterate BFGS, in rounds, each with new coordinates and a new approximation of the Hessian.
+
+        The likelihood is flat in a variance that is far too small to matter, and the approximation tells nothing of it
+        after many steps without it. So the end of a round is the end of the fit only if the round gained nothing.
+        """
+        from scipy import optimize
+
+        coordinates = _Coordinates(self.best, self.diagonal, diffuse_states(self.params))
+        best = coordinates.origin()
+        # A gradient below this is one by chance.
+        rounding = float(np.finfo(_checks.dtype_name(self.y)).eps) ** 0.5
+
+        def objective(x: HostArray) -> tuple[float, HostArray]:
+            """Minus the log-likelihood for each number observed, and its gradient."""
+            try:
+                self._write(coordinates.parameters(x))
+                result = self._score()
+            except ValueError:
+                # A step too far, to where there is no likelihood.
+                return math.inf, np.zeros_like(x)
+            gradient = coordinates.gradient(x, _on_host(result.grads))
+            return -float(_dispatch.to_numpy(result.value)) / self.count, -gradient / self.count
+
+        def iterated(intermediate_result: Any) -> None:
+            """SciPy calls this after an iteration, with the argument by this name."""
+            nonlocal best
+            value = -float(intermediate_result.fun) * self.count
+            if value < self.values[-1]:
+                raise StopIteration  # all that is left is rounding
+            best = intermediate_result.x
+            self._write(coordinates.parameters(best))
+            if not self._record(value):
+                raise StopIteration
+
+        proceeding = self._record(float(_dispatch.to_numpy(self._score().value))) and len(best) > 0
+        while proceeding:
+            start = self.values[-1]
+            _, gradient = objective(best)
+            # A variance that is far too small needs a step of about 1, however small the gradient by it is. So the
+            # first step is of that size in all coordinates.
+            inverse = np.diag(1 / np.maximum(np.abs(gradient), rounding))
+            optimize.minimize(
+                objective, best, jac=True, method="BFGS", callback=iterated,
+                options={"gtol": 0.0, "hess_inv0": inverse},
+            )  # fmt: skip
+            coordinates.move(best)
+            best = coordinates.origin()
+            proceeding = self.values[-1] - start > self.least_gain and len(self.values) <= self.iterations
+
+
+class _Coordinates:
+    """The numbers x that BFGS varies, and the parameters that they stand for.
+
+    A covariance is A X X^T A^T, where x has X, which starts as the unit matrix. So it stays a covariance, and a step of
+    one size means the same to every one of them.
+    """
+
+    def __init__(self, values: dict[str, HostArray], diagonal: bool, diffuse: list[int]) -> None:
+        self.values = values
+        self.roots = {name: _root(value) for name, value in values.items() if name in COVARIANCES}
+        self.free = {name: np.ones(value.shape, bool) for name, value in values.items()}
+        """Which entries vary; of a covariance's X, those of the lower triangle."""
+        for name, free in self.free.items():
+            if name in ("m0", "P0"):
+                free[diffuse] = False
+            if name in COVARIANCES:
+                free &= free.T & (np.eye(len(free), dtype=bool) if diagonal else np.tril(np.ones_like(free)))
+
+    def origin(self) -> HostArray:
+        """x of the parameters from which the coordinates count."""
+        return self._packed({**self.values, **{name: np.eye(len(root)) for name, root in self.roots.items()}})
+
+    def move(self, x: HostArray) -> None:
+        """Count from the parameters at x."""
+        matrices = self._matrices(x)
+        self.values = self.parameters(x)
+        self.roots = {name: root @ matrices[name] for name, root in self.roots.items()}
+
+    def parameters(self, x: HostArray) -> dict[str, HostArray]:
+        values = self._matrices(x)
+        for name, root in self.roots.items():
+            factor, known = root @ values[name], np.isfinite(np.diagonal(self.values[name]))
+            values[name] = np.where(known[:, None] & known, factor @ factor.T, self.values[name])
+        return values
+
+    def gradient(self, x: HostArray, grads: dict[str, HostArray]) -> HostArray:
+        """The gradient by x, given those by the parameters at x."""
+        matrices = self._matrices(x)
+        by_matrix = {name: 2 * root.T @ grads[name] @ root @ matrices[name] for name, root in self.roots.items()}
+        return self._packed({**grads, **by_matrix})
+
+    def _packed(self, arrays: dict[str, HostArray]) -> HostArray:
+        return np.concatenate([arrays[name][free] for name, free in self.free.items()])
+
+    def _matrices(self, x: HostArray) -> dict[str, HostArray]:
+        """The parameters that are no covariances at x, and X of those that are."""
+        arrays = {name: np.zeros_like(a) if name in self.roots else a.copy() for name, a in self.values.items()}
+        ends = np.cumsum([np.count_nonzero(free) for free in self.free.values()])
+        for (name, free), piece in zip(self.free.items(), np.split(x, ends[:-1]), strict=True):
+            arrays[name][free] = piece
+        return arrays
+
+
+def _on_host(arrays: dict[str, Array]) -> dict[str, HostArray]:
+    """Copies in NumPy, in float64."""
+    return {name: np.array(_dispatch.to_numpy(a), np.float64) for name, a in arrays.items()}
+
+
+def _root(covariance: HostArray) -> HostArray:
+    """The symmetric square root of a covariance, with zero for what is infinite."""
+    values, vectors = np.linalg.eigh(np.where(np.isinf(covariance), 0, covariance))
+    root: HostArray = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return root
