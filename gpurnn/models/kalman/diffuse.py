@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from ... import _dispatch
-from ...layers.base import Array
+from ..._contract import Array
 
 
 def transpose(xp: Any, array: Array) -> Array:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import _arrays, _dispatch
-from ...layers.base import Array
+from ..._contract import Array
 from . import diffuse
 from .diffuse import symmetric, transpose
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ... import _checks, _dispatch
-from ...layers.base import Array
+from ..._contract import Array
 from .filter import COVARIANCES, Parameters, Score, diffuse_states, score
 
 HostArray = np.ndarray[Any, Any]
