@@ -215,3 +215,51 @@ def test_an_epoch_is_a_whole_number(wrong):
     ):
         with pytest.raises((ValueError, TypeError), match=rf"\.\w+: epoch is {wrong!r}, expected"):
             call()
+
+
+WEIGHTED = [np.ones((3, 2)), np.ones((1, 2)), np.ones((2, 2))]
+
+
+def test_weights_of_steps_are_padded_like_targets():
+    targets = [np.zeros(len(s), int) for s in WEIGHTED]
+    data = PaddedBatches(WEIGHTED, 2, targets, weights=[[1, 2, 3], [0.5], [0, 1]], shuffle=False)
+    first, second = data.batch(0, 0), data.batch(0, 1)
+    np.testing.assert_array_equal(first.weights, [[1, 0.5], [2, 0], [3, 0]])
+    assert (first.count, second.count) == (6.5, 1.0)
+    assert PaddedBatches(WEIGHTED, 2, targets).batch(0, 0).weights is None
+
+
+def test_weights_of_sequences():
+    data = PaddedBatches(
+        WEIGHTED, 3, [np.zeros(()) for _ in WEIGHTED], per_sequence=True, weights=(True, 0, 2.5), shuffle=False
+    )
+    np.testing.assert_array_equal(data.batch(0, 0).weights, [1, 0, 2.5])
+    assert data.batch(0, 0).count == 3.5
+
+
+def test_weights_are_part_of_what_data_are():
+    targets = [np.zeros(()) for _ in WEIGHTED]
+    one, other = (PaddedBatches(WEIGHTED, 3, targets, per_sequence=True, weights=w) for w in ([1, 1, 1], [1, 1, 2]))
+    assert one.config() != other.config()
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ([1, 2], ValueError, "weights has 2 entries, expected 3"),
+        ([1, "a", 2], TypeError, r"weights\[1\] holds <U1 values, expected numbers"),
+        ([1, -2, 2], ValueError, r"weights\[1\] holds -2.0, expected finite numbers of at least 0"),
+        ([1, np.nan, 2], ValueError, r"weights\[1\] holds nan, expected finite numbers"),
+        ([1, np.inf, 2], ValueError, r"weights\[1\] holds inf, expected finite numbers"),
+        ([1, [1, 2], 2], ValueError, r"weights\[1\] has shape \(2,\), expected \(\)"),
+        ([0, 0, 0], ValueError, "weights are all zero"),
+    ],
+)
+def test_what_is_no_weight_is_rejected(weights, error, message):
+    with pytest.raises(error, match=f"^PaddedBatches: {message}"):
+        PaddedBatches(WEIGHTED, 3, [np.zeros(()) for _ in WEIGHTED], per_sequence=True, weights=weights)
+
+
+def test_weights_with_targets_of_other_lengths_are_rejected():
+    with pytest.raises(ValueError, match="weights and own_lengths are both given"):
+        PaddedBatches(WEIGHTED, 3, WEIGHTED, own_lengths=True, weights=[1, 1, 1])

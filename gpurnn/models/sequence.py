@@ -297,7 +297,13 @@ class SequenceModel(Model):
         return (outputs, final), pullback
 
     def loss(
-        self, inputs: Array, targets: Array, state: State = None, lengths: Array | None = None
+        self,
+        inputs: Array,
+        targets: Array,
+        state: State = None,
+        lengths: Array | None = None,
+        *,
+        mask: Array | None = None,
     ) -> tuple[Array, State]:
         """The mean loss over the targets, in evaluation mode, and the final state.
 
@@ -308,6 +314,8 @@ class SequenceModel(Model):
         targets : array
             Shaped like the head's output; of classes, integers without its last axis. Of targets for each step only
             those of steps that exist count.
+        mask : (B,) array, or (T, B) where there is an output for each step, optional
+            The weights of the targets in the mean, of any dtype; True or 1 by default.
 
         Returns
         -------
@@ -315,7 +323,7 @@ class SequenceModel(Model):
         state
         """
         y, final = self(inputs, state, lengths)
-        return getattr(losses, self._loss)(y, targets, mask=self._mask(inputs, lengths)), final
+        return getattr(losses, self._loss)(y, targets, mask=self._mask(inputs, lengths, mask, y)), final
 
     def loss_and_gradients(
         self,
@@ -325,6 +333,7 @@ class SequenceModel(Model):
         lengths: Array | None = None,
         *,
         rng: int | np.random.Generator | None = None,
+        mask: Array | None = None,
         checkpoint_every: int | str | None = None,
     ) -> tuple[Array, State, dict[str, Array]]:
         """What `loss` returns, and the gradients of the loss by parameter name. With ``rng`` dropout acts.
@@ -332,13 +341,19 @@ class SequenceModel(Model):
         ``checkpoint_every`` is that of `vjp`.
         """
         (y, final), pullback = self.vjp(inputs, state, lengths, rng, checkpoint_every=checkpoint_every)
-        loss, pull_loss = getattr(losses, self._loss).vjp(y, targets, mask=self._mask(inputs, lengths))
+        loss, pull_loss = getattr(losses, self._loss).vjp(y, targets, mask=self._mask(inputs, lengths, mask, y))
         dy, _ = pull_loss(1.0)
         _, grads = pullback((dy, None))
         return loss, final, grads
 
-    def _mask(self, inputs: Array, lengths: Array | None) -> Array | None:
-        return existing(type(self).__name__, inputs, lengths) if self.pooling is None else None
+    def _mask(self, inputs: Array, lengths: Array | None, mask: Array | None, y: Array) -> Array | None:
+        """The weights of the targets: those of a caller, and zero where there is no step."""
+        exist = existing(type(self).__name__, inputs, lengths) if self.pooling is None else None
+        if mask is None:
+            return exist
+        xp = _dispatch.namespace(type(self).__name__, y=y, mask=mask)
+        mask = xp.astype(mask, y.dtype)
+        return mask if exist is None else xp.where(exist, mask, xp.zeros_like(mask))
 
     def _take_inputs(self, inputs: Array, lengths: Array | None) -> Array:
         """The inputs, ready to compute with, tokens without padding; reject what this model does not read."""

@@ -27,21 +27,24 @@ class Batch:
         lengths (B,).
     lengths : array (B,) of ints, optional
         How many steps of each sequence are valid. None: all of them.
-    count : int
-        How many targets the loss is the mean of.
+    count : int or float
+        How many targets the loss is the mean of; with weights the sum of those.
     context : int
         Steps at the beginning that the batch before it held too. Gradients go back through them, but they have no
         targets: those are of the last steps only.
     state_after : int, optional
         The state after this many steps is handed on. None: that after all.
+    weights : array (B,) or (T, B), optional
+        The weight of each target in the mean loss. It is passed on to the model as the keyword ``mask``.
     """
 
     inputs: Any
     targets: Any
     lengths: Any
-    count: int
+    count: float
     context: int = 0
     state_after: int | None = None
+    weights: Any = None
 
 
 class Data(Protocol):
@@ -264,6 +267,9 @@ class PaddedBatches:
         Whether targets are sequences with lengths of their own, as the translations of sentences are. The targets of a
         batch are then the pair of them, padded, (T', B, ...), and of their lengths (B,), and its count is that of their
         steps.
+    weights : sequence, optional
+        For each sequence a number (``per_sequence``) or an array (T_i,): the weight of its target, or of that at each
+        step, in the mean loss; 0 leaves it out.
     token_budget : int, optional
         The most that B T may be, padding included; with ``own_lengths`` T is that of the inputs or of the targets,
         whichever are longer. Exactly one of this and ``batch_size`` is given.
@@ -322,6 +328,7 @@ class PaddedBatches:
         *,
         per_sequence: bool = False,
         own_lengths: bool = False,
+        weights: Sequence[Any] | None = None,
         token_budget: int | None = None,
         curriculum: Curriculum | None = None,
         shuffle: bool = True,
@@ -377,6 +384,7 @@ class PaddedBatches:
                     )
             self._inputs, self._targets = sequences, targets
         self.per_sequence, self.own_lengths = per_sequence, own_lengths
+        self._weights = None if weights is None else self._check_weights(where, weights)
         self.shuffle = _checks.flag(where, "shuffle", shuffle)
         self.seed = _random.philox_seed(_random.generator(where, rng))
         # (N, 1), or with lengths of their own (N, 2).
@@ -396,9 +404,39 @@ class PaddedBatches:
         self._plan: tuple[int, list[Any]] = (-1, [])
         self._num_batches: dict[int, int] = {}
 
+    def _check_weights(self, where: str, weights: Any) -> list[np.ndarray[Any, Any]]:
+        """The weights, () or (T_i,) float64 arrays; reject what is no weight of a target."""
+        if self.own_lengths:
+            raise ValueError(f"{where}: weights and own_lengths are both given, expected at most one of the two")
+        weights = _arrays.entries(where, "weights", weights, "a weight or an array of weights for each sequence")
+        if len(weights) != len(self._inputs):
+            raise ValueError(f"{where}: weights has {len(weights)} entries, expected {len(self._inputs)}")
+        arrays = []
+        for i, (weight, targets) in enumerate(zip(weights, self._targets, strict=True)):
+            array = np.asarray(_dispatch.to_numpy(weight) if _arrays.is_single(weight) else weight)
+            if array.dtype.kind not in "biuf":
+                raise TypeError(f"{where}: weights[{i}] holds {array.dtype} values, expected numbers")
+            expected = () if self.per_sequence else tuple(targets.shape[:1])
+            _checks.shape(where, f"weights[{i}]", array, expected, "()" if self.per_sequence else "(T,)")
+            array = array.astype(np.float64)
+            wrong = array[~(np.isfinite(array) & (array >= 0))]
+            if wrong.size:
+                raise ValueError(
+                    f"{where}: weights[{i}] holds {float(wrong.flat[0])}, expected finite numbers of at least 0"
+                )
+            arrays.append(array)
+        if not any(array.any() for array in arrays):
+            raise ValueError(f"{where}: weights are all zero, expected one above zero")
+        return arrays
+
     def __len__(self) -> int:
         """How many batches an epoch has; with a curriculum, one at its end."""
         return self._count(self._admitted(None))
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the targets have weights."""
+        return self._weights is not None
 
     def num_batches(self, epoch: int) -> int:
         """How many batches an epoch has. Epochs differ only if there is a curriculum."""
@@ -457,14 +495,21 @@ class PaddedBatches:
         epoch, index = _position(self, epoch, index)
         chosen = self._batches(epoch)[index]
         inputs, lengths = _pad([self._inputs[i] for i in chosen])
+        weights = None
+        if self._weights is not None:
+            of_batch = [self._weights[i] for i in chosen]
+            weights = np.stack(of_batch) if self.per_sequence else _pad(of_batch)[0]
+            xp = _dispatch.namespace("PaddedBatches", inputs=inputs)
+            weights, total = _dispatch.from_numpy(xp, weights), float(weights.sum())
         wanted = [self._targets[i] for i in chosen]
         if self.per_sequence:
-            return Batch(
-                inputs, _dispatch.namespace("PaddedBatches", targets=wanted[0]).stack(wanted), lengths, len(wanted)
-            )
+            targets = _dispatch.namespace("PaddedBatches", targets=wanted[0]).stack(wanted)
+            return Batch(inputs, targets, lengths, len(wanted) if weights is None else total, weights=weights)
         targets, target_lengths = _pad(wanted)
-        count = sum(target.shape[0] for target in wanted)
-        return Batch(inputs, (targets, target_lengths) if self.own_lengths else targets, lengths, count)
+        if self.own_lengths:
+            targets = (targets, target_lengths)
+        count = sum(target.shape[0] for target in wanted) if weights is None else total
+        return Batch(inputs, targets, lengths, count, weights=weights)
 
     def config(self) -> dict[str, Any]:
         """The sizes, the seed, the curriculum and a checksum of the sequences."""
@@ -479,7 +524,7 @@ class PaddedBatches:
             "own_lengths": self.own_lengths,
             "shuffle": self.shuffle,
             "seed": self.seed,
-            "crc32": _fingerprint([*self._inputs, *self._targets]),
+            "crc32": _fingerprint([*self._inputs, *self._targets, *(self._weights or [])]),
         }
 
 

@@ -66,19 +66,25 @@ class Model(Protocol):
         """What `loss` returns, in training mode if ``rng`` is given, and the loss's gradients by parameter name.
 
         If the trainer has ``teacher_forcing``, it is passed on as one more keyword of this name, a float.
-        Likewise ``checkpoint_every``, and for windows that overlap ``state_after``: there ``targets`` are of the last
-        steps only, and the state after that many steps is to be returned.
+        Likewise ``checkpoint_every``, ``mask`` for batches with weights (`loss` is given it too), and for windows that
+        overlap ``state_after``: there ``targets`` are of the last steps only, and the state after that many steps is to
+        be returned.
         """
+
+
+def _weighting(batch: Batch) -> dict[str, Any]:
+    """The keyword that passes the weights of the targets on to a model."""
+    return {} if batch.weights is None else {"mask": batch.weights}
 
 
 def evaluate(model: Model, data: Data) -> float:
     """The mean loss per target of one epoch of ``data``, in evaluation mode."""
-    total, count, state = 0.0, 0, None
+    total, count, state = 0.0, 0.0, None
     for index in range(num_batches(data, 0)):
         batch = data.batch(0, index)
         # The state at the end of the batch before is that after the context, as nothing has changed in between.
         inputs = batch.inputs[batch.context :, ...] if batch.context else batch.inputs
-        loss, state = model.loss(inputs, batch.targets, state, batch.lengths)
+        loss, state = model.loss(inputs, batch.targets, state, batch.lengths, **_weighting(batch))
         if not data.carries_state:
             state = None
         total += float(loss) * batch.count
@@ -280,6 +286,8 @@ class Trainer:
         ):
             if is_given and not _checks.takes(model.loss_and_gradients, option):
                 raise TypeError(f"{where}: {name} is given, expected none, as {method} takes no {option}")
+        if getattr(data, "weighted", False) and not _checks.takes(model.loss_and_gradients, "mask"):
+            raise TypeError(f"{where}: data has weights, but {method} takes no mask")
         overlaps = (getattr(data, "gradient_steps", None) or 0) > getattr(data, "steps", 0)
         if overlaps and not _checks.takes(model.loss_and_gradients, "state_after"):
             raise TypeError(f"{where}: data has gradient_steps above steps, but {method} takes no state_after")
@@ -452,7 +460,7 @@ class Trainer:
     def _attend(self, bar: Any) -> None:
         """What is left to be done after the last step; what an exception interrupts is done at the next call."""
         while self._pending:
-            if self._pending[0] == "log" and self._unlogged["steps"] >= self.log_interval:
+            if self._pending[0] == "log" and self._unlogged["steps"] >= self.log_interval and self._unlogged["count"]:
                 self._log(self._at_this_step(self._training_record()))
                 self._unlogged, self._timed = dict(_NOTHING_UNLOGGED), {"count": 0, "seconds": 0.0}
                 self._pending[1:1] = ["report"]
@@ -485,7 +493,7 @@ class Trainer:
         records: list[dict[str, Any]] = []
         kept: list[dict[str, Any]] = []
         improved = False
-        if self._unlogged["steps"]:
+        if self._unlogged["count"]:
             records.append(self._at_this_step(self._training_record()))
             self._show(bar, records[0])
         if self.validation is not None and self.step and not self._validation_is_due():
@@ -655,7 +663,7 @@ class Trainer:
             self.model.load_training_state(self._before["model"])  # type: ignore[attr-defined]
         self._before = None
 
-    def _gradients(self) -> tuple[float, int, Any, dict[str, Any], float | None, dict[str, float]]:
+    def _gradients(self) -> tuple[float, float, Any, dict[str, Any], float | None, dict[str, float]]:
         """The loss of the next step, its number of targets, the state, clipped gradients, rate, and metrics."""
         epoch, index, _ = self._position()
         batch = self.data.batch(epoch, index)
@@ -663,7 +671,14 @@ class Trainer:
         forcing = self._teacher_forcing(self.step)
         options = {} if forcing is None else {"teacher_forcing": forcing}
         loss_array, state, grads = self.model.loss_and_gradients(
-            batch.inputs, batch.targets, state, batch.lengths, rng=self._rng, **options, **self._backpropagation(batch)
+            batch.inputs,
+            batch.targets,
+            state,
+            batch.lengths,
+            rng=self._rng,
+            **options,
+            **_weighting(batch),
+            **self._backpropagation(batch),
         )
         loss = float(loss_array)
         params, grads = gradients.of_parameters("Trainer", self.model.params, grads)
@@ -688,7 +703,7 @@ class Trainer:
             "gradient_norm": norm,
             **options,
         }
-        return loss, int(batch.count), state, clipped, rate, record
+        return loss, batch.count, state, clipped, rate, record
 
     def _learning_rate(self, step: int) -> float | None:
         """What the schedule gives; None if there is none."""
@@ -815,10 +830,8 @@ class Trainer:
         if _require_kind("unlogged", unlogged, dict).keys() != _NOTHING_UNLOGGED.keys():
             raise ValueError(f"unlogged has {sorted(unlogged)}, expected {sorted(_NOTHING_UNLOGGED)}")
         _checks.finite(where, "unlogged.loss", unlogged["loss"])
-        for name in ("count", "steps"):
-            _checks.integer_at_least(where, f"unlogged.{name}", unlogged[name], 0)
-        if unlogged["steps"] and not unlogged["count"]:
-            raise ValueError(f"unlogged.count is 0 after {unlogged['steps']} steps, expected at least 1")
+        _checks.finite(where, "unlogged.count", _checks.non_negative(where, "unlogged.count", unlogged["count"]))
+        _checks.integer_at_least(where, "unlogged.steps", unlogged["steps"], 0)
         self._check_parameters("params", saved["params"])
         if best is not None:
             _checks.finite(where, "best.loss", _require_kind("best", best, dict)["loss"])
