@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from gpurnn.kernels import devices, recurrence
+from gpurnn.kernels import devices, dtypes, recurrence
 from gpurnn.kernels.recurrence import plan
 
 from gpurnn import cells, kernels, reference
@@ -51,7 +51,7 @@ def report(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
 
 
 def _problem(name: str, size: Size) -> plan.Problem:
-    return plan.Problem(CELLS[name], size.T, size.B, size.H, 1, 4)
+    return plan.Problem(CELLS[name], size.T, size.B, size.H, 1, dtypes.TABLE["float32"])
 
 
 def _head(columns: list[str]) -> Iterator[str]:
@@ -206,7 +206,7 @@ def _limits(name: str, size: Size, device: devices.Device) -> dict[str, float]:
     """Microseconds of a step of each schedule that fits: as predicted, and its share of the input product."""
     _, B, I, H = size
     outputs = B * CELLS[name].gates * H
-    product = max(2 * outputs * I / device.peak_flops(4), 4 * (B * I + outputs) / device.bandwidth)
+    product = max(2 * outputs * I / device.peak_flops("float32"), 4 * (B * I + outputs) / device.bandwidth)
     plans = plan.consider(_problem(name, size), device).plans
     return {key: 1e6 * (prediction.seconds + product) for key, (_, prediction) in plans.items()}
 

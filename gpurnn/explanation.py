@@ -107,7 +107,7 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     >>> found.schedule, found.launches, found.bound_by
     ('persistent', 1, 'arithmetic')
     """
-    from .kernels import devices
+    from .kernels import devices, dtypes
     from .kernels.recurrence import plan
     from .layers.recurrent import Recurrent
 
@@ -127,8 +127,8 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     else:
         _checks.choice(where, "device", device, tuple(devices.DEVICES))
         gpu = devices.lookup(device)
-    itemsize = 4 if _checks.dtype_name(layer.params["weight_hh_l0"]) == "float32" else 8
-    choice = plan.consider(plan.Problem(layer.cell, T, B, layer.hidden_size, layer.num_directions, itemsize), gpu)
+    dtype = dtypes.of(layer.params["weight_hh_l0"])
+    choice = plan.consider(plan.Problem(layer.cell, T, B, layer.hidden_size, layer.num_directions, dtype), gpu)
     chosen, prediction = choice.plans[choice.best]
     seconds = {name: p.seconds for name, (_, p) in choice.plans.items()}
     passed_over = {
@@ -137,7 +137,7 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
         if name != choice.best
     }
     launch = chosen.forward
-    registers = min(255, devices.REGISTERS // plan.most_threads(itemsize))
+    registers = min(255, devices.REGISTERS // dtype.most_threads)
     return Explanation(
         device=gpu.name,
         schedule=choice.best,

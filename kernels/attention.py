@@ -10,26 +10,31 @@ import numpy as np
 
 from gpurnn._contract import Array
 
-from .launch import C_NAMES, Module, contiguous, empty, namespace, of_stream, remembers_stream
+from . import dtypes
+from .dtypes import Dtype
+from .launch import Module, contiguous, empty, namespace, of_stream, remembers_stream
 
 _THREADS = 256
 _TILE = 4
-"""Steps, or source positions, of a row that a block works on at once."""
+"""Steps, or source positions, of a row that a block computes at once."""
 
 _SHARED = 32 * 1024
-"""Bytes of scores, or of their gradients, that a block keeps in shared memory; longer ones lie where results will."""
+"""The most bytes of scores, or of their gradients, that a block keeps in shared memory."""
+
+
+def _kernel(name: str, dtype: Dtype, additive: bool, tile: int) -> str:
+    return f"{name}<{dtype.types}, {str(additive).lower()}, {tile}>"
 
 
 @functools.cache
-def _module(dtype: str, additive: bool) -> Module:
-    score = f"{C_NAMES[dtype]}, {'true' if additive else 'false'}"
-    steps = [f"{name}<{score}, {tile}>" for name in ("attend", "attend_backward") for tile in (1, _TILE)]
-    return Module("attention.cu", [*steps, f"attend_backward_source<{score}, {_TILE}>"])
+def _module(dtype: Dtype, additive: bool) -> Module:
+    steps = [_kernel(name, dtype, additive, tile) for name in ("attend", "attend_backward") for tile in (1, _TILE)]
+    return Module("attention.cu", [*steps, _kernel("attend_backward_source", dtype, additive, _TILE)])
 
 
 def modules() -> list[Module]:
     """Every translation unit that this file can ask for."""
-    return [_module(dtype, additive) for dtype in ("float32", "float64") for additive in (False, True)]
+    return [_module(dtype, additive) for dtype in dtypes.TABLE.values() for additive in (False, True)]
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class _Attention:
     lengths: Array | None
     scale: float
     weights: Array
+
+    @property
+    def dtype(self) -> Dtype:
+        return dtypes.of(self.query)
 
     @property
     def sizes(self) -> tuple[np.int32, ...]:
@@ -60,13 +69,13 @@ class _Attention:
 
     @property
     def shared_bytes(self) -> int:
-        """Of a number for each of a block's pairs of step and position, 0 if that is too much."""
-        needed = self.tile * len(self.keys) * self.query.dtype.itemsize
+        """Of a score for each of a block's pairs of step and position, 0 if that is too much."""
+        needed = self.tile * len(self.keys) * self.weights.dtype.itemsize
         return needed if needed <= _SHARED else 0
 
     def launch(self, name: str, tile: int, blocks: int, *args: Any, shared_mem: int = 0) -> None:
-        additive, dtype = self.v is not None, str(self.query.dtype)
-        kernel = _module(dtype, additive)[f"{name}<{C_NAMES[dtype]}, {'true' if additive else 'false'}, {tile}>"]
+        additive = self.v is not None
+        kernel = _module(self.dtype, additive)[_kernel(name, self.dtype, additive, tile)]
         kernel((blocks,), (_THREADS,), args, shared_mem=shared_mem)
 
 
@@ -90,10 +99,11 @@ def attention_forward(
     S, E = keys.shape[0], values.shape[2]
 
     def own(x: Array) -> Array:
-        # A copy where a gradient is wanted, so that what a caller does to his arrays cannot reach it.
+        # Training copies, so that the caller may change its arrays before it asks for the gradients.
         return xp.array(x, order="C") if training and x is not None else contiguous(x)
 
-    context, weights = empty(query, (T, B, E), query.dtype), empty(query, (T, B, S), query.dtype)
+    context = empty(query, (T, B, E), query.dtype)
+    weights = empty(query, (T, B, S), dtypes.of(query).accumulator)
     call = _Attention(
         own(query),
         own(keys),
@@ -107,10 +117,10 @@ def attention_forward(
         shared = call.shared_bytes
         call.launch(
             "attend", call.tile, call.blocks(T, call.tile), call.query, call.keys, call.values, call.v, call.lengths,
-            context, weights, *call.sizes, query.dtype.type(scale), np.bool_(shared),
+            context, weights, *call.sizes, call.dtype.scalar(scale), np.bool_(shared),
             shared_mem=shared,
         )  # fmt: skip
-    return context, weights.copy() if training else weights, call if training else None
+    return context, weights.astype(query.dtype, copy=training), call if training else None
 
 
 @of_stream
@@ -119,23 +129,24 @@ def attention_backward(
 ) -> tuple[Array, Array, Array, Array | None]:
     """Gradients of query, keys, values and v, as ``gpurnn.reference`` gives them."""
     xp, query = namespace(saved.query), saved.query
-    dtype = query.dtype
     T, B, _ = query.shape
     S = saved.keys.shape[0]
-    dquery, dkeys, dvalues = (empty(query, x.shape, dtype) for x in (query, saved.keys, saved.values))
-    blocks = saved.blocks(T, saved.tile)
-    dv = None if saved.v is None else empty(query, (blocks, *saved.v.shape), dtype)
-    dscores = empty(query, (T, B, S), dtype)
+    dquery, dkeys, dvalues = (empty(query, x.shape, query.dtype) for x in (query, saved.keys, saved.values))
+    blocks, real = saved.blocks(T, saved.tile), saved.dtype.accumulator
+    dv_of_blocks = None if saved.v is None else empty(query, (blocks, *saved.v.shape), real)
+    dscores = empty(query, (T, B, S), real)
     dcontext = contiguous(dcontext)
     if T * B:
         saved.launch(
             "attend_backward", saved.tile, blocks, query, saved.keys, saved.values, saved.v, saved.lengths,
-            saved.weights, dcontext, contiguous(dweights), dscores, dquery, dv, *saved.sizes,
-            dtype.type(saved.scale), np.bool_(saved.shared_bytes), shared_mem=saved.shared_bytes,
+            saved.weights, dcontext, contiguous(dweights), dscores, dquery, dv_of_blocks,
+            *saved.sizes, saved.dtype.scalar(saved.scale), np.bool_(saved.shared_bytes), shared_mem=saved.shared_bytes,
         )  # fmt: skip
     if S * B:
         saved.launch(
             "attend_backward_source", _TILE, saved.blocks(S, _TILE), query, saved.keys, saved.v, saved.lengths,
             saved.weights, dcontext, dscores, dkeys, dvalues, *saved.sizes,
         )  # fmt: skip
-    return dquery, dkeys, dvalues, None if dv is None else xp.matmul(xp.ones(blocks, dtype), dv)
+    if dv_of_blocks is None:
+        return dquery, dkeys, dvalues, None
+    return dquery, dkeys, dvalues, xp.matmul(xp.ones(blocks, real), dv_of_blocks).astype(query.dtype, copy=False)

@@ -1,4 +1,4 @@
-// Complex numbers, pairs in memory as NumPy has them, and the same few functions for real ones.
+// Complex numbers, stored as pairs like NumPy's, and the same few functions for real numbers.
 #pragma once
 
 // Aligned to its size, so that a GPU moves a number in one access.
@@ -8,6 +8,8 @@ struct alignas(2 * sizeof(Real)) Complex {
 
     Complex() = default;
     __device__ Complex(Real re, Real im = 0) : re(re), im(im) {}
+    template <typename Other>
+    __device__ explicit Complex(Complex<Other> x) : re(x.re), im(x.im) {}
 };
 
 template <typename Real>

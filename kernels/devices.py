@@ -20,8 +20,8 @@ class Limits:
     """Bytes."""
     shared_memory_per_block: int
     """Bytes, for a kernel that asks for more than 48 KiB."""
-    fma: int
-    """float32 fused multiply-adds in a clock."""
+    fma: dict[str, int]
+    """Fused multiply-adds in a clock, by the dtype that they are computed in."""
     reserved_per_block: int
     """Bytes of shared memory that the system takes of each block."""
     shared_memory_unit: int
@@ -32,13 +32,13 @@ class Limits:
 # Instructions"; the units of allocation are those of the CUDA Toolkit's cuda_occupancy.h. Registers are 65,536 of 32
 # bits in all of them.
 LIMITS = {
-    (7, 5): Limits(1024, 16, 64 * KIB, 64 * KIB, 64, 0, 256),
-    (8, 0): Limits(2048, 32, 164 * KIB, 163 * KIB, 64, KIB, 128),
-    (8, 6): Limits(1536, 16, 100 * KIB, 99 * KIB, 128, KIB, 128),
-    (8, 9): Limits(1536, 24, 100 * KIB, 99 * KIB, 128, KIB, 128),
-    (9, 0): Limits(2048, 32, 228 * KIB, 227 * KIB, 128, KIB, 128),
-    (10, 0): Limits(2048, 32, 228 * KIB, 227 * KIB, 128, KIB, 128),
-    (12, 0): Limits(1536, 24, 100 * KIB, 99 * KIB, 128, KIB, 128),
+    (7, 5): Limits(1024, 16, 64 * KIB, 64 * KIB, {"float32": 64, "float64": 2}, 0, 256),
+    (8, 0): Limits(2048, 32, 164 * KIB, 163 * KIB, {"float32": 64, "float64": 32}, KIB, 128),
+    (8, 6): Limits(1536, 16, 100 * KIB, 99 * KIB, {"float32": 128, "float64": 2}, KIB, 128),
+    (8, 9): Limits(1536, 24, 100 * KIB, 99 * KIB, {"float32": 128, "float64": 2}, KIB, 128),
+    (9, 0): Limits(2048, 32, 228 * KIB, 227 * KIB, {"float32": 128, "float64": 64}, KIB, 128),
+    (10, 0): Limits(2048, 32, 228 * KIB, 227 * KIB, {"float32": 128, "float64": 64}, KIB, 128),
+    (12, 0): Limits(1536, 24, 100 * KIB, 99 * KIB, {"float32": 128, "float64": 2}, KIB, 128),
 }
 
 REGISTERS = 65536
@@ -46,9 +46,6 @@ REGISTERS = 65536
 
 _PARTITIONS = 4
 """Of a multiprocessor: a warp belongs to one of them, and each has a fourth of the registers."""
-
-_FMA64 = {(7, 5): 2, (8, 0): 32, (8, 6): 2, (8, 9): 2, (9, 0): 64, (10, 0): 64, (12, 0): 2}
-"""float64 fused multiply-adds of a multiprocessor in a clock."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +101,12 @@ class Device:
 
     @property
     def limits(self) -> Limits:
-        return LIMITS[_known(self.compute_capability)]
+        # Those of the latest capability in the table that is not later than the device's.
+        return LIMITS[max((c for c in LIMITS if c <= self.compute_capability), default=min(LIMITS))]
 
-    def peak_flops(self, itemsize: int) -> float:
-        """Floating-point operations a second, of numbers of ``itemsize`` bytes, without tensor cores."""
-        known = _known(self.compute_capability)
-        fma = LIMITS[known].fma if itemsize == 4 else _FMA64[known]
-        return 2.0 * fma * self.multiprocessors * self.clock_hz
-
-
-def _known(capability: tuple[int, int]) -> tuple[int, int]:
-    """The latest capability in the tables that is not later than ``capability``."""
-    return max((c for c in LIMITS if c <= capability), default=min(LIMITS))
+    def peak_flops(self, accumulator: str) -> float:
+        """Floating-point operations a second, computed in the dtype ``accumulator``, without tensor cores."""
+        return 2.0 * self.limits.fma[accumulator] * self.multiprocessors * self.clock_hz
 
 
 def _device(

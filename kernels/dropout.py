@@ -9,19 +9,21 @@ import numpy as np
 
 from gpurnn._contract import Array
 
-from .launch import C_NAMES, Module, empty
+from . import dtypes
+from .dtypes import Dtype
+from .launch import Module, empty
 
 _THREADS = 256
 
 
 @functools.cache
-def _module(dtype: str) -> Module:
-    return Module("dropout.cu", [f"dropout_mask<{C_NAMES[dtype]}>"])
+def _module(dtype: Dtype) -> Module:
+    return Module("dropout.cu", [f"dropout_mask<{dtype.types}>"])
 
 
 def modules() -> list[Module]:
     """Every translation unit that this file can ask for."""
-    return [_module("float32"), _module("float64")]
+    return [_module(dtype) for dtype in dtypes.TABLE.values()]
 
 
 def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, seed: int, offset: int) -> Array:
@@ -29,12 +31,8 @@ def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, seed: int, of
     mask = empty(like, shape, like.dtype)
     size = math.prod(shape)
     if size:
-        word = (1 << 64) - 1
-        dtype = str(like.dtype)
-        blocks = -(-size // (4 * _THREADS))
-        _module(dtype)[f"dropout_mask<{C_NAMES[dtype]}>"](
-            (blocks,), (_THREADS,),
-            (mask, np.int64(size), np.uint64(math.ceil(rate * 2**32)), np.uint64(seed & word),
-             np.uint64(offset & word), like.dtype.type(1 / (1 - rate))),
-        )  # fmt: skip
+        dtype, word = dtypes.of(like), (1 << 64) - 1
+        words = [np.uint64(n) for n in (math.ceil(rate * 2**32), seed & word, offset & word)]
+        args = mask, np.int64(size), *words, dtype.scalar(1 / (1 - rate))
+        _module(dtype)[f"dropout_mask<{dtype.types}>"]((-(-size // (4 * _THREADS)),), (_THREADS,), args)
     return mask

@@ -20,7 +20,7 @@ from array_api_compat import is_cupy_array
 
 from gpurnn import _fork
 
-from . import host
+from . import dtypes, host
 from .compiler import KERNELS, digest_of, source_closure, translation_unit
 
 __all__ = [
@@ -39,8 +39,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-C_NAMES = {"float32": "float", "float64": "double", "complex64": "float", "complex128": "double"}
-"""The C type of the real numbers that arrays of a dtype hold, as kernels are instantiated with it."""
+C_NAMES = {dtype.name: dtype.storage for dtype in dtypes.TABLE.values()}
 
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy adds to the options of a module, the architecture and directories of its own headers apart."""

@@ -1,12 +1,12 @@
 """The linear recurrence h_t = a_t h_{t-1} + b_t, parallel over time by chunks of steps.
 
 Within a chunk it is the loop. The state that enters a chunk has passed through products of a, one for each chunk before
-it, and is off by no more than the loop may be: a few roundings of every term a_t ... a_{k+1} b_k at every step. So the
-two differ visibly only where large terms cancel, which takes |a| > 1.
+it. Its error is within that of the loop: a few roundings of every term a_t ... a_{k+1} b_k at every step. So the two
+differ visibly only where large terms cancel, which needs |a| > 1.
 
-Where a product overflows and the states do not, or the states overflow and no product does, the chunk's steps are taken
-one by one, so that infinities and NaN come about only where the loop has them. The same is done where a product
-underflows, unless the state loses less than a rounding by that.
+If a product overflows and the states do not, or the states overflow and no product does, the chunk's steps are taken
+one by one, so that infinities and NaN arise only where the loop has them. The same is done if a product underflows,
+unless the state loses less than a rounding by that.
 """
 
 from __future__ import annotations
@@ -20,37 +20,38 @@ import numpy as np
 
 from gpurnn._contract import Array
 
-from .launch import C_NAMES, Module, contiguous, empty, namespace, of_stream, remembers_stream
+from . import dtypes
+from .dtypes import Dtype
+from .launch import Module, contiguous, empty, namespace, of_stream, remembers_stream
 
 _BLOCK = 128
 
 _THREADS = 1 << 16
-"""Threads that keep the memory of a large GPU busy: with four pairs of float32 each in flight, 2 MB."""
+"""Threads that keep the memory of a large GPU busy: with four pairs of float32 loads each, 2 MB in flight."""
 
 _LEAST_LENGTH = 32
-"""Steps of a chunk, at the least: fewer would cost more in what enters the chunks than they gain."""
+"""The fewest steps of a chunk: with fewer, the states that enter the chunks cost more than they gain."""
 
 
 @functools.cache
-def _module(dtype: str) -> Module:
-    types = _types(dtype)
+def _module(dtype: Dtype, is_complex: bool) -> Module:
+    types = _types(dtype, is_complex)
     names = [f"{name}<{types}, {way}>" for name in ("chunk_maps", "chunk_states") for way in ("false", "true")]
     return Module("linear_scan.cu", [*names, f"scan_forward<{types}>", f"scan_backward<{types}>"])
 
 
-def _types(dtype: str) -> str:
-    """What an array of ``dtype`` holds, and of which real numbers that is made."""
-    real = C_NAMES[dtype]
-    return f"Complex<{real}>, {real}" if dtype.startswith("complex") else f"{real}, {real}"
+def _types(dtype: Dtype, is_complex: bool) -> str:
+    """The template arguments ``Number, Storage, Real``."""
+    return f"{'Complex' if is_complex else 'Single'}, {dtype.types}"
 
 
 def modules() -> list[Module]:
     """Every translation unit that this file can ask for."""
-    return [_module(dtype) for dtype in ("float32", "float64", "complex64", "complex128")]
+    return [_module(dtype, is_complex) for dtype in dtypes.TABLE.values() for is_complex in (False, True)]
 
 
 def _length(T: int, columns: int) -> int:
-    """Steps of a chunk: no shorter than keeps the GPU busy, as all but a single chunk reads a and b twice.
+    """Steps of a chunk: as many as keep the GPU busy, because several chunks read a and b twice, and one only once.
 
     With few columns the time is that of one thread's steps in a row: twice through a chunk, once over all chunks.
     """
@@ -76,7 +77,7 @@ def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False
         scan = _Chunks(a, b)
         states = scan.entering(h0, backward=False)
         scan.launch("scan_forward", scan.chunks, a, b, h0, states, h, *scan.sizes)
-    # Copies, so that what a caller does to its arrays cannot reach the pullback.
+    # Copies, so that the caller may change its arrays before it asks for the gradients.
     return h, _Scan(a.copy(), h.copy(), h0.copy()) if training else None
 
 
@@ -88,48 +89,50 @@ def linear_scan_backward(saved: _Scan, dh: Array) -> tuple[Array, Array, Array]:
         xp = namespace(dh)
         return xp.zeros_like(a), xp.zeros_like(dh), xp.zeros_like(saved.h0)
     scan = _Chunks(a, dh)
-    da = empty(dh, dh.shape if a.ndim == 3 else (scan.chunks, *dh.shape[1:]), dh.dtype)
+    da = empty(dh, dh.shape if a.ndim == 3 else (scan.chunks, *dh.shape[1:]), scan.accumulator)
     db, dh0 = empty(dh, dh.shape, dh.dtype), empty(dh, saved.h0.shape, dh.dtype)
     states = scan.entering(None, backward=True)
     scan.launch("scan_backward", scan.chunks, a, dh, saved.h, saved.h0, states, da, db, dh0, *scan.sizes)
-    return da if a.ndim == 3 else da.sum(axis=(0, 1)), db, dh0
+    da = da if a.ndim == 3 else da.sum(axis=(0, 1))
+    return da.astype(a.dtype, copy=False), db, dh0
 
 
 class _Chunks:
-    """How one scan is cut, over factors ``a`` and ``values`` that are b or dh."""
+    """The chunks of one scan, over factors ``a`` and ``values`` that are b or dh."""
 
     def __init__(self, a: Array, values: Array) -> None:
         T, B, N = values.shape
         self.a, self.values, self.columns = a, values, B * N
+        self.dtype, self.is_complex = dtypes.of(values), values.dtype.kind == "c"
+        self.accumulator = np.result_type(self.dtype.accumulator, np.complex64 if self.is_complex else np.float32)
         length = _length(T, self.columns)
         self.chunks = -(-T // length)
         a_columns, a_stride = (N, 0) if a.ndim == 1 else (self.columns, self.columns)
         self.sizes = tuple(np.int64(n) for n in (T, self.columns, a_columns, a_stride, length))
 
     def launch(self, name: str, rows: int, *args: Any, way: str = "") -> None:
-        """Launch a kernel with a thread for each column of each of so many rows."""
-        dtype = str(self.values.dtype)
+        """Launch a kernel with a thread for each column of each of ``rows`` rows."""
         reals = [x.view(x.real.dtype) if hasattr(x, "ndim") and x.ndim else x for x in args]
-        kernel = _module(dtype)[f"{name}<{_types(dtype)}{way}>"]
+        kernel = _module(self.dtype, self.is_complex)[f"{name}<{_types(self.dtype, self.is_complex)}{way}>"]
         kernel((-(-rows * self.columns // _BLOCK),), (_BLOCK,), reals)
 
     def entering(self, initial: Array | None, *, backward: bool) -> Array | None:
-        """The states that enter all chunks but the first, from ``initial``; None for zero."""
+        """The states that enter the chunks after the first, from ``initial``; None for zero."""
         maps, way = self.chunks - 1, ", true" if backward else ", false"
         if not maps:
             return None
-        shape, dtype = (maps, self.columns), self.values.dtype
-        products, offsets, states = (empty(self.values, shape, dtype) for _ in ("products", "offsets", "states"))
-        peaks, losses = (empty(self.values, shape, self.values.real.dtype) for _ in ("peaks", "losses"))
+        shape = maps, self.columns
+        products, offsets, states = (empty(self.values, shape, self.accumulator) for _ in range(3))
+        peaks, losses = (empty(self.values, shape, self.dtype.accumulator) for _ in range(2))
+        of_chunks = products, offsets, peaks, losses
         sizes = *self.sizes, np.int64(maps)
-        found = products, offsets, peaks, losses
-        self.launch("chunk_maps", maps, self.a, self.values, *found, *sizes, way=way)
-        self.launch("chunk_states", 1, self.a, self.values, initial, *found, states, *sizes, way=way)
+        self.launch("chunk_maps", maps, self.a, self.values, *of_chunks, *sizes, way=way)
+        self.launch("chunk_states", 1, self.a, self.values, initial, *of_chunks, states, *sizes, way=way)
         return states
 
 
 def _readable(array: Array) -> Array:
-    """In C order, and a complex array at a multiple of its numbers' size, as they are read in one access."""
+    """In C order, and a complex array aligned to the size of its numbers, because each is read in one access."""
     array = contiguous(array)
     address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
     return array if address % array.dtype.itemsize == 0 else array.copy()

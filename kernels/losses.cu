@@ -1,19 +1,19 @@
 // Losses over rows: softmax cross-entropy and squared error.
 //
-// A warp takes a row of logits, or a whole block where rows are long: `threads` threads, 32 or all of the block's.
-// Neighbouring threads read neighbouring classes.
+// Each row of logits is computed by `threads` threads: a warp, or a whole block if rows are long. Neighbouring threads
+// read neighbouring classes.
 
-// What one pass over some logits x of a row leaves: the maximum, the sum of exp(x - maximum) over the others and, where
+// The result of one pass over some logits x of a row: the maximum, the sum of exp(x - maximum) over the others and, if
 // labels are smoothed, the sums of the class weights w and of w (x - maximum). Relative to the maximum nothing overflows,
-// all terms of the last sum have one sign, so that large logits don't cancel, and without the 1 of the maximum itself the
-// sum of the others keeps its digits where it is small. The pass over no logit has a maximum of minus infinity.
+// and all terms of the last sum have one sign, so that large logits do not cancel. Without the 1 of the maximum itself,
+// the sum of the others keeps its digits where it is small. The maximum of no logits is minus infinity.
 template <typename Real>
 struct Pass {
     Real maximum, others, weight, weighted;
 
     __device__ static Pass start() { return {Real(__int_as_float(0xff800000)), 0, 0, 0}; }  // minus infinity
 
-    // Refers the sums to `larger`, a logit outside of this pass, if that is more than the maximum.
+    // Makes the sums relative to `larger`, a logit outside this pass, if it is larger than the maximum.
     __device__ void raise(Real larger) {
         if (larger > maximum) {
             others = (others + 1) * exp(maximum - larger);
@@ -25,7 +25,7 @@ struct Pass {
         if (x > maximum) {
             raise(x);
         } else {
-            const Real below = x == maximum ? Real(0) : x - maximum;  // infinities have no difference
+            const Real below = x == maximum ? Real(0) : x - maximum;  // inf - inf is NaN
             others += exp(below);
             if (w != 0) weighted += w * below;
         }
@@ -47,7 +47,7 @@ __device__ Real warp_sum(Real value) {
     return value;
 }
 
-// What the threads of a row have found together, for all of them. The order of the additions is fixed.
+// Combines the passes of all threads of a row, for each of them. The order of the additions is fixed.
 template <typename Real>
 __device__ void combine(Pass<Real>& pass, bool smoothed, int threads) {
     Real largest = pass.maximum;
@@ -70,34 +70,34 @@ __device__ void combine(Pass<Real>& pass, bool smoothed, int threads) {
     for (int warp = 1; warp < threads / 32; ++warp) pass.add(of_warps[warp]);
 }
 
-// The row that a thread works on, which may lie past the last.
+// The row that a thread computes, which may be past the last one.
 __device__ inline long long row_of_thread(int threads) {
     return ((long long)blockIdx.x * blockDim.x + threadIdx.x) / threads;
 }
 
 // (1 - eps) w_y, NaN if y is no class.
-template <typename Real>
-__device__ Real weight_of_label(const Real* class_weights, long long label, int V, Real eps) {
+template <typename Real, typename Storage>
+__device__ Real weight_of_label(const Storage* class_weights, long long label, int V, Real eps) {
     if (label < 0 || label >= V) return __int_as_float(0x7fffffff);
-    return (1 - eps) * (class_weights ? class_weights[label] : Real(1));
+    return (1 - eps) * (class_weights ? Real(class_weights[label]) : Real(1));
 }
 
 // loss = weight (target (lse - x_y) + sum_c smooth_c (lse - x_c)) with target = (1 - eps) w_y, smooth_c = eps / V w_c,
-// lse = log sum_c exp(x_c). weights (N) and class_weights (V) may be null. statistics (3, N), what backward needs beside
-// the logits, is null where no gradient is wanted: the maximum, the sum of exp(x - maximum) over the others, sum_c smooth_c.
-// A masked row is not read. A label that is no class gives NaN.
-template <typename Real>
+// lse = log sum_c exp(x_c). weights (N) and class_weights (V) may be null. statistics (3, N) is null if no gradient is
+// wanted. Otherwise backward reads it: the maximum, the sum of exp(x - maximum) over the others, sum_c smooth_c. A masked
+// row is not read. A label that is no class gives NaN.
+template <typename Storage, typename Real>
 __global__ void cross_entropy_forward(
-    const Real* logits, const long long* labels, const Real* weights, const Real* class_weights, Real* losses,
-    Real* statistics, int N, int V, Real eps, int threads) {
+    const Storage* logits, const long long* labels, const Storage* weights, const Storage* class_weights,
+    Storage* losses, Real* statistics, int N, int V, Real eps, int threads) {
     const int lane = threadIdx.x % threads;
     const long long row = row_of_thread(threads);
-    const bool masked = row >= N || (weights && weights[row] == 0), smoothed = eps != 0;
-    const Real* const x = logits + row * V;
+    const bool masked = row >= N || (weights && Real(weights[row]) == 0), smoothed = eps != 0;
+    const Storage* const x = logits + row * V;
     Pass<Real> pass = Pass<Real>::start();
     if (!masked) {
         for (int c = lane; c < V; c += threads) {
-            pass.add(x[c], !smoothed ? Real(0) : class_weights ? class_weights[c] : Real(1));
+            pass.add(Real(x[c]), !smoothed ? Real(0) : class_weights ? Real(class_weights[c]) : Real(1));
         }
     }
     combine(pass, smoothed, threads);  // has barriers: no thread has left
@@ -107,15 +107,15 @@ __global__ void cross_entropy_forward(
         const long long label = labels[row];
         const bool known = label >= 0 && label < V;
         const Real target = weight_of_label(class_weights, label, V, eps);
-        pass.others += pass.maximum - pass.maximum;  // NaN if the maximum is infinite: then there is no softmax
+        pass.others += pass.maximum - pass.maximum;  // NaN if the maximum is infinite, when there is no softmax
         const Real log_sum = log1p(pass.others);
-        const Real of_label = log_sum + (pass.maximum - x[known ? label : 0]);
-        loss = target == 0 && isinf(of_label) ? Real(0) : target * of_label;  // as in `Pass`: what has no weight is not read
+        const Real of_label = log_sum + (pass.maximum - Real(x[known ? label : 0]));
+        loss = target == 0 && isinf(of_label) ? Real(0) : target * of_label;  // as in `Pass`, nothing without weight counts
         if (smoothed) loss += eps / V * (pass.weight * log_sum - pass.weighted);
-        if (weights) loss *= weights[row];
+        if (weights) loss *= Real(weights[row]);
         smooth = eps / V * pass.weight;
     }
-    losses[row] = loss;
+    losses[row] = Storage(loss);
     if (statistics) {
         statistics[row] = pass.maximum;
         statistics[N + row] = pass.others;
@@ -123,48 +123,50 @@ __global__ void cross_entropy_forward(
     }
 }
 
-// dx_c = dloss weight (softmax_c sum_k t_k - t_c), t_c the weight of lse - x_c in the loss. What the label's own term adds
-// to its gradient is -target (1 - softmax_y), computed without a difference. A masked row is not read.
-template <typename Real>
+// dx_c = dloss weight (softmax_c sum_k t_k - t_c), t_c the weight of lse - x_c in the loss. The label's own term adds
+// -target (1 - softmax_y) to its gradient, computed without a difference. A masked row is not read.
+template <typename Storage, typename Real>
 __global__ void cross_entropy_backward(
-    const Real* logits, const long long* labels, const Real* weights, const Real* class_weights,
-    const Real* statistics, const Real* dlosses, Real* dlogits, int N, int V, Real eps, int threads) {
+    const Storage* logits, const long long* labels, const Storage* weights, const Storage* class_weights,
+    const Real* statistics, const Storage* dlosses, Storage* dlogits, int N, int V, Real eps, int threads) {
     const long long row = row_of_thread(threads);
     if (row >= N) return;
-    const Real weight = weights ? weights[row] : Real(1);
-    const Real *const x = logits + row * V, maximum = statistics[row], others = statistics[N + row];
-    const Real scale = dlosses[row] * weight, sum = 1 + others, smooth = statistics[2LL * N + row];
+    const Real weight = weights ? Real(weights[row]) : Real(1);
+    const Storage* const x = logits + row * V;
+    const Real maximum = statistics[row], others = statistics[N + row];
+    const Real scale = Real(dlosses[row]) * weight, sum = 1 + others, smooth = statistics[2LL * N + row];
     const long long label = labels[row];
     const Real target = weight == 0 ? Real(0) : weight_of_label(class_weights, label, V, eps);
-    Real* const dx = dlogits + row * V;
+    Storage* const dx = dlogits + row * V;
     for (int c = threadIdx.x % threads; c < V; c += threads) {
         if (weight == 0) {
-            dx[c] = 0;
+            dx[c] = Storage(0);
             continue;
         }
-        const Real e = exp(x[c] - maximum), softmax = e / sum;
+        const Real logit = x[c], e = exp(logit - maximum), softmax = e / sum;
         Real d;
         if (c == label) {
-            d = smooth * softmax - target * ((x[c] == maximum ? others : sum - e) / sum);
+            d = smooth * softmax - target * ((logit == maximum ? others : sum - e) / sum);
         } else {
             d = (target + smooth) * softmax;
         }
-        if (eps != 0) d -= eps / V * (class_weights ? class_weights[c] : Real(1));
-        dx[c] = scale * d;
+        if (eps != 0) d -= eps / V * (class_weights ? Real(class_weights[c]) : Real(1));
+        dx[c] = Storage(scale * d);
     }
 }
 
-template <typename Real>
-__global__ void mse_forward(const Real* y, const Real* target, Real* errors, Real* differences, long long n) {
+template <typename Storage, typename Real>
+__global__ void mse_forward(
+    const Storage* y, const Storage* target, Storage* errors, Storage* differences, long long n) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    const Real difference = y[i] - target[i];
-    errors[i] = difference * difference;
-    if (differences) differences[i] = difference;
+    const Real difference = Real(y[i]) - Real(target[i]);
+    errors[i] = Storage(difference * difference);
+    if (differences) differences[i] = Storage(difference);
 }
 
-template <typename Real>
-__global__ void mse_backward(const Real* differences, const Real* d, Real* dy, long long n) {
+template <typename Storage, typename Real>
+__global__ void mse_backward(const Storage* differences, const Storage* d, Storage* dy, long long n) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) dy[i] = 2 * (differences[i] * d[i]);
+    if (i < n) dy[i] = Storage(2 * (Real(differences[i]) * Real(d[i])));
 }

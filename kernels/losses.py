@@ -10,23 +10,25 @@ import numpy as np
 
 from gpurnn._contract import Array
 
-from .launch import C_NAMES, Module, contiguous, empty, namespace, of_stream, remembers_stream
+from . import dtypes
+from .dtypes import Dtype
+from .launch import Module, contiguous, empty, namespace, of_stream, remembers_stream
 
 _THREADS = 256
 _WARP_A_ROW = 1024
-"""Classes up to which one warp takes a row; beyond, a block does."""
+"""The most classes of a row that one warp computes; a longer row takes a block."""
 
 _KERNELS = ("cross_entropy_forward", "cross_entropy_backward", "mse_forward", "mse_backward")
 
 
 @functools.cache
-def _module(dtype: str) -> Module:
-    return Module("losses.cu", [f"{name}<{C_NAMES[dtype]}>" for name in _KERNELS])
+def _module(dtype: Dtype) -> Module:
+    return Module("losses.cu", [f"{name}<{dtype.types}>" for name in _KERNELS])
 
 
 def modules() -> list[Module]:
     """Every translation unit that this file can ask for."""
-    return [_module("float32"), _module("float64")]
+    return [_module(dtype) for dtype in dtypes.TABLE.values()]
 
 
 def _threads_a_row(V: int) -> int:
@@ -34,8 +36,8 @@ def _threads_a_row(V: int) -> int:
 
 
 def _launch(name: str, threads: int, like: Array, *args: Any) -> None:
-    dtype = str(like.dtype)
-    _module(dtype)[f"{name}<{C_NAMES[dtype]}>"]((-(-threads // _THREADS),), (_THREADS,), args)
+    dtype = dtypes.of(like)
+    _module(dtype)[f"{name}<{dtype.types}>"]((-(-threads // _THREADS),), (_THREADS,), args)
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ class _CrossEntropy:
     """What `cross_entropy_backward` needs."""
 
     logits: Array
-    """(N, V), the caller's own where they are contiguous: the softmax is not stored but computed again."""
+    """(N, V), the caller's own if they are contiguous: the softmax is not stored but computed again."""
     statistics: Array
-    """(3, N): as ``losses.cu`` has them."""
+    """(3, N), see ``losses.cu``."""
     labels: Array
     weights: Array | None
     class_weights: Array | None
@@ -64,18 +66,19 @@ def cross_entropy_forward(
 ) -> tuple[Array, _CrossEntropy | None]:
     """Cross-entropy of each row between its softmax and its label, as ``gpurnn.reference`` gives it.
 
-    A label that is not in 0..V-1 gives NaN: what is on the device is not read back to be checked.
+    A label outside 0..V-1 gives NaN: checking it would need a copy from the device.
     """
     N, V = logits.shape
     losses = empty(logits, N, logits.dtype)
-    statistics = empty(logits, (3, N), logits.dtype) if training else None
+    dtype = dtypes.of(logits)
+    statistics = empty(logits, (3, N), dtype.accumulator) if training else None
     logits, labels = contiguous(logits), contiguous(labels.astype(np.int64, copy=False))
     weights, class_weights = contiguous(weights), contiguous(class_weights)
     if N:
         threads = _threads_a_row(V)
         _launch(
             "cross_entropy_forward", N * threads, logits, logits, labels, weights, class_weights, losses, statistics,
-            np.int32(N), np.int32(V), logits.dtype.type(label_smoothing), np.int32(threads),
+            np.int32(N), np.int32(V), dtype.scalar(label_smoothing), np.int32(threads),
         )  # fmt: skip
     if not training:
         return losses, None
@@ -84,7 +87,7 @@ def cross_entropy_forward(
 
 @of_stream
 def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
-    """Gradient of the logits, as ``gpurnn.reference`` gives it; NaN for a label that is not in 0..V-1."""
+    """Gradient of the logits, as ``gpurnn.reference`` gives it; NaN for a label outside 0..V-1."""
     logits = saved.logits
     N, V = logits.shape
     dlogits = empty(logits, (N, V), logits.dtype)
@@ -93,7 +96,7 @@ def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
         _launch(
             "cross_entropy_backward", N * threads, logits, logits, saved.labels, saved.weights, saved.class_weights,
             saved.statistics, contiguous(dlosses), dlogits, np.int32(N), np.int32(V),
-            logits.dtype.type(saved.label_smoothing), np.int32(threads),
+            dtypes.of(logits).scalar(saved.label_smoothing), np.int32(threads),
         )  # fmt: skip
     return dlogits
 

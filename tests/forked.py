@@ -79,7 +79,7 @@ def progress() -> bytes:
         return bytes(tqdm(range(50), file=file, mininterval=0))
 
 
-MODULE = launch.Module("losses.cu", ["cross_entropy_forward<float>"])
+MODULE = launch.Module("losses.cu", ["cross_entropy_forward<float, float>"])
 LAYER = gpurnn.LSTM(40, 60, rng=0)
 X = np.random.default_rng(0).normal(size=(20, 16, 40)).astype(np.float32)
 

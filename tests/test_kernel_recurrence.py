@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from gpurnn.kernels import devices, host, recurrence
+from gpurnn.kernels import devices, dtypes, host, recurrence
 from gpurnn.kernels.recurrence import plan
 from parity import Wing
 from problems import CELLS, Options, draw
@@ -168,7 +168,7 @@ def test_a_pullback_gives_the_same_twice_whatever_became_of_the_arguments(schedu
 def test_weights_held_in_registers(cell, H, B, hold, kernel_wing):
     """The sizes for which a block's shared memory alone is too small."""
     problem = draw(cell, Options(lengths=True), T=2, B=B, H=H, dtype="float32")
-    sizes = plan.Problem(cell, 2, B, H, 1, 4)
+    sizes = plan.Problem(cell, 2, B, H, 1, dtypes.TABLE["float32"])
     chosen = plan.make("block", sizes, devices.lookup("H100"))
     assert chosen.forward.held_chunks == chosen.backward.held_chunks == plan.HELD_CHUNKS
     device = plan.device_of(kernel_wing.to(problem.x))
@@ -185,7 +185,7 @@ def test_operands_longer_than_a_chunk(cell, schedule, monkeypatch, hold):
     problem = draw(cell, ALL, T=3, B=20, H=30)
     for kilobytes in range(4, 64):
         device = on_device(monkeypatch, multiprocessors=9, shared_memory_per_block=1000 * kilobytes)
-        found = plan.consider(plan.Problem(cell, 3, 20, 30, 2, 8), device)
+        found = plan.consider(plan.Problem(cell, 3, 20, 30, 2, dtypes.TABLE["float64"]), device)
         if schedule in found.plans:
             break
     assert found.plans[schedule][0].backward.chunk < cell.gates * 30

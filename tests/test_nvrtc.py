@@ -8,8 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from gpurnn.kernels import attention, devices, launch
-from gpurnn.kernels.recurrence import plan
+from gpurnn.kernels import attention, devices, dtypes, launch
 
 from benchmarks import nvrtc
 
@@ -51,7 +50,7 @@ def test_a_block_of_every_fused_kernel_fits(device):
     fused = {name: registers for name, registers in limits.items() if "Exchange::" in name}
     assert fused
     for name, registers in fused.items():
-        threads = plan.most_threads(8 if "<double" in name else 4)
+        threads = next(d.most_threads for d in dtypes.TABLE.values() if f">, {d.storage}, " in name)
         assert devices.occupancy(device, threads, registers, device.shared_memory_per_block) >= 1, name
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from gpurnn.kernels import devices
+from gpurnn.kernels import devices, dtypes
 from gpurnn.kernels.recurrence import plan
 
 import gpurnn
@@ -15,19 +15,19 @@ from gpurnn.cells import GRU, LSTM, Vanilla
 CELLS = [Vanilla(), LSTM(), GRU(False), GRU(True)]
 
 
-def consider(cell=LSTM(), T=100, B=32, H=256, D=1, itemsize=4, device="H100"):  # noqa: B008
-    return plan.consider(plan.Problem(cell, T, B, H, D, itemsize), devices.lookup(device))
+def consider(cell=LSTM(), T=100, B=32, H=256, D=1, dtype="float32", device="H100"):  # noqa: B008
+    return plan.consider(plan.Problem(cell, T, B, H, D, dtypes.TABLE[dtype]), devices.lookup(device))
 
 
 @pytest.mark.parametrize("device", devices.DEVICES)
-@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("dtype", dtypes.TABLE)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_every_plan_fits_its_device(cell, itemsize, device):
+def test_every_plan_fits_its_device(cell, dtype, device):
     gpu = devices.lookup(device)
     for B in (1, 3, 32, 200, 3_000_000):
         for H in (1, 60, 128, 500, 1024, 3000, 24_000):
             for D in (1, 2):
-                choice = consider(cell, 100, B, H, D, itemsize, device)
+                choice = consider(cell, 100, B, H, D, dtype, device)
                 assert choice.plans.keys() | choice.refusals.keys() == set(plan.SCHEDULES)
                 assert choice.best in choice.plans
                 for name, (chosen, prediction) in choice.plans.items():
@@ -36,7 +36,7 @@ def test_every_plan_fits_its_device(cell, itemsize, device):
                         continue
                     for launch in (chosen.forward, chosen.backward):
                         assert launch.shared_bytes <= gpu.shared_memory_per_block
-                        assert launch.units * launch.rows <= launch.block[0] <= plan.most_threads(itemsize)
+                        assert launch.units * launch.rows <= launch.block[0] <= dtypes.TABLE[dtype].most_threads
                         assert launch.grid[0] * launch.units >= H
                         assert (launch.grid[0] - 1) * launch.units < H
                         assert launch.grid[1] * launch.rows * launch.tiles >= B
@@ -47,9 +47,9 @@ def test_every_plan_fits_its_device(cell, itemsize, device):
                             assert np.prod(launch.grid) <= gpu.multiprocessors
 
 
-def longest(schedule: str, cell, itemsize: int = 4, device: str = "H100") -> int:
+def longest(schedule: str, cell, dtype: str = "float32", device: str = "H100") -> int:
     """The largest number of hidden units that a schedule takes."""
-    return max(H for H in range(1, 520) if schedule in consider(cell, B=8, H=H, itemsize=itemsize, device=device).plans)
+    return max(H for H in range(1, 520) if schedule in consider(cell, B=8, H=H, dtype=dtype, device=device).plans)
 
 
 def test_the_limit_of_one_block():
@@ -66,7 +66,7 @@ def test_the_limit_of_one_block():
 def test_a_smaller_shared_memory_takes_smaller_layers():
     limits = [longest("block", LSTM(), device=device) for device in ("T4", "RTX 4090", "A100", "H100")]
     assert limits == sorted(set(limits))
-    assert longest("block", LSTM(), itemsize=8) < longest("block", LSTM(), itemsize=4)
+    assert longest("block", LSTM(), "float64") < longest("block", LSTM(), "float32")
 
 
 def test_small_layers_stay_in_a_block_and_wide_batches_go_to_the_matrix_product():
@@ -82,12 +82,12 @@ def test_a_refusal_says_why():
 
 
 def test_a_schedule_can_be_asked_for():
-    arguments = (LSTM(), 10, 4, 64, 1, np.float32, devices.lookup("A100"))
+    float32, gpu = dtypes.TABLE["float32"], devices.lookup("A100")
     for name in plan.SCHEDULES:
         with plan.schedule(name):
-            assert plan.choose(*arguments).schedule == name
+            assert plan.choose(plan.Problem(LSTM(), 10, 4, 64, 1, float32), gpu).schedule == name
     with plan.schedule("block"), pytest.raises(plan.DoesNotFit, match="4096 hidden units"):
-        plan.choose(LSTM(), 10, 4, 4096, 1, np.float32, devices.lookup("A100"))
+        plan.choose(plan.Problem(LSTM(), 10, 4, 4096, 1, float32), gpu)
     with pytest.raises(ValueError, match="schedule: name is 'graph', expected one of stepwise, step-fused"), \
             plan.schedule("graph"):  # fmt: skip
         pass
@@ -98,7 +98,7 @@ def test_more_work_is_predicted_to_take_longer():
         small, large = (consider(B=B, H=64).plans[name][1].seconds for B in (8, 400))
         assert small <= large
     slow = dataclasses.replace(devices.lookup("H100"), clock_hz=1e8)
-    problem = plan.Problem(LSTM(), 100, 256, 1024, 1, 4)
+    problem = plan.Problem(LSTM(), 100, 256, 1024, 1, dtypes.TABLE["float32"])
     fast, slowed = (plan.consider(problem, d).plans["stepwise"][1] for d in (devices.lookup("H100"), slow))
     assert slowed.seconds > fast.seconds
 
@@ -129,7 +129,7 @@ def test_occupancy(threads, registers, shared_bytes, device, blocks):
     [("T4", 8.1), ("A100", 19.5), ("RTX 3090", 35.6), ("L4", 30.3), ("RTX 4090", 82.6), ("H100", 66.9)],
 )
 def test_peak_arithmetic(device, tflops):
-    assert devices.lookup(device).peak_flops(4) == pytest.approx(1e12 * tflops, rel=0.01)
+    assert devices.lookup(device).peak_flops("float32") == pytest.approx(1e12 * tflops, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_figure_that_a_device_does_not_report_is_that_of_its_like(capability, 
         assert getattr(silent, figure) == getattr(devices.lookup(like), figure)
     assert silent.shared_memory_per_block == silent.limits.shared_memory_per_block
     for shape in ((100, 16, 64), (10, 1, 700), (3, 300, 2000)):
-        assert plan.consider(plan.Problem(LSTM(), *shape, 1, 4), silent).best in plan.SCHEDULES
+        assert plan.consider(plan.Problem(LSTM(), *shape, 1, dtypes.TABLE["float32"]), silent).best in plan.SCHEDULES
 
 
 @pytest.mark.parametrize(

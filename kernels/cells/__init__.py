@@ -22,9 +22,9 @@ def cell_forward(
     b_hh = weights.get("bias_hh")
     with plan.schedule("stepwise"):
         run = recurrence.Run.begin(cell, 1, B, H, xp.array(weights["weight_hh"], order="C")[None], training=True)
-    final = tuple(xp.array(s, order="C")[None] for s in state)
+    final = tuple(xp.array(s, run.struct.dtype.accumulator, order="C")[None] for s in state)
     run_forward(run, contiguous(xw)[None], (None, None if b_hh is None else contiguous(b_hh)[None]), final)
-    return tuple(s[0] for s in final), run
+    return tuple(s[0].astype(xw.dtype, copy=False) for s in final), run
 
 
 @of_stream
@@ -33,6 +33,7 @@ def cell_backward(
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of `cell_forward`: the gradients of xw, of the state before it, and of the weights by name."""
     xp: Any = namespace(saved.w)
-    dstate_prev = tuple(xp.array(s, order="C")[None] for s in dstate)
+    dstate_prev = tuple(xp.array(s, saved.struct.dtype.accumulator, order="C")[None] for s in dstate)
     da, da_hidden = run_backward(saved, None, dstate_prev)
-    return da[0], tuple(s[0] for s in dstate_prev), saved.hidden_gradients(0, da, da_hidden)
+    dstate_prev = tuple(s[0].astype(da.dtype, copy=False) for s in dstate_prev)
+    return da[0], dstate_prev, saved.hidden_gradients(0, da, da_hidden)

@@ -18,7 +18,9 @@ from array_api_compat import is_cupy_array
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import CELLS, Cell
 
-from ..launch import C_NAMES, Kernel, Module, contiguous, empty, namespace, of_stream, remembers_stream
+from .. import dtypes
+from ..dtypes import Dtype
+from ..launch import Kernel, Module, contiguous, empty, namespace, of_stream, remembers_stream
 from . import plan
 
 _THREADS = 256
@@ -45,25 +47,25 @@ def _chunks(T: int, B: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class Struct:
-    """A cell's struct in ``cells/*.cuh``, for numbers of one type."""
+    """A cell's struct in ``cells/*.cuh``, and its kernels for arrays of one dtype."""
 
     cell: Cell
     """Its options that are numbers do not matter: they are the struct's members, which `value` fills."""
-    dtype: str
+    dtype: Dtype
 
     @classmethod
-    def of(cls, cell: Cell, dtype: Any) -> Struct:
+    def of(cls, cell: Cell, dtype: Dtype) -> Struct:
         """The struct of ``cell``, with the default numbers: one for all cells that share a kernel."""
         numbers = {field.name: field.default for field in fields(cell) if field.name in cell.scalars}
-        return cls(replace(cell, **numbers), str(dtype))
+        return cls(replace(cell, **numbers), dtype)
 
     def __str__(self) -> str:
         name, *arguments = self.cell.kernel_struct
-        return f"{name}<{', '.join([C_NAMES[self.dtype], *arguments])}>"
+        return f"{name}<{', '.join([self.dtype.real, *arguments])}>"
 
     def value(self, cell: Cell) -> np.void:
         """The struct's memory, as a kernel takes it: its numbers; an empty struct is a byte in C++."""
-        layout = [(name, self.dtype) for name in cell.scalars] or [("", "u1")]
+        layout = [(name, self.dtype.accumulator) for name in cell.scalars] or [("", "u1")]
         return np.array(tuple(getattr(cell, name) for name in cell.scalars) or (0,), layout)[()]
 
     @functools.cache  # noqa: B019  there are as many as kernels
@@ -80,16 +82,22 @@ class Struct:
     def stepwise_module(self) -> Module:
         names = ["begin_forward", "finish_step", "begin_step_backward"]
         names += ["operand_of_step", "operand_of_step_backward"] if len(self.cell.phases) > 1 else []
-        return self.module("recurrence/stepwise.cu", *(f"{name}<{self}>" for name in names))
+        return self.module("recurrence/stepwise.cu", *map(self._stepwise, names))
 
     def fused_module(self, variant: str) -> Module:
-        return self.module("recurrence/fused.cu", *(f"{name}<{self}, {variant}>" for name in ("forward", "backward")))
+        return self.module("recurrence/fused.cu", *(self._fused(name, variant) for name in ("forward", "backward")))
 
     def stepwise(self, name: str) -> Kernel:
-        return self.stepwise_module()[f"{name}<{self}>"]
+        return self.stepwise_module()[self._stepwise(name)]
 
     def fused(self, name: str, variant: str) -> Kernel:
-        return self.fused_module(variant)[f"{name}<{self}, {variant}>"]
+        return self.fused_module(variant)[self._fused(name, variant)]
+
+    def _stepwise(self, name: str) -> str:
+        return f"{name}<{self}, {self.dtype.storage}>"
+
+    def _fused(self, name: str, variant: str) -> str:
+        return f"{name}<{self}, {self.dtype.storage}, {self.dtype.most_threads}, {variant}>"
 
 
 def _chosen(cell: Cell, T: int, B: int, H: int, w: Array) -> plan.Plan:
@@ -98,15 +106,15 @@ def _chosen(cell: Cell, T: int, B: int, H: int, w: Array) -> plan.Plan:
     The planner expects a block on each multiprocessor. Only the compiled kernel and the driver know whether it has room
     there; where it has not, another schedule runs.
     """
-    size = cell, T, B, H, len(w), w.dtype, plan.device_of(w)
-    chosen = plan.choose(*size)
+    problem, device = plan.Problem(cell, T, B, H, len(w), dtypes.of(w)), plan.device_of(w)
+    chosen = plan.choose(problem, device)
     if chosen.exchange != "grid" or plan.is_forced() or not is_cupy_array(w):
         return chosen
-    struct = Struct.of(cell, w.dtype)
+    struct = Struct.of(cell, problem.dtype)
     for name, launch in (("forward", chosen.forward), ("backward", chosen.backward)):
         kernel = struct.fused(name, launch.variant(chosen.exchange))
         if math.prod(launch.grid) > kernel.resident_blocks(launch.block, launch.shared_bytes):
-            return plan.choose(*size, persistent=False)
+            return plan.choose(problem, device, persistent=False)
     return chosen
 
 
@@ -114,10 +122,10 @@ def modules() -> list[Module]:
     """Every translation unit that a recurrence can ask for."""
     units = []
     for cell in (variant for kind in CELLS.values() for variant in kind.variants()):
-        for dtype in ("float32", "float64"):
+        for dtype in dtypes.TABLE.values():
             struct = Struct.of(cell, dtype)
             units.append(struct.stepwise_module())
-            units += [struct.fused_module(v) for v in plan.fused_variants(cell, np.dtype(dtype).itemsize)]
+            units += [struct.fused_module(v) for v in plan.fused_variants(cell, dtype)]
     return units
 
 
@@ -160,7 +168,7 @@ class Run:
 
     @functools.cached_property
     def struct(self) -> Struct:
-        return Struct.of(self.cell, self.w.dtype)
+        return Struct.of(self.cell, dtypes.of(self.w))
 
     @functools.cached_property
     def cell_value(self) -> np.void:
@@ -268,9 +276,9 @@ def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple
     da_hidden = empty(run.w, shape, run.w.dtype) if run.cell.hidden_apart else da
     if da.size:
         dh, dc = dstate if len(dstate) == 2 else (dstate[0], None)
-        # What flows from one launch to the next.
-        direct = empty(da, dh.shape, da.dtype)
-        through = empty(da, dh.shape, da.dtype) if len(run.cell.phases) > 1 else None
+        # They carry gradients from one launch to the next.
+        direct = empty(da, dh.shape, dh.dtype)
+        through = empty(da, dh.shape, dh.dtype) if len(run.cell.phases) > 1 else None
         carried = (dh, dc, direct, through)
         pass_ = _backward_stepwise if run.plan.schedule == "stepwise" else _backward_fused
         pass_(run, contiguous(dy), carried, da, da_hidden)
@@ -355,8 +363,9 @@ def recurrence_forward(
         _stacked(xp, [direction.get("bias_ih") for direction in weights]),
         _stacked(xp, [direction.get("bias_hh") for direction in weights]),
     )
-    final = tuple(xp.array(s, order="C") for s in state)
+    final = tuple(xp.array(s, run.struct.dtype.accumulator, order="C") for s in state)
     y = run_forward(run, xw, biases, final)
+    final = tuple(s.astype(x.dtype, copy=False) for s in final)
     if not training:
         return y, final, None
     return y, final, _Saved(run, x, tuple(xp.array(w["weight_ih"], order="C") for w in weights))
@@ -379,7 +388,8 @@ def recurrence_backward(
     run, x = saved.run, saved.x
     xp = namespace(x)
     state_shape = (run.D, run.B, run.H)
-    dstate0 = tuple(xp.zeros(state_shape, x.dtype) if s is None else xp.array(s, order="C") for s in dstate)
+    real = run.struct.dtype.accumulator
+    dstate0 = tuple(xp.zeros(state_shape, real) if s is None else xp.array(s, real, order="C") for s in dstate)
     da, da_hidden = run_backward(run, dy, dstate0)
     x_rows = x.reshape(run.T * run.B, x.shape[2])
     dx = xp.zeros_like(x_rows)
@@ -397,4 +407,4 @@ def recurrence_backward(
             }
             total = made if total is None else {name: total[name] + gradient for name, gradient in made.items()}
         totals.append({name: total[name] for name in run.cell.parameters})
-    return dx.reshape(x.shape), tuple(totals), dstate0
+    return dx.reshape(x.shape), tuple(totals), tuple(s.astype(x.dtype, copy=False) for s in dstate0)

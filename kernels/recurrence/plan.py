@@ -24,6 +24,7 @@ from gpurnn.cells import Cell
 
 from .. import devices
 from ..devices import Device
+from ..dtypes import Dtype
 
 SCHEDULES = ("stepwise", "step-fused", "block", "persistent")
 EXCHANGE = {"step-fused": "launch", "block": "block", "persistent": "grid"}
@@ -60,19 +61,19 @@ _SHARED_BYTES_PER_CLOCK = 128
 
 @dataclass(frozen=True)
 class Problem:
-    """A layer's recurrence: the cell, T steps, B rows, H hidden units, D directions, bytes of a number."""
+    """A layer's recurrence: the cell, T steps, B rows, H hidden units, D directions, and the arrays' dtype."""
 
     cell: Cell
     T: int
     B: int
     H: int
     D: int
-    itemsize: int
+    dtype: Dtype
 
     @property
     def weight_bytes(self) -> int:
         """Of the recurrent weights of all directions."""
-        return self.D * self.cell.gates * self.H * self.H * self.itemsize
+        return self.D * self.cell.gates * self.H * self.H * self.dtype.itemsize
 
     @property
     def flops(self) -> int:
@@ -130,25 +131,20 @@ class DoesNotFit(ValueError):
     """A schedule cannot run a recurrence on a device; the message says why."""
 
 
-def fused_variants(cell: Cell, itemsize: int) -> list[str]:
+def fused_variants(cell: Cell, dtype: Dtype) -> list[str]:
     """The template arguments for which kernels of a cell can be asked for."""
     variants = [
         Launch((0, 0, 0), (0,), 0, 0, 0, tiles, columns, 0, chunks).variant(exchange)
         for exchange, tiles in TILES.items()
         for columns in (1, 4)
-        for chunks in ((0, HELD_CHUNKS) if exchange == "block" and _can_hold(cell, itemsize) else (0,))
+        for chunks in ((0, HELD_CHUNKS) if exchange == "block" and _can_hold(cell, dtype) else (0,))
     ]
     return variants
 
 
-def most_threads(itemsize: int) -> int:
-    """Threads of a block of the fused kernels, as ``recurrence/fused.cu`` has it."""
-    return 512 if itemsize == 4 else 256
-
-
-def _can_hold(cell: Cell, itemsize: int) -> bool:
+def _can_hold(cell: Cell, dtype: Dtype) -> bool:
     """Whether registers are left for weights: not in float64, nor in several phases, which have rows of their own."""
-    return itemsize == 4 and len(cell.phases) == 1
+    return dtype.accumulator == "float32" and len(cell.phases) == 1
 
 
 def _shared_bytes(
@@ -162,14 +158,15 @@ def _shared_bytes(
     if exchange == "block":
         chunk = G * H if backward else len(problem.cell.phases) * H
     sums = rows * units * (1 if backward else G)
-    return (weights + rows * chunk + sums) * problem.itemsize
+    stored, real = problem.dtype.itemsize, np.dtype(problem.dtype.accumulator).itemsize
+    return -(-(weights + rows * chunk) * stored // real) * real + sums * real
 
 
 def _launch(
     problem: Problem, device: Device, exchange: str, backward: bool, units: int, rows: int, groups: int, chunk: int
 ) -> Launch:
     """The launch of blocks of ``units`` x ``rows``, refused where it does not fit the device."""
-    most = most_threads(problem.itemsize)
+    most = problem.dtype.most_threads
     if units * rows > most:
         raise DoesNotFit(f"{units} hidden units times {rows} rows are more than the {most} threads of a block")
     if groups > _MOST_GROUPS:
@@ -184,8 +181,8 @@ def _launch(
     def needed() -> int:
         return _shared_bytes(problem, exchange, backward, units, rows, chunk, threads, held_chunks)
 
-    if exchange == "block" and needed() > most and _can_hold(problem.cell, problem.itemsize):
-        threads, held_chunks = most_threads(problem.itemsize), HELD_CHUNKS
+    if exchange == "block" and needed() > most and _can_hold(problem.cell, problem.dtype):
+        threads, held_chunks = problem.dtype.most_threads, HELD_CHUNKS
     while exchange != "block" and chunk > 32 and needed() > most:
         chunk = max(32, chunk // 2 // 32 * 32)
     if needed() > most:
@@ -207,7 +204,7 @@ def _step_fused(problem: Problem, device: Device, backward: bool) -> Launch:
 
 
 def _block(problem: Problem, device: Device, backward: bool) -> Launch:
-    most = most_threads(problem.itemsize)
+    most = problem.dtype.most_threads
     if most < problem.H:
         raise DoesNotFit(f"{problem.H} hidden units are more than the {most} threads of a block")
     # As many blocks as the device holds at once, so that none has more rows than it must.
@@ -271,12 +268,12 @@ class Prediction:
 
 def predict(plan: Plan, problem: Problem, device: Device) -> Prediction:
     """The terms of a forward step's time, from the device's public figures and the assumptions of this file."""
-    P, size = len(problem.cell.phases), problem.itemsize
+    P, size = len(problem.cell.phases), problem.dtype.itemsize
     launch = plan.forward
     blocks = math.prod(launch.grid)
     processors = device.multiprocessors if plan.schedule == "stepwise" else min(blocks, device.multiprocessors)
     share = processors / device.multiprocessors
-    arithmetic = problem.flops / (device.peak_flops(size) * share)
+    arithmetic = problem.flops / (device.peak_flops(problem.dtype.accumulator) * share)
 
     # Each unit reads its share of W_ih x and writes its output, whatever the schedule.
     device_bytes = problem.D * problem.B * problem.H * (problem.cell.gates + 1) * size
@@ -362,9 +359,9 @@ def is_forced() -> bool:
     return _forced.get() is not None
 
 
-def choose(cell: Cell, T: int, B: int, H: int, D: int, dtype: Any, device: Device, *, persistent: bool = True) -> Plan:
+def choose(problem: Problem, device: Device, *, persistent: bool = True) -> Plan:
     """The plan that a recurrence runs by; without ``persistent``, the best of the other schedules."""
-    return _choose(Problem(cell, T, B, H, D, np.dtype(dtype).itemsize), device, _forced.get(), persistent)
+    return _choose(problem, device, _forced.get(), persistent)
 
 
 @functools.lru_cache(1024)

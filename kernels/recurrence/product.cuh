@@ -25,12 +25,12 @@ __device__ __forceinline__ Real sum_over_lanes(Real (&values)[capacity], int lan
 
 constexpr int tile_rows = 8;  // weight rows that a warp multiplies at once
 
-// Weight rows where they lie: row n begins at `first` + (n / units * apart + n % units) * length, so that the rows of a
-// block's units of all gates count from 0 although other blocks' units lie in between. The first `shortened` rows, which
-// is none of them unless they lie one after another, are there without their first `held` columns.
-template <typename Real, bool in_shared>
+// Weight rows in memory: row n begins at `first` + (n / units * apart + n % units) * length, so that the rows of a block's
+// units of all gates count from 0 although other blocks' units are stored between them. The first `shortened` rows are
+// stored without their first `held` columns; `shortened` is 0 unless the rows are stored one after another.
+template <typename Storage, bool in_shared>
 struct WeightRows {
-    const Real* first;
+    const Storage* first;
     int units, apart, length;
     int shortened = 0, held = 0;
 
@@ -39,25 +39,25 @@ struct WeightRows {
         if (n < shortened) return n * (length - held) - held;
         return (n / units * apart + n % units) * length - shortened * held;
     }
-    __device__ Real operator[](int offset) const { return in_shared ? first[offset] : __ldg(first + offset); }
+    __device__ Storage operator[](int offset) const { return in_shared ? first[offset] : __ldg(first + offset); }
 };
 
-// The part of the weights that a thread keeps in registers: of the first tile_rows rows that its warp multiplies by, the
-// first 32 * chunks columns, a 32nd of each.
+// The part of the weights that a thread keeps in registers: a 32nd of the first 32 * chunks columns of the first
+// tile_rows rows that its warp multiplies by.
 template <typename Real, int chunks>
 struct Held {
     Real values[tile_rows * chunks];
 
-    // N rows of K columns, one after another in global memory but for what `apart` says.
-    template <bool in_shared>
-    __device__ Held(WeightRows<Real, in_shared> weights, int N, int K) {
+    // N rows of K columns in global memory.
+    template <typename Storage, bool in_shared>
+    __device__ Held(WeightRows<Storage, in_shared> weights, int N, int K) {
 #pragma unroll
         for (int i = 0; i < tile_rows; ++i) {
             const int n = min(int(threadIdx.x) / 32 * tile_rows + i, N - 1);
 #pragma unroll
             for (int chunk = 0; chunk < chunks; ++chunk) {
                 const int k = chunk * 32 + threadIdx.x % 32;
-                values[i * chunks + chunk] = k < K ? weights[weights.offset(n) + k] : Real(0);
+                values[i * chunks + chunk] = k < K ? Real(weights[weights.offset(n) + k]) : Real(0);
             }
         }
     }
@@ -66,20 +66,20 @@ struct Held {
 
 template <typename Real>
 struct Held<Real, 0> {
-    template <bool in_shared>
-    __device__ Held(WeightRows<Real, in_shared>, int, int) {}
+    template <typename Storage, bool in_shared>
+    __device__ Held(WeightRows<Storage, in_shared>, int, int) {}
     __device__ Real at(int, int) const { return 0; }
 };
 
 // A tile of `multiply`, from weight row n0 and operand row r0 on.
-template <int columns, int chunks, typename Real, bool in_shared>
+template <int columns, int chunks, typename Storage, typename Real, bool in_shared>
 __device__ __forceinline__ void multiply_one(
-    const Real* operand, int stride, int K, int R, const WeightRows<Real, in_shared>& weights, const Held<Real, chunks>& held,
-    int N, Real* sums, bool add, int n0, int r0) {
+    const Storage* operand, int stride, int K, int R, const WeightRows<Storage, in_shared>& weights,
+    const Held<Real, chunks>& held, int N, Real* sums, bool add, int n0, int r0) {
     constexpr int V = tile_rows * columns, replicas = 32 / V;
     const int lane = threadIdx.x % 32;
     int rows[tile_rows];
-    const Real* in[columns];
+    const Storage* in[columns];
     // A tile that reaches over the edge multiplies the last row again and leaves it out in the end.
 #pragma unroll
     for (int i = 0; i < tile_rows; ++i) rows[i] = weights.offset(min(n0 + i, N - 1));
@@ -121,9 +121,9 @@ __device__ __forceinline__ void multiply_one(
 // A warp computes tile_rows x `columns` of the sums at once, its lanes sharing out k: neighbouring lanes read
 // neighbouring numbers (no bank conflicts, whole sectors), and each number read is used 8 or `columns` times.
 // The order of the additions depends on K alone. `operand` and `sums` are in shared memory.
-template <int columns, int chunks, typename Real, bool in_shared>
+template <int columns, int chunks, typename Storage, typename Real, bool in_shared>
 __device__ void multiply(
-    const Real* operand, int stride, int K, int R, const WeightRows<Real, in_shared>& weights,
+    const Storage* operand, int stride, int K, int R, const WeightRows<Storage, in_shared>& weights,
     const Held<Real, chunks>& held, int N, Real* sums, bool add) {
     const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
     int row_tiles = (N + tile_rows - 1) / tile_rows, first_tile = 0;

@@ -1,0 +1,58 @@
+"""The dtypes of arrays that kernels compute with. This table is the only place that lists them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """A dtype of real numbers: how arrays store them, and what kernels compute in.
+
+    A kernel template takes both C types, ``Storage`` and ``Real``. It converts what it loads to Real, computes all sums
+    and functions in Real, and rounds what it stores.
+    """
+
+    name: str
+    """NumPy's."""
+    storage: str
+    """The C type of the numbers in an array."""
+    accumulator: str
+    """The dtype of sums, of scalar arguments and of arrays that only kernels read."""
+    itemsize: int
+    """Bytes of a stored number."""
+    most_threads: int
+    """Of a block of ``recurrence/fused.cu``. With more, a thread has too few registers for its share of a product."""
+
+    @property
+    def types(self) -> str:
+        """The template arguments ``Storage, Real``."""
+        return f"{self.storage}, {self.real}"
+
+    @property
+    def real(self) -> str:
+        """The C type of the accumulator."""
+        return TABLE[self.accumulator].storage
+
+    def scalar(self, value: float) -> np.generic:
+        """``value`` as a kernel's argument of type Real."""
+        number: np.generic = np.dtype(self.accumulator).type(value)
+        return number
+
+
+TABLE = {
+    dtype.name: dtype
+    for dtype in (
+        Dtype("float32", storage="float", accumulator="float32", itemsize=4, most_threads=512),
+        Dtype("float64", storage="double", accumulator="float64", itemsize=8, most_threads=256),
+    )
+}
+"""By name."""
+
+
+def of(array: Any) -> Dtype:
+    """The row of the table for an array's numbers; those of a complex array are its real and imaginary parts."""
+    return TABLE[array.real.dtype.name]
