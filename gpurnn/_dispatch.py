@@ -68,9 +68,12 @@ def common_library(where: str, arrays: Iterable[tuple[str, Any]], cure: Callable
         if first is None:
             first_name, first = name, library
         elif library != first:
+            in_numpy, in_cupy = (name, first_name) if library == "numpy" else (first_name, name)
+            to_cupy = "layer.to(cupy)" if in_numpy == "params" else f"cupy.asarray({in_numpy})"
+            to_numpy = "layer.to(numpy)" if in_cupy == "params" else f"cupy.asnumpy({in_cupy})"
             raise TypeError(
                 f"{where}: {first_name} is a {first} array but {name} is a {library} array, expected one library; "
-                f"convert one of them, with {first}.asarray or {library}.asarray"
+                f"convert one of them, with {to_cupy} or {to_numpy}"
             )
     if first is None:
         raise TypeError(f"{where}: expected at least one array")

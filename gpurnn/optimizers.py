@@ -159,6 +159,8 @@ class Optimizer:
         ------
         KeyError
             A name is missing, or one is not of this optimizer.
+        TypeError
+            A value is no array, or not of a floating dtype.
         ValueError
             The step is negative.
         """
@@ -181,10 +183,16 @@ class Optimizer:
         if step and kinds and not names:
             raise KeyError(f"{where}: state has nothing but the step {step}, expected arrays named {kinds}")
         self._state = {
-            kind: {name: _copy(where, f"{kind}.{name}", a) for name, a in arrays.items()}
+            kind: {name: _loaded(where, f"state[{f'{kind}.{name}'!r}]", a) for name, a in arrays.items()}
             for kind, arrays in loaded.items()
         }
         self._step = step
+
+
+def _loaded(where: str, name: str, array: Array) -> Array:
+    copied = _copy(where, name, array)
+    _checks.floating(where, name, array)
+    return copied
 
 
 def _copy(where: str, name: str, array: Array) -> Array:

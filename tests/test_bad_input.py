@@ -6,6 +6,7 @@ Both are checked against ``gpurnn.__all__``, so a new name needs a row.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import array_api_strict
 import numpy as np
 import pytest
+from test_messages import advised
 from tolerance import arrays_of, assert_close, assert_same
 
 import gpurnn
@@ -697,6 +699,8 @@ def refused(entry: Entry, argument: str, value: Any, error: type[Exception] | tu
     message = str(refusal.value)
     names = [IN_MESSAGES.get(argument, argument), *filter(None, [entry.also_named.get(argument)])]
     assert re.match(rf"{entry.where}: (.*\W)?({'|'.join(map(re.escape, names))})( |:|\.|$)", message), message
+    for code in advised(message):
+        ast.parse(code)
     return message
 
 

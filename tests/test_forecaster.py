@@ -429,11 +429,11 @@ def test_repr_draws_the_shapes():
         ({"mean": None}, r"Forecaster\.load_state_dict: missing \['mean'\], expected \["),
         ({"output.bias": None}, r"missing \['output.bias'\], unknown none"),
         ({"more": np.zeros(1)}, r"unknown \['more'\]"),
-        ({"mean": np.ones((2, 1))}, r"std has shape \(1,\), expected \(..., features\) = \(2, 1\)"),
-        ({"mean": np.ones((2, 2, 1))}, r"mean has shape \(2, 2, 1\), expected \(..., features\) = \(2, 1\)"),
-        ({"std": np.ones(2)}, r"std has shape \(2,\), expected \(..., features\) = \(1,\)"),
-        ({"residuals": np.zeros((3, 2))}, r"residuals has shape \(3, 2\), expected \(..., features\) = \(3, 1\)"),
-        ({"residuals": np.zeros((3, 1), int)}, "residuals has dtype int64, expected float32 or float64"),
+        ({"mean": np.ones((2, 1))}, r"state\['std'\] has shape \(1,\), expected \(..., features\) = \(2, 1\)"),
+        ({"mean": np.ones((2, 2, 1))}, r"state\['mean'\] has shape \(2, 2, 1\), expected \(..., features\) = \(2, 1\)"),
+        ({"std": np.ones(2)}, r"state\['std'\] has shape \(2,\), expected \(..., features\) = \(1,\)"),
+        ({"residuals": np.zeros((3, 2))}, r"state\['residuals'\] has shape \(3, 2\), expected \(..., features\) = "),
+        ({"residuals": np.zeros((3, 1), int)}, r"state\['residuals'\] has dtype int64, expected float32 or float64"),
     ],
 )
 def test_load_state_dict_refuses(change, message):

@@ -114,7 +114,7 @@ def test_the_layer_on_strict_arrays(strict_namespace):
             ValueError,
             r"layer_norm: bias has shape \(1, 4\), expected \(features,\) = \(4,\)",
         ),
-        ({"weight": np.ones(4, "float32")}, TypeError, "layer_norm: weight has dtype float32 but x has float64"),
+        ({"weight": np.ones(4, "float32")}, TypeError, "layer_norm: x has dtype float64 but weight has float32"),
         ({"eps": -1e-5}, ValueError, "layer_norm: eps is -1e-05, expected a number of at least 0"),
     ],
 )

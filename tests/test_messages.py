@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 
 import numpy as np
@@ -21,13 +20,16 @@ def message(call, error=TypeError) -> str:
     return str(rejection.value)
 
 
+def advised(text: str) -> list[str]:
+    """The pieces of Python in the advice at the end of a message."""
+    advice = re.search(r"; .*?(?:cast (?:it )?with|convert it with|and pass|pass|take) (.*)$", text)
+    parts = re.split(r",? (?:and|or|for|if) (?:.* pass )?", advice[1]) if advice else []
+    return [part for part in parts if re.search(r"[.(=\[]", part)]
+
+
 def followed(text: str, **names: object) -> object:
-    """What the expression of the advice gives, for arguments of these names."""
-    expression = re.search(
-        r"(?:cast (?:it )?with|convert it with|and pass|pass) (.*?)(?:,? (?:and|or|for) .*|, .*)?$", text
-    )[1]
-    ast.parse(expression, mode="eval")
-    return eval(expression, {"numpy": np, **names})
+    """What the first expression of the advice gives, for arguments of these names."""
+    return eval(advised(text)[0], {"numpy": np, **names})
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float16", "longdouble", "float32", "object"])
@@ -37,6 +39,68 @@ def test_a_cast_is_to_the_dtype_of_the_layer(dtype):
     assert "GRU: x has dtype" in text
     assert followed(text, x=x).dtype == np.float64
     layer(followed(text, x=x))
+
+
+LAYERS = {
+    "Dense": lambda dtype: gpurnn.Dense(I, H, dtype=dtype),
+    "LayerNorm": lambda dtype: gpurnn.LayerNorm(I, dtype=dtype),
+    "LSTM": lambda dtype: gpurnn.LSTM(I, H, dtype=dtype),
+    "Sequential": lambda dtype: gpurnn.Sequential(gpurnn.LayerNorm(I, dtype=dtype), gpurnn.GRU(I, H, dtype=dtype)),
+    "MultiHeadAttention": lambda dtype: gpurnn.MultiHeadAttention(I, 2, dtype=dtype),
+    "TransformerBlock": lambda dtype: gpurnn.TransformerBlock(I, 2, dtype=dtype),
+    "StateSpace": lambda dtype: gpurnn.StateSpace(I, H, I, dtype=dtype),
+    "DiagonalStateSpace": lambda dtype: gpurnn.DiagonalStateSpace(I, H, I, dtype=dtype),
+    "Decoder": lambda dtype: gpurnn.layers.Decoder(gpurnn.GRU(I, H, dtype=dtype)),
+    "SequenceRegressor": lambda dtype: gpurnn.SequenceRegressor(I, H, 1, dtype=dtype),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("dtype", "other"), [("float32", "float64"), ("float64", "float32"), ("float64", "int64")])
+def test_what_a_layer_is_given_is_to_be_cast_and_not_its_parameters(kind, dtype, other):
+    layer, x = LAYERS[kind](dtype), X.astype(other)
+    text = message(lambda: layer(x))
+    layer(followed(text, x=x, query=x, inputs=x))
+
+
+def test_what_a_function_is_given_is_to_be_cast_to_the_dtype_of_its_weights():
+    weights = [np.ones((H, I), "f4"), np.ones((H, H), "f4")]
+    for call in (
+        lambda x: gpurnn.dense(x, weights[0]),
+        lambda x: gpurnn.rnn(x, *weights),
+        lambda x: gpurnn.layer_norm(x, np.ones(I, "f4")),
+    ):
+        call(followed(message(lambda call=call: call(X)), x=X))
+
+
+def test_what_is_loaded_is_to_be_cast_under_the_name_that_the_caller_has():
+    layer = gpurnn.Sequential(gpurnn.Dense(I, H), gpurnn.GRU(H, H))
+    state = {name: value.astype("float64") for name, value in layer.state_dict().items()}
+    for name in state:
+        state[name] = followed(message(lambda: layer.load_state_dict(state)), state=state)
+    with pytest.warns(UserWarning, match="a GRU with"):
+        layer.load_state_dict(state)
+    state["0.weight"] = state["0.weight"].tolist()
+    assert followed(message(lambda: layer.load_state_dict(state)), state=state).shape == (H, I)
+
+
+def test_a_file_of_another_dtype_asks_for_a_layer_of_it(tmp_path):
+    gpurnn.Dense(I, H, dtype="float64").save(tmp_path / "m")
+    text = message(lambda: gpurnn.Dense(I, H).load(tmp_path / "m"), gpurnn.FileFormatError)
+    assert text.endswith("m: weight has dtype float64, expected float32 as the layer has; make it with dtype='float64'")
+    gpurnn.Dense(I, H, dtype="float64").load(tmp_path / "m")
+
+
+def test_a_state_of_an_optimizer_of_another_dtype():
+    params = {"0.w": np.ones(3)}
+    optimizer = gpurnn.Adam()
+    optimizer.step(params, params)
+    state = optimizer.state_dict()
+    other = {"0.w": np.ones(3, "float32")}
+    assert followed(message(lambda: optimizer.step(other, other)), params=other).dtype == np.float64
+    for value, dtype in ((np.ones(3, int), "float32"), ([1.0] * 3, "float64")):
+        state["mean.0.w"] = value
+        assert followed(message(lambda: optimizer.load_state_dict(state)), state=state).dtype == dtype
 
 
 def test_a_cast_of_both_precisions_is_to_that_of_the_other_argument():

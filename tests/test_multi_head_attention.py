@@ -252,7 +252,7 @@ def mask(*shape):
         ({"keys": np.zeros((S, B))}, ValueError, r"keys has shape \(5, 2\), expected 3 axes \(S, B, E\)"),
         ({"keys": None}, TypeError, "values is an array, expected None where keys is"),
         ({"values": np.zeros((S + 1, B, E))}, ValueError, r"values has shape .*expected \(S, B, E\) = \(5, 2, 6\)"),
-        ({"values": np.zeros((S, B, E), "float32")}, TypeError, "values has dtype float32 but query has float64"),
+        ({"values": np.zeros((S, B, E), "float32")}, TypeError, "values has dtype float32 but in_proj_weight has"),
         ({"in_proj_weight": None}, TypeError, "in_proj_weight is None, expected an array"),
         ({"in_proj_weight": np.zeros((E, E))}, ValueError, r"in_proj_weight has .* expected \(3\*E, E\) = \(18, 6\)"),
         ({"in_proj_bias": np.zeros(E)}, ValueError, r"in_proj_bias has shape \(6,\), expected \(3\*E,\) = \(18,\)"),

@@ -350,7 +350,7 @@ def test_step_refuses_a_bad_lr(lr):
         (
             {"step": np.array(2), "mean.w": 1.0, "square.w": W},
             TypeError,
-            r"mean.w is a float, expected a numpy.ndarray",
+            r"state\['mean.w'\] is a float, expected a numpy.ndarray",
         ),
     ],
 )

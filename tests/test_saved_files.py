@@ -318,13 +318,13 @@ def test_a_forged_step_is_rejected(tmp_path, step):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda s: {**s, "bias": [1.0, 2.0]}, TypeError, "bias is a list, expected a numpy.ndarray"),
-        (lambda s: {**s, "bias": None}, TypeError, "bias is a NoneType|at least one array"),
-        (lambda s: {**s, "bias": "text"}, TypeError, "bias is a str, expected a numpy.ndarray"),
+        (lambda s: {**s, "bias": [1.0, 2.0]}, TypeError, r"bias'\] is a list, expected a numpy.ndarray"),
+        (lambda s: {**s, "bias": None}, TypeError, r"bias'\] is a NoneType|at least one array"),
+        (lambda s: {**s, "bias": "text"}, TypeError, r"bias'\] is a str, expected a numpy.ndarray"),
         (lambda s: list(s.items()), TypeError, "state is a list of 2, expected a dict of arrays by name"),
         (lambda s: None, TypeError, "state is None, expected a dict of arrays by name"),
-        (lambda s: {**s, "bias": np.zeros(3, "f4")}, ValueError, r"bias has shape \(3,\), expected the parameter's"),
-        (lambda s: {**s, "bias": np.zeros(2, "f8")}, TypeError, "bias has dtype float64 but the parameter has float32"),
+        (lambda s: {**s, "bias": np.zeros(3, "f4")}, ValueError, r"bias'\] has shape \(3,\), expected the parameter's"),
+        (lambda s: {**s, "bias": np.zeros(2, "f8")}, TypeError, r"bias'\] has dtype float64 but the parameter has"),
         (lambda s: {**s, 3: 1, "x": 2}, KeyError, r"unknown \[3, 'x'\]"),
     ],
 )
@@ -358,7 +358,7 @@ def test_a_forecaster_takes_all_of_a_state_or_nothing():
     model, other = forecaster(0), forecaster(1)
     before = model.state_dict()
     for name, value in (("residuals", [[1.0]]), ("mean", np.zeros(2)), ("output.bias", np.zeros(7, "f4"))):
-        with pytest.raises((TypeError, ValueError), match=rf"load_state_dict: {name} "):
+        with pytest.raises((TypeError, ValueError), match=rf"load_state_dict: state\['{name}'\] "):
             model.load_state_dict({**other.state_dict(), name: value})
         np.testing.assert_equal(model.state_dict(), before)
 
@@ -372,7 +372,7 @@ def test_a_file_of_another_layer_is_rejected_by_its_path(tmp_path):
         gpurnn.LSTM(3, 2),
     ):
         before = layer.state_dict()
-        with pytest.raises(FileFormatError, match=f"m: {type(layer).__name__}.load_state_dict: "):
+        with pytest.raises(FileFormatError, match=rf"m: ({type(layer).__name__}.load_state_dict: |weight has dtype)"):
             layer.load(tmp_path / "m")
         np.testing.assert_equal(layer.state_dict(), before)
 

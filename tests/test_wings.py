@@ -117,12 +117,17 @@ def cupy_array(monkeypatch):
 
 def test_a_cupy_array_and_a_numpy_array_do_not_mix(cupy_array):
     message = (
-        "lstm: x is a cupy array but weight_ih is a numpy array, expected one library; "
-        "convert one of them, with cupy.asarray or numpy.asarray"
+        "lstm: weight_ih is a numpy array but weight_hh is a cupy array, expected one library; "
+        "convert one of them, with cupy.asarray(weight_ih) or cupy.asnumpy(weight_hh)"
     )
     with pytest.raises(TypeError) as refusal:
         gpurnn.lstm(cupy_array, np.zeros((16, 3)), cupy_array)
     assert str(refusal.value) == message
+    layer = gpurnn.LSTM(3, 4)
+    with pytest.raises(TypeError, match=r"; convert one of them, with layer\.to\(cupy\) or cupy\.asnumpy\(x\)$"):
+        layer(cupy_array)
+    with pytest.raises(TypeError, match=r"; convert one of them, with cupy\.asarray\(x\) or layer\.to\(numpy\)$"):
+        _dispatch.namespace("LSTM", params=cupy_array, x=np.zeros(3))
 
 
 def test_each_library_has_its_wing(cupy_array):

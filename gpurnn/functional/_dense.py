@@ -16,7 +16,8 @@ def _dense(
 ) -> tuple[Any, Array, Array, Array | None, Array, Array]:
     """Check the arguments of `dense` and compute: the namespace, the arguments as they are read, W x + b and y."""
     where = "dense"
-    xp, x, weight, bias = _arrays.take(where, {"x": x, "weight": weight, "bias": bias}, needed=("x", "weight"))
+    # The weights first: they are a layer's, and what is to be cast is x.
+    xp, weight, bias, x = _arrays.take(where, {"weight": weight, "bias": bias, "x": x}, needed=("x", "weight"))
     _checks.choice(where, "activation", activation, DENSE_ACTIVATIONS)
     _checks.ndim(where, "weight", weight, 2, "(out_features, in_features)")
     outputs, inputs = weight.shape

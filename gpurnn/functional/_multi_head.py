@@ -71,17 +71,18 @@ def _multi_head_attention_vjp(
     causal: bool = False, key_padding_mask: Array | None = None,
 ) -> tuple[tuple[Array, Array], Pullback]:  # fmt: skip
     where = "multi_head_attention"
+    # The weights first: they are a layer's, and what is to be cast are the others.
     given = {
-        "query": query, "keys": keys, "values": values, "in_proj_weight": in_proj_weight, "in_proj_bias": in_proj_bias,
-        "out_proj_weight": out_proj_weight, "out_proj_bias": out_proj_bias,
+        "in_proj_weight": in_proj_weight, "in_proj_bias": in_proj_bias, "out_proj_weight": out_proj_weight,
+        "out_proj_bias": out_proj_bias, "query": query, "keys": keys, "values": values,
     }  # fmt: skip
     num_heads = _checks.integer_at_least(where, "num_heads", num_heads, 1)
     causal = _checks.flag(where, "causal", causal)
     xp, arrays, key_padding_mask = _take(where, given, num_heads, causal, key_padding_mask)
-    query, keys, values, in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias = arrays.values()
+    in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias, query, keys, values = arrays.values()
     # What is projected.
     sources = [source for source in (query, keys, values) if source is not None]
-    trained = [name for name, p in list(arrays.items())[3:] if p is not None]
+    trained = [name for name, p in list(arrays.items())[:4] if p is not None]
     device = _dispatch.device(query)
     T, B, E = query.shape
     S = sources[-1].shape[0]

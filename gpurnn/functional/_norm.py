@@ -15,7 +15,8 @@ def _layer_norm(
 ) -> tuple[Any, Array, Array | None, Array, Array]:
     """Check the arguments of `layer_norm` and compute: the namespace, y, the weight, and what backward takes."""
     where = "layer_norm"
-    xp, x, weight, bias = _arrays.take(where, {"x": x, "weight": weight, "bias": bias}, needed=("x",))
+    # The weights first: they are a layer's, and what is to be cast is x.
+    xp, weight, bias, x = _arrays.take(where, {"weight": weight, "bias": bias, "x": x}, needed=("x",))
     eps = _checks.non_negative(where, "eps", eps)
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (..., features)")

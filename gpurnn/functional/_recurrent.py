@@ -28,8 +28,8 @@ def _forward(
     where = cell.name
     states = unpack_state(where, cell, "state", state)
     parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    xp, x, weight_ih, weight_hh, bias_ih, bias_hh, mask, *initial, lengths, resets = _arrays.take(
-        where, {"x": x, **parameters, "mask": mask, **states}, {"lengths": lengths}, {"resets": resets},
+    xp, weight_ih, weight_hh, bias_ih, bias_hh, x, mask, *initial, lengths, resets = _arrays.take(
+        where, {**parameters, "x": x, "mask": mask, **states}, {"lengths": lengths}, {"resets": resets},
         needed=("x", "weight_ih", "weight_hh"),
     )  # fmt: skip
     _checks.ndim(where, "x", x, 3, "(T, B, input_size)")

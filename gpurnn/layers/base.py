@@ -126,10 +126,10 @@ class Layer(ABC):
             )
         values = []
         for name, p in self.params.items():
-            value = state[name]
-            _dispatch.namespace(where, **{name: value})
-            _checks.shape(where, name, value, tuple(p.shape), "the parameter's shape")
-            _checks.same_dtype(where, **{"the parameter": p, name: value})
+            value, shown = state[name], f"state[{name!r}]"
+            _dispatch.namespace(where, **{shown: value})
+            _checks.shape(where, shown, value, tuple(p.shape), "the parameter's shape")
+            _checks.same_dtype(where, **{"the parameter": p, shown: value})
             _checks.writable(where, f"the parameter {name}", p)
             # Copied before anything is written, because values may be parameters of this layer.
             values.append(_dispatch.from_numpy(_dispatch.namespace(where, **{name: p}), _dispatch.to_numpy(value)))
@@ -203,6 +203,12 @@ class Layer(ABC):
         _checks.path(f"{type(self).__name__}.load", "path", path)
         content, tensors = _files.read_tensors(path)
         forms = content.get("forms") if isinstance(content, dict) else None
+        for name, p in self.params.items():
+            if name in tensors and (dtype := tensors[name].dtype) != (own := _checks.dtype_name(p)):
+                cure = f"; make it with dtype='{dtype}'" if dtype in _checks.FLOATS else ""
+                raise _files.FileFormatError(
+                    f"{os.fspath(path)}: {name} has dtype {dtype}, expected {own} as the layer has{cure}"
+                )
         try:
             self.load_state_dict(StateDict(tensors, forms if isinstance(forms, dict) else None))
         except (KeyError, ValueError, TypeError) as error:

@@ -217,11 +217,12 @@ class Forecaster(SequenceModel):
         if missing:
             raise KeyError(f"{where}: missing {missing}, expected {[*self.params, *_OF_SERIES]}")
         for name in _OF_SERIES:
-            _dispatch.namespace(where, **{name: state[name]})
+            shown = f"state[{name!r}]"
+            _dispatch.namespace(where, **{shown: state[name]})
             # (n, features); and (features,), or (S, features) of the scales of several series.
             lead = state[name].shape[:1] if name == "residuals" else state["mean"].shape[:-1][:1]
-            _checks.shape(where, name, state[name], (*lead, self.features), "(..., features)")
-            _checks.floating(where, name, state[name])
+            _checks.shape(where, shown, state[name], (*lead, self.features), "(..., features)")
+            _checks.floating(where, shown, state[name])
         parameters = {name: value for name, value in state.items() if name not in _OF_SERIES}
         super().load_state_dict(StateDict(parameters, getattr(state, "forms", None)))
         self.mean, self.std, self.residuals = (copied(state[name]) for name in _OF_SERIES)

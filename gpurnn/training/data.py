@@ -380,7 +380,7 @@ class PaddedBatches:
                     raise ValueError(
                         f"{where}: targets[{i}] has shape {tuple(target.shape)}, expected {sequence.shape[0]} steps, "
                         f"as sequences[{i}] has; for one target per sequence pass per_sequence=True, for targets of "
-                        "other lengths own_lengths=True"
+                        "other lengths pass own_lengths=True"
                     )
             self._inputs, self._targets = sequences, targets
         self.per_sequence, self.own_lengths = per_sequence, own_lengths

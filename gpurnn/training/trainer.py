@@ -350,7 +350,7 @@ class Trainer:
 
     @property
     def _xp(self) -> Any:
-        return _dispatch.namespace("Trainer", **self.model.params)
+        return _dispatch.namespace("Trainer", **{f"model.params[{n!r}]": p for n, p in self.model.params.items()})
 
     @property
     def _loss_unit(self) -> str | None:
@@ -852,7 +852,8 @@ class Trainer:
         for key, p in self.model.params.items():
             _require_kind(f"{name}.{key}", values[key], np.ndarray)
             _checks.shape("Trainer", f"{name}.{key}", values[key], tuple(p.shape), "the parameter's shape")
-            _checks.same_dtype("Trainer", **{f"{name}.{key}": values[key], key: p})
+            if _checks.dtype_name(values[key]) != (own := _checks.dtype_name(p)):
+                raise TypeError(f"{name}.{key} has dtype {values[key].dtype}, expected {own} as the parameter has")
 
     def _scheduled(self, step: int) -> dict[str, list[float | None] | str | None]:
         """What the schedules give at the beginning, half way to ``step`` and at it: fingerprints of them."""
