@@ -58,7 +58,7 @@ def test_a_numpy_habit_would_be_caught():
 
 
 def test_a_mixture_is_refused():
-    with pytest.raises(TypeError, match="dense: x is a numpy array but weight is a array_api_strict array"):
+    with pytest.raises(TypeError, match="dense: weight is a array_api_strict array but x is a numpy array"):
         gpurnn.dense(normal(2, 3), strict(normal(4, 3)))
 
 
@@ -66,7 +66,7 @@ def test_without_a_wing_the_library_is_not_known(monkeypatch):
     from gpurnn import _dispatch
 
     monkeypatch.delitem(_dispatch.WINGS, "array_api_strict")
-    with pytest.raises(TypeError, match=r"dense: x is a array_api_strict.*expected a numpy.ndarray or a cupy.ndarray"):
+    with pytest.raises(TypeError, match=r"dense: weight is a array_api_strict.*expected a numpy.ndarray or a cupy.ndarray"):
         gpurnn.dense(strict(normal(2, 3)), strict(normal(4, 3)))
 
 
