@@ -52,7 +52,8 @@ class Wing:
 
 def _mapped(nested: Any, function: Any) -> Any:
     if isinstance(nested, (tuple, list)):
-        return type(nested)(_mapped(entry, function) for entry in nested)
+        entries = [_mapped(entry, function) for entry in nested]
+        return type(nested)(*entries) if hasattr(nested, "_fields") else type(nested)(entries)
     if isinstance(nested, dict):
         return {name: _mapped(entry, function) for name, entry in nested.items()}
     if hasattr(nested, "dtype") and not isinstance(nested, np.generic):

@@ -116,14 +116,14 @@ def parameters_of(call: Callable[..., object]) -> Iterator[dict[str, np.ndarray]
         yield from _held(cell.cell_contents)
 
 
-def _held(value: object) -> Iterator[dict[str, np.ndarray]]:
+def _held(value: object, is_array: Callable[[object], bool] = lambda a: isinstance(a, np.ndarray)) -> Iterator[Any]:
     if isinstance(value, gpurnn.Layer):
-        yield from _held(list(vars(value).values()))
-    elif isinstance(value, dict) and any(isinstance(a, np.ndarray) for a in value.values()):
+        yield from _held(list(vars(value).values()), is_array)
+    elif isinstance(value, dict) and any(map(is_array, value.values())):
         yield value
     elif isinstance(value, (tuple, list)):
         for entry in value:
-            yield from _held(entry)
+            yield from _held(entry, is_array)
 
 
 WITH_PARAMETERS = [p for p in ALL if any(parameters_of(p.values[0].call))]
@@ -351,6 +351,8 @@ def of_cupy(xp: Any, a: np.ndarray, layout: str) -> Any:
     if layout == "reversed":
         backwards = (slice(None, None, -1),) * a.ndim
         return xp.asarray(a[backwards].copy())[backwards]
+    if layout == "broadcast" and a.ndim:
+        return xp.broadcast_to(array[:1], a.shape)
     if layout == "unaligned":
         memory = xp.zeros(a.nbytes + 1, np.uint8)[1:]
         memory[...] = xp.asarray(np.frombuffer(a.tobytes(), np.uint8))
@@ -358,16 +360,54 @@ def of_cupy(xp: Any, a: np.ndarray, layout: str) -> Any:
     return array
 
 
+CUPY_LAYOUTS = ("fortran", "strided", "reversed", "broadcast", "unaligned")
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("entry", [p for p in ALL if not any(parameters_of(p.values[0].call))])
-def test_cupy_arrays_in_each_layout_and_integer_dtype(entry):
-    wing = Wing("cuda")
-    rng = np.random.default_rng(0)
-    expected = arrays_of(wing.back(entry.call({name: wing.xp.asarray(a) for name, a in entry.arrays.items()})))
-    for layout in ("fortran", "strided", "reversed", "unaligned"):
-        arrays = {}
-        for name, a in entry.arrays.items():
-            a = a.astype(rng.choice([d for d in INTEGERS if d.isnative])) if a.dtype.kind in "ib" else a
-            arrays[name] = of_cupy(wing.xp, a, layout)
-        for r, e in zip(arrays_of(wing.back(entry.call(arrays))), expected, strict=True):
+@each_entry
+def test_cupy_arrays_in_each_layout_and_integer_dtype(entry, monkeypatch):
+    """Arguments and the parameters of layers; all of them at once."""
+    wing, rng = Wing("cuda"), np.random.default_rng(0)
+    held = [(params, name, p) for params in parameters_of(entry.call) for name, p in params.items()]
+
+    def results(arrays: dict[str, np.ndarray], layout: str) -> list[np.ndarray]:
+        given = {
+            name: of_cupy(wing.xp, a, "C" if layout == "broadcast" and name in entry.in_place else layout)
+            for name, a in arrays.items()
+        }
+        with monkeypatch.context() as patch:
+            for params, name, p in held:
+                patch.setitem(params, name, of_cupy(wing.xp, p, "fortran" if layout == "broadcast" else layout))
+            return arrays_of(wing.back(entry.call(given)))
+
+    for layout in CUPY_LAYOUTS:
+        arrays = fresh(entry)
+        if layout == "broadcast":
+            for name in arrays.keys() - entry.in_place:
+                arrays[name] = canonical(LAYOUTS[layout](arrays[name]))
+        expected = results(arrays, "C")
+        for name, a in arrays.items():
+            if a.dtype.kind in "ib":
+                arrays[name] = a.astype(rng.choice([d for d in INTEGERS if d.isnative]))
+        for r, e in zip(results(arrays, layout), expected, strict=True):
             assert r.astype(e.dtype).tobytes() == e.tobytes(), layout
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", CUPY_LAYOUTS)
+def test_a_model_of_cupy_arrays_in_each_layout_is_trained_to_the_same_bits(layout):
+    """Parameters in the layout are updated where they are, and examples read from it."""
+    wing, trained = Wing("cuda"), []
+    x, labels = normal(6, 5, I).astype("float32"), np.arange(6) % V
+    if layout == "broadcast":
+        x, labels = LAYOUTS[layout](x), LAYOUTS[layout](labels)
+    for chosen in ("C", layout):
+        model = gpurnn.SequenceClassifier(I, H, V, cell="lstm", pooling="attention", rng=0).to(wing.xp)
+        for params in _held(list(vars(model).values()), lambda a: isinstance(a, wing.xp.ndarray)):
+            for name, p in params.items():
+                params[name] = of_cupy(wing.xp, wing.xp.asnumpy(p), "fortran" if chosen == "broadcast" else chosen)
+        examples = of_cupy(wing.xp, canonical(x), chosen)
+        model.fit(examples, of_cupy(wing.xp, canonical(labels), chosen), steps=3, batch_size=4)
+        trained.append(arrays_of(wing.back((model.params, model.predict_proba(examples)))))
+    for r, e in zip(*trained, strict=True):
+        assert r.tobytes() == e.tobytes()

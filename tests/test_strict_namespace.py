@@ -66,7 +66,7 @@ def test_without_a_wing_the_library_is_not_known(monkeypatch):
     from gpurnn import _dispatch
 
     monkeypatch.delitem(_dispatch.WINGS, "array_api_strict")
-    with pytest.raises(TypeError, match=r"dense: weight is a array_api_strict.*expected a numpy.ndarray or a cupy.ndarray"):
+    with pytest.raises(TypeError, match=r"dense: weight is a array_api_strict.*expected a numpy.ndarray or"):
         gpurnn.dense(strict(normal(2, 3)), strict(normal(4, 3)))
 
 
