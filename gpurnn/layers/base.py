@@ -168,7 +168,7 @@ class Layer(ABC):
         return kept
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters to a safetensors file, which other programs can read too.
+        """Write the parameters to a safetensors file, which other programs can read too; of a model, all of it.
 
         Parameters
         ----------
@@ -179,13 +179,16 @@ class Layer(ABC):
         Raises
         ------
         TypeError, ValueError
-            ``path`` is no path.
+            ``path`` is no path, or the configuration of a model holds what JSON cannot; the message says where.
         OSError
             The file cannot be written.
         """
+        _files.write_tensors(path, f"{type(self).__name__}.save", *self._content(), self.state_dict())
+
+    def _content(self) -> tuple[str, Any]:
+        """The kind of a file of this layer, and what it holds besides the parameters."""
         forms = self._forms()
-        content = {"forms": forms} if forms else None
-        _files.write_tensors(path, f"{type(self).__name__}.save", "layer", content, self.state_dict())
+        return "layer", {"forms": forms} if forms else None
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read the parameters from a safetensors file of gpurnn, known by its checksum to be undamaged, or of others.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array, State
 from ..cells import CELLS
 from ..layers.base import Composite, Layer, StateDict, uninitialised
 from ..layers.recurrent import LAYERS
-from . import files
+from .files import Saved
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,7 +32,7 @@ LOSS_UNITS = {
 """The units of the losses that models have, by the name of the loss."""
 
 
-class Model(Composite):
+class Model(Composite, Saved):
     """Layers that make up a whole, and the loss that it is trained on.
 
     A call and `vjp` take a batch, time-major, as layers do; `fit` and `predict` take examples. A subclass names the
@@ -53,10 +53,6 @@ class Model(Composite):
 
     _not_options: tuple[str, ...] = ()
     """Options of a base that the constructor refuses."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        files.register(cls)
 
     def _layers(self) -> dict[str, Layer]:
         return {f"{part}.": getattr(self, part) for part in self.parts}
@@ -87,49 +83,10 @@ class Model(Composite):
         """The model that `config` described, with new parameters."""
         return cls(**config, rng=rng)  # type: ignore[call-arg]  # every model takes it
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole model, configuration and parameters, to a safetensors file.
-
-        Parameters
-        ----------
-        path : path
-            A file there is replaced at once, and keeps its mode; a symbolic link stays, and its target is replaced. If
-            writing fails, the old file stays and nothing new is left behind.
-
-        Raises
-        ------
-        TypeError, ValueError
-            ``path`` is no path, or the configuration holds what JSON cannot; the message says where.
-        OSError
-            The file cannot be written.
-        """
-        shared = self._shared()
-        files.write(path, self, {**self.config(), **({"shared": shared} if shared else {})})
-
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """The model that `save` wrote to ``path``; of any kind, if this is asked of `Model` itself.
-
-        Raises
-        ------
-        FileFormatError
-            The file is damaged or holds something else. A `ValueError`.
-        TypeError, ValueError
-            ``path`` is no path.
-        OSError
-            The file does not exist or cannot be read.
-        """
-        model: Self = files.read(f"{cls.__name__}.from_file", path, cls)
-        return model
-
-    @classmethod
-    def _restored(cls, config: dict[str, Any], parameters: dict[str, np.ndarray[Any, Any]]) -> Self:
-        own = dict(config)
-        shared = own.pop("shared", {})
-        if not isinstance(shared, dict) or any(first not in parameters for first in shared.values()):
-            raise ValueError(f"shared is {shared!r}, expected names of parameters by their further places")
+    def _restored(cls, config: dict[str, Any], shared: dict[str, str], parameters: dict[str, NDArray[Any]]) -> Self:
         with uninitialised({**parameters, **{name: parameters[first] for name, first in shared.items()}}):
-            model = cls.from_config(own)
+            model = cls.from_config(config)
         model._share(shared)
         model.load_state_dict(StateDict(parameters, model._forms()))
         return model

@@ -1,24 +1,66 @@
-"""Files of models: what class a file holds, and how one of it is made from the file."""
+"""Files of models: `save` and `from_file`, and the class that a file holds."""
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from .. import _checks, _files
 from ..layers.base import Layer
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .base import Model
     from .kalman import LinearGaussian
 
 _KINDS: dict[str, Any] = {}
-"""The classes that a file may hold, by `_name`; ``_restored(config, parameters)`` of each makes a model."""
+"""The classes that a file may hold, by `_name`; if a module defines a name again, the last one counts."""
 
 
-def register(kind: type) -> None:
-    """Let files hold a class; of a name that its module defines again, the last."""
-    _KINDS[_name(kind)] = kind
+class Saved(Layer):
+    """A layer whose file holds all of it, configuration and parameters, so that `from_file` needs nothing else."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _KINDS[_name(cls)] = cls
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The arguments of the constructor without the parameters, as JSON can hold them."""
+
+    @classmethod
+    @abstractmethod
+    def _restored(cls, config: dict[str, Any], shared: dict[str, str], parameters: dict[str, NDArray[Any]]) -> Self:
+        """A model of what a file holds; ``shared`` has further places of parameters, as `Layer._share` takes them."""
+
+    def _content(self) -> tuple[str, Any]:
+        shared, forms = self._shared(), self._forms()
+        content = {
+            "model": _name(type(self)),
+            "config": {**self.config(), **({"shared": shared} if shared else {})},
+            **({"forms": forms} if forms else {}),
+        }
+        return "model", content
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """The model that `save` wrote to ``path``, which may be of a subclass.
+
+        Raises
+        ------
+        FileFormatError
+            The file is damaged or holds something else. A `ValueError`.
+        TypeError, ValueError
+            ``path`` is no path.
+        OSError
+            The file does not exist or cannot be read.
+        """
+        model: Self = _read(f"{cls.__name__}.from_file", path, cls)
+        return model
 
 
 def _name(kind: type) -> str:
@@ -42,15 +84,8 @@ def _named(name: str, expected: type) -> Any:
     return expected if expected in others else others[0] if len(others) == 1 else None
 
 
-def write(path: str | os.PathLike[str], model: Layer, config: dict[str, Any]) -> None:
-    """Write a model of a registered class: its parameters, and the configuration that it is made from."""
-    kind, forms = type(model), model._forms()
-    content = {"model": _name(kind), "config": config, **({"forms": forms} if forms else {})}
-    _files.write_tensors(path, f"{kind.__name__}.save", "model", content, model.state_dict())
-
-
-def read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
-    """The model that `write` wrote to ``path``, if it is a ``kind``.
+def _read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
+    """The model that a file holds, if it is a ``kind``.
 
     Raises
     ------
@@ -63,17 +98,20 @@ def read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
     content, parameters = _files.read_tensors(path, "model")
     try:
         name, config = content["model"], content["config"]
-        found = _named(name, kind)
+        saved = _named(name, kind)
     except (KeyError, TypeError) as error:
         raise _files.FileFormatError(f"{os.fspath(path)}: damaged: it does not name its model") from error
-    if found is None:
+    if saved is None:
         raise _files.FileFormatError(
             f"{os.fspath(path)}: holds a {name}, which is not defined; import the module that defines it"
         )
-    if not issubclass(found, kind):
+    if not issubclass(saved, kind):
         raise _files.FileFormatError(f"{os.fspath(path)}: holds a {name}, expected a {_name(kind)}")
     try:
-        return found._restored(config, parameters)
+        shared = config.pop("shared", {})
+        if not isinstance(shared, dict) or any(first not in parameters for first in shared.values()):
+            raise ValueError(f"shared is {shared!r}, expected names of parameters by their further places")
+        return saved._restored(config, shared, parameters)
     except Exception as error:
         # Whatever a configuration holds, a constructor checks it as a caller's, and raises as it does to callers.
         said = _files.reason(error)
@@ -86,5 +124,5 @@ def load(path: str | os.PathLike[str]) -> Model | LinearGaussian:
     A class that is not gpurnn's has to be defined before: it is found by its module and name, or by its name alone if
     there is no other.
     """
-    model: Model | LinearGaussian = read("load", path, Layer)
+    model: Model | LinearGaussian = _read("load", path, Saved)
     return model

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ... import _arrays, _checks, _dispatch
 from ..._contract import Array
 from ..._op import Pullback
-from ...layers.base import Layer
-from .. import files
 from ..base import not_finite
+from ..files import Saved
 from . import diffuse
 from .diffuse import symmetric, transpose
 from .filter import (
@@ -96,7 +95,7 @@ class GaussianForecast(NamedTuple):
         return self.mean - half, self.mean + half
 
 
-class LinearGaussian(Layer):
+class LinearGaussian(Saved):
     """Linear-Gaussian state-space model: x_{t+1} = F_t x_t + N(0, Q_t), y_t = H_t x_t + N(0, R_t), x_0 ~ N(m0, P0).
 
     A call gives the log-likelihood of observations, and `vjp` its exact gradient. NaN in the observations means
@@ -207,33 +206,15 @@ class LinearGaussian(Layer):
         self.params = {name: xp.asarray(array, copy=True) for name, array in parameters.items()}
         self._sizes = {"F": (n, n), "H": (p, n), "Q": (n, n), "R": (p, p), "m0": (n,), "P0": (n, n)}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        files.register(cls)
+    def config(self) -> dict[str, Any]:
+        """The arguments of the constructor without the parameters: none."""
+        return {}
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """The model that `save` wrote to ``path``.
-
-        Raises
-        ------
-        FileFormatError
-            The file is damaged or holds something else. A `ValueError`.
-        TypeError, ValueError
-            ``path`` is no path.
-        OSError
-            The file does not exist or cannot be read.
-        """
-        model: Self = files.read(f"{cls.__name__}.from_file", path, cls)
+    def _restored(cls, config: dict[str, Any], shared: dict[str, str], parameters: dict[str, NDArray[Any]]) -> Self:
+        model = cls(**config, **parameters)
+        model._share(shared)
         return model
-
-    @classmethod
-    def _restored(cls, config: dict[str, Any], parameters: dict[str, np.ndarray[Any, Any]]) -> Self:
-        return cls(**config, **parameters)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole model to a safetensors file, as `Model.save` does."""
-        files.write(path, self, {})
 
     def _describe(self) -> str:
         p, n = self.params["H"].shape[-2:]
@@ -543,9 +524,6 @@ class LinearGaussian(Layer):
             diagonal=diagonal, iterations=iterations, tolerance=tolerance,
         )  # fmt: skip
         return fit.run(method)
-
-
-files.register(LinearGaussian)
 
 
 def _check_covariance(where: str, name: str, values: np.ndarray[Any, Any]) -> None:
