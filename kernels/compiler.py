@@ -144,6 +144,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def included(text: str) -> list[str]:
+    """The names that a source includes in quotes."""
+    return re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, re.MULTILINE)
+
+
 def source_closure(source: Path, include: str | None = None) -> dict[Path, str]:
     """The texts of ``source`` and of every file that it includes in quotes, directly or not, skipped parts or not.
 
@@ -156,7 +161,7 @@ def source_closure(source: Path, include: str | None = None) -> dict[Path, str]:
         if path in texts:
             continue
         texts[path] = path.read_text(encoding="utf-8")
-        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', texts[path], re.MULTILINE):
+        for name in included(texts[path]):
             places = [directory / name for directory in (path.parent, KERNELS)]
             waiting.extend(place.resolve() for place in places if place.is_file())
     return texts

@@ -3,6 +3,10 @@
 // An activation f has `keep`, from its argument to one number, and from that number `value` f and `slope` f'.
 #pragma once
 
+// As `condition ? yes : no`, which a number of several lanes (native/simd.h) does not have.
+template <typename Real>
+__device__ __forceinline__ Real select(bool condition, Real yes, Real no) { return condition ? yes : no; }
+
 // sigma(a), held as the smaller of it and of its complement 1 - sigma(a) = sigma(-a): neither then loses digits where it
 // is small. The sign says which of the two is held.
 template <typename Real>
@@ -10,12 +14,12 @@ struct Gate {
     Real held;  // sigma(-|a|), negative if that is the complement
 
     __device__ __forceinline__ static Gate of(Real a) {
-        const Real e = exp(a < 0 ? a : -a), smaller = e / (1 + e);
-        return {a < 0 ? smaller : -smaller};
+        const Real e = exp(select(a < 0, a, -a)), smaller = e / (1 + e);
+        return {select(a < 0, smaller, -smaller)};
     }
-    __device__ __forceinline__ bool holds_complement() const { return signbit(held); }
-    __device__ __forceinline__ Real value() const { return holds_complement() ? 1 + held : held; }
-    __device__ __forceinline__ Real complement() const { return holds_complement() ? -held : 1 - held; }
+    __device__ __forceinline__ auto holds_complement() const { return signbit(held); }
+    __device__ __forceinline__ Real value() const { return select(holds_complement(), 1 + held, held); }
+    __device__ __forceinline__ Real complement() const { return select(holds_complement(), -held, 1 - held); }
     __device__ __forceinline__ Real slope() const { return value() * complement(); }
 };
 
@@ -30,11 +34,11 @@ struct Tanh {
 
 struct Relu {
     template <typename Real>
-    __device__ static Real keep(Real a) { return a < 0 ? Real(0) : a; }  // a NaN stays one
+    __device__ static Real keep(Real a) { return select(a < 0, Real(0), a); }  // a NaN stays one
     template <typename Real>
     __device__ static Real value(Real f) { return f; }
     template <typename Real>
-    __device__ static Real slope(Real f) { return f > 0 ? Real(1) : Real(0); }
+    __device__ static Real slope(Real f) { return select(f > 0, Real(1), Real(0)); }
 };
 
 struct Sigmoid {

@@ -16,11 +16,11 @@ struct Vanilla {
     __device__ void forward(const Real (&x)[1], const Real (&p)[1], Real& h, Real&, Real (&saved)[1]) const {
         saved[0] = Activation::keep(x[0] + p[0]);
         const Real value = Activation::value(saved[0]);
-        h = leak == 0 ? value : value + leak * h;  // where h is infinite, the product with zero is NaN
+        h = select(leak == 0, value, value + leak * h);  // where h is infinite, the product with zero is NaN
     }
 
     __device__ void backward(const Real (&saved)[1], Real dh, Real&, Real (&da)[1], Real (&)[1], Real& dh_prev) const {
         da[0] = dh * Activation::slope(saved[0]);
-        dh_prev = leak == 0 ? Real(0) : leak * dh;
+        dh_prev = select(leak == 0, Real(0), leak * dh);
     }
 };

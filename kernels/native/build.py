@@ -1,0 +1,69 @@
+"""Compiles this package's C++ for one of the processor's instruction sets, once for each content.
+
+`../compiler.py` has the compiler and the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import compiler as cpp
+from ..compiler import KERNELS
+
+INSTRUCTION_SETS = {
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl", "-mfma"),
+    "avx2": ("-mavx2", "-mfma"),
+    "sse4": ("-msse4.2",),
+    "neon": (),
+}
+"""The compiler's options for each."""
+
+# No contraction: the same expression then rounds alike wherever it is inlined. The loops are written for registers
+# already, and the compiler's own vectorizer would only make the library longer. No exceptions leave this code.
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-fno-tree-vectorize",
+    "-fno-tree-slp-vectorize",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-psabi",  # no vector is handed from one library to another
+    "-D__device__=inline __attribute__((always_inline))",
+    "-D__forceinline__=",
+    f"-I{KERNELS}",
+)
+
+
+def library(name: str, source: str, options: Sequence[str] = ()) -> Path:
+    """The shared library of a C++ ``source``, with further ``options`` of the compiler.
+
+    Its content is verified, so it may be loaded.
+
+    Raises
+    ------
+    CompilerError
+        There is no compiler, or it rejects the source, or the cache cannot be used.
+    """
+    compiler = cpp.find_compiler()
+    command = (*compiler, *FLAGS, *options, "-shared", "-pthread")
+    # What the source includes lies in KERNELS.
+    texts: dict[Path, str] = {}
+    for include in cpp.included(source):
+        texts |= cpp.source_closure(KERNELS / include)
+    content = [f"{path}\n{text}" for path, text in sorted(texts.items())]
+    key = cpp.digest_of(*command, source, cpp.compiler_version(compiler), cpp.machine(), *content)
+
+    def make(path: Path) -> None:
+        unit = path.with_suffix(".cpp")
+        unit.write_text(source, encoding="utf-8")
+        cpp.run((*command, str(unit), "-o", str(path)))
+
+    return cpp.cached(f"{name}-{key}.so", make)

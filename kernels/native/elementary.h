@@ -1,0 +1,86 @@
+// exp and tanh of a `Vector`, to a few units in the last place wherever the result is a normal number.
+//
+// x = n ln 2 + r with |r| <= ln(2) / 2, exp(r) by its series, and 2^n by the exponent's bits: Cody & Waite, "Software
+// Manual for the Elementary Functions" (1980). n ln 2 is subtracted in two parts, of which the first has so few digits
+// that its product with n is exact.
+#pragma once
+
+#include "simd.h"
+
+template <typename T>
+struct Elementary;
+
+template <>
+struct Elementary<float> {
+    static constexpr int mantissa_bits = 23, terms = 7;
+    static constexpr int32_t one = 127 << 23;
+    static constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+    static constexpr float log2_e = 1.44269504088896341f, ln2_high = 0.693359375f, ln2_low = -2.12194440054690583e-4f;
+    static constexpr float least = -104.0f, largest = 89.0f;  // beyond them exp is zero and infinite
+    static constexpr float tanh_is_one = 10.0f;
+};
+
+template <>
+struct Elementary<double> {
+    static constexpr int mantissa_bits = 52, terms = 13;
+    static constexpr int64_t one = int64_t(1023) << 52;
+    static constexpr double to_integer = 6755399441055744.0;  // 1.5 * 2^52
+    static constexpr double log2_e = 1.44269504088896340736;
+    static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+    static constexpr double least = -746.0, largest = 710.0;
+    static constexpr double tanh_is_one = 22.0;
+};
+
+// 2^n, from n + to_integer for an integer n whose power is a normal number.
+template <typename T>
+ALWAYS_INLINE Vector<T> power_of_two(Vector<T> shifted) {
+    return Vector<T>::of_bits((shifted.bits() << Elementary<T>::mantissa_bits) + Elementary<T>::one);
+}
+
+#if !defined(__AVX512F__)
+// a 2^n in two steps, since 2^n alone may overflow, or be subnormal.
+template <typename T>
+ALWAYS_INLINE Vector<T> scale(Vector<T> a, Vector<T> n) {
+    const Vector<T> to_integer = Elementary<T>::to_integer, half = n * T(0.5) + to_integer;
+    return a * power_of_two<T>(half) * power_of_two<T>(n - (half - to_integer) + to_integer);
+}
+#endif
+
+// x = n ln 2 + r: exp(r) - 1 and n + to_integer.
+template <typename T>
+struct Reduced {
+    Vector<T> expm1, shifted;
+
+    explicit ALWAYS_INLINE Reduced(Vector<T> x) {
+        using E = Elementary<T>;
+        shifted = fma(x, Vector<T>(E::log2_e), Vector<T>(E::to_integer));
+        const Vector<T> n = this->n();
+        const Vector<T> r = fma(n, Vector<T>(-E::ln2_low), fma(n, Vector<T>(-E::ln2_high), x));
+        // r + r^2 (1/2! + r (1/3! + ...))
+        Vector<T> series = T(1) / factorial(E::terms);
+#pragma GCC unroll 16
+        for (int k = E::terms - 1; k >= 2; --k) series = fma(series, r, Vector<T>(T(1) / factorial(k)));
+        expm1 = fma(r * r, series, r);
+    }
+    ALWAYS_INLINE Vector<T> n() const { return shifted - Vector<T>(Elementary<T>::to_integer); }
+
+    static constexpr T factorial(int k) { return k < 2 ? T(1) : T(k) * factorial(k - 1); }
+};
+
+template <typename T>
+ALWAYS_INLINE Vector<T> exp(Vector<T> x) {
+    using E = Elementary<T>;
+    const Reduced<T> reduced(min(Vector<T>(E::largest), max(Vector<T>(E::least), x)));
+    return scale(reduced.expm1 + 1, reduced.n());
+}
+
+// e / (e + 2) with e = exp(2 |a|) - 1, and the sign of a.
+template <typename T>
+ALWAYS_INLINE Vector<T> tanh(Vector<T> a) {
+    const typename Vector<T>::Integers sign = Vector<T>(-T(0)).bits();
+    const Vector<T> absolute = Vector<T>::of_bits(a.bits() & ~sign);
+    const Reduced<T> reduced(min(Vector<T>(2 * Elementary<T>::tanh_is_one), absolute + absolute));
+    const Vector<T> power = power_of_two<T>(reduced.shifted);
+    const Vector<T> e = fma(power, reduced.expm1, power - 1), value = e / (e + 2);
+    return Vector<T>::of_bits(value.bits() | (a.bits() & sign));
+}

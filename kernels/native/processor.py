@@ -1,0 +1,35 @@
+"""What the processor can do."""
+
+from __future__ import annotations
+
+import functools
+import platform
+
+MACHINES = {"x86_64": ("avx512", "avx2", "sse4"), "aarch64": ("neon",)}
+"""The instruction sets of each kind of machine, the widest first."""
+
+_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+_NEEDED = {
+    "avx512": ("AVX512F", "AVX512BW", "AVX512CD", "AVX512DQ", "AVX512VL", "FMA3"),
+    "avx2": ("AVX2", "FMA3"),
+    "sse4": ("SSE42",),
+    "neon": ("NEON_VFPV4",),
+}
+"""By the names of NumPy, which asks the processor and the system."""
+
+
+def machine() -> str:
+    """The kind of machine, a key of `MACHINES` if it is one that this package is written for."""
+    name = platform.machine().lower()
+    return _NAMES.get(name, name)
+
+
+@functools.cache
+def instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that this processor has, the widest first."""
+    from numpy._core._multiarray_umath import __cpu_features__ as has
+
+    return tuple(
+        name for name in MACHINES.get(machine(), ()) if all(has.get(feature, False) for feature in _NEEDED[name])
+    )
