@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gpurnn.kernels import dtypes
 
 import gpurnn
-from gpurnn import _dispatch, kernels, reference
+from gpurnn import _checks, _dispatch, kernels, reference
 
 
 def public(wing: types.ModuleType) -> dict[str, list[tuple]]:
@@ -48,6 +49,10 @@ def test_the_numpy_wing_exports_the_contract():
 
 def test_the_wings_export_the_same_functions_with_the_same_signatures():
     assert public(kernels) == public(reference)
+
+
+def test_the_kernels_take_every_dtype_that_functions_take():
+    assert tuple(dtypes.TABLE) == _checks.FLOATS
 
 
 class Stranger:
