@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import gpurnn
 
 OPTIONAL = [
     "array_api_compat",
@@ -35,15 +40,9 @@ def test_import_loads_nothing_optional():
     assert not loaded.intersection(OPTIONAL)
 
 
-def test_every_public_name_is_there_and_listed():
-    import gpurnn
-
-    assert len(set(gpurnn.__all__)) == len(gpurnn.__all__)
-    assert set(gpurnn.__all__) <= set(dir(gpurnn))
-    for name in gpurnn.__all__:
-        assert getattr(gpurnn, name) is not None
-    with pytest.raises(AttributeError, match="module 'gpurnn' has no attribute 'nothing'"):
-        gpurnn.nothing  # noqa: B018
+def test_import_loads_no_package_but_the_loader():
+    new = modules_after("import gpurnn") - modules_after("") - sys.stdlib_module_names
+    assert {name for name in new if not name.startswith("_")} == {"gpurnn", "lazy_loader"}
 
 
 def test_a_layer_computes_without_what_is_optional():
@@ -63,30 +62,42 @@ def test_a_kalman_filter_smooths_without_scipy():
     assert "scipy" in modules_after(f"{smooth}\nmodel.fit(y, iterations=1)")
 
 
-def test_type_checkers_see_every_public_name():
-    """The names that are loaded on first use are those that a type checker reads."""
-    import ast
-    import inspect
-
-    import gpurnn
-
-    tree = ast.parse(inspect.getsource(gpurnn))
-    seen = {
-        alias.asname or alias.name
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and getattr(block.test, "id", None) == "TYPE_CHECKING"
-        for statement in block.body
+@pytest.mark.parametrize("package", ["", ".analysis", ".layers", ".models", ".training"])
+def test_every_name_of_a_stub_is_there_and_listed(package):
+    """Type checkers read the stub, and so does the package: a name in it that nothing defines would fail on use."""
+    module = importlib.import_module(f"gpurnn{package}")
+    names = [
+        alias.asname
+        for statement in ast.parse(Path(module.__file__).with_suffix(".pyi").read_text()).body
         if isinstance(statement, ast.ImportFrom)
         for alias in statement.names
-    }
-    assert seen == {*gpurnn.__all__, *gpurnn._EXPORTS} - {"__version__", "_dispatch", "_files"}
-
-
-def test_every_exported_name_is_there():
-    import gpurnn
-
-    for name in (*gpurnn.__all__, *gpurnn._EXPORTS):
-        assert getattr(gpurnn, name) is not None
-        assert name in dir(gpurnn)
+    ]
+    assert {*names} == {*module.__all__}
+    assert len(set(names)) == len(names)
+    assert set(module.__all__) <= set(dir(module))
+    for name in module.__all__:
+        assert getattr(module, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
-        gpurnn.no_such_name  # noqa: B018
+        module.no_such_name  # noqa: B018
+
+
+def test_a_function_is_not_hidden_by_the_module_of_its_name():
+    code = "import gpurnn.analysis.spectrum, gpurnn.analysis as a; print(type(a.spectrum).__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "function"
+
+
+@pytest.mark.slow
+def test_mypy_knows_every_name_and_finds_those_that_are_none(tmp_path):
+    code = tmp_path / "code.py"
+    code.write_text(
+        "import gpurnn\nreveal_type(gpurnn.LSTM(2, 3).num_layers)\nreveal_type(gpurnn.models.load)\n"
+        "reveal_type(gpurnn.training.Trainer)\ngpurnn.Nope\ngpurnn.models.Nope\n"
+    )
+    options = ["--config-file", str(Path(gpurnn.__file__).parent.parent / "pyproject.toml"), "--cache-dir", tmp_path]
+    run = subprocess.run([sys.executable, "-m", "mypy", *options, str(code)], capture_output=True, text=True)
+    said = [line.partition(": ")[2] for line in run.stdout.splitlines()]
+    assert said[0] == 'note: Revealed type is "int"'
+    assert "LinearGaussian" in said[1]
+    assert "Trainer" in said[2]
+    assert said[3:5] == ['error: Module has no attribute "Nope"  [attr-defined]' for _ in range(2)]

@@ -8,6 +8,8 @@ import random
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -786,6 +788,16 @@ def test_a_model_whose_class_is_not_defined_is_named(tmp_path):
     _files.write_tensors(tmp_path / "m", "forge", "model", {"model": "MyModel", "config": {}}, {})
     with pytest.raises(FileFormatError, match="m: holds a MyModel, which is not defined; import the module"):
         load(tmp_path / "m")
+
+
+def test_a_process_that_has_loaded_no_model_reads_them_all(tmp_path):
+    """The modules of gpurnn.models are loaded on first use, and a file names a class of one."""
+    gpurnn.SequenceTagger(3, 4, 2).save(tmp_path / "SequenceTagger")
+    gpurnn.LinearGaussian(*[np.eye(1)] * 4).save(tmp_path / "LinearGaussian")
+    for path in sorted(tmp_path.iterdir()):
+        code = f"from gpurnn.models import load; print(type(load({str(path)!r})).__name__)"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == path.name
 
 
 def defined(name, base, module, **members):

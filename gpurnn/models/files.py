@@ -77,6 +77,10 @@ def _named(name: str, expected: type) -> Any:
     """
     if name == _name(expected):
         return expected  # also where its module has defined the name again
+    if "." not in name:
+        from .. import models
+
+        getattr(models, name, None)  # a class of ours is defined once its module is loaded
     if name in _KINDS or "." not in name:
         return _KINDS.get(name)
     last = name.rpartition(".")[2]

@@ -1,25 +1,5 @@
 """Training: the loop and its checkpoints, the data it reads, curricula, truncated backpropagation, and REINFORCE."""
 
-from .checkpoint import CheckpointError
-from .curriculum import Curriculum
-from .data import Batch, PaddedBatches, TokenStream, pad
-from .directory import RunDirectoryError
-from .reinforce import Policy, Reinforce
-from .trainer import Trainer, evaluate
-from .truncation import Window, truncated_bptt
+import lazy_loader
 
-__all__ = [
-    "Batch",
-    "CheckpointError",
-    "Curriculum",
-    "PaddedBatches",
-    "Policy",
-    "Reinforce",
-    "RunDirectoryError",
-    "TokenStream",
-    "Trainer",
-    "Window",
-    "evaluate",
-    "pad",
-    "truncated_bptt",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,15 @@
+from .attention import MultiHeadAttention as MultiHeadAttention
+from .attention import PositionalEncoding as PositionalEncoding
+from .attention import TransformerBlock as TransformerBlock
+from .base import Layer as Layer
+from .decoder import Decoder as Decoder
+from .dense import Dense as Dense
+from .dropout import Dropout as Dropout
+from .embedding import Embedding as Embedding
+from .layer_norm import LayerNorm as LayerNorm
+from .recurrent import GRU as GRU
+from .recurrent import LSTM as LSTM
+from .recurrent import RNN as RNN
+from .sequential import Sequential as Sequential
+from .state_space import DiagonalStateSpace as DiagonalStateSpace
+from .state_space import StateSpace as StateSpace

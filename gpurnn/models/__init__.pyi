@@ -1,0 +1,17 @@
+from .base import Model as Model
+from .decoding import Hypothesis as Hypothesis
+from .encoder_decoder import EncoderDecoder as EncoderDecoder
+from .files import load as load
+from .forecaster import Backtest as Backtest
+from .forecaster import Forecast as Forecast
+from .forecaster import Forecaster as Forecaster
+from .generator import SequenceGenerator as SequenceGenerator
+from .kalman import LinearGaussian as LinearGaussian
+from .language_model import LanguageModel as LanguageModel
+from .sequence import SequenceClassifier as SequenceClassifier
+from .sequence import SequenceRegressor as SequenceRegressor
+from .sequence import SequenceTagger as SequenceTagger
+from .translator import Translator as Translator
+from .vocabulary import CharVocabulary as CharVocabulary
+from .vocabulary import Vocabulary as Vocabulary
+from .vocabulary import WordVocabulary as WordVocabulary

@@ -1,0 +1,13 @@
+from .checkpoint import CheckpointError as CheckpointError
+from .curriculum import Curriculum as Curriculum
+from .data import Batch as Batch
+from .data import PaddedBatches as PaddedBatches
+from .data import TokenStream as TokenStream
+from .data import pad as pad
+from .directory import RunDirectoryError as RunDirectoryError
+from .reinforce import Policy as Policy
+from .reinforce import Reinforce as Reinforce
+from .trainer import Trainer as Trainer
+from .trainer import evaluate as evaluate
+from .truncation import Window as Window
+from .truncation import truncated_bptt as truncated_bptt
