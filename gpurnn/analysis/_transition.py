@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _arrays, _checks, _dispatch, functional
 from .._contract import Array
-from ..functional._state import unpack_state
+from ..functional._recurrent import take
 from ..layers.recurrent import Recurrent
 
 
@@ -115,23 +115,13 @@ class Transition:
 
     def sequence(self, x: Array, state: Any = None, name: str = "state") -> tuple[Array, Array]:
         """x and the state ``name`` as one array (B, S), checked; both are finite."""
-        weight_ih = self.weights["weight_ih"]
-        states: dict[str, Any] = unpack_state(self.where, self.cell, name, state)
-        _, _, x, *given = _arrays.take(self.where, {"params": weight_ih, "x": x, **states}, needed=("x",))
-        states = dict(zip(states, given, strict=True))
-        _checks.ndim(self.where, "x", x, 3, "(T, B, input_size)")
-        if x.shape[2] != self.inputs:
-            raise ValueError(
-                f"{self.where}: x has shape {tuple(x.shape)}, expected input_size = {self.inputs} at its end"
-            )
-        B = x.shape[1]
-        for entry, s in states.items():
-            if s is not None:
-                _checks.shape(self.where, entry, s, (1, B, self.hidden), "(1, B, hidden_size)")
-                check_finite(self.where, entry, s)
-        check_finite(self.where, "x[{}]", x)
-        zero = _dispatch.zeros(self.xp, (B, self.hidden), x)
-        return x, self.xp.concat([zero if s is None else s[0, ...] for s in states.values()], axis=1)
+        floats = {"params": self.weights["weight_ih"], "x": x}
+        given = take(self.where, self.cell, floats, state, name=name, input_size=self.inputs)
+        states = given.initial(self.where, (1, given.x.shape[1], self.hidden), "(1, B, hidden_size)")
+        for entry, s in zip(given.states, states, strict=True):
+            check_finite(self.where, entry, s)
+        check_finite(self.where, "x[{}]", given.x)
+        return given.x, self.xp.concat([s[0, ...] for s in states], axis=1)
 
     def __call__(self, x: Array, s: Array) -> Array:
         """s_t (B, S) from x_t (B, I) and s_{t-1} (B, S)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ class Cell:
 
     A cell has three files of one name: its description here, ``reference/cells/X.py`` and ``kernels/cells/X.cuh``.
     A subclass is a frozen dataclass whose fields are the options that its users choose: each a bool, a ``Literal`` of
-    strings or a float, with a default.
+    strings or a float, with a default. Its docstring ends with them, under ``Parameters``.
     """
 
     name: ClassVar[str]
@@ -48,6 +49,11 @@ class Cell:
         """The type of each option."""
         hints = get_type_hints(cls)
         return {field.name: hints[field.name] for field in fields(cls)}
+
+    @classmethod
+    def options_text(cls) -> str:
+        """The options as the docstrings of the cell's function and layer list them: as that of the description does."""
+        return (inspect.getdoc(cls) or "").partition("Parameters\n----------\n")[2]
 
     @classmethod
     def variants(cls) -> Iterator[Cell]:
@@ -80,7 +86,7 @@ class Cell:
         A name that ends with ``_ih`` belongs to the input product, which is computed for all steps at once. One that
         begins with ``bias`` may be missing, which is the same as zeros.
         """
-        rows = f"{self.gates}*hidden_size"
+        rows = f"{self.gates}*hidden_size" if self.gates > 1 else "hidden_size"
         return {
             "weight_ih": (rows, "input_size"),
             "weight_hh": (rows, "hidden_size"),

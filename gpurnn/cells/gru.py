@@ -14,10 +14,14 @@ Update = Literal["candidate", "state"]
 class GRU(Cell):
     """r, z = sigma(...), n = tanh(...). Gate order: r z n.
 
-    ``reset_after=False``: n = tanh(W_in x + b_in + W_hn (r h_{t-1}) + b_hn), the textbook's.
-    ``reset_after=True``: n = tanh(W_in x + b_in + r (W_hn h_{t-1} + b_hn)), PyTorch's and cuDNN's.
-    ``update="candidate"``: z weighs the candidate, h_t = (1 - z) h_{t-1} + z n, the textbook's.
-    ``update="state"``: z weighs the state, h_t = (1 - z) n + z h_{t-1}, PyTorch's and cuDNN's.
+    Parameters
+    ----------
+    reset_after : bool
+        Whether the reset gate applies after the recurrent product, n = tanh(W_in x + b_in + r (W_hn h_{t-1} + b_hn)) as
+        in PyTorch and cuDNN, instead of before it, n = tanh(W_in x + b_in + W_hn (r h_{t-1}) + b_hn).
+    update : {"candidate", "state"}
+        What z weighs: the candidate, h_t = (1 - z) h_{t-1} + z n, or as in PyTorch and cuDNN the state,
+        h_t = (1 - z) n + z h_{t-1}.
     """
 
     reset_after: bool = False

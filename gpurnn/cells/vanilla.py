@@ -12,7 +12,15 @@ Activation = Literal["tanh", "relu", "sigmoid", "identity"]
 
 @dataclass(frozen=True)
 class Vanilla(Cell):
-    """h_t = f(W_ih x_t + W_hh h_{t-1} + b) + leak h_{t-1}, with f tanh, relu, sigmoid or identity."""
+    """h_t = f(W_ih x_t + W_hh h_{t-1} + b) + leak h_{t-1}, with f tanh, relu, sigmoid or identity.
+
+    Parameters
+    ----------
+    activation : {"tanh", "relu", "sigmoid", "identity"}
+        f. The derivative of relu at 0 is 0.
+    leak : float
+        Weight of the skip connection from h_{t-1}, added after the activation.
+    """
 
     activation: Activation = "tanh"
     leak: float = 0.0

@@ -1,97 +1,229 @@
-"""Vanilla RNN, LSTM and GRU: one layer, one direction."""
+"""The recurrent layers as functions: one layer, one direction, of each cell.
+
+What computes is the same for all cells, and so is most of the documentation: both follow from the cell's description.
+A function here is what its callers see of it, a signature and a docstring.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from .. import _arrays, _checks, _dispatch, cells
 from .._contract import Array, State
-from .._op import Pullback, differentiable
+from .._op import Op, Pullback, differentiable
 from ._state import check_cotangents, check_sequence, pack_state, unpack_state
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def _forward(
+SHARED = "It takes, returns and raises what the function of every cell does."
+"""The line of a docstring that `of_cell` replaces by what is the same for all cells."""
+
+_SHARED = """\
+Parameters
+----------
+x : (T, B, I) array
+    Input, time-major; float32 or float64, like every array here except ``lengths`` and ``resets``.
+{parameters}
+state : {state}, optional
+    {initial}; zero by default.
+{options}
+lengths : (B,) integer array, optional
+    Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
+resets : (T, B) array of bools, or of integers 0 and 1, optional
+    True where a new sequence starts at step t: the state before it is zeroed, at t = 0 the initial state.
+mask : (B, H) array, optional
+    Multiplies h_{{t-1}} where it enters the product with W_hh, the same at every step: a variational dropout mask.
+
+Returns
+-------
+y : (T, B, H) array
+    h_t, exactly zero past a row's length.
+state : {state}
+    {final} after each row's last step.
+
+Raises
+------
+TypeError
+    Arrays of an unsupported library, of two libraries, or of two dtypes.
+ValueError
+    A shape that does not fit, or a length that is not in 0 ... T."""
+
+
+class Sequence(NamedTuple):
+    """The arrays of a recurrence, ready to compute with."""
+
+    xp: Any
+    x: Array
+    """(T, B, I)."""
+    floats: dict[str, Any]
+    """All arrays of the dtype of x, by name, as they were given."""
+    states: dict[str, Array | None]
+    """The arrays of the state, by their names in messages."""
+    lengths: Array | None
+    resets: Array | None
+    """(T, B)."""
+
+    def initial(self, where: str, shape: tuple[int, ...], symbol: str) -> tuple[Array, ...]:
+        """The arrays of the state, zeros where there is none; reject one of another shape than ``shape``."""
+        for name, array in self.states.items():
+            if array is not None:
+                _checks.shape(where, name, array, shape, symbol)
+        return tuple(_dispatch.zeros(self.xp, shape, self.x) if s is None else s for s in self.states.values())
+
+
+def take(
+    where: str,
     cell: cells.Cell,
-    training: bool,
-    x: Array,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
-    state: State | None = None,
-    *,
+    floats: Mapping[str, Array | None],
+    state: State,
     lengths: Array | None = None,
     resets: Array | None = None,
-    mask: Array | None = None,
-) -> tuple[Array, State, Any]:
-    """Check the arguments of `rnn`, `lstm` or `gru` and run the wing: y, the final state and what backward takes."""
-    where = cell.name
-    states = unpack_state(where, cell, "state", state)
-    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    xp, weight_ih, weight_hh, bias_ih, bias_hh, x, mask, *initial, lengths, resets = _arrays.take(
-        where, {**parameters, "x": x, "mask": mask, **states}, {"lengths": lengths}, {"resets": resets},
-        needed=("x", "weight_ih", "weight_hh"),
-    )  # fmt: skip
-    _checks.ndim(where, "x", x, 3, "(T, B, input_size)")
-    _checks.ndim(where, "weight_hh", weight_hh, 2, f"({cell.gates}*hidden_size, hidden_size)")
-    B, inputs, hidden = x.shape[1], x.shape[2], weight_hh.shape[1]
-    rows, symbol = cell.gates * hidden, f"{cell.gates}*hidden_size"
-    if hidden < 1:
-        raise ValueError(f"{where}: weight_hh has shape {tuple(weight_hh.shape)}, expected a hidden_size of at least 1")
-    _checks.shape(where, "weight_hh", weight_hh, (rows, hidden), f"({symbol}, hidden_size)")
-    _checks.shape(where, "weight_ih", weight_ih, (rows, inputs), f"({symbol}, input_size)")
-    for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
-        if bias is not None:
-            _checks.shape(where, name, bias, (rows,), f"({symbol},)")
-    for name, array in (*zip(states, initial, strict=True), ("mask", mask)):
-        if array is not None:
-            _checks.shape(where, name, array, (B, hidden), "(B, hidden_size)")
-    check_sequence(where, x, lengths, resets)
-    zero = _dispatch.zeros(xp, (B, hidden), x)
-    y, final, saved = _dispatch.wing(where, x=x).recurrence_forward(
-        cell,
-        x,
-        ({"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh},),
-        tuple(xp.expand_dims(zero if s is None else s, axis=0) for s in initial),
-        lengths=lengths,
-        resets=resets,
-        mask=None if mask is None else xp.expand_dims(mask, axis=0),
-        training=training,
+    *,
+    name: str = "state",
+    needed: tuple[str, ...] = (),
+    input_size: int | None = None,
+    batch_first: bool = False,
+) -> Sequence:
+    """The ingress of every recurrence, of the functions, the layers and the analysis.
+
+    Parameters
+    ----------
+    where : str
+        The caller's public name, for messages.
+    floats : dict of arrays or None
+        x, and the further arrays of its dtype, by name.
+    name : str
+        What messages call the state.
+    needed : tuple of str
+        The arrays that may not be None, beside x.
+    input_size : int, optional
+        The width of x, if it is known.
+    batch_first : bool
+        Whether x is (B, T, input_size) and ``resets`` (B, T).
+    """
+    states = unpack_state(where, cell, name, state)
+    xp, *arrays, lengths, resets = _arrays.take(
+        where, {**floats, **states}, {"lengths": lengths}, {"resets": resets}, needed=("x", *needed)
     )
-    return y, pack_state(cell, tuple(s[0, ...] for s in final)), saved
+    floats = dict(zip(floats, arrays, strict=False))
+    states = dict(zip(states, arrays[len(floats) :], strict=True))
+    x: Any = floats["x"]
+    _checks.ndim(where, "x", x, 3, "(B, T, input_size)" if batch_first else "(T, B, input_size)")
+    if input_size is not None and x.shape[2] != input_size:
+        raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected input_size = {input_size} at its end")
+    if batch_first:
+        x = _arrays.contiguous(xp.permute_dims(x, (1, 0, 2)))
+        if resets is not None:
+            _checks.shape(where, "resets", resets, (x.shape[1], x.shape[0]), "(B, T)")
+            resets = _arrays.contiguous(xp.permute_dims(resets, (1, 0)))
+    check_sequence(where, x, lengths, resets)
+    return Sequence(xp, x, floats, states, lengths, resets)
 
 
-def _call(cell: cells.Cell, *args: Any, **kwargs: Any) -> tuple[Array, State]:
-    y, state, _ = _forward(cell, False, *args, **kwargs)
-    return y, state
+def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input_size: int) -> int:
+    """The hidden size that the weights have; reject weights of other shapes than the cell's."""
+    symbols = {name: f"({', '.join(axes)}{',' if len(axes) == 1 else ''})" for name, axes in cell.parameters.items()}
+    w_hh = weights["weight_hh"]
+    _checks.ndim(where, "weight_hh", w_hh, 2, symbols["weight_hh"])
+    hidden = int(w_hh.shape[1])
+    if hidden < 1:
+        raise ValueError(f"{where}: weight_hh has shape {tuple(w_hh.shape)}, expected a hidden_size of at least 1")
+    shapes = cell.shapes(input_size=input_size, hidden_size=hidden)
+    for name in ("weight_hh", *shapes):
+        if weights[name] is not None:
+            _checks.shape(where, name, weights[name], shapes[name], symbols[name])
+    return hidden
 
 
-def _vjp(cell: cells.Cell, *args: Any, **kwargs: Any) -> tuple[tuple[Array, State], Pullback]:
-    where = cell.name
-    y, state, saved = _forward(cell, True, *args, **kwargs)
-    wing = _dispatch.wing(where, y=y)
-    xp = _dispatch.namespace(where, y=y)
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    given = dict(zip(names, args[1:5], strict=False)) | kwargs
-    trained = [name for name in names if given.get(name) is not None]
+def _run(kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool) -> tuple[tuple[Array, State], Any]:
+    """Run the function of a cell with ``arguments`` by name: ``(y, state)`` and, for training, the pullback."""
+    cell = kind(**{option: arguments[option] for option in kind.options()})
+    where, names = cell.name, tuple(cell.parameters)
+    given = take(
+        where, cell, {name: arguments[name] for name in (*names, "x", "mask")},
+        arguments["state"], arguments["lengths"], arguments["resets"], needed=cell.needed,
+    )  # fmt: skip
+    xp, x, mask = given.xp, given.x, given.floats["mask"]
+    weights = {name: given.floats[name] for name in names}
+    shape = (x.shape[1], _hidden_size(where, cell, weights, x.shape[2]))
+    state = given.initial(where, shape, "(B, hidden_size)")
+    if mask is not None:
+        _checks.shape(where, "mask", mask, shape, "(B, hidden_size)")
+    wing = _dispatch.wing(where, x=x)
+
+    def with_direction(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(None if a is None else xp.expand_dims(a, axis=0) for a in arrays)
+
+    def without_direction(arrays: tuple[Array, ...]) -> State:
+        return pack_state(cell, tuple(a[0, ...] for a in arrays))
+
+    y, final, saved = wing.recurrence_forward(
+        cell, x, (weights,), with_direction(state), lengths=given.lengths, resets=given.resets,
+        mask=with_direction((mask,))[0], training=training,
+    )  # fmt: skip
+    final = without_direction(final)
 
     def pullback(cotangents: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
-        dy, dstate = check_cotangents(where, cell, cotangents, y, state)
-        dx, (dweights,), dstate0 = wing.recurrence_backward(
-            saved, dy, tuple(None if s is None else xp.expand_dims(s, axis=0) for s in dstate)
-        )
-        return (dx, pack_state(cell, tuple(s[0, ...] for s in dstate0))), {name: dweights[name] for name in trained}
+        dy, dstate = check_cotangents(where, cell, cotangents, y, final)
+        dx, (gradients,), dstate0 = wing.recurrence_backward(saved, dy, with_direction(dstate))
+        return (dx, without_direction(dstate0)), {n: g for n, g in gradients.items() if weights[n] is not None}
 
-    return (y, state), pullback
+    return (y, final), pullback if training else None
 
 
-def _rnn_vjp(
-    *args: Any, activation: cells.Activation = "tanh", leak: float = 0.0, **kwargs: Any
-) -> tuple[tuple[Array, State], Pullback]:
-    return _vjp(cells.Vanilla(activation, leak), *args, **kwargs)
+def _shape(axes: tuple[str, ...]) -> str:
+    """The shape of a parameter, as a docstring has it."""
+    letters = ", ".join(axes).replace("hidden_size", "H").replace("input_size", "I")
+    return f"({letters},)" if len(axes) == 1 else f"({letters})"
 
 
-@differentiable(_rnn_vjp)
+def _documentation(cell: cells.Cell) -> str:
+    parameters = [
+        f"{name} : {_shape(axes)} array{'' if name in cell.needed else ', optional'}"
+        for name, axes in cell.parameters.items()
+    ]
+
+    def state(suffix: str) -> str:
+        names = [name + suffix for name in cell.state_names]
+        return names[0] if len(names) == 1 else f"({', '.join(names)})"
+
+    text = _SHARED.format(
+        parameters="\n".join(parameters), options=cell.options_text(), initial=state("_0"), final=state(""),
+        state="(B, H) array" if cell.states == 1 else "pair of (B, H) arrays",
+    )  # fmt: skip
+    return text.replace("\n\nlengths", "\nlengths")
+
+
+def call(kind: type[cells.Cell], arguments: Mapping[str, Any]) -> tuple[Array, State]:
+    """What the function of a cell returns, from all of its arguments by name."""
+    return _run(kind, arguments, training=False)[0]
+
+
+def of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Decorate the function of a cell: it gets its pullback, and documentation in place of the line `SHARED`.
+
+    It takes x, the cell's parameters and state; by keyword the cell's options, lengths, resets and mask.
+    """
+
+    def decorate(function: Callable[P, R]) -> Op[P, R]:
+        signature = inspect.signature(function)
+
+        def vjp(*args: Any, **kwargs: Any) -> tuple[tuple[Array, State], Pullback]:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return _run(kind, bound.arguments, training=True)
+
+        if function.__doc__:
+            function.__doc__ = inspect.cleandoc(function.__doc__).replace(SHARED, _documentation(kind()))
+        return differentiable(vjp)(function)
+
+    return decorate
+
+
+@of_cell(cells.Vanilla)
 def rnn(
     x: Array,
     weight_ih: Array,
@@ -108,38 +240,7 @@ def rnn(
 ) -> tuple[Array, Array]:
     """Vanilla recurrent layer, one direction: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) + leak h_{t-1}.
 
-    Parameters
-    ----------
-    x : (T, B, I) array
-        Input, time-major; float32 or float64, like every array here but ``lengths`` and ``resets``.
-    weight_ih, weight_hh : (H, I) and (H, H) arrays
-    bias_ih, bias_hh : (H,) arrays, optional
-    state : (B, H) array, optional
-        h_0; zero by default.
-    activation : {"tanh", "relu", "sigmoid", "identity"}
-        f. The derivative of relu at 0 is 0.
-    leak : float
-        Weight of the skip connection from h_{t-1}, added after the activation.
-    lengths : (B,) integer array, optional
-        Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
-    resets : (T, B) array of bools, or of integers 0 and 1, optional
-        True where a new sequence starts at step t: h_{t-1} is zeroed before it, at t = 0 the initial state.
-    mask : (B, H) array, optional
-        Multiplies h_{t-1} where it enters the product with W_hh, the same at every step: a variational dropout mask.
-
-    Returns
-    -------
-    y : (T, B, H) array
-        h_t, exactly zero past a row's length.
-    state : (B, H) array
-        h after each row's last step.
-
-    Raises
-    ------
-    TypeError
-        Arrays of an unsupported library, of two libraries, or of two dtypes.
-    ValueError
-        A shape that does not fit, or a length that is not in 0 ... T.
+    It takes, returns and raises what the function of every cell does.
 
     References
     ----------
@@ -158,17 +259,10 @@ def rnn(
     >>> dx[:, 0, 0], gradients["weight_hh"]
     (array([1., 1., 1.]), array([[3.]]))
     """
-    return _call(
-        cells.Vanilla(activation, leak), x, weight_ih, weight_hh, bias_ih, bias_hh, state,
-        lengths=lengths, resets=resets, mask=mask,
-    )  # fmt: skip
+    return call(cells.Vanilla, locals())
 
 
-def _lstm_vjp(*args: Any, **kwargs: Any) -> tuple[tuple[Array, State], Pullback]:
-    return _vjp(cells.LSTM(), *args, **kwargs)
-
-
-@differentiable(_lstm_vjp)
+@of_cell(cells.LSTM)
 def lstm(
     x: Array,
     weight_ih: Array,
@@ -189,28 +283,7 @@ def lstm(
         c_t = f_t c_{t-1} + i_t g_t
         h_t = o_t tanh(c_t)
 
-    Parameters
-    ----------
-    x : (T, B, I) array
-        Input, time-major; float32 or float64, like every array here but ``lengths`` and ``resets``.
-    weight_ih, weight_hh : (4*H, I) and (4*H, H) arrays
-    bias_ih, bias_hh : (4*H,) arrays, optional
-    state : pair of (B, H) arrays, optional
-        (h_0, c_0); zero by default.
-    lengths, resets, mask
-        As in `rnn`; a reset zeroes c as well, ``mask`` multiplies h only.
-
-    Returns
-    -------
-    y : (T, B, H) array
-        h_t, exactly zero past a row's length.
-    state : pair of (B, H) arrays
-        (h, c) after each row's last step.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `rnn` does.
+    It takes, returns and raises what the function of every cell does.
 
     References
     ----------
@@ -227,18 +300,10 @@ def lstm(
     >>> y.shape, bool((y[2:, 1] == 0).all()), bool((h[1] == y[1, 1]).all())
     ((5, 2, 4), True, True)
     """
-    return _call(
-        cells.LSTM(), x, weight_ih, weight_hh, bias_ih, bias_hh, state, lengths=lengths, resets=resets, mask=mask
-    )
+    return call(cells.LSTM, locals())
 
 
-def _gru_vjp(
-    *args: Any, reset_after: bool = False, update: cells.Update = "candidate", **kwargs: Any
-) -> tuple[tuple[Array, State], Pullback]:
-    return _vjp(cells.GRU(reset_after, update), *args, **kwargs)
-
-
-@differentiable(_gru_vjp)
+@of_cell(cells.GRU)
 def gru(
     x: Array,
     weight_ih: Array,
@@ -264,32 +329,7 @@ def gru(
         h_t = (1 - z_t) h_{t-1} + z_t n_t                             update="candidate", the textbook's
         h_t = (1 - z_t) n_t + z_t h_{t-1}                             update="state", PyTorch's and cuDNN's
 
-    Parameters
-    ----------
-    x : (T, B, I) array
-        Input, time-major; float32 or float64, like every array here but ``lengths`` and ``resets``.
-    weight_ih, weight_hh : (3*H, I) and (3*H, H) arrays
-    bias_ih, bias_hh : (3*H,) arrays, optional
-    state : (B, H) array, optional
-        h_0; zero by default.
-    reset_after : bool
-        Whether the reset gate applies after the recurrent product instead of before it.
-    update : {"candidate", "state"}
-        What z weighs.
-    lengths, resets, mask
-        As in `rnn`.
-
-    Returns
-    -------
-    y : (T, B, H) array
-        h_t, exactly zero past a row's length.
-    state : (B, H) array
-        h after each row's last step.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `rnn` does.
+    It takes, returns and raises what the function of every cell does.
 
     References
     ----------
@@ -306,7 +346,4 @@ def gru(
     >>> y.shape, bool((h == y[-1]).all())
     ((5, 2, 4), True)
     """
-    return _call(
-        cells.GRU(reset_after, update), x, weight_ih, weight_hh, bias_ih, bias_hh, state,
-        lengths=lengths, resets=resets, mask=mask,
-    )  # fmt: skip
+    return call(cells.GRU, locals())

@@ -15,7 +15,8 @@ from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator, philox_seed
 from ..functional._dropout import dropout_mask
-from ..functional._state import check_cotangents, check_sequence, pack_state, unpack_state
+from ..functional._recurrent import take
+from ..functional._state import check_cotangents, pack_state
 from .base import Layer, parameter, parameter_dtype
 
 Init = str | initializers.Initializer
@@ -239,30 +240,15 @@ class Recurrent(Layer):
         state_after: int | None = None,
     ) -> tuple[Array, State, Any]:
         where = type(self).__name__
-        states = unpack_state(where, self.cell, "state", state)
         params = _arrays.parameters(where, self.params, self._parameter_shapes())
-        xp, _, x, *given, lengths, resets = _arrays.take(
-            where, {"params": params["weight_ih_l0"], "x": x, **states}, {"lengths": lengths}, {"resets": resets},
-            needed=("x",),
+        given = take(
+            where, self.cell, {"params": params["weight_ih_l0"], "x": x}, state, lengths, resets,
+            input_size=self.input_size, batch_first=self.batch_first,
         )  # fmt: skip
-        wing = _dispatch.wing(where, x=x)
-        _checks.ndim(where, "x", x, 3, "(B, T, input_size)" if self.batch_first else "(T, B, input_size)")
-        if x.shape[2] != self.input_size:
-            raise ValueError(
-                f"{where}: x has shape {tuple(x.shape)}, expected input_size = {self.input_size} at its end"
-            )
-        if self.batch_first:
-            x = _arrays.contiguous(xp.permute_dims(x, (1, 0, 2)))
-            if resets is not None:
-                _checks.shape(where, "resets", resets, (x.shape[1], x.shape[0]), "(B, T)")
-                resets = _arrays.contiguous(xp.permute_dims(resets, (1, 0)))
-        check_sequence(where, x, lengths, resets)
+        xp, x, lengths, resets = given.xp, given.x, given.lengths, given.resets
         D, T, B, H = self.num_directions, x.shape[0], x.shape[1], self.hidden_size
-        expected = (self.num_layers * D, B, H)
-        for name, array in zip(states, given, strict=True):
-            if array is not None:
-                _checks.shape(where, name, array, expected, "(num_layers*D, B, hidden_size)")
-        initial = [_dispatch.zeros(xp, expected, x) if s is None else s for s in given]
+        initial = given.initial(where, (self.num_layers * D, B, H), "(num_layers*D, B, hidden_size)")
+        wing = _dispatch.wing(where, x=x)
         segments = self._segments(wing, T, B, checkpoint_every, state_after)
         recompute = checkpoint_every is not None and len(segments) > 1
         if len(segments) > 1:
