@@ -202,7 +202,7 @@ def cache_directory() -> Path:
     try:
         directory = _made(Path(os.path.realpath(directory)))
     except OSError as error:
-        fault = f"{directory} cannot be made: {error.strerror}"
+        fault: str | None = f"{directory} cannot be made: {error.strerror}"
     else:
         fault = _fault(directory)
         if not fault and not named and not os.access(directory, os.W_OK):

@@ -154,7 +154,9 @@ def empty(shape: int | Sequence[int], dtype: Any) -> np.ndarray:
     count = int(np.prod(shape, dtype=np.int64))
     size = count * dtype.itemsize
     if _address_sanitizer():
-        return np.full(size, _FRESH, np.uint8).view(dtype).reshape(shape)  # which has red zones of its own
+        memory = np.full(size, _FRESH, np.uint8)  # which has red zones of its own
+        array: np.ndarray = memory.view(dtype).reshape(shape)
+        return array
     memory = np.full(size + _RED_ZONE + _ALIGNMENT, _FRESH, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     array = memory[start : start + size].view(dtype).reshape(shape)

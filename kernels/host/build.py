@@ -71,13 +71,14 @@ def find_compiler() -> tuple[str, ...]:
 def _executor_objects(compiler: tuple[str, ...], build: str) -> list[Path]:
     recorder = "conflicts" if build == "conflicts" else "no_recorder"
     headers = [(HOST / name).read_bytes() for name in ("executor.h", "fiber.h")]
-    objects = []
-    for part in ("executor", recorder, "undefined"):
+
+    def object_of(part: str) -> Path:
         path = HOST / f"{part}.cpp"
         command = (*compiler, *COMMON_FLAGS, "-fno-sanitize=undefined", *EXECUTOR_FLAGS[build], "-c", str(path))
         key = cpp.digest_of(*command, cpp.compiler_version(compiler), cpp.machine(), path.read_bytes(), *headers)
-        objects.append(cpp.cached(f"{part}-{key}.o", lambda target, c=command: cpp.run((*c, "-o", str(target)))))
-    return objects
+        return cpp.cached(f"{part}-{key}.o", lambda target: cpp.run((*command, "-o", str(target))))
+
+    return [object_of(part) for part in ("executor", recorder, "undefined")]
 
 
 def build_library(

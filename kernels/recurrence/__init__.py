@@ -22,6 +22,7 @@ from .. import dtypes
 from ..dtypes import Dtype
 from ..launch import Kernel, Module, contiguous, empty, namespace, of_stream, remembers_stream
 from . import plan
+from .plan import Launch, Plan
 
 _THREADS = 256
 """Of a block of the stepwise kernels."""
@@ -66,7 +67,8 @@ class Struct:
     def value(self, cell: Cell) -> np.void:
         """The struct's memory, as a kernel takes it: its numbers; an empty struct is a byte in C++."""
         layout = [(name, self.dtype.accumulator) for name in cell.scalars] or [("", "u1")]
-        return np.array(tuple(getattr(cell, name) for name in cell.scalars) or (0,), layout)[()]
+        struct: np.void = np.void(tuple(getattr(cell, name) for name in cell.scalars) or (0,), layout)
+        return struct
 
     @functools.cache  # noqa: B019  there are as many as kernels
     def module(self, source: str, *kernels: str) -> Module:
@@ -100,7 +102,7 @@ class Struct:
         return f"{name}<{self}, {self.dtype.storage}, {self.dtype.most_threads}, {variant}>"
 
 
-def _chosen(cell: Cell, T: int, B: int, H: int, w: Array) -> plan.Plan:
+def _chosen(cell: Cell, T: int, B: int, H: int, w: Array) -> Plan:
     """The plan for weights (D, G*H, H), whose grids are on the device at once if they have to be.
 
     The planner expects a block on each multiprocessor. Only the compiled kernel and the driver know whether it has room
@@ -138,7 +140,7 @@ class Run:
     B: int
     H: int
     D: int
-    plan: plan.Plan
+    plan: Plan
     w: Array
     """(D, G*H, H)."""
     lengths: Array | None
@@ -197,13 +199,13 @@ class Run:
         blocks = -(-self.D * self.B * self.H // _THREADS)
         self.struct.stepwise(name)((blocks,), (_THREADS,), args)
 
-    def fused(self, name: str, launch: plan.Launch, *args: Any) -> None:
+    def fused(self, name: str, launch: Launch, *args: Any) -> None:
         """Launch a kernel of ``recurrence/fused.cu``."""
         self.struct.fused(name, launch.variant(self.plan.exchange))(
             launch.grid, launch.block, args, shared_mem=launch.shared_bytes, cooperative=self.plan.exchange == "grid"
         )
 
-    def barriers(self, launch: plan.Launch) -> Array | None:
+    def barriers(self, launch: Launch) -> Array | None:
         """A counter for each tile of each group of blocks that exchange."""
         if self.plan.exchange != "grid":
             return None
@@ -395,7 +397,7 @@ def recurrence_backward(
     dx = xp.zeros_like(x_rows)
     totals = []
     for d, w_ih in enumerate(saved.w_ih):
-        total = None if dweights is None else dict(dweights[d])
+        total: dict[str, Array] = {} if dweights is None else dict(dweights[d])
         chunks = _chunks(run.T, run.B)
         for rows in chunks if d == 1 else chunks[::-1]:
             part = da[d, rows]
@@ -405,6 +407,6 @@ def recurrence_backward(
                 "bias_ih": xp.matmul(xp.ones(len(part), x.dtype), part),
                 **run.hidden_gradients(d, da, da_hidden, rows),
             }
-            total = made if total is None else {name: total[name] + gradient for name, gradient in made.items()}
+            total = {name: total[name] + gradient for name, gradient in made.items()} if total else made
         totals.append({name: total[name] for name in run.cell.parameters})
     return dx.reshape(x.shape), tuple(totals), tuple(s.astype(x.dtype, copy=False) for s in dstate0)
