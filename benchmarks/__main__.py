@@ -15,7 +15,7 @@ from .compare import Disagreement
 from .contenders import NotInstalled
 
 
-class SizeType(click.ParamType):
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1
     """T,B,I,H."""
 
     name = "T,B,I,H"

@@ -61,7 +61,8 @@ class Case:
         bound = H**-0.5
 
         def weights(*shape: int) -> Array:
-            return (2 * bound * rng.random(shape, np.float32) - bound).astype(np.float32)
+            uniform: Array = 2 * bound * rng.random(shape, np.float32) - bound
+            return uniform.astype(np.float32)
 
         x = rng.standard_normal((T, B, I), np.float32)
         dy = rng.standard_normal((T, B, H), np.float32)

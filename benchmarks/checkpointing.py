@@ -53,7 +53,7 @@ def measure(length: int, every: str, hidden: int = HIDDEN) -> tuple[float, int]:
 def steps_of(length: int, every: str) -> int:
     """K as it is: a whole number of chunks."""
     wanted = math.isqrt(length - 1) + 1 if every == "sqrt" else int(every)
-    chunk = recurrence_chunk(BATCH)
+    chunk: int = recurrence_chunk(BATCH)
     return min(-(-wanted // chunk) * chunk, length)
 
 

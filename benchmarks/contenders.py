@@ -28,7 +28,7 @@ class Contender(Protocol):
     def prepare(self, case: Case) -> Step: ...
 
 
-class Gpurnn:
+class Gpurnn(Contender):
     """gpurnn's layers on NumPy arrays."""
 
     name = "gpurnn"
@@ -62,7 +62,7 @@ class Gpurnn:
         return train if case.mode == "training" else infer
 
 
-class PyTorch:
+class PyTorch(Contender):
     """torch.nn's layers on the CPU."""
 
     name = "PyTorch"
@@ -96,7 +96,7 @@ class PyTorch:
         return train if case.mode == "training" else infer
 
 
-class OnnxRuntime:
+class OnnxRuntime(Contender):
     """ONNX Runtime's RNN, LSTM and GRU operators on the CPU, which only infer."""
 
     name = "ONNX Runtime"

@@ -145,8 +145,10 @@ def solve_transduction(task: Task, seed: int, picture: str | None = None) -> tup
         alignments = [weights[: len(y), i, : len(x)] for i, (x, y) in enumerate(pairs)]
         if picture is not None:
             i = max(range(len(found)), key=lambda i: len(found[i]))
-            symbols = [[chr(ord("A") + int(token) - FIRST) for token in y] for y in (data.test_inputs[i], found[i])]
-            gpurnn.plots.alignment(alignments[i], *symbols, picture)
+            source_symbols, target_symbols = (
+                [chr(ord("A") + int(token) - FIRST) for token in tokens] for tokens in (data.test_inputs[i], found[i])
+            )
+            gpurnn.plots.alignment(alignments[i], source_symbols, target_symbols, picture)
     return measure_transduction(task, found, alignments, data), seconds
 
 

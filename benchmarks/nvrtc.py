@@ -129,7 +129,7 @@ def modules() -> list[Module]:
 def compile_all(architectures: tuple[int, ...], processes: int | None = None) -> dict[tuple[str, int], dict[str, int]]:
     """`cached` of all modules, by kernel and architecture; in processes, since NVRTC compiles one at a time."""
     jobs = [(module, architecture) for architecture in architectures for module in modules()]
-    resources = {}
+    resources: dict[tuple[str, int], dict[str, int]] = {}
     with concurrent.futures.ProcessPoolExecutor(processes or os.cpu_count()) as pool:
         for (_, architecture), kernels in zip(jobs, pool.map(cached, *zip(*jobs, strict=True)), strict=True):
             resources |= {(name, architecture): needed for name, needed in kernels.items()}

@@ -51,11 +51,12 @@ class Worker:
 
     def prepare(self, case: Case) -> dict[str, Array]:
         """Get ready to repeat a case, and return what its step computes, as a first warm-up."""
-        return self._ask("prepare", case)
+        outputs: dict[str, Array] = self._ask("prepare", case)
+        return outputs
 
     def time(self, calls: int) -> float:
         """The median seconds of some calls of the step, one after another."""
-        return self._ask("time", calls)
+        return float(self._ask("time", calls))
 
     def _ask(self, *question: Any) -> Any:
         assert self._process.stdin is not None

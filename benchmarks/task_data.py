@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def digits(pixels: bool) -> Examples:
 def sunspots() -> Array:
     """Yearly mean sunspot numbers from 1700 on."""
     with np.load(FOLDER / "sunspots.npz") as archive:
-        return archive["sunspots"]
+        numbers: Array = archive["sunspots"]
+        return numbers
 
 
 def _split(inputs: list[Array], targets: list[Array], held_out: int) -> Examples:
@@ -159,7 +161,7 @@ def transduction(name: str) -> tuple[Examples, int, int]:
     """The examples of a task from sequence to sequence, and how many source and target tokens there are."""
     if name == "reversal":
         return reversal(), FIRST + 20, FIRST + 20
-    return {"numbers": numbers, "pronunciations": pronunciations}[name]()
+    return numbers() if name == "numbers" else pronunciations()
 
 
 def padded(sequences: list[Array]) -> tuple[Array, Array]:
@@ -186,7 +188,7 @@ def measure_transduction(task: Task, found: list[Array], alignments: list[Array]
     expected = data.test_targets
     if data.test_alternatives is not None:
         ways = zip(found, data.test_alternatives, strict=True)
-        expected = [min(each, key=lambda way, y=y: edits(y, way)) for y, each in ways]
+        expected = [min(each, key=functools.partial(edits, y)) for y, each in ways]
     wrong = float(np.mean([list(a) != list(b) for a, b in zip(found, expected, strict=True)]))
     if task.name == "reversal":
         off = [

@@ -207,7 +207,7 @@ def solve_transduction(task: Task, seed: int) -> tuple[list[float], float]:
     with torch.inference_mode():
         for start in range(0, len(data.test_inputs), 500):
             source, lengths = padded(data.test_inputs[start : start + 500])
-            tokens, alignment = model.greedy(*(torch.from_numpy(a).long() for a in (source, lengths)), longest)
+            tokens, alignment = model.greedy(torch.from_numpy(source).long(), torch.from_numpy(lengths).long(), longest)
             for lane in range(tokens.shape[1]):
                 ends = np.flatnonzero(tokens[:, lane] == END)
                 length = ends[0] if ends.size else longest
