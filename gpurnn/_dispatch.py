@@ -7,10 +7,11 @@ a matrix product cannot do well. Neither imports an array library that the calle
 from __future__ import annotations
 
 import contextvars
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterable
-from types import ModuleType, TracebackType
+from types import ModuleType, SimpleNamespace, TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from . import _checks
 WINGS = {"numpy": "gpurnn.reference", "cupy": "gpurnn.kernels"}
 """The module that computes for each array library, by the library's import name."""
 
-_HOST_WINGS = {"reference": WINGS["numpy"], "host": WINGS["cupy"]}
-"""The modules that can compute for NumPy arrays, by the names that `use` takes."""
+NUMPY_WINGS = {"reference": WINGS["numpy"], "host": WINGS["cupy"]}
+"""The modules that can compute for NumPy arrays, by the names that `use` takes. They need not define all functions."""
 
 _uses: contextvars.ContextVar[tuple[use, ...]] = contextvars.ContextVar("uses", default=())
 """What `use` chose in this context and is not over; the last one counts."""
@@ -127,7 +128,7 @@ class use:
     """
 
     def __init__(self, wing: str) -> None:
-        _checks.choice("use", "wing", wing, tuple(_HOST_WINGS))
+        _checks.choice("use", "wing", wing, tuple(NUMPY_WINGS))
         self.wing = wing
         self._entered = False
         before = _uses.get()
@@ -189,8 +190,32 @@ def namespace_of(library: str, array: Any) -> Any:
 def wing(where: str, **arrays: Any) -> Any:
     """The module of fused operations that computes for ``arrays``; raises as `namespace` does."""
     library = common_library(where, arrays.items())
-    name = WINGS[library] if library != "numpy" else _HOST_WINGS[_numpy_wing()]
-    return importlib.import_module(name)
+    return _functions(WINGS[library] if library != "numpy" else NUMPY_WINGS[_numpy_wing()])
+
+
+@functools.cache
+def _functions(module_name: str) -> Any:
+    """The functions of a wing, and the reference's in place of those that it does not define.
+
+    Raises
+    ------
+    TypeError
+        The wing defines a forward function without the functions that read what it saves, or one of those alone.
+    """
+    module, reference = importlib.import_module(module_name), importlib.import_module(NUMPY_WINGS["reference"])
+    names: list[str] = reference.__all__
+    missing = [name for name in names if not hasattr(module, name)]
+    if not missing:
+        return module
+    for name in missing:
+        kind = name.rpartition("_")[0]
+        defined = [other for other in names if other.rpartition("_")[0] == kind and other not in missing]
+        if f"{kind}_forward" in names and defined:
+            raise TypeError(
+                f"{module_name} defines {defined[0]} but not {name}, expected both or neither: they share what a "
+                "forward function saves"
+            )
+    return SimpleNamespace(**{name: getattr(reference if name in missing else module, name) for name in names})
 
 
 def device(array: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which wing computes for which arrays, what is refused, and that the wings offer the same functions."""
+"""Which wing computes for which arrays, what is rejected, and that the wings offer the same functions."""
 
 from __future__ import annotations
 
@@ -152,6 +152,50 @@ def test_use_chooses_the_wing_of_numpy_arrays():
     assert _dispatch.wing("lstm", x=x) is kernels
     gpurnn.use("reference")
     assert _dispatch.wing("lstm", x=x) is reference
+
+
+@pytest.fixture
+def partial_wing(monkeypatch):
+    """A wing that defines no function yet, and that `use` knows as "partial"."""
+    module = types.ModuleType("partial_wing")
+    monkeypatch.setitem(sys.modules, "partial_wing", module)
+    monkeypatch.setitem(_dispatch.NUMPY_WINGS, "partial", "partial_wing")
+    yield module
+    _dispatch._functions.cache_clear()
+
+
+def test_a_wing_may_define_one_function(partial_wing):
+    partial_wing.dropout_mask = lambda like, shape, rate, seed, offset: np.full(shape, 7.0)
+    x, w = np.ones((3, 2, 4)), np.ones((16, 4))
+    (y, _), pullback = gpurnn.lstm.vjp(x, w, w)
+    expected = pullback((np.ones_like(y), None))
+    with gpurnn.use("partial"):
+        assert (gpurnn.dropout(x, 0.5, 1) == 7).all()
+        (y_partial, _), pullback = gpurnn.lstm.vjp(x, w, w)
+    assert (y_partial == y).all()
+    for gradient, of_reference in zip(pullback((np.ones_like(y), None))[1].values(), expected[1].values(), strict=True):
+        assert (gradient == of_reference).all()
+
+
+def test_a_pullback_stays_on_the_wing_of_its_function(partial_wing):
+    partial_wing.mse_forward = lambda y, target, *, training=False: (np.full(y.shape, 3.0), "saved")
+    partial_wing.mse_backward = lambda saved, d: np.full(d.shape, 5.0 if saved == "saved" else 0.0)
+    y = np.ones(2)
+    with gpurnn.use("partial"):
+        value, pullback = gpurnn.mse.vjp(y, y)
+        with gpurnn.use("reference"):
+            _, pullback_of_reference = gpurnn.mse.vjp(y, y)
+        assert (pullback_of_reference(1.0)[0] == 0).all()
+    assert value == 3
+    assert (pullback(1.0)[0] == 5).all()
+
+
+@pytest.mark.parametrize("name", ["mse_forward", "mse_backward", "recurrence_chunk"])
+def test_a_wing_that_defines_half_of_a_pair_is_rejected(partial_wing, name):
+    setattr(partial_wing, name, getattr(reference, name))
+    kind = name.partition("_")[0]
+    with gpurnn.use("partial"), pytest.raises(TypeError, match=rf"^partial_wing defines .*{kind}_.* but not {kind}_"):
+        gpurnn.dropout(np.ones(2), 0.5, 1)
 
 
 def wing_in_use() -> str:
