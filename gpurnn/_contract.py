@@ -25,5 +25,5 @@ variable would be lost in `f.vjp`. NumPy-only code says ``NDArray``. CuPy may no
 State: TypeAlias = Any
 """The state of a layer: h, ``(h, c)`` of an LSTM, a tuple of those of its layers of a `Sequential`, None for zero."""
 
-Weights: TypeAlias = Mapping[str, "Array | None"]
+Weights: TypeAlias = Mapping[str, Array]
 """Of one direction of a recurrent layer, by the names of the cell's parameters. A bias may be None or missing: zero."""

@@ -153,7 +153,7 @@ def recurrence_forward(
         For `recurrence_backward`; None unless ``training``.
     """
     T, B, I = x.shape
-    D, H = len(weights), weights[0]["weight_hh"].shape[1]  # type: ignore[union-attr]
+    D, H = len(weights), weights[0]["weight_hh"].shape[1]
     y = np.empty((T, B, D * H), x.dtype)
     final = tuple(np.empty_like(s) for s in state)
     saved = []
