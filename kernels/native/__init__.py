@@ -1,1 +1,8 @@
-"""The compiled CPU wing: the cells' own structs over the registers of the processor."""
+"""The compiled CPU wing: the cells' own structs over the registers of the processor.
+
+It has the functions that gain by it; the NumPy wing has the others.
+"""
+
+from .recurrence import recurrence_backward, recurrence_forward
+
+__all__ = ["recurrence_backward", "recurrence_forward"]

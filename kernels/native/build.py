@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import compiler as cpp
-from ..compiler import KERNELS
+from ..compiler import KERNELS, CompilerError
 
 INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl", "-mfma"),
@@ -35,6 +36,7 @@ FLAGS = (
     "-Wall",
     "-Wextra",
     "-Wno-unknown-pragmas",
+    "-Wno-maybe-uninitialized",  # of g++'s own headers
     "-Wno-psabi",  # no vector is handed from one library to another
     "-D__device__=inline __attribute__((always_inline))",
     "-D__forceinline__=",
@@ -67,3 +69,12 @@ def library(name: str, source: str, options: Sequence[str] = ()) -> Path:
         cpp.run((*command, str(unit), "-o", str(path)))
 
     return cpp.cached(f"{name}-{key}.so", make)
+
+
+def load(name: str, source: str, options: Sequence[str] = ()) -> ctypes.CDLL:
+    """`library`, loaded into this process."""
+    path = library(name, source, options)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CompilerError(f"what the compiler made cannot be loaded: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 
 MACHINES = {"x86_64": ("avx512", "avx2", "sse4"), "aarch64": ("neon",)}
@@ -33,3 +34,17 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(
         name for name in MACHINES.get(machine(), ()) if all(has.get(feature, False) for feature in _NEEDED[name])
     )
+
+
+def chosen() -> str:
+    """The instruction set to compute with: the widest, or ``$GPURNN_CPU``.
+
+    Raises
+    ------
+    ValueError
+        The variable names none that this processor has.
+    """
+    has, named = instruction_sets(), os.environ.get("GPURNN_CPU")
+    if named and named not in has:
+        raise ValueError(f"GPURNN_CPU is {named!r}, expected an instruction set of this processor: {', '.join(has)}")
+    return named or has[0]

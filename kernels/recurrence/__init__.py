@@ -46,6 +46,16 @@ def _chunks(T: int, B: int) -> list[slice]:
     return [slice(start * B, min(start + n, T) * B) for start in range(0, max(T, 1), n)]
 
 
+def proofs_of(cell: Cell, struct: str) -> list[str]:
+    """Declarations by which a compiler proves that a struct is the cell that Python describes."""
+    facts = {
+        "gates": cell.gates, "phases": len(cell.phases), "num_saved": len(cell.saved), "has_c": cell.states - 1,
+        "hidden_apart": int(cell.hidden_apart),
+        **{f"first_gate({k})": int(end) for k, end in enumerate(np.cumsum((0, *cell.phases)))},
+    }  # fmt: skip
+    return [f'static_assert({struct}::{name} == {number}, "{name}");' for name, number in facts.items()]
+
+
 @dataclass(frozen=True)
 class Struct:
     """A cell's struct in ``cells/*.cuh``, and its kernels for arrays of one dtype."""
@@ -73,12 +83,7 @@ class Struct:
     @functools.cache  # noqa: B019  there are as many as kernels
     def module(self, source: str, *kernels: str) -> Module:
         """Kernels of a source file for this cell, which the compiler proves to be the cell that Python describes."""
-        cell, ends = self.cell, np.cumsum((0, *self.cell.phases))
-        facts = {
-            "gates": cell.gates, "phases": len(cell.phases), "num_saved": len(cell.saved), "has_c": cell.states - 1,
-            "hidden_apart": int(cell.hidden_apart), **{f"first_gate({k})": int(end) for k, end in enumerate(ends)},
-        }  # fmt: skip
-        proofs = [f'static_assert({self}::{name} == {number}, "{name}");' for name, number in facts.items()]
+        cell, proofs = self.cell, proofs_of(self.cell, str(self))
         return Module(source, kernels, include=f"cells/{cell.file()}.cuh", proofs=proofs)
 
     def stepwise_module(self) -> Module:

@@ -1,0 +1,253 @@
+// All steps of one direction of a layer, backward, and the gradients of the weights.
+//
+// The steps of a chunk are computed as in forward.h, each thread those of its part; then the threads meet, because the
+// gradients of the weights are sums over all rows of the batch. These run over the rows in the order of the backward pass,
+// one chain for each number, so that a sequence cut into parts gives the bits of the whole.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "native/gradients.h"
+#include "native/recurrence.h"
+
+template <class Cell>
+class Backward {
+    using Real = typename Cell::Real;
+    using T = typename Real::Number;
+    static constexpr int lanes = Real::lanes, last_phase = Cell::phases - 1, G = Cell::gates;
+
+public:
+    Backward(const Layer<T>& layer, const Cell& cell)
+        : layer(layer),
+          cell(cell),
+          clock{int(layer.steps), int(layer.batch), int(layer.slots), layer.lengths, layer.resets},
+          B(layer.batch),
+          I(layer.inputs),
+          H(layer.hidden),
+          panels{H, I, layer.back},
+          meetings(new Barrier[layer.threads + 1]) {
+        T* at = layer.workspace;
+        zeros = at;
+        at += zeros_size(layer);
+        direct = at;
+        at += B * H;
+        through = at;
+        at += Cell::phases > 1 ? B * H : 0;
+        da = at;
+        at += layer.chunk * B * G * H;
+        da_hidden = Cell::hidden_apart ? at : da;
+        at += Cell::hidden_apart ? layer.chunk * B * G * H : 0;
+        packed_panels = at;
+        packed_strips = at + layer.threads * RowGradient<T>::panel_size;
+    }
+
+    static int64_t workspace(const Layer<T>& layer) {
+        const int64_t B = layer.batch, H = layer.hidden, gates = layer.chunk * B * G * H;
+        return zeros_size(layer) + B * H * (Cell::phases > 1 ? 2 : 1) + gates * (Cell::hidden_apart ? 2 : 1) +
+               layer.threads * RowGradient<T>::panel_size + RowGradient<T>::most * G * H;
+    }
+
+    void run() { ::run(layer, double(layer.steps) * B * G * H * 2 * (I + H), work, this); }
+
+private:
+    static void work(void* self, int index, int count) { static_cast<Backward*>(self)->work(index, count); }
+
+    // What a sum of every panel can start with.
+    static int64_t zeros_size(const Layer<T>& layer) {
+        const int64_t most = layer.hidden > layer.inputs ? layer.hidden : layer.inputs;
+        return (most / (plain_width * lanes) + 1) * plain_width * lanes;
+    }
+    void work(int index, int count) {
+        const SubnormalsAreZero within;
+        if (index == 0) {
+            for (int64_t i = 0; i < zeros_size(layer); ++i) zeros[i] = 0;
+        }
+        const long groups = (H + lanes - 1) / lanes;
+        const Part part(index, count, B, long(sizeof(T)) * G * H * H, panels.hidden_panels(0).count());
+        Barrier& team = meetings[1 + part.team];
+        std::vector<int> active, rows;
+        for (long end = clock.T; end > 0;) {
+            const long s0 = (end - 1) / layer.chunk * layer.chunk;
+            meetings[0].meet(count);  // the gradients of the chunk before are done with the gates
+            for (long b = part.first_row; b < part.last_row; ++b) {
+                if (clock.past(clock.time(layer.backwards, end - 1), b)) continue;
+                for (long group = part.first(groups); group < part.last(groups); ++group) {
+                    begin<false>(end - 1, s0, b, group * lanes);
+                }
+            }
+            team.meet(part.shares);
+            for (long s = end - 1; s >= s0; --s) {
+                active.clear();
+                const int t = clock.time(layer.backwards, s);
+                for (long b = part.first_row; b < part.last_row; ++b) {
+                    if (!clock.past(t, b)) active.push_back(int(b));
+                }
+                steps<last_phase>(part, s, s0, active, team);
+            }
+            meetings[0].meet(count);
+            list_rows(s0, end, rows);
+            gradients(index, count, s0, rows);
+            end = s0;
+        }
+    }
+
+    // The transposes of position s from this phase down to the first, each with what the cell computes after it.
+    template <int phase>
+    void steps(const Part& part, long s, long s0, const std::vector<int>& active, Barrier& team) const {
+        const Panels<T> own = panels.hidden_panels(phase);
+        const long all = own.count();
+        const long first_number = long(Cell::first_gate(phase)) * H;
+        alignas(64) T products[most_sums * lanes];
+        multiply<plain_width>(
+            own, part.first(all), part.last(all), s % 2, long(active.size()),
+            [&](long i) { return da_hidden + gates_at(s - s0, active[i]) + first_number; },
+            [&](long) { return zeros; },
+            [&](long, int r, long, int beside) { return products + r * beside * plain_width * lanes; },
+            [&](long i, int rows, long p, int beside) {
+                for (int r = 0; r < rows; ++r) {
+                    const long b = active[i + r];
+                    const T* product = products + r * beside * plain_width * lanes;
+                    for (int v = 0; v < beside * plain_width; ++v, product += lanes) {
+                        const long j = (p * plain_width + v) * lanes;
+                        if (H - j >= lanes) {
+                            finish<phase, true>(s, s0, b, j, Real::load(product));
+                        } else if (H > j) {
+                            finish<phase, false>(s, s0, b, j, Real::load(product));
+                        }
+                    }
+                }
+            });
+        if (phase == 0 && s > s0) begin_rows_that_end(part, s - 1, s0);
+        team.meet(part.shares);
+        if constexpr (phase > 0) steps<phase - 1>(part, s, s0, active, team);
+    }
+
+    // Those whose last step in this direction is at position s: nothing came back to them from a later one.
+    void begin_rows_that_end(const Part& part, long s, long s0) const {
+        const int t = clock.time(layer.backwards, s), later = clock.time(layer.backwards, s + 1);
+        const long groups = (H + lanes - 1) / lanes;
+        for (long b = part.first_row; b < part.last_row; ++b) {
+            if (clock.past(t, b) || !clock.past(later, b)) continue;
+            for (long group = part.first(groups); group < part.last(groups); ++group) {
+                begin<false>(s, s0, b, group * lanes);
+            }
+        }
+    }
+
+    template <int phase, bool whole>
+    ALWAYS_INLINE void finish(long s, long s0, long b, long j, Real product) const {
+        const long count = whole ? lanes : H - j, at = b * H + j;
+        const int t = clock.time(layer.backwards, s);
+        if constexpr (phase > 0) {
+            Real values[Cell::num_saved], gates[G];
+            for (Real& gate : gates) gate = 0;
+            load<whole>(s, b, j, count, values);
+            const Real entered = get<whole>(layer.operands + operand_at(0, s, b) + j, count);
+            put<whole>(cell.operand_backward(values, entered, product, gates), through + at, count);
+            T* const to = da + gates_at(s - s0, b) + j;
+            for (int g = 0; g < Cell::waiting; ++g) put<whole>(gates[g], to + g * H, count);
+        } else {
+            if (Cell::phases > 1) product += get<whole>(through + at, count);
+            if (layer.mask) product *= get<whole>(layer.mask + at, count);
+            Real dh = product + get<whole>(direct + at, count);
+            if (clock.cut(layer.backwards, t, b)) {
+                dh = 0;
+                if (Cell::has_c) put<whole>(Real(0), layer.dc + at, count);
+            }
+            put<whole>(dh, layer.dh + at, count);
+            if (s > s0 && !clock.past(clock.time(layer.backwards, s - 1), b)) begin<whole>(s - 1, s0, b, j);
+        }
+    }
+
+    // From the gradients of the state after position s to those of its gates, except those that wait for a later phase's.
+    template <bool whole>
+    ALWAYS_INLINE void begin(long s, long s0, long b, long j) const {
+        const long count = whole ? lanes : H - j, at = b * H + j;
+        const int t = clock.time(layer.backwards, s);
+        Real dh = get<whole>(layer.dh + at, count);
+        Real dc = Cell::has_c ? get<whole>(layer.dc + at, count) : Real(0);
+        if (layer.dy) dh += get<whole>(layer.dy + (long(t) * B + b) * layer.row + j, count);
+        Real values[Cell::num_saved], gates[G], hidden_gates[G], past_products;
+        load<whole>(s, b, j, count, values);
+        cell.backward(values, dh, dc, gates, hidden_gates, past_products);
+        put<whole>(past_products, direct + at, count);
+        if (Cell::has_c) put<whole>(dc, layer.dc + at, count);
+        T* const to = da + gates_at(s - s0, b) + j;
+        T* const to_hidden = da_hidden + gates_at(s - s0, b) + j;
+        for (int g = Cell::waiting; g < G; ++g) {
+            put<whole>(gates[g], to + g * H, count);
+            if (Cell::hidden_apart) put<whole>(hidden_gates[g], to_hidden + g * H, count);
+        }
+    }
+
+    template <bool whole>
+    ALWAYS_INLINE void load(long s, long b, long j, long count, Real (&values)[Cell::num_saved]) const {
+        const T* const from = layer.saved + (clock.slot(layer.backwards, s) * B + b) * Cell::num_saved * H + j;
+        for (int k = 0; k < Cell::num_saved; ++k) values[k] = get<whole>(from + k * H, count);
+    }
+
+    // The rows of a chunk that exist, in the order of the backward pass, as indices (s - s0, b).
+    void list_rows(long s0, long end, std::vector<int>& rows) const {
+        rows.clear();
+        for (long s = end - 1; s >= s0; --s) {
+            const int t = clock.time(layer.backwards, s);
+            for (long b = 0; b < B; ++b) {
+                if (!clock.past(t, b)) rows.push_back(int((s - s0) * B + b));
+            }
+        }
+    }
+
+    // A thread's part of dx and of the gradients of the weights, of a chunk's rows.
+    void gradients(int index, int count, long s0, const std::vector<int>& rows) const {
+        const long all = long(rows.size());
+        const auto step = [&](long i) { return clock.time(layer.backwards, s0 + rows[i] / B) * B + rows[i] % B; };
+        const long first = all * index / count, last = all * (index + 1) / count;
+        const Panels<T> own = panels.input_panels();
+        alignas(64) T products[most_sums * lanes];
+        multiply<plain_width>(
+            own, 0, own.count(), false, last - first,
+            [&](long i) { return da + long(rows[first + i]) * G * H; }, [&](long) { return zeros; },
+            [&](long, int r, long, int beside) { return products + r * beside * plain_width * lanes; },
+            [&](long i, int tile_rows, long p, int beside) {
+                for (int r = 0; r < tile_rows; ++r) {
+                    T* const to = layer.dx + step(first + i + r) * I;
+                    const T* product = products + r * beside * plain_width * lanes;
+                    for (int v = 0; v < beside * plain_width; ++v, product += lanes) {
+                        const long column = (p * plain_width + v) * lanes, left = I - column;
+                        if (left <= 0) break;
+                        const Real value = Real::load(product);
+                        put(layer.adds ? get(to + column, left) + value : value, to + column, left);
+                    }
+                }
+            });
+
+        const long numbers = G * H, from = numbers * index / count, to = numbers * (index + 1) / count;
+        T* const panel = packed_panels + index * RowGradient<T>::panel_size;
+        T* const strips = packed_strips + from * RowGradient<T>::most;
+        RowGradient<T>::add(
+            all, [&](long i) { return da + long(rows[i]) * G * H; }, [&](long i) { return layer.x + step(i) * I; }, from,
+            to, I, layer.dw_ih, layer.db_ih, panel, strips);
+        for (int phase = 0; phase < Cell::phases; ++phase) {
+            const long begins = long(Cell::first_gate(phase)) * H, ends = long(Cell::first_gate(phase + 1)) * H;
+            RowGradient<T>::add(
+                all, [&](long i) { return da_hidden + long(rows[i]) * G * H; },
+                [&](long i) { return layer.operands + (long(phase) * clock.slots * B + step(i)) * H; },
+                from > begins ? from : begins, to < ends ? to : ends, H, layer.dw_hh,
+                Cell::hidden_apart ? layer.db_hh : nullptr, panel, strips);
+        }
+    }
+
+    long gates_at(long position, long b) const { return (position * B + b) * G * H; }
+    long operand_at(int phase, long s, long b) const {
+        return ((long(phase) * clock.slots + clock.slot(layer.backwards, s)) * B + b) * H;
+    }
+
+    const Layer<T>& layer;
+    const Cell cell;
+    const Clock clock;
+    const long B, I, H;
+    const BackwardPanels<Cell> panels;
+    const std::unique_ptr<Barrier[]> meetings;
+    T *zeros, *direct, *through, *da, *da_hidden, *packed_panels, *packed_strips;
+};

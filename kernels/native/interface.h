@@ -1,0 +1,45 @@
+// What Python hands to a recurrence: one direction of one layer, of numbers T.
+//
+// Arrays are C-contiguous. `recurrence.py` has the same fields in the same order.
+#pragma once
+
+#include <cstdint>
+
+#include "native/threads.h"
+
+template <typename T>
+struct Layer {
+    int64_t steps, batch, inputs, hidden;
+    int64_t row;        // numbers from row to row of y and dy, which other directions share
+    int64_t backwards;  // whether this is the direction from the last step to the first
+    int64_t slots;      // steps that operands and saved have room for: all of them in training, else two
+    int64_t chunk;      // steps of a chunk of the gradients
+    int64_t threads;    // at most
+    double patience;    // microseconds that a call waits for its threads, negative to go by its work
+    Run run;
+    double numbers[4];  // the cell's options that are numbers
+
+    const int32_t* lengths;              // (B), or null
+    const bool* resets;                  // (T, B), or null
+    const T* mask;                       // (B, H), or null
+    const T* x;                          // (T, B, I)
+    const T *w_ih, *w_hh, *b_ih, *b_hh;  // (G*H, I), (G*H, H), (G*H) or null
+    T *h, *c;                            // (B, H): the state, advanced in place; c is null for a cell that has none
+    T* y;                                // (T, B, H) of the rows
+    T* operands;                         // (phases, slots, B, H): what each phase of a step multiplies
+    T* saved;                            // (slots, B, S, H): the values of a step that the backward pass reads, or null
+    T* back;                             // the panels of the backward pass: written in training, else null
+
+    const T* dy;                       // as y, or null
+    T *dh, *dc;                        // (B, H): the gradient of the final state, which becomes that of the initial one
+    T* dx;                             // (T, B, I)
+    int64_t adds;                      // whether dx is added to what another direction made of it
+    T *dw_ih, *dw_hh, *db_ih, *db_hh;  // are added to
+
+    T* workspace;  // of the call, aligned to a cache line, as are operands, saved and back
+};
+
+// The numbers that a call needs room for.
+struct Sizes {
+    int64_t workspace, workspace_backward, back;
+};

@@ -1,0 +1,123 @@
+// The matrix products of a CPU: tiles of a few rows and a few registers of columns, whose sums stay in registers.
+//
+// Each sum is one chain, over k in order, from the number it starts with: it has the same bits in whatever tile it lies,
+// with whatever other rows, and if it is stored and taken up again. So no result depends on how work is split.
+#pragma once
+
+#include "simd.h"
+
+// A matrix (K, columns) in the order in which tiles read it: panels of `width` registers of columns, each (K, width).
+// What is missing in the last panel is zero.
+template <typename T>
+struct Panels {
+    static constexpr int lanes = Vector<T>::lanes;
+    const T* numbers;
+    long K, columns;
+    int width;
+
+    static long count(long columns, int width) { return (columns + width * lanes - 1) / (width * lanes); }
+    static long size(long K, long columns, int width) { return count(columns, width) * K * width * lanes; }
+    long count() const { return count(columns, width); }
+    const T* panel(long p) const { return numbers + p * K * width * lanes; }
+};
+
+// to[r][v] = from[r][v] + sum over k < K of a[r][k] * panel[k][v]; with `strip`, a[r][k] lies at a[0][k * R + r].
+// The registers v are those of `side` panels, one after another, each of `width`.
+template <typename T, int R, int width, int side, bool strip>
+void tile(const T* const* a, long K, const T* panel, const T* const* from, T* const* to) {
+    using Real = Vector<T>;
+    constexpr int lanes = Real::lanes, V = width * side;
+    const long apart = K * width * lanes;
+    const T* rows[R];
+    Real sums[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+        rows[r] = strip ? a[0] + r : a[r];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) sums[r][v] = Real::load(from[r] + v * lanes);
+    }
+    for (long k = 0; k < K; ++k, panel += width * lanes) {
+        Real b[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) b[v] = Real::load(panel + v / width * apart + v % width * lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            Real x = rows[r][strip ? k * R : k];
+#if defined(__AVX512F__)
+            asm("" : "+v"(x.raw));  // in a register once, and not in memory at each of its products
+#endif
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) sums[r][v] = fma(x, b[v], sums[r][v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) sums[r][v].store(to[r] + v * lanes);
+    }
+}
+
+// Registers of sums that a tile has at most.
+constexpr int most_sums = 24;
+
+// The tiles of one width: as many sums as registers are left beside those of a row and of the panel.
+template <typename T, int width, bool strip>
+struct Tiles {
+    using Tile = void (*)(const T* const*, long, const T*, const T* const*, T* const*);
+
+    static constexpr int sums = registers == 32 ? 24 : register_bytes == 32 ? 12 : 8;
+    static constexpr int limit = sums / width < 1 ? 1 : sums / width;
+    static constexpr int most_rows = limit < 8 ? limit : 8;
+
+    // Few rows take several panels side by side, since each sum waits for the product before it.
+    static constexpr int side(int rows) {
+        const int wanted = registers == 32 ? 16 : 8, found = wanted / (width * rows);
+        return strip || found < 2 ? 1 : found < 4 ? 2 : 4;
+    }
+
+    template <int R, int s>
+    static constexpr Tile of() {
+        return tile<T, R, width, s, strip>;
+    }
+    template <int R>
+    static Tile pick(int rows, bool sidewise) {
+        if constexpr (R > 1) {
+            if (rows < R) return pick<R - 1>(rows, sidewise);
+        }
+        return sidewise ? of<R, side(R)>() : of<R, 1>();
+    }
+    static Tile get(int rows, bool sidewise) { return pick<most_rows>(rows, sidewise); }
+};
+
+// Calls `done(row, rows, panel, panels)` after each tile of the products of `count` rows and the panels first ... last - 1.
+//
+// a(row) is where a row's operand lies, from(row) where its sums start, of which panel p's lie at p * width * lanes;
+// to(row, r, p, panels) is where the sums go that row r of the tile has with so many panels from p on. `backwards` walks
+// the panels from the last one, so that those that the cache still has come first.
+template <int width, typename T, class A, class From, class To, class Done>
+ALWAYS_INLINE void multiply(
+    const Panels<T>& panels, long first, long last, bool backwards, long count, A a, From from, To to, Done done) {
+    using Kernels = Tiles<T, width, false>;
+    constexpr int most = Kernels::most_rows, panel_size = width * Vector<T>::lanes;
+    if (count == 0) return;
+    const long tiles = (count + most - 1) / most;
+    const int side = tiles == 1 ? Kernels::side(int(count)) : 1;
+    for (long walked = 0; walked < last - first;) {
+        const int beside = last - first - walked >= side ? side : 1;
+        const long p = backwards ? last - walked - beside : first + walked;
+        for (long i = 0; i < tiles; ++i) {
+            const long row = count * i / tiles;
+            const int rows = int(count * (i + 1) / tiles - row);
+            const T *in[most], *start[most];
+            T* sums[most];
+            for (int r = 0; r < rows; ++r) {
+                in[r] = a(row + r);
+                start[r] = from(row + r) + p * panel_size;
+                sums[r] = to(row + r, r, p, beside);
+            }
+            Kernels::get(rows, beside > 1)(in, panels.K, panels.panel(p), start, sums);
+            done(row, rows, p, beside);
+        }
+        walked += beside;
+    }
+}

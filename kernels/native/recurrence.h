@@ -1,0 +1,176 @@
+// What the two passes of a recurrence have in common: the panels of its weights, and which thread computes what.
+#pragma once
+
+#include "native/interface.h"
+#include "native/product.h"
+#include "recurrence/clock.cuh"
+
+// The products of a step, by phase. The sums of a row are (groups, gates, lanes), a group being the hidden units of one
+// register, so that the gates of a unit lie side by side: a tile holds all that the cell needs of its units.
+template <class Cell>
+struct Phase {
+    using T = typename Cell::Real::Number;
+    static constexpr int lanes = Cell::Real::lanes;
+
+    static constexpr int gates(int phase) { return Cell::first_gate(phase + 1) - Cell::first_gate(phase); }
+    // Registers of a panel: those of whole groups.
+    static constexpr int width(int phase) { return 4 % gates(phase) == 0 ? 4 : gates(phase); }
+
+    static long groups(long hidden) { return (hidden + lanes - 1) / lanes; }
+    static long columns(int phase, long hidden) { return groups(hidden) * gates(phase) * lanes; }
+    static long panels(int phase, long hidden) { return Panels<T>::count(columns(phase, hidden), width(phase)); }
+    // Numbers of a row of sums of all phases, and those before this one's.
+    static long before(int phase, long hidden) {
+        long numbers = 0;
+        for (int k = 0; k < phase; ++k) numbers += panels(k, hidden) * width(k) * lanes;
+        return numbers;
+    }
+    static long row(long hidden) { return before(Cell::phases, hidden); }
+
+    // The weights (G*H, K) of a phase as panels, whose columns are its gates' rows. Writes panels first ... last - 1.
+    static void pack(int phase, const T* w, long K, long hidden, long first, long last, T* to) {
+        constexpr long block = 64;  // so many rows of a panel stay in the first cache
+        const int registers = width(phase), own = gates(phase);
+        for (long p = first; p < last; ++p) {
+            T* const panel = to + p * K * registers * lanes;
+            for (long k0 = 0; k0 < K; k0 += block) {
+                const long end = k0 + block < K ? k0 + block : K;
+                for (int column = 0; column < registers * lanes; ++column) {
+                    const T* const from = weight_row(phase, own, w, K, hidden, p * registers * lanes + column);
+                    T* at = panel + k0 * registers * lanes + column;
+                    for (long k = k0; k < end; ++k, at += registers * lanes) *at = from ? from[k] : T(0);
+                }
+            }
+        }
+    }
+
+    // A row of biases or of zeros, in the order of the sums of all phases.
+    static void arrange(const T* a, const T* b, long hidden, T* to) {
+        for (int phase = 0; phase < Cell::phases; ++phase) {
+            const long size = panels(phase, hidden) * width(phase) * lanes;
+            for (long column = 0; column < size; ++column) {
+                const T *x = nullptr, *y = nullptr;
+                if (a) x = weight_row(phase, gates(phase), a, 1, hidden, column);
+                if (b) y = weight_row(phase, gates(phase), b, 1, hidden, column);
+                *to++ = (x ? *x : T(0)) + (y ? *y : T(0));
+            }
+        }
+    }
+
+private:
+    // The row of w (G*H, K) that a column of a phase's sums is the product with, null for none.
+    static const T* weight_row(int phase, int own, const T* w, long K, long hidden, long column) {
+        const long unit = column / (own * lanes) * lanes + column % lanes;
+        const long gate = Cell::first_gate(phase) + column / lanes % own;
+        return unit < hidden ? w + (gate * hidden + unit) * K : nullptr;
+    }
+};
+
+// A matrix (K, columns) as panels of `width` registers; what is there of the last one. Writes panels first ... last - 1.
+template <typename T>
+void pack_columns(const T* w, long K, long columns, int width, long first, long last, T* to) {
+    using Real = Vector<T>;
+    for (long p = first; p < last; ++p) {
+        T* at = to + p * K * width * Real::lanes;
+        for (long k = 0; k < K; ++k) {
+            for (int v = 0; v < width; ++v, at += Real::lanes) {
+                const long column = (p * width + v) * Real::lanes, left = columns - column;
+                const T* const from = w + k * columns + column;
+                (left >= Real::lanes ? Real::load(from) : left > 0 ? Real::load(from, left) : Real(0)).store(at);
+            }
+        }
+    }
+}
+
+// The registers of a panel of weights that are not arranged by gates.
+constexpr int plain_width = 4;
+
+// The panels of the backward pass: W_hh of each phase, (gates * H, H), and W_ih, (G*H, I).
+template <class Cell>
+struct BackwardPanels {
+    using T = typename Cell::Real::Number;
+    long hidden, inputs;
+    T* numbers;
+
+    Panels<T> hidden_panels(int phase) const {
+        return {numbers + before(phase), long(Phase<Cell>::gates(phase)) * hidden, hidden, plain_width};
+    }
+    Panels<T> input_panels() const {
+        return {numbers + before(Cell::phases), long(Cell::gates) * hidden, inputs, plain_width};
+    }
+    long size() const {
+        return before(Cell::phases) + Panels<T>::size(long(Cell::gates) * hidden, inputs, plain_width);
+    }
+    // A thread's share of the packing.
+    void pack(const T* w_ih, const T* w_hh, int index, int count) const {
+        for (int phase = 0; phase < Cell::phases; ++phase) {
+            const Panels<T> panels = hidden_panels(phase);
+            const T* const rows = w_hh + long(Cell::first_gate(phase)) * hidden * hidden;
+            share(panels, rows, index, count);
+        }
+        share(input_panels(), w_ih, index, count);
+    }
+
+private:
+    long before(int phase) const {
+        long size = 0;
+        for (int k = 0; k < phase; ++k) {
+            size += Panels<T>::size(long(Phase<Cell>::gates(k)) * hidden, hidden, plain_width);
+        }
+        return size;
+    }
+    static void share(const Panels<T>& panels, const T* w, int index, int count) {
+        const long all = panels.count();
+        pack_columns(
+            w, panels.K, panels.columns, plain_width, all * index / count, all * (index + 1) / count,
+            const_cast<T*>(panels.numbers));
+    }
+};
+
+// A thread's part of the recurrent products: it belongs to a team that has rows of the batch to itself, and shares their
+// columns with the others of the team, which meet after each product.
+struct Part {
+    int team, share, shares;
+    long first_row, last_row;
+
+    // Each thread gets rows of its own if they are enough to keep a tile busy, and if the weights, which it then reads
+    // all, stay in its cache.
+    Part(int index, int count, long batch, long weight_bytes, long panels) {
+        constexpr long cache = 3 << 19, few_rows = 4;
+        const long most_shares = panels < count ? panels : count;
+        const long wanted = (weight_bytes + cache - 1) / cache, most_teams = batch / few_rows;
+        shares = int(wanted < 1 ? 1 : wanted < most_shares ? wanted : most_shares);
+        int teams = count / shares;
+        if (teams > most_teams) {
+            teams = most_teams < 1 ? 1 : int(most_teams);
+            shares = int(count / teams < most_shares ? count / teams : most_shares);
+        }
+        team = index / shares;
+        share = index % shares;
+        if (team >= teams) {  // with nothing to do here
+            first_row = last_row = 0;
+            shares = 1;
+            share = 0;
+        } else {
+            first_row = batch * team / teams;
+            last_row = batch * (team + 1) / teams;
+        }
+    }
+
+    long first(long panels) const { return panels * share / shares; }
+    long last(long panels) const { return panels * (share + 1) / shares; }
+};
+
+// A call's threads: as many as have work for long enough that waking them pays.
+template <typename T>
+void run(const Layer<T>& layer, double products, Work work, void* context) {
+    const double alone = products / (1600.0 * register_bytes / double(sizeof(T)) * 4);  // microseconds, roughly
+    int most = int(layer.threads);
+    double patience = 50 + alone / 4;
+    if (layer.patience >= 0) {
+        patience = layer.patience;
+    } else if (alone / 150 < most) {
+        most = alone < 300 ? 1 : int(alone / 150);
+    }
+    layer.run(work, context, most, patience);
+}

@@ -1,0 +1,209 @@
+"""A layer's whole recurrence, each direction in one call of its library, forward and backward."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gpurnn.reference.buffers import empty
+from gpurnn.reference.recurrence import recurrence_chunk
+from numpy.typing import NDArray
+
+from gpurnn import reference
+from gpurnn._contract import Weights
+from gpurnn.cells import Cell
+
+from ..recurrence import proofs_of
+from . import build, processor, threads
+
+Array = NDArray[Any]
+
+C_NAMES = {"float32": "float", "float64": "double"}
+
+PATIENCE = -1.0
+"""Microseconds that a call waits for its threads; negative to decide by its work, and whether it is worth any."""
+
+_CACHE_LINE = 64  # bytes
+
+_libraries: dict[tuple[tuple[str, ...], str, str], ctypes.CDLL] = {}
+"""By the cell's struct, the dtype and the instruction set."""
+
+
+class _Layer(ctypes.Structure):
+    """``Layer`` of ``interface.h``."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in ("steps", "batch", "inputs", "hidden", "row", "backwards", "slots", "chunk")
+        ),
+        ("threads", ctypes.c_int64),
+        ("patience", ctypes.c_double),
+        ("run", ctypes.c_void_p),
+        ("numbers", ctypes.c_double * 4),
+        *((name, ctypes.c_void_p) for name in ("lengths", "resets", "mask", "x", "w_ih", "w_hh", "b_ih", "b_hh")),
+        *((name, ctypes.c_void_p) for name in ("h", "c", "y", "operands", "saved", "back", "dy", "dh", "dc", "dx")),
+        ("adds", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("dw_ih", "dw_hh", "db_ih", "db_hh", "workspace")),
+    )
+
+
+class _Sizes(ctypes.Structure):
+    """``Sizes`` of ``interface.h``."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("workspace", "workspace_backward", "back"))
+
+
+def unit(cell: Cell, dtype: str) -> str:
+    """The C++ source of the library of a cell, whatever its options that are numbers, for numbers of a dtype."""
+    name, *arguments = cell.kernel_struct
+    struct = f"{name}<{', '.join([f'Vector<{C_NAMES[dtype]}>', *arguments])}>"
+    return "\n".join(
+        [
+            '#include "native/elementary.h"',
+            f'#include "cells/{cell.file()}.cuh"',
+            f"using Chosen = {struct};",
+            *proofs_of(cell, "Chosen"),
+            '#include "native/entry.h"',
+            "",
+        ]
+    )
+
+
+def _library(cell: Cell, dtype: str) -> ctypes.CDLL:
+    """The loaded library of a cell, in the instruction set that is chosen now."""
+    instructions = processor.chosen()
+    key = cell.kernel_struct, dtype, instructions
+    found = _libraries.get(key)
+    if found is None:
+        name = "_".join([*cell.kernel_struct, dtype, instructions]).lower()
+        found = build.load(name, unit(cell, dtype), build.INSTRUCTION_SETS[instructions])
+        found.gpurnn_layer_bytes.restype = ctypes.c_int64
+        assert found.gpurnn_layer_bytes() == ctypes.sizeof(_Layer)
+        _libraries[key] = found
+    return found
+
+
+def _room(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Uninitialised memory that begins at a cache line."""
+    size, itemsize = math.prod(shape), np.dtype(dtype).itemsize
+    memory = empty((size + _CACHE_LINE // itemsize,), dtype)
+    start = -memory.ctypes.data % _CACHE_LINE // itemsize
+    return memory[start : start + size].reshape(shape)
+
+
+def _address(array: Array | None, offset: int = 0) -> int | None:
+    """Of an array's number ``offset``."""
+    return None if array is None else array.ctypes.data + offset * array.itemsize
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the backward pass of one direction needs."""
+
+    cell: Cell
+    library: ctypes.CDLL
+    layer: _Layer
+    arrays: tuple[Array | None, ...]
+    """To which the addresses in ``layer`` point."""
+
+
+def recurrence_forward(
+    cell: Cell,
+    x: Array,
+    weights: tuple[Weights, ...],
+    state: tuple[Array, ...],
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    training: bool = False,
+) -> tuple[Array, tuple[Array, ...], Any]:
+    """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s."""
+    options: dict[str, Any] = {"lengths": lengths, "resets": resets, "mask": mask, "training": training}
+    T, B, I = x.shape
+    if T * B == 0:
+        return reference.recurrence_forward(cell, x, weights, state, **options)
+    reference.check_lengths(cell.name, lengths, T)
+    library, dtype = _library(cell, x.dtype.name), x.dtype
+    D, H, S = len(weights), state[0].shape[2], len(cell.saved)
+    y = np.empty((T, B, D * H), dtype)
+    final = tuple(s.copy() for s in state)
+    if lengths is not None:
+        lengths = lengths.astype(np.int32)
+    if training:
+        # What a caller does to his arrays cannot reach the gradients.
+        kept = _room(x.shape, dtype)
+        np.copyto(kept, x)
+        x, resets, mask = kept, None if resets is None else resets.copy(), None if mask is None else mask.copy()
+    slots, phases = T if training else 2, len(cell.phases)
+    directions = []
+    for d, direction in enumerate(weights):
+        layer = _Layer(
+            steps=T, batch=B, inputs=I, hidden=H, row=D * H, backwards=d, slots=slots,
+            chunk=min(recurrence_chunk(B), T), threads=threads.most(), patience=PATIENCE, run=threads.run(),
+            lengths=_address(lengths), resets=_address(resets), x=_address(x),
+            mask=None if mask is None else _address(mask, d * B * H),
+            h=_address(final[0], d * B * H), c=_address(final[1], d * B * H) if len(final) > 1 else None,
+            y=_address(y, d * H),
+        )  # fmt: skip
+        layer.numbers[: len(cell.scalars)] = [getattr(cell, name) for name in cell.scalars]
+        names = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
+        for field, name in names.items():
+            setattr(layer, field, _address(direction.get(name)))
+        sizes = _Sizes()
+        library.gpurnn_sizes(ctypes.byref(layer), ctypes.byref(sizes))
+        operands = _room((phases, slots, B, H), dtype)
+        saved = _room((slots, B, S, H), dtype) if training or phases > 1 else None
+        back = _room((sizes.back,), dtype) if training else None
+        workspace = _room((sizes.workspace,), dtype)
+        layer.operands, layer.saved, layer.back = _address(operands), _address(saved), _address(back)
+        layer.workspace = _address(workspace)
+        library.gpurnn_forward(ctypes.byref(layer))
+        if training:
+            directions.append(_Saved(cell, library, layer, (x, lengths, resets, mask, operands, saved, back)))
+    return y, final, tuple(directions) if training else None
+
+
+def recurrence_backward(
+    saved: Any,
+    dy: Array | None,
+    dstate: tuple[Array | None, ...],
+    dweights: tuple[Mapping[str, Array], ...] | None = None,
+) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
+    """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
+    first = saved[0]
+    if not isinstance(first, _Saved):
+        return reference.recurrence_backward(saved, dy, dstate, dweights)
+    x, lengths, *_ = first.arrays
+    assert x is not None
+    B, H, dtype = x.shape[1], first.layer.hidden, x.dtype
+    dx = np.empty_like(x) if lengths is None else np.zeros_like(x)
+    dstate0 = tuple(np.zeros((len(saved), B, H), dtype) if s is None else s.copy() for s in dstate)
+    shapes, made = first.cell.shapes(input_size=x.shape[2], hidden_size=H), []
+    for d, kept in enumerate(saved):
+        gradients = {
+            name: np.zeros(shape, dtype) if dweights is None else dweights[d][name].copy()
+            for name, shape in shapes.items()
+        }
+        layer = _Layer.from_buffer_copy(kept.layer)
+        layer.threads, layer.patience, layer.run = threads.most(), PATIENCE, threads.run()
+        layer.dy = None if dy is None else _address(dy, d * H)
+        layer.dh = _address(dstate0[0], d * B * H)
+        layer.dc = _address(dstate0[1], d * B * H) if len(dstate0) > 1 else None
+        layer.dx, layer.adds = _address(dx), d > 0
+        layer.dw_ih, layer.dw_hh = _address(gradients["weight_ih"]), _address(gradients["weight_hh"])
+        layer.db_ih, layer.db_hh = _address(gradients["bias_ih"]), _address(gradients["bias_hh"])
+        sizes = _Sizes()
+        kept.library.gpurnn_sizes(ctypes.byref(layer), ctypes.byref(sizes))
+        workspace = _room((sizes.workspace_backward,), dtype)
+        layer.workspace = _address(workspace)
+        kept.library.gpurnn_backward(ctypes.byref(layer))
+        if not kept.cell.hidden_apart:
+            gradients["bias_hh"] = gradients["bias_ih"].copy()
+        made.append(gradients)
+    return dx, tuple(made), dstate0

@@ -1,0 +1,82 @@
+// How the threads of a call meet, and subnormal numbers within a call.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+inline void pause_briefly() {
+#if defined(__SSE2__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// What a call hands to its threads: `work(context, index, count)` on each of `count` threads, index 0 on the caller's.
+using Work = void (*)(void* context, int index, int count);
+
+// Runs `work` on the calling thread and on up to most - 1 others, and returns when all have ended. Those that have not
+// begun after `patience` microseconds, or have other work, are left out; the result must not depend on how many there are.
+using Run = void (*)(Work work, void* context, int most, double patience);
+
+// A barrier of `count` threads, again and again. Who waits spins first, and then sleeps, because the one that is waited
+// for may need this very core.
+class Barrier {
+public:
+    void meet(int count) {
+        if (count == 1) return;
+        const unsigned before = round.load(std::memory_order_acquire);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
+            arrived.store(0, std::memory_order_relaxed);
+            {
+                const std::lock_guard<std::mutex> lock(mutex);
+                round.store(before + 1, std::memory_order_release);
+            }
+            if (sleepers.load(std::memory_order_relaxed)) all_came.notify_all();
+            return;
+        }
+        for (int spin = 0; spin < spins; ++spin) {
+            if (round.load(std::memory_order_acquire) != before) return;
+            pause_briefly();
+        }
+        std::unique_lock<std::mutex> lock(mutex);
+        sleepers.fetch_add(1, std::memory_order_relaxed);
+        all_came.wait(lock, [&] { return round.load(std::memory_order_relaxed) != before; });
+        sleepers.fetch_sub(1, std::memory_order_relaxed);
+    }
+
+private:
+    static constexpr int spins = 5000;  // about 200 microseconds
+
+    std::atomic<int> arrived{0}, sleepers{0};
+    std::atomic<unsigned> round{0};
+    std::mutex mutex;
+    std::condition_variable all_came;
+};
+
+// While it lives, results and operands of its thread that are subnormal count as zero: a processor takes them, which a
+// decaying state is full of, a hundred times as long.
+class SubnormalsAreZero {
+public:
+#if defined(__SSE2__)
+    SubnormalsAreZero() : before(_mm_getcsr()) { _mm_setcsr(before | 0x8040); }
+    ~SubnormalsAreZero() { _mm_setcsr(before); }
+
+private:
+    unsigned before;
+#elif defined(__aarch64__)
+    SubnormalsAreZero() {
+        asm volatile("mrs %0, fpcr" : "=r"(before));
+        asm volatile("msr fpcr, %0" ::"r"(before | (1ull << 24)));
+    }
+    ~SubnormalsAreZero() { asm volatile("msr fpcr, %0" ::"r"(before)); }
+
+private:
+    unsigned long long before;
+#endif
+};
