@@ -1,62 +1,109 @@
-"""Optimizers: they update a dict of parameters in place, and keep their state by parameter name.
-
-``weight_decay`` adds lambda W to every gradient, biases included, as PyTorch's optimizers do; AdamW decays instead of
-adding. ``recurrent_weight_decay`` is apart from both: W_hh <- (1 - lambda_r) W_hh - (the step), for the parameters with
-"weight_hh" in their name, with no learning rate in the factor.
-"""
+"""Optimizers: they update a dict of parameters in place, and keep their state by parameter name."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
 
 from . import _arrays, _checks, _dispatch
 from ._contract import Array
+from ._docs import inherits_parameters
+from .cells import RECURRENT_WEIGHT
 from .gradients import take_gradients
+
+
+def _fraction(default: Any) -> Any:
+    """The field of a number, or of a pair of numbers, in [0, 1)."""
+    return field(default=default, metadata={"check": _checks.fraction})
 
 
 @dataclass(eq=False)
 class Optimizer:
-    """What all optimizers share: checks, state, and the decay of the recurrent weights."""
+    """The base class of all optimizers.
+
+    A subclass declares its hyperparameters as fields, what it keeps for each parameter as `slots`, and what a step
+    computes with as `scalars`. The equations of the step are the wings'. A number is at least 0, if its field does not
+    say otherwise.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    weight_decay : float
+        lambda: g <- g + lambda theta, for biases too, as in PyTorch.
+    recurrent_weight_decay : float
+        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step, in addition to ``weight_decay``. The learning
+        rate is not a factor of it. W_hh is every parameter with "weight_hh" in its name.
+
+    Raises
+    ------
+    TypeError
+        An argument is not of the type above.
+    ValueError
+        An argument is out of its range.
+    """
+
+    kind: ClassVar[str]
+    """The name that the wings have for the equations of the step."""
+    decoupled: ClassVar[bool] = False
+    """Whether weight_decay shrinks the parameters instead of adding to their gradients."""
 
     lr: float
-    weight_decay: float = field(default=0.0, kw_only=True)
-    recurrent_weight_decay: float = field(default=0.0, kw_only=True)
+    _: KW_ONLY
+    weight_decay: float = 0.0
+    recurrent_weight_decay: float = _fraction(0.0)
 
     _step: int = field(default=0, init=False, repr=False)
     _state: dict[str, dict[str, Array]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _checks.attributes(self, _checks.non_negative, "lr", "weight_decay")
-        _checks.attributes(self, _checks.fraction, "recurrent_weight_decay")
+        where = type(self).__name__
+        for option in fields(self):
+            if option.init:
+                check = option.metadata.get("check", _checks.non_negative)
+                if isinstance(option.default, bool):
+                    check = _checks.flag
+                elif isinstance(option.default, tuple):
+                    check = functools.partial(_pair, check)
+                setattr(self, option.name, check(where, option.name, getattr(self, option.name)))
 
-    def _kept(self) -> tuple[str, ...]:
-        """The names of what is kept for each parameter, in the order in which `_update` gets them."""
+    def slots(self, lr: float) -> dict[str, float | None]:
+        """The arrays that a step keeps for each parameter.
+
+        Parameters
+        ----------
+        lr : float
+            The learning rate of the first step.
+
+        Returns
+        -------
+        slots : dict of str to float or None
+            By the name that `state_dict` has, the value of every element before the first step; None for a slot that
+            these hyperparameters do without.
+        """
         raise NotImplementedError
 
-    def _initial(self, kind: str, lr: float) -> float:
-        """What every element of ``kind`` is before the first step, which is one of ``lr``."""
-        return 0.0
+    def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
+        """The numbers, in float64, that a step computes with.
 
-    def _update(
-        self,
-        wing: Any,
-        params: list[Array],
-        grads: list[Array],
-        kept: dict[str, list[Array]],
-        shrink: list[float],
-        lr: float,
-    ) -> None:
-        """Update all parameters and what is kept for them; ``_step`` counts this update."""
+        Parameters
+        ----------
+        step : int
+            Counts from 1.
+        lr : float
+            The learning rate of this step.
+
+        Returns
+        -------
+        scalars : dict of str to float or bool
+            By the names that the wings' equations have.
+        """
         raise NotImplementedError
-
-    def _decoupled_decay(self, lr: float) -> float:
-        """The factor that a step of ``lr`` puts on every parameter."""
-        return 1.0
 
     def step(self, params: Mapping[str, Array], grads: Mapping[str, Array], lr: float | None = None) -> None:
         """Update the arrays of ``params`` in place.
@@ -64,23 +111,24 @@ class Optimizer:
         Parameters
         ----------
         params : dict of str to array
-            At least one, all of one dtype; the same names at every step. An array under several names is one parameter:
-            it is updated once, with the sum of the gradients of these names, and known by the first of them.
+            At least one array, all of one dtype, with the same names at every step. An array under several names is one
+            parameter: it is updated once, with the sum of the gradients under these names, and its state has the first
+            of them.
         grads : dict of str to array
-            The gradients, with the names and shapes of the parameters; of an array under several names, those of one of
-            them or of more. They are not changed.
+            The gradients, with the names and shapes of the parameters. An array under several names needs a gradient
+            under at least one of them. The gradients are not changed.
         lr : float, optional
-            The learning rate of this step, instead of the optimizer's own.
+            The learning rate of this step, instead of the optimizer's.
 
         Raises
         ------
         KeyError
-            ``grads`` lacks a name or has one that is no parameter.
+            ``grads`` lacks a parameter, or has a name that is not a parameter's.
         TypeError
-            Unsupported or mixed arrays or dtypes.
+            Arrays or dtypes are mixed or not supported.
         ValueError
-            A shape that differs, a read-only parameter, parameters that overlap without being the same array, or that
-            are not those of the steps before, a bad ``lr``.
+            A gradient's shape is not its parameter's. A parameter is read-only, or shares memory with another without
+            being the same array. The parameters are not those of the steps before. ``lr`` is negative or not finite.
         """
         where = f"{type(self).__name__}.step"
         rate = _checks.non_negative(where, "lr", self.lr if lr is None else lr)
@@ -91,100 +139,102 @@ class Optimizer:
         if self._step:
             self._check_state(where, params)
         else:
-            if self.recurrent_weight_decay and not any("weight_hh" in name for name in params):
+            if self.recurrent_weight_decay and not any(RECURRENT_WEIGHT in name for name in params):
                 _checks.warn(
                     where,
                     f"recurrent_weight_decay={self.recurrent_weight_decay} has no effect, as no parameter has "
-                    "weight_hh in its name",
+                    f"{RECURRENT_WEIGHT} in its name",
                 )
             self._state = {
-                kind: {name: xp.full_like(p, self._initial(kind, rate)) for name, p in updated.items()}
-                for kind in self._kept()
+                slot: {name: xp.full_like(p, value) for name, p in updated.items()}
+                for slot, value in self.slots(rate).items()
+                if value is not None
             }
 
         self._step += 1
-        decay = self._decoupled_decay(rate)
-        self._update(
-            _dispatch.wing(where, **{f"params[{name!r}]": p for name, p in params.items()}),
+        state = self._state
+        decay = 1.0 - rate * self.weight_decay if self.decoupled else 1.0
+        _dispatch.wing(where, **{f"params[{name!r}]": p for name, p in params.items()}).optimizer_update(
+            self.kind,
             list(updated.values()),
             [grads[name] for name in params],
-            {kind: [arrays[name] for name in params] for kind, arrays in self._state.items()},
-            [decay * (1 - self.recurrent_weight_decay) if "weight_hh" in name else decay for name in params],
-            rate,
+            {slot: [state[slot][name] for name in params] if slot in state else None for slot in self.slots(rate)},
+            [decay * (1 - self.recurrent_weight_decay) if RECURRENT_WEIGHT in name else decay for name in params],
+            0.0 if self.decoupled else self.weight_decay,
+            self.scalars(self._step, rate),
         )
         for name, p in params.items():
             _arrays.write_back(updated[name], p)
 
     def _check_state(self, where: str, params: Mapping[str, Array]) -> None:
-        for kind, arrays in self._state.items():
+        for slot, arrays in self._state.items():
             if arrays.keys() != params.keys():
                 raise ValueError(
                     f"{where}: params has the names {sorted(params)}, "
                     f"expected those of the steps before, {sorted(arrays)}"
                 )
-            kept = {name: f"the optimizer's {kind}.{name}" for name in params}
+            names = {name: f"the optimizer's {slot}.{name}" for name in params}
             for name, p in params.items():
-                _checks.shape(where, f"params[{name!r}]", p, tuple(arrays[name].shape), f"the shape of {kept[name]}")
-            of_all: dict[str, Any] = {kept[name]: arrays[name] for name in params} | {
-                f"params[{n!r}]": p for n, p in params.items()
-            }
-            _dispatch.namespace(where, **of_all)
-            _checks.same_dtype(where, **of_all)
+                _checks.shape(where, f"params[{name!r}]", p, tuple(arrays[name].shape), f"the shape of {names[name]}")
+            every: dict[str, Any] = {names[name]: arrays[name] for name in params}
+            every |= {f"params[{name!r}]": p for name, p in params.items()}
+            _dispatch.namespace(where, **every)
+            _checks.same_dtype(where, **every)
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of all that the optimizer has learnt, by name.
+        """Copies of the optimizer's state, by name.
 
         Returns
         -------
         state : dict of str to array
-            ``"step"``, the number of steps made, a NumPy int64 array of shape (); and for each parameter what is kept
-            for it, under ``"KIND.NAME"``, an array of the parameter's library.
+            ``"step"``, the number of steps made, is a NumPy int64 array of shape (). ``"SLOT.NAME"`` is the array of a
+            slot for a parameter, of the parameter's library.
         """
         where = f"{type(self).__name__}.state_dict"
         state: dict[str, Array] = {"step": np.array(self._step, np.int64)}
-        for kind, arrays in self._state.items():
+        for slot, arrays in self._state.items():
             for name, array in arrays.items():
-                state[f"{kind}.{name}"] = _copy(where, f"{kind}.{name}", array)
+                state[f"{slot}.{name}"] = _copy(where, f"{slot}.{name}", array)
         return state
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Continue from what `state_dict` of an optimizer of the same kind and options returned.
+        """Continue from the `state_dict` of an optimizer of the same class and hyperparameters.
 
         Parameters
         ----------
         state : dict of str to array
-            Copied.
+            Its arrays are copied.
 
         Raises
         ------
         KeyError
-            A name is missing, or one is not of this optimizer.
+            A name is missing, or does not belong to this optimizer.
         TypeError
-            A value is no array, or not of a floating dtype.
+            A value is not an array, or not of a floating dtype.
         ValueError
             The step is negative.
         """
         where = f"{type(self).__name__}.load_state_dict"
-        kinds = self._kept()
+        slots = tuple(slot for slot, value in self.slots(self.lr).items() if value is not None)
         if "step" not in state:
             raise KeyError(f"{where}: state lacks 'step', expected what state_dict returned")
         step = _checks.integer_at_least(where, "step", int(state["step"]), 0)
-        loaded: dict[str, dict[str, Array]] = {kind: {} for kind in kinds}
+        loaded: dict[str, dict[str, Array]] = {slot: {} for slot in slots}
         for key in state:
-            kind, _, name = key.partition(".")
-            if kind in loaded and name:
-                loaded[kind][name] = state[key]
+            slot, _, name = key.partition(".")
+            if slot in loaded and name:
+                loaded[slot][name] = state[key]
             elif key != "step":
-                raise KeyError(f"{where}: state has {key!r}, expected 'step' and names that begin with one of {kinds}")
+                raise KeyError(f"{where}: state has {key!r}, expected 'step' and names that begin with one of {slots}")
         names = {name for arrays in loaded.values() for name in arrays}
-        lacking = sorted(f"{kind}.{name}" for kind in kinds for name in names - loaded[kind].keys())
+        lacking = sorted(f"{slot}.{name}" for slot in slots for name in names - loaded[slot].keys())
         if lacking:
             raise KeyError(f"{where}: state lacks {lacking}, expected what state_dict returned")
-        if step and kinds and not names:
-            raise KeyError(f"{where}: state has nothing but the step {step}, expected arrays named {kinds}")
+        if step and slots and not names:
+            raise KeyError(f"{where}: state has nothing but the step {step}, expected arrays named {slots}")
         self._state = {
-            kind: {name: _loaded(where, f"state[{f'{kind}.{name}'!r}]", a) for name, a in arrays.items()}
-            for kind, arrays in loaded.items()
+            slot: {name: _loaded(where, f"state[{f'{slot}.{name}'!r}]", a) for name, a in arrays.items()}
+            for slot, arrays in loaded.items()
         }
         self._step = step
 
@@ -199,38 +249,28 @@ def _copy(where: str, name: str, array: Array) -> Array:
     return _dispatch.namespace(where, **{name: array}).asarray(_arrays.contiguous(array), copy=True)
 
 
-def _pair(where: str, name: str, pair: Any, check: Callable[[str, str, float], float]) -> tuple[float, float]:
+def _pair(check: Callable[[str, str, float], float], where: str, name: str, pair: Any) -> tuple[float, float]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"{where}: {name} is {pair!r}, expected a pair of numbers")
     first, second = pair
     return check(where, f"{name}[0]", first), check(where, f"{name}[1]", second)
 
 
+@inherits_parameters
 @dataclass(eq=False)
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: b <- mu b + (1 - dampening) g, theta <- theta - lr b.
 
-    At the first step b = g; without momentum b is g at every step. Nesterov's form descends along g + mu b.
+    At the first step b = g. Without momentum b is g at every step. Nesterov's form descends along g + mu b.
 
     Parameters
     ----------
-    lr : float
-        Learning rate.
     momentum : float
         mu.
     dampening : float
-        Keeps that share of g out of b.
+        The share of g that is left out of b.
     nesterov : bool
-        Needs momentum and no dampening.
-    weight_decay : float
-        lambda: g <- g + lambda theta.
-    recurrent_weight_decay : float
-        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
-
-    Raises
-    ------
-    ValueError
-        A parameter out of its range.
+        Needs momentum, and dampening 0.
 
     References
     ----------
@@ -247,15 +287,16 @@ class SGD(Optimizer):
     array([[0.5, 2.5]])
     """
 
+    kind: ClassVar[str] = "sgd"
+
     lr: float = 1e-3
-    momentum: float = field(default=0.0, kw_only=True)
-    dampening: float = field(default=0.0, kw_only=True)
-    nesterov: bool = field(default=False, kw_only=True)
+    _: KW_ONLY
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.attributes(self, _checks.non_negative, "momentum", "dampening")
-        _checks.attributes(self, _checks.flag, "nesterov")
         if self.dampening and not self.momentum:
             _checks.warn("SGD", f"dampening={self.dampening} has no effect without momentum")
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
@@ -264,61 +305,33 @@ class SGD(Optimizer):
                 "expected momentum above 0 and dampening 0"
             )
 
-    def _kept(self) -> tuple[str, ...]:
-        return ("momentum",) if self.momentum else ()
+    def slots(self, lr: float) -> dict[str, float | None]:
+        return {"momentum": 0.0 if self.momentum else None}
 
-    def _update(
-        self,
-        wing: Any,
-        params: list[Array],
-        grads: list[Array],
-        kept: dict[str, list[Array]],
-        shrink: list[float],
-        lr: float,
-    ) -> None:
-        wing.sgd_update(
-            params,
-            grads,
-            kept.get("momentum"),
-            shrink,
-            lr=lr,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            dampening=self.dampening,
-            nesterov=self.nesterov,
-            step=self._step,
-        )
+    def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
+        undamped = 1 - self.dampening
+        return {"lr": lr, "mu": self.momentum, "undamped": undamped, "nesterov": self.nesterov, "first": step == 1}
 
 
+@inherits_parameters
 @dataclass(eq=False)
 class RMSprop(Optimizer):
     """RMSprop: v <- alpha v + (1 - alpha) g^2, theta <- theta - lr g / (sqrt(v) + eps).
 
     Parameters
     ----------
-    lr : float
-        Learning rate.
     alpha : float
         Decay of the average of squares, in [0, 1).
     eps : float
-        Keeps the divisor off zero.
+        Keeps the divisor away from zero.
     momentum : float
         mu: b <- mu b + g / (sqrt(v) + eps), theta <- theta - lr b.
     centered : bool
-        Divide by the root of the variance v - m^2, with m <- alpha m + (1 - alpha) g, instead of that of v.
-    weight_decay : float
-        lambda: g <- g + lambda theta.
-    recurrent_weight_decay : float
-        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
-
-    Raises
-    ------
-    ValueError
-        A parameter out of its range.
+        Divide by the root of the variance v - m^2 instead of that of v, with m <- alpha m + (1 - alpha) g.
 
     References
     ----------
-    T. Tieleman, G. Hinton, "Lecture 6.5 - RMSProp", Coursera: Neural networks for machine learning, 2012. Centred:
+    T. Tieleman, G. Hinton, "Lecture 6.5 - RMSProp", Coursera: Neural networks for machine learning, 2012. Centered:
     A. Graves, "Generating sequences with recurrent neural networks", arXiv:1308.0850 (2013), section 4.1.
 
     Examples
@@ -331,45 +344,34 @@ class RMSprop(Optimizer):
     array([[0.8, 2.2]])
     """
 
+    kind: ClassVar[str] = "rmsprop"
+
     lr: float = 1e-2
-    alpha: float = field(default=0.99, kw_only=True)
-    eps: float = field(default=1e-8, kw_only=True)
-    momentum: float = field(default=0.0, kw_only=True)
-    centered: bool = field(default=False, kw_only=True)
+    _: KW_ONLY
+    alpha: float = _fraction(0.99)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    centered: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _checks.attributes(self, _checks.fraction, "alpha")
-        _checks.attributes(self, _checks.non_negative, "eps", "momentum")
-        _checks.attributes(self, _checks.flag, "centered")
+    def slots(self, lr: float) -> dict[str, float | None]:
+        return {
+            "square": 0.0,
+            "mean": 0.0 if self.centered else None,
+            "momentum": 0.0 if self.momentum else None,
+        }
 
-    def _kept(self) -> tuple[str, ...]:
-        return ("square", *(["mean"] if self.centered else []), *(["momentum"] if self.momentum else []))
-
-    def _update(
-        self,
-        wing: Any,
-        params: list[Array],
-        grads: list[Array],
-        kept: dict[str, list[Array]],
-        shrink: list[float],
-        lr: float,
-    ) -> None:
-        wing.rmsprop_update(
-            params,
-            grads,
-            kept["square"],
-            kept.get("mean"),
-            kept.get("momentum"),
-            shrink,
-            lr=lr,
-            weight_decay=self.weight_decay,
-            alpha=self.alpha,
-            eps=self.eps,
-            momentum=self.momentum,
-        )
+    def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
+        alpha = self.alpha
+        return {"lr": lr, "alpha": alpha, "one_minus_alpha": 1 - alpha, "eps": self.eps, "mu": self.momentum}
 
 
+def _of_averages(betas: tuple[float, float]) -> dict[str, float]:
+    """The scalars of m <- beta1 m + (1 - beta1) g and v <- beta2 v + (1 - beta2) g^2."""
+    beta1, beta2 = betas
+    return {"beta1": beta1, "one_minus_beta1": 1 - beta1, "beta2": beta2, "one_minus_beta2": 1 - beta2}
+
+
+@inherits_parameters
 @dataclass(eq=False)
 class Adam(Optimizer):
     """Adam: m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, theta <- theta - lr m' / (sqrt(v') + eps).
@@ -378,23 +380,12 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    lr : float
-        Learning rate.
     betas : pair of floats
         beta1 and beta2, each in [0, 1).
     eps : float
-        Keeps the divisor off zero.
+        Keeps the divisor away from zero.
     amsgrad : bool
-        The largest v so far stands for v.
-    weight_decay : float
-        lambda: g <- g + lambda theta.
-    recurrent_weight_decay : float
-        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
-
-    Raises
-    ------
-    ValueError
-        A parameter out of its range.
+        Use the largest v so far instead of v.
 
     References
     ----------
@@ -412,73 +403,33 @@ class Adam(Optimizer):
     array([[0.9, 2.1]])
     """
 
+    kind: ClassVar[str] = "adam"
+
     lr: float = 1e-3
-    betas: tuple[float, float] = field(default=(0.9, 0.999), kw_only=True)
-    eps: float = field(default=1e-8, kw_only=True)
-    amsgrad: bool = field(default=False, kw_only=True)
+    _: KW_ONLY
+    betas: tuple[float, float] = _fraction((0.9, 0.999))
+    eps: float = 1e-8
+    amsgrad: bool = False
 
-    _decoupled: ClassVar[bool] = False
+    def slots(self, lr: float) -> dict[str, float | None]:
+        return {"mean": 0.0, "square": 0.0, "largest": 0.0 if self.amsgrad else None}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.betas = _pair(type(self).__name__, "betas", self.betas, _checks.fraction)
-        _checks.attributes(self, _checks.non_negative, "eps")
-        _checks.attributes(self, _checks.flag, "amsgrad")
-
-    def _kept(self) -> tuple[str, ...]:
-        return ("mean", "square", "largest") if self.amsgrad else ("mean", "square")
-
-    def _decoupled_decay(self, lr: float) -> float:
-        return 1.0 - lr * self.weight_decay if self._decoupled else 1.0
-
-    def _update(
-        self,
-        wing: Any,
-        params: list[Array],
-        grads: list[Array],
-        kept: dict[str, list[Array]],
-        shrink: list[float],
-        lr: float,
-    ) -> None:
-        wing.adam_update(
-            params,
-            grads,
-            kept["mean"],
-            kept["square"],
-            kept.get("largest"),
-            shrink,
-            lr=lr,
-            weight_decay=0.0 if self._decoupled else self.weight_decay,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=self.eps,
-            step=self._step,
-        )
+    def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
+        # The step is rate m / (sqrt(v) + floor): the bias corrections are taken out of the arrays.
+        beta1, beta2 = self.betas
+        root = math.sqrt(1 - beta2**step)
+        return {"rate": lr * root / (1 - beta1**step), **_of_averages(self.betas), "floor": self.eps * root}
 
 
+@inherits_parameters
 @dataclass(eq=False)
 class AdamW(Adam):
     """Adam with decoupled weight decay: theta <- (1 - lr lambda) theta, then Adam's step, whose g has no decay in it.
 
     Parameters
     ----------
-    lr : float
-        Learning rate.
-    betas : pair of floats
-        beta1 and beta2, each in [0, 1).
-    eps : float
-        Keeps the divisor off zero.
-    amsgrad : bool
-        The largest v so far stands for v.
     weight_decay : float
         lambda.
-    recurrent_weight_decay : float
-        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step, on top of the other decay.
-
-    Raises
-    ------
-    ValueError
-        A parameter out of its range.
 
     References
     ----------
@@ -494,11 +445,13 @@ class AdamW(Adam):
     array([[0.85, 2.  ]])
     """
 
-    weight_decay: float = field(default=1e-2, kw_only=True)
+    decoupled: ClassVar[bool] = True
 
-    _decoupled: ClassVar[bool] = True
+    _: KW_ONLY
+    weight_decay: float = 1e-2
 
 
+@inherits_parameters
 @dataclass(eq=False)
 class Adagrad(Optimizer):
     """Adagrad: v <- v + g^2, theta <- theta - lr_t g / (sqrt(v) + eps).
@@ -507,23 +460,12 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    lr : float
-        Learning rate.
     lr_decay : float
         How fast the learning rate falls.
     initial_accumulator_value : float
         v before the first step.
     eps : float
-        Keeps the divisor off zero.
-    weight_decay : float
-        lambda: g <- g + lambda theta.
-    recurrent_weight_decay : float
-        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
-
-    Raises
-    ------
-    ValueError
-        A parameter out of its range.
+        Keeps the divisor away from zero.
 
     References
     ----------
@@ -541,41 +483,22 @@ class Adagrad(Optimizer):
     array([[0.92, 2.  ]])
     """
 
+    kind: ClassVar[str] = "adagrad"
+
     lr: float = 1e-2
-    lr_decay: float = field(default=0.0, kw_only=True)
-    initial_accumulator_value: float = field(default=0.0, kw_only=True)
-    eps: float = field(default=1e-10, kw_only=True)
+    _: KW_ONLY
+    lr_decay: float = 0.0
+    initial_accumulator_value: float = 0.0
+    eps: float = 1e-10
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _checks.attributes(self, _checks.non_negative, "lr_decay", "initial_accumulator_value", "eps")
+    def slots(self, lr: float) -> dict[str, float | None]:
+        return {"sum": self.initial_accumulator_value}
 
-    def _kept(self) -> tuple[str, ...]:
-        return ("sum",)
-
-    def _initial(self, kind: str, lr: float) -> float:
-        return self.initial_accumulator_value
-
-    def _update(
-        self,
-        wing: Any,
-        params: list[Array],
-        grads: list[Array],
-        kept: dict[str, list[Array]],
-        shrink: list[float],
-        lr: float,
-    ) -> None:
-        wing.adagrad_update(
-            params,
-            grads,
-            kept["sum"],
-            shrink,
-            lr=lr / (1 + (self._step - 1) * self.lr_decay),
-            weight_decay=self.weight_decay,
-            eps=self.eps,
-        )
+    def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
+        return {"lr": lr / (1 + (step - 1) * self.lr_decay), "eps": self.eps}
 
 
+@inherits_parameters
 @dataclass(eq=False)
 class Adadelta(Optimizer):
     """Adadelta: v <- rho v + (1 - rho) g^2, d = sqrt(u + eps) / sqrt(v + eps) g, theta <- theta - lr d.
@@ -585,20 +508,11 @@ class Adadelta(Optimizer):
     Parameters
     ----------
     lr : float
-        Learning rate; the paper has 1.
+        Learning rate. It is 1 in the paper.
     rho : float
         Decay of both averages of squares, in [0, 1).
     eps : float
-        Keeps the divisor, and the first step, off zero.
-    weight_decay : float
-        lambda: g <- g + lambda theta.
-    recurrent_weight_decay : float
-        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
-
-    Raises
-    ------
-    ValueError
-        A parameter out of its range.
+        Keeps the divisor, and the first step, away from zero.
 
     References
     ----------
@@ -614,40 +528,21 @@ class Adadelta(Optimizer):
     array([[0.80025, 2.     ]])
     """
 
+    kind: ClassVar[str] = "adadelta"
+
     lr: float = 1.0
-    rho: float = field(default=0.9, kw_only=True)
-    eps: float = field(default=1e-6, kw_only=True)
+    _: KW_ONLY
+    rho: float = _fraction(0.9)
+    eps: float = 1e-6
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _checks.attributes(self, _checks.fraction, "rho")
-        _checks.attributes(self, _checks.non_negative, "eps")
+    def slots(self, lr: float) -> dict[str, float | None]:
+        return {"square": 0.0, "update": 0.0}
 
-    def _kept(self) -> tuple[str, ...]:
-        return ("square", "update")
-
-    def _update(
-        self,
-        wing: Any,
-        params: list[Array],
-        grads: list[Array],
-        kept: dict[str, list[Array]],
-        shrink: list[float],
-        lr: float,
-    ) -> None:
-        wing.adadelta_update(
-            params,
-            grads,
-            kept["square"],
-            kept["update"],
-            shrink,
-            lr=lr,
-            weight_decay=self.weight_decay,
-            rho=self.rho,
-            eps=self.eps,
-        )
+    def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
+        return {"lr": lr, "rho": self.rho, "one_minus_rho": 1 - self.rho, "eps": self.eps}
 
 
+@inherits_parameters
 @dataclass(eq=False)
 class NAdam(Optimizer):
     """NAdam, Adam with Nesterov's momentum: theta <- theta - lr m' / (sqrt(v') + eps).
@@ -658,25 +553,12 @@ class NAdam(Optimizer):
 
     Parameters
     ----------
-    lr : float
-        Learning rate.
     betas : pair of floats
         beta1 and beta2, each in [0, 1).
     eps : float
-        Keeps the divisor off zero.
+        Keeps the divisor away from zero.
     momentum_decay : float
         How fast mu_t rises.
-    weight_decay : float
-        lambda: g <- g + lambda theta.
-    recurrent_weight_decay : float
-        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
-
-    Raises
-    ------
-    TypeError
-        An argument that is no number, or no pair of them.
-    ValueError
-        A parameter out of its range.
 
     References
     ----------
@@ -693,57 +575,45 @@ class NAdam(Optimizer):
     array([[0.894355, 2.105645]])
     """
 
+    kind: ClassVar[str] = "nadam"
+
     lr: float = 2e-3
-    betas: tuple[float, float] = field(default=(0.9, 0.999), kw_only=True)
-    eps: float = field(default=1e-8, kw_only=True)
-    momentum_decay: float = field(default=4e-3, kw_only=True)
+    _: KW_ONLY
+    betas: tuple[float, float] = _fraction((0.9, 0.999))
+    eps: float = 1e-8
+    momentum_decay: float = 4e-3
 
-    _momentum_product: float = field(default=1.0, init=False, repr=False)
+    _product: tuple[int, float] = field(default=(0, 1.0), init=False, repr=False)
+    """A step t, and mu_1 ... mu_t."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.betas = _pair("NAdam", "betas", self.betas, _checks.fraction)
-        _checks.attributes(self, _checks.non_negative, "eps", "momentum_decay")
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        super().load_state_dict(state)
+        self._product = (0, 1.0)
 
-    def _kept(self) -> tuple[str, ...]:
-        return ("mean", "square")
+    def slots(self, lr: float) -> dict[str, float | None]:
+        return {"mean": 0.0, "square": 0.0}
+
+    def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
+        # The step is (of_mean m + of_gradient g) / (sqrt(v) + floor): the bias corrections are taken out of the arrays.
+        momentum, following, product = self._momentum(step), self._momentum(step + 1), self._momentum_product(step)
+        root = math.sqrt(1 - self.betas[1] ** step)
+        return {
+            "of_mean": lr * root * following / (1 - following * product),
+            "of_gradient": lr * root * (1 - momentum) / (1 - product),
+            **_of_averages(self.betas),
+            "floor": self.eps * root,
+        }
 
     def _momentum(self, step: int) -> float:
         return float(self.betas[0] * (1 - 0.5 * 0.96 ** (step * self.momentum_decay)))
 
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        super().load_state_dict(state)
-        self._momentum_product = math.prod(map(self._momentum, range(1, self._step + 1)), start=1.0)
-
-    def _update(
-        self,
-        wing: Any,
-        params: list[Array],
-        grads: list[Array],
-        kept: dict[str, list[Array]],
-        shrink: list[float],
-        lr: float,
-    ) -> None:
-        momentum = self._momentum(self._step)
-        self._momentum_product *= momentum
-        wing.nadam_update(
-            params,
-            grads,
-            kept["mean"],
-            kept["square"],
-            shrink,
-            lr=lr,
-            weight_decay=self.weight_decay,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=self.eps,
-            momentum=momentum,
-            next_momentum=self._momentum(self._step + 1),
-            momentum_product=self._momentum_product,
-            step=self._step,
-        )
+    def _momentum_product(self, step: int) -> float:
+        done, product = self._product if self._product[0] <= step else (0, 1.0)
+        self._product = step, math.prod(map(self._momentum, range(done + 1, step + 1)), start=product)
+        return self._product[1]
 
 
+@inherits_parameters
 @dataclass(eq=False)
 class Adamax(Optimizer):
     """Adamax, Adam with the infinity norm: m <- beta1 m + (1 - beta1) g, u <- max(beta2 u, abs(g) + eps).
@@ -752,23 +622,10 @@ class Adamax(Optimizer):
 
     Parameters
     ----------
-    lr : float
-        Learning rate.
     betas : pair of floats
         beta1 and beta2, each in [0, 1).
     eps : float
-        Keeps the divisor off zero.
-    weight_decay : float
-        lambda: g <- g + lambda theta.
-    recurrent_weight_decay : float
-        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
-
-    Raises
-    ------
-    TypeError
-        An argument that is no number, or no pair of them.
-    ValueError
-        A parameter out of its range.
+        Keeps the divisor away from zero.
 
     References
     ----------
@@ -784,68 +641,40 @@ class Adamax(Optimizer):
     array([[0.9, 2.1]])
     """
 
+    kind: ClassVar[str] = "adamax"
+
     lr: float = 2e-3
-    betas: tuple[float, float] = field(default=(0.9, 0.999), kw_only=True)
-    eps: float = field(default=1e-8, kw_only=True)
+    _: KW_ONLY
+    betas: tuple[float, float] = _fraction((0.9, 0.999))
+    eps: float = 1e-8
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.betas = _pair("Adamax", "betas", self.betas, _checks.fraction)
-        _checks.attributes(self, _checks.non_negative, "eps")
+    def slots(self, lr: float) -> dict[str, float | None]:
+        return {"mean": 0.0, "norm": 0.0}
 
-    def _kept(self) -> tuple[str, ...]:
-        return ("mean", "norm")
-
-    def _update(
-        self,
-        wing: Any,
-        params: list[Array],
-        grads: list[Array],
-        kept: dict[str, list[Array]],
-        shrink: list[float],
-        lr: float,
-    ) -> None:
-        wing.adamax_update(
-            params,
-            grads,
-            kept["mean"],
-            kept["norm"],
-            shrink,
-            lr=lr,
-            weight_decay=self.weight_decay,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=self.eps,
-            step=self._step,
-        )
+    def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
+        beta1, beta2 = self.betas
+        return {
+            "rate": lr / (1 - beta1**step),
+            "beta1": beta1, "one_minus_beta1": 1 - beta1, "beta2": beta2, "eps": self.eps,
+        }  # fmt: skip
 
 
+@inherits_parameters
 @dataclass(eq=False)
 class Rprop(Optimizer):
-    """Resilient backpropagation: theta <- theta - eta sign(g), with a size eta of its own for each element.
+    """Resilient backpropagation: theta <- theta - eta sign(g), where each element has its own size eta.
 
-    Before that eta <- min(eta_plus eta, eta_max) where g has the sign that it had in the step before; where it has the
-    other, eta <- max(eta_minus eta, eta_min) and g <- 0. It is for gradients of the whole data set, not of minibatches.
+    Before that eta <- min(eta_plus eta, eta_max) where g has the sign of the step before. Where it has the other sign,
+    eta <- max(eta_minus eta, eta_min) and g <- 0. Use it with gradients of the whole data set, not of minibatches.
 
     Parameters
     ----------
     lr : float
-        eta at the first step. A learning rate that a later step is given has no effect.
+        eta at the first step. The learning rate of a later step has no effect.
     etas : pair of floats
         eta_minus, below 1, and eta_plus, above 1.
     step_sizes : pair of floats
         eta_min and eta_max.
-    weight_decay : float
-        lambda: g <- g + lambda theta.
-    recurrent_weight_decay : float
-        lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step.
-
-    Raises
-    ------
-    TypeError
-        An argument that is no number, or no pair of them.
-    ValueError
-        A parameter out of its range.
 
     References
     ----------
@@ -867,43 +696,27 @@ class Rprop(Optimizer):
     array([[0.78, 2.1 ]])
     """
 
+    kind: ClassVar[str] = "rprop"
+
     lr: float = 1e-2
-    etas: tuple[float, float] = field(default=(0.5, 1.2), kw_only=True)
-    step_sizes: tuple[float, float] = field(default=(1e-6, 50.0), kw_only=True)
+    _: KW_ONLY
+    etas: tuple[float, float] = (0.5, 1.2)
+    step_sizes: tuple[float, float] = (1e-6, 50.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.etas = _pair("Rprop", "etas", self.etas, _checks.non_negative)
         if not 0 < self.etas[0] < 1 < self.etas[1]:
             raise ValueError(f"Rprop: etas is {self.etas!r}, expected one between 0 and 1 and one above 1")
-        self.step_sizes = _pair("Rprop", "step_sizes", self.step_sizes, _checks.non_negative)
         if not self.step_sizes[0] <= self.step_sizes[1]:
             raise ValueError(f"Rprop: step_sizes is {self.step_sizes!r}, expected the smaller one first")
 
-    def _kept(self) -> tuple[str, ...]:
-        return ("previous", "size")
+    def slots(self, lr: float) -> dict[str, float | None]:
+        return {"previous": 0.0, "size": lr}
 
-    def _initial(self, kind: str, lr: float) -> float:
-        return lr if kind == "size" else 0.0
+    def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
+        (eta_minus, eta_plus), (smallest, largest) = self.etas, self.step_sizes
+        return {"eta_minus": eta_minus, "eta_plus": eta_plus, "smallest": smallest, "largest": largest}
 
-    def _update(
-        self,
-        wing: Any,
-        params: list[Array],
-        grads: list[Array],
-        kept: dict[str, list[Array]],
-        shrink: list[float],
-        lr: float,
-    ) -> None:
-        wing.rprop_update(
-            params,
-            grads,
-            kept["previous"],
-            kept["size"],
-            shrink,
-            weight_decay=self.weight_decay,
-            eta_minus=self.etas[0],
-            eta_plus=self.etas[1],
-            smallest=self.step_sizes[0],
-            largest=self.step_sizes[1],
-        )
+
+KINDS: dict[str, type[Optimizer]] = {c.kind: c for c in (SGD, RMSprop, Adam, Adagrad, Adadelta, NAdam, Adamax, Rprop)}
+"""An optimizer for each kind of step."""

@@ -6,25 +6,10 @@ from .dropout import dropout_mask
 from .embedding import embedding_gather, embedding_scatter
 from .linear_scan import linear_scan_backward, linear_scan_forward
 from .losses import cross_entropy_backward, cross_entropy_forward, mse_backward, mse_forward
-from .optim import (
-    adadelta_update,
-    adagrad_update,
-    adam_update,
-    adamax_update,
-    global_norm,
-    nadam_update,
-    rmsprop_update,
-    rprop_update,
-    scaled,
-    sgd_update,
-)
+from .optim import global_norm, optimizer_update, scaled
 from .recurrence import check_lengths, recurrence_backward, recurrence_chunk, recurrence_forward
 
 __all__ = [
-    "adadelta_update",
-    "adagrad_update",
-    "adam_update",
-    "adamax_update",
     "attention_backward",
     "attention_forward",
     "cell_backward",
@@ -40,12 +25,9 @@ __all__ = [
     "linear_scan_forward",
     "mse_backward",
     "mse_forward",
-    "nadam_update",
+    "optimizer_update",
     "recurrence_backward",
     "recurrence_chunk",
     "recurrence_forward",
-    "rmsprop_update",
-    "rprop_update",
     "scaled",
-    "sgd_update",
 ]

@@ -1,11 +1,11 @@
-// Optimizer updates over many arrays in one launch.
+// Norms and optimizer updates over many arrays in one launch.
 //
-// The arrays of a list are cut into chunks; a block takes one chunk, the same one of each list. Each update forms
-// g = gradient + weight_decay p and replaces p by shrink p - step.
+// The arrays of a list are cut into chunks. A block takes one chunk, the same one of each list.
 
-// The chunk of this block. `table` has rows of one entry for each of the `arrays`: the first of its chunks, counted over
-// all arrays; its elements; shrink, the bits of a double; and for each list its address. A chunk is of `size` elements,
-// the last one of an array of what is left; an array without elements has none.
+// The chunk of this block. `table` has an entry for each of the `arrays` in each of its rows. The rows are: the number of
+// an array's first chunk, counted over all arrays; its elements; its shrink, as the bits of a double; and for each list
+// its address, 0 where the list does not exist. A chunk has `size` elements, and the last one of an array has those that
+// are left. An array without elements has no chunk.
 template <typename Real>
 struct Chunk {
     const long long* table;
@@ -13,7 +13,7 @@ struct Chunk {
     long long begin, end;
 
     __device__ Chunk(const long long* table, int arrays, int size) : table(table), arrays(arrays), k(0) {
-        // The last array whose first chunk is not beyond this one.
+        // The last array whose first chunk is not past this one.
         for (int above = arrays; above - k > 1;) {
             const int middle = (k + above) / 2;
             if (table[middle] <= (long long)blockIdx.x) {
@@ -30,12 +30,6 @@ struct Chunk {
     __device__ Real* list(int l) const { return reinterpret_cast<Real*>(table[(3LL + l) * arrays + k]); }
 };
 
-// g; a parameter that is infinite, or no number, does not reach it where nothing decays.
-template <typename Real>
-__device__ Real decayed(Real gradient, Real weight_decay, Real p) {
-    return weight_decay != 0 ? gradient + weight_decay * p : gradient;
-}
-
 // The sum over a block of its threads' values, for thread 0: over each warp by halves, then warp after warp.
 __device__ inline double block_sum(double sum) {
     __shared__ double of_warps[32];
@@ -48,8 +42,8 @@ __device__ inline double block_sum(double sum) {
     return sum;
 }
 
-// Sums of squares in double. Those of doubles that might overflow or underflow are summed apart, of multiples (Blue,
-// "A portable Fortran program to find the Euclidean norm of a vector", 1978).
+// Sums of squares in double. Doubles whose squares might overflow or underflow are scaled, and have sums of their own
+// (Blue, "A portable Fortran program to find the Euclidean norm of a vector", 1978).
 struct Squares {
     double middle, large, small;
 
@@ -81,7 +75,7 @@ struct Squares {
     }
 };
 
-// Of each chunk the sums of squares, sums (3, chunks).
+// The sums of squares of each chunk: sums (3, chunks).
 template <typename Real>
 __global__ void square_sums(const long long* table, int arrays, int size, double* sums) {
     const Chunk<Real> chunk(table, arrays, size);
@@ -114,7 +108,7 @@ template <typename Real>
 __global__ void scaled(const long long* table, int arrays, int size, const double* factor) {
     const Chunk<Real> chunk(table, arrays, size);
     const double by = *factor;
-    const bool tiny = by < 0x1p-100;  // to multiply in double what a float cannot hold
+    const bool tiny = by < 0x1p-100;  // a float cannot hold the factor, so it multiplies in double
     const Real* const values = chunk.list(0);
     Real* const products = chunk.list(1);
     for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
@@ -122,160 +116,172 @@ __global__ void scaled(const long long* table, int arrays, int size, const doubl
     }
 }
 
-// b = momentum b + scale g, at the first step b = g; the step is lr b, with Nesterov's form lr (g + momentum b).
-// Lists: p, g and, with momentum, b.
+// ---- Updates --------------------------------------------------------------------------------------------------------
+
+// The elements of an optimizer's slots at one position of a parameter.
+template <typename Real, int count>
+struct Slots {
+    Real* arrays[count];  // null where the optimizer's options do without the slot
+    long long i;
+
+    __device__ bool has(int slot) const { return arrays[slot] != nullptr; }
+    __device__ Real& operator[](int slot) const { return arrays[slot][i]; }
+};
+
+// The gradient with decay. Without decay p does not count, so inf or NaN in it cannot reach the slots.
 template <typename Real>
-__global__ void sgd(
-    const long long* table, int arrays, int size, Real lr, Real weight_decay, Real momentum, Real scale,
-    bool has_momenta, bool nesterov, bool first) {
-    const Chunk<Real> chunk(table, arrays, size);
-    Real *const p = chunk.list(0), *const b = has_momenta ? chunk.list(2) : nullptr;
-    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        Real g = decayed(gradient[i], weight_decay, p[i]);
-        if (b) {
-            const Real mean = b[i] = first ? g : b[i] * momentum + g * scale;
-            g = nesterov ? g + mean * momentum : mean;
-        }
-        p[i] = p[i] * shrink - g * lr;
-    }
+__device__ Real decayed(Real gradient, Real weight_decay, Real p) {
+    return weight_decay != 0 ? gradient + weight_decay * p : gradient;
 }
 
-// v = alpha v + (1 - alpha) g^2, b = momentum b + g / (sqrt(v) + eps), the step is lr b; with means m, v - m^2 stands for
-// v under the root. Lists: p, g, v and those of m and b that are there.
-template <typename Real>
-__global__ void rmsprop(
-    const long long* table, int arrays, int size, Real lr, Real weight_decay, Real alpha, Real rest, Real eps,
-    Real momentum, bool has_means, bool has_momenta) {
+// Forms g = gradient + weight_decay p, and replaces p by shrink p - step(g). Lists: p, gradient and the slots.
+//
+// A rule is a struct of the step's scalars. It has a number for each slot, `count` slots, and `step`, which changes the
+// slots. Its names are those of the optimizer's class in gpurnn/optimizers.py, whose order is proved when this compiles.
+template <template <typename> class Rule, typename Real>
+__global__ void update(const long long* table, int arrays, int size, Real weight_decay, Rule<Real> rule) {
+    constexpr int count = Rule<Real>::count;
     const Chunk<Real> chunk(table, arrays, size);
-    Real *const p = chunk.list(0), *const v = chunk.list(2), *const m = has_means ? chunk.list(3) : nullptr;
-    Real* const b = has_momenta ? chunk.list(has_means ? 4 : 3) : nullptr;
+    Real* const p = chunk.list(0);
     const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        const Real g = decayed(gradient[i], weight_decay, p[i]), part = g * rest;
-        Real square = v[i] = v[i] * alpha + part * g;
-        if (m) {
-            const Real mean = m[i] = m[i] * alpha + part;
-            square -= mean * mean;
-            if (square < 0) square = 0;  // rounding may leave the variance of an even gradient just below zero
-        }
-        Real step = g / (sqrt(square) + eps);
-        if (b) step = b[i] = b[i] * momentum + step;
-        p[i] = p[i] * shrink - step * lr;
-    }
-}
-
-// m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, the step is rate m / (sqrt(v) + floor), the largest v so
-// far standing for v where that list is there. Lists: p, g, m, v and the largest.
-template <typename Real>
-__global__ void adam(
-    const long long* table, int arrays, int size, Real rate, Real weight_decay, Real beta1, Real rest1, Real beta2,
-    Real rest2, Real floor, bool has_largest) {
-    const Chunk<Real> chunk(table, arrays, size);
-    Real *const p = chunk.list(0), *const m = chunk.list(2), *const v = chunk.list(3);
-    Real* const largest = has_largest ? chunk.list(4) : nullptr;
-    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
+    Slots<Real, count> slots;
+    for (int slot = 0; slot < count; ++slot) slots.arrays[slot] = chunk.list(2 + slot);
     for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
         const Real g = decayed(gradient[i], weight_decay, p[i]);
-        const Real mean = m[i] = m[i] * beta1 + g * rest1;
-        Real square = v[i] = v[i] * beta2 + g * g * rest2;
-        if (largest) {
-            // A NaN stays one, wherever it came in.
-            if (square > largest[i] || square != square) largest[i] = square;
-            square = largest[i];
-        }
-        p[i] = p[i] * shrink - mean / (sqrt(square) + floor) * rate;
+        slots.i = i;
+        p[i] = p[i] * shrink - rule.step(g, slots);
     }
 }
 
-// v = v + g^2, the step is lr g / (sqrt(v) + eps). Lists: p, g and v.
+// b = mu b + (1 - dampening) g, but b = g at the first step; the step is lr b. Nesterov's is lr (g + mu b).
 template <typename Real>
-__global__ void adagrad(const long long* table, int arrays, int size, Real lr, Real weight_decay, Real eps) {
-    const Chunk<Real> chunk(table, arrays, size);
-    Real *const p = chunk.list(0), *const v = chunk.list(2);
-    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        const Real g = decayed(gradient[i], weight_decay, p[i]), sum = v[i] = v[i] + g * g;
-        p[i] = p[i] * shrink - g / (sqrt(sum) + eps) * lr;
+struct Sgd {
+    enum { momentum, count };
+    Real lr, mu, undamped;
+    bool nesterov, first;
+
+    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
+        if (!slots.has(momentum)) return g * lr;
+        const Real b = slots[momentum] = first ? g : slots[momentum] * mu + g * undamped;
+        return (nesterov ? g + b * mu : b) * lr;
     }
-}
+};
+
+// v = alpha v + (1 - alpha) g^2, b = mu b + g / (sqrt(v) + eps), the step is lr b. Centered: m = alpha m + (1 - alpha) g,
+// and v - m^2 replaces v under the root.
+template <typename Real>
+struct Rmsprop {
+    enum { square, mean, momentum, count };
+    Real lr, alpha, one_minus_alpha, eps, mu;
+
+    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
+        const Real part = g * one_minus_alpha;
+        Real spread = slots[square] = slots[square] * alpha + part * g;
+        if (slots.has(mean)) {
+            const Real m = slots[mean] = slots[mean] * alpha + part;
+            spread -= m * m;
+            if (spread < 0) spread = 0;  // rounding may leave the variance of a constant gradient just below zero
+        }
+        Real step = g / (sqrt(spread) + eps);
+        if (slots.has(momentum)) step = slots[momentum] = slots[momentum] * mu + step;
+        return step * lr;
+    }
+};
+
+// m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, the step is rate m / (sqrt(v) + floor). AMSGrad: the
+// largest v so far replaces v.
+template <typename Real>
+struct Adam {
+    enum { mean, square, largest, count };
+    Real rate, beta1, one_minus_beta1, beta2, one_minus_beta2, floor;
+
+    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
+        const Real m = slots[mean] = slots[mean] * beta1 + g * one_minus_beta1;
+        Real v = slots[square] = slots[square] * beta2 + g * g * one_minus_beta2;
+        if (slots.has(largest)) {
+            // NaN stays, in v and in the largest.
+            if (v > slots[largest] || v != v) slots[largest] = v;
+            v = slots[largest];
+        }
+        return m / (sqrt(v) + floor) * rate;
+    }
+};
+
+// v = v + g^2, the step is lr g / (sqrt(v) + eps).
+template <typename Real>
+struct Adagrad {
+    enum { sum, count };
+    Real lr, eps;
+
+    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
+        const Real v = slots[sum] = slots[sum] + g * g;
+        return g / (sqrt(v) + eps) * lr;
+    }
+};
 
 // v = rho v + (1 - rho) g^2, d = sqrt(u + eps) / sqrt(v + eps) g, the step is lr d, then u = rho u + (1 - rho) d^2.
-// Lists: p, g, v and u.
 template <typename Real>
-__global__ void adadelta(
-    const long long* table, int arrays, int size, Real lr, Real weight_decay, Real rho, Real rest, Real eps) {
-    const Chunk<Real> chunk(table, arrays, size);
-    Real *const p = chunk.list(0), *const v = chunk.list(2), *const u = chunk.list(3);
-    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        const Real g = decayed(gradient[i], weight_decay, p[i]);
-        const Real square = v[i] = v[i] * rho + g * g * rest;
-        const Real d = g / sqrt(square + eps) * sqrt(u[i] + eps);
-        u[i] = u[i] * rho + d * d * rest;
-        p[i] = p[i] * shrink - d * lr;
-    }
-}
+struct Adadelta {
+    enum { square, update, count };
+    Real lr, rho, one_minus_rho, eps;
 
-// m and v as Adam has them, the step is (of_mean m + of_gradient g) / (sqrt(v) + floor). Lists: p, g, m and v.
+    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
+        const Real v = slots[square] = slots[square] * rho + g * g * one_minus_rho, u = slots[update];
+        const Real d = g / sqrt(v + eps) * sqrt(u + eps);
+        slots[update] = u * rho + d * d * one_minus_rho;
+        return d * lr;
+    }
+};
+
+// m and v as in Adam, the step is (of_mean m + of_gradient g) / (sqrt(v) + floor).
 template <typename Real>
-__global__ void nadam(
-    const long long* table, int arrays, int size, Real weight_decay, Real beta1, Real rest1, Real beta2, Real rest2,
-    Real of_mean, Real of_gradient, Real floor) {
-    const Chunk<Real> chunk(table, arrays, size);
-    Real *const p = chunk.list(0), *const m = chunk.list(2), *const v = chunk.list(3);
-    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        const Real g = decayed(gradient[i], weight_decay, p[i]);
-        const Real mean = m[i] = m[i] * beta1 + g * rest1, square = v[i] = v[i] * beta2 + g * g * rest2;
-        p[i] = p[i] * shrink - (g * of_gradient + mean * of_mean) / (sqrt(square) + floor);
-    }
-}
+struct Nadam {
+    enum { mean, square, count };
+    Real of_mean, of_gradient, beta1, one_minus_beta1, beta2, one_minus_beta2, floor;
 
-// m = beta1 m + (1 - beta1) g, u = max(beta2 u, |g| + eps), the step is rate m / u. Lists: p, g, m and u.
+    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
+        const Real m = slots[mean] = slots[mean] * beta1 + g * one_minus_beta1;
+        const Real v = slots[square] = slots[square] * beta2 + g * g * one_minus_beta2;
+        return (g * of_gradient + m * of_mean) / (sqrt(v) + floor);
+    }
+};
+
+// m = beta1 m + (1 - beta1) g, u = max(beta2 u, |g| + eps), the step is rate m / u.
 template <typename Real>
-__global__ void adamax(
-    const long long* table, int arrays, int size, Real rate, Real weight_decay, Real beta1, Real rest1, Real beta2,
-    Real eps) {
-    const Chunk<Real> chunk(table, arrays, size);
-    Real *const p = chunk.list(0), *const m = chunk.list(2), *const u = chunk.list(3);
-    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        const Real g = decayed(gradient[i], weight_decay, p[i]), before = u[i] * beta2;
-        const Real mean = m[i] = m[i] * beta1 + g * rest1;
-        Real norm = (g < 0 ? -g : g) + eps;
-        // A NaN stays one, wherever it came in.
-        if (before > norm || before != before) norm = before;
-        u[i] = norm;
-        p[i] = p[i] * shrink - mean / norm * rate;
-    }
-}
+struct Adamax {
+    enum { mean, norm, count };
+    Real rate, beta1, one_minus_beta1, beta2, eps;
 
-// 1, -1 or 0; a NaN stays one.
+    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
+        const Real m = slots[mean] = slots[mean] * beta1 + g * one_minus_beta1, before = slots[norm] * beta2;
+        Real u = (g < 0 ? -g : g) + eps;
+        if (before > u || before != before) u = before;  // NaN stays, in u and in g
+        slots[norm] = u;
+        return m / u * rate;
+    }
+};
+
+// 1, -1 or 0, and NaN of NaN.
 template <typename Real>
 __device__ Real sign(Real x) {
     return x > 0 ? Real(1) : x < 0 ? Real(-1) : x;
 }
 
-// The size of a step grows by eta_plus where the sign of g is that of the step before and shrinks by eta_minus where it
-// has turned, between smallest and largest; g is 0 where it has turned; the step is size sign(g). Lists: p, g, the g of
-// the step before and the sizes.
+// size = size eta_plus where g has the sign of the step before, and size eta_minus where it has the other one, between
+// smallest and largest. Where it has the other one, g = 0 from here on. The step is size sign(g).
 template <typename Real>
-__global__ void rprop(
-    const long long* table, int arrays, int size, Real weight_decay, Real eta_minus, Real eta_plus, Real smallest,
-    Real largest) {
-    const Chunk<Real> chunk(table, arrays, size);
-    Real *const p = chunk.list(0), *const before = chunk.list(2), *const sizes = chunk.list(3);
-    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        Real g = decayed(gradient[i], weight_decay, p[i]);
-        // The product of the signs, since that of the gradients may underflow.
-        const Real turn = sign(g) * sign(before[i]);
-        Real step = sizes[i] * (turn > 0 ? eta_plus : turn < 0 ? eta_minus : Real(1));
+struct Rprop {
+    enum { previous, size, count };
+    Real eta_minus, eta_plus, smallest, largest;
+
+    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
+        // The product of the signs, because that of the gradients may underflow.
+        const Real turn = sign(g) * sign(slots[previous]);
+        Real step = slots[size] * (turn > 0 ? eta_plus : turn < 0 ? eta_minus : Real(1));
         step = step < smallest ? smallest : step > largest ? largest : step;
         if (turn < 0) g = 0;
-        sizes[i] = step;
-        before[i] = g;
-        p[i] = p[i] * shrink - sign(g) * step;
+        slots[size] = step;
+        slots[previous] = g;
+        return sign(g) * step;
     }
-}
+};

@@ -1,20 +1,16 @@
-"""Optimizer updates over whole lists of arrays of one dtype, in place, in one launch.
-
-An array that is not C-contiguous is updated in a copy, which then is written back.
-"""
+"""Norms and optimizer updates over whole lists of arrays of one dtype, each in one launch."""
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpurnn._contract import Array
 
-from .launch import C_NAMES, Module, contiguous, empty, is_captured, namespace
+from .launch import C_NAMES, Kernel, Module, empty, is_captured, namespace
 
 _THREADS = 256
 _CHUNK = 2048
@@ -22,20 +18,51 @@ _CHUNK = 2048
 
 
 @functools.cache
-def _module(dtype: str) -> Module:
-    names = (
-        "square_sums", "root_of_sum", "scaled",
-        "sgd", "rmsprop", "adam", "adagrad", "adadelta", "nadam", "adamax", "rprop",
-    )  # fmt: skip
-    return Module("optim.cu", [f"{name}<{C_NAMES[dtype]}>" for name in names])
+def _norms(dtype: str) -> Module:
+    return Module("optim.cu", [f"{name}<{C_NAMES[dtype]}>" for name in ("square_sums", "root_of_sum", "scaled")])
+
+
+def _norm_kernel(name: str, like: Array) -> Kernel:
+    dtype = str(like.dtype)
+    return _norms(dtype)[f"{name}<{C_NAMES[dtype]}>"]
+
+
+def _layout(scalars: Mapping[str, float | bool], dtype: str) -> np.dtype[Any]:
+    """The memory of the struct that holds a rule's scalars."""
+    return np.dtype([(name, bool if isinstance(value, bool) else dtype) for name, value in scalars.items()], align=True)
+
+
+@functools.cache
+def _update(kind: str, slots: tuple[str, ...], layout: np.dtype[Any], dtype: str) -> Module:
+    """The kernel of one optimizer, which the compiler proves to have the slots and scalars of the optimizer's class."""
+    rule, real = kind.capitalize(), C_NAMES[dtype]
+    struct, scalars = f"{rule}<{real}>", layout.names or ()
+    facts = [f"{struct}::{name} == {number}" for number, name in enumerate((*slots, "count"))]
+    facts += [f"sizeof({struct}) == {layout.itemsize}"]
+    for scalar in scalars:  # a struct whose only 1 is at the place of the scalar
+        facts += [f"{struct}{{{', '.join(str(int(name == scalar)) for name in scalars)}}}.{scalar} == 1"]
+    proofs = [f'static_assert({fact}, "{fact}");' for fact in facts]
+    return Module("optim.cu", [f"update<{rule}, {real}>"], proofs=proofs)
 
 
 def modules() -> list[Module]:
     """Every translation unit that this file can ask for."""
-    return [_module("float32"), _module("float64")]
+    from gpurnn.optimizers import KINDS  # the optimizers are above the wings
+
+    optimizers = [optimizer() for optimizer in KINDS.values()]
+    return [
+        module
+        for dtype in ("float32", "float64")
+        for module in (
+            _norms(dtype),
+            *(_update(o.kind, tuple(o.slots(o.lr)), _layout(o.scalars(1, o.lr), dtype), dtype) for o in optimizers),
+        )
+    ]
 
 
 def _address(array: Array) -> int:
+    if array is None:
+        return 0
     return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
@@ -43,16 +70,16 @@ def _chunks(arrays: Sequence[Array]) -> list[int]:
     return [-(-a.size // _CHUNK) for a in arrays]
 
 
-def _launch(name: str, lists: Sequence[Sequence[Array]], shrink: Sequence[float], *args: Any) -> None:
-    """Launches a kernel over all chunks of lists of C-contiguous arrays."""
+def _launch(kernel: Kernel, lists: Sequence[Sequence[Array]], shrink: Sequence[float], *args: Any) -> None:
+    """Launches a kernel over all chunks of lists of arrays, or of None for a list that does not exist."""
     first = lists[0]
     chunks = _chunks(first)
     if not any(chunks):
         return
     if not isinstance(first[0], np.ndarray) and is_captured():
         raise RuntimeError(
-            f"{name}: the current stream is being captured, and the graph would copy a list of the arrays from host "
-            "memory that is freed by then; leave norms and updates of the optimizers out of the capture"
+            f"{kernel.name}: the current stream is being captured, and the graph would copy a list of the arrays from "
+            "host memory that is freed by then; leave norms and updates of the optimizers out of the capture"
         )
     # All in one copy to the device; see `Chunk` in ``optim.cu``.
     table = np.array(
@@ -64,24 +91,11 @@ def _launch(name: str, lists: Sequence[Sequence[Array]], shrink: Sequence[float]
         ],
         np.int64,
     )
-    dtype = str(first[0].dtype)
-    _module(dtype)[f"{name}<{C_NAMES[dtype]}>"](
+    kernel(
         (sum(chunks),), (_THREADS,),
         (namespace(first[0]).asarray(table), np.int32(len(first)), np.int32(_CHUNK), *args),
-        reachable=[a for arrays in lists for a in arrays],
+        reachable=[a for arrays in lists for a in arrays if a is not None],
     )  # fmt: skip
-
-
-def _update(name: str, lists: Sequence[Sequence[Array]], shrink: Sequence[float], *options: float | bool) -> None:
-    """Launches an update over lists of which each but the second, the gradients, is changed in place."""
-    arrays = [[contiguous(a) for a in given] for given in lists]
-    real = arrays[0][0].dtype.type
-    _launch(name, arrays, shrink, *(np.bool_(o) if isinstance(o, bool) else real(o) for o in options))
-    for l, given in enumerate(lists):
-        for original, updated in zip(given, arrays[l], strict=True):
-            # A contiguous array is taken itself, or as a view.
-            if l != 1 and _address(updated) != _address(original):
-                original[...] = updated
 
 
 def global_norm(arrays: Sequence[Array]) -> Array:
@@ -91,177 +105,33 @@ def global_norm(arrays: Sequence[Array]) -> Array:
     """
     like, chunks = arrays[0], sum(_chunks(arrays))
     sums, norm = empty(like, 3 * chunks, np.float64), empty(like, (), np.float64)
-    _launch("square_sums", [[contiguous(a) for a in arrays]], [1.0] * len(arrays), sums)
-    dtype = str(like.dtype)
-    _module(dtype)[f"root_of_sum<{C_NAMES[dtype]}>"]((1,), (_THREADS,), (sums, norm, np.int64(chunks)))
+    _launch(_norm_kernel("square_sums", like), [arrays], [1.0] * len(arrays), sums)
+    _norm_kernel("root_of_sum", like)((1,), (_THREADS,), (sums, norm, np.int64(chunks)))
     return norm
 
 
 def scaled(arrays: Sequence[Array], factor: Array) -> list[Array]:
     """``factor`` times each array, as ``gpurnn.reference`` gives it."""
     products = [empty(a, a.shape, a.dtype) for a in arrays]
-    _launch("scaled", [[contiguous(a) for a in arrays], products], [1.0] * len(arrays), factor)
+    _launch(_norm_kernel("scaled", arrays[0]), [arrays, products], [1.0] * len(arrays), factor)
     return products
 
 
-def sgd_update(
+def optimizer_update(
+    kind: str,
     params: Sequence[Array],
     grads: Sequence[Array],
-    momenta: Sequence[Array] | None,
+    slots: Mapping[str, Sequence[Array] | None],
     shrink: Sequence[float],
-    *,
-    lr: float,
     weight_decay: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    step: int,
+    scalars: Mapping[str, float | bool],
 ) -> None:
-    """Gradient descent with momentum, as ``gpurnn.reference`` does it."""
-    lists = [params, grads] if momenta is None else [params, grads, momenta]
-    _update(
-        "sgd", lists, shrink, lr, weight_decay, momentum, 1 - dampening, momenta is not None, nesterov, step == 1
-    )  # fmt: skip
-
-
-def rmsprop_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    squares: Sequence[Array],
-    means: Sequence[Array] | None,
-    momenta: Sequence[Array] | None,
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    alpha: float,
-    eps: float,
-    momentum: float,
-) -> None:
-    """RMSprop, as ``gpurnn.reference`` does it."""
-    lists = [params, grads, squares, *(given for given in (means, momenta) if given is not None)]
-    _update(
-        "rmsprop", lists, shrink, lr, weight_decay, alpha, 1 - alpha, eps, momentum,
-        means is not None, momenta is not None,
-    )  # fmt: skip
-
-
-def adam_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    means: Sequence[Array],
-    squares: Sequence[Array],
-    largest: Sequence[Array] | None,
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-) -> None:
-    """Adam, as ``gpurnn.reference`` does it."""
-    # lr m' / (sqrt(v') + eps) with the bias corrections taken out of the arrays.
-    root = math.sqrt(1 - beta2**step)
-    rate, floor = lr * root / (1 - beta1**step), eps * root
-    lists = [params, grads, means, squares] if largest is None else [params, grads, means, squares, largest]
-    _update(
-        "adam", lists, shrink, rate, weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, floor, largest is not None
-    )  # fmt: skip
-
-
-def adagrad_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    sums: Sequence[Array],
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    eps: float,
-) -> None:
-    """Adagrad, as ``gpurnn.reference`` does it."""
-    _update("adagrad", [params, grads, sums], shrink, lr, weight_decay, eps)
-
-
-def adadelta_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    squares: Sequence[Array],
-    updates: Sequence[Array],
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    rho: float,
-    eps: float,
-) -> None:
-    """Adadelta, as ``gpurnn.reference`` does it."""
-    _update("adadelta", [params, grads, squares, updates], shrink, lr, weight_decay, rho, 1 - rho, eps)
-
-
-def nadam_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    means: Sequence[Array],
-    squares: Sequence[Array],
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    momentum: float,
-    next_momentum: float,
-    momentum_product: float,
-    step: int,
-) -> None:
-    """NAdam, as ``gpurnn.reference`` does it."""
-    # lr m' / (sqrt(v') + eps) with the bias corrections taken out of the arrays.
-    root = math.sqrt(1 - beta2**step)
-    of_mean = lr * root * next_momentum / (1 - next_momentum * momentum_product)
-    of_gradient = lr * root * (1 - momentum) / (1 - momentum_product)
-    _update(
-        "nadam", [params, grads, means, squares], shrink,
-        weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, of_mean, of_gradient, eps * root,
-    )  # fmt: skip
-
-
-def adamax_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    means: Sequence[Array],
-    norms: Sequence[Array],
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-) -> None:
-    """Adamax, as ``gpurnn.reference`` does it."""
-    rate = lr / (1 - beta1**step)
-    _update("adamax", [params, grads, means, norms], shrink, rate, weight_decay, beta1, 1 - beta1, beta2, eps)
-
-
-def rprop_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    previous: Sequence[Array],
-    sizes: Sequence[Array],
-    shrink: Sequence[float],
-    *,
-    weight_decay: float,
-    eta_minus: float,
-    eta_plus: float,
-    smallest: float,
-    largest: float,
-) -> None:
-    """Rprop, as ``gpurnn.reference`` does it."""
-    _update(
-        "rprop", [params, grads, previous, sizes], shrink, weight_decay, eta_minus, eta_plus, smallest, largest
+    """A step of an optimizer, as ``gpurnn.reference`` does it."""
+    dtype = str(params[0].dtype)
+    layout = _layout(scalars, dtype)
+    module = _update(kind, tuple(slots), layout, dtype)
+    lists = [params, grads, *([None] * len(params) if arrays is None else arrays for arrays in slots.values())]
+    _launch(
+        module[module.names[0]], lists, shrink,
+        np.dtype(dtype).type(weight_decay), np.array(tuple(scalars.values()), layout)[()],
     )  # fmt: skip

@@ -1,109 +1,99 @@
 """The definitions of optimizers and losses, as a textbook has them: the fast forms are checked against these.
 
-An update changes one parameter p and its state in place, from the gradient g: p <- shrink p - step. The fast forms
-(`optim.py`, `losses.py`) take the same arguments, over whole lists of arrays.
+The step t of an optimizer, from 1, changes one parameter p and its slots in place: p <- shrink p - step. The optimizer
+``o``, of `gpurnn.optimizers`, has the hyperparameters. Its slots come last, None for one that it does without.
 """
 
 from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpurnn._contract import Array
 
+if TYPE_CHECKING:
+    from gpurnn.optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, RMSprop, Rprop
 
-def sgd(
-    p: Array, g: Array, b: Array | None, shrink: float, *,
-    lr: float, weight_decay: float, momentum: float, dampening: float, nesterov: bool, step: int,
-) -> None:  # fmt: skip
+
+def sgd(o: SGD, t: int, p: Array, g: Array, shrink: float, b: Array | None) -> None:
     """Momentum: Polyak 1964; Nesterov's as in Sutskever et al. 2013."""
-    g = g + weight_decay * p
+    g = g + o.weight_decay * p
     if b is not None:
-        b[...] = g if step == 1 else momentum * b + (1 - dampening) * g
-        g = g + momentum * b if nesterov else b
-    p[...] = shrink * p - lr * g
+        b[...] = g if t == 1 else o.momentum * b + (1 - o.dampening) * g
+        g = g + o.momentum * b if o.nesterov else b
+    p[...] = shrink * p - o.lr * g
 
 
-def rmsprop(
-    p: Array, g: Array, v: Array, m: Array | None, b: Array | None, shrink: float, *,
-    lr: float, weight_decay: float, alpha: float, eps: float, momentum: float,
-) -> None:  # fmt: skip
-    """Tieleman & Hinton 2012; with m, the spread is centred (Graves 2013)."""
-    g = g + weight_decay * p
-    v[...] = alpha * v + (1 - alpha) * g * g
+def rmsprop(o: RMSprop, t: int, p: Array, g: Array, shrink: float, v: Array, m: Array | None, b: Array | None) -> None:
+    """Tieleman & Hinton 2012; with m, the spread is centered (Graves 2013)."""
+    g = g + o.weight_decay * p
+    v[...] = o.alpha * v + (1 - o.alpha) * g * g
     spread = v
     if m is not None:
-        m[...] = alpha * m + (1 - alpha) * g
+        m[...] = o.alpha * m + (1 - o.alpha) * g
         spread = v - m * m
-    step = g / (np.sqrt(spread) + eps)
+    step = g / (np.sqrt(spread) + o.eps)
     if b is not None:
-        b[...] = momentum * b + step
+        b[...] = o.momentum * b + step
         step = b
-    p[...] = shrink * p - lr * step
+    p[...] = shrink * p - o.lr * step
 
 
-def adam(
-    p: Array, g: Array, m: Array, v: Array, largest: Array | None, shrink: float, *,
-    lr: float, weight_decay: float, beta1: float, beta2: float, eps: float, step: int,
-) -> None:  # fmt: skip
+def adam(o: Adam, t: int, p: Array, g: Array, shrink: float, m: Array, v: Array, largest: Array | None) -> None:
     """Kingma & Ba 2015; with ``largest``, AMSGrad (Reddi et al. 2018)."""
-    g = g + weight_decay * p
+    beta1, beta2 = o.betas
+    g = g + o.weight_decay * p
     m[...] = beta1 * m + (1 - beta1) * g
     v[...] = beta2 * v + (1 - beta2) * g * g
     second = v
     if largest is not None:
         largest[...] = np.maximum(largest, v)
         second = largest
-    p[...] = shrink * p - lr * (m / (1 - beta1**step)) / (np.sqrt(second / (1 - beta2**step)) + eps)
+    p[...] = shrink * p - o.lr * (m / (1 - beta1**t)) / (np.sqrt(second / (1 - beta2**t)) + o.eps)
 
 
-def adagrad(p: Array, g: Array, v: Array, shrink: float, *, lr: float, weight_decay: float, eps: float) -> None:
-    """Duchi et al. 2011."""
-    g = g + weight_decay * p
+def adagrad(o: Adagrad, t: int, p: Array, g: Array, shrink: float, v: Array) -> None:
+    """Duchi et al. 2011; the learning rate falls as PyTorch's does."""
+    g = g + o.weight_decay * p
     v[...] = v + g * g
-    p[...] = shrink * p - lr * g / (np.sqrt(v) + eps)
+    p[...] = shrink * p - o.lr / (1 + (t - 1) * o.lr_decay) * g / (np.sqrt(v) + o.eps)
 
 
-def adadelta(
-    p: Array, g: Array, v: Array, u: Array, shrink: float, *, lr: float, weight_decay: float, rho: float, eps: float
-) -> None:
+def adadelta(o: Adadelta, t: int, p: Array, g: Array, shrink: float, v: Array, u: Array) -> None:
     """Zeiler 2012."""
-    g = g + weight_decay * p
-    v[...] = rho * v + (1 - rho) * g * g
-    d = np.sqrt(u + eps) / np.sqrt(v + eps) * g
-    u[...] = rho * u + (1 - rho) * d * d
-    p[...] = shrink * p - lr * d
+    g = g + o.weight_decay * p
+    v[...] = o.rho * v + (1 - o.rho) * g * g
+    d = np.sqrt(u + o.eps) / np.sqrt(v + o.eps) * g
+    u[...] = o.rho * u + (1 - o.rho) * d * d
+    p[...] = shrink * p - o.lr * d
 
 
-def nadam(
-    p: Array, g: Array, m: Array, v: Array, shrink: float, *,
-    lr: float, weight_decay: float, beta1: float, beta2: float, eps: float,
-    momentum: float, next_momentum: float, momentum_product: float, step: int,
-) -> None:  # fmt: skip
-    """Dozat 2016, with its schedule of momenta mu_t; ``momentum_product`` is mu_1 ... mu_t."""
-    g = g + weight_decay * p
+def nadam(o: NAdam, t: int, p: Array, g: Array, shrink: float, m: Array, v: Array) -> None:
+    """Dozat 2016, with its schedule of momenta mu_t."""
+    beta1, beta2 = o.betas
+    *_, mu, following = momenta = [beta1 * (1 - 0.5 * 0.96 ** (s * o.momentum_decay)) for s in range(1, t + 2)]
+    g = g + o.weight_decay * p
     m[...] = beta1 * m + (1 - beta1) * g
     v[...] = beta2 * v + (1 - beta2) * g * g
-    ahead = next_momentum * m / (1 - next_momentum * momentum_product) + (1 - momentum) * g / (1 - momentum_product)
-    p[...] = shrink * p - lr * ahead / (np.sqrt(v / (1 - beta2**step)) + eps)
+    ahead = following * m / (1 - math.prod(momenta)) + (1 - mu) * g / (1 - math.prod(momenta[:-1]))
+    p[...] = shrink * p - o.lr * ahead / (np.sqrt(v / (1 - beta2**t)) + o.eps)
 
 
-def adamax(
-    p: Array, g: Array, m: Array, u: Array, shrink: float, *,
-    lr: float, weight_decay: float, beta1: float, beta2: float, eps: float, step: int,
-) -> None:  # fmt: skip
+def adamax(o: Adamax, t: int, p: Array, g: Array, shrink: float, m: Array, u: Array) -> None:
     """Kingma & Ba 2015, section 7.1."""
-    g = g + weight_decay * p
+    beta1, beta2 = o.betas
+    g = g + o.weight_decay * p
     m[...] = beta1 * m + (1 - beta1) * g
-    u[...] = np.maximum(beta2 * u, abs(g) + eps)
-    p[...] = shrink * p - lr * (m / (1 - beta1**step)) / u
+    u[...] = np.maximum(beta2 * u, abs(g) + o.eps)
+    p[...] = shrink * p - o.lr * (m / (1 - beta1**t)) / u
 
 
-def rprop(
-    p: Array, g: Array, before: Array, size: Array, shrink: float, *,
-    weight_decay: float, eta_minus: float, eta_plus: float, smallest: float, largest: float,
-) -> None:  # fmt: skip
+def rprop(o: Rprop, t: int, p: Array, g: Array, shrink: float, before: Array, size: Array) -> None:
     """Riedmiller & Braun 1993, without backtracking."""
-    g = g + weight_decay * p
+    (eta_minus, eta_plus), (smallest, largest) = o.etas, o.step_sizes
+    g = g + o.weight_decay * p
     turned = g * before < 0
     factor = np.where(turned, eta_minus, np.where(g * before > 0, eta_plus, 1.0))
     size[...] = np.clip(size * factor, smallest, largest)

@@ -1,24 +1,20 @@
-"""Optimizer updates over whole lists of arrays, in place.
-
-Each update first forms g = gradient + weight_decay p, then replaces p by shrink p - step, where the step is the
-method's and ``shrink`` holds one factor an array: decay that is decoupled from the gradient.
-"""
+"""Norms, and optimizer updates in place, over whole lists of arrays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gpurnn._contract import Array
 
 _BLOCK = 1 << 16
-"""Elements at a time: an update passes many times over what then stays in a core's cache."""
-
+"""Elements at a time: an update passes over them many times, and they stay in a core's cache."""
 
 _SAFE = (2.0**-900, 2.0**1000)
-"""Of a sum of squares that lost nothing to overflow or underflow."""
+"""A sum of squares between these lost nothing to overflow or underflow."""
 
 
 def global_norm(arrays: Sequence[Array]) -> Array:
@@ -34,7 +30,7 @@ def global_norm(arrays: Sequence[Array]) -> Array:
     """
     with np.errstate(over="ignore"):
         total = _sum_of_squares(arrays, 1.0)
-    # Of float64, squares may overflow or underflow.
+    # The squares of float64 may overflow or underflow.
     if not _SAFE[0] < total < _SAFE[1]:
         largest = max((float(np.abs(a).max()) for a in arrays if a.size), default=0.0)
         if 0 < largest < math.inf:
@@ -45,7 +41,7 @@ def global_norm(arrays: Sequence[Array]) -> Array:
 
 
 def _sum_of_squares(arrays: Sequence[Array], scale: float) -> float:
-    """Of all elements times ``scale``, in float64."""
+    """The sum of the squares of all elements times ``scale``, in float64."""
     total = 0.0
     wide = np.empty(_BLOCK, np.float64)
     for array in arrays:
@@ -71,403 +67,228 @@ def scaled(arrays: Sequence[Array], factor: Array) -> list[Array]:
     products : list of new arrays
     """
     if factor < 2.0**-100:
-        # In float64, as float32 may not hold the factor.
+        # In float64, because float32 may not hold the factor.
         return [np.multiply(a, factor).astype(a.dtype, copy=False) for a in arrays]
     return [np.multiply(a, factor.astype(a.dtype)) for a in arrays]
 
 
-def sgd_update(
+def optimizer_update(
+    kind: str,
     params: Sequence[Array],
     grads: Sequence[Array],
-    momenta: Sequence[Array] | None,
+    slots: Mapping[str, Sequence[Array] | None],
     shrink: Sequence[float],
-    *,
-    lr: float,
     weight_decay: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    step: int,
+    scalars: Mapping[str, float | bool],
 ) -> None:
-    """Gradient descent with momentum: b = momentum b + (1 - dampening) g, p = shrink p - lr b.
-
-    Nesterov's form descends along g + momentum b instead. At the first step b = g, undamped.
+    """A step of an optimizer: g = gradient + weight_decay p, then p = shrink p - step(g, slots).
 
     Parameters
     ----------
-    params, momenta : lists of arrays
-        Changed in place. Without momenta b is g.
+    kind : str
+        The optimizer's ``kind``, in `gpurnn.optimizers`.
+    params : list of arrays
+        Updated in place.
     grads : list of arrays
+        Gradients of the parameters.
+    slots : dict of lists of arrays, or of None
+        In the order of the optimizer's ``slots``, the arrays that it keeps for the parameters, updated in place; None
+        for a slot that its options do without.
     shrink : list of floats
-    step : int
-        Counts from 1.
+        A factor for each parameter.
+    weight_decay : float
+    scalars : dict of floats and bools
+        The optimizer's ``scalars`` of this step.
     """
-    lists = [params, grads] if momenta is None else [params, grads, momenta]
-    for factor, (p, g, *rest), scratch in _blocks(lists, shrink):
-        g = _decayed(g, p, weight_decay, scratch[0])
-        if rest:
-            b = rest[0]
-            if step == 1:
-                b[...] = g
-            else:
-                b *= momentum
-                b += np.multiply(g, 1 - dampening, out=scratch[1])
-            if nesterov:
-                np.multiply(b, momentum, out=scratch[1])
-                g = np.add(g, scratch[1], out=scratch[1])
-            else:
-                g = b
-        _descend(p, factor, np.multiply(g, lr, out=scratch[1]))
+    step_of = _STEPS[kind]
+    lists = [params, grads, *([None] * len(params) if arrays is None else arrays for arrays in slots.values())]
+    for factor, (p, g, *state), scratch in _blocks(lists, shrink):
+        if weight_decay:
+            np.multiply(p, weight_decay, out=scratch[0])
+            g = np.add(scratch[0], g, out=scratch[0])
+        step = step_of(scratch, g, *state, **scalars)
+        if factor != 1:
+            p *= factor
+        p -= step
 
 
-def rmsprop_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    squares: Sequence[Array],
-    means: Sequence[Array] | None,
-    momenta: Sequence[Array] | None,
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    alpha: float,
-    eps: float,
-    momentum: float,
-) -> None:
-    """RMSprop: v = alpha v + (1 - alpha) g^2, b = momentum b + g / (sqrt(v) + eps), p = shrink p - lr b.
-
-    With ``means``, m = alpha m + (1 - alpha) g and v - m^2, the variance, stands for v under the root.
-
-    Parameters
-    ----------
-    params, squares, means, momenta : lists of arrays
-        Changed in place. ``means`` and ``momenta`` may be None.
-    grads : list of arrays
-    shrink : list of floats
-    """
-    lists = [params, grads, squares, *(given for given in (means, momenta) if given is not None)]
-    for factor, (p, g, v, *rest), scratch in _blocks(lists, shrink):
-        g = _decayed(g, p, weight_decay, scratch[0])
-        t = np.multiply(g, 1 - alpha, out=scratch[1])
-        if means is not None:
-            m = rest[0]
-            m *= alpha
-            m += t
-        t *= g
-        v *= alpha
-        v += t
-        if means is not None:
-            np.multiply(m, m, out=t)
-            np.subtract(v, t, out=t)
-            # Rounding may leave the variance of an even gradient just below zero.
-            np.maximum(t, 0, out=t)
-            np.sqrt(t, out=t)
-        else:
-            np.sqrt(v, out=t)
-        t += eps
-        np.divide(g, t, out=t)
-        if momenta is not None:
-            b = rest[-1]
-            b *= momentum
-            b += t
-            np.multiply(b, lr, out=t)
-        else:
-            t *= lr
-        _descend(p, factor, t)
-
-
-def adam_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    means: Sequence[Array],
-    squares: Sequence[Array],
-    largest: Sequence[Array] | None,
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-) -> None:
-    """Adam: m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, p = shrink p - lr m' / (sqrt(v') + eps).
-
-    m' = m / (1 - beta1^step), v' = v / (1 - beta2^step). With ``largest`` (AMSGrad) the largest v so far stands for v.
-
-    Parameters
-    ----------
-    params, means, squares, largest : lists of arrays
-        Changed in place. ``largest`` may be None.
-    grads : list of arrays
-    shrink : list of floats
-    step : int
-        Counts from 1.
-    """
-    # lr m' / (sqrt(v') + eps) with the bias corrections taken out of the arrays.
-    root = math.sqrt(1 - beta2**step)
-    rate, floor = lr * root / (1 - beta1**step), eps * root
-    lists = [params, grads, means, squares] if largest is None else [params, grads, means, squares, largest]
-    for factor, (p, g, m, v, *rest), scratch in _blocks(lists, shrink):
-        g = _decayed(g, p, weight_decay, scratch[0])
-        t = np.multiply(g, 1 - beta1, out=scratch[1])
-        m *= beta1
-        m += t
-        np.multiply(g, g, out=t)
-        t *= 1 - beta2
-        v *= beta2
-        v += t
-        if rest:
-            v = np.maximum(rest[0], v, out=rest[0])
-        np.sqrt(v, out=t)
-        t += floor
-        np.divide(m, t, out=t)
-        t *= rate
-        _descend(p, factor, t)
-
-
-def adagrad_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    sums: Sequence[Array],
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    eps: float,
-) -> None:
-    """Adagrad: v = v + g^2, p = shrink p - lr g / (sqrt(v) + eps).
-
-    Parameters
-    ----------
-    params, sums : lists of arrays
-        Changed in place.
-    grads : list of arrays
-    shrink : list of floats
-    """
-    for factor, (p, g, v), scratch in _blocks([params, grads, sums], shrink):
-        g = _decayed(g, p, weight_decay, scratch[0])
-        t = np.multiply(g, g, out=scratch[1])
-        v += t
-        np.sqrt(v, out=t)
-        t += eps
-        np.divide(g, t, out=t)
-        t *= lr
-        _descend(p, factor, t)
-
-
-def adadelta_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    squares: Sequence[Array],
-    updates: Sequence[Array],
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    rho: float,
-    eps: float,
-) -> None:
-    """Adadelta: v = rho v + (1 - rho) g^2, d = sqrt(u + eps) / sqrt(v + eps) g, p = shrink p - lr d.
-
-    Then u = rho u + (1 - rho) d^2.
-
-    Parameters
-    ----------
-    params, squares, updates : lists of arrays
-        Changed in place. ``updates`` holds u.
-    grads : list of arrays
-    shrink : list of floats
-    """
-    for factor, (p, g, v, u), scratch in _blocks([params, grads, squares, updates], shrink):
-        g = _decayed(g, p, weight_decay, scratch[0])
-        d = np.multiply(g, g, out=scratch[1])
-        d *= 1 - rho
-        v *= rho
-        v += d
-        np.add(v, eps, out=d)
-        np.sqrt(d, out=d)
-        np.divide(g, d, out=d)
-        # g, which may lie there, is not needed any more.
-        t = np.add(u, eps, out=scratch[0])
-        np.sqrt(t, out=t)
-        d *= t
-        np.multiply(d, d, out=t)
-        t *= 1 - rho
-        u *= rho
-        u += t
-        d *= lr
-        _descend(p, factor, d)
-
-
-def nadam_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    means: Sequence[Array],
-    squares: Sequence[Array],
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    momentum: float,
-    next_momentum: float,
-    momentum_product: float,
-    step: int,
-) -> None:
-    """NAdam: m and v as Adam has them, p = shrink p - lr m' / (sqrt(v') + eps) with Nesterov's momentum in m'.
-
-    m' = mu_next m / (1 - mu_next Pi) + (1 - mu) g / (1 - Pi), v' = v / (1 - beta2^step).
-
-    Parameters
-    ----------
-    params, means, squares : lists of arrays
-        Changed in place.
-    grads : list of arrays
-    shrink : list of floats
-    momentum, next_momentum, momentum_product : float
-        mu of this step, mu of the next one, and Pi, the product of mu over the steps up to this one.
-    step : int
-        Counts from 1.
-    """
-    # lr m' / (sqrt(v') + eps) with the bias corrections taken out of the arrays.
-    root = math.sqrt(1 - beta2**step)
-    of_mean = lr * root * next_momentum / (1 - next_momentum * momentum_product)
-    of_gradient = lr * root * (1 - momentum) / (1 - momentum_product)
-    floor = eps * root
-    for factor, (p, g, m, v), scratch in _blocks([params, grads, means, squares], shrink):
-        g = _decayed(g, p, weight_decay, scratch[0])
-        t = np.multiply(g, 1 - beta1, out=scratch[1])
-        m *= beta1
-        m += t
-        np.multiply(g, g, out=t)
-        t *= 1 - beta2
-        v *= beta2
-        v += t
-        d = np.multiply(g, of_gradient, out=scratch[0])
-        np.multiply(m, of_mean, out=t)
-        d += t
-        np.sqrt(v, out=t)
-        t += floor
-        d /= t
-        _descend(p, factor, d)
-
-
-def adamax_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    means: Sequence[Array],
-    norms: Sequence[Array],
-    shrink: Sequence[float],
-    *,
-    lr: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-) -> None:
-    """Adamax: m = beta1 m + (1 - beta1) g, u = max(beta2 u, |g| + eps), p = shrink p - lr / (1 - beta1^step) m / u.
-
-    Parameters
-    ----------
-    params, means, norms : lists of arrays
-        Changed in place. ``norms`` holds u.
-    grads : list of arrays
-    shrink : list of floats
-    step : int
-        Counts from 1.
-    """
-    rate = lr / (1 - beta1**step)
-    for factor, (p, g, m, u), scratch in _blocks([params, grads, means, norms], shrink):
-        g = _decayed(g, p, weight_decay, scratch[0])
-        t = np.multiply(g, 1 - beta1, out=scratch[1])
-        m *= beta1
-        m += t
-        np.abs(g, out=t)
-        t += eps
-        u *= beta2
-        np.maximum(u, t, out=u)
-        np.divide(m, u, out=t)
-        t *= rate
-        _descend(p, factor, t)
-
-
-def rprop_update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    previous: Sequence[Array],
-    sizes: Sequence[Array],
-    shrink: Sequence[float],
-    *,
-    weight_decay: float,
-    eta_minus: float,
-    eta_plus: float,
-    smallest: float,
-    largest: float,
-) -> None:
-    """Rprop: each element steps by its own size against the sign of g, p = shrink p - size sign(g).
-
-    The size is first multiplied by ``eta_plus`` where g has the sign that it had in the step before and by
-    ``eta_minus`` where it has the other, within ``smallest`` and ``largest``. Where it has the other, g is then 0.
-
-    Parameters
-    ----------
-    params, previous, sizes : lists of arrays
-        Changed in place. ``previous`` holds the g of the step before.
-    grads : list of arrays
-    shrink : list of floats
-    """
-    for factor, (p, g, before, size), scratch in _blocks([params, grads, previous, sizes], shrink):
-        g = _decayed(g, p, weight_decay, scratch[0])
-        # The product of the signs, since that of the gradients may underflow.
-        t = np.sign(g, out=scratch[1])
-        t *= np.sign(before)
-        turned = t < 0
-        np.multiply(size, eta_plus, out=size, where=t > 0)
-        np.multiply(size, eta_minus, out=size, where=turned)
-        np.clip(size, smallest, largest, out=size)
-        before[...] = g
-        np.copyto(before, 0, where=turned)
-        np.sign(before, out=t)
-        t *= size
-        _descend(p, factor, t)
-
-
-def _cut(arrays: Sequence[Array]) -> Iterator[Sequence[Array]]:
-    """Matching blocks of arrays of one shape: flat pieces where their memory can be cut so, else the whole."""
-    if not all(a.flags.c_contiguous for a in arrays):
-        yield arrays
-        return
-    flat = [a.reshape(-1) for a in arrays]
-    for start in range(0, flat[0].size, _BLOCK):
-        yield [a[start : start + _BLOCK] for a in flat]
-
-
-def _blocks(
-    lists: Sequence[Sequence[Array]], shrink: Sequence[float]
-) -> Iterator[tuple[float, Sequence[Array], Array]]:
-    """Matching blocks of matching arrays, each with its array's factor and two scratch arrays of its shape."""
+def _blocks(lists: Sequence[Sequence[Any]], shrink: Sequence[float]) -> Iterator[tuple[float, list[Any], Array]]:
+    """Matching flat blocks of matching arrays (None stays None), with their factor and two scratch arrays."""
     scratch = np.empty((2, 0))
     for factor, *arrays in zip(shrink, *lists, strict=True):
-        for block in _cut(arrays):
-            shape, size, dtype = block[0].shape, block[0].size, block[0].dtype
+        flat: list[Any] = [None if a is None else a.reshape(-1) for a in arrays]
+        for start in range(0, flat[0].size, _BLOCK):
+            block: list[Any] = [None if a is None else a[start : start + _BLOCK] for a in flat]
+            size, dtype = block[0].size, block[0].dtype
             if scratch.shape[1] < size or scratch.dtype != dtype:
                 scratch = np.empty((2, max(size, _BLOCK)), dtype)
-            yield factor, block, scratch[:, :size].reshape(2, *shape)
+            yield factor, block, scratch[:, :size]
 
 
-def _decayed(g: Array, p: Array, weight_decay: float, scratch: Array) -> Array:
-    """g + weight_decay p, in ``scratch`` if there is anything to add."""
-    if not weight_decay:
-        return g
-    np.multiply(p, weight_decay, out=scratch)
-    return np.add(scratch, g, out=scratch)
+# ---- The step of each kind -------------------------------------------------------------------------------------------
+#
+# `definitions.py` has each step as a textbook does. Here it is computed in place, from g, the slots and the scalars of
+# the optimizer's class. Of the two scratch arrays, the first may hold g.
 
 
-def _descend(p: Array, factor: float, step: Array) -> None:
-    if factor != 1:
-        p *= factor
-    p -= step
+def _sgd(
+    scratch: Array, g: Array, b: Array | None,
+    *, lr: float, mu: float, undamped: float, nesterov: bool, first: bool,
+) -> Array:  # fmt: skip
+    t = scratch[1]
+    if b is not None:
+        if first:
+            b[...] = g
+        else:
+            b *= mu
+            b += np.multiply(g, undamped, out=t)
+        g = np.add(g, np.multiply(b, mu, out=t), out=t) if nesterov else b
+    return np.multiply(g, lr, out=t)
+
+
+def _rmsprop(
+    scratch: Array, g: Array, v: Array, m: Array | None, b: Array | None,
+    *, lr: float, alpha: float, one_minus_alpha: float, eps: float, mu: float,
+) -> Array:  # fmt: skip
+    t = np.multiply(g, one_minus_alpha, out=scratch[1])
+    if m is not None:
+        m *= alpha
+        m += t
+    t *= g
+    v *= alpha
+    v += t
+    if m is not None:
+        np.multiply(m, m, out=t)
+        np.subtract(v, t, out=t)
+        # Rounding may leave the variance of a constant gradient just below zero.
+        np.maximum(t, 0, out=t)
+        np.sqrt(t, out=t)
+    else:
+        np.sqrt(v, out=t)
+    t += eps
+    np.divide(g, t, out=t)
+    if b is not None:
+        b *= mu
+        b += t
+        return np.multiply(b, lr, out=t)
+    t *= lr
+    return t
+
+
+def _average_moments(
+    scratch: Array, g: Array, m: Array, v: Array,
+    beta1: float, one_minus_beta1: float, beta2: float, one_minus_beta2: float,
+) -> None:  # fmt: skip
+    t = np.multiply(g, one_minus_beta1, out=scratch[1])
+    m *= beta1
+    m += t
+    np.multiply(g, g, out=t)
+    t *= one_minus_beta2
+    v *= beta2
+    v += t
+
+
+def _adam(
+    scratch: Array, g: Array, m: Array, v: Array, largest: Array | None,
+    *, rate: float, floor: float, **betas: float,
+) -> Array:  # fmt: skip
+    _average_moments(scratch, g, m, v, **betas)
+    if largest is not None:
+        v = np.maximum(largest, v, out=largest)
+    t = np.sqrt(v, out=scratch[1])
+    t += floor
+    np.divide(m, t, out=t)
+    t *= rate
+    return t
+
+
+def _adagrad(scratch: Array, g: Array, v: Array, *, lr: float, eps: float) -> Array:
+    t = np.multiply(g, g, out=scratch[1])
+    v += t
+    np.sqrt(v, out=t)
+    t += eps
+    np.divide(g, t, out=t)
+    t *= lr
+    return t
+
+
+def _adadelta(
+    scratch: Array, g: Array, v: Array, u: Array,
+    *, lr: float, rho: float, one_minus_rho: float, eps: float,
+) -> Array:  # fmt: skip
+    d = np.multiply(g, g, out=scratch[1])
+    d *= one_minus_rho
+    v *= rho
+    v += d
+    np.add(v, eps, out=d)
+    np.sqrt(d, out=d)
+    np.divide(g, d, out=d)
+    t = np.add(u, eps, out=scratch[0])
+    np.sqrt(t, out=t)
+    d *= t
+    np.multiply(d, d, out=t)
+    t *= one_minus_rho
+    u *= rho
+    u += t
+    d *= lr
+    return d
+
+
+def _nadam(
+    scratch: Array, g: Array, m: Array, v: Array,
+    *, of_mean: float, of_gradient: float, floor: float, **betas: float,
+) -> Array:  # fmt: skip
+    _average_moments(scratch, g, m, v, **betas)
+    d = np.multiply(g, of_gradient, out=scratch[0])
+    t = np.multiply(m, of_mean, out=scratch[1])
+    d += t
+    np.sqrt(v, out=t)
+    t += floor
+    d /= t
+    return d
+
+
+def _adamax(
+    scratch: Array, g: Array, m: Array, u: Array,
+    *, rate: float, beta1: float, one_minus_beta1: float, beta2: float, eps: float,
+) -> Array:  # fmt: skip
+    t = np.multiply(g, one_minus_beta1, out=scratch[1])
+    m *= beta1
+    m += t
+    np.abs(g, out=t)
+    t += eps
+    u *= beta2
+    np.maximum(u, t, out=u)
+    np.divide(m, u, out=t)
+    t *= rate
+    return t
+
+
+def _rprop(
+    scratch: Array, g: Array, previous: Array, size: Array,
+    *, eta_minus: float, eta_plus: float, smallest: float, largest: float,
+) -> Array:  # fmt: skip
+    # The product of the signs, because that of the gradients may underflow.
+    t = np.sign(g, out=scratch[1])
+    t *= np.sign(previous)
+    turned = t < 0
+    np.multiply(size, eta_plus, out=size, where=t > 0)
+    np.multiply(size, eta_minus, out=size, where=turned)
+    np.clip(size, smallest, largest, out=size)
+    previous[...] = g
+    np.copyto(previous, 0, where=turned)
+    np.sign(previous, out=t)
+    t *= size
+    return t
+
+
+_STEPS: dict[str, Callable[..., Array]] = {
+    "adadelta": _adadelta,
+    "adagrad": _adagrad,
+    "adam": _adam,
+    "adamax": _adamax,
+    "nadam": _nadam,
+    "rmsprop": _rmsprop,
+    "rprop": _rprop,
+    "sgd": _sgd,
+}

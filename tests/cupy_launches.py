@@ -16,6 +16,7 @@ from test_host_executor import CORRECT
 from benchmarks import gpu as gpu_benchmark
 from benchmarks.cases import Case, Size
 from gpurnn import cells
+from gpurnn.optimizers import SGD
 
 import cupy  # isort: skip  its tables are in place by now
 
@@ -215,14 +216,13 @@ def test_a_capture_in_the_default_pool_is_rejected():
     T, B, H = 2, 3, 24
     w, xw = cupy.zeros((1, H, H), np.float32), cupy.zeros((1, T * B, H), np.float32)
     state, stream = (cupy.zeros((1, B, H), np.float32),), cupy.cuda.Stream(non_blocking=True)
+    scalars = SGD().scalars(1, 0.1)
     calls = [
         lambda run: recurrence.run_forward(run, xw, (None, None), state),
         lambda run: recurrence.run_backward(run, None, state),
         lambda run: losses.mse_forward(xw, xw),
         lambda run: optim.scaled([w], w),
-        lambda run: optim.sgd_update(
-            [w], [w], None, [1.0], lr=0.1, weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False, step=1
-        ),
+        lambda run: optim.optimizer_update("sgd", [w], [w], {"momentum": None}, [1.0], 0.0, scalars),
     ]
     for schedule in ("step-fused", "block", "persistent"):
         with stream, plan.schedule(schedule):

@@ -1,18 +1,20 @@
-"""The wings' norm and updates over many arrays of many sizes; `test_optimizers.py` holds what the API makes of them."""
+"""The wings' norm and updates over many arrays of many sizes; `test_optimizers.py` is about the API."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
 import numpy as np
 import pytest
-from gpurnn.kernels import host, launch
+from gpurnn.kernels import compiler, host, launch
 from gpurnn.kernels.optim import _CHUNK
 from gpurnn.reference import definitions
 from tolerance import assert_close, assert_same
 
 from gpurnn import kernels
+from gpurnn.optimizers import KINDS, SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RMSprop, Rprop
 
 DTYPES = ("float32", "float64")
 # Arrays of no, of one and of several chunks, those without elements at both ends and side by side.
@@ -58,146 +60,123 @@ def test_the_norm_takes_every_element_once(wing):
 
 
 def _cases():
-    for has, nesterov, dampening, step in itertools.product((False, True), (False, True), (0.0, 0.25), (1, 2)):
-        options = {"lr": 0.1, "weight_decay": 0.125, "momentum": 0.75, "dampening": dampening}
-        yield definitions.sgd, (has,), options | {"nesterov": nesterov, "step": step}
-    for has in itertools.product((True,), (False, True), (False, True)):
-        yield definitions.rmsprop, has, {"lr": 0.1, "weight_decay": 0.125, "alpha": 0.75, "eps": 0.01, "momentum": 0.5}
-    for has, step in itertools.product(((True, True, False), (True, True, True)), (1, 3)):
-        options = {"lr": 0.1, "weight_decay": 0.125, "beta1": 0.75, "beta2": 0.9, "eps": 0.01}
-        yield definitions.adam, has, options | {"step": step}
-    options = {"lr": 0.1, "weight_decay": 0.125, "eps": 0.01}
-    yield definitions.adagrad, (True,), options
-    yield definitions.adadelta, (True, True), options | {"rho": 0.75}
+    """Optimizers, each with a step."""
+    common = {"lr": 0.1, "weight_decay": 0.125}
+    for options, step in itertools.product(({}, {"nesterov": True}, {"dampening": 0.25}), (1, 2)):
+        yield SGD(**common, momentum=0.75, **options), step
+    yield SGD(**common), 1
+    for centered, momentum in itertools.product((False, True), (0.0, 0.5)):
+        yield RMSprop(**common, alpha=0.75, eps=0.01, momentum=momentum, centered=centered), 1
+    for amsgrad, step in itertools.product((False, True), (1, 3)):
+        yield Adam(**common, betas=(0.75, 0.9), eps=0.01, amsgrad=amsgrad), step
     for step in (1, 3):
-        betas = {"beta1": 0.75, "beta2": 0.9, "step": step}
-        momenta = {"momentum": 0.5, "next_momentum": 0.625, "momentum_product": 0.5**step}
-        yield definitions.nadam, (True, True), options | betas | momenta
-        yield definitions.adamax, (True, True), options | betas
-    options = {"eta_minus": 0.5, "eta_plus": 1.25, "smallest": 0.25, "largest": 1.5}
-    yield definitions.rprop, (True, True), options | {"weight_decay": 0.125}
+        yield Adagrad(**common, lr_decay=0.5, eps=0.01), step
+        yield NAdam(**common, betas=(0.75, 0.9), eps=0.01, momentum_decay=0.5), step
+        yield Adamax(**common, betas=(0.75, 0.9), eps=0.01), step
+    yield Adadelta(**common, rho=0.75, eps=0.01), 1
+    yield Rprop(**common, etas=(0.5, 1.25), step_sizes=(0.25, 1.5)), 1
 
 
-CASES = list(_cases())
-UPDATES = sorted({function.__name__ for function, _, _ in CASES})
+CASES = [pytest.param(*case, id=f"{case[0].kind}{k}") for k, case in enumerate(_cases())]
+OF_EACH_KIND = {case.values[0].kind: case for case in CASES}.values()
 
 
-def lists_for(function, has, dtype):
-    """Parameters, gradients and states. The second moments are so large that v - m^2 does not cancel."""
-    params, grads = draw(1, dtype), draw(2, dtype)
-    states = [positive(3 + k, dtype) if given else None for k, given in enumerate(has)]
-    if function is definitions.rmsprop:
-        states[0] = [np.asarray(a + 100) for a in states[0]]
-    return [params, grads, *states]
+def lists_for(optimizer, dtype):
+    """Parameters, gradients and slots. The second moments are so large that v - m^2 does not cancel."""
+    slots = {
+        slot: None if value is None else (draw if slot in ("mean", "momentum", "previous") else positive)(3 + k, dtype)
+        for k, (slot, value) in enumerate(optimizer.slots(optimizer.lr).items())
+    }
+    if isinstance(optimizer, RMSprop):
+        slots["square"] = [np.asarray(a + 100) for a in slots["square"]]
+    return draw(1, dtype), draw(2, dtype), slots
+
+
+def update(module, optimizer: Optimizer, step, params, grads, slots, shrink=None):
+    shrink = [1.0] * len(params) if shrink is None else shrink
+    scalars = optimizer.scalars(step, optimizer.lr)
+    return module.optimizer_update(optimizer.kind, params, grads, slots, shrink, optimizer.weight_decay, scalars)
+
+
+def test_every_kind_has_cases_with_and_without_each_slot():
+    slots = {(optimizer.kind, *slot) for optimizer, _ in _cases() for slot in optimizer.slots(1.0).items()}
+    existing = {(kind, slot) for kind, slot, value in slots if value is not None}
+    assert existing == {(kind, slot) for kind, made in KINDS.items() for slot in made().slots(1.0)}
+    absent = {(kind, slot) for kind, slot, value in slots if value is None}
+    assert absent == {("sgd", "momentum"), ("rmsprop", "mean"), ("rmsprop", "momentum"), ("adam", "largest")}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("function", "has", "options"), CASES)
-def test_updates_are_their_definition_in_every_array(wing, function, has, options, dtype):
-    given = lists_for(function, has, dtype)
-    wide = [None if one is None else [a.astype(np.longdouble) for a in one] for one in given]
+@pytest.mark.parametrize(("optimizer", "step"), CASES)
+def test_updates_are_their_definition_in_every_array(wing, optimizer, step, dtype):
+    given = lists_for(optimizer, dtype)
+    params, grads, slots = given
+    wide = [None if one is None else [a.astype(np.longdouble) for a in one] for one in (params, grads, *slots.values())]
     shrink = [1 - 0.01 * k for k in range(len(SHAPES))]
     for k, factor in enumerate(shrink):
-        function(*(None if one is None else one[k] for one in wide), factor, **options)
-    lists = wing.to(given)
+        p, g, *of_slots = (None if one is None else one[k] for one in wide)
+        getattr(definitions, optimizer.kind)(optimizer, step, p, g, factor, *of_slots)
+    params, grads, slots = wing.to(given)
+    lists = [params, grads, *slots.values()]
     held = [None if one is None else list(one) for one in lists]
-    assert getattr(wing.module, f"{function.__name__}_update")(*lists, shrink, **options) is None
+    assert update(wing.module, optimizer, step, params, grads, slots, shrink) is None
+    before = [*given[:2], *given[2].values()]
     for l, (one, expected) in enumerate(zip(lists, wide, strict=True)):
         assert (one is None) == (expected is None)
         for k, array in enumerate(one or ()):
             assert array is held[l][k]
-            magnitude = float(abs(given[l][k]).max(initial=0)) + 1
+            magnitude = float(abs(before[l][k]).max(initial=0)) + 1
             # At most twenty roundings in a step.
             assert_close(wing.back(array), expected[k].astype(dtype), 20, f"list {l}, array {k}", magnitude=magnitude)
-    assert_same(tuple(wing.back(lists[1])), tuple(given[1]))
+    assert_same(tuple(wing.back(grads)), tuple(given[1]))
 
 
-def scattered(wing, array):
-    """The array as a view that is not contiguous, and the whole of the memory that it lies in."""
-    whole = wing.to(np.full((*(2 * n for n in array.shape), 3), 7.0, array.dtype))
-    view = whole[(*(slice(None, None, 2) for _ in array.shape), 1, ...)]
-    view[...] = wing.to(array)
-    return view, whole
+@pytest.mark.parametrize(("optimizer", "step"), OF_EACH_KIND)
+def test_gradients_may_be_arrays_that_nothing_can_be_written_to(wing, optimizer, step):
+    expected, actual = wing.to(lists_for(optimizer, "float32")), wing.to(lists_for(optimizer, "float32"))
+    if wing.name != "cuda":  # whose arrays are all writable
+        for g in actual[1]:
+            g.flags.writeable = False
+    update(wing.module, optimizer, step, *expected)
+    update(wing.module, optimizer, step, *actual)
+    for one, same in zip((actual[0], *actual[2].values()), (expected[0], *expected[2].values()), strict=True):
+        assert_same(tuple(wing.back(one or [])), tuple(wing.back(same or [])))
 
 
-@pytest.mark.parametrize("name", UPDATES)
-def test_arrays_that_are_not_contiguous_are_updated_where_they_are(wing, name):
-    function, has, options = next(case for case in reversed(CASES) if case[0].__name__ == name)
-    given, shrink = lists_for(function, has, "float32"), [0.5] * len(SHAPES)
-    update = getattr(wing.module, f"{name}_update")
-    expected = wing.to(given)
-    update(*expected, shrink, **options)
-    pairs = [None if one is None else [scattered(wing, a) for a in one] for one in given]
-    lists = [None if one is None else [view for view, _ in one] for one in pairs]
-    update(*lists, shrink, **options)
-    for one, same in zip(pairs, expected, strict=True):
-        for (view, whole), array in zip(one or (), same or (), strict=True):
-            assert_same(wing.back(view.copy()), wing.back(array))
-            whole = wing.back(whole).copy()
-            whole[(*(slice(None, None, 2) for _ in array.shape), 1, ...)] = 7
-            assert (whole == 7).all()
-
-
-@pytest.mark.parametrize("name", UPDATES)
-def test_gradients_may_be_views_that_nothing_can_be_written_to(wing, name):
-    """As a number that stands for a whole array is."""
-    function, has, options = next(case for case in reversed(CASES) if case[0].__name__ == name)
-    given, shrink = lists_for(function, has, "float32"), [0.5] * len(SHAPES)
-    given[1] = [np.broadcast_to(np.float32(0.25), shape) for shape in SHAPES]
-    expected, lists = wing.to(given), wing.to(given)
-    if wing.name != "cuda":  # to which no view of NumPy's goes
-        lists[1] = given[1]
-    update = getattr(wing.module, f"{name}_update")
-    update(*expected, shrink, **options)
-    update(*lists, shrink, **options)
-    for one, same in zip(lists, expected, strict=True):
-        for array, other in zip(one or (), same or (), strict=True):
-            assert_same(wing.back(array), wing.back(other))
-
-
-@pytest.mark.parametrize(("function", "has", "options"), CASES)
-def test_a_parameter_that_is_infinite_spoils_its_own_state_only_if_it_decays(wing, function, has, options):
-    lists = wing.to(lists_for(function, has, "float64"))
-    lists[0][5][1, 2] = np.inf
-    getattr(wing.module, f"{function.__name__}_update")(*lists, [1.0] * len(SHAPES), **options | {"weight_decay": 0.0})
-    for one in lists[2:]:
+@pytest.mark.parametrize(("optimizer", "step"), CASES)
+def test_a_parameter_that_is_infinite_spoils_its_own_state_only_if_it_decays(wing, optimizer, step):
+    optimizer = dataclasses.replace(optimizer, weight_decay=0.0)
+    params, grads, slots = wing.to(lists_for(optimizer, "float64"))
+    params[5][1, 2] = np.inf
+    update(wing.module, optimizer, step, params, grads, slots)
+    for one in slots.values():
         assert all(np.isfinite(wing.back(a)).all() for a in one or ())
-    assert wing.back(lists[0][5])[1, 2] == np.inf
-    assert np.isinf(wing.back(lists[0][5])).sum() == 1
+    assert wing.back(params[5])[1, 2] == np.inf
+    assert np.isinf(wing.back(params[5])).sum() == 1
 
 
-def test_the_largest_square_keeps_a_nan(wing):
-    params, grads, means, squares, largest = ([np.ones(3, "float32")] for _ in range(5))
-    grads[0][1], largest[0][2] = np.nan, np.nan
-    lists = wing.to([params, grads, means, squares, largest])
+@pytest.mark.parametrize(
+    ("optimizer", "slot"), [(Adam(0.1, amsgrad=True), "largest"), (Adamax(0.1), "norm")], ids=["amsgrad", "adamax"]
+)
+def test_a_maximum_keeps_a_nan(wing, optimizer, slot):
+    params, grads, *arrays = ([np.ones(3, "float32")] for _ in range(2 + len(optimizer.slots(0.1))))
+    slots = dict(zip(optimizer.slots(0.1), arrays, strict=True))
+    grads[0][1], slots[slot][0][2] = np.nan, np.nan
+    params, grads, slots = wing.to((params, grads, slots))
     with np.errstate(invalid="ignore"):
-        wing.module.adam_update(
-            *lists, [1.0], lr=0.1, weight_decay=0.0, beta1=0.9, beta2=0.9, eps=1e-8, step=1
-        )  # fmt: skip
-    for array in (lists[0][0], lists[4][0]):
+        update(wing.module, optimizer, 1, params, grads, slots)
+    for array in (params[0], slots[slot][0]):
         assert np.isnan(wing.back(array)).tolist() == [False, True, True]
 
 
-def test_the_infinity_norm_keeps_a_nan(wing):
-    params, grads, means, norms = ([np.ones(3, "float32")] for _ in range(4))
-    grads[0][1], norms[0][2] = np.nan, np.nan
-    lists = wing.to([params, grads, means, norms])
-    with np.errstate(invalid="ignore"):
-        wing.module.adamax_update(
-            *lists, [1.0], lr=0.1, weight_decay=0.0, beta1=0.9, beta2=0.9, eps=1e-8, step=1
-        )  # fmt: skip
-    for array in (lists[0][0], lists[3][0]):
-        assert np.isnan(wing.back(array)).tolist() == [False, True, True]
-
-
-@pytest.mark.parametrize(("function", "has", "options"), CASES)
-def test_a_gradient_that_is_no_number_reaches_its_own_parameter(wing, function, has, options):
-    given = lists_for(function, has, "float32")
+@pytest.mark.parametrize(("optimizer", "step"), CASES)
+def test_a_gradient_that_is_no_number_reaches_its_own_parameter(wing, optimizer, step):
+    given = lists_for(optimizer, "float32")
     given[1][5][1, 2] = np.nan
-    lists = wing.to(given)
+    params, grads, slots = wing.to(given)
     with np.errstate(invalid="ignore"):
-        getattr(wing.module, f"{function.__name__}_update")(*lists, [1.0] * len(SHAPES), **options)
-    for k, (p, start) in enumerate(zip(lists[0], given[0], strict=True)):
+        update(wing.module, optimizer, step, params, grads, slots)
+    for k, (p, start) in enumerate(zip(params, given[0], strict=True)):
         lost = np.zeros(start.shape, bool)
         if k == 5:
             lost[1, 2] = True
@@ -206,13 +185,12 @@ def test_a_gradient_that_is_no_number_reaches_its_own_parameter(wing, function, 
 
 def test_rprop_counts_a_sign_whose_gradient_is_tiny(wing):
     """The product of such gradients is 0 in their dtype."""
-    lists = wing.to([[np.zeros(3, "float32")], [np.array([1e-30, -1e-30, 0], "float32")]])
-    lists += wing.to([[np.full(3, 1e-30, "float32")], [np.ones(3, "float32")]])
-    wing.module.rprop_update(
-        *lists, [1.0], weight_decay=0.0, eta_minus=0.5, eta_plus=1.25, smallest=0.1, largest=2.0
-    )  # fmt: skip
-    assert wing.back(lists[3][0]).tolist() == [1.25, 0.5, 1]
-    assert wing.back(lists[0][0]).tolist() == [-1.25, 0, 0]
+    tiny = np.array([1e-30, -1e-30, 0], "float32")
+    slots = {"previous": [np.full(3, 1e-30, "float32")], "size": [np.ones(3, "float32")]}
+    params, grads, slots = wing.to(([np.zeros(3, "float32")], [tiny], slots))
+    update(wing.module, Rprop(etas=(0.5, 1.25), step_sizes=(0.1, 2.0)), 2, params, grads, slots)
+    assert wing.back(slots["size"][0]).tolist() == [1.25, 0.5, 1]
+    assert wing.back(params[0]).tolist() == [-1.25, 0, 0]
 
 
 @pytest.mark.kernels
@@ -225,32 +203,53 @@ def test_all_arrays_are_one_launch(monkeypatch):
         call(self, *args, **options)
 
     monkeypatch.setattr(launch.Kernel, "__call__", counted)
-    for function, has, options in CASES:
-        arrays = lists_for(function, has, "float32")
-        getattr(kernels, f"{function.__name__}_update")(*arrays, [1.0] * len(SHAPES), **options)
-        assert launches == [f"{function.__name__}<float>"]
+    for optimizer, step in _cases():
+        update(kernels, optimizer, step, *lists_for(optimizer, "float32"))
+        assert launches == [f"update<{optimizer.kind.capitalize()}, float>"]
         launches.clear()
     kernels.global_norm(draw(0, "float64"))
     assert launches == ["square_sums<double>", "root_of_sum<double>"]
     launches.clear()
     nothing = [np.empty(0)]
-    kernels.sgd_update(
-        nothing, nothing, None, [1.0],
-        lr=1.0, weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False, step=1,
-    )  # fmt: skip
+    update(kernels, SGD(), 1, nothing, nothing, {"momentum": None})
     assert not launches
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize(("function", "has", "options"), {case[0]: case for case in CASES}.values())
-def test_the_order_of_threads_and_blocks_changes_no_bit(function, has, options):
+@pytest.mark.parametrize(
+    ("slots", "scalars"),
+    [
+        (("mean", "size"), ("rate", "beta1", "one_minus_beta1", "beta2", "eps")),
+        (("norm", "mean"), ("rate", "beta1", "one_minus_beta1", "beta2", "eps")),
+        (("mean",), ("rate", "beta1", "one_minus_beta1", "beta2", "eps")),
+        (("mean", "norm"), ("rate", "beta1", "beta2", "one_minus_beta1", "eps")),
+        (("mean", "norm"), ("rate", "beta1", "one_minus_beta1", "beta2")),
+    ],
+    ids=[
+        "a slot of another name",
+        "another order of slots",
+        "a slot less",
+        "another order of scalars",
+        "a scalar less",
+    ],
+)
+def test_a_struct_that_is_not_as_the_class_says_does_not_compile(slots, scalars):
+    arrays = {slot: [np.ones(3)] for slot in slots}
+    with pytest.raises(compiler.CompilerError, match=r"static.assert"):
+        kernels.optimizer_update("adamax", [np.ones(3)], [np.ones(3)], arrays, [1.0], 0.0, dict.fromkeys(scalars, 0.5))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(("optimizer", "step"), OF_EACH_KIND)
+def test_the_order_of_threads_and_blocks_changes_no_bit(optimizer, step):
     arrays = draw(0, "float32")
 
     def all_of_it():
-        lists = [None if one is None else [a.copy() for a in one] for one in lists_for(function, has, "float32")]
-        getattr(kernels, f"{function.__name__}_update")(*lists, [0.5] * len(SHAPES), **options)
+        params, grads, slots = lists_for(optimizer, "float32")
+        update(kernels, optimizer, step, params, grads, slots, [0.5] * len(SHAPES))
         norm = kernels.global_norm(arrays)
-        return norm, tuple(kernels.scaled(arrays, norm)), *(tuple(one) for one in lists if one is not None)
+        lists = (params, grads, *(one for one in slots.values() if one is not None))
+        return norm, tuple(kernels.scaled(arrays, norm)), *(tuple(one) for one in lists)
 
     first = all_of_it()
     for seed in (1, 2, 3):

@@ -234,6 +234,17 @@ def test_a_loaded_state_continues_bit_for_bit(name, dtype):
         assert not np.array_equal(other.state_dict()[max(state.keys() - {"step"})], state[max(state.keys() - {"step"})])
 
 
+def test_a_loaded_state_of_nadam_counts_the_momenta_of_its_hyperparameters():
+    """Whatever the optimizer did before, and with which."""
+    params, trained = parameters(), NAdam(0.02, momentum_decay=0.3)
+    run(trained, params, 5)
+    copied, other = {n: p.copy() for n, p in params.items()}, NAdam(0.02, momentum_decay=0.01)
+    run(other, parameters(), 2)
+    other.momentum_decay = 0.3
+    other.load_state_dict(trained.state_dict())
+    assert_same(run(other, copied, 1, start=5), run(trained, params, 1, start=5))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_the_state_of_an_optimizer_that_has_not_stepped(name):
     optimizer, fresh = EVERY[name](), EVERY[name]()

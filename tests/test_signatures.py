@@ -1,16 +1,18 @@
-"""What `inspect` and `help` show of differentiable functions: `f.vjp` has the parameters of f, and takes them."""
+"""What `inspect` and `help` show: `f.vjp` has the parameters of f, and a class describes those that it inherits."""
 
 from __future__ import annotations
 
 import inspect
 import pickle
 import pydoc
+import re
 import types
 
 import numpy as np
 import pytest
 
 import gpurnn
+from gpurnn import optimizers
 
 OPS = {
     name: function
@@ -56,3 +58,20 @@ def test_a_function_with_a_misspelt_argument_is_rejected():
     for function in (gpurnn.lstm, gpurnn.lstm.vjp):
         with pytest.raises(TypeError, match="unexpected keyword argument 'lengthz'"):
             function(x, w, w, lengthz=3)
+
+
+CLASSES = [
+    value
+    for module in (optimizers,)
+    for value in vars(module).values()
+    if inspect.isclass(value) and value.__module__ == module.__name__
+]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_help_describes_every_parameter_in_the_order_of_the_signature(cls):
+    assert len(CLASSES) > 9
+    sections = re.split(r"\n\n(\w+)\n-+\n", inspect.getdoc(cls))
+    described = re.findall(r"^(\w+) : .*\n    \S", sections[sections.index("Parameters") + 1], re.MULTILINE)
+    assert described == list(inspect.signature(cls).parameters)
+    assert sections.count("Parameters") == sections.count("Raises") == 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .base import Cell
+from .base import RECURRENT_WEIGHT, Cell
 from .gru import GRU, Update
 from .lstm import LSTM
 from .vanilla import Activation, Vanilla
 
-__all__ = ["CELLS", "GRU", "LSTM", "Activation", "Cell", "Update", "Vanilla"]
+__all__ = ["CELLS", "GRU", "LSTM", "RECURRENT_WEIGHT", "Activation", "Cell", "Update", "Vanilla"]
 
 CELLS: dict[str, type[Cell]] = {cell.name: cell for cell in (Vanilla, LSTM, GRU)}
 """Every cell by its name."""

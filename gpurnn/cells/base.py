@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from .. import _checks
 
+RECURRENT_WEIGHT = "weight_hh"
+"""The name of every recurrent weight W_hh contains this: ``weight_hh_l0``, ``encoder.weight_hh_l1_reverse``."""
+
 
 @dataclass(frozen=True)
 class Cell:
