@@ -49,7 +49,8 @@ def modules() -> list[Module]:
     """Every translation unit that this file can ask for."""
     from gpurnn.optimizers import KINDS  # the optimizers are above the wings
 
-    optimizers = [optimizer() for optimizer in KINDS.values()]
+    kinds: list[Any] = list(KINDS.values())
+    optimizers = [kind() for kind in kinds]
     return [
         module
         for dtype in ("float32", "float64")

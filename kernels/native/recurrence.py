@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gpurnn.reference import recurrence as reference
 from gpurnn.reference.buffers import empty
 from gpurnn.reference.recurrence import recurrence_chunk
 from numpy.typing import NDArray
 
-from gpurnn import reference
 from gpurnn._contract import Weights
 from gpurnn.cells import Cell
 
@@ -91,7 +91,7 @@ def _library(cell: Cell, dtype: str) -> ctypes.CDLL:
 def _room(shape: tuple[int, ...], dtype: Any) -> Array:
     """Uninitialised memory that begins at a cache line."""
     size, itemsize = math.prod(shape), np.dtype(dtype).itemsize
-    memory = empty((size + _CACHE_LINE // itemsize,), dtype)
+    memory: Array = empty((size + _CACHE_LINE // itemsize,), dtype)
     start = -memory.ctypes.data % _CACHE_LINE // itemsize
     return memory[start : start + size].reshape(shape)
 

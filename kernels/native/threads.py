@@ -28,7 +28,7 @@ def most() -> int:
     """
     count = _processors()
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    limits = [int(text) if text.isdigit() else 0, library().gpurnn_get_num_threads()]
+    limits = [int(text) if text.isdigit() else 0, int(library().gpurnn_get_num_threads())]
     return max(1, min([count, *(limit for limit in limits if limit > 0)]))
 
 
