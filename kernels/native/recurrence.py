@@ -127,7 +127,9 @@ def recurrence_forward(
     options: dict[str, Any] = {"lengths": lengths, "resets": resets, "mask": mask, "training": training}
     T, B, I = x.shape
     if T * B == 0:
-        return reference.recurrence_forward(cell, x, weights, state, **options)
+        empty_run: tuple[Array, tuple[Array, ...], Any]
+        empty_run = reference.recurrence_forward(cell, x, weights, state, **options)
+        return empty_run
     reference.check_lengths(cell.name, lengths, T)
     library, dtype = _library(cell, x.dtype.name), x.dtype
     D, H, S = len(weights), state[0].shape[2], len(cell.saved)
@@ -178,7 +180,9 @@ def recurrence_backward(
     """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
     first = saved[0]
     if not isinstance(first, _Saved):
-        return reference.recurrence_backward(saved, dy, dstate, dweights)
+        gradients: tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]
+        gradients = reference.recurrence_backward(saved, dy, dstate, dweights)
+        return gradients
     x, lengths, *_ = first.arrays
     assert x is not None
     B, H, dtype = x.shape[1], first.layer.hidden, x.dtype
