@@ -180,9 +180,9 @@ def recurrence_backward(
     """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
     first = saved[0]
     if not isinstance(first, _Saved):
-        gradients: tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]
-        gradients = reference.recurrence_backward(saved, dy, dstate, dweights)
-        return gradients
+        of_reference: tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]
+        of_reference = reference.recurrence_backward(saved, dy, dstate, dweights)
+        return of_reference
     x, lengths, *_ = first.arrays
     assert x is not None
     B, H, dtype = x.shape[1], first.layer.hidden, x.dtype
