@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import _arrays, _checks, _dispatch
+from . import _arrays, _checks, _dispatch, _docs
 from ._contract import Array
-from ._docs import inherits_parameters
 from .cells import RECURRENT_WEIGHT
 from .gradients import take_gradients
 
@@ -256,7 +255,7 @@ def _pair(check: Callable[[str, str, float], float], where: str, name: str, pair
     return check(where, f"{name}[0]", first), check(where, f"{name}[1]", second)
 
 
-@inherits_parameters
+@_docs.inherits_parameters
 @dataclass(eq=False)
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: b <- mu b + (1 - dampening) g, theta <- theta - lr b.
@@ -313,7 +312,7 @@ class SGD(Optimizer):
         return {"lr": lr, "mu": self.momentum, "undamped": undamped, "nesterov": self.nesterov, "first": step == 1}
 
 
-@inherits_parameters
+@_docs.inherits_parameters
 @dataclass(eq=False)
 class RMSprop(Optimizer):
     """RMSprop: v <- alpha v + (1 - alpha) g^2, theta <- theta - lr g / (sqrt(v) + eps).
@@ -371,7 +370,7 @@ def _of_averages(betas: tuple[float, float]) -> dict[str, float]:
     return {"beta1": beta1, "one_minus_beta1": 1 - beta1, "beta2": beta2, "one_minus_beta2": 1 - beta2}
 
 
-@inherits_parameters
+@_docs.inherits_parameters
 @dataclass(eq=False)
 class Adam(Optimizer):
     """Adam: m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, theta <- theta - lr m' / (sqrt(v') + eps).
@@ -421,7 +420,7 @@ class Adam(Optimizer):
         return {"rate": lr * root / (1 - beta1**step), **_of_averages(self.betas), "floor": self.eps * root}
 
 
-@inherits_parameters
+@_docs.inherits_parameters
 @dataclass(eq=False)
 class AdamW(Adam):
     """Adam with decoupled weight decay: theta <- (1 - lr lambda) theta, then Adam's step, whose g has no decay in it.
@@ -451,7 +450,7 @@ class AdamW(Adam):
     weight_decay: float = 1e-2
 
 
-@inherits_parameters
+@_docs.inherits_parameters
 @dataclass(eq=False)
 class Adagrad(Optimizer):
     """Adagrad: v <- v + g^2, theta <- theta - lr_t g / (sqrt(v) + eps).
@@ -498,7 +497,7 @@ class Adagrad(Optimizer):
         return {"lr": lr / (1 + (step - 1) * self.lr_decay), "eps": self.eps}
 
 
-@inherits_parameters
+@_docs.inherits_parameters
 @dataclass(eq=False)
 class Adadelta(Optimizer):
     """Adadelta: v <- rho v + (1 - rho) g^2, d = sqrt(u + eps) / sqrt(v + eps) g, theta <- theta - lr d.
@@ -542,7 +541,7 @@ class Adadelta(Optimizer):
         return {"lr": lr, "rho": self.rho, "one_minus_rho": 1 - self.rho, "eps": self.eps}
 
 
-@inherits_parameters
+@_docs.inherits_parameters
 @dataclass(eq=False)
 class NAdam(Optimizer):
     """NAdam, Adam with Nesterov's momentum: theta <- theta - lr m' / (sqrt(v') + eps).
@@ -613,7 +612,7 @@ class NAdam(Optimizer):
         return self._product[1]
 
 
-@inherits_parameters
+@_docs.inherits_parameters
 @dataclass(eq=False)
 class Adamax(Optimizer):
     """Adamax, Adam with the infinity norm: m <- beta1 m + (1 - beta1) g, u <- max(beta2 u, abs(g) + eps).
@@ -659,7 +658,7 @@ class Adamax(Optimizer):
         }  # fmt: skip
 
 
-@inherits_parameters
+@_docs.inherits_parameters
 @dataclass(eq=False)
 class Rprop(Optimizer):
     """Resilient backpropagation: theta <- theta - eta sign(g), where each element has its own size eta.

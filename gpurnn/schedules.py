@@ -1,10 +1,10 @@
 """Learning rates, and probabilities of teacher forcing, as functions of the step: the number of updates made before.
 
-A schedule remembers nothing, so that training is resumed with nothing but the step; `ReduceOnPlateau` alone goes by the
-validation losses, and has a state that training keeps. `gpurnn.Trainer` takes one as ``schedule``, for the learning
-rate, and one as ``teacher_forcing``. For the latter, scheduled sampling (S. Bengio, O. Vinyals, N. Jaitly, N. Shazeer,
-"Scheduled sampling for sequence prediction with recurrent neural networks", NeurIPS 2015, section 2.4) has three decays
-of the probability eps_t that the true token is fed, not the model's own:
+A schedule has no state, so training resumes from the step alone. The exception is `ReduceOnPlateau`: it depends on the
+validation losses, and training saves its state. `gpurnn.Trainer` takes one schedule as ``schedule``, for the learning
+rate, and one as ``teacher_forcing``. For teacher forcing, scheduled sampling (S. Bengio, O. Vinyals, N. Jaitly,
+N. Shazeer, "Scheduled sampling for sequence prediction with recurrent neural networks", NeurIPS 2015, section 2.4) has
+three decays of eps_t, the probability that a decoder reads the true token instead of its own:
 
 =================  ==============================  ===========================
 exponential        eps_0 lambda^t                  `Exponential(eps_0, lambda)`
@@ -22,11 +22,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from . import _checks
+from . import _checks, _docs
 
 
 def _times_power(value: float, factor: float, exponent: int) -> float:
-    """``value`` times ``factor`` to a power; infinity where that is too large for a float."""
+    """``value`` times ``factor`` to a power; infinity if it is too large for a float."""
     if value == 0 or (factor == 0 and exponent > 0):
         return 0.0
     # The power may overflow or underflow where its product with the value does not.
@@ -37,19 +37,40 @@ def _times_power(value: float, factor: float, exponent: int) -> float:
     return math.exp(logarithm) if logarithm < math.log(sys.float_info.max) else math.inf
 
 
-@dataclass(frozen=True)
-class Constant:
-    """The same learning rate at every step.
+class _Schedule:
+    """A function of the step.
 
     Parameters
     ----------
     lr : float
-        At least 0.
+        The first learning rate, or the first probability of teacher forcing. At least 0.
+    gamma : float
+        The factor from each rate to the next, at least 0.
+    total_steps : int
+        The step at which the final rate is reached, at least 1.
+    final_lr : float
+        The final rate, at least 0.
 
     Raises
     ------
+    TypeError
+        An argument is not of the type above.
     ValueError
-        A parameter out of its range.
+        An argument is out of its range.
+    """
+
+    def __call__(self, step: int) -> float:
+        """The learning rate, or the probability of teacher forcing, after ``step`` updates."""
+        return float(self._at(_checks.integer_at_least(type(self).__name__, "step", step, 0)))
+
+    def _at(self, step: int) -> float:
+        raise NotImplementedError
+
+
+@_docs.inherits_parameters
+@dataclass(frozen=True)
+class Constant(_Schedule):
+    """The same learning rate at every step.
 
     Examples
     --------
@@ -62,27 +83,19 @@ class Constant:
     def __post_init__(self) -> None:
         _checks.attributes(self, _checks.non_negative, "lr")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        _checks.integer_at_least("Constant", "step", step, 0)
-        return float(self.lr)
+    def _at(self, step: int) -> float:
+        return self.lr
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class TimeBased:
+class TimeBased(_Schedule):
     """Time-based decay: lr / (1 + decay step).
 
     Parameters
     ----------
-    lr : float
-        The first learning rate, at least 0.
     decay : float
-        Per step, at least 0; after 1/decay steps the rate has halved.
-
-    Raises
-    ------
-    ValueError
-        A parameter out of its range.
+        Per step, at least 0. After 1/decay steps the rate has halved.
 
     References
     ----------
@@ -100,28 +113,21 @@ class TimeBased:
     def __post_init__(self) -> None:
         _checks.attributes(self, _checks.non_negative, "lr", "decay")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        return self.lr / (1 + self.decay * _checks.integer_at_least("TimeBased", "step", step, 0))
+    def _at(self, step: int) -> float:
+        return self.lr / (1 + self.decay * step)
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class Exponential:
-    """Exponential decay: lr gamma^step, infinite where a gamma above 1 leads past the largest float.
+class Exponential(_Schedule):
+    """Exponential decay: lr gamma^step. It is infinite where a gamma above 1 leads past the largest float.
 
     As a schedule of teacher forcing this is eps_0 lambda^t.
 
     Parameters
     ----------
-    lr : float
-        The first learning rate, or the first probability of teacher forcing; at least 0.
     gamma : float
-        Factor of each step, at least 0.
-
-    Raises
-    ------
-    ValueError
-        A parameter out of its range.
+        The factor of each step, at least 0.
 
     Examples
     --------
@@ -135,30 +141,21 @@ class Exponential:
     def __post_init__(self) -> None:
         _checks.attributes(self, _checks.non_negative, "lr", "gamma")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        return _times_power(self.lr, self.gamma, _checks.integer_at_least("Exponential", "step", step, 0))
+    def _at(self, step: int) -> float:
+        return _times_power(self.lr, self.gamma, step)
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class Linear:
-    """Linear decay down to a rate that holds from then on: max(final_lr, lr - decay step).
+class Linear(_Schedule):
+    """Linear decay to a final rate, which then stays: max(final_lr, lr - decay step).
 
     As a schedule of teacher forcing this is max(eps_min, k - c t).
 
     Parameters
     ----------
-    lr : float
-        The first learning rate, or the first probability of teacher forcing; at least 0.
     decay : float
         Per step, at least 0.
-    final_lr : float
-        The least rate or probability, at least 0.
-
-    Raises
-    ------
-    ValueError
-        A parameter out of its range.
 
     References
     ----------
@@ -179,14 +176,13 @@ class Linear:
     def __post_init__(self) -> None:
         _checks.attributes(self, _checks.non_negative, "lr", "decay", "final_lr")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        step = _checks.integer_at_least("Linear", "step", step, 0)
-        return float(max(self.final_lr, self.lr - self.decay * step))
+    def _at(self, step: int) -> float:
+        return max(self.final_lr, self.lr - self.decay * step)
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class InverseSigmoid:
+class InverseSigmoid(_Schedule):
     """Inverse sigmoid decay of the probability of teacher forcing: k / (k + exp(step / k)).
 
     It begins at k / (k + 1), is 1/2 after k log(k) steps, and tends to 0.
@@ -194,12 +190,7 @@ class InverseSigmoid:
     Parameters
     ----------
     k : float
-        At least 1: the larger, the later and the slower the decay.
-
-    Raises
-    ------
-    ValueError
-        ``k`` is below 1.
+        At least 1. A larger k makes the decay later and slower.
 
     References
     ----------
@@ -220,30 +211,20 @@ class InverseSigmoid:
         if self.k < 1:
             raise ValueError(f"InverseSigmoid: k is {self.k!r}, expected a number of at least 1")
 
-    def __call__(self, step: int) -> float:
-        """The probability of teacher forcing at an update that ``step`` updates came before."""
-        step = _checks.integer_at_least("InverseSigmoid", "step", step, 0)
+    def _at(self, step: int) -> float:
         falling = math.exp(-step / self.k)  # the growing exponential would overflow
         return self.k * falling / (self.k * falling + 1)
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class Step:
+class Step(_Schedule):
     """Step decay: lr gamma^floor(step / step_size).
 
     Parameters
     ----------
-    lr : float
-        The first learning rate, at least 0.
     step_size : int
         Steps at each rate, at least 1.
-    gamma : float
-        Factor from each rate to the next, at least 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter out of its range, or a step size that is no whole number.
 
     Examples
     --------
@@ -261,30 +242,21 @@ class Step:
         _checks.attributes(self, _checks.integer_at_least, "step_size", least=1)
         _checks.attributes(self, _checks.non_negative, "gamma")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        return _times_power(self.lr, self.gamma, _checks.integer_at_least("Step", "step", step, 0) // self.step_size)
+    def _at(self, step: int) -> float:
+        return _times_power(self.lr, self.gamma, step // self.step_size)
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class MultiStep:
-    """Piecewise constant decay: lr gamma^n, with n the number of milestones that are at most ``step``.
+class MultiStep(_Schedule):
+    """Piecewise constant decay: lr gamma^n, where n is the number of milestones that are at most ``step``.
 
-    With one milestone and a gamma above 1 this is a constant warm-up, gamma times lower than the rate after it.
+    With one milestone and a gamma above 1 it is a constant warm-up, gamma times lower than the rate after it.
 
     Parameters
     ----------
-    lr : float
-        The first learning rate, at least 0.
     milestones : iterable of int
-        The steps at which a new rate begins: at least 1, each more than the one before.
-    gamma : float
-        Factor from each rate to the next, at least 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter out of its range, or a milestone that is no whole number.
+        The steps at which a new rate begins. Each is at least 1, and larger than the one before.
 
     Examples
     --------
@@ -306,34 +278,22 @@ class MultiStep:
         object.__setattr__(self, "milestones", tuple(milestones))
         _checks.attributes(self, _checks.non_negative, "gamma")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        step = _checks.integer_at_least("MultiStep", "step", step, 0)
+    def _at(self, step: int) -> float:
         return _times_power(self.lr, self.gamma, bisect_right(tuple(self.milestones), step))
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class Polynomial:
-    """Polynomial decay to a rate that holds from then on: final_lr + (lr - final_lr) (1 - t)^power.
+class Polynomial(_Schedule):
+    """Polynomial decay to a final rate, which then stays: final_lr + (lr - final_lr) (1 - t)^power.
 
-    Here t = min(1, step / total_steps). With a power of 1 this is a straight line, and with a final rate above the
-    first one a warm-up.
+    Here t = min(1, step / total_steps). With power 1 it is a straight line, and with a final rate above the first one a
+    warm-up.
 
     Parameters
     ----------
-    lr : float
-        The first learning rate, at least 0.
-    total_steps : int
-        The step at which the final rate is reached, at least 1.
     power : float
         Above 0.
-    final_lr : float
-        At least 0; above ``lr`` for a rate that rises.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter out of its range, or a number of steps that is no whole number.
 
     Examples
     --------
@@ -357,35 +317,28 @@ class Polynomial:
         _checks.attributes(self, _checks.finite, "power")
         _checks.attributes(self, _checks.non_negative, "final_lr")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        step = _checks.integer_at_least("Polynomial", "step", step, 0)
+    def _at(self, step: int) -> float:
         left = max(0.0, 1 - step / self.total_steps)
         return float(self.final_lr + (self.lr - self.final_lr) * left**self.power)
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class CosineWithWarmup:
-    """Linear warm-up, then half a cosine down to the final rate, which holds from then on.
+class CosineWithWarmup(_Schedule):
+    """Linear warm-up, then half a cosine down to the final rate, which then stays.
 
-    lr (step + 1) / (warmup_steps + 1) while step < warmup_steps, so that no update is wasted on a rate of 0; then
-    final_lr + (lr - final_lr) (1 + cos(pi t)) / 2, with t rising from 0 to 1 between warmup_steps and total_steps.
+    While step < warmup_steps the rate is lr (step + 1) / (warmup_steps + 1), so no update is wasted on a rate of 0.
+    Then it is final_lr + (lr - final_lr) (1 + cos(pi t)) / 2, where t rises from 0 to 1 between warmup_steps and
+    total_steps.
 
     Parameters
     ----------
     lr : float
-        The highest learning rate, reached at step ``warmup_steps``; at least 0.
+        The highest learning rate, reached at step ``warmup_steps``. At least 0.
     total_steps : int
         The step at which the final rate is reached, more than ``warmup_steps``.
     warmup_steps : int
         At least 0.
-    final_lr : float
-        At least 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter out of its range, or a number of steps that is no whole number.
 
     References
     ----------
@@ -410,38 +363,32 @@ class CosineWithWarmup:
         _checks.attributes(self, _checks.integer_at_least, "total_steps", least=self.warmup_steps + 1)
         _checks.attributes(self, _checks.non_negative, "final_lr")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        step = _checks.integer_at_least("CosineWithWarmup", "step", step, 0)
+    def _at(self, step: int) -> float:
         if step < self.warmup_steps:
             return self.lr * (step + 1) / (self.warmup_steps + 1)
         t = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
         return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * t)) / 2
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class CosineWithWarmRestarts:
-    """Half a cosine down, again and again, each from the highest rate: stochastic gradient descent with warm restarts.
+class CosineWithWarmRestarts(_Schedule):
+    """Half a cosine down, repeated from the highest rate: stochastic gradient descent with warm restarts.
 
-    final_lr + (lr - final_lr) (1 + cos(pi T_cur / T_i)) / 2, with T_cur the steps since the last restart and
-    T_i = T_0 T_mult^i the steps from the i-th restart to the next. The rate after T_cur = T_i would be the final
-    one; the restart comes in its place.
+    final_lr + (lr - final_lr) (1 + cos(pi T_cur / T_i)) / 2, where T_cur is the number of steps since the last restart,
+    and T_i = T_0 T_mult^i that from the i-th restart to the next. At T_cur = T_i the rate restarts instead of reaching
+    the final one.
 
     Parameters
     ----------
     lr : float
         The learning rate after each restart, at least 0.
     T_0 : int
-        Steps from the beginning to the first restart, at least 1.
+        Steps before the first restart, at least 1.
     T_mult : int
         How many times longer each period is than the one before, at least 1.
     final_lr : float
-        What the rate goes down to, at least 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter out of its range, or a number of steps that is no whole number.
+        The rate that each period falls towards, at least 0.
 
     References
     ----------
@@ -465,25 +412,23 @@ class CosineWithWarmRestarts:
         _checks.attributes(self, _checks.integer_at_least, "T_mult", least=1)
         _checks.attributes(self, _checks.non_negative, "final_lr")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        since = _checks.integer_at_least("CosineWithWarmRestarts", "step", step, 0)
+    def _at(self, step: int) -> float:
         period = self.T_0
-        if self.T_mult == 1:
-            since %= period
+        since = step % period if self.T_mult == 1 else step
         while since >= period:
             since -= period
             period *= self.T_mult
         return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * since / period)) / 2
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class Cyclic:
+class Cyclic(_Schedule):
     """Cyclical learning rates: up and down between two rates along straight lines.
 
     base_lr + (max_lr - base_lr) (1 - x) s, with cycle = floor(1 + step / (2 step_size)) and
-    x = abs(step / step_size - 2 cycle + 1). The scale s is 1 for the policy "triangular", 2^(1 - cycle) for
-    "triangular2", whose peaks halve from cycle to cycle, and gamma^step for "exp_range".
+    x = abs(step / step_size - 2 cycle + 1). The scale s is 1 for "triangular", 2^(1 - cycle) for "triangular2", whose
+    peaks halve from cycle to cycle, and gamma^step for "exp_range".
 
     Parameters
     ----------
@@ -495,12 +440,7 @@ class Cyclic:
         Steps of half a cycle, at least 1.
     mode : {"triangular", "triangular2", "exp_range"}
     gamma : float
-        Of "exp_range": the factor of each step, in [0, 1].
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter out of its range, a step size that is no whole number, or a ``gamma`` for another mode.
+        The factor of each step, in [0, 1]. 1 unless the mode is "exp_range".
 
     References
     ----------
@@ -521,8 +461,7 @@ class Cyclic:
 
     def __post_init__(self) -> None:
         where = "Cyclic"
-        _checks.attributes(self, _checks.non_negative, "base_lr")
-        _checks.attributes(self, _checks.non_negative, "max_lr", "gamma")
+        _checks.attributes(self, _checks.non_negative, "base_lr", "max_lr", "gamma")
         if self.max_lr < self.base_lr:
             raise ValueError(f"{where}: max_lr is {self.max_lr!r}, expected at least base_lr, {self.base_lr!r}")
         _checks.attributes(self, _checks.integer_at_least, "step_size", least=1)
@@ -532,41 +471,35 @@ class Cyclic:
         if self.gamma != 1 and self.mode != "exp_range":
             raise ValueError(f"{where}: gamma is {self.gamma!r}, expected 1 for mode {self.mode!r}")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        step = _checks.integer_at_least("Cyclic", "step", step, 0)
+    def _at(self, step: int) -> float:
         cycles, within = divmod(step, 2 * self.step_size)
         height = 1 - abs(within - self.step_size) / self.step_size
         factor, times = (0.5, cycles) if self.mode == "triangular2" else (self.gamma, step)
-        return float(self.base_lr + _times_power((self.max_lr - self.base_lr) * height, factor, times))
+        return self.base_lr + _times_power((self.max_lr - self.base_lr) * height, factor, times)
 
 
+@_docs.inherits_parameters
 @dataclass(frozen=True)
-class OneCycle:
-    """The one-cycle policy: once up to the highest rate and down to far below the first, which holds from then on.
+class OneCycle(_Schedule):
+    """The one-cycle policy: up to the highest rate, then down to far below the first one, where it stays.
 
-    From max_lr / div_factor at step 0 to max_lr at pct_start total_steps - 1 and on to
-    max_lr / (div_factor final_div_factor) at total_steps - 1: with t rising from 0 to 1 in each of the two phases,
-    a + (b - a) t from a to b if ``anneal`` is "linear", and a + (b - a) (1 - cos(pi t)) / 2 if it is "cosine".
+    The rate goes from max_lr / div_factor at step 0 to max_lr at pct_start total_steps - 1, and then to
+    max_lr / (div_factor final_div_factor) at total_steps - 1. Where t rises from 0 to 1 in each of the two phases, from
+    a to b, the rate is a + (b - a) t if ``anneal`` is "linear", and a + (b - a) (1 - cos(pi t)) / 2 if it is "cosine".
 
     Parameters
     ----------
     max_lr : float
         The highest learning rate, at least 0.
     total_steps : int
-        Steps of the whole cycle, more than 1 / ``pct_start``, so that there is a step before the highest rate.
+        Steps of the whole cycle, more than 1 / ``pct_start``, so that a step precedes the highest rate.
     pct_start : float
         The fraction of the steps in which the rate rises, between 0 and 1.
     div_factor : float
-        How many times lower than the highest rate the first one is, at least 1.
+        The highest rate over the first one, at least 1.
     final_div_factor : float
-        How many times lower than the first rate the last one is, at least 1.
+        The first rate over the last one, at least 1.
     anneal : {"cosine", "linear"}
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter out of its range, or a number of steps that is no whole number.
 
     References
     ----------
@@ -603,9 +536,7 @@ class OneCycle:
                 raise ValueError(f"{where}: {name} is {getattr(self, name)!r}, expected a number of at least 1")
         _checks.attributes(self, _checks.choice, "anneal", choices=("cosine", "linear"))
 
-    def __call__(self, step: int) -> float:
-        """The learning rate of an update that ``step`` updates came before."""
-        step = _checks.integer_at_least("OneCycle", "step", step, 0)
+    def _at(self, step: int) -> float:
         first = self.max_lr / self.div_factor
         last = self.total_steps - 1
         peak = self.total_steps * self.pct_start - 1
@@ -615,29 +546,30 @@ class OneCycle:
             begin, end, t = self.max_lr, first / self.final_div_factor, min(1.0, (step - peak) / (last - peak))
         if self.anneal == "cosine":
             t = (1 - math.cos(math.pi * t)) / 2
-        return float(begin * (1 - t) + end * t)
+        return begin * (1 - t) + end * t
 
 
+@_docs.inherits_parameters
 @dataclass
-class ReduceOnPlateau:
+class ReduceOnPlateau(_Schedule):
     """Reduce the learning rate when the validation loss has stopped falling: lr <- max(min_lr, factor lr).
 
     An evaluation is an improvement if its loss L is below the lowest so far, L_best, by more than ``threshold``
-    abs(L_best), or by more than ``threshold`` if the ``threshold_mode`` is "abs"; only then it becomes L_best. After
-    ``patience`` evaluations in a row that are none, the rate is reduced and their count begins anew. The ``cooldown``
+    abs(L_best), or by more than ``threshold`` if the ``threshold_mode`` is "abs". Only then L becomes L_best. After
+    ``patience`` evaluations in a row without improvement, the rate is reduced and counting restarts. The ``cooldown``
     evaluations after a reduction are not counted.
 
-    It is for the learning rate and not for teacher forcing: `gpurnn.Trainer` lets it observe each validation loss if it
-    is the ``schedule``, and keeps its state in the checkpoints.
+    It is for the learning rate, not for teacher forcing. As its ``schedule``, `gpurnn.Trainer` calls ``observe`` with
+    each validation loss, and saves its state in the checkpoints.
 
     Parameters
     ----------
     lr : float
         The first learning rate, at least 0.
     factor : float
-        Of each reduction, in [0, 1).
+        The factor of each reduction, in [0, 1).
     patience : int
-        At least 1, and counted as the ``patience`` of `gpurnn.Trainer`. PyTorch reduces at one evaluation more than its
+        At least 1, counted like the ``patience`` of `gpurnn.Trainer`. PyTorch waits for one evaluation more than its
         patience: its 10 is 11 here.
     threshold : float
         At least 0.
@@ -645,12 +577,7 @@ class ReduceOnPlateau:
     cooldown : int
         At least 0.
     min_lr : float
-        The least rate, at least 0 and at most ``lr``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter out of its range, or a number of evaluations that is no whole number.
+        The lowest rate, at least 0 and at most ``lr``.
 
     Examples
     --------
@@ -689,13 +616,11 @@ class ReduceOnPlateau:
         if self.min_lr > self.lr:
             raise ValueError(f"{where}: min_lr is {self.min_lr!r}, expected at most lr, {self.lr!r}")
 
-    def __call__(self, step: int) -> float:
-        """The learning rate that the losses observed so far have led to, whatever the step."""
-        _checks.integer_at_least("ReduceOnPlateau", "step", step, 0)
+    def _at(self, step: int) -> float:
         return self._rate
 
     def observe(self, loss: float) -> None:
-        """Take note of the validation loss of one evaluation; of what is to rise, as an accuracy, give the negative.
+        """Record the validation loss of one evaluation. For a metric that should rise, pass its negative.
 
         Raises
         ------
@@ -714,24 +639,24 @@ class ReduceOnPlateau:
             self._failures, self._cooling = 0, self.cooldown
 
     def state_dict(self) -> dict[str, float | int | None]:
-        """What the losses observed so far have led to, by name."""
+        """The rate and the counts that follow from the losses so far, by name."""
         return {"rate": self._rate, "best": self._best, "failures": self._failures, "cooling": self._cooling}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` of a schedule with the same parameters returned.
+        """Continue from the `state_dict` of a schedule with the same parameters.
+
+        If it raises, the schedule has not changed.
 
         Raises
         ------
         KeyError
-            A name is missing, or one is unknown.
+            A name is missing or unknown.
         ValueError, TypeError
-            A value is out of its range. The schedule has not changed.
+            A value is out of its range.
         """
         where = "ReduceOnPlateau.load_state_dict"
         if state.keys() != self.state_dict().keys():
-            raise KeyError(
-                f"ReduceOnPlateau.load_state_dict: state has {sorted(state)}, expected {sorted(self.state_dict())}"
-            )
+            raise KeyError(f"{where}: state has {sorted(state)}, expected {sorted(self.state_dict())}")
         rate = _checks.non_negative(where, "rate", state["rate"])
         best = None if state["best"] is None else _checks.finite(where, "best", state["best"])
         failures, cooling = (_checks.integer_at_least(where, name, state[name], 0) for name in ("failures", "cooling"))
