@@ -1,7 +1,7 @@
-"""What is done to gradients between the pullback and the optimizer: clipping and L2.
+"""Operations on gradients between the pullback and the optimizer: norms, clipping and L2.
 
-Every function takes gradients by parameter name, as a pullback returns them, and returns a new dict; the arrays that
-went in stay as they were.
+Every function takes gradients by parameter name, as a pullback returns them, and returns a new dict. The arrays of the
+caller are not changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._contract import Array
 
 
 def _take(where: str, **groups: Mapping[str, Array]) -> tuple[Any, ...]:
-    """The namespace of all arrays of the groups, and each group with its arrays ready to compute with."""
+    """The namespace of all arrays of the groups, and the groups, with arrays that are ready to compute with."""
     named = {f"{group}[{name!r}]": array for group, arrays in groups.items() for name, array in arrays.items()}
     xp, *taken = _arrays.take(where, named, needed=tuple(named))
     each = iter(taken)
@@ -37,17 +37,17 @@ def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     grads : dict of str to array
         At least one, all of one dtype.
     norm_type : float
-        p > 0; ``math.inf`` for the largest magnitude.
+        p > 0. ``math.inf`` gives the largest magnitude.
 
     Returns
     -------
     norm : () float64 array
-        Of the library of the gradients, accumulated in float64.
+        Accumulated in float64, in the library of the gradients.
 
     Raises
     ------
     TypeError
-        Unsupported or mixed arrays or dtypes.
+        Arrays or dtypes are mixed or not supported.
     ValueError
         ``norm_type`` is not positive.
 
@@ -70,9 +70,9 @@ def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     largest = xp.max(xp.stack([xp.max(m) for m in magnitudes]))
     if norm_type == math.inf:
         return xp.asarray(largest)
-    # Relative to the largest no power overflows.
+    # Relative to the largest magnitude no power overflows.
     unit = xp.where(xp.logical_and(largest > 0, xp.isfinite(largest)), largest, xp.ones_like(largest))
-    with np.errstate(over="ignore"):  # of what stands beside an infinity
+    with np.errstate(over="ignore"):  # where another magnitude is infinite
         powers = [xp.sum((m / unit) ** norm_type) for m in magnitudes]
     return xp.asarray(unit * xp.sum(xp.stack(powers)) ** (1 / norm_type))
 
@@ -89,21 +89,21 @@ def clip_by_global_norm(
     max_norm : float
         theta >= 0.
     norm_type : float
-        p > 0 of the norm; ``math.inf`` for the largest magnitude.
+        p > 0 of the norm. ``math.inf`` gives the largest magnitude.
 
     Returns
     -------
     clipped : dict of str to array
-        New arrays. All of them are NaN if the norm is not finite.
+        New arrays. All are NaN if the norm is not finite.
     norm : () float64 array
-        ||g|| before the clipping.
+        ||g|| before clipping.
 
     Raises
     ------
     TypeError
-        Unsupported or mixed arrays or dtypes.
+        Arrays or dtypes are mixed or not supported.
     ValueError
-        ``max_norm`` is negative or not finite, ``norm_type`` is not positive.
+        ``max_norm`` is negative or not finite, or ``norm_type`` is not positive.
 
     References
     ----------
@@ -123,7 +123,7 @@ def clip_by_global_norm(
     xp, grads = _take(where, grads=grads)
     theta = _checks.non_negative(where, "max_norm", max_norm)
     norm = global_norm(grads, norm_type)
-    # theta / inf would make zeros of the finite gradients and hide the infinite one.
+    # theta / inf is 0, which would turn the finite gradients into zeros and hide the infinite one.
     scale = xp.where(xp.isfinite(norm), xp.clip(theta / (norm + 1e-6), max=1.0), math.nan)
     clipped = _dispatch.wing(where, **grads).scaled(list(grads.values()), scale)
     return dict(zip(grads, clipped, strict=True)), norm
@@ -147,7 +147,7 @@ def clip_by_value(grads: Mapping[str, Array], clip_value: float) -> dict[str, Ar
     Raises
     ------
     TypeError
-        Unsupported or mixed arrays or dtypes.
+        Arrays or dtypes are mixed or not supported.
     ValueError
         ``clip_value`` is negative or not finite.
 
@@ -170,8 +170,8 @@ def add_l2(
 ) -> dict[str, Array]:
     """The gradients of a loss with an L2 penalty on the weights, (lambda / 2) sum ||W||^2: g + lambda W.
 
-    Biases are not penalised: the penalty is on the parameters whose name, after its last dot, begins with "weight".
-    Or each kind of weight has a lambda of its own, (lambda_hh / 2) ||W_hh||^2 + (lambda_xh / 2) ||W_xh||^2 + ...
+    The penalty is on the parameters whose name, after its last dot, begins with "weight". Biases have none. A dict
+    gives each kind of weight its own lambda: (lambda_hh / 2) ||W_hh||^2 + (lambda_xh / 2) ||W_xh||^2 + ...
 
     Parameters
     ----------
@@ -180,23 +180,25 @@ def add_l2(
     params : dict of str to array
         The parameters, with the same names.
     weight : float or dict of str to float
-        lambda >= 0; or those of the parameters with a certain text in their names, such as ``{"weight_hh": 1e-4,
-        "weight_ih": 1e-5, "output.weight": 1e-5}`` for W_hh, W_xh and W_hy. Where two fit a name, they add up.
+        lambda >= 0. A dict maps a part of a parameter's name to the lambda of all parameters whose names contain it,
+        such as ``{"weight_hh": 1e-4, "weight_ih": 1e-5, "output.weight": 1e-5}`` for W_hh, W_xh and W_hy. If several
+        parts are in a name, their lambdas add up.
 
     Returns
     -------
     grads : dict of str to array
-        Those of parameters without a penalty are the arrays that went in. An array that ``params`` holds under several
-        names is one parameter: it is here once, under the first of them, with the sum of its gradients.
+        A parameter without a penalty keeps the array in ``grads``. An array that ``params`` has under several names is
+        one parameter: its gradient is here once, under the first name, and is the sum of those under all names.
 
     Raises
     ------
     KeyError
         A name is in one dict only.
     TypeError
-        Unsupported or mixed arrays or dtypes.
+        Arrays or dtypes are mixed or not supported.
     ValueError
-        A shape that differs; ``weight`` is negative or not finite, or has a text that is in no name.
+        A gradient's shape is not its parameter's, or ``weight`` is negative or not finite, or has a text that is in no
+        name.
 
     References
     ----------
@@ -220,7 +222,10 @@ def add_l2(
 
 
 def l2_strengths(where: str, name: str, weight: Any, params: Mapping[str, Array]) -> dict[str, float]:
-    """The lambda of each parameter that has a penalty, from the argument ``name`` that `add_l2` takes as ``weight``."""
+    """The lambda of each parameter that has a penalty.
+
+    ``name`` is the name that the caller's argument has, which is ``weight`` in `add_l2`.
+    """
     if not isinstance(weight, Mapping):
         strength = _checks.non_negative(where, name, weight)
         return {p: strength for p in params if p.rpartition(".")[2].startswith("weight")}
@@ -229,10 +234,10 @@ def l2_strengths(where: str, name: str, weight: Any, params: Mapping[str, Array]
         if not isinstance(text, str):
             raise TypeError(f"{where}: {name} has the key {text!r}, expected a part of the name of a parameter")
         strength = _checks.non_negative(where, f"{name}[{text!r}]", value)
-        fitting = [p for p in params if text in p]
-        if not fitting:
+        matching = [p for p in params if text in p]
+        if not matching:
             raise ValueError(f"{where}: {name} has {text!r}, expected a part of one of the names {sorted(params)}")
-        for p in fitting:
+        for p in matching:
             strengths[p] = strengths.get(p, 0.0) + strength
     return strengths
 
@@ -240,28 +245,28 @@ def l2_strengths(where: str, name: str, weight: Any, params: Mapping[str, Array]
 def of_parameters(
     where: str, params: Mapping[str, Array], grads: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """``params`` with each array once, under its first name, and ``grads`` added up over the names that an array has.
+    """``params`` with each array once, under its first name, and ``grads`` summed over the names of each array.
 
-    Arrays that have some memory in common without being one and the same are refused.
+    Arrays that share memory without being the same array are rejected.
     """
     _sharing.check_apart(where, "params", params)
     first = _sharing.first_names(params)
     if all(name == parameter for name, parameter in first.items()):
         return dict(params), dict(grads)
-    strange = {name: g for name, g in grads.items() if name not in first}
+    unknown = {name: g for name, g in grads.items() if name not in first}
     return {name: params[name] for name, parameter in first.items() if name == parameter}, {
         **_sharing.summed(grads, first),
-        **strange,
+        **unknown,
     }
 
 
 def take_gradients(
     where: str, params: Mapping[str, Array], grads: Mapping[str, Array]
 ) -> tuple[Any, dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """The namespace, the parameters, and the parameters and their gradients, ready to compute with.
+    """The namespace, the caller's parameters, and the parameters and gradients that are ready to compute with.
 
-    An array with several names is there once, under the first, with the sum of its gradients. Gradients whose names,
-    library, dtypes or shapes are not those of the parameters are rejected.
+    An array with several names is there once, under the first name, with the sum of its gradients. Gradients whose
+    names, library, dtypes or shapes are not those of the parameters are rejected.
     """
     _check_dict(where, "params", params)
     _check_dict(where, "grads", grads)

@@ -1,11 +1,11 @@
-"""Initial weights: functions ``f(rng, shape, dtype)`` that return a NumPy array, by name or made to measure.
+"""Initial weights: functions ``f(rng, shape, dtype)`` that return a NumPy array. A layer takes one, or its name.
 
-The shape is that of one gate's matrix, (n_h, n) for a layer of n_h units: a weight whose rows stack several gates is
-initialised block by block, so that its variance and its spectrum are each gate's own. The same generator state gives
-the same numbers in every dtype, up to its rounding.
+The shape is that of one gate's matrix, (n_h, n) for a layer of n_h units. A weight whose rows stack several gates is
+initialised gate by gate, so each gate has the variance and the spectrum of its own matrix. The same generator state
+gives the same numbers in every dtype, up to rounding.
 
-Biases are the layers' business. They start at zero, but the LSTM's forget gate at one, after R. Jozefowicz,
-W. Zaremba, I. Sutskever, "An empirical exploration of recurrent network architectures", ICML 2015.
+Layers initialise their biases themselves: to zero, except the LSTM's forget gate, whose bias is one, after R.
+Jozefowicz, W. Zaremba, I. Sutskever, "An empirical exploration of recurrent network architectures", ICML 2015.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Initializer = Callable[[np.random.Generator, tuple[int, int], DTypeLike], NDArra
 
 
 def normal(std: float | None = None) -> Initializer:
-    """Gaussian weights, N(0, 1/n) with n the number of columns, the units that feed each row.
+    """Gaussian weights, N(0, 1/n), where n is the number of columns: the inputs of each row's unit.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def xavier_uniform(gain: float = 1.0) -> Initializer:
     Parameters
     ----------
     gain : float
-        Scales them.
+        Factor of the weights.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def xavier_normal(gain: float = 1.0) -> Initializer:
     Parameters
     ----------
     gain : float
-        Scales them.
+        Factor of the weights.
 
     Returns
     -------
@@ -129,11 +129,11 @@ def xavier_normal(gain: float = 1.0) -> Initializer:
 def orthogonal(gain: float = 1.0) -> Initializer:
     """A random matrix with orthonormal rows or columns, whichever are fewer, times ``gain``.
 
-    All singular values are ``gain``; of a square matrix, such as W_hh, so are the moduli of all eigenvalues: ``gain``
-    is the spectral radius. The distribution is uniform over such matrices where neither side is longer than 512. A
-    longer matrix would take seconds, because the time grows with the cube. There it is D_2 C D_1 C D_0, with C the
-    orthonormal discrete cosine transform and D_i diagonal matrices of random signs: as orthogonal and as dense, in a
-    time that grows with the square.
+    All singular values are ``gain``. The eigenvalues of a square matrix, such as W_hh, have the modulus ``gain`` too,
+    so it is the spectral radius. The distribution is uniform over such matrices if neither side is longer than 512. A
+    longer matrix would take seconds, because the time grows with the cube. It is D_2 C D_1 C D_0 instead, where C is
+    the orthonormal discrete cosine transform and D_i are diagonal matrices of random signs. That is as orthogonal and
+    as dense, and its time grows with the square.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def orthogonal(gain: float = 1.0) -> Initializer:
         long, short = max(shape), min(shape)
         if long <= _LONGEST_FACTORED:
             q, r = np.linalg.qr(rng.standard_normal((long, short)))
-            # Signs such that R's diagonal is positive make Q uniform; LAPACK's own choice of signs is not random.
+            # Q is uniform if the diagonal of R is positive. LAPACK's choice of signs is not random.
             q *= np.where(np.diagonal(r) < 0, -gain, gain)
         else:
             from scipy.fft import dct
@@ -179,12 +179,12 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
 
 def identity(scale: float = 1.0) -> Initializer:
-    """``scale`` times the identity matrix, for W_hh of an IRNN: a vanilla layer of rectified linear units.
+    """``scale`` times the identity matrix, for W_hh of an IRNN, a vanilla layer of rectified linear units.
 
     Parameters
     ----------
     scale : float
-        The diagonal; below 1 the state decays, 0.01 keeps little memory.
+        The diagonal. Below 1 the state decays; 0.01 keeps little memory.
 
     Returns
     -------
@@ -213,7 +213,7 @@ def identity(scale: float = 1.0) -> Initializer:
 
 
 def uniform(bound: float | None = None) -> Initializer:
-    """Uniform weights in (-a, a) with a = 1/sqrt(n_h), n_h the number of rows: what PyTorch's recurrent layers use.
+    """Uniform weights in (-a, a) with a = 1/sqrt(n_h), where n_h is the number of rows, as in PyTorch's layers.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ _BY_NAME: dict[str, Callable[[], Initializer]] = {
 
 
 def get(init: str | Initializer) -> Initializer:
-    """The initializer of a name, with its defaults; a function is returned as it is.
+    """The initializer with a name, with its defaults. A function is returned as it is.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ def get(init: str | Initializer) -> Initializer:
     Raises
     ------
     ValueError
-        A name that is none of these.
+        ``init`` is another name.
     TypeError
         ``init`` is neither a name nor a function.
 

@@ -1,8 +1,8 @@
 """Losses as pure functions of arrays, each with its pullback.
 
-``loss.vjp`` takes the arguments of ``loss`` and returns ``(value, pullback)``; ``pullback(dvalue)`` returns the
-gradient of the first argument and an empty dict. It may be called more than once; until the last call, the arrays that
-went in must stay as they were.
+``loss.vjp`` takes the arguments of ``loss`` and returns ``(value, pullback)``. ``pullback(dvalue)`` returns the
+gradient of the first argument and an empty dict, and may be called more than once. Do not modify the inputs until you
+have called it for the last time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _weights(xp: Any, mask: Array | None, dtype: Any) -> Array | None:
 
 
 def _reduce(xp: Any, reduction: Reduction, losses: Array, total: Array | float, shape: tuple[int, ...]) -> Array:
-    """The flat losses reduced to an array of shape () or ``shape``; ``total`` is what a mean divides by."""
+    """The flat losses reduced to an array of shape () or ``shape``. A mean divides by ``total``."""
     if reduction == "none":
         return xp.reshape(losses, shape)
     value = xp.sum(losses)
@@ -35,7 +35,7 @@ def _reduce(xp: Any, reduction: Reduction, losses: Array, total: Array | float, 
 
 
 def _total(xp: Any, weights: Array | None, count: int) -> Array | float:
-    """The sum of the weights, or 1 if it is 0: the mean of nothing is then 0, and so is its gradient."""
+    """The sum of the weights, or 1 if it is 0. So the mean of nothing is 0, and so is its gradient."""
     if weights is None:
         return max(count, 1)
     total = xp.sum(weights)
@@ -67,7 +67,8 @@ def _cross_entropy(
 ) -> tuple[Any, Array, Array, Array, Array | float, Any]:
     """Check the arguments of `cross_entropy` and run the wing.
 
-    The namespace, the logits as read, the value, the flat losses, the divisor of a mean, and what backward takes.
+    Returns the namespace, the checked logits, the value, the flat losses, the divisor of a mean, and what the wing
+    saved for the backward pass.
     """
     where = "cross_entropy"
     xp, logits, class_weights, labels, mask = _arrays.take(
@@ -100,9 +101,9 @@ def _cross_entropy(
     total: Array | float = 1.0
     if reduction == "mean":
         if class_weights is not None:
-            read = flat if weights is None else xp.where(weights == 0, xp.zeros_like(flat), flat)
-            of_labels = xp.take(class_weights, read)
-            weights = of_labels if weights is None else weights * of_labels
+            indices = flat if weights is None else xp.where(weights == 0, xp.zeros_like(flat), flat)
+            label_weights = xp.take(class_weights, indices)
+            weights = label_weights if weights is None else weights * label_weights
         total = _total(xp, weights, math.prod(shape))
     return xp, logits, _reduce(xp, reduction, losses, total, shape), losses, total, saved
 
@@ -137,19 +138,19 @@ def cross_entropy(
 
     With l_c = -log softmax(x)_c and eps the label smoothing, the loss of one label y with mask weight m is
     L = m ((1 - eps) w_y l_y + (eps / V) sum_c w_c l_c). The mean divides the sum of the L by the sum of the m w_y. A
-    term of weight zero is zero, even if the class is ruled out by a logit of minus infinity.
+    term of weight zero is zero, even if the logit of the class is minus infinity.
 
     Parameters
     ----------
     logits : (..., V) array, float32 or float64
-        x, unnormalised log-probabilities; the class axis is the last.
+        x, unnormalised log-probabilities. The last axis is that of the classes.
     labels : (...) integer array
-        y, 0 <= y < V where it is not masked.
+        y, 0 <= y < V where the mask is not zero.
     mask : (...) array, optional
-        bool, or integers 0 and 1, True where a label counts; or weights m of the dtype of the logits. What labels and
-        logits hold where it is zero does not matter, and the gradient there is exactly zero.
+        bool, or integers 0 and 1, True where a label counts; or weights m of the dtype of the logits. Where it is zero,
+        labels and logits are ignored, and the gradient is exactly zero.
     class_weights : (V,) array, optional
-        w, of the dtype of the logits; ones by default.
+        w, of the dtype of the logits. Ones by default.
     label_smoothing : float
         eps in [0, 1], the probability spread evenly over all classes.
     reduction : {"mean", "sum", "none"}
@@ -157,20 +158,20 @@ def cross_entropy(
     Returns
     -------
     value : () array, or (...) with ``reduction="none"``
-        An array of the library and dtype of the logits. The mean over no label is 0. Of `cross_entropy.vjp` the
-        pullback returns ``(dlogits, {})``; where the value has no axes it takes a plain number as well.
+        An array of the library and dtype of the logits. The mean over no label is 0. The pullback of
+        `cross_entropy.vjp` returns ``(dlogits, {})``. If the value has no axes, the pullback takes a plain number too.
 
     Raises
     ------
     TypeError
-        Unsupported or mixed arrays or dtypes.
+        Arrays or dtypes are mixed or not supported.
     ValueError
-        Shapes that do not fit; an unknown reduction; a label out of range (labels that live on a GPU are not looked
-        into, which would wait for the device: there such a label gives a loss of NaN).
+        Shapes do not fit, the reduction is unknown, or a label is out of range. Labels on a GPU are not checked,
+        because a check would wait for the device: there the loss of such a label is NaN.
 
     References
     ----------
-    C. Szegedy et al., "Rethinking the inception architecture for computer vision", CVPR 2016, section 7, for the label
+    C. Szegedy et al., "Rethinking the inception architecture for computer vision", CVPR 2016, section 7, for label
     smoothing.
 
     Examples
@@ -199,7 +200,7 @@ _Forward = Callable[[Any, Array, Array], tuple[Array, Callable[[Array], Array]]]
 def _elementwise(
     where: str, arrays: dict[str, Array], forward: _Forward, mask: Array | None, reduction: Reduction
 ) -> tuple[Array, Pullback]:
-    """A loss of pairs of numbers and its pullback; ``arrays`` are the two arguments, by name."""
+    """A loss of pairs of numbers and its pullback. ``arrays`` are the two arguments by name."""
     first, second = arrays
     xp, y, target, mask = _arrays.take(where, arrays, weights={"mask": mask}, needed=(first, second))
     _checks.choice(where, "reduction", reduction, _REDUCTIONS)
@@ -260,7 +261,7 @@ def mse(
     half: bool = False,
     reduction: Reduction = "mean",
 ) -> Array:
-    """Mean squared error: the mean of (y - target)^2 over all elements; with ``half`` of (y - target)^2 / 2.
+    """Mean squared error: the mean of (y - target)^2 over all elements, or of (y - target)^2 / 2 with ``half``.
 
     Parameters
     ----------
@@ -268,9 +269,9 @@ def mse(
         Of any shape.
     target : array like y
     mask : array, optional
-        Of the shape of y or of its leading axes, (T, B) for y (T, B, F): bool, or integers 0 and 1, True where an
-        element counts; or weights m of the dtype of y. The mean divides by their sum over the elements. What y and
-        target hold where it is zero does not matter, and the gradient there is exactly zero.
+        Of the shape of y or of its leading axes, such as (T, B) for y (T, B, F): bool, or integers 0 and 1, True where
+        an element counts; or weights m of the dtype of y. The mean divides by their sum over the elements. Where it is
+        zero, y and target are ignored, and the gradient is exactly zero.
     half : bool
         The textbook's factor 1/2, whose gradient is y - target.
     reduction : {"mean", "sum", "none"}
@@ -278,15 +279,16 @@ def mse(
     Returns
     -------
     value : () array, or like y with ``reduction="none"``
-        An array of the library and dtype of y. The mean over no element is 0. Of `mse.vjp` the pullback returns
-        ``(dy, {})``, and -dy is the gradient of the target; where the value has no axes it takes a plain number too.
+        An array of the library and dtype of y. The mean over no element is 0. The pullback of `mse.vjp` returns
+        ``(dy, {})``, and -dy is the gradient of the target. If the value has no axes, the pullback takes a plain number
+        too.
 
     Raises
     ------
     TypeError
-        Unsupported or mixed arrays or dtypes.
+        Arrays or dtypes are mixed or not supported.
     ValueError
-        Shapes that do not fit; an unknown reduction.
+        Shapes do not fit, or the reduction is unknown.
 
     References
     ----------
@@ -325,18 +327,18 @@ def l1(y: Array, target: Array, *, mask: Array | None = None, reduction: Reducti
         Of any shape.
     target : array like y
     mask : array, optional
-        As of `mse`.
+        As in `mse`.
     reduction : {"mean", "sum", "none"}
 
     Returns
     -------
     value : () array, or like y with ``reduction="none"``
-        As of `mse`.
+        As in `mse`.
 
     Raises
     ------
     TypeError, ValueError
-        As `mse` does.
+        As in `mse`.
 
     References
     ----------
@@ -363,7 +365,7 @@ def _huber_vjp(
         border = min(delta, float(xp.finfo(y.dtype).max))
         slope = xp.clip(error, -border, border)
         steepness = xp.abs(slope)
-        # One formula for both branches, so that no square overflows in the one that does not count.
+        # One formula for both branches, so that no square overflows in the branch that does not apply.
         return steepness * (xp.abs(error) - 0.5 * steepness), lambda d: d * slope
 
     return _elementwise("huber", {"y": y, "target": target}, forward, mask, reduction)
@@ -381,20 +383,20 @@ def huber(
         Of any shape.
     target : array like y
     delta : float
-        Where the square becomes a line, in units of y; above 0.
+        Where the square becomes a line, in units of y. Above 0.
     mask : array, optional
-        As of `mse`.
+        As in `mse`.
     reduction : {"mean", "sum", "none"}
 
     Returns
     -------
     value : () array, or like y with ``reduction="none"``
-        As of `mse`.
+        As in `mse`.
 
     Raises
     ------
     TypeError, ValueError
-        As `mse` does; a delta that is not above 0.
+        As in `mse`, or delta is not above 0.
 
     References
     ----------
@@ -420,7 +422,7 @@ def _smooth_l1_vjp(
         if beta < float(numbers.smallest_normal):
             slope = xp.sign(error)
             return xp.abs(error), lambda d: d * slope
-        # A beta beyond the largest number is divided by in two steps.
+        # Two divisions, because beta may be above the largest number of the dtype.
         border = min(beta, float(numbers.max))
         clipped = xp.clip(error, -border, border)
         slope = clipped / border / (beta / border)
@@ -435,7 +437,7 @@ def smooth_l1(
 ) -> Array:
     """Smooth L1 loss of e = y - target: e^2 / (2 beta) where |e| < beta, and |e| - beta/2 beyond.
 
-    It is `huber` with delta = beta, divided by beta, so that its slopes stay in [-1, 1]; with beta = 0 it is `l1`.
+    It is `huber` with delta = beta, divided by beta, so its slopes stay in [-1, 1]. With beta = 0 it is `l1`.
 
     Parameters
     ----------
@@ -443,20 +445,20 @@ def smooth_l1(
         Of any shape.
     target : array like y
     beta : float
-        Where the square becomes a line, in units of y; at least 0.
+        Where the square becomes a line, in units of y. At least 0.
     mask : array, optional
-        As of `mse`.
+        As in `mse`.
     reduction : {"mean", "sum", "none"}
 
     Returns
     -------
     value : () array, or like y with ``reduction="none"``
-        As of `mse`.
+        As in `mse`.
 
     Raises
     ------
     TypeError, ValueError
-        As `mse` does; a beta that is negative or not finite.
+        As in `mse`, or beta is negative or not finite.
 
     References
     ----------
@@ -476,7 +478,7 @@ def _binary_cross_entropy_vjp(
     logits: Array, target: Array, *, mask: Array | None = None, reduction: Reduction = "mean"
 ) -> tuple[Array, Pullback]:
     def forward(xp: Any, x: Array, z: Array) -> tuple[Array, Callable[[Array], Array]]:
-        # The target's probability of the class that the logit speaks against: no large terms are left to cancel.
+        # The target's probability of the class that the logit votes against: no large terms are left to cancel.
         against = xp.where(x < 0, z, 1 - z)
         e = xp.exp(-xp.abs(x))
 
@@ -493,10 +495,10 @@ def _binary_cross_entropy_vjp(
 def binary_cross_entropy(
     logits: Array, target: Array, *, mask: Array | None = None, reduction: Reduction = "mean"
 ) -> Array:
-    """Cross-entropy between sigma(logits) and probabilities of a yes, in nats, each element a question of its own.
+    """Cross-entropy between sigma(logits) and the probabilities of yes, in nats. Each element is a separate question.
 
     With p = sigma(x) the loss of a logit x and a target z is L = -z log p - (1 - z) log(1 - p). It is computed from x,
-    without p, so that it is exact for logits of any size, and so is its gradient p - z.
+    without p, so it is exact for logits of any size, and so is its gradient p - z.
 
     Parameters
     ----------
@@ -505,19 +507,20 @@ def binary_cross_entropy(
     target : array like logits
         z, in [0, 1]: 1 for yes, 0 for no.
     mask : array, optional
-        As of `mse`.
+        As in `mse`.
     reduction : {"mean", "sum", "none"}
 
     Returns
     -------
     value : () array, or like the logits with ``reduction="none"``
-        An array of the library and dtype of the logits. The mean over no element is 0. Of `binary_cross_entropy.vjp`
-        the pullback returns ``(dlogits, {})``; where the value has no axes it takes a plain number too.
+        An array of the library and dtype of the logits. The mean over no element is 0. The pullback of
+        `binary_cross_entropy.vjp` returns ``(dlogits, {})``. If the value has no axes, the pullback takes a plain
+        number too.
 
     Raises
     ------
     TypeError, ValueError
-        As `mse` does.
+        As in `mse`.
 
     References
     ----------
@@ -535,7 +538,7 @@ def binary_cross_entropy(
 
 
 def perplexity(nats: float) -> float:
-    """exp(nats), the perplexity that a mean cross-entropy in nats means; infinity past the largest float64.
+    """The perplexity exp(nats) of a mean cross-entropy in nats; infinity past the largest float64.
 
     Examples
     --------
