@@ -263,3 +263,38 @@ def test_what_is_no_weight_is_rejected(weights, error, message):
 def test_weights_with_targets_of_other_lengths_are_rejected():
     with pytest.raises(ValueError, match="weights and own_lengths are both given"):
         PaddedBatches(WEIGHTED, 3, WEIGHTED, own_lengths=True, weights=[1, 1, 1])
+
+
+def test_a_split_parts_the_sequences():
+    sequences = [np.full((i % 3 + 1, 1), i) for i in range(20)]
+    data = PaddedBatches(sequences, 4, [np.array(i) for i in range(20)], per_sequence=True, weights=range(20), rng=3)
+    rest, part = data.split(0.25, rng=1)
+    assert (rest.num_examples, part.num_examples, len(rest), len(part)) == (15, 5, 4, 2)
+    assert (rest.shuffle, part.shuffle) == (True, False)
+
+    def labels(data):
+        batches = [data.batch(0, index) for index in range(len(data))]
+        for batch in batches:
+            np.testing.assert_array_equal(batch.inputs[0, :, 0], batch.targets)
+            np.testing.assert_array_equal(batch.weights, batch.targets)
+        return [int(t) for batch in batches for t in batch.targets]
+
+    assert sorted(labels(rest) + labels(part)) == list(range(20))
+    assert labels(part) == sorted(labels(part))
+    assert labels(part) == labels(data.split(0.25, rng=1)[1]) != labels(data.split(0.25, rng=2)[1])
+    assert sorted(labels(data)) == list(range(20))
+
+
+@pytest.mark.parametrize(("share", "sizes"), [(0.01, (4, 1)), (0.99, (1, 4))])
+def test_no_part_of_a_split_is_empty(share, sizes):
+    parts = PaddedBatches([np.ones(2, int)] * 5, 2).split(share)
+    assert tuple(part.num_examples for part in parts) == sizes
+
+
+def test_what_cannot_be_split_is_rejected():
+    data = PaddedBatches([np.ones(2, int)] * 5, 2)
+    for share in (0, 1, -0.5, 1.5):
+        with pytest.raises(ValueError, match=r"^PaddedBatches.split: share is .*, expected a number in \(0, 1\)"):
+            data.split(share)
+    with pytest.raises(ValueError, match="there is only one sequence"):
+        PaddedBatches([np.ones(2, int)], 2).split(0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _arrays, _checks, _dispatch
+from .. import _arrays, _checks, _dispatch, optimizers
 from .._contract import Array, State
 from ..cells import CELLS
 from ..layers.base import Composite, Layer, StateDict, uninitialised
@@ -20,6 +21,7 @@ from .files import Saved
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ..optimizers import Optimizer
     from ..training import Trainer
 
 
@@ -109,44 +111,57 @@ class Model(Composite, Saved):
 
     def fit(
         self,
-        inputs: Any,
-        targets: Any = None,
+        X: Any,
+        y: Any = None,
         *,
         epochs: int | None = None,
         steps: int | None = None,
         batch_size: int = 32,
         validation: Any = None,
-        optimizer: Any = None,
+        validation_split: float | None = None,
+        patience: int | None = None,
+        optimizer: str | Optimizer = "adam",
+        lr: float | None = None,
         clip_norm: float | None = 1.0,
         rng: int | np.random.Generator = 0,
-        progress: bool = False,
+        verbose: bool = True,
         **options: Any,
     ) -> Self:
         """Train on examples.
 
+        Without ``epochs`` and ``steps`` training ends by itself: a tenth of the examples is set aside, and when their
+        loss has not fallen for ten epochs, or after a hundred epochs, the best parameters stay.
+
         Parameters
         ----------
-        inputs : sequence of arrays, or Data
+        X : sequence of arrays, or Data
             An example each; what the arrays are says the model. Or batches of your own choice, from
-            `gpurnn.training`; then there are no ``targets``.
-        targets : sequence, optional
-            An entry for each example.
-        epochs, steps : int
-            How long to train; exactly one of the two.
+            `gpurnn.training`; then there is no ``y``.
+        y : sequence, optional
+            The target of each example.
+        epochs, steps : int, optional
+            How long to train, at most one of the two.
         batch_size : int
             Examples in a batch. They are shuffled anew in every epoch.
         validation : pair or Data, optional
-            ``(inputs, targets)`` to evaluate, once an epoch unless ``validation_interval`` says otherwise.
-        optimizer : Optimizer, optional
-            ``gpurnn.Adam(0.003)`` by default.
+            ``(X, y)`` to evaluate, once an epoch unless ``validation_interval`` says otherwise.
+        validation_split : float, optional
+            Set aside this share of the examples, in (0, 1), drawn at random, instead of ``validation``.
+        patience : int, optional
+            Stop after so many evaluations in a row that did not lower the validation loss, and keep the parameters that
+            had the lowest.
+        optimizer : str or Optimizer
+            "adam", "adamw", "sgd" or another by its class name in lower case; or an object of `gpurnn.optimizers`.
+        lr : float, optional
+            The learning rate of an optimizer given by name; 0.003 for Adam, and the class's own otherwise.
         clip_norm : float, optional
             The most that the gradient's global norm may be.
         rng : int or numpy.random.Generator
-            Of the order of the examples, and of dropout.
-        progress : bool
-            Whether to show a progress bar.
+            Of the order of the examples, of the split, and of dropout.
+        verbose : bool
+            Whether to show a progress bar, where stderr is a terminal.
         **options
-            Those of `gpurnn.Trainer`: ``schedule``, ``l2``, ``patience``, ``directory``, ...
+            Those of `gpurnn.Trainer`: ``schedule``, ``l2``, ``directory``, ...
 
         Returns
         -------
@@ -154,69 +169,94 @@ class Model(Composite, Saved):
             Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run; its ``history`` has the losses.
         """
         self.trainer_ = self._trainer(
-            inputs, targets, epochs=epochs, steps=steps, batch_size=batch_size, validation=validation,
-            optimizer=optimizer, clip_norm=clip_norm, rng=rng, progress=progress, **options,
+            X, y, epochs=epochs, steps=steps, batch_size=batch_size, validation=validation,
+            validation_split=validation_split, patience=patience, optimizer=optimizer, lr=lr, clip_norm=clip_norm,
+            rng=rng, verbose=verbose, **options,
         )  # fmt: skip
         self.trainer_.train()
         return self
 
     def _trainer(
         self,
-        inputs: Any,
-        targets: Any,
+        X: Any,
+        y: Any,
         *,
+        epochs: int | None = None,
+        steps: int | None = None,
         batch_size: int = 32,
         validation: Any = None,
-        optimizer: Any = None,
-        clip_norm: float | None = 1.0,
+        validation_split: float | None = None,
+        patience: int | None = None,
+        optimizer: str | Optimizer = "adam",
+        lr: float | None = None,
         rng: int | np.random.Generator = 0,
-        progress: bool = False,
+        verbose: bool = True,
         **options: Any,
     ) -> Trainer:
         """The trainer that `fit` runs; every argument is checked here, before the model changes."""
-        from ..optimizers import Adam
         from ..training import Trainer
+        from ..training.data import num_batches
 
         where = f"{type(self).__name__}.fit"
         self._check_options(options)
-        if hasattr(inputs, "batch") and batch_size != 32 and (validation is None or hasattr(validation, "batch")):
-            _checks.warn(where, f"batch_size={batch_size} has no effect, as inputs are batches already")
+        verbose = _checks.flag(where, "verbose", verbose)
+        optimizer = _optimizer(where, optimizer, lr)
+        are_batches = hasattr(X, "batch")
+        if are_batches and batch_size != 32 and (validation is None or hasattr(validation, "batch")):
+            _checks.warn(where, f"batch_size={batch_size} has no effect, as X holds batches already")
+        if are_batches and y is not None:
+            raise TypeError(f"{where}: y is given, expected None, as X holds batches")
+        if validation is not None and validation_split is not None:
+            raise TypeError(f"{where}: validation and validation_split are both given, expected at most one of the two")
+        by_itself = epochs is None and steps is None
+        if by_itself:
+            epochs = _EPOCHS
         if validation is not None and not hasattr(validation, "batch"):
             if not isinstance(validation, (tuple, list)) or len(validation) != 2:
                 raise TypeError(
-                    f"{type(self).__name__}.fit: validation is {_checks.described(validation)}, expected a pair "
-                    "(inputs, targets) or Data"
+                    f"{where}: validation is {_checks.described(validation)}, expected a pair (X, y) or Data"
                 )
-            own = f"{type(self).__name__}.fit: "
-            try:
-                validation = self._batches(validation[0], validation[1], batch_size, shuffle=False, rng=0)
-            except (ValueError, TypeError, IndexError) as error:
-                # The caller has inputs and targets of his own, with the same names.
-                raise type(error)(str(error).replace(own, f"{own}validation's ", 1)) from error
-        if not hasattr(inputs, "batch"):
-            inputs = self._batches(inputs, targets, batch_size, shuffle=True, rng=rng)
-        elif targets is not None:
-            raise TypeError(f"{type(self).__name__}.fit: targets are given, expected None, as inputs are batches")
+            validation = self._validation(where, validation, batch_size)
+        data = X if are_batches else self._batches(X, y, batch_size, shuffle=True, rng=rng)
+        if validation is None and (validation_split is not None or (by_itself and _is_worth_a_split(data))):
+            share = _SPLIT if validation_split is None else validation_split
+            if not hasattr(data, "split"):
+                raise TypeError(f"{where}: validation_split is given, but X cannot be split; pass validation")
+            data, validation = data.split(share, rng=rng)
+        if patience is None and by_itself and validation is not None:
+            patience = _PATIENCE
+        batches = num_batches(data, 0)
+        options.setdefault("log_interval", batches if batches <= _LONG_EPOCH else 10)
         return Trainer(
-            self, inputs, Adam(0.003) if optimizer is None else optimizer, validation=validation, clip_norm=clip_norm,
-            rng=rng, progress=progress, **options,
+            self, data, optimizer, epochs=epochs, steps=steps, validation=validation, patience=patience, rng=rng,
+            progress=verbose and _is_watched(), **options,
         )  # fmt: skip
+
+    def _validation(self, where: str, pair: Any, batch_size: int, **options: Any) -> Any:
+        """The batches of a pair (X, y) to validate on."""
+        X, y = pair
+        try:
+            return self._batches(X, y, batch_size, shuffle=False, rng=0, **options)
+        except (ValueError, TypeError, IndexError) as error:
+            # The caller has another X and y, with the same names.
+            raise type(error)(str(error).replace(f"{where}: ", f"{where}: validation's ", 1)) from error
 
     def _check_options(self, options: dict[str, Any]) -> None:
         """Refuse what is no option of `fit`."""
         from ..training import Trainer
 
         known = _checks.keywords(Trainer, "__init__") | _checks.keywords(type(self), "fit")
+        known -= {"progress"}  # verbose says it
         _checks.options(f"{type(self).__name__}.fit", options, known)
 
     def _batches(
-        self, inputs: Sequence[Array], targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
+        self, X: Sequence[Array], y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
     ) -> Any:
         """The batches of some examples. This is for a target to each step; other models say otherwise."""
         from ..training import PaddedBatches
 
-        _checks.given(f"{type(self).__name__}.fit", targets=targets)
-        return PaddedBatches(inputs, batch_size, targets, shuffle=shuffle, rng=rng)
+        _checks.given(f"{type(self).__name__}.fit", y=y)
+        return PaddedBatches(X, batch_size, y, shuffle=shuffle, rng=rng)
 
     def __repr__(self) -> str:
         rows = self._shapes()
@@ -226,6 +266,44 @@ class Model(Composite, Saved):
     @abstractmethod
     def _shapes(self) -> list[tuple[str, str]]:
         """The shape of a batch and what it is or went through last, from the input on; for the repr."""
+
+
+_EPOCHS, _PATIENCE, _SPLIT = 100, 10, 0.1
+"""How long `Model.fit` trains where its caller does not say."""
+
+_LEAST_EXAMPLES = 10
+"""Fewer are not split by themselves: a tenth of them says nothing."""
+
+_LONG_EPOCH = 100
+"""Batches of an epoch above which the metrics have a line more than once an epoch."""
+
+
+def _is_worth_a_split(data: Any) -> bool:
+    return hasattr(data, "split") and getattr(data, "num_examples", 0) >= _LEAST_EXAMPLES
+
+
+def _is_watched() -> bool:
+    """Whether somebody sees a progress bar: in a terminal or in a notebook."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def _optimizer(where: str, optimizer: Any, lr: float | None) -> Any:
+    """An optimizer from its name and learning rate, or as it is given."""
+    if not isinstance(optimizer, str):
+        if lr is not None:
+            raise TypeError(f"{where}: lr is given beside an optimizer, expected it as the lr of the optimizer")
+        return optimizer
+    kinds = {
+        name.lower(): kind
+        for name, kind in vars(optimizers).items()
+        if isinstance(kind, type) and issubclass(kind, optimizers.Optimizer) and kind is not optimizers.Optimizer
+    }
+    kind: Any = kinds[_checks.choice(where, "optimizer", optimizer, tuple(sorted(kinds)))]
+    if lr is None:
+        return kind(lr=0.003) if kind is optimizers.Adam else kind()
+    if not _checks.takes(kind.__init__, "lr"):
+        raise TypeError(f"{where}: lr is given, expected none: {kind.__name__} has a step size for each entry")
+    return kind(lr=lr)
 
 
 def told(layer: Layer) -> str:

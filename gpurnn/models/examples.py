@@ -8,9 +8,9 @@ caller would find it: ``X[3] holds NaN at step 5``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -283,8 +283,10 @@ def _check(
         require_finite(where, name, array, columns)
 
 
-def require_finite(where: str, name: str, array: Array, columns: tuple[str, ...] | None = None) -> None:
-    """Reject NaN and infinity in a (T, F) array, and say at which step and of which feature."""
+def require_finite(
+    where: str, name: str, array: Array, columns: tuple[str, ...] | None = None, axis: str = "step"
+) -> None:
+    """Reject NaN and infinity in a (T, F) array, and say at which step, or other ``axis``, and of which feature."""
     xp = _dispatch.namespace(where, **{name: array})
     if bool(xp.all(xp.isfinite(array))):
         return
@@ -298,7 +300,51 @@ def require_finite(where: str, name: str, array: Array, columns: tuple[str, ...]
         if columns
         else f" in feature {feature}"
     )
-    raise ValueError(f"{where}: {name} holds {what} at step {step}{of}, expected finite numbers")
+    raise ValueError(f"{where}: {name} holds {what} at {axis} {step}{of}, expected finite numbers")
+
+
+def moved(where: str, name: str, array: Array, like: Array) -> Array:
+    """An array in the library of ``like``: NumPy arrays go to any, others only to their own."""
+    library, other = _dispatch.library_of(like), _dispatch.library_of(array)
+    if library == other:
+        return _arrays.contiguous(array)
+    if other != "numpy":
+        raise TypeError(
+            f"{where}: {name} is a {other} array, but the model's parameters are {library} arrays; "
+            f"call model.to({other}) first"
+        )
+    return _dispatch.from_numpy(_dispatch.namespace(where, params=like), array)
+
+
+def columns_by_group(
+    where: str, name: str, table: Any, columns: Sequence[str], group: str | None, *, each: bool
+) -> list[Any]:
+    """What columns of a table hold for each group: the rows of each, or with ``each`` one row, as all must be equal.
+
+    One column gives its values, several give tuples of theirs.
+    """
+    if group is None:
+        raise TypeError(f"{where}: y names a column of {name}, expected group too, the column that parts the examples")
+    for column in (*columns, group):
+        if column not in tuple(table.columns):
+            raise ValueError(
+                f"{where}: {name} has no column {column!r}, expected one of {', '.join(map(str, table.columns))}"
+            )
+    values = [table[column].to_numpy().tolist() for column in columns]
+    rows = values[0] if len(values) == 1 else list(zip(*values, strict=True))
+    of_groups: dict[Any, list[Any]] = {}
+    for key, row in zip(table[group].to_numpy().tolist(), rows, strict=True):
+        of_groups.setdefault(key, []).append(row)
+    if not each:
+        return list(of_groups.values())
+    for key, group_rows in of_groups.items():
+        other = next((row for row in group_rows if row != group_rows[0]), group_rows[0])
+        if other != group_rows[0]:
+            raise ValueError(
+                f"{where}: {name} of {group} {key!r} has the targets {group_rows[0]!r} and {other!r}, expected one for "
+                "each example"
+            )
+    return [group_rows[0] for group_rows in of_groups.values()]
 
 
 @dataclass(frozen=True)
@@ -332,6 +378,47 @@ class Labels:
                 raise ValueError(f"{where}: {names[i]} is {value!r}, which fit did not see, expected one of {shown}")
             encoded[i] = place
         return encoded
+
+    def weights(
+        self, where: str, weight: Mapping[Any, float] | Literal["balanced"], numbers: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """The weight of each class, given by label, or such that all classes count alike among ``numbers``."""
+        K = len(self.classes)
+        if isinstance(weight, str):
+            _checks.choice(where, "class_weight", weight, ("balanced",))
+            counts = np.bincount(numbers, minlength=K)
+            present = np.count_nonzero(counts)
+            return np.where(counts > 0, len(numbers) / (present * np.maximum(counts, 1)), 0.0)
+        if not isinstance(weight, Mapping):
+            raise TypeError(
+                f"{where}: class_weight is {_checks.described(weight)}, expected 'balanced' or a dict of weights by "
+                "label"
+            )
+        labels = list(weight)
+        weights = np.ones(K)
+        places = self.encode(where, [f"class_weight's label {label!r}" for label in labels], labels)
+        for label, place in zip(labels, places, strict=True):
+            name = f"class_weight[{label!r}]"
+            weights[place] = _checks.finite(where, name, _checks.non_negative(where, name, weight[label]))
+        return weights
+
+    def saved(self, where: str) -> list[Any]:
+        """The labels as JSON can hold them."""
+        labels: list[Any] = self.classes.tolist()
+        for label in labels:
+            if type(label) not in (bool, int, float, str):
+                raise TypeError(
+                    f"{where}: the label {label!r} is {_checks.described(label)}, expected labels that a file can "
+                    "hold: strings, ints, floats or bools"
+                )
+        return labels
+
+    @classmethod
+    def restored(cls, labels: list[Any]) -> Labels:
+        """The reverse of `saved`."""
+        if not isinstance(labels, list) or any(type(label) not in (bool, int, float, str) for label in labels):
+            raise ValueError(f"labels is {labels!r}, expected a list of labels")
+        return cls(_array_of_labels(labels))
 
     def decode(self, numbers: NDArray[Any]) -> NDArray[Any]:
         """The label of each number."""
@@ -373,3 +460,21 @@ def _is_missing(label: Any) -> bool:
         return bool(label != label)
     except TypeError:  # pandas.NA
         return True
+
+
+def scale_of(values: Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The mean and the standard deviation of each column of an (n, K) or (n,) array; the latter is 1 of a constant.
+
+    A feature is constant if its deviation may be the rounding error of its mean (the rule of scikit-learn's scalers).
+    Its mean is then one of its values, without the error: where values are large, that is far from small.
+    """
+    values = _dispatch.to_numpy(values).astype(np.float64)
+    values = values[:, None] if values.ndim == 1 else values
+    # A power of two changes no digits, and keeps the squares of very large and very small values in range.
+    _, power = np.frexp(np.abs(values).max(axis=0))
+    values = np.ldexp(values, -power)
+    mean, std = values.mean(axis=0), values.std(axis=0)
+    rounding = len(values) * np.finfo(np.float64).eps
+    constant = std**2 <= rounding * std**2 + (rounding * mean) ** 2
+    mean = np.where(constant, values[0], mean)
+    return np.ldexp(mean, power), np.where(constant, 1.0, np.ldexp(std, power))

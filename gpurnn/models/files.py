@@ -38,13 +38,23 @@ class Saved(Layer):
         """A model of what a file holds; ``shared`` has further places of parameters, as `Layer._share` takes them."""
 
     def _content(self) -> tuple[str, Any]:
-        shared, forms = self._shared(), self._forms()
+        shared, forms, fitted = self._shared(), self._forms(), self._fitted()
         content = {
             "model": _name(type(self)),
             "config": {**self.config(), **({"shared": shared} if shared else {})},
             **({"forms": forms} if forms else {}),
+            **({"fitted": fitted} if fitted else {}),
         }
         return "model", content
+
+    def _fitted(self) -> dict[str, Any]:
+        """What a fit learnt besides parameters, as JSON can hold it."""
+        return {}
+
+    def _restore_fitted(self, fitted: dict[str, Any]) -> None:
+        """The reverse of `_fitted`."""
+        if fitted:
+            raise ValueError(f"fitted holds {sorted(fitted)}, expected nothing")
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -115,7 +125,9 @@ def _read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
         shared = config.pop("shared", {})
         if not isinstance(shared, dict) or any(first not in parameters for first in shared.values()):
             raise ValueError(f"shared is {shared!r}, expected names of parameters by their further places")
-        return saved._restored(config, shared, parameters)
+        model = saved._restored(config, shared, parameters)
+        model._restore_fitted(content.get("fitted", {}))
+        return model
     except Exception as error:
         # Whatever a configuration holds, a constructor checks it as a caller's, and raises as it does to callers.
         said = _files.reason(error)

@@ -13,6 +13,7 @@ from .. import _arrays, _checks, _dispatch
 from .._contract import Array
 from .._random import generator
 from ..layers.base import StateDict, copied
+from . import examples
 from .base import check_finite, not_finite
 from .sequence import LOSSES, POOLINGS, SequenceModel
 
@@ -229,8 +230,8 @@ class Forecaster(SequenceModel):
 
     def fit(
         self,
-        inputs: Any,
-        targets: None = None,
+        X: Any,
+        y: None = None,
         *,
         batch_size: int = 32,
         validation: Any = None,
@@ -241,13 +242,13 @@ class Forecaster(SequenceModel):
 
         Parameters
         ----------
-        inputs : (T,) or (T, features) array or list of numbers, or a sequence of such
+        X : (T,) or (T, features) array or list of numbers, or a sequence of such
             The series, of any lengths above ``window``, without gaps.
-        targets : None
+        y : None
             Every value is the target of those before it.
         batch_size : int
             Windows in a batch.
-        validation : like inputs, optional
+        validation : like X, optional
         rng, **options
             Those of `Model.fit`: ``epochs`` or ``steps``, ``optimizer``, ``patience``, ...
 
@@ -264,17 +265,17 @@ class Forecaster(SequenceModel):
         FloatingPointError
             The training diverged.
         """
-        if targets is not None:
-            raise TypeError("Forecaster.fit: targets are given, expected None: the series are their own targets")
-        series = self._all_series("fit", "inputs", inputs, self.window + 1)
-        scales = [_scale(s) for s in series]
+        if y is not None:
+            raise TypeError("Forecaster.fit: y is given, expected None: the series are their own targets")
+        series = self._all_series("fit", "X", X, self.window + 1)
+        scales = [examples.scale_of(s) for s in series]
         # That of a single series scales the validation too.
         common = scales[0] if len(series) == 1 else None
         scaled = [_scaled(s, *scale) for s, scale in zip(series, scales, strict=True)]
         later = None
         if validation is not None:
             later = self._all_series("fit", "validation", validation, self.window + 1)
-            later = [_scaled(s, *(common or _scale(s))) for s in later]
+            later = [_scaled(s, *(common or examples.scale_of(s))) for s in later]
             later = self._windows_of(later, batch_size, shuffle=False, rng=0)
         data = self._windows_of(scaled, batch_size, shuffle=True, rng=rng)
         self.trainer_ = self._trainer(data, None, validation=later, rng=rng, **options)
@@ -358,7 +359,7 @@ class Forecaster(SequenceModel):
         """The means and standard deviations (B, features) that scale the series with these B pasts."""
         if self.mean.ndim == 1:
             return self.mean, self.std
-        means, stds = zip(*map(_scale, pasts), strict=True)
+        means, stds = zip(*map(examples.scale_of, pasts), strict=True)
         return np.stack(means), np.stack(stds)
 
     def _free_run(self, windows: Array, steps: int, noise: Array | None = None) -> Array:
@@ -580,23 +581,6 @@ _OF_SERIES = ("mean", "std", "residuals")
 def _columns(x: Array) -> Array:
     """A series (T, features)."""
     return x[:, None] if x.ndim == 1 else x
-
-
-def _scale(series: Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The mean and the standard deviation of each feature of a series, (features,) each; the latter 1 of a constant.
-
-    A feature is constant if its deviation may be the rounding error of its mean (the rule of scikit-learn's scalers).
-    Its mean is then one of its values, without the error: where values are large, that is far from small.
-    """
-    values = _columns(_dispatch.to_numpy(series)).astype(np.float64)
-    # A power of two changes no digits, and keeps the squares of very large and very small values in range.
-    _, power = np.frexp(np.abs(values).max(axis=0))
-    values = np.ldexp(values, -power)
-    mean, std = values.mean(axis=0), values.std(axis=0)
-    rounding = len(values) * np.finfo(np.float64).eps
-    constant = std**2 <= rounding * std**2 + (rounding * mean) ** 2
-    mean = np.where(constant, values[0], mean)
-    return np.ldexp(mean, power), np.where(constant, 1.0, np.ldexp(std, power))
 
 
 def _scaled(x: Array, mean: Any, std: Any) -> Array:

@@ -379,20 +379,18 @@ class LanguageModel(Model):
             nats.append(rows)
         return xp.asarray(xp.sum(xp.concat(nats, axis=0)) / count), dy, output
 
-    def fit(
-        self, inputs: Any, targets: None = None, *, window: int = 64, validation: Any = None, **options: Any
-    ) -> Self:
+    def fit(self, X: Any, y: None = None, *, window: int = 64, validation: Any = None, **options: Any) -> Self:
         """Train on a text, by truncated backpropagation through time, or on many, each from beginning to end.
 
         Parameters
         ----------
-        inputs : str, (n,) integer array, a list of such, or Data
+        X : str, (n,) integer array, a list of such, or Data
             One text or its tokens; or several that have nothing to do with each other.
-        targets : None
+        y : None
             Every token is the target of those before it.
         window : int
             k, the steps that gradients go back through, where there is one text.
-        validation : like inputs, optional
+        validation : like X, optional
         **options
             Those of `Model.fit`: ``epochs`` or ``steps``, ``batch_size``, ``optimizer``, ``rng``, ...
 
@@ -403,11 +401,11 @@ class LanguageModel(Model):
         """
         self._check_options(options)
         batch_size, rng = options.pop("batch_size", 32), options.get("rng", 0)
-        data = self._texts("inputs", inputs, batch_size, window, shuffle=True, rng=rng)
+        data = self._texts("X", X, batch_size, window, shuffle=True, rng=rng)
         if validation is not None:
             validation = self._texts("validation", validation, batch_size, window, shuffle=False, rng=0)
         options.setdefault("metric", self.vocabulary.metric)
-        return super().fit(data, targets, validation=validation, **options)
+        return super().fit(data, y, validation=validation, **options)
 
     def _texts(
         self, name: str, texts: Any, batch_size: int, window: int, *, shuffle: bool, rng: int | np.random.Generator

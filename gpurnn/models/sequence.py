@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch, functional, initializers, layers, losses
 from .._contract import Array, State
@@ -14,7 +16,13 @@ from .._random import generator
 from ..functional._activations import activate
 from ..functional._state import cotangent_pair
 from ..layers.base import Layer, parameter, parameter_dtype
-from .base import Model, check_finite, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
+from . import examples
+from .base import Model, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..training import PaddedBatches
 
 POOLINGS = ("last", "mean", "attention")
 OUTPUT_ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid")
@@ -372,95 +380,271 @@ class SequenceModel(Model):
         floats = {"params": self.output.params["weight"], **({} if tokens else {name: array})}
         return _arrays.take(where, floats, {name: array} if tokens else {}, needed=(name,))[2]
 
-    def _examples(self, method: str, inputs: Any) -> list[Array]:
-        """The examples as a list; refuse what this model does not read, before any work."""
-        where = f"{type(self).__name__}.{method}"
-        embedding = self.embedding
-        if _arrays.is_single(inputs):
-            inputs = self._take(where, "inputs", inputs, tokens=embedding is not None)
-            if embedding is not None:
-                _checks.ndim(where, "inputs", inputs, 2, "(N, T), or a sequence of (T,) arrays")
-            else:
-                _checks.ndim(where, "inputs", inputs, 3, "(N, T, input_size), or a sequence of (T, input_size) arrays")
-        inputs = _arrays.entries(where, "inputs", inputs, "a sequence of arrays")
-        if len(inputs) == 0:
-            raise ValueError(f"{where}: inputs is empty, expected at least one example")
-        examples = []
-        for i, example in enumerate(inputs):
-            name = f"inputs[{i}]"
-            example = self._take(where, name, example, tokens=embedding is not None)
-            examples.append(example)
-            if embedding is not None:
-                _checks.ndim(where, name, example, 1, "(T,)")
-                check_numbers(where, name, example, embedding.num_embeddings, IndexError)
-            else:
-                _checks.ndim(where, name, example, 2, "(T, input_size)")
-                expected = (example.shape[0], self.recurrent.input_size)
-                _checks.shape(where, name, example, expected, "(T, input_size)")
-                if method == "fit":
-                    check_finite(where, name, example)
-            if example.shape[0] == 0:
-                raise ValueError(f"{where}: {name} has shape {tuple(example.shape)}, expected at least one step")
-        return examples
+    def _shapes(self) -> list[tuple[str, str]]:
+        size = self.recurrent.hidden_size * self.recurrent.num_directions
+        rows = [(f"(T, B, {self.recurrent.input_size})", "inputs")]
+        if self.embedding is not None:
+            rows = [("(T, B)", "tokens"), (rows[0][0], told(self.embedding))]
+        rows.append((f"(T, B, {size})", told(self.recurrent)))
+        if self.pooling is not None:
+            rows.append((f"(B, {size})", told(self.pooling)))
+        leading = "(T, B" if self.pooling is None else "(B"
+        return [*rows, (f"{leading}, {self.output.out_features})", f"{told(self.output)}: {self._told_outputs}")]
 
-    def _targets(self, where: str, targets: Any, examples: list[Array]) -> list[Array]:
-        """The targets of some examples as a list of arrays; refuse what is no target of theirs, before any work."""
-        targets = _arrays.entries(where, "targets", targets, "an array for each example")
-        if len(targets) != len(examples):
-            raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(examples)}")
-        classes = self._loss == "cross_entropy"
-        taken = []
-        for i, (target, example) in enumerate(zip(targets, examples, strict=True)):
-            name = f"targets[{i}]"
-            target = self._take(where, name, target, tokens=classes)
-            taken.append(target)
-            steps = () if self.pooling is not None else (int(example.shape[0]),)
-            expected = steps if classes else (*steps, self.output.out_features)
-            if expected == () and target.ndim:
-                raise ValueError(
-                    f"{where}: {name} has shape {tuple(target.shape)}, expected (): the number of the class, one for "
-                    "each example"
+    _told_outputs = "values"
+
+    def _describe(self) -> str:
+        defaults = {
+            "num_layers": 1, "cell": "gru", "bidirectional": False, "pooling": "last", "num_embeddings": None,
+            "dropout": 0.0, "variational_dropout": 0.0, "recurrent_dropout": 0.0, "residual": False,
+            "output_activation": "identity", "loss": "mse", "standardize": True, "dtype": "float32",
+        }  # fmt: skip
+        sizes = (*self._size_names, self._outputs_name)
+        told = [f"{n}={v!r}" for n, v in self._config.items() if n not in sizes and (n, v) not in defaults.items()]
+        return ", ".join([*(str(self._config[name]) for name in sizes), *told])
+
+
+class _Estimator(SequenceModel):
+    """A sequence model that is fitted to examples and their targets, whatever holds them."""
+
+    _learnt: dict[str, Any]
+    """What `fit` learnt besides parameters: the names of features, the labels, the scale of targets."""
+
+    _is_fitted = False
+    """Whether the parameters are of a fit or of a caller."""
+
+    def __init__(self, *sizes: int, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self._learnt = {}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        super().load_state_dict(state)
+        self._is_fitted = True
+
+    load_state_dict.__doc__ = Model.load_state_dict.__doc__
+
+    def _fitted(self) -> dict[str, Any]:
+        learnt = dict(self._learnt)
+        if "labels" in learnt:
+            learnt["labels"] = learnt["labels"].saved(f"{type(self).__name__}.save")
+        for name in ("mean", "std"):
+            if name in learnt:
+                learnt[name] = learnt[name].tolist()
+        return learnt
+
+    def _restore_fitted(self, fitted: dict[str, Any]) -> None:
+        learnt = dict(fitted)
+        if "labels" in learnt:
+            learnt["labels"] = examples.Labels.restored(learnt["labels"])
+        for name in ("mean", "std"):
+            if name in learnt:
+                learnt[name] = np.asarray(learnt[name], np.float64)
+        self._learnt = learnt
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        group: str | None = None,
+        sample_weight: Any = None,
+        mask: Any = None,
+        batch_size: int = 32,
+        validation: Any = None,
+        rng: int | np.random.Generator = 0,
+        **options: Any,
+    ) -> Self:
+        """Train on examples, whatever holds them; see `Model.fit` for the other options.
+
+        Parameters
+        ----------
+        X : array, table, or sequence of arrays, lists, series, tensors or tables
+            The examples, of any lengths: an (N, T, input_size) array, (N, T) of one feature, an entry (T_i, input_size)
+            or (T_i,) for each; or tokens (T_i,), if the model embeds them. Numbers of any dtype become those of the
+            model once. A pandas or polars table has a row for each example and a column for each step; with ``group``
+            a row for each step and a column for each feature. Or batches from `gpurnn.training`, without ``y``.
+        y : sequence, array or column; or the name of a column of X
+            The target of each example, or where the model answers for each step a sequence of targets for each.
+        group : str, optional
+            The column of the table X that says to which example a row belongs.
+        sample_weight : (N,) sequence of numbers, optional
+            The weight of each example in the loss.
+        mask : sequence of (T_i,) arrays, or (N, T) array, optional
+            Where the model answers for each step: which targets count, as bools or weights.
+        batch_size, validation, rng, **options
+            As in `Model.fit`.
+
+        Returns
+        -------
+        self
+            Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run; its ``history`` has the losses.
+
+        Raises
+        ------
+        ValueError, TypeError
+            X or y holds what cannot be learnt from; the message names the example and the step.
+        FloatingPointError
+            The training diverged.
+        """
+        where = f"{type(self).__name__}.fit"
+        if hasattr(X, "batch"):
+            for name, value in (("group", group), ("sample_weight", sample_weight), ("mask", mask)):
+                if value is not None:
+                    raise TypeError(f"{where}: {name} is given, expected None, as X holds batches")
+            super().fit(X, y, batch_size=batch_size, validation=validation, rng=rng, **options)
+            self._is_fitted = True
+            return self
+        self._check_options(options)
+        learnt = self._learnt
+        try:
+            data = self._read(where, X, y, group, sample_weight, mask).batches(batch_size, shuffle=True, rng=rng)
+            if isinstance(validation, (tuple, list)) and len(validation) == 2:
+                validation = self._validation(where, validation, batch_size, group=group)
+            super().fit(data, None, validation=validation, rng=rng, **options)
+            self._is_fitted = True
+            return self
+        except (ValueError, TypeError, IndexError):
+            self._learnt = learnt
+            raise
+
+    def _read(
+        self, where: str, X: Any, y: Any, group: str | None, sample_weight: Any = None, mask: Any = None
+    ) -> _Labelled:
+        """Examples and their targets as arrays of the model, and what `fit` learns of them."""
+        _checks.given(where, X=X, y=y)
+        columns = (y,) if isinstance(y, str) else tuple(y) if _are_columns(X, y) else ()
+        features = self._learnt.get("features")
+        if columns and features is None:
+            features = [c for c in X.columns if c != group and c not in columns]
+        data = self._sequences(where, X, group, features)
+        if columns:
+            y = examples.columns_by_group(where, "X", X, columns, group, each=self.pooling is None)
+        targets, weights = self._targets_of(where, y, data)
+        weights = _product(weights, self._weights(where, data, sample_weight, mask))
+        if data.features is not None:
+            self._learnt = {**self._learnt, "features": list(data.features)}
+        return _Labelled(data.arrays, targets, weights, self.pooling is not None)
+
+    def _sequences(
+        self, where: str, X: Any, group: str | None = None, features: Sequence[str] | None = None
+    ) -> examples.Sequences:
+        """The examples; reject what this model does not read, before any work."""
+        embedding, weight = self.embedding, self.output.params["weight"]
+        data = examples.sequences(
+            where, "X", X, dtype=np.dtype(_checks.dtype_name(weight)), group=group,
+            features=self._learnt.get("features") if features is None else features,
+            width=None if embedding is not None else self.recurrent.input_size, tokens=embedding is not None,
+        )  # fmt: skip
+        for i, (name, array) in enumerate(zip(data.names, data.arrays, strict=True)):
+            data.arrays[i] = array = examples.moved(where, name, array, weight)
+            if embedding is not None:
+                check_numbers(where, name, array, embedding.num_embeddings, IndexError)
+        return data
+
+    def _targets_of(self, where: str, y: Any, data: examples.Sequences) -> tuple[list[Array], list[Any] | None]:
+        """Values as targets of the examples, in scaled units, and no weights."""
+        weight, outputs = self.output.params["weight"], self.output.out_features
+        dtype = np.dtype(_checks.dtype_name(weight))
+        count = len(data.arrays)
+        if self.pooling is not None:
+            table = examples.numbers(where, "y", y, dtype)
+            table = table[:, None] if table.ndim == 1 else table
+            _checks.shape(where, "y", table, (count, outputs), "(N, outputs)")
+            rows = [table[i, ...] for i in range(count)]
+            examples.require_finite(where, "y", table, axis="row")
+        else:
+            entries = _arrays.entries(where, "y", y, "the values of each step, for each example")
+            if len(entries) != count:
+                raise ValueError(f"{where}: y has {len(entries)} entries, expected {count}")
+            rows = []
+            for i, (entry, array) in enumerate(zip(entries, data.arrays, strict=True)):
+                row = examples.numbers(where, f"y[{i}]", entry, dtype)
+                row = row[:, None] if row.ndim == 1 else row
+                _checks.shape(where, f"y[{i}]", row, (array.shape[0], outputs), "(T, outputs)")
+                examples.require_finite(where, f"y[{i}]", row)
+                rows.append(row)
+        rows = [examples.moved(where, "y", row, weight) for row in rows]
+        return [self._scaled(row) for row in self._learn_scale(rows)], None
+
+    def _learn_scale(self, rows: list[Array]) -> list[Array]:
+        return rows
+
+    def _scaled(self, values: Array) -> Array:
+        return values
+
+    def _weights(self, where: str, data: examples.Sequences, sample_weight: Any, mask: Any) -> list[Any] | None:
+        """The weight of each target as NumPy arrays, () or (T_i,); None if all are 1."""
+        weights: list[Any] | None = None
+        count = len(data.arrays)
+        shapes = [() if self.pooling is not None else tuple(a.shape[:1]) for a in data.arrays]
+        if sample_weight is not None:
+            values = _dispatch.to_numpy(examples.numbers(where, "sample_weight", sample_weight, np.dtype("float64")))
+            _checks.shape(where, "sample_weight", values, (count,), "(N,)")
+            weights = [np.full(shape, value) for shape, value in zip(shapes, values, strict=True)]
+        if mask is not None:
+            if self.pooling is not None:
+                raise TypeError(
+                    f"{where}: mask is given, expected None: there is one target for each example; weigh it by "
+                    "sample_weight"
                 )
-            symbols = ", ".join([*(["T"] if steps else []), *([] if classes else ["outputs"])])
-            _checks.shape(where, name, target, expected, f"({symbols},)" if len(expected) == 1 else f"({symbols})")
-            if classes:
-                check_numbers(where, name, target, self.output.out_features)
-            else:
-                check_finite(where, name, target)
-        return taken
+            entries = _arrays.entries(where, "mask", mask, "an array for each example")
+            if len(entries) != count:
+                raise ValueError(f"{where}: mask has {len(entries)} entries, expected {count}")
+            masks = [
+                _dispatch.to_numpy(examples.numbers(where, f"mask[{i}]", entry, np.dtype("float64")))
+                for i, entry in enumerate(entries)
+            ]
+            for i, (values, shape) in enumerate(zip(masks, shapes, strict=True)):
+                _checks.shape(where, f"mask[{i}]", values, shape, "(T,)")
+            weights = _product(weights, masks)
+        return weights
 
     def _batches(
-        self, inputs: Any, targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
+        self,
+        X: Any,
+        y: Any,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        rng: int | np.random.Generator,
+        group: str | None = None,
     ) -> Any:
-        from ..training import PaddedBatches
+        return self._read(f"{type(self).__name__}.fit", X, y, group).batches(batch_size, shuffle=shuffle, rng=rng)
 
-        examples = self._examples("fit", inputs)
-        targets = self._targets(f"{type(self).__name__}.fit", targets, examples)
-        per_sequence = self.pooling is not None
-        return PaddedBatches(examples, batch_size, targets, per_sequence=per_sequence, shuffle=shuffle, rng=rng)
-
-    def _outputs(self, method: str, inputs: Sequence[Array] | Array, batch_size: int) -> list[Array]:
+    def _outputs(self, method: str, X: Any, batch_size: int, group: str | None = None) -> list[Array]:
         """What the head puts out for each example: (O,) arrays, or (T_i, O) where there is an output for each step."""
+        where = f"{type(self).__name__}.{method}"
+        self._require_fitted(where)
+        return self._outputs_of(where, self._sequences(where, X, group), batch_size)
+
+    def _require_fitted(self, where: str) -> None:
+        """Reject a model that was neither fitted nor given parameters."""
+        bias = self.output.params["bias"]
+        xp = _dispatch.namespace(where, bias=bias)
+        # The head's bias starts at zero, and no training leaves it there.
+        if not self._is_fitted and not bool(xp.any(bias != 0)):
+            raise ValueError(f"{where}: the model was never fitted, expected parameters of a fit; call fit first")
+
+    def _outputs_of(self, where: str, data: examples.Sequences, batch_size: int) -> list[Array]:
         from ..training import pad
 
-        where = f"{type(self).__name__}.{method}"
-        examples = self._examples(method, inputs)
         batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
+        arrays = data.arrays
         # Sequences of about one length go together, so that there is little padding.
-        order = sorted(range(len(examples)), key=lambda i: int(examples[i].shape[0]))
-        found: list[Array] = [None] * len(examples)
+        order = sorted(range(len(arrays)), key=lambda i: int(arrays[i].shape[0]))
+        outputs: list[Array] = [None] * len(arrays)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            padded, lengths = pad([examples[i] for i in chosen])
+            padded, lengths = pad([arrays[i] for i in chosen])
             y, _ = self(padded, None, lengths)
             bad = self._not_answers(padded, y)
             if len(bad):
                 i = min(chosen[lane] for lane in bad)
-                given = {} if self.embedding is not None else {f"inputs[{i}]": examples[i]}
-                raise not_finite(where, f"the outputs for inputs[{i}]", self.params, **given)
+                given = {} if self.embedding is not None else {data.names[i]: arrays[i]}
+                raise not_finite(where, f"the outputs for {data.names[i]}", self.params, **given)
             for lane, i in enumerate(chosen):
-                found[i] = y[lane, ...] if self.pooling is not None else y[: examples[i].shape[0], lane, ...]
-        return found
+                outputs[i] = y[lane, ...] if self.pooling is not None else y[: arrays[i].shape[0], lane, ...]
+        return outputs
 
     def _not_answers(self, inputs: Array, y: Array) -> np.ndarray[Any, Any]:
         """The lanes of a padded batch whose outputs or inputs are not finite."""
@@ -482,47 +666,143 @@ class SequenceModel(Model):
             return function(xp, xp.stack(outputs))
         return [function(xp, y) for y in outputs]
 
-    def _shapes(self) -> list[tuple[str, str]]:
-        size = self.recurrent.hidden_size * self.recurrent.num_directions
-        rows = [(f"(T, B, {self.recurrent.input_size})", "inputs")]
-        if self.embedding is not None:
-            rows = [("(T, B)", "tokens"), (rows[0][0], told(self.embedding))]
-        rows.append((f"(T, B, {size})", told(self.recurrent)))
-        if self.pooling is not None:
-            rows.append((f"(B, {size})", told(self.pooling)))
-        leading = "(T, B" if self.pooling is None else "(B"
-        return [*rows, (f"{leading}, {self.output.out_features})", f"{told(self.output)}: {self._told_outputs}")]
-
-    _told_outputs = "values"
-
-    def _describe(self) -> str:
-        defaults = {
-            "num_layers": 1, "cell": "gru", "bidirectional": False, "pooling": "last", "num_embeddings": None,
-            "dropout": 0.0, "variational_dropout": 0.0, "recurrent_dropout": 0.0, "residual": False,
-            "output_activation": "identity", "loss": "mse", "dtype": "float32",
-        }  # fmt: skip
-        sizes = (*self._size_names, self._outputs_name)
-        told = [f"{n}={v!r}" for n, v in self._config.items() if n not in sizes and (n, v) not in defaults.items()]
-        return ", ".join([*(str(self._config[name]) for name in sizes), *told])
+    @property
+    def n_features_in_(self) -> int:
+        """How many features a step has."""
+        return int(self.recurrent.input_size)
 
 
-class _Classifier(SequenceModel):
+class _Classifier(_Estimator):
     """What the classifiers of sequences and of steps share: cross-entropy, probabilities, classes."""
 
     _not_options: tuple[str, ...] = ("output_activation",)
     _outputs_name = "classes"
     _told_outputs = "logits"
+    _class_weight: Any = None
+    _padding_label: Any = None
+    """Options of the `fit` that is under way."""
+
     _loss = "cross_entropy"
 
-    def predict_proba(self, inputs: Sequence[Array] | Array, *, batch_size: int = 256) -> Any:
-        """The probabilities softmax(W h + b) of the classes.
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """The label of each class, in the order of `predict_proba`: those that `fit` saw, or 0 ... classes - 1."""
+        labels = self._learnt.get("labels")
+        return np.arange(self.output.out_features) if labels is None else labels.classes
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        padding_label: Any = None,
+        **options: Any,
+    ) -> Self:
+        """Train on examples and their labels, whatever holds them.
 
         Parameters
         ----------
-        inputs : sequence of (T_i, input_size) arrays, or (N, T, input_size) array
-            The examples, of any lengths; tokens without the last axis, if the model embeds them.
+        X : array, table, or sequence of arrays, lists, series, tensors or tables
+            As in `SequenceRegressor`'s ``fit``.
+        y : sequence, array or column; or the name of a column of X
+            The label of each example; of a tagger a sequence of labels for each. Labels are ints, bools, strings or any
+            hashables; ``classes_`` has them in their order.
+        class_weight : dict of label to number, or "balanced", optional
+            The weight of each class in the loss, 1 where it is left out. "balanced" weighs a class by the number of
+            labels over that of its own and of the classes, so that all classes count alike.
+        padding_label : label, optional
+            Of a tagger: a label that counts nowhere.
+        **options
+            ``group``, ``sample_weight`` and ``mask`` as in `SequenceRegressor`'s ``fit``; further those of `Model.fit`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            X or y holds what cannot be learnt from; the message names the example and the step. There are more classes
+            than the model has.
+        FloatingPointError
+            The training diverged.
+        """
+        where = f"{type(self).__name__}.fit"
+        if padding_label is not None and self.pooling is not None:
+            raise TypeError(f"{where}: padding_label is given, expected None: there is one label for each example")
+        self._class_weight, self._padding_label = class_weight, padding_label
+        try:
+            return super().fit(X, y, **options)
+        finally:
+            del self._class_weight, self._padding_label
+
+    def _targets_of(self, where: str, y: Any, data: examples.Sequences) -> tuple[list[Array], list[Any] | None]:
+        """Labels as numbers of the classes, and their weights."""
+        count = len(data.arrays)
+        if self.pooling is not None:
+            flat = examples.labels_in(where, "y", y)
+            names = [f"y[{i}]" for i in range(len(flat))]
+            if len(flat) != count:
+                raise ValueError(f"{where}: y has {len(flat)} entries, expected {count}")
+            sizes = None
+        else:
+            entries = _arrays.entries(where, "y", y, "a sequence of labels for each example")
+            if len(entries) != count:
+                raise ValueError(f"{where}: y has {len(entries)} entries, expected {count}")
+            of_each = [examples.labels_in(where, f"y[{i}]", entry) for i, entry in enumerate(entries)]
+            for i, (labels, array) in enumerate(zip(of_each, data.arrays, strict=True)):
+                if len(labels) != array.shape[0]:
+                    raise ValueError(
+                        f"{where}: y[{i}] has {len(labels)} labels, expected {array.shape[0]}, the steps of "
+                        f"{data.names[i]}"
+                    )
+            flat = [label for labels in of_each for label in labels]
+            names = [f"y[{i}][{t}]" for i, labels in enumerate(of_each) for t in range(len(labels))]
+            sizes = np.cumsum([len(labels) for labels in of_each])[:-1]
+        padding = self._padding_label
+        counts = np.array([padding is None or label != padding for label in flat])
+        real = [label for label, one in zip(flat, counts, strict=True) if one]
+        known = self._learn_labels(where, real)
+        numbers = np.zeros(len(flat), np.int64)
+        numbers[counts] = known.encode(where, [name for name, one in zip(names, counts, strict=True) if one], real)
+        weights = None if counts.all() else counts.astype(np.float64)
+        if self._class_weight is not None:
+            of_classes = known.weights(where, self._class_weight, numbers[counts])[numbers]
+            weights = of_classes if weights is None else weights * of_classes
+        weight = self.output.params["weight"]
+        parts: list[Any] = list(numbers) if sizes is None else np.split(numbers, sizes)
+        targets = [examples.moved(where, "y", np.asarray(part), weight) for part in parts]
+        if weights is None:
+            return targets, None
+        return targets, [np.asarray(w) for w in (weights if sizes is None else np.split(weights, sizes))]
+
+    def _learn_labels(self, where: str, flat: list[Any]) -> examples.Labels:
+        """The labels of the classes: those of an earlier fit, or those that there are."""
+        known = self._learnt.get("labels")
+        if known is not None:
+            return known  # type: ignore[no-any-return]
+        K = self.output.out_features
+        labels = examples.Labels.of(flat)
+        if all(type(label) is int and 0 <= label < K for label in flat):
+            labels = examples.Labels(np.arange(K))
+        if len(labels.classes) > K:
+            raise ValueError(f"{where}: y has {len(labels.classes)} classes, expected at most classes = {K}")
+        if where.endswith(".fit"):
+            self._learnt = {**self._learnt, "labels": labels}
+        return labels
+
+    def predict_proba(self, X: Any, *, batch_size: int = 256, group: str | None = None) -> Any:
+        """The probabilities softmax(W h + b) of the classes, in the order of ``classes_``.
+
+        Parameters
+        ----------
+        X
+            Examples, as in `fit`.
         batch_size : int
             How many are computed at a time.
+        group : str, optional
+            As in `fit`.
 
         Returns
         -------
@@ -531,45 +811,50 @@ class _Classifier(SequenceModel):
         Raises
         ------
         ValueError, TypeError
-            The inputs are not such examples.
+            X holds no such examples, or NaN or infinity, or the model was never fitted.
         FloatingPointError
-            An input or a parameter is NaN or infinite; the message names it.
+            A parameter is NaN or infinite, or the outputs overflow.
         """
-        outputs = self._outputs("predict_proba", inputs, batch_size)
+        outputs = self._outputs("predict_proba", X, batch_size, group)
         return self._map(outputs, lambda xp, logits: activate(xp, "softmax", logits))
 
-    def predict(self, inputs: Sequence[Array] | Array, *, batch_size: int = 256) -> Any:
+    def predict(self, X: Any, *, batch_size: int = 256, group: str | None = None) -> Any:
         """The likeliest classes.
 
         Parameters
         ----------
-        inputs, batch_size
+        X, batch_size, group
             As in `predict_proba`.
 
         Returns
         -------
-        (N,) integer array, or of a tagger a list with a (T_i,) integer array for each example
+        (N,) array of labels, or of a tagger a list with a (T_i,) array for each example
 
         Raises
         ------
-        ValueError, TypeError
-            The inputs are not such examples.
-        FloatingPointError
-            An input or a parameter is NaN or infinite; the message names it.
+        ValueError, TypeError, FloatingPointError
+            As `predict_proba` does.
         """
-        return self._likeliest("predict", inputs, batch_size)
+        return self._map(self._outputs("predict", X, batch_size, group), self._likeliest)
 
-    def _likeliest(self, method: str, inputs: Sequence[Array] | Array, batch_size: int) -> Any:
-        return self._map(self._outputs(method, inputs, batch_size), lambda xp, y: xp.argmax(y, axis=-1))
+    def _likeliest(self, xp: Any, logits: Array) -> Array:
+        numbers = xp.argmax(logits, axis=-1)
+        labels = self._learnt.get("labels")
+        if labels is None or np.array_equal(labels.classes, np.arange(len(labels.classes))):
+            return numbers
+        return labels.decode(_dispatch.to_numpy(numbers))
 
-    def accuracy(self, inputs: Sequence[Array] | Array, targets: Any, *, batch_size: int = 256) -> float:
-        """The share of the targets that `predict` meets.
+    def score(
+        self, X: Any, y: Any, sample_weight: Any = None, *, batch_size: int = 256, group: str | None = None
+    ) -> float:
+        """The share of the labels that `predict` meets.
 
         Parameters
         ----------
-        inputs, batch_size
+        X, y, sample_weight, group
+            As in `fit`.
+        batch_size : int
             As in `predict_proba`.
-        targets : (N,) integer array, or of a tagger a sequence of (T_i,) integer arrays
 
         Returns
         -------
@@ -578,34 +863,22 @@ class _Classifier(SequenceModel):
 
         Raises
         ------
-        ValueError, TypeError
-            The targets are not those of the inputs.
+        ValueError, TypeError, FloatingPointError
+            As `fit` and `predict_proba` do; a label is none that `fit` saw.
         """
-        examples = self._examples("accuracy", inputs)
-        expected = self._targets(f"{type(self).__name__}.accuracy", targets, examples)
-        predicted = self._likeliest("accuracy", examples, batch_size)
-        if self.pooling is not None:
-            predicted, expected = [predicted], [_dispatch.namespace("accuracy", p=predicted).stack(expected)]
-        right = steps = 0
-        for found, target in zip(predicted, expected, strict=True):
-            xp = _dispatch.namespace("accuracy", predicted=found)
-            right += int(xp.sum(xp.astype(found == xp.astype(target, found.dtype), xp.int64)))
-            steps += found.shape[0]
-        return right / steps
+        where = f"{type(self).__name__}.score"
+        self._require_fitted(where)
+        read = self._read(where, X, y, group, sample_weight)
+        outputs = self._outputs_of(where, read.sequences(), batch_size)
+        right = total = 0.0
+        for i, (logits, target) in enumerate(zip(outputs, read.targets, strict=True)):
+            xp = _dispatch.namespace(where, logits=logits)
+            hits = _dispatch.to_numpy(xp.argmax(logits, axis=-1)) == _dispatch.to_numpy(target)
+            weights = np.ones(hits.shape) if read.weights is None else read.weights[i]
+            right, total = right + float((hits * weights).sum()), total + float(weights.sum())
+        return right / total
 
-    def _targets(self, where: str, targets: Any, examples: list[Array]) -> list[Array]:
-        # Plain numbers are a usual way to hold the classes of whole sequences.
-        if self.pooling is not None and not _arrays.is_single(targets):
-            targets = _arrays.entries(where, "targets", targets, "an array for each example")
-            if targets and all(isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in targets):
-                for i, number in enumerate(targets):
-                    if not 0 <= number < self.output.out_features:
-                        raise ValueError(
-                            f"{where}: targets[{i}] holds {number}, expected 0 ... {self.output.out_features - 1}"
-                        )
-                xp = _dispatch.namespace(where, params=self.output.params["weight"])
-                targets = _dispatch.from_numpy(xp, np.asarray(targets, np.int64))
-        return super()._targets(where, targets, examples)
+    accuracy = score
 
 
 class SequenceClassifier(_Classifier):
@@ -742,7 +1015,7 @@ class SequenceTagger(_Classifier):
         super().__init__(input_size, hidden_size, classes, num_layers, pooling=None, **options)
 
 
-class SequenceRegressor(SequenceModel):
+class SequenceRegressor(_Estimator):
     r"""Many to one, or many to many of the same length: values for each sequence, or for each of its steps.
 
     y = g(W_hy h + b_y) with h the pooled output of the recurrent stack, h_T by default, or y_t = g(W_hy h_t + b_y).
@@ -757,6 +1030,10 @@ class SequenceRegressor(SequenceModel):
         g.
     loss : {"mse", "l1", "huber"}
         What `fit` minimises, by its name in `gpurnn.losses`.
+    standardize : bool
+        Whether the first `fit` scales the targets to mean 0 and standard deviation 1. `predict` and `score` are in the
+        targets' own units; a call, `vjp` and the losses are in scaled ones. An ``output_activation`` has units of its
+        own, and nothing is scaled.
     cell, bidirectional, num_embeddings, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, \
     **options
         Those of `SequenceClassifier`.
@@ -797,9 +1074,11 @@ class SequenceRegressor(SequenceModel):
         pooling: str | None = "last",
         output_activation: str = "identity",
         loss: str = "mse",
+        standardize: bool = True,
         **options: Any,
     ) -> None:
         where = "SequenceRegressor"
+        standardize = _checks.flag(where, "standardize", standardize)
         pooling = _checks.choice(where, "pooling", pooling, (*POOLINGS, None))
         output_activation = _checks.choice(where, "output_activation", output_activation, OUTPUT_ACTIVATIONS)
         loss = _checks.choice(where, "loss", loss, LOSSES)
@@ -808,15 +1087,42 @@ class SequenceRegressor(SequenceModel):
             pooling=pooling, output_activation=output_activation, **options,
         )  # fmt: skip
         self._loss = loss
-        self._config |= {"pooling": pooling, "output_activation": output_activation, "loss": loss}
+        self.standardize = standardize and output_activation == "identity"
+        self._config |= {
+            "pooling": pooling, "output_activation": output_activation, "loss": loss, "standardize": standardize,
+        }  # fmt: skip
 
-    def predict(self, inputs: Sequence[Array] | Array, *, batch_size: int = 256) -> Any:
-        """The values.
+    def _learn_scale(self, rows: list[Array]) -> list[Array]:
+        if self.standardize and "mean" not in self._learnt:
+            values = np.concatenate([np.atleast_2d(_dispatch.to_numpy(row)) for row in rows]).astype(np.float64)
+            mean, std = examples.scale_of(values)
+            self._learnt = {**self._learnt, "mean": mean, "std": std}
+        return rows
+
+    def _scaled(self, values: Array) -> Array:
+        if "mean" not in self._learnt:
+            return values
+        xp = _dispatch.namespace("SequenceRegressor", values=values)
+        mean, std = (_like(xp, self._learnt[name], values) for name in ("mean", "std"))
+        return (values - mean) / std
+
+    def _unscaled(self, xp: Any, values: Array) -> Array:
+        if "mean" not in self._learnt:
+            return values
+        mean, std = (_like(xp, self._learnt[name], values) for name in ("mean", "std"))
+        return values * std + mean
+
+    @property
+    def loss_unit(self) -> str:
+        return f"{super().loss_unit} of the scaled targets" if self.standardize else super().loss_unit
+
+    def predict(self, X: Any, *, batch_size: int = 256, group: str | None = None) -> Any:
+        """The values, in the units of the targets that `fit` was given.
 
         Parameters
         ----------
-        inputs : sequence of (T_i, input_size) arrays, or (N, T, input_size) array
-            The examples, of any lengths; tokens without the last axis, if the model embeds them.
+        X, group
+            Examples, as in `fit`.
         batch_size : int
             How many are computed at a time.
 
@@ -827,8 +1133,87 @@ class SequenceRegressor(SequenceModel):
         Raises
         ------
         ValueError, TypeError
-            The inputs are not such examples.
+            X holds no such examples, or NaN or infinity, or the model was never fitted.
         FloatingPointError
-            An input or a parameter is NaN or infinite; the message names it.
+            A parameter is NaN or infinite, or the outputs overflow.
         """
-        return self._map(self._outputs("predict", inputs, batch_size), lambda xp, y: y)
+        return self._map(self._outputs("predict", X, batch_size, group), self._unscaled)
+
+    def score(
+        self, X: Any, y: Any, sample_weight: Any = None, *, batch_size: int = 256, group: str | None = None
+    ) -> float:
+        """R^2, the share of the targets' variance that `predict` explains, the mean over the outputs.
+
+        It is 1 - sum w (y - f)^2 / sum w (y - mean)^2, 1 at best and 0 for the mean of y.
+
+        Parameters
+        ----------
+        X, y, sample_weight, group
+            As in `fit`.
+        batch_size : int
+            As in `predict`.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError, TypeError, FloatingPointError
+            As `fit` and `predict` do.
+        """
+        where = "SequenceRegressor.score"
+        self._require_fitted(where)
+        read = self._read(where, X, y, group, sample_weight)
+        outputs = self._outputs_of(where, read.sequences(), batch_size)
+        predicted, targets = (
+            np.concatenate([np.atleast_2d(_dispatch.to_numpy(row)) for row in rows]).astype(np.float64)
+            for rows in (outputs, read.targets)
+        )
+        weights = np.ones(len(targets))
+        if read.weights is not None:
+            weights = np.concatenate([np.atleast_1d(w) for w in read.weights])
+        mean = np.average(targets, axis=0, weights=weights)
+        errors, spread = weights @ (targets - predicted) ** 2, weights @ (targets - mean) ** 2
+        # Where the targets are constant, only the right constant explains them.
+        varied = spread > 0
+        explained = np.where(varied, 1 - errors / np.where(varied, spread, 1), np.where(errors > 0, 0.0, 1.0))
+        return float(explained.mean())
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Examples and targets, ready to train on."""
+
+    arrays: list[Array]
+    targets: list[Array]
+    weights: list[Any] | None
+    per_sequence: bool
+
+    def batches(self, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator) -> PaddedBatches:
+        from ..training import PaddedBatches
+
+        return PaddedBatches(
+            self.arrays, batch_size, self.targets, per_sequence=self.per_sequence, weights=self.weights,
+            shuffle=shuffle, rng=rng,
+        )  # fmt: skip
+
+    def sequences(self) -> examples.Sequences:
+        return examples.Sequences(self.arrays, [f"X[{i}]" for i in range(len(self.arrays))])
+
+
+def _product(weights: list[Any] | None, others: list[Any] | None) -> list[Any] | None:
+    """The products of two lists of weights; None is a list of ones."""
+    if weights is None or others is None:
+        return others if weights is None else weights
+    return [a * b for a, b in zip(weights, others, strict=True)]
+
+
+def _are_columns(X: Any, y: Any) -> bool:
+    """Whether y names columns of the table X."""
+    names = isinstance(y, (list, tuple)) and len(y) > 0 and all(isinstance(name, str) for name in y)
+    return examples.is_table(X) and names
+
+
+def _like(xp: Any, values: NDArray[np.float64], like: Array) -> Array:
+    return xp.astype(_dispatch.from_numpy(xp, values), like.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -432,6 +433,55 @@ class PaddedBatches:
     def __len__(self) -> int:
         """How many batches an epoch has; with a curriculum, one at its end."""
         return self._count(self._admitted(None))
+
+    @property
+    def num_examples(self) -> int:
+        """How many sequences there are."""
+        return len(self._inputs)
+
+    def split(self, share: float, *, rng: int | np.random.Generator = 0) -> tuple[PaddedBatches, PaddedBatches]:
+        """Two parts of the sequences, drawn at random: one to train on, and a share of them to validate on.
+
+        Parameters
+        ----------
+        share : float
+            Of the second part, in (0, 1); it has one sequence at least, and so has the first.
+        rng : int or numpy.random.Generator
+
+        Returns
+        -------
+        rest, part : PaddedBatches
+            The first with the options of this object, the second neither shuffled nor with a curriculum.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The share is out of its range, or there is only one sequence.
+        """
+        where = "PaddedBatches.split"
+        share = _checks.finite(where, "share", share)
+        if not 0.0 < share < 1.0:
+            raise ValueError(f"{where}: share is {share!r}, expected a number in (0, 1)")
+        count = self.num_examples
+        if count < 2:
+            raise ValueError(f"{where}: there is only one sequence, expected at least two")
+        order = _random.generator(where, rng).permutation(count)
+        size = min(max(round(share * count), 1), count - 1)
+        rest, part = self._chosen(np.sort(order[size:])), self._chosen(np.sort(order[:size]))
+        part.shuffle, part.curriculum, part._difficulties = False, None, None
+        return rest, part
+
+    def _chosen(self, places: Any) -> PaddedBatches:
+        """These sequences, with the options of this object."""
+        chosen = copy.copy(self)
+        for name in ("_inputs", "_targets", "_weights"):
+            of_all = getattr(self, name)
+            setattr(chosen, name, None if of_all is None else [of_all[i] for i in places])
+        for name in ("_lengths", "_steps", "_difficulties"):
+            of_all = getattr(self, name)
+            setattr(chosen, name, None if of_all is None else of_all[places])
+        chosen._plan, chosen._num_batches = (-1, []), {}
+        return chosen
 
     @property
     def weighted(self) -> bool:
