@@ -375,11 +375,11 @@ def test_fit_and_predict_refuse():
             call(X[:0])
         with pytest.raises(TypeError, match=r"inputs is a list, expected a numpy\.ndarray"):
             call([[1.0, 2.0]])
-    with pytest.raises(TypeError, match=r"SequenceGenerator\.fit: targets is None, expected an array"):
+    with pytest.raises(TypeError, match=r"SequenceGenerator\.fit: y is None, expected an array"):
         model.fit(X, epochs=1)
-    with pytest.raises(ValueError, match=r"fit: targets\[0\] has shape \(\), expected 1 axis \(T,\)"):
+    with pytest.raises(ValueError, match=r"fit: y\[0\] has shape \(\), expected 1 axis \(T,\)"):
         model.fit(X, CLASSES[0], epochs=1)
-    with pytest.raises(ValueError, match=r"SequenceGenerator\.fit: targets has 2 entries, expected 3"):
+    with pytest.raises(ValueError, match=r"SequenceGenerator\.fit: y has 2 entries, expected 3"):
         model.fit(X, CLASSES.T[:2], epochs=1)
     with pytest.raises(ValueError, match="steps is 0, expected at least 1"):
         model.predict(X, 0)
@@ -427,10 +427,10 @@ def test_a_softmax_over_one_class_is_rejected():
 def test_targets_that_are_no_class_are_rejected_by_their_names(label):
     model = SequenceGenerator(2, 4, 3, dtype="float64")
     for targets in (np.array([[0, 1], [2, label]]), [np.array([0]), np.array([0, label])]):
-        with pytest.raises(ValueError, match=rf"SequenceGenerator.fit: targets\[1\] holds {label}, expected 0 ... 2"):
+        with pytest.raises(ValueError, match=rf"SequenceGenerator.fit: y\[1\] holds {label}, expected 0 ... 2"):
             model.fit(np.ones((2, 2)), targets, epochs=1)
     for targets in ([np.zeros(0, int), np.array([1])], [np.array(0), np.array([1])]):
-        with pytest.raises(ValueError, match=r"SequenceGenerator.fit: targets\[0\] has shape \(0?,?\), expected"):
+        with pytest.raises(ValueError, match=r"SequenceGenerator.fit: y\[0\] has shape \(0?,?\), expected"):
             model.fit(np.ones((2, 2)), targets, epochs=1)
     with pytest.raises(ValueError, match=r"SequenceGenerator.predict: steps is 0, expected at least 1"):
         model.predict(np.ones((1, 2)), 0)

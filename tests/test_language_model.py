@@ -433,7 +433,7 @@ def test_fit_and_predict_refuse():
     model = small()
     with pytest.raises(ValueError, match="predict: texts is empty"):
         model.predict([])
-    with pytest.raises(TypeError, match="fit: inputs is None"):
+    with pytest.raises(TypeError, match="fit: X is None"):
         model.fit(None, epochs=1)
     with pytest.raises(TypeError, match="targets are given, expected None"):
         model.fit("abcd" * 100, ["x"], epochs=1, window=5, batch_size=2)
@@ -542,17 +542,17 @@ def test_a_forbidden_token_is_not_drawn():
         (lambda m: m.predict(["a", np.array([1, 9])]), "predict: texts[1] holds 9, expected 0 ... 4"),
         (lambda m: m.log_likelihood(np.array([-1])), "log_likelihood: text holds -1, expected 0 ... 4"),
         (lambda m: m.sample(1, np.array([1])), "sample: prompt is an array of shape (1,), expected a str"),
-        (lambda m: m.fit([], epochs=1), "fit: inputs is empty, expected at least one text"),
-        (lambda m: m.fit(["ab", "a"], epochs=1), "fit: inputs[1] has 1 tokens, expected at least 2"),
+        (lambda m: m.fit([], epochs=1), "fit: X is empty, expected at least one text"),
+        (lambda m: m.fit(["ab", "a"], epochs=1), "fit: X[1] has 1 tokens, expected at least 2"),
         (lambda m: m.fit(["ab"], validation=["", "a"], epochs=1), "fit: validation[0] has 0 tokens, expected at least"),
         (
             lambda m: m.fit("abc", epochs=1),
-            "fit: inputs has 3 tokens, expected at least batch_size (window + 1) = 2080; lower batch_size or window",
+            "fit: X has 3 tokens, expected at least batch_size (window + 1) = 2080; lower batch_size or window",
         ),
-        (lambda m: m.fit("", epochs=1, batch_size=1, window=1), "fit: inputs has 0 tokens, expected at least"),
+        (lambda m: m.fit("", epochs=1, batch_size=1, window=1), "fit: X has 0 tokens, expected at least"),
         (lambda m: m.fit("abcd" * 9, epochs=1, batch_size=0), "fit: batch_size is 0, expected at least 1"),
         (lambda m: m.fit("abcd" * 9, epochs=1, window=0), "fit: window is 0, expected at least 1"),
-        (lambda m: m.fit(3, epochs=1), "fit: inputs is an int, expected a sequence of str"),
+        (lambda m: m.fit(3, epochs=1), "fit: X is an int, expected a sequence of str"),
     ],
 )
 def test_texts_that_are_rejected_by_their_names(call, message):

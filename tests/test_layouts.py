@@ -238,7 +238,7 @@ def classified(dtype: str) -> object:
     examples = [steps(n, below=120).astype(dtype) for n in (5, 3, 4)]
     labels = np.array([0, 3, 6], dtype)
     model.fit(examples, labels, steps=2)
-    return model.params, model.predict_proba(examples), np.array(model.accuracy(examples, labels))
+    return model.params, model.predict_proba(examples), np.array(model.score(examples, labels))
 
 
 def reinforced(dtype: str) -> object:

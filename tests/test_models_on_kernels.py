@@ -51,8 +51,8 @@ def test_a_classifier(agree, pooling):
     def compute(xp):
         model = gpurnn.SequenceClassifier(3, 6, 2, bidirectional=True, pooling=pooling, dtype="float64").to(xp)
         examples, classes = sequences(xp), [i % 2 for i in range(12)]
-        model.fit(examples, classes, epochs=2, optimizer=gpurnn.Adam(0.01), progress=False)
-        return model.params, model.accuracy(examples, classes), model.predict(examples)
+        model.fit(examples, classes, epochs=2, optimizer=gpurnn.Adam(0.01))
+        return model.params, model.score(examples, classes), model.predict(examples)
 
     agree(compute)
 
@@ -61,9 +61,9 @@ def test_a_tagger_and_a_regressor(agree):
     def compute(xp):
         examples = sequences(xp)
         tagger = gpurnn.SequenceTagger(3, 6, 2, dtype="float64").to(xp)
-        tagger.fit(examples, [xp.arange(len(x)) % 2 for x in examples], epochs=1, progress=False)
+        tagger.fit(examples, [xp.arange(len(x)) % 2 for x in examples], epochs=1)
         regressor = gpurnn.SequenceRegressor(3, 6, 1, dtype="float64").to(xp)
-        regressor.fit(examples, [xp.asarray([float(i)]) for i in range(12)], epochs=1, progress=False)
+        regressor.fit(examples, [xp.asarray([float(i)]) for i in range(12)], epochs=1)
         return tagger.params, regressor.params
 
     agree(compute)
@@ -73,7 +73,7 @@ def test_a_forecaster(agree):
     def compute(xp):
         series = xp.asarray(np.sin(np.arange(60) / 4))
         model = gpurnn.Forecaster(window=4, hidden_size=3, dtype="float64").to(xp)
-        model.fit(series[:20], epochs=1, progress=False)
+        model.fit(series[:20], epochs=1)
         forecast = model.forecast(series, 5, level=0.9, samples=10, rng=0)
         return model.params, forecast.point, forecast.lower, model.backtest(series, start=57, horizon=3).mae
 
@@ -89,7 +89,7 @@ def test_a_translator(agree, attention):
         model = gpurnn.Translator.from_texts(
             numbers, words, 4, 5, source_level="char", target_level="word", attention=attention, dtype="float64"
         ).to(xp)
-        model.fit(numbers, words, epochs=1, batch_size=5, progress=False)
+        model.fit(numbers, words, epochs=1, batch_size=5)
         assert len(model.predict(numbers[:3], beam_size=2)) == 3
         return model.params, model.bleu(numbers, words)
 

@@ -22,7 +22,9 @@ def parameters(model):
 
 
 def classifier():
-    return models.SequenceClassifier(2, 3, 2)
+    model = models.SequenceClassifier(2, 3, 2)
+    model.params["output.bias"][...] = 0.1, -0.1  # as of a fit
+    return model
 
 
 def encoder_decoder():
@@ -44,17 +46,17 @@ def generator():
 
 
 CALLS = {
-    "classifier inputs": ("inputs", VALUES, lambda v: classifier().predict_proba(v)),
-    "classifier fit": ("targets", CLASSES, lambda v: parameters(classifier().fit(VALUES, v, steps=1))),
-    "classifier accuracy": ("targets", CLASSES, lambda v: np.array(classifier().accuracy(VALUES, v))),
+    "classifier inputs": ("X", VALUES, lambda v: classifier().predict_proba(v)),
+    "classifier fit": ("y", CLASSES, lambda v: parameters(classifier().fit(VALUES, v, steps=1))),
+    "classifier score": ("y", CLASSES, lambda v: np.array(classifier().score(VALUES, v))),
     "generator fit": (
-        "targets", TOKENS, lambda v: parameters(generator().fit(np.eye(3, dtype="float32"), v, steps=1)),
+        "y", TOKENS, lambda v: parameters(generator().fit(np.eye(3, dtype="float32"), v, steps=1)),
     ),
     "encoder-decoder predict": ("sources", TOKENS, lambda v: encoder_decoder().predict(v, max_length=3)),
-    "encoder-decoder fit": ("targets", TOKENS, lambda v: parameters(encoder_decoder().fit(TOKENS, v, steps=1))),
+    "encoder-decoder fit": ("y", TOKENS, lambda v: parameters(encoder_decoder().fit(TOKENS, v, steps=1))),
     "language model predict": ("texts", TEXTS, lambda v: language_model().predict(v)),
     "language model fit": (
-        "inputs", ["a b a", "b b"], lambda v: parameters(language_model().fit(v, steps=1, batch_size=2)),
+        "X", ["a b a", "b b"], lambda v: parameters(language_model().fit(v, steps=1, batch_size=2)),
     ),
     "translator predict": (
         "sources", TEXTS,
@@ -62,7 +64,7 @@ CALLS = {
     ),
     "translator": ("targets", TEXTS, lambda v: list(models.Translator.from_texts(TEXTS, v, 3, 4).params.values())),
     "forecaster predict": ("inputs", SERIES, lambda v: forecaster().predict(v)),
-    "forecaster fit": ("inputs", SERIES, lambda v: parameters(models.Forecaster(2, 3).fit(v, steps=1))),
+    "forecaster fit": ("X", SERIES, lambda v: parameters(models.Forecaster(2, 3).fit(v, steps=1))),
     "pad": ("arrays", VALUES, pad),
     "padded batches": ("sequences", TOKENS[::2], lambda v: PaddedBatches(v, 2, shuffle=False).batch(0, 0).inputs),
     "targets of batches": (
@@ -146,16 +148,24 @@ def test_what_holds_no_examples_in_an_order_is_rejected(kind, held):
 @pytest.mark.parametrize("table", [Series, DataFrame])
 def test_tables_are_to_be_made_arrays(kind, table):
     name, _, call = CALLS[kind]
+    if kind in ("classifier fit", "classifier score"):
+        if table is DataFrame:
+            with pytest.raises(TypeError, match=r"y is a pandas.*, expected one column"):
+                call(table())
+        else:
+            call(table())  # a column of labels is one of the things that people have
+        return
     with pytest.raises(TypeError, match=rf"^\w+(\.\w+)?: {name} is a pandas.*{name}\.to_numpy\(\)$"):
         call(table())
 
 
 def test_classes_as_numbers_of_any_size_and_kind():
     model = classifier()
-    assert model.accuracy(VALUES, [0, 1, 0]) == model.accuracy(VALUES, np.array([0, 1, 0], object))
+    assert model.score(VALUES, [0, 1, 0]) == model.score(VALUES, np.array([0, 1, 0], object))
     for number in (2, -1, 2**70, np.uint64(2**64 - 1)):
-        with pytest.raises(ValueError, match=rf"fit: targets\[1\] holds {number}, expected 0 ... 1"):
+        with pytest.raises(ValueError, match="fit: y has 3 classes, expected at most classes = 2"):
             model.fit(VALUES, [0, number, 1], steps=1)
+        assert classifier().fit(VALUES, [0, number, 0], steps=1).classes_.tolist() == sorted([0, int(number)])
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -165,14 +175,14 @@ def test_what_is_not_finite_is_not_learnt_from(wrong):
     x, sequences = np.eye(3, dtype="float32"), [np.ones((2, 4), "float32")] * 3
     values = models.SequenceGenerator(3, 4, 4, output_activation="identity")
     for call, name in (
-        (lambda: classifier().fit([VALUES[0], bad], [0, 1], steps=1), r"inputs\[1\]"),
-        (lambda: regressor.fit(VALUES, target, steps=1), r"targets\[1\]"),
+        (lambda: classifier().fit([VALUES[0], bad], [0, 1], steps=1), r"X\[1\]"),
+        (lambda: regressor.fit(VALUES, target, steps=1), "y"),
         (
             lambda: regressor.fit(VALUES, fine, steps=1, validation=(VALUES, target)),
-            r"validation's targets\[1\]",
+            "validation's y",
         ),
-        (lambda: values.fit(x * wrong, sequences, steps=1), "inputs"),
-        (lambda: values.fit(x, [*sequences[:2], sequences[2] * wrong], steps=1), r"targets\[2\]"),
+        (lambda: values.fit(x * wrong, sequences, steps=1), "X"),
+        (lambda: values.fit(x, [*sequences[:2], sequences[2] * wrong], steps=1), r"y\[2\]"),
     ):
         with np.errstate(invalid="ignore"), pytest.raises((ValueError, TypeError), match=rf"fit: {name} "):
             call()

@@ -15,5 +15,5 @@ model = gpurnn.SequenceClassifier(8, 64, 10, cell="gru", bidirectional=True, poo
 print(model)
 model.fit(images[train], labels[train], epochs=15, optimizer=gpurnn.Adam(0.005))
 
-print(f"accuracy on {len(labels[test])} digits by other hands: {model.accuracy(images[test], labels[test]):.3f}")
+print(f"accuracy on {len(labels[test])} digits by other hands: {model.score(images[test], labels[test]):.3f}")
 print("the first ten:", model.predict(images[test][:10]), "expected", labels[test][:10])

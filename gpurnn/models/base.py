@@ -206,6 +206,8 @@ class Model(Composite, Saved):
             _checks.warn(where, f"batch_size={batch_size} has no effect, as X holds batches already")
         if are_batches and y is not None:
             raise TypeError(f"{where}: y is given, expected None, as X holds batches")
+        if validation_split is not None and not 0.0 < _checks.finite(where, "validation_split", validation_split) < 1.0:
+            raise ValueError(f"{where}: validation_split is {validation_split!r}, expected a number in (0, 1)")
         if validation is not None and validation_split is not None:
             raise TypeError(f"{where}: validation and validation_split are both given, expected at most one of the two")
         by_itself = epochs is None and steps is None
@@ -218,10 +220,13 @@ class Model(Composite, Saved):
                 )
             validation = self._validation(where, validation, batch_size)
         data = X if are_batches else self._batches(X, y, batch_size, shuffle=True, rng=rng)
-        if validation is None and (validation_split is not None or (by_itself and _is_worth_a_split(data))):
+        stops_early = validation_split is not None or patience is not None
+        if validation is None and (stops_early or (by_itself and _is_worth_a_split(data))):
             share = _SPLIT if validation_split is None else validation_split
             if not hasattr(data, "split"):
-                raise TypeError(f"{where}: validation_split is given, but X cannot be split; pass validation")
+                raise TypeError(
+                    f"{where}: X cannot be split into examples to train on and to validate on; pass validation"
+                )
             data, validation = data.split(share, rng=rng)
         if patience is None and by_itself and validation is not None:
             patience = _PATIENCE

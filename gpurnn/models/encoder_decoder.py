@@ -752,24 +752,24 @@ class EncoderDecoder(Model):
         return taken
 
     def _batches(
-        self, inputs: Sequence[Array], targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
+        self, X: Sequence[Array], y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
     ) -> Any:
         """Pairs of source and target; to the targets, which are given without it, the end symbol is added."""
         from ..training import PaddedBatches
 
         where = f"{type(self).__name__}.fit"
-        inputs = self._take_examples(where, "inputs", inputs)
-        if len(inputs) == 0:
-            raise ValueError(f"{where}: inputs is empty, expected at least one example")
-        targets = self._take_examples(where, "targets", targets, least=0)
-        if len(targets) != len(inputs):
-            raise ValueError(f"{where}: targets has {len(targets)} entries, expected {len(inputs)}")
+        X = self._take_examples(where, "X", X)
+        if len(X) == 0:
+            raise ValueError(f"{where}: X is empty, expected at least one example")
+        y = self._take_examples(where, "y", y, least=0)
+        if len(y) != len(X):
+            raise ValueError(f"{where}: y has {len(y)} entries, expected {len(X)}")
         ended = []
-        for target in targets:
+        for target in y:
             xp = _dispatch.namespace(where, targets=target)
             end = xp.full((1,), self.end, dtype=target.dtype, device=_dispatch.device(target))
             ended.append(xp.concat([target, end]))
-        return PaddedBatches(inputs, batch_size, ended, own_lengths=True, shuffle=shuffle, rng=rng)
+        return PaddedBatches(X, batch_size, ended, own_lengths=True, shuffle=shuffle, rng=rng)
 
     def _shapes(self) -> list[tuple[str, str]]:
         E, H, size = self.source.embedding_dim, self.encoder.hidden_size, self.output.out_features

@@ -58,6 +58,13 @@ def array_of(where: str, name: str, value: Any) -> Array:
         ) from error
 
 
+def _is_array(value: Any) -> bool:
+    """Whether a value is one array, series or tensor of numbers or labels, and no sequence of such."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0 and not (value.dtype.kind == "O" and any(np.ndim(v) for v in value.flat))
+    return hasattr(value, "to_numpy") or hasattr(value, "__dlpack__") or _dispatch.library_of(value) is not None
+
+
 def _shared(where: str, name: str, tensor: Any) -> Array:
     """A tensor of another library as an array over the same memory."""
     kind = f"{type(tensor).__module__.partition('.')[0]}.{type(tensor).__name__}"
@@ -187,11 +194,7 @@ def sequences(
         return _groups(where, name, data, dtype, group, features, tokens)
     if is_table(data):
         entries = list(data.to_numpy())
-    elif (
-        not isinstance(data, (list, tuple))
-        and (hasattr(data, "__array__") or hasattr(data, "__dlpack__"))
-        and not hasattr(data, "to_numpy")
-    ):
+    elif _is_array(data) and not hasattr(data, "to_numpy"):
         array = array_of(where, name, data)
         if array.ndim not in ((2,) if tokens else (2, 3)):
             expected = "(N, T)" if tokens else "(N, T, features), or (N, T) for one feature"
@@ -319,7 +322,7 @@ def moved(where: str, name: str, array: Array, like: Array) -> Array:
 def columns_by_group(
     where: str, name: str, table: Any, columns: Sequence[str], group: str | None, *, each: bool
 ) -> list[Any]:
-    """What columns of a table hold for each group: the rows of each, or with ``each`` one row, as all must be equal.
+    """What columns of a table hold for each group: one row, as all must be equal, or with ``each`` all of them.
 
     One column gives its values, several give tuples of theirs.
     """
@@ -335,7 +338,7 @@ def columns_by_group(
     of_groups: dict[Any, list[Any]] = {}
     for key, row in zip(table[group].to_numpy().tolist(), rows, strict=True):
         of_groups.setdefault(key, []).append(row)
-    if not each:
+    if each:
         return list(of_groups.values())
     for key, group_rows in of_groups.items():
         other = next((row for row in group_rows if row != group_rows[0]), group_rows[0])
@@ -420,6 +423,11 @@ class Labels:
             raise ValueError(f"labels is {labels!r}, expected a list of labels")
         return cls(_array_of_labels(labels))
 
+    @property
+    def are_numbers(self) -> bool:
+        """Whether each class is called by its number."""
+        return self.classes.dtype.kind == "i" and bool((self.classes == np.arange(len(self.classes))).all())
+
     def decode(self, numbers: NDArray[Any]) -> NDArray[Any]:
         """The label of each number."""
         labels: NDArray[Any] = self.classes[numbers]
@@ -428,8 +436,10 @@ class Labels:
 
 def _array_of_labels(labels: list[Any]) -> NDArray[Any]:
     """An array of one axis, of objects where NumPy has no dtype that keeps the labels as they are."""
-    if all(type(label) is type(labels[0]) for label in labels) and isinstance(labels[0], (bool, int, float, str)):
-        return np.array(labels)
+    if labels and all(type(label) is type(labels[0]) for label in labels):
+        plain = np.array(labels)
+        if plain.ndim == 1 and plain.dtype.kind in "biufU" and plain.tolist() == labels:
+            return plain
     array = np.empty(len(labels), object)
     array[:] = labels
     return array
@@ -437,17 +447,17 @@ def _array_of_labels(labels: list[Any]) -> NDArray[Any]:
 
 def labels_in(where: str, name: str, values: Any) -> list[Hashable]:
     """Labels (N,) as Python values, from a list, array, series or tensor; reject what is missing or not hashable."""
-    if isinstance(values, (str, bytes, dict)) or is_table(values):
-        raise TypeError(f"{where}: {name} is {_checks.described(values)}, expected a label for each")
-    if isinstance(values, (list, tuple)):
-        labels = [v.item() if isinstance(v, np.generic) else v for v in values]
-    else:
+    if is_table(values) or (hasattr(values, "to_numpy") and getattr(values, "ndim", 1) > 1):
+        raise TypeError(f"{where}: {name} is {_checks.described(values)}, expected one column: a label for each")
+    if _is_array(values):
         array = array_of(where, name, values)
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
         if array.ndim != 1:
             raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected (N,): one label for each")
-        labels = _dispatch.to_numpy(array).tolist()
+        values = _dispatch.to_numpy(array)
+    entries = _arrays.entries(where, name, values, "a label for each")
+    labels = [v.item() if getattr(v, "shape", None) == () else v for v in entries]
     for i, label in enumerate(labels):
         # A label that is not itself is NaN, NaT or pandas' NA.
         if label is None or not isinstance(label, Hashable) or _is_missing(label):

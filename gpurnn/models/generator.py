@@ -375,20 +375,18 @@ class SequenceGenerator(Model):
         drawn = generator(where, rng).random(shape) < teacher_forcing
         return _dispatch.from_numpy(xp, drawn)
 
-    def _batches(
-        self, inputs: Any, targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
-    ) -> Any:
+    def _batches(self, X: Any, y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator) -> Any:
         from ..training import PaddedBatches
 
         where = "SequenceGenerator.fit"
-        inputs = self._take_examples("fit", inputs)
-        check_finite(where, "inputs", inputs)
-        targets = _arrays.entries(where, "targets", targets, "an array for each example")
-        if len(targets) != inputs.shape[0]:
-            raise ValueError(f"{where}: targets has {len(targets)} entries, expected {inputs.shape[0]}")
-        targets = [self._take_target(where, f"targets[{i}]", target) for i, target in enumerate(targets)]
-        rows = [inputs[i, ...] for i in range(inputs.shape[0])]
-        return _Reversed(PaddedBatches(targets, batch_size, rows, per_sequence=True, shuffle=shuffle, rng=rng))
+        X = self._take_examples("fit", X)
+        check_finite(where, "X", X)
+        y = _arrays.entries(where, "y", y, "an array for each example")
+        if len(y) != X.shape[0]:
+            raise ValueError(f"{where}: y has {len(y)} entries, expected {X.shape[0]}")
+        y = [self._take_target(where, f"y[{i}]", target) for i, target in enumerate(y)]
+        rows = [X[i, ...] for i in range(X.shape[0])]
+        return _Reversed(PaddedBatches(y, batch_size, rows, per_sequence=True, shuffle=shuffle, rng=rng))
 
     def _take_target(self, where: str, name: str, target: Array) -> Array:
         """The target of an example, ready to compute with; reject what does not fit."""
@@ -513,6 +511,16 @@ class _Reversed:
         batch = self._batches.batch(epoch, index)
         xp = _dispatch.namespace("SequenceGenerator", lengths=batch.lengths)
         return Batch(batch.targets, batch.inputs, batch.lengths, int(xp.sum(batch.lengths)))
+
+    @property
+    def num_examples(self) -> int:
+        """How many rows there are."""
+        return self._batches.num_examples  # type: ignore[no-any-return]
+
+    def split(self, share: float, *, rng: int | np.random.Generator = 0) -> tuple[_Reversed, _Reversed]:
+        """Two parts of the rows; see `gpurnn.PaddedBatches.split`."""
+        rest, part = self._batches.split(share, rng=rng)
+        return _Reversed(rest), _Reversed(part)
 
     def config(self) -> dict[str, Any]:
         """What the batches depend on."""

@@ -410,12 +410,12 @@ class _Estimator(SequenceModel):
     _learnt: dict[str, Any]
     """What `fit` learnt besides parameters: the names of features, the labels, the scale of targets."""
 
-    _is_fitted = False
+    _is_fitted: bool
     """Whether the parameters are of a fit or of a caller."""
 
     def __init__(self, *sizes: int, **options: Any) -> None:
         super().__init__(*sizes, **options)
-        self._learnt = {}
+        self._learnt, self._is_fitted = {}, False
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         super().load_state_dict(state)
@@ -425,15 +425,17 @@ class _Estimator(SequenceModel):
 
     def _fitted(self) -> dict[str, Any]:
         learnt = dict(self._learnt)
-        if "labels" in learnt:
-            learnt["labels"] = learnt["labels"].saved(f"{type(self).__name__}.save")
+        labels = learnt.pop("labels", None)
+        if labels is not None and not labels.are_numbers:
+            learnt["labels"] = labels.saved(f"{type(self).__name__}.save")
         for name in ("mean", "std"):
             if name in learnt:
                 learnt[name] = learnt[name].tolist()
-        return learnt
+        return {**learnt, **({"is_fitted": True} if self._is_fitted else {})}
 
     def _restore_fitted(self, fitted: dict[str, Any]) -> None:
         learnt = dict(fitted)
+        self._is_fitted = _checks.flag(type(self).__name__, "is_fitted", learnt.pop("is_fitted", False))
         if "labels" in learnt:
             learnt["labels"] = examples.Labels.restored(learnt["labels"])
         for name in ("mean", "std"):
@@ -563,11 +565,12 @@ class _Estimator(SequenceModel):
                 _checks.shape(where, f"y[{i}]", row, (array.shape[0], outputs), "(T, outputs)")
                 examples.require_finite(where, f"y[{i}]", row)
                 rows.append(row)
-        rows = [examples.moved(where, "y", row, weight) for row in rows]
-        return [self._scaled(row) for row in self._learn_scale(rows)], None
+        if where.endswith(".fit"):
+            self._learn_scale(rows)
+        return [examples.moved(where, "y", self._scaled(row), weight) for row in rows], None
 
-    def _learn_scale(self, rows: list[Array]) -> list[Array]:
-        return rows
+    def _learn_scale(self, rows: list[Array]) -> None:
+        """Learn the units of the targets, at the first fit."""
 
     def _scaled(self, values: Array) -> Array:
         return values
@@ -783,13 +786,14 @@ class _Classifier(_Estimator):
         if known is not None:
             return known  # type: ignore[no-any-return]
         K = self.output.out_features
-        labels = examples.Labels.of(flat)
-        if all(type(label) is int and 0 <= label < K for label in flat):
-            labels = examples.Labels(np.arange(K))
+        labels = examples.Labels(np.arange(K))
+        if not where.endswith(".fit"):
+            return labels
+        if not all(type(label) is int and 0 <= label < K for label in flat):
+            labels = examples.Labels.of(flat)
         if len(labels.classes) > K:
             raise ValueError(f"{where}: y has {len(labels.classes)} classes, expected at most classes = {K}")
-        if where.endswith(".fit"):
-            self._learnt = {**self._learnt, "labels": labels}
+        self._learnt = {**self._learnt, "labels": labels}
         return labels
 
     def predict_proba(self, X: Any, *, batch_size: int = 256, group: str | None = None) -> Any:
@@ -840,7 +844,7 @@ class _Classifier(_Estimator):
     def _likeliest(self, xp: Any, logits: Array) -> Array:
         numbers = xp.argmax(logits, axis=-1)
         labels = self._learnt.get("labels")
-        if labels is None or np.array_equal(labels.classes, np.arange(len(labels.classes))):
+        if labels is None or labels.are_numbers:
             return numbers
         return labels.decode(_dispatch.to_numpy(numbers))
 
@@ -873,12 +877,10 @@ class _Classifier(_Estimator):
         right = total = 0.0
         for i, (logits, target) in enumerate(zip(outputs, read.targets, strict=True)):
             xp = _dispatch.namespace(where, logits=logits)
-            hits = _dispatch.to_numpy(xp.argmax(logits, axis=-1)) == _dispatch.to_numpy(target)
-            weights = np.ones(hits.shape) if read.weights is None else read.weights[i]
-            right, total = right + float((hits * weights).sum()), total + float(weights.sum())
+            hits = xp.astype(xp.argmax(logits, axis=-1) == target, xp.float64)
+            weights = xp.ones_like(hits) if read.weights is None else _dispatch.from_numpy(xp, read.weights[i])
+            right, total = right + float(xp.sum(hits * weights)), total + float(xp.sum(weights))
         return right / total
-
-    accuracy = score
 
 
 class SequenceClassifier(_Classifier):
@@ -945,7 +947,7 @@ class SequenceClassifier(_Classifier):
       (B, 8)     LastPooling()
       (B, 2)     Dense(8, 2): logits
     >>> model = model.fit(sequences, classes, epochs=20, optimizer=gpurnn.Adam(0.01))
-    >>> model.accuracy(sequences, classes) > 0.9
+    >>> model.score(sequences, classes) > 0.9
     True
     >>> model.predict(sequences[:3]).shape, model.predict_proba(sequences[:3]).shape
     ((3,), (3, 2))
@@ -1059,9 +1061,9 @@ class SequenceRegressor(_Estimator):
     >>> model = model.fit(x, x.mean(axis=1), epochs=20, optimizer=gpurnn.Adam(0.01))
     >>> bool(np.mean((model.predict(x) - x.mean(axis=1)) ** 2) < 0.02)
     True
-    >>> each = SequenceRegressor(1, 8, 3, pooling=None)
+    >>> each = SequenceRegressor(1, 8, 1, pooling=None).fit(x, x.cumsum(axis=1), epochs=1)
     >>> [y.shape for y in each.predict([x[0], x[1, :2]])]
-    [(5, 3), (2, 3)]
+    [(5, 1), (2, 1)]
     """
 
     def __init__(
@@ -1092,12 +1094,11 @@ class SequenceRegressor(_Estimator):
             "pooling": pooling, "output_activation": output_activation, "loss": loss, "standardize": standardize,
         }  # fmt: skip
 
-    def _learn_scale(self, rows: list[Array]) -> list[Array]:
+    def _learn_scale(self, rows: list[Array]) -> None:
         if self.standardize and "mean" not in self._learnt:
             values = np.concatenate([np.atleast_2d(_dispatch.to_numpy(row)) for row in rows]).astype(np.float64)
             mean, std = examples.scale_of(values)
             self._learnt = {**self._learnt, "mean": mean, "std": std}
-        return rows
 
     def _scaled(self, values: Array) -> Array:
         if "mean" not in self._learnt:

@@ -257,11 +257,9 @@ class Translator(EncoderDecoder):
         """Numbers of the target vocabulary; a token that is no symbol, which a poor model may write, is unknown."""
         return np.maximum(tokens - RESERVED, 0)
 
-    def _batches(
-        self, inputs: Any, targets: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
-    ) -> Any:
-        sources = self._encoded("Translator.fit", "inputs", inputs, self.source_vocabulary, least=1)
-        texts = self._encoded("Translator.fit", "targets", targets, self.target_vocabulary)
+    def _batches(self, X: Any, y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator) -> Any:
+        sources = self._encoded("Translator.fit", "X", X, self.source_vocabulary, least=1)
+        texts = self._encoded("Translator.fit", "y", y, self.target_vocabulary)
         return super()._batches(sources, texts, batch_size, shuffle=shuffle, rng=rng)
 
     def _describe(self) -> str:

@@ -1,0 +1,205 @@
+"""fit, predict and score of models take examples, labels, targets and weights as people have them."""
+
+import numpy as np
+import pytest
+
+import gpurnn
+from gpurnn import models
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(60, 6, 2)).astype("float32")
+SIGN = X[:, :, 0].sum(axis=1) > 0
+FAST = {"epochs": 30, "lr": 0.02}
+
+
+def classifier(classes=2):
+    return models.SequenceClassifier(2, 8, classes, pooling="mean")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [("no", "yes"), (-1, 1), (1, 2), (False, True), ((0, "a"), (0, "b")), (0.5, 1.5)],
+    ids=["words", "-1 and 1", "1 and 2", "bools", "pairs", "floats"],
+)
+def test_labels_of_any_kind(labels, tmp_path):
+    y = [labels[int(one)] for one in SIGN]
+    model = classifier().fit(X, y, **FAST)
+    assert model.classes_.tolist() == list(labels)
+    assert model.score(X, y) > 0.9
+    assert set(model.predict(X).tolist()) == set(labels)
+    of_first = model.predict(X[:1]).tolist()[0]
+    assert of_first == model.classes_[model.predict_proba(X[:1])[0].argmax()]
+    with pytest.raises(ValueError, match=r"score: y\[1\] is 'c', which fit did not see, expected one of"):
+        model.score(X[:2], [labels[0], "c"])
+    if isinstance(labels[0], tuple):
+        with pytest.raises(TypeError, match=r"save: the label \(0, 'a'\) is a tuple of 2, expected labels that a file can"):
+            model.save(tmp_path / "model.safetensors")
+    else:
+        model.save(tmp_path / "model.safetensors")
+        again = models.load(tmp_path / "model.safetensors")
+        assert again.predict(X).tolist() == model.predict(X).tolist()
+        assert again.classes_.dtype == model.classes_.dtype
+
+
+def test_numbers_keep_classes_that_no_label_has():
+    model = classifier(4).fit(X, SIGN.astype(int), steps=1)
+    assert model.classes_.tolist() == [0, 1, 2, 3]
+    assert model.predict_proba(X[:2]).shape == (2, 4)
+
+
+def test_inputs_of_any_dtype_and_container_learn_the_same():
+    whole = (100 * X).round().astype("int16")
+    expected = classifier().fit(whole.astype("float32"), SIGN, steps=3).params
+    for held in (whole, whole.tolist(), list(whole), whole.astype("float64"), whole.astype("float16")):
+        found = classifier().fit(held, SIGN, steps=3).params
+        for name, p in expected.items():
+            np.testing.assert_array_equal(found[name], p, strict=True)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_table_with_a_group_for_each_example(library):
+    table = pytest.importorskip(library).DataFrame
+    n, steps = len(X), X.shape[1]
+    columns = {
+        "a": X[:, :, 0].reshape(-1), "who": np.repeat(np.arange(n) + 100, steps), "b": X[:, :, 1].reshape(-1),
+        "sign": np.repeat(np.where(SIGN, "plus", "minus"), steps),
+    }  # fmt: skip
+    frame = table(columns)
+    model = classifier().fit(frame, "sign", group="who", **FAST)
+    assert model.classes_.tolist() == ["minus", "plus"]
+    assert model.score(frame, "sign", group="who") > 0.9
+    plain = classifier().fit(X, np.where(SIGN, "plus", "minus"), **FAST)
+    np.testing.assert_array_equal(model.predict_proba(frame, group="who"), plain.predict_proba(X))
+    # What predict needs are the features, under their names and in any order.
+    fewer = table({name: columns[name] for name in ("who", "b", "a")})
+    np.testing.assert_array_equal(model.predict(fewer, group="who"), plain.predict(X))
+    with pytest.raises(ValueError, match="predict: X has no column 'b', expected a, b"):
+        model.predict(table({name: columns[name] for name in ("who", "a")}), group="who")
+    mixed = dict(columns, sign=np.tile(["plus", "minus"], n * steps // 2))
+    with pytest.raises(ValueError, match="fit: X of who 100 has the targets 'plus' and 'minus', expected one"):
+        classifier().fit(table(mixed), "sign", group="who", steps=1)
+    with pytest.raises(TypeError, match="fit: y names a column of X, expected group too"):
+        classifier().fit(frame, "sign", steps=1)
+
+
+def test_a_tagger_of_a_table():
+    table = pytest.importorskip("pandas").DataFrame
+    frame = table({"who": [1, 1, 1, 2], "x": [1.0, -1.0, 1.0, -1.0], "tag": ["up", "down", "up", "down"]})
+    model = models.SequenceTagger(1, 4, 2).fit(frame, "tag", group="who", epochs=60, lr=0.05)
+    assert [tags.tolist() for tags in model.predict(frame, group="who")] == [["up", "down", "up"], ["down"]]
+    assert model.score(frame, "tag", group="who") == 1
+
+
+def test_targets_are_learnt_in_their_own_units(tmp_path):
+    y = 5000 + 300 * X[:, :, 0].mean(axis=1)
+    model = models.SequenceRegressor(2, 8, 1, pooling="mean").fit(X, y, epochs=60, lr=0.02)
+    assert model.score(X, y) > 0.9
+    assert abs(model.predict(X)[:, 0] - y).mean() < 50
+    model.save(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(models.load(tmp_path / "model.safetensors").predict(X), model.predict(X))
+    raw = models.SequenceRegressor(2, 8, 1, pooling="mean", standardize=False).fit(X, y, steps=1)
+    assert abs(raw.predict(X)).max() < 100
+    bounded = models.SequenceRegressor(2, 8, 1, output_activation="sigmoid").fit(X, SIGN, steps=1)
+    assert 0 < bounded.predict(X).min() < bounded.predict(X).max() < 1
+    assert models.SequenceRegressor(2, 8, 1).fit(X, y, steps=1).score(X, np.full(60, 7.0)) == 0
+
+
+def test_two_outputs_have_a_scale_each():
+    y = np.stack([1e4 * X[:, :, 0].mean(axis=1), 1e-4 * X[:, :, 1].mean(axis=1)], axis=1)
+    model = models.SequenceRegressor(2, 12, 2, pooling="mean").fit(X, y, epochs=60, lr=0.02)
+    assert model.score(X, y) > 0.8
+
+
+def test_weights_of_zero_leave_examples_out():
+    kept = np.arange(60) < 40
+    wrong = np.where(kept, SIGN, ~SIGN)
+    weighed = classifier().fit(X, wrong, sample_weight=kept, steps=5, batch_size=60)
+    alone = classifier().fit(X[:40], SIGN[:40], steps=5, batch_size=60)
+    for name, p in alone.params.items():
+        np.testing.assert_allclose(weighed.params[name], p, atol=2e-6)
+    assert weighed.score(X, wrong, sample_weight=kept) == weighed.score(X[:40], SIGN[:40])
+
+
+def test_balanced_classes():
+    few = np.r_[np.flatnonzero(SIGN)[:3], np.flatnonzero(~SIGN)]
+    x, y = X[few], SIGN[few]
+    weights = np.where(y, len(y) / (2 * 3), len(y) / (2 * (len(y) - 3)))
+    options = {"steps": 5, "batch_size": len(y)}
+    balanced = classifier().fit(x, y, class_weight="balanced", **options)
+    by_hand = classifier().fit(x, y, sample_weight=weights, **options)
+    named = classifier().fit(x, y, class_weight={True: weights[0], False: weights[-1]}, **options)
+    for name, p in by_hand.params.items():
+        np.testing.assert_allclose(balanced.params[name], p, atol=1e-6)
+        np.testing.assert_allclose(named.params[name], p, atol=1e-6)
+    with pytest.raises(ValueError, match="fit: class_weight's label 'c' is 'c', which fit did not see"):
+        classifier().fit(x, y, class_weight={"c": 1}, steps=1)
+    with pytest.raises(ValueError, match="fit: class_weight is 'equal', expected one of 'balanced'"):
+        classifier().fit(x, y, class_weight="equal", steps=1)
+
+
+def test_padding_labels_and_masks_count_nowhere():
+    tags = (X[:, :, 0] > 0).astype(int)
+    counts = RNG.random(tags.shape) < 0.7
+    tagger = models.SequenceTagger(2, 6, 2, dtype="float64")
+    start = tagger.state_dict()
+    results = []
+    for y, options in (
+        (np.where(counts, tags, -100), {"padding_label": -100}),
+        (np.where(counts, tags, 1 - tags), {"mask": counts}),
+    ):
+        tagger.load_state_dict(start)
+        results.append(tagger.fit(X, y, steps=5, **options).state_dict())
+    for name, p in results[0].items():
+        np.testing.assert_array_equal(results[1][name], p)
+    assert tagger.classes_.tolist() == [0, 1]
+    for model, options, message in (
+        (classifier(), {"padding_label": 0}, "padding_label is given, expected None: there is one label for each"),
+        (classifier(), {"mask": counts}, "mask is given, expected None: there is one target for each example"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            model.fit(X, SIGN, steps=1, **options)
+
+
+def test_fit_ends_by_itself_and_keeps_the_best_parameters():
+    model = classifier()
+    assert model.fit(X, SIGN) is model
+    trainer = model.trainer_
+    losses = [line["validation_loss"] for line in trainer.history if "validation_loss" in line]
+    assert trainer.validation.num_examples == 6
+    assert trainer.patience == 10
+    assert len(losses) <= 100
+    assert gpurnn.training.evaluate(model, trainer.validation) == pytest.approx(min(losses), rel=1e-5)
+    again = classifier().fit(X, SIGN)
+    for name, p in model.params.items():
+        np.testing.assert_array_equal(again.params[name], p)
+
+
+def test_a_validation_split_is_of_the_size_that_was_asked_for():
+    trainer = classifier().fit(X, SIGN, epochs=2, validation_split=0.25).trainer_
+    assert (trainer.data.num_examples, trainer.validation.num_examples) == (45, 15)
+    assert trainer.patience is None
+    assert classifier().fit(X, SIGN, epochs=2, patience=1).trainer_.validation.num_examples == 6
+    for share in (0, 1, 2.5):
+        with pytest.raises(ValueError, match=r"fit: validation_split is .*, expected a number in"):
+            classifier().fit(X, SIGN, epochs=1, validation_split=share)
+    with pytest.raises(TypeError, match="validation and validation_split are both given"):
+        classifier().fit(X, SIGN, epochs=1, validation_split=0.1, validation=(X, SIGN))
+
+
+def test_optimizers_by_name():
+    assert type(classifier().fit(X, SIGN, steps=1, optimizer="nadam").trainer_.optimizer) is gpurnn.NAdam
+    assert classifier().fit(X, SIGN, steps=1, optimizer="sgd", lr=0.5).trainer_.optimizer.lr == 0.5
+    assert classifier().fit(X, SIGN, steps=1).trainer_.optimizer.lr == 0.003
+    with pytest.raises(ValueError, match="fit: optimizer is 'adamm', expected one of 'adadelta'"):
+        classifier().fit(X, SIGN, steps=1, optimizer="adamm")
+    with pytest.raises(TypeError, match="fit: lr is given beside an optimizer"):
+        classifier().fit(X, SIGN, steps=1, optimizer=gpurnn.SGD(0.1), lr=0.1)
+
+
+def test_what_a_failed_fit_learnt_is_forgotten():
+    model = classifier()
+    with pytest.raises(ValueError, match=r"X\[1\] holds NaN"):
+        model.fit([X[0], X[1] * np.nan], ["a", "b"], steps=1)
+    with pytest.raises(TypeError, match="is no option"):
+        model.fit(X[:2], ["a", "b"], steps=1, stepps=3)
+    assert model.fit(X[:2], ["c", "d"], steps=1).classes_.tolist() == ["c", "d"]
