@@ -319,15 +319,11 @@ def moved(where: str, name: str, array: Array, like: Array) -> Array:
     return _dispatch.from_numpy(_dispatch.namespace(where, params=like), array)
 
 
-def columns_by_group(
-    where: str, name: str, table: Any, columns: Sequence[str], group: str | None, *, each: bool
-) -> list[Any]:
+def columns_by_group(where: str, name: str, table: Any, columns: Sequence[str], group: str, *, each: bool) -> list[Any]:
     """What columns of a table hold for each group: one row, as all must be equal, or with ``each`` all of them.
 
     One column gives its values, several give tuples of theirs.
     """
-    if group is None:
-        raise TypeError(f"{where}: y names a column of {name}, expected group too, the column that parts the examples")
     for column in (*columns, group):
         if column not in tuple(table.columns):
             raise ValueError(

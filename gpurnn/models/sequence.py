@@ -515,12 +515,16 @@ class _Estimator(SequenceModel):
         """Examples and their targets as arrays of the model, and what `fit` learns of them."""
         _checks.given(where, X=X, y=y)
         columns = (y,) if isinstance(y, str) else tuple(y) if _are_columns(X, y) else ()
+        if columns and group is None:
+            raise TypeError(
+                f"{where}: y names a column of X, expected group too, the name of the column that parts the examples"
+            )
         features = self._learnt.get("features")
         if columns and features is None:
             features = [c for c in X.columns if c != group and c not in columns]
         data = self._sequences(where, X, group, features)
         if columns:
-            y = examples.columns_by_group(where, "X", X, columns, group, each=self.pooling is None)
+            y = examples.columns_by_group(where, "X", X, columns, str(group), each=self.pooling is None)
         targets, weights = self._targets_of(where, y, data)
         weights = _product(weights, self._weights(where, data, sample_weight, mask))
         if data.features is not None:
