@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 FLOATS = ("float32", "float64")
 INEXACT = (*FLOATS, "complex64", "complex128")
-_INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 @functools.cache
@@ -72,7 +72,7 @@ def cast(name: str, dtype: str, target: str) -> str:
     """The advice how to cast the array ``name`` from one dtype to another, empty where a cast would make no sense."""
     if dtype.startswith("complex") and not target.startswith("complex"):
         return f"; take {name}.real if the imaginary part does not matter"
-    if dtype not in (*_INTS, *INEXACT, "bool", "float16", "bfloat16", "float128", "longdouble", "object"):
+    if dtype not in (*INTS, *INEXACT, "bool", "float16", "bfloat16", "float128", "longdouble", "object"):
         return ""
     return f"; cast it with {name}.astype('{target}')"
 
@@ -102,14 +102,14 @@ def floating(where: str, name: str, array: Any, dtypes: tuple[str, ...] = FLOATS
 def integer(where: str, name: str, array: Any) -> None:
     """Refuse an array that is not of an integer dtype."""
     dtype = dtype_name(array)
-    if dtype not in _INTS:
+    if dtype not in INTS:
         raise TypeError(f"{where}: {name} has dtype {dtype}, expected an integer dtype{cast(name, dtype, 'int64')}")
 
 
 def boolean(where: str, name: str, array: Any, or_else: str = "") -> None:
     """Refuse an array that is neither of dtype bool nor of an integer dtype, whose 0 and 1 can stand for bools."""
     dtype = dtype_name(array)
-    if dtype != "bool" and dtype not in _INTS:
+    if dtype != "bool" and dtype not in INTS:
         raise TypeError(
             f"{where}: {name} has dtype {dtype}, expected bool, or integers 0 and 1{or_else}{cast(name, dtype, 'bool')}"
         )

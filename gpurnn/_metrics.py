@@ -1,10 +1,15 @@
-"""Reading a metrics file: the lines that are sound, and which are not."""
+"""The lines of a metrics file: writing them, and reading those that are sound.
+
+A line is JSON, which has no infinity and no NaN: such a number is one of the strings that protobuf has for it.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +17,9 @@ from . import _files
 
 UNIT = "loss_unit"
 """The entry of a record that is words and no number: the unit of its loss."""
+
+
+_NOT_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,19 @@ class Metrics:
     ends: list[int | None]
     damaged: list[int]
     cut: bool
+
+
+def encoded(records: Sequence[dict[str, Any]]) -> bytes:
+    """Records as lines of a metrics file."""
+    lines = [json.dumps({name: _plain(value) for name, value in record.items()}, allow_nan=False) for record in records]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _plain(value: Any) -> Any:
+    """A value of a record as JSON has it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)  # "Infinity", "-Infinity" or "NaN"
+    return value
 
 
 def read(path: str | os.PathLike[str]) -> Metrics:
@@ -79,5 +100,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or type(found.get("step")) is not int or found["step"] < 0:
         return None
+    for name, value in found.items():
+        if name not in (UNIT, "step") and isinstance(value, str):
+            found[name] = _NOT_FINITE.get(value, value)
     numbers = all(type(value) in (int, float) for name, value in found.items() if name != UNIT)
     return found if numbers and isinstance(found.get(UNIT, ""), str) else None

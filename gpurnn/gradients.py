@@ -35,7 +35,9 @@ def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     Parameters
     ----------
     grads : dict of str to array
-        At least one, all of one dtype.
+        At least one, all of one dtype. Every name counts as a parameter of its own, also where two gradients are one
+        array, as those of the two biases of an LSTM can be. Of a parameter that has several names the gradient is the
+        sum of theirs: `add_l2` with the weight 0 returns it.
     norm_type : float
         p > 0. ``math.inf`` gives the largest magnitude.
 

@@ -42,6 +42,27 @@ def test_padding_refuses(arrays, message):
         pad(arrays)
 
 
+def test_integers_of_several_dtypes_are_taken_together():
+    values = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+    mixed = [np.array(v, dtype) for v, dtype in zip(values, ("int8", ">u4", "uint64"), strict=True)]
+    same = [np.array(v) for v in values]
+    assert_same(pad(mixed), pad(same))
+    for targets, options in (
+        (None, {}), (mixed, {}), (mixed, {"own_lengths": True}), ([np.int8(1), np.uint8(2), 3], {"per_sequence": True}),
+    ):  # fmt: skip
+        targets = targets and [np.asarray(t) for t in targets]
+        wide = targets and [t.astype("int64") for t in targets]
+        data, expected = (PaddedBatches(a, 2, b, **options) for a, b in ((mixed, targets), (same, wide)))
+        assert data.config() == expected.config()
+        for index in range(2):
+            batch, right = data.batch(0, index), expected.batch(0, index)
+            assert_same((batch.inputs, batch.targets, batch.lengths), (right.inputs, right.targets, right.lengths))
+    with pytest.raises(ValueError, match=r"sequences\[1\] holds 9223372036854775808, expected at most 2\*\*63 - 1"):
+        PaddedBatches([np.array([1, 2]), np.array([2**63, 1], "uint64")], 2)
+    with pytest.raises(TypeError, match=r"sequences\[1\] has dtype float64, expected int8 as sequences\[0\] has"):
+        PaddedBatches([mixed[0], np.ones(3)], 2)
+
+
 # --- targets with lengths of their own ---
 
 

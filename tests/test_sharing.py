@@ -157,6 +157,20 @@ def test_the_gradient_may_stand_under_any_of_the_names():
         gpurnn.SGD(1.0).step({"a": shared, "b": shared}, {"a": np.ones(2), "b": np.ones(3)})
 
 
+@pytest.mark.parametrize("norm_type", [1, 2, math.inf])
+def test_the_norm_counts_each_name_whatever_array_it_has(norm_type):
+    """Two biases can have one array as their gradient; of a parameter with two names the gradients add up."""
+    g = np.array([3.0, -4.0])
+    both = np.linalg.norm([3, -4, 3, -4], norm_type)
+    assert gpurnn.global_norm({"bias_ih": g, "bias_hh": g}, norm_type) == pytest.approx(both, rel=1e-15)
+    clipped, norm = gpurnn.clip_by_global_norm({"bias_ih": g, "bias_hh": g}, both / 2, norm_type)
+    assert float(norm) == pytest.approx(both, rel=1e-15)
+    assert gpurnn.global_norm(clipped, norm_type) == pytest.approx(both / 2, rel=1e-6)
+    shared = np.ones(2)
+    summed = gpurnn.add_l2({"a": g, "b": g}, {"a": shared, "b": shared}, 0)
+    assert gpurnn.global_norm(summed, norm_type) == pytest.approx(np.linalg.norm(2 * g, norm_type), rel=1e-15)
+
+
 def test_norm_clipping_and_l2_know_one_parameter():
     model = same_layer_twice()
     x = np.random.default_rng(0).normal(size=(4, 2, 3))

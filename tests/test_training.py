@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strict_wing import Array, strict
 from tolerance import assert_same, epsilon
 
-from gpurnn import GRU, Dense
+from gpurnn import GRU, Dense, _metrics
 from gpurnn.gradients import add_l2, clip_by_global_norm, clip_by_value
 from gpurnn.losses import cross_entropy, mse
 from gpurnn.models import CharVocabulary, LanguageModel
@@ -588,6 +588,45 @@ def test_metrics_are_the_history_and_cover_every_step(tmp_path):
         assert record["tokens_per_second"] > 0
         assert record["learning_rate"] == 0.1
         assert record["gradient_norm"] > 0
+
+
+def strict_json(line):
+    return json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_numbers_that_are_not_finite_are_strict_json(tmp_path):
+    model = Scripted(losses={0: 1.0, 1: 1000.0, 2: 2.0})
+    options = {"steps": 3, "log_interval": 1, "directory": tmp_path, "metric": "perplexity"}
+    run = trainer(model, stream(), **options)
+    run.train()
+    perplexities = [record["perplexity"] for record in run.history]
+    assert perplexities == [math.exp(1), math.inf, math.exp(2)]
+    written = [strict_json(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["perplexity"] for record in written] == [math.exp(1), "Infinity", math.exp(2)]
+    assert _metrics.read(tmp_path / "metrics.jsonl").records == run.history
+    resumed = trainer(Scripted(), stream(), **options)
+    resumed.resume()
+    assert resumed.history == run.history
+    resumed.total = 4
+    resumed.train()
+    assert _metrics.read(tmp_path / "metrics.jsonl").records == resumed.history
+
+
+def test_numbers_that_are_not_finite_are_read_in_both_forms(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    values = [math.inf, -math.inf, math.nan]
+    names = ("Infinity", "-Infinity", "NaN")
+    path.write_text("".join(f'{{"step": 1, "loss": {form}}}\n' for name in names for form in (name, f'"{name}"')))
+    read = [record["loss"] for record in _metrics.read(path).records]
+    np.testing.assert_array_equal(read, np.repeat(values, 2))
+    again = _metrics.encoded([{"step": 1, "loss": value, "loss_unit": "NaN"} for value in values])
+    path.write_bytes(again)
+    assert [strict_json(line)["loss"] for line in again.splitlines()] == list(names)
+    np.testing.assert_array_equal([record["loss"] for record in _metrics.read(path).records], values)
+    assert {record["loss_unit"] for record in _metrics.read(path).records} == {"NaN"}
+    path.write_text('{"step": 1, "loss": "infinity"}\n{"step": "NaN", "loss": 1.0}\n')
+    with pytest.warns(UserWarning, match="lines 1, 2 are damaged"):
+        assert _metrics.read(path).records == []
 
 
 def test_the_metrics_are_on_the_disk_before_the_checkpoint_that_counts_on_them(tmp_path, monkeypatch):

@@ -206,7 +206,8 @@ def pad(arrays: Sequence[Any]) -> tuple[Any, Any]:
     Parameters
     ----------
     arrays : sequence of arrays (T_i, ...)
-        At least one, of one library and one dtype, with the same shape save for the number of steps.
+        At least one, of one library and one dtype, with the same shape save for the number of steps. Those of several
+        integer dtypes become int64.
 
     Returns
     -------
@@ -255,7 +256,7 @@ class PaddedBatches:
     Parameters
     ----------
     sequences : sequence of arrays (T_i,) of ints or (T_i, I)
-        The inputs. Arrays of one library and one dtype.
+        The inputs. Arrays of one library and one dtype; those of several integer dtypes become int64.
     batch_size : int, optional
         B.
     targets : sequence of arrays, optional
@@ -595,12 +596,15 @@ def _difficulties(curriculum: Curriculum, sequences: Sequence[Any], targets: Seq
 
 
 def _check_arrays(where: str, name: str, arrays: Any) -> list[Any]:
-    """The arrays of a sequence of arrays of one library, in the machine's byte order."""
+    """The arrays of a sequence of arrays of one library, in the machine's byte order; integers are of one dtype."""
     arrays = _arrays.entries(where, name, arrays, "a sequence of arrays")
     named = {f"{name}[{i}]": array for i, array in enumerate(arrays)}
     _checks.given(where, **named)
     if named:
         _dispatch.namespace(where, **named)
+    dtypes = {_checks.dtype_name(array) for array in arrays}
+    if len(dtypes) > 1 and dtypes <= set(_checks.INTS):
+        return list(_arrays.take(where, integers=named)[1:])
     return [_arrays.native(array) for array in arrays]
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import _files
+from .. import _files, _metrics
 from .checkpoint import checkpoints
 
 RUN, METRICS_FILE, CHECKPOINTS, LOCK = "run.json", "metrics.jsonl", "checkpoints", ".gpurnn.lock"
@@ -196,7 +196,7 @@ class RunDirectory:
 
     def append_metrics(self, records: Sequence[dict[str, Any]]) -> int:
         """Append lines to the metrics, and return how many bytes they are."""
-        data = metrics_bytes(records)
+        data = _metrics.encoded(records)
         path = self.path / METRICS_FILE
         with _files.blamed_on(path), open(path, "ab") as file:
             file.write(data)
@@ -218,11 +218,6 @@ class RunDirectory:
         path = self.path / METRICS_FILE
         with _files.blamed_on(path), open(path, "ab") as file:
             os.fsync(file.fileno())
-
-
-def metrics_bytes(records: Sequence[dict[str, Any]]) -> bytes:
-    """Records as lines of the metrics."""
-    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
 def _listed(names: Sequence[str]) -> str:

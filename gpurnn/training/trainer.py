@@ -22,7 +22,7 @@ from .. import _checks, _dispatch, _metrics, _random, gradients, losses
 from ..optimizers import Optimizer, Rprop
 from .checkpoint import CheckpointError, checkpoints, file_name, latest_checkpoint, save_checkpoint
 from .data import Batch, Data, num_batches
-from .directory import CHECKPOINTS, METRICS_FILE, RUN, RunDirectory, metrics_bytes
+from .directory import CHECKPOINTS, METRICS_FILE, RUN, RunDirectory
 
 METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
     "bits_per_character": ("bits per character", lambda loss: loss / math.log(2.0)),
@@ -171,8 +171,9 @@ class Trainer:
     total : int
         How many are to be taken. It may be raised, and `train` called again.
     history : list of dict
-        The metrics, as in ``metrics.jsonl``: lines with ``loss`` and lines with ``validation_loss``. If the model has a
-        ``loss_unit``, they name it.
+        The metrics: lines with ``loss`` and lines with ``validation_loss``. If the model has a ``loss_unit``, they name
+        it. So they are in ``metrics.jsonl``, with a perplexity that is infinite as the string "Infinity": JSON has no
+        such number.
     saved_step : int or None
         The step of the last checkpoint.
     stopped_early : bool
@@ -522,7 +523,7 @@ class Trainer:
     def _replace_last_lines(self, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
         """Replace records at the end of the history and of the metrics."""
         if self._folder is not None:
-            self._metrics_size = self._folder.trim_metrics(self._metrics_size - len(metrics_bytes(old)))
+            self._metrics_size = self._folder.trim_metrics(self._metrics_size - len(_metrics.encoded(old)))
             self._unwritten = old
             self._metrics_size += self._folder.append_metrics(new)
             self._unwritten = []
