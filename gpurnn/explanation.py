@@ -109,11 +109,11 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     """
     from .kernels import devices, dtypes
     from .kernels.recurrence import plan
-    from .layers.recurrent import Recurrent
+    from .layers.recurrent import Recurrent, layer_names
 
     where = "explain"
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"{where}: layer is a {type(layer).__name__}, expected an RNN, LSTM or GRU")
+        raise TypeError(f"{where}: layer is a {type(layer).__name__}, expected an {layer_names()}")
     shape = x if isinstance(x, tuple) else getattr(x, "shape", None)
     if shape is None or len(shape) != 3:
         raise TypeError(f"{where}: x is {x!r}, expected an array of three axes or its shape")

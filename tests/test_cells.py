@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 import gpurnn
 from gpurnn.cells import CELLS
+from gpurnn.cli import cli
+from gpurnn.layers.recurrent import LAYERS
 
 HEAD, TAIL = ["x"], ["lengths", "resets", "mask"]
 
@@ -29,3 +32,44 @@ def test_a_cells_function_documents_every_argument(name):
     documented = inspect.getdoc(function).partition("Returns\n---")[0]
     for argument in inspect.signature(function).parameters:
         assert f"\n{argument} : " in documented, argument
+
+
+LAYER_HEAD = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
+LAYER_TAIL = ["residual", "variational_dropout", "recurrent_dropout", "init", "dtype", "rng"]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cells_layer_takes_what_the_description_says(name):
+    kind, layer = CELLS[name], LAYERS[name]
+    assert getattr(gpurnn, layer.__name__) is layer
+    parameters = inspect.signature(layer).parameters
+    assert list(parameters) == [*LAYER_HEAD, *kind.options(), *LAYER_TAIL]
+    assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == [*kind.options(), *LAYER_TAIL]
+    first = inspect.signature(next(iter(LAYERS.values()))).parameters
+    assert [parameters[n].default for n in LAYER_HEAD + LAYER_TAIL] == [
+        first[n].default for n in LAYER_HEAD + LAYER_TAIL
+    ]
+    assert {n: parameters[n].default for n in kind.options()} == {field.name: field.default for field in fields(kind)}
+    documented = inspect.getdoc(layer).partition("Attributes\n---")[0]
+    for argument in set(parameters) - {"input_size", "hidden_size"}:
+        assert f"\n{argument} : " in documented, argument
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_layer_has_the_parameters_of_its_description(name):
+    layer, cell = LAYERS[name](2, 3, num_layers=2, bidirectional=True), CELLS[name]()
+    shapes = cell.shapes(input_size=2, hidden_size=3)
+    assert {n: layer.params[f"{n}_l0_reverse"].shape for n in shapes} == shapes
+    assert len(layer.params) == 4 * len(shapes)
+    without = LAYERS[name](2, 3, bias=False)
+    assert [n.removesuffix("_l0") for n in without.params] == list(cell.needed)
+    for gate, block in zip(cell.gate_functions, np.split(layer.params["bias_ih_l1"], cell.gates), strict=True):
+        assert (block == (gate in cell.biases_of_one)).all()
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_is_a_choice_of_the_models_and_of_the_command_line(name):
+    model = gpurnn.SequenceClassifier(2, 3, 2, cell=name)
+    assert isinstance(model.recurrent, LAYERS[name])
+    option = next(p for p in cli.commands["train"].params if p.name == "cell")
+    assert name in option.type.choices

@@ -10,7 +10,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, functional
 from .._contract import Array
 from ..functional._recurrent import take
-from ..layers.recurrent import Recurrent
+from ..layers.recurrent import Recurrent, layer_names
 
 
 def parts(layer: Recurrent) -> dict[str, Recurrent]:
@@ -41,7 +41,7 @@ def parts(layer: Recurrent) -> dict[str, Recurrent]:
     {'l0': GRU(3, 4)  # 108 parameters, 'l1': GRU(4, 4)  # 120 parameters}
     """
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"parts: layer is {_checks.described(layer)}, expected a gpurnn.RNN, LSTM or GRU")
+        raise TypeError(f"parts: layer is {_checks.described(layer)}, expected a gpurnn.{layer_names()}")
     found = {}
     for k in range(layer.num_layers):
         for suffix in ("", "_reverse")[: layer.num_directions]:
@@ -90,7 +90,7 @@ class Transition:
 
     def __init__(self, where: str, layer: Recurrent) -> None:
         if not isinstance(layer, Recurrent):
-            raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected a gpurnn.RNN, LSTM or GRU")
+            raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected a gpurnn.{layer_names()}")
         if layer.num_layers != 1 or layer.bidirectional:
             raise ValueError(
                 f"{where}: layer has num_layers={layer.num_layers}, bidirectional={layer.bidirectional}, expected one "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import _checks, _dispatch, cells
-from ..layers.recurrent import Recurrent
+from ..layers.recurrent import Recurrent, layer_names
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
     """
     where = "complexity"
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected a gpurnn.RNN, LSTM or GRU")
+        raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected a gpurnn.{layer_names()}")
     T = _checks.integer_at_least(where, "T", T, 1)
     B = _checks.integer_at_least(where, "B", B, 1)
     forward = Cost(_flops(layer, T, B)[0], _bytes(layer, T, B)[0], _Memory(layer, T, B).forward())

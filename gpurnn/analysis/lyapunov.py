@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
 from .._random import generator
-from ..layers.recurrent import Recurrent
+from ..layers.recurrent import Recurrent, layer_names
 from ._transition import REACHED, Transition, check_finite, quiet
 
 Floats = NDArray[np.floating[Any]]
@@ -258,7 +258,7 @@ def lyapunov_spectrum(
     orbit: _MapOrbit | _LayerOrbit
     if not isinstance(system, (Map, Recurrent)):
         raise TypeError(
-            f"{where}: system is a {type(system).__qualname__}, expected a gpurnn.RNN, LSTM or GRU, or a "
+            f"{where}: system is a {type(system).__qualname__}, expected a gpurnn.{layer_names()}, or a "
             "gpurnn.analysis.Map of a function and its Jacobian"
         )
     if isinstance(system, Map):

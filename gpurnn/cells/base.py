@@ -30,6 +30,8 @@ class Cell:
     gate_functions: ClassVar[Mapping[str, str]]
     """The function of each gate, in the order of the gates' rows in the weights (PyTorch's)."""
     state_names: ClassVar[tuple[str, ...]] = ("h",)
+    form: ClassVar[tuple[str, ...]] = ()
+    """The options for which weights of the same names and shapes give other outputs. Files say their values."""
     biases_of_one: ClassVar[tuple[str, ...]] = ()
     """The gates whose bias_ih starts at 1 instead of 0."""
     scalars: ClassVar[tuple[str, ...]] = ()
@@ -105,6 +107,11 @@ class Cell:
     def shapes(self, **sizes: int) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter by its name, for an ``input_size`` and a ``hidden_size``."""
         return {name: tuple(_evaluated(axis, sizes) for axis in axes) for name, axes in self.parameters.items()}
+
+    def shape_texts(self) -> dict[str, str]:
+        """The shape of each parameter by its name, as docstrings have it: ``"(4*H, I)"``."""
+        texts = {name: ", ".join(axes) + "," * (len(axes) == 1) for name, axes in self.parameters.items()}
+        return {n: f"({text})".replace("hidden_size", "H").replace("input_size", "I") for n, text in texts.items()}
 
     @property
     def phases(self) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ class GRU(Cell):
 
     name: ClassVar[str] = "gru"
     gate_functions: ClassVar[dict[str, str]] = {"r": "sigmoid", "z": "sigmoid", "n": "tanh"}
+    form: ClassVar[tuple[str, ...]] = ("reset_after", "update")
 
     @property
     def phases(self) -> tuple[int, ...]:

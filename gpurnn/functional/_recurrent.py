@@ -174,16 +174,10 @@ def _run(kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool) -
     return (y, final), pullback if training else None
 
 
-def _shape(axes: tuple[str, ...]) -> str:
-    """The shape of a parameter, as a docstring has it."""
-    letters = ", ".join(axes).replace("hidden_size", "H").replace("input_size", "I")
-    return f"({letters},)" if len(axes) == 1 else f"({letters})"
-
-
 def _documentation(cell: cells.Cell) -> str:
     parameters = [
-        f"{name} : {_shape(axes)} array{'' if name in cell.needed else ', optional'}"
-        for name, axes in cell.parameters.items()
+        f"{name} : {shape} array{'' if name in cell.needed else ', optional'}"
+        for name, shape in cell.shape_texts().items()
     ]
 
     def state(suffix: str) -> str:

@@ -17,7 +17,7 @@ from ..functional._attention import SCORES
 from ..functional._dropout import dropout_mask
 from ..functional._state import pack_state, unpack_state
 from .base import Composite, Layer, parameter, parameter_dtype
-from .recurrent import Recurrent
+from .recurrent import Recurrent, layer_names
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Decoder(Composite):
     ) -> None:
         where = "Decoder"
         if not isinstance(recurrent, Recurrent):
-            raise TypeError(f"{where}: recurrent is {_checks.described(recurrent)}, expected an RNN, LSTM or GRU")
+            raise TypeError(f"{where}: recurrent is {_checks.described(recurrent)}, expected an {layer_names()}")
         for name in ("bidirectional", "batch_first", "residual", "variational_dropout", "recurrent_dropout"):
             if getattr(recurrent, name):
                 raise ValueError(f"{where}: recurrent has {name}={getattr(recurrent, name)!r}, which a decoder has not")

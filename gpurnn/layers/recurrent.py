@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,6 +31,66 @@ LAYERS: dict[str, type[Recurrent]] = {}
 """The recurrent layers by the name of their cell."""
 
 
+def layer_names() -> str:
+    """The names of the recurrent layers, for messages: ``"RNN, LSTM or GRU"``."""
+    *names, last = (layer.__name__ for layer in LAYERS.values())
+    return f"{', '.join(names)} or {last}"
+
+
+SHARED = "It takes and has what the layers of every cell do."
+"""The line of a docstring that `Recurrent` replaces by what is the same for all cells."""
+
+_SHARED = """\
+Parameters
+----------
+input_size, hidden_size : int
+    I and H.
+num_layers : int
+    Layers of the stack; each reads the output of the one before it.
+bias : bool
+    Whether there are ``bias_ih`` and ``bias_hh``.
+batch_first : bool
+    Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
+dropout : float
+    Rate of the dropout on the output of each layer but the last; with one layer it has no effect and warns.
+bidirectional : bool
+    Whether each layer also runs backward in time; y then holds both directions, forward first.
+{options}
+residual : bool
+    Whether each layer's input is added to its output where their widths agree.
+variational_dropout : float
+    Rate of a dropout on h_{{t-1}} where it enters the product with W_hh, one mask for all steps
+    (Gal & Ghahramani 2016).
+recurrent_dropout : float
+    Rate of a dropout on the entries of W_hh, one mask for all steps (DropConnect; Merity, Keskar & Socher 2018).
+init : str, initializer or pair of them
+    Of all weights, or of W_ih and of W_hh: names or functions of `gpurnn.initializers`, applied to each gate's
+    block on its own. Biases start at zero{ones}.
+dtype : "float32" or "float64"
+rng : int or numpy.random.Generator
+    Where the initial weights come from.
+
+Attributes
+----------
+params : dict of str to array
+    {parameters};
+    ``_l1``, ... for further layers, ``_reverse`` behind it for the backward direction. Gates: {gates}.
+
+Notes
+-----
+Dropouts act only in ``vjp(..., rng=...)``. What stays is scaled by 1/(1 - rate), so that a call needs no scaling."""
+
+
+def _documentation(cell: cells.Cell) -> str:
+    ones = " and ".join(cell.biases_of_one)
+    text = _SHARED.format(
+        options=cell.options_text(), gates=", ".join(cell.gate_functions),
+        ones=f", except that of the gate {ones} at 1" if ones else "",
+        parameters=", ".join(f"``{name}_l0`` {shape}" for name, shape in cell.shape_texts().items()),
+    )  # fmt: skip
+    return text.replace("\n\nresidual", "\nresidual")
+
+
 class _Weights(NamedTuple):
     """What a layer computes with, the same at all steps."""
 
@@ -47,41 +109,33 @@ class Recurrent(Layer):
 
     stateful = True
 
+    _kind: type[cells.Cell]
+
     def __init_subclass__(cls, *, cell: type[cells.Cell] | None = None, **kwargs: Any) -> None:
+        """Make the layer of a cell of a signature, and of a docstring with the line `SHARED`.
+
+        ``__init__`` takes input_size ... bidirectional, and by keyword the cell's options and residual ... rng.
+        """
         super().__init_subclass__(**kwargs)
         if cell is not None:
-            LAYERS[cell.name] = cls
+            LAYERS[cell.name], cls._kind = cls, cell
+            if cls.__doc__:
+                cls.__doc__ = inspect.cleandoc(cls.__doc__).replace(SHARED, _documentation(cell()))
 
-    def __init__(
-        self,
-        cell: cells.Cell,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
-        *,
-        residual: bool,
-        variational_dropout: float,
-        recurrent_dropout: float,
-        init: Init | tuple[Init, Init],
-        dtype: Any,
-        rng: int | np.random.Generator,
-    ) -> None:
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        """The layer of ``arguments``, those of the constructor by name."""
         where = type(self).__name__
-        self.cell = cell
-        self.input_size = _checks.integer_at_least(where, "input_size", input_size, 1)
-        self.hidden_size = _checks.integer_at_least(where, "hidden_size", hidden_size, 1)
-        self.num_layers = _checks.integer_at_least(where, "num_layers", num_layers, 1)
-        self.bias = _checks.flag(where, "bias", bias)
-        self.batch_first = _checks.flag(where, "batch_first", batch_first)
-        self.bidirectional = _checks.flag(where, "bidirectional", bidirectional)
-        self.residual = _checks.flag(where, "residual", residual)
-        self.dropout = _checks.fraction(where, "dropout", dropout)
-        self.variational_dropout = _checks.fraction(where, "variational_dropout", variational_dropout)
-        self.recurrent_dropout = _checks.fraction(where, "recurrent_dropout", recurrent_dropout)
+        self.cell = self._kind(**{option: arguments[option] for option in self._kind.options()})
+        self.input_size = _checks.integer_at_least(where, "input_size", arguments["input_size"], 1)
+        self.hidden_size = _checks.integer_at_least(where, "hidden_size", arguments["hidden_size"], 1)
+        self.num_layers = _checks.integer_at_least(where, "num_layers", arguments["num_layers"], 1)
+        self.bias = _checks.flag(where, "bias", arguments["bias"])
+        self.batch_first = _checks.flag(where, "batch_first", arguments["batch_first"])
+        self.bidirectional = _checks.flag(where, "bidirectional", arguments["bidirectional"])
+        self.residual = _checks.flag(where, "residual", arguments["residual"])
+        self.dropout = _checks.fraction(where, "dropout", arguments["dropout"])
+        self.variational_dropout = _checks.fraction(where, "variational_dropout", arguments["variational_dropout"])
+        self.recurrent_dropout = _checks.fraction(where, "recurrent_dropout", arguments["recurrent_dropout"])
         if self.dropout and self.num_layers == 1:
             _checks.warn(
                 where,
@@ -94,7 +148,8 @@ class Recurrent(Layer):
                 f"residual=True has no effect, as the input has {self.input_size} features and the output "
                 f"{self.hidden_size * self.num_directions}: only equal widths are added",
             )
-        self.params = self._initialise(init, parameter_dtype(where, dtype), generator(where, rng))
+        dtype = parameter_dtype(where, arguments["dtype"])
+        self.params = self._initialise(arguments["init"], dtype, generator(where, arguments["rng"]))
 
     @property
     def num_directions(self) -> int:
@@ -468,6 +523,10 @@ class Recurrent(Layer):
 
         return y, final, pull
 
+    def _forms(self) -> dict[str, str]:
+        values = [f"{option}={getattr(self.cell, option)!r}" for option in self.cell.form]
+        return {"": ", ".join(values)} if values else {}
+
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         return self.input_size, self.hidden_size * self.num_directions
 
@@ -513,47 +572,7 @@ def _where_exists(xp: Any, exists: Array | None, values: Array) -> Array:
 class RNN(Recurrent, cell=cells.Vanilla):
     """Vanilla recurrent layers: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) + leak h_{t-1}.
 
-    Parameters
-    ----------
-    input_size, hidden_size : int
-        I and H.
-    num_layers : int
-        Layers of the stack; each reads the output of the one before it.
-    bias : bool
-        Whether there are ``bias_ih`` and ``bias_hh``.
-    batch_first : bool
-        Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
-    dropout : float
-        Rate of the dropout on the output of each layer but the last; with one layer it has no effect and warns.
-    bidirectional : bool
-        Whether each layer also runs backward in time; y then holds both directions, forward first.
-    activation : {"tanh", "relu", "sigmoid", "identity"}
-        f.
-    leak : float
-        Weight of the skip connection from h_{t-1}, added after the activation.
-    residual : bool
-        Whether each layer's input is added to its output where their widths agree.
-    variational_dropout : float
-        Rate of a dropout on h_{t-1} where it enters the product with W_hh, one mask for all steps
-        (Gal & Ghahramani 2016).
-    recurrent_dropout : float
-        Rate of a dropout on the entries of W_hh, one mask for all steps (DropConnect; Merity, Keskar & Socher 2018).
-    init : str, initializer or pair of them
-        Of all weights, or of W_ih and of W_hh: names or functions of `gpurnn.initializers`, applied to each gate's
-        block on its own. Biases start at zero.
-    dtype : "float32" or "float64"
-    rng : int or numpy.random.Generator
-        Where the initial weights come from.
-
-    Attributes
-    ----------
-    params : dict of str to array
-        ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (H,);
-        ``_l1``, ... for further layers, ``_reverse`` behind it for the backward direction.
-
-    Notes
-    -----
-    Dropouts act only in ``vjp(..., rng=...)``. What stays is scaled by 1/(1 - rate), so that a call needs no scaling.
+    It takes and has what the layers of every cell do.
 
     References
     ----------
@@ -590,22 +609,7 @@ class RNN(Recurrent, cell=cells.Vanilla):
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
     ) -> None:
-        super().__init__(
-            cells.Vanilla(activation, leak),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            residual=residual,
-            variational_dropout=variational_dropout,
-            recurrent_dropout=recurrent_dropout,
-            init=init,
-            dtype=dtype,
-            rng=rng,
-        )
+        super().__init__(locals())
 
 
 class LSTM(Recurrent, cell=cells.LSTM):
@@ -613,43 +617,7 @@ class LSTM(Recurrent, cell=cells.LSTM):
 
     The sigma and tanh are of the rows of W_ih x_t + b_ih + W_hh h_{t-1} + b_hh; see `gpurnn.lstm`.
 
-    Parameters
-    ----------
-    input_size, hidden_size : int
-        I and H.
-    num_layers : int
-        Layers of the stack; each reads the output of the one before it.
-    bias : bool
-        Whether there are ``bias_ih`` and ``bias_hh``.
-    batch_first : bool
-        Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
-    dropout : float
-        Rate of the dropout on the output of each layer but the last; with one layer it has no effect and warns.
-    bidirectional : bool
-        Whether each layer also runs backward in time; y then holds both directions, forward first.
-    residual : bool
-        Whether each layer's input is added to its output where their widths agree.
-    variational_dropout : float
-        Rate of a dropout on h_{t-1} where it enters the product with W_hh, one mask for all steps
-        (Gal & Ghahramani 2016).
-    recurrent_dropout : float
-        Rate of a dropout on the entries of W_hh, one mask for all steps (DropConnect; Merity, Keskar & Socher 2018).
-    init : str, initializer or pair of them
-        Of all weights, or of W_ih and of W_hh: names or functions of `gpurnn.initializers`, applied to each gate's
-        block on its own. Biases start at zero, but that of the forget gate at 1.
-    dtype : "float32" or "float64"
-    rng : int or numpy.random.Generator
-        Where the initial weights come from.
-
-    Attributes
-    ----------
-    params : dict of str to array
-        ``weight_ih_l0`` (4*H, I), ``weight_hh_l0`` (4*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (4*H,);
-        ``_l1``, ... for further layers, ``_reverse`` behind it for the backward direction. Gates: i, f, g, o.
-
-    Notes
-    -----
-    Dropouts act only in ``vjp(..., rng=...)``. What stays is scaled by 1/(1 - rate), so that a call needs no scaling.
+    It takes and has what the layers of every cell do.
 
     References
     ----------
@@ -690,72 +658,16 @@ class LSTM(Recurrent, cell=cells.LSTM):
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
     ) -> None:
-        super().__init__(
-            cells.LSTM(),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            residual=residual,
-            variational_dropout=variational_dropout,
-            recurrent_dropout=recurrent_dropout,
-            init=init,
-            dtype=dtype,
-            rng=rng,
-        )
+        super().__init__(locals())
 
 
 class GRU(Recurrent, cell=cells.GRU):
     """GRU layers: r, z = sigma(...), h_t = (1 - z) h_{t-1} + z n, by default the textbook's; see `gpurnn.gru`.
 
-    Parameters
-    ----------
-    input_size, hidden_size : int
-        I and H.
-    num_layers : int
-        Layers of the stack; each reads the output of the one before it.
-    bias : bool
-        Whether there are ``bias_ih`` and ``bias_hh``.
-    batch_first : bool
-        Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
-    dropout : float
-        Rate of the dropout on the output of each layer but the last; with one layer it has no effect and warns.
-    bidirectional : bool
-        Whether each layer also runs backward in time; y then holds both directions, forward first.
-    reset_after : bool
-        Whether the reset gate applies after the recurrent product, as in PyTorch and cuDNN, instead of before it.
-    update : {"candidate", "state"}
-        What z weighs: the candidate, h_t = (1 - z) h_{t-1} + z n, or as in PyTorch and cuDNN the state,
-        h_t = (1 - z) n + z h_{t-1}.
-    residual : bool
-        Whether each layer's input is added to its output where their widths agree.
-    variational_dropout : float
-        Rate of a dropout on h_{t-1} where it enters the product with W_hh, one mask for all steps
-        (Gal & Ghahramani 2016).
-    recurrent_dropout : float
-        Rate of a dropout on the entries of W_hh, one mask for all steps (DropConnect; Merity, Keskar & Socher 2018).
-    init : str, initializer or pair of them
-        Of all weights, or of W_ih and of W_hh: names or functions of `gpurnn.initializers`, applied to each gate's
-        block on its own. Biases start at zero.
-    dtype : "float32" or "float64"
-    rng : int or numpy.random.Generator
-        Where the initial weights come from.
-
-    Attributes
-    ----------
-    params : dict of str to array
-        ``weight_ih_l0`` (3*H, I), ``weight_hh_l0`` (3*H, H), ``bias_ih_l0`` and ``bias_hh_l0`` (3*H,);
-        ``_l1``, ... for further layers, ``_reverse`` behind it for the backward direction. Gates: r, z, n.
-
-    Notes
-    -----
     For weights from PyTorch the layer needs ``reset_after=True, update="state"``: their names and shapes are those of
     the other forms too, and their outputs are not.
 
-    Dropouts act only in ``vjp(..., rng=...)``. What stays is scaled by 1/(1 - rate), so that a call needs no scaling.
+    It takes and has what the layers of every cell do.
 
     References
     ----------
@@ -793,23 +705,4 @@ class GRU(Recurrent, cell=cells.GRU):
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
     ) -> None:
-        super().__init__(
-            cells.GRU(reset_after, update),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            residual=residual,
-            variational_dropout=variational_dropout,
-            recurrent_dropout=recurrent_dropout,
-            init=init,
-            dtype=dtype,
-            rng=rng,
-        )
-
-    def _forms(self) -> dict[str, str]:
-        assert isinstance(self.cell, cells.GRU)
-        return {"": f"reset_after={self.cell.reset_after}, update={self.cell.update!r}"}
+        super().__init__(locals())
