@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import fields
@@ -18,14 +17,11 @@ from .._op import Pullback
 from .._random import generator, philox_seed
 from ..functional._dropout import dropout_mask
 from ..functional._recurrent import take
+from ..functional._segments import States, part_of, segments_of, through
 from ..functional._state import check_cotangents, pack_state
 from .base import Layer, parameter, parameter_dtype
 
 Init = str | initializers.Initializer
-
-States = list[tuple[Any, ...]]
-"""For each layer (h,) or (h, c) of (D, B, H); an entry that is a gradient may be None for zero."""
-
 
 LAYERS: dict[str, type[Recurrent]] = {}
 """The recurrent layers by the name of their cell."""
@@ -247,16 +243,15 @@ class Recurrent(Layer):
         rng : int or numpy.random.Generator, optional
             Where dropout masks come from. None means no dropout: gradients in evaluation mode.
         checkpoint_every : int or "sqrt", optional
-            K: gradient checkpointing in time. Of what the gradients need, only the state at every K-th step is kept,
-            and the pullback computes the rest anew, for K steps at a time. Beside x, y and their gradients that takes
-            memory for T/K states and for K steps, instead of T, and the time of one more forward pass. "sqrt" is
-            K = ceil(sqrt(T)), for which both are O(sqrt(T)). The result is that of None to the last bit, dropout
-            included. So K is rounded up to whole chunks of ``ceil(R / B)`` steps, for which products over many steps
-            are computed; R, the rows of such a product, is 1024 on NumPy arrays and 8192 in the kernels. The layers of
-            a stack are gone through together, so that nothing of T steps is kept between them.
+            K, for gradient checkpointing: keep the state at every K-th step only, and compute the steps between again
+            in the pullback. Apart from x, y and their gradients, memory falls from O(T) to O(T/K + K), at the cost of
+            one more forward pass. "sqrt" is K = ceil(sqrt(T)). The result has the bits of None, dropout included. For
+            that, K is rounded up to whole chunks of ``ceil(R / B)`` steps, because a product over many steps is
+            computed for a chunk at a time; R, the rows of such a product, is 1024 on NumPy arrays and 8192 in the
+            kernels. The layers of a stack run together, so nothing of T steps is kept between them.
         state_after : int, optional
-            Return the state after this many steps, 0 ... T, instead of that after all, and take its gradient. Truncated
-            backpropagation through overlapping windows hands it on.
+            Return the state after this many steps, 0 ... T, instead of the final state, and take its gradient. For
+            truncated backpropagation through overlapping windows.
 
         Returns
         -------
@@ -268,9 +263,8 @@ class Recurrent(Layer):
         Raises
         ------
         ValueError
-            ``checkpoint_every`` or ``state_after`` is given to a bidirectional layer. What its backward direction
-            brings to a step comes from the end of the sequence, so there is no state that parts the steps before from
-            those after.
+            ``checkpoint_every`` or ``state_after`` is given to a bidirectional layer. Its backward direction depends on
+            the end of the sequence, so no single state separates the steps before from those after.
 
         References
         ----------
@@ -300,134 +294,80 @@ class Recurrent(Layer):
             where, self.cell, {"params": params["weight_ih_l0"], "x": x}, state, lengths, resets,
             input_size=self.input_size, batch_first=self.batch_first,
         )  # fmt: skip
-        xp, x, lengths, resets = given.xp, given.x, given.lengths, given.resets
-        D, T, B, H = self.num_directions, x.shape[0], x.shape[1], self.hidden_size
-        initial = given.initial(where, (self.num_layers * D, B, H), "(num_layers*D, B, hidden_size)")
-        wing = _dispatch.wing(where, x=x)
-        segments = self._segments(wing, T, B, checkpoint_every, state_after)
+        xp, T, B = given.xp, given.x.shape[0], given.x.shape[1]
+        shape = (self.num_layers * self.num_directions, B, self.hidden_size)
+        initial = given.initial(where, shape, "(num_layers*D, B, hidden_size)")
+        wing = _dispatch.wing(where, x=given.x)
+        self._check_direction(checkpoint_every=checkpoint_every, state_after=state_after)
+        segments = segments_of(where, range(T), wing.recurrence_chunk(B), checkpoint_every, state_after)
         recompute = checkpoint_every is not None and len(segments) > 1
         if len(segments) > 1:
-            wing.check_lengths(self.cell.name, lengths, T)  # no segment could
+            wing.check_lengths(self.cell.name, given.lengths, T)  # no segment could
+        weights = self._all_weights(params, given.x, rng, copied=recompute)
 
-        random = None if rng is None else generator(where, rng)
-        weights = [
-            self._weights(params, layer, x, (D, B, H), random, copied=recompute) for layer in range(self.num_layers)
-        ]
+        def run(steps: range, state: tuple[Array, ...], training: bool) -> tuple[Array, tuple[Array, ...], Any]:
+            part = part_of(xp, steps, given.x, given.lengths, given.resets)
+            return self._stack(wing, weights, *part, steps.start, state, training)
 
-        def run(segment: range, entering: States, training: bool) -> tuple[Array, States, Any]:
-            """All layers over a segment."""
-            some, own_lengths = slice(segment.start, segment.stop), None
-            if lengths is not None:
-                own_lengths = xp.clip(lengths - segment.start, 0, len(segment))
-            own_resets = None if resets is None else resets[some, :]
-            return self._stack(wing, weights, x[some, ...], entering, own_lengths, own_resets, segment.start, training)
-
-        reached = T if state_after is None else state_after
-        current = self._by_layer(initial)
-        entered, pulls = [current], []
-        if len(segments) == 1:
-            y, current, pull = self._stack(wing, weights, x, current, lengths, resets, 0, training)
-            handed = entered[0] if reached == 0 < T else current
-            pulls = [pull]
-        else:
-            handed = current
-            for segment in segments:
-                part, current, pull = run(segment, current, training and not recompute)
-                pulls.append(None if recompute else pull)
-                entered.append(current)
-                if segment.start == 0:
-                    y = _dispatch.zeros(xp, (T, *part.shape[1:]), part)
-                y[segment.start : segment.stop, ...] = part
-                if segment.stop == reached:
-                    handed = current
-        final_state = self._pack(xp, handed)
-        output = _arrays.contiguous(xp.permute_dims(y, (1, 0, 2))) if self.batch_first else y
+        y, final, pull = through(
+            run, segments, initial, training=training, recompute=recompute, state_after=state_after
+        )  # fmt: skip
+        output, final_state = self._turned(xp, y), pack_state(self.cell, final)
+        if pull is None:
+            return output, final_state, None
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
             dy, dfinal = check_cotangents(where, self.cell, cotangents, output, final_state)
-            if self.batch_first and dy is not None:
-                dy = _arrays.contiguous(xp.permute_dims(dy, (1, 0, 2)))
-            dhanded = self._by_layer(dfinal)
-            dcurrent: States
-            dweights: list[Any] = [None] * self.num_layers
-            if len(segments) == 1 and reached == T:
-                dx, dcurrent, dweights = pulls[0](dy, dhanded, dweights)
-            else:
-                dx = _dispatch.zeros(xp, tuple(x.shape), x)
-                dcurrent = [(None,) * self.cell.states] * self.num_layers
-                for segment, entering, pull in reversed(list(zip(segments, entered, pulls, strict=False))):
-                    if segment.stop == reached:
-                        dcurrent = _added(dcurrent, dhanded)
-                    if pull is None:
-                        _, _, pull = run(segment, entering, True)
-                    some = slice(segment.start, segment.stop)
-                    dx[some, ...], dcurrent, dweights = pull(None if dy is None else dy[some, ...], dcurrent, dweights)
-                if reached == 0 < T:
-                    dcurrent = _added(dcurrent, dhanded)
-            if self.batch_first:
-                dx = _arrays.contiguous(xp.permute_dims(dx, (1, 0, 2)))
-            gradients = {}
-            for layer, of_layer in enumerate(dweights):
-                for suffix, of_direction, masks in zip(
-                    self._suffixes(layer), of_layer, weights[layer].dropped, strict=True
-                ):
-                    for name, gradient in of_direction.items():
-                        gradients[name + suffix] = gradient * masks[name] if name in masks else gradient
-            return (dx, self._pack(xp, dcurrent)), self._summed(gradients)
+            dx, dinitial, dweights = pull(None if dy is None else self._turned(xp, dy), dfinal, None)
+            return (self._turned(xp, dx), pack_state(self.cell, dinitial)), self._gradients(weights, dweights)
 
-        return output, final_state, pullback if training else None
+        return output, final_state, pullback
 
-    def _segments(
-        self, wing: Any, T: int, B: int, checkpoint_every: int | str | None, state_after: int | None
-    ) -> list[range]:
-        """The steps that are gone through at a time: one range of all of them, or more."""
-        if checkpoint_every is None and state_after is None:
-            return [range(T)]
-        where = type(self).__name__
-        for name, value in (("checkpoint_every", checkpoint_every), ("state_after", state_after)):
+    def _check_direction(self, **options: Any) -> None:
+        """Reject options that need a state between two steps if the layer has none."""
+        for name, value in options.items():
             if value is not None and self.bidirectional:
                 raise ValueError(
-                    f"{where}: {name} is {value!r}, expected None as the layer is bidirectional: no state parts the "
-                    "steps before from those after, which its backward direction comes from"
+                    f"{type(self).__name__}: {name} is {value!r}, expected None as the layer is bidirectional: no "
+                    "state parts the steps before from those after, which its backward direction comes from"
                 )
-        length = checkpoint_every
-        if isinstance(length, str):
-            _checks.choice(where, "checkpoint_every", length, ("sqrt",))
-            length = math.isqrt(max(T - 1, 0)) + 1
-        if length is not None:
-            chunk = wing.recurrence_chunk(B)
-            length = -(-_checks.integer_at_least(where, "checkpoint_every", length, 1) // chunk) * chunk
-        borders = [0, T]
-        if state_after is not None:
-            state_after = _checks.integer_at_least(where, "state_after", state_after, 0)
-            if state_after > T:
-                raise ValueError(f"{where}: state_after is {state_after}, expected at most T = {T}")
-            borders.insert(1, state_after)
-        found = [
-            range(start, min(start + (length or stop), stop))
-            for begin, stop in itertools.pairwise(borders)
-            for start in range(begin, stop, length or max(T, 1))
-        ]
-        return found or [range(T)]
 
-    def _by_layer(self, state: Any) -> States:
-        """A state of (num_layers*D, B, H) arrays as those of each layer."""
+    def _turned(self, xp: Any, array: Array) -> Array:
+        """From time-major to the layer's order of axes, or back."""
+        return _arrays.contiguous(xp.permute_dims(array, (1, 0, 2))) if self.batch_first else array
+
+    def _gradients(self, weights: list[_Weights], dweights: list[Any]) -> dict[str, Array]:
+        """The gradients of the parameters, from those of the weights of each layer and direction."""
+        gradients = {}
+        for layer, directions in enumerate(dweights):
+            for suffix, direction, masks in zip(self._suffixes(layer), directions, weights[layer].dropped, strict=True):
+                for name, gradient in direction.items():
+                    gradients[name + suffix] = gradient * masks[name] if name in masks else gradient
+        return self._summed(gradients)
+
+    def _by_layer(self, state: tuple[Array | None, ...]) -> list[tuple[Any, ...]]:
+        """A state of (num_layers*D, B, H) arrays as those of each layer, (D, B, H)."""
         D = self.num_directions
         return [
             tuple(None if s is None else s[layer * D : (layer + 1) * D, ...] for s in state)
             for layer in range(self.num_layers)
         ]
 
-    def _pack(self, xp: Any, states: States) -> State:
-        """The reverse of `_by_layer`, as callers see it."""
-        return pack_state(self.cell, tuple(xp.concat(parts, axis=0) for parts in zip(*states, strict=True)))
+    def _packed(self, xp: Any, states: list[tuple[Array, ...]]) -> tuple[Array, ...]:
+        """The reverse of `_by_layer`."""
+        return tuple(xp.concat(parts, axis=0) for parts in zip(*states, strict=True))
+
+    def _all_weights(
+        self, params: dict[str, Array], x: Array, rng: int | np.random.Generator | None, copied: bool
+    ) -> list[_Weights]:
+        random = None if rng is None else generator(type(self).__name__, rng)
+        return [self._weights(params, layer, x, random, copied) for layer in range(self.num_layers)]
 
     def _weights(
         self,
         params: dict[str, Array],
         layer: int,
         x: Array,
-        mask_shape: tuple[int, ...],
         rng: np.random.Generator | None,
         copied: bool,
     ) -> _Weights:
@@ -449,7 +389,8 @@ class Recurrent(Layer):
                 own["weight_hh"] = w_hh * masks["weight_hh"]
         mask = None
         if rng is not None and self.variational_dropout > 0:
-            mask = dropout_mask(x, mask_shape, self.variational_dropout, rng)
+            shape = (self.num_directions, x.shape[1], self.hidden_size)
+            mask = dropout_mask(x, shape, self.variational_dropout, rng)
         return _Weights(tuple(values), tuple(dropped), mask, between)
 
     def _stack(
@@ -457,38 +398,36 @@ class Recurrent(Layer):
         wing: Any,
         weights: list[_Weights],
         x: Array,
-        states: States,
         lengths: Array | None,
         resets: Array | None,
         start: int,
+        state: tuple[Array, ...],
         training: bool,
-    ) -> tuple[Array, States, Any]:
-        """All layers over the steps of x, which begin at step ``start`` of the sequence: y, the final states, and
-        ``pull(dy, dstates, dweights) -> dx, dstates0, dweights``, where what later steps made of dweights is added."""
+    ) -> tuple[Array, tuple[Array, ...], Any]:
+        """All layers over the steps of x, which begin at step ``start`` of the sequence; the results are a `Run`'s."""
+        xp = _dispatch.namespace(type(self).__name__, x=x)
         finals, pulls = [], []
         y = x
-        for layer, state in zip(weights, states, strict=True):
+        for layer, state_of_layer in zip(weights, self._by_layer(state), strict=True):
             between = None
             if layer.between is not None:
                 between = _mask_from(wing, y, start, self.dropout, layer.between)
                 y = y * between
-            y, final, pull = self._layer(wing, layer, y, state, lengths, resets, training)
+            y, final, pull_layer = self._layer(wing, layer, y, state_of_layer, lengths, resets, training)
             finals.append(final)
-            pulls.append((between, pull))
+            pulls.append((between, pull_layer))
 
-        def pull_all(dy: Array | None, dstates: States, dweights: list[Any]) -> tuple[Array, States, list[Any]]:
-            dstates0: States = []
-            found: list[Any] = []
-            dx = dy
-            for (between, pull), dstate, later in reversed(list(zip(pulls, dstates, dweights, strict=True))):
-                dx, own, dstate0 = pull(dx, dstate, later)
+        def pull(dy: Array | None, dstate: States, later: list[Any] | None) -> tuple[Any, tuple[Array, ...], list[Any]]:
+            """``later`` has the gradients of each layer's weights from later steps."""
+            dstates, dweights = self._by_layer(dstate), [None] * len(weights) if later is None else list(later)
+            dx: Any = dy
+            for k, (between, pull_layer) in reversed(list(enumerate(pulls))):
+                dx, dweights[k], dstates[k] = pull_layer(dx, dstates[k], dweights[k])
                 if between is not None:
                     dx = dx * between
-                dstates0.insert(0, dstate0)
-                found.insert(0, own)
-            return dx, dstates0, found
+            return dx, self._packed(xp, dstates), dweights
 
-        return y, finals, pull_all
+        return y, self._packed(xp, finals), pull if training else None
 
     def _layer(
         self,
@@ -554,14 +493,6 @@ def _mask_from(wing: Any, like: Array, start: int, rate: float, seed: int) -> Ar
     flat = wing.dropout_mask(like, (skip + size,), rate, seed, counter)
     xp = _dispatch.namespace("dropout", like=like)
     return xp.reshape(flat[skip:], like.shape)
-
-
-def _added(a: States, b: States) -> States:
-    """The sum of two gradients of a state, None being zero."""
-    return [
-        tuple(s if t is None else t if s is None else s + t for s, t in zip(one, other, strict=True))
-        for one, other in zip(a, b, strict=True)
-    ]
 
 
 def _where_exists(xp: Any, exists: Array | None, values: Array) -> Array:
