@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import tracemalloc
 
 import golden
 import numpy as np
 import pytest
 import scipy.signal
-from problems import pattern_of_lengths, pattern_of_resets
+from problems import pairwise, pattern_of_lengths, pattern_of_resets
 from strict_wing import DEVICE, Array, plain, strict
 from tolerance import arrays_of, assert_all_close, assert_close, assert_golden, assert_same, check_gradients
 
 import gpurnn
 from benchmarks import scan
 from benchmarks.compare import Disagreement
+from gpurnn import functional, reference
 
 
 def normal(*shape: int, seed: int = 0, dtype: str = "float64") -> np.ndarray:
@@ -533,3 +536,137 @@ def test_a_state_survives_where_powers_underflow(each_wing, kind):
     y, _ = gpurnn.ssm(x, A, one, one, state=one * 2.0**120)
     expected = 2.0 ** (120 - 8 * np.arange(1.0, 101))
     assert_same(y[:30, 0, 0], expected[:30].astype("float32"))
+
+
+LAYERS = {
+    "dense": lambda **options: gpurnn.StateSpace(2, 3, 4, **options),
+    "real": lambda **options: gpurnn.DiagonalStateSpace(2, 3, 4, complex=False, **options),
+    "complex": lambda **options: gpurnn.DiagonalStateSpace(2, 3, 4, **options),
+}
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """Chunks of few steps, so that short sequences have several."""
+    monkeypatch.setattr(functional._ssm, "CHUNK_ROWS", 5)
+
+
+def assert_bits(actual, expected) -> None:
+    """Equal to the last bit, the sign of a zero too."""
+    assert_same(actual, expected)
+    for a, e in zip(arrays_of(actual), arrays_of(expected), strict=True):
+        assert a.tobytes() == e.tobytes()
+
+
+CHECKPOINTED = pairwise(
+    {
+        "kind": list(KINDS),
+        "output_state": ["after", "before"],
+        "lengths": [False, True],
+        "resets": [False, True],
+        "initial": [False, True],
+        "given": ["both", "dy", "dstate"],
+        "state_after": [None, 0, 3, 13],
+        "every": [1, 3, 4, "sqrt", 12, 100],
+        "T": [13, 12, 1],
+        "B": [3, 1],
+        "dtype": ["float32", "float64"],
+    }
+)
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize("choice", CHECKPOINTED, ids=lambda choice: "-".join(map(str, choice.values())))
+def test_checkpoints_give_the_plain_gradients_to_the_last_bit(each_wing, choice):
+    T, B, dtype = choice["T"], choice["B"], choice["dtype"]
+    layer = LAYERS[choice["kind"]](output_state=choice["output_state"], dtype=dtype, rng=1)
+    lengths, resets = options_of(T, B, choice["lengths"], choice["resets"]).values()
+    x = normal(T, B, 2, dtype=dtype)
+    if lengths is not None:
+        x[np.arange(T)[:, None] >= lengths] = np.nan
+    parts = tuple(normal(1, B, 3, seed=seed, dtype=dtype) for seed in (1, 2))
+    state = parts if choice["kind"] == "complex" else parts[0]
+    options = {} if choice["state_after"] is None else {"state_after": min(T, choice["state_after"])}
+    arguments = (x, state if choice["initial"] else None, lengths, resets)
+    outputs, pullback = layer.vjp(*arguments, **options)
+    assert_bits(layer.vjp(*arguments, checkpoint_every=choice["every"], **options)[0], outputs)
+    if not options:
+        assert_bits(layer(*arguments), outputs)
+    (y, final) = outputs
+    cotangents = (np.cos(y) if choice["given"] != "dstate" else None, final if choice["given"] != "dy" else None)
+    _, again = layer.vjp(*arguments, checkpoint_every=choice["every"], **options)
+    expected = pullback(cotangents)
+    assert_bits(again(cotangents), expected)
+    assert_bits(again(cotangents), expected)
+
+
+@each_kind
+def test_the_chunks_of_a_sequence_are_the_sequence(kind, monkeypatch):
+    layer, x = LAYERS[kind](dtype="float64"), normal(40, 3, 2)
+    (y, final), pullback = layer.vjp(x)
+    whole = y, final, pullback((np.cos(y), final))
+    monkeypatch.setattr(functional._ssm, "CHUNK_ROWS", 5)
+    (y, final), pullback = layer.vjp(x)
+    assert_all_close((y, final, pullback((whole[0] * 0 + np.cos(whole[0]), whole[1]))), whole, 40 * 3 * 5)
+
+
+@pytest.mark.usefixtures("short_chunks")
+@each_kind
+def test_the_state_after_some_steps_is_that_of_the_steps_alone(kind):
+    layer, x = LAYERS[kind](dtype="float64"), normal(12, 3, 2)
+    for n in (0, 2, 5, 12):
+        alone, pull_alone = layer.vjp(x[:n])
+        (_, state), pull = layer.vjp(x, state_after=n)
+        assert_bits(state, alone[1])
+        (dx, dstate), grads = pull((None, state))
+        (dx_alone, dstate_alone), grads_alone = pull_alone((None, state))
+        assert not dx[n:].any()
+        assert_all_close((dx[:n], dstate, grads), (dx_alone, dstate_alone, grads_alone), 12 * 3 * 5)
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_checkpoints_of_state_space_layers_between_others():
+    model = gpurnn.Sequential(gpurnn.Dense(2, 2), LAYERS["dense"](), gpurnn.GRU(4, 2), LAYERS["complex"]())
+    x, lengths = normal(13, 3, 2, dtype="float32"), pattern_of_lengths(13, 3)
+    for options in ({}, {"state_after": 5}):
+        outputs, pullback = model.vjp(x, None, lengths, **options)
+        kept, again = model.vjp(x, None, lengths, checkpoint_every=4, **options)
+        assert_bits(kept, outputs)
+        assert_bits(again(outputs), pullback(outputs))
+
+
+def peak(kind: str, T: int, checkpoint_every) -> int:
+    """The most bytes held at a time, except x, y and their gradients."""
+    layer = {"dense": gpurnn.StateSpace, "complex": gpurnn.DiagonalStateSpace}[kind](1, 64, 1)
+    x, dy = np.zeros((T, 4, 1), np.float32), np.ones((T, 4, 1), np.float32)
+    reference.buffers._pool.clear()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        _, pullback = layer.vjp(x, checkpoint_every=checkpoint_every)
+        pullback((dy, None))
+        return tracemalloc.get_traced_memory()[1] - dy.nbytes - x.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize("kind", ["dense", "complex"])
+def test_memory_of_checkpoints_grows_like_the_root_of_the_steps(kind):
+    peak(kind, 1, None)  # imports what is imported on first use
+    assert peak(kind, 1600, "sqrt") < 5 * peak(kind, 100, "sqrt")
+    assert peak(kind, 1600, "sqrt") < peak(kind, 1600, None) / 4
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"checkpoint_every": 0}, ValueError, "StateSpace: checkpoint_every is 0, expected at least 1"),
+        ({"checkpoint_every": "root"}, ValueError, "StateSpace: checkpoint_every is 'root', expected one of 'sqrt'"),
+        ({"state_after": 10}, ValueError, "StateSpace: state_after is 10, expected at most T = 9"),
+    ],
+    ids=str,
+)
+def test_options_of_checkpoints_out_of_their_range_are_rejected(options, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        gpurnn.StateSpace(2, 3, 4).vjp(np.zeros((9, 2, 2), np.float32), **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,11 +12,18 @@ from .. import _arrays, _checks, _dispatch
 from .._contract import Array
 from .._op import Pullback, differentiable
 from ._scan import linear_scan
+from ._segments import States, part_of, segments_of, through
 from ._state import check_sequence, cotangent_pair
 
 OutputState = Literal["after", "before"]
 
 OUTPUT_STATES: tuple[OutputState, ...] = ("after", "before")
+
+CHUNK_ROWS = 8192
+"""The least rows, steps times sequences, that are computed side by side, where there are so many.
+
+A longer sequence is computed chunk by chunk: so its parts have the bits that they have in the whole.
+"""
 
 
 def _is_complex(array: Array) -> bool:
@@ -193,24 +200,30 @@ def _take(
     return xp, x, A, B, C, D, state, lengths, resets
 
 
-def run_ssm(
-    where: str,
-    training: bool,
+class _Model(NamedTuple):
+    """The matrices of a model, ready for products of real arrays: a complex number is two columns."""
+
+    A: Array
+    B_pair: Array
+    C_pair: Array
+    """The real part of C h is C_re h_re - C_im h_im."""
+    D: Array | None
+    output_state: OutputState
+
+
+def _run_chunk(
+    xp: Any,
+    model: _Model,
     x: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None = None,
-    state: Array | None = None,
-    *,
-    output_state: OutputState = "after",
-    lengths: Array | None = None,
-    resets: Array | None = None,
-) -> tuple[tuple[Array, Array], Any]:
-    """Check the arguments and compute `ssm`; for training also its pullback."""
-    xp, x, A, B, C, D, state, lengths, resets = _take(where, x, A, B, C, D, state, output_state, lengths, resets)
+    lengths: Array | None,
+    resets: Array | None,
+    state: tuple[Array, ...],
+    training: bool,
+) -> tuple[Array, tuple[Array, ...], Any]:
+    """The steps of x, from the state before them; the results are a `Run`'s."""
+    A, B_pair, C_pair, D, output_state = model
+    (h0,) = state
     T, rows, N = x.shape[0], x.shape[1], A.shape[0]
-    h0 = _dispatch.zeros(xp, (rows, N), A) if state is None else state
     time = xp.reshape(xp.arange(T, dtype=xp.int64, device=_dispatch.device(x)), (T, 1, 1))
     past = ends = cut = None
     if lengths is not None:
@@ -219,10 +232,6 @@ def run_ssm(
         x = _zero_where(xp, past, x)
     if resets is not None:
         cut = xp.expand_dims(resets, axis=2)
-
-    # Products are of real arrays: a complex number is two columns. The real part of C h is C_re h_re - C_im h_im.
-    B_pair = _real_pair(xp, B, axis=0)
-    C_pair = _real_pair(xp, xp.conj(C) if _is_complex(C) else C)
     b = _from_real_pair(xp, _product(xp, x, B_pair), A.dtype)
     # A state past a length goes nowhere, so it need not be carried; that of an unstable A would grow.
     stops = cut if past is None else past if cut is None else xp.logical_or(cut, past)
@@ -245,11 +254,11 @@ def run_ssm(
     else:
         final = xp.sum(_zero_where(xp, ~ends, h), axis=0) + _zero_where(xp, steps[0, ...] > 0, h0)
 
-    def pullback(cotangents: Any) -> tuple[tuple[Array, Array], dict[str, Array]]:
-        dy, dstate = cotangent_pair(where, cotangents)
-        dy, dstate = _arrays.cotangent(where, "y", dy, y), _arrays.cotangent(where, "state", dstate, final)
+    def pull(
+        dy: Array | None, dstate: States, later: dict[str, Array] | None
+    ) -> tuple[Array, States, dict[str, Array]]:
+        dfinal = xp.zeros_like(h0) if dstate[0] is None else dstate[0]
         dy = xp.zeros_like(y) if dy is None else _zero_where(xp, past, dy)
-        dfinal = xp.zeros_like(h0) if dstate is None else dstate
         dread = _zero_where(
             xp, cut if output_state == "before" else None, _product(xp, dy, xp.matrix_transpose(C_pair))
         )
@@ -275,9 +284,58 @@ def run_ssm(
         if D is not None:
             grads["D"] = _weight_gradient(xp, dy, x)
             dx = dx + _product(xp, dy, xp.matrix_transpose(D))
+        if later is not None:
+            grads = {name: later[name] + gradient for name, gradient in grads.items()}
+        return dx, (dh0,), grads
+
+    return y, (final,), pull if training else None
+
+
+def run_ssm(
+    where: str,
+    training: bool,
+    x: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    state: Array | None = None,
+    *,
+    output_state: OutputState = "after",
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    checkpoint_every: int | str | None = None,
+    state_after: int | None = None,
+) -> tuple[tuple[Array, Array], Any]:
+    """Check the arguments and compute `ssm`; for training also its pullback. The last two options are the layers'."""
+    xp, x, A, B, C, D, state, lengths, resets = _take(where, x, A, B, C, D, state, output_state, lengths, resets)
+    T, rows = x.shape[:2]
+    h0 = _dispatch.zeros(xp, (rows, A.shape[0]), A) if state is None else state
+    C_pair = _real_pair(xp, xp.conj(C) if _is_complex(C) else C)
+    model = _Model(A, _real_pair(xp, B, axis=0), C_pair, D, output_state)
+    chunk = -(-CHUNK_ROWS // max(rows, 1))
+
+    def run_chunk(steps: range, state: tuple[Array, ...], training: bool) -> tuple[Array, tuple[Array, ...], Any]:
+        return _run_chunk(xp, model, *part_of(xp, steps, x, lengths, resets), state, training)
+
+    def run(steps: range, state: tuple[Array, ...], training: bool) -> tuple[Array, tuple[Array, ...], Any]:
+        return through(run_chunk, segments_of(where, steps, chunk, chunk), state, training=training)
+
+    segments = segments_of(where, range(T), chunk, checkpoint_every, state_after)
+    recompute = checkpoint_every is not None and len(segments) > 1
+    y, (final,), pull = through(
+        run, segments, (h0,), training=training, recompute=recompute, state_after=state_after
+    )  # fmt: skip
+    if pull is None:
+        return (y, final), None
+
+    def pullback(cotangents: Any) -> tuple[tuple[Array, Array], dict[str, Array]]:
+        dy, dstate = cotangent_pair(where, cotangents)
+        dy, dstate = _arrays.cotangent(where, "y", dy, y), _arrays.cotangent(where, "state", dstate, final)
+        dx, (dh0,), grads = pull(dy, (dstate,), None)
         return (dx, dh0), grads
 
-    return (y, final), pullback if training else None
+    return (y, final), pullback
 
 
 def _ssm_vjp(*args: Any, **kwargs: Any) -> tuple[tuple[Array, Array], Pullback]:
@@ -299,8 +357,9 @@ def ssm(
 ) -> tuple[Array, Array]:
     """A linear state-space model: h_t = A h_{t-1} + B x_t, y_t = C h_t + D x_t.
 
-    The states are computed in parallel over time, a dense A's by products with powers of A, a diagonal one's by
-    `gpurnn.linear_scan`. With a complex diagonal, y is the real part: y_t = Re(C h_t) + D x_t.
+    The states are computed in parallel over time, in chunks of about 8192 rows, steps times sequences: a dense A's by
+    products with powers of A, a diagonal one's by `gpurnn.linear_scan`. With a complex diagonal, y is the real part:
+    y_t = Re(C h_t) + D x_t.
 
     Parameters
     ----------

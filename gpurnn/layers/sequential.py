@@ -116,7 +116,7 @@ class Sequential(Composite):
         """``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning ``((dx, dstate0), grads)``.
 
         Without ``rng`` no layer drops anything. ``checkpoint_every`` and ``state_after`` are those of the recurrent
-        layers, as `gpurnn.LSTM` has them; what goes from one layer to the next is kept for all steps.
+        and state-space layers, as `gpurnn.LSTM` has them; what goes from one layer to the next is kept for all steps.
 
         Raises
         ------
@@ -160,7 +160,7 @@ class Sequential(Composite):
         if "checkpoint_every" in options and not any("checkpoint_every" in own for own in taken):
             raise ValueError(
                 f"Sequential: checkpoint_every is {options['checkpoint_every']!r}, expected None: no layer takes it, "
-                "only an RNN, LSTM or GRU can recompute its steps"
+                "only recurrent and state-space layers can recompute their steps"
             )
         for index, (layer, own) in enumerate(zip(self.layers, taken, strict=True)):
             # A block's state is None after any number of steps.

@@ -100,15 +100,30 @@ class _StateSpace(Layer):
         lengths: Array | None = None,
         resets: Array | None = None,
         rng: int | np.random.Generator | None = None,
+        *,
+        checkpoint_every: int | str | None = None,
+        state_after: int | None = None,
     ) -> tuple[tuple[Array, Any], Pullback]:
         """``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning ``((dx, dstate0), grads)``.
 
         The first four arguments are those of a call; ``rng`` is not used.
+
+        Parameters
+        ----------
+        checkpoint_every : int or "sqrt", optional
+            K, for gradient checkpointing: keep the state at every K-th step only, and compute the steps between again
+            in the pullback. Apart from x, y and their gradients, memory falls from O(T) to O(T/K + K). "sqrt" is
+            K = ceil(sqrt(T)). The result has the bits of None; for that, K is rounded up to whole chunks of
+            ``ceil(8192 / B)`` steps.
+        state_after : int, optional
+            Return the state after this many steps, 0 ... T, instead of the final state, and take its gradient.
         """
-        return self._forward(x, state, lengths, resets, training=True)
+        return self._forward(
+            x, state, lengths, resets, training=True, checkpoint_every=checkpoint_every, state_after=state_after
+        )
 
     def _forward(
-        self, x: Array, state: Any, lengths: Array | None, resets: Array | None, *, training: bool
+        self, x: Array, state: Any, lengths: Array | None, resets: Array | None, *, training: bool, **options: Any
     ) -> tuple[tuple[Array, Any], Any]:
         where = type(self).__name__
         parts = self._parts("state", state)
@@ -131,7 +146,7 @@ class _StateSpace(Layer):
         )
         (y, final), pull = run_ssm(
             where, training, x, A, B, C, params.get("D"), self._inner_state(xp, parts, shape, x),
-            output_state=self.output_state, lengths=lengths, resets=resets,
+            output_state=self.output_state, lengths=lengths, resets=resets, **options,
         )  # fmt: skip
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, Any], dict[str, Array]]:

@@ -152,8 +152,8 @@ def truncated_bptt(
         if is_needed and not _checks.takes(layer.vjp, name):
             option = "checkpoint_every" if name == "checkpoint_every" else "gradient_steps above steps"
             raise TypeError(
-                f"{where}: layer is {_checks.described(layer)}, whose vjp takes no {name}, expected an RNN, LSTM or "
-                f"GRU for {option}"
+                f"{where}: layer is {_checks.described(layer)}, whose vjp takes no {name}, expected a recurrent or "
+                f"a state-space layer for {option}"
             )
     return _windows(xp, layer, x, state, steps, gradient_steps or steps, resets, random, checkpoint_every)
 
