@@ -19,6 +19,7 @@ from gpurnn.cells import Cell
 
 from .buffers import empty, product
 from .cells import module_of, with_zeros
+from .cells.steps import Steps
 
 CHUNK_ROWS = 1024
 """The least rows of a product over many steps, where there are so many."""
@@ -82,7 +83,7 @@ class _Saved:
 
     cell: Cell
     clock: _Clock
-    steps: Any
+    steps: Steps
     x1: Array
     """x with a column of ones, (T, B, I + 1)."""
     h_in: Array

@@ -7,8 +7,7 @@ template <typename Real_, bool reset_after, bool weighs_candidate>
 struct Gru {
     using Real = Real_;
     enum { R, Z, N, gates };
-    enum { H = gates, U, num_saved = reset_after ? 5 : 4 };  // h_{t-1}, and where the reset comes after the product u
-    // Of R and Z, what `Gate` holds is saved.
+    enum { H_PREV = gates, U, num_saved = reset_after ? 5 : 4 };  // behind the gates; of R and Z what `Gate` holds
     // Where the reset comes before, W_hn multiplies r h_{t-1}, for which r must be known of all hidden units.
     static constexpr int phases = reset_after ? 1 : 2;
     static constexpr bool has_c = false, hidden_apart = reset_after;
@@ -36,15 +35,16 @@ struct Gru {
             saved[N] = tanh(x[N] + p[N]);
         }
         const Gate<Real> z{saved[Z]};
-        saved[H] = h;
-        h = of_state(z) * h + of_candidate(z) * saved[N];
+        const Real n = saved[N];
+        saved[H_PREV] = h;
+        h = of_state(z) * h + of_candidate(z) * n;
     }
 
-    // Where the reset comes before the product: but for da[R], which waits for du.
+    // Where the reset comes before the product, da[R] waits for du.
     __device__ void backward(
         const Real (&saved)[num_saved], Real dh, Real&, Real (&da)[3], Real (&da_hidden)[3], Real& dh_prev) const {
         const Gate<Real> z{saved[Z]};
-        const Real n = saved[N], h_prev = saved[H];
+        const Real n = saved[N], h_prev = saved[H_PREV];
         da[Z] = dh * (weighs_candidate ? n - h_prev : h_prev - n) * z.slope();
         da[N] = dh * of_candidate(z) * (1 - n * n);
         dh_prev = dh * of_state(z);

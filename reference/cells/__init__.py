@@ -1,4 +1,8 @@
-"""The cells: one step of each, forward and backward, and the same as steps of a loop."""
+"""The cells: one step of each, forward and backward, and the same as steps of a loop.
+
+The module of a cell has ``forward(cell, xw, state, weights) -> state, saved`` and ``backward(cell, saved, dstate) ->
+dxw, dstate_prev, dweights``, the definition, and the class ``Steps``, which `steps.Steps` describes.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from gpurnn._contract import Array
@@ -15,6 +17,17 @@ def sigmoid(x: Array) -> Array:
     e, one = np.exp(-np.abs(x)), x.dtype.type(1)
     value: Array = np.where(x < 0, e, one) / (one + e)
     return value
+
+
+class Gate(NamedTuple):
+    """sigma(a), and its complement 1 - sigma(a) with all of its digits."""
+
+    value: Array
+    complement: Array
+
+    @classmethod
+    def of(cls, a: Array) -> Gate:
+        return cls(sigmoid(a), sigmoid(-a))
 
 
 def activate(name: str, a: Array, slope: Array | None = None) -> Array:

@@ -5,68 +5,90 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from gpurnn import cells
 from gpurnn._contract import Array
 
 from ..buffers import empty, product
-from .activations import SATURATION, complement, sigmoid
+from . import steps
+from .activations import SATURATION, Gate, complement
 from .packing import Function, Rows
+
+
+class Saved(NamedTuple):
+    """What the transpose of a step needs of it."""
+
+    w_hh: Array
+    r: Gate
+    z: Gate
+    n: Array
+    h_prev: Array
+    u: Array
+
+
+def _of_state(cell: cells.GRU, z: Gate) -> Array:
+    """What h_{t-1} weighs in h_t."""
+    return z.complement if cell.update == "candidate" else z.value
+
+
+def _of_candidate(cell: cells.GRU, z: Gate) -> Array:
+    """What the candidate weighs in h_t."""
+    return z.value if cell.update == "candidate" else z.complement
 
 
 def forward(
     cell: cells.GRU, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+) -> tuple[tuple[Array, ...], Saved]:
     """One step: the new (h,), and what `backward` needs."""
     (h_prev,) = state
-    H = h_prev.shape[1]
-    w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
-    w_rz, w_n = w_hh[: 2 * H], w_hh[2 * H :]
-    b_rz, b_n = b_hh[: 2 * H], b_hh[2 * H :]
-    a_rz = xw[:, : 2 * H] + h_prev @ w_rz.T + b_rz
-    r, z = np.split(sigmoid(a_rz), 2, axis=1)
-    not_r, not_z = np.split(sigmoid(-a_rz), 2, axis=1)  # 1 - r and 1 - z, with all of their digits
+    w_hh, H = weights["weight_hh"], h_prev.shape[1]
+    (w_rz, w_n), (b_rz, b_n) = np.split(w_hh, [2 * H]), np.split(weights["bias_hh"], [2 * H])
+    xw_rz, xw_n = np.split(xw, [2 * H], axis=1)
+    a_r, a_z = np.split(xw_rz + h_prev @ w_rz.T + b_rz, 2, axis=1)
+    r, z = Gate.of(a_r), Gate.of(a_z)
     if cell.reset_after:
         u = h_prev @ w_n.T + b_n
-        n = np.tanh(xw[:, 2 * H :] + r * u)
+        n = np.tanh(xw_n + r.value * u)
     else:
-        u = r * h_prev
-        n = np.tanh(xw[:, 2 * H :] + u @ w_n.T + b_n)
-    h = not_z * h_prev + z * n if cell.update == "candidate" else not_z * n + z * h_prev
-    return (h,), (h_prev, w_hh, r, z, not_r, not_z, n, u)
+        u = r.value * h_prev
+        n = np.tanh(xw_n + u @ w_n.T + b_n)
+    h = _of_state(cell, z) * h_prev + _of_candidate(cell, z) * n
+    return (h,), Saved(w_hh, r, z, n, h_prev, u)
 
 
 def backward(
-    cell: cells.GRU, saved: tuple[Array, ...], dstate: tuple[Array, ...]
+    cell: cells.GRU, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    h_prev, w_hh, r, z, not_r, not_z, n, u = saved
+    w_hh, r, z, n, h_prev, u = saved
     (dh,) = dstate
-    H = h_prev.shape[1]
-    w_rz, w_n = w_hh[: 2 * H], w_hh[2 * H :]
-    if cell.update == "candidate":
-        dz, dn, dh_prev = dh * (n - h_prev), dh * z, dh * not_z
-    else:
-        dz, dn, dh_prev = dh * (h_prev - n), dh * not_z, dh * z
-    da_n = dn * (1 - n**2)
+    w_rz, w_n = np.split(w_hh, [2 * h_prev.shape[1]])
+    da_z = dh * (n - h_prev if cell.update == "candidate" else h_prev - n) * z.value * z.complement
+    da_n = dh * _of_candidate(cell, z) * (1 - n**2)
+    dh_prev = dh * _of_state(cell, z)
     if cell.reset_after:
-        dr, du = da_n * u, da_n * r
+        du = da_n * r.value
+        da_r = da_n * u * r.value * r.complement
         dh_prev = dh_prev + du @ w_n
         dw_n, db_n = du.T @ h_prev, du.sum(axis=0)
     else:
         du = da_n @ w_n
-        dr = du * h_prev
-        dh_prev = dh_prev + du * r
+        da_r = du * h_prev * r.value * r.complement
+        dh_prev = dh_prev + du * r.value
         dw_n, db_n = da_n.T @ u, da_n.sum(axis=0)
-    da_rz = np.concatenate([dr * r * not_r, dz * z * not_z], axis=1)
+    da_rz = np.concatenate([da_r, da_z], axis=1)
     dh_prev = dh_prev + da_rz @ w_rz
-    dw_hh = np.concatenate([da_rz.T @ h_prev, dw_n])
-    db_hh = np.concatenate([da_rz.sum(axis=0), db_n])
-    return np.concatenate([da_rz, da_n], axis=1), (dh_prev,), {"weight_hh": dw_hh, "bias_hh": db_hh}
+    dweights = {
+        "weight_hh": np.concatenate([da_rz.T @ h_prev, dw_n]),
+        "bias_hh": np.concatenate([da_rz.sum(axis=0), db_n]),
+    }
+    return np.concatenate([da_rz, da_n], axis=1), (dh_prev,), dweights
 
 
-class Steps:
+class Steps(steps.Steps):
     """The definition over buffers that are allocated once, for T steps of a batch of B.
 
     Each gate is a contiguous (B, H) block: those of the input in the order n z r, those of the recurrent product in the
@@ -78,7 +100,6 @@ class Steps:
     with v = r u where the reset comes after the product and v = r h_prev where it comes before.
     """
 
-    c = None
     floating_point_errors = SATURATION
 
     def __init__(self, cell: cells.GRU, weights: dict[str, Array], T: int, B: int, training: bool) -> None:

@@ -5,50 +5,63 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import NamedTuple
 
 import numpy as np
 
 from gpurnn import cells
 from gpurnn._contract import Array
 
-from ..buffers import empty, product
-from .activations import SATURATION, complement, sigmoid
+from ..buffers import empty
+from . import steps
+from .activations import SATURATION, Gate, complement
 from .packing import Rows
+
+
+class Saved(NamedTuple):
+    """What the transpose of a step needs of it."""
+
+    w_hh: Array
+    i: Gate
+    f: Gate
+    g: Array
+    o: Gate
+    h_prev: Array
+    c_prev: Array
+    tanh_c: Array
 
 
 def forward(
     cell: cells.LSTM, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+) -> tuple[tuple[Array, ...], Saved]:
     """One step: the new (h, c), and what `backward` needs."""
     h_prev, c_prev = state
     w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
     a_i, a_f, a_g, a_o = np.split(xw + h_prev @ w_hh.T + b_hh, 4, axis=1)
-    i, f, o = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o)
+    i, f, o = Gate.of(a_i), Gate.of(a_f), Gate.of(a_o)
     g = np.tanh(a_g)
-    c = f * c_prev + i * g
+    c = f.value * c_prev + i.value * g
     tanh_c = np.tanh(c)
-    h = o * tanh_c
-    shut = sigmoid(-a_i), sigmoid(-a_f), sigmoid(-a_o)  # 1 - i, 1 - f and 1 - o, with all of their digits
-    return (h, c), (h_prev, c_prev, w_hh, i, f, g, o, *shut, tanh_c)
+    h = o.value * tanh_c
+    return (h, c), Saved(w_hh, i, f, g, o, h_prev, c_prev, tanh_c)
 
 
 def backward(
-    cell: cells.LSTM, saved: tuple[Array, ...], dstate: tuple[Array, ...]
+    cell: cells.LSTM, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    h_prev, c_prev, w_hh, i, f, g, o, not_i, not_f, not_o, tanh_c = saved
+    w_hh, i, f, g, o, h_prev, c_prev, tanh_c = saved
     dh, dc = dstate
-    dc = dc + dh * o * (1 - tanh_c**2)
-    da_i = dc * g * i * not_i
-    da_f = dc * c_prev * f * not_f
-    da_g = dc * i * (1 - g**2)
-    da_o = dh * tanh_c * o * not_o
+    dc = dc + dh * o.value * (1 - tanh_c**2)
+    da_i = dc * g * i.value * i.complement
+    da_f = dc * c_prev * f.value * f.complement
+    da_g = dc * i.value * (1 - g**2)
+    da_o = dh * tanh_c * o.value * o.complement
     da = np.concatenate([da_i, da_f, da_g, da_o], axis=1)
-    return da, (da @ w_hh, dc * f), {"weight_hh": da.T @ h_prev, "bias_hh": da.sum(axis=0)}
+    return da, (da @ w_hh, dc * f.value), {"weight_hh": da.T @ h_prev, "bias_hh": da.sum(axis=0)}
 
 
-class Steps:
+class Steps(steps.Steps):
     """The definition over buffers that are allocated once, for T steps of a batch of B.
 
     Each gate is a contiguous (B, H) block, which elementwise functions take in one sweep. The blocks are stored in
@@ -60,9 +73,8 @@ class Steps:
     """
 
     slots = 4
-    operands: ClassVar[tuple[Array, ...]] = ()
+    c: Array
     floating_point_errors = SATURATION
-    hidden_bias = slice(0)
 
     def __init__(self, cell: cells.LSTM, weights: dict[str, Array], T: int, B: int, training: bool) -> None:
         w_hh = weights["weight_hh"]
@@ -82,10 +94,6 @@ class Steps:
             self.w_back = self.rows.signed(w_hh)
             self.complements = empty((3, B, H), dtype)
             self.saved = empty((T, 6, B, H), dtype)
-
-    def input_bias(self, weights: dict[str, Array]) -> Array:
-        """What is added to the input product, once for all steps."""
-        return weights["bias_ih"] + weights["bias_hh"]
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
         """Step t: from xw (4, B, H) and h_in, which is h_prev or its masked copy, to h; c is advanced in place."""
@@ -131,7 +139,3 @@ class Steps:
         np.matmul(da.reshape(len(da), self.w_back.shape[0]), self.w_back, out=dh)
         if mask is not None:
             np.multiply(dh, mask, out=dh)
-
-    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dweights: dict[str, Array], first: bool) -> None:
-        """Add to dweights what the rows of a chunk of steps, da (n, 4H) and h_in (n, H), give."""
-        self.rows.accumulate(product(da.T, h_in), dweights["weight_hh"], first)

@@ -5,21 +5,30 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import NamedTuple
 
 import numpy as np
 
 from gpurnn import cells
 from gpurnn._contract import Array
 
-from ..buffers import empty, product
+from ..buffers import empty
+from . import steps
 from .activations import activate
 from .packing import Rows
 
 
+class Saved(NamedTuple):
+    """What the transpose of a step needs of it."""
+
+    w_hh: Array
+    slope: Array
+    h_prev: Array
+
+
 def forward(
     cell: cells.Vanilla, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+) -> tuple[tuple[Array, ...], Saved]:
     """One step: the new (h,), and what `backward` needs."""
     (h_prev,) = state
     w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
@@ -28,14 +37,14 @@ def forward(
     h = activate(cell.activation, a, slope)
     if cell.leak:  # where h is infinite, the product with zero is NaN
         h = h + cell.leak * h_prev
-    return (h,), (h_prev, w_hh, slope)
+    return (h,), Saved(w_hh, slope, h_prev)
 
 
 def backward(
-    cell: cells.Vanilla, saved: tuple[Array, ...], dstate: tuple[Array, ...]
+    cell: cells.Vanilla, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    h_prev, w_hh, slope = saved
+    w_hh, slope, h_prev = saved
     (dh,) = dstate
     da = dh * slope
     dh_prev = da @ w_hh
@@ -44,14 +53,10 @@ def backward(
     return da, (dh_prev,), {"weight_hh": da.T @ h_prev, "bias_hh": da.sum(axis=0)}
 
 
-class Steps:
+class Steps(steps.Steps):
     """The definition over buffers that are allocated once, for T steps of a batch of B. Training stores f'(a_t)."""
 
     slots = 1
-    c = None
-    operands: ClassVar[tuple[Array, ...]] = ()
-    floating_point_errors: ClassVar[dict[str, str]] = {}
-    hidden_bias = slice(0)
 
     def __init__(self, cell: cells.Vanilla, weights: dict[str, Array], T: int, B: int, training: bool) -> None:
         w_hh = weights["weight_hh"]
@@ -64,10 +69,6 @@ class Steps:
         if training:
             self.w_back = self.rows.signed(w_hh)
             self.slope = empty((T, B, H), dtype)
-
-    def input_bias(self, weights: dict[str, Array]) -> Array:
-        """What is added to the input product, once for all steps."""
-        return weights["bias_ih"] + weights["bias_hh"]
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
         """Step t: from xw (1, B, H) and h_in, which is h_prev or its masked copy, to h."""
@@ -88,7 +89,3 @@ class Steps:
             np.multiply(dh, mask, out=dh)
         if self.leak:
             np.add(dh, scratch[0], out=dh)
-
-    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dweights: dict[str, Array], first: bool) -> None:
-        """Add to dweights what the rows of a chunk of steps, da (n, H) and h_in (n, H), give."""
-        self.rows.accumulate(product(da.T, h_in), dweights["weight_hh"], first)

@@ -1,0 +1,69 @@
+"""What a cell's steps are to the loop over time (`..recurrence`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from gpurnn._contract import Array
+
+from ..buffers import product
+from .packing import Rows
+
+
+class Steps(ABC):
+    """The steps of a cell through one direction of a layer: T of them, of a batch of B rows, forward and back.
+
+    A subclass has the constructor ``(cell, weights, T, B, training)``. It copies what it needs of the weights, since
+    callers may change theirs before the way back. It allocates its buffers once; with ``training`` it stores, for each
+    step, what `backward` multiplies with. A buffer of steps has them along its first axis.
+
+    The loop calls `forward` for each step in the order of its direction, then `backward` in the reverse order, and
+    after each chunk of steps `hidden_gradients`. It sets h and c to zero at resets, and takes back what a step did to
+    rows past their length.
+    """
+
+    slots: int
+    """Blocks of H numbers of a row's gate gradients; the first are those of the input, in the order of `input_rows`."""
+    input_rows: Rows
+    """The order and sign of the gates in W_ih x, as `forward` takes them."""
+    rows: Rows
+    """The order and sign of the gates whose rows of W_hh multiply h_{t-1}."""
+    c: Array | None = None
+    """The cell state (B, H), which `forward` advances in place; None for a cell that has none."""
+    operands: tuple[Array, ...] = ()
+    """What rows of W_hh multiply apart from h_{t-1}, each (T, B, H). The loop zeroes it past the lengths."""
+    floating_point_errors: ClassVar[dict[str, Any]] = {}
+    """For `np.errstate` around the loop."""
+    hidden_bias = slice(0)
+    """The rows of bias_hh whose gradient differs from that of bias_ih. `hidden_gradients` adds it up."""
+
+    @abstractmethod
+    def __init__(self, cell: Any, weights: dict[str, Array], T: int, B: int, training: bool) -> None: ...
+
+    def input_bias(self, weights: dict[str, Array]) -> Array:
+        """What is added to the input product, once for all steps."""
+        return weights["bias_ih"] + weights["bias_hh"]
+
+    @abstractmethod
+    def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
+        """Write the state of step t to h (B, H).
+
+        ``xw`` (G, B, H) is the input product with its bias. ``h_in`` is what multiplies W_hh: h_{t-1}, or its masked
+        copy.
+        """
+
+    @abstractmethod
+    def backward(self, t: int, da: Array, dh: Array, dc: Any, scratch: Array, mask: Array | None) -> None:
+        """Write the gate gradients of step t to ``da`` (B, slots, H); turn dh and dc into those of step t - 1.
+
+        ``mask`` (B, H) multiplies what of dh comes through W_hh. ``scratch`` (2, B, H) is free to use.
+        """
+
+    def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dweights: dict[str, Array], first: bool) -> None:
+        """Add to ``dweights``, or if ``first`` write there, the gradients that the steps of a chunk give.
+
+        They are those of all weights whose names do not end with ``_ih``; ``da`` (n, slots*H) and ``h_in`` (n, H) are
+        the rows of the chunk.
+        """
+        self.rows.accumulate(product(da.T, h_in), dweights["weight_hh"], first)
