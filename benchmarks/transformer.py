@@ -235,7 +235,7 @@ def report(
         try:
             import matplotlib  # noqa: F401 - before the measuring, not after it
         except ImportError as error:
-            raise NotInstalled("--plot needs matplotlib; pip install 'gpurnn[plot]'") from error
+            raise NotInstalled("--plot needs matplotlib; pip install matplotlib") from error
     wanted = [(task, body, length) for task in TASKS for body in BODIES for length in lengths]
     results: Results = {}
     for task, body, length in tqdm(wanted, disable=None, leave=False):

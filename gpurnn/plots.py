@@ -1,4 +1,4 @@
-"""Pictures of training runs, forecasts and alignments. They need matplotlib: ``pip install 'gpurnn[plot]'``."""
+"""Pictures of training runs, forecasts and alignments. They need matplotlib."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def new_figure(where: str, width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"{where}: matplotlib is not installed; pip install 'gpurnn[plot]'") from error
+        raise ImportError(f"{where}: matplotlib is not installed; pip install matplotlib") from error
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 

@@ -229,7 +229,7 @@ def test_a_missing_language_reference_is_said(tmp_path, monkeypatch):
 def test_without_matplotlib_there_is_a_hint_and_no_failure(text, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     said = run("train", text, "--out", tmp_path / "run", *SMALL).stdout
-    assert "loss curve  none: matplotlib is not installed; pip install 'gpurnn[plot]'\n" in said
+    assert "loss curve  none: matplotlib is not installed; pip install matplotlib\n" in said
     assert not (tmp_path / "run" / "loss.png").exists()
 
 
@@ -247,8 +247,8 @@ def bad_files(folder):
 BAD = {
     "missing": "no such file or directory",
     "empty": "the file is empty",
-    "binary": "a binary file, expected text in UTF-8",
-    "latin": "not UTF-8: byte 0xe9 at position 3; convert it",
+    "binary": "a binary file, expected text; if it is text in UTF-16, add --encoding utf-16",
+    "latin": "not UTF-8: byte 0xe9 at position 3; give its encoding with --encoding, for example --encoding latin-1",
     "folder": "is a directory",
 }
 
@@ -266,14 +266,27 @@ def test_bad_files_are_one_line_and_exit_code_2(text, tmp_path, name):
     assert refused("evaluate", out, path).startswith(message)
 
 
-def test_texts_that_are_too_short_say_how_long_they_must_be(text, tmp_path):
-    bad_files(tmp_path)
-    short, out = tmp_path / "short", tmp_path / "run"
-    message = "the text to train on has 28 characters, expected at least 44: --batch 4 times (--window 10 + 1)"
-    assert message in refused("train", short, "--out", out, *SMALL)
-    (tmp_path / "v").write_text("a" * 10)
-    message = "the text to validate on has 10 characters, expected at least 11: --window 10 + 1"
-    assert message in refused("train", text, "--validation", tmp_path / "v", "--out", out, *SMALL)
+def test_a_short_text_is_trained_on_in_smaller_windows(text, tmp_path):
+    short = tmp_path / "short"
+    for size, window, batch, said in (
+        (100, 24, 4, "training with --window 24 instead of 40, in"),
+        (40, 19, 2, "training with --window 19 instead of 40 and --batch 2 instead of 4, in"),
+        (2, 1, 1, "training with --window 1 instead of 40 and --batch 1 instead of 4, in"),
+    ):
+        short.write_text(TEXT[:size])
+        out = tmp_path / str(size)
+        result = run("train", short, "--out", out, *SMALL, "--window", 40, "--validation-fraction", 0)
+        assert f"warning: the text is short: {said} 6 steps; give --steps for more\n" in result.stderr
+        assert result.stderr.count("warning") == 1
+        config = read_checkpoint(checkpoints(out / "checkpoints")[-1])["config"]["data"]
+        assert (config["steps"], config["batch_size"]) == (window, batch)
+        assert "warning" not in run("train", "--out", out, "--resume").stderr  # it is said once
+    short.write_text("a")
+    out = tmp_path / "run"
+    assert "the text to train on has 1 characters, expected at least 2" in refused("train", short, "--out", out, *SMALL)
+    assert "the text to validate on has 1 characters" in refused(
+        "train", text, "--validation", short, "--out", out, *SMALL
+    )
     (tmp_path / "spaces").write_text("   ")
     run("train", text, "--out", out, *SMALL, "--level", "word", "--batch", 1, "--window", 3)
     assert "there are no words in it" in refused("evaluate", out, tmp_path / "spaces")
@@ -343,8 +356,8 @@ def test_a_text_that_cannot_be_read_again_is_not_trained_on(text, tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero")
 def test_a_file_without_an_end_is_read_no_further_than_its_first_zero(text, tmp_path):
     run("train", text, "--out", tmp_path / "run", *SMALL)
-    assert "a binary file, expected text in UTF-8" in refused("evaluate", tmp_path / "run", "/dev/zero")
-    assert "a binary file, expected text in UTF-8" in refused("diagnose", tmp_path / "run", "--text", "/dev/zero")
+    assert "a binary file, expected text" in refused("evaluate", tmp_path / "run", "/dev/zero")
+    assert "a binary file, expected text" in refused("diagnose", tmp_path / "run", "--text", "/dev/zero")
 
 
 def test_an_encoding_that_lacks_a_character(tmp_path):
@@ -376,7 +389,7 @@ def test_a_model_whose_outputs_are_not_finite_is_one_line(text, tmp_path):
     model = LanguageModel.from_file(out / "model.safetensors")
     model.params["output.weight"][...] = np.nan
     model.save(out / "model.safetensors")
-    assert "LanguageModel.sample: the logits" in refused("generate", out, code=1)
+    assert "LanguageModel.stream: the logits" in refused("generate", out, code=1)
 
 
 def test_no_files_and_no_model(tmp_path):
@@ -479,7 +492,7 @@ def test_a_directory_with_a_run_is_not_overwritten(text, tmp_path):
     out = tmp_path / "run"
     run("train", text, "--out", out, *SMALL)
     before = parameters(out)
-    message = "already holds a run; add --resume to go on with it, or choose another directory"
+    message = "already holds a run; add --resume to resume it, --replace to replace it, or choose another directory"
     assert message in refused("train", text, "--out", out, *SMALL, "--seed", 1)
     (out / "run.json").unlink()
     assert message in refused("train", text, "--out", out, *SMALL, "--seed", 1)
@@ -509,7 +522,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(text, tmp_path):
     run("train", text, "--out", tmp_path / "whole", *SMALL, "--dropout", 0.2)
     out = tmp_path / "a run"
     said = interrupted(text, out, 4, "--dropout", 0.2)
-    assert said == f"gpurnn: interrupted; step 4 is kept. Go on with: gpurnn train --out '{out}' --resume"
+    assert said == f"gpurnn: interrupted; step 4 is kept. Resume with: gpurnn train --out '{out}' --resume"
     assert (out / "model.safetensors").exists()  # so far as it has got
     said = run("train", "--out", out, "--resume").stdout
     assert "resuming at step 4 of 6" in said
@@ -533,7 +546,7 @@ def test_a_run_is_resumed_from_another_directory(text, tmp_path, monkeypatch):
 
 
 def test_an_interrupt_before_training_is_one_line(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.run, "read_all", lambda file: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(cli.run, "read", lambda *_: signal.raise_signal(signal.SIGINT))
     assert refused("train", text, "--out", tmp_path / "run", *SMALL, code=130) == "gpurnn: interrupted\n"
 
 
@@ -546,7 +559,8 @@ def test_resuming_takes_the_same_files_and_options_and_no_others(text, tmp_path)
         (["--hidden", 7], "its run was started with --hidden 6; it cannot be changed to 7"),
         (["--validate-every", 7], "its run was started with --validate-every None; it cannot be changed to 7"),
         (["--tied"], "its run was started with --tied False; it cannot be changed to True"),
-        (["--steps", 60], "its run was started with --steps 6; it cannot be changed to 60"),
+        (["--steps", 5], "its run has 6 steps; --steps 5 can make it longer, but not shorter"),
+        (["--from", text], "its run was started without --from; it cannot be changed"),
     ):
         assert message in refused("train", *arguments, "--out", out, "--resume")
     text.write_text(TEXT + "more")
@@ -606,7 +620,7 @@ def test_control_c_in_a_real_process(text, tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"Go on with: gpurnn train --out {out} --resume" in stderr.splitlines()[-1]
+    assert f"Resume with: gpurnn train --out {out} --resume" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
 
 
@@ -651,7 +665,7 @@ def test_info_names_versions_and_backends():
     assert f"numpy {np.__version__} (" in said
     for package in ("array-api-compat", "safetensors", "tqdm", "click", "matplotlib"):
         assert re.search(rf"^{package} \d", said, re.MULTILINE)
-    assert "  numpy  runs here\n" in said
+    assert "  cpu    runs here: NumPy\n" in said
 
 
 class FakeRuntimeError(RuntimeError):
@@ -671,10 +685,10 @@ def fake_cupy(devices):
 @pytest.mark.parametrize(
     ("cupy", "message"),
     [
-        (None, r"cannot run here: CuPy cannot be imported \(.*\); pip install 'gpurnn\[cuda12\]'"),
+        (None, r"cannot run here: CuPy cannot be imported \(.*\); pip install 'cupy-cuda12x\[ctk\]'"),
         (fake_cupy(None), r"cannot run here: CuPy 14.0.0 finds no CUDA device \(cudaErrorNoDevice: no CUDA"),
         (fake_cupy(0), r"cannot run here: CuPy 14.0.0 finds no CUDA device$"),
-        (fake_cupy(1), "runs here$"),
+        (fake_cupy(1), "runs here: fused CUDA kernels, by CuPy$"),
     ],
 )
 def test_info_says_why_cuda_cannot_run(monkeypatch, cupy, message):
@@ -684,11 +698,11 @@ def test_info_says_why_cuda_cannot_run(monkeypatch, cupy, message):
 
 def test_info_says_what_compiles_kernels_for_the_cpu(monkeypatch):
     monkeypatch.setenv("CXX", "my-c++ -pipe")
-    assert "  host   runs here: gpurnn.use('host') compiles the CUDA kernels with my-c++ -pipe\n" in run("info").stdout
+    assert "  host   runs here: the CUDA kernels on the CPU, slowly, compiled with my-c++ -pipe\n" in run("info").stdout
     monkeypatch.setenv("CXX", 'g++ "-O2')
     assert "  host   cannot run here: CXX is 'g++ \"-O2', expected a command: No closing" in run("info").stdout
     monkeypatch.setenv("CXX", " ")
-    assert "CUDA kernels with  " not in run("info").stdout
+    assert "compiled with \n" not in run("info").stdout
     monkeypatch.delenv("CXX")
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -702,6 +716,333 @@ def test_a_full_disk_under_the_output_is_one_line(command):
     command = f"'{sys.executable}' -m gpurnn {command} >/dev/full"
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (1, "gpurnn: no space left on device\n")
+
+
+def test_info_as_json():
+    found = json.loads(run("info", "--json").stdout)
+    assert found["gpurnn"] == gpurnn.__version__
+    assert found["packages"]["numpy"] == np.__version__
+    assert found["devices"]["cpu"] == {"runs": True, "reason": None}
+    assert found["devices"]["cuda"]["runs"] == (found["devices"]["cuda"]["reason"] is None)
+
+
+# --- texts ---
+
+
+@pytest.mark.parametrize(
+    ("encoding", "options"),
+    [
+        ("utf-16", []),
+        ("utf-32", []),
+        ("utf-8-sig", []),
+        ("utf-16-le", ["--encoding", "utf-16-le"]),
+        ("utf-16", ["--encoding", "UTF-16"]),
+        ("cp1252", ["--encoding", "cp1252"]),
+    ],
+)
+def test_texts_in_other_encodings(tmp_path, encoding, options):
+    text = "caf\xe9 au lait; na\xefve r\xe9sum\xe9.\r\n" * 20
+    (tmp_path / "text").write_bytes(text.encode(encoding))
+    (tmp_path / "plain").write_text(text, encoding="utf-8")
+    run("train", tmp_path / "text", "--out", tmp_path / "run", *SMALL, *options)
+    run("train", tmp_path / "plain", "--out", tmp_path / "same", *SMALL)
+    assert_same(parameters(tmp_path / "run"), parameters(tmp_path / "same"))
+    said = run("evaluate", tmp_path / "run", tmp_path / "text", *options).stdout
+    assert said == run("evaluate", tmp_path / "run", tmp_path / "plain").stdout
+    run("train", "--out", tmp_path / "run", "--resume")
+    run("diagnose", tmp_path / "run", "--length", 3, "--starts", 1)
+
+
+@pytest.mark.parametrize("encoding", ["nonsense", "base64", ""])
+def test_what_is_no_encoding(text, tmp_path, encoding):
+    said = run("train", text, "--out", tmp_path / "run", "--encoding", encoding, code=2).stderr
+    assert f"{encoding!r} is no encoding that Python knows" in said
+
+
+def test_a_text_in_another_encoding_than_said(text, tmp_path):
+    said = refused("train", text, "--out", tmp_path / "run", "--encoding", "ascii", "--validation", bad_latin(tmp_path))
+    assert said.startswith(f"gpurnn: {tmp_path / 'latin'}: not ASCII: byte 0xe9 at position 3; give its encoding")
+
+
+def bad_latin(folder):
+    (folder / "latin").write_bytes("caf\xe9".encode("latin-1") * 200)
+    return folder / "latin"
+
+
+def piped(data, *arguments, code=0):
+    result = CliRunner().invoke(cli.cli, [str(argument) for argument in arguments], input=data)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_a_text_from_stdin_is_kept_and_the_run_is_resumed(text, tmp_path):
+    out = tmp_path / "run"
+    piped(TEXT, "train", "-", text, "--out", out, *SMALL)
+    assert (out / "text.txt").read_text() == TEXT
+    run("train", text, text, "--out", tmp_path / "same", *SMALL)
+    assert_same(parameters(out), parameters(tmp_path / "same"))
+    run("train", "--out", out, "--resume", "--steps", 8)
+    assert records(out)[-1]["step"] == 8
+    run("train", "-", text, "--out", out, "--resume")
+    assert "characters of text" in run("diagnose", out, "--length", 3, "--starts", 1).stdout
+    said = piped(TEXT, "evaluate", out, "-").stdout
+    assert said == run("evaluate", out, text).stdout
+    shutil.move(out, tmp_path / "moved")
+    run("train", "--out", tmp_path / "moved", "--resume", "--steps", 9)
+
+
+def test_what_is_wrong_with_stdin(text, tmp_path):
+    out = tmp_path / "run"
+    for data, arguments, message in (
+        (b"", ["-"], "gpurnn: stdin: nothing came"),
+        (b"caf\xe9", ["-"], "gpurnn: stdin: not UTF-8: byte 0xe9 at position 3"),
+        (b"\0\0", ["-"], "gpurnn: stdin: a binary file"),
+        (b"text", ["-", "-"], "gpurnn: - is given 2 times; stdin can be read only once"),
+        (b"text", ["-", "--validation", "-"], "gpurnn: - is given 2 times"),
+    ):
+        assert piped(data, "train", *arguments, "--out", out, *SMALL, code=2).stderr.startswith(message)
+        assert not out.exists()
+    out.mkdir()
+    (out / "text.txt").write_text("mine")
+    said = piped(TEXT, "train", "-", "--out", out, *SMALL, code=2).stderr
+    assert "holds text.txt, which no training run wrote there" in said
+    assert files(out) == {(out / "text.txt").relative_to(out): b"mine"}
+    run("train", text, "--out", out, *SMALL)  # which does not write one
+    assert (out / "text.txt").read_text() == "mine"
+
+
+# --- longer, from, again ---
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_a_run_is_made_longer(text, tmp_path, schedule):
+    options = [*SMALL, "--schedule", schedule, "--dropout", 0.1]
+    run("train", text, "--out", tmp_path / "run", *options)
+    first = records(tmp_path / "run")
+    said = run("train", "--out", tmp_path / "run", "--resume", "--steps", 12).stdout
+    assert "resuming at step 6 of 12" in said
+    run("train", "--out", tmp_path / "run", "--resume", "--steps", 15)
+    run("train", "--out", tmp_path / "run", "--resume")  # to where it is already
+    rates = {r["step"]: r["learning_rate"] for r in records(tmp_path / "run") if "loss" in r}
+    assert list(rates) == [2, 4, 6, 8, 10, 12, 14, 15]
+    if schedule == "constant":
+        run("train", text, "--out", tmp_path / "whole", *options, "--steps", 15)
+        assert_same(parameters(tmp_path / "run"), parameters(tmp_path / "whole"))
+    else:
+        parts = [CosineWithWarmup(0.003, 6, 0), CosineWithWarmup(0.003, 6, 0), CosineWithWarmup(0.003, 3, 0)]
+        assert rates == {
+            step: parts[part](step - 1 - begin)
+            for step, part, begin in [
+                (2, 0, 0), (4, 0, 0), (6, 0, 0), (8, 1, 6), (10, 1, 6), (12, 1, 6), (14, 2, 12), (15, 2, 12)
+            ]
+        }  # fmt: skip
+        assert [r["learning_rate"] for r in first if "loss" in r] == [rates[step] for step in (2, 4, 6)]
+    # What was interrupted on the way is the same.
+    interrupted(text, tmp_path / "other", 4, *options[len(SMALL) :])
+    run("train", "--out", tmp_path / "other", "--resume", "--steps", 12)
+    run("train", "--out", tmp_path / "other", "--resume", "--steps", 15)
+    assert_same(parameters(tmp_path / "other"), parameters(tmp_path / "run"))
+
+
+def test_a_run_is_made_longer_by_epochs(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", out, "--embedding", 4, "--hidden", 6, "--batch", 4, "--window", 40, "--epochs", 1)
+    steps = records(out)[-1]["step"]
+    said = run("train", "--out", out, "--resume", "--epochs", 3)
+    assert f"resuming at step {steps} of {3 * steps}" in said.stdout
+    said = run("train", "--out", out, "--resume", "--epochs", 4, "--steps", 3 * steps + 1)
+    assert "warning: --epochs 4 has no effect, as --steps is given too" in said.stderr
+    assert records(out)[-1]["step"] == 3 * steps + 1
+
+
+def test_a_run_that_stopped_early_is_not_made_longer(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", out, *SMALL, "--steps", 200, "--lr", 0.5, "--validate-every", 2, "--patience", 2)
+    before = files(out)
+    said = last_line("train", "--out", out, "--resume", "--steps", 300, code=2)
+    assert re.search(r"its run stopped early at step \d+, as --patience 2 asks; .* with --from ", said)
+    assert files(out) == before
+
+
+def test_training_begins_with_another_model(text, tmp_path):
+    run("train", text, "--out", tmp_path / "base", *SMALL, "--cell", "gru", "--layers", 2)
+    other = tmp_path / "other.txt"
+    other.write_text("the lazy fox sleeps! " * 40)
+    result = run(
+        "train", other, "--out", tmp_path / "tuned", "--from", tmp_path / "base", "--steps", 3, "--batch", 4,
+        "--window", 10, "--hidden", 7, "--cell", "gru", "--dropout", 0.1,
+    )  # fmt: skip
+    assert result.stderr.count("warning: --hidden has no effect, as the model of --from is as it is\n") == 1
+    assert "--cell" not in result.stderr
+    assert re.search(r"warning: \d+ of 798 characters are not in the vocabulary", result.stderr)
+    base = LanguageModel.from_file(tmp_path / "base" / "model.safetensors")
+    tuned = LanguageModel.from_file(tmp_path / "tuned" / "model.safetensors")
+    assert tuned.vocabulary == base.vocabulary
+    assert tuned.config() == {**base.config(), "dropout": 0.1}
+    held = json.loads((tmp_path / "tuned" / "run.json").read_text())
+    assert (held["options"]["hidden"], held["options"]["cell"], held["options"]["layers"]) == (6, "gru", 2)
+    begun = read_checkpoint(checkpoints(tmp_path / "tuned" / "checkpoints")[0])
+    assert begun["step"] == 0
+    assert_same(begun["params"], base.state_dict())
+    # The model of the beginning is needed no more.
+    shutil.rmtree(tmp_path / "base")
+    run("train", "--out", tmp_path / "tuned", "--resume", "--steps", 5)
+    run("train", other, "--out", tmp_path / "again", "--from", tmp_path / "tuned" / "model.safetensors", "--steps", 1)
+
+
+def test_a_run_from_another_model_that_was_killed_at_once(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", tmp_path / "base", *SMALL)
+    run("train", text, "--out", out, "--from", tmp_path / "base", "--steps", 3, "--batch", 4, "--window", 10)
+    whole = parameters(out)
+    for path in [*(out / "checkpoints").iterdir(), out / "metrics.jsonl", out / "model.safetensors"]:
+        path.unlink()
+    run("train", "--out", out, "--resume")
+    assert_same(parameters(out), whole)
+    for path in [*(out / "checkpoints").iterdir(), out / "metrics.jsonl", out / "model.safetensors"]:
+        path.unlink()
+    run("train", "--out", tmp_path / "base", "--resume", "--steps", 8)
+    assert "the model has changed since the run was started with it" in refused("train", "--out", out, "--resume")
+
+
+def test_what_is_wrong_with_a_model_to_begin_with(text, tmp_path):
+    arguments = ["train", text, "--out", tmp_path / "run", *SMALL, "--from"]
+    assert "no such file" in refused(*arguments, tmp_path / "none")
+    assert "damaged, or not a safetensors file" in refused(*arguments, text)
+    gpurnn.Forecaster(3, 2).save(tmp_path / "other.safetensors")
+    assert "holds a Forecaster, expected a LanguageModel" in refused(*arguments, tmp_path / "other.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
+def test_replacing_a_run(text, tmp_path):
+    out = tmp_path / "run"
+    run("train", text, "--out", out, *SMALL, "--replace")  # nothing to replace yet
+    (out / "notes.txt").write_text("mine")
+    run("train", text, "--out", out, *SMALL, "--seed", 1, "--replace")
+    run("train", text, "--out", tmp_path / "same", *SMALL, "--seed", 1)
+    assert_same(parameters(out), parameters(tmp_path / "same"))
+    assert len([r for r in records(out) if "loss" in r]) == 3
+    assert (out / "notes.txt").read_text() == "mine"
+    # What is wrong with the new run is said before the old one is gone.
+    before = files(out)
+    refused("train", tmp_path / "none", "--out", out, *SMALL, "--replace")
+    assert files(out) == before
+    assert "--resume and --replace are given" in refused("train", "--out", out, "--resume", "--replace")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "model.safetensors").write_text("mine")
+    said = refused("train", text, "--out", tmp_path / "foreign", *SMALL, "--replace")
+    assert "holds model.safetensors, which no training run wrote there" in said
+
+
+# --- options without effect ---
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--epochs", "2"], "--epochs has no effect, as --steps is given"),
+        (["--warmup", "2", "--schedule", "constant"], "--warmup has no effect, as --schedule constant has none"),
+        (["--warmup", "6"], "--warmup 6 is longer than the run: the rate rises over all of its 6 steps"),
+        (["--validation", "v", "--validation-fraction", "0.2"], "--validation-fraction has no effect, as --validation"),
+    ],
+)
+def test_options_without_effect_are_said(text, tmp_path, monkeypatch, options, said):
+    (tmp_path / "v").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    result = run("train", text, "--out", tmp_path / "run", *SMALL, *options)
+    assert result.stderr.count("gpurnn: warning: ") == 1
+    assert f"gpurnn: warning: {said}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--top-k", "3"], "top_k=3 has no effect, as temperature=0 takes the likeliest token"),
+        (["--top-p", "0.5"], "top_p=0.5 has no effect, as temperature=0 takes the likeliest token"),
+        (["--seed", "3"], "--seed has no effect, as --temperature 0 takes the likeliest symbol"),
+    ],
+)
+def test_options_of_a_greedy_text_without_effect_are_said(text, tmp_path, options, said):
+    run("train", text, "--out", tmp_path / "run", *SMALL)
+    result = run("generate", tmp_path / "run", "--temperature", 0, "--length", 5, *options)
+    assert result.stderr.count("gpurnn: warning: ") == 1
+    assert said in result.stderr
+    said = run("diagnose", tmp_path / "run", "--encoding", "utf-16", "--length", 3, "--starts", 1).stderr
+    assert said.startswith("gpurnn: warning: --encoding has no effect without --text")
+
+
+# --- what computes, and what is said ---
+
+
+def test_the_kernels_on_the_cpu_train_and_write(text, tmp_path):
+    run("train", text, "--out", tmp_path / "host", *SMALL, "--steps", 1, "--device", "host", "--dtype", "float64")
+    run("train", text, "--out", tmp_path / "cpu", *SMALL, "--steps", 1, "--dtype", "float64")
+    for name, p in parameters(tmp_path / "cpu").items():
+        np.testing.assert_allclose(parameters(tmp_path / "host")[name], p, rtol=1e-9, atol=1e-12)
+    written = [run("generate", tmp_path / "cpu", "--length", 5, "--device", d).stdout for d in ("cpu", "host")]
+    assert written[0] == written[1]
+    assert run("evaluate", tmp_path / "cpu", text, "--device", "host").stdout.endswith("characters)\n")
+    assert gpurnn._dispatch._numpy_wing() == "reference"  # and no longer than that
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:1", ""])
+def test_what_is_no_device(text, tmp_path, device):
+    said = run("train", text, "--out", tmp_path / "run", *SMALL, "--device", device, code=2).stderr
+    assert f"{device!r} is none of cpu, cuda, cuda:N and host" in said
+
+
+@pytest.mark.parametrize(
+    ("cupy", "device", "message"),
+    [
+        (None, "cuda", "--device cuda cannot run here: CuPy cannot be imported"),
+        (fake_cupy(0), "cuda", "--device cuda cannot run here: CuPy 14.0.0 finds no CUDA device"),
+        (fake_cupy(2), "cuda:2", "--device cuda:2 cannot run here: there are 2 CUDA devices, cuda:0 to cuda:1"),
+    ],
+)
+def test_a_device_that_cannot_run_here(text, tmp_path, monkeypatch, cupy, device, message):
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert message in refused("train", text, "--out", tmp_path / "run", *SMALL, "--device", device)
+    assert not (tmp_path / "run").exists()
+
+
+def test_quiet(text, tmp_path, monkeypatch):
+    result = run("train", text, "--out", tmp_path / "run", *SMALL, "--quiet")
+    assert (result.stdout, result.stderr) == ("", "")
+    result = run("train", text, "--out", tmp_path / "other", *SMALL, "-q", "--epochs", 3)
+    assert result.stderr == "gpurnn: warning: --epochs has no effect, as --steps is given\n"
+    monkeypatch.setattr(cli.demo, "_DEMO", SMALL)
+    result = run("demo", "--out", tmp_path / "demo", "-q")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_several_files_are_evaluated(text, tmp_path):
+    run("train", text, "--out", tmp_path / "run", *SMALL)
+    (tmp_path / "other").write_text("the fox! QQ")
+    each = [run("evaluate", tmp_path / "run", path).stdout for path in (text, tmp_path / "other")]
+    lines = run("evaluate", tmp_path / "run", text, tmp_path / "other").stdout.splitlines(keepends=True)
+    assert [line.split(maxsplit=1)[0] for line in lines] == [str(text), str(tmp_path / "other"), "all"]
+    assert [line.split(maxsplit=1)[1] for line in lines[:2]] == each
+    found = json.loads(run("evaluate", tmp_path / "run", text, tmp_path / "other", "--json").stdout)
+    assert found["metric"] == "bits_per_character"
+    one, other = found["files"]
+    assert (one["symbols"], other["symbols"], other["unknown"]) == (len(TEXT), 11, 3)
+    assert one["nats"] + other["nats"] == pytest.approx(found["all"]["nats"])
+    bits = found["all"]["nats"] / (len(TEXT) + 11) / math.log(2)
+    assert found["all"]["bits_per_character"] == pytest.approx(bits)
+    assert f"{bits:.4f}" in lines[2]
+    assert "all" not in json.loads(run("evaluate", tmp_path / "run", text, "--json").stdout)
+
+
+def test_generating_words_as_they_are_drawn(tmp_path):
+    path = tmp_path / "words"
+    path.write_text("the cat and\nthe dog\n" * 40)
+    run("train", path, "--out", tmp_path / "run", *SMALL, "--level", "word")
+    model = LanguageModel.from_file(tmp_path / "run" / "model.safetensors")
+    for prompt in ("", "the cat", "the cat\n", "\n", " "):
+        written = run("generate", tmp_path / "run", "--length", 60, "--prompt", prompt, "--top-p", 0.95).stdout
+        text = model.sample(60, prompt, temperature=0.7, top_p=0.95, rng=0)
+        expected = model.vocabulary.join([prompt.strip(" "), text] if prompt.strip(" ") else [text])
+        assert written == (" " if prompt == " " else "") + expected + "\n"
 
 
 # --- whose a directory is ---
@@ -754,7 +1095,7 @@ def test_a_demo_replaces_its_own_files_and_no_others(tmp_path, monkeypatch):
     assert all((out / name).read_text() == data for name, data in others.items())
     (out / "checkpoints" / "step-000000003.safetensors").write_text("mine")
     before = files(out)
-    assert "step-000000003.safetensors is damaged or not of the demo" in refused("demo", "--out", out)
+    assert "step-000000003.safetensors is damaged or not of the run" in refused("demo", "--out", out)
     assert files(out) == before
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a diagnosis. They need matplotlib: ``pip install 'gpurnn[plot]'``."""
+"""Pictures of a diagnosis. They need matplotlib."""
 
 from __future__ import annotations
 

@@ -6,11 +6,12 @@ import click
 
 from .. import __version__
 from . import demo, diagnose, evaluate, generate, info, train
-from .terminal import Commands
+from .terminal import Commands, end_on_sigterm
 
 
 def main() -> None:
     """Run the command line and exit."""
+    end_on_sigterm()
     cli(prog_name="gpurnn")
 
 

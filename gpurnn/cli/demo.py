@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import PathType
-from .run import CURVE, DEMO_TEXT, METRICS, MODEL, SAMPLE, carry_out, check_new, held_run, new_run, run_folder
+from .options import PathType, device_option
+from .run import DEMO_TEXT, SAMPLE, carry_out, check_new, held_run, new_run, remove_run, run_folder
 from .settings import options_of
-from .terminal import Refusal, refusing, say
+from .terminal import Refusal, quiet_option, refusing, say
 
 if TYPE_CHECKING:
     from ..training.directory import RunDirectory
@@ -24,37 +24,41 @@ _DEMO = shlex.split("--cell gru --hidden 192 --batch 24 --window 48 --steps 1600
     "--out", default="gpurnn-demo", type=PathType(path_type=Path), metavar="DIR", show_default=True,
     help="Where everything goes; what an earlier demo left there is replaced.",
 )  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on with a demo that was interrupted.")
-def demo(out: Path, resume: bool) -> None:
+@click.option("--resume", is_flag=True, help="Resume a demo that was interrupted.")
+@device_option
+@quiet_option
+def demo(out: Path, resume: bool, device: str) -> None:
     """Train on the Python language reference, in under two minutes on two cores, and let the model write.
 
     The text is that of the help() topics, which comes with Python. DIR receives it as python-reference.txt; the rest is
     what `gpurnn train` does with it.
+
+    \b
+    gpurnn demo
+    gpurnn generate gpurnn-demo --prompt "The statement"
     """
     from .. import _files
 
     if resume:
-        carry_out(held_run(out, [], {}))
+        carry_out(held_run(out, [], {}), device)
         _show_sample(out)
         return
     source = out / DEMO_TEXT
-    folder = run_folder(out, demo=True)
+    folder = run_folder(out, DEMO_TEXT, demo=True)
     _check_demo(folder)
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise Refusal("this Python came without its language reference, pydoc_data.topics; try gpurnn train") from error
     text = "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
-    arguments = [str(source), "--out", str(out), *_DEMO]
-    say(f"gpurnn train {shlex.join(arguments)}")
-    options = options_of(_DEMO)
+    say(f"gpurnn train {shlex.join([str(source), '--out', str(out), *_DEMO])}")
     with refusing(ValueError, OSError), folder.locked(new=not _is_demo(folder)):
         if _is_demo(folder):
-            _remove_demo(folder)
+            remove_run(folder)
         folder.begin()
         _files.write_atomically(source, text.encode())
-        run = new_run(folder, [str(source.resolve())], options)
-    carry_out(run)
+        run = new_run(folder, [str(source.resolve())], options_of(_DEMO))
+    carry_out(run, device)
     _show_sample(out)
 
 
@@ -75,23 +79,6 @@ def _is_demo(folder: RunDirectory) -> bool:
     except RunDirectoryError:
         return False
     return held is not None and held.get("demo") is True
-
-
-def _remove_demo(folder: RunDirectory) -> None:
-    """Delete what an earlier demo wrote, and nothing else."""
-    from ..training.checkpoint import checkpoints, is_of_run
-
-    held = folder.read()
-    assert held is not None
-    found = checkpoints(folder.path / "checkpoints")
-    others = [path.name for path in found if not is_of_run(path, held["run"])]
-    if others:
-        raise Refusal(
-            f"{folder.path / 'checkpoints'}: {others[0]} is damaged or not of the demo; move it away, or choose "
-            "another directory with --out"
-        )
-    for stale in [*found, *(folder.path / name for name in (MODEL, METRICS, CURVE, SAMPLE))]:
-        stale.unlink(missing_ok=True)
 
 
 def _show_sample(out: Path) -> None:

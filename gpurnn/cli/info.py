@@ -3,51 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import click
 
 from .. import __version__
-from .terminal import tell
+from .terminal import tell, tell_json
 
 
 @click.command()
-def info() -> None:
-    """Show versions, and which backends can run here and why the others cannot."""
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def info(as_json: bool) -> None:
+    """Show versions, and which devices can compute here and why the others cannot.
+
+    \b
+    gpurnn info
+    gpurnn info --json
+    """
     import importlib.metadata
     import os
     import platform
 
     import numpy as np
 
+    from ..kernels.host import find_compiler
+
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    packages = {"numpy": np.__version__}
+    for package in ("array-api-compat", "safetensors", "tqdm", "click", "filelock", "platformdirs"):
+        packages[package] = importlib.metadata.version(package)
+    with suppress(importlib.metadata.PackageNotFoundError):
+        packages["matplotlib"] = importlib.metadata.version("matplotlib")
+    why_not = {"cpu": "", "cuda": "; ".join(why_no_cuda()), "host": "; ".join(why_no_host())}
+    if as_json:
+        report: dict[str, Any] = {
+            "gpurnn": __version__, "python": platform.python_version(), "system": platform.system(),
+            "machine": platform.machine(), "cpus": os.cpu_count(), "blas": f"{blas['name']} {blas['version']}",
+            "packages": packages,
+            "devices": {name: {"runs": not reason, "reason": reason or None} for name, reason in why_not.items()},
+        }  # fmt: skip
+        tell_json(report)
+        return
     tell(f"gpurnn {__version__}")
     tell(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    tell(f"numpy {np.__version__} ({blas['name']} {blas['version']})")
-    for package in ("array-api-compat", "safetensors", "tqdm", "click", "filelock", "platformdirs"):
-        tell(f"{package} {importlib.metadata.version(package)}")
-    try:
-        tell(f"matplotlib {importlib.metadata.version('matplotlib')}")
-    except importlib.metadata.PackageNotFoundError:
-        tell("matplotlib is not installed: no loss curves; pip install 'gpurnn[plot]'")
-    tell("\nBackends")
-    tell("  numpy  runs here")
-    reasons = list(_why_no_cuda())
-    tell("  cuda   " + ("cannot run here: " + "; ".join(reasons) if reasons else "runs here"))
-    from ..kernels.host import CompilerError, find_compiler
-
-    try:
-        tell(f"  host   runs here: gpurnn.use('host') compiles the CUDA kernels with {' '.join(find_compiler())}")
-    except CompilerError as error:
-        tell(f"  host   cannot run here: {error}")
+    for package, version in packages.items():
+        tell(f"{package} {version}" + (f" ({blas['name']} {blas['version']})" if package == "numpy" else ""))
+    if "matplotlib" not in packages:
+        tell("matplotlib is not installed: no pictures; pip install matplotlib")
+    tell("\nDevices, as --device takes them")
+    what = {"cpu": "NumPy", "cuda": "fused CUDA kernels, by CuPy", "host": "the CUDA kernels on the CPU, slowly"}
+    if not why_not["host"]:
+        what["host"] += f", compiled with {' '.join(find_compiler())}"
+    for name, reason in why_not.items():
+        tell(f"  {name:6} " + (f"cannot run here: {reason}" if reason else f"runs here: {what[name]}"))
 
 
-def _why_no_cuda() -> Iterator[str]:
+def why_no_cuda() -> Iterator[str]:
     """What keeps CuPy arrays from being computed with; nothing if nothing does."""
     try:
         import cupy
     except ImportError as error:
         reason = str(error).strip().partition("\n")[0]
-        yield f"CuPy cannot be imported ({reason}); pip install 'gpurnn[cuda12]'"
+        yield f"CuPy cannot be imported ({reason}); pip install 'cupy-cuda12x[ctk]'"
         return
     try:
         devices = cupy.cuda.runtime.getDeviceCount()
@@ -56,3 +74,13 @@ def _why_no_cuda() -> Iterator[str]:
         return
     if devices == 0:
         yield f"CuPy {cupy.__version__} finds no CUDA device"
+
+
+def why_no_host() -> Iterator[str]:
+    """What keeps the CUDA kernels from being compiled for the CPU; nothing if nothing does."""
+    from ..kernels.host import CompilerError, find_compiler
+
+    try:
+        find_compiler()
+    except CompilerError as error:
+        yield str(error)

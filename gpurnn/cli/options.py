@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-F = TypeVar("F", bound=Callable[..., Any])
+from .terminal import F, Refusal
+
+
+def given(context: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def flag_of(name: str) -> str:
+    """The option as it is typed: ``"--log-every"`` for ``"log_every"``."""
+    return "--" + name.replace("_", "-")
 
 
 def integer(flag: str, default: int | None, text: str, least: int = 1) -> Callable[[F], F]:
@@ -36,3 +49,66 @@ def number(flag: str, default: float | None, text: str, **bounds: Any) -> Callab
 
 def choice(flag: str, choices: list[str], text: str) -> Callable[[F], F]:
     return click.option(flag, type=click.Choice(choices), default=choices[0], help=text)
+
+
+class _Encoding(click.types.StringParamType):
+    name = "encoding"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            found = codecs.lookup(value)
+            "".encode(value)  # LookupError where it is no encoding of text, such as base64
+        except (LookupError, ValueError):
+            self.fail(f"{value!r} is no encoding that Python knows; try utf-8, utf-16, latin-1 or cp1252.", param, ctx)
+        return found.name
+
+
+encoding_option = click.option(
+    "--encoding", type=_Encoding(), metavar="NAME", show_default=False,
+    help="Encoding of the files, such as utf-16 or latin-1.  [default: utf-8, or what a byte order mark says]",
+)  # fmt: skip
+
+
+class _Device(click.types.StringParamType):
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        kind, colon, place = str(value).partition(":")
+        if kind not in ("cpu", "cuda", "host") or (colon and (kind != "cuda" or not place.isdecimal())):
+            self.fail(f"{value!r} is none of cpu, cuda, cuda:N and host.", param, ctx)
+        return value
+
+
+device_option = click.option(
+    "--device", type=_Device(), default="cpu", metavar="NAME", show_default=True,
+    help="What computes: cpu, cuda (or cuda:1, ...), or host, which runs the CUDA kernels on the CPU, slowly. "
+    "`gpurnn info` says which can run here.",
+)  # fmt: skip
+
+
+@contextmanager
+def computing_on(device: str) -> Iterator[Any]:
+    """The module of arrays to compute with, where ``device`` does it; reject one that cannot run here."""
+    import numpy as np
+
+    from .._dispatch import use
+    from .info import why_no_cuda, why_no_host
+
+    kind, _, place = device.partition(":")
+    if kind == "cpu":
+        yield np
+        return
+    reasons = list(why_no_cuda() if kind == "cuda" else why_no_host())
+    if reasons:
+        raise Refusal(f"--device {device} cannot run here: {'; '.join(reasons)}")
+    if kind == "host":
+        with use("host"):
+            yield np
+        return
+    import cupy
+
+    count = cupy.cuda.runtime.getDeviceCount()
+    if int(place or 0) >= count:
+        raise Refusal(f"--device {device} cannot run here: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
+    with cupy.cuda.Device(int(place or 0)):
+        yield cupy

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import computing_on, flag_of
 from .settings import OPTIMIZERS, can_be_given, options_of
-from .terminal import Failure, Interrupted, Refusal, refusing, say, sentence, warnings_said
-from .texts import read, read_all
+from .terminal import (
+    Failure,
+    Refusal,
+    interruption,
+    out_of_memory,
+    progress_of,
+    refusing,
+    say,
+    sentence,
+    warn,
+    warnings_said,
+)
+from .texts import STDIN, decoded, joined, read, read_bytes
 
 if TYPE_CHECKING:
     from ..models import LanguageModel, Vocabulary
@@ -24,11 +36,15 @@ if TYPE_CHECKING:
 
 RUN, MODEL, METRICS, CURVE, SAMPLE = "run.json", "model.safetensors", "metrics.jsonl", "loss.png", "sample.txt"
 
+PIPED = "text.txt"
+"""The name under which a run keeps the text that came from stdin."""
 
 DEMO_TEXT = "python-reference.txt"
 
-
 SAMPLE_LENGTH = {"character": 2000, "word": 400}
+
+LEAST_WINDOW = 16
+"""A short text is read at fewer places side by side rather than in windows of less steps than this."""
 
 
 @dataclass
@@ -41,21 +57,21 @@ class Run:
     text: str
     validation: str | None
     resumed: bool
+    origin: dict[str, str] | None = None
+    """The model that training begins with: its path, and the SHA-256 of its file."""
+    more: list[int] = field(default_factory=list)
+    """The steps at which the run ends after it was made longer, in order."""
+    longer: dict[str, int] = field(default_factory=dict)
+    """The ``steps`` or ``epochs`` to which it is to be made longer now."""
+    piped: bytes | None = None
+    """What came from stdin, to be written to the directory."""
 
 
-def _texts(files: list[str], options: dict[str, Any]) -> tuple[str, str | None, str]:
-    """The text to train on, that to validate on if it is apart, and a digest of both."""
-    text = read_all(files)
-    validation = None if options["validation"] is None else read(options["validation"])
-    return text, validation, hashlib.sha256(f"{len(text)}\0{text}{validation}".encode()).hexdigest()
-
-
-def run_folder(out: Path, **details: Any) -> RunDirectory:
-    """``out`` as the directory of a run of this command line."""
+def run_folder(out: Path, *names: str, **details: Any) -> RunDirectory:
+    """``out`` as the directory of a run of this command line, which writes to ``names`` too."""
     from ..training.directory import RunDirectory
 
-    names = [MODEL, CURVE, SAMPLE, *([DEMO_TEXT] if details.get("demo") else [])]
-    return RunDirectory(out, names, details)
+    return RunDirectory(out, [MODEL, CURVE, SAMPLE, *names], details)
 
 
 def check_new(folder: RunDirectory) -> None:
@@ -68,31 +84,87 @@ def check_new(folder: RunDirectory) -> None:
             with folder.locked(new=False):  # where a run is under way, that is what is to be said
                 pass
         if folder.belongs_to_a_run() or checkpoints(out / "checkpoints"):
-            raise Refusal(f"{out}: already holds a run; add --resume to go on with it, or choose another directory")
+            raise Refusal(
+                f"{out}: already holds a run; add --resume to resume it, --replace to replace it, or choose another "
+                "directory"
+            )
         folder.check_new()
 
 
-def new_run(folder: RunDirectory, files: list[str], options: dict[str, Any]) -> Run:
+def remove_run(folder: RunDirectory) -> None:
+    """Delete what a run wrote to its directory, under the lock, and nothing else."""
+    from ..training.checkpoint import checkpoints, is_of_run
+
+    held = folder.read()
+    if held is None:
+        raise Refusal(f"{folder.path}: holds no run that --replace could replace; choose another directory")
+    found = checkpoints(folder.path / "checkpoints")
+    others = [path.name for path in found if not is_of_run(path, held["run"])]
+    if others:
+        raise Refusal(
+            f"{folder.path / 'checkpoints'}: {others[0]} is damaged or not of the run; move it away, or choose another "
+            "directory"
+        )
+    for stale in [*found, *(folder.path / name for name in (METRICS, *folder.names))]:
+        stale.unlink(missing_ok=True)
+
+
+def new_run(
+    folder: RunDirectory, files: list[str], options: dict[str, Any], origin: dict[str, str] | None = None
+) -> Run:
     """A run that is to go to ``folder``."""
-    text, validation, digest = _texts(files, options)
-    folder.details |= {"files": files, "sha256": digest, "options": options}
-    return Run(folder, files, options, text, validation, resumed=False)
+    sources = [*files, *([] if options["validation"] is None else [options["validation"]])]
+    if sources.count(STDIN) > 1:
+        raise Refusal(f"{STDIN} is given {sources.count(STDIN)} times; stdin can be read only once")
+    piped = read_bytes(STDIN, options["encoding"]) if STDIN in sources else None
+    text, validation, digest = _texts(folder, files, options, piped)
+    folder.details |= {"files": files, "sha256": digest, "options": options, "from": origin, "more": []}
+    return Run(folder, files, options, text, validation, resumed=False, origin=origin, piped=piped)
+
+
+def _texts(
+    folder: RunDirectory, files: list[str], options: dict[str, Any], piped: bytes | None = None
+) -> tuple[str, str | None, str]:
+    """The text to train on, that to validate on if it is apart, and a digest of both."""
+    encoding = options["encoding"]
+
+    def one(file: str) -> str:
+        if file != STDIN:
+            return read(file, encoding)
+        return decoded(file, read_bytes(str(folder.path / PIPED), encoding) if piped is None else piped, encoding)
+
+    text = joined([one(file) for file in files])
+    validation = None if options["validation"] is None else one(options["validation"])
+    return text, validation, hashlib.sha256(f"{len(text)}\0{text}{validation}".encode()).hexdigest()
+
+
+def text_of(folder: RunDirectory) -> str:
+    """The text that the run in a directory was trained on."""
+    run = read_run(folder)
+    return _texts(folder, run["files"], {**run["options"], "validation": None})[0]
 
 
 def read_run(folder: RunDirectory) -> dict[str, Any]:
     """What the run in a directory was started with."""
     with refusing(ValueError, OSError):
         run = folder.read()
+    path = folder.path / RUN
     if run is None:
         raise Refusal(f"{folder.path}: no run to resume in there")
-    if not {"files", "sha256", "options"} <= run.keys():
-        raise Refusal(
-            f"{folder.path / RUN}: its run was not started by gpurnn train, or not got as far as reading its text"
-        )
-    files = run["files"]
+    if not {"files", "sha256", "options", "from", "more"} <= run.keys():
+        raise Refusal(f"{path}: its run was not started by gpurnn train, or was ended before it had read its text")
+    files, origin, more = run["files"], run["from"], run["more"]
     if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
-        raise Refusal(f"{folder.path / RUN}: damaged: its files are {files!r}, expected a list of paths")
-    _check_options(folder.path / RUN, run["options"])
+        raise Refusal(f"{path}: damaged: its files are {files!r}, expected a list of paths")
+    _check_options(path, run["options"])
+    if origin is not None and not (
+        isinstance(origin, dict)
+        and origin.keys() == {"path", "sha256"}
+        and all(isinstance(v, str) for v in origin.values())
+    ):
+        raise Refusal(f"{path}: damaged: from is {origin!r}, expected a path and a SHA-256")
+    if not isinstance(more, list) or not all(type(end) is int and end > 0 for end in more) or more != sorted(set(more)):
+        raise Refusal(f"{path}: damaged: more is {more!r}, expected numbers of steps that rise")
     return run
 
 
@@ -103,7 +175,248 @@ def _check_options(path: Path, held: Any) -> None:
         raise Refusal(f"{path}: damaged, or of another version of gpurnn: its options are not those of gpurnn train")
     for name, value in held.items():
         if not can_be_given(name, value, known[name]):
-            raise Refusal(f"{path}: damaged: --{str(name).replace('_', '-')} cannot be {value!r}")
+            raise Refusal(f"{path}: damaged: {flag_of(str(name))} cannot be {value!r}")
+
+
+def held_run(out: Path, files: list[str], given: dict[str, Any], origin: Path | None = None) -> Run:
+    """The run in ``out``, made longer if ``given`` says so; reject what else differs from its own."""
+    folder = run_folder(out)
+    run = read_run(folder)
+    if files and files != run["files"]:
+        raise Refusal(f"{out}: its run was started with the files {' '.join(run['files'])}; they cannot be changed")
+    if origin is not None and (run["from"] is None or str(origin.resolve()) != run["from"]["path"]):
+        started = "without --from" if run["from"] is None else f"from {run['from']['path']}"
+        raise Refusal(f"{out}: its run was started {started}; it cannot be changed")
+    changed = {name: value for name, value in given.items() if run["options"][name] != value}
+    longer: dict[str, int] = {name: changed.pop(name) for name in ("steps", "epochs") if name in changed}
+    for name, value in changed.items():
+        flag, held = flag_of(name), run["options"][name]
+        raise Refusal(f"{out}: its run was started with {flag} {held}; it cannot be changed to {value}")
+    if longer.keys() == {"steps", "epochs"}:
+        warn(f"--epochs {longer.pop('epochs')} has no effect, as --steps is given too")
+    text, validation, digest = _texts(folder, run["files"], run["options"])
+    if digest != run["sha256"]:
+        raise Refusal(f"{out}: the text has changed since its run was started, so it cannot be resumed")
+    return Run(folder, run["files"], run["options"], text, validation, True, run["from"], run["more"], longer)
+
+
+def origin_of(path: Path) -> tuple[dict[str, str], LanguageModel]:
+    """A model to begin with, by its directory or its file, and what run.json says of it."""
+    from ..models import LanguageModel
+
+    file = path / MODEL if path.is_dir() else path
+    with refusing(ValueError, OSError):
+        model = LanguageModel.from_file(file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {"path": str(path.resolve()), "sha256": digest}, model
+
+
+def options_of_model(model: LanguageModel) -> dict[str, Any]:
+    """The options of `gpurnn train` that say what a model is, as they would have been given for this one."""
+    config = model.config()
+    return {
+        "level": {"character": "char", "word": "word"}[model.vocabulary.kind],
+        "max_vocabulary": None, "min_count": 1, "cell": config["cell"], "embedding": config["embedding_size"],
+        "hidden": config["hidden_size"], "layers": config["num_layers"], "tied": config["tied"],
+        "dtype": config["dtype"],
+    }  # fmt: skip
+
+
+def _model(run: Run, text: str, rng: Any) -> LanguageModel:
+    """The model to train, with the parameters that it begins with."""
+    from ..models import CharVocabulary, LanguageModel, WordVocabulary
+
+    options = run.options
+    if run.origin is None:
+        kind = CharVocabulary if options["level"] == "char" else WordVocabulary
+        vocabulary = kind.from_text(text, max_size=options["max_vocabulary"], min_count=options["min_count"])
+        if len(vocabulary) < 2:
+            raise Refusal(
+                f"no {vocabulary.kind} occurs --min-count {options['min_count']} times, so there is none to learn"
+            )
+        with refusing(ValueError):
+            return LanguageModel(
+                vocabulary, options["embedding"], options["hidden"], options["layers"], cell=options["cell"],
+                tied=options["tied"], dropout=options["dropout"], dtype=options["dtype"], rng=rng,
+            )  # fmt: skip
+    written = run.folder.path / MODEL
+    if run.resumed and written.exists():
+        base = origin_of(written)[1]
+    else:
+        found, base = origin_of(Path(run.origin["path"]))
+        if found != run.origin:
+            raise Refusal(f"{run.origin['path']}: the model has changed since the run was started with it")
+    if base.dropout == options["dropout"]:
+        return base
+    model = LanguageModel.from_config({**base.config(), "dropout": options["dropout"]})
+    model.load_state_dict(base.state_dict())
+    return model
+
+
+def carry_out(run: Run, device: str = "cpu") -> None:
+    """Train, and write everything to the directory of the run."""
+    with computing_on(device) as xp:
+        _carry_out(run, xp)
+
+
+def _carry_out(run: Run, xp: Any) -> None:
+    import numpy as np
+
+    from .. import _files
+    from ..training import Trainer
+    from ..training.checkpoint import checkpoints
+    from ..training.directory import RunDirectoryError
+
+    out, options, text, validation = run.folder.path, run.options, run.text, run.validation
+    if validation is None:
+        cut = round(len(text) * (1 - options["validation_fraction"]))
+        text, validation = text[:cut], text[cut:]
+        if len(validation) < 2 and not (options["patience"] or options["validate_every"]):
+            validation = ""  # of a text so short nothing can be kept
+    parameter_rng, training_rng = np.random.default_rng(options["seed"]).spawn(2)
+    model = _model(run, text, parameter_rng).to(xp)
+    vocabulary = model.vocabulary
+    if not validation and (options["patience"] or options["validate_every"]):
+        raise Refusal("--patience and --validate-every need a text to validate on, but --validation-fraction is 0")
+    data = _stream(xp, vocabulary, text, options, "to train on", LEAST_WINDOW)
+    held_out = _stream(xp, vocabulary, validation, options, "to validate on", options["window"]) if validation else None
+    ends = [options["steps"] or options["epochs"] * len(data), *run.more]
+    if run.longer:
+        end = run.longer.get("steps") or run.longer["epochs"] * len(data)
+        if end < ends[-1]:
+            ((name, value),) = run.longer.items()
+            raise Refusal(
+                f"{out}: its run has {ends[-1]:,} steps; {flag_of(name)} {value} can make it longer, but not shorter"
+            )
+        if end > ends[-1]:
+            ends.append(end)
+            run.folder.details = {"more": ends[1:]}
+    trainer = Trainer(
+        model, data, _optimizer(options), steps=ends[-1], schedule=_schedule(options, ends),
+        clip_norm=options["clip"], clip_value=options["clip_value"], l2=options["l2"],
+        validation=held_out, validation_interval=options["validate_every"], patience=options["patience"],
+        directory=run.folder, checkpoint_interval=options["checkpoint_every"], log_interval=options["log_every"],
+        metric=vocabulary.metric, rng=training_rng, on_checkpoint=lambda: model.save(out / MODEL),
+        **progress_of(lambda: trainer.total),
+    )  # fmt: skip
+    with _directory_taken(run.folder, new=not run.resumed):
+        if run.resumed:
+            # A kill may have come before the first checkpoint.
+            if checkpoints(out / "checkpoints"):
+                with warnings_said(), refusing(ValueError, OSError):
+                    step = trainer.resume()
+                if trainer.stopped_early and run.longer:
+                    raise Refusal(
+                        f"{out}: its run stopped early at step {step:,}, as --patience {options['patience']} asks; go "
+                        f"on from its model in a new run, with --from {shlex.quote(str(out))}"
+                    )
+                say(f"resuming at step {step:,} of {trainer.total:,}")
+            elif (out / MODEL).exists():
+                raise Refusal(f"{out}: holds the {MODEL} of a run whose checkpoints are gone; choose another directory")
+        else:
+            with refusing(ValueError, OSError):
+                run.folder.begin()
+                if run.piped is not None:
+                    _files.write_atomically(out / PIPED, run.piped)
+            say(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")
+            say(f"{model!r}")
+            _say_what_was_adapted(options, data, ends[-1])
+            _warn_of_unknown(model, text)
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            again = f"gpurnn {click.get_current_context().info_name} --out {shlex.quote(str(out))} --resume"
+            raise interruption(f"interrupted; step {trainer.saved_step} is kept. Resume with: {again}") from None
+        except MemoryError as error:
+            cure = "lower --batch, --window, --hidden or --layers"
+            raise Failure(f"{out_of_memory(error)}; {cure}, and add --replace") from error
+        except (FloatingPointError, OSError, RunDirectoryError) as error:
+            raise Failure(sentence(error)) from error
+        model.save(out / MODEL)  # early stopping goes back to parameters that are older than the last checkpoint
+        _report(out, model, trainer, options["seed"])
+
+
+def _say_what_was_adapted(options: dict[str, Any], data: TokenStream, steps: int) -> None:
+    """Say what of the options a short text does not allow."""
+    said = []
+    if data.steps < options["window"]:
+        said.append(f"--window {data.steps} instead of {options['window']}")
+    if data.batch_size < options["batch"]:
+        said.append(f"--batch {data.batch_size} instead of {options['batch']}")
+    if said:
+        many = "" if steps >= 100 else f", in {steps} steps; give --steps for more"
+        warn(f"the text is short: training with {' and '.join(said)}{many}")
+    if options["schedule"] == "cosine" and options["warmup"] >= steps:
+        warn(f"--warmup {options['warmup']} is longer than the run: the rate rises over all of its {steps} steps")
+
+
+def _warn_of_unknown(model: LanguageModel, text: str) -> None:
+    """Say how much of a text is not in the vocabulary of a model that was trained on another one."""
+    tokens = model.vocabulary.encode(text)
+    unknown = int((tokens == 0).sum())
+    if unknown > 0.01 * len(tokens):
+        warn(
+            f"{unknown:,} of {len(tokens):,} {model.vocabulary.kind}s are not in the vocabulary, and are learnt as one "
+            "unknown symbol"
+        )
+
+
+@contextmanager
+def _directory_taken(folder: RunDirectory, *, new: bool) -> Iterator[None]:
+    """Hold the lock of a run's directory; reject one that cannot be had."""
+    with ExitStack() as stack:
+        with refusing(ValueError, OSError):
+            stack.enter_context(folder.locked(new=new))
+        yield
+
+
+def _stream(
+    xp: Any, vocabulary: Vocabulary, text: str, options: dict[str, Any], purpose: str, least: int
+) -> TokenStream:
+    """``text`` as a stream of at most ``--batch`` lanes, in windows of at most ``--window`` steps.
+
+    A short text is read in fewer lanes rather than in windows of less than ``least`` steps.
+    """
+    from .. import _dispatch
+    from ..training import TokenStream
+
+    tokens = vocabulary.encode(text)
+    if len(tokens) < 2:
+        raise Refusal(f"the text {purpose} has {len(tokens)} {vocabulary.kind}s, expected at least 2")
+    lanes = min(options["batch"], max(1, len(tokens) // (min(options["window"], least) + 1)))
+    window = min(options["window"], len(tokens) // lanes - 1)
+    return TokenStream(_dispatch.from_numpy(xp, tokens), lanes, window)
+
+
+def _optimizer(options: dict[str, Any]) -> Optimizer:
+    from .. import optimizers
+
+    kind: Callable[..., Optimizer] = getattr(optimizers, OPTIMIZERS[options["optimizer"]])
+    return kind(lr=options["lr"])
+
+
+def _schedule(options: dict[str, Any], ends: Sequence[int]) -> Callable[[int], float] | None:
+    """The learning rate of a run that ends at the first of ``ends``, and was then made longer up to the others.
+
+    Each part has a cosine of its own. Its first update still has the rate that the part before ended with, which a
+    checkpoint at the end of that part knows already.
+    """
+    from .. import schedules
+
+    if options["schedule"] == "constant":
+        return None
+    parts, begin = [], 0
+    for end in ends:
+        steps = end - begin
+        cosine = schedules.CosineWithWarmup(options["lr"], steps, min(options["warmup"], steps - 1))
+        parts.append((begin, end, cosine))
+        begin = end
+
+    def rate(step: int) -> float:
+        begin, _, cosine = next((part for part in parts if step <= part[1]), parts[-1])
+        return cosine(step - begin)
+
+    return rate
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -117,23 +430,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if found.cut:
         say(f"gpurnn: warning: {path}: its last line is cut off and left out", err=True)
     return found.records
-
-
-def held_run(out: Path, files: list[str], given: dict[str, Any]) -> Run:
-    """The run in ``out``; reject ``files`` and ``given`` options that differ from its own."""
-    folder = run_folder(out)
-    run = read_run(folder)
-    if files and files != run["files"]:
-        raise Refusal(f"{out}: its run was started with the files {' '.join(run['files'])}; they cannot be changed")
-    for name, value in given.items():
-        held = run["options"].get(name)
-        if held != value:
-            flag = "--" + name.replace("_", "-")
-            raise Refusal(f"{out}: its run was started with {flag} {held}; it cannot be changed to {value}")
-    text, validation, digest = _texts(run["files"], run["options"])
-    if digest != run["sha256"]:
-        raise Refusal(f"{out}: the text has changed since its run was started, so it cannot be resumed")
-    return Run(folder, run["files"], run["options"], text, validation, resumed=True)
 
 
 def load_model(directory: Path) -> LanguageModel:
@@ -151,108 +447,6 @@ def make_directory(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refusal(sentence(error)) from error
-
-
-def carry_out(run: Run) -> None:
-    """Train, and write everything to the directory of the run."""
-    import numpy as np
-
-    from ..models import CharVocabulary, LanguageModel, WordVocabulary
-    from ..training import Trainer
-    from ..training.checkpoint import checkpoints
-    from ..training.directory import RunDirectoryError
-
-    out, options, text, validation = run.folder.path, run.options, run.text, run.validation
-    kind = CharVocabulary if options["level"] == "char" else WordVocabulary
-    if validation is None:
-        cut = round(len(text) * (1 - options["validation_fraction"]))
-        text, validation = text[:cut], text[cut:]
-    vocabulary = kind.from_text(text, max_size=options["max_vocabulary"], min_count=options["min_count"])
-    if len(vocabulary) < 2:
-        raise Refusal(
-            f"no {vocabulary.kind} occurs --min-count {options['min_count']} times, so there is none to learn"
-        )
-    if not validation and (options["patience"] or options["validate_every"]):
-        raise Refusal("--patience and --validate-every need a text to validate on, but --validation-fraction is 0")
-    data = _stream(vocabulary, text, options, "to train on", options["batch"])
-    held_out = _stream(vocabulary, validation, options, "to validate on", 1) if validation else None
-    parameter_rng, training_rng = np.random.default_rng(options["seed"]).spawn(2)
-    with refusing(ValueError):
-        model = LanguageModel(
-            vocabulary, options["embedding"], options["hidden"], options["layers"], cell=options["cell"],
-            tied=options["tied"], dropout=options["dropout"], dtype=options["dtype"], rng=parameter_rng,
-        )  # fmt: skip
-    steps = options["steps"] or options["epochs"] * len(data)
-    trainer = Trainer(
-        model, data, _optimizer(options), steps=steps, schedule=_schedule(options, steps),
-        clip_norm=options["clip"], clip_value=options["clip_value"], l2=options["l2"],
-        validation=held_out, validation_interval=options["validate_every"], patience=options["patience"],
-        directory=run.folder, checkpoint_interval=options["checkpoint_every"], log_interval=options["log_every"],
-        metric=vocabulary.metric, rng=training_rng, on_checkpoint=lambda: model.save(out / MODEL),
-    )  # fmt: skip
-    with _directory_taken(run.folder, new=not run.resumed):
-        if run.resumed:
-            # A kill may have come before the first checkpoint.
-            if checkpoints(out / "checkpoints"):
-                with warnings_said(), refusing(ValueError, OSError):
-                    step = trainer.resume()
-                say(f"resuming at step {step:,} of {trainer.total:,}")
-            elif (out / MODEL).exists():
-                raise Refusal(f"{out}: holds the {MODEL} of a run whose checkpoints are gone; choose another directory")
-        else:
-            with refusing(ValueError, OSError):
-                run.folder.begin()
-            say(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")
-            say(f"{model!r}")
-        try:
-            trainer.train()
-        except KeyboardInterrupt:
-            again = f"gpurnn {click.get_current_context().info_name} --out {shlex.quote(str(out))} --resume"
-            raise Interrupted(f"interrupted; step {trainer.saved_step} is kept. Go on with: {again}") from None
-        except (FloatingPointError, OSError, RunDirectoryError) as error:
-            raise Failure(sentence(error)) from error
-        model.save(out / MODEL)  # early stopping goes back to parameters that are older than the last checkpoint
-        _report(out, model, trainer, options["seed"])
-
-
-@contextmanager
-def _directory_taken(folder: RunDirectory, *, new: bool) -> Iterator[None]:
-    """Hold the lock of a run's directory; reject one that cannot be had."""
-    with ExitStack() as stack:
-        with refusing(ValueError, OSError):
-            stack.enter_context(folder.locked(new=new))
-        yield
-
-
-def _stream(vocabulary: Vocabulary, text: str, options: dict[str, Any], purpose: str, least_lanes: int) -> TokenStream:
-    """``text`` as a stream of at most ``--batch`` lanes; refuse one that is too short for ``least_lanes``."""
-    from ..training import TokenStream
-
-    tokens = vocabulary.encode(text)
-    batch, window = options["batch"], options["window"]
-    lanes = min(batch, len(tokens) // (window + 1))
-    if lanes < least_lanes:
-        product = f"--batch {batch} times (--window {window} + 1)" if least_lanes > 1 else f"--window {window} + 1"
-        raise Refusal(
-            f"the text {purpose} has {len(tokens):,} {vocabulary.kind}s, expected at least "
-            f"{least_lanes * (window + 1):,}: {product}"
-        )
-    return TokenStream(tokens, lanes, window)
-
-
-def _optimizer(options: dict[str, Any]) -> Optimizer:
-    from .. import optimizers
-
-    kind: Callable[..., Optimizer] = getattr(optimizers, OPTIMIZERS[options["optimizer"]])
-    return kind(lr=options["lr"])
-
-
-def _schedule(options: dict[str, Any], steps: int) -> Callable[[int], float] | None:
-    from .. import schedules
-
-    if options["schedule"] == "constant":
-        return None
-    return schedules.CosineWithWarmup(options["lr"], steps, min(options["warmup"], steps - 1))
 
 
 def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> None:
@@ -277,7 +471,7 @@ def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> Non
         else:
             curve = f"loss curve  none: {out / METRICS} holds no loss"
     except ImportError:
-        curve = "loss curve  none: matplotlib is not installed; pip install 'gpurnn[plot]'"
+        curve = "loss curve  none: matplotlib is not installed; pip install matplotlib"
     say(f"model       {out / MODEL}")
     say(curve)
     say(f"metrics     {out / METRICS}")

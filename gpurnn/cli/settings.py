@@ -8,22 +8,25 @@ from typing import Any
 import click
 
 from ..cells import CELLS
-from .options import F, PathType, choice, integer, number
+from .options import PathType, choice, encoding_option, integer, number
+from .terminal import F
 
 OPTIMIZERS = {
     name.lower(): name for name in ("Adam", "AdamW", "NAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "SGD")
 }
 
+OF_MODEL = ("level", "max_vocabulary", "min_count", "cell", "embedding", "hidden", "layers", "tied", "dtype")
+"""The options that say what the model is; with --from another model says it."""
 
-OPTIONS: list[Callable[[Any], Any]] = [
-    choice("--level", ["char", "word"], "What the model predicts."),
-    integer("--max-vocabulary", None, "Most symbols to know; the rest are unknown.", least=2),
+_OPTIONS: list[Callable[[Any], Any]] = [
+    choice("--level", ["char", "word"], "What the model predicts, and a text is counted in."),
+    integer("--max-vocabulary", None, "Know at most so many symbols; the rest are unknown.", least=2),
     integer("--min-count", 1, "Know only symbols that occur this often."),
     choice("--cell", sorted(CELLS, key="lstm".__ne__), "Recurrent cell."),
     integer("--embedding", 64, "Width of the embedding."),
     integer("--hidden", 256, "Width of the recurrent layers."),
     integer("--layers", 1, "Number of recurrent layers."),
-    click.option("--tied", is_flag=True, help="Use the embedding as output weight too; their widths must agree."),
+    click.option("--tied", is_flag=True, help="Use the embedding as output weight too; their widths must be equal."),
     number("--dropout", 0.0, "Dropout rate before, between and after the layers.", max=1, max_open=True),
     choice("--dtype", ["float32", "float64"], "Floating-point type."),
     integer("--epochs", 5, "Passes over the text."),
@@ -37,18 +40,20 @@ OPTIONS: list[Callable[[Any], Any]] = [
     number("--clip", 1.0, "Largest global norm of the gradient.", min_open=True),
     number("--clip-value", None, "Largest entry of the gradient.", min_open=True),
     number("--l2", 0.0, "Weight of the L2 penalty."),
-    click.option("--validation", type=PathType(), metavar="FILE", help="Text to validate on."),
+    click.option("--validation", type=PathType(allow_dash=True), metavar="FILE", help="Text to validate on."),
     number("--validation-fraction", 0.05, "Without --validation, the share kept for it.", max=1, max_open=True),
     integer("--validate-every", None, "Steps between validations.  [default: an epoch]"),
     integer("--patience", None, "Stop after this many validations without improvement."),
     integer("--checkpoint-every", 200, "Steps between checkpoints."),
     integer("--log-every", 10, "Steps that a line of the metrics covers."),
     integer("--seed", 0, "Seeds parameters and dropout.", least=0),
+    encoding_option,
 ]
 
 
 def with_training_options(command: F) -> F:
-    for option in reversed(OPTIONS):
+    """Give a command all of them."""
+    for option in reversed(_OPTIONS):
         command = option(command)
     return command
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LINE_SECONDS = 10.0
+"""Without a terminal, the least time between two lines about the progress of a training."""
+
+_QUIET = "gpurnn.quiet"
 
 
 class Refusal(click.ClickException):
@@ -33,7 +43,15 @@ class Interrupted(Refusal):
     exit_code = 130
 
 
+class Terminated(Refusal):
+    """One line on stderr and exit code 143, as a shell has it after SIGTERM."""
+
+    exit_code = 143
+
+
 class Commands(click.Group):
+    """The group of the commands; it lists them in the order in which they were added."""
+
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with failing():  # --help and --version print here
             return super().make_context(*args, **kwargs)
@@ -42,6 +60,9 @@ class Commands(click.Group):
         with failing():
             return super().invoke(context)
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
 
 @contextmanager
 def failing() -> Iterator[None]:
@@ -49,7 +70,7 @@ def failing() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted("interrupted") from None
+        raise interruption("interrupted") from None
     except BrokenPipeError:
         raise  # click ends quietly when nobody reads on
     except UnicodeEncodeError as error:
@@ -58,17 +79,19 @@ def failing() -> Iterator[None]:
             "environment variable PYTHONIOENCODING to utf-8"
         ) from error
     except MemoryError as error:
-        raise Failure(f"out of memory: {error}" if str(error) else "out of memory") from error
+        raise Failure(out_of_memory(error)) from error
     except (OSError, FloatingPointError) as error:
         raise Failure(sentence(error)) from error
 
 
-def sentence(error: BaseException) -> str:
-    """What an error says, and the file first where it names one."""
-    if isinstance(error, OSError) and error.strerror:
-        what = error.strerror.lower()
-        return what if error.filename is None else f"{error.filename}: {what}"
-    return str(error)
+def interruption(message: str) -> Refusal:
+    """What to raise after Ctrl-C or SIGTERM."""
+    return Terminated(message) if _terminated else Interrupted(message)
+
+
+def out_of_memory(error: MemoryError) -> str:
+    """A sentence about memory that is not there."""
+    return f"out of memory: {error}" if str(error) else "out of memory"
 
 
 @contextmanager
@@ -80,17 +103,53 @@ def refusing(*errors: type[Exception]) -> Iterator[None]:
         raise Refusal(sentence(error)) from error
 
 
+def sentence(error: BaseException) -> str:
+    """What an error says, and the file first where it names one."""
+    if isinstance(error, OSError) and error.strerror:
+        what = error.strerror.lower()
+        return what if error.filename is None else f"{error.filename}: {what}"
+    return str(error)
+
+
 @contextmanager
 def warnings_said() -> Iterator[None]:
     """Print warnings as lines on stderr."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: say(f"gpurnn: warning: {message}", err=True)
+        warnings.showwarning = lambda message, *_: warn(str(message))
         yield
 
 
+def quiet_option(command: F) -> F:
+    """Give a command the option --quiet, which silences `say`."""
+
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
+        context.meta[_QUIET] = value
+
+    return click.option(
+        "--quiet", "-q", is_flag=True, expose_value=False, callback=remember,
+        help="Print nothing but warnings and errors.",
+    )(command)  # fmt: skip
+
+
+def is_quiet() -> bool:
+    """Whether the running command was given --quiet."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))
+
+
 def say(text: str = "", err: bool = False) -> None:
-    """Print a line. Training goes on where nobody reads it any more."""
+    """Print a line, unless --quiet is given. Training goes on where nobody reads it any more."""
+    if not is_quiet():
+        _print(text, err)
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    _print(f"gpurnn: warning: {text}", err=True)
+
+
+def _print(text: str, err: bool) -> None:
     with suppress(OSError, ValueError):
         click.echo(_printable(text, err), err=err)
 
@@ -100,7 +159,84 @@ def tell(text: str = "") -> None:
     click.echo(_printable(text))
 
 
+def tell_json(value: Any) -> None:
+    """Print what was asked for as JSON; what is not finite, which JSON has no number for, as null."""
+    click.echo(json.dumps(_finite(value), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
+
+
 def _printable(text: str, err: bool = False) -> str:
     """``text`` with escapes for what the encoding of the stream lacks: a path, for example, can be any bytes."""
     encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches stderr, so that a bar can move on it."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # it is closed
+        return False
+
+
+def progress_of(total: Callable[[], int]) -> dict[str, Any]:
+    """The options of a `Trainer` with which the progress of its training is seen: a bar, lines, or nothing."""
+    if is_quiet():
+        return {"progress": False}
+    if is_terminal():
+        return {"progress": True}
+    return {"progress": False, "on_log": _Lines(total)}
+
+
+class _Lines:
+    """Prints a line of the metrics to stderr now and then."""
+
+    def __init__(self, total: Callable[[], int]) -> None:
+        self._total = total
+        self._printed: dict[str, float] = {}
+        """When the last line of training, and that of validation, was printed."""
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        prefix, now = "validation_" if "validation_loss" in record else "", time.monotonic()
+        if now < self._printed.get(prefix, -LINE_SECONDS) + LINE_SECONDS:
+            return
+        self._printed[prefix] = now
+        shown = [f"{prefix.replace('_', ' ')}loss {record[f'{prefix}loss']:.3f}"]
+        for metric in ("bits_per_character", "perplexity"):
+            if f"{prefix}{metric}" in record:
+                shown.append(f"{metric.replace('_', ' ')} {record[f'{prefix}{metric}']:.3f}")
+        if "tokens_per_second" in record:
+            shown.append(f"{record['tokens_per_second'] / 1000:.1f}k tokens/s")
+        say(f"step {record['step']:,} of {self._total():,}: {', '.join(shown)}", err=True)
+
+
+_terminated = False
+
+
+def end_on_sigterm() -> None:
+    """Have SIGTERM act as Ctrl-C does: what is under way is finished and kept."""
+    if hasattr(signal, "pthread_sigmask") and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts jobs in the background so. With a handler that is never called for a Ctrl-C, which stays
+        # blocked, a Trainer can still defer what SIGTERM asks for.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def end(_: int, frame: Any) -> None:
+        global _terminated
+        _terminated = True
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
+
+    if hasattr(signal, "SIGTERM") and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)

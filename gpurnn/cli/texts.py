@@ -1,46 +1,104 @@
-"""Texts as files hold them."""
+"""Texts as files and stdin hold them."""
 
 from __future__ import annotations
 
+import codecs
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from .terminal import Refusal
+from .terminal import Refusal, say, sentence
+
+STDIN = "-"
+"""What stands for the standard input among files."""
+
+_MARKS = [
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins like the mark of UTF-16, so it comes first
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+]
+"""Byte order marks, and the encodings that they announce."""
+
+_PART = 2**20
 
 
 def to_be_read_again(file: str) -> str:
-    """The absolute path of a text that --resume reads once more; refuse what can be read only once."""
+    """The absolute path of a text that --resume reads once more; reject what can be read only once."""
     path = Path(file)
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise Refusal(f"{file}: no regular file, which --resume could not read again; write the text to one first")
+        raise Refusal(
+            f"{file}: no regular file, which --resume could not read again; pipe the text in and give - as the file"
+        )
     return str(path.resolve())
 
 
-def read(file: str) -> str:
-    """The text in a file; refuse one that is missing, empty, binary or not UTF-8."""
-    parts = []
+def name_of(file: str) -> str:
+    """A file as messages call it."""
+    return "stdin" if file == STDIN else file
+
+
+def read_bytes(file: str, encoding: str | None = None) -> bytes:
+    """What a file or stdin holds; reject one that cannot be read or is empty, and a device that never ends."""
     try:
-        with open(file, "rb") as stream:
-            while part := stream.read(2**20):
-                if b"\0" in part:  # before the next part is read, as some devices never end
-                    raise Refusal(f"{file}: a binary file, expected text in UTF-8")
-                parts.append(part)
+        if file == STDIN:
+            if sys.stdin is None:
+                raise Refusal("stdin: it is closed")
+            if sys.stdin.isatty():
+                say("reading from the terminal; end with Ctrl-D on a line of its own", err=True)
+            data = sys.stdin.buffer.read()
+        else:
+            with open(file, "rb") as stream:
+                data = first = stream.read(_PART)
+                binary = b"\0" in first and encoding is None and _announced(first) is None
+                if binary or (len(first) == _PART and not any(first)):
+                    raise Refusal(_binary(file))
+                data += stream.read()
     except OSError as error:
-        raise Refusal(f"{file}: {(error.strerror or str(error)).lower()}") from error
-    data = b"".join(parts)
+        raise Refusal(f"{name_of(file)}: {sentence(error).removeprefix(f'{file}: ')}") from error
     if not data:
-        raise Refusal(f"{file}: the file is empty")
+        raise Refusal(f"{name_of(file)}: {'nothing came' if file == STDIN else 'the file is empty'}")
+    return data
+
+
+def _announced(data: bytes) -> str | None:
+    """The encoding that a byte order mark announces; None without one."""
+    return next((name for mark, name in _MARKS if data.startswith(mark)), None)
+
+
+def _binary(file: str) -> str:
+    return f"{name_of(file)}: a binary file, expected text; if it is text in UTF-16, add --encoding utf-16"
+
+
+def read(file: str, encoding: str | None = None) -> str:
+    """The text in a file, or on stdin; reject one that is missing, empty or binary."""
+    return decoded(file, read_bytes(file, encoding), encoding)
+
+
+def decoded(file: str, data: bytes, encoding: str | None = None) -> str:
+    """The text in what a file holds, with line ends as ``\\n``.
+
+    Without ``encoding`` a byte order mark says how it is encoded, and without one it is UTF-8.
+    """
+    used = encoding or _announced(data) or "utf-8"
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(used)
     except UnicodeDecodeError as error:
-        raise Refusal(
-            f"{file}: not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}; "
-            "convert it, for example with iconv -f LATIN1 -t UTF-8"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        byte = f"byte 0x{data[error.start]:02x} at position {error.start}" if error.start < len(data) else error.reason
+        cure = "give its encoding with --encoding, for example --encoding latin-1"
+        raise Refusal(f"{name_of(file)}: not {used.upper()}: {byte}; {cure}") from error
+    if "\0" in text:
+        raise Refusal(_binary(file))
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_all(files: list[str]) -> str:
+def read_all(files: Sequence[str], encoding: str | None = None) -> str:
     """The texts in files as one, each from a new line on."""
-    texts = [read(file) for file in files]
+    return joined([read(file, encoding) for file in files])
+
+
+def joined(texts: Sequence[str]) -> str:
+    """Several texts as one, each from a new line on."""
     ended = [text if text.endswith("\n") else f"{text}\n" for text in texts[:-1]]
     return "".join([*ended, texts[-1]])

@@ -6,38 +6,104 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from .options import PathType
-from .run import carry_out, check_new, held_run, new_run, run_folder
-from .settings import with_training_options
-from .terminal import Refusal
-from .texts import to_be_read_again
+from .options import PathType, device_option, flag_of, given
+from .run import (
+    PIPED,
+    carry_out,
+    check_new,
+    held_run,
+    new_run,
+    options_of_model,
+    origin_of,
+    remove_run,
+    run_folder,
+)
+from .settings import OF_MODEL, with_training_options
+from .terminal import Refusal, quiet_option, refusing, warn
+from .texts import STDIN, to_be_read_again
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("files", nargs=-1, type=PathType(), metavar="FILE...")
+@click.argument("files", nargs=-1, type=PathType(allow_dash=True), metavar="FILE...")
 @click.option("--out", required=True, type=PathType(path_type=Path), metavar="DIR", help="Where everything goes.")
-@click.option("--resume", is_flag=True, help="Go on with the run in DIR; its files and options need not be repeated.")
+@click.option("--resume", is_flag=True, help="Resume the run in DIR; its files and options need not be repeated.")
+@click.option("--replace", is_flag=True, help="Replace the run in DIR; files that no run wrote there stay.")
+@click.option(
+    "--from", "origin", type=PathType(path_type=Path), metavar="MODEL",
+    help="Begin with the model in this directory or file instead of a new one.",
+)  # fmt: skip
 @with_training_options
+@device_option
+@quiet_option
 @click.pass_context
-def train(context: click.Context, /, files: tuple[str, ...], out: Path, resume: bool, **options: Any) -> None:
-    """Train a language model on text FILEs (UTF-8, read as one text, each from a new line on).
+def train(
+    context: click.Context,
+    /,
+    files: tuple[str, ...],
+    out: Path,
+    resume: bool,
+    replace: bool,
+    origin: Path | None,
+    device: str,
+    **options: Any,
+) -> None:
+    """Train a language model on text FILEs; a FILE - is what is piped in.
 
-    DIR receives the model (model.safetensors), the loss as metrics.jsonl and loss.png, a sample.txt, and checkpoints:
-    after a crash, or Ctrl-C, the same command with --resume goes on exactly where it stopped. The file run.json says
-    that DIR belongs to this run. A DIR that holds any of these names already, and no run to resume, is rejected; other
-    files in it are left alone.
+    Several FILEs are read as one text, each from a new line on. DIR receives the model (model.safetensors), the loss as
+    metrics.jsonl and loss.png, a sample.txt, and checkpoints. The file run.json says that DIR belongs to this run. A
+    DIR that holds any of these names already, and no run, is rejected; other files in it are left alone.
+
+    \b
+    gpurnn train BOOK.txt --out my-model
+    gpurnn train --out my-model --resume                 after a crash or Ctrl-C, with the same result
+    gpurnn train --out my-model --resume --steps 5000    train on, up to this step
+    gpurnn train LETTERS.txt --out tuned --from my-model
+    zcat *.gz | gpurnn train - --out my-model
     """
-    paths = [to_be_read_again(file) for file in files]
-    if options["validation"] is not None:
+    paths = [file if file == STDIN else to_be_read_again(file) for file in files]
+    if options["validation"] not in (None, STDIN):
         options["validation"] = to_be_read_again(options["validation"])
+    chosen = {name: value for name, value in options.items() if given(context, name)}
+    if resume and replace:
+        raise Refusal("--resume and --replace are given, expected one of them")
     if resume:
-        source = context.get_parameter_source
-        given = {name: value for name, value in options.items() if source(name) is ParameterSource.COMMANDLINE}
-        carry_out(held_run(out, paths, given))
-    elif not paths:
+        carry_out(held_run(out, paths, chosen, origin), device)
+        return
+    if not paths:
         raise Refusal("no FILE given to train on")
-    else:
-        check_new(run_folder(out))
-        carry_out(new_run(run_folder(out), paths, options))
+    _warn_of_what_has_no_effect(options, chosen)
+    found = None
+    if origin is not None:
+        found, model = origin_of(origin)
+        options = {**options, **_as_the_model_is(options_of_model(model), chosen)}
+        if "dropout" not in chosen:
+            options["dropout"] = model.dropout
+    names = [PIPED] if STDIN in (*paths, options["validation"]) else []
+    folder = run_folder(out, *names)
+    if not (replace and folder.belongs_to_a_run()):
+        check_new(folder)
+    run = new_run(folder, paths, options, found)
+    if replace and folder.belongs_to_a_run():
+        with refusing(ValueError, OSError), folder.locked(new=False):
+            remove_run(folder)
+    carry_out(run, device)
+
+
+def _warn_of_what_has_no_effect(options: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Say which of the chosen options another one leaves without effect."""
+    for name, why in (
+        ("epochs", "--steps is given" if options["steps"] is not None else ""),
+        ("validation_fraction", "--validation is given" if options["validation"] is not None else ""),
+        ("warmup", "--schedule constant has none" if options["schedule"] == "constant" else ""),
+    ):
+        if name in chosen and why:
+            warn(f"{flag_of(name)} has no effect, as {why}")
+
+
+def _as_the_model_is(held: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """The options of a model to begin with; say which of the chosen ones differ and so have no effect."""
+    for name in OF_MODEL:
+        if name in chosen and chosen[name] != held[name]:
+            warn(f"{flag_of(name)} has no effect, as the model of --from is as it is")
+    return held

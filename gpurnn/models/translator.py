@@ -225,7 +225,7 @@ class Translator(EncoderDecoder):
         try:
             import sacrebleu
         except ImportError as error:
-            raise ImportError("Translator.bleu: sacrebleu is not installed; pip install 'gpurnn[bleu]'") from error
+            raise ImportError("Translator.bleu: sacrebleu is not installed; pip install sacrebleu") from error
         where = "Translator.bleu"
         _check_texts(where, "sources", sources)
         _check_texts(where, "references", references)
