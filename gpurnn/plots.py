@@ -142,6 +142,7 @@ def forecast(
     actual: Any = None,
     names: Sequence[str] | None = None,
     start: int = 0,
+    times: Sequence[Any] | None = None,
 ) -> Figure:
     """A series, what is forecast to follow it, and the prediction interval; a panel for each feature.
 
@@ -159,6 +160,8 @@ def forecast(
         What each feature is, with its unit: the labels of the vertical axes.
     start : int
         The time of the first value of ``history``, such as a year.
+    times : sequence of T + steps numbers, dates or datetimes, optional
+        The times of the values of ``history`` and of the forecast, instead of ``start``.
 
     Returns
     -------
@@ -169,7 +172,7 @@ def forecast(
     ImportError
         matplotlib is not installed.
     ValueError
-        The arrays have not as many features, or names, or steps as each other.
+        The arrays have not as many features, names, times or steps as each other.
 
     Examples
     --------
@@ -195,20 +198,31 @@ def forecast(
 
     figure = new_figure("forecast", 7.0, 1.6 + 2.6 * features)
     panels = figure.subplots(features, sharex=True, squeeze=False)[:, 0]
-    first = start + past.shape[0]
-    ahead = range(first, first + steps)
+    length = past.shape[0]
+    at: Sequence[Any] = range(start, start + length + steps) if times is None else list(times)
+    if len(at) != length + steps:
+        raise ValueError(f"forecast: times has {len(at)} entries, expected T + steps = {length + steps}")
+    ahead = at[length:]
     for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        axes.plot(range(start, first), past[:, i], color="black", linewidth=1.2, label="history")
+        axes.plot(at[:length], past[:, i], color="black", linewidth=1.2, label="history")
         if came is not None:
             axes.plot(ahead, came[:, i], color="black", marker="o", markersize=3, linewidth=0.8, label="actual")
-        axes.plot(ahead, point[:, i], color="tab:blue", marker="o", markersize=3, linewidth=1.6, label="forecast")
+        marker = "o" if steps <= 40 else None
+        axes.plot(ahead, point[:, i], color="tab:blue", marker=marker, markersize=3, linewidth=1.6, label="forecast")
         interval = f"{100 * forecast.level:g}% prediction interval"
         axes.fill_between(ahead, lower[:, i], upper[:, i], color="tab:blue", alpha=0.2, linewidth=0, label=interval)
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    panels[-1].set_xlabel("time step" if start == 0 else "time")
-    whole_numbers(panels[-1].xaxis)
+    panels[-1].set_xlabel("time step" if start == 0 and times is None else "time")
+    if hasattr(at[0], "year"):
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        locator = AutoDateLocator()
+        panels[-1].xaxis.set_major_locator(locator)
+        panels[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    elif times is None:
+        whole_numbers(panels[-1].xaxis)
     return written("forecast", figure, path)
 
 

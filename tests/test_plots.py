@@ -97,7 +97,7 @@ def test_refusals(monkeypatch):
     with pytest.raises(FileNotFoundError):
         loss_curve("/nowhere/metrics.jsonl")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"matplotlib is not installed; pip install 'gpurnn\[plot\]'"):
+    with pytest.raises(ImportError, match=r"matplotlib is not installed; pip install matplotlib"):
         loss_curve(TRAINING)
 
 
@@ -167,3 +167,18 @@ def test_damaged_lines_of_a_file_are_left_out_with_a_warning(tmp_path):
 def test_metrics_that_have_a_metric_in_a_part_only_are_drawn_as_the_loss():
     records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "perplexity": 1.6}]
     assert loss_curve(records).axes[0].get_ylabel() == "loss"
+
+
+def test_a_forecast_over_dates():
+    from datetime import date, timedelta
+
+    from gpurnn import plots
+    from gpurnn.models import Forecast
+
+    ahead = Forecast(np.array([3.0, 4.0]), np.array([2.0, 2.5]), np.array([4.0, 5.5]), level=0.9)
+    days = [date(2024, 12, 29) + timedelta(days=i) for i in range(5)]
+    axes = plots.forecast(np.arange(3.0), ahead, times=days).axes[0]
+    assert [list(line.get_xdata()) for line in axes.lines] == [days[:3], days[3:]]
+    assert axes.get_xlabel() == "time"
+    with pytest.raises(ValueError, match=r"forecast: times has 4 entries, expected T \+ steps = 5"):
+        plots.forecast(np.arange(3.0), ahead, times=days[1:])

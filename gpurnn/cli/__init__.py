@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from . import demo, diagnose, evaluate, generate, info, train
+from . import demo, diagnose, evaluate, fit, forecast, generate, info, predict, train
 from .terminal import Commands, end_on_sigterm
 
 
@@ -30,6 +30,7 @@ def cli() -> None:
 
 
 for _command in (
-    train.train, demo.demo, generate.generate, evaluate.evaluate, diagnose.diagnose, info.info,
+    demo.demo, train.train, generate.generate, evaluate.evaluate, diagnose.diagnose,
+    fit.fit, predict.predict, forecast.forecast, info.info,
 ):  # fmt: skip
     cli.add_command(_command)

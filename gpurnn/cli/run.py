@@ -299,7 +299,7 @@ def _carry_out(run: Run, xp: Any) -> None:
         metric=vocabulary.metric, rng=training_rng, on_checkpoint=lambda: model.save(out / MODEL),
         **progress_of(lambda: trainer.total),
     )  # fmt: skip
-    with _directory_taken(run.folder, new=not run.resumed):
+    with directory_taken(run.folder, new=not run.resumed):
         if run.resumed:
             # A kill may have come before the first checkpoint.
             if checkpoints(out / "checkpoints"):
@@ -362,7 +362,7 @@ def _warn_of_unknown(model: LanguageModel, text: str) -> None:
 
 
 @contextmanager
-def _directory_taken(folder: RunDirectory, *, new: bool) -> Iterator[None]:
+def directory_taken(folder: RunDirectory, *, new: bool) -> Iterator[None]:
     """Hold the lock of a run's directory; reject one that cannot be had."""
     with ExitStack() as stack:
         with refusing(ValueError, OSError):

@@ -1,0 +1,75 @@
+"""``gpurnn predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .fit import PREDICTED, PREDICTIONS, answers_of, quality, scaled
+from .options import PathType, computing_on, device_option, encoding_option
+from .pictures import draw_groups
+from .tables import MODEL, csv_bytes, details_of, features_of, groups_of, read_table, targets_of
+from .terminal import Refusal, quiet_option, refusing, say
+
+
+@click.command()
+@click.argument("directory", type=PathType(path_type=Path), metavar="DIR")
+@click.argument("file", type=PathType(allow_dash=True), metavar="DATA.csv")
+@click.option(
+    "--out", type=PathType(path_type=Path, allow_dash=True), metavar="FILE.csv",
+    help="Where the predictions go, a picture beside them; - prints them.  [default: DIR/predictions.csv]",
+)  # fmt: skip
+@encoding_option
+@device_option
+@quiet_option
+def predict(directory: Path, file: str, out: Path | None, encoding: str | None, device: str) -> None:
+    """Predict the class or the number of each group of rows of a CSV file, with the model of `gpurnn fit` in DIR.
+
+    The file has the columns that the model was fitted to; the target is not needed. If it is there, the answers are
+    compared with it. A line of the predictions is a group: its name, the answer, and the probability of each class.
+
+    \b
+    gpurnn predict trips-model NEW.csv
+    gpurnn predict trips-model NEW.csv --out answers.csv
+    """
+    details = details_of(directory, "fit")
+    table = read_table(file, encoding)
+    group, target, classes = details["group"], details["target"], details["classes"]
+    groups = groups_of(table, group, details["order"], details["time_format"])
+    examples = features_of(table, groups, details["features"])
+    known = target in table.columns and not table.missing(target)
+    actual = [*map(_value(classes), targets_of(table, groups, target))] if known else None
+    if out is not None and str(out) != "-":
+        if out.suffix.lower() != ".csv":
+            raise Refusal(f"--out {out}: expected a name that ends in .csv")
+        for path in (out, out.with_suffix(".png")):
+            if path.exists():
+                raise Refusal(f"{path}: is there already; choose another --out, or move it away")
+    from .. import _files, models
+
+    with computing_on(device) as xp:
+        with refusing(ValueError, OSError):
+            model: Any = models.load(directory / MODEL)
+        found, chances = answers_of(model.to(xp), scaled(xp, examples, details), classes, details)
+    header = [group, target, *(f"probability of {name}" for name in classes)]
+    rows = []
+    for i, name in enumerate(groups.names):
+        answer = found[i] if classes else f"{found[i]:.6g}"
+        rows.append([name, answer, *([f"{chance:.4f}" for chance in chances[i]] if classes else [])])
+    written = csv_bytes(header, rows)
+    if str(out) == "-":
+        click.echo(written.decode(), nl=False)
+        return
+    path = out or directory / PREDICTIONS
+    _files.write_atomically(path, written)
+    if actual is not None:
+        say(quality(actual, found, classes))
+    say(f"predictions {path}")
+    picture = out.with_suffix(".png") if out else directory / PREDICTED
+    draw_groups(actual, found, classes, target, picture)
+
+
+def _value(classes: list[str]) -> Any:
+    return str if classes else lambda text: float(text.replace(",", "."))

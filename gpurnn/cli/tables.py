@@ -1,0 +1,308 @@
+"""Tables as CSV files hold them, read as numbers or times; what is wrong is named by its line and column."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .terminal import Refusal, refusing
+from .texts import name_of, read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..training.directory import RunDirectory
+
+MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?"}
+"""What stands for a value that is missing, in lower case."""
+
+MODEL = "model.safetensors"
+
+
+@dataclass
+class Table:
+    """The rows of a CSV file by column, and the line of the file that each row is on."""
+
+    file: str
+    columns: dict[str, list[str]]
+    lines: list[int]
+    comma: bool
+    """Whether a comma is a decimal point, as it is where a semicolon separates the columns."""
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def column(self, name: str, option: str) -> list[str]:
+        """A column; reject a name that is none, given by this option."""
+        if name not in self.columns:
+            raise Refusal(f"{self.file}: has no column {name!r} ({option}); its columns are {', '.join(self.columns)}")
+        return self.columns[name]
+
+    def place(self, row: int, column: str) -> str:
+        """Where a value is, for a message."""
+        return f"{self.file}, line {self.lines[row]}, column {column!r}"
+
+    def missing(self, name: str) -> list[int]:
+        """The rows without a value in a column."""
+        return [row for row, value in enumerate(self.columns[name]) if value.lower() in MISSING]
+
+    def reject_missing(self, name: str, cure: str) -> None:
+        """Reject a column that lacks values, and name their lines."""
+        rows = self.missing(name)
+        if rows:
+            lines = ", ".join(str(self.lines[row]) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+            raise Refusal(f"{self.file}: column {name!r} has no value on {len(rows)} lines ({lines}); {cure}")
+
+    def number(self, row: int, name: str) -> float | None:
+        """A value as a number; None if it is none, or not finite."""
+        text = self.columns[name][row].replace("\u2212", "-")
+        try:
+            value = float(text.replace(",", ".") if self.comma else text)
+        except ValueError:
+            return None
+        return value if math.isfinite(value) else None
+
+    def numbers(self, name: str, cure: str = "") -> list[float]:
+        """A column as numbers, NaN where a value is missing; reject what is neither."""
+        found, gaps = [], set(self.missing(name))
+        for row in range(len(self)):
+            value = math.nan if row in gaps else self.number(row, name)
+            if value is None:
+                text = self.columns[name][row]
+                raise Refusal(f"{self.place(row, name)}: {text!r} is no number{cure and f'; {cure}'}")
+            found.append(value)
+        return found
+
+    def is_numeric(self, name: str) -> bool:
+        """Whether all values of a column, apart from missing ones, are numbers."""
+        gaps = set(self.missing(name))
+        return len(gaps) < len(self) and all(
+            self.number(row, name) is not None for row in range(len(self)) if row not in gaps
+        )
+
+
+def read_table(file: str, encoding: str | None) -> Table:
+    """Read a CSV file with a line of column names; what separates the columns is seen by that line."""
+    where = name_of(file)
+    lines = read(file, encoding).split("\n")
+    heads = [line for line in lines if line.strip()][:1]
+    if not heads:
+        raise Refusal(f"{where}: has no lines")
+    separator = max(",;\t|", key=heads[0].count)
+    rows: list[tuple[int, list[str]]] = []
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        for fields in reader:
+            values = [value.strip() for value in fields]
+            if any(values):
+                rows.append((reader.line_num, values))
+    except csv.Error as error:
+        said = "a quotation mark is not closed" if "unexpected end" in str(error) else str(error)
+        raise Refusal(f"{where}, line {rows[-1][0] + 1 if rows else 1}: {said}") from error
+    (_, names), *rest = rows
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise Refusal(f"{where}: has two columns named {twice[0]!r}; its first line must name each column once")
+    if not rest:
+        raise Refusal(f"{where}: has no rows below the names of its columns, {', '.join(names)}")
+    for line, values in rest:
+        if len(values) != len(names):
+            raise Refusal(f"{where}, line {line}: has {len(values)} values, but there are {len(names)} columns")
+    columns = {name: [values[i] for _, values in rest] for i, name in enumerate(names)}
+    return Table(where, columns, [line for line, _ in rest], separator == ";")
+
+
+# --- times ---
+
+
+@dataclass
+class Times:
+    """The evenly spaced times of a series, and how they go on."""
+
+    values: list[Any]
+    """Numbers, or datetimes."""
+    step: Any
+    """From one time to the next: a number, a timedelta, a number of months (an int), or "weekday"."""
+    write: Callable[[Any], str]
+
+    def following(self, count: int) -> list[Any]:
+        """The times after the last."""
+        found, last = [], self.values[-1]
+        for number in range(1, count + 1):
+            if self.step == "weekday":
+                last += timedelta(days=3 if last.weekday() == 4 else 1)
+                found.append(last)
+            elif isinstance(last, datetime) and isinstance(self.step, int):
+                found.append(_months_later(self.values[-1], number * self.step))
+            else:
+                found.append(self.values[-1] + number * self.step)
+        return found
+
+    @property
+    def season(self) -> int | None:
+        """How many steps a season usually has at such times; None if nothing is known."""
+        if self.step == "weekday":
+            return 5
+        if isinstance(self.step, timedelta):
+            return {86400.0: 7, 3600.0: 24, 604800.0: 52}.get(self.step.total_seconds())
+        if isinstance(self.values[-1], datetime):
+            return 12 // self.step if self.step < 12 and 12 % self.step == 0 else None
+        return None
+
+
+def _months_later(start: datetime, months: int) -> datetime:
+    year, month = divmod(start.year * 12 + start.month - 1 + months, 12)
+    last_day = (datetime(year + (month == 11), (month + 1) % 12 + 1, 1) - timedelta(days=1)).day
+    # The end of a month stays the end of a month.
+    ends = (start + timedelta(days=1)).day == 1
+    return start.replace(year=year, month=month + 1, day=last_day if ends else min(start.day, last_day))
+
+
+def read_times(table: Table, name: str, form: str | None) -> tuple[list[Any], Callable[[Any], str]]:
+    """A column as numbers or datetimes, and how such a time is written; reject what is neither."""
+    table.reject_missing(name, "every row needs its time")
+    texts = table.columns[name]
+    if form is None and table.number(0, name) is not None:
+        return table.numbers(name, "the first time is one"), lambda value: f"{value:.10g}"
+    found = []
+    for row, text in enumerate(texts):
+        try:
+            if form is not None:
+                found.append(datetime.strptime(text, form))
+            else:
+                month = len(text) == 7 and text[4] == "-"
+                found.append(datetime.fromisoformat(f"{text}-01" if month else text.removesuffix("Z")))
+        except ValueError as error:
+            expected = f"of the form {form}" if form else "no number and no date such as 2024-12-31"
+            cure = "" if form else "; give its form with --time-format, for example --time-format %d.%m.%Y"
+            raise Refusal(f"{table.place(row, name)}: {text!r} is {'not ' if form else ''}{expected}{cure}") from error
+    if form is not None:
+        return found, lambda value: value.strftime(form)
+    if len(texts[0]) == 7:
+        return found, lambda value: value.strftime("%Y-%m")
+    if len(texts[0]) == 10:
+        return found, lambda value: value.date().isoformat()
+    return found, lambda value: value.isoformat(sep=texts[0][10])
+
+
+def step_of(times: Sequence[Any]) -> Any:
+    """The step from one of several rising times to the next, by most of them."""
+    if not isinstance(times[0], datetime):
+        return Counter(later - earlier for earlier, later in pairwise(times)).most_common(1)[0][0]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    if min(gaps) >= timedelta(days=28):
+        months = [(b.year - a.year) * 12 + b.month - a.month for a, b in pairwise(times)]
+        if all(t.day == times[0].day or (t + timedelta(days=1)).day == 1 for t in times):
+            return Counter(months).most_common(1)[0][0]
+    step = Counter(gaps).most_common(1)[0][0]
+    weekdays = all(t.weekday() < 5 for t in times) and any(gap == timedelta(days=3) for gap in gaps)
+    return "weekday" if step == timedelta(days=1) and weekdays else step
+
+
+# --- directories ---
+
+
+@contextmanager
+def directory_of(out: Path, command: str, names: Sequence[str], replace: bool) -> Iterator[RunDirectory]:
+    """``out`` for the files of `gpurnn fit` or `gpurnn forecast`, under its lock; reject one that is another's."""
+    from ..training.directory import RunDirectory
+    from .run import directory_taken
+
+    folder = RunDirectory(out, names)
+    with refusing(ValueError, OSError):
+        held = folder.read() if folder.belongs_to_a_run() else None
+        if held is None:
+            folder.check_new()
+        elif held.get("command") != command:
+            raise Refusal(f"{out}: holds another run; choose another directory with --out")
+        elif not replace:
+            raise Refusal(
+                f"{out}: already holds what gpurnn {command} made; add --replace to replace it, or choose another "
+                "directory with --out"
+            )
+    with directory_taken(folder, new=held is None):
+        yield folder
+
+
+def details_of(directory: Path, command: str) -> dict[str, Any]:
+    """What the run.json in a directory of `gpurnn fit` says."""
+    from .run import RUN, run_folder
+
+    with refusing(ValueError, OSError):
+        held = run_folder(directory).read()
+    if held is None:
+        raise Refusal(f"{directory}: no model in there ({RUN}); gpurnn {command} makes one")
+    if held.get("command") != command:
+        made = held.get("command", "train")
+        raise Refusal(f"{directory}: holds what gpurnn {made} made, expected a directory of gpurnn {command}")
+    return held
+
+
+def csv_bytes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    """A CSV file."""
+    import io
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue().encode()
+
+
+# --- groups of rows ---
+
+
+@dataclass
+class Groups:
+    """The groups of a table, in the order of their first rows: what each is called, and its rows in order."""
+
+    names: list[str]
+    rows: list[list[int]]
+
+
+def groups_of(table: Table, group: str, order: str | None, time_format: str | None) -> Groups:
+    """The rows of each value of the column ``group``, in the order of the column ``order``, or else of the file."""
+    keys = table.column(group, "--group")
+    table.reject_missing(group, "every row needs its group")
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    if order is not None:
+        table.column(order, "--order")
+        when, _ = read_times(table, order, time_format)
+        for found in rows.values():
+            found.sort(key=when.__getitem__)
+    return Groups(list(rows), list(rows.values()))
+
+
+def features_of(table: Table, groups: Groups, features: Sequence[str]) -> list[Any]:
+    """The features of each group's rows, (T, features) arrays; reject what is missing or no number."""
+    import numpy as np
+
+    columns = []
+    for name in features:
+        table.column(name, "--features")
+        table.reject_missing(name, "fill them in, or leave the column out of --features")
+        columns.append(table.numbers(name, "leave the column out of --features"))
+    values = np.asarray(columns).T
+    return [values[rows] for rows in groups.rows]
+
+
+def targets_of(table: Table, groups: Groups, target: str, option: str = "--target") -> list[str]:
+    """The value of the column ``target`` of each group; reject one that changes within a group."""
+    texts = table.column(target, option)
+    table.reject_missing(target, "every group needs its target")
+    for name, rows in zip(groups.names, groups.rows, strict=True):
+        for row in rows:
+            if texts[row] != texts[rows[0]]:
+                raise Refusal(
+                    f"{table.place(row, target)}: {texts[row]!r}, but {texts[rows[0]]!r} on line "
+                    f"{table.lines[rows[0]]}; all rows of the group {name} must have the same target"
+                )
+    return [texts[rows[0]] for rows in groups.rows]

@@ -1,0 +1,315 @@
+"""`gpurnn fit`, `predict` and `forecast`: CSV files in, answers and pictures out, and errors by line and column."""
+
+import csv
+import json
+import math
+from datetime import date, timedelta
+
+import numpy as np
+import pytest
+from test_cli import files, piped, refused, run
+
+from gpurnn import models
+from gpurnn.cli.tables import read_table, read_times, step_of
+from gpurnn.training.directory import RunDirectory
+
+QUICK = ["--updates", "30"]
+
+
+def table(path, header, rows):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def series(tmp_path):
+    rng = np.random.default_rng(0)
+    values = [0.1 * t + 3 * math.sin(2 * math.pi * t / 12) + 0.2 * rng.normal() for t in range(120)]
+    return table(
+        tmp_path / "sales.csv",
+        "month,sales",
+        [f"{2010 + t // 12}-{t % 12 + 1:02d},{v:.3f}" for t, v in enumerate(values)],
+    )
+
+
+@pytest.fixture
+def trips(tmp_path):
+    """A word and a number for each of 40 groups of 3 to 8 rows, the rows in disorder."""
+    rng, rows = np.random.default_rng(0), []
+    for trip in range(40):
+        fast = trip % 2
+        speeds = rng.normal(5 + 3 * fast, 1, rng.integers(3, 9))
+        rows += [
+            f"t{trip},{second},{speed:.2f},{'car' if fast else 'bike'},{speeds.mean():.3f},x"
+            for second, speed in enumerate(speeds)
+        ]
+    rng.shuffle(rows)
+    return table(tmp_path / "trips.csv", "trip,second,speed,vehicle,mean,remark", rows)
+
+
+FIT = ["--group", "trip", "--order", "second", "--epochs", "10", "--hidden", "8", "--lr", "0.02"]
+
+
+# --- forecast ---
+
+
+def test_a_forecast_of_trend_and_season(series, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = run("forecast", series, "--time", "month", "--target", "sales", *QUICK).stdout
+    out = tmp_path / "sales-forecast"
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [".gpurnn.lock", "forecast.csv", "forecast.png", "model.safetensors", "run.json"]
+    assert "120 rows, 2010-01 to 2019-12: a trend and a season of 12\n" in said
+    assert "tried on the last 12 rows, which it had not seen: mean absolute error 0." in said
+    found = rows_of(out / "forecast.csv")
+    assert list(found[0]) == ["month", "sales", "sales_lower", "sales_upper"]
+    assert [row["month"] for row in found] == [f"2020-{month:02d}" for month in range(1, 13)]
+    for t, row in enumerate(found, 120):
+        true = 0.1 * t + 3 * math.sin(2 * math.pi * t / 12)
+        assert float(row["sales"]) == pytest.approx(true, abs=0.7)
+        assert float(row["sales_lower"]) < float(row["sales"]) < float(row["sales_upper"])
+    assert (out / "forecast.png").read_bytes().startswith(b"\x89PNG")
+    assert isinstance(models.load(out / "model.safetensors"), models.Forecaster)
+    # The same again is the same; another directory and another length.
+    run("forecast", series, "--time", "month", "--target", "sales", *QUICK, "--out", "again", "--steps", 3)
+    assert rows_of(tmp_path / "again" / "forecast.csv")[0]["month"] == "2020-01"
+    before = files(out)
+    said = refused("forecast", series, "--time", "month", "--target", "sales", *QUICK)
+    assert "already holds what gpurnn forecast made; add --replace" in said
+    run("forecast", series, "--time", "month", "--target", "sales", *QUICK, "--replace")
+    assert (out / "forecast.csv").read_bytes() == before[(out / "forecast.csv").relative_to(out)]
+
+
+def test_values_that_grow_in_proportion_stay_above_zero(tmp_path):
+    rng = np.random.default_rng(1)
+    values = [math.exp(0.02 * t + 0.4 * math.sin(2 * math.pi * t / 12) + 0.03 * rng.normal()) for t in range(120)]
+    path = table(tmp_path / "a.csv", "t,v", [f"{t},{v}" for t, v in enumerate(values)])
+    said = run("forecast", path, "--time", "t", "--target", "v", "--out", tmp_path / "o", *QUICK, "--season", 12).stdout
+    assert "a trend and a season of 12, in proportion to the values" in said
+    found = rows_of(tmp_path / "o" / "forecast.csv")
+    assert [row["t"] for row in found] == [str(t) for t in range(120, 132)]
+    assert min(float(row["v_lower"]) for row in found) > 0
+    assert all(0.7 < float(row["v"]) / math.exp(0.02 * t + 0.4 * math.sin(2 * math.pi * t / 12)) < 1.4
+               for t, row in enumerate(found, 120))  # fmt: skip
+
+
+def test_a_constant_series(tmp_path):
+    path = table(tmp_path / "a.csv", "t,v", [f"{t},5" for t in range(40)])
+    run("forecast", path, "--time", "t", "--target", "v", "--out", tmp_path / "o", *QUICK)
+    assert all(float(row["v"]) == pytest.approx(5, abs=0.05) for row in rows_of(tmp_path / "o" / "forecast.csv"))
+
+
+def days(count, start=date(2024, 1, 1), step=1):
+    return [start + timedelta(days=step * i) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "form", "following"),
+    [
+        (["3", "5", "7"], None, ["9", "11", "13"]),
+        (["0.1", "0.2", "0.3"], None, ["0.4", "0.5", "0.6"]),
+        (["2024-02-27", "2024-02-28"], None, ["2024-02-29", "2024-03-01"]),
+        (["2024-01-31", "2024-02-29", "2024-03-31"], None, ["2024-04-30", "2024-05-31"]),
+        (["2024-11-15", "2024-12-15"], None, ["2025-01-15", "2025-02-15"]),
+        (["2023-Q"], "%Y-Q", []),
+        (["2024-07", "2024-10"], None, ["2025-01", "2025-04"]),
+        (["2020-02-29", "2021-02-28"], None, ["2022-02-28", "2023-02-28", "2024-02-29"]),
+        (["31.12.2024 22:00", "31.12.2024 23:00"], "%d.%m.%Y %H:%M", ["01.01.2025 00:00"]),
+        (["2024-12-31T22:30:00", "2024-12-31T23:00:00"], None, ["2024-12-31T23:30:00"]),
+        ([str(d) for d in days(12) if d.weekday() < 5], None, ["2024-01-15", "2024-01-16"]),
+    ],
+)
+def test_times_go_on(tmp_path, texts, form, following):
+    from gpurnn.cli.tables import Times
+
+    found, write = read_times(read_table(str(table(tmp_path / "t.csv", "t", texts)), None), "t", form)
+    assert [write(time) for time in found] == texts
+    if following:
+        times = Times(found, step_of(found), write)
+        assert [write(time) for time in times.following(len(following))] == following
+
+
+def test_rows_that_are_missing(tmp_path):
+    dates = days(60)
+    lines = [f"{d};{10 + d.weekday()},5" for i, d in enumerate(dates) if i not in (20, 21, 40)]
+    lines[5] = f"{dates[5]};"
+    lines[0], lines[30] = lines[30], lines[0]
+    path = table(tmp_path / "a.csv", "Tag;Wert", lines)
+    arguments = ["forecast", path, "--time", "Tag", "--target", "Wert", *QUICK, "--out", tmp_path / "o"]
+    said = refused(*arguments)
+    assert "column 'Wert' has no value on 1 lines (7); fill them in, or add --fill" in said
+    said = run(*arguments, "--fill").stdout
+    assert "the rows are put in the order of Tag" in said
+    assert "60 rows, 2024-01-01 to 2024-02-29" in said
+    assert "4 missing values are filled on the straight line between their neighbours" in said
+    lines[5] = f"{dates[5]};15,5"
+    table(path, "Tag;Wert", lines)
+    result = run(*arguments, "--replace")
+    assert "warning: the rows are not at equal distances, first at line 22, 2024-01-23 (2 in all)" in result.stderr
+    assert "57 rows" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "options", "message"),
+    [
+        ("t,v", ["1,2", "2,x", "3,4"], [], "line 3, column 'v': 'x' is no number"),
+        ("t,v", ["1,2", "2,inf"], [], "line 3, column 'v': 'inf' is no number"),
+        ("t,v", ["1,2", "soon,3"], [], "line 3, column 't': 'soon' is no number; the first time is one"),
+        ("t,v", ["1.2.2024,3"], [], "line 2, column 't': '1.2.2024' is no number and no date"),
+        ("t,v", ["2024-01-01,3"], ["--time-format", "%d.%m.%Y"], "'2024-01-01' is not of the form %d.%m.%Y"),
+        ("t,v", ["1,2", "2,3", "1,4"], [], "lines 2 and 4 have the same t, 1; a file of one series is expected"),
+        ("t,v", ["1,2,3"], [], "line 2: has 3 values, but there are 2 columns"),
+        ("t,t", ["1,2"], [], "has two columns named 't'"),
+        ("t,v", [], [], "has no rows below the names of its columns, t, v"),
+        ("t,w", ["1,2"], [], "has no column 'v' (--target); its columns are t, w"),
+        ("t,v", ['1,"2'], [], "line 2: a quotation mark is not closed"),
+        ("t,v", ["1,2", ",3"], [], "column 't' has no value on 1 lines (3); every row needs its time"),
+        ("t,v", [f"{i},{i}" for i in range(19)], [], "has 19 rows, expected at least 20 to learn from"),
+        ("t,v", [f"{i},{i}" for i in range(30)], ["--season", "16"], "--season 16: expected at most 15, half of the"),
+        ("t,v", [f"{i},{i}" for i in range(30)], ["--window", "16"], "--window 16: expected at most 15"),
+        ("t,v", [f"{i},NA" for i in range(30)], ["--fill"], "the target has no values at all"),
+    ],
+)
+def test_what_is_wrong_with_a_series_is_named(tmp_path, header, rows, options, message):
+    path = table(tmp_path / "a.csv", header, rows)
+    said = refused("forecast", path, "--time", "t", "--target", "v", "--out", tmp_path / "o", *QUICK, *options)
+    assert message in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_files_in_the_way_of_a_forecast_stay(series, tmp_path):
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "forecast.csv").write_text("mine")
+    arguments = ["forecast", series, "--time", "month", "--target", "sales", *QUICK, "--out", out]
+    for options in ([], ["--replace"]):
+        assert "holds forecast.csv, which no training run wrote there" in refused(*arguments, *options)
+    assert (out / "forecast.csv").read_text() == "mine"
+    (out / "forecast.csv").unlink()
+    run(*arguments)
+    with RunDirectory(out).locked(new=False):
+        assert "is in use by another training run" in refused(*arguments, "--replace")
+    said = refused("fit", series, "--group", "month", "--target", "sales", "--out", out, "--replace")
+    assert "no column of numbers to predict from" in said
+    assert "holds what gpurnn forecast made, expected a directory of gpurnn fit" in refused("predict", out, series)
+
+
+def test_a_forecast_from_stdin(series, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    piped(series.read_text(), "forecast", "-", "--time", "month", "--target", "sales", *QUICK, "-q")
+    assert (tmp_path / "table-forecast" / "forecast.csv").exists()
+
+
+# --- fit and predict ---
+
+
+def test_classes_of_groups(trips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = run("fit", trips, *FIT, "--target", "vehicle", "--features", "speed").stdout
+    assert "40 groups of 3 to 8 rows, 1 features; 2 classes of vehicle: bike, car\n" in said
+    assert "of 8 groups are right (" in said
+    out = tmp_path / "trips-model"
+    assert sorted(path.name for path in out.iterdir()) == [".gpurnn.lock", "fit.png", "model.safetensors", "run.json"]
+    said = run("predict", out, trips).stdout
+    share = int(said.partition(" of 40 groups")[0])
+    assert share >= 36
+    found = rows_of(out / "predictions.csv")
+    assert list(found[0]) == ["trip", "vehicle", "probability of bike", "probability of car"]
+    truth = {row["trip"]: row["vehicle"] for row in rows_of(trips)}
+    assert sum(row["vehicle"] == truth[row["trip"]] for row in found) == share
+    assert sorted(row["trip"] for row in found) == sorted(truth)
+    assert all(
+        float(row["probability of bike"]) + float(row["probability of car"]) == pytest.approx(1, abs=2e-4)
+        for row in found
+    )
+    assert (out / "predictions.png").read_bytes().startswith(b"\x89PNG")
+    # The target is not needed, nor the order of the rows in the file, nor other columns.
+    lines = sorted(f"{row['speed']},{row['second']},{row['trip']}" for row in rows_of(trips))
+    blind = table(tmp_path / "blind.csv", "speed,second,trip", lines)
+    said = run("predict", out, blind, "--out", tmp_path / "answers.csv").stdout
+    assert "right" not in said
+    answers = {row["trip"]: row for row in rows_of(tmp_path / "answers.csv")}
+    assert answers == {row["trip"]: row for row in found}
+    assert (tmp_path / "answers.png").exists()
+    printed = piped(blind.read_text(), "predict", out, "-", "--out", "-").stdout
+    assert printed == (tmp_path / "answers.csv").read_text()
+
+
+def test_values_of_groups(trips, tmp_path):
+    out = tmp_path / "o"
+    said = run("fit", trips, *FIT, "--target", "mean", "--out", out).stdout
+    assert "left out, as they hold other than numbers: vehicle, remark\n" in said
+    assert "features; mean, a number\n" in said
+    run("predict", out, trips)
+    truth = {row["trip"]: float(row["mean"]) for row in rows_of(trips)}
+    found = {row["trip"]: float(row["mean"]) for row in rows_of(out / "predictions.csv")}
+    assert np.corrcoef([truth[k] for k in truth], [found[k] for k in truth])[0, 1] > 0.9
+    assert np.mean([abs(truth[k] - found[k]) for k in truth]) < 0.8
+
+
+def test_whole_numbers_are_classes_or_values(tmp_path):
+    path = table(tmp_path / "a.csv", "g,x,y", [f"{g},{g % 2 + 0.1 * i},{g % 2}" for g in range(20) for i in range(3)])
+    fit = ["fit", path, "--group", "g", "--target", "y", "--epochs", "2", "--hidden", "4"]
+    said = run(*fit, "--out", tmp_path / "c").stdout
+    assert "the 2 whole numbers of y are taken for classes; for values add --task regress" in said
+    assert "2 classes of y: 0, 1" in said
+    assert "y, a number" in run(*fit, "--out", tmp_path / "r", "--task", "regress").stdout
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["classes"] == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (
+            ["a,1,u", "a,2,v"],
+            [],
+            "line 3, column 'y': 'v', but 'u' on line 2; all rows of the group a must have",
+        ),
+        (["a,1,u", ",2,u"], [], "column 'g' has no value on 1 lines (3); every row needs its group"),
+        (["a,1,u", "b,,u"], [], "column 'x' has no value on 1 lines (3); fill them in, or leave the column out"),
+        (["a,1,u", "b,2,"], [], "column 'y' has no value on 1 lines (3); every group needs its target"),
+        (["a,1,u", "b,q,v"], ["--features", "x"], "line 3, column 'x': 'q' is no number; leave the column out"),
+        (["a,1,u", "b,2,v"], ["--features", "z"], "has no column 'z' (--features); its columns are g, x, y"),
+        (["a,1,u", "b,2,v"], ["--features", "y"], "--features: 'y' is the target, and no feature"),
+        (["a,1,u", "b,2,v"], ["--features", "x,x"], "--features: names a column twice"),
+        (["a,q,u", "b,q,v"], [], "has no column of numbers to predict from"),
+        (["a,1,u", "b,2,u"], [], "column 'y' is 'u' everywhere, so there is nothing to learn"),
+        (["a,1,u", "b,2,v"], [], "column 'y' has 2 classes for 2 groups, expected several groups of each"),
+        (["a,1,u", "b,2,v"], ["--task", "regress"], "line 2, column 'y': 'u' is no number, which --task regress needs"),
+        (["a,1,1.5", "b,2,2.5"], [], "has 2 groups in 'g', expected at least 4 to learn from"),
+    ],
+)
+def test_what_is_wrong_with_groups_is_named(tmp_path, rows, options, message):
+    path = table(tmp_path / "a.csv", "g,x,y", rows)
+    assert message in refused("fit", path, "--group", "g", "--target", "y", "--out", tmp_path / "o", *options)
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_is_wrong_with_predictions(trips, tmp_path):
+    out = tmp_path / "o"
+    run("fit", trips, *FIT, "--target", "vehicle", "--out", out, "--epochs", 1)
+    assert "no model in there (run.json); gpurnn fit makes one" in refused("predict", tmp_path, trips)
+    (tmp_path / "there.png").write_text("mine")
+    assert "there.png: is there already" in refused("predict", out, trips, "--out", tmp_path / "there.csv")
+    assert not (tmp_path / "there.csv").exists()
+    assert "expected a name that ends in .csv" in refused("predict", out, trips, "--out", tmp_path / "there.txt")
+    other = table(tmp_path / "other.csv", "trip,second", ["1,2"])
+    assert "has no column 'speed' (--features)" in refused("predict", out, other)
+    assert "already holds what gpurnn fit made" in refused("fit", trips, *FIT, "--target", "vehicle", "--out", out)
+    run("predict", out, trips)
+    run("fit", trips, *FIT, "--target", "vehicle", "--out", out, "--epochs", 1, "--replace")
+    assert not (out / "predictions.csv").exists()  # it was of the model before
+    assert "its run was not started by gpurnn train" in refused("train", "--out", out, "--resume")
+
+
+def test_without_matplotlib(series, trips, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    said = run("forecast", series, "--time", "month", "--target", "sales", *QUICK, "--out", tmp_path / "o").stdout
+    assert "picture     none: matplotlib is not installed; pip install matplotlib\n" in said
+    said = run("fit", trips, *FIT, "--target", "vehicle", "--epochs", 1, "--out", tmp_path / "f").stdout
+    assert "picture     none: matplotlib is not installed; pip install matplotlib\n" in said
