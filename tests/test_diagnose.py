@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
 def test_a_report_and_its_pictures(trained):
     said = run("diagnose", trained / "gru", "--length", 12, "--starts", 3).stdout
     names = {path.name for path in (trained / "gru" / "diagnosis").iterdir()}
-    for name in names:
+    for name in names - {"findings.json"}:
         assert (trained / "gru" / "diagnosis" / name).read_bytes().startswith(b"\x89PNG")
     each = {"eigenvalues", "singular_values", "saturation", "fixed_points", "lyapunov"}
     assert {f"l{k}_{name}.png" for k in (0, 1) for name in each} | {
@@ -107,6 +107,87 @@ def test_gradients_that_leave_float64(tmp_path, monkeypatch):
         assert not np.isfinite(norms[0]).any()
         growth = (np.log(norms[-1000, 0]) - np.log(norms[-100, 0])) / 900
         assert growth == pytest.approx(np.log(float(per_step)), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("history", "verdict", "meaning"),
+    [
+        ([{"loss": 3.3}], "bad", "hardly better than by chance"),
+        ([{"loss": 1.0}, {"validation_loss": 1.0}, {"validation_loss": 1.2}], "bad", "by heart"),
+        ([{"loss": 1.0}, {"validation_loss": 1.4}], "watch", "much worse"),
+        ([{"loss": 3 - k / 20} for k in range(40)], "watch", "still falling"),
+        ([{"loss": 1.0}, {"validation_loss": 1.1}], "good", "it has learnt"),
+    ],
+)
+def test_what_the_losses_mean(history, verdict, meaning):
+    said = []
+    findings = report._Findings(said.append)
+    report._training(history, LanguageModel(gpurnn.CharVocabulary.from_text(TEXT), 2, 3), findings, said.append)
+    (found,) = findings
+    assert (found.verdict, bool(found.advice)) == (verdict, verdict != "good")
+    assert meaning in found.meaning
+    assert said[1] == f"    {verdict}: {found.meaning}"
+    assert (f"    try: {found.advice}" in said) == (verdict != "good")
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "verdict", "meaning"),
+    [
+        (report._gradients, (gpurnn.GRU(1, 2), "exploding", 1.1, 50), "bad", "errors grow on their way back"),
+        (report._gradients, (gpurnn.GRU(1, 2), "vanishing", 0.5, 50), "bad", "only from the last 7 steps"),
+        (report._gradients, (gpurnn.GRU(1, 2), "vanishing", 0.9, 50), "watch", "about the last 44 steps"),
+        (report._gradients, (gpurnn.GRU(1, 2), "neither", 0.99, 50), "good", "from all of the 50 steps"),
+        (report._perturbations, ("chaotic", 0.3), "bad", "has nothing to do with"),
+        (report._perturbations, ("neither", 0.0), "watch", "neither fades nor grows"),
+        (report._perturbations, ("stable", -0.1), "good", "to a third in 10 steps"),
+        (report._fixed_points, (0, 2, 8), "watch", "comes to rest"),
+        (report._fixed_points, (1, 3, 8), "good", "settles at one state"),
+        (report._fixed_points, (2, 3, 8), "good", "one of 2 states"),
+        (report._saturation, ({"r": 0.9, "z": 0.1},), "bad", "r is at its end in 90%"),
+        (report._saturation, ({"r": 0.1, "z": 0.6},), "watch", "z is at its end in 60%"),
+        (report._saturation, ({"r": 0.1, "z": 0.2},), "good", "where gradients pass"),
+        (report._dead, ({"h": 20}, 100), "bad", "20 of 100 units never move"),
+        (report._dead, ({"h": 2}, 100), "watch", "2 of 100 units never move"),
+        (report._dead, ({}, 100), "good", "all units do something"),
+    ],
+)
+def test_what_findings_mean(function, arguments, verdict, meaning):
+    findings = report._Findings(lambda line: None)
+    function("l0", *arguments, findings)
+    (found,) = findings
+    assert (found.where, found.verdict, bool(found.advice)) == ("l0", verdict, verdict != "good")
+    assert meaning in found.meaning
+
+
+def test_a_diagnosis_in_words_and_as_json(trained):
+    said = run("diagnose", trained / "rnn", "--length", 12, "--starts", 3).stdout
+    found = json.loads(run("diagnose", trained / "rnn", "--length", 12, "--starts", 3, "--json").stdout)
+    names = ["learning", "gradients", "perturbations", "fixed points", "saturation", "dead units"]
+    assert [finding["name"] for finding in found["findings"]] == names
+    assert found["steps"] == 12
+    for finding in found["findings"]:
+        assert f"    {finding['verdict']}: {finding['meaning']}\n" in said
+        assert finding["advice"] in said
+        assert finding["values"]
+    verdicts = [finding["verdict"] for finding in found["findings"]]
+    written = json.loads((trained / "rnn" / "diagnosis" / "findings.json").read_text())
+    assert written["findings"] == found["findings"]
+    expected = f"in all        {verdicts.count('bad')} bad, {verdicts.count('watch')} to watch"
+    assert expected in said
+
+
+def test_pictures_of_others_stay(trained, tmp_path):
+    for name in ("model.safetensors", "run.json"):
+        shutil.copy(trained / "rnn" / name, tmp_path)
+    (tmp_path / "diagnosis").mkdir()
+    for name in ("cost.png", "findings.json"):
+        (tmp_path / "diagnosis" / name).write_text("{}")
+        said = refused("diagnose", tmp_path, "--length", 4, "--starts", 1)
+        assert "diagnosis: is there already, and no diagnosis made it; move it away" in said
+        assert (tmp_path / "diagnosis" / name).read_text() == "{}"
+        (tmp_path / "diagnosis" / name).unlink()
+    for _ in range(2):
+        run("diagnose", tmp_path, "--length", 4, "--starts", 1)
 
 
 def test_norms_are_right_where_their_squares_are_beyond_float64():

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from .options import PathType, encoding_option, integer
 from .run import METRICS, RUN, load_model, make_directory, read_metrics, run_folder, text_of
-from .terminal import Refusal, refusing, tell, warn
+from .terminal import Refusal, as_json_text, refusing, tell, tell_json, warn
 from .texts import name_of, read
+
+FINDINGS = "findings.json"
+
+_OURS = {"format": "gpurnn diagnosis"}
+"""What says that a file of findings, and so the pictures beside it, are a diagnosis's."""
 
 
 @click.command(context_settings={"show_default": True})
@@ -18,17 +26,23 @@ from .texts import name_of, read
     "--text", type=PathType(allow_dash=True), metavar="FILE", help="Text to run on.  [default: that of the training]"
 )
 @encoding_option
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @integer("--length", 64, "Characters or words of it.")
 @integer("--starts", 8, "States from which fixed points are looked for.")
-def diagnose(directory: Path, text: str | None, encoding: str | None, length: int, starts: int) -> None:
-    """Say how the recurrent layers of the model in DIR behave, and draw it.
+def diagnose(directory: Path, text: str | None, encoding: str | None, as_json: bool, length: int, starts: int) -> None:
+    """Say how the recurrent layers of the model in DIR behave, whether that is good or bad, and what to try; draw it.
 
-    Do gradients vanish or explode, are perturbations forgotten or amplified, what are the fixed points, which gates are
-    saturated, which units are dead, what does a step cost. The pictures go to DIR/diagnosis.
+    Has it learnt, do gradients vanish or explode, do small differences fade or grow, does it come to rest, which gates
+    are saturated, which units are dead, what does a step cost. The pictures and findings.json go to DIR/diagnosis.
 
     The norm of the gradient in training is that of all parameters, before clipping, as metrics.jsonl has it; for that
     of each layer give a gpurnn.analysis.GradientNorms to a Trainer.
+
+    \b
+    gpurnn diagnose my-model
+    gpurnn diagnose my-model --text OTHER.txt --length 500
     """
+    from .. import _files
     from ..analysis.report import diagnose as report
 
     model = load_model(directory)
@@ -45,7 +59,29 @@ def diagnose(directory: Path, text: str | None, encoding: str | None, length: in
         raise Refusal(f"{source}: expected at least 2 {model.vocabulary.kind}s")
     history = read_metrics(directory / METRICS)
     pictures = directory / "diagnosis"
-    make_directory(pictures)
+    _claim(pictures)
     with refusing(ImportError, ValueError):
-        report(model, tokens, pictures, history, starts, tell)
-    tell(f"\npictures      {pictures}")
+        findings = report(model, tokens, pictures, history, starts, (lambda line: None) if as_json else tell)
+    described = {"model": str(directory), "steps": len(tokens) - 1, "pictures": str(pictures)}
+    found = {**described, "findings": [asdict(finding) for finding in findings]}
+    _files.write_atomically(pictures / FINDINGS, as_json_text({**_OURS, **found}).encode())
+    if as_json:
+        tell_json(found)
+    else:
+        tell(f"\npictures      {pictures}")
+
+
+def _claim(pictures: Path) -> None:
+    """Make the directory of the pictures; reject one with files that no diagnosis wrote."""
+    from .. import _files
+
+    path = pictures / FINDINGS
+    try:
+        ours = json.loads(path.read_bytes()).get("format") == _OURS["format"]
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours and os.path.lexists(pictures) and (not pictures.is_dir() or any(pictures.iterdir())):
+        raise Refusal(f"{pictures}: is there already, and no diagnosis made it; move it away")
+    make_directory(pictures)
+    if not ours:
+        _files.write_atomically(path, as_json_text(_OURS).encode())

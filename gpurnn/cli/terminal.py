@@ -160,8 +160,13 @@ def tell(text: str = "") -> None:
 
 
 def tell_json(value: Any) -> None:
-    """Print what was asked for as JSON; what is not finite, which JSON has no number for, as null."""
-    click.echo(json.dumps(_finite(value), indent=2))
+    """Print what was asked for as JSON."""
+    click.echo(as_json_text(value))
+
+
+def as_json_text(value: Any) -> str:
+    """``value`` as JSON; what is not finite, which JSON has no number for, as null."""
+    return json.dumps(_finite(value), indent=2)
 
 
 def _finite(value: Any) -> Any:
