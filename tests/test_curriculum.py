@@ -102,6 +102,32 @@ def test_training_takes_every_batch_of_every_epoch():
     assert [record["epoch"] for record in run.history] == pytest.approx(expected, rel=1e-15)
 
 
+@pytest.mark.parametrize("increment", [0.1, 1 / 3, 1, 2.5, 7, 1e9])
+@pytest.mark.parametrize("maximum", [2, 3.7, 5, 8, 100])
+def test_the_steps_of_epochs_are_those_of_each(increment, maximum):
+    data = PaddedBatches(sequences(), 2, curriculum=Curriculum(2, increment, maximum))
+    for epochs in (0, 1, 2, 3, 17, 70):
+        run = Trainer(language_model(), data, SGD(0.1), epochs=epochs, progress=False)
+        assert run.total == sum(data.num_batches(epoch) for epoch in range(epochs))
+
+
+@pytest.mark.parametrize("curriculum", [None, Curriculum(3, 1, 5), Curriculum(3, 1e-3)])
+def test_very_many_epochs_are_not_counted_one_by_one(curriculum):
+    data, counted = PaddedBatches(sequences(), 2, curriculum=curriculum), []
+    count = data._count
+
+    def noted(admitted):
+        counted.append(1)
+        assert len(counted) < 10_000
+        return count(admitted)
+
+    data._count = noted
+    run = Trainer(language_model(), data, SGD(0.1), epochs=10**9, progress=False)
+    assert len(data) * 10**9 - 10**5 < run.total <= len(data) * 10**9
+    stream = TokenStream(sequences()[1], 2, 2)
+    assert Trainer(language_model(), stream, SGD(0.1), epochs=10**9, progress=False).total == len(stream) * 10**9
+
+
 def test_validation_once_an_epoch_is_at_the_end_of_each():
     validation = PaddedBatches(sequences(), 20)
     run = Trainer(language_model(), growing(), SGD(0.1), steps=16, validation=validation, progress=False)

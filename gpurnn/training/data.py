@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class Batch:
 class Data(Protocol):
     """Batches for a `Trainer`; `TokenStream` and `PaddedBatches` are two kinds.
 
-    Data whose epochs differ in their number of batches have a method more, ``num_batches(epoch)``.
+    Data whose epochs differ in their number of batches have a method more, ``num_batches(epoch)``. A `Trainer` that is
+    given ``epochs`` asks it for each of them at the beginning.
     """
 
     carries_state: bool
@@ -74,6 +76,17 @@ def num_batches(data: Data, epoch: int) -> int:
     if number < 1:
         raise ValueError(f"{type(data).__name__}: epoch {epoch} has {number} batches, expected at least 1")
     return number
+
+
+def batches_of_epochs(data: Data, epochs: int) -> int:
+    """How many batches the first ``epochs`` epochs of any `Data` have, without a look at those that are alike."""
+    differing = epochs
+    if not hasattr(data, "num_batches"):
+        differing = 0
+    elif isinstance(data, PaddedBatches) and type(data).num_batches is PaddedBatches.num_batches:
+        differing = min(epochs, data._first_of_the_alike())
+    alike = epochs - differing
+    return sum(num_batches(data, e) for e in range(differing)) + (alike * num_batches(data, differing) if alike else 0)
 
 
 def _position(data: Data, epoch: int, index: int) -> tuple[int, int]:
@@ -493,6 +506,14 @@ class PaddedBatches:
         """How many batches an epoch has. Epochs differ only if there is a curriculum."""
         epoch = _checks.integer_at_least("PaddedBatches.num_batches", "epoch", epoch, 0)
         return self._count(self._admitted(epoch))
+
+    def _first_of_the_alike(self) -> int:
+        """The epoch from which on all have the same number of batches."""
+        if self.curriculum is None:
+            return 0
+        limit = min(self.curriculum.maximum, float(self._difficulties.max()))
+        epochs = (limit - self.curriculum.start) / self.curriculum.increment
+        return math.ceil(min(max(epochs, 0.0), 2.0**53)) + 1  # one more, as the quotient is rounded
 
     def padding_share(self, epoch: int = 0) -> float:
         """The share of an epoch's steps, those of targets with lengths of their own included, that are padding."""

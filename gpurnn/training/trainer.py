@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .. import _checks, _dispatch, _metrics, _random, gradients, losses
 from ..optimizers import Optimizer, Rprop
 from .checkpoint import CheckpointError, checkpoints, file_name, latest_checkpoint, save_checkpoint
-from .data import Batch, Data, num_batches
+from .data import Batch, Data, batches_of_epochs, num_batches
 from .directory import CHECKPOINTS, METRICS_FILE, RUN, RunDirectory
 
 METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
@@ -253,7 +253,7 @@ class Trainer:
         if steps is not None:
             self.total = _checks.integer_at_least(where, "steps", steps, 0)
         else:
-            self.total = sum(num_batches(data, e) for e in range(_checks.integer_at_least(where, "epochs", epochs, 0)))
+            self.total = batches_of_epochs(data, _checks.integer_at_least(where, "epochs", epochs, 0))
         if teacher_forcing is not None and not callable(teacher_forcing):
             teacher_forcing = _checks.probability(where, "teacher_forcing", teacher_forcing)
         if hasattr(teacher_forcing, "observe"):
