@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from gpurnn.kernels import devices, dtypes, recurrence
+from gpurnn.kernels import devices, dtypes
 from gpurnn.kernels.recurrence import plan
+from gpurnn.kernels.recurrence.run import Run, run_forward
 
 from gpurnn import cells, kernels, reference
 
@@ -118,11 +119,11 @@ def _graph(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any) -> Calla
     pool = xp.cuda.MemoryPool()
     stream = xp.cuda.Stream(non_blocking=True)
     with stream, plan.schedule("step-fused"), xp.cuda.using_allocator(pool.malloc):
-        run = recurrence.Run.begin(cell, T, B, w_hh.shape[1], w_hh[None], training=False)
+        run = Run.begin(cell, T, B, w_hh.shape[1], w_hh[None], training=False)
         arguments = run, xw, (b_ih[None], b_hh[None]), own
-        recurrence.run_forward(*arguments)  # compiles the kernels, which a capture must not
+        run_forward(*arguments)  # compiles the kernels, which a capture must not
         stream.begin_capture()
-        y = recurrence.run_forward(*arguments)
+        y = run_forward(*arguments)
         graph = stream.end_capture()
         stream.synchronize()
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from . import _checks
+from . import _checks, _dispatch
 from .layers import Layer
+from .layers.recurrent import Recurrent, layer_names
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; its text is a report.
+    """How a recurrent layer would run; its text is a report.
 
     Attributes
     ----------
@@ -27,10 +29,10 @@ class Explanation:
     occupancy : int
         Blocks that a multiprocessor holds at once, at least.
     launches : int
-        In a layer's whole forward pass, input product apart.
+        In a layer's whole forward pass, without the input product.
     flops_per_step, bytes_per_step : int
-        Of the recurrence of a layer, all its directions: of the recurrent products, and what is moved between the
-        multiprocessors and memory or L2 cache.
+        Of one step of a layer's recurrence in all directions: the arithmetic of the recurrent products, and the bytes
+        that move between the multiprocessors and memory or L2 cache.
     microseconds_per_step : dict of str to float
         Predicted, for each schedule that fits the device.
     bound_by : str
@@ -77,19 +79,19 @@ def _counted(n: int, what: str, plural: str = "s") -> str:
 def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     """Which schedule of kernels runs a recurrent layer, in which grid, and why.
 
-    The time of a step is predicted as exchange + max(arithmetic, bytes): what it takes to get h_{t-1} to all blocks
-    that multiply by it, by a launch or a barrier, and the longer of the products' arithmetic at the device's peak and
-    of the bytes at its bandwidth. Everything is computed from sizes, public figures and assumptions that
-    ``gpurnn/kernels/recurrence/plan.py`` names; nothing is measured, and no GPU is needed.
+    The time of a step is predicted as exchange + max(arithmetic, bytes). The exchange gets h_{t-1} to every block that
+    multiplies it, by a launch or a barrier. The arithmetic of the products is at the device's peak, the bytes at its
+    bandwidth. Everything is computed from sizes, public figures and assumptions, which are listed in
+    ``gpurnn/kernels/recurrence/predict.py``. Nothing is measured, and no GPU is needed.
 
     Parameters
     ----------
     layer : RNN, LSTM or GRU
     x : array, or a tuple of int
-        What the layer would be called with, or its shape.
+        The input of the layer, or its shape.
     device : str or gpurnn.kernels.devices.Device, optional
-        "T4", "A100", "RTX 3090", "L4", "RTX 4090", "H100" or "H200", or any other by its properties. None for that of a
-        CuPy array, and for the "H100" if x is none.
+        "T4", "A100", "RTX 3090", "L4", "RTX 4090", "H100" or "H200", or any other by its properties. None for the
+        device of x if that is a CuPy array, else for the "H100".
 
     Returns
     -------
@@ -107,10 +109,6 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     >>> found.schedule, found.launches, found.bound_by
     ('persistent', 1, 'arithmetic')
     """
-    from .kernels import devices, dtypes
-    from .kernels.recurrence import plan
-    from .layers.recurrent import Recurrent, layer_names
-
     where = "explain"
     if not isinstance(layer, Recurrent):
         raise TypeError(f"{where}: layer is a {type(layer).__name__}, expected an {layer_names()}")
@@ -120,37 +118,8 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     T, B = (_checks.integer_at_least(where, "x", n, 1) for n in (shape[:2][::-1] if layer.batch_first else shape[:2]))
     if shape[2] != layer.input_size:
         raise ValueError(f"{where}: x has shape {tuple(shape)}, expected (..., input_size) = (..., {layer.input_size})")
-    if device is None:
-        gpu = plan.device_of(x)
-    elif isinstance(device, devices.Device):
-        gpu = device
-    else:
-        _checks.choice(where, "device", device, tuple(devices.DEVICES))
-        gpu = devices.lookup(device)
-    dtype = dtypes.of(layer.params["weight_hh_l0"])
-    choice = plan.consider(plan.Problem(layer.cell, T, B, layer.hidden_size, layer.num_directions, dtype), gpu)
-    chosen, prediction = choice.plans[choice.best]
-    seconds = {name: p.seconds for name, (_, p) in choice.plans.items()}
-    passed_over = {
-        name: choice.refusals.get(name) or f"predicted {1e6 * seconds[name]:.2f} microseconds a step"
-        for name in plan.SCHEDULES
-        if name != choice.best
-    }
-    launch = chosen.forward
-    registers = min(255, devices.REGISTERS // dtype.most_threads)
-    return Explanation(
-        device=gpu.name,
-        schedule=choice.best,
-        grid=launch.grid,
-        block=launch.block,
-        shared_bytes=launch.shared_bytes,
-        registers=registers,
-        occupancy=devices.occupancy(gpu, launch.block[0], registers, launch.shared_bytes),
-        launches=prediction.launches,
-        flops_per_step=choice.problem.flops,
-        bytes_per_step=prediction.bytes_moved,
-        microseconds_per_step={name: 1e6 * s for name, s in seconds.items()},
-        bound_by=prediction.bound_by,
-        passed_over=passed_over,
-        layers=layer.num_layers,
-    )
+    wing = importlib.import_module(_dispatch.WINGS["cupy"])
+    dtype = _checks.dtype_name(layer.params["weight_hh_l0"])
+    sizes = T, B, layer.hidden_size, layer.num_directions
+    facts = wing.explain_recurrence(where, layer.cell, *sizes, dtype, x, device)
+    return Explanation(**facts, layers=layer.num_layers)

@@ -7,7 +7,7 @@ from .embedding import embedding_gather, embedding_scatter
 from .linear_scan import linear_scan_backward, linear_scan_forward
 from .losses import cross_entropy_backward, cross_entropy_forward, mse_backward, mse_forward
 from .optim import global_norm, optimizer_update, scaled
-from .recurrence import check_lengths, recurrence_backward, recurrence_chunk, recurrence_forward
+from .recurrence import check_lengths, explain_recurrence, recurrence_backward, recurrence_chunk, recurrence_forward
 
 __all__ = [
     "attention_backward",
@@ -20,6 +20,7 @@ __all__ = [
     "dropout_mask",
     "embedding_gather",
     "embedding_scatter",
+    "explain_recurrence",
     "global_norm",
     "linear_scan_backward",
     "linear_scan_forward",

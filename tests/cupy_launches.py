@@ -9,8 +9,9 @@ import cupy_on_host
 import numpy as np
 import pytest
 from cupy_on_host import BLOCKS_PER_MULTIPROCESSOR, H100, MAX_DYNAMIC_SHARED_SIZE_BYTES, Launch
-from gpurnn.kernels import attention, dropout, embedding, host, launch, linear_scan, losses, optim, recurrence
+from gpurnn.kernels import attention, dropout, embedding, host, launch, linear_scan, losses, optim
 from gpurnn.kernels.recurrence import plan
+from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from test_host_executor import CORRECT
 
 from benchmarks import gpu as gpu_benchmark
@@ -123,14 +124,14 @@ def test_where_a_grid_is_not_resident_another_schedule_runs(gpu):
     """A kernel that needs more of a multiprocessor than the driver leaves to it."""
     cell, (T, B, H) = cells.LSTM(), (5, 16, 512)
     w = cupy.zeros((1, 4 * H, H), np.float32)
-    assert recurrence.Run.begin(cell, T, B, H, w, training=False).plan.schedule == "persistent"
+    assert Run.begin(cell, T, B, H, w, training=False).plan.schedule == "persistent"
     gpu.blocks_per_multiprocessor = 0
-    run = recurrence.Run.begin(cell, T, B, H, w, training=True)
+    run = Run.begin(cell, T, B, H, w, training=True)
     assert run.plan.schedule != "persistent"
     with plan.schedule("persistent"):
-        run = recurrence.Run.begin(cell, T, B, H, w, training=False)
+        run = Run.begin(cell, T, B, H, w, training=False)
     with pytest.raises(ValueError, match="expected at most the 0 that the device holds at once"):
-        recurrence.run_forward(run, cupy.zeros((1, T * B, 4 * H), np.float32), (None, None), (w[:, :B], w[:, :B]))
+        run_forward(run, cupy.zeros((1, T * B, 4 * H), np.float32), (None, None), (w[:, :B], w[:, :B]))
 
 
 @pytest.mark.parametrize("missing", ["0", "no attribute"])
@@ -175,8 +176,8 @@ def test_a_recurrence_on_cupy_arrays(gpu, cell, schedule):
     for to in (cupy.asarray, np.copy):
         state = tuple(to(numbers(D, B, H)) for _ in range(2 if isinstance(cell, cells.LSTM) else 1))
         with plan.schedule(schedule):
-            run = recurrence.Run.begin(cell, T, B, H, to(w), to(lengths), training=True)
-        y = recurrence.run_forward(run, to(xw), (to(biases[0]), to(biases[1])), state)
+            run = Run.begin(cell, T, B, H, to(w), to(lengths), training=True)
+        y = run_forward(run, to(xw), (to(biases[0]), to(biases[1])), state)
         results.append((y, *state))
     same(*results)
     forward = [launched for launched in gpu.launches if launched.kernel.startswith("forward<")]
@@ -192,17 +193,17 @@ def test_a_sequence_becomes_a_graph(schedule):
     w, xw, h = numbers(1, 3 * H, H) / np.float32(5), numbers(1, T * B, 3 * H), numbers(1, B, H)
 
     def begin(to: Any) -> tuple[Any, ...]:
-        return recurrence.Run.begin(cell, T, B, H, to(w), training=False), to(xw), (None, None), (to(h),)
+        return Run.begin(cell, T, B, H, to(w), training=False), to(xw), (None, None), (to(h),)
 
     stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
     with stream, plan.schedule(schedule):
         *_, expected = on_host = begin(np.copy)
-        expected = recurrence.run_forward(*on_host), *expected
-        recurrence.run_forward(*begin(cupy.asarray))  # compiles the kernels
+        expected = run_forward(*on_host), *expected
+        run_forward(*begin(cupy.asarray))  # compiles the kernels
         *_, state = there = begin(cupy.asarray)
         stream.begin_capture()
         with cupy.cuda.using_allocator(pool.malloc):
-            y = recurrence.run_forward(*there)
+            y = run_forward(*there)
         graph = stream.end_capture()
         np.testing.assert_array_equal(cupy.asnumpy(state[0]), h)
         others = [cupy.zeros(n, np.uint8) for n in (512, 1024, 4096) for _ in range(20)]
@@ -218,15 +219,15 @@ def test_a_capture_in_the_default_pool_is_rejected():
     state, stream = (cupy.zeros((1, B, H), np.float32),), cupy.cuda.Stream(non_blocking=True)
     scalars = SGD().scalars(1, 0.1)
     calls = [
-        lambda run: recurrence.run_forward(run, xw, (None, None), state),
-        lambda run: recurrence.run_backward(run, None, state),
+        lambda run: run_forward(run, xw, (None, None), state),
+        lambda run: run_backward(run, None, state),
         lambda run: losses.mse_forward(xw, xw),
         lambda run: optim.scaled([w], w),
         lambda run: optim.optimizer_update("sgd", [w], [w], {"momentum": None}, [1.0], 0.0, scalars),
     ]
     for schedule in ("step-fused", "block", "persistent"):
         with stream, plan.schedule(schedule):
-            run = recurrence.Run.begin(cells.Vanilla("tanh"), T, B, H, w, training=True)
+            run = Run.begin(cells.Vanilla("tanh"), T, B, H, w, training=True)
             for call in calls:
                 stream.begin_capture()
                 try:

@@ -6,8 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from gpurnn.kernels import devices, dtypes, host, recurrence
+from gpurnn.kernels import devices, dtypes, host
 from gpurnn.kernels.recurrence import plan
+from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from parity import Wing
 from problems import CELLS, Options, draw
 from tolerance import assert_all_close, recurrence_terms
@@ -170,7 +171,7 @@ def test_weights_held_in_registers(cell, H, B, hold, kernel_wing):
     problem = draw(cell, Options(lengths=True), T=2, B=B, H=H, dtype="float32")
     sizes = plan.Problem(cell, 2, B, H, 1, dtypes.TABLE["float32"])
     chosen = plan.make("block", sizes, devices.lookup("H100"))
-    assert chosen.forward.held_chunks == chosen.backward.held_chunks == plan.HELD_CHUNKS
+    assert chosen.forward.variant.held_chunks == chosen.backward.variant.held_chunks == plan.HELD_CHUNKS
     device = plan.device_of(kernel_wing.to(problem.x))
     if "block" not in plan.consider(sizes, device).plans:
         pytest.skip(f"more than a block's shared memory on {device.name}")
@@ -207,13 +208,13 @@ def test_a_sequence_becomes_a_graph(cell):
 
     def begin():
         there, state_there = wing.to((w, xw, dy)), wing.to((*state,))
-        run = recurrence.Run.begin(cell, T, B, H, there[0], training=True)
+        run = Run.begin(cell, T, B, H, there[0], training=True)
         return there, run, state_there, wing.to((*state,))
 
     def launch(there, run, state_there, dstate):
         _, xw_there, dy_there = there
-        y = recurrence.run_forward(run, xw_there, (None, None), state_there)
-        return y, *recurrence.run_backward(run, dy_there, dstate), state_there, dstate
+        y = run_forward(run, xw_there, (None, None), state_there)
+        return y, *run_backward(run, dy_there, dstate), state_there, dstate
 
     pool = cupy.cuda.MemoryPool()
     with cupy.cuda.Stream(non_blocking=True) as stream, plan.schedule("step-fused"):

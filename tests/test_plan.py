@@ -39,7 +39,7 @@ def test_every_plan_fits_its_device(cell, dtype, device):
                         assert launch.units * launch.rows <= launch.block[0] <= dtypes.TABLE[dtype].most_threads
                         assert launch.grid[0] * launch.units >= H
                         assert (launch.grid[0] - 1) * launch.units < H
-                        assert launch.grid[1] * launch.rows * launch.tiles >= B
+                        assert launch.grid[1] * launch.rows * launch.variant.tiles >= B
                         assert launch.grid[1] <= 65535
                         assert launch.grid[2] == D
                         assert cell.gates * H * H < 2**31

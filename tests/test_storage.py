@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpurnn.kernels import attention, compiler, devices, dropout, dtypes, embedding, launch, linear_scan, losses
-from gpurnn.kernels import recurrence as recurrence_file
 from gpurnn.kernels.recurrence import plan
+from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
+from gpurnn.kernels.recurrence.struct import Struct
 from problems import CELLS, Options, draw
 from test_nvrtc import needs_nvrtc
 from tolerance import arrays_of, assert_all_close, recurrence_terms
@@ -143,10 +144,10 @@ def test_a_step_of_a_recurrence(cell, schedule, monkeypatch):
     def run(w, xw, b_ih, b_hh, dy):
         state, dstate = (tuple(s.copy() for s in states[k : k + cell.states]) for k in (0, cell.states))
         with plan.schedule(schedule):
-            forward = recurrence_file.Run.begin(cell, 1, B, H, w, mask=mask.astype(w.dtype), training=True)
-        y = recurrence_file.run_forward(forward, xw, (b_ih, b_hh), state)
+            forward = Run.begin(cell, 1, B, H, w, mask=mask.astype(w.dtype), training=True)
+        y = run_forward(forward, xw, (b_ih, b_hh), state)
         kept = dataclasses.replace(forward, operands=rounded(forward.operands), saved=rounded(forward.saved))
-        da, da_hidden = recurrence_file.run_backward(kept, dy, dstate)
+        da, da_hidden = run_backward(kept, dy, dstate)
         for s in state:
             assert s.dtype == np.float32
         return y, forward.operands, forward.saved, da, da_hidden, tuple(s.astype(w.dtype) for s in state)
@@ -188,7 +189,7 @@ def test_nvrtc_compiles_kernels_for_it():
     files = attention, dropout, embedding, linear_scan, losses
     modules = [m for file in files for m in file.modules() if "Half" in " ".join(m.names)]
     for cell in (CELLS["lstm"], CELLS["gru-reset-before-state"]):
-        struct = recurrence_file.Struct.of(cell, HALF)
+        struct = Struct.of(cell, HALF)
         modules.append(struct.stepwise_module())
         modules += [struct.fused_module(variant) for variant in plan.fused_variants(cell, HALF)]
     assert {module.source.name for module in modules} >= {"attention.cu", "fused.cu", "linear_scan.cu", "losses.cu"}

@@ -46,7 +46,10 @@ def test_the_numpy_wing_exports_the_contract():
 
 
 def test_the_wings_export_the_same_functions_with_the_same_signatures():
-    assert public(kernels) == public(reference)
+    """Except the one that says how kernels would run."""
+    functions = public(kernels)
+    assert functions.pop("explain_recurrence")
+    assert functions == public(reference)
 
 
 def test_the_kernels_take_every_dtype_that_functions_take():

@@ -7,30 +7,26 @@ from typing import Any
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
-from .. import recurrence
 from ..launch import contiguous, namespace, of_stream, remembers_stream
-from ..recurrence import plan, run_backward, run_forward
+from ..recurrence import plan
+from ..recurrence.run import Run, run_backward, run_forward
 
 
 @remembers_stream
-def cell_forward(
-    cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights
-) -> tuple[tuple[Array, ...], recurrence.Run]:
+def cell_forward(cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights) -> tuple[tuple[Array, ...], Run]:
     """One step of a cell from its projected input; arguments and results are those of ``gpurnn.reference``'s."""
     xp = namespace(xw)
     B, H = state[0].shape
     b_hh = weights.get("bias_hh")
     with plan.schedule("stepwise"):
-        run = recurrence.Run.begin(cell, 1, B, H, xp.array(weights["weight_hh"], order="C")[None], training=True)
+        run = Run.begin(cell, 1, B, H, xp.array(weights["weight_hh"], order="C")[None], training=True)
     final = tuple(xp.array(s, run.struct.dtype.accumulator, order="C")[None] for s in state)
     run_forward(run, contiguous(xw)[None], (None, None if b_hh is None else contiguous(b_hh)[None]), final)
     return tuple(s[0].astype(xw.dtype, copy=False) for s in final), run
 
 
 @of_stream
-def cell_backward(
-    saved: recurrence.Run, dstate: tuple[Array, ...]
-) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
+def cell_backward(saved: Run, dstate: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of `cell_forward`: the gradients of xw, of the state before it, and of the weights by name."""
     xp: Any = namespace(saved.w)
     dstate_prev = tuple(xp.array(s, saved.struct.dtype.accumulator, order="C")[None] for s in dstate)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gpurnn._contract import Weights
 from gpurnn.cells import Cell
 
-from ..recurrence import proofs_of
+from ..recurrence.struct import proofs_of
 from . import build, processor, threads
 
 Array = NDArray[Any]

@@ -1,10 +1,7 @@
-"""Which schedule runs a recurrence on a device, in which grid, and why.
+"""Which schedule runs a recurrence on a device, and how it is cut into blocks.
 
-A recurrence is a chain: nothing of step t can begin before step t - 1 has ended. So a step's time is that of its
-arithmetic and of the bytes that it moves, plus that of getting h_{t-1} to all who multiply by it, once a product. The
-schedules differ in the second and in where the recurrent weights are; see ``recurrence/fused.cu``. `choose` predicts
-the time of a step for each that fits the device, from the device's public figures, and takes the least. These are
-predictions, never measurements.
+`make` plans one schedule: the grids of its kernels, if they fit the device. `choose` takes the schedule whose predicted
+time (`predict.py`) is the shortest.
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,38 +21,30 @@ from gpurnn.cells import Cell
 from .. import devices
 from ..devices import Device
 from ..dtypes import Dtype
+from . import predict
+from .predict import Prediction
 
 SCHEDULES = ("stepwise", "step-fused", "block", "persistent")
 EXCHANGE = {"step-fused": "launch", "block": "block", "persistent": "grid"}
-"""How a step's operand gets to the blocks that multiply by it, as ``recurrence/fused.cu`` names it."""
+"""The exchange of each schedule of ``recurrence/fused.cu``, as a `Variant` has it."""
 
 TILES = {"launch": 1, "block": 1, "grid": 2}
-"""Tiles of the batch of one block; with two, one's product is computed while the other waits at its barrier."""
+"""Tiles of a block by exchange. Of two, one's product is computed while the other waits at its barrier."""
 
 HELD_CHUNKS = 4
-"""Times 32 columns of eight weight rows that each warp keeps in registers where shared memory is too small for all."""
+"""`Variant.held_chunks` where shared memory is too small for all weights."""
+
+STEPWISE_THREADS = 256
+"""Of a block of ``recurrence/stepwise.cu``."""
 
 _MOST_GROUPS = 65535
 """Blocks along y and z of a grid: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
 
 _MOST_WEIGHTS = 2**31 - 1
-"""Of a direction: their offsets are 32 bits, see ``recurrence/product.cuh``."""
+"""Of a direction: their offsets have 32 bits, see ``recurrence/product.cuh``."""
 
 HOST_DEVICE = "H100"
-"""The device that plans for NumPy arrays, on the host executor, are made for."""
-
-_LAUNCH = 2.5e-6
-_BARRIER = 1.2e-6
-_BLOCK_BARRIER = 0.1e-6
-"""Assumed seconds from one dependent kernel to the next, of a barrier of the whole grid with the operand's way through
-the L2 cache, and of a barrier within a block. The order of magnitude that is commonly reported; nobody measured it
-here."""
-
-_L2_BYTES_PER_CLOCK = 32
-"""Assumed bytes that one multiprocessor gets from the L2 cache in a clock."""
-
-_SHARED_BYTES_PER_CLOCK = 128
-"""Bytes that one multiprocessor gets from its shared memory in a clock: 32 banks of 4 bytes."""
+"""The device that is planned for if arrays are NumPy's, on the host executor."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +70,23 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """The template arguments of the kernels in ``recurrence/fused.cu`` that depend on the plan."""
+
+    exchange: str
+    """How a step's operand gets to the blocks that multiply it: "launch", "block" or "grid"."""
+    tiles: int
+    """Tiles of the batch in a block."""
+    columns: int
+    """Rows of the batch that a warp multiplies at once."""
+    held_chunks: int = 0
+    """The columns of weight rows that a warp keeps in registers, divided by 32."""
+
+    def __str__(self) -> str:
+        return f"Exchange::{self.exchange}, {self.tiles}, {self.columns}, {self.held_chunks}"
+
+
+@dataclass(frozen=True)
 class Launch:
     """One pass' kernel: how the work is cut into blocks."""
 
@@ -92,37 +97,36 @@ class Launch:
     """Hidden units of a block."""
     rows: int
     """Rows of the batch of a tile."""
-    tiles: int
-    columns: int
     chunk: int
     """Numbers of each row of an operand that are in shared memory at once."""
-    held_chunks: int = 0
-    """Times 32 columns of eight weight rows that each warp keeps in registers."""
-
-    def variant(self, exchange: str) -> str:
-        """The kernel's template arguments but for the cell, as ``recurrence/fused.cu`` has them."""
-        return f"Exchange::{exchange}, {self.tiles}, {self.columns}, {self.held_chunks}"
+    variant: Variant
 
     @property
-    def cut(self) -> tuple[np.int32, np.int32, np.int32]:
-        """What the kernel is told of it."""
+    def sizes(self) -> tuple[np.int32, np.int32, np.int32]:
+        """The kernel's arguments for the sizes of a block."""
         return np.int32(self.units), np.int32(self.rows), np.int32(self.chunk)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A schedule, and the launches of its passes; those of the stepwise schedule come from the sizes alone."""
+    """A schedule. For the stepwise one this is all: its grids follow from the sizes."""
 
     schedule: str
+
+
+@dataclass(frozen=True)
+class FusedPlan(Plan):
+    """A schedule of ``recurrence/fused.cu``, with the launches of its passes."""
+
     forward: Launch
     backward: Launch
 
     @property
     def exchange(self) -> str:
-        return EXCHANGE.get(self.schedule, "")
+        return EXCHANGE[self.schedule]
 
     def launches(self, phases: int) -> Iterator[tuple[np.int32, np.int32]]:
-        """The phases that each launch computes, from ... to."""
+        """For each launch the first phase that it computes, and the one after its last."""
         step = 1 if self.exchange == "launch" else phases
         return ((np.int32(first), np.int32(first + step)) for first in range(0, phases, step))
 
@@ -131,19 +135,18 @@ class DoesNotFit(ValueError):
     """A schedule cannot run a recurrence on a device; the message says why."""
 
 
-def fused_variants(cell: Cell, dtype: Dtype) -> list[str]:
-    """The template arguments for which kernels of a cell can be asked for."""
-    variants = [
-        Launch((0, 0, 0), (0,), 0, 0, 0, tiles, columns, 0, chunks).variant(exchange)
+def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
+    """The variants of its kernels that a plan for the cell may have."""
+    return [
+        Variant(exchange, tiles, columns, held_chunks)
         for exchange, tiles in TILES.items()
         for columns in (1, 4)
-        for chunks in ((0, HELD_CHUNKS) if exchange == "block" and _can_hold(cell, dtype) else (0,))
+        for held_chunks in ((0, HELD_CHUNKS) if exchange == "block" and _can_hold(cell, dtype) else (0,))
     ]
-    return variants
 
 
 def _can_hold(cell: Cell, dtype: Dtype) -> bool:
-    """Whether registers are left for weights: not in float64, nor in several phases, which have rows of their own."""
+    """Whether registers are left for weights: not in float64, and not for several phases, whose rows differ."""
     return dtype.accumulator == "float32" and len(cell.phases) == 1
 
 
@@ -165,7 +168,7 @@ def _shared_bytes(
 def _launch(
     problem: Problem, device: Device, exchange: str, backward: bool, units: int, rows: int, groups: int, chunk: int
 ) -> Launch:
-    """The launch of blocks of ``units`` x ``rows``, refused where it does not fit the device."""
+    """The launch of blocks of ``units`` x ``rows``; raises `DoesNotFit`."""
     most = problem.dtype.most_threads
     if units * rows > most:
         raise DoesNotFit(f"{units} hidden units times {rows} rows are more than the {most} threads of a block")
@@ -192,8 +195,8 @@ def _launch(
         )
     return Launch(
         grid=(-(-problem.H // units), groups, problem.D), block=(threads,), shared_bytes=needed(),
-        units=units, rows=rows, tiles=TILES[exchange], columns=4 if rows > 1 else 1, chunk=chunk,
-        held_chunks=held_chunks,
+        units=units, rows=rows, chunk=chunk,
+        variant=Variant(exchange, TILES[exchange], 4 if rows > 1 else 1, held_chunks),
     )  # fmt: skip
 
 
@@ -207,7 +210,7 @@ def _block(problem: Problem, device: Device, backward: bool) -> Launch:
     most = problem.dtype.most_threads
     if most < problem.H:
         raise DoesNotFit(f"{problem.H} hidden units are more than the {most} threads of a block")
-    # As many blocks as the device holds at once, so that none has more rows than it must.
+    # As many blocks as the device holds at once, so that each has as few rows as possible.
     rows = max(1, min(most // problem.H, -(-problem.B * problem.D // device.multiprocessors)))
     return _launch(problem, device, "block", backward, problem.H, rows, -(-problem.B // rows), 0)
 
@@ -234,81 +237,17 @@ _LAUNCHES = {"step-fused": _step_fused, "block": _block, "persistent": _persiste
 def make(schedule: str, problem: Problem, device: Device) -> Plan:
     """The plan of a schedule; raises `DoesNotFit`."""
     if schedule == "stepwise":
-        blocks = -(-problem.D * problem.B * problem.H // 256)
-        launch = Launch((blocks, 1, 1), (256,), 0, problem.H, problem.B, 1, 1, 0)
-        return Plan(schedule, launch, launch)
+        return Plan(schedule)
     build = _LAUNCHES[schedule]
-    return Plan(schedule, build(problem, device, False), build(problem, device, True))
+    return FusedPlan(schedule, build(problem, device, False), build(problem, device, True))
 
 
 # ---- The choice -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The predicted time of one forward step, in seconds: the exchanges, and the longer of arithmetic and bytes."""
-
-    arithmetic: float
-    bytes_moved: int
-    bytes: float
-    exchange: float
-    launches: int
-    """In the whole forward pass."""
-
-    @property
-    def seconds(self) -> float:
-        return self.exchange + max(self.arithmetic, self.bytes)
-
-    @property
-    def bound_by(self) -> str:
-        """The term that is the largest."""
-        terms = {"arithmetic": self.arithmetic, "bytes": self.bytes, "exchange": self.exchange}
-        return max(terms, key=lambda term: terms[term])
-
-
-def predict(plan: Plan, problem: Problem, device: Device) -> Prediction:
-    """The terms of a forward step's time, from the device's public figures and the assumptions of this file."""
-    P, size = len(problem.cell.phases), problem.dtype.itemsize
-    launch = plan.forward
-    blocks = math.prod(launch.grid)
-    processors = device.multiprocessors if plan.schedule == "stepwise" else min(blocks, device.multiprocessors)
-    share = processors / device.multiprocessors
-    arithmetic = problem.flops / (device.peak_flops(problem.dtype.accumulator) * share)
-
-    # Each unit reads its share of W_ih x and writes its output, whatever the schedule.
-    device_bytes = problem.D * problem.B * problem.H * (problem.cell.gates + 1) * size
-    l2_bytes = shared_bytes = 0
-    if plan.schedule == "stepwise":
-        l2_bytes = problem.weight_bytes + 2 * problem.D * problem.B * problem.H * (problem.cell.gates + 1) * size
-        exchange = (problem.D + 1) * P * _LAUNCH
-    else:
-        rows = launch.rows * launch.tiles
-        operands = blocks * rows * problem.H * P * size
-        reads = (8 + launch.columns) / (8 * launch.columns)  # of shared memory or L1, per multiplication
-        shared_bytes = int(problem.flops / 2 * reads * size)
-        exchange = P * {"launch": _LAUNCH, "grid": _BARRIER, "block": _BLOCK_BARRIER}[plan.exchange]
-        if plan.exchange == "launch":
-            l2_bytes = operands + problem.weight_bytes * launch.grid[1]
-        elif plan.exchange == "grid":
-            l2_bytes = operands
-    from_memory = problem.weight_bytes if l2_bytes and problem.weight_bytes > device.l2_bytes else 0
-    if plan.exchange in ("grid", "block"):
-        from_memory = 0  # the weights were read once, before the first step
-    seconds = max(
-        (device_bytes + from_memory) / device.bandwidth,
-        l2_bytes / (_L2_BYTES_PER_CLOCK * processors * device.clock_hz),
-        shared_bytes / (_SHARED_BYTES_PER_CLOCK * processors * device.clock_hz),
-    )
-    phases = problem.T * P
-    launches = {
-        "stepwise": 1 + phases * (problem.D + 1), "step-fused": 1 + phases, "block": 1, "persistent": 1,
-    }[plan.schedule]  # fmt: skip
-    return Prediction(arithmetic, device_bytes + from_memory + l2_bytes, seconds, exchange, launches)
-
-
-@dataclass(frozen=True)
 class Choice:
-    """What `consider` found: a plan for each schedule that fits, with its prediction, and why others do not."""
+    """A plan for each schedule that fits the device, with its prediction, and for each other one the reason."""
 
     problem: Problem
     device: Device
@@ -322,14 +261,19 @@ class Choice:
 
 def consider(problem: Problem, device: Device) -> Choice:
     """Plan all schedules."""
-    plans, refusals = {}, {}
+    plans: dict[str, tuple[Plan, Prediction]] = {}
+    refusals: dict[str, str] = {}
     for name in SCHEDULES:
         try:
             plan = make(name, problem, device)
         except DoesNotFit as error:
             refusals[name] = str(error)
+            continue
+        if isinstance(plan, FusedPlan):
+            prediction = predict.fused(plan, problem, device)
         else:
-            plans[name] = (plan, predict(plan, problem, device))
+            prediction = predict.stepwise(problem, device)
+        plans[name] = plan, prediction
     return Choice(problem, device, plans, refusals)
 
 
@@ -338,7 +282,7 @@ _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("schedule",
 
 @contextlib.contextmanager
 def schedule(name: str) -> Iterator[None]:
-    """``with plan.schedule("persistent"): ...`` runs recurrences by this schedule, whatever `choose` would prefer.
+    """``with plan.schedule("persistent"): ...`` runs recurrences by this schedule, even if another is predicted faster.
 
     Raises
     ------
@@ -355,7 +299,7 @@ def schedule(name: str) -> Iterator[None]:
 
 
 def is_forced() -> bool:
-    """Whether `schedule` says what runs."""
+    """Whether `schedule` has fixed the schedule."""
     return _forced.get() is not None
 
 
@@ -367,7 +311,7 @@ def choose(problem: Problem, device: Device, *, persistent: bool = True) -> Plan
 @functools.lru_cache(1024)
 def _choose(problem: Problem, device: Device, forced: str | None, persistent: bool) -> Plan:
     if not problem.T * problem.B * problem.H:
-        return Plan("stepwise", _NOTHING, _NOTHING)
+        return Plan("stepwise")
     if forced is not None:
         return make(forced, problem, device)
     choice = consider(problem, device)
@@ -376,9 +320,6 @@ def _choose(problem: Problem, device: Device, forced: str | None, persistent: bo
     return choice.plans[choice.best][0]
 
 
-_NOTHING = Launch((0, 0, 0), (0,), 0, 0, 0, 1, 1, 0)
-
-
 def device_of(array: Any) -> Device:
-    """The device that plans for ``array`` are made for: its own, and `HOST_DEVICE` for NumPy arrays."""
+    """The device to plan for: that of a CuPy array, `HOST_DEVICE` for anything else."""
     return devices.of_index(array.data.device_id) if is_cupy_array(array) else devices.lookup(HOST_DEVICE)

@@ -1,0 +1,57 @@
+"""How the kernels would run a recurrence, in numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpurnn import _checks
+from gpurnn.cells import Cell
+
+from .. import devices, dtypes
+from . import plan
+from .plan import FusedPlan
+
+
+def explain_recurrence(
+    where: str, cell: Cell, T: int, B: int, H: int, D: int, dtype: str, x: Any, device: Any = None
+) -> dict[str, Any]:
+    """The plan for a layer of D directions, as the attributes of `gpurnn.explanation.Explanation` of one layer.
+
+    It is a plan for ``device``, which is a name or a `devices.Device`. If it is None, for the device of the array x.
+    """
+    if device is None:
+        gpu = plan.device_of(x)
+    elif isinstance(device, devices.Device):
+        gpu = device
+    else:
+        gpu = devices.DEVICES[_checks.choice(where, "device", device, tuple(devices.DEVICES))]
+    problem = plan.Problem(cell, T, B, H, D, dtypes.TABLE[dtype])
+    choice = plan.consider(problem, gpu)
+    chosen, prediction = choice.plans[choice.best]
+    if isinstance(chosen, FusedPlan):
+        launch = chosen.forward
+        grid, block, shared_bytes = launch.grid, launch.block, launch.shared_bytes
+    else:
+        grid, block, shared_bytes = (-(-D * B * H // plan.STEPWISE_THREADS), 1, 1), (plan.STEPWISE_THREADS,), 0
+    microseconds = {name: 1e6 * predicted.seconds for name, (_, predicted) in choice.plans.items()}
+    passed_over = {
+        name: choice.refusals.get(name) or f"predicted {microseconds[name]:.2f} microseconds a step"
+        for name in plan.SCHEDULES
+        if name != choice.best
+    }
+    registers = min(255, devices.REGISTERS // problem.dtype.most_threads)
+    return {
+        "device": gpu.name,
+        "schedule": choice.best,
+        "grid": grid,
+        "block": block,
+        "shared_bytes": shared_bytes,
+        "registers": registers,
+        "occupancy": devices.occupancy(gpu, block[0], registers, shared_bytes),
+        "launches": prediction.launches,
+        "flops_per_step": problem.flops,
+        "bytes_per_step": prediction.bytes_moved,
+        "microseconds_per_step": microseconds,
+        "bound_by": prediction.bound_by,
+        "passed_over": passed_over,
+    }

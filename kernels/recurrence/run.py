@@ -1,0 +1,239 @@
+"""All steps of a recurrence, between the products over all steps at once.
+
+`Run` is one call. `run_forward` and `run_backward` launch the kernels of its schedule: those of
+``recurrence/stepwise.cu`` around products of a BLAS, or those of ``recurrence/fused.cu``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_cupy_array
+
+from gpurnn._contract import Array
+from gpurnn.cells import Cell
+
+from .. import dtypes
+from ..launch import contiguous, empty, namespace
+from . import plan
+from .plan import STEPWISE_THREADS, FusedPlan, Launch, Plan
+from .struct import Struct
+
+
+def _chosen(cell: Cell, T: int, B: int, H: int, w: Array) -> Plan:
+    """The plan for weights (D, G*H, H). If its grids have to be on the device at once, they fit.
+
+    The planner expects that a multiprocessor holds one block. Only the compiled kernel and the driver know whether it
+    does; if not, another schedule runs.
+    """
+    problem, device = plan.Problem(cell, T, B, H, len(w), dtypes.of(w)), plan.device_of(w)
+    chosen = plan.choose(problem, device)
+    if not isinstance(chosen, FusedPlan) or chosen.exchange != "grid" or plan.is_forced() or not is_cupy_array(w):
+        return chosen
+    struct = Struct.of(cell, problem.dtype)
+    for name, launch in (("forward", chosen.forward), ("backward", chosen.backward)):
+        kernel = struct.fused(name, launch.variant)
+        if math.prod(launch.grid) > kernel.resident_blocks(launch.block, launch.shared_bytes):
+            return plan.choose(problem, device, persistent=False)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call's recurrence between the products over all steps: what both of its passes read, and its history."""
+
+    cell: Cell
+    T: int
+    B: int
+    H: int
+    D: int
+    plan: Plan
+    w: Array
+    """(D, G*H, H)."""
+    lengths: Array | None
+    resets: Array | None
+    mask: Array | None
+    slots: int
+    """Steps that the history has room for."""
+    operands: Array
+    """(P, D, slots, B, H): each phase multiplies its operand by its rows of w."""
+    saved: Array | None
+    """(D, slots, B, S, H): the values of each step that the backward pass reads."""
+
+    @classmethod
+    def begin(
+        cls,
+        cell: Cell,
+        T: int,
+        B: int,
+        H: int,
+        w: Array,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
+        *,
+        training: bool,
+    ) -> Run:
+        """A run whose history is not written yet."""
+        D, slots, phases = len(w), T if training else 2, len(cell.phases)
+        operands, saved = empty(w, (phases, D, slots, B, H), w.dtype), None
+        if training or phases > 1:  # a phase saves its gates for the next one
+            saved = empty(w, (D, slots, B, len(cell.saved), H), w.dtype)
+        chosen, resets, mask = _chosen(cell, T, B, H, w), contiguous(resets), contiguous(mask)
+        return cls(cell, T, B, H, D, chosen, w, lengths, resets, mask, slots, operands, saved)
+
+    @functools.cached_property
+    def struct(self) -> Struct:
+        return Struct.of(self.cell, dtypes.of(self.w))
+
+    @functools.cached_property
+    def cell_value(self) -> np.void:
+        """The cell as a kernel's argument."""
+        return self.struct.value(self.cell)
+
+    @property
+    def phase_rows(self) -> list[slice]:
+        """The rows of w that each phase multiplies by."""
+        ends = [self.H * int(n) for n in np.cumsum((0, *self.cell.phases))]
+        return [slice(*ends[k : k + 2]) for k in range(len(self.cell.phases))]
+
+    @property
+    def sizes(self) -> tuple[np.int32, ...]:
+        return np.int32(self.T), np.int32(self.B), np.int32(self.H)
+
+    def steps(self, s: int) -> Iterator[tuple[int, int]]:
+        """Each direction, and its step at position s."""
+        return ((d, s if d == 0 else self.T - 1 - s) for d in range(self.D))
+
+    def slot(self, t: int, s: int) -> int:
+        return t if self.slots == self.T else s % self.slots
+
+    def stepwise(self, name: str, *args: Any) -> None:
+        """Launch a kernel of ``recurrence/stepwise.cu``."""
+        blocks = -(-self.D * self.B * self.H // STEPWISE_THREADS)
+        self.struct.stepwise(name)((blocks,), (STEPWISE_THREADS,), args)
+
+    def fused(self, name: str, launch: Launch, *args: Any) -> None:
+        """Launch a kernel of ``recurrence/fused.cu``."""
+        kernel, cooperative = self.struct.fused(name, launch.variant), launch.variant.exchange == "grid"
+        kernel(launch.grid, launch.block, args, shared_mem=launch.shared_bytes, cooperative=cooperative)
+
+    def barriers(self, launch: Launch) -> Array | None:
+        """A counter for each tile of each group of blocks that exchange operands within a launch."""
+        if launch.variant.exchange != "grid":
+            return None
+        return namespace(self.w).zeros(launch.variant.tiles * launch.grid[1] * launch.grid[2], np.uint32)
+
+    def hidden_gradients(self, d: int, da: Array, da_hidden: Array, rows: slice = slice(None)) -> dict[str, Array]:
+        """The gradients of a direction's weights from those of the gates, of all steps or of some rows.
+
+        Those of weight_ih and bias_ih are not among them.
+        """
+        xp, gates = namespace(da), da_hidden[d, rows]
+        db_hh = xp.matmul(xp.ones(len(gates), da.dtype), gates)
+        operands = self.operands[:, d].reshape(len(self.operands), -1, self.H)[:, rows]
+        parts = [xp.matmul(gates[:, part].T, operand) for part, operand in zip(self.phase_rows, operands, strict=True)]
+        return {"weight_hh": parts[0] if len(parts) == 1 else xp.concatenate(parts), "bias_hh": db_hh}
+
+
+def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], state: tuple[Array, ...]) -> Array:
+    """All steps, from xw (D, T*B, G*H) and biases (D, G*H) to y (T, B, D*H); ``state`` is advanced in place."""
+    y = empty(xw, (run.T, run.B, run.D * run.H), xw.dtype)
+    if y.size:
+        h, c = state if len(state) == 2 else (state[0], None)
+        inputs = (xw, *biases, run.lengths, run.resets, run.mask)
+        if isinstance(run.plan, FusedPlan):
+            _forward_fused(run, run.plan, inputs, h, c, y)
+        else:
+            _forward_stepwise(run, inputs, h, c, y)
+    return y
+
+
+def _begin_forward(run: Run, h: Array) -> None:
+    sizes = *run.sizes, np.int32(run.D), np.int32(run.slots)
+    run.stepwise("begin_forward", run.lengths, run.resets, run.mask, h, run.operands, *sizes)
+
+
+def _forward_stepwise(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
+    xp = namespace(y)
+    products = [empty(y, (run.D, run.B, run.H * gates), y.dtype) for gates in run.cell.phases]
+    _begin_forward(run, h)
+    for s in range(run.T):
+        scalars = *run.sizes, np.int32(run.D), np.int32(run.slots), np.int32(s), run.cell_value
+        for phase, (rows, out) in enumerate(zip(run.phase_rows, products, strict=True)):
+            for d, t in run.steps(s):
+                xp.matmul(run.operands[phase, d, run.slot(t, s)], run.w[d, rows].T, out=out[d])
+            if out is products[-1]:
+                run.stepwise("finish_step", out, *inputs, h, c, y, run.operands, run.saved, *scalars)
+            else:
+                run.stepwise("operand_of_step", out, *inputs, h, run.operands, run.saved, *scalars)
+
+
+def _forward_fused(
+    run: Run, fused: FusedPlan, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array
+) -> None:
+    launch = fused.forward
+    if fused.exchange == "launch":
+        _begin_forward(run, h)
+    arrays = run.w, *inputs, h, c, y, run.operands, run.saved, run.barriers(launch)
+    for first, last in fused.launches(run.T * len(run.cell.phases)):
+        scalars = *run.sizes, np.int32(run.slots), first, last, *launch.sizes, run.cell_value
+        run.fused("forward", launch, *arrays, *scalars)
+
+
+def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple[Array, Array]:
+    """All steps back, from dy (T, B, D*H): the gradients (D, T*B, G*H) of xw and of W_hh h.
+
+    ``dstate``, the gradient of the final state, becomes that of the initial one. The two results may be one array.
+    """
+    shape = (run.D, run.T * run.B, run.w.shape[1])
+    da = empty(run.w, shape, run.w.dtype)
+    da_hidden = empty(run.w, shape, run.w.dtype) if run.cell.hidden_apart else da
+    if da.size:
+        dh, dc = dstate if len(dstate) == 2 else (dstate[0], None)
+        # They carry gradients from one launch to the next.
+        direct = empty(da, dh.shape, dh.dtype)
+        through = empty(da, dh.shape, dh.dtype) if len(run.cell.phases) > 1 else None
+        carried, dy = (dh, dc, direct, through), contiguous(dy)
+        if isinstance(run.plan, FusedPlan):
+            _backward_fused(run, run.plan, dy, carried, da, da_hidden)
+        else:
+            _backward_stepwise(run, dy, carried, da, da_hidden)
+    return da, da_hidden
+
+
+def _backward_stepwise(
+    run: Run, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array
+) -> None:
+    xp, w = namespace(da), run.w
+    first, *others = run.phase_rows
+    steps = da_hidden.reshape(run.D, run.T, run.B, w.shape[1])
+    product = empty(da, (run.D, run.B, run.H), da.dtype)
+    arrays = product, run.saved, run.lengths, run.resets, run.mask, dy, *carried, da, da_hidden
+    through = carried[3]
+    for s in range(run.T - 1, -2, -1):
+        scalars = *run.sizes, np.int32(run.D), np.int32(s), run.cell_value
+        if s + 1 < run.T:
+            for d, t in run.steps(s + 1):
+                xp.matmul(steps[d, t, :, first], w[d, first], out=product[d])
+        run.stepwise("begin_step_backward", *arrays, *scalars)
+        for rows in others if s >= 0 else ():
+            for d, t in run.steps(s):
+                xp.matmul(steps[d, t, :, rows], w[d, rows], out=product[d])
+            history = run.saved, run.operands, run.lengths
+            run.stepwise("operand_of_step_backward", product, *history, through, da, *scalars)
+
+
+def _backward_fused(
+    run: Run, fused: FusedPlan, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array
+) -> None:
+    launch, transposed = fused.backward, contiguous(run.w.transpose(0, 2, 1))
+    inputs = transposed, run.saved, run.operands, run.lengths, run.resets, run.mask, dy
+    arrays = *inputs, *carried, da, da_hidden, run.barriers(launch)
+    for first, last in fused.launches(run.T * len(run.cell.phases) + 1):
+        run.fused("backward", launch, *arrays, *run.sizes, first, last, *launch.sizes, run.cell_value)
