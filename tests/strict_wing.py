@@ -31,7 +31,8 @@ def plain(nested: Any) -> Any:
 
 def _mapped(nested: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(nested, (tuple, list)):
-        return type(nested)(_mapped(entry, function) for entry in nested)
+        make = getattr(type(nested), "_make", type(nested))  # of a named tuple
+        return make(_mapped(entry, function) for entry in nested)
     if isinstance(nested, dict):
         return {name: _mapped(entry, function) for name, entry in nested.items()}
     return function(nested)
