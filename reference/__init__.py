@@ -1,7 +1,7 @@
 """The NumPy wing: the definition of every operation, in readable NumPy."""
 
 from .attention import attention_backward, attention_forward
-from .cells import cell_backward, cell_forward
+from .cells import cell_backward, cell_forward, cell_gates
 from .dropout import dropout_mask
 from .embedding import embedding_gather, embedding_scatter
 from .linear_scan import linear_scan_backward, linear_scan_forward
@@ -14,6 +14,7 @@ __all__ = [
     "attention_forward",
     "cell_backward",
     "cell_forward",
+    "cell_gates",
     "check_lengths",
     "cross_entropy_backward",
     "cross_entropy_forward",

@@ -32,9 +32,7 @@ def test_labels_of_any_kind(labels, tmp_path):
     with pytest.raises(ValueError, match=r"score: y\[1\] is 'c', which fit did not see, expected one of"):
         model.score(X[:2], [labels[0], "c"])
     if isinstance(labels[0], tuple):
-        with pytest.raises(
-            TypeError, match=r"save: the label \(0, 'a'\) is a tuple of 2, expected labels that a file"
-        ):
+        with pytest.raises(TypeError, match=r"save: the label \(0, 'a'\) is a tuple of 2, expected labels that a file"):
             model.save(tmp_path / "model.safetensors")
     else:
         model.save(tmp_path / "model.safetensors")

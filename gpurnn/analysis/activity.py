@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _checks, _dispatch, cells
+from .. import _arrays, _checks, _dispatch
 from .._contract import Array
-from ..functional._activations import sigmoid
 from ..layers.recurrent import Recurrent
 from ._transition import Transition, check_steps
 
@@ -63,7 +62,8 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
     Returns
     -------
     dict of str to GateActivity
-        "h" for the vanilla cell, f(a_t); "i", "f", "g", "o" and "tanh(c)" for the LSTM; "r", "z", "n" for the GRU.
+        "h" for the vanilla cell, f(a_t); "r", "z", "n" for the GRU; "i", "f", "g", "o" and "tanh(c)" for the LSTM. The
+        wing computes them, step by step.
 
     Raises
     ------
@@ -100,31 +100,17 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
 def gate_values(transition: Transition, x: Array, states: Array) -> dict[str, tuple[str, Array]]:
     """The function of each gate and its values (T, B, H), from the states (T + 1, B, S) of a run."""
     xp, H, cell = transition.xp, transition.hidden, transition.cell
-    weight_ih, weight_hh, bias_ih, bias_hh = transition.weights.values()
-    h, new = states[:-1, :, :H], states[1:, ...]
-
-    def product(v: Array, weight: Array, bias: Array | None) -> Array:
-        made = xp.matmul(v, xp.matrix_transpose(weight))
-        return made if bias is None else made + bias
-
-    def block(a: Array, k: int) -> Array:
-        return a[:, :, k * H : (k + 1) * H]
-
-    if isinstance(cell, cells.Vanilla):
-        return {"h": (cell.activation, new - cell.leak * h)}
-    a_x, a_h = product(x, weight_ih, bias_ih), product(h, weight_hh, bias_hh)
-    if isinstance(cell, cells.LSTM):
-        a = a_x + a_h
-        gates = {name: ("sigmoid", sigmoid(xp, block(a, k))) for name, k in (("i", 0), ("f", 1))}
-        gates |= {"g": ("tanh", xp.tanh(block(a, 2))), "o": ("sigmoid", sigmoid(xp, block(a, 3)))}
-        return gates | {"tanh(c)": ("tanh", xp.tanh(new[:, :, H:]))}
-    assert isinstance(cell, cells.GRU)
-    r, z = (sigmoid(xp, block(a_x, k) + block(a_h, k)) for k in (0, 1))
-    if cell.reset_after:
-        recurrent = r * block(a_h, 2)
-    else:
-        recurrent = product(r * h, weight_hh[2 * H :, :], None if bias_hh is None else bias_hh[2 * H :])
-    return {"r": ("sigmoid", r), "z": ("sigmoid", z), "n": ("tanh", xp.tanh(block(a_x, 2) + recurrent))}
+    wing, weights = _dispatch.wing(transition.where, x=x), transition.weights
+    steps: list[dict[str, Any]] = []
+    for t in range(x.shape[0]):
+        xw = xp.matmul(x[t, ...], xp.matrix_transpose(weights["weight_ih"]))
+        xw = xw if weights["bias_ih"] is None else xw + weights["bias_ih"]
+        state = tuple(_arrays.contiguous(states[t, :, k * H : (k + 1) * H]) for k in range(cell.states))
+        steps.append(wing.cell_gates(wing.cell_forward(cell, xw, state, weights)[1]))
+    values = {gate: (cell.function_of(gate), xp.stack([step[gate] for step in steps])) for gate in steps[0]}
+    if "c" in cell.state_names:
+        values["tanh(c)"] = "tanh", xp.tanh(states[1:, :, H:])
+    return values
 
 
 def _activity(function: str, values: NDArray[Any], margin: float) -> GateActivity:

@@ -28,7 +28,7 @@ class Cell:
     name: ClassVar[str]
     """Of the function that runs it, as messages and models call it."""
     gate_functions: ClassVar[Mapping[str, str]]
-    """The function of each gate, in the order of the gates' rows in the weights (PyTorch's)."""
+    """The function of each gate, or the option that says it, in the order of the gates' rows in the weights: PyTorch's."""
     state_names: ClassVar[tuple[str, ...]] = ("h",)
     form: ClassVar[tuple[str, ...]] = ()
     """The options for which weights of the same names and shapes give other outputs. Files say their values."""
@@ -75,6 +75,11 @@ class Cell:
     def file(cls) -> str:
         """The name of the cell's three files."""
         return cls.__module__.rpartition(".")[2]
+
+    def function_of(self, gate: str) -> str:
+        """ "sigmoid", "tanh", "relu" or "identity"."""
+        function = self.gate_functions[gate]
+        return str(getattr(self, function)) if function in self.options() else function
 
     @property
     def gates(self) -> int:

@@ -33,3 +33,18 @@ def cell_backward(saved: Run, dstate: tuple[Array, ...]) -> tuple[Array, tuple[A
     da, da_hidden = run_backward(saved, None, dstate_prev)
     dstate_prev = tuple(s[0].astype(da.dtype, copy=False) for s in dstate_prev)
     return da[0], dstate_prev, saved.hidden_gradients(0, da, da_hidden)
+
+
+def cell_gates(saved: recurrence.Run) -> dict[str, Array]:
+    """The values (B, H) of the gates of a step by name, from what `cell_forward` saved."""
+    xp: Any = namespace(saved.w)
+    assert saved.saved is not None
+    values = {name: saved.saved[0, 0, :, k, :] for k, name in enumerate(saved.cell.gate_functions)}
+
+    def value(kept: Array) -> Array:
+        """Of a sigmoid, from what ``Gate`` in ``activations.cuh`` holds."""
+        return xp.where(xp.signbit(kept), 1 + kept, kept)
+
+    return {
+        name: value(kept) if saved.cell.function_of(name) == "sigmoid" else kept.copy() for name, kept in values.items()
+    }

@@ -9,11 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
+
+from .activations import Gate
 
 
 @functools.cache
@@ -68,3 +71,10 @@ def cell_backward(
     cell, arrays = saved
     dxw, dstate_prev, dweights = module_of(cell).backward(cell, arrays, dstate)
     return dxw, dstate_prev, dweights
+
+
+def cell_gates(saved: tuple[Cell, Any]) -> dict[str, Array]:
+    """The values (B, H) of the gates of a step by name, from what `cell_forward` saved."""
+    cell, of_step = saved
+    values = {name: getattr(of_step, name) for name in cell.gate_functions}
+    return {name: value.value if isinstance(value, Gate) else value for name, value in values.items()}

@@ -22,6 +22,8 @@ class Saved(NamedTuple):
     """What the transpose of a step needs of it."""
 
     w_hh: Array
+    h: Array
+    """f(a), before the leak."""
     slope: Array
     h_prev: Array
 
@@ -34,17 +36,16 @@ def forward(
     w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
     a = xw + h_prev @ w_hh.T + b_hh
     slope = np.empty_like(a)
-    h = activate(cell.activation, a, slope)
-    if cell.leak:  # where h is infinite, the product with zero is NaN
-        h = h + cell.leak * h_prev
-    return (h,), Saved(w_hh, slope, h_prev)
+    f = activate(cell.activation, a, slope)
+    h = f + cell.leak * h_prev if cell.leak else f  # where h is infinite, the product with zero is NaN
+    return (h,), Saved(w_hh, f, slope, h_prev)
 
 
 def backward(
     cell: cells.Vanilla, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    w_hh, slope, h_prev = saved
+    w_hh, _, slope, h_prev = saved
     (dh,) = dstate
     da = dh * slope
     dh_prev = da @ w_hh
