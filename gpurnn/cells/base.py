@@ -28,7 +28,7 @@ class Cell:
     name: ClassVar[str]
     """Of the function that runs it, as messages and models call it."""
     gate_functions: ClassVar[Mapping[str, str]]
-    """The function of each gate, or the option that says it, in the order of the gates' rows in the weights: PyTorch's."""
+    """The function of each gate, or the option that says it, in the order of the gates' rows in the weights."""
     state_names: ClassVar[tuple[str, ...]] = ("h",)
     form: ClassVar[tuple[str, ...]] = ()
     """The options for which weights of the same names and shapes give other outputs. Files say their values."""
