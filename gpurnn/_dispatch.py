@@ -21,7 +21,7 @@ from . import _checks
 WINGS = {"numpy": "gpurnn.reference", "cupy": "gpurnn.kernels"}
 """The module that computes for each array library, by the library's import name."""
 
-NUMPY_WINGS = {"reference": WINGS["numpy"], "host": WINGS["cupy"]}
+NUMPY_WINGS = {"reference": WINGS["numpy"], "native": "gpurnn.kernels.native", "host": WINGS["cupy"]}
 """The modules that can compute for NumPy arrays, by the names that `use` takes. They need not define all functions."""
 
 _uses: contextvars.ContextVar[tuple[use, ...]] = contextvars.ContextVar("uses", default=())
@@ -86,14 +86,16 @@ class use:
 
     Parameters
     ----------
-    wing : {"host", "reference"}
+    wing : {"reference", "native", "host"}
+        "reference" is NumPy, the default. "native" compiles the recurrences for this processor when they are first
+        called, which takes a C++ compiler and some seconds for each cell and dtype, and is kept; the rest is NumPy.
         "host" runs the CUDA kernels' own source, compiled for the CPU: what CuPy arrays run on a GPU, to be followed
-        and debugged on any machine with a C++ compiler. It is slow. "reference" is NumPy, the default.
+        and debugged on any machine with a C++ compiler. It is slow.
 
     Raises
     ------
     ValueError
-        ``wing`` is neither.
+        ``wing`` is none of these.
 
     Notes
     -----

@@ -62,13 +62,19 @@ def wing(request):
     return parity.Wing(request.param)
 
 
+@pytest.fixture(params=["reference", "native", HOST, CUDA])
+def recurrent_wing(request):
+    """Each wing that has recurrences of its own, a `parity.Wing`."""
+    return parity.Wing(request.param)
+
+
 @pytest.fixture(params=[HOST, CUDA])
 def kernel_wing(request):
     """The kernels, where they are executed, a `parity.Wing`."""
     return parity.Wing(request.param)
 
 
-@pytest.fixture(params=["reference", HOST])
+@pytest.fixture(params=["reference", "native", HOST])
 def each_wing(request):
     """Lets each wing in turn compute for NumPy arrays; gives its name."""
     with gpurnn.use(request.param):

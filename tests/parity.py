@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gpurnn.kernels import native
 
 from gpurnn import kernels, reference
 from gpurnn.layers.base import StateDict
@@ -19,7 +20,7 @@ class Wing:
     Attributes
     ----------
     name : str
-        "reference"; "host", the kernels on the host executor; "cuda", the kernels on a GPU.
+        "reference"; "native"; "host", the kernels on the host executor; "cuda", the kernels on a GPU.
     module : module
         Its functions.
     xp : module
@@ -28,7 +29,7 @@ class Wing:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.module: ModuleType = reference if name == "reference" else kernels
+        self.module: ModuleType = {"reference": reference, "native": native}.get(name, kernels)
         self.xp: Any = np
         if name == "cuda":
             self.xp = pytest.importorskip("cupy", reason="CuPy is not installed")

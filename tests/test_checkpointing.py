@@ -24,7 +24,13 @@ from gpurnn import kernels, reference
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
 LAYERS = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM, "gru": gpurnn.GRU}
-WINGS = {"reference": reference.recurrence, "host": kernels.recurrence}
+WINGS = {"reference": reference.recurrence, "native": reference.recurrence, "host": kernels.recurrence}
+"""The modules that say of how many rows a chunk is."""
+
+
+@pytest.fixture
+def wing(recurrent_wing):
+    return recurrent_wing
 
 
 def assert_bits(actual, expected) -> None:

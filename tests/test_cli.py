@@ -709,6 +709,21 @@ def test_info_says_what_compiles_kernels_for_the_cpu(monkeypatch):
     assert "  host   cannot run here: no C++ compiler: set CXX, install g++" in run("info").stdout
 
 
+def test_info_says_what_compiles_recurrences_for_the_cpu(monkeypatch):
+    monkeypatch.setenv("CXX", "my-c++ -pipe")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("gpurnn.kernels.native.processor.instruction_sets", lambda: ("avx2", "sse4"))
+    how = "compiles the recurrences for avx2 with my-c++ -pipe, on at most 1 threads\n"
+    assert f"  native runs here: gpurnn.use('native') {how}" in run("info").stdout
+    monkeypatch.setenv("GPURNN_CPU", "avx512")
+    assert (
+        "  native cannot run here: GPURNN_CPU is 'avx512', expected an instruction set of this processor: avx2, sse4\n"
+        in run("info").stdout
+    )
+    monkeypatch.setattr("gpurnn.kernels.native.processor.instruction_sets", lambda: ())
+    assert "  native cannot run here: compiled layers need SSE4.2 or NEON, which this processor " in run("info").stdout
+
+
 @pytest.mark.parametrize("command", ["--help", "--version", "info", "train --help"])
 def test_a_full_disk_under_the_output_is_one_line(command):
     if not os.path.exists("/dev/full"):
@@ -988,7 +1003,7 @@ def test_the_kernels_on_the_cpu_train_and_write(text, tmp_path):
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:1", ""])
 def test_what_is_no_device(text, tmp_path, device):
     said = run("train", text, "--out", tmp_path / "run", *SMALL, "--device", device, code=2).stderr
-    assert f"{device!r} is none of cpu, cuda, cuda:N and host" in said
+    assert f"{device!r} is none of cpu, cuda, cuda:N, native and host" in said
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpurnn.kernels import native
+from gpurnn.kernels.compiler import CompilerError
 from gpurnn.kernels.native import processor, recurrence, threads
 from problems import CELLS, Options, draw
 from tolerance import assert_all_close, assert_same, recurrence_terms
@@ -285,7 +286,25 @@ def test_a_forked_child_has_threads_of_its_own(problem, team):
 def test_the_number_of_threads_is_what_openmp_is_told(variable, count, monkeypatch):
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    assert threads.most() == min(processors, count or processors)
+    assert threads.most() == threads.available() == min(processors, count or processors)
+
+
+def test_a_tool_can_limit_the_threads(monkeypatch):
+    monkeypatch.setattr(threads, "available", lambda: 5)
+    library = threads.library()
+    for limit, expected in ((3, 3), (9, 5), (0, 5)):
+        library.gpurnn_set_num_threads(limit)
+        assert (library.gpurnn_get_num_threads(), threads.most()) == (limit, expected)
+
+
+def test_a_machine_without_a_compiler_is_told_so(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(recurrence, "_libraries", {})
+    problem = draw(LSTM(), Options())
+    with pytest.raises(CompilerError, match=r"^no C\+\+ compiler: set CXX, install g\+\+"):
+        run(native, problem)
 
 
 def test_a_process_on_one_processor_has_one_thread():

@@ -35,7 +35,8 @@ def info(as_json: bool) -> None:
         packages[package] = importlib.metadata.version(package)
     with suppress(importlib.metadata.PackageNotFoundError):
         packages["matplotlib"] = importlib.metadata.version("matplotlib")
-    why_not = {"cpu": "", "cuda": "; ".join(why_no_cuda()), "host": "; ".join(why_no_host())}
+    why_not = {"cpu": "", "cuda": "; ".join(why_no_cuda())}
+    why_not |= {"native": "; ".join(why_no_native()), "host": "; ".join(why_no_host())}
     if as_json:
         report: dict[str, Any] = {
             "gpurnn": __version__, "python": platform.python_version(), "system": platform.system(),
@@ -52,7 +53,14 @@ def info(as_json: bool) -> None:
     if "matplotlib" not in packages:
         tell("matplotlib is not installed: no pictures; pip install matplotlib")
     tell("\nDevices, as --device takes them")
-    what = {"cpu": "NumPy", "cuda": "fused CUDA kernels, by CuPy", "host": "the CUDA kernels on the CPU, slowly"}
+    what = {
+        "cpu": "NumPy", "cuda": "fused CUDA kernels, by CuPy", "native": "NumPy, with compiled recurrences",
+        "host": "the CUDA kernels on the CPU, slowly",
+    }  # fmt: skip
+    if not why_not["native"]:
+        from ..kernels.native import processor, threads
+
+        what["native"] += f" for {processor.chosen()} on at most {threads.available()} threads"
     if not why_not["host"]:
         what["host"] += f", compiled with {' '.join(find_compiler())}"
     for name, reason in why_not.items():
@@ -74,6 +82,18 @@ def why_no_cuda() -> Iterator[str]:
         return
     if devices == 0:
         yield f"CuPy {cupy.__version__} finds no CUDA device"
+
+
+def why_no_native() -> Iterator[str]:
+    """What keeps recurrences from being compiled for this processor; nothing if nothing does."""
+    from ..kernels.compiler import CompilerError, find_compiler
+    from ..kernels.native import processor
+
+    try:
+        processor.chosen()
+        find_compiler()
+    except (CompilerError, ValueError) as error:
+        yield str(error)
 
 
 def why_no_host() -> Iterator[str]:

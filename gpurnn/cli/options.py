@@ -74,15 +74,15 @@ class _Device(click.types.StringParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         kind, colon, place = str(value).partition(":")
-        if kind not in ("cpu", "cuda", "host") or (colon and (kind != "cuda" or not place.isdecimal())):
-            self.fail(f"{value!r} is none of cpu, cuda, cuda:N and host.", param, ctx)
+        if kind not in ("cpu", "cuda", "native", "host") or (colon and (kind != "cuda" or not place.isdecimal())):
+            self.fail(f"{value!r} is none of cpu, cuda, cuda:N, native and host.", param, ctx)
         return value
 
 
 device_option = click.option(
     "--device", type=_Device(), default="cpu", metavar="NAME", show_default=True,
-    help="What computes: cpu, cuda (or cuda:1, ...), or host, which runs the CUDA kernels on the CPU, slowly. "
-    "`gpurnn info` says which can run here.",
+    help="What computes: cpu, cuda (or cuda:1, ...), native, which compiles recurrences for this processor, or host, "
+    "which runs the CUDA kernels on the CPU, slowly. `gpurnn info` says which can run here.",
 )  # fmt: skip
 
 
@@ -92,17 +92,17 @@ def computing_on(device: str) -> Iterator[Any]:
     import numpy as np
 
     from .._dispatch import use
-    from .info import why_no_cuda, why_no_host
+    from .info import why_no_cuda, why_no_host, why_no_native
 
     kind, _, place = device.partition(":")
     if kind == "cpu":
         yield np
         return
-    reasons = list(why_no_cuda() if kind == "cuda" else why_no_host())
+    reasons = list({"cuda": why_no_cuda, "native": why_no_native, "host": why_no_host}[kind]())
     if reasons:
         raise Refusal(f"--device {device} cannot run here: {'; '.join(reasons)}")
-    if kind == "host":
-        with use("host"):
+    if kind != "cuda":
+        with use(kind):
             yield np
         return
     import cupy

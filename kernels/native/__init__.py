@@ -3,8 +3,8 @@
 It has the functions that gain by it; the NumPy wing has the others.
 """
 
-from gpurnn.reference.recurrence import recurrence_chunk
+from gpurnn.reference.recurrence import check_lengths, recurrence_chunk
 
 from .recurrence import recurrence_backward, recurrence_forward
 
-__all__ = ["recurrence_backward", "recurrence_chunk", "recurrence_forward"]
+__all__ = ["check_lengths", "recurrence_backward", "recurrence_chunk", "recurrence_forward"]

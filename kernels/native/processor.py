@@ -6,6 +6,8 @@ import functools
 import os
 import platform
 
+from ..compiler import CompilerError
+
 MACHINES = {"x86_64": ("avx512", "avx2", "sse4"), "aarch64": ("neon",)}
 """The instruction sets of each kind of machine, the widest first."""
 
@@ -41,10 +43,16 @@ def chosen() -> str:
 
     Raises
     ------
+    CompilerError
+        The processor has none of those that this package is written for.
     ValueError
         The variable names none that this processor has.
     """
     has, named = instruction_sets(), os.environ.get("GPURNN_CPU")
+    if not has:
+        raise CompilerError(
+            f"compiled layers need SSE4.2 or NEON, and this processor ({platform.machine()}) has neither"
+        )
     if named and named not in has:
         raise ValueError(f"GPURNN_CPU is {named!r}, expected an instruction set of this processor: {', '.join(has)}")
     return named or has[0]

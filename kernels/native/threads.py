@@ -21,21 +21,16 @@ def library() -> ctypes.CDLL:
 
 
 def most() -> int:
-    """The number of threads that a call may have.
+    """The number of threads that a call may have: `available`, or what threadpoolctl says if that is less."""
+    limit: int = library().gpurnn_get_num_threads()
+    return min(available(), limit) if limit > 0 else available()
 
-    It is the number of processors that the process may run on, or ``$OMP_NUM_THREADS`` if that is less, or what
-    threadpoolctl says.
-    """
-    count = _processors()
+
+def available() -> int:
+    """The number of processors that the process may run on, or ``$OMP_NUM_THREADS`` if that is less."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    limits = [int(text) if text.isdigit() else 0, int(library().gpurnn_get_num_threads())]
-    return max(1, min([count, *(limit for limit in limits if limit > 0)]))
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return min(count, int(text)) if text.isdigit() and int(text) > 0 else count
 
 
 def release() -> None:
