@@ -713,8 +713,8 @@ def test_info_says_what_compiles_recurrences_for_the_cpu(monkeypatch):
     monkeypatch.setenv("CXX", "my-c++ -pipe")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr("gpurnn.kernels.native.processor.instruction_sets", lambda: ("avx2", "sse4"))
-    how = "compiles the recurrences for avx2 with my-c++ -pipe, on at most 1 threads\n"
-    assert f"  native runs here: gpurnn.use('native') {how}" in run("info").stdout
+    how = "NumPy, with recurrences compiled for avx2 by my-c++ -pipe, on at most 1 thread\n"
+    assert f"  native runs here: {how}" in run("info").stdout
     monkeypatch.setenv("GPURNN_CPU", "avx512")
     assert (
         "  native cannot run here: GPURNN_CPU is 'avx512', expected an instruction set of this processor: avx2, sse4\n"

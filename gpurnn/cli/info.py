@@ -54,13 +54,15 @@ def info(as_json: bool) -> None:
         tell("matplotlib is not installed: no pictures; pip install matplotlib")
     tell("\nDevices, as --device takes them")
     what = {
-        "cpu": "NumPy", "cuda": "fused CUDA kernels, by CuPy", "native": "NumPy, with compiled recurrences",
+        "cpu": "NumPy", "cuda": "fused CUDA kernels, by CuPy", "native": "NumPy, with recurrences",
         "host": "the CUDA kernels on the CPU, slowly",
     }  # fmt: skip
     if not why_not["native"]:
         from ..kernels.native import processor, threads
 
-        what["native"] += f" for {processor.chosen()} on at most {threads.available()} threads"
+        count = threads.available()
+        what["native"] += f" compiled for {processor.chosen()} by {' '.join(find_compiler())}"
+        what["native"] += f", on at most {count} thread{'' if count == 1 else 's'}"
     if not why_not["host"]:
         what["host"] += f", compiled with {' '.join(find_compiler())}"
     for name, reason in why_not.items():
