@@ -168,8 +168,8 @@ def writable(where: str, name: str, array: Any) -> None:
         raise ValueError(f"{where}: {name} is read-only, expected an array that can be changed in place")
 
 
-def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
-    """``value`` as an int; refuse what is no whole number (bools included) or is below ``least``."""
+def integer_at_least(where: str, name: str, value: Any, least: int, most: float = 2**63 - 1) -> int:
+    """``value`` as an int; refuse what is no whole number (bools included), is below ``least`` or above ``most``."""
     try:
         number = operator.index(value)
     except TypeError as error:
@@ -177,8 +177,18 @@ def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
     if isinstance(value, bool):
         raise TypeError(f"{where}: {name} is {value!r}, expected a whole number")
     if number < least:
-        raise ValueError(f"{where}: {name} is {number}, expected at least {least}")
+        raise ValueError(f"{where}: {name} is {_shown(number)}, expected at least {least}")
+    if number > most:
+        raise ValueError(f"{where}: {name} is {_shown(number)}, expected at most 2**63 - 1")
     return number
+
+
+def _shown(number: int) -> str:
+    """A number for a message: Python does not write an int of thousands of digits."""
+    if number.bit_length() < 1000:
+        return str(number)
+    power = number.bit_length() - 1
+    return f"at least 2**{power}" if number > 0 else f"at most -2**{power}"
 
 
 def flag(where: str, name: str, value: Any) -> bool:

@@ -885,7 +885,7 @@ def test_cotangents_that_are_no_pair(name, cotangents):
 
 
 def wrong_sizes(*names: str) -> dict[str, list[Any]]:
-    return {name: [0, -1, 1.5, True, "4", None, np.array([1, 2])] for name in names}
+    return {name: [0, -1, 1.5, True, "4", None, np.array([1, 2]), 2**63, 10**30] for name in names}
 
 
 RATES = [-0.1, 1.0, 2, np.nan, np.inf, "half", None]
@@ -1191,6 +1191,31 @@ def test_wrong_options(name, option, value):
     function, arguments, _ = OPTIONS[name]
     with pytest.raises((ValueError, TypeError), match=rf"^[\w.]+: .*{option}\b.*, expected "):
         function(**{**arguments, option: value})
+
+
+@pytest.mark.parametrize(("sign", "shown"), [(1, "at least 2**20000"), (-1, "at most -2**20000")])
+def test_integers_that_python_does_not_write(sign, shown):
+    with pytest.raises(ValueError, match=rf"^LSTM: hidden_size is {re.escape(shown)}, expected at (most|least) "):
+        gpurnn.LSTM(I, sign * (2**20_000 + 1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: gpurnn.Dense(n, n),
+        lambda n: gpurnn.LSTM(n, n),
+        lambda n: gpurnn.Embedding(n, n),
+        lambda n: gpurnn.MultiHeadAttention(n, 1),
+        lambda n: gpurnn.StateSpace(n, n, n),
+    ],
+)
+def test_parameters_that_no_computer_can_hold(make):
+    with pytest.raises(MemoryError, match=r"a parameter has shape \(\d+, \d+\), expected one that a computer can hold"):
+        make(2**40)
+
+
+def test_seeds_may_be_larger_than_sizes():
+    assert_same(gpurnn.Dense(I, H, rng=2**100).state_dict(), gpurnn.Dense(I, H, rng=2**100).state_dict())
 
 
 @pytest.mark.parametrize("seed", SEEDS)

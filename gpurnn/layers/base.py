@@ -7,6 +7,7 @@ import contextvars
 import copy
 import math
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -291,6 +292,8 @@ def parameter(
     """
     allowance = _allowance.get()
     if allowance is None:
+        if math.prod(shape) > sys.maxsize // 16:  # initial values may be complex
+            raise MemoryError(f"a parameter has shape {shape}, expected one that a computer can hold")
         return initialise()
     allowance.take(shape, dtype)
     return np.zeros(shape, dtype)
