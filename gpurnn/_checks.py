@@ -168,8 +168,8 @@ def writable(where: str, name: str, array: Any) -> None:
         raise ValueError(f"{where}: {name} is read-only, expected an array that can be changed in place")
 
 
-def integer_at_least(where: str, name: str, value: Any, least: int, most: float = 2**63 - 1) -> int:
-    """``value`` as an int; refuse what is no whole number (bools included), is below ``least`` or above ``most``."""
+def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
+    """``value`` as an int; refuse what is no whole number (bools included) or is below ``least``."""
     try:
         number = operator.index(value)
     except TypeError as error:
@@ -178,7 +178,13 @@ def integer_at_least(where: str, name: str, value: Any, least: int, most: float 
         raise TypeError(f"{where}: {name} is {value!r}, expected a whole number")
     if number < least:
         raise ValueError(f"{where}: {name} is {_shown(number)}, expected at least {least}")
-    if number > most:
+    return number
+
+
+def size(where: str, name: str, value: Any, least: int = 1) -> int:
+    """``value`` as an int; refuse what is below ``least``, or more than any array has along an axis."""
+    number = integer_at_least(where, name, value, least)
+    if number > 2**63 - 1:
         raise ValueError(f"{where}: {name} is {_shown(number)}, expected at most 2**63 - 1")
     return number
 

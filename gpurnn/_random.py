@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from . import _checks
@@ -20,7 +18,7 @@ def generator(where: str, rng: int | np.random.Generator) -> np.random.Generator
     if isinstance(rng, np.random.Generator):
         return rng
     if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
-        return np.random.default_rng(_checks.integer_at_least(where, "rng", rng, 0, math.inf))
+        return np.random.default_rng(_checks.integer_at_least(where, "rng", rng, 0))
     raise TypeError(f"{where}: rng is {rng!r}, expected an int seed or a numpy.random.Generator")
 
 

@@ -884,8 +884,12 @@ def test_cotangents_that_are_no_pair(name, cotangents):
         pullback(cotangents)
 
 
+def wrong_counts(*names: str) -> dict[str, list[Any]]:
+    return {name: [0, -1, 1.5, True, "4", None, np.array([1, 2])] for name in names}
+
+
 def wrong_sizes(*names: str) -> dict[str, list[Any]]:
-    return {name: [0, -1, 1.5, True, "4", None, np.array([1, 2]), 2**63, 10**30] for name in names}
+    return {name: [*values, 2**63, 10**30] for name, values in wrong_counts(*names).items()}
 
 
 RATES = [-0.1, 1.0, 2, np.nan, np.inf, "half", None]
@@ -1012,7 +1016,7 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
     "multi_head_attention": (
         gpurnn.multi_head_attention,
         {"query": normal(T, B, I), "in_proj_weight": normal(3 * I, I), "out_proj_weight": normal(I, I), "num_heads": 2},
-        wrong_sizes("num_heads"),
+        wrong_counts("num_heads"),
     ),
     **{
         name: (
@@ -1055,7 +1059,7 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
         gpurnn.PaddedBatches,
         {"sequences": [steps(3, below=V), steps(2, below=V)], "batch_size": 2, "targets": None},
         {
-            **wrong_sizes("batch_size"),
+            **wrong_counts("batch_size"),
             "sequences": [[], [steps(1, below=V)], [[1, 2, 3]], 3, None],
             "targets": [[], [steps(3, below=V)], 3],
             "rng": [*SEEDS, None],
@@ -1064,7 +1068,7 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
     "TokenStream": (
         gpurnn.TokenStream,
         {"tokens": steps(20, below=V), "batch_size": 2, "steps": 3},
-        wrong_sizes("batch_size", "steps"),
+        wrong_counts("batch_size", "steps"),
     ),
     "Trainer": (
         gpurnn.Trainer,

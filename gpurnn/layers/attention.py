@@ -83,8 +83,8 @@ class MultiHeadAttention(Layer):
         rng: int | np.random.Generator = 0,
     ) -> None:
         where = "MultiHeadAttention"
-        self.features = _checks.integer_at_least(where, "features", features, 1)
-        self.num_heads = _checks.integer_at_least(where, "num_heads", num_heads, 1)
+        self.features = _checks.size(where, "features", features)
+        self.num_heads = _checks.size(where, "num_heads", num_heads)
         if self.features % self.num_heads:
             raise ValueError(f"{where}: num_heads is {num_heads}, expected a divisor of features = {features}")
         self.causal = _checks.flag(where, "causal", causal)
@@ -324,13 +324,13 @@ class TransformerBlock(Composite):
         rng: int | np.random.Generator = 0,
     ) -> None:
         where = "TransformerBlock"
-        self.features = _checks.integer_at_least(where, "features", features, 1)
-        self.num_heads = _checks.integer_at_least(where, "num_heads", num_heads, 1)
+        self.features = _checks.size(where, "features", features)
+        self.num_heads = _checks.size(where, "num_heads", num_heads)
         if self.features % self.num_heads:
             raise ValueError(f"{where}: num_heads is {num_heads}, expected a divisor of features = {features}")
         self.hidden_size = 4 * self.features
         if hidden_size is not None:
-            self.hidden_size = _checks.integer_at_least(where, "hidden_size", hidden_size, 1)
+            self.hidden_size = _checks.size(where, "hidden_size", hidden_size)
         self.activation = _checks.choice(where, "activation", activation, ("relu", "gelu"))
         self.causal = _checks.flag(where, "causal", causal)
         self.dropout = _checks.fraction(where, "dropout", dropout)

@@ -183,16 +183,16 @@ class Decoder(Composite):
         self._own_shapes: dict[str, tuple[int, ...]] = {}
         self.output_size, extra = H, 0
         if attention is not None:
-            K = _checks.integer_at_least(where, "memory_size", memory_size, 1)
+            K = _checks.size(where, "memory_size", memory_size)
             random, xavier = generator(where, rng), initializers.get("xavier")
             if attention == "additive":
                 A = H if attention_size is None else attention_size
-                A = _checks.integer_at_least(where, "attention_size", A, 1)
+                A = _checks.size(where, "attention_size", A)
                 shapes: dict[str, tuple[int, ...]] = {"weight_query": (A, H), "weight_keys": (A, K), "v": (A,)}
                 extra, self.output_size = K, H + recurrent.input_size
             else:
                 C = H if attentional_size is None else attentional_size
-                C = _checks.integer_at_least(where, "attentional_size", C, 1)
+                C = _checks.size(where, "attentional_size", C)
                 shapes = {"weight": (H, K)} if attention == "general" else {}
                 if attention == "dot" and K != H:
                     raise ValueError(f"{where}: memory_size is {K}, expected hidden_size = {H} for the dot product")

@@ -57,8 +57,8 @@ class Dense(Layer):
         rng: int | np.random.Generator = 0,
     ) -> None:
         where = "Dense"
-        self.in_features = _checks.integer_at_least(where, "in_features", in_features, 1)
-        self.out_features = _checks.integer_at_least(where, "out_features", out_features, 1)
+        self.in_features = _checks.size(where, "in_features", in_features)
+        self.out_features = _checks.size(where, "out_features", out_features)
         self.activation = _checks.choice(where, "activation", activation, DENSE_ACTIVATIONS)
         kind = parameter_dtype(where, dtype)
         initialise, random, shape = initializers.get(init), generator(where, rng), (self.out_features, self.in_features)

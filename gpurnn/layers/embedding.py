@@ -59,8 +59,8 @@ class Embedding(Layer):
         rng: int | np.random.Generator = 0,
     ) -> None:
         where = "Embedding"
-        self.num_embeddings = _checks.integer_at_least(where, "num_embeddings", num_embeddings, 1)
-        self.embedding_dim = _checks.integer_at_least(where, "embedding_dim", embedding_dim, 1)
+        self.num_embeddings = _checks.size(where, "num_embeddings", num_embeddings)
+        self.embedding_dim = _checks.size(where, "embedding_dim", embedding_dim)
         if padding_idx is not None:
             padding_idx = _checks.integer_at_least(where, "padding_idx", padding_idx, 0)
             if padding_idx >= self.num_embeddings:

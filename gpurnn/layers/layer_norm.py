@@ -42,7 +42,7 @@ class LayerNorm(Layer):
 
     def __init__(self, features: int, *, eps: float = 1e-5, bias: bool = True, dtype: Any = "float32") -> None:
         where = "LayerNorm"
-        self.features = _checks.integer_at_least(where, "features", features, 1)
+        self.features = _checks.size(where, "features", features)
         self.eps = _checks.non_negative(where, "eps", eps)
         kind = parameter_dtype(where, dtype)
         self.params = {"weight": parameter((self.features,), kind, lambda: np.ones(self.features, kind))}

@@ -122,9 +122,9 @@ class Recurrent(Layer):
         """The layer of ``arguments``, those of the constructor by name."""
         where = type(self).__name__
         self.cell = self._kind(**{option: arguments[option] for option in self._kind.options()})
-        self.input_size = _checks.integer_at_least(where, "input_size", arguments["input_size"], 1)
-        self.hidden_size = _checks.integer_at_least(where, "hidden_size", arguments["hidden_size"], 1)
-        self.num_layers = _checks.integer_at_least(where, "num_layers", arguments["num_layers"], 1)
+        self.input_size = _checks.size(where, "input_size", arguments["input_size"])
+        self.hidden_size = _checks.size(where, "hidden_size", arguments["hidden_size"])
+        self.num_layers = _checks.size(where, "num_layers", arguments["num_layers"])
         self.bias = _checks.flag(where, "bias", arguments["bias"])
         self.batch_first = _checks.flag(where, "batch_first", arguments["batch_first"])
         self.bidirectional = _checks.flag(where, "bidirectional", arguments["bidirectional"])

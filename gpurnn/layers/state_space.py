@@ -27,9 +27,9 @@ class _StateSpace(Layer):
         self, input_size: int, state_size: int, output_size: int, output_state: OutputState, complex: bool
     ) -> None:
         where = type(self).__name__
-        self.input_size = _checks.integer_at_least(where, "input_size", input_size, 1)
-        self.state_size = _checks.integer_at_least(where, "state_size", state_size, 1)
-        self.output_size = _checks.integer_at_least(where, "output_size", output_size, 1)
+        self.input_size = _checks.size(where, "input_size", input_size)
+        self.state_size = _checks.size(where, "state_size", state_size)
+        self.output_size = _checks.size(where, "output_size", output_size)
         self.output_state = _checks.choice(where, "output_state", output_state, OUTPUT_STATES)
         self.complex = _checks.flag(where, "complex", complex)
 

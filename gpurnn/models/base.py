@@ -347,7 +347,7 @@ def recurrent(
             )
     if init is not None:
         options["init"] = init
-    num_layers = _checks.integer_at_least(where, "num_layers", num_layers, 1)
+    num_layers = _checks.size(where, "num_layers", num_layers)
     if num_layers == 1:
         options.pop("dropout", None)  # between layers; the model itself drops elsewhere
     layer: Any = LAYERS[cell]

@@ -134,8 +134,8 @@ class EncoderDecoder(Model):
         **cell_options: Any,
     ) -> None:
         where = "EncoderDecoder"
-        source_symbols = _checks.integer_at_least(where, "source_symbols", source_symbols, 1)
-        target_symbols = _checks.integer_at_least(where, "target_symbols", target_symbols, 3)
+        source_symbols = _checks.size(where, "source_symbols", source_symbols)
+        target_symbols = _checks.size(where, "target_symbols", target_symbols, 3)
         for name, token in (("begin", begin), ("end", end)):
             if not 1 <= _checks.integer_at_least(where, name, token, 1) < target_symbols:
                 raise ValueError(
@@ -143,16 +143,16 @@ class EncoderDecoder(Model):
                 )
         if begin == end:
             raise ValueError(f"{where}: begin and end are both {begin}, expected two tokens")
-        embedding_size = _checks.integer_at_least(where, "embedding_size", embedding_size, 1)
-        num_layers = _checks.integer_at_least(where, "num_layers", num_layers, 1)
+        embedding_size = _checks.size(where, "embedding_size", embedding_size)
+        num_layers = _checks.size(where, "num_layers", num_layers)
         encoder_layers = num_layers if encoder_layers is None else encoder_layers
-        encoder_layers = _checks.integer_at_least(where, "encoder_layers", encoder_layers, 1)
+        encoder_layers = _checks.size(where, "encoder_layers", encoder_layers)
         bidirectional = _checks.flag(where, "bidirectional", bidirectional)
         input_feeding = _checks.flag(where, "input_feeding", input_feeding)
         bridge = None if bridge is None else _checks.flag(where, "bridge", bridge)
         attention = _checks.choice(where, "attention", attention, (None, *SCORES))
         if attention_size is not None:
-            attention_size = _checks.integer_at_least(where, "attention_size", attention_size, 1)
+            attention_size = _checks.size(where, "attention_size", attention_size)
         self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
         random = generator(where, rng)
         options = {"dropout": dropout, "init": init, "dtype": dtype, "rng": random}

@@ -180,8 +180,8 @@ class Forecaster(SequenceModel):
         **options: Any,
     ) -> None:
         where = "Forecaster"
-        self.window = _checks.integer_at_least(where, "window", window, 1)
-        features = _checks.integer_at_least(where, "features", features, 1)
+        self.window = _checks.size(where, "window", window)
+        features = _checks.size(where, "features", features)
         pooling = _checks.choice(where, "pooling", pooling, POOLINGS)
         loss = _checks.choice(where, "loss", loss, LOSSES)
         for name in self._not_options:

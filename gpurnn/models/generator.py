@@ -102,7 +102,7 @@ class SequenceGenerator(Model):
     ) -> None:
         where = "SequenceGenerator"
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "outputs": outputs}
-        sizes = {name: _checks.integer_at_least(where, name, size, 1) for name, size in sizes.items()}
+        sizes = {name: _checks.size(where, name, size) for name, size in sizes.items()}
         self.activation = activation = _checks.choice(where, "activation", activation, get_args(cells.Activation))
         output_activation = _checks.choice(where, "output_activation", output_activation, DENSE_ACTIVATIONS)
         loss = _checks.choice(where, "loss", loss, LOSSES)

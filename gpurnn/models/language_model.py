@@ -134,7 +134,7 @@ class LanguageModel(Model):
                 "very tokens that are to be predicted"
             )
         tied = _checks.flag(where, "tied", tied)
-        embedding_size = _checks.integer_at_least(where, "embedding_size", embedding_size, 1)
+        embedding_size = _checks.size(where, "embedding_size", embedding_size)
         if tied and embedding_size != hidden_size:
             raise ValueError(
                 f"{where}: embedding_size is {embedding_size} and hidden_size {hidden_size}, expected equal sizes, "

@@ -31,7 +31,7 @@ LOSSES = ("mse", "l1", "huber")
 
 def check_classes(where: str, name: str, classes: int, otherwise: str) -> None:
     """Reject a softmax over less than two classes, which has nothing to learn."""
-    if _checks.integer_at_least(where, name, classes, 1) == 1:
+    if _checks.size(where, name, classes) == 1:
         raise ValueError(
             f"{where}: {name} is 1, expected at least 2: the probability of a single class is always 1; for yes or no "
             f"take 2 classes, for a number {otherwise}"
@@ -189,10 +189,10 @@ class SequenceModel(Model):
         where = type(self).__name__
         if output_activation != "identity" and "output_activation" in self._not_options:
             raise TypeError(f"{where}: output_activation is given, expected none: the outputs are logits")
-        input_size = _checks.integer_at_least(where, "input_size", input_size, 1)
-        outputs = _checks.integer_at_least(where, self._outputs_name, outputs, 1)
+        input_size = _checks.size(where, "input_size", input_size)
+        outputs = _checks.size(where, self._outputs_name, outputs)
         if num_embeddings is not None:
-            num_embeddings = _checks.integer_at_least(where, "num_embeddings", num_embeddings, 1)
+            num_embeddings = _checks.size(where, "num_embeddings", num_embeddings)
         self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
         random = generator(where, rng)
         bidirectional = _checks.flag(where, "bidirectional", bidirectional)
