@@ -391,6 +391,8 @@ def test_parameters_that_are_nan_give_no_tokens(kind, part):
     for options in ({}, {"beam_size": 2}):
         with pytest.raises(FloatingPointError, match=rf"predict: the logits for sources\[1\] are not finite: {blame}"):
             model.predict([source[:2, 0], source[:1, 0]], **options)
+    with pytest.raises(FloatingPointError, match=rf"log_likelihood: the logits are not finite: {blame}"):
+        model.log_likelihood(source, targets, lengths)
     if model._looks and part != "output.bias":
         with pytest.raises(FloatingPointError, match=rf"align: the weights are not finite: {blame}"):
             model.align(source, targets, lengths)

@@ -387,10 +387,18 @@ class EncoderDecoder(Model):
         return loss, None, grads
 
     def log_likelihood(self, source: Array, targets: tuple[Array, Array], lengths: Array | None = None) -> Array:
-        """log P(y | x) = sum_t log P(y_t | y_1 .. y_{t-1}, x) of each target (B,), in nats; arguments as in `loss`."""
+        """log P(y | x) = sum_t log P(y_t | y_1 .. y_{t-1}, x) of each target (B,), in nats; arguments as in `loss`.
+
+        Raises
+        ------
+        FloatingPointError
+            The logits of a target are NaN or infinite.
+        """
         tokens, mask = self._targets(source, targets)
         logits, _ = self(source, self._shifted(tokens), lengths)
         xp = _dispatch.namespace("EncoderDecoder", logits=logits)
+        if not bool(xp.all(xp.isfinite(xp.max(logits, axis=-1)) | ~mask)):  # minus infinity is a probability of 0
+            raise not_finite("EncoderDecoder.log_likelihood", "the logits", self.params)
         return -xp.sum(losses.cross_entropy(logits, tokens, mask=mask, reduction="none"), axis=0)
 
     def log_likelihood_vjp(

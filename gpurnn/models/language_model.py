@@ -511,15 +511,25 @@ class LanguageModel(Model):
         -------
         float
             In nats; 0 for an empty text.
+
+        Raises
+        ------
+        FloatingPointError
+            The logits are NaN or infinite.
         """
-        window = _checks.integer_at_least("LanguageModel.log_likelihood", "window", window, 1)
-        tokens = self._tokens("log_likelihood", "text", text)
+        return self._log_likelihood("log_likelihood", self._tokens("log_likelihood", "text", text), window)
+
+    def _log_likelihood(self, method: str, tokens: np.ndarray[Any, Any], window: int) -> float:
+        where = f"LanguageModel.{method}"
+        window = _checks.integer_at_least(where, "window", window, 1)
         before = np.concatenate([np.zeros(1, tokens.dtype), tokens[:-1]])
         xp = self._namespace()
         total, state = 0.0, None
         for start in range(0, tokens.shape[0], window):
             inputs, targets = (_dispatch.from_numpy(xp, t[start : start + window, None]) for t in (before, tokens))
             logits, state = self(inputs, state)
+            if not bool(xp.all(xp.isfinite(xp.max(logits, axis=-1)))):  # minus infinity is a probability of 0
+                raise not_finite(where, "the logits", self.params)
             nats = losses.cross_entropy(logits, targets, reduction="none")
             total -= float(_dispatch.to_numpy(nats).sum(dtype=np.float64))
         return total
@@ -536,11 +546,13 @@ class LanguageModel(Model):
         ------
         ValueError
             The text is empty.
+        FloatingPointError
+            The logits are NaN or infinite.
         """
         tokens = self._tokens("perplexity", "text", text)
         if tokens.shape[0] == 0:
             raise ValueError("LanguageModel.perplexity: text is empty, expected at least one token")
-        return losses.perplexity(-self.log_likelihood(tokens, window=window) / tokens.shape[0])
+        return losses.perplexity(-self._log_likelihood("perplexity", tokens, window) / tokens.shape[0])
 
     def sample(
         self,
