@@ -63,6 +63,31 @@ def test_every_position_has_mean_0_and_variance_1(dtype):
     np.testing.assert_allclose(y.var(axis=-1), 1, atol=limit)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", ["random", "two", "one above the others", "one below the others", "equal"])
+def test_the_end_of_the_range(dtype, shape):
+    """Up to the documented size all digits are there; above it they are, or the whole position is NaN."""
+    F, largest = 64, np.finfo(dtype).max
+    features = np.random.default_rng(0).uniform(-1, 1, F) if shape == "random" else np.ones(F)
+    if shape == "two":
+        features[::2] = -1
+    elif shape != "equal":
+        features[0] = -1
+        features *= 1 if shape == "one below the others" else -1
+    for size in (0.5 / F, 1 / F, 2 / F, 0.2, 0.5, 0.7, 1.0):
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = (features * size).astype(dtype)[None] * largest
+            y, pullback = gpurnn.layer_norm.vjp(x)
+            dx, _ = pullback(np.ones_like(y))
+        if np.isnan(y).all() and size > 0.5 / F:
+            assert np.isnan(dx).all()
+            continue
+        centred = features - features.mean()
+        expected = centred / (np.sqrt((centred**2).mean()) or 1)
+        np.testing.assert_allclose(y[0], expected, rtol=0, atol=F * epsilon(dtype))
+        assert np.isfinite(dx).all()
+
+
 def test_equal_features_give_the_bias():
     x, bias = np.full((3, 4), 7.0), np.arange(4.0)
     np.testing.assert_array_equal(gpurnn.layer_norm(x, np.ones(4), bias), np.tile(bias, (3, 1)))

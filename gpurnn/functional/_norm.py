@@ -64,6 +64,7 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     Parameters
     ----------
     x : (..., F) array, float32 or float64
+        Up to 1 / (2 F) of the largest number of its dtype, so that no sum overflows. A position whose sums do is NaN.
     weight, bias : (F,) arrays, optional
         gamma and beta; one and zero by default.
     eps : float
