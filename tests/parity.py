@@ -11,7 +11,7 @@ import pytest
 from gpurnn.kernels import native
 
 from gpurnn import kernels, reference
-from gpurnn.layers.base import StateDict
+from gpurnn.layers.base import named
 
 
 class Wing:
@@ -123,4 +123,4 @@ def canonical(a: np.ndarray) -> np.ndarray:
 
 def assign(layer: Any, values: dict[str, np.ndarray]) -> None:
     """Copy values into a layer's parameters, known to be of its form of the GRU."""
-    layer.load_state_dict(StateDict(values, layer._forms()))
+    layer.load_state_dict(named(values, layer._forms()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import json
 import pickle
 
 import numpy as np
@@ -508,6 +509,11 @@ def test_gradients_are_not_shared_between_calls_of_a_pullback(kind):
     assert_same(first, kept)
 
 
+def of_others(state):
+    """A state as another program has it."""
+    return {str(name): value for name, value in state.items()}
+
+
 FORMS = list(itertools.product((False, True), ("candidate", "state")))
 
 
@@ -539,7 +545,7 @@ def test_the_form_of_a_gru_goes_with_its_weights(tmp_path, form, other, nested):
 
 def test_weights_that_do_not_say_their_form_warn_unless_the_layer_is_pytorchs(tmp_path):
     textbook, pytorchs = gpurnn.GRU(3, 4), gpurnn.GRU(3, 4, reset_after=True, update="state")
-    plain = dict(textbook.state_dict())
+    plain = of_others(textbook.state_dict())
     pytorchs.load_state_dict(plain)
     message = (
         "GRU.load_state_dict: this is a GRU with reset_after=False, update='candidate', and the weights do not say "
@@ -554,8 +560,39 @@ def test_weights_that_do_not_say_their_form_warn_unless_the_layer_is_pytorchs(tm
         textbook.load(tmp_path / "foreign")
     model = gpurnn.SequenceClassifier(3, 4, 2)
     with pytest.warns(UserWarning, match="SequenceClassifier.load_state_dict: recurrent is a GRU with reset"):
-        model.load_state_dict(dict(model.state_dict()))
-    gpurnn.LSTM(3, 4).load_state_dict(dict(gpurnn.LSTM(3, 4).state_dict()))
+        model.load_state_dict(of_others(model.state_dict()))
+    gpurnn.LSTM(3, 4).load_state_dict(of_others(gpurnn.LSTM(3, 4).state_dict()))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "make", [lambda **form: gpurnn.GRU(3, 4, **form), lambda **form: gpurnn.SequenceClassifier(3, 4, 2, **form)]
+)
+def test_a_dict_that_is_made_of_a_state_says_the_form(make):
+    layer = make()
+    state = layer.state_dict()
+    for made in (
+        dict(state),
+        {name: value for name, value in state.items()},  # noqa: C416
+        {name: 0.9 * value for name, value in layer.params.items()},
+        {name: state[name] + layer.params[name] for name in state},
+        copy.deepcopy(dict(layer.params)),
+        pickle.loads(pickle.dumps(dict(state))),
+        dict(layer.to(np).params),
+    ):
+        layer.load_state_dict(made)
+        with pytest.raises(ValueError, match="a GRU with reset_after=False, update='candidate'"):
+            make(reset_after=True, update="state").load_state_dict(made)
+    assert list(state) == list(of_others(state))
+    assert json.loads(json.dumps(dict.fromkeys(state, 1))) == dict.fromkeys(state, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_layer_in_two_places_says_its_form_once():
+    gru = gpurnn.GRU(3, 3)
+    layer, other = gpurnn.Sequential(gru, gru), gpurnn.Sequential(*[gpurnn.GRU(3, 3)] * 2)
+    other.load_state_dict(layer.state_dict())
+    assert_same(other.state_dict(), layer.state_dict())
 
 
 def test_a_models_file_says_the_form_of_its_gru(tmp_path):

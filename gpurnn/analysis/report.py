@@ -12,7 +12,6 @@ import numpy as np
 
 from .._contract import Array
 from ..cells import Vanilla
-from ..layers.base import StateDict
 from ..layers.recurrent import Recurrent
 from ..models import LanguageModel
 from . import plots
@@ -221,8 +220,7 @@ def _skips(stack: Recurrent, layer: Recurrent) -> bool:
 
 def _in_float64(model: LanguageModel) -> LanguageModel:
     double = LanguageModel.from_config({**model.config(), "dtype": "float64"})
-    values = {name: p.astype(np.float64) for name, p in model.state_dict().items()}
-    double.load_state_dict(StateDict(values, double._forms()))
+    double.load_state_dict({name: p.astype(np.float64) for name, p in model.state_dict().items()})
     return double
 
 

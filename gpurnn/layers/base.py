@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,7 +93,7 @@ class Layer(ABC):
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of the parameters as NumPy arrays, by name; C-contiguous, whatever the parameters are."""
-        return StateDict({name: copied(p) for name, p in self.params.items()}, self._forms())
+        return {name: copied(p) for name, p in self.params.items()}
 
     def _forms(self) -> dict[str, str]:
         """The form of each GRU, by the beginning of its parameters' names: their shapes do not tell it."""
@@ -103,8 +103,9 @@ class Layer(ABC):
         """Copy values into the parameters: all of them, or none if one does not fit.
 
         The same weights give other outputs in a GRU of another form, and neither their names nor their shapes tell the
-        form. What `state_dict` and files of gpurnn hold says it, and another form is rejected. Of other weights
-        PyTorch's are the likeliest: a GRU of any other form than ``reset_after=True, update="state"`` warns.
+        form. What `state_dict` and files of gpurnn hold says it, and another form is rejected; so does a dict that is
+        made with the names of `params` or of `state_dict`. Of other weights PyTorch's are the likeliest: a GRU of any
+        other form than ``reset_after=True, update="state"`` warns.
 
         Raises
         ------
@@ -117,7 +118,6 @@ class Layer(ABC):
         where = f"{type(self).__name__}.load_state_dict"
         if not isinstance(state, Mapping):
             raise TypeError(f"{where}: state is {_checks.described(state)}, expected a dict of arrays by name")
-        forms = getattr(state, "forms", None)
         state = self._by_parameter(where, state)
         missing, unknown = self.params.keys() - state.keys(), state.keys() - self.params.keys()
         if missing or unknown:
@@ -134,18 +134,19 @@ class Layer(ABC):
             _checks.writable(where, f"the parameter {name}", p)
             # Copied before anything is written, because values may be parameters of this layer.
             values.append(_dispatch.from_numpy(_dispatch.namespace(where, **{name: p}), _dispatch.to_numpy(value)))
-        self._check_forms(where, forms)
+        self._check_forms(where, state)
         for p, value in zip(self.params.values(), values, strict=True):
             p[...] = value
 
-    def _check_forms(self, where: str, forms: Mapping[str, str] | None) -> None:
-        """Refuse weights of another form of the GRU; warn of those that do not say theirs."""
+    def _check_forms(self, where: str, names: Iterable[str]) -> None:
+        """Refuse weights of another form of the GRU; warn of those whose names do not say theirs."""
         for prefix, form in self._forms().items():
             of = f"{prefix.removesuffix('.')} is " if prefix else ""
-            if forms and prefix in forms:
-                if forms[prefix] != form:
-                    raise ValueError(f"{where}: {of}a GRU with {forms[prefix]}, expected {form} as this layer has")
-            elif form != PYTORCH_GRU:
+            own = [name for name in names if name.startswith(prefix)]
+            forms = {name.form for name in own if isinstance(name, ParameterName)}
+            if forms - {form}:
+                raise ValueError(f"{where}: {of}a GRU with {min(forms - {form})}, expected {form} as this layer has")
+            if own and not forms and form != PYTORCH_GRU:
                 _checks.warn(
                     where,
                     f"{of or 'this is '}a GRU with {form}, and the weights do not say which form they are of. "
@@ -214,7 +215,7 @@ class Layer(ABC):
                     f"{os.fspath(path)}: {name} has dtype {dtype}, expected {own} as the layer has{cure}"
                 )
         try:
-            self.load_state_dict(StateDict(tensors, forms if isinstance(forms, dict) else None))
+            self.load_state_dict(named(tensors, forms if isinstance(forms, dict) else {}))
         except (KeyError, ValueError, TypeError) as error:
             raise _files.FileFormatError(f"{os.fspath(path)}: {_files.reason(error)}") from error
 
@@ -238,15 +239,31 @@ class Layer(ABC):
         """The arguments of the constructor, as the repr shows them."""
 
 
-class StateDict(dict[str, "np.ndarray[Any, Any]"]):
-    """What `Layer.state_dict` returns: arrays by name, and which form each GRU among the layers has."""
+class ParameterName(str):
+    """The name of a parameter of a GRU, which says the form of the GRU. A dict that is made with it says it too."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray[Any, Any]], forms: Mapping[str, str] | None) -> None:
-        super().__init__(arrays)
-        self.forms = forms
+    form: str
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (dict(self), self.forms)
+    def __new__(cls, name: str, form: str) -> Self:
+        made = super().__new__(cls, name)
+        made.form = form
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # what pickle and copy pass to __new__
+        return str(self), self.form
+
+
+def named(arrays: Mapping[str, Array], forms: Mapping[str, str]) -> dict[str, Array]:
+    """``arrays`` under names that say the form of the GRU that they belong to, by what the names begin with."""
+    for prefix, form in forms.items():
+        arrays = {ParameterName(n, form) if n.startswith(prefix) else n: array for n, array in arrays.items()}
+    return dict(arrays)
+
+
+def _behind(prefix: str, name: str) -> str:
+    """A parameter's name in a layer that is made of layers."""
+    joined = f"{prefix}{name}"
+    return ParameterName(joined, name.form) if isinstance(name, ParameterName) else joined
 
 
 def copied(array: Array) -> np.ndarray[Any, Any]:
@@ -318,7 +335,7 @@ class Composite(Layer):
 
     def _places(self) -> dict[str, tuple[dict[str, Array], str]]:
         return {
-            f"{prefix}{name}": place
+            _behind(prefix, name): place
             for prefix, layer in self._layers().items()
             for name, place in layer._places().items()
         }

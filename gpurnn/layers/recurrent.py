@@ -19,7 +19,7 @@ from ..functional._dropout import dropout_mask
 from ..functional._recurrent import take
 from ..functional._segments import States, part_of, segments_of, through
 from ..functional._state import check_cotangents, pack_state
-from .base import Layer, parameter, parameter_dtype
+from .base import Layer, named, parameter, parameter_dtype
 
 Init = str | initializers.Initializer
 
@@ -145,7 +145,8 @@ class Recurrent(Layer):
                 f"{self.hidden_size * self.num_directions}: only equal widths are added",
             )
         dtype = parameter_dtype(where, arguments["dtype"])
-        self.params = self._initialise(arguments["init"], dtype, generator(where, arguments["rng"]))
+        params = self._initialise(arguments["init"], dtype, generator(where, arguments["rng"]))
+        self.params = named(params, self._forms())
 
     @property
     def num_directions(self) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .. import _arrays, _checks, _dispatch, optimizers
 from .._contract import Array, State
 from ..cells import CELLS
-from ..layers.base import Composite, Layer, StateDict, uninitialised
+from ..layers.base import Composite, Layer, named, uninitialised
 from ..layers.recurrent import LAYERS
 from .files import Saved
 
@@ -90,7 +90,7 @@ class Model(Composite, Saved):
         with uninitialised({**parameters, **{name: parameters[first] for name, first in shared.items()}}):
             model = cls.from_config(config)
         model._share(shared)
-        model.load_state_dict(StateDict(parameters, model._forms()))
+        model.load_state_dict(named(parameters, model._forms()))
         return model
 
     @abstractmethod

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
 from .._random import generator
-from ..layers.base import StateDict, copied
+from ..layers.base import copied
 from . import examples
 from .base import check_finite, not_finite
 from .sequence import LOSSES, POOLINGS, SequenceModel
@@ -199,7 +199,7 @@ class Forecaster(SequenceModel):
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of the parameters, and of ``mean``, ``std`` and ``residuals``, as NumPy arrays, by name."""
         of_series = {name: copied(getattr(self, name)) for name in _OF_SERIES}
-        return StateDict({**super().state_dict(), **of_series}, self._forms())
+        return {**super().state_dict(), **of_series}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Copy values into the parameters, and into ``mean``, ``std`` and ``residuals``.
@@ -225,7 +225,7 @@ class Forecaster(SequenceModel):
             _checks.shape(where, shown, state[name], (*lead, self.features), "(..., features)")
             _checks.floating(where, shown, state[name])
         parameters = {name: value for name, value in state.items() if name not in _OF_SERIES}
-        super().load_state_dict(StateDict(parameters, getattr(state, "forms", None)))
+        super().load_state_dict(parameters)
         self.mean, self.std, self.residuals = (copied(state[name]) for name in _OF_SERIES)
 
     def fit(
