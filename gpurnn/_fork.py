@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 _renewals: list[Callable[[], object]] = []
@@ -19,14 +20,21 @@ _renewals: list[Callable[[], object]] = []
 class Lock:
     """A lock that is free in the child of a fork, whoever held it: ``with lock.current: ...``.
 
+    Parameters
+    ----------
+    kind : callable
+        `threading.Lock`, or `threading.RLock` where a signal handler or finaliser that gets here while its own thread
+        has the lock is to go on.
+
     Attributes
     ----------
-    current : threading.Lock
+    current : threading.Lock or RLock
         Another one in the child. The thread that forks may hold the one before, and then releases that.
     """
 
-    def __init__(self) -> None:
-        self.current = threading.Lock()
+    def __init__(self, kind: Callable[[], Any] = threading.Lock) -> None:
+        self.kind = kind
+        self.current = kind()
         _locks.add(self)
 
 
@@ -37,7 +45,7 @@ def in_child(renew: Callable[[], object]) -> None:
 
 def _renew() -> None:
     for lock in _locks:
-        lock.current = threading.Lock()
+        lock.current = lock.kind()
     for renew in _renewals:
         renew()
     tqdm = sys.modules.get("tqdm")

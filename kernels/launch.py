@@ -8,10 +8,12 @@ This is the only file that touches ``cupy.RawModule``. Importing it imports no C
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -204,7 +206,8 @@ class Module:
         self.defines = dict(defines or {})
         self.include = include
         self.proofs = tuple(proofs)
-        self._lock = _fork.Lock()  # so that threads compile it once
+        self._lock = _fork.Lock(threading.RLock)  # so that threads compile it once
+        self._compiles_under: Any = None  # which lock; another one in the child of a fork
         self._libraries: dict[str, host.Library] = {}
         self._raw: Any = None
         self._shared_bytes: dict[tuple[str, int], int] = {}
@@ -223,9 +226,25 @@ class Module:
     def _texts(self) -> dict[Path, str]:
         return source_closure(self.source, self.include)
 
+    @contextlib.contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Be the only one who compiles; a signal handler or finaliser amid it would wait for itself."""
+        lock = self._lock.current
+        with lock:
+            if self._compiles_under is lock:
+                raise RuntimeError(
+                    f"{self.source.name}: a signal handler or a finaliser asks for kernels whose compilation it has "
+                    "interrupted; have it compute what has been computed before, or with NumPy"
+                )
+            self._compiles_under = lock
+            try:
+                yield
+            finally:
+                self._compiles_under = None
+
     @functools.cache  # noqa: B019
     def _library(self, build: str) -> host.Library:
-        with self._lock.current:
+        with self._compiling():
             if build not in self._libraries:
                 self._libraries[build] = host.Library(
                     self.source, self.names, self.defines, build, include=self.include, proofs=self.proofs
@@ -251,7 +270,7 @@ class Module:
         return code, options + tuple(f"-D{name}={value}" for name, value in sorted(self.defines.items()))
 
     def _raw_module(self) -> Any:
-        with self._lock.current:
+        with self._compiling():
             if self._raw is None:
                 import cupy
 
@@ -262,7 +281,7 @@ class Module:
     @functools.cache  # noqa: B019
     def _cuda_function(self, name: str) -> Any:
         raw = self._raw_module()
-        with self._lock.current:  # it is here that CuPy compiles
+        with self._compiling():  # it is here that CuPy compiles
             return raw.get_function(name)
 
     def _allow_shared_memory(self, name: str, raw: Any, device: int, shared_bytes: int) -> None:

@@ -722,6 +722,97 @@ def test_names_that_were_not_asked_for():
         launch.parameter_names(CORRECT._texts(), "nothing<float>")
 
 
+# ---- Amid a call ----
+
+
+class Hangs(Exception):
+    pass
+
+
+@pytest.fixture
+def soon():
+    """Half a minute, after which who waits for a lock is told."""
+
+    def alarm(*_):
+        raise Hangs
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def on_signal():
+    """Set what a signal that `signal.raise_signal` sends runs."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield lambda function: signal.signal(signal.SIGUSR1, lambda *_: function())
+    signal.signal(signal.SIGUSR1, before)
+
+
+def added():
+    out = fresh(8)
+    launch_add(out=out)
+    return out
+
+
+needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signals")
+
+
+@needs_signals
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_signal_handler_computes_amid_a_launch(on_signal, monkeypatch, moment):
+    """It runs between two steps of the interpreter: before the executor begins or when it has ended."""
+    library, outs = CORRECT._library("plain")._library, []
+    execute = library.gpurnn_host_launch
+
+    def amid(*arguments):
+        monkeypatch.setattr(library, "gpurnn_host_launch", execute)
+        failed = execute(*arguments) if moment == "after" else None
+        signal.raise_signal(signal.SIGUSR1)
+        return execute(*arguments) if failed is None else failed
+
+    monkeypatch.setattr(library, "gpurnn_host_launch", amid)
+    on_signal(lambda: outs.append(added()))
+    outs.append(added())
+    assert len(outs) == 2
+    for out in outs:
+        np.testing.assert_array_equal(out, 2 * numbers(8))
+
+
+@needs_signals
+@pytest.mark.usefixtures("soon")
+def test_a_signal_handler_amid_a_compilation_of_what_it_needs_is_an_error(on_signal, cache, tmp_path, monkeypatch):
+    source = tmp_path / "one.cu"
+    source.write_text(TINY)
+    module = launch.Module(source, ["one"], {"VALUE": "3"})
+    run, raised = cpp.run, []
+
+    def compute():
+        x = np.zeros(1, np.float32)
+        module["one"]((1,), (1,), (x,))
+        return x[0]
+
+    def handler():
+        with pytest.raises(RuntimeError, match=r"^one\.cu: a signal handler or a finaliser asks for kernels whose"):
+            compute()
+        raised.append(True)
+
+    def amid(command):
+        monkeypatch.setattr(cpp, "run", run)
+        signal.raise_signal(signal.SIGUSR1)
+        return run(command)
+
+    cpp.compiler_version(build.find_compiler())
+    monkeypatch.setattr(cpp, "run", amid)
+    on_signal(handler)
+    assert compute() == 3
+    assert raised == [True]
+    assert compute() == 3
+
+
 # ---- Builds ---------------------------------------------------------------------------------------------------------
 
 TINY = "__global__ void one(float* x) { *x = VALUE; }\n"

@@ -47,6 +47,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -203,7 +204,8 @@ class _Launch(ctypes.Structure):
 
 
 # Each library has an executor of its own, but the handlers of signals, which a launch replaces, are the process's.
-_one_launch = _fork.Lock()
+# A launch by a Python handler of a signal is amid another only before that begins or when it has ended.
+_one_launch = _fork.Lock(threading.RLock)
 
 
 class Library:
