@@ -399,7 +399,8 @@ def ssm(
     Notes
     -----
     Where the powers of a dense A over about sqrt(T) steps overflow or underflow and the states may not, the steps are
-    taken in order, which takes longer. To see that, the program waits for the device once.
+    taken in order, which takes longer. To see that, a call on a GPU with a dense A and at least 64 steps waits for the
+    device once, and so does its pullback: neither can be captured into a CUDA graph.
 
     References
     ----------
