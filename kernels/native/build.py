@@ -36,6 +36,7 @@ FLAGS = (
     "-Wall",
     "-Wextra",
     "-Wno-unknown-pragmas",
+    "-Wno-unknown-warning-option",
     "-Wno-maybe-uninitialized",  # of g++'s own headers
     "-Wno-psabi",  # no vector is handed from one library to another
     "-D__device__=inline __attribute__((always_inline))",

@@ -50,9 +50,7 @@ def chosen() -> str:
     """
     has, named = instruction_sets(), os.environ.get("GPURNN_CPU")
     if not has:
-        raise CompilerError(
-            f"compiled layers need SSE4.2 or NEON, and this processor ({platform.machine()}) has neither"
-        )
+        raise CompilerError(f"compiled layers need SSE4.2 or NEON, which this processor ({platform.machine()}) has not")
     if named and named not in has:
         raise ValueError(f"GPURNN_CPU is {named!r}, expected an instruction set of this processor: {', '.join(has)}")
     return named or has[0]
