@@ -63,24 +63,24 @@ private:
         if (index == 0) {
             for (int64_t i = 0; i < zeros_size(layer); ++i) zeros[i] = 0;
         }
-        const long groups = (H + lanes - 1) / lanes;
-        const Part part(index, count, B, long(sizeof(T)) * G * H * H, panels.hidden_panels(0).count());
+        const int64_t groups = (H + lanes - 1) / lanes;
+        const Part part(index, count, B, int64_t(sizeof(T)) * G * H * H, panels.hidden_panels(0).count());
         Barrier& team = meetings[1 + part.team];
         std::vector<int> active, rows;
-        for (long end = clock.T; end > 0;) {
-            const long s0 = (end - 1) / layer.chunk * layer.chunk;
+        for (int64_t end = clock.T; end > 0;) {
+            const int64_t s0 = (end - 1) / layer.chunk * layer.chunk;
             meetings[0].meet(count);  // the gradients of the chunk before are done with the gates
-            for (long b = part.first_row; b < part.last_row; ++b) {
+            for (int64_t b = part.first_row; b < part.last_row; ++b) {
                 if (clock.past(clock.time(layer.backwards, end - 1), b)) continue;
-                for (long group = part.first(groups); group < part.last(groups); ++group) {
+                for (int64_t group = part.first(groups); group < part.last(groups); ++group) {
                     begin<false>(end - 1, s0, b, group * lanes);
                 }
             }
             team.meet(part.shares);
-            for (long s = end - 1; s >= s0; --s) {
+            for (int64_t s = end - 1; s >= s0; --s) {
                 active.clear();
                 const int t = clock.time(layer.backwards, s);
-                for (long b = part.first_row; b < part.last_row; ++b) {
+                for (int64_t b = part.first_row; b < part.last_row; ++b) {
                     if (!clock.past(t, b)) active.push_back(int(b));
                 }
                 steps<last_phase>(part, s, s0, active, team);
@@ -94,22 +94,22 @@ private:
 
     // The transposes of position s from this phase down to the first, each with what the cell computes after it.
     template <int phase>
-    void steps(const Part& part, long s, long s0, const std::vector<int>& active, Barrier& team) const {
+    void steps(const Part& part, int64_t s, int64_t s0, const std::vector<int>& active, Barrier& team) const {
         const Panels<T> own = panels.hidden_panels(phase);
-        const long all = own.count();
-        const long first_number = long(Cell::first_gate(phase)) * H;
+        const int64_t all = own.count();
+        const int64_t first_number = int64_t(Cell::first_gate(phase)) * H;
         alignas(64) T products[most_sums * lanes];
         multiply<plain_width>(
-            own, part.first(all), part.last(all), s % 2, long(active.size()),
-            [&](long i) { return da_hidden + gates_at(s - s0, active[i]) + first_number; },
-            [&](long) { return zeros; },
-            [&](long, int r, long, int beside) { return products + r * beside * plain_width * lanes; },
-            [&](long i, int rows, long p, int beside) {
+            own, part.first(all), part.last(all), s % 2, int64_t(active.size()),
+            [&](int64_t i) { return da_hidden + gates_at(s - s0, active[i]) + first_number; },
+            [&](int64_t) { return zeros; },
+            [&](int64_t, int r, int64_t, int beside) { return products + r * beside * plain_width * lanes; },
+            [&](int64_t i, int rows, int64_t p, int beside) {
                 for (int r = 0; r < rows; ++r) {
-                    const long b = active[i + r];
+                    const int64_t b = active[i + r];
                     const T* product = products + r * beside * plain_width * lanes;
                     for (int v = 0; v < beside * plain_width; ++v, product += lanes) {
-                        const long j = (p * plain_width + v) * lanes;
+                        const int64_t j = (p * plain_width + v) * lanes;
                         if (H - j >= lanes) {
                             finish<phase, true>(s, s0, b, j, Real::load(product));
                         } else if (H > j) {
@@ -124,20 +124,20 @@ private:
     }
 
     // Those whose last step in this direction is at position s: nothing came back to them from a later one.
-    void begin_rows_that_end(const Part& part, long s, long s0) const {
+    void begin_rows_that_end(const Part& part, int64_t s, int64_t s0) const {
         const int t = clock.time(layer.backwards, s), later = clock.time(layer.backwards, s + 1);
-        const long groups = (H + lanes - 1) / lanes;
-        for (long b = part.first_row; b < part.last_row; ++b) {
+        const int64_t groups = (H + lanes - 1) / lanes;
+        for (int64_t b = part.first_row; b < part.last_row; ++b) {
             if (clock.past(t, b) || !clock.past(later, b)) continue;
-            for (long group = part.first(groups); group < part.last(groups); ++group) {
+            for (int64_t group = part.first(groups); group < part.last(groups); ++group) {
                 begin<false>(s, s0, b, group * lanes);
             }
         }
     }
 
     template <int phase, bool whole>
-    ALWAYS_INLINE void finish(long s, long s0, long b, long j, Real product) const {
-        const long count = whole ? lanes : H - j, at = b * H + j;
+    ALWAYS_INLINE void finish(int64_t s, int64_t s0, int64_t b, int64_t j, Real product) const {
+        const int64_t count = whole ? lanes : H - j, at = b * H + j;
         const int t = clock.time(layer.backwards, s);
         if constexpr (phase > 0) {
             Real values[Cell::num_saved], gates[G];
@@ -162,12 +162,12 @@ private:
 
     // From the gradients of the state after position s to those of its gates, except those that wait for a later phase's.
     template <bool whole>
-    ALWAYS_INLINE void begin(long s, long s0, long b, long j) const {
-        const long count = whole ? lanes : H - j, at = b * H + j;
+    ALWAYS_INLINE void begin(int64_t s, int64_t s0, int64_t b, int64_t j) const {
+        const int64_t count = whole ? lanes : H - j, at = b * H + j;
         const int t = clock.time(layer.backwards, s);
         Real dh = get<whole>(layer.dh + at, count);
         Real dc = Cell::has_c ? get<whole>(layer.dc + at, count) : Real(0);
-        if (layer.dy) dh += get<whole>(layer.dy + (long(t) * B + b) * layer.row + j, count);
+        if (layer.dy) dh += get<whole>(layer.dy + (int64_t(t) * B + b) * layer.row + j, count);
         Real values[Cell::num_saved], gates[G], hidden_gates[G], past_products;
         load<whole>(s, b, j, count, values);
         cell.backward(values, dh, dc, gates, hidden_gates, past_products);
@@ -182,39 +182,39 @@ private:
     }
 
     template <bool whole>
-    ALWAYS_INLINE void load(long s, long b, long j, long count, Real (&values)[Cell::num_saved]) const {
+    ALWAYS_INLINE void load(int64_t s, int64_t b, int64_t j, int64_t count, Real (&values)[Cell::num_saved]) const {
         const T* const from = layer.saved + (clock.slot(layer.backwards, s) * B + b) * Cell::num_saved * H + j;
         for (int k = 0; k < Cell::num_saved; ++k) values[k] = get<whole>(from + k * H, count);
     }
 
     // The rows of a chunk that exist, in the order of the backward pass, as indices (s - s0, b).
-    void list_rows(long s0, long end, std::vector<int>& rows) const {
+    void list_rows(int64_t s0, int64_t end, std::vector<int>& rows) const {
         rows.clear();
-        for (long s = end - 1; s >= s0; --s) {
+        for (int64_t s = end - 1; s >= s0; --s) {
             const int t = clock.time(layer.backwards, s);
-            for (long b = 0; b < B; ++b) {
+            for (int64_t b = 0; b < B; ++b) {
                 if (!clock.past(t, b)) rows.push_back(int((s - s0) * B + b));
             }
         }
     }
 
     // A thread's part of dx and of the gradients of the weights, of a chunk's rows.
-    void gradients(int index, int count, long s0, const std::vector<int>& rows) const {
-        const long all = long(rows.size());
-        const auto step = [&](long i) { return clock.time(layer.backwards, s0 + rows[i] / B) * B + rows[i] % B; };
-        const long first = all * index / count, last = all * (index + 1) / count;
+    void gradients(int index, int count, int64_t s0, const std::vector<int>& rows) const {
+        const int64_t all = int64_t(rows.size());
+        const auto step = [&](int64_t i) { return clock.time(layer.backwards, s0 + rows[i] / B) * B + rows[i] % B; };
+        const int64_t first = all * index / count, last = all * (index + 1) / count;
         const Panels<T> own = panels.input_panels();
         alignas(64) T products[most_sums * lanes];
         multiply<plain_width>(
             own, 0, own.count(), false, last - first,
-            [&](long i) { return da + long(rows[first + i]) * G * H; }, [&](long) { return zeros; },
-            [&](long, int r, long, int beside) { return products + r * beside * plain_width * lanes; },
-            [&](long i, int tile_rows, long p, int beside) {
+            [&](int64_t i) { return da + int64_t(rows[first + i]) * G * H; }, [&](int64_t) { return zeros; },
+            [&](int64_t, int r, int64_t, int beside) { return products + r * beside * plain_width * lanes; },
+            [&](int64_t i, int tile_rows, int64_t p, int beside) {
                 for (int r = 0; r < tile_rows; ++r) {
                     T* const to = layer.dx + step(first + i + r) * I;
                     const T* product = products + r * beside * plain_width * lanes;
                     for (int v = 0; v < beside * plain_width; ++v, product += lanes) {
-                        const long column = (p * plain_width + v) * lanes, left = I - column;
+                        const int64_t column = (p * plain_width + v) * lanes, left = I - column;
                         if (left <= 0) break;
                         const Real value = Real::load(product);
                         put(layer.adds ? get(to + column, left) + value : value, to + column, left);
@@ -222,31 +222,31 @@ private:
                 }
             });
 
-        const long numbers = G * H, from = numbers * index / count, to = numbers * (index + 1) / count;
+        const int64_t numbers = G * H, from = numbers * index / count, to = numbers * (index + 1) / count;
         T* const panel = packed_panels + index * RowGradient<T>::panel_size;
         T* const strips = packed_strips + from * RowGradient<T>::most;
         RowGradient<T>::add(
-            all, [&](long i) { return da + long(rows[i]) * G * H; }, [&](long i) { return layer.x + step(i) * I; }, from,
+            all, [&](int64_t i) { return da + int64_t(rows[i]) * G * H; }, [&](int64_t i) { return layer.x + step(i) * I; }, from,
             to, I, layer.dw_ih, layer.db_ih, panel, strips);
         for (int phase = 0; phase < Cell::phases; ++phase) {
-            const long begins = long(Cell::first_gate(phase)) * H, ends = long(Cell::first_gate(phase + 1)) * H;
+            const int64_t begins = int64_t(Cell::first_gate(phase)) * H, ends = int64_t(Cell::first_gate(phase + 1)) * H;
             RowGradient<T>::add(
-                all, [&](long i) { return da_hidden + long(rows[i]) * G * H; },
-                [&](long i) { return layer.operands + (long(phase) * clock.slots * B + step(i)) * H; },
+                all, [&](int64_t i) { return da_hidden + int64_t(rows[i]) * G * H; },
+                [&](int64_t i) { return layer.operands + (int64_t(phase) * clock.slots * B + step(i)) * H; },
                 from > begins ? from : begins, to < ends ? to : ends, H, layer.dw_hh,
                 Cell::hidden_apart ? layer.db_hh : nullptr, panel, strips);
         }
     }
 
-    long gates_at(long position, long b) const { return (position * B + b) * G * H; }
-    long operand_at(int phase, long s, long b) const {
-        return ((long(phase) * clock.slots + clock.slot(layer.backwards, s)) * B + b) * H;
+    int64_t gates_at(int64_t position, int64_t b) const { return (position * B + b) * G * H; }
+    int64_t operand_at(int phase, int64_t s, int64_t b) const {
+        return ((int64_t(phase) * clock.slots + clock.slot(layer.backwards, s)) * B + b) * H;
     }
 
     const Layer<T>& layer;
     const Cell cell;
     const Clock clock;
-    const long B, I, H;
+    const int64_t B, I, H;
     const BackwardPanels<Cell> panels;
     const std::unique_ptr<Barrier[]> meetings;
     T *zeros, *direct, *through, *da, *da_hidden, *packed_panels, *packed_strips;

@@ -16,7 +16,7 @@ class Forward {
     using T = typename Real::Number;
     using Phases = Phase<Cell>;
     static constexpr int lanes = Real::lanes, last_phase = Cell::phases - 1;
-    static constexpr long chunk_rows = 192;  // of inputs that are multiplied before the steps that read them
+    static constexpr int64_t chunk_rows = 192;  // of inputs that are multiplied before the steps that read them
 
 public:
     Forward(const Layer<T>& layer, const Cell& cell)
@@ -31,7 +31,7 @@ public:
         T* at = layer.workspace;
         for (int phase = 0; phase < Cell::phases; ++phase) {
             const int width = Phases::width(phase);
-            const long columns = Phases::columns(phase, H);
+            const int64_t columns = Phases::columns(phase, H);
             inputs[phase] = {at, I, columns, width};
             at += Panels<T>::size(I, columns, width);
             hidden[phase] = {at, H, columns, width};
@@ -43,10 +43,10 @@ public:
     }
 
     static int64_t workspace(const Layer<T>& layer) {
-        const long H = layer.hidden;
-        long size = 0;
+        const int64_t H = layer.hidden;
+        int64_t size = 0;
         for (int phase = 0; phase < Cell::phases; ++phase) {
-            const long columns = Phases::columns(phase, H);
+            const int64_t columns = Phases::columns(phase, H);
             const int width = Phases::width(phase);
             size += Panels<T>::size(layer.inputs, columns, width) + Panels<T>::size(H, columns, width);
         }
@@ -72,28 +72,28 @@ private:
         if (layer.back) BackwardPanels<Cell>{H, I, layer.back}.pack(layer.w_ih, layer.w_hh, index, count);
         meetings[0].meet(count);
 
-        const Part part(index, count, B, long(sizeof(T)) * Cell::gates * H * (I + H), Phases::panels(0, H));
-        const long rows = part.last_row - part.first_row;
+        const Part part(index, count, B, int64_t(sizeof(T)) * Cell::gates * H * (I + H), Phases::panels(0, H));
+        const int64_t rows = part.last_row - part.first_row;
         if (rows == 0) return;
         Barrier& team = meetings[1 + part.team];
-        const long groups = Phases::groups(H);
-        for (long b = part.first_row; b < part.last_row; ++b) {
-            for (long group = part.first(groups); group < part.last(groups); ++group) {
-                const long j = group * lanes;
+        const int64_t groups = Phases::groups(H);
+        for (int64_t b = part.first_row; b < part.last_row; ++b) {
+            for (int64_t group = part.first(groups); group < part.last(groups); ++group) {
+                const int64_t j = group * lanes;
                 enter(0, b, j, get(layer.h + b * H + j, H - j));
             }
         }
         team.meet(part.shares);
-        const long chunk = chunk_rows > rows ? chunk_rows / rows : 1;
+        const int64_t chunk = chunk_rows > rows ? chunk_rows / rows : 1;
         // Teams' rows of sums lie one after another, each with room for a chunk.
         T* const own = sums + (part.first_row + part.team * chunk_rows) * row;
         std::vector<int> active;
-        for (long s0 = 0; s0 < clock.T; s0 += chunk) {
-            const long end = s0 + chunk < clock.T ? s0 + chunk : clock.T;
+        for (int64_t s0 = 0; s0 < clock.T; s0 += chunk) {
+            const int64_t end = s0 + chunk < clock.T ? s0 + chunk : clock.T;
             multiply_inputs<0>(part, s0, end, own, active);
-            for (long s = s0; s < end; ++s) {
+            for (int64_t s = s0; s < end; ++s) {
                 list_active(part, s, s, active);
-                if (long(active.size()) < rows) idle(part, s);
+                if (int64_t(active.size()) < rows) idle(part, s);
                 steps<0>(part, s, own + (s - s0) * rows * row, active, team);
             }
         }
@@ -102,7 +102,7 @@ private:
     template <int phase>
     void pack(int index, int count) {
         for (const auto& [panels, w] : {std::pair{inputs[phase], layer.w_ih}, std::pair{hidden[phase], layer.w_hh}}) {
-            const long all = panels.count();
+            const int64_t all = panels.count();
             Phases::pack(
                 phase, w, panels.K, H, all * index / count, all * (index + 1) / count, const_cast<T*>(panels.numbers));
         }
@@ -110,55 +110,55 @@ private:
     }
 
     // The part's rows that exist at the positions first ... last, as indices (s - first, b - first_row).
-    void list_active(const Part& part, long first, long last, std::vector<int>& active) const {
+    void list_active(const Part& part, int64_t first, int64_t last, std::vector<int>& active) const {
         active.clear();
-        const long rows = part.last_row - part.first_row;
-        for (long s = first; s <= last; ++s) {
+        const int64_t rows = part.last_row - part.first_row;
+        for (int64_t s = first; s <= last; ++s) {
             const int t = clock.time(layer.backwards, s);
-            for (long b = part.first_row; b < part.last_row; ++b) {
+            for (int64_t b = part.first_row; b < part.last_row; ++b) {
                 if (!clock.past(t, b)) active.push_back(int((s - first) * rows + b - part.first_row));
             }
         }
     }
 
     template <int phase>
-    void multiply_inputs(const Part& part, long s0, long end, T* own, std::vector<int>& active) const {
-        const long rows = part.last_row - part.first_row, panels = inputs[phase].count();
-        const long before = Phases::before(phase, H);
+    void multiply_inputs(const Part& part, int64_t s0, int64_t end, T* own, std::vector<int>& active) const {
+        const int64_t rows = part.last_row - part.first_row, panels = inputs[phase].count();
+        const int64_t before = Phases::before(phase, H);
         if (phase == 0) list_active(part, s0, end - 1, active);
         multiply<Phases::width(phase)>(
-            inputs[phase], part.first(panels), part.last(panels), false, long(active.size()),
-            [&](long i) {
+            inputs[phase], part.first(panels), part.last(panels), false, int64_t(active.size()),
+            [&](int64_t i) {
                 const int t = clock.time(layer.backwards, s0 + active[i] / rows);
-                return layer.x + (long(t) * B + part.first_row + active[i] % rows) * I;
+                return layer.x + (int64_t(t) * B + part.first_row + active[i] % rows) * I;
             },
-            [&](long) { return input_start + before; },
-            [&](long i, int, long p, int) {
+            [&](int64_t) { return input_start + before; },
+            [&](int64_t i, int, int64_t p, int) {
                 return own + active[i] * row + before + p * Phases::width(phase) * lanes;
             },
-            [](long, int, long, int) {});
+            [](int64_t, int, int64_t, int) {});
         if constexpr (phase < last_phase) multiply_inputs<phase + 1>(part, s0, end, own, active);
     }
 
     // The products of position s from this phase on, each with what the cell computes after it.
     template <int phase>
-    void steps(const Part& part, long s, const T* own, const std::vector<int>& active, Barrier& team) const {
+    void steps(const Part& part, int64_t s, const T* own, const std::vector<int>& active, Barrier& team) const {
         constexpr int width = Phases::width(phase), gates = Phases::gates(phase);
-        const long panels = hidden[phase].count(), before = Phases::before(phase, H), groups = Phases::groups(H);
+        const int64_t panels = hidden[phase].count(), before = Phases::before(phase, H), groups = Phases::groups(H);
         alignas(64) T products[most_sums * lanes];
         multiply<width>(
-            hidden[phase], part.first(panels), part.last(panels), s % 2, long(active.size()),
-            [&](long i) { return layer.operands + operand_at(phase, s, part.first_row + active[i]); },
-            [&](long i) { return (Cell::hidden_apart ? hidden_start : own + active[i] * row) + before; },
-            [&](long, int r, long, int beside) { return products + r * beside * width * lanes; },
-            [&](long i, int rows, long p, int beside) {
-                const long first = p * width / gates, wanted = first + beside * width / gates;
-                const long last = wanted < groups ? wanted : groups;
+            hidden[phase], part.first(panels), part.last(panels), s % 2, int64_t(active.size()),
+            [&](int64_t i) { return layer.operands + operand_at(phase, s, part.first_row + active[i]); },
+            [&](int64_t i) { return (Cell::hidden_apart ? hidden_start : own + active[i] * row) + before; },
+            [&](int64_t, int r, int64_t, int beside) { return products + r * beside * width * lanes; },
+            [&](int64_t i, int rows, int64_t p, int beside) {
+                const int64_t first = p * width / gates, wanted = first + beside * width / gates;
+                const int64_t last = wanted < groups ? wanted : groups;
                 for (int r = 0; r < rows; ++r) {
-                    const long b = part.first_row + active[i + r];
+                    const int64_t b = part.first_row + active[i + r];
                     const T* product = products + r * beside * width * lanes;
                     const T* input = own + active[i + r] * row + before + first * gates * lanes;
-                    for (long group = first; group < last; ++group) {
+                    for (int64_t group = first; group < last; ++group) {
                         if (H - group * lanes >= lanes) {
                             finish<phase, true>(s, b, group * lanes, input, product);
                         } else {
@@ -175,9 +175,9 @@ private:
 
     // After the product of a phase at position s, for the units of a row from j on.
     template <int phase, bool whole>
-    ALWAYS_INLINE void finish(long s, long b, long j, const T* input, const T* product) const {
+    ALWAYS_INLINE void finish(int64_t s, int64_t b, int64_t j, const T* input, const T* product) const {
         constexpr int first = Cell::first_gate(phase), end = Cell::first_gate(phase + 1);
-        const long count = whole ? lanes : H - j;
+        const int64_t count = whole ? lanes : H - j;
         const int t = clock.time(layer.backwards, s);
         Real x[Cell::gates], p[Cell::gates], values[Cell::num_saved];
         for (int g = first; g < end; ++g) {
@@ -201,7 +201,7 @@ private:
             }
             put<whole>(h, layer.h + b * H + j, count);
             if (Cell::has_c) put<whole>(c, layer.c + b * H + j, count);
-            put<whole>(h, layer.y + (long(t) * B + b) * layer.row + j, count);
+            put<whole>(h, layer.y + (int64_t(t) * B + b) * layer.row + j, count);
             if (s + 1 < clock.T) {
                 const Real next = entering(s + 1, b, j, count, h);
                 put<whole>(next, layer.operands + operand_at(0, s + 1, b) + j, count);
@@ -210,36 +210,36 @@ private:
     }
 
     // Rows that do not exist at position s: their state stays, and their output is zero.
-    void idle(const Part& part, long s) const {
+    void idle(const Part& part, int64_t s) const {
         const int t = clock.time(layer.backwards, s);
-        const long groups = Phases::groups(H);
-        for (long b = part.first_row; b < part.last_row; ++b) {
+        const int64_t groups = Phases::groups(H);
+        for (int64_t b = part.first_row; b < part.last_row; ++b) {
             if (!clock.past(t, b)) continue;
-            for (long j = part.first(groups) * lanes; j < part.last(groups) * lanes; j += lanes) {
-                put(Real(0), layer.y + (long(t) * B + b) * layer.row + j, H - j);
+            for (int64_t j = part.first(groups) * lanes; j < part.last(groups) * lanes; j += lanes) {
+                put(Real(0), layer.y + (int64_t(t) * B + b) * layer.row + j, H - j);
                 if (s + 1 < clock.T) enter(s + 1, b, j, get(layer.h + b * H + j, H - j));
             }
         }
     }
 
     // h as it enters phase 0 of position s.
-    Real entering(long s, long b, long j, long count, Real h) const {
+    Real entering(int64_t s, int64_t b, int64_t j, int64_t count, Real h) const {
         if (clock.cut(layer.backwards, clock.time(layer.backwards, s), b)) h = 0;
         return layer.mask ? h * get(layer.mask + b * H + j, count) : h;
     }
-    void enter(long s, long b, long j, Real h) const {
+    void enter(int64_t s, int64_t b, int64_t j, Real h) const {
         put(entering(s, b, j, H - j, h), layer.operands + operand_at(0, s, b) + j, H - j);
     }
 
-    long operand_at(int phase, long s, long b) const {
-        return ((long(phase) * clock.slots + clock.slot(layer.backwards, s)) * B + b) * H;
+    int64_t operand_at(int phase, int64_t s, int64_t b) const {
+        return ((int64_t(phase) * clock.slots + clock.slot(layer.backwards, s)) * B + b) * H;
     }
-    long saved_at(long s, long b) const { return (clock.slot(layer.backwards, s) * B + b) * Cell::num_saved * H; }
+    int64_t saved_at(int64_t s, int64_t b) const { return (clock.slot(layer.backwards, s) * B + b) * Cell::num_saved * H; }
 
     const Layer<T>& layer;
     const Cell cell;
     const Clock clock;
-    const long B, I, H, row;
+    const int64_t B, I, H, row;
     const std::unique_ptr<Barrier[]> meetings;
     Panels<T> inputs[Cell::phases], hidden[Cell::phases];
     T *input_start, *hidden_start;  // what the sums of a row start with

@@ -13,34 +13,34 @@ class RowGradient {
     static constexpr int lanes = Real::lanes, width = 4, strip = Tiles<T, width, true>::most_rows;
 
 public:
-    static constexpr long most = 512;  // rows at a time
-    static constexpr long panel_size = most * width * lanes;
+    static constexpr int64_t most = 512;  // rows at a time
+    static constexpr int64_t panel_size = most * width * lanes;
 
     // The rows first ... last - 1 of w and of sums, which may be null. `panel` has room for panel_size numbers, `strips`
     // for `most` of each of these rows.
     template <class A, class B>
-    static void add(long rows, A a, B b, long first, long last, long N, T* w, T* sums, T* panel, T* strips) {
+    static void add(int64_t rows, A a, B b, int64_t first, int64_t last, int64_t N, T* w, T* sums, T* panel, T* strips) {
         if (first >= last) return;
-        for (long k0 = 0; k0 < rows; k0 += most) {
-            const long K = rows - k0 < most ? rows - k0 : most;
-            for (long m = first; m < last; m += strip) {
-                const long own = last - m < strip ? last - m : strip;
+        for (int64_t k0 = 0; k0 < rows; k0 += most) {
+            const int64_t K = rows - k0 < most ? rows - k0 : most;
+            for (int64_t m = first; m < last; m += strip) {
+                const int64_t own = last - m < strip ? last - m : strip;
                 T* at = strips + (m - first) * most;
-                for (long k = 0; k < K; ++k) {
+                for (int64_t k = 0; k < K; ++k) {
                     const T* const from = a(k0 + k) + m;
-                    for (long r = 0; r < own; ++r) *at++ = from[r];
+                    for (int64_t r = 0; r < own; ++r) *at++ = from[r];
                 }
                 if (sums) {
                     const T* read = strips + (m - first) * most;
-                    for (long k = 0; k < K; ++k) {
-                        for (long r = 0; r < own; ++r) sums[m + r] += *read++;
+                    for (int64_t k = 0; k < K; ++k) {
+                        for (int64_t r = 0; r < own; ++r) sums[m + r] += *read++;
                     }
                 }
             }
-            for (long n = 0; n < N; n += width * lanes) {
-                const long left = N - n;
+            for (int64_t n = 0; n < N; n += width * lanes) {
+                const int64_t left = N - n;
                 const int registers_used = left >= width * lanes ? width : int((left + lanes - 1) / lanes);
-                for (long k = 0; k < K; ++k) {
+                for (int64_t k = 0; k < K; ++k) {
                     const T* const from = b(k0 + k) + n;
                     for (int v = 0; v < registers_used; ++v) {
                         get(from + v * lanes, left - v * lanes).store(panel + (k * registers_used + v) * lanes);
@@ -58,11 +58,11 @@ public:
 
 private:
     template <int used>
-    static void columns(long K, const T* panel, const T* strips, long first, long last, long N, long n, T* w) {
-        const long there = N - n < used * lanes ? N - n : used * lanes;
+    static void columns(int64_t K, const T* panel, const T* strips, int64_t first, int64_t last, int64_t N, int64_t n, T* w) {
+        const int64_t there = N - n < used * lanes ? N - n : used * lanes;
         alignas(64) T buffer[strip * used * lanes];
         T* to[strip];
-        for (long m = first; m < last; m += strip) {
+        for (int64_t m = first; m < last; m += strip) {
             const int own = int(last - m < strip ? last - m : strip);
             const bool whole = there == used * lanes;
             for (int r = 0; r < own; ++r) {

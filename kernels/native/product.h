@@ -12,22 +12,22 @@ template <typename T>
 struct Panels {
     static constexpr int lanes = Vector<T>::lanes;
     const T* numbers;
-    long K, columns;
+    int64_t K, columns;
     int width;
 
-    static long count(long columns, int width) { return (columns + width * lanes - 1) / (width * lanes); }
-    static long size(long K, long columns, int width) { return count(columns, width) * K * width * lanes; }
-    long count() const { return count(columns, width); }
-    const T* panel(long p) const { return numbers + p * K * width * lanes; }
+    static int64_t count(int64_t columns, int width) { return (columns + width * lanes - 1) / (width * lanes); }
+    static int64_t size(int64_t K, int64_t columns, int width) { return count(columns, width) * K * width * lanes; }
+    int64_t count() const { return count(columns, width); }
+    const T* panel(int64_t p) const { return numbers + p * K * width * lanes; }
 };
 
 // to[r][v] = from[r][v] + sum over k < K of a[r][k] * panel[k][v]; with `strip`, a[r][k] lies at a[0][k * R + r].
 // The registers v are those of `side` panels, one after another, each of `width`.
 template <typename T, int R, int width, int side, bool strip>
-void tile(const T* const* a, long K, const T* panel, const T* const* from, T* const* to) {
+void tile(const T* const* a, int64_t K, const T* panel, const T* const* from, T* const* to) {
     using Real = Vector<T>;
     constexpr int lanes = Real::lanes, V = width * side;
-    const long apart = K * width * lanes;
+    const int64_t apart = K * width * lanes;
     const T* rows[R];
     Real sums[R][V];
 #pragma GCC unroll 8
@@ -36,7 +36,7 @@ void tile(const T* const* a, long K, const T* panel, const T* const* from, T* co
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) sums[r][v] = Real::load(from[r] + v * lanes);
     }
-    for (long k = 0; k < K; ++k, panel += width * lanes) {
+    for (int64_t k = 0; k < K; ++k, panel += width * lanes) {
         Real b[V];
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) b[v] = Real::load(panel + v / width * apart + v % width * lanes);
@@ -63,7 +63,7 @@ constexpr int most_sums = 24;
 // The tiles of one width: as many sums as registers are left beside those of a row and of the panel.
 template <typename T, int width, bool strip>
 struct Tiles {
-    using Tile = void (*)(const T* const*, long, const T*, const T* const*, T* const*);
+    using Tile = void (*)(const T* const*, int64_t, const T*, const T* const*, T* const*);
 
     static constexpr int sums = registers == 32 ? 24 : register_bytes == 32 ? 12 : 8;
     static constexpr int limit = sums / width < 1 ? 1 : sums / width;
@@ -96,17 +96,17 @@ struct Tiles {
 // the panels from the last one, so that those that the cache still has come first.
 template <int width, typename T, class A, class From, class To, class Done>
 ALWAYS_INLINE void multiply(
-    const Panels<T>& panels, long first, long last, bool backwards, long count, A a, From from, To to, Done done) {
+    const Panels<T>& panels, int64_t first, int64_t last, bool backwards, int64_t count, A a, From from, To to, Done done) {
     using Kernels = Tiles<T, width, false>;
     constexpr int most = Kernels::most_rows, panel_size = width * Vector<T>::lanes;
     if (count == 0) return;
-    const long tiles = (count + most - 1) / most;
+    const int64_t tiles = (count + most - 1) / most;
     const int side = tiles == 1 ? Kernels::side(int(count)) : 1;
-    for (long walked = 0; walked < last - first;) {
+    for (int64_t walked = 0; walked < last - first;) {
         const int beside = last - first - walked >= side ? side : 1;
-        const long p = backwards ? last - walked - beside : first + walked;
-        for (long i = 0; i < tiles; ++i) {
-            const long row = count * i / tiles;
+        const int64_t p = backwards ? last - walked - beside : first + walked;
+        for (int64_t i = 0; i < tiles; ++i) {
+            const int64_t row = count * i / tiles;
             const int rows = int(count * (i + 1) / tiles - row);
             const T *in[most], *start[most];
             T* sums[most];

@@ -16,39 +16,39 @@ struct Phase {
     // Registers of a panel: those of whole groups.
     static constexpr int width(int phase) { return 4 % gates(phase) == 0 ? 4 : gates(phase); }
 
-    static long groups(long hidden) { return (hidden + lanes - 1) / lanes; }
-    static long columns(int phase, long hidden) { return groups(hidden) * gates(phase) * lanes; }
-    static long panels(int phase, long hidden) { return Panels<T>::count(columns(phase, hidden), width(phase)); }
+    static int64_t groups(int64_t hidden) { return (hidden + lanes - 1) / lanes; }
+    static int64_t columns(int phase, int64_t hidden) { return groups(hidden) * gates(phase) * lanes; }
+    static int64_t panels(int phase, int64_t hidden) { return Panels<T>::count(columns(phase, hidden), width(phase)); }
     // Numbers of a row of sums of all phases, and those before this one's.
-    static long before(int phase, long hidden) {
-        long numbers = 0;
+    static int64_t before(int phase, int64_t hidden) {
+        int64_t numbers = 0;
         for (int k = 0; k < phase; ++k) numbers += panels(k, hidden) * width(k) * lanes;
         return numbers;
     }
-    static long row(long hidden) { return before(Cell::phases, hidden); }
+    static int64_t row(int64_t hidden) { return before(Cell::phases, hidden); }
 
     // The weights (G*H, K) of a phase as panels, whose columns are its gates' rows. Writes panels first ... last - 1.
-    static void pack(int phase, const T* w, long K, long hidden, long first, long last, T* to) {
-        constexpr long block = 64;  // so many rows of a panel stay in the first cache
+    static void pack(int phase, const T* w, int64_t K, int64_t hidden, int64_t first, int64_t last, T* to) {
+        constexpr int64_t block = 64;  // so many rows of a panel stay in the first cache
         const int registers = width(phase), own = gates(phase);
-        for (long p = first; p < last; ++p) {
+        for (int64_t p = first; p < last; ++p) {
             T* const panel = to + p * K * registers * lanes;
-            for (long k0 = 0; k0 < K; k0 += block) {
-                const long end = k0 + block < K ? k0 + block : K;
+            for (int64_t k0 = 0; k0 < K; k0 += block) {
+                const int64_t end = k0 + block < K ? k0 + block : K;
                 for (int column = 0; column < registers * lanes; ++column) {
                     const T* const from = weight_row(phase, own, w, K, hidden, p * registers * lanes + column);
                     T* at = panel + k0 * registers * lanes + column;
-                    for (long k = k0; k < end; ++k, at += registers * lanes) *at = from ? from[k] : T(0);
+                    for (int64_t k = k0; k < end; ++k, at += registers * lanes) *at = from ? from[k] : T(0);
                 }
             }
         }
     }
 
     // A row of biases or of zeros, in the order of the sums of all phases.
-    static void arrange(const T* a, const T* b, long hidden, T* to) {
+    static void arrange(const T* a, const T* b, int64_t hidden, T* to) {
         for (int phase = 0; phase < Cell::phases; ++phase) {
-            const long size = panels(phase, hidden) * width(phase) * lanes;
-            for (long column = 0; column < size; ++column) {
+            const int64_t size = panels(phase, hidden) * width(phase) * lanes;
+            for (int64_t column = 0; column < size; ++column) {
                 const T *x = nullptr, *y = nullptr;
                 if (a) x = weight_row(phase, gates(phase), a, 1, hidden, column);
                 if (b) y = weight_row(phase, gates(phase), b, 1, hidden, column);
@@ -59,22 +59,22 @@ struct Phase {
 
 private:
     // The row of w (G*H, K) that a column of a phase's sums is the product with, null for none.
-    static const T* weight_row(int phase, int own, const T* w, long K, long hidden, long column) {
-        const long unit = column / (own * lanes) * lanes + column % lanes;
-        const long gate = Cell::first_gate(phase) + column / lanes % own;
+    static const T* weight_row(int phase, int own, const T* w, int64_t K, int64_t hidden, int64_t column) {
+        const int64_t unit = column / (own * lanes) * lanes + column % lanes;
+        const int64_t gate = Cell::first_gate(phase) + column / lanes % own;
         return unit < hidden ? w + (gate * hidden + unit) * K : nullptr;
     }
 };
 
 // A matrix (K, columns) as panels of `width` registers; what is there of the last one. Writes panels first ... last - 1.
 template <typename T>
-void pack_columns(const T* w, long K, long columns, int width, long first, long last, T* to) {
+void pack_columns(const T* w, int64_t K, int64_t columns, int width, int64_t first, int64_t last, T* to) {
     using Real = Vector<T>;
-    for (long p = first; p < last; ++p) {
+    for (int64_t p = first; p < last; ++p) {
         T* at = to + p * K * width * Real::lanes;
-        for (long k = 0; k < K; ++k) {
+        for (int64_t k = 0; k < K; ++k) {
             for (int v = 0; v < width; ++v, at += Real::lanes) {
-                const long column = (p * width + v) * Real::lanes, left = columns - column;
+                const int64_t column = (p * width + v) * Real::lanes, left = columns - column;
                 const T* const from = w + k * columns + column;
                 (left >= Real::lanes ? Real::load(from) : left > 0 ? Real::load(from, left) : Real(0)).store(at);
             }
@@ -89,38 +89,38 @@ constexpr int plain_width = 4;
 template <class Cell>
 struct BackwardPanels {
     using T = typename Cell::Real::Number;
-    long hidden, inputs;
+    int64_t hidden, inputs;
     T* numbers;
 
     Panels<T> hidden_panels(int phase) const {
-        return {numbers + before(phase), long(Phase<Cell>::gates(phase)) * hidden, hidden, plain_width};
+        return {numbers + before(phase), int64_t(Phase<Cell>::gates(phase)) * hidden, hidden, plain_width};
     }
     Panels<T> input_panels() const {
-        return {numbers + before(Cell::phases), long(Cell::gates) * hidden, inputs, plain_width};
+        return {numbers + before(Cell::phases), int64_t(Cell::gates) * hidden, inputs, plain_width};
     }
-    long size() const {
-        return before(Cell::phases) + Panels<T>::size(long(Cell::gates) * hidden, inputs, plain_width);
+    int64_t size() const {
+        return before(Cell::phases) + Panels<T>::size(int64_t(Cell::gates) * hidden, inputs, plain_width);
     }
     // A thread's share of the packing.
     void pack(const T* w_ih, const T* w_hh, int index, int count) const {
         for (int phase = 0; phase < Cell::phases; ++phase) {
             const Panels<T> panels = hidden_panels(phase);
-            const T* const rows = w_hh + long(Cell::first_gate(phase)) * hidden * hidden;
+            const T* const rows = w_hh + int64_t(Cell::first_gate(phase)) * hidden * hidden;
             share(panels, rows, index, count);
         }
         share(input_panels(), w_ih, index, count);
     }
 
 private:
-    long before(int phase) const {
-        long size = 0;
+    int64_t before(int phase) const {
+        int64_t size = 0;
         for (int k = 0; k < phase; ++k) {
-            size += Panels<T>::size(long(Phase<Cell>::gates(k)) * hidden, hidden, plain_width);
+            size += Panels<T>::size(int64_t(Phase<Cell>::gates(k)) * hidden, hidden, plain_width);
         }
         return size;
     }
     static void share(const Panels<T>& panels, const T* w, int index, int count) {
-        const long all = panels.count();
+        const int64_t all = panels.count();
         pack_columns(
             w, panels.K, panels.columns, plain_width, all * index / count, all * (index + 1) / count,
             const_cast<T*>(panels.numbers));
@@ -131,14 +131,14 @@ private:
 // columns with the others of the team, which meet after each product.
 struct Part {
     int team, share, shares;
-    long first_row, last_row;
+    int64_t first_row, last_row;
 
     // Each thread gets rows of its own if they are enough to keep a tile busy, and if the weights, which it then reads
     // all, stay in its cache.
-    Part(int index, int count, long batch, long weight_bytes, long panels) {
-        constexpr long cache = 3 << 19, few_rows = 4;
-        const long most_shares = panels < count ? panels : count;
-        const long wanted = (weight_bytes + cache - 1) / cache, most_teams = batch / few_rows;
+    Part(int index, int count, int64_t batch, int64_t weight_bytes, int64_t panels) {
+        constexpr int64_t cache = 3 << 19, few_rows = 4;
+        const int64_t most_shares = panels < count ? panels : count;
+        const int64_t wanted = (weight_bytes + cache - 1) / cache, most_teams = batch / few_rows;
         shares = int(wanted < 1 ? 1 : wanted < most_shares ? wanted : most_shares);
         int teams = count / shares;
         if (teams > most_teams) {
@@ -157,8 +157,8 @@ struct Part {
         }
     }
 
-    long first(long panels) const { return panels * share / shares; }
-    long last(long panels) const { return panels * (share + 1) / shares; }
+    int64_t first(int64_t panels) const { return panels * share / shares; }
+    int64_t last(int64_t panels) const { return panels * (share + 1) / shares; }
 };
 
 // A call's threads: as many as have work for long enough that waking them pays.

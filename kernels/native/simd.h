@@ -64,8 +64,8 @@ struct Vector {
     ALWAYS_INLINE void store(T* to) const { *reinterpret_cast<typename Registers<T>::Unaligned*>(to) = raw; }
 
     // The first `count` lanes, zero in the others. Memory behind them is not touched.
-    static ALWAYS_INLINE Vector load(const T* from, long count);
-    ALWAYS_INLINE void store(T* to, long count) const;
+    static ALWAYS_INLINE Vector load(const T* from, int64_t count);
+    ALWAYS_INLINE void store(T* to, int64_t count) const;
 
     ALWAYS_INLINE Integers bits() const { return Integers(raw); }
     static ALWAYS_INLINE Vector of_bits(Integers bits) { return {Raw(bits)}; }
@@ -107,19 +107,19 @@ ALWAYS_INLINE Vector<float> scale(Vector<float> a, Vector<float> n) { return {_m
 ALWAYS_INLINE Vector<double> scale(Vector<double> a, Vector<double> n) { return {_mm512_scalef_pd(a.raw, n.raw)}; }
 
 template <>
-ALWAYS_INLINE Vector<float> Vector<float>::load(const float* from, long count) {
+ALWAYS_INLINE Vector<float> Vector<float>::load(const float* from, int64_t count) {
     return {_mm512_maskz_loadu_ps((1u << count) - 1, from)};
 }
 template <>
-ALWAYS_INLINE Vector<double> Vector<double>::load(const double* from, long count) {
+ALWAYS_INLINE Vector<double> Vector<double>::load(const double* from, int64_t count) {
     return {_mm512_maskz_loadu_pd((1u << count) - 1, from)};
 }
 template <>
-ALWAYS_INLINE void Vector<float>::store(float* to, long count) const {
+ALWAYS_INLINE void Vector<float>::store(float* to, int64_t count) const {
     _mm512_mask_storeu_ps(to, (1u << count) - 1, raw);
 }
 template <>
-ALWAYS_INLINE void Vector<double>::store(double* to, long count) const {
+ALWAYS_INLINE void Vector<double>::store(double* to, int64_t count) const {
     _mm512_mask_storeu_pd(to, (1u << count) - 1, raw);
 }
 
@@ -156,24 +156,24 @@ ALWAYS_INLINE Vector<T> max(Vector<T> a, Vector<T> b) {
 }
 
 template <typename T>
-ALWAYS_INLINE Vector<T> Vector<T>::load(const T* from, long count) {
+ALWAYS_INLINE Vector<T> Vector<T>::load(const T* from, int64_t count) {
     Raw raw = {};
-    for (long i = 0; i < count; ++i) raw[i] = from[i];
+    for (int64_t i = 0; i < count; ++i) raw[i] = from[i];
     return {raw};
 }
 template <typename T>
-ALWAYS_INLINE void Vector<T>::store(T* to, long count) const {
-    for (long i = 0; i < count; ++i) to[i] = raw[i];
+ALWAYS_INLINE void Vector<T>::store(T* to, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) to[i] = raw[i];
 }
 
 #endif
 
 // Up to `count` lanes from memory and to memory; all of them where `whole` says so.
 template <bool whole = false, typename T>
-ALWAYS_INLINE Vector<T> get(const T* from, long count) {
+ALWAYS_INLINE Vector<T> get(const T* from, int64_t count) {
     return whole || count >= Vector<T>::lanes ? Vector<T>::load(from) : Vector<T>::load(from, count);
 }
 template <bool whole = false, typename T>
-ALWAYS_INLINE void put(Vector<T> value, T* to, long count) {
+ALWAYS_INLINE void put(Vector<T> value, T* to, int64_t count) {
     whole || count >= Vector<T>::lanes ? value.store(to) : value.store(to, count);
 }
