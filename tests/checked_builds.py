@@ -1,27 +1,30 @@
 """Repeats the tests that execute kernels in the builds that check every access: ``python tests/checked_builds.py``.
 
-What is given on the command line goes to pytest, after ``-m kernels``. The builds run side by side.
+What is given on the command line goes to pytest, after ``-m kernels``. The builds run side by side. Two of them
+are of the compiled CPU wing, and run its own tests.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gpurnn.kernels import host
+from gpurnn.kernels import compiler, host
 
-COMMAND = [sys.executable, "-m", "pytest", "-n0", "-m", "kernels", *(sys.argv[1:] or ["tests"])]
-
+PYTEST = [sys.executable, "-m", "pytest", "-n0"]
+KERNELS = [*PYTEST, "-m", "kernels", *(sys.argv[1:] or ["tests"])]
+NATIVE = [*PYTEST, "tests/test_native_recurrence.py"]
 
 PYTEST_ENDS = (0, 1)  # all passed, some failed
 SANITIZER_ENDS = 99
 
 
-def run(variables: dict[str, str]) -> tuple[int, str]:
+def run(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
     """What pytest returned and printed; and AddressSanitizer's last report, where it ended the process.
 
     Its reports go to a file, for pytest keeps what a test writes to stderr and loses it with the process.
@@ -30,7 +33,7 @@ def run(variables: dict[str, str]) -> tuple[int, str]:
         options = f"{variables.get('ASAN_OPTIONS', '')}:exitcode={SANITIZER_ENDS}:log_path={directory}/report"
         environment = os.environ | variables | {"ASAN_OPTIONS": options}
         process = subprocess.Popen(
-            COMMAND, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         text, _ = process.communicate()
         if process.returncode not in PYTEST_ENDS:
@@ -41,13 +44,31 @@ def run(variables: dict[str, str]) -> tuple[int, str]:
         return process.returncode, text
 
 
+def thread_sanitizer() -> tuple[list[str], dict[str, str]]:
+    """The command and the variables of a build that reports data races of the compiled CPU wing.
+
+    A library of ThreadSanitizer that is older than the kernel takes no addresses that the kernel drew by lot.
+    """
+    library = compiler.run((*compiler.find_compiler(), "-print-file-name=libtsan.so")).strip()
+    fixed = ["setarch", "-R"] if shutil.which("setarch") else []
+    return [*fixed, *NATIVE], {"LD_PRELOAD": os.path.realpath(library), "GPURNN_NATIVE_BUILD": "threads"}
+
+
 def main() -> int:
     """The number of builds whose tests failed."""
-    builds = {"conflicts": {"GPURNN_HOST_BUILD": "conflicts"}, "sanitize": host.sanitizer_environment()}
+    sanitizer = host.sanitizer_environment()
+    builds = {
+        "conflicts": (KERNELS, {"GPURNN_HOST_BUILD": "conflicts"}),
+        "sanitize": (KERNELS, sanitizer),
+        "native sanitize": (NATIVE, {**sanitizer, "GPURNN_NATIVE_BUILD": "sanitize"}),
+        "native threads": thread_sanitizer(),
+    }
     failed = 0
     with ThreadPoolExecutor(len(builds)) as pool:
-        for build, (code, text) in zip(builds, pool.map(run, builds.values()), strict=True):
-            print(f"+ {build}: {' '.join(COMMAND)}\n{text}", flush=True)
+        for (build, (command, _)), (code, text) in zip(
+            builds.items(), pool.map(lambda how: run(*how), builds.values()), strict=True
+        ):
+            print(f"+ {build}: {' '.join(command)}\n{text}", flush=True)
             failed += code != 0
     return failed
 

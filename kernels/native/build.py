@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +45,13 @@ FLAGS = (
     f"-I{KERNELS}",
 )
 
+BUILDS = {
+    "plain": (),
+    "sanitize": ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "threads": ("-O1", "-g1", "-fsanitize=thread"),
+}
+"""Further options, by the value of ``$GPURNN_NATIVE_BUILD``. The libraries of the sanitizers must be preloaded."""
+
 
 def library(name: str, source: str, options: Sequence[str] = ()) -> Path:
     """The shared library of a C++ ``source``, with further ``options`` of the compiler.
@@ -56,7 +64,8 @@ def library(name: str, source: str, options: Sequence[str] = ()) -> Path:
         There is no compiler, or it rejects the source, or the cache cannot be used.
     """
     compiler = cpp.find_compiler()
-    command = (*compiler, *FLAGS, *options, "-shared", "-pthread")
+    build = BUILDS[os.environ.get("GPURNN_NATIVE_BUILD", "plain")]
+    command = (*compiler, *FLAGS, *options, *build, "-shared", "-pthread")
     # What the source includes lies in KERNELS.
     texts: dict[Path, str] = {}
     for include in cpp.included(source):
