@@ -641,6 +641,8 @@ def test_every_command_and_option_has_help():
     for name, command in cli.cli.commands.items():
         said = run(name, "--help").stdout
         assert command.help.splitlines()[0][:40] in said
+        assert f"  gpurnn {name}" in said  # an example
+        assert command.short_help in run("--help").stdout  # whole
         for parameter in command.params:
             if parameter.param_type_name == "option":
                 assert parameter.help, (name, parameter.name)

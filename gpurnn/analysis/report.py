@@ -353,13 +353,15 @@ def _saturation(name: str, shares: dict[str, float], findings: _Findings) -> Non
     gate, most = max(shares.items(), key=lambda pair: pair[1])
     if most > 0.8:
         findings.add(
-            name, "saturation", "bad", f"{gate} is at its end in {most:.0%} of all cases, where almost no gradient "
-            "passes: it can hardly learn any more", "lower --lr and train again, or add --l2 0.00001", **shares,
+            name, "saturation", "bad", f"{gate} is at an end of its range in {most:.0%} of all cases, where almost "
+            "no gradient passes: it can hardly learn any more",
+            "lower --lr and train again, or add --l2 0.00001", **shares,
         )  # fmt: skip
     elif most > 0.5:
         findings.add(
-            name, "saturation", "watch", f"{gate} is at its end in {most:.0%} of all cases, where little gradient "
-            "passes; of a gate that may be what it has learnt", "lower --lr, if the loss falls no more", **shares,
+            name, "saturation", "watch", f"{gate} is at an end of its range in {most:.0%} of all cases, where "
+            "little gradient passes; of a gate that may be what it has learnt",
+            "lower --lr, if the loss falls no more", **shares,
         )  # fmt: skip
     else:
         findings.add(name, "saturation", "good", "gates and activations are where gradients pass", **shares)

@@ -18,14 +18,17 @@ def main() -> None:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, package_name="gpurnn", message="gpurnn %(version)s")
 def cli() -> None:
-    """Recurrent networks for array programmers: train a language model, let it write, measure it.
+    """Recurrent networks from the shell: language models of texts, and models of tables.
 
     \b
     gpurnn demo                              train on the Python language reference, under two minutes
     gpurnn train BOOK.txt --out my-model     train on texts of your own
     gpurnn generate my-model                 let it write
     gpurnn evaluate my-model OTHER.txt       bits per character, or perplexity
-    gpurnn diagnose my-model                 gradients, stability, saturation
+    gpurnn diagnose my-model                 what is good or bad in it, and what to try
+    gpurnn forecast SALES.csv --time month --target sales
+    gpurnn fit TRIPS.csv --group trip --target vehicle
+    gpurnn predict TRIPS-model NEW.csv
     """
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DEMO = shlex.split("--cell gru --hidden 192 --batch 24 --window 48 --steps 1600 --lr 0.01 --warmup 20")
 
 
-@click.command()
+@click.command(short_help="Train on the Python language reference, and let the model write.")
 @click.option(
     "--out", default="gpurnn-demo", type=PathType(path_type=Path), metavar="DIR", show_default=True,
     help="Where everything goes; what an earlier demo left there is replaced.",

@@ -20,7 +20,7 @@ _OURS = {"format": "gpurnn diagnosis"}
 """What says that a file of findings, and so the pictures beside it, are a diagnosis's."""
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(short_help="Say what is good or bad in a language model.", context_settings={"show_default": True})
 @click.argument("directory", type=PathType(path_type=Path), metavar="DIR")
 @click.option(
     "--text", type=PathType(allow_dash=True), metavar="FILE", help="Text to run on.  [default: that of the training]"

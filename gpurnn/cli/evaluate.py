@@ -13,7 +13,7 @@ from .terminal import Refusal, tell, tell_json
 from .texts import name_of, read
 
 
-@click.command()
+@click.command(short_help="State how well a language model predicts texts.")
 @click.argument("directory", type=PathType(path_type=Path), metavar="DIR")
 @click.argument("files", nargs=-1, required=True, type=PathType(allow_dash=True), metavar="FILE...")
 @encoding_option

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..cells import CELLS
-from .options import PathType, choice, computing_on, device_option, encoding_option, given, integer, number
+from .options import PathType, choice, computing_on, device_option, encoding_option, integer, number
 from .pictures import draw_groups
 from .tables import (
     MODEL,
@@ -29,7 +29,10 @@ MOST_CLASSES = 10
 """Whole numbers are taken for classes if there are no more of them than this."""
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(
+    short_help="Learn to predict from groups of rows of a CSV file.",
+    context_settings={"show_default": True},
+)
 @click.argument("file", type=PathType(allow_dash=True), metavar="DATA.csv")
 @click.option("--group", required=True, metavar="COLUMN", help="Which group, such as a patient or a trip, a row is of.")
 @click.option("--target", required=True, metavar="COLUMN", help="What is to be predicted; the same in a whole group.")
@@ -54,10 +57,7 @@ MOST_CLASSES = 10
 @encoding_option
 @device_option
 @quiet_option
-@click.pass_context
 def fit(
-    context: click.Context,
-    /,
     file: str,
     group: str,
     target: str,
@@ -99,9 +99,7 @@ def fit(
         what = f"{len(classes)} classes of {target}: {', '.join(classes[:8])}" if classes else f"{target}, a number"
         say(f"{len(groups.names)} groups of {min(rows)} to {max(rows)} rows, {len(names)} features; {what}")
         with computing_on(device) as xp:
-            model, details, answers = _fitted(
-                xp, examples, texts, classes, options, given(context, "validation_fraction")
-            )
+            model, details, answers = _fitted(xp, examples, texts, classes, options)
         folder.details = {
             "command": "fit", "group": group, "target": target, "features": names, "order": order,
             "time_format": time_format, "classes": classes, **details,
@@ -166,7 +164,7 @@ def _classes(table: Table, texts: list[str], target: str, task: str) -> list[str
 
 
 def _fitted(
-    xp: Any, examples: list[Any], texts: list[str], classes: list[str], options: dict[str, Any], wanted: bool
+    xp: Any, examples: list[Any], texts: list[str], classes: list[str], options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any], Any]:
     """The model, how it is scaled, and the targets and the answers of the groups that were kept aside."""
     import numpy as np
@@ -208,7 +206,7 @@ def _fitted(
     stop = {"validation": of(held), "patience": 15} if held else {}
     model.fit(
         *of(known), epochs=options["epochs"], batch_size=options["batch"], rng=options["seed"],
-        optimizer=optimizers.AdamW(options["lr"], weight_decay=0.01), **stop, **progress_of(lambda: total),
+        optimizer=optimizers.AdamW(options["lr"], weight_decay=0.01), **stop, **progress_of(lambda: total, "verbose"),
     )  # fmt: skip
     if not held:
         return model, details, None

@@ -20,7 +20,7 @@ LEAST = 20
 """A series shorter than this has nothing to learn from."""
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(short_help="Forecast a column of a CSV file, with intervals.", context_settings={"show_default": True})
 @click.argument("file", type=PathType(allow_dash=True), metavar="DATA.csv")
 @click.option("--time", "time_column", required=True, metavar="COLUMN", help="When each row is: numbers, or dates.")
 @click.option("--target", required=True, metavar="COLUMN", help="What is to be forecast: numbers.")
@@ -300,7 +300,7 @@ class _Learner:
         model = Forecaster(self.window, self.hidden, cell="gru", dropout=0.1, rng=self.seed).to(self.xp)
         model.fit(
             left, steps=self.updates, batch_size=64, optimizer=optimizers.AdamW(0.005, weight_decay=0.01),
-            schedule=rate, rng=self.seed, **held_out, **progress_of(lambda: self.updates),
+            schedule=rate, rng=self.seed, **held_out, **progress_of(lambda: self.updates, "verbose"),
         )  # fmt: skip
         losses = {r["step"]: r["validation_loss"] for r in model.trainer_.history if "validation_loss" in r}
         return model, min(losses, key=lambda step: losses[step], default=self.updates)

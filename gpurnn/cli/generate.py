@@ -11,7 +11,7 @@ from .run import load_model
 from .terminal import warn, warnings_said
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(short_help="Write a text with a language model.", context_settings={"show_default": True})
 @click.argument("directory", type=PathType(path_type=Path), metavar="DIR")
 @integer("--length", 1000, "Characters or words to write.", least=0)
 @click.option("--prompt", default="", metavar="TEXT", help="What the text continues.")

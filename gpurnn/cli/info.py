@@ -12,7 +12,7 @@ from .. import __version__
 from .terminal import tell, tell_json
 
 
-@click.command()
+@click.command(short_help="Show versions, and which devices can compute here.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def info(as_json: bool) -> None:
     """Show versions, and which devices can compute here and why the others cannot.

@@ -14,7 +14,7 @@ from .tables import MODEL, csv_bytes, details_of, features_of, groups_of, read_t
 from .terminal import Refusal, quiet_option, refusing, say
 
 
-@click.command()
+@click.command(short_help="Predict with the model of `gpurnn fit`.")
 @click.argument("directory", type=PathType(path_type=Path), metavar="DIR")
 @click.argument("file", type=PathType(allow_dash=True), metavar="DATA.csv")
 @click.option(

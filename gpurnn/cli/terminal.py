@@ -193,13 +193,15 @@ def is_terminal() -> bool:
         return False
 
 
-def progress_of(total: Callable[[], int]) -> dict[str, Any]:
-    """The options of a `Trainer` with which the progress of its training is seen: a bar, lines, or nothing."""
-    if is_quiet():
-        return {"progress": False}
-    if is_terminal():
-        return {"progress": True}
-    return {"progress": False, "on_log": _Lines(total)}
+def progress_of(total: Callable[[], int], bar: str = "progress") -> dict[str, Any]:
+    """The options with which the progress of a training is seen: a bar, lines, or nothing.
+
+    ``bar`` is the option that shows a bar: ``"progress"`` of a `Trainer`, ``"verbose"`` of a model's ``fit``.
+    """
+    shown = not is_quiet()
+    if not shown or is_terminal():
+        return {bar: shown}
+    return {bar: False, "on_log": _Lines(total)}
 
 
 class _Lines:

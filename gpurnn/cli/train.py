@@ -24,7 +24,7 @@ from .terminal import Refusal, quiet_option, refusing, warn
 from .texts import STDIN, to_be_read_again
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(short_help="Train a language model on texts.", context_settings={"show_default": True})
 @click.argument("files", nargs=-1, type=PathType(allow_dash=True), metavar="FILE...")
 @click.option("--out", required=True, type=PathType(path_type=Path), metavar="DIR", help="Where everything goes.")
 @click.option("--resume", is_flag=True, help="Resume the run in DIR; its files and options need not be repeated.")
