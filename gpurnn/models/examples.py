@@ -40,7 +40,7 @@ def array_of(where: str, name: str, value: Any) -> Array:
     """
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.getmaskarray(value).any():
-            raise ValueError(f"{where}: {name} has masked entries, expected numbers only{_checks.unmasked(name)}")
+            raise ValueError(f"{where}: {name} has masked entries, expected numbers only; {_checks.unmasked(name)}")
         return np.asarray(value)
     if _dispatch.library_of(value) is not None:
         return value
