@@ -705,8 +705,9 @@ def refused(entry: Entry, argument: str, value: Any, error: type[Exception] | tu
 
 
 def test_every_public_name_has_a_row():
-    told = ENTRIES.keys() | OPTIONS.keys() | NO_INPUT.keys()
-    assert set(gpurnn.__all__) - told == set()
+    rows = ENTRIES.keys() | OPTIONS.keys() | NO_INPUT.keys()
+    names = {name for name in gpurnn.__all__ if not inspect.ismodule(getattr(gpurnn, name))}
+    assert names - rows == set()
 
 
 @each_entry
