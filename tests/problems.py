@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpurnn import reference
+from gpurnn import cells, reference
 from gpurnn.cells import GRU, LSTM, Cell, Vanilla
 
 CELLS: dict[str, Cell] = {
@@ -21,6 +21,7 @@ CELLS: dict[str, Cell] = {
         for after in (False, True)
         for update in ("candidate", "state")
     },
+    **{name: kind() for name, kind in cells.CELLS.items() if name not in ("rnn", "lstm", "gru")},
 }
 
 

@@ -9,13 +9,13 @@ from tolerance import DIFFERENCE, assert_close, directional
 import gpurnn
 from gpurnn import analysis, cells
 from gpurnn.analysis._transition import Transition
+from gpurnn.layers.recurrent import LAYERS
 
 T, B, I, H = 4, 2, 3, 3
 
 
 def layer_of(cell, I=I, H=H, dtype="float64", **options):
-    kinds = {cells.Vanilla: gpurnn.RNN, cells.LSTM: gpurnn.LSTM, cells.GRU: gpurnn.GRU}
-    layer = kinds[type(cell)](I, H, **vars(cell), dtype=dtype, **options)
+    layer = LAYERS[cell.name](I, H, **vars(cell), dtype=dtype, **options)
     rng = np.random.default_rng(5)
     for p in layer.params.values():
         p[...] = rng.normal(size=p.shape)

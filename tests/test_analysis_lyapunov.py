@@ -347,7 +347,7 @@ def test_on_arrays_of_another_library(strict_namespace):
         layer, x = layer_of(CELLS[name]), normal(12, 2, 3)
         other = layer.to(strict_namespace)
         h, c = normal(2, 1, 2, 4, seed=5)
-        state = (h, c) if name == "lstm" else h
+        state = (h, c) if layer.cell.states == 2 else h
         for arguments, options in (((x, state), {}), ((None, state), {"steps": 10}), ((), {"steps": 10})):
             found, expected = (
                 lyapunov_spectrum(one, *given, **options)

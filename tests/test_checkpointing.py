@@ -19,11 +19,11 @@ from tolerance import arrays_of, assert_all_close, assert_same, recurrence_terms
 import gpurnn
 from benchmarks import checkpointing
 from gpurnn import kernels, reference
+from gpurnn.layers.recurrent import LAYERS
 
 # All combinations of options are drawn, those without effect too.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
-LAYERS = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM, "gru": gpurnn.GRU}
 WINGS = {"reference": reference.recurrence, "native": reference.recurrence, "host": kernels.recurrence}
 """The modules that say of how many rows a chunk is."""
 
@@ -104,7 +104,7 @@ def problem_of(layer, T, B, lengths, resets, state, seed=0):
     def normal(*shape):
         return rng.standard_normal(shape).astype(dtype)
 
-    pair = isinstance(layer, gpurnn.LSTM)
+    pair = layer.cell.states == 2
     lengths = pattern_of_lengths(T, B).astype(lengths) if lengths else None
     resets = pattern_of_resets(T, B) if resets else None
     x, dy = normal(T, B, layer.input_size), normal(T, B, layer.hidden_size)
@@ -153,9 +153,9 @@ LAYER_CHOICES = pairwise(
 
 def check_layer(choice) -> None:
     cell, T, H = CELLS[choice["cell"]], choice["T"], choice["H"]
-    own = {name: getattr(cell, name) for name in ("activation", "leak", "reset_after", "update") if hasattr(cell, name)}
     names = ("num_layers", "bias", "batch_first", "residual", "dropout", "variational_dropout", "recurrent_dropout")
-    layer = LAYERS[cell.name](3, H, **{name: choice[name] for name in names}, **own, dtype=choice["dtype"], rng=1)
+    common = {name: choice[name] for name in (*names, "dtype")}
+    layer = LAYERS[cell.name](3, H, **common, **vars(cell), rng=1)
     arguments, (dy, dstate) = problem_of(layer, T, choice["B"], choice["lengths"], choice["resets"], choice["state"])
     cotangents = (dy if choice["given"] != "dstate" else None, dstate if choice["given"] != "dy" else None)
     options = {} if choice["state_after"] is None else {"state_after": min(T, choice["state_after"])}

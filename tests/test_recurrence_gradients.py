@@ -10,16 +10,11 @@ from problems import CELLS, Options, draw, pairwise, pattern_of_lengths, pattern
 from tolerance import Kink, arrays_of, assert_close, check_gradients, recurrence_terms
 
 import gpurnn
-from gpurnn import cells, reference
+from gpurnn import reference
+from gpurnn.layers.recurrent import LAYERS
 
 # All combinations of options are drawn, those without effect too.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
-
-FUNCTIONS = {
-    cells.Vanilla: (gpurnn.rnn, ("activation", "leak")),
-    cells.LSTM: (gpurnn.lstm, ()),
-    cells.GRU: (gpurnn.gru, ("reset_after", "update")),
-}
 
 
 def inputs_of(problem) -> dict[str, np.ndarray]:
@@ -159,8 +154,8 @@ def test_functional_gradients_of_every_pair_of_options(choice):
         "resets": problem.resets,
         "mask": None if problem.mask is None else problem.mask[0],
     }
-    function, settings = FUNCTIONS[type(cell)]
-    keywords |= {setting: getattr(cell, setting) for setting in settings}
+    function = getattr(gpurnn, cell.name)
+    keywords |= vars(cell)
 
     def call(op, arrays):
         state = [arrays.get(f"state[{k}]") for k in range(cell.states)]
@@ -182,7 +177,7 @@ def test_functional_gradients_of_every_pair_of_options(choice):
     check_gradients(outputs, inputs, [problem.dy, *dstate], {name: found[name] for name in inputs}, seed=3)
 
 
-LAYERS = pairwise(
+LAYER_CHOICES = pairwise(
     {
         "cell": list(CELLS),
         "num_layers": [1, 2, 3],
@@ -204,7 +199,7 @@ LAYERS = pairwise(
 )
 
 
-@pytest.mark.parametrize("choice", LAYERS, ids=lambda choice: "-".join(map(str, choice.values())))
+@pytest.mark.parametrize("choice", LAYER_CHOICES, ids=lambda choice: "-".join(map(str, choice.values())))
 def test_layer_gradients_of_every_pair_of_options(choice):
     """With ``rng`` the masks are the same in every call, so dropout is differentiated like any other function."""
     smooth = "relu" not in choice["cell"]
@@ -221,12 +216,11 @@ def check_layer(choice, seed: int, smooth: bool) -> None:
     rng = np.random.default_rng(seed)
     cell, T, B, H = CELLS[choice["cell"]], choice["T"], choice["B"], choice["H"]
     I = H if choice["I"] == "H" else choice["I"]
-    _, settings = FUNCTIONS[type(cell)]
-    layer = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM, "gru": gpurnn.GRU}[cell.name](
+    layer = LAYERS[cell.name](
         I,
         H,
         **{name: choice[name] for name in choice if name not in ("cell", "state", "lengths", "resets", *"TBIH")},
-        **{setting: getattr(cell, setting) for setting in settings},
+        **vars(cell),
         dtype="float64",
     )
     D, pair = layer.num_directions, cell.states == 2
