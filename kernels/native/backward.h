@@ -1,8 +1,8 @@
 // All steps of one direction of a layer, backward, and the gradients of the weights.
 //
-// The steps of a chunk are computed as in forward.h, each thread those of its part; then the threads meet, because the
-// gradients of the weights are sums over all rows of the batch. These run over the rows in the order of the backward pass,
-// one chain for each number, so that a sequence cut into parts gives the bits of the whole.
+// The steps of a chunk are computed as in forward.h, each thread those of its part. Then the threads meet, because the
+// gradients of the weights are sums over all rows of the batch. These run over the rows in the order of the backward
+// pass, one chain for each number, so that a sequence cut into parts gives the bits of the whole.
 #pragma once
 
 #include <memory>
@@ -160,7 +160,7 @@ private:
         }
     }
 
-    // From the gradients of the state after position s to those of its gates, except those that wait for a later phase's.
+    // From the gradients of the state after position s to those of its gates, except those that wait for a later phase.
     template <bool whole>
     ALWAYS_INLINE void begin(int64_t s, int64_t s0, int64_t b, int64_t j) const {
         const int64_t count = whole ? lanes : H - j, at = b * H + j;
@@ -198,41 +198,56 @@ private:
         }
     }
 
-    // A thread's part of dx and of the gradients of the weights, of a chunk's rows.
-    void gradients(int index, int count, int64_t s0, const std::vector<int>& rows) const {
-        const int64_t all = int64_t(rows.size());
-        const auto step = [&](int64_t i) { return clock.time(layer.backwards, s0 + rows[i] / B) * B + rows[i] % B; };
-        const int64_t first = all * index / count, last = all * (index + 1) / count;
+    // Where in x the row of a chunk is.
+    int64_t row_of_input(int64_t s0, int row) const { return clock.time(layer.backwards, s0 + row / B) * B + row % B; }
+
+    // dx of the rows first ... last - 1 of a chunk.
+    template <int width>
+    void input_gradients(int64_t first, int64_t last, int64_t s0, const std::vector<int>& rows) const {
         const Panels<T> own = panels.input_panels();
         alignas(64) T products[most_sums * lanes];
-        multiply<plain_width>(
+        multiply<width>(
             own, 0, own.count(), false, last - first,
             [&](int64_t i) { return da + int64_t(rows[first + i]) * G * H; }, [&](int64_t) { return zeros; },
-            [&](int64_t, int r, int64_t, int beside) { return products + r * beside * plain_width * lanes; },
+            [&](int64_t, int r, int64_t, int beside) { return products + r * beside * width * lanes; },
             [&](int64_t i, int tile_rows, int64_t p, int beside) {
                 for (int r = 0; r < tile_rows; ++r) {
-                    T* const to = layer.dx + step(first + i + r) * I;
-                    const T* product = products + r * beside * plain_width * lanes;
-                    for (int v = 0; v < beside * plain_width; ++v, product += lanes) {
-                        const int64_t column = (p * plain_width + v) * lanes, left = I - column;
+                    T* const to = layer.dx + row_of_input(s0, rows[first + i + r]) * I;
+                    const T* product = products + r * beside * width * lanes;
+                    for (int v = 0; v < beside * width; ++v, product += lanes) {
+                        const int64_t column = (p * width + v) * lanes, left = I - column;
                         if (left <= 0) break;
                         const Real value = Real::load(product);
                         put(layer.adds ? get(to + column, left) + value : value, to + column, left);
                     }
                 }
             });
+    }
+
+    // A thread's part of dx and of the gradients of the weights, of a chunk's rows.
+    void gradients(int index, int count, int64_t s0, const std::vector<int>& rows) const {
+        const int64_t all = int64_t(rows.size());
+        const int64_t first = all * index / count, last = all * (index + 1) / count;
+        switch (panels.input_panels().width) {
+            case 1: input_gradients<1>(first, last, s0, rows); break;
+            case 2: input_gradients<2>(first, last, s0, rows); break;
+            case 3: input_gradients<3>(first, last, s0, rows); break;
+            default: input_gradients<4>(first, last, s0, rows); break;
+        }
 
         const int64_t numbers = G * H, from = numbers * index / count, to = numbers * (index + 1) / count;
         T* const panel = packed_panels + index * RowGradient<T>::panel_size;
         T* const strips = packed_strips + from * RowGradient<T>::most;
         RowGradient<T>::add(
-            all, [&](int64_t i) { return da + int64_t(rows[i]) * G * H; }, [&](int64_t i) { return layer.x + step(i) * I; }, from,
-            to, I, layer.dw_ih, layer.db_ih, panel, strips);
+            all, [&](int64_t i) { return da + int64_t(rows[i]) * G * H; },
+            [&](int64_t i) { return layer.x + row_of_input(s0, rows[i]) * I; }, from, to, I, layer.dw_ih, layer.db_ih,
+            panel, strips);
         for (int phase = 0; phase < Cell::phases; ++phase) {
-            const int64_t begins = int64_t(Cell::first_gate(phase)) * H, ends = int64_t(Cell::first_gate(phase + 1)) * H;
+            const int64_t begins = Cell::first_gate(phase) * H, ends = Cell::first_gate(phase + 1) * H;
+            const T* const operands = layer.operands + int64_t(phase) * clock.slots * B * H;
             RowGradient<T>::add(
                 all, [&](int64_t i) { return da_hidden + int64_t(rows[i]) * G * H; },
-                [&](int64_t i) { return layer.operands + (int64_t(phase) * clock.slots * B + step(i)) * H; },
+                [&](int64_t i) { return operands + row_of_input(s0, rows[i]) * H; },
                 from > begins ? from : begins, to < ends ? to : ends, H, layer.dw_hh,
                 Cell::hidden_apart ? layer.db_hh : nullptr, panel, strips);
         }

@@ -1,8 +1,8 @@
 // All steps of one direction of a layer, forward.
 //
-// A thread takes the steps of its part of the batch one after another. The products W_ih x of as many steps as stay in
-// its cache come first, and the sums of W_hh h go on from them. The new state goes to memory from the tile that computed
-// the gates. What `steps.cuh` does for a unit of a row is done here for a register of units.
+// A thread takes the steps of its part of the batch one after another. It computes W_ih x for as many steps as stay in
+// its cache, and the sums of W_hh h start with that. The cell makes the new state of the sums of a tile before they
+// leave the first cache. This file does for a register of units what `steps.cuh` does for one.
 #pragma once
 
 #include <memory>
@@ -234,7 +234,9 @@ private:
     int64_t operand_at(int phase, int64_t s, int64_t b) const {
         return ((int64_t(phase) * clock.slots + clock.slot(layer.backwards, s)) * B + b) * H;
     }
-    int64_t saved_at(int64_t s, int64_t b) const { return (clock.slot(layer.backwards, s) * B + b) * Cell::num_saved * H; }
+    int64_t saved_at(int64_t s, int64_t b) const {
+        return (clock.slot(layer.backwards, s) * B + b) * Cell::num_saved * H;
+    }
 
     const Layer<T>& layer;
     const Cell cell;

@@ -16,10 +16,11 @@ public:
     static constexpr int64_t most = 512;  // rows at a time
     static constexpr int64_t panel_size = most * width * lanes;
 
-    // The rows first ... last - 1 of w and of sums, which may be null. `panel` has room for panel_size numbers, `strips`
-    // for `most` of each of these rows.
+    // The rows first ... last - 1 of w and of sums, which may be null. `panel` has room for panel_size numbers,
+    // `strips` for `most` of each of these rows.
     template <class A, class B>
-    static void add(int64_t rows, A a, B b, int64_t first, int64_t last, int64_t N, T* w, T* sums, T* panel, T* strips) {
+    static void add(
+        int64_t rows, A a, B b, int64_t first, int64_t last, int64_t N, T* w, T* sums, T* panel, T* strips) {
         if (first >= last) return;
         for (int64_t k0 = 0; k0 < rows; k0 += most) {
             const int64_t K = rows - k0 < most ? rows - k0 : most;
@@ -58,7 +59,8 @@ public:
 
 private:
     template <int used>
-    static void columns(int64_t K, const T* panel, const T* strips, int64_t first, int64_t last, int64_t N, int64_t n, T* w) {
+    static void columns(
+        int64_t K, const T* panel, const T* strips, int64_t first, int64_t last, int64_t N, int64_t n, T* w) {
         const int64_t there = N - n < used * lanes ? N - n : used * lanes;
         alignas(64) T buffer[strip * used * lanes];
         T* to[strip];

@@ -1,7 +1,7 @@
 // The matrix products of a CPU: tiles of a few rows and a few registers of columns, whose sums stay in registers.
 //
-// Each sum is one chain, over k in order, from the number it starts with: it has the same bits in whatever tile it lies,
-// with whatever other rows, and if it is stored and taken up again. So no result depends on how work is split.
+// Each sum is one chain, over k in order, from the number it starts with. It has the same bits in any tile, with any
+// other rows, and if it is stored and continued later. So no result depends on how work is split.
 #pragma once
 
 #include "simd.h"
@@ -89,14 +89,15 @@ struct Tiles {
     static Tile get(int rows, bool sidewise) { return pick<most_rows>(rows, sidewise); }
 };
 
-// Calls `done(row, rows, panel, panels)` after each tile of the products of `count` rows and the panels first ... last - 1.
+// Calls `done(row, rows, panel, panels)` after each tile of the products of `count` rows and panels first ... last - 1.
 //
 // a(row) is where a row's operand lies, from(row) where its sums start, of which panel p's lie at p * width * lanes;
-// to(row, r, p, panels) is where the sums go that row r of the tile has with so many panels from p on. `backwards` walks
-// the panels from the last one, so that those that the cache still has come first.
+// to(row, r, p, panels) is where the sums of row r of the tile with so many panels from p on go. `backwards` walks the
+// panels from the last one, so that those that the cache still has come first.
 template <int width, typename T, class A, class From, class To, class Done>
 ALWAYS_INLINE void multiply(
-    const Panels<T>& panels, int64_t first, int64_t last, bool backwards, int64_t count, A a, From from, To to, Done done) {
+    const Panels<T>& panels, int64_t first, int64_t last, bool backwards, int64_t count, A a, From from, To to,
+    Done done) {
     using Kernels = Tiles<T, width, false>;
     constexpr int most = Kernels::most_rows, panel_size = width * Vector<T>::lanes;
     if (count == 0) return;

@@ -3,6 +3,7 @@
 
 #include "native/interface.h"
 #include "native/product.h"
+#include "native/transpose.h"
 #include "recurrence/clock.cuh"
 
 // The products of a step, by phase. The sums of a row are (groups, gates, lanes), a group being the hidden units of one
@@ -29,16 +30,23 @@ struct Phase {
 
     // The weights (G*H, K) of a phase as panels, whose columns are its gates' rows. Writes panels first ... last - 1.
     static void pack(int phase, const T* w, int64_t K, int64_t hidden, int64_t first, int64_t last, T* to) {
-        constexpr int64_t block = 64;  // so many rows of a panel stay in the first cache
+        using Real = typename Cell::Real;
         const int registers = width(phase), own = gates(phase);
         for (int64_t p = first; p < last; ++p) {
             T* const panel = to + p * K * registers * lanes;
-            for (int64_t k0 = 0; k0 < K; k0 += block) {
-                const int64_t end = k0 + block < K ? k0 + block : K;
-                for (int column = 0; column < registers * lanes; ++column) {
-                    const T* const from = weight_row(phase, own, w, K, hidden, p * registers * lanes + column);
-                    T* at = panel + k0 * registers * lanes + column;
-                    for (int64_t k = k0; k < end; ++k, at += registers * lanes) *at = from ? from[k] : T(0);
+            for (int v = 0; v < registers; ++v) {
+                const T* from[lanes];
+                for (int lane = 0; lane < lanes; ++lane) {
+                    from[lane] = weight_row(phase, own, w, K, hidden, (p * registers + v) * lanes + lane);
+                }
+                for (int64_t k = 0; k < K; k += lanes) {
+                    Real square[lanes];
+                    for (int lane = 0; lane < lanes; ++lane) {
+                        square[lane] = from[lane] ? get(from[lane] + k, K - k) : Real(0);
+                    }
+                    transpose(square);
+                    const int64_t there = K - k < lanes ? K - k : lanes;
+                    for (int i = 0; i < there; ++i) square[i].store(panel + ((k + i) * registers + v) * lanes);
                 }
             }
         }
@@ -66,7 +74,7 @@ private:
     }
 };
 
-// A matrix (K, columns) as panels of `width` registers; what is there of the last one. Writes panels first ... last - 1.
+// A matrix (K, columns) as panels of `width` registers. Writes panels first ... last - 1.
 template <typename T>
 void pack_columns(const T* w, int64_t K, int64_t columns, int width, int64_t first, int64_t last, T* to) {
     using Real = Vector<T>;
@@ -96,16 +104,19 @@ struct BackwardPanels {
         return {numbers + before(phase), int64_t(Phase<Cell>::gates(phase)) * hidden, hidden, plain_width};
     }
     Panels<T> input_panels() const {
-        return {numbers + before(Cell::phases), int64_t(Cell::gates) * hidden, inputs, plain_width};
+        const int64_t registers_needed = (inputs + Panels<T>::lanes - 1) / Panels<T>::lanes;
+        const int width = registers_needed < plain_width ? int(registers_needed) : plain_width;
+        return {numbers + before(Cell::phases), int64_t(Cell::gates) * hidden, inputs, width};
     }
     int64_t size() const {
-        return before(Cell::phases) + Panels<T>::size(int64_t(Cell::gates) * hidden, inputs, plain_width);
+        const Panels<T> last = input_panels();
+        return before(Cell::phases) + Panels<T>::size(last.K, inputs, last.width);
     }
     // A thread's share of the packing.
     void pack(const T* w_ih, const T* w_hh, int index, int count) const {
         for (int phase = 0; phase < Cell::phases; ++phase) {
             const Panels<T> panels = hidden_panels(phase);
-            const T* const rows = w_hh + int64_t(Cell::first_gate(phase)) * hidden * hidden;
+            const T* const rows = w_hh + Cell::first_gate(phase) * hidden * hidden;
             share(panels, rows, index, count);
         }
         share(input_panels(), w_ih, index, count);
@@ -122,13 +133,13 @@ private:
     static void share(const Panels<T>& panels, const T* w, int index, int count) {
         const int64_t all = panels.count();
         pack_columns(
-            w, panels.K, panels.columns, plain_width, all * index / count, all * (index + 1) / count,
+            w, panels.K, panels.columns, panels.width, all * index / count, all * (index + 1) / count,
             const_cast<T*>(panels.numbers));
     }
 };
 
-// A thread's part of the recurrent products: it belongs to a team that has rows of the batch to itself, and shares their
-// columns with the others of the team, which meet after each product.
+// A thread's part of the recurrent products. It belongs to a team that has rows of the batch to itself, and shares the
+// columns with the others of the team, who meet after each product.
 struct Part {
     int team, share, shares;
     int64_t first_row, last_row;

@@ -1,7 +1,7 @@
 // A number of as many lanes as a register of the processor holds: what the cells compute with on a CPU.
 //
-// `Vector<float>` and `Vector<double>` behave in an expression as a float or a double does, each lane for itself, so that
-// a struct of cells/*.cuh is written once for a GPU and for this. A comparison gives a `Mask`, and `select` reads it.
+// `Vector<float>` and `Vector<double>` behave in an expression as a float or a double does, each lane for itself. So a
+// struct of cells/*.cuh is written once for a GPU and for this. A comparison gives a `Mask`, and `select` reads it.
 // The compiler must not fuse a product and a sum by itself (-ffp-contract=off): a result would then depend on the
 // function that an expression was inlined into. `fma` fuses where the processor can.
 #pragma once
@@ -87,7 +87,7 @@ struct Vector {
     }
 };
 
-// ---- What a processor has an instruction for that the compiler does not find by itself -------------------------------
+// ---- Instructions that the compiler does not find by itself ---------------------------------------------------------
 
 #if defined(__AVX512F__)
 

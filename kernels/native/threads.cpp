@@ -1,7 +1,7 @@
 // The process's worker threads. They sleep between calls, since one that spins takes a core from whoever needs it.
 //
-// One call has them at a time; another that comes meanwhile runs on its own thread alone. A forked child has none of its
-// parent's threads, and makes its own.
+// One call has them at a time; another that comes meanwhile runs on its own thread alone. A forked child has none of
+// its parent's threads, and makes its own.
 #include "native/threads.h"
 
 #include <chrono>
@@ -102,8 +102,8 @@ void recruit(Pool* own, int wanted) {
 }
 
 #if defined(__linux__)
-// After some milliseconds of sleep, Linux often wakes a worker on the caller's processor, where it waits for the caller's
-// time slice to end. So workers may run on all of the process's processors but that one.
+// After some milliseconds of sleep, Linux often wakes a worker on the caller's processor, where it waits for the
+// caller's time slice to end. So workers may run on all of the process's processors except that one.
 void keep_off_the_callers_processor(Pool* own) {
     const int here = sched_getcpu();
     if (here == own->avoided) return;
@@ -175,7 +175,7 @@ EXPORTED void gpurnn_release() {
 // In the child of a fork: the parent's pool is as some of its threads left it, and stays so.
 EXPORTED void gpurnn_forget() { pool = new Pool; }
 
-// At most so many threads, of which tools that limit the threads of a process's libraries read and write; 0 for no limit.
+// The most threads of a call, which tools that limit the threads of a process's libraries read and write; 0: no limit.
 EXPORTED int gpurnn_get_num_threads() { return limit.load(); }
 EXPORTED void gpurnn_set_num_threads(int count) { limit.store(count); }
 

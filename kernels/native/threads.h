@@ -20,8 +20,8 @@ inline void pause_briefly() {
 // What a call hands to its threads: `work(context, index, count)` on each of `count` threads, index 0 on the caller's.
 using Work = void (*)(void* context, int index, int count);
 
-// Runs `work` on the calling thread and on up to most - 1 others, and returns when all have ended. Those that have not
-// begun after `patience` microseconds, or have other work, are left out; the result must not depend on how many there are.
+// Runs `work` on the calling thread and on up to most - 1 others, and returns when all have ended. Threads that have
+// not begun after `patience` microseconds, or have other work, are left out. The result must not depend on their number.
 using Run = void (*)(Work work, void* context, int most, double patience);
 
 // A barrier of `count` threads, again and again. Who waits spins first, and then sleeps, because the one that is waited
