@@ -313,16 +313,27 @@ def options(where: str, given: Iterable[str], known: Iterable[str]) -> None:
             raise TypeError(f"{where}: {name} is no option, expected one of {', '.join(known)}{meant}")
 
 
-def keywords(kind: type, method: str) -> set[str]:
-    """The names that a method of a class takes by keyword alone, those included that it hands on to a base."""
-    found: set[str] = set()
-    for base in kind.__mro__:
+def signature(kind: type, method: str = "__init__") -> inspect.Signature:
+    """The arguments of a method of a class, without self, and with the keywords that it passes on to its bases.
+
+    Keywords are in the order of the bases, and have the defaults of the class.
+    """
+    chain: list[list[inspect.Parameter]] = []
+    for base in kind.__mro__[:-1]:
         if method in vars(base):
-            parameters = inspect.signature(vars(base)[method]).parameters.values()
-            found |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            chain.append(list(inspect.signature(vars(base)[method]).parameters.values())[1:])
+            if all(p.kind is not p.VAR_KEYWORD for p in chain[-1]):
                 break
-    return found
+    first = chain[0] if chain else []
+    positional = {p.name: p for p in first if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)}
+    keywords = {p.name: p for of_base in reversed(chain) for p in of_base if p.kind is p.KEYWORD_ONLY}
+    rest = [p for p in (chain[-1] if chain else []) if p.kind is p.VAR_KEYWORD]
+    return inspect.Signature([*positional.values(), *(p for n, p in keywords.items() if n not in positional), *rest])
+
+
+def keywords(kind: type, method: str) -> set[str]:
+    """The names that a method of a class takes by keyword alone, with those that it passes on to its bases."""
+    return {p.name for p in signature(kind, method).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:

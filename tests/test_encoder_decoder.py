@@ -359,8 +359,8 @@ def test_options_that_are_refused(options, message):
         (lambda m, s, t, n: m.beam_search(s, n, max_length=3, coverage_penalty=1), "expected 0 without attention"),
         (lambda m, s, t, n: m.predict([s[:, 0]], length_penalty=1), "expected none for greedy decoding"),
         (lambda m, s, t, n: m.predict(None), "sources is None"),
-        (lambda m, s, t, n: m.fit([s[:, 0]], [t[0]], epochs=1), r"targets\[0\] has shape \(4, 3\)"),
-        (lambda m, s, t, n: m.fit([s[:, 0]], None, epochs=1), "targets is None"),
+        (lambda m, s, t, n: m.fit([s[:, 0]], [t[0]], epochs=1), r"y\[0\] has shape \(4, 3\)"),
+        (lambda m, s, t, n: m.fit([s[:, 0]], None, epochs=1), "y is None"),
     ],
 )
 def test_arguments_that_are_refused(call, message):

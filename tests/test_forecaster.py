@@ -415,7 +415,7 @@ def test_a_file_holds_the_whole_model(tmp_path, options, dtype):
 
 def test_repr_draws_the_shapes():
     assert repr(Forecaster(12, 8, 2, pooling="mean")).splitlines() == [
-        "Forecaster(12, 8, 2, pooling='mean')  # 306 parameters",
+        "Forecaster(12, 8, features=2, pooling='mean')  # 306 parameters",
         "  (12, B, 2)  windows",
         "  (12, B, 8)  GRU(2, 8)",
         "  (B, 8)      MeanPooling()",
@@ -491,7 +491,7 @@ X = simulate(20)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m.fit(X, X, steps=1), r"Forecaster\.fit: y are given, expected None"),
+        (lambda m: m.fit(X, X, steps=1), r"Forecaster\.fit: y is given, expected None"),
         (lambda m: m.fit(None, steps=1), r"Forecaster\.fit: X is None, expected an array"),
         (lambda m: m.fit(3, steps=1), r"Forecaster\.fit: X is an int, expected an array or several"),
         (lambda m: m.fit([], steps=1), r"Forecaster\.fit: X is empty, expected at least one series"),

@@ -347,10 +347,10 @@ def test_config_is_json_and_makes_the_same_model():
     config = json.loads(json.dumps(model.config()))
     assert repr(LanguageModel.from_config(config)) == repr(model)
     assert repr(model) == (
-        "LanguageModel(5 characters, 6, 6, cell='gru', tied=True, dropout=0.25, update='state', "
-        f"dtype='float64')  # {model.num_parameters} parameters\n"
+        "LanguageModel(5 characters, 6, 6, cell='gru', tied=True, dropout=0.25, dtype='float64', "
+        f"update='state')  # {model.num_parameters} parameters\n"
         "  (T, B)     tokens\n"
-        "  (T, B, 6)  Embedding(5, 6)\n"
+        "  (T, B, 6)  Embedding(5, 6, dtype='float64')\n"
         "  (T, B, 6)  GRU(6, 6, update='state', dtype='float64')\n"
         "  (T, B, 5)  tied Dense: logits"
     )
@@ -435,7 +435,7 @@ def test_fit_and_predict_refuse():
         model.predict([])
     with pytest.raises(TypeError, match="fit: X is None"):
         model.fit(None, epochs=1)
-    with pytest.raises(TypeError, match="targets are given, expected None"):
+    with pytest.raises(TypeError, match="y is given, expected None"):
         model.fit("abcd" * 100, ["x"], epochs=1, window=5, batch_size=2)
 
 

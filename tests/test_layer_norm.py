@@ -104,7 +104,8 @@ def test_the_layer_is_the_function(bias):
     y, pullback = layer.vjp(x, rng=0)
     assert_same((layer(x), y, pullback(dy)), (expected, expected, expected_pullback(dy)))
     assert layer.params.keys() == ({"weight", "bias"} if bias else {"weight"})
-    assert repr(layer) == f"LayerNorm(5, eps=0.1{'' if bias else ', bias=False'})  # {10 if bias else 5} parameters"
+    expected = f"LayerNorm(5, eps=0.1{'' if bias else ', bias=False'}, dtype='float64')"
+    assert repr(layer) == f"{expected}  # {10 if bias else 5} parameters"
 
 
 @pytest.mark.parametrize("given", [(), ("weight",), ("weight", "bias")], ids="-".join)

@@ -201,8 +201,8 @@ def test_the_layer_is_the_function(bias):
     assert gradients.keys() == layer.params.keys()
     assert_same({name.replace(".", "_"): g for name, g in gradients.items()}, expected_gradients)
     biases = 4 * E if bias else 0
-    told = f"MultiHeadAttention(6, 2{'' if bias else ', bias=False'}, causal=True)  # {4 * E * E + biases} parameters"
-    assert repr(layer) == told
+    expected = f"MultiHeadAttention(6, 2{'' if bias else ', bias=False'}, causal=True, dtype='float64')"
+    assert repr(layer) == f"{expected}  # {4 * E * E + biases} parameters"
 
 
 def test_initial_weights():

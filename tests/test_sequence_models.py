@@ -534,7 +534,7 @@ def test_a_file_holds_the_whole_model(tmp_path, kind, dtype):
 def test_repr_draws_the_shapes():
     model = build("classifier", pooling="attention", num_embeddings=6, bidirectional=True, dtype="float32")
     assert repr(model).splitlines() == [
-        "SequenceClassifier(3, 4, 2, num_embeddings=6, bidirectional=True, pooling='attention')  # 332 parameters",
+        "SequenceClassifier(3, 4, 2, bidirectional=True, pooling='attention', num_embeddings=6)  # 332 parameters",
         "  (T, B)     tokens",
         "  (T, B, 3)  Embedding(6, 3)",
         "  (T, B, 8)  GRU(3, 4, bidirectional=True)",
@@ -542,11 +542,11 @@ def test_repr_draws_the_shapes():
         "  (B, 2)     Dense(8, 2): logits",
     ]
     assert repr(build("regressor of steps", num_layers=2)).splitlines() == [
-        "SequenceRegressor(3, 4, 2, num_layers=2, dtype='float64', pooling=None, output_activation='sigmoid')"
+        "SequenceRegressor(3, 4, 2, num_layers=2, pooling=None, output_activation='sigmoid', dtype='float64')"
         "  # 238 parameters",
         "  (T, B, 3)  inputs",
         "  (T, B, 4)  GRU(3, 4, num_layers=2, dtype='float64')",
-        "  (T, B, 2)  Dense(4, 2, activation='sigmoid'): values",
+        "  (T, B, 2)  Dense(4, 2, activation='sigmoid', dtype='float64'): values",
     ]
 
 

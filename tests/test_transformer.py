@@ -229,7 +229,7 @@ def test_initial_parameters_names_and_repr():
     assert_same(gpurnn.TransformerBlock(8, 2, rng=1).params, layer.params)
     assert (gpurnn.TransformerBlock(8, 2, rng=2).params["linear1.weight"] != layer.params["linear1.weight"]).any()
     assert repr(layer) == "TransformerBlock(8, 2)  # 872 parameters"
-    told = "TransformerBlock(8, 2, 5, causal=True, activation='gelu', dropout=0.1)  # 413 parameters"
+    told = "TransformerBlock(8, 2, hidden_size=5, causal=True, activation='gelu', dropout=0.1)  # 413 parameters"
     assert repr(gpurnn.TransformerBlock(8, 2, 5, causal=True, activation="gelu", dropout=0.1)) == told
 
 

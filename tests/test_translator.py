@@ -101,8 +101,9 @@ def test_a_file_holds_the_whole_model(tmp_path, options):
 
 def test_repr():
     first = repr(small()).splitlines()[0]
-    options = "bidirectional=True, attention='additive', dtype='float64'"
-    assert first == f"Translator(4 characters, 4 words, 3, 4, {options})  # {small().num_parameters} parameters"
+    assert first == f"Translator(4 characters, 4 words, 3, 4, dtype='float64')  # {small().num_parameters} parameters"
+    other = small(attention=None, bidirectional=False)
+    assert repr(other).startswith("Translator(4 characters, 4 words, 3, 4, bidirectional=False, attention=None, dtype=")
 
 
 def test_on_strict_arrays(strict_namespace):

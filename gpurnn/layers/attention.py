@@ -88,7 +88,7 @@ class MultiHeadAttention(Layer):
         if self.features % self.num_heads:
             raise ValueError(f"{where}: num_heads is {num_heads}, expected a divisor of features = {features}")
         self.causal = _checks.flag(where, "causal", causal)
-        bias = _checks.flag(where, "bias", bias)
+        self.bias = _checks.flag(where, "bias", bias)
         kind, random, initialise = parameter_dtype(where, dtype), generator(where, rng), initializers.get(init)
         F = self.features
 
@@ -98,7 +98,7 @@ class MultiHeadAttention(Layer):
         self.params = {}
         for name, count in (("in_proj_", 3), ("out_proj.", 1)):
             self.params[f"{name}weight"] = parameter((count * F, F), kind, partial(blocks, count))
-            if bias:
+            if self.bias:
                 self.params[f"{name}bias"] = parameter((count * F,), kind, partial(np.zeros, count * F, kind))
 
     def __call__(
@@ -143,12 +143,6 @@ class MultiHeadAttention(Layer):
             "causal": self.causal,
             **{name.replace(".", "_"): p for name, p in self.params.items()},
         }
-
-    def _describe(self) -> str:
-        told = [str(self.features), str(self.num_heads)]
-        told += ["bias=False"] if "in_proj_bias" not in self.params else []
-        told += ["causal=True"] if self.causal else []
-        return ", ".join(told)
 
 
 class PositionalEncoding(Layer):
@@ -211,9 +205,6 @@ class PositionalEncoding(Layer):
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         return None, given
-
-    def _describe(self) -> str:
-        return ""
 
 
 def _gelu_vjp(xp: Any, a: Array) -> tuple[Array, Any]:
@@ -463,10 +454,6 @@ class TransformerBlock(Composite):
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         return self.features, self.features
 
-    def _describe(self) -> str:
-        told = [str(self.features), str(self.num_heads)]
-        told += [str(self.hidden_size)] if self.hidden_size != 4 * self.features else []
-        told += ["causal=True"] if self.causal else []
-        told += [f"activation={self.activation!r}"] if self.activation != "relu" else []
-        told += [f"dropout={self.dropout!r}"] if self.dropout else []
-        return ", ".join(told)
+    def _argument(self, name: str) -> Any:
+        by_default = name == "hidden_size" and self.hidden_size == 4 * self.features
+        return None if by_default else super()._argument(name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
+import inspect
 import math
 import os
 import sys
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ import numpy as np
 from .. import _checks, _dispatch, _files, _sharing
 from .._contract import Array
 from .._op import Pullback
+from .._random import generator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,9 +35,11 @@ TOKENS = 0
 class Layer(ABC):
     """A function of arrays with named parameters.
 
-    Calling a layer is inference and saves nothing; `vjp` also returns the pullback to the gradients. A subclass sets
-    ``params`` and defines ``__call__``, ``vjp`` and ``_describe``. For `Sequential` to run it, ``vjp`` takes
-    ``(x, rng)``, or ``(x, state, lengths, resets, rng)`` where ``stateful`` is True.
+    Calling a layer is inference and saves nothing; `vjp` also returns the pullback to the gradients.
+
+    A subclass sets ``params`` and defines ``__call__`` and ``vjp``. It keeps each argument of its constructor in an
+    attribute of the same name, from which its repr, `config` and `clone` follow. For `Sequential` to run it, ``vjp``
+    takes ``(x, rng)``, or ``(x, state, lengths, resets, rng)`` where ``stateful`` is True.
 
     Attributes
     ----------
@@ -223,8 +228,98 @@ class Layer(ABC):
         """The sizes of the last axis of its input and of its output, given that of the input; None if not known."""
         return None, None
 
+    def config(self) -> dict[str, Any]:
+        """The arguments of the constructor by name, defaults included, as JSON can hold them.
+
+        They say what the layer is, except the values of its parameters. ``init`` and ``rng``, which the constructor
+        draws initial parameters with, are not among them.
+
+        Raises
+        ------
+        AttributeError
+            An argument of the constructor is no attribute of the layer.
+
+        Examples
+        --------
+        >>> import gpurnn
+        >>> gpurnn.Dense(2, 3, activation="tanh").config()
+        {'in_features': 2, 'out_features': 3, 'bias': True, 'activation': 'tanh', 'dtype': 'float32'}
+        """
+        values: dict[str, Any] = {}
+        for name, p in self._signature().parameters.items():
+            value = self._argument(name)
+            values |= value if p.kind is p.VAR_KEYWORD else {name: value}
+        return {name: _plain(value) for name, value in values.items()}
+
+    def clone(self, *, rng: int | np.random.Generator = 0) -> Self:
+        """A new layer of the same configuration, with initial parameters that the constructor draws by default.
+
+        Parameters
+        ----------
+        rng : int or numpy.random.Generator
+            Where the initial parameters come from.
+
+        Raises
+        ------
+        AttributeError
+            An argument of the constructor is no attribute of the layer.
+
+        Examples
+        --------
+        >>> import gpurnn
+        >>> layer = gpurnn.GRU(2, 3, bidirectional=True)
+        >>> layer.clone(rng=1)
+        GRU(2, 3, bidirectional=True)  # 126 parameters
+        """
+        random = generator(f"{type(self).__name__}.clone", rng)
+        arguments = OrderedDict((n, _cloned(self._argument(n), random)) for n in self._signature().parameters)
+        signature = _checks.signature(type(self))
+        if "rng" in signature.parameters:
+            arguments["rng"] = random
+        bound = inspect.BoundArguments(signature, arguments)
+        cloned = type(self)(*bound.args, **bound.kwargs)
+        cloned._share(self._shared())
+        return cloned
+
+    @classmethod
+    def _signature(cls) -> inspect.Signature:
+        """The constructor's arguments, except those that draw initial parameters."""
+        signature = _checks.signature(cls)
+        return signature.replace(parameters=[p for n, p in signature.parameters.items() if n not in ("init", "rng")])
+
+    def _argument(self, name: str) -> Any:
+        """The argument of the constructor that makes a layer like this one: by default the attribute of its name."""
+        if name == "dtype" and self.params:
+            return _checks.dtype_name(next(iter(self.params.values())))
+        try:
+            return getattr(self, name)
+        except AttributeError as error:
+            kind = type(self).__name__
+            raise AttributeError(
+                f"{kind}: {name} is no attribute, expected one with the value of the constructor's argument {name}"
+            ) from error
+
+    def _expression(self) -> str:
+        """The call that makes a layer like this one, for the repr; options that have their default are left out."""
+        shown: list[str] = []
+        for name, p in self._signature().parameters.items():
+            try:
+                value = self._argument(name)
+            except AttributeError:  # a class of a caller that does not keep all of its arguments
+                shown.append("...")
+                continue
+            if p.kind is p.VAR_POSITIONAL:
+                shown += [text(entry) for entry in value]
+            elif p.kind is p.VAR_KEYWORD:
+                shown += [f"{key}={text(entry)}" for key, entry in value.items()]
+            elif p.default is p.empty:
+                shown.append(text(value))
+            elif repr(value) != repr(p.default):
+                shown.append(f"{name}={text(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._describe()})  # {self.num_parameters:,} parameters"
+        return f"{self._expression()}  # {self.num_parameters:,} parameters"
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -234,9 +329,26 @@ class Layer(ABC):
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
         """The layer's outputs and their pullback."""
 
-    @abstractmethod
-    def _describe(self) -> str:
-        """The arguments of the constructor, as the repr shows them."""
+
+def _plain(value: Any) -> Any:
+    """An argument of a constructor as JSON can hold it."""
+    if isinstance(value, Layer):
+        return {"layer": type(value).__name__, **value.config()}
+    if isinstance(value, tuple) and any(isinstance(entry, Layer) for entry in value):
+        return [_plain(entry) for entry in value]
+    return value.config() if hasattr(value, "config") else value
+
+
+def _cloned(value: Any, rng: np.random.Generator) -> Any:
+    """An argument of a constructor, with clones of the layers in it."""
+    if isinstance(value, tuple):
+        return tuple(_cloned(entry, rng) for entry in value)
+    return value.clone(rng=rng) if isinstance(value, Layer) else value
+
+
+def text(value: Any) -> str:
+    """An argument of a constructor as a repr shows it."""
+    return str(value._expression()) if hasattr(value, "_expression") else repr(value)
 
 
 class ParameterName(str):

@@ -178,21 +178,24 @@ class Decoder(Composite):
             if value is not None and not allowed[name]:
                 raise ValueError(f"{where}: {name} is {value!r}, expected none with attention={attention!r}")
         self.recurrent, self.attention, self.input_feeding = recurrent, attention, input_feeding
+        self.memory_size, self.attention_size, self.attentional_size = memory_size, attention_size, attentional_size
         H, kind = recurrent.hidden_size, parameter_dtype(where, recurrent.params["weight_ih_l0"].dtype)
         self._own: dict[str, Array] = {}
         self._own_shapes: dict[str, tuple[int, ...]] = {}
         self.output_size, extra = H, 0
         if attention is not None:
-            K = _checks.size(where, "memory_size", memory_size)
+            K = self.memory_size = _checks.size(where, "memory_size", memory_size)
             random, xavier = generator(where, rng), initializers.get("xavier")
             if attention == "additive":
-                A = H if attention_size is None else attention_size
-                A = _checks.size(where, "attention_size", A)
+                A = H
+                if attention_size is not None:
+                    A = self.attention_size = _checks.size(where, "attention_size", attention_size)
                 shapes: dict[str, tuple[int, ...]] = {"weight_query": (A, H), "weight_keys": (A, K), "v": (A,)}
                 extra, self.output_size = K, H + recurrent.input_size
             else:
-                C = H if attentional_size is None else attentional_size
-                C = _checks.size(where, "attentional_size", C)
+                C = H
+                if attentional_size is not None:
+                    C = self.attentional_size = _checks.size(where, "attentional_size", attentional_size)
                 shapes = {"weight": (H, K)} if attention == "general" else {}
                 if attention == "dot" and K != H:
                     raise ValueError(f"{where}: memory_size is {K}, expected hidden_size = {H} for the dot product")
@@ -630,12 +633,6 @@ class Decoder(Composite):
 
     def _packed(self, xp: Any, state: tuple[tuple[Array, ...], ...]) -> State:
         return pack_state(self.recurrent.cell, tuple(xp.stack(list(parts)) for parts in zip(*state, strict=True)))
-
-    def _describe(self) -> str:
-        told = [f"{type(self.recurrent).__name__}({self.recurrent._describe()})"]
-        told += [repr(self.attention)] if self.attention is not None else []
-        told += ["input_feeding=True"] if self.input_feeding else []
-        return ", ".join(told)
 
 
 def _product(xp: Any, x: Array, weight: Array) -> Array:

@@ -63,7 +63,8 @@ class Dense(Layer):
         kind = parameter_dtype(where, dtype)
         initialise, random, shape = initializers.get(init), generator(where, rng), (self.out_features, self.in_features)
         self.params = {"weight": parameter(shape, kind, lambda: initialise(random, shape, kind))}
-        if _checks.flag(where, "bias", bias):
+        self.bias = _checks.flag(where, "bias", bias)
+        if self.bias:
             self.params["bias"] = parameter(shape[:1], kind, lambda: np.zeros(shape[0], kind))
 
     def __call__(self, x: Array) -> Array:
@@ -76,9 +77,3 @@ class Dense(Layer):
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         return self.in_features, self.out_features
-
-    def _describe(self) -> str:
-        told = [str(self.in_features), str(self.out_features)]
-        told += ["bias=False"] if "bias" not in self.params else []
-        told += [f"activation={self.activation!r}"] if self.activation != "identity" else []
-        return ", ".join(told)

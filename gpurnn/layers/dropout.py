@@ -51,6 +51,3 @@ class Dropout(Layer):
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         return None, given
-
-    def _describe(self) -> str:
-        return repr(self.rate)

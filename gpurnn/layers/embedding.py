@@ -90,8 +90,3 @@ class Embedding(Layer):
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         return TOKENS, self.embedding_dim
-
-    def _describe(self) -> str:
-        told = [str(self.num_embeddings), str(self.embedding_dim)]
-        told += [f"padding_idx={self.padding_idx}"] if self.padding_idx is not None else []
-        return ", ".join(told)

@@ -35,7 +35,7 @@ class LayerNorm(Layer):
     >>> import gpurnn
     >>> norm = gpurnn.LayerNorm(2, dtype="float64")
     >>> norm
-    LayerNorm(2)  # 4 parameters
+    LayerNorm(2, dtype='float64')  # 4 parameters
     >>> norm(np.array([[10.0, 30.0]])).round(3)
     array([[-1.,  1.]])
     """
@@ -46,7 +46,8 @@ class LayerNorm(Layer):
         self.eps = _checks.non_negative(where, "eps", eps)
         kind = parameter_dtype(where, dtype)
         self.params = {"weight": parameter((self.features,), kind, lambda: np.ones(self.features, kind))}
-        if _checks.flag(where, "bias", bias):
+        self.bias = _checks.flag(where, "bias", bias)
+        if self.bias:
             self.params["bias"] = parameter((self.features,), kind, lambda: np.zeros(self.features, kind))
 
     def __call__(self, x: Array) -> Array:
@@ -59,9 +60,3 @@ class LayerNorm(Layer):
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         return self.features, self.features
-
-    def _describe(self) -> str:
-        told = [str(self.features)]
-        told += [f"eps={self.eps!r}"] if self.eps != 1e-5 else []
-        told += ["bias=False"] if "bias" not in self.params else []
-        return ", ".join(told)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -470,21 +469,8 @@ class Recurrent(Layer):
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         return self.input_size, self.hidden_size * self.num_directions
 
-    def _describe(self) -> str:
-        options = {
-            "num_layers": (self.num_layers, 1),
-            "bias": (self.bias, True),
-            "batch_first": (self.batch_first, False),
-            "dropout": (self.dropout, 0.0),
-            "bidirectional": (self.bidirectional, False),
-            **{field.name: (getattr(self.cell, field.name), field.default) for field in fields(self.cell)},
-            "residual": (self.residual, False),
-            "variational_dropout": (self.variational_dropout, 0.0),
-            "recurrent_dropout": (self.recurrent_dropout, 0.0),
-            "dtype": (_checks.dtype_name(self.params["weight_ih_l0"]), "float32"),
-        }
-        told = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
-        return ", ".join([str(self.input_size), str(self.hidden_size), *told])
+    def _argument(self, name: str) -> Any:
+        return getattr(self.cell, name) if name in self.cell.options() else super()._argument(name)
 
 
 def _mask_from(wing: Any, like: Array, start: int, rate: float, seed: int) -> Array:

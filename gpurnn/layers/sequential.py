@@ -221,9 +221,9 @@ class Sequential(Composite):
             )
         return iter(state)
 
-    def _describe(self) -> str:
+    def _expression(self) -> str:
         lines = [f"  {index}: " + repr(layer).replace("\n", "\n  ") for index, layer in enumerate(self.layers)]
-        return "\n".join(["", *lines, ""])
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 
 _CALL = ("rng",)

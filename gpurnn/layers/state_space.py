@@ -50,7 +50,8 @@ class _StateSpace(Layer):
         for name, shape, gain in (("B", (N, I), scale), ("C", (O, N), lambda: 1.0)):
             for part in parts:
                 self.params[name + part] = parameter(shape, dtype, partial(initial, shape, gain))
-        if _checks.flag(type(self).__name__, "feedthrough", feedthrough):
+        self.feedthrough = _checks.flag(type(self).__name__, "feedthrough", feedthrough)
+        if self.feedthrough:
             self.params["D"] = parameter((O, I), dtype, initial_feedthrough)
 
     def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -209,22 +210,8 @@ class _StateSpace(Layer):
             return outer
         return _arrays.contiguous(xp.real(outer)), _arrays.contiguous(xp.imag(outer))
 
-    def _options(self) -> dict[str, tuple[Any, Any]]:
-        """The class's own options as (value, default), for the repr."""
-        return {}
-
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         return self.input_size, self.output_size
-
-    def _describe(self) -> str:
-        options = {
-            **self._options(),
-            "output_state": (self.output_state, "after"),
-            "feedthrough": ("D" in self.params, True),
-            "dtype": (_checks.dtype_name(next(iter(self.params.values()))), "float32"),
-        }
-        told = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
-        return ", ".join([str(self.input_size), str(self.state_size), str(self.output_size), *told])
 
 
 class StateSpace(_StateSpace):
@@ -284,7 +271,7 @@ class StateSpace(_StateSpace):
         rng: int | np.random.Generator = 0,
     ) -> None:
         super().__init__(input_size, state_size, output_size, output_state, False)
-        radius = _checks.non_negative("StateSpace", "radius", radius)
+        self.radius = radius = _checks.non_negative("StateSpace", "radius", radius)
         kind, random = parameter_dtype("StateSpace", dtype), generator("StateSpace", rng)
         shape = (self.state_size, self.state_size)
         self.params = {"A": parameter(shape, kind, lambda: initializers.orthogonal(radius)(random, shape, kind))}
@@ -383,7 +370,8 @@ class DiagonalStateSpace(_StateSpace):
         least, largest = (_checks.fraction(where, f"radius[{i}]", r) for i, r in enumerate(radius))
         if not 0 < least <= largest:
             raise ValueError(f"{where}: radius is {radius!r}, expected 0 < least <= largest < 1")
-        max_phase = _checks.non_negative(where, "max_phase", max_phase)
+        self.radius = (least, largest)
+        self.max_phase = max_phase = _checks.non_negative(where, "max_phase", max_phase)
         if not self.complex and max_phase != math.pi:
             raise ValueError(f"{where}: max_phase is {max_phase}, expected none with complex=False: a has no phase")
         kind, random = parameter_dtype(where, dtype), generator(where, rng)
@@ -408,6 +396,3 @@ class DiagonalStateSpace(_StateSpace):
             return {"nu": -rate * (dreal * real + dimag * imag), "theta": dimag * real - dreal * imag}
 
         return self._joined(xp, real, imag), pull
-
-    def _options(self) -> dict[str, tuple[Any, Any]]:
-        return {"complex": (self.complex, True)}

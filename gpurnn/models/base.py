@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from numpy.typing import NDArray
 from .. import _arrays, _checks, _dispatch, optimizers
 from .._contract import Array, State
 from ..cells import CELLS
-from ..layers.base import Composite, Layer, named, uninitialised
+from ..layers.base import Composite, Layer, named, text, uninitialised
 from ..layers.recurrent import LAYERS
 from .files import Saved
+from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,15 +40,18 @@ LOSS_UNITS = {
 class Model(Composite, Saved):
     """Layers that make up a whole, and the loss that it is trained on.
 
-    A call and `vjp` take a batch, time-major, as layers do; `fit` and `predict` take examples. A subclass names the
-    attributes that hold its layers, keeps what `config` is to tell in ``_config``, and defines ``__call__``, ``vjp``,
-    ``loss``, ``loss_and_gradients`` and ``_shapes``.
+    A call and `vjp` take a batch, time-major, as layers do; `fit` and `predict` take examples.
+
+    A subclass names the attributes that hold its layers, and defines ``__call__``, ``vjp``, ``loss``,
+    ``loss_and_gradients`` and ``_shapes``. The arguments of its constructor are attributes of the same name, of the
+    model or of its recurrent layers.
     """
 
     parts: tuple[str, ...]
     """The attributes that hold the model's layers."""
 
-    _config: dict[str, Any]
+    _stack = "recurrent"
+    """The attribute that holds the recurrent layers whose options the constructor takes."""
 
     trainer_: Trainer
     """What trained the model, after `fit`."""
@@ -54,7 +60,7 @@ class Model(Composite, Saved):
     """The name of the loss in `gpurnn.losses`."""
 
     _not_options: tuple[str, ...] = ()
-    """Options of a base that the constructor refuses."""
+    """Options of a base that the constructor rejects."""
 
     def _layers(self) -> dict[str, Layer]:
         return {f"{part}.": getattr(self, part) for part in self.parts}
@@ -76,14 +82,27 @@ class Model(Composite, Saved):
         # The trainer holds the data, and trains this model, not its copy.
         return {name: value for name, value in super().__getstate__().items() if name != "trainer_"}
 
-    def config(self) -> dict[str, Any]:
-        """What `from_config` makes the model from, its parameters aside: a dict that JSON can hold."""
-        return dict(self._config)
-
     @classmethod
     def from_config(cls, config: dict[str, Any], *, rng: int | np.random.Generator = 0) -> Self:
         """The model that `config` described, with new parameters."""
-        return cls(**config, rng=rng)  # type: ignore[call-arg]  # every model takes it
+        made = {n: Vocabulary.from_config(v) if n.endswith("vocabulary") else v for n, v in config.items()}
+        return cls(**made, rng=rng)  # type: ignore[call-arg]  # every model takes it
+
+    @classmethod
+    def _signature(cls) -> inspect.Signature:
+        signature = super()._signature()
+        return signature.replace(parameters=[p for n, p in signature.parameters.items() if n not in cls._not_options])
+
+    def _argument(self, name: str) -> Any:
+        """An option of the recurrent layers is an attribute of these, and those of the cell are one of its own."""
+        stack = getattr(self, self._stack)
+        if name == "cell":
+            return stack.cell.name
+        if name == "cell_options":
+            return {f.name: v for f in fields(stack.cell) if (v := getattr(stack.cell, f.name)) != f.default}
+        if name == "loss":
+            return self._loss
+        return getattr(stack, name) if not hasattr(self, name) and hasattr(stack, name) else super()._argument(name)
 
     @classmethod
     def _restored(cls, config: dict[str, Any], shared: dict[str, str], parameters: dict[str, NDArray[Any]]) -> Self:
@@ -265,12 +284,15 @@ class Model(Composite, Saved):
 
     def __repr__(self) -> str:
         rows = self._shapes()
-        width = max(len(shape) for shape, _ in rows)
-        return "\n".join([super().__repr__(), *(f"  {shape:{width}}  {what}" for shape, what in rows)])
+        width = max(len(shape) for shape, *_ in rows)
+        lines = [super().__repr__()]
+        for shape, *what in rows:
+            lines.append(f"  {shape:{width}}  {': '.join(w if isinstance(w, str) else text(w) for w in what)}")
+        return "\n".join(lines)
 
     @abstractmethod
-    def _shapes(self) -> list[tuple[str, str]]:
-        """The shape of a batch and what it is or went through last, from the input on; for the repr."""
+    def _shapes(self) -> list[tuple[Any, ...]]:
+        """Rows of the repr, from the input on: the shape of a batch, and texts or layers that say what it is."""
 
 
 _EPOCHS, _PATIENCE, _SPLIT = 100, 10, 0.1
@@ -309,11 +331,6 @@ def _optimizer(where: str, optimizer: Any, lr: float | None) -> Any:
     if not _checks.takes(kind.__init__, "lr"):
         raise TypeError(f"{where}: lr is given, expected none: {kind.__name__} has a step size for each entry")
     return kind(lr=lr)
-
-
-def told(layer: Layer) -> str:
-    """A layer as a row of a model's repr."""
-    return f"{type(layer).__name__}({layer._describe()})"
 
 
 def recurrent(
@@ -389,15 +406,6 @@ def not_finite(where: str, outputs: str, params: dict[str, Array], **inputs: Arr
         if not bool(xp.all(xp.isfinite(array))):
             return FloatingPointError(f"{where}: {outputs} are not finite: {name} holds NaN or infinity")
     return FloatingPointError(f"{where}: {outputs} are not finite, but all inputs and parameters are: they overflow")
-
-
-def checked(layer: Any, *options: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of options as the recurrent layer that was made with them has checked and kept them."""
-    return {
-        name: getattr(layer.cell if name in layer.cell.options() else layer, name)
-        for given in options
-        for name in given
-    }
 
 
 def existing(where: str, tokens: Array, lengths: Array | None) -> Array | None:

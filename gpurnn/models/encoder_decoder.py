@@ -17,7 +17,7 @@ from ..functional._attention import SCORES
 from ..functional._state import cotangent_pair, pack_state, unpack_state
 from ..layers.decoder import Carried
 from . import decoding
-from .base import Model, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
+from .base import Model, check_numbers, existing, not_finite, recurrent, without_padding
 
 
 class EncoderDecoder(Model):
@@ -101,7 +101,7 @@ class EncoderDecoder(Model):
       (1, B, 24)  Dense(48, 24, activation='tanh'): the decoder's initial state
       (T, B)      target tokens, each the one before that to be predicted
       (T, B, 8)   Embedding(7, 8)
-      (T, B, 80)  Decoder(GRU(56, 24), 'additive')
+      (T, B, 80)  Decoder(GRU(56, 24), attention='additive', memory_size=48)
       (T, B, 7)   Dense(80, 7): logits
     >>> model = model.fit(sources, [s[::-1] for s in sources], epochs=25, optimizer=gpurnn.Adam(0.01))
     >>> model.predict([np.array([3, 4, 5])])
@@ -109,6 +109,7 @@ class EncoderDecoder(Model):
     """
 
     _loss = "cross_entropy"
+    _stack = "encoder"
 
     def __init__(
         self,
@@ -186,25 +187,19 @@ class EncoderDecoder(Model):
         self.output = layers.Dense(self.decoder.output_size, target_symbols, dtype=dtype, rng=random)
         parts = ("source", "encoder", "bridge", "target", "decoder", "output")
         self.parts = tuple(part for part in parts if getattr(self, part) is not None)
-        self._config = {
-            "source_symbols": source_symbols,
-            "target_symbols": target_symbols,
-            "embedding_size": embedding_size,
-            "hidden_size": H,
-            "num_layers": num_layers,
-            "encoder_layers": encoder_layers,
-            "cell": self.encoder.cell.name,
-            "bidirectional": bidirectional,
-            "attention": attention,
-            "attention_size": attention_size,
-            "input_feeding": input_feeding,
-            "bridge": self.bridge is not None,
-            "dropout": self._dropped.rate,
-            "begin": self.begin,
-            "end": self.end,
-            **checked(self.encoder, cell_options),
-            "dtype": np.dtype(dtype).name,
-        }
+        self.source_symbols, self.target_symbols = source_symbols, target_symbols
+        self.embedding_size, self.num_layers, self.dropout = embedding_size, num_layers, self._dropped.rate
+        self.attention, self.attention_size, self.input_feeding = attention, attention_size, input_feeding
+
+    def _argument(self, name: str) -> Any:
+        # None where the default gives the same.
+        layers, decoder_layers = self.encoder.num_layers, self.num_layers
+        if name == "encoder_layers":
+            return None if layers == decoder_layers else layers
+        if name == "bridge":
+            made = self.bridge is not None
+            return None if made == (self.encoder.bidirectional or layers != decoder_layers) else made
+        return super()._argument(name)
 
     # ---- The model as a function of batches --------------------------------------------------------------------------
 
@@ -779,31 +774,20 @@ class EncoderDecoder(Model):
             ended.append(xp.concat([target, end]))
         return PaddedBatches(X, batch_size, ended, own_lengths=True, shuffle=shuffle, rng=rng)
 
-    def _shapes(self) -> list[tuple[str, str]]:
+    def _shapes(self) -> list[tuple[Any, ...]]:
         E, H, size = self.source.embedding_dim, self.encoder.hidden_size, self.output.out_features
         L, width = self.decoder.recurrent.num_layers, self.encoder.num_directions * H
-        initial = "the encoder's final state" if self.bridge is None else told(self.bridge)
+        initial = "the encoder's final state" if self.bridge is None else self.bridge
         return [
             ("(S, B)", "source tokens"),
-            (f"(S, B, {E})", told(self.source)),
-            (f"(S, B, {width})", told(self.encoder)),
-            (f"({L}, B, {H})", f"{initial}: the decoder's initial state"),
+            (f"(S, B, {E})", self.source),
+            (f"(S, B, {width})", self.encoder),
+            (f"({L}, B, {H})", initial, "the decoder's initial state"),
             ("(T, B)", "target tokens, each the one before that to be predicted"),
-            (f"(T, B, {E})", told(self.target)),
-            (f"(T, B, {self.decoder.output_size})", told(self.decoder)),
-            (f"(T, B, {size})", f"{told(self.output)}: logits"),
+            (f"(T, B, {E})", self.target),
+            (f"(T, B, {self.decoder.output_size})", self.decoder),
+            (f"(T, B, {size})", self.output, "logits"),
         ]
-
-    def _describe(self) -> str:
-        shown = dict(self._config)
-        sizes = [str(shown.pop(n)) for n in ("source_symbols", "target_symbols", "embedding_size", "hidden_size")]
-        defaults = {
-            "num_layers": 1, "encoder_layers": shown["num_layers"], "cell": "gru", "bidirectional": False,
-            "attention": None, "attention_size": None, "input_feeding": False, "dropout": 0.0, "begin": 1, "end": 2,
-            "dtype": "float32",
-            "bridge": shown["bidirectional"] or shown["encoder_layers"] != shown["num_layers"],
-        }  # fmt: skip
-        return ", ".join([*sizes, *(f"{n}={v!r}" for n, v in shown.items() if (n, v) not in defaults.items())])
 
 
 def _limit(where: str, max_length: int) -> int:

@@ -28,10 +28,6 @@ class Saved(Layer):
         super().__init_subclass__(**kwargs)
         _KINDS[_name(cls)] = cls
 
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """The arguments of the constructor without the parameters, as JSON can hold them."""
-
     @classmethod
     @abstractmethod
     def _restored(cls, config: dict[str, Any], shared: dict[str, str], parameters: dict[str, NDArray[Any]]) -> Self:

@@ -149,7 +149,7 @@ class Forecaster(SequenceModel):
     >>> series = (20 + np.sin(np.arange(300) / 3) + 0.1 * rng.normal(size=300)).astype(np.float32)
     >>> model = Forecaster(8, 12)
     >>> model
-    Forecaster(8, 12, 1)  # 553 parameters
+    Forecaster(8, 12)  # 553 parameters
       (8, B, 1)   windows
       (8, B, 12)  GRU(1, 12)
       (B, 12)     LastPooling()
@@ -164,9 +164,8 @@ class Forecaster(SequenceModel):
     """
 
     _not_options = ("num_embeddings", "output_activation")
-    _size_names = ("window", "hidden_size")
     _outputs_name = "features"
-    _told_outputs = "x_t"
+    _outputs_text = "x_t"
 
     def __init__(
         self,
@@ -192,9 +191,6 @@ class Forecaster(SequenceModel):
         self.features = self.output.out_features
         self.mean, self.std = np.zeros(self.features), np.ones(self.features)
         self.residuals = np.zeros((0, self.features), self.output.params["bias"].dtype)
-        self._config = {"window": self.window, **self._config, "pooling": pooling, "loss": loss}
-        for name in ("input_size", "num_embeddings"):
-            del self._config[name]
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of the parameters, and of ``mean``, ``std`` and ``residuals``, as NumPy arrays, by name."""
@@ -570,9 +566,9 @@ class Forecaster(SequenceModel):
         drawn = rng.multivariate_normal(np.zeros(self.features), covariance, shape, method="eigh")
         return drawn.astype(residuals.dtype)
 
-    def _shapes(self) -> list[tuple[str, str]]:
+    def _shapes(self) -> list[tuple[Any, ...]]:
         (first, _), *rows = super()._shapes()
-        return [(shape.replace("(T,", f"({self.window},"), what) for shape, what in [(first, "windows"), *rows]]
+        return [(shape.replace("(T,", f"({self.window},"), *what) for shape, *what in [(first, "windows"), *rows]]
 
 
 _OF_SERIES = ("mean", "std", "residuals")

@@ -12,7 +12,7 @@ from .._contract import Array
 from .._op import Pullback
 from .._random import generator
 from ..functional._activations import DENSE_ACTIVATIONS, activate, activate_pullback
-from .base import Model, check_finite, check_numbers, existing, not_finite, recurrent, told
+from .base import Model, check_finite, check_numbers, existing, not_finite, recurrent
 from .sequence import LOSSES, check_classes
 
 
@@ -101,10 +101,13 @@ class SequenceGenerator(Model):
         rng: int | np.random.Generator = 0,
     ) -> None:
         where = "SequenceGenerator"
-        sizes = {"input_size": input_size, "hidden_size": hidden_size, "outputs": outputs}
-        sizes = {name: _checks.size(where, name, size) for name, size in sizes.items()}
+        self.input_size = _checks.size(where, "input_size", input_size)
+        self.hidden_size = _checks.size(where, "hidden_size", hidden_size)
+        self.outputs = _checks.size(where, "outputs", outputs)
         self.activation = activation = _checks.choice(where, "activation", activation, get_args(cells.Activation))
-        output_activation = _checks.choice(where, "output_activation", output_activation, DENSE_ACTIVATIONS)
+        self.output_activation = output_activation = _checks.choice(
+            where, "output_activation", output_activation, DENSE_ACTIVATIONS
+        )
         loss = _checks.choice(where, "loss", loss, LOSSES)
         if loss != "mse" and output_activation == "softmax":
             raise ValueError(
@@ -132,8 +135,6 @@ class SequenceGenerator(Model):
         # One bias: b_h is that of h_0 too.
         del self.recurrent.params["bias_hh_l0"]
         self.output = layers.Dense(hidden_size, outputs, activation=output_activation, dtype=dtype, rng=random)
-        options = {"activation": activation, "output_activation": output_activation, "loss": loss}
-        self._config = {**sizes, **options, "dtype": np.dtype(dtype).name}
 
     def __call__(self, x: Array, steps: int) -> Array:
         """y_1 .. y_T, free running; nothing is saved.
@@ -473,20 +474,18 @@ class SequenceGenerator(Model):
             )
         return self._outputs("predict_proba", inputs, steps, batch_size)
 
-    def _shapes(self) -> list[tuple[str, str]]:
-        inputs, hidden, outputs = (self._config[name] for name in ("input_size", "hidden_size", "outputs"))
+    def _shapes(self) -> list[tuple[Any, ...]]:
+        inputs, hidden, outputs = self.input_size, self.hidden_size, self.outputs
         return [
             (f"(B, {inputs})", "x"),
-            (f"(B, {hidden})", f"{told(self.input)}: h_0"),
-            (f"(T, B, {hidden})", f"{told(self.recurrent)}: h_t"),
-            (f"(T, B, {outputs})", f"{told(self.output)}: y_t"),
+            (f"(B, {hidden})", self.input, "h_0"),
+            (f"(T, B, {hidden})", self.recurrent, "h_t"),
+            (f"(T, B, {outputs})", self.output, "y_t"),
         ]
 
-    def _describe(self) -> str:
-        defaults = {"activation": "tanh", "output_activation": "softmax", "loss": "mse", "dtype": "float32"}
-        sizes = ("input_size", "hidden_size", "outputs")
-        told = [f"{n}={v!r}" for n, v in self._config.items() if n not in sizes and (n, v) not in defaults.items()]
-        return ", ".join([*(str(self._config[name]) for name in sizes), *told])
+    def _argument(self, name: str) -> Any:
+        # The loss is the cross-entropy of classes, whatever the option.
+        return "mse" if name == "loss" and self.classes else super()._argument(name)
 
 
 def _sum(total: dict[str, Array], more: dict[str, Array]) -> dict[str, Array]:

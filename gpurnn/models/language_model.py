@@ -13,7 +13,7 @@ from .._op import Pullback
 from .._random import generator
 from ..functional._activations import activate
 from ..functional._state import cotangent_pair
-from .base import Model, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
+from .base import Model, check_numbers, existing, not_finite, recurrent, without_padding
 from .decoding import check_sampling, draw, require_finite
 from .sequence import LastPooling
 from .vocabulary import Vocabulary
@@ -142,7 +142,7 @@ class LanguageModel(Model):
             )
         random = generator(where, rng)
         self.vocabulary = vocabulary
-        self.tied = tied
+        self.embedding_size, self.tied = embedding_size, tied
         self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
         self.dropout = self._dropped.rate
         recurrent_options: dict[str, Any] = {
@@ -163,26 +163,6 @@ class LanguageModel(Model):
         self.output = layers.Dense(self.recurrent.hidden_size, size, dtype=dtype, rng=random)
         if tied:
             del self.output.params["weight"]
-        self._config = {
-            "embedding_size": self.embedding.embedding_dim,
-            "hidden_size": self.recurrent.hidden_size,
-            "num_layers": self.recurrent.num_layers,
-            "cell": self.cell,
-            "tied": self.tied,
-            "dropout": self.dropout,
-            **checked(self.recurrent, recurrent_options, cell_options),
-            "dtype": np.dtype(dtype).name,
-        }
-
-    def config(self) -> dict[str, Any]:
-        """What `from_config` makes the model from, its parameters aside: a dict that JSON can hold."""
-        return {**self._config, "vocabulary": self.vocabulary.config()}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], *, rng: int | np.random.Generator = 0) -> Self:
-        """The model that `config` described, with new parameters."""
-        options = {name: value for name, value in config.items() if name != "vocabulary"}
-        return cls(Vocabulary.from_config(config["vocabulary"]), **options, rng=rng)
 
     def __call__(
         self, tokens: Array, state: State = None, lengths: Array | None = None, resets: Array | None = None
@@ -494,7 +474,7 @@ class LanguageModel(Model):
         for start in range(0, tokens.shape[0], _READ):
             x = self.embedding(_dispatch.from_numpy(xp, tokens[start : start + _READ, :]))
             y, state = self.recurrent(x, state, held)
-        last = y[-1, ...] if held is None else LastPooling(self.recurrent.hidden_size, False)(y, held)
+        last = y[-1, ...] if held is None else LastPooling()(y, held)
         return functional.dense(last, self._output_weight(), self.output.params["bias"]), state
 
     def log_likelihood(self, text: str | Array, *, window: int = 512) -> float:
@@ -691,19 +671,11 @@ class LanguageModel(Model):
     def _namespace(self) -> Any:
         return _dispatch.namespace("LanguageModel", params=self.embedding.params["weight"])
 
-    def _shapes(self) -> list[tuple[str, str]]:
+    def _shapes(self) -> list[tuple[Any, ...]]:
         embedding, hidden, size = self.embedding.embedding_dim, self.recurrent.hidden_size, len(self.vocabulary)
         return [
             ("(T, B)", "tokens"),
-            (f"(T, B, {embedding})", told(self.embedding)),
-            (f"(T, B, {hidden})", told(self.recurrent)),
-            (f"(T, B, {size})", f"{'tied Dense' if self.tied else told(self.output)}: logits"),
+            (f"(T, B, {embedding})", self.embedding),
+            (f"(T, B, {hidden})", self.recurrent),
+            (f"(T, B, {size})", "tied Dense" if self.tied else self.output, "logits"),
         ]
-
-    def _describe(self) -> str:
-        defaults = {"num_layers": 1, "cell": "lstm", "tied": False, "dropout": 0.0, "variational_dropout": 0.0}
-        defaults |= {"recurrent_dropout": 0.0, "residual": False, "dtype": "float32"}
-        sizes = {"embedding_size", "hidden_size"}
-        told = [f"{n}={v!r}" for n, v in self._config.items() if n not in sizes and (n, v) not in defaults.items()]
-        symbols = f"{len(self.vocabulary)} {self.vocabulary.kind}s"
-        return ", ".join([symbols, str(self.embedding.embedding_dim), str(self.recurrent.hidden_size), *told])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..functional._activations import activate
 from ..functional._state import cotangent_pair
 from ..layers.base import Layer, parameter, parameter_dtype
 from . import examples
-from .base import Model, check_numbers, checked, existing, not_finite, recurrent, told, without_padding
+from .base import Model, check_numbers, existing, not_finite, recurrent, without_padding
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,9 +53,11 @@ class LastPooling(Layer):
     That is at the last valid step, and at the first one for the columns of the backward direction.
     """
 
-    def __init__(self, size: int, bidirectional: bool) -> None:
+    name = "last"
+
+    def __init__(self, bidirectional: bool = False) -> None:
+        self.bidirectional = bidirectional
         self.params = {}
-        self.forward_size = size // 2 if bidirectional else size
 
     def __call__(self, y: Array, lengths: Array | None = None) -> Array:
         """(B, K) of y (T, B, K)."""
@@ -63,7 +66,8 @@ class LastPooling(Layer):
     def vjp(self, y: Array, lengths: Array | None = None) -> tuple[Array, Pullback]:
         """``(pooled, pullback)``, with ``pullback(dpooled)`` returning ``(dy, {})``."""
         xp, y, lengths = _take("LastPooling", y, lengths)
-        (T, B, K), H = y.shape, self.forward_size
+        T, B, K = y.shape
+        H = K // 2 if self.bidirectional else K
         # y is zero past a length, and so is step 0 of a sequence without steps.
         step = xp.clip(lengths - 1, min=0)
         row = step * B + xp.arange(B, dtype=xp.int64, device=_dispatch.device(y))
@@ -82,12 +86,11 @@ class LastPooling(Layer):
 
         return pooled, pullback
 
-    def _describe(self) -> str:
-        return ""
-
 
 class MeanPooling(Layer):
     """The mean over the valid steps; zero for a sequence without steps."""
+
+    name = "mean"
 
     def __init__(self) -> None:
         self.params = {}
@@ -107,9 +110,6 @@ class MeanPooling(Layer):
         # y is zero past a length.
         return xp.sum(y, axis=0) / count, pullback
 
-    def _describe(self) -> str:
-        return ""
-
 
 class AttentionPooling(Layer):
     """A weighted mean over the valid steps, with u^T tanh(W h_t + b) as the score of step t; u is learned.
@@ -117,7 +117,9 @@ class AttentionPooling(Layer):
     Yang et al. 2016, equations 5 to 7. Zero for a sequence without steps.
     """
 
-    def __init__(self, size: int, *, dtype: Any, rng: int | np.random.Generator) -> None:
+    name = "attention"
+
+    def __init__(self, size: int, *, dtype: Any = "float32", rng: int | np.random.Generator = 0) -> None:
         self.size = size
         random, kind = generator("AttentionPooling", rng), parameter_dtype("AttentionPooling", dtype)
         xavier, normal = initializers.get("xavier"), initializers.get("normal")
@@ -152,18 +154,14 @@ class AttentionPooling(Layer):
 
         return context[0, ...], pullback
 
-    def _describe(self) -> str:
-        return str(self.size)
-
 
 class SequenceModel(Model):
     """What all sequence models are: embedding for tokens, recurrent stack, pooling unless per step, output head."""
 
     stateful = True
 
-    _size_names: tuple[str, ...] = ("input_size", "hidden_size")
     _outputs_name = "outputs"
-    """What the constructor calls the sizes before the width of the head, and that."""
+    """The argument of the constructor that is the width of the head."""
 
     def __init__(
         self,
@@ -212,7 +210,7 @@ class SequenceModel(Model):
         size = self.recurrent.hidden_size * self.recurrent.num_directions
         self.pooling: LastPooling | MeanPooling | AttentionPooling | None = None
         if pooling == "last":
-            self.pooling = LastPooling(size, bidirectional)
+            self.pooling = LastPooling(bidirectional)
         elif pooling == "mean":
             self.pooling = MeanPooling()
         elif pooling == "attention":
@@ -221,17 +219,14 @@ class SequenceModel(Model):
         self.parts = tuple(
             part for part in ("embedding", "recurrent", "pooling", "output") if getattr(self, part) is not None
         )
-        self._config = {
-            "input_size": input_size,
-            "hidden_size": self.recurrent.hidden_size,
-            self._outputs_name: outputs,
-            "num_layers": self.recurrent.num_layers,
-            "cell": self.recurrent.cell.name,
-            "num_embeddings": num_embeddings,
-            "dropout": self._dropped.rate,
-            **checked(self.recurrent, recurrent_options, cell_options),
-            "dtype": np.dtype(dtype).name,
-        }
+        self.input_size, self.num_embeddings, self.dropout = input_size, num_embeddings, self._dropped.rate
+
+    def _argument(self, name: str) -> Any:
+        if name == "pooling":
+            return None if self.pooling is None else self.pooling.name
+        if name in (self._outputs_name, "output_activation"):
+            return self.output.out_features if name == self._outputs_name else self.output.activation
+        return super()._argument(name)
 
     def __call__(self, inputs: Array, state: State = None, lengths: Array | None = None) -> tuple[Array, State]:
         """The head's output and the recurrent stack's final state, without dropout; nothing is saved.
@@ -380,42 +375,28 @@ class SequenceModel(Model):
         floats = {"params": self.output.params["weight"], **({} if tokens else {name: array})}
         return _arrays.take(where, floats, {name: array} if tokens else {}, needed=(name,))[2]
 
-    def _shapes(self) -> list[tuple[str, str]]:
+    def _shapes(self) -> list[tuple[Any, ...]]:
         size = self.recurrent.hidden_size * self.recurrent.num_directions
-        rows = [(f"(T, B, {self.recurrent.input_size})", "inputs")]
+        rows: list[tuple[Any, ...]] = [(f"(T, B, {self.recurrent.input_size})", "inputs")]
         if self.embedding is not None:
-            rows = [("(T, B)", "tokens"), (rows[0][0], told(self.embedding))]
-        rows.append((f"(T, B, {size})", told(self.recurrent)))
+            rows = [("(T, B)", "tokens"), (rows[0][0], self.embedding)]
+        rows.append((f"(T, B, {size})", self.recurrent))
         if self.pooling is not None:
-            rows.append((f"(B, {size})", told(self.pooling)))
+            rows.append((f"(B, {size})", self.pooling))
         leading = "(T, B" if self.pooling is None else "(B"
-        return [*rows, (f"{leading}, {self.output.out_features})", f"{told(self.output)}: {self._told_outputs}")]
+        return [*rows, (f"{leading}, {self.output.out_features})", self.output, self._outputs_text)]
 
-    _told_outputs = "values"
-
-    def _describe(self) -> str:
-        defaults = {
-            "num_layers": 1, "cell": "gru", "bidirectional": False, "pooling": "last", "num_embeddings": None,
-            "dropout": 0.0, "variational_dropout": 0.0, "recurrent_dropout": 0.0, "residual": False,
-            "output_activation": "identity", "loss": "mse", "standardize": True, "dtype": "float32",
-        }  # fmt: skip
-        sizes = (*self._size_names, self._outputs_name)
-        told = [f"{n}={v!r}" for n, v in self._config.items() if n not in sizes and (n, v) not in defaults.items()]
-        return ", ".join([*(str(self._config[name]) for name in sizes), *told])
+    _outputs_text = "values"
 
 
 class _Estimator(SequenceModel):
     """A sequence model that is fitted to examples and their targets, whatever holds them."""
 
-    _learnt: dict[str, Any]
+    _learnt: Mapping[str, Any] = MappingProxyType({})
     """What `fit` learnt besides parameters: the names of features, the labels, the scale of targets."""
 
-    _is_fitted: bool
+    _is_fitted = False
     """Whether the parameters are of a fit or of a caller."""
-
-    def __init__(self, *sizes: int, **options: Any) -> None:
-        super().__init__(*sizes, **options)
-        self._learnt, self._is_fitted = {}, False
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         super().load_state_dict(state)
@@ -435,13 +416,16 @@ class _Estimator(SequenceModel):
 
     def _restore_fitted(self, fitted: dict[str, Any]) -> None:
         learnt = dict(fitted)
-        self._is_fitted = _checks.flag(type(self).__name__, "is_fitted", learnt.pop("is_fitted", False))
+        del self._is_fitted  # reading the parameters has set it
+        if _checks.flag(type(self).__name__, "is_fitted", learnt.pop("is_fitted", False)):
+            self._is_fitted = True
         if "labels" in learnt:
             learnt["labels"] = examples.Labels.restored(learnt["labels"])
         for name in ("mean", "std"):
             if name in learnt:
                 learnt[name] = np.asarray(learnt[name], np.float64)
-        self._learnt = learnt
+        if learnt:
+            self._learnt = learnt
 
     def fit(
         self,
@@ -684,7 +668,7 @@ class _Classifier(_Estimator):
 
     _not_options: tuple[str, ...] = ("output_activation",)
     _outputs_name = "classes"
-    _told_outputs = "logits"
+    _outputs_text = "logits"
     _class_weight: Any = None
     _padding_label: Any = None
     """Options of the `fit` that is under way."""
@@ -970,7 +954,6 @@ class SequenceClassifier(_Classifier):
         pooling = _checks.choice("SequenceClassifier", "pooling", pooling, POOLINGS)
         check_classes("SequenceClassifier", "classes", classes, "SequenceRegressor")
         super().__init__(input_size, hidden_size, classes, num_layers, pooling=pooling, **options)
-        self._config["pooling"] = pooling
 
 
 class SequenceTagger(_Classifier):
@@ -1093,13 +1076,15 @@ class SequenceRegressor(_Estimator):
             pooling=pooling, output_activation=output_activation, **options,
         )  # fmt: skip
         self._loss = loss
-        self.standardize = standardize and output_activation == "identity"
-        self._config |= {
-            "pooling": pooling, "output_activation": output_activation, "loss": loss, "standardize": standardize,
-        }  # fmt: skip
+        self.standardize = standardize
+
+    @property
+    def _is_standardized(self) -> bool:
+        """Whether targets are learnt in scaled units: an activation of the outputs has units of its own."""
+        return self.standardize and self.output.activation == "identity"
 
     def _learn_scale(self, rows: list[Array]) -> None:
-        if self.standardize and "mean" not in self._learnt:
+        if self._is_standardized and "mean" not in self._learnt:
             values = np.concatenate([np.atleast_2d(_dispatch.to_numpy(row)) for row in rows]).astype(np.float64)
             mean, std = examples.scale_of(values)
             self._learnt = {**self._learnt, "mean": mean, "std": std}
@@ -1119,7 +1104,7 @@ class SequenceRegressor(_Estimator):
 
     @property
     def loss_unit(self) -> str:
-        return f"{super().loss_unit} of the scaled targets" if self.standardize else super().loss_unit
+        return f"{super().loss_unit} of the scaled targets" if self._is_standardized else super().loss_unit
 
     def predict(self, X: Any, *, batch_size: int = 256, group: str | None = None) -> Any:
         """The values, in the units of the targets that `fit` was given.

@@ -119,21 +119,6 @@ class Translator(EncoderDecoder):
             vocabularies.append(_LEVELS[level].from_text(joined, max_size=max_size, min_count=min_count))
         return cls(vocabularies[0], vocabularies[1], embedding_size, hidden_size, **options)
 
-    def config(self) -> dict[str, Any]:
-        """What `from_config` makes the model from, its parameters aside: a dict that JSON can hold."""
-        kept = {n: value for n, value in self._config.items() if n not in ("source_symbols", "target_symbols")}
-        vocabularies = {
-            "source_vocabulary": self.source_vocabulary.config(), "target_vocabulary": self.target_vocabulary.config(),
-        }  # fmt: skip
-        return {**kept, **vocabularies}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], *, rng: int | np.random.Generator = 0) -> Self:
-        """The model that `config` described, with new parameters."""
-        options = dict(config)
-        source, target = (Vocabulary.from_config(options.pop(f"{side}_vocabulary")) for side in ("source", "target"))
-        return cls(source, target, **options, rng=rng)
-
     def predict(  # type: ignore[override]  # texts in place of tokens
         self, sources: Sequence[str], *, beam_size: int = 1, **options: Any
     ) -> list[str]:
@@ -261,12 +246,6 @@ class Translator(EncoderDecoder):
         sources = self._encoded("Translator.fit", "X", X, self.source_vocabulary, least=1)
         texts = self._encoded("Translator.fit", "y", y, self.target_vocabulary)
         return super()._batches(sources, texts, batch_size, shuffle=shuffle, rng=rng)
-
-    def _describe(self) -> str:
-        sizes = [
-            f"{len(vocabulary)} {vocabulary.kind}s" for vocabulary in (self.source_vocabulary, self.target_vocabulary)
-        ]
-        return ", ".join([*sizes, *super()._describe().split(", ")[2:]])
 
 
 def _check_texts(where: str, name: str, texts: Any) -> None:

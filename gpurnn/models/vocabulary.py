@@ -113,6 +113,10 @@ class Vocabulary(ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} symbols>"
 
+    def _expression(self) -> str:
+        """How the repr of a model shows it."""
+        return f"{len(self)} {self.kind}s"
+
     def encode(self, text: str) -> Tokens:
         """The numbers of the symbols of ``text``, an int32 array (n,); 0 for those that are not in the vocabulary."""
         _check_text(f"{type(self).__name__}.encode", text)
@@ -187,6 +191,10 @@ class CharVocabulary(Vocabulary):
     @staticmethod
     def join(symbols: Iterable[str]) -> str:
         return "".join(symbols)
+
+    def _expression(self) -> str:
+        """How the repr of a model shows it."""
+        return f"{len(self)} {self.kind}s"
 
     def encode(self, text: str) -> Tokens:
         _check_text("CharVocabulary.encode", text)

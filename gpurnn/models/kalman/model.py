@@ -216,11 +216,15 @@ class LinearGaussian(Saved):
         model._share(shared)
         return model
 
-    def _describe(self) -> str:
+    def _argument(self, name: str) -> Any:
+        return self.params[name]
+
+    def _expression(self) -> str:
         p, n = self.params["H"].shape[-2:]
         varying = [name for name in "FHQR" if self.params[name].ndim == 3]
-        told = [f"state_size={n}", f"observation_size={p}", *([f"varying={'+'.join(varying)}"] if varying else [])]
-        return ", ".join([*told, f"diffuse={len(diffuse_states(self.params))}"])
+        options = [f"varying={'+'.join(varying)}"] if varying else []
+        sizes = [f"state_size={n}", f"observation_size={p}", *options, f"diffuse={len(diffuse_states(self.params))}"]
+        return f"{type(self).__name__}({', '.join(sizes)})"
 
     def _check_parameters(self, where: str) -> None:
         """Reject parameters that a caller has replaced or changed, and that do not fit this model."""
