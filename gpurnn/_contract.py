@@ -27,3 +27,36 @@ State: TypeAlias = Any
 
 Weights: TypeAlias = Mapping[str, Array]
 """Of one direction of a recurrent layer, by the names of the cell's parameters. A bias may be None or missing: zero."""
+
+
+class Memory:
+    """Counts the bytes that a stack of recurrent layers holds. A wing's `recurrence_memory` knows its own allocations.
+
+    Attributes
+    ----------
+    itemsize : int
+        Bytes of a number of the arrays.
+    peak : int
+        The most bytes held so far.
+    """
+
+    def __init__(self, itemsize: int) -> None:
+        self.itemsize = itemsize
+        self.peak = self._held = 0
+
+    def take(self, entries: int) -> int:
+        """Allocate numbers; returns how many."""
+        self._held += entries * self.itemsize
+        self.peak = max(self.peak, self._held)
+        return entries
+
+    def free(self, entries: int) -> None:
+        self._held -= entries * self.itemsize
+
+    def forward(self, I: int, *, training: bool) -> None:
+        """A layer of I inputs: its output stays, and in training what is saved."""
+        raise NotImplementedError
+
+    def backward(self, I: int) -> None:
+        """Back through a layer: the gradients of its input and of its weights stay."""
+        raise NotImplementedError

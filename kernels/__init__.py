@@ -7,7 +7,14 @@ from .embedding import embedding_gather, embedding_scatter
 from .linear_scan import linear_scan_backward, linear_scan_forward
 from .losses import cross_entropy_backward, cross_entropy_forward, mse_backward, mse_forward
 from .optim import global_norm, optimizer_update, scaled
-from .recurrence import check_lengths, explain_recurrence, recurrence_backward, recurrence_chunk, recurrence_forward
+from .recurrence import (
+    check_lengths,
+    explain_recurrence,
+    recurrence_backward,
+    recurrence_chunk,
+    recurrence_forward,
+    recurrence_memory,
+)
 
 __all__ = [
     "attention_backward",
@@ -31,5 +38,6 @@ __all__ = [
     "recurrence_backward",
     "recurrence_chunk",
     "recurrence_forward",
+    "recurrence_memory",
     "scaled",
 ]

@@ -6,6 +6,7 @@ from .dropout import dropout_mask
 from .embedding import embedding_gather, embedding_scatter
 from .linear_scan import linear_scan_backward, linear_scan_forward
 from .losses import cross_entropy_backward, cross_entropy_forward, mse_backward, mse_forward
+from .memory import recurrence_memory
 from .optim import global_norm, optimizer_update, scaled
 from .recurrence import check_lengths, recurrence_backward, recurrence_chunk, recurrence_forward
 
@@ -30,5 +31,6 @@ __all__ = [
     "recurrence_backward",
     "recurrence_chunk",
     "recurrence_forward",
+    "recurrence_memory",
     "scaled",
 ]

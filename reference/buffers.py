@@ -26,7 +26,8 @@ ENABLED = sys.implementation.name == "cpython" and not sysconfig.get_config_var(
 LIMIT = 1 << 30
 """Bytes of the pool by default."""
 
-_SMALL = 1 << 16
+SMALL = 1 << 16
+"""Bytes of the smallest array that comes from the pool."""
 
 _LENDS_KEPT = 128
 """A free buffer that was not lent in so many calls of `empty` is given back when no buffer fits: sizes have changed."""
@@ -65,7 +66,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.floating]:
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     memory = None
-    if size >= _SMALL and ENABLED:
+    if size >= SMALL and ENABLED:
         # Never waits: a signal handler or finaliser may get here while its own thread holds the lock.
         lock = _lock.current
         if lock.acquire(blocking=False):

@@ -6,10 +6,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from gpurnn.kernels.recurrence import plan
 from gpurnn.reference import buffers
 
 import gpurnn
-from gpurnn import reference
+from gpurnn import kernels, reference
 from gpurnn.analysis import complexity
 
 LAYERS = {
@@ -147,9 +148,16 @@ OPTIONS = [
 ]
 
 
+@pytest.fixture(params=["reference", "native"])
+def numpy_wing(request):
+    """Lets each wing that is made for NumPy arrays compute."""
+    with gpurnn.use(request.param):
+        yield
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
-def test_memory_is_what_a_run_allocates(name, options):
+def test_memory_is_what_a_run_allocates(name, options, numpy_wing):
     kind, own = LAYERS[name]
     checked = 0
     for I, H, T, B in SIZES:
@@ -165,6 +173,35 @@ def test_memory_is_what_a_run_allocates(name, options):
                 checked += 1
                 assert found.memory == pytest.approx(expected, rel=0.08), (run.__name__, I, H, T, B)
     assert checked >= 1
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(
+    ("name", "schedule", "options"),
+    [
+        ("rnn-leak", "stepwise", {"dtype": "float64"}),
+        ("lstm", "stepwise", {"num_layers": 2, "bidirectional": True}),
+        ("lstm", "block", {"num_layers": 2}),
+        ("gru-reset-before", "stepwise", {"num_layers": 2, "residual": True}),
+        ("gru-reset-before", "block", {}),
+        ("gru-reset-after", "stepwise", {"bidirectional": True}),
+    ],
+)
+def test_memory_is_what_the_kernels_allocate(name, schedule, options, monkeypatch):
+    """On the host executor, whose arrays tracemalloc counts: those of several chunks, and large weights."""
+    monkeypatch.setattr(kernels.recurrence.layer, "CHUNK_ROWS", 4)
+    kind, own = LAYERS[name]
+    checked = []
+    with gpurnn.use("host"), plan.schedule(schedule):
+        for I, H, T, B in [(100, 24, 4, 500), (1400, 60, 2, 4)] if schedule == "stepwise" else [(400, 110, 1, 1)]:
+            layer = kind(I, H, **own, **options)
+            cost = complexity(layer, T, B)
+            for run, found in ((forward, cost.forward), (backpropagation, cost.bptt)):
+                expected = allocated(run, layer, T, B)
+                if expected >= 1e6:
+                    checked.append(run)
+                    assert found.memory == pytest.approx(expected, rel=0.08), (run.__name__, I, H, T, B)
+    assert checked == ([forward, backpropagation, backpropagation] if schedule == "stepwise" else [backpropagation])
 
 
 def test_refusals():

@@ -24,7 +24,7 @@ from gpurnn.layers.recurrent import LAYERS
 # All combinations of options are drawn, those without effect too.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
-WINGS = {"reference": reference.recurrence, "native": reference.recurrence, "host": kernels.recurrence}
+WINGS = {"reference": reference.recurrence, "native": reference.recurrence, "host": kernels.recurrence.layer}
 """The modules that say of how many rows a chunk is."""
 
 

@@ -33,7 +33,7 @@ _libraries: dict[tuple[tuple[str, ...], str, str], ctypes.CDLL] = {}
 """By the cell's struct, the dtype and the instruction set."""
 
 
-class _Layer(ctypes.Structure):
+class Layer(ctypes.Structure):
     """``Layer`` of ``interface.h``."""
 
     _fields_ = (
@@ -52,7 +52,7 @@ class _Layer(ctypes.Structure):
     )
 
 
-class _Sizes(ctypes.Structure):
+class Sizes(ctypes.Structure):
     """``Sizes`` of ``interface.h``."""
 
     _fields_ = tuple((name, ctypes.c_int64) for name in ("workspace", "workspace_backward", "back"))
@@ -74,7 +74,7 @@ def unit(cell: Cell, dtype: str) -> str:
     )
 
 
-def _library(cell: Cell, dtype: str) -> ctypes.CDLL:
+def library_of(cell: Cell, dtype: str) -> ctypes.CDLL:
     """The loaded library of a cell, in the instruction set that is chosen now."""
     instructions = processor.chosen()
     key = cell.kernel_struct, dtype, instructions
@@ -83,7 +83,7 @@ def _library(cell: Cell, dtype: str) -> ctypes.CDLL:
         name = "_".join([*cell.kernel_struct, dtype, instructions]).lower()
         found = build.load(name, unit(cell, dtype), build.INSTRUCTION_SETS[instructions])
         found.gpurnn_layer_bytes.restype = ctypes.c_int64
-        assert found.gpurnn_layer_bytes() == ctypes.sizeof(_Layer)
+        assert found.gpurnn_layer_bytes() == ctypes.sizeof(Layer)
         _libraries[key] = found
     return found
 
@@ -107,7 +107,7 @@ class _Saved:
 
     cell: Cell
     library: ctypes.CDLL
-    layer: _Layer
+    layer: Layer
     arrays: tuple[Array | None, ...]
     """To which the addresses in ``layer`` point."""
 
@@ -131,7 +131,7 @@ def recurrence_forward(
         empty_run = reference.recurrence_forward(cell, x, weights, state, **options)
         return empty_run
     reference.check_lengths(cell.name, lengths, T)
-    library, dtype = _library(cell, x.dtype.name), x.dtype
+    library, dtype = library_of(cell, x.dtype.name), x.dtype
     D, H, S = len(weights), state[0].shape[2], len(cell.saved)
     y = np.empty((T, B, D * H), dtype)
     final = tuple(s.copy() for s in state)
@@ -145,7 +145,7 @@ def recurrence_forward(
     slots, phases = T if training else 2, len(cell.phases)
     directions = []
     for d, direction in enumerate(weights):
-        layer = _Layer(
+        layer = Layer(
             steps=T, batch=B, inputs=I, hidden=H, row=D * H, backwards=d, slots=slots,
             chunk=min(recurrence_chunk(B), T), threads=threads.most(), patience=PATIENCE, run=threads.run(),
             lengths=_address(lengths), resets=_address(resets), x=_address(x),
@@ -157,7 +157,7 @@ def recurrence_forward(
         names = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
         for field, name in names.items():
             setattr(layer, field, _address(direction.get(name)))
-        sizes = _Sizes()
+        sizes = Sizes()
         library.gpurnn_sizes(ctypes.byref(layer), ctypes.byref(sizes))
         operands = _room((phases, slots, B, H), dtype)
         saved = _room((slots, B, S, H), dtype) if training or phases > 1 else None
@@ -194,7 +194,7 @@ def recurrence_backward(
             name: np.zeros(shape, dtype) if dweights is None else dweights[d][name].copy()
             for name, shape in shapes.items()
         }
-        layer = _Layer.from_buffer_copy(kept.layer)
+        layer = Layer.from_buffer_copy(kept.layer)
         layer.threads, layer.patience, layer.run = threads.most(), PATIENCE, threads.run()
         layer.dy = None if dy is None else _address(dy, d * H)
         layer.dh = _address(dstate0[0], d * B * H)
@@ -202,7 +202,7 @@ def recurrence_backward(
         layer.dx, layer.adds = _address(dx), d > 0
         layer.dw_ih, layer.dw_hh = _address(gradients["weight_ih"]), _address(gradients["weight_hh"])
         layer.db_ih, layer.db_hh = _address(gradients["bias_ih"]), _address(gradients["bias_hh"])
-        sizes = _Sizes()
+        sizes = Sizes()
         kept.library.gpurnn_sizes(ctypes.byref(layer), ctypes.byref(sizes))
         workspace = _room((sizes.workspace_backward,), dtype)
         layer.workspace = _address(workspace)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from ..buffers import empty, product
 from . import steps
 from .activations import SATURATION, Gate, complement
 from .packing import Function, Rows
+
+if TYPE_CHECKING:
+    from ..memory import Buffer, RecurrenceMemory
 
 
 class Saved(NamedTuple):
@@ -129,6 +132,16 @@ class Steps(steps.Steps):
         if training:
             self.w_back = self.rows.signed(w_hh)
             self.w_n_back = self.n_rows.signed(w_hh)
+
+    @staticmethod
+    def buffers(memory: RecurrenceMemory, cell: cells.GRU, T: int, B: int, H: int, training: bool) -> list[Buffer]:
+        gates = 3 if cell.reset_after else 2
+        buffers = [] if cell.reset_after else [memory.factors(1, H, few=B == 1)]
+        buffers += [memory.lend(gates * B * H), memory.factors(gates, H, few=B == 1), memory.lend(2 * B * H)]
+        buffers += [memory.lend(T * 5 * B * H), memory.lend((1 if cell.reset_after else T) * B * H)]
+        if training:
+            buffers += [memory.lend(gates * H * H), memory.lend(H * H)]
+        return buffers
 
     def input_bias(self, weights: dict[str, Array]) -> Array:
         """What is added to the input product, once for all steps: b_hn stays inside the product if r weighs it."""

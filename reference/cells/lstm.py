@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from ..buffers import empty
 from . import steps
 from .activations import SATURATION, Gate, complement
 from .packing import Rows
+
+if TYPE_CHECKING:
+    from ..memory import Buffer, RecurrenceMemory
 
 
 class Saved(NamedTuple):
@@ -94,6 +97,13 @@ class Steps(steps.Steps):
             self.w_back = self.rows.signed(w_hh)
             self.complements = empty((3, B, H), dtype)
             self.saved = empty((T, 6, B, H), dtype)
+
+    @staticmethod
+    def buffers(memory: RecurrenceMemory, cell: cells.LSTM, T: int, B: int, H: int, training: bool) -> list[Buffer]:
+        buffers = [memory.lend(5 * B * H), memory.factors(4, H, few=B == 1), memory.lend(2 * B * H), memory.lend(B * H)]
+        if training:
+            buffers += [memory.lend(4 * H * H), memory.lend(3 * B * H), memory.lend(T * 6 * B * H)]
+        return buffers
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
         """Step t: from xw (4, B, H) and h_in, which is h_prev or its masked copy, to h; c is advanced in place."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpurnn._contract import Array
 
 from ..buffers import product
 from .packing import Rows
+
+if TYPE_CHECKING:
+    from ..memory import Buffer, RecurrenceMemory
 
 
 class Steps(ABC):
@@ -40,6 +43,11 @@ class Steps(ABC):
 
     @abstractmethod
     def __init__(self, cell: Any, weights: dict[str, Array], T: int, B: int, training: bool) -> None: ...
+
+    @staticmethod
+    @abstractmethod
+    def buffers(memory: RecurrenceMemory, cell: Any, T: int, B: int, H: int, training: bool) -> list[Buffer]:
+        """What the constructor allocates, counted by ``memory``."""
 
     def input_bias(self, weights: dict[str, Array]) -> Array:
         """What is added to the input product, once for all steps."""

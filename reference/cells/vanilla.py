@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from ..buffers import empty
 from . import steps
 from .activations import activate
 from .packing import Rows
+
+if TYPE_CHECKING:
+    from ..memory import Buffer, RecurrenceMemory
 
 
 class Saved(NamedTuple):
@@ -70,6 +73,13 @@ class Steps(steps.Steps):
         if training:
             self.w_back = self.rows.signed(w_hh)
             self.slope = empty((T, B, H), dtype)
+
+    @staticmethod
+    def buffers(memory: RecurrenceMemory, cell: cells.Vanilla, T: int, B: int, H: int, training: bool) -> list[Buffer]:
+        buffers = [memory.factors(1, H, few=B == 1), memory.lend(B * H)]
+        if training:
+            buffers += [memory.lend(H * H), memory.lend(T * B * H)]
+        return buffers
 
     def forward(self, t: int, xw: Array, h_in: Array, h_prev: Array, h: Array) -> None:
         """Step t: from xw (1, B, H) and h_in, which is h_prev or its masked copy, to h."""

@@ -1,0 +1,126 @@
+"""A layer's whole recurrence over time, in one direction or two, forward and backward.
+
+Products over all steps at once, W_ih x and the gradients of the weights, are plain matrix products. The steps between
+them (`run.py`) are run by the kernels of a schedule (`plan.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gpurnn._contract import Array, Weights
+from gpurnn.cells import Cell
+
+from ..launch import empty, namespace, of_stream, remembers_stream
+from .run import Run, run_backward, run_forward
+
+CHUNK_ROWS = 8192
+"""The fewest rows of a product over many steps, if there are so many."""
+
+
+def recurrence_chunk(batch: int) -> int:
+    """Steps of a chunk: products over many steps are computed for a chunk at a time, as in ``gpurnn.reference``."""
+    return -(-CHUNK_ROWS // max(batch, 1))
+
+
+def check_lengths(where: str, lengths: Array | None, T: int) -> None:
+    """Do nothing: a check would need a copy from the device. See `recurrence_forward`."""
+
+
+def chunks_of(T: int, B: int) -> list[slice]:
+    """The rows (T*B) of each chunk; there is at least one."""
+    n = recurrence_chunk(B)
+    return [slice(start * B, min(start + n, T) * B) for start in range(0, max(T, 1), n)]
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What `recurrence_backward` needs."""
+
+    run: Run
+    x: Array
+    w_ih: tuple[Array, ...]
+
+
+@remembers_stream
+def recurrence_forward(
+    cell: Cell,
+    x: Array,
+    weights: tuple[Weights, ...],
+    state: tuple[Array, ...],
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    training: bool = False,
+) -> tuple[Array, tuple[Array, ...], _Saved | None]:
+    """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s.
+
+    A length beyond T counts as T, one below zero as zero: a check would need a copy from the device.
+    """
+    xp = namespace(x)
+    T, B, I = x.shape
+    D, H, G = len(weights), weights[0]["weight_hh"].shape[1], cell.gates
+    if lengths is not None:
+        lengths = xp.clip(lengths, 0, T).astype(xp.int32)
+        x = xp.where((xp.arange(T, dtype=xp.int32)[:, None] < lengths)[:, :, None], x, x.dtype.type(0))
+    elif training:
+        x = xp.array(x, order="C")
+    # Weights are copied, so that the caller may change its arrays before it asks for the gradients.
+    w = xp.stack([direction["weight_hh"] for direction in weights])
+    run = Run.begin(cell, T, B, H, w, lengths, resets, mask, training=training)
+    xw = empty(x, (D, T * B, G * H), x.dtype)
+    for d, direction in enumerate(weights):
+        for rows in chunks_of(T, B):
+            xp.matmul(x.reshape(T * B, I)[rows], direction["weight_ih"].T, out=xw[d, rows])
+    biases = (
+        _stacked(xp, [direction.get("bias_ih") for direction in weights]),
+        _stacked(xp, [direction.get("bias_hh") for direction in weights]),
+    )
+    final = tuple(xp.array(s, run.struct.dtype.accumulator, order="C") for s in state)
+    y = run_forward(run, xw, biases, final)
+    final = tuple(s.astype(x.dtype, copy=False) for s in final)
+    if not training:
+        return y, final, None
+    return y, final, _Saved(run, x, tuple(xp.array(w["weight_ih"], order="C") for w in weights))
+
+
+def _stacked(xp: Any, biases: list[Array | None]) -> Array | None:
+    """(D, G*H), zeros where a direction has none, None if none has."""
+    given = next((b for b in biases if b is not None), None)
+    return None if given is None else xp.stack([xp.zeros_like(given) if b is None else b for b in biases])
+
+
+@of_stream
+def recurrence_backward(
+    saved: _Saved,
+    dy: Array | None,
+    dstate: tuple[Array | None, ...],
+    dweights: tuple[Mapping[str, Array], ...] | None = None,
+) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
+    """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
+    run, x = saved.run, saved.x
+    xp = namespace(x)
+    state_shape = (run.D, run.B, run.H)
+    real = run.struct.dtype.accumulator
+    dstate0 = tuple(xp.zeros(state_shape, real) if s is None else xp.array(s, real, order="C") for s in dstate)
+    da, da_hidden = run_backward(run, dy, dstate0)
+    x_rows = x.reshape(run.T * run.B, x.shape[2])
+    dx = xp.zeros_like(x_rows)
+    totals = []
+    for d, w_ih in enumerate(saved.w_ih):
+        total: dict[str, Array] = {} if dweights is None else dict(dweights[d])
+        chunks = chunks_of(run.T, run.B)
+        for rows in chunks if d == 1 else chunks[::-1]:
+            part = da[d, rows]
+            dx[rows] += xp.matmul(part, w_ih)
+            made = {
+                "weight_ih": xp.matmul(part.T, x_rows[rows]),
+                "bias_ih": xp.matmul(xp.ones(len(part), x.dtype), part),
+                **run.hidden_gradients(d, da, da_hidden, rows),
+            }
+            total = {name: total[name] + gradient for name, gradient in made.items()} if total else made
+        totals.append({name: total[name] for name in run.cell.parameters})
+    return dx.reshape(x.shape), tuple(totals), tuple(s.astype(x.dtype, copy=False) for s in dstate0)
