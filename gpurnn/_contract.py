@@ -1,14 +1,25 @@
-"""The types that shared code and the wings have in common."""
+"""What the parts of gpurnn ask of each other, as types. Read this file first.
+
+- `Array` is what goes through all of them.
+- `Wing` is the contract between shared code, which is written once for every array library, and a wing, which computes.
+- `StatelessLayer` and `SequenceLayer` are what `Sequential` asks of its layers.
+- `Trainable` is what `Trainer` asks of a model.
+
+mypy checks that both wings, all layers and all models have these types (``tests/typing_contract.py``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 if TYPE_CHECKING:
     import cupy
+
+    from ._op import Pullback
+    from .cells import Cell
 
     Array: TypeAlias = np.ndarray[Any, Any] | cupy.ndarray
 else:
@@ -18,15 +29,17 @@ else:
 CuPy has no type information, so to a type checker and an editor this is "a NumPy array, or something unknown". An
 attribute that NumPy's arrays lack is an error, and what the functions of an array namespace return, which is unknown
 too, passes without a cast. That the outputs of a function are of the library of its inputs no annotation says: a type
-variable would be lost in `f.vjp`. NumPy-only code says ``NDArray``. CuPy may not be imported at run time, hence
-``object`` there.
+variable would be lost in `f.vjp`. CuPy may not be imported at run time, hence ``object`` there.
 """
 
 State: TypeAlias = Any
 """The state of a layer: h, ``(h, c)`` of an LSTM, a tuple of those of its layers of a `Sequential`, None for zero."""
 
 Weights: TypeAlias = Mapping[str, Array]
-"""Of one direction of a recurrent layer, by the names of the cell's parameters. A bias may be None or missing: zero."""
+"""Of one direction of a recurrent layer, by the names of the cell's parameters. A bias may be missing: it is zero."""
+
+Saved: TypeAlias = Any
+"""What a forward function saves for its backward function. Only the wing that made it can read it."""
 
 
 class Memory:
@@ -60,3 +73,262 @@ class Memory:
     def backward(self, I: int) -> None:
         """Back through a layer: the gradients of its input and of its weights stay."""
         raise NotImplementedError
+
+
+class Wing(Protocol):
+    """A module that computes for the arrays of a library: ``reference`` (NumPy) or ``kernels`` (CUDA).
+
+    - Arrays are time-major. T are steps, B rows, I inputs, H hidden units, G gates and D directions, 1 or 2.
+    - Every array that a wing is given is C-contiguous, aligned and in the machine's byte order; integers are int64 and
+      resets are bools. ``gpurnn/_arrays.py`` sees to it, and shared code checks shapes and dtypes.
+    - A wing never modifies its arguments, except in `optimizer_update`.
+    - ``saved`` is None unless ``training``. A backward function may be called any number of times.
+    - A cotangent (``dy``, ``dstate``, ...) that may be None is zero then.
+    - A wing for NumPy arrays need not define every function: the reference computes the rest. Functions that share
+      ``saved`` are of one wing, see ``gpurnn/_dispatch.py``.
+    """
+
+    # ---- recurrence: one layer over a whole sequence, in one direction or both
+
+    def recurrence_forward(
+        self,
+        cell: Cell,
+        x: Array,
+        weights: tuple[Weights, ...],
+        state: tuple[Array, ...],
+        *,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
+        training: bool = False,
+    ) -> tuple[Array, tuple[Array, ...], Saved]:
+        """Run a layer: y (T, B, D*H), the final state, and what `recurrence_backward` needs.
+
+        ``x`` is (T, B, I). ``weights`` has a dict for each direction, with the shapes of ``cell.parameters`` and the
+        gates in PyTorch's order. ``state`` is ``(h,)``, for an LSTM ``(h, c)``, each (D, B, H).
+
+        ``lengths`` (B,) are the steps of each row that exist: y is zero past them, and what x holds there is not read.
+        ``resets`` (T, B) are True where a new sequence starts. ``mask`` (D, B, H) multiplies h_{t-1} where it enters a
+        product with W_hh.
+
+        The product W_ih x belongs to the wing because the order, scale and layout of the gates decide the speed of the
+        steps.
+        """
+
+    def recurrence_backward(
+        self,
+        saved: Saved,
+        dy: Array | None,
+        dstate: tuple[Array | None, ...],
+        dweights: tuple[Mapping[str, Array], ...] | None = None,
+    ) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
+        """The gradients of x, of the weights of each direction by name, and of the initial state.
+
+        ``dweights`` are the gradients of the weights from later steps of the same sequence. Those of these steps are
+        added to them.
+        """
+
+    def recurrence_chunk(self, batch: int) -> int:
+        """Steps of a chunk: a sequence that is cut at multiples of it gives the bits of the whole."""
+
+    def check_lengths(self, where: str, lengths: Array | None, T: int) -> None:
+        """Reject lengths that are not in 0 ... T, if reading them does not wait for a device."""
+
+    def recurrence_memory(self, cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> Memory:
+        """Counts what the two functions allocate for layers of these sizes, of the dtype and device of ``like``."""
+
+    # ---- cells: one step, for callers who step by hand, and as the definition that tests check the loop against
+
+    def cell_forward(
+        self, cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights
+    ) -> tuple[tuple[Array, ...], Saved]:
+        """The new state, each (B, H), from xw (B, G*H) = W_ih x + b_ih. ``weights`` lacks those of the input."""
+
+    def cell_backward(
+        self, saved: Saved, dstate: tuple[Array, ...]
+    ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
+        """The gradients of xw, of the state before the step, and of the weights by name."""
+
+    def cell_gates(self, saved: Saved) -> dict[str, Array]:
+        """The values (B, H) of the step's gates by name."""
+
+    # ---- attention: context_t = sum_s alpha_ts values_s, with alpha_t the softmax over s of scores of query and keys
+
+    def attention_forward(
+        self,
+        query: Array,
+        keys: Array,
+        values: Array,
+        v: Array | None = None,
+        *,
+        lengths: Array | None = None,
+        scale: float = 1.0,
+        training: bool = False,
+    ) -> tuple[Array, Array, Saved]:
+        """The context (T, B, E), alpha (T, B, S), and what `attention_backward` needs.
+
+        ``query`` is (T, B, A), ``keys`` (S, B, A), ``values`` (S, B, E). The score is v . tanh(query_t + keys_s) where
+        there is ``v`` (A,), else scale query_t . keys_s. ``lengths`` (B,) are the positions s that exist.
+        """
+
+    def attention_backward(
+        self, saved: Saved, dcontext: Array | None, dweights: Array | None
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """The gradients of query, keys, values and v; ``dweights`` is that of alpha."""
+
+    # ---- linear scan: h_t = a_t h_{t-1} + b_t, elementwise, real or complex
+
+    def linear_scan_forward(self, a: Array, b: Array, h0: Array, *, training: bool = False) -> tuple[Array, Saved]:
+        """h (T, B, N) from a (T, B, N) or (N,), b (T, B, N) and h0 (B, N)."""
+
+    def linear_scan_backward(self, saved: Saved, dh: Array) -> tuple[Array, Array, Array]:
+        """The gradients of a, b and h0."""
+
+    # ---- losses
+
+    def cross_entropy_forward(
+        self,
+        logits: Array,
+        labels: Array,
+        weights: Array | None = None,
+        *,
+        class_weights: Array | None = None,
+        label_smoothing: float = 0.0,
+        training: bool = False,
+    ) -> tuple[Array, Saved]:
+        """The loss of each of N rows of ``logits`` (N, V). ``weights`` (N,) are the rows', zero to leave one out."""
+
+    def cross_entropy_backward(self, saved: Saved, dlosses: Array) -> Array:
+        """The gradient of the logits."""
+
+    def mse_forward(self, y: Array, target: Array, *, training: bool = False) -> tuple[Array, Saved]:
+        """(y - target)^2, elementwise."""
+
+    def mse_backward(self, saved: Saved, d: Array) -> Array:
+        """The gradient of y."""
+
+    # ---- dropout and embedding
+
+    def dropout_mask(self, like: Array, shape: tuple[int, ...], rate: float, seed: int, offset: int) -> Array:
+        """Entries 0 and 1/(1 - rate), of the dtype and device of ``like``, from the words of Philox4x32-10."""
+
+    def embedding_gather(self, weight: Array, indices: Array) -> Array:
+        """The rows ``weight[indices]``."""
+
+    def embedding_scatter(self, indices: Array, dy: Array, num_embeddings: int) -> Array:
+        """The gradient (V, E) of the table: a sum of rows of ``dy`` for each index, in a fixed order."""
+
+    # ---- optim: over whole lists of arrays
+
+    def global_norm(self, arrays: Sequence[Array]) -> Array:
+        """The 2-norm of all elements of all arrays, a () float64 array."""
+
+    def scaled(self, arrays: Sequence[Array], factor: Array) -> list[Array]:
+        """``factor``, a () float64 array, times each array."""
+
+    def optimizer_update(
+        self,
+        kind: str,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        slots: Mapping[str, Sequence[Array] | None],
+        shrink: Sequence[float],
+        weight_decay: float,
+        scalars: Mapping[str, float | bool],
+    ) -> None:
+        """Update the parameters in place: g = gradient + weight_decay p, p <- shrink p - step(g).
+
+        The step is that of the ``kind`` of optimizer. ``slots`` are the arrays that the optimizer keeps for the
+        parameters, None for one that its options do without; they are updated too. ``scalars`` follow from its
+        hyperparameters and the number of the step. A class of ``optimizers.py`` declares its slots and scalars.
+        """
+
+
+WING_FUNCTIONS = tuple(name for name in vars(Wing) if not name.startswith("_"))
+"""The names of a wing's functions."""
+
+
+class StatelessLayer(Protocol):
+    """A layer without a state, as `Sequential` runs it: its attribute ``stateful`` is False."""
+
+    @property
+    def stateful(self) -> bool: ...
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """The parameters by name. An optimizer updates these arrays in place."""
+
+    def __call__(self, x: Array, /) -> Array:
+        """y; nothing is saved."""
+
+    def vjp(self, x: Array, /, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
+        """y and its pullback, in training mode if there is an ``rng``."""
+
+
+class SequenceLayer(Protocol):
+    """A layer with a state that goes from step to step: its attribute ``stateful`` is True."""
+
+    @property
+    def stateful(self) -> bool: ...
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """The parameters by name. An optimizer updates these arrays in place."""
+
+    def __call__(
+        self, x: Array, /, state: State = None, lengths: Array | None = None, resets: Array | None = None
+    ) -> tuple[Array, State]:
+        """y and the final state; nothing is saved."""
+
+    def vjp(
+        self,
+        x: Array,
+        /,
+        state: State = None,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> tuple[tuple[Array, State], Pullback]:
+        """``(y, state)`` and their pullback, in training mode if there is an ``rng``."""
+
+
+class Trainable(Protocol):
+    """What a `Trainer` asks of a model. `LanguageModel` is one; ten lines around any layers are another.
+
+    A model may have a string ``loss_unit``, such as "nats per target"; the metrics name it.
+    """
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """The parameters by name. The optimizer changes these arrays in place."""
+
+    def loss(self, inputs: Any, targets: Any, state: State = None, lengths: Array | None = None) -> tuple[Any, State]:
+        """The mean loss over the targets that count, and the final recurrent state."""
+
+    def loss_and_gradients(
+        self,
+        inputs: Any,
+        targets: Any,
+        state: State = None,
+        lengths: Array | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[Any, State, dict[str, Array]]:
+        """What `loss` returns, in training mode if ``rng`` is given, and the loss's gradients by parameter name.
+
+        If the trainer has ``teacher_forcing``, it is passed on as one more keyword of this name, a float.
+        Likewise ``checkpoint_every``, ``mask`` for batches with weights (`loss` is given it too), and for windows that
+        overlap ``state_after``: there ``targets`` are of the last steps only, and the state after that many steps is to
+        be returned.
+        """
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """What a model has besides if it remembers more from step to step than its parameters, as `Reinforce` does."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What it remembers: a dict of arrays, numbers, strings and None, for a checkpoint."""
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `training_state` returned."""

@@ -12,11 +12,12 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType, SimpleNamespace, TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from . import _checks
+from ._contract import WING_FUNCTIONS, Wing
 
 WINGS = {"numpy": "gpurnn.reference", "cupy": "gpurnn.kernels"}
 """The module that computes for each array library, by the library's import name."""
@@ -189,14 +190,14 @@ def namespace_of(library: str, array: Any) -> Any:
     return found
 
 
-def wing(where: str, **arrays: Any) -> Any:
+def wing(where: str, **arrays: Any) -> Wing:
     """The module of fused operations that computes for ``arrays``; raises as `namespace` does."""
     library = common_library(where, arrays.items())
     return _functions(WINGS[library] if library != "numpy" else NUMPY_WINGS[_numpy_wing()])
 
 
 @functools.cache
-def _functions(module_name: str) -> Any:
+def _functions(module_name: str) -> Wing:
     """The functions of a wing, and the reference's in place of those that it does not define.
 
     Raises
@@ -204,20 +205,21 @@ def _functions(module_name: str) -> Any:
     TypeError
         The wing defines a forward function without the functions that read what it saves, or one of those alone.
     """
-    module, reference = importlib.import_module(module_name), importlib.import_module(NUMPY_WINGS["reference"])
-    names: list[str] = reference.__all__
-    missing = [name for name in names if not hasattr(module, name)]
+    module: Any = importlib.import_module(module_name)
+    missing = [name for name in WING_FUNCTIONS if not hasattr(module, name)]
     if not missing:
-        return module
+        return cast("Wing", module)
     for name in missing:
         kind = name.rpartition("_")[0]
-        defined = [other for other in names if other.rpartition("_")[0] == kind and other not in missing]
-        if f"{kind}_forward" in names and defined:
+        defined = [other for other in WING_FUNCTIONS if other.rpartition("_")[0] == kind and other not in missing]
+        if f"{kind}_forward" in WING_FUNCTIONS and defined:
             raise TypeError(
                 f"{module_name} defines {defined[0]} but not {name}, expected both or neither: they share what a "
                 "forward function saves"
             )
-    return SimpleNamespace(**{name: getattr(reference if name in missing else module, name) for name in names})
+    reference = importlib.import_module(NUMPY_WINGS["reference"])
+    functions = {name: getattr(reference if name in missing else module, name) for name in WING_FUNCTIONS}
+    return cast("Wing", SimpleNamespace(**functions))
 
 
 def device(array: Any) -> Any:

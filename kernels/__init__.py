@@ -1,43 +1,25 @@
 """The CUDA wing: every operation as fused kernels, for CuPy arrays on a GPU and NumPy arrays on the host executor."""
 
-from .attention import attention_backward, attention_forward
-from .cells import cell_backward, cell_forward, cell_gates
-from .dropout import dropout_mask
-from .embedding import embedding_gather, embedding_scatter
-from .linear_scan import linear_scan_backward, linear_scan_forward
-from .losses import cross_entropy_backward, cross_entropy_forward, mse_backward, mse_forward
-from .optim import global_norm, optimizer_update, scaled
-from .recurrence import (
-    check_lengths,
-    explain_recurrence,
-    recurrence_backward,
-    recurrence_chunk,
-    recurrence_forward,
-    recurrence_memory,
-)
-
-__all__ = [
-    "attention_backward",
-    "attention_forward",
-    "cell_backward",
-    "cell_forward",
-    "cell_gates",
-    "check_lengths",
-    "cross_entropy_backward",
-    "cross_entropy_forward",
-    "dropout_mask",
-    "embedding_gather",
-    "embedding_scatter",
-    "explain_recurrence",
-    "global_norm",
-    "linear_scan_backward",
-    "linear_scan_forward",
-    "mse_backward",
-    "mse_forward",
-    "optimizer_update",
-    "recurrence_backward",
-    "recurrence_chunk",
-    "recurrence_forward",
-    "recurrence_memory",
-    "scaled",
-]
+from .attention import attention_backward as attention_backward
+from .attention import attention_forward as attention_forward
+from .cells import cell_backward as cell_backward
+from .cells import cell_forward as cell_forward
+from .cells import cell_gates as cell_gates
+from .dropout import dropout_mask as dropout_mask
+from .embedding import embedding_gather as embedding_gather
+from .embedding import embedding_scatter as embedding_scatter
+from .linear_scan import linear_scan_backward as linear_scan_backward
+from .linear_scan import linear_scan_forward as linear_scan_forward
+from .losses import cross_entropy_backward as cross_entropy_backward
+from .losses import cross_entropy_forward as cross_entropy_forward
+from .losses import mse_backward as mse_backward
+from .losses import mse_forward as mse_forward
+from .optim import global_norm as global_norm
+from .optim import optimizer_update as optimizer_update
+from .optim import scaled as scaled
+from .recurrence import check_lengths as check_lengths
+from .recurrence import explain_recurrence as explain_recurrence
+from .recurrence import recurrence_backward as recurrence_backward
+from .recurrence import recurrence_chunk as recurrence_chunk
+from .recurrence import recurrence_forward as recurrence_forward
+from .recurrence import recurrence_memory as recurrence_memory

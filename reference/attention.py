@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpurnn._contract import Array
 
@@ -29,7 +27,7 @@ def attention_forward(
     values: Array,
     v: Array | None = None,
     *,
-    lengths: NDArray[Any] | None = None,
+    lengths: Array | None = None,
     scale: float = 1.0,
     training: bool = False,
 ) -> tuple[Array, Array, _Attention | None]:

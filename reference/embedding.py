@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from gpurnn._contract import Array
 
 
-def embedding_gather(weight: Array, indices: NDArray[Any]) -> Array:
+def embedding_gather(weight: Array, indices: Array) -> Array:
     """The rows ``weight[indices]``.
 
     Parameters
@@ -34,7 +31,7 @@ def embedding_gather(weight: Array, indices: NDArray[Any]) -> Array:
     return np.take(weight, indices.astype(np.intp, copy=False), axis=0)
 
 
-def embedding_scatter(indices: NDArray[Any], dy: Array, num_embeddings: int) -> Array:
+def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:
     """Row v of the result is the sum of the rows of ``dy`` whose index is v.
 
     The rows of a sum are brought together by a stable sort, so they stand in the order of their positions in

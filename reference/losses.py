@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +35,7 @@ class _CrossEntropy:
 
 def cross_entropy_forward(
     logits: Array,
-    labels: NDArray[Any],
+    labels: Array,
     weights: Array | None = None,
     *,
     class_weights: Array | None = None,
@@ -132,7 +131,7 @@ def _counted(weights: Array, terms: Array) -> Array:
     return np.where(unweighted & np.isinf(terms), terms.dtype.type(0), terms) if unweighted.any() else terms
 
 
-def _check_labels(labels: NDArray[Any], V: int) -> None:
+def _check_labels(labels: Array, V: int) -> None:
     if labels.size and not (labels.min() >= 0 and labels.max() < V):
         row = int(np.flatnonzero((labels < 0) | (labels >= V))[0])
         raise ValueError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +40,7 @@ class _Clock:
     """(T, B, 1): no state enters the step from the step before it in this direction."""
 
     @classmethod
-    def of(
-        cls, T: int, B: int, backwards: bool, lengths: NDArray[Any] | None, resets: NDArray[np.bool_] | None
-    ) -> _Clock:
+    def of(cls, T: int, B: int, backwards: bool, lengths: Array | None, resets: Array | None) -> _Clock:
         past = cut = None
         if lengths is not None:
             past = (np.arange(T)[:, None] >= lengths)[:, :, None]
@@ -107,7 +104,7 @@ def recurrence_chunk(batch: int) -> int:
     return -(-CHUNK_ROWS // max(batch, 1))
 
 
-def check_lengths(where: str, lengths: NDArray[Any] | None, T: int) -> None:
+def check_lengths(where: str, lengths: Array | None, T: int) -> None:
     """Refuse lengths that are not in 0 ... T; `recurrence_forward` does so too."""
     if lengths is not None and lengths.size and (lengths.min() < 0 or lengths.max() > T):
         raise ValueError(f"{where}: lengths holds {lengths.min()} ... {lengths.max()}, expected 0 ... T = {T}")
@@ -119,8 +116,8 @@ def recurrence_forward(
     weights: tuple[Weights, ...],
     state: tuple[Array, ...],
     *,
-    lengths: NDArray[Any] | None = None,
-    resets: NDArray[np.bool_] | None = None,
+    lengths: Array | None = None,
+    resets: Array | None = None,
     mask: Array | None = None,
     training: bool = False,
 ) -> tuple[Array, tuple[Array, ...], tuple[_Saved, ...] | None]:

@@ -15,6 +15,7 @@ import numpy as np
 from array_api_strict._array_object import Array
 
 from gpurnn import reference
+from gpurnn._contract import WING_FUNCTIONS
 
 DEVICE = xp.Device("device1")
 
@@ -53,7 +54,7 @@ def _unwrap(value: Any) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in reference.__all__:
+    if name not in WING_FUNCTIONS:
         raise AttributeError(name)
     function = getattr(reference, name)
 

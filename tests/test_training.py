@@ -936,6 +936,13 @@ def test_the_trainer_refuses(options, message):
         trainer(language_model(), stream(), **options)
 
 
+def test_a_model_that_cannot_load_its_training_state_is_rejected():
+    model = language_model()
+    model.training_state = dict
+    with pytest.raises(TypeError, match=r"Trainer: model is .* without \['load_training_state'\]"):
+        trainer(model, stream())
+
+
 # --- arrays of another library ---
 
 

@@ -12,44 +12,42 @@ import subprocess
 import sys
 import types
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from gpurnn.kernels import dtypes
+from gpurnn.kernels import dtypes, native
 
 import gpurnn
 from gpurnn import _checks, _dispatch, kernels, reference
+from gpurnn._contract import WING_FUNCTIONS, Wing
 
 
-def public(wing: types.ModuleType) -> dict[str, list[tuple]]:
-    """By function: its parameters, their kinds and defaults. Types differ: a wing says which arrays it takes."""
-    return {
-        name: [(p.name, p.kind, p.default) for p in inspect.signature(getattr(wing, name)).parameters.values()]
-        for name in wing.__all__
-    }
+def parameters(function: Callable[..., Any]) -> list[tuple[Any, ...]]:
+    """The parameters of a function of a wing: names, kinds, defaults and types. What is saved has a type of its own."""
+    return [
+        (p.name, p.kind, p.default, None if p.name == "saved" else p.annotation)
+        for p in inspect.signature(function).parameters.values()
+        if p.name != "self"
+    ]
 
 
-def test_the_numpy_wing_exports_the_contract():
-    """Every function of the contract between the API and a wing, each with a docstring that says what it does."""
-    functions = {name: getattr(reference, name) for name in reference.__all__}
-    assert functions.keys() >= {
-        "attention_backward", "attention_forward", "cell_backward", "cell_forward", "cell_gates",
-        "cross_entropy_backward", "cross_entropy_forward",
-        "dropout_mask", "embedding_gather", "embedding_scatter", "global_norm",
-        "linear_scan_backward", "linear_scan_forward",
-        "mse_backward", "mse_forward", "optimizer_update",
-        "recurrence_backward", "recurrence_forward", "scaled",
-    }  # fmt: skip
-    assert all(inspect.isfunction(f) and f.__doc__ for f in functions.values())
+@pytest.mark.parametrize("name", WING_FUNCTIONS)
+def test_the_wings_have_the_signatures_of_the_contract(name):
+    expected = parameters(getattr(Wing, name))
+    assert parameters(getattr(reference, name)) == expected
+    assert parameters(getattr(kernels, name)) == expected
+    assert all(getattr(each, name).__doc__ for each in (Wing, reference, kernels))
 
 
-def test_the_wings_export_the_same_functions_with_the_same_signatures():
-    """Except the one that says how kernels would run."""
-    functions = public(kernels)
-    assert functions.pop("explain_recurrence")
-    assert functions == public(reference)
+def test_the_compiled_wing_has_signatures_of_the_contract():
+    defined = [name for name in WING_FUNCTIONS if hasattr(native, name)]
+    assert "recurrence_forward" in defined
+    for name in defined:
+        assert parameters(getattr(native, name)) == parameters(getattr(Wing, name))
 
 
 def test_the_kernels_take_every_dtype_that_functions_take():

@@ -346,7 +346,7 @@ class TransformerBlock(Composite):
         return moved
 
     def __call__(
-        self, x: Array, state: None = None, lengths: Array | None = None, resets: None = None
+        self, x: Array, state: None = None, lengths: Array | None = None, resets: Array | None = None
     ) -> tuple[Array, None]:
         """The output and None; nothing is saved.
 
@@ -377,7 +377,7 @@ class TransformerBlock(Composite):
         x: Array,
         state: None = None,
         lengths: Array | None = None,
-        resets: None = None,
+        resets: Array | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> tuple[tuple[Array, None], Pullback]:
         """``((y, None), pullback)``, with ``pullback((dy, None))`` returning ``((dx, None), grads)``.

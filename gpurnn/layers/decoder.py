@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, functional, initializers
-from .._contract import Array, State
+from .._contract import Array, State, Wing
 from .._op import Pullback
 from .._random import generator
 from ..functional._attention import SCORES
@@ -372,7 +372,7 @@ class Decoder(Composite):
         return output, weights, replace(carried, state=tuple(state), fed=fed), kept
 
     def _look(
-        self, xp: Any, p: dict[str, Array], wing: Any, h: Array, carried: Carried, training: bool
+        self, xp: Any, p: dict[str, Array], wing: Wing, h: Array, carried: Carried, training: bool
     ) -> tuple[Array, Array, Any]:
         """The context and the weights of the state h (B, H)."""
         query, v = h, None
@@ -552,7 +552,7 @@ class Decoder(Composite):
         return _StepGradients(tuple(previous), dextra, gates, hidden, dattentional, *attended)
 
     def _look_back(
-        self, xp: Any, p: dict[str, Array], wing: Any, attended: Any, dcontext: Array, dweights: Array | None
+        self, xp: Any, p: dict[str, Array], wing: Wing, attended: Any, dcontext: Array, dweights: Array | None
     ) -> tuple[Array, Array, Array, Array, Array | None]:
         """The gradients of h, query, keys, memory and v of `_look`."""
         dquery, dkeys, dmemory, dv = wing.attention_backward(attended, dcontext[None, ...], dweights)

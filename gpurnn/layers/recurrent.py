@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, cells, initializers
-from .._contract import Array, State
+from .._contract import Array, State, Wing
 from .._op import Pullback
 from .._random import generator, philox_seed
 from ..functional._dropout import dropout_mask
@@ -395,7 +395,7 @@ class Recurrent(Layer):
 
     def _stack(
         self,
-        wing: Any,
+        wing: Wing,
         weights: list[_Weights],
         x: Array,
         lengths: Array | None,
@@ -431,7 +431,7 @@ class Recurrent(Layer):
 
     def _layer(
         self,
-        wing: Any,
+        wing: Wing,
         weights: _Weights,
         x: Array,
         state: tuple[Array, ...],
@@ -473,7 +473,7 @@ class Recurrent(Layer):
         return getattr(self.cell, name) if name in self.cell.options() else super()._argument(name)
 
 
-def _mask_from(wing: Any, like: Array, start: int, rate: float, seed: int) -> Array:
+def _mask_from(wing: Wing, like: Array, start: int, rate: float, seed: int) -> Array:
     """The rows from step ``start`` on of the mask of a whole sequence, as many as ``like`` (T, B, F) has."""
     size = math.prod(like.shape)
     counter, skip = divmod(start * math.prod(like.shape[1:]), 4)  # a counter of Philox gives four entries

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch
-
-Array = Any
+from .._contract import Array
 
 _CPU_DEVICES = (1, 3)
 """DLPack's device types whose memory NumPy can read: kDLCPU and kDLCUDAHost."""

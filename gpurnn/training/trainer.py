@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from .. import _checks, _dispatch, _metrics, _random, gradients, losses
+from .._contract import Remembers, Trainable
 from ..optimizers import Optimizer, Rprop
 from .checkpoint import CheckpointError, checkpoints, file_name, latest_checkpoint, save_checkpoint
 from .data import Batch, Data, batches_of_epochs, num_batches
@@ -39,45 +40,12 @@ _SAVED = {
 """The entries of a checkpoint's state."""
 
 
-class Model(Protocol):
-    """What a `Trainer` needs of a model. `LanguageModel` is one; ten lines around any layers are another.
-
-    A model that remembers more from step to step than its parameters has two methods more, ``training_state()``, which
-    returns it as a dict of arrays, numbers, strings and None, and ``load_training_state(state)``. A model may have a
-    string ``loss_unit``, such as "nats per target"; the metrics name it.
-    """
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The parameters by name. The optimizer changes these arrays in place."""
-
-    def loss(self, inputs: Any, targets: Any, state: Any = None, lengths: Any = None) -> tuple[Any, Any]:
-        """The mean loss over the targets that count, and the final recurrent state."""
-
-    def loss_and_gradients(
-        self,
-        inputs: Any,
-        targets: Any,
-        state: Any = None,
-        lengths: Any = None,
-        *,
-        rng: np.random.Generator | None = None,
-    ) -> tuple[Any, Any, dict[str, Any]]:
-        """What `loss` returns, in training mode if ``rng`` is given, and the loss's gradients by parameter name.
-
-        If the trainer has ``teacher_forcing``, it is passed on as one more keyword of this name, a float.
-        Likewise ``checkpoint_every``, ``mask`` for batches with weights (`loss` is given it too), and for windows that
-        overlap ``state_after``: there ``targets`` are of the last steps only, and the state after that many steps is to
-        be returned.
-        """
-
-
 def _weighting(batch: Batch) -> dict[str, Any]:
     """The keyword that passes the weights of the targets on to a model."""
     return {} if batch.weights is None else {"mask": batch.weights}
 
 
-def evaluate(model: Model, data: Data) -> float:
+def evaluate(model: Trainable, data: Data) -> float:
     """The mean loss per target of one epoch of ``data``, in evaluation mode."""
     total, count, state = 0.0, 0.0, None
     for index in range(num_batches(data, 0)):
@@ -105,7 +73,7 @@ class Trainer:
 
     Parameters
     ----------
-    model : Model
+    model : Trainable
         Anything with ``params``, ``loss`` and ``loss_and_gradients``. Its parameters change in place.
     data : Data
         `TokenStream`, `PaddedBatches` or anything with their methods.
@@ -209,7 +177,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Model,
+        model: Trainable,
         data: Data,
         optimizer: Any,
         *,
@@ -238,6 +206,8 @@ class Trainer:
         if (steps is None) == (epochs is None):
             raise ValueError(f"{where}: steps is {steps!r} and epochs is {epochs!r}, expected exactly one of the two")
         _require(where, "model", model, "params", "loss", "loss_and_gradients")
+        if hasattr(model, "training_state"):
+            _require(where, "model", model, "training_state", "load_training_state")
         _require(where, "data", data, "carries_state", "batch", "config")
         _require(where, "optimizer", optimizer, "lr", "step", "state_dict", "load_state_dict")
         if validation is not None:
@@ -612,8 +582,8 @@ class Trainer:
         if isinstance(self.optimizer, Optimizer) and self.optimizer._step:
             self.optimizer._check_state(where, gradients.of_parameters(where, self.model.params, {})[0])
         self._rng.bit_generator.state = saved["rng"]
-        if hasattr(self.model, "training_state"):
-            self.model.load_training_state(self._on_device(saved["model"]))  # type: ignore[attr-defined]
+        if isinstance(self.model, Remembers):
+            self.model.load_training_state(self._on_device(saved["model"]))
         if self._observer is not None:
             self._observer.load_state_dict(saved["schedule"])
         self._assign_parameters(saved["params"])
@@ -660,8 +630,8 @@ class Trainer:
         """Undo the beginning of a step: what its gradients have drawn and changed."""
         assert self._before is not None
         self._rng.bit_generator.state = self._before["rng"]
-        if hasattr(self.model, "training_state"):
-            self.model.load_training_state(self._before["model"])  # type: ignore[attr-defined]
+        if isinstance(self.model, Remembers):
+            self.model.load_training_state(self._before["model"])
         self._before = None
 
     def _gradients(self) -> tuple[float, float, Any, dict[str, Any], float | None, dict[str, float]]:
@@ -776,7 +746,7 @@ class Trainer:
         return {name: self._xp.asarray(array, copy=True) for name, array in self.model.params.items()}
 
     def _model_state(self) -> Any:
-        return self.model.training_state() if hasattr(self.model, "training_state") else None
+        return self.model.training_state() if isinstance(self.model, Remembers) else None
 
     def _log(self, record: dict[str, Any]) -> None:
         """Append a record to the metrics and to the history."""

@@ -12,15 +12,12 @@ import numpy as np
 from gpurnn.reference import recurrence as reference
 from gpurnn.reference.buffers import empty
 from gpurnn.reference.recurrence import recurrence_chunk
-from numpy.typing import NDArray
 
-from gpurnn._contract import Weights
+from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 from ..recurrence.struct import proofs_of
 from . import build, processor, threads
-
-Array = NDArray[Any]
 
 C_NAMES = {"float32": "float", "float64": "double"}
 
