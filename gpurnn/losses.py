@@ -43,7 +43,7 @@ def _total(xp: Any, weights: Array | None, count: int) -> Array | float:
 
 
 def _spread(
-    where: str, xp: Any, reduction: Reduction, value: Array, dvalue: Array | float, total: Array | float, like: Array
+    where: str, xp: Any, reduction: Reduction, value: Array, dvalue: Any, total: Array | float, like: Array
 ) -> Array:
     """The cotangent of each of the flat losses (shaped like ``like``) from that of the reduced value."""
     if reduction != "none" and isinstance(dvalue, (int, float)):

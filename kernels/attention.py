@@ -98,7 +98,7 @@ def attention_forward(
     T, B, _ = query.shape
     S, E = keys.shape[0], values.shape[2]
 
-    def own(x: Array) -> Array:
+    def own(x: Array | None) -> Any:
         # Training copies, so that the caller may change its arrays before it asks for the gradients.
         return xp.array(x, order="C") if training and x is not None else contiguous(x)
 

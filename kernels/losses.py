@@ -71,7 +71,7 @@ def cross_entropy_forward(
     N, V = logits.shape
     losses = empty(logits, N, logits.dtype)
     dtype = dtypes.of(logits)
-    statistics = empty(logits, (3, N), dtype.accumulator) if training else None
+    statistics: Any = empty(logits, (3, N), dtype.accumulator) if training else None
     logits, labels = contiguous(logits), contiguous(labels.astype(np.int64, copy=False))
     weights, class_weights = contiguous(weights), contiguous(class_weights)
     if N:

@@ -61,7 +61,7 @@ def modules() -> list[Module]:
     ]
 
 
-def _address(array: Array) -> int:
+def _address(array: Array | None) -> int:
     if array is None:
         return 0
     return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
@@ -71,7 +71,7 @@ def _chunks(arrays: Sequence[Array]) -> list[int]:
     return [-(-a.size // _CHUNK) for a in arrays]
 
 
-def _launch(kernel: Kernel, lists: Sequence[Sequence[Array]], shrink: Sequence[float], *args: Any) -> None:
+def _launch(kernel: Kernel, lists: Sequence[Sequence[Any]], shrink: Sequence[float], *args: Any) -> None:
     """Launches a kernel over all chunks of lists of arrays, or of None for a list that does not exist."""
     first = lists[0]
     chunks = _chunks(first)

@@ -129,7 +129,7 @@ def recurrence_forward(
     x : (T, B, I) array
     weights : one dict per direction
         Forward, then backward: the parameters by their names in ``cell.parameters``, gates in PyTorch's order. A bias
-        may be None.
+        that is missing is zero.
     state : tuple of (D, B, H) arrays
         The state before the first step of each direction: ``(h,)``, for the LSTM ``(h, c)``.
     lengths : (B,) integer array, optional

@@ -46,7 +46,7 @@ class Problem:
 
     cell: Cell
     x: np.ndarray
-    weights: tuple[dict[str, np.ndarray | None], ...]
+    weights: tuple[dict[str, np.ndarray], ...]
     state: tuple[np.ndarray, ...]
     lengths: np.ndarray | None
     resets: np.ndarray | None
@@ -97,8 +97,9 @@ def _draw(cell: Cell, options: Options, T: int, B: int, I: int, H: int, seed: in
     D = 1 + options.bidirectional
     weights = tuple(
         {
-            name: 0.4 * normal(*shape) if name in cell.needed else normal(*shape) if options.bias else None
+            name: 0.4 * normal(*shape) if name in cell.needed else normal(*shape)
             for name, shape in cell.shapes(input_size=I, hidden_size=H).items()
+            if name in cell.needed or options.bias
         }
         for _ in range(D)
     )
@@ -144,7 +145,7 @@ def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ..
     saved = []
     for d, b, steps, cut in _walk(problem):
         weights = _row_weights(problem, d, b)
-        b_ih, b_hh = weights["bias_ih"], weights["bias_hh"]
+        b_ih, b_hh = weights.get("bias_ih"), weights.get("bias_hh")
         state = tuple(s[d, b : b + 1] for s in problem.state)
         kept = []
         for t in steps:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 def inputs_of(problem) -> dict[str, np.ndarray]:
     inputs = {"x": problem.x, **{f"state[{k}]": s for k, s in enumerate(problem.state)}}
     for d, weights in enumerate(problem.weights):
-        inputs |= {f"{name}[{d}]": w for name, w in weights.items() if w is not None}
+        inputs |= {f"{name}[{d}]": w for name, w in weights.items()}
     return inputs
 
 
@@ -29,10 +29,7 @@ def check(problem, seed: int) -> None:
         return reference.recurrence_forward(
             problem.cell,
             inputs["x"],
-            tuple(
-                {name: inputs.get(f"{name}[{d}]") for name in problem.cell.parameters}
-                for d in range(len(problem.weights))
-            ),
+            tuple({name: inputs[f"{name}[{d}]"] for name in weights} for d, weights in enumerate(problem.weights)),
             tuple(inputs[f"state[{k}]"] for k in range(len(problem.state))),
             training=training,
             **problem.options,

@@ -87,7 +87,7 @@ def test_two_runs_and_two_pullbacks_are_bit_equal(problem):
 
 @given(problems())
 def test_arguments_stay_as_they_were(problem):
-    given_arrays = [w for direction in problem.weights for w in direction.values() if w is not None]
+    given_arrays = [w for direction in problem.weights for w in direction.values()]
     given_arrays += [problem.x, *problem.state, problem.dy, *problem.dstate]
     given_arrays += [a for a in problem.options.values() if a is not None]
     for a in given_arrays:

@@ -24,9 +24,20 @@ def a_pullback_has_the_arguments_of_its_function(x: NDArray[np.float32], w: NDAr
 
 def a_function_checks_its_arguments(x: NDArray[np.float32], w: NDArray[np.float32]) -> None:
     gpurnn.lstm(x, w, w, lengthz=3)  # type: ignore[call-arg]
+    gpurnn.lstm([[[1.0]]], w, w)  # type: ignore[arg-type]
+    gpurnn.dense(None, w)  # type: ignore[arg-type]
+    gpurnn.dense(x, w).get()  # type: ignore[attr-defined]
 
 
 def a_constructor_checks_its_arguments() -> None:
     gpurnn.LSTM(3, 4, bidirectional=True)
     gpurnn.LSTM(3, 4, bidirectional="no")  # type: ignore[arg-type]
     gpurnn.LSTM(3, 4, hidden=4)  # type: ignore[call-arg]
+
+
+def a_layer_takes_arrays(x: NDArray[np.float32]) -> None:
+    lstm = gpurnn.LSTM(3, 4)
+    y, _ = lstm(x)
+    y.sum()
+    lstm([[[1.0]]])  # type: ignore[arg-type]
+    lstm.vjp(x, seed=1)  # type: ignore[call-arg]

@@ -212,10 +212,10 @@ def fixed_points(
         s[0] = 0
         s = s.astype(dtype)
     else:
-        _, _, starts = _arrays.take(where, {"params": weight_ih, "starts": starts})
-        _checks.ndim(where, "starts", starts, 2, "(n, S)")
-        _checks.shape(where, "starts", starts, (starts.shape[0], S), "(n, S)")
-        s = _dispatch.to_numpy(starts)
+        _, _, states = _arrays.take(where, {"params": weight_ih, "starts": starts})
+        _checks.ndim(where, "starts", states, 2, "(n, S)")
+        _checks.shape(where, "starts", states, (states.shape[0], S), "(n, S)")
+        s = _dispatch.to_numpy(states)
 
     epsilon = float(np.finfo(dtype).eps)
     with np.errstate(over="ignore", invalid="ignore"):  # a start that goes to infinity is one that fails

@@ -60,14 +60,14 @@ def _project(xp: Any, x: Array, weight: Array) -> Array:
 
 
 def _attend(
-    score: str, scale: float, lengths: Array | None, training: bool, **arrays: Array | None
+    score: str, scale: float, lengths: Array | None, training: bool, **given: Array | None
 ) -> tuple[Any, dict[str, Any], Array, Array, Any]:
     """Check the arguments and run the wing.
 
     The namespace, the arrays as read, context, weights, and what backward takes.
     """
     where = "attention"
-    xp, arrays, lengths = _take_attention(where, score, arrays, lengths)
+    xp, arrays, lengths = _take_attention(where, score, given, lengths)
     query, keys, values = arrays["query"], arrays["keys"], arrays["values"]
     scale = _checks.finite(where, "scale", scale)
     if score == "additive" and scale != 1:
@@ -122,8 +122,9 @@ def _attention_vjp(
             dquery = _project(xp, dquery, read["weight_query"])
             dkeys = _project(xp, dkeys, read["weight_keys"])
         if values is None:
-            dkeys, dvalues = dkeys + dvalues, None
-        return tuple(None if d is None else _arrays.contiguous(d) for d in (dquery, dkeys, dvalues)), gradients
+            dkeys = dkeys + dvalues
+        inputs = dquery, dkeys, None if values is None else dvalues
+        return tuple(None if d is None else _arrays.contiguous(d) for d in inputs), gradients
 
     return (context, weights), pullback
 

@@ -37,15 +37,15 @@ def _dense_vjp(
     x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity"
 ) -> tuple[Array, Pullback]:
     xp, x, weight, bias, a, y = _dense(x, weight, bias, activation)
-    kept = a if activation == "sigmoid" else None
-    del a
+    if activation != "sigmoid":  # it alone reads a
+        a = y
     rows = math.prod(x.shape[:-1])
 
     def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
         dy = _arrays.cotangent("dense", "y", dy, y)
         if dy is None:
             dy = xp.zeros_like(y)
-        da = xp.reshape(activate_pullback(xp, activation, kept, y, dy), (rows, weight.shape[0]))
+        da = xp.reshape(activate_pullback(xp, activation, a, y, dy), (rows, weight.shape[0]))
         gradients = {"weight": xp.matmul(da.T, xp.reshape(x, (rows, weight.shape[1])))}
         if bias is not None:
             gradients["bias"] = xp.sum(da, axis=0)

@@ -133,7 +133,7 @@ def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input
         raise ValueError(f"{where}: weight_hh has shape {tuple(w_hh.shape)}, expected a hidden_size of at least 1")
     shapes = cell.shapes(input_size=input_size, hidden_size=hidden)
     for name in ("weight_hh", *shapes):
-        if weights[name] is not None:
+        if name in weights:
             _checks.shape(where, name, weights[name], shapes[name], symbols[name])
     return hidden
 
@@ -147,7 +147,7 @@ def _run(kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool) -
         arguments["state"], arguments["lengths"], arguments["resets"], needed=cell.needed,
     )  # fmt: skip
     xp, x, mask = given.xp, given.x, given.floats["mask"]
-    weights = {name: given.floats[name] for name in names}
+    weights = {name: p for name in names if (p := given.floats[name]) is not None}
     shape = (x.shape[1], _hidden_size(where, cell, weights, x.shape[2]))
     state = given.initial(where, shape, "(B, hidden_size)")
     if mask is not None:
@@ -169,7 +169,7 @@ def _run(kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool) -
     def pullback(cotangents: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
         dy, dstate = check_cotangents(where, cell, cotangents, y, final)
         dx, (gradients,), dstate0 = wing.recurrence_backward(saved, dy, with_direction(dstate))
-        return (dx, without_direction(dstate0)), {n: g for n, g in gradients.items() if weights[n] is not None}
+        return (dx, without_direction(dstate0)), {n: g for n, g in gradients.items() if n in weights}
 
     return (y, final), pullback if training else None
 

@@ -16,7 +16,7 @@ from .._contract import Array
 States = tuple["Array | None", ...]
 """The arrays of a state; one that is a gradient may be None for zero."""
 
-Pull = Callable[["Array | None", States, Any], tuple[Array, States, Any]]
+Pull = Callable[["Array | None", States, Any], tuple[Array, tuple[Array, ...], Any]]
 """From dy, the gradient of the state after the steps, and the gradients of the weights that later steps gave (None for
 none), to dx, the gradient of the state before the steps, and the gradients of the weights with those of these steps."""
 
@@ -140,9 +140,9 @@ def through(
     if not training:
         return y.array, state, None
 
-    def pull(dy: Array | None, dstate_after: States, dweights: Any) -> tuple[Array, States, Any]:
+    def pull(dy: Array | None, dstate_after: States, dweights: Any) -> tuple[Array, tuple[Array, ...], Any]:
         dx = _Whole(segments)
-        dstate = dstate_after if state_after == end else (None,) * len(dstate_after)
+        dstate: Any = dstate_after if state_after == end else (None,) * len(dstate_after)
         for steps, state_before, pull_segment in reversed(list(zip(segments, before, pulls, strict=True))):
             if recompute:
                 _, _, pull_segment = run(steps, state_before, True)

@@ -56,7 +56,7 @@ def check_cotangents(
     """
     dy, dstate = cotangent_pair(where, cotangents)
     arrays = unpack_state(where, cell, "dstate", dstate)
-    outputs = unpack_state(where, cell, "state", state)
+    outputs: dict[str, Any] = unpack_state(where, cell, "state", state)
     return _arrays.cotangent(where, "y", dy, y), tuple(
         _arrays.cotangent(where, name, array, output)
         for (name, output), array in zip(outputs.items(), arrays.values(), strict=True)

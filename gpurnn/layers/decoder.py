@@ -277,9 +277,9 @@ class Decoder(Composite):
         carried = self.begin(memory, state, lengths, batch=x.shape[1])
         outputs, alignment = [], []
         for t in range(x.shape[0]):
-            output, weights, carried = self.step(x[t, ...], carried)
+            output, alpha, carried = self.step(x[t, ...], carried)
             outputs.append(output)
-            alignment.append(weights)
+            alignment.append(alpha)
         return xp.stack(outputs), xp.stack(alignment), self._packed(xp, carried.state)
 
     def begin(
@@ -353,7 +353,7 @@ class Decoder(Composite):
             bias = p.get(f"bias_ih_l{layer}")
             new, of_cell = wing.cell_forward(
                 self.recurrent.cell, entering if bias is None else entering + bias, previous,
-                {name: p.get(f"{name}_l{layer}") for name in self.recurrent.cell.parameters},
+                {name: p[key] for name in self.recurrent.cell.parameters if (key := f"{name}_l{layer}") in p},
             )  # fmt: skip
             h = new[0]
             state.append(new)
@@ -375,6 +375,8 @@ class Decoder(Composite):
         self, xp: Any, p: dict[str, Array], wing: Wing, h: Array, carried: Carried, training: bool
     ) -> tuple[Array, Array, Any]:
         """The context and the weights of the state h (B, H)."""
+        assert carried.keys is not None
+        assert carried.memory is not None
         query, v = h, None
         if self.attention == "additive":
             query, v = xp.matmul(h, p["weight_query"].T), p["v"]
@@ -415,7 +417,7 @@ class Decoder(Composite):
             if self.attention is not None:
                 djoint, dense = pull_dense(dy)
                 own["weight_combine"] = dense["weight"]
-                K = memory.shape[2]  # type: ignore[union-attr]
+                K = memory.shape[2]
                 (dquery, dmemory, _), grads = pull_attention((djoint[..., :K], dweights))
                 own |= grads
                 dy = dquery + djoint[..., K:]
@@ -530,7 +532,7 @@ class Decoder(Composite):
             dattentional = (doutput if dfed is None else doutput + dfed) * (1 - kept.output * kept.output)
             djoint = xp.matmul(dattentional, p["weight_combine"])
             dcontext = _arrays.contiguous(djoint[:, :-H])
-            dlooking, *attended = self._look_back(xp, p, wing, kept.attended, dcontext, dweights)
+            dlooking, dquery, dkeys, dmemory, dv = self._look_back(xp, p, wing, kept.attended, dcontext, dweights)
             dh = djoint[:, -H:] + dlooking
         for layer in reversed(range(self.recurrent.num_layers)):
             down, *others = dstate[layer]
@@ -546,10 +548,10 @@ class Decoder(Composite):
         dextra = xp.matmul(gates[0], W_extra)
         if self.attention == "additive":
             dcontext = dextra + doutput[:, H : -self.input_size]
-            dlooking, *attended = self._look_back(xp, p, wing, kept.attended, dcontext, dweights)
+            dlooking, dquery, dkeys, dmemory, dv = self._look_back(xp, p, wing, kept.attended, dcontext, dweights)
             top, *others = previous[-1]
             previous[-1] = (top + dlooking, *others)
-        return _StepGradients(tuple(previous), dextra, gates, hidden, dattentional, *attended)
+        return _StepGradients(tuple(previous), dextra, gates, hidden, dattentional, dquery, dkeys, dmemory, dv)
 
     def _look_back(
         self, xp: Any, p: dict[str, Array], wing: Wing, attended: Any, dcontext: Array, dweights: Array | None
@@ -578,9 +580,7 @@ class Decoder(Composite):
             dweights = _arrays.cotangent("Decoder", "weights", dweights, weights)
         return _arrays.cotangent("Decoder", "output", doutput, output), dweights, dstate
 
-    def _take(
-        self, x: Array, memory: Array | None, lengths: Array | None
-    ) -> tuple[Any, Array, Array | None, Array | None]:
+    def _take(self, x: Array, memory: Array | None, lengths: Array | None) -> tuple[Any, Array, Any, Array | None]:
         """The namespace and the arrays, ready to compute with; reject what does not fit."""
         where = "Decoder"
         weight = self.recurrent.params["weight_ih_l0"]

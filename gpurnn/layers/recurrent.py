@@ -89,7 +89,7 @@ def _documentation(cell: cells.Cell) -> str:
 class _Weights(NamedTuple):
     """What a layer computes with, the same at all steps."""
 
-    values: tuple[dict[str, Array | None], ...]
+    values: tuple[dict[str, Array], ...]
     """For each direction, as a wing takes them: by the names of the cell's parameters."""
     dropped: tuple[dict[str, Array], ...]
     """For each direction, the masks of the weights that were dropped."""
@@ -372,12 +372,13 @@ class Recurrent(Layer):
         copied: bool,
     ) -> _Weights:
         """A layer's weights with the dropouts that are drawn once for all steps."""
-        values: list[dict[str, Any]] = [
-            {name: params.get(name + suffix) for name in self.cell.parameters} for suffix in self._suffixes(layer)
+        values = [
+            {name: params[name + suffix] for name in self.cell.parameters if name + suffix in params}
+            for suffix in self._suffixes(layer)
         ]
         if copied:  # what the caller does to the parameters must not reach what is computed again
             xp = _dispatch.namespace(type(self).__name__, x=x)
-            values = [{n: None if p is None else xp.asarray(p, copy=True) for n, p in own.items()} for own in values]
+            values = [{name: xp.asarray(p, copy=True) for name, p in own.items()} for own in values]
         between = None
         if rng is not None and self.dropout > 0 and layer > 0:
             between = philox_seed(rng)

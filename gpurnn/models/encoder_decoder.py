@@ -419,7 +419,7 @@ class EncoderDecoder(Model):
 
         return likely, pullback
 
-    def _targets(self, source: Array, targets: Any) -> tuple[Array, Array]:
+    def _targets(self, source: Array, targets: Any) -> tuple[Array, Any]:
         """The target tokens and which of them exist."""
         if not isinstance(targets, (tuple, list)) or len(targets) != 2:
             raise TypeError(
@@ -462,7 +462,7 @@ class EncoderDecoder(Model):
             output, _, carried = self.decoder.step(self.target(read[-1][None, ...])[0, ...], carried)
             own = xp.astype(xp.argmax(self.output(output), axis=-1), xp.int64)
             if rng is not None and share > 0.0:
-                keep = _dispatch.from_numpy(xp, rng.random(tokens.shape[1]) < share)
+                keep = _dispatch.from_numpy(xp, rng.random((tokens.shape[1],)) < share)
                 own = xp.where(keep, target[t, ...], own)
             read.append(own)
         return xp.stack(read)
@@ -667,6 +667,7 @@ class EncoderDecoder(Model):
             raise ValueError(f"{where}: the model has no attention, expected one with an alignment")
         tokens, exist = self._targets(source, targets)
         _, weights = self._decode(source, self._shifted(tokens), lengths)
+        assert weights is not None
         xp = _dispatch.namespace(where, weights=weights)
         if bool(xp.any(exist & ~xp.all(xp.isfinite(weights), axis=-1))):
             raise not_finite(where, "the weights", self.params)

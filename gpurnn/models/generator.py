@@ -236,7 +236,7 @@ class SequenceGenerator(Model):
         def pullback(da: Array) -> tuple[Array, dict[str, Array], dict[str, Array]]:
             recurrent: dict[str, Array] = {}
             output: dict[str, Array] = {}
-            dh: Array | None = None
+            dh: Any = None
             for t in reversed(range(steps)):
                 a, y, pull_head = head[t]
                 da_t = da[t, ...]
@@ -514,7 +514,7 @@ class _Reversed:
     @property
     def num_examples(self) -> int:
         """How many rows there are."""
-        return self._batches.num_examples  # type: ignore[no-any-return]
+        return self._batches.num_examples
 
     def split(self, share: float, *, rng: int | np.random.Generator = 0) -> tuple[_Reversed, _Reversed]:
         """Two parts of the rows; see `gpurnn.PaddedBatches.split`."""
@@ -523,4 +523,4 @@ class _Reversed:
 
     def config(self) -> dict[str, Any]:
         """What the batches depend on."""
-        return self._batches.config()  # type: ignore[no-any-return]
+        return self._batches.config()

@@ -623,7 +623,7 @@ class _Estimator(SequenceModel):
         arrays = data.arrays
         # Sequences of about one length go together, so that there is little padding.
         order = sorted(range(len(arrays)), key=lambda i: int(arrays[i].shape[0]))
-        outputs: list[Array] = [None] * len(arrays)
+        outputs: dict[int, Array] = {}
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             padded, lengths = pad([arrays[i] for i in chosen])
@@ -635,7 +635,7 @@ class _Estimator(SequenceModel):
                 raise not_finite(where, f"the outputs for {data.names[i]}", self.params, **given)
             for lane, i in enumerate(chosen):
                 outputs[i] = y[lane, ...] if self.pooling is not None else y[: arrays[i].shape[0], lane, ...]
-        return outputs
+        return [outputs[i] for i in range(len(arrays))]
 
     def _not_answers(self, inputs: Array, y: Array) -> np.ndarray[Any, Any]:
         """The lanes of a padded batch whose outputs or inputs are not finite."""
@@ -772,7 +772,7 @@ class _Classifier(_Estimator):
         """The labels of the classes: those of an earlier fit, or those that there are."""
         known = self._learnt.get("labels")
         if known is not None:
-            return known  # type: ignore[no-any-return]
+            return known
         K = self.output.out_features
         labels = examples.Labels(np.arange(K))
         if not where.endswith(".fit"):

@@ -662,10 +662,10 @@ class Trainer:
         if self.clip_value is not None:
             clipped = gradients.clip_by_value(clipped, self.clip_value)
         if self.clip_norm is not None:
-            clipped, norm = gradients.clip_by_global_norm(clipped, self.clip_norm)
+            clipped, total = gradients.clip_by_global_norm(clipped, self.clip_norm)
         if self.clip_norm is None or self.clip_value is not None:
-            norm = gradients.global_norm(grads)
-        norm = float(norm)
+            total = gradients.global_norm(grads)
+        norm = float(total)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._diverged(f"the loss is {loss:g} and the gradient norm {norm:g}", grads)
         rate = self._learning_rate(self.step)

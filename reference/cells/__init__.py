@@ -32,8 +32,7 @@ def module_of(cell: Cell) -> ModuleType:
 def with_zeros(cell: Cell, weights: Weights) -> dict[str, Array]:
     """The weights of one direction, with zeros for the biases that are not there."""
     w_hh = weights["weight_hh"]
-    assert w_hh is not None
-    absent = [name for name in cell.parameters if name not in cell.needed and weights.get(name) is None]
+    absent = [name for name in cell.parameters if name not in cell.needed and name not in weights]
     shapes = cell.shapes(input_size=0, hidden_size=w_hh.shape[1]) if absent else {}
     return {**weights, **{name: np.zeros(shapes[name], w_hh.dtype) for name in absent}}
 
@@ -51,8 +50,8 @@ def cell_forward(
     state : tuple of (B, H) arrays
         ``(h,)``, for the LSTM ``(h, c)``.
     weights : dict of arrays
-        The cell's parameters by name, except those of the input: ``weight_hh`` (G*H, H), ``bias_hh`` (G*H,) or None for
-        zero.
+        The cell's parameters by name, except those of the input: ``weight_hh`` (G*H, H) and, unless it is zero,
+        ``bias_hh`` (G*H,).
 
     Returns
     -------
