@@ -48,7 +48,10 @@ PLAIN = {
     "SequenceTagger": ((3, 4, 2), {**SEQUENCE, "num_embeddings": 7}),
     "SequenceRegressor": (
         (3, 4, 2),
-        {**SEQUENCE, "num_embeddings": 7, "pooling": None, "output_activation": "tanh", "loss": "huber"},
+        {
+            **SEQUENCE, "num_embeddings": 7, "pooling": None, "output_activation": "tanh", "loss": "huber",
+            "standardize": False,
+        },
     ),
     "Forecaster": ((5, 4), {**SEQUENCE, "features": 2, "pooling": "mean", "loss": "l1"}),
     "SequenceGenerator": (

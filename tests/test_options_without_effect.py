@@ -65,7 +65,7 @@ def one_step(optimizer):
         (lambda: classifier().fit(data(), steps=1, batch_size=8), "SequenceClassifier.fit: batch_size=8 has no effect"),
         (
             lambda: gpurnn.LanguageModel(VOCABULARY, 3, 3).fit(["abab", "ba"], steps=1, window=8),
-            "LanguageModel.fit: window=8 has no effect, as inputs are several texts",
+            "LanguageModel.fit: window=8 has no effect, as X holds several texts",
         ),
         (
             lambda: Reinforce(translator(), lambda y, r: 0.0, max_length=3, baseline=None, decay=0.5),

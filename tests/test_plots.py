@@ -137,8 +137,9 @@ def test_a_path_without_a_suffix_gets_that_of_the_default_format(tmp_path):
         (lambda: models.SequenceClassifier(2, 2, 2), "nats per target"),
         (lambda: models.SequenceTagger(2, 2, 2), "nats per target"),
         (lambda: models.EncoderDecoder(3, 4, 2, 2), "nats per target"),
-        (lambda: models.SequenceRegressor(2, 2, 1), "mean squared error"),
-        (lambda: models.SequenceRegressor(2, 2, 1, loss="l1"), "mean absolute error"),
+        (lambda: models.SequenceRegressor(2, 2, 1), "mean squared error of the scaled targets"),
+        (lambda: models.SequenceRegressor(2, 2, 1, standardize=False), "mean squared error"),
+        (lambda: models.SequenceRegressor(2, 2, 1, loss="l1"), "mean absolute error of the scaled targets"),
         (lambda: models.SequenceGenerator(2, 2, 2), "nats per target"),
         (lambda: models.SequenceGenerator(2, 2, 2, output_activation="identity", loss="huber"), "mean Huber loss"),
         (lambda: models.Forecaster(2, 2), "mean squared error of the scaled series"),
@@ -153,7 +154,7 @@ def test_the_metrics_of_a_run_name_the_unit():
     model = models.SequenceRegressor(2, 2, 1)
     inputs, targets = [np.ones((3, 2), "f4")] * 4, np.zeros((4, 1), "f4")
     trainer = model.fit(inputs, list(targets), epochs=2, log_interval=1).trainer_
-    assert loss_curve(trainer.history).axes[0].get_ylabel() == "loss (mean squared error)"
+    assert loss_curve(trainer.history).axes[0].get_ylabel() == "loss (mean squared error of the scaled targets)"
 
 
 def test_damaged_lines_of_a_file_are_left_out_with_a_warning(tmp_path):

@@ -395,8 +395,8 @@ class LanguageModel(Model):
 
         where = "LanguageModel.fit"
         one = isinstance(texts, str) or _arrays.is_single(texts)
-        if window != 64 and not one and name == "inputs":
-            _checks.warn(where, f"window={window} has no effect, as {name} are several texts or batches")
+        if window != 64 and not one and name == "X":
+            _checks.warn(where, f"window={window} has no effect, as {name} holds several texts or batches")
         if hasattr(texts, "batch"):
             return texts
         _checks.given(where, **{name: texts})

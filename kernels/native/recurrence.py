@@ -123,7 +123,7 @@ def recurrence_forward(
     """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s."""
     options: dict[str, Any] = {"lengths": lengths, "resets": resets, "mask": mask, "training": training}
     T, B, I = x.shape
-    if T * B == 0:
+    if x.size == 0:
         empty_run: tuple[Array, tuple[Array, ...], Any]
         empty_run = reference.recurrence_forward(cell, x, weights, state, **options)
         return empty_run
