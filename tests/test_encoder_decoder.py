@@ -522,3 +522,12 @@ def test_what_is_past_a_length_need_not_be_a_token(kind):
     source[0, 0] = 99
     with pytest.raises(IndexError, match="holds 99"):
         model.greedy(source, lengths, max_length=4)
+
+
+def test_fit_takes_all_symbols_of_a_target_vocabulary_that_is_larger_than_the_source():
+    model = EncoderDecoder(5, 40, 3, 4)
+    model.fit([np.array([4]), np.array([3, 4])], [np.array([39]), np.array([38, 5])], steps=1)
+    with pytest.raises(IndexError, match=r"fit: y\[0\] holds 40, expected 0 ... 39"):
+        model.fit([np.array([4])], [np.array([40])], steps=1)
+    with pytest.raises(IndexError, match=r"fit: X\[0\] holds 5, expected 0 ... 4"):
+        model.fit([np.array([5])], [np.array([39])], steps=1)

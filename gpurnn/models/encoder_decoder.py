@@ -711,7 +711,7 @@ class EncoderDecoder(Model):
         from ..training.data import pad
 
         where = f"{type(self).__name__}.predict"
-        sources = self._take_examples(where, "sources", sources)
+        sources = self._take_examples(where, "sources", sources, self.source.num_embeddings)
         beam_size = _checks.integer_at_least(where, "beam_size", beam_size, 1)
         if options and beam_size == 1:
             raise TypeError(f"{where}: {sorted(options)} are given, expected none for greedy decoding (beam_size = 1)")
@@ -740,10 +740,9 @@ class EncoderDecoder(Model):
                 found[i] = row[:-1] if row[-1] == self.end else row
         return found
 
-    def _take_examples(self, where: str, name: str, examples: Any, least: int = 1) -> list[Array]:
-        """The examples, ready to compute with; reject what is not arrays (n,) of at least ``least`` of its tokens."""
+    def _take_examples(self, where: str, name: str, examples: Any, symbols: int, least: int = 1) -> list[Array]:
+        """The examples, ready to compute with; reject what is not arrays (n,) of at least ``least`` of ``symbols`` tokens."""
         examples = _arrays.entries(where, name, examples, "a sequence of arrays")
-        symbols = (self.target if name == "targets" else self.source).num_embeddings
         taken = []
         for i, example in enumerate(examples):
             entry, like = f"{name}[{i}]", {"params": self.output.params["weight"]}
@@ -762,10 +761,10 @@ class EncoderDecoder(Model):
         from ..training import PaddedBatches
 
         where = f"{type(self).__name__}.fit"
-        X = self._take_examples(where, "X", X)
+        X = self._take_examples(where, "X", X, self.source.num_embeddings)
         if len(X) == 0:
             raise ValueError(f"{where}: X is empty, expected at least one example")
-        y = self._take_examples(where, "y", y, least=0)
+        y = self._take_examples(where, "y", y, self.target.num_embeddings, least=0)
         if len(y) != len(X):
             raise ValueError(f"{where}: y has {len(y)} entries, expected {len(X)}")
         ended = []

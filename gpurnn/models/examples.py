@@ -49,6 +49,8 @@ def array_of(where: str, name: str, value: Any) -> Array:
         return _shared(where, name, value)
     if isinstance(value, (str, bytes, dict, set, frozenset)):
         raise TypeError(f"{where}: {name} is {_checks.described(value)}, expected numbers")
+    if isinstance(value, (list, tuple)) and value and _dispatch.library_of(value[0]) not in (None, "numpy"):
+        return _dispatch.namespace(where, **{f"{name}[{i}]": entry for i, entry in enumerate(value)}).stack(list(value))
     try:
         return np.asarray(value)
     except ValueError as error:

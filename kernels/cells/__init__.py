@@ -35,6 +35,7 @@ def cell_backward(saved: Run, dstate: tuple[Array, ...]) -> tuple[Array, tuple[A
     return da[0], dstate_prev, saved.hidden_gradients(0, da, da_hidden)
 
 
+@of_stream
 def cell_gates(saved: Run) -> dict[str, Array]:
     """The values (B, H) of the gates of a step by name, from what `cell_forward` saved."""
     xp: Any = namespace(saved.w)
