@@ -741,7 +741,7 @@ class EncoderDecoder(Model):
         return found
 
     def _take_examples(self, where: str, name: str, examples: Any, symbols: int, least: int = 1) -> list[Array]:
-        """The examples, ready to compute with; reject all but arrays (n,) of at least ``least`` of ``symbols`` tokens."""
+        """Examples, ready to compute with; reject all but arrays (n,) of at least ``least`` of ``symbols`` tokens."""
         examples = _arrays.entries(where, name, examples, "a sequence of arrays")
         taken = []
         for i, example in enumerate(examples):
