@@ -141,6 +141,10 @@ REFUSED = [
     ({"steps": 3, "x": None}, "x is None, expected an array"),
     ({"steps": 3, "resets": np.zeros((2, 2), bool)}, "resets has shape (2, 2), expected (T, B) = (13, 3)"),
     ({"steps": 3, "layer": gpurnn.GRU(I, H, batch_first=True)}, "layer has batch_first=True, expected a layer"),
+    (
+        {"steps": 3, "layer": gpurnn.Sequential(gpurnn.GRU(I, H, batch_first=True))},
+        "layer has batch_first=True, expected a layer",
+    ),
 ]
 
 

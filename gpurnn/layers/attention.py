@@ -168,6 +168,8 @@ class PositionalEncoding(Layer):
            [ 0.91, -0.42,  0.02,  1.  ]])
     """
 
+    batch_first = False
+
     def __init__(self) -> None:
         self.params = {}
 
@@ -298,6 +300,7 @@ class TransformerBlock(Composite):
     """
 
     stateful = True
+    batch_first = False
 
     _parts = ("self_attn", "linear1", "linear2", "norm1", "norm2")
 

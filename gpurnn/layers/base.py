@@ -47,9 +47,12 @@ class Layer(ABC):
         The parameters by name; an optimizer updates the arrays in place.
     stateful : bool
         Whether the layer takes ``(x, state, lengths, resets)`` and returns ``(y, state)``, instead of x and y.
+    batch_first : bool or None
+        Whether time is the second axis of x and not the first; None for a layer that treats every position alike.
     """
 
     stateful = False
+    batch_first: bool | None = None
     params: dict[str, Array]
 
     @property

@@ -103,6 +103,7 @@ class Recurrent(Layer):
     """What `RNN`, `LSTM` and `GRU` share: everything but the cell's own options."""
 
     stateful = True
+    batch_first: bool
 
     _kind: type[cells.Cell]
 

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from .. import _checks, _dispatch
-from .._contract import Array
+from .._contract import Array, SequenceLayer, StatelessLayer
 from .._op import Pullback
 from .._random import generator
 from ..functional._state import cotangent_pair
-from .attention import MultiHeadAttention, PositionalEncoding, TransformerBlock
+from .attention import MultiHeadAttention, TransformerBlock
 from .base import TOKENS, Composite, Layer
-from .recurrent import Recurrent
-from .state_space import _StateSpace
 
 
 def _zero_where(condition: Array, x: Array) -> Array:
@@ -75,6 +73,7 @@ class Sequential(Composite):
                 raise TypeError(f"Sequential: argument {index} is {_checks.described(layer)}, expected a Layer{cure}")
             _check_call(index, layer)
         self.layers = layers
+        self.batch_first = next((p.batch_first for _, p in _flat(layers) if p.batch_first is not None), None)
         self._widths(None)
         _check_axes(layers)
         _check_dtypes(layers)
@@ -200,7 +199,7 @@ class Sequential(Composite):
             return x, None
         _checks.given("Sequential", x=x)
         xp = _dispatch.namespace("Sequential", x=x, lengths=lengths)
-        batch_first = getattr(recurrent[0], "batch_first", False)
+        batch_first = recurrent[0].batch_first
         rows = x.shape[:2][0 if batch_first else 1 :][:1]
         if x.ndim < 2 or tuple(lengths.shape) != tuple(rows) or "int" not in _checks.dtype_name(lengths):
             return x, None  # the layers reject it
@@ -226,11 +225,6 @@ class Sequential(Composite):
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 
-_CALL = ("rng",)
-_STATEFUL_CALL = ("state", "lengths", "resets", "rng")
-"""What ``vjp`` of a layer takes behind x, for `Sequential` to call it."""
-
-
 def vjp_options(layer: Layer) -> set[str]:
     """Which of ``checkpoint_every`` and ``state_after`` the ``vjp`` of a layer takes."""
     if isinstance(layer, Sequential):
@@ -243,12 +237,13 @@ def _part(index: int, layer: Layer) -> str:
 
 
 def _check_call(index: int, layer: Layer) -> None:
-    """Refuse a layer whose ``vjp`` cannot be called as `Sequential` calls it."""
+    """Reject a layer whose ``vjp`` has not the parameters of `SequenceLayer`, or of `StatelessLayer`."""
     parameters = list(inspect.signature(layer.vjp).parameters.values())
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return
-    expected = _STATEFUL_CALL if layer.stateful else _CALL
-    names = tuple(p.name for p in parameters)
+    form = SequenceLayer if layer.stateful else StatelessLayer
+    _, _, *expected = inspect.signature(form.vjp).parameters
+    names = [p.name for p in parameters]
     if names[1 : 1 + len(expected)] != expected:
         cure = "; TransformerBlock holds one and fits" if isinstance(layer, MultiHeadAttention) else ""
         raise TypeError(
@@ -267,11 +262,9 @@ def _flat(layers: tuple[Layer, ...]) -> Iterator[tuple[int, Layer]]:
 
 
 def _check_axes(layers: tuple[Layer, ...]) -> None:
-    """Refuse layers for whom time is the first axis beside layers for whom it is the second."""
-    kinds = (Recurrent, _StateSpace, TransformerBlock, PositionalEncoding)
-    timed = [(i, p) for i, p in _flat(layers) if isinstance(p, kinds)]
-    batch_first = [(i, p) for i, p in timed if getattr(p, "batch_first", False)]
-    time_first = [(i, p) for i, p in timed if not getattr(p, "batch_first", False)]
+    """Reject layers for which time is the first axis beside layers for which it is the second."""
+    batch_first = [(i, p) for i, p in _flat(layers) if p.batch_first]
+    time_first = [(i, p) for i, p in _flat(layers) if p.batch_first is False]
     if batch_first and time_first:
         raise ValueError(
             f"Sequential: {_part(*batch_first[0])} has batch_first=True, expected False, as {_part(*time_first[0])} "

@@ -22,6 +22,7 @@ class _StateSpace(Layer):
     """What `StateSpace` and `DiagonalStateSpace` share: everything but how A comes from the parameters."""
 
     stateful = True
+    batch_first = False
 
     def __init__(
         self, input_size: int, state_size: int, output_size: int, output_state: OutputState, complex: bool
