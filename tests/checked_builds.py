@@ -47,11 +47,13 @@ def run(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
 def thread_sanitizer() -> tuple[list[str], dict[str, str]]:
     """The command and the variables of a build that reports data races of the compiled CPU wing.
 
-    A library of ThreadSanitizer that is older than the kernel takes no addresses that the kernel drew by lot.
+    A library of ThreadSanitizer that is older than the kernel takes no addresses that the kernel drew by lot. It ends the
+    child of a fork that starts threads, unless it is told not to.
     """
     library = compiler.run((*compiler.find_compiler(), "-print-file-name=libtsan.so")).strip()
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
-    return [*fixed, *NATIVE], {"LD_PRELOAD": os.path.realpath(library), "GPURNN_NATIVE_BUILD": "threads"}
+    variables = {"LD_PRELOAD": os.path.realpath(library), "GPURNN_NATIVE_BUILD": "threads"}
+    return [*fixed, *NATIVE], {**variables, "TSAN_OPTIONS": f"{os.environ.get('TSAN_OPTIONS', '')}:die_after_fork=0"}
 
 
 def main() -> int:
