@@ -47,8 +47,8 @@ def run(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
 def thread_sanitizer() -> tuple[list[str], dict[str, str]]:
     """The command and the variables of a build that reports data races of the compiled CPU wing.
 
-    A library of ThreadSanitizer that is older than the kernel takes no addresses that the kernel drew by lot. It ends the
-    child of a fork that starts threads, unless it is told not to.
+    A library of ThreadSanitizer that is older than the kernel takes no addresses that the kernel drew by lot. It ends
+    the child of a fork that starts threads, unless it is told not to.
     """
     library = compiler.run((*compiler.find_compiler(), "-print-file-name=libtsan.so")).strip()
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
