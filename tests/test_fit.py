@@ -192,7 +192,7 @@ def test_optimizers_by_name():
     assert classifier().fit(X, SIGN, steps=1).trainer_.optimizer.lr == 0.003
     with pytest.raises(ValueError, match="fit: optimizer is 'adamm', expected one of 'adadelta'"):
         classifier().fit(X, SIGN, steps=1, optimizer="adamm")
-    with pytest.raises(TypeError, match="fit: lr is given beside an optimizer"):
+    with pytest.raises(TypeError, match="fit: lr is given together with an optimizer"):
         classifier().fit(X, SIGN, steps=1, optimizer=gpurnn.SGD(0.1), lr=0.1)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +14,10 @@ from .._op import Pullback
 from .._random import generator
 from ..functional._activations import sigmoid, sigmoid_slope
 from ..functional._state import check_sequence, cotangent_pair
-from .base import Composite, Layer, parameter, parameter_dtype
+from .base import Chain, Composite, Layer, parameter, parameter_dtype
 from .dense import Dense
 from .dropout import Dropout
 from .layer_norm import LayerNorm
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class MultiHeadAttention(Layer):
@@ -209,7 +205,7 @@ class PositionalEncoding(Layer):
         return None, given
 
 
-def _gelu_vjp(xp: Any, a: Array) -> tuple[Array, Any]:
+def _gelu_vjp(xp: Any, a: Array) -> tuple[Array, Pullback]:
     """The Gaussian error linear unit in its tanh form, 0.5 a (1 + tanh(sqrt(2/pi) (a + 0.044715 a^3)))."""
     # (1 + tanh(t)) / 2 is sigma(2 t), which keeps its digits where the sum cancels. It is 0 or 1 beyond these bounds,
     # where the squares might overflow.
@@ -218,11 +214,11 @@ def _gelu_vjp(xp: Any, a: Array) -> tuple[Array, Any]:
     twice = 2 * math.sqrt(2 / math.pi) * near * (1 + 0.044715 * squares)
     share = sigmoid(xp, twice)
 
-    def pull(dy: Array) -> Array:
+    def pullback(dy: Array) -> tuple[Array, dict[str, Array]]:
         slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * squares)
-        return dy * (share + near * sigmoid_slope(xp, twice) * slope)
+        return dy * (share + near * sigmoid_slope(xp, twice) * slope), {}
 
-    return a * share, pull
+    return a * share, pullback
 
 
 class TransformerBlock(Composite):
@@ -302,7 +298,7 @@ class TransformerBlock(Composite):
     stateful = True
     batch_first = False
 
-    _parts = ("self_attn", "linear1", "linear2", "norm1", "norm2")
+    parts = ("self_attn", "linear1", "linear2", "norm1", "norm2")
 
     def __init__(
         self,
@@ -336,17 +332,6 @@ class TransformerBlock(Composite):
         self.linear1 = Dense(self.features, self.hidden_size, activation=inner, **options)
         self.linear2 = Dense(self.hidden_size, self.features, **options)
         self.norm1, self.norm2 = (LayerNorm(self.features, dtype=options["dtype"]) for _ in range(2))
-
-    def _layers(self) -> dict[str, Layer]:
-        return {f"{part}.": getattr(self, part) for part in self._parts}
-
-    def to(self, xp: Any) -> Self:
-        """This block with its parameters copied to the array library ``xp``."""
-        moved = copy.copy(self)
-        for part in self._parts:
-            setattr(moved, part, getattr(self, part).to(xp))
-        moved._share(self._shared())
-        return moved
 
     def __call__(
         self, x: Array, state: None = None, lengths: Array | None = None, resets: Array | None = None
@@ -403,36 +388,33 @@ class TransformerBlock(Composite):
 
         # What is not read must not reach a product either.
         x = existing(x)
-        a, pull_norm1 = self.norm1.vjp(x)
+        attend, transform = Chain(), Chain()
+        a = attend("norm1", self.norm1.vjp(x))
         (a, _), pull_attention = self.self_attn.vjp(a, key_padding_mask=padding)
-        a, pull_dropped1 = self._dropped.vjp(a, random)
-        z = x + a
-        a, pull_norm2 = self.norm2.vjp(z)
-        a, pull_linear1 = self.linear1.vjp(a)
-        pull_gelu = None
+
+        def pull_attended(da: Array) -> tuple[Array, dict[str, Array]]:
+            (dquery, _, _), grads = pull_attention((da, None))
+            return dquery, grads
+
+        a = attend("self_attn", (a, pull_attended))
+        z = x + attend(None, self._dropped.vjp(a, random))
+        a = transform("norm2", self.norm2.vjp(z))
+        a = transform("linear1", self.linear1.vjp(a))
         if self.activation == "gelu":
-            a, pull_gelu = _gelu_vjp(xp, a)
-        a, pull_linear2 = self.linear2.vjp(a)
-        a, pull_dropped2 = self._dropped.vjp(a, random)
-        y = existing(z + a)
+            a = transform(None, _gelu_vjp(xp, a))
+        a = transform("linear2", self.linear2.vjp(a))
+        y = existing(z + transform(None, self._dropped.vjp(a, random)))
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, None], dict[str, Array]]:
             dy, dstate = cotangent_pair(where, cotangents)
             dy = _arrays.cotangent(where, "y", dy, y)
             if dstate is not None:
                 raise TypeError(f"{where}: dstate is {_checks.described(dstate)}, expected None: a block has no state")
-            grads: dict[str, dict[str, Array]] = {}
             dz = existing(xp.zeros_like(y) if dy is None else dy)
-            d, grads["linear2"] = pull_linear2(pull_dropped2(dz)[0])
-            if pull_gelu is not None:
-                d = pull_gelu(d)
-            d, grads["linear1"] = pull_linear1(d)
-            d, grads["norm2"] = pull_norm2(d)
+            d, of_transform = transform.pull(dz)
             dz = dz + d
-            (d, _, _), grads["self_attn"] = pull_attention((pull_dropped1(dz)[0], None))
-            d, grads["norm1"] = pull_norm1(d)
-            flat = {f"{part}.{name}": g for part in self._parts for name, g in grads[part].items()}
-            return (dz + d, None), self._summed(flat)
+            d, of_attend = attend.pull(dz)
+            return (dz + d, None), self._named({**of_attend, **of_transform})
 
         return (y, None), pullback
 

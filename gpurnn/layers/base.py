@@ -1,4 +1,4 @@
-"""What every layer is: configuration, a flat dict of arrays, and nothing else that changes."""
+"""The base classes of layers. A layer is its configuration and a flat dict of arrays; nothing else changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PYTORCH_GRU = "reset_after=True, update='state'"
 """The form of the GRU whose weights people have from PyTorch and cuDNN."""
 
 TOKENS = 0
-"""What `Layer._widths` says of an input of tokens, which has no axis of features."""
+"""The width that `Layer._widths` gives for an input of tokens, which has no axis of features."""
 
 
 class Layer(ABC):
@@ -147,7 +147,7 @@ class Layer(ABC):
             p[...] = value
 
     def _check_forms(self, where: str, names: Iterable[str]) -> None:
-        """Refuse weights of another form of the GRU; warn of those whose names do not say theirs."""
+        """Reject weights of another form of the GRU; warn of weights whose names do not say theirs."""
         for prefix, form in self._forms().items():
             of = f"{prefix.removesuffix('.')} is " if prefix else ""
             own = [name for name in names if name.startswith(prefix)]
@@ -228,7 +228,7 @@ class Layer(ABC):
             raise _files.FileFormatError(f"{os.fspath(path)}: {_files.reason(error)}") from error
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
-        """The sizes of the last axis of its input and of its output, given that of the input; None if not known."""
+        """The sizes of the last axes of input and output, given that of the input; None if not known."""
         return None, None
 
     def config(self) -> dict[str, Any]:
@@ -431,16 +431,69 @@ def parameter(
     return np.zeros(shape, dtype)
 
 
+class Chain:
+    """Functions applied one after another, and the way back through them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn import Dense
+    >>> chain, hidden, output = Chain(), Dense(2, 3), Dense(3, 1)
+    >>> y = chain("hidden", hidden.vjp(np.ones((4, 2), np.float32)))
+    >>> y = chain("output", output.vjp(y))
+    >>> dx, grads = chain.pull(np.ones_like(y))
+    >>> dx.shape, {part: list(of_part) for part, of_part in grads.items()}
+    ((4, 2), {'output': ['weight', 'bias'], 'hidden': ['weight', 'bias']})
+    """
+
+    def __init__(self) -> None:
+        self._pulls: list[tuple[str | None, Pullback]] = []
+
+    def __call__(self, part: str | None, outcome: tuple[Array, Pullback]) -> Array:
+        """The output of a ``vjp``, whose pullback is kept. ``part`` names a layer, and is None without parameters."""
+        y, pull = outcome
+        self._pulls.append((part, pull))
+        return y
+
+    def pull(self, dy: Array | None) -> tuple[Any, dict[str, dict[str, Array]]]:
+        """The gradient of the first input, and those of the parameters by part."""
+        grads = {}
+        for part, pull in reversed(self._pulls):
+            dy, of_part = pull(dy)
+            if part is not None:
+                grads[part] = of_part
+        return dy, grads
+
+
 class Composite(Layer):
     """A layer that is made of layers: its parameters are theirs, each of them once, under its first name."""
 
-    @abstractmethod
+    parts: tuple[str, ...]
+    """The attributes that hold the layers. The names of parameters begin with them."""
+
     def _layers(self) -> dict[str, Layer]:
         """The layers by what their parameters' names begin with."""
+        return {f"{part}.": getattr(self, part) for part in self.parts}
+
+    def _replace_layers(self, layers: dict[str, Layer]) -> None:
+        """Put layers into the places of `_layers`."""
+        for prefix, layer in layers.items():
+            setattr(self, prefix.removesuffix("."), layer)
+
+    def to(self, xp: Any) -> Self:
+        """This layer with its parameters copied to the array library ``xp``: numpy, cupy or an array-API namespace."""
+        moved = copy.copy(self)
+        moved._replace_layers({prefix: layer.to(xp) for prefix, layer in self._layers().items()})
+        moved._share(self._shared())
+        return moved
+
+    def _named(self, grads: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
+        """The gradients by parameter, given those of each part."""
+        return self._summed({f"{part}.{name}": g for part, of_part in grads.items() for name, g in of_part.items()})
 
     @property
     def params(self) -> dict[str, Array]:  # type: ignore[override]
-        """The parameters of the layers, each name behind that of its layer and a dot."""
+        """The parameters of the layers, under names that begin with the layer's and a dot."""
         return _sharing.merged({name: held[own] for name, (held, own) in self._places().items()})
 
     def _forms(self) -> dict[str, str]:
@@ -457,7 +510,7 @@ class Composite(Layer):
 
 
 def parameter_dtype(where: str, dtype: Any) -> np.dtype[Any]:
-    """The NumPy dtype of a layer's ``dtype`` argument, in the machine's byte order; refuse what is not supported."""
+    """The NumPy dtype of a layer's ``dtype`` argument, in the machine's byte order; reject what is not supported."""
     expected = " or ".join(_checks.FLOATS)
     try:
         found: np.dtype[Any] = np.dtype(dtype)

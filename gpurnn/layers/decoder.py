@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from ..functional._dropout import dropout_mask
 from ..functional._state import pack_state, unpack_state
 from .base import Composite, Layer, parameter, parameter_dtype
 from .recurrent import Recurrent, layer_names
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -227,10 +231,9 @@ class Decoder(Composite):
         params = {name: held[own] for name, (held, own) in self._places().items()}
         return _arrays.parameters("Decoder", params, self.recurrent._parameter_shapes() | self._own_shapes)
 
-    def to(self, xp: Any) -> Decoder:
+    def to(self, xp: Any) -> Self:
         """This decoder with its parameters copied to the array library ``xp``."""
-        moved: Decoder = object.__new__(type(self))
-        moved.__dict__ |= self.__dict__
+        moved = copy.copy(self)
         moved.recurrent = self.recurrent.to(xp)
         moved._own = {name: _dispatch.from_numpy(xp, _dispatch.to_numpy(p)) for name, p in self._own.items()}
         moved._share(self._shared())

@@ -81,11 +81,8 @@ class Sequential(Composite):
     def _layers(self) -> dict[str, Layer]:
         return {f"{index}.": layer for index, layer in enumerate(self.layers)}
 
-    def to(self, xp: Any) -> Sequential:
-        """These layers with their parameters copied to the array library ``xp``."""
-        moved = Sequential(*(layer.to(xp) for layer in self.layers))
-        moved._share(self._shared())
-        return moved
+    def _replace_layers(self, layers: dict[str, Layer]) -> None:
+        self.layers = tuple(layers.values())
 
     def __call__(
         self, x: Array, state: Any = None, lengths: Array | None = None, resets: Array | None = None
@@ -139,17 +136,16 @@ class Sequential(Composite):
             dx, dstate = cotangent_pair("Sequential", cotangents)
             dstates = list(self._states(dstate, "dstate"))
             dstate0: list[Any] = []
-            grads: dict[str, Array] = {}
+            grads: dict[str, dict[str, Array]] = {}
             for index, (layer, pull) in reversed(list(enumerate(zip(self.layers, pulls, strict=True)))):
                 if layer.stateful:
-                    (dx, dinitial), own = pull((dx, dstates.pop()))
+                    (dx, dinitial), grads[f"{index}"] = pull((dx, dstates.pop()))
                     dstate0.insert(0, dinitial)
                 else:
-                    dx, own = pull(dx)
-                grads |= {f"{index}.{name}": gradient for name, gradient in own.items()}
+                    dx, grads[f"{index}"] = pull(dx)
             if past is not None and dx is not None:
                 dx = _zero_where(past, dx)
-            return (dx, tuple(dstate0)), self._summed(grads)
+            return (dx, tuple(dstate0)), self._named(grads)
 
         return (x, tuple(finals)), pullback
 

@@ -1,8 +1,7 @@
-"""What every model is: layers that make up a whole, a loss, and `fit`, `save` and `from_file`."""
+"""The base class of models: layers that make up a whole, a loss, and `fit`, `save` and `from_file`."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 from abc import abstractmethod
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from .. import _arrays, _checks, _dispatch, optimizers
 from .._contract import Array, State
 from ..cells import CELLS
-from ..layers.base import Composite, Layer, named, text, uninitialised
+from ..layers.base import Composite, named, text, uninitialised
 from ..layers.recurrent import LAYERS
 from .files import Saved
 from .vocabulary import Vocabulary
@@ -47,14 +46,11 @@ class Model(Composite, Saved):
     model or of its recurrent layers.
     """
 
-    parts: tuple[str, ...]
-    """The attributes that hold the model's layers."""
-
     _stack = "recurrent"
     """The attribute that holds the recurrent layers whose options the constructor takes."""
 
     trainer_: Trainer
-    """What trained the model, after `fit`."""
+    """The trainer of the last `fit`."""
 
     _loss: str
     """The name of the loss in `gpurnn.losses`."""
@@ -62,21 +58,10 @@ class Model(Composite, Saved):
     _not_options: tuple[str, ...] = ()
     """Options of a base that the constructor rejects."""
 
-    def _layers(self) -> dict[str, Layer]:
-        return {f"{part}.": getattr(self, part) for part in self.parts}
-
     @property
     def loss_unit(self) -> str:
         """The unit of `loss` in words, for metrics and pictures."""
         return LOSS_UNITS[self._loss]
-
-    def to(self, xp: Any) -> Self:
-        """This model with its parameters copied to the array library ``xp``."""
-        moved = copy.copy(self)
-        for part in self.parts:
-            setattr(moved, part, getattr(self, part).to(xp))
-        moved._share(self._shared())
-        return moved
 
     def __getstate__(self) -> dict[str, Any]:
         # The trainer holds the data, and trains this model, not its copy.
@@ -126,7 +111,7 @@ class Model(Composite, Saved):
         *,
         rng: int | np.random.Generator | None = None,
     ) -> tuple[Array, State, dict[str, Array]]:
-        """What `loss` returns, and the gradients of the loss by parameter name. With ``rng`` dropout acts."""
+        """The results of `loss`, and the gradients of the loss by parameter name. With ``rng`` dropout acts."""
 
     def fit(
         self,
@@ -154,14 +139,14 @@ class Model(Composite, Saved):
         Parameters
         ----------
         X : sequence of arrays, or Data
-            An example each; what the arrays are says the model. Or batches of your own choice, from
+            An example each; the model says what the arrays hold. Or batches of your own choice, from
             `gpurnn.training`; then there is no ``y``.
         y : sequence, optional
             The target of each example.
         epochs, steps : int, optional
             How long to train, at most one of the two.
         batch_size : int
-            Examples in a batch. They are shuffled anew in every epoch.
+            Examples in a batch. They are shuffled in every epoch.
         validation : pair or Data, optional
             ``(X, y)`` to evaluate, once an epoch unless ``validation_interval`` says otherwise.
         validation_split : float, optional
@@ -266,7 +251,7 @@ class Model(Composite, Saved):
             raise type(error)(str(error).replace(f"{where}: ", f"{where}: validation's ", 1)) from error
 
     def _check_options(self, options: dict[str, Any]) -> None:
-        """Refuse what is no option of `fit`."""
+        """Reject keywords that are no options of `fit`."""
         from ..training import Trainer
 
         known = _checks.keywords(Trainer, "__init__") | _checks.keywords(type(self), "fit")
@@ -318,7 +303,7 @@ def _optimizer(where: str, optimizer: Any, lr: float | None) -> Any:
     """An optimizer from its name and learning rate, or as it is given."""
     if not isinstance(optimizer, str):
         if lr is not None:
-            raise TypeError(f"{where}: lr is given beside an optimizer, expected it as the lr of the optimizer")
+            raise TypeError(f"{where}: lr is given together with an optimizer, expected it as the lr of the optimizer")
         return optimizer
     kinds = {
         name.lower(): kind

@@ -15,7 +15,7 @@ from .. import _checks
 Rows = NDArray[np.int64]
 
 Step = Callable[[NDArray[np.int32], Any], tuple[NDArray[np.float64], "NDArray[np.float64] | None", Any]]
-"""From the last tokens (R,) and the state to logits (R, V), where the step looked (R, S) or None, and the state."""
+"""From the last tokens (R,) and the state to logits (R, V), attention weights (R, S) or None, and the new state."""
 
 Reorder = Callable[[Any, Rows], Any]
 """From a state and numbers of rows to the state of these rows, in this order."""
@@ -43,12 +43,12 @@ def require_finite(logits: NDArray[np.float64], read: NDArray[np.bool_], fail: F
 def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """log softmax over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return found
+    log_probabilities: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return log_probabilities
 
 
 def likeliest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """Where the k largest values of each row (R, N) are, (R, k): the largest first, of equal values the first.
+    """The places (R, k) of the k largest values of each row (R, N), the largest first; of equal values the first.
 
     These are the first k places of a stable descending sort, in O(N) instead of O(N log N) per row.
     """
@@ -59,7 +59,7 @@ def likeliest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     least = np.take_along_axis(values, places[:, :1], axis=1)
     # The partition chooses freely among the values that are equal to the least. The first of them belong here.
     for row in np.flatnonzero((values >= least).sum(axis=1) > k).tolist():
-        larger, equal = (np.flatnonzero(found) for found in (values[row] > least[row], values[row] == least[row]))
+        larger, equal = np.flatnonzero(values[row] > least[row]), np.flatnonzero(values[row] == least[row])
         places[row] = np.concatenate([larger, equal[: k - len(larger)]])
     places.sort(axis=1)
     order = np.argsort(-np.take_along_axis(values, places, axis=1), axis=1, kind="stable")
@@ -104,20 +104,20 @@ def draw(
     if temperature == 0:
         likeliest_token: NDArray[np.int64] = logits.argmax(axis=1)
         return likeliest_token
-    kept = None
+    tokens = None
     if top_k is not None and top_k < logits.shape[1]:
-        kept = likeliest(logits, top_k)
-        logits = np.take_along_axis(logits, kept, axis=1)
+        tokens = likeliest(logits, top_k)
+        logits = np.take_along_axis(logits, tokens, axis=1)
     with np.errstate(over="ignore"):  # a small temperature makes an unlikely token impossible
         chances = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
     if top_p is not None and top_p < 1.0:
         places, chances = _nucleus(logits, chances, top_p)
-        kept = places if kept is None else np.take_along_axis(kept, places, axis=1)
+        tokens = places if tokens is None else np.take_along_axis(tokens, places, axis=1)
     bounds = np.cumsum(chances, axis=1)
     points = rng.random(len(logits)) * bounds[:, -1]
-    # The product may be rounded up to the whole, which lies past the last token that can be drawn.
-    found = np.minimum((bounds <= points[:, None]).sum(axis=1), (bounds < bounds[:, -1:]).sum(axis=1))
-    return found if kept is None else np.take_along_axis(kept, found[:, None], axis=1)[:, 0]
+    # The product may be rounded up to the last bound, which is past the last token that can be drawn.
+    drawn = np.minimum((bounds <= points[:, None]).sum(axis=1), (bounds < bounds[:, -1:]).sum(axis=1))
+    return drawn if tokens is None else np.take_along_axis(tokens, drawn[:, None], axis=1)[:, 0]
 
 
 def _nucleus(
@@ -129,12 +129,12 @@ def _nucleus(
     while True:
         count = min(64 * max(count, 1), size)
         places = likeliest(logits, count)
-        found = np.take_along_axis(chances, places, axis=1)
-        bounds = np.cumsum(found, axis=1)
+        largest = np.take_along_axis(chances, places, axis=1)
+        bounds = np.cumsum(largest, axis=1)
         if count == size or (bounds[:, -1:] / total >= p).all():
             break
-    # A token is in while those before it do not reach p.
-    return places, np.where((bounds - found) / total < p, found, 0.0)
+    # A token belongs to the nucleus if those before it do not reach p.
+    return places, np.where((bounds - largest) / total < p, largest, 0.0)
 
 
 def sample(
@@ -175,16 +175,16 @@ def sample(
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a beam search found.
+    """A sequence that a beam search has found.
 
     Attributes
     ----------
     tokens : (T,) int32 array
-        With its end symbol, unless it was cut short.
+        They include the end symbol, unless the search reached ``max_length`` first.
     log_probability : float
         log P(tokens | source).
     score : float
-        What hypotheses are compared by: the log-probability over the length penalty, plus the coverage penalty.
+        The log-probability over the length penalty, plus the coverage penalty. Hypotheses are compared by it.
     """
 
     tokens: NDArray[np.int32]
@@ -221,11 +221,12 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """The best hypotheses of each row, the best first.
 
-    At each length the ``beam_size`` likeliest prefixes go on. Those that end are scored by
-    s(Y) = log P(Y) / lp(Y) + cp(Y), lp as `length_penalty`, cp as beta times `coverage`. A row stops when none of its
-    prefixes can still beat the worst of its ``best`` finished hypotheses: log P can only fall, cp is at most 0, and
-    lp is at most that of ``max_length``. Prefixes that reach ``max_length`` fill up where too few have ended. The limit
-    may be an array (B,), one for each row. A row whose logits are not finite raises ``fail(row)``.
+    At each length the ``beam_size`` likeliest prefixes are continued. Those that end are scored by
+    s(Y) = log P(Y) / lp(Y) + cp(Y), where lp is `length_penalty` and cp is beta times `coverage`. A row stops when none
+    of its prefixes can still beat the worst of its ``best`` finished hypotheses: log P can only fall, cp is at most 0,
+    and lp is at most that of ``max_length``. If fewer than ``best`` have ended, prefixes of ``max_length`` tokens make
+    up the number. The limit may be an array (B,), one for each row. A row whose logits are not finite raises
+    ``fail(row)``.
 
     References
     ----------
@@ -265,12 +266,12 @@ def beam_search(
         if weights is not None:
             weights = weights.reshape(batch, width, -1)
             looked = weights if looked is None else looked + weights
-        # Of 2 K continuations at most K end, so that at least K go on.
+        # At most K of 2 K continuations end, so at least K remain to be continued.
         flat = totals.reshape(batch, width * V)
         order = likeliest(flat, 2 * K)
         chosen = np.zeros((batch, K), np.int64)
         following = np.zeros((batch, K), np.int32)
-        kept = np.full((batch, K), -np.inf)
+        following_scores = np.full((batch, K), -np.inf)
         for row in np.flatnonzero(~ended).tolist():
             place = 0
             for candidate in order[row]:
@@ -282,14 +283,15 @@ def beam_search(
                     prefix = np.append(tokens[row, beam], np.int32(end))
                     finish(row, prefix, total, None if looked is None else looked[row, beam])
                 else:
-                    chosen[row, place], following[row, place], kept[row, place] = beam, token, total
+                    chosen[row, place], following[row, place] = beam, token
+                    following_scores[row, place] = total
                     place += 1
         rows = (np.arange(batch)[:, None] * width + chosen).reshape(-1)
         state = reorder(state, rows)
         tokens = np.concatenate([np.take_along_axis(tokens, chosen[:, :, None], axis=1), following[:, :, None]], axis=2)
         if looked is not None:
             looked = np.take_along_axis(looked, chosen[:, :, None], axis=1)
-        scores, last = kept, following.reshape(-1)
+        scores, last = following_scores, following.reshape(-1)
         for row in np.flatnonzero(~ended).tolist():
             highest = float(scores[row].max()) / length_penalty(int(limits[row]), alpha)
             full = len(finished[row]) == best

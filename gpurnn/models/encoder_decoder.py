@@ -15,6 +15,7 @@ from .._op import Pullback
 from .._random import generator
 from ..functional._attention import SCORES
 from ..functional._state import cotangent_pair, pack_state, unpack_state
+from ..layers.base import Chain
 from ..layers.decoder import Carried
 from . import decoding
 from .base import Model, check_numbers, existing, not_finite, recurrent, without_padding
@@ -38,7 +39,7 @@ class EncoderDecoder(Model):
     source_symbols, target_symbols : int
         How many tokens there are, the reserved ones included.
     embedding_size, hidden_size : int
-        hidden_size is that of the encoder, in each direction, and of the decoder.
+        hidden_size is the width of the encoder, in each direction, and of the decoder.
     num_layers : int
         Of the decoder.
     encoder_layers : int, optional
@@ -246,32 +247,27 @@ class EncoderDecoder(Model):
         where = "EncoderDecoder"
         source, previous = self._take_pair(source, "previous", previous, lengths)
         random = None if rng is None else generator(where, rng)
-        x, pull_source = self.source.vjp(source)
-        x, pull_dropped_source = self._dropped.vjp(x, random)
+        reading, written, head = Chain(), Chain(), Chain()
+        x = reading("source", self.source.vjp(source))
+        x = reading(None, self._dropped.vjp(x, random))
         (memory, final), pull_encoder = self.encoder.vjp(x, None, lengths, rng=random)
         initial, pull_bridge = self._bridge(final)
-        y, pull_target = self.target.vjp(previous)
-        y, pull_dropped_target = self._dropped.vjp(y, random)
+        y = written("target", self.target.vjp(previous))
+        y = written(None, self._dropped.vjp(y, random))
         looks = self._looks
-        (read, weights, _), pull_decoder = self.decoder.vjp(
+        (output, weights, _), pull_decoder = self.decoder.vjp(
             y, memory if looks else None, initial, lengths if looks else None, random
         )
-        read, pull_dropped_read = self._dropped.vjp(read, random)
-        logits, pull_output = self.output.vjp(read)
+        logits = head("output", self.output.vjp(head(None, self._dropped.vjp(output, random))))
 
         def pullback(cotangents: Any) -> tuple[None, dict[str, Array]]:
             dlogits, dweights = cotangent_pair(where, cotangents)
             dlogits = _arrays.cotangent(where, "logits", dlogits, logits)
-            grads: dict[str, dict[str, Array]] = {}
-            dread, grads["output"] = pull_output(dlogits)
-            dread, _ = pull_dropped_read(dread)
-            (dy, dmemory, dinitial), grads["decoder"] = pull_decoder((dread, dweights, None))
-            _, grads["target"] = pull_target(pull_dropped_target(dy)[0])
+            doutput, grads = head.pull(dlogits)
+            (dy, dmemory, dinitial), grads["decoder"] = pull_decoder((doutput, dweights, None))
             dfinal, grads["bridge"] = pull_bridge(dinitial)
             (dx, _), grads["encoder"] = pull_encoder((dmemory, dfinal))
-            _, grads["source"] = pull_source(pull_dropped_source(dx)[0])
-            flat = {f"{part}.{name}": g for part, own in grads.items() for name, g in own.items()}
-            return None, self._summed(flat)
+            return None, self._named({**grads, **written.pull(dy)[1], **reading.pull(dx)[1]})
 
         return (logits, weights), pullback
 
@@ -280,7 +276,7 @@ class EncoderDecoder(Model):
         return self.decoder.attention is not None
 
     def _encode(self, source: Array, lengths: Array | None) -> tuple[Array | None, State]:
-        """What the decoder looks at, None without attention, and its initial state."""
+        """The memory that the decoder attends to, None without attention, and its initial state."""
         source = self._take_tokens("source", source, lengths)
         memory, final = self.encoder(self.source(source), None, lengths)
         return memory if self._looks else None, self._bridge(final)[0]
@@ -361,15 +357,15 @@ class EncoderDecoder(Model):
         rng: int | np.random.Generator | None = None,
         teacher_forcing: float = 1.0,
     ) -> tuple[Array, None, dict[str, Array]]:
-        """What `loss` returns, and its gradients by parameter name. With ``rng`` dropout acts.
+        """The results of `loss`, and its gradients by parameter name. With ``rng`` dropout acts.
 
         Parameters
         ----------
         teacher_forcing : float
-            The probability, for each step and sequence on its own, that the decoder reads the target y_{t-1}, and not
-            the token that it finds likeliest itself after what it has read (without dropout). 1 is teacher forcing, 0
-            free running, what lies between scheduled sampling (Bengio et al. 2015). A token has no gradient, so the
-            gradients are those of the loss given the tokens that were read, exactly.
+            The probability, for each step of each sequence, that the decoder reads the target y_{t-1}. Otherwise it
+            reads the token that it finds likeliest after what it has read, without dropout. 1 is teacher forcing, 0 is
+            free running, and values between are scheduled sampling (Bengio et al. 2015). A token has no gradient, so
+            the gradients are exactly those of the loss given the tokens that were read.
         """
         _checks.no_state("EncoderDecoder", state)
         tokens, mask = self._targets(inputs, targets)
@@ -438,7 +434,7 @@ class EncoderDecoder(Model):
         return without_padding(where, tokens, lengths), existing(where, tokens, lengths)
 
     def _shifted(self, tokens: Array) -> Array:
-        """What a decoder that is told the target reads: begin, y_1, ..., y_{T-1}."""
+        """Decoder inputs under teacher forcing: begin, y_1, ..., y_{T-1}."""
         xp = _dispatch.namespace("EncoderDecoder", tokens=tokens)
         first = xp.full_like(tokens[:1, ...], self.begin)
         return xp.concat([first, tokens[:-1, ...]], axis=0)
@@ -446,7 +442,7 @@ class EncoderDecoder(Model):
     def _read(
         self, source: Array, tokens: Array, lengths: Array | None, share: float, rng: np.random.Generator | None
     ) -> Array:
-        """What the decoder reads where the target is told with a probability of ``share``."""
+        """Decoder inputs under scheduled sampling with probability ``share`` of the target."""
         where = "EncoderDecoder.loss_and_gradients"
         share = _checks.probability(where, "teacher_forcing", share)
         target = self._shifted(tokens)
@@ -460,11 +456,11 @@ class EncoderDecoder(Model):
         read = [target[0, ...]]
         for t in range(1, tokens.shape[0]):
             output, _, carried = self.decoder.step(self.target(read[-1][None, ...])[0, ...], carried)
-            own = xp.astype(xp.argmax(self.output(output), axis=-1), xp.int64)
+            token = xp.astype(xp.argmax(self.output(output), axis=-1), xp.int64)
             if rng is not None and share > 0.0:
                 keep = _dispatch.from_numpy(xp, rng.random((tokens.shape[1],)) < share)
-                own = xp.where(keep, target[t, ...], own)
-            read.append(own)
+                token = xp.where(keep, target[t, ...], token)
+            read.append(token)
         return xp.stack(read)
 
     # ---- Decoding ----------------------------------------------------------------------------------------------------
@@ -566,12 +562,12 @@ class EncoderDecoder(Model):
         **options: Any,
     ) -> tuple[Array, Array]:
         step, carried = self._steps(where, source, lengths)
-        tokens, found = decoding.sample(
+        tokens, counts = decoding.sample(
             step, carried, source.shape[1], begin=self.begin, end=self.end, max_length=max_length, rng=rng,
             temperature=temperature, fail=fail, **options,
         )  # fmt: skip
         xp = _dispatch.namespace(where, source=source)
-        return _dispatch.from_numpy(xp, tokens), _dispatch.from_numpy(xp, found)
+        return _dispatch.from_numpy(xp, tokens), _dispatch.from_numpy(xp, counts)
 
     def beam_search(
         self,
@@ -594,7 +590,7 @@ class EncoderDecoder(Model):
         source, lengths, max_length
             As in `sample`.
         beam_size : int
-            How many prefixes go on at each length.
+            How many prefixes are continued at each length.
         length_penalty, coverage_penalty : float
             At least 0. The latter is for models with attention.
         best : int
@@ -722,7 +718,7 @@ class EncoderDecoder(Model):
             limits[:] = _limit(where, max_length)
         # Sources of about one length go together, so that there is little padding.
         order = sorted(range(len(sources)), key=lambda i: int(sources[i].shape[0]))
-        found: list[Any] = [None] * len(sources)
+        sequences: list[Any] = [None] * len(sources)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             padded, lengths = pad([sources[i] for i in chosen])
@@ -737,8 +733,8 @@ class EncoderDecoder(Model):
                 )  # fmt: skip
                 rows = [hypotheses[0].tokens for hypotheses in best]
             for i, row in zip(chosen, rows, strict=True):
-                found[i] = row[:-1] if row[-1] == self.end else row
-        return found
+                sequences[i] = row[:-1] if row[-1] == self.end else row
+        return sequences
 
     def _take_examples(self, where: str, name: str, examples: Any, symbols: int, least: int = 1) -> list[Array]:
         """Examples, ready to compute with; reject all but arrays (n,) of at least ``least`` of ``symbols`` tokens."""

@@ -1,4 +1,4 @@
-"""What callers have, as what a model computes with: for each example an array of the model's dtype, and its label.
+"""Callers' examples and labels as the arrays that a model computes with: one of the model's dtype for each example.
 
 Functions and layers are strict about their arrays. Models are where people arrive with lists, tables, tensors of other
 libraries, labels in words and targets in any unit; all of that is converted here, once. A message names a value as its

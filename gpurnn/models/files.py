@@ -44,7 +44,7 @@ class Saved(Layer):
         return "model", content
 
     def _fitted(self) -> dict[str, Any]:
-        """What a fit learnt besides parameters, as JSON can hold it."""
+        """The results of a fit besides parameters, as JSON can hold them."""
         return {}
 
     def _restore_fitted(self, fitted: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Saved(Layer):
 
 
 def _name(kind: type) -> str:
-    """What a file calls a class: gpurnn's by its name, any other by its module and name."""
+    """The name of a class in a file: gpurnn's classes have their own, others their module's and their own."""
     own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
     return kind.__name__ if own else f"{kind.__module__}.{kind.__name__}"
 

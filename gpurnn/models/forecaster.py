@@ -48,7 +48,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Backtest:
-    """Forecasts from several origins of a series that goes on behind them, and what came then.
+    """Forecasts from several origins of a series, with the values that followed.
 
     Attributes
     ----------
@@ -158,8 +158,8 @@ class Forecaster(SequenceModel):
     >>> ahead = model.forecast(series[:250], 20, level=0.9)
     >>> ahead.point.shape, bool(np.abs(ahead.point - series[250:270]).max() < 0.6)
     ((20,), True)
-    >>> found = model.backtest(series, start=250)
-    >>> found.mse < 0.04, found.coverage > 0.7
+    >>> backtest = model.backtest(series, start=250)
+    >>> backtest.mse < 0.04, backtest.coverage > 0.7
     (True, True)
     """
 
@@ -375,7 +375,7 @@ class Forecaster(SequenceModel):
         return xp.concat(parts, axis=1)
 
     def predict(self, inputs: Any, steps: int = 1) -> Any:
-        """What follows each series, each forecast fed back as if it had been observed.
+        """The values that follow each series. Each forecast is fed back as if it had been observed.
 
         Parameters
         ----------
@@ -405,15 +405,15 @@ class Forecaster(SequenceModel):
         windows = _scaled(xp.stack([_columns(x)[-self.window :, :] for x in series], axis=1), *scales)
         values = _unscaled(self._free_run(windows, steps), *scales)
         self._require_finite(where, values)
-        found = [values[:, i, 0] if x.ndim == 1 else values[:, i, :] for i, x in enumerate(series)]
-        return found[0] if self._is_single(inputs) else found
+        forecasts = [values[:, i, 0] if x.ndim == 1 else values[:, i, :] for i, x in enumerate(series)]
+        return forecasts[0] if self._is_single(inputs) else forecasts
 
     def _require_finite(self, where: str, *forecasts: Array) -> None:
         """Raise if forecasts are NaN or infinite."""
         xp = _dispatch.namespace(where, forecasts=forecasts[0])
         if not all(bool(xp.all(xp.isfinite(values))) for values in forecasts):
-            held = {name: _dispatch.from_numpy(xp, getattr(self, name)) for name in _OF_SERIES}
-            raise not_finite(where, "the forecasts", self.params, **held)
+            scales = {name: _dispatch.from_numpy(xp, getattr(self, name)) for name in _OF_SERIES}
+            raise not_finite(where, "the forecasts", self.params, **scales)
 
     def forecast(
         self,
@@ -425,7 +425,7 @@ class Forecaster(SequenceModel):
         noise: str = "gaussian",
         rng: int | np.random.Generator = 0,
     ) -> Forecast:
-        r"""What follows a series, with prediction intervals by sampling.
+        r"""The values that follow a series, with prediction intervals by sampling.
 
         A sample is a path x_t = f(x_{t-1}, ..., x_{t-p}) + \epsilon_t with its own noise, fed back. The interval of a
         value lies between the (1 - level)/2 and the (1 + level)/2 quantile of what the samples have there.
@@ -459,8 +459,8 @@ class Forecaster(SequenceModel):
         x = self._one_series("forecast", "series", series, self.window)
         steps = _checks.integer_at_least(where, "steps", steps, 1)
         windows = _columns(x)[-self.window :, None, :]
-        found = self._intervals(where, windows, self._scales([x]), steps, samples, level, noise, rng)
-        point, lower, upper = (v[:, 0, 0] if x.ndim == 1 else v[:, 0, :] for v in found)
+        bounds = self._intervals(where, windows, self._scales([x]), steps, samples, level, noise, rng)
+        point, lower, upper = (v[:, 0, 0] if x.ndim == 1 else v[:, 0, :] for v in bounds)
         return Forecast(point, lower, upper, float(level))
 
     def backtest(
@@ -486,7 +486,7 @@ class Forecaster(SequenceModel):
         horizon : int
             How many values are forecast from each origin.
         stride : int
-            From one origin to the next. The last is the last whose forecast lies within the series.
+            Steps from one origin to the next. All forecasts are within the series.
         samples, level, noise, rng
             As in `forecast`.
 
@@ -518,8 +518,8 @@ class Forecaster(SequenceModel):
         windows = xp.stack([columns[o - self.window : o, :] for o in origins], axis=1)
         actual = xp.stack([columns[o : o + horizon, :] for o in origins])
         scales = self._scales([_dispatch.to_numpy(columns)[:o] for o in origins])
-        found = self._intervals(where, windows, scales, horizon, samples, level, noise, rng)
-        arrays = [*(xp.permute_dims(v, (1, 0, 2)) for v in found), actual]
+        bounds = self._intervals(where, windows, scales, horizon, samples, level, noise, rng)
+        arrays = [*(xp.permute_dims(v, (1, 0, 2)) for v in bounds), actual]
         point, lower, upper, actual = (v[:, :, 0] if x.ndim == 1 else v for v in arrays)
         return Backtest(origins, point, lower, upper, actual, float(level))
 

@@ -65,7 +65,7 @@ class SequenceGenerator(Model):
 
     Examples
     --------
-    Count up from the number that is given, and begin anew after 3:
+    Count up from a given number, and start again at 0 after 3:
 
     >>> import numpy as np
     >>> import gpurnn
@@ -132,7 +132,7 @@ class SequenceGenerator(Model):
             dtype=dtype,
             rng=random,
         )
-        # One bias: b_h is that of h_0 too.
+        # There is one bias: h_0 has the same b_h.
         del self.recurrent.params["bias_hh_l0"]
         self.output = layers.Dense(hidden_size, outputs, activation=output_activation, dtype=dtype, rng=random)
 
@@ -169,7 +169,7 @@ class SequenceGenerator(Model):
         return activate(xp, self.output.activation, a)
 
     def _da(self, a: Array, y: Array, dy: Array) -> Array:
-        """The gradient of a from that of y = g(a)."""
+        """The gradient by a, given that by y = g(a)."""
         xp = _dispatch.namespace("SequenceGenerator", y=y)
         return activate_pullback(xp, self.output.activation, a, y, dy)
 
@@ -180,7 +180,7 @@ class SequenceGenerator(Model):
     def _run(
         self, x: Array, steps: int, fed: Array | None = None, forced: Array | bool = False, *, training: bool = True
     ) -> tuple[Array, Callable[[Array], tuple[Array, dict[str, Array]]]]:
-        """a_1 .. a_T (T, B, O), of which y_t = g(a_t), and their pullback.
+        """a_1 .. a_T (T, B, O), from which y_t = g(a_t), and their pullback.
 
         ``fed`` (T, B, O) stands in the place of y where ``forced`` (T, B), or all of it, is True.
         """
@@ -197,15 +197,12 @@ class SequenceGenerator(Model):
             dh0, recurrent, output = pull_states(da)
             dx, start = pull_input(dh0)
             recurrent = recurrent | {"bias_ih_l0": recurrent["bias_ih_l0"] + start["bias"]}
-            grads = {"input.weight": start["weight"]}
-            grads |= {f"recurrent.{name}": g for name, g in recurrent.items()}
-            grads |= {f"output.{name}": g for name, g in output.items()}
-            return dx, self._summed(grads)
+            return dx, self._named({"input": {"weight": start["weight"]}, "recurrent": recurrent, "output": output})
 
         return a, pullback
 
     def _run_forced(self, h0: Array, steps: int, fed: Any) -> tuple[Array, Any]:
-        """All that is fed is known beforehand, so that the recurrence is one call."""
+        """Everything that is fed is known beforehand, so the recurrence is one call."""
         xp = _dispatch.namespace("SequenceGenerator", h0=h0)
         (h, _), pull_recurrent = self.recurrent.vjp(fed[: steps - 1, ...], h0[None, ...])
         a, pull_head = self._head(xp.concat([h0[None, ...], h], axis=0))
@@ -218,7 +215,7 @@ class SequenceGenerator(Model):
         return a, pullback
 
     def _run_fed_back(self, h: Array, steps: int, fed: Any, forced: Any, training: bool) -> tuple[Array, Any]:
-        """Step by step: what is fed at a step depends on what the step before put out."""
+        """Step by step, because each step reads the output of the step before."""
         xp = _dispatch.namespace("SequenceGenerator", h=h)
         weights = {name.removesuffix("_l0"): p for name, p in self.recurrent.params.items()}
         head: list[tuple[Array, Array, Pullback]] = []
@@ -241,14 +238,14 @@ class SequenceGenerator(Model):
                 a, y, pull_head = head[t]
                 da_t = da[t, ...]
                 if t < steps - 1:
-                    (dy, dh), own = recurrence[t]((None, dh))
-                    recurrent = _sum(recurrent, own)
+                    (dy, dh), of_step = recurrence[t]((None, dh))
+                    recurrent = _sum(recurrent, of_step)
                     dy = dy[0, ...]
                     if forced is not False:
                         dy = xp.where(forced[t, :, None], xp.zeros_like(dy), dy)
                     da_t = da_t + self._da(a, y, dy)
-                dstate, own = pull_head(da_t)
-                output = _sum(output, own)
+                dstate, of_step = pull_head(da_t)
+                output = _sum(output, of_step)
                 dh = dstate if dh is None else dh + dstate
             for name, p in weights.items():
                 recurrent.setdefault(name, xp.zeros_like(p))  # a single step has no recurrence
@@ -297,19 +294,19 @@ class SequenceGenerator(Model):
         rng: int | np.random.Generator | None = None,
         teacher_forcing: float = 1.0,
     ) -> tuple[Array, None, dict[str, Array]]:
-        """What `loss` returns, and the gradients of the loss by parameter name.
+        """The results of `loss`, and the gradients of the loss by parameter name.
 
         Parameters
         ----------
         inputs, targets, state, lengths
             As in `loss`.
         rng : int or numpy.random.Generator, optional
-            What decides where targets are fed, if ``teacher_forcing`` is neither 0 nor 1.
+            Decides where targets are fed, if ``teacher_forcing`` is neither 0 nor 1.
         teacher_forcing : float
-            The probability, in [0, 1], that the target is fed and not the output, for each step of each sequence:
-            1 is teacher forcing, 0 free running, between them lies scheduled sampling. The gradients are exact for
-            what was fed: they go back through the outputs, and not into the choice. `fit` takes it too, or a function
-            that gives it for each training step.
+            The probability, in [0, 1], that the target is fed instead of the output, for each step of each sequence.
+            1 is teacher forcing, 0 is free running, and values between are scheduled sampling. The gradients are exact
+            for what was fed: they go back through the outputs, but not through the choice. `fit` takes it too, or a
+            function that gives it for each training step.
         """
         _checks.no_state("SequenceGenerator", state)
         loss, pullback = self._loss_and_pullback(inputs, targets, lengths, teacher_forcing, rng)
@@ -346,7 +343,7 @@ class SequenceGenerator(Model):
                 numbers = xp.arange(outputs, dtype=xp.int64, device=_dispatch.device(targets))
                 fed = xp.astype(targets[:, :, None] == numbers, x.dtype)
             else:
-                # What lies past a length must not reach a product.
+                # Padding must not reach a product.
                 fed = targets if exists is None else xp.where(exists[:, :, None], targets, xp.zeros_like(targets))
         a, pull = self._run(x, T, fed, forced)
         criterion = getattr(losses, self._loss)
@@ -363,7 +360,7 @@ class SequenceGenerator(Model):
     def _forced(
         xp: Any, teacher_forcing: float, rng: int | np.random.Generator | None, shape: tuple[int, int]
     ) -> Array | bool:
-        """Where targets are fed: a bool for everywhere, or an array of them."""
+        """Whether targets are fed: a bool for all steps, or an array (T, B) of them."""
         where = "SequenceGenerator"
         teacher_forcing = _checks.probability(where, "teacher_forcing", teacher_forcing)
         if teacher_forcing in (0, 1):
@@ -493,7 +490,7 @@ def _sum(total: dict[str, Array], more: dict[str, Array]) -> dict[str, Array]:
 
 
 class _Reversed:
-    """Batches whose inputs are what those of ``batches`` have as targets: a row each; and the reverse."""
+    """``batches`` with inputs and targets swapped."""
 
     carries_state = False
 
@@ -522,5 +519,5 @@ class _Reversed:
         return _Reversed(rest), _Reversed(part)
 
     def config(self) -> dict[str, Any]:
-        """What the batches depend on."""
+        """Everything that the batches depend on."""
         return self._batches.config()

@@ -13,6 +13,7 @@ from .._op import Pullback
 from .._random import generator
 from ..functional._activations import activate
 from ..functional._state import cotangent_pair
+from ..layers.base import Chain
 from .base import Model, check_numbers, existing, not_finite, recurrent, without_padding
 from .decoding import check_sampling, draw, require_finite
 from .sequence import LastPooling
@@ -167,7 +168,7 @@ class LanguageModel(Model):
     def __call__(
         self, tokens: Array, state: State = None, lengths: Array | None = None, resets: Array | None = None
     ) -> tuple[Array, State]:
-        """The logits of the token after each, and the final state, without dropout; nothing is saved.
+        """The logits of the token after each token, and the final state, without dropout; nothing is saved.
 
         Parameters
         ----------
@@ -179,7 +180,7 @@ class LanguageModel(Model):
         -------
         logits : (T, B, V) array
         state
-            To go on from.
+            The final state, to continue from.
         """
         tokens = self._take_tokens(tokens, lengths)
         y, state = self.recurrent(self.embedding(tokens), state, lengths, resets)
@@ -227,26 +228,26 @@ class LanguageModel(Model):
         rng: np.random.Generator | None,
         **options: Any,
     ) -> tuple[tuple[Array, State], Any]:
-        """What is below the output head: (y, state), and ``pull(dy, dstate) -> dstate0, grads``, a dict by part."""
+        """The layers below the output head: (y, state), and ``pull(dy, dstate) -> dstate0, grads`` by part."""
         tokens = self._take_tokens(tokens, lengths)
-        x, pull_embedding = self.embedding.vjp(tokens)
-        x, pull_dropped = self._dropped.vjp(x, rng)
+        below = Chain()
+        x = below("embedding", self.embedding.vjp(tokens))
+        x = below(None, self._dropped.vjp(x, rng))
         outputs, pull_recurrent = self.recurrent.vjp(x, state, lengths, resets, rng, **options)
 
         def pull(dy: Array | None, dfinal: State) -> tuple[State, dict[str, dict[str, Array]]]:
             (dx, dstate), recurrent = pull_recurrent((dy, dfinal))
-            _, embedding = pull_embedding(pull_dropped(dx)[0])
-            return dstate, {"embedding": embedding, "recurrent": recurrent}
+            return dstate, {**below.pull(dx)[1], "recurrent": recurrent}
 
         return outputs, pull
 
     def _gradients(self, hidden: dict[str, dict[str, Array]], output: dict[str, Array]) -> dict[str, Array]:
-        """The gradients by parameter name, from those of the parts."""
-        if self.tied:
-            hidden["embedding"]["weight"] = hidden["embedding"]["weight"] + output.pop("weight")
+        """The gradients by parameter, given those of the parts below the output head and of the head."""
         grads = {**hidden, "output": output}
-        flat = {f"{part}.{name}": g for part, own in grads.items() for name, g in own.items()}
-        return self._summed(flat)
+        if self.tied:
+            grads["embedding"] = {"weight": hidden["embedding"]["weight"] + output["weight"]}
+            grads["output"] = {"bias": output["bias"]}
+        return self._named(grads)
 
     @staticmethod
     def _take_tokens(tokens: Array, lengths: Array | None) -> Array:
@@ -289,10 +290,10 @@ class LanguageModel(Model):
         checkpoint_every: int | str | None = None,
         state_after: int | None = None,
     ) -> tuple[Array, State, dict[str, Array]]:
-        """What `loss` returns, and the gradients of the loss by parameter name. With ``rng`` dropout acts.
+        """The results of `loss`, and the gradients of the loss by parameter name. With ``rng`` dropout acts.
 
-        The logits are computed for some 1024 rows at a time, and their gradients at once, so that there are never those
-        of all steps.
+        Logits and their gradients are computed for about 1024 rows at a time, so those of all steps are never in memory
+        together.
 
         Parameters
         ----------
@@ -337,7 +338,7 @@ class LanguageModel(Model):
         return loss, final, self._gradients(hidden, output)
 
     def _loss_of_rows(self, y: Array, targets: Array, exist: Array | None) -> tuple[Array, Array, dict[str, Array]]:
-        """The mean cross-entropy of what the output head makes of y, its gradient of y, and those of the head."""
+        """The mean cross-entropy of the logits for y, its gradient by y, and those by the output head's parameters."""
         xp = _dispatch.namespace("LanguageModel", y=y)
         weight, bias = self._output_weight(), self.output.params["bias"]
         S, B = targets.shape
@@ -354,8 +355,8 @@ class LanguageModel(Model):
                 logits, targets[some, :], mask=None if exist is None else exist[some, :], reduction="none"
             )
             dlogits, _ = pull_loss(xp.ones_like(rows) / count)
-            dy[some, ...], found = pull_output(dlogits)
-            output = {name: output[name] + g if output else g for name, g in found.items()}
+            dy[some, ...], of_rows = pull_output(dlogits)
+            output = {name: output[name] + g if output else g for name, g in of_rows.items()}
             nats.append(rows)
         return xp.asarray(xp.sum(xp.concat(nats, axis=0)) / count), dy, output
 
@@ -446,7 +447,7 @@ class LanguageModel(Model):
         # Texts of about one length go together, so that there is little padding.
         order = sorted(range(len(read)), key=lambda i: len(read[i]))
         xp = self._namespace()
-        found: list[Any] = [None] * len(read)
+        rows: list[Any] = [None] * len(read)
         while order:
             count = 1
             while count < len(order) and (count + 1) * len(read[order[count]]) <= _READ:
@@ -458,8 +459,8 @@ class LanguageModel(Model):
             if len(bad):
                 raise not_finite(where, f"the logits for texts[{min(chosen[row] for row in bad)}]", self.params)
             for lane, i in enumerate(chosen):
-                found[i] = logits[lane, ...]
-        return activate(xp, "softmax", xp.stack(found))
+                rows[i] = logits[lane, ...]
+        return activate(xp, "softmax", xp.stack(rows))
 
     def _next(
         self, tokens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None = None, state: State = None
@@ -470,11 +471,11 @@ class LanguageModel(Model):
         with ``lengths`` are read at once.
         """
         xp = self._namespace()
-        held = None if lengths is None else _dispatch.from_numpy(xp, lengths)
+        counts = None if lengths is None else _dispatch.from_numpy(xp, lengths)
         for start in range(0, tokens.shape[0], _READ):
             x = self.embedding(_dispatch.from_numpy(xp, tokens[start : start + _READ, :]))
-            y, state = self.recurrent(x, state, held)
-        last = y[-1, ...] if held is None else LastPooling()(y, held)
+            y, state = self.recurrent(x, state, counts)
+        last = y[-1, ...] if counts is None else LastPooling()(y, counts)
         return functional.dense(last, self._output_weight(), self.output.params["bias"]), state
 
     def log_likelihood(self, text: str | Array, *, window: int = 512) -> float:
@@ -485,7 +486,7 @@ class LanguageModel(Model):
         text : str or (T,) integer array
             The text, or its tokens. Of any length: it is read in windows, the state handed on.
         window : int
-            Steps that are held in memory at a time. The result does not depend on it, rounding aside.
+            Steps that are in memory at a time. The result does not depend on it, except for rounding.
 
         Returns
         -------
@@ -544,7 +545,7 @@ class LanguageModel(Model):
         top_p: float | None = None,
         rng: int | np.random.Generator = 0,
     ) -> str:
-        r"""A text that goes on from ``prompt``, each token drawn from P(w_t | prompt, w_1 .. w_{t-1}).
+        r"""A text that continues ``prompt``, each token drawn from P(w_t | prompt, w_1 .. w_{t-1}).
 
         Parameters
         ----------
@@ -596,7 +597,7 @@ class LanguageModel(Model):
         Returns
         -------
         iterator of str
-            Characters or words. What ``vocabulary.join`` makes of them is the text that `sample` returns.
+            Characters or words. ``vocabulary.join`` of them is the text that `sample` returns.
 
         Raises
         ------

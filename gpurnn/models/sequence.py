@@ -16,7 +16,7 @@ from .._op import Pullback
 from .._random import generator
 from ..functional._activations import activate
 from ..functional._state import cotangent_pair
-from ..layers.base import Layer, parameter, parameter_dtype
+from ..layers.base import Chain, Layer, parameter, parameter_dtype
 from . import examples
 from .base import Model, check_numbers, existing, not_finite, recurrent, without_padding
 
@@ -48,9 +48,9 @@ def _take(where: str, y: Array, lengths: Array | None) -> tuple[Any, Array, Arra
 
 
 class LastPooling(Layer):
-    """What a recurrent stack puts out where it has read the whole sequence; zero for a sequence without steps.
+    """The output of a recurrent stack once it has read the whole sequence; zero for a sequence without steps.
 
-    That is at the last valid step, and at the first one for the columns of the backward direction.
+    That is its output at the last valid step, or at the first step for the columns of the backward direction.
     """
 
     name = "last"
@@ -156,7 +156,7 @@ class AttentionPooling(Layer):
 
 
 class SequenceModel(Model):
-    """What all sequence models are: embedding for tokens, recurrent stack, pooling unless per step, output head."""
+    """The base class of sequence models: embedding of tokens, recurrent stack, pooling unless per step, and head."""
 
     stateful = True
 
@@ -238,7 +238,7 @@ class SequenceModel(Model):
         state
             The initial state of the recurrent stack; zero by default.
         lengths : (B,) integer array, optional
-            Valid steps of each sequence, zero allowed. What lies past them is not read.
+            Valid steps of each sequence, zero allowed. Inputs past them are not read.
 
         Returns
         -------
@@ -264,38 +264,29 @@ class SequenceModel(Model):
         """``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning ``((dinputs, dstate0), grads)``.
 
         With ``rng`` dropout acts; without it these are the gradients of evaluation mode. dinputs is None for tokens.
-        ``checkpoint_every`` is that of the recurrent stack: see the ``vjp`` of `gpurnn.GRU`.
+        ``checkpoint_every`` is an option of the recurrent stack: see the ``vjp`` of `gpurnn.GRU`.
         """
         where = type(self).__name__
         inputs = self._take_inputs(inputs, lengths)
         random = None if rng is None else generator(where, rng)
-        pulls: dict[str, Pullback] = {}
-        x = inputs
-        if self.embedding is not None:
-            x, pulls["embedding"] = self.embedding.vjp(x)
-        x, pull_dropped_input = self._dropped.vjp(x, random)
+        below, above = Chain(), Chain()
+        x = inputs if self.embedding is None else below("embedding", self.embedding.vjp(inputs))
+        x = below(None, self._dropped.vjp(x, random))
         (y, final), pull_recurrent = self.recurrent.vjp(
             x, state, lengths, rng=random, checkpoint_every=checkpoint_every
         )
         if self.pooling is not None:
-            y, pulls["pooling"] = self.pooling.vjp(y, lengths)
-        y, pull_dropped_output = self._dropped.vjp(y, random)
-        outputs, pull_output = self.output.vjp(y)
+            y = above("pooling", self.pooling.vjp(y, lengths))
+        y = above(None, self._dropped.vjp(y, random))
+        outputs = above("output", self.output.vjp(y))
 
         def pullback(cotangents: Any) -> tuple[tuple[Array | None, State], dict[str, Array]]:
             doutputs, dfinal = cotangent_pair(where, cotangents)
             doutputs = _arrays.cotangent(where, "y", doutputs, outputs)
-            grads: dict[str, dict[str, Array]] = {}
-            dy, grads["output"] = pull_output(doutputs)
-            dy, _ = pull_dropped_output(dy)
-            if self.pooling is not None:
-                dy, grads["pooling"] = pulls["pooling"](dy)
-            (dx, dstate), grads["recurrent"] = pull_recurrent((dy, dfinal))
-            dx, _ = pull_dropped_input(dx)
-            if self.embedding is not None:
-                dx, grads["embedding"] = pulls["embedding"](dx)
-            flat = {f"{part}.{name}": g for part, own in grads.items() for name, g in own.items()}
-            return (dx, dstate), self._summed(flat)
+            dy, of_above = above.pull(doutputs)
+            (dx, dstate), recurrent = pull_recurrent((dy, dfinal))
+            dx, of_below = below.pull(dx)
+            return (dx, dstate), self._named({**of_below, "recurrent": recurrent, **of_above})
 
         return (outputs, final), pullback
 
@@ -339,9 +330,9 @@ class SequenceModel(Model):
         mask: Array | None = None,
         checkpoint_every: int | str | None = None,
     ) -> tuple[Array, State, dict[str, Array]]:
-        """What `loss` returns, and the gradients of the loss by parameter name. With ``rng`` dropout acts.
+        """The results of `loss`, and the gradients of the loss by parameter name. With ``rng`` dropout acts.
 
-        ``checkpoint_every`` is that of `vjp`.
+        ``checkpoint_every`` is as in `vjp`.
         """
         (y, final), pullback = self.vjp(inputs, state, lengths, rng, checkpoint_every=checkpoint_every)
         loss, pull_loss = getattr(losses, self._loss).vjp(y, targets, mask=self._mask(inputs, lengths, mask, y))
@@ -393,7 +384,7 @@ class _Estimator(SequenceModel):
     """A sequence model that is fitted to examples and their targets, whatever holds them."""
 
     _learnt: Mapping[str, Any] = MappingProxyType({})
-    """What `fit` learnt besides parameters: the names of features, the labels, the scale of targets."""
+    """The results of `fit` besides parameters: the names of features, the labels, the scale of targets."""
 
     _is_fitted = False
     """Whether the parameters are of a fit or of a caller."""
@@ -603,7 +594,7 @@ class _Estimator(SequenceModel):
         return self._read(f"{type(self).__name__}.fit", X, y, group).batches(batch_size, shuffle=shuffle, rng=rng)
 
     def _outputs(self, method: str, X: Any, batch_size: int, group: str | None = None) -> list[Array]:
-        """What the head puts out for each example: (O,) arrays, or (T_i, O) where there is an output for each step."""
+        """The outputs for each example: (O,) arrays, or (T_i, O) where there is an output for each step."""
         where = f"{type(self).__name__}.{method}"
         self._require_fitted(where)
         return self._outputs_of(where, self._sequences(where, X, group), batch_size)
@@ -664,7 +655,7 @@ class _Estimator(SequenceModel):
 
 
 class _Classifier(_Estimator):
-    """What the classifiers of sequences and of steps share: cross-entropy, probabilities, classes."""
+    """The base class of classifiers, of sequences and of steps: cross-entropy, probabilities, classes."""
 
     _not_options: tuple[str, ...] = ("output_activation",)
     _outputs_name = "classes"

@@ -23,7 +23,7 @@ _LEVELS: dict[str, type[Vocabulary]] = {"char": CharVocabulary, "word": WordVoca
 
 
 class Translator(EncoderDecoder):
-    """An encoder-decoder between texts: a source and a target vocabulary, and attention unless it is told otherwise.
+    """An encoder-decoder between texts: a source and a target vocabulary, and attention by default.
 
     What goes into the network are tokens: 0 is padding, 1 begins and 2 ends a text, and symbol n of a vocabulary is
     token n + 3, so that 3 stands for all unknown symbols.
@@ -143,8 +143,8 @@ class Translator(EncoderDecoder):
             As of `EncoderDecoder.sample`.
         """
         tokens = self._encoded("Translator.predict", "sources", sources, self.source_vocabulary, least=1)
-        found = super().predict(tokens, beam_size=beam_size, **options)
-        return [self.target_vocabulary.decode(self._symbols(y)) for y in found]
+        predicted = super().predict(tokens, beam_size=beam_size, **options)
+        return [self.target_vocabulary.decode(self._symbols(y)) for y in predicted]
 
     def alignment(self, source: str, target: str | None = None) -> tuple[Array, list[str], list[str]]:
         """Where the model looks as it translates a text; `gpurnn.plots.alignment` draws it.

@@ -1,4 +1,4 @@
-"""What turns text into token numbers and back: character and word vocabularies, each with an unknown symbol."""
+"""Vocabularies turn text into token numbers and back. Symbols are characters or words, one of them unknown."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Vocabulary(ABC):
     """
 
     kind: ClassVar[str]
-    """What a symbol is: ``"character"`` or ``"word"``."""
+    """The kind of symbols: ``"character"`` or ``"word"``."""
 
     metric: ClassVar[str]
-    """What the quality of a model of such symbols is stated in: ``"bits_per_character"`` or ``"perplexity"``."""
+    """The measure of the quality of a model of such symbols: ``"bits_per_character"`` or ``"perplexity"``."""
 
     default_unknown: ClassVar[str]
 
@@ -147,7 +147,7 @@ class Vocabulary(ABC):
         return self.join(self.symbols[number] for number in numbers)
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` makes the vocabulary from: a dict that JSON can hold."""
+        """The arguments of `from_config`: a dict that JSON can hold."""
         return {"kind": self.kind, "symbols": list(self.symbols)}
 
     @staticmethod
