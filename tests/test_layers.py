@@ -17,7 +17,7 @@ from tolerance import assert_all_close, assert_close, assert_same, check_gradien
 
 import gpurnn
 from gpurnn.layers import Decoder
-from gpurnn.models.sequence import AttentionPooling
+from gpurnn.models.pooling import AttentionPooling
 
 # All combinations of options are drawn, those without effect too.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")

@@ -5,7 +5,7 @@ import pytest
 
 import gpurnn
 from gpurnn.layers import Decoder
-from gpurnn.models.sequence import MeanPooling
+from gpurnn.models.pooling import MeanPooling
 from gpurnn.training import truncated_bptt
 
 VOCABULARY = gpurnn.CharVocabulary("?ab")

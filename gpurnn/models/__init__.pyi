@@ -1,4 +1,6 @@
 from .base import Model as Model
+from .classifier import SequenceClassifier as SequenceClassifier
+from .classifier import SequenceTagger as SequenceTagger
 from .decoding import Hypothesis as Hypothesis
 from .encoder_decoder import EncoderDecoder as EncoderDecoder
 from .files import load as load
@@ -8,9 +10,7 @@ from .forecaster import Forecaster as Forecaster
 from .generator import SequenceGenerator as SequenceGenerator
 from .kalman import LinearGaussian as LinearGaussian
 from .language_model import LanguageModel as LanguageModel
-from .sequence import SequenceClassifier as SequenceClassifier
-from .sequence import SequenceRegressor as SequenceRegressor
-from .sequence import SequenceTagger as SequenceTagger
+from .regressor import SequenceRegressor as SequenceRegressor
 from .translator import Translator as Translator
 from .vocabulary import CharVocabulary as CharVocabulary
 from .vocabulary import Vocabulary as Vocabulary

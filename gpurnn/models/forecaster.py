@@ -15,7 +15,8 @@ from .._random import generator
 from ..layers.base import copied
 from . import examples
 from .base import check_finite, not_finite
-from .sequence import LOSSES, POOLINGS, SequenceModel
+from .pooling import POOLINGS
+from .sequence import LOSSES, SequenceModel
 
 if TYPE_CHECKING:
     from typing_extensions import Self

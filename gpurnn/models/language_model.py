@@ -16,7 +16,7 @@ from ..functional._state import cotangent_pair
 from ..layers.base import Chain
 from .base import Model, check_numbers, existing, not_finite, recurrent, without_padding
 from .decoding import check_sampling, draw, require_finite
-from .sequence import LastPooling
+from .pooling import LastPooling
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -1,0 +1,361 @@
+"""Sequence models of classes: one for a whole sequence (many to one), or one for each step (many to many)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _arrays, _checks, _dispatch
+from .._contract import Array
+from ..functional._activations import activate
+from . import examples
+from .estimator import Estimator
+from .pooling import POOLINGS
+from .sequence import check_classes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class _Classifier(Estimator):
+    """The base class of classifiers, of sequences and of steps: cross-entropy, probabilities, classes."""
+
+    _not_options: tuple[str, ...] = ("output_activation",)
+    _outputs_name = "classes"
+    _outputs_text = "logits"
+    _class_weight: Any = None
+    _padding_label: Any = None
+    """Options of the `fit` that is under way."""
+
+    _loss = "cross_entropy"
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """The label of each class, in the order of `predict_proba`: those that `fit` saw, or 0 ... classes - 1."""
+        labels = self._learnt.get("labels")
+        return np.arange(self.output.out_features) if labels is None else labels.classes
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        padding_label: Any = None,
+        **options: Any,
+    ) -> Self:
+        """Train on examples and their labels, whatever holds them.
+
+        Parameters
+        ----------
+        X : array, table, or sequence of arrays, lists, series, tensors or tables
+            As in `SequenceRegressor`'s ``fit``.
+        y : sequence, array or column; or the name of a column of X
+            The label of each example; of a tagger a sequence of labels for each. Labels are ints, bools, strings or any
+            hashables; ``classes_`` has them in their order.
+        class_weight : dict of label to number, or "balanced", optional
+            The weight of each class in the loss, 1 where it is left out. "balanced" weighs a class by the number of
+            labels over that of its own and of the classes, so that all classes count alike.
+        padding_label : label, optional
+            Of a tagger: a label that counts nowhere.
+        **options
+            ``group``, ``sample_weight`` and ``mask`` as in `SequenceRegressor`'s ``fit``; further those of `Model.fit`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            X or y holds what cannot be learnt from; the message names the example and the step. There are more classes
+            than the model has.
+        FloatingPointError
+            The training diverged.
+        """
+        where = f"{type(self).__name__}.fit"
+        if padding_label is not None and self.pooling is not None:
+            raise TypeError(f"{where}: padding_label is given, expected None: there is one label for each example")
+        self._class_weight, self._padding_label = class_weight, padding_label
+        try:
+            return super().fit(X, y, **options)
+        finally:
+            del self._class_weight, self._padding_label
+
+    def _targets_of(self, where: str, y: Any, data: examples.Sequences) -> tuple[list[Array], list[Any] | None]:
+        """Labels as numbers of the classes, and their weights."""
+        count = len(data.arrays)
+        if self.pooling is not None:
+            flat = examples.labels_in(where, "y", y)
+            names = [f"y[{i}]" for i in range(len(flat))]
+            if len(flat) != count:
+                raise ValueError(f"{where}: y has {len(flat)} entries, expected {count}")
+            sizes = None
+        else:
+            entries = _arrays.entries(where, "y", y, "a sequence of labels for each example")
+            if len(entries) != count:
+                raise ValueError(f"{where}: y has {len(entries)} entries, expected {count}")
+            of_each = [examples.labels_in(where, f"y[{i}]", entry) for i, entry in enumerate(entries)]
+            for i, (labels, array) in enumerate(zip(of_each, data.arrays, strict=True)):
+                if len(labels) != array.shape[0]:
+                    raise ValueError(
+                        f"{where}: y[{i}] has {len(labels)} labels, expected {array.shape[0]}, the steps of "
+                        f"{data.names[i]}"
+                    )
+            flat = [label for labels in of_each for label in labels]
+            names = [f"y[{i}][{t}]" for i, labels in enumerate(of_each) for t in range(len(labels))]
+            sizes = np.cumsum([len(labels) for labels in of_each])[:-1]
+        padding = self._padding_label
+        counts = np.array([padding is None or label != padding for label in flat])
+        real = [label for label, one in zip(flat, counts, strict=True) if one]
+        known = self._learn_labels(where, real)
+        numbers = np.zeros(len(flat), np.int64)
+        numbers[counts] = known.encode(where, [name for name, one in zip(names, counts, strict=True) if one], real)
+        weights = None if counts.all() else counts.astype(np.float64)
+        if self._class_weight is not None:
+            of_classes = known.weights(where, self._class_weight, numbers[counts])[numbers]
+            weights = of_classes if weights is None else weights * of_classes
+        weight = self.output.params["weight"]
+        parts: list[Any] = list(numbers) if sizes is None else np.split(numbers, sizes)
+        targets = [examples.moved(where, "y", np.asarray(part), weight) for part in parts]
+        if weights is None:
+            return targets, None
+        return targets, [np.asarray(w) for w in (weights if sizes is None else np.split(weights, sizes))]
+
+    def _learn_labels(self, where: str, flat: list[Any]) -> examples.Labels:
+        """The labels of the classes: those of an earlier fit, or those that there are."""
+        known = self._learnt.get("labels")
+        if known is not None:
+            return known
+        K = self.output.out_features
+        labels = examples.Labels(np.arange(K))
+        if not where.endswith(".fit"):
+            return labels
+        if not all(type(label) is int and 0 <= label < K for label in flat):
+            labels = examples.Labels.of(flat)
+        if len(labels.classes) > K:
+            raise ValueError(f"{where}: y has {len(labels.classes)} classes, expected at most classes = {K}")
+        self._learnt = {**self._learnt, "labels": labels}
+        return labels
+
+    def predict_proba(self, X: Any, *, batch_size: int = 256, group: str | None = None) -> Any:
+        """The probabilities softmax(W h + b) of the classes, in the order of ``classes_``.
+
+        Parameters
+        ----------
+        X
+            Examples, as in `fit`.
+        batch_size : int
+            How many are computed at a time.
+        group : str, optional
+            As in `fit`.
+
+        Returns
+        -------
+        (N, classes) array, or of a tagger a list with a (T_i, classes) array for each example
+
+        Raises
+        ------
+        ValueError, TypeError
+            X holds no such examples, or NaN or infinity, or the model was never fitted.
+        FloatingPointError
+            A parameter is NaN or infinite, or the outputs overflow.
+        """
+        outputs = self._outputs("predict_proba", X, batch_size, group)
+        return self._map(outputs, lambda xp, logits: activate(xp, "softmax", logits))
+
+    def predict(self, X: Any, *, batch_size: int = 256, group: str | None = None) -> Any:
+        """The likeliest classes.
+
+        Parameters
+        ----------
+        X, batch_size, group
+            As in `predict_proba`.
+
+        Returns
+        -------
+        (N,) array of labels, or of a tagger a list with a (T_i,) array for each example
+
+        Raises
+        ------
+        ValueError, TypeError, FloatingPointError
+            As `predict_proba` does.
+        """
+        return self._map(self._outputs("predict", X, batch_size, group), self._likeliest)
+
+    def _likeliest(self, xp: Any, logits: Array) -> Array:
+        numbers = xp.argmax(logits, axis=-1)
+        labels = self._learnt.get("labels")
+        if labels is None or labels.are_numbers:
+            return numbers
+        return labels.decode(_dispatch.to_numpy(numbers))
+
+    def score(
+        self, X: Any, y: Any, sample_weight: Any = None, *, batch_size: int = 256, group: str | None = None
+    ) -> float:
+        """The share of the labels that `predict` meets.
+
+        Parameters
+        ----------
+        X, y, sample_weight, group
+            As in `fit`.
+        batch_size : int
+            As in `predict_proba`.
+
+        Returns
+        -------
+        float
+            In [0, 1].
+
+        Raises
+        ------
+        ValueError, TypeError, FloatingPointError
+            As `fit` and `predict_proba` do; a label is none that `fit` saw.
+        """
+        where = f"{type(self).__name__}.score"
+        self._require_fitted(where)
+        read = self._read(where, X, y, group, sample_weight)
+        outputs = self._outputs_of(where, read.sequences(), batch_size)
+        right = total = 0.0
+        for i, (logits, target) in enumerate(zip(outputs, read.targets, strict=True)):
+            xp = _dispatch.namespace(where, logits=logits)
+            hits = xp.astype(xp.argmax(logits, axis=-1) == target, xp.float64)
+            weights = xp.ones_like(hits) if read.weights is None else _dispatch.from_numpy(xp, read.weights[i])
+            right, total = right + float(xp.sum(hits * weights)), total + float(xp.sum(weights))
+        return right / total
+
+
+class SequenceClassifier(_Classifier):
+    r"""Many to one: a class for each sequence, from the state of a recurrent stack that has read it.
+
+    With h the pooled output of the stack, h_T by default::
+
+        h_t = recurrent stack(x_t, h_{t-1})
+        P(class | x_1 .. x_T) = softmax(W_hy h + b_y)
+
+    Parameters
+    ----------
+    input_size, hidden_size, classes : int
+    num_layers : int
+        Layers of the recurrent stack.
+    pooling : {"last", "mean", "attention"}
+        h: what the stack puts out at the last valid step (of the backward direction, at the first); the mean over the
+        valid steps; or sum_t alpha_t h_t with alpha = softmax(u^T tanh(W h_t + b)), the attention of Yang et al.
+    cell : {"gru", "lstm", "rnn"}
+    bidirectional : bool
+    num_embeddings : int, optional
+        If given, inputs are tokens in [0, num_embeddings), embedded into ``input_size`` numbers.
+    dropout : float
+        Rate of the dropout on the (embedded) inputs, between the layers and before the head.
+    variational_dropout, recurrent_dropout, residual, init
+        Those of `gpurnn.GRU` and its kin.
+    dtype : "float32" or "float64"
+    rng : int or numpy.random.Generator
+        Where the initial parameters come from.
+    **options
+        ``activation`` and ``leak`` of `gpurnn.RNN`, ``reset_after`` and ``update`` of `gpurnn.GRU`.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``embedding.weight`` if there is one, ``recurrent.weight_ih_l0``, ..., ``pooling.weight``, ``pooling.bias`` and
+        ``pooling.query`` (u) of the attention, ``output.weight`` and ``output.bias``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is out of its range or unknown.
+
+    References
+    ----------
+    Z. Yang et al., "Hierarchical attention networks for document classification", NAACL 2016, section 2.2, for the
+    attention.
+
+    Examples
+    --------
+    Sequences of any lengths, and whether their sum is positive:
+
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> from gpurnn.models import SequenceClassifier
+    >>> rng = np.random.default_rng(0)
+    >>> sequences = [rng.normal(size=(length, 1)).astype(np.float32) for length in rng.integers(1, 9, 200)]
+    >>> classes = [int(s.sum() > 0) for s in sequences]
+    >>> model = SequenceClassifier(1, 8, 2)
+    >>> model
+    SequenceClassifier(1, 8, 2)  # 282 parameters
+      (T, B, 1)  inputs
+      (T, B, 8)  GRU(1, 8)
+      (B, 8)     LastPooling()
+      (B, 2)     Dense(8, 2): logits
+    >>> model = model.fit(sequences, classes, epochs=20, optimizer=gpurnn.Adam(0.01))
+    >>> model.score(sequences, classes) > 0.9
+    True
+    >>> model.predict(sequences[:3]).shape, model.predict_proba(sequences[:3]).shape
+    ((3,), (3, 2))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        classes: int,
+        num_layers: int = 1,
+        *,
+        pooling: str = "last",
+        **options: Any,
+    ) -> None:
+        pooling = _checks.choice("SequenceClassifier", "pooling", pooling, POOLINGS)
+        check_classes("SequenceClassifier", "classes", classes, "SequenceRegressor")
+        super().__init__(input_size, hidden_size, classes, num_layers, pooling=pooling, **options)
+
+
+class SequenceTagger(_Classifier):
+    r"""Many to many, of the same length: a class for each step of a sequence.
+
+    h_t = recurrent stack(x_t, h_{t-1}), P(class_t | x_1 .. x_t) = softmax(W_hy h_t + b_y); with a bidirectional stack
+    given all of x_1 .. x_T.
+
+    Parameters
+    ----------
+    input_size, hidden_size, classes : int
+    num_layers, cell, bidirectional, num_embeddings, dropout, variational_dropout, recurrent_dropout, residual, init, \
+    dtype, rng, **options
+        Those of `SequenceClassifier`.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``embedding.weight`` if there is one, ``recurrent.weight_ih_l0``, ..., ``output.weight`` and ``output.bias``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is out of its range or unknown.
+
+    Examples
+    --------
+    Whether the ones so far are odd in number:
+
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> from gpurnn.models import SequenceTagger
+    >>> rng = np.random.default_rng(0)
+    >>> bits = [rng.integers(2, size=length) for length in rng.integers(1, 6, 100)]
+    >>> parity = [b.cumsum() % 2 for b in bits]
+    >>> model = SequenceTagger(4, 8, 2, cell="lstm", num_embeddings=2)
+    >>> model = model.fit(bits, parity, epochs=30, optimizer=gpurnn.Adam(0.02))
+    >>> model.predict([np.array([1, 0, 1, 1])])
+    [array([1, 1, 0, 1])]
+    """
+
+    _not_options = ("output_activation", "pooling")
+
+    def __init__(self, input_size: int, hidden_size: int, classes: int, num_layers: int = 1, **options: Any) -> None:
+        if "pooling" in options:
+            raise TypeError("SequenceTagger: pooling is given, expected none: each step has an output of its own")
+        check_classes("SequenceTagger", "classes", classes, "SequenceRegressor(..., pooling=None)")
+        super().__init__(input_size, hidden_size, classes, num_layers, pooling=None, **options)

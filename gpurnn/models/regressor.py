@@ -1,0 +1,184 @@
+"""The sequence model of numbers: for a whole sequence (many to one), or for each step (many to many)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _checks, _dispatch
+from .._contract import Array
+from . import examples
+from .estimator import Estimator, like
+from .pooling import POOLINGS
+from .sequence import LOSSES, OUTPUT_ACTIVATIONS
+
+if TYPE_CHECKING:
+    pass
+
+
+class SequenceRegressor(Estimator):
+    r"""Many to one, or many to many of the same length: values for each sequence, or for each of its steps.
+
+    y = g(W_hy h + b_y) with h the pooled output of the recurrent stack, h_T by default, or y_t = g(W_hy h_t + b_y).
+
+    Parameters
+    ----------
+    input_size, hidden_size, outputs : int
+    num_layers : int
+    pooling : {"last", "mean", "attention"} or None
+        As in `SequenceClassifier`; None for values at each step.
+    output_activation : {"identity", "tanh", "relu", "sigmoid"}
+        g.
+    loss : {"mse", "l1", "huber"}
+        What `fit` minimises, by its name in `gpurnn.losses`.
+    standardize : bool
+        Whether the first `fit` scales the targets to mean 0 and standard deviation 1. `predict` and `score` are in the
+        targets' own units; a call, `vjp` and the losses are in scaled ones. An ``output_activation`` has units of its
+        own, and nothing is scaled.
+    cell, bidirectional, num_embeddings, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, \
+    **options
+        Those of `SequenceClassifier`.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        As in `SequenceClassifier`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is out of its range or unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> from gpurnn.models import SequenceRegressor
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(100, 5, 1)).astype(np.float32)
+    >>> model = SequenceRegressor(1, 8, 1, bidirectional=True, pooling="mean")
+    >>> model = model.fit(x, x.mean(axis=1), epochs=20, optimizer=gpurnn.Adam(0.01))
+    >>> bool(np.mean((model.predict(x) - x.mean(axis=1)) ** 2) < 0.02)
+    True
+    >>> each = SequenceRegressor(1, 8, 1, pooling=None).fit(x, x.cumsum(axis=1), epochs=1)
+    >>> [y.shape for y in each.predict([x[0], x[1, :2]])]
+    [(5, 1), (2, 1)]
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        outputs: int,
+        num_layers: int = 1,
+        *,
+        pooling: str | None = "last",
+        output_activation: str = "identity",
+        loss: str = "mse",
+        standardize: bool = True,
+        **options: Any,
+    ) -> None:
+        where = "SequenceRegressor"
+        standardize = _checks.flag(where, "standardize", standardize)
+        pooling = _checks.choice(where, "pooling", pooling, (*POOLINGS, None))
+        output_activation = _checks.choice(where, "output_activation", output_activation, OUTPUT_ACTIVATIONS)
+        loss = _checks.choice(where, "loss", loss, LOSSES)
+        super().__init__(
+            input_size, hidden_size, outputs, num_layers,
+            pooling=pooling, output_activation=output_activation, **options,
+        )  # fmt: skip
+        self._loss = loss
+        self.standardize = standardize
+
+    @property
+    def _is_standardized(self) -> bool:
+        """Whether targets are learnt in scaled units: an activation of the outputs has units of its own."""
+        return self.standardize and self.output.activation == "identity"
+
+    def _learn_scale(self, rows: list[Array]) -> None:
+        if self._is_standardized and "mean" not in self._learnt:
+            values = np.concatenate([np.atleast_2d(_dispatch.to_numpy(row)) for row in rows]).astype(np.float64)
+            mean, std = examples.scale_of(values)
+            self._learnt = {**self._learnt, "mean": mean, "std": std}
+
+    def _scaled(self, values: Array) -> Array:
+        if "mean" not in self._learnt:
+            return values
+        xp = _dispatch.namespace("SequenceRegressor", values=values)
+        mean, std = (like(xp, self._learnt[name], values) for name in ("mean", "std"))
+        return (values - mean) / std
+
+    def _unscaled(self, xp: Any, values: Array) -> Array:
+        if "mean" not in self._learnt:
+            return values
+        mean, std = (like(xp, self._learnt[name], values) for name in ("mean", "std"))
+        return values * std + mean
+
+    @property
+    def loss_unit(self) -> str:
+        return f"{super().loss_unit} of the scaled targets" if self._is_standardized else super().loss_unit
+
+    def predict(self, X: Any, *, batch_size: int = 256, group: str | None = None) -> Any:
+        """The values, in the units of the targets that `fit` was given.
+
+        Parameters
+        ----------
+        X, group
+            Examples, as in `fit`.
+        batch_size : int
+            How many are computed at a time.
+
+        Returns
+        -------
+        (N, outputs) array, or a list with a (T_i, outputs) array for each example where there are values at each step
+
+        Raises
+        ------
+        ValueError, TypeError
+            X holds no such examples, or NaN or infinity, or the model was never fitted.
+        FloatingPointError
+            A parameter is NaN or infinite, or the outputs overflow.
+        """
+        return self._map(self._outputs("predict", X, batch_size, group), self._unscaled)
+
+    def score(
+        self, X: Any, y: Any, sample_weight: Any = None, *, batch_size: int = 256, group: str | None = None
+    ) -> float:
+        """R^2, the share of the targets' variance that `predict` explains, the mean over the outputs.
+
+        It is 1 - sum w (y - f)^2 / sum w (y - mean)^2, 1 at best and 0 for the mean of y.
+
+        Parameters
+        ----------
+        X, y, sample_weight, group
+            As in `fit`.
+        batch_size : int
+            As in `predict`.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError, TypeError, FloatingPointError
+            As `fit` and `predict` do.
+        """
+        where = "SequenceRegressor.score"
+        self._require_fitted(where)
+        read = self._read(where, X, y, group, sample_weight)
+        outputs = self._outputs_of(where, read.sequences(), batch_size)
+        predicted, targets = (
+            np.concatenate([np.atleast_2d(_dispatch.to_numpy(row)) for row in rows]).astype(np.float64)
+            for rows in (outputs, read.targets)
+        )
+        weights = np.ones(len(targets))
+        if read.weights is not None:
+            weights = np.concatenate([np.atleast_1d(w) for w in read.weights])
+        mean = np.average(targets, axis=0, weights=weights)
+        errors, spread = weights @ (targets - predicted) ** 2, weights @ (targets - mean) ** 2
+        # Where the targets are constant, only the right constant explains them.
+        varied = spread > 0
+        explained = np.where(varied, 1 - errors / np.where(varied, spread, 1), np.where(errors > 0, 0.0, 1.0))
+        return float(explained.mean())
