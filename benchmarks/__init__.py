@@ -1,1 +1,1 @@
-"""How fast gpurnn is beside others, how much memory it takes, and whether it learns as they do; see README.md."""
+"""The speed of gpurnn compared with others, its memory, and whether it learns as they do; see README.md."""

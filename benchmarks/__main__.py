@@ -66,7 +66,7 @@ def main(
     threads: int,
     peer_python: str,
 ) -> None:
-    """Print gpurnn's time beside that of PyTorch and ONNX Runtime, where they are installed, in Markdown.
+    """Print gpurnn's time compared with that of PyTorch and ONNX Runtime, where installed, in Markdown.
 
     Ratios are medians over the turns, with their quartiles; below 1 gpurnn is faster.
     """
@@ -105,7 +105,7 @@ def checkpointing_command(threads: int) -> None:
 
 @main.command("scan")
 def scan_command() -> None:
-    """Print the time of the parallel scan of linear state-space models beside a loop's, up to 100,000 steps."""
+    """Print the time of the parallel scan of linear state-space models compared with a loop's, up to 100,000 steps."""
     _show(scan.report())
 
 
@@ -138,7 +138,7 @@ def transformer_command(
 
 @main.command("lyapunov")
 def lyapunov_command() -> None:
-    """Print Lyapunov exponents of random networks beside those of mean-field theory."""
+    """Print Lyapunov exponents of random networks compared with those of mean-field theory."""
     _show(lyapunov.report())
 
 

@@ -1,4 +1,4 @@
-"""What is measured: cells, sizes and the arrays of each case, which are the same in every process."""
+"""The cases that are measured: cells, sizes and the arrays of each case, which are the same in every process."""
 
 from __future__ import annotations
 

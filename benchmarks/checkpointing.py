@@ -63,8 +63,8 @@ def report(
     """The lines of the table, in Markdown."""
     yield (
         f"Peak memory, in MB, and time of a forward and a backward pass through T steps of {LAYERS} LSTM layers (input "
-        f"{INPUT}, hidden {hidden}, batch {BATCH}, float32), beside x, y and their gradients. K is `checkpoint_every`, "
-        "in whole chunks. The model is what K steps take without checkpoints, and T/K states; a last segment that is "
+        f"{INPUT}, hidden {hidden}, batch {BATCH}, float32), besides x, y and their gradients. K is "
+        "`checkpoint_every`, in whole chunks. The model is what K steps take without checkpoints, and T/K states; a last segment that is "
         "shorter has scratch memory of its own."
     )
     yield ""

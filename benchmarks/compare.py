@@ -1,4 +1,4 @@
-"""The table of ratios: gpurnn's time beside that of others, case by case and turn by turn."""
+"""The table of ratios: gpurnn's time compared with that of others, case by case and turn by turn."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came of one case: gpurnn's median seconds, and their ratio to each other contender's."""
+    """The result of one case: gpurnn's median seconds, and their ratio to each other contender's."""
 
     seconds: float
     ratios: dict[str, Ratio]

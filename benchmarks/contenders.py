@@ -17,7 +17,7 @@ class NotInstalled(Exception):
 
 
 class Contender(Protocol):
-    """What a worker drives. Making one imports its libraries, and raises ImportError if they are not there."""
+    """A library that a worker measures. Its constructor imports it, and raises ImportError if it is not installed."""
 
     name: ClassVar[str]
     modes: ClassVar[tuple[str, ...]]

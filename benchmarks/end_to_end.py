@@ -1,4 +1,4 @@
-"""`gpurnn train` beside the same model in PyTorch: what both learn in as many steps, and how long that takes."""
+"""`gpurnn train` compared with the same model in PyTorch: the loss after as many steps, and the time."""
 
 from __future__ import annotations
 

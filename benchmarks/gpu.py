@@ -1,4 +1,4 @@
-"""Schedules of the CUDA kernels beside each other, a plain CuPy loop and PyTorch's cuDNN; predictions without a GPU."""
+"""The schedules of the CUDA kernels, a plain CuPy loop and PyTorch's cuDNN; predictions without a GPU."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ BATCH, EMBEDDING, HIDDEN, SYMBOLS = 32, 64, 256, 100
 
 
 def peak(window: int, length: int, hidden: int = HIDDEN) -> int:
-    """The most bytes that training an LSTM language model for one epoch holds at a time, beside the stream itself.
+    """The most bytes that training an LSTM language model for one epoch holds at a time, besides the stream itself.
 
     The second time in one process it is another figure, as memory is kept to be used again.
     """

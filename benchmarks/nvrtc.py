@@ -92,7 +92,7 @@ def _log(program: Any) -> str:
 
 
 def _resources(log: str, mangled: str) -> dict[str, int]:
-    """What ptxas reports of one kernel."""
+    """The report of ptxas on one kernel."""
     report = re.search(rf"Function properties for {re.escape(mangled)}\b(.*?)(?=Compiling entry|\Z)", log, re.DOTALL)
     if report is None:
         raise CompileError(f"ptxas reports nothing of {mangled}:\n{log}")

@@ -20,7 +20,7 @@ def thread_limits(threads: int) -> dict[str, str]:
 
 
 class Worker:
-    """A contender in a process of its own, which is idle but for the time of a call.
+    """A contender in a process of its own, which is idle except during a call.
 
     Parameters
     ----------

@@ -93,7 +93,7 @@ def seconds(call: Call, repeats: int, wait: Callable[[], Any]) -> float:
 
 
 def agree(calls: dict[str, Call], dtype: str) -> None:
-    """Refuse to time what does not compute the same."""
+    """Reject to time what does not compute the same."""
     expected = calls["loop"]()
     for name, call in calls.items():
         for value, right in zip(call(), expected, strict=True):

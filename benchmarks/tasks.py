@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tasks`: what gpurnn's models learn, beside the same models in PyTorch, as a table."""
+"""`python -m benchmarks.tasks`: what gpurnn's models learn, compared with the same models in PyTorch, as a table."""
 
 from __future__ import annotations
 

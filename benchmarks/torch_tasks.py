@@ -61,7 +61,7 @@ def train(model: nn.Module, loss: Any, batches: Any, lr: float, falls: float = 0
 
 
 def generators(seed: int, steps: int) -> Iterator[np.random.Generator]:
-    """What the batch of each step is drawn from."""
+    """The random generators that draw the batch of each step."""
     return (np.random.default_rng([seed, step]) for step in range(steps))
 
 

@@ -1,4 +1,4 @@
-"""LSTM, GRU, linear state-space model and causal self-attention beside each other, with as many parameters each.
+"""LSTM, GRU, linear state-space model and causal self-attention compared, with as many parameters each.
 
 Each learns to predict a text and to solve the adding problem, at lengths T from 64 to 4096. For recurrences the time of
 a step is O(T) and its memory O(T n_h); for self-attention both are O(T^2).
@@ -65,7 +65,7 @@ BODIES: dict[str, Callable[[int], list[gpurnn.Layer]]] = {
         gpurnn.LayerNorm(n),
     ],
 }
-"""What is between the input layer and the output layer, n numbers wide throughout; every width is a multiple of 2."""
+"""The layers between input and output layer, each n numbers wide; n is a multiple of 2."""
 
 
 def network(body: str, width: int, task: str, symbols: int) -> gpurnn.Sequential:
@@ -145,7 +145,7 @@ class Result:
     seconds : float
         The median time of the loss of one sequence and its gradients.
     peak : int
-        The most bytes that these take at a time, beside the parameters and the data.
+        The most bytes that these take at a time, besides the parameters and the data.
     parameters : int
     """
 
@@ -187,7 +187,7 @@ def measure(body: str, task: str, length: int, parameters: int, steps: int) -> R
 
 
 def measured_apart(threads: int, *arguments: Any) -> Result:
-    """What `measure` finds in a process of its own."""
+    """The result of `measure` in a process of its own."""
     found = subprocess.run(
         [sys.executable, "-m", "benchmarks.transformer", *map(str, arguments)],
         cwd=ROOT, env=thread_limits(threads), check=True, stdout=subprocess.PIPE, text=True,

@@ -36,7 +36,7 @@ def dtype_name(array: Any) -> str:
 
 
 def described(value: Any) -> str:
-    """What a value is, for a message: ``"an array of shape (3,)"``, ``"a tuple of 2"``, ``"a torch.Tensor"``."""
+    """A value in words, for a message: ``"an array of shape (3,)"``, ``"a tuple of 2"``, ``"a torch.Tensor"``."""
     if value is None:
         return "None"
     kind, library = type(value).__qualname__, type(value).__module__.partition(".")[0]
@@ -49,20 +49,20 @@ def described(value: Any) -> str:
 
 
 def given(where: str, **arrays: Any) -> None:
-    """Refuse None where an array is needed."""
+    """Reject None where an array is needed."""
     for name, array in arrays.items():
         if array is None:
             raise TypeError(f"{where}: {name} is None, expected an array")
 
 
 def shape(where: str, name: str, array: Any, expected: tuple[int, ...], symbols: str) -> None:
-    """Refuse an array whose shape is not ``expected``, which ``symbols`` writes in letters."""
+    """Reject an array whose shape is not ``expected``, which ``symbols`` writes in letters."""
     if tuple(array.shape) != expected:
         raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {symbols} = {expected}")
 
 
 def ndim(where: str, name: str, array: Any, expected: int, symbols: str) -> None:
-    """Refuse an array that has not ``expected`` axes."""
+    """Reject an array that has not ``expected`` axes."""
     if array.ndim != expected:
         axes = "axis" if expected == 1 else "axes"
         raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {expected} {axes} {symbols}")
@@ -78,7 +78,7 @@ def cast(name: str, dtype: str, target: str) -> str:
 
 
 def same_dtype(where: str, dtypes: tuple[str, ...] = FLOATS, **arrays: Any) -> None:
-    """Refuse arrays (None is skipped) that are not all of one of ``dtypes``."""
+    """Reject arrays (None is skipped) that are not all of one of ``dtypes``."""
     names = {name: dtype_name(array) for name, array in arrays.items() if array is not None}
     first, agreed = next(((name, dtype) for name, dtype in names.items() if dtype in dtypes), ("", ""))
     for name, dtype in names.items():
@@ -95,19 +95,19 @@ def same_dtype(where: str, dtypes: tuple[str, ...] = FLOATS, **arrays: Any) -> N
 
 
 def floating(where: str, name: str, array: Any, dtypes: tuple[str, ...] = FLOATS) -> None:
-    """Refuse an array that is not of one of ``dtypes``."""
+    """Reject an array that is not of one of ``dtypes``."""
     same_dtype(where, dtypes, **{name: array})
 
 
 def integer(where: str, name: str, array: Any) -> None:
-    """Refuse an array that is not of an integer dtype."""
+    """Reject an array that is not of an integer dtype."""
     dtype = dtype_name(array)
     if dtype not in INTS:
         raise TypeError(f"{where}: {name} has dtype {dtype}, expected an integer dtype{cast(name, dtype, 'int64')}")
 
 
 def boolean(where: str, name: str, array: Any, or_else: str = "") -> None:
-    """Refuse an array that is neither of dtype bool nor of an integer dtype, whose 0 and 1 can stand for bools."""
+    """Reject an array that is neither of dtype bool nor of an integer dtype, whose 0 and 1 can stand for bools."""
     dtype = dtype_name(array)
     if dtype != "bool" and dtype not in INTS:
         raise TypeError(
@@ -159,17 +159,17 @@ _METHODS: Mapping[str, str] = {
     "tensorflow": ".numpy()",
     "xarray": ".to_numpy()",
 }
-"""What makes a NumPy or CuPy array of an object of each of these libraries."""
+"""The code that converts an object of each of these libraries to a NumPy or CuPy array."""
 
 
 def writable(where: str, name: str, array: Any) -> None:
-    """Refuse an array that is marked read-only, as NumPy's can be."""
+    """Reject an array that is marked read-only, as NumPy's can be."""
     if not getattr(getattr(array, "flags", None), "writeable", True):
         raise ValueError(f"{where}: {name} is read-only, expected an array that can be changed in place")
 
 
 def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
-    """``value`` as an int; refuse what is no whole number (bools included) or is below ``least``."""
+    """``value`` as an int; reject what is no whole number (bools included) or is below ``least``."""
     try:
         number = operator.index(value)
     except TypeError as error:
@@ -182,7 +182,7 @@ def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
 
 
 def size(where: str, name: str, value: Any, least: int = 1) -> int:
-    """``value`` as an int; refuse what is below ``least``, or more than any array has along an axis."""
+    """``value`` as an int; reject what is below ``least``, or more than any array has along an axis."""
     number = integer_at_least(where, name, value, least)
     if number > 2**63 - 1:
         raise ValueError(f"{where}: {name} is {_shown(number)}, expected at most 2**63 - 1")
@@ -198,7 +198,7 @@ def _shown(number: int) -> str:
 
 
 def flag(where: str, name: str, value: Any) -> bool:
-    """``value`` as a bool; refuse what is neither a bool nor NumPy's: any other value is true or false by accident."""
+    """``value`` as a bool; reject what is neither a bool nor NumPy's: any other value is true or false by accident."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{where}: {name} is {value!r}, expected True or False")
     return bool(value)
@@ -217,7 +217,7 @@ def _real(where: str, name: str, value: Any, expected: str) -> float:
 
 
 def finite(where: str, name: str, value: float) -> float:
-    """``value`` as a float; refuse what is infinite or NaN."""
+    """``value`` as a float; reject what is infinite or NaN."""
     number = _real(where, name, value, "a finite number")
     if not math.isfinite(number):
         raise ValueError(f"{where}: {name} is {value!r}, expected a finite number")
@@ -225,7 +225,7 @@ def finite(where: str, name: str, value: float) -> float:
 
 
 def score(where: str, name: str, value: Any) -> float:
-    """What a caller's function says of something, as a float, a bool as 0 or 1; refuse what is infinite or NaN."""
+    """The score that a caller's function returned, as a float, a bool as 0 or 1; reject infinities and NaN."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -236,7 +236,7 @@ def score(where: str, name: str, value: Any) -> float:
 
 
 def non_negative(where: str, name: str, value: float) -> float:
-    """``value`` as a float; refuse what is negative, infinite or NaN."""
+    """``value`` as a float; reject what is negative, infinite or NaN."""
     number = _real(where, name, value, "a number of at least 0")
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{where}: {name} is {value!r}, expected a number of at least 0")
@@ -244,7 +244,7 @@ def non_negative(where: str, name: str, value: float) -> float:
 
 
 def positive(where: str, name: str, value: float) -> float:
-    """``value`` as a float; refuse what is not above 0. Infinity is."""
+    """``value`` as a float; reject what is not above 0. Infinity is."""
     number = _real(where, name, value, "a positive number")
     if not number > 0.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a positive number")
@@ -252,7 +252,7 @@ def positive(where: str, name: str, value: float) -> float:
 
 
 def path(where: str, name: str, value: Any) -> None:
-    """Refuse what cannot be the path of a file or a directory."""
+    """Reject what cannot be the path of a file or a directory."""
     held = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
     if not isinstance(held, str):
         cure = f"; decode it with os.fsdecode({name})" if isinstance(held, bytes) else ""
@@ -266,13 +266,13 @@ def path(where: str, name: str, value: Any) -> None:
 
 
 def function(where: str, name: str, value: Any) -> None:
-    """Refuse what is neither None nor something that can be called."""
+    """Reject what is neither None nor something that can be called."""
     if value is not None and not callable(value):
         raise TypeError(f"{where}: {name} is {value!r}, expected a function or None")
 
 
 def fraction(where: str, name: str, value: float) -> float:
-    """``value`` as a float; refuse what is not in [0, 1)."""
+    """``value`` as a float; reject what is not in [0, 1)."""
     number = _real(where, name, value, "a probability in [0, 1)")
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a probability in [0, 1)")
@@ -280,7 +280,7 @@ def fraction(where: str, name: str, value: float) -> float:
 
 
 def probability(where: str, name: str, value: float) -> float:
-    """``value`` as a float; refuse what is not in [0, 1]."""
+    """``value`` as a float; reject what is not in [0, 1]."""
     number = _real(where, name, value, "a probability in [0, 1]")
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a probability in [0, 1]")
@@ -288,7 +288,7 @@ def probability(where: str, name: str, value: float) -> float:
 
 
 def choice(where: str, name: str, value: Any, choices: tuple[T, ...]) -> T:
-    """The one of ``choices`` that ``value`` is; refuse a value that is none of them."""
+    """The one of ``choices`` that ``value`` is; reject a value that is none of them."""
     for one in choices:
         if value is one or (isinstance(value, str) and value == one):
             return one
@@ -304,7 +304,7 @@ def warn(where: str, said: str) -> None:
 
 
 def options(where: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse options that are none of the ``known`` names."""
+    """Reject options that are none of the ``known`` names."""
     known = sorted(known)
     for name in given:
         if name not in known:
@@ -350,6 +350,6 @@ def attributes(instance: Any, check: Callable[..., Any], *names: str, **argument
 
 
 def no_state(where: str, state: Any) -> None:
-    """Refuse a state where every batch begins anew."""
+    """Reject a state where no batch continues another."""
     if state is not None:
-        raise TypeError(f"{where}: state is {described(state)}, expected None: each batch begins anew")
+        raise TypeError(f"{where}: state is {described(state)}, expected None: no batch continues another")

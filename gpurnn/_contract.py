@@ -1,9 +1,9 @@
-"""What the parts of gpurnn ask of each other, as types. Read this file first.
+"""The types by which the parts of gpurnn know each other. Read this file first.
 
-- `Array` is what goes through all of them.
+- `Array` is the array that all of them pass on.
 - `Wing` is the contract between shared code, which is written once for every array library, and a wing, which computes.
-- `StatelessLayer` and `SequenceLayer` are what `Sequential` asks of its layers.
-- `Trainable` is what `Trainer` asks of a model.
+- `StatelessLayer` and `SequenceLayer` are the layers that `Sequential` accepts.
+- `Trainable` is a model that `Trainer` can train.
 
 mypy checks that both wings, all layers and all models have these types (``tests/typing_contract.py``).
 """
@@ -41,7 +41,7 @@ Weights: TypeAlias = Mapping[str, Array]
 """Of one direction of a recurrent layer, by the names of the cell's parameters. A bias may be missing: it is zero."""
 
 Saved: TypeAlias = Any
-"""What a forward function saves for its backward function. Only the wing that made it can read it."""
+"""The values that a forward function saves for its backward function. Only their own wing can read them."""
 
 
 class Memory:
@@ -295,7 +295,7 @@ class SequenceLayer(Protocol):
 
 
 class Trainable(Protocol):
-    """What a `Trainer` asks of a model. `LanguageModel` is one; ten lines around any layers are another.
+    """The methods that a `Trainer` calls on a model. `LanguageModel` is one; ten lines around any layers are another.
 
     A model may have a string ``loss_unit``, such as "nats per target"; the metrics name it.
     """
@@ -316,7 +316,7 @@ class Trainable(Protocol):
         *,
         rng: np.random.Generator | None = None,
     ) -> tuple[Any, State, dict[str, Array]]:
-        """What `loss` returns, in training mode if ``rng`` is given, and the loss's gradients by parameter name.
+        """The results of `loss`, in training mode if ``rng`` is given, and the loss's gradients by parameter name.
 
         If the trainer has ``teacher_forcing``, it is passed on as one more keyword of this name, a float.
         Likewise ``checkpoint_every``, ``mask`` for batches with weights (`loss` is given it too), and for windows that
@@ -327,10 +327,10 @@ class Trainable(Protocol):
 
 @runtime_checkable
 class Remembers(Protocol):
-    """What a model has besides if it remembers more from step to step than its parameters, as `Reinforce` does."""
+    """The further methods of a model that remembers more than its parameters between steps, as `Reinforce` does."""
 
     def training_state(self) -> dict[str, Any]:
-        """What it remembers: a dict of arrays, numbers, strings and None, for a checkpoint."""
+        """The memory of it: a dict of arrays, numbers, strings and None, for a checkpoint."""
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Continue from what `training_state` returned."""

@@ -26,7 +26,7 @@ NUMPY_WINGS = {"reference": WINGS["numpy"], "native": "gpurnn.kernels.native", "
 """The modules that can compute for NumPy arrays, by the names that `use` takes. They need not define all functions."""
 
 _uses: contextvars.ContextVar[tuple[use, ...]] = contextvars.ContextVar("uses", default=())
-"""What `use` chose in this context and is not over; the last one counts."""
+"""The choices of `use` that are active in this context; the last one counts."""
 
 
 def library_of(array: Any) -> str | None:
@@ -182,12 +182,12 @@ _namespaces: dict[str, ModuleType] = {}
 
 def namespace_of(library: str, array: Any) -> Any:
     """The array-API namespace of a supported library, by its import name and one of its arrays."""
-    found = _namespaces.get(library)
-    if found is None:
+    xp = _namespaces.get(library)
+    if xp is None:
         from array_api_compat import array_namespace
 
-        found = _namespaces[library] = array_namespace(array)
-    return found
+        xp = _namespaces[library] = array_namespace(array)
+    return xp
 
 
 def wing(where: str, **arrays: Any) -> Wing:

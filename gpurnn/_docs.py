@@ -36,7 +36,7 @@ def inherits_parameters(cls: T) -> T:
 
 
 def _sections(cls: type[Any]) -> tuple[str, dict[str, str]]:
-    """What comes before the first section of a class's docstring, and the text of each section by its title."""
+    """The text before the first section of a class's docstring, and the text of each section by its title."""
     before, *rest = re.split(r"\n\n(\w[\w ]*)\n-+\n", inspect.cleandoc(cls.__doc__ or ""))
     return before, dict(zip(rest[::2], rest[1::2], strict=True))
 

@@ -66,7 +66,7 @@ class FileFormatError(ValueError):
 
 
 def reason(error: Exception) -> str:
-    """What an error says, shortened: that may be a list of all that a file holds."""
+    """The text of an error, shortened: it may list everything that a file holds."""
     said = str(error.args[0]) if error.args else type(error).__name__
     return said if len(said) < 600 else f"{said[:500]} ... {said[-50:]}"
 
@@ -133,21 +133,21 @@ def blamed_on(path: str | os.PathLike[str]) -> Iterator[None]:
 def _replaceable(path: str | os.PathLike[str], target: Path) -> os.stat_result | None:
     """The state of the file to overwrite, None if there is none; raise OSError if it must not be overwritten."""
     try:
-        found = os.lstat(target)
+        existing = os.lstat(target)
     except FileNotFoundError:
         if os.fspath(path).endswith(os.sep):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path)) from None
         return None
-    if stat.S_ISLNK(found.st_mode):  # the resolved path is a link only where links form a loop
+    if stat.S_ISLNK(existing.st_mode):  # the resolved path is a link only where links form a loop
         code = errno.ELOOP
-    elif stat.S_ISDIR(found.st_mode):
+    elif stat.S_ISDIR(existing.st_mode):
         code = errno.EISDIR
-    elif not stat.S_ISREG(found.st_mode):
+    elif not stat.S_ISREG(existing.st_mode):
         raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
     elif not os.access(target, os.W_OK):
         code = errno.EACCES
     else:
-        return found
+        return existing
     raise OSError(code, os.strerror(code), os.fspath(path))
 
 
@@ -171,12 +171,12 @@ def partial_files(directory: str | os.PathLike[str], name: re.Pattern[str]) -> l
 
     Those of live writers are among them: delete them only where nobody else can be writing.
     """
-    found = []
+    paths = []
     for path in Path(directory).iterdir():
         match = _PARTIAL.fullmatch(path.name)
         if match and name.fullmatch(match[1]):
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths
 
 
 def flush_directory(directory: str | os.PathLike[str]) -> None:
@@ -264,7 +264,7 @@ def write_tensors(
 
 
 def read_tensors(path: str | os.PathLike[str], *kinds: str) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
-    """What `write_tensors` wrote to ``path`` as one of ``kinds``: the content and the arrays.
+    """The content and the arrays that `write_tensors` wrote to ``path`` as one of ``kinds``.
 
     With no ``kinds``, the arrays of any safetensors file, and the content if it is one of ours.
 
@@ -351,13 +351,13 @@ def _metadata(header: bytes) -> dict[str, str]:
     if match is None:
         return {}
     try:
-        found, _ = json.JSONDecoder().raw_decode(text, match.end())
+        content, _ = json.JSONDecoder().raw_decode(text, match.end())
     except (ValueError, RecursionError) as error:
         raise _Rejected(f"damaged: its metadata are no JSON ({error})") from error
-    found = {} if found is None else found
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise _Rejected("damaged: its metadata are not strings by name")
-    return found
+    return content
 
 
 def _ours(metadata: dict[str, str], kinds: tuple[str, ...]) -> str | None:
@@ -380,8 +380,8 @@ def _entry(text: str, kinds: tuple[str, ...]) -> tuple[Any, str, str]:
         raise _Rejected(_DAMAGED)
     written = "{" + rest[3:]
     try:
-        found = json.loads(written)
-        kind, version, content = found[KEY], found["version"], found["content"]
+        document = json.loads(written)
+        kind, version, content = document[KEY], document["version"], document["content"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _Rejected(_DAMAGED) from error
     if version != VERSION:

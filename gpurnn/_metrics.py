@@ -76,11 +76,11 @@ def read(path: str | os.PathLike[str]) -> Metrics:
     damaged, end = [], 0
     for number, line in enumerate(lines, 1):
         end += len(line) + 1
-        found = _record(line)
-        if found is None:
+        parsed = _record(line)
+        if parsed is None:
             damaged.append(number)
         else:
-            records.append(found)
+            records.append(parsed)
             ends.append(end)
     last = _record(rest)
     if last is not None:
@@ -95,13 +95,13 @@ def read(path: str | os.PathLike[str]) -> Metrics:
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record on a line; None if there is none."""
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or type(found.get("step")) is not int or found["step"] < 0:
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
         return None
-    for name, value in found.items():
+    for name, value in record.items():
         if name not in (UNIT, "step") and isinstance(value, str):
-            found[name] = _NOT_FINITE.get(value, value)
-    numbers = all(type(value) in (int, float) for name, value in found.items() if name != UNIT)
-    return found if numbers and isinstance(found.get(UNIT, ""), str) else None
+            record[name] = _NOT_FINITE.get(value, value)
+    numbers = all(type(value) in (int, float) for name, value in record.items() if name != UNIT)
+    return record if numbers and isinstance(record.get(UNIT, ""), str) else None

@@ -33,7 +33,7 @@ def summed(grads: Mapping[str, Array], first: Mapping[str, str]) -> dict[str, Ar
 
 
 def check_apart(where: str, argument: str, arrays: Mapping[str, Array]) -> None:
-    """Refuse arrays that have some memory in common and are not one and the same."""
+    """Reject arrays that have some memory in common and are not one and the same."""
     if _apart(arrays.values()):
         return
     spans = sorted((*span, name) for name, array in merged(arrays).items() if (span := _span(array)) is not None)
@@ -43,7 +43,7 @@ def check_apart(where: str, argument: str, arrays: Mapping[str, Array]) -> None:
             one, other = (n for n in arrays if n in (last, name))
             raise ValueError(
                 f"{where}: {argument}[{other!r}] has memory in common with {argument}[{one!r}] but is another view of "
-                f"it, expected arrays apart from each other, or one and the same array; make one of them a copy"
+                f"it, expected separate arrays, or one and the same array; make one of them a copy"
             )
         if stop > end:
             end, last = stop, name
@@ -79,7 +79,7 @@ def _identity(array: Array) -> Any:
 
 
 def _span(array: Array) -> tuple[int, int] | None:
-    """The first address of an array and the one behind its last; None if there is none, or it is not told."""
+    """The first address of an array and the one behind its last; None if there is none, or it is not known."""
     address = _address(array)
     if address is None or 0 in array.shape:
         return None

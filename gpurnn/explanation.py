@@ -105,8 +105,8 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     Examples
     --------
     >>> import gpurnn
-    >>> found = gpurnn.explain(gpurnn.LSTM(64, 512), (100, 32, 64), device="A100")
-    >>> found.schedule, found.launches, found.bound_by
+    >>> plan = gpurnn.explain(gpurnn.LSTM(64, 512), (100, 32, 64), device="A100")
+    >>> plan.schedule, plan.launches, plan.bound_by
     ('persistent', 1, 'arithmetic')
     """
     where = "explain"

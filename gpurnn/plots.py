@@ -149,13 +149,13 @@ def forecast(
     Parameters
     ----------
     history : (T,) or (T, features) array
-        The series that the forecast goes on from, or its end.
+        The series that the forecast continues, or the end of it.
     forecast : Forecast
         Of `gpurnn.Forecaster.forecast`.
     path : path, optional
         Where to write the picture; its suffix says the format.
     actual : (steps,) or (steps, features) array, optional
-        What came then, drawn beside the forecast.
+        The values that followed, drawn with the forecast.
     names : sequence of str, optional
         What each feature is, with its unit: the labels of the vertical axes.
     start : int

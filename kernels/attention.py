@@ -39,7 +39,7 @@ def modules() -> list[Module]:
 
 @dataclass(frozen=True)
 class _Attention:
-    """What `attention_backward` needs."""
+    """The values that `attention_backward` needs."""
 
     query: Array
     keys: Array

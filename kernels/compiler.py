@@ -5,8 +5,8 @@ command of it that runs longer than ``$GPURNN_COMPILER_TIMEOUT`` seconds (600 by
 
 The cache is ``$GPURNN_CACHE_DIR``, else the user's cache directory of the system: ``$XDG_CACHE_HOME/gpurnn`` or
 ``~/.cache/gpurnn`` on Linux. A relative path counts from the directory that the process is in when it first uses the
-cache. A file's name holds a digest of everything that went into it, and the file's SHA-256 is stored beside it. What is
-in the cache will run in this process, so
+cache. The name of a file holds a digest of everything that went into it, and its SHA-256 is stored next to it. Files of
+the cache run in this process, so
 
 - nobody but the user and root may be able to write to the directory or to rename one above it;
 - a file is used if only the user or root can have written it and it has its checksum; otherwise it is made again.

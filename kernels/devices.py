@@ -1,4 +1,4 @@
-"""What the planner knows of a GPU: the limits of its compute capability, and the public figures of its kind."""
+"""The planner's data of a GPU: the limits of its compute capability, and its published figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """What a compute capability allows on one multiprocessor."""
+    """The limits of one multiprocessor of a compute capability."""
 
     threads: int
     blocks: int

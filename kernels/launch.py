@@ -44,7 +44,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 C_NAMES = {dtype.name: dtype.storage for dtype in dtypes.TABLE.values()}
 
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
-"""What CuPy adds to the options of a module, the architecture and directories of its own headers apart."""
+"""The options that CuPy adds to a module's, except the architecture and the directories of its own headers."""
 
 _SHARED_BYTES = 48 * 1024
 """Dynamic shared memory that a kernel may have without asking for more."""
@@ -127,7 +127,7 @@ def is_captured() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _OfStream:
-    """What a forward function saves for its backward function, and the stream from whose memory it is."""
+    """The values that a forward function saves for its backward function, and the stream whose memory holds them."""
 
     stream: Any
     saved: Any

@@ -61,7 +61,7 @@ def _length(T: int, columns: int) -> int:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What `linear_scan_backward` needs."""
+    """The values that `linear_scan_backward` needs."""
 
     a: Array
     h: Array

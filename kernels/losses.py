@@ -42,7 +42,7 @@ def _launch(name: str, threads: int, like: Array, *args: Any) -> None:
 
 @dataclass(frozen=True)
 class _CrossEntropy:
-    """What `cross_entropy_backward` needs."""
+    """The values that `cross_entropy_backward` needs."""
 
     logits: Array
     """(N, V), the caller's own if they are contiguous: the softmax is not stored but computed again."""

@@ -11,7 +11,7 @@ from gpurnn._contract import Array
 
 @dataclass(frozen=True)
 class _Attention:
-    """What `attention_backward` needs; keys and values are zero past the lengths."""
+    """The values that `attention_backward` needs; keys and values are zero past the lengths."""
 
     query: Array
     keys: Array

@@ -56,9 +56,9 @@ _pool: list[_Buffer] = []
 _lends = 0
 _limit = LIMIT
 _asked: list[int] = []
-"""What the pool is still to be shrunk to, in bytes."""
+"""The sizes that the pool is still to be shrunk to, in bytes."""
 _lock = _fork.Lock()
-_fork.in_child(_pool.clear)  # what other threads of the parent had borrowed would never be free
+_fork.in_child(_pool.clear)  # blocks that other threads of the parent borrowed would never be freed
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.floating]:

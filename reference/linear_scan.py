@@ -24,7 +24,7 @@ _LEAST_STEPS = 256
 
 @dataclass(frozen=True)
 class _Scan:
-    """What `linear_scan_backward` needs."""
+    """The values that `linear_scan_backward` needs."""
 
     a: Array
     states: Array

@@ -17,7 +17,7 @@ _BLOCK = 1 << 17
 
 @dataclass(frozen=True)
 class _CrossEntropy:
-    """What `cross_entropy_backward` needs."""
+    """The values that `cross_entropy_backward` needs."""
 
     exps: Array
     """(N, V): exp(x - max x) of each row, zero in masked rows."""

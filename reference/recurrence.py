@@ -29,7 +29,7 @@ FEW_ROWS = 128
 
 @dataclass(frozen=True)
 class _Clock:
-    """One direction's order of steps, and at which of them rows end or start anew."""
+    """One direction's order of steps, and the steps at which rows end or restart."""
 
     T: int
     B: int
@@ -61,13 +61,13 @@ class _Clock:
 
         There is one at least, if only an empty one.
         """
-        length, found = recurrence_chunk(self.B), []
+        length, pieces = recurrence_chunk(self.B), []
         for start in range(0, max(self.T, 1), length):
             steps = range(start, min(start + length, self.T))
-            found.append((slice(start, steps.stop), steps))
+            pieces.append((slice(start, steps.stop), steps))
         if self.backwards != back:
-            return [(chunk, steps[::-1]) for chunk, steps in reversed(found)]
-        return found
+            return [(chunk, steps[::-1]) for chunk, steps in reversed(pieces)]
+        return pieces
 
     def at(self, rows: NDArray[np.bool_] | None, t: int) -> NDArray[np.bool_] | None:
         """Those of ``rows`` that hold at step t, None if there are none."""
@@ -76,7 +76,7 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What the backward pass of one direction needs."""
+    """The values that the backward pass of one direction needs."""
 
     cell: Cell
     clock: _Clock
@@ -92,7 +92,7 @@ class _Saved:
 def recurrence_chunk(batch: int) -> int:
     """Steps of a chunk: products over many steps are computed for a chunk at a time.
 
-    What a BLAS makes of a row depends on how many rows there are, and a sum on its order. So chunks begin at multiples
+    BLAS results depend on the number of rows, and sums on their order. So chunks begin at multiples
     of this many steps, whatever the direction, and their gradients are added up in the order of the backward pass: a
     sequence that is cut at such multiples gives, part by part, the very bits that it gives as a whole.
 
@@ -105,7 +105,7 @@ def recurrence_chunk(batch: int) -> int:
 
 
 def check_lengths(where: str, lengths: Array | None, T: int) -> None:
-    """Refuse lengths that are not in 0 ... T; `recurrence_forward` does so too."""
+    """Reject lengths that are not in 0 ... T; `recurrence_forward` does so too."""
     if lengths is not None and lengths.size and (lengths.min() < 0 or lengths.max() > T):
         raise ValueError(f"{where}: lengths holds {lengths.min()} ... {lengths.max()}, expected 0 ... T = {T}")
 
@@ -163,12 +163,12 @@ def recurrence_forward(
         np.copyto(x1, 0, where=(np.arange(T)[:, None] >= lengths)[:, :, None])
     for d, direction in enumerate(weights):
         clock = _Clock.of(T, B, d == 1, lengths, resets)
-        kept = _forward(
+        of_direction = _forward(
             cell, x1, with_zeros(cell, direction), tuple(s[d] for s in state), clock, None if mask is None else mask[d],
             y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training,
         )  # fmt: skip
-        if kept is not None:
-            saved.append(kept)
+        if of_direction is not None:
+            saved.append(of_direction)
     return y, final, tuple(saved) if training else None
 
 
@@ -276,7 +276,7 @@ def recurrence_backward(
     T, B, H = first.h_in.shape
     dx = np.empty((T, B, first.w_ih.shape[1]), first.w_ih.dtype)
     dstate0 = tuple(np.zeros((len(saved), B, H), dx.dtype) for _ in dstate)
-    found = []
+    gradients = []
     for d, kept in enumerate(saved):
         carried = tuple(s[d] for s in dstate0)
         for into, given in zip(carried, dstate, strict=True):
@@ -285,10 +285,10 @@ def recurrence_backward(
         direction_dy = None if dy is None else dy[:, :, d * H : (d + 1) * H]
         later = None if dweights is None else dweights[d]
         dx_d = dx if d == 0 else np.empty_like(dx)
-        found.append(_backward(kept, direction_dy, carried, dx_d, later))
+        gradients.append(_backward(kept, direction_dy, carried, dx_d, later))
         if d > 0:
             dx += dx_d
-    return dx, tuple(found), dstate0
+    return dx, tuple(gradients), dstate0
 
 
 def _backward(

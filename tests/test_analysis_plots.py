@@ -159,7 +159,7 @@ def test_what_is_refused():
         ("singular_values: spectra is empty", lambda: plots.singular_values({})),
         ("cost: steps is empty", lambda: plots.cost(gpurnn.RNN(1, 1), 1, steps=())),
         ("saturation: gates is empty", lambda: plots.saturation({})),
-        ("fixed_points: found holds no fixed point", lambda: plots.fixed_points(nothing)),
+        ("fixed_points: points holds no fixed point", lambda: plots.fixed_points(nothing)),
         ("states of 3 numbers, .* S = 2", lambda: plots.fixed_points(something, states=np.ones((2, 3)))),
         ("gradient_norms: record holds no steps", lambda: plots.gradient_norms(analysis.GradientNorms())),
     ]

@@ -344,7 +344,10 @@ def test_options_that_are_refused(options, message):
             r"dlog_probs has shape \(1,\), expected the shape of log_probs = \(3,\)",
         ),
         (lambda m, s, t, n: m.loss_and_gradients(s, t, None, n, teacher_forcing="1"), "teacher_forcing is '1'"),
-        (lambda m, s, t, n: m.loss(s, t, s, n), "state is an array of shape .*, expected None: each batch begins anew"),
+        (
+            lambda m, s, t, n: m.loss(s, t, s, n),
+            "state is an array of shape .*, expected None: no batch continues another",
+        ),
         (lambda m, s, t, n: m.loss_and_gradients(s, t, s, n), "state is an array of shape .*, expected None"),
         (lambda m, s, t, n: m.loss(s[0], t), r"source has shape \(3,\)"),
         (lambda m, s, t, n: m(s * 1.0, t[0], n), "source has dtype float64"),

@@ -340,7 +340,7 @@ CLASSES = np.zeros((T, B), int)
         (X, CLASSES[:, :2], {}, r"targets has shape \(5, 2\), expected B = 3 as x has"),
         (X, CLASSES[:0], {}, "steps is 0, expected at least 1"),
         (X, CLASSES + 0.0, {}, "targets has dtype float64, expected an integer dtype"),
-        (X, CLASSES, {"state": X}, "state is an array of shape .*, expected None: each batch begins anew"),
+        (X, CLASSES, {"state": X}, "state is an array of shape .*, expected None: no batch continues another"),
         (X, CLASSES, {"teacher_forcing": 1.5}, r"teacher_forcing is 1.5, expected a probability in \[0, 1\]"),
         (X, CLASSES, {"teacher_forcing": -0.5}, r"teacher_forcing is -0.5, expected a probability in \[0, 1\]"),
         (X, CLASSES, {"teacher_forcing": 0.5}, "rng is None, expected an int seed or a .* as teacher_forcing is 0.5"),

@@ -358,7 +358,7 @@ def test_options_are_refused(options, message):
     ("change", "message"),
     [
         ({"rng": None}, "rng is None, expected an int seed or a numpy.random.Generator"),
-        ({"state": np.zeros(2)}, "state is an array of shape .*, expected None: each batch begins anew"),
+        ({"state": np.zeros(2)}, "state is an array of shape .*, expected None: no batch continues another"),
         ({"targets": np.zeros((2, 2), int)}, "targets is an array of shape .*, expected the pair of references"),
         ({"targets": (np.zeros((2, 2)), np.ones(2, int))}, "references has dtype float64, expected an integer dtype"),
         (

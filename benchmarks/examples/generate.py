@@ -1,4 +1,4 @@
-"""Generate: a character model learns Python's language reference and goes on from a prompt.
+"""Generate: a character model learns Python's language reference and continues a prompt.
 
 `python benchmarks/examples/generate.py`.
 """

@@ -42,7 +42,7 @@ def parts(layer: Recurrent) -> dict[str, Recurrent]:
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"parts: layer is {_checks.described(layer)}, expected a gpurnn.{layer_names()}")
-    found = {}
+    single = {}
     for k in range(layer.num_layers):
         for suffix in ("", "_reverse")[: layer.num_directions]:
             part = copy.copy(layer)
@@ -53,19 +53,19 @@ def parts(layer: Recurrent) -> dict[str, Recurrent]:
                 if name.endswith(f"_l{k}{suffix}")
             }
             part.input_size = part.params["weight_ih_l0"].shape[1]
-            found[f"l{k}{suffix}"] = part
-    return found
+            single[f"l{k}{suffix}"] = part
+    return single
 
 
 REACHED = "the state after {} steps"
-"""What `check_finite` calls the states of a run."""
+"""The name that `check_finite` uses for the states of a run."""
 
 quiet = np.errstate(over="ignore", invalid="ignore")
-"""For what `check_finite` looks at as soon as it is made."""
+"""For arrays that `check_finite` checks as soon as they are computed."""
 
 
 def check_finite(where: str, name: str, array: Array, first: int = 0) -> None:
-    """Refuse NaN and infinities; a {} in ``name`` is their index along the first axis, which begins at ``first``."""
+    """Reject NaN and infinities; a {} in ``name`` is their index along the first axis, which begins at ``first``."""
     xp = _dispatch.namespace(where, **{name: array})
     good = xp.isfinite(array)
     if not bool(xp.all(good)):
@@ -74,7 +74,7 @@ def check_finite(where: str, name: str, array: Array, first: int = 0) -> None:
 
 
 def check_steps(where: str, x: Array) -> None:
-    """Refuse x (T, B, I) of no step or no row."""
+    """Reject x (T, B, I) of no step or no row."""
     if x.shape[0] == 0 or x.shape[1] == 0:
         raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected T and B of 1 at least")
 
@@ -153,10 +153,10 @@ class Transition:
     @quiet
     def states(self, x: Array, s: Array) -> Array:
         """s_0 ... s_T (T + 1, B, S), all of them finite."""
-        found = [s]
+        visited = [s]
         for t in range(x.shape[0]):
-            found.append(self(x[t, ...], found[-1]))
-        states = self.xp.stack(found, axis=0)
+            visited.append(self(x[t, ...], visited[-1]))
+        states = self.xp.stack(visited, axis=0)
         check_finite(self.where, REACHED, states)
         return states
 

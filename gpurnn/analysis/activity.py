@@ -24,7 +24,7 @@ class GateActivity:
     """The values of one gate or activation of H units over a run of n = T B steps."""
 
     function: str
-    """What made them: "sigmoid", "tanh", "relu" or "identity"."""
+    """The function that computed them: "sigmoid", "tanh", "relu" or "identity"."""
     low: NDArray[np.floating[Any]]
     """(H,): the share of steps at which each unit is saturated at the lower end, in 0 ... 1."""
     high: NDArray[np.floating[Any]]
@@ -82,8 +82,8 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
     >>> import gpurnn
     >>> lstm = gpurnn.LSTM(1, 2)
     >>> lstm.params["bias_ih_l0"][2:4] = [9.0, 0.0]
-    >>> found = activity(lstm, np.zeros((5, 1, 1), np.float32))
-    >>> found["f"].high, found["f"].dead
+    >>> gates = activity(lstm, np.zeros((5, 1, 1), np.float32))
+    >>> gates["f"].high, gates["f"].dead
     (array([1., 0.]), array([ True, False]))
     """
     where = "activity"

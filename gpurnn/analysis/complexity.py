@@ -1,4 +1,4 @@
-"""What a recurrent layer costs: arithmetic, memory traffic and memory of forward passes and of backpropagation."""
+"""The cost of a recurrent layer: arithmetic, memory traffic and memory of forward passes and of backpropagation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..layers.recurrent import Recurrent, layer_names
 
 @dataclass(frozen=True)
 class Cost:
-    """What one pass over a batch of sequences takes.
+    """The cost of one pass over a batch of sequences.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Complexity:
 def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
     """Flops, bytes and memory of a forward pass, of backpropagation through time and of its truncation to k steps.
 
-    Of each layer and direction with G gates, I inputs and H hidden units, beside lesser terms::
+    Of each layer and direction with G gates, I inputs and H hidden units, besides lesser terms::
 
         flops    forward 2 T B G H (I + H)    BPTT three times that, truncated or not
         memory   forward O(T B H)             BPTT O(T B H G)          truncated O(k B H G)

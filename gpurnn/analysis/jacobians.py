@@ -46,7 +46,7 @@ def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
     Raises
     ------
     TypeError, ValueError
-        The layer is another, the arrays do not fit it, or they, or what a run makes of them, are NaN or infinite.
+        The layer is another, the arrays do not fit it, or they, or the states of a run, are NaN or infinite.
 
     References
     ----------
@@ -64,13 +64,13 @@ def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
     """
     transition = Transition("jacobians", layer)
     x, s = transition.sequence(x, state)
-    found = np.empty((*x.shape[:2], s.shape[1], s.shape[1]), _checks.dtype_name(s))
+    matrices = np.empty((*x.shape[:2], s.shape[1], s.shape[1]), _checks.dtype_name(s))
     for t in range(x.shape[0]):
         s, J = transition.jacobian(x[t, ...], s)
         check_finite(transition.where, REACHED, transition.xp.expand_dims(s, axis=0), t + 1)
-        found[t] = _dispatch.to_numpy(J)
-    check_finite(transition.where, "the Jacobian after {} steps", found)
-    return found
+        matrices[t] = _dispatch.to_numpy(J)
+    check_finite(transition.where, "the Jacobian after {} steps", matrices)
+    return matrices
 
 
 def product_norms(jacobians: Floats) -> Floats:
@@ -150,15 +150,15 @@ def state_gradients(layer: Recurrent, x: Array, dy: Array | None, dstate: Any = 
         s, pull = transition.vjp(x[t, ...], s)
         check_finite(where, REACHED, xp.expand_dims(s, axis=0), t + 1)
         pulls.append(pull)
-    found = np.empty((T + 1, B, transition.size), _checks.dtype_name(x))
+    gradients = np.empty((T + 1, B, transition.size), _checks.dtype_name(x))
     for t in range(T, -1, -1):
         if dy is not None and t > 0:
             by_h = ds[:, :H] + dy[t - 1, ...]
             ds = by_h if transition.size == H else xp.concat([by_h, ds[:, H:]], axis=1)
-        found[t] = _dispatch.to_numpy(ds)
+        gradients[t] = _dispatch.to_numpy(ds)
         if t > 0:
             ds = pulls[t - 1](ds)
-    return found
+    return gradients
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def gradient_bound(layer: Recurrent, x: Array | None = None, state: Any = None) 
 
 @dataclass(frozen=True)
 class GradientGrowth:
-    """What the steps of a sequence did to gradients, measured."""
+    """The measured growth of gradients over the steps of a sequence."""
 
     per_step: float
     """||J_T ... J_1||^(1/T), the geometric mean over the batch: the factor of one step."""
@@ -340,8 +340,8 @@ class GradientNorms:
         squares: dict[str, Floats] = {}
         for name, norms in self.norms.items():
             owner, _, own = name.rpartition(".")
-            found = re.search(r"_(l\d+(?:_reverse)?)$", own)
-            key = ".".join(part for part in (owner, found and found[1]) if part) or name
+            place = re.search(r"_(l\d+(?:_reverse)?)$", own)
+            key = ".".join(part for part in (owner, place and place[1]) if part) or name
             squares[key] = squares.get(key, np.zeros(len(norms))) + np.square(norms)
         return {name: np.sqrt(square) for name, square in squares.items()}
 

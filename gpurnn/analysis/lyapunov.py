@@ -371,14 +371,14 @@ class _MapOrbit:
 
     def pull(self, s: Array, span: range, vectors: Array) -> Array:
         """``vectors`` (B, k, n) at the end of the span as they are at its beginning, in s."""
-        found = []
+        matrices = []
         for t in span:
             J = self.system.jacobian(s)
             _checks.shape(self.where, "jacobian(state)", J, (*s.shape, s.shape[1]), "(B, n, n)")
             check_finite(self.where, "the Jacobian after {} steps", self.xp.expand_dims(J, axis=0), t)
-            found.append(J)
+            matrices.append(J)
             s = self.system.step(s)
-        for J in reversed(found):
+        for J in reversed(matrices):
             vectors = self.xp.matmul(vectors, J)
         return vectors
 

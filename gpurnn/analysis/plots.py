@@ -109,17 +109,17 @@ def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -
     """
     panels, figure = _panels("eigenvalues", spectra, 3.4, 3.5)
     angle = np.linspace(0, 2 * np.pi, 200)
-    reach = 1.1 * max(1.0, *(found.radius for found in spectra.values()))
-    for axes, (name, found) in zip(panels, spectra.items(), strict=True):
+    reach = 1.1 * max(1.0, *(spectrum.radius for spectrum in spectra.values()))
+    for axes, (name, spectrum) in zip(panels, spectra.items(), strict=True):
         axes.plot(np.cos(angle), np.sin(angle), color="black", linewidth=0.8, label="unit circle")
         axes.plot(
-            found.eigenvalues.real, found.eigenvalues.imag, "o", color="tab:blue", markersize=3, alpha=0.7,
+            spectrum.eigenvalues.real, spectrum.eigenvalues.imag, "o", color="tab:blue", markersize=3, alpha=0.7,
             label="eigenvalues",
         )  # fmt: skip
         axes.set_xlim(-reach, reach)
         axes.set_ylim(-reach, reach)
         axes.set_aspect("equal")
-        axes.set_title(f"{name}: spectral radius {found.radius:.3g}", fontsize=10)
+        axes.set_title(f"{name}: spectral radius {spectrum.radius:.3g}", fontsize=10)
         axes.set_xlabel("real part")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("imaginary part")
@@ -150,9 +150,9 @@ def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = Non
         raise ValueError(f"{where}: spectra is empty, expected at least one entry")
     figure = new_figure(where, 7.0, 4.2)
     axes = figure.add_subplot()
-    for k, (name, found) in enumerate(spectra.items()):
-        index = np.arange(1, len(found.singular_values) + 1)
-        axes.plot(index, found.singular_values, color=f"C{k}", marker="o", markersize=3, linewidth=1.2, label=name)
+    for k, (name, spectrum) in enumerate(spectra.items()):
+        index = np.arange(1, len(spectrum.singular_values) + 1)
+        axes.plot(index, spectrum.singular_values, color=f"C{k}", marker="o", markersize=3, linewidth=1.2, label=name)
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--", label="1: lengths are kept")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("index, from the largest")
@@ -163,12 +163,12 @@ def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = Non
     return written(where, figure, path)
 
 
-def fixed_points(found: FixedPoints, path: PathLike | None = None, *, states: NDArray[Any] | None = None) -> Figure:
+def fixed_points(points: FixedPoints, path: PathLike | None = None, *, states: NDArray[Any] | None = None) -> Figure:
     """Fixed points, stable or not, in the plane in which they and the states of a run vary most, and their eigenvalues.
 
     Parameters
     ----------
-    found : FixedPoints
+    points : FixedPoints
     path : path, optional
         Where to write the picture; its suffix says the format.
     states : (..., S) NumPy array, optional
@@ -194,19 +194,19 @@ def fixed_points(found: FixedPoints, path: PathLike | None = None, *, states: ND
     'real part'
     """
     where = "fixed_points"
-    if len(found) == 0:
-        raise ValueError(f"{where}: found holds no fixed point, expected at least one")
-    S = found.states.shape[1]
+    if len(points) == 0:
+        raise ValueError(f"{where}: points holds no fixed point, expected at least one")
+    S = points.states.shape[1]
     run = np.empty((0, S)) if states is None else states.reshape(-1, *states.shape[-1:])
     if run.shape[1] != S:
         raise ValueError(f"{where}: states holds states of {run.shape[1]} numbers, expected (..., S) with S = {S}")
     # Principal components of all points; of a state of one unit there is one.
-    points = np.concatenate([found.states, run]).astype(float)
-    centre = points.mean(axis=0)
-    _, spread, axes_of = np.linalg.svd(points - centre, full_matrices=False)
+    every = np.concatenate([points.states, run]).astype(float)
+    centre = every.mean(axis=0)
+    _, spread, axes_of = np.linalg.svd(every - centre, full_matrices=False)
     two = np.zeros((2, S))
     two[: len(axes_of[:2])] = axes_of[:2]
-    plane, traced = (found.states - centre) @ two.T, (run - centre) @ two.T
+    plane, traced = (points.states - centre) @ two.T, (run - centre) @ two.T
     total = float((spread**2).sum())
     share = f"; the plane has {100 * float((spread[:2] ** 2).sum()) / total:.0f}% of the variance" if total else ""
 
@@ -218,11 +218,11 @@ def fixed_points(found: FixedPoints, path: PathLike | None = None, *, states: ND
         (True, "tab:blue", "tab:blue", "stable"),
         (False, "tab:red", "none", "unstable"),
     ):
-        some = found.stable == stable
+        some = points.stable == stable
         if not some.any():
             continue
         left.plot(*plane[some].T, "o", color=colour, markerfacecolor=fill, markersize=6, label=f"{name} ({some.sum()})")
-        values = found.eigenvalues[some].ravel()
+        values = points.eigenvalues[some].ravel()
         right.plot(values.real, values.imag, "o", color=colour, markerfacecolor=fill, markersize=3, alpha=0.7)
     left.set_xlabel("first principal component of the state")
     left.set_ylabel("second principal component")
@@ -319,12 +319,12 @@ def saturation(gates: Mapping[str, GateActivity], path: PathLike | None = None) 
     return written("saturation", figure, path)
 
 
-def lyapunov_spectrum(found: LyapunovSpectrum, path: PathLike | None = None) -> Figure:
+def lyapunov_spectrum(spectrum: LyapunovSpectrum, path: PathLike | None = None) -> Figure:
     """Lyapunov exponents, the largest first, and how the estimates of the first of them settled along the run.
 
     Parameters
     ----------
-    found : LyapunovSpectrum
+    spectrum : LyapunovSpectrum
         Bars and bands are of one standard error. Exponents of minus infinity are left out.
     path, Returns
         As in `gradient_flow`.
@@ -337,26 +337,26 @@ def lyapunov_spectrum(found: LyapunovSpectrum, path: PathLike | None = None) -> 
     Examples
     --------
     >>> import gpurnn
-    >>> found = gpurnn.analysis.lyapunov_spectrum(gpurnn.RNN(1, 4), steps=100)
-    >>> [axes.get_xlabel() for axes in lyapunov_spectrum(found).axes]
+    >>> spectrum = gpurnn.analysis.lyapunov_spectrum(gpurnn.RNN(1, 4), steps=100)
+    >>> [axes.get_xlabel() for axes in lyapunov_spectrum(spectrum).axes]
     ['index i', 'time averaged over (steps)']
     """
     figure = new_figure("lyapunov_spectrum", 8.4, 3.8)
     left, right = figure.subplots(1, 2)
-    exponents, history = (np.where(np.isfinite(a), a, np.nan) for a in (found.exponents, found.history))
-    error = np.nan_to_num(found.standard_error)
+    exponents, history = (np.where(np.isfinite(a), a, np.nan) for a in (spectrum.exponents, spectrum.history))
+    error = np.nan_to_num(spectrum.standard_error)
     index = np.arange(1, len(exponents) + 1)
     left.errorbar(index, exponents, error, fmt="o", color="tab:blue", markersize=3, elinewidth=0.8, capsize=2)
     left.set_xlabel("index i")
-    left.set_ylabel(f"Lyapunov exponent (nats per {found.unit})")
-    left.set_title(f"{len(exponents)} of {found.size} exponents: {found.verdict}", fontsize=10)
+    left.set_ylabel(f"Lyapunov exponent (nats per {spectrum.unit})")
+    left.set_title(f"{len(exponents)} of {spectrum.size} exponents: {spectrum.verdict}", fontsize=10)
     whole_numbers(left.xaxis)
     for k in range(min(3, len(exponents))):
         name = f"$\\lambda_{k + 1}$ = {exponents[k]:.4g} $\\pm$ {error[k]:.1g}"
-        right.plot(found.times, history[:, k], color=f"C{k}", linewidth=1.2, label=name)
+        right.plot(spectrum.times, history[:, k], color=f"C{k}", linewidth=1.2, label=name)
         right.axhspan(exponents[k] - error[k], exponents[k] + error[k], color=f"C{k}", alpha=0.15, linewidth=0)
-    right.set_xlabel(f"time averaged over ({_PLURAL[found.unit]})")
-    right.set_ylabel(f"estimate (nats per {found.unit})")
+    right.set_xlabel(f"time averaged over ({_PLURAL[spectrum.unit]})")
+    right.set_ylabel(f"estimate (nats per {spectrum.unit})")
     right.set_title("convergence", fontsize=10)
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
@@ -420,8 +420,8 @@ def cost(
         ("memory", 2**20, "memory (MiB)"),
     )
     for axes, (quantity, unit, label) in zip(panels, quantities, strict=True):
-        for name, found in lines.items():
-            values = [getattr(c, quantity) / unit for c in found]
+        for name, line in lines.items():
+            values = [getattr(c, quantity) / unit for c in line]
             style = "--" if "truncated" in name else "-"
             axes.loglog(steps, values, style, marker="o", markersize=3, linewidth=1.4, label=name, base=10)
         axes.set_xscale("log", base=2)

@@ -28,18 +28,18 @@ _EXPONENTS = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """What the diagnosis found of one thing, and what to make of it.
+    """One finding of the diagnosis, whether it is good, and what to try.
 
     Attributes
     ----------
     where : str
         The layer, such as "l0"; or "training".
     name : str
-        What was looked at.
+        The quantity that was examined.
     verdict : {"good", "watch", "bad"}
-        "watch" is what harms some uses and not others.
+        "watch" is a finding that harms some uses and not others.
     meaning : str
-        What that means, in a sentence.
+        Its meaning, in a sentence.
     advice : str
         What to try; empty where nothing needs it.
     values : dict
@@ -64,18 +64,18 @@ class _Findings(list[Finding]):
     def add(
         self, where: str, name: str, verdict: str, meaning: str, advice: str = "", /, **values: float | None
     ) -> None:
-        found = Finding(where, name, verdict, meaning, advice, values)
-        self.append(found)
-        self._say(f"    {found.verdict}: {found.meaning}")
-        if found.advice:
-            self._say(f"    try: {found.advice}")
+        finding = Finding(where, name, verdict, meaning, advice, values)
+        self.append(finding)
+        self._say(f"    {finding.verdict}: {finding.meaning}")
+        if finding.advice:
+            self._say(f"    try: {finding.advice}")
 
 
 _BOUND = {"vanishing": "vanishing", "exploding": "can explode", "neither": "neither"}
-"""What is said of the bound on a step; above 1 it lets gradients explode, no more."""
+"""The words for the bound on a step. A bound above 1 allows gradients to explode; it does not show that they do."""
 
 
-@quiet  # gradients that leave float64, which the picture says
+@quiet  # gradients beyond the range of float64; the picture says so
 def diagnose(
     model: LanguageModel,
     tokens: Any,
@@ -112,7 +112,7 @@ def diagnose(
     ImportError
         matplotlib is not installed.
     ValueError
-        A parameter, or what the model makes of the text, is NaN or infinite.
+        A parameter, or an output of the model for the text, is NaN or infinite.
     """
     steps = np.asarray(tokens[:-1])[:, None]
     say(f"{model!r}".partition("\n")[0])
@@ -130,8 +130,8 @@ def diagnose(
     _, dy[-1:], _ = model._loss_of_rows(inputs[-1][-1:], np.asarray(tokens[-1:])[:, None], None)
     gradients = {}
     for (name, layer), x in reversed(list(zip(layers.items(), inputs, strict=False))):
-        found = state_gradients(layer, x, dy)
-        gradients[f"{name}: $\\|\\partial L_T / \\partial h_t\\|$"] = _norms(found[:, :, : layer.hidden_size])
+        by_state = state_gradients(layer, x, dy)
+        gradients[f"{name}: $\\|\\partial L_T / \\partial h_t\\|$"] = _norms(by_state[:, :, : layer.hidden_size])
         (dx, _), _ = layer.vjp(x)[1]((dy, None))
         dy = dx + dy if _skips(stack, layer) else dx
     norms = dict(reversed(gradients.items()))
@@ -175,7 +175,7 @@ def _training(
         return
     last = float(np.mean(training[-max(1, len(training) // 20) :]))
     chance = math.log(len(model.vocabulary))
-    held_out = f", {validation[-1]:.3f} on text that was kept aside" if validation else ""
+    held_out = f", {validation[-1]:.3f} on held-out text" if validation else ""
     say(f"\ntraining      loss {last:.3f} nats{held_out}; guessing among all symbols has {chance:.3f}")
     values = {"loss": last, "validation_loss": validation[-1] if validation else None, "chance": chance}
     best = min(validation, default=math.inf)
@@ -249,11 +249,11 @@ def _layer(
             + (f", and |leak| {abs(layer.cell.leak):.3f}" if layer.cell.leak else "")
             + f" = {bound.bound:.3f}"
         )
-    found = spectra(layer)
-    radii = ", ".join(f"{gate} {spectrum.radius:.3f} ({spectrum.norm:.3f})" for gate, spectrum in found.items())
+    by_gate = spectra(layer)
+    radii = ", ".join(f"{gate} {spectrum.radius:.3f} ({spectrum.norm:.3f})" for gate, spectrum in by_gate.items())
     say(f"  W_hh          spectral radius (largest singular value): {radii}")
-    plots.eigenvalues(found, directory / f"{name}_eigenvalues.png")
-    plots.singular_values(found, directory / f"{name}_singular_values.png")
+    plots.eigenvalues(by_gate, directory / f"{name}_eigenvalues.png")
+    plots.singular_values(by_gate, directory / f"{name}_singular_values.png")
 
     if len(x) > 1:
         exponents = lyapunov_spectrum(layer, x, exponents=min(_EXPONENTS, J.shape[-1]))
@@ -278,12 +278,12 @@ def _layer(
         plots.fixed_points(points, directory / f"{name}_fixed_points.png", states=states)
 
     gates = activity(layer, x)
-    shares = ", ".join(f"{gate} {100 * found.saturated:.0f}%" for gate, found in gates.items())
+    shares = ", ".join(f"{gate} {100 * units.saturated:.0f}%" for gate, units in gates.items())
     say(f"  saturated     {shares}")
-    _saturation(name, {gate: found.saturated for gate, found in gates.items()}, findings)
-    dead = {gate: int(found.dead.sum()) for gate, found in gates.items() if found.dead.any()}
-    told = ", ".join(f"{gate} {count}" for gate, count in dead.items()) or "none"
-    say(f"  dead units    {told} of {layer.hidden_size}")
+    _saturation(name, {gate: units.saturated for gate, units in gates.items()}, findings)
+    dead = {gate: int(units.dead.sum()) for gate, units in gates.items() if units.dead.any()}
+    counts = ", ".join(f"{gate} {count}" for gate, count in dead.items()) or "none"
+    say(f"  dead units    {counts} of {layer.hidden_size}")
     _dead(name, dead, layer.hidden_size, findings)
     plots.saturation(gates, directory / f"{name}_saturation.png")
     return product_norms(J)

@@ -110,8 +110,8 @@ def divergence(
     >>> x = [0.4]
     >>> for _ in range(2000):
     ...     x.append(4 * x[-1] * (1 - x[-1]))
-    >>> found = divergence(x, steps=6)
-    >>> round(found.exponent, 1)
+    >>> growth = divergence(x, steps=6)
+    >>> round(growth.exponent, 1)
     0.7
     """
     where = "divergence"

@@ -63,8 +63,8 @@ def spectrum(matrix: Array) -> Spectrum:
     Examples
     --------
     >>> import numpy as np
-    >>> found = spectrum(np.array([[0.0, -2.0], [2.0, 0.0]]))
-    >>> round(found.radius, 12), round(found.norm, 12)
+    >>> s = spectrum(np.array([[0.0, -2.0], [2.0, 0.0]]))
+    >>> round(s.radius, 12), round(s.norm, 12)
     (2.0, 2.0)
     """
     where = "spectrum"
@@ -97,8 +97,8 @@ def spectra(layer: Recurrent) -> dict[str, Spectrum]:
     Examples
     --------
     >>> import gpurnn
-    >>> found = spectra(gpurnn.GRU(2, 8, init="orthogonal", dtype="float64"))
-    >>> {gate: round(spectrum.norm, 12) for gate, spectrum in found.items()}
+    >>> by_gate = spectra(gpurnn.GRU(2, 8, init="orthogonal", dtype="float64"))
+    >>> {gate: round(spectrum.norm, 12) for gate, spectrum in by_gate.items()}
     {'r': 1.0, 'z': 1.0, 'n': 1.0}
     """
     transition = Transition("spectra", layer)
@@ -189,9 +189,9 @@ def fixed_points(
     >>> import gpurnn
     >>> rnn = gpurnn.RNN(1, 1, dtype="float64")
     >>> rnn.params["weight_hh_l0"][...] = 2.0
-    >>> found = fixed_points(rnn)
-    >>> order = np.argsort(found.states[:, 0])
-    >>> np.round(found.states[order, 0], 4) + 0.0, found.stable[order]
+    >>> points = fixed_points(rnn)
+    >>> order = np.argsort(points.states[:, 0])
+    >>> np.round(points.states[order, 0], 4) + 0.0, points.stable[order]
     (array([-0.9575,  0.    ,  0.9575]), array([ True, False,  True]))
     """
     where = "fixed_points"
@@ -298,10 +298,10 @@ def _same(transition: Transition, x: Array, s: NDArray[Any], others: NDArray[Any
 
 def _solve(matrices: NDArray[Any], vectors: NDArray[Any]) -> NDArray[Any]:
     try:
-        found = np.linalg.solve(matrices, vectors[:, :, None])
+        solutions = np.linalg.solve(matrices, vectors[:, :, None])
     except np.linalg.LinAlgError:  # one of them is singular: the shortest step that does most
-        found = np.linalg.pinv(matrices) @ vectors[:, :, None]
-    return found[:, :, 0]
+        solutions = np.linalg.pinv(matrices) @ vectors[:, :, None]
+    return solutions[:, :, 0]
 
 
 def _at(transition: Transition, x: Array, s: NDArray[Any], jacobian: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""What a cell is: the one description that the functions, the layers, both wings and the analysis read."""
+"""The description of a cell. The functions, the layers, all wings and the analysis read it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from .texts import name_of, read
 FINDINGS = "findings.json"
 
 _OURS = {"format": "gpurnn diagnosis"}
-"""What says that a file of findings, and so the pictures beside it, are a diagnosis's."""
+"""The mark of a file of findings: it and the pictures in its directory belong to a diagnosis."""
 
 
 @click.command(short_help="Say what is good or bad in a language model.", context_settings={"show_default": True})

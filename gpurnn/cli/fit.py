@@ -47,9 +47,7 @@ MOST_CLASSES = 10
 @integer("--epochs", 100, "Most passes over the groups; fewer where the held-out groups no longer gain.")
 @integer("--batch", 16, "Groups in a batch.")
 @number("--lr", 0.005, "Learning rate.", min_open=True)
-@number(
-    "--validation-fraction", 0.2, "Share of the groups that is kept aside to say how good it is.", max=1, max_open=True
-)
+@number("--validation-fraction", 0.2, "Share of the groups that is held out to score the model.", max=1, max_open=True)
 @click.option("--out", type=PathType(path_type=Path), metavar="DIR", show_default=False,
               help="Where everything goes.  [default: DATA-model]")  # fmt: skip
 @click.option("--replace", is_flag=True, help="Replace what an earlier fit left in DIR.")
@@ -75,8 +73,8 @@ def fit(
 
     A group, such as a patient, a trip or a machine, is a sequence: each of its rows is a step, with a number in each of
     the --features. All rows of a group have the same --target: words are classes, numbers are values. Some groups are
-    kept aside and say how good the model is. DIR receives the model (model.safetensors), what it was fitted to
-    (run.json), and fit.png, which shows its answers for the groups kept aside.
+    held out and say how good the model is. DIR receives the model (model.safetensors), what it was fitted to
+    (run.json), and fit.png, which shows its answers for the groups held out.
 
     \b
     gpurnn fit trips.csv --group trip --target vehicle
@@ -166,7 +164,7 @@ def _classes(table: Table, texts: list[str], target: str, task: str) -> list[str
 def _fitted(
     xp: Any, examples: list[Any], texts: list[str], classes: list[str], options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any], Any]:
-    """The model, how it is scaled, and the targets and the answers of the groups that were kept aside."""
+    """The model, how it is scaled, and the targets and the answers of the groups that were held out."""
     import numpy as np
 
     from .. import models, optimizers
@@ -177,7 +175,7 @@ def _fitted(
     order = rng.permutation(count).tolist()
     held, known = order[:aside], order[aside:]
     if aside == 0 and options["validation_fraction"]:
-        warn("no group is kept aside, as there are too few")
+        warn("no group is held out, as there are too few")
     every = np.concatenate([examples[i] for i in known])
     mean, std = every.mean(axis=0), every.std(axis=0)
     std = np.where(std > 0, std, 1.0)
@@ -234,7 +232,7 @@ def answers_of(model: Any, inputs: list[Any], classes: list[str], details: dict[
 
 
 def quality(actual: list[Any], found: list[Any], classes: list[str]) -> str:
-    """How good answers are, beside the simplest ones."""
+    """The score of answers, compared with the simplest ones."""
     import numpy as np
 
     count = len(actual)

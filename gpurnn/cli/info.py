@@ -70,7 +70,7 @@ def info(as_json: bool) -> None:
 
 
 def why_no_cuda() -> Iterator[str]:
-    """What keeps CuPy arrays from being computed with; nothing if nothing does."""
+    """The reasons why CuPy arrays cannot be computed with; none if they can."""
     try:
         import cupy
     except ImportError as error:
@@ -87,7 +87,7 @@ def why_no_cuda() -> Iterator[str]:
 
 
 def why_no_native() -> Iterator[str]:
-    """What keeps recurrences from being compiled for this processor; nothing if nothing does."""
+    """The reasons why recurrences cannot be compiled for this processor; none if they can."""
     from ..kernels.compiler import CompilerError, find_compiler
     from ..kernels.native import processor
 
@@ -99,7 +99,7 @@ def why_no_native() -> Iterator[str]:
 
 
 def why_no_host() -> Iterator[str]:
-    """What keeps the CUDA kernels from being compiled for the CPU; nothing if nothing does."""
+    """The reasons why the CUDA kernels cannot be compiled for the CPU; none if they can."""
     from ..kernels.host import CompilerError, find_compiler
 
     try:

@@ -19,7 +19,7 @@ from .terminal import Refusal, quiet_option, refusing, say
 @click.argument("file", type=PathType(allow_dash=True), metavar="DATA.csv")
 @click.option(
     "--out", type=PathType(path_type=Path, allow_dash=True), metavar="FILE.csv",
-    help="Where the predictions go, a picture beside them; - prints them.  [default: DIR/predictions.csv]",
+    help="The file of the predictions, with a picture next to it; - prints them.  [default: DIR/predictions.csv]",
 )  # fmt: skip
 @encoding_option
 @device_option

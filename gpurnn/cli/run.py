@@ -64,7 +64,7 @@ class Run:
     longer: dict[str, int] = field(default_factory=dict)
     """The ``steps`` or ``epochs`` to which it is to be made longer now."""
     piped: bytes | None = None
-    """What came from stdin, to be written to the directory."""
+    """The bytes from stdin, to be written to the directory."""
 
 
 def run_folder(out: Path, *names: str, **details: Any) -> RunDirectory:
@@ -125,7 +125,7 @@ def new_run(
 def _texts(
     folder: RunDirectory, files: list[str], options: dict[str, Any], piped: bytes | None = None
 ) -> tuple[str, str | None, str]:
-    """The text to train on, that to validate on if it is apart, and a digest of both."""
+    """The text to train on, the validation text if it is separate, and a digest of both."""
     encoding = options["encoding"]
 
     def one(file: str) -> str:
@@ -145,7 +145,7 @@ def text_of(folder: RunDirectory) -> str:
 
 
 def read_run(folder: RunDirectory) -> dict[str, Any]:
-    """What the run in a directory was started with."""
+    """The settings that the run in a directory was started with."""
     with refusing(ValueError, OSError):
         run = folder.read()
     path = folder.path / RUN
@@ -454,12 +454,12 @@ def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> Non
     from .. import _files
 
     unit = model.vocabulary.metric
-    told = []
+    losses = []
     for name, where in ((unit, "training"), (f"validation_{unit}", "validation")):
-        found = [record[name] for record in trainer.history if name in record]
-        told += [f"{found[-1]:.3f} {unit.replace('_', ' ')} in {where}"] if found else []
+        values = [record[name] for record in trainer.history if name in record]
+        losses += [f"{values[-1]:.3f} {unit.replace('_', ' ')} in {where}"] if values else []
     ended = f"stopped early at step {trainer.step:,}" if trainer.stopped_early else f"{trainer.step:,} steps"
-    say(f"{ended}: {', '.join(told)}")
+    say(f"{ended}: {', '.join(losses)}")
     sample = model.sample(SAMPLE_LENGTH[model.vocabulary.kind], "\n", temperature=0.7, rng=seed)
     _files.write_atomically(out / SAMPLE, f"{sample}\n".encode())
     try:

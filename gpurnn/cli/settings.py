@@ -1,4 +1,4 @@
-"""What a training run is trained with: the options of `gpurnn train`, as run.json holds them."""
+"""The settings of a training run: the options of `gpurnn train`, as run.json holds them."""
 
 from __future__ import annotations
 

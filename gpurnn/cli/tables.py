@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..training.directory import RunDirectory
 
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?"}
-"""What stands for a value that is missing, in lower case."""
+"""The spellings of a missing value, in lower case."""
 
 MODEL = "model.safetensors"
 
@@ -82,7 +82,7 @@ class Table:
         return found
 
     def is_numeric(self, name: str) -> bool:
-        """Whether all values of a column, apart from missing ones, are numbers."""
+        """Whether all values of a column, except missing ones, are numbers."""
         gaps = set(self.missing(name))
         return len(gaps) < len(self) and all(
             self.number(row, name) is not None for row in range(len(self)) if row not in gaps
@@ -233,7 +233,7 @@ def directory_of(out: Path, command: str, names: Sequence[str], replace: bool) -
 
 
 def details_of(directory: Path, command: str) -> dict[str, Any]:
-    """What the run.json in a directory of `gpurnn fit` says."""
+    """The content of the run.json in a directory of `gpurnn fit`."""
     from .run import RUN, run_folder
 
     with refusing(ValueError, OSError):

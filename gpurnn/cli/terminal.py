@@ -1,4 +1,4 @@
-"""What the command says, and how it ends: one line on stderr and an exit code, whatever goes wrong."""
+"""The messages of the command, and its end: one line on stderr and an exit code, whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def failing() -> Iterator[None]:
 
 
 def interruption(message: str) -> Refusal:
-    """What to raise after Ctrl-C or SIGTERM."""
+    """The exception to raise after Ctrl-C or SIGTERM."""
     return Terminated(message) if _terminated else Interrupted(message)
 
 
@@ -104,7 +104,7 @@ def refusing(*errors: type[Exception]) -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str:
-    """What an error says, and the file first where it names one."""
+    """The text of an error, with the file first if it names one."""
     if isinstance(error, OSError) and error.strerror:
         what = error.strerror.lower()
         return what if error.filename is None else f"{error.filename}: {what}"
@@ -139,7 +139,7 @@ def is_quiet() -> bool:
 
 
 def say(text: str = "", err: bool = False) -> None:
-    """Print a line, unless --quiet is given. Training goes on where nobody reads it any more."""
+    """Print a line, unless --quiet is given. Training continues when nobody reads it any more."""
     if not is_quiet():
         _print(text, err)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from .terminal import Refusal, say, sentence
 
 STDIN = "-"
-"""What stands for the standard input among files."""
+"""The name of the standard input among files."""
 
 _MARKS = [
     (codecs.BOM_UTF8, "utf-8"),
@@ -40,7 +40,7 @@ def name_of(file: str) -> str:
 
 
 def read_bytes(file: str, encoding: str | None = None) -> bytes:
-    """What a file or stdin holds; reject one that cannot be read or is empty, and a device that never ends."""
+    """The bytes of a file or of stdin; reject one that cannot be read or is empty, and a device that never ends."""
     try:
         if file == STDIN:
             if sys.stdin is None:

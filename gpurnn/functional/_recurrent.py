@@ -98,7 +98,7 @@ def take(
     name : str
         What messages call the state.
     needed : tuple of str
-        The arrays that may not be None, beside x.
+        The arrays that may not be None, besides x.
     input_size : int, optional
         The width of x, if it is known.
     batch_first : bool
@@ -192,7 +192,7 @@ def _documentation(cell: cells.Cell) -> str:
 
 
 def call(kind: type[cells.Cell], arguments: Mapping[str, Any]) -> tuple[Array, State]:
-    """What the function of a cell returns, from all of its arguments by name."""
+    """The result of a cell's function, given all of its arguments by name."""
     return _run(kind, arguments, training=False)[0]
 
 

@@ -31,7 +31,7 @@ def pack_state(cell: cells.Cell, arrays: tuple[Array, ...]) -> State:
 
 
 def check_sequence(where: str, x: Array, lengths: Array | None, resets: Array | None) -> None:
-    """Refuse lengths and resets whose shape does not fit x (T, B, ...). A wing checks what lengths hold."""
+    """Reject lengths and resets whose shape does not fit x (T, B, ...). A wing checks what lengths hold."""
     T, B = x.shape[:2]
     if lengths is not None:
         _checks.shape(where, "lengths", lengths, (B,), "(B,)")
@@ -40,7 +40,7 @@ def check_sequence(where: str, x: Array, lengths: Array | None, resets: Array | 
 
 
 def cotangent_pair(where: str, cotangents: Any) -> tuple[Any, Any]:
-    """dy and dstate from what the pullback of a function with a state was given; refuse what is no pair."""
+    """dy and dstate from what the pullback of a function with a state was given; reject what is no pair."""
     if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
         said = _checks.described(cotangents)
         raise TypeError(f"{where}: the pullback was given {said}, expected a pair (dy, dstate)")

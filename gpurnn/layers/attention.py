@@ -23,7 +23,7 @@ from .layer_norm import LayerNorm
 class MultiHeadAttention(Layer):
     """Multi-head attention: y = W_o [head_1 ... head_n] + b_o; see `gpurnn.multi_head_attention`.
 
-    It gives its weights beside y, and so it is no layer for `Sequential`; `TransformerBlock` is.
+    It also returns its weights, so it is no layer for `Sequential`; `TransformerBlock` is.
 
     Parameters
     ----------

@@ -513,11 +513,11 @@ def parameter_dtype(where: str, dtype: Any) -> np.dtype[Any]:
     """The NumPy dtype of a layer's ``dtype`` argument, in the machine's byte order; reject what is not supported."""
     expected = " or ".join(_checks.FLOATS)
     try:
-        found: np.dtype[Any] = np.dtype(dtype)
+        parsed: np.dtype[Any] = np.dtype(dtype)
     except TypeError as error:
         raise TypeError(f"{where}: dtype is {dtype!r}, expected {expected}") from error
     # None is float64 to NumPy.
-    if dtype is None or found.name not in _checks.FLOATS:
+    if dtype is None or parsed.name not in _checks.FLOATS:
         raise TypeError(f"{where}: dtype is {dtype!r}, expected {expected}")
-    native: np.dtype[Any] = found.newbyteorder("=")
+    native: np.dtype[Any] = parsed.newbyteorder("=")
     return native

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Carried:
-    """What a decoder that goes step by step takes from one step to the next, B rows side by side.
+    """The arrays that a decoder carries from one step to the next, for B rows.
 
     Attributes
     ----------
@@ -59,10 +59,10 @@ class Carried:
 
 
 class _Kept(NamedTuple):
-    """What the way back through a step needs of it."""
+    """The values that a step saves for its backward pass."""
 
     before: Array  # h_{t-1} of the last layer
-    extra: Array | None  # what enters beside x_t: the context or the fed vector
+    extra: Array | None  # the input besides x_t: the context or the fed vector
     inputs: list[Array]  # those of the layers after the first
     saved: list[Any]  # of the cells
     attended: Any
@@ -72,7 +72,7 @@ class _Kept(NamedTuple):
 
 
 class _StepGradients(NamedTuple):
-    """What a step gives back: to the step before it, to the memory, and towards the weights."""
+    """The gradients of a step: by the step before it, by the memory, and by the weights' products."""
 
     state: tuple[tuple[Array, ...], ...]
     extra: Array
@@ -293,7 +293,7 @@ class Decoder(Composite):
         *,
         batch: int | None = None,
     ) -> Carried:
-        """What `step` begins with: the state, and the memory made ready to be looked at.
+        """The arrays that the first `step` takes: the state, and the memory prepared for attention.
 
         Parameters
         ----------
@@ -599,7 +599,7 @@ class Decoder(Composite):
         return xp, x, memory, lengths
 
     def _check_memory(self, memory: Array | None, lengths: Array | None, batch: tuple[int, ...] | None) -> None:
-        """Refuse a memory, or lengths of it, that are not for this decoder and a ``batch`` of (B,) rows."""
+        """Reject a memory, or lengths of it, that are not for this decoder and a ``batch`` of (B,) rows."""
         where = "Decoder"
         if self.attention is None:
             for name, array in (("memory", memory), ("lengths", lengths)):

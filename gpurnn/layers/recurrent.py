@@ -87,7 +87,7 @@ def _documentation(cell: cells.Cell) -> str:
 
 
 class _Weights(NamedTuple):
-    """What a layer computes with, the same at all steps."""
+    """The weights that a layer computes with, the same at all steps."""
 
     values: tuple[dict[str, Array], ...]
     """For each direction, as a wing takes them: by the names of the cell's parameters."""
@@ -100,7 +100,7 @@ class _Weights(NamedTuple):
 
 
 class Recurrent(Layer):
-    """What `RNN`, `LSTM` and `GRU` share: everything but the cell's own options."""
+    """The base class of the recurrent layers: everything except the cell's own options."""
 
     stateful = True
     batch_first: bool
@@ -457,10 +457,10 @@ class Recurrent(Layer):
         def pull(
             dy: Array | None, dstate: tuple[Array | None, ...], dweights: Any
         ) -> tuple[Array, Any, tuple[Array, ...]]:
-            dx, found, dstate0 = wing.recurrence_backward(saved, dy, dstate, dweights)
+            dx, gradients, dstate0 = wing.recurrence_backward(saved, dy, dstate, dweights)
             if skip and dy is not None:
                 dx = dx + _where_exists(xp, exists, dy)
-            return dx, found, dstate0
+            return dx, gradients, dstate0
 
         return y, final, pull
 

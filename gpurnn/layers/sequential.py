@@ -258,7 +258,7 @@ def _flat(layers: tuple[Layer, ...]) -> Iterator[tuple[int, Layer]]:
 
 
 def _check_axes(layers: tuple[Layer, ...]) -> None:
-    """Reject layers for which time is the first axis beside layers for which it is the second."""
+    """Reject a mixture of layers whose first axis is time and layers whose second axis is."""
     batch_first = [(i, p) for i, p in _flat(layers) if p.batch_first]
     time_first = [(i, p) for i, p in _flat(layers) if p.batch_first is False]
     if batch_first and time_first:
@@ -269,13 +269,13 @@ def _check_axes(layers: tuple[Layer, ...]) -> None:
 
 
 def _check_dtypes(layers: tuple[Layer, ...]) -> None:
-    """Refuse layers that compute in different dtypes."""
-    found: dict[str, tuple[int, Layer]] = {}
+    """Reject layers that compute in different dtypes."""
+    by_dtype: dict[str, tuple[int, Layer]] = {}
     for index, layer in enumerate(layers):
         for p in layer.params.values():
-            found.setdefault(_checks.dtype_name(p), (index, layer))
-    if len(found) > 1:
-        (first, one), (second, other) = list(found.items())[:2]
+            by_dtype.setdefault(_checks.dtype_name(p), (index, layer))
+    if len(by_dtype) > 1:
+        (first, one), (second, other) = list(by_dtype.items())[:2]
         raise TypeError(
             f"Sequential: {_part(*other)} has parameters of {second}, expected {first} as {_part(*one)} has"
         )

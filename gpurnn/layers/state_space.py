@@ -19,7 +19,7 @@ from .base import Layer, parameter, parameter_dtype
 
 
 class _StateSpace(Layer):
-    """What `StateSpace` and `DiagonalStateSpace` share: everything but how A comes from the parameters."""
+    """The base class of the state-space layers: everything except how A follows from the parameters."""
 
     stateful = True
     batch_first = False
@@ -156,9 +156,9 @@ class _StateSpace(Layer):
             dparts = self._parts("dstate", dstate)
             _, _, *given = _arrays.take(where, {"y": y, **dparts})
             dparts = dict(zip(dparts, given, strict=True))
-            (dx, dstate0), found = pull((dy, self._inner_state(xp, dparts, shape, x)))
-            grads = pull_transition(found.pop("A"))
-            for name, gradient in found.items():
+            (dx, dstate0), by_matrix = pull((dy, self._inner_state(xp, dparts, shape, x)))
+            grads = pull_transition(by_matrix.pop("A"))
+            for name, gradient in by_matrix.items():
                 if name != "D" and self.complex:
                     grads[f"{name}_real"] = _arrays.contiguous(xp.real(gradient))
                     grads[f"{name}_imag"] = _arrays.contiguous(xp.imag(gradient))

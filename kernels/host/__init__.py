@@ -122,7 +122,7 @@ _current: contextvars.ContextVar[Execution | None] = contextvars.ContextVar("exe
 
 
 def current_execution() -> Execution:
-    """What `execution` set, else what the environment says."""
+    """The choice of `execution`, else of the environment."""
     return _current.get() or Execution(
         os.environ.get("GPURNN_HOST_BUILD", "plain"), int(os.environ.get("GPURNN_HOST_SEED", "0"))
     )

@@ -20,7 +20,7 @@
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-// One for the whole block, and filled anew for each: the thread-local variables of a library lie together in one segment, which
+// One for the whole block, and filled again for each: the thread-local variables of a library lie together in one segment, which
 // the executor finds, fills and swaps. Only kernels' shared variables may be thread-local.
 #define __shared__ static thread_local
 

@@ -1,4 +1,4 @@
-// A fiber: a stack and the place where its code stopped. switch_fiber() leaves one and goes on in another.
+// A fiber: a stack and the place where its code stopped. switch_fiber() leaves one and continues another.
 //
 // x86-64 has its own twenty instructions, because swapcontext() makes a system call at every switch; other machines use
 // swapcontext(). AddressSanitizer has to be told of each change of stack.

@@ -1,4 +1,4 @@
-// The order of the steps of each direction, and where rows end or start anew.
+// The order of the steps of each direction, and the steps at which rows end or restart.
 //
 // Steps are counted by position s = 0 ... T-1 in the order of their direction: t = s forward, t = T-1-s backward.
 // Training keeps all steps: slots = T, and step t is in slot t. Otherwise slots = 2, used in turn, so that a step can

@@ -37,7 +37,7 @@ def chunks_of(T: int, B: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What `recurrence_backward` needs."""
+    """The values that `recurrence_backward` needs."""
 
     run: Run
     x: Array

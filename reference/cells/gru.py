@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Saved(NamedTuple):
-    """What the transpose of a step needs of it."""
+    """The values of a step that its backward pass needs."""
 
     w_hh: Array
     r: Gate
@@ -33,12 +33,12 @@ class Saved(NamedTuple):
 
 
 def _of_state(cell: cells.GRU, z: Gate) -> Array:
-    """What h_{t-1} weighs in h_t."""
+    """The weight of h_{t-1} in h_t."""
     return z.complement if cell.update == "candidate" else z.value
 
 
 def _of_candidate(cell: cells.GRU, z: Gate) -> Array:
-    """What the candidate weighs in h_t."""
+    """The weight of the candidate in h_t."""
     return z.value if cell.update == "candidate" else z.complement
 
 
@@ -127,7 +127,7 @@ class Steps(steps.Steps):
         self.n, self.step = empty((2, B, H), dtype)
         self.saved = empty((T if training else 1, 5, B, H), dtype)
         self.v = empty((T if training and not cell.reset_after else 1, B, H), dtype)
-        # What is multiplied with rows of w_hh beside h_in, of all steps.
+        # The operands of rows of w_hh other than h_in, of all steps.
         self.operands = () if cell.reset_after else (self.v,)
         if training:
             self.w_back = self.rows.signed(w_hh)
@@ -144,7 +144,7 @@ class Steps(steps.Steps):
         return buffers
 
     def input_bias(self, weights: dict[str, Array]) -> Array:
-        """What is added to the input product, once for all steps: b_hn stays inside the product if r weighs it."""
+        """The bias added to the input product, once for all steps: b_hn stays inside the product if r weighs it."""
         bias = weights["bias_ih"] + weights["bias_hh"]
         if self.reset_after:
             bias[2 * self.H :] = weights["bias_ih"][2 * self.H :]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Saved(NamedTuple):
-    """What the transpose of a step needs of it."""
+    """The values of a step that its backward pass needs."""
 
     w_hh: Array
     i: Gate
@@ -82,7 +82,7 @@ class Steps(steps.Steps):
     def __init__(self, cell: cells.LSTM, weights: dict[str, Array], T: int, B: int, training: bool) -> None:
         w_hh = weights["weight_hh"]
         H, dtype = w_hh.shape[1], w_hh.dtype
-        # Arrays of no axes: NumPy would convert a scalar anew at each call.
+        # Arrays of no axes: NumPy would convert a scalar again at each call.
         self.one = np.array(1, dtype)
         self.rows = self.input_rows = Rows(H, gates=((3, "sigma"), (0, "sigma"), (1, "sigma"), (2, "tanh")))
         blocks = empty((5, B, H), dtype)

@@ -1,4 +1,4 @@
-"""What a cell's steps are to the loop over time (`..recurrence`)."""
+"""The steps of a cell, as the loop over time (`..recurrence`) calls them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Steps(ABC):
     c: Array | None = None
     """The cell state (B, H), which `forward` advances in place; None for a cell that has none."""
     operands: tuple[Array, ...] = ()
-    """What rows of W_hh multiply apart from h_{t-1}, each (T, B, H). The loop zeroes it past the lengths."""
+    """The operands of rows of W_hh, except h_{t-1}, each (T, B, H). The loop zeroes them past the lengths."""
     floating_point_errors: ClassVar[dict[str, Any]] = {}
     """For `np.errstate` around the loop."""
     hidden_bias = slice(0)
@@ -47,10 +47,10 @@ class Steps(ABC):
     @staticmethod
     @abstractmethod
     def buffers(memory: RecurrenceMemory, cell: Any, T: int, B: int, H: int, training: bool) -> list[Buffer]:
-        """What the constructor allocates, counted by ``memory``."""
+        """The arrays that the constructor allocates, counted by ``memory``."""
 
     def input_bias(self, weights: dict[str, Array]) -> Array:
-        """What is added to the input product, once for all steps."""
+        """The bias added to the input product, once for all steps."""
         return weights["bias_ih"] + weights["bias_hh"]
 
     @abstractmethod

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Saved(NamedTuple):
-    """What the transpose of a step needs of it."""
+    """The values of a step that its backward pass needs."""
 
     w_hh: Array
     h: Array
