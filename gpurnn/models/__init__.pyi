@@ -4,9 +4,9 @@ from .classifier import SequenceTagger as SequenceTagger
 from .decoding import Hypothesis as Hypothesis
 from .encoder_decoder import EncoderDecoder as EncoderDecoder
 from .files import load as load
-from .forecaster import Backtest as Backtest
-from .forecaster import Forecast as Forecast
-from .forecaster import Forecaster as Forecaster
+from .forecasting import Backtest as Backtest
+from .forecasting import Forecast as Forecast
+from .forecasting import Forecaster as Forecaster
 from .generator import SequenceGenerator as SequenceGenerator
 from .kalman import LinearGaussian as LinearGaussian
 from .language_model import LanguageModel as LanguageModel

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _arrays, _checks, _dispatch
-from .._contract import Array
-from .._random import generator
-from ..layers.base import copied
-from . import examples
-from .base import check_finite, not_finite
-from .pooling import POOLINGS
-from .sequence import LOSSES, SequenceModel
+from ... import _arrays, _checks, _dispatch
+from ..._contract import Array
+from ..._random import generator
+from ...layers.base import copied
+from .. import examples
+from ..base import check_finite, not_finite
+from ..pooling import POOLINGS
+from ..sequence import LOSSES, SequenceModel
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -287,7 +287,7 @@ class Forecaster(SequenceModel):
         return f"{super().loss_unit} of the scaled series"
 
     def _windows_of(self, scaled: list[Array], batch_size: int, *, shuffle: bool, rng: Any) -> Any:
-        from ..training import PaddedBatches
+        from ...training import PaddedBatches
 
         windows, targets, p = [], [], self.window
         for x in scaled:
