@@ -951,6 +951,51 @@ def test_replacing_a_run(text, tmp_path):
     assert "holds model.safetensors, which no training run wrote there" in said
 
 
+def test_a_run_that_cannot_be_replaced_stays(text, tmp_path):
+    out, short = tmp_path / "run", tmp_path / "short.txt"
+    short.write_text("a")
+    run("train", text, "--out", out, *SMALL)
+    before = files(out)
+    for arguments, message in (
+        ([text, "--device", "cuda:99"], "cannot run here"),
+        ([short], "the text to train on has 1 characters"),
+        ([text, "--min-count", 10**6], "no character occurs --min-count 1000000 times"),
+        ([text, "--patience", 1, "--validation-fraction", 0], "--patience and --validate-every need a text"),
+        ([text, "--from", out], f"{out / 'model.safetensors'}: is of the run that --replace deletes"),
+        ([text, "--from", out / "model.safetensors"], "is of the run that --replace deletes; move it away"),
+        ([out / "sample.txt"], f"{out / 'sample.txt'}: is of the run that --replace deletes; move it away"),
+        ([text, "--validation", out / "metrics.jsonl"], "is of the run that --replace deletes; move it away"),
+    ):
+        assert message in refused("train", *arguments, "--out", out, *SMALL, "--replace")
+        assert files(out) == before
+
+
+def test_a_run_in_the_place_of_a_demo_is_no_demo(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.demo, "_DEMO", SMALL)
+    out = tmp_path / "out"
+    run("demo", "--out", out)
+    before = files(out)
+    said = refused("demo", "--out", out, "--device", "cuda:99")
+    assert "cannot run here" in said
+    assert files(out) == before
+    run("train", text, "--out", out, *SMALL, "--replace")
+    before = files(out)
+    assert "already holds a run that is no demo" in refused("demo", "--out", out)
+    assert files(out) == before
+
+
+def test_what_another_command_made_is_not_replaced_by_a_run(text, tmp_path):
+    rows = "\n".join(f"g{i // 2},{i % 4},{i // 2 % 2}" for i in range(20))
+    (tmp_path / "a.csv").write_text(f"g,x,y\n{rows}\n")
+    out = tmp_path / "out"
+    run("fit", tmp_path / "a.csv", "--group", "g", "--target", "y", "--epochs", 1, "--out", out)
+    before = files(out)
+    for options in ([], ["--replace"]):
+        said = refused("train", text, "--out", out, *SMALL, *options)
+        assert f"{out}: holds what gpurnn fit made; choose another directory" in said
+    assert files(out) == before
+
+
 # --- options without effect ---
 
 

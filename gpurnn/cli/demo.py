@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import PathType, device_option
+from .options import PathType, computing_on, device_option
 from .run import DEMO_TEXT, SAMPLE, carry_out, check_new, held_run, new_run, remove_run, run_folder
 from .settings import options_of
 from .terminal import Refusal, quiet_option, refusing, say
@@ -51,11 +51,13 @@ def demo(out: Path, resume: bool, device: str) -> None:
     except ImportError as error:
         raise Refusal("this Python came without its language reference, pydoc_data.topics; try gpurnn train") from error
     text = "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
+    with computing_on(device):  # what cannot compute is rejected before an earlier demo is deleted
+        pass
     say(f"gpurnn train {shlex.join([str(source), '--out', str(out), *_DEMO])}")
     with refusing(ValueError, OSError), folder.locked(new=not _is_demo(folder)):
         if _is_demo(folder):
             remove_run(folder)
-        folder.begin()
+        folder.begin(anew=True)
         _files.write_atomically(source, text.encode())
         run = new_run(folder, [str(source.resolve())], options_of(_DEMO))
     carry_out(run, device)

@@ -103,7 +103,7 @@ def fit(
             "time_format": time_format, "classes": classes, **details,
         }  # fmt: skip
         with refusing(ValueError, OSError):
-            folder.begin()
+            folder.begin(anew=True)
         for name in (PREDICTIONS, PREDICTED):
             (out / name).unlink(missing_ok=True)
         model.save(out / MODEL)

@@ -91,7 +91,7 @@ def forecast(
             "window": size, "shape": asdict(shape),
         }  # fmt: skip
         with refusing(ValueError, OSError):
-            folder.begin()
+            folder.begin(anew=True)
         from .. import _files
 
         model.save(out / MODEL)

@@ -65,6 +65,8 @@ class Run:
     """The ``steps`` or ``epochs`` to which it is to be made longer now."""
     piped: bytes | None = None
     """The bytes from stdin, to be written to the directory."""
+    replaces: bool = False
+    """Whether the run in the directory is to be deleted, once it is sure that this one can begin."""
 
 
 def run_folder(out: Path, *names: str, **details: Any) -> RunDirectory:
@@ -83,6 +85,9 @@ def check_new(folder: RunDirectory) -> None:
         if folder.belongs_to_a_run():
             with folder.locked(new=False):  # where a run is under way, that is what is to be said
                 pass
+            held = folder.read() or {}
+            if "command" in held:
+                raise Refusal(_made_by_another(folder, held))
         if folder.belongs_to_a_run() or checkpoints(out / "checkpoints"):
             raise Refusal(
                 f"{out}: already holds a run; add --resume to resume it, --replace to replace it, or choose another "
@@ -105,8 +110,20 @@ def remove_run(folder: RunDirectory) -> None:
             f"{folder.path / 'checkpoints'}: {others[0]} is damaged or not of the run; move it away, or choose another "
             "directory"
         )
-    for stale in [*found, *(folder.path / name for name in (METRICS, *folder.names))]:
+    for stale in _written_files(folder):
         stale.unlink(missing_ok=True)
+
+
+def _written_files(folder: RunDirectory) -> list[Path]:
+    """What a run writes to its directory, besides run.json."""
+    from ..training.checkpoint import checkpoints
+
+    return [*checkpoints(folder.path / "checkpoints"), *(folder.path / name for name in (METRICS, *folder.names))]
+
+
+def _made_by_another(folder: RunDirectory, held: dict[str, Any]) -> str:
+    """What to say of a directory of `gpurnn fit` or `gpurnn forecast`."""
+    return f"{folder.path}: holds what gpurnn {held['command']} made; choose another directory"
 
 
 def new_run(
@@ -120,6 +137,20 @@ def new_run(
     text, validation, digest = _texts(folder, files, options, piped)
     folder.details |= {"files": files, "sha256": digest, "options": options, "from": origin, "more": []}
     return Run(folder, files, options, text, validation, resumed=False, origin=origin, piped=piped)
+
+
+def check_replaceable(run: Run) -> None:
+    """Reject a run that begins with what is deleted of the one that it replaces."""
+    held = run.folder.read() or {}
+    if "command" in held:
+        raise Refusal(_made_by_another(run.folder, held))
+    sources = [*run.files, run.options["validation"], *([run.origin["path"]] if run.origin else [])]
+    deleted = {path.resolve() for path in _written_files(run.folder)}
+    for source in sources:
+        path = Path(source or "").resolve()
+        path = path / MODEL if path.is_dir() else path
+        if path in deleted:
+            raise Refusal(f"{path}: is of the run that --replace deletes; move it away, or choose another directory")
 
 
 def _texts(
@@ -299,7 +330,7 @@ def _carry_out(run: Run, xp: Any) -> None:
         metric=vocabulary.metric, rng=training_rng, on_checkpoint=lambda: model.save(out / MODEL),
         **progress_of(lambda: trainer.total),
     )  # fmt: skip
-    with directory_taken(run.folder, new=not run.resumed):
+    with directory_taken(run.folder, new=not (run.resumed or run.replaces)):
         if run.resumed:
             # A kill may have come before the first checkpoint.
             if checkpoints(out / "checkpoints"):
@@ -315,7 +346,9 @@ def _carry_out(run: Run, xp: Any) -> None:
                 raise Refusal(f"{out}: holds the {MODEL} of a run whose checkpoints are gone; choose another directory")
         else:
             with refusing(ValueError, OSError):
-                run.folder.begin()
+                if run.replaces:
+                    remove_run(run.folder)
+                run.folder.begin(anew=True)
                 if run.piped is not None:
                     _files.write_atomically(out / PIPED, run.piped)
             say(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")

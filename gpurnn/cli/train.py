@@ -12,15 +12,15 @@ from .run import (
     PIPED,
     carry_out,
     check_new,
+    check_replaceable,
     held_run,
     new_run,
     options_of_model,
     origin_of,
-    remove_run,
     run_folder,
 )
 from .settings import OF_MODEL, with_training_options
-from .terminal import Refusal, quiet_option, refusing, warn
+from .terminal import Refusal, quiet_option, warn
 from .texts import STDIN, to_be_read_again
 
 
@@ -85,8 +85,8 @@ def train(
         check_new(folder)
     run = new_run(folder, paths, options, found)
     if replace and folder.belongs_to_a_run():
-        with refusing(ValueError, OSError), folder.locked(new=False):
-            remove_run(folder)
+        check_replaceable(run)
+        run.replaces = True
     carry_out(run, device)
 
 

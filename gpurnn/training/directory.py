@@ -140,8 +140,13 @@ class RunDirectory:
             )
         return run
 
-    def begin(self) -> str:
+    def begin(self, *, anew: bool = False) -> str:
         """Take the directory for a new run, under the lock, and return the identity of the run.
+
+        Parameters
+        ----------
+        anew : bool
+            Whether what ``run.json`` holds of an earlier run is dropped, the identity aside.
 
         Raises
         ------
@@ -150,7 +155,7 @@ class RunDirectory:
         """
         held = self.check_new()
         run = uuid.uuid4().hex if held is None else held["run"]
-        self._write(held or {}, run)
+        self._write({} if anew else held or {}, run)
         return str(run)
 
     def go_on(self, run: str, known: set[str]) -> None:
