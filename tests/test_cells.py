@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import gpurnn
+from gpurnn import models
 from gpurnn.cells import CELLS
 from gpurnn.cli import cli
 from gpurnn.layers.recurrent import LAYERS
@@ -65,6 +66,20 @@ def test_a_layer_has_the_parameters_of_its_description(name):
     assert [n.removesuffix("_l0") for n in without.params] == list(cell.needed)
     for gate, block in zip(cell.gate_functions, np.split(layer.params["bias_ih_l1"], cell.gates), strict=True):
         assert (block == (gate in cell.biases_of_one)).all()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.SequenceClassifier, models.SequenceTagger, models.SequenceRegressor, models.Forecaster,
+        models.LanguageModel, models.EncoderDecoder, models.Translator,
+    ],
+)  # fmt: skip
+def test_a_models_constructor_takes_the_options_of_every_cell(model):
+    parameters = inspect.signature(model).parameters
+    for kind in CELLS.values():
+        assert {n: parameters[n].default for n in kind.options()} == dict.fromkeys(kind.options())
+    assert not [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
 
 
 @pytest.mark.parametrize("name", CELLS)

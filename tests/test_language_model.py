@@ -347,8 +347,8 @@ def test_config_is_json_and_makes_the_same_model():
     config = json.loads(json.dumps(model.config()))
     assert repr(LanguageModel.from_config(config)) == repr(model)
     assert repr(model) == (
-        "LanguageModel(5 characters, 6, 6, cell='gru', tied=True, dropout=0.25, dtype='float64', "
-        f"update='state')  # {model.num_parameters} parameters\n"
+        "LanguageModel(5 characters, 6, 6, cell='gru', tied=True, update='state', dropout=0.25, "
+        f"dtype='float64')  # {model.num_parameters} parameters\n"
         "  (T, B)     tokens\n"
         "  (T, B, 6)  Embedding(5, 6, dtype='float64')\n"
         "  (T, B, 6)  GRU(6, 6, update='state', dtype='float64')\n"

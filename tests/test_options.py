@@ -179,15 +179,8 @@ SIGNATURES = {
 
 
 def parameters(name: str) -> dict[str, inspect.Parameter]:
-    """Those of what is called ``name``; of a class also what its bases take as further options."""
-    what = SIGNATURES[name]
-    found = dict(inspect.signature(what).parameters)
-    for base in inspect.getmro(what)[1:] if inspect.isclass(what) else ():
-        passed_on = any(p.kind is p.VAR_KEYWORD for p in found.values())
-        if passed_on and base.__module__.startswith("gpurnn.models"):
-            of_base = inspect.signature(base.__init__).parameters
-            found |= {n: p for n, p in of_base.items() if n not in found and p.kind is p.KEYWORD_ONLY}
-    return {n: p for n, p in found.items() if (name, n) != ("Forecaster", "num_embeddings")}
+    """Those of what is called ``name``."""
+    return dict(inspect.signature(SIGNATURES[name]).parameters)
 
 
 def test_every_public_name_is_in_one_of_the_tables():
@@ -205,7 +198,9 @@ def options(kinds: tuple[str, ...]) -> list[Any]:
 
 def call(name: str, option: str, value: Any) -> Any:
     make, given, beside = CALLS[name]
-    arguments = {**given, **beside.get(option, {}), option: value}
+    cell = {"leak": "rnn", "reset_after": "gru"}.get(option)
+    of_cell = {"cell": cell} if cell and "cell" in parameters(name) else {}
+    arguments = {**given, **of_cell, **beside.get(option, {}), option: value}
     if name == "Decoder" and option == "attention_size":
         return Decoder(gpurnn.GRU(8, 4), "additive", memory_size=4, attention_size=value)
     return make(**arguments)

@@ -119,11 +119,11 @@ def test_a_models_dropout_is_not_that_between_layers_it_does_not_have():
         ),
         (
             lambda: classifier(output_activation="tanh"),
-            "SequenceClassifier: output_activation is given, expected none: the outputs are logits",
+            "SequenceClassifier: output_activation is no option, expected one of activation, ",
         ),
         (
             lambda: gpurnn.SequenceTagger(3, 4, 2, output_activation="tanh"),
-            "SequenceTagger: output_activation is given, expected none",
+            "SequenceTagger: output_activation is no option, expected one of activation, ",
         ),
         (
             lambda: trainer(teacher_forcing=0.5),
@@ -139,13 +139,17 @@ def test_a_models_dropout_is_not_that_between_layers_it_does_not_have():
         ),
         (
             lambda: classifier(hiden=3),
-            "SequenceClassifier: hiden is not an option of the cell 'gru', expected reset_after or update; further "
-            "options are bidirectional, .*num_embeddings, pooling, .*rng",
+            "SequenceClassifier: hiden is no option, expected one of activation, bidirectional, .*num_embeddings, "
+            ".*pooling, .*rng",
         ),
-        (lambda: classifier(loss="mse"), "SequenceClassifier: loss is not an option of the cell 'gru'"),
+        (
+            lambda: classifier(poling="mean"),
+            "SequenceClassifier: poling is no option, .*; did you mean pooling?",
+        ),
+        (lambda: classifier(loss="mse"), "SequenceClassifier: loss is no option"),
         (
             lambda: gpurnn.Translator(VOCABULARY, VOCABULARY, 4, 4, atention="dot"),
-            "EncoderDecoder: atention is not an option of the cell 'gru', .*attention, ",
+            "Translator: atention is no option, expected one of activation, attention, .*; did you mean attention?",
         ),
         (
             lambda: classifier().fit(X, [0, 1, 0, 1], steps=1, pattience=3),

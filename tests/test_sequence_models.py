@@ -534,7 +534,7 @@ def test_a_file_holds_the_whole_model(tmp_path, kind, dtype):
 def test_repr_draws_the_shapes():
     model = build("classifier", pooling="attention", num_embeddings=6, bidirectional=True, dtype="float32")
     assert repr(model).splitlines() == [
-        "SequenceClassifier(3, 4, 2, bidirectional=True, pooling='attention', num_embeddings=6)  # 332 parameters",
+        "SequenceClassifier(3, 4, 2, pooling='attention', bidirectional=True, num_embeddings=6)  # 332 parameters",
         "  (T, B)     tokens",
         "  (T, B, 3)  Embedding(6, 3)",
         "  (T, B, 8)  GRU(3, 4, bidirectional=True)",
@@ -583,7 +583,7 @@ def test_arrays_of_another_library(choice):
         (
             SequenceTagger,
             {"pooling": "last"},
-            "SequenceTagger: pooling is given, expected none: each step has an output",
+            "SequenceTagger: pooling is no option, expected one of activation, ",
         ),
         (SequenceRegressor, {"pooling": "max"}, "pooling is 'max', expected one of 'last', 'mean', 'attention', None"),
         (SequenceRegressor, {"loss": "l7"}, "SequenceRegressor: loss is 'l7', expected one of 'mse'"),

@@ -41,3 +41,13 @@ def a_layer_takes_arrays(x: NDArray[np.float32]) -> None:
     y.sum()
     lstm([[[1.0]]])  # type: ignore[arg-type]
     lstm.vjp(x, seed=1)  # type: ignore[call-arg]
+
+
+def a_models_constructor_checks_its_arguments() -> None:
+    gpurnn.SequenceClassifier(3, 4, 2, bidirectional=True, activation="relu", cell="rnn")
+    gpurnn.SequenceClassifier(3, 4, 2, bidirectional="no")  # type: ignore[arg-type]
+    gpurnn.SequenceTagger(3, 4, 2, poling="mean")  # type: ignore[call-arg]
+    gpurnn.SequenceRegressor(3, 4, 2, reset_after=1.5)  # type: ignore[arg-type]
+    gpurnn.EncoderDecoder(3, 4, 2, 2, atention="dot")  # type: ignore[call-arg]
+    gpurnn.Forecaster(3, 4, leak="no")  # type: ignore[arg-type]
+    gpurnn.Nope()  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
     from ..optimizers import Optimizer
     from ..training import Trainer
 
+
+CELL_OPTIONS = tuple(dict.fromkeys(option for cell in CELLS.values() for option in cell.options()))
+"""The options of all cells. A model's constructor takes them all; the value None stands for the cell's default."""
 
 LOSS_UNITS = {
     "cross_entropy": "nats per target",
@@ -55,13 +57,17 @@ class Model(Composite, Saved):
     _loss: str
     """The name of the loss in `gpurnn.losses`."""
 
-    _not_options: tuple[str, ...] = ()
-    """Options of a base that the constructor rejects."""
-
     @property
     def loss_unit(self) -> str:
         """The unit of `loss` in words, for metrics and pictures."""
         return LOSS_UNITS[self._loss]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        # Python's own error for an unknown keyword names neither those that there are nor the likeliest.
+        known = _checks.signature(cls).parameters.values()
+        if all(p.kind is not p.VAR_KEYWORD for p in known):
+            _checks.options(cls.__name__, options, [p.name for p in known])
+        return super().__new__(cls)
 
     def __getstate__(self) -> dict[str, Any]:
         # The trainer holds the data, and trains this model, not its copy.
@@ -71,20 +77,17 @@ class Model(Composite, Saved):
     def from_config(cls, config: dict[str, Any], *, rng: int | np.random.Generator = 0) -> Self:
         """The model that `config` described, with new parameters."""
         made = {n: Vocabulary.from_config(v) if n.endswith("vocabulary") else v for n, v in config.items()}
-        return cls(**made, rng=rng)  # type: ignore[call-arg]  # every model takes it
-
-    @classmethod
-    def _signature(cls) -> inspect.Signature:
-        signature = super()._signature()
-        return signature.replace(parameters=[p for n, p in signature.parameters.items() if n not in cls._not_options])
+        return cls(**made, rng=rng)
 
     def _argument(self, name: str) -> Any:
         """An option of the recurrent layers is an attribute of these, and those of the cell are one of its own."""
         stack = getattr(self, self._stack)
         if name == "cell":
             return stack.cell.name
-        if name == "cell_options":
-            return {f.name: v for f in fields(stack.cell) if (v := getattr(stack.cell, f.name)) != f.default}
+        if name in CELL_OPTIONS and not hasattr(self, name):
+            default = {f.name: f.default for f in fields(stack.cell)}.get(name)
+            value = getattr(stack.cell, name, None)
+            return None if value == default else value
         if name == "loss":
             return self._loss
         return getattr(stack, name) if not hasattr(self, name) and hasattr(stack, name) else super()._argument(name)
@@ -319,7 +322,6 @@ def _optimizer(where: str, optimizer: Any, lr: float | None) -> Any:
 
 
 def recurrent(
-    kind: type[Model],
     where: str,
     cell: str,
     input_size: int,
@@ -330,23 +332,20 @@ def recurrent(
     init: Any = None,
     **options: Any,
 ) -> Any:
-    """The recurrent layers of a model of class ``kind``, made from options as its caller gave them.
+    """The recurrent layers of a model, made from options as its caller gave them.
 
     Raises
     ------
     TypeError, ValueError
-        ``cell_options`` holds what is not an option of the cell, or a value is out of its range.
+        ``cell_options`` holds a value other than None for what is not an option of the cell, or one out of its range.
     """
     cell = _checks.choice(where, "cell", cell, tuple(CELLS))
     known = CELLS[cell].options()
+    cell_options = {name: value for name, value in cell_options.items() if value is not None}
     for name in cell_options:
         if name not in known:
             expected = " or ".join(known) or "none"
-            others = sorted(_checks.keywords(kind, "__init__") - set(kind._not_options))
-            raise TypeError(
-                f"{where}: {name} is not an option of the cell {cell!r}, expected {expected}; further "
-                f"options are {', '.join(others)}"
-            )
+            raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, expected {expected}")
     if init is not None:
         options["init"] = init
     num_layers = _checks.size(where, "num_layers", num_layers)

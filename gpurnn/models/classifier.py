@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
+from ..cells import Activation, Update
 from ..functional._activations import activate
 from . import examples
 from .estimator import Estimator
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 class _Classifier(Estimator):
     """The base class of classifiers, of sequences and of steps: cross-entropy, probabilities, classes."""
 
-    _not_options: tuple[str, ...] = ("output_activation",)
     _outputs_name = "classes"
     _outputs_text = "logits"
     _class_weight: Any = None
@@ -248,6 +248,8 @@ class SequenceClassifier(_Classifier):
     bidirectional : bool
     num_embeddings : int, optional
         If given, inputs are tokens in [0, num_embeddings), embedded into ``input_size`` numbers.
+    activation, leak, reset_after, update
+        Options of the cell: the first two of `gpurnn.RNN`, the others of `gpurnn.GRU`. None: the cell's default.
     dropout : float
         Rate of the dropout on the (embedded) inputs, between the layers and before the head.
     variational_dropout, recurrent_dropout, residual, init
@@ -255,8 +257,6 @@ class SequenceClassifier(_Classifier):
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial parameters come from.
-    **options
-        ``activation`` and ``leak`` of `gpurnn.RNN`, ``reset_after`` and ``update`` of `gpurnn.GRU`.
 
     Attributes
     ----------
@@ -306,11 +306,29 @@ class SequenceClassifier(_Classifier):
         num_layers: int = 1,
         *,
         pooling: str = "last",
-        **options: Any,
+        cell: str = "gru",
+        bidirectional: bool = False,
+        num_embeddings: int | None = None,
+        activation: Activation | None = None,
+        leak: float | None = None,
+        reset_after: bool | None = None,
+        update: Update | None = None,
+        dropout: float = 0.0,
+        variational_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        residual: bool = False,
+        init: Any = None,
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
     ) -> None:
         pooling = _checks.choice("SequenceClassifier", "pooling", pooling, POOLINGS)
         check_classes("SequenceClassifier", "classes", classes, "SequenceRegressor")
-        super().__init__(input_size, hidden_size, classes, num_layers, pooling=pooling, **options)
+        super().__init__(
+            input_size, hidden_size, classes, num_layers, pooling=pooling, cell=cell, bidirectional=bidirectional,
+            num_embeddings=num_embeddings, activation=activation, leak=leak, reset_after=reset_after, update=update,
+            dropout=dropout, variational_dropout=variational_dropout, recurrent_dropout=recurrent_dropout,
+            residual=residual, init=init, dtype=dtype, rng=rng,
+        )  # fmt: skip
 
 
 class SequenceTagger(_Classifier):
@@ -322,8 +340,8 @@ class SequenceTagger(_Classifier):
     Parameters
     ----------
     input_size, hidden_size, classes : int
-    num_layers, cell, bidirectional, num_embeddings, dropout, variational_dropout, recurrent_dropout, residual, init, \
-    dtype, rng, **options
+    num_layers, cell, bidirectional, num_embeddings, activation, leak, reset_after, update, dropout, \
+    variational_dropout, recurrent_dropout, residual, init, dtype, rng
         Those of `SequenceClassifier`.
 
     Attributes
@@ -352,10 +370,32 @@ class SequenceTagger(_Classifier):
     [array([1, 1, 0, 1])]
     """
 
-    _not_options = ("output_activation", "pooling")
-
-    def __init__(self, input_size: int, hidden_size: int, classes: int, num_layers: int = 1, **options: Any) -> None:
-        if "pooling" in options:
-            raise TypeError("SequenceTagger: pooling is given, expected none: each step has an output of its own")
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        classes: int,
+        num_layers: int = 1,
+        *,
+        cell: str = "gru",
+        bidirectional: bool = False,
+        num_embeddings: int | None = None,
+        activation: Activation | None = None,
+        leak: float | None = None,
+        reset_after: bool | None = None,
+        update: Update | None = None,
+        dropout: float = 0.0,
+        variational_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        residual: bool = False,
+        init: Any = None,
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
         check_classes("SequenceTagger", "classes", classes, "SequenceRegressor(..., pooling=None)")
-        super().__init__(input_size, hidden_size, classes, num_layers, pooling=None, **options)
+        super().__init__(
+            input_size, hidden_size, classes, num_layers, pooling=None, cell=cell, bidirectional=bidirectional,
+            num_embeddings=num_embeddings, activation=activation, leak=leak, reset_after=reset_after, update=update,
+            dropout=dropout, variational_dropout=variational_dropout, recurrent_dropout=recurrent_dropout,
+            residual=residual, init=init, dtype=dtype, rng=rng,
+        )  # fmt: skip

@@ -13,6 +13,7 @@ from .. import _arrays, _checks, _dispatch, layers, losses
 from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator
+from ..cells import Activation, Update
 from ..functional._attention import SCORES
 from ..functional._state import cotangent_pair, pack_state, unpack_state
 from ..layers.base import Chain
@@ -56,6 +57,8 @@ class EncoderDecoder(Model):
     bridge : bool, optional
         Whether h_0 is computed by W_b from all final states of the encoder. By default only where it must be: the
         encoder is bidirectional, or has another number of layers.
+    activation, leak, reset_after, update
+        Options of the cell: the first two of `gpurnn.RNN`, the others of `gpurnn.GRU`. None: the cell's default.
     dropout : float
         Rate of the dropout on the embedded tokens, between layers, and before W_o.
     begin, end : int
@@ -65,8 +68,6 @@ class EncoderDecoder(Model):
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial parameters come from.
-    **cell_options
-        ``activation`` and ``leak`` of `gpurnn.RNN`, ``reset_after`` and ``update`` of `gpurnn.GRU`.
 
     Attributes
     ----------
@@ -127,13 +128,16 @@ class EncoderDecoder(Model):
         attention_size: int | None = None,
         input_feeding: bool = False,
         bridge: bool | None = None,
+        activation: Activation | None = None,
+        leak: float | None = None,
+        reset_after: bool | None = None,
+        update: Update | None = None,
         dropout: float = 0.0,
         begin: int = 1,
         end: int = 2,
         init: Any = None,
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
-        **cell_options: Any,
     ) -> None:
         where = "EncoderDecoder"
         source_symbols = _checks.size(where, "source_symbols", source_symbols)
@@ -158,10 +162,11 @@ class EncoderDecoder(Model):
         self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
         random = generator(where, rng)
         options = {"dropout": dropout, "init": init, "dtype": dtype, "rng": random}
+        cell_options = {"activation": activation, "leak": leak, "reset_after": reset_after, "update": update}
         self.begin, self.end = int(begin), int(end)
         self.source = layers.Embedding(source_symbols, embedding_size, dtype=dtype, rng=random)
         self.encoder = recurrent(
-            type(self), where, cell, embedding_size, hidden_size, encoder_layers, cell_options,
+            where, cell, embedding_size, hidden_size, encoder_layers, cell_options,
             bidirectional=bidirectional, **options,
         )  # fmt: skip
         D, H = self.encoder.num_directions, self.encoder.hidden_size
@@ -180,7 +185,7 @@ class EncoderDecoder(Model):
         extra = D * H if attention == "additive" else H if input_feeding else 0
         self.decoder = layers.Decoder(
             recurrent(
-                type(self), where, cell, embedding_size + extra, hidden_size, num_layers, cell_options, **options
+                where, cell, embedding_size + extra, hidden_size, num_layers, cell_options, **options
             ),
             attention, memory_size=None if attention is None else D * H, attention_size=attention_size,
             input_feeding=input_feeding, rng=random,

@@ -121,7 +121,6 @@ class SequenceGenerator(Model):
         self._loss = "cross_entropy" if self.classes else loss
         self.input = layers.Dense(input_size, hidden_size, False, activation=activation, dtype=dtype, rng=random)
         self.recurrent = recurrent(
-            type(self),
             where,
             "rnn",
             outputs,

@@ -11,6 +11,7 @@ from .. import _arrays, _checks, _dispatch, functional, layers, losses
 from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator
+from ..cells import Activation, Update
 from ..functional._activations import activate
 from ..functional._state import cotangent_pair
 from ..layers.base import Chain
@@ -52,6 +53,8 @@ class LanguageModel(Model):
     tied : bool
         W is E itself, as in Press and Wolf; ``embedding_size`` must equal ``hidden_size``. Its gradient is the sum of
         the two.
+    activation, leak, reset_after, update
+        Options of the cell: the first two of `gpurnn.RNN`, the others of `gpurnn.GRU`. None: the cell's default.
     dropout : float
         Rate of the dropout on the embedded tokens, between the layers and before the output head.
     variational_dropout, recurrent_dropout, residual, init
@@ -61,8 +64,6 @@ class LanguageModel(Model):
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial parameters come from.
-    **cell_options
-        ``activation`` and ``leak`` of `gpurnn.RNN`, ``reset_after`` and ``update`` of `gpurnn.GRU`.
 
     Attributes
     ----------
@@ -113,6 +114,10 @@ class LanguageModel(Model):
         *,
         cell: str = "lstm",
         tied: bool = False,
+        activation: Activation | None = None,
+        leak: float | None = None,
+        reset_after: bool | None = None,
+        update: Update | None = None,
         dropout: float = 0.0,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -121,7 +126,6 @@ class LanguageModel(Model):
         bidirectional: bool = False,
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
-        **cell_options: Any,
     ) -> None:
         where = "LanguageModel"
         if not isinstance(vocabulary, Vocabulary):
@@ -157,7 +161,8 @@ class LanguageModel(Model):
             size, embedding_size, init="normal" if tied else None, dtype=dtype, rng=random
         )
         self.recurrent = recurrent(
-            type(self), where, cell, embedding_size, hidden_size, num_layers, cell_options,
+            where, cell, embedding_size, hidden_size, num_layers,
+            {"activation": activation, "leak": leak, "reset_after": reset_after, "update": update},
             dropout=dropout, init=init, dtype=dtype, rng=random, **recurrent_options,
         )  # fmt: skip
         self.cell = self.recurrent.cell.name

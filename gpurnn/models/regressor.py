@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import _checks, _dispatch
 from .._contract import Array
+from ..cells import Activation, Update
 from . import examples
 from .estimator import Estimator, like
 from .pooling import POOLINGS
@@ -36,8 +37,8 @@ class SequenceRegressor(Estimator):
         Whether the first `fit` scales the targets to mean 0 and standard deviation 1. `predict` and `score` are in the
         targets' own units; a call, `vjp` and the losses are in scaled ones. An ``output_activation`` has units of its
         own, and nothing is scaled.
-    cell, bidirectional, num_embeddings, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, \
-    **options
+    cell, bidirectional, num_embeddings, activation, leak, reset_after, update, dropout, variational_dropout, \
+    recurrent_dropout, residual, init, dtype, rng
         Those of `SequenceClassifier`.
 
     Attributes
@@ -77,7 +78,20 @@ class SequenceRegressor(Estimator):
         output_activation: str = "identity",
         loss: str = "mse",
         standardize: bool = True,
-        **options: Any,
+        cell: str = "gru",
+        bidirectional: bool = False,
+        num_embeddings: int | None = None,
+        activation: Activation | None = None,
+        leak: float | None = None,
+        reset_after: bool | None = None,
+        update: Update | None = None,
+        dropout: float = 0.0,
+        variational_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        residual: bool = False,
+        init: Any = None,
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
     ) -> None:
         where = "SequenceRegressor"
         standardize = _checks.flag(where, "standardize", standardize)
@@ -85,8 +99,11 @@ class SequenceRegressor(Estimator):
         output_activation = _checks.choice(where, "output_activation", output_activation, OUTPUT_ACTIVATIONS)
         loss = _checks.choice(where, "loss", loss, LOSSES)
         super().__init__(
-            input_size, hidden_size, outputs, num_layers,
-            pooling=pooling, output_activation=output_activation, **options,
+            input_size, hidden_size, outputs, num_layers, pooling=pooling, output_activation=output_activation,
+            cell=cell, bidirectional=bidirectional,
+            num_embeddings=num_embeddings, activation=activation, leak=leak, reset_after=reset_after, update=update,
+            dropout=dropout, variational_dropout=variational_dropout, recurrent_dropout=recurrent_dropout,
+            residual=residual, init=init, dtype=dtype, rng=rng,
         )  # fmt: skip
         self._loss = loss
         self.standardize = standardize

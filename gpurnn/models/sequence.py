@@ -10,6 +10,7 @@ from .. import _arrays, _checks, _dispatch, layers, losses
 from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator
+from ..cells import Activation, Update
 from ..functional._state import cotangent_pair
 from ..layers.base import Chain
 from .base import Model, existing, recurrent, without_padding
@@ -50,6 +51,10 @@ class SequenceModel(Model):
         bidirectional: bool = False,
         pooling: str | None = "last",
         num_embeddings: int | None = None,
+        activation: Activation | None = None,
+        leak: float | None = None,
+        reset_after: bool | None = None,
+        update: Update | None = None,
         dropout: float = 0.0,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -58,11 +63,8 @@ class SequenceModel(Model):
         output_activation: str = "identity",
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
-        **cell_options: Any,
     ) -> None:
         where = type(self).__name__
-        if output_activation != "identity" and "output_activation" in self._not_options:
-            raise TypeError(f"{where}: output_activation is given, expected none: the outputs are logits")
         input_size = _checks.size(where, "input_size", input_size)
         outputs = _checks.size(where, self._outputs_name, outputs)
         if num_embeddings is not None:
@@ -80,7 +82,8 @@ class SequenceModel(Model):
         if num_embeddings is not None:
             self.embedding = layers.Embedding(num_embeddings, input_size, dtype=dtype, rng=random)
         self.recurrent = recurrent(
-            type(self), where, cell, input_size, hidden_size, num_layers, cell_options,
+            where, cell, input_size, hidden_size, num_layers,
+            {"activation": activation, "leak": leak, "reset_after": reset_after, "update": update},
             dropout=dropout, init=init, dtype=dtype, rng=random, **recurrent_options,
         )  # fmt: skip
         size = self.recurrent.hidden_size * self.recurrent.num_directions

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
+from ..cells import Activation, Update
 from .encoder_decoder import EncoderDecoder
 from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
 
@@ -23,7 +24,7 @@ _LEVELS: dict[str, type[Vocabulary]] = {"char": CharVocabulary, "word": WordVoca
 
 
 class Translator(EncoderDecoder):
-    """An encoder-decoder between texts: a source and a target vocabulary, and attention by default.
+    r"""An encoder-decoder between texts: a source and a target vocabulary, and attention by default.
 
     What goes into the network are tokens: 0 is padding, 1 begins and 2 ends a text, and symbol n of a vocabulary is
     token n + 3, so that 3 stands for all unknown symbols.
@@ -36,7 +37,8 @@ class Translator(EncoderDecoder):
     bidirectional : bool
         Of the encoder.
     attention : {"additive", "general", "dot"} or None
-    **options
+    num_layers, encoder_layers, cell, attention_size, input_feeding, bridge, activation, leak, reset_after, update, \
+    dropout, begin, end, init, dtype, rng
         Those of `EncoderDecoder`.
 
     Raises
@@ -66,9 +68,23 @@ class Translator(EncoderDecoder):
         hidden_size: int,
         num_layers: int = 1,
         *,
+        encoder_layers: int | None = None,
+        cell: str = "gru",
         bidirectional: bool = True,
         attention: str | None = "additive",
-        **options: Any,
+        attention_size: int | None = None,
+        input_feeding: bool = False,
+        bridge: bool | None = None,
+        activation: Activation | None = None,
+        leak: float | None = None,
+        reset_after: bool | None = None,
+        update: Update | None = None,
+        dropout: float = 0.0,
+        begin: int = 1,
+        end: int = 2,
+        init: Any = None,
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
     ) -> None:
         for name, vocabulary in (("source_vocabulary", source_vocabulary), ("target_vocabulary", target_vocabulary)):
             if not isinstance(vocabulary, Vocabulary):
@@ -79,7 +95,10 @@ class Translator(EncoderDecoder):
         self.source_vocabulary, self.target_vocabulary = source_vocabulary, target_vocabulary
         super().__init__(
             len(source_vocabulary) + RESERVED, len(target_vocabulary) + RESERVED, embedding_size, hidden_size,
-            num_layers, bidirectional=bidirectional, attention=attention, **options,
+            num_layers, encoder_layers=encoder_layers, cell=cell, bidirectional=bidirectional, attention=attention,
+            attention_size=attention_size, input_feeding=input_feeding, bridge=bridge, activation=activation, leak=leak,
+            reset_after=reset_after, update=update, dropout=dropout, begin=begin, end=end, init=init, dtype=dtype,
+            rng=rng,
         )  # fmt: skip
 
     @classmethod

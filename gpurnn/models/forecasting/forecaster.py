@@ -12,6 +12,7 @@ import numpy as np
 from ... import _arrays, _checks, _dispatch
 from ..._contract import Array
 from ..._random import generator
+from ...cells import Activation, Update
 from ...layers.base import copied
 from .. import examples
 from ..base import check_finite, not_finite
@@ -114,7 +115,8 @@ class Forecaster(SequenceModel):
         As in `SequenceClassifier`.
     loss : {"mse", "l1", "huber"}
         What `fit` minimises, by its name in `gpurnn.losses`.
-    cell, bidirectional, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, **options
+    cell, bidirectional, activation, leak, reset_after, update, dropout, variational_dropout, recurrent_dropout, \
+    residual, init, dtype, rng
         Those of `SequenceClassifier`.
 
     Attributes
@@ -164,7 +166,6 @@ class Forecaster(SequenceModel):
     (True, True)
     """
 
-    _not_options = ("num_embeddings", "output_activation")
     _outputs_name = "features"
     _outputs_text = "x_t"
 
@@ -177,17 +178,31 @@ class Forecaster(SequenceModel):
         *,
         pooling: str = "last",
         loss: str = "mse",
-        **options: Any,
+        cell: str = "gru",
+        bidirectional: bool = False,
+        activation: Activation | None = None,
+        leak: float | None = None,
+        reset_after: bool | None = None,
+        update: Update | None = None,
+        dropout: float = 0.0,
+        variational_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        residual: bool = False,
+        init: Any = None,
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
     ) -> None:
         where = "Forecaster"
         self.window = _checks.size(where, "window", window)
         features = _checks.size(where, "features", features)
         pooling = _checks.choice(where, "pooling", pooling, POOLINGS)
         loss = _checks.choice(where, "loss", loss, LOSSES)
-        for name in self._not_options:
-            if name in options:
-                raise TypeError(f"{where}: {name} is given, expected none: inputs and outputs are values of a series")
-        super().__init__(features, hidden_size, features, num_layers, pooling=pooling, **options)
+        super().__init__(
+            features, hidden_size, features, num_layers, pooling=pooling, cell=cell, bidirectional=bidirectional,
+            activation=activation, leak=leak, reset_after=reset_after, update=update, dropout=dropout,
+            variational_dropout=variational_dropout, recurrent_dropout=recurrent_dropout, residual=residual, init=init,
+            dtype=dtype, rng=rng,
+        )  # fmt: skip
         self._loss = loss
         self.features = self.output.out_features
         self.mean, self.std = np.zeros(self.features), np.ones(self.features)
