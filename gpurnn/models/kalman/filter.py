@@ -22,7 +22,16 @@ from .diffuse import symmetric, transpose
 Parameters = dict[str, Array]
 
 NAMES = ("F", "H", "Q", "R", "m0", "P0")
+OPTIONAL = ("B", "D", "c", "d")
+"""What a model may have besides: the maps of its inputs u, and its offsets."""
 COVARIANCES = ("Q", "R", "P0")
+AXES = {"F": 2, "H": 2, "Q": 2, "R": 2, "B": 2, "D": 2, "c": 1, "d": 1}
+"""The axes that a parameter has at one step. With one more it varies with time."""
+
+
+def varies(params: Parameters, name: str) -> bool:
+    """Whether a parameter varies with time."""
+    return name in AXES and params[name].ndim > AXES[name]
 
 
 def at(parameter: Array, t: int) -> Array:
@@ -31,9 +40,30 @@ def at(parameter: Array, t: int) -> Array:
 
 
 def advance(xp: Any, params: Parameters, t: int, mean: Array, covariance: Array) -> tuple[Array, Array]:
-    """From the mean and covariance of the state at step t to those predicted for the next."""
+    """From the mean and covariance of the state at step t to those predicted for the next, without offset."""
     F, Q = at(params["F"], t), at(params["Q"], t)
     return F @ mean, symmetric(xp, F @ covariance @ transpose(xp, F)) + Q
+
+
+def state_offset(xp: Any, params: Parameters, u: Array | None, T: int) -> Array | None:
+    """(T, B or 1, n): B u_t + c, which is added to the transition from step t; None where the model has neither."""
+    return _offset(xp, params, "B", "c", u, T)
+
+
+def observation_offset(xp: Any, params: Parameters, u: Array | None, T: int) -> Array | None:
+    """(T, B or 1, p): D u_t + d, which is added to the observation of step t; None where the model has neither."""
+    return _offset(xp, params, "D", "d", u, T)
+
+
+def _offset(xp: Any, params: Parameters, by_input: str, constant: str, u: Array | None, T: int) -> Array | None:
+    total = None
+    if by_input in params and u is not None:
+        total = (_over_time(params[by_input], T) @ u[:T, ..., None])[..., 0]
+    if constant in params:
+        every = params[constant]
+        every = xp.broadcast_to(every, (T, 1, every.shape[0])) if every.ndim == 1 else every[:T, None, :]
+        total = every if total is None else total + every
+    return total
 
 
 class _Covariances(NamedTuple):
@@ -69,7 +99,7 @@ class Forward:
     """(T, B, 1 + d, 1 + d): the sum of v^T S^-1 v up to the step, inclusive."""
 
 
-def forward(where: str, xp: Any, params: Parameters, y: Array) -> Forward:
+def forward(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = None) -> Forward:
     """The filter. Its means count delta from its estimate given all observations.
 
     Raises
@@ -92,8 +122,10 @@ def forward(where: str, xp: Any, params: Parameters, y: Array) -> Forward:
             "definite, P being the covariance of the state given the observations before it; expected a larger R, or Q "
             "or P0"
         )
-    y = xp.where(missing, xp.zeros_like(y), y)
-    mean, filtered_mean, innovation = _means(xp, params, covariances, mean, y, missing)
+    known = observation_offset(xp, params, u, len(number))
+    y = xp.where(missing, xp.zeros_like(y), y if known is None else y - known)
+    added = state_offset(xp, params, u, len(number))
+    mean, filtered_mean, innovation = _means(xp, params, covariances, mean, y, missing, added)
     if mean.shape[-1] > 1:
         centre = diffuse.centre(xp, innovation, covariances.precision)
         mean, filtered_mean, innovation = (array @ centre for array in (mean, filtered_mean, innovation))
@@ -190,15 +222,17 @@ def _by_step(xp: Any, arrays: list[Array], number: np.ndarray[Any, Any]) -> Arra
 
 
 def _means(
-    xp: Any, params: Parameters, covariances: _Covariances, mean: Array, y: Array, missing: Array
+    xp: Any, params: Parameters, covariances: _Covariances, mean: Array, y: Array, missing: Array, added: Array | None
 ) -> tuple[Array, Array, Array]:
     """Predicted means, filtered means and innovations at all steps, from the first predicted mean.
 
-    A missing number of y is 0 here.
+    A missing number of y is 0 here. ``added`` is the offset of the states.
     """
     T, B, _ = y.shape
     n, d = mean.shape[1], mean.shape[2] - 1
     observed = xp.concat([y[..., None], _dispatch.zeros(xp, (*y.shape, d), y)], axis=3)
+    if added is not None:
+        added = xp.concat([added[..., None], _dispatch.zeros(xp, (*added.shape, d), y)], axis=3)
     H, gain = covariances.observation, covariances.gain
     transitions = _each_step(params["F"], T)
     # Rows without any observation so far, and a bound of the rounding of what delta adds to their means.
@@ -222,6 +256,8 @@ def _means(
                 rounding = xp.abs(transitions[t]) @ (rounding + n * eps * xp.abs(filtered[..., 1:]))
                 forgotten = unseen[t, :, None, None] & (xp.abs(mean[..., 1:]) <= rounding)
                 mean = xp.concat([mean[..., :1], xp.where(forgotten, nothing, mean[..., 1:])], axis=-1)
+            if added is not None:
+                mean = mean + added[t, ...]
     return xp.stack(means), xp.stack(filtered_means), xp.stack(innovations)
 
 
@@ -309,7 +345,7 @@ def _each_step(parameter: Array, T: int) -> list[Array]:
 
 
 def _over_time(parameter: Array, T: int) -> Array:
-    """F, H, Q or R, to be broadcast against arrays (T, B, ...)."""
+    """F, H, Q, R, B or D, to be broadcast against arrays (T, B, ...)."""
     return _arrays.contiguous(parameter if parameter.ndim == 2 else parameter[:T, None, ...])
 
 
@@ -326,6 +362,8 @@ class Score(NamedTuple):
     """()"""
     dy: Array
     """(T, B, p)"""
+    du: Array | None
+    """(T, B, k), or None without inputs."""
     grads: dict[str, Array]
     """By the names of the parameters."""
     moment: Array
@@ -334,7 +372,7 @@ class Score(NamedTuple):
     """(n, n): the same without the last step."""
 
 
-def score(where: str, xp: Any, params: Parameters, y: Array) -> Score:
+def score(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = None) -> Score:
     """The log-likelihood and its exact gradient.
 
     Raises
@@ -343,7 +381,7 @@ def score(where: str, xp: Any, params: Parameters, y: Array) -> Score:
         There is no likelihood: an observation has no variance given those before it, or the observations do not
         determine the diffuse states.
     """
-    steps = forward(where, xp, params, y)
+    steps = forward(where, xp, params, y, u)
     M = diffuse_moments(where, xp, steps)
     back = backward(xp, params, steps)
     x, V = smoothed(xp, steps, back)
@@ -361,19 +399,29 @@ def score(where: str, xp: Any, params: Parameters, y: Array) -> Score:
     # Past the last step there is no transition: r and N are zero there.
     curvature = back.r @ M @ transpose(xp, back.r) - back.N
     dF = back.r @ M @ transpose(xp, steps.filtered_mean) + curvature @ _over_time(params["F"], T) @ P
+    # By the offsets of the states and of the observations.
+    dadded, dy = (back.r @ M)[..., 0], xp.where(missing, xp.zeros_like(y), -eM[..., 0])
+    gradients = {"F": dF, "H": dH, "Q": curvature / 2, "R": dR, "c": dadded, "d": -dy}
+    du = None
+    for name, by_offset in (("B", dadded), ("D", -dy)):
+        if name in params and u is not None:
+            gradients[name] = by_offset[..., None] * u[..., None, :]
+            by_input = (transpose(xp, _over_time(params[name], T)) @ by_offset[..., None])[..., 0]
+            du = by_input if du is None else du + by_input
     grads = {}
-    for name, gradient in (("F", dF), ("H", dH), ("Q", curvature / 2), ("R", dR)):
-        each, parameter = xp.sum(gradient, axis=1), params[name]
-        if parameter.ndim == 2:
-            grads[name] = xp.sum(each, axis=0)
-        else:
-            unused = _dispatch.zeros(xp, (parameter.shape[0] - T, *each.shape[1:]), each)
-            grads[name] = xp.concat([each, unused], axis=0)
+    for name, gradient in gradients.items():
+        if name in params:
+            each, parameter = xp.sum(gradient, axis=1), params[name]
+            if not varies(params, name):
+                grads[name] = xp.sum(each, axis=0)
+            else:
+                unused = _dispatch.zeros(xp, (parameter.shape[0] - T, *each.shape[1:]), each)
+                grads[name] = xp.concat([each, unused], axis=0)
     finite = ~xp.isinf(xp.linalg.diagonal(params["P0"]))
     rM = back.first_r @ M
     dm0, dP0 = xp.sum(rM[:, :, 0], axis=0), xp.sum(rM @ transpose(xp, back.first_r) - back.first_N, axis=0) / 2
     grads["m0"] = xp.where(finite, dm0, xp.zeros_like(dm0))
     grads["P0"] = xp.where(finite[:, None] & finite[None, :], dP0, xp.zeros_like(dP0))
-    dy = xp.where(missing, xp.zeros_like(y), -eM[..., 0])
     moments = xp.sum(x @ M @ transpose(xp, x) + V, axis=1)
-    return Score(log_likelihood(xp, y, steps), dy, grads, xp.sum(moments, axis=0), xp.sum(moments[:-1, ...], axis=0))
+    every, but_last = xp.sum(moments, axis=0), xp.sum(moments[:-1, ...], axis=0)
+    return Score(log_likelihood(xp, y, steps), dy, du, {name: grads[name] for name in params}, every, but_last)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ... import _checks, _dispatch
 from ..._contract import Array
+from . import stationary as stationary_start
 from .filter import COVARIANCES, Parameters, Score, diffuse_states, score
 
 HostArray = np.ndarray[Any, Any]
@@ -28,10 +29,13 @@ class Fit:
     params : dict of str to array
         All parameters of the model.
     y : (T, B, p) array
+    u : (T, B or 1, k) array or None
     names : tuple of str
         The parameters to fit.
     diagonal : bool
         Whether only the diagonals of covariances are fitted, the other entries being zero.
+    stationary : bool
+        Whether m0 and P0 follow from the other parameters.
     iterations : int
         The most of them.
     tolerance : float
@@ -39,10 +43,10 @@ class Fit:
     """
 
     def __init__(
-        self, where: str, xp: Any, params: Parameters, y: Array, names: tuple[str, ...], *, diagonal: bool,
-        iterations: int, tolerance: float,
+        self, where: str, xp: Any, params: Parameters, y: Array, u: Array | None, names: tuple[str, ...], *,
+        diagonal: bool, stationary: bool, iterations: int, tolerance: float,
     ) -> None:  # fmt: skip
-        self.where, self.xp, self.params, self.y = where, xp, params, y
+        self.where, self.xp, self.params, self.y, self.u, self.stationary = where, xp, params, y, u, stationary
         self.names, self.diagonal, self.iterations = tuple(dict.fromkeys(names)), diagonal, iterations
         self.count = max(int(_dispatch.to_numpy(xp.sum(xp.astype(~xp.isnan(y), xp.int64)))), 1)
         self.least_gain = tolerance * self.count
@@ -67,8 +71,9 @@ class Fit:
         return np.array(self.values)
 
     def _read(self) -> dict[str, HostArray]:
-        """Copies of the parameters that are fitted, in NumPy, in float64."""
-        return _on_host({name: self.params[name] for name in self.names})
+        """Copies of the parameters that are fitted, and of those that follow from them, in NumPy, in float64."""
+        following = ("m0", "P0") if self.stationary else ()
+        return _on_host({name: self.params[name] for name in (*self.names, *following)})
 
     def _write(self, values: dict[str, HostArray]) -> None:
         for name, value in values.items():
@@ -78,8 +83,14 @@ class Fit:
                 raise ValueError(f"{self.where}: {name} is not finite")
             p[...] = _dispatch.from_numpy(self.xp, cast)
 
+    def _move(self, values: dict[str, HostArray]) -> None:
+        """Write parameters, and those that follow from them."""
+        if self.stationary:
+            values = {**values, **stationary_start.start(self.where, {**_on_host(self.params), **values})}
+        self._write(values)
+
     def _score(self) -> Score:
-        return score(self.where, self.xp, self.params, self.y)
+        return score(self.where, self.xp, self.params, self.y, self.u)
 
     def _record(self, value: float) -> bool:
         """Record the log-likelihood of the present parameters, and say whether another iteration may follow."""
@@ -138,7 +149,9 @@ class Fit:
         """
         from scipy import optimize
 
-        coordinates = _Coordinates(self.best, self.diagonal, diffuse_states(self.params))
+        coordinates = _Coordinates(
+            {name: self.best[name] for name in self.names}, self.diagonal, diffuse_states(self.params)
+        )
         best = coordinates.origin()
         # A gradient below this is one by chance.
         rounding = float(np.finfo(_checks.dtype_name(self.y)).eps) ** 0.5
@@ -146,12 +159,15 @@ class Fit:
         def objective(x: HostArray) -> tuple[float, HostArray]:
             """Minus the log-likelihood for each number observed, and its gradient."""
             try:
-                self._write(coordinates.parameters(x))
+                self._move(coordinates.parameters(x))
                 result = self._score()
             except ValueError:
                 # A step too far, to where there is no likelihood.
                 return math.inf, np.zeros_like(x)
-            gradient = coordinates.gradient(x, _on_host(result.grads))
+            grads = _on_host(result.grads)
+            if self.stationary:
+                stationary_start.add_gradient(_on_host(self.params), grads)
+            gradient = coordinates.gradient(x, grads)
             return -float(_dispatch.to_numpy(result.value)) / self.count, -gradient / self.count
 
         def iterated(intermediate_result: Any) -> None:
@@ -161,7 +177,7 @@ class Fit:
             if value < self.values[-1]:
                 raise StopIteration  # all that is left is rounding
             best = intermediate_result.x
-            self._write(coordinates.parameters(best))
+            self._move(coordinates.parameters(best))
             if not self._record(value):
                 raise StopIteration
 

@@ -18,8 +18,10 @@ from ..files import Saved
 from . import diffuse
 from .diffuse import symmetric, transpose
 from .filter import (
+    AXES,
     COVARIANCES,
     NAMES,
+    OPTIONAL,
     advance,
     at,
     backward,
@@ -27,13 +29,22 @@ from .filter import (
     diffuse_states,
     forward,
     log_likelihood,
+    observation_offset,
     score,
     smoothed,
+    state_offset,
+    varies,
 )
 from .fit import Fit
+from .stationary import start as stationary_start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_SYMBOLS = {
+    "F": "(n, n)", "H": "(p, n)", "Q": "(n, n)", "R": "(p, p)", "B": "(n, k)", "D": "(p, k)", "c": "(n,)", "d": "(p,)",
+}  # fmt: skip
 
 
 class Filtered(NamedTuple):
@@ -96,10 +107,11 @@ class GaussianForecast(NamedTuple):
 
 
 class LinearGaussian(Saved):
-    """Linear-Gaussian state-space model: x_{t+1} = F_t x_t + N(0, Q_t), y_t = H_t x_t + N(0, R_t), x_0 ~ N(m0, P0).
+    """Linear-Gaussian state-space model: x_{t+1} = F x_t + B u_t + c + N(0, Q), y_t = H x_t + D u_t + d + N(0, R).
 
-    A call gives the log-likelihood of observations, and `vjp` its exact gradient. NaN in the observations means
-    missing; part of an observation may be missing. Covariances are updated in Joseph's form and kept symmetric.
+    It starts with x_0 ~ N(m0, P0). The inputs u_t are known, and every matrix and offset may vary with time. A call
+    gives the log-likelihood of observations, and `vjp` its exact gradient. NaN in the observations means missing; part
+    of an observation may be missing. Covariances are updated in Joseph's form and kept symmetric.
 
     Parameters
     ----------
@@ -111,17 +123,31 @@ class LinearGaussian(Saved):
     Q : (n, n) or (time, n, n) array
         Covariance of the transition's noise; it may be singular.
     R : (p, p) or (time, p, p) array
-        Covariance of the observations' noise; it may be singular.
+        Covariance of the observations' noise; it may be singular, and zero for observations without noise.
     m0 : (n,) array, optional
         Mean of the state at the first observation; zero by default.
     P0 : (n, n) array, optional
         Covariance of that state. `inf` on the diagonal makes a state diffuse: nothing is known of it before the
         observations. The rest of its row and column is zero. By default all states are diffuse.
+    B : (n, k) or (time, n, k) array, optional
+        The map from the inputs of step t to the state of step t + 1.
+    D : (p, k) or (time, p, k) array, optional
+        The map from the inputs to the observation of the same step.
+    c : (n,) or (time, n) array, optional
+        The offset of the state of step t + 1.
+    d : (p,) or (time, p) array, optional
+        The offset of the observation.
+    stationary : bool
+        Whether the states start as they stay: m0 = F m0 + c and P0 = F P0 F^T + Q, without inputs. F has all
+        eigenvalues inside the unit circle then, F, Q and c do not vary with time, and m0 and P0 are not given. A fit of
+        F, Q or c changes m0 and P0 with them.
 
     Attributes
     ----------
     params : dict of str to array
-        F, H, Q, R, m0 and P0.
+        F, H, Q, R, m0 and P0, and those of B, D, c and d that are given.
+    log_likelihoods_ : (iterations + 1,) array of float64
+        The log-likelihood before the first iteration of `fit` and after each. Only a model that is fitted has it.
 
     Raises
     ------
@@ -159,10 +185,9 @@ class LinearGaussian(Saved):
     >>> y[50:60] = np.nan
     >>> one = np.ones((1, 1))
     >>> model = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=one)
-    >>> gained = model.fit(y)
-    >>> bool(gained[-1] > gained[0])
+    >>> level, variance = model.fit(y).smooth(y)
+    >>> bool(model.log_likelihoods_[-1] > model.log_likelihoods_[0])
     True
-    >>> level, variance = model.smooth(y)
     >>> level.shape, variance.shape
     ((200, 1), (200, 1, 1))
     >>> low, high = model.forecast(y, 5).interval(0.9)
@@ -170,25 +195,56 @@ class LinearGaussian(Saved):
     True
     """
 
+    log_likelihoods_: NDArray[np.float64]
+
     def __init__(
-        self, F: Array, H: Array, Q: Array, R: Array, m0: Array | None = None, P0: Array | None = None
+        self,
+        F: Array,
+        H: Array,
+        Q: Array,
+        R: Array,
+        m0: Array | None = None,
+        P0: Array | None = None,
+        B: Array | None = None,
+        D: Array | None = None,
+        c: Array | None = None,
+        d: Array | None = None,
+        *,
+        stationary: bool = False,
     ) -> None:
         where = "LinearGaussian"
-        xp, F, H, Q, R, m0, P0 = _arrays.take(
-            where, {"F": F, "H": H, "Q": Q, "R": R, "m0": m0, "P0": P0}, needed=("F", "H", "Q", "R")
-        )
-        for name, array, symbols in (("F", F, "(n, n)"), ("H", H, "(p, n)"), ("Q", Q, "(n, n)"), ("R", R, "(p, p)")):
-            if array.ndim not in (2, 3):
+        arrays = dict(zip((*NAMES, *OPTIONAL), (F, H, Q, R, m0, P0, B, D, c, d), strict=True))
+        xp, F, H, Q, R, m0, P0, B, D, c, d = _arrays.take(where, arrays, needed=("F", "H", "Q", "R"))
+        self.stationary = _checks.flag(where, "stationary", stationary)
+        optional = {name: a for name, a in zip(OPTIONAL, (B, D, c, d), strict=True) if a is not None}
+        for name, array in {"F": F, "H": H, "Q": Q, "R": R, **optional}.items():
+            if array.ndim - AXES[name] not in (0, 1):
                 raise ValueError(
-                    f"{where}: {name} has shape {tuple(array.shape)}, expected {symbols}, or a first axis of time too"
+                    f"{where}: {name} has shape {tuple(array.shape)}, expected {_SYMBOLS[name]}, or a first axis of "
+                    "time too"
                 )
         p, n = H.shape[-2:]
         if p < 1 or n < 1:
             raise ValueError(f"{where}: H has shape {tuple(H.shape)}, expected p and n of at least 1 in (p, n)")
-        for name, array, shape, symbols in (
-            ("F", F, (n, n), "(n, n)"), ("Q", Q, (n, n), "(n, n)"), ("R", R, (p, p), "(p, p)"),
-        ):  # fmt: skip
-            _checks.shape(where, name, array, (*array.shape[:-2], *shape), f"{symbols} at its end")
+        k = next((optional[name].shape[-1] for name in "BD" if name in optional), 0)
+        if k < 1 and not optional.keys().isdisjoint("BD"):
+            raise ValueError(f"{where}: B and D have no column, expected one for each input, or None")
+        sizes = {
+            "F": (n, n), "H": (p, n), "Q": (n, n), "R": (p, p), "m0": (n,), "P0": (n, n),
+            "B": (n, k), "D": (p, k), "c": (n,), "d": (p,),
+        }  # fmt: skip
+        for name, array in {"F": F, "Q": Q, "R": R, **optional}.items():
+            axes = array.shape[: array.ndim - AXES[name]]
+            _checks.shape(where, name, array, (*axes, *sizes[name]), f"{_SYMBOLS[name]} at its end")
+        if self.stationary:
+            for name, array in (("m0", m0), ("P0", P0)):
+                if array is not None:
+                    raise ValueError(f"{where}: {name} is given, expected None, as stationary is True")
+            for name, array in {"F": F, "Q": Q, **optional}.items():
+                if name in ("F", "Q", "c") and array.ndim > AXES[name]:
+                    raise ValueError(
+                        f"{where}: {name} varies with time, expected one that does not, as stationary is True"
+                    )
         if m0 is None:
             m0 = _dispatch.zeros(xp, (n,), F)
         if P0 is None:
@@ -196,7 +252,7 @@ class LinearGaussian(Saved):
             P0 = xp.where(unit == 1, xp.full_like(unit, math.inf), xp.zeros_like(unit))
         _checks.shape(where, "m0", m0, (n,), "(n,)")
         _checks.shape(where, "P0", P0, (n, n), "(n, n)")
-        parameters = dict(zip(NAMES, (F, H, Q, R, m0, P0), strict=True))
+        parameters = {**dict(zip(NAMES, (F, H, Q, R, m0, P0), strict=True)), **optional}
         for name, array in parameters.items():
             values = _dispatch.to_numpy(array)
             if name in COVARIANCES:
@@ -204,35 +260,62 @@ class LinearGaussian(Saved):
             elif not np.isfinite(values).all():
                 raise ValueError(f"{where}: {name} holds NaN or infinity, expected finite numbers")
         self.params = {name: xp.asarray(array, copy=True) for name, array in parameters.items()}
-        self._sizes = {"F": (n, n), "H": (p, n), "Q": (n, n), "R": (p, p), "m0": (n,), "P0": (n, n)}
+        self._sizes = {name: sizes[name] for name in parameters}
+        if self.stationary:
+            found = stationary_start(where, {name: _dispatch.to_numpy(a) for name, a in parameters.items()})
+            for name, value in found.items():
+                self.params[name][...] = _dispatch.from_numpy(xp, value.astype(_checks.dtype_name(F)))
 
     def config(self) -> dict[str, Any]:
-        """The arguments of the constructor without the parameters: none."""
-        return {}
+        """The arguments of the constructor without the parameters: ``stationary``, where it is True."""
+        return {"stationary": True} if self.stationary else {}
 
     @classmethod
     def _restored(cls, config: dict[str, Any], shared: dict[str, str], parameters: dict[str, NDArray[Any]]) -> Self:
-        model = cls(**config, **parameters)
+        known: dict[str, Any] = {
+            name: p for name, p in parameters.items() if not (config.get("stationary") and name in ("m0", "P0"))
+        }
+        model = cls(**config, **known)
+        model.load_state_dict(parameters)
         model._share(shared)
         return model
 
+    def _fitted(self) -> dict[str, Any]:
+        found = getattr(self, "log_likelihoods_", None)
+        return {} if found is None else {"log_likelihoods_": found.tolist()}
+
+    def _restore_fitted(self, fitted: dict[str, Any]) -> None:
+        fitted = dict(fitted)
+        if "log_likelihoods_" in fitted:
+            self.log_likelihoods_ = np.asarray(fitted.pop("log_likelihoods_"), np.float64)
+        super()._restore_fitted(fitted)
+
     def _argument(self, name: str) -> Any:
-        return self.params[name]
+        if name == "stationary" or (self.stationary and name in ("m0", "P0")):
+            return self.stationary if name == "stationary" else None
+        return self.params.get(name)
 
     def _expression(self) -> str:
         p, n = self.params["H"].shape[-2:]
-        varying = [name for name in "FHQR" if self.params[name].ndim == 3]
-        options = [f"varying={'+'.join(varying)}"] if varying else []
-        sizes = [f"state_size={n}", f"observation_size={p}", *options, f"diffuse={len(diffuse_states(self.params))}"]
+        varying = [name for name in self.params if varies(self.params, name)]
+        options = [f"input_size={self._input_size}"] if self._input_size else []
+        options += [f"varying={'+'.join(varying)}"] if varying else []
+        start = "stationary=True" if self.stationary else f"diffuse={len(diffuse_states(self.params))}"
+        sizes = [f"state_size={n}", f"observation_size={p}", *options, start]
         return f"{type(self).__name__}({', '.join(sizes)})"
+
+    @property
+    def _input_size(self) -> int:
+        """k, 0 without inputs."""
+        return next((self._sizes[name][1] for name in "BD" if name in self._sizes), 0)
 
     def _check_parameters(self, where: str) -> None:
         """Reject parameters that a caller has replaced or changed, and that do not fit this model."""
-        named = {f"params[{name!r}]": self.params[name] for name in NAMES}
+        named = {f"params[{name!r}]": self.params[name] for name in self._sizes}
         xp, *_ = _arrays.take(where, named, needed=tuple(named))
         for (name, size), p in zip(self._sizes.items(), named.values(), strict=True):
             own = f"params[{name!r}]"
-            steps = p.shape[:1] if name in "FHQR" and p.ndim == 3 else ()
+            steps = p.shape[:1] if name in AXES and p.ndim == AXES[name] + 1 else ()
             _checks.shape(where, own, p, (*steps, *size), "the shape that the model was made with")
             bad = ~xp.isfinite(p)
             if name == "P0":  # a diffuse state
@@ -240,29 +323,57 @@ class LinearGaussian(Saved):
             if bool(_dispatch.to_numpy(xp.any(bad))):
                 raise FloatingPointError(f"{where}: {own} holds NaN or infinity, expected finite numbers")
 
-    def _observations(self, where: str, y: Array, ahead: int = 0) -> tuple[Any, Array, bool]:
-        """The namespace, y (T, B, p), and whether the caller's y has no axis B; reject what does not fit."""
+    def _observations(
+        self, where: str, y: Array, u: Array | None, ahead: int = 0
+    ) -> tuple[Any, Array, Array | None, bool]:
+        """The namespace, y (T, B, p), u (T + ahead, B or 1, k), and whether the caller's y has no axis B.
+
+        Reject what does not fit.
+        """
         self._check_parameters(where)
-        xp, _, y = _arrays.take(where, {"params": self.params["F"], "y": y}, needed=("y",), nan_is_missing=True)
+        arrays = {"params": self.params["F"], "y": y, "u": u}
+        xp, _, y, u = _arrays.take(where, arrays, needed=("y",), nan_is_missing=True)
         p = self.params["H"].shape[-2]
         if y.ndim not in (2, 3) or y.shape[-1] != p or y.shape[0] < 1:
             raise ValueError(f"{where}: y has shape {tuple(y.shape)}, expected (T, p) or (T, B, p) with p = {p}, T > 0")
-        for name in "FHQR":
-            parameter = self.params[name]
-            if parameter.ndim == 3 and parameter.shape[0] < y.shape[0] + ahead:
-                steps = f"T + steps = {y.shape[0] + ahead}" if ahead else f"T = {y.shape[0]}"
+        steps = f"T + steps = {y.shape[0] + ahead}" if ahead else f"T = {y.shape[0]}"
+        for name, parameter in self.params.items():
+            if varies(self.params, name) and parameter.shape[0] < y.shape[0] + ahead:
                 raise ValueError(f"{where}: {name} has {parameter.shape[0]} steps, expected at least {steps}")
         if _dispatch.to_numpy(xp.any(xp.isinf(y))):
             raise ValueError(f"{where}: y holds infinity, expected finite numbers, or NaN for what is missing")
-        return (xp, xp.expand_dims(y, axis=1), True) if y.ndim == 2 else (xp, y, False)
+        u = self._inputs(where, xp, u, y, ahead)
+        return (xp, xp.expand_dims(y, axis=1), u, True) if y.ndim == 2 else (xp, y, u, False)
 
-    def __call__(self, y: Array) -> Array:
+    def _inputs(self, where: str, xp: Any, u: Array | None, y: Array, ahead: int) -> Array | None:
+        k = self._input_size
+        if (u is None) != (k == 0):
+            wanted = f"an array of {k} inputs for each step" if k else "None, as the model has neither B nor D"
+            raise TypeError(f"{where}: u is {_checks.described(u)}, expected {wanted}")
+        if u is None:
+            return None
+        steps = y.shape[0] + ahead
+        shapes = {2: (steps, k), 3: (steps, y.shape[1], k)}
+        if u.ndim > y.ndim or tuple(u.shape) != shapes.get(u.ndim):
+            rows = f" or (T, B, k) = {shapes[3]}" if y.ndim == 3 else ""
+            symbols = "(T + steps, k)" if ahead else "(T, k)"
+            raise ValueError(
+                f"{where}: u has shape {tuple(u.shape)}, expected {symbols} = {shapes[2]}"
+                f"{rows.replace('(T,', '(T + steps,') if ahead else rows}"
+            )
+        if not bool(_dispatch.to_numpy(xp.all(xp.isfinite(u)))):
+            raise ValueError(f"{where}: u holds NaN or infinity, expected finite numbers: inputs are known")
+        return xp.expand_dims(u, axis=1) if u.ndim == 2 else u
+
+    def __call__(self, y: Array, u: Array | None = None) -> Array:
         """The log-likelihood of observations, in nats, summed over all sequences: a () array.
 
         Parameters
         ----------
         y : (T, p) or (T, B, p) array
             A sequence or several, of the dtype of the parameters. NaN is missing.
+        u : (T, k) or (T, B, k) array, optional
+            The inputs, for a model with B or D. (T, k) are the inputs of all sequences.
 
         Raises
         ------
@@ -274,20 +385,22 @@ class LinearGaussian(Saved):
             A parameter is NaN or infinite.
         """
         where = "LinearGaussian"
-        xp, y, _ = self._observations(where, y)
-        steps = forward(where, xp, self.params, y)
+        xp, y, u, _ = self._observations(where, y, u)
+        steps = forward(where, xp, self.params, y, u)
         diffuse_moments(where, xp, steps)
         return log_likelihood(xp, y, steps)
 
     log_likelihood = __call__
 
-    def vjp(self, y: Array) -> tuple[Array, Pullback]:
+    def vjp(self, y: Array, u: Array | None = None) -> tuple[Array, Pullback]:
         """``(log_likelihood, pullback)``, with ``pullback(dvalue)`` returning ``(dy, grads)``.
 
         Parameters
         ----------
         y : (T, p) or (T, B, p) array
             NaN is missing.
+        u : (T, k) or (T, B, k) array, optional
+            The inputs, for a model with B or D.
 
         Returns
         -------
@@ -295,9 +408,9 @@ class LinearGaussian(Saved):
             What a call returns.
         pullback : callable
             From the gradient by the log-likelihood, a number or a () array (None for zero), to ``dy`` of the shape of y
-            and the gradients by F, H, Q, R, m0 and P0 by name. ``pullback(1.0)`` is the score, exact. The gradients by
-            the covariances are symmetric. Those by missing observations, and by the entries of m0 and P0 that belong to
-            diffuse states, are zero.
+            (``(dy, du)`` if u is given) and the gradients by the parameters by name. ``pullback(1.0)`` is the score,
+            exact. The gradients by the covariances are symmetric. Those by missing observations, and by the entries of
+            m0 and P0 that belong to diffuse states, are zero. m0 and P0 count as parameters, also if ``stationary``.
 
         Raises
         ------
@@ -321,27 +434,33 @@ class LinearGaussian(Saved):
         >>> grads["m0"], dy
         (array([0.5]), array([[-0.5]]))
         """
-        where, shape = "LinearGaussian", getattr(y, "shape", ())
-        xp, y, _ = self._observations(where, y)
-        value, dy, grads, *_ = score(where, xp, self.params, y)
+        where, shape, input_shape = "LinearGaussian", getattr(y, "shape", ()), getattr(u, "shape", ())
+        xp, y, u, _ = self._observations(where, y, u)
+        value, dy, du, grads, *_ = score(where, xp, self.params, y, u)
+        if du is not None and u is not None and u.shape[1] == 1:
+            du = xp.sum(du, axis=1)
 
-        def pullback(dvalue: Array | float | None) -> tuple[Array, dict[str, Array]]:
+        def pullback(dvalue: Array | float | None) -> tuple[Array | tuple[Array, Array], dict[str, Array]]:
             if isinstance(dvalue, (int, float)):
                 dvalue = float(dvalue)
             else:
                 dvalue = _arrays.cotangent(where, "value", dvalue, value)
             dvalue = 0.0 if dvalue is None else dvalue
-            return xp.reshape(dy, shape) * dvalue, {name: grads[name] * dvalue for name in NAMES}
+            scaled = {name: gradient * dvalue for name, gradient in grads.items()}
+            by_y = xp.reshape(dy, shape) * dvalue
+            return (by_y if du is None else (by_y, xp.reshape(du, input_shape) * dvalue)), scaled
 
         return value, pullback
 
-    def filter(self, y: Array) -> Filtered:
+    def filter(self, y: Array, u: Array | None = None) -> Filtered:
         """The Kalman filter: the distribution of each state given the observations so far.
 
         Parameters
         ----------
         y : (T, p) or (T, B, p) array
             NaN is missing.
+        u : (T, k) or (T, B, k) array, optional
+            The inputs, for a model with B or D.
 
         Returns
         -------
@@ -367,21 +486,23 @@ class LinearGaussian(Saved):
         (array([5.   , 5.   , 7.667]), array([2.   , 3.   , 1.333]))
         """
         where = "LinearGaussian.filter"
-        xp, y, single = self._observations(where, y)
-        steps = forward(where, xp, self.params, y)
+        xp, y, u, single = self._observations(where, y, u)
+        steps = forward(where, xp, self.params, y, u)
         nothing = xp.zeros_like(steps.information[:1, ...])
         before = xp.concat([nothing, steps.information[:-1, ...]], axis=0)
         predicted = diffuse.known_marginal(xp, before, steps.mean, steps.covariances.predicted)
         filtered = diffuse.known_marginal(xp, steps.information, steps.filtered_mean, steps.covariances.filtered)
         return Filtered(*_without_rows([*predicted, *filtered], single))
 
-    def smooth(self, y: Array) -> Smoothed:
+    def smooth(self, y: Array, u: Array | None = None) -> Smoothed:
         """The fixed-interval smoother: the distribution of each state given all observations.
 
         Parameters
         ----------
         y : (T, p) or (T, B, p) array
             NaN is missing.
+        u : (T, k) or (T, B, k) array, optional
+            The inputs, for a model with B or D.
 
         Returns
         -------
@@ -395,14 +516,14 @@ class LinearGaussian(Saved):
             As a call.
         """
         where = "LinearGaussian.smooth"
-        xp, y, single = self._observations(where, y)
-        steps = forward(where, xp, self.params, y)
+        xp, y, u, single = self._observations(where, y, u)
+        steps = forward(where, xp, self.params, y, u)
         diffuse_moments(where, xp, steps)
         known_delta = smoothed(xp, steps, backward(xp, self.params, steps))
         moments = diffuse.known_marginal(xp, steps.information[-1:, ...], *known_delta)
         return Smoothed(*_without_rows(moments, single))
 
-    def forecast(self, y: Array, steps: int) -> GaussianForecast:
+    def forecast(self, y: Array, steps: int, u: Array | None = None) -> GaussianForecast:
         """The distribution of the observations that follow ``y``.
 
         Parameters
@@ -411,6 +532,8 @@ class LinearGaussian(Saved):
             NaN is missing.
         steps : int
             How many observations ahead.
+        u : (T + steps, k) or (T + steps, B, k) array, optional
+            The inputs of the past and of the steps ahead, for a model with B or D.
 
         Returns
         -------
@@ -438,8 +561,10 @@ class LinearGaussian(Saved):
         """
         where = "LinearGaussian.forecast"
         steps = _checks.integer_at_least(where, "steps", steps, 1)
-        xp, y, single = self._observations(where, y, steps)
-        done, T = forward(where, xp, self.params, y), y.shape[0]
+        xp, y, u, single = self._observations(where, y, u, steps)
+        T = y.shape[0]
+        done = forward(where, xp, self.params, y, u)
+        added, known = (offset(xp, self.params, u, T + steps) for offset in (state_offset, observation_offset))
         diffuse_moments(where, xp, done)
         mean, covariance = diffuse.marginal(
             xp, done.filtered_mean[-1, ...], done.covariances.filtered[-1, ...],
@@ -449,9 +574,11 @@ class LinearGaussian(Saved):
         ahead: list[tuple[Array, ...]] = []
         for t in range(T, T + steps):
             mean, covariance = advance(xp, self.params, t - 1, mean, covariance)
+            mean = mean if added is None else mean + added[t - 1, :, :, None]
             H, R = at(self.params["H"], t), at(self.params["R"], t)
             seen = symmetric(xp, H @ covariance @ transpose(xp, H)) + R
-            ahead.append(((H @ mean)[..., 0], seen, mean[..., 0], covariance))
+            expected = (H @ mean)[..., 0]
+            ahead.append((expected if known is None else expected + known[t, ...], seen, mean[..., 0], covariance))
         results = [xp.stack(each) for each in zip(*ahead, strict=True)]
         if not all(bool(_dispatch.to_numpy(xp.all(xp.isfinite(array)))) for array in results):
             raise not_finite(where, "the forecasts", {})  # parameters and observations have been checked
@@ -461,25 +588,29 @@ class LinearGaussian(Saved):
         self,
         y: Array,
         parameters: tuple[str, ...] = ("Q", "R"),
+        u: Array | None = None,
         *,
         method: Literal["bfgs", "em"] = "bfgs",
         diagonal: bool = True,
         iterations: int = 200,
         tolerance: float = 1e-9,
-    ) -> np.ndarray[Any, Any]:
+    ) -> Self:
         """Fit parameters to observations by maximum likelihood, starting from their values, and change them in place.
 
         Parameters
         ----------
         y : (T, p) or (T, B, p) array
             NaN is missing.
-        parameters : tuple of {"F", "H", "Q", "R", "m0", "P0"}
+        parameters : tuple of {"F", "H", "Q", "R", "m0", "P0", "B", "D", "c", "d"}
             The parameters to fit, which must not vary with time. All their entries are fitted, unless ``diagonal`` says
             otherwise. Diffuse states stay diffuse.
+        u : (T, k) or (T, B, k) array, optional
+            The inputs, for a model with B or D.
         method : {"bfgs", "em"}
             The quasi-Newton method of Broyden, Fletcher, Goldfarb and Shanno on the exact gradient (that of SciPy), or
             expectation maximisation. Neither lowers the likelihood, and the latter may need many more iterations. The
-            former starts again where it ends, without its approximation of the Hessian, until that gains nothing.
+            former starts again where it ends, without its approximation of the Hessian, until that gains nothing. The
+            latter fits neither B, D, c and d nor what a stationary start depends on.
         diagonal : bool
             Whether Q, R and P0 are diagonal and stay so. A variance of zero stays zero. If ``diagonal`` is False, a
             singular covariance keeps its null space.
@@ -490,15 +621,17 @@ class LinearGaussian(Saved):
 
         Returns
         -------
-        log_likelihoods : (iterations + 1,) array of float64
-            Before the first iteration and after each; fewer where the fit ends sooner.
+        self
+            Its attribute ``log_likelihoods_`` has the log-likelihoods before the first iteration and after each; fewer
+            than ``iterations + 1`` where the fit ends sooner.
 
         Raises
         ------
         TypeError, ValueError
-            As a call; a name, a method or a number that is out of range; a parameter that varies with time; a
-            covariance that is not diagonal although ``diagonal`` is True; an iteration that leads to parameters without
-            a likelihood, as EM may where the likelihood is unbounded. The parameters are then those before it.
+            As a call; a name, a method or a number that is out of range; a parameter that varies with time or that
+            ``method`` does not fit; a covariance that is not diagonal although ``diagonal`` is True; an iteration that
+            leads to parameters without a likelihood, as EM may where the likelihood is unbounded. The parameters are
+            then those before it.
 
         References
         ----------
@@ -513,21 +646,31 @@ class LinearGaussian(Saved):
         if not isinstance(parameters, (tuple, list)) or not parameters:
             raise TypeError(f"{where}: parameters is {parameters!r}, expected a tuple of names")
         for name in parameters:
-            _checks.choice(where, "parameters", name, NAMES)
-        xp, y, _ = self._observations(where, y)
-        for name in parameters:
+            _checks.choice(where, "parameters", name, tuple(self.params))
+        xp, y, u, _ = self._observations(where, y, u)
+        follows = self.stationary and not {"F", "Q", "c"}.isdisjoint(parameters)
+        for name in (*parameters, *(("m0", "P0") if follows else ())):
             _checks.writable(where, f"params[{name!r}]", self.params[name])
-            if self.params[name].ndim == 3:
+        for name in parameters:
+            if varies(self.params, name):
                 raise ValueError(f"{where}: {name} varies with time, expected one to fit that does not")
+            if self.stationary and name in ("m0", "P0"):
+                raise ValueError(f"{where}: parameters holds {name!r}, expected F, Q or c, as the start is stationary")
+            if method == "em" and (name in OPTIONAL or (follows and name in ("F", "Q"))):
+                raise ValueError(
+                    f"{where}: method is 'em', which does not fit {name}"
+                    f"{'' if name in OPTIONAL else ' if the start is stationary'}, expected 'bfgs'"
+                )
             if diagonal and name in COVARIANCES:
                 covariance = _dispatch.to_numpy(self.params[name])
                 if np.any(covariance[~np.eye(len(covariance), dtype=bool)]):
                     raise ValueError(f"{where}: {name} is not diagonal, expected a diagonal, or diagonal=False")
         fit = Fit(
-            where, xp, self.params, y, tuple(parameters),
-            diagonal=diagonal, iterations=iterations, tolerance=tolerance,
+            where, xp, self.params, y, u, tuple(parameters), diagonal=diagonal, stationary=follows,
+            iterations=iterations, tolerance=tolerance,
         )  # fmt: skip
-        return fit.run(method)
+        self.log_likelihoods_ = fit.run(method)
+        return self
 
 
 def _check_covariance(where: str, name: str, values: np.ndarray[Any, Any]) -> None:
