@@ -1,4 +1,4 @@
-"""`LinearGaussian` with inputs, offsets, a stationary start or observations without noise; statsmodels is the oracle."""
+"""`LinearGaussian` with inputs, offsets, a stationary start, observations without noise; statsmodels is the oracle."""
 
 from __future__ import annotations
 

@@ -6,16 +6,43 @@ SciPy is imported where it is used, so that a model which is not fitted does wit
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
 from ... import _checks, _dispatch
 from ..._contract import Array
-from . import stationary as stationary_start
-from .filter import COVARIANCES, Parameters, Score, diffuse_states, score
+from . import stationary
+from .filter import COVARIANCES, Parameters, Score
 
 HostArray = np.ndarray[Any, Any]
+
+
+class Scored(Protocol):
+    """The log-likelihood at the present parameters, and its gradients by their names."""
+
+    @property
+    def value(self) -> Array: ...
+
+    @property
+    def grads(self) -> dict[str, Array]: ...
+
+
+class Coordinates(Protocol):
+    """The numbers x that BFGS varies, without any bounds, and the parameters that they stand for."""
+
+    def origin(self) -> HostArray:
+        """x of the parameters from which the coordinates count."""
+
+    def move(self, x: HostArray) -> None:
+        """Count from the parameters at x."""
+
+    def parameters(self, x: HostArray) -> dict[str, HostArray]:
+        """The parameters that are fitted, and those that follow from them."""
+
+    def gradient(self, x: HostArray, grads: dict[str, HostArray]) -> HostArray:
+        """The gradient by x, given those by the parameters at x."""
 
 
 class Fit:
@@ -27,38 +54,30 @@ class Fit:
         The caller's public name, for messages.
     xp : namespace
     params : dict of str to array
-        All parameters of the model.
-    y : (T, B, p) array
-    u : (T, B or 1, k) array or None
-    names : tuple of str
-        The parameters to fit.
-    diagonal : bool
-        Whether only the diagonals of covariances are fitted, the other entries being zero.
-    stationary : bool
-        Whether m0 and P0 follow from the other parameters.
+        Those that are fitted, and those that follow from them.
+    y : array
+        The observations.
     iterations : int
         The most of them.
     tolerance : float
         The gain of an iteration in log-likelihood, for each number observed, below which it is the last.
     """
 
-    def __init__(
-        self, where: str, xp: Any, params: Parameters, y: Array, u: Array | None, names: tuple[str, ...], *,
-        diagonal: bool, stationary: bool, iterations: int, tolerance: float,
-    ) -> None:  # fmt: skip
-        self.where, self.xp, self.params, self.y, self.u, self.stationary = where, xp, params, y, u, stationary
-        self.names, self.diagonal, self.iterations = tuple(dict.fromkeys(names)), diagonal, iterations
+    def __init__(self, where: str, xp: Any, params: Parameters, y: Array, *, iterations: int, tolerance: float) -> None:
+        self.where, self.xp, self.params, self.iterations = where, xp, params, iterations
         self.count = max(int(_dispatch.to_numpy(xp.sum(xp.astype(~xp.isnan(y), xp.int64)))), 1)
         self.least_gain = tolerance * self.count
+        # A gradient below this is one by chance.
+        self.rounding = float(np.finfo(_checks.dtype_name(y)).eps) ** 0.5
         self.values: list[float] = []
-        self.best = self._read()
+        self.best = on_host(params)
 
-    def run(self, method: str) -> HostArray:
+    def run(self, method: Callable[[Fit], None]) -> HostArray:
         """The log-likelihoods at the start and after each iteration; the parameters are those of the last."""
         try:
             # What overflows is no maximum.
             with np.errstate(over="ignore", invalid="ignore"):
-                self._expectation_maximisation() if method == "em" else self._quasi_newton()
+                method(self)
         except ValueError as error:
             if not self.values:
                 raise
@@ -67,15 +86,11 @@ class Fit:
                 f"{str(error).removeprefix(f'{self.where}: ')}"
             ) from error
         finally:
-            self._write(self.best)
+            self.write(self.best)
         return np.array(self.values)
 
-    def _read(self) -> dict[str, HostArray]:
-        """Copies of the parameters that are fitted, and of those that follow from them, in NumPy, in float64."""
-        following = ("m0", "P0") if self.stationary else ()
-        return _on_host({name: self.params[name] for name in (*self.names, *following)})
-
-    def _write(self, values: dict[str, HostArray]) -> None:
+    def write(self, values: dict[str, HostArray]) -> None:
+        """Write these parameters."""
         for name, value in values.items():
             p = self.params[name]
             cast = value.astype(_checks.dtype_name(p))
@@ -83,16 +98,7 @@ class Fit:
                 raise ValueError(f"{self.where}: {name} is not finite")
             p[...] = _dispatch.from_numpy(self.xp, cast)
 
-    def _move(self, values: dict[str, HostArray]) -> None:
-        """Write parameters, and those that follow from them."""
-        if self.stationary:
-            values = {**values, **stationary_start.start(self.where, {**_on_host(self.params), **values})}
-        self._write(values)
-
-    def _score(self) -> Score:
-        return score(self.where, self.xp, self.params, self.y, self.u)
-
-    def _record(self, value: float) -> bool:
+    def record(self, value: float) -> bool:
         """Record the log-likelihood of the present parameters, and say whether another iteration may follow."""
         if not math.isfinite(value):
             raise ValueError(
@@ -101,111 +107,126 @@ class Fit:
             )
         gain = value - self.values[-1] if self.values else math.inf
         self.values.append(value)
-        self.best = self._read()
+        self.best = on_host(self.params)
         return gain > self.least_gain and len(self.values) <= self.iterations
 
-    def _expectation_maximisation(self) -> None:
-        """Iterate expectation maximisation.
 
-        The expectations follow from the score, which is that of the complete data: summed over n steps, E[w w^T] is
-        n Q + 2 Q (dL/dQ) Q and E[w x^T] is Q dL/dF; R and H likewise.
-        """
-        (T, B), names = self.y.shape[:2], self.names
-        result = self._score()
-        while self._record(float(_dispatch.to_numpy(result.value))):
-            p, g = _on_host(self.params), _on_host(result.grads)
-            moments = _on_host({"F": result.moment_but_last, "H": result.moment})
-            new: dict[str, HostArray] = {}
-            for matrix, noise, steps in (("F", "Q", (T - 1) * B), ("H", "R", T * B)):
-                if steps == 0:
-                    continue
-                covariance = p[noise] + 2 * p[noise] @ g[noise] @ p[noise] / steps
-                if matrix in names:
-                    change = np.linalg.solve(moments[matrix], (p[noise] @ g[matrix]).T).T
-                    new[matrix] = p[matrix] + change
-                    covariance -= change @ moments[matrix] @ change.T / steps
-                if noise in names:
-                    new[noise] = (covariance + covariance.T) / 2
-            finite = np.where(np.isinf(p["P0"]), 0, p["P0"])
-            shift = finite @ g["m0"] / B
-            if "m0" in names:
-                new["m0"] = p["m0"] + shift
-            if "P0" in names:
-                # The sum of all sequences' second moments about the mean that is kept.
-                second = 2 * finite @ g["P0"] @ finite / B
-                second -= np.outer(shift, shift) if "m0" in names else 0
-                new["P0"] = p["P0"] + second
-            for name in COVARIANCES:
-                if self.diagonal and name in new:
-                    new[name] = np.where(np.eye(len(new[name]), dtype=bool), new[name], 0)
-            self._write(new)
-            result = self._score()
+def quasi_newton(fit: Fit, score: Callable[[], Scored], coordinates: Coordinates) -> None:
+    """Iterate BFGS, in rounds, each with new coordinates and a new approximation of the Hessian.
 
-    def _quasi_newton(self) -> None:
-        """Iterate BFGS, in rounds, each with new coordinates and a new approximation of the Hessian.
+    The likelihood is flat in a variance that is far too small to matter, and the approximation tells nothing of it
+    after many steps without it. So the end of a round is the end of the fit only if the round gained nothing.
+    """
+    from scipy import optimize
 
-        The likelihood is flat in a variance that is far too small to matter, and the approximation tells nothing of it
-        after many steps without it. So the end of a round is the end of the fit only if the round gained nothing.
-        """
-        from scipy import optimize
+    best = coordinates.origin()
 
-        coordinates = _Coordinates(
-            {name: self.best[name] for name in self.names}, self.diagonal, diffuse_states(self.params)
-        )
+    def objective(x: HostArray) -> tuple[float, HostArray]:
+        """Minus the log-likelihood for each number observed, and its gradient."""
+        try:
+            fit.write(coordinates.parameters(x))
+            result = score()
+        except ValueError:
+            # A step too far, to where there is no likelihood.
+            return math.inf, np.zeros_like(x)
+        gradient = coordinates.gradient(x, on_host(result.grads))
+        return -float(_dispatch.to_numpy(result.value)) / fit.count, -gradient / fit.count
+
+    def iterated(intermediate_result: Any) -> None:
+        """SciPy calls this after an iteration, with the argument by this name."""
+        nonlocal best
+        value = -float(intermediate_result.fun) * fit.count
+        if value < fit.values[-1]:
+            raise StopIteration  # all that is left is rounding
+        best = intermediate_result.x
+        fit.write(coordinates.parameters(best))
+        if not fit.record(value):
+            raise StopIteration
+
+    proceeding = fit.record(float(_dispatch.to_numpy(score().value))) and len(best) > 0
+    while proceeding:
+        start = fit.values[-1]
+        _, gradient = objective(best)
+        # A variance that is far too small needs a step of about 1, however small the gradient by it is. So the
+        # first step is of that size in all coordinates.
+        inverse = np.diag(1 / np.maximum(np.abs(gradient), fit.rounding))
+        optimize.minimize(
+            objective, best, jac=True, method="BFGS", callback=iterated,
+            options={"gtol": 0.0, "hess_inv0": inverse},
+        )  # fmt: skip
+        coordinates.move(best)
         best = coordinates.origin()
-        # A gradient below this is one by chance.
-        rounding = float(np.finfo(_checks.dtype_name(self.y)).eps) ** 0.5
-
-        def objective(x: HostArray) -> tuple[float, HostArray]:
-            """Minus the log-likelihood for each number observed, and its gradient."""
-            try:
-                self._move(coordinates.parameters(x))
-                result = self._score()
-            except ValueError:
-                # A step too far, to where there is no likelihood.
-                return math.inf, np.zeros_like(x)
-            grads = _on_host(result.grads)
-            if self.stationary:
-                stationary_start.add_gradient(_on_host(self.params), grads)
-            gradient = coordinates.gradient(x, grads)
-            return -float(_dispatch.to_numpy(result.value)) / self.count, -gradient / self.count
-
-        def iterated(intermediate_result: Any) -> None:
-            """SciPy calls this after an iteration, with the argument by this name."""
-            nonlocal best
-            value = -float(intermediate_result.fun) * self.count
-            if value < self.values[-1]:
-                raise StopIteration  # all that is left is rounding
-            best = intermediate_result.x
-            self._move(coordinates.parameters(best))
-            if not self._record(value):
-                raise StopIteration
-
-        proceeding = self._record(float(_dispatch.to_numpy(self._score().value))) and len(best) > 0
-        while proceeding:
-            start = self.values[-1]
-            _, gradient = objective(best)
-            # A variance that is far too small needs a step of about 1, however small the gradient by it is. So the
-            # first step is of that size in all coordinates.
-            inverse = np.diag(1 / np.maximum(np.abs(gradient), rounding))
-            optimize.minimize(
-                objective, best, jac=True, method="BFGS", callback=iterated,
-                options={"gtol": 0.0, "hess_inv0": inverse},
-            )  # fmt: skip
-            coordinates.move(best)
-            best = coordinates.origin()
-            proceeding = self.values[-1] - start > self.least_gain and len(self.values) <= self.iterations
+        proceeding = fit.values[-1] - start > fit.least_gain and len(fit.values) <= fit.iterations
 
 
-class _Coordinates:
-    """The numbers x that BFGS varies, and the parameters that they stand for.
+def expectation_maximisation(
+    fit: Fit, score: Callable[[], Score], params: Parameters, names: tuple[str, ...], shape: tuple[int, ...], *,
+    diagonal: bool,
+) -> None:  # fmt: skip
+    """Iterate expectation maximisation, of the parameters ``names`` given y of this ``shape``.
+
+    The expectations follow from the score, which is that of the complete data: summed over n steps, E[w w^T] is
+    n Q + 2 Q (dL/dQ) Q and E[w x^T] is Q dL/dF; R and H likewise.
+    """
+    T, B = shape[:2]
+    result = score()
+    while fit.record(float(_dispatch.to_numpy(result.value))):
+        p, g = on_host(params), on_host(result.grads)
+        moments = on_host({"F": result.moment_but_last, "H": result.moment})
+        new: dict[str, HostArray] = {}
+        for matrix, noise, steps in (("F", "Q", (T - 1) * B), ("H", "R", T * B)):
+            if steps == 0:
+                continue
+            covariance = p[noise] + 2 * p[noise] @ g[noise] @ p[noise] / steps
+            if matrix in names:
+                change = np.linalg.solve(moments[matrix], (p[noise] @ g[matrix]).T).T
+                new[matrix] = p[matrix] + change
+                covariance -= change @ moments[matrix] @ change.T / steps
+            if noise in names:
+                new[noise] = (covariance + covariance.T) / 2
+        finite = np.where(np.isinf(p["P0"]), 0, p["P0"])
+        shift = finite @ g["m0"] / B
+        if "m0" in names:
+            new["m0"] = p["m0"] + shift
+        if "P0" in names:
+            # The sum of all sequences' second moments about the mean that is kept.
+            second = 2 * finite @ g["P0"] @ finite / B
+            second -= np.outer(shift, shift) if "m0" in names else 0
+            new["P0"] = p["P0"] + second
+        for name in COVARIANCES:
+            if diagonal and name in new:
+                new[name] = np.where(np.eye(len(new[name]), dtype=bool), new[name], 0)
+        fit.write(new)
+        result = score()
+
+
+class Entries:
+    """Coordinates of a linear-Gaussian model's parameters: the entries of those that are no covariances, and roots.
 
     A covariance is A X X^T A^T, where x has X, which starts as the unit matrix. So it stays a covariance, and a step of
     one size means the same to every one of them.
+
+    Parameters
+    ----------
+    where : str
+    params : dict of str to array
+        All parameters of the model.
+    names : tuple of str
+        Those that are fitted.
+    diagonal : bool
+        Whether only the diagonals of covariances vary, the other entries being zero.
+    diffuse : list of int
+        Which states are diffuse, and stay so.
+    follows : bool
+        Whether m0 and P0 follow from the others, as the start is stationary.
     """
 
-    def __init__(self, values: dict[str, HostArray], diagonal: bool, diffuse: list[int]) -> None:
-        self.values = values
+    def __init__(
+        self, where: str, params: dict[str, HostArray], names: tuple[str, ...], *, diagonal: bool, diffuse: list[int],
+        follows: bool,
+    ) -> None:  # fmt: skip
+        self.where, self.others, self.follows = where, params, follows
+        self.values = values = {name: params[name] for name in names}
         self.roots = {name: _root(value) for name, value in values.items() if name in COVARIANCES}
         self.free = {name: np.ones(value.shape, bool) for name, value in values.items()}
         """Which entries vary; of a covariance's X, those of the lower triangle."""
@@ -216,16 +237,18 @@ class _Coordinates:
                 free &= free.T & (np.eye(len(free), dtype=bool) if diagonal else np.tril(np.ones_like(free)))
 
     def origin(self) -> HostArray:
-        """x of the parameters from which the coordinates count."""
         return self._packed({**self.values, **{name: np.eye(len(root)) for name, root in self.roots.items()}})
 
     def move(self, x: HostArray) -> None:
-        """Count from the parameters at x."""
         matrices = self._matrices(x)
-        self.values = self.parameters(x)
+        self.values = self._fitted(x)
         self.roots = {name: root @ matrices[name] for name, root in self.roots.items()}
 
     def parameters(self, x: HostArray) -> dict[str, HostArray]:
+        values = self._fitted(x)
+        return {**values, **stationary.start(self.where, {**self.others, **values})} if self.follows else values
+
+    def _fitted(self, x: HostArray) -> dict[str, HostArray]:
         values = self._matrices(x)
         for name, root in self.roots.items():
             factor, known = root @ values[name], np.isfinite(np.diagonal(self.values[name]))
@@ -233,7 +256,9 @@ class _Coordinates:
         return values
 
     def gradient(self, x: HostArray, grads: dict[str, HostArray]) -> HostArray:
-        """The gradient by x, given those by the parameters at x."""
+        if self.follows:
+            grads = dict(grads)
+            stationary.add_gradient({**self.others, **self.parameters(x)}, grads)
         matrices = self._matrices(x)
         by_matrix = {name: 2 * root.T @ grads[name] @ root @ matrices[name] for name, root in self.roots.items()}
         return self._packed({**grads, **by_matrix})
@@ -250,7 +275,7 @@ class _Coordinates:
         return arrays
 
 
-def _on_host(arrays: dict[str, Array]) -> dict[str, HostArray]:
+def on_host(arrays: dict[str, Array]) -> dict[str, HostArray]:
     """Copies in NumPy, in float64."""
     return {name: np.array(_dispatch.to_numpy(a), np.float64) for name, a in arrays.items()}
 

@@ -22,6 +22,7 @@ from .filter import (
     COVARIANCES,
     NAMES,
     OPTIONAL,
+    Score,
     advance,
     at,
     backward,
@@ -35,7 +36,7 @@ from .filter import (
     state_offset,
     varies,
 )
-from .fit import Fit
+from .fit import Entries, Fit, expectation_maximisation, on_host, quasi_newton
 from .stationary import start as stationary_start
 
 if TYPE_CHECKING:
@@ -665,11 +666,24 @@ class LinearGaussian(Saved):
                 covariance = _dispatch.to_numpy(self.params[name])
                 if np.any(covariance[~np.eye(len(covariance), dtype=bool)]):
                     raise ValueError(f"{where}: {name} is not diagonal, expected a diagonal, or diagonal=False")
-        fit = Fit(
-            where, xp, self.params, y, u, tuple(parameters), diagonal=diagonal, stationary=follows,
-            iterations=iterations, tolerance=tolerance,
-        )  # fmt: skip
-        self.log_likelihoods_ = fit.run(method)
+        names = tuple(dict.fromkeys(parameters))
+        written = {name: self.params[name] for name in (*names, *(("m0", "P0") if follows else ()))}
+        fit = Fit(where, xp, written, y, iterations=iterations, tolerance=tolerance)
+
+        def score_now() -> Score:
+            return score(where, xp, self.params, y, u)
+
+        def climb(fit: Fit) -> None:
+            if method == "em":
+                expectation_maximisation(fit, score_now, self.params, names, y.shape, diagonal=diagonal)
+            else:
+                entries = Entries(
+                    where, on_host(self.params), names, diagonal=diagonal, diffuse=diffuse_states(self.params),
+                    follows=follows,
+                )  # fmt: skip
+                quasi_newton(fit, score_now, entries)
+
+        self.log_likelihoods_ = fit.run(climb)
         return self
 
 
