@@ -183,3 +183,10 @@ def test_a_forecast_over_dates():
     assert axes.get_xlabel() == "time"
     with pytest.raises(ValueError, match=r"forecast: times has 4 entries, expected T \+ steps = 5"):
         plots.forecast(np.arange(3.0), ahead, times=days[1:])
+
+
+def test_dollars_among_the_symbols_of_an_alignment_are_no_formulas(tmp_path):
+    from gpurnn import plots
+
+    plots.alignment([[1.0, 0.0]], ["$5_{", "a$b$"], ["$x_{$"], tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()

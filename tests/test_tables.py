@@ -313,3 +313,157 @@ def test_without_matplotlib(series, trips, tmp_path, monkeypatch):
     assert "picture     none: matplotlib is not installed; pip install matplotlib\n" in said
     said = run("fit", trips, *FIT, "--target", "vehicle", "--epochs", 1, "--out", tmp_path / "f").stdout
     assert "picture     none: matplotlib is not installed; pip install matplotlib\n" in said
+
+
+# --- tables as people have them ---
+
+
+def groups(path, targets, value=lambda group, row: group % 2 + row / 10, header="g,x,same,y", form="{},{},0.1,{}"):
+    """A table with four rows of each group, whose number, feature and target ``form`` takes."""
+    rows = [form.format(g, value(g, row), target) for g, target in enumerate(targets) for row in range(4)]
+    return table(path, header, rows)
+
+
+SHORT = ["--group", "g", "--target", "y", "--epochs", "2", "--hidden", "4"]
+
+
+def test_numbers_that_are_written_in_several_ways_are_one_class(tmp_path):
+    out = tmp_path / "o"
+    said = run("fit", groups(tmp_path / "a.csv", ["0", "1", "0.0", "1"] * 3), *SHORT, "--out", out).stdout
+    assert "2 classes of y: 0, 1" in said
+    whole = run("predict", out, groups(tmp_path / "whole.csv", ["0", "1"] * 6)).stdout
+    for path in (
+        groups(tmp_path / "floats.csv", ["0.0", "1.0"] * 6),
+        groups(tmp_path / "commas.csv", ["0,0", "1,0"] * 6, header="g;x;same;y", form="{};{};0,1;{}"),
+    ):
+        assert run("predict", out, path).stdout == whole
+    codes = ["01", "1", "1_0"] * 4
+    said = run("fit", groups(tmp_path / "codes.csv", codes), *SHORT, "--out", tmp_path / "c").stdout
+    assert "3 classes of y: 01, 1, 1_0" in said
+
+
+@pytest.mark.parametrize("task", ["classify", "regress"])
+def test_a_minus_sign_of_print_is_one(tmp_path, task):
+    signed = [["-1", "2"] * 6, ["\u22121", "2"] * 6]
+    said = []
+    for number, targets in enumerate(signed):
+        out = tmp_path / f"{number}"
+        run("fit", groups(tmp_path / f"{number}.csv", targets), *SHORT, "--out", out, "--task", task)
+        said.append(run("predict", out, tmp_path / "0.csv").stdout.splitlines()[0])
+    assert said[0] == said[1]
+
+
+def test_a_target_of_words_is_not_compared_with_numbers(tmp_path):
+    run("fit", groups(tmp_path / "a.csv", range(12)), *SHORT, "--task", "regress", "--out", tmp_path / "o")
+    result = run("predict", tmp_path / "o", groups(tmp_path / "b.csv", ["unknown"] * 12))
+    assert "the answers are not compared with column 'y', which holds other than numbers" in result.stderr
+    assert len(rows_of(tmp_path / "o" / "predictions.csv")) == 12
+
+
+def test_a_feature_that_was_the_same_everywhere_may_differ_later(tmp_path):
+    out = tmp_path / "o"
+    run("fit", groups(tmp_path / "a.csv", range(12)), *SHORT, "--task", "regress", "--out", out)
+    assert json.loads((out / "run.json").read_text())["std"][1] == 1.0
+    run("predict", out, tmp_path / "a.csv", "--out", tmp_path / "p.csv")
+    run("predict", out, groups(tmp_path / "b.csv", range(12), form="{},{},0.11,{}"), "--out", tmp_path / "q.csv")
+    for same, other in zip(rows_of(tmp_path / "p.csv"), rows_of(tmp_path / "q.csv"), strict=True):
+        assert float(same["y"]) == pytest.approx(float(other["y"]), abs=0.2)
+
+
+def test_a_feature_beyond_what_the_network_computes_with_is_named(tmp_path):
+    out = tmp_path / "o"
+    run("fit", groups(tmp_path / "a.csv", ["u", "v"] * 6), *SHORT, "--out", out)
+    far = groups(tmp_path / "far.csv", ["u", "v"] * 6, lambda group, row: 1e300)
+    assert "column 'x' holds 1e+300, which is too far from the values" in refused("predict", out, far)
+
+
+def test_a_new_fit_leaves_nothing_of_the_old_one(tmp_path, monkeypatch):
+    out = tmp_path / "o"
+    fit = ["fit", groups(tmp_path / "a.csv", ["u", "v"] * 6), *SHORT, "--out", out]
+    run(*fit)
+    run("predict", out, tmp_path / "a.csv")
+    assert (out / "fit.png").exists()
+    run(*fit, "--validation-fraction", 0, "--replace")  # which has no picture
+    assert sorted(path.name for path in out.iterdir()) == [".gpurnn.lock", "model.safetensors", "run.json"]
+    run("predict", out, tmp_path / "a.csv")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    run("predict", out, tmp_path / "a.csv")
+    assert not (out / "predictions.png").exists()
+    # A kill while the new one is written leaves no model with the scales of another.
+    monkeypatch.setattr(RunDirectory, "begin", lambda *_, **__: exec("raise KeyboardInterrupt"))
+    run(*fit, "--replace", code=130)
+    assert "no such file" in refused("predict", out, tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("classes", [["$5_{-$10", "$x"], ["$a$ {", "b$\\"]])
+def test_dollars_in_names_are_no_formulas(tmp_path, classes):
+    path = groups(tmp_path / "a.csv", classes * 6, header="g,x,same,$y_{$")
+    fit = ["fit", path, "--group", "g", "--target", "$y_{$", "--epochs", 1, "--out", tmp_path / "o"]
+    run(*fit)
+    run("predict", tmp_path / "o", path)
+    run("predict", tmp_path / "o", table(tmp_path / "b.csv", "g,x,same", ["1,1,1", "2,1,1"]))
+    assert (tmp_path / "o" / "predictions.png").exists()
+    rows = [f"{day},{i % 5}" for i, day in enumerate(days(40))]
+    path = table(tmp_path / "f.csv", "$t_{$,$v_{$", rows)
+    run("forecast", path, "--time", "$t_{$", "--target", "$v_{$", *QUICK, "--out", tmp_path / "f")
+    assert (tmp_path / "f" / "forecast.png").exists()
+
+
+@pytest.mark.parametrize("text", [",,,\n", '""\n', "\n \n,\n"])
+def test_a_file_of_separators_is_rejected(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    assert "a.csv: has no names of columns" in refused("fit", tmp_path / "a.csv", *SHORT)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["2024-W05", "2024-W06"], "line 2, column 't': '2024-W05' is no number and no date such as 2024-12-31"),
+        (["20240101T000000"], "line 2, column 't': '20240101T000000' is no number and no date"),
+        (
+            ["2024-01-01T00:00Z", "2024-01-02T00:00"],
+            "line 3, column 't': '2024-01-02T00:00': the first time has a time zone, but it has none",
+        ),
+        (
+            ["2024-01-01T00:00", "2024-01-02T00:00+01:00"],
+            "line 3, column 't': '2024-01-02T00:00+01:00': it has a time zone, but the first time has none",
+        ),
+    ],
+)
+def test_times_that_are_not_written_again_as_they_were_are_rejected(tmp_path, texts, message):
+    path = table(tmp_path / "a.csv", "t,v", [f"{text},1" for text in texts])
+    assert message in refused("forecast", path, "--time", "t", "--target", "v", "--out", tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("times", "options", "message"),
+    [
+        ([*days(39), "9999-12-31"], [], "the times after 9999-12-31 go beyond the year 9999; give fewer --steps, or"),
+        ([*days(39), "9999-12-31"], ["--fill"], "column 't': '9999-12-31' would have --fill add 2,913,134 rows before"),
+        ([*(f"2020-{m:02d}" for m in range(1, 13)), *(f"2021-{m:02d}" for m in range(1, 13)), "9999-12"], ["--fill"],
+         "line 26, column 't': '9999-12' would have --fill add 95,735 rows before it; is that time right?"),
+        ([*range(39), 10**15], ["--fill"], "'1000000000000000' would have --fill add 999,999,999,999,961 rows before"),
+        ([day for day in days(60) if day.weekday() < 5] + ["9999-12-31"], ["--fill"], "would have --fill add 2,080,"),
+        (days(40), ["--steps", 10**7], "the times after 2024-02-09 go beyond the year 9999; give fewer --steps, or"),
+    ],
+)  # fmt: skip
+def test_a_time_that_is_far_from_the_others_is_said_at_once(tmp_path, times, options, message):
+    path = table(tmp_path / "a.csv", "t,v", [f"{time},{i % 7}" for i, time in enumerate(times)])
+    said = run("forecast", path, "--time", "t", "--target", "v", "--out", tmp_path / "o", *options, code=2).stderr
+    assert message in said.splitlines()[-1]
+    assert not (tmp_path / "o").exists()
+
+
+def test_values_beyond_what_the_network_computes_with_are_rejected(tmp_path):
+    path = table(tmp_path / "a.csv", "t,v", [f"{i},{(i % 3) * 1e300}" for i in range(40)])
+    said = refused("forecast", path, "--time", "t", "--target", "v", "--out", tmp_path / "o")
+    assert "column 'v' holds 2e+300, expected at most 1e+37; divide it" in said
+
+
+def test_times_of_a_zone_stay_of_it(tmp_path):
+    for texts, following in (
+        (["2024-01-01T00:00:00Z", "2024-01-01T01:00:00Z"], "2024-01-01T02:00:00Z"),
+        (["2024-01-01 00:00:00+02:00", "2024-01-01 01:00:00+02:00"], "2024-01-01 02:00:00+02:00"),
+    ):
+        found, write = read_times(read_table(str(table(tmp_path / "a.csv", "t", texts)), None), "t", None)
+        assert write(found[-1] + step_of(found)) == following

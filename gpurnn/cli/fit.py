@@ -18,6 +18,7 @@ from .tables import (
     directory_of,
     features_of,
     groups_of,
+    number_in,
     read_table,
     targets_of,
 )
@@ -97,15 +98,17 @@ def fit(
         what = f"{len(classes)} classes of {target}: {', '.join(classes[:8])}" if classes else f"{target}, a number"
         say(f"{len(groups.names)} groups of {min(rows)} to {max(rows)} rows, {len(names)} features; {what}")
         with computing_on(device) as xp:
-            model, details, answers = _fitted(xp, examples, texts, classes, options)
+            values = [] if classes else [table.numbers(target)[rows[0]] for rows in groups.rows]
+            model, details, answers = _fitted(xp, names, examples, texts, values, classes, options)
         folder.details = {
-            "command": "fit", "group": group, "target": target, "features": names, "order": order,
+            "command": "fit", "group": group, "target": target, "order": order,
             "time_format": time_format, "classes": classes, **details,
         }  # fmt: skip
+        # A kill must not leave the model of one fit beside the scales of another.
+        for name in folder.names:
+            (out / name).unlink(missing_ok=True)
         with refusing(ValueError, OSError):
             folder.begin(anew=True)
-        for name in (PREDICTIONS, PREDICTED):
-            (out / name).unlink(missing_ok=True)
         model.save(out / MODEL)
         if answers is not None:
             say(quality(answers[0], answers[1], classes) + " that it had not seen")
@@ -139,8 +142,7 @@ def _features(table: Table, chosen: str | None, others: tuple[str | None, ...]) 
 def _classes(table: Table, texts: list[str], target: str, task: str) -> list[str]:
     """The classes in order; none where the target is a number."""
     numeric = table.is_numeric(target)
-    values = table.numbers(target) if numeric else []
-    whole = numeric and all(value == int(value) for value in values)
+    whole = numeric and all(value == int(value) for value in table.numbers(target))
     if task == "regress" and not numeric:
         row = next(row for row in range(len(table)) if table.number(row, target) is None)
         raise Refusal(
@@ -150,7 +152,7 @@ def _classes(table: Table, texts: list[str], target: str, task: str) -> list[str
         return []
     if task == "auto" and numeric:
         say(f"the {len(set(texts))} whole numbers of {target} are taken for classes; for values add --task regress")
-    classes = sorted(set(texts), key=(lambda text: (float(text.replace(",", ".")), text)) if numeric else None)
+    classes = sorted(set(texts), key=(lambda text: number_in(text, table.comma) or 0.0) if numeric else None)
     if len(classes) < 2:
         raise Refusal(f"{table.file}: column {target!r} is {classes[0]!r} everywhere, so there is nothing to learn")
     if len(classes) > len(texts) // 2:
@@ -162,12 +164,22 @@ def _classes(table: Table, texts: list[str], target: str, task: str) -> list[str
 
 
 def _fitted(
-    xp: Any, examples: list[Any], texts: list[str], classes: list[str], options: dict[str, Any]
+    xp: Any,
+    features: list[str],
+    examples: list[Any],
+    texts: list[str],
+    values: list[float],
+    classes: list[str],
+    options: dict[str, Any],
 ) -> tuple[Any, dict[str, Any], Any]:
-    """The model, how it is scaled, and the targets and the answers of the groups that were held out."""
+    """The model, how it is scaled, and the targets and the answers of the groups that were held out.
+
+    The targets are the ``texts``, which are ``classes``, or the ``values``.
+    """
     import numpy as np
 
     from .. import models, optimizers
+    from ..models.examples import scale_of
 
     rng = np.random.default_rng(options["seed"])
     count = len(examples)
@@ -176,16 +188,13 @@ def _fitted(
     held, known = order[:aside], order[aside:]
     if aside == 0 and options["validation_fraction"]:
         warn("no group is held out, as there are too few")
-    every = np.concatenate([examples[i] for i in known])
-    mean, std = every.mean(axis=0), every.std(axis=0)
-    std = np.where(std > 0, std, 1.0)
-    targets: Any = [classes.index(text) for text in texts] if classes else [float(t.replace(",", ".")) for t in texts]
+    mean, std = scale_of(np.concatenate([examples[i] for i in known]))
+    targets: Any = [classes.index(text) for text in texts] if classes else values
     middle, spread = 0.0, 1.0
     if not classes:
-        middle = float(np.mean([targets[i] for i in known]))
-        spread = float(np.std([targets[i] for i in known])) or 1.0
+        middle, spread = (float(scale[0]) for scale in scale_of(np.asarray([targets[i] for i in known])))
     details: dict[str, Any] = {
-        "mean": mean.tolist(), "std": std.tolist(), "target_mean": middle, "target_std": spread
+        "features": features, "mean": mean.tolist(), "std": std.tolist(), "target_mean": middle, "target_std": spread
     }  # fmt: skip
     inputs = scaled(xp, examples, details)
 
@@ -213,11 +222,22 @@ def _fitted(
 
 
 def scaled(xp: Any, examples: list[Any], details: dict[str, Any]) -> list[Any]:
-    """Features as the network reads them."""
+    """Features as the network reads them; reject one that is too large for it."""
     import numpy as np
 
     mean, std = np.asarray(details["mean"]), np.asarray(details["std"])
-    return [xp.asarray(((example - mean) / std).astype(np.float32)) for example in examples]
+    found = []
+    for example in examples:
+        with np.errstate(over="ignore"):
+            values = ((example - mean) / std).astype(np.float32)
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0].tolist()
+            raise Refusal(
+                f"column {details['features'][column]!r} holds {example[row, column]:g}, which is too far from the "
+                f"values that the model is fitted to, of mean {mean[column]:g} and standard deviation {std[column]:g}"
+            )
+        found.append(xp.asarray(values))
+    return found
 
 
 def answers_of(model: Any, inputs: list[Any], classes: list[str], details: dict[str, Any]) -> tuple[list[Any], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from .terminal import Refusal, progress_of, quiet_option, refusing, say, warn
 from .texts import STDIN
 
 FILE, PICTURE = "forecast.csv", "forecast.png"
+_MOST_FILLED = 20
+"""With --fill a series may become this many times as long; a gap beyond that is a wrong time."""
+
+LARGEST = 1e37
+"""The network computes in float32, which holds little more than this."""
+
 LEAST = 20
 """A series shorter than this has nothing to learn from."""
 
@@ -74,6 +81,9 @@ def forecast(
     count = len(values)
     if count < LEAST:
         raise Refusal(f"{table.file}: has {count} rows, expected at least {LEAST} to learn from")
+    largest = max(map(abs, values))
+    if largest > LARGEST:
+        raise Refusal(f"{table.file}: column {target!r} holds {largest:g}, expected at most {LARGEST:g}; divide it")
     period = season if season is not None else _season(times, values)
     if period > count // 2:
         raise Refusal(f"--season {period}: expected at most {count // 2}, half of the {count} rows")
@@ -81,6 +91,7 @@ def forecast(
     if window is not None and window > count // 2:
         raise Refusal(f"--window {window}: expected at most {count // 2}, half of the {count} rows")
     size = window or max(2, min(max(period, 8), 24, count // 6))
+    ahead = times.following(steps)
     out = out or Path(f"{'table' if file == STDIN else Path(file).stem}-forecast")
     with directory_of(out, "forecast", [MODEL, FILE, PICTURE], replace) as folder, computing_on(device) as xp:
         shape = _shape_of(values, period, steps)
@@ -90,12 +101,13 @@ def forecast(
             "command": "forecast", "time": time_column, "target": target, "steps": steps, "level": level,
             "window": size, "shape": asdict(shape),
         }  # fmt: skip
+        for name in folder.names:  # a kill must not leave what belongs to two forecasts
+            (out / name).unlink(missing_ok=True)
         with refusing(ValueError, OSError):
             folder.begin(anew=True)
         from .. import _files
 
         model.save(out / MODEL)
-        ahead = times.following(steps)
         header = [time_column, target, f"{target}_lower", f"{target}_upper"]
         rows = [
             [times.write(when), *(f"{value:.6g}" for value in row)]
@@ -137,6 +149,9 @@ def _series(table: Table, time_column: str, target: str, form: str | None, fill:
     gaps = []
     for row in range(1, len(when)):
         lacking = _rows_between(times, when[row])
+        if fill and len(times.values) + lacking > _MOST_FILLED * len(when):
+            place, text = table.place(order[row], time_column), table.columns[time_column][order[row]]
+            raise Refusal(f"{place}: {text!r} would have --fill add {lacking:,} rows before it; is that time right?")
         if lacking and fill:
             times.values += times.following(lacking)
             whole += [math.nan] * lacking
@@ -162,11 +177,13 @@ def _series(table: Table, time_column: str, target: str, form: str | None, fill:
 def _rows_between(times: Times, later: Any) -> int:
     """How many rows at equal distances are missing before the next time; 0 where it is no multiple of the step."""
     last = times.values[-1]
-    if times.step == "weekday" or isinstance(times.step, int):
-        count = 0
-        while count < 10_000 and times.following(count + 1)[-1] < later:
-            count += 1
-        return count
+    if times.step == "weekday":
+        import numpy as np
+
+        return int(np.busday_count((last + timedelta(days=1)).date(), later.date()))
+    if isinstance(times.step, int):
+        months = (later.year - last.year) * 12 + later.month - last.month
+        return max(0, -(-months // times.step) - 1)
     distance = later - last
     ratio = distance / times.step
     return max(0, round(float(ratio)) - 1)
@@ -400,7 +417,8 @@ def _draw(
             np.asarray(values[-shown:]), Forecast(found[0], found[1], found[2], level=level), names=[names[1]],
             times=[*times.values[-shown:], *ahead],
         )  # fmt: skip
-        figure.axes[-1].set_xlabel(names[0])
+        figure.axes[-1].set_xlabel(names[0], parse_math=False)
+        figure.axes[0].yaxis.label.set_parse_math(False)
         plots.written("forecast", figure, path)
         say(f"picture     {path}")
     except ImportError:

@@ -11,7 +11,7 @@ from .fit import PREDICTED, PREDICTIONS, answers_of, quality, scaled
 from .options import PathType, computing_on, device_option, encoding_option
 from .pictures import draw_groups
 from .tables import MODEL, csv_bytes, details_of, features_of, groups_of, read_table, targets_of
-from .terminal import Refusal, quiet_option, refusing, say
+from .terminal import Refusal, quiet_option, refusing, say, warn
 
 
 @click.command(short_help="Predict with the model of `gpurnn fit`.")
@@ -39,8 +39,16 @@ def predict(directory: Path, file: str, out: Path | None, encoding: str | None, 
     group, target, classes = details["group"], details["target"], details["classes"]
     groups = groups_of(table, group, details["order"], details["time_format"])
     examples = features_of(table, groups, details["features"])
-    known = target in table.columns and not table.missing(target)
-    actual = [*map(_value(classes), targets_of(table, groups, target))] if known else None
+    actual: list[Any] | None = None
+    if target in table.columns and not table.missing(target):
+        if classes:
+            actual = list(targets_of(table, groups, target, classes))
+        elif table.is_numeric(target):
+            targets_of(table, groups, target)
+            values = table.numbers(target)
+            actual = [values[rows[0]] for rows in groups.rows]
+        else:
+            warn(f"the answers are not compared with column {target!r}, which holds other than numbers")
     if out is not None and str(out) != "-":
         if out.suffix.lower() != ".csv":
             raise Refusal(f"--out {out}: expected a name that ends in .csv")
@@ -68,8 +76,5 @@ def predict(directory: Path, file: str, out: Path | None, encoding: str | None, 
         say(quality(actual, found, classes))
     say(f"predictions {path}")
     picture = out.with_suffix(".png") if out else directory / PREDICTED
+    picture.unlink(missing_ok=True)  # of earlier predictions, where this one cannot be drawn
     draw_groups(actual, found, classes, target, picture)
-
-
-def _value(classes: list[str]) -> Any:
-    return str if classes else lambda text: float(text.replace(",", "."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?"}
 """The spellings of a missing value, in lower case."""
+
+_ISO = re.compile(r"\d{4}-\d\d(-\d\d([ T]\d\d:\d\d(:\d\d(\.(\d{3}){1,2})?)?(Z|[+-]\d\d:\d\d)?)?)?", re.ASCII)
+"""The times that every supported Python reads, and that are written again as they were."""
 
 MODEL = "model.safetensors"
 
@@ -63,12 +67,7 @@ class Table:
 
     def number(self, row: int, name: str) -> float | None:
         """A value as a number; None if it is none, or not finite."""
-        text = self.columns[name][row].replace("\u2212", "-")
-        try:
-            value = float(text.replace(",", ".") if self.comma else text)
-        except ValueError:
-            return None
-        return value if math.isfinite(value) else None
+        return number_in(self.columns[name][row], self.comma)
 
     def numbers(self, name: str, cure: str = "") -> list[float]:
         """A column as numbers, NaN where a value is missing; reject what is neither."""
@@ -89,6 +88,18 @@ class Table:
         )
 
 
+def number_in(text: str, comma: bool) -> float | None:
+    """The number that a text is; None if it is none, or not finite."""
+    text = text.replace("\u2212", "-")
+    if "_" in text:
+        return None  # Python reads 1_000 as a number; in a table it is a name
+    try:
+        value = float(text.replace(",", ".") if comma else text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
 def read_table(file: str, encoding: str | None) -> Table:
     """Read a CSV file with a line of column names; what separates the columns is seen by that line."""
     where = name_of(file)
@@ -107,6 +118,8 @@ def read_table(file: str, encoding: str | None) -> Table:
     except csv.Error as error:
         said = "a quotation mark is not closed" if "unexpected end" in str(error) else str(error)
         raise Refusal(f"{where}, line {rows[-1][0] + 1 if rows else 1}: {said}") from error
+    if not rows:
+        raise Refusal(f"{where}: has no names of columns")
     (_, names), *rest = rows
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -135,6 +148,15 @@ class Times:
 
     def following(self, count: int) -> list[Any]:
         """The times after the last."""
+        try:
+            return self._following(count)
+        except (OverflowError, ValueError) as error:
+            raise Refusal(
+                f"the times after {self.write(self.values[-1])} go beyond the year 9999; give fewer --steps, or "
+                "correct the last time"
+            ) from error
+
+    def _following(self, count: int) -> list[Any]:
         found, last = [], self.values[-1]
         for number in range(1, count + 1):
             if self.step == "weekday":
@@ -177,20 +199,26 @@ def read_times(table: Table, name: str, form: str | None) -> tuple[list[Any], Ca
         try:
             if form is not None:
                 found.append(datetime.strptime(text, form))
+            elif _ISO.fullmatch(text):
+                day = f"{text}-01" if len(text) == 7 else text
+                found.append(datetime.fromisoformat(f"{day[:-1]}+00:00" if day.endswith("Z") else day))
             else:
-                month = len(text) == 7 and text[4] == "-"
-                found.append(datetime.fromisoformat(f"{text}-01" if month else text.removesuffix("Z")))
+                raise ValueError(text)
         except ValueError as error:
             expected = f"of the form {form}" if form else "no number and no date such as 2024-12-31"
             cure = "" if form else "; give its form with --time-format, for example --time-format %d.%m.%Y"
             raise Refusal(f"{table.place(row, name)}: {text!r} is {'not ' if form else ''}{expected}{cure}") from error
+        if (found[-1].tzinfo is None) != (found[0].tzinfo is None):
+            with_zone, without = ("the first time", "it") if found[0].tzinfo else ("it", "the first time")
+            raise Refusal(f"{table.place(row, name)}: {text!r}: {with_zone} has a time zone, but {without} has none")
     if form is not None:
         return found, lambda value: value.strftime(form)
     if len(texts[0]) == 7:
         return found, lambda value: value.strftime("%Y-%m")
     if len(texts[0]) == 10:
         return found, lambda value: value.date().isoformat()
-    return found, lambda value: value.isoformat(sep=texts[0][10])
+    zulu = "+00:00" if texts[0].endswith("Z") else ""
+    return found, lambda value: value.isoformat(sep=texts[0][10]).removesuffix(zulu) + ("Z" if zulu else "")
 
 
 def step_of(times: Sequence[Any]) -> Any:
@@ -294,15 +322,28 @@ def features_of(table: Table, groups: Groups, features: Sequence[str]) -> list[A
     return [values[rows] for rows in groups.rows]
 
 
-def targets_of(table: Table, groups: Groups, target: str, option: str = "--target") -> list[str]:
-    """The value of the column ``target`` of each group; reject one that changes within a group."""
-    texts = table.column(target, option)
+def targets_of(table: Table, groups: Groups, target: str, known: Sequence[str] = ()) -> list[str]:
+    """The value of the column ``target`` of each group; reject one that changes within a group.
+
+    A number that is written in several ways, such as 1 and 1.0, is one value: it is called as among the ``known``
+    values, or as it is written first. A number that begins with a 0, such as 007, is a name.
+    """
+    texts = table.column(target, "--target")
     table.reject_missing(target, "every group needs its target")
+    names: dict[Any, str] = {_value(name, True): name for name in known}
+    values = [names.setdefault(_value(text, table.comma), text) for text in texts]
     for name, rows in zip(groups.names, groups.rows, strict=True):
         for row in rows:
-            if texts[row] != texts[rows[0]]:
+            if values[row] != values[rows[0]]:
                 raise Refusal(
                     f"{table.place(row, target)}: {texts[row]!r}, but {texts[rows[0]]!r} on line "
                     f"{table.lines[rows[0]]}; all rows of the group {name} must have the same target"
                 )
-    return [texts[rows[0]] for rows in groups.rows]
+    return [values[rows[0]] for rows in groups.rows]
+
+
+def _value(text: str, comma: bool) -> float | str:
+    """What two texts of one value have in common."""
+    digits = text.lstrip("-+\u2212")
+    number = None if digits[:1] == "0" and digits[1:2].isdecimal() else number_in(text, comma)
+    return text if number is None else number
