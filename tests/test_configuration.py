@@ -12,6 +12,7 @@ import gpurnn.layers
 import gpurnn.models
 from gpurnn.layers import Decoder, Layer, Sequential
 from gpurnn.models import Forecaster
+from gpurnn.models.kalman import level, seasonal
 
 TEXTS = gpurnn.CharVocabulary.from_text("hello"), gpurnn.WordVocabulary.from_text("one two two")
 RECURRENT = {
@@ -82,6 +83,7 @@ OTHERS = {
     "Sequential": lambda **rng: Sequential(gpurnn.GRU(2, 3, **rng), Sequential(gpurnn.Dense(3, 4, **rng))),
     "LanguageModel": lambda **rng: gpurnn.LanguageModel(TEXTS[0], 4, 4, tied=True, cell="gru", **rng),
     "Translator": lambda **rng: gpurnn.Translator(*TEXTS, 3, 4, attention=None, **rng),
+    "StructuralModel": lambda: level() + seasonal(4, variance=0.0),
 }
 
 
@@ -95,7 +97,7 @@ def plain(name, **rng):
 
 
 MAKE = {**{name: lambda name=name, **rng: plain(name, **rng) for name in PLAIN}, **OTHERS}
-WITHOUT_RNG = {"Dropout", "LayerNorm", "PositionalEncoding"}
+WITHOUT_RNG = {"Dropout", "LayerNorm", "PositionalEncoding", "StructuralModel"}
 
 
 def test_every_public_layer_is_in_the_tables():

@@ -15,6 +15,7 @@ import gpurnn.training
 from gpurnn import initializers, models, schedules
 from gpurnn.layers import Decoder
 from gpurnn.models import CharVocabulary, Forecaster
+from gpurnn.models.kalman import level
 from gpurnn.training import Curriculum, PaddedBatches, Reinforce
 
 MODULES = ("gpurnn", "gpurnn.layers", "gpurnn.models", "gpurnn.training", "gpurnn.schedules", "gpurnn.initializers")
@@ -41,6 +42,14 @@ def attend(**options: Any) -> Any:
 
 def fit_kalman(**options: Any) -> Any:
     return gpurnn.LinearGaussian(*[np.ones((1, 1))] * 4).fit(X[:, 0, :1], **options)
+
+
+def structural(**options: Any) -> Any:
+    return models.StructuralModel(level(), **options)
+
+
+def fit_structural(**options: Any) -> Any:
+    return structural().fit(SERIES, **options)
 
 
 def reinforce(**options: Any) -> Any:
@@ -127,6 +136,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
     "Reinforce": (reinforce, {"max_length": 3}, {}),
     "Model.fit": (fitted, {}, {"epochs": {"steps": None}}),
     "LinearGaussian.fit": (fit_kalman, {"iterations": 1}, {}),
+    "StructuralModel": (structural, {}, {}),
+    "StructuralModel.fit": (fit_structural, {"iterations": 1}, {}),
     "attention": (gpurnn.attention, {"query": X, "keys": X}, {}),
     "dense": (gpurnn.dense, {"x": X, "weight": np.ones((2, 4))}, {}),
     "dropout": (gpurnn.dropout, {"x": X, "rate": 0.5, "rng": 0}, {}),
@@ -173,6 +184,7 @@ SIGNATURES = {
     "Trainer": gpurnn.Trainer,
     "Model.fit": models.Model.fit,
     "LinearGaussian.fit": gpurnn.LinearGaussian.fit,
+    "StructuralModel.fit": models.StructuralModel.fit,
     "multi_head_attention": gpurnn.multi_head_attention,
     "Decoder": Decoder,
 }

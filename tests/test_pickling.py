@@ -11,6 +11,7 @@ from tolerance import assert_same
 import gpurnn
 from gpurnn import analysis, layers, models, optimizers, schedules, training
 from gpurnn.models import CharVocabulary, LanguageModel, WordVocabulary
+from gpurnn.models.kalman import ar, level
 from gpurnn.training import Batch, Curriculum, PaddedBatches, Reinforce, TokenStream, Trainer
 
 
@@ -83,6 +84,7 @@ OBJECTS = {
     "EncoderDecoder": lambda: models.EncoderDecoder(5, 6, 3, 4),
     "Translator": translator,
     "LinearGaussian": lambda: models.LinearGaussian(ONE, ONE, ONE, ONE),
+    "StructuralModel": lambda: level() + ar(2),
     "CharVocabulary": lambda: CharVocabulary("?abc"),
     "WordVocabulary": lambda: WordVocabulary(["<unk>", "a", "b"]),
     "TokenStream": lambda: TokenStream(tokens(), 2, 3, gradient_steps=5),

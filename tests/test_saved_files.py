@@ -24,6 +24,7 @@ from gpurnn import CharVocabulary, FileFormatError, WordVocabulary, _files
 from gpurnn.layers import Decoder
 from gpurnn.models import Model, load
 from gpurnn.models import files as model_files
+from gpurnn.models.kalman import ar, level
 from gpurnn.training.checkpoint import CheckpointError, latest_checkpoint, read_checkpoint, write_checkpoint
 
 LAYERS = {
@@ -55,6 +56,12 @@ def forecaster(seed):
     return model
 
 
+def structural(seed):
+    model = level() + ar(2, variance=0.5)
+    model.load_state_dict({name: np.full_like(p, 0.25 + seed / 100) for name, p in model.params.items()})
+    return model
+
+
 def linear_gaussian(seed):
     F = np.array([[0.5, 0.1], [0.0, 0.25]]) + seed / 100
     return gpurnn.LinearGaussian(F, np.array([[1.0, 0.0]]), np.eye(2), np.eye(1))
@@ -73,6 +80,7 @@ MODELS = {
     ),
     "Forecaster": forecaster,
     "LinearGaussian": linear_gaussian,
+    "StructuralModel": structural,
 }
 
 
@@ -757,6 +765,10 @@ FORGED = [
     ("Forecaster", {"features": 10**7}),
     ("Forecaster", {"window": 0}),
     ("LinearGaussian", {"F": 1}),
+    ("StructuralModel", {"components": []}),
+    ("StructuralModel", {"components": [{"component": "wave"}]}),
+    ("StructuralModel", {"components": [{"component": "level"}, {"component": "ar", "order": 10**9}]}),
+    ("StructuralModel", {"dtype": "float16"}),
     ("LinearGaussian", lambda config: ["F"]),
 ]
 

@@ -9,6 +9,7 @@ from .forecasting import Forecast as Forecast
 from .forecasting import Forecaster as Forecaster
 from .generator import SequenceGenerator as SequenceGenerator
 from .kalman import LinearGaussian as LinearGaussian
+from .kalman import StructuralModel as StructuralModel
 from .language_model import LanguageModel as LanguageModel
 from .regressor import SequenceRegressor as SequenceRegressor
 from .translator import Translator as Translator

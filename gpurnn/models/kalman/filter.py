@@ -16,6 +16,7 @@ import numpy as np
 
 from ... import _arrays, _dispatch
 from ..._contract import Array
+from ..base import not_finite
 from . import diffuse
 from .diffuse import symmetric, transpose
 
@@ -261,20 +262,23 @@ def _means(
     return xp.stack(means), xp.stack(filtered_means), xp.stack(innovations)
 
 
+class Undetermined(ValueError):
+    """The observations do not determine the diffuse states."""
+
+
 def diffuse_moments(where: str, xp: Any, steps: Forward) -> Array:
     """E[(1, delta) (1, delta)^T] given all observations, (B, 1 + d, 1 + d).
 
     Raises
     ------
-    ValueError
-        The observations do not determine the diffuse states.
+    Undetermined
     """
     information = steps.information[-1, ...]
     # What no later state depends on any more need not be known.
     known = _dispatch.to_numpy(diffuse.determined(xp, information, steps.filtered_mean[-1, ...]))
     if not known.all():
         row = f" of row {int(np.argmin(known))}" if len(known) > 1 else ""
-        raise ValueError(f"{where}: y{row} does not determine the diffuse states, expected more observations or a P0")
+        raise Undetermined(f"{where}: y{row} does not determine the diffuse states, expected more observations or a P0")
     return diffuse.moments(xp, information)
 
 
@@ -353,6 +357,45 @@ def smoothed(xp: Any, steps: Forward, back: Backward) -> tuple[Array, Array]:
     """Means (T, B, n, 1 + d) and covariances (T, b, n, n) given all observations, for known delta."""
     P = steps.covariances.filtered
     return steps.filtered_mean + P @ back.filtered_r, symmetric(xp, P - P @ back.filtered_N @ P)
+
+
+def smooth(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = None) -> tuple[Array, Array]:
+    """Means (T, B, n) and covariances (T, B, n, n) of the states given all observations."""
+    steps = forward(where, xp, params, y, u)
+    diffuse_moments(where, xp, steps)
+    known_delta = smoothed(xp, steps, backward(xp, params, steps))
+    return diffuse.known_marginal(xp, steps.information[-1:, ...], *known_delta)
+
+
+def forecast(where: str, xp: Any, params: Parameters, y: Array, u: Array | None, steps: int) -> list[Array]:
+    """Means and covariances of the observations that follow y, then of their states; with axes (steps, B).
+
+    Raises
+    ------
+    FloatingPointError
+        They overflow.
+    """
+    T = y.shape[0]
+    done = forward(where, xp, params, y, u)
+    diffuse_moments(where, xp, done)
+    added, known = (offset(xp, params, u, T + steps) for offset in (state_offset, observation_offset))
+    mean, covariance = diffuse.marginal(
+        xp, done.filtered_mean[-1, ...], done.covariances.filtered[-1, ...],
+        *diffuse.estimate(xp, done.information[-1, ...]),
+    )  # fmt: skip
+    mean = mean[..., None]
+    ahead: list[tuple[Array, ...]] = []
+    for t in range(T, T + steps):
+        mean, covariance = advance(xp, params, t - 1, mean, covariance)
+        mean = mean if added is None else mean + added[t - 1, :, :, None]
+        H, R = at(params["H"], t), at(params["R"], t)
+        seen = symmetric(xp, H @ covariance @ transpose(xp, H)) + R
+        expected = (H @ mean)[..., 0]
+        ahead.append((expected if known is None else expected + known[t, ...], seen, mean[..., 0], covariance))
+    results = [xp.stack(each) for each in zip(*ahead, strict=True)]
+    if not all(bool(_dispatch.to_numpy(xp.all(xp.isfinite(array)))) for array in results):
+        raise not_finite(where, "the forecasts", {})  # parameters and observations have been checked
+    return results
 
 
 class Score(NamedTuple):

@@ -13,27 +13,21 @@ from numpy.typing import NDArray
 from ... import _arrays, _checks, _dispatch
 from ..._contract import Array
 from ..._op import Pullback
-from ..base import not_finite
 from ..files import Saved
 from . import diffuse
-from .diffuse import symmetric, transpose
 from .filter import (
     AXES,
     COVARIANCES,
     NAMES,
     OPTIONAL,
     Score,
-    advance,
-    at,
-    backward,
     diffuse_moments,
     diffuse_states,
+    forecast,
     forward,
     log_likelihood,
-    observation_offset,
     score,
-    smoothed,
-    state_offset,
+    smooth,
     varies,
 )
 from .fit import Entries, Fit, expectation_maximisation, on_host, quasi_newton
@@ -518,11 +512,7 @@ class LinearGaussian(Saved):
         """
         where = "LinearGaussian.smooth"
         xp, y, u, single = self._observations(where, y, u)
-        steps = forward(where, xp, self.params, y, u)
-        diffuse_moments(where, xp, steps)
-        known_delta = smoothed(xp, steps, backward(xp, self.params, steps))
-        moments = diffuse.known_marginal(xp, steps.information[-1:, ...], *known_delta)
-        return Smoothed(*_without_rows(moments, single))
+        return Smoothed(*_without_rows(smooth(where, xp, self.params, y, u), single))
 
     def forecast(self, y: Array, steps: int, u: Array | None = None) -> GaussianForecast:
         """The distribution of the observations that follow ``y``.
@@ -563,27 +553,7 @@ class LinearGaussian(Saved):
         where = "LinearGaussian.forecast"
         steps = _checks.integer_at_least(where, "steps", steps, 1)
         xp, y, u, single = self._observations(where, y, u, steps)
-        T = y.shape[0]
-        done = forward(where, xp, self.params, y, u)
-        added, known = (offset(xp, self.params, u, T + steps) for offset in (state_offset, observation_offset))
-        diffuse_moments(where, xp, done)
-        mean, covariance = diffuse.marginal(
-            xp, done.filtered_mean[-1, ...], done.covariances.filtered[-1, ...],
-            *diffuse.estimate(xp, done.information[-1, ...]),
-        )  # fmt: skip
-        mean = mean[..., None]
-        ahead: list[tuple[Array, ...]] = []
-        for t in range(T, T + steps):
-            mean, covariance = advance(xp, self.params, t - 1, mean, covariance)
-            mean = mean if added is None else mean + added[t - 1, :, :, None]
-            H, R = at(self.params["H"], t), at(self.params["R"], t)
-            seen = symmetric(xp, H @ covariance @ transpose(xp, H)) + R
-            expected = (H @ mean)[..., 0]
-            ahead.append((expected if known is None else expected + known[t, ...], seen, mean[..., 0], covariance))
-        results = [xp.stack(each) for each in zip(*ahead, strict=True)]
-        if not all(bool(_dispatch.to_numpy(xp.all(xp.isfinite(array)))) for array in results):
-            raise not_finite(where, "the forecasts", {})  # parameters and observations have been checked
-        return GaussianForecast(*_without_rows(results, single))
+        return GaussianForecast(*_without_rows(forecast(where, xp, self.params, y, u, steps), single))
 
     def fit(
         self,
