@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 FLOATS = ("float32", "float64")
 INEXACT = (*FLOATS, "complex64", "complex128")
@@ -334,6 +335,25 @@ def signature(kind: type, method: str = "__init__") -> inspect.Signature:
 def keywords(kind: type, method: str) -> set[str]:
     """The names that a method of a class takes by keyword alone, with those that it passes on to its bases."""
     return {p.name for p in signature(kind, method).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def lists_options(method: F) -> F:
+    """Have a call of a method with an unknown keyword answered with all that there are, those of its bases included."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kind = type(self)
+        if kwargs:
+            owner = next(base for base in kind.__mro__ if vars(base).get(name) is checked)
+            known = signature(owner, name).parameters
+            unknown = [key for key in kwargs if key not in known]
+            if unknown:
+                optional = [n for n, p in known.items() if p.default is not p.empty]
+                options(kind.__name__ if name == "__init__" else f"{kind.__name__}.{name}", unknown, optional)
+        return method(self, *args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:

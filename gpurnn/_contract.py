@@ -319,6 +319,8 @@ class Trainable(Protocol):
         """The results of `loss`, in training mode if ``rng`` is given, and the loss's gradients by parameter name.
 
         If the trainer has ``teacher_forcing``, it is passed on as one more keyword of this name, a float.
+        If the model's two functions take ``metrics``, they are given a dict for what else they measure, by name: means
+        over the same targets, such as the accuracy.
         Likewise ``checkpoint_every``, ``mask`` for batches with weights (`loss` is given it too), and for windows that
         overlap ``state_after``: there ``targets`` are of the last steps only, and the state after that many steps is to
         be returned.

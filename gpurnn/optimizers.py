@@ -21,7 +21,7 @@ def _fraction(default: Any) -> Any:
     return field(default=default, metadata={"check": _checks.fraction})
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Optimizer:
     """The base class of all optimizers.
 
@@ -70,6 +70,12 @@ class Optimizer:
                 elif isinstance(option.default, tuple):
                     check = functools.partial(_pair, check)
                 setattr(self, option.name, check(where, option.name, getattr(self, option.name)))
+
+    def __repr__(self) -> str:
+        """The call that makes an optimizer like this one; options that have their default are left out."""
+        shown = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.init}
+        options = [f"{n}={value!r}" for n, (value, default) in shown.items() if n == "lr" or value != default]
+        return f"{type(self).__name__}({', '.join(options)})"
 
     def slots(self, lr: float) -> dict[str, float | None]:
         """The arrays that a step keeps for each parameter.
@@ -256,7 +262,7 @@ def _pair(check: Callable[[str, str, float], float], where: str, name: str, pair
 
 
 @_docs.inherits_parameters
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: b <- mu b + (1 - dampening) g, theta <- theta - lr b.
 
@@ -313,7 +319,7 @@ class SGD(Optimizer):
 
 
 @_docs.inherits_parameters
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class RMSprop(Optimizer):
     """RMSprop: v <- alpha v + (1 - alpha) g^2, theta <- theta - lr g / (sqrt(v) + eps).
 
@@ -371,7 +377,7 @@ def _of_averages(betas: tuple[float, float]) -> dict[str, float]:
 
 
 @_docs.inherits_parameters
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Adam(Optimizer):
     """Adam: m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, theta <- theta - lr m' / (sqrt(v') + eps).
 
@@ -421,7 +427,7 @@ class Adam(Optimizer):
 
 
 @_docs.inherits_parameters
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class AdamW(Adam):
     """Adam with decoupled weight decay: theta <- (1 - lr lambda) theta, then Adam's step, whose g has no decay in it.
 
@@ -451,7 +457,7 @@ class AdamW(Adam):
 
 
 @_docs.inherits_parameters
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Adagrad(Optimizer):
     """Adagrad: v <- v + g^2, theta <- theta - lr_t g / (sqrt(v) + eps).
 
@@ -498,7 +504,7 @@ class Adagrad(Optimizer):
 
 
 @_docs.inherits_parameters
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Adadelta(Optimizer):
     """Adadelta: v <- rho v + (1 - rho) g^2, d = sqrt(u + eps) / sqrt(v + eps) g, theta <- theta - lr d.
 
@@ -542,7 +548,7 @@ class Adadelta(Optimizer):
 
 
 @_docs.inherits_parameters
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class NAdam(Optimizer):
     """NAdam, Adam with Nesterov's momentum: theta <- theta - lr m' / (sqrt(v') + eps).
 
@@ -613,7 +619,7 @@ class NAdam(Optimizer):
 
 
 @_docs.inherits_parameters
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Adamax(Optimizer):
     """Adamax, Adam with the infinity norm: m <- beta1 m + (1 - beta1) g, u <- max(beta2 u, abs(g) + eps).
 
@@ -659,7 +665,7 @@ class Adamax(Optimizer):
 
 
 @_docs.inherits_parameters
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Rprop(Optimizer):
     """Resilient backpropagation: theta <- theta - eta sign(g), where each element has its own size eta.
 
@@ -719,3 +725,22 @@ class Rprop(Optimizer):
 
 KINDS: dict[str, type[Optimizer]] = {c.kind: c for c in (SGD, RMSprop, Adam, Adagrad, Adadelta, NAdam, Adamax, Rprop)}
 """An optimizer for each kind of step."""
+
+
+def _named(where: str, optimizer: Any, lr: float | None) -> Any:
+    """An optimizer from its class name in lower case and its learning rate, or the object that is given instead.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No optimizer has the name, or ``lr`` is given together with an object.
+    """
+    if not isinstance(optimizer, str):
+        if lr is not None:
+            raise TypeError(f"{where}: lr is given together with an optimizer, expected it as the lr of the optimizer")
+        return optimizer
+    kinds = {kind.__name__.lower(): kind for kind in (*KINDS.values(), AdamW)}
+    kind: Any = kinds[_checks.choice(where, "optimizer", optimizer, tuple(sorted(kinds)))]
+    if lr is not None:
+        return kind(lr=_checks.non_negative(where, "lr", lr))
+    return kind(lr=0.003) if kind is Adam else kind()

@@ -11,6 +11,17 @@ exponential        eps_0 lambda^t                  `Exponential(eps_0, lambda)`
 linear             max(eps_min, k - c t)           `Linear(k, c, eps_min)`
 inverse sigmoid    k / (k + exp(t / k))            `InverseSigmoid(k)`
 =================  ==============================  ===========================
+
+`gpurnn.Trainer` and ``fit`` also take the name of a schedule of the learning rate, which begins with, or rises to, the
+learning rate lr of the optimizer, over the T steps of the run:
+
+==============  ==============================================================
+"constant"      `Constant(lr)`
+"cosine"        `CosineWithWarmup(lr, T)`, without a warm-up
+"linear"        `Polynomial(lr, T)`, a straight line to 0
+"one_cycle"     `OneCycle(lr, T)`
+"plateau"       `ReduceOnPlateau(lr, factor=0.5, patience=5)`
+==============  ==============================================================
 """
 
 from __future__ import annotations
@@ -18,7 +29,7 @@ from __future__ import annotations
 import math
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -661,3 +672,23 @@ class ReduceOnPlateau(_Schedule):
         best = None if state["best"] is None else _checks.finite(where, "best", state["best"])
         failures, cooling = (_checks.integer_at_least(where, name, state[name], 0) for name in ("failures", "cooling"))
         self._rate, self._best, self._failures, self._cooling = rate, best, failures, cooling
+
+
+_BY_NAME: dict[str, Callable[[float, int], _Schedule]] = {
+    "constant": lambda lr, total_steps: Constant(lr),
+    "cosine": CosineWithWarmup,
+    "linear": Polynomial,
+    "one_cycle": OneCycle,
+    "plateau": lambda lr, total_steps: ReduceOnPlateau(lr, factor=0.5, patience=5),
+}
+
+
+def _named(where: str, name: str, lr: float, total_steps: int) -> Any:
+    """The schedule of a name, for a run of ``total_steps`` steps.
+
+    Raises
+    ------
+    ValueError
+        No schedule has the name, or the run is too short for it.
+    """
+    return _BY_NAME[_checks.choice(where, "schedule", name, tuple(_BY_NAME))](lr, max(total_steps, 1))

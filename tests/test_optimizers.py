@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import golden
 import numpy as np
 import pytest
@@ -72,24 +74,21 @@ def test_trajectories_are_those_of_torch(record, dtype):
 @pytest.mark.parametrize("algorithm", CLASSES.values())
 def test_defaults_are_those_of_torch(algorithm):
     defaults = {
-        SGD: "SGD(lr=0.001, weight_decay=0.0, recurrent_weight_decay=0.0, momentum=0.0, dampening=0.0, nesterov=False)",
-        RMSprop: "RMSprop(lr=0.01, weight_decay=0.0, recurrent_weight_decay=0.0, alpha=0.99, eps=1e-08, momentum=0.0, "
-        "centered=False)",
-        Adam: "Adam(lr=0.001, weight_decay=0.0, recurrent_weight_decay=0.0, betas=(0.9, 0.999), eps=1e-08, "
-        "amsgrad=False)",
-        AdamW: "AdamW(lr=0.001, weight_decay=0.01, recurrent_weight_decay=0.0, betas=(0.9, 0.999), eps=1e-08, "
-        "amsgrad=False)",
-        Adagrad: "Adagrad(lr=0.01, weight_decay=0.0, recurrent_weight_decay=0.0, lr_decay=0.0, "
-        "initial_accumulator_value=0.0, eps=1e-10)",
-        Adadelta: "Adadelta(lr=1.0, weight_decay=0.0, recurrent_weight_decay=0.0, rho=0.9, eps=1e-06)",
-        NAdam: "NAdam(lr=0.002, weight_decay=0.0, recurrent_weight_decay=0.0, betas=(0.9, 0.999), eps=1e-08, "
-        "momentum_decay=0.004)",
-        Adamax: "Adamax(lr=0.002, weight_decay=0.0, recurrent_weight_decay=0.0, betas=(0.9, 0.999), eps=1e-08)",
-        Rprop: "Rprop(lr=0.01, weight_decay=0.0, recurrent_weight_decay=0.0, etas=(0.5, 1.2), "
-        "step_sizes=(1e-06, 50.0))",
+        SGD: {"lr": 0.001, "momentum": 0.0, "dampening": 0.0, "nesterov": False},
+        RMSprop: {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "momentum": 0.0, "centered": False},
+        Adam: {"lr": 0.001, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+        AdamW: {"lr": 0.001, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "weight_decay": 0.01},
+        Adagrad: {"lr": 0.01, "lr_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10},
+        Adadelta: {"lr": 1.0, "rho": 0.9, "eps": 1e-6},
+        NAdam: {"lr": 0.002, "betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": 0.004},
+        Adamax: {"lr": 0.002, "betas": (0.9, 0.999), "eps": 1e-8},
+        Rprop: {"lr": 0.01, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
     }
-    assert repr(algorithm()) == defaults[algorithm]
-    assert repr(algorithm(0.5, weight_decay=0.25)).startswith(f"{algorithm.__name__}(lr=0.5, weight_decay=0.25, ")
+    found = {option.name: option.default for option in dataclasses.fields(algorithm) if option.init}
+    others = {"weight_decay": 0.0, "recurrent_weight_decay": 0.0}
+    assert found == {**others, **defaults[algorithm]}
+    assert repr(algorithm()) == f"{algorithm.__name__}(lr={defaults[algorithm]['lr']})"
+    assert repr(algorithm(0.5, weight_decay=0.25)) == f"{algorithm.__name__}(lr=0.5, weight_decay=0.25)"
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -32,7 +32,7 @@ def trainer(**options: Any) -> Any:
     sequences = [np.ones((3, 4), np.float32)] * 4
     data = PaddedBatches(sequences, 2, [np.array(0)] * 4, per_sequence=True)
     options = {"steps": 1, **options} if "epochs" not in options else options
-    return gpurnn.Trainer(classifier(), data, gpurnn.SGD(), **options)
+    return gpurnn.Trainer(classifier(), data, **{"optimizer": gpurnn.SGD(), **options})
 
 
 def attend(**options: Any) -> Any:
@@ -131,10 +131,14 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
     "Trainer": (
         trainer,
         {},
-        {"validation_interval": {"validation": trainer().data}, "patience": {"validation": trainer().data}},
+        {
+            "validation_interval": {"validation": trainer().data},
+            "patience": {"validation": trainer().data},
+            "lr": {"optimizer": "sgd"},
+        },
     ),
     "Reinforce": (reinforce, {"max_length": 3}, {}),
-    "Model.fit": (fitted, {}, {"epochs": {"steps": None}}),
+    "Model.fit": (fitted, {}, {"epochs": {"steps": None}, "validation_interval": {"validation_split": 0.5}}),
     "LinearGaussian.fit": (fit_kalman, {"iterations": 1}, {}),
     "StructuralModel": (structural, {}, {}),
     "StructuralModel.fit": (fit_structural, {"iterations": 1}, {}),
@@ -227,7 +231,7 @@ def test_an_option_that_is_a_bool_takes_nothing_else(name, option, parameter, va
 
 @pytest.mark.parametrize(("name", "option", "parameter"), options(("bool",)))
 def test_an_option_that_is_a_bool_takes_numpys(name, option, parameter):
-    value = option not in ("own_lengths", "bidirectional" if name == "LanguageModel" else "")
+    value = option not in ("own_lengths", "resume", "bidirectional" if name == "LanguageModel" else "")
     made, expected = (call(name, option, kind(value)) for kind in (np.bool_, bool))
     assert plain(made) == plain(expected)
 

@@ -51,3 +51,25 @@ def a_models_constructor_checks_its_arguments() -> None:
     gpurnn.EncoderDecoder(3, 4, 2, 2, atention="dot")  # type: ignore[call-arg]
     gpurnn.Forecaster(3, 4, leak="no")  # type: ignore[arg-type]
     gpurnn.Nope()  # type: ignore[attr-defined]
+
+
+def fit_checks_its_options(x: NDArray[np.float32]) -> None:
+    model = gpurnn.SequenceClassifier(3, 4, 2)
+    model.fit(x, [0, 1], schedule="cosine", callbacks=print, class_weight="balanced", epochs=3).predict(x)
+    model.fit(x, [0, 1], opt=3)  # type: ignore[call-arg]
+    model.fit(x, [0, 1], epochs="many")  # type: ignore[arg-type]
+    model.fit(x, [0, 1], verbose="no")  # type: ignore[arg-type]
+    gpurnn.SequenceRegressor(3, 4, 1).fit(x, x, resume="yes")  # type: ignore[arg-type]
+    gpurnn.EncoderDecoder(5, 5, 4, 4).fit([x], [x], lr="fast")  # type: ignore[arg-type]
+    text = gpurnn.LanguageModel(gpurnn.CharVocabulary("ab"), 4, 4)
+    text.fit("abab", window=2, patience=3).sample(3)
+    text.fit("abab", windows=2)  # type: ignore[call-arg]
+    text.trainer_.epoch_history[0].keys()
+
+
+def a_trainer_checks_its_options(x: NDArray[np.int64]) -> None:
+    model = gpurnn.LanguageModel(gpurnn.CharVocabulary("ab"), 4, 4)
+    data = gpurnn.TokenStream(x, 2, 3)
+    gpurnn.Trainer(model, data, "sgd", epochs=3, lr=0.1, callbacks=[lambda trainer: trainer.stop()]).train()
+    gpurnn.Trainer(model, data, steps=3, opt=3)  # type: ignore[call-arg]
+    gpurnn.Trainer(model, data, steps=3, resume="yes")  # type: ignore[arg-type]

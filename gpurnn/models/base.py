@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,14 +17,17 @@ from .._contract import Array, State
 from ..cells import CELLS
 from ..layers.base import Composite, named, text, uninitialised
 from ..layers.recurrent import LAYERS
+from ..training.data import steps_of_epoch
+from ..training.trainer import Trainer
 from .files import Saved
+from .fit_options import TrainerOptions
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from ..optimizers import Optimizer
-    from ..training import Trainer
+    from .fit_options import FitOptions
 
 
 CELL_OPTIONS = tuple(dict.fromkeys(option for cell in CELLS.values() for option in cell.options()))
@@ -68,6 +72,13 @@ class Model(Composite, Saved):
         if all(p.kind is not p.VAR_KEYWORD for p in known):
             _checks.options(cls.__name__, options, [p.name for p in known])
         return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "fit" in vars(cls):
+            signature = _checks.signature(cls, "fit")
+            own = next(iter(inspect.signature(vars(cls)["fit"]).parameters.values()))
+            vars(cls)["fit"].__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])
 
     def __getstate__(self) -> dict[str, Any]:
         # The trainer holds the data, and trains this model, not its copy.
@@ -116,28 +127,13 @@ class Model(Composite, Saved):
     ) -> tuple[Array, State, dict[str, Array]]:
         """The results of `loss`, and the gradients of the loss by parameter name. With ``rng`` dropout acts."""
 
-    def fit(
-        self,
-        X: Any,
-        y: Any = None,
-        *,
-        epochs: int | None = None,
-        steps: int | None = None,
-        batch_size: int = 32,
-        validation: Any = None,
-        validation_split: float | None = None,
-        patience: int | None = None,
-        optimizer: str | Optimizer = "adam",
-        lr: float | None = None,
-        clip_norm: float | None = 1.0,
-        rng: int | np.random.Generator = 0,
-        verbose: bool = True,
-        **options: Any,
-    ) -> Self:
+    @_checks.lists_options
+    def fit(self, X: Any, y: Any = None, **options: Unpack[FitOptions]) -> Self:
         """Train on examples.
 
-        Without ``epochs`` and ``steps`` training ends by itself: a tenth of the examples is set aside, and when their
-        loss has not fallen for ten epochs, or after a hundred epochs, the best parameters stay.
+        Without ``epochs`` and ``steps`` training ends by itself: a tenth of the examples, or the last tenth of a single
+        text or stream, is set aside, and when its loss has not fallen for ten epochs, or after a hundred epochs, the
+        best parameters stay.
 
         Parameters
         ----------
@@ -153,33 +149,48 @@ class Model(Composite, Saved):
         validation : pair or Data, optional
             ``(X, y)`` to evaluate, once an epoch unless ``validation_interval`` says otherwise.
         validation_split : float, optional
-            Set aside this share of the examples, in (0, 1), drawn at random, instead of ``validation``.
+            Set aside this share of the examples, in (0, 1), instead of ``validation``: drawn at random, but the end of
+            a single text or stream.
         patience : int, optional
             Stop after so many evaluations in a row that did not lower the validation loss, and keep the parameters that
             had the lowest.
         optimizer : str or Optimizer
-            "adam", "adamw", "sgd" or another by its class name in lower case; or an object of `gpurnn.optimizers`.
+            "adam", "adamw", "sgd" or another by its class name in lower case; or an object of `gpurnn.optimizers`, such
+            as ``Adam(1e-3, frozen=["embedding"])``, which has further options.
         lr : float, optional
             The learning rate of an optimizer given by name; 0.003 for Adam, and the class's own otherwise.
+        schedule : str or callable, optional
+            The learning rate from step to step: "constant", "cosine", "linear", "one_cycle", "plateau", or a function
+            of the step; see `gpurnn.schedules`.
         clip_norm : float, optional
             The most that the gradient's global norm may be.
         rng : int or numpy.random.Generator
             Of the order of the examples, of the split, and of dropout.
         verbose : bool
             Whether to show a progress bar, where stderr is a terminal.
-        **options
-            Those of `gpurnn.Trainer`: ``schedule``, ``l2``, ``directory``, ...
+        callbacks : callable or sequence of callables
+            Each is called at the end of every epoch, as ``callback(trainer)``.
+        directory, resume
+            Where metrics and checkpoints go, and whether to continue the run that is there, if there is one.
+        clip_value, l2, gradient_accumulation_steps, validation_interval, teacher_forcing, gradient_checkpoint_every
+            Options of `gpurnn.Trainer`.
+        checkpoint_interval, log_interval, metric, on_checkpoint, on_log, on_gradients
+            Options of `gpurnn.Trainer`.
 
         Returns
         -------
         self
-            Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run; its ``history`` has the losses.
+            Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run. Its repr says how the run went, and its
+            ``epoch_history`` has a row for each epoch.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The examples or an option are not what is expected; an unknown option is answered with all that there are.
+        FloatingPointError
+            The training diverged.
         """
-        self.trainer_ = self._trainer(
-            X, y, epochs=epochs, steps=steps, batch_size=batch_size, validation=validation,
-            validation_split=validation_split, patience=patience, optimizer=optimizer, lr=lr, clip_norm=clip_norm,
-            rng=rng, verbose=verbose, **options,
-        )  # fmt: skip
+        self.trainer_ = self._trainer(X, y, **options)
         self.trainer_.train()
         return self
 
@@ -196,18 +207,15 @@ class Model(Composite, Saved):
         patience: int | None = None,
         optimizer: str | Optimizer = "adam",
         lr: float | None = None,
+        clip_norm: float | None = 1.0,
         rng: int | np.random.Generator = 0,
         verbose: bool = True,
-        **options: Any,
+        **options: Unpack[TrainerOptions],
     ) -> Trainer:
         """The trainer that `fit` runs; every argument is checked here, before the model changes."""
-        from ..training import Trainer
-        from ..training.data import num_batches
-
         where = f"{type(self).__name__}.fit"
-        self._check_options(options)
         verbose = _checks.flag(where, "verbose", verbose)
-        optimizer = _optimizer(where, optimizer, lr)
+        optimizer = optimizers._named(where, optimizer, lr)
         are_batches = hasattr(X, "batch")
         if are_batches and batch_size != 32 and (validation is None or hasattr(validation, "batch")):
             _checks.warn(where, f"batch_size={batch_size} has no effect, as X holds batches already")
@@ -237,11 +245,13 @@ class Model(Composite, Saved):
             data, validation = data.split(share, rng=rng)
         if patience is None and by_itself and validation is not None:
             patience = _PATIENCE
-        batches = num_batches(data, 0)
-        options.setdefault("log_interval", batches if batches <= _LONG_EPOCH else 10)
+        accumulated = options.get("gradient_accumulation_steps", 1)
+        accumulated = _checks.integer_at_least(where, "gradient_accumulation_steps", accumulated, 1)
+        length = steps_of_epoch(data, 0, accumulated)
+        options.setdefault("log_interval", length if length <= _LONG_EPOCH else 10)
         return Trainer(
-            self, data, optimizer, epochs=epochs, steps=steps, validation=validation, patience=patience, rng=rng,
-            progress=verbose and _is_watched(), **options,
+            self, data, optimizer, epochs=epochs, steps=steps, validation=validation, patience=patience,
+            clip_norm=clip_norm, rng=rng, progress=verbose and _is_watched(), **options,
         )  # fmt: skip
 
     def _validation(self, where: str, pair: Any, batch_size: int, **options: Any) -> Any:
@@ -252,14 +262,6 @@ class Model(Composite, Saved):
         except (ValueError, TypeError, IndexError) as error:
             # The caller has another X and y, with the same names.
             raise type(error)(str(error).replace(f"{where}: ", f"{where}: validation's ", 1)) from error
-
-    def _check_options(self, options: dict[str, Any]) -> None:
-        """Reject keywords that are no options of `fit`."""
-        from ..training import Trainer
-
-        known = _checks.keywords(Trainer, "__init__") | _checks.keywords(type(self), "fit")
-        known -= {"progress"}  # verbose says it
-        _checks.options(f"{type(self).__name__}.fit", options, known)
 
     def _batches(
         self, X: Sequence[Array], y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
@@ -283,6 +285,19 @@ class Model(Composite, Saved):
         """Rows of the repr, from the input on: the shape of a batch, and texts or layers that say what it is."""
 
 
+def _signature_of_fit() -> inspect.Signature:
+    """The options of `Model.fit` with their defaults, as `help` and notebooks show them."""
+    own = inspect.signature(Model._trainer).parameters
+    of_trainer = inspect.signature(Trainer).parameters
+    keywords = [p for p in own.values() if p.kind is p.KEYWORD_ONLY]
+    keywords += [of_trainer[name] for name in TrainerOptions.__annotations__]
+    signature = inspect.signature(Model.fit)
+    positional = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return signature.replace(parameters=[*positional, *keywords])
+
+
+Model.fit.__signature__ = _signature_of_fit()  # type: ignore[attr-defined]
+
 _EPOCHS, _PATIENCE, _SPLIT = 100, 10, 0.1
 """How long `Model.fit` trains where its caller does not say."""
 
@@ -300,25 +315,6 @@ def _is_worth_a_split(data: Any) -> bool:
 def _is_watched() -> bool:
     """Whether somebody sees a progress bar: in a terminal or in a notebook."""
     return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
-
-
-def _optimizer(where: str, optimizer: Any, lr: float | None) -> Any:
-    """An optimizer from its name and learning rate, or as it is given."""
-    if not isinstance(optimizer, str):
-        if lr is not None:
-            raise TypeError(f"{where}: lr is given together with an optimizer, expected it as the lr of the optimizer")
-        return optimizer
-    kinds = {
-        name.lower(): kind
-        for name, kind in vars(optimizers).items()
-        if isinstance(kind, type) and issubclass(kind, optimizers.Optimizer) and kind is not optimizers.Optimizer
-    }
-    kind: Any = kinds[_checks.choice(where, "optimizer", optimizer, tuple(sorted(kinds)))]
-    if lr is None:
-        return kind(lr=0.003) if kind is optimizers.Adam else kind()
-    if not _checks.takes(kind.__init__, "lr"):
-        raise TypeError(f"{where}: lr is given, expected none: {kind.__name__} has a step size for each entry")
-    return kind(lr=lr)
 
 
 def recurrent(

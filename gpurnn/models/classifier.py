@@ -18,7 +18,9 @@ from .pooling import POOLINGS
 from .sequence import check_classes
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from .fit_options import FitOptions
 
 
 class _Classifier(Estimator):
@@ -38,6 +40,7 @@ class _Classifier(Estimator):
         labels = self._learnt.get("labels")
         return np.arange(self.output.out_features) if labels is None else labels.classes
 
+    @_checks.lists_options
     def fit(
         self,
         X: Any,
@@ -45,7 +48,10 @@ class _Classifier(Estimator):
         *,
         class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         padding_label: Any = None,
-        **options: Any,
+        group: str | None = None,
+        sample_weight: Any = None,
+        mask: Any = None,
+        **options: Unpack[FitOptions],
     ) -> Self:
         """Train on examples and their labels, whatever holds them.
 
@@ -61,8 +67,10 @@ class _Classifier(Estimator):
             labels over that of its own and of the classes, so that all classes count alike.
         padding_label : label, optional
             Of a tagger: a label that counts nowhere.
+        group, sample_weight, mask
+            As in `SequenceRegressor`'s ``fit``.
         **options
-            ``group``, ``sample_weight`` and ``mask`` as in `SequenceRegressor`'s ``fit``; further those of `Model.fit`.
+            Those of `Model.fit`.
 
         Returns
         -------
@@ -81,7 +89,7 @@ class _Classifier(Estimator):
             raise TypeError(f"{where}: padding_label is given, expected None: there is one label for each example")
         self._class_weight, self._padding_label = class_weight, padding_label
         try:
-            return super().fit(X, y, **options)
+            return super().fit(X, y, group=group, sample_weight=sample_weight, mask=mask, **options)
         finally:
             del self._class_weight, self._padding_label
 

@@ -17,9 +17,10 @@ from .base import Model, check_numbers, not_finite
 from .sequence import SequenceModel
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from ..training import PaddedBatches
+    from .fit_options import FitOptions
 
 
 class Estimator(SequenceModel):
@@ -60,6 +61,7 @@ class Estimator(SequenceModel):
         if learnt:
             self._learnt = learnt
 
+    @_checks.lists_options
     def fit(
         self,
         X: Any,
@@ -68,10 +70,7 @@ class Estimator(SequenceModel):
         group: str | None = None,
         sample_weight: Any = None,
         mask: Any = None,
-        batch_size: int = 32,
-        validation: Any = None,
-        rng: int | np.random.Generator = 0,
-        **options: Any,
+        **options: Unpack[FitOptions],
     ) -> Self:
         """Train on examples, whatever holds them; see `Model.fit` for the other options.
 
@@ -90,8 +89,8 @@ class Estimator(SequenceModel):
             The weight of each example in the loss.
         mask : sequence of (T_i,) arrays, or (N, T) array, optional
             Where the model answers for each step: which targets count, as bools or weights.
-        batch_size, validation, rng, **options
-            As in `Model.fit`.
+        **options
+            Those of `Model.fit`.
 
         Returns
         -------
@@ -110,16 +109,16 @@ class Estimator(SequenceModel):
             for name, value in (("group", group), ("sample_weight", sample_weight), ("mask", mask)):
                 if value is not None:
                     raise TypeError(f"{where}: {name} is given, expected None, as X holds batches")
-            super().fit(X, y, batch_size=batch_size, validation=validation, rng=rng, **options)
+            super().fit(X, y, **options)
             self._is_fitted = True
             return self
-        self._check_options(options)
-        learnt = self._learnt
+        learnt, batch_size, rng = self._learnt, options.pop("batch_size", 32), options.get("rng", 0)
         try:
             data = self._read(where, X, y, group, sample_weight, mask).batches(batch_size, shuffle=True, rng=rng)
+            validation = options.get("validation")
             if isinstance(validation, (tuple, list)) and len(validation) == 2:
-                validation = self._validation(where, validation, batch_size, group=group)
-            super().fit(data, None, validation=validation, rng=rng, **options)
+                options["validation"] = self._validation(where, validation, batch_size, group=group)
+            super().fit(data, None, **options)
             self._is_fitted = True
             return self
         except (ValueError, TypeError, IndexError):

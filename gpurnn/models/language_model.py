@@ -21,7 +21,9 @@ from .pooling import LastPooling
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from .fit_options import FitOptions
 
 
 _ROWS = 1024
@@ -365,7 +367,8 @@ class LanguageModel(Model):
             nats.append(rows)
         return xp.asarray(xp.sum(xp.concat(nats, axis=0)) / count), dy, output
 
-    def fit(self, X: Any, y: None = None, *, window: int = 64, validation: Any = None, **options: Any) -> Self:
+    @_checks.lists_options
+    def fit(self, X: Any, y: None = None, *, window: int = 64, **options: Unpack[FitOptions]) -> Self:
         """Train on a text, by truncated backpropagation through time, or on many, each from beginning to end.
 
         Parameters
@@ -376,22 +379,21 @@ class LanguageModel(Model):
             Every token is the target of those before it.
         window : int
             k, the steps that gradients go back through, where there is one text.
-        validation : like X, optional
         **options
-            Those of `Model.fit`: ``epochs`` or ``steps``, ``batch_size``, ``optimizer``, ``rng``, ...
+            Those of `Model.fit`; its ``validation`` is like X.
 
         Returns
         -------
         self
             Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run; its ``history`` has the losses.
         """
-        self._check_options(options)
         batch_size, rng = options.pop("batch_size", 32), options.get("rng", 0)
         data = self._texts("X", X, batch_size, window, shuffle=True, rng=rng)
-        if validation is not None:
-            validation = self._texts("validation", validation, batch_size, window, shuffle=False, rng=0)
+        if options.get("validation") is not None:
+            validation = self._texts("validation", options["validation"], batch_size, window, shuffle=False, rng=0)
+            options["validation"] = validation
         options.setdefault("metric", self.vocabulary.metric)
-        return super().fit(data, y, validation=validation, **options)
+        return super().fit(data, y, **options)
 
     def _texts(
         self, name: str, texts: Any, batch_size: int, window: int, *, shuffle: bool, rng: int | np.random.Generator

@@ -177,6 +177,7 @@ class SequenceModel(Model):
         lengths: Array | None = None,
         *,
         mask: Array | None = None,
+        metrics: dict[str, float] | None = None,
     ) -> tuple[Array, State]:
         """The mean loss over the targets, in evaluation mode, and the final state.
 
@@ -189,6 +190,9 @@ class SequenceModel(Model):
             those of steps that exist count.
         mask : (B,) array, or (T, B) where there is an output for each step, optional
             The weights of the targets in the mean, of any dtype; True or 1 by default.
+        metrics : dict, optional
+            It gets the ``accuracy`` of a model of classes: the share of the targets, weighed like the loss, whose class
+            is the likeliest.
 
         Returns
         -------
@@ -196,7 +200,10 @@ class SequenceModel(Model):
         state
         """
         y, final = self(inputs, state, lengths)
-        return getattr(losses, self._loss)(y, targets, mask=self._mask(inputs, lengths, mask, y)), final
+        weights = self._mask(inputs, lengths, mask, y)
+        loss = getattr(losses, self._loss)(y, targets, mask=weights)
+        self._measure(y, targets, weights, metrics)
+        return loss, final
 
     def loss_and_gradients(
         self,
@@ -207,17 +214,33 @@ class SequenceModel(Model):
         *,
         rng: int | np.random.Generator | None = None,
         mask: Array | None = None,
+        metrics: dict[str, float] | None = None,
         checkpoint_every: int | str | None = None,
     ) -> tuple[Array, State, dict[str, Array]]:
         """The results of `loss`, and the gradients of the loss by parameter name. With ``rng`` dropout acts.
 
-        ``checkpoint_every`` is as in `vjp`.
+        ``mask`` and ``metrics`` are as in `loss`, ``checkpoint_every`` as in `vjp`.
         """
         (y, final), pullback = self.vjp(inputs, state, lengths, rng, checkpoint_every=checkpoint_every)
-        loss, pull_loss = getattr(losses, self._loss).vjp(y, targets, mask=self._mask(inputs, lengths, mask, y))
+        weights = self._mask(inputs, lengths, mask, y)
+        loss, pull_loss = getattr(losses, self._loss).vjp(y, targets, mask=weights)
+        self._measure(y, targets, weights, metrics)
         dy, _ = pull_loss(1.0)
         _, grads = pullback((dy, None))
         return loss, final, grads
+
+    def _measure(self, y: Array, targets: Array, weights: Array | None, metrics: dict[str, float] | None) -> None:
+        """Put the accuracy of logits y into ``metrics``."""
+        if metrics is None or self._loss != "cross_entropy":
+            return
+        xp = _dispatch.namespace(type(self).__name__, y=y)
+        right = xp.astype(xp.argmax(y, axis=-1) == targets, y.dtype)
+        if weights is None:
+            metrics["accuracy"] = float(xp.mean(right))
+            return
+        weights = xp.astype(weights, y.dtype)
+        total = xp.sum(weights)
+        metrics["accuracy"] = float(xp.sum(right * weights) / xp.where(total > 0, total, xp.ones_like(total)))
 
     def _mask(self, inputs: Array, lengths: Array | None, mask: Array | None, y: Array) -> Array | None:
         """The weights of the targets: those of a caller, and zero where there is no step."""

@@ -78,15 +78,21 @@ def num_batches(data: Data, epoch: int) -> int:
     return number
 
 
-def batches_of_epochs(data: Data, epochs: int) -> int:
-    """How many batches the first ``epochs`` epochs of any `Data` have, without a look at those that are alike."""
+def steps_of_epoch(data: Data, epoch: int, batches: int = 1) -> int:
+    """How many steps an epoch of any `Data` has, with so many ``batches`` in a step; the last may have fewer."""
+    return -(-num_batches(data, epoch) // batches)
+
+
+def steps_of_epochs(data: Data, epochs: int, batches: int = 1) -> int:
+    """How many steps the first ``epochs`` epochs of any `Data` have, without a look at those that are alike."""
     differing = epochs
     if not hasattr(data, "num_batches"):
         differing = 0
     elif isinstance(data, PaddedBatches) and type(data).num_batches is PaddedBatches.num_batches:
         differing = min(epochs, data._first_of_the_alike())
     alike = epochs - differing
-    return sum(num_batches(data, e) for e in range(differing)) + (alike * num_batches(data, differing) if alike else 0)
+    steps = sum(steps_of_epoch(data, e, batches) for e in range(differing))
+    return steps + (alike * steps_of_epoch(data, differing, batches) if alike else 0)
 
 
 def _position(data: Data, epoch: int, index: int) -> tuple[int, int]:
@@ -97,6 +103,14 @@ def _position(data: Data, epoch: int, index: int) -> tuple[int, int]:
     if index >= count:
         raise IndexError(f"{where}: index is {index}, expected 0 ... {count - 1}, as epoch {epoch} has {count} batches")
     return epoch, index
+
+
+def _share(where: str, share: float) -> float:
+    """The share of the examples that a split sets aside; reject what is no share."""
+    share = _checks.finite(where, "share", share)
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"{where}: share is {share!r}, expected a number in (0, 1)")
+    return share
 
 
 def _fingerprint(arrays: Sequence[Any]) -> int:
@@ -200,6 +214,61 @@ class TokenStream:
         inputs, targets = self._lanes[start:stop, :], self._lanes[new + 1 : stop + 1, :]
         state_after = None if following == stop else following - start
         return Batch(inputs, targets, None, self.steps * self.batch_size, new - start, state_after)
+
+    @property
+    def num_examples(self) -> int:
+        """How many windows there are in all lanes."""
+        return len(self) * self.batch_size
+
+    def split(self, share: float, *, rng: int | np.random.Generator = 0) -> tuple[TokenStream, TokenStream]:
+        """Two parts of the stream: its beginning to train on, and its end to validate on.
+
+        Parameters
+        ----------
+        share : float
+            Of the second part, in (0, 1). It has one window at least.
+        rng : int or numpy.random.Generator
+            Has no effect: the parts follow from the order of time.
+
+        Returns
+        -------
+        rest, part : TokenStream
+            With the windows of this object; in fewer lanes where a part is too short for as many.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The share is out of its range, or the stream is too short for one window in each part.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> rest, part = TokenStream(np.arange(40), batch_size=2, steps=4).split(0.25)
+        >>> rest, part
+        (TokenStream(30 tokens, batch_size=2, steps=4), TokenStream(10 tokens, batch_size=2, steps=4))
+        """
+        where = "TokenStream.split"
+        share = _share(where, share)
+        count = int(self._tokens.shape[0])
+        least = self.steps + 1
+        if count < 2 * least:
+            raise ValueError(
+                f"{where}: the stream has {count} tokens, expected at least 2 (steps + 1) = {2 * least}: one window "
+                "in each part"
+            )
+        cut = count - min(max(round(share * count), least), count - least)
+        rest, part = self._tokens[:cut], self._tokens[cut:]
+        lanes = [min(self.batch_size, int(tokens.shape[0]) // least) for tokens in (rest, part)]
+        return (
+            TokenStream(rest, lanes[0], self.steps, self.gradient_steps),
+            TokenStream(part, lanes[1], self.steps, self.gradient_steps),
+        )
+
+    def __repr__(self) -> str:
+        further = "" if self.gradient_steps is None else f", gradient_steps={self.gradient_steps}"
+        return (
+            f"TokenStream({self._tokens.shape[0]:,} tokens, batch_size={self.batch_size}, steps={self.steps}{further})"
+        )
 
     def config(self) -> dict[str, Any]:
         """The sizes and a checksum of the tokens."""
@@ -473,9 +542,7 @@ class PaddedBatches:
             The share is out of its range, or there is only one sequence.
         """
         where = "PaddedBatches.split"
-        share = _checks.finite(where, "share", share)
-        if not 0.0 < share < 1.0:
-            raise ValueError(f"{where}: share is {share!r}, expected a number in (0, 1)")
+        share = _share(where, share)
         count = self.num_examples
         if count < 2:
             raise ValueError(f"{where}: there is only one sequence, expected at least two")

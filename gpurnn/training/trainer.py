@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 import signal
@@ -10,19 +11,18 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from .. import _checks, _dispatch, _metrics, _random, gradients, losses
+from .. import _checks, _dispatch, _metrics, _random, gradients, losses, optimizers, schedules
 from .._contract import Remembers, Trainable
 from ..optimizers import Optimizer, Rprop
 from .checkpoint import CheckpointError, checkpoints, file_name, latest_checkpoint, save_checkpoint
-from .data import Batch, Data, batches_of_epochs, num_batches
+from .data import Batch, Data, num_batches, steps_of_epoch, steps_of_epochs
 from .directory import CHECKPOINTS, METRICS_FILE, RUN, RunDirectory
 
 METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
@@ -31,13 +31,32 @@ METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
 }
 """What a mean cross-entropy in nats can also be stated as: the words for it, and how it follows from the loss."""
 
-_NOTHING_UNLOGGED = {"loss": 0.0, "count": 0, "steps": 0}
-
 _SAVED = {
     "run", "step", "params", "optimizer", "recurrent_state", "rng", "unlogged", "record", "best", "final", "model",
-    "schedule", "config",
+    "schedule", "config", "epochs", "epoch",
 }  # fmt: skip
 """The entries of a checkpoint's state."""
+
+
+def _nothing() -> dict[str, Any]:
+    """The sums over no steps at all: of the losses and the model's metrics of all targets, of targets, and of steps."""
+    return {"loss": 0.0, "count": 0, "steps": 0, "metrics": {}}
+
+
+def _added(sums: dict[str, Any], loss: float, count: float, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Sums with one more step or batch, given the means of its targets."""
+    of_metrics = {name: sums["metrics"].get(name, 0.0) + value * count for name, value in metrics.items()}
+    return {
+        "loss": sums["loss"] + loss * count,
+        "count": sums["count"] + count,
+        "steps": sums["steps"] + 1,
+        "metrics": of_metrics,
+    }
+
+
+def _means(sums: dict[str, Any]) -> dict[str, float]:
+    """The means of the loss and of the metrics over all targets."""
+    return {name: total / sums["count"] for name, total in {"loss": sums["loss"], **sums["metrics"]}.items()}
 
 
 def _weighting(batch: Batch) -> dict[str, Any]:
@@ -45,19 +64,30 @@ def _weighting(batch: Batch) -> dict[str, Any]:
     return {} if batch.weights is None else {"mask": batch.weights}
 
 
+def _measures(function: Callable[..., Any]) -> bool:
+    """Whether a method of a model takes ``metrics``, to fill in; not if it only passes keywords on."""
+    return "metrics" in inspect.signature(function).parameters
+
+
 def evaluate(model: Trainable, data: Data) -> float:
     """The mean loss per target of one epoch of ``data``, in evaluation mode."""
-    total, count, state = 0.0, 0.0, None
+    return _evaluation(model, data)["loss"]
+
+
+def _evaluation(model: Trainable, data: Data) -> dict[str, float]:
+    """The means of the loss and of the model's metrics over one epoch of ``data``, in evaluation mode."""
+    sums, state = _nothing(), None
     for index in range(num_batches(data, 0)):
         batch = data.batch(0, index)
         # The state at the end of the batch before is that after the context, as nothing has changed in between.
         inputs = batch.inputs[batch.context :, ...] if batch.context else batch.inputs
-        loss, state = model.loss(inputs, batch.targets, state, batch.lengths, **_weighting(batch))
+        metrics: dict[str, float] = {}
+        options = {**_weighting(batch), **({"metrics": metrics} if _measures(model.loss) else {})}
+        loss, state = model.loss(inputs, batch.targets, state, batch.lengths, **options)
         if not data.carries_state:
             state = None
-        total += float(loss) * batch.count
-        count += batch.count
-    return total / count
+        sums = _added(sums, float(loss), batch.count, metrics)
+    return _means(sums)
 
 
 class Trainer:
@@ -77,12 +107,17 @@ class Trainer:
         Anything with ``params``, ``loss`` and ``loss_and_gradients``. Its parameters change in place.
     data : Data
         `TokenStream`, `PaddedBatches` or anything with their methods.
-    optimizer : Optimizer
-        From `gpurnn.optimizers`.
+    optimizer : str or Optimizer
+        "adam", "adamw", "sgd" or another by its class name in lower case; or an object of `gpurnn.optimizers`, which
+        has further options: frozen parameters, learning rates and decays by group, averages of the parameters.
     steps, epochs : int
         When training ends, counted from its very beginning; exactly one of the two.
-    schedule : callable, optional
-        ``schedule(step)`` is the learning rate of a step, from 0; see `gpurnn.schedules`. None: the optimizer's own.
+    lr : float, optional
+        The learning rate of an optimizer given by name; 0.003 for Adam, and the class's own otherwise.
+    schedule : str or callable, optional
+        The learning rate from step to step: "constant", "cosine", "linear", "one_cycle" or "plateau", which begin with
+        the optimizer's or rise to it, and end with the run; see `gpurnn.schedules`. Or a function: ``schedule(step)``
+        is the learning rate of a step, from 0. None: the optimizer's own.
         One with a method ``observe`` is given each validation loss, ``observe(loss)``, and its ``state_dict`` is kept
         in the checkpoints; so `gpurnn.schedules.ReduceOnPlateau`.
     teacher_forcing : float or callable, optional
@@ -108,6 +143,11 @@ class Trainer:
         holds none of these names; to use one that holds a run, call `resume`. No file is ever changed or deleted that
         the run did not write: a file in the place of a checkpoint that is damaged or of another run is renamed to
         NAME.1.
+    resume : bool
+        Continue the run in ``directory``, as `resume` does, if it has checkpoints; else a new run begins there.
+    gradient_accumulation_steps : int
+        Batches of a step. Their gradients are added up to that of the mean loss over all of their targets, as if they
+        were one large batch, in the memory of one of them. The last step of an epoch may have fewer.
     gradient_checkpoint_every : int or "sqrt", optional
         Gradient checkpointing in time, at the cost of one more forward pass: the ``checkpoint_every`` of the ``vjp`` of
         recurrent layers, passed to the model's ``loss_and_gradients`` as a keyword of that name. The gradients stay the
@@ -123,6 +163,9 @@ class Trainer:
         For dropout.
     progress : bool
         Whether to show a progress bar on stderr.
+    callbacks : callable or sequence of callables
+        Each is called at the end of every epoch, after its validation, as ``callback(trainer)`` with this object:
+        ``trainer.epoch_history[-1]`` is what the epoch was like, and ``trainer.stop()`` ends the training.
     on_checkpoint : callable, optional
         Called without arguments after each checkpoint.
     on_log : callable, optional
@@ -142,6 +185,10 @@ class Trainer:
         The metrics: lines with ``loss`` and lines with ``validation_loss``. If the model has a ``loss_unit``, they name
         it. So they are in ``metrics.jsonl``, with a perplexity that is infinite as the string "Infinity": JSON has no
         such number.
+    epoch_history : list of dict
+        A row for each epoch, the last one perhaps unfinished: ``epoch``, ``step``, the mean ``loss`` of its targets as
+        they were trained on, ``accuracy`` of classifiers and taggers, and of the last validation in the epoch
+        ``validation_loss`` and ``validation_accuracy``. ``pandas.DataFrame(trainer.epoch_history)`` is a table.
     saved_step : int or None
         The step of the last checkpoint.
     stopped_early : bool
@@ -175,15 +222,17 @@ class Trainer:
     array([1.])
     """
 
+    @_checks.lists_options
     def __init__(
         self,
         model: Trainable,
         data: Data,
-        optimizer: Any,
+        optimizer: str | Optimizer = "adam",
         *,
         steps: int | None = None,
         epochs: int | None = None,
-        schedule: Callable[[int], float] | None = None,
+        lr: float | None = None,
+        schedule: str | Callable[[int], float] | None = None,
         teacher_forcing: float | Callable[[int], float] | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
@@ -192,12 +241,15 @@ class Trainer:
         validation_interval: int | None = None,
         patience: int | None = None,
         directory: str | os.PathLike[str] | RunDirectory | None = None,
+        resume: bool = False,
+        gradient_accumulation_steps: int = 1,
         gradient_checkpoint_every: int | str | None = None,
         checkpoint_interval: int = 500,
         log_interval: int = 10,
         metric: str | None = None,
         rng: int | np.random.Generator = 0,
         progress: bool = True,
+        callbacks: Callable[[Trainer], object] | Sequence[Callable[[Trainer], object]] = (),
         on_checkpoint: Callable[[], None] | None = None,
         on_log: Callable[[dict[str, Any]], None] | None = None,
         on_gradients: Callable[[int, dict[str, Any], dict[str, Any]], None] | None = None,
@@ -209,21 +261,34 @@ class Trainer:
         if hasattr(model, "training_state"):
             _require(where, "model", model, "training_state", "load_training_state")
         _require(where, "data", data, "carries_state", "batch", "config")
-        _require(where, "optimizer", optimizer, "lr", "step", "state_dict", "load_state_dict")
+        chosen = optimizers._named(where, optimizer, lr)
+        _require(where, "optimizer", chosen, "lr", "step", "state_dict", "load_state_dict")
         if validation is not None:
             _require(where, "validation", validation, "carries_state", "batch", "config")
+        accumulated = _checks.integer_at_least(where, "gradient_accumulation_steps", gradient_accumulation_steps, 1)
+        self.gradient_accumulation_steps = accumulated
+        if steps is not None:
+            self.total = _checks.integer_at_least(where, "steps", steps, 0)
+        else:
+            self.total = steps_of_epochs(data, _checks.integer_at_least(where, "epochs", epochs, 0), accumulated)
+        if isinstance(schedule, str):
+            schedule = schedules._named(where, schedule, chosen.lr, self.total)
+        elif schedule is not None and lr is not None:
+            _checks.warn(where, f"lr={lr} has no effect, as schedule is a function that gives the learning rate")
+        callbacks = (callbacks,) if callable(callbacks) else callbacks
+        if not isinstance(callbacks, Sequence):
+            raise TypeError(f"{where}: callbacks is {_checks.described(callbacks)}, expected a sequence of functions")
         functions = {
-            "schedule": schedule, "on_checkpoint": on_checkpoint, "on_log": on_log, "on_gradients": on_gradients
+            "schedule": schedule, "on_checkpoint": on_checkpoint, "on_log": on_log, "on_gradients": on_gradients,
+            **{f"callbacks[{i}]": callback for i, callback in enumerate(callbacks)},
         }  # fmt: skip
         for name, function in functions.items():
             if isinstance(function, type):
                 raise TypeError(f"{where}: {name} is the class {function.__qualname__}, expected an object of it")
             _checks.function(where, name, function)
-        self.model, self.data, self.optimizer, self.schedule = model, data, optimizer, schedule
-        if steps is not None:
-            self.total = _checks.integer_at_least(where, "steps", steps, 0)
-        else:
-            self.total = batches_of_epochs(data, _checks.integer_at_least(where, "epochs", epochs, 0))
+        self.model, self.data, self.optimizer = model, data, chosen
+        self.schedule: Any = schedule
+        self.callbacks = tuple(callbacks)
         if teacher_forcing is not None and not callable(teacher_forcing):
             teacher_forcing = _checks.probability(where, "teacher_forcing", teacher_forcing)
         if hasattr(teacher_forcing, "observe"):
@@ -246,7 +311,7 @@ class Trainer:
             _require(where, "schedule", schedule, "observe", "state_dict", "load_state_dict")
             if validation is None:
                 raise ValueError(f"{where}: validation is None, expected data, whose losses the schedule can observe")
-        if schedule is not None and isinstance(optimizer, Rprop):
+        if schedule is not None and isinstance(chosen, Rprop):
             _checks.warn(where, "schedule has no effect after the first step, as Rprop has a step size for each entry")
         if directory is None and on_checkpoint is not None:
             _checks.warn(where, "on_checkpoint has no effect, as directory is None and no checkpoints are written")
@@ -293,7 +358,10 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._rng = _random.generator(where, rng)
         self._state: Any = None
-        self._unlogged = dict(_NOTHING_UNLOGGED)
+        self._unlogged = _nothing()
+        self._of_epoch = _nothing()  # the sums since the current epoch began
+        self._epochs: list[dict[str, Any]] = []  # the rows of the epochs that have ended
+        self._stopping = False
         self._record: dict[str, float] = {}  # what the metrics show of the last step
         self._best: dict[str, Any] | None = None
         self._final: dict[str, Any] | None = None  # what was computed only because the run ends
@@ -314,6 +382,12 @@ class Trainer:
         self._metrics_size = 0
         self._unwritten: list[dict[str, Any]] = []  # lines of the history that the file does not hold
 
+        if _checks.flag(where, "resume", resume):
+            if self.directory is None:
+                raise ValueError(f"{where}: resume is True and directory is None, expected the directory of the run")
+            if checkpoints(self.directory / CHECKPOINTS):
+                self.resume()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._before is not None:  # copied in the middle of a step, which the copy begins again
@@ -331,6 +405,49 @@ class Trainer:
     def stopped_early(self) -> bool:
         """Whether the validation loss has not fallen for ``patience`` evaluations."""
         return self.patience is not None and self._best is not None and self._best["failures"] >= self.patience
+
+    @property
+    def epoch_history(self) -> list[dict[str, Any]]:
+        """A row for each epoch; see the attributes of this class."""
+        rows = list(self._epochs)
+        if self._of_epoch["count"]:
+            epoch, index, steps = self._position()
+            rows.append({"epoch": round(epoch + index / steps, 4), "step": self.step, **_means(self._of_epoch)})
+        told, begin = [], 0
+        for row in rows:
+            measured = {name: value for name, value in row.items() if name not in ("epoch", "step", "loss")}
+            whole = {"epoch": row["epoch"], "step": row["step"], **self._stated("", row["loss"], measured)}
+            for line in self.history:
+                if "validation_loss" in line and begin < line["step"] <= row["step"]:
+                    whole |= {name: value for name, value in line.items() if name.startswith("validation_")}
+            whole.pop(_metrics.UNIT, None)
+            told.append(whole)
+            begin = row["step"]
+        return told
+
+    def __repr__(self) -> str:
+        epoch, index, steps = self._position()
+        epochs = f"{epoch + index / steps:.4g} epoch" + ("" if (epoch, index) == (1, 0) else "s")
+        lines = [
+            f"Trainer({type(self.model).__name__}, {type(self.data).__name__}, {self.optimizer!r})",
+            f"  {self.step:,} of {self.total:,} steps, {epochs}",
+        ]
+        if self.stopped_early:
+            lines[-1] += f"; stopped early: {self.patience} evaluations did not lower the validation loss"
+        rows = self.epoch_history
+        if rows:
+            told = (f"{n.replace('_', ' ')} {v:.4g}" for n, v in rows[-1].items() if n not in ("epoch", "step"))
+            lines.append(f"  last epoch: {', '.join(told)}")
+        if self._best is not None:
+            lines.append(f"  best validation loss: {self._best['loss']:.4g}, at step {self._best['step']:,}")
+        return "\n".join(lines)
+
+    def stop(self) -> None:
+        """Have `train` end after the step under way, as if it had been the last one; for callbacks.
+
+        Another call of `train` continues.
+        """
+        self._stopping = True
 
     def train(self) -> None:
         """Take the steps that are left.
@@ -384,6 +501,7 @@ class Trainer:
             self._unwritten = []
             if self._checkpoint is None:
                 self._save()
+        self._stopping = False
         if self._final is not None and not self._is_over:
             self._reopen()
         finished = False
@@ -415,6 +533,8 @@ class Trainer:
         """The bar to show; a context of None where there is none to be shown."""
         if not self.progress or sys.stderr is None:
             return nullcontext()  # a bar that is switched off still takes locks that forked processes share
+        from tqdm import tqdm
+
         bar: AbstractContextManager[Any] = tqdm(
             total=self.total, initial=self.step, unit="step", dynamic_ncols=True, file=_Terminal(sys.stderr)
         )
@@ -422,7 +542,7 @@ class Trainer:
 
     @property
     def _is_over(self) -> bool:
-        return self.step >= self.total or self.stopped_early
+        return self.step >= self.total or self.stopped_early or self._stopping
 
     @property
     def _final_is_best(self) -> bool:
@@ -433,20 +553,22 @@ class Trainer:
         while self._pending:
             if self._pending[0] == "log" and self._unlogged["steps"] >= self.log_interval and self._unlogged["count"]:
                 self._log(self._at_this_step(self._training_record()))
-                self._unlogged, self._timed = dict(_NOTHING_UNLOGGED), {"count": 0, "seconds": 0.0}
+                self._unlogged, self._timed = _nothing(), {"count": 0, "seconds": 0.0}
                 self._pending[1:1] = ["report"]
                 self._show(bar, self.history[-1])
             elif self._pending[0] == "validate" and self.validation is not None and self._validation_is_due():
-                loss = self._validation_loss(self.validation)
-                self._log(self._at_this_step(self._stated("validation_", loss)))
+                record = self._validated(self.validation)
+                self._log(self._at_this_step(record))
                 self._pending[1:1] = ["report", "observe", "judge"]
-                self._evaluated = loss
+                self._evaluated = record["validation_loss"]
             elif self._pending[0] == "report" and self.on_log is not None:
                 self.on_log(self.history[-1])
             elif self._pending[0] == "observe" and self._observer is not None:
                 self._observer.observe(self._evaluated)
             elif self._pending[0] == "judge" and self.patience is not None:
                 self._judge(self._evaluated)
+            elif self._pending[0].startswith("callback "):
+                self.callbacks[int(self._pending[0].partition(" ")[2])](self)
             elif self._pending[0] == "save" and self.step % self.checkpoint_interval == 0 and not self._is_over:
                 self._save()
             elif self._pending[0] == "announce":
@@ -468,9 +590,9 @@ class Trainer:
             records.append(self._at_this_step(self._training_record()))
             self._show(bar, records[0])
         if self.validation is not None and self.step and not self._validation_is_due():
-            loss = self._validation_loss(self.validation)
-            records.append(self._at_this_step(self._stated("validation_", loss)))
-            improved = self._best is None or loss < self._best["loss"]
+            record = self._validated(self.validation)
+            records.append(self._at_this_step(record))
+            improved = self._best is None or record["validation_loss"] < self._best["loss"]
         elif records and self.history and self.history[-1]["step"] == self.step:
             # As at every step, the line of the validation comes last.
             kept = self.history[-1:]
@@ -527,12 +649,14 @@ class Trainer:
             self._restore(before)
             raise CheckpointError(f"{path}: its state does not fit this run: {error}") from error
         self._unlogged, self._best, self._record = saved["unlogged"], self._on_device(saved["best"]), saved["record"]
+        self._epochs, self._of_epoch = saved["epochs"], saved["epoch"]
         self._timed = {"count": 0, "seconds": 0.0}
         self._state = self._on_device(saved["recurrent_state"])
         self._final = saved["final"]
         self._run, self._known, self._checkpoint = saved["run"], known, path
         self.step = self.saved_step = self._announced = saved["step"]
         self._epoch, self._last, self._pending, self._torn, self._before = (0, 0), None, [], False, None
+        self._stopping = False
         if self._final is not None:
             end = self._final["records" if self._is_over else "kept"]
             history, unwritten = history + end, unwritten + end
@@ -589,12 +713,12 @@ class Trainer:
         self._assign_parameters(saved["params"])
 
     def _position(self) -> tuple[int, int, int]:
-        """The epoch of the next step, the number of its batch in that epoch, and how many batches that has."""
+        """The epoch of the next step, the number of the step in that epoch, and how many steps that has."""
         epoch, first = self._epoch if self._epoch[1] <= self.step else (0, 0)
-        while first + (batches := num_batches(self.data, epoch)) <= self.step:
-            epoch, first = epoch + 1, first + batches
+        while first + (steps := steps_of_epoch(self.data, epoch, self.gradient_accumulation_steps)) <= self.step:
+            epoch, first = epoch + 1, first + steps
         self._epoch = (epoch, first)
-        return epoch, self.step - first, batches
+        return epoch, self.step - first, steps
 
     def _validation_is_due(self) -> bool:
         interval = self.validation_interval
@@ -604,18 +728,15 @@ class Trainer:
         """One update. An exception before the update leaves everything as it was."""
         self._before = {"rng": self._rng.bit_generator.state, "model": copy.deepcopy(self._model_state())}
         try:
-            loss, count, state, grads, rate, record = self._gradients()
+            loss, count, metrics, state, grads, rate, record = self._gradients()
         except BaseException:
             self._roll_back()
             raise
         self._before, self._torn = None, True
         self.optimizer.step(self.model.params, grads, lr=rate)
         self._state = state if self.data.carries_state else None
-        self._unlogged = {
-            "loss": self._unlogged["loss"] + loss * count,
-            "count": self._unlogged["count"] + count,
-            "steps": self._unlogged["steps"] + 1,
-        }
+        self._unlogged = _added(self._unlogged, loss, count, metrics)
+        self._of_epoch = _added(self._of_epoch, loss, count, metrics)
         now = time.perf_counter()
         self._timed = {
             "count": self._timed["count"] + count,
@@ -623,7 +744,14 @@ class Trainer:
         }
         self._began, self._record = now, record
         self.step += 1
-        self._pending = ["log", "validate", "save", "announce"]
+        called: list[str] = []
+        epoch, index, _ = self._position()
+        if index == 0:
+            if self._of_epoch["count"]:  # not if all of its targets have the weight 0
+                self._epochs = [*self._epochs, {"epoch": epoch, "step": self.step, **_means(self._of_epoch)}]
+            self._of_epoch = _nothing()
+            called = [f"callback {i}" for i in range(len(self.callbacks))]
+        self._pending = ["log", "validate", *called, "save", "announce"]
         self._torn = False
 
     def _roll_back(self) -> None:
@@ -634,25 +762,43 @@ class Trainer:
             self.model.load_training_state(self._before["model"])
         self._before = None
 
-    def _gradients(self) -> tuple[float, float, Any, dict[str, Any], float | None, dict[str, float]]:
-        """The loss of the next step, its number of targets, the state, clipped gradients, rate, and metrics."""
+    def _gradients(
+        self,
+    ) -> tuple[float, float, dict[str, float], Any, dict[str, Any], float | None, dict[str, float]]:
+        """The loss of the next step, its number of targets, metrics, state, clipped gradients, rate, and record."""
         epoch, index, _ = self._position()
-        batch = self.data.batch(epoch, index)
+        first, several = index * self.gradient_accumulation_steps, self.gradient_accumulation_steps > 1
         state = self._state if index > 0 else None
         forcing = self._teacher_forcing(self.step)
         options = {} if forcing is None else {"teacher_forcing": forcing}
-        loss_array, state, grads = self.model.loss_and_gradients(
-            batch.inputs,
-            batch.targets,
-            state,
-            batch.lengths,
-            rng=self._rng,
-            **options,
-            **_weighting(batch),
-            **self._backpropagation(batch),
-        )
-        loss = float(loss_array)
-        params, grads = gradients.of_parameters("Trainer", self.model.params, grads)
+        measures = _measures(self.model.loss_and_gradients)
+        sums = _nothing()
+        grads: dict[str, Any] = {}
+        for number in range(first, min(first + self.gradient_accumulation_steps, num_batches(self.data, epoch))):
+            batch = self.data.batch(epoch, number)
+            metrics: dict[str, float] = {}
+            loss_array, state, of_batch = self.model.loss_and_gradients(
+                batch.inputs,
+                batch.targets,
+                state if number == first or self.data.carries_state else None,
+                batch.lengths,
+                rng=self._rng,
+                **options,
+                **({"metrics": metrics} if measures else {}),
+                **_weighting(batch),
+                **self._backpropagation(batch),
+            )
+            loss = float(loss_array)
+            sums = _added(sums, loss, batch.count, metrics)
+            params, of_batch = gradients.of_parameters("Trainer", self.model.params, of_batch)
+            if several:
+                of_batch = {name: g * float(batch.count) for name, g in of_batch.items()}
+            grads = {name: grads[name] + g for name, g in of_batch.items()} if grads else of_batch
+        count = sums["count"]
+        if several:
+            means = _means({**sums, "count": count or 1.0})
+            loss, metrics = means.pop("loss"), means
+            grads = {name: g / float(count or 1.0) for name, g in grads.items()}
         if self.l2:
             grads = gradients.add_l2(grads, params, self.l2)
         if self.on_gradients is not None:
@@ -674,7 +820,7 @@ class Trainer:
             "gradient_norm": norm,
             **options,
         }
-        return loss, batch.count, state, clipped, rate, record
+        return loss, count, metrics, state, clipped, rate, record
 
     def _learning_rate(self, step: int) -> float | None:
         """What the schedule gives; None if there is none."""
@@ -709,9 +855,9 @@ class Trainer:
             f"Trainer: step {self.step}: {what}: {blame[0]}{others}; last good checkpoint: {kept}"
         )
 
-    def _stated(self, prefix: str, loss: float) -> dict[str, Any]:
-        """A loss, the same in the chosen metric, and its unit, by their names in the metrics."""
-        stated: dict[str, Any] = {f"{prefix}loss": loss}
+    def _stated(self, prefix: str, loss: float, measured: Mapping[str, float]) -> dict[str, Any]:
+        """A loss, the same in the chosen metric, what the model measured, and the loss's unit, by their names."""
+        stated: dict[str, Any] = {f"{prefix}loss": loss, **{f"{prefix}{name}": v for name, v in measured.items()}}
         if self.metric is not None:
             stated[f"{prefix}{self.metric}"] = METRICS[self.metric][1](loss)
         if self._loss_unit is not None:
@@ -720,7 +866,8 @@ class Trainer:
 
     def _training_record(self) -> dict[str, Any]:
         """The metrics of the steps since the last line."""
-        record = {**self._stated("", self._unlogged["loss"] / self._unlogged["count"]), **self._record}
+        means = _means(self._unlogged)
+        record = {**self._stated("", means.pop("loss"), means), **self._record}
         if self._timed["count"]:  # not where all of these steps were taken before a resume
             record["tokens_per_second"] = round(self._timed["count"] / self._timed["seconds"], 1)
         return record
@@ -732,15 +879,19 @@ class Trainer:
         shown = [f"loss {record['loss']:.3f}"]
         if self.metric is not None:
             shown.append(f"{METRICS[self.metric][0]} {record[self.metric]:.3f}")
+        if "accuracy" in record:
+            shown.append(f"accuracy {record['accuracy']:.3f}")
         if "tokens_per_second" in record:
             shown.append(f"{record['tokens_per_second'] / 1000:.1f}k tokens/s")
         bar.set_postfix_str(", ".join(shown), refresh=False)
 
-    def _validation_loss(self, validation: Data) -> float:
-        loss = evaluate(self.model, validation)
+    def _validated(self, validation: Data) -> dict[str, Any]:
+        """The loss and the model's metrics of the data to validate on, by their names in the metrics."""
+        means = _evaluation(self.model, validation)
+        loss = means.pop("loss")
         if not math.isfinite(loss):
             raise self._diverged(f"the validation loss is {loss:g}", {})
-        return loss
+        return self._stated("validation_", loss, means)
 
     def _copied_parameters(self) -> dict[str, Any]:
         return {name: self._xp.asarray(array, copy=True) for name, array in self.model.params.items()}
@@ -760,7 +911,9 @@ class Trainer:
 
     def _config(self) -> dict[str, Any]:
         """What must not change when the run is resumed, as JSON can hold it."""
+        accumulated = self.gradient_accumulation_steps
         return {
+            **({"gradient_accumulation_steps": accumulated} if accumulated > 1 else {}),
             "parameters": {n: [list(p.shape), _checks.dtype_name(p)] for n, p in self.model.params.items()},
             "data": self.data.config(),
             "validation": None if self.validation is None else self.validation.config(),
@@ -797,12 +950,22 @@ class Trainer:
         where = "Trainer"
         _require_kind("run", saved["run"], str)
         _require_kind("record", saved["record"], dict)
-        unlogged, best, final = saved["unlogged"], saved["best"], saved["final"]
-        if _require_kind("unlogged", unlogged, dict).keys() != _NOTHING_UNLOGGED.keys():
-            raise ValueError(f"unlogged has {sorted(unlogged)}, expected {sorted(_NOTHING_UNLOGGED)}")
-        _checks.finite(where, "unlogged.loss", unlogged["loss"])
-        _checks.finite(where, "unlogged.count", _checks.non_negative(where, "unlogged.count", unlogged["count"]))
-        _checks.integer_at_least(where, "unlogged.steps", unlogged["steps"], 0)
+        best, final = saved["best"], saved["final"]
+        for name in ("unlogged", "epoch"):
+            sums = _require_kind(name, saved[name], dict)
+            if sums.keys() != _nothing().keys():
+                raise ValueError(f"{name} has {sorted(sums)}, expected {sorted(_nothing())}")
+            _checks.finite(where, f"{name}.loss", sums["loss"])
+            _checks.finite(where, f"{name}.count", _checks.non_negative(where, f"{name}.count", sums["count"]))
+            _checks.integer_at_least(where, f"{name}.steps", sums["steps"], 0)
+            for metric, value in _require_kind(f"{name}.metrics", sums["metrics"], dict).items():
+                _checks.finite(where, f"{name}.metrics.{metric}", value)
+        for i, row in enumerate(_require_kind("epochs", saved["epochs"], list)):
+            lacking = {"epoch", "step", "loss"} - _require_kind(f"epochs[{i}]", row, dict).keys()
+            if lacking:
+                raise ValueError(f"epochs[{i}] lacks {sorted(lacking)}")
+            for name, value in row.items():
+                _checks.finite(where, f"epochs[{i}].{name}", value)
         self._check_parameters("params", saved["params"])
         if best is not None:
             _checks.finite(where, "best.loss", _require_kind("best", best, dict)["loss"])
@@ -857,6 +1020,8 @@ class Trainer:
             "recurrent_state": self._state,
             "rng": self._rng.bit_generator.state,
             "unlogged": self._unlogged,
+            "epochs": self._epochs,
+            "epoch": self._of_epoch,
             "record": self._record,
             "best": self._best,
             "final": self._final,

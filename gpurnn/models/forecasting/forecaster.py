@@ -240,6 +240,7 @@ class Forecaster(SequenceModel):
         super().load_state_dict(parameters)
         self.mean, self.std, self.residuals = (copied(state[name]) for name in _OF_SERIES)
 
+    @_checks.lists_options
     def fit(
         self,
         X: Any,

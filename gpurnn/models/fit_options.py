@@ -1,0 +1,50 @@
+"""The options of `Model.fit`, as type checkers and editors see them where a model's own ``fit`` passes them on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ..optimizers import Optimizer
+    from ..training import Trainer
+
+
+class TrainerOptions(TypedDict, total=False):
+    """The options of `gpurnn.Trainer` that `Model.fit` takes as they are."""
+
+    schedule: str | Callable[[int], float] | None
+    teacher_forcing: float | Callable[[int], float] | None
+    clip_value: float | None
+    l2: float | dict[str, float]
+    validation_interval: int | None
+    directory: str | os.PathLike[str] | None
+    resume: bool
+    gradient_accumulation_steps: int
+    gradient_checkpoint_every: int | str | None
+    checkpoint_interval: int
+    log_interval: int
+    metric: str | None
+    callbacks: Callable[[Trainer], object] | Sequence[Callable[[Trainer], object]]
+    on_checkpoint: Callable[[], None] | None
+    on_log: Callable[[dict[str, Any]], None] | None
+    on_gradients: Callable[[int, dict[str, Any], dict[str, Any]], None] | None
+
+
+class FitOptions(TrainerOptions, total=False):
+    """All options of `Model.fit`."""
+
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    validation: Any
+    validation_split: float | None
+    patience: int | None
+    optimizer: str | Optimizer
+    lr: float | None
+    clip_norm: float | None
+    rng: int | np.random.Generator
+    verbose: bool
