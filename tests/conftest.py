@@ -52,6 +52,12 @@ def strict_namespace(monkeypatch):
     return strict_wing.xp
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Files of pictures hold a word: to draw one takes longer than all else that a short run does."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: file.write(b"undrawn"))
+
+
 HOST = pytest.param("host", marks=pytest.mark.kernels)
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 

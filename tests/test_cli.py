@@ -29,7 +29,7 @@ SMALL = ["--embedding", "4", "--hidden", "6", "--batch", "4", "--window", "10", 
 
 
 @pytest.fixture(autouse=True)
-def _short_samples(monkeypatch):
+def _short_runs(undrawn, monkeypatch):
     monkeypatch.setattr(cli.run, "SAMPLE_LENGTH", {"character": 50, "word": 5})
 
 
@@ -80,7 +80,6 @@ def test_training_writes_all_that_it_says(text, tmp_path):
     assert names == ["checkpoints", "loss.png", "metrics.jsonl", "model.safetensors", "run.json", "sample.txt"]
     assert [r["step"] for r in records(out) if "loss" in r] == [2, 4, 6]
     assert all("bits_per_character" in r for r in records(out) if "loss" in r)
-    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert len((out / "sample.txt").read_text()) == 51
     assert re.search(r"6 steps: \d\.\d{3} bits per character in training, \d\.\d{3} .* in validation", said.stdout)
     for name in names[1:4] + names[5:]:

@@ -73,6 +73,7 @@ def without_terminal(*arguments, **options):
 def test_a_terminal_shows_a_bar_and_a_file_gets_lines(text, tmp_path):
     terminal = Terminal("train", text, "--out", tmp_path / "shown", *SMALL)
     assert terminal.end() == 0
+    assert (tmp_path / "shown" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r"\d+%\|.*tokens/s", terminal.shown)
     assert "of 6: loss" not in terminal.shown
     done = without_terminal("train", text, "--out", tmp_path / "logged", *SMALL)

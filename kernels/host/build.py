@@ -40,8 +40,9 @@ COMMON_FLAGS = (
 UNDEFINED_FLAGS = (
     "-fsanitize=bounds,null,alignment,bool,enum,return,unreachable,signed-integer-overflow,shift-exponent,integer-divide-by-zero",
 )
+# -O1: kernels are compiled more often than their few short launches would gain by more.
 KERNEL_FLAGS = {
-    "plain": ("-O2",),
+    "plain": ("-O1",),
     "sanitize": (
         "-O1",
         "-fno-omit-frame-pointer",
