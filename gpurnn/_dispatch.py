@@ -88,8 +88,9 @@ class use:
     Parameters
     ----------
     wing : {"reference", "native", "host"}
-        "reference" is NumPy, the default. "native" compiles the recurrences for this processor when they are first
-        called, which takes a C++ compiler and some seconds for each cell and dtype, and is kept; the rest is NumPy.
+        "reference" is NumPy, the default. "native" compiles the recurrences, and what else gains by it, for this
+        processor when they are first called, which takes a C++ compiler and some seconds for each cell and dtype, and
+        is kept; the rest is NumPy.
         "host" runs the CUDA kernels' own source, compiled for the CPU: what CuPy arrays run on a GPU, to be followed
         and debugged on any machine with a C++ compiler. It is slow.
 

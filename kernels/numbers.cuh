@@ -5,6 +5,10 @@
 // Arrays that only kernels read, and what one thread passes to itself from launch to launch, are of type Real.
 #pragma once
 
+// As `condition ? yes : no`, which a number of several lanes (native/simd.h) does not have.
+template <typename Real>
+__device__ __forceinline__ Real select(bool condition, Real yes, Real no) { return condition ? yes : no; }
+
 // The limits of a type to compute in. Under NVRTC there is no <limits>.
 template <typename Real>
 struct Limits;

@@ -1,6 +1,7 @@
 // Norms and optimizer updates over many arrays in one launch.
 //
 // The arrays of a list are cut into chunks. A block takes one chunk, the same one of each list.
+#include "optim.cuh"
 
 // The chunk of this block. `table` has an entry for each of the `arrays` in each of its rows. The rows are: the number of
 // an array's first chunk, counted over all arrays; its elements; its shrink, as the bits of a double; and for each list
@@ -118,170 +119,25 @@ __global__ void scaled(const long long* table, int arrays, int size, const doubl
 
 // ---- Updates --------------------------------------------------------------------------------------------------------
 
-// The elements of an optimizer's slots at one position of a parameter.
-template <typename Real, int count>
-struct Slots {
-    Real* arrays[count];  // null where the optimizer's options do without the slot
-    long long i;
-
-    __device__ bool has(int slot) const { return arrays[slot] != nullptr; }
-    __device__ Real& operator[](int slot) const { return arrays[slot][i]; }
-};
-
-// The gradient with decay. Without decay p does not count, so inf or NaN in it cannot reach the slots.
-template <typename Real>
-__device__ Real decayed(Real gradient, Real weight_decay, Real p) {
-    return weight_decay != 0 ? gradient + weight_decay * p : gradient;
-}
-
 // Forms g = gradient + weight_decay p, and replaces p by shrink p - step(g). Lists: p, gradient and the slots.
-//
-// A rule is a struct of the step's scalars. It has a number for each slot, `count` slots, and `step`, which changes the
-// slots. Its names are those of the optimizer's class in gpurnn/optimizers.py, whose order is proved when this compiles.
 template <template <typename> class Rule, typename Real>
 __global__ void update(const long long* table, int arrays, int size, Real weight_decay, Rule<Real> rule) {
     constexpr int count = Rule<Real>::count;
     const Chunk<Real> chunk(table, arrays, size);
     Real* const p = chunk.list(0);
     const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
-    Slots<Real, count> slots;
-    for (int slot = 0; slot < count; ++slot) slots.arrays[slot] = chunk.list(2 + slot);
+    Real* state[count];
+    for (int slot = 0; slot < count; ++slot) state[slot] = chunk.list(2 + slot);
     for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
+        Slots<Real, count> slots;
+        for (int slot = 0; slot < count; ++slot) {
+            slots.exists[slot] = state[slot] != nullptr;
+            slots.values[slot] = state[slot] ? state[slot][i] : Real(0);
+        }
         const Real g = decayed(gradient[i], weight_decay, p[i]);
-        slots.i = i;
         p[i] = p[i] * shrink - rule.step(g, slots);
+        for (int slot = 0; slot < count; ++slot) {
+            if (state[slot]) state[slot][i] = slots.values[slot];
+        }
     }
 }
-
-// b = mu b + (1 - dampening) g, but b = g at the first step; the step is lr b. Nesterov's is lr (g + mu b).
-template <typename Real>
-struct Sgd {
-    enum { momentum, count };
-    Real lr, mu, undamped;
-    bool nesterov, first;
-
-    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
-        if (!slots.has(momentum)) return g * lr;
-        const Real b = slots[momentum] = first ? g : slots[momentum] * mu + g * undamped;
-        return (nesterov ? g + b * mu : b) * lr;
-    }
-};
-
-// v = alpha v + (1 - alpha) g^2, b = mu b + g / (sqrt(v) + eps), the step is lr b. Centered: m = alpha m + (1 - alpha) g,
-// and v - m^2 replaces v under the root.
-template <typename Real>
-struct Rmsprop {
-    enum { square, mean, momentum, count };
-    Real lr, alpha, one_minus_alpha, eps, mu;
-
-    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
-        const Real part = g * one_minus_alpha;
-        Real spread = slots[square] = slots[square] * alpha + part * g;
-        if (slots.has(mean)) {
-            const Real m = slots[mean] = slots[mean] * alpha + part;
-            spread -= m * m;
-            if (spread < 0) spread = 0;  // rounding may leave the variance of a constant gradient just below zero
-        }
-        Real step = g / (sqrt(spread) + eps);
-        if (slots.has(momentum)) step = slots[momentum] = slots[momentum] * mu + step;
-        return step * lr;
-    }
-};
-
-// m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, the step is rate m / (sqrt(v) + floor). AMSGrad: the
-// largest v so far replaces v.
-template <typename Real>
-struct Adam {
-    enum { mean, square, largest, count };
-    Real rate, beta1, one_minus_beta1, beta2, one_minus_beta2, floor;
-
-    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
-        const Real m = slots[mean] = slots[mean] * beta1 + g * one_minus_beta1;
-        Real v = slots[square] = slots[square] * beta2 + g * g * one_minus_beta2;
-        if (slots.has(largest)) {
-            // NaN stays, in v and in the largest.
-            if (v > slots[largest] || v != v) slots[largest] = v;
-            v = slots[largest];
-        }
-        return m / (sqrt(v) + floor) * rate;
-    }
-};
-
-// v = v + g^2, the step is lr g / (sqrt(v) + eps).
-template <typename Real>
-struct Adagrad {
-    enum { sum, count };
-    Real lr, eps;
-
-    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
-        const Real v = slots[sum] = slots[sum] + g * g;
-        return g / (sqrt(v) + eps) * lr;
-    }
-};
-
-// v = rho v + (1 - rho) g^2, d = sqrt(u + eps) / sqrt(v + eps) g, the step is lr d, then u = rho u + (1 - rho) d^2.
-template <typename Real>
-struct Adadelta {
-    enum { square, update, count };
-    Real lr, rho, one_minus_rho, eps;
-
-    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
-        const Real v = slots[square] = slots[square] * rho + g * g * one_minus_rho, u = slots[update];
-        const Real d = g / sqrt(v + eps) * sqrt(u + eps);
-        slots[update] = u * rho + d * d * one_minus_rho;
-        return d * lr;
-    }
-};
-
-// m and v as in Adam, the step is (of_mean m + of_gradient g) / (sqrt(v) + floor).
-template <typename Real>
-struct Nadam {
-    enum { mean, square, count };
-    Real of_mean, of_gradient, beta1, one_minus_beta1, beta2, one_minus_beta2, floor;
-
-    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
-        const Real m = slots[mean] = slots[mean] * beta1 + g * one_minus_beta1;
-        const Real v = slots[square] = slots[square] * beta2 + g * g * one_minus_beta2;
-        return (g * of_gradient + m * of_mean) / (sqrt(v) + floor);
-    }
-};
-
-// m = beta1 m + (1 - beta1) g, u = max(beta2 u, |g| + eps), the step is rate m / u.
-template <typename Real>
-struct Adamax {
-    enum { mean, norm, count };
-    Real rate, beta1, one_minus_beta1, beta2, eps;
-
-    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
-        const Real m = slots[mean] = slots[mean] * beta1 + g * one_minus_beta1, before = slots[norm] * beta2;
-        Real u = (g < 0 ? -g : g) + eps;
-        if (before > u || before != before) u = before;  // NaN stays, in u and in g
-        slots[norm] = u;
-        return m / u * rate;
-    }
-};
-
-// 1, -1 or 0, and NaN of NaN.
-template <typename Real>
-__device__ Real sign(Real x) {
-    return x > 0 ? Real(1) : x < 0 ? Real(-1) : x;
-}
-
-// size = size eta_plus where g has the sign of the step before, and size eta_minus where it has the other one, between
-// smallest and largest. Where it has the other one, g = 0 from here on. The step is size sign(g).
-template <typename Real>
-struct Rprop {
-    enum { previous, size, count };
-    Real eta_minus, eta_plus, smallest, largest;
-
-    __device__ auto step(Real g, const Slots<Real, count>& slots) const {
-        // The product of the signs, because that of the gradients may underflow.
-        const Real turn = sign(g) * sign(slots[previous]);
-        Real step = slots[size] * (turn > 0 ? eta_plus : turn < 0 ? eta_minus : Real(1));
-        step = step < smallest ? smallest : step > largest ? largest : step;
-        if (turn < 0) g = 0;
-        slots[size] = step;
-        slots[previous] = g;
-        return sign(g) * step;
-    }
-};

@@ -27,21 +27,26 @@ def _norm_kernel(name: str, like: Array) -> Kernel:
     return _norms(dtype)[f"{name}<{C_NAMES[dtype]}>"]
 
 
-def _layout(scalars: Mapping[str, float | bool], dtype: str) -> np.dtype[Any]:
+def scalars_layout(scalars: Mapping[str, float | bool], dtype: str) -> np.dtype[Any]:
     """The memory of the struct that holds a rule's scalars."""
     return np.dtype([(name, bool if isinstance(value, bool) else dtype) for name, value in scalars.items()], align=True)
+
+
+def proofs_of(struct: str, slots: tuple[str, ...], layout: np.dtype[Any]) -> list[str]:
+    """Lines of C++ that prove a rule's struct to have the slots and scalars of the optimizer's class."""
+    scalars = layout.names or ()
+    facts = [f"{struct}::{name} == {number}" for number, name in enumerate((*slots, "count"))]
+    facts += [f"sizeof({struct}) == {layout.itemsize}"]
+    for scalar in scalars:  # a struct whose only 1 is at the place of the scalar
+        facts += [f"{struct}{{{', '.join(str(int(name == scalar)) for name in scalars)}}}.{scalar} == 1"]
+    return [f'static_assert({fact}, "{fact}");' for fact in facts]
 
 
 @functools.cache
 def _update(kind: str, slots: tuple[str, ...], layout: np.dtype[Any], dtype: str) -> Module:
     """The kernel of one optimizer, which the compiler proves to have the slots and scalars of the optimizer's class."""
     rule, real = kind.capitalize(), C_NAMES[dtype]
-    struct, scalars = f"{rule}<{real}>", layout.names or ()
-    facts = [f"{struct}::{name} == {number}" for number, name in enumerate((*slots, "count"))]
-    facts += [f"sizeof({struct}) == {layout.itemsize}"]
-    for scalar in scalars:  # a struct whose only 1 is at the place of the scalar
-        facts += [f"{struct}{{{', '.join(str(int(name == scalar)) for name in scalars)}}}.{scalar} == 1"]
-    proofs = [f'static_assert({fact}, "{fact}");' for fact in facts]
+    proofs = proofs_of(f"{rule}<{real}>", slots, layout)
     return Module("optim.cu", [f"update<{rule}, {real}>"], proofs=proofs)
 
 
@@ -56,7 +61,10 @@ def modules() -> list[Module]:
         for dtype in ("float32", "float64")
         for module in (
             _norms(dtype),
-            *(_update(o.kind, tuple(o.slots(o.lr)), _layout(o.scalars(1, o.lr), dtype), dtype) for o in optimizers),
+            *(
+                _update(o.kind, tuple(o.slots(o.lr)), scalars_layout(o.scalars(1, o.lr), dtype), dtype)
+                for o in optimizers
+            ),
         )
     ]
 
@@ -129,7 +137,7 @@ def optimizer_update(
 ) -> None:
     """A step of an optimizer, as ``gpurnn.reference`` does it."""
     dtype = str(params[0].dtype)
-    layout = _layout(scalars, dtype)
+    layout = scalars_layout(scalars, dtype)
     module = _update(kind, tuple(slots), layout, dtype)
     lists = [params, grads, *([None] * len(params) if arrays is None else arrays for arrays in slots.values())]
     _launch(

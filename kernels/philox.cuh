@@ -2,7 +2,7 @@
 #pragma once
 
 // The four random words of a 64-bit counter (the upper two words of the generator's counter are 0) and a 64-bit key.
-__device__ inline void philox4x32(unsigned long long counter, unsigned long long key, unsigned (&words)[4]) {
+__device__ __forceinline__ void philox4x32(unsigned long long counter, unsigned long long key, unsigned (&words)[4]) {
     unsigned c0 = unsigned(counter), c1 = unsigned(counter >> 32), c2 = 0, c3 = 0;
     unsigned k0 = unsigned(key), k1 = unsigned(key >> 32);
 #pragma unroll

@@ -63,8 +63,7 @@ def attention_forward(
         A length is not in 0..S.
     """
     S = len(keys)
-    if lengths is not None and lengths.size and (lengths.min() < 0 or lengths.max() > S):
-        raise ValueError(f"attention: lengths holds {lengths.min()} ... {lengths.max()}, expected 0 ... S = {S}")
+    check_lengths(lengths, S)
     exists = np.ones((S, 1), bool) if lengths is None else np.arange(S)[:, None] < lengths
     if lengths is not None:
         keys, values = (np.where(exists[:, :, None], x, x.dtype.type(0)) for x in (keys, values))
@@ -80,6 +79,12 @@ def attention_forward(
     own_v = None if v is None else v.copy()
     saved = _Attention(query.copy(), keys.copy(), values.copy(), own_v, scale, weights)
     return context, weights.copy(), saved
+
+
+def check_lengths(lengths: Array | None, S: int) -> None:
+    """Reject lengths that are not in 0 ... S."""
+    if lengths is not None and lengths.size and (lengths.min() < 0 or lengths.max() > S):
+        raise ValueError(f"attention: lengths holds {lengths.min()} ... {lengths.max()}, expected 0 ... S = {S}")
 
 
 def _scores(query: Array, keys: Array, v: Array | None, scale: float) -> Array:

@@ -77,7 +77,7 @@ def cross_entropy_forward(
     masked = None if weights is None else weights == 0
     if masked is not None:
         labels = np.where(masked, 0, labels)
-    _check_labels(labels, V)
+    check_labels(labels, V)
     labels = labels.astype(np.intp, copy=False)
 
     target = np.full(N, 1 - label_smoothing, dtype)
@@ -131,7 +131,8 @@ def _counted(weights: Array, terms: Array) -> Array:
     return np.where(unweighted & np.isinf(terms), terms.dtype.type(0), terms) if unweighted.any() else terms
 
 
-def _check_labels(labels: Array, V: int) -> None:
+def check_labels(labels: Array, V: int) -> None:
+    """Reject labels that are not in 0 ... V - 1."""
     if labels.size and not (labels.min() >= 0 and labels.max() < V):
         row = int(np.flatnonzero((labels < 0) | (labels >= V))[0])
         raise ValueError(

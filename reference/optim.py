@@ -29,15 +29,20 @@ def global_norm(arrays: Sequence[Array]) -> Array:
     norm : () float64 array
     """
     with np.errstate(over="ignore"):
-        total = _sum_of_squares(arrays, 1.0)
+        return np.array(root_of_squares(lambda scale: _sum_of_squares(arrays, scale), arrays))
+
+
+def root_of_squares(sum_of_squares: Callable[[float], float], arrays: Sequence[Array]) -> float:
+    """The root of the sum of the squares of all elements, from a function of what they are multiplied with."""
+    total = sum_of_squares(1.0)
     # The squares of float64 may overflow or underflow.
     if not _SAFE[0] < total < _SAFE[1]:
         largest = max((float(np.abs(a).max()) for a in arrays if a.size), default=0.0)
         if 0 < largest < math.inf:
             # A power of two, so that nothing is rounded.
             scale = math.ldexp(1.0, min(-math.frexp(largest)[1], 1000))
-            return np.array(math.sqrt(_sum_of_squares(arrays, scale)) / scale)
-    return np.array(math.sqrt(total))
+            return math.sqrt(sum_of_squares(scale)) / scale
+    return math.sqrt(total)
 
 
 def _sum_of_squares(arrays: Sequence[Array], scale: float) -> float:

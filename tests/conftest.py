@@ -13,6 +13,7 @@ import sys
 import parity
 import pytest
 import strict_wing
+from gpurnn.kernels.native import processor, threads
 from hypothesis import HealthCheck, settings
 
 import gpurnn
@@ -62,7 +63,7 @@ HOST = pytest.param("host", marks=pytest.mark.kernels)
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
-@pytest.fixture(params=["reference", HOST, CUDA])
+@pytest.fixture(params=["reference", "native", HOST, CUDA])
 def wing(request):
     """Each wing in turn, a `parity.Wing`."""
     return parity.Wing(request.param)
@@ -85,3 +86,22 @@ def each_wing(request):
     """Lets each wing in turn compute for NumPy arrays; gives its name."""
     with gpurnn.use(request.param):
         yield request.param
+
+
+@pytest.fixture(params=processor.instruction_sets())
+def instructions(request, monkeypatch):
+    """Each instruction set of the processor in turn."""
+    monkeypatch.setenv("GPURNN_CPU", request.param)
+    return request.param
+
+
+@pytest.fixture
+def team(monkeypatch):
+    """Lets a call have a number of threads, however little it has to do and however late they come."""
+
+    def of(count: int) -> None:
+        monkeypatch.setattr(threads, "most", lambda: count)
+        monkeypatch.setattr(threads, "PATIENCE", 1e9)
+
+    yield of
+    threads.release()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from gpurnn.kernels import native
 
-from gpurnn import kernels, reference
+from gpurnn import _dispatch
 from gpurnn.layers.base import named
 
 
@@ -21,15 +19,15 @@ class Wing:
     ----------
     name : str
         "reference"; "native"; "host", the kernels on the host executor; "cuda", the kernels on a GPU.
-    module : module
-        Its functions.
+    module : module or namespace
+        Its functions, and the reference's where it has none.
     xp : module
         The library of its arrays, NumPy or CuPy.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.module: ModuleType = {"reference": reference, "native": native}.get(name, kernels)
+        self.module: Any = _dispatch._functions(_dispatch.NUMPY_WINGS.get(name, _dispatch.WINGS["cupy"]))
         self.xp: Any = np
         if name == "cuda":
             self.xp = pytest.importorskip("cupy", reason="CuPy is not installed")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gpurnn.kernels import native
 from gpurnn.kernels.compiler import CompilerError
-from gpurnn.kernels.native import processor, recurrence, threads
+from gpurnn.kernels.native import build, processor, threads
 from problems import CELLS, Options, draw
 from tolerance import assert_all_close, assert_same, recurrence_terms
 
@@ -37,25 +37,6 @@ KINDS = ["rnn-tanh-leak", "lstm", "gru-reset-before-candidate", "gru-reset-after
 
 ELEMENTARY = 4
 """Roundings by which exp and tanh differ from NumPy's, at each step; see test_native_functions.py."""
-
-
-@pytest.fixture(params=processor.instruction_sets())
-def instructions(request, monkeypatch):
-    """Each instruction set of the processor in turn."""
-    monkeypatch.setenv("GPURNN_CPU", request.param)
-    return request.param
-
-
-@pytest.fixture
-def team(monkeypatch):
-    """Lets a call have a number of threads, however little it has to do and however late they come."""
-
-    def of(count: int) -> None:
-        monkeypatch.setattr(threads, "most", lambda: count)
-        monkeypatch.setattr(recurrence, "PATIENCE", 1e9)
-
-    yield of
-    threads.release()
 
 
 def run(wing, problem, dweights=None):
@@ -301,7 +282,7 @@ def test_a_machine_without_a_compiler_is_told_so(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(recurrence, "_libraries", {})
+    monkeypatch.setattr(build, "_loaded", {})
     problem = draw(LSTM(), Options())
     with pytest.raises(CompilerError, match=r"^no C\+\+ compiler: set CXX, install g\+\+"):
         run(native, problem)

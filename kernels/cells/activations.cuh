@@ -3,9 +3,7 @@
 // An activation f has `keep`, from its argument to one number, and from that number `value` f and `slope` f'.
 #pragma once
 
-// As `condition ? yes : no`, which a number of several lanes (native/simd.h) does not have.
-template <typename Real>
-__device__ __forceinline__ Real select(bool condition, Real yes, Real no) { return condition ? yes : no; }
+#include "numbers.cuh"
 
 // sigma(a), held as the smaller of it and of its complement 1 - sigma(a) = sigma(-a): neither then loses digits where it
 // is small. The sign says which of the two is held.

@@ -1,11 +1,33 @@
-"""The compiled CPU wing: the cells' own structs over the registers of the processor.
+"""The compiled CPU wing: the cells' own structs over the registers of the processor, and what else gains by that.
 
 It has the functions that gain by it; the NumPy wing has the others.
 """
 
 from gpurnn.reference.recurrence import check_lengths, recurrence_chunk
 
+from .attention import attention_backward, attention_forward
+from .dropout import dropout_mask
+from .embedding import embedding_scatter
+from .linear_scan import linear_scan_backward, linear_scan_forward
+from .losses import cross_entropy_backward, cross_entropy_forward
 from .memory import recurrence_memory
+from .optim import global_norm, optimizer_update
 from .recurrence import recurrence_backward, recurrence_forward
 
-__all__ = ["check_lengths", "recurrence_backward", "recurrence_chunk", "recurrence_forward", "recurrence_memory"]
+__all__ = [
+    "attention_backward",
+    "attention_forward",
+    "check_lengths",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_mask",
+    "embedding_scatter",
+    "global_norm",
+    "linear_scan_backward",
+    "linear_scan_forward",
+    "optimizer_update",
+    "recurrence_backward",
+    "recurrence_chunk",
+    "recurrence_forward",
+    "recurrence_memory",
+]

@@ -26,7 +26,7 @@ public:
           I(layer.inputs),
           H(layer.hidden),
           panels{H, I, layer.back},
-          meetings(new Barrier[layer.threads + 1]) {
+          meetings(new Barrier[layer.team.most + 1]) {
         T* at = layer.workspace;
         zeros = at;
         at += zeros_size(layer);
@@ -39,13 +39,13 @@ public:
         da_hidden = Cell::hidden_apart ? at : da;
         at += Cell::hidden_apart ? layer.chunk * B * G * H : 0;
         packed_panels = at;
-        packed_strips = at + layer.threads * RowGradient<T>::panel_size;
+        packed_strips = at + layer.team.most * RowGradient<T>::panel_size;
     }
 
     static int64_t workspace(const Layer<T>& layer) {
         const int64_t B = layer.batch, H = layer.hidden, gates = layer.chunk * B * G * H;
         return zeros_size(layer) + B * H * (Cell::phases > 1 ? 2 : 1) + gates * (Cell::hidden_apart ? 2 : 1) +
-               layer.threads * RowGradient<T>::panel_size + RowGradient<T>::most * G * H;
+               layer.team.most * RowGradient<T>::panel_size + RowGradient<T>::most * G * H;
     }
 
     void run() { ::run(layer, double(layer.steps) * B * G * H * 2 * (I + H), work, this); }

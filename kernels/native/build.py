@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .. import compiler as cpp
 from ..compiler import KERNELS, CompilerError
+from . import processor
 
 INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl", "-mfma"),
@@ -88,3 +92,37 @@ def load(name: str, source: str, options: Sequence[str] = ()) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise CompilerError(f"what the compiler made cannot be loaded: {error}") from error
+
+
+_loaded: dict[tuple[str, str], ctypes.CDLL] = {}
+"""By name and instruction set."""
+
+
+def loaded(name: str, source: Callable[[], str], options: Sequence[str] = ()) -> ctypes.CDLL:
+    """The library ``name``, compiled from what ``source`` returns for the instruction set that is chosen now."""
+    instructions = processor.chosen()
+    found = _loaded.get((name, instructions))
+    if found is None:
+        found = load(f"{name}_{instructions}", source(), (*INSTRUCTION_SETS[instructions], *options))
+        _loaded[name, instructions] = found
+    return found
+
+
+def size_proof(name: str, structure: type[ctypes.Structure]) -> str:
+    """A line of C++ that proves a struct to be as large as what Python hands over as one."""
+    return f'static_assert(sizeof({name}) == {ctypes.sizeof(structure)}, "{structure.__name__} of Python");\n'
+
+
+def call(function: Any, *arguments: Any) -> None:
+    """Call a function of a library: arrays and structures by address, ints modulo 2^64 and floats as double."""
+    function(*map(_argument, arguments))
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return ctypes.c_void_p(value.ctypes.data)
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    return value if value is None else ctypes.byref(value)

@@ -20,8 +20,6 @@ static Chosen chosen_cell(const ChosenLayer& layer) {
     return cell;
 }
 
-EXPORTED int64_t gpurnn_layer_bytes() { return sizeof(ChosenLayer); }
-
 EXPORTED void gpurnn_sizes(const ChosenLayer* layer, Sizes* sizes) {
     sizes->workspace = Forward<Chosen>::workspace(*layer);
     sizes->workspace_backward = Backward<Chosen>::workspace(*layer);

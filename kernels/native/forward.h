@@ -27,7 +27,7 @@ public:
           I(layer.inputs),
           H(layer.hidden),
           row(Phases::row(H)),
-          meetings(new Barrier[layer.threads + 1]) {
+          meetings(new Barrier[layer.team.most + 1]) {
         T* at = layer.workspace;
         for (int phase = 0; phase < Cell::phases; ++phase) {
             const int width = Phases::width(phase);
@@ -50,7 +50,7 @@ public:
             const int width = Phases::width(phase);
             size += Panels<T>::size(layer.inputs, columns, width) + Panels<T>::size(H, columns, width);
         }
-        return size + (2 + layer.batch + layer.threads * chunk_rows) * Phases::row(H);
+        return size + (2 + layer.batch + layer.team.most * chunk_rows) * Phases::row(H);
     }
 
     void run() {

@@ -14,9 +14,7 @@ struct Layer {
     int64_t backwards;  // whether this is the direction from the last step to the first
     int64_t slots;      // steps that operands and saved have room for: all of them in training, else two
     int64_t chunk;      // steps of a chunk of the gradients
-    int64_t threads;    // at most
-    double patience;    // microseconds that a call waits for its threads, negative to go by its work
-    Run run;
+    Team team;
     double numbers[4];  // the cell's options that are numbers
 
     const int32_t* lengths;              // (B), or null

@@ -53,7 +53,7 @@ class _Memory(RecurrenceMemory):  # type: ignore[misc]  # mypy knows gpurnn.refe
             self.give_back(buffer)
 
     def _sizes(self, I: int) -> Sizes:
-        layer = Layer(steps=self.T, batch=self.B, inputs=I, hidden=self.H, chunk=self.chunk, threads=threads.most())
+        layer = Layer(steps=self.T, batch=self.B, inputs=I, hidden=self.H, chunk=self.chunk, team=threads.team())
         sizes = Sizes()
         self.library.gpurnn_sizes(byref(layer), byref(sizes))
         return sizes

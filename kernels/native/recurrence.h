@@ -172,16 +172,9 @@ struct Part {
     int64_t last(int64_t panels) const { return panels * (share + 1) / shares; }
 };
 
-// A call's threads: as many as have work for long enough that waking them pays.
+// Runs a call's work, of so many products, on its threads.
 template <typename T>
 void run(const Layer<T>& layer, double products, Work work, void* context) {
     const double alone = products / (1600.0 * register_bytes / double(sizeof(T)) * 4);  // microseconds, roughly
-    int most = int(layer.threads);
-    double patience = 50 + alone / 4;
-    if (layer.patience >= 0) {
-        patience = layer.patience;
-    } else if (alone / 150 < most) {
-        most = alone < 300 ? 1 : int(alone / 150);
-    }
-    layer.run(work, context, most, patience);
+    layer.team.share(alone, work, context);
 }

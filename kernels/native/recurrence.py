@@ -17,17 +17,11 @@ from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 from ..recurrence.struct import proofs_of
-from . import build, processor, threads
+from . import build, threads
 
 C_NAMES = {"float32": "float", "float64": "double"}
 
-PATIENCE = -1.0
-"""Microseconds that a call waits for its threads; negative to decide by its work, and whether it is worth any."""
-
 _CACHE_LINE = 64  # bytes
-
-_libraries: dict[tuple[tuple[str, ...], str, str], ctypes.CDLL] = {}
-"""By the cell's struct, the dtype and the instruction set."""
 
 
 class Layer(ctypes.Structure):
@@ -38,9 +32,7 @@ class Layer(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in ("steps", "batch", "inputs", "hidden", "row", "backwards", "slots", "chunk")
         ),
-        ("threads", ctypes.c_int64),
-        ("patience", ctypes.c_double),
-        ("run", ctypes.c_void_p),
+        ("team", threads.Team),
         ("numbers", ctypes.c_double * 4),
         *((name, ctypes.c_void_p) for name in ("lengths", "resets", "mask", "x", "w_ih", "w_hh", "b_ih", "b_hh")),
         *((name, ctypes.c_void_p) for name in ("h", "c", "y", "operands", "saved", "back", "dy", "dh", "dc", "dx")),
@@ -66,23 +58,15 @@ def unit(cell: Cell, dtype: str) -> str:
             f"using Chosen = {struct};",
             *proofs_of(cell, "Chosen"),
             '#include "native/entry.h"',
-            "",
+            build.size_proof("ChosenLayer", Layer),
         ]
     )
 
 
 def library_of(cell: Cell, dtype: str) -> ctypes.CDLL:
     """The loaded library of a cell, in the instruction set that is chosen now."""
-    instructions = processor.chosen()
-    key = cell.kernel_struct, dtype, instructions
-    found = _libraries.get(key)
-    if found is None:
-        name = "_".join([*cell.kernel_struct, dtype, instructions]).lower()
-        found = build.load(name, unit(cell, dtype), build.INSTRUCTION_SETS[instructions])
-        found.gpurnn_layer_bytes.restype = ctypes.c_int64
-        assert found.gpurnn_layer_bytes() == ctypes.sizeof(Layer)
-        _libraries[key] = found
-    return found
+    name = "_".join([*cell.kernel_struct, dtype]).lower()
+    return build.loaded(name, lambda: unit(cell, dtype))
 
 
 def _room(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -144,7 +128,7 @@ def recurrence_forward(
     for d, direction in enumerate(weights):
         layer = Layer(
             steps=T, batch=B, inputs=I, hidden=H, row=D * H, backwards=d, slots=slots,
-            chunk=min(recurrence_chunk(B), T), threads=threads.most(), patience=PATIENCE, run=threads.run(),
+            chunk=min(recurrence_chunk(B), T), team=threads.team(),
             lengths=_address(lengths), resets=_address(resets), x=_address(x),
             mask=None if mask is None else _address(mask, d * B * H),
             h=_address(final[0], d * B * H), c=_address(final[1], d * B * H) if len(final) > 1 else None,
@@ -192,7 +176,7 @@ def recurrence_backward(
             for name, shape in shapes.items()
         }
         layer = Layer.from_buffer_copy(kept.layer)
-        layer.threads, layer.patience, layer.run = threads.most(), PATIENCE, threads.run()
+        layer.team = threads.team()
         layer.dy = None if dy is None else _address(dy, d * H)
         layer.dh = _address(dstate0[0], d * B * H)
         layer.dc = _address(dstate0[1], d * B * H) if len(dstate0) > 1 else None

@@ -81,6 +81,7 @@ struct Vector {
     friend ALWAYS_INLINE Mask<T> operator<(Vector a, Vector b) { return {a.raw < b.raw}; }
     friend ALWAYS_INLINE Mask<T> operator>(Vector a, Vector b) { return {a.raw > b.raw}; }
     friend ALWAYS_INLINE Mask<T> operator==(Vector a, Vector b) { return {a.raw == b.raw}; }
+    friend ALWAYS_INLINE Mask<T> operator!=(Vector a, Vector b) { return {a.raw != b.raw}; }
     friend ALWAYS_INLINE Mask<T> signbit(Vector a) { return {a.bits() < 0}; }
     friend ALWAYS_INLINE Vector select(Mask<T> condition, Vector yes, Vector no) {
         return {condition.lanes ? yes.raw : no.raw};
@@ -102,6 +103,8 @@ ALWAYS_INLINE Vector<float> min(Vector<float> a, Vector<float> b) { return {_mm5
 ALWAYS_INLINE Vector<float> max(Vector<float> a, Vector<float> b) { return {_mm512_max_ps(a.raw, b.raw)}; }
 ALWAYS_INLINE Vector<double> min(Vector<double> a, Vector<double> b) { return {_mm512_min_pd(a.raw, b.raw)}; }
 ALWAYS_INLINE Vector<double> max(Vector<double> a, Vector<double> b) { return {_mm512_max_pd(a.raw, b.raw)}; }
+ALWAYS_INLINE Vector<float> sqrt(Vector<float> a) { return {_mm512_sqrt_ps(a.raw)}; }
+ALWAYS_INLINE Vector<double> sqrt(Vector<double> a) { return {_mm512_sqrt_pd(a.raw)}; }
 // a 2^n, rounded once.
 ALWAYS_INLINE Vector<float> scale(Vector<float> a, Vector<float> n) { return {_mm512_scalef_ps(a.raw, n.raw)}; }
 ALWAYS_INLINE Vector<double> scale(Vector<double> a, Vector<double> n) { return {_mm512_scalef_pd(a.raw, n.raw)}; }
@@ -146,6 +149,17 @@ ALWAYS_INLINE Vector<T> fma(Vector<T> a, Vector<T> b, Vector<T> c) {
 }
 #endif
 
+#if defined(__AVX2__)
+ALWAYS_INLINE Vector<float> sqrt(Vector<float> a) { return {_mm256_sqrt_ps(a.raw)}; }
+ALWAYS_INLINE Vector<double> sqrt(Vector<double> a) { return {_mm256_sqrt_pd(a.raw)}; }
+#elif defined(__aarch64__)
+ALWAYS_INLINE Vector<float> sqrt(Vector<float> a) { return {Registers<float>::Numbers(vsqrtq_f32(a.raw))}; }
+ALWAYS_INLINE Vector<double> sqrt(Vector<double> a) { return {Registers<double>::Numbers(vsqrtq_f64(a.raw))}; }
+#else
+ALWAYS_INLINE Vector<float> sqrt(Vector<float> a) { return {_mm_sqrt_ps(a.raw)}; }
+ALWAYS_INLINE Vector<double> sqrt(Vector<double> a) { return {_mm_sqrt_pd(a.raw)}; }
+#endif
+
 template <typename T>
 ALWAYS_INLINE Vector<T> min(Vector<T> a, Vector<T> b) {
     return select(a < b, a, b);
@@ -176,4 +190,13 @@ ALWAYS_INLINE Vector<T> get(const T* from, int64_t count) {
 template <bool whole = false, typename T>
 ALWAYS_INLINE void put(Vector<T> value, T* to, int64_t count) {
     whole || count >= Vector<T>::lanes ? value.store(to) : value.store(to, count);
+}
+
+// The sum of all lanes, in their order.
+template <typename T>
+ALWAYS_INLINE T sum(Vector<T> a) {
+    T total = a.raw[0];
+#pragma GCC unroll 16
+    for (int lane = 1; lane < Vector<T>::lanes; ++lane) total += a.raw[lane];
+    return total;
 }

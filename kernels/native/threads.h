@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 
 #if defined(__SSE2__)
@@ -23,6 +24,32 @@ using Work = void (*)(void* context, int index, int count);
 // Runs `work` on the calling thread and on up to most - 1 others, and returns when all have ended. Threads that have
 // not begun after `patience` microseconds, or have other work, are left out. The result must not depend on their number.
 using Run = void (*)(Work work, void* context, int most, double patience);
+
+// The threads that a call may have.
+struct Team {
+    Run run;
+    int64_t most;
+    double patience;  // microseconds that the call waits for them, negative to go by its work
+
+    // Runs `work` on as many of them as have something to do for long enough that waking them pays; `alone` are the
+    // microseconds that one would take, roughly.
+    void share(double alone, Work work, void* context) const {
+        if (patience >= 0) {
+            run(work, context, int(most), patience);
+        } else {
+            const int worth = alone < 300 ? 1 : alone / 150 < double(most) ? int(alone / 150) : int(most);
+            run(work, context, worth, 50 + alone / 4);
+        }
+    }
+    // The same for a function of (index, count).
+    template <class Function>
+    void share(double alone, const Function& function) const {
+        share(
+            alone,
+            [](void* context, int index, int count) { (*static_cast<const Function*>(context))(index, count); },
+            const_cast<Function*>(&function));
+    }
+};
 
 // A barrier of `count` threads, again and again. Who waits spins first, and then sleeps, because the one that is waited
 // for may need this very core.

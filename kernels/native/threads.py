@@ -5,11 +5,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from typing import Any
 
 from gpurnn import _fork
 
 from . import build
+
+PATIENCE = -1.0
+"""Microseconds that a call waits for its threads; negative to decide by its work, and whether it is worth any."""
+
+
+class Team(ctypes.Structure):
+    """``Team`` of ``threads.h``."""
+
+    _fields_ = (("run", ctypes.c_void_p), ("most", ctypes.c_int64), ("patience", ctypes.c_double))
 
 
 @functools.cache
@@ -39,9 +47,9 @@ def release() -> None:
         library().gpurnn_release()
 
 
-def run() -> Any:
-    """The address of the function that runs a call's work on its threads."""
-    return ctypes.cast(library().gpurnn_run, ctypes.c_void_p)
+def team() -> Team:
+    """The threads that a call may have now."""
+    return Team(ctypes.cast(library().gpurnn_run, ctypes.c_void_p), most(), PATIENCE)
 
 
 @_fork.in_child

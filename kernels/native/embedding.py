@@ -1,0 +1,28 @@
+"""The gradient of an embedding: sums of rows."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from gpurnn._contract import Array
+
+from . import build, threads
+
+
+def library() -> ctypes.CDLL:
+    """The library of ``embedding.cpp``."""
+    return build.loaded("embedding", lambda: '#include "native/embedding.cpp"\n')
+
+
+def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:
+    """Row v of the result is the sum of the rows of ``dy`` whose index is v, in the order of their positions."""
+    width = dy.shape[-1]
+    dweight = np.zeros((num_embeddings, width), dy.dtype)
+    if dy.size:
+        build.call(
+            getattr(library(), f"gpurnn_scatter_{dy.dtype.name}"), threads.team(), indices.size, width,
+            np.ascontiguousarray(indices, np.int64), np.ascontiguousarray(dy), dweight,
+        )  # fmt: skip
+    return dweight

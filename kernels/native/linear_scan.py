@@ -1,0 +1,56 @@
+"""The linear recurrence h_t = a_t h_{t-1} + b_t, elementwise, real or complex."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpurnn._contract import Array
+
+from . import build, threads
+
+
+def library() -> ctypes.CDLL:
+    """The library of ``linear_scan.cpp``."""
+    return build.loaded("linear_scan", lambda: '#include "native/linear_scan.cpp"\n')
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What `linear_scan_backward` needs."""
+
+    a: Array
+    h: Array
+    h0: Array
+
+
+def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False) -> tuple[Array, Any]:
+    """h_t = a_t h_{t-1} + b_t, as ``gpurnn.reference`` gives it."""
+    h = np.empty(b.shape, b.dtype)
+    kept = np.empty(b.shape, b.dtype) if training else None  # what a caller does to h cannot reach it
+    if b.size:
+        _call("scan", a, h0, b, np.ascontiguousarray(h0), h, kept)
+    return h, None if kept is None else _Scan(a.copy(), kept, h0.copy())
+
+
+def linear_scan_backward(saved: Any, dh: Array) -> tuple[Array, Array, Array]:
+    """Gradients of a, b and h0, as ``gpurnn.reference`` gives them."""
+    a, h0 = saved.a, saved.h0
+    db, dh0 = np.empty(dh.shape, dh.dtype), np.zeros(h0.shape, dh.dtype)
+    da = np.zeros(dh.shape if a.ndim == 3 else h0.shape, dh.dtype)
+    if dh.size:
+        _call("scan_backward", a, h0, dh, saved.h, h0, da, db, dh0)
+    return da if a.ndim == 3 else da.sum(axis=0), db, dh0
+
+
+def _call(name: str, a: Array, h0: Array, values: Array, *arrays: Array | None) -> None:
+    """Call a function of the library, over steps of columns; those of a complex number are its two parts."""
+    columns = h0.size * (2 if h0.dtype.kind == "c" else 1)
+    factors = np.ascontiguousarray(a if a.ndim == 3 else np.broadcast_to(a, h0.shape))
+    build.call(
+        getattr(library(), f"gpurnn_{name}_{values.dtype.name}"), threads.team(), len(values), columns, a.ndim == 1,
+        factors, np.ascontiguousarray(values), *arrays,
+    )  # fmt: skip
