@@ -203,3 +203,103 @@ def test_what_a_failed_fit_learnt_is_forgotten():
     with pytest.raises(TypeError, match="is no option"):
         model.fit(X[:2], ["a", "b"], steps=1, stepps=3)
     assert model.fit(X[:2], ["c", "d"], steps=1).classes_.tolist() == ["c", "d"]
+
+
+# --- data as people have them ---
+
+
+def many(count=12, features=1):
+    return np.random.default_rng(0).normal(size=(count, 5, features)).astype("float32")
+
+
+def test_a_class_without_a_label_is_not_answered():
+    model = gpurnn.SequenceClassifier(1, 4, 3)
+    message = r"SequenceClassifier.fit: y has 2 classes, 'a', 'b', expected classes = 3, or whole numbers from 0 to 2"
+    with pytest.raises(ValueError, match=message):
+        model.fit(many(), ["a", "b"] * 6, epochs=1)
+    model.fit(many(), [0, 2] * 6, epochs=1)
+    assert model.classes_.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", [gpurnn.SequenceClassifier, gpurnn.SequenceRegressor])
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([0.0] * 12, "score: the weights of all targets are zero, expected one above zero"),
+        ([-1.0, 2.0] * 6, "score: sample_weight holds -1.0, expected finite numbers of at least 0"),
+        ([np.nan] * 12, "score: sample_weight holds nan, expected finite numbers of at least 0"),
+        ([np.inf] * 12, "score: sample_weight holds inf, expected finite numbers of at least 0"),
+    ],
+)
+def test_a_score_of_no_weights_is_none(kind, weights, message):
+    y = [0, 1] * 6
+    model = kind(1, 4, 2 if kind is gpurnn.SequenceClassifier else 1).fit(many(), y, epochs=1)
+    for what in ("score", "fit"):
+        with pytest.raises(ValueError, match=message.replace("score", what)):
+            getattr(model, what)(many(), y, sample_weight=weights)
+
+
+def test_masked_entries_in_lists_are_not_read_as_numbers():
+    X, masked = many(), np.ma.masked_array([[7.0]] * 5, mask=[[True], *[[False]] * 4])
+    for name, given in (("X\\[0\\]", list(masked)), ("X\\[0\\]", masked)):
+        with pytest.raises(ValueError, match=f"fit: {name} has masked entries, expected numbers only"):
+            gpurnn.SequenceClassifier(1, 4, 2).fit([given, *X[1:]], [0, 1] * 6, epochs=1)
+    values = [np.ma.masked_array([1.0], mask=[True]), *(np.array([1.0]) for _ in X[1:])]
+    with pytest.raises(ValueError, match="fit: y has masked entries, expected numbers only"):
+        gpurnn.SequenceRegressor(1, 4, 1).fit(X, values, epochs=1)
+    with pytest.raises(ValueError, match=r"fit: y\[0\] is None, expected a label"):
+        gpurnn.SequenceClassifier(1, 4, 2).fit(X, [np.ma.masked, *[0, 1] * 5, 1], epochs=1)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_labels_in_words_beside_a_table(library):
+    frame = pytest.importorskip(library).DataFrame
+    wide = frame({f"t{t}": many()[:, t, 0] for t in range(5)})
+    words = ["cat", "dog"] * 6
+    model = gpurnn.SequenceClassifier(1, 4, 2).fit(wide, words, epochs=1)
+    assert model.classes_.tolist() == ["cat", "dog"]
+    long = frame({"id": np.repeat(np.arange(6), 2), "x": np.arange(12.0)})
+    model = gpurnn.SequenceClassifier(1, 4, 2).fit(long, words[:6], group="id", epochs=1)
+    assert model.predict(long, group="id").shape == (6,)
+
+
+@pytest.mark.parametrize(("library", "missing"), [("pandas", None), ("pandas", np.nan), ("polars", None)])
+def test_a_row_without_a_group_is_named(library, missing):
+    frame = pytest.importorskip(library).DataFrame
+    table = frame({"id": ["a", "a", missing, "b", missing], "x": np.arange(5.0)}, **_LENIENT[library])
+    with pytest.raises(ValueError, match=r"fit: X\['id'\] is .* in row 2, expected the group of each row"):
+        gpurnn.SequenceClassifier(1, 4, 2).fit(table, [0, 1, 1], group="id", epochs=1)
+    numbers = frame({"id": [0.0, 0.0, np.nan], "x": np.arange(3.0)})
+    with pytest.raises(ValueError, match=r"fit: X\['id'\] is nan in row 2, expected the group of each row"):
+        gpurnn.SequenceClassifier(1, 4, 2).fit(numbers, [0, 1], group="id", epochs=1)
+
+
+_LENIENT = {"pandas": {}, "polars": {"strict": False}}
+
+
+def test_a_table_of_another_width_is_named():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"id": [0, 0, 1, 1], "x": np.arange(4.0), "z": np.arange(4.0)})
+    with pytest.raises(ValueError, match="fit: X of id 0 has 2 features, expected 1"):
+        gpurnn.SequenceClassifier(1, 4, 2).fit(table, [0, 1], group="id", epochs=1)
+    numbered = pandas.DataFrame({0: [0, 0, 1, 1], "x": np.arange(4.0), "y": [0, 0, 1, 1]})
+    model = gpurnn.SequenceClassifier(1, 4, 2).fit(numbered, "y", group=0, epochs=1)
+    assert model.predict(numbered, group=0).shape == (2,)
+
+
+def test_loading_into_a_model_brings_labels_and_scales(tmp_path):
+    X, path = many(), tmp_path / "a.safetensors"
+    model = gpurnn.SequenceRegressor(1, 4, 1).fit(X, np.arange(12) * 100 + 5000, epochs=2)
+    model.save(path)
+    other = gpurnn.SequenceRegressor(1, 4, 1).fit(X, np.arange(12) - 5, epochs=1)
+    other.load(path)
+    np.testing.assert_array_equal(other.predict(X), model.predict(X))
+    named = gpurnn.SequenceClassifier(1, 4, 2).fit(X, ["a", "b"] * 6, epochs=1)
+    numbered = gpurnn.SequenceClassifier(1, 4, 2).fit(X, [0, 1] * 6, epochs=1)
+    named.save(path)
+    again = numbered.clone()
+    again.load(path)
+    np.testing.assert_array_equal(again.predict(X), named.predict(X))
+    numbered.save(path)
+    named.load(path)
+    np.testing.assert_array_equal(named.predict(X), numbered.predict(X))

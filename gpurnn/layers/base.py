@@ -203,6 +203,8 @@ class Layer(ABC):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read the parameters from a safetensors file of gpurnn, known by its checksum to be undamaged, or of others.
 
+        From a file of a model of its own class a model also takes what `fit` learnt besides: labels, scales of targets.
+
         Raises
         ------
         FileFormatError
@@ -226,6 +228,10 @@ class Layer(ABC):
             self.load_state_dict(named(tensors, forms if isinstance(forms, dict) else {}))
         except (KeyError, ValueError, TypeError) as error:
             raise _files.FileFormatError(f"{os.fspath(path)}: {_files.reason(error)}") from error
+        self._take_content(content)
+
+    def _take_content(self, content: Any) -> None:  # noqa: B027 - a layer has nothing besides parameters
+        """Take over what a file that was loaded holds besides parameters."""
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         """The sizes of the last axes of input and output, given that of the input; None if not known."""

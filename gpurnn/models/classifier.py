@@ -146,6 +146,12 @@ class _Classifier(Estimator):
             labels = examples.Labels.of(flat)
         if len(labels.classes) > K:
             raise ValueError(f"{where}: y has {len(labels.classes)} classes, expected at most classes = {K}")
+        if len(labels.classes) < K:
+            # The model could answer a class that has no name.
+            raise ValueError(
+                f"{where}: y has {len(labels.classes)} classes, {labels.shown()}, expected classes = {K}, or whole "
+                f"numbers from 0 to {K - 1}, of which some may be left out"
+            )
         self._learnt = {**self._learnt, "labels": labels}
         return labels
 

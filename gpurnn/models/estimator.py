@@ -58,8 +58,7 @@ class Estimator(SequenceModel):
         for name in ("mean", "std"):
             if name in learnt:
                 learnt[name] = np.asarray(learnt[name], np.float64)
-        if learnt:
-            self._learnt = learnt
+        self._learnt = learnt
 
     @_checks.lists_options
     def fit(
@@ -130,7 +129,7 @@ class Estimator(SequenceModel):
     ) -> _Labelled:
         """Examples and their targets as arrays of the model, and what `fit` learns of them."""
         _checks.given(where, X=X, y=y)
-        columns = (y,) if isinstance(y, str) else tuple(y) if _are_columns(X, y) else ()
+        columns = (y,) if isinstance(y, str) else tuple(y) if self._are_columns(X, y, group) else ()
         if columns and group is None:
             raise TypeError(
                 f"{where}: y names a column of X, expected group too, the name of the column that parts the examples"
@@ -140,12 +139,23 @@ class Estimator(SequenceModel):
             features = [c for c in X.columns if c != group and c not in columns]
         data = self._sequences(where, X, group, features)
         if columns:
-            y = examples.columns_by_group(where, "X", X, columns, str(group), each=self.pooling is None)
+            y = examples.columns_by_group(where, "X", X, columns, group, each=self.pooling is None)
         targets, weights = self._targets_of(where, y, data)
         weights = _product(weights, self._weights(where, data, sample_weight, mask))
+        if weights is not None and not any(np.any(of_one) for of_one in weights):
+            raise ValueError(f"{where}: the weights of all targets are zero, expected one above zero")
         if data.features is not None:
             self._learnt = {**self._learnt, "features": list(data.features)}
         return _Labelled(data.arrays, targets, weights, self.pooling is not None)
+
+    def _are_columns(self, X: Any, y: Any, group: str | None) -> bool:
+        """Whether y names columns of the table X, and is not a label for each example."""
+        names = isinstance(y, (list, tuple)) and len(y) > 0 and all(isinstance(name, str) for name in y)
+        if not names or not examples.is_table(X):
+            return False
+        if self._loss != "cross_entropy":
+            return True
+        return set(y) <= set(X.columns) and (group is not None or len(y) != len(X))
 
     def _sequences(
         self, where: str, X: Any, group: str | None = None, features: Sequence[str] | None = None
@@ -203,6 +213,7 @@ class Estimator(SequenceModel):
         if sample_weight is not None:
             values = _dispatch.to_numpy(examples.numbers(where, "sample_weight", sample_weight, np.dtype("float64")))
             _checks.shape(where, "sample_weight", values, (count,), "(N,)")
+            examples.require_weights(where, "sample_weight", values)
             weights = [np.full(shape, value) for shape, value in zip(shapes, values, strict=True)]
         if mask is not None:
             if self.pooling is not None:
@@ -219,6 +230,7 @@ class Estimator(SequenceModel):
             ]
             for i, (values, shape) in enumerate(zip(masks, shapes, strict=True)):
                 _checks.shape(where, f"mask[{i}]", values, shape, "(T,)")
+                examples.require_weights(where, f"mask[{i}]", values)
             weights = _product(weights, masks)
         return weights
 
@@ -321,12 +333,6 @@ def _product(weights: list[Any] | None, others: list[Any] | None) -> list[Any] |
     if weights is None or others is None:
         return others if weights is None else weights
     return [a * b for a, b in zip(weights, others, strict=True)]
-
-
-def _are_columns(X: Any, y: Any) -> bool:
-    """Whether y names columns of the table X."""
-    names = isinstance(y, (list, tuple)) and len(y) > 0 and all(isinstance(name, str) for name in y)
-    return examples.is_table(X) and names
 
 
 def like(xp: Any, values: NDArray[np.float64], like: Array) -> Array:

@@ -37,9 +37,10 @@ def array_of(where: str, name: str, value: Any) -> Array:
     ValueError
         Lists differ in length, or a masked array has masked entries.
     """
+    if _has_masked(value):
+        cure = f"; {_checks.unmasked(name)}" if isinstance(value, np.ma.MaskedArray) else ""
+        raise ValueError(f"{where}: {name} has masked entries, expected numbers only{cure}")
     if isinstance(value, np.ma.MaskedArray):
-        if np.ma.getmaskarray(value).any():
-            raise ValueError(f"{where}: {name} has masked entries, expected numbers only; {_checks.unmasked(name)}")
         return np.asarray(value)
     if _dispatch.library_of(value) is not None:
         return value
@@ -57,6 +58,13 @@ def array_of(where: str, name: str, value: Any) -> Array:
         raise ValueError(
             f"{where}: {name} holds lists of different lengths, expected a rectangle of numbers"
         ) from error
+
+
+def _has_masked(value: Any) -> bool:
+    """Whether an array, or one in lists of them, has masked entries: NumPy makes numbers of them without a word."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_masked, value))
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any())
 
 
 def _is_array(value: Any) -> bool:
@@ -192,7 +200,7 @@ def sequences(
             raise TypeError(
                 f"{where}: group is {group!r}, which is for tables, but {name} is {_checks.described(data)}"
             )
-        return _groups(where, name, data, dtype, group, features, tokens)
+        return _groups(where, name, data, dtype, group, features, tokens, width)
     if is_table(data):
         entries = list(data.to_numpy())
     elif _is_array(data) and not hasattr(data, "to_numpy"):
@@ -222,7 +230,14 @@ def sequences(
 
 
 def _groups(
-    where: str, name: str, table: Any, dtype: np.dtype[Any], group: str, features: Sequence[str] | None, tokens: bool
+    where: str,
+    name: str,
+    table: Any,
+    dtype: np.dtype[Any],
+    group: str,
+    features: Sequence[str] | None,
+    tokens: bool,
+    width: int | None,
 ) -> Sequences:
     """An example for each value of the column ``group``, in the order of their first rows."""
     columns = _columns_of(where, name, table)
@@ -234,12 +249,14 @@ def _groups(
     values = _tokens(where, name, table[chosen[0]]) if tokens else _matrix(where, name, table, chosen, dtype)
     rows: dict[Any, list[int]] = {}
     for row, value in enumerate(table[group].to_numpy().tolist()):
+        if value is None or _is_missing(value):
+            raise ValueError(f"{where}: {name}[{group!r}] is {value!r} in row {row}, expected the group of each row")
         rows.setdefault(value, []).append(row)
     if not rows:
         raise ValueError(f"{where}: {name} has no rows, expected at least one example")
     arrays = [values[places] for places in rows.values()]
     names = [f"{name} of {group} {value!r}" for value in rows]
-    _check(where, arrays, names, None, tokens, chosen)
+    _check(where, arrays, names, width, tokens, chosen)
     return Sequences(arrays, names, chosen, list(rows))
 
 
@@ -307,6 +324,13 @@ def require_finite(
     raise ValueError(f"{where}: {name} holds {what} at {axis} {step}{of}, expected finite numbers")
 
 
+def require_weights(where: str, name: str, values: NDArray[Any]) -> None:
+    """Reject weights that are negative, NaN or infinite."""
+    wrong = values[~(np.isfinite(values) & (values >= 0))]
+    if wrong.size:
+        raise ValueError(f"{where}: {name} holds {float(wrong[0])}, expected finite numbers of at least 0")
+
+
 def moved(where: str, name: str, array: Array, like: Array) -> Array:
     """An array in the library of ``like``: NumPy arrays go to any, others only to their own."""
     library, other = _dispatch.library_of(like), _dispatch.library_of(array)
@@ -320,7 +344,9 @@ def moved(where: str, name: str, array: Array, like: Array) -> Array:
     return _dispatch.from_numpy(_dispatch.namespace(where, params=like), array)
 
 
-def columns_by_group(where: str, name: str, table: Any, columns: Sequence[str], group: str, *, each: bool) -> list[Any]:
+def columns_by_group(
+    where: str, name: str, table: Any, columns: Sequence[str], group: str | None, *, each: bool
+) -> list[Any]:
     """What columns of a table hold for each group: one row, as all must be equal, or with ``each`` all of them.
 
     One column gives its values, several give tuples of theirs.
@@ -374,10 +400,16 @@ class Labels:
         for i, value in enumerate(values):
             place = number.get(value)
             if place is None:
-                shown = ", ".join(repr(label) for label in list(number)[:10]) + (", ..." if len(number) > 10 else "")
-                raise ValueError(f"{where}: {names[i]} is {value!r}, which fit did not see, expected one of {shown}")
+                raise ValueError(
+                    f"{where}: {names[i]} is {value!r}, which fit did not see, expected one of {self.shown()}"
+                )
             encoded[i] = place
         return encoded
+
+    def shown(self) -> str:
+        """The first labels, for a message."""
+        labels = self.classes.tolist()
+        return ", ".join(map(repr, labels[:10])) + (", ..." if len(labels) > 10 else "")
 
     def weights(
         self, where: str, weight: Mapping[Any, float] | Literal["balanced"], numbers: NDArray[np.int64]
@@ -454,7 +486,7 @@ def labels_in(where: str, name: str, values: Any) -> list[Hashable]:
             raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected (N,): one label for each")
         values = _dispatch.to_numpy(array)
     entries = _arrays.entries(where, name, values, "a label for each")
-    labels = [v.item() if getattr(v, "shape", None) == () else v for v in entries]
+    labels = [None if _has_masked(v) else v.item() if getattr(v, "shape", None) == () else v for v in entries]
     for i, label in enumerate(labels):
         # A label that is not itself is NaN, NaT or pandas' NA.
         if label is None or not isinstance(label, Hashable) or _is_missing(label):

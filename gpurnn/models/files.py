@@ -52,6 +52,10 @@ class Saved(Layer):
         if fitted:
             raise ValueError(f"fitted holds {sorted(fitted)}, expected nothing")
 
+    def _take_content(self, content: Any) -> None:
+        if isinstance(content, dict) and content.get("model") == _name(type(self)):
+            self._restore_fitted(content.get("fitted", {}))
+
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
         """The model that `save` wrote to ``path``, which may be of a subclass.

@@ -281,6 +281,7 @@ class LinearGaussian(Saved):
 
     def _restore_fitted(self, fitted: dict[str, Any]) -> None:
         fitted = dict(fitted)
+        self.__dict__.pop("log_likelihoods_", None)  # of a fit before
         if "log_likelihoods_" in fitted:
             self.log_likelihoods_ = np.asarray(fitted.pop("log_likelihoods_"), np.float64)
         super()._restore_fitted(fitted)
