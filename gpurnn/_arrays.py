@@ -155,6 +155,13 @@ def is_single(value: Any) -> bool:
     return dtype is not None and getattr(dtype, "kind", "") not in ("O", "U", "S", "T")
 
 
+def has_masked(value: Any) -> bool:
+    """Whether an array, or one in lists of them, has masked entries: NumPy makes numbers of them without a word."""
+    if isinstance(value, (list, tuple)):
+        return any(map(has_masked, value))
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any())
+
+
 def entries(where: str, name: str, values: Any, expected: str) -> list[Any]:
     """The entries of a sequence, or of an array along its first axis; reject what is neither.
 

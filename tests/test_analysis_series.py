@@ -94,6 +94,7 @@ def test_a_line_through_two_points_has_no_error():
     [
         ({"series": ["a", "b"]}, TypeError, "series holds <U1 values, expected numbers"),
         ({"series": [1.0, np.nan] * 50}, ValueError, "series holds NaN or infinity"),
+        ({"series": np.ma.masked_less(logistic(100), 0.5)}, ValueError, "series has masked entries, expected numbers"),
         ({"series": np.ones((2, 3, 4))}, ValueError, r"series has shape \(2, 3, 4\), expected \(T,\) or \(T, F\)"),
         ({"series": np.ones(3)}, ValueError, "series has 3 steps, expected at least 7"),
         ({"series": np.ones(100)}, ValueError, "no two points of series differ"),

@@ -274,6 +274,12 @@ def test_weights_are_part_of_what_data_are():
         ([1, np.inf, 2], ValueError, r"weights\[1\] holds inf, expected finite numbers"),
         ([1, [1, 2], 2], ValueError, r"weights\[1\] has shape \(2,\), expected \(\)"),
         ([0, 0, 0], ValueError, "weights are all zero"),
+        (
+            [1, np.ma.masked, 2],
+            ValueError,
+            r"weights\[1\] has masked entries, expected numbers only; 0 leaves a target out",
+        ),
+        ([1, np.ma.masked_array(1, mask=True), 2], ValueError, r"weights\[1\] has masked entries"),
     ],
 )
 def test_what_is_no_weight_is_rejected(weights, error, message):
@@ -319,3 +325,9 @@ def test_what_cannot_be_split_is_rejected():
             data.split(share)
     with pytest.raises(ValueError, match="there is only one sequence"):
         PaddedBatches([np.ones(2, int)], 2).split(0.5)
+
+
+def test_masked_weights_of_steps_are_not_read_as_numbers():
+    weights = [np.ma.masked_array(np.ones(len(s)), mask=np.arange(len(s)) == 0) for s in WEIGHTED]
+    with pytest.raises(ValueError, match=r"PaddedBatches: weights\[0\] has masked entries"):
+        PaddedBatches(WEIGHTED, 3, [np.zeros(len(s)) for s in WEIGHTED], weights=weights)

@@ -303,3 +303,8 @@ def test_loading_into_a_model_brings_labels_and_scales(tmp_path):
     numbered.save(path)
     named.load(path)
     np.testing.assert_array_equal(named.predict(X), numbered.predict(X))
+
+
+def test_large_whole_numbers_as_labels_stay_whole():
+    model = gpurnn.SequenceClassifier(1, 4, 2).fit(many(), [2**63, 1] * 6, epochs=1)
+    assert [type(label) for label in model.classes_.tolist()] == [int, int]

@@ -111,3 +111,16 @@ def test_a_large_text_is_encoded_by_table():
     assert "a" in vocabulary
     assert "z" not in vocabulary
     assert repr(vocabulary) == "<CharVocabulary of 3 symbols>"
+
+
+def test_symbols_in_no_order_are_rejected():
+    with pytest.raises(TypeError, match=r"CharVocabulary: symbols is .*, expected a sequence of str"):
+        CharVocabulary({"a", "b"})
+
+
+@pytest.mark.parametrize("config", [None, {}, {"kind": "word"}, ["word"]])
+def test_what_is_no_configuration_is_rejected(config):
+    with pytest.raises(
+        TypeError, match=r"Vocabulary\.from_config: config is .*, expected a dict with kind and symbols"
+    ):
+        Vocabulary.from_config(config)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import _checks
+from .. import _arrays, _checks
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,8 @@ def divergence(
 
 def _series(where: str, series: Any) -> NDArray[np.float64]:
     """The measurements (T, F)."""
+    if _arrays.has_masked(series):
+        raise ValueError(f"{where}: series has masked entries, expected numbers only; {_checks.unmasked('series')}")
     array = np.asarray(series)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{where}: series holds {array.dtype} values, expected numbers")

@@ -37,7 +37,7 @@ def array_of(where: str, name: str, value: Any) -> Array:
     ValueError
         Lists differ in length, or a masked array has masked entries.
     """
-    if _has_masked(value):
+    if _arrays.has_masked(value):
         cure = f"; {_checks.unmasked(name)}" if isinstance(value, np.ma.MaskedArray) else ""
         raise ValueError(f"{where}: {name} has masked entries, expected numbers only{cure}")
     if isinstance(value, np.ma.MaskedArray):
@@ -58,13 +58,6 @@ def array_of(where: str, name: str, value: Any) -> Array:
         raise ValueError(
             f"{where}: {name} holds lists of different lengths, expected a rectangle of numbers"
         ) from error
-
-
-def _has_masked(value: Any) -> bool:
-    """Whether an array, or one in lists of them, has masked entries: NumPy makes numbers of them without a word."""
-    if isinstance(value, (list, tuple)):
-        return any(map(_has_masked, value))
-    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any())
 
 
 def _is_array(value: Any) -> bool:
@@ -467,7 +460,8 @@ def _array_of_labels(labels: list[Any]) -> NDArray[Any]:
     """An array of one axis, of objects where NumPy has no dtype that keeps the labels as they are."""
     if labels and all(type(label) is type(labels[0]) for label in labels):
         plain = np.array(labels)
-        if plain.ndim == 1 and plain.dtype.kind in "biufU" and plain.tolist() == labels:
+        back = plain.tolist()
+        if plain.ndim == 1 and plain.dtype.kind in "biufU" and back == labels and type(back[0]) is type(labels[0]):
             return plain
     array = np.empty(len(labels), object)
     array[:] = labels
@@ -486,7 +480,7 @@ def labels_in(where: str, name: str, values: Any) -> list[Hashable]:
             raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected (N,): one label for each")
         values = _dispatch.to_numpy(array)
     entries = _arrays.entries(where, name, values, "a label for each")
-    labels = [None if _has_masked(v) else v.item() if getattr(v, "shape", None) == () else v for v in entries]
+    labels = [None if _arrays.has_masked(v) else v.item() if getattr(v, "shape", None) == () else v for v in entries]
     for i, label in enumerate(labels):
         # A label that is not itself is NaN, NaT or pandas' NA.
         if label is None or not isinstance(label, Hashable) or _is_missing(label):

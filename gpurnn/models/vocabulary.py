@@ -6,7 +6,7 @@ import operator
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -50,7 +50,7 @@ class Vocabulary(ABC):
     default_unknown: ClassVar[str]
 
     def __init__(self, symbols: Sequence[str]) -> None:
-        if not hasattr(symbols, "__iter__"):
+        if not hasattr(symbols, "__iter__") or isinstance(symbols, Set):
             raise TypeError(f"{type(self).__name__}: symbols is {symbols!r}, expected a sequence of str")
         self.symbols: tuple[str, ...] = tuple(symbols)
         for symbol in self.symbols:
@@ -153,7 +153,9 @@ class Vocabulary(ABC):
     @staticmethod
     def from_config(config: dict[str, Any]) -> Vocabulary:
         """The vocabulary that `config` described."""
-        _checks.choice("Vocabulary.from_config", "kind", config.get("kind"), tuple(_KINDS))
+        if not isinstance(config, dict) or not {"kind", "symbols"} <= config.keys():
+            raise TypeError(f"Vocabulary.from_config: config is {config!r}, expected a dict with kind and symbols")
+        _checks.choice("Vocabulary.from_config", "kind", config["kind"], tuple(_KINDS))
         return _KINDS[config["kind"]](config["symbols"])
 
 

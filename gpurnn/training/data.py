@@ -497,6 +497,10 @@ class PaddedBatches:
             raise ValueError(f"{where}: weights has {len(weights)} entries, expected {len(self._inputs)}")
         arrays = []
         for i, (weight, targets) in enumerate(zip(weights, self._targets, strict=True)):
+            if _arrays.has_masked(weight):
+                raise ValueError(
+                    f"{where}: weights[{i}] has masked entries, expected numbers only; 0 leaves a target out"
+                )
             array = np.asarray(_dispatch.to_numpy(weight) if _arrays.is_single(weight) else weight)
             if array.dtype.kind not in "biuf":
                 raise TypeError(f"{where}: weights[{i}] holds {array.dtype} values, expected numbers")
