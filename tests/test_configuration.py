@@ -55,7 +55,13 @@ PLAIN = {
             "standardize": False,
         },
     ),
-    "Forecaster": ((5, 4), {**SEQUENCE, "features": 2, "pooling": "mean", "loss": "l1"}),
+    "Forecaster": (
+        (5, 4),
+        {
+            **SEQUENCE, "features": 2, "pooling": "mean", "loss": "l1", "known_features": 1, "past_features": 2,
+            "static_features": 3, "log": True, "trend": True, "season_length": 12, "differences": (1, 12),
+        },
+    ),
     "SequenceGenerator": (
         (3, 4, 2),
         {"activation": "relu", "output_activation": "identity", "loss": "l1", "dtype": "float64"},

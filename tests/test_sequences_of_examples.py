@@ -155,6 +155,15 @@ def test_tables_are_to_be_made_arrays(kind, table):
         else:
             call(table())  # a column of labels is one of the things that people have
         return
+    if kind.startswith("forecaster"):
+        if table is DataFrame:
+            with pytest.raises(
+                ValueError, match=r"has shape \(3, 2\), which may be one series of 2 features or 3 series"
+            ):
+                call(table())
+        else:
+            call(table())
+        return
     with pytest.raises(TypeError, match=rf"^\w+(\.\w+)?: {name} is a pandas.*{name}\.to_numpy\(\)$"):
         call(table())
 
@@ -189,5 +198,5 @@ def test_what_is_not_finite_is_not_learnt_from(wrong):
 
 
 def test_a_list_of_numbers_may_hold_one_that_is_no_float():
-    with pytest.raises(ValueError, match="predict: inputs holds a number beyond float32, expected finite"):
+    with pytest.raises(ValueError, match=r"predict: inputs\[2\] is beyond the range of float64, expected finite"):
         forecaster().predict([1, 2, 10**400])

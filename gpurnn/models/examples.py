@@ -109,7 +109,11 @@ def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         if bool(xp.any(lost)):
             first = _dispatch.to_numpy(array)[_dispatch.to_numpy(lost)][0]
             raise ValueError(f"{where}: {name} holds {first!r}, which is beyond the range of {dtype.name}")
-    elif kind in "iu" and array.size and int(abs(_dispatch.to_numpy(array).astype(object)).max()) > _exact(dtype):
+    elif (
+        kind in "iu"
+        and array.size
+        and int(abs(_dispatch.to_numpy(array).astype(object).reshape(-1)).max()) > _exact(dtype)
+    ):
         _checks.warn(
             where,
             f"{name} holds integers above {_exact(dtype):,}, which {dtype.name} rounds: digits are lost"
@@ -129,7 +133,10 @@ def _numbers_of_objects(where: str, name: str, array: NDArray[Any]) -> NDArray[n
     for place in np.ndindex(array.shape):
         value = array[place]
         try:
-            result[place] = np.nan if value is None else float(value)
+            result[place] = np.nan if value is None or _is_missing(value) else float(value)
+        except OverflowError as error:  # of an int that is larger than every float
+            at = "".join(f"[{i}]" for i in place)
+            raise ValueError(f"{where}: {name}{at} is beyond the range of float64, expected finite numbers") from error
         except (TypeError, ValueError) as error:
             at = "".join(f"[{i}]" for i in place)
             raise TypeError(f"{where}: {name}{at} is {_checks.described(value)}, expected a number") from error

@@ -1,5 +1,5 @@
-"""The forecaster of time series: nonlinear autoregression, with prediction intervals and a backtest."""
+"""Forecasts of time series: the model, its results and what it is compared with."""
 
-from .forecaster import Backtest as Backtest
-from .forecaster import Forecast as Forecast
 from .forecaster import Forecaster as Forecaster
+from .results import Backtest as Backtest
+from .results import Forecast as Forecast

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ... import _arrays, _checks, _dispatch
+from ... import _checks, _dispatch
 from ..._contract import Array
 from ..._random import generator
 from ...cells import Activation, Update
 from ...layers.base import copied
 from .. import examples
-from ..base import check_finite, not_finite
+from ..base import not_finite
 from ..pooling import POOLINGS
 from ..sequence import LOSSES, SequenceModel
+from . import transforms
+from .baselines import BASELINES, baseline
+from .results import Backtest, Forecast
+from .series import Columns, Reader, Series, Sizes
+from .transforms import Transformed, Values
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from ..fit_options import FitOptions
 
 NOISES = ("gaussian", "bootstrap")
 
@@ -28,80 +35,24 @@ ROWS = 8192
 """How many windows are computed at a time, at most."""
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """The values that are forecast, and intervals around them.
-
-    Attributes
-    ----------
-    point : (steps,) or (steps, features) array
-        The free-running forecast: that without noise.
-    lower, upper : arrays like point
-        The prediction interval of each value by itself.
-    level : float
-        The probability that a value is to lie in its interval.
-    """
-
-    point: Array
-    lower: Array
-    upper: Array
-    level: float
-
-
-@dataclass(frozen=True)
-class Backtest:
-    """Forecasts from several origins of a series, with the values that followed.
-
-    Attributes
-    ----------
-    origins : tuple of int
-        The N origins: the index of the first value of each forecast, which was made from the values before it.
-    point, lower, upper : (N, horizon) or (N, horizon, features) arrays
-        As in `Forecast`.
-    actual : array like point
-        The values of the series.
-    level : float
-    """
-
-    origins: tuple[int, ...]
-    point: Array
-    lower: Array
-    upper: Array
-    actual: Array
-    level: float
-
-    @property
-    def mse(self) -> float:
-        """The mean squared error of the point forecasts."""
-        xp = _dispatch.namespace("Backtest", point=self.point)
-        return float(xp.mean((self.point - self.actual) ** 2))
-
-    @property
-    def mae(self) -> float:
-        """The mean absolute error of the point forecasts."""
-        xp = _dispatch.namespace("Backtest", point=self.point)
-        return float(xp.mean(xp.abs(self.point - self.actual)))
-
-    @property
-    def coverage(self) -> float:
-        """The share of the actual values that lie in their intervals; ``level`` is what it should be."""
-        xp = _dispatch.namespace("Backtest", point=self.point)
-        inside = (self.lower <= self.actual) & (self.actual <= self.upper)
-        return float(xp.mean(xp.astype(inside, self.point.dtype)))
-
-
 class Forecaster(SequenceModel):
     r"""Autoregressive forecaster of one or several time series: x_t = f(x_{t-1}, ..., x_{t-p}) + \epsilon_t.
 
     f reads the p values before t, the window, as a sequence with a recurrent stack, and puts out
-    x_t = W_hy h + b_y, h the stack's pooled output. All of this is in scaled units, (x - mean) / std for each feature;
-    `predict`, `forecast` and `backtest` take and return the series' own units. A call, `vjp` and the losses work on
-    windows in scaled units, (p, B, features).
+    x_t = W_hy h + b_y, h the stack's pooled output. A series shorter than p has shorter windows. All of this is in
+    scaled units: log, trend, season and differences are taken as the options say, and then (x - mean) / std for each
+    feature; `predict`, `forecast` and `backtest` take and return the series' own units. A call, `vjp` and the losses
+    work on windows in scaled units, (p, B, features + covariates).
 
     Where `fit` is given one series, mean and std are those of this series, and they scale every later series too. Where
     it is given several, each series is scaled by its own mean and std: series of any size are learnt together. A series
-    to be forecast is then scaled by the mean and std of all values that come before the forecast, so give its whole
-    past and not only the last window.
+    to be forecast is then scaled by the mean and std of all values that come before the forecast. A trend and seasons
+    are always fitted to the values before the forecast. So give the whole past and not only the last window.
+
+    A series is an array or list of numbers, (T,) or (T, features), or a pandas or polars series or table. NaN, masked
+    and missing values are gaps: they are no targets, and as inputs each stands for the value before it. Where a series
+    ends in a gap, the forecasts go through it. Covariates are further inputs: known in the future (f reads them up to
+    time t), known only in the past (they are forecast along, as if they were features), or one value for each series.
 
     Parameters
     ----------
@@ -111,6 +62,18 @@ class Forecaster(SequenceModel):
     features : int
         How many values a time step has; 1 for a univariate series.
     num_layers : int
+    known_features, past_features, static_features : int
+        How many covariates a time step has that are known in the future, and only in the past; and how many a series.
+    log : bool
+        Learn the logarithms of the values, which are positive: what grows or swings in proportion.
+    trend : bool
+        Take off a straight line, fitted by least squares, and continue it.
+    season_length : float or sequence of floats, optional
+        Take off seasons of these many steps (12 for months; 24 and 168 for hours): up to ten harmonics of each, fitted
+        by least squares, and continued. It takes two seasons of values.
+    differences : int or sequence of ints, optional
+        Learn x_t - x_{t-k} for this k, or for several one after another: 1 for a level that wanders, 12 for a season
+        that changes from year to year.
     pooling : {"last", "mean", "attention"}
         As in `SequenceClassifier`.
     loss : {"mse", "l1", "huber"}
@@ -123,10 +86,14 @@ class Forecaster(SequenceModel):
     ----------
     params : dict of str to array
         ``recurrent.weight_ih_l0``, ..., ``output.weight`` and ``output.bias``.
-    mean, std : (features,) NumPy arrays, or (S, features) after a fit to S > 1 series
-        Of the series that `fit` was given; 0 and 1 before. std is 1 where a feature is constant.
-    residuals : (n, features) NumPy array
-        \epsilon_t of these series, in scaled units. Saved with the model, as are ``mean`` and ``std``.
+    mean, std : (F,) NumPy arrays, or (S, F) after a fit to S > 1 series
+        Of the series that `fit` was given, F = features + past_features; 0 and 1 before. std is 1 where a feature is
+        constant.
+    residuals : (n, F) NumPy array
+        \epsilon_t of these series, in scaled units. Where a part of them was kept aside for validation, those of the
+        part that was learnt are made as large as those of the part that was not.
+    covariate_mean, covariate_std : (known_features + static_features,) NumPy arrays
+        Of the covariates of all series. Saved with the model, as are ``mean``, ``std`` and ``residuals``.
 
     Raises
     ------
@@ -135,13 +102,14 @@ class Forecaster(SequenceModel):
 
     Notes
     -----
-    The residuals are those of the series that the model has learnt: one that has learnt it by heart has intervals that
-    are too narrow. The coverage in a `backtest` on later values tells.
+    Without a validation part the residuals are those of the series that the model has learnt: one that has learnt it by
+    heart has intervals that are too narrow. The coverage in a `backtest` on later values tells.
 
     References
     ----------
     R. J. Hyndman, G. Athanasopoulos, "Forecasting: principles and practice", 3rd ed. 2021, section 12.4 (neural network
-    autoregression, its intervals by simulation), sections 5.5 and 5.10 (bootstrapped residuals, rolling origin).
+    autoregression, its intervals by simulation), sections 5.5 and 5.10 (bootstrapped residuals, rolling origin),
+    section 10.5 (harmonic regression).
 
     Examples
     --------
@@ -149,24 +117,26 @@ class Forecaster(SequenceModel):
     >>> import gpurnn
     >>> from gpurnn.models import Forecaster
     >>> rng = np.random.default_rng(0)
-    >>> series = (20 + np.sin(np.arange(300) / 3) + 0.1 * rng.normal(size=300)).astype(np.float32)
-    >>> model = Forecaster(8, 12)
+    >>> t = np.arange(300)
+    >>> series = 20 + 0.02 * t + np.sin(2 * np.pi * t / 12) + 0.1 * rng.normal(size=300)
+    >>> model = Forecaster(8, 12, trend=True, season_length=12)
     >>> model
-    Forecaster(8, 12)  # 553 parameters
+    Forecaster(8, 12, trend=True, season_length=12)  # 553 parameters
       (8, B, 1)   windows
       (8, B, 12)  GRU(1, 12)
       (B, 12)     LastPooling()
       (B, 1)      Dense(12, 1): x_t
-    >>> model = model.fit(series[:250], epochs=20, optimizer=gpurnn.Adam(0.01))
-    >>> ahead = model.forecast(series[:250], 20, level=0.9)
-    >>> ahead.point.shape, bool(np.abs(ahead.point - series[250:270]).max() < 0.6)
+    >>> model = model.fit(series[:250])
+    >>> ahead = model.forecast(series[:250], 20, level=0.9, quantiles=[0.25, 0.75])
+    >>> ahead.point.shape, bool(np.abs(ahead.point - series[250:270]).max() < 0.4)
     ((20,), True)
-    >>> backtest = model.backtest(series, start=250)
-    >>> backtest.mse < 0.04, backtest.coverage > 0.7
+    >>> bool((ahead.quantiles[0.25] < ahead.quantiles[0.75]).all())
+    True
+    >>> backtest = model.backtest(series, start=250, horizon=12)
+    >>> backtest.mase < backtest.baselines["seasonal_naive"].mase, 0.8 < backtest.coverage < 1
     (True, True)
     """
 
-    _outputs_name = "features"
     _outputs_text = "x_t"
 
     def __init__(
@@ -176,6 +146,13 @@ class Forecaster(SequenceModel):
         features: int = 1,
         num_layers: int = 1,
         *,
+        known_features: int = 0,
+        past_features: int = 0,
+        static_features: int = 0,
+        log: bool = False,
+        trend: bool = False,
+        season_length: float | Sequence[float] | None = None,
+        differences: int | Sequence[int] | None = None,
         pooling: str = "last",
         loss: str = "mse",
         cell: str = "gru",
@@ -194,27 +171,36 @@ class Forecaster(SequenceModel):
     ) -> None:
         where = "Forecaster"
         self.window = _checks.size(where, "window", window)
-        features = _checks.size(where, "features", features)
+        self.features = _checks.size(where, "features", features)
+        self.known_features = _checks.size(where, "known_features", known_features, 0)
+        self.past_features = _checks.size(where, "past_features", past_features, 0)
+        self.static_features = _checks.size(where, "static_features", static_features, 0)
+        self._transforms = transforms.checked(where, log, trend, season_length, differences)
+        self.log, self.trend = self._transforms.log, self._transforms.trend
+        self.season_length = _as_given(season_length, self._transforms.season_length)
+        self.differences = _as_given(differences, self._transforms.differences)
         pooling = _checks.choice(where, "pooling", pooling, POOLINGS)
         loss = _checks.choice(where, "loss", loss, LOSSES)
+        F, covariates = self.features + self.past_features, self.known_features + self.static_features
         super().__init__(
-            features, hidden_size, features, num_layers, pooling=pooling, cell=cell, bidirectional=bidirectional,
+            F + covariates, hidden_size, F, num_layers, pooling=pooling, cell=cell, bidirectional=bidirectional,
             activation=activation, leak=leak, reset_after=reset_after, update=update, dropout=dropout,
             variational_dropout=variational_dropout, recurrent_dropout=recurrent_dropout, residual=residual, init=init,
             dtype=dtype, rng=rng,
         )  # fmt: skip
         self._loss = loss
-        self.features = self.output.out_features
-        self.mean, self.std = np.zeros(self.features), np.ones(self.features)
-        self.residuals = np.zeros((0, self.features), self.output.params["bias"].dtype)
+        self.mean, self.std = np.zeros(F), np.ones(F)
+        self.residuals = np.zeros((0, F), self.output.params["bias"].dtype)
+        self.covariate_mean, self.covariate_std = np.zeros(covariates), np.ones(covariates)
+        self._columns = Columns()
 
-    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Copies of the parameters, and of ``mean``, ``std`` and ``residuals``, as NumPy arrays, by name."""
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Copies of the parameters, and of ``mean``, ``std`` and the others, as NumPy arrays, by name."""
         of_series = {name: copied(getattr(self, name)) for name in _OF_SERIES}
         return {**super().state_dict(), **of_series}
 
-    def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Copy values into the parameters, and into ``mean``, ``std`` and ``residuals``.
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Copy values into the parameters, and into ``mean``, ``std`` and the others.
 
         Raises
         ------
@@ -232,13 +218,25 @@ class Forecaster(SequenceModel):
         for name in _OF_SERIES:
             shown = f"state[{name!r}]"
             _dispatch.namespace(where, **{shown: state[name]})
-            # (n, features); and (features,), or (S, features) of the scales of several series.
-            lead = state[name].shape[:1] if name == "residuals" else state["mean"].shape[:-1][:1]
-            _checks.shape(where, shown, state[name], (*lead, self.features), "(..., features)")
+            if name.startswith("covariate"):
+                _checks.shape(where, shown, state[name], self.covariate_mean.shape, "(covariates,)")
+            else:
+                # (n, features); and (features,), or (S, features) of the scales of several series.
+                lead = state[name].shape[:1] if name == "residuals" else state["mean"].shape[:-1][:1]
+                expected = (*lead, self.output.out_features)
+                _checks.shape(where, shown, state[name], expected, "(..., features)")
             _checks.floating(where, shown, state[name])
         parameters = {name: value for name, value in state.items() if name not in _OF_SERIES}
         super().load_state_dict(parameters)
-        self.mean, self.std, self.residuals = (copied(state[name]) for name in _OF_SERIES)
+        for name in _OF_SERIES:
+            setattr(self, name, copied(state[name]))
+
+    def _fitted(self) -> dict[str, Any]:
+        columns = self._columns.saved()
+        return {"columns": columns} if columns else {}
+
+    def _restore_fitted(self, fitted: dict[str, Any]) -> None:
+        self._columns = Columns.restored(fitted.get("columns", {}))
 
     @_checks.lists_options
     def fit(
@@ -246,137 +244,246 @@ class Forecaster(SequenceModel):
         X: Any,
         y: None = None,
         *,
-        batch_size: int = 32,
-        validation: Any = None,
-        rng: int | np.random.Generator = 0,
-        **options: Any,
+        target: str | Sequence[str] | None = None,
+        time: str | None = None,
+        group: str | None = None,
+        known: Any = None,
+        past: Any = None,
+        static: Any = None,
+        **options: Unpack[FitOptions],
     ) -> Self:
         """Learn to forecast one step, from every window of one or several series.
 
+        Without ``epochs`` and ``steps`` training ends by itself: the last tenth of each series is set aside, and when
+        its loss has not fallen for ten epochs, or after a hundred epochs, the best parameters stay.
+
         Parameters
         ----------
-        X : (T,) or (T, features) array or list of numbers, or a sequence of such
-            The series, of any lengths above ``window``, without gaps.
+        X : array, list, series or table, or a sequence of such
+            (T,) or (T, features): one series; (N, T), (N, T, features) or a sequence: several, of any lengths. A pandas
+            or polars table has a row for each time and a column for each feature; with ``group`` it holds several
+            series below one another.
         y : None
             Every value is the target of those before it.
-        batch_size : int
-            Windows in a batch.
-        validation : like X, optional
-        rng, **options
-            Those of `Model.fit`: ``epochs`` or ``steps``, ``optimizer``, ``patience``, ...
+        target : str or sequence of str, optional
+            The columns of a table that are to be forecast; by default all that are nothing else.
+        time, group : str, optional
+            The columns of a table that say when each row is (dates, ISO dates as text, or numbers), and of which
+            series. Rows are put in the order of their times, and missing rows are gaps. Without ``time`` the index of
+            a pandas table or series says when.
+        known, past, static : str or sequence of str, or arrays, optional
+            The covariates: of a table the names of its columns; otherwise ``known`` and ``past`` of (T, ...) and
+            ``static`` (static_features,), for each series.
+        **options
+            Those of `Model.fit`. ``batch_size`` counts windows; ``validation`` is like X, and those with covariates are
+            tables with the same columns; ``validation_split`` takes the last share of each series.
 
         Returns
         -------
         self
-            Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run; its ``history`` has the losses, in scaled
-            units.
+            Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run; its losses are in scaled units.
 
         Raises
         ------
         ValueError, TypeError
-            A series is too short, not finite or of another dtype, or an option is out of its range.
+            A series is too short or holds infinity; the message names it as the caller has it. Or an option is out of
+            its range.
         FloatingPointError
             The training diverged.
         """
+        where = "Forecaster.fit"
         if y is not None:
-            raise TypeError("Forecaster.fit: y is given, expected None: the series are their own targets")
-        series = self._all_series("fit", "X", X, self.window + 1)
-        scales = [examples.scale_of(s) for s in series]
+            raise TypeError(f"{where}: y is given, expected None: the series are their own targets")
+        of_tables = examples.is_table(X) or (isinstance(X, (list, tuple)) and any(map(examples.is_table, X)))
+        columns = Columns(_names(where, "target", target) or None, time, group)
+        if of_tables:
+            named = {n: _names(where, n, v) for n, v in (("known", known), ("past", past), ("static", static))}
+            columns = Columns(columns.target, time, group, **named)
+            known = past = static = None
+        elif target is not None:
+            raise TypeError(f"{where}: target is {target!r}, which is for tables, but X is {_checks.described(X)}")
+        reader = self._reader("fit", columns)
+        pasts = [self._past(where, one, 2) for one in reader.read("X", X, known, past, static).series]
+        scales = [one.transformed.scale() for one in pasts]
         # That of a single series scales the validation too.
-        common = scales[0] if len(series) == 1 else None
-        scaled = [_scaled(s, *scale) for s, scale in zip(series, scales, strict=True)]
-        later = None
+        common = scales[0] if len(scales) == 1 else None
+        covariate_scale = _scale_of_covariates(pasts)
+        learnt = self._windows_of(pasts, scales, covariate_scale)
+        batch_size, rng = options.pop("batch_size", 32), options.get("rng", 0)
+        later, validation = None, options.get("validation")
         if validation is not None:
-            later = self._all_series("fit", "validation", validation, self.window + 1)
-            later = [_scaled(s, *(common or examples.scale_of(s))) for s in later]
-            later = self._windows_of(later, batch_size, shuffle=False, rng=0)
-        data = self._windows_of(scaled, batch_size, shuffle=True, rng=rng)
-        self.trainer_ = self._trainer(data, None, validation=later, rng=rng, **options)
+            others = [self._past(where, s, 2) for s in reader.read("validation", validation).series]
+            later = self._windows_of(others, [common or p.transformed.scale() for p in others], covariate_scale)
+            options["validation"] = self._batches_of(later, batch_size, shuffle=False, rng=0)
+        data = self._batches_of(learnt, batch_size, shuffle=True, rng=rng)
+        self.trainer_ = self._trainer(data, None, **options)
+        self._columns = columns
         self.mean, self.std = common or (np.stack(values) for values in zip(*scales, strict=True))
+        self.covariate_mean, self.covariate_std = covariate_scale
         self.residuals = self.residuals[:0]
         self.trainer_.train()
-        self.residuals = np.concatenate([_dispatch.to_numpy(self._residuals(s)) for s in scaled])
+        self.residuals = self._residuals(learnt, later)
         return self
 
     @property
     def loss_unit(self) -> str:
         return f"{super().loss_unit} of the scaled series"
 
-    def _windows_of(self, scaled: list[Array], batch_size: int, *, shuffle: bool, rng: Any) -> Any:
-        from ...training import PaddedBatches
+    # --- series as the network reads them ---
 
-        windows, targets, p = [], [], self.window
-        for x in scaled:
-            windows += [x[i : i + p, :] for i in range(x.shape[0] - p)]
-            targets += [x[i + p, :] for i in range(x.shape[0] - p)]
-        return PaddedBatches(windows, batch_size, targets, per_sequence=True, shuffle=shuffle, rng=rng)
+    def _reader(self, method: str, columns: Columns) -> Reader:
+        sizes = Sizes(self.features, self.known_features, self.past_features, self.static_features)
+        return Reader(f"Forecaster.{method}", sizes, columns, self._array)
 
-    def _residuals(self, x: Array) -> Array:
-        """A series (T, features) in scaled units minus its forecasts of one step: (T - p, features)."""
-        xp = _dispatch.namespace("Forecaster", x=x)
-        N = x.shape[0] - self.window
-        windows = xp.stack([x[i : i + N, :] for i in range(self.window)])
-        return x[self.window :, :] - self._free_run(windows, 1)[0, ...]
-
-    def _all_series(self, method: str, name: str, given: Any, least: int) -> list[Array]:
-        """One series or several as a list of arrays."""
-        where = f"Forecaster.{method}"
-        _checks.given(where, **{name: given})
-        if self._is_single(given):
-            return [self._one_series(method, name, given, least)]
-        given = _arrays.entries(where, name, given, "an array or several")
-        if len(given) == 0:
-            raise ValueError(f"{where}: {name} is empty, expected at least one series")
-        return [self._one_series(method, f"{name}[{i}]", series, least) for i, series in enumerate(given)]
-
-    def _is_single(self, given: Any) -> bool:
-        """Whether this is one series, and not several: an array, or a list of numbers or of rows of numbers."""
-        if not isinstance(given, (list, tuple)):
-            return _arrays.is_single(given)
-        rows = [given] if self.features == 1 else given
-        return len(given) > 0 and all(
-            isinstance(row, (list, tuple)) and all(isinstance(value, Real) for value in row) for row in rows
-        )
-
-    def _one_series(self, method: str, name: str, series: Any, least: int) -> Array:
-        """A series as an array (T, features), or (T,) as it was given; reject one that this model does not read."""
-        where = f"Forecaster.{method}"
+    def _array(self, values: NDArray[Any]) -> Array:
+        """A NumPy array as an array of the model's library and dtype."""
         parameter = self.output.params["weight"]
-        if not hasattr(series, "dtype") and self._is_single(series):
-            series = self._array(where, name, series)
-        _, _, series = _arrays.take(where, {"params": parameter, name: series}, needed=(name,))
-        if self.features > 1 or series.ndim != 1:
-            _checks.ndim(where, name, series, 2, "(T, features)")
-            _checks.shape(where, name, series, (series.shape[0], self.features), "(T, features)")
-        if series.shape[0] < least:
-            raise ValueError(f"{where}: {name} has {series.shape[0]} steps, expected at least {least}")
-        check_finite(where, name, series)
-        return series
+        with np.errstate(over="ignore"):  # what is not finite is rejected where it was computed
+            converted = values.astype(_checks.dtype_name(parameter))
+        return _dispatch.from_numpy(_dispatch.namespace("Forecaster", params=parameter), converted)
 
-    def _array(self, where: str, name: str, series: Any) -> Array:
-        """A list of numbers, or of rows of numbers, as an array."""
-        for i, row in enumerate([series] if self.features == 1 else series):
-            if self.features > 1 and len(row) != self.features:
-                raise ValueError(f"{where}: {name}[{i}] has {len(row)} entries, expected features = {self.features}")
-            if any(isinstance(value, bool) for value in row):
-                raise TypeError(f"{where}: {name} holds booleans, expected numbers")
-        parameter = self.output.params["weight"]
-        xp, dtype = _dispatch.namespace(where, params=parameter), _checks.dtype_name(parameter)
-        try:
-            with np.errstate(over="ignore"):  # infinity is rejected with the series
-                return _dispatch.from_numpy(xp, np.array(series, dtype))
-        except OverflowError as error:  # of an int that is larger than every float
-            raise ValueError(f"{where}: {name} holds a number beyond {dtype}, expected finite numbers") from error
+    def _past(self, where: str, series: Series, least: int = 1, stop: int | None = None) -> _Past:
+        """A series before the step ``stop``, transformed; reject one that is too short."""
+        values = series.values[:stop]
+        there = np.flatnonzero(np.isfinite(values[:, : self.features]).any(axis=1))
+        if not len(there):
+            raise ValueError(f"{where}: {series.name} holds no numbers, expected a series of such")
+        start, end = int(there[0]), int(there[-1]) + 1
+        least = max(self._transforms.least, self._transforms.lost + least)
+        if end - start < least:
+            steps = "step" if end - start == 1 else "steps"
+            raise ValueError(f"{where}: {series.name} has {end - start} {steps}, expected at least {least}")
+        if self.log and (values[start:end, : self.features] <= 0).any():
+            step, feature = (int(i) for i in np.argwhere(values[start:end, : self.features] <= 0)[0])
+            raise ValueError(
+                f"{where}: {series.name} holds {values[start + step, feature]:g} at {series.label(start + step)}, "
+                "expected positive values, as log=True takes their logarithms"
+            )
+        transformed = self._transforms.apply(values[start:end], self.features)
+        return _Past(series.name, transformed, series.known[start:], series.static, len(values) - end, end - start)
 
-    def _scales(self, pasts: list[Array]) -> tuple[Any, Any]:
-        """The means and standard deviations (B, features) that scale the series with these B pasts."""
+    def _windows_of(self, pasts: list[_Past], scales: list[Any], covariate_scale: Any) -> _Learnt:
+        """All windows whose next value is known."""
+        windows, targets, counts = [], [], []
+        for past, scale in zip(pasts, scales, strict=True):
+            rows = self._rows(past, scale, covariate_scale)
+            values = self._array((past.transformed.values - scale[0]) / scale[1])
+            # A series that is longer than the window has whole windows only.
+            first = self.window if len(past.transformed.values) > self.window else 1
+            whole = np.flatnonzero(past.transformed.observed.all(axis=1)).tolist()
+            steps = [t for t in whole if t >= first]
+            windows += [rows[max(0, t - self.window) : t, :] for t in steps]
+            targets += [values[t, :] for t in steps]
+            counts.append(len(steps))
+        return _Learnt(windows, targets, counts)
+
+    def _rows(self, past: _Past, scale: Any, covariate_scale: Any) -> Array:
+        """What f reads at each step, (T, input_size): the values there, and the covariates of the step after it."""
+        values = (past.transformed.values - scale[0]) / scale[1]
+        covariates = past.covariates(self._transforms.lost + 1, len(values), covariate_scale)
+        return self._array(np.concatenate([values, covariates], axis=1))
+
+    def _batches_of(self, learnt: _Learnt, batch_size: int, *, shuffle: bool, rng: Any) -> Any:
+        from .windows import Windows
+
+        if not learnt.windows:
+            raise ValueError("Forecaster.fit: no value of a series follows another, expected fewer gaps")
+        return Windows(learnt.windows, learnt.targets, learnt.counts, batch_size, shuffle=shuffle, rng=rng)
+
+    def _residuals(self, learnt: _Learnt, later: _Learnt | None) -> NDArray[Any]:
+        """The residuals of all windows of a fit, those that were learnt as large as those that were not."""
+        residuals = self._errors(learnt)
+        unseen = np.ones(len(residuals), np.bool_)
+        seen: Any = self.trainer_.data
+        unseen[seen.places] = False
+        held = residuals[unseen] if later is None else self._errors(later)
+        if len(held) >= _LEAST_HELD:
+            rms = [np.sqrt(np.mean(part.astype(np.float64) ** 2, axis=0)) for part in (held, residuals[~unseen])]
+            factor = np.maximum(1.0, rms[0] / np.where(rms[1] > 0, rms[1], np.inf))
+            residuals[~unseen] *= np.where(rms[1] > 0, factor, 1.0).astype(residuals.dtype)
+        return residuals
+
+    def _errors(self, learnt: _Learnt) -> NDArray[Any]:
+        """The values minus their forecasts of one step, (n, F) in scaled units."""
+        from ...training import pad
+
+        xp = _dispatch.namespace("Forecaster", windows=learnt.windows[0])
+        parts = []
+        for start in range(0, len(learnt.windows), ROWS):
+            windows, targets = (values[start : start + ROWS] for values in (learnt.windows, learnt.targets))
+            padded, lengths = pad(windows)
+            parts.append(_dispatch.to_numpy(xp.stack(targets) - self(padded, None, lengths)[0]))
+        return np.concatenate(parts)
+
+    def _scales(self, pasts: list[_Past]) -> list[tuple[Values, Values]]:
+        """The mean and standard deviation (F,) that scale each of these series."""
         if self.mean.ndim == 1:
-            return self.mean, self.std
-        means, stds = zip(*map(examples.scale_of, pasts), strict=True)
-        return np.stack(means), np.stack(stds)
+            return [(self.mean, self.std)] * len(pasts)
+        return [past.transformed.scale() for past in pasts]
 
-    def _free_run(self, windows: Array, steps: int, noise: Array | None = None) -> Array:
-        """The values (steps, B, features) that follow windows (p, B, features), each fed back with its noise."""
+    # --- forecasts ---
+
+    def _paths(
+        self,
+        where: str,
+        pasts: list[_Past],
+        steps: int,
+        samples: int | None = None,
+        noise: str = "",
+        random: Any = None,
+    ) -> list[Values]:
+        """The values that follow each past, in its own units.
+
+        Each forecast is fed back. They are (steps, features), or with samples (steps, samples, features), of paths with
+        noise.
+        """
+        covariate_scale = (self.covariate_mean, self.covariate_std)
+        scales = self._scales(pasts)
+        for past in pasts:
+            needed = past.length + past.gap + steps
+            if self.known_features and len(past.known) < needed:
+                ahead = max(0, len(past.known) - past.length - past.gap)
+                raise ValueError(
+                    f"{where}: known has {ahead} steps after those of {past.name}, expected at least steps = {steps}"
+                )
+        copies = samples or 1
+        most = steps + max(past.gap for past in pasts)
+        drawn = None if samples is None else self._noise((most, len(pasts) * samples), noise, random)
+        results: dict[int, Values] = {}
+        # Pasts of one length and one gap are computed together.
+        kinds: dict[tuple[int, int], list[int]] = {}
+        for i, past in enumerate(pasts):
+            kinds.setdefault((min(self.window, len(past.transformed.values)), past.gap), []).append(i)
+        for (length, gap), chosen in kinds.items():
+            total = gap + steps
+            inputs, covariates = [], []
+            for i in chosen:
+                past = pasts[i]
+                inputs.append(self._rows(past, scales[i], covariate_scale)[-length:, :])
+                covariates.append(self._array(past.covariates(past.length + 1, total, covariate_scale)))
+            xp = _dispatch.namespace(where, inputs=inputs[0])
+            repeated = [_repeated(xp, xp.stack(arrays, axis=1), copies) for arrays in (inputs, covariates)]
+            of_noise = None
+            if drawn is not None and samples is not None:
+                parts = [drawn[:total, i * samples : (i + 1) * samples] for i in chosen]
+                of_noise = _dispatch.from_numpy(xp, np.concatenate(parts, axis=1))
+            found = _dispatch.to_numpy(self._free_run(repeated[0], total, of_noise, repeated[1])).astype(np.float64)
+            self._require_finite(where, found)
+            for lane, i in enumerate(chosen):
+                part = found[:, lane * copies : (lane + 1) * copies, :] if samples else found[:, lane, :]
+                mean, std = scales[i]
+                with np.errstate(over="ignore", invalid="ignore"):
+                    results[i] = pasts[i].transformed.inverse(part * std + mean, random)[gap:, ..., : self.features]
+                    self._require_finite(where, results[i].astype(self.residuals.dtype))
+        return [results[i] for i in range(len(pasts))]
+
+    def _free_run(
+        self, windows: Array, steps: int, noise: Array | None = None, covariates: Array | None = None
+    ) -> Array:
+        """The values (steps, B, F) that follow windows (n, B, input_size), each fed back with its noise.
+
+        ``covariates`` (steps, B, ...) are those beside each of these values.
+        """
         xp = _dispatch.namespace("Forecaster", windows=windows)
         parts = []
         for start in range(0, windows.shape[1], ROWS):
@@ -387,23 +494,34 @@ class Forecaster(SequenceModel):
                 if noise is not None:
                     value = value + noise[step, start:stop, :]
                 values.append(value)
-                window = xp.concat([window[1:, ...], value[None, ...]], axis=0)
+                row = value
+                if covariates is not None and covariates.shape[2]:
+                    row = xp.concat([value, covariates[step, start:stop, :]], axis=1)
+                kept = window[1:, ...] if window.shape[0] == self.window else window
+                window = xp.concat([kept, row[None, ...]], axis=0)
             parts.append(xp.stack(values))
         return xp.concat(parts, axis=1)
 
-    def predict(self, inputs: Any, steps: int = 1) -> Any:
+    def predict(self, inputs: Any, steps: int = 1, *, known: Any = None, past: Any = None, static: Any = None) -> Any:
         """The values that follow each series. Each forecast is fed back as if it had been observed.
 
         Parameters
         ----------
-        inputs : (T,) or (T, features) array or list of numbers, or a sequence of such
-            The series. Their last ``window`` values are read, and all of them for the scale after a fit to several.
+        inputs : like X in `fit`
+            The series: their whole past.
         steps : int
             How many values to forecast.
+        known : table, or (T + steps, known_features) array for each series, optional
+            The covariates that are known in the future. Where ``inputs`` is a table, which has those of its own rows, a
+            table of the rows to come.
+        past, static : arrays, optional
+            Where ``inputs`` is no table: the other covariates, as in `fit`.
 
         Returns
         -------
-        (steps,) or (steps, features) array, or a list of such
+        array, series or table, or a list of such
+            What ``inputs`` is: (steps,) or (steps, features) for each series. A pandas index, or the time column of a
+            table, goes on from the series' own.
 
         Raises
         ------
@@ -414,48 +532,54 @@ class Forecaster(SequenceModel):
         """
         where = "Forecaster.predict"
         steps = _checks.integer_at_least(where, "steps", steps, 1)
-        series = self._all_series("predict", "inputs", inputs, self.window)
+        given = self._reader("predict", self._columns).read("inputs", inputs, known, past, static)
+        pasts = [self._past(where, series) for series in given.series]
         if not len(self.residuals) and (self.mean == 0).all() and (self.std == 1).all():
             raise ValueError(f"{where}: the model was never fitted, expected the mean and std of a fit; call fit first")
-        xp = _dispatch.namespace(where, inputs=series[0])
-        scales = self._scales(series)
-        windows = _scaled(xp.stack([_columns(x)[-self.window :, :] for x in series], axis=1), *scales)
-        values = _unscaled(self._free_run(windows, steps), *scales)
-        self._require_finite(where, values)
-        forecasts = [values[:, i, 0] if x.ndim == 1 else values[:, i, :] for i, x in enumerate(series)]
-        return forecasts[0] if self._is_single(inputs) else forecasts
+        return given.join(self._paths(where, pasts, steps))
 
-    def _require_finite(self, where: str, *forecasts: Array) -> None:
+    def _require_finite(self, where: str, forecasts: NDArray[Any]) -> None:
         """Raise if forecasts are NaN or infinite."""
-        xp = _dispatch.namespace(where, forecasts=forecasts[0])
-        if not all(bool(xp.all(xp.isfinite(values))) for values in forecasts):
-            scales = {name: _dispatch.from_numpy(xp, getattr(self, name)) for name in _OF_SERIES}
+        if not np.isfinite(forecasts).all():
+            scales = {
+                name: _dispatch.from_numpy(_dispatch.namespace(where, params=self.output.params["bias"]), values)
+                for name in _OF_SERIES
+                if (values := getattr(self, name)).size
+            }
             raise not_finite(where, "the forecasts", self.params, **scales)
 
     def forecast(
         self,
-        series: Array,
+        series: Any,
         steps: int,
         *,
+        known: Any = None,
+        past: Any = None,
+        static: Any = None,
         samples: int = 1000,
         level: float = 0.9,
+        quantiles: Sequence[float] = (),
         noise: str = "gaussian",
         rng: int | np.random.Generator = 0,
-    ) -> Forecast:
-        r"""The values that follow a series, with prediction intervals by sampling.
+    ) -> Any:
+        r"""The values that follow each series, with prediction intervals by sampling.
 
         A sample is a path x_t = f(x_{t-1}, ..., x_{t-p}) + \epsilon_t with its own noise, fed back. The interval of a
         value lies between the (1 - level)/2 and the (1 + level)/2 quantile of what the samples have there.
 
         Parameters
         ----------
-        series : (T,) or (T, features) array or list of numbers
-            Its last ``window`` values are read, and all of them for the scale after a fit to several series.
+        series : like X in `fit`
+            The whole past of one series or several.
         steps : int
             How many values to forecast.
+        known, past, static : optional
+            As in `predict`.
         samples : int
         level : float
             Probability of the intervals, in (0, 1).
+        quantiles : sequence of floats
+            Further quantiles of each value, by their levels in (0, 1).
         noise : {"gaussian", "bootstrap"}
             \epsilon_t: normal, with the residuals' variance (and the covariance of the features); or drawn from the
             residuals.
@@ -464,6 +588,7 @@ class Forecaster(SequenceModel):
         Returns
         -------
         Forecast
+            Or a list of such for a sequence of series. That of a table with a group column has all of its series.
 
         Raises
         ------
@@ -473,85 +598,164 @@ class Forecaster(SequenceModel):
             A parameter is NaN or infinite, or the forecasts overflow.
         """
         where = "Forecaster.forecast"
-        x = self._one_series("forecast", "series", series, self.window)
         steps = _checks.integer_at_least(where, "steps", steps, 1)
-        windows = _columns(x)[-self.window :, None, :]
-        bounds = self._intervals(where, windows, self._scales([x]), steps, samples, level, noise, rng)
-        point, lower, upper = (v[:, 0, 0] if x.ndim == 1 else v[:, 0, :] for v in bounds)
-        return Forecast(point, lower, upper, float(level))
+        levels = _levels(where, quantiles)
+        given = self._reader("forecast", self._columns).read("series", series, known, past, static)
+        pasts = [self._past(where, one) for one in given.series]
+        bounds = self._intervals(where, pasts, steps, samples, level, noise, rng, levels)
+        point, lower, upper, *others = (given.join(values) for values in bounds)
+        if given.is_single or given.groups is not None:
+            return Forecast(point, lower, upper, float(level), dict(zip(levels, others, strict=True)))
+        return [
+            Forecast(point[i], lower[i], upper[i], float(level), {q: o[i] for q, o in zip(levels, others, strict=True)})
+            for i in range(len(pasts))
+        ]
 
     def backtest(
         self,
-        series: Array,
-        start: int,
+        series: Any,
+        start: Any,
         horizon: int = 1,
         stride: int = 1,
         *,
+        known: Any = None,
+        past: Any = None,
+        static: Any = None,
+        baselines: Sequence[str] | None = None,
+        season_length: int | None = None,
         samples: int = 200,
         level: float = 0.9,
         noise: str = "gaussian",
         rng: int | np.random.Generator = 0,
-    ) -> Backtest:
+    ) -> Any:
         """Forecasts of a series from origins that roll along it, against what came: the model stays as it is.
+
+        Other methods forecast the same beside it. They know at each origin what the model knows, and what they learn
+        besides, as ETS its smoothing, they learn from the values before the first origin.
 
         Parameters
         ----------
-        series : (T,) or (T, features) array or list of numbers
+        series : like X in `fit`
             After a fit to several series, the values before an origin give the scale of its forecast.
-        start : int
-            The first origin: the index of the first value that is forecast, at least ``window``.
+        start : int, or a time
+            The first origin: the index of the first value that is forecast, or its time where the series has times.
         horizon : int
             How many values are forecast from each origin.
         stride : int
             Steps from one origin to the next. All forecasts are within the series.
+        known, past, static : optional
+            As in `predict`, where no more than the covariates of the series' own steps are needed.
+        baselines : sequence of {"naive", "seasonal_naive", "ets", "theta"}, optional
+            What to compare with: the last value; the last season; exponential smoothing; the theta method. The latter
+            two need statsmodels. By default the naive ones, that of a season where there is one.
+        season_length : int, optional
+            The season of the baselines and of the MASE; by default the first of the model's.
         samples, level, noise, rng
             As in `forecast`.
 
         Returns
         -------
         Backtest
+            Or a list of such for a sequence of series, and a dict by group for a table with a group column.
 
         Raises
         ------
         ValueError, TypeError
             As `forecast` does; or there is no origin.
+        ImportError
+            A baseline needs statsmodels, which is not installed.
 
         References
         ----------
         L. J. Tashman, "Out-of-sample tests of forecasting accuracy", International Journal of Forecasting 16 (2000).
         """
         where = "Forecaster.backtest"
-        x = self._one_series("backtest", "series", series, self.window + 1)
-        start = _checks.integer_at_least(where, "start", start, self.window)
         horizon = _checks.integer_at_least(where, "horizon", horizon, 1)
         stride = _checks.integer_at_least(where, "stride", stride, 1)
-        origins = tuple(range(start, x.shape[0] - horizon + 1, stride))
-        if not origins:
-            raise ValueError(
-                f"{where}: start + horizon is {start + horizon}, expected at most the {x.shape[0]} steps of the series"
-            )
-        xp = _dispatch.namespace(where, series=x)
-        columns = _columns(x)
-        windows = xp.stack([columns[o - self.window : o, :] for o in origins], axis=1)
-        actual = xp.stack([columns[o : o + horizon, :] for o in origins])
-        scales = self._scales([_dispatch.to_numpy(columns)[:o] for o in origins])
-        bounds = self._intervals(where, windows, scales, horizon, samples, level, noise, rng)
-        arrays = [*(xp.permute_dims(v, (1, 0, 2)) for v in bounds), actual]
-        point, lower, upper, actual = (v[:, :, 0] if x.ndim == 1 else v for v in arrays)
-        return Backtest(origins, point, lower, upper, actual, float(level))
+        if season_length is None:
+            season = round((*self._transforms.season_length, max((1, *self._transforms.differences)))[0])
+        else:
+            season = _checks.size(where, "season_length", season_length)
+        if baselines is None:
+            baselines = ("naive", "seasonal_naive") if season > 1 else ("naive",)
+        names = [_checks.choice(where, "baselines", name, BASELINES) for name in baselines]
+        given = self._reader("backtest", self._columns).read("series", series, known, past, static)
+        tests = []
+        for one in given.series:
+            first = self._first_origin(where, one, start)
+            origins = tuple(range(first, len(one.values) - horizon + 1, stride))
+            if not origins:
+                raise ValueError(
+                    f"{where}: start + horizon is {first + horizon}, expected at most the {len(one.values)} steps of "
+                    f"{one.name}"
+                )
+            pasts = [self._past(where, one, stop=origin) for origin in origins]
+            bounds = self._intervals(where, pasts, horizon, samples, level, noise, rng)
+            actual = [one.values[o : o + horizon, : self.features] for o in origins]
+            arrays = [np.stack(values) for values in (*bounds, actual)]
+            tests.append(self._compared(where, one, arrays, origins, level, season, names))
+        if given.groups is not None:
+            return dict(zip(given.groups, tests, strict=True))
+        return tests[0] if given.is_single else tests
+
+    def _first_origin(self, where: str, series: Series, start: Any) -> int:
+        """The index of the first value to forecast."""
+        least = max(1, self._transforms.least)
+        if series.times is not None and not isinstance(start, (int, np.integer)):
+            try:
+                return series.step_at(start)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{where}: start is {start!r}, expected an int, or a time such as {series.times[0]}"
+                ) from error
+        return _checks.integer_at_least(where, "start", start, least)
+
+    def _compared(
+        self,
+        where: str,
+        series: Series,
+        arrays: list[Values],
+        origins: tuple[int, ...],
+        level: float,
+        season: int,
+        names: list[str],
+    ) -> Backtest:
+        """A backtest of point, lower, upper and actual (N, horizon, features), beside those of the baselines."""
+        horizon, first = arrays[0].shape[1], origins[0]
+        past = series.values[:first, : self.features]
+        lag = season if season < first else 1
+        with np.errstate(invalid="ignore"):
+            steps = np.abs(past[lag:] - past[:-lag])
+        naive_error = np.array([np.mean(s[np.isfinite(s)]) if np.isfinite(s).any() else np.nan for s in steps.T])
+        of_others: dict[str, list[Values]] = {}
+        for name in names:
+            found = []
+            for feature in range(self.features):
+                method = baseline(name, series.values[:, feature], first, season)
+                found.append([method(origin, horizon, level) for origin in origins])
+            # (features, N, 3, horizon) as three arrays (N, horizon, features).
+            of_others[name] = [np.asarray(found)[:, :, i, :].transpose(1, 2, 0) for i in range(3)]
+
+        def made(bounds: list[Values], others: Mapping[str, Backtest]) -> Backtest:
+            shaped = [v[:, :, 0] if series.is_flat else v for v in (*bounds, arrays[3])]
+            point, lower, upper, actual = map(self._array, shaped)
+            return Backtest(origins, point, lower, upper, actual, float(level), naive_error, others)
+
+        tests = {name: made(bounds, {}) for name, bounds in of_others.items()}
+        return made(arrays[:3], tests)
 
     def _intervals(
         self,
         where: str,
-        windows: Array,
-        scales: tuple[Any, Any],
+        pasts: list[_Past],
         steps: int,
         samples: int,
         level: float,
         noise: str,
         rng: Any,
-    ) -> tuple[Array, Array, Array]:
-        """point, lower and upper (steps, B, features) after windows (p, B, features), all in the series' units."""
+        quantiles: Sequence[float] = (),
+    ) -> list[list[Values]]:
+        """Of each past point, lower, upper and the quantiles, (steps, features) in its own units."""
         samples = _checks.integer_at_least(where, "samples", samples, 1)
         _checks.choice(where, "noise", noise, NOISES)
         level = _checks.finite(where, "level", level)
@@ -560,27 +764,21 @@ class Forecaster(SequenceModel):
         random = generator(where, rng)
         if self.residuals.shape[0] == 0:
             raise ValueError(f"{where}: there are no residuals, expected those of a fit; call fit first")
-        xp = _dispatch.namespace(where, windows=windows)
-        self._require_finite(where, _dispatch.from_numpy(xp, self.residuals))
-        windows = _scaled(windows, *scales)
-        p, B, F = windows.shape
-        repeated = xp.reshape(xp.broadcast_to(windows[:, :, None, :], (p, B, samples, F)), (p, B * samples, F))
-        drawn = _dispatch.from_numpy(xp, self._noise((steps, B * samples), noise, random))
-        paths = xp.reshape(self._free_run(repeated, steps, drawn), (steps, B, samples, F))
-        ordered = xp.sort(paths, axis=2)
-        lower, upper = (_quantile(ordered, q) for q in ((1 - level) / 2, (1 + level) / 2))
-        point, lower, upper = (_unscaled(v, *scales) for v in (self._free_run(windows, steps), lower, upper))
-        self._require_finite(where, point, lower, upper)
-        return point, lower, upper
+        self._require_finite(where, self.residuals)
+        paths = self._paths(where, pasts, steps, samples, noise, random)
+        points = self._paths(where, pasts, steps)
+        levels = [(1 - level) / 2, (1 + level) / 2, *quantiles]
+        found = [np.quantile(of_one, levels, axis=1) for of_one in paths]
+        return [points, *([of_one[i] for of_one in found] for i in range(len(levels)))]
 
-    def _noise(self, shape: tuple[int, int], noise: str, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-        """Noise (*shape, features) in scaled units."""
+    def _noise(self, shape: tuple[int, int], noise: str, rng: np.random.Generator) -> NDArray[Any]:
+        """Noise (*shape, F) in scaled units."""
         residuals = self.residuals
         if noise == "bootstrap":
             return residuals[rng.integers(residuals.shape[0], size=shape)]
         covariance = residuals.T.astype(np.float64) @ residuals / residuals.shape[0]
         # eigh also takes a covariance that is singular.
-        drawn = rng.multivariate_normal(np.zeros(self.features), covariance, shape, method="eigh")
+        drawn = rng.multivariate_normal(np.zeros(len(covariance)), covariance, shape, method="eigh")
         return drawn.astype(residuals.dtype)
 
     def _shapes(self) -> list[tuple[Any, ...]]:
@@ -588,33 +786,94 @@ class Forecaster(SequenceModel):
         return [(shape.replace("(T,", f"({self.window},"), *what) for shape, *what in [(first, "windows"), *rows]]
 
 
-_OF_SERIES = ("mean", "std", "residuals")
+_OF_SERIES = ("mean", "std", "residuals", "covariate_mean", "covariate_std")
+
+_LEAST_HELD = 10
+"""Fewer residuals of a validation part say nothing about their size."""
 
 
-def _columns(x: Array) -> Array:
-    """A series (T, features)."""
-    return x[:, None] if x.ndim == 1 else x
+@dataclass(frozen=True)
+class _Past:
+    """What comes before a forecast.
+
+    Attributes
+    ----------
+    name : str
+    transformed : Transformed
+        From the first value to the last.
+    known : (length + ..., known_features) array
+        From the step of the first value on, as far as they are known.
+    static : (static_features,) array
+    gap : int
+        How many steps without a value are between the last value and the first that is to be forecast.
+    length : int
+        Steps from the first value to the last.
+    """
+
+    name: str
+    transformed: Transformed
+    known: Values
+    static: Values
+    gap: int
+    length: int
+
+    def covariates(self, start: int, count: int, scale: tuple[Values, Values]) -> Values:
+        """The covariates of steps start ... start + count - 1 in scaled units; 0 where they are not known."""
+        mean, std = scale
+        K = self.known.shape[1]
+        known = (self.known[start : start + count] - mean[:K]) / std[:K]
+        missing = np.zeros((count - len(known), K))
+        static = np.broadcast_to((self.static - mean[K:]) / std[K:], (count, len(self.static)))
+        return np.concatenate([np.concatenate([known, missing]), static], axis=1)
 
 
-def _scaled(x: Array, mean: Any, std: Any) -> Array:
-    """A series, or parts (..., B, features) of B series, in scaled units; mean and std are those of `_scales`."""
-    xp = _dispatch.namespace("Forecaster", x=x)
-    return (_columns(x) - _like(xp, mean, x)) / _like(xp, std, x)
+@dataclass(frozen=True)
+class _Learnt:
+    """Windows and the values that follow them, those of a series one after another, and how many each series has."""
+
+    windows: list[Array]
+    targets: list[Array]
+    counts: list[int]
 
 
-def _unscaled(x: Array, mean: Any, std: Any) -> Array:
-    """The reverse of `_scaled`."""
-    xp = _dispatch.namespace("Forecaster", x=x)
-    return x * _like(xp, std, x) + _like(xp, mean, x)
+def _scale_of_covariates(pasts: list[_Past]) -> tuple[Values, Values]:
+    """Of those that are known in the future, over all steps, and of those of each series."""
+    known, static = np.concatenate([past.known for past in pasts]), np.stack([past.static for past in pasts])
+    scales = [examples.scale_of(v) if v.size else (np.zeros(v.shape[1]), np.ones(v.shape[1])) for v in (known, static)]
+    mean, std = (np.concatenate([scale[i] for scale in scales]) for i in (0, 1))
+    return mean, std
 
 
-def _like(xp: Any, values: np.ndarray[Any, Any], x: Array) -> Array:
-    return xp.astype(_dispatch.from_numpy(xp, values), x.dtype)
+def _repeated(xp: Any, x: Array, copies: int) -> Array:
+    """(n, B, C) as (n, B * copies, C), the copies of a lane beside each other."""
+    if copies == 1:
+        return x
+    n, B, C = x.shape
+    return xp.reshape(xp.broadcast_to(x[:, :, None, :], (n, B, copies, C)), (n, B * copies, C))
 
 
-def _quantile(ordered: Array, q: float) -> Array:
-    """The q-quantile along axis 2 of an array (steps, B, n, F) in order along it, linear between its numbers."""
-    place = q * (ordered.shape[2] - 1)
-    below = int(place)
-    above = min(below + 1, ordered.shape[2] - 1)
-    return ordered[:, :, below, :] + (place - below) * (ordered[:, :, above, :] - ordered[:, :, below, :])
+def _names(where: str, option: str, value: Any) -> tuple[Any, ...]:
+    """The names of columns: one, or a sequence of them."""
+    if value is None:
+        return ()
+    names = (value,) if isinstance(value, (str, int)) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, (str, int)) for name in names):
+        raise TypeError(
+            f"{where}: {option} is {_checks.described(value)}, expected the name of a column of X, or a list of such"
+        )
+    return tuple(names)
+
+
+def _as_given(value: Any, several: tuple[Any, ...]) -> Any:
+    """An option that may be None, one number or several, in a form that the constructor takes."""
+    return several if isinstance(value, (list, tuple)) else several[0] if several else None
+
+
+def _levels(where: str, quantiles: Any) -> list[float]:
+    if isinstance(quantiles, (int, float)):
+        quantiles = [quantiles]
+    levels = [_checks.finite(where, f"quantiles[{i}]", q) for i, q in enumerate(quantiles)]
+    for i, q in enumerate(levels):
+        if not 0.0 < q < 1.0:
+            raise ValueError(f"{where}: quantiles[{i}] is {q!r}, expected a level in (0, 1)")
+    return levels

@@ -1,0 +1,162 @@
+"""The times of a series: put in order, evenly spaced, and continued into the future."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+_DAY = timedelta(days=1)
+
+
+@dataclass
+class Times:
+    """Evenly spaced times.
+
+    Attributes
+    ----------
+    values : list
+        Numbers, or dates with or without a time of day, rising.
+    step
+        From one to the next: a number, a timedelta, a number of months (an int, between dates), or "weekday".
+    """
+
+    values: list[Any]
+    step: Any
+
+    def following(self, count: int) -> list[Any]:
+        """The times after the last."""
+        last = self.values[-1]
+        found: list[Any] = []
+        for number in range(1, count + 1):
+            if self.step == "weekday":
+                later = (found or [last])[-1]
+                found.append(later + timedelta(days=max(1, 7 - later.weekday()) if later.weekday() >= 4 else 1))
+            elif isinstance(last, date) and isinstance(self.step, int):
+                found.append(_months_later(last, number * self.step))
+            else:
+                found.append(last + number * self.step)
+        return found
+
+    @property
+    def usual_season(self) -> int | None:
+        """How many steps a season usually has at such times; None if nothing is known."""
+        if self.step == "weekday":
+            return 5
+        if isinstance(self.step, timedelta):
+            return {86400.0: 7, 3600.0: 24, 604800.0: 52}.get(self.step.total_seconds())
+        if isinstance(self.values[-1], date):
+            return 12 // self.step if self.step < 12 and 12 % self.step == 0 else None
+        return None
+
+
+class EqualTimes(ValueError):
+    """Two rows of one series have the same time."""
+
+    def __init__(self, rows: tuple[int, int]) -> None:
+        super().__init__(f"rows {rows[0]} and {rows[1]} have the same time")
+        self.rows = rows
+
+
+@dataclass
+class Rows:
+    """Rows of a series, with a place for each among evenly spaced times.
+
+    Attributes
+    ----------
+    order : list of int
+        The rows in the order of their times.
+    places : list of int
+        The place of each of these rows in ``times``. A time without a row is a gap.
+    times : Times
+    uneven : int or None
+        The first row, if any, whose time is no whole number of steps after that of the row before. The rows are then
+        taken for one after another, and ``times`` has theirs.
+    """
+
+    order: list[int]
+    places: list[int]
+    times: Times
+    uneven: int | None = None
+
+
+def evenly_spaced(when: Sequence[Any]) -> Rows:
+    """Rows with these times, put in order, with gaps where rows are missing.
+
+    Raises
+    ------
+    EqualTimes
+        Two times are equal.
+    """
+    order = sorted(range(len(when)), key=when.__getitem__)
+    times = [when[row] for row in order]
+    for earlier, later in pairwise(order):
+        if when[earlier] == when[later]:
+            raise EqualTimes((min(earlier, later), max(earlier, later)))
+    one_by_one = list(range(len(times)))
+    if len(times) < 2:
+        return Rows(order, one_by_one, Times(times, _DAY if times and isinstance(times[0], date) else 1))
+    step = _step_of(times)
+    distances = [_distance(earlier, later, step) for earlier, later in pairwise(times)]
+    uneven = next((i for i, d in enumerate(distances) if round(d) < 1 or abs(d - round(d)) > 0.02), None)
+    whole = [max(1, round(d)) for d in distances]
+    if uneven is None and sum(whole) > 2 * len(times) + 10:  # more gaps than rows: these times are not regular
+        uneven = next(i for i, d in enumerate(whole) if d > 1)
+    if uneven is not None:
+        return Rows(order, one_by_one, Times(times, step), order[uneven + 1])
+    even, places = times[:1], [0]
+    for distance, later in zip(whole, times[1:], strict=True):
+        even += [*Times(even[-1:], step).following(distance - 1), later]
+        places.append(len(even) - 1)
+    return Rows(order, places, Times(even, step))
+
+
+def _step_of(times: Sequence[Any]) -> Any:
+    """The step from one of several rising times to the next, by most of them."""
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    if not isinstance(times[0], date):
+        # Floats that differ by rounding are one step.
+        return Counter(float(f"{gap:.9g}") if isinstance(gap, float) else gap for gap in gaps).most_common(1)[0][0]
+    if min(gaps) >= timedelta(days=28) and all(t.day == times[0].day or (t + _DAY).day == 1 for t in times):
+        months = [(b.year - a.year) * 12 + b.month - a.month for a, b in pairwise(times)]
+        return Counter(months).most_common(1)[0][0]
+    step = Counter(gaps).most_common(1)[0][0]
+    weekdays = all(t.weekday() < 5 for t in times) and any(gap == timedelta(days=3) for gap in gaps)
+    return "weekday" if step == _DAY and weekdays else step
+
+
+def _distance(earlier: Any, later: Any, step: Any) -> float:
+    """How many steps lie between two times."""
+    if step == "weekday":
+        return float(np.busday_count(earlier.date(), later.date()))
+    if isinstance(earlier, date) and isinstance(step, int):
+        return ((later.year - earlier.year) * 12 + later.month - earlier.month) / step
+    return float((later - earlier) / step)
+
+
+def _months_later(start: Any, months: int) -> Any:
+    year, month = divmod(start.year * 12 + start.month - 1 + months, 12)
+    last_day = (datetime(year + (month == 11), (month + 1) % 12 + 1, 1) - _DAY).day
+    # The end of a month stays the end of a month.
+    ends = (start + _DAY).day == 1
+    return start.replace(year=year, month=month + 1, day=last_day if ends else min(start.day, last_day))
+
+
+def read_text(text: str) -> datetime:
+    """A date as ISO 8601 writes it, with or without a day and a time of day; ValueError if it is none."""
+    month = len(text) == 7 and text[4] == "-"
+    return datetime.fromisoformat(f"{text}-01" if month else text.removesuffix("Z"))
+
+
+def write_text(value: datetime, like: str) -> str:
+    """A date in the form of the text ``like``, which `read_text` read."""
+    if len(like) == 7:
+        return value.strftime("%Y-%m")
+    if len(like) == 10:
+        return value.date().isoformat()
+    return value.isoformat(sep=like[10]) + "Z" * like.endswith("Z")
