@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -13,12 +13,47 @@ import numpy as np
 from . import _arrays, _checks, _dispatch, _docs
 from ._contract import Array
 from .cells import RECURRENT_WEIGHT
-from .gradients import take_gradients
+from .gradients import l2_strengths, take_gradients
+
+_AVERAGE = "average"
+"""What `state_dict` calls the moving averages of the parameters."""
 
 
 def _fraction(default: Any) -> Any:
     """The field of a number, or of a pair of numbers, in [0, 1)."""
     return field(default=default, metadata={"check": _checks.fraction})
+
+
+def _decay(where: str, name: str, value: Any) -> float | dict[str, float]:
+    """The weight decay of all parameters, or of those with a text in their names."""
+    return _by_text(where, name, value) if isinstance(value, Mapping) else _checks.non_negative(where, name, value)
+
+
+def _by_text(where: str, name: str, value: Any) -> dict[str, float]:
+    """Numbers by parts of the names of parameters."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{where}: {name} is {_checks.described(value)}, expected a dict of str to float")
+    for text in value:
+        if not isinstance(text, str):
+            raise TypeError(f"{where}: {name} has the key {text!r}, expected a part of the name of a parameter")
+    return {text: _checks.non_negative(where, f"{name}[{text!r}]", number) for text, number in value.items()}
+
+
+def _texts(where: str, name: str, value: Any) -> tuple[str, ...]:
+    """Parts of the names of parameters."""
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{where}: {name} is {value!r}, expected a sequence of parts of the names of parameters")
+    return texts
+
+
+def _takes(default: Any, check: Callable[[str, str, Any], Any]) -> Any:
+    """The field of an option that may be its default, with what checks and converts another value."""
+
+    def checked(where: str, name: str, value: Any) -> Any:
+        return default if value is default else check(where, name, value)
+
+    return field(default=default, metadata={"takes": checked})
 
 
 @dataclass(eq=False, repr=False)
@@ -33,11 +68,28 @@ class Optimizer:
     ----------
     lr : float
         Learning rate.
-    weight_decay : float
-        lambda: g <- g + lambda theta, for biases too, as in PyTorch.
+    weight_decay : float or dict of str to float
+        lambda: g <- g + lambda theta, for biases too, as in PyTorch. A dict maps a part of a parameter's name to the
+        lambda of all parameters whose names contain it, and leaves the others out: ``{"weight": 0.01}`` spares the
+        biases. If several parts are in a name, their lambdas add up.
     recurrent_weight_decay : float
         lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step, in addition to ``weight_decay``. The learning
         rate is not a factor of it. W_hh is every parameter with "weight_hh" in its name.
+    lr_scale : dict of str to float, optional
+        The factor of the learning rate of all parameters whose names contain a text: ``{"embedding": 0.1}`` trains
+        these ten times slower than the others, whatever the schedule. If several texts are in a name, their factors
+        multiply.
+    frozen : sequence of str
+        Parts of the names of parameters that do not change: ``["embedding", "recurrent"]``. They have no state, no
+        decay, and no part in the norm by which a `gpurnn.Trainer` clips.
+    ema_decay : float, optional
+        d in [0, 1): `averages` are exponential moving averages of the parameters, a <- d_t a + (1 - d_t) theta after
+        each step, from the initial parameters on, with d_t = min(d, (1 + t) / (10 + t)) at the step t, so that early
+        parameters are soon forgotten. A `gpurnn.Trainer` validates the averages and leaves them in the model.
+
+    Notes
+    -----
+    A name is that of `params`; of an array that has several, the first.
 
     Raises
     ------
@@ -54,8 +106,11 @@ class Optimizer:
 
     lr: float
     _: KW_ONLY
-    weight_decay: float = 0.0
+    weight_decay: float | Mapping[str, float] = _takes(0.0, _decay)
     recurrent_weight_decay: float = _fraction(0.0)
+    lr_scale: Mapping[str, float] | None = _takes(None, _by_text)
+    frozen: Iterable[str] = _takes((), _texts)
+    ema_decay: float | None = _takes(None, _checks.fraction)
 
     _step: int = field(default=0, init=False, repr=False)
     _state: dict[str, dict[str, Array]] = field(default_factory=dict, init=False, repr=False)
@@ -65,7 +120,9 @@ class Optimizer:
         for option in fields(self):
             if option.init:
                 check = option.metadata.get("check", _checks.non_negative)
-                if isinstance(option.default, bool):
+                if "takes" in option.metadata:
+                    check = option.metadata["takes"]
+                elif isinstance(option.default, bool):
                     check = _checks.flag
                 elif isinstance(option.default, tuple):
                     check = functools.partial(_pair, check)
@@ -141,6 +198,8 @@ class Optimizer:
         for name, p in params.items():
             _checks.writable(where, f"params[{name!r}]", p)
         grads = _arrays.apart(grads, params)
+        scales, decays = self._groups(where, params)
+        params = {name: params[name] for name in scales}
         if self._step:
             self._check_state(where, params)
         else:
@@ -150,26 +209,93 @@ class Optimizer:
                     f"recurrent_weight_decay={self.recurrent_weight_decay} has no effect, as no parameter has "
                     f"{RECURRENT_WEIGHT} in its name",
                 )
+            values = {name: self.slots(rate * scale) for name, scale in scales.items()}
             self._state = {
-                slot: {name: xp.full_like(p, value) for name, p in updated.items()}
+                slot: {name: xp.full_like(updated[name], values[name][slot]) for name in params}
                 for slot, value in self.slots(rate).items()
                 if value is not None
             }
+            if self.ema_decay is not None:
+                self._state[_AVERAGE] = {name: xp.asarray(updated[name], copy=True) for name in params}
 
         self._step += 1
-        state = self._state
-        decay = 1.0 - rate * self.weight_decay if self.decoupled else 1.0
-        _dispatch.wing(where, **{f"params[{name!r}]": p for name, p in params.items()}).optimizer_update(
-            self.kind,
-            list(updated.values()),
-            [grads[name] for name in params],
-            {slot: [state[slot][name] for name in params] if slot in state else None for slot in self.slots(rate)},
-            [decay * (1 - self.recurrent_weight_decay) if RECURRENT_WEIGHT in name else decay for name in params],
-            0.0 if self.decoupled else self.weight_decay,
-            self.scalars(self._step, rate),
-        )
+        state, wing = self._state, _dispatch.wing(where, **{f"params[{name!r}]": p for name, p in params.items()})
+        groups: dict[tuple[float, float], list[str]] = {}
+        for name, scale in scales.items():
+            groups.setdefault((rate * scale, decays[name]), []).append(name)
+        for (lr_of_group, weight_decay), names in groups.items():
+            decay = 1.0 - lr_of_group * weight_decay if self.decoupled else 1.0
+            wing.optimizer_update(
+                self.kind,
+                [updated[name] for name in names],
+                [grads[name] for name in names],
+                {
+                    slot: [state[slot][name] for name in names] if slot in state else None
+                    for slot in self.slots(lr_of_group)
+                },
+                [decay * (1 - self.recurrent_weight_decay) if RECURRENT_WEIGHT in name else decay for name in names],
+                0.0 if self.decoupled else weight_decay,
+                self.scalars(self._step, lr_of_group),
+            )
+        if self.ema_decay is not None:
+            # a <- d a - (d - 1) theta, which is a step of SGD that shrinks a and whose gradient is theta.
+            d = min(self.ema_decay, (1 + self._step) / (10 + self._step))
+            averages = [state[_AVERAGE][name] for name in params]
+            step = {"lr": d - 1, "mu": 0.0, "undamped": 1.0, "nesterov": False, "first": False}
+            wing.optimizer_update(
+                SGD.kind, averages, [updated[n] for n in params], {"momentum": None}, [d] * len(averages), 0.0, step
+            )
         for name, p in params.items():
             _arrays.write_back(updated[name], p)
+
+    def _groups(self, where: str, params: Mapping[str, Array]) -> tuple[dict[str, float], dict[str, float]]:
+        """The factor of the learning rate, and the decay, of each parameter that is not frozen.
+
+        Texts that are in no name are rejected.
+        """
+        factors = self.lr_scale or {}
+        for option, texts in (("frozen", self.frozen), ("lr_scale", factors)):
+            for text in texts:
+                if not any(text in name for name in params):
+                    raise ValueError(
+                        f"{where}: {option} has {text!r}, expected a part of one of the names {sorted(params)}"
+                    )
+        scales = {
+            name: math.prod(factor for text, factor in factors.items() if text in name)
+            for name in params
+            if not any(text in name for text in self.frozen)
+        }
+        if not scales:
+            raise ValueError(f"{where}: frozen is {self.frozen!r}, expected a parameter that is left to be trained")
+        if isinstance(self.weight_decay, Mapping):
+            decays = l2_strengths(where, "weight_decay", self.weight_decay, params)
+            return scales, {name: decays.get(name, 0.0) for name in scales}
+        return scales, dict.fromkeys(scales, self.weight_decay)
+
+    @property
+    def averages(self) -> dict[str, Array]:
+        """The moving averages of the parameters that are trained, by name; empty before the first step.
+
+        Copy them into the parameters, or use them in their place. The next step changes these arrays.
+
+        Raises
+        ------
+        AttributeError
+            There are none, as ``ema_decay`` is None.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gpurnn.optimizers import SGD
+        >>> params, optimizer = {"weight": np.array([1.0])}, SGD(lr=1.0, ema_decay=0.99)
+        >>> optimizer.step(params, {"weight": np.array([0.5])})
+        >>> params["weight"], optimizer.averages["weight"].round(6)
+        (array([0.5]), array([0.590909]))
+        """
+        if self.ema_decay is None:
+            kind = type(self).__name__
+            raise AttributeError(f"{kind}: ema_decay is None, expected a number, such as 0.999, for averages")
+        return dict(self._state.get(_AVERAGE, {}))
 
     def _check_state(self, where: str, params: Mapping[str, Array]) -> None:
         for slot, arrays in self._state.items():
@@ -221,6 +347,7 @@ class Optimizer:
         """
         where = f"{type(self).__name__}.load_state_dict"
         slots = tuple(slot for slot, value in self.slots(self.lr).items() if value is not None)
+        slots += () if self.ema_decay is None else (_AVERAGE,)
         if "step" not in state:
             raise KeyError(f"{where}: state lacks 'step', expected what state_dict returned")
         step = _checks.integer_at_least(where, "step", int(state["step"]), 0)
@@ -453,7 +580,7 @@ class AdamW(Adam):
     decoupled: ClassVar[bool] = True
 
     _: KW_ONLY
-    weight_decay: float = 1e-2
+    weight_decay: float | Mapping[str, float] = _takes(1e-2, _decay)
 
 
 @_docs.inherits_parameters

@@ -85,7 +85,7 @@ def test_defaults_are_those_of_torch(algorithm):
         Rprop: {"lr": 0.01, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
     }
     found = {option.name: option.default for option in dataclasses.fields(algorithm) if option.init}
-    others = {"weight_decay": 0.0, "recurrent_weight_decay": 0.0}
+    others = {"weight_decay": 0.0, "recurrent_weight_decay": 0.0, "lr_scale": None, "frozen": (), "ema_decay": None}
     assert found == {**others, **defaults[algorithm]}
     assert repr(algorithm()) == f"{algorithm.__name__}(lr={defaults[algorithm]['lr']})"
     assert repr(algorithm(0.5, weight_decay=0.25)) == f"{algorithm.__name__}(lr=0.5, weight_decay=0.25)"

@@ -302,7 +302,10 @@ class Trainer:
         if clip_value is not None:
             clip_value = _checks.finite(where, "clip_value", _checks.positive(where, "clip_value", clip_value))
         self.clip_norm, self.clip_value = clip_norm, clip_value
-        gradients.l2_strengths(where, "l2", l2, gradients.of_parameters(where, model.params, {})[0])
+        params = gradients.of_parameters(where, model.params, {})[0]
+        gradients.l2_strengths(where, "l2", l2, params)
+        if isinstance(chosen, Optimizer):
+            chosen._groups(where, params)  # texts that are in no name
         self.l2 = {text: float(v) for text, v in l2.items()} if isinstance(l2, Mapping) else float(l2)
         if validation is None and (patience is not None or validation_interval is not None):
             raise ValueError(f"{where}: validation is None, expected data for early stopping or validation_interval")
@@ -525,9 +528,13 @@ class Trainer:
         self._announce()
         if interrupt.is_set():
             raise KeyboardInterrupt
-        if self.patience is not None and self._best is not None and self._last is None and not self._final_is_best:
-            self._last = self._copied_parameters()
-            self._assign_parameters(self._best["params"])
+        if self._last is None:
+            left = self._averages
+            if self.patience is not None and self._best is not None and not self._final_is_best:
+                left = self._best["params"]
+            if left:
+                self._last = self._copied_parameters()
+                self._assign_parameters(left)
 
     def _progress_bar(self) -> AbstractContextManager[Any]:
         """The bar to show; a context of None where there is none to be shown."""
@@ -577,7 +584,9 @@ class Trainer:
 
     def _judge(self, loss: float) -> None:
         if self._best is None or loss < self._best["loss"]:
-            self._best = {"loss": loss, "step": self.step, "failures": 0, "params": self._copied_parameters()}
+            with self._averaged():
+                params = self._copied_parameters()
+            self._best = {"loss": loss, "step": self.step, "failures": 0, "params": params}
         else:
             self._best["failures"] += 1
 
@@ -704,7 +713,9 @@ class Trainer:
         self.optimizer.load_state_dict(self._on_device(saved["optimizer"]))
         where = "Trainer.resume"
         if isinstance(self.optimizer, Optimizer) and self.optimizer._step:
-            self.optimizer._check_state(where, gradients.of_parameters(where, self.model.params, {})[0])
+            params = gradients.of_parameters(where, self.model.params, {})[0]
+            trained, _ = self.optimizer._groups(where, params)
+            self.optimizer._check_state(where, {name: params[name] for name in trained})
         self._rng.bit_generator.state = saved["rng"]
         if isinstance(self.model, Remembers):
             self.model.load_training_state(self._on_device(saved["model"]))
@@ -801,8 +812,11 @@ class Trainer:
             grads = {name: g / float(count or 1.0) for name, g in grads.items()}
         if self.l2:
             grads = gradients.add_l2(grads, params, self.l2)
+        whole, frozen = grads, getattr(self.optimizer, "frozen", ())
+        if frozen:
+            grads = {name: g for name, g in grads.items() if not any(text in name for text in frozen)}
         if self.on_gradients is not None:
-            self.on_gradients(self.step, params, grads)
+            self.on_gradients(self.step, {name: params[name] for name in grads}, grads)
         # The norm is that before any clipping, which would hide an infinity.
         clipped = grads
         if self.clip_value is not None:
@@ -820,7 +834,7 @@ class Trainer:
             "gradient_norm": norm,
             **options,
         }
-        return loss, count, metrics, state, clipped, rate, record
+        return loss, count, metrics, state, {**whole, **clipped}, rate, record
 
     def _learning_rate(self, step: int) -> float | None:
         """What the schedule gives; None if there is none."""
@@ -887,11 +901,28 @@ class Trainer:
 
     def _validated(self, validation: Data) -> dict[str, Any]:
         """The loss and the model's metrics of the data to validate on, by their names in the metrics."""
-        means = _evaluation(self.model, validation)
+        with self._averaged():
+            means = _evaluation(self.model, validation)
         loss = means.pop("loss")
         if not math.isfinite(loss):
             raise self._diverged(f"the validation loss is {loss:g}", {})
         return self._stated("validation_", loss, means)
+
+    @property
+    def _averages(self) -> dict[str, Any]:
+        """The moving averages of the parameters that the optimizer keeps, if it does."""
+        return {} if getattr(self.optimizer, "ema_decay", None) is None else self.optimizer.averages
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Give the model the moving averages of its parameters, if there are any, and then its parameters again."""
+        averages = self._averages
+        trained = {name: self._xp.asarray(self.model.params[name], copy=True) for name in averages}
+        self._assign_parameters(averages)
+        try:
+            yield
+        finally:
+            self._assign_parameters(trained)
 
     def _copied_parameters(self) -> dict[str, Any]:
         return {name: self._xp.asarray(array, copy=True) for name, array in self.model.params.items()}
@@ -1041,8 +1072,9 @@ class Trainer:
 
     def _assign_parameters(self, values: dict[str, Any]) -> None:
         # In place, because the layers and the model share these arrays.
-        for name, array in self.model.params.items():
-            array[...] = self._on_device(values[name])
+        params = self.model.params
+        for name, value in values.items():
+            params[name][...] = self._on_device(value)
 
     def _on_device(self, tree: Any) -> Any:
         """``tree`` with its NumPy arrays as arrays of the parameters' library."""
