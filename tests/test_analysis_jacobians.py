@@ -238,6 +238,13 @@ def test_norms_of_the_gradients_in_training():
     }
 
 
+def test_the_norm_of_a_layer_is_finite_where_its_square_is_not():
+    record = analysis.GradientNorms()
+    record(0, {}, {"weight_ih_l0": np.full(1, 3e200), "weight_hh_l0": np.full(1, 4e200)})
+    record(1, {}, {"weight_ih_l0": np.full(1, 3e-200), "weight_hh_l0": np.full(1, 4e-200)})
+    assert list(record.layers["l0"]) == pytest.approx([5e200, 5e-200], rel=1e-12, abs=0)
+
+
 def test_a_trainer_calls_the_hook(each_wing):
     model = gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text("abab"), 2, 3, dtype="float64")
     data = gpurnn.TokenStream(model.vocabulary.encode("abab" * 8), batch_size=2, steps=4)

@@ -447,3 +447,56 @@ def test_exponents_are_per_step_or_per_unit_of_time():
 def test_an_array_is_no_system():
     with pytest.raises(TypeError, match=r"lyapunov_spectrum: system is a ndarray, expected .*gpurnn\.analysis\.Map of"):
         lyapunov_spectrum(np.eye(2))
+
+
+def test_a_map_may_change_the_array_that_it_is_given():
+    def in_place(s):
+        s *= 4 * (1 - s)
+        return s
+
+    def slope(s):
+        return (4 - 8 * s)[:, :, None]
+
+    state = np.random.default_rng(0).uniform(size=(5, 1))
+    before = state.copy()
+    found = lyapunov_spectrum(Map(in_place, slope), state=state, steps=100, interval=3)
+    expected = lyapunov_spectrum(Map(lambda s: s * (4 * (1 - s)), slope), state=state, steps=100, interval=3)
+    np.testing.assert_array_equal(found.history, expected.history)
+    np.testing.assert_array_equal(state, before)
+
+
+def test_what_a_map_makes_is_checked():
+    state, unit = np.ones((2, 1)), np.ones((2, 1, 1))
+    for step, jacobian, error, message in (
+        (
+            lambda s: s[:1],
+            lambda s: unit,
+            ValueError,
+            r"step\(state\) has shape \(1, 1\), expected \(B, n\) = \(2, 1\)",
+        ),
+        (lambda s: s.tolist(), lambda s: unit, TypeError, r"step\(state\) is a list"),
+        (lambda s: None, lambda s: unit, TypeError, r"step\(state\) is None"),
+        (lambda s: s, lambda s: unit.tolist(), TypeError, r"jacobian\(state\) is a list"),
+        (lambda s: s, lambda s: unit[0], ValueError, r"jacobian\(state\) has shape \(1, 1\)"),
+    ):
+        with pytest.raises(error, match=f"^lyapunov_spectrum: {message}"):
+            lyapunov_spectrum(Map(step, jacobian), state=state, steps=5)
+    with pytest.raises(TypeError, match=r"^Map: step is 3, expected a function"):
+        Map(3, lambda s: s)
+    with pytest.raises(TypeError, match=r"^Map: jacobian is None, expected a function"):
+        Map(lambda s: s, None)
+
+
+def test_a_state_of_an_autonomous_layer_that_is_none_is_rejected():
+    rnn, lstm = gpurnn.RNN(1, 2), gpurnn.LSTM(1, 2)
+    h = np.zeros((1, 3, 2), np.float32)
+    for layer, state, message in (
+        (rnn, [1.0], "state is a list of 1, expected h alone"),
+        (rnn, 1.0, "state is a float, expected a numpy.ndarray"),
+        (lstm, 5, r"state is an int, expected a pair \(h, c\)"),
+        (lstm, h, r"state is an array of shape \(1, 3, 2\), .*expected a pair \(h, c\)"),
+        (lstm, ([1.0], [2.0]), r"state\[0\] is a list, expected a numpy.ndarray"),
+    ):
+        with pytest.raises(TypeError, match=f"^lyapunov_spectrum: {message}"):
+            lyapunov_spectrum(layer, state=state, steps=5)
+    assert np.isfinite(lyapunov_spectrum(lstm, state=(None, h), steps=50).exponents[0])

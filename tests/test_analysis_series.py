@@ -75,6 +75,33 @@ def test_time_and_units():
     assert divergence(1000 * x + 7, steps=5).exponent == pytest.approx(fast.exponent, rel=1e-6)
 
 
+@pytest.mark.parametrize("radius", [None, 0.01])
+@pytest.mark.parametrize("power", [-1000, -565, 530, 1020])
+def test_no_unit_is_too_large_or_too_small(radius, power):
+    x, unit = logistic(500), 2.0**power
+    found = divergence(unit * x, steps=5, radius=None if radius is None else radius * unit)
+    same = divergence(x, steps=5, radius=radius)
+    assert found.exponent == pytest.approx(same.exponent, rel=1e-12)
+    np.testing.assert_allclose(found.log_distances, same.log_distances + power * np.log(2), rtol=1e-12)
+
+
+def test_a_radius_may_be_far_above_and_far_below_the_series():
+    x = logistic(100)
+    np.testing.assert_array_equal(
+        divergence(1e-300 * x, steps=2, radius=1e300).log_distances,
+        divergence(1e-300 * x, steps=2, radius=1e-299).log_distances,
+    )
+    with pytest.raises(ValueError, match="no point of series has a neighbour within radius=1e-300"):
+        divergence(1e300 * x, steps=2, radius=1e-300)
+
+
+def test_what_a_caller_has_is_a_series():
+    x = logistic(200)
+    expected = divergence(x, steps=5).exponent
+    for series in (list(x), np.ma.array(x), x[:, None], x.astype(">f8")):
+        assert divergence(series, steps=5).exponent == expected
+
+
 def test_the_window_keeps_neighbours_apart():
     # Points of a slow curve are nearest to those just before and after them, which stay near.
     x = np.cumsum(np.full(300, 0.01)) % 1.0
@@ -92,7 +119,21 @@ def test_a_line_through_two_points_has_no_error():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"series": ["a", "b"]}, TypeError, "series holds <U1 values, expected numbers"),
+        ({"series": ["a", "b"]}, TypeError, "series holds text, expected numbers"),
+        ({"series": "ab"}, TypeError, "series is a str, expected numbers"),
+        ({"series": np.ma.masked_less(logistic(100), 0.2)}, ValueError, "series has masked entries"),
+        ({"series": [[1.0], [1.0, 2.0]]}, ValueError, "series holds lists of different lengths"),
+        ({"series": np.ones((100, 0))}, ValueError, r"series has shape \(100, 0\)"),
+        (
+            {"series": np.append(logistic(9), np.zeros(40)), "steps": 20},
+            ValueError,
+            "after 10 steps all neighbours in series coincide",
+        ),
+        (
+            {"series": np.ones(100), "radius": 1.0},
+            ValueError,
+            "each point of series comes to coincide with all its neighbours within radius=1.0",
+        ),
         ({"series": [1.0, np.nan] * 50}, ValueError, "series holds NaN or infinity"),
         ({"series": np.ma.masked_less(logistic(100), 0.5)}, ValueError, "series has masked entries, expected numbers"),
         ({"series": np.ones((2, 3, 4))}, ValueError, r"series has shape \(2, 3, 4\), expected \(T,\) or \(T, F\)"),
@@ -103,6 +144,10 @@ def test_a_line_through_two_points_has_no_error():
         ({"steps": 0}, ValueError, "steps is 0"),
         ({"fit": (3, 3)}, ValueError, r"fit is \(3, 3\), expected two steps in order within 0 ... 5"),
         ({"fit": (0, 6)}, ValueError, r"fit is \(0, 6\)"),
+        ({"fit": 3}, TypeError, "fit is 3, expected a pair of steps"),
+        ({"fit": (0, 3, 5)}, TypeError, r"fit is \(0, 3, 5\), expected a pair of steps"),
+        ({"fit": (0.0, 3)}, TypeError, r"fit\[0\] is 0.0, expected a whole number"),
+        ({"fit": (0, True)}, TypeError, r"fit\[1\] is True, expected a whole number"),
         ({"dimension": 0}, ValueError, "dimension is 0"),
         ({"dt": -1.0}, ValueError, "dt is -1.0"),
     ],

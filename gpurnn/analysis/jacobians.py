@@ -337,13 +337,14 @@ class GradientNorms:
     @property
     def layers(self) -> dict[str, Floats]:
         """The norm of all gradients of a layer at the recorded steps, by its name; layers of a stack count as such."""
-        squares: dict[str, Floats] = {}
+        by_layer: dict[str, Floats] = {}
         for name, norms in self.norms.items():
             owner, _, own = name.rpartition(".")
             place = re.search(r"_(l\d+(?:_reverse)?)$", own)
             key = ".".join(part for part in (owner, place and place[1]) if part) or name
-            squares[key] = squares.get(key, np.zeros(len(norms))) + np.square(norms)
-        return {name: np.sqrt(square) for name, square in squares.items()}
+            # A norm may be finite where its square is not.
+            by_layer[key] = np.hypot(by_layer.get(key, np.zeros(len(norms))), norms)
+        return by_layer
 
 
 def _verdict(growth: float, factor: float) -> str:

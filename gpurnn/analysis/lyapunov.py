@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
 from .._random import generator
+from ..functional._state import unpack_state
 from ..layers.recurrent import Recurrent, layer_names
 from ._transition import REACHED, Transition, check_finite, quiet
 
@@ -29,7 +30,7 @@ class Map:
     Parameters
     ----------
     step : callable
-        F, from states (B, n) to states (B, n).
+        F, from states (B, n) to states (B, n). It may change the array that it is given, a copy.
     jacobian : callable
         From states (B, n) to (B, n, n): entry [b, i, j] is \partial F_i / \partial s_j.
     dt : float
@@ -38,7 +39,7 @@ class Map:
     Raises
     ------
     TypeError, ValueError
-        dt is not positive and finite.
+        ``step`` or ``jacobian`` is no function; dt is not positive and finite.
 
     Examples
     --------
@@ -58,6 +59,9 @@ class Map:
     dt: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("step", "jacobian"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"Map: {name} is {getattr(self, name)!r}, expected a function")
         _checks.attributes(self, _checks.positive, "dt")
         _checks.attributes(self, _checks.finite, "dt")
 
@@ -365,19 +369,30 @@ class _MapOrbit:
     def advance(self, s: Array, span: range) -> Array:
         """The state after the span, from that before it; all that it passes are finite."""
         for t in span:
-            s = self.system.step(s)
+            s = self._step(s)
             check_finite(self.where, REACHED, self.xp.expand_dims(s, axis=0), t + 1)
         return s
+
+    def _step(self, s: Array) -> Array:
+        new = self.system.step(self.xp.asarray(s, copy=True))
+        self._check("step(state)", new, s, s.shape, "(B, n)")
+        return new
+
+    def _check(self, name: str, made: Array, s: Array, shape: tuple[int, ...], symbols: str) -> None:
+        """Reject what a function of the map makes of states if it is no array of their library and of this shape."""
+        _checks.given(self.where, **{name: made})
+        _dispatch.namespace(self.where, **{"state": s, name: made})
+        _checks.shape(self.where, name, made, shape, symbols)
 
     def pull(self, s: Array, span: range, vectors: Array) -> Array:
         """``vectors`` (B, k, n) at the end of the span as they are at its beginning, in s."""
         matrices = []
         for t in span:
             J = self.system.jacobian(s)
-            _checks.shape(self.where, "jacobian(state)", J, (*s.shape, s.shape[1]), "(B, n, n)")
+            self._check("jacobian(state)", J, s, (*s.shape, s.shape[1]), "(B, n, n)")
             check_finite(self.where, "the Jacobian after {} steps", self.xp.expand_dims(J, axis=0), t)
             matrices.append(J)
-            s = self.system.step(s)
+            s = self._step(s)
         for J in reversed(matrices):
             vectors = self.xp.matmul(vectors, J)
         return vectors
@@ -399,8 +414,9 @@ class _LayerOrbit:
                 self.state = self.xp.asarray(_dispatch.from_numpy(self.xp, drawn), device=_dispatch.device(weight))
                 self.x = transition.silence(8)
             else:
-                first = state if transition.cell.states == 1 else next((s for s in state if s is not None), None)
-                rows = 1 if first is None or first.ndim != 3 else first.shape[1]
+                states = unpack_state(where, transition.cell, "state", state).values()
+                # Of another shape it is rejected below.
+                rows = next((s.shape[1] for s in states if s is not None and getattr(s, "ndim", 0) == 3), 1)
                 self.x, self.state = transition.sequence(transition.silence(rows), state)
         else:
             self.x, self.state = transition.sequence(x, state)

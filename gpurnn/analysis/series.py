@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import _arrays, _checks
+from .. import _checks, _dispatch
+from ..models.examples import numbers
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,13 @@ def divergence(
     .. math:: S(k) = \langle \ln d_t(k) \rangle_t
 
     over the steps k in which this curve is straight. Look at the curve: it bends at first, while the distance turns
-    into the direction that grows most, and ends flat, as large as the attractor.
+    into the direction that grows most, and ends flat, as large as the attractor. A distance of zero has no logarithm
+    and is left out of the mean.
 
     Parameters
     ----------
     series : (T,) or (T, F) array
-        The measurements, at equal distances in time.
+        The measurements, at equal distances in time. A list or a series of another library will do.
     steps : int
         K, how long to follow neighbours.
     dimension : int
@@ -95,7 +98,8 @@ def divergence(
     Raises
     ------
     TypeError, ValueError
-        The series holds no finite numbers or is too short, no point has a neighbour, or an option is out of its range.
+        The series holds no finite numbers or is too short, no point has a neighbour, all neighbours come to coincide,
+        or an option is out of its range.
 
     References
     ----------
@@ -123,21 +127,23 @@ def divergence(
     dt = _checks.finite(where, "dt", _checks.positive(where, "dt", dt))
     if radius is not None:
         radius = _checks.finite(where, "radius", _checks.positive(where, "radius", radius))
-    first, last = (0, steps) if fit is None else fit
-    if not 0 <= first < last <= steps:
-        raise ValueError(f"{where}: fit is {fit!r}, expected two steps in order within 0 ... {steps}")
+    first, last = (0, steps) if fit is None else _fit(where, fit, steps)
     span = (dimension - 1) * delay
     count = len(values) - span - steps
     if count < 2 or count <= window:
         needed = span + steps + max(window, 1) + 1
         raise ValueError(f"{where}: series has {len(values)} steps, expected at least {needed} for these options")
+    # Squares of distances must neither overflow nor underflow. A power of two rounds nothing.
+    power = int(np.frexp(np.abs(values).max())[1])
+    values = np.ldexp(values, -power)
     # The newest measurement is the last column, so that it is where the future of a point is looked up.
     states = np.concatenate([values[i * delay : len(values) - span + i * delay] for i in range(dimension)], axis=1)
     logs, pairs = (
         _nearest(where, states, count, steps, window)
         if radius is None
-        else _within(where, states, values[span:], count, steps, window, radius)
+        else _within(where, states, values[span:], count, steps, window, radius, power)
     )
+    logs += power * math.log(2)
     times: NDArray[np.float64] = dt * np.arange(steps + 1, dtype=np.float64)
     part = slice(first, last + 1)
     exponent, error = _slope(times[part], logs[part])
@@ -146,16 +152,21 @@ def divergence(
 
 def _series(where: str, series: Any) -> NDArray[np.float64]:
     """The measurements (T, F)."""
-    if _arrays.has_masked(series):
-        raise ValueError(f"{where}: series has masked entries, expected numbers only; {_checks.unmasked('series')}")
-    array = np.asarray(series)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{where}: series holds {array.dtype} values, expected numbers")
-    if array.ndim not in (1, 2):
-        raise ValueError(f"{where}: series has shape {array.shape}, expected (T,) or (T, F)")
+    array: NDArray[Any] = _dispatch.to_numpy(numbers(where, "series", series, np.dtype(np.float64)))
+    if array.ndim not in (1, 2) or array.shape[1:] == (0,):
+        raise ValueError(f"{where}: series has shape {array.shape}, expected (T,) or (T, F) with F of at least 1")
     if not np.isfinite(array).all():
         raise ValueError(f"{where}: series holds NaN or infinity, expected finite numbers")
-    return array.astype(np.float64).reshape(len(array), -1)
+    return array.reshape(len(array), -1)
+
+
+def _fit(where: str, fit: Any, steps: int) -> tuple[int, int]:
+    if not isinstance(fit, (tuple, list)) or len(fit) != 2:
+        raise TypeError(f"{where}: fit is {fit!r}, expected a pair of steps")
+    first, last = (_checks.integer_at_least(where, f"fit[{i}]", fit[i], 0) for i in range(2))
+    if not first < last <= steps:
+        raise ValueError(f"{where}: fit is {fit!r}, expected two steps in order within 0 ... {steps}")
+    return first, last
 
 
 def _nearest(
@@ -186,7 +197,12 @@ def _nearest(
     logs = np.empty(steps + 1)
     for k in range(steps + 1):
         distance = np.linalg.norm(states[points + k] - states[neighbours[points] + k], axis=1)
-        logs[k] = np.log(distance[distance > 0]).mean() if distance.any() else -np.inf
+        if not distance.any():
+            raise ValueError(
+                f"{where}: after {k} steps all neighbours in series coincide, expected that some differ; follow them "
+                "for fewer steps"
+            )
+        logs[k] = np.log(distance[distance > 0]).mean()
     return logs, len(points)
 
 
@@ -198,23 +214,36 @@ def _within(
     steps: int,
     window: int,
     radius: float,
+    power: int,
 ) -> tuple[NDArray[np.float64], int]:
-    """The mean over points of the log of the mean distance to all neighbours within a radius."""
+    """The mean over points of the log of the mean distance to all neighbours within a radius.
+
+    The states are the caller's times 2**-power.
+    """
     from scipy.spatial import KDTree
 
     begin = states[:count]
-    total, pairs = np.zeros(steps + 1), 0
-    for t, places in enumerate(KDTree(begin).query_ball_point(begin, radius)):
+    with np.errstate(over="ignore"):
+        # No two states are as far apart as the second number.
+        reach = min(float(np.ldexp(radius, -power)), 2.0 * states.size)
+    total, pairs, alone = np.zeros(steps + 1), 0, True
+    for t, places in enumerate(KDTree(begin).query_ball_point(begin, reach)):
         others = np.array([j for j in places if abs(j - t) > window and j != t], int)
         if not len(others):
             continue
+        alone = False
         future = others[:, None] + np.arange(steps + 1)
         apart = np.linalg.norm(newest[future] - newest[t : t + steps + 1], axis=2).mean(axis=0)
         if (apart > 0).all():
             total += np.log(apart)
             pairs += 1
-    if not pairs:
+    if alone:
         raise ValueError(f"{where}: no point of series has a neighbour within radius={radius}; pass a larger one")
+    if not pairs:
+        raise ValueError(
+            f"{where}: each point of series comes to coincide with all its neighbours within radius={radius}, expected "
+            "that some differ; pass a larger radius, or follow them for fewer steps"
+        )
     return total / pairs, pairs
 
 
