@@ -879,6 +879,17 @@ def test_diffuse_states_that_are_forgotten_before_an_observation(form):
     assert np.all(np.diff(model.fit(y, ("R",)).log_likelihoods_) >= 0)
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e6, 1e12])
+def test_without_noise_the_unit_does_not_matter(unit):
+    """A state of known variance beside a diffuse one, both determined by one observation without noise."""
+    F, H = np.array([[0.83, 1.23], [0.83, 0.66]]), np.array([[-0.75, -0.17], [1.55, 1.16]])
+    y, none = np.array([[np.nan, np.nan], [54.0, 31.0]]), np.zeros((2, 2))
+    found = gpurnn.LinearGaussian(F, H, none, none, P0=np.diag([4 * unit**2, np.inf])).smooth(unit * y)
+    expected = np.linalg.solve(H @ F, y[1])
+    np.testing.assert_allclose(found.mean[0] / unit, expected, rtol=1e-9)
+    assert np.abs(found.covariance[0]).max() / unit**2 < 1e-9
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
 def test_some_diffuse_states_forgotten_and_others_determined(scale):
     """The likelihood is that of the states that are determined alone."""

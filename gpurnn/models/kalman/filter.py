@@ -141,9 +141,11 @@ def _initial(xp: Any, params: Parameters, B: int, b: int) -> tuple[Array, Array]
     n = m0.shape[0]
     unit = xp.eye(n, dtype=m0.dtype, device=_dispatch.device(m0))
     columns = [xp.reshape(m0, (n, 1)), *(unit[:, k : k + 1] for k in diffuse_states(params))]
-    # A finite variance added to an infinite one changes nothing but the conditioning, best at the noises' size.
-    size = sum(xp.mean(xp.linalg.diagonal(noise)) for noise in (Q, R))
-    size = xp.where(size > 0, size, xp.ones_like(size))
+    # A finite variance added to an infinite one changes nothing but the conditioning, best at the noises' size, and
+    # without noise at that of the other states.
+    finite = xp.where(xp.isinf(P0), xp.zeros_like(P0), P0)
+    noise, others = (sum(xp.mean(xp.linalg.diagonal(a)) for a in arrays) for arrays in ((Q, R), (finite,)))
+    size = xp.where(noise > 0, noise, xp.where(others > 0, others, xp.ones_like(others)))
     covariance = xp.where(xp.isinf(P0), unit * size, P0)
     mean = xp.expand_dims(xp.concat(columns, axis=1), axis=0)
     return mean + _dispatch.zeros(xp, (B, 1, 1), m0), covariance + _dispatch.zeros(xp, (b, 1, 1), m0)
