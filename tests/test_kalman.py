@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import math
+
 import numpy as np
 import pytest
 import statsmodels.api
@@ -877,6 +879,39 @@ def test_diffuse_states_that_are_forgotten_before_an_observation(form):
         if numeric is not None:
             assert float((grads[name] * change).sum()) == pytest.approx(numeric, rel=1e-6)
     assert np.all(np.diff(model.fit(y, ("R",)).log_likelihoods_) >= 0)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+@pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-6])
+@pytest.mark.parametrize("prior", [1e4, 1e8, 1e12])
+def test_precise_sensors_of_one_state_that_little_is_known_of(prior, noise, correlation):
+    """However ill-conditioned the covariance of the innovation is."""
+    R = noise * np.array([[1.0, correlation], [correlation, 4.0]])
+    one, y = np.ones((1, 1)), np.array([[3.0, 3.0 + noise**0.5]])
+    model = gpurnn.LinearGaussian(one, np.ones((2, 1)), one, R, P0=prior * one)
+    precisions = np.linalg.inv(R).sum(axis=0)
+    variance = 1 / (precisions.sum() + 1 / prior)
+    found = model.filter(y)
+    np.testing.assert_allclose(found.covariance[0], [[variance]], rtol=1e-13)
+    np.testing.assert_allclose(found.mean[0], [variance * (precisions @ y[0])], rtol=1e-13)
+    np.testing.assert_allclose(model.smooth(y).covariance[0], [[variance]], rtol=1e-12)
+    squares = y[0] @ np.linalg.inv(R) @ y[0] - variance * (precisions @ y[0]) ** 2
+    determinant = np.linalg.det(R) * prior / variance
+    expected = -(squares + math.log(determinant) + 2 * math.log(2 * math.pi)) / 2
+    assert model(y) == pytest.approx(expected, rel=1e-12, abs=1e-14 / noise)
+
+
+def test_noises_that_are_correlated_and_of_any_size():
+    """A small noise keeps its digits beside a large one, and one that follows from another has no variance left."""
+    one, y = np.ones((1, 1)), np.array([[2.0, 1.0]])
+    R = np.array([[1e12, 0.5], [0.5, 1e-12]])
+    found = gpurnn.LinearGaussian(one, np.array([[0.0], [1.0]]), one, R, P0=one).filter(y)
+    # What the first noise says of the second leaves 3/4 of its variance.
+    expected = 0.75e-12 / (1 + 0.75e-12)
+    np.testing.assert_allclose(found.covariance[0], [[expected]], rtol=1e-13)
+    known = gpurnn.LinearGaussian(one, np.array([[0.0], [1.0]]), one, np.ones((2, 2)), P0=one).filter(y)
+    np.testing.assert_allclose(known.mean[0], [-1.0], rtol=1e-14)
+    np.testing.assert_allclose(known.covariance[0], [[0.0]], atol=1e-15)
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1e6, 1e12])

@@ -177,9 +177,7 @@ def _covariances(
     """
     T, b, p = patterns.shape
     none = _dispatch.zeros(xp, (b, 1, 1), covariance)
-    unit_p, unit_n = (
-        xp.eye(k, dtype=covariance.dtype, device=_dispatch.device(covariance)) for k in (p, covariance.shape[-1])
-    )
+    unit = xp.eye(p, dtype=covariance.dtype, device=_dispatch.device(covariance))
     constant = all(params[name].ndim == 2 for name in "FHQR")
     steps: list[_Covariances] = []
     number = np.zeros(T, np.int64)
@@ -191,17 +189,8 @@ def _covariances(
                 # A missing observation reads nothing of the state, and its noise has variance 1 and is 0.
                 gone = patterns[t, ...]
                 H = xp.where(gone[:, :, None], xp.zeros_like(H), H)
-                R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit_p + none, R)
-            cross = covariance @ transpose(xp, H)
-            S = symmetric(xp, H @ cross + R)
-            sign, log_determinant = xp.linalg.slogdet(S)
-            # Libraries differ in what inv does with a matrix that is not positive definite; the caller rejects it.
-            log_determinant = xp.where(sign > 0, log_determinant, xp.full_like(log_determinant, math.nan))
-            definite = xp.isfinite(log_determinant)[:, None, None]
-            precision = symmetric(xp, xp.linalg.inv(xp.where(definite, S, unit_p + none)))
-            gain = cross @ precision
-            rest = unit_n - gain @ H
-            filtered = symmetric(xp, rest @ covariance @ transpose(xp, rest) + gain @ R @ transpose(xp, gain))
+                R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit + none, R)
+            precision, log_determinant, gain, filtered = _observed(xp, covariance, H, R)
             steps.append(_Covariances(covariance, H, precision, log_determinant, gain, filtered))
             if t + 1 < T:
                 _, after = advance(xp, params, t, filtered, filtered)
@@ -209,6 +198,51 @@ def _covariances(
                 covariance = after
         number[t] = len(steps) - 1
     return _Covariances(*(_by_step(xp, list(arrays), number) for arrays in zip(*steps, strict=True))), number
+
+
+def _observed(xp: Any, P: Array, H: Array, R: Array) -> tuple[Array, Array, Array, Array]:
+    """S^-1, log |S|, the gain and the filtered covariance, from the predicted one (b, n, n); see `_Covariances`.
+
+    The observations enter one after another, each with a variance of its own: where they tell of the same state, and
+    it is known far less well than they are, S is too ill-conditioned to be inverted. It is the univariate treatment of
+    Durbin and Koopman (2012), section 6.4.
+    """
+    b, p, n = H.shape
+    unit_p, unit_n = (xp.eye(k, dtype=P.dtype, device=_dispatch.device(P)) for k in (p, n))
+    combined, variances, log_determinant = _independent(xp, R)
+    H = combined @ H
+    gain, precision = _dispatch.zeros(xp, (b, n, p), P), _dispatch.zeros(xp, (b, p, p), P)
+    for i in range(p):
+        h, variance = H[:, i : i + 1, :], variances[:, i, None, None]
+        read = P @ transpose(xp, h)
+        S = h @ read + variance
+        S = xp.where(S > 0, S, xp.full_like(S, math.nan))  # the caller rejects it
+        log_determinant = log_determinant + xp.log(S[:, 0, 0])
+        k = read / S
+        rest = unit_n - k @ h
+        P = symmetric(xp, rest @ P @ transpose(xp, rest) + variance * (k @ transpose(xp, k)))
+        # The observation less what those before it say of it.
+        own = unit_p[i : i + 1, :] - h @ gain
+        gain = gain + k @ own
+        precision = precision + transpose(xp, own) @ own / S
+    return symmetric(xp, transpose(xp, combined) @ precision @ combined), log_determinant, gain @ combined, P
+
+
+def _independent(xp: Any, R: Array) -> tuple[Array, Array, Array]:
+    """Combinations (b, p, p) of observations whose noises are independent, their variances (b, p), and log |R|'s share.
+
+    The last, (b,), is what the combinations take from the logarithm of the determinant.
+    """
+    p = R.shape[-1]
+    unit = xp.eye(p, dtype=R.dtype, device=_dispatch.device(R)) + xp.zeros_like(R)
+    variances = xp.linalg.diagonal(R)
+    if not bool(_dispatch.to_numpy(xp.any((unit == 0) & (R != 0)))):
+        return unit, variances, xp.zeros_like(variances[:, 0])
+    # Relative to the deviations, so that a small noise keeps its digits beside a large one.
+    deviations = xp.sqrt(xp.where(variances > 0, variances, xp.ones_like(variances)))
+    values, vectors = xp.linalg.eigh(R / deviations[:, :, None] / deviations[:, None, :])
+    values = xp.where(values > p * float(xp.finfo(R.dtype).eps), values, xp.zeros_like(values))
+    return transpose(xp, vectors) / deviations[:, None, :], values, 2 * xp.sum(xp.log(deviations), axis=-1)
 
 
 def _differ_by_rounding(xp: Any, one: Array, other: Array) -> bool:
