@@ -439,6 +439,7 @@ def test_times_that_are_not_written_again_as_they_were_are_rejected(tmp_path, te
     ("times", "options", "message"),
     [
         ([*days(39), "9999-12-31"], [], "the times after 9999-12-31 go beyond the year 9999; give fewer --steps, or"),
+        ([*(f"{y}-12-31" for y in range(1990, 2020)), "9999-12-31"], [], "the times after 9999-12-31 go beyond"),
         ([*days(39), "9999-12-31"], ["--fill"], "column 't': '9999-12-31' would have --fill add 2,913,134 rows before"),
         ([*(f"2020-{m:02d}" for m in range(1, 13)), *(f"2021-{m:02d}" for m in range(1, 13)), "9999-12"], ["--fill"],
          "line 26, column 't': '9999-12' would have --fill add 95,735 rows before it; is that time right?"),
@@ -467,3 +468,25 @@ def test_times_of_a_zone_stay_of_it(tmp_path):
     ):
         found, write = read_times(read_table(str(table(tmp_path / "a.csv", "t", texts)), None), "t", None)
         assert write(found[-1] + step_of(found)) == following
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": None}, "run.json: damaged: mean cannot be of gpurnn fit"),
+        ({"std": [0.0, 1.0]}, "run.json: damaged: std cannot be of gpurnn fit"),
+        ({"features": ["x"]}, "run.json: damaged: mean and std cannot be of gpurnn fit"),
+        ({"classes": "uv", "group": 1}, "run.json: damaged: group, classes cannot be of gpurnn fit"),
+        (
+            {"classes": ["u", "v", "w"]},
+            "model.safetensors: has 2 features and 2 outputs, expected 2 and 3, as run.json",
+        ),
+        ({"classes": []}, "model.safetensors: holds a SequenceClassifier, expected a SequenceRegressor"),
+    ],
+)
+def test_a_run_json_that_is_not_of_the_model_is_rejected(tmp_path, change, message):
+    out = tmp_path / "o"
+    path = groups(tmp_path / "a.csv", ["u", "v"] * 6)
+    run("fit", path, *SHORT, "--out", out)
+    (out / "run.json").write_text(json.dumps({**json.loads((out / "run.json").read_text()), **change}))
+    assert message in run("predict", out, path, code=2).stderr.splitlines()[-1]

@@ -10,6 +10,7 @@ import click
 from .fit import PREDICTED, PREDICTIONS, answers_of, quality, scaled
 from .options import PathType, computing_on, device_option, encoding_option
 from .pictures import draw_groups
+from .run import RUN
 from .tables import MODEL, csv_bytes, details_of, features_of, groups_of, read_table, targets_of
 from .terminal import Refusal, quiet_option, refusing, say, warn
 
@@ -36,7 +37,7 @@ def predict(directory: Path, file: str, out: Path | None, encoding: str | None, 
     """
     details = details_of(directory, "fit")
     table = read_table(file, encoding)
-    group, target, classes = details["group"], details["target"], details["classes"]
+    group, target, classes, mean = details["group"], details["target"], details["classes"], details["mean"]
     groups = groups_of(table, group, details["order"], details["time_format"])
     examples = features_of(table, groups, details["features"])
     actual: list[Any] | None = None
@@ -58,8 +59,15 @@ def predict(directory: Path, file: str, out: Path | None, encoding: str | None, 
     from .. import _files, models
 
     with computing_on(device) as xp:
+        kind: Any = models.SequenceClassifier if classes else models.SequenceRegressor
         with refusing(ValueError, OSError):
-            model: Any = models.load(directory / MODEL)
+            model = kind.from_file(directory / MODEL)
+        sizes, expected = (model.recurrent.input_size, model.output.out_features), (len(mean), len(classes) or 1)
+        if sizes != expected:
+            raise Refusal(
+                f"{directory / MODEL}: has {sizes[0]} features and {sizes[1]} outputs, expected {expected[0]} and "
+                f"{expected[1]}, as {RUN} has"
+            )
         found, chances = answers_of(model.to(xp), scaled(xp, examples, details), classes, details)
     header = [group, target, *(f"probability of {name}" for name in classes)]
     rows = []

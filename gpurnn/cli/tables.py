@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from calendar import monthrange
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -182,10 +183,13 @@ class Times:
 
 def _months_later(start: datetime, months: int) -> datetime:
     year, month = divmod(start.year * 12 + start.month - 1 + months, 12)
-    last_day = (datetime(year + (month == 11), (month + 1) % 12 + 1, 1) - timedelta(days=1)).day
+    last_day = monthrange(year, month + 1)[1]
     # The end of a month stays the end of a month.
-    ends = (start + timedelta(days=1)).day == 1
-    return start.replace(year=year, month=month + 1, day=last_day if ends else min(start.day, last_day))
+    return start.replace(year=year, month=month + 1, day=last_day if _ends_month(start) else min(start.day, last_day))
+
+
+def _ends_month(day: datetime) -> bool:
+    return day.day == monthrange(day.year, day.month)[1]
 
 
 def read_times(table: Table, name: str, form: str | None) -> tuple[list[Any], Callable[[Any], str]]:
@@ -228,7 +232,7 @@ def step_of(times: Sequence[Any]) -> Any:
     gaps = [later - earlier for earlier, later in pairwise(times)]
     if min(gaps) >= timedelta(days=28):
         months = [(b.year - a.year) * 12 + b.month - a.month for a, b in pairwise(times)]
-        if all(t.day == times[0].day or (t + timedelta(days=1)).day == 1 for t in times):
+        if all(t.day == times[0].day or _ends_month(t) for t in times):
             return Counter(months).most_common(1)[0][0]
     step = Counter(gaps).most_common(1)[0][0]
     weekdays = all(t.weekday() < 5 for t in times) and any(gap == timedelta(days=3) for gap in gaps)
@@ -271,7 +275,37 @@ def details_of(directory: Path, command: str) -> dict[str, Any]:
     if held.get("command") != command:
         made = held.get("command", "train")
         raise Refusal(f"{directory}: holds what gpurnn {made} made, expected a directory of gpurnn {command}")
+    wrong = [name for name, is_right in _OF_FIT.items() if name not in held or not is_right(held[name])]
+    if wrong or not len(held["features"]) == len(held["mean"]) == len(held["std"]):
+        raise Refusal(f"{directory / RUN}: damaged: {', '.join(wrong) or 'mean and std'} cannot be of gpurnn {command}")
     return held
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_right, value))
+
+
+_OF_FIT: dict[str, Callable[[Any], bool]] = {
+    "group": _is_text,
+    "target": _is_text,
+    "features": _is_list_of(_is_text),
+    "order": lambda value: value is None or _is_text(value),
+    "time_format": lambda value: value is None or _is_text(value),
+    "classes": _is_list_of(_is_text),
+    "mean": _is_list_of(_is_number),
+    "std": _is_list_of(lambda value: _is_number(value) and value > 0),
+    "target_mean": _is_number,
+    "target_std": lambda value: _is_number(value) and value > 0,
+}
+"""What the run.json of `gpurnn fit` holds, and what it may be."""
 
 
 def csv_bytes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
