@@ -691,3 +691,17 @@ def test_the_picture_refuses(monkeypatch):
 def test_a_state_dict_is_a_dict(state):
     with pytest.raises(TypeError, match=r"Forecaster\.load_state_dict: state is .*, expected a dict of arrays by name"):
         Forecaster(2, 3).load_state_dict(state)
+
+
+def test_numbers_of_any_kind_in_a_list_are_a_series():
+    from decimal import Decimal
+    from fractions import Fraction
+
+    values = [1.0, 2.5, 0.5, 3.0] * 5
+    expected = Forecaster(2, 3).fit(values, steps=2).predict(values, 2)
+    for kind in (Decimal, Fraction, np.float32):
+        given = [kind(value) for value in values]
+        assert_same(Forecaster(2, 3).fit(given, steps=2).predict(given, 2), expected)
+    for wrong in ([[1.0, 2.0], 3.0], [np.array(1.0), [2.0]], np.float64(3.0)):
+        with pytest.raises((TypeError, ValueError), match=r"^Forecaster\.fit: X"):
+            Forecaster(2, 3).fit(wrong, steps=1)

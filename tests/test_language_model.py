@@ -589,3 +589,12 @@ def test_what_is_past_a_length_need_not_be_a_token(options):
     for nothing in (-1, -100, 99):
         for a, b in zip(results(nothing), results(0), strict=True):
             assert_same(a, b)
+
+
+def test_a_list_of_tokens_is_told_from_a_list_of_texts():
+    model = LanguageModel(CharVocabulary.from_text("abc"), 3, 4)
+    message = (
+        r"LanguageModel\.fit: X is a list of numbers, expected texts or arrays of tokens; .* pass numpy\.asarray\(X\)"
+    )
+    with pytest.raises(TypeError, match=message):
+        model.fit([1, 2, 3] * 100, steps=1)

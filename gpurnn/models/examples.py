@@ -108,7 +108,8 @@ def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         lost = xp.isinf(converted) & ~xp.isinf(array)
         if bool(xp.any(lost)):
             first = _dispatch.to_numpy(array)[_dispatch.to_numpy(lost)][0]
-            raise ValueError(f"{where}: {name} holds {first!r}, which is beyond the range of {dtype.name}")
+            raise ValueError(f"{where}: {name} holds {float(first)}, which is beyond the range of {dtype.name}")
+        _warn_of_rounding(where, name, array, dtype)
     elif (
         kind in "iu"
         and array.size
@@ -120,6 +121,26 @@ def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any]) -> Array:
             + ('; dtype="float64" keeps them' if dtype.name == "float32" else ""),
         )
     return converted
+
+
+def _warn_of_rounding(where: str, name: str, array: Array, dtype: np.dtype[Any]) -> None:
+    """Say where numbers differ by so little beside their size that ``dtype`` leaves little of it."""
+    if not array.size or np.dtype(_checks.dtype_name(array)).itemsize <= dtype.itemsize:
+        return
+    values = _dispatch.to_numpy(array)
+    columns = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+    # Without NaN, which stands for a missing number.
+    low, high = np.fmin.reduce(columns, axis=0), np.fmax.reduce(columns, axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        spread, rounding = high - low, np.finfo(dtype).eps * np.maximum(abs(low), abs(high))
+        lost = np.flatnonzero((spread > 0) & (rounding > 0.01 * spread))
+    if lost.size:
+        first = int(lost[0])
+        _checks.warn(
+            where,
+            f"{name} holds numbers about {float(high[first]):g} that differ by {float(spread[first]):g} at most, of "
+            f"which {dtype.name} rounds the digits away; subtract their mean, or make the model with dtype='float64'",
+        )
 
 
 def _exact(dtype: np.dtype[Any]) -> int:

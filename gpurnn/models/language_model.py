@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -664,6 +665,11 @@ class LanguageModel(Model):
         texts = _arrays.entries(where, name, texts, "a sequence of str or of (T,) integer arrays")
         if len(texts) == 0:
             raise ValueError(f"{where}: {name} is empty, expected at least one text")
+        if all(isinstance(token, Integral) for token in texts):
+            raise TypeError(
+                f"{where}: {name} is a list of numbers, expected texts or arrays of tokens; for the tokens of one text "
+                f"pass numpy.asarray({name})"
+            )
         names = [f"{name}[{i}]" for i in range(len(texts))]
         return [(entry, self._tokens(method, entry, text)) for entry, text in zip(names, texts, strict=True)]
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from numbers import Real
+from numbers import Number, Real
 from typing import Any
 
 import numpy as np
@@ -237,7 +237,7 @@ class Reader:
             raise TypeError(f"{self.where}: {name} is None, expected an array")
         values = self._numbers(name, data)
         flat = values.ndim == 1
-        if values.ndim > 2:
+        if values.ndim not in (1, 2):
             raise ValueError(f"{self.where}: {name} has shape {values.shape}, expected 2 axes (T, features)")
         values = values[:, None] if flat else values
         if values.shape[1] != self.sizes.features:
@@ -521,7 +521,9 @@ class Reader:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or isinstance(value, Real) or (getattr(value, "shape", None) == () and hasattr(value, "dtype"))
+    return (
+        value is None or isinstance(value, Number) or (getattr(value, "shape", None) == () and hasattr(value, "dtype"))
+    )
 
 
 def _labelled(word: str, labels: Sequence[Any] | None) -> Label:
