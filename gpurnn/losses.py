@@ -102,7 +102,8 @@ def _cross_entropy(
     if reduction == "mean":
         if class_weights is not None:
             indices = flat if weights is None else xp.where(weights == 0, xp.zeros_like(flat), flat)
-            label_weights = xp.take(class_weights, indices)
+            # The loss of a label that is out of range is NaN, where it is not rejected; its weight is that of any.
+            label_weights = xp.take(class_weights, xp.clip(indices, 0, V - 1))
             weights = label_weights if weights is None else weights * label_weights
         total = _total(xp, weights, math.prod(shape))
     return xp, logits, _reduce(xp, reduction, losses, total, shape), losses, total, saved

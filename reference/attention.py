@@ -19,6 +19,8 @@ class _Attention:
     v: Array | None
     scale: float
     weights: Array
+    exists: Array | None
+    """(S, B, 1): whether a position exists; None where all do."""
 
 
 def attention_forward(
@@ -73,11 +75,15 @@ def attention_forward(
     none = np.logical_not(exists.any(axis=0, keepdims=True)).T  # rows without a position
     exps = np.exp(scores - np.where(none, 0, highest))
     weights = (exps / np.where(none, 1, exps.sum(axis=2, keepdims=True))).astype(query.dtype)
+    if lengths is not None:
+        # A score that is NaN makes NaN of all weights of its row, but not of those past its length.
+        weights = np.where(exists.T, weights, weights.dtype.type(0))
     context = np.einsum("tbs,sbe->tbe", weights, values)
     if not training:
         return context, weights, None
     own_v = None if v is None else v.copy()
-    saved = _Attention(query.copy(), keys.copy(), values.copy(), own_v, scale, weights)
+    own_exists = None if lengths is None else exists[:, :, None]
+    saved = _Attention(query.copy(), keys.copy(), values.copy(), own_v, scale, weights, own_exists)
     return context, weights.copy(), saved
 
 
@@ -122,9 +128,21 @@ def attention_backward(
     # Where there is no weight, what dweights holds does not matter.
     dalpha = np.where(alpha == 0, alpha.dtype.type(0), dalpha)
     de = alpha * (dalpha - (alpha * dalpha).sum(axis=2, keepdims=True))
+    if saved.exists is not None:
+        de = np.where(saved.exists[:, :, 0].T, de, de.dtype.type(0))
     if v is None:
         de *= de.dtype.type(saved.scale)
-        return np.einsum("tbs,sba->tba", de, keys), np.einsum("tbs,tba->sba", de, query), dvalues, None
+        dquery, dkeys, dv = np.einsum("tbs,sba->tba", de, keys), np.einsum("tbs,tba->sba", de, query), None
+    else:
+        dquery, dkeys, dv = _additive_backward(query, keys, v, de)
+    if saved.exists is not None:
+        # A gradient or a query that is not finite, times a weight of zero, is none.
+        dkeys, dvalues = (np.where(saved.exists, d, d.dtype.type(0)) for d in (dkeys, dvalues))
+    return dquery, dkeys, dvalues, dv
+
+
+def _additive_backward(query: Array, keys: Array, v: Array, de: Array) -> tuple[Array, Array, Array]:
+    """Gradients of query, keys and v from those of the scores (T, B, S)."""
     dquery, dkeys, dv = np.empty_like(query), np.zeros_like(keys), np.zeros_like(v)
     for t, q in enumerate(query):
         f = np.tanh(q + keys)
@@ -132,4 +150,4 @@ def attention_backward(
         da = de[t].T[:, :, None] * (v * (1 - f * f))
         dquery[t] = da.sum(axis=0)
         dkeys += da
-    return dquery, dkeys, dvalues, dv
+    return dquery, dkeys, dv

@@ -127,6 +127,21 @@ def test_gradients(score, values, given, lengths):
     check_gradients(outputs, arrays, kept, gradients, seed=2)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("bad", ["query", "dcontext", "dweights"])
+@pytest.mark.parametrize("score", SCORES)
+def test_what_is_not_finite_does_not_reach_past_a_length(score, bad, each_wing):
+    arrays, lengths = draw(score), np.array([4, 0, 6])
+    d = dict(zip(("dcontext", "dweights"), cotangents(arrays), strict=True))
+    (arrays if bad == "query" else d)[bad][:] = np.nan
+    (_, weights), pullback = gpurnn.attention.vjp(**arrays, score=score, lengths=lengths)
+    (_, dkeys, dvalues), _ = pullback(tuple(d.values()))
+    past = np.arange(6)[:, None] >= lengths
+    assert (weights[:, past.T] == 0).all()
+    assert (dkeys[past] == 0).all()
+    assert (dvalues[past] == 0).all()
+
+
 def run(wing, arguments, lengths, d, scale=1.0):
     context, weights, saved = wing.attention_forward(*arguments, lengths=lengths, scale=scale, training=True)
     return context, weights, wing.attention_backward(saved, *d)

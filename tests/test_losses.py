@@ -474,6 +474,7 @@ def test_a_label_that_is_no_class(each_wing, labels, where):
     bad = labels != 0
     np.testing.assert_array_equal(np.isnan(losses), bad)
     np.testing.assert_array_equal(np.isnan(pullback(np.ones(2))[0]).all(axis=1), bad)
+    assert np.isnan(cross_entropy(X, labels, class_weights=np.ones(3)))
 
 
 @pytest.mark.parametrize(
