@@ -18,6 +18,7 @@ from tolerance import arrays_of, assert_all_close, assert_close, assert_same, ch
 
 import gpurnn
 from gpurnn.models.kalman import filter as filtering
+from gpurnn.models.kalman import recursion
 
 SERIES = Path(__file__).parent / "data" / "state_space_series.npz"
 
@@ -159,7 +160,7 @@ def test_the_filter_knows_nothing_until_the_diffuse_states_are_determined():
         assert np.isfinite(a).all()
     # A line through two points.
     np.testing.assert_allclose(filtered.mean[2], [4.0, 0.5], rtol=0.1)
-    assert_same(filtered.mean[-1], trend.smooth(y).mean[-1])
+    assert_close(filtered.mean[-1], trend.smooth(y).mean[-1], 10)
     with pytest.raises(ValueError, match="LinearGaussian: y does not determine the diffuse states, expected more obs"):
         trend(y[:2])
 
@@ -726,7 +727,8 @@ def leaves(nested) -> list:
 
 
 @pytest.mark.parametrize("diffuse", [(), (0, 2)])
-def test_on_arrays_that_are_not_numpys(strict_namespace, diffuse):
+def test_on_arrays_that_are_not_numpys(strict_namespace, monkeypatch, diffuse):
+    monkeypatch.setattr(recursion, "WIDEST", 0)  # NumPy arrays go step by step too
     model, y = draw(6, 2, varying="FR", diffuse=diffuse, ahead=2)
     moved = gpurnn.LinearGaussian(**strict(model.params))
     on = strict(y)

@@ -9,6 +9,7 @@ from strict_wing import DEVICE, plain, strict
 from tolerance import arrays_of, assert_close, assert_same, check_gradients
 
 import gpurnn
+from gpurnn.models.kalman import level, recursion, seasonal
 
 n, p, k = 3, 2, 2
 
@@ -122,7 +123,8 @@ def test_inputs_that_all_sequences_share():
     assert single[1].shape == (T, k)
 
 
-def test_inputs_on_arrays_that_are_not_numpys_and_in_float32(strict_namespace):
+def test_inputs_on_arrays_that_are_not_numpys_and_in_float32(strict_namespace, monkeypatch):
+    monkeypatch.setattr(recursion, "WIDEST", 0)  # NumPy arrays go step by step too
     model, y, u = draw(diffuse=True)
     T = len(y)
     moved, on, inputs = gpurnn.LinearGaussian(**strict(model.params)), strict(y), strict(u)
@@ -326,3 +328,94 @@ def test_what_a_fit_cannot_change_is_rejected():
         with pytest.raises(ValueError, match=f"LinearGaussian.fit: {message}"):
             still.fit(y, parameters, method=method)
     still.fit(y, ("R",), method="em", iterations=1)
+
+
+def online(case: str, dtype: str):
+    """A model, observations and inputs, for what a filter may meet."""
+    rng = np.random.default_rng(0)
+    F, H = np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([[1.0, 0.0]])
+    T, u = 150, None
+    if case == "everything, proper":
+        model, y, u = draw(T, 2, varying=True)
+        u = u[:T]
+    elif case == "everything, diffuse":
+        model, y, u = draw(T, 2, diffuse=True)
+        u = u[:T]
+    elif case == "far from zero, sparse":
+        model = gpurnn.LinearGaussian(F, H, np.diag([1.0, 0.01]), np.eye(1))
+        y = 1e6 + np.cumsum(rng.standard_normal((T, 1, 1)), axis=0)
+        y[[0, 1, 2, 5, 60, 61, 100]] = np.nan
+    elif case == "rows that differ":
+        model = gpurnn.LinearGaussian(F, H, np.diag([1.0, 0.01]), np.eye(1))
+        y = np.cumsum(rng.standard_normal((T, 3, 1)), axis=0)
+        y[:40, 1], y[100, 2], y[101, :2] = np.nan, np.nan, np.nan
+    elif case == "forgotten":
+        model = gpurnn.LinearGaussian(np.array([[0.0, 1.0], [0.0, 0.0]]), H, np.eye(2), np.eye(1))
+        y = rng.standard_normal((T, 2, 1))
+        y[:3] = y[3, 1] = np.nan
+    elif case == "fixed pattern":
+        model = (level(0.5) + seasonal(4, variance=0.0)).linear_gaussian()
+        model.params["R"][...] = 0.3
+        y = rng.standard_normal((T, 1, 1))
+    else:
+        one = np.ones((1, 1))
+        model = gpurnn.LinearGaussian(one, one, 1e-4 * one, one)
+        y = rng.standard_normal((T, 70, 1))  # more rows than a banded matrix is for
+    values = {name: a.astype(dtype) for name, a in model.params.items()}
+    return gpurnn.LinearGaussian(**values), y.astype(dtype), None if u is None else u.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "everything, proper", "everything, diffuse", "far from zero, sparse", "rows that differ", "forgotten",
+        "fixed pattern", "many rows",
+    ],
+)  # fmt: skip
+def test_updates_give_the_bits_of_the_whole_filter(case, dtype):
+    model, y, u = online(case, dtype)
+    whole, state = model.filter(y, u), None
+    for t in range(len(y)):
+        state = model.update(y[t], state, None if u is None else u[t])
+        now = (state.predicted_mean, state.predicted_covariance, state.mean, state.covariance)
+        for name, one, other in zip(whole._fields, now, whole, strict=True):
+            np.testing.assert_array_equal(one, other[t], err_msg=f"{name} of step {t}", strict=True)
+    assert state.steps == len(y)
+
+
+def test_an_update_of_one_sequence_and_its_checks():
+    model, y, u = draw(6)
+    state = None
+    for t in range(6):
+        state = model.update(y[t, 0], state, u[t, 0])
+    whole = model.filter(y[:, 0], u[:6, 0])
+    assert_same((state.mean, state.covariance), (whole.mean[-1], whole.covariance[-1]))
+    assert state.mean.shape == (n,)
+    assert "steps" not in repr(state)
+    where = r"^LinearGaussian\.update: "
+    with pytest.raises(TypeError, match=where + "state is a tuple of 2, expected what the update before returned"):
+        model.update(y[0], (1, 2), u[0])
+    with pytest.raises(ValueError, match=where + "state is of 1 sequences and 3 states, expected that of an update of"):
+        model.update(y[0], state, u[0])
+    with pytest.raises(ValueError, match=where + r"y has shape \(6, 2, 2\), expected \(p,\) or \(B, p\), for one step"):
+        model.update(y)
+    with pytest.raises(TypeError, match=where + "u is None, expected an array of 2 inputs"):
+        model.update(y[0, 0], state)
+    with pytest.raises(TypeError, match=where + "y is None, expected an array"):
+        model.update(None)
+    varying = gpurnn.LinearGaussian(*[np.ones((2, 1, 1))] * 4, P0=np.eye(1))
+    last = varying.update(np.ones(1), varying.update(np.ones(1)))
+    with pytest.raises(ValueError, match=where + "F has 2 steps, expected at least T = 3"):
+        varying.update(np.ones(1), last)
+
+
+@pytest.mark.parametrize("case", ["everything, diffuse", "fixed pattern", "rows that differ"])
+def test_a_banded_system_is_the_loop_over_the_steps(case, monkeypatch):
+    model, y, u = online(case, "float64")
+    results = [[*model.filter(y, u), *model.smooth(y, u), model(y, u), *arrays_of(model.vjp(y, u)[1](1.0))]]
+    monkeypatch.setattr(recursion, "WIDEST", 0)
+    results.append([*model.filter(y, u), *model.smooth(y, u), model(y, u), *arrays_of(model.vjp(y, u)[1](1.0))])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+        assert_close(np.nan_to_num(np.asarray(one)), np.nan_to_num(np.asarray(other)), 100)

@@ -9,7 +9,7 @@ is computed for all: b below is 1 then, and B otherwise.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from ... import _arrays, _dispatch
 from ..._contract import Array
 from ..base import not_finite
-from . import diffuse
+from . import diffuse, recursion
 from .diffuse import symmetric, transpose
 
 Parameters = dict[str, Array]
@@ -28,6 +28,10 @@ OPTIONAL = ("B", "D", "c", "d")
 COVARIANCES = ("Q", "R", "P0")
 AXES = {"F": 2, "H": 2, "Q": 2, "R": 2, "B": 2, "D": 2, "c": 1, "d": 1}
 """The axes that a parameter has at one step. With one more it varies with time."""
+
+
+SMALL = 4
+"""Up to how many columns a product of many matrices is faster column by column."""
 
 
 def varies(params: Parameters, name: str) -> bool:
@@ -85,19 +89,41 @@ class _Covariances(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Position:
+    """Where a filter has come to: all that the steps ahead depend on."""
+
+    step: int
+    mean: Array
+    """(B, n, 1 + d): predicted."""
+    covariance: Array
+    """(b, n, n): predicted."""
+    information: Array
+    """(B, 1 + d, 1 + d): the sum of v^T S^-1 v over the steps so far."""
+    rounding: Array
+    """(B, n, d): a bound of the rounding of what delta adds to the means, while a row has seen nothing."""
+    unseen: np.ndarray[Any, Any]
+    """(B,): which rows have seen nothing so far."""
+    last: _Covariances | None = None
+    """Those of the last step, if they have converged."""
+    missing: np.ndarray[Any, Any] | None = None
+    """(B, p): what was missing there."""
+
+
+@dataclass(frozen=True)
 class Forward:
     """The filter's results at all steps, and what the pass back needs of them."""
 
     covariances: _Covariances
+    """Those that were computed, with an axis (S,) in front."""
     number: np.ndarray[Any, Any]
-    """(T,): the number of each step's covariances, among those that were computed. Steps may share them."""
+    """(T,): the number of each step's covariances among them. Steps may share them."""
     mean: Array
     """(T, B, n, 1 + d): predicted."""
     filtered_mean: Array
     weighted: Array
     """(T, B, p, 1 + d): S^-1 v, of the innovation v = y - H times the predicted mean."""
     information: Array
-    """(T, B, 1 + d, 1 + d): the sum of v^T S^-1 v up to the step, inclusive."""
+    """(B, 1 + d, 1 + d): the sum of v^T S^-1 v over all steps."""
 
 
 def forward(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = None) -> Forward:
@@ -108,35 +134,19 @@ def forward(where: str, xp: Any, params: Parameters, y: Array, u: Array | None =
     ValueError
         An observation has no variance given those before it; the message names ``where`` and the step.
     """
-    missing = xp.isnan(y)
-    on_host = _dispatch.to_numpy(missing)
-    shared = bool((on_host == on_host[:, :1]).all())
-    patterns = missing[:, :1, :] if shared else missing
-    mean, covariance = _initial(xp, params, y.shape[1], patterns.shape[1])
-    repeats = (on_host[1:] == on_host[:-1]).all(axis=(1, 2))
-    covariances, number = _covariances(xp, params, covariance, patterns, repeats, bool(on_host.any()))
-    indefinite = np.argwhere(~np.isfinite(_dispatch.to_numpy(covariances.log_determinant)))
-    if len(indefinite):
-        step, row = indefinite[0]
-        raise ValueError(
-            f"{where}: H P H^T + R of step {step}{f' of row {row}' if y.shape[1] > 1 else ''} is not positive "
-            "definite, P being the covariance of the state given the observations before it; expected a larger R, or Q "
-            "or P0"
-        )
-    known = observation_offset(xp, params, u, len(number))
-    y = xp.where(missing, xp.zeros_like(y), y if known is None else y - known)
-    added = state_offset(xp, params, u, len(number))
-    mean, filtered_mean, innovation = _means(xp, params, covariances, mean, y, missing, added)
+    covariances, number, mean, innovation, _ = _pass(where, xp, params, initial(xp, params, y.shape[1]), y, u)
+    precision = of_steps(xp, covariances.precision, number)
     if mean.shape[-1] > 1:
-        centre = diffuse.centre(xp, innovation, covariances.precision)
-        mean, filtered_mean, innovation = (array @ centre for array in (mean, filtered_mean, innovation))
-    weighted = covariances.precision @ innovation
-    information = xp.cumulative_sum(transpose(xp, innovation) @ weighted, axis=0)
+        centre = diffuse.centre(xp, innovation, precision)
+        mean, innovation = mean @ centre, innovation @ centre
+    weighted = times(xp, precision, innovation)
+    filtered_mean = mean + times(xp, of_steps(xp, covariances.gain, number), innovation)
+    information = products(xp, innovation, weighted)
     return Forward(covariances, number, mean, filtered_mean, weighted, information)
 
 
-def _initial(xp: Any, params: Parameters, B: int, b: int) -> tuple[Array, Array]:
-    """The predicted mean (B, n, 1 + d) and covariance (b, n, n) at the first step."""
+def initial(xp: Any, params: Parameters, B: int) -> Position:
+    """Before the first step."""
     m0, P0, Q, R = (params[name] for name in ("m0", "P0", "Q", "R"))
     n = m0.shape[0]
     unit = xp.eye(n, dtype=m0.dtype, device=_dispatch.device(m0))
@@ -147,8 +157,12 @@ def _initial(xp: Any, params: Parameters, B: int, b: int) -> tuple[Array, Array]
     noise, others = (sum(xp.mean(xp.linalg.diagonal(a)) for a in arrays) for arrays in ((Q, R), (finite,)))
     size = xp.where(noise > 0, noise, xp.where(others > 0, others, xp.ones_like(others)))
     covariance = xp.where(xp.isinf(P0), unit * size, P0)
-    mean = xp.expand_dims(xp.concat(columns, axis=1), axis=0)
-    return mean + _dispatch.zeros(xp, (B, 1, 1), m0), covariance + _dispatch.zeros(xp, (b, 1, 1), m0)
+    mean = xp.expand_dims(xp.concat(columns, axis=1), axis=0) + _dispatch.zeros(xp, (B, 1, 1), m0)
+    c = mean.shape[2]
+    nothing = _dispatch.zeros(xp, (B, n, c - 1), m0)
+    information = _dispatch.zeros(xp, (B, c, c), m0)
+    covariance = covariance + _dispatch.zeros(xp, (min(B, 1), 1, 1), m0)
+    return Position(0, mean, covariance, information, nothing, np.ones(B, bool))
 
 
 def diffuse_states(params: Parameters) -> list[int]:
@@ -156,34 +170,111 @@ def diffuse_states(params: Parameters) -> list[int]:
     return [int(k) for k in np.flatnonzero(np.isinf(np.diagonal(_dispatch.to_numpy(params["P0"]))))]
 
 
+def _pass(
+    where: str, xp: Any, params: Parameters, start: Position, y: Array, u: Array | None
+) -> tuple[_Covariances, np.ndarray[Any, Any], Array, Array, Position]:
+    """Covariances, predicted means (T, B, n, 1 + d), innovations (T, B, p, 1 + d) and the position past the last step.
+
+    The parameters and u begin at the step of ``start``. The information past the last step is that of ``start``.
+    """
+    T, missing = y.shape[0], xp.isnan(y)
+    on_host = _dispatch.to_numpy(missing)
+    shared = bool((on_host == on_host[:, :1]).all())
+    if not shared:
+        start = _of_each_row(xp, start, y.shape[1])
+    covariances, number, covariance, last = _covariances(
+        xp, params, start, missing if start.covariance.shape[0] > 1 else missing[:, :1, :], on_host
+    )
+    indefinite = np.argwhere(~np.isfinite(_dispatch.to_numpy(covariances.log_determinant))[number])
+    if len(indefinite):
+        step, row = indefinite[0]
+        raise ValueError(
+            f"{where}: H P H^T + R of step {start.step + step}{f' of row {row}' if y.shape[1] > 1 else ''} is not "
+            "positive definite, P being the covariance of the state given the observations before it; expected a "
+            "larger R, or Q or P0"
+        )
+    known, added = observation_offset(xp, params, u, T), state_offset(xp, params, u, T)
+    y = xp.where(missing, xp.zeros_like(y), y if known is None else y - known)
+    mean, innovation, position = _means(xp, params, covariances, number, start, y, on_host, added)
+    return (
+        covariances,
+        number,
+        mean,
+        innovation,
+        replace(position, step=start.step + T, covariance=covariance, last=last, missing=on_host[-1]),
+    )
+
+
+def _of_each_row(xp: Any, start: Position, B: int) -> Position:
+    """The position with covariances of each row."""
+    rows = _dispatch.zeros(xp, (B, 1, 1), start.mean)
+    last = start.last
+    if last is not None:
+        each = (a + (rows if a.ndim == 3 else rows[:, 0, 0]) for a in last)
+        last = _Covariances(*each)
+    return replace(start, covariance=start.covariance + rows, last=last)
+
+
+def of_steps(xp: Any, distinct: Array, number: np.ndarray[Any, Any]) -> Array:
+    """The arrays of all steps, from those that were computed and the number of each step's among them."""
+    index = xp.asarray(number.tolist(), dtype=xp.int64, device=_dispatch.device(distinct))
+    return xp.take(distinct, index, axis=0)
+
+
+def times(xp: Any, matrices: Array, vectors: Array) -> Array:
+    """Matrices (..., m, k) times vectors (..., k, c), of which there are many."""
+    if matrices.shape[-1] > SMALL:
+        return matrices @ vectors
+    total = matrices[..., :, :1] * vectors[..., :1, :]
+    for j in range(1, matrices.shape[-1]):
+        total = total + matrices[..., :, j : j + 1] * vectors[..., j : j + 1, :]
+    return total
+
+
+def products(xp: Any, one: Array, other: Array) -> Array:
+    """(B, c, e): the sum over steps of one^T other, for (T, B, p, c) and (T, B, p, e) arrays."""
+    T, B, p, _ = one.shape
+    flat, against = (xp.reshape(xp.permute_dims(a, (1, 0, 2, 3)), (B, T * p, a.shape[3])) for a in (one, other))
+    return transpose(xp, flat) @ against
+
+
 def _covariances(
-    xp: Any, params: Parameters, covariance: Array, patterns: Array, repeats: np.ndarray[Any, Any], some_missing: bool
-) -> tuple[_Covariances, np.ndarray[Any, Any]]:
-    """The covariances of all steps, and for each step the number of its own among those that were computed.
+    xp: Any, params: Parameters, start: Position, patterns: Array, on_host: np.ndarray[Any, Any]
+) -> tuple[_Covariances, np.ndarray[Any, Any], Array, _Covariances | None]:
+    """The covariances that were computed, the number of each step's own among them, and those for the next step.
 
     Where the model does not vary and the same observations are missing as at the step before, covariances converge.
     They have converged when a step changes them by no more than its rounding. Further such steps share them.
 
     Parameters
     ----------
-    covariance : (b, n, n) array
-        Predicted for the first step.
     patterns : (T, b, p) array of bool
         What is missing.
-    repeats : (T - 1,) array of bool
-        Whether the same is missing as at the step before.
-    some_missing : bool
-        Whether anything is missing at all.
+    on_host : (T, B, p) NumPy array
+        The same.
+
+    Returns
+    -------
+    covariances : _Covariances
+        With an axis (S,) in front.
+    number : (T,) array of int
+    covariance : (b, n, n) array
+        Predicted for the step past the last.
+    last : _Covariances or None
+        Those of the last step, if they have converged.
     """
     T, b, p = patterns.shape
+    covariance = start.covariance
     none = _dispatch.zeros(xp, (b, 1, 1), covariance)
     unit = xp.eye(p, dtype=covariance.dtype, device=_dispatch.device(covariance))
-    constant = all(params[name].ndim == 2 for name in "FHQR")
+    constant, some_missing = not any(varies(params, name) for name in "FHQR"), bool(on_host.any())
+    before = start.missing if start.missing is not None else np.zeros(0)
+    repeats = [np.array_equal(before, on_host[0]), *(on_host[1:] == on_host[:-1]).all(axis=(1, 2)).tolist()]
     steps: list[_Covariances] = []
     number = np.zeros(T, np.int64)
-    converged = False
+    last = start.last
     for t in range(T):
-        if not (converged and repeats[t - 1]):
+        if last is None or not repeats[t]:
             H, R = at(params["H"], t) + none, at(params["R"], t) + none
             if some_missing:
                 # A missing observation reads nothing of the state, and its noise has variance 1 and is 0.
@@ -191,13 +282,15 @@ def _covariances(
                 H = xp.where(gone[:, :, None], xp.zeros_like(H), H)
                 R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit + none, R)
             precision, log_determinant, gain, filtered = _observed(xp, covariance, H, R)
-            steps.append(_Covariances(covariance, H, precision, log_determinant, gain, filtered))
-            if t + 1 < T:
-                _, after = advance(xp, params, t, filtered, filtered)
-                converged = constant and bool(repeats[t]) and _differ_by_rounding(xp, after, covariance)
-                covariance = after
+            own = _Covariances(covariance, H, precision, log_determinant, gain, filtered)
+            steps.append(own)
+            _, after = advance(xp, params, t, filtered, filtered)
+            last = own if constant and repeats[t] and _differ_by_rounding(xp, after, covariance) else None
+            covariance = after
+        elif not steps:
+            steps.append(last)
         number[t] = len(steps) - 1
-    return _Covariances(*(_by_step(xp, list(arrays), number) for arrays in zip(*steps, strict=True))), number
+    return _Covariances(*(xp.stack(list(arrays)) for arrays in zip(*steps, strict=True))), number, covariance, last
 
 
 def _observed(xp: Any, P: Array, H: Array, R: Array) -> tuple[Array, Array, Array, Array]:
@@ -252,50 +345,112 @@ def _differ_by_rounding(xp: Any, one: Array, other: Array) -> bool:
     return bool(_dispatch.to_numpy(xp.all(xp.abs(one - other) <= rounding)))
 
 
-def _by_step(xp: Any, arrays: list[Array], number: np.ndarray[Any, Any]) -> Array:
-    """The arrays of all steps, given those that were computed and the number of each step's among them."""
-    distinct = xp.stack(arrays)
-    return xp.take(distinct, xp.asarray(number.tolist(), dtype=xp.int64, device=_dispatch.device(distinct)), axis=0)
-
-
 def _means(
-    xp: Any, params: Parameters, covariances: _Covariances, mean: Array, y: Array, missing: Array, added: Array | None
-) -> tuple[Array, Array, Array]:
-    """Predicted means, filtered means and innovations at all steps, from the first predicted mean.
+    xp: Any, params: Parameters, covariances: _Covariances, number: np.ndarray[Any, Any], start: Position, y: Array,
+    on_host: np.ndarray[Any, Any], added: Array | None,
+) -> tuple[Array, Array, Position]:  # fmt: skip
+    """Predicted means and innovations at all steps, and where they come to.
 
     A missing number of y is 0 here. ``added`` is the offset of the states.
     """
-    T, B, _ = y.shape
-    n, d = mean.shape[1], mean.shape[2] - 1
+    T, mean = y.shape[0], start.mean
+    d = mean.shape[2] - 1
     observed = xp.concat([y[..., None], _dispatch.zeros(xp, (*y.shape, d), y)], axis=3)
     if added is not None:
         added = xp.concat([added[..., None], _dispatch.zeros(xp, (*added.shape, d), y)], axis=3)
     H, gain = covariances.observation, covariances.gain
-    transitions = _each_step(params["F"], T)
-    # Rows without any observation so far, and a bound of the rounding of what delta adds to their means.
-    unseen = xp.cumulative_sum(xp.astype(~xp.all(missing, axis=2), xp.int64), axis=0) == 0
-    blind = int(_dispatch.to_numpy(xp.sum(xp.astype(xp.any(unseen, axis=1), xp.int64)))) if d else 0
-    rounding = nothing = _dispatch.zeros(xp, (B, n, d), y)
-    eps = float(xp.finfo(y.dtype).eps)
-    means: list[Array] = []
-    filtered_means: list[Array] = []
-    innovations: list[Array] = []
-    for t in range(T):
-        innovation = observed[t, ...] - H[t, ...] @ mean
-        filtered = mean + gain[t, ...] @ innovation
-        means.append(mean)
-        filtered_means.append(filtered)
-        innovations.append(innovation)
-        if t + 1 < T:
-            mean = transitions[t] @ filtered
-            if t < blind:
-                # A product of F that is zero but for rounding has forgotten delta.
-                rounding = xp.abs(transitions[t]) @ (rounding + n * eps * xp.abs(filtered[..., 1:]))
-                forgotten = unseen[t, :, None, None] & (xp.abs(mean[..., 1:]) <= rounding)
-                mean = xp.concat([mean[..., :1], xp.where(forgotten, nothing, mean[..., 1:])], axis=-1)
-            if added is not None:
-                mean = mean + added[t, ...]
-    return xp.stack(means), xp.stack(filtered_means), xp.stack(innovations)
+    F = params["F"][:T, None, ...] if varies(params, "F") else params["F"][None, None, ...]
+    carried = F @ gain
+    unseen = start.unseen[None, :] & np.logical_and.accumulate(on_host.all(axis=2), axis=0)
+    blind = int(unseen.any(axis=1).sum()) if d else 0
+    pieces: list[tuple[Array, Array]] = []
+    rounding = start.rounding
+    if blind:
+        eps = float(xp.finfo(y.dtype).eps)
+        rows = xp.asarray(unseen.tolist(), dtype=xp.bool, device=_dispatch.device(y))
+    for t in range(blind):
+        # A product of F that is zero but for rounding has forgotten delta.
+        now = slice(t, t + 1)
+        this = F if F.shape[0] == 1 else F[now, ...]
+        own = slice(int(number[t]), int(number[t]) + 1)
+        m, v, mean_after = recursion.run(
+            xp, this, H[own, ...], carried[own, ...], np.zeros(1, np.int64), mean, observed[now, ...], None
+        )
+        pieces.append((m, v))
+        filtered = mean + gain[int(number[t]), ...] @ v[0, ...]
+        rounding = xp.abs(this[0, ...]) @ (rounding + mean.shape[1] * eps * xp.abs(filtered[..., 1:]))
+        forgotten = rows[t, :, None, None] & (xp.abs(mean_after[..., 1:]) <= rounding)
+        by_delta = xp.where(forgotten, xp.zeros_like(rounding), mean_after[..., 1:])
+        mean = xp.concat([mean_after[..., :1], by_delta], axis=-1)
+        if added is not None:
+            mean = mean + added[t, ...]
+    if blind < T:
+        later = F if F.shape[0] == 1 else F[blind:, ...]
+        of_later, base = number[blind:], int(number[blind])
+        m, v, mean = recursion.run(
+            xp, later, H[base:, ...], carried[base:, ...], of_later - base, mean, observed[blind:, ...],
+            None if added is None else added[blind:, ...],
+        )  # fmt: skip
+        pieces.append((m, v))
+    means, innovations = (xp.concat(list(each), axis=0) for each in zip(*pieces, strict=True))
+    return means, innovations, replace(start, mean=mean, rounding=rounding, unseen=unseen[-1])
+
+
+def filtered(
+    where: str, xp: Any, params: Parameters, start: Position, y: Array, u: Array | None
+) -> tuple[list[Array], Position]:
+    """Means and covariances (T, B, ...), predicted and filtered, and the position past the last step.
+
+    No step depends on one after it: delta is counted from its estimate of now and then, at steps 1, 2, 4, 8 and so on.
+    Once it does not matter to the states any more, they are as if it had been known.
+    """
+    pieces: list[list[Array]] = []
+    first = start.step
+    while start.step < first + y.shape[0]:
+        at_step = start.step
+        if start.mean.shape[2] > 1 and at_step & (at_step - 1) == 0:
+            start = _recentred(xp, start)
+        until = 2 ** at_step.bit_length() if start.mean.shape[2] > 1 else first + y.shape[0]
+        steps = slice(at_step - first, min(until - first, y.shape[0]))
+        own = {name: p[steps.start :, ...] if varies(params, name) else p for name, p in params.items()}
+        results, start = _filtered_stretch(where, xp, own, start, y[steps, ...], None if u is None else u[steps, ...])
+        pieces.append(results)
+    return [xp.concat(list(each), axis=0) for each in zip(*pieces, strict=True)], start
+
+
+def _filtered_stretch(
+    where: str, xp: Any, params: Parameters, start: Position, y: Array, u: Array | None
+) -> tuple[list[Array], Position]:
+    covariances, number, mean, innovation, after = _pass(where, xp, params, start, y, u)
+    filtered_mean = mean + times(xp, of_steps(xp, covariances.gain, number), innovation)
+    spreads = [of_steps(xp, each, number) for each in (covariances.predicted, covariances.filtered)]
+    if mean.shape[3] == 1:
+        rows = _dispatch.zeros(xp, (1, y.shape[1], 1, 1), y)
+        spreads = [spread if spread.shape[1] == y.shape[1] else spread + rows for spread in spreads]
+        return [mean[..., 0], spreads[0], filtered_mean[..., 0], spreads[1]], after
+    weighted = times(xp, of_steps(xp, covariances.precision, number), innovation)
+    each = times(xp, transpose(xp, innovation), weighted)
+    information = xp.cumulative_sum(xp.concat([start.information[None, ...], each], axis=0), axis=0)
+    predicted = diffuse.known_marginal(xp, information[:-1, ...], mean, spreads[0])
+    known = diffuse.known_marginal(xp, information[1:, ...], filtered_mean, spreads[1])
+    return [*predicted, *known], replace(after, information=information[-1, ...])
+
+
+def _recentred(xp: Any, position: Position) -> Position:
+    """The position with delta counted from its estimate, or without delta where that adds nothing to the state."""
+    mean, information = position.mean, position.information
+    delta, spread = diffuse.estimate(xp, information)
+    centred = mean[..., :1] + mean[..., 1:] @ delta
+    added = xp.linalg.diagonal(mean[..., 1:] @ spread @ transpose(xp, mean[..., 1:]))
+    eps = float(xp.finfo(mean.dtype).eps)
+    little = xp.all(added <= eps**2 * xp.linalg.diagonal(position.covariance))
+    if bool(_dispatch.to_numpy(little & xp.all(diffuse.determined(xp, information, mean)))):
+        return replace(position, mean=centred, rounding=position.rounding[..., :0])
+    by_delta = information[:, 1:, 1:]
+    moment = information[:, 1:, :1] + by_delta @ delta
+    top = xp.concat([xp.zeros_like(moment[:, :1, :]), transpose(xp, moment)], axis=2)
+    information = xp.concat([top, xp.concat([moment, by_delta], axis=2)], axis=1)
+    return replace(position, mean=xp.concat([centred, mean[..., 1:]], axis=2), information=information)
 
 
 class Undetermined(ValueError):
@@ -309,7 +464,7 @@ def diffuse_moments(where: str, xp: Any, steps: Forward) -> Array:
     ------
     Undetermined
     """
-    information = steps.information[-1, ...]
+    information = steps.information
     # What no later state depends on any more need not be known.
     known = _dispatch.to_numpy(diffuse.determined(xp, information, steps.filtered_mean[-1, ...]))
     if not known.all():
@@ -320,7 +475,7 @@ def diffuse_moments(where: str, xp: Any, steps: Forward) -> Array:
 
 def log_likelihood(xp: Any, y: Array, steps: Forward) -> Array:
     """(), the sum over all sequences."""
-    information = steps.information[-1, ...]
+    information = steps.information
     squares = information[:, 0, 0]
     total = xp.zeros_like(squares)
     if information.shape[1] > 1:
@@ -330,58 +485,73 @@ def log_likelihood(xp: Any, y: Array, steps: Forward) -> Array:
         squares = xp.where(xp.isinf(squares), squares, squares + explained)
         total = diffuse.log_determinant(xp, information)
     count = xp.sum(xp.astype(~xp.isnan(y), y.dtype), axis=(0, 2))
-    determinants = xp.sum(steps.covariances.log_determinant, axis=0)
+    determinants = xp.sum(of_steps(xp, steps.covariances.log_determinant, steps.number), axis=0)
     return xp.asarray(xp.sum(-(determinants + squares + count * math.log(2 * math.pi) + total) / 2))
 
 
 @dataclass(frozen=True)
 class Backward:
-    """Gradients of the log-likelihood by the states' means, from the last step to the first, and their covariances."""
+    """Gradients of the log-likelihood by the states' means, from the last step to the first, and their covariances.
+
+    A covariance belongs to a pair: to covariances of the filter, and to one of those that the pass back computed.
+    """
 
     r: Array
     """(T, B, n, 1 + d): the gradient by the predicted mean of the step after, zero at the last step."""
-    N: Array
-    """(T, b, n, n): its covariance."""
     filtered_r: Array
-    """(T, B, n, 1 + d): r by the filtered mean, F^T r."""
-    filtered_N: Array
-    """(T, b, n, n): F^T N F."""
+    """(T, B, n, 1 + d): the gradient by the filtered mean, F^T r."""
+    e: Array
+    """(T, B, p, 1 + d): minus the gradient by the observation."""
     first_r: Array
     """(B, n, 1 + d): by the first predicted mean."""
     first_N: Array
+    """(b, n, n): its covariance."""
+    of_filter: np.ndarray[Any, Any]
+    """(P,): the filter's covariances of each pair."""
+    pair: np.ndarray[Any, Any]
+    """(T,): the pair of each step."""
+    N: Array
+    """(P, b, n, n): the covariance of r."""
+    filtered_N: Array
+    """(P, b, n, n): the covariance of F^T r."""
 
 
 def backward(xp: Any, params: Parameters, steps: Forward) -> Backward:
     """The pass back."""
-    covariances, T = steps.covariances, len(steps.number)
-    H, gain, transitions = covariances.observation, covariances.gain, _each_step(params["F"], T)
+    covariances, number, T = steps.covariances, steps.number, len(steps.number)
+    H, gain = covariances.observation, covariances.gain
+    over = varies(params, "F")
+    F = params["F"][:T, None, ...] if over else params["F"][None, None, ...]
+    by_mean = transpose(xp, F)
+    # Backwards in time: e = S^-1 v - (F K)^T r, and r = F^T r + H^T e.
+    back, reversed_number = slice(None, None, -1), number[::-1]
+    r, e, first_r = recursion.run(
+        xp, by_mean[back, ...] if over else by_mean, transpose(xp, F @ gain)[back, ...], transpose(xp, H)[back, ...],
+        number[-1] - reversed_number, xp.zeros_like(steps.mean[0, ...]), steps.weighted[back, ...], None,
+    )  # fmt: skip
+    r, e = r[back, ...], e[back, ...]
     unit = xp.eye(H.shape[-1], dtype=H.dtype, device=_dispatch.device(H))
     rest = transpose(xp, unit - gain @ H)
-    by_observation = transpose(xp, H) @ steps.weighted
     by_observation_N = transpose(xp, H) @ covariances.precision @ H
-    r, N = xp.zeros_like(steps.mean[0, ...]), xp.zeros_like(covariances.filtered[0, ...])
-    rs, Ns, numbers = [], [N], []
+    N = xp.zeros_like(covariances.filtered[0, ...])
+    Ns, numbers, transitions = [N], [], by_mean[:, 0, ...]
     converged = False
     for t in reversed(range(T)):
-        rs.append(r)
+        s = int(number[t])
         numbers.append(len(Ns) - 1)
-        F = transitions[t]
-        by_mean = transpose(xp, F)
-        r = by_observation[t, ...] + rest[t, ...] @ (by_mean @ r)
-        if not (converged and steps.number[t] == steps.number[t + 1]):
-            after, N = N, by_mean @ N @ F
-            N = symmetric(xp, by_observation_N[t, ...] + rest[t, ...] @ N @ transpose(xp, rest[t, ...]))
+        if not (converged and number[t] == number[t + 1]):
+            this = transitions[t if over else 0, ...]
+            after, N = N, this @ N @ transpose(xp, this)
+            N = symmetric(xp, by_observation_N[s, ...] + rest[s, ...] @ N @ transpose(xp, rest[s, ...]))
             Ns.append(N)
-            repeats = t > 0 and steps.number[t - 1] == steps.number[t]
+            repeats = t > 0 and number[t - 1] == number[t]
             converged = repeats and _differ_by_rounding(xp, N, after)
-    every_r, every_N = xp.stack(rs[::-1]), _by_step(xp, Ns, np.array(numbers[::-1]))
-    F = _over_time(params["F"], T)
-    return Backward(every_r, every_N, transpose(xp, F) @ every_r, transpose(xp, F) @ every_N @ F, r, N)
-
-
-def _each_step(parameter: Array, T: int) -> list[Array]:
-    """F, H, Q or R of each step."""
-    return [at(parameter, 0)] * T if parameter.ndim == 2 else [at(parameter, t) for t in range(T)]
+    of_N = np.array(numbers[::-1])
+    # Where F varies, so does the number.
+    pairs, pair = np.unique(np.stack([number, of_N]), axis=1, return_inverse=True)
+    distinct_N = of_steps(xp, xp.stack(Ns), pairs[1])
+    filtered_N = by_mean @ distinct_N @ transpose(xp, by_mean)
+    return Backward(r, times(xp, by_mean, r), e, first_r, N, pairs[0], pair.reshape(-1), distinct_N, filtered_N)
 
 
 def _over_time(parameter: Array, T: int) -> Array:
@@ -390,17 +560,19 @@ def _over_time(parameter: Array, T: int) -> Array:
 
 
 def smoothed(xp: Any, steps: Forward, back: Backward) -> tuple[Array, Array]:
-    """Means (T, B, n, 1 + d) and covariances (T, b, n, n) given all observations, for known delta."""
-    P = steps.covariances.filtered
-    return steps.filtered_mean + P @ back.filtered_r, symmetric(xp, P - P @ back.filtered_N @ P)
+    """Means (T, B, n, 1 + d) given all observations and covariances (P, b, n, n) of the pairs, for known delta."""
+    P = of_steps(xp, steps.covariances.filtered, back.of_filter)
+    mean = steps.filtered_mean + times(xp, of_steps(xp, steps.covariances.filtered, steps.number), back.filtered_r)
+    return mean, symmetric(xp, P - P @ back.filtered_N @ P)
 
 
 def smooth(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = None) -> tuple[Array, Array]:
     """Means (T, B, n) and covariances (T, B, n, n) of the states given all observations."""
     steps = forward(where, xp, params, y, u)
     diffuse_moments(where, xp, steps)
-    known_delta = smoothed(xp, steps, backward(xp, params, steps))
-    return diffuse.known_marginal(xp, steps.information[-1:, ...], *known_delta)
+    back = backward(xp, params, steps)
+    mean, covariance = smoothed(xp, steps, back)
+    return diffuse.known_marginal(xp, steps.information[None, ...], mean, of_steps(xp, covariance, back.pair))
 
 
 def forecast(where: str, xp: Any, params: Parameters, y: Array, u: Array | None, steps: int) -> list[Array]:
@@ -417,7 +589,7 @@ def forecast(where: str, xp: Any, params: Parameters, y: Array, u: Array | None,
     added, known = (offset(xp, params, u, T + steps) for offset in (state_offset, observation_offset))
     mean, covariance = diffuse.marginal(
         xp, done.filtered_mean[-1, ...], done.covariances.filtered[-1, ...],
-        *diffuse.estimate(xp, done.information[-1, ...]),
+        *diffuse.estimate(xp, done.information),
     )  # fmt: skip
     mean = mean[..., None]
     ahead: list[tuple[Array, ...]] = []
@@ -464,43 +636,69 @@ def score(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = N
     M = diffuse_moments(where, xp, steps)
     back = backward(xp, params, steps)
     x, V = smoothed(xp, steps, back)
-    missing, T = xp.isnan(y), y.shape[0]
-    gain_T, P = transpose(xp, steps.covariances.gain), steps.covariances.filtered
-    # The gradient by each observation, with its covariance.
-    e = steps.weighted - gain_T @ back.filtered_r
-    D = steps.covariances.precision + gain_T @ back.filtered_N @ steps.covariances.gain
-    eM = e @ M
-    dH = eM @ transpose(xp, x) - (gain_T - gain_T @ back.filtered_N @ P)
-    dR = (eM @ transpose(xp, e) - D) / 2
-    gone = missing[..., :, None]
-    dH = xp.where(gone, xp.zeros_like(dH), dH)
-    dR = xp.where(gone | missing[..., None, :], xp.zeros_like(dR), dR)
+    missing, (T, B) = xp.isnan(y), y.shape[:2]
+    own = _Covariances(*(of_steps(xp, a, back.of_filter) for a in steps.covariances))
+    gain_T, P = transpose(xp, own.gain), own.filtered
+    D = own.precision + gain_T @ back.filtered_N @ own.gain
+    # All steps of a pair miss the same.
+    first = np.unique(back.pair, return_index=True)[1]
+    gone = of_steps(xp, missing if D.shape[1] == B else missing[:, :1, :], first)
+    D = xp.where(gone[..., :, None] | gone[..., None, :], xp.zeros_like(D), D)
+    gain_T = xp.where(gone[..., :, None], xp.zeros_like(gain_T), gain_T)
+    e = xp.where(missing[..., :, None], xp.zeros_like(back.e), back.e)
+    rM, eM, xM = (times(xp, a, M[None, ...]) for a in (back.r, e, x))
+    F = params["F"][:T, None, ...] if varies(params, "F") else params["F"]
     # Past the last step there is no transition: r and N are zero there.
-    curvature = back.r @ M @ transpose(xp, back.r) - back.N
-    dF = back.r @ M @ transpose(xp, steps.filtered_mean) + curvature @ _over_time(params["F"], T) @ P
+    by_matrix = {
+        "F": (rM, x, -back.N @ F @ P),
+        "H": (eM, x, gain_T @ back.filtered_N @ P - gain_T),
+        "Q": (rM / 2, back.r, -back.N / 2),
+        "R": (eM / 2, e, -D / 2),
+    }
+    grads = {
+        name: _padded(xp, params, name, _summed(xp, *terms, back.pair, varies(params, name)))
+        for name, terms in by_matrix.items()
+    }
+    grads |= {name: symmetric(xp, grads[name]) for name in ("Q", "R")}
     # By the offsets of the states and of the observations.
-    dadded, dy = (back.r @ M)[..., 0], xp.where(missing, xp.zeros_like(y), -eM[..., 0])
-    gradients = {"F": dF, "H": dH, "Q": curvature / 2, "R": dR, "c": dadded, "d": -dy}
+    dadded, dy = rM[..., 0], -eM[..., 0]
     du = None
-    for name, by_offset in (("B", dadded), ("D", -dy)):
-        if name in params and u is not None:
-            gradients[name] = by_offset[..., None] * u[..., None, :]
-            by_input = (transpose(xp, _over_time(params[name], T)) @ by_offset[..., None])[..., 0]
+    for matrix, offset, by_offset in (("B", "c", dadded), ("D", "d", -dy)):
+        if offset in params:
+            grads[offset] = _over_rows(xp, params, offset, by_offset)
+        if matrix in params and u is not None:
+            grads[matrix] = _over_rows(xp, params, matrix, by_offset[..., None] * u[..., None, :])
+            by_input = (transpose(xp, _over_time(params[matrix], T)) @ by_offset[..., None])[..., 0]
             du = by_input if du is None else du + by_input
-    grads = {}
-    for name, gradient in gradients.items():
-        if name in params:
-            each, parameter = xp.sum(gradient, axis=1), params[name]
-            if not varies(params, name):
-                grads[name] = xp.sum(each, axis=0)
-            else:
-                unused = _dispatch.zeros(xp, (parameter.shape[0] - T, *each.shape[1:]), each)
-                grads[name] = xp.concat([each, unused], axis=0)
     finite = ~xp.isinf(xp.linalg.diagonal(params["P0"]))
     rM = back.first_r @ M
     dm0, dP0 = xp.sum(rM[:, :, 0], axis=0), xp.sum(rM @ transpose(xp, back.first_r) - back.first_N, axis=0) / 2
     grads["m0"] = xp.where(finite, dm0, xp.zeros_like(dm0))
     grads["P0"] = xp.where(finite[:, None] & finite[None, :], dP0, xp.zeros_like(dP0))
-    moments = xp.sum(x @ M @ transpose(xp, x) + V, axis=1)
-    every, but_last = xp.sum(moments, axis=0), xp.sum(moments[:-1, ...], axis=0)
+    every = _summed(xp, xM, x, V, back.pair, False)
+    but_last = _summed(xp, xM[:-1, ...], x[:-1, ...], V, back.pair[:-1], False)
     return Score(log_likelihood(xp, y, steps), dy, du, {name: grads[name] for name in params}, every, but_last)
+
+
+def _summed(xp: Any, left: Array, right: Array, covariance: Array, pair: np.ndarray[Any, Any], by_step: bool) -> Array:
+    """The sum over rows, and over steps unless ``by_step``, of left right^T and the covariance of the step's pair."""
+    by_pair = xp.sum(covariance, axis=1) * (left.shape[1] // max(covariance.shape[1], 1))
+    if by_step:
+        return xp.sum(left @ transpose(xp, right), axis=1) + of_steps(xp, by_pair, pair)
+    counts = np.bincount(pair, minlength=by_pair.shape[0]).tolist()
+    weights = xp.asarray(counts, dtype=left.dtype, device=_dispatch.device(left))
+    return xp.tensordot(left, right, axes=((0, 1, 3), (0, 1, 3))) + xp.tensordot(weights, by_pair, axes=1)
+
+
+def _over_rows(xp: Any, params: Parameters, name: str, gradient: Array) -> Array:
+    """The gradient by a parameter, given those of all steps and rows."""
+    each = xp.sum(gradient, axis=1)
+    return _padded(xp, params, name, each) if varies(params, name) else xp.sum(each, axis=0)
+
+
+def _padded(xp: Any, params: Parameters, name: str, gradient: Array) -> Array:
+    """The gradient by a parameter, which is zero at steps that it has past the last observation."""
+    if not varies(params, name):
+        return gradient
+    unused = params[name].shape[0] - gradient.shape[0]
+    return xp.concat([gradient, _dispatch.zeros(xp, (unused, *gradient.shape[1:]), gradient)], axis=0)

@@ -1,6 +1,6 @@
 """Fits by maximum likelihood: quasi-Newton steps of SciPy on the exact gradient, and expectation maximisation.
 
-SciPy is imported where it is used, so that a model which is not fitted does without it.
+SciPy is imported where it is used, so that `import gpurnn` stays quick.
 """
 
 from __future__ import annotations

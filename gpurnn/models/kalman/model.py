@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,17 +15,19 @@ from ... import _arrays, _checks, _dispatch
 from ..._contract import Array
 from ..._op import Pullback
 from ..files import Saved
-from . import diffuse
 from .filter import (
     AXES,
     COVARIANCES,
     NAMES,
     OPTIONAL,
+    Position,
     Score,
     diffuse_moments,
     diffuse_states,
+    filtered,
     forecast,
     forward,
+    initial,
     log_likelihood,
     score,
     smooth,
@@ -53,6 +56,32 @@ class Filtered(NamedTuple):
     """(T, B, n): of x_t given y_0, ..., y_t."""
     covariance: Array
     """(T, B, n, n)"""
+
+
+@dataclass(frozen=True)
+class FilterState:
+    """The result of `LinearGaussian.update` for y (B, p), to pass to the next. Its arrays have no axis B if y has none.
+
+    Attributes
+    ----------
+    mean : (B, n) array
+        Of x_t given all observations so far, y_0, ..., y_t.
+    covariance : (B, n, n) array
+    predicted_mean : (B, n) array
+        Of x_t given the observations before it.
+    predicted_covariance : (B, n, n) array
+    """
+
+    mean: Array
+    covariance: Array
+    predicted_mean: Array
+    predicted_covariance: Array
+    _position: Position = field(repr=False)
+
+    @property
+    def steps(self) -> int:
+        """How many observations there were."""
+        return self._position.step
 
 
 class Smoothed(NamedTuple):
@@ -320,11 +349,11 @@ class LinearGaussian(Saved):
                 raise FloatingPointError(f"{where}: {own} holds NaN or infinity, expected finite numbers")
 
     def _observations(
-        self, where: str, y: Array, u: Array | None, ahead: int = 0
+        self, where: str, y: Array, u: Array | None, ahead: int = 0, since: int = 0
     ) -> tuple[Any, Array, Array | None, bool]:
         """The namespace, y (T, B, p), u (T + ahead, B or 1, k), and whether the caller's y has no axis B.
 
-        Reject what does not fit.
+        Reject what does not fit. The first of these steps is ``since``.
         """
         self._check_parameters(where)
         arrays = {"params": self.params["F"], "y": y, "u": u}
@@ -332,9 +361,10 @@ class LinearGaussian(Saved):
         p = self.params["H"].shape[-2]
         if y.ndim not in (2, 3) or y.shape[-1] != p or y.shape[0] < 1:
             raise ValueError(f"{where}: y has shape {tuple(y.shape)}, expected (T, p) or (T, B, p) with p = {p}, T > 0")
-        steps = f"T + steps = {y.shape[0] + ahead}" if ahead else f"T = {y.shape[0]}"
+        needed = since + y.shape[0] + ahead
+        steps = f"T + steps = {needed}" if ahead else f"T = {needed}"
         for name, parameter in self.params.items():
-            if varies(self.params, name) and parameter.shape[0] < y.shape[0] + ahead:
+            if varies(self.params, name) and parameter.shape[0] < needed:
                 raise ValueError(f"{where}: {name} has {parameter.shape[0]} steps, expected at least {steps}")
         if _dispatch.to_numpy(xp.any(xp.isinf(y))):
             raise ValueError(f"{where}: y holds infinity, expected finite numbers, or NaN for what is missing")
@@ -483,12 +513,71 @@ class LinearGaussian(Saved):
         """
         where = "LinearGaussian.filter"
         xp, y, u, single = self._observations(where, y, u)
-        steps = forward(where, xp, self.params, y, u)
-        nothing = xp.zeros_like(steps.information[:1, ...])
-        before = xp.concat([nothing, steps.information[:-1, ...]], axis=0)
-        predicted = diffuse.known_marginal(xp, before, steps.mean, steps.covariances.predicted)
-        filtered = diffuse.known_marginal(xp, steps.information, steps.filtered_mean, steps.covariances.filtered)
-        return Filtered(*_without_rows([*predicted, *filtered], single))
+        results, _ = filtered(where, xp, self.params, initial(xp, self.params, y.shape[1]), y, u)
+        return Filtered(*_without_rows(results, single))
+
+    def update(self, y: Array, state: FilterState | None = None, u: Array | None = None) -> FilterState:
+        """One step of the Kalman filter: the distribution of the state given one observation more.
+
+        On NumPy arrays the results are those of `filter` for all observations at once, to the bit. The cost of a step
+        does not grow with their number.
+
+        Parameters
+        ----------
+        y : (p,) or (B, p) array
+            The observation of this step, of one sequence or several. NaN is missing.
+        state : FilterState, optional
+            What the update before returned; by default this is the first.
+        u : (k,) or (B, k) array, optional
+            The inputs of this step, for a model with B or D.
+
+        Returns
+        -------
+        FilterState
+            Means and covariances, predicted and filtered, for which the same holds as for those of `filter`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `filter`; ``state`` is of a model or of observations of another size.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gpurnn
+        >>> one = np.ones((1, 1))
+        >>> level = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=2 * one)
+        >>> state = None
+        >>> for value in (5.0, np.nan, 9.0):
+        ...     state = level.update(np.array([value]), state)
+        >>> state.mean.round(3), state.covariance.round(3)
+        (array([7.667]), array([[1.333]]))
+        """
+        where = "LinearGaussian.update"
+        if state is not None and not isinstance(state, FilterState):
+            raise TypeError(f"{where}: state is {_checks.described(state)}, expected what the update before returned")
+        _checks.given(where, y=y)
+        xp, y, given = _arrays.take(where, {"y": y, "u": u}, nan_is_missing=True)
+        if y.ndim not in (1, 2):
+            raise ValueError(f"{where}: y has shape {tuple(y.shape)}, expected (p,) or (B, p), for one step")
+        step = 0 if state is None else state.steps
+        now = None if given is None else xp.expand_dims(given, axis=0)
+        xp, y, now, single = self._observations(where, xp.expand_dims(y, axis=0), now, since=step)
+        if state is None:
+            start = initial(xp, self.params, y.shape[1])
+        else:
+            start = state._position
+            B, n = start.mean.shape[:2]
+            own = (y.shape[1], self.params["F"].shape[-1])
+            if (B, n) != own or (state.mean.ndim == 1) != single:
+                raise ValueError(
+                    f"{where}: state is of {B} sequences and {n} states, expected that of an update of this model with "
+                    f"observations of the shape of y, {own[0]} sequences and {own[1]} states"
+                )
+        params = {name: a[step:, ...] if varies(self.params, name) else a for name, a in self.params.items()}
+        results, position = filtered(where, xp, params, start, y, now)
+        predicted, before, mean, covariance = (a[0, ...] for a in _without_rows(results, single))
+        return FilterState(mean, covariance, predicted, before, position)
 
     def smooth(self, y: Array, u: Array | None = None) -> Smoothed:
         """The fixed-interval smoother: the distribution of each state given all observations.
