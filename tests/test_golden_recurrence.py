@@ -11,7 +11,17 @@ import gpurnn
 
 pytestmark = pytest.mark.usefixtures("each_wing")
 
-DTYPES = ("float64", "float32")
+# Other tests compare the wings with each other in both dtypes.
+each_wing_and_dtype = pytest.mark.parametrize(
+    ("each_wing", "dtype"),
+    [
+        ("reference", "float64"),
+        ("reference", "float32"),
+        ("native", "float32"),
+        pytest.param("host", "float64", marks=pytest.mark.kernels),
+    ],
+    indirect=["each_wing"],
+)
 TORCH_GRU = {"reset_after": True, "update": "state"}
 
 LAYERS = {
@@ -29,7 +39,7 @@ def terms_of(record, **sizes: int) -> int:
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_wing_and_dtype
 @pytest.mark.parametrize("record", golden.records("rnn"), ids=lambda record: f"{record['kind']}-{record['name']}")
 def test_layers_give_what_torch_nn_gives(record, dtype):
     a = golden.arrays("rnn", record["name"], dtype)
@@ -64,10 +74,10 @@ def test_layers_give_what_torch_nn_gives(record, dtype):
 
 
 def each(family: str):
-    """Every case of one family, in both dtypes, as (record, arrays)."""
+    """Every case of one family, as (record, dtype)."""
 
     def decorate(test):
-        test = pytest.mark.parametrize("dtype", DTYPES)(test)
+        test = each_wing_and_dtype(test)
         return pytest.mark.parametrize("record", golden.family("custom", family), ids=lambda record: record["name"])(
             test
         )
@@ -113,7 +123,7 @@ def test_textbook_gru(record, dtype):
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_wing_and_dtype
 @pytest.mark.parametrize("number", range(10))
 def test_vanilla_cell_with_a_leak(number, activation, dtype):
     record = golden.family("custom", "rnn_skip" if activation == "tanh" else "rnn_skip_relu")[number]

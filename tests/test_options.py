@@ -223,10 +223,10 @@ def call(name: str, option: str, value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("name", "option", "parameter"), options(("bool",)))
-@pytest.mark.parametrize("value", ["sum", "no", 0.5, 1, 0, np.int64(1), np.array(True), np.array([True]), (), {}])
-def test_an_option_that_is_a_bool_takes_nothing_else(name, option, parameter, value):
-    with pytest.raises(TypeError, match=rf": {option} is .*, expected True or False"):
-        call(name, option, value)
+def test_an_option_that_is_a_bool_takes_nothing_else(name, option, parameter):
+    for value in ("sum", "no", 0.5, 1, 0, np.int64(1), np.array(True), np.array([True]), (), {}):
+        with pytest.raises(TypeError, match=rf": {option} is .*, expected True or False"):
+            call(name, option, value)
 
 
 @pytest.mark.parametrize(("name", "option", "parameter"), options(("bool",)))
@@ -266,12 +266,14 @@ def test_an_option_that_is_a_number_takes_numpys_and_keeps_pythons(name, option,
         given = {"max_length": 3, "encoder_layers": 2}.get(option, 4 if kind == "int" else 0.5)
     if kind == "float" and given == 0.0:
         given = 0.25
-    for convert in (*NUMBERS[kind], lambda v: np.array(v)):
+    for number, convert in enumerate((*NUMBERS[kind], lambda v: np.array(v))):
         if isinstance(given, int) and given > 200 and convert is np.uint8:
             continue
         value = convert(given)
         made, expected = call(name, option, value), call(name, option, value.item())
         assert plain(made) == plain(expected)
+        if number:
+            continue  # they hold the same, and so are saved the same
         if hasattr(made, "save"):
             made.save(tmp_path / "model")
             if hasattr(made, "from_file"):
@@ -281,10 +283,10 @@ def test_an_option_that_is_a_number_takes_numpys_and_keeps_pythons(name, option,
 
 
 @pytest.mark.parametrize(("name", "option", "parameter"), options(("int", "float")))
-@pytest.mark.parametrize("value", [True, "4", np.array([4, 4]), 1j, np.ma.masked])
-def test_an_option_that_is_a_number_takes_nothing_else(name, option, parameter, value):
-    with pytest.raises(TypeError, match=rf": {option} is "):
-        call(name, option, value)
+def test_an_option_that_is_a_number_takes_nothing_else(name, option, parameter):
+    for value in (True, "4", np.array([4, 4]), 1j, np.ma.masked):
+        with pytest.raises(TypeError, match=rf": {option} is "):
+            call(name, option, value)
 
 
 @pytest.mark.parametrize("make", [gpurnn.SequenceClassifier, gpurnn.SequenceTagger, gpurnn.SequenceRegressor])
