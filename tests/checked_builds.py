@@ -18,7 +18,7 @@ from gpurnn.kernels import compiler, host
 
 PYTEST = [sys.executable, "-m", "pytest", "-n0"]
 KERNELS = [*PYTEST, "-m", "kernels", *(sys.argv[1:] or ["tests"])]
-NATIVE = [*PYTEST, "tests/test_native_recurrence.py", "tests/test_native_operations.py"]
+NATIVE = [*PYTEST, "-m", "not gpu", "tests/test_native_recurrence.py", "tests/test_native_operations.py"]
 
 PYTEST_ENDS = (0, 1)  # all passed, some failed
 SANITIZER_ENDS = 99

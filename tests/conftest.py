@@ -6,6 +6,9 @@ import os
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+# Half the time of a compilation; test_native_build.py compares the bits with those of the libraries that users get.
+os.environ.setdefault("GPURNN_NATIVE_BUILD", "quick")
+
 # ruff: noqa: E402
 import signal
 import sys
@@ -88,9 +91,14 @@ def each_wing(request):
         yield request.param
 
 
-@pytest.fixture(params=processor.instruction_sets())
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if number else ())
+        for number, name in enumerate(processor.instruction_sets())
+    ]
+)
 def instructions(request, monkeypatch):
-    """Each instruction set of the processor in turn."""
+    """Each instruction set of the processor in turn; all but the widest in slow tests."""
     monkeypatch.setenv("GPURNN_CPU", request.param)
     return request.param
 

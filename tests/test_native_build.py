@@ -1,4 +1,4 @@
-"""The compiled wing for processors and systems that this machine is not."""
+"""Builds of the compiled wing: for processors and systems that this machine is not, and the quick one of the tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import test_native_operations as operations
+import test_native_recurrence as recurrences
+from gpurnn.kernels import native
 from gpurnn.kernels.native import build, recurrence
+from problems import CELLS, draw
+from tolerance import assert_same
 
 from gpurnn.cells import GRU
 
@@ -28,3 +33,18 @@ def test_every_source_compiles_without_a_warning(target, tmp_path):
         command = (*compiler, *build.FLAGS, *options, "-Werror", "-c", str(unit), "-o", str(unit.with_suffix(".o")))
         compiled = subprocess.run(command, capture_output=True, text=True)
         assert (compiled.returncode, compiled.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_quick_build_of_the_tests_has_the_bits_of_the_plain_one(dtype, monkeypatch):
+    results = []
+    for name in ("quick", "plain"):
+        monkeypatch.setenv("GPURNN_NATIVE_BUILD", name)
+        monkeypatch.setattr(build, "_loaded", {})
+        problems = (draw(CELLS[cell], recurrences.ALL, T=5, B=9, I=3, H=37, dtype=dtype) for cell in recurrences.KINDS)
+        layers = tuple(recurrences.run(native, problem) for problem in problems)
+        others = tuple(f(native, dtype, *arguments) for f, *arguments, _ in operations.CLOSE.values())
+        others += tuple(f(native, dtype, *arguments) for f, *arguments in operations.SAME.values())
+        results.append((layers, others))
+    assert_same(*results)
