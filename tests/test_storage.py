@@ -79,8 +79,10 @@ def test_every_float16_is_read_and_every_float32_rounded_as_numpy_does():
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("additive", [False, True])
-@pytest.mark.parametrize(("T", "S"), [(1, 5), (6, 3), (5, 4000)])  # 4000: the scores are not in shared memory
-def test_attention(T, S, additive):
+@pytest.mark.parametrize(("T", "S", "shared"), [(1, 5, 48), (6, 3, 48), (6, 3, 0)], ids=str)
+def test_attention(T, S, shared, additive, monkeypatch):
+    """Also where the scores have no room in shared memory."""
+    monkeypatch.setattr(attention, "_SHARED", shared * 1024)
     B, A, E = 2, 3, 4
 
     def run(query, keys, values, v, dcontext, dweights, lengths):
