@@ -10,7 +10,7 @@ import contextvars
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType, SimpleNamespace, TracebackType
 from typing import Any, cast
 
@@ -71,8 +71,8 @@ def common_library(where: str, arrays: Iterable[tuple[str, Any]], cure: Callable
             first_name, first = name, library
         elif library != first:
             in_numpy, in_cupy = (name, first_name) if library == "numpy" else (first_name, name)
-            to_cupy = "layer.to(cupy)" if in_numpy == "params" else f"cupy.asarray({in_numpy})"
-            to_numpy = "layer.to(numpy)" if in_cupy == "params" else f"cupy.asnumpy({in_cupy})"
+            to_cupy = "layer.to('cuda')" if in_numpy == "params" else f"cupy.asarray({in_numpy})"
+            to_numpy = "layer.to('cpu')" if in_cupy == "params" else f"cupy.asnumpy({in_cupy})"
             raise TypeError(
                 f"{where}: {first_name} is a {first} array but {name} is a {library} array, expected one library; "
                 f"convert one of them, with {to_cupy} or {to_numpy}"
@@ -87,17 +87,20 @@ class use:
 
     Parameters
     ----------
-    wing : {"reference", "native", "host"}
-        "reference" is NumPy, the default. "native" compiles the recurrences, and what else gains by it, for this
-        processor when they are first called, which takes a C++ compiler and some seconds for each cell and dtype, and
-        is kept; the rest is NumPy.
+    wing : {"reference", "native", "host", "cuda"}
+        "reference" is NumPy, the default; "cpu" is another name of it. "native" compiles the recurrences, and what else
+        gains by it, for this processor when they are first called, which takes a C++ compiler and some seconds for each
+        cell and dtype, and is kept; the rest is NumPy.
         "host" runs the CUDA kernels' own source, compiled for the CPU: what CuPy arrays run on a GPU, to be followed
-        and debugged on any machine with a C++ compiler. It is slow.
+        and debugged on any machine with a C++ compiler. It is slow. "cuda" lets only CuPy arrays through, on which the
+        CUDA kernels always compute: a NumPy array is rejected, with the call that moves it to the GPU.
 
     Raises
     ------
     ValueError
         ``wing`` is none of these.
+    RuntimeError
+        It is "cuda", and there is no CuPy or no CUDA device; the message says why.
 
     Notes
     -----
@@ -132,8 +135,10 @@ class use:
     """
 
     def __init__(self, wing: str) -> None:
-        _checks.choice("use", "wing", wing, tuple(NUMPY_WINGS))
-        self.wing = wing
+        self.wing = _checks.choice("use", "wing", "reference" if wing == "cpu" else wing, (*NUMPY_WINGS, "cuda"))
+        reasons = list(why_no_cuda()) if wing == "cuda" else []
+        if reasons:
+            raise RuntimeError(f"use: 'cuda' cannot compute here: {'; '.join(reasons)}")
         self._entered = False
         before = _uses.get()
         if len(before) > 1 and not (before[-1]._entered or before[-2]._entered):
@@ -194,7 +199,15 @@ def namespace_of(library: str, array: Any) -> Any:
 def wing(where: str, **arrays: Any) -> Wing:
     """The module of fused operations that computes for ``arrays``; raises as `namespace` does."""
     library = common_library(where, arrays.items())
-    return _functions(WINGS[library] if library != "numpy" else NUMPY_WINGS[_numpy_wing()])
+    if library != "numpy":
+        return _functions(WINGS[library])
+    if _numpy_wing() == "cuda":
+        name = next(name for name, array in arrays.items() if array is not None)
+        raise TypeError(
+            f"{where}: {name} is a numpy array, expected a cupy array after gpurnn.use('cuda'); move it with "
+            f"cupy.asarray({name}), and a layer or a model with its to('cuda')"
+        )
+    return _functions(NUMPY_WINGS[_numpy_wing()])
 
 
 @functools.cache
@@ -235,10 +248,62 @@ def zeros(xp: Any, shape: tuple[int, ...], like: Any) -> Any:
     return xp.zeros(shape, dtype=like.dtype, device=device(like))
 
 
+def why_no_cuda() -> Iterator[str]:
+    """What keeps CuPy arrays from being computed with; nothing if nothing does."""
+    try:
+        import cupy
+    except ImportError as error:
+        reason = str(error).strip().partition("\n")[0]
+        yield f"CuPy cannot be imported ({reason}); pip install 'cupy-cuda12x[ctk]'"
+        return
+    try:
+        devices = cupy.cuda.runtime.getDeviceCount()
+    except RuntimeError as error:
+        yield f"CuPy {cupy.__version__} finds no CUDA device ({error})"
+        return
+    if devices == 0:
+        yield f"CuPy {cupy.__version__} finds no CUDA device"
+
+
+def arrays_on(device: Any) -> Any:
+    """What makes the arrays of a device that ``to`` is given by name; a module of arrays is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        No device has the name.
+    RuntimeError
+        CUDA cannot compute here; the message says why.
+    """
+    if not isinstance(device, str):
+        return device
+    kind, colon, place = device.partition(":")
+    if device == "cpu":
+        return np
+    if kind != "cuda" or (colon and not place.isdecimal()):
+        raise ValueError(f"to: device is {device!r}, expected 'cpu', 'cuda', 'cuda:1', ..., or a module of arrays")
+    reasons = list(why_no_cuda())
+    if reasons:
+        raise RuntimeError(f"to: device is {device!r}, which cannot compute here: {'; '.join(reasons)}")
+    import cupy
+
+    number, count = int(place or 0), cupy.cuda.runtime.getDeviceCount()
+    if number >= count:
+        raise RuntimeError(f"to: device is {device!r}, expected 'cuda:0' to 'cuda:{count - 1}', as there are {count}")
+    if not colon:
+        return cupy
+
+    def asarray(array: Any, *, copy: bool) -> Any:
+        with cupy.cuda.Device(number):
+            return cupy.asarray(array, copy=copy)
+
+    return SimpleNamespace(asarray=asarray)
+
+
 def from_numpy(xp: Any, array: np.ndarray[Any, Any]) -> Any:
     """A copy of a NumPy array in the namespace ``xp``, on its default device."""
     if not hasattr(xp, "asarray"):
-        raise TypeError(f"to: xp is {xp!r}, expected a module of arrays, such as numpy or cupy")
+        raise TypeError(f"to: device is {xp!r}, expected 'cpu', 'cuda', or a module of arrays, such as numpy or cupy")
     return xp.asarray(array, copy=True)
 
 

@@ -90,8 +90,9 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
     x : array, or a tuple of int
         The input of the layer, or its shape.
     device : str or gpurnn.kernels.devices.Device, optional
-        "T4", "A100", "RTX 3090", "L4", "RTX 4090", "H100" or "H200", or any other by its properties. None for the
-        device of x if that is a CuPy array, else for the "H100".
+        "T4", "A100", "RTX 3090", "L4", "RTX 4090", "H100", "H200", "B200" or "RTX 5090", in any spelling; a compute
+        capability such as "sm_90"; or any other by its properties. None for the device of x if that is a CuPy array,
+        else for the "H100".
 
     Returns
     -------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,23 +129,52 @@ DEVICES = {
         _device("RTX 4090", (8, 9), 128, 2520, 72, 1008),  # NVIDIA Ada GPU Architecture whitepaper
         _device("H100", (9, 0), 132, 1980, 50, 3350),  # H100 SXM5: Hopper Architecture whitepaper, H100 datasheet
         _device("H200", (9, 0), 132, 1980, 50, 4800),  # H200 SXM datasheet
+        # Bandwidth: Blackwell Architecture Technical Brief; the rest as its driver reports it.
+        _device("B200", (10, 0), 148, 1965, 126, 8000),
+        _device("RTX 5090", (12, 0), 170, 2407, 96, 1792),  # NVIDIA RTX Blackwell GPU Architecture whitepaper
     )
 }
 """By name."""
 
 
-def lookup(name: str) -> Device:
-    """The device of that name in `DEVICES`.
+def lookup(device: Any, where: str = "devices.lookup") -> Device:
+    """The device that a name, in any spelling, or a compute capability stands for.
+
+    Parameters
+    ----------
+    device : str or Device
+        "a100", "RTX4090", "NVIDIA H100 80GB HBM3"; or "sm_90" or "9.0", for the first device in `DEVICES` that has this
+        compute capability. A `Device` is returned as it is.
+    where : str
+        Who is given the device, for the message.
 
     Raises
     ------
-    ValueError
-        There is none.
+    TypeError, ValueError
+        It is no name, or no known device's.
     """
-    for known, device in DEVICES.items():
-        if known.lower() == name.lower():
-            return device
-    raise ValueError(f"device is {name!r}, expected one of {', '.join(DEVICES)}")
+    if isinstance(device, Device):
+        return device
+    if not isinstance(device, str):
+        raise TypeError(f"{where}: device is {device!r}, expected a str or a gpurnn.kernels.devices.Device")
+    words = [word for word in _words(device) if word not in ("nvidia", "geforce", "tesla")]
+    capability = "".join(words).removeprefix("compute").removeprefix("sm")
+    for name, known in DEVICES.items():
+        own = _words(name)
+        # A GPU's own name says more, "A100-SXM4-80GB"; but an "RTX 4090 Ti" is another GPU.
+        if words[: len(own)] == own and words[len(own) : len(own) + 1] not in (["d"], ["s"], ["super"], ["ti"]):
+            return known
+        if capability == "".join(map(str, known.compute_capability)):
+            return known
+    raise ValueError(
+        f"{where}: device is {device!r}, expected one of {', '.join(DEVICES)}, or a compute capability such as "
+        "'sm_90'; of another GPU give its figures, as a gpurnn.kernels.devices.Device"
+    )
+
+
+def _words(text: str) -> list[str]:
+    """The words and the numbers of a text."""
+    return re.findall(r"[a-z]+|\d+", text.lower())
 
 
 @functools.cache

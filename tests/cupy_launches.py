@@ -14,6 +14,7 @@ from gpurnn.kernels.recurrence import plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from test_host_executor import CORRECT
 
+import gpurnn
 from benchmarks import gpu as gpu_benchmark
 from benchmarks.cases import Case, Size
 from gpurnn import cells
@@ -49,6 +50,25 @@ def test_a_launch_gets_its_arguments_grid_and_stream(gpu):
     assert first == Launch("add<float>", (2, 1, 1), (64, 1, 1), 0, 0, False)
     assert second == first._replace(stream=1234)
     assert not gpu.attributes
+
+
+def test_layers_and_models_move_by_the_name_of_the_device(gpu):
+    for layer in (gpurnn.LSTM(2, 3), gpurnn.SequenceClassifier(2, 3, 2), gpurnn.EncoderDecoder(4, 5, 2, 3)):
+        for name in ("cuda", "cuda:0"):
+            there = layer.to(name)
+            assert all(isinstance(p, cupy.ndarray) for p in there.params.values())
+            back = there.to("cpu")
+            for parameter, p in layer.params.items():
+                np.testing.assert_array_equal(back.params[parameter], p, strict=True)
+    with pytest.raises(RuntimeError, match="to: device is 'cuda:1', expected 'cuda:0' to 'cuda:0', as there are 1"):
+        layer.to("cuda:1")
+    with gpurnn.use("cuda"):
+        optimizer, p = SGD(lr=1.0), cupy.asarray(numbers(3))
+        before = cupy.asnumpy(p)
+        optimizer.step({"weight": p}, {"weight": cupy.asarray(np.ones(3, np.float32))})
+        np.testing.assert_array_equal(cupy.asnumpy(p), before - 1)
+        with pytest.raises(TypeError, match=r"x is a numpy array, expected a cupy array .* cupy.asarray\(x\)"):
+            gpurnn.LSTM(2, 3)(numbers(4, 1, 2))
 
 
 def test_arguments_are_checked(gpu):

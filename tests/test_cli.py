@@ -1040,8 +1040,10 @@ def test_the_kernels_on_the_cpu_train_and_write(text, tmp_path):
     run("train", text, "--out", tmp_path / "cpu", *SMALL, "--steps", 1, "--dtype", "float64")
     for name, p in parameters(tmp_path / "cpu").items():
         np.testing.assert_allclose(parameters(tmp_path / "host")[name], p, rtol=1e-9, atol=1e-12)
-    written = [run("generate", tmp_path / "cpu", "--length", 5, "--device", d).stdout for d in ("cpu", "host")]
-    assert written[0] == written[1]
+    written = [
+        run("generate", tmp_path / "cpu", "--length", 5, "--device", d).stdout for d in ("cpu", "host", "reference")
+    ]
+    assert written[0] == written[1] == written[2]
     assert run("evaluate", tmp_path / "cpu", text, "--device", "host").stdout.endswith("characters)\n")
     assert gpurnn._dispatch._numpy_wing() == "reference"  # and no longer than that
 

@@ -126,7 +126,15 @@ def test_occupancy(threads, registers, shared_bytes, device, blocks):
 
 @pytest.mark.parametrize(
     ("device", "tflops"),  # float32, without tensor cores, as the whitepapers state them
-    [("T4", 8.1), ("A100", 19.5), ("RTX 3090", 35.6), ("L4", 30.3), ("RTX 4090", 82.6), ("H100", 66.9)],
+    [
+        ("T4", 8.1),
+        ("A100", 19.5),
+        ("RTX 3090", 35.6),
+        ("L4", 30.3),
+        ("RTX 4090", 82.6),
+        ("H100", 66.9),
+        ("RTX 5090", 104.8),
+    ],
 )
 def test_peak_arithmetic(device, tflops):
     assert devices.lookup(device).peak_flops("float32") == pytest.approx(1e12 * tflops, rel=0.01)
@@ -134,7 +142,14 @@ def test_peak_arithmetic(device, tflops):
 
 @pytest.mark.parametrize(
     ("capability", "like"),
-    [((7, 5), "T4"), ((8, 0), "A100"), ((8, 7), "RTX 3090"), ((9, 0), "H100"), ((12, 0), "H100")],
+    [
+        ((7, 5), "T4"),
+        ((8, 0), "A100"),
+        ((8, 7), "RTX 3090"),
+        ((9, 0), "H100"),
+        ((10, 3), "B200"),
+        ((12, 0), "RTX 5090"),
+    ],
 )
 def test_a_figure_that_a_device_does_not_report_is_that_of_its_like(capability, like):
     """As a virtual GPU, or an integrated one, reports no clock of its memory."""
@@ -161,11 +176,30 @@ def test_figures_that_no_device_has(figures, message):
 
 
 def test_devices_that_are_not_known():
-    with pytest.raises(ValueError, match="device is 'A1000', expected one of T4, A100"):
-        devices.lookup("A1000")
-    assert devices.lookup("h100") is devices.DEVICES["H100"]
+    for name in ("A1000", "RTX 4090 Ti", "H20", "RTX 409", "sm_91", "", "a"):
+        with pytest.raises(ValueError, match=f"devices.lookup: device is '{name}', expected one of T4, A100"):
+            devices.lookup(name)
+    with pytest.raises(TypeError, match="explain: device is 90, expected a str or a gpurnn"):
+        gpurnn.explain(gpurnn.LSTM(2, 3), (2, 2, 2), device=90)
     unknown = dataclasses.replace(devices.lookup("H100"), compute_capability=(10, 3))
     assert unknown.limits == devices.LIMITS[10, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "spellings"),
+    [
+        ("A100", ["a100", "A100", "NVIDIA A100-SXM4-80GB", "sm_80", "8.0", "compute_80", "SM80"]),
+        ("RTX 4090", ["rtx4090", "RTX-4090", "NVIDIA GeForce RTX 4090", "geforce rtx_4090"]),
+        ("H100", ["h100", "sm_90", "NVIDIA H100 80GB HBM3"]),
+        ("T4", ["Tesla T4", "sm_75"]),
+        ("B200", ["b200", "NVIDIA B200", "sm_100", "10.0"]),
+        ("RTX 5090", ["rtx 5090", "sm_120"]),
+    ],
+)
+def test_devices_by_any_spelling(name, spellings):
+    for spelling in spellings:
+        assert devices.lookup(spelling) is devices.DEVICES[name]
+        assert gpurnn.explain(gpurnn.GRU(2, 3), (2, 2, 2), device=spelling).device == name
 
 
 def test_explain_says_what_runs_and_why_the_rest_does_not():

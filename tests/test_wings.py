@@ -128,9 +128,9 @@ def test_a_cupy_array_and_a_numpy_array_do_not_mix(cupy_array):
         gpurnn.lstm(cupy_array, np.zeros((16, 3)), cupy_array)
     assert str(refusal.value) == message
     layer = gpurnn.LSTM(3, 4)
-    with pytest.raises(TypeError, match=r"; convert one of them, with layer\.to\(cupy\) or cupy\.asnumpy\(x\)$"):
+    with pytest.raises(TypeError, match=r"; convert one of them, with layer\.to\('cuda'\) or cupy\.asnumpy\(x\)$"):
         layer(cupy_array)
-    with pytest.raises(TypeError, match=r"; convert one of them, with cupy\.asarray\(x\) or layer\.to\(numpy\)$"):
+    with pytest.raises(TypeError, match=r"; convert one of them, with cupy\.asarray\(x\) or layer\.to\('cpu'\)$"):
         _dispatch.namespace("LSTM", params=cupy_array, x=np.zeros(3))
 
 
@@ -280,8 +280,8 @@ def test_an_exception_ends_what_was_used_within():
     with pytest.raises(KeyError), gpurnn.use("reference"), gpurnn.use("host"), gpurnn.use("reference"):
         raise KeyError
     assert wing_in_use() == "host"
-    with pytest.raises(ValueError, match="use: wing is 'cuda', expected one of "):
-        gpurnn.use("cuda")
+    with pytest.raises(ValueError, match="use: wing is 'gpu', expected one of 'reference', 'native', 'host', 'cuda'"):
+        gpurnn.use("gpu")
     assert wing_in_use() == "host"
 
 
@@ -335,3 +335,27 @@ def test_a_generator_that_is_closed_elsewhere_changes_nothing_there():
 def test_a_subclass_of_ndarray_is_a_numpy_array(tmp_path):
     mapped = np.memmap(tmp_path / "x", "float64", "w+", shape=(2, 3))
     assert gpurnn.dense(mapped, np.ones((4, 3))).shape == (2, 4)
+
+
+def test_devices_have_the_same_names_everywhere(monkeypatch):
+    with gpurnn.use("cpu"):
+        assert _dispatch._numpy_wing() == "reference"
+    layer = gpurnn.Sequential(gpurnn.LSTM(2, 3), gpurnn.Dense(3, 1))
+    assert layer.to("cpu").params.keys() == layer.params.keys()
+    monkeypatch.setattr(_dispatch, "why_no_cuda", lambda: iter(["there is no GPU"]))
+    with pytest.raises(RuntimeError, match="use: 'cuda' cannot compute here: there is no GPU"):
+        gpurnn.use("cuda")
+    for made in (layer, gpurnn.Dropout(0.5), gpurnn.SequenceClassifier(2, 3, 2)):
+        with pytest.raises(RuntimeError, match="to: device is 'cuda:1', which cannot compute here: there is no GPU"):
+            made.to("cuda:1")
+        for name in ("gpu", "cuda1", "cuda:x", "cpu:0"):
+            with pytest.raises(ValueError, match=f"to: device is '{name}', expected 'cpu', 'cuda', 'cuda:1'"):
+                made.to(name)
+
+
+def test_after_use_of_cuda_a_numpy_array_is_rejected(monkeypatch):
+    monkeypatch.setattr(_dispatch, "why_no_cuda", lambda: iter([]))
+    layer, x = gpurnn.LSTM(2, 3), np.ones((4, 1, 2), np.float32)
+    with gpurnn.use("cuda"), pytest.raises(TypeError, match=r"expected a cupy array after gpurnn\.use\('cuda'\); move"):
+        layer(x)
+    layer(x)

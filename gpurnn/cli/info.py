@@ -27,6 +27,7 @@ def info(as_json: bool) -> None:
 
     import numpy as np
 
+    from .._dispatch import why_no_cuda
     from ..kernels.host import find_compiler
 
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
@@ -67,23 +68,6 @@ def info(as_json: bool) -> None:
         what["host"] += f", compiled with {' '.join(find_compiler())}"
     for name, reason in why_not.items():
         tell(f"  {name:6} " + (f"cannot run here: {reason}" if reason else f"runs here: {what[name]}"))
-
-
-def why_no_cuda() -> Iterator[str]:
-    """The reasons why CuPy arrays cannot be computed with; none if they can."""
-    try:
-        import cupy
-    except ImportError as error:
-        reason = str(error).strip().partition("\n")[0]
-        yield f"CuPy cannot be imported ({reason}); pip install 'cupy-cuda12x[ctk]'"
-        return
-    try:
-        devices = cupy.cuda.runtime.getDeviceCount()
-    except RuntimeError as error:
-        yield f"CuPy {cupy.__version__} finds no CUDA device ({error})"
-        return
-    if devices == 0:
-        yield f"CuPy {cupy.__version__} finds no CUDA device"
 
 
 def why_no_native() -> Iterator[str]:

@@ -73,6 +73,7 @@ class _Device(click.types.StringParamType):
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        value = "cpu" if value == "reference" else value
         kind, colon, place = str(value).partition(":")
         if kind not in ("cpu", "cuda", "native", "host") or (colon and (kind != "cuda" or not place.isdecimal())):
             self.fail(f"{value!r} is none of cpu, cuda, cuda:N, native and host.", param, ctx)
@@ -91,8 +92,8 @@ def computing_on(device: str) -> Iterator[Any]:
     """The module of arrays to compute with, where ``device`` does it; reject one that cannot run here."""
     import numpy as np
 
-    from .._dispatch import use
-    from .info import why_no_cuda, why_no_host, why_no_native
+    from .._dispatch import use, why_no_cuda
+    from .info import why_no_host, why_no_native
 
     kind, _, place = device.partition(":")
     if kind == "cpu":

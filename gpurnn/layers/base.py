@@ -60,9 +60,23 @@ class Layer(ABC):
         """How many numbers the parameters hold; one that has two names is counted once."""
         return sum(math.prod(p.shape) for p in _sharing.merged(self.params).values())
 
-    def to(self, xp: Any) -> Self:
-        """This layer with its parameters copied to the array library ``xp``: numpy, cupy or an array-API namespace."""
-        moved = copy.copy(self)
+    def to(self, device: Any) -> Self:
+        """This layer with its parameters copied to a device.
+
+        Parameters
+        ----------
+        device : str or module
+            "cpu" for NumPy arrays, "cuda" for CuPy arrays of the current GPU, "cuda:1" for those of another one; or the
+            module of arrays itself: numpy, cupy or an array-API namespace.
+
+        Raises
+        ------
+        ValueError, TypeError
+            There is no such device.
+        RuntimeError
+            There is no CuPy or no CUDA device; the message says why.
+        """
+        xp, moved = _dispatch.arrays_on(device), copy.copy(self)
         moved.params = {name: _dispatch.from_numpy(xp, _dispatch.to_numpy(p)) for name, p in self.params.items()}
         moved._share(self._shared())
         return moved
@@ -486,12 +500,13 @@ class Composite(Layer):
         for prefix, layer in layers.items():
             setattr(self, prefix.removesuffix("."), layer)
 
-    def to(self, xp: Any) -> Self:
-        """This layer with its parameters copied to the array library ``xp``: numpy, cupy or an array-API namespace."""
-        moved = copy.copy(self)
+    def to(self, device: Any) -> Self:
+        xp, moved = _dispatch.arrays_on(device), copy.copy(self)
         moved._replace_layers({prefix: layer.to(xp) for prefix, layer in self._layers().items()})
         moved._share(self._shared())
         return moved
+
+    to.__doc__ = Layer.to.__doc__
 
     def _named(self, grads: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
         """The gradients by parameter, given those of each part."""

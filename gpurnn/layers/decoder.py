@@ -231,13 +231,14 @@ class Decoder(Composite):
         params = {name: held[own] for name, (held, own) in self._places().items()}
         return _arrays.parameters("Decoder", params, self.recurrent._parameter_shapes() | self._own_shapes)
 
-    def to(self, xp: Any) -> Self:
-        """This decoder with its parameters copied to the array library ``xp``."""
-        moved = copy.copy(self)
+    def to(self, device: Any) -> Self:
+        xp, moved = _dispatch.arrays_on(device), copy.copy(self)
         moved.recurrent = self.recurrent.to(xp)
         moved._own = {name: _dispatch.from_numpy(xp, _dispatch.to_numpy(p)) for name, p in self._own.items()}
         moved._share(self._shared())
         return moved
+
+    to.__doc__ = Layer.to.__doc__
 
     @property
     def stepwise(self) -> bool:

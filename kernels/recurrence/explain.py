@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpurnn import _checks
 from gpurnn.cells import Cell
 
 from .. import devices, dtypes
@@ -19,12 +18,7 @@ def explain_recurrence(
 
     It is a plan for ``device``, which is a name or a `devices.Device`. If it is None, for the device of the array x.
     """
-    if device is None:
-        gpu = plan.device_of(x)
-    elif isinstance(device, devices.Device):
-        gpu = device
-    else:
-        gpu = devices.DEVICES[_checks.choice(where, "device", device, tuple(devices.DEVICES))]
+    gpu = plan.device_of(x) if device is None else devices.lookup(device, where)
     problem = plan.Problem(cell, T, B, H, D, dtypes.TABLE[dtype])
     choice = plan.consider(problem, gpu)
     chosen, prediction = choice.plans[choice.best]
