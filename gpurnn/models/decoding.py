@@ -54,7 +54,7 @@ def likeliest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     """
     size = values.shape[1]
     if k >= size:
-        return np.argsort(-values, axis=1, kind="stable")
+        return _descending(values)
     places = np.argpartition(values, size - k, axis=1)[:, size - k :]
     least = np.take_along_axis(values, places[:, :1], axis=1)
     # The partition chooses freely among the values that are equal to the least. The first of them belong here.
@@ -64,6 +64,21 @@ def likeliest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     places.sort(axis=1)
     order = np.argsort(-np.take_along_axis(values, places, axis=1), axis=1, kind="stable")
     return np.take_along_axis(places, order, axis=1)
+
+
+def _descending(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The places of a stable descending sort of each row.
+
+    NumPy's own stable sort takes several times as long as its other one, whose ties are put in order here.
+    """
+    order = np.argsort(-values, axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    equal = ordered[:, 1:] == ordered[:, :-1]
+    for row in np.flatnonzero(equal.any(axis=1)).tolist():
+        tied = np.flatnonzero(np.append(equal[row], False) | np.append(False, equal[row]))
+        run = np.cumsum(np.append(True, ~equal[row]))[tied]
+        order[row, tied] = order[row, tied][np.lexsort((order[row, tied], run))]
+    return order
 
 
 def check_sampling(where: str, temperature: float, top_k: int | None, top_p: float | None) -> None:
