@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from . import _checks, _dispatch
-from .layers import Layer
+from .layers import Decoder, Layer
+from .layers.base import Composite, uninitialised
 from .layers.recurrent import Recurrent, layer_names
 
 
@@ -72,12 +74,27 @@ class Explanation:
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.passed_over.items())])
 
 
+class Explanations(dict[str, Explanation]):
+    """How the recurrent layers of a model would run, by their names; its text is a report."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {explanation}" for name, explanation in self.items())
+
+
 def _counted(n: int, what: str, plural: str = "s") -> str:
     return f"{n:,} {what}{'' if n == 1 else plural}"
 
 
-def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
-    """Which schedule of kernels runs a recurrent layer, in which grid, and why.
+@overload
+def explain(layer: Recurrent, x: Any, *, device: Any = None) -> Explanation: ...
+@overload
+def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanations: ...
+@overload
+def explain(layer: Callable[[], Layer], x: Any, *, device: Any = None) -> Explanation | Explanations: ...
+
+
+def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanations:
+    """Which schedule of kernels runs a recurrent layer, or those of a model, in which grid, and why.
 
     The time of a step is predicted as exchange + max(arithmetic, bytes). The exchange gets h_{t-1} to every block that
     multiplies it, by a launch or a barrier. The arithmetic of the products is at the device's peak, the bytes at its
@@ -86,9 +103,13 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
+    layer : RNN, LSTM or GRU; a layer or a model that holds some; or a function that makes one
+        A function without arguments, such as ``lambda: gpurnn.LSTM(64, 8192)``, makes the layer without initial
+        parameters, however large it is. A decoder whose every step looks at its memory runs its cell step by step, and
+        is left out.
     x : array, or a tuple of int
-        The input of the layer, or its shape.
+        The input of the layer, or its shape; of a model (T, B) or (T, B, features). The layers of a model are taken to
+        read sequences of this length.
     device : str or gpurnn.kernels.devices.Device, optional
         "T4", "A100", "RTX 3090", "L4", "RTX 4090", "H100", "H200", "B200" or "RTX 5090", in any spelling; a compute
         capability such as "sm_90"; or any other by its properties. None for the device of x if that is a CuPy array,
@@ -96,31 +117,54 @@ def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanation:
 
     Returns
     -------
-    explanation : Explanation
+    explanation : Explanation, or Explanations
+        The latter is a dict of the explanations of the recurrent layers of a model, by their names.
 
     Raises
     ------
     TypeError, ValueError
-        The layer is not recurrent, x does not fit it, or the device is none of those.
+        There is no recurrent layer, x does not fit it, or the device is none of those.
 
     Examples
     --------
     >>> import gpurnn
-    >>> plan = gpurnn.explain(gpurnn.LSTM(64, 512), (100, 32, 64), device="A100")
-    >>> plan.schedule, plan.launches, plan.bound_by
+    >>> found = gpurnn.explain(gpurnn.LSTM(64, 512), (100, 32, 64), device="A100")
+    >>> found.schedule, found.launches, found.bound_by
     ('persistent', 1, 'arithmetic')
+    >>> model = gpurnn.SequenceClassifier(64, 512, classes=2)
+    >>> {name: found.schedule for name, found in gpurnn.explain(model, (100, 32, 64), device="a100").items()}
+    {'recurrent': 'persistent'}
     """
     where = "explain"
-    if not isinstance(layer, Recurrent):
-        raise TypeError(f"{where}: layer is a {type(layer).__name__}, expected an {layer_names()}")
+    if not isinstance(layer, Layer) and callable(layer):
+        with uninitialised():
+            layer = layer()
+    parts = {"": layer} if isinstance(layer, Recurrent) else _recurrent("", layer)
+    if not parts:
+        raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected an {layer_names()}, or what holds one")
     shape = x if isinstance(x, tuple) else getattr(x, "shape", None)
-    if shape is None or len(shape) != 3:
+    if shape is None or not (len(shape) == 3 or (len(shape) == 2 and not isinstance(layer, Recurrent))):
         raise TypeError(f"{where}: x is {x!r}, expected an array of three axes or its shape")
     T, B = (_checks.integer_at_least(where, "x", n, 1) for n in (shape[:2][::-1] if layer.batch_first else shape[:2]))
-    if shape[2] != layer.input_size:
+    if isinstance(layer, Recurrent) and shape[2] != layer.input_size:
         raise ValueError(f"{where}: x has shape {tuple(shape)}, expected (..., input_size) = (..., {layer.input_size})")
     wing = importlib.import_module(_dispatch.WINGS["cupy"])
-    dtype = _checks.dtype_name(layer.params["weight_hh_l0"])
-    sizes = T, B, layer.hidden_size, layer.num_directions
-    facts = wing.explain_recurrence(where, layer.cell, *sizes, dtype, x, device)
-    return Explanation(**facts, layers=layer.num_layers)
+    explanations = Explanations()
+    for name, part in parts.items():
+        sizes = T, B, part.hidden_size, part.num_directions
+        dtype = _checks.dtype_name(part.params["weight_hh_l0"])
+        facts = wing.explain_recurrence(where, part.cell, *sizes, dtype, x, device)
+        explanations[name] = Explanation(**facts, layers=part.num_layers)
+    return explanations[""] if isinstance(layer, Recurrent) else explanations
+
+
+def _recurrent(prefix: str, layer: Any) -> dict[str, Recurrent]:
+    """The recurrent layers in a layer whose sequences run as a whole, by name."""
+    if isinstance(layer, Recurrent):
+        return {prefix.removesuffix("."): layer}
+    if not isinstance(layer, Composite) or (isinstance(layer, Decoder) and layer.stepwise):
+        return {}
+    found: dict[str, Recurrent] = {}
+    for own, part in layer._layers().items():
+        found |= _recurrent(f"{prefix}{own}", part)
+    return found

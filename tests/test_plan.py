@@ -231,3 +231,40 @@ def test_explain_takes_a_device_by_its_properties():
     found = gpurnn.explain(layer, shape, device=small)
     assert found.device == "half an H100"
     assert found.grid != gpurnn.explain(layer, shape, device="H100").grid
+
+
+def test_explain_takes_models_and_what_holds_recurrent_layers():
+    classifier = gpurnn.SequenceClassifier(64, 96, 3, num_layers=2, bidirectional=True)
+    found = gpurnn.explain(classifier, (100, 7, 64), device="A100")
+    alone = gpurnn.explain(classifier.recurrent, (100, 7, 64), device="A100")
+    assert found == {"recurrent": alone}
+    assert str(found) == f"recurrent: {alone}"
+    stack = gpurnn.Sequential(
+        gpurnn.LSTM(8, 16, batch_first=True), gpurnn.Dense(16, 8), gpurnn.GRU(8, 32, batch_first=True)
+    )
+    found = gpurnn.explain(stack, (7, 100, 8))
+    assert found == {
+        "0": gpurnn.explain(gpurnn.LSTM(8, 16), (100, 7, 8)), "2": gpurnn.explain(gpurnn.GRU(8, 32), (100, 7, 8))
+    }  # fmt: skip
+    for attention, parts in (("additive", {"encoder"}), ("dot", {"encoder", "decoder"})):
+        translator = gpurnn.EncoderDecoder(5, 6, 4, 8, attention=attention)
+        assert gpurnn.explain(translator, (10, 3)).keys() == parts
+    for held in (gpurnn.Dense(2, 3), gpurnn.TransformerBlock(2, 1), 3):
+        with pytest.raises(
+            TypeError, match=r"explain: layer is an? \w+, expected an RNN, LSTM or GRU, or what holds one"
+        ):
+            gpurnn.explain(held, (4, 2, 2))
+    with pytest.raises(TypeError, match=r"explain: x is \(4, 2\), expected an array of three axes"):
+        gpurnn.explain(gpurnn.LSTM(2, 3), (4, 2))
+
+
+def test_explain_needs_no_initial_parameters(monkeypatch):
+    def made(rng, shape, dtype):
+        raise AssertionError("initial weights were made")
+
+    small = gpurnn.explain(gpurnn.LSTM(8, 16, dtype="float64"), (100, 7, 8))
+    assert gpurnn.explain(lambda: gpurnn.LSTM(8, 16, init=made, dtype="float64"), (100, 7, 8)) == small
+    wide = gpurnn.explain(lambda: gpurnn.SequenceTagger(64, 8192, 2, cell="lstm", init=made), (10, 4, 64))
+    assert wide["recurrent"].flops_per_step == 2 * 4 * 4 * 8192**2
+    with pytest.raises(AssertionError, match="initial weights were made"):
+        gpurnn.LSTM(8, 16, init=made)

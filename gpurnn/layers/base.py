@@ -410,7 +410,10 @@ def copied(array: Array) -> np.ndarray[Any, Any]:
 class _Allowance:
     """How many parameters a constructor may still make, and of how many bytes."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    def __init__(self, tensors: Mapping[str, np.ndarray[Any, Any]] | None) -> None:
+        self.count = self.size = math.inf
+        if tensors is None:
+            return
         # Twice what the file holds, because a model may make a parameter that it then ties to another.
         self.count = 2 * len(tensors)
         self.size = 2 * sum(tensor.nbytes for tensor in tensors.values())
@@ -426,8 +429,11 @@ _allowance: contextvars.ContextVar[_Allowance | None] = contextvars.ContextVar("
 
 
 @contextlib.contextmanager
-def uninitialised(tensors: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[None]:
-    """Have `parameter` make zeros, to be overwritten by ``tensors``, and no more of them than ``tensors`` can fill."""
+def uninitialised(tensors: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Iterator[None]:
+    """Have `parameter` make zeros, to be overwritten by ``tensors``, and no more of them than ``tensors`` can fill.
+
+    Without ``tensors`` there is no limit: zeros that nobody reads take no memory.
+    """
     token = _allowance.set(_Allowance(tensors))
     try:
         yield
