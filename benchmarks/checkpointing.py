@@ -64,8 +64,8 @@ def report(
     yield (
         f"Peak memory, in MB, and time of a forward and a backward pass through T steps of {LAYERS} LSTM layers (input "
         f"{INPUT}, hidden {hidden}, batch {BATCH}, float32), besides x, y and their gradients. K is "
-        "`checkpoint_every`, in whole chunks. The model is what K steps take without checkpoints, and T/K states; a last "
-        "segment that is shorter has scratch memory of its own."
+        "`checkpoint_every`, in whole chunks. The model is what K steps take without checkpoints, and T/K states; a "
+        "last segment that is shorter has scratch memory of its own."
     )
     yield ""
     yield row(["T", "checkpoint_every", "K", "memory", "model", "time", "to plain"])
