@@ -55,8 +55,8 @@ BUILDS = {
     "sanitize": ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
     "threads": ("-O1", "-g1", "-fsanitize=thread"),
 }
-"""Further options, by the value of ``$GPURNN_NATIVE_BUILD``. The quick one takes half the time to compile. The libraries
-of the sanitizers must be preloaded."""
+"""Further options, by the value of ``$GPURNN_NATIVE_BUILD``. The quick one takes half the time to compile. The
+libraries of the sanitizers must be preloaded."""
 
 
 def library(name: str, source: str, options: Sequence[str] = ()) -> Path:
