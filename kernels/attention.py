@@ -92,7 +92,7 @@ def attention_forward(
 ) -> tuple[Array, Array, _Attention | None]:
     """Scores, weights and context; arguments and results are those of ``gpurnn.reference``'s.
 
-    A length beyond S counts as S, one below zero as zero: what is on the device is not read back to be checked.
+    A length beyond S counts as S, one below zero as zero: a check would need a copy from the device.
     """
     xp = namespace(query)
     T, B, _ = query.shape
@@ -114,12 +114,10 @@ def attention_forward(
         weights,
     )
     if T * B:
-        shared = call.shared_bytes
-        call.launch(
-            "attend", call.tile, call.blocks(T, call.tile), call.query, call.keys, call.values, call.v, call.lengths,
-            context, weights, *call.sizes, call.dtype.scalar(scale), np.bool_(shared),
-            shared_mem=shared,
-        )  # fmt: skip
+        blocks, shared = call.blocks(T, call.tile), call.shared_bytes
+        arrays = call.query, call.keys, call.values, call.v, call.lengths, context, weights
+        scalars = *call.sizes, call.dtype.scalar(scale), np.bool_(shared)
+        call.launch("attend", call.tile, blocks, *arrays, *scalars, shared_mem=shared)
     return context, weights.astype(query.dtype, copy=training), call if training else None
 
 
@@ -137,16 +135,13 @@ def attention_backward(
     dscores = empty(query, (T, B, S), real)
     dcontext = contiguous(dcontext)
     if T * B:
-        saved.launch(
-            "attend_backward", saved.tile, blocks, query, saved.keys, saved.values, saved.v, saved.lengths,
-            saved.weights, dcontext, contiguous(dweights), dscores, dquery, dv_of_blocks,
-            *saved.sizes, saved.dtype.scalar(saved.scale), np.bool_(saved.shared_bytes), shared_mem=saved.shared_bytes,
-        )  # fmt: skip
+        inputs = query, saved.keys, saved.values, saved.v, saved.lengths, saved.weights, dcontext, contiguous(dweights)
+        scalars = *saved.sizes, saved.dtype.scalar(saved.scale), np.bool_(saved.shared_bytes)
+        arrays = *inputs, dscores, dquery, dv_of_blocks
+        saved.launch("attend_backward", saved.tile, blocks, *arrays, *scalars, shared_mem=saved.shared_bytes)
     if S * B:
-        saved.launch(
-            "attend_backward_source", _TILE, saved.blocks(S, _TILE), query, saved.keys, saved.v, saved.lengths,
-            saved.weights, dcontext, dscores, dkeys, dvalues, *saved.sizes,
-        )  # fmt: skip
+        of_source = query, saved.keys, saved.v, saved.lengths, saved.weights, dcontext, dscores, dkeys, dvalues
+        saved.launch("attend_backward_source", _TILE, saved.blocks(S, _TILE), *of_source, *saved.sizes)
     if dv_of_blocks is None:
         return dquery, dkeys, dvalues, None
     return dquery, dkeys, dvalues, xp.matmul(xp.ones(blocks, real), dv_of_blocks).astype(query.dtype, copy=False)

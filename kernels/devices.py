@@ -26,7 +26,7 @@ class Limits:
     reserved_per_block: int
     """Bytes of shared memory that the system takes of each block."""
     shared_memory_unit: int
-    """Bytes, of which a block gets a multiple."""
+    """Bytes. A block gets a multiple of them."""
 
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" and the throughput table of "Arithmetic
@@ -53,8 +53,8 @@ _PARTITIONS = 4
 class Device:
     """A GPU.
 
-    A figure that a device does not report, as some virtual and integrated ones, is given as 0. The planner then takes
-    that of a device of `DEVICES` with the same compute capability, or with the nearest lower one.
+    A figure that the device does not report is 0, as on some virtual and integrated ones. The planner then takes that
+    of a device of `DEVICES` with the same compute capability, or with the nearest lower one.
 
     Attributes
     ----------
@@ -113,10 +113,8 @@ class Device:
 def _device(
     name: str, capability: tuple[int, int], multiprocessors: int, clock_mhz: int, l2_mib: float, gb_per_s: int
 ) -> Device:
-    return Device(
-        name, capability, multiprocessors, clock_mhz * 1e6, int(l2_mib * KIB * KIB), gb_per_s * 1e9,
-        LIMITS[capability].shared_memory_per_block,
-    )  # fmt: skip
+    l2_bytes, shared_memory = int(l2_mib * KIB * KIB), LIMITS[capability].shared_memory_per_block
+    return Device(name, capability, multiprocessors, clock_mhz * 1e6, l2_bytes, gb_per_s * 1e9, shared_memory)
 
 
 DEVICES = {

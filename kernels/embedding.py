@@ -80,10 +80,9 @@ def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:
         last = runs == 1
         next_rows = None if last else empty(dy, (2 * runs, E), dtype.accumulator)
         next_keys = None if last else empty(dy, 2 * runs, np.int64)
-        _launch(
-            dtype, _sum_runs(dtype, row), runs * E, rows, order, keys, sums, next_rows, next_keys,
-            np.int64(count), np.int32(_RUN), np.int32(num_embeddings), np.int32(E),
-        )  # fmt: skip
+        arrays = rows, order, keys, sums, next_rows, next_keys
+        sizes = np.int64(count), np.int32(_RUN), np.int32(num_embeddings), np.int32(E)
+        _launch(dtype, _sum_runs(dtype, row), runs * E, *arrays, *sizes)
         if last:
             return sums
         rows, row, keys, order, count = next_rows, dtype.real, next_keys, None, 2 * runs

@@ -22,12 +22,11 @@ from array_api_compat import is_cupy_array
 
 from gpurnn import _fork
 
-from . import dtypes, host
+from . import host
 from .compiler import KERNELS, digest_of, source_closure, translation_unit
 
 __all__ = [
     "CUPY_OPTIONS",
-    "C_NAMES",
     "Kernel",
     "Module",
     "Parameter",
@@ -41,10 +40,8 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-C_NAMES = {dtype.name: dtype.storage for dtype in dtypes.TABLE.values()}
-
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
-"""The options that CuPy adds to a module's, except the architecture and the directories of its own headers."""
+"""The options that CuPy adds to those of a module, except the architecture and the directories of its own headers."""
 
 _SHARED_BYTES = 48 * 1024
 """Dynamic shared memory that a kernel may have without asking for more."""
@@ -127,14 +124,14 @@ def is_captured() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _OfStream:
-    """The values that a forward function saves for its backward function, and the stream whose memory holds them."""
+    """The values that a forward function saves for its backward function, and the stream that allocated them."""
 
     stream: Any
     saved: Any
 
 
 def remembers_stream(forward: F) -> F:
-    """Decorate a forward function, whose last result is what it saves: for CuPy arrays it is kept with the stream."""
+    """Decorate a forward function whose last result is what it saves. For CuPy arrays the stream is saved too."""
 
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -150,11 +147,11 @@ def remembers_stream(forward: F) -> F:
 
 
 def of_stream(backward: F) -> F:
-    """Decorate a backward function, whose first argument is what a function of `remembers_stream` saved.
+    """Decorate a backward function whose first argument is what a function of `remembers_stream` saved.
 
-    On another stream than the forward function's it begins after what that one was given, and that one goes on after
-    it: memory that is freed there, such as what was saved, goes to the next call on that stream, without waiting for
-    others who may still read it.
+    If the current stream is not the forward function's, this one waits for the work that the other has queued, and the
+    other waits for this one. Memory that is freed, such as what was saved, goes to the next call on the stream that
+    allocated it, although another stream may still read it.
     """
 
     @functools.wraps(backward)
@@ -183,11 +180,11 @@ class Module:
     source : str or Path
         The ``.cu`` file; a relative path starts in ``kernels/``.
     kernels : sequence of str
-        Those that are wanted: names, or template instances such as ``"step<float, 4>"``.
+        Names, or template instances such as ``"step<float, 4>"``.
     defines : mapping of str to str, optional
         Macros.
     include : str, optional
-        A header in ``kernels/`` that the source is to see: what its templates are instantiated with.
+        A header in ``kernels/`` to include before the source: it defines the arguments of its templates.
     proofs : sequence of str
         ``static_assert`` declarations about the kernels.
     """
@@ -208,23 +205,32 @@ class Module:
         self.proofs = tuple(proofs)
         self._lock = _fork.Lock(threading.RLock)  # so that threads compile it once
         self._compiles_under: Any = None  # which lock; another one in the child of a fork
+        self._texts: dict[Path, str] | None = None
         self._libraries: dict[str, host.Library] = {}
         self._raw: Any = None
-        self._shared_bytes: dict[tuple[str, int], int] = {}
+        self._kernels = {name: Kernel(self, name) for name in self.names}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Its lock, and what was compiled, stay in this process.
+        # Its lock and its compiled kernels stay in this process.
         description = (self.source, self.names, self.defines)
         return functools.partial(type(self), include=self.include, proofs=self.proofs), description
 
     def __getitem__(self, name: str) -> Kernel:
         if name not in self.names:
             raise KeyError(f"{self.source.name} was asked for the kernels {', '.join(self.names)}, not {name}")
-        return Kernel(self, name)
+        return self._kernels[name]
 
-    @functools.cache  # noqa: B019  modules live as long as the process
-    def _texts(self) -> dict[Path, str]:
-        return source_closure(self.source, self.include)
+    @property
+    def texts(self) -> dict[Path, str]:
+        """The source file and every file that it includes, as they are at the first use."""
+        if self._texts is None:
+            self._texts = source_closure(self.source, self.include)
+        return self._texts
+
+    @property
+    def lock(self) -> Any:
+        """For what is done once for all threads."""
+        return self._lock.current
 
     @contextlib.contextmanager
     def _compiling(self) -> Iterator[None]:
@@ -242,64 +248,78 @@ class Module:
             finally:
                 self._compiles_under = None
 
-    @functools.cache  # noqa: B019
-    def _library(self, build: str) -> host.Library:
-        with self._compiling():
-            if build not in self._libraries:
-                self._libraries[build] = host.Library(
-                    self.source, self.names, self.defines, build, include=self.include, proofs=self.proofs
-                )
-            return self._libraries[build]
-
-    @functools.cache  # noqa: B019
-    def _parameter_names(self, name: str) -> list[str]:
-        return parameter_names(self._texts(), name)
-
-    @functools.cache  # noqa: B019
-    def _parameters(self, name: str, build: str) -> list[Parameter]:
-        descriptions = self._library(build).parameters(name)
-        return [Parameter.of(*pair) for pair in zip(self._parameter_names(name), descriptions, strict=True)]
+    def library(self, build: str) -> host.Library:
+        """The kernels compiled for the host executor."""
+        if build not in self._libraries:
+            with self._compiling():
+                if build not in self._libraries:
+                    self._libraries[build] = host.Library(
+                        self.source, self.names, self.defines, build, include=self.include, proofs=self.proofs
+                    )
+        return self._libraries[build]
 
     def cuda_source(self) -> tuple[str, tuple[str, ...]]:
         """The text and the options that a GPU's compiler gets."""
         # CuPy's cache of binaries knows this text and not what it includes, hence the digest.
-        content = digest_of(*(f"{path.name}\n{text}" for path, text in sorted(self._texts().items())))
-        text = f'#line 1 "{self.source}"\n{self._texts()[self.source.resolve()]}'
+        content = digest_of(*(f"{path.name}\n{text}" for path, text in sorted(self.texts.items())))
+        text = f'#line 1 "{self.source}"\n{self.texts[self.source.resolve()]}'
         code = f"// {content}\n" + translation_unit(text, self.include, self.proofs)
         options = ("-std=c++17", f"-I{KERNELS}", f"-I{self.source.parent}")
         return code, options + tuple(f"-D{name}={value}" for name, value in sorted(self.defines.items()))
 
-    def _raw_module(self) -> Any:
-        with self._compiling():
-            if self._raw is None:
-                import cupy
+    def raw_function(self, name: str) -> Any:
+        """A kernel compiled for the current GPU."""
+        with self._compiling():  # CuPy compiles at the first `get_function`
+            return self.raw_module().get_function(name)
 
-                code, options = self.cuda_source()
-                self._raw = cupy.RawModule(code=code, options=options, name_expressions=self.names)
-            return self._raw
+    def raw_module(self) -> Any:
+        """The kernels as CuPy has them."""
+        if self._raw is None:
+            import cupy
 
-    @functools.cache  # noqa: B019
-    def _cuda_function(self, name: str) -> Any:
-        raw = self._raw_module()
-        with self._compiling():  # it is here that CuPy compiles
-            return raw.get_function(name)
-
-    def _allow_shared_memory(self, name: str, raw: Any, device: int, shared_bytes: int) -> None:
-        """Let a kernel have so much dynamic shared memory, which only ever grows: other threads launch it too."""
-        if shared_bytes <= self._shared_bytes.get((name, device), _SHARED_BYTES):
-            return
-        with self._lock.current:
-            if shared_bytes > self._shared_bytes.get((name, device), _SHARED_BYTES):
-                raw.max_dynamic_shared_size_bytes = shared_bytes
-                self._shared_bytes[name, device] = shared_bytes
+            code, options = self.cuda_source()
+            self._raw = cupy.RawModule(code=code, options=options, name_expressions=self.names)
+        return self._raw
 
 
-@dataclasses.dataclass(frozen=True)
 class Kernel:
     """A kernel of a `Module`; call it to launch it."""
 
-    module: Module
-    name: str
+    def __init__(self, module: Module, name: str) -> None:
+        self.module = module
+        self.name = name
+        self._parameter_names: list[str] | None = None
+        self._parameters: dict[str, list[Parameter]] = {}
+        self._raw: Any = None
+        self._shared_bytes: dict[int, int] = {}
+
+    @property
+    def parameter_names(self) -> list[str]:
+        if self._parameter_names is None:
+            self._parameter_names = parameter_names(self.module.texts, self.name)
+        return self._parameter_names
+
+    def parameters(self, build: str) -> list[Parameter]:
+        """Its parameters, as the compiler of a build of the host executor knows them."""
+        if build not in self._parameters:
+            descriptions = self.module.library(build).parameters(self.name)
+            pairs = zip(self.parameter_names, descriptions, strict=True)
+            self._parameters[build] = [Parameter.of(*pair) for pair in pairs]
+        return self._parameters[build]
+
+    def _raw_function(self, device: int, shared_bytes: int) -> Any:
+        """The kernel as CuPy has it, which may use this much dynamic shared memory on a device.
+
+        The limit is never lowered, because other threads launch the kernel too.
+        """
+        if self._raw is None:
+            self._raw = self.module.raw_function(self.name)
+        if shared_bytes > self._shared_bytes.get(device, _SHARED_BYTES):
+            with self.module.lock:
+                if shared_bytes > self._shared_bytes.get(device, _SHARED_BYTES):
+                    self._raw.max_dynamic_shared_size_bytes = shared_bytes
+                    self._shared_bytes[device] = shared_bytes
+        return self._raw
 
     def __call__(
         self,
@@ -311,21 +331,21 @@ class Kernel:
         cooperative: bool = False,
         reachable: Sequence[Any] = (),
     ) -> None:
-        """Launches the kernel, on the current stream if on a GPU.
+        """Launch the kernel, on a GPU on the current stream.
 
         Parameters
         ----------
         grid, block : tuple of int
             Blocks, and threads of a block, along x, y and z.
         args : sequence
-            For each pointer a C-contiguous array or None, for each other parameter a NumPy scalar of its very type:
+            For each pointer a C-contiguous array or None, for each other parameter a NumPy scalar of the same type:
             Python's ints and floats would be passed as 64-bit values.
         shared_mem : int
             Bytes of dynamic shared memory.
         cooperative : bool
             All blocks run side by side, as a `GridBarrier` needs.
         reachable : sequence of arrays
-            Those that the kernel reaches through pointers in memory and not by its arguments.
+            Those that the kernel reaches through pointers in memory, not through its arguments.
 
         Raises
         ------
@@ -345,12 +365,12 @@ class Kernel:
         self._check_arguments(build, args)
         values = [np.uint64(0) if a is None else a for a in args]  # a null pointer
         if build is not None:
-            self.module._library(build).launch(
+            self.module.library(build).launch(
                 self.name,
                 grid,
                 block,
                 values,
-                self.module._parameter_names(self.name),
+                self.parameter_names,
                 shared_bytes=shared_mem,
                 cooperative=cooperative,
                 reachable=reachable,
@@ -363,8 +383,8 @@ class Kernel:
         import cupy
         from cupy_backends.cuda.api import driver
 
-        raw, device = self.module._cuda_function(self.name), cupy.cuda.Device()
-        self.module._allow_shared_memory(self.name, raw, device.id, shared_mem)
+        device = cupy.cuda.Device()
+        raw = self._raw_function(device.id, shared_mem)
         each = driver.occupancyMaxActiveBlocksPerMultiprocessor(raw.kernel.ptr, int(np.prod(block)), shared_mem)
         return int(each * device.attributes["MultiProcessorCount"])
 
@@ -380,8 +400,7 @@ class Kernel:
                 f"{self.name}: arrays are on device {min(elsewhere)} but the current one is {here}; "
                 f"use `with cupy.cuda.Device({min(elsewhere)}):`"
             )
-        raw = self.module._cuda_function(self.name)
-        self.module._allow_shared_memory(self.name, raw, here, shared_mem)
+        raw = self._raw_function(here, shared_mem)
         if cooperative:
             # CuPy would shrink an oversized one-dimensional grid, with no more than a warning.
             resident = self.resident_blocks(block, shared_mem)
@@ -408,8 +427,8 @@ class Kernel:
             raise ValueError(f"{self.name}: shared_mem is {shared_mem}, expected a number of bytes")
 
     def _check_arguments(self, build: str | None, args: Sequence[Any]) -> None:
-        """On a GPU nothing tells the types of parameters: there the arguments are what the host executor has seen."""
-        names = self.module._parameter_names(self.name)
+        """A GPU's compiler does not report the types of parameters, so there only arrays are checked."""
+        names = self.parameter_names
         if len(args) != len(names):
             raise TypeError(f"{self.name}: {len(args)} arguments, expected {len(names)} ({', '.join(names)})")
         if build is None:
@@ -417,7 +436,7 @@ class Kernel:
                 if not isinstance(argument, np.generic):
                     _check_array(f"{self.name}: argument {name}", argument)
             return
-        for parameter, argument in zip(self.module._parameters(self.name, build), args, strict=True):
+        for parameter, argument in zip(self.parameters(build), args, strict=True):
             where = f"{self.name}: argument {parameter.name}"
             if parameter.is_array:
                 _check_array(where, argument)
@@ -458,6 +477,4 @@ def _check_array(where: str, argument: Any) -> None:
         raise ValueError(f"{where} has strides {argument.strides}, expected a C-contiguous array")
     address = argument.ctypes.data if isinstance(argument, np.ndarray) else argument.data.ptr
     if argument.size and address % argument.dtype.itemsize:
-        raise ValueError(
-            f"{where} lies at address {address:#x}, expected a multiple of {argument.dtype.itemsize} bytes"
-        )
+        raise ValueError(f"{where} is at address {address:#x}, expected a multiple of {argument.dtype.itemsize} bytes")

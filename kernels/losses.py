@@ -76,10 +76,9 @@ def cross_entropy_forward(
     weights, class_weights = contiguous(weights), contiguous(class_weights)
     if N:
         threads = _threads_a_row(V)
-        _launch(
-            "cross_entropy_forward", N * threads, logits, logits, labels, weights, class_weights, losses, statistics,
-            np.int32(N), np.int32(V), dtype.scalar(label_smoothing), np.int32(threads),
-        )  # fmt: skip
+        arrays = logits, labels, weights, class_weights, losses, statistics
+        scalars = np.int32(N), np.int32(V), dtype.scalar(label_smoothing), np.int32(threads)
+        _launch("cross_entropy_forward", N * threads, logits, *arrays, *scalars)
     if not training:
         return losses, None
     return losses, _CrossEntropy(logits, statistics, labels, weights, class_weights, label_smoothing)
@@ -93,11 +92,9 @@ def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
     dlogits = empty(logits, (N, V), logits.dtype)
     if N:
         threads = _threads_a_row(V)
-        _launch(
-            "cross_entropy_backward", N * threads, logits, logits, saved.labels, saved.weights, saved.class_weights,
-            saved.statistics, contiguous(dlosses), dlogits, np.int32(N), np.int32(V),
-            dtypes.of(logits).scalar(saved.label_smoothing), np.int32(threads),
-        )  # fmt: skip
+        inputs = logits, saved.labels, saved.weights, saved.class_weights, saved.statistics, contiguous(dlosses)
+        scalars = np.int32(N), np.int32(V), dtypes.of(logits).scalar(saved.label_smoothing), np.int32(threads)
+        _launch("cross_entropy_backward", N * threads, logits, *inputs, dlogits, *scalars)
     return dlogits
 
 
@@ -107,10 +104,8 @@ def mse_forward(y: Array, target: Array, *, training: bool = False) -> tuple[Arr
     errors = empty(y, y.shape, y.dtype)
     differences = empty(y, y.shape, y.dtype) if training else None
     if errors.size:
-        _launch(
-            "mse_forward", errors.size, y, contiguous(y), contiguous(target), errors, differences,
-            np.int64(errors.size),
-        )  # fmt: skip
+        arrays = contiguous(y), contiguous(target), errors, differences
+        _launch("mse_forward", errors.size, y, *arrays, np.int64(errors.size))
     return errors, differences
 
 

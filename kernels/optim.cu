@@ -1,13 +1,13 @@
 // Norms and optimizer updates over many arrays in one launch.
 //
-// The arrays of a list are cut into chunks. A block takes one chunk, the same one of each list.
+// The arrays of a list are cut into chunks. A block takes one chunk, the same one of each list. Parameters and gradients
+// are of type Storage, an optimizer's slots of type Real.
 #include "optim.cuh"
 
 // The chunk of this block. `table` has an entry for each of the `arrays` in each of its rows. The rows are: the number of
 // an array's first chunk, counted over all arrays; its elements; its shrink, as the bits of a double; and for each list
 // its address, 0 where the list does not exist. A chunk has `size` elements, and the last one of an array has those that
 // are left. An array without elements has no chunk.
-template <typename Real>
 struct Chunk {
     const long long* table;
     int arrays, k;
@@ -27,8 +27,11 @@ struct Chunk {
         begin = (blockIdx.x - table[k]) * size;
         end = begin + size < elements ? begin + size : elements;
     }
-    __device__ Real shrink() const { return Real(__longlong_as_double(table[2LL * arrays + k])); }
-    __device__ Real* list(int l) const { return reinterpret_cast<Real*>(table[(3LL + l) * arrays + k]); }
+    __device__ double shrink() const { return __longlong_as_double(table[2LL * arrays + k]); }
+    template <typename Number>
+    __device__ Number* list(int l) const {
+        return reinterpret_cast<Number*>(table[(3LL + l) * arrays + k]);
+    }
 };
 
 // The sum over a block of its threads' values, for thread 0: over each warp by halves, then warp after warp.
@@ -45,26 +48,27 @@ __device__ inline double block_sum(double sum) {
 
 // Sums of squares in double. Doubles whose squares might overflow or underflow are scaled, and have sums of their own
 // (Blue, "A portable Fortran program to find the Euclidean norm of a vector", 1978).
+template <typename Storage>
 struct Squares {
+    static constexpr bool may_overflow = sizeof(Storage) == sizeof(double);
+
     double middle, large, small;
 
-    template <typename Real>
-    __device__ void add(Real x) {
-        if (sizeof(Real) == 8 && fabs(x) > 0x1p480) {
+    __device__ void add(double x) {
+        if (may_overflow && fabs(x) > 0x1p480) {
             const double scaled = x * 0x1p-600;
             large += scaled * scaled;
-        } else if (sizeof(Real) == 8 && fabs(x) < 0x1p-480) {
+        } else if (may_overflow && fabs(x) < 0x1p-480) {
             const double scaled = x * 0x1p600;
             small += scaled * scaled;
         } else {
-            middle += double(x) * x;
+            middle += x * x;
         }
     }
     // The sums of all threads of the block, for thread 0.
-    template <typename Real>
     __device__ void combine() {
         middle = block_sum(middle);
-        if (sizeof(Real) == 4) return;
+        if (!may_overflow) return;
         __syncthreads();
         large = block_sum(large);
         __syncthreads();
@@ -77,13 +81,13 @@ struct Squares {
 };
 
 // The sums of squares of each chunk: sums (3, chunks).
-template <typename Real>
+template <typename Storage>
 __global__ void square_sums(const long long* table, int arrays, int size, double* sums) {
-    const Chunk<Real> chunk(table, arrays, size);
-    const Real* const values = chunk.list(0);
-    Squares squares{0, 0, 0};
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) squares.add(values[i]);
-    squares.combine<Real>();
+    const Chunk chunk(table, arrays, size);
+    const Storage* const values = chunk.list<Storage>(0);
+    Squares<Storage> squares{0, 0, 0};
+    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) squares.add(double(values[i]));
+    squares.combine();
     if (threadIdx.x == 0) {
         sums[blockIdx.x] = squares.middle;
         sums[gridDim.x + blockIdx.x] = squares.large;
@@ -92,50 +96,52 @@ __global__ void square_sums(const long long* table, int arrays, int size, double
 }
 
 // The square root of all sums (3, count). One block.
-template <typename Real>
+template <typename Storage>
 __global__ void root_of_sum(const double* sums, double* norm, long long count) {
-    Squares squares{0, 0, 0};
+    Squares<Storage> squares{0, 0, 0};
     for (long long i = threadIdx.x; i < count; i += blockDim.x) {
         squares.middle += sums[i];
         squares.large += sums[count + i];
         squares.small += sums[2 * count + i];
     }
-    squares.combine<Real>();
+    squares.combine();
     if (threadIdx.x == 0) *norm = squares.root();
 }
 
 // List 1 = factor times list 0.
-template <typename Real>
+template <typename Storage, typename Real>
 __global__ void scaled(const long long* table, int arrays, int size, const double* factor) {
-    const Chunk<Real> chunk(table, arrays, size);
+    const Chunk chunk(table, arrays, size);
     const double by = *factor;
     const bool tiny = by < 0x1p-100;  // a float cannot hold the factor, so it multiplies in double
-    const Real* const values = chunk.list(0);
-    Real* const products = chunk.list(1);
+    const Storage* const values = chunk.list<Storage>(0);
+    Storage* const products = chunk.list<Storage>(1);
     for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        products[i] = tiny ? Real(values[i] * by) : values[i] * Real(by);
+        const Real value = values[i];
+        products[i] = Storage(tiny ? Real(value * by) : value * Real(by));
     }
 }
 
 // ---- Updates --------------------------------------------------------------------------------------------------------
 
 // Forms g = gradient + weight_decay p, and replaces p by shrink p - step(g). Lists: p, gradient and the slots.
-template <template <typename> class Rule, typename Real>
+template <template <typename> class Rule, typename Storage, typename Real>
 __global__ void update(const long long* table, int arrays, int size, Real weight_decay, Rule<Real> rule) {
     constexpr int count = Rule<Real>::count;
-    const Chunk<Real> chunk(table, arrays, size);
-    Real* const p = chunk.list(0);
-    const Real *const gradient = chunk.list(1), shrink = chunk.shrink();
+    const Chunk chunk(table, arrays, size);
+    Storage* const p = chunk.list<Storage>(0);
+    const Storage* const gradient = chunk.list<Storage>(1);
+    const Real shrink(chunk.shrink());
     Real* state[count];
-    for (int slot = 0; slot < count; ++slot) state[slot] = chunk.list(2 + slot);
+    for (int slot = 0; slot < count; ++slot) state[slot] = chunk.list<Real>(2 + slot);
     for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
         Slots<Real, count> slots;
         for (int slot = 0; slot < count; ++slot) {
             slots.exists[slot] = state[slot] != nullptr;
             slots.values[slot] = state[slot] ? state[slot][i] : Real(0);
         }
-        const Real g = decayed(gradient[i], weight_decay, p[i]);
-        p[i] = p[i] * shrink - rule.step(g, slots);
+        const Real g = decayed(Real(gradient[i]), weight_decay, Real(p[i]));
+        p[i] = Storage(Real(p[i]) * shrink - rule.step(g, slots));
         for (int slot = 0; slot < count; ++slot) {
             if (state[slot]) state[slot][i] = slots.values[slot];
         }

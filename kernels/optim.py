@@ -10,26 +10,32 @@ import numpy as np
 
 from gpurnn._contract import Array
 
-from .launch import C_NAMES, Kernel, Module, empty, is_captured, namespace
+from . import dtypes
+from .dtypes import Dtype
+from .launch import Kernel, Module, empty, is_captured, namespace
 
 _THREADS = 256
 _CHUNK = 2048
 """Elements of an array that one block takes."""
 
 
+def _norm_name(name: str, dtype: Dtype) -> str:
+    return f"{name}<{dtype.types if name == 'scaled' else dtype.storage}>"
+
+
 @functools.cache
-def _norms(dtype: str) -> Module:
-    return Module("optim.cu", [f"{name}<{C_NAMES[dtype]}>" for name in ("square_sums", "root_of_sum", "scaled")])
+def _norms(dtype: Dtype) -> Module:
+    return Module("optim.cu", [_norm_name(name, dtype) for name in ("square_sums", "root_of_sum", "scaled")])
 
 
 def _norm_kernel(name: str, like: Array) -> Kernel:
-    dtype = str(like.dtype)
-    return _norms(dtype)[f"{name}<{C_NAMES[dtype]}>"]
+    dtype = dtypes.of(like)
+    return _norms(dtype)[_norm_name(name, dtype)]
 
 
-def scalars_layout(scalars: Mapping[str, float | bool], dtype: str) -> np.dtype[Any]:
-    """The memory of the struct that holds a rule's scalars."""
-    return np.dtype([(name, bool if isinstance(value, bool) else dtype) for name, value in scalars.items()], align=True)
+def scalars_layout(scalars: Mapping[str, float | bool], real: str) -> np.dtype[Any]:
+    """The memory of the struct that holds a rule's scalars, whose numbers are of the dtype ``real``."""
+    return np.dtype([(name, bool if isinstance(value, bool) else real) for name, value in scalars.items()], align=True)
 
 
 def proofs_of(struct: str, slots: tuple[str, ...], layout: np.dtype[Any]) -> list[str]:
@@ -43,11 +49,11 @@ def proofs_of(struct: str, slots: tuple[str, ...], layout: np.dtype[Any]) -> lis
 
 
 @functools.cache
-def _update(kind: str, slots: tuple[str, ...], layout: np.dtype[Any], dtype: str) -> Module:
+def _update(kind: str, slots: tuple[str, ...], layout: np.dtype[Any], dtype: Dtype) -> Module:
     """The kernel of one optimizer, which the compiler proves to have the slots and scalars of the optimizer's class."""
-    rule, real = kind.capitalize(), C_NAMES[dtype]
-    proofs = proofs_of(f"{rule}<{real}>", slots, layout)
-    return Module("optim.cu", [f"update<{rule}, {real}>"], proofs=proofs)
+    rule = kind.capitalize()
+    proofs = proofs_of(f"{rule}<{dtype.real}>", slots, layout)
+    return Module("optim.cu", [f"update<{rule}, {dtype.types}>"], proofs=proofs)
 
 
 def modules() -> list[Module]:
@@ -58,11 +64,11 @@ def modules() -> list[Module]:
     optimizers = [kind() for kind in kinds]
     return [
         module
-        for dtype in ("float32", "float64")
+        for dtype in dtypes.TABLE.values()
         for module in (
             _norms(dtype),
             *(
-                _update(o.kind, tuple(o.slots(o.lr)), scalars_layout(o.scalars(1, o.lr), dtype), dtype)
+                _update(o.kind, tuple(o.slots(o.lr)), scalars_layout(o.scalars(1, o.lr), dtype.accumulator), dtype)
                 for o in optimizers
             ),
         )
@@ -100,11 +106,9 @@ def _launch(kernel: Kernel, lists: Sequence[Sequence[Any]], shrink: Sequence[flo
         ],
         np.int64,
     )
-    kernel(
-        (sum(chunks),), (_THREADS,),
-        (namespace(first[0]).asarray(table), np.int32(len(first)), np.int32(_CHUNK), *args),
-        reachable=[a for arrays in lists for a in arrays if a is not None],
-    )  # fmt: skip
+    arguments = namespace(first[0]).asarray(table), np.int32(len(first)), np.int32(_CHUNK), *args
+    reachable = [a for arrays in lists for a in arrays if a is not None]
+    kernel((sum(chunks),), (_THREADS,), arguments, reachable=reachable)
 
 
 def global_norm(arrays: Sequence[Array]) -> Array:
@@ -136,11 +140,9 @@ def optimizer_update(
     scalars: Mapping[str, float | bool],
 ) -> None:
     """A step of an optimizer, as ``gpurnn.reference`` does it."""
-    dtype = str(params[0].dtype)
-    layout = scalars_layout(scalars, dtype)
+    dtype = dtypes.of(params[0])
+    layout = scalars_layout(scalars, dtype.accumulator)
     module = _update(kind, tuple(slots), layout, dtype)
     lists = [params, grads, *([None] * len(params) if arrays is None else arrays for arrays in slots.values())]
-    _launch(
-        module[module.names[0]], lists, shrink,
-        np.dtype(dtype).type(weight_decay), np.array(tuple(scalars.values()), layout)[()],
-    )  # fmt: skip
+    rule = np.array(tuple(scalars.values()), layout)[()]
+    _launch(module[module.names[0]], lists, shrink, dtype.scalar(weight_decay), rule)

@@ -172,7 +172,7 @@ class Driver:
         try:
             kernel, grid, block = self._kernel, tuple(sizes[:3]), tuple(sizes[3:])
             assert re.match(r"\w+", kernel.name)[0] in self._functions[function]
-            parameters = kernel.module._parameters(kernel.name, "plain")
+            parameters = kernel.parameters("plain")
             addresses = (ctypes.c_void_p * len(parameters)).from_address(values)
             arguments = [
                 np.frombuffer(ctypes.string_at(address, dtype.itemsize), dtype)[0]
@@ -184,7 +184,7 @@ class Driver:
             self.order.append(("launch", stream))
             self.launches.append(Launch(kernel.name, grid, block, shared_bytes, stream, cooperative))
             run = functools.partial(
-                kernel.module._library("plain").launch, kernel.name, grid, block, arguments,
+                kernel.module.library("plain").launch, kernel.name, grid, block, arguments,
                 [p.name for p in parameters], shared_bytes=shared_bytes, cooperative=cooperative,
             )  # fmt: skip
             if self._captured is None:

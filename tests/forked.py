@@ -35,7 +35,7 @@ FOLDER = Path(tempfile.mkdtemp())
 def kernels() -> bytes:
     """A launch of the host executor, whose library is asked for again."""
     with gpurnn.use("host"):
-        launch.Module("losses.cu", MODULE.names)._library("plain")
+        launch.Module("losses.cu", MODULE.names).library("plain")
         logits = np.arange(60, dtype=np.float32).reshape(6, 10)
         return gpurnn.cross_entropy(logits, np.arange(6)).tobytes()
 

@@ -214,7 +214,7 @@ def test_what_the_compiler_made_is_not_kept_where_it_failed(cache, source, tmp_p
 def test_a_library_that_does_not_load_is_named(cache, source, monkeypatch):
     monkeypatch.setattr(build.cpp, "run", lambda command: Path(command[-1]).write_bytes(b"no library") and "")
     with pytest.raises(CompilerError, match=r"what the compiler made cannot be loaded: .*one-plain-.*\.so"):
-        launch.Module(source, ["one"])._library("plain")
+        launch.Module(source, ["one"]).library("plain")
 
 
 # ---- Others ---------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_the_text_given_to_cupy_changes_with_what_it_includes(tmp_path):
     codes = set()
     for value in "12":
         (tmp_path / "value.h").write_text(f"#define VALUE {value}\n")
-        raw = launch.Module(tmp_path / "one.cu", ["one"])._raw_module()
+        raw = launch.Module(tmp_path / "one.cu", ["one"]).raw_module()
         assert raw.name_expressions == ("one",)
         assert "-std=c++17" in raw.options
         codes.add(raw.code)

@@ -78,7 +78,7 @@ BUGS = {
 def compiled():
     """All libraries of this file, compiled side by side."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda job: job[0]._library(job[1]), itertools.product([CORRECT, HOLD, *BUGS.values()], BUILDS)))
+        list(pool.map(lambda job: job[0].library(job[1]), itertools.product([CORRECT, HOLD, *BUGS.values()], BUILDS)))
 
 
 @pytest.fixture(params=BUILDS)
@@ -686,7 +686,7 @@ def read_only(n):
         ({"y": np.zeros(8)}, TypeError, "argument y has dtype float64, expected float32"),
         ({"y": np.zeros(8, ">f4")}, TypeError, "argument y has dtype >f4, expected float32"),
         ({"y": np.zeros(16, F32)[::2]}, ValueError, r"argument y has strides \(8,\), expected a C-contiguous array"),
-        ({"y": misaligned(8)}, ValueError, "argument y lies at address 0x[0-9a-f]+, expected a multiple of 4 bytes"),
+        ({"y": misaligned(8)}, ValueError, "argument y is at address 0x[0-9a-f]+, expected a multiple of 4 bytes"),
         ({"out": read_only(8)}, ValueError, "argument out is read-only, expected a writable array"),
         ({"more": np.int32(1)}, TypeError, r"5 arguments, expected 4 \(x, y, out, n\)"),
     ],
@@ -719,7 +719,7 @@ def test_names_that_were_not_asked_for():
     with pytest.raises(KeyError, match="not add<double>"):
         CORRECT["add<double>"]
     with pytest.raises(ValueError, match=r"no `__global__` function nothing in .*correct\.cu"):
-        launch.parameter_names(CORRECT._texts(), "nothing<float>")
+        launch.parameter_names(CORRECT.texts, "nothing<float>")
 
 
 # ---- Amid a call ----
@@ -765,7 +765,7 @@ needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_signal_handler_computes_amid_a_launch(on_signal, monkeypatch, moment):
     """It runs between two steps of the interpreter: before the executor begins or when it has ended."""
-    library, outs = CORRECT._library(os.environ.get("GPURNN_HOST_BUILD", "plain"))._library, []
+    library, outs = CORRECT.library(os.environ.get("GPURNN_HOST_BUILD", "plain"))._library, []
     execute = library.gpurnn_host_launch
 
     def amid(*arguments):
@@ -921,7 +921,7 @@ def test_other_compilers_and_other_ways_to_switch_fibers_run_the_same(compiler, 
     for run in RUNS:
         run()
     if compiler == "ucontext":
-        assert b"swapcontext" in correct._library(any_build).path.read_bytes()
+        assert b"swapcontext" in correct.library(any_build).path.read_bytes()
     # Fibers that are left at a barrier, in a signal handler, in the recorder.
     for file, kernel, case, expected in CASES:
         if kernel in ("two_barriers", "mean", "reversed_sum") and expected[any_build]:

@@ -205,7 +205,7 @@ def test_all_arrays_are_one_launch(monkeypatch):
     monkeypatch.setattr(launch.Kernel, "__call__", counted)
     for optimizer, step in _cases():
         update(kernels, optimizer, step, *lists_for(optimizer, "float32"))
-        assert launches == [f"update<{optimizer.kind.capitalize()}, float>"]
+        assert launches == [f"update<{optimizer.kind.capitalize()}, float, float>"]
         launches.clear()
     kernels.global_norm(draw(0, "float64"))
     assert launches == ["square_sums<double>", "root_of_sum<double>"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpurnn.kernels import attention, compiler, devices, dropout, dtypes, embedding, launch, linear_scan, losses
+from gpurnn.kernels import attention, compiler, devices, dropout, dtypes, embedding, launch, linear_scan, losses, optim
 from gpurnn.kernels.recurrence import plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from gpurnn.kernels.recurrence.struct import Struct
@@ -131,6 +131,22 @@ def test_rows_of_a_table_and_dropout():
 
 
 @pytest.mark.kernels
+def test_norms_and_an_update():
+    """The slots of an optimizer are of float32."""
+
+    def run(p, q, dp, dq):
+        arrays, grads, norm = [p.copy(), q.copy()], [dp, dq], kernels.global_norm([dp, dq])
+        slots = {name: [np.full(a.shape, 0.5, np.float32) for a in arrays] for name in ("mean", "square")}
+        scalars = {"rate": 0.1, "beta1": 0.9, "one_minus_beta1": 0.1}
+        scalars |= {"beta2": 0.99, "one_minus_beta2": 0.01, "floor": 1e-8}
+        kernels.optimizer_update("adam", arrays, grads, slots | {"largest": None}, [0.99, 0.98], 0.01, scalars)
+        means = [mean.astype(p.dtype) for mean in slots["mean"]]
+        return arrays, means, kernels.scaled(grads, np.array(0.3)), norm.astype(p.dtype)
+
+    assert_rounded(run, *(numbers(*shape, seed=k) for k, shape in enumerate([(3000,), (5, 7)] * 2)))
+
+
+@pytest.mark.kernels
 @pytest.mark.parametrize("schedule", ["step-fused", "block", "persistent"])
 @pytest.mark.parametrize("cell", ["rnn-tanh-leak", "lstm", "gru-reset-after-state"])
 def test_a_step_of_a_recurrence(cell, schedule, monkeypatch):
@@ -188,7 +204,7 @@ def test_a_recurrence(cell, schedule, monkeypatch):
 @needs_nvrtc
 @pytest.mark.slow
 def test_nvrtc_compiles_kernels_for_it():
-    files = attention, dropout, embedding, linear_scan, losses
+    files = attention, dropout, embedding, linear_scan, losses, optim
     modules = [m for file in files for m in file.modules() if "Half" in " ".join(m.names)]
     for cell in (CELLS["lstm"], CELLS["gru-reset-before-state"]):
         struct = Struct.of(cell, HALF)

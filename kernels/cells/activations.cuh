@@ -5,8 +5,8 @@
 
 #include "numbers.cuh"
 
-// sigma(a), held as the smaller of it and of its complement 1 - sigma(a) = sigma(-a): neither then loses digits where it
-// is small. The sign says which of the two is held.
+// sigma(a), stored as the smaller of it and its complement 1 - sigma(a) = sigma(-a), so that neither loses digits where it
+// is small. The sign says which of the two is stored.
 template <typename Real>
 struct Gate {
     Real held;  // sigma(-|a|), negative if that is the complement

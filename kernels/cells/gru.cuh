@@ -8,7 +8,7 @@ struct Gru {
     using Real = Real_;
     enum { R, Z, N, gates };
     enum { H_PREV = gates, U, num_saved = reset_after ? 5 : 4 };  // behind the gates; of R and Z what `Gate` holds
-    // Where the reset comes before, W_hn multiplies r h_{t-1}, for which r must be known of all hidden units.
+    // If the reset comes before the product, W_hn multiplies r h_{t-1}, which needs r of all hidden units.
     static constexpr int phases = reset_after ? 1 : 2;
     static constexpr bool has_c = false, hidden_apart = reset_after;
     static constexpr int waiting = reset_after ? 0 : 1;  // da[R] waits for the gradient of phase 1's operand

@@ -1,4 +1,4 @@
-"""The recurrence of a layer, and what is known of it before it runs."""
+"""The recurrence of a layer, and predictions of its time and memory."""
 
 from .explain import explain_recurrence
 from .layer import check_lengths, recurrence_backward, recurrence_chunk, recurrence_forward

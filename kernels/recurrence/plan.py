@@ -193,11 +193,9 @@ def _launch(
             f"{units} hidden units of {rows} rows need {needed():,} bytes of shared memory in a block, "
             f"{device.name} has {most:,}"
         )
-    return Launch(
-        grid=(-(-problem.H // units), groups, problem.D), block=(threads,), shared_bytes=needed(),
-        units=units, rows=rows, chunk=chunk,
-        variant=Variant(exchange, TILES[exchange], 4 if rows > 1 else 1, held_chunks),
-    )  # fmt: skip
+    grid = -(-problem.H // units), groups, problem.D
+    variant = Variant(exchange, TILES[exchange], 4 if rows > 1 else 1, held_chunks)
+    return Launch(grid, (threads,), needed(), units, rows, chunk, variant)
 
 
 def _step_fused(problem: Problem, device: Device, backward: bool) -> Launch:
