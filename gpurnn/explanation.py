@@ -152,7 +152,7 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
     explanations = Explanations()
     for name, part in parts.items():
         sizes = T, B, part.hidden_size, part.num_directions
-        dtype = _checks.dtype_name(part.params["weight_hh_l0"])
+        dtype = part._argument("dtype")
         facts = wing.explain_recurrence(where, part.cell, *sizes, dtype, x, device)
         explanations[name] = Explanation(**facts, layers=part.num_layers)
     return explanations[""] if isinstance(layer, Recurrent) else explanations

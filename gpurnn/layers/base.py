@@ -9,6 +9,7 @@ import inspect
 import math
 import os
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ import numpy as np
 
 from .. import _checks, _dispatch, _files, _sharing
 from .._contract import Array
+from .._fork import Lock
 from .._op import Pullback
 from .._random import generator
 
@@ -59,6 +61,10 @@ class Layer(ABC):
     def num_parameters(self) -> int:
         """How many numbers the parameters hold; one that has two names is counted once."""
         return sum(math.prod(p.shape) for p in _sharing.merged(self.params).values())
+
+    def _dtypes(self) -> list[str]:
+        """The dtypes of the parameters, each once."""
+        return list(dict.fromkeys(_checks.dtype_name(p) for p in self.params.values()))
 
     def to(self, device: Any) -> Self:
         """This layer with its parameters copied to a device.
@@ -140,6 +146,15 @@ class Layer(ABC):
         where = f"{type(self).__name__}.load_state_dict"
         if not isinstance(state, Mapping):
             raise TypeError(f"{where}: state is {_checks.described(state)}, expected a dict of arrays by name")
+        with self._overwritten():
+            self._load(where, state)
+
+    @contextlib.contextmanager
+    def _overwritten(self) -> Iterator[None]:
+        """Have initial parameters that nobody has asked for yet not be made, as they are overwritten within."""
+        yield
+
+    def _load(self, where: str, state: Mapping[str, Any]) -> None:
         state = self._by_parameter(where, state)
         missing, unknown = self.params.keys() - state.keys(), state.keys() - self.params.keys()
         if missing or unknown:
@@ -232,16 +247,17 @@ class Layer(ABC):
         _checks.path(f"{type(self).__name__}.load", "path", path)
         content, tensors = _files.read_tensors(path)
         forms = content.get("forms") if isinstance(content, dict) else None
-        for name, p in self.params.items():
-            if name in tensors and (dtype := tensors[name].dtype) != (own := _checks.dtype_name(p)):
-                cure = f"; make it with dtype='{dtype}'" if dtype in _checks.FLOATS else ""
-                raise _files.FileFormatError(
-                    f"{os.fspath(path)}: {name} has dtype {dtype}, expected {own} as the layer has{cure}"
-                )
-        try:
-            self.load_state_dict(named(tensors, forms if isinstance(forms, dict) else {}))
-        except (KeyError, ValueError, TypeError) as error:
-            raise _files.FileFormatError(f"{os.fspath(path)}: {_files.reason(error)}") from error
+        with self._overwritten():
+            for name, p in self.params.items():
+                if name in tensors and (dtype := tensors[name].dtype) != (own := _checks.dtype_name(p)):
+                    cure = f"; make it with dtype='{dtype}'" if dtype in _checks.FLOATS else ""
+                    raise _files.FileFormatError(
+                        f"{os.fspath(path)}: {name} has dtype {dtype}, expected {own} as the layer has{cure}"
+                    )
+            try:
+                self.load_state_dict(named(tensors, forms if isinstance(forms, dict) else {}))
+            except (KeyError, ValueError, TypeError) as error:
+                raise _files.FileFormatError(f"{os.fspath(path)}: {_files.reason(error)}") from error
         self._take_content(content)
 
     def _take_content(self, content: Any) -> None:  # noqa: B027 - a layer has nothing besides parameters
@@ -450,11 +466,65 @@ def parameter(
     """
     allowance = _allowance.get()
     if allowance is None:
-        if math.prod(shape) > sys.maxsize // 16:  # initial values may be complex
-            raise MemoryError(f"a parameter has shape {shape}, expected one that a computer can hold")
+        check_size(shape)
         return initialise()
     allowance.take(shape, dtype)
     return np.zeros(shape, dtype)
+
+
+def check_size(shape: tuple[int, ...]) -> None:
+    """Reject the shape of a parameter that no computer can hold."""
+    if math.prod(shape) > sys.maxsize // 16:  # initial values may be complex
+        raise MemoryError(f"a parameter has shape {shape}, expected one that a computer can hold")
+
+
+class InitialParameters:
+    """The attribute ``params`` of a layer whose initial parameters are made when they are first asked for.
+
+    Until then the layer has the arguments of its ``_initialise`` in the attribute ``_initial``. From then on ``params``
+    is an ordinary attribute.
+    """
+
+    _lock = Lock(threading.RLock)
+
+    def __get__(self, layer: Any, kind: type) -> Any:
+        if layer is None:
+            return self
+        with self._lock.current:
+            held = vars(layer)
+            if "params" not in held:
+                if "_initial" not in held:
+                    raise AttributeError(f"{kind.__name__}: params is not there yet: the constructor has not set it")
+                token = _allowance.set(None)  # these are not the parameters that are to be overwritten
+                try:
+                    held["params"] = layer._initialise(*layer._initial)
+                finally:
+                    _allowance.reset(token)
+                del held["_initial"]
+            return held["params"]
+
+    @staticmethod
+    @contextlib.contextmanager
+    def overwritten(layer: Any) -> Iterator[None]:
+        """Have ``params`` be zeros within, if nobody has asked for them; where it fails nobody has."""
+        initial = vars(layer).pop("_initial", None)
+        if initial is None:
+            yield
+            return
+        with uninitialised():
+            layer.params = layer._initialise(*initial)
+        try:
+            yield
+        except BaseException:
+            del layer.params
+            layer._initial = initial
+            raise
+
+
+def is_initialised_later(init: Any, rng: Any) -> bool:
+    """Whether initial parameters can be made later: nothing else draws from their generator, or can fail."""
+    by_name = all(isinstance(one, str) for one in (init if isinstance(init, tuple) else (init,)))
+    return by_name and not isinstance(rng, np.random.Generator) and _allowance.get() is None
 
 
 class Chain:
@@ -500,6 +570,16 @@ class Composite(Layer):
     def _layers(self) -> dict[str, Layer]:
         """The layers by what their parameters' names begin with."""
         return {f"{part}.": getattr(self, part) for part in self.parts}
+
+    def _dtypes(self) -> list[str]:
+        return list(dict.fromkeys(dtype for layer in self._layers().values() for dtype in layer._dtypes()))
+
+    @contextlib.contextmanager
+    def _overwritten(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for layer in self._layers().values():
+                stack.enter_context(layer._overwritten())
+            yield
 
     def _replace_layers(self, layers: dict[str, Layer]) -> None:
         """Put layers into the places of `_layers`."""

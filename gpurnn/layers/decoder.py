@@ -183,7 +183,7 @@ class Decoder(Composite):
                 raise ValueError(f"{where}: {name} is {value!r}, expected none with attention={attention!r}")
         self.recurrent, self.attention, self.input_feeding = recurrent, attention, input_feeding
         self.memory_size, self.attention_size, self.attentional_size = memory_size, attention_size, attentional_size
-        H, kind = recurrent.hidden_size, parameter_dtype(where, recurrent.params["weight_ih_l0"].dtype)
+        H, kind = recurrent.hidden_size, parameter_dtype(where, recurrent._argument("dtype"))
         self._own: dict[str, Array] = {}
         self._own_shapes: dict[str, tuple[int, ...]] = {}
         self.output_size, extra = H, 0

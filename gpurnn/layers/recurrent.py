@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ..functional._dropout import dropout_mask
 from ..functional._recurrent import take
 from ..functional._segments import States, part_of, segments_of, through
 from ..functional._state import check_cotangents, pack_state
-from .base import Layer, named, parameter, parameter_dtype
+from .base import InitialParameters, Layer, check_size, is_initialised_later, named, parameter, parameter_dtype
 
 Init = str | initializers.Initializer
 
@@ -145,8 +146,21 @@ class Recurrent(Layer):
                 f"{self.hidden_size * self.num_directions}: only equal widths are added",
             )
         dtype = parameter_dtype(where, arguments["dtype"])
-        params = self._initialise(arguments["init"], dtype, generator(where, arguments["rng"]))
-        self.params = named(params, self._forms())
+        init, rng = arguments["init"], arguments["rng"]
+        pair = init if isinstance(init, tuple) else (init, init)
+        if len(pair) != 2:
+            raise TypeError(
+                f"{where}: init is {_checks.described(init)}, expected one, or a pair of them for W_ih and W_hh"
+            )
+        initializers_of = tuple(map(initializers.get, pair))
+        if is_initialised_later(init, rng):
+            generator(where, rng)
+            for layer in range(min(self.num_layers, 2)):
+                for shape in self._shapes_of(layer).values():
+                    check_size(shape)
+            self._initial = initializers_of, dtype, rng
+        else:
+            self.params = self._initialise(initializers_of, dtype, generator(where, rng))
 
     @property
     def num_directions(self) -> int:
@@ -165,17 +179,34 @@ class Recurrent(Layer):
         shapes = self.cell.shapes(input_size=inputs, hidden_size=self.hidden_size)
         return {name + suffix: shape for suffix in self._suffixes(layer) for name, shape in shapes.items()}
 
+    params = InitialParameters()
+
+    def _overwritten(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return InitialParameters.overwritten(self)
+
+    def _dtypes(self) -> list[str]:
+        return [self._initial[1].name] if "_initial" in vars(self) else super()._dtypes()
+
+    @property
+    def num_parameters(self) -> int:
+        if "_initial" not in vars(self):
+            return super().num_parameters
+        names = self.cell.parameters if self.bias else self.cell.needed
+        return sum(
+            math.prod(shape)
+            for layer in range(self.num_layers)
+            for name, shape in self._shapes_of(layer).items()
+            if name.rpartition("_l")[0] in names
+        )
+
     def _initialise(
-        self, init: Init | tuple[Init, Init], dtype: np.dtype[Any], rng: np.random.Generator
+        self,
+        init: tuple[initializers.Initializer, ...],
+        dtype: np.dtype[Any],
+        rng: int | np.random.Generator,
     ) -> dict[str, Array]:
-        pair = init if isinstance(init, tuple) else (init, init)
-        if len(pair) != 2:
-            raise TypeError(
-                f"{type(self).__name__}: init is {_checks.described(init)}, expected one, or a pair of them for W_ih "
-                "and W_hh"
-            )
-        init_ih, init_hh = map(initializers.get, pair)
-        hidden = self.hidden_size
+        """Initial parameters, from the initializers of W_ih and of W_hh."""
+        (init_ih, init_hh), rng, hidden = init, generator(type(self).__name__, rng), self.hidden_size
 
         def initial(name: str, shape: tuple[int, ...]) -> Array:
             if len(shape) == 2:  # a block of each gate
@@ -191,7 +222,7 @@ class Recurrent(Layer):
                 for name in self.cell.parameters if self.bias else self.cell.needed:
                     shape = shapes[name + suffix]
                     params[name + suffix] = parameter(shape, dtype, partial(initial, name, shape))
-        return params
+        return named(params, self._forms())
 
     def __call__(
         self, x: Array, state: State | None = None, lengths: Array | None = None, resets: Array | None = None
@@ -472,6 +503,8 @@ class Recurrent(Layer):
         return self.input_size, self.hidden_size * self.num_directions
 
     def _argument(self, name: str) -> Any:
+        if name == "dtype" and "_initial" in vars(self):
+            return self._initial[1].name
         return getattr(self.cell, name) if name in self.cell.options() else super()._argument(name)
 
 

@@ -272,8 +272,8 @@ def _check_dtypes(layers: tuple[Layer, ...]) -> None:
     """Reject layers that compute in different dtypes."""
     by_dtype: dict[str, tuple[int, Layer]] = {}
     for index, layer in enumerate(layers):
-        for p in layer.params.values():
-            by_dtype.setdefault(_checks.dtype_name(p), (index, layer))
+        for dtype in layer._dtypes():
+            by_dtype.setdefault(dtype, (index, layer))
     if len(by_dtype) > 1:
         (first, one), (second, other) = list(by_dtype.items())[:2]
         raise TypeError(
