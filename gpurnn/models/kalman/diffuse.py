@@ -14,14 +14,7 @@ from typing import Any
 
 from ... import _dispatch
 from ..._contract import Array
-
-
-def transpose(xp: Any, array: Array) -> Array:
-    return xp.matrix_transpose(array)
-
-
-def symmetric(xp: Any, array: Array) -> Array:
-    return (array + xp.matrix_transpose(array)) / 2
+from .products import summed, symmetric, times, transpose
 
 
 def centre(xp: Any, innovation: Array, precision: Array) -> Array:
@@ -35,8 +28,8 @@ def centre(xp: Any, innovation: Array, precision: Array) -> Array:
     matrix = unit + xp.zeros_like(innovation[0, :, :1, :1])
     # The first estimate errs by its rounding, of the size of all that cancels; the second finds that error.
     for _ in range(2 if columns > 1 else 0):
-        centred = innovation @ matrix
-        information = xp.sum(transpose(xp, centred) @ (precision @ centred), axis=0)
+        centred = times(xp, innovation, matrix)
+        information = summed(xp, centred, times(xp, precision, centred))
         by_delta = information[:, 1:, 1:]
         scale = _scale(xp, by_delta)
         # What the observations do not determine stays where it is.
@@ -100,12 +93,15 @@ def log_determinant(xp: Any, information: Array) -> Array:
 def marginal(xp: Any, mean: Array, covariance: Array, delta: Array, spread: Array) -> tuple[Array, Array]:
     """Mean (..., n) and covariance of a state, from those for known delta and the mean and covariance of delta."""
     by_delta = mean[..., 1:]
-    expected = (mean[..., :1] + by_delta @ delta)[..., 0]
-    return expected, covariance + by_delta @ spread @ transpose(xp, by_delta)
+    expected = (mean[..., :1] + times(xp, by_delta, delta))[..., 0]
+    return expected, covariance + times(xp, times(xp, by_delta, spread), transpose(xp, by_delta))
 
 
 def known_marginal(xp: Any, information: Array, mean: Array, covariance: Array) -> tuple[Array, Array]:
     """`marginal` of the moments that the information gives; NaN where it does not determine the mean."""
+    if information.shape[-1] == 1:
+        alone = covariance.shape[-3] == mean.shape[-3]
+        return mean[..., 0], covariance if alone else covariance + xp.zeros_like(mean)
     known = determined(xp, information, mean)[..., None, None]
     expected, spread = marginal(xp, mean, covariance, *estimate(xp, information))
     unknown = xp.full_like(spread, math.nan)

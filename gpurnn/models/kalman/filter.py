@@ -8,6 +8,7 @@ is computed for all: b below is 1 then, and B otherwise.
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from ... import _arrays, _dispatch
 from ..._contract import Array
 from ..base import not_finite
 from . import diffuse, recursion
-from .diffuse import symmetric, transpose
+from .products import summed, symmetric, times, transpose
 
 Parameters = dict[str, Array]
 
@@ -28,10 +29,6 @@ OPTIONAL = ("B", "D", "c", "d")
 COVARIANCES = ("Q", "R", "P0")
 AXES = {"F": 2, "H": 2, "Q": 2, "R": 2, "B": 2, "D": 2, "c": 1, "d": 1}
 """The axes that a parameter has at one step. With one more it varies with time."""
-
-
-SMALL = 4
-"""Up to how many columns a product of many matrices is faster column by column."""
 
 
 def varies(params: Parameters, name: str) -> bool:
@@ -138,10 +135,10 @@ def forward(where: str, xp: Any, params: Parameters, y: Array, u: Array | None =
     precision = of_steps(xp, covariances.precision, number)
     if mean.shape[-1] > 1:
         centre = diffuse.centre(xp, innovation, precision)
-        mean, innovation = mean @ centre, innovation @ centre
+        mean, innovation = times(xp, mean, centre), times(xp, innovation, centre)
     weighted = times(xp, precision, innovation)
     filtered_mean = mean + times(xp, of_steps(xp, covariances.gain, number), innovation)
-    information = products(xp, innovation, weighted)
+    information = summed(xp, innovation, weighted)
     return Forward(covariances, number, mean, filtered_mean, weighted, information)
 
 
@@ -221,23 +218,6 @@ def of_steps(xp: Any, distinct: Array, number: np.ndarray[Any, Any]) -> Array:
     return xp.take(distinct, index, axis=0)
 
 
-def times(xp: Any, matrices: Array, vectors: Array) -> Array:
-    """Matrices (..., m, k) times vectors (..., k, c), of which there are many."""
-    if matrices.shape[-1] > SMALL:
-        return matrices @ vectors
-    total = matrices[..., :, :1] * vectors[..., :1, :]
-    for j in range(1, matrices.shape[-1]):
-        total = total + matrices[..., :, j : j + 1] * vectors[..., j : j + 1, :]
-    return total
-
-
-def products(xp: Any, one: Array, other: Array) -> Array:
-    """(B, c, e): the sum over steps of one^T other, for (T, B, p, c) and (T, B, p, e) arrays."""
-    T, B, p, _ = one.shape
-    flat, against = (xp.reshape(xp.permute_dims(a, (1, 0, 2, 3)), (B, T * p, a.shape[3])) for a in (one, other))
-    return transpose(xp, flat) @ against
-
-
 def _covariances(
     xp: Any, params: Parameters, start: Position, patterns: Array, on_host: np.ndarray[Any, Any]
 ) -> tuple[_Covariances, np.ndarray[Any, Any], Array, _Covariances | None]:
@@ -266,71 +246,87 @@ def _covariances(
     T, b, p = patterns.shape
     covariance = start.covariance
     none = _dispatch.zeros(xp, (b, 1, 1), covariance)
-    unit = xp.eye(p, dtype=covariance.dtype, device=_dispatch.device(covariance))
+    unit, unit_n = (
+        xp.eye(k, dtype=covariance.dtype, device=_dispatch.device(covariance)) for k in (p, covariance.shape[-1])
+    )
     constant, some_missing = not any(varies(params, name) for name in "FHQR"), bool(on_host.any())
     before = start.missing if start.missing is not None else np.zeros(0)
     repeats = [np.array_equal(before, on_host[0]), *(on_host[1:] == on_host[:-1]).all(axis=(1, 2)).tolist()]
+    unlike = [t for t in range(1, T) if not repeats[t]] + [T] if not all(repeats[1:]) else [T]
     steps: list[_Covariances] = []
     number = np.zeros(T, np.int64)
-    last = start.last
-    for t in range(T):
-        if last is None or not repeats[t]:
-            H, R = at(params["H"], t) + none, at(params["R"], t) + none
-            if some_missing:
-                # A missing observation reads nothing of the state, and its noise has variance 1 and is 0.
-                gone = patterns[t, ...]
-                H = xp.where(gone[:, :, None], xp.zeros_like(H), H)
-                R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit + none, R)
-            precision, log_determinant, gain, filtered = _observed(xp, covariance, H, R)
-            own = _Covariances(covariance, H, precision, log_determinant, gain, filtered)
-            steps.append(own)
-            _, after = advance(xp, params, t, filtered, filtered)
-            last = own if constant and repeats[t] and _differ_by_rounding(xp, after, covariance) else None
-            covariance = after
-        elif not steps:
-            steps.append(last)
+    last, t = start.last, 0
+    while t < T:
+        if last is not None and repeats[t]:
+            # All steps until other observations are missing share the last ones.
+            if not steps:
+                steps.append(last)
+            until = unlike[bisect.bisect_right(unlike, t)]
+            number[t:until] = len(steps) - 1
+            t = until
+            continue
+        H, R = at(params["H"], t) + none, at(params["R"], t) + none
+        if some_missing:
+            # A missing observation reads nothing of the state, and its noise has variance 1 and is 0.
+            gone = patterns[t, ...]
+            H = xp.where(gone[:, :, None], xp.zeros_like(H), H)
+            R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit + none, R)
+        precision, log_determinant, gain, filtered = _observed(xp, covariance, H, R, unit, unit_n)
+        own = _Covariances(covariance, H, precision, log_determinant, gain, filtered)
+        steps.append(own)
         number[t] = len(steps) - 1
+        _, after = advance(xp, params, t, filtered, filtered)
+        last = own if constant and repeats[t] and _differ_by_rounding(xp, after, covariance) else None
+        covariance = after
+        t += 1
     return _Covariances(*(xp.stack(list(arrays)) for arrays in zip(*steps, strict=True))), number, covariance, last
 
 
-def _observed(xp: Any, P: Array, H: Array, R: Array) -> tuple[Array, Array, Array, Array]:
+def _observed(xp: Any, P: Array, H: Array, R: Array, unit_p: Array, unit_n: Array) -> tuple[Array, Array, Array, Array]:
     """S^-1, log |S|, the gain and the filtered covariance, from the predicted one (b, n, n); see `_Covariances`.
 
     The observations enter one after another, each with a variance of its own: where they tell of the same state, and
     it is known far less well than they are, S is too ill-conditioned to be inverted. It is the univariate treatment of
     Durbin and Koopman (2012), section 6.4.
     """
-    b, p, n = H.shape
-    unit_p, unit_n = (xp.eye(k, dtype=P.dtype, device=_dispatch.device(P)) for k in (p, n))
-    combined, variances, log_determinant = _independent(xp, R)
-    H = combined @ H
-    gain, precision = _dispatch.zeros(xp, (b, n, p), P), _dispatch.zeros(xp, (b, p, p), P)
-    for i in range(p):
+    combined, variances, taken = _independent(xp, R)
+    log_determinant: Any = taken
+    H = H if combined is None else combined @ H
+    gain: Any = None
+    precision: Any = None
+    for i in range(H.shape[-2]):
         h, variance = H[:, i : i + 1, :], variances[:, i, None, None]
         read = P @ transpose(xp, h)
         S = h @ read + variance
-        S = xp.where(S > 0, S, xp.full_like(S, math.nan))  # the caller rejects it
-        log_determinant = log_determinant + xp.log(S[:, 0, 0])
+        S = xp.where(S > 0, S, math.nan * S)  # the caller rejects it
+        log_S = xp.log(S[:, 0, 0])
+        log_determinant = log_S if log_determinant is None else log_determinant + log_S
         k = read / S
         rest = unit_n - k @ h
         P = symmetric(xp, rest @ P @ transpose(xp, rest) + variance * (k @ transpose(xp, k)))
         # The observation less what those before it say of it.
-        own = unit_p[i : i + 1, :] - h @ gain
-        gain = gain + k @ own
-        precision = precision + transpose(xp, own) @ own / S
+        own = unit_p[i : i + 1, :] if gain is None else unit_p[i : i + 1, :] - h @ gain
+        gain = k @ own if gain is None else gain + k @ own
+        told = transpose(xp, own) @ own / S
+        precision = told if precision is None else precision + told
+    if combined is None:
+        return precision, log_determinant, gain, P
     return symmetric(xp, transpose(xp, combined) @ precision @ combined), log_determinant, gain @ combined, P
 
 
-def _independent(xp: Any, R: Array) -> tuple[Array, Array, Array]:
+def _independent(xp: Any, R: Array) -> tuple[Array | None, Array, Array | None]:
     """Combinations (b, p, p) of observations whose noises are independent, their variances (b, p), and log |R|'s share.
 
-    The last, (b,), is what the combinations take from the logarithm of the determinant.
+    The last, (b,), is what the combinations take from the logarithm of the determinant. The noises may be independent
+    as they are: then there are no combinations, and they take nothing.
     """
     p = R.shape[-1]
-    unit = xp.eye(p, dtype=R.dtype, device=_dispatch.device(R)) + xp.zeros_like(R)
     variances = xp.linalg.diagonal(R)
+    if p == 1:
+        return None, variances, None
+    unit = xp.eye(p, dtype=R.dtype, device=_dispatch.device(R)) + xp.zeros_like(R)
     if not bool(_dispatch.to_numpy(xp.any((unit == 0) & (R != 0)))):
-        return unit, variances, xp.zeros_like(variances[:, 0])
+        return None, variances, None
     # Relative to the deviations, so that a small noise keeps its digits beside a large one.
     deviations = xp.sqrt(xp.where(variances > 0, variances, xp.ones_like(variances)))
     values, vectors = xp.linalg.eigh(R / deviations[:, :, None] / deviations[:, None, :])
@@ -425,9 +421,9 @@ def _filtered_stretch(
     filtered_mean = mean + times(xp, of_steps(xp, covariances.gain, number), innovation)
     spreads = [of_steps(xp, each, number) for each in (covariances.predicted, covariances.filtered)]
     if mean.shape[3] == 1:
-        rows = _dispatch.zeros(xp, (1, y.shape[1], 1, 1), y)
-        spreads = [spread if spread.shape[1] == y.shape[1] else spread + rows for spread in spreads]
-        return [mean[..., 0], spreads[0], filtered_mean[..., 0], spreads[1]], after
+        unit = _dispatch.zeros(xp, (1, 1, 1), y)
+        moments = zip((mean, filtered_mean), spreads, strict=True)
+        return [a for each in moments for a in diffuse.known_marginal(xp, unit, *each)], after
     weighted = times(xp, of_steps(xp, covariances.precision, number), innovation)
     each = times(xp, transpose(xp, innovation), weighted)
     information = xp.cumulative_sum(xp.concat([start.information[None, ...], each], axis=0), axis=0)
@@ -508,6 +504,8 @@ class Backward:
     """(b, n, n): its covariance."""
     of_filter: np.ndarray[Any, Any]
     """(P,): the filter's covariances of each pair."""
+    first: np.ndarray[Any, Any]
+    """(P,): the first step of each pair."""
     pair: np.ndarray[Any, Any]
     """(T,): the pair of each step."""
     N: Array
@@ -534,24 +532,31 @@ def backward(xp: Any, params: Parameters, steps: Forward) -> Backward:
     rest = transpose(xp, unit - gain @ H)
     by_observation_N = transpose(xp, H) @ covariances.precision @ H
     N = xp.zeros_like(covariances.filtered[0, ...])
-    Ns, numbers, transitions = [N], [], by_mean[:, 0, ...]
-    converged = False
-    for t in reversed(range(T)):
-        s = int(number[t])
-        numbers.append(len(Ns) - 1)
-        if not (converged and number[t] == number[t + 1]):
-            this = transitions[t if over else 0, ...]
-            after, N = N, this @ N @ transpose(xp, this)
-            N = symmetric(xp, by_observation_N[s, ...] + rest[s, ...] @ N @ transpose(xp, rest[s, ...]))
-            Ns.append(N)
-            repeats = t > 0 and number[t - 1] == number[t]
-            converged = repeats and _differ_by_rounding(xp, N, after)
-    of_N = np.array(numbers[::-1])
+    Ns, transitions = [N], by_mean[:, 0, ...]
+    of_N = np.zeros(T, np.int64)
+    begins = np.flatnonzero(np.diff(number, prepend=-1)).tolist()
+    converged, t = False, T - 1
+    while t >= 0:
+        if converged and number[t] == number[t + 1]:
+            # All steps share it that share the filter's covariances.
+            begin = begins[bisect.bisect_right(begins, t) - 1]
+            of_N[begin : t + 1] = len(Ns) - 1
+            t = begin - 1
+            continue
+        of_N[t] = len(Ns) - 1
+        s, this = int(number[t]), transitions[t if over else 0, ...]
+        after, N = N, this @ N @ transpose(xp, this)
+        N = symmetric(xp, by_observation_N[s, ...] + rest[s, ...] @ N @ transpose(xp, rest[s, ...]))
+        Ns.append(N)
+        repeats = t > 0 and number[t - 1] == number[t]
+        converged = repeats and _differ_by_rounding(xp, N, after)
+        t -= 1
     # Where F varies, so does the number.
-    pairs, pair = np.unique(np.stack([number, of_N]), axis=1, return_inverse=True)
-    distinct_N = of_steps(xp, xp.stack(Ns), pairs[1])
+    new = np.diff(number, prepend=-1).astype(bool) | np.diff(of_N, prepend=-1).astype(bool)
+    first, pair = np.flatnonzero(new), np.cumsum(new) - 1
+    distinct_N = of_steps(xp, xp.stack(Ns), of_N[first])
     filtered_N = by_mean @ distinct_N @ transpose(xp, by_mean)
-    return Backward(r, times(xp, by_mean, r), e, first_r, N, pairs[0], pair.reshape(-1), distinct_N, filtered_N)
+    return Backward(r, times(xp, by_mean, r), e, first_r, N, number[first], first, pair, distinct_N, filtered_N)
 
 
 def _over_time(parameter: Array, T: int) -> Array:
@@ -641,8 +646,7 @@ def score(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = N
     gain_T, P = transpose(xp, own.gain), own.filtered
     D = own.precision + gain_T @ back.filtered_N @ own.gain
     # All steps of a pair miss the same.
-    first = np.unique(back.pair, return_index=True)[1]
-    gone = of_steps(xp, missing if D.shape[1] == B else missing[:, :1, :], first)
+    gone = of_steps(xp, missing if D.shape[1] == B else missing[:, :1, :], back.first)
     D = xp.where(gone[..., :, None] | gone[..., None, :], xp.zeros_like(D), D)
     gain_T = xp.where(gone[..., :, None], xp.zeros_like(gain_T), gain_T)
     e = xp.where(missing[..., :, None], xp.zeros_like(back.e), back.e)
@@ -656,7 +660,7 @@ def score(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = N
         "R": (eM / 2, e, -D / 2),
     }
     grads = {
-        name: _padded(xp, params, name, _summed(xp, *terms, back.pair, varies(params, name)))
+        name: _padded(xp, params, name, _gradient(xp, *terms, back.pair, varies(params, name)))
         for name, terms in by_matrix.items()
     }
     grads |= {name: symmetric(xp, grads[name]) for name in ("Q", "R")}
@@ -675,12 +679,14 @@ def score(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = N
     dm0, dP0 = xp.sum(rM[:, :, 0], axis=0), xp.sum(rM @ transpose(xp, back.first_r) - back.first_N, axis=0) / 2
     grads["m0"] = xp.where(finite, dm0, xp.zeros_like(dm0))
     grads["P0"] = xp.where(finite[:, None] & finite[None, :], dP0, xp.zeros_like(dP0))
-    every = _summed(xp, xM, x, V, back.pair, False)
-    but_last = _summed(xp, xM[:-1, ...], x[:-1, ...], V, back.pair[:-1], False)
+    every = _gradient(xp, xM, x, V, back.pair, False)
+    but_last = _gradient(xp, xM[:-1, ...], x[:-1, ...], V, back.pair[:-1], False)
     return Score(log_likelihood(xp, y, steps), dy, du, {name: grads[name] for name in params}, every, but_last)
 
 
-def _summed(xp: Any, left: Array, right: Array, covariance: Array, pair: np.ndarray[Any, Any], by_step: bool) -> Array:
+def _gradient(
+    xp: Any, left: Array, right: Array, covariance: Array, pair: np.ndarray[Any, Any], by_step: bool
+) -> Array:
     """The sum over rows, and over steps unless ``by_step``, of left right^T and the covariance of the step's pair."""
     by_pair = xp.sum(covariance, axis=1) * (left.shape[1] // max(covariance.shape[1], 1))
     if by_step:
