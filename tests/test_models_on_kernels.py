@@ -9,6 +9,7 @@ import pytest
 
 import gpurnn
 from gpurnn import analysis
+from gpurnn.models.kalman import ar, level, regression
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -136,6 +137,36 @@ def test_a_kalman_filter(agree):
         model = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=one)
         value, pullback = model.vjp(y)
         return value, pullback(1.0), model.smooth(y), model.forecast(y, 4).interval(0.9)
+
+    agree(compute)
+
+
+def test_a_kalman_filter_with_inputs_step_by_step(agree):
+    rng = np.random.default_rng(0)
+    series, inputs = rng.standard_normal((12, 2, 1)), rng.standard_normal((12, 2))
+    series[3, 0] = np.nan
+
+    def compute(xp):
+        y, u, one = xp.asarray(series), xp.asarray(inputs), xp.ones((1, 1))
+        model = gpurnn.LinearGaussian(one / 2, one, one, one, B=xp.ones((1, 2)), d=xp.ones(1), stationary=True)
+        state = None
+        for t in range(12):
+            state = model.update(y[t], state, xp.stack([u[t], u[t]]))
+        return state.mean, state.covariance, model.vjp(y, u)[1](1.0), model.fit(y, u=u, iterations=2).params
+
+    agree(compute)
+
+
+def test_a_structural_model(agree):
+    series = np.cumsum(np.random.default_rng(0).standard_normal(24))
+    series[5:7] = np.nan
+
+    def compute(xp):
+        y, X = xp.asarray(series), xp.asarray(np.arange(26.0)[:, None] % 5)
+        model = (level() + ar(1) + regression(1)).to(xp).fit(y, X[:24], iterations=2)
+        ahead = model.forecast(y, 2, X)
+        parts = [*model.decompose(y, X[:24]).values(), *ahead.components.values()]
+        return model.params, parts, ahead.mean, model.vjp(y, X[:24])[1](1.0)
 
     agree(compute)
 
