@@ -7,8 +7,8 @@ import numpy as np
 from . import _checks
 
 
-def generator(where: str, rng: int | np.random.Generator) -> np.random.Generator:
-    """A generator from what a caller may pass as ``rng``: itself, or one seeded with an int.
+def generator(where: str, rng: int | np.random.Generator, name: str = "rng") -> np.random.Generator:
+    """A generator from what a caller may pass as ``rng``, or by another ``name``: itself, or one seeded with an int.
 
     Raises
     ------
@@ -18,8 +18,8 @@ def generator(where: str, rng: int | np.random.Generator) -> np.random.Generator
     if isinstance(rng, np.random.Generator):
         return rng
     if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
-        return np.random.default_rng(_checks.integer_at_least(where, "rng", rng, 0))
-    raise TypeError(f"{where}: rng is {rng!r}, expected an int seed or a numpy.random.Generator")
+        return np.random.default_rng(_checks.integer_at_least(where, name, rng, 0))
+    raise TypeError(f"{where}: {name} is {rng!r}, expected an int seed or a numpy.random.Generator")
 
 
 def philox_seed(rng: np.random.Generator) -> int:

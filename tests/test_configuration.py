@@ -24,6 +24,10 @@ SEQUENCE = {
     "recurrent_dropout": 0.125, "residual": True, "dtype": "float64",
             "activation": "relu", "leak": 0.5,
 }  # fmt: skip
+FIT = {
+    "epochs": 3, "batch_size": 4, "optimizer": "sgd", "lr": 0.5, "schedule": "cosine", "clip_norm": None, "l2": 0.1,
+    "validation_split": 0.25, "patience": 2, "verbose": False,
+}  # fmt: skip
 PLAIN = {
     "RNN": ((2, 3), {**RECURRENT, "activation": "relu", "leak": 0.5}),
     "LSTM": ((2, 3), RECURRENT),
@@ -46,12 +50,15 @@ PLAIN = {
         (2, 3, 4),
         {"output_state": "before", "feedthrough": False, "radius": (0.5, 0.6), "max_phase": 1.0, "dtype": "float64"},
     ),
-    "SequenceClassifier": ((3, 4, 2), {**SEQUENCE, "num_embeddings": 7, "pooling": "attention"}),
-    "SequenceTagger": ((3, 4, 2), {**SEQUENCE, "num_embeddings": 7}),
+    "SequenceClassifier": (
+        (3, 4, 2),
+        {**SEQUENCE, **FIT, "class_weight": "balanced", "num_embeddings": 7, "pooling": "attention"},
+    ),
+    "SequenceTagger": ((3, 4, 2), {**SEQUENCE, **FIT, "class_weight": "balanced", "num_embeddings": 7}),
     "SequenceRegressor": (
         (3, 4, 2),
         {
-            **SEQUENCE, "num_embeddings": 7, "pooling": None, "output_activation": "tanh", "loss": "huber",
+            **SEQUENCE, **FIT, "num_embeddings": 7, "pooling": None, "output_activation": "tanh", "loss": "huber",
             "standardize": False,
         },
     ),
@@ -137,15 +144,15 @@ def test_the_configuration_is_json_and_holds_every_argument(name):
     assert repr(type(layer)(**config)) == repr(layer)
     signature = inspect.signature(kind_of(name)).parameters
     expected = {n for n, p in signature.items() if p.kind is not p.VAR_KEYWORD} | PLAIN[name][1].keys()
-    assert config.keys() >= expected - {"init", "rng"}
-    assert not config.keys() & {"init", "rng"}
+    assert config.keys() >= expected - {"init", "rng", "random_state"}
+    assert not config.keys() & {"init", "rng", "random_state"}
     given = {**PLAIN[name][1], **dict(zip(signature, PLAIN[name][0], strict=False))}
     assert {n: config[n] for n in given} == json.loads(json.dumps(given))
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_table_has_an_option_of_each_name(name):
-    options = set(inspect.signature(kind_of(name)).parameters) - {"init", "rng"}
+    options = set(inspect.signature(kind_of(name)).parameters) - {"init", "rng", "random_state"}
     assert options - NOT_AN_OPTION.get(name, set()) <= {
         *PLAIN[name][1],
         *list(inspect.signature(kind_of(name)).parameters)[: len(PLAIN[name][0])],

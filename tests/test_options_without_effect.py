@@ -139,7 +139,7 @@ def test_a_models_dropout_is_not_that_between_layers_it_does_not_have():
         ),
         (
             lambda: classifier(hiden=3),
-            "SequenceClassifier: hiden is no option, expected one of activation, bidirectional, .*num_embeddings, "
+            "SequenceClassifier: hiden is no option, expected one of activation, .*bidirectional, .*num_embeddings, "
             ".*pooling, .*rng",
         ),
         (

@@ -534,7 +534,7 @@ def test_a_file_holds_the_whole_model(tmp_path, kind, dtype):
 def test_repr_draws_the_shapes():
     model = build("classifier", pooling="attention", num_embeddings=6, bidirectional=True, dtype="float32")
     assert repr(model).splitlines() == [
-        "SequenceClassifier(3, 4, 2, pooling='attention', bidirectional=True, num_embeddings=6)  # 332 parameters",
+        "SequenceClassifier(3, 4, 2, bidirectional=True, pooling='attention', num_embeddings=6)  # 332 parameters",
         "  (T, B)     tokens",
         "  (T, B, 3)  Embedding(6, 3)",
         "  (T, B, 8)  GRU(3, 4, bidirectional=True)",

@@ -57,6 +57,9 @@ class Layer(ABC):
     batch_first: bool | None = None
     params: dict[str, Array]
 
+    _positional: tuple[str, ...] = ()
+    """First arguments of the constructor that the repr shows without their names, though they have a default."""
+
     @property
     def num_parameters(self) -> int:
         """How many numbers the parameters hold; one that has two names is counted once."""
@@ -351,7 +354,7 @@ class Layer(ABC):
                 shown += [text(entry) for entry in value]
             elif p.kind is p.VAR_KEYWORD:
                 shown += [f"{key}={text(entry)}" for key, entry in value.items()]
-            elif p.default is p.empty:
+            elif p.default is p.empty or name in self._positional:
                 shown.append(text(value))
             elif repr(value) != repr(p.default):
                 shown.append(f"{name}={text(value)}")
@@ -448,7 +451,8 @@ _allowance: contextvars.ContextVar[_Allowance | None] = contextvars.ContextVar("
 def uninitialised(tensors: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Iterator[None]:
     """Have `parameter` make zeros, to be overwritten by ``tensors``, and no more of them than ``tensors`` can fill.
 
-    Without ``tensors`` there is no limit: zeros that nobody reads take no memory.
+    Without ``tensors`` there is no limit, and zeros that nobody reads take no memory: a constructor checks its
+    arguments, and draws nothing.
     """
     token = _allowance.set(_Allowance(tensors))
     try:

@@ -221,8 +221,8 @@ class Model(Composite, Saved):
             _checks.warn(where, f"batch_size={batch_size} has no effect, as X holds batches already")
         if are_batches and y is not None:
             raise TypeError(f"{where}: y is given, expected None, as X holds batches")
-        if validation_split is not None and not 0.0 < _checks.finite(where, "validation_split", validation_split) < 1.0:
-            raise ValueError(f"{where}: validation_split is {validation_split!r}, expected a number in (0, 1)")
+        if validation_split is not None:
+            validation_split = validation_share(where, validation_split)
         if validation is not None and validation_split is not None:
             raise TypeError(f"{where}: validation and validation_split are both given, expected at most one of the two")
         by_itself = epochs is None and steps is None
@@ -315,6 +315,14 @@ def _is_worth_a_split(data: Any) -> bool:
 def _is_watched() -> bool:
     """Whether somebody sees a progress bar: in a terminal or in a notebook."""
     return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def validation_share(where: str, value: float) -> float:
+    """``validation_split`` as a float; reject what is not in (0, 1)."""
+    share = _checks.finite(where, "validation_split", value)
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"{where}: validation_split is {value!r}, expected a number in (0, 1)")
+    return share
 
 
 def recurrent(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,13 +13,14 @@ from .._contract import Array
 from ..cells import Activation, Update
 from ..functional._activations import activate
 from . import examples
-from .estimator import Estimator
+from .estimator import Estimator, product
 from .pooling import POOLINGS
 from .sequence import check_classes
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from ..optimizers import Optimizer
     from .fit_options import FitOptions
 
 
@@ -32,7 +33,13 @@ class _Classifier(Estimator):
     _padding_label: Any = None
     """Options of the `fit` that is under way."""
 
+    _one_class_text: str
+    """What to take in place of a softmax over a single class."""
+
     _loss = "cross_entropy"
+
+    def _check_outputs(self, outputs: int) -> None:
+        check_classes(type(self).__name__, "classes", outputs, self._one_class_text)
 
     @property
     def classes_(self) -> NDArray[Any]:
@@ -46,11 +53,11 @@ class _Classifier(Estimator):
         X: Any,
         y: Any = None,
         *,
-        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
-        padding_label: Any = None,
         group: str | None = None,
         sample_weight: Any = None,
         mask: Any = None,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        padding_label: Any = None,
         **options: Unpack[FitOptions],
     ) -> Self:
         """Train on examples and their labels, whatever holds them.
@@ -64,13 +71,14 @@ class _Classifier(Estimator):
             hashables; ``classes_`` has them in their order.
         class_weight : dict of label to number, or "balanced", optional
             The weight of each class in the loss, 1 where it is left out. "balanced" weighs a class by the number of
-            labels over that of its own and of the classes, so that all classes count alike.
+            labels over that of its own and of the classes, so that all classes count alike. None: as the constructor
+            says.
         padding_label : label, optional
-            Of a tagger: a label that counts nowhere.
+            Of a tagger: a label that counts nowhere, neither here nor in `score`.
         group, sample_weight, mask
             As in `SequenceRegressor`'s ``fit``.
         **options
-            Those of `Model.fit`.
+            As in `Model.fit`. Those that are left out are as the constructor says.
 
         Returns
         -------
@@ -85,18 +93,22 @@ class _Classifier(Estimator):
             The training diverged.
         """
         where = f"{type(self).__name__}.fit"
-        if padding_label is not None and self.pooling is not None:
+        if padding_label is not None and self._has_one_target:
             raise TypeError(f"{where}: padding_label is given, expected None: there is one label for each example")
-        self._class_weight, self._padding_label = class_weight, padding_label
+        self._class_weight = self._arguments["class_weight"] if class_weight is None else class_weight
+        self._padding_label = padding_label
         try:
             return super().fit(X, y, group=group, sample_weight=sample_weight, mask=mask, **options)
         finally:
-            del self._class_weight, self._padding_label
+            self.__dict__.pop("_class_weight", None)
+            self.__dict__.pop("_padding_label", None)
 
-    def _targets_of(self, where: str, y: Any, data: examples.Sequences) -> tuple[list[Array], list[Any] | None]:
+    def _targets_of(
+        self, where: str, y: Any, data: examples.Sequences, weights: list[Any] | None
+    ) -> tuple[list[Array], list[Any] | None]:
         """Labels as numbers of the classes, and their weights."""
         count = len(data.arrays)
-        if self.pooling is not None:
+        if self._has_one_target:
             flat = examples.labels_in(where, "y", y)
             names = [f"y[{i}]" for i in range(len(flat))]
             if len(flat) != count:
@@ -116,29 +128,39 @@ class _Classifier(Estimator):
             flat = [label for labels in of_each for label in labels]
             names = [f"y[{i}][{t}]" for i, labels in enumerate(of_each) for t in range(len(labels))]
             sizes = np.cumsum([len(labels) for labels in of_each])[:-1]
-        padding = self._padding_label
+        is_fit = where.endswith(".fit")
+        padding = self._padding_label if is_fit else self._learnt.get("padding_label")
         counts = np.array([padding is None or label != padding for label in flat])
         real = [label for label, one in zip(flat, counts, strict=True) if one]
         known = self._learn_labels(where, real)
+        if is_fit:
+            self._learnt = {**self._learnt, "padding_label": getattr(padding, "tolist", lambda: padding)()}
+        self._complete(data, self._sizes()[1] or len(known.classes))
         numbers = np.zeros(len(flat), np.int64)
         numbers[counts] = known.encode(where, [name for name, one in zip(names, counts, strict=True) if one], real)
-        weights = None if counts.all() else counts.astype(np.float64)
+        own = None if counts.all() else counts.astype(np.float64)
         if self._class_weight is not None:
             of_classes = known.weights(where, self._class_weight, numbers[counts])[numbers]
-            weights = of_classes if weights is None else weights * of_classes
-        weight = self.output.params["weight"]
+            own = of_classes if own is None else own * of_classes
         parts: list[Any] = list(numbers) if sizes is None else np.split(numbers, sizes)
-        targets = [examples.moved(where, "y", np.asarray(part), weight) for part in parts]
-        if weights is None:
-            return targets, None
-        return targets, [np.asarray(w) for w in (weights if sizes is None else np.split(weights, sizes))]
+        targets: list[Any] = [np.asarray(part) for part in parts]
+        if own is None:
+            return targets, weights
+        return targets, product(weights, [np.asarray(w) for w in (own if sizes is None else np.split(own, sizes))])
 
     def _learn_labels(self, where: str, flat: list[Any]) -> examples.Labels:
         """The labels of the classes: those of an earlier fit, or those that there are."""
         known = self._learnt.get("labels")
         if known is not None:
             return known
-        K = self.output.out_features
+        K = self.output.out_features if self._is_built else self._sizes()[1]
+        examples.require_classes(where, flat)
+        if K is None:
+            labels = examples.Labels.of(flat)
+            if len(labels.classes) < 2:
+                raise ValueError(f"{where}: y has one class, {flat[0]!r}, expected at least 2 classes to tell apart")
+            self._learnt = {**self._learnt, "labels": labels}
+            return labels
         labels = examples.Labels(np.arange(K))
         if not where.endswith(".fit"):
             return labels
@@ -252,7 +274,11 @@ class SequenceClassifier(_Classifier):
 
     Parameters
     ----------
-    input_size, hidden_size, classes : int
+    input_size, classes : int, optional
+        Those that are left out are found out by every call of `fit`, which then makes new parameters: it starts anew,
+        as scikit-learn's estimators do. A model that is given both has its parameters at once, and each `fit`
+        continues with those that it has.
+    hidden_size : int
     num_layers : int
         Layers of the recurrent stack.
     pooling : {"last", "mean", "attention"}
@@ -270,10 +296,20 @@ class SequenceClassifier(_Classifier):
         Those of `gpurnn.GRU` and its kin.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
-        Where the initial parameters come from.
+        Where the initial parameters come from, and in `fit` the order of the examples, the split and dropout.
+    random_state : int, numpy.random.RandomState or numpy.random.Generator, optional
+        scikit-learn's name for ``rng``, in whose place it is used.
+    epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, class_weight, verbose
+        Defaults of `fit`, so that scikit-learn's tools can search over them.
 
     Attributes
     ----------
+    classes_ : (classes,) array
+        The label of each class.
+    n_features_in_ : int
+        How many features a step has.
+    feature_names_in_ : array of str
+        The columns of the tables that `fit` was given; missing if it was given arrays.
     params : dict of str to array
         ``embedding.weight`` if there is one, ``recurrent.weight_ih_l0``, ..., ``pooling.weight``, ``pooling.bias`` and
         ``pooling.query`` (u) of the attention, ``output.weight`` and ``output.bias``.
@@ -310,18 +346,29 @@ class SequenceClassifier(_Classifier):
     True
     >>> model.predict(sequences[:3]).shape, model.predict_proba(sequences[:3]).shape
     ((3,), (3, 2))
+
+    Sizes may be left out, and options of `fit` be given here, as scikit-learn's tools like it:
+
+    >>> words = ["up" if c else "down" for c in classes]
+    >>> model = SequenceClassifier(hidden_size=8, epochs=20, lr=0.01).fit(sequences, words)
+    >>> model.classes_, model.predict(sequences[:2]).tolist() == words[:2]
+    (array(['down', 'up'], dtype='<U4'), True)
     """
+
+    _estimator_type = "classifier"
+    _poolings = POOLINGS
+    _one_class_text = "SequenceRegressor"
 
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        classes: int,
+        input_size: int | None = None,
+        hidden_size: int = 64,
+        classes: int | None = None,
         num_layers: int = 1,
         *,
-        pooling: str = "last",
         cell: str = "gru",
         bidirectional: bool = False,
+        pooling: str = "last",
         num_embeddings: int | None = None,
         activation: Activation | None = None,
         leak: float | None = None,
@@ -334,15 +381,20 @@ class SequenceClassifier(_Classifier):
         init: Any = None,
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
+        random_state: int | np.random.RandomState | np.random.Generator | None = None,
+        epochs: int | None = None,
+        batch_size: int = 32,
+        optimizer: str | Optimizer = "adam",
+        lr: float | None = None,
+        schedule: str | Callable[[int], float] | None = None,
+        clip_norm: float | None = 1.0,
+        l2: float | dict[str, float] = 0.0,
+        validation_split: float | None = None,
+        patience: int | None = None,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        verbose: bool = True,
     ) -> None:
-        pooling = _checks.choice("SequenceClassifier", "pooling", pooling, POOLINGS)
-        check_classes("SequenceClassifier", "classes", classes, "SequenceRegressor")
-        super().__init__(
-            input_size, hidden_size, classes, num_layers, pooling=pooling, cell=cell, bidirectional=bidirectional,
-            num_embeddings=num_embeddings, activation=activation, leak=leak, reset_after=reset_after, update=update,
-            dropout=dropout, variational_dropout=variational_dropout, recurrent_dropout=recurrent_dropout,
-            residual=residual, init=init, dtype=dtype, rng=rng,
-        )  # fmt: skip
+        super().__init__(locals())
 
 
 class SequenceTagger(_Classifier):
@@ -353,9 +405,9 @@ class SequenceTagger(_Classifier):
 
     Parameters
     ----------
-    input_size, hidden_size, classes : int
-    num_layers, cell, bidirectional, num_embeddings, activation, leak, reset_after, update, dropout, \
-    variational_dropout, recurrent_dropout, residual, init, dtype, rng
+    input_size, hidden_size, classes, num_layers, cell, bidirectional, num_embeddings, activation, leak, reset_after, \
+    update, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, random_state, epochs, \
+    batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, class_weight, verbose
         Those of `SequenceClassifier`.
 
     Attributes
@@ -384,11 +436,13 @@ class SequenceTagger(_Classifier):
     [array([1, 1, 0, 1])]
     """
 
+    _one_class_text = "SequenceRegressor(..., pooling=None)"
+
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        classes: int,
+        input_size: int | None = None,
+        hidden_size: int = 64,
+        classes: int | None = None,
         num_layers: int = 1,
         *,
         cell: str = "gru",
@@ -405,11 +459,17 @@ class SequenceTagger(_Classifier):
         init: Any = None,
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
+        random_state: int | np.random.RandomState | np.random.Generator | None = None,
+        epochs: int | None = None,
+        batch_size: int = 32,
+        optimizer: str | Optimizer = "adam",
+        lr: float | None = None,
+        schedule: str | Callable[[int], float] | None = None,
+        clip_norm: float | None = 1.0,
+        l2: float | dict[str, float] = 0.0,
+        validation_split: float | None = None,
+        patience: int | None = None,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        verbose: bool = True,
     ) -> None:
-        check_classes("SequenceTagger", "classes", classes, "SequenceRegressor(..., pooling=None)")
-        super().__init__(
-            input_size, hidden_size, classes, num_layers, pooling=None, cell=cell, bidirectional=bidirectional,
-            num_embeddings=num_embeddings, activation=activation, leak=leak, reset_after=reset_after, update=update,
-            dropout=dropout, variational_dropout=variational_dropout, recurrent_dropout=recurrent_dropout,
-            residual=residual, init=init, dtype=dtype, rng=rng,
-        )  # fmt: skip
+        super().__init__({**locals(), "pooling": None})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _arrays, _checks, _dispatch
+from .. import _arrays, _checks, _dispatch, optimizers
 from .._contract import Array
+from .._random import generator
+from ..layers.base import uninitialised
 from . import examples
-from .base import Model, check_numbers, not_finite
+from .base import Model, check_numbers, not_finite, validation_share
+from .pooling import POOLINGS
 from .sequence import SequenceModel
 
 if TYPE_CHECKING:
@@ -23,14 +29,240 @@ if TYPE_CHECKING:
     from .fit_options import FitOptions
 
 
+_OF_NETWORK = ("embedding", "recurrent", "pooling", "output", "parts", "input_size")
+"""Attributes of a model that has layers."""
+
+_NETWORK = _checks.keywords(SequenceModel, "__init__")
+"""Options of the layers."""
+
+
 class Estimator(SequenceModel):
-    """A sequence model that is fitted to examples and their targets, whatever holds them."""
+    """A sequence model that is fitted to examples and their targets, whatever holds them, as scikit-learn's are.
+
+    A constructor passes its arguments on by name. What scikit-learn asks of them, `get_params` gives: each as it was
+    given. Without ``input_size`` or the number of outputs there are no parameters before `fit`.
+    """
+
+    _fit_options = (
+        "epochs", "batch_size", "optimizer", "lr", "schedule", "clip_norm", "l2", "validation_split", "patience",
+        "verbose",
+    )  # fmt: skip
+    """Arguments of the constructor that are defaults of `fit`."""
+
+    _poolings: tuple[str | None, ...] = (*POOLINGS, None)
+    """The choices of pooling; None is for an output at each step."""
 
     _learnt: Mapping[str, Any] = MappingProxyType({})
     """The results of `fit` besides parameters: the names of features, the labels, the scale of targets."""
 
     _is_fitted = False
     """Whether the parameters are of a fit or of a caller."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        """The model of the arguments of a constructor by name, such as its ``locals()``."""
+        self._arguments = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        pooling = _checks.choice(type(self).__name__, "pooling", self._arguments["pooling"], self._poolings)
+        self._has_one_target = pooling is not None
+        self._check_fit_options()
+        input_size, outputs = self._sizes()
+        if outputs is not None:
+            self._check_outputs(outputs)
+        if input_size is not None and outputs is not None:
+            self._build(input_size, outputs)
+            return
+        where = type(self).__name__
+        if input_size is None and self._arguments["num_embeddings"] is not None:
+            raise ValueError(f"{where}: input_size is None, expected the width of the embedding of the tokens")
+        with uninitialised():
+            # This checks the options.
+            self._build(1 if input_size is None else input_size, 2 if outputs is None else outputs)
+        self._remove_network()
+
+    def _sizes(self) -> tuple[int | None, int | None]:
+        """The sizes of inputs and outputs that the constructor was given; `fit` finds out those that are None."""
+        return self._arguments["input_size"], self._arguments[self._outputs_name]
+
+    def _build(self, input_size: int, outputs: int) -> None:
+        """Make the layers and their parameters."""
+        given = self._arguments
+        options = {name: given[name] for name in _NETWORK if name in given and name != "rng"}
+        super().__init__(
+            input_size, given["hidden_size"], outputs, given["num_layers"], **options, rng=self._random_state()
+        )
+
+    def _remove_network(self) -> None:
+        for name in _OF_NETWORK:
+            self.__dict__.pop(name, None)
+
+    @property
+    def _is_built(self) -> bool:
+        return "parts" in self.__dict__
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            own = "_arguments" in self.__dict__ and not self._is_built
+            if own and not name.startswith("__") and (name in _OF_NETWORK or hasattr(type(self), name)):
+                sizes = ("input_size", self._outputs_name)
+                missing = [n for n, size in zip(sizes, self._sizes(), strict=True) if size is None]
+                raise not_fitted(
+                    f"{type(self).__name__}: the model has no parameters, as it was not fitted and "
+                    f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} None; call fit, which finds out "
+                    "the sizes, or give them to the constructor"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _shared(self) -> dict[str, str]:
+        return super()._shared() if self._is_built else {}
+
+    def _random_state(self) -> int | np.random.Generator:
+        """What initial parameters come from, and by default the order of the examples in `fit`."""
+        seed = self._arguments["random_state"]
+        if seed is None:
+            return self._arguments["rng"]
+        if isinstance(seed, np.random.RandomState):
+            return np.random.Generator(seed._bit_generator)
+        generator(type(self).__name__, seed, "random_state")
+        return seed
+
+    def _check_fit_options(self) -> None:
+        """Check the defaults of `fit`, except a schedule, which depends on the optimizer and the steps."""
+        where, given = type(self).__name__, self._arguments
+        self.verbose = _checks.flag(where, "verbose", given["verbose"])
+        self.batch_size = _checks.integer_at_least(where, "batch_size", given["batch_size"], 1)
+        self.epochs, self.patience = (
+            None if given[name] is None else _checks.integer_at_least(where, name, given[name], least)
+            for name, least in (("epochs", 0), ("patience", 1))
+        )
+        self.clip_norm, self.lr = (
+            None if given[name] is None else _checks.finite(where, name, _checks.positive(where, name, given[name]))
+            for name in ("clip_norm", "lr")
+        )
+        self.validation_split = given["validation_split"]
+        if self.validation_split is not None:
+            self.validation_split = validation_share(where, self.validation_split)
+        self.l2, self.optimizer, self.schedule = given["l2"], given["optimizer"], given["schedule"]
+        if not isinstance(self.l2, Mapping):
+            self.l2 = _checks.non_negative(where, "l2", self.l2)
+        optimizers._named(where, self.optimizer, self.lr)
+
+    def _check_outputs(self, outputs: int) -> None:
+        """Reject a number of outputs that the model cannot have."""
+
+    # ---- scikit-learn's protocol -------------------------------------------------------------------------------------
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of the constructor by name, as they were given; scikit-learn's ``clone`` passes them on.
+
+        Parameters
+        ----------
+        deep : bool
+            Has no effect: no argument has parameters of its own.
+        """
+        names = inspect.signature(type(self)).parameters
+        return {n: self._arguments[n] if n in self._arguments else getattr(self, n) for n in names}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change arguments of the constructor.
+
+        Options of `fit` are changed and nothing else. With any other argument this is a new model: what the earlier one
+        learnt is lost.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            A name is no argument of the constructor.
+        ValueError, TypeError
+            The constructor rejects a value; then nothing changes.
+        """
+        given = self.get_params()
+        for name in params:
+            if name not in given:
+                raise ValueError(
+                    f"{type(self).__name__}.set_params: {name} is no parameter, expected one of {', '.join(given)}"
+                )
+        changed = {name for name, value in params.items() if value is not given[name]}
+        if changed:
+            made = type(self)(**{**given, **params})
+            if changed <= self._training():
+                own = {"_arguments", *self._fit_options}
+                self.__dict__.update({name: value for name, value in vars(made).items() if name in own})
+            else:
+                self.__dict__ = made.__dict__
+        return self
+
+    @property
+    def n_features_in_(self) -> int:
+        """How many features a step has."""
+        return 1 if self.embedding is not None else int(self.recurrent.input_size)
+
+    @property
+    def feature_names_in_(self) -> NDArray[np.object_]:
+        """The columns of the tables that `fit` was given; there is no such attribute if it was given arrays."""
+        if "features" not in self._learnt:
+            raise AttributeError(f"{type(self).__name__}: fit has seen no names of features")
+        names = np.empty(len(self._learnt["features"]), object)
+        names[:] = self._learnt["features"]
+        return names
+
+    def __sklearn_is_fitted__(self) -> bool:
+        if self._is_fitted or not self._is_built:
+            return self._is_fitted
+        bias = self.output.params["bias"]
+        # The head's bias starts at zero, and no training leaves it there.
+        return bool(_dispatch.namespace(type(self).__name__, bias=bias).any(bias != 0))
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
+
+        kind = self._estimator_type
+        return Tags(
+            estimator_type=kind,
+            target_tags=TargetTags(required=True, multi_output=kind == "regressor"),
+            classifier_tags=ClassifierTags() if kind == "classifier" else None,
+            regressor_tags=RegressorTags() if kind == "regressor" else None,
+            input_tags=InputTags(three_d_array=True),
+        )
+
+    _estimator_type: str | None = None
+    """What scikit-learn takes the model for."""
+
+    def config(self) -> dict[str, Any]:
+        # A file holds no optimizer, function or dict of weights that is a default of `fit`.
+        plain = (type(None), bool, int, float, str)
+        return {n: v for n, v in super().config().items() if n not in self._training() or isinstance(v, plain)}
+
+    config.__doc__ = SequenceModel.config.__doc__
+
+    def _training(self) -> set[str]:
+        """Arguments of the constructor that do not say what the model is, but how it is trained."""
+        return {*self._fit_options, "class_weight"}
+
+    @classmethod
+    def _signature(cls) -> inspect.Signature:
+        signature = super()._signature()
+        return signature.replace(parameters=[p for n, p in signature.parameters.items() if n != "random_state"])
+
+    @property
+    def _positional(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("input_size", "hidden_size", self._outputs_name) if self._is_built else ()
+
+    def _argument(self, name: str) -> Any:
+        if name in self._fit_options:
+            return getattr(self, name)
+        if not self._is_built or name == "class_weight":
+            value = self._arguments[name]
+            return value.item() if isinstance(value, np.generic) else value
+        return super()._argument(name)
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self._is_built else f"{self._expression()}  # fit makes the parameters"
+
+    # ---- Files -------------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         super().load_state_dict(state)
@@ -39,7 +271,7 @@ class Estimator(SequenceModel):
     load_state_dict.__doc__ = Model.load_state_dict.__doc__
 
     def _fitted(self) -> dict[str, Any]:
-        learnt = dict(self._learnt)
+        learnt = {name: value for name, value in self._learnt.items() if value is not None}
         labels = learnt.pop("labels", None)
         if labels is not None and not labels.are_numbers:
             learnt["labels"] = labels.saved(f"{type(self).__name__}.save")
@@ -89,7 +321,7 @@ class Estimator(SequenceModel):
         mask : sequence of (T_i,) arrays, or (N, T) array, optional
             Where the model answers for each step: which targets count, as bools or weights.
         **options
-            Those of `Model.fit`.
+            As in `Model.fit`. Those that are left out are as the constructor says.
 
         Returns
         -------
@@ -105,14 +337,25 @@ class Estimator(SequenceModel):
         """
         where = f"{type(self).__name__}.fit"
         if hasattr(X, "batch"):
+            defaults = self._defaults_of_fit(options)
+            del defaults["batch_size"]
             for name, value in (("group", group), ("sample_weight", sample_weight), ("mask", mask)):
                 if value is not None:
                     raise TypeError(f"{where}: {name} is given, expected None, as X holds batches")
-            super().fit(X, y, **options)
+            defaults.update(options)
+            super().fit(X, y, **defaults)
             self._is_fitted = True
             return self
-        learnt, batch_size, rng = self._learnt, options.pop("batch_size", 32), options.get("rng", 0)
+        defaults = self._defaults_of_fit(options)
+        defaults.update(options)
+        options = defaults
+        batch_size, rng = options.pop("batch_size"), options["rng"]
+        before = self.__dict__.copy()
         try:
+            if None in self._sizes():
+                # They are those of these examples, and so are the parameters.
+                self._remove_network()
+                self._learnt, self._is_fitted = {}, False
             data = self._read(where, X, y, group, sample_weight, mask).batches(batch_size, shuffle=True, rng=rng)
             validation = options.get("validation")
             if isinstance(validation, (tuple, list)) and len(validation) == 2:
@@ -121,8 +364,20 @@ class Estimator(SequenceModel):
             self._is_fitted = True
             return self
         except (ValueError, TypeError, IndexError):
-            self._learnt = learnt
+            self.__dict__ = before
             raise
+
+    def _defaults_of_fit(self, options: FitOptions) -> FitOptions:
+        """What the constructor says of the options of `fit`, except those that ``options`` have something else for."""
+        defaults: Any = {name: getattr(self, name) for name in self._fit_options}
+        instead: Mapping[str, Any] = options
+        for name, other in (("epochs", "steps"), ("validation_split", "validation"), ("lr", "optimizer")):
+            if instead.get(other) is not None:
+                del defaults[name]
+        # Training changes an optimizer.
+        defaults["optimizer"] = copy.deepcopy(defaults["optimizer"])
+        defaults["rng"] = self._random_state()
+        return defaults
 
     def _read(
         self, where: str, X: Any, y: Any, group: str | None, sample_weight: Any = None, mask: Any = None
@@ -139,14 +394,15 @@ class Estimator(SequenceModel):
             features = [c for c in X.columns if c != group and c not in columns]
         data = self._sequences(where, X, group, features)
         if columns:
-            y = examples.columns_by_group(where, "X", X, columns, group, each=self.pooling is None)
-        targets, weights = self._targets_of(where, y, data)
-        weights = _product(weights, self._weights(where, data, sample_weight, mask))
+            y = examples.columns_by_group(where, "X", X, columns, group, each=not self._has_one_target)
+        targets, weights = self._targets_of(where, y, data, self._weights(where, data, sample_weight, mask))
         if weights is not None and not any(np.any(of_one) for of_one in weights):
             raise ValueError(f"{where}: the weights of all targets are zero, expected one above zero")
         if data.features is not None:
             self._learnt = {**self._learnt, "features": list(data.features)}
-        return _Labelled(data.arrays, targets, weights, self.pooling is not None)
+        self._moved(where, data)
+        targets = [examples.moved(where, "y", target, self.output.params["weight"]) for target in targets]
+        return _Labelled(data.arrays, targets, weights, self._has_one_target)
 
     def _are_columns(self, X: Any, y: Any, group: str | None) -> bool:
         """Whether y names columns of the table X, and is not a label for each example."""
@@ -161,26 +417,50 @@ class Estimator(SequenceModel):
         self, where: str, X: Any, group: str | None = None, features: Sequence[str] | None = None
     ) -> examples.Sequences:
         """The examples; reject what this model does not read, before any work."""
-        embedding, weight = self.embedding, self.output.params["weight"]
+        tokens = self.num_embeddings
+        input_size = self.recurrent.input_size if self._is_built else self._sizes()[0]
         data = examples.sequences(
-            where, "X", X, dtype=np.dtype(_checks.dtype_name(weight)), group=group,
+            where, "X", X, dtype=self._dtype, group=group,
             features=self._learnt.get("features") if features is None else features,
-            width=None if embedding is not None else self.recurrent.input_size, tokens=embedding is not None,
+            width=None if tokens is not None else input_size, tokens=tokens is not None,
         )  # fmt: skip
-        for i, (name, array) in enumerate(zip(data.names, data.arrays, strict=True)):
-            data.arrays[i] = array = examples.moved(where, name, array, weight)
-            if embedding is not None:
-                check_numbers(where, name, array, embedding.num_embeddings, IndexError)
+        for name, array in zip(data.names, data.arrays, strict=True):
+            if tokens is not None:
+                check_numbers(where, name, array, tokens, IndexError)
         return data
 
-    def _targets_of(self, where: str, y: Any, data: examples.Sequences) -> tuple[list[Array], list[Any] | None]:
-        """Values as targets of the examples, in scaled units, and no weights."""
-        weight, outputs = self.output.params["weight"], self.output.out_features
-        dtype = np.dtype(_checks.dtype_name(weight))
+    def _moved(self, where: str, data: examples.Sequences) -> examples.Sequences:
+        """The examples in the library of the parameters."""
+        weight = self.output.params["weight"]
+        for i, (name, array) in enumerate(zip(data.names, data.arrays, strict=True)):
+            data.arrays[i] = examples.moved(where, name, array, weight)
+        return data
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return np.dtype(self._arguments["dtype"])
+
+    def _complete(self, data: examples.Sequences, outputs: int | None) -> None:
+        """Build a model whose sizes the constructor was not given, in the library of the examples."""
+        if self._is_built or outputs is None:
+            return
+        input_size = self._sizes()[0]
+        self._build(data.arrays[0].shape[1] if input_size is None else input_size, outputs)
+        if _dispatch.library_of(data.arrays[0]) != "numpy":
+            library = _dispatch.namespace("fit", X=data.arrays[0])
+            self._replace_layers({prefix: layer.to(library) for prefix, layer in self._layers().items()})
+
+    def _targets_of(
+        self, where: str, y: Any, data: examples.Sequences, weights: list[Any] | None
+    ) -> tuple[list[Array], list[Any] | None]:
+        """Values as targets of the examples, in scaled units, and their weights."""
+        outputs = self.output.out_features if self._is_built else self._sizes()[1]
         count = len(data.arrays)
-        if self.pooling is not None:
-            table = examples.numbers(where, "y", y, dtype)
-            table = table[:, None] if table.ndim == 1 else table
+        if self._has_one_target:
+            table = examples.numbers(where, "y", y, self._dtype)
+            is_flat = table.ndim == 1
+            table = table[:, None] if is_flat else table
+            outputs = table.shape[1] if outputs is None else outputs
             _checks.shape(where, "y", table, (count, outputs), "(N, outputs)")
             rows = [table[i, ...] for i in range(count)]
             examples.require_finite(where, "y", table, axis="row")
@@ -188,18 +468,22 @@ class Estimator(SequenceModel):
             entries = _arrays.entries(where, "y", y, "the values of each step, for each example")
             if len(entries) != count:
                 raise ValueError(f"{where}: y has {len(entries)} entries, expected {count}")
-            rows = []
+            rows, is_flat = [], False
             for i, (entry, array) in enumerate(zip(entries, data.arrays, strict=True)):
-                row = examples.numbers(where, f"y[{i}]", entry, dtype)
-                row = row[:, None] if row.ndim == 1 else row
+                row = examples.numbers(where, f"y[{i}]", entry, self._dtype)
+                is_flat = row.ndim == 1
+                row = row[:, None] if is_flat else row
+                outputs = row.shape[1] if outputs is None else outputs
                 _checks.shape(where, f"y[{i}]", row, (array.shape[0], outputs), "(T, outputs)")
                 examples.require_finite(where, f"y[{i}]", row)
                 rows.append(row)
+        self._complete(data, outputs)
         if where.endswith(".fit"):
-            self._learn_scale(rows)
-        return [examples.moved(where, "y", self._scaled(row), weight) for row in rows], None
+            self._learnt = {**self._learnt, "is_flat": is_flat}
+            self._learn_scale(rows, weights)
+        return [self._scaled(row) for row in rows], weights
 
-    def _learn_scale(self, rows: list[Array]) -> None:
+    def _learn_scale(self, rows: list[Array], weights: list[Any] | None) -> None:
         """Learn the units of the targets, at the first fit."""
 
     def _scaled(self, values: Array) -> Array:
@@ -209,14 +493,14 @@ class Estimator(SequenceModel):
         """The weight of each target as NumPy arrays, () or (T_i,); None if all are 1."""
         weights: list[Any] | None = None
         count = len(data.arrays)
-        shapes = [() if self.pooling is not None else tuple(a.shape[:1]) for a in data.arrays]
+        shapes = [() if self._has_one_target else tuple(a.shape[:1]) for a in data.arrays]
         if sample_weight is not None:
             values = _dispatch.to_numpy(examples.numbers(where, "sample_weight", sample_weight, np.dtype("float64")))
             _checks.shape(where, "sample_weight", values, (count,), "(N,)")
             examples.require_weights(where, "sample_weight", values)
             weights = [np.full(shape, value) for shape, value in zip(shapes, values, strict=True)]
         if mask is not None:
-            if self.pooling is not None:
+            if self._has_one_target:
                 raise TypeError(
                     f"{where}: mask is given, expected None: there is one target for each example; weigh it by "
                     "sample_weight"
@@ -231,7 +515,7 @@ class Estimator(SequenceModel):
             for i, (values, shape) in enumerate(zip(masks, shapes, strict=True)):
                 _checks.shape(where, f"mask[{i}]", values, shape, "(T,)")
                 examples.require_weights(where, f"mask[{i}]", values)
-            weights = _product(weights, masks)
+            weights = product(weights, masks)
         return weights
 
     def _batches(
@@ -250,15 +534,12 @@ class Estimator(SequenceModel):
         """The outputs for each example: (O,) arrays, or (T_i, O) where there is an output for each step."""
         where = f"{type(self).__name__}.{method}"
         self._require_fitted(where)
-        return self._outputs_of(where, self._sequences(where, X, group), batch_size)
+        return self._outputs_of(where, self._moved(where, self._sequences(where, X, group)), batch_size)
 
     def _require_fitted(self, where: str) -> None:
         """Reject a model that was neither fitted nor given parameters."""
-        bias = self.output.params["bias"]
-        xp = _dispatch.namespace(where, bias=bias)
-        # The head's bias starts at zero, and no training leaves it there.
-        if not self._is_fitted and not bool(xp.any(bias != 0)):
-            raise ValueError(f"{where}: the model was never fitted, expected parameters of a fit; call fit first")
+        if not self.__sklearn_is_fitted__():
+            raise not_fitted(f"{where}: the model was never fitted, expected parameters of a fit; call fit first")
 
     def _outputs_of(self, where: str, data: examples.Sequences, batch_size: int) -> list[Array]:
         from ..training import pad
@@ -301,11 +582,6 @@ class Estimator(SequenceModel):
             return function(xp, xp.stack(outputs))
         return [function(xp, y) for y in outputs]
 
-    @property
-    def n_features_in_(self) -> int:
-        """How many features a step has."""
-        return int(self.recurrent.input_size)
-
 
 @dataclass(frozen=True)
 class _Labelled:
@@ -328,7 +604,18 @@ class _Labelled:
         return examples.Sequences(self.arrays, [f"X[{i}]" for i in range(len(self.arrays))])
 
 
-def _product(weights: list[Any] | None, others: list[Any] | None) -> list[Any] | None:
+class _NotFitted(ValueError, AttributeError):
+    """scikit-learn's NotFittedError, where scikit-learn is not in use."""
+
+
+def not_fitted(message: str) -> ValueError:
+    """The error of a model that has to be fitted first: scikit-learn's if that is imported, whose tools catch it."""
+    exceptions = sys.modules.get("sklearn.exceptions")
+    kind: type[ValueError] = _NotFitted if exceptions is None else exceptions.NotFittedError
+    return kind(message)
+
+
+def product(weights: list[Any] | None, others: list[Any] | None) -> list[Any] | None:
     """The products of two lists of weights; None is a list of ones."""
     if weights is None or others is None:
         return others if weights is None else weights

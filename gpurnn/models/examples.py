@@ -46,6 +46,8 @@ def array_of(where: str, name: str, value: Any) -> Array:
         return value
     if hasattr(value, "to_numpy"):
         return value.to_numpy()
+    if hasattr(value, "toarray"):
+        raise TypeError(f"{where}: {name} is a sparse matrix, expected an array; pass {name}.toarray()")
     if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
         return _shared(where, name, value)
     if isinstance(value, (str, bytes, dict, set, frozenset)):
@@ -64,7 +66,9 @@ def _is_array(value: Any) -> bool:
     """Whether a value is one array, series or tensor of numbers or labels, and no sequence of such."""
     if isinstance(value, np.ndarray):
         return value.ndim > 0 and not (value.dtype.kind == "O" and any(np.ndim(v) for v in value.flat))
-    return hasattr(value, "to_numpy") or hasattr(value, "__dlpack__") or _dispatch.library_of(value) is not None
+    return any(hasattr(value, name) for name in ("to_numpy", "__dlpack__", "__array__", "toarray")) or (
+        _dispatch.library_of(value) is not None
+    )
 
 
 def _shared(where: str, name: str, tensor: Any) -> Array:
@@ -484,6 +488,16 @@ class Labels:
         return labels
 
 
+def require_classes(where: str, labels: Sequence[Hashable]) -> None:
+    """Reject numbers with fractions that hardly ever recur: they are values, and no classes."""
+    count, several = len(set(labels)), 10
+    if several < count > len(labels) / 2 and any(isinstance(v, float) and not v.is_integer() for v in labels):
+        raise ValueError(
+            f"{where}: y holds {count} different numbers for {len(labels)} targets, which looks continuous, expected "
+            "classes; for values take SequenceRegressor"
+        )
+
+
 def _array_of_labels(labels: list[Any]) -> NDArray[Any]:
     """An array of one axis, of objects where NumPy has no dtype that keeps the labels as they are."""
     if labels and all(type(label) is type(labels[0]) for label in labels):
@@ -523,18 +537,28 @@ def _is_missing(label: Any) -> bool:
         return True
 
 
-def scale_of(values: Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def scale_of(
+    values: Array, weights: NDArray[np.float64] | None = None
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The mean and the standard deviation of each column of an (n, K) or (n,) array; the latter is 1 of a constant.
+
+    With ``weights`` (n,) they are the weighted ones: a row of weight 0 might as well be missing.
 
     A feature is constant if its deviation may be the rounding error of its mean (the rule of scikit-learn's scalers).
     Its mean is then one of its values, without the error: where values are large, that is far from small.
     """
     values = _dispatch.to_numpy(values).astype(np.float64)
     values = values[:, None] if values.ndim == 1 else values
+    if weights is not None and weights.any():
+        values, weights = values[weights > 0], weights[weights > 0]
     # A power of two changes no digits, and keeps the squares of very large and very small values in range.
     _, power = np.frexp(np.abs(values).max(axis=0))
     values = np.ldexp(values, -power)
-    mean, std = values.mean(axis=0), values.std(axis=0)
+    if weights is None or not weights.any():
+        mean, std = values.mean(axis=0), values.std(axis=0)
+    else:
+        mean = np.average(values, axis=0, weights=weights)
+        std = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
     rounding = len(values) * np.finfo(np.float64).eps
     constant = std**2 <= rounding * std**2 + (rounding * mean) ** 2
     mean = np.where(constant, values[0], mean)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +12,10 @@ from .._contract import Array
 from ..cells import Activation, Update
 from . import examples
 from .estimator import Estimator, like
-from .pooling import POOLINGS
-from .sequence import LOSSES, OUTPUT_ACTIVATIONS
+from .sequence import LOSSES
 
 if TYPE_CHECKING:
-    pass
+    from ..optimizers import Optimizer
 
 
 class SequenceRegressor(Estimator):
@@ -25,7 +25,9 @@ class SequenceRegressor(Estimator):
 
     Parameters
     ----------
-    input_size, hidden_size, outputs : int
+    input_size, outputs : int, optional
+        Those that are left out are found out by `fit`, as in `SequenceClassifier`.
+    hidden_size : int
     num_layers : int
     pooling : {"last", "mean", "attention"} or None
         As in `SequenceClassifier`; None for values at each step.
@@ -38,7 +40,8 @@ class SequenceRegressor(Estimator):
         targets' own units; a call, `vjp` and the losses are in scaled ones. An ``output_activation`` has units of its
         own, and nothing is scaled.
     cell, bidirectional, num_embeddings, activation, leak, reset_after, update, dropout, variational_dropout, \
-    recurrent_dropout, residual, init, dtype, rng
+    recurrent_dropout, residual, init, dtype, rng, random_state, epochs, batch_size, optimizer, lr, schedule, \
+    clip_norm, l2, validation_split, patience, verbose
         Those of `SequenceClassifier`.
 
     Attributes
@@ -67,11 +70,13 @@ class SequenceRegressor(Estimator):
     [(5, 1), (2, 1)]
     """
 
+    _estimator_type = "regressor"
+
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        outputs: int,
+        input_size: int | None = None,
+        hidden_size: int = 64,
+        outputs: int | None = None,
         num_layers: int = 1,
         *,
         pooling: str | None = "last",
@@ -92,31 +97,33 @@ class SequenceRegressor(Estimator):
         init: Any = None,
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
+        random_state: int | np.random.RandomState | np.random.Generator | None = None,
+        epochs: int | None = None,
+        batch_size: int = 32,
+        optimizer: str | Optimizer = "adam",
+        lr: float | None = None,
+        schedule: str | Callable[[int], float] | None = None,
+        clip_norm: float | None = 1.0,
+        l2: float | dict[str, float] = 0.0,
+        validation_split: float | None = None,
+        patience: int | None = None,
+        verbose: bool = True,
     ) -> None:
-        where = "SequenceRegressor"
-        standardize = _checks.flag(where, "standardize", standardize)
-        pooling = _checks.choice(where, "pooling", pooling, (*POOLINGS, None))
-        output_activation = _checks.choice(where, "output_activation", output_activation, OUTPUT_ACTIVATIONS)
-        loss = _checks.choice(where, "loss", loss, LOSSES)
-        super().__init__(
-            input_size, hidden_size, outputs, num_layers, pooling=pooling, output_activation=output_activation,
-            cell=cell, bidirectional=bidirectional,
-            num_embeddings=num_embeddings, activation=activation, leak=leak, reset_after=reset_after, update=update,
-            dropout=dropout, variational_dropout=variational_dropout, recurrent_dropout=recurrent_dropout,
-            residual=residual, init=init, dtype=dtype, rng=rng,
-        )  # fmt: skip
-        self._loss = loss
-        self.standardize = standardize
+        super().__init__(locals())
+        where = type(self).__name__
+        self._loss = _checks.choice(where, "loss", loss, LOSSES)
+        self.standardize = _checks.flag(where, "standardize", standardize)
 
     @property
     def _is_standardized(self) -> bool:
         """Whether targets are learnt in scaled units: an activation of the outputs has units of its own."""
         return self.standardize and self.output.activation == "identity"
 
-    def _learn_scale(self, rows: list[Array]) -> None:
+    def _learn_scale(self, rows: list[Array], weights: list[Any] | None) -> None:
         if self._is_standardized and "mean" not in self._learnt:
             values = np.concatenate([np.atleast_2d(_dispatch.to_numpy(row)) for row in rows]).astype(np.float64)
-            mean, std = examples.scale_of(values)
+            of_rows = None if weights is None else np.concatenate([np.atleast_1d(w) for w in weights])
+            mean, std = examples.scale_of(values, of_rows)
             self._learnt = {**self._learnt, "mean": mean, "std": std}
 
     def _scaled(self, values: Array) -> Array:
@@ -126,11 +133,12 @@ class SequenceRegressor(Estimator):
         mean, std = (like(xp, self._learnt[name], values) for name in ("mean", "std"))
         return (values - mean) / std
 
-    def _unscaled(self, xp: Any, values: Array) -> Array:
-        if "mean" not in self._learnt:
-            return values
-        mean, std = (like(xp, self._learnt[name], values) for name in ("mean", "std"))
-        return values * std + mean
+    def _answers(self, xp: Any, values: Array) -> Array:
+        """Outputs as `fit` was given targets: in their units, and without an axis where these had none."""
+        if "mean" in self._learnt:
+            mean, std = (like(xp, self._learnt[name], values) for name in ("mean", "std"))
+            values = values * std + mean
+        return values[..., 0] if self._learnt.get("is_flat") else values
 
     @property
     def loss_unit(self) -> str:
@@ -148,7 +156,8 @@ class SequenceRegressor(Estimator):
 
         Returns
         -------
-        (N, outputs) array, or a list with a (T_i, outputs) array for each example where there are values at each step
+        (N, outputs) array, or a list with a (T_i, outputs) array for each example where there are values at each step.
+        (N,) or (T_i,) if the targets that `fit` was given are so.
 
         Raises
         ------
@@ -157,7 +166,7 @@ class SequenceRegressor(Estimator):
         FloatingPointError
             A parameter is NaN or infinite, or the outputs overflow.
         """
-        return self._map(self._outputs("predict", X, batch_size, group), self._unscaled)
+        return self._map(self._outputs("predict", X, batch_size, group), self._answers)
 
     def score(
         self, X: Any, y: Any, sample_weight: Any = None, *, batch_size: int = 256, group: str | None = None

@@ -65,6 +65,7 @@ class SequenceModel(Model):
         rng: int | np.random.Generator = 0,
     ) -> None:
         where = type(self).__name__
+        output_activation = _checks.choice(where, "output_activation", output_activation, OUTPUT_ACTIVATIONS)
         input_size = _checks.size(where, "input_size", input_size)
         outputs = _checks.size(where, self._outputs_name, outputs)
         if num_embeddings is not None:
