@@ -249,66 +249,95 @@ def _covariances(
     unit, unit_n = (
         xp.eye(k, dtype=covariance.dtype, device=_dispatch.device(covariance)) for k in (p, covariance.shape[-1])
     )
-    constant, some_missing = not any(varies(params, name) for name in "FHQR"), bool(on_host.any())
+    some_missing, varying = bool(on_host.any()), [name for name in "FHQR" if varies(params, name)]
     before = start.missing if start.missing is not None else np.zeros(0)
     repeats = [np.array_equal(before, on_host[0]), *(on_host[1:] == on_host[:-1]).all(axis=(1, 2)).tolist()]
     unlike = [t for t in range(1, T) if not repeats[t]] + [T] if not all(repeats[1:]) else [T]
     steps: list[_Covariances] = []
     number = np.zeros(T, np.int64)
     last, t = start.last, 0
-    while t < T:
-        if last is not None and repeats[t]:
-            # All steps until other observations are missing share the last ones.
-            if not steps:
-                steps.append(last)
-            until = unlike[bisect.bisect_right(unlike, t)]
-            number[t:until] = len(steps) - 1
-            t = until
-            continue
-        H, R = at(params["H"], t) + none, at(params["R"], t) + none
-        if some_missing:
-            # A missing observation reads nothing of the state, and its noise has variance 1 and is 0.
-            gone = patterns[t, ...]
-            H = xp.where(gone[:, :, None], xp.zeros_like(H), H)
-            R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit + none, R)
-        precision, log_determinant, gain, filtered = _observed(xp, covariance, H, R, unit, unit_n)
-        own = _Covariances(covariance, H, precision, log_determinant, gain, filtered)
-        steps.append(own)
-        number[t] = len(steps) - 1
-        _, after = advance(xp, params, t, filtered, filtered)
-        last = own if constant and repeats[t] and _differ_by_rounding(xp, after, covariance) else None
-        covariance = after
-        t += 1
+    readings: dict[bytes, _Reading] = {}
+    F, Q = at(params["F"], 0), at(params["Q"], 0)
+    # A variance that is not positive makes numbers that are not finite, which the caller rejects.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        while t < T:
+            if last is not None and repeats[t]:
+                # All steps until other observations are missing share the last ones.
+                if not steps:
+                    steps.append(last)
+                until = unlike[bisect.bisect_right(unlike, t)]
+                number[t:until] = len(steps) - 1
+                t = until
+                continue
+            key = on_host[t].tobytes() if some_missing else b""
+            if key not in readings:
+                gone = patterns[t, ...] if some_missing else None
+                readings[key] = _reading(xp, at(params["H"], t) + none, at(params["R"], t) + none, gone, unit)
+            reading = readings[key]
+            own = _Covariances(covariance, reading.observation, *_observed(xp, covariance, reading, unit, unit_n))
+            steps.append(own)
+            number[t] = len(steps) - 1
+            if varying:
+                F, Q = at(params["F"], t), at(params["Q"], t)
+                readings.clear()
+            after = symmetric(xp, F @ own.filtered @ transpose(xp, F)) + Q
+            # Not at every step, as this takes a good part of its time.
+            try_it = not varying and repeats[t] and (start.step + t) % 4 == 0
+            last = own if try_it and _differ_by_rounding(xp, after, covariance) else None
+            covariance = after
+            t += 1
     return _Covariances(*(xp.stack(list(arrays)) for arrays in zip(*steps, strict=True))), number, covariance, last
 
 
-def _observed(xp: Any, P: Array, H: Array, R: Array, unit_p: Array, unit_n: Array) -> tuple[Array, Array, Array, Array]:
+class _Reading(NamedTuple):
+    """How the observations of a step read the state: one after another, with independent noises."""
+
+    observation: Array
+    """(b, p, n): H, with zeros in the rows of missing observations."""
+    rows: list[tuple[Array, Array, Array]]
+    """Of each combination of observations the row of H (b, 1, n), its transpose, and the variance (b, 1, 1)."""
+    combined: Array | None
+    """(b, p, p): the combinations, or None for the observations themselves."""
+    taken: Array | None
+    """(b,): what the combinations take from the logarithm of the determinant."""
+
+
+def _reading(xp: Any, H: Array, R: Array, gone: Array | None, unit: Array) -> _Reading:
+    if gone is not None:
+        # A missing observation reads nothing of the state, and its noise has variance 1 and is 0.
+        H = xp.where(gone[:, :, None], xp.zeros_like(H), H)
+        R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit + xp.zeros_like(R), R)
+    combined, variances, taken = _independent(xp, R)
+    own = H if combined is None else combined @ H
+    each = (own[:, i : i + 1, :] for i in range(H.shape[1]))
+    rows = [(h, transpose(xp, h), variances[:, i, None, None]) for i, h in enumerate(each)]
+    return _Reading(H, rows, combined, taken)
+
+
+def _observed(xp: Any, P: Array, reading: _Reading, unit_p: Array, unit_n: Array) -> tuple[Array, Array, Array, Array]:
     """S^-1, log |S|, the gain and the filtered covariance, from the predicted one (b, n, n); see `_Covariances`.
 
     The observations enter one after another, each with a variance of its own: where they tell of the same state, and
     it is known far less well than they are, S is too ill-conditioned to be inverted. It is the univariate treatment of
     Durbin and Koopman (2012), section 6.4.
     """
-    combined, variances, taken = _independent(xp, R)
-    log_determinant: Any = taken
-    H = H if combined is None else combined @ H
+    log_determinant: Any = reading.taken
     gain: Any = None
     precision: Any = None
-    for i in range(H.shape[-2]):
-        h, variance = H[:, i : i + 1, :], variances[:, i, None, None]
-        read = P @ transpose(xp, h)
+    for i, (h, h_T, variance) in enumerate(reading.rows):
+        read = P @ h_T
         S = h @ read + variance
-        S = xp.where(S > 0, S, math.nan * S)  # the caller rejects it
         log_S = xp.log(S[:, 0, 0])
         log_determinant = log_S if log_determinant is None else log_determinant + log_S
         k = read / S
-        rest = unit_n - k @ h
-        P = symmetric(xp, rest @ P @ transpose(xp, rest) + variance * (k @ transpose(xp, k)))
+        rest = unit_n - k * h
+        P = symmetric(xp, rest @ P @ transpose(xp, rest) + variance * (k * transpose(xp, k)))
         # The observation less what those before it say of it.
         own = unit_p[i : i + 1, :] if gain is None else unit_p[i : i + 1, :] - h @ gain
-        gain = k @ own if gain is None else gain + k @ own
-        told = transpose(xp, own) @ own / S
+        gain = k * own if gain is None else gain + k * own
+        told = transpose(xp, own) * own / S
         precision = told if precision is None else precision + told
+    combined = reading.combined
     if combined is None:
         return precision, log_determinant, gain, P
     return symmetric(xp, transpose(xp, combined) @ precision @ combined), log_determinant, gain @ combined, P
@@ -531,25 +560,26 @@ def backward(xp: Any, params: Parameters, steps: Forward) -> Backward:
     unit = xp.eye(H.shape[-1], dtype=H.dtype, device=_dispatch.device(H))
     rest = transpose(xp, unit - gain @ H)
     by_observation_N = transpose(xp, H) @ covariances.precision @ H
+    # From the covariance of r past a step to that before it: by F and the gain at once.
+    through = rest @ (by_mean if over else by_mean[0, ...])
+    through_T = transpose(xp, through)
     N = xp.zeros_like(covariances.filtered[0, ...])
-    Ns, transitions = [N], by_mean[:, 0, ...]
-    of_N = np.zeros(T, np.int64)
+    Ns, of_N = [N], np.zeros(T, np.int64)
     begins = np.flatnonzero(np.diff(number, prepend=-1)).tolist()
     converged, t = False, T - 1
     while t >= 0:
-        if converged and number[t] == number[t + 1]:
+        s = int(number[t])
+        of_N[t] = len(Ns) - 1
+        if converged and s == number[t + 1]:
             # All steps share it that share the filter's covariances.
             begin = begins[bisect.bisect_right(begins, t) - 1]
             of_N[begin : t + 1] = len(Ns) - 1
             t = begin - 1
             continue
-        of_N[t] = len(Ns) - 1
-        s, this = int(number[t]), transitions[t if over else 0, ...]
-        after, N = N, this @ N @ transpose(xp, this)
-        N = symmetric(xp, by_observation_N[s, ...] + rest[s, ...] @ N @ transpose(xp, rest[s, ...]))
+        after, N = N, symmetric(xp, by_observation_N[s, ...] + through[s, ...] @ N @ through_T[s, ...])
         Ns.append(N)
-        repeats = t > 0 and number[t - 1] == number[t]
-        converged = repeats and _differ_by_rounding(xp, N, after)
+        repeats = t > 0 and number[t - 1] == s
+        converged = bool(repeats and t % 4 == 0 and _differ_by_rounding(xp, N, after))
         t -= 1
     # Where F varies, so does the number.
     new = np.diff(number, prepend=-1).astype(bool) | np.diff(of_N, prepend=-1).astype(bool)
