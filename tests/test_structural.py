@@ -306,6 +306,13 @@ def test_sums_saved_models_clones_and_reprs(tmp_path):
     assert (fresh + ar(1)).noise_variance == 1.0
 
 
+def test_a_series_of_which_every_second_value_is_missing_is_fitted_in_any_unit():
+    y = np.full(120, np.nan)
+    y[::2] = np.cumsum(np.random.default_rng(0).normal(size=60)) + np.random.default_rng(1).normal(size=60)
+    one, other = StructuralModel(level()).fit(y), StructuralModel(level()).fit(1e6 * y)
+    assert other.params["level.variance"] == pytest.approx(1e12 * one.params["level.variance"], rel=1e-4)
+
+
 def test_a_variance_that_is_given_stays():
     y, _ = monthly(40)
     model = StructuralModel(level(variance=0.25), ar(1, variance=1.0), noise_variance=0.5).fit(y)
@@ -320,6 +327,12 @@ def test_a_fit_that_fails_leaves_the_parameters():
     with pytest.raises(ValueError, match=r"fit: y does not determine where the components start, expected more obs"):
         model.fit([np.nan, np.nan])
     assert (model.params["level.variance"], model.params["noise.variance"]) == (0.3, 0.4)
+    with pytest.raises(ValueError, match=r"fit: y never changes, expected observations that do"):
+        model.fit(np.full((9, 2), 5.0))
+    with pytest.raises(
+        AttributeError, match=r"level\(\) is a component, not a model; StructuralModel\(level\(\)\).fit"
+    ):
+        level().fit(nile())
     twins = StructuralModel(level(), regression(1))
     with pytest.raises(ValueError, match=r"fit: y does not determine .* covariates that none of the other components"):
         twins.fit(nile(), np.ones(100))

@@ -26,7 +26,9 @@ Values = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Component:
-    """A part of a structural time series model, which adds to others by ``+``; the functions of this module make it.
+    """A part of a structural time series model, which the functions of this module make.
+
+    ``+`` makes a `StructuralModel` of two; ``StructuralModel(level())`` is that of one.
 
     Attributes
     ----------
@@ -73,6 +75,13 @@ class Component:
         if isinstance(other, Component):
             return StructuralModel(self, other)
         return other.__radd__(self) if isinstance(other, StructuralModel) else NotImplemented
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("fit", "forecast", "decompose"):
+            raise AttributeError(
+                f"{self!r} is a component, not a model; StructuralModel({self!r}).{name} is of the model"
+            )
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def config(self) -> dict[str, Any]:
         """The function that makes this component, and its arguments, as JSON can hold them."""

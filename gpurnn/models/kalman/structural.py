@@ -468,9 +468,14 @@ class StructuralModel(Saved):
 
     def _suggested(self, y: HostArray, X: Array | None, liveliness: float) -> dict[str, HostArray]:
         """Where a fit starts: parts of the variance of the series' changes, ``liveliness`` times those of a signal."""
-        changes = np.diff(y.astype(np.float64), axis=0)
-        size = float(np.nanmean(changes**2)) if np.isfinite(changes).any() else 0.0
-        size = size or 1.0
+        series = (y[:, row, 0].astype(np.float64) for row in range(y.shape[1]))
+        changes = np.concatenate([np.zeros(0), *(np.diff(one[~np.isnan(one)]) for one in series)])
+        size = float(np.mean(changes**2)) if changes.size else 1.0
+        if size == 0:
+            raise ValueError(
+                "StructuralModel.fit: y never changes, expected observations that do: the smaller the variances, the "
+                "likelier is such a series"
+            )
         shares = {"noise.variance": 0.5, "level.variance": 0.1 * liveliness, "trend.level_variance": 0.1 * liveliness}
         start = {}
         for name, shape in self._shapes().items():
