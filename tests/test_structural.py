@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import polars
 import pytest
 import statsmodels.api
 from strict_wing import DEVICE, plain, strict
@@ -224,6 +225,39 @@ def test_what_people_have_as_series():
     assert integers.forecast([3, 4, 6], 2).mean.dtype == "float64"
 
 
+def test_the_index_of_a_series_goes_on():
+    y, X = monthly(40, gaps=False)
+    model = level() + regression(2)
+    model.load_state_dict({name: 0.5 * np.ones_like(p) for name, p in model.params.items()})
+    dates = pandas.date_range("2020-01-31", periods=44, freq="ME")
+    named = pandas.Series(y, dates[:40], name="sales")
+    parts, ahead = model.decompose(named, X[:40]), model.forecast(named, 4, X[:44])
+    plainly = model.forecast(y, 4, X[:44])
+    pandas.testing.assert_index_equal(parts["level"].mean.index, dates[:40])
+    for found, expected in ((ahead, plainly), (ahead.components["level"], plainly.components["level"])):
+        pandas.testing.assert_index_equal(found.mean.index, dates[40:])
+        np.testing.assert_array_equal(found.mean, expected.mean)
+        low, _ = found.interval(0.9)
+        pandas.testing.assert_series_equal(low, pandas.Series(expected.interval(0.9)[0], dates[40:], name=low.name))
+    # Dates that are left out are missing.
+    few = named.drop(dates[[7, 8, 20]])
+    gone = y.copy()
+    gone[[7, 8, 20]] = np.nan
+    rest = np.delete(X[:40], [7, 8, 20], axis=0)
+    assert_close(model(few, rest), model(gone, X[:40]), 1000)
+    with_gaps = StructuralModel(level())
+    with_gaps.load_state_dict({name: 0.5 * np.ones_like(p) for name, p in with_gaps.params.items()})
+    assert_same(with_gaps(few), with_gaps(gone))
+    again = with_gaps.decompose(few)["level"].mean
+    assert list(again.index) == list(dates[:40])
+    np.testing.assert_array_equal(again, with_gaps.decompose(gone)["level"].mean)
+    found = with_gaps.forecast(polars.Series("sales", y), 2)
+    assert isinstance(found.mean, polars.Series)
+    np.testing.assert_array_equal(found.mean, with_gaps.forecast(y, 2).mean)
+    numbered = with_gaps.forecast(pandas.Series(y), 2).mean
+    assert list(numbered.index) == [40, 41]
+
+
 def test_float32():
     y, X = monthly(48)
     for name in CASES:
@@ -330,7 +364,7 @@ def test_a_fit_that_fails_leaves_the_parameters():
     with pytest.raises(ValueError, match=r"fit: y never changes, expected observations that do"):
         model.fit(np.full((9, 2), 5.0))
     with pytest.raises(
-        AttributeError, match=r"level\(\) is a component, not a model; StructuralModel\(level\(\)\).fit"
+        AttributeError, match=r"level\(\) is a component, not a model; use StructuralModel\(level\(\)\)\.fit"
     ):
         level().fit(nile())
     twins = StructuralModel(level(), regression(1))

@@ -78,9 +78,7 @@ class Component:
 
     def __getattr__(self, name: str) -> Any:
         if name in ("fit", "forecast", "decompose"):
-            raise AttributeError(
-                f"{self!r} is a component, not a model; StructuralModel({self!r}).{name} is of the model"
-            )
+            raise AttributeError(f"{self!r} is a component, not a model; use StructuralModel({self!r}).{name}")
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def config(self) -> dict[str, Any]:

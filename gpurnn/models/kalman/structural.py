@@ -15,6 +15,7 @@ from ..._contract import Array
 from ..._op import Pullback
 from .. import examples
 from ..files import Saved
+from ..forecasting.series import Collection, Columns, Reader, Sizes, is_pandas, is_polars
 from . import stationary
 from .components import Component, restored
 from .filter import NAMES, Parameters, Undetermined, diffuse_moments, forecast, forward, log_likelihood, score, smooth
@@ -22,7 +23,7 @@ from .fit import Fit, HostArray, on_host, quasi_newton
 from .model import LinearGaussian
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from typing_extensions import Self
 
@@ -55,8 +56,8 @@ class StructuralForecast:
 
     Attributes
     ----------
-    mean, variance : (steps,) or (steps, B) arrays
-        Of the observations.
+    mean, variance : (steps,) or (steps, B) arrays, or pandas or polars series as y is
+        Of the observations. A pandas index goes on from that of y.
     components : dict of str to Normal
         The part of each component by its name: ``mean``, ``variance`` and ``interval(level)``.
     """
@@ -296,10 +297,19 @@ class StructuralModel(Saved):
         params = self._matrices(xp, self._values(), X)
         return LinearGaussian(*(params[name] for name in NAMES))
 
-    def _observations(self, where: str, y: Any, X: Any, ahead: int = 0) -> tuple[Any, Array, Array | None, bool]:
-        """The namespace, y (T, B, 1), X (T + ahead, k), and whether the caller's y has no axis B."""
+    def _observations(self, where: str, y: Any, X: Any, ahead: int = 0) -> tuple[Any, Array, Array | None, _Form]:
+        """The namespace, y (T, B, 1), X (T + ahead, k), and the form of answers, which is that of the caller's y."""
         _checks.given(where, y=y)
-        y = examples.numbers(where, "y", y, np.dtype(self._argument("dtype")))
+        dtype = np.dtype(self._argument("dtype"))
+        form = None
+        if (is_pandas(y) or is_polars(y)) and getattr(y, "ndim", 1) == 1:
+            X = self._covariates_of(where, X, len(y) + ahead, "T + steps" if ahead else "T")
+            known = None if X is None else _dispatch.to_numpy(X).astype(np.float64)
+            reader = Reader(where, Sizes(1, known=self._covariates), Columns(), lambda values: values)
+            read = reader.read("y", y, known=known)
+            form = _form_of(y, read)
+            y, X = read.series[0].values[:, 0], None if X is None else read.series[0].known
+        y = examples.numbers(where, "y", y, dtype)
         if y.ndim not in (1, 2) or y.shape[0] < 1:
             raise ValueError(f"{where}: y has shape {tuple(y.shape)}, expected (T,) or (T, B), T > 0")
         xp = _dispatch.namespace(where, y=y, **{f"params[{name!r}]": p for name, p in self.params.items()})
@@ -308,7 +318,9 @@ class StructuralModel(Saved):
             at = "".join(f"[{i}]" for i in np.argwhere(infinite)[0])
             raise ValueError(f"{where}: y{at} is infinite, expected a finite number, or NaN for what is missing")
         X = self._covariates_of(where, X, y.shape[0] + ahead, "T + steps" if ahead else "T")
-        return xp, (y[:, None, None] if y.ndim == 1 else y[..., None]), X, y.ndim == 1
+        if y.ndim == 2:
+            return xp, y[..., None], X, _Form(lambda a: a, lambda a: a)
+        return xp, y[:, None, None], X, form or _Form(lambda a: a[:, 0], lambda a: a[:, 0])
 
     def _covariates_of(self, where: str, X: Any, steps: int | None, symbol: str = "T") -> Array | None:
         k = self._covariates
@@ -338,7 +350,8 @@ class StructuralModel(Saved):
         Parameters
         ----------
         y : (T,) or (T, B) array, list, series or table
-            A series or several of one model. Numbers of any dtype; NaN is missing.
+            A series or several of one model. Numbers of any dtype; NaN is missing, and so are the dates that the index
+            of a pandas series leaves out.
         X : (T, k) array or table, optional
             The covariates, for a model with a regression.
 
@@ -375,10 +388,10 @@ class StructuralModel(Saved):
             As a call.
         """
         where = "StructuralModel"
-        xp, y, X, single = self._observations(where, y, X)
+        xp, y, X, form = self._observations(where, y, X)
         with _Explained(where):
             value, dy, grads = self._score(where, xp, y, X)
-        dy = dy[:, 0, 0] if single else dy[..., 0]
+        dy = form.past(dy[..., 0])
 
         def pullback(dvalue: Array | float | None) -> tuple[Array, dict[str, Array]]:
             if isinstance(dvalue, (int, float)):
@@ -499,7 +512,8 @@ class StructuralModel(Saved):
         -------
         dict of str to Normal
             By the names of the components, with ``mean``, ``variance`` and ``interval(level)``, of (T,) or (T, B)
-            arrays. The means sum to y with those of ``"noise"``, which is NaN where y is missing.
+            arrays, or of pandas or polars series as y is. The means sum to y with those of ``"noise"``, which is NaN
+            where y is missing.
 
         Raises
         ------
@@ -512,16 +526,16 @@ class StructuralModel(Saved):
         """
         where = "StructuralModel.decompose"
         self._require_fit(where)
-        xp, y, X, single = self._observations(where, y, X)
+        xp, y, X, form = self._observations(where, y, X)
         with _Explained(where):
             params = self._matrices(xp, self._values(), X)
             mean, covariance = smooth(where, xp, params, y)
-        parts = self._parts(params["H"], mean, covariance, single)
+        parts = self._parts(params["H"], mean, covariance, form.past)
         if self.noise_variance != 0:
             signal = _read(params["H"], mean, covariance)
             unknown = xp.where(xp.isnan(y[..., 0]), y[..., 0], xp.zeros_like(y[..., 0]))
             noise = (y[..., 0] - signal.mean, signal.variance + unknown)
-            parts["noise"] = Normal(*(a[:, 0] if single else a for a in noise))
+            parts["noise"] = Normal(*map(form.past, noise))
         return parts
 
     def forecast(self, y: Any, steps: int, X: Any = None) -> StructuralForecast:
@@ -551,23 +565,39 @@ class StructuralModel(Saved):
         where = "StructuralModel.forecast"
         self._require_fit(where)
         steps = _checks.integer_at_least(where, "steps", steps, 1)
-        xp, y, X, single = self._observations(where, y, X, steps)
+        xp, y, X, form = self._observations(where, y, X, steps)
         with _Explained(where):
             params = self._matrices(xp, self._values(), X)
             mean, variance, state, covariance = forecast(where, xp, params, y, None, steps)
         H = params["H"] if X is None else params["H"][-steps:, ...]
-        mean, variance = mean[..., 0], variance[..., 0, 0]
-        if single:
-            mean, variance = mean[:, 0], variance[:, 0]
-        return StructuralForecast(mean, variance, self._parts(H, state, covariance, single))
+        mean, variance = form.ahead(mean[..., 0]), form.ahead(variance[..., 0, 0])
+        return StructuralForecast(mean, variance, self._parts(H, state, covariance, form.ahead))
 
-    def _parts(self, H: Array, mean: Array, covariance: Array, single: bool) -> dict[str, Normal]:
+    def _parts(self, H: Array, mean: Array, covariance: Array, form: Callable[[Array], Any]) -> dict[str, Normal]:
         """The part of each component, from the moments (T, B, n) of the states."""
         parts = {}
         for name, own in self._slices().items():
-            part = _read(H[..., own], mean[..., own], covariance[..., own, own])
-            parts[name] = Normal(*(a[:, 0] if single else a for a in part))
+            parts[name] = Normal(*map(form, _read(H[..., own], mean[..., own], covariance[..., own, own])))
         return parts
+
+
+class _Form(NamedTuple):
+    """From arrays (T, B) for the steps of the past, and for those ahead, to what the caller gets."""
+
+    past: Callable[[Array], Any]
+    ahead: Callable[[Array], Any]
+
+
+def _form_of(y: Any, read: Collection) -> _Form:
+    """The form of a pandas or polars series, whose index goes on. Dates that it leaves out are steps of the past."""
+    times = read.series[0].times
+
+    def past(a: Array) -> Any:
+        if is_polars(y):
+            return type(y)(y.name, a[:, 0])
+        return type(y)(a[:, 0], index=y.index if times is None or len(times) == len(y) else times, name=y.name)
+
+    return _Form(past, lambda a: read.join([a]))
 
 
 class _Score(NamedTuple):
