@@ -193,13 +193,8 @@ def _pass(
     known, added = observation_offset(xp, params, u, T), state_offset(xp, params, u, T)
     y = xp.where(missing, xp.zeros_like(y), y if known is None else y - known)
     mean, innovation, position = _means(xp, params, covariances, number, start, y, on_host, added)
-    return (
-        covariances,
-        number,
-        mean,
-        innovation,
-        replace(position, step=start.step + T, covariance=covariance, last=last, missing=on_host[-1]),
-    )
+    position = replace(position, step=start.step + T, covariance=covariance, last=last, missing=on_host[-1])
+    return covariances, number, mean, innovation, position
 
 
 def _of_each_row(xp: Any, start: Position, B: int) -> Position:
@@ -214,8 +209,7 @@ def _of_each_row(xp: Any, start: Position, B: int) -> Position:
 
 def of_steps(xp: Any, distinct: Array, number: np.ndarray[Any, Any]) -> Array:
     """The arrays of all steps, from those that were computed and the number of each step's among them."""
-    index = xp.asarray(number.tolist(), dtype=xp.int64, device=_dispatch.device(distinct))
-    return xp.take(distinct, index, axis=0)
+    return xp.take(distinct, _dispatch.from_numpy(xp, number), axis=0)
 
 
 def _covariances(
@@ -446,13 +440,13 @@ def filtered(
 def _filtered_stretch(
     where: str, xp: Any, params: Parameters, start: Position, y: Array, u: Array | None
 ) -> tuple[list[Array], Position]:
+    """`filtered` with delta counted from one value."""
     covariances, number, mean, innovation, after = _pass(where, xp, params, start, y, u)
     filtered_mean = mean + times(xp, of_steps(xp, covariances.gain, number), innovation)
     spreads = [of_steps(xp, each, number) for each in (covariances.predicted, covariances.filtered)]
     if mean.shape[3] == 1:
-        unit = _dispatch.zeros(xp, (1, 1, 1), y)
         moments = zip((mean, filtered_mean), spreads, strict=True)
-        return [a for each in moments for a in diffuse.known_marginal(xp, unit, *each)], after
+        return [a for each in moments for a in diffuse.known_marginal(xp, start.information, *each)], after
     weighted = times(xp, of_steps(xp, covariances.precision, number), innovation)
     each = times(xp, transpose(xp, innovation), weighted)
     information = xp.cumulative_sum(xp.concat([start.information[None, ...], each], axis=0), axis=0)
@@ -470,7 +464,8 @@ def _recentred(xp: Any, position: Position) -> Position:
     eps = float(xp.finfo(mean.dtype).eps)
     little = xp.all(added <= eps**2 * xp.linalg.diagonal(position.covariance))
     if bool(_dispatch.to_numpy(little & xp.all(diffuse.determined(xp, information, mean)))):
-        return replace(position, mean=centred, rounding=position.rounding[..., :0])
+        nothing = position.rounding[..., :0]
+        return replace(position, mean=centred, rounding=nothing, information=information[:, :1, :1])
     by_delta = information[:, 1:, 1:]
     moment = information[:, 1:, :1] + by_delta @ delta
     top = xp.concat([xp.zeros_like(moment[:, :1, :]), transpose(xp, moment)], axis=2)
