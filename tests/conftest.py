@@ -40,6 +40,14 @@ collect_ignore = [] if "cupy_on_host" in sys.modules else ["cupy_launches.py", "
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The README trains models, and a file of text has no place for a marker."""
+    for item in items:
+        if item.path.suffix == ".md":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def strict_namespace(monkeypatch):
     """Lets gpurnn compute on arrays of array_api_strict that live on `strict_wing.DEVICE`; gives their namespace."""

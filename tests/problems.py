@@ -40,6 +40,21 @@ class Options:
         return "-".join(name for name, on in vars(self).items() if on) or "none"
 
 
+ALL = Options(lengths=True, resets=True, mask=True, bidirectional=True)
+OPTIONS = {
+    "plain": Options(),
+    "bare": Options(bias=False, state=False),
+    "lengths": Options(lengths=True),
+    "resets": Options(resets=True, bidirectional=True),
+    "lengths-resets": Options(lengths=True, resets=True, bidirectional=True),
+    "mask": Options(mask=True, bidirectional=True),
+    "all": ALL,
+}
+
+# A cell of each kind of product.
+KINDS = ["rnn-tanh-leak", "lstm", "gru-reset-before-candidate", "gru-reset-after-state"]
+
+
 @dataclass
 class Problem:
     """The arguments of `recurrence_forward`, and cotangents for its outputs."""

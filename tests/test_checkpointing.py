@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import re
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from allocations import most_bytes
 from problems import CELLS, Options, draw, pairwise, pattern_of_lengths, pattern_of_resets
 from tolerance import arrays_of, assert_all_close, assert_same, recurrence_terms
 
@@ -317,15 +316,8 @@ def peak(T: int, checkpoint_every) -> int:
     """The most bytes held at a time beside x, y and their gradients."""
     layer = gpurnn.LSTM(2, 8, num_layers=2)
     x, dy = np.zeros((T, 4, 2), np.float32), np.ones((T, 4, 8), np.float32)
-    reference.buffers._pool.clear()
-    gc.collect()
-    tracemalloc.start()
-    try:
-        _, pullback = layer.vjp(x, checkpoint_every=checkpoint_every)
-        pullback((dy, None))
-        return tracemalloc.get_traced_memory()[1] - dy.nbytes - x.nbytes
-    finally:
-        tracemalloc.stop()
+    most = most_bytes(lambda: layer.vjp(x, checkpoint_every=checkpoint_every)[1]((dy, None)))
+    return most - dy.nbytes - x.nbytes
 
 
 @pytest.mark.slow

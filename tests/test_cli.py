@@ -359,26 +359,35 @@ def test_a_file_without_an_end_is_read_no_further_than_its_first_zero(text, tmp_
     assert "a binary file, expected text" in refused("diagnose", tmp_path / "run", "--text", "/dev/zero")
 
 
+CHINESE = "\u4e2d\u6587" * 300
+
+
+def in_latin_1(*arguments):
+    """A command whose output can hold no Chinese."""
+    command = [sys.executable, "-m", "gpurnn", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
 def test_an_encoding_that_lacks_a_character(tmp_path):
-    (tmp_path / "text").write_text("\u4e2d\u6587" * 300, encoding="utf-8")
-    out = tmp_path / "\u4e2d"
-    command = [sys.executable, "-m", "gpurnn"]
-    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-
-    def printed(*arguments):
-        arguments = [*command, *map(str, arguments)]
-        return subprocess.run(arguments, env=latin, capture_output=True, text=True, check=False, timeout=120)
-
-    said = printed("train", tmp_path / "text", "--out", out, *SMALL)
-    assert (said.returncode, said.stdout.splitlines()[-1]) == (0, rf"write more  gpurnn generate '{tmp_path}/\u4e2d'")
-    said = printed("generate", out)
+    (tmp_path / "text").write_text(CHINESE, encoding="utf-8")
+    run("train", tmp_path / "text", "--out", tmp_path / "run", *SMALL)
+    said = in_latin_1("generate", tmp_path / "run")
     assert said.returncode == 1
     assert re.fullmatch(
         r"gpurnn: the output cannot hold '.+' in its encoding, \S+; set the environment variable PYTHONIOENCODING "
         "to utf-8\n",
         said.stderr,
     )
-    said = printed("diagnose", out, "--length", "3", "--starts", "1")
+
+
+@pytest.mark.slow
+def test_an_encoding_that_lacks_a_character_of_a_path(tmp_path):
+    (tmp_path / "text").write_text(CHINESE, encoding="utf-8")
+    out = tmp_path / "\u4e2d"
+    said = in_latin_1("train", tmp_path / "text", "--out", out, *SMALL)
+    assert (said.returncode, said.stdout.splitlines()[-1]) == (0, rf"write more  gpurnn generate '{tmp_path}/\u4e2d'")
+    said = in_latin_1("diagnose", out, "--length", "3", "--starts", "1")
     assert (said.returncode, said.stdout.splitlines()[-1]) == (0, rf"pictures      {tmp_path}/\u4e2d/diagnosis")
 
 

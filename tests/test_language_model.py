@@ -4,11 +4,11 @@ import itertools
 import json
 import math
 import re
-import tracemalloc
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from allocations import most_bytes
 from golden import arrays, family
 from parity import assign
 from strict_wing import plain, strict
@@ -452,12 +452,7 @@ def test_a_file_is_read_as_the_kind_of_model_that_it_holds(tmp_path):
 def peak(call):
     """The most memory in bytes that a call allocates at a time."""
     call()
-    tracemalloc.start()
-    try:
-        call()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    return most_bytes(call)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

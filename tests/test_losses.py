@@ -9,6 +9,7 @@ import golden
 import numpy as np
 import pytest
 from gpurnn.reference import losses as wing
+from problems import pairwise
 from strict_wing import plain, strict
 from tolerance import assert_close, assert_golden, assert_same, check_gradients
 
@@ -109,13 +110,29 @@ def problem(shape, V, *, mask, class_weights, seed=0, dtype="float64"):
     return logits, labels, options
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(
-    ("mask", "class_weights", "label_smoothing"),
-    list(itertools.product((None, "bool", "weights"), (False, True), (0.0, 0.2, 1.0))),
-)
-@pytest.mark.parametrize(("shape", "V"), [((3, 4), 5), ((6,), 2), ((), 4), ((2, 3), 1)])
-def test_cross_entropy_gradient(reduction, mask, class_weights, label_smoothing, shape, V):
+def each_pair(**factors):
+    """Parametrizes a test such that any two values of any two factors meet."""
+    return pytest.mark.parametrize(tuple(factors), [tuple(row.values()) for row in pairwise(factors)], ids=str)
+
+
+CROSS_ENTROPY = {
+    "reduction": list(REDUCTIONS),
+    "mask": [None, "bool", "weights"],
+    "class_weights": [False, True],
+    "label_smoothing": [0.0, 0.2, 1.0],
+    "sizes": [((3, 4), 5), ((6,), 2), ((), 4), ((2, 3), 1)],
+}
+
+
+@pytest.mark.slow
+def test_cross_entropy_gradient_with_every_combination_of_options():
+    for combination in itertools.product(*CROSS_ENTROPY.values()):
+        test_cross_entropy_gradient(*combination)
+
+
+@each_pair(**CROSS_ENTROPY)
+def test_cross_entropy_gradient(reduction, mask, class_weights, label_smoothing, sizes):
+    shape, V = sizes
     logits, labels, options = problem(shape, V, mask=mask, class_weights=class_weights)
     options |= {"label_smoothing": label_smoothing, "reduction": reduction}
     value, pullback = cross_entropy.vjp(logits, labels, **options)
@@ -130,11 +147,14 @@ def test_cross_entropy_gradient(reduction, mask, class_weights, label_smoothing,
     assert_same(dlogits, first)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("mask", [None, "bool", "weights"])
-@pytest.mark.parametrize(("shape", "axes"), [((3, 4, 2), 2), ((3, 4), 2), ((5, 3), 1), ((), 0), ((2, 3), 0)])
-def test_mse_gradient(reduction, half, mask, shape, axes):
+@each_pair(
+    reduction=list(REDUCTIONS),
+    half=[False, True],
+    mask=[None, "bool", "weights"],
+    sizes=[((3, 4, 2), 2), ((3, 4), 2), ((5, 3), 1), ((), 0), ((2, 3), 0)],
+)
+def test_mse_gradient(reduction, half, mask, sizes):
+    shape, axes = sizes
     rng = np.random.default_rng(0)
     y, target = np.asarray(rng.standard_normal(shape)), np.asarray(rng.standard_normal(shape))
     options = {"half": half, "reduction": reduction}
@@ -157,11 +177,14 @@ EDGES = {"l1": 0.0, "huber": 0.7, "smooth_l1": 0.5}
 """Where the derivatives of |e| change."""
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("mask", [None, "bool", "weights"])
-@pytest.mark.parametrize(("shape", "axes"), [((3, 4, 2), 2), ((5, 3), 1), ((), 0)])
-@pytest.mark.parametrize("kind", ELEMENTWISE)
-def test_elementwise_gradient(kind, reduction, mask, shape, axes):
+@each_pair(
+    kind=list(ELEMENTWISE),
+    reduction=list(REDUCTIONS),
+    mask=[None, "bool", "weights"],
+    sizes=[((3, 4, 2), 2), ((5, 3), 1), ((), 0)],
+)
+def test_elementwise_gradient(kind, reduction, mask, sizes):
+    shape, axes = sizes
     loss, options = ELEMENTWISE[kind]
     rng = np.random.default_rng(0)
     y, target = np.asarray(2 * rng.standard_normal(shape)), np.asarray(rng.random(shape))

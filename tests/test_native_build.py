@@ -11,7 +11,7 @@ import test_native_operations as operations
 import test_native_recurrence as recurrences
 from gpurnn.kernels import native
 from gpurnn.kernels.native import build, recurrence
-from problems import CELLS, draw
+from problems import ALL, CELLS, KINDS, draw
 from tolerance import assert_same
 
 from gpurnn.cells import GRU
@@ -42,7 +42,7 @@ def test_the_quick_build_of_the_tests_has_the_bits_of_the_plain_one(dtype, monke
     for name in ("quick", "plain"):
         monkeypatch.setenv("GPURNN_NATIVE_BUILD", name)
         monkeypatch.setattr(build, "_loaded", {})
-        problems = (draw(CELLS[cell], recurrences.ALL, T=5, B=9, I=3, H=37, dtype=dtype) for cell in recurrences.KINDS)
+        problems = (draw(CELLS[cell], ALL, T=5, B=9, I=3, H=37, dtype=dtype) for cell in KINDS)
         layers = tuple(recurrences.run(native, problem) for problem in problems)
         others = tuple(f(native, dtype, *arguments) for f, *arguments, _ in operations.CLOSE.values())
         others += tuple(f(native, dtype, *arguments) for f, *arguments in operations.SAME.values())

@@ -15,25 +15,11 @@ import pytest
 from gpurnn.kernels import native
 from gpurnn.kernels.compiler import CompilerError
 from gpurnn.kernels.native import build, processor, threads
-from problems import CELLS, Options, draw
+from problems import ALL, CELLS, KINDS, OPTIONS, Options, draw
 from tolerance import assert_all_close, assert_same, recurrence_terms
 
 from gpurnn import reference
 from gpurnn.cells import GRU, LSTM, Vanilla
-
-ALL = Options(lengths=True, resets=True, mask=True, bidirectional=True)
-OPTIONS = {
-    "plain": Options(),
-    "bare": Options(bias=False, state=False),
-    "lengths": Options(lengths=True),
-    "resets": Options(resets=True, bidirectional=True),
-    "lengths-resets": Options(lengths=True, resets=True, bidirectional=True),
-    "mask": Options(mask=True, bidirectional=True),
-    "all": ALL,
-}
-
-# One of each kind of product.
-KINDS = ["rnn-tanh-leak", "lstm", "gru-reset-before-candidate", "gru-reset-after-state"]
 
 ELEMENTARY = 4
 """Roundings by which exp and tanh differ from NumPy's, at each step; see test_native_functions.py."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
-import tracemalloc
 
 import golden
 import numpy as np
 import pytest
 import scipy.signal
+from allocations import most_bytes
 from problems import pairwise, pattern_of_lengths, pattern_of_resets
 from strict_wing import DEVICE, Array, plain, strict
 from tolerance import arrays_of, assert_all_close, assert_close, assert_golden, assert_same, check_gradients
@@ -17,7 +16,7 @@ from tolerance import arrays_of, assert_all_close, assert_close, assert_golden, 
 import gpurnn
 from benchmarks import scan
 from benchmarks.compare import Disagreement
-from gpurnn import functional, reference
+from gpurnn import functional
 
 
 def normal(*shape: int, seed: int = 0, dtype: str = "float64") -> np.ndarray:
@@ -639,15 +638,8 @@ def peak(kind: str, T: int, checkpoint_every) -> int:
     """The most bytes held at a time, except x, y and their gradients."""
     layer = {"dense": gpurnn.StateSpace, "complex": gpurnn.DiagonalStateSpace}[kind](1, 64, 1)
     x, dy = np.zeros((T, 4, 1), np.float32), np.ones((T, 4, 1), np.float32)
-    reference.buffers._pool.clear()
-    gc.collect()
-    tracemalloc.start()
-    try:
-        _, pullback = layer.vjp(x, checkpoint_every=checkpoint_every)
-        pullback((dy, None))
-        return tracemalloc.get_traced_memory()[1] - dy.nbytes - x.nbytes
-    finally:
-        tracemalloc.stop()
+    most = most_bytes(lambda: layer.vjp(x, checkpoint_every=checkpoint_every)[1]((dy, None)))
+    return most - dy.nbytes - x.nbytes
 
 
 @pytest.mark.usefixtures("short_chunks")

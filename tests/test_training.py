@@ -5,10 +5,10 @@ import math
 import os
 import re
 import signal
-import tracemalloc
 
 import numpy as np
 import pytest
+from allocations import most_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from strict_wing import Array, strict
@@ -445,11 +445,7 @@ def test_memory_does_not_grow_with_the_stream():
         data = stream(n=4 * (20 * windows + 1), batch_size=4, steps=20)
         model = language_model()
         run = trainer(model, data, steps=windows, log_interval=1000)
-        tracemalloc.start()
-        run.train()
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
+        return most_bytes(run.train)
 
     peak(2)
     assert peak(60) < 1.1 * peak(6)
