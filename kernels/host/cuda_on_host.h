@@ -3,7 +3,9 @@
 // What CUDA C spells in its own way and C++ can't express (dynamic shared memory, PTX) is in ../intrinsics.cuh, in two versions.
 #pragma once
 
-#include <cmath>
+// Not <cmath>, which leaves C's functions of double outside of std: CUDA's compute floats as floats.
+#include <math.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -180,6 +182,7 @@ inline unsigned __brev(unsigned x) {
     for (int i = 0; i < 32; ++i) reversed |= (x >> i & 1) << (31 - i);
     return reversed;
 }
+static_assert(std::is_same_v<decltype(exp(0.0f) + tanh(0.0f) + log1p(0.0f) + sqrt(0.0f) + fabs(0.0f) + hypot(0.0f, 0.0f)), float>);
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline double rsqrt(double x) { return 1 / std::sqrt(x); }
 // Round to nearest without contraction, on a GPU; here no product and sum are ever contracted.
