@@ -124,6 +124,16 @@ __global__ void scaled(const long long* table, int arrays, int size, const doubl
 
 // ---- Updates --------------------------------------------------------------------------------------------------------
 
+// The elements of an optimizer's slots at one position of a parameter.
+template <typename Real, int count>
+struct Slots {
+    Real* arrays[count];  // null where the optimizer's options do without the slot
+    long long i;
+
+    __device__ bool has(int slot) const { return arrays[slot] != nullptr; }
+    __device__ Real& operator[](int slot) const { return arrays[slot][i]; }
+};
+
 // Forms g = gradient + weight_decay p, and replaces p by shrink p - step(g). Lists: p, gradient and the slots.
 template <template <typename> class Rule, typename Storage, typename Real>
 __global__ void update(const long long* table, int arrays, int size, Real weight_decay, Rule<Real> rule) {
@@ -132,18 +142,11 @@ __global__ void update(const long long* table, int arrays, int size, Real weight
     Storage* const p = chunk.list<Storage>(0);
     const Storage* const gradient = chunk.list<Storage>(1);
     const Real shrink(chunk.shrink());
-    Real* state[count];
-    for (int slot = 0; slot < count; ++slot) state[slot] = chunk.list<Real>(2 + slot);
+    Slots<Real, count> slots;
+    for (int slot = 0; slot < count; ++slot) slots.arrays[slot] = chunk.list<Real>(2 + slot);
     for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        Slots<Real, count> slots;
-        for (int slot = 0; slot < count; ++slot) {
-            slots.exists[slot] = state[slot] != nullptr;
-            slots.values[slot] = state[slot] ? state[slot][i] : Real(0);
-        }
         const Real g = decayed(Real(gradient[i]), weight_decay, Real(p[i]));
+        slots.i = i;
         p[i] = Storage(Real(p[i]) * shrink - rule.step(g, slots));
-        for (int slot = 0; slot < count; ++slot) {
-            if (state[slot]) state[slot][i] = slots.values[slot];
-        }
     }
 }

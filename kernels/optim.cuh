@@ -2,20 +2,11 @@
 //
 // A rule is a struct of the step's scalars. It has a number for each slot, `count` slots, and `step`, which changes the
 // slots. Its names are those of the optimizer's class in gpurnn/optimizers.py, whose order is proved when this compiles.
-// Scalars are numbers of type Real. A step computes with Reals, or with some side by side (native/simd.h).
+// Scalars are numbers of type Real. A step computes with Reals, or with some side by side (native/simd.h). Its slots are
+// where a wing has them: `slots.has(k)` says whether the optimizer's options need slot k, and `slots[k]` is its element.
 #pragma once
 
 #include "numbers.cuh"
-
-// The elements of an optimizer's slots at one position of a parameter.
-template <typename Number, int count>
-struct Slots {
-    Number values[count];
-    bool exists[count];  // false where the optimizer's options do without the slot
-
-    __device__ bool has(int slot) const { return exists[slot]; }
-    __device__ Number& operator[](int slot) { return values[slot]; }
-};
 
 // The gradient with decay. Without decay p does not count, so inf or NaN in it cannot reach the slots.
 template <typename Number, typename Real>
@@ -30,8 +21,8 @@ struct Sgd {
     Real lr, mu, undamped;
     bool nesterov, first;
 
-    template <typename Number>
-    __device__ Number step(Number g, Slots<Number, count>& slots) const {
+    template <typename Number, class Slots>
+    __device__ Number step(Number g, Slots& slots) const {
         if (!slots.has(momentum)) return g * lr;
         const Number b = slots[momentum] = first ? g : slots[momentum] * mu + g * undamped;
         return (nesterov ? g + b * mu : b) * lr;
@@ -45,8 +36,8 @@ struct Rmsprop {
     enum { square, mean, momentum, count };
     Real lr, alpha, one_minus_alpha, eps, mu;
 
-    template <typename Number>
-    __device__ Number step(Number g, Slots<Number, count>& slots) const {
+    template <typename Number, class Slots>
+    __device__ Number step(Number g, Slots& slots) const {
         const Number part = g * one_minus_alpha;
         Number spread = slots[square] = slots[square] * alpha + part * g;
         if (slots.has(mean)) {
@@ -67,8 +58,8 @@ struct Adam {
     enum { mean, square, largest, count };
     Real rate, beta1, one_minus_beta1, beta2, one_minus_beta2, floor;
 
-    template <typename Number>
-    __device__ Number step(Number g, Slots<Number, count>& slots) const {
+    template <typename Number, class Slots>
+    __device__ Number step(Number g, Slots& slots) const {
         const Number m = slots[mean] = slots[mean] * beta1 + g * one_minus_beta1;
         Number v = slots[square] = slots[square] * beta2 + g * g * one_minus_beta2;
         if (slots.has(largest)) {
@@ -85,8 +76,8 @@ struct Adagrad {
     enum { sum, count };
     Real lr, eps;
 
-    template <typename Number>
-    __device__ Number step(Number g, Slots<Number, count>& slots) const {
+    template <typename Number, class Slots>
+    __device__ Number step(Number g, Slots& slots) const {
         const Number v = slots[sum] = slots[sum] + g * g;
         return g / (sqrt(v) + eps) * lr;
     }
@@ -98,8 +89,8 @@ struct Adadelta {
     enum { square, update, count };
     Real lr, rho, one_minus_rho, eps;
 
-    template <typename Number>
-    __device__ Number step(Number g, Slots<Number, count>& slots) const {
+    template <typename Number, class Slots>
+    __device__ Number step(Number g, Slots& slots) const {
         const Number v = slots[square] = slots[square] * rho + g * g * one_minus_rho, u = slots[update];
         const Number d = g / sqrt(v + eps) * sqrt(u + eps);
         slots[update] = u * rho + d * d * one_minus_rho;
@@ -113,8 +104,8 @@ struct Nadam {
     enum { mean, square, count };
     Real of_mean, of_gradient, beta1, one_minus_beta1, beta2, one_minus_beta2, floor;
 
-    template <typename Number>
-    __device__ Number step(Number g, Slots<Number, count>& slots) const {
+    template <typename Number, class Slots>
+    __device__ Number step(Number g, Slots& slots) const {
         const Number m = slots[mean] = slots[mean] * beta1 + g * one_minus_beta1;
         const Number v = slots[square] = slots[square] * beta2 + g * g * one_minus_beta2;
         return (g * of_gradient + m * of_mean) / (sqrt(v) + floor);
@@ -127,8 +118,8 @@ struct Adamax {
     enum { mean, norm, count };
     Real rate, beta1, one_minus_beta1, beta2, eps;
 
-    template <typename Number>
-    __device__ Number step(Number g, Slots<Number, count>& slots) const {
+    template <typename Number, class Slots>
+    __device__ Number step(Number g, Slots& slots) const {
         const Number m = slots[mean] = slots[mean] * beta1 + g * one_minus_beta1, before = slots[norm] * beta2;
         const Number own = select(g < 0, -g, g) + eps;
         const Number u = slots[norm] = select((before > own) | (before != before), before, own);  // NaN stays, in both
@@ -149,8 +140,8 @@ struct Rprop {
     enum { previous, size, count };
     Real eta_minus, eta_plus, smallest, largest;
 
-    template <typename Number>
-    __device__ Number step(Number g, Slots<Number, count>& slots) const {
+    template <typename Number, class Slots>
+    __device__ Number step(Number g, Slots& slots) const {
         // The product of the signs, because that of the gradients may underflow.
         const Number turn = sign(g) * sign(slots[previous]);
         Number step = slots[size] * select(turn > 0, Number(eta_plus), select(turn < 0, Number(eta_minus), Number(1)));

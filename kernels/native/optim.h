@@ -27,6 +27,16 @@ void over_chunks(const int64_t* table, int64_t arrays, int64_t columns, int inde
     }
 }
 
+// The elements of an optimizer's slots at one position of a parameter.
+template <typename Number, int count>
+struct Slots {
+    Number values[count];
+    bool exists[count];  // false where the optimizer's options do without the slot
+
+    __device__ bool has(int slot) const { return exists[slot]; }
+    __device__ Number& operator[](int slot) { return values[slot]; }
+};
+
 // p <- shrink p - step(gradient + weight_decay p). Lists: p, the gradient and the slots.
 template <template <typename> class Rule, typename T>
 void update(const Team& team, const int64_t* table, int64_t arrays, double weight_decay, const Rule<T>& rule) {
