@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,10 +149,11 @@ def forecast(
 
     Parameters
     ----------
-    history : (T,) or (T, features) array
-        The series that the forecast continues, or the end of it.
+    history : (T,) or (T, features) array, pandas or polars series, or pandas table
+        The series that the forecast continues, or the end of it. A pandas index says when.
     forecast : Forecast
-        Of `gpurnn.Forecaster.forecast`.
+        Of `gpurnn.Forecaster.forecast`. Its further quantiles are drawn too, two that lie alike around the middle as an
+        interval.
     path : path, optional
         Where to write the picture; its suffix says the format.
     actual : (steps,) or (steps, features) array, optional
@@ -199,31 +201,53 @@ def forecast(
     figure = new_figure("forecast", 7.0, 1.6 + 2.6 * features)
     panels = figure.subplots(features, sharex=True, squeeze=False)[:, 0]
     length = past.shape[0]
+    if times is None and hasattr(history, "index") and hasattr(forecast.point, "index"):
+        times = [*history.index, *forecast.point.index]
+        times = [t.to_timestamp() if hasattr(t, "to_timestamp") else t for t in times]
     at: Sequence[Any] = range(start, start + length + steps) if times is None else list(times)
     if len(at) != length + steps:
         raise ValueError(f"forecast: times has {len(at)} entries, expected T + steps = {length + steps}")
     ahead = at[length:]
     for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        axes.plot(at[:length], past[:, i], color="black", linewidth=1.2, label="history")
-        if came is not None:
-            axes.plot(ahead, came[:, i], color="black", marker="o", markersize=3, linewidth=0.8, label="actual")
-        marker = "o" if steps <= 40 else None
-        axes.plot(ahead, point[:, i], color="tab:blue", marker=marker, markersize=3, linewidth=1.6, label="forecast")
-        interval = f"{100 * forecast.level:g}% prediction interval"
-        axes.fill_between(ahead, lower[:, i], upper[:, i], color="tab:blue", alpha=0.2, linewidth=0, label=interval)
+        of_feature = replace(
+            forecast, point=point[:, i], lower=lower[:, i], upper=upper[:, i],
+            quantiles={q: _columns("forecast.quantiles", v)[:, i] for q, v in forecast.quantiles.items()},
+        )  # fmt: skip
+        draw_forecast(axes, at[:length], past[:, i], ahead, of_feature, None if came is None else came[:, i])
         axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     panels[-1].set_xlabel("time step" if start == 0 and times is None else "time")
-    if hasattr(at[0], "year"):
+    if times is None:
+        whole_numbers(panels[-1].xaxis)
+    return written("forecast", figure, path)
+
+
+def draw_forecast(
+    axes: Any, times: Sequence[Any], history: Any, ahead: Sequence[Any], forecast: Forecast, actual: Any = None
+) -> None:
+    """Draw a series (T,) at its times, its forecast of (steps,) arrays and what came then into one panel."""
+    axes.plot(times, history, color="black", linewidth=1.2, label="history")
+    if actual is not None:
+        axes.plot(ahead, actual, color="black", marker="o", markersize=3, linewidth=0.8, label="actual")
+    marker = "o" if len(ahead) <= 40 else None
+    axes.plot(ahead, forecast.point, color="tab:blue", marker=marker, markersize=3, linewidth=1.6, label="forecast")
+    band = {"color": "tab:blue", "linewidth": 0}
+    interval = f"{100 * forecast.level:g}% prediction interval"
+    axes.fill_between(ahead, forecast.lower, forecast.upper, label=interval, alpha=0.2, **band)
+    for low, values in forecast.quantiles.items():
+        high = next((q for q in forecast.quantiles if abs(low + q - 1) < 1e-9), None)
+        if high is None or low == high:
+            axes.plot(ahead, values, color="tab:blue", linewidth=0.8, linestyle="--", label=f"{low:g} quantile")
+        elif low < high:
+            label = f"{100 * (high - low):g}% interval"
+            axes.fill_between(ahead, values, forecast.quantiles[high], label=label, alpha=0.35, **band)
+    axes.grid(alpha=0.3)
+    if hasattr(times[0], "year"):
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
         locator = AutoDateLocator()
-        panels[-1].xaxis.set_major_locator(locator)
-        panels[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    elif times is None:
-        whole_numbers(panels[-1].xaxis)
-    return written("forecast", figure, path)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
 def alignment(
@@ -285,8 +309,11 @@ def _visible(symbol: str) -> str:
 
 def _columns(name: str, array: Any) -> Any:
     """The values of a series on the host, as (T, features)."""
-    _dispatch.namespace("forecast", **{name: array})
-    values = _dispatch.to_numpy(array)
+    if hasattr(array, "to_numpy"):
+        values = array.to_numpy()
+    else:
+        _dispatch.namespace("forecast", **{name: array})
+        values = _dispatch.to_numpy(array)
     if values.ndim not in (1, 2):
         raise ValueError(f"forecast: {name} has shape {values.shape}, expected (T,) or (T, features)")
     return values[:, None] if values.ndim == 1 else values

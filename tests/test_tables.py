@@ -10,10 +10,11 @@ import pytest
 from test_cli import files, piped, refused, run
 
 from gpurnn import models
-from gpurnn.cli.tables import read_table, read_times, step_of
+from gpurnn.cli.tables import read_table, read_times
+from gpurnn.models.forecasting.times import evenly_spaced
 from gpurnn.training.directory import RunDirectory
 
-QUICK = ["--updates", "30"]
+QUICK = ["--epochs", "10"]
 
 
 def table(path, header, rows):
@@ -125,12 +126,10 @@ def days(count, start=date(2024, 1, 1), step=1):
     ],
 )
 def test_times_go_on(tmp_path, texts, form, following):
-    from gpurnn.cli.tables import Times
-
     found, write = read_times(read_table(str(table(tmp_path / "t.csv", "t", texts)), None), "t", form)
     assert [write(time) for time in found] == texts
     if following:
-        times = Times(found, step_of(found), write)
+        times = evenly_spaced(found).times
         assert [write(time) for time in times.following(len(following))] == following
 
 
@@ -141,16 +140,15 @@ def test_rows_that_are_missing(tmp_path):
     lines[0], lines[30] = lines[30], lines[0]
     path = table(tmp_path / "a.csv", "Tag;Wert", lines)
     arguments = ["forecast", path, "--time", "Tag", "--target", "Wert", *QUICK, "--out", tmp_path / "o"]
-    said = refused(*arguments)
-    assert "column 'Wert' has no value on 1 lines (7); fill them in, or add --fill" in said
-    said = run(*arguments, "--fill").stdout
+    said = run(*arguments).stdout
     assert "the rows are put in the order of Tag" in said
     assert "60 rows, 2024-01-01 to 2024-02-29" in said
-    assert "4 missing values are filled on the straight line between their neighbours" in said
-    lines[5] = f"{dates[5]};15,5"
-    table(path, "Tag;Wert", lines)
+    assert "1 value is missing, and left as a gap\n3 rows are missing, and left as a gap" in said
+    assert rows_of(tmp_path / "o" / "forecast.csv")[0]["Tag"] == "2024-03-01"
+    lines[20] = lines[20].replace("2024-01-23", "2024-01-23T12:00")
+    table(path, "Tag;Wert", [line.replace(";", "T00:00;") if "T" not in line else line for line in lines])
     result = run(*arguments, "--replace")
-    assert "warning: the rows are not at equal distances, first at line 22, 2024-01-23 (2 in all)" in result.stderr
+    assert "warning: the rows are not at equal distances, first at line 22, 2024-01-23T12:00; they are" in result.stderr
     assert "57 rows" in result.stdout
 
 
@@ -162,7 +160,12 @@ def test_rows_that_are_missing(tmp_path):
         ("t,v", ["1,2", "soon,3"], [], "line 3, column 't': 'soon' is no number; the first time is one"),
         ("t,v", ["1.2.2024,3"], [], "line 2, column 't': '1.2.2024' is no number and no date"),
         ("t,v", ["2024-01-01,3"], ["--time-format", "%d.%m.%Y"], "'2024-01-01' is not of the form %d.%m.%Y"),
-        ("t,v", ["1,2", "2,3", "1,4"], [], "lines 2 and 4 have the same t, 1; a file of one series is expected"),
+        (
+            "t,v",
+            ["1,2", "2,3", "1,4"],
+            [],
+            "lines 2 and 4 have the same t, 1; a row for each time is expected; --group",
+        ),
         ("t,v", ["1,2,3"], [], "line 2: has 3 values, but there are 2 columns"),
         ("t,t", ["1,2"], [], "has two columns named 't'"),
         ("t,v", [], [], "has no rows below the names of its columns, t, v"),
@@ -172,14 +175,89 @@ def test_rows_that_are_missing(tmp_path):
         ("t,v", [f"{i},{i}" for i in range(19)], [], "has 19 rows, expected at least 20 to learn from"),
         ("t,v", [f"{i},{i}" for i in range(30)], ["--season", "16"], "--season 16: expected at most 15, half of the"),
         ("t,v", [f"{i},{i}" for i in range(30)], ["--window", "16"], "--window 16: expected at most 15"),
-        ("t,v", [f"{i},NA" for i in range(30)], ["--fill"], "the target has no values at all"),
+        ("t,v", [f"{i},NA" for i in range(30)], [], "column 'v' has no values"),
+        ("t,v", [f"{i},{i}" for i in range(30)], ["--static", "v"], "--static: 'v' is a column of another option"),
+        ("t,v,p", [f"{i},{i},1" for i in range(30)], ["--static", "p"], "give the column that parts them with --group"),
+        (
+            "t,v,p",
+            [f"{i},{i},1" for i in range(30)],
+            ["--known", "p"],
+            "--known: {file} says no p of the rows",
+        ),
+        (
+            "t,v,p",
+            [f"{i},{i if i < 28 else ''},1" for i in range(30)],
+            ["--known", "p", "--steps", "3"],
+            "--steps 3: p are known for 2 rows to come",
+        ),
+        (
+            "t,v,p",
+            [f"{i},{i},{i or ''}" for i in range(30)],
+            ["--known", "p"],
+            "column 'p' has no value on 1 lines (2)",
+        ),
+        (
+            "t,v,g",
+            [f"{i},{i},{i // 25}" for i in range(30)],
+            ["--group", "g"],
+            "the group 1 has 5 rows, expected",
+        ),
+        (
+            "t,v,g,s",
+            [f"{i % 25},{i},{i // 25},{i // 30}" for i in range(50)],
+            ["--group", "g", "--static", "s"],
+            "line 32, column 's': '1', but '0' on line 27; all rows of the group 1 must have the same value",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_series_is_named(tmp_path, header, rows, options, message):
     path = table(tmp_path / "a.csv", header, rows)
     said = refused("forecast", path, "--time", "t", "--target", "v", "--out", tmp_path / "o", *QUICK, *options)
-    assert message in said
+    assert message.replace("{file}", str(path)) in said
     assert not (tmp_path / "o").exists()
+
+
+def test_a_forecast_of_several_series_with_covariates(tmp_path):
+    rng, rows, truth = np.random.default_rng(0), [], {}
+    for shop, level in (("north", 100), ("south", 5)):
+        for t, day in enumerate(days(90 if shop == "north" else 80)):
+            offer = rng.random() < 0.3
+            truth[shop, str(day)] = level * (1 + 0.5 * offer)
+            sold = f"{truth[shop, str(day)] * (1 + 0.01 * rng.normal()):.3f}"
+            rows.append(
+                f"{shop},{day},{sold if t < (84 if shop == 'north' else 74) else ''},{int(offer)},{level},{t % 3}"
+            )
+    path = table(tmp_path / "shops.csv", "shop,day,sold,offer,size,visits", rows)
+    options = ["--group", "shop", "--known", "offer", "--static", "size", "--past", "visits", "--quantiles", "0.1,0.5"]
+    result = run(
+        "forecast", path, "--time", "day", "--target", "sold", *options, "--out", tmp_path / "o", "--epochs", 60
+    )
+    assert "2 series of 74 to 84 rows, 2024-01-01 to 2024-03-24: " in result.stdout
+    assert (
+        "tried on the last 6 rows of each of 2 series, which it had not seen: mean absolute scaled error"
+        in result.stdout
+    )
+    found = rows_of(tmp_path / "o" / "forecast.csv")
+    assert list(found[0]) == ["shop", "day", "sold", "sold_lower", "sold_upper", "sold_q0.1", "sold_q0.5"]
+    assert [row["day"] for row in found] == [*map(str, days(90)[84:]), *map(str, days(80)[74:])]
+    for row in found:
+        assert float(row["sold"]) == pytest.approx(truth[row["shop"], row["day"]], rel=0.2)
+    assert models.load(tmp_path / "o" / "model.safetensors").known_features == 1
+
+
+def test_rows_at_the_end_without_a_target_are_those_to_forecast(tmp_path):
+    lines = [f"{t},{t % 5 if t < 55 else ''}" for t in range(60)]
+    arguments = ["forecast", table(tmp_path / "a.csv", "t,v", lines), "--time", "t", "--target", "v", *QUICK]
+    assert "season" not in run(*arguments, "--season", 1, "--out", tmp_path / "1").stdout.splitlines()[0]
+    assert (
+        "55 rows, 0 to 54: a season of 5 and 7\n" in run(*arguments, "--out", tmp_path / "5", "--season", "5,7").stdout
+    )
+    assert [row["t"] for row in rows_of(tmp_path / "5" / "forecast.csv")] == ["55", "56", "57", "58", "59"]
+    for wrong, said in (
+        (["--season", "7,x"], "'7,x' holds something other than numbers and commas"),
+        (["--quantiles", "0.5,1"], "1 is not between 0 and 1"),
+    ):
+        assert said in run(*arguments, *wrong, code=2).stderr
 
 
 def test_files_in_the_way_of_a_forecast_stay(series, tmp_path):
@@ -440,11 +518,9 @@ def test_times_that_are_not_written_again_as_they_were_are_rejected(tmp_path, te
     [
         ([*days(39), "9999-12-31"], [], "the times after 9999-12-31 go beyond the year 9999; give fewer --steps, or"),
         ([*(f"{y}-12-31" for y in range(1990, 2020)), "9999-12-31"], [], "the times after 9999-12-31 go beyond"),
-        ([*days(39), "9999-12-31"], ["--fill"], "column 't': '9999-12-31' would have --fill add 2,913,134 rows before"),
-        ([*(f"2020-{m:02d}" for m in range(1, 13)), *(f"2021-{m:02d}" for m in range(1, 13)), "9999-12"], ["--fill"],
-         "line 26, column 't': '9999-12' would have --fill add 95,735 rows before it; is that time right?"),
-        ([*range(39), 10**15], ["--fill"], "'1000000000000000' would have --fill add 999,999,999,999,961 rows before"),
-        ([day for day in days(60) if day.weekday() < 5] + ["9999-12-31"], ["--fill"], "would have --fill add 2,080,"),
+        ([*(f"2020-{m:02d}" for m in range(1, 13)), *(f"2021-{m:02d}" for m in range(1, 13)), "9999-12"], [],
+         "the times after 9999-12 go beyond the year 9999; give fewer --steps, or"),
+        ([day for day in days(60) if day.weekday() < 5] + ["9999-12-31"], [], "the times after 9999-12-31 go beyond"),
         (days(40), ["--steps", 10**7], "the times after 2024-02-09 go beyond the year 9999; give fewer --steps, or"),
     ],
 )  # fmt: skip
@@ -467,7 +543,7 @@ def test_times_of_a_zone_stay_of_it(tmp_path):
         (["2024-01-01 00:00:00+02:00", "2024-01-01 01:00:00+02:00"], "2024-01-01 02:00:00+02:00"),
     ):
         found, write = read_times(read_table(str(table(tmp_path / "a.csv", "t", texts)), None), "t", None)
-        assert write(found[-1] + step_of(found)) == following
+        assert [write(time) for time in evenly_spaced(found).times.following(1)] == [following]
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .options import PathType, computing_on, device_option, encoding_option, integer
-from .tables import MODEL, Table, Times, csv_bytes, directory_of, read_table, read_times, step_of
+from .pictures import draw_forecasts
+from .tables import MODEL, Table, columns_in, csv_bytes, directory_of, groups_of, read_table, read_times
 from .terminal import Refusal, progress_of, quiet_option, refusing, say, warn
 from .texts import STDIN
 
 FILE, PICTURE = "forecast.csv", "forecast.png"
-_MOST_FILLED = 20
-"""With --fill a series may become this many times as long; a gap beyond that is a wrong time."""
 
 LARGEST = 1e37
 """The network computes in float32, which holds little more than this."""
@@ -26,19 +24,51 @@ LARGEST = 1e37
 LEAST = 20
 """A series shorter than this has nothing to learn from."""
 
+TRIED = 20
+"""How many series of a table say what trend and season there is, at most."""
+
+
+class _Numbers(click.types.StringParamType):
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def __init__(self, low: float, high: float) -> None:
+        self._low, self._high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} holds something other than numbers and commas.", param, ctx)
+        for number in numbers:
+            if not self._low < number < self._high:
+                self.fail(f"{number:g} is not between {self._low:g} and {self._high:g}.", param, ctx)
+        return numbers
+
 
 @click.command(short_help="Forecast a column of a CSV file, with intervals.", context_settings={"show_default": True})
 @click.argument("file", type=PathType(allow_dash=True), metavar="DATA.csv")
 @click.option("--time", "time_column", required=True, metavar="COLUMN", help="When each row is: numbers, or dates.")
 @click.option("--target", required=True, metavar="COLUMN", help="What is to be forecast: numbers.")
-@integer("--steps", None, "How many rows to forecast.  [default: a tenth of the rows, at most 50]")
+@click.option("--group", metavar="COLUMN", help="Which of several series, such as a shop, a row is of.")
+@click.option("--known", metavar="A,B,...", help="Columns that are known in the future too, such as a price.")
+@click.option("--past", metavar="A,B,...", help="Further columns that are known in the past only.")
+@click.option("--static", metavar="A,B,...", help="Columns with one number for each series of --group.")
+@integer("--steps", None, "How many rows to forecast.  [default: the rows at the end without a target, or else a tenth "
+         "of the rows, at most 50]")  # fmt: skip
 @click.option("--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.9, metavar="X",
               help="The probability that a value is to lie in its interval.")  # fmt: skip
-@integer("--season", None, "Rows in a season, such as 12 for months; 1 for none.  [default: found in the data]")
+@click.option("--quantiles", type=_Numbers(0, 1), default=(), metavar="X,Y,...", show_default=False,
+              help="Further quantiles to forecast, such as 0.1,0.5,0.9.")  # fmt: skip
+@click.option("--season", type=_Numbers(0, 1e6), metavar="N,M,...", show_default=False,
+              help="Rows in a season, such as 12 for months, or 24,168 for hours; 1 for none.  [default: found in the "
+              "data]")  # fmt: skip
 @integer("--window", None, "How many past rows a forecast depends on.  [default: by the season]")
 @integer("--hidden", 16, "Width of the recurrent layer.")
-@integer("--updates", 800, "Updates of the training.")
-@click.option("--fill", is_flag=True, help="Fill missing values and rows from the values on both sides.")
+@integer("--epochs", 100, "Most passes over the rows; fewer where the last tenth of them no longer gains.")
 @click.option("--time-format", metavar="FORM", help="How dates are written, as strptime takes it: %d.%m.%Y.")
 @click.option("--out", type=PathType(path_type=Path), metavar="DIR", show_default=False,
               help="Where everything goes.  [default: DATA-forecast]")  # fmt: skip
@@ -51,13 +81,17 @@ def forecast(
     file: str,
     time_column: str,
     target: str,
+    group: str | None,
+    known: str | None,
+    past: str | None,
+    static: str | None,
     steps: int | None,
     level: float,
-    season: int | None,
+    quantiles: tuple[float, ...],
+    season: tuple[float, ...] | None,
     window: int | None,
     hidden: int,
-    updates: int,
-    fill: bool,
+    epochs: int,
     time_format: str | None,
     out: Path | None,
     replace: bool,
@@ -67,39 +101,66 @@ def forecast(
 ) -> None:
     """Forecast a column of a CSV file, with intervals, and draw it.
 
-    Each row is a time: one value of --target at one --time, all at equal distances. The trend and the season, if there
-    are any, are fitted by least squares, and a small recurrent network learns what they leave. The last rows are first
-    kept aside to say how good such a forecast is. DIR receives forecast.csv, forecast.png and the network
-    (model.safetensors).
+    Each row is a time: one value of --target at one --time, or at one --time of each --group. Missing values and rows
+    are gaps. The trend and the season, if there are any, are fitted by least squares, and a small recurrent network
+    learns what they leave. The last rows are first kept aside to say how good such a forecast is. Rows at the end
+    without a value of --target are those to forecast; columns of --known have values there. DIR receives forecast.csv,
+    forecast.png and the model (model.safetensors).
 
     \b
     gpurnn forecast sales.csv --time month --target sales
-    gpurnn forecast load.csv --time hour --target kW --steps 48 --season 24
+    gpurnn forecast load.csv --time hour --target kW --steps 48 --season 24,168
+    gpurnn forecast shops.csv --time day --target sold --group shop --known price
     """
     table = read_table(file, encoding)
-    times, values = _series(table, time_column, target, time_format, fill)
-    count = len(values)
+    table.column(target, "--target")
+    columns: dict[str, list[str]] = {}
+    for option, chosen in (("--known", known), ("--past", past), ("--static", static)):
+        taken = [time_column, target, group, *(name for names in columns.values() for name in names)]
+        columns[option[2:]] = columns_in(table, chosen, option, taken)
+    if static is not None and group is None:
+        raise Refusal("--static has one number for each series; give the column that parts them with --group")
+    series, write = _read(table, time_column, target, group, columns, time_format)
+    count = min(len(one.values) for one in series)
     if count < LEAST:
-        raise Refusal(f"{table.file}: has {count} rows, expected at least {LEAST} to learn from")
-    largest = max(map(abs, values))
+        which = f"the group {min(series, key=lambda one: len(one.values)).name} " if group else ""
+        raise Refusal(f"{table.file}: {which}has {count} rows, expected at least {LEAST} to learn from")
+    largest = max(abs(value) for one in series for value in one.values if not math.isnan(value))
     if largest > LARGEST:
         raise Refusal(f"{table.file}: column {target!r} holds {largest:g}, expected at most {LARGEST:g}; divide it")
-    period = season if season is not None else _season(times, values)
-    if period > count // 2:
-        raise Refusal(f"--season {period}: expected at most {count // 2}, half of the {count} rows")
-    steps = steps or max(1, min(max(period, count // 10), 50, count // 4))
+    periods = [p for p in (season or _season(series)) if p > 1]
+    if periods and 2 * max(periods) > count:
+        raise Refusal(f"--season {max(periods):g}: expected at most {count // 2}, half of the {count} rows")
     if window is not None and window > count // 2:
         raise Refusal(f"--window {window}: expected at most {count // 2}, half of the {count} rows")
-    size = window or max(2, min(max(period, 8), 24, count // 6))
-    ahead = times.following(steps)
+    longest = round(max(periods, default=1))
+    ahead = min(len(one.ahead) for one in series)
+    if columns["known"] and not ahead:
+        raise Refusal(
+            f"--known: {table.file} says no {', '.join(columns['known'])} of the rows to forecast; add them at its "
+            f"end, without a value of {target}"
+        )
+    steps = steps or ahead or max(1, min(max(longest, count // 10), 50, count // 4))
+    if columns["known"] and steps > ahead:
+        raise Refusal(f"--steps {steps}: {', '.join(columns['known'])} are known for {ahead} rows to come")
+    size = window or max(2, min(max(longest, 8), 24, count // 6))
+    with refusing(ValueError):
+        for one in series:
+            one.ahead = _ahead(one, steps, write)
     out = out or Path(f"{'table' if file == STDIN else Path(file).stem}-forecast")
     with directory_of(out, "forecast", [MODEL, FILE, PICTURE], replace) as folder, computing_on(device) as xp:
-        shape = _shape_of(values, period, steps)
-        say(f"{count} rows, {times.write(times.values[0])} to {times.write(times.values[-1])}: {shape.in_words()}")
-        found, model, tried = _learnt(_Learner(xp, shape, size, hidden, updates, level, seed), values, steps)
+        shape = _shape_of(series[:TRIED], periods, steps)
+        rows = [len(one.values) for one in series]
+        first, last = (write(times(one.times[i] for one in series)) for times, i in ((min, 0), (max, -1)))
+        many = f"{len(series)} series of {min(rows)} to {max(rows)} rows" if group else f"{count} rows"
+        say(f"{many}, {first} to {last}: {_in_words(shape)}")
+        learner = _Learner(xp, shape, size, hidden, epochs, level, seed)
+        say(learner.tried(series, min(steps, max(1, count // 6))))
+        model = learner.fit(series, 0)
+        found = learner.forecast(model, series, steps, quantiles)
         folder.details = {
-            "command": "forecast", "time": time_column, "target": target, "steps": steps, "level": level,
-            "window": size, "shape": asdict(shape),
+            "command": "forecast", "time": time_column, "target": target, "group": group, **columns, "steps": steps,
+            "level": level, "quantiles": quantiles, "window": size, "shape": asdict(shape),
         }  # fmt: skip
         for name in folder.names:  # a kill must not leave what belongs to two forecasts
             (out / name).unlink(missing_ok=True)
@@ -108,318 +169,292 @@ def forecast(
         from .. import _files
 
         model.save(out / MODEL)
-        header = [time_column, target, f"{target}_lower", f"{target}_upper"]
-        rows = [
-            [times.write(when), *(f"{value:.6g}" for value in row)]
-            for when, row in zip(ahead, zip(*found, strict=True), strict=True)
-        ]
-        _files.write_atomically(out / FILE, csv_bytes(header, rows))
-        say(tried.in_words(level))
+        _files.write_atomically(out / FILE, _csv(series, found, quantiles, (group, time_column, target), write))
         say(f"forecast    {out / FILE}")
-        _draw(times, values, ahead, found, level, (time_column, target), out / PICTURE)
+        draw_forecasts(series, found, (time_column, target), out / PICTURE)
 
 
 # --- the series ---
 
 
-def _series(table: Table, time_column: str, target: str, form: str | None, fill: bool) -> tuple[Times, list[float]]:
-    """The times and the values, in the order of the times, without gaps."""
+@dataclass
+class Row:
+    """The series of one group, in the order of its times, without its last rows that have no target."""
+
+    name: str
+    times: list[Any]
+    values: list[float]
+    """NaN in gaps."""
+    covariates: dict[str, Any]
+    """Arrays by the options known (rows and rows to come, columns), past (rows, columns) and static (columns,)."""
+    ahead: list[Any]
+    """The times of the rows to come: those in the file, or as many as are to be forecast."""
+    step: Any
+
+
+def _read(
+    table: Table, time_column: str, target: str, group: str | None, columns: dict[str, list[str]], form: str | None
+) -> tuple[list[Row], Callable[[Any], str]]:
+    """The series, and how their times are written."""
+    import numpy as np
+
+    from ..models.forecasting.times import EqualTimes, evenly_spaced
+
     table.column(time_column, "--time")
-    table.column(target, "--target")
     when, write = read_times(table, time_column, form)
-    if not fill:
-        table.reject_missing(target, "fill them in, or add --fill")
-    values = table.numbers(target)
-    order = sorted(range(len(table)), key=when.__getitem__)
-    if order != list(range(len(table))):
-        say(f"the rows are put in the order of {time_column}")
-    for earlier, later in pairwise(order):
-        if when[earlier] == when[later]:
-            lines = sorted((table.lines[earlier], table.lines[later]))
+    values = np.asarray(table.numbers(target))
+    for option in ("known", "static"):
+        for name in columns[option]:
+            table.reject_missing(name, f"every row needs its --{option}")
+    covariates = {
+        option: np.array([table.numbers(name) for name in names]).reshape(len(names), len(table)).T
+        for option, names in columns.items()
+    }
+    groups = [("", list(range(len(table))))]
+    if group is not None:
+        found = groups_of(table, group, None, None)
+        groups = list(zip(found.names, found.rows, strict=True))
+    series, missing, gaps, uneven, disorder = [], 0, 0, [], False
+    for name, members in groups:
+        try:
+            rows = evenly_spaced([when[row] for row in members])
+        except EqualTimes as error:
+            lines = [table.lines[members[row]] for row in error.rows]
+            cure = "of each group" if group else "; --group names the column that parts several series"
             raise Refusal(
                 f"{table.file}: lines {lines[0]} and {lines[1]} have the same {time_column}, "
-                f"{table.columns[time_column][earlier]}; a file of one series is expected, a row for each time"
+                f"{table.columns[time_column][members[error.rows[0]]]}; a row for each time is expected{cure}"
+            ) from error
+        disorder |= rows.order != sorted(rows.order)
+        uneven += [members[rows.uneven]] if rows.uneven is not None else []
+        ordered = [members[row] for row in rows.order]
+        whole = np.full(len(rows.times.values), np.nan)
+        whole[rows.places] = values[ordered]
+        there = np.flatnonzero(~np.isnan(whole))
+        if not len(there):
+            raise Refusal(f"{table.file}: column {target!r} has no values{f' for the group {name}' if name else ''}")
+        start, stop = int(there[0]), int(there[-1]) + 1
+        lacking = int(np.isnan(whole[start:stop]).sum())
+        absent = (stop - start) - sum(start <= place < stop for place in rows.places)
+        gaps, missing = gaps + absent, missing + lacking - absent
+        # A row that is missing has the covariates of the row before it, and no values of those of the past.
+        before = np.searchsorted(rows.places, np.arange(start, len(whole)), side="right") - 1
+        known = covariates["known"][ordered][before]
+        past = np.full((len(whole), covariates["past"].shape[1]), np.nan)
+        past[rows.places] = covariates["past"][ordered]
+        static = covariates["static"][ordered[0]]
+        other = np.argwhere(covariates["static"][ordered] != static)
+        if len(other):
+            row, column = ordered[int(other[0, 0])], columns["static"][int(other[0, 1])]
+            texts = table.columns[column]
+            raise Refusal(
+                f"{table.place(row, column)}: {texts[row]!r}, but {texts[ordered[0]]!r} on line "
+                f"{table.lines[ordered[0]]}; all rows of the group {name} must have the same value"
             )
-    when, values = [when[row] for row in order], [values[row] for row in order]
-    if len(when) < 2:
-        return Times(when, 1, write), values
-    step = step_of(when)
-    times = Times(when[:1], step, write)
-    whole: list[float] = values[:1]
-    gaps = []
-    for row in range(1, len(when)):
-        lacking = _rows_between(times, when[row])
-        if fill and len(times.values) + lacking > _MOST_FILLED * len(when):
-            place, text = table.place(order[row], time_column), table.columns[time_column][order[row]]
-            raise Refusal(f"{place}: {text!r} would have --fill add {lacking:,} rows before it; is that time right?")
-        if lacking and fill:
-            times.values += times.following(lacking)
-            whole += [math.nan] * lacking
-        if lacking:
-            gaps.append(row)
-        times.values.append(when[row])
-        whole.append(values[row])
-    if gaps and not fill:
-        first = f"line {table.lines[order[gaps[0]]]}, {write(when[gaps[0]])}"
+        series.append(Row(
+            name, rows.times.values[start:stop], whole[start:stop].tolist(),
+            {"known": known, "past": past[start:stop], "static": static}, rows.times.values[stop:], rows.times.step,
+        ))  # fmt: skip
+    if disorder:
+        say(f"the rows are put in the order of {time_column}")
+    if uneven:
         warn(
-            f"the rows are not at equal distances, first at {first} ({len(gaps)} in all); they are taken for one after "
-            "another; --fill adds what is missing"
+            f"the rows are not at equal distances, first at line {table.lines[uneven[0]]}, {write(when[uneven[0]])}; "
+            "they are taken for one after another"
         )
-    filled = _filled(whole)
-    lacked = sum(map(math.isnan, whole))
-    if lacked:
-        say(f"{lacked} missing values are filled on the straight line between their neighbours")
-    elif fill:
-        warn("--fill has no effect, as nothing is missing")
-    return times, filled
+    for number, one, many in ((missing, "value is", "values are"), (gaps, "row is", "rows are")):
+        if number:
+            say(f"{number} {one if number == 1 else many} missing, and left as a gap")
+    return series, write
 
 
-def _rows_between(times: Times, later: Any) -> int:
-    """How many rows at equal distances are missing before the next time; 0 where it is no multiple of the step."""
-    last = times.values[-1]
-    if times.step == "weekday":
-        import numpy as np
+def _ahead(one: Row, steps: int, write: Callable[[Any], str]) -> list[Any]:
+    """The times of the rows to forecast."""
+    from ..models.forecasting.times import Times
 
-        return int(np.busday_count((last + timedelta(days=1)).date(), later.date()))
-    if isinstance(times.step, int):
-        months = (later.year - last.year) * 12 + later.month - last.month
-        return max(0, -(-months // times.step) - 1)
-    distance = later - last
-    ratio = distance / times.step
-    return max(0, round(float(ratio)) - 1)
+    known = one.ahead[:steps]
+    last = (known or one.times)[-1]
+    try:
+        return known + Times([last], one.step).following(steps - len(known))
+    except ValueError as error:
+        raise Refusal(
+            f"the times after {write(last)} go beyond the year 9999; give fewer --steps, or correct the last time"
+        ) from error
 
 
-def _filled(values: list[float]) -> list[float]:
+def _season(series: list[Row]) -> tuple[float, ...]:
+    """The length of the season: what is usual at such times, or the lag of the highest autocorrelation."""
     import numpy as np
 
-    known = [i for i, value in enumerate(values) if not math.isnan(value)]
-    if not known:
-        raise Refusal("the target has no values at all")
-    filled: list[float] = np.interp(range(len(values)), known, [values[i] for i in known]).tolist()
-    return filled
+    from ..models.forecasting.times import Times
 
-
-def _season(times: Times, values: list[float]) -> int:
-    """The length of the season: what is usual at such times, or the lag of the highest autocorrelation; 1 for none."""
-    import numpy as np
-
-    if times.season is not None:
-        return times.season if 2 * times.season <= len(values) // 2 else 1
-    x = np.asarray(values) - np.polyval(np.polyfit(range(len(values)), values, 1), range(len(values)))
+    one = max(series, key=lambda one: len(one.values))
+    least = min(len(one.values) for one in series)
+    usual = Times(one.times, one.step).usual_season
+    if usual is not None:
+        return (usual,) if 4 * usual <= least else ()
+    t, values = np.arange(len(one.values)), np.asarray(one.values)
+    there = ~np.isnan(values)
+    x = np.where(there, values - np.polyval(np.polyfit(t[there], values[there], 1), t), 0.0)
     if not x.any():
-        return 1
+        return ()
     correlation = np.correlate(x, x, "full")[len(x) - 1 :] / (x @ x)
-    lags = range(2, len(x) // 3)
+    lags = range(2, min(len(x) // 3, least // 2))
     peaks = [k for k in lags if correlation[k] > 0.3 and correlation[k - 1] < correlation[k] >= correlation[k + 1]]
-    found: int = max(peaks, key=lambda k: float(correlation[k]), default=1)
-    return found
+    return (max(peaks, key=lambda k: float(correlation[k])),) if peaks else ()
 
 
 # --- trend and season ---
 
 
-@dataclass
-class _Shape:
-    """What of a series is fitted by least squares: its trend and its season, of the values or of their logarithms."""
-
-    log: bool
-    trend: bool
-    season: int
-
-    def fitted(self, values: Any, length: int) -> Any:
-        """What the values say of ``length`` steps from the first on."""
-        import numpy as np
-
-        def columns(steps: int) -> Any:
-            t = np.arange(steps)
-            rows = [np.ones(steps), *([t / len(values)] if self.trend else [])]
-            rows += [(t % self.season == k) * 1.0 for k in range(1, self.season)]
-            return np.stack(rows, axis=1)
-
-        coefficients = np.linalg.lstsq(columns(len(values)), values, rcond=None)[0]
-        return columns(length) @ coefficients
-
-    def of_values(self, values: Any) -> Any:
-        import numpy as np
-
-        return np.log(values) if self.log else np.asarray(values, float)
-
-    def to_values(self, values: Any) -> Any:
-        import numpy as np
-
-        with np.errstate(over="ignore"):
-            return np.exp(values) if self.log else values
-
-    def in_words(self) -> str:
-        parts = [*(["a trend"] if self.trend else []), *([f"a season of {self.season}"] if self.season > 1 else [])]
-        said = " and ".join(parts) or "no trend and no season"
-        return f"{said}, in proportion to the values" if self.log and parts else said
-
-
-def _shape_of(values: list[float], period: int, steps: int) -> _Shape:
-    """The shape that would have forecast the end of the series best, with what it leaves fading away."""
+def _shape_of(series: list[Row], periods: list[float], steps: int) -> Any:
+    """The transforms that would have forecast the end of the series best, with what they leave fading away."""
     import numpy as np
 
-    x = np.asarray(values)
+    from ..models.forecasting.transforms import Transforms
+
+    arrays = [np.asarray(one.values)[:, None] for one in series]
+    positive = all(np.nanmin(x) > 0 for x in arrays)
+    periods = [int(p) if p == int(p) else p for p in periods]
     shapes = [
-        _Shape(log, trend, season)
-        for log in ([False, True] if x.min() > 0 else [False])
+        Transforms(log, trend, tuple(seasons), ())
+        for log in ([False, True] if positive else [False])
         for trend in (False, True)
-        for season in sorted({1, period})
+        for seasons in ([[], periods] if periods else [[]])
     ]
     errors = []
     for shape in shapes:
         total = []
-        ahead = max(1, min(steps, len(x) // 8))
-        for end in range(len(x) - ahead, max(len(x) // 2, 2 * shape.season + 4), -max(1, len(x) // 20)):
-            y = shape.of_values(x[:end])
-            fitted = shape.fitted(y, end + ahead)
-            left = y - fitted[:end]
-            power = float(left @ left)
-            fading = min(0.99, max(0.0, float(left[1:] @ left[:-1]) / power)) if power else 0.0
-            guess = shape.to_values(fitted[end:] + left[-1] * fading ** np.arange(1, ahead + 1))
-            total.append(np.abs(guess - x[end : end + ahead]).mean())
+        for x in arrays:
+            ahead, size = max(1, min(steps, len(x) // 8)), np.nanstd(x) or 1.0
+            for end in range(len(x) - ahead, max(len(x) // 2, shape.least + 4), -max(1, len(x) // 20)):
+                past = shape.apply(x[:end], 1)
+                left = past.values[:, 0]
+                power = float(left @ left)
+                fading = min(0.99, max(0.0, float(left[1:] @ left[:-1]) / power)) if power else 0.0
+                guess = past.inverse((left[-1] * fading ** np.arange(1, ahead + 1))[:, None])
+                came = x[end : end + ahead]
+                if not np.isnan(came).all():
+                    total.append(float(np.nanmean(np.abs(guess - came)) / size))
         errors.append(float(np.mean(total)) if total else math.inf)
     # Of shapes that are about as good, the simplest: it comes first.
     best = min(errors)
     return next(shape for shape, error in zip(shapes, errors, strict=True) if error <= 1.02 * best)
 
 
-# --- the network ---
+def _in_words(shape: Any) -> str:
+    seasons = " and ".join(f"{length:g}" for length in shape.season_length)
+    parts = [*(["a trend"] if shape.trend else []), *([f"a season of {seasons}"] if seasons else [])]
+    said = " and ".join(parts) or "no trend and no season"
+    return f"{said}, in proportion to the values" if shape.log and parts else said
+
+
+# --- the model ---
 
 
 @dataclass
 class _Learner:
-    """Fits the shape of a series and a network of what it leaves."""
+    """Fits forecasters, all with the same options."""
 
     xp: Any
-    shape: _Shape
+    shape: Any
     window: int
     hidden: int
-    updates: int
+    epochs: int
     level: float
     seed: int
 
-    def left(self, values: Any, known: int) -> Any:
-        """What the shape of the first ``known`` values leaves of all."""
-        import numpy as np
-
-        y = self.shape.of_values(values)
-        return self.xp.asarray((y - self.shape.fitted(y[:known], len(y))).astype(np.float32))
-
-    def fit(self, left: Any, later: Any = None) -> tuple[Any, int]:
-        """The network, and the number of updates after which it forecast ``later`` values best."""
-        from .. import optimizers, schedules
+    def fit(self, series: list[Row], aside: int) -> Any:
+        """A forecaster of the series without their last rows."""
         from ..models import Forecaster
 
-        rate = schedules.CosineWithWarmup(0.005, self.updates, min(20, self.updates - 1))
-        held_out = {} if later is None else {"validation": later, "validation_interval": 20, "patience": 8}
-        model = Forecaster(self.window, self.hidden, cell="gru", dropout=0.1, rng=self.seed).to(self.xp)
-        model.fit(
-            left, steps=self.updates, batch_size=64, optimizer=optimizers.AdamW(0.005, weight_decay=0.01),
-            schedule=rate, rng=self.seed, **held_out, **progress_of(lambda: self.updates, "verbose"),
+        sizes = {f"{name}_features": values.shape[-1] for name, values in series[0].covariates.items()}
+        model = Forecaster(
+            self.window, self.hidden, log=self.shape.log, trend=self.shape.trend,
+            season_length=self.shape.season_length or None, dropout=0.1, rng=self.seed, **sizes,
+        ).to(self.xp)  # fmt: skip
+        return model.fit(
+            self._given(series, aside), epochs=self.epochs, validation_split=0.1, patience=10, batch_size=64,
+            optimizer="adamw", lr=0.005, rng=self.seed, **self._covariates(series, aside),
+            **progress_of(lambda: self.epochs * len(model.trainer_.data), "verbose"),
         )  # fmt: skip
-        losses = {r["step"]: r["validation_loss"] for r in model.trainer_.history if "validation_loss" in r}
-        return model, min(losses, key=lambda step: losses[step], default=self.updates)
 
-    def misses(self, model: Any, left: Any, start: int, stop: int) -> list[float]:
-        """By how many of its half intervals the network misses the values from ``start`` on, from several origins."""
+    def _given(self, series: list[Row], aside: int = 0) -> Any:
         import numpy as np
 
+        values = [np.asarray(one.values[: len(one.values) - aside]) for one in series]
+        return values[0] if len(values) == 1 else values
+
+    def _covariates(self, series: list[Row], aside: int = 0) -> dict[str, Any]:
+        given = {}
+        for name, values in series[0].covariates.items():
+            if values.shape[-1]:
+                all_of = [one.covariates[name] for one in series]
+                if name == "past":
+                    all_of = [v[: len(v) - aside] for v in all_of]
+                given[name] = all_of[0] if len(all_of) == 1 else all_of
+        return given
+
+    def forecast(self, model: Any, series: list[Row], steps: int, quantiles: tuple[float, ...]) -> list[Any]:
+        """A forecast of each series, of NumPy arrays."""
         from .._dispatch import to_numpy
-
-        ahead = stop - start
-        test = model.backtest(
-            left[:stop], start, horizon=max(1, ahead // 2), stride=max(1, ahead // 8), level=self.level, rng=self.seed
-        )
-        point, lower, upper, actual = map(to_numpy, (test.point, test.lower, test.upper, test.actual))
-        half = np.where(actual < point, point - lower, upper - point)
-        missed: list[float] = (np.abs(actual - point) / np.maximum(half, 1e-12)).ravel().tolist()
-        return missed
-
-    def forecast(self, model: Any, values: Any, steps: int, misses: list[float]) -> Any:
-        """The point forecast and the ends of its intervals, which are as wide as the ``misses`` ask for."""
-        import numpy as np
-
-        from .._dispatch import to_numpy
-
-        factor = float(np.clip(np.quantile(misses, self.level), 0.8, 5.0)) if misses else 1.0
-        y = self.shape.of_values(values)
-        fitted = self.shape.fitted(y, len(y) + steps)[len(y) :]
-        found = model.forecast(self.left(values, len(y)), steps, level=self.level, rng=self.seed)
-        point, lower, upper = (to_numpy(part).astype(float) for part in (found.point, found.lower, found.upper))
-        ends = (point, point + factor * (lower - point), point + factor * (upper - point))
-        return [self.shape.to_values(end + fitted) for end in ends]
-
-
-@dataclass
-class _Tried:
-    """How a forecast of the last rows from those before them fared."""
-
-    rows: int
-    error: float
-    naive: float
-    simple: str
-    inside: int
-
-    def in_words(self, level: float) -> str:
-        better = "better" if self.error < self.naive else "no better"
-        return (
-            f"tried on the last {self.rows} rows, which it had not seen: mean absolute error {self.error:.4g}, "
-            f"{better} than {self.simple} ({self.naive:.4g}); {self.inside} of {self.rows} values in the "
-            f"{100 * level:g}% interval"
-        )
-
-
-def _learnt(learner: _Learner, values: list[float], steps: int) -> tuple[Any, Any, _Tried]:
-    """The forecast and its network, and how one of the last rows fared.
-
-    Of the last rows two parts are kept aside. The first says when to stop learning and how wide intervals must be; a
-    forecast of the second, from all before it, is compared with what came; the last network learns from all rows.
-    """
-    import numpy as np
-
-    x = np.asarray(values)
-    n = len(x)
-    aside = max(1, min(steps, n // 6))
-    first, second = n - 2 * aside, n - aside
-    left = learner.left(x, first)
-    before = max(0, first - learner.window)
-    model, learner.updates = learner.fit(left[:first], left[before:second])
-    misses = learner.misses(model, left, first, second)
-    model, _ = learner.fit(learner.left(x[:second], second))
-    point, lower, upper = learner.forecast(model, x[:second], aside, misses)
-    came = x[second:]
-    season = learner.shape.season
-    naive = np.resize(x[second - season : second], aside)
-    tried = _Tried(
-        aside, float(np.abs(point - came).mean()), float(np.abs(naive - came).mean()),
-        "repeating the last season" if season > 1 else "repeating the last value",
-        int(((lower <= came) & (came <= upper)).sum()),
-    )  # fmt: skip
-    misses += learner.misses(model, learner.left(x, second), second, n)
-    model, _ = learner.fit(learner.left(x, n))
-    return learner.forecast(model, x, steps, misses), model, tried
-
-
-def _draw(
-    times: Times, values: list[float], ahead: list[Any], found: Any, level: float, names: tuple[str, str], path: Path
-) -> None:
-    """Draw the end of the series and the forecast; ``names`` are those of the columns of times and values."""
-    try:
-        import numpy as np
-
-        from .. import plots
         from ..models import Forecast
 
-        shown = min(len(values), max(60, 3 * len(ahead)))
-        figure = plots.forecast(
-            np.asarray(values[-shown:]), Forecast(found[0], found[1], found[2], level=level), names=[names[1]],
-            times=[*times.values[-shown:], *ahead],
+        found = model.forecast(
+            self._given(series), steps, level=self.level, quantiles=quantiles, rng=self.seed,
+            **self._covariates(series),
         )  # fmt: skip
-        figure.axes[-1].set_xlabel(names[0], parse_math=False)
-        figure.axes[0].yaxis.label.set_parse_math(False)
-        plots.written("forecast", figure, path)
-        say(f"picture     {path}")
-    except ImportError:
-        say("picture     none: matplotlib is not installed; pip install matplotlib")
+
+        def of_numpy(one: Forecast) -> Forecast:
+            point, lower, upper = (to_numpy(part).astype(float) for part in (one.point, one.lower, one.upper))
+            levels = {q: to_numpy(values).astype(float) for q, values in one.quantiles.items()}
+            return Forecast(point, lower, upper, one.level, levels)
+
+        return [of_numpy(one) for one in ([found] if len(series) == 1 else found)]
+
+    def tried(self, series: list[Row], aside: int) -> str:
+        """How a forecast of the last rows from those before them fared."""
+        import numpy as np
+
+        model = self.fit(series, aside)
+        season = round(max(self.shape.season_length, default=1))
+        tests = []
+        for one in series:
+            tests.append(model.backtest(
+                self._given([one]), len(one.values) - aside, aside, level=self.level, rng=self.seed,
+                season_length=season, baselines=["seasonal_naive"], **self._covariates([one]),
+            ))  # fmt: skip
+        simple = "repeating the last season" if season > 1 else "repeating the last value"
+        errors = [
+            (f"mean absolute {'scaled ' * (len(series) > 1)}error", [t.mase if len(series) > 1 else t.mae for t in of])
+            for of in (tests, [t.baselines["seasonal_naive"] for t in tests])
+        ]
+        (what, own), (_, naive) = errors
+        error, other = float(np.mean(own)), float(np.mean(naive))
+        there = [int(np.isfinite(np.asarray(one.values[-aside:])).sum()) for one in series]
+        inside = sum(round(t.coverage * n) for t, n in zip(tests, there, strict=True) if n)
+        of_each = f" of each of {len(series)} series" if len(series) > 1 else ""
+        return (
+            f"tried on the last {aside} rows{of_each}, which it had not seen: {what} {error:.4g}, "
+            f"{'better' if error < other else 'no better'} than {simple} ({other:.4g}); {inside} of {sum(there)} "
+            f"values in the {100 * self.level:g}% interval"
+        )
+
+
+def _csv(
+    series: list[Row],
+    found: list[Any],
+    quantiles: tuple[float, ...],
+    names: tuple[str | None, str, str],
+    write: Callable[[Any], str],
+) -> bytes:
+    """The forecasts as a table; ``names`` are the columns of group, time and target."""
+    group, time, target = names
+    header = [*([group] if group else []), time, target, f"{target}_lower", f"{target}_upper"]
+    header += [f"{target}_q{q:g}" for q in quantiles]
+    rows = []
+    for one, ahead in zip(series, found, strict=True):
+        numbers = (ahead.point, ahead.lower, ahead.upper, *ahead.quantiles.values())
+        for i, when in enumerate(one.ahead):
+            rows.append([*([one.name] if group else []), write(when), *(f"{values[i]:.6g}" for values in numbers)])
+    return csv_bytes(header, rows)

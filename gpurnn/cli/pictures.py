@@ -65,3 +65,29 @@ def _spread(axes: Any, found: list[Any], classes: list[str], target: str) -> Non
     axes.set_ylabel("number of groups")
     axes.set_axisbelow(True)
     axes.grid(alpha=0.3, axis="y")
+
+
+PANELS = 6
+"""How many series are drawn, at most."""
+
+
+def draw_forecasts(series: list[Any], found: list[Any], names: tuple[str, str], path: Path) -> None:
+    """Draw the end of each series and its forecast; ``names`` are those of the columns of times and values."""
+    try:
+        from .. import plots
+
+        shown = min(len(series), PANELS)
+        figure = plots.new_figure("forecast", 7.0, 1.6 + 2.6 * shown)
+    except ImportError:
+        say("picture     none: matplotlib is not installed; pip install matplotlib")
+        return
+    panels = figure.subplots(shown, squeeze=False)[:, 0]
+    for axes, one, ahead in zip(panels, series, found, strict=False):
+        count = max(60, 3 * len(one.ahead))
+        plots.draw_forecast(axes, one.times[-count:], one.values[-count:], one.ahead, ahead)
+        axes.set_ylabel(f"{names[1]} of {one.name}" if one.name else names[1], parse_math=False)
+    panels[-1].set_xlabel(names[0], parse_math=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    plots.written("forecast", figure, path)
+    left = len(series) - shown
+    say(f"picture     {path}{f' (without {left} more series)' if left else ''}")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-import re
-from calendar import monthrange
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from itertools import pairwise
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
 
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?"}
 """The spellings of a missing value, in lower case."""
-
-_ISO = re.compile(r"\d{4}-\d\d(-\d\d([ T]\d\d:\d\d(:\d\d(\.(\d{3}){1,2})?)?(Z|[+-]\d\d:\d\d)?)?)?", re.ASCII)
-"""The times that every supported Python reads, and that are written again as they were."""
 
 MODEL = "model.safetensors"
 
@@ -137,63 +131,10 @@ def read_table(file: str, encoding: str | None) -> Table:
 # --- times ---
 
 
-@dataclass
-class Times:
-    """The evenly spaced times of a series, and how they go on."""
-
-    values: list[Any]
-    """Numbers, or datetimes."""
-    step: Any
-    """From one time to the next: a number, a timedelta, a number of months (an int), or "weekday"."""
-    write: Callable[[Any], str]
-
-    def following(self, count: int) -> list[Any]:
-        """The times after the last."""
-        try:
-            return self._following(count)
-        except (OverflowError, ValueError) as error:
-            raise Refusal(
-                f"the times after {self.write(self.values[-1])} go beyond the year 9999; give fewer --steps, or "
-                "correct the last time"
-            ) from error
-
-    def _following(self, count: int) -> list[Any]:
-        found, last = [], self.values[-1]
-        for number in range(1, count + 1):
-            if self.step == "weekday":
-                last += timedelta(days=3 if last.weekday() == 4 else 1)
-                found.append(last)
-            elif isinstance(last, datetime) and isinstance(self.step, int):
-                found.append(_months_later(self.values[-1], number * self.step))
-            else:
-                found.append(self.values[-1] + number * self.step)
-        return found
-
-    @property
-    def season(self) -> int | None:
-        """How many steps a season usually has at such times; None if nothing is known."""
-        if self.step == "weekday":
-            return 5
-        if isinstance(self.step, timedelta):
-            return {86400.0: 7, 3600.0: 24, 604800.0: 52}.get(self.step.total_seconds())
-        if isinstance(self.values[-1], datetime):
-            return 12 // self.step if self.step < 12 and 12 % self.step == 0 else None
-        return None
-
-
-def _months_later(start: datetime, months: int) -> datetime:
-    year, month = divmod(start.year * 12 + start.month - 1 + months, 12)
-    last_day = monthrange(year, month + 1)[1]
-    # The end of a month stays the end of a month.
-    return start.replace(year=year, month=month + 1, day=last_day if _ends_month(start) else min(start.day, last_day))
-
-
-def _ends_month(day: datetime) -> bool:
-    return day.day == monthrange(day.year, day.month)[1]
-
-
 def read_times(table: Table, name: str, form: str | None) -> tuple[list[Any], Callable[[Any], str]]:
     """A column as numbers or datetimes, and how such a time is written; reject what is neither."""
+    from ..models.forecasting.times import read_text, write_text
+
     table.reject_missing(name, "every row needs its time")
     texts = table.columns[name]
     if form is None and table.number(0, name) is not None:
@@ -203,11 +144,8 @@ def read_times(table: Table, name: str, form: str | None) -> tuple[list[Any], Ca
         try:
             if form is not None:
                 found.append(datetime.strptime(text, form))
-            elif _ISO.fullmatch(text):
-                day = f"{text}-01" if len(text) == 7 else text
-                found.append(datetime.fromisoformat(f"{day[:-1]}+00:00" if day.endswith("Z") else day))
             else:
-                raise ValueError(text)
+                found.append(read_text(text))
         except ValueError as error:
             expected = f"of the form {form}" if form else "no number and no date such as 2024-12-31"
             cure = "" if form else "; give its form with --time-format, for example --time-format %d.%m.%Y"
@@ -217,26 +155,7 @@ def read_times(table: Table, name: str, form: str | None) -> tuple[list[Any], Ca
             raise Refusal(f"{table.place(row, name)}: {text!r}: {with_zone} has a time zone, but {without} has none")
     if form is not None:
         return found, lambda value: value.strftime(form)
-    if len(texts[0]) == 7:
-        return found, lambda value: value.strftime("%Y-%m")
-    if len(texts[0]) == 10:
-        return found, lambda value: value.date().isoformat()
-    zulu = "+00:00" if texts[0].endswith("Z") else ""
-    return found, lambda value: value.isoformat(sep=texts[0][10]).removesuffix(zulu) + ("Z" if zulu else "")
-
-
-def step_of(times: Sequence[Any]) -> Any:
-    """The step from one of several rising times to the next, by most of them."""
-    if not isinstance(times[0], datetime):
-        return Counter(later - earlier for earlier, later in pairwise(times)).most_common(1)[0][0]
-    gaps = [later - earlier for earlier, later in pairwise(times)]
-    if min(gaps) >= timedelta(days=28):
-        months = [(b.year - a.year) * 12 + b.month - a.month for a, b in pairwise(times)]
-        if all(t.day == times[0].day or _ends_month(t) for t in times):
-            return Counter(months).most_common(1)[0][0]
-    step = Counter(gaps).most_common(1)[0][0]
-    weekdays = all(t.weekday() < 5 for t in times) and any(gap == timedelta(days=3) for gap in gaps)
-    return "weekday" if step == timedelta(days=1) and weekdays else step
+    return found, lambda value: write_text(value, texts[0])
 
 
 # --- directories ---
@@ -326,6 +245,18 @@ class Groups:
 
     names: list[str]
     rows: list[list[int]]
+
+
+def columns_in(table: Table, chosen: str | None, option: str, others: Sequence[str | None] = ()) -> list[str]:
+    """The columns A,B,... that an option names; reject one that is none, is named twice or is one of the ``others``."""
+    names = [name.strip() for name in chosen.split(",")] if chosen is not None else []
+    for name in names:
+        table.column(name, option)
+        if name in others:
+            raise Refusal(f"{option}: {name!r} is a column of another option")
+    if len(set(names)) < len(names):
+        raise Refusal(f"{option}: names a column twice")
+    return names
 
 
 def groups_of(table: Table, group: str, order: str | None, time_format: str | None) -> Groups:

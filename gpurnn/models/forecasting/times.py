@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from calendar import monthrange
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +14,9 @@ from typing import Any
 import numpy as np
 
 _DAY = timedelta(days=1)
+
+_ISO = re.compile(r"\d{4}-\d\d(-\d\d([ T]\d\d:\d\d(:\d\d(\.(\d{3}){1,2})?)?(Z|[+-]\d\d:\d\d)?)?)?", re.ASCII)
+"""The times that every supported Python reads, and that are written again as they were."""
 
 
 @dataclass
@@ -30,18 +35,24 @@ class Times:
     step: Any
 
     def following(self, count: int) -> list[Any]:
-        """The times after the last."""
+        """The times after the last; ValueError if one is beyond the year 9999, or beyond what its kind can hold."""
+        try:
+            return self._following(count)
+        except (OverflowError, ValueError) as error:
+            raise ValueError(f"the times after {self.values[-1]} go beyond the year 9999") from error
+
+    def _following(self, count: int) -> list[Any]:
         last = self.values[-1]
-        found: list[Any] = []
-        for number in range(1, count + 1):
-            if self.step == "weekday":
-                later = (found or [last])[-1]
-                found.append(later + timedelta(days=max(1, 7 - later.weekday()) if later.weekday() >= 4 else 1))
-            elif isinstance(last, date) and isinstance(self.step, int):
-                found.append(_months_later(last, number * self.step))
-            else:
-                found.append(last + number * self.step)
-        return found
+        if self.step == "weekday":
+            found = []
+            for _ in range(count):
+                last += timedelta(days=max(1, 7 - last.weekday()) if last.weekday() >= 4 else 1)
+                found.append(last)
+            return found
+        if isinstance(last, date) and isinstance(self.step, int):
+            return [_months_later(last, number * self.step) for number in range(1, count + 1)]
+        last + count * self.step  # raises before all others are computed
+        return [last + number * self.step for number in range(1, count + 1)]
 
     @property
     def usual_season(self) -> int | None:
@@ -122,7 +133,7 @@ def _step_of(times: Sequence[Any]) -> Any:
     if not isinstance(times[0], date):
         # Floats that differ by rounding are one step.
         return Counter(float(f"{gap:.9g}") if isinstance(gap, float) else gap for gap in gaps).most_common(1)[0][0]
-    if min(gaps) >= timedelta(days=28) and all(t.day == times[0].day or (t + _DAY).day == 1 for t in times):
+    if min(gaps) >= timedelta(days=28) and all(t.day == times[0].day or _ends_month(t) for t in times):
         months = [(b.year - a.year) * 12 + b.month - a.month for a, b in pairwise(times)]
         return Counter(months).most_common(1)[0][0]
     step = Counter(gaps).most_common(1)[0][0]
@@ -141,16 +152,21 @@ def _distance(earlier: Any, later: Any, step: Any) -> float:
 
 def _months_later(start: Any, months: int) -> Any:
     year, month = divmod(start.year * 12 + start.month - 1 + months, 12)
-    last_day = (datetime(year + (month == 11), (month + 1) % 12 + 1, 1) - _DAY).day
+    last_day = monthrange(year, month + 1)[1]
     # The end of a month stays the end of a month.
-    ends = (start + _DAY).day == 1
-    return start.replace(year=year, month=month + 1, day=last_day if ends else min(start.day, last_day))
+    return start.replace(year=year, month=month + 1, day=last_day if _ends_month(start) else min(start.day, last_day))
+
+
+def _ends_month(day: Any) -> bool:
+    return bool(day.day == monthrange(day.year, day.month)[1])
 
 
 def read_text(text: str) -> datetime:
     """A date as ISO 8601 writes it, with or without a day and a time of day; ValueError if it is none."""
-    month = len(text) == 7 and text[4] == "-"
-    return datetime.fromisoformat(f"{text}-01" if month else text.removesuffix("Z"))
+    if not _ISO.fullmatch(text):
+        raise ValueError(f"{text!r} is no date")
+    day = f"{text}-01" if len(text) == 7 else text
+    return datetime.fromisoformat(f"{day[:-1]}+00:00" if day.endswith("Z") else day)
 
 
 def write_text(value: datetime, like: str) -> str:
@@ -159,4 +175,6 @@ def write_text(value: datetime, like: str) -> str:
         return value.strftime("%Y-%m")
     if len(like) == 10:
         return value.date().isoformat()
-    return value.isoformat(sep=like[10]) + "Z" * like.endswith("Z")
+    zulu = "+00:00" if like.endswith("Z") else ""
+    timespec = "auto" if like[16:17] == ":" else "minutes"
+    return value.isoformat(sep=like[10], timespec=timespec).removesuffix(zulu) + ("Z" if zulu else "")
