@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Values = NDArray[np.float64]
+from .results import Backtest
+from .series import Answer, Series
+from .transforms import Values
+
 Interval = tuple[Values, Values, Values]
 """The point forecast and the ends of its prediction interval, (horizon,) each."""
 
@@ -129,3 +131,37 @@ def _missing(name: str) -> ImportError:
     return ImportError(
         f"Forecaster.backtest: the baseline {name!r} needs statsmodels, which is not installed; pip install statsmodels"
     )
+
+
+def compared(
+    series: Series,
+    arrays: list[Values],
+    origins: tuple[int, ...],
+    level: float,
+    season: int,
+    names: list[str],
+    array: Answer,
+) -> Backtest:
+    """A backtest of point, lower, upper and actual (N, horizon, features), beside those of the baselines."""
+    horizon, first = arrays[0].shape[1], origins[0]
+    past = series.values[:first, : arrays[3].shape[2]]
+    lag = season if season < first else 1
+    with np.errstate(invalid="ignore"):
+        steps = np.abs(past[lag:] - past[:-lag])
+    naive_error = np.array([np.mean(s[np.isfinite(s)]) if np.isfinite(s).any() else np.nan for s in steps.T])
+    of_others: dict[str, list[Values]] = {}
+    for name in names:
+        found = []
+        for feature in range(arrays[3].shape[2]):
+            method = baseline(name, series.values[:, feature], first, season)
+            found.append([method(origin, horizon, level) for origin in origins])
+        # (features, N, 3, horizon) as three arrays (N, horizon, features).
+        of_others[name] = [np.asarray(found)[:, :, i, :].transpose(1, 2, 0) for i in range(3)]
+
+    def made(bounds: list[Values], others: Mapping[str, Backtest]) -> Backtest:
+        shaped = [v[:, :, 0] if series.is_flat else v for v in (*bounds, arrays[3])]
+        point, lower, upper, actual = map(array, shaped)
+        return Backtest(origins, point, lower, upper, actual, float(level), naive_error, others)
+
+    tests = {name: made(bounds, {}) for name, bounds in of_others.items()}
+    return made(arrays[:3], tests)

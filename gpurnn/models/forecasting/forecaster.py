@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +18,12 @@ from ..base import not_finite
 from ..pooling import POOLINGS
 from ..sequence import LOSSES, SequenceModel
 from . import transforms
-from .baselines import BASELINES, baseline
-from .results import Backtest, Forecast
-from .series import Columns, Reader, Series, Sizes
-from .transforms import Transformed, Values
+from .baselines import BASELINES, compared
+from .past import Past, past_of, scale_of_covariates
+from .results import Forecast
+from .series import Collection, Columns, Reader, Series, Sizes
+from .transforms import Values
+from .windows import Learnt, windows_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -303,19 +304,21 @@ class Forecaster(SequenceModel):
         elif target is not None:
             raise TypeError(f"{where}: target is {target!r}, which is for tables, but X is {_checks.described(X)}")
         reader = self._reader("fit", columns)
-        pasts = [self._past(where, one, 2) for one in reader.read("X", X, known, past, static).series]
+        pasts = self._pasts(where, reader.read("X", X, known, past, static), 2)
         scales = [one.transformed.scale() for one in pasts]
         # That of a single series scales the validation too.
         common = scales[0] if len(scales) == 1 else None
-        covariate_scale = _scale_of_covariates(pasts)
-        learnt = self._windows_of(pasts, scales, covariate_scale)
+        covariate_scale = scale_of_covariates(pasts)
+        learnt = windows_of(pasts, scales, covariate_scale, self.window, self._array)
         batch_size, rng = options.pop("batch_size", 32), options.get("rng", 0)
         later, validation = None, options.get("validation")
         if validation is not None:
-            others = [self._past(where, s, 2) for s in reader.read("validation", validation).series]
-            later = self._windows_of(others, [common or p.transformed.scale() for p in others], covariate_scale)
-            options["validation"] = self._batches_of(later, batch_size, shuffle=False, rng=0)
-        data = self._batches_of(learnt, batch_size, shuffle=True, rng=rng)
+            others = self._pasts(where, reader.read("validation", validation), 2)
+            later = windows_of(
+                others, [common or p.transformed.scale() for p in others], covariate_scale, self.window, self._array
+            )
+            options["validation"] = later.batches(batch_size, shuffle=False, rng=0)
+        data = learnt.batches(batch_size, shuffle=True, rng=rng)
         self.trainer_ = self._trainer(data, None, **options)
         self._columns = columns
         self.mean, self.std = common or (np.stack(values) for values in zip(*scales, strict=True))
@@ -342,55 +345,10 @@ class Forecaster(SequenceModel):
             converted = values.astype(_checks.dtype_name(parameter))
         return _dispatch.from_numpy(_dispatch.namespace("Forecaster", params=parameter), converted)
 
-    def _past(self, where: str, series: Series, least: int = 1, stop: int | None = None) -> _Past:
-        """A series before the step ``stop``, transformed; reject one that is too short."""
-        values = series.values[:stop]
-        there = np.flatnonzero(np.isfinite(values[:, : self.features]).any(axis=1))
-        if not len(there):
-            raise ValueError(f"{where}: {series.name} holds no numbers, expected a series of such")
-        start, end = int(there[0]), int(there[-1]) + 1
-        least = max(self._transforms.least, self._transforms.lost + least)
-        if end - start < least:
-            steps = "step" if end - start == 1 else "steps"
-            raise ValueError(f"{where}: {series.name} has {end - start} {steps}, expected at least {least}")
-        if self.log and (values[start:end, : self.features] <= 0).any():
-            step, feature = (int(i) for i in np.argwhere(values[start:end, : self.features] <= 0)[0])
-            raise ValueError(
-                f"{where}: {series.name} holds {values[start + step, feature]:g} at {series.label(start + step)}, "
-                "expected positive values, as log=True takes their logarithms"
-            )
-        transformed = self._transforms.apply(values[start:end], self.features)
-        return _Past(series.name, transformed, series.known[start:], series.static, len(values) - end, end - start)
+    def _pasts(self, where: str, given: Collection, least: int = 1) -> list[Past]:
+        return [past_of(where, one, self._transforms, self.features, least) for one in given.series]
 
-    def _windows_of(self, pasts: list[_Past], scales: list[Any], covariate_scale: Any) -> _Learnt:
-        """All windows whose next value is known."""
-        windows, targets, counts = [], [], []
-        for past, scale in zip(pasts, scales, strict=True):
-            rows = self._rows(past, scale, covariate_scale)
-            values = self._array((past.transformed.values - scale[0]) / scale[1])
-            # A series that is longer than the window has whole windows only.
-            first = self.window if len(past.transformed.values) > self.window else 1
-            whole = np.flatnonzero(past.transformed.observed.all(axis=1)).tolist()
-            steps = [t for t in whole if t >= first]
-            windows += [rows[max(0, t - self.window) : t, :] for t in steps]
-            targets += [values[t, :] for t in steps]
-            counts.append(len(steps))
-        return _Learnt(windows, targets, counts)
-
-    def _rows(self, past: _Past, scale: Any, covariate_scale: Any) -> Array:
-        """What f reads at each step, (T, input_size): the values there, and the covariates of the step after it."""
-        values = (past.transformed.values - scale[0]) / scale[1]
-        covariates = past.covariates(self._transforms.lost + 1, len(values), covariate_scale)
-        return self._array(np.concatenate([values, covariates], axis=1))
-
-    def _batches_of(self, learnt: _Learnt, batch_size: int, *, shuffle: bool, rng: Any) -> Any:
-        from .windows import Windows
-
-        if not learnt.windows:
-            raise ValueError("Forecaster.fit: no value of a series follows another, expected fewer gaps")
-        return Windows(learnt.windows, learnt.targets, learnt.counts, batch_size, shuffle=shuffle, rng=rng)
-
-    def _residuals(self, learnt: _Learnt, later: _Learnt | None) -> NDArray[Any]:
+    def _residuals(self, learnt: Learnt, later: Learnt | None) -> NDArray[Any]:
         """The residuals of all windows of a fit, those that were learnt as large as those that were not."""
         residuals = self._errors(learnt)
         unseen = np.ones(len(residuals), np.bool_)
@@ -403,7 +361,7 @@ class Forecaster(SequenceModel):
             residuals[~unseen] *= np.where(rms[1] > 0, factor, 1.0).astype(residuals.dtype)
         return residuals
 
-    def _errors(self, learnt: _Learnt) -> NDArray[Any]:
+    def _errors(self, learnt: Learnt) -> NDArray[Any]:
         """The values minus their forecasts of one step, (n, F) in scaled units."""
         from ...training import pad
 
@@ -415,7 +373,7 @@ class Forecaster(SequenceModel):
             parts.append(_dispatch.to_numpy(xp.stack(targets) - self(padded, None, lengths)[0]))
         return np.concatenate(parts)
 
-    def _scales(self, pasts: list[_Past]) -> list[tuple[Values, Values]]:
+    def _scales(self, pasts: list[Past]) -> list[tuple[Values, Values]]:
         """The mean and standard deviation (F,) that scale each of these series."""
         if self.mean.ndim == 1:
             return [(self.mean, self.std)] * len(pasts)
@@ -426,7 +384,7 @@ class Forecaster(SequenceModel):
     def _paths(
         self,
         where: str,
-        pasts: list[_Past],
+        pasts: list[Past],
         steps: int,
         samples: int | None = None,
         noise: str = "",
@@ -459,7 +417,7 @@ class Forecaster(SequenceModel):
             inputs, covariates = [], []
             for i in chosen:
                 past = pasts[i]
-                inputs.append(self._rows(past, scales[i], covariate_scale)[-length:, :])
+                inputs.append(self._array(past.inputs(scales[i], covariate_scale)[-length:]))
                 covariates.append(self._array(past.covariates(past.length + 1, total, covariate_scale)))
             xp = _dispatch.namespace(where, inputs=inputs[0])
             repeated = [_repeated(xp, xp.stack(arrays, axis=1), copies) for arrays in (inputs, covariates)]
@@ -533,7 +491,7 @@ class Forecaster(SequenceModel):
         where = "Forecaster.predict"
         steps = _checks.integer_at_least(where, "steps", steps, 1)
         given = self._reader("predict", self._columns).read("inputs", inputs, known, past, static)
-        pasts = [self._past(where, series) for series in given.series]
+        pasts = self._pasts(where, given)
         if not len(self.residuals) and (self.mean == 0).all() and (self.std == 1).all():
             raise ValueError(f"{where}: the model was never fitted, expected the mean and std of a fit; call fit first")
         return given.join(self._paths(where, pasts, steps))
@@ -601,7 +559,7 @@ class Forecaster(SequenceModel):
         steps = _checks.integer_at_least(where, "steps", steps, 1)
         levels = _levels(where, quantiles)
         given = self._reader("forecast", self._columns).read("series", series, known, past, static)
-        pasts = [self._past(where, one) for one in given.series]
+        pasts = self._pasts(where, given)
         bounds = self._intervals(where, pasts, steps, samples, level, noise, rng, levels)
         point, lower, upper, *others = (given.join(values) for values in bounds)
         if given.is_single or given.groups is not None:
@@ -689,11 +647,11 @@ class Forecaster(SequenceModel):
                     f"{where}: start + horizon is {first + horizon}, expected at most the {len(one.values)} steps of "
                     f"{one.name}"
                 )
-            pasts = [self._past(where, one, stop=origin) for origin in origins]
+            pasts = [past_of(where, one, self._transforms, self.features, stop=origin) for origin in origins]
             bounds = self._intervals(where, pasts, horizon, samples, level, noise, rng)
             actual = [one.values[o : o + horizon, : self.features] for o in origins]
             arrays = [np.stack(values) for values in (*bounds, actual)]
-            tests.append(self._compared(where, one, arrays, origins, level, season, names))
+            tests.append(compared(one, arrays, origins, level, season, names, self._array))
         if given.groups is not None:
             return dict(zip(given.groups, tests, strict=True))
         return tests[0] if given.is_single else tests
@@ -710,44 +668,10 @@ class Forecaster(SequenceModel):
                 ) from error
         return _checks.integer_at_least(where, "start", start, least)
 
-    def _compared(
-        self,
-        where: str,
-        series: Series,
-        arrays: list[Values],
-        origins: tuple[int, ...],
-        level: float,
-        season: int,
-        names: list[str],
-    ) -> Backtest:
-        """A backtest of point, lower, upper and actual (N, horizon, features), beside those of the baselines."""
-        horizon, first = arrays[0].shape[1], origins[0]
-        past = series.values[:first, : self.features]
-        lag = season if season < first else 1
-        with np.errstate(invalid="ignore"):
-            steps = np.abs(past[lag:] - past[:-lag])
-        naive_error = np.array([np.mean(s[np.isfinite(s)]) if np.isfinite(s).any() else np.nan for s in steps.T])
-        of_others: dict[str, list[Values]] = {}
-        for name in names:
-            found = []
-            for feature in range(self.features):
-                method = baseline(name, series.values[:, feature], first, season)
-                found.append([method(origin, horizon, level) for origin in origins])
-            # (features, N, 3, horizon) as three arrays (N, horizon, features).
-            of_others[name] = [np.asarray(found)[:, :, i, :].transpose(1, 2, 0) for i in range(3)]
-
-        def made(bounds: list[Values], others: Mapping[str, Backtest]) -> Backtest:
-            shaped = [v[:, :, 0] if series.is_flat else v for v in (*bounds, arrays[3])]
-            point, lower, upper, actual = map(self._array, shaped)
-            return Backtest(origins, point, lower, upper, actual, float(level), naive_error, others)
-
-        tests = {name: made(bounds, {}) for name, bounds in of_others.items()}
-        return made(arrays[:3], tests)
-
     def _intervals(
         self,
         where: str,
-        pasts: list[_Past],
+        pasts: list[Past],
         steps: int,
         samples: int,
         level: float,
@@ -790,58 +714,6 @@ _OF_SERIES = ("mean", "std", "residuals", "covariate_mean", "covariate_std")
 
 _LEAST_HELD = 10
 """Fewer residuals of a validation part say nothing about their size."""
-
-
-@dataclass(frozen=True)
-class _Past:
-    """What comes before a forecast.
-
-    Attributes
-    ----------
-    name : str
-    transformed : Transformed
-        From the first value to the last.
-    known : (length + ..., known_features) array
-        From the step of the first value on, as far as they are known.
-    static : (static_features,) array
-    gap : int
-        How many steps without a value are between the last value and the first that is to be forecast.
-    length : int
-        Steps from the first value to the last.
-    """
-
-    name: str
-    transformed: Transformed
-    known: Values
-    static: Values
-    gap: int
-    length: int
-
-    def covariates(self, start: int, count: int, scale: tuple[Values, Values]) -> Values:
-        """The covariates of steps start ... start + count - 1 in scaled units; 0 where they are not known."""
-        mean, std = scale
-        K = self.known.shape[1]
-        known = (self.known[start : start + count] - mean[:K]) / std[:K]
-        missing = np.zeros((count - len(known), K))
-        static = np.broadcast_to((self.static - mean[K:]) / std[K:], (count, len(self.static)))
-        return np.concatenate([np.concatenate([known, missing]), static], axis=1)
-
-
-@dataclass(frozen=True)
-class _Learnt:
-    """Windows and the values that follow them, those of a series one after another, and how many each series has."""
-
-    windows: list[Array]
-    targets: list[Array]
-    counts: list[int]
-
-
-def _scale_of_covariates(pasts: list[_Past]) -> tuple[Values, Values]:
-    """Of those that are known in the future, over all steps, and of those of each series."""
-    known, static = np.concatenate([past.known for past in pasts]), np.stack([past.static for past in pasts])
-    scales = [examples.scale_of(v) if v.size else (np.zeros(v.shape[1]), np.ones(v.shape[1])) for v in (known, static)]
-    mean, std = (np.concatenate([scale[i] for scale in scales]) for i in (0, 1))
-    return mean, std
 
 
 def _repeated(xp: Any, x: Array, copies: int) -> Array:

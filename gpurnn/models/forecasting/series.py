@@ -5,23 +5,32 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
-from numbers import Number, Real
+from numbers import Number
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ... import _arrays, _checks, _dispatch
 from .. import examples
-from .times import EqualTimes, Rows, Times, evenly_spaced, read_text, write_text
+from .tables import (
+    Back,
+    follower,
+    is_of_times,
+    is_pandas,
+    is_polars,
+    pandas_index,
+    pandas_like,
+    read_times,
+    rows_by,
+    says_when,
+    shown,
+    taken,
+)
+from .times import EqualTimes, Rows, Times, evenly_spaced
+from .transforms import Values
 
-Values = NDArray[np.float64]
 Answer = Callable[[Values], Any]
 """From forecasts (steps, features) to what the caller gets."""
-
-Back = Callable[[list[Any]], list[Any]]
-"""From times that can be calculated with to those of the caller."""
 
 Label = Callable[[int], str]
 """Where a step or a row is, in the caller's words."""
@@ -117,14 +126,6 @@ class Collection:
     """From the forecasts of each series to what the caller gets."""
     is_single: bool
     groups: list[Any] | None = None
-
-
-def is_polars(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "polars"
-
-
-def is_pandas(value: Any) -> bool:
-    return hasattr(value, "to_numpy") and hasattr(value, "index") and not is_polars(value)
 
 
 @dataclass(frozen=True)
@@ -253,17 +254,17 @@ class Reader:
         known = self._covariate(f"known{place}", covariates["known"], self.sizes.known, len(values))
         static = self._static(f"static{place}", covariates["static"])
         values = np.concatenate([values, past], axis=1)
-        rows, back = self._spaced(name, index if index is not None and _says_when(index) else None, label)
+        rows, back = self._spaced(name, index if index is not None and says_when(index) else None, label)
         times = None
         if rows is not None:
             times = back(rows.times.values)
             label = _labelled("index", times)
             values, known = _with_gaps(values, rows), _placed(known, rows.order, rows.places, len(times))
-        following = _follower(rows.times if rows else None, back, len(values))
+        following = follower(rows.times if rows else None, back, len(values))
 
         def join(found: list[Values]) -> Any:
             if is_pandas(data):
-                return _pandas_like(data, found[0], _pandas_index(index, following(len(found[0]))))
+                return pandas_like(data, found[0], pandas_index(index, following(len(found[0]))))
             if is_polars(data):
                 return type(data)(data.name, found[0][:, 0])
             return self.array(found[0][:, 0] if flat else found[0])
@@ -358,9 +359,9 @@ class Reader:
         when = None
         if columns.time is not None:
             when = table[columns.time]
-        elif index is not None and (_says_when(index) if group is None else _is_of_times(index)):
+        elif index is not None and (says_when(index) if group is None else is_of_times(index)):
             when = index
-        rows_of = _rows_by(table, group)
+        rows_of = rows_by(table, group)
         if not rows_of or not len(values):
             raise ValueError(f"{self.where}: {name} has no rows, expected at least one series")
         ahead = self._ahead(known, columns)
@@ -376,7 +377,7 @@ class Reader:
                     f"{self.where}: {title}[{columns.static[column]!r}] is {static[rows[row], column]:g} at "
                     f"{label(row)} and {one_static[column]:g} before, expected one value for each series"
                 )
-            spaced, back = self._spaced(title, _taken(when, rows), label)
+            spaced, back = self._spaced(title, taken(when, rows), label)
             times = None
             if spaced is not None:
                 times = back(spaced.times.values)
@@ -386,7 +387,7 @@ class Reader:
                 )  # fmt: skip
             if ahead is not None:
                 covered = np.concatenate([covered, ahead(key, spaced.times if spaced else None)])
-            following.append(_follower(spaced.times if spaced else None, back, len(of_rows)))
+            following.append(follower(spaced.times if spaced else None, back, len(of_rows)))
             series.append(Series(title, of_rows, covered, one_static, label, self.sizes.features == 1, times))
         keys = None if group is None else list(rows_of)
         return Collection(series, self._joiner(table, columns, keys, following, when is not None), keys is None, keys)
@@ -444,16 +445,16 @@ class Reader:
             raise ValueError(f"{self.where}: known has no column {missing[0]!r}, expected {expected}")
         values = self._matrix("known", known, columns.known)
         self._reject_infinity("known", values, lambda i: f"row {i}", columns.known, gaps=False)
-        rows_of = _rows_by(known, columns.group)
+        rows_of = rows_by(known, columns.group)
         when = known[columns.time] if columns.time is not None and columns.time in tuple(known.columns) else None
-        if when is None and is_pandas(known) and _is_of_times(known.index):
+        if when is None and is_pandas(known) and is_of_times(known.index):
             when = known.index
 
         def of_series(key: Any, times: Times | None) -> Values:
             rows = rows_of.get(key, np.zeros(0, np.int64))
             if when is None or times is None or not len(rows):
                 return values[rows]
-            read = _read_times(_taken(when, rows))
+            read = read_times(taken(when, rows))
             if read is None:
                 return values[rows]
             later = {time: row for time, row in zip(read[0], rows, strict=True) if time > times.values[-1]}
@@ -486,7 +487,7 @@ class Reader:
 
             if time is not None or not has_times:
                 return pd.DataFrame(body)
-            return pd.DataFrame(body, index=_pandas_index(table.index, times))
+            return pd.DataFrame(body, index=pandas_index(table.index, times))
 
         return join
 
@@ -496,10 +497,10 @@ class Reader:
         """Rows with these times, evenly spaced, and the way back from such times; None if they are none."""
         if when is None:
             return None, list
-        read = _read_times(when)
+        read = read_times(when)
         if read is None:
             raise ValueError(
-                f"{self.where}: the times of {name} are {_shown(when.to_list()[0])}, ..., expected dates, ISO dates as "
+                f"{self.where}: the times of {name} are {shown(when.to_list()[0])}, ..., expected dates, ISO dates as "
                 "text, or numbers"
             )
         times, back = read
@@ -528,7 +529,7 @@ def _is_number(value: Any) -> bool:
 
 def _labelled(word: str, labels: Sequence[Any] | None) -> Label:
     """What messages call a step or a row: by its label, or by its number where there are none."""
-    return lambda i: f"{word} {i if labels is None else _shown(labels[i])}"
+    return lambda i: f"{word} {i if labels is None else shown(labels[i])}"
 
 
 def _with_gaps(values: Values, rows: Rows) -> Values:
@@ -538,93 +539,8 @@ def _with_gaps(values: Values, rows: Rows) -> Values:
     return whole
 
 
-def _shown(value: Any) -> str:
-    return f"{value}" if isinstance(value, date) else f"{value!r}"
-
-
 def _placed(rows: Values, order: list[int], places: list[int], length: int) -> Values:
     """Covariates in the order of the steps, in gaps those of the row before, and then those of the steps to come."""
     count = len(order)
     now = np.searchsorted(places, np.arange(length), side="right") - 1
     return np.concatenate([rows[order][now], rows[count:]])
-
-
-def _rows_by(table: Any, group: str | None) -> dict[Any, NDArray[np.int64]]:
-    """The rows of each group, in the order of their first rows."""
-    if group is None:
-        return {None: np.arange(len(table))}
-    rows: dict[Any, list[int]] = {}
-    for row, key in enumerate(table[group].to_numpy().tolist()):
-        rows.setdefault(key, []).append(row)
-    return {key: np.array(of, np.int64) for key, of in rows.items()}
-
-
-def _taken(when: Any, rows: NDArray[np.int64]) -> Any:
-    """Some of the times."""
-    if when is None:
-        return None
-    return when.gather(rows) if is_polars(when) else when.iloc[rows] if hasattr(when, "iloc") else when[rows]
-
-
-def _says_when(index: Any) -> bool:
-    """Whether a pandas index is of times, or of numbers that differ."""
-    return _is_of_times(index) or (getattr(index.dtype, "kind", "") in "iuf" and bool(index.is_unique))
-
-
-def _is_of_times(index: Any) -> bool:
-    return type(index).__name__ in ("DatetimeIndex", "PeriodIndex", "TimedeltaIndex")
-
-
-def _read_times(when: Any) -> tuple[list[Any], Back] | None:
-    """Times that can be calculated with, and the way back to such as the caller has; None if they are none."""
-    values = when.to_list()
-    if values and isinstance(values[0], str):
-        try:
-            read = [read_text(text) for text in values]
-        except ValueError:
-            return None
-        return read, lambda times: [write_text(t, values[0]) for t in times]
-    if is_polars(when):
-        steps = values and isinstance(values[0], (Real, date))
-        return (values, list) if steps else None
-    import pandas as pd
-
-    index = pd.Index(when)
-    if isinstance(index, pd.PeriodIndex):
-        return [p.ordinal for p in index], lambda times: [pd.Period(ordinal=t, freq=index.freq) for t in times]
-    if isinstance(index, pd.DatetimeIndex):
-        zone = index.tz
-        if zone is None:
-            return list(index), list
-        wall = list(index.tz_localize(None))
-        if len(wall) > 1 and sorted(wall)[1] - sorted(wall)[0] >= pd.Timedelta(days=1):
-            return wall, lambda times: list(pd.DatetimeIndex(times).tz_localize(zone))
-        return list(index.tz_convert("UTC")), lambda times: list(pd.DatetimeIndex(times).tz_convert(zone))
-    return (list(index), list) if index.dtype.kind in "iufm" else None
-
-
-def _follower(times: Times | None, back: Back, length: int) -> Callable[[int], list[Any]]:
-    """The times that follow a series, as the caller writes them."""
-    if times is None:
-        return lambda steps: list(range(length, length + steps))
-    return lambda steps: back(times.following(steps))
-
-
-def _pandas_index(like: Any, times: list[Any]) -> Any:
-    """Times as an index like another one."""
-    import pandas as pd
-
-    if isinstance(like, pd.RangeIndex):
-        return pd.RangeIndex(times[0], times[-1] + like.step, like.step, name=like.name)
-    index = pd.Index(times, name=like.name)
-    if isinstance(like, pd.DatetimeIndex) and like.freq is not None:
-        index = pd.DatetimeIndex(index, freq="infer") if len(index) > 2 else index
-    return index
-
-
-def _pandas_like(data: Any, found: Values, index: Any) -> Any:
-    import pandas as pd
-
-    if data.ndim == 1:
-        return pd.Series(found[:, 0], index=index, name=data.name)
-    return pd.DataFrame(found, index=index, columns=data.columns)

@@ -1,15 +1,18 @@
-"""The windows of series as batches to train on, which are split by time."""
+"""The windows of series, which a model is fitted to and whose residuals it keeps, as batches that are split by time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import _checks
+from ..._contract import Array
 from ...training import PaddedBatches
+from .past import Past
 
 
 class Windows(PaddedBatches):
@@ -69,3 +72,35 @@ class Windows(PaddedBatches):
         chosen: Any = super()._chosen(places)
         chosen.places = self.places[places]
         return chosen
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Windows and the values that follow them, those of a series one after another, and how many each series has."""
+
+    windows: list[Array]
+    targets: list[Array]
+    counts: list[int]
+
+    def batches(self, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator) -> Windows:
+        if not self.windows:
+            raise ValueError("Forecaster.fit: no value of a series follows another, expected fewer gaps")
+        return Windows(self.windows, self.targets, self.counts, batch_size, shuffle=shuffle, rng=rng)
+
+
+def windows_of(
+    pasts: list[Past], scales: list[Any], covariate_scale: Any, window: int, array: Callable[[NDArray[Any]], Array]
+) -> Learnt:
+    """All windows whose next value is known, as ``array`` makes arrays."""
+    windows, targets, counts = [], [], []
+    for past, scale in zip(pasts, scales, strict=True):
+        rows = array(past.inputs(scale, covariate_scale))
+        values = array((past.transformed.values - scale[0]) / scale[1])
+        # A series that is longer than the window has whole windows only.
+        first = window if len(past.transformed.values) > window else 1
+        whole = np.flatnonzero(past.transformed.observed.all(axis=1)).tolist()
+        steps = [t for t in whole if t >= first]
+        windows += [rows[max(0, t - window) : t, :] for t in steps]
+        targets += [values[t, :] for t in steps]
+        counts.append(len(steps))
+    return Learnt(windows, targets, counts)
