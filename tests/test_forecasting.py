@@ -340,6 +340,7 @@ def test_a_table_of_several_series(library):
         ({}, {"known": "sold"}, r"known names 1 columns, expected 0: the model was made with known_features=0"),
         ({"day": 30}, {}, r"X of store 'b' has the same time at index 30 and index 31, expected a row for each"),
         ({"sold": "many"}, {}, r"X\['sold'\]\[31\] is a str, expected a number"),
+        ({"store": None}, {}, r"X\['store'\] is nan in row 31, expected the series of each row"),
         ({}, {"static": {"day"}}, r"static is a set, expected the name of a column of X, or a list of such"),
     ],
 )
@@ -350,6 +351,19 @@ def test_tables_are_checked(change, options, message):
         table.loc[31, column] = value
     with pytest.raises((ValueError, TypeError), match=message):
         quick().fit(table, steps=1, **{"target": "sold", "time": "day", "group": "store", **options})
+
+
+def test_an_index_of_several_levels_is_to_be_columns():
+    table = pd.DataFrame({"v": wave(60), "store": ["a"] * 30 + ["b"] * 30, "t": [*range(30)] * 2})
+    with pytest.raises(TypeError, match=r"X has an index of several levels, expected one level; pass X.reset"):
+        quick().fit(table.set_index(["store", "t"]), steps=1)
+
+
+def test_times_beyond_what_dates_can_be_are_named():
+    table = pl.DataFrame({"t": [f"99{i:02d}" + "-01-01" for i in range(60, 100)], "v": wave(40)})
+    model = quick().fit(table, time="t", steps=1)
+    with pytest.raises(ValueError, match=r"predict: steps is 3, expected fewer: the times after 9999-01-01 00"):
+        model.predict(table, 3)
 
 
 def test_an_infinity_is_named_by_its_index():

@@ -158,7 +158,7 @@ def _numbers_of_objects(where: str, name: str, array: NDArray[Any]) -> NDArray[n
     for place in np.ndindex(array.shape):
         value = array[place]
         try:
-            result[place] = np.nan if value is None or _is_missing(value) else float(value)
+            result[place] = np.nan if is_missing(value) else float(value)
         except OverflowError as error:  # of an int that is larger than every float
             at = "".join(f"[{i}]" for i in place)
             raise ValueError(f"{where}: {name}{at} is beyond the range of float64, expected finite numbers") from error
@@ -274,7 +274,7 @@ def _groups(
     values = _tokens(where, name, table[chosen[0]]) if tokens else _matrix(where, name, table, chosen, dtype)
     rows: dict[Any, list[int]] = {}
     for row, value in enumerate(table[group].to_numpy().tolist()):
-        if value is None or _is_missing(value):
+        if is_missing(value):
             raise ValueError(f"{where}: {name}[{group!r}] is {value!r} in row {row}, expected the group of each row")
         rows.setdefault(value, []).append(row)
     if not rows:
@@ -525,12 +525,15 @@ def labels_in(where: str, name: str, values: Any) -> list[Hashable]:
     labels = [None if _arrays.has_masked(v) else v.item() if getattr(v, "shape", None) == () else v for v in entries]
     for i, label in enumerate(labels):
         # A label that is not itself is NaN, NaT or pandas' NA.
-        if label is None or not isinstance(label, Hashable) or _is_missing(label):
+        if label is None or not isinstance(label, Hashable) or is_missing(label):
             raise ValueError(f"{where}: {name}[{i}] is {label!r}, expected a label")
     return labels
 
 
-def _is_missing(label: Any) -> bool:
+def is_missing(label: Any) -> bool:
+    """Whether a value stands for none: None, NaN, NaT or pandas' NA."""
+    if label is None:
+        return True
     try:
         return bool(label != label)
     except TypeError:  # pandas.NA

@@ -88,8 +88,8 @@ class Forecaster(SequenceModel):
     params : dict of str to array
         ``recurrent.weight_ih_l0``, ..., ``output.weight`` and ``output.bias``.
     mean, std : (F,) NumPy arrays, or (S, F) after a fit to S > 1 series
-        Of the series that `fit` was given, F = features + past_features; 0 and 1 before. std is 1 where a feature is
-        constant.
+        Of the series that `fit` was given, without trend, seasons and differences; F = features + past_features. 0 and
+        1 before a fit. std is 1 where a feature is constant.
     residuals : (n, F) NumPy array
         \epsilon_t of these series, in scaled units. Where a part of them was kept aside for validation, those of the
         part that was learnt are made as large as those of the part that was not.

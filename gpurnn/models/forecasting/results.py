@@ -78,7 +78,7 @@ class Backtest:
     @property
     def mse(self) -> float:
         """The mean squared error of the point forecasts."""
-        return float(np.nanmean(self._errors() ** 2))
+        return _mean(self._errors() ** 2)
 
     @property
     def rmse(self) -> float:
@@ -88,7 +88,7 @@ class Backtest:
     @property
     def mae(self) -> float:
         """The mean absolute error of the point forecasts."""
-        return float(np.nanmean(np.abs(self._errors())))
+        return _mean(np.abs(self._errors()))
 
     @property
     def mase(self) -> float:
@@ -98,14 +98,15 @@ class Backtest:
         """
         errors = np.abs(self._errors()).reshape(len(self.origins), -1, np.size(self.naive_error))
         with np.errstate(divide="ignore", invalid="ignore"):
-            return float(np.mean(np.nanmean(errors, axis=(0, 1)) / self.naive_error))
+            return float(
+                np.mean([_mean(errors[..., i]) for i in range(errors.shape[2])] / np.asarray(self.naive_error))
+            )
 
     @property
     def coverage(self) -> float:
         """The share of the actual values that lie in their intervals; ``level`` is what it should be."""
         lower, upper, actual = (_numpy(a) for a in (self.lower, self.upper, self.actual))
-        there = ~np.isnan(actual)
-        return float(np.mean(((lower <= actual) & (actual <= upper))[there]))
+        return _mean(np.where(np.isnan(actual), np.nan, (lower <= actual) & (actual <= upper)))
 
     def _errors(self) -> NDArray[np.float64]:
         return _numpy(self.point) - _numpy(self.actual)
@@ -123,6 +124,12 @@ class Backtest:
             numbers = "  ".join(f"{value:8.4g}" for value in (test.mase, test.mae, test.rmse))
             lines.append(f"  {name:{width}}  {numbers}  {100 * test.coverage:5.1f}%")
         return "\n".join(lines)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean of those that are not NaN; NaN if all are."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else np.nan
 
 
 def _numpy(array: Any) -> NDArray[np.float64]:

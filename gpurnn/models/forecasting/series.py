@@ -147,6 +147,11 @@ class Reader:
             The data are no such series.
         """
         _checks.given(self.where, **{name: data})
+        if getattr(getattr(data, "index", None), "nlevels", 1) > 1:
+            raise TypeError(
+                f"{self.where}: {name} has an index of several levels, expected one level; pass {name}.reset_index(), "
+                "and name the column that parts several series with group=... and the times with time=..."
+            )
         if getattr(data, "shape", None) == ():
             raise TypeError(f"{self.where}: {name} is {_checks.described(data)}, expected a series, or several")
         if examples.is_table(data):
@@ -260,7 +265,7 @@ class Reader:
             times = back(rows.times.values)
             label = _labelled("index", times)
             values, known = _with_gaps(values, rows), _placed(known, rows.order, rows.places, len(times))
-        following = follower(rows.times if rows else None, back, len(values))
+        following = follower(self.where, rows.times if rows else None, back, len(values))
 
         def join(found: list[Values]) -> Any:
             if is_pandas(data):
@@ -361,7 +366,7 @@ class Reader:
             when = table[columns.time]
         elif index is not None and (says_when(index) if group is None else is_of_times(index)):
             when = index
-        rows_of = rows_by(table, group)
+        rows_of = rows_by(self.where, name, table, group)
         if not rows_of or not len(values):
             raise ValueError(f"{self.where}: {name} has no rows, expected at least one series")
         ahead = self._ahead(known, columns)
@@ -387,7 +392,7 @@ class Reader:
                 )  # fmt: skip
             if ahead is not None:
                 covered = np.concatenate([covered, ahead(key, spaced.times if spaced else None)])
-            following.append(follower(spaced.times if spaced else None, back, len(of_rows)))
+            following.append(follower(self.where, spaced.times if spaced else None, back, len(of_rows)))
             series.append(Series(title, of_rows, covered, one_static, label, self.sizes.features == 1, times))
         keys = None if group is None else list(rows_of)
         return Collection(series, self._joiner(table, columns, keys, following, when is not None), keys is None, keys)
@@ -445,7 +450,7 @@ class Reader:
             raise ValueError(f"{self.where}: known has no column {missing[0]!r}, expected {expected}")
         values = self._matrix("known", known, columns.known)
         self._reject_infinity("known", values, lambda i: f"row {i}", columns.known, gaps=False)
-        rows_of = rows_by(known, columns.group)
+        rows_of = rows_by(self.where, "known", known, columns.group)
         when = known[columns.time] if columns.time is not None and columns.time in tuple(known.columns) else None
         if when is None and is_pandas(known) and is_of_times(known.index):
             when = known.index

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import examples
 from .times import Times, read_text, write_text
 from .transforms import Values
 
@@ -29,12 +30,14 @@ def shown(value: Any) -> str:
     return f"{value}" if isinstance(value, date) else f"{value!r}"
 
 
-def rows_by(table: Any, group: str | None) -> dict[Any, NDArray[np.int64]]:
+def rows_by(where: str, name: str, table: Any, group: str | None) -> dict[Any, NDArray[np.int64]]:
     """The rows of each group, in the order of their first rows."""
     if group is None:
         return {None: np.arange(len(table))}
     rows: dict[Any, list[int]] = {}
     for row, key in enumerate(table[group].to_numpy().tolist()):
+        if examples.is_missing(key):
+            raise ValueError(f"{where}: {name}[{group!r}] is {key!r} in row {row}, expected the series of each row")
         rows.setdefault(key, []).append(row)
     return {key: np.array(of, np.int64) for key, of in rows.items()}
 
@@ -83,11 +86,18 @@ def read_times(when: Any) -> tuple[list[Any], Back] | None:
     return (list(index), list) if index.dtype.kind in "iufm" else None
 
 
-def follower(times: Times | None, back: Back, length: int) -> Callable[[int], list[Any]]:
+def follower(where: str, times: Times | None, back: Back, length: int) -> Callable[[int], list[Any]]:
     """The times that follow a series, as the caller writes them."""
     if times is None:
         return lambda steps: list(range(length, length + steps))
-    return lambda steps: back(times.following(steps))
+
+    def following(steps: int) -> list[Any]:
+        try:
+            return back(times.following(steps))
+        except (OverflowError, ValueError) as error:
+            raise ValueError(f"{where}: steps is {steps}, expected fewer: {error}") from error
+
+    return following
 
 
 def pandas_index(like: Any, times: list[Any]) -> Any:
