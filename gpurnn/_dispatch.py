@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType, SimpleNamespace, TracebackType
@@ -24,6 +25,8 @@ WINGS = {"numpy": "gpurnn.reference", "cupy": "gpurnn.kernels"}
 
 NUMPY_WINGS = {"reference": WINGS["numpy"], "native": "gpurnn.kernels.native", "host": WINGS["cupy"]}
 """The modules that can compute for NumPy arrays, by the names that `use` takes. They need not define all functions."""
+
+_VARIABLE = "GPURNN_WING"
 
 _uses: contextvars.ContextVar[tuple[use, ...]] = contextvars.ContextVar("uses", default=())
 """The choices of `use` that are active in this context; the last one counts."""
@@ -87,13 +90,15 @@ class use:
 
     Parameters
     ----------
-    wing : {"reference", "native", "host", "cuda"}
-        "reference" is NumPy, the default; "cpu" is another name of it. "native" compiles the recurrences, and what else
-        gains by it, for this processor when they are first called, which takes a C++ compiler and some seconds for each
-        cell and dtype, and is kept; the rest is NumPy.
+    wing : {"reference", "native", "host", "cpu", "cuda"}
+        "reference" is NumPy: the definition, which runs everywhere.
+        "native" is the same in C++, compiled for this processor. An installation from a wheel of this platform, or from
+        source where there is a C++ compiler, has it ready. Without that it is compiled when it is first called, which
+        takes a C++ compiler and some seconds for each cell and dtype, and is kept.
         "host" runs the CUDA kernels' own source, compiled for the CPU: what CuPy arrays run on a GPU, to be followed
-        and debugged on any machine with a C++ compiler. It is slow. "cuda" lets only CuPy arrays through, on which the
-        CUDA kernels always compute: a NumPy array is rejected, with the call that moves it to the GPU.
+        and debugged on any machine with a C++ compiler. It is slow.
+        "cpu" is the default of NumPy arrays. "cuda" lets only CuPy arrays through, on which the CUDA kernels always
+        compute: a NumPy array is rejected, with the call that moves it to the GPU.
 
     Raises
     ------
@@ -104,15 +109,19 @@ class use:
 
     Notes
     -----
+    The default is the environment variable ``GPURNN_WING``, one of these names. Without it, it is "native" where the
+    installation has that ready, and "reference" elsewhere; ``gpurnn info`` says which and why. The two differ by
+    roundings. Where the same bits are wanted on several machines, choose "reference".
+
     The choice belongs to the current context (`contextvars`), so one thread never changes what computes for another:
 
-    - A new thread starts with "reference", whatever the thread that starts it uses; so do the threads of a
+    - A new thread starts with the default, whatever the thread that starts it uses; so do the threads of a
       `concurrent.futures.ThreadPoolExecutor`. Call ``use`` in the thread, or run the function in a copy of the context,
       as below. (Python 3.14 has ``-X thread_inherit_context=1``, the default of free-threaded builds, with which a
       thread starts with the context of the one that starts it.)
     - An `asyncio` task and `asyncio.to_thread` start with what their creator used at that time, and change nothing for
       it.
-    - A process that is forked starts with what its parent used, a spawned one with "reference".
+    - A process that is forked starts with what its parent used, a spawned one with the default.
 
     A pullback stays on the wing of its forward pass. ``with`` statements may be nested, and an object of ``use`` may be
     entered more than once; what is left of them counts, in whatever order they end.
@@ -135,7 +144,7 @@ class use:
     """
 
     def __init__(self, wing: str) -> None:
-        self.wing = _checks.choice("use", "wing", "reference" if wing == "cpu" else wing, (*NUMPY_WINGS, "cuda"))
+        self.wing = _checks.choice("use", "wing", _default()[0] if wing == "cpu" else wing, (*NUMPY_WINGS, "cuda"))
         reasons = list(why_no_cuda()) if wing == "cuda" else []
         if reasons:
             raise RuntimeError(f"use: 'cuda' cannot compute here: {'; '.join(reasons)}")
@@ -159,10 +168,28 @@ class use:
             _uses.set(tuple(uses))
 
 
-def _numpy_wing() -> str:
+def numpy_wing() -> str:
     """The name of what computes for NumPy arrays, as `use` takes it."""
     uses = _uses.get()
-    return uses[-1].wing if uses else "reference"
+    return uses[-1].wing if uses else _default()[0]
+
+
+def why_default() -> str:
+    """In words, why what computes for NumPy arrays by default is what it is."""
+    return _default()[1]
+
+
+@functools.cache
+def _default() -> tuple[str, str]:
+    """What computes for NumPy arrays in a context that has not chosen, and why. It stays so in this process."""
+    named = os.environ.get(_VARIABLE)
+    if named:
+        if named not in NUMPY_WINGS:
+            raise ValueError(f"{_VARIABLE} is {named!r}, expected one of {', '.join(map(repr, NUMPY_WINGS))}")
+        return named, f"{_VARIABLE} is {named}"
+    install = importlib.import_module(f"{NUMPY_WINGS['native']}.install")
+    reason = install.why_not()
+    return ("reference", reason) if reason else ("native", "this installation has its compiled libraries")
 
 
 def namespace(where: str, **arrays: Any) -> Any:
@@ -201,13 +228,13 @@ def wing(where: str, **arrays: Any) -> Wing:
     library = common_library(where, arrays.items())
     if library != "numpy":
         return _functions(WINGS[library])
-    if _numpy_wing() == "cuda":
+    if numpy_wing() == "cuda":
         name = next(name for name, array in arrays.items() if array is not None)
         raise TypeError(
             f"{where}: {name} is a numpy array, expected a cupy array after gpurnn.use('cuda'); move it with "
             f"cupy.asarray({name}), and a layer or a model with its to('cuda')"
         )
-    return _functions(NUMPY_WINGS[_numpy_wing()])
+    return _functions(NUMPY_WINGS[numpy_wing()])
 
 
 @functools.cache

@@ -9,6 +9,10 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 # Half the time of a compilation; test_native_build.py compares the bits with those of the libraries that users get.
 os.environ.setdefault("GPURNN_NATIVE_BUILD", "quick")
 
+# So that a test knows what computes, on a machine that has the compiled wing ready too. GPURNN_WING=native repeats the
+# tests on that.
+os.environ.setdefault("GPURNN_WING", "reference")
+
 # ruff: noqa: E402
 import signal
 import sys

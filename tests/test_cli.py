@@ -675,7 +675,8 @@ def test_info_names_versions_and_backends():
     assert f"numpy {np.__version__} (" in said
     for package in ("array-api-compat", "safetensors", "tqdm", "click", "matplotlib"):
         assert re.search(rf"^{package} \d", said, re.MULTILINE)
-    assert "  cpu    runs here: NumPy\n" in said
+    assert "  cpu       runs here: as reference, the default, because GPURNN_WING is reference\n" in said
+    assert "  reference runs here: NumPy\n" in said
 
 
 class FakeRuntimeError(RuntimeError):
@@ -703,35 +704,40 @@ def fake_cupy(devices):
 )
 def test_info_says_why_cuda_cannot_run(monkeypatch, cupy, message):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    assert re.search("^  cuda   " + message, run("info").stdout, re.MULTILINE)
+    assert re.search("^  cuda      " + message, run("info").stdout, re.MULTILINE)
 
 
 def test_info_says_what_compiles_kernels_for_the_cpu(monkeypatch):
     monkeypatch.setenv("CXX", "my-c++ -pipe")
-    assert "  host   runs here: the CUDA kernels on the CPU, slowly, compiled with my-c++ -pipe\n" in run("info").stdout
+    assert (
+        "  host      runs here: the CUDA kernels on the CPU, slowly, compiled with my-c++ -pipe\n" in run("info").stdout
+    )
     monkeypatch.setenv("CXX", 'g++ "-O2')
-    assert "  host   cannot run here: CXX is 'g++ \"-O2', expected a command: No closing" in run("info").stdout
+    assert "  host      cannot run here: CXX is 'g++ \"-O2', expected a command: No closing" in run("info").stdout
     monkeypatch.setenv("CXX", " ")
     assert "compiled with \n" not in run("info").stdout
     monkeypatch.delenv("CXX")
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "  host   cannot run here: no C++ compiler: set CXX, install g++" in run("info").stdout
+    assert "  host      cannot run here: no C++ compiler: set CXX, install g++" in run("info").stdout
 
 
 def test_info_says_what_compiles_recurrences_for_the_cpu(monkeypatch):
     monkeypatch.setenv("CXX", "my-c++ -pipe")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr("gpurnn.kernels.native.processor.instruction_sets", lambda: ("avx2", "sse4"))
-    how = "NumPy, with recurrences compiled for avx2 by my-c++ -pipe, on at most 1 thread\n"
-    assert f"  native runs here: {how}" in run("info").stdout
+    how = "compiled for avx2, when it is first called, by my-c++ -pipe, on at most 1 thread\n"
+    monkeypatch.setattr("gpurnn.kernels.native.install.why_not", lambda: "there are none")
+    assert f"  native    runs here: {how}" in run("info").stdout
+    monkeypatch.setattr("gpurnn.kernels.native.install.why_not", lambda: "")
+    assert "compiled for avx2, on at most 1 thread\n" in run("info").stdout
     monkeypatch.setenv("GPURNN_CPU", "avx512")
-    assert (
-        "  native cannot run here: GPURNN_CPU is 'avx512', expected an instruction set of this processor: avx2, sse4\n"
-        in run("info").stdout
-    )
+    why = "cannot run here: GPURNN_CPU is 'avx512', expected an instruction set of this processor: avx2, sse4\n"
+    assert f"  native    {why}" in run("info").stdout
     monkeypatch.setattr("gpurnn.kernels.native.processor.instruction_sets", lambda: ())
-    assert "  native cannot run here: compiled layers need SSE4.2 or NEON, which this processor " in run("info").stdout
+    assert (
+        "  native    cannot run here: compiled layers need SSE4.2 or NEON, which this processor " in run("info").stdout
+    )
 
 
 @pytest.mark.parametrize("command", ["--help", "--version", "info", "train --help"])
@@ -1054,13 +1060,13 @@ def test_the_kernels_on_the_cpu_train_and_write(text, tmp_path):
     ]
     assert written[0] == written[1] == written[2]
     assert run("evaluate", tmp_path / "cpu", text, "--device", "host").stdout.endswith("characters)\n")
-    assert gpurnn._dispatch._numpy_wing() == "reference"  # and no longer than that
+    assert gpurnn._dispatch.numpy_wing() == "reference"  # and no longer than that
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:1", ""])
 def test_what_is_no_device(text, tmp_path, device):
     said = run("train", text, "--out", tmp_path / "run", *SMALL, "--device", device, code=2).stderr
-    assert f"{device!r} is none of cpu, cuda, cuda:N, native and host" in said
+    assert f"{device!r} is none of cpu, cuda, cuda:N, reference, native and host" in said
 
 
 @pytest.mark.parametrize(

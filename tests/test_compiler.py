@@ -377,7 +377,7 @@ def test_without_fcntl_all_is_imported_compiled_and_locked(tmp_path, source):
     environment.pop("LD_PRELOAD", None)
     done = subprocess.run([sys.executable, "-c", script, str(source)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "host   runs here" in done.stdout
+    assert "host      runs here" in done.stdout
 
 
 def test_no_module_needs_one_system(monkeypatch):

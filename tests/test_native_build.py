@@ -10,7 +10,8 @@ import pytest
 import test_native_operations as operations
 import test_native_recurrence as recurrences
 from gpurnn.kernels import native
-from gpurnn.kernels.native import build, recurrence
+from gpurnn.kernels.compiler import KERNELS
+from gpurnn.kernels.native import build, install, recurrence
 from problems import ALL, CELLS, KINDS, draw
 from tolerance import assert_same
 
@@ -23,14 +24,15 @@ TARGETS = {"aarch64-linux-gnu": "neon", "aarch64-macos": "neon", "x86_64-windows
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="ziglang, which compiles for them, is missing")
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_source_compiles_without_a_warning(target, tmp_path):
-    for name, source, options in (
-        ("recurrence", recurrence.unit(GRU(), "float32"), build.INSTRUCTION_SETS[TARGETS[target]]),
-        ("threads", '#include "native/threads.cpp"\n', ("-fexceptions",)),
-    ):
-        unit = tmp_path / f"{name}.cpp"
-        unit.write_text(source)
+    one_cell = recurrence.library(GRU(), "float32").name
+    for library in install.libraries():
+        if "float" in library.name and library.name != one_cell:
+            continue
+        unit = tmp_path / f"{library.name}.cpp"
+        unit.write_text(library.source())
         compiler = (sys.executable, "-m", "ziglang", "c++", "-target", target)
-        command = (*compiler, *build.FLAGS, *options, "-Werror", "-c", str(unit), "-o", str(unit.with_suffix(".o")))
+        flags = (*build.FLAGS, *build.INSTRUCTION_SETS[TARGETS[target]], *library.options, f"-I{KERNELS}")
+        command = (*compiler, *flags, "-Werror", "-c", str(unit), "-o", str(unit.with_suffix(".o")))
         compiled = subprocess.run(command, capture_output=True, text=True)
         assert (compiled.returncode, compiled.stderr) == (0, "")
 

@@ -47,8 +47,7 @@ needs_long_double = pytest.mark.skipif(
 @pytest.fixture(scope="module", params=processor.instruction_sets())
 def functions(request):
     """From a function's name and an array to its values, computed with each instruction set of the processor."""
-    options = build.INSTRUCTION_SETS[request.param]
-    library = ctypes.CDLL(str(build.library("functions", SOURCE, options)))
+    library = ctypes.CDLL(str(build.Library("functions", lambda: SOURCE).path(request.param)))
 
     def call(name: str, x: np.ndarray) -> np.ndarray:
         y = np.full(x.size + 1, 77, x.dtype)  # the last one must stay

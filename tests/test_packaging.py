@@ -17,9 +17,10 @@ FOLDERS = {"gpurnn": "gpurnn", "reference": "gpurnn/reference", "kernels": "gpur
 """Where the folders of the source lie in the wheel."""
 
 
-def run(*command, **options):
+def run(*command, variables=None, **options):
     """Run a command away from the source tree; its output is the message if it fails."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GPURNN"))}
+    environment |= variables or {}
     done = subprocess.run(
         list(map(str, command)), env=environment, text=True, encoding="utf-8",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
@@ -30,7 +31,7 @@ def run(*command, **options):
 
 def not_source(directory, names):
     """Of the names in a directory of the working tree, those that a fresh clone would not have."""
-    made = {"build", "dist", "__pycache__"}
+    made = {"build", "dist", "__pycache__", "libraries"}
     return [
         name
         for name in names
@@ -42,18 +43,42 @@ def not_source(directory, names):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel, built from a copy so that the build leaves nothing in the tree."""
-    directory = tmp_path_factory.mktemp("wheel")
-    tree = directory / "tree"
+def tree(tmp_path_factory):
+    """A copy of the source, so that a build leaves nothing in the tree."""
+    tree = tmp_path_factory.mktemp("wheel") / "tree"
     shutil.copytree(ROOT, tree, ignore=not_source)
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", directory, tree, cwd=directory)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def no_compiler(tmp_path_factory):
+    """The variables of an environment in which no program is found."""
+    return {"PATH": str(tmp_path_factory.mktemp("empty")), "CXX": ""}
+
+
+def build_wheel(tree, name, variables):
+    directory = tree.parent / name
+    command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", directory, tree)
+    run(*command, cwd=tree.parent, variables=variables)
     (built,) = directory.glob("*.whl")
     return built
 
 
+@pytest.fixture(scope="module")
+def wheel(tree, no_compiler):
+    """What a machine without a C++ compiler makes."""
+    return build_wheel(tree, "pure", no_compiler)
+
+
+@pytest.fixture(scope="module")
+def platform_wheel(tree, wheel):
+    """What one with a compiler makes, for its own processor."""
+    return build_wheel(tree, "platform", None)
+
+
 @pytest.mark.slow
 def test_wheel_holds_the_package_whole_and_nothing_else(wheel):
+    assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
     tops = {name.partition("/")[0] for name in held}
@@ -66,7 +91,7 @@ def test_wheel_holds_the_package_whole_and_nothing_else(wheel):
         f"{target}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, target in FOLDERS.items()
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not {"__pycache__", "libraries"}.intersection(path.parts)
     }
     assert packaged == source
     assert {"gpurnn/py.typed", "gpurnn/reference/cells/lstm.py", "gpurnn/kernels/__init__.py"} <= packaged
@@ -93,10 +118,31 @@ assert losses[2] < losses[1] < losses[0], losses
 
 
 @pytest.mark.slow
-def test_installed_wheel_trains(wheel, tmp_path):
+def test_a_wheel_of_a_platform_is_the_pure_one_and_libraries(wheel, platform_wheel):
+    assert "-py3-none-" in platform_wheel.name
+    assert not platform_wheel.name.endswith("-any.whl")
+    packaged = []
+    for path in (wheel, platform_wheel):
+        with zipfile.ZipFile(path) as archive:
+            packaged.append({name for name in archive.namelist() if name.startswith("gpurnn/")})
+    made = packaged[1] - packaged[0]
+    assert packaged[0] < packaged[1]
+    assert all(name.startswith("gpurnn/kernels/native/libraries/") and name.endswith(".so") for name in made)
+
+
+COMPUTING = {"wheel": "reference", "platform_wheel": "native"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", COMPUTING)
+def test_installed_wheel_trains(which, request, no_compiler, tmp_path):
     environment = tmp_path / "environment"
     run(sys.executable, "-m", "venv", environment)
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")
-    run(scripts / "python", "-m", "pip", "install", wheel, cwd=tmp_path)
-    run(scripts / "python", "-I", "-W", "error", "-c", TWO_STEPS, cwd=tmp_path)
+    run(scripts / "python", "-m", "pip", "install", request.getfixturevalue(which), cwd=tmp_path)
+    variables = {**no_compiler, "GPURNN_CACHE_DIR": str(tmp_path / "cache")}
+    run(scripts / "python", "-I", "-W", "error", "-c", TWO_STEPS, cwd=tmp_path, variables=variables)
+    assert not (tmp_path / "cache").exists()
     assert "Usage: gpurnn" in run(scripts / "gpurnn", "--help", cwd=tmp_path)
+    said = run(scripts / "gpurnn", "info", cwd=tmp_path, variables=variables)
+    assert f"  cpu       runs here: as {COMPUTING[which]}, the default, because this installation has " in said

@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import os
+import re
 import subprocess
 import sys
 import types
@@ -20,10 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 from gpurnn.kernels import dtypes, native
+from gpurnn.kernels.native import build, install, processor
 
 import gpurnn
 from gpurnn import _checks, _dispatch, kernels, reference
 from gpurnn._contract import WING_FUNCTIONS, Wing
+from gpurnn.cells import GRU
 
 
 def parameters(function: Callable[..., Any]) -> list[tuple[Any, ...]]:
@@ -197,15 +200,6 @@ def test_a_wing_that_defines_half_of_a_pair_is_rejected(partial_wing, name):
         gpurnn.dropout(np.ones(2), 0.5, 1)
 
 
-def wing_in_use() -> str:
-    return {reference: "reference", kernels: "host"}[_dispatch.wing("lstm", x=np.zeros(3))]
-
-
-def in_a_thread(function=wing_in_use):
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function).result()
-
-
 def in_a_new_context(test):
     """Plain calls of `use` stay until their context ends."""
 
@@ -216,8 +210,77 @@ def in_a_new_context(test):
     return run
 
 
+@pytest.fixture
+def default(monkeypatch):
+    """Call it with ``$GPURNN_WING`` and why the compiled wing is not ready; gives the default and why it is that."""
+
+    def of(variable: str, why_not: str) -> tuple[str, str]:
+        monkeypatch.setenv("GPURNN_WING", variable)
+        monkeypatch.setattr(install, "why_not", lambda: why_not)
+        _dispatch._default.cache_clear()
+        return _dispatch.numpy_wing(), _dispatch.why_default()
+
+    yield of
+    _dispatch._default.cache_clear()
+
+
 @in_a_new_context
-def test_a_new_thread_starts_with_the_reference():
+def test_the_compiled_wing_is_the_default_where_it_is_ready(default):
+    assert default("", "") == ("native", "this installation has its compiled libraries")
+    with gpurnn.use("reference"):
+        assert _dispatch.numpy_wing() == "reference"
+    assert default("", "it is not there") == ("reference", "it is not there")
+    for name in ("reference", "native", "host"):
+        assert default(name, "") == (name, f"GPURNN_WING is {name}")
+    with pytest.raises(ValueError, match="GPURNN_WING is 'numpy', expected one of 'reference', 'native', 'host'"):
+        default("numpy", "")
+
+
+@pytest.fixture
+def shipped(monkeypatch, tmp_path):
+    """An installation whose directory of libraries is this empty one."""
+    monkeypatch.setattr(build, "SHIPPED", tmp_path)
+    monkeypatch.setattr(build, "_loaded", {})
+    monkeypatch.setattr(processor, "instruction_sets", lambda: ("avx2", "sse4"))
+    install._why_not.cache_clear()
+    yield tmp_path
+    install._why_not.cache_clear()
+
+
+def test_an_installation_is_ready_when_it_has_every_library(shipped, monkeypatch):
+    def why_not():
+        install._why_not.cache_clear()
+        return install.why_not()
+
+    assert why_not() == "this installation has no compiled libraries, and needs them for avx2"
+    of_avx2, of_sse4 = ([library.shipped(name) for library in install.libraries()] for name in ("avx2", "sse4"))
+    for path in of_sse4:
+        path.touch()
+    assert why_not() == "this installation has libraries for sse4 alone, and needs them for avx2"
+    monkeypatch.setenv("GPURNN_CPU", "sse4")
+    install.threads.library.cache_clear()
+    assert re.match("the compiled library .*threads_sse4-.* cannot be loaded: .*file too short", why_not())
+    monkeypatch.setattr(install.threads, "library", lambda: None)
+    assert why_not() == ""
+    monkeypatch.delenv("GPURNN_CPU")
+    for path in of_avx2:
+        path.touch()
+    assert why_not() == ""
+    of_avx2[-1].rename(shipped / f"{install.recurrence.library(GRU(), 'float64').name}_avx2-0.so")
+    assert "has no library of its sources for gru_" in why_not()
+
+
+def wing_in_use() -> str:
+    return {reference: "reference", kernels: "host"}[_dispatch.wing("lstm", x=np.zeros(3))]
+
+
+def in_a_thread(function=wing_in_use):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+@in_a_new_context
+def test_a_new_thread_starts_with_the_default():
     gpurnn.use("host")
     with gpurnn.use("host"):
         inherits = getattr(sys.flags, "thread_inherit_context", 0)
@@ -339,7 +402,7 @@ def test_a_subclass_of_ndarray_is_a_numpy_array(tmp_path):
 
 def test_devices_have_the_same_names_everywhere(monkeypatch):
     with gpurnn.use("cpu"):
-        assert _dispatch._numpy_wing() == "reference"
+        assert _dispatch.numpy_wing() == "reference"
     layer = gpurnn.Sequential(gpurnn.LSTM(2, 3), gpurnn.Dense(3, 1))
     assert layer.to("cpu").params.keys() == layer.params.keys()
     monkeypatch.setattr(_dispatch, "why_no_cuda", lambda: iter(["there is no GPU"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .. import __version__
+from .. import __version__, _dispatch
 from .terminal import tell, tell_json
 
 
@@ -36,13 +36,14 @@ def info(as_json: bool) -> None:
         packages[package] = importlib.metadata.version(package)
     with suppress(importlib.metadata.PackageNotFoundError):
         packages["matplotlib"] = importlib.metadata.version("matplotlib")
-    why_not = {"cpu": "", "cuda": "; ".join(why_no_cuda())}
+    wing = _dispatch.numpy_wing()
+    why_not = {"cpu": "", "reference": "", "cuda": "; ".join(why_no_cuda())}
     why_not |= {"native": "; ".join(why_no_native()), "host": "; ".join(why_no_host())}
     if as_json:
         report: dict[str, Any] = {
             "gpurnn": __version__, "python": platform.python_version(), "system": platform.system(),
             "machine": platform.machine(), "cpus": os.cpu_count(), "blas": f"{blas['name']} {blas['version']}",
-            "packages": packages,
+            "packages": packages, "numpy_arrays": {"wing": wing, "reason": _dispatch.why_default()},
             "devices": {name: {"runs": not reason, "reason": reason or None} for name, reason in why_not.items()},
         }  # fmt: skip
         tell_json(report)
@@ -55,29 +56,32 @@ def info(as_json: bool) -> None:
         tell("matplotlib is not installed: no pictures; pip install matplotlib")
     tell("\nDevices, as --device takes them")
     what = {
-        "cpu": "NumPy", "cuda": "fused CUDA kernels, by CuPy", "native": "NumPy, with recurrences",
+        "cpu": f"as {wing}, the default, because {_dispatch.why_default()}", "reference": "NumPy",
+        "cuda": "fused CUDA kernels, by CuPy",
         "host": "the CUDA kernels on the CPU, slowly",
     }  # fmt: skip
     if not why_not["native"]:
-        from ..kernels.native import processor, threads
+        from ..kernels.native import install, processor, threads
 
         count = threads.available()
-        what["native"] += f" compiled for {processor.chosen()} by {' '.join(find_compiler())}"
-        what["native"] += f", on at most {count} thread{'' if count == 1 else 's'}"
+        reason = install.why_not()
+        by = f", when it is first called, by {' '.join(find_compiler())}" if reason else ""
+        what["native"] = f"compiled for {processor.chosen()}{by}, on at most {count} thread{'' if count == 1 else 's'}"
     if not why_not["host"]:
         what["host"] += f", compiled with {' '.join(find_compiler())}"
     for name, reason in why_not.items():
-        tell(f"  {name:6} " + (f"cannot run here: {reason}" if reason else f"runs here: {what[name]}"))
+        tell(f"  {name:9} " + (f"cannot run here: {reason}" if reason else f"runs here: {what[name]}"))
 
 
 def why_no_native() -> Iterator[str]:
-    """The reasons why recurrences cannot be compiled for this processor; none if they can."""
+    """The reasons why the compiled CPU wing cannot run; none if it can."""
     from ..kernels.compiler import CompilerError, find_compiler
-    from ..kernels.native import processor
+    from ..kernels.native import install, processor
 
     try:
         processor.chosen()
-        find_compiler()
+        if install.why_not():
+            find_compiler()
     except (CompilerError, ValueError) as error:
         yield str(error)
 

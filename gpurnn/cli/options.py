@@ -73,17 +73,18 @@ class _Device(click.types.StringParamType):
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        value = "cpu" if value == "reference" else value
         kind, colon, place = str(value).partition(":")
-        if kind not in ("cpu", "cuda", "native", "host") or (colon and (kind != "cuda" or not place.isdecimal())):
-            self.fail(f"{value!r} is none of cpu, cuda, cuda:N, native and host.", param, ctx)
+        if kind not in ("cpu", "cuda", "reference", "native", "host") or (
+            colon and (kind != "cuda" or not place.isdecimal())
+        ):
+            self.fail(f"{value!r} is none of cpu, cuda, cuda:N, reference, native and host.", param, ctx)
         return value
 
 
 device_option = click.option(
     "--device", type=_Device(), default="cpu", metavar="NAME", show_default=True,
-    help="What computes: cpu, cuda (or cuda:1, ...), native, which compiles recurrences for this processor, or host, "
-    "which runs the CUDA kernels on the CPU, slowly. `gpurnn info` says which can run here.",
+    help="What computes: cpu, cuda (or cuda:1, ...); or on the CPU, by name: reference, in NumPy; native, compiled; "
+    "host, the CUDA kernels, slowly. `gpurnn info` says which can run here.",
 )  # fmt: skip
 
 
@@ -99,7 +100,8 @@ def computing_on(device: str) -> Iterator[Any]:
     if kind == "cpu":
         yield np
         return
-    reasons = list({"cuda": why_no_cuda, "native": why_no_native, "host": why_no_host}[kind]())
+    checks = {"cuda": why_no_cuda, "native": why_no_native, "host": why_no_host}
+    reasons = list(checks[kind]()) if kind in checks else []
     if reasons:
         raise Refusal(f"--device {device} cannot run here: {'; '.join(reasons)}")
     if kind != "cuda":

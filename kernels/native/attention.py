@@ -30,9 +30,7 @@ def unit() -> str:
     return '#include "native/attention.cpp"\n' + build.size_proof("Attention<float>", Attention)
 
 
-def library() -> ctypes.CDLL:
-    """The library of ``attention.cpp``."""
-    return build.loaded("attention", unit)
+LIBRARY = build.Library("attention", unit)
 
 
 @dataclass(frozen=True)
@@ -97,4 +95,4 @@ def _call(name: str, sizes: dict[str, float], arrays: dict[str, Array | None]) -
     scratch = np.empty(team.most * int(sizes["positions"]), query.dtype)
     addresses = {key: None if array is None else array.ctypes.data for key, array in arrays.items()}
     call = Attention(**sizes, **addresses, scratch=scratch.ctypes.data)
-    build.call(getattr(library(), f"gpurnn_{name}_{query.dtype.name}"), team, call)
+    build.call(getattr(build.load(LIBRARY), f"gpurnn_{name}_{query.dtype.name}"), team, call)

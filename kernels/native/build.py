@@ -1,15 +1,16 @@
-"""Compiles this package's C++ for one of the processor's instruction sets, once for each content.
+"""The shared libraries of this package: compiled for an instruction set, once for each content, and loaded.
 
-`../compiler.py` has the compiler and the cache.
+`../compiler.py` has the compiler and the cache; `install.py` has what an installation brings.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,8 +47,10 @@ FLAGS = (
     "-Wno-psabi",  # no vector is handed from one library to another
     "-D__device__=inline __attribute__((always_inline))",
     "-D__forceinline__=",
-    f"-I{KERNELS}",
 )
+
+LINK = ("-shared", "-pthread", *(["-static"] if os.name == "nt" else []))
+"""So that Windows needs no library of the compiler's own."""
 
 BUILDS = {
     "plain": (),
@@ -59,54 +62,83 @@ BUILDS = {
 libraries of the sanitizers must be preloaded."""
 
 
-def library(name: str, source: str, options: Sequence[str] = ()) -> Path:
-    """The shared library of a C++ ``source``, with further ``options`` of the compiler.
+SHIPPED = Path(__file__).parent / "libraries"
+"""Where an installation has the libraries that were compiled when it was built; see `install.py`."""
 
-    Its content is verified, so it may be loaded.
 
-    Raises
-    ------
-    CompilerError
-        There is no compiler, or it rejects the source, or the cache cannot be used.
-    """
-    compiler = cpp.find_compiler()
-    build = BUILDS[os.environ.get("GPURNN_NATIVE_BUILD", "plain")]
-    command = (*compiler, *FLAGS, *options, *build, "-shared", "-pthread")
-    # What the source includes lies in KERNELS.
-    texts: dict[Path, str] = {}
-    for include in cpp.included(source):
-        texts |= cpp.source_closure(KERNELS / include)
-    content = [f"{path}\n{text}" for path, text in sorted(texts.items())]
-    key = cpp.digest_of(*command, source, cpp.compiler_version(compiler), cpp.machine(), *content)
+class Library(NamedTuple):
+    """A shared library that this package can ask for: its name, its C++ source and further options of the compiler."""
 
-    def make(path: Path) -> None:
+    name: str
+    source: Callable[[], str]
+    options: tuple[str, ...] = ()
+
+    def path(self, instructions: str) -> Path:
+        """The library for an instruction set, which is compiled if the installation and the cache have it not.
+
+        Its content is verified, or as safe as the package that it lies in, so it may be loaded.
+
+        Raises
+        ------
+        CompilerError
+            There is no compiler, or it rejects the source, or the cache cannot be used.
+        """
+        shipped = self.shipped(instructions)
+        if shipped.exists():
+            return shipped
+        compiler = cpp.find_compiler()
+        # Libraries of several compilers and machines may be in one cache.
+        key = cpp.digest_of(self.key(instructions), *compiler, cpp.compiler_version(compiler), cpp.machine())
+        return cpp.cached(f"{self.name}_{instructions}-{key}.so", lambda path: self.compile(instructions, path))
+
+    def shipped(self, instructions: str) -> Path:
+        """Where an installation that was built from these sources has the library."""
+        return SHIPPED / f"{self.name}_{instructions}-{self.key(instructions)}.so"
+
+    def key(self, instructions: str) -> str:
+        """A digest of all that the library is made of."""
+        source = self.source()
+        texts = dict(pair for include in cpp.included(source) for pair in _texts(include))
+        contents = [part for pair in sorted(texts.items()) for part in pair]
+        return cpp.digest_of(*self._flags(instructions), source, *contents)
+
+    def compile(self, instructions: str, path: Path) -> None:
+        """Write the library to ``path``."""
         unit = path.with_suffix(".cpp")
-        unit.write_text(source, encoding="utf-8")
-        cpp.run((*command, str(unit), "-o", str(path)))
+        unit.write_text(self.source(), encoding="utf-8")
+        command = (*cpp.find_compiler(), *self._flags(instructions), f"-I{KERNELS}", str(unit), "-o", str(path))
+        try:
+            cpp.run(command)
+        finally:
+            unit.unlink()
 
-    return cpp.cached(f"{name}-{key}.so", make)
+    def _flags(self, instructions: str) -> tuple[str, ...]:
+        build = BUILDS[os.environ.get("GPURNN_NATIVE_BUILD", "plain")]
+        return (*FLAGS, *INSTRUCTION_SETS[instructions], *self.options, *build, *LINK)
 
 
-def load(name: str, source: str, options: Sequence[str] = ()) -> ctypes.CDLL:
-    """`library`, loaded into this process."""
-    path = library(name, source, options)
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise CompilerError(f"what the compiler made cannot be loaded: {error}") from error
+@functools.cache
+def _texts(include: str) -> tuple[tuple[str, str], ...]:
+    """The names and the texts of a file in KERNELS and of all that it includes."""
+    texts = cpp.source_closure(KERNELS / include)
+    return tuple((path.relative_to(KERNELS).as_posix(), text) for path, text in texts.items())
 
 
 _loaded: dict[tuple[str, str], ctypes.CDLL] = {}
 """By name and instruction set."""
 
 
-def loaded(name: str, source: Callable[[], str], options: Sequence[str] = ()) -> ctypes.CDLL:
-    """The library ``name``, compiled from what ``source`` returns for the instruction set that is chosen now."""
+def load(library: Library) -> ctypes.CDLL:
+    """A library for the instruction set that is chosen now, loaded into this process."""
     instructions = processor.chosen()
-    found = _loaded.get((name, instructions))
+    found = _loaded.get((library.name, instructions))
     if found is None:
-        found = load(f"{name}_{instructions}", source(), (*INSTRUCTION_SETS[instructions], *options))
-        _loaded[name, instructions] = found
+        path = library.path(instructions)
+        try:
+            found = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise CompilerError(f"the compiled library {path} cannot be loaded: {error}") from error
+        _loaded[library.name, instructions] = found
     return found
 
 

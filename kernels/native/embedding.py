@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 
 from gpurnn._contract import Array
 
 from . import build, threads
 
-
-def library() -> ctypes.CDLL:
-    """The library of ``embedding.cpp``."""
-    return build.loaded("embedding", lambda: '#include "native/embedding.cpp"\n')
+LIBRARY = build.Library("embedding", lambda: '#include "native/embedding.cpp"\n')
 
 
 def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:
@@ -22,7 +17,7 @@ def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:
     dweight = np.zeros((num_embeddings, width), dy.dtype)
     if dy.size:
         build.call(
-            getattr(library(), f"gpurnn_scatter_{dy.dtype.name}"), threads.team(), indices.size, width,
+            getattr(build.load(LIBRARY), f"gpurnn_scatter_{dy.dtype.name}"), threads.team(), indices.size, width,
             np.ascontiguousarray(indices, np.int64), np.ascontiguousarray(dy), dweight,
         )  # fmt: skip
     return dweight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,7 @@ from gpurnn._contract import Array
 
 from . import build, threads
 
-
-def library() -> ctypes.CDLL:
-    """The library of ``linear_scan.cpp``."""
-    return build.loaded("linear_scan", lambda: '#include "native/linear_scan.cpp"\n')
+LIBRARY = build.Library("linear_scan", lambda: '#include "native/linear_scan.cpp"\n')
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,6 @@ def _call(name: str, a: Array, h0: Array, values: Array, *arrays: Array | None) 
     """Call a function of the library, over steps of columns; those of a complex number are its two parts."""
     columns = h0.size * (2 if h0.dtype.kind == "c" else 1)
     factors = np.ascontiguousarray(a if a.ndim == 3 else np.broadcast_to(a, h0.shape))
-    build.call(
-        getattr(library(), f"gpurnn_{name}_{values.dtype.name}"), threads.team(), len(values), columns, a.ndim == 1,
-        factors, np.ascontiguousarray(values), *arrays,
-    )  # fmt: skip
+    function = getattr(build.load(LIBRARY), f"gpurnn_{name}_{values.dtype.name}")
+    sizes = len(values), columns, a.ndim == 1
+    build.call(function, threads.team(), *sizes, factors, np.ascontiguousarray(values), *arrays)

@@ -32,9 +32,7 @@ def unit() -> str:
     return '#include "native/losses.cpp"\n' + build.size_proof("Rows<float>", Rows)
 
 
-def library() -> ctypes.CDLL:
-    """The library of ``losses.cpp``."""
-    return build.loaded("losses", unit)
+LIBRARY = build.Library("losses", unit)
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def cross_entropy_forward(
     for name, array in arrays.items():
         setattr(rows, name, None if array is None else array.ctypes.data)
     if N:
-        build.call(getattr(library(), f"gpurnn_cross_entropy_{dtype.name}"), team, rows)
+        build.call(getattr(build.load(LIBRARY), f"gpurnn_cross_entropy_{dtype.name}"), team, rows)
     return losses, _CrossEntropy(rows, tuple(arrays.values()), (N, V)) if training else None
 
 
@@ -90,6 +88,6 @@ def cross_entropy_backward(saved: Any, dlosses: Array) -> Array:
     """The gradient of the logits, as ``gpurnn.reference`` gives it."""
     dlogits = np.empty(saved.shape, dlosses.dtype)
     if dlogits.size:
-        function = getattr(library(), f"gpurnn_cross_entropy_backward_{dlosses.dtype.name}")
+        function = getattr(build.load(LIBRARY), f"gpurnn_cross_entropy_backward_{dlosses.dtype.name}")
         build.call(function, threads.team(), saved.rows, np.ascontiguousarray(dlosses), dlogits)
     return dlogits

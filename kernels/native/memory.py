@@ -9,8 +9,8 @@ from gpurnn.reference.memory import Buffer, RecurrenceMemory
 from gpurnn._contract import Array
 from gpurnn.cells import Cell
 
-from . import threads
-from .recurrence import Layer, Sizes, library_of
+from . import build, threads
+from .recurrence import Layer, Sizes, library
 
 
 class _Memory(RecurrenceMemory):  # type: ignore[misc]  # mypy knows gpurnn.reference as reference
@@ -18,7 +18,7 @@ class _Memory(RecurrenceMemory):  # type: ignore[misc]  # mypy knows gpurnn.refe
 
     def __init__(self, cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> None:
         super().__init__(cell, T, B, H, D, like.dtype.itemsize)
-        self.library = library_of(cell, like.dtype.name)
+        self.functions = build.load(library(cell, like.dtype.name))
 
     def forward(self, I: int, *, training: bool) -> None:
         T, B, H, sizes = self.T, self.B, self.H, self._sizes(I)
@@ -55,7 +55,7 @@ class _Memory(RecurrenceMemory):  # type: ignore[misc]  # mypy knows gpurnn.refe
     def _sizes(self, I: int) -> Sizes:
         layer = Layer(steps=self.T, batch=self.B, inputs=I, hidden=self.H, chunk=self.chunk, team=threads.team())
         sizes = Sizes()
-        self.library.gpurnn_sizes(byref(layer), byref(sizes))
+        self.functions.gpurnn_sizes(byref(layer), byref(sizes))
         return sizes
 
 

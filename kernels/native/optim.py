@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,9 +32,7 @@ def unit() -> str:
     return "\n".join([*lines, ""])
 
 
-def library() -> ctypes.CDLL:
-    """The library of ``optim.h``."""
-    return build.loaded("optim", unit)
+LIBRARY = build.Library("optim", unit)
 
 
 def optimizer_update(
@@ -53,7 +50,7 @@ def optimizer_update(
     lists += [[None] * len(params) if arrays is None else arrays for arrays in slots.values()]  # type: ignore[list-item]
     layout = scalars_layout(scalars, dtype.name)
     rule = np.array(tuple(scalars.values()), layout)
-    function = getattr(library(), f"gpurnn_{kind.capitalize()}_{C_NAMES[dtype.name]}")
+    function = getattr(build.load(LIBRARY), f"gpurnn_{kind.capitalize()}_{C_NAMES[dtype.name]}")
     build.call(function, threads.team(), _table(lists, shrink), len(params), float(weight_decay), rule)
 
 
@@ -70,7 +67,7 @@ def _table(lists: Sequence[Sequence[Array | None]], shrink: Sequence[float]) -> 
 def global_norm(arrays: Sequence[Array]) -> Array:
     """The 2-norm of all elements of all ``arrays``, as ``gpurnn.reference`` gives it: a () float64 array."""
     contiguous = [np.ascontiguousarray(a) for a in arrays]
-    function = getattr(library(), f"gpurnn_squares_{C_NAMES[arrays[0].dtype.name]}")
+    function = getattr(build.load(LIBRARY), f"gpurnn_squares_{C_NAMES[arrays[0].dtype.name]}")
     table = _table([contiguous], [1.0] * len(arrays))
     sums = np.empty(sum(-(-a.size // _CHUNK) for a in arrays))
 

@@ -63,10 +63,9 @@ def unit(cell: Cell, dtype: str) -> str:
     )
 
 
-def library_of(cell: Cell, dtype: str) -> ctypes.CDLL:
-    """The loaded library of a cell, in the instruction set that is chosen now."""
-    name = "_".join([*cell.kernel_struct, dtype]).lower()
-    return build.loaded(name, lambda: unit(cell, dtype))
+def library(cell: Cell, dtype: str) -> build.Library:
+    """The library of a cell for numbers of a dtype."""
+    return build.Library("_".join([*cell.kernel_struct, dtype]).lower(), lambda: unit(cell, dtype))
 
 
 def _room(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -87,7 +86,7 @@ class _Saved:
     """What the backward pass of one direction needs."""
 
     cell: Cell
-    library: ctypes.CDLL
+    functions: ctypes.CDLL
     layer: Layer
     arrays: tuple[Array | None, ...]
     """To which the addresses in ``layer`` point."""
@@ -112,7 +111,7 @@ def recurrence_forward(
         empty_run = reference.recurrence_forward(cell, x, weights, state, **options)
         return empty_run
     reference.check_lengths(cell.name, lengths, T)
-    library, dtype = library_of(cell, x.dtype.name), x.dtype
+    functions, dtype = build.load(library(cell, x.dtype.name)), x.dtype
     D, H, S = len(weights), state[0].shape[2], len(cell.saved)
     y = np.empty((T, B, D * H), dtype)
     final = tuple(s.copy() for s in state)
@@ -139,16 +138,16 @@ def recurrence_forward(
         for field, name in names.items():
             setattr(layer, field, _address(direction.get(name)))
         sizes = Sizes()
-        library.gpurnn_sizes(ctypes.byref(layer), ctypes.byref(sizes))
+        functions.gpurnn_sizes(ctypes.byref(layer), ctypes.byref(sizes))
         operands = _room((phases, slots, B, H), dtype)
         saved = _room((slots, B, S, H), dtype) if training or phases > 1 else None
         back = _room((sizes.back,), dtype) if training else None
         workspace = _room((sizes.workspace,), dtype)
         layer.operands, layer.saved, layer.back = _address(operands), _address(saved), _address(back)
         layer.workspace = _address(workspace)
-        library.gpurnn_forward(ctypes.byref(layer))
+        functions.gpurnn_forward(ctypes.byref(layer))
         if training:
-            directions.append(_Saved(cell, library, layer, (x, lengths, resets, mask, operands, saved, back)))
+            directions.append(_Saved(cell, functions, layer, (x, lengths, resets, mask, operands, saved, back)))
     return y, final, tuple(directions) if training else None
 
 
@@ -184,10 +183,10 @@ def recurrence_backward(
         layer.dw_ih, layer.dw_hh = _address(gradients["weight_ih"]), _address(gradients["weight_hh"])
         layer.db_ih, layer.db_hh = _address(gradients["bias_ih"]), _address(gradients["bias_hh"])
         sizes = Sizes()
-        kept.library.gpurnn_sizes(ctypes.byref(layer), ctypes.byref(sizes))
+        kept.functions.gpurnn_sizes(ctypes.byref(layer), ctypes.byref(sizes))
         workspace = _room((sizes.workspace_backward,), dtype)
         layer.workspace = _address(workspace)
-        kept.library.gpurnn_backward(ctypes.byref(layer))
+        kept.functions.gpurnn_backward(ctypes.byref(layer))
         if not kept.cell.hidden_apart:
             gradients["bias_hh"] = gradients["bias_ih"].copy()
         made.append(gradients)

@@ -20,10 +20,13 @@ class Team(ctypes.Structure):
     _fields_ = (("run", ctypes.c_void_p), ("most", ctypes.c_int64), ("patience", ctypes.c_double))
 
 
+LIBRARY = build.Library("threads", lambda: '#include "native/threads.cpp"\n', ("-fexceptions",))
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The library of ``threads.cpp``."""
-    loaded = build.load("gpurnn_threads", '#include "native/threads.cpp"\n', ("-fexceptions",))
+    loaded = build.load(LIBRARY)
     loaded.gpurnn_set_num_threads.argtypes = [ctypes.c_int]
     return loaded
 
