@@ -10,7 +10,21 @@ from pathlib import Path
 import click
 
 from . import checkpointing, compare, end_to_end, gpu, lyapunov, memory, nvrtc, scan, transformer
-from .cases import GATES, QUICK_SIZES, SIZES, Size
+from .cases import (
+    CELLS,
+    GATES,
+    LONG_SIZES,
+    MODES,
+    QUICK_SIZES,
+    SIZES,
+    STEP,
+    STEP_SIZES,
+    AnyCase,
+    Case,
+    Size,
+    Smoothing,
+    Update,
+)  # fmt: skip
 from .compare import Disagreement
 from .contenders import NotInstalled
 
@@ -37,6 +51,12 @@ peer_python_option = click.option(
 )  # fmt: skip
 
 
+raw_option = click.option(
+    "--raw", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.jsonl",
+    help="Add the seconds of each turn to this file, a case a line.",
+)  # fmt: skip
+
+
 def _show(lines: Iterable[str]) -> None:
     """Print the command and then, as they come, the lines of its report."""
     click.echo(f"`{shlex.join(['python', '-m', 'benchmarks', *sys.argv[1:]])}`\n")
@@ -50,11 +70,12 @@ def _show(lines: Iterable[str]) -> None:
 @click.group(invoke_without_command=True, context_settings={"max_content_width": 100})
 @click.option("--quick", is_flag=True, help="Four sizes and few repeats, for a first look.")
 @click.option("--size", "sizes", type=SizeType(), multiple=True, help="Only this size; may be given several times.")
-@click.option("--cell", "cells", type=click.Choice(list(GATES)), multiple=True, help="Only this cell; likewise.")
+@click.option("--cell", "cells", type=click.Choice(list(CELLS)), multiple=True, help="Only this cell; likewise.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Turns of each contender.  [default: by time]")
 @click.option("--gpu", "on_gpu", is_flag=True, help="The CUDA kernels instead: measured, or predicted without a GPU.")
 @threads_option
 @peer_python_option
+@raw_option
 @click.pass_context
 def main(
     context: click.Context,
@@ -65,6 +86,7 @@ def main(
     on_gpu: bool,
     threads: int,
     peer_python: str,
+    raw: Path | None,
 ) -> None:
     """Print gpurnn's time compared with that of PyTorch and ONNX Runtime, where installed, in Markdown.
 
@@ -73,11 +95,40 @@ def main(
     if context.invoked_subcommand is None:
         sizes = sizes or (QUICK_SIZES if quick else SIZES)
         repeats = repeats or (3 if quick else None)
-        cells = cells or tuple(GATES)
         if on_gpu:
-            _show(gpu.report(cells, sizes))
+            _show(gpu.report(tuple(cell for cell in cells if cell in GATES) or tuple(GATES), sizes))
             return
-        _show(compare.run(cells, sizes, repeats=repeats, threads=threads, peer_python=peer_python))
+        cases = [Case(cell, size, mode) for cell in cells or CELLS for size in sizes for mode in MODES]
+        _show(compare.run(cases, repeats=repeats, threads=threads, peer_python=peer_python, raw=raw))
+
+
+def _comparison(name: str, cases: list[AnyCase], text: str) -> None:
+    """Make a subcommand that compares gpurnn's time of some cases with others'."""
+
+    @main.command(name, help=text)
+    @click.option("--repeats", type=click.IntRange(min=1), help="Turns of each contender.  [default: by time]")
+    @threads_option
+    @peer_python_option
+    @raw_option
+    def compared(repeats: int | None, threads: int, peer_python: str, raw: Path | None) -> None:
+        _show(compare.run(cases, repeats=repeats, threads=threads, peer_python=peer_python, raw=raw))
+
+
+_comparison(
+    "step", [Case(cell, size, STEP) for cell in GATES for size in STEP_SIZES],
+    "Print the time of a single step of one sequence beside that of PyTorch's cells.",
+)  # fmt: skip
+_comparison(
+    "long", [Case("lstm", size, mode) for size in LONG_SIZES for mode in MODES],
+    "Print the time of an LSTM over 100,000 steps beside that of PyTorch and ONNX Runtime.",
+)  # fmt: skip
+_comparison(
+    "update", [Update()],
+    "Print the time of Adam's update of a language model beside PyTorch's and one pass over memory.",
+)  # fmt: skip
+_comparison(
+    "kalman", [Smoothing()], "Print the time of the Kalman filter and smoother of 10,000 steps beside statsmodels'."
+)
 
 
 @main.command("end-to-end")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,14 @@ Array = NDArray[np.float32]
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 """The cells, and the number of row blocks in their weights."""
 
+CELLS = {**GATES, "gru-before": 3}
+"""Those that are compared on a CPU. "gru" is PyTorch's, which resets after the product; the other one before it."""
+
 MODES = ("training", "inference")
 """Training is the forward pass and the gradients of sum(y * dy) with respect to x and to all parameters."""
+
+STEP = "step"
+"""A further mode: inference of one step from a state, as a program calls it that feeds the output back."""
 
 
 class Size(NamedTuple):
@@ -45,6 +51,11 @@ SIZES = (
 QUICK_SIZES = (Size(50, 1, 64, 64), Size(28, 128, 28, 128), Size(35, 20, 200, 200), Size(100, 32, 64, 256))
 
 
+STEP_SIZES = (Size(1, 1, 64, 64), Size(1, 1, 128, 128), Size(1, 1, 256, 256), Size(1, 1, 512, 512))
+
+LONG_SIZES = (Size(100_000, 1, 16, 64), Size(100_000, 4, 16, 128))
+
+
 @dataclass(frozen=True)
 class Case:
     """One cell at one size, in one mode: one layer, one direction, float32."""
@@ -56,7 +67,7 @@ class Case:
     def arrays(self) -> tuple[Array, Array, dict[str, Array]]:
         """x (T, B, I), dy (T, B, H) and the parameters under PyTorch's names, in PyTorch's gate order."""
         T, B, I, H = self.size
-        rows = GATES[self.cell] * H
+        rows = CELLS[self.cell] * H
         rng = np.random.default_rng(0)
         bound = H**-0.5
 
@@ -74,9 +85,65 @@ class Case:
         }
         return x, dy, parameters
 
+    def state(self) -> tuple[Array, Array]:
+        """h and c (1, B, H) before a step."""
+        rng = np.random.default_rng(1)
+        h, c = rng.uniform(-0.5, 0.5, (2, 1, self.size.B, self.size.H)).astype(np.float32)
+        return h, c
+
     def tolerance(self) -> float:
         """How far apart two correct float32 results may lie, relative to the norm of one of them.
 
         The error of a sum of n terms is within n epsilon, and the error of a step is handed on to the steps after it.
         """
         return float(np.finfo(np.float32).eps) * (self.size.T + self.size.I + self.size.H)
+
+
+@dataclass(frozen=True)
+class Update:
+    """Adam's update of the parameters of a language model, float32."""
+
+    parameters: int = 13_000_000
+
+    def arrays(self) -> tuple[Array, Array]:
+        """The parameters and their gradients, flat."""
+        rng = np.random.default_rng(0)
+        return rng.standard_normal(self.parameters, np.float32), rng.standard_normal(self.parameters, np.float32)
+
+    def tolerance(self) -> float:
+        """As `Case.tolerance`: an update has few roundings."""
+        return 16 * float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """The Kalman filter and smoother of a local level with a season, float64."""
+
+    steps: int = 10_000
+    season: int = 4
+
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """The observations y (T, 1), and what `gpurnn.LinearGaussian` takes."""
+        n = self.season
+        transition = np.zeros((n, n))
+        transition[0, 0] = 1
+        transition[1, 1:] = -1
+        transition[range(2, n), range(1, n - 1)] = 1
+        design = np.zeros((1, n))
+        design[0, :2] = 1
+        noise = np.zeros((n, n))
+        noise[0, 0], noise[1, 1] = 0.3, 0.1
+        rng = np.random.default_rng(0)
+        level = np.cumsum(rng.standard_normal(self.steps) * noise[0, 0] ** 0.5)
+        y = level + 2 * np.sin(2 * np.pi * np.arange(self.steps) / n) + rng.standard_normal(self.steps)
+        return {
+            "y": y[:, None], "F": transition, "H": design, "Q": noise, "R": np.eye(1),
+            "m0": np.zeros(n), "P0": 10 * np.eye(n),
+        }  # fmt: skip
+
+    def tolerance(self) -> float:
+        """As `Case.tolerance`: the errors of a filter decay, so that those of some steps count."""
+        return 1e-9
+
+
+AnyCase: TypeAlias = Case | Update | Smoothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -9,12 +10,13 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from .cases import MODES, Array, Case, Size
+from .cases import AnyCase, Array, Case
 from .contenders import CONTENDERS, NotInstalled
 from .processes import Worker
 
@@ -55,11 +57,13 @@ class Measurement:
 
     seconds: float
     ratios: dict[str, Ratio]
+    rounds: dict[str, list[float]]
+    """The seconds of each contender in each round."""
 
 
 def disagreement(one: dict[str, Array], other: dict[str, Array], tolerance: float) -> str | None:
     """In words, the first array in which two results of the same case differ; None if none does."""
-    for name in one:
+    for name in one.keys() & other.keys():
         a, b = one[name].astype(np.float64), other[name].astype(np.float64)
         if a.shape != b.shape:
             return f"{name} has the shapes {a.shape} and {b.shape}"
@@ -69,7 +73,7 @@ def disagreement(one: dict[str, Array], other: dict[str, Array], tolerance: floa
     return None
 
 
-def measure(case: Case, workers: Sequence[Worker], repeats: int | None) -> Measurement:
+def measure(case: AnyCase, workers: Sequence[Worker], repeats: int | None) -> Measurement:
     """Time one case, the workers taking turns; each round gives one ratio of the first worker's time to each other's.
 
     Raises
@@ -93,34 +97,54 @@ def measure(case: Case, workers: Sequence[Worker], repeats: int | None) -> Measu
         for worker in workers:
             seconds[worker].append(worker.time(calls[worker]))
     ratios = {w.name: Ratio.of([a / b for a, b in zip(seconds[first], seconds[w], strict=True)]) for w in others}
-    return Measurement(statistics.median(seconds[first]), ratios)
+    return Measurement(statistics.median(seconds[first]), ratios, {w.name: s for w, s in seconds.items()})
 
 
 def run(
-    cells: Sequence[str], sizes: Sequence[Size], *, repeats: int | None, threads: int, peer_python: str
+    cases: Sequence[AnyCase], *, repeats: int | None, threads: int, peer_python: str, raw: Path | None = None
 ) -> Iterator[str]:
-    """Measure all cases; the lines of the report, in Markdown."""
+    """Measure all cases; the lines of the report, in Markdown. The seconds are added to the file ``raw``, as JSON."""
     with ExitStack() as stack:
         workers, missing = [], []
         for contender in CONTENDERS:
+            if not any(map(contender.takes, cases)):
+                continue
             python = sys.executable if contender is CONTENDERS[0] else peer_python
             try:
                 workers.append((contender, stack.enter_context(Worker(contender.name, threads, python))))
             except NotInstalled as error:
                 missing.append(f"{error}.")
-        measured = {}
-        for case in tqdm([Case(c, s, m) for c in cells for s in sizes for m in MODES], unit="case", leave=False):
-            taking_part = [worker for contender, worker in workers if case.mode in contender.modes]
-            measured[case] = measure(case, taking_part, repeats)
+        versions = [worker.versions for _, worker in workers]
+        measured: dict[AnyCase, Measurement] = {}
+        for case in tqdm(cases, unit="case", leave=False):
+            measured[case] = measure(case, [w for contender, w in workers if contender.takes(case)], repeats)
+            if raw:
+                line = {"case": type(case).__name__, **asdict(case), "threads": threads, "machine": machine()}
+                with open(raw, "a", encoding="utf-8") as file:
+                    print(json.dumps(line | {"versions": versions, "seconds": measured[case].rounds}), file=file)
         yield f"{machine()}, {threads} threads, float32."
-        yield "; ".join(worker.versions for _, worker in workers) + "."
+        yield "; ".join(versions) + "."
         yield from missing
-        peers = [(mode, c.name) for mode in MODES for c, _ in workers[1:] if mode in c.modes]
     yield ""
-    yield from _table(cells, sizes, measured, peers)
-    if peers:
-        yield ""
-        yield from _summary(cells, sizes, measured, peers)
+    of_cells = {case: found for case, found in measured.items() if isinstance(case, Case)}
+    if of_cells:
+        modes = list(dict.fromkeys(case.mode for case in of_cells))
+        peers = [
+            (mode, contender.name)
+            for mode in modes
+            for contender, _ in workers[1:]
+            if any(contender.takes(case) for case in of_cells if case.mode == mode)
+        ]
+        yield from _table(of_cells, modes, peers)
+        if peers:
+            yield ""
+            yield from _summary(of_cells, peers)
+        return
+    names = [worker.name for _, worker in workers[1:]]
+    yield row(["case", "ms", *(f"/ {name}" for name in names)])
+    yield row(["---", *["--:"] * (1 + len(names))])
+    for case, found in measured.items():
+        yield row([case, f"{1000 * found.seconds:.3g}", *(found.ratios.get(name, "–") for name in names)])
 
 
 def row(entries: Sequence[object]) -> str:
@@ -128,40 +152,33 @@ def row(entries: Sequence[object]) -> str:
     return f"| {' | '.join(map(str, entries))} |"
 
 
-def _table(
-    cells: Sequence[str],
-    sizes: Sequence[Size],
-    measured: dict[Case, Measurement],
-    peers: Sequence[tuple[str, str]],
-) -> Iterator[str]:
-    head, entries = ["cell", "T, B, I, H"], []
-    for mode in MODES:
-        names = [name for m, name in peers if m == mode]
-        head += [f"{mode}, ms", *(f"/ {name}" for name in names)]
+def _table(measured: dict[Case, Measurement], modes: Sequence[str], peers: Sequence[tuple[str, str]]) -> Iterator[str]:
+    head: list[object] = ["cell", "T, B, I, H"]
+    for mode in modes:
+        head += [f"{mode}, ms", *(f"/ {name}" for m, name in peers if m == mode)]
     yield row(head)
     yield row(["---", "---", *["--:"] * (len(head) - 2)])
-    for cell in cells:
-        for size in sizes:
-            entries = [cell.upper(), ", ".join(map(str, size))]
-            for mode in MODES:
-                found = measured[Case(cell, size, mode)]
-                entries += [f"{1000 * found.seconds:.3g}", *(str(r) for r in found.ratios.values())]
-            yield row(entries)
+    for cell, size in dict.fromkeys((case.cell, case.size) for case in measured):
+        entries: list[object] = [cell.upper(), ", ".join(map(str, size))]
+        for mode in modes:
+            found = measured[Case(cell, size, mode)]
+            entries.append(f"{1000 * found.seconds:.3g}")
+            entries += [found.ratios.get(name, "–") for m, name in peers if m == mode]
+        yield row(entries)
 
 
-def _summary(
-    cells: Sequence[str],
-    sizes: Sequence[Size],
-    measured: dict[Case, Measurement],
-    peers: Sequence[tuple[str, str]],
-) -> Iterator[str]:
+def _summary(measured: dict[Case, Measurement], peers: Sequence[tuple[str, str]]) -> Iterator[str]:
     yield row(["over the sizes: median, worst", *(f"{mode} / {name}" for mode, name in peers)])
     yield row(["---", *["--:"] * len(peers)])
-    for cell in cells:
+    for cell in dict.fromkeys(case.cell for case in measured):
         entries = [cell.upper()]
         for mode, name in peers:
-            ratios = [measured[Case(cell, size, mode)].ratios[name].median for size in sizes]
-            entries.append(f"{statistics.median(ratios):.2f}, {max(ratios):.2f}")
+            ratios = [
+                found.ratios[name].median
+                for case, found in measured.items()
+                if (case.cell, case.mode) == (cell, mode) and name in found.ratios
+            ]
+            entries.append(f"{statistics.median(ratios):.2f}, {max(ratios):.2f}" if ratios else "–")
         yield row(entries)
 
 

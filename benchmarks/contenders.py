@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from .cases import Array, Case
+from .cases import STEP, AnyCase, Array, Case, Smoothing, Update
 
 Step = Callable[[], dict[str, Any]]
 
@@ -17,42 +17,75 @@ class NotInstalled(Exception):
 
 
 class Contender(Protocol):
-    """A library that a worker measures. Its constructor imports it, and raises ImportError if it is not installed."""
+    """What a worker drives. Making one imports its libraries, and raises ImportError if they are not there."""
 
     name: ClassVar[str]
-    modes: ClassVar[tuple[str, ...]]
     versions: str
 
     def __init__(self, threads: int) -> None: ...
 
-    def prepare(self, case: Case) -> Step: ...
+    @classmethod
+    def takes(cls, case: AnyCase) -> bool:
+        """Whether it can take part in a case."""
+
+    def prepare(self, case: AnyCase) -> Step:
+        """The step of a case that it takes."""
 
 
 class Gpurnn(Contender):
-    """gpurnn's layers on NumPy arrays."""
+    """gpurnn on NumPy arrays."""
 
     name = "gpurnn"
-    modes = ("training", "inference")
 
-    def __init__(self, threads: int) -> None:  # the BLAS of NumPy reads how many from the environment
+    def __init__(self, threads: int) -> None:  # how many is read from the environment, by NumPy's BLAS too
         import gpurnn
+        from gpurnn import _dispatch
 
         blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-        self.versions = f"gpurnn {gpurnn.__version__} on NumPy {np.__version__} with {blas['name']} {blas['version']}"
+        wing = _dispatch.numpy_wing()
+        if wing == "native":
+            from gpurnn.kernels.native import processor
 
-    def prepare(self, case: Case) -> Step:
+            wing = f"native ({processor.chosen()})"
+        self.versions = f"gpurnn {gpurnn.__version__}, {wing}, on NumPy {np.__version__}"
+        self.versions += f" with {blas['name']} {blas['version']}"
+
+    @classmethod
+    def takes(cls, case: AnyCase) -> bool:
+        return True
+
+    def prepare(self, case: AnyCase) -> Step:
         import gpurnn
 
+        if isinstance(case, Update):
+            parameter, gradient = case.arrays()
+            optimizer = gpurnn.Adam(lr=1e-3)
+
+            def update() -> dict[str, Any]:
+                optimizer.step({"parameter": parameter}, {"parameter": gradient})
+                return {"parameter": parameter}
+
+            return update
+        if isinstance(case, Smoothing):
+            arrays = case.arrays()
+            model = gpurnn.LinearGaussian(*(arrays[name] for name in ("F", "H", "Q", "R", "m0", "P0")))
+
+            def smooth() -> dict[str, Any]:
+                found = model.smooth(arrays["y"])
+                return {"mean": found.mean, "covariance": found.covariance}
+
+            return smooth
         _, _, I, H = case.size
         x, dy, parameters = case.arrays()
-        if case.cell == "gru":
-            layer = gpurnn.GRU(I, H, reset_after=True, update="state")
+        if case.cell.startswith("gru"):
+            layer = gpurnn.GRU(I, H, reset_after=case.cell == "gru", update="state")
         else:
             layer = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM}[case.cell](I, H)
         layer.load_state_dict(parameters)
+        state: Any = case.state() if case.cell == "lstm" else case.state()[0]
 
         def infer() -> dict[str, Any]:
-            return {"y": layer(x)[0]}
+            return {"y": layer(x, state)[0] if case.mode == STEP else layer(x)[0]}
 
         def train() -> dict[str, Any]:
             (y, _), pullback = layer.vjp(x)
@@ -63,10 +96,9 @@ class Gpurnn(Contender):
 
 
 class PyTorch(Contender):
-    """torch.nn's layers on the CPU."""
+    """torch.nn's layers and cells, and torch.optim, on the CPU."""
 
     name = "PyTorch"
-    modes = ("training", "inference")
 
     def __init__(self, threads: int) -> None:
         import torch
@@ -74,13 +106,40 @@ class PyTorch(Contender):
         torch.set_num_threads(threads)
         self.versions = f"PyTorch {torch.__version__}"
 
-    def prepare(self, case: Case) -> Step:
+    @classmethod
+    def takes(cls, case: AnyCase) -> bool:
+        return isinstance(case, Update) or (isinstance(case, Case) and case.cell != "gru-before")
+
+    def prepare(self, case: AnyCase) -> Step:
         import torch
 
+        if isinstance(case, Update):
+            parameter, gradient = map(torch.from_numpy, case.arrays())
+            parameter.requires_grad_().grad = gradient
+            optimizer = torch.optim.Adam([parameter], lr=1e-3, fused=True)
+
+            def update() -> dict[str, Any]:
+                optimizer.step()
+                return {"parameter": parameter.detach()}
+
+            return update
+        assert isinstance(case, Case)
         _, _, I, H = case.size
         inputs, cotangent, parameters = case.arrays()
+        tensors = {name: torch.from_numpy(p) for name, p in parameters.items()}
+        if case.mode == STEP:
+            cell = {"rnn": torch.nn.RNNCell, "lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}[case.cell](I, H)
+            cell.load_state_dict({name.removesuffix("_l0"): p for name, p in tensors.items()})
+            h, c = (torch.from_numpy(s[0]) for s in case.state())
+            row = torch.from_numpy(inputs[0])
+
+            def step() -> dict[str, Any]:
+                with torch.inference_mode():
+                    return {"y": cell(row, (h, c))[0][None] if case.cell == "lstm" else cell(row, h)[None]}
+
+            return step
         layer = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell](I, H)
-        layer.load_state_dict({name: torch.from_numpy(p) for name, p in parameters.items()})
+        layer.load_state_dict(tensors)
         x, dy = torch.from_numpy(inputs), torch.from_numpy(cotangent)
         named = {"dx": x.requires_grad_(case.mode == "training"), **dict(layer.named_parameters())}
 
@@ -100,9 +159,8 @@ class OnnxRuntime(Contender):
     """ONNX Runtime's RNN, LSTM and GRU operators on the CPU, which only infer."""
 
     name = "ONNX Runtime"
-    modes = ("inference",)
 
-    ORDER: ClassVar = {"rnn": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
+    ORDER: ClassVar = {"rnn": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "gru-before": (1, 0, 2)}
     """ONNX's gate blocks, i o f c and z r h, by their places in PyTorch's order."""
 
     def __init__(self, threads: int) -> None:
@@ -112,10 +170,15 @@ class OnnxRuntime(Contender):
         self.threads = threads
         self.versions = f"ONNX Runtime {onnxruntime.__version__} (onnx {onnx.__version__})"
 
-    def prepare(self, case: Case) -> Step:
+    @classmethod
+    def takes(cls, case: AnyCase) -> bool:
+        return isinstance(case, Case) and case.mode == "inference"
+
+    def prepare(self, case: AnyCase) -> Step:
         import onnx
         import onnxruntime
 
+        assert isinstance(case, Case)
         T, B, _, H = case.size
         x, _, parameters = case.arrays()
 
@@ -126,7 +189,8 @@ class OnnxRuntime(Contender):
 
         weights = {"W": block("weight_ih_l0"), "R": block("weight_hh_l0"), "B": block("bias_ih_l0", "bias_hh_l0")}
         options = {"linear_before_reset": 1} if case.cell == "gru" else {}
-        node = onnx.helper.make_node(case.cell.upper(), ["X", *weights], ["Y"], hidden_size=H, **options)
+        operator = case.cell.partition("-")[0].upper()
+        node = onnx.helper.make_node(operator, ["X", *weights], ["Y"], hidden_size=H, **options)
         graph = onnx.helper.make_graph(
             [node],
             case.cell,
@@ -146,4 +210,67 @@ class OnnxRuntime(Contender):
         return infer
 
 
-CONTENDERS: tuple[type[Contender], ...] = (Gpurnn, PyTorch, OnnxRuntime)
+class Statsmodels(Contender):
+    """Its Kalman smoother, which is compiled."""
+
+    name = "statsmodels"
+
+    def __init__(self, threads: int) -> None:
+        import statsmodels
+        import statsmodels.tsa.statespace.kalman_smoother
+
+        self.versions = f"statsmodels {statsmodels.__version__}"
+
+    @classmethod
+    def takes(cls, case: AnyCase) -> bool:
+        return isinstance(case, Smoothing)
+
+    def prepare(self, case: AnyCase) -> Step:
+        from statsmodels.tsa.statespace.kalman_smoother import KalmanSmoother
+
+        assert isinstance(case, Smoothing)
+        arrays = case.arrays()
+        model = KalmanSmoother(k_endog=1, k_states=case.season, k_posdef=case.season)
+        model.bind(arrays["y"].copy())
+        model["selection"] = np.eye(case.season)
+        names = {"transition": "F", "design": "H", "state_cov": "Q", "obs_cov": "R"}
+        for name, own in names.items():
+            model[name] = arrays[own]
+        model.initialize_known(arrays["m0"], arrays["P0"])
+
+        def smooth() -> dict[str, Any]:
+            found = model.smooth()
+            return {
+                "mean": found.smoothed_state.T, "covariance": found.smoothed_state_cov.transpose(2, 0, 1)
+            }  # fmt: skip
+
+        return smooth
+
+
+class Memory(Contender):
+    """NumPy, reading and writing once all numbers that an update needs."""
+
+    name = "one pass over memory"
+
+    def __init__(self, threads: int) -> None:
+        self.versions = f"NumPy {np.__version__}"
+
+    @classmethod
+    def takes(cls, case: AnyCase) -> bool:
+        return isinstance(case, Update)
+
+    def prepare(self, case: AnyCase) -> Step:
+        assert isinstance(case, Update)
+        parameter, gradient = case.arrays()
+        mean, square = np.zeros((2, case.parameters), np.float32)
+        pairs = [(parameter, gradient), (mean, mean), (square, square)]
+
+        def touch() -> dict[str, Any]:  # reads parameter, gradient and both moments, and writes all but the gradient
+            for written, read in pairs:
+                np.add(written, read, out=written)
+            return {}
+
+        return touch
+
+
+CONTENDERS: tuple[type[Contender], ...] = (Gpurnn, PyTorch, OnnxRuntime, Statsmodels, Memory)

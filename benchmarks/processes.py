@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .cases import Array, Case
+from .cases import AnyCase, Array
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,7 +49,7 @@ class Worker:
             self.close()
             raise
 
-    def prepare(self, case: Case) -> dict[str, Array]:
+    def prepare(self, case: AnyCase) -> dict[str, Array]:
         """Get ready to repeat a case, and return what its step computes, as a first warm-up."""
         outputs: dict[str, Array] = self._ask("prepare", case)
         return outputs

@@ -18,10 +18,13 @@ from .contenders import CONTENDERS, NotInstalled, Step
 
 
 def _come_to_rest() -> None:
-    """Wait until the threads of this process, which spin for a while after their work, are asleep."""
+    """Wait until the threads of this process, which spin for a while after their work, have slept for 0.15 s.
+
+    Those of some libraries wake up once more after a shorter time.
+    """
     while True:
         spent = time.process_time()
-        time.sleep(0.02)
+        time.sleep(0.15)
         if time.process_time() - spent < 0.001:
             return
 

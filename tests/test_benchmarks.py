@@ -1,5 +1,6 @@
 """The benchmarks measure what they say, tried on sizes too small to be worth a figure; no test depends on a time."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import compare, end_to_end, gpu, memory, nvrtc, torch_language_model
-from benchmarks.cases import GATES, MODES, Case, Size
-from benchmarks.contenders import NotInstalled
+from benchmarks.cases import CELLS, GATES, MODES, STEP, Case, Size, Smoothing, Update
+from benchmarks.contenders import Gpurnn, Memory, NotInstalled, Statsmodels
 from benchmarks.processes import Worker
 from gpurnn.models import CharVocabulary
 from gpurnn.training import TokenStream
@@ -41,9 +42,9 @@ def test_the_table_has_a_row_for_each_cell_and_size(no_peers):
     done = command("--size", "3,2,4,5", "--size", "1,1,1,1", "--repeats", 1)
     assert done.returncode == 0, done.stderr
     number = r"\d[\d.e+-]*"
-    rows = re.findall(rf"^\| (\w+) \| ([\d, ]+) \| ({number}) \| ({number}) \|$", done.stdout, re.MULTILINE)
+    rows = re.findall(rf"^\| ([\w-]+) \| ([\d, ]+) \| ({number}) \| ({number}) \|$", done.stdout, re.MULTILINE)
     assert [row[:2] for row in rows] == [
-        (cell, s) for cell in ("RNN", "LSTM", "GRU") for s in ("3, 2, 4, 5", "1, 1, 1, 1")
+        (cell, s) for cell in ("RNN", "LSTM", "GRU", "GRU-BEFORE") for s in ("3, 2, 4, 5", "1, 1, 1, 1")
     ]
     assert all(float(milliseconds) > 0 for row in rows for milliseconds in row[2:])
     assert "PyTorch cannot take part: not there" in done.stdout
@@ -107,7 +108,7 @@ def test_a_worker_without_its_library_or_that_ends_is_an_error(no_peers, capfd):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_worker_computes_the_case(cell, mode):
     T, B, I, H = SIZE
     with Worker("gpurnn", 1) as worker:
@@ -115,11 +116,43 @@ def test_a_worker_computes_the_case(cell, mode):
         results = worker.prepare(Case(cell, SIZE, mode))
         assert worker.time(2) > 0
     shapes = {name: array.shape for name, array in results.items()}
-    weights = {"weight_ih_l0": (GATES[cell] * H, I), "weight_hh_l0": (GATES[cell] * H, H)}
-    biases = {"bias_ih_l0": (GATES[cell] * H,), "bias_hh_l0": (GATES[cell] * H,)}
+    weights = {"weight_ih_l0": (CELLS[cell] * H, I), "weight_hh_l0": (CELLS[cell] * H, H)}
+    biases = {"bias_ih_l0": (CELLS[cell] * H,), "bias_hh_l0": (CELLS[cell] * H,)}
     gradients = {"dx": (T, B, I), **weights, **biases} if mode == "training" else {}
     assert shapes == {"y": (T, B, H), **gradients}
     assert all(np.linalg.norm(array) > 0 for array in results.values())
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_a_step_begins_with_the_state(cell):
+    case = Case(cell, Size(1, 2, 4, 5), STEP)
+    step = Gpurnn(1).prepare(case)
+    zero = Gpurnn(1).prepare(Case(cell, case.size, "inference"))
+    assert step()["y"].shape == zero()["y"].shape == (1, 2, 5)
+    assert (step()["y"] != zero()["y"]).all()
+
+
+@pytest.mark.parametrize(("case", "other"), [(Smoothing(40), Statsmodels), (Update(1000), None)])
+def test_further_cases_compute_the_same(case, other):
+    found = Gpurnn(1).prepare(case)()
+    if other is not None:
+        assert other.takes(case)
+        assert found.keys() == {"mean", "covariance"}
+        assert compare.disagreement(found, other(1).prepare(case)(), case.tolerance()) is None
+    else:
+        expected, gradient = case.arrays()
+        np.testing.assert_allclose(found["parameter"], expected - 1e-3 * np.sign(gradient), atol=1e-6)
+        assert Memory(1).prepare(case)() == {}
+
+
+def test_the_seconds_of_each_turn_are_written(tmp_path, no_peers):
+    raw = tmp_path / "raw.jsonl"
+    lines = list(compare.run([Update(100)], repeats=2, threads=1, peer_python=sys.executable, raw=raw))
+    assert lines[-1].startswith("| Update(parameters=100) | ")
+    (line,) = map(json.loads, raw.read_text().splitlines())
+    assert (line["case"], line["parameters"], line["threads"]) == ("Update", 100, 1)
+    assert line["seconds"].keys() == {"gpurnn", "one pass over memory"}
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in line["seconds"].values())
 
 
 class Fake:
