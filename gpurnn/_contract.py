@@ -186,6 +186,14 @@ class Wing(Protocol):
     def linear_scan_backward(self, saved: Saved, dh: Array) -> tuple[Array, Array, Array]:
         """The gradients of a, b and h0."""
 
+    # ---- dense: the products of rows with the weights of a layer
+
+    def dense_forward(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """x W^T + b, (N, O), from x (N, I), ``weight`` (O, I) and ``bias`` (O,)."""
+
+    def dense_backward(self, x: Array, weight: Array, dy: Array) -> tuple[Array, Array, Array]:
+        """The gradients of x, W and b from dy (N, O)."""
+
     # ---- losses
 
     def cross_entropy_forward(

@@ -5,6 +5,8 @@ from .attention import attention_forward as attention_forward
 from .cells import cell_backward as cell_backward
 from .cells import cell_forward as cell_forward
 from .cells import cell_gates as cell_gates
+from .dense import dense_backward as dense_backward
+from .dense import dense_forward as dense_forward
 from .dropout import dropout_mask as dropout_mask
 from .embedding import embedding_gather as embedding_gather
 from .embedding import embedding_scatter as embedding_scatter

@@ -87,6 +87,13 @@ def dropout(wing, dtype, size):
     return (wing.dropout_mask(np.empty(0, dtype), (size,), 0.3, 2**63 + 5, 2**32 - 3),)
 
 
+def dense(wing, dtype, rows, inputs, outputs):
+    x, weight, bias = draw(dtype, rows, inputs), draw(dtype, outputs, inputs, seed=1), draw(dtype, outputs, seed=2)
+    dy = draw(dtype, rows, outputs, seed=3)
+    y, without = wing.dense_forward(x, weight, bias), wing.dense_forward(x, weight)
+    return y, without, *wing.dense_backward(x, weight, dy)
+
+
 def norm(wing, dtype, scale):
     return (wing.global_norm([(scale * draw(dtype, size)).astype(dtype) for size in SIZES]),)
 
@@ -100,6 +107,11 @@ CLOSE = {
     "loss of 100 classes": (cross_entropy, 100, 0.1, 140),
     "additive attention": (attention, True, 100),
     "attention by products": (attention, False, 100),
+    "dense of few outputs": (dense, 61, 37, 19, 61),
+    "dense of many outputs": (dense, 7, 30, 1111, 1111),
+    "dense of many inputs": (dense, 13, 530, 150, 530),
+    "dense of one row": (dense, 1, 300, 300, 300),
+    "dense of one output": (dense, 700, 129, 1, 700),
     "scatter of a column": (scatter, 1, 100),
     "scatter of 150 columns": (scatter, 150, 100),
     "norm": (norm, 1.0, 64),

@@ -111,7 +111,8 @@ class Cell:
 
     def shapes(self, **sizes: int) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter by its name, for an ``input_size`` and a ``hidden_size``."""
-        return {name: tuple(_evaluated(axis, sizes) for axis in axes) for name, axes in self.parameters.items()}
+        pairs = tuple(sizes.items())
+        return {name: tuple(_evaluated(axis, pairs) for axis in axes) for name, axes in self.parameters.items()}
 
     def shape_texts(self) -> dict[str, str]:
         """The shape of each parameter by its name, as docstrings have it: ``"(4*H, I)"``."""
@@ -148,6 +149,8 @@ class Cell:
         raise NotImplementedError
 
 
-def _evaluated(axis: str, sizes: Mapping[str, int]) -> int:
+@functools.lru_cache(1024)  # each call of a layer asks for all of its parameters
+def _evaluated(axis: str, sizes: tuple[tuple[str, int], ...]) -> int:
     """The length of an axis, as of ``"4*hidden_size"``."""
-    return math.prod(int(factor) if factor.isdigit() else sizes[factor] for factor in axis.split("*"))
+    numbers = dict(sizes)
+    return math.prod(int(factor) if factor.isdigit() else numbers[factor] for factor in axis.split("*"))

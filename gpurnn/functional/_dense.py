@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .. import _arrays, _checks
+from .. import _arrays, _checks, _dispatch
 from .._contract import Array
 from .._op import Pullback, differentiable
 from ._activations import DENSE_ACTIVATIONS, activate, activate_pullback
@@ -25,11 +25,10 @@ def _dense(
         raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (..., in_features) = (..., {inputs})")
     if activation == "softmax" and outputs == 0:
         raise ValueError(f"{where}: weight has shape {tuple(weight.shape)}, expected out_features > 0 for the softmax")
-    a = xp.matmul(xp.reshape(x, (math.prod(x.shape[:-1]), inputs)), weight.T)
     if bias is not None:
         _checks.shape(where, "bias", bias, (outputs,), "(out_features,)")
-        a += bias
-    a = xp.reshape(a, (*x.shape[:-1], outputs))
+    rows = xp.reshape(x, (math.prod(x.shape[:-1]), inputs))
+    a = xp.reshape(_dispatch.wing(where, x=x).dense_forward(rows, weight, bias), (*x.shape[:-1], outputs))
     return xp, x, weight, bias, a, activate(xp, activation, a)
 
 
@@ -39,17 +38,15 @@ def _dense_vjp(
     xp, x, weight, bias, a, y = _dense(x, weight, bias, activation)
     if activation != "sigmoid":  # it alone reads a
         a = y
-    rows = math.prod(x.shape[:-1])
+    rows, wing = math.prod(x.shape[:-1]), _dispatch.wing("dense", x=x)
 
     def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:
         dy = _arrays.cotangent("dense", "y", dy, y)
         if dy is None:
             dy = xp.zeros_like(y)
         da = xp.reshape(activate_pullback(xp, activation, a, y, dy), (rows, weight.shape[0]))
-        gradients = {"weight": xp.matmul(da.T, xp.reshape(x, (rows, weight.shape[1])))}
-        if bias is not None:
-            gradients["bias"] = xp.sum(da, axis=0)
-        return xp.reshape(xp.matmul(da, weight), x.shape), gradients
+        dx, dweight, dbias = wing.dense_backward(xp.reshape(x, (rows, weight.shape[1])), weight, da)
+        return xp.reshape(dx, x.shape), {"weight": dweight} | ({} if bias is None else {"bias": dbias})
 
     return y, pullback
 

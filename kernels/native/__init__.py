@@ -6,6 +6,7 @@ It has the functions that gain by it; the NumPy wing has the others.
 from gpurnn.reference.recurrence import check_lengths, recurrence_chunk
 
 from .attention import attention_backward, attention_forward
+from .dense import dense_backward, dense_forward
 from .dropout import dropout_mask
 from .embedding import embedding_scatter
 from .linear_scan import linear_scan_backward, linear_scan_forward
@@ -20,6 +21,8 @@ __all__ = [
     "check_lengths",
     "cross_entropy_backward",
     "cross_entropy_forward",
+    "dense_backward",
+    "dense_forward",
     "dropout_mask",
     "embedding_scatter",
     "global_norm",

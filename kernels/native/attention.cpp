@@ -5,7 +5,7 @@
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 // The arrays of one call: query (T, B, A), keys (S, B, A), values (S, B, E), v (A) or null for dot products, lengths (B)
-// or null, context (T, B, E), weights (T, B, S). A row of `dv` (B, A) is of a row of the batch; `scratch` has (threads, S).
+// or null, context (T, B, E), weights (T, B, S), dv (B, A) of each row of the batch, scratch (threads, S).
 template <typename T>
 struct Attention {
     int64_t steps, batch, positions, width, outputs;
@@ -154,7 +154,9 @@ void backward(const Team& team, const Attention<T>& call) {
 
 #define ATTENTION(name, T)                                                                                           \
     EXPORTED void gpurnn_attention_##name(const Team* team, const Attention<T>* call) { forward(*team, *call); }     \
-    EXPORTED void gpurnn_attention_backward_##name(const Team* team, const Attention<T>* call) { backward(*team, *call); }
+    EXPORTED void gpurnn_attention_backward_##name(const Team* team, const Attention<T>* call) {                     \
+        backward(*team, *call);                                                                                      \
+    }
 
 ATTENTION(float32, float)
 ATTENTION(float64, double)

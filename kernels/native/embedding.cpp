@@ -14,7 +14,9 @@ static void scatter(const Team& team, int64_t rows, int64_t E, const int64_t* in
         for (int64_t n = 0; n < rows; ++n) {
             const T* const from = dy + n * E;
             T* const to = dweight + indices[n] * E;
-            for (int64_t c = first; c < end; c += lanes) put(get(to + c, end - c) + get(from + c, end - c), to + c, end - c);
+            for (int64_t c = first; c < end; c += lanes) {
+                put(get(to + c, end - c) + get(from + c, end - c), to + c, end - c);
+            }
         }
     });
 }

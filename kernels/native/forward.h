@@ -3,6 +3,9 @@
 // A thread takes the steps of its part of the batch one after another. It computes W_ih x for as many steps as stay in
 // its cache, and the sums of W_hh h start with that. The cell makes the new state of the sums of a tile before they
 // leave the first cache. This file does for a register of units what `steps.cuh` does for one.
+//
+// The weights are packed before the first step, or, if there is one step only, some panels at a time where they are
+// read.
 #pragma once
 
 #include <memory>
@@ -29,13 +32,15 @@ public:
           row(Phases::row(H)),
           meetings(new Barrier[layer.team.most + 1]) {
         T* at = layer.workspace;
+        packed_at_once = at;
+        if (once(layer)) at += layer.team.most * at_once(layer);
         for (int phase = 0; phase < Cell::phases; ++phase) {
             const int width = Phases::width(phase);
             const int64_t columns = Phases::columns(phase, H);
             inputs[phase] = {at, I, columns, width};
-            at += Panels<T>::size(I, columns, width);
+            at += once(layer) ? 0 : Panels<T>::size(I, columns, width);
             hidden[phase] = {at, H, columns, width};
-            at += Panels<T>::size(H, columns, width);
+            at += once(layer) ? 0 : Panels<T>::size(H, columns, width);
         }
         input_start = at;
         hidden_start = at + row;
@@ -44,8 +49,8 @@ public:
 
     static int64_t workspace(const Layer<T>& layer) {
         const int64_t H = layer.hidden;
-        int64_t size = 0;
-        for (int phase = 0; phase < Cell::phases; ++phase) {
+        int64_t size = once(layer) ? layer.team.most * at_once(layer) : 0;
+        for (int phase = 0; phase < Cell::phases && !once(layer); ++phase) {
             const int64_t columns = Phases::columns(phase, H);
             const int width = Phases::width(phase);
             size += Panels<T>::size(layer.inputs, columns, width) + Panels<T>::size(H, columns, width);
@@ -59,11 +64,23 @@ public:
     }
 
 private:
+    static bool once(const Layer<T>& layer) { return layer.steps == 1; }
+
+    // The panels that a tile may read side by side, and the numbers of as many of them as a thread has room for.
+    static constexpr int64_t panels_at_once = 4;
+    static int64_t at_once(const Layer<T>& layer) {
+        int most = 0;
+        for (int phase = 0; phase < Cell::phases; ++phase) {
+            if (Phases::width(phase) > most) most = Phases::width(phase);
+        }
+        return panels_at_once * most * lanes * (layer.inputs > layer.hidden ? layer.inputs : layer.hidden);
+    }
+
     static void work(void* self, int index, int count) { static_cast<Forward*>(self)->work(index, count); }
 
     void work(int index, int count) {
         const SubnormalsAreZero within;
-        pack<0>(index, count);
+        if (!once(layer)) pack<0>(index, count);
         if (index == 0) {
             // Where the cell adds W_ih x and W_hh h, one sum holds both, and both biases.
             Phases::arrange(layer.b_ih, Cell::hidden_apart ? nullptr : layer.b_hh, H, input_start);
@@ -90,11 +107,11 @@ private:
         std::vector<int> active;
         for (int64_t s0 = 0; s0 < clock.T; s0 += chunk) {
             const int64_t end = s0 + chunk < clock.T ? s0 + chunk : clock.T;
-            multiply_inputs<0>(part, s0, end, own, active);
+            multiply_inputs<0>(index, part, s0, end, own, active);
             for (int64_t s = s0; s < end; ++s) {
                 list_active(part, s, s, active);
                 if (int64_t(active.size()) < rows) idle(part, s);
-                steps<0>(part, s, own + (s - s0) * rows * row, active, team);
+                steps<0>(index, part, s, own + (s - s0) * rows * row, active, team);
             }
         }
     }
@@ -102,11 +119,30 @@ private:
     template <int phase>
     void pack(int index, int count) {
         for (const auto& [panels, w] : {std::pair{inputs[phase], layer.w_ih}, std::pair{hidden[phase], layer.w_hh}}) {
-            const int64_t all = panels.count();
+            const int64_t all = panels.count(), first = all * index / count;
             Phases::pack(
-                phase, w, panels.K, H, all * index / count, all * (index + 1) / count, const_cast<T*>(panels.numbers));
+                phase, w, panels.K, H, first, all * (index + 1) / count, const_cast<T*>(panels.panel(first)));
         }
         if constexpr (phase < last_phase) pack<phase + 1>(index, count);
+    }
+
+    // Calls `multiply(panels, first, last)` for the panels of a part, all of them or as many as are packed at once.
+    template <class Multiply>
+    ALWAYS_INLINE void with_panels(
+        int phase, Panels<T> panels, const T* w, int index, const Part& part, Multiply multiply) const {
+        const int64_t all = panels.count(), last = part.last(all);
+        if (!once(layer)) {
+            multiply(panels, part.first(all), last);
+            return;
+        }
+        T* const to = packed_at_once + index * at_once(layer);
+        panels.numbers = to;
+        for (int64_t first = part.first(all); first < last; first += panels_at_once) {
+            const int64_t end = first + panels_at_once < last ? first + panels_at_once : last;
+            Phases::pack(phase, w, panels.K, H, first, end, to);
+            panels.begin = first;
+            multiply(panels, first, end);
+        }
     }
 
     // The part's rows that exist at the positions first ... last, as indices (s - first, b - first_row).
@@ -122,55 +158,63 @@ private:
     }
 
     template <int phase>
-    void multiply_inputs(const Part& part, int64_t s0, int64_t end, T* own, std::vector<int>& active) const {
-        const int64_t rows = part.last_row - part.first_row, panels = inputs[phase].count();
+    void multiply_inputs(int index, const Part& part, int64_t s0, int64_t end, T* own, std::vector<int>& active) const {
+        const int64_t rows = part.last_row - part.first_row;
         const int64_t before = Phases::before(phase, H);
         if (phase == 0) list_active(part, s0, end - 1, active);
-        multiply<Phases::width(phase)>(
-            inputs[phase], part.first(panels), part.last(panels), false, int64_t(active.size()),
-            [&](int64_t i) {
-                const int t = clock.time(layer.backwards, s0 + active[i] / rows);
-                return layer.x + (int64_t(t) * B + part.first_row + active[i] % rows) * I;
-            },
-            [&](int64_t) { return input_start + before; },
-            [&](int64_t i, int, int64_t p, int) {
-                return own + active[i] * row + before + p * Phases::width(phase) * lanes;
-            },
-            [](int64_t, int, int64_t, int) {});
-        if constexpr (phase < last_phase) multiply_inputs<phase + 1>(part, s0, end, own, active);
+        const auto multiply_panels = [&](const Panels<T>& panels, int64_t first, int64_t last) {
+            multiply<Phases::width(phase)>(
+                panels, first, last, false, int64_t(active.size()),
+                [&](int64_t i) {
+                    const int t = clock.time(layer.backwards, s0 + active[i] / rows);
+                    return layer.x + (int64_t(t) * B + part.first_row + active[i] % rows) * I;
+                },
+                [&](int64_t) { return input_start + before; },
+                [&](int64_t i, int, int64_t p, int) {
+                    return own + active[i] * row + before + p * Phases::width(phase) * lanes;
+                },
+                [](int64_t, int, int64_t, int) {});
+        };
+        with_panels(phase, inputs[phase], layer.w_ih, index, part, multiply_panels);
+        if constexpr (phase < last_phase) multiply_inputs<phase + 1>(index, part, s0, end, own, active);
     }
 
     // The products of position s from this phase on, each with what the cell computes after it.
     template <int phase>
-    void steps(const Part& part, int64_t s, const T* own, const std::vector<int>& active, Barrier& team) const {
+    void steps(
+        int index, const Part& part, int64_t s, const T* own, const std::vector<int>& active, Barrier& team) const {
         constexpr int width = Phases::width(phase), gates = Phases::gates(phase);
-        const int64_t panels = hidden[phase].count(), before = Phases::before(phase, H), groups = Phases::groups(H);
+        const int64_t before = Phases::before(phase, H), groups = Phases::groups(H);
         alignas(64) T products[most_sums * lanes];
-        multiply<width>(
-            hidden[phase], part.first(panels), part.last(panels), s % 2, int64_t(active.size()),
-            [&](int64_t i) { return layer.operands + operand_at(phase, s, part.first_row + active[i]); },
-            [&](int64_t i) { return (Cell::hidden_apart ? hidden_start : own + active[i] * row) + before; },
-            [&](int64_t, int r, int64_t, int beside) { return products + r * beside * width * lanes; },
-            [&](int64_t i, int rows, int64_t p, int beside) {
-                const int64_t first = p * width / gates, wanted = first + beside * width / gates;
-                const int64_t last = wanted < groups ? wanted : groups;
-                for (int r = 0; r < rows; ++r) {
-                    const int64_t b = part.first_row + active[i + r];
-                    const T* product = products + r * beside * width * lanes;
-                    const T* input = own + active[i + r] * row + before + first * gates * lanes;
-                    for (int64_t group = first; group < last; ++group) {
-                        if (H - group * lanes >= lanes) {
-                            finish<phase, true>(s, b, group * lanes, input, product);
-                        } else {
-                            finish<phase, false>(s, b, group * lanes, input, product);
+        with_panels(
+            phase, hidden[phase], layer.w_hh, index, part,
+            [&](const Panels<T>& panels, int64_t first_panel, int64_t last_panel) {
+            multiply<width>(
+                panels, first_panel, last_panel, s % 2, int64_t(active.size()),
+                [&](int64_t i) { return layer.operands + operand_at(phase, s, part.first_row + active[i]); },
+                [&](int64_t i) { return (Cell::hidden_apart ? hidden_start : own + active[i] * row) + before; },
+                [&](int64_t, int r, int64_t, int beside) { return products + r * beside * width * lanes; },
+                [&](int64_t i, int rows, int64_t p, int beside) {
+                    const int64_t first = p * width / gates, wanted = first + beside * width / gates;
+                    const int64_t last = wanted < groups ? wanted : groups;
+                    for (int r = 0; r < rows; ++r) {
+                        const int64_t b = part.first_row + active[i + r];
+                        const T* product = products + r * beside * width * lanes;
+                        const T* input = own + active[i + r] * row + before + first * gates * lanes;
+                        for (int64_t group = first; group < last; ++group) {
+                            if (H - group * lanes >= lanes) {
+                                finish<phase, true>(s, b, group * lanes, input, product);
+                            } else {
+                                finish<phase, false>(s, b, group * lanes, input, product);
+                            }
+                            product += gates * lanes;
+                            input += gates * lanes;
                         }
-                        product += gates * lanes;
-                        input += gates * lanes;
                     }
-                }
+                });
             });
         team.meet(part.shares);
-        if constexpr (phase < last_phase) steps<phase + 1>(part, s, own, active, team);
+        if constexpr (phase < last_phase) steps<phase + 1>(index, part, s, own, active, team);
     }
 
     // After the product of a phase at position s, for the units of a row from j on.
@@ -244,6 +288,7 @@ private:
     const int64_t B, I, H, row;
     const std::unique_ptr<Barrier[]> meetings;
     Panels<T> inputs[Cell::phases], hidden[Cell::phases];
+    T* packed_at_once;  // of each thread, where there is one step
     T *input_start, *hidden_start;  // what the sums of a row start with
     T* sums;
 };

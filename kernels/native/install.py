@@ -16,12 +16,12 @@ from pathlib import Path
 from gpurnn.cells import CELLS
 
 from ..compiler import CompilerError
-from . import attention, build, dropout, embedding, linear_scan, losses, optim, processor, recurrence, threads
+from . import attention, build, dense, dropout, embedding, linear_scan, losses, optim, processor, recurrence, threads
 
 
 def libraries() -> Iterator[build.Library]:
     """All libraries that this package can ask for."""
-    for module in (threads, attention, dropout, embedding, linear_scan, losses, optim):
+    for module in (threads, attention, dense, dropout, embedding, linear_scan, losses, optim):
         yield module.LIBRARY
     made = set()
     for cell in (variant for kind in CELLS.values() for variant in kind.variants()):

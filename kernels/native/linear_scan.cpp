@@ -27,7 +27,7 @@ template <typename T, bool is_complex>
 struct Factor {
     using Real = Vector<T>;
     using Lanes = std::make_integer_sequence<int, Real::lanes>;
-    Real real, imaginary;  // in both places of a complex number, the second with the sign that it has in a product there
+    Real real, imaginary;  // in both places of a complex number, the second with its sign in a product there
 
     Factor() = default;
     explicit ALWAYS_INLINE Factor(Real a) : real(a) {

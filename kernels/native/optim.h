@@ -8,7 +8,7 @@
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 // The arrays of a list are cut into chunks, which threads take in order. `table` has a row of numbers for each array:
-// its elements, its shrink as the bits of a double, and the address of it in each list, 0 where the list does not exist.
+// its elements, its shrink as the bits of a double, and its address in each list, 0 where the list does not exist.
 constexpr int64_t chunk_elements = 4096;
 
 template <class OfChunk>
@@ -47,7 +47,7 @@ void update(const Team& team, const int64_t* table, int64_t arrays, double weigh
     int64_t elements = 0;
     for (int64_t k = 0; k < arrays; ++k) elements += table[k * columns];
     team.share(double(elements) * sizeof(T) * (3 + 2 * count) / 1e4, [&](int index, int threads) {
-        over_chunks(table, arrays, columns, index, threads, [&](const int64_t* row, int64_t, int64_t begin, int64_t size) {
+        const auto update_chunk = [&](const int64_t* row, int64_t, int64_t begin, int64_t size) {
             double factor;
             __builtin_memcpy(&factor, row + 1, sizeof factor);
             const T shrink = T(factor);
@@ -71,7 +71,8 @@ void update(const Team& team, const int64_t* table, int64_t arrays, double weigh
                     if (slots.exists[slot]) put(slots.values[slot], state[slot] + i, left);
                 }
             }
-        });
+        };
+        over_chunks(table, arrays, columns, index, threads, update_chunk);
     });
 }
 
@@ -82,7 +83,7 @@ ALWAYS_INLINE Vector<double> widened(const float* from) {
     return {__builtin_convertvector(*reinterpret_cast<const Half*>(from), Registers<double>::Numbers)};
 }
 
-// The sum of the squares of `size` numbers times `scale`: of neighbouring parts, so that its error does not grow with size.
+// The sum of the squares of `size` numbers times `scale`: by halves, so that its error does not grow with the size.
 template <typename T>
 double squares(const T* from, int64_t size, double scale) {
     constexpr int64_t lanes = Vector<double>::lanes, part = 16 * lanes;
@@ -108,9 +109,10 @@ void chunk_squares(const Team& team, const int64_t* table, int64_t arrays, doubl
     int64_t elements = 0;
     for (int64_t k = 0; k < arrays; ++k) elements += table[k * columns];
     team.share(double(elements) * sizeof(T) / 1e4, [&](int index, int threads) {
-        over_chunks(table, arrays, columns, index, threads, [&](const int64_t* row, int64_t chunk, int64_t begin, int64_t size) {
+        const auto sum_chunk = [&](const int64_t* row, int64_t chunk, int64_t begin, int64_t size) {
             sums[chunk] = squares(reinterpret_cast<const T*>(row[2]) + begin, size, scale);
-        });
+        };
+        over_chunks(table, arrays, columns, index, threads, sum_chunk);
     });
 }
 

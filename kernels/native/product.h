@@ -7,18 +7,19 @@
 #include "simd.h"
 
 // A matrix (K, columns) in the order in which tiles read it: panels of `width` registers of columns, each (K, width).
-// What is missing in the last panel is zero.
+// What is missing in the last panel is zero. `numbers` has them from panel `begin` on.
 template <typename T>
 struct Panels {
     static constexpr int lanes = Vector<T>::lanes;
     const T* numbers;
     int64_t K, columns;
     int width;
+    int64_t begin = 0;
 
     static int64_t count(int64_t columns, int width) { return (columns + width * lanes - 1) / (width * lanes); }
     static int64_t size(int64_t K, int64_t columns, int width) { return count(columns, width) * K * width * lanes; }
     int64_t count() const { return count(columns, width); }
-    const T* panel(int64_t p) const { return numbers + p * K * width * lanes; }
+    const T* panel(int64_t p) const { return numbers + (p - begin) * K * width * lanes; }
 };
 
 // to[r][v] = from[r][v] + sum over k < K of a[r][k] * panel[k][v]; with `strip`, a[r][k] lies at a[0][k * R + r].

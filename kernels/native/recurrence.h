@@ -2,8 +2,7 @@
 #pragma once
 
 #include "native/interface.h"
-#include "native/product.h"
-#include "native/transpose.h"
+#include "native/packing.h"
 #include "recurrence/clock.cuh"
 
 // The products of a step, by phase. The sums of a row are (groups, gates, lanes), a group being the hidden units of one
@@ -28,28 +27,12 @@ struct Phase {
     }
     static int64_t row(int64_t hidden) { return before(Cell::phases, hidden); }
 
-    // The weights (G*H, K) of a phase as panels, whose columns are its gates' rows. Writes panels first ... last - 1.
+    // The weights (G*H, K) of a phase as panels, whose columns are its gates' rows: panels first ... last - 1, to `to`.
     static void pack(int phase, const T* w, int64_t K, int64_t hidden, int64_t first, int64_t last, T* to) {
-        using Real = typename Cell::Real;
-        const int registers = width(phase), own = gates(phase);
-        for (int64_t p = first; p < last; ++p) {
-            T* const panel = to + p * K * registers * lanes;
-            for (int v = 0; v < registers; ++v) {
-                const T* from[lanes];
-                for (int lane = 0; lane < lanes; ++lane) {
-                    from[lane] = weight_row(phase, own, w, K, hidden, (p * registers + v) * lanes + lane);
-                }
-                for (int64_t k = 0; k < K; k += lanes) {
-                    Real square[lanes];
-                    for (int lane = 0; lane < lanes; ++lane) {
-                        square[lane] = from[lane] ? get(from[lane] + k, K - k) : Real(0);
-                    }
-                    transpose(square);
-                    const int64_t there = K - k < lanes ? K - k : lanes;
-                    for (int i = 0; i < there; ++i) square[i].store(panel + ((k + i) * registers + v) * lanes);
-                }
-            }
-        }
+        const int own = gates(phase);
+        pack_rows(K, width(phase), first, last, to, [&](int64_t column) {
+            return weight_row(phase, own, w, K, hidden, column);
+        });
     }
 
     // A row of biases or of zeros, in the order of the sums of all phases.
@@ -73,22 +56,6 @@ private:
         return unit < hidden ? w + (gate * hidden + unit) * K : nullptr;
     }
 };
-
-// A matrix (K, columns) as panels of `width` registers. Writes panels first ... last - 1.
-template <typename T>
-void pack_columns(const T* w, int64_t K, int64_t columns, int width, int64_t first, int64_t last, T* to) {
-    using Real = Vector<T>;
-    for (int64_t p = first; p < last; ++p) {
-        T* at = to + p * K * width * Real::lanes;
-        for (int64_t k = 0; k < K; ++k) {
-            for (int v = 0; v < width; ++v, at += Real::lanes) {
-                const int64_t column = (p * width + v) * Real::lanes, left = columns - column;
-                const T* const from = w + k * columns + column;
-                (left >= Real::lanes ? Real::load(from) : left > 0 ? Real::load(from, left) : Real(0)).store(at);
-            }
-        }
-    }
-}
 
 // The registers of a panel of weights that are not arranged by gates.
 constexpr int plain_width = 4;
@@ -131,10 +98,10 @@ private:
         return size;
     }
     static void share(const Panels<T>& panels, const T* w, int index, int count) {
-        const int64_t all = panels.count();
+        const int64_t all = panels.count(), first = all * index / count;
         pack_columns(
-            w, panels.K, panels.columns, panels.width, all * index / count, all * (index + 1) / count,
-            const_cast<T*>(panels.numbers));
+            w, panels.K, panels.columns, panels.width, first, all * (index + 1) / count,
+            const_cast<T*>(panels.panel(first)));
     }
 };
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def unit(cell: Cell, dtype: str) -> str:
     )
 
 
+@functools.cache
 def library(cell: Cell, dtype: str) -> build.Library:
     """The library of a cell for numbers of a dtype."""
     return build.Library("_".join([*cell.kernel_struct, dtype]).lower(), lambda: unit(cell, dtype))
@@ -78,7 +80,9 @@ def _room(shape: tuple[int, ...], dtype: Any) -> Array:
 
 def _address(array: Array | None, offset: int = 0) -> int | None:
     """Of an array's number ``offset``."""
-    return None if array is None else array.ctypes.data + offset * array.itemsize
+    if array is None:
+        return None
+    return array.ctypes.data + offset * array.itemsize if offset else array.ctypes.data
 
 
 @dataclass(frozen=True)
@@ -131,21 +135,20 @@ def recurrence_forward(
             lengths=_address(lengths), resets=_address(resets), x=_address(x),
             mask=None if mask is None else _address(mask, d * B * H),
             h=_address(final[0], d * B * H), c=_address(final[1], d * B * H) if len(final) > 1 else None,
-            y=_address(y, d * H),
+            y=_address(y, d * H), w_ih=_address(direction["weight_ih"]), w_hh=_address(direction["weight_hh"]),
+            b_ih=_address(direction.get("bias_ih")), b_hh=_address(direction.get("bias_hh")),
         )  # fmt: skip
-        layer.numbers[: len(cell.scalars)] = [getattr(cell, name) for name in cell.scalars]
-        names = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
-        for field, name in names.items():
-            setattr(layer, field, _address(direction.get(name)))
-        sizes = Sizes()
-        functions.gpurnn_sizes(ctypes.byref(layer), ctypes.byref(sizes))
+        if cell.scalars:
+            layer.numbers[: len(cell.scalars)] = [getattr(cell, name) for name in cell.scalars]
+        sizes, address = Sizes(), ctypes.byref(layer)
+        functions.gpurnn_sizes(address, ctypes.byref(sizes))
         operands = _room((phases, slots, B, H), dtype)
         saved = _room((slots, B, S, H), dtype) if training or phases > 1 else None
         back = _room((sizes.back,), dtype) if training else None
         workspace = _room((sizes.workspace,), dtype)
         layer.operands, layer.saved, layer.back = _address(operands), _address(saved), _address(back)
         layer.workspace = _address(workspace)
-        functions.gpurnn_forward(ctypes.byref(layer))
+        functions.gpurnn_forward(address)
         if training:
             directions.append(_Saved(cell, functions, layer, (x, lengths, resets, mask, operands, saved, back)))
     return y, final, tuple(directions) if training else None

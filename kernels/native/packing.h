@@ -1,0 +1,45 @@
+// How matrices become panels.
+#pragma once
+
+#include "native/product.h"
+#include "native/transpose.h"
+
+// A matrix (K, columns), of which row_of(column) is where a column's K numbers lie, null for zeros, as panels of `width`
+// registers. Writes panels first ... last - 1, to `to`.
+template <typename T, class RowOf>
+void pack_rows(int64_t K, int width, int64_t first, int64_t last, T* to, RowOf row_of) {
+    using Real = Vector<T>;
+    constexpr int lanes = Real::lanes;
+    for (int64_t p = first; p < last; ++p) {
+        T* const panel = to + (p - first) * K * width * lanes;
+        for (int v = 0; v < width; ++v) {
+            const T* from[lanes];
+            for (int lane = 0; lane < lanes; ++lane) from[lane] = row_of((p * width + v) * lanes + lane);
+            for (int64_t k = 0; k < K; k += lanes) {
+                Real square[lanes];
+                for (int lane = 0; lane < lanes; ++lane) {
+                    square[lane] = from[lane] ? get(from[lane] + k, K - k) : Real(0);
+                }
+                transpose(square);
+                const int64_t there = K - k < lanes ? K - k : lanes;
+                for (int i = 0; i < there; ++i) square[i].store(panel + ((k + i) * width + v) * lanes);
+            }
+        }
+    }
+}
+
+// A matrix (K, columns) as panels of `width` registers. Writes panels first ... last - 1, to `to`.
+template <typename T>
+void pack_columns(const T* w, int64_t K, int64_t columns, int width, int64_t first, int64_t last, T* to) {
+    using Real = Vector<T>;
+    for (int64_t p = first; p < last; ++p) {
+        T* at = to + (p - first) * K * width * Real::lanes;
+        for (int64_t k = 0; k < K; ++k) {
+            for (int v = 0; v < width; ++v, at += Real::lanes) {
+                const int64_t column = (p * width + v) * Real::lanes, left = columns - column;
+                const T* const from = w + k * columns + column;
+                (left >= Real::lanes ? Real::load(from) : left > 0 ? Real::load(from, left) : Real(0)).store(at);
+            }
+        }
+    }
+}
