@@ -337,6 +337,16 @@ def keywords(kind: type, method: str) -> set[str]:
     return {p.name for p in signature(kind, method).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
+def constructor(kind: type, given: Iterable[str]) -> None:
+    """Refuse keywords that the constructor of a class does not take.
+
+    Python's own error names neither those that there are nor the likeliest.
+    """
+    known = signature(kind).parameters.values()
+    if all(p.kind is not p.VAR_KEYWORD for p in known):
+        options(kind.__name__, given, [p.name for p in known])
+
+
 def lists_options(method: F) -> F:
     """Have a call of a method with an unknown keyword answered with all that there are, those of its bases included."""
     name = method.__name__

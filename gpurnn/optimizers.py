@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from . import _arrays, _checks, _dispatch, _docs
 from ._contract import Array
 from .cells import RECURRENT_WEIGHT
 from .gradients import l2_strengths, take_gradients
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _AVERAGE = "average"
 """What `state_dict` calls the moving averages of the parameters."""
@@ -114,6 +117,10 @@ class Optimizer:
 
     _step: int = field(default=0, init=False, repr=False)
     _state: dict[str, dict[str, Array]] = field(default_factory=dict, init=False, repr=False)
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        _checks.constructor(cls, options)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         where = type(self).__name__

@@ -10,6 +10,7 @@ from tolerance import assert_same
 import gpurnn
 from gpurnn import models, schedules
 from gpurnn.models.fit_options import FitOptions, TrainerOptions
+from gpurnn.models.translator import TranslatorOptions
 from gpurnn.optimizers import SGD, Adam, AdamW
 from gpurnn.training import PaddedBatches, TokenStream, Trainer
 
@@ -322,6 +323,22 @@ def test_an_unknown_option_is_answered_with_all_that_there_are(model):
     assert set(listed) == inspect.signature(model.fit).parameters.keys() - {"X"}
     with pytest.raises(TypeError, match=r"did you mean schedule\?$"):
         model.fit([[1.0]], shedule="cosine")
+
+
+def test_layers_and_optimizers_answer_an_unknown_option_too():
+    with pytest.raises(
+        TypeError, match=r"^LSTM: hidden is no option, expected one of batch_first, bias, .*hidden_size"
+    ):
+        gpurnn.LSTM(3, hidden=4)
+    with pytest.raises(TypeError, match=r"^Adam: learning_rate is no option, expected one of amsgrad, betas, .*, lr, "):
+        Adam(learning_rate=0.1)
+    with pytest.raises(TypeError, match=r"^Adam: ema_decy is no option, .*; did you mean ema_decay\?$"):
+        Adam(ema_decy=0.9)
+    translator = models.Translator(LETTERS, LETTERS, 4, 4)
+    keywords = inspect.signature(models.Translator).parameters.keys()
+    held = {"source_vocabulary", "target_vocabulary", "embedding_size", "hidden_size"}
+    assert TranslatorOptions.__annotations__.keys() == keywords - held
+    assert isinstance(pickle.loads(pickle.dumps(translator)), models.Translator)
 
 
 def test_a_trainer_answers_an_unknown_option_too():

@@ -161,7 +161,7 @@ def test_a_models_dropout_is_not_that_between_layers_it_does_not_have():
         ),
         (
             lambda: translator().predict([np.array([3])], beam_size=2, lenght_penalty=1.0),
-            "EncoderDecoder.predict: lenght_penalty is no option, expected one of coverage_penalty, length_penalty",
+            "EncoderDecoder.predict: lenght_penalty is no option, expected one of batch_size, beam_size, ",
         ),
     ],
 )

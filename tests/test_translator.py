@@ -192,7 +192,7 @@ def ngrams(words, n):
     ],
 )
 def test_bleu_of_short_texts_is_that_of_their_own_order(monkeypatch, predicted, references):
-    monkeypatch.setattr(Translator, "predict", lambda self, sources: predicted)
+    monkeypatch.setattr(Translator, "predict", lambda self, sources, **options: predicted)
     found = small().bleu(["a"] * len(predicted), references)
     # Papineni's formula over the orders that the translations have; sacrebleu smooths a precision of 0.
     matches, totals = np.zeros(4), np.zeros(4)

@@ -61,6 +61,9 @@ def fit_checks_its_options(x: NDArray[np.float32]) -> None:
     model.fit(x, [0, 1], verbose="no")  # type: ignore[arg-type]
     gpurnn.SequenceRegressor(3, 4, 1).fit(x, x, resume="yes")  # type: ignore[arg-type]
     gpurnn.EncoderDecoder(5, 5, 4, 4).fit([x], [x], lr="fast")  # type: ignore[arg-type]
+    gpurnn.EncoderDecoder(5, 5, 4, 4).predict([x], beam=3)  # type: ignore[call-arg]
+    gpurnn.Translator.from_texts(["a"], ["b"], 4, 4, attention=3)  # type: ignore[arg-type]
+    gpurnn.Adam(learning_rate=0.1)  # type: ignore[call-arg]
     text = gpurnn.LanguageModel(gpurnn.CharVocabulary("ab"), 4, 4)
     text.fit("abab", window=2, patience=3).sample(3)
     text.fit("abab", windows=2)  # type: ignore[call-arg]

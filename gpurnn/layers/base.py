@@ -60,6 +60,10 @@ class Layer(ABC):
     _positional: tuple[str, ...] = ()
     """First arguments of the constructor that the repr shows without their names, though they have a default."""
 
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        _checks.constructor(cls, options)
+        return super().__new__(cls)
+
     @property
     def num_parameters(self) -> int:
         """How many numbers the parameters hold; one that has two names is counted once."""

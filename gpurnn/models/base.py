@@ -66,13 +66,6 @@ class Model(Composite, Saved):
         """The unit of `loss` in words, for metrics and pictures."""
         return LOSS_UNITS[self._loss]
 
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        # Python's own error for an unknown keyword names neither those that there are nor the likeliest.
-        known = _checks.signature(cls).parameters.values()
-        if all(p.kind is not p.VAR_KEYWORD for p in known):
-            _checks.options(cls.__name__, options, [p.name for p in known])
-        return super().__new__(cls)
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "fit" in vars(cls):

@@ -676,6 +676,7 @@ class EncoderDecoder(Model):
 
     # ---- Examples ----------------------------------------------------------------------------------------------------
 
+    @_checks.lists_options
     def predict(
         self,
         sources: Sequence[Array],
@@ -683,7 +684,8 @@ class EncoderDecoder(Model):
         beam_size: int = 1,
         max_length: int | None = None,
         batch_size: int = 256,
-        **options: Any,
+        length_penalty: float | None = None,
+        coverage_penalty: float | None = None,
     ) -> list[NDArray[np.int32]]:
         """The target of each source, without its end symbol: greedy, or by a beam search.
 
@@ -697,8 +699,8 @@ class EncoderDecoder(Model):
             By default, for each source, twice its own length and ten more.
         batch_size : int
             How many are decoded at a time.
-        **options
-            ``length_penalty`` and ``coverage_penalty`` of `beam_search`.
+        length_penalty, coverage_penalty : float, optional
+            Those of `beam_search`, whose defaults they have; for a ``beam_size`` above 1.
 
         Returns
         -------
@@ -714,9 +716,10 @@ class EncoderDecoder(Model):
         where = f"{type(self).__name__}.predict"
         sources = self._take_examples(where, "sources", sources, self.source.num_embeddings)
         beam_size = _checks.integer_at_least(where, "beam_size", beam_size, 1)
+        penalties = {"length_penalty": length_penalty, "coverage_penalty": coverage_penalty}
+        options: dict[str, Any] = {name: value for name, value in penalties.items() if value is not None}
         if options and beam_size == 1:
             raise TypeError(f"{where}: {sorted(options)} are given, expected none for greedy decoding (beam_size = 1)")
-        _checks.options(where, options, ("length_penalty", "coverage_penalty"))
         batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         limits = np.array([2 * int(s.shape[0]) + 10 for s in sources], np.int64)
         if max_length is not None:

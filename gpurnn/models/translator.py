@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,35 @@ from .encoder_decoder import EncoderDecoder
 from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 RESERVED = 3
 """Tokens that are no symbols: padding, begin and end. Symbol n of a vocabulary is token n + 3."""
 
 _LEVELS: dict[str, type[Vocabulary]] = {"char": CharVocabulary, "word": WordVocabulary}
+
+
+class TranslatorOptions(TypedDict, total=False):
+    """The options of `Translator` that `Translator.from_texts` passes on."""
+
+    num_layers: int
+    encoder_layers: int | None
+    cell: str
+    bidirectional: bool
+    attention: str | None
+    attention_size: int | None
+    input_feeding: bool
+    bridge: bool | None
+    activation: Activation | None
+    leak: float | None
+    reset_after: bool | None
+    update: Update | None
+    dropout: float
+    begin: int
+    end: int
+    init: Any
+    dtype: Any
+    rng: int | np.random.Generator
 
 
 class Translator(EncoderDecoder):
@@ -113,7 +136,7 @@ class Translator(EncoderDecoder):
         target_level: str = "word",
         max_size: int | None = None,
         min_count: int = 1,
-        **options: Any,
+        **options: Unpack[TranslatorOptions],
     ) -> Self:
         """A translator with the vocabularies of some texts.
 
@@ -138,8 +161,16 @@ class Translator(EncoderDecoder):
             vocabularies.append(_LEVELS[level].from_text(joined, max_size=max_size, min_count=min_count))
         return cls(vocabularies[0], vocabularies[1], embedding_size, hidden_size, **options)
 
+    @_checks.lists_options
     def predict(  # type: ignore[override]  # texts in place of tokens
-        self, sources: Sequence[str], *, beam_size: int = 1, **options: Any
+        self,
+        sources: Sequence[str],
+        *,
+        beam_size: int = 1,
+        max_length: int | None = None,
+        batch_size: int = 256,
+        length_penalty: float | None = None,
+        coverage_penalty: float | None = None,
     ) -> list[str]:
         """The translation of each text: greedy, or by a beam search.
 
@@ -149,8 +180,8 @@ class Translator(EncoderDecoder):
             Each has at least one symbol of the source vocabulary's kind; one of words is not white space only.
         beam_size : int
             1 for greedy decoding.
-        **options
-            ``max_length``, ``batch_size``, ``length_penalty``, ``coverage_penalty`` of `EncoderDecoder.predict`.
+        max_length, batch_size, length_penalty, coverage_penalty
+            As of `EncoderDecoder.predict`.
 
         Returns
         -------
@@ -162,7 +193,10 @@ class Translator(EncoderDecoder):
             As of `EncoderDecoder.sample`.
         """
         tokens = self._encoded("Translator.predict", "sources", sources, self.source_vocabulary, least=1)
-        predicted = super().predict(tokens, beam_size=beam_size, **options)
+        predicted = super().predict(
+            tokens, beam_size=beam_size, max_length=max_length, batch_size=batch_size, length_penalty=length_penalty,
+            coverage_penalty=coverage_penalty,
+        )  # fmt: skip
         return [self.target_vocabulary.decode(self._symbols(y)) for y in predicted]
 
     def alignment(self, source: str, target: str | None = None) -> tuple[Array, list[str], list[str]]:
@@ -200,7 +234,17 @@ class Translator(EncoderDecoder):
         symbols = list(self.source_vocabulary.split(source)), list(self.target_vocabulary.split(target))
         return weights[:, 0, :], symbols[0], [*symbols[1], "<end>"]
 
-    def bleu(self, sources: Sequence[str], references: Sequence[str], **options: Any) -> float:
+    def bleu(
+        self,
+        sources: Sequence[str],
+        references: Sequence[str],
+        *,
+        beam_size: int = 1,
+        max_length: int | None = None,
+        batch_size: int = 256,
+        length_penalty: float | None = None,
+        coverage_penalty: float | None = None,
+    ) -> float:
         """The corpus BLEU, from 0 to 100, of the translations of some texts, as sacrebleu computes it.
 
         BLEU is the brevity penalty times the geometric mean of the precisions of n-grams, n = 1 ... 4. Of translations
@@ -211,8 +255,8 @@ class Translator(EncoderDecoder):
         ----------
         sources, references : sequence of str
             At least one text, and a translation of each by someone who knows.
-        **options
-            Those of `predict`.
+        beam_size, max_length, batch_size, length_penalty, coverage_penalty
+            As of `predict`.
 
         Raises
         ------
@@ -239,7 +283,10 @@ class Translator(EncoderDecoder):
             raise ValueError(f"{where}: references has {len(references)} entries, expected {len(sources)}")
         if not any(reference.split() for reference in references):
             raise ValueError(f"{where}: references hold no words, expected at least one")
-        predicted = self.predict(sources, **options)
+        predicted = self.predict(
+            sources, beam_size=beam_size, max_length=max_length, batch_size=batch_size, length_penalty=length_penalty,
+            coverage_penalty=coverage_penalty,
+        )  # fmt: skip
         return float(sacrebleu.corpus_bleu(predicted, [list(references)], use_effective_order=True).score)
 
     def _encoded(
