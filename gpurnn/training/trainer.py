@@ -76,13 +76,13 @@ def evaluate(model: Trainable, data: Data) -> float:
 
 def _evaluation(model: Trainable, data: Data) -> dict[str, float]:
     """The means of the loss and of the model's metrics over one epoch of ``data``, in evaluation mode."""
-    sums, state = _nothing(), None
+    sums, state, measures = _nothing(), None, _measures(model.loss)
     for index in range(num_batches(data, 0)):
         batch = data.batch(0, index)
         # The state at the end of the batch before is that after the context, as nothing has changed in between.
         inputs = batch.inputs[batch.context :, ...] if batch.context else batch.inputs
         metrics: dict[str, float] = {}
-        options = {**_weighting(batch), **({"metrics": metrics} if _measures(model.loss) else {})}
+        options = {**_weighting(batch), **({"metrics": metrics} if measures else {})}
         loss, state = model.loss(inputs, batch.targets, state, batch.lengths, **options)
         if not data.carries_state:
             state = None
@@ -93,9 +93,9 @@ def _evaluation(model: Trainable, data: Data) -> dict[str, float]:
 class Trainer:
     r"""Minimises the loss of a model over data by gradient descent, in steps that survive a crash.
 
-    A step takes one batch, the gradient g of its mean loss L plus the L2 penalty, clips it and hands it to the
-    optimizer: g = dL/d\theta + \lambda \theta, then g <- clip(g), then \theta <- optimizer(\theta, g, \eta_t). Over a
-    `TokenStream` this is truncated backpropagation through time, the state handed on from window to window; over
+    A step takes one batch, or several, the gradient g of their mean loss L plus the L2 penalty, clips it and hands it
+    to the optimizer: g = dL/d\theta + \lambda \theta, then g <- clip(g), then \theta <- optimizer(\theta, g, \eta_t).
+    Over a `TokenStream` this is truncated backpropagation through time, the state handed on from window to window; over
     `PaddedBatches` it is full backpropagation through time. Memory is that of one batch, however long the stream.
 
     A trainer can be pickled and copied, also by its own callbacks; the copy continues with the same bits. What cannot
