@@ -31,9 +31,12 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import _checks, _docs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def _times_power(value: float, factor: float, exponent: int) -> float:
@@ -69,6 +72,10 @@ class _Schedule:
     ValueError
         An argument is out of its range.
     """
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        _checks.constructor(cls, options)
+        return super().__new__(cls)
 
     def __call__(self, step: int) -> float:
         """The learning rate, or the probability of teacher forcing, after ``step`` updates."""

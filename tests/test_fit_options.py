@@ -325,7 +325,7 @@ def test_an_unknown_option_is_answered_with_all_that_there_are(model):
         model.fit([[1.0]], shedule="cosine")
 
 
-def test_layers_and_optimizers_answer_an_unknown_option_too():
+def test_layers_optimizers_schedules_and_data_answer_an_unknown_option_too():
     with pytest.raises(
         TypeError, match=r"^LSTM: hidden is no option, expected one of batch_first, bias, .*hidden_size"
     ):
@@ -334,6 +334,10 @@ def test_layers_and_optimizers_answer_an_unknown_option_too():
         Adam(learning_rate=0.1)
     with pytest.raises(TypeError, match=r"^Adam: ema_decy is no option, .*; did you mean ema_decay\?$"):
         Adam(ema_decy=0.9)
+    with pytest.raises(TypeError, match=r"^OneCycle: lr is no option, expected one of .*, max_lr, "):
+        schedules.OneCycle(lr=0.1, total_steps=9)
+    with pytest.raises(TypeError, match=r"^PaddedBatches: size is no option, expected one of batch_size, "):
+        PaddedBatches([np.ones(3)], size=3)
     translator = models.Translator(LETTERS, LETTERS, 4, 4)
     keywords = inspect.signature(models.Translator).parameters.keys()
     held = {"source_vocabulary", "target_vocabulary", "embedding_size", "hidden_size"}

@@ -171,6 +171,7 @@ class TokenStream:
 
     carries_state = True
 
+    @_checks.lists_options
     def __init__(self, tokens: Any, batch_size: int, steps: int, gradient_steps: int | None = None) -> None:
         _checks.given("TokenStream", tokens=tokens)
         _dispatch.namespace("TokenStream", tokens=tokens)
@@ -404,6 +405,7 @@ class PaddedBatches:
 
     carries_state = False
 
+    @_checks.lists_options
     def __init__(
         self,
         sequences: Sequence[Any],
