@@ -15,7 +15,8 @@ from ..._contract import Array
 from ..._op import Pullback
 from .. import examples
 from ..files import Saved
-from ..forecasting.series import Collection, Columns, Reader, Sizes, is_pandas, is_polars
+from ..forecasting.series import Collection, Columns, Reader, Sizes
+from ..forecasting.tables import is_pandas, is_polars
 from . import stationary
 from .components import Component, restored
 from .filter import NAMES, Parameters, Undetermined, diffuse_moments, forecast, forward, log_likelihood, score, smooth
