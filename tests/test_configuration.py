@@ -25,8 +25,8 @@ SEQUENCE = {
             "activation": "relu", "leak": 0.5,
 }  # fmt: skip
 FIT = {
-    "epochs": 3, "batch_size": 4, "optimizer": "sgd", "lr": 0.5, "schedule": "cosine", "clip_norm": None, "l2": 0.1,
-    "validation_split": 0.25, "patience": 2, "verbose": False,
+    "standardize_inputs": False, "epochs": 3, "batch_size": 4, "optimizer": "sgd", "lr": 0.5, "schedule": "cosine",
+    "clip_norm": None, "l2": 0.1, "validation_split": 0.25, "patience": 2, "verbose": False,
 }  # fmt: skip
 PLAIN = {
     "RNN": ((2, 3), {**RECURRENT, "activation": "relu", "leak": 0.5}),

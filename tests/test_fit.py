@@ -166,8 +166,10 @@ def test_fit_ends_by_itself_and_keeps_the_best_parameters():
     trainer = model.trainer_
     losses = [line["validation_loss"] for line in trainer.history if "validation_loss" in line]
     assert trainer.validation.num_examples == 6
-    assert trainer.patience == 10
-    assert len(losses) <= 100
+    # Epochs of two updates: 400 updates without gain, or 1,000.
+    assert trainer.patience == 200
+    assert trainer.total == 1000
+    assert classifier().fit(X, SIGN, batch_size=1, callbacks=lambda t: t.stop()).trainer_.patience == 10
     assert gpurnn.training.evaluate(model, trainer.validation) == pytest.approx(min(losses), rel=1e-5)
     again = classifier().fit(X, SIGN)
     for name, p in model.params.items():

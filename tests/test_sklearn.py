@@ -102,7 +102,7 @@ def test_sizes_are_found_out_by_fit():
     model = SequenceClassifier(**FAST)
     assert re.match(r"SequenceClassifier\(hidden_size=6, .*\)  # fit makes the parameters$", repr(model))
     assert model.fit(X, WORDS) is model
-    assert repr(model).startswith("SequenceClassifier(2, 6, 2, epochs=15, lr=0.03)  # ")
+    assert repr(model).startswith("SequenceClassifier(2, 6, 2, standardize_inputs=True, epochs=15, lr=0.03)  # ")
     assert model.classes_.tolist() == ["minus", "plus"]
     assert model.n_features_in_ == 2
     assert model.score(X, WORDS) > 0.9
@@ -310,3 +310,26 @@ def test_pipelines():
     assert rows.score(X[:, :, 0], VALUES) > 0.5
     search = GridSearchCV(pipeline, {"sequenceclassifier__epochs": [1, 2]}, cv=2).fit(X, WORDS)
     assert search.best_estimator_[-1].epochs in (1, 2)
+
+
+def test_features_of_any_unit_are_learnt_from_where_fit_finds_out_their_size(tmp_path):
+    big = 1e9 + 1e3 * X.astype("float64")  # float32 has no digits left for their differences
+    model, plain = SequenceClassifier(**FAST).fit(big, WORDS), SequenceClassifier(**FAST).fit(X, WORDS)
+    assert model.score(big, WORDS) > 0.9
+    np.testing.assert_allclose(model.predict_proba(big), plain.predict_proba(X), atol=1e-3)
+    assert repr(model).startswith("SequenceClassifier(2, 6, 2, standardize_inputs=True, ")
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(gpurnn.models.load(tmp_path / "model").predict_proba(big), model.predict_proba(big))
+    off = SequenceClassifier(standardize_inputs=False, **FAST)
+    with pytest.warns(UserWarning, match="of which float32 rounds the digits away"):
+        off.fit(big, WORDS)
+    with pytest.warns(UserWarning, match="of which float32 rounds the digits away"):
+        assert off.score(big, WORDS) < 0.7
+    sized = SequenceClassifier(2, classes=2, standardize_inputs=True, **FAST).fit(big, WORDS)
+    np.testing.assert_array_equal(sized.predict_proba(big), model.predict_proba(big))
+    tokens = SequenceClassifier(3, 4, num_embeddings=2).fit((WORDS == "plus").astype(int)[:, None], WORDS, steps=1)
+    assert tokens.n_features_in_ == 1
+    with pytest.raises(TypeError, match="standardize_inputs is 'no', expected True or False"):
+        SequenceClassifier(standardize_inputs="no")
+    with pytest.warns(UserWarning, match="standardize_inputs=True has no effect, as inputs are tokens"):
+        SequenceClassifier(3, num_embeddings=2, standardize_inputs=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -125,8 +126,8 @@ class Model(Composite, Saved):
         """Train on examples.
 
         Without ``epochs`` and ``steps`` training ends by itself: a tenth of the examples, or the last tenth of a single
-        text or stream, is set aside, and when its loss has not fallen for ten epochs, or after a hundred epochs, the
-        best parameters stay.
+        text or stream, is set aside, and when its loss has not fallen for ten epochs and 400 updates, or after a
+        hundred epochs and 1,000 updates, the best parameters stay.
 
         Parameters
         ----------
@@ -219,8 +220,6 @@ class Model(Composite, Saved):
         if validation is not None and validation_split is not None:
             raise TypeError(f"{where}: validation and validation_split are both given, expected at most one of the two")
         by_itself = epochs is None and steps is None
-        if by_itself:
-            epochs = _EPOCHS
         if validation is not None and not hasattr(validation, "batch"):
             if not isinstance(validation, (tuple, list)) or len(validation) != 2:
                 raise TypeError(
@@ -236,11 +235,13 @@ class Model(Composite, Saved):
                     f"{where}: X cannot be split into examples to train on and to validate on; pass validation"
                 )
             data, validation = data.split(share, rng=rng)
-        if patience is None and by_itself and validation is not None:
-            patience = _PATIENCE
         accumulated = options.get("gradient_accumulation_steps", 1)
         accumulated = _checks.integer_at_least(where, "gradient_accumulation_steps", accumulated, 1)
         length = steps_of_epoch(data, 0, accumulated)
+        if by_itself:
+            epochs = max(_EPOCHS, math.ceil(_STEPS / length))
+            if patience is None and validation is not None:
+                patience = max(_PATIENCE, math.ceil(_PATIENT_STEPS / length))
         options.setdefault("log_interval", length if length <= _LONG_EPOCH else 10)
         return Trainer(
             self, data, optimizer, epochs=epochs, steps=steps, validation=validation, patience=patience,
@@ -292,7 +293,8 @@ def _signature_of_fit() -> inspect.Signature:
 Model.fit.__signature__ = _signature_of_fit()  # type: ignore[attr-defined]
 
 _EPOCHS, _PATIENCE, _SPLIT = 100, 10, 0.1
-"""How long `Model.fit` trains where its caller does not say."""
+_STEPS, _PATIENT_STEPS = 1000, 400
+"""How long `Model.fit` trains where its caller does not say: the latter two are the least, where epochs are short."""
 
 _LEAST_EXAMPLES = 10
 """Fewer are not split by themselves: a tenth of them says nothing."""

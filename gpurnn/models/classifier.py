@@ -297,6 +297,10 @@ class SequenceClassifier(_Classifier):
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial parameters come from, and in `fit` the order of the examples, the split and dropout.
+    standardize_inputs : bool, optional
+        Whether the first `fit` finds out the mean and the standard deviation of each feature, and features are scaled
+        to 0 and 1 by them, in every call that takes examples. A call, `vjp` and the losses take scaled inputs. None: if
+        ``input_size`` is left out.
     random_state : int, numpy.random.RandomState or numpy.random.Generator, optional
         scikit-learn's name for ``rng``, in whose place it is used.
     epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, class_weight, verbose
@@ -381,6 +385,7 @@ class SequenceClassifier(_Classifier):
         init: Any = None,
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
+        standardize_inputs: bool | None = None,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,
         epochs: int | None = None,
         batch_size: int = 32,
@@ -406,8 +411,9 @@ class SequenceTagger(_Classifier):
     Parameters
     ----------
     input_size, hidden_size, classes, num_layers, cell, bidirectional, num_embeddings, activation, leak, reset_after, \
-    update, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, random_state, epochs, \
-    batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, class_weight, verbose
+    update, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, standardize_inputs, \
+    random_state, epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, \
+    class_weight, verbose
         Those of `SequenceClassifier`.
 
     Attributes
@@ -459,6 +465,7 @@ class SequenceTagger(_Classifier):
         init: Any = None,
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
+        standardize_inputs: bool | None = None,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,
         epochs: int | None = None,
         batch_size: int = 32,

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from .fit_options import FitOptions
 
 
+_SCALES = ("mean", "std", "input_mean", "input_std")
+"""What `fit` learns of targets and inputs that it scales."""
+
 _OF_NETWORK = ("embedding", "recurrent", "pooling", "output", "parts", "input_size")
 """Attributes of a model that has layers."""
 
@@ -64,13 +67,16 @@ class Estimator(SequenceModel):
         pooling = _checks.choice(type(self).__name__, "pooling", self._arguments["pooling"], self._poolings)
         self._has_one_target = pooling is not None
         self._check_fit_options()
+        where, standardize = type(self).__name__, self._arguments["standardize_inputs"]
+        standardize = standardize is not None and _checks.flag(where, "standardize_inputs", standardize)
+        if standardize and self._arguments["num_embeddings"] is not None:
+            _checks.warn(where, "standardize_inputs=True has no effect, as inputs are tokens")
         input_size, outputs = self._sizes()
         if outputs is not None:
             self._check_outputs(outputs)
         if input_size is not None and outputs is not None:
             self._build(input_size, outputs)
             return
-        where = type(self).__name__
         if input_size is None and self._arguments["num_embeddings"] is not None:
             raise ValueError(f"{where}: input_size is None, expected the width of the embedding of the tokens")
         with uninitialised():
@@ -254,6 +260,9 @@ class Estimator(SequenceModel):
     def _argument(self, name: str) -> Any:
         if name in self._fit_options:
             return getattr(self, name)
+        if name == "standardize_inputs" and self._is_built:
+            given = self._arguments[name]
+            return (True if self._standardizes_inputs else None) if given is None else bool(given)
         if not self._is_built or name == "class_weight":
             value = self._arguments[name]
             return value.item() if isinstance(value, np.generic) else value
@@ -275,7 +284,7 @@ class Estimator(SequenceModel):
         labels = learnt.pop("labels", None)
         if labels is not None and not labels.are_numbers:
             learnt["labels"] = labels.saved(f"{type(self).__name__}.save")
-        for name in ("mean", "std"):
+        for name in _SCALES:
             if name in learnt:
                 learnt[name] = learnt[name].tolist()
         return {**learnt, **({"is_fitted": True} if self._is_fitted else {})}
@@ -287,7 +296,7 @@ class Estimator(SequenceModel):
             self._is_fitted = True
         if "labels" in learnt:
             learnt["labels"] = examples.Labels.restored(learnt["labels"])
-        for name in ("mean", "std"):
+        for name in _SCALES:
             if name in learnt:
                 learnt[name] = np.asarray(learnt[name], np.float64)
         self._learnt = learnt
@@ -395,12 +404,20 @@ class Estimator(SequenceModel):
         data = self._sequences(where, X, group, features)
         if columns:
             y = examples.columns_by_group(where, "X", X, columns, group, each=not self._has_one_target)
-        targets, weights = self._targets_of(where, y, data, self._weights(where, data, sample_weight, mask))
+        given = self._weights(where, data, sample_weight, mask)
+        targets, weights = self._targets_of(where, y, data, given)
         if weights is not None and not any(np.any(of_one) for of_one in weights):
             raise ValueError(f"{where}: the weights of all targets are zero, expected one above zero")
         if data.features is not None:
             self._learnt = {**self._learnt, "features": list(data.features)}
-        self._moved(where, data)
+        if where.endswith(".fit") and self._standardizes_inputs and "input_mean" not in self._learnt:
+            arrays = [_dispatch.to_numpy(array) for array in data.arrays]
+            of_steps = None
+            if given is not None:
+                of_steps = np.concatenate([np.broadcast_to(w, len(a)) for w, a in zip(given, arrays, strict=True)])
+            mean, std = examples.scale_of(np.concatenate(arrays), of_steps)
+            self._learnt = {**self._learnt, "input_mean": mean, "input_std": std}
+        self._ready(where, data)
         targets = [examples.moved(where, "y", target, self.output.params["weight"]) for target in targets]
         return _Labelled(data.arrays, targets, weights, self._has_one_target)
 
@@ -420,7 +437,8 @@ class Estimator(SequenceModel):
         tokens = self.num_embeddings
         input_size = self.recurrent.input_size if self._is_built else self._sizes()[0]
         data = examples.sequences(
-            where, "X", X, dtype=self._dtype, group=group,
+            # Large values keep their digits until they are scaled.
+            where, "X", X, dtype=np.dtype("float64") if self._standardizes_inputs else self._dtype, group=group,
             features=self._learnt.get("features") if features is None else features,
             width=None if tokens is not None else input_size, tokens=tokens is not None,
         )  # fmt: skip
@@ -429,16 +447,28 @@ class Estimator(SequenceModel):
                 check_numbers(where, name, array, tokens, IndexError)
         return data
 
-    def _moved(self, where: str, data: examples.Sequences) -> examples.Sequences:
-        """The examples in the library of the parameters."""
+    def _ready(self, where: str, data: examples.Sequences) -> examples.Sequences:
+        """The examples as the layers read them: scaled, and in the library of the parameters."""
         weight = self.output.params["weight"]
         for i, (name, array) in enumerate(zip(data.names, data.arrays, strict=True)):
+            if "input_mean" in self._learnt:
+                xp = _dispatch.namespace(where, **{name: array})
+                mean, std = (like(xp, self._learnt[of], array) for of in ("input_mean", "input_std"))
+                array = xp.astype((array - mean) / std, getattr(xp, self._dtype.name))
             data.arrays[i] = examples.moved(where, name, array, weight)
         return data
 
     @property
     def _dtype(self) -> np.dtype[Any]:
         return np.dtype(self._arguments["dtype"])
+
+    @property
+    def _standardizes_inputs(self) -> bool:
+        """Whether `fit` scales the inputs: as the constructor says, or where it also finds out their size."""
+        if self.num_embeddings is not None:
+            return False
+        given = self._arguments["standardize_inputs"]
+        return self._sizes()[0] is None if given is None else bool(given)
 
     def _complete(self, data: examples.Sequences, outputs: int | None) -> None:
         """Build a model whose sizes the constructor was not given, in the library of the examples."""
@@ -534,7 +564,7 @@ class Estimator(SequenceModel):
         """The outputs for each example: (O,) arrays, or (T_i, O) where there is an output for each step."""
         where = f"{type(self).__name__}.{method}"
         self._require_fitted(where)
-        return self._outputs_of(where, self._moved(where, self._sequences(where, X, group)), batch_size)
+        return self._outputs_of(where, self._ready(where, self._sequences(where, X, group)), batch_size)
 
     def _require_fitted(self, where: str) -> None:
         """Reject a model that was neither fitted nor given parameters."""

@@ -40,8 +40,8 @@ class SequenceRegressor(Estimator):
         targets' own units; a call, `vjp` and the losses are in scaled ones. An ``output_activation`` has units of its
         own, and nothing is scaled.
     cell, bidirectional, num_embeddings, activation, leak, reset_after, update, dropout, variational_dropout, \
-    recurrent_dropout, residual, init, dtype, rng, random_state, epochs, batch_size, optimizer, lr, schedule, \
-    clip_norm, l2, validation_split, patience, verbose
+    recurrent_dropout, residual, init, dtype, rng, standardize_inputs, random_state, epochs, batch_size, \
+    optimizer, lr, schedule, clip_norm, l2, validation_split, patience, verbose
         Those of `SequenceClassifier`.
 
     Attributes
@@ -97,6 +97,7 @@ class SequenceRegressor(Estimator):
         init: Any = None,
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
+        standardize_inputs: bool | None = None,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,
         epochs: int | None = None,
         batch_size: int = 32,

@@ -256,7 +256,8 @@ class Forecaster(SequenceModel):
         """Learn to forecast one step, from every window of one or several series.
 
         Without ``epochs`` and ``steps`` training ends by itself: the last tenth of each series is set aside, and when
-        its loss has not fallen for ten epochs, or after a hundred epochs, the best parameters stay.
+        its loss has not fallen for ten epochs and 400 updates, or after a hundred epochs and 1,000 updates, the best
+        parameters stay.
 
         Parameters
         ----------
