@@ -8,8 +8,8 @@ import numpy as np
 
 from ..._contract import Array
 
-SMALL = 4
-"""Up to how many columns a product of many matrices is faster column by column."""
+SMALL = 3
+"""Up to how many columns many matrices are multiplied faster column by column."""
 
 
 def transpose(xp: Any, array: Array) -> Array:
