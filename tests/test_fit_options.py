@@ -245,6 +245,33 @@ def test_fit_resumes_the_run_in_its_directory(tmp_path):
         classifier().fit(X, SIGN, **{**options, "resume": "yes"})
 
 
+TOKENS = [RNG.integers(1, 5, n, dtype=np.int32) for n in (2, 5, 3, 4) * 6]
+EVERY_FIT = {
+    "LanguageModel": (lambda: models.LanguageModel(LETTERS, 4, 4), (TEXT,)),
+    "Forecaster": (lambda: models.Forecaster(5, 4), (np.sin(np.arange(200) / 5),)),
+    "EncoderDecoder": (lambda: models.EncoderDecoder(5, 5, 4, 4), (TOKENS, TOKENS)),
+    "Translator": (lambda: models.Translator(LETTERS, LETTERS, 4, 4), (["ab", "cd"] * 6, ["ba", "dc"] * 6)),
+    "SequenceGenerator": (lambda: models.SequenceGenerator(2, 4, 3), (X[:, 0], [[0, 1, 2]] * 40)),
+    "SequenceRegressor": (lambda: models.SequenceRegressor(2, 4, 1), (X, X[:, 0, 0])),
+}
+
+
+@pytest.mark.parametrize("kind", EVERY_FIT)
+def test_every_model_takes_the_options(kind, tmp_path):
+    make, examples = EVERY_FIT[kind]
+    examples = tuple(
+        [np.array(y) for y in e] if kind == "SequenceGenerator" and isinstance(e, list) else e for e in examples
+    )
+    options = {"epochs": 3, "schedule": "linear", "optimizer": "adamw", "lr": 0.01, "gradient_accumulation_steps": 2}
+    kept = {"directory": tmp_path, "resume": True}
+    make().fit(*examples, **options, **kept, callbacks=lambda trainer: trainer.stop())
+    resumed = make().fit(*examples, **options, **kept)
+    whole = make().fit(*examples, **options)
+    assert len(whole.trainer_.epoch_history) == 3
+    assert resumed.trainer_.epoch_history == whole.trainer_.epoch_history
+    assert_same(resumed.params, whole.params)
+
+
 def test_sums_of_an_epoch_are_in_the_checkpoint(tmp_path):
     whole = run(epochs=None, steps=10)
     whole.train()
@@ -272,6 +299,19 @@ def test_a_language_model_of_one_text_stops_by_itself():
     assert gpurnn.training.evaluate(model, trainer.validation) == trainer._best["loss"]
     short = models.LanguageModel(LETTERS, 4, 4).fit(TEXT[:30], batch_size=2, window=8, verbose=False, epochs=1)
     assert short.trainer_.validation is None
+
+
+@pytest.mark.parametrize(
+    ("count", "lanes", "window"), [(3000, 32, 64), (900, 32, 27), (100, 5, 19), (10, 1, 9), (2, 1, 1)]
+)
+def test_a_short_text_is_read_in_smaller_windows_and_fewer_lanes(count, lanes, window):
+    model = models.LanguageModel(LETTERS, 3, 3)
+    data = model.fit("abcd" * (count // 4) + "ab" * (count % 4 // 2), steps=1).trainer_.data
+    assert (data.batch_size, data.steps) == (lanes, window)
+    with pytest.raises(ValueError, match=r"X has \d+ tokens, expected at least batch_size \(window \+ 1\) = "):
+        model.fit("abc", batch_size=2, steps=1)
+    with pytest.raises(ValueError, match=r"X has \d+ tokens, expected at least batch_size \(window \+ 1\) = "):
+        model.fit("abc", window=9, steps=1)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _ROWS = 1024
 """The least rows of logits that are computed at a time, where there are so many."""
 
+_BATCH, _WINDOW, _LEAST_WINDOW = 32, 64, 16
+"""What `LanguageModel.fit` takes for batch_size and window, and the least window that it takes by itself."""
+
 _READ = 65536
 """The most tokens, padding included, that `LanguageModel.predict` and `LanguageModel.sample` read at a time."""
 
@@ -369,7 +372,7 @@ class LanguageModel(Model):
         return xp.asarray(xp.sum(xp.concat(nats, axis=0)) / count), dy, output
 
     @_checks.lists_options
-    def fit(self, X: Any, y: None = None, *, window: int = 64, **options: Unpack[FitOptions]) -> Self:
+    def fit(self, X: Any, y: None = None, *, window: int | None = None, **options: Unpack[FitOptions]) -> Self:
         """Train on a text, by truncated backpropagation through time, or on many, each from beginning to end.
 
         Parameters
@@ -378,8 +381,9 @@ class LanguageModel(Model):
             One text or its tokens; or several that have nothing to do with each other.
         y : None
             Every token is the target of those before it.
-        window : int
-            k, the steps that gradients go back through, where there is one text.
+        window : int, optional
+            k, the steps that gradients go back through, where there is one text. By default 64; and in a text that is
+            too short for that, less, and a smaller ``batch_size`` if that is not given either.
         **options
             Those of `Model.fit`; its ``validation`` is like X.
 
@@ -388,7 +392,7 @@ class LanguageModel(Model):
         self
             Its attribute ``trainer_`` is the `gpurnn.Trainer` of this run; its ``history`` has the losses.
         """
-        batch_size, rng = options.pop("batch_size", 32), options.get("rng", 0)
+        batch_size, rng = options.pop("batch_size", None), options.get("rng", 0)
         data = self._texts("X", X, batch_size, window, shuffle=True, rng=rng)
         if options.get("validation") is not None:
             validation = self._texts("validation", options["validation"], batch_size, window, shuffle=False, rng=0)
@@ -397,26 +401,41 @@ class LanguageModel(Model):
         return super().fit(data, y, **options)
 
     def _texts(
-        self, name: str, texts: Any, batch_size: int, window: int, *, shuffle: bool, rng: int | np.random.Generator
+        self,
+        name: str,
+        texts: Any,
+        batch_size: int | None,
+        window: int | None,
+        *,
+        shuffle: bool,
+        rng: int | np.random.Generator,
     ) -> Any:
         """The batches of one text or of several, which the caller calls ``name``."""
         from ..training import PaddedBatches, TokenStream
 
         where = "LanguageModel.fit"
         one = isinstance(texts, str) or _arrays.is_single(texts)
-        if window != 64 and not one and name == "X":
+        if window is not None and not one and name == "X":
             _checks.warn(where, f"window={window} has no effect, as {name} holds several texts or batches")
         if hasattr(texts, "batch"):
             return texts
         _checks.given(where, **{name: texts})
-        batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
+        if batch_size is not None:
+            batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
+        if window is not None:
+            window = _checks.integer_at_least(where, "window", window, 1)
         xp = self._namespace()
         if one:
-            window = _checks.integer_at_least(where, "window", window, 1)
             tokens = self._tokens("fit", name, texts)
-            if tokens.shape[0] < batch_size * (window + 1):
+            count = tokens.shape[0]
+            if batch_size is None:
+                # A short text is read in fewer lanes, not in windows of fewer than `_LEAST_WINDOW` steps.
+                batch_size = min(_BATCH, max(1, count // (min(window or _WINDOW, _LEAST_WINDOW) + 1)))
+            if window is None:
+                window = min(_WINDOW, max(1, count // batch_size - 1))
+            if count < batch_size * (window + 1):
                 raise ValueError(
-                    f"{where}: {name} has {tokens.shape[0]} tokens, expected at least batch_size (window + 1) = "
+                    f"{where}: {name} has {count} tokens, expected at least batch_size (window + 1) = "
                     f"{batch_size * (window + 1)}; lower batch_size or window, or give a list of texts"
                 )
             return TokenStream(_dispatch.from_numpy(xp, tokens), batch_size, window)
@@ -425,7 +444,7 @@ class LanguageModel(Model):
             if tokens.shape[0] < 2:
                 raise ValueError(f"{where}: {entry} has {tokens.shape[0]} tokens, expected at least 2")
             sequences.append(_dispatch.from_numpy(xp, tokens))
-        return PaddedBatches(sequences, batch_size, shuffle=shuffle, rng=rng)
+        return PaddedBatches(sequences, _BATCH if batch_size is None else batch_size, shuffle=shuffle, rng=rng)
 
     def predict(self, texts: Sequence[str | Array]) -> Array:
         """P(w | w_1 .. w_T): the probabilities of what comes after each text.
