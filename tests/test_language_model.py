@@ -544,8 +544,8 @@ def test_a_forbidden_token_is_not_drawn():
         (lambda m: m.fit(["ab", "a"], epochs=1), "fit: X[1] has 1 tokens, expected at least 2"),
         (lambda m: m.fit(["ab"], validation=["", "a"], epochs=1), "fit: validation[0] has 0 tokens, expected at least"),
         (
-            lambda m: m.fit("abc", epochs=1),
-            "fit: X has 3 tokens, expected at least batch_size (window + 1) = 2080; lower batch_size or window",
+            lambda m: m.fit("abc", epochs=1, batch_size=2),
+            "fit: X has 3 tokens, expected at least batch_size (window + 1) = 4; lower batch_size or window",
         ),
         (lambda m: m.fit("", epochs=1, batch_size=1, window=1), "fit: X has 0 tokens, expected at least"),
         (lambda m: m.fit("abcd" * 9, epochs=1, batch_size=0), "fit: batch_size is 0, expected at least 1"),
