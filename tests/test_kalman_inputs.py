@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import statsmodels.api
@@ -382,6 +384,23 @@ def test_updates_give_the_bits_of_the_whole_filter(case, dtype):
         for name, one, other in zip(whole._fields, now, whole, strict=True):
             np.testing.assert_array_equal(one, other[t], err_msg=f"{name} of step {t}", strict=True)
     assert state.steps == len(y)
+
+
+def test_a_state_is_kept_in_a_file_and_takes_other_parameters():
+    one, y = np.ones((1, 1)), np.random.default_rng(0).standard_normal((101, 1, 1))
+    model, state = gpurnn.LinearGaussian(one, one, one, one), None
+    for value in y[:100]:
+        state = model.update(value, state)
+    again = pickle.loads(pickle.dumps(state))
+    assert_same(model.update(y[100], again).mean, model.update(y[100], state).mean)
+    # Converged covariances are not those of another noise.
+    before = model.update(y[100], state)
+    model.params["R"][...] *= 100
+    after = model.update(y[100], state)
+    assert_same(after.predicted_covariance, before.predicted_covariance)
+    P, H, R = after.predicted_covariance[0], model.params["H"], model.params["R"]
+    gain = P @ H.T / (H @ P @ H.T + R)
+    assert_close(after.covariance[0], P - gain @ H @ P, 100)
 
 
 def test_an_update_of_one_sequence_and_its_checks():

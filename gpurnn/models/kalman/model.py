@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -77,6 +77,8 @@ class FilterState:
     predicted_mean: Array
     predicted_covariance: Array
     _position: Position = field(repr=False)
+    _parameters: dict[str, NDArray[Any]] = field(repr=False)
+    """F, H, Q and R as they were, on the host."""
 
     @property
     def steps(self) -> int:
@@ -184,9 +186,10 @@ class LinearGaussian(Saved):
     Diffuse states are exact: the results are the limits for large variances, and no large variance is involved. The
     filter also computes how its means depend on each diffuse state, and a regression on the observations estimates
     these states (de Jong 1991). Everything is then counted from that estimate, so that observations far from zero lose
-    no digits. With d diffuse states the log-likelihood is the limit of log p(y) + (d/2) log(variance), as Durbin and
-    Koopman define it. The smoother inverts no covariance of states, so these may be singular (de Jong 1989). Its
-    results are those of the smoother of Rauch, Tung and Striebel.
+    no digits; in `filter` and `update` from estimates on the way, so that nothing depends on later observations. With d
+    diffuse states the log-likelihood is the limit of log p(y) + (d/2) log(variance), as Durbin and Koopman define it.
+    The smoother inverts no covariance of states, so these may be singular (de Jong 1989). Its results are those of the
+    smoother of Rauch, Tung and Striebel.
 
     Covariances do not depend on the values of y. Sequences that miss the same observations share them. So do steps,
     where no parameter varies with time: once a step changes the covariances by no more than its rounding, they are not
@@ -520,7 +523,7 @@ class LinearGaussian(Saved):
         """One step of the Kalman filter: the distribution of the state given one observation more.
 
         On NumPy arrays the results are those of `filter` for all observations at once, to the bit. The cost of a step
-        does not grow with their number.
+        does not grow with their number. Parameters that were changed count from this step on.
 
         Parameters
         ----------
@@ -574,10 +577,16 @@ class LinearGaussian(Saved):
                     f"{where}: state is of {B} sequences and {n} states, expected that of an update of this model with "
                     f"observations of the shape of y, {own[0]} sequences and {own[1]} states"
                 )
+        parameters = {name: _dispatch.to_numpy(self.params[name]) for name in "FHQR"}
+        if state is not None and all(np.array_equal(a, parameters[name]) for name, a in state._parameters.items()):
+            parameters = state._parameters
+        else:
+            # Covariances that have converged are those of other parameters.
+            parameters, start = {name: a.copy() for name, a in parameters.items()}, replace(start, last=None)
         params = {name: a[step:, ...] if varies(self.params, name) else a for name, a in self.params.items()}
         results, position = filtered(where, xp, params, start, y, now)
         predicted, before, mean, covariance = (a[0, ...] for a in _without_rows(results, single))
-        return FilterState(mean, covariance, predicted, before, position)
+        return FilterState(mean, covariance, predicted, before, position, parameters)
 
     def smooth(self, y: Array, u: Array | None = None) -> Smoothed:
         """The fixed-interval smoother: the distribution of each state given all observations.
