@@ -214,6 +214,30 @@ def test_whole_numbers_and_bools_are_numbers():
         np.testing.assert_array_equal(model.predict(whole > 0, 2), model.predict((whole > 0) * 1.0, 2))
 
 
+class Tensor:
+    """A tensor of another library, which shares its memory."""
+
+    def __init__(self, values):
+        self._values, self.ndim, self.shape = values, values.ndim, values.shape
+
+    def __len__(self):
+        return len(self._values)
+
+    def __dlpack__(self, **options):
+        return self._values.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._values.__dlpack_device__()
+
+
+def test_tensors_of_other_libraries():
+    series, model = np.stack([wave(40), wave(40, 7)]), quick()
+    model.fit(Tensor(series[0]), steps=1)
+    assert_same(model.predict(Tensor(series[0]), 2), model.predict(series[0], 2))
+    assert_same(model.predict([Tensor(s) for s in series], 2), model.predict(list(series), 2))
+    assert_same(model.predict(Tensor(series), 2), model.predict(list(series), 2))
+
+
 # --- pandas and polars ---
 
 

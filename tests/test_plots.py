@@ -170,6 +170,24 @@ def test_metrics_that_have_a_metric_in_a_part_only_are_drawn_as_the_loss():
     assert loss_curve(records).axes[0].get_ylabel() == "loss"
 
 
+def test_a_forecast_of_a_pandas_series_with_quantiles():
+    pd = pytest.importorskip("pandas")
+    from gpurnn import plots
+    from gpurnn.models import Forecast
+
+    months = pd.period_range("2024-01", periods=5, freq="M")
+    point, low, high = (pd.Series([a, a + 1.0], index=months[3:]) for a in (5.0, 4.0, 6.0))
+    ahead = Forecast(point, low, high, 0.9, {0.25: point - 0.5, 0.5: point, 0.75: point + 0.5})
+    axes = plots.forecast(pd.Series([1.0, 2.0, 3.0], index=months[:3]), ahead).axes[0]
+    history, line, median = axes.get_lines()
+    assert [str(t)[:7] for t in history.get_xdata()] == ["2024-01", "2024-02", "2024-03"]
+    assert [str(t)[:7] for t in line.get_xdata()] == ["2024-04", "2024-05"]
+    assert (median.get_label(), median.get_ydata().tolist()) == ("0.5 quantile", [5, 6])
+    outer, inner = axes.collections
+    assert (outer.get_label(), inner.get_label()) == ("90% prediction interval", "50% interval")
+    assert {y for _, y in inner.get_paths()[0].vertices.tolist()} == {4.5, 5.5, 6.5}
+
+
 def test_a_forecast_over_dates():
     from datetime import date, timedelta
 

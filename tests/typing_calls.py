@@ -50,6 +50,9 @@ def a_models_constructor_checks_its_arguments() -> None:
     gpurnn.SequenceRegressor(3, 4, 2, reset_after=1.5)  # type: ignore[arg-type]
     gpurnn.EncoderDecoder(3, 4, 2, 2, atention="dot")  # type: ignore[call-arg]
     gpurnn.Forecaster(3, 4, leak="no")  # type: ignore[arg-type]
+    gpurnn.Forecaster(3, 4, trend="no", season_length="12")  # type: ignore[arg-type]
+    gpurnn.Forecaster(3, 4).fit([1.0], epoch=3)  # type: ignore[call-arg]
+    gpurnn.Forecaster(3, 4).fit([1.0], group=3)  # type: ignore[arg-type]
     gpurnn.Nope()  # type: ignore[attr-defined]
 
 

@@ -219,6 +219,8 @@ class Reader:
 
     def _entries(self, name: str, data: Any) -> list[Any]:
         """The series of an array (N, T) or (N, T, features), or of a sequence."""
+        if hasattr(data, "__dlpack__"):
+            data = examples.array_of(self.where, name, data)
         shape = tuple(getattr(data, "shape", ()))
         if len(shape) > 1:
             wanted = 2 if self.sizes.features == 1 else 3
