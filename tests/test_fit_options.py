@@ -290,12 +290,12 @@ def test_sums_of_an_epoch_are_in_the_checkpoint(tmp_path):
 
 def test_a_language_model_of_one_text_stops_by_itself():
     model = models.LanguageModel(LETTERS, 4, 4)
-    trainer = model.fit(TEXT, batch_size=8, window=5, lr=0.1).trainer_
+    trainer = model.fit(TEXT[:300], batch_size=8, window=8, lr=0.1, patience=8).trainer_
     assert trainer.stopped_early
     assert trainer.step < trainer.total
     held_out = trainer.validation.config()["tokens"]
-    assert held_out == 90
-    assert trainer.data.config()["tokens"] == 810
+    assert held_out == 30
+    assert trainer.data.config()["tokens"] == 270
     assert gpurnn.training.evaluate(model, trainer.validation) == trainer._best["loss"]
     short = models.LanguageModel(LETTERS, 4, 4).fit(TEXT[:30], batch_size=2, window=8, verbose=False, epochs=1)
     assert short.trainer_.validation is None
