@@ -129,7 +129,7 @@ def test_a_second_fit_starts_anew_only_where_it_found_out_the_sizes():
 def test_what_is_called_before_fit_says_what_to_do(kind, tmp_path):
     model = kind(input_size=2, hidden_size=4)
     outputs = "outputs" if kind is SequenceRegressor else "classes"
-    message = rf"{kind.__name__}: the model has no parameters, as it was not fitted and {outputs} is None; call fit, "
+    message = rf"{kind.__name__}: the model has no parameters before fit, which finds out {outputs}; call fit, or give "
     calls = [
         lambda: model(X), lambda: model.vjp(X), lambda: model.loss(X, WORDS), lambda: model.params,
         model.state_dict, lambda: model.num_parameters, lambda: model.save(tmp_path / "m"), lambda: model.to(np),
@@ -141,6 +141,11 @@ def test_what_is_called_before_fit_says_what_to_do(kind, tmp_path):
     for call in (lambda: model.predict(X), lambda: model.score(X, WORDS), lambda: check_is_fitted(model)):
         with pytest.raises(NotFittedError, match=r"never fitted|not fitted yet"):
             call()
+    batches = gpurnn.PaddedBatches(list(X), 4, list(np.zeros(60, int)), per_sequence=True)
+    with pytest.raises(
+        TypeError, match=rf"fit: X holds batches, expected examples, from which fit finds out {outputs}"
+    ):
+        model.fit(batches, steps=1)
     assert not hasattr(model, "classes_")
     assert not hasattr(model, "feature_names_in_")
     assert repr(pickle.loads(pickle.dumps(model))) == repr(model) == repr(model.clone()) == repr(clone(model))
@@ -268,6 +273,8 @@ def test_names_of_features_are_those_of_a_frame(library):
     table = frame({"who": np.repeat(np.arange(60), 6), "a": X[:, :, 0].reshape(-1), "b": X[:, :, 1].reshape(-1)})
     model = SequenceClassifier(**FAST).fit(table, WORDS, group="who")
     assert model.feature_names_in_.tolist() == ["a", "b"]
+    with pytest.raises(ValueError, match="fit: y has 60 entries, expected 360; each row of X is an example; where it"):
+        SequenceClassifier(**FAST).fit(table, WORDS)
     frames = [frame({"b": x[:, 1], "a": x[:, 0]}) for x in UNEQUAL]
     assert SequenceClassifier(**FAST).fit(frames, WORDS).feature_names_in_.tolist() == ["b", "a"]
     np.testing.assert_array_equal(model.predict(frames), model.predict(UNEQUAL))
@@ -321,8 +328,9 @@ def test_features_of_any_unit_are_learnt_from_where_fit_finds_out_their_size(tmp
     model.save(tmp_path / "model")
     np.testing.assert_array_equal(gpurnn.models.load(tmp_path / "model").predict_proba(big), model.predict_proba(big))
     off = SequenceClassifier(standardize_inputs=False, **FAST)
-    with pytest.warns(UserWarning, match="of which float32 rounds the digits away"):
+    with pytest.warns(UserWarning, match="of which float32 rounds the digits away") as said:
         off.fit(big, WORDS)
+    assert len(said) == 1
     with pytest.warns(UserWarning, match="of which float32 rounds the digits away"):
         assert off.score(big, WORDS) < 0.7
     sized = SequenceClassifier(2, classes=2, standardize_inputs=True, **FAST).fit(big, WORDS)

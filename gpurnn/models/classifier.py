@@ -112,7 +112,7 @@ class _Classifier(Estimator):
             flat = examples.labels_in(where, "y", y)
             names = [f"y[{i}]" for i in range(len(flat))]
             if len(flat) != count:
-                raise ValueError(f"{where}: y has {len(flat)} entries, expected {count}")
+                raise ValueError(f"{where}: y has {len(flat)} entries, expected {count}{data.hint}")
             sizes = None
         else:
             entries = _arrays.entries(where, "y", y, "a sequence of labels for each example")

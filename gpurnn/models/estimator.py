@@ -88,6 +88,10 @@ class Estimator(SequenceModel):
         """The sizes of inputs and outputs that the constructor was given; `fit` finds out those that are None."""
         return self._arguments["input_size"], self._arguments[self._outputs_name]
 
+    def _missing(self) -> str:
+        sizes = zip(("input_size", self._outputs_name), self._sizes(), strict=True)
+        return " and ".join(name for name, size in sizes if size is None)
+
     def _build(self, input_size: int, outputs: int) -> None:
         """Make the layers and their parameters."""
         given = self._arguments
@@ -109,12 +113,9 @@ class Estimator(SequenceModel):
         def __getattr__(self, name: str) -> Any:
             own = "_arguments" in self.__dict__ and not self._is_built
             if own and not name.startswith("__") and (name in _OF_NETWORK or hasattr(type(self), name)):
-                sizes = ("input_size", self._outputs_name)
-                missing = [n for n, size in zip(sizes, self._sizes(), strict=True) if size is None]
                 raise not_fitted(
-                    f"{type(self).__name__}: the model has no parameters, as it was not fitted and "
-                    f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} None; call fit, which finds out "
-                    "the sizes, or give them to the constructor"
+                    f"{type(self).__name__}: the model has no parameters before fit, which finds out "
+                    f"{self._missing()}; call fit, or give {self._missing()} to the constructor"
                 )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -346,6 +347,11 @@ class Estimator(SequenceModel):
         """
         where = f"{type(self).__name__}.fit"
         if hasattr(X, "batch"):
+            if not self._is_built:
+                raise TypeError(
+                    f"{where}: X holds batches, expected examples, from which fit finds out {self._missing()}; or give "
+                    f"{self._missing()} to the constructor"
+                )
             defaults = self._defaults_of_fit(options)
             del defaults["batch_size"]
             for name, value in (("group", group), ("sample_weight", sample_weight), ("mask", mask)):
@@ -634,14 +640,14 @@ class _Labelled:
         return examples.Sequences(self.arrays, [f"X[{i}]" for i in range(len(self.arrays))])
 
 
-class _NotFitted(ValueError, AttributeError):
+class NotFittedError(ValueError, AttributeError):
     """scikit-learn's NotFittedError, where scikit-learn is not in use."""
 
 
 def not_fitted(message: str) -> ValueError:
     """The error of a model that has to be fitted first: scikit-learn's if that is imported, whose tools catch it."""
     exceptions = sys.modules.get("sklearn.exceptions")
-    kind: type[ValueError] = _NotFitted if exceptions is None else exceptions.NotFittedError
+    kind: type[ValueError] = NotFittedError if exceptions is None else exceptions.NotFittedError
     return kind(message)
 
 

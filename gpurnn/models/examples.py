@@ -86,8 +86,10 @@ def _shared(where: str, name: str, tensor: Any) -> Array:
         raise TypeError(f"{where}: {name} is a {kind} that cannot be shared: {error}{detach}") from error
 
 
-def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any], lost: list[str] | None = None) -> Array:
     """An array of any numbers or bools in the model's ``dtype``, as the library of ``value`` holds them.
+
+    What is to be said of lost digits is a warning, or is added to ``lost``.
 
     Raises
     ------
@@ -106,31 +108,33 @@ def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         )
         raise TypeError(f"{where}: {name} holds {said}, expected numbers")
     xp = _dispatch.namespace(where, **{name: array})
+    said = ""
     with np.errstate(over="ignore"):
         converted = xp.astype(array, getattr(xp, dtype.name))
     if kind == "f":
-        lost = xp.isinf(converted) & ~xp.isinf(array)
-        if bool(xp.any(lost)):
-            first = _dispatch.to_numpy(array)[_dispatch.to_numpy(lost)][0]
+        beyond = xp.isinf(converted) & ~xp.isinf(array)
+        if bool(xp.any(beyond)):
+            first = _dispatch.to_numpy(array)[_dispatch.to_numpy(beyond)][0]
             raise ValueError(f"{where}: {name} holds {float(first)}, which is beyond the range of {dtype.name}")
-        _warn_of_rounding(where, name, array, dtype)
+        said = _rounded(name, array, dtype)
     elif (
         kind in "iu"
         and array.size
         and int(abs(_dispatch.to_numpy(array).astype(object).reshape(-1)).max()) > _exact(dtype)
     ):
-        _checks.warn(
-            where,
-            f"{name} holds integers above {_exact(dtype):,}, which {dtype.name} rounds: digits are lost"
-            + ('; dtype="float64" keeps them' if dtype.name == "float32" else ""),
-        )
+        said = f"{name} holds integers above {_exact(dtype):,}, which {dtype.name} rounds: digits are lost"
+        said += '; dtype="float64" keeps them' if dtype.name == "float32" else ""
+    if said and lost is not None:
+        lost.append(said)
+    elif said:
+        _checks.warn(where, said)
     return converted
 
 
-def _warn_of_rounding(where: str, name: str, array: Array, dtype: np.dtype[Any]) -> None:
+def _rounded(name: str, array: Array, dtype: np.dtype[Any]) -> str:
     """Say where numbers differ by so little beside their size that ``dtype`` leaves little of it."""
     if not array.size or np.dtype(_checks.dtype_name(array)).itemsize <= dtype.itemsize:
-        return
+        return ""
     values = _dispatch.to_numpy(array)
     columns = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
     # Without NaN, which stands for a missing number.
@@ -138,13 +142,13 @@ def _warn_of_rounding(where: str, name: str, array: Array, dtype: np.dtype[Any])
     with np.errstate(invalid="ignore", over="ignore"):
         spread, rounding = high - low, np.finfo(dtype).eps * np.maximum(abs(low), abs(high))
         lost = np.flatnonzero((spread > 0) & (rounding > 0.01 * spread))
-    if lost.size:
-        first = int(lost[0])
-        _checks.warn(
-            where,
-            f"{name} holds numbers about {float(high[first]):g} that differ by {float(spread[first]):g} at most, of "
-            f"which {dtype.name} rounds the digits away; subtract their mean, or make the model with dtype='float64'",
-        )
+    if not lost.size:
+        return ""
+    first = int(lost[0])
+    return (
+        f"{name} holds numbers about {float(high[first]):g} that differ by {float(spread[first]):g} at most, of which "
+        f"{dtype.name} rounds the digits away; subtract their mean, or make the model with dtype='float64'"
+    )
 
 
 def _exact(dtype: np.dtype[Any]) -> int:
@@ -187,6 +191,8 @@ class Sequences:
     names: list[str]
     features: tuple[str, ...] | None = None
     groups: list[Any] | None = None
+    hint: str = ""
+    """What to add to a message that there are not as many targets."""
 
 
 def sequences(
@@ -240,18 +246,22 @@ def sequences(
         raise ValueError(f"{where}: {name} is empty, expected at least one example")
     names = [f"{name}[{i}]" for i in range(len(entries))]
     columns = tuple(features) if features is not None else None
-    arrays = []
+    arrays: list[Array] = []
+    lost: list[str] = []
     for label, entry in zip(names, entries, strict=True):
         if is_table(entry):
             columns = _columns_of(where, label, entry) if columns is None else columns
-            arrays.append(_matrix(where, label, entry, columns, dtype))
+            arrays.append(_matrix(where, label, entry, columns, dtype, lost))
         elif tokens:
             arrays.append(_tokens(where, label, entry))
         else:
-            array = numbers(where, label, entry, dtype)
+            array = numbers(where, label, entry, dtype, lost)
             arrays.append(array[:, None] if array.ndim == 1 else array)
+    if lost:
+        _checks.warn(where, lost[0])  # and no more of it: the others are likely to be of the same kind
     _check(where, arrays, names, width, tokens, columns)
-    return Sequences(arrays, names, columns)
+    hint = f"; each row of {name} is an example; where it is a step, pass group, the column that says of which"
+    return Sequences(arrays, names, columns, hint=hint if is_table(data) else "")
 
 
 def _groups(
@@ -292,14 +302,16 @@ def _columns_of(where: str, name: str, table: Any) -> tuple[str, ...]:
     return columns
 
 
-def _matrix(where: str, name: str, table: Any, columns: tuple[str, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _matrix(
+    where: str, name: str, table: Any, columns: tuple[str, ...], dtype: np.dtype[Any], lost: list[str] | None = None
+) -> NDArray[Any]:
     """The (rows, columns) of a table in this order."""
     missing = [c for c in columns if c not in tuple(table.columns)]
     if missing:
         raise ValueError(f"{where}: {name} has no column {missing[0]!r}, expected {', '.join(map(str, columns))}")
     if not columns:
         raise ValueError(f"{where}: {name} has no columns of features, expected at least one")
-    return np.stack([numbers(where, f"{name}[{c!r}]", table[c], dtype) for c in columns], axis=1)
+    return np.stack([numbers(where, f"{name}[{c!r}]", table[c], dtype, lost) for c in columns], axis=1)
 
 
 def _tokens(where: str, name: str, value: Any) -> Array:
