@@ -137,7 +137,7 @@ def test_balanced_classes():
         classifier().fit(x, y, class_weight="equal", steps=1)
 
 
-def test_padding_labels_and_masks_count_nowhere():
+def test_padding_labels_and_masks_count_nowhere(tmp_path):
     tags = (X[:, :, 0] > 0).astype(int)
     counts = RNG.random(tags.shape) < 0.7
     tagger = models.SequenceTagger(2, 6, 2, dtype="float64")
@@ -152,6 +152,13 @@ def test_padding_labels_and_masks_count_nowhere():
     for name, p in results[0].items():
         np.testing.assert_array_equal(results[1][name], p)
     assert tagger.classes_.tolist() == [0, 1]
+    masked = tagger.score(X, np.where(counts, tags, 1 - tags), mask=counts)
+    assert masked == (np.stack(tagger.predict(X)) == tags)[counts].mean()
+    tagger.load_state_dict(start)
+    tagger.fit(X, np.where(counts, tags, -100), steps=5, padding_label=-100)
+    tagger.save(tmp_path / "model")
+    for model in (tagger, models.load(tmp_path / "model")):
+        assert model.score(X, np.where(counts, tags, -100)) == masked
     for model, options, message in (
         (classifier(), {"padding_label": 0}, "padding_label is given, expected None: there is one label for each"),
         (classifier(), {"mask": counts}, "mask is given, expected None: there is one target for each example"),

@@ -45,6 +45,9 @@ def a_layer_takes_arrays(x: NDArray[np.float32]) -> None:
 
 def a_models_constructor_checks_its_arguments() -> None:
     gpurnn.SequenceClassifier(3, 4, 2, bidirectional=True, activation="relu", cell="rnn")
+    gpurnn.SequenceClassifier(hidden_size=8, epochs=3, lr=0.1).set_params(lr=0.2).fit([], []).get_params()
+    gpurnn.SequenceClassifier(hidden_size=8, lr="fast")  # type: ignore[arg-type]
+    gpurnn.SequenceTagger().nope()  # type: ignore[attr-defined]
     gpurnn.SequenceClassifier(3, 4, 2, bidirectional="no")  # type: ignore[arg-type]
     gpurnn.SequenceTagger(3, 4, 2, poling="mean")  # type: ignore[call-arg]
     gpurnn.SequenceRegressor(3, 4, 2, reset_after=1.5)  # type: ignore[arg-type]

@@ -230,14 +230,21 @@ class _Classifier(Estimator):
         return labels.decode(_dispatch.to_numpy(numbers))
 
     def score(
-        self, X: Any, y: Any, sample_weight: Any = None, *, batch_size: int = 256, group: str | None = None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        mask: Any = None,
+        batch_size: int = 256,
+        group: str | None = None,
     ) -> float:
         """The share of the labels that `predict` meets.
 
         Parameters
         ----------
-        X, y, sample_weight, group
-            As in `fit`.
+        X, y, sample_weight, mask, group
+            As in `fit`. A label that was padding there counts nowhere here either.
         batch_size : int
             As in `predict_proba`.
 
@@ -253,7 +260,7 @@ class _Classifier(Estimator):
         """
         where = f"{type(self).__name__}.score"
         self._require_fitted(where)
-        read = self._read(where, X, y, group, sample_weight)
+        read = self._read(where, X, y, group, sample_weight, mask)
         outputs = self._outputs_of(where, read.sequences(), batch_size)
         right = total = 0.0
         for i, (logits, target) in enumerate(zip(outputs, read.targets, strict=True)):

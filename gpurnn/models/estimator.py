@@ -515,7 +515,7 @@ class Estimator(SequenceModel):
                 rows.append(row)
         self._complete(data, outputs)
         if where.endswith(".fit"):
-            self._learnt = {**self._learnt, "is_flat": is_flat}
+            self._learnt = {"is_flat": is_flat, **self._learnt}
             self._learn_scale(rows, weights)
         return [self._scaled(row) for row in rows], weights
 

@@ -170,7 +170,14 @@ class SequenceRegressor(Estimator):
         return self._map(self._outputs("predict", X, batch_size, group), self._answers)
 
     def score(
-        self, X: Any, y: Any, sample_weight: Any = None, *, batch_size: int = 256, group: str | None = None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        mask: Any = None,
+        batch_size: int = 256,
+        group: str | None = None,
     ) -> float:
         """R^2, the share of the targets' variance that `predict` explains, the mean over the outputs.
 
@@ -178,7 +185,7 @@ class SequenceRegressor(Estimator):
 
         Parameters
         ----------
-        X, y, sample_weight, group
+        X, y, sample_weight, mask, group
             As in `fit`.
         batch_size : int
             As in `predict`.
@@ -194,7 +201,7 @@ class SequenceRegressor(Estimator):
         """
         where = "SequenceRegressor.score"
         self._require_fitted(where)
-        read = self._read(where, X, y, group, sample_weight)
+        read = self._read(where, X, y, group, sample_weight, mask)
         outputs = self._outputs_of(where, read.sequences(), batch_size)
         predicted, targets = (
             np.concatenate([np.atleast_2d(_dispatch.to_numpy(row)) for row in rows]).astype(np.float64)
