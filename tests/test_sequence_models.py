@@ -571,6 +571,16 @@ def test_arrays_of_another_library(choice):
         assert other.score(strict(examples), held) == model.score(examples, held)
 
 
+@pytest.mark.usefixtures("strict_namespace")
+@pytest.mark.parametrize("model_class", [SequenceClassifier, SequenceRegressor])
+def test_a_model_without_sizes_is_made_in_the_library_of_the_examples(model_class):
+    examples, targets = [normal(n, I, seed=n) for n in (5, 1, 2, 3)], [0, 1, 0, 1]
+    options = {"hidden_size": 3, "epochs": 2, "dtype": "float64"}
+    found = model_class(**options).fit(strict(examples), targets)
+    assert type(found.params["output.bias"]) is type(strict(examples[0]))
+    assert_same(found.state_dict(), model_class(**options).fit(examples, targets).state_dict())
+
+
 @pytest.mark.parametrize(
     ("model_class", "options", "message"),
     [
