@@ -244,6 +244,35 @@ def test_observations_without_noise_as_of_arma(ar, ma):
     assert_close(small(y.astype("f4")), np.asarray(model(y), "f4"), 1000)
 
 
+@pytest.mark.parametrize("kind", ["walk", "smooth trend", "level and season", "level and autoregression"])
+def test_observations_without_noise_of_diffuse_states(kind):
+    """What is seen is known exactly, and the covariances of the states have eigenvalues of zero."""
+    y = np.cumsum(np.random.default_rng(0).standard_normal((60, 1)), axis=0)
+    y[20:22] = np.nan
+    F, H, Q = {
+        "walk": (np.eye(1), np.eye(1), np.eye(1)),
+        "smooth trend": (np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([[1.0, 0.0]]), np.diag([0.0, 0.5])),
+        "level and season": (
+            np.array([[1.0, 0, 0], [0, -1, -1], [0, 1, 0]]), np.array([[1.0, 1, 0]]), np.diag([1.0, 0, 0]),
+        ),
+        "level and autoregression": (
+            np.array([[1.0, 0, 0], [0, 0.6, 0.2], [0, 1, 0]]), np.array([[1.0, 1, 0]]), np.diag([0.0, 1, 0]),
+        ),
+    }[kind]  # fmt: skip
+    model = gpurnn.LinearGaussian(F, H, Q, np.zeros((1, 1)))
+    own = statsmodels.api.tsa.statespace.MLEModel(y, k_states=len(F), k_posdef=len(F))
+    for name, value in {"transition": F, "design": H, "state_cov": Q, "selection": np.eye(len(F))}.items():
+        own[name] = value
+    own.ssm.initialize_diffuse()
+    own.ssm.tolerance = 0
+    expected, smoothed = own.ssm.smooth(), model.smooth(y)
+    assert float(model(y)) == pytest.approx(expected.llf, rel=1e-10)
+    np.testing.assert_allclose(smoothed.mean, expected.smoothed_state.T, rtol=0, atol=1e-10)
+    seen = ~np.isnan(y[:, 0])
+    np.testing.assert_allclose((smoothed.mean @ H.T)[seen], y[seen], rtol=0, atol=1e-12)
+    assert np.isfinite(model.vjp(y)[1](1.0)[1]["Q"]).all()
+
+
 def test_inputs_are_saved_cloned_and_shown(tmp_path):
     model, y, u = draw()
     assert repr(model) == "LinearGaussian(state_size=3, observation_size=2, input_size=2, diffuse=0)  # 55 parameters"
