@@ -25,6 +25,8 @@ from gpurnn.training.checkpoint import checkpoints, read_checkpoint
 from gpurnn.training.directory import RunDirectory
 
 TEXT = "the quick brown fox jumps over the lazy dog; then it sleeps.\n" * 12
+# The command without pictures, which take most of the time of a short run.
+UNDRAWN = "import sys; sys.modules['matplotlib'] = None; from gpurnn.cli import main; main()"
 SMALL = ["--embedding", "4", "--hidden", "6", "--batch", "4", "--window", "10", "--steps", "6", "--log-every", "2"]
 
 
@@ -595,7 +597,7 @@ def test_damaged_checkpoints(text, tmp_path):
     older, newest = sorted((out / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-5])
     result = subprocess.run(
-        [sys.executable, "-m", "gpurnn", "train", "--out", str(out), "--resume"],
+        [sys.executable, "-c", UNDRAWN, "train", "--out", str(out), "--resume"],
         capture_output=True,
         text=True,
         check=True,
@@ -1245,7 +1247,7 @@ def test_a_dead_terminal_does_not_end_training(text, tmp_path, dead):
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     out = tmp_path / "run"
-    command = f"'{sys.executable}' -m gpurnn train '{text}' --out '{out}' {' '.join(SMALL)} {dead}"
+    command = f"'{sys.executable}' -c \"{UNDRAWN}\" train '{text}' --out '{out}' {' '.join(SMALL)} {dead}"
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
     assert "Traceback" not in done.stderr
     run("train", text, "--out", tmp_path / "whole", *SMALL)
