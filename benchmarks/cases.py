@@ -142,8 +142,8 @@ class Smoothing:
         }  # fmt: skip
 
     def tolerance(self) -> float:
-        """As `Case.tolerance`: the errors of a filter decay, so that those of some steps count."""
-        return 1e-9
+        """As `Case.tolerance`: statsmodels stops computing covariances where they change by less than 1e-9 of them."""
+        return 2e-9
 
 
 AnyCase: TypeAlias = Case | Update | Smoothing
