@@ -127,7 +127,7 @@ DEVICES = {
         _device("RTX 4090", (8, 9), 128, 2520, 72, 1008),  # NVIDIA Ada GPU Architecture whitepaper
         _device("H100", (9, 0), 132, 1980, 50, 3350),  # H100 SXM5: Hopper Architecture whitepaper, H100 datasheet
         _device("H200", (9, 0), 132, 1980, 50, 4800),  # H200 SXM datasheet
-        # Bandwidth: Blackwell Architecture Technical Brief; the rest as its driver reports it.
+        # Bandwidth: Blackwell Architecture Technical Brief. The rest, of which no datasheet was at hand, is uncertain.
         _device("B200", (10, 0), 148, 1965, 126, 8000),
         _device("RTX 5090", (12, 0), 170, 2407, 96, 1792),  # NVIDIA RTX Blackwell GPU Architecture whitepaper
     )

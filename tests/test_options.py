@@ -246,6 +246,8 @@ def plain(made: Any) -> Any:
         return made.tolist()
     if type(made).__module__ == "builtins" and not callable(made):
         return repr(made)
+    if isinstance(made, gpurnn.Layer):
+        assert made.params is not None  # initial parameters are made when they are first asked for
     held = {n: repr(v) for n, v in vars(made).items() if isinstance(v, (bool, int, float, str, np.generic, tuple))}
     if isinstance(made, gpurnn.Trainer):
         held = {name: value for name, value in held.items() if name in parameters("Trainer")}
