@@ -135,7 +135,7 @@ def parameters(where: str, params: Mapping[str, Array], shapes: Mapping[str, tup
     """
     first = next(iter(params.values()))
     if (
-        all(_is_stored(p) and p.dtype is first.dtype and p.shape == shapes[name] for name, p in params.items())
+        all(_is_stored(p) and p.dtype == first.dtype and p.shape == shapes[name] for name, p in params.items())
         and _checks.dtype_name(first) in _checks.FLOATS
     ):
         return dict(params)  # nearly always

@@ -93,6 +93,6 @@ def _call(name: str, sizes: dict[str, float], arrays: dict[str, Array | None]) -
         return
     team = threads.team()
     scratch = np.empty(team.most * int(sizes["positions"]), query.dtype)
-    addresses = {key: None if array is None else array.ctypes.data for key, array in arrays.items()}
-    call = Attention(**sizes, **addresses, scratch=scratch.ctypes.data)
+    addresses = {key: None if array is None else build.address(array) for key, array in arrays.items()}
+    call = Attention(**sizes, **addresses, scratch=build.address(scratch))
     build.call(getattr(build.load(LIBRARY), f"gpurnn_{name}_{query.dtype.name}"), team, call)

@@ -147,6 +147,21 @@ def size_proof(name: str, structure: type[ctypes.Structure]) -> str:
     return f'static_assert(sizeof({name}) == {ctypes.sizeof(structure)}, "{structure.__name__} of Python");\n'
 
 
+_char_at: Any = ctypes.c_char.from_buffer
+
+
+def address(array: np.ndarray[Any, Any]) -> int:
+    """Where an array in C order begins.
+
+    ``array.ctypes.data`` takes six times as long, which counts in a layer that is called for each step. It is for what
+    cannot be written to.
+    """
+    try:
+        return ctypes.addressof(_char_at(array))
+    except (TypeError, ValueError):
+        return int(array.ctypes.data)
+
+
 def call(function: Any, *arguments: Any) -> None:
     """Call a function of a library: arrays and structures by address, ints modulo 2^64 and floats as double."""
     function(*map(_argument, arguments))
@@ -154,7 +169,7 @@ def call(function: Any, *arguments: Any) -> None:
 
 def _argument(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return ctypes.c_void_p(value.ctypes.data)
+        return ctypes.c_void_p(address(value))
     if isinstance(value, int):
         return ctypes.c_int64(value)
     if isinstance(value, float):

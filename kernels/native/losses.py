@@ -73,7 +73,7 @@ def cross_entropy_forward(
         arrays["sums"], arrays["others"], arrays["targets"] = np.empty((3, N), dtype)
     rows = Rows(count=N, classes=V, smoothing=label_smoothing)
     for name, array in arrays.items():
-        setattr(rows, name, None if array is None else array.ctypes.data)
+        setattr(rows, name, None if array is None else build.address(array))
     if N:
         build.call(getattr(build.load(LIBRARY), f"gpurnn_cross_entropy_{dtype.name}"), team, rows)
     return losses, _CrossEntropy(rows, tuple(arrays.values()), (N, V)) if training else None

@@ -59,7 +59,7 @@ def _table(lists: Sequence[Sequence[Array | None]], shrink: Sequence[float]) -> 
     columns = [
         [a.size for a in lists[0] if a is not None],
         np.array(shrink, np.float64).view(np.int64),
-        *([0 if a is None else a.ctypes.data for a in arrays] for arrays in lists),
+        *([0 if a is None else build.address(a) for a in arrays] for arrays in lists),
     ]
     return np.ascontiguousarray(np.array(columns, np.int64).T)
 

@@ -74,7 +74,7 @@ def _room(shape: tuple[int, ...], dtype: Any) -> Array:
     """Uninitialised memory that begins at a cache line."""
     size, itemsize = math.prod(shape), np.dtype(dtype).itemsize
     memory: Array = empty((size + _CACHE_LINE // itemsize,), dtype)
-    start = -memory.ctypes.data % _CACHE_LINE // itemsize
+    start = -build.address(memory) % _CACHE_LINE // itemsize
     return memory[start : start + size].reshape(shape)
 
 
@@ -82,7 +82,7 @@ def _address(array: Array | None, offset: int = 0) -> int | None:
     """Of an array's number ``offset``."""
     if array is None:
         return None
-    return array.ctypes.data + offset * array.itemsize if offset else array.ctypes.data
+    return build.address(array) + offset * array.itemsize if offset else build.address(array)
 
 
 @dataclass(frozen=True)
