@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import gpurnn
+from gpurnn import _dispatch
 
 from . import gpu
 from .compare import Disagreement, row
@@ -110,12 +111,14 @@ def report(lengths: Sequence[int] = LENGTHS, states: int = STATES, repeats: int 
 
         where, wait = f"{devices.current().name}, CuPy {xp.__version__}", xp.cuda.Device().synchronize
     else:
-        xp, where, wait = np, f"no GPU, NumPy {np.__version__}", lambda: None
+        wing = _dispatch.numpy_wing()
+        xp, where, wait = np, f"no GPU, NumPy {np.__version__}, the {wing} wing", lambda: None
     yield (
         f"{where}: milliseconds for the states of a linear recurrence and its gradients, {ROWS} row of {states} "
         f"states, medians of {repeats}. The loop takes a step at a time, in calls of the array library. The scan is "
-        "gpurnn's, parallel over chunks of time: in calls of the array library, of a diagonal A on a GPU by a CUDA "
-        "kernel. The host executor runs that kernel on one core of the CPU, one thread after another."
+        "gpurnn's, parallel over chunks of time: in calls of the array library; of a diagonal A, on a GPU by a CUDA "
+        "kernel, and on the native wing a step at a time in registers. The host executor runs that kernel on one core "
+        "of the CPU, one thread after another."
     )
     yield ""
     yield row(["A", "dtype", "T", "loop", "scan", "loop / scan", "host executor"])

@@ -111,7 +111,8 @@ class use:
     -----
     The default is the environment variable ``GPURNN_WING``, one of these names. Without it, it is "native" where the
     installation has that ready, and "reference" elsewhere; ``gpurnn info`` says which and why. The two differ by
-    roundings. Where the same bits are wanted on several machines, choose "reference".
+    roundings, and in recurrences, scans and dense layers "native" takes numbers below the smallest normal one, 1.2e-38
+    in float32, for zero. Where the same bits are wanted on several machines, choose "reference".
 
     The choice belongs to the current context (`contextvars`), so one thread never changes what computes for another:
 

@@ -43,7 +43,8 @@ def _linear_scan_vjp(a: Array, b: Array, h0: Array | None = None) -> tuple[Array
 def linear_scan(a: Array, b: Array, h0: Array | None = None) -> Array:
     """The linear recurrence h_t = a_t h_{t-1} + b_t, elementwise: a diagonal linear state-space model's states.
 
-    It is computed in parallel over time, by chunks, on NumPy arrays where T is 256 at least and B N at most 128.
+    In NumPy it is computed in parallel over time, by chunks, where T is 256 at least and B N at most 128; the compiled
+    wing takes a step at a time.
     Gradients of complex numbers z = x + iy are dL/dx + i dL/dy; cotangents are taken as such.
 
     Parameters

@@ -48,7 +48,10 @@ public:
                layer.team.most * RowGradient<T>::panel_size + RowGradient<T>::most * G * H;
     }
 
-    void run() { ::run(layer, double(layer.steps) * B * G * H * 2 * (I + H), work, this); }
+    void run() {
+        const double weights = double(G) * H * (I + H);
+        ::run(layer, 2.0 * layer.steps * B * weights, weights, work, this);
+    }
 
 private:
     static void work(void* self, int index, int count) { static_cast<Backward*>(self)->work(index, count); }

@@ -59,8 +59,8 @@ public:
     }
 
     void run() {
-        const double G = Cell::gates;
-        ::run(layer, double(layer.steps) * B * G * H * (I + H), work, this);
+        const double weights = double(Cell::gates) * H * (I + H);
+        ::run(layer, double(layer.steps) * B * weights, weights, work, this);
     }
 
 private:
