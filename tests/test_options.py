@@ -249,6 +249,7 @@ def plain(made: Any) -> Any:
     if isinstance(made, gpurnn.Layer):
         assert made.params is not None  # initial parameters are made when they are first asked for
     held = {n: repr(v) for n, v in vars(made).items() if isinstance(v, (bool, int, float, str, np.generic, tuple))}
+    held.pop("_initial", None)  # how initial parameters are drawn, until they are
     if isinstance(made, gpurnn.Trainer):
         held = {name: value for name, value in held.items() if name in parameters("Trainer")}
         return held, json.dumps(made._config())
