@@ -318,6 +318,16 @@ def test_no_part_of_a_split_is_empty(share, sizes):
     assert tuple(part.num_examples for part in parts) == sizes
 
 
+@pytest.mark.parametrize("rng", range(5))
+def test_a_split_has_its_share_of_each_class(rng):
+    classes = np.random.default_rng(rng).permutation(np.repeat([0, 1, 2], [70, 25, 5]))
+    data = PaddedBatches([np.full(1, i) for i in range(100)], 100, list(classes), per_sequence=True)
+    rest, part = data.split(0.2, rng=rng)
+    assert np.bincount(part.batch(0, 0).targets).tolist() == [14, 5, 1]
+    assert sorted(np.concatenate([b.batch(0, 0).inputs[0] for b in (rest, part)])) == list(range(100))
+    assert any((part.batch(0, 0).inputs != data.split(0.2, rng=9)[1].batch(0, 0).inputs).ravel())
+
+
 def test_what_cannot_be_split_is_rejected():
     data = PaddedBatches([np.ones(2, int)] * 5, 2)
     for share in (0, 1, -0.5, 1.5):

@@ -389,8 +389,8 @@ class Estimator(SequenceModel):
         for name, other in (("epochs", "steps"), ("validation_split", "validation"), ("lr", "optimizer")):
             if instead.get(other) is not None:
                 del defaults[name]
-        # Training changes an optimizer.
-        defaults["optimizer"] = copy.deepcopy(defaults["optimizer"])
+        # Training changes an optimizer, and a schedule that goes by validation losses.
+        defaults |= {name: copy.deepcopy(defaults[name]) for name in ("optimizer", "schedule")}
         defaults["rng"] = self._random_state()
         return defaults
 

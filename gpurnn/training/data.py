@@ -531,6 +531,8 @@ class PaddedBatches:
     def split(self, share: float, *, rng: int | np.random.Generator = 0) -> tuple[PaddedBatches, PaddedBatches]:
         """Two parts of the sequences, drawn at random: one to train on, and a share of them to validate on.
 
+        Where each sequence has a class, an integer, every class gives the share, as far as whole numbers do.
+
         Parameters
         ----------
         share : float
@@ -552,11 +554,24 @@ class PaddedBatches:
         count = self.num_examples
         if count < 2:
             raise ValueError(f"{where}: there is only one sequence, expected at least two")
-        order = _random.generator(where, rng).permutation(count)
+        order = self._by_class(_random.generator(where, rng).permutation(count))
         size = min(max(round(share * count), 1), count - 1)
         rest, part = self._chosen(np.sort(order[size:])), self._chosen(np.sort(order[:size]))
         part.shuffle, part.curriculum, part._difficulties = False, None, None
         return rest, part
+
+    def _by_class(self, order: Any) -> Any:
+        """``order``, changed so that any beginning of it has its share of each class; the same if there are none."""
+        first = self._targets[0]
+        if not self.per_sequence or first.shape != () or _checks.dtype_name(first) not in _checks.INTS:
+            return order
+        xp = _dispatch.namespace("PaddedBatches", targets=first)
+        classes = _dispatch.to_numpy(xp.stack(self._targets))[order]
+        ranks, sizes = np.empty(len(order)), np.empty(len(order))
+        for one in np.unique(classes):
+            members = np.flatnonzero(classes == one)
+            ranks[members], sizes[members] = (np.arange(len(members)) + 0.5) / len(members), len(members)
+        return order[np.lexsort((sizes, ranks))]
 
     def _chosen(self, places: Any) -> PaddedBatches:
         """These sequences, with the options of this object."""
