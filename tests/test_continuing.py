@@ -171,11 +171,30 @@ PLACES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "at"), [(place, at) for place, moments in PLACES.items() for at in moments])
-@pytest.mark.parametrize("error", [Stop(), KeyboardInterrupt(), FloatingPointError("x"), OSError(28, "full")], ids=repr)
-def test_training_goes_on_after_an_exception_as_if_nothing_had_happened(tmp_path, place, at, error):
-    whole, part = whole_run(tmp_path / "whole"), whole_run(tmp_path / "part")
-    whole.train()
+MOMENTS = [(place, at) for place, moments in PLACES.items() for at in moments]
+ERRORS = [Stop(), KeyboardInterrupt(), FloatingPointError("x"), OSError(28, "full")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run."""
+    run = whole_run(tmp_path_factory.mktemp("whole"))
+    run.train()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("place", "at", "error"),
+    [
+        pytest.param(*moment, error, marks=() if m % len(ERRORS) == e else pytest.mark.slow)
+        for m, moment in enumerate(MOMENTS)
+        for e, error in enumerate(ERRORS)
+    ],
+    ids=str,
+)
+def test_training_goes_on_after_an_exception_as_if_nothing_had_happened(tmp_path, whole, place, at, error):
+    """Each error at a quarter of the moments; the others are slow tests."""
+    part = whole_run(tmp_path / "part")
     break_at(part, place, at, error)
     with pytest.raises(type(error)):
         part.train()
@@ -189,9 +208,10 @@ def test_training_goes_on_after_an_exception_as_if_nothing_had_happened(tmp_path
 
 
 @pytest.mark.parametrize("at", [1, 2, 4])
-def test_training_goes_on_after_an_exception_that_comes_when_the_checkpoint_is_written(tmp_path, monkeypatch, at):
-    whole, part = whole_run(tmp_path / "whole"), whole_run(tmp_path / "part")
-    whole.train()
+def test_training_goes_on_after_an_exception_that_comes_when_the_checkpoint_is_written(
+    tmp_path, whole, monkeypatch, at
+):
+    part = whole_run(tmp_path / "part")
     broken = raiser(trainers.save_checkpoint, at, OSError(28, "full"), after=True)
     with monkeypatch.context() as patch:
         patch.setattr(trainers, "save_checkpoint", broken)
@@ -353,11 +373,11 @@ def test_more_steps_give_the_bits_of_one_long_run_for_every_optimizer(tmp_path, 
 
 @pytest.mark.parametrize("how", ["resume", "train"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
-@pytest.mark.parametrize("first", range(1, STEPS))
-def test_more_steps_give_the_bits_of_one_long_run_for_every_schedule(tmp_path, how, schedule, first):
+def test_more_steps_give_the_bits_of_one_long_run_for_every_schedule(tmp_path, how, schedule):
     whole = whole_run(tmp_path / "whole", schedule=copy.deepcopy(schedule))
     whole.train()
-    assert_same_run(extended(tmp_path, how, first, STEPS, schedule=schedule), whole)
+    for first in range(1, STEPS):
+        assert_same_run(extended(tmp_path / str(first), how, first, STEPS, schedule=schedule), whole)
 
 
 def stopping(patience):
@@ -368,13 +388,13 @@ def stopping(patience):
 
 @pytest.mark.parametrize("how", ["resume", "train"])
 @pytest.mark.parametrize("patience", [1, 2, 3])
-@pytest.mark.parametrize("first", [1, 2, 3, 4, 5, 6, 11, 12, 17])
-def test_more_steps_are_one_long_run_for_early_stopping(tmp_path, how, patience, first):
+def test_more_steps_are_one_long_run_for_early_stopping(tmp_path, how, patience):
     options = stopping(patience)
     whole = whole_run(tmp_path / "whole", 18, **copy.deepcopy(options))
     whole.train()
-    if first <= whole.step:
-        assert_same_run(extended(tmp_path, how, first, 18, **options), whole)
+    for first in (1, 2, 3, 4, 5, 6, 11, 12, 17):
+        if first <= whole.step:
+            assert_same_run(extended(tmp_path / str(first), how, first, 18, **options), whole)
 
 
 def test_early_stopping_is_tried_on_runs_that_stop_and_on_runs_that_do_not(tmp_path):
