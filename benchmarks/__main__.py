@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from . import checkpointing, compare, end_to_end, gpu, lyapunov, memory, nvrtc, scan, transformer
+from . import checkpointing, compare, end_to_end, gpu, lyapunov, memory, nvrtc, sass, scan, transformer
 from .cases import (
     CELLS,
     GATES,
@@ -205,6 +205,13 @@ def nvrtc_command(limits: Path | None) -> None:
         _show(nvrtc.report())
     else:
         nvrtc.write_limits(limits)
+
+
+@main.command("sass")
+@click.argument("kernels", default=r"Lstm<float>.*Exchange", metavar="REGEX")
+def sass_command(kernels: str) -> None:
+    """Print the product loops in the machine code of the kernels whose names match REGEX."""
+    _show(sass.report(kernels))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ compilation takes, which is what a first call on a GPU waits for.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -62,13 +63,9 @@ def cuda_source(module: Module, architecture: int) -> tuple[str, tuple[str, ...]
     return code, (*options, *CUPY_OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v")
 
 
-def compile_module(module: Module, architecture: int) -> dict[str, dict[str, int]]:
-    """By kernel: registers, and bytes of stack, spills and static shared memory.
-
-    Raises
-    ------
-    CompileError
-    """
+@contextlib.contextmanager
+def _compiled(module: Module, architecture: int) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The compiled program of a translation unit, and the symbol of each kernel."""
     code, options = cuda_source(module, architecture)
     program = _call("nvrtcCreateProgram", code.encode(), b"kernels.cu", 0, [], [])
     try:
@@ -78,11 +75,34 @@ def compile_module(module: Module, architecture: int) -> dict[str, dict[str, int
             _call("nvrtcCompileProgram", program, len(options), [option.encode() for option in options])
         except CompileError as error:
             raise CompileError(f"{error}\n{_log(program)}") from None
-        log = _log(program)
-        mangled = {name: _call("nvrtcGetLoweredName", program, name.encode()).decode() for name in module.names}
+        yield program, {name: _call("nvrtcGetLoweredName", program, name.encode()).decode() for name in module.names}
     finally:
         _call("nvrtcDestroyProgram", program)
-    return {name: _resources(log, symbol) for name, symbol in mangled.items()}
+
+
+def compile_module(module: Module, architecture: int) -> dict[str, dict[str, int]]:
+    """By kernel: registers, and bytes of stack, spills and static shared memory.
+
+    Raises
+    ------
+    CompileError
+    """
+    with _compiled(module, architecture) as (program, symbols):
+        log = _log(program)
+    return {name: _resources(log, symbol) for name, symbol in symbols.items()}
+
+
+def cubin(module: Module, architecture: int) -> tuple[bytes, dict[str, str]]:
+    """The machine code of a translation unit, and the symbol of each kernel.
+
+    Raises
+    ------
+    CompileError
+    """
+    with _compiled(module, architecture) as (program, symbols):
+        code = bytearray(_call("nvrtcGetCUBINSize", program))
+        _call("nvrtcGetCUBIN", program, code)
+    return bytes(code), symbols
 
 
 def _log(program: Any) -> str:

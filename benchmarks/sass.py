@@ -1,0 +1,160 @@
+"""The machine code of the kernels: their innermost loops, as NVRTC compiles and ``nvdisasm`` disassembles them.
+
+The time of a recurrent product is that of its loop. The share of multiply-adds among a loop's instructions bounds the
+share of the peak that it can reach, and the width of its loads from shared memory says how it feeds them. Neither needs
+a GPU to be read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gpurnn.kernels.launch import Module
+
+from . import nvrtc
+from .contenders import NotInstalled
+
+PACKAGE = "nvidia-cuda-nvdisasm"
+
+ARCHITECTURES = (80, 90)
+
+_INSTRUCTION_BYTES = 16
+"""Since sm_70."""
+
+_MULTIPLY_ADDS = ("FFMA", "DFMA", "HFMA2", "HMMA", "DMMA")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop of a kernel: the opcodes from the target of a branch back to the branch."""
+
+    start: int
+    """The address of the first instruction, in bytes from the kernel's."""
+    opcodes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.opcodes)
+
+    @property
+    def multiply_adds(self) -> int:
+        return sum(opcode.partition(".")[0] in _MULTIPLY_ADDS for opcode in self.opcodes)
+
+    @property
+    def share(self) -> float:
+        """The share of multiply-adds among the instructions."""
+        return self.multiply_adds / len(self)
+
+    def loads(self, kind: str = "LDS") -> dict[int, int]:
+        """Loads by bits: from shared memory, or with "LDG" from global memory."""
+        bits: dict[int, int] = {}
+        for opcode in self.opcodes:
+            name, *modifiers = opcode.split(".")
+            if name == kind:
+                width = next((int(m) for m in modifiers if m in ("64", "128")), 32)
+                bits[width] = bits.get(width, 0) + 1
+        return bits
+
+
+def innermost_loops(instructions: Sequence[dict[str, Any]]) -> list[Loop]:
+    """The innermost loops of a kernel, from its instructions in the JSON of ``nvdisasm``.
+
+    A loop is a range of addresses that ends with a branch to its first one, and innermost if no other is within it. The
+    branch to itself that ends a kernel is none. A range may also end with a branch back from code that the compiler has
+    moved out of line: `product_loop` does not take such a range for a loop, as few of its instructions multiply.
+    """
+    ranges = []
+    for index, instruction in enumerate(instructions):
+        target = re.search(r"0x([0-9a-f]+)$", instruction.get("operands", ""))
+        if instruction["opcode"] == "BRA" and target:
+            first = int(target[1], 16) // _INSTRUCTION_BYTES
+            if first < index:
+                ranges.append((first, index))
+    innermost = [
+        (first, last)
+        for first, last in ranges
+        if not any(first <= f and t <= last and (f, t) != (first, last) for f, t in ranges)
+    ]
+    return [
+        Loop(first * _INSTRUCTION_BYTES, tuple(i["opcode"] for i in instructions[first : last + 1]))
+        for first, last in sorted(set(innermost))
+    ]
+
+
+def missing() -> str | None:
+    """Why nothing can be disassembled here, with the remedy; None if it can."""
+    if nvrtc.missing() is not None:
+        return nvrtc.missing()
+    if _disassembler() is None:
+        return f"nvdisasm is missing; pip install {PACKAGE}"
+    return None
+
+
+def _disassembler() -> Path | None:
+    """The program that the package installs."""
+    found = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/nvdisasm"))
+    return found[-1] if found else None
+
+
+def disassemble(module: Module, architecture: int) -> dict[str, list[Loop]]:
+    """The innermost loops of each kernel of a translation unit.
+
+    Raises
+    ------
+    nvrtc.CompileError
+    NotInstalled
+        NVRTC or ``nvdisasm`` is not installed.
+    """
+    reason = missing()
+    if reason is not None:
+        raise NotInstalled(reason)
+    code, symbols = nvrtc.cubin(module, architecture)
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "kernels.cubin"
+        path.write_bytes(code)
+        output = subprocess.run(
+            [str(_disassembler()), "-json", str(path)], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ).stdout
+    _, functions = json.loads(output)
+    by_symbol = {function["function-name"]: function["sass-instructions"] for function in functions}
+    return {name: innermost_loops(by_symbol[symbol]) for name, symbol in symbols.items()}
+
+
+def product_loop(loops: Sequence[Loop]) -> Loop | None:
+    """The loop of a matrix product: of those with at least 8 multiply-adds that with the largest share; None if none."""
+    return max((loop for loop in loops if loop.multiply_adds >= 8), key=lambda loop: loop.share, default=None)
+
+
+def modules(pattern: str) -> list[Module]:
+    """The translation units that have a kernel whose name matches a regular expression."""
+    return [module for module in nvrtc.modules() if any(re.search(pattern, name) for name in module.names)]
+
+
+def report(pattern: str) -> Iterator[str]:
+    """A row for each kernel whose name matches: its product loop on each architecture."""
+    reason = missing()
+    if reason is not None:
+        raise NotInstalled(reason)
+    yield "| kernel | sm | instructions | multiply-adds | share | LDS by bits | LDG by bits |"
+    yield "| --- | --: | --: | --: | --: | --- | --- |"
+    for module in modules(pattern):
+        for architecture in ARCHITECTURES:
+            for name, loops in disassemble(module, architecture).items():
+                loop = product_loop(loops)
+                if loop is None or not re.search(pattern, name):
+                    continue
+                shared, from_global = (
+                    ", ".join(f"{count} x {bits}" for bits, count in sorted(loop.loads(kind).items())) or "–"
+                    for kind in ("LDS", "LDG")
+                )
+                yield (
+                    f"| `{name}` | {architecture} | {len(loop)} | {loop.multiply_adds} | {loop.share:.0%} "
+                    f"| {shared} | {from_global} |"
+                )
