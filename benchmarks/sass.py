@@ -128,7 +128,7 @@ def disassemble(module: Module, architecture: int) -> dict[str, list[Loop]]:
 
 
 def product_loop(loops: Sequence[Loop]) -> Loop | None:
-    """The loop of a matrix product: of those with at least 8 multiply-adds that with the largest share; None if none."""
+    """The loop of a matrix product: of loops with 8 multiply-adds that with the largest share of them; None if none."""
     return max((loop for loop in loops if loop.multiply_adds >= 8), key=lambda loop: loop.share, default=None)
 
 
