@@ -8,6 +8,32 @@
 // data: no CPU can show what a GPU does to a program that breaks this, so the executor's recorder of accesses checks it.
 #pragma once
 
+// 128 bits of numbers, which a thread loads or stores at once.
+template <typename T>
+struct alignas(16) Packet {
+    static constexpr int size = 16 / sizeof(T);
+    T at[size];
+};
+
+template <typename T>
+__device__ __forceinline__ Packet<T> load_packet(const T* address) {
+    return *reinterpret_cast<const Packet<T>*>(address);
+}
+
+template <typename T>
+__device__ __forceinline__ void store_packet(T* address, const Packet<T>& packet) {
+    *reinterpret_cast<Packet<T>*>(address) = packet;
+}
+
+// Whether packets can be loaded from `address` on.
+__device__ inline bool begins_packet(const void* address) { return reinterpret_cast<size_t>(address) % 16 == 0; }
+
+// A constant as an argument whose type holds its value.
+template <bool constant>
+struct Constant {
+    static constexpr bool value = constant;
+};
+
 #if defined(__CUDACC__)
 
 // `name` points to the dynamic shared memory of the block, aligned to 16 bytes.
@@ -23,6 +49,19 @@ __device__ __forceinline__ void publish(T* address, T value) {
 template <typename T>
 __device__ __forceinline__ T read_published(const T* address) {
     return __ldcg(address);
+}
+
+// A packet that nothing writes during the launch, and one of published numbers.
+template <typename T>
+__device__ __forceinline__ Packet<T> read_only_packet(const T* address) {
+    const uint4 bits = __ldg(reinterpret_cast<const uint4*>(address));
+    return *reinterpret_cast<const Packet<T>*>(&bits);
+}
+
+template <typename T>
+__device__ __forceinline__ Packet<T> read_published_packet(const T* address) {
+    const uint4 bits = __ldcg(reinterpret_cast<const uint4*>(address));
+    return *reinterpret_cast<const Packet<T>*>(&bits);
 }
 
 // In the body of every loop that waits for another thread.
@@ -61,6 +100,16 @@ HOST_INLINE void publish(T* address, T value) {
 template <typename T>
 HOST_INLINE T read_published(const T* address) {
     return __ldcg(address);
+}
+
+template <typename T>
+HOST_INLINE Packet<T> read_only_packet(const T* address) {
+    return __ldg(reinterpret_cast<const Packet<T>*>(address));
+}
+
+template <typename T>
+HOST_INLINE Packet<T> read_published_packet(const T* address) {
+    return __ldcg(reinterpret_cast<const Packet<T>*>(address));
 }
 
 inline void spin_pause(HOST_SITE) { host::spin_pause(file, line); }

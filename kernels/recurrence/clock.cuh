@@ -12,10 +12,11 @@ struct Clock {
 
     __device__ int time(int d, int s) const { return d == 0 ? s : T - 1 - s; }
     __device__ int slot(int d, int s) const { return slots == T ? time(d, s) : s % slots; }
-    __device__ bool past(int t, int b) const { return lengths && t >= lengths[b]; }
-    // Whether no state enters step t from the step before it in its direction: a reset at t separates t - 1 from t.
-    __device__ bool cut(int d, int t, int b) const {
+    __device__ int length(int b) const { return lengths ? lengths[b] : T; }
+    // Whether no state enters step t from the step before it in its direction, in a row of `length` steps: a reset at t
+    // separates t - 1 from t.
+    __device__ bool cut(int d, int t, int b, int length) const {
         const int border = d == 0 ? t : t + 1;
-        return resets && border < T && !past(border, b) && resets[(long long)border * B + b];
+        return resets && border < T && border < length && resets[(long long)border * B + b];
     }
 };

@@ -1,17 +1,16 @@
 // Products and gates in one kernel: the schedules that need no cuBLAS.
 //
-// Block (x, y, z) owns `units` hidden units of direction z with all of their gates, and `tiles` tiles of `rows` rows of
-// the batch. Its thread e owns row e / units and unit e % units of each tile: after its step's product it computes the
-// rest of the step, and its state never leaves its registers. The schedules differ in how a step's operand, h_{t-1} or
-// the gate gradients of step t + 1, gets to every block that multiplies it:
+// Block (x, y, z) owns `units` hidden units of direction z with all of their gates, and `rows` rows of the batch. Its
+// thread e owns row e / units and unit e % units: after its step's product it computes the rest of the step, and its state
+// never leaves its registers. The schedules differ in how a step's operand, h_{t-1} or the gate gradients of step t + 1,
+// gets to every block that multiplies it:
 //
 //   launch   one launch for each product: the end of a launch is the barrier. Each launch reads the weights again, from
 //            the L2 cache. begin_forward writes the first operand before the first launch.
 //   block    one block has all hidden units, so the operand stays in shared memory. Weights stay in shared memory, and
-//            the first 32 * chunks columns of the first rows in registers, see Held.
+//            if `held` the first columns of the first rows in registers, see Held.
 //   grid     the blocks of one direction and the same rows exchange it through global memory, by publish() and
-//            read_published(), with a barrier of their own for each tile. Weights stay in shared memory. While one tile
-//            waits at its barrier, the product of the other is computed.
+//            read_published(), with a barrier of their own. Weights stay in shared memory.
 //
 // A pass has the cell's phases of all steps; the backward pass has one more, which ends the first step. A launch computes
 // the phases `first` ... `last` - 1, which are all of them unless the exchange is launch.
@@ -22,87 +21,129 @@
 
 enum class Exchange { launch, block, grid };
 
+// K numbers, in whole packets.
+template <typename Storage>
+__device__ constexpr int padded(int K) {
+    return (K + Packet<Storage>::size - 1) / Packet<Storage>::size * Packet<Storage>::size;
+}
+
+// Where the columns of each phase begin in a row of shared memory, which has H of them for each gate of the phase, in whole
+// packets; of all phases, its length.
+template <class Cell, typename Storage>
+__device__ constexpr int phase_begin(int phase, int H) {
+    int begin = 0;
+    for (int k = 0; k < phase; ++k) begin += padded<Storage>((Cell::first_gate(k + 1) - Cell::first_gate(k)) * H);
+    return begin;
+}
+
 // The part of the work that a block does, and its dynamic shared memory: weights and operand, of type Storage, and sums,
 // of type Real.
-template <typename Storage, typename Real, Exchange exchange, int tiles, int chunks>
+template <typename Storage, typename Real, Exchange exchange, int columns, bool held>
 struct Share {
     static constexpr bool resident = exchange != Exchange::launch;
-    static_assert(exchange != Exchange::block || tiles == 1, "the operand of one tile is in shared memory");
-    static_assert(exchange == Exchange::block || chunks == 0, "only under block a warp has the same rows at every step");
+    static_assert(exchange == Exchange::block || !held, "only under block a warp has the same rows at every step");
+    static constexpr int size = Packet<Storage>::size;
+    using Registers = Held<Real, Storage, columns, held>;
 
-    int B, d, j0, units, rows, chunk;
+    int B, d, j0, units, rows, chunk, parts;
     int row, unit;  // of this thread
     Storage *weights, *operand;
     Real* sums;
 
-    // `weight_rows` of K columns are resident, `chunk` columns of each operand row in shared memory at once.
-    __device__ Share(Storage* memory, int B, int H, int most_units, int rows, int chunk, int weight_rows, int K)
+    // `weight_rows` rows of `length` numbers are resident, `chunk` numbers of each operand row in shared memory at once.
+    __device__ Share(
+        Storage* memory, int B, int H, int most_units, int rows, int chunk, int parts, int weight_rows, int length)
         : B(B), d(blockIdx.z), j0(blockIdx.x * most_units), units(min(most_units, H - int(blockIdx.x) * most_units)),
-          rows(rows), chunk(chunk), row(threadIdx.x / units), unit(threadIdx.x % units), weights(memory),
-          operand(memory + (resident ? weight_rows * K - shortened(weight_rows) * held(K) : 0)),
+          rows(rows), chunk(chunk), parts(parts), row(threadIdx.x / units), unit(threadIdx.x % units), weights(memory),
+          operand(memory + (resident ? weight_rows * length - shortened(weight_rows) * held_of(length) : 0)),
           sums(reinterpret_cast<Real*>(operand + rows * chunk)) {
         if constexpr (sizeof(Storage) < sizeof(Real)) {  // the next aligned address
             sums = reinterpret_cast<Real*>((reinterpret_cast<size_t>(sums) + sizeof(Real) - 1) / sizeof(Real) * sizeof(Real));
         }
     }
 
-    // The first columns of the first rows are in registers: held(K) columns of shortened(N) rows.
+    // The first columns of the first rows are in registers: held_of(length) columns of shortened(N) rows.
     __device__ static int shortened(int weight_rows) {
-        return chunks ? min(weight_rows, int(blockDim.x) / 32 * tile_rows) : 0;
+        return held ? min(weight_rows, int(blockDim.x) / tile_lanes<columns> * tile_rows) : 0;
     }
-    __device__ static int held(int K) { return min(K, 32 * chunks); }
+    __device__ static int held_of(int length) { return held ? min(length, tile_width<columns, Storage>) : 0; }
 
-    // Copies N rows of K columns to shared memory, except the part that is in registers.
-    template <bool in_shared>
-    __device__ void load(WeightRows<Storage, in_shared> from, int N, int K) const {
-        const auto to = resident_rows(N, N, K);
+    // Copies K columns of N rows in global memory to shared memory, from column `begin` on, and zeros up to a whole packet.
+    // What is in registers is left out.
+    __device__ void load(const WeightRows<Storage, false>& from, int N, int K, int length, int begin) const {
+        const auto to = resident_rows(N, length);
         for (int n = threadIdx.x / 32; n < N; n += blockDim.x / 32) {
-            const int skipped = n < to.shortened ? to.held : 0;
-            for (int k = skipped + threadIdx.x % 32; k < K; k += 32) weights[to.offset(n) + k] = from[from.offset(n) + k];
+            const Storage* const source = from.row(n);
+            Storage* const target = weights + (to.row(n) - weights) + begin;
+            for (int k = (n < to.shortened ? to.held : 0) + threadIdx.x % 32; k < padded<Storage>(K); k += 32) {
+                target[k] = k < K ? __ldg(source + k) : Storage(0);
+            }
         }
     }
 
     // N rows, one after another in shared memory.
-    __device__ WeightRows<Storage, true> resident_rows(int units, int N, int K) const {
-        return {weights, units, units, K, shortened(N), held(K)};
+    __device__ WeightRows<Storage, true> resident_rows(int N, int length) const {
+        return {weights, length, 1, 1, true, shortened(N), held_of(length)};
     }
 
-    __device__ int first_row(int tile) const { return (int(blockIdx.y) * tiles + tile) * rows; }
-    __device__ int rows_of(int tile) const { return max(0, min(rows, B - first_row(tile))); }
-    __device__ bool owns(int tile) const { return row < rows_of(tile); }
-    __device__ int group(int tile) const { return (blockIdx.z * gridDim.y + blockIdx.y) * tiles + tile; }
+    __device__ int first_row() const { return int(blockIdx.y) * rows; }
+    __device__ int rows_of_batch() const { return max(0, min(rows, B - first_row())); }
+    __device__ bool owns() const { return row < rows_of_batch(); }
+    __device__ int group() const { return blockIdx.z * gridDim.y + blockIdx.y; }
 
-    // Copies columns [begin, end) of the tile's rows to shared memory. The first row of `source` is the tile's first.
-    __device__ void stage(const Storage* source, long long stride, int tile, int begin, int end) const {
-        for (int r = threadIdx.x / 32; r < rows_of(tile); r += blockDim.x / 32) {
-            for (int k = begin + threadIdx.x % 32; k < end; k += 32) {
-                const Storage* from = source + r * stride + k;
-                operand[r * chunk + k - begin] = exchange == Exchange::grid ? read_published(from) : *from;
+    // Copies columns [begin, end) of the block's rows to shared memory, and zeros up to a whole packet. The first row of
+    // `source` is the block's first.
+    __device__ void stage(const Storage* source, long long stride, int begin, int end) const {
+        const bool whole = begins_packet(source) && stride % size == 0 && end % size == 0;
+        for (int r = threadIdx.x / 32; r < rows_of_batch(); r += blockDim.x / 32) {
+            const Storage* const from = source + r * stride;
+            Storage* const to = operand + r * chunk - begin;
+#pragma unroll 4
+            for (int k = begin + threadIdx.x % 32 * size; k < end; k += 32 * size) {
+                Packet<Storage> packet;
+                if (whole) {
+                    packet = exchange == Exchange::grid ? read_published_packet(from + k) : load_packet(from + k);
+                } else {
+#pragma unroll
+                    for (int e = 0; e < size; ++e) packet.at[e] = k + e < end ? number(from + k + e) : Storage(0);
+                }
+                store_packet(to + k, packet);
             }
         }
+    }
+
+    __device__ static Storage number(const Storage* address) {
+        return exchange == Exchange::grid ? read_published(address) : *address;
     }
 
     // sums = operand times the rows of `w`, for N rows of length K. `source` is the operand in global memory; under
     // Exchange::block it is in shared memory already, K columns of each row at `in_shared`. All threads call it, and
     // afterwards all may read the sums.
-    template <int columns, class Rows>
-    __device__ void multiply_tile(
-        const Storage* source, long long stride, int tile, int K, Rows w, const Held<Real, chunks>& held_rows, int N,
-        const Storage* in_shared, int shared_stride) const {
+    template <class Rows>
+    __device__ void multiply_rows(
+        const Storage* source, long long stride, int K, Rows w, const Registers& registers, int N,
+        const Storage* in_shared) const {
+        const int R = rows_of_batch();
         if constexpr (exchange == Exchange::block) {
-            multiply<columns>(in_shared, shared_stride, K, rows_of(tile), w, held_rows, N, sums, false);
+            multiply<columns>(in_shared, chunk, K, R, w, registers, N, sums, parts, false);
             __syncthreads();
             return;
         }
         for (int begin = 0; begin < K; begin += chunk) {
             const int end = min(K, begin + chunk);
-            stage(source, stride, tile, begin, end);
+            stage(source, stride, begin, end);
             __syncthreads();
             Rows part = w;
             part.first += begin;
-            multiply<columns>(operand, chunk, end - begin, rows_of(tile), part, held_rows, N, sums, begin > 0);
+            multiply<columns>(operand, chunk, end - begin, R, part, registers, N, sums, parts, begin > 0);
             __syncthreads();
         }
+    }
+
+    // Of this thread's row and unit, for `count` gates of N weight rows.
+    template <int count>
+    __device__ void products(int N, Real (&totals)[count]) const {
+        add_parts(sums + row * N + unit, units, rows_of_batch() * N, parts, totals);
     }
 };
 
@@ -116,34 +157,40 @@ __device__ __forceinline__ void hand_over(Storage* address, Storage value) {
     }
 }
 
-// w (D, G, H, H) is w_hh. Shared memory, in numbers: units * G * H of weights except those in registers (none under
-// Exchange::launch), rows * chunk of operands (under Exchange::block rows * phases * H), rows * units * G of sums.
-// `arrived` (gridDim.z * gridDim.y * tiles) is zero, and used under Exchange::grid only.
-template <class Cell, typename Storage, int threads, Exchange exchange, int tiles, int columns, int chunks>
+// w (D, G, H, H) is w_hh. Shared memory, in numbers: units * G rows of weights, each of H numbers in whole packets, except
+// those in registers (none under Exchange::launch); rows * chunk of operands (under Exchange::block a row has the operands of
+// all phases, each in whole packets); parts * rows * units * G of sums. `arrived` (gridDim.z * gridDim.y) is zero, and used
+// under Exchange::grid only.
+template <class Cell, typename Storage, int threads, Exchange exchange, int columns, bool held>
 __global__ void __launch_bounds__(threads, 1) forward(
     const Storage* w, const Storage* xw, const Storage* b_ih, const Storage* b_hh, const int* lengths, const bool* resets,
     const Storage* mask, typename Cell::Real* h, typename Cell::Real* c, Storage* y, Storage* operands, Storage* saved,
-    unsigned* arrived, int T, int B, int H, int slots, int first, int last, int units, int rows, int chunk, Cell cell) {
+    unsigned* arrived, int T, int B, int H, int slots, int first, int last, int units, int rows, int chunk, int parts,
+    Cell cell) {
     using Real = typename Cell::Real;
-    constexpr int G = Cell::gates, phases = Cell::phases;
-    using Part = Share<Storage, Real, exchange, tiles, chunks>;
-    static_assert(chunks == 0 || phases == 1, "registers hold the rows of one phase");
+    constexpr int G = Cell::gates, phases = Cell::phases, last_gate = Cell::first_gate(phases - 1);
+    using Part = Share<Storage, Real, exchange, columns, held>;
+    using Layer = Forward<Cell, Storage>;
+    static_assert(!held || phases == 1, "registers hold the rows of one phase");
     DYNAMIC_SHARED(Storage, memory);
-    const int D = gridDim.z;
-    const Forward<Cell, Storage> layer{
-        cell, {T, B, slots, lengths, resets}, H, D, xw, b_ih, b_hh, mask, y, operands, saved};
-    const Part share(memory, B, H, units, rows, exchange == Exchange::block ? phases * H : chunk, G * units, H);
-    const int d = share.d, j = share.j0 + share.unit, own = share.units;
+    const int D = gridDim.z, length = padded<Storage>(H);
+    const Part share(memory, B, H, units, rows, exchange == Exchange::block ? phases * length : chunk, parts, G * units, length);
+    const int d = share.d, own = share.units;
+    const bool owns = share.owns();
+    const Layer layer(
+        cell, Unit({T, B, slots, lengths, resets}, H, D, d, share.first_row() + share.row, share.j0 + share.unit, owns), owns,
+        xw, b_ih, b_hh, mask, y, operands, saved);
+    const Unit& unit = layer.unit;
     w += (long long)d * G * H * H;
 
-    const WeightRows<Storage, false> global{w + (long long)share.j0 * H, own, H, H};
-    const Held<Real, chunks> held(global, G * own, H);
-    if constexpr (Part::resident) share.load(global, G * own, H);
+    const WeightRows<Storage, false> global{w + (long long)share.j0 * H, H, own, H, begins_packet(w) && H % Part::size == 0};
+    const typename Part::Registers registers(global, G * own, H);
+    if constexpr (Part::resident) share.load(global, G * own, H, length, 0);
     // Weight rows from gate g on: those of a block are together in shared memory, and apart in w_hh.
     const auto rows_from = [&](int g) {
         if constexpr (Part::resident) {
-            auto rows = share.resident_rows(own, G * own, H);
-            rows.first += g * own * H;
+            auto rows = share.resident_rows(G * own, length);
+            rows.first += g * own * length;
             return rows;
         } else {
             auto rows = global;
@@ -152,115 +199,154 @@ __global__ void __launch_bounds__(threads, 1) forward(
         }
     };
     // The operand of a phase of position s, from the thread that owns the unit.
-    const auto enter = [&](int phase, int s, int b, Real value) {
+    const auto enter = [&](int phase, int s, Real value) {
         const Storage rounded(value);
-        if (exchange == Exchange::block) share.operand[share.row * share.chunk + phase * H + j] = rounded;
-        if (exchange != Exchange::block || slots == T) {
-            hand_over<exchange>(operands + layer.operand_at(phase, d, s, b, j), rounded);
-        }
+        if (exchange == Exchange::block) share.operand[share.row * share.chunk + phase * length + unit.j] = rounded;
+        if (exchange != Exchange::block || slots == T) hand_over<exchange>(operands + unit.operand(phase, s), rounded);
     };
 
-    Real state[tiles] = {}, cell_state[tiles] = {};
-    GridBarrier barrier[tiles];
-#pragma unroll
-    for (int q = 0; q < tiles; ++q) {
-        if (exchange == Exchange::grid) barrier[q] = GridBarrier(arrived + share.group(q), gridDim.x);
-        if (share.owns(q)) {
-            const int b = share.first_row(q) + share.row;
-            const long long i = ((long long)d * B + b) * H + j;
-            state[q] = h[i];
-            if (Cell::has_c) cell_state[q] = c[i];
-            if (exchange != Exchange::launch) enter(0, 0, b, layer.entering(d, 0, b, j, state[q]));
-        }
-        if (exchange == Exchange::grid && share.rows_of(q)) barrier[q].arrive();
+    GridBarrier barrier;
+    if (exchange == Exchange::grid) barrier = GridBarrier(arrived + share.group(), gridDim.x);
+    if (exchange == Exchange::block) {  // what fills the last packets is finite
+        for (int k = threadIdx.x; k < rows * share.chunk; k += blockDim.x) share.operand[k] = 0;
+        __syncthreads();
     }
+    Real state = 0, cell_state = 0;
+    const int first_position = first / phases;
+    typename Layer::Inputs inputs;
+    Unit::Entry next{};
+    if (owns) {
+        state = h[unit.index()];
+        if (Cell::has_c) cell_state = c[unit.index()];
+        inputs.entry = unit.entry(first_position);
+        if (first_position + 1 < T) next = unit.entry(first_position + 1);
+        if (exchange != Exchange::launch) enter(0, 0, layer.entering(inputs.entry, state));
+        if (exchange == Exchange::launch) {
+            const int phase = first % phases;
+            layer.load(first_position, Cell::first_gate(phase), Cell::first_gate(phase + 1), inputs);
+        } else {
+            layer.load(first_position, 0, G, inputs);
+        }
+    }
+    if (exchange == Exchange::grid) barrier.arrive();
     __syncthreads();
 
     for (int n = first; n < last; ++n) {
         const int s = n / phases, phase = n % phases;
         const int g = Cell::first_gate(phase), N = (Cell::first_gate(phase + 1) - g) * own;
-#pragma unroll
-        for (int q = 0; q < tiles; ++q) {
-            if (share.rows_of(q) == 0) continue;
-            const int b = share.first_row(q) + share.row;
-            if (exchange == Exchange::grid) barrier[q].wait();
-            share.template multiply_tile<columns>(
-                operands + layer.operand_at(phase, d, s, share.first_row(q), 0), H, q, H, rows_from(g), held, N,
-                share.operand + phase * H, share.chunk);
-            if (share.owns(q)) {
-                const Real* const products = share.sums + share.row * N + share.unit;
-                if (phase == phases - 1) {
-                    layer.finish(d, s, b, j, products, own, state[q], cell_state[q]);
-                    if (s + 1 < T) enter(0, s + 1, b, layer.entering(d, s + 1, b, j, state[q]));
-                } else if constexpr (phases > 1) {
-                    enter(1, s, b, layer.operand(d, s, b, j, products, own, state[q]));
-                }
+        if (exchange == Exchange::grid) barrier.wait();
+        share.multiply_rows(
+            operands + layer.unit.operand(phase, s) - ((long long)share.row * H + unit.j), H, H, rows_from(g), registers, N,
+            share.operand + phase * length);
+        typename Layer::Values values;
+        if (owns && phase == phases - 1) {
+            Real products[G - last_gate];
+            share.products(N, products);
+            layer.finish(s, inputs, products, state, cell_state, values);
+            if (s + 1 < T) enter(0, s + 1, layer.entering(next, state));
+        }
+        if constexpr (phases > 1) {
+            if (owns && phase == 0) {
+                Real products[Cell::first_gate(1)];
+                share.products(N, products);
+                enter(1, s, layer.operand(inputs, products, state, values));
             }
-            if (exchange == Exchange::grid) {
-                barrier[q].arrive();
-            } else {
-                __syncthreads();
+        }
+        if (exchange == Exchange::grid) {
+            barrier.arrive();
+        } else {
+            __syncthreads();
+        }
+        // While the other blocks arrive.
+        if (owns && phase == phases - 1) {
+            layer.save(s, inputs, values, state);
+            inputs.entry = next;
+            if (exchange != Exchange::launch && s + 1 < T) {
+                layer.load(s + 1, 0, G, inputs);
+                if (s + 2 < T) next = unit.entry(s + 2);
             }
+        }
+        if constexpr (phases > 1) {
+            if (owns && phase == 0) layer.save_operand(s, inputs, values);
         }
     }
 
-#pragma unroll
-    for (int q = 0; q < tiles; ++q) {
-        if (!share.owns(q)) continue;
-        const long long i = ((long long)d * B + share.first_row(q) + share.row) * H + j;
-        h[i] = state[q];
-        if (Cell::has_c) c[i] = cell_state[q];
+    if (owns) {
+        h[unit.index()] = state;
+        if (Cell::has_c) c[unit.index()] = cell_state;
     }
 }
 
-// w (D, H, G, H) is w_hh transposed. Shared memory as in forward, but units * G * H of weights, rows * chunk of operands
-// (under Exchange::block rows * G * H), rows * units of sums. dh and dc (D, B, H) are the gradients of the state, updated
-// in place; direct and through (D, B, H) carry their parts from launch to launch and are used under Exchange::launch only.
-template <class Cell, typename Storage, int threads, Exchange exchange, int tiles, int columns, int chunks>
+// w (D, H, G, H) is w_hh transposed. Shared memory as in forward, but `units` rows of weights, which like the rows of
+// operands under Exchange::block have the columns of all gates, those of each phase in whole packets; parts * rows * units of
+// sums. dh and dc (D, B, H) are the gradients of the state, updated in place; direct and through (D, B, H) carry their parts
+// from launch to launch and are used under Exchange::launch only.
+template <class Cell, typename Storage, int threads, Exchange exchange, int columns, bool held>
 __global__ void __launch_bounds__(threads, 1) backward(
     const Storage* w, const Storage* saved, const Storage* operands, const int* lengths, const bool* resets,
     const Storage* mask, const Storage* dy, typename Cell::Real* dh, typename Cell::Real* dc, typename Cell::Real* direct,
     typename Cell::Real* through, Storage* dx, Storage* dp, unsigned* arrived, int T, int B, int H, int first, int last,
-    int units, int rows, int chunk, Cell cell) {
+    int units, int rows, int chunk, int parts, Cell cell) {
     using Real = typename Cell::Real;
     constexpr int G = Cell::gates, phases = Cell::phases;
-    using Part = Share<Storage, Real, exchange, tiles, chunks>;
-    static_assert(chunks == 0 || phases == 1, "registers hold the rows of one phase");
+    using Part = Share<Storage, Real, exchange, columns, held>;
+    using Layer = Backward<Cell, Storage>;
+    static_assert(!held || phases == 1, "registers hold the rows of one phase");
     DYNAMIC_SHARED(Storage, memory);
-    const int D = gridDim.z;
-    const Backward<Cell, Storage> layer{cell, {T, B, T, lengths, resets}, H, D, saved, operands, mask, dy, dx, dp};
-    const Part share(memory, B, H, units, rows, exchange == Exchange::block ? G * H : chunk, units, G * H);
-    const int d = share.d, j = share.j0 + share.unit, own = share.units, length = G * H;
-    w += ((long long)d * H + share.j0) * length;
+    const int D = gridDim.z, length = phase_begin<Cell, Storage>(phases, H);
+    const Part share(memory, B, H, units, rows, exchange == Exchange::block ? length : chunk, parts, units, length);
+    const int d = share.d, own = share.units;
+    const bool owns = share.owns();
+    const Layer layer(
+        cell, Unit({T, B, T, lengths, resets}, H, D, d, share.first_row() + share.row, share.j0 + share.unit, owns), owns,
+        saved, operands, mask, dy, dx);
+    const Unit& unit = layer.unit;
+    w += ((long long)d * H + share.j0) * G * H;
 
-    const WeightRows<Storage, false> global{w, own, own, length};
-    const Held<Real, chunks> held(global, own, length);
-    if constexpr (Part::resident) share.load(global, own, length);
-    // The columns of the weights from gate g on.
-    const auto columns_from = [&](int g) {
+    const WeightRows<Storage, false> global{w, G * H, 1, 1, begins_packet(w) && H % Part::size == 0};
+    const typename Part::Registers registers(global, own, G * H);
+    if constexpr (Part::resident) {
+        for (int phase = 0; phase < phases; ++phase) {
+            auto columns_of = global;
+            columns_of.first += Cell::first_gate(phase) * H;
+            share.load(
+                columns_of, own, (Cell::first_gate(phase + 1) - Cell::first_gate(phase)) * H, length,
+                phase_begin<Cell, Storage>(phase, H));
+        }
+    }
+    // The columns of the weights of a phase.
+    const auto columns_of = [&](int phase) {
         if constexpr (Part::resident) {
-            auto rows = share.resident_rows(own, own, length);
-            rows.first += g * H;
+            auto rows = share.resident_rows(own, length);
+            rows.first += phase_begin<Cell, Storage>(phase, H);
             return rows;
         } else {
             auto rows = global;
-            rows.first += g * H;
+            rows.first += Cell::first_gate(phase) * H;
             return rows;
         }
     };
 
-    Carried<Real> carried[tiles] = {};
-    GridBarrier barrier[tiles];
-#pragma unroll
-    for (int q = 0; q < tiles; ++q) {
-        if (exchange == Exchange::grid) barrier[q] = GridBarrier(arrived + share.group(q), gridDim.x);
-        if (!share.owns(q)) continue;
-        const long long i = ((long long)d * B + share.first_row(q) + share.row) * H + j;
-        carried[q].dh = dh[i];
-        if (Cell::has_c) carried[q].dc = dc[i];
+    GridBarrier barrier;
+    if (exchange == Exchange::grid) barrier = GridBarrier(arrived + share.group(), gridDim.x);
+    if (exchange == Exchange::block) {  // what fills the last packets is finite
+        for (int k = threadIdx.x; k < rows * share.chunk; k += blockDim.x) share.operand[k] = 0;
+    }
+    Carried<Real> carried{};
+    typename Layer::Inputs inputs;
+    Unit::Entry before{};  // of the position that the next product of phase 0 ends
+    if (owns) {
+        carried.dh = dh[unit.index()];
+        if (Cell::has_c) carried.dc = dc[unit.index()];
         if (exchange == Exchange::launch && first > 0) {
-            carried[q].direct = direct[i];
-            if (phases > 1) carried[q].through = through[i];
+            carried.direct = direct[unit.index()];
+            if (phases > 1) carried.through = through[unit.index()];
+        }
+        const int s = T - 1 - first / phases;
+        if (s + 1 < T) before = unit.entry(s + 1);
+        if (s >= 0) {
+            inputs.entry = unit.entry(s);
+            layer.load(s, inputs);
         }
     }
     __syncthreads();
@@ -268,49 +354,60 @@ __global__ void __launch_bounds__(threads, 1) backward(
     for (int n = first; n < last; ++n) {
         // Ends position s + 1 with the transpose of phase 0, or computes that of a later phase of position s.
         const int s = T - 1 - n / phases, phase = (phases - n % phases) % phases;
-        const int t_operand = layer.clock.time(d, phase ? s : s + 1), g = Cell::first_gate(phase);
-        const int K = (Cell::first_gate(phase + 1) - g) * H;
-#pragma unroll
-        for (int q = 0; q < tiles; ++q) {
-            if (share.rows_of(q) == 0) continue;
-            const int b = share.first_row(q) + share.row;
-            if (n > 0) {
-                if (exchange == Exchange::grid) barrier[q].wait();
-                share.template multiply_tile<columns>(
-                    dp + layer.gate_at(d, t_operand, share.first_row(q), g, 0), length, q, K, columns_from(g), held, own,
-                    share.operand + g * H, share.chunk);
-            }
-            if (share.owns(q)) {
-                const auto enter = [&](int gate, Real da) {
-                    const Storage rounded(da);
-                    if (exchange == Exchange::block) share.operand[share.row * share.chunk + gate * H + j] = rounded;
-                    hand_over<exchange>(dp + layer.gate_at(d, layer.clock.time(d, s), b, gate, j), rounded);
-                };
-                const Real* const product = share.sums + share.row * own + share.unit;
-                if (phase == 0) {
-                    if (n > 0) layer.finish(d, s + 1, b, j, *product, carried[q]);
-                    if (s >= 0) layer.begin(d, s, b, j, carried[q], enter);
-                } else if constexpr (phases > 1) {
-                    layer.operand_backward(d, s, b, j, *product, carried[q], enter);
+        const int g = Cell::first_gate(phase), K = (Cell::first_gate(phase + 1) - g) * H;
+        if (n > 0) {
+            if (exchange == Exchange::grid) barrier.wait();
+            share.multiply_rows(
+                dp + unit.gate(phase ? s : s + 1, G, g) - ((long long)share.row * G * H + unit.j), G * H, K,
+                columns_of(phase), registers, own, share.operand + phase_begin<Cell, Storage>(phase, H));
+        }
+        typename Layer::Gradients gradients;
+        if (owns) {
+            const auto enter = [&](int gate) {
+                const Storage rounded(gradients.of_product(gate));
+                if (exchange == Exchange::block) {
+                    const int of = phases > 1 && gate >= Cell::first_gate(1) ? 1 : 0;
+                    const int column = phase_begin<Cell, Storage>(of, H) + (gate - Cell::first_gate(of)) * H + unit.j;
+                    share.operand[share.row * share.chunk + column] = rounded;
                 }
+                hand_over<exchange>(dp + unit.gate(s, G, gate), rounded);
+            };
+            Real product[1] = {0};
+            if (n > 0) share.products(own, product);
+            if (phase == 0) {
+                if (n > 0) layer.finish(before, product[0], carried);
+                if (s >= 0) {
+                    layer.begin(inputs, carried, gradients);
+                    for (int gate = Cell::waiting; gate < G; ++gate) enter(gate);
+                }
+            } else if constexpr (phases > 1) {
+                layer.operand_backward(s, inputs, product[0], carried, gradients);
+                for (int gate = 0; gate < Cell::waiting; ++gate) enter(gate);
             }
-            if (exchange == Exchange::grid) {
-                barrier[q].arrive();
-            } else {
-                __syncthreads();
+        }
+        if (exchange == Exchange::grid) {
+            barrier.arrive();
+        } else {
+            __syncthreads();
+        }
+        // While the other blocks arrive.
+        if (!owns || s < 0) continue;
+        if (phase == 0) layer.save(s, gradients);
+        if (exchange != Exchange::launch && (n + 1) % phases == 0) {
+            before = inputs.entry;
+            if (s > 0) {
+                inputs.entry = unit.entry(s - 1);
+                layer.load(s - 1, inputs);
             }
         }
     }
 
-#pragma unroll
-    for (int q = 0; q < tiles; ++q) {
-        if (!share.owns(q)) continue;
-        const long long i = ((long long)d * B + share.first_row(q) + share.row) * H + j;
-        dh[i] = carried[q].dh;
-        if (Cell::has_c) dc[i] = carried[q].dc;
+    if (owns) {
+        dh[unit.index()] = carried.dh;
+        if (Cell::has_c) dc[unit.index()] = carried.dc;
         if (exchange == Exchange::launch) {
-            direct[i] = carried[q].direct;
-            if (phases > 1) through[i] = carried[q].through;
+            direct[unit.index()] = carried.direct;
+            if (phases > 1) through[unit.index()] = carried.through;
         }
     }
 }

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,14 @@ SCHEDULES = ("stepwise", "step-fused", "block", "persistent")
 EXCHANGE = {"step-fused": "launch", "block": "block", "persistent": "grid"}
 """The exchange of each schedule of ``recurrence/fused.cu``, as a `Variant` has it."""
 
-TILES = {"launch": 1, "block": 1, "grid": 2}
-"""Tiles of a block by exchange. Of two, one's product is computed while the other waits at its barrier."""
+TILE_ROWS = 8
+"""Weight rows of a tile, see ``recurrence/product.cuh``."""
 
-HELD_CHUNKS = 4
-"""`Variant.held_chunks` where shared memory is too small for all weights."""
+PARTS = (1, 2, 4, 8)
+"""Into how many parts a product's columns may be cut, which the warps of a block share out."""
+
+_TILE_INSTRUCTIONS = 200
+"""Roughly those of a warp before and after the loop of a tile: addresses, and the sums over its lanes."""
 
 STEPWISE_THREADS = 256
 """Of a block of ``recurrence/stepwise.cu``."""
@@ -75,15 +78,18 @@ class Variant:
 
     exchange: str
     """How a step's operand gets to the blocks that multiply it: "launch", "block" or "grid"."""
-    tiles: int
-    """Tiles of the batch in a block."""
     columns: int
-    """Rows of the batch that a warp multiplies at once."""
-    held_chunks: int = 0
-    """The columns of weight rows that a warp keeps in registers, divided by 32."""
+    """Rows of the batch in a tile."""
+    held: bool = False
+    """Whether a warp keeps the first columns of its weight rows in registers."""
+
+    @property
+    def tile_lanes(self) -> int:
+        """Lanes of a warp that share out the columns of a tile."""
+        return 32 if self.columns == 1 else 8
 
     def __str__(self) -> str:
-        return f"Exchange::{self.exchange}, {self.tiles}, {self.columns}, {self.held_chunks}"
+        return f"Exchange::{self.exchange}, {self.columns}, {str(self.held).lower()}"
 
 
 @dataclass(frozen=True)
@@ -96,15 +102,17 @@ class Launch:
     units: int
     """Hidden units of a block."""
     rows: int
-    """Rows of the batch of a tile."""
+    """Rows of the batch of a block."""
     chunk: int
     """Numbers of each row of an operand that are in shared memory at once."""
+    parts: int
+    """Parts of a product's columns, whose sums are added in their order."""
     variant: Variant
 
     @property
-    def sizes(self) -> tuple[np.int32, np.int32, np.int32]:
+    def sizes(self) -> tuple[np.int32, ...]:
         """The kernel's arguments for the sizes of a block."""
-        return np.int32(self.units), np.int32(self.rows), np.int32(self.chunk)
+        return np.int32(self.units), np.int32(self.rows), np.int32(self.chunk), np.int32(self.parts)
 
 
 @dataclass(frozen=True)
@@ -138,10 +146,10 @@ class DoesNotFit(ValueError):
 def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     """The variants of its kernels that a plan for the cell may have."""
     return [
-        Variant(exchange, tiles, columns, held_chunks)
-        for exchange, tiles in TILES.items()
+        Variant(exchange, columns, held)
+        for exchange in EXCHANGE.values()
         for columns in (1, 4)
-        for held_chunks in ((0, HELD_CHUNKS) if exchange == "block" and _can_hold(cell, dtype) else (0,))
+        for held in ((False, True) if exchange == "block" and _can_hold(cell, dtype) else (False,))
     ]
 
 
@@ -150,19 +158,57 @@ def _can_hold(cell: Cell, dtype: Dtype) -> bool:
     return dtype.accumulator == "float32" and len(cell.phases) == 1
 
 
-def _shared_bytes(
-    problem: Problem, exchange: str, backward: bool, units: int, rows: int, chunk: int, threads: int, held_chunks: int
-) -> int:
+def _padded(problem: Problem, numbers: int) -> int:
+    """``numbers`` in whole packets of 128 bits."""
+    packet = 16 // problem.dtype.itemsize
+    return -(-numbers // packet) * packet
+
+
+def _row_length(problem: Problem, backward: bool) -> int:
+    """Numbers of a row of weights in shared memory: the columns of each phase in whole packets."""
+    if not backward:
+        return _padded(problem, problem.H)
+    return sum(_padded(problem, gates * problem.H) for gates in problem.cell.phases)
+
+
+def _shared_bytes(problem: Problem, backward: bool, launch: Launch) -> int:
     """Bytes of dynamic shared memory; see ``recurrence/fused.cu``."""
-    G, H = problem.cell.gates, problem.H
-    weight_rows, columns = (units, G * H) if backward else (units * G, H)
-    held = min(weight_rows, threads // 32 * 8) * min(columns, 32 * held_chunks)
-    weights = 0 if exchange == "launch" else weight_rows * columns - held
-    if exchange == "block":
-        chunk = G * H if backward else len(problem.cell.phases) * H
-    sums = rows * units * (1 if backward else G)
+    variant, length = launch.variant, _row_length(problem, backward)
+    rows_of_weights = launch.units * (1 if backward else problem.cell.gates)
+    weights, chunk = 0, launch.chunk
+    if variant.exchange != "launch":
+        shortened = min(rows_of_weights, launch.block[0] // variant.tile_lanes * TILE_ROWS)
+        held = min(length, _tile_width(problem, variant)) if variant.held else 0
+        weights = rows_of_weights * length - shortened * held
+    if variant.exchange == "block":
+        chunk = length if backward else len(problem.cell.phases) * length
+    sums = launch.parts * launch.rows * rows_of_weights
     stored, real = problem.dtype.itemsize, np.dtype(problem.dtype.accumulator).itemsize
-    return -(-(weights + rows * chunk) * stored // real) * real + sums * real
+    return -(-(weights + launch.rows * chunk) * stored // real) * real + sums * real
+
+
+def _tile_width(problem: Problem, variant: Variant) -> int:
+    """The columns that the lanes of a tile multiply at once."""
+    return variant.tile_lanes * (16 // problem.dtype.itemsize)
+
+
+def _parts(problem: Problem, backward: bool, launch: Launch) -> int:
+    """The parts with which a warp has the least to do, roughly; fewer if that is the same."""
+    variant, width = launch.variant, _tile_width(problem, launch.variant)
+    gates = max(problem.cell.phases)
+    row_tiles = -(-launch.units * (1 if backward else gates) // TILE_ROWS)
+    tiles = row_tiles * -(-launch.rows // variant.columns)
+    groups, warps = -(-tiles * variant.tile_lanes // 32), launch.block[0] // 32
+    columns = problem.H * (gates if backward else 1)
+    if variant.exchange != "block":
+        columns = min(columns, launch.chunk)
+    widths = -(-columns // width)
+    multiply = TILE_ROWS * (variant.columns + 1) * (16 // problem.dtype.itemsize)
+
+    def instructions(parts: int) -> int:
+        return -(-groups * parts // warps) * (-(-widths // parts) * multiply + _TILE_INSTRUCTIONS)
+
+    return min((parts for parts in PARTS if parts <= widths), key=instructions)
 
 
 def _launch(
@@ -177,25 +223,30 @@ def _launch(
     if problem.cell.gates * problem.H**2 > _MOST_WEIGHTS:
         raise DoesNotFit(f"{problem.cell.gates} x {problem.H:,}^2 weights are more than 32 bits count")
     most = device.shared_memory_per_block
-    threads = max(256, -(-units * rows // 32) * 32)
     length = (problem.cell.gates if backward else 1) * problem.H
-    chunk, held_chunks = min(chunk, -(-length // 32) * 32), 0
+    launch = Launch(
+        grid=(-(-problem.H // units), groups, problem.D), block=(max(256, -(-units * rows // 32) * 32),),
+        shared_bytes=0, units=units, rows=rows, chunk=min(chunk, -(-length // 32) * 32), parts=1,
+        variant=Variant(exchange, 4 if rows > 1 else 1),
+    )  # fmt: skip
 
     def needed() -> int:
-        return _shared_bytes(problem, exchange, backward, units, rows, chunk, threads, held_chunks)
+        return _shared_bytes(problem, backward, launch)
 
     if exchange == "block" and needed() > most and _can_hold(problem.cell, problem.dtype):
-        threads, held_chunks = problem.dtype.most_threads, HELD_CHUNKS
-    while exchange != "block" and chunk > 32 and needed() > most:
-        chunk = max(32, chunk // 2 // 32 * 32)
+        variant = replace(launch.variant, held=True)
+        launch = replace(launch, block=(problem.dtype.most_threads,), variant=variant)
+    while exchange != "block" and launch.chunk > 32 and needed() > most:
+        launch = replace(launch, chunk=max(32, launch.chunk // 2 // 32 * 32))
     if needed() > most:
         raise DoesNotFit(
             f"{units} hidden units of {rows} rows need {needed():,} bytes of shared memory in a block, "
             f"{device.name} has {most:,}"
         )
-    grid = -(-problem.H // units), groups, problem.D
-    variant = Variant(exchange, TILES[exchange], 4 if rows > 1 else 1, held_chunks)
-    return Launch(grid, (threads,), needed(), units, rows, chunk, variant)
+    launch = replace(launch, parts=_parts(problem, backward, launch))
+    while launch.parts > 1 and needed() > most:
+        launch = replace(launch, parts=launch.parts // 2)
+    return replace(launch, shared_bytes=needed())
 
 
 def _step_fused(problem: Problem, device: Device, backward: bool) -> Launch:
@@ -215,13 +266,13 @@ def _block(problem: Problem, device: Device, backward: bool) -> Launch:
 
 def _persistent(problem: Problem, device: Device, backward: bool) -> Launch:
     """The fewest groups of rows whose blocks are all on the device at once."""
-    tiles, reason = TILES["grid"], ""
+    reason = ""
     for groups in range(1, problem.B + 1):
         blocks = device.multiprocessors // (problem.D * groups)
         if blocks < 1:
             break
         units = -(-problem.H // blocks)
-        rows = -(-problem.B // (groups * tiles))
+        rows = -(-problem.B // groups)
         try:
             return _launch(problem, device, "grid", backward, units, rows, groups, 1024)
         except DoesNotFit as error:

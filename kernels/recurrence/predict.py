@@ -78,7 +78,7 @@ def fused(plan: FusedPlan, problem: Problem, device: Device) -> Prediction:
 
     from_memory, from_l2 = _step_bytes(problem), 0
     if plan.exchange != "block":  # each block reads the operands of its rows
-        from_l2 = blocks * launch.rows * variant.tiles * problem.H * phases * size
+        from_l2 = blocks * launch.rows * problem.H * phases * size
     if plan.exchange == "launch":  # the other schedules read the weights once, before the first step
         from_l2 += problem.weight_bytes * launch.grid[1]
         from_memory += problem.weight_bytes if problem.weight_bytes > device.l2_bytes else 0

@@ -124,10 +124,10 @@ class Run:
         kernel(launch.grid, launch.block, args, shared_mem=launch.shared_bytes, cooperative=cooperative)
 
     def barriers(self, launch: Launch) -> Array | None:
-        """A counter for each tile of each group of blocks that exchange operands within a launch."""
+        """A counter for each group of blocks that exchange operands within a launch."""
         if launch.variant.exchange != "grid":
             return None
-        return namespace(self.w).zeros(launch.variant.tiles * launch.grid[1] * launch.grid[2], np.uint32)
+        return namespace(self.w).zeros(launch.grid[1] * launch.grid[2], np.uint32)
 
     def hidden_gradients(self, d: int, da: Array, da_hidden: Array, rows: slice = slice(None)) -> dict[str, Array]:
         """The gradients of a direction's weights from those of the gates, of all steps or of some rows.

@@ -20,86 +20,127 @@
 // write the operand of the next one while others still read its own.
 //
 // Steps are counted by position s = 0 ... T-1 in the order of their direction: t = s forward, t = T-1-s backward.
+//
+// What a step reads from memory does not depend on the step before it, and nothing waits for what it writes besides its
+// operand. So both have functions of their own, which a schedule calls where it would have to wait anyway.
 #pragma once
 
 #include "intrinsics.cuh"
 #include "numbers.cuh"
 #include "recurrence/clock.cuh"
 
+// A unit (d, b, j), and how its row goes through the steps.
+struct Unit {
+    Clock clock;
+    int H, D, d, b, j;
+    int length;  // of the row
+
+    __device__ Unit(const Clock& clock, int H, int D, int d, int b, int j, bool exists)
+        : clock(clock), H(H), D(D), d(d), b(b), j(j), length(exists ? clock.length(b) : 0) {}
+
+    // What a step does with the state that enters it.
+    struct Entry {
+        bool past;  // the row has ended: it stays
+        bool cut;   // it is replaced by zero
+    };
+    __device__ Entry entry(int s) const {
+        const int t = clock.time(d, s);
+        return {t >= length, clock.cut(d, t, b, length)};
+    }
+
+    __device__ long long index() const { return ((long long)d * clock.B + b) * H + j; }
+    __device__ long long output(int s) const { return (((long long)clock.time(d, s) * clock.B + b) * D + d) * H + j; }
+    // Of gate g, in arrays (D, T, B, gates, H).
+    __device__ long long gate(int s, int gates, int g) const {
+        return ((((long long)d * clock.T + clock.time(d, s)) * clock.B + b) * gates + g) * H + j;
+    }
+    __device__ long long operand(int phase, int s) const {
+        return ((((long long)phase * D + d) * clock.slots + clock.slot(d, s)) * clock.B + b) * H + j;
+    }
+    __device__ long long history(int s, int num_saved) const {
+        return (((long long)d * clock.slots + clock.slot(d, s)) * clock.B + b) * num_saved * H + j;
+    }
+};
+
 template <class Cell, typename Storage>
 struct Forward {
     using Real = typename Cell::Real;
+    static constexpr int gates = Cell::gates, last_gate = Cell::first_gate(Cell::phases - 1);
 
     Cell cell;
-    Clock clock;
-    int H, D;
-    const Storage *xw, *b_ih, *b_hh, *mask;
+    Unit unit;
+    const Storage* xw;
     Storage *y, *operands, *saved;
+    Real bias_ih[gates], bias_hh[gates], mask;
 
-    __device__ long long operand_at(int phase, int d, int s, int b, int j) const {
-        return ((((long long)phase * D + d) * clock.slots + clock.slot(d, s)) * clock.B + b) * H + j;
+    __device__ Forward(
+        const Cell& cell, const Unit& unit, bool exists, const Storage* xw, const Storage* b_ih, const Storage* b_hh,
+        const Storage* mask_array, Storage* y, Storage* operands, Storage* saved)
+        : cell(cell), unit(unit), xw(xw), y(y), operands(operands), saved(saved), mask(1) {
+#pragma unroll
+        for (int g = 0; g < gates; ++g) {
+            const int i = (unit.d * gates + g) * unit.H + unit.j;
+            bias_ih[g] = exists && b_ih ? Real(b_ih[i]) : Real(0);
+            bias_hh[g] = exists && b_hh ? Real(b_hh[i]) : Real(0);
+        }
+        if (exists && mask_array) mask = mask_array[unit.index()];
     }
 
-    // The operand of phase 0 of position s, from h. Past a length it is zero: the sum that is the gradient of the weights
+    // W_ih x and its bias at a position, for the gates from `first` to before `end`.
+    struct Inputs {
+        Unit::Entry entry;
+        Real x[gates];
+    };
+    __device__ void load(int s, int first, int end, Inputs& inputs) const {
+        if (inputs.entry.past) return;
+#pragma unroll
+        for (int g = 0; g < gates; ++g) {
+            if (g >= first && g < end) inputs.x[g] = Real(xw[unit.gate(s, gates, g)]) + bias_ih[g];
+        }
+    }
+
+    // The operand of phase 0 of a position, from h. Past a length it is zero: the sum that is the gradient of the weights
     // multiplies it by zero, which would not remove a NaN or an infinity.
-    __device__ Real entering(int d, int s, int b, int j, Real h) const {
-        const int t = clock.time(d, s);
-        if (clock.past(t, b) || clock.cut(d, t, b)) h = 0;
-        return mask ? h * Real(mask[((long long)d * clock.B + b) * H + j]) : h;
+    __device__ Real entering(const Unit::Entry& entry, Real h) const { return entry.past || entry.cut ? Real(0) : h * mask; }
+
+    // The values that a step saves.
+    struct Values {
+        Real at[Cell::num_saved];
+    };
+
+    // Between phases 0 and 1 of a position: from the `products` of phase 0 to phase 1's operand.
+    template <int count>
+    __device__ Real operand(const Inputs& inputs, const Real (&products)[count], Real h, Values& values) const {
+        static_assert(Cell::phases == 2 && count == Cell::first_gate(1), "a cell of more phases has more operands");
+        if (inputs.entry.past) return 0;
+        Real p[gates];
+        for (int g = 0; g < count; ++g) p[g] = products[g] + bias_hh[g];
+        return cell.operand(inputs.x, p, entering(inputs.entry, h), values.at);
+    }
+    __device__ void save_operand(int s, const Inputs& inputs, const Values& values) const {
+        if (inputs.entry.past) return;
+        Storage* const to = saved + unit.history(s, Cell::num_saved);
+        for (int g = 0; g < Cell::first_gate(1); ++g) to[(long long)g * unit.H] = Storage(values.at[g]);
     }
 
-    __device__ Real input(int d, int t, int b, int g, int j) const {
-        const Real bias = b_ih ? Real(b_ih[(d * Cell::gates + g) * H + j]) : Real(0);
-        return Real(xw[((((long long)d * clock.T + t) * clock.B + b) * Cell::gates + g) * H + j]) + bias;
+    // The end of a position: from the `products` of the last phase to h and c.
+    template <int count>
+    __device__ void finish(
+        int s, const Inputs& inputs, const Real (&products)[count], Real& h, Real& c, Values& values) const {
+        static_assert(count == gates - last_gate, "one product for each gate of the last phase");
+        if (inputs.entry.past) return;
+        if (inputs.entry.cut) h = c = 0;
+        Real p[gates];
+        for (int g = last_gate; g < gates; ++g) p[g] = products[g - last_gate] + bias_hh[g];
+        for (int k = 0; k < last_gate; ++k) values.at[k] = Real(saved[unit.history(s, Cell::num_saved) + (long long)k * unit.H]);
+        cell.forward(inputs.x, p, h, c, values.at);
     }
-
-    __device__ Real hidden(int d, int g, int j, Real product) const {
-        return b_hh ? product + Real(b_hh[(d * Cell::gates + g) * H + j]) : product;
-    }
-
-    __device__ Storage* saved_at(int d, int s, int b, int j) const {
-        return saved + (((long long)d * clock.slots + clock.slot(d, s)) * clock.B + b) * Cell::num_saved * H + j;
-    }
-
-    // Between phases 0 and 1 of position s: from the `products` of phase 0 (gate g at g * stride) to phase 1's operand.
-    template <typename Product>
-    __device__ Real operand(int d, int s, int b, int j, const Product* products, int stride, Real h) const {
-        static_assert(Cell::phases == 2, "a cell of more phases has an operand after each of them");
-        constexpr int end = Cell::first_gate(1);
-        const int t = clock.time(d, s);
-        if (clock.past(t, b)) return 0;
-        Real x[Cell::gates], p[Cell::gates], values[Cell::num_saved];
-        for (int g = 0; g < end; ++g) {
-            x[g] = input(d, t, b, g, j);
-            p[g] = hidden(d, g, j, Real(products[g * stride]));
+    __device__ void save(int s, const Inputs& inputs, const Values& values, Real h) const {
+        if (saved && !inputs.entry.past) {
+            Storage* const to = saved + unit.history(s, Cell::num_saved);
+            for (int k = last_gate; k < Cell::num_saved; ++k) to[(long long)k * unit.H] = Storage(values.at[k]);
         }
-        const Real next = cell.operand(x, p, entering(d, s, b, j, h), values);
-        Storage* const to = saved_at(d, s, b, j);
-        for (int g = 0; g < end; ++g) to[(long long)g * H] = Storage(values[g]);
-        return next;
-    }
-
-    // The end of position s: from the `products` of the last phase to h, c and y.
-    template <typename Product>
-    __device__ void finish(int d, int s, int b, int j, const Product* products, int stride, Real& h, Real& c) const {
-        const int t = clock.time(d, s);
-        const bool past = clock.past(t, b);
-        if (!past) {
-            constexpr int first = Cell::first_gate(Cell::phases - 1);
-            if (clock.cut(d, t, b)) h = c = 0;
-            Real x[Cell::gates], p[Cell::gates], values[Cell::num_saved];
-            Storage* const to = saved ? saved_at(d, s, b, j) : nullptr;
-            for (int g = first; g < Cell::gates; ++g) {
-                x[g] = input(d, t, b, g, j);
-                p[g] = hidden(d, g, j, Real(products[(g - first) * stride]));
-            }
-            for (int k = 0; k < first; ++k) values[k] = Real(to[(long long)k * H]);
-            cell.forward(x, p, h, c, values);
-            if (to) {
-                for (int k = first; k < Cell::num_saved; ++k) to[(long long)k * H] = Storage(values[k]);
-            }
-        }
-        y[(((long long)t * clock.B + b) * D + d) * H + j] = Storage(past ? Real(0) : h);
+        y[unit.output(s)] = Storage(inputs.entry.past ? Real(0) : h);
     }
 };
 
@@ -116,66 +157,71 @@ struct Carried {
 template <class Cell, typename Storage>
 struct Backward {
     using Real = typename Cell::Real;
+    static constexpr int gates = Cell::gates;
 
     Cell cell;
-    Clock clock;
-    int H, D;
-    const Storage *saved, *operands, *mask, *dy;
-    Storage *dx, *dp;
+    Unit unit;
+    const Storage *saved, *operands, *dy;
+    Storage* dx;
+    Real mask;
 
-    __device__ long long gate_at(int d, int t, int b, int g, int j) const {
-        return ((((long long)d * clock.T + t) * clock.B + b) * Cell::gates + g) * H + j;
+    __device__ Backward(
+        const Cell& cell, const Unit& unit, bool exists, const Storage* saved, const Storage* operands,
+        const Storage* mask_array, const Storage* dy, Storage* dx)
+        : cell(cell), unit(unit), saved(saved), operands(operands), dy(dy), dx(dx), mask(1) {
+        if (exists && mask_array) mask = mask_array[unit.index()];
     }
 
-    __device__ void load(int d, int t, int b, int j, Real (&values)[Cell::num_saved]) const {
-        const Storage* from = saved + (((long long)d * clock.T + t) * clock.B + b) * Cell::num_saved * H + j;
-        for (int k = 0; k < Cell::num_saved; ++k) values[k] = Real(from[(long long)k * H]);
+    // The values that a position saved, and the gradient of its output.
+    struct Inputs {
+        Unit::Entry entry;
+        Real dy;
+        Real values[Cell::num_saved];
+    };
+    __device__ void load(int s, Inputs& inputs) const {
+        if (inputs.entry.past) return;
+        inputs.dy = dy ? Real(dy[unit.output(s)]) : Real(0);
+        const Storage* const from = saved + unit.history(s, Cell::num_saved);
+#pragma unroll
+        for (int k = 0; k < Cell::num_saved; ++k) inputs.values[k] = Real(from[(long long)k * unit.H]);
     }
 
-    // The beginning of position s in the backward pass, up to the transpose of the last phase: from the gradients of the
-    // state after it to those of the gates, except the first `waiting` ones. `to_product` is called with each gate and its
-    // operand of the transpose.
-    template <class Store>
-    __device__ void begin(int d, int s, int b, int j, Carried<Real>& carried, Store to_product) const {
-        const int t = clock.time(d, s);
-        Real da[Cell::gates], da_hidden[Cell::gates];
-        for (int g = 0; g < Cell::gates; ++g) da[g] = da_hidden[g] = 0;
-        if (!clock.past(t, b)) {
-            if (dy) carried.dh += Real(dy[(((long long)t * clock.B + b) * D + d) * H + j]);
-            Real values[Cell::num_saved];
-            load(d, t, b, j, values);
-            cell.backward(values, carried.dh, carried.dc, da, da_hidden, carried.direct);
-        }
-        for (int g = Cell::waiting; g < Cell::gates; ++g) {
-            if (Cell::hidden_apart) dx[gate_at(d, t, b, g, j)] = Storage(da[g]);
-            to_product(g, Cell::hidden_apart ? da_hidden[g] : da[g]);
-        }
+    // The gradients of the gates of a position: of W_ih x, and of W_hh h.
+    struct Gradients {
+        Real x[gates], hidden[gates];
+        __device__ Real of_product(int g) const { return Cell::hidden_apart ? hidden[g] : x[g]; }
+    };
+
+    // The beginning of a position in the backward pass, up to the transpose of the last phase: from the gradients of the
+    // state after it to those of the gates, except the first `waiting` ones.
+    __device__ void begin(const Inputs& inputs, Carried<Real>& carried, Gradients& gradients) const {
+        for (int g = 0; g < gates; ++g) gradients.x[g] = gradients.hidden[g] = 0;
+        if (inputs.entry.past) return;
+        carried.dh += inputs.dy;
+        cell.backward(inputs.values, carried.dh, carried.dc, gradients.x, gradients.hidden, carried.direct);
+    }
+    // Those of W_hh h are stored by the schedule, as operands of the next product.
+    __device__ void save(int s, const Gradients& gradients) const {
+        if (!Cell::hidden_apart) return;
+        for (int g = Cell::waiting; g < gates; ++g) dx[unit.gate(s, gates, g)] = Storage(gradients.x[g]);
     }
 
-    // Between the transposes of phases 1 and 0 of position s: from the gradient of phase 1's operand to the gates that
+    // Between the transposes of phases 1 and 0 of a position: from the gradient of phase 1's operand to the gates that
     // waited for it.
-    template <class Store>
     __device__ void operand_backward(
-        int d, int s, int b, int j, Real doperand, Carried<Real>& carried, Store to_product) const {
-        const int t = clock.time(d, s);
-        Real da[Cell::gates] = {};
+        int s, const Inputs& inputs, Real doperand, Carried<Real>& carried, Gradients& gradients) const {
+        for (int g = 0; g < gates; ++g) gradients.x[g] = gradients.hidden[g] = 0;
         carried.through = 0;
-        if (!clock.past(t, b)) {
-            Real values[Cell::num_saved];
-            load(d, t, b, j, values);
-            const Real entered(operands[(((long long)d * clock.T + t) * clock.B + b) * H + j]);
-            carried.through = cell.operand_backward(values, entered, doperand, da);
-        }
-        for (int g = 0; g < Cell::waiting; ++g) to_product(g, da[g]);
+        if (inputs.entry.past) return;
+        const Real entered(operands[unit.operand(0, s)]);
+        carried.through = cell.operand_backward(inputs.values, entered, doperand, gradients.x);
     }
 
-    // The end of position s: from the transpose of phase 0 to the gradient of the state before it.
-    __device__ void finish(int d, int s, int b, int j, Real product, Carried<Real>& carried) const {
-        const int t = clock.time(d, s);
-        if (clock.past(t, b)) return;
+    // The end of a position: from the transpose of phase 0 to the gradient of the state before it.
+    __device__ void finish(const Unit::Entry& entry, Real product, Carried<Real>& carried) const {
+        if (entry.past) return;
         if (Cell::phases > 1) product += carried.through;
-        if (mask) product *= Real(mask[((long long)d * clock.B + b) * H + j]);
-        carried.dh = product + carried.direct;
-        if (clock.cut(d, t, b)) carried.dh = carried.dc = 0;
+        carried.dh = product * mask + carried.direct;
+        if (entry.cut) carried.dh = carried.dc = 0;
     }
 };

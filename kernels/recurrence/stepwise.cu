@@ -1,25 +1,24 @@
 // One step at a time: cuBLAS computes the products, and each kernel here the rest of a step, in both directions.
 #include "recurrence/steps.cuh"
 
-// The unit (d, b, j) of a thread, one of n.
-struct Unit {
-    long long i;
-    int d, b, j;
-
-    __device__ Unit(int B, int H) : i((long long)blockIdx.x * blockDim.x + threadIdx.x), d(i / H / B), b(i / H % B), j(i % H) {}
-};
+// The unit of a thread, one of n; whether there is one.
+__device__ inline Unit unit_of(const Clock& clock, int H, int D, bool& exists) {
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    exists = i < (long long)D * clock.B * H;
+    const int row = int(i / H);  // of all directions
+    return Unit(clock, H, D, row / clock.B, row % clock.B, int(i - (long long)row * H), exists);
+}
 
 // The operand of the first step.
 template <class Cell, typename Storage>
 __global__ void begin_forward(
     const int* lengths, const bool* resets, const Storage* mask, const typename Cell::Real* h, Storage* operands, int T,
     int B, int H, int D, int slots) {
-    const Forward<Cell, Storage> layer{{}, {T, B, slots, lengths, resets}, H, D, nullptr, nullptr, nullptr, mask, nullptr, operands};
-    const Unit unit(B, H);
-    if (unit.i >= (long long)D * B * H) return;
-    const long long i = unit.i;
-    const int d = unit.d, b = unit.b, j = unit.j;
-    operands[layer.operand_at(0, d, 0, b, j)] = Storage(layer.entering(d, 0, b, j, h[i]));
+    bool exists;
+    const Unit unit = unit_of({T, B, slots, lengths, resets}, H, D, exists);
+    if (!exists) return;
+    const Forward<Cell, Storage> layer({}, unit, true, nullptr, nullptr, nullptr, mask, nullptr, operands, nullptr);
+    operands[unit.operand(0, 0)] = Storage(layer.entering(unit.entry(0), h[unit.index()]));
 }
 
 // After phase 0 of two, with products (D, B, gates of the phase, H) of position s.
@@ -28,13 +27,19 @@ __global__ void operand_of_step(
     const Storage* products, const Storage* xw, const Storage* b_ih, const Storage* b_hh, const int* lengths,
     const bool* resets, const Storage* mask, const typename Cell::Real* h, Storage* operands, Storage* saved, int T, int B,
     int H, int D, int slots, int s, Cell cell) {
-    const Forward<Cell, Storage> layer{cell, {T, B, slots, lengths, resets}, H, D, xw, b_ih, b_hh, mask, nullptr, operands, saved};
-    const Unit unit(B, H);
-    if (unit.i >= (long long)D * B * H) return;
-    const long long i = unit.i;
-    const int d = unit.d, b = unit.b, j = unit.j;
-    const Storage* const first = products + ((long long)d * B + b) * Cell::first_gate(1) * H + j;
-    operands[layer.operand_at(1, d, s, b, j)] = Storage(layer.operand(d, s, b, j, first, H, h[i]));
+    using Layer = Forward<Cell, Storage>;
+    constexpr int gates = Cell::first_gate(1);
+    bool exists;
+    const Unit unit = unit_of({T, B, slots, lengths, resets}, H, D, exists);
+    if (!exists) return;
+    const Layer layer(cell, unit, true, xw, b_ih, b_hh, mask, nullptr, operands, saved);
+    typename Layer::Inputs inputs{unit.entry(s)};
+    layer.load(s, 0, gates, inputs);
+    typename Cell::Real p[gates];
+    for (int g = 0; g < gates; ++g) p[g] = products[(((long long)unit.d * B + unit.b) * gates + g) * H + unit.j];
+    typename Layer::Values values;
+    operands[unit.operand(1, s)] = Storage(layer.operand(inputs, p, h[unit.index()], values));
+    layer.save_operand(s, inputs, values);
 }
 
 // After the last phase, with products (D, B, gates of the phase, H) of position s.
@@ -44,17 +49,24 @@ __global__ void finish_step(
     const bool* resets, const Storage* mask, typename Cell::Real* h, typename Cell::Real* c, Storage* y, Storage* operands,
     Storage* saved, int T, int B, int H, int D, int slots, int s, Cell cell) {
     using Real = typename Cell::Real;
-    const Forward<Cell, Storage> layer{cell, {T, B, slots, lengths, resets}, H, D, xw, b_ih, b_hh, mask, y, operands, saved};
-    constexpr int gates = Cell::gates - Cell::first_gate(Cell::phases - 1);
-    const Unit unit(B, H);
-    if (unit.i >= (long long)D * B * H) return;
-    const long long i = unit.i;
-    const int d = unit.d, b = unit.b, j = unit.j;
+    using Layer = Forward<Cell, Storage>;
+    constexpr int gates = Cell::gates - Layer::last_gate;
+    bool exists;
+    const Unit unit = unit_of({T, B, slots, lengths, resets}, H, D, exists);
+    if (!exists) return;
+    const Layer layer(cell, unit, true, xw, b_ih, b_hh, mask, y, operands, saved);
+    typename Layer::Inputs inputs{unit.entry(s)};
+    layer.load(s, Layer::last_gate, Cell::gates, inputs);
+    Real p[gates];
+    for (int g = 0; g < gates; ++g) p[g] = products[(((long long)unit.d * B + unit.b) * gates + g) * H + unit.j];
+    const long long i = unit.index();
     Real state = h[i], cell_state = Cell::has_c ? c[i] : Real(0);
-    layer.finish(d, s, b, j, products + ((long long)d * B + b) * gates * H + j, H, state, cell_state);
+    typename Layer::Values values;
+    layer.finish(s, inputs, p, state, cell_state, values);
+    layer.save(s, inputs, values, state);
     h[i] = state;
     if (Cell::has_c) c[i] = cell_state;
-    if (s + 1 < T) operands[layer.operand_at(0, d, s + 1, b, j)] = Storage(layer.entering(d, s + 1, b, j, state));
+    if (s + 1 < T) operands[unit.operand(0, s + 1)] = Storage(layer.entering(unit.entry(s + 1), state));
 }
 
 // Ends position s + 1, whose phase 0 has the transpose `product` (D, B, H), and begins position s. The first call has
@@ -65,21 +77,25 @@ __global__ void begin_step_backward(
     const Storage* dy, typename Cell::Real* dh, typename Cell::Real* dc, typename Cell::Real* direct,
     const typename Cell::Real* through, Storage* dx, Storage* dp, int T, int B, int H, int D, int s, Cell cell) {
     using Real = typename Cell::Real;
-    const Backward<Cell, Storage> layer{cell, {T, B, T, lengths, resets}, H, D, saved, nullptr, mask, dy, dx, dp};
-    const Unit unit(B, H);
-    if (unit.i >= (long long)D * B * H) return;
-    const long long i = unit.i;
-    const int d = unit.d, b = unit.b, j = unit.j;
+    using Layer = Backward<Cell, Storage>;
+    bool exists;
+    const Unit unit = unit_of({T, B, T, lengths, resets}, H, D, exists);
+    if (!exists) return;
+    const Layer layer(cell, unit, true, saved, nullptr, mask, dy, dx);
+    const long long i = unit.index();
     Carried<Real> carried{dh[i], Cell::has_c ? dc[i] : Real(0), 0, 0};
     if (s + 1 < T) {
         carried.direct = direct[i];
         if (Cell::phases > 1) carried.through = through[i];
-        layer.finish(d, s + 1, b, j, Real(product[i]), carried);
+        layer.finish(unit.entry(s + 1), Real(product[i]), carried);
     }
     if (s >= 0) {
-        layer.begin(d, s, b, j, carried, [&](int g, Real da) {
-            dp[layer.gate_at(d, layer.clock.time(d, s), b, g, j)] = Storage(da);
-        });
+        typename Layer::Inputs inputs{unit.entry(s)};
+        typename Layer::Gradients gradients;
+        layer.load(s, inputs);
+        layer.begin(inputs, carried, gradients);
+        layer.save(s, gradients);
+        for (int g = Cell::waiting; g < Cell::gates; ++g) dp[unit.gate(s, Cell::gates, g)] = Storage(gradients.of_product(g));
         direct[i] = carried.direct;
     }
     dh[i] = carried.dh;
@@ -92,14 +108,16 @@ __global__ void operand_of_step_backward(
     const Storage* doperand, const Storage* saved, const Storage* operands, const int* lengths,
     typename Cell::Real* through, Storage* dx, int T, int B, int H, int D, int s, Cell cell) {
     using Real = typename Cell::Real;
-    const Backward<Cell, Storage> layer{cell, {T, B, T, lengths, nullptr}, H, D, saved, operands, nullptr, nullptr, dx, dx};
-    const Unit unit(B, H);
-    if (unit.i >= (long long)D * B * H) return;
-    const long long i = unit.i;
-    const int d = unit.d, b = unit.b, j = unit.j;
+    using Layer = Backward<Cell, Storage>;
+    bool exists;
+    const Unit unit = unit_of({T, B, T, lengths, nullptr}, H, D, exists);
+    if (!exists) return;
+    const Layer layer(cell, unit, true, saved, operands, nullptr, nullptr, dx);
+    typename Layer::Inputs inputs{unit.entry(s)};
+    typename Layer::Gradients gradients;
     Carried<Real> carried{};
-    layer.operand_backward(d, s, b, j, Real(doperand[i]), carried, [&](int g, Real da) {
-        dx[layer.gate_at(d, layer.clock.time(d, s), b, g, j)] = Storage(da);
-    });
-    through[i] = carried.through;
+    layer.load(s, inputs);
+    layer.operand_backward(s, inputs, Real(doperand[unit.index()]), carried, gradients);
+    for (int g = 0; g < Cell::waiting; ++g) dx[unit.gate(s, Cell::gates, g)] = Storage(gradients.x[g]);
+    through[unit.index()] = carried.through;
 }
