@@ -28,6 +28,9 @@ PREDICTED_FOR = "H100"
 GRAPH = "step-fused graph"
 """Step-fused with all its launches captured beforehand, and replayed as one."""
 
+CUDNN = {"cuDNN": "float32", "cuDNN float16": "float16"}
+"""The columns of PyTorch's layers, and their dtypes."""
+
 WARM_UPS, TURNS = 3, 15
 
 
@@ -160,19 +163,24 @@ def plain_loop(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any, dy: 
     return ((flat @ w_ih).reshape(x.shape), *(gradients[name] for name in weights))
 
 
-def _torch(case: Case) -> Callable[[], Any] | None:
-    """PyTorch's layer on its GPU, which is cuDNN; None where there is no such PyTorch."""
+def _torch(case: Case, dtype: str) -> Callable[[], Any] | None:
+    """PyTorch's layer on its GPU, which is cuDNN; None where there is no such PyTorch.
+
+    In float32 it computes in float32: PyTorch's default lets cuDNN round what it multiplies to TF32.
+    """
     try:
         import torch
     except ImportError:
         return None
     if not torch.cuda.is_available():
         return None
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     _, _, I, H = case.size
     x, dy, parameters = case.arrays()
-    layer = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell](I, H).cuda()
+    layer = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell](I, H)
     layer.load_state_dict({name: torch.from_numpy(value) for name, value in parameters.items()})
-    x, dy = torch.from_numpy(x).cuda(), torch.from_numpy(dy).cuda()
+    layer = layer.to("cuda", getattr(torch, dtype))
+    x, dy = (torch.from_numpy(array).to("cuda", getattr(torch, dtype)) for array in (x, dy))
 
     def infer() -> Any:
         with torch.inference_mode():
@@ -203,8 +211,8 @@ def _milliseconds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def _limits(name: str, size: Size, device: devices.Device) -> dict[str, float]:
-    """Microseconds of a step of each schedule that fits: as predicted, and its share of the input product."""
+def _predictions(name: str, size: Size, device: devices.Device) -> dict[str, float]:
+    """Predicted microseconds of a step of each schedule that fits, with its share of the input product."""
     _, B, I, H = size
     outputs = B * CELLS[name].gates * H
     product = max(2 * outputs * I / device.peak_flops("float32"), 4 * (B * I + outputs) / device.bandwidth)
@@ -217,28 +225,27 @@ def _measured(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
 
     device = devices.current()
     yield (
-        f"{device.name}, CuPy {cupy.__version__}, float32. Microseconds a step, the input product included on all "
-        f"sides: medians of {TURNS} turns by CUDA events. In brackets, of the forward pass, the share of the predicted "
-        "limit that is reached, the input product at the device's peak included. The fastest is named last."
+        f"{device.name}, CuPy {cupy.__version__}, float32 without TF32, and cuDNN in float16 too. Microseconds a step, "
+        f"the input product included on all sides: medians of {TURNS} turns by CUDA events. In brackets, of forward "
+        "passes, what was predicted, with the input product at the device's peak. The fastest in float32 is named last."
     )
     for mode in ("inference", "training"):
-        columns = [*plan.SCHEDULES, *([GRAPH] if mode == "inference" else []), "plain loop", "cuDNN"]
+        columns = [*plan.SCHEDULES, *([GRAPH] if mode == "inference" else []), "plain loop", *CUDNN]
         yield f"\n{mode}:\n"
         yield from _head([*columns, "fastest"])
         for name in names:
             for size in sizes:
                 case = Case(name, size, mode)
                 calls = contenders(case, cupy)
-                peer = _torch(case)
-                if peer is not None:
-                    calls["cuDNN"] = peer
+                peers = {column: _torch(case, dtype) for column, dtype in CUDNN.items()}
+                calls |= {column: peer for column, peer in peers.items() if peer is not None}
                 times = {key: 1e3 * ms / size.T for key, ms in _milliseconds(calls).items()}
-                limits = _limits(name, size, device)
+                predictions = _predictions(name, size, device)
                 cells_of_row = []
                 for column in columns:
                     text = f"{times[column]:.2f}" if column in times else "–"
-                    if column in limits and mode == "inference":
-                        text += f" ({limits[column] / times[column]:.0%})"
+                    if column in predictions and mode == "inference":
+                        text += f" ({predictions[column]:.2f})"
                     cells_of_row.append(text)
-                fastest = min(times, key=lambda key: times[key])
+                fastest = min((key for key in times if CUDNN.get(key) != "float16"), key=lambda key: times[key])
                 yield f"| {name.upper()} | {', '.join(map(str, size))} | {' | '.join([*cells_of_row, fastest])} |"
