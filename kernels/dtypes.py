@@ -46,7 +46,7 @@ class Dtype:
 TABLE = {
     dtype.name: dtype
     for dtype in (
-        Dtype("float32", storage="float", accumulator="float32", itemsize=4, most_threads=512),
+        Dtype("float32", storage="float", accumulator="float32", itemsize=4, most_threads=384),
         Dtype("float64", storage="double", accumulator="float64", itemsize=8, most_threads=256),
     )
 }

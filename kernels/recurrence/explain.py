@@ -25,15 +25,17 @@ def explain_recurrence(
     if isinstance(chosen, FusedPlan):
         launch = chosen.forward
         grid, block, shared_bytes = launch.grid, launch.block, launch.shared_bytes
+        threads = launch.variant.most_threads(problem.dtype)
     else:
         grid, block, shared_bytes = (-(-D * B * H // plan.STEPWISE_THREADS), 1, 1), (plan.STEPWISE_THREADS,), 0
+        threads = plan.STEPWISE_THREADS
     microseconds = {name: 1e6 * predicted.seconds for name, (_, predicted) in choice.plans.items()}
     passed_over = {
         name: choice.refusals.get(name) or f"predicted {microseconds[name]:.2f} microseconds a step"
         for name in plan.SCHEDULES
         if name != choice.best
     }
-    registers = min(255, devices.REGISTERS // problem.dtype.most_threads)
+    registers = min(255, devices.REGISTERS // threads)
     return {
         "device": gpu.name,
         "schedule": choice.best,

@@ -98,15 +98,18 @@ struct Share {
         for (int r = threadIdx.x / 32; r < rows_of_batch(); r += blockDim.x / 32) {
             const Storage* const from = source + r * stride;
             Storage* const to = operand + r * chunk - begin;
+            int k = begin + threadIdx.x % 32 * size;
+            if (whole) {
 #pragma unroll 4
-            for (int k = begin + threadIdx.x % 32 * size; k < end; k += 32 * size) {
-                Packet<Storage> packet;
-                if (whole) {
-                    packet = exchange == Exchange::grid ? read_published_packet(from + k) : load_packet(from + k);
-                } else {
-#pragma unroll
-                    for (int e = 0; e < size; ++e) packet.at[e] = k + e < end ? number(from + k + e) : Storage(0);
+                for (; k < end; k += 32 * size) {
+                    store_packet(to + k, exchange == Exchange::grid ? read_published_packet(from + k) : load_packet(from + k));
                 }
+            }
+#pragma unroll 1
+            for (; k < end; k += 32 * size) {
+                Packet<Storage> packet;
+#pragma unroll
+                for (int e = 0; e < size; ++e) packet.at[e] = k + e < end ? number(from + k + e) : Storage(0);
                 store_packet(to + k, packet);
             }
         }

@@ -34,6 +34,9 @@ TILE_ROWS = 8
 PARTS = (1, 2, 4, 8)
 """Into how many parts a product's columns may be cut, which the warps of a block share out."""
 
+_STEP_FUSED_UNITS, _STEP_FUSED_ROWS = 8, 32
+"""Of a block of that schedule, at most."""
+
 _TILE_INSTRUCTIONS = 200
 """Roughly those of a warp before and after the loop of a tile: addresses, and the sums over its lanes."""
 
@@ -82,6 +85,11 @@ class Variant:
     """Rows of the batch in a tile."""
     held: bool = False
     """Whether a warp keeps the first columns of its weight rows in registers."""
+
+    def most_threads(self, dtype: Dtype) -> int:
+        """Of a block, for which the kernels are compiled: with fewer than the dtype allows, a thread has more registers."""
+        few = self.exchange == "launch" or (self.exchange == "grid" and self.columns == 1)
+        return min(dtype.most_threads, _STEP_FUSED_UNITS * _STEP_FUSED_ROWS) if few else dtype.most_threads
 
     @property
     def tile_lanes(self) -> int:
@@ -146,10 +154,8 @@ class DoesNotFit(ValueError):
 def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     """The variants of its kernels that a plan for the cell may have."""
     return [
-        Variant(exchange, columns, held)
-        for exchange in EXCHANGE.values()
-        for columns in (1, 4)
-        for held in ((False, True) if exchange == "block" and _can_hold(cell, dtype) else (False,))
+        *(Variant(exchange, columns, False) for exchange in EXCHANGE.values() for columns in (1, 4)),
+        *([Variant("block", 1, True)] if _can_hold(cell, dtype) else []),
     ]
 
 
@@ -215,7 +221,8 @@ def _launch(
     problem: Problem, device: Device, exchange: str, backward: bool, units: int, rows: int, groups: int, chunk: int
 ) -> Launch:
     """The launch of blocks of ``units`` x ``rows``; raises `DoesNotFit`."""
-    most = problem.dtype.most_threads
+    variant = Variant(exchange, 4 if rows > 1 else 1)
+    most = variant.most_threads(problem.dtype)
     if units * rows > most:
         raise DoesNotFit(f"{units} hidden units times {rows} rows are more than the {most} threads of a block")
     if groups > _MOST_GROUPS:
@@ -227,14 +234,14 @@ def _launch(
     launch = Launch(
         grid=(-(-problem.H // units), groups, problem.D), block=(max(256, -(-units * rows // 32) * 32),),
         shared_bytes=0, units=units, rows=rows, chunk=min(chunk, -(-length // 32) * 32), parts=1,
-        variant=Variant(exchange, 4 if rows > 1 else 1),
+        variant=variant,
     )  # fmt: skip
 
     def needed() -> int:
         return _shared_bytes(problem, backward, launch)
 
     if exchange == "block" and needed() > most and _can_hold(problem.cell, problem.dtype):
-        variant = replace(launch.variant, held=True)
+        variant = Variant("block", 1, True)
         launch = replace(launch, block=(problem.dtype.most_threads,), variant=variant)
     while exchange != "block" and launch.chunk > 32 and needed() > most:
         launch = replace(launch, chunk=max(32, launch.chunk // 2 // 32 * 32))
@@ -250,8 +257,8 @@ def _launch(
 
 
 def _step_fused(problem: Problem, device: Device, backward: bool) -> Launch:
-    units = min(8, problem.H)
-    rows = min(32, problem.B)
+    units = min(_STEP_FUSED_UNITS, problem.H)
+    rows = min(_STEP_FUSED_ROWS, problem.B)
     return _launch(problem, device, "launch", backward, units, rows, -(-problem.B // rows), 256)
 
 

@@ -139,6 +139,7 @@ __device__ __forceinline__ void multiply_tile(
             add_products([&](int i, auto use) { use([&](int e) { return in_registers.at(i, e); }); });
         }
     }
+#pragma unroll 1  // more would take too many registers
     while (k < end) {
         add_products([&](int i, auto use) {
             const Packet<Storage> w = weights.template packet<is_whole>(rows[i], K - k);

@@ -69,20 +69,16 @@ struct Forward {
 
     Cell cell;
     Unit unit;
-    const Storage* xw;
+    const Storage *xw, *b_ih;
     Storage *y, *operands, *saved;
-    Real bias_ih[gates], bias_hh[gates], mask;
+    Real bias_hh[gates], mask;
 
     __device__ Forward(
         const Cell& cell, const Unit& unit, bool exists, const Storage* xw, const Storage* b_ih, const Storage* b_hh,
         const Storage* mask_array, Storage* y, Storage* operands, Storage* saved)
-        : cell(cell), unit(unit), xw(xw), y(y), operands(operands), saved(saved), mask(1) {
+        : cell(cell), unit(unit), xw(xw), b_ih(b_ih), y(y), operands(operands), saved(saved), mask(1) {
 #pragma unroll
-        for (int g = 0; g < gates; ++g) {
-            const int i = (unit.d * gates + g) * unit.H + unit.j;
-            bias_ih[g] = exists && b_ih ? Real(b_ih[i]) : Real(0);
-            bias_hh[g] = exists && b_hh ? Real(b_hh[i]) : Real(0);
-        }
+        for (int g = 0; g < gates; ++g) bias_hh[g] = exists && b_hh ? Real(b_hh[bias(g)]) : Real(0);
         if (exists && mask_array) mask = mask_array[unit.index()];
     }
 
@@ -95,9 +91,12 @@ struct Forward {
         if (inputs.entry.past) return;
 #pragma unroll
         for (int g = 0; g < gates; ++g) {
-            if (g >= first && g < end) inputs.x[g] = Real(xw[unit.gate(s, gates, g)]) + bias_ih[g];
+            if (g >= first && g < end) {
+                inputs.x[g] = Real(xw[unit.gate(s, gates, g)]) + (b_ih ? Real(b_ih[bias(g)]) : Real(0));
+            }
         }
     }
+    __device__ int bias(int g) const { return (unit.d * gates + g) * unit.H + unit.j; }
 
     // The operand of phase 0 of a position, from h. Past a length it is zero: the sum that is the gradient of the weights
     // multiplies it by zero, which would not remove a NaN or an infinity.

@@ -58,7 +58,7 @@ class Struct:
         return f"{name}<{self}, {self.dtype.storage}>"
 
     def _fused(self, name: str, variant: Variant) -> str:
-        return f"{name}<{self}, {self.dtype.storage}, {self.dtype.most_threads}, {variant}>"
+        return f"{name}<{self}, {self.dtype.storage}, {variant.most_threads(self.dtype)}, {variant}>"
 
 
 @functools.cache
