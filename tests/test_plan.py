@@ -53,13 +53,13 @@ def longest(schedule: str, cell, dtype: str = "float32", device: str = "H100") -
 
 
 def test_the_limit_of_one_block():
-    """4 H rows of weights of an LSTM in whole packets, less 96 x 128 numbers in registers, and an operand and 4 H sums."""
+    """4 H rows of weights of an LSTM in whole packets, less 64 x 128 numbers in registers, and an operand and 4 H sums."""
     H = longest("block", LSTM())
     assert H >= 128
 
     def needed(H):
         length = -(-H // 4) * 4
-        return 4 * (4 * H * length - 96 * 128 + length + 4 * H)
+        return 4 * (4 * H * length - 64 * 128 + length + 4 * H)
 
     assert needed(H) <= 227 * 1024 < needed(H + 1)
 
@@ -78,7 +78,7 @@ def test_small_layers_stay_in_a_block_and_wide_batches_go_to_the_matrix_product(
 
 def test_a_refusal_says_why():
     choice = consider(B=1, H=4096)
-    assert choice.refusals["block"] == "4096 hidden units are more than the 384 threads of a block"
+    assert choice.refusals["block"] == "4096 hidden units are more than the 256 threads of a block"
     assert "bytes of shared memory in a block, H100 has 232,448" in choice.refusals["persistent"]
 
 

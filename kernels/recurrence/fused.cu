@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(threads, 1) forward(
     GridBarrier barrier;
     if (exchange == Exchange::grid) barrier = GridBarrier(arrived + share.group(), gridDim.x);
     if (exchange == Exchange::block) {  // what fills the last packets is finite
-        for (int k = threadIdx.x; k < rows * share.chunk; k += blockDim.x) share.operand[k] = 0;
+        for (int k = threadIdx.x; k < rows * share.chunk; k += blockDim.x) share.operand[k] = Storage(0);
         __syncthreads();
     }
     Real state = 0, cell_state = 0;
@@ -333,7 +333,7 @@ __global__ void __launch_bounds__(threads, 1) backward(
     GridBarrier barrier;
     if (exchange == Exchange::grid) barrier = GridBarrier(arrived + share.group(), gridDim.x);
     if (exchange == Exchange::block) {  // what fills the last packets is finite
-        for (int k = threadIdx.x; k < rows * share.chunk; k += blockDim.x) share.operand[k] = 0;
+        for (int k = threadIdx.x; k < rows * share.chunk; k += blockDim.x) share.operand[k] = Storage(0);
     }
     Carried<Real> carried{};
     typename Layer::Inputs inputs;

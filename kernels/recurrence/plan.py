@@ -34,6 +34,9 @@ TILE_ROWS = 8
 PARTS = (1, 2, 4, 8)
 """Into how many parts a product's columns may be cut, which the warps of a block share out."""
 
+_BLOCK_THREADS = 256
+"""The most of a block, except where many rows need more: so few that a thread has registers for all that it computes."""
+
 _STEP_FUSED_UNITS, _STEP_FUSED_ROWS = 8, 32
 """Of a block of that schedule, at most."""
 
@@ -88,8 +91,8 @@ class Variant:
 
     def most_threads(self, dtype: Dtype) -> int:
         """Of a block, for which the kernels are compiled: with fewer than the dtype allows, a thread has more registers."""
-        few = self.exchange == "launch" or (self.exchange == "grid" and self.columns == 1)
-        return min(dtype.most_threads, _STEP_FUSED_UNITS * _STEP_FUSED_ROWS) if few else dtype.most_threads
+        many = self.exchange == "grid" and self.columns > 1
+        return dtype.most_threads if many else min(dtype.most_threads, _BLOCK_THREADS)
 
     @property
     def tile_lanes(self) -> int:
@@ -242,7 +245,7 @@ def _launch(
 
     if exchange == "block" and needed() > most and _can_hold(problem.cell, problem.dtype):
         variant = Variant("block", 1, True)
-        launch = replace(launch, block=(problem.dtype.most_threads,), variant=variant)
+        launch = replace(launch, block=(_BLOCK_THREADS,), variant=variant)
     while exchange != "block" and launch.chunk > 32 and needed() > most:
         launch = replace(launch, chunk=max(32, launch.chunk // 2 // 32 * 32))
     if needed() > most:
@@ -263,7 +266,7 @@ def _step_fused(problem: Problem, device: Device, backward: bool) -> Launch:
 
 
 def _block(problem: Problem, device: Device, backward: bool) -> Launch:
-    most = problem.dtype.most_threads
+    most = min(problem.dtype.most_threads, _BLOCK_THREADS)
     if most < problem.H:
         raise DoesNotFit(f"{problem.H} hidden units are more than the {most} threads of a block")
     # As many blocks as the device holds at once, so that each has as few rows as possible.
