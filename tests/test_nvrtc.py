@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from gpurnn.kernels import attention, devices, dtypes, launch
+from gpurnn.kernels import attention, devices, launch
 
 from benchmarks import nvrtc
 

@@ -53,7 +53,7 @@ def longest(schedule: str, cell, dtype: str = "float32", device: str = "H100") -
 
 
 def test_the_limit_of_one_block():
-    """4 H rows of weights of an LSTM in whole packets, less 64 x 128 numbers in registers, and an operand and 4 H sums."""
+    """4 H rows of weights of an LSTM in whole packets, less 64 x 128 in registers, and an operand and 4 H sums."""
     H = longest("block", LSTM())
     assert H >= 128
 

@@ -35,7 +35,7 @@ PARTS = (1, 2, 4, 8)
 """Into how many parts a product's columns may be cut, which the warps of a block share out."""
 
 _BLOCK_THREADS = 256
-"""The most of a block, except where many rows need more: so few that a thread has registers for all that it computes."""
+"""The most of a block, unless many rows need more: with so few, a thread has registers for all that it computes."""
 
 _STEP_FUSED_UNITS, _STEP_FUSED_ROWS = 8, 32
 """Of a block of that schedule, at most."""
@@ -90,7 +90,7 @@ class Variant:
     """Whether a warp keeps the first columns of its weight rows in registers."""
 
     def most_threads(self, dtype: Dtype) -> int:
-        """Of a block, for which the kernels are compiled: with fewer than the dtype allows, a thread has more registers."""
+        """Of a block. The kernels are compiled for as many: with fewer, a thread has more registers."""
         many = self.exchange == "grid" and self.columns > 1
         return dtype.most_threads if many else min(dtype.most_threads, _BLOCK_THREADS)
 
@@ -203,6 +203,8 @@ def _tile_width(problem: Problem, variant: Variant) -> int:
 
 def _parts(problem: Problem, backward: bool, launch: Launch) -> int:
     """The parts with which a warp has the least to do, roughly; fewer if that is the same."""
+    if launch.variant.held:
+        return 1  # a warp multiplies all columns of the rows that it holds
     variant, width = launch.variant, _tile_width(problem, launch.variant)
     gates = max(problem.cell.phases)
     row_tiles = -(-launch.units * (1 if backward else gates) // TILE_ROWS)
@@ -235,17 +237,21 @@ def _launch(
     most = device.shared_memory_per_block
     length = (problem.cell.gates if backward else 1) * problem.H
     launch = Launch(
-        grid=(-(-problem.H // units), groups, problem.D), block=(max(256, -(-units * rows // 32) * 32),),
-        shared_bytes=0, units=units, rows=rows, chunk=min(chunk, -(-length // 32) * 32), parts=1,
+        grid=(-(-problem.H // units), groups, problem.D),
+        block=(max(256, -(-units * rows // 32) * 32),),
+        shared_bytes=0,
+        units=units,
+        rows=rows,
+        chunk=min(chunk, -(-length // 32) * 32),
+        parts=1,
         variant=variant,
-    )  # fmt: skip
+    )
 
     def needed() -> int:
         return _shared_bytes(problem, backward, launch)
 
     if exchange == "block" and needed() > most and _can_hold(problem.cell, problem.dtype):
-        variant = Variant("block", 1, True)
-        launch = replace(launch, block=(_BLOCK_THREADS,), variant=variant)
+        launch = replace(launch, block=(_BLOCK_THREADS,), variant=Variant("block", 1, held=True))
     while exchange != "block" and launch.chunk > 32 and needed() > most:
         launch = replace(launch, chunk=max(32, launch.chunk // 2 // 32 * 32))
     if needed() > most:
