@@ -19,4 +19,7 @@ struct Clock {
         const int border = d == 0 ? t : t + 1;
         return resets && border < T && border < length && resets[(long long)border * B + b];
     }
+    // For code that does not keep the length of a row.
+    __device__ bool past(int t, int b) const { return t >= length(b); }
+    __device__ bool cut(int d, int t, int b) const { return cut(d, t, b, length(b)); }
 };
