@@ -54,3 +54,20 @@ def test_the_product_loop_is_that_with_the_largest_share():
     few = sass.Loop(32, ("FFMA",) * 7)
     assert sass.product_loop([wide, product, few]) is product
     assert sass.product_loop([few]) is None
+
+
+@needs_nvdisasm
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
+@pytest.mark.parametrize(("kernels", "share"), [("block|grid", 0.8), ("launch", 0.7)])
+def test_the_product_loops_multiply(kernels, share, architecture):
+    """In float32, by tiles of 4 rows of the batch: most instructions multiply, and all loads have 128 bits."""
+    pattern = rf"(Lstm<float>|Gru<float, true, false>), .*Exchange::({kernels}), 4"
+    names = 0
+    for module in sass.modules(pattern):
+        for name, loops in sass.disassemble(module, architecture).items():
+            loop = sass.product_loop(loops)
+            assert loop.share >= share, name
+            assert {*loop.loads("LDS"), *loop.loads("LDG")} == {128}, name
+            names += 1
+    assert names == (8 if "|" in kernels else 4)
