@@ -89,6 +89,7 @@ class Estimator(SequenceModel):
         return self._arguments["input_size"], self._arguments[self._outputs_name]
 
     def _missing(self) -> str:
+        """The sizes that `fit` finds out, for messages."""
         sizes = zip(("input_size", self._outputs_name), self._sizes(), strict=True)
         return " and ".join(name for name, size in sizes if size is None)
 
