@@ -24,11 +24,15 @@ def embedding_gather(weight: Array, indices: Array) -> Array:
     IndexError
         An index is not in 0..V-1.
     """
-    V = weight.shape[0]
+    check_indices(indices, weight.shape[0])
+    return np.take(weight, indices.astype(np.intp, copy=False), axis=0)
+
+
+def check_indices(indices: Array, V: int) -> None:
+    """Reject indices that are not in 0 ... V - 1."""
     if indices.size and not (indices.min() >= 0 and indices.max() < V):
         bad = indices[(indices < 0) | (indices >= V)]
         raise IndexError(f"embedding: indices holds {bad[0]}, expected 0 <= index < num_embeddings = {V}")
-    return np.take(weight, indices.astype(np.intp, copy=False), axis=0)
 
 
 def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:

@@ -182,3 +182,10 @@ def test_a_decaying_moment_is_subnormal_in_the_end_as_in_the_definition():
 def test_a_label_that_is_no_class_is_rejected():
     with pytest.raises(ValueError, match="cross_entropy: labels holds 3 at flat position 1, expected 0 <= label < "):
         native.cross_entropy_forward(np.zeros((2, 3)), np.array([0, 3]))
+
+
+@pytest.mark.parametrize("bad", [-1, 4, 10**9])
+def test_an_index_that_is_no_row_is_rejected(bad):
+    """The gradient is asked for later, and a caller may have changed his array in between."""
+    with pytest.raises(IndexError, match=f"embedding: indices holds {bad}, expected 0 <= index < num_embeddings = 4"):
+        native.embedding_scatter(np.array([0, bad]), np.ones((2, 3)), 4)

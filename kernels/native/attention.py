@@ -55,15 +55,17 @@ def attention_forward(
     """Context and weights; arguments and results are those of ``gpurnn.reference``'s."""
     T, B, A = query.shape
     S, E = keys.shape[0], values.shape[2]
+    # A copy, which no other thread can change between the check and its use.
+    lengths = None if lengths is None else np.array(lengths, np.int64)
     check_lengths(lengths, S)
 
-    def own(x: Array | None, dtype: Any = None) -> Array | None:
+    def own(x: Array | None) -> Array | None:
         # Training copies, so that what a caller does to his arrays cannot reach the gradients.
-        return None if x is None else np.array(x, dtype, order="C") if training else np.ascontiguousarray(x, dtype)
+        return None if x is None else np.array(x, order="C") if training else np.ascontiguousarray(x)
 
     context, weights = np.empty((T, B, E), query.dtype), np.empty((T, B, S), query.dtype)
     arrays = {
-        "query": own(query), "keys": own(keys), "values": own(values), "v": own(v), "lengths": own(lengths, np.int64),
+        "query": own(query), "keys": own(keys), "values": own(values), "v": own(v), "lengths": lengths,
         "weights": weights,
     }  # fmt: skip
     sizes = {"steps": T, "batch": B, "positions": S, "width": A, "outputs": E, "scale": scale}

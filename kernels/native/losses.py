@@ -57,19 +57,18 @@ def cross_entropy_forward(
     """Cross-entropy of each row between its softmax and its label, as ``gpurnn.reference`` gives it."""
     N, V = logits.shape
     dtype = logits.dtype
-    if weights is not None:
-        labels = np.where(weights == 0, 0, labels)
+    # A copy, which no other thread can change between the check and its use.
+    labels = np.array(labels if weights is None else np.where(weights == 0, 0, labels), np.int64)
     check_labels(labels, V)
     team = threads.team()
     losses = np.empty(N, dtype)
     exps = empty((N if training else team.most, V), dtype)
     arrays = {
-        "logits": np.ascontiguousarray(logits), "labels": np.ascontiguousarray(labels, np.int64),
+        "logits": np.ascontiguousarray(logits), "labels": labels,
         "weights": _own(weights, training), "class_weights": _own(class_weights, training),
         "losses": losses, "exps": exps,
     }  # fmt: skip
     if training:
-        arrays["labels"] = np.array(labels, np.int64)
         arrays["sums"], arrays["others"], arrays["targets"] = np.empty((3, N), dtype)
     rows = Rows(count=N, classes=V, smoothing=label_smoothing)
     for name, array in arrays.items():
