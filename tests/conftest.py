@@ -6,9 +6,6 @@ import os
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
-# Half the time of a compilation; test_native_build.py compares the bits with those of the libraries that users get.
-os.environ.setdefault("GPURNN_NATIVE_BUILD", "quick")
-
 # So that a test knows what computes, on a machine that has the compiled wing ready too. GPURNN_WING=native repeats the
 # tests on that.
 os.environ.setdefault("GPURNN_WING", "reference")
@@ -20,11 +17,15 @@ import sys
 import parity
 import pytest
 import strict_wing
-from gpurnn.kernels.native import processor, threads
+from gpurnn.kernels.native import install, processor, threads
 from hypothesis import HealthCheck, settings
 
 import gpurnn
 from gpurnn import _dispatch
+
+# What the installation has not is compiled in half the time; test_native_build.py compares the bits of both builds.
+if install.why_not():
+    os.environ.setdefault("GPURNN_NATIVE_BUILD", "quick")
 
 settings.register_profile(
     "gpurnn",
@@ -113,6 +114,8 @@ def each_wing(request):
 def instructions(request, monkeypatch):
     """Each instruction set of the processor in turn; all but the widest in slow tests."""
     monkeypatch.setenv("GPURNN_CPU", request.param)
+    if request.param != processor.instruction_sets()[0] and "GPURNN_NATIVE_BUILD" not in os.environ:
+        monkeypatch.setenv("GPURNN_NATIVE_BUILD", "quick")  # an installation has the libraries of the widest
     return request.param
 
 
