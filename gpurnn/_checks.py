@@ -12,9 +12,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -337,14 +340,17 @@ def keywords(kind: type, method: str) -> set[str]:
     return {p.name for p in signature(kind, method).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
-def constructor(kind: type, given: Iterable[str]) -> None:
-    """Refuse keywords that the constructor of a class does not take.
+class ListsOptions:
+    """A class whose constructor answers an unknown keyword with all that there are.
 
     Python's own error names neither those that there are nor the likeliest.
     """
-    known = signature(kind).parameters.values()
-    if all(p.kind is not p.VAR_KEYWORD for p in known):
-        options(kind.__name__, given, [p.name for p in known])
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        known = signature(cls).parameters.values()
+        if all(p.kind is not p.VAR_KEYWORD for p in known):
+            options(cls.__name__, given, [p.name for p in known])
+        return super().__new__(cls)
 
 
 def lists_options(method: F) -> F:

@@ -16,7 +16,7 @@ from .cells import RECURRENT_WEIGHT
 from .gradients import l2_strengths, take_gradients
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 _AVERAGE = "average"
 """What `state_dict` calls the moving averages of the parameters."""
@@ -60,7 +60,7 @@ def _takes(default: Any, check: Callable[[str, str, Any], Any]) -> Any:
 
 
 @dataclass(eq=False, repr=False)
-class Optimizer:
+class Optimizer(_checks.ListsOptions):
     """The base class of all optimizers.
 
     A subclass declares its hyperparameters as fields, what it keeps for each parameter as `slots`, and what a step
@@ -117,10 +117,6 @@ class Optimizer:
 
     _step: int = field(default=0, init=False, repr=False)
     _state: dict[str, dict[str, Array]] = field(default_factory=dict, init=False, repr=False)
-
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        _checks.constructor(cls, options)
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         where = type(self).__name__

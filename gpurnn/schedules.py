@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from . import _checks, _docs
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 
 def _times_power(value: float, factor: float, exponent: int) -> float:
@@ -51,7 +51,7 @@ def _times_power(value: float, factor: float, exponent: int) -> float:
     return math.exp(logarithm) if logarithm < math.log(sys.float_info.max) else math.inf
 
 
-class _Schedule:
+class _Schedule(_checks.ListsOptions):
     """A function of the step.
 
     Parameters
@@ -72,10 +72,6 @@ class _Schedule:
     ValueError
         An argument is out of its range.
     """
-
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        _checks.constructor(cls, options)
-        return super().__new__(cls)
 
     def __call__(self, step: int) -> float:
         """The learning rate, or the probability of teacher forcing, after ``step`` updates."""

@@ -34,7 +34,7 @@ TOKENS = 0
 """The width that `Layer._widths` gives for an input of tokens, which has no axis of features."""
 
 
-class Layer(ABC):
+class Layer(_checks.ListsOptions, ABC):
     """A function of arrays with named parameters.
 
     Calling a layer is inference and saves nothing; `vjp` also returns the pullback to the gradients.
@@ -59,10 +59,6 @@ class Layer(ABC):
 
     _positional: tuple[str, ...] = ()
     """First arguments of the constructor that the repr shows without their names, though they have a default."""
-
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        _checks.constructor(cls, options)
-        return super().__new__(cls)
 
     @property
     def num_parameters(self) -> int:
@@ -267,7 +263,7 @@ class Layer(ABC):
                 raise _files.FileFormatError(f"{os.fspath(path)}: {_files.reason(error)}") from error
         self._take_content(content)
 
-    def _take_content(self, content: Any) -> None:  # noqa: B027 - a layer has nothing besides parameters
+    def _take_content(self, content: Any) -> None:
         """Take over what a file that was loaded holds besides parameters."""
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
