@@ -51,7 +51,10 @@ def _why_not(instructions: str, _: str) -> str:
             found = f"no library of its sources for {missing[0]}, which have changed since it was built"
         elif there:
             found = f"libraries for {', '.join(there)} alone"
-        return f"this installation has {found}, and needs them for {instructions}"
+        return (
+            f"this installation has {found}, and needs them for {instructions}; a wheel for this platform has them, and "
+            "one that pip builds from source where there is a C++ compiler"
+        )
     try:
         threads.library()
     except CompilerError as error:
