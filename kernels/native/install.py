@@ -52,8 +52,8 @@ def _why_not(instructions: str, _: str) -> str:
         elif there:
             found = f"libraries for {', '.join(there)} alone"
         return (
-            f"this installation has {found}, and needs them for {instructions}; a wheel for this platform has them, and "
-            "one that pip builds from source where there is a C++ compiler"
+            f"this installation has {found}, and needs them for {instructions}; a wheel for this platform has them, "
+            "and one that pip builds from source where there is a C++ compiler"
         )
     try:
         threads.library()
