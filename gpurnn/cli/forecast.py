@@ -68,7 +68,7 @@ class _Numbers(click.types.StringParamType):
               "data]")  # fmt: skip
 @integer("--window", None, "How many past rows a forecast depends on.  [default: by the season]")
 @integer("--hidden", 16, "Width of the recurrent layer.")
-@integer("--epochs", 100, "Most passes over the rows; fewer where the last tenth of them no longer gains.")
+@integer("--epochs", None, "Passes over the rows.  [default: until the last tenth of them no longer gains]")
 @click.option("--time-format", metavar="FORM", help="How dates are written, as strptime takes it: %d.%m.%Y.")
 @click.option("--out", type=PathType(path_type=Path), metavar="DIR", show_default=False,
               help="Where everything goes.  [default: DATA-forecast]")  # fmt: skip
@@ -91,7 +91,7 @@ def forecast(
     season: tuple[float, ...] | None,
     window: int | None,
     hidden: int,
-    epochs: int,
+    epochs: int | None,
     time_format: str | None,
     out: Path | None,
     replace: bool,
@@ -360,7 +360,7 @@ class _Learner:
     shape: Any
     window: int
     hidden: int
-    epochs: int
+    epochs: int | None
     level: float
     seed: int
 
@@ -374,9 +374,9 @@ class _Learner:
             season_length=self.shape.season_length or None, dropout=0.1, rng=self.seed, **sizes,
         ).to(self.xp)  # fmt: skip
         return model.fit(
-            self._given(series, aside), epochs=self.epochs, validation_split=0.1, patience=10, batch_size=64,
+            self._given(series, aside), epochs=self.epochs, validation_split=0.1, patience=self.epochs, batch_size=64,
             optimizer="adamw", lr=0.005, rng=self.seed, **self._covariates(series, aside),
-            **progress_of(lambda: self.epochs * len(model.trainer_.data), "verbose"),
+            **progress_of(lambda: model.trainer_.total, "verbose"),
         )  # fmt: skip
 
     def _given(self, series: list[Row], aside: int = 0) -> Any:
