@@ -22,7 +22,7 @@ def inherits_parameters(cls: T) -> T:
     --------
     >>> from gpurnn.optimizers import Adagrad
     >>> [line for line in Adagrad.__doc__.splitlines() if " : " in line and line.startswith("weight")]
-    ['weight_decay : float']
+    ['weight_decay : float or dict of str to float']
     """
     summary, own = _sections(cls)
     _, base = _sections(cls.__mro__[1])

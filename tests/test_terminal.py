@@ -17,6 +17,7 @@ pty = pytest.importorskip("pty", reason="needs pseudo-terminals")
 fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
 
 COMMAND = [sys.executable, "-m", "gpurnn"]
+WITHOUT_PICTURES = [sys.executable, "-c", UNDRAWN]
 LONG = [*SMALL, "--steps", "100000", "--checkpoint-every", "100000"]
 
 
@@ -30,11 +31,11 @@ def text(tmp_path):
 class Terminal:
     """A process whose terminal this is."""
 
-    def __init__(self, *arguments, **options):
+    def __init__(self, *arguments, command=COMMAND):
         self.pid, self.file = pty.fork()
         if self.pid == 0:
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-            os.execv(sys.executable, [*COMMAND, *map(str, arguments)])
+            os.execv(sys.executable, [*command, *map(str, arguments)])
         self.shown = ""
 
     def until(self, pattern, seconds=60):
@@ -67,8 +68,9 @@ class Terminal:
 
 
 def without_terminal(*arguments, **options):
-    command = [sys.executable, "-c", UNDRAWN, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(
+        [*WITHOUT_PICTURES, *map(str, arguments)], capture_output=True, text=True, check=False, **options
+    )
 
 
 def test_a_terminal_shows_a_bar_and_a_file_gets_lines(text, tmp_path):
@@ -82,7 +84,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(text, tmp_path):
     assert "%|" not in done.stderr
     first = r"step 2 of 6: loss \d\.\d{3}, bits per character \d\.\d{3}, \d+\.\dk tokens/s\n"
     assert re.fullmatch(rf"{first}(step \d of 6: .*\n)*", done.stderr)
-    quiet = Terminal("train", text, "--out", tmp_path / "quiet", *SMALL, "--quiet")
+    quiet = Terminal("train", text, "--out", tmp_path / "quiet", *SMALL, "--quiet", command=WITHOUT_PICTURES)
     assert (quiet.end(), quiet.shown) == (0, "")
 
 
@@ -163,7 +165,7 @@ def test_control_c_ends_a_text(text, tmp_path, undrawn):
 
 
 def test_a_text_is_typed_at_a_terminal(tmp_path, undrawn):
-    terminal = Terminal("train", "-", "--out", tmp_path / "run", *SMALL)
+    terminal = Terminal("train", "-", "--out", tmp_path / "run", *SMALL, command=WITHOUT_PICTURES)
     terminal.until("reading from the terminal; end with Ctrl-D")
     for line in TEXT.splitlines()[:4]:
         terminal.type(line.encode() + b"\n")
