@@ -264,7 +264,8 @@ def test_a_tool_can_limit_the_threads(monkeypatch):
         assert (library.gpurnn_get_num_threads(), threads.most()) == (limit, expected)
 
 
-def test_a_machine_without_a_compiler_is_told_so(monkeypatch):
+def test_a_machine_without_a_compiler_is_told_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "SHIPPED", tmp_path)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
