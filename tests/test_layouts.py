@@ -130,6 +130,7 @@ def parameters_of(call: Callable[..., object]) -> Iterator[dict[str, np.ndarray]
 
 def _held(value: object, is_array: Callable[[object], bool] = lambda a: isinstance(a, np.ndarray)) -> Iterator[Any]:
     if isinstance(value, gpurnn.Layer):
+        assert value.params is not None  # initial parameters are made when they are first asked for
         yield from _held(list(vars(value).values()), is_array)
     elif isinstance(value, dict) and any(map(is_array, value.values())):
         yield value
