@@ -38,6 +38,7 @@ def command(*arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_cell_and_size(no_peers):
     done = command("--size", "3,2,4,5", "--size", "1,1,1,1", "--repeats", 1)
     assert done.returncode == 0, done.stderr
@@ -145,6 +146,7 @@ def test_further_cases_compute_the_same(case, other):
         assert Memory(1).prepare(case)() == {}
 
 
+@pytest.mark.slow
 def test_the_seconds_of_each_turn_are_written(tmp_path, no_peers):
     raw = tmp_path / "raw.jsonl"
     lines = list(compare.run([Update(100)], repeats=2, threads=1, peer_python=sys.executable, raw=raw))

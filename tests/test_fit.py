@@ -167,6 +167,7 @@ def test_padding_labels_and_masks_count_nowhere(tmp_path):
             model.fit(X, SIGN, steps=1, **options)
 
 
+@pytest.mark.slow
 def test_fit_ends_by_itself_and_keeps_the_best_parameters():
     model = classifier()
     assert model.fit(X, SIGN) is model

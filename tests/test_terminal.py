@@ -73,6 +73,7 @@ def without_terminal(*arguments, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_and_a_file_gets_lines(text, tmp_path):
     terminal = Terminal("train", text, "--out", tmp_path / "shown", *SMALL)
     assert terminal.end() == 0
