@@ -116,18 +116,20 @@ def _comparison(name: str, cases: list[AnyCase], text: str) -> None:
 
 _comparison(
     "step", [Case(cell, size, STEP) for cell in GATES for size in STEP_SIZES],
-    "Print the time of a single step of one sequence beside that of PyTorch's cells.",
+    "Print the time of a single step of one sequence, compared with PyTorch's cells.",
 )  # fmt: skip
 _comparison(
     "long", [Case("lstm", size, mode) for size in LONG_SIZES for mode in MODES],
-    "Print the time of an LSTM over 100,000 steps beside that of PyTorch and ONNX Runtime.",
+    "Print the time of an LSTM over 100,000 steps, compared with PyTorch and ONNX Runtime.",
 )  # fmt: skip
 _comparison(
     "update", [Update()],
-    "Print the time of Adam's update of a language model beside PyTorch's and one pass over memory.",
+    "Print the time of Adam's update of a language model, compared with PyTorch's and one pass over memory.",
 )  # fmt: skip
 _comparison(
-    "kalman", [Smoothing()], "Print the time of the Kalman filter and smoother of 10,000 steps beside statsmodels'."
+    "kalman",
+    [Smoothing()],
+    "Print the time of the Kalman smoother of 10,000 steps, compared with statsmodels'.",
 )
 
 

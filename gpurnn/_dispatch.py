@@ -182,7 +182,7 @@ def why_default() -> str:
 
 @functools.cache
 def _default() -> tuple[str, str]:
-    """What computes for NumPy arrays in a context that has not chosen, and why. It stays so in this process."""
+    """The wing for NumPy arrays where nobody has chosen one, and why. It stays the same in a process."""
     named = os.environ.get(_VARIABLE)
     if named:
         if named not in NUMPY_WINGS:
@@ -277,7 +277,7 @@ def zeros(xp: Any, shape: tuple[int, ...], like: Any) -> Any:
 
 
 def why_no_cuda() -> Iterator[str]:
-    """What keeps CuPy arrays from being computed with; nothing if nothing does."""
+    """The reasons why CuPy arrays cannot be computed with; none if they can."""
     try:
         import cupy
     except ImportError as error:
@@ -294,7 +294,7 @@ def why_no_cuda() -> Iterator[str]:
 
 
 def arrays_on(device: Any) -> Any:
-    """What makes the arrays of a device that ``to`` is given by name; a module of arrays is returned as it is.
+    """The module of arrays of a device that ``to`` is given by name; a module is returned unchanged.
 
     Raises
     ------

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     pass
 
 _AVERAGE = "average"
-"""What `state_dict` calls the moving averages of the parameters."""
+"""The name of the moving averages of the parameters in `state_dict`."""
 
 
 def _fraction(default: Any) -> Any:

@@ -104,7 +104,7 @@ def fit(
             "command": "fit", "group": group, "target": target, "order": order,
             "time_format": time_format, "classes": classes, **details,
         }  # fmt: skip
-        # A kill must not leave the model of one fit beside the scales of another.
+        # A kill must not leave the model of one fit with the scales of another.
         for name in folder.names:
             (out / name).unlink(missing_ok=True)
         with refusing(ValueError, OSError):

@@ -103,7 +103,7 @@ def forecast(
 
     Each row is a time: one value of --target at one --time, or at one --time of each --group. Missing values and rows
     are gaps. The trend and the season, if there are any, are fitted by least squares, and a small recurrent network
-    learns what they leave. The last rows are first kept aside to say how good such a forecast is. Rows at the end
+    learns what they leave. The last rows are first held out to score such a forecast. Rows at the end
     without a value of --target are those to forecast; columns of --known have values there. DIR receives forecast.csv,
     forecast.png and the model (model.safetensors).
 

@@ -115,14 +115,14 @@ def remove_run(folder: RunDirectory) -> None:
 
 
 def _written_files(folder: RunDirectory) -> list[Path]:
-    """What a run writes to its directory, besides run.json."""
+    """The files that a run writes to its directory, besides run.json."""
     from ..training.checkpoint import checkpoints
 
     return [*checkpoints(folder.path / "checkpoints"), *(folder.path / name for name in (METRICS, *folder.names))]
 
 
 def _made_by_another(folder: RunDirectory, held: dict[str, Any]) -> str:
-    """What to say of a directory of `gpurnn fit` or `gpurnn forecast`."""
+    """The message for a directory of `gpurnn fit` or `gpurnn forecast`."""
     return f"{folder.path}: holds what gpurnn {held['command']} made; choose another directory"
 
 

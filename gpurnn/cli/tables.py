@@ -224,7 +224,7 @@ _OF_FIT: dict[str, Callable[[Any], bool]] = {
     "target_mean": _is_number,
     "target_std": lambda value: _is_number(value) and value > 0,
 }
-"""What the run.json of `gpurnn fit` holds, and what it may be."""
+"""The entries of the run.json of `gpurnn fit`, and the values that each may have."""
 
 
 def csv_bytes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
@@ -308,7 +308,7 @@ def targets_of(table: Table, groups: Groups, target: str, known: Sequence[str] =
 
 
 def _value(text: str, comma: bool) -> float | str:
-    """What two texts of one value have in common."""
+    """A key that is equal for two texts of one value."""
     digits = text.lstrip("-+\u2212")
     number = None if digits[:1] == "0" and digits[1:2].isdecimal() else number_in(text, comma)
     return text if number is None else number

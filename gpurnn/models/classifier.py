@@ -34,7 +34,7 @@ class _Classifier(Estimator):
     """Options of the `fit` that is under way."""
 
     _one_class_text: str
-    """What to take in place of a softmax over a single class."""
+    """The advice against a softmax over a single class."""
 
     _loss = "cross_entropy"
 

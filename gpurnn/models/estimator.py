@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _SCALES = ("mean", "std", "input_mean", "input_std")
-"""What `fit` learns of targets and inputs that it scales."""
+"""The names of the scales that `fit` learns of targets and inputs."""
 
 _OF_NETWORK = ("embedding", "recurrent", "pooling", "output", "parts", "input_size")
 """Attributes of a model that has layers."""
@@ -124,7 +124,7 @@ class Estimator(SequenceModel):
         return super()._shared() if self._is_built else {}
 
     def _random_state(self) -> int | np.random.Generator:
-        """What initial parameters come from, and by default the order of the examples in `fit`."""
+        """The source of the initial parameters, and by default of the order of the examples in `fit`."""
         seed = self._arguments["random_state"]
         if seed is None:
             return self._arguments["rng"]
@@ -237,7 +237,7 @@ class Estimator(SequenceModel):
         )
 
     _estimator_type: str | None = None
-    """What scikit-learn takes the model for."""
+    """The tags by which scikit-learn knows the model."""
 
     def config(self) -> dict[str, Any]:
         # A file holds no optimizer, function or dict of weights that is a default of `fit`.
@@ -384,7 +384,7 @@ class Estimator(SequenceModel):
             raise
 
     def _defaults_of_fit(self, options: FitOptions) -> FitOptions:
-        """What the constructor says of the options of `fit`, except those that ``options`` have something else for."""
+        """The options of `fit` that the constructor was given, except those that ``options`` replace."""
         defaults: Any = {name: getattr(self, name) for name in self._fit_options}
         instead: Mapping[str, Any] = options
         for name, other in (("epochs", "steps"), ("validation_split", "validation"), ("lr", "optimizer")):

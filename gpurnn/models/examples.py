@@ -132,7 +132,7 @@ def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any], lost: list[
 
 
 def _rounded(name: str, array: Array, dtype: np.dtype[Any]) -> str:
-    """Say where numbers differ by so little beside their size that ``dtype`` leaves little of it."""
+    """Warn where numbers differ by so little, relative to their size, that ``dtype`` rounds most of it away."""
     if not array.size or np.dtype(_checks.dtype_name(array)).itemsize <= dtype.itemsize:
         return ""
     values = _dispatch.to_numpy(array)
@@ -192,7 +192,7 @@ class Sequences:
     features: tuple[str, ...] | None = None
     groups: list[Any] | None = None
     hint: str = ""
-    """What to add to a message that there are not as many targets."""
+    """The advice in a message that the number of targets is another."""
 
 
 def sequences(
@@ -384,7 +384,7 @@ def moved(where: str, name: str, array: Array, like: Array) -> Array:
 def columns_by_group(
     where: str, name: str, table: Any, columns: Sequence[str], group: str | None, *, each: bool
 ) -> list[Any]:
-    """What columns of a table hold for each group: one row, as all must be equal, or with ``each`` all of them.
+    """The values of columns of a table for each group: one row, as all must be equal, or with ``each`` all of them.
 
     One column gives its values, several give tuples of theirs.
     """

@@ -31,7 +31,7 @@ _ROWS = 1024
 """The least rows of logits that are computed at a time, where there are so many."""
 
 _BATCH, _WINDOW, _LEAST_WINDOW = 32, 64, 16
-"""What `LanguageModel.fit` takes for batch_size and window, and the least window that it takes by itself."""
+"""The defaults of batch_size and window in `LanguageModel.fit`, and the least window that it chooses."""
 
 _READ = 65536
 """The most tokens, padding included, that `LanguageModel.predict` and `LanguageModel.sample` read at a time."""

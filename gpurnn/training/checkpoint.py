@@ -93,7 +93,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `write_checkpoint` wrote to ``path``; its arrays are NumPy's.
+    """The content that `write_checkpoint` wrote to ``path``; its arrays are NumPy's.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a `Trainer` reads: batches that can be asked for by epoch and number, so that a position is two integers."""
+"""The data of a `Trainer`: batches by epoch and number, so that a position is two integers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .truncation import borders
 
 @dataclass(frozen=True)
 class Batch:
-    """What a model learns from at a time.
+    """The examples that a model learns from at a time.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Data(Protocol):
     """
 
     carries_state: bool
-    """Whether a batch goes on where the one before it ended, in every lane, so that the state is handed on."""
+    """Whether a batch continues the one before it, in every lane, so that the state is passed on."""
 
     def __len__(self) -> int:
         """How many batches an epoch has, or one in which all takes part."""
@@ -66,7 +66,7 @@ class Data(Protocol):
         """Batch number ``index`` of an epoch: the same one whenever it is asked for."""
 
     def config(self) -> dict[str, Any]:
-        """What the batches depend on, as JSON can hold it: compared when training is resumed."""
+        """The settings that the batches depend on, for JSON: compared when training is resumed."""
 
 
 def num_batches(data: Data, epoch: int) -> int:
@@ -730,7 +730,7 @@ def _check_sequences(where: str, name: str, sequences: Any) -> list[Any]:
 
 
 def _like_the_first(where: str, name: str, arrays: Sequence[Any], whole: bool = False) -> None:
-    """Refuse arrays that differ from the first in dtype or in shape, the first axis aside unless ``whole``."""
+    """Reject arrays that differ from the first in dtype or in shape, except in the first axis unless ``whole``."""
     axis = 0 if whole else 1
     for i, array in enumerate(arrays):
         if array.dtype != arrays[0].dtype:

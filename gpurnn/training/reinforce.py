@@ -13,7 +13,7 @@ BASELINES = ("running_mean", "leave_one_out", "self_critical", None)
 
 
 class Policy(Protocol):
-    """What `Reinforce` trains: a model that draws sequences y given a source x, and has the gradient of log pi(y|x)."""
+    """A model for `Reinforce`: it draws sequences y given a source x, and has the gradient of log pi(y|x)."""
 
     @property
     def params(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Reinforce:
     entropy : float
         beta of an entropy bonus, at least 0: J + beta H, H = -E[log pi(y|x)], keeps the policy from settling early.
     decay : float
-        In [0, 1), for ``"running_mean"``: what the rewards of a batch weigh beside those of the next.
+        In [0, 1), for ``"running_mean"``: the weight of a batch's rewards, relative to those of the next.
 
     Raises
     ------
@@ -152,7 +152,7 @@ class Reinforce:
         return self.policy.params
 
     def training_state(self) -> dict[str, float]:
-        """What is known of the rewards so far; a `Trainer` keeps it in its checkpoints."""
+        """The statistics of the rewards so far; a `Trainer` keeps them in its checkpoints."""
         return dict(self._running)
 
     def load_training_state(self, state: dict[str, float]) -> None:

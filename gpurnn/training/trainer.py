@@ -29,7 +29,7 @@ METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
     "bits_per_character": ("bits per character", lambda loss: loss / math.log(2.0)),
     "perplexity": ("perplexity", losses.perplexity),
 }
-"""What a mean cross-entropy in nats can also be stated as: the words for it, and how it follows from the loss."""
+"""Other units of a mean cross-entropy in nats: their names, and how they follow from the loss."""
 
 _SAVED = {
     "run", "step", "params", "optimizer", "recurrent_state", "rng", "unlogged", "record", "best", "final", "model",
@@ -416,7 +416,7 @@ class Trainer:
         if self._of_epoch["count"]:
             epoch, index, steps = self._position()
             rows.append({"epoch": round(epoch + index / steps, 4), "step": self.step, **_means(self._of_epoch)})
-        told, begin = [], 0
+        epochs, begin = [], 0
         for row in rows:
             measured = {name: value for name, value in row.items() if name not in ("epoch", "step", "loss")}
             whole = {"epoch": row["epoch"], "step": row["step"], **self._stated("", row["loss"], measured)}
@@ -424,9 +424,9 @@ class Trainer:
                 if "validation_loss" in line and begin < line["step"] <= row["step"]:
                     whole |= {name: value for name, value in line.items() if name.startswith("validation_")}
             whole.pop(_metrics.UNIT, None)
-            told.append(whole)
+            epochs.append(whole)
             begin = row["step"]
-        return told
+        return epochs
 
     def __repr__(self) -> str:
         epoch, index, steps = self._position()
@@ -439,8 +439,8 @@ class Trainer:
             lines[-1] += f"; stopped early: {self.patience} evaluations did not lower the validation loss"
         rows = self.epoch_history
         if rows:
-            told = (f"{n.replace('_', ' ')} {v:.4g}" for n, v in rows[-1].items() if n not in ("epoch", "step"))
-            lines.append(f"  last epoch: {', '.join(told)}")
+            values = (f"{n.replace('_', ' ')} {v:.4g}" for n, v in rows[-1].items() if n not in ("epoch", "step"))
+            lines.append(f"  last epoch: {', '.join(values)}")
         if self._best is not None:
             lines.append(f"  best validation loss: {self._best['loss']:.4g}, at step {self._best['step']:,}")
         return "\n".join(lines)
@@ -556,7 +556,7 @@ class Trainer:
         return self._final is not None and bool(self._final["improved"])
 
     def _attend(self, bar: Any) -> None:
-        """What is left to be done after the last step; what an exception interrupts is done at the next call."""
+        """The work that is left after the last step. The next call does what an exception interrupted."""
         while self._pending:
             if self._pending[0] == "log" and self._unlogged["steps"] >= self.log_interval and self._unlogged["count"]:
                 self._log(self._at_this_step(self._training_record()))
@@ -700,7 +700,7 @@ class Trainer:
         return history, size, unwritten
 
     def _restorable(self) -> dict[str, Any]:
-        """What `_restore` takes, as it is now."""
+        """The present state, as `_restore` takes it."""
         return {
             "params": {name: _dispatch.to_numpy(p) for name, p in self._copied_parameters().items()},
             "optimizer": self.optimizer.state_dict(),
@@ -837,18 +837,18 @@ class Trainer:
         return loss, count, metrics, state, {**whole, **clipped}, rate, record
 
     def _learning_rate(self, step: int) -> float | None:
-        """What the schedule gives; None if there is none."""
+        """The value of the schedule; None if there is none."""
         if self.schedule is None:
             return None
         return _checks.non_negative("Trainer", f"schedule({step})", self.schedule(step))
 
     def _backpropagation(self, batch: Batch) -> dict[str, Any]:
-        """What the model is to be told of how to go through time, where that is not the usual way."""
+        """Options of backpropagation through time that differ from the defaults."""
         given = {"checkpoint_every": self.gradient_checkpoint_every, "state_after": batch.state_after}
         return {name: value for name, value in given.items() if value is not None}
 
     def _teacher_forcing(self, step: int) -> float | None:
-        """How likely a step is to be fed the true target; None if the model is not to be told."""
+        """The probability that a step is fed the true target; None if the model does not take it."""
         if not callable(self.teacher_forcing):
             return self.teacher_forcing
         return _checks.probability("Trainer", f"teacher_forcing({step})", self.teacher_forcing(step))
@@ -941,7 +941,7 @@ class Trainer:
         return {"step": self.step, "epoch": float(epoch + index / batches), **record}
 
     def _config(self) -> dict[str, Any]:
-        """What must not change when the run is resumed, as JSON can hold it."""
+        """The settings that must not change when the run is resumed, for JSON."""
         accumulated = self.gradient_accumulation_steps
         return {
             **({"gradient_accumulation_steps": accumulated} if accumulated > 1 else {}),
@@ -1021,7 +1021,7 @@ class Trainer:
                 raise TypeError(f"{name}.{key} has dtype {values[key].dtype}, expected {own} as the parameter has")
 
     def _scheduled(self, step: int) -> dict[str, list[float | None] | str | None]:
-        """What the schedules give at the beginning, half way to ``step`` and at it: fingerprints of them."""
+        """The values of the schedules at the beginning, half way to ``step`` and at it: their fingerprints."""
         at = (0, step // 2, step)
         learning_rate: list[float | None] | str | None = None
         if self._observer is not None:

@@ -35,7 +35,7 @@ LIBRARY = build.Library("attention", unit)
 
 @dataclass(frozen=True)
 class _Attention:
-    """What `attention_backward` needs."""
+    """The values that `attention_backward` needs."""
 
     arrays: dict[str, Array | None]
     """By the names of `Attention`."""

@@ -18,7 +18,7 @@ _FEW = 1 << 14
 """Products that a BLAS does on one thread in less time than a call of the library takes."""
 
 _LARGE = 2048
-"""The width of weights that a BLAS blocks for its caches and this wing does not; they take long beside its spinning."""
+"""The width from which weights go to the BLAS, which blocks them for the caches. So wide, its spinning costs little."""
 
 
 def _is_for_blas(rows: int, weight: Array) -> bool:

@@ -16,7 +16,7 @@ LIBRARY = build.Library("linear_scan", lambda: '#include "native/linear_scan.cpp
 
 @dataclass(frozen=True)
 class _Scan:
-    """What `linear_scan_backward` needs."""
+    """The values that `linear_scan_backward` needs."""
 
     a: Array
     h: Array

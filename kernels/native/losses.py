@@ -37,7 +37,7 @@ LIBRARY = build.Library("losses", unit)
 
 @dataclass(frozen=True)
 class _CrossEntropy:
-    """What `cross_entropy_backward` needs."""
+    """The values that `cross_entropy_backward` needs."""
 
     rows: Rows
     arrays: tuple[Array | None, ...]

@@ -1,4 +1,4 @@
-"""What the processor can do."""
+"""The instruction sets and the numbers of this processor."""
 
 from __future__ import annotations
 

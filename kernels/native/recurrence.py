@@ -87,7 +87,7 @@ def _address(array: Array | None, offset: int = 0) -> int | None:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What the backward pass of one direction needs."""
+    """The values that the backward pass of one direction needs."""
 
     cell: Cell
     functions: ctypes.CDLL

@@ -58,7 +58,7 @@ def _repeated_over(past: Values, lag: int) -> Values:
 
 
 def _interpolated(past: Values) -> Values:
-    """A series whose gaps lie on the straight lines between the values beside them."""
+    """A series whose gaps lie on the straight lines between their neighbours."""
     there = np.flatnonzero(~np.isnan(past))
     return past if len(there) == len(past) else np.interp(np.arange(len(past)), there, past[there])
 
@@ -142,7 +142,7 @@ def compared(
     names: list[str],
     array: Answer,
 ) -> Backtest:
-    """A backtest of point, lower, upper and actual (N, horizon, features), beside those of the baselines."""
+    """A backtest of point, lower, upper and actual (N, horizon, features), with those of the baselines."""
     horizon, first = arrays[0].shape[1], origins[0]
     past = series.values[:first, : arrays[3].shape[2]]
     lag = season if season < first else 1

@@ -91,7 +91,7 @@ class Forecaster(SequenceModel):
         Of the series that `fit` was given, without trend, seasons and differences; F = features + past_features. 0 and
         1 before a fit. std is 1 where a feature is constant.
     residuals : (n, F) NumPy array
-        \epsilon_t of these series, in scaled units. Where a part of them was kept aside for validation, those of the
+        \epsilon_t of these series, in scaled units. Where a part of them was held out for validation, those of the
         part that was learnt are made as large as those of the part that was not.
     covariate_mean, covariate_std : (known_features + static_features,) NumPy arrays
         Of the covariates of all series. Saved with the model, as are ``mean``, ``std`` and ``residuals``.
@@ -441,7 +441,7 @@ class Forecaster(SequenceModel):
     ) -> Array:
         """The values (steps, B, F) that follow windows (n, B, input_size), each fed back with its noise.
 
-        ``covariates`` (steps, B, ...) are those beside each of these values.
+        ``covariates`` (steps, B, ...) are those of the same steps as these values.
         """
         xp = _dispatch.namespace("Forecaster", windows=windows)
         parts = []
@@ -480,7 +480,7 @@ class Forecaster(SequenceModel):
         -------
         array, series or table, or a list of such
             What ``inputs`` is: (steps,) or (steps, features) for each series. A pandas index, or the time column of a
-            table, goes on from the series' own.
+            table, continues the series' own.
 
         Raises
         ------
@@ -589,7 +589,7 @@ class Forecaster(SequenceModel):
     ) -> Any:
         """Forecasts of a series from origins that roll along it, against what came: the model stays as it is.
 
-        Other methods forecast the same beside it. They know at each origin what the model knows, and what they learn
+        Other methods forecast the same values. They know at each origin what the model knows, and what they learn
         besides, as ETS its smoothing, they learn from the values before the first origin.
 
         Parameters
@@ -718,7 +718,7 @@ _LEAST_HELD = 10
 
 
 def _repeated(xp: Any, x: Array, copies: int) -> Array:
-    """(n, B, C) as (n, B * copies, C), the copies of a lane beside each other."""
+    """(n, B, C) as (n, B * copies, C), the copies of a lane next to each other."""
     if copies == 1:
         return x
     n, B, C = x.shape

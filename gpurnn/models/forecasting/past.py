@@ -1,4 +1,4 @@
-"""What comes before a forecast, in the units of the network: inputs are read from it and windows are cut from it."""
+"""The values before a forecast, in the units of the network: inputs are read and windows are cut from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .transforms import Transformed, Transforms, Values
 
 @dataclass(frozen=True)
 class Past:
-    """What comes before a forecast.
+    """The values and covariates before a forecast.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Past:
         return np.concatenate([np.concatenate([known, missing]), static], axis=1)
 
     def inputs(self, scale: tuple[Values, Values], covariate_scale: tuple[Values, Values]) -> Values:
-        """What f reads at each step, (T, input_size): the values there, and the covariates of the step after it."""
+        """The inputs of f at each step, (T, input_size): the values there, and the covariates of the step after it."""
         values = (self.transformed.values - scale[0]) / scale[1]
         covariates = self.covariates(self.transformed.transforms.lost + 1, len(values), covariate_scale)
         return np.concatenate([values, covariates], axis=1)

@@ -1,4 +1,4 @@
-"""What a forecaster answers: forecasts with their intervals, and backtests beside other methods."""
+"""The results of a forecaster: forecasts with their intervals, and backtests compared with other methods."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of tables are.
+    """The roles of the columns of tables.
 
     Attributes
     ----------
@@ -158,7 +158,7 @@ class Reader:
             for other, value in (("past", past), ("static", static)):
                 if value is not None:
                     raise TypeError(
-                        f"{self.where}: {other} is given, expected None: {name} is a table, whose columns fit was told"
+                        f"{self.where}: {other} is given, expected None: {name} is a table, whose columns fit was given"
                     )
             return self._table(name, data, known)
         for option in ("group", "time"):
@@ -535,7 +535,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _labelled(word: str, labels: Sequence[Any] | None) -> Label:
-    """What messages call a step or a row: by its label, or by its number where there are none."""
+    """The name of a step or a row in messages: its label, or its number where there are none."""
     return lambda i: f"{word} {i if labels is None else shown(labels[i])}"
 
 

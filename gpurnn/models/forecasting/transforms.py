@@ -1,4 +1,4 @@
-"""What is taken off a series before it is learnt, and put back on forecasts: log, trend, season, differences."""
+"""Transforms of a series before it is learnt, and their inverses for forecasts: log, trend, season, differences."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Transformed:
     _ends: list[Values] = field(repr=False)
 
     def inverse(self, ahead: Values, random: np.random.Generator | None = None) -> Values:
-        """What follows the series in its own units, (steps, ..., F), from what follows it in the network's.
+        """The continuation of the series in its own units, (steps, ..., F), given that in the network's.
 
         With ``random`` ahead is (steps, samples, F), and each sample has a trend and seasons of its own, which are as
         uncertain as their fit.

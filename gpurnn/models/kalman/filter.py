@@ -25,7 +25,7 @@ Parameters = dict[str, Array]
 
 NAMES = ("F", "H", "Q", "R", "m0", "P0")
 OPTIONAL = ("B", "D", "c", "d")
-"""What a model may have besides: the maps of its inputs u, and its offsets."""
+"""The optional parameters of a model: the maps of its inputs u, and its offsets."""
 COVARIANCES = ("Q", "R", "P0")
 AXES = {"F": 2, "H": 2, "Q": 2, "R": 2, "B": 2, "D": 2, "c": 1, "d": 1}
 """The axes that a parameter has at one step. With one more it varies with time."""
@@ -329,8 +329,8 @@ def _observed(xp: Any, P: Array, reading: _Reading, unit_p: Array, unit_n: Array
         # The observation less what those before it say of it.
         own = unit_p[i : i + 1, :] if gain is None else unit_p[i : i + 1, :] - h @ gain
         gain = k * own if gain is None else gain + k * own
-        told = transpose(xp, own) * own / S
-        precision = told if precision is None else precision + told
+        information = transpose(xp, own) * own / S
+        precision = information if precision is None else precision + information
     combined = reading.combined
     if combined is None:
         return precision, log_determinant, gain, P
@@ -350,7 +350,7 @@ def _independent(xp: Any, R: Array) -> tuple[Array | None, Array, Array | None]:
     unit = xp.eye(p, dtype=R.dtype, device=_dispatch.device(R)) + xp.zeros_like(R)
     if not bool(_dispatch.to_numpy(xp.any((unit == 0) & (R != 0)))):
         return None, variances, None
-    # Relative to the deviations, so that a small noise keeps its digits beside a large one.
+    # Relative to the deviations, so that a small noise keeps its digits next to a large one.
     deviations = xp.sqrt(xp.where(variances > 0, variances, xp.ones_like(variances)))
     values, vectors = xp.linalg.eigh(R / deviations[:, :, None] / deviations[:, None, :])
     values = xp.where(values > p * float(xp.finfo(R.dtype).eps), values, xp.zeros_like(values))
@@ -388,7 +388,7 @@ def _means(
         eps = float(xp.finfo(y.dtype).eps)
         rows = xp.asarray(unseen.tolist(), dtype=xp.bool, device=_dispatch.device(y))
     for t in range(blind):
-        # A product of F that is zero but for rounding has forgotten delta.
+        # A product of F that is zero up to rounding has forgotten delta.
         now = slice(t, t + 1)
         this = F if F.shape[0] == 1 else F[now, ...]
         own = slice(int(number[t]), int(number[t]) + 1)

@@ -58,7 +58,7 @@ class StructuralForecast:
     Attributes
     ----------
     mean, variance : (steps,) or (steps, B) arrays, or pandas or polars series as y is
-        Of the observations. A pandas index goes on from that of y.
+        Of the observations. A pandas index continues that of y.
     components : dict of str to Normal
         The part of each component by its name: ``mean``, ``variance`` and ``interval(level)``.
     """
@@ -590,7 +590,7 @@ class _Form(NamedTuple):
 
 
 def _form_of(y: Any, read: Collection) -> _Form:
-    """The form of a pandas or polars series, whose index goes on. Dates that it leaves out are steps of the past."""
+    """The form of a pandas or polars series, whose index a forecast continues. Dates left out are steps of the past."""
     times = read.series[0].times
 
     def past(a: Array) -> Any:
@@ -684,7 +684,7 @@ def _coordinates(phi: HostArray) -> HostArray:
 
 
 def _read(H: Array, mean: Array, covariance: Array) -> Normal:
-    """What H (1, n) or (T, 1, n) reads of states with these means (T, B, n)."""
+    """The product of H (1, n) or (T, 1, n) and states with these means (T, B, n)."""
     row = H if H.ndim == 2 else H[:, None, ...]
     xp = _dispatch.namespace("StructuralModel", mean=mean)
     variance = (row @ covariance @ xp.matrix_transpose(row))[..., 0, 0]
