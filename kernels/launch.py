@@ -8,9 +8,11 @@ This is the only file that touches ``cupy.RawModule``. Importing it imports no C
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,13 +24,15 @@ from array_api_compat import is_cupy_array
 
 from gpurnn import _fork
 
-from . import host
+from . import devices, host
 from .compiler import KERNELS, digest_of, source_closure, translation_unit
 
 __all__ = [
     "CUPY_OPTIONS",
+    "Bound",
     "Kernel",
     "Module",
+    "NotResident",
     "Parameter",
     "contiguous",
     "empty",
@@ -45,6 +49,10 @@ CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 
 _SHARED_BYTES = 48 * 1024
 """Dynamic shared memory that a kernel may have without asking for more."""
+
+
+class NotResident(ValueError):
+    """A cooperative grid has more blocks than the device holds at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +299,7 @@ class Kernel:
         self._parameter_names: list[str] | None = None
         self._parameters: dict[str, list[Parameter]] = {}
         self._raw: Any = None
-        self._shared_bytes: dict[int, int] = {}
+        self._roomy: set[int] = set()
 
     @property
     def parameter_names(self) -> list[str]:
@@ -307,31 +315,31 @@ class Kernel:
             self._parameters[build] = [Parameter.of(*pair) for pair in pairs]
         return self._parameters[build]
 
-    def _raw_function(self, device: int, shared_bytes: int) -> Any:
-        """The kernel as CuPy has it, which may use this much dynamic shared memory on a device.
+    def function(self, device: int, shared_bytes: int) -> Any:
+        """The kernel as CuPy launches it on a device, which is the current one, with this much dynamic shared memory.
 
-        The limit is never lowered, because other threads launch the kernel too.
+        The limit of shared memory is set once, to the most that the device has: all threads launch the same function.
         """
         if self._raw is None:
             self._raw = self.module.raw_function(self.name)
-        if shared_bytes > self._shared_bytes.get(device, _SHARED_BYTES):
-            with self.module.lock:
-                if shared_bytes > self._shared_bytes.get(device, _SHARED_BYTES):
-                    self._raw.max_dynamic_shared_size_bytes = shared_bytes
-                    self._shared_bytes[device] = shared_bytes
-        return self._raw
+        if shared_bytes > _SHARED_BYTES and device not in self._roomy:
+            most = devices.of_index(device).shared_memory_per_block
+            self._raw.max_dynamic_shared_size_bytes = most - self._raw.shared_size_bytes
+            self._roomy.add(device)
+        return self._raw.kernel
 
-    def __call__(
+    def bind(
         self,
         grid: tuple[int, ...],
         block: tuple[int, ...],
         args: Sequence[Any],
         *,
+        changing: Sequence[str] = (),
         shared_mem: int = 0,
         cooperative: bool = False,
         reachable: Sequence[Any] = (),
-    ) -> None:
-        """Launch the kernel, on a GPU on the current stream.
+    ) -> Bound:
+        """A launch whose arguments are checked here, once, for a kernel that is launched many times.
 
         Parameters
         ----------
@@ -340,6 +348,8 @@ class Kernel:
         args : sequence
             For each pointer a C-contiguous array or None, for each other parameter a NumPy scalar of the same type:
             Python's ints and floats would be passed as 64-bit values.
+        changing : sequence of str
+            The names of the parameters that each launch gets anew. Their arguments here are examples of the types.
         shared_mem : int
             Bytes of dynamic shared memory.
         cooperative : bool
@@ -351,9 +361,9 @@ class Kernel:
         ------
         TypeError, ValueError
             If the arguments do not fit the kernel's parameters or are not on the current device, or the grid fits no
-            GPU; a cooperative grid has to fit the current one.
-        kernels.host.ExecutionError
-            If the host executor finds an error in the kernel.
+            GPU.
+        NotResident
+            If a cooperative grid has more blocks than the current device holds at once.
         """
         arrays = [a for a in (*args, *reachable) if isinstance(a, np.ndarray) or is_cupy_array(a)]
         on_gpu = {is_cupy_array(a) for a in arrays}
@@ -363,53 +373,82 @@ class Kernel:
         build = None if on_gpu.pop() else host.current_execution().build
         self._check_sizes(grid, block, shared_mem)
         self._check_arguments(build, args)
-        values = [np.uint64(0) if a is None else a for a in args]  # a null pointer
+        places = tuple(self.parameter_names.index(name) for name in changing)
         if build is not None:
-            self.module.library(build).launch(
+            launch = functools.partial(
+                self.module.library(build).launch,
                 self.name,
                 grid,
                 block,
-                values,
-                self.parameter_names,
+                names=self.parameter_names,
                 shared_bytes=shared_mem,
                 cooperative=cooperative,
                 reachable=reachable,
             )
-        else:
-            self._launch_on_gpu(grid, block, values, shared_mem, cooperative)
+            return Bound(self, launch, _values(args), places)
+        return self._bind_on_gpu(grid, block, args, arrays, places, shared_mem, cooperative)
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        *,
+        shared_mem: int = 0,
+        cooperative: bool = False,
+        reachable: Sequence[Any] = (),
+    ) -> None:
+        """Launch the kernel, on a GPU on the current stream. The arguments are those of `bind`.
+
+        Raises
+        ------
+        TypeError, ValueError, NotResident
+            As `bind`.
+        kernels.host.ExecutionError
+            If the host executor finds an error in the kernel.
+        """
+        self.bind(grid, block, args, shared_mem=shared_mem, cooperative=cooperative, reachable=reachable)()
 
     def resident_blocks(self, block: tuple[int, ...], shared_mem: int) -> int:
         """How many blocks of this shape CuPy's current device holds at once."""
         import cupy
         from cupy_backends.cuda.api import driver
 
-        device = cupy.cuda.Device()
-        raw = self._raw_function(device.id, shared_mem)
-        each = driver.occupancyMaxActiveBlocksPerMultiprocessor(raw.kernel.ptr, int(np.prod(block)), shared_mem)
-        return int(each * device.attributes["MultiProcessorCount"])
+        device = cupy.cuda.runtime.getDevice()
+        function = self.function(device, shared_mem)
+        each = driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, math.prod(block), shared_mem)
+        return int(each) * devices.of_index(device).multiprocessors
 
-    def _launch_on_gpu(
-        self, grid: tuple[int, ...], block: tuple[int, ...], values: list[Any], shared_mem: int, cooperative: bool
-    ) -> None:
+    def _bind_on_gpu(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        arrays: Sequence[Any],
+        places: tuple[int, ...],
+        shared_mem: int,
+        cooperative: bool,
+    ) -> Bound:
         import cupy
 
         here = cupy.cuda.runtime.getDevice()
-        elsewhere = {a.data.device_id for a in values if is_cupy_array(a)} - {here}
+        elsewhere = {a.data.device_id for a in arrays} - {here}
         if elsewhere:
             raise ValueError(
                 f"{self.name}: arrays are on device {min(elsewhere)} but the current one is {here}; "
                 f"use `with cupy.cuda.Device({min(elsewhere)}):`"
             )
-        raw = self._raw_function(here, shared_mem)
         if cooperative:
             # CuPy would shrink an oversized one-dimensional grid, with no more than a warning.
             resident = self.resident_blocks(block, shared_mem)
-            if int(np.prod(grid)) > resident:
-                raise ValueError(
-                    f"{self.name}: a cooperative grid of {int(np.prod(grid))} blocks, expected at most the {resident} "
-                    f"that the device holds at once with {int(np.prod(block))} threads and {shared_mem} bytes each"
+            if math.prod(grid) > resident:
+                raise NotResident(
+                    f"{self.name}: a cooperative grid of {math.prod(grid)} blocks, expected at most the {resident} "
+                    f"that the device holds at once with {math.prod(block)} threads and {shared_mem} bytes each"
                 )
-        raw.kernel(grid, block, values, shared_mem=shared_mem, enable_cooperative_groups=cooperative)
+        function = self.function(here, shared_mem)
+        launch = functools.partial(function, grid, block, shared_mem=shared_mem, enable_cooperative_groups=cooperative)
+        return Bound(self, launch, _values(args), places, key=(here, function.ptr, grid, block, shared_mem))
 
     def _check_sizes(self, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int) -> None:
         for what, sizes, limits in (("grid", grid, (2**31 - 1, 65535, 65535)), ("block", block, (1024, 1024, 64))):
@@ -419,10 +458,8 @@ class Kernel:
                 # CuPy would launch one block where the grid is empty.
                 if not 1 <= size <= limit:
                     raise ValueError(f"{self.name}: {what} is {sizes}, expected sizes from 1 to {limits}")
-        if int(np.prod(block)) > 1024:
-            raise ValueError(
-                f"{self.name}: a block of {block} has {int(np.prod(block))} threads, expected at most 1024"
-            )
+        if math.prod(block) > 1024:
+            raise ValueError(f"{self.name}: a block of {block} has {math.prod(block)} threads, expected at most 1024")
         if shared_mem < 0:
             raise ValueError(f"{self.name}: shared_mem is {shared_mem}, expected a number of bytes")
 
@@ -433,7 +470,7 @@ class Kernel:
             raise TypeError(f"{self.name}: {len(args)} arguments, expected {len(names)} ({', '.join(names)})")
         if build is None:
             for name, argument in zip(names, args, strict=True):
-                if not isinstance(argument, np.generic):
+                if argument is not None and not isinstance(argument, np.generic):
                     _check_array(f"{self.name}: argument {name}", argument)
             return
         for parameter, argument in zip(self.parameters(build), args, strict=True):
@@ -447,6 +484,124 @@ class Kernel:
                 )
             elif not _same_type(parameter, argument.dtype):
                 raise TypeError(f"{where} is a {argument.dtype} scalar, expected {_expected(parameter)}")
+
+
+class Bound:
+    """A launch with arguments that `Kernel.bind` has checked. Call it with those that change, in their order.
+
+        step = kernel.bind(grid, block, args, changing=["first", "last"])
+        step(np.int32(0), np.int32(1))
+
+    On a GPU it belongs to the device that was current.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        launch: Callable[[list[Any]], None],
+        values: list[Any],
+        places: tuple[int, ...],
+        key: tuple[Any, ...] | None = None,
+    ) -> None:
+        self.kernel = kernel
+        self._launch, self._values, self._places, self._key = launch, values, places, key
+
+    def __call__(self, *values: Any) -> None:
+        """Launch the kernel, on a GPU on the current stream."""
+        self._launch(self._filled(values))
+
+    def each(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Launch the kernel for one row of changing arguments after another.
+
+        On a GPU they become one CUDA graph when they come again: the same object ``rows``, numbers and addresses of
+        arrays. The graph owns no memory: whoever calls has arrays at these addresses.
+        """
+        if self._key is None or not 1 < len(rows) <= _MOST_NODES or is_captured():
+            for row in rows:
+                self(*row)
+            return
+        values = (v.tobytes() if isinstance(v, np.generic) else v.data.ptr for v in self._values)
+        key = (*self._key, id(rows), *values)
+        series = _SERIES.get(key)
+        if series is None:
+            _SERIES.put(key, _Series(rows))
+            for row in rows:
+                self(*row)
+            return
+        if series.graph is None:
+            series.graph = self._captured(rows)
+        series.graph.launch()
+
+    def _captured(self, rows: Sequence[tuple[Any, ...]]) -> Any:
+        import cupy
+
+        stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
+        with stream:
+            stream.begin_capture()
+            try:
+                for row in rows:
+                    self(*row)
+            finally:
+                graph = stream.end_capture()
+        return graph
+
+    def _filled(self, values: tuple[Any, ...]) -> list[Any]:
+        filled = self._values.copy()
+        for place, value in zip(self._places, values, strict=True):
+            if type(value) is not type(filled[place]):
+                name = self.kernel.parameter_names[place]
+                raise TypeError(
+                    f"{self.kernel.name}: argument {name} is a {type(value).__name__}, "
+                    f"expected a {type(filled[place]).__name__}"
+                )
+            filled[place] = value
+        return filled
+
+
+@dataclasses.dataclass
+class _Series:
+    """Launches of a kernel that `Bound.each` was asked for once, and their graph since they came again."""
+
+    rows: Sequence[tuple[Any, ...]]
+    graph: Any = None
+
+
+class Recent:
+    """The values that were asked for last, by their keys; threads share it."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+        self._lock = _fork.Lock(threading.RLock)
+
+    def get(self, key: Any) -> Any:
+        """The value of ``key``, or None."""
+        with self._lock.current:
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            return value
+
+    def put(self, key: Any, value: Any) -> None:
+        """Keep a value until others have been asked for since."""
+        with self._lock.current:
+            self._values[key] = value
+            if len(self._values) > self._most:
+                self._values.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        with self._lock.current:
+            self._values.clear()
+
+
+_SERIES = Recent(64)
+_MOST_NODES = 4096
+"""Launches of a graph. The memory of a graph grows with them."""
+
+
+def _values(args: Sequence[Any]) -> list[Any]:
+    return [np.uint64(0) if a is None else a for a in args]  # a null pointer
 
 
 def _same_type(parameter: Parameter, dtype: np.dtype[Any]) -> bool:

@@ -8,7 +8,13 @@ from typing import Any
 import cupy_on_host
 import numpy as np
 import pytest
-from cupy_on_host import BLOCKS_PER_MULTIPROCESSOR, H100, MAX_DYNAMIC_SHARED_SIZE_BYTES, Launch
+from cupy_on_host import (
+    BLOCKS_PER_MULTIPROCESSOR,
+    H100,
+    MAX_DYNAMIC_SHARED_SIZE_BYTES,
+    STATIC_SHARED_BYTES,
+    Launch,
+)
 from gpurnn.kernels import attention, dropout, embedding, host, launch, linear_scan, losses, optim
 from gpurnn.kernels.recurrence import plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
@@ -117,27 +123,19 @@ def test_a_cooperative_grid_is_one_that_the_gpu_holds(gpu):
     np.testing.assert_array_equal(cupy.asnumpy(arrays[2]), h)
 
 
-def test_more_shared_memory_than_48_kib_is_asked_for(gpu):
-    n = 64
-    w, x, h = map(cupy.asarray, (numbers(n, n), numbers(1, n), numbers(2, n)))
-    arguments = (w, x, h, cupy.zeros(1, np.uint32), np.int32(n), np.int32(1))
-    CORRECT["persistent_rnn"]((4,), (16,), arguments, shared_mem=48 * 1024, cooperative=True)
-    assert not gpu.attributes
-    CORRECT["persistent_rnn"]((4,), (16,), arguments, shared_mem=48 * 1024 + 256, cooperative=True)
-    assert gpu.attributes == [("persistent_rnn", MAX_DYNAMIC_SHARED_SIZE_BYTES, 48 * 1024 + 256)]
-    assert [launched.shared_bytes for launched in gpu.launches] == [48 * 1024, 48 * 1024 + 256]
-
-
-def test_threads_with_layers_of_two_sizes_leave_each_other_their_shared_memory(gpu):
-    """The limit of a function, which all launches of it share, is never lowered."""
-    n, sizes = 64, [48 * 1024 + 256 * k for k in (3, 1, 2, 3, 1, 5, 4)]
+def test_more_shared_memory_than_48_kib_is_asked_for_once(gpu):
+    """All that the device has, because host threads with layers of other sizes launch the same function."""
+    n, sizes = 64, [48 * 1024 + 256 * k for k in (0, 3, 1, 2, 5)]
     w, x, h = map(cupy.asarray, (numbers(n, n), numbers(1, n), numbers(2, n)))
     rnn = launch.Module(CORRECT.source, CORRECT.names)["persistent_rnn"]
     for size in sizes:
         arguments = (w, x, h, cupy.zeros(1, np.uint32), np.int32(n), np.int32(1))
         rnn((4,), (16,), arguments, shared_mem=size, cooperative=True)
-        assert max(value for _, _, value in gpu.attributes) == gpu.attributes[-1][2] >= size
-    assert [value for _, _, value in gpu.attributes] == [sizes[0], sizes[5]]
+        assert len(gpu.attributes) == (size > sizes[0])
+    (_, attribute, most), *_ = gpu.attributes
+    assert attribute == MAX_DYNAMIC_SHARED_SIZE_BYTES
+    assert most == H100.shared_memory_per_block - STATIC_SHARED_BYTES
+    assert [launched.shared_bytes for launched in gpu.launches] == sizes
 
 
 def test_where_a_grid_is_not_resident_another_schedule_runs(gpu):
@@ -205,8 +203,44 @@ def test_a_recurrence_on_cupy_arrays(gpu, cell, schedule):
     assert {launched.cooperative for launched in forward} == {schedule == "persistent"}
 
 
+def test_a_bound_kernel_is_launched_with_what_changes(gpu):
+    x, y, out = cupy.asarray(numbers(8)), cupy.asarray(numbers(8)), cupy.zeros(8, np.float32)
+    add = CORRECT["add<float>"].bind((1,), (32,), (x, y, out, np.int32(0)), changing=("n",))
+    assert not gpu.launches
+    for n in (3, 5):
+        add(np.int32(n))
+        np.testing.assert_array_equal(cupy.asnumpy(out), np.where(np.arange(8) < n, 2 * numbers(8), 0))
+    assert gpu.launches == [Launch("add<float>", (1, 1, 1), (32, 1, 1), 0, 0, False)] * 2
+    with pytest.raises(TypeError, match=r"add<float>: argument n is a int64, expected a int32"):
+        add(np.int64(3))
+
+
+def sequence(w: Any, xw: Any, h: Any) -> tuple[Any, ...]:
+    """A forward pass of a GRU of two phases, step by step."""
+    (T, B), cell = (xw.shape[1] // h.shape[1], h.shape[1]), cells.GRU(reset_after=False)
+    with plan.schedule("step-fused"):
+        run = Run.begin(cell, T, B, w.shape[2], w, training=False)
+    return run_forward(run, xw, (None, None), (h,)), h
+
+
+def test_launches_that_come_again_are_a_graph(gpu):
+    """In a loop the pool gives the same memory again. Other memory, or another length, is no repetition."""
+    T, B, H = 6, 3, 24
+    w = numbers(1, 3 * H, H) / np.float32(5)
+    there = cupy.asarray(w)
+    for turn, steps in enumerate((T, T, T, T - 1, T, T)):
+        xw, h = np.float32(turn) * numbers(1, steps * B, 3 * H), numbers(1, B, H)
+        expected = sequence(w, xw, np.copy(h))
+        gpu.order.clear()
+        with cupy.cuda.Stream(non_blocking=True) if turn == 5 else cupy.cuda.Stream.null as stream:
+            same(sequence(there, cupy.asarray(xw), cupy.asarray(h)), expected)
+        launches = [step for step in gpu.order if step[0] in ("launch", "graph") and step[1] == stream.ptr]
+        begin, each, graph = ("launch", stream.ptr), ("launch", stream.ptr), ("graph", stream.ptr)
+        assert launches == [begin, *([graph] if turn in (1, 2, 4) else [each] * (2 * steps))]
+
+
 @pytest.mark.parametrize("schedule", ["step-fused", "block", "persistent"])
-def test_a_sequence_becomes_a_graph(schedule):
+def test_a_caller_captures_a_sequence(schedule):
     """All launches, captured while nothing of them runs, and replayed with one launch; in a pool of the graph's own."""
     T, B, H = 6, 3, 24
     cell = cells.GRU(reset_after=False)

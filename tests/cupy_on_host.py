@@ -31,7 +31,8 @@ GPU = {
     "MaxSharedMemoryPerBlockOptin": H100.shared_memory_per_block,
 }
 BLOCKS_PER_MULTIPROCESSOR = 2
-MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # of CUfunction_attribute
+STATIC_SHARED_BYTES = 1024
+SHARED_SIZE_BYTES, MAX_DYNAMIC_SHARED_SIZE_BYTES = 1, 8  # of CUfunction_attribute
 
 _C_TYPES = {
     "PyObject *": ctypes.py_object,
@@ -63,15 +64,16 @@ class Driver:
         """Launches by stream, and what is said of their order: ("record", event, stream), ("wait", stream, event)."""
         self.blocks_per_multiprocessor = BLOCKS_PER_MULTIPROCESSOR
         numbers = itertools.count(77)
-        self._captured: list[Any] | None = None
+        self._captured: dict[int, list[Any]] = {}
+        """What is captured, by stream."""
         self._graphs: dict[int, list[Any]] = {}
         self._memory: dict[int, np.ndarray] = {}
         self._functions: dict[int, str] = {}
+        self._kernels: dict[int, launch.Kernel] = {}
         self._failures: list[BaseException] = []
-        self._kernel: launch.Kernel | None = None
         _replace(driver, {name: getattr(self, name) for name in (
-            "moduleLoadData", "moduleUnload", "moduleGetFunction", "funcSetAttribute", "launchKernel",
-            "launchCooperativeKernel", "occupancyMaxActiveBlocksPerMultiprocessor",
+            "moduleLoadData", "moduleUnload", "moduleGetFunction", "funcGetAttribute", "funcSetAttribute",
+            "launchKernel", "launchCooperativeKernel", "occupancyMaxActiveBlocksPerMultiprocessor",
         )})  # fmt: skip
         values = {name[11:]: value for name, value in vars(runtime).items() if name.startswith("cudaDevAttr")}
         attributes = {values[name]: figure for name, figure in GPU.items()}
@@ -91,7 +93,7 @@ class Driver:
             "memsetAsync": lambda address, value, size, stream: ctypes.memset(address, value, size) and None,
             "pointerGetMemoryType": lambda address: 0,
             "streamSynchronize": lambda stream: None,
-            "streamIsCapturing": lambda stream: int(self._captured is not None),
+            "streamIsCapturing": lambda stream: int(stream in self._captured),
             "eventCreateWithFlags": lambda flags: next(numbers),
             "eventRecord": lambda event, stream: self.order.append(("record", event, stream)),
             "streamWaitEvent": lambda stream, event, flags=0: self.order.append(("wait", stream, event)),
@@ -109,24 +111,27 @@ class Driver:
         # This one's a Python function alone.
         runtime.getDeviceProperties = lambda device: {"name": b"NVIDIA H100", "major": major, "minor": minor}
 
-    def launch(self, kernel: launch.Kernel, *args: Any) -> None:
-        """`Kernel._launch_on_gpu`, whose kernel is noted: the driver knows it by its mangled name only."""
-        self._kernel = kernel
-        try:
-            _launch_on_gpu(kernel, *args)
-        finally:
-            self._kernel = None
+    def function(self, kernel: launch.Kernel, *args: Any) -> Any:
+        """`Kernel.function`, whose kernel is noted: the driver knows it by its mangled name only."""
+        function = _function(kernel, *args)
+        self._kernels[function.ptr] = kernel
+        return function
+
+    def launch(self, bound: launch.Bound, *values: Any) -> None:
+        """`Bound.__call__`, which raises what C code could not have passed on."""
+        _launch(bound, *values)
         if self._failures:
             raise self._failures.pop()
 
     def _begin_capture(self, stream: int, *mode: Any) -> None:
-        self._captured = []
+        self._captured[stream] = []
 
     def _end_capture(self, stream: int) -> int:
-        self._graphs[len(self._graphs) + 1], self._captured = self._captured, None
+        self._graphs[len(self._graphs) + 1] = self._captured.pop(stream)
         return len(self._graphs)
 
     def _replay(self, graph: int, stream: int) -> None:
+        self.order.append(("graph", stream))
         for run in self._graphs[graph]:
             run()
 
@@ -149,8 +154,12 @@ class Driver:
         self._functions[len(self._functions) + 1] = name
         return len(self._functions)
 
+    def funcGetAttribute(self, attribute: int, function: int) -> int:
+        assert attribute == SHARED_SIZE_BYTES
+        return STATIC_SHARED_BYTES
+
     def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
-        self.attributes.append((self._kernel.name if self._kernel else "", attribute, value))
+        self.attributes.append((self._functions[function], attribute, value))
 
     def occupancyMaxActiveBlocksPerMultiprocessor(self, function: int, threads: int, shared_bytes: int) -> int:
         return self.blocks_per_multiprocessor
@@ -167,10 +176,10 @@ class Driver:
     def _launch(
         self, function: int, sizes: list[int], shared_bytes: int, stream: int, values: int, cooperative: bool
     ) -> None:
-        if self._kernel is None:
+        if function not in self._kernels:
             raise RuntimeError(f"a kernel of CuPy's own, {self._functions[function]}, cannot run here")
         try:
-            kernel, grid, block = self._kernel, tuple(sizes[:3]), tuple(sizes[3:])
+            kernel, grid, block = self._kernels[function], tuple(sizes[:3]), tuple(sizes[3:])
             assert re.match(r"\w+", kernel.name)[0] in self._functions[function]
             parameters = kernel.parameters("plain")
             addresses = (ctypes.c_void_p * len(parameters)).from_address(values)
@@ -183,14 +192,14 @@ class Driver:
             ]
             self.order.append(("launch", stream))
             self.launches.append(Launch(kernel.name, grid, block, shared_bytes, stream, cooperative))
-            run = functools.partial(
+            run: Any = functools.partial(
                 kernel.module.library("plain").launch, kernel.name, grid, block, arguments,
                 [p.name for p in parameters], shared_bytes=shared_bytes, cooperative=cooperative,
             )  # fmt: skip
-            if self._captured is None:
-                run()
+            if stream in self._captured:
+                self._captured[stream].append(run)
             else:
-                self._captured.append(run)
+                run()
         except BaseException as failure:  # raised again where C code is no longer in between
             self._failures.append(failure)
 
@@ -220,9 +229,10 @@ def _replace(module: Any, functions: dict[str, Any]) -> None:
         setattr(module, name, function)
 
 
-_launch_on_gpu = launch.Kernel._launch_on_gpu
+_function, _launch = launch.Kernel.function, launch.Bound.__call__
 DRIVER = Driver()
-launch.Kernel._launch_on_gpu = lambda kernel, *args: DRIVER.launch(kernel, *args)
+launch.Kernel.function = lambda kernel, *args: DRIVER.function(kernel, *args)
+launch.Bound.__call__ = lambda bound, *values: DRIVER.launch(bound, *values)
 
 import cupy  # noqa: E402  it reads the tables now
 

@@ -144,10 +144,15 @@ class FusedPlan(Plan):
     def exchange(self) -> str:
         return EXCHANGE[self.schedule]
 
-    def launches(self, phases: int) -> Iterator[tuple[np.int32, np.int32]]:
+    def launches(self, phases: int) -> tuple[tuple[np.int32, np.int32], ...]:
         """For each launch the first phase that it computes, and the one after its last."""
-        step = 1 if self.exchange == "launch" else phases
-        return ((np.int32(first), np.int32(first + step)) for first in range(0, phases, step))
+        return _launches(phases, 1 if self.exchange == "launch" else phases)
+
+
+@functools.lru_cache(64)
+def _launches(phases: int, step: int) -> tuple[tuple[np.int32, np.int32], ...]:
+    """The same object for the same numbers, by which `Bound.each` knows launches that come again."""
+    return tuple((np.int32(first), np.int32(first + step)) for first in range(0, phases, step))
 
 
 class DoesNotFit(ValueError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from gpurnn._contract import Array
 from gpurnn.cells import Cell
 
 from .. import dtypes
-from ..launch import contiguous, empty, namespace
+from ..launch import Bound, contiguous, empty, namespace
 from . import plan
 from .plan import STEPWISE_THREADS, FusedPlan, Launch, Plan
 from .struct import Struct
@@ -113,15 +113,22 @@ class Run:
     def slot(self, t: int, s: int) -> int:
         return t if self.slots == self.T else s % self.slots
 
-    def stepwise(self, name: str, *args: Any) -> None:
-        """Launch a kernel of ``recurrence/stepwise.cu``."""
+    def stepwise(self, name: str, *args: Any, changing: Sequence[str] = ("s",)) -> Bound:
+        """A launch of a kernel of ``recurrence/stepwise.cu``."""
         blocks = -(-self.D * self.B * self.H // STEPWISE_THREADS)
-        self.struct.stepwise(name)((blocks,), (STEPWISE_THREADS,), args)
+        return self.struct.stepwise(name).bind((blocks,), (STEPWISE_THREADS,), args, changing=changing)
 
-    def fused(self, name: str, launch: Launch, *args: Any) -> None:
-        """Launch a kernel of ``recurrence/fused.cu``."""
+    def fused(self, name: str, launch: Launch, *args: Any) -> Bound:
+        """A launch of a kernel of ``recurrence/fused.cu``, whose first and last phase change."""
         kernel, cooperative = self.struct.fused(name, launch.variant), launch.variant.exchange == "grid"
-        kernel(launch.grid, launch.block, args, shared_mem=launch.shared_bytes, cooperative=cooperative)
+        return kernel.bind(
+            launch.grid,
+            launch.block,
+            args,
+            changing=("first", "last"),
+            shared_mem=launch.shared_bytes,
+            cooperative=cooperative,
+        )
 
     def barriers(self, launch: Launch) -> Array | None:
         """A counter for each group of blocks that exchange operands within a launch."""
@@ -156,22 +163,22 @@ def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], 
 
 def _begin_forward(run: Run, h: Array) -> None:
     sizes = *run.sizes, np.int32(run.D), np.int32(run.slots)
-    run.stepwise("begin_forward", run.lengths, run.resets, run.mask, h, run.operands, *sizes)
+    run.stepwise("begin_forward", run.lengths, run.resets, run.mask, h, run.operands, *sizes, changing=())()
 
 
 def _forward_stepwise(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
     xp = namespace(y)
     products = [empty(y, (run.D, run.B, run.H * gates), y.dtype) for gates in run.cell.phases]
     _begin_forward(run, h)
+    history = run.operands, run.saved, *run.sizes, np.int32(run.D), np.int32(run.slots), np.int32(0), run.cell_value
+    ends = [run.stepwise("operand_of_step", out, *inputs, h, *history) for out in products[:-1]]
+    ends.append(run.stepwise("finish_step", products[-1], *inputs, h, c, y, *history))
+    phases = list(zip(run.phase_rows, products, ends, strict=True))
     for s in range(run.T):
-        scalars = *run.sizes, np.int32(run.D), np.int32(run.slots), np.int32(s), run.cell_value
-        for phase, (rows, out) in enumerate(zip(run.phase_rows, products, strict=True)):
+        for phase, (rows, out, end) in enumerate(phases):
             for d, t in run.steps(s):
                 xp.matmul(run.operands[phase, d, run.slot(t, s)], run.w[d, rows].T, out=out[d])
-            if out is products[-1]:
-                run.stepwise("finish_step", out, *inputs, h, c, y, run.operands, run.saved, *scalars)
-            else:
-                run.stepwise("operand_of_step", out, *inputs, h, run.operands, run.saved, *scalars)
+            end(np.int32(s))
 
 
 def _forward_fused(
@@ -181,9 +188,9 @@ def _forward_fused(
     if fused.exchange == "launch":
         _begin_forward(run, h)
     arrays = run.w, *inputs, h, c, y, run.operands, run.saved, run.barriers(launch)
-    for first, last in fused.launches(run.T * len(run.cell.phases)):
-        scalars = *run.sizes, np.int32(run.slots), first, last, *launch.sizes, run.cell_value
-        run.fused("forward", launch, *arrays, *scalars)
+    launches = fused.launches(run.T * len(run.cell.phases))
+    scalars = *run.sizes, np.int32(run.slots), *launches[0], *launch.sizes, run.cell_value
+    run.fused("forward", launch, *arrays, *scalars).each(launches)
 
 
 def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -215,18 +222,20 @@ def _backward_stepwise(
     steps = da_hidden.reshape(run.D, run.T, run.B, w.shape[1])
     product = empty(da, (run.D, run.B, run.H), da.dtype)
     arrays = product, run.saved, run.lengths, run.resets, run.mask, dy, *carried, da, da_hidden
-    through = carried[3]
+    scalars = *run.sizes, np.int32(run.D), np.int32(0), run.cell_value
+    begin = run.stepwise("begin_step_backward", *arrays, *scalars)
+    if others:
+        history = run.saved, run.operands, run.lengths
+        operand = run.stepwise("operand_of_step_backward", product, *history, carried[3], da, *scalars)
     for s in range(run.T - 1, -2, -1):
-        scalars = *run.sizes, np.int32(run.D), np.int32(s), run.cell_value
         if s + 1 < run.T:
             for d, t in run.steps(s + 1):
                 xp.matmul(steps[d, t, :, first], w[d, first], out=product[d])
-        run.stepwise("begin_step_backward", *arrays, *scalars)
+        begin(np.int32(s))
         for rows in others if s >= 0 else ():
             for d, t in run.steps(s):
                 xp.matmul(steps[d, t, :, rows], w[d, rows], out=product[d])
-            history = run.saved, run.operands, run.lengths
-            run.stepwise("operand_of_step_backward", product, *history, through, da, *scalars)
+            operand(np.int32(s))
 
 
 def _backward_fused(
@@ -235,5 +244,6 @@ def _backward_fused(
     launch, transposed = fused.backward, contiguous(run.w.transpose(0, 2, 1))
     inputs = transposed, run.saved, run.operands, run.lengths, run.resets, run.mask, dy
     arrays = *inputs, *carried, da, da_hidden, run.barriers(launch)
-    for first, last in fused.launches(run.T * len(run.cell.phases) + 1):
-        run.fused("backward", launch, *arrays, *run.sizes, first, last, *launch.sizes, run.cell_value)
+    launches = fused.launches(run.T * len(run.cell.phases) + 1)
+    scalars = *run.sizes, *launches[0], *launch.sizes, run.cell_value
+    run.fused("backward", launch, *arrays, *scalars).each(launches)
