@@ -34,6 +34,9 @@ struct Constant {
     static constexpr bool value = constant;
 };
 
+// A count of arrivals that is at least this one says that a thread has stopped waiting, and that the launch has failed.
+constexpr unsigned given_up = 1u << 31;
+
 #if defined(__CUDACC__)
 
 // `name` points to the dynamic shared memory of the block, aligned to 16 bytes.
@@ -78,14 +81,18 @@ __device__ __forceinline__ void arrive(unsigned* word, unsigned goal) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(word) : "memory");
 }
 
-// Returns when `word` has reached `goal`; what was done before those arrivals is then visible to this thread.
-__device__ __forceinline__ void await(const unsigned* word, unsigned goal) {
-    for (;;) {
+// Returns when `word` has reached `goal`; what was done before those arrivals is then visible to this thread. False if some
+// thread has looked `most_polls` times in vain, which takes seconds: then `word` is past `given_up`, and every goal.
+__device__ __forceinline__ bool await(unsigned* word, unsigned goal) {
+    constexpr unsigned most_polls = 1u << 25;
+    for (unsigned polls = 0; polls < most_polls; ++polls) {
         unsigned count;
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(word) : "memory");
-        if (count >= goal) return;
+        if (count >= goal) return count < given_up;
         spin_pause();
     }
+    atomicOr(word, given_up);
+    return false;
 }
 
 #else
@@ -119,9 +126,17 @@ HOST_INLINE void arrive(unsigned* word, unsigned goal) {
     atomicAdd(word, 1u);
 }
 
-HOST_INLINE void await(const unsigned* word, unsigned goal, HOST_SITE) {
-    while (host_load(word, host::Access::atomic) < goal) host::spin_pause(file, line);
-    host::acquired(word, goal);
+HOST_INLINE bool await(unsigned* word, unsigned goal, HOST_SITE) {
+    for (uint64_t polls = 0; polls < host::most_polls(); ++polls) {
+        const unsigned count = host_load(word, host::Access::atomic);
+        if (count >= goal) {
+            host::acquired(word, goal);
+            return count < given_up;
+        }
+        host::spin_pause(file, line);
+    }
+    atomicOr(word, given_up);
+    return false;
 }
 
 #endif
@@ -142,14 +157,15 @@ struct GridBarrier {
         if (is_first_thread()) ::arrive(arrived, goal);
     }
 
-    __device__ void wait() {
-        if (is_first_thread()) await(arrived, goal);
-        __syncthreads();
+    // False if a block has not come for seconds. Nobody waits in this launch any more, and what it computes is worthless.
+    __device__ bool wait() {
+        const bool failed = is_first_thread() && !await(arrived, goal);
+        return !__syncthreads_or(failed);
     }
 
-    __device__ void sync() {
+    __device__ bool sync() {
         arrive();
-        wait();
+        return wait();
     }
 
     __device__ static bool is_first_thread() { return threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0; }

@@ -50,6 +50,9 @@ CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 _SHARED_BYTES = 48 * 1024
 """Dynamic shared memory that a kernel may have without asking for more."""
 
+GIVEN_UP = 1 << 31
+"""``given_up`` of ``intrinsics.cuh``: the word of a `GridBarrier` for which blocks waited in vain is at least this."""
+
 
 class NotResident(ValueError):
     """A cooperative grid has more blocks than the device holds at once."""

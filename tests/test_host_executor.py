@@ -540,6 +540,18 @@ def test_memory_that_stacks_lay_in_can_be_used_again():
     assert first_poisoned(ctypes.c_void_p(start), ctypes.c_size_t(size)) is None
 
 
+def test_a_kernel_whose_blocks_do_not_meet_ends():
+    """Those that wait give up, as they do on a GPU where not all blocks run at once; the word of the barrier says so."""
+    n, steps, polls = 32, 3, 20
+    w, x, h, arrived = numbers(n, n), numbers(steps, n), fresh((2, n)), zeroed_word()
+    h[0] = 0
+    arguments = w, x, h, arrived, np.int32(n), np.int32(steps)
+    with host.execution(build=BUILDS[0], most_polls=polls):
+        CORRECT["persistent_rnn"]((2,), (16,), arguments, shared_mem=16 * n * 4)
+    assert arrived[0] == launch.GIVEN_UP + 2
+    np.testing.assert_allclose(h[1], np.tanh(x[0]), rtol=0, atol=np.finfo(F32).eps)
+
+
 def test_a_grid_barrier_in_a_plain_launch_is_a_livelock(any_build):
     h = fresh((2, 96))
     with pytest.raises(host.ExecutionError, match="livelock: kernel shift<false>, block"):

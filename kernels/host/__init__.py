@@ -106,6 +106,9 @@ class Execution:
         For how long one thread may run without waiting for another.
     most_waits : int
         How often one thread may wait in a launch, at barriers, at warp collectives and in spins.
+    most_polls : int
+        How often a thread that waits for other blocks looks, before the kernel gives up as it does on a GPU. By default
+        an `ExecutionError` comes first.
     """
 
     build: str = "plain"
@@ -116,6 +119,7 @@ class Execution:
     # time step: 16 blocks of 512 threads that came to this bound would have run for an hour. An endless loop of one
     # warp comes to it in ten seconds, of 1024 threads in minutes.
     most_waits: int = 10**7
+    most_polls: int = 10**9
 
 
 _current: contextvars.ContextVar[Execution | None] = contextvars.ContextVar("execution", default=None)
@@ -197,6 +201,7 @@ class _Launch(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("stall_seconds", ctypes.c_double),
         ("most_waits", ctypes.c_uint64),
+        ("most_polls", ctypes.c_uint64),
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
         ("regions", ctypes.POINTER(_Region)),
         ("region_count", ctypes.c_int32),
@@ -286,6 +291,7 @@ class Library:
             seed=how.seed,
             stall_seconds=how.stall_seconds,
             most_waits=how.most_waits,
+            most_polls=how.most_polls,
             arguments=(ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values)),
             regions=(_Region * len(regions))(*regions),
             region_count=len(regions),

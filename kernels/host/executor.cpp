@@ -68,6 +68,7 @@ struct Launch {  // filled by kernels/host/__init__.py
     uint64_t seed;
     double stall_seconds;  // for how long one fiber may run without waiting
     uint64_t most_waits;   // of one fiber
+    uint64_t most_polls;   // of an await() that nobody answers
     void** arguments;
     const Region* regions;
     int32_t region_count;
@@ -661,6 +662,8 @@ void spin_pause(const char* file, int line) {
     begin_wait(State::spinning, file, line);
     back_to_scheduler();
 }
+
+uint64_t most_polls() { return launch->most_polls; }
 
 void* dynamic_shared() { return current->block->dynamic_shared; }
 

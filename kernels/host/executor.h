@@ -18,6 +18,7 @@ int barrier(Barrier kind, int predicate, const char* file, int line);
 uint64_t collective(Collective kind, unsigned mask, uint64_t value, int lane, int width, const char* file, int line);
 unsigned active_mask();
 void spin_pause(const char* file, int line);
+uint64_t most_polls();  // of an await() that nobody answers
 void* dynamic_shared();
 // A write that another thread may be waiting for; spinning without any of them is an error in the end.
 void note_progress();

@@ -45,7 +45,7 @@ __global__ void persistent_rnn(const float* w, const float* x, float* h, unsigne
         for (int j = 0; j < n; ++j) sum += rows[threadIdx.x * n + j] * state[j];
         publish(h + (t + 1) % 2 * n + i, tanhf(sum));
         barrier.arrive();
-        barrier.wait();
+        if (!barrier.wait()) return;
     }
 }
 
