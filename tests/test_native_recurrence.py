@@ -58,7 +58,7 @@ def test_instruction_sets_agree_with_the_definition(instructions, cell, dtype):
 SIZES = [
     {"T": 1}, {"T": 2}, {"B": 1}, {"H": 1}, {"T": 1, "B": 1, "I": 1, "H": 1}, {"B": 5, "H": 33}, {"B": 37, "H": 3},
     {"T": 0}, {"B": 0}, {"T": 9, "B": 2, "H": 40}, {"B": 7, "H": 16}, {"B": 8, "I": 70, "H": 8}, {"I": 64, "H": 64},
-    {"B": 1, "I": 17, "H": 150}, {"B": 2, "I": 16, "H": 129}, {"T": 150, "B": 12, "H": 5},
+    {"B": 1, "I": 17, "H": 150}, {"B": 2, "I": 16, "H": 129}, {"T": 150, "B": 12, "H": 5}, {"T": 1, "B": 5, "H": 37},
 ]  # fmt: skip
 
 
@@ -122,6 +122,27 @@ def test_a_sequence_in_parts_gives_the_bits_of_the_whole(cell, border):
     assert_same((np.concatenate([y_first, y_second]), final), (y, state))
     assert_same((np.concatenate([dx_first, dx_second]), dstate_first), (dx, dstate0))
     assert_same(total, dweights)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_single_steps_give_the_bits_of_a_sequence(instructions, cell, dtype, team):
+    """In any number of rows and of threads: a step of few rows reads the weights as they lie in memory."""
+    for batch in (1, 2, 3, 4, 5):
+        problem = draw(CELLS[cell], Options(mask=True), T=4, B=batch, I=19, H=70, dtype=dtype)
+        team(1)
+        expected = native.recurrence_forward(
+            problem.cell, problem.x, problem.weights, problem.state, mask=problem.mask
+        )[:2]  # fmt: skip
+        for count in (1, 2, 3, 7):
+            team(count)
+            ys, state = [], problem.state
+            for x in problem.x:
+                y, state, _ = native.recurrence_forward(
+                    problem.cell, x[None], problem.weights, state, mask=problem.mask
+                )  # fmt: skip
+                ys.append(y)
+            assert_same((np.concatenate(ys), state), expected)
 
 
 @pytest.mark.parametrize("cell", KINDS)

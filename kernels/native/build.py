@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,6 +160,14 @@ def address(array: np.ndarray[Any, Any]) -> int:
         return ctypes.addressof(_char_at(array))
     except (TypeError, ValueError):
         return int(array.ctypes.data)
+
+
+def addresses(arrays: Collection[np.ndarray[Any, Any] | None]) -> list[int]:
+    """Where arrays in C order begin, 0 for None."""
+    try:
+        return [0 if array is None else ctypes.addressof(_char_at(array)) for array in arrays]
+    except (TypeError, ValueError):
+        return [0 if array is None else address(array) for array in arrays]
 
 
 def call(function: Any, *arguments: Any) -> None:

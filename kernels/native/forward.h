@@ -5,7 +5,7 @@
 // leave the first cache. This file does for a register of units what `steps.cuh` does for one.
 //
 // The weights are packed before the first step, or, if there is one step only, some panels at a time where they are
-// read.
+// read. A step of few rows, which programs take that feed their outputs back, reads them as they lie in memory.
 #pragma once
 
 #include <memory>
@@ -48,6 +48,7 @@ public:
     }
 
     static int64_t workspace(const Layer<T>& layer) {
+        if (few_once(layer)) return 0;
         const int64_t H = layer.hidden;
         int64_t size = once(layer) ? layer.team.most * at_once(layer) : 0;
         for (int phase = 0; phase < Cell::phases && !once(layer); ++phase) {
@@ -65,6 +66,8 @@ public:
 
 private:
     static bool once(const Layer<T>& layer) { return layer.steps == 1; }
+    static constexpr int few_rows = 4;
+    static bool few_once(const Layer<T>& layer) { return once(layer) && layer.batch <= few_rows; }
 
     // The panels that a tile may read side by side, and the numbers of as many of them as a thread has room for.
     static constexpr int64_t panels_at_once = 4;
@@ -81,7 +84,7 @@ private:
     void work(int index, int count) {
         const SubnormalsAreZero within;
         if (!once(layer)) pack<0>(index, count);
-        if (index == 0) {
+        if (index == 0 && !few_once(layer)) {
             // Where the cell adds W_ih x and W_hh h, one sum holds both, and both biases.
             Phases::arrange(layer.b_ih, Cell::hidden_apart ? nullptr : layer.b_hh, H, input_start);
             Phases::arrange(Cell::hidden_apart ? layer.b_hh : nullptr, nullptr, H, hidden_start);
@@ -101,6 +104,10 @@ private:
             }
         }
         team.meet(part.shares);
+        if (few_once(layer)) {
+            step_of_few(part, team);
+            return;
+        }
         const int64_t chunk = chunk_rows > rows ? chunk_rows / rows : 1;
         // Teams' rows of sums lie one after another, each with room for a chunk.
         T* const own = sums + (part.first_row + part.team * chunk_rows) * row;
@@ -216,6 +223,76 @@ private:
         team.meet(part.shares);
         if constexpr (phase < last_phase) steps<phase + 1>(index, part, s, own, active, team);
     }
+
+    // ---- The only step, of few rows
+
+    void step_of_few(const Part& part, Barrier& team) const {
+        std::vector<int> active;
+        list_active(part, 0, 0, active);
+        if (int64_t(active.size()) < part.last_row - part.first_row) idle(part, 0);
+        switch (active.size()) {
+            case 1: step_of<1>(part, active, team); break;
+            case 2: step_of<2>(part, active, team); break;
+            case 3: step_of<3>(part, active, team); break;
+            case 4: step_of<4>(part, active, team); break;
+        }
+    }
+
+    template <int R, int phase = 0>
+    void step_of(const Part& part, const std::vector<int>& active, Barrier& team) const {
+        constexpr int first = Cell::first_gate(phase), gates = Phases::gates(phase);
+        static_assert(few_rows == 4 && R <= few_rows, "cases of step_of_few");
+        const int t = clock.time(layer.backwards, 0);
+        const T *x[R], *h[R];
+        for (int r = 0; r < R; ++r) {
+            const int64_t b = part.first_row + active[r];
+            x[r] = layer.x + (t * B + b) * I;
+            h[r] = layer.operands + operand_at(phase, 0, b);
+        }
+        alignas(64) T input[R][gates * lanes], product[R][gates * lanes];
+        const int64_t groups = Phases::groups(H);
+        for (int64_t group = part.first(groups); group < part.last(groups); ++group) {
+            const int64_t j = group * lanes, left = H - j;
+            for (int g = 0; g < gates; ++g) {
+                const T *of_x[lanes], *of_h[lanes];
+                for (int lane = 0; lane < lanes; ++lane) {
+                    const int64_t weight_row = (first + g) * H + (lane < left ? j + lane : H - 1);
+                    of_x[lane] = layer.w_ih + weight_row * I;
+                    of_h[lane] = layer.w_hh + weight_row * H;
+                }
+                const Real b_ih = bias(layer.b_ih, first + g, j), b_hh = bias(layer.b_hh, first + g, j);
+                Real sums[R];
+                for (Real& sum : sums) sum = b_ih + (Cell::hidden_apart ? Real(0) : b_hh);
+                add_products(x, I, of_x, sums);
+                if (Cell::hidden_apart) {
+                    for (int r = 0; r < R; ++r) {
+                        sums[r].store(input[r] + g * lanes);
+                        sums[r] = b_hh + Real(0);
+                    }
+                }
+                add_products(h, H, of_h, sums);
+                for (int r = 0; r < R; ++r) sums[r].store(product[r] + g * lanes);
+            }
+            for (int r = 0; r < R; ++r) {
+                const int64_t b = part.first_row + active[r];
+                if (left >= lanes) {
+                    finish<phase, true>(0, b, j, input[r], product[r]);
+                } else {
+                    finish<phase, false>(0, b, j, input[r], product[r]);
+                }
+            }
+        }
+        if constexpr (phase < last_phase) {
+            team.meet(part.shares);
+            step_of<R, phase + 1>(part, active, team);
+        }
+    }
+
+    Real bias(const T* from, int gate, int64_t j) const {
+        return from ? get(from + gate * H + j, H - j) : Real(0);
+    }
+
+    // ---- What the cell makes of the sums
 
     // After the product of a phase at position s, for the units of a row from j on.
     template <int phase, bool whole>

@@ -25,7 +25,7 @@ struct Layer {
     T *h, *c;                            // (B, H): the state, advanced in place; c is null for a cell that has none
     T* y;                                // (T, B, H) of the rows
     T* operands;                         // (phases, slots, B, H): what each phase of a step multiplies
-    T* saved;                            // (slots, B, S, H): the values of a step that the backward pass reads, or null
+    T* saved;                            // (slots, B, S, H): the values of a step that the backward pass reads
     T* back;                             // the panels of the backward pass: written in training, else null
 
     const T* dy;                       // as y, or null
@@ -37,7 +37,8 @@ struct Layer {
     T* workspace;  // of the call, aligned to a cache line, as are operands, saved and back
 };
 
-// The numbers that a call needs room for.
+// The numbers that a call needs room for. In inference operands and saved are null, and belong to the workspace. If that
+// is null too, which it may be where its size is zero, it is on the stack.
 struct Sizes {
-    int64_t workspace, workspace_backward, back;
+    int64_t inference, workspace, workspace_backward, back;  // the first two are those of a forward pass
 };

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from ctypes import byref
-
 from gpurnn.reference.memory import Buffer, RecurrenceMemory
 
 from gpurnn._contract import Array
 from gpurnn.cells import Cell
 
 from . import build, threads
-from .recurrence import Layer, Sizes, library
+from .recurrence import Sizes, library, sizes_of
 
 
 class _Memory(RecurrenceMemory):  # type: ignore[misc]  # mypy knows gpurnn.reference as reference
@@ -21,25 +19,23 @@ class _Memory(RecurrenceMemory):  # type: ignore[misc]  # mypy knows gpurnn.refe
         self.functions = build.load(library(cell, like.dtype.name))
 
     def forward(self, I: int, *, training: bool) -> None:
-        T, B, H, sizes = self.T, self.B, self.H, self._sizes(I)
-        phases, slots = len(self.cell.phases), T if training else 2
+        T, B, H, sizes = self.T, self.B, self.H, self._sizes(I, training)
         self.take(T * B * self.D * H)
         if training:
             self.lend(T * B * I)
-        before: list[Buffer] = []  # a direction's arrays are free when those of the next one have been allocated
+        before: list[Buffer] = []  # a direction's workspace is free when that of the next one has been allocated
         for _ in range(self.D):
-            history = [self.lend(phases * slots * B * H)]
-            if training or phases > 1:
-                history.append(self.lend(slots * B * len(self.cell.saved) * H))
             if training:
+                self.lend(len(self.cell.phases) * T * B * H)
+                self.lend(T * B * len(self.cell.saved) * H)
                 self.lend(sizes.back)
-            workspace = self.lend(sizes.workspace)
+            workspace = self.lend(sizes.workspace if training else sizes.inference)
             self._give_back(before)
-            before = [workspace] if training else [*history, workspace]
+            before = [workspace]
         self._give_back(before)
 
     def backward(self, I: int) -> None:
-        sizes, before = self._sizes(I), list[Buffer]()
+        sizes, before = self._sizes(I, True), list[Buffer]()
         self.take(self.T * self.B * I + self.cell.states * self.D * self.B * self.H)
         for _ in range(self.D):
             self.take(self.cell.gates * self.H * (I + self.H + 2))
@@ -52,11 +48,9 @@ class _Memory(RecurrenceMemory):  # type: ignore[misc]  # mypy knows gpurnn.refe
         for buffer in buffers:
             self.give_back(buffer)
 
-    def _sizes(self, I: int) -> Sizes:
-        layer = Layer(steps=self.T, batch=self.B, inputs=I, hidden=self.H, chunk=self.chunk, team=threads.team())
-        sizes = Sizes()
-        self.functions.gpurnn_sizes(byref(layer), byref(sizes))
-        return sizes
+    def _sizes(self, I: int, training: bool) -> Sizes:
+        slots = self.T if training else 2
+        return sizes_of(self.functions, self.T, self.B, I, self.H, slots, self.chunk, threads.most())
 
 
 def recurrence_memory(cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> RecurrenceMemory:

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "native/product.h"
-#include "native/transpose.h"
 
 // A matrix (K, columns), of which row_of(column) is where a column's K numbers lie, null for zeros, as panels of `width`
 // registers. Writes panels first ... last - 1, to `to`.

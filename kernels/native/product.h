@@ -4,7 +4,8 @@
 // other rows, and if it is stored and continued later. So no result depends on how work is split.
 #pragma once
 
-#include "simd.h"
+#include "native/simd.h"
+#include "native/transpose.h"
 
 // A matrix (K, columns) in the order in which tiles read it: panels of `width` registers of columns, each (K, width).
 // What is missing in the last panel is zero. `numbers` has them from panel `begin` on.
@@ -55,6 +56,33 @@ void tile(const T* const* a, int64_t K, const T* panel, const T* const* from, T*
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) sums[r][v].store(to[r] + v * lanes);
+    }
+}
+
+// sums[r] += sum over k < K of a[r][k] * w[lane][k], in each lane: the chain of a tile, of weights that are not packed.
+template <int R, typename T>
+ALWAYS_INLINE void add_products(
+    const T* const (&a)[R], int64_t K, const T* const (&w)[Vector<T>::lanes], Vector<T> (&sums)[R]) {
+    using Real = Vector<T>;
+    constexpr int lanes = Real::lanes;
+    int64_t k = 0;
+    for (; k + lanes <= K; k += lanes) {
+        Real square[lanes];
+#pragma GCC unroll 16
+        for (int lane = 0; lane < lanes; ++lane) square[lane] = Real::load(w[lane] + k);
+        transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) {
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) sums[r] = fma(Real(a[r][k + i]), square[i], sums[r]);
+        }
+    }
+    if (k == K) return;
+    Real square[lanes];
+    for (int lane = 0; lane < lanes; ++lane) square[lane] = Real::load(w[lane] + k, K - k);
+    transpose(square);
+    for (int i = 0; i < K - k; ++i) {
+        for (int r = 0; r < R; ++r) sums[r] = fma(Real(a[r][k + i]), square[i], sums[r]);
     }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 
 from gpurnn import _fork
@@ -12,6 +13,10 @@ from . import build
 
 PATIENCE = -1.0
 """Microseconds that a call waits for its threads; negative to decide by its work, and whether it is worth any."""
+
+
+FEW_PRODUCTS = 300_000
+"""Of fewer a call has one thread in any case (``threads.h`` says when it pays to wake others), so none are counted."""
 
 
 class Team(ctypes.Structure):
@@ -50,9 +55,19 @@ def release() -> None:
         library().gpurnn_release()
 
 
-def team() -> Team:
-    """The threads that a call may have now."""
-    return Team(ctypes.cast(library().gpurnn_run, ctypes.c_void_p), most(), PATIENCE)
+def team(products: float = math.inf) -> Team:
+    """The threads that a call with so many products of two numbers may have now."""
+    return Team(*fields(products))
+
+
+def fields(products: float) -> tuple[int, int, float]:
+    """The fields of the `Team` of such a call."""
+    return _run(), 1 if products < FEW_PRODUCTS and PATIENCE < 0 else most(), PATIENCE
+
+
+@functools.cache
+def _run() -> int:
+    return ctypes.cast(library().gpurnn_run, ctypes.c_void_p).value or 0
 
 
 @_fork.in_child
