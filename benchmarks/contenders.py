@@ -85,7 +85,7 @@ class Gpurnn(Contender):
         state: Any = case.state() if case.cell == "lstm" else case.state()[0]
 
         def infer() -> dict[str, Any]:
-            return {"y": layer(x, state)[0] if case.mode == STEP else layer(x)[0]}
+            return {"y": layer.step(x[0], state)[0][None] if case.mode == STEP else layer(x)[0]}
 
         def train() -> dict[str, Any]:
             (y, _), pullback = layer.vjp(x)

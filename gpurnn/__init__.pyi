@@ -19,11 +19,14 @@ from .functional import dense as dense
 from .functional import dropout as dropout
 from .functional import embedding as embedding
 from .functional import gru as gru
+from .functional import gru_cell as gru_cell
 from .functional import layer_norm as layer_norm
 from .functional import linear_scan as linear_scan
 from .functional import lstm as lstm
+from .functional import lstm_cell as lstm_cell
 from .functional import multi_head_attention as multi_head_attention
 from .functional import rnn as rnn
+from .functional import rnn_cell as rnn_cell
 from .functional import ssm as ssm
 from .gradients import add_l2 as add_l2
 from .gradients import clip_by_global_norm as clip_by_global_norm

@@ -10,7 +10,7 @@ from gpurnn.cells import Cell
 from .buffers import SMALL
 from .cells import module_of
 from .cells.packing import SPREAD, collides
-from .recurrence import FEW_ROWS, recurrence_chunk
+from .recurrence import recurrence_chunk
 
 
 @dataclass
@@ -42,12 +42,9 @@ class RecurrenceMemory(Memory):
     def _direction(self, I: int, training: bool) -> None:
         T, B, H, G = self.T, self.B, self.H, self.cell.gates
         of_steps = module_of(self.cell).Steps.buffers(self, self.cell, T if training else 1, B, H, training)
-        lent = [self.lend(G * self.chunk * B * H)]
+        lent = [self.factors(G, I, few=B == 1, bias=True), self.lend(G * self.chunk * B * H)]
         if training:
             self.lend((T + 1) * B * H)
-        last = T % self.chunk
-        for few in {steps * B <= FEW_ROWS for steps in (self.chunk, last) if steps}:
-            lent.append(self.factors(G, I, few=few, bias=True))
         if training:
             self.lend(G * H * I)
         for buffer in lent if training else of_steps + lent:

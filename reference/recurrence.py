@@ -23,9 +23,6 @@ from .cells.steps import Steps
 CHUNK_ROWS = 1024
 """The least rows of a product over many steps, where there are so many."""
 
-FEW_ROWS = 128
-"""For how many rows a product is not worth bringing the weights into the order in which it is fastest."""
-
 
 @dataclass(frozen=True)
 class _Clock:
@@ -183,15 +180,13 @@ def _forward(
     final: tuple[Array, ...],
     training: bool,
 ) -> _Saved | None:
-    T, B, columns = x1.shape
+    T, B, _ = x1.shape
     w_ih, H, dtype = weights["weight_ih"], weights["weight_hh"].shape[1], x1.dtype
 
     steps = module_of(cell).Steps(cell, weights, T, B, training)
-    bias = steps.input_bias(weights)
-    w1: dict[bool, Array] = {}
-    # W_ih x of one chunk.
-    xw = empty((len(steps.input_rows.gates), min(recurrence_chunk(B), T), B, H), dtype)
-    rows = xw.reshape(len(xw), -1, H)
+    w1 = steps.input_rows.factors(w_ih, steps.input_bias(weights), few=B == 1)
+    # W_ih x of one chunk: a product for each step, so that a step alone gives the bits that it has in a sequence.
+    xw = empty((len(w1), min(recurrence_chunk(B), T), B, H), dtype)
 
     # Row t of `h` is the state that leaves step t, row t of `h_in` what enters its product with w_hh. Training keeps
     # them in arrays of its own, so that what a caller does to y cannot reach the gradients.
@@ -210,11 +205,7 @@ def _forward(
         c[...] = initial
     with np.errstate(**steps.floating_point_errors):
         for chunk, order in clock.chunks():
-            x_rows = x1[chunk].reshape(-1, columns)
-            few = len(x_rows) <= FEW_ROWS
-            if few not in w1:
-                w1[few] = steps.input_rows.factors(w_ih, bias, few=few)
-            np.matmul(x_rows, w1[few], out=rows[:, : len(x_rows)])
+            np.matmul(x1[chunk], w1[:, None], out=xw[:, : chunk.stop - chunk.start])
             for t in order:
                 cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
                 if cut is not None:

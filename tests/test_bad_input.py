@@ -101,6 +101,31 @@ def recurrent_function(name: str, gates: int, **options: Any) -> Entry:
     )  # fmt: skip
 
 
+def recurrent_step(name: str, gates: int, **options: Any) -> Entry:
+    G = gates * H
+    states = {"h_0": (B, H), "c_0": (B, H)} if name == "lstm" else {"state": (B, H)}
+    dstates = {"dh_T": (B, H), "dc_T": (B, H)} if name == "lstm" else {"dstate": (B, H)}
+    shapes = {"x": (B, I), "weight_ih": (G, I), "weight_hh": (G, H), "bias_ih": (G,), "bias_hh": (G,), **states}
+    shapes |= {"mask": (B, H), **dstates}
+    arrays = {key: 0.5 * normal(*shape, seed=k) for k, (key, shape) in enumerate(shapes.items())}
+    wrong = {key: [(*shape, 1), shape[:-1], (*shape[:-1], shape[-1] + 1)] for key, shape in shapes.items()}
+    wrong |= {key: [*wrong[key], (B + 1, H), (1, H)] for key in (*states, *dstates, "mask")}
+    function = getattr(gpurnn, f"{name}_cell")
+
+    def call(a: dict[str, Any]) -> Any:
+        keywords = {**options, "mask": a["mask"], "state": (a["h_0"], a["c_0"]) if "h_0" in a else a["state"]}
+        arguments = [a[key] for key in list(shapes)[:5]]
+        state, pullback = function.vjp(*arguments, **keywords)
+        dstate = (a["dh_T"], a["dc_T"]) if "dh_T" in a else a["dstate"]
+        return function(*arguments, **keywords), state, pullback(dstate)
+
+    no_rows = {key: tuple(0 if n == B else n for n in a.shape) for key, a in arrays.items() if B in a.shape}
+    return Entry(
+        f"{name}_cell", arrays, call, wrong, optional=frozenset(arrays) - {"x", "weight_ih", "weight_hh"},
+        empty={"batch": no_rows}, also_named={"x": "weight_ih"},
+    )  # fmt: skip
+
+
 def recurrent_layer(kind: str, batch_first: bool) -> Entry:
     layer = getattr(gpurnn, kind)(I, H, 2, batch_first=batch_first, bidirectional=True, dtype="float64")
     states = {"h_0": (4, B, H), "c_0": (4, B, H)} if kind == "LSTM" else {"state": (4, B, H)}
@@ -459,6 +484,9 @@ ENTRIES: dict[str, list[Entry]] = {
     "rnn": [recurrent_function("rnn", 1, activation="relu", leak=0.1)],
     "lstm": [recurrent_function("lstm", 4)],
     "gru": [recurrent_function("gru", 3), recurrent_function("gru", 3, reset_after=True, update="state")],
+    "rnn_cell": [recurrent_step("rnn", 1, activation="relu", leak=0.1)],
+    "lstm_cell": [recurrent_step("lstm", 4)],
+    "gru_cell": [recurrent_step("gru", 3)],
     "RNN": [recurrent_layer("RNN", False)],
     "LSTM": [recurrent_layer("LSTM", False)],
     "GRU": [recurrent_layer("GRU", True)],

@@ -148,6 +148,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
     "embedding": (gpurnn.embedding, {"indices": np.array([0]), "weight": np.ones((5, 2))}, {}),
     "gru": (gpurnn.gru, {"x": X, "weight_ih": np.ones((3, 4)), "weight_hh": np.ones((3, 1))}, {}),
     "rnn": (gpurnn.rnn, {"x": X, "weight_ih": np.ones((1, 4)), "weight_hh": np.ones((1, 1))}, {}),
+    "gru_cell": (gpurnn.gru_cell, {"x": X[0], "weight_ih": np.ones((3, 4)), "weight_hh": np.ones((3, 1))}, {}),
+    "rnn_cell": (gpurnn.rnn_cell, {"x": X[0], "weight_ih": np.ones((1, 4)), "weight_hh": np.ones((1, 1))}, {}),
     "layer_norm": (gpurnn.layer_norm, {"x": X}, {}),
     "multi_head_attention": (attend, {"num_heads": 2}, {}),
     "cross_entropy": (gpurnn.cross_entropy, {"logits": X, "labels": np.zeros((3, 2), int)}, {}),
@@ -169,8 +171,8 @@ WITHOUT_OPTIONS = {
     "CharVocabulary", "WordVocabulary", "Layer", "LinearGaussian", "PositionalEncoding", "Sequential", "Backtest",
     "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy",
     "RunDirectoryError", "Window",
-    "binary_cross_entropy", "l1", "linear_scan", "lstm", "ssm", "explain", "use", "evaluate", "pad", "truncated_bptt",
-    "zeros", "get", "Initializer",
+    "binary_cross_entropy", "l1", "linear_scan", "lstm", "lstm_cell", "ssm", "explain", "use", "evaluate",
+    "pad", "truncated_bptt", "zeros", "get", "Initializer",
 }  # fmt: skip
 
 

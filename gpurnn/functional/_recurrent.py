@@ -1,4 +1,4 @@
-"""The recurrent layers as functions: one layer, one direction, of each cell.
+"""The recurrent layers as functions: one layer, one direction, of each cell; and one step of each.
 
 What computes is the same for all cells, and so is most of the documentation: both follow from the cell's description.
 A function here is what its callers see of it, a signature and a docstring.
@@ -6,6 +6,7 @@ A function here is what its callers see of it, a signature and a docstring.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -29,8 +30,7 @@ x : (T, B, I) array
 {parameters}
 state : {state}, optional
     {initial}; zero by default.
-{options}
-lengths : (B,) integer array, optional
+{options}lengths : (B,) integer array, optional
     Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
 resets : (T, B) array of bools, or of integers 0 and 1, optional
     True where a new sequence starts at step t: the state before it is zeroed, at t = 0 the initial state.
@@ -50,6 +50,34 @@ TypeError
     Arrays of an unsupported library, of two libraries, or of two dtypes.
 ValueError
     A shape that does not fit, or a length that is not in 0 ... T."""
+
+STEP = "Its arguments are those of the function of the whole sequence, of one step."
+"""The line of a docstring that `step_of_cell` replaces by what is the same for all cells."""
+
+_STEP = """\
+Parameters
+----------
+x : (B, I) array
+    Input of the step; float32 or float64, like every array here.
+{parameters}
+state : {state}, optional
+    {initial}, before the step; zero by default.
+{options}mask : (B, H) array, optional
+    Multiplies h_{{t-1}} where it enters the product with W_hh: a variational dropout mask.
+
+Returns
+-------
+state : {state}
+    {final}, after the step. Steps one after another give NumPy arrays the bits that `{name}` gives them for the whole
+    sequence. The pullback of ``{name}_cell.vjp`` takes the gradient of the state, and gives ``(dx, dstate0)`` and a
+    dict of those of the parameters.
+
+Raises
+------
+TypeError
+    Arrays of an unsupported library, of two libraries, or of two dtypes.
+ValueError
+    A shape that does not fit."""
 
 
 class Sequence(NamedTuple):
@@ -138,13 +166,20 @@ def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input
     return hidden
 
 
-def _run(kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool) -> tuple[tuple[Array, State], Any]:
+def _add_axis(xp: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arrays with a first axis of one direction, or of one step."""
+    return tuple(None if a is None else xp.expand_dims(a, axis=0) for a in arrays)
+
+
+def _run(
+    where: str, kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool
+) -> tuple[tuple[Array, State], Any]:
     """Run the function of a cell with ``arguments`` by name: ``(y, state)`` and, for training, the pullback."""
     cell = kind(**{option: arguments[option] for option in kind.options()})
-    where, names = cell.name, tuple(cell.parameters)
+    names = tuple(cell.parameters)
     given = take(
         where, cell, {name: arguments[name] for name in (*names, "x", "mask")},
-        arguments["state"], arguments["lengths"], arguments["resets"], needed=cell.needed,
+        arguments["state"], arguments.get("lengths"), arguments.get("resets"), needed=cell.needed,
     )  # fmt: skip
     xp, x, mask = given.xp, given.x, given.floats["mask"]
     weights = {name: p for name in names if (p := given.floats[name]) is not None}
@@ -174,7 +209,27 @@ def _run(kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool) -
     return (y, final), pullback if training else None
 
 
-def _documentation(cell: cells.Cell) -> str:
+def one_step(where: str, x: Any, symbols: str = "(B, input_size)") -> Any:
+    """The input of a step as a sequence of it; reject one that has not two axes. What is no array is left to `take`."""
+    if _dispatch.library_of(x) is None:
+        return x
+    _checks.ndim(where, "x", x, 2, symbols)
+    return x[None, ...]
+
+
+def _run_step(kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool) -> tuple[State, Any]:
+    """Run a single step of a cell with ``arguments`` by name: the state and, for training, the pullback."""
+    where = f"{kind.name}_cell"
+    (_, state), pull = _run(where, kind, {**arguments, "x": one_step(where, arguments["x"])}, training)
+
+    def pullback(dstate: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
+        (dx, dstate0), gradients = pull((None, dstate))
+        return (dx[0, ...], dstate0), gradients
+
+    return state, pullback if training else None
+
+
+def _documentation(template: str, cell: cells.Cell) -> str:
     parameters = [
         f"{name} : {shape} array{'' if name in cell.needed else ', optional'}"
         for name, shape in cell.shape_texts().items()
@@ -184,16 +239,41 @@ def _documentation(cell: cells.Cell) -> str:
         names = [name + suffix for name in cell.state_names]
         return names[0] if len(names) == 1 else f"({', '.join(names)})"
 
-    text = _SHARED.format(
-        parameters="\n".join(parameters), options=cell.options_text(), initial=state("_0"), final=state(""),
-        state="(B, H) array" if cell.states == 1 else "pair of (B, H) arrays",
+    options = cell.options_text()
+    return template.format(
+        parameters="\n".join(parameters), options=f"{options}\n" if options else "", name=cell.name,
+        initial=state("_0"), final=state(""), state="(B, H) array" if cell.states == 1 else "pair of (B, H) arrays",
     )  # fmt: skip
-    return text.replace("\n\nlengths", "\nlengths")
+
+
+def _decorator(
+    kind: type[cells.Cell], run: Callable[[Mapping[str, Any], bool], tuple[Any, Any]], line: str, template: str
+) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Give a function its pullback from ``run``, and documentation in place of a line of its docstring."""
+
+    def decorate(function: Callable[P, R]) -> Op[P, R]:
+        signature = inspect.signature(function)
+
+        def vjp(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return run(bound.arguments, True)
+
+        if function.__doc__:
+            function.__doc__ = inspect.cleandoc(function.__doc__).replace(line, _documentation(template, kind()))
+        return differentiable(vjp)(function)
+
+    return decorate
 
 
 def call(kind: type[cells.Cell], arguments: Mapping[str, Any]) -> tuple[Array, State]:
     """The result of a cell's function, given all of its arguments by name."""
-    return _run(kind, arguments, training=False)[0]
+    return _run(kind.name, kind, arguments, training=False)[0]
+
+
+def call_step(kind: type[cells.Cell], arguments: Mapping[str, Any]) -> State:
+    """The result of the function of a single step of a cell, given all of its arguments by name."""
+    return _run_step(kind, arguments, training=False)[0]
 
 
 def of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:
@@ -201,20 +281,12 @@ def of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:
 
     It takes x, the cell's parameters and state; by keyword the cell's options, lengths, resets and mask.
     """
+    return _decorator(kind, functools.partial(_run, kind.name, kind), SHARED, _SHARED)
 
-    def decorate(function: Callable[P, R]) -> Op[P, R]:
-        signature = inspect.signature(function)
 
-        def vjp(*args: Any, **kwargs: Any) -> tuple[tuple[Array, State], Pullback]:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            return _run(kind, bound.arguments, training=True)
-
-        if function.__doc__:
-            function.__doc__ = inspect.cleandoc(function.__doc__).replace(SHARED, _documentation(kind()))
-        return differentiable(vjp)(function)
-
-    return decorate
+def step_of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Decorate the function of a single step of a cell, as `of_cell` does; its line is `STEP`."""
+    return _decorator(kind, functools.partial(_run_step, kind), STEP, _STEP)
 
 
 @of_cell(cells.Vanilla)
@@ -341,3 +413,97 @@ def gru(
     ((5, 2, 4), True)
     """
     return call(cells.GRU, locals())
+
+
+@step_of_cell(cells.Vanilla)
+def rnn_cell(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    state: Array | None = None,
+    *,
+    activation: cells.Activation = "tanh",
+    leak: float = 0.0,
+    mask: Array | None = None,
+) -> Array:
+    """Run one step of `gpurnn.rnn`.
+
+    Its arguments are those of the function of the whole sequence, of one step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> one = np.ones((1, 1))
+    >>> h = gpurnn.rnn_cell(one, one, one, state=one, activation="identity")
+    >>> h
+    array([[2.]])
+    >>> h, pullback = gpurnn.rnn_cell.vjp(one, one, one, state=one, activation="identity")
+    >>> (dx, dh0), gradients = pullback(one)
+    >>> dx, dh0, gradients["weight_hh"]
+    (array([[1.]]), array([[1.]]), array([[1.]]))
+    """
+    return call_step(cells.Vanilla, locals())
+
+
+@step_of_cell(cells.LSTM)
+def lstm_cell(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    state: tuple[Array | None, Array | None] | None = None,
+    *,
+    mask: Array | None = None,
+) -> tuple[Array, Array]:
+    """Run one step of `gpurnn.lstm`.
+
+    Its arguments are those of the function of the whole sequence, of one step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rng = np.random.default_rng(0)
+    >>> x, w_ih, w_hh = rng.normal(size=(5, 2, 3)), rng.normal(size=(16, 3)), rng.normal(size=(16, 4))
+    >>> state = None
+    >>> for x_t in x:
+    ...     state = gpurnn.lstm_cell(x_t, w_ih, w_hh, state=state)
+    >>> h, c = state
+    >>> y, (h_T, c_T) = gpurnn.lstm(x, w_ih, w_hh)
+    >>> bool((h == h_T).all()), bool((c == c_T).all())
+    (True, True)
+    """
+    return call_step(cells.LSTM, locals())
+
+
+@step_of_cell(cells.GRU)
+def gru_cell(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    state: Array | None = None,
+    *,
+    reset_after: bool = False,
+    update: cells.Update = "candidate",
+    mask: Array | None = None,
+) -> Array:
+    """Run one step of `gpurnn.gru`.
+
+    Its arguments are those of the function of the whole sequence, of one step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rng = np.random.default_rng(0)
+    >>> x, w_ih, w_hh = rng.normal(size=(2, 3)), rng.normal(size=(12, 3)), rng.normal(size=(12, 4))
+    >>> gpurnn.gru_cell(x, w_ih, w_hh, reset_after=True, update="state").shape
+    (2, 4)
+    """
+    return call_step(cells.GRU, locals())

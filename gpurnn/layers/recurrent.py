@@ -16,7 +16,7 @@ from .._contract import Array, State, Wing
 from .._op import Pullback
 from .._random import generator, philox_seed
 from ..functional._dropout import dropout_mask
-from ..functional._recurrent import take
+from ..functional._recurrent import one_step, take
 from ..functional._segments import States, part_of, segments_of, through
 from ..functional._state import check_cotangents, pack_state
 from .base import InitialParameters, Layer, check_size, is_initialised_later, named, parameter, parameter_dtype
@@ -257,6 +257,58 @@ class Recurrent(Layer):
         y, final, _ = self._forward(x, state, lengths, resets, None, training=False)
         return y, final
 
+    def step(self, x: Array, state: State | None = None) -> tuple[Array, State]:
+        """One step of a stream: the layer's output and its state after the step, without dropout.
+
+        Parameters
+        ----------
+        x : (B, input_size) array
+            Of the dtype of the parameters.
+        state : (num_layers, B, hidden_size) array, optional
+            The state before the step, for the LSTM a pair (h, c) of such arrays; zero by default.
+
+        Returns
+        -------
+        y : (B, hidden_size) array
+        state
+            The state after the step, shaped like ``state``, which stays as it was. Steps one after another give NumPy
+            arrays the bits that a call gives them for the whole sequence.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The layer is bidirectional, so that an output depends on steps to come; unsupported or mixed arrays or
+            dtypes; shapes that do not fit.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gpurnn
+        >>> layer, state = gpurnn.LSTM(3, 4, num_layers=2), None
+        >>> stream = np.random.default_rng(0).normal(size=(5, 1, 3)).astype(np.float32)
+        >>> for x_t in stream:
+        ...     y_t, state = layer.step(x_t, state)
+        >>> bool((y_t == layer(stream)[0][-1]).all())
+        True
+        """
+        where = f"{type(self).__name__}.step"
+        if self.bidirectional:
+            raise ValueError(
+                f"{where}: the layer is bidirectional, expected one direction: the output of a step in both depends on "
+                "the steps to come"
+            )
+        params = _arrays.parameters(where, self.params, self._parameter_shapes())
+        given = take(
+            where, self.cell, {"params": params["weight_ih_l0"], "x": one_step(where, x)}, state,
+            input_size=self.input_size,
+        )  # fmt: skip
+        shape = (self.num_layers, given.x.shape[1], self.hidden_size)
+        initial = given.initial(where, shape, "(num_layers, B, hidden_size)")
+        wing = _dispatch.wing(where, x=given.x)
+        weights = self._all_weights(params, given.x, None, copied=False)
+        y, final, _ = self._stack(wing, weights, given.x, None, None, 0, initial, training=False)
+        return y[0, ...], pack_state(self.cell, final)
+
     def vjp(
         self,
         x: Array,
@@ -387,6 +439,8 @@ class Recurrent(Layer):
 
     def _packed(self, xp: Any, states: list[tuple[Array, ...]]) -> tuple[Array, ...]:
         """The reverse of `_by_layer`."""
+        if len(states) == 1:
+            return states[0]
         return tuple(xp.concat(parts, axis=0) for parts in zip(*states, strict=True))
 
     def _all_weights(
