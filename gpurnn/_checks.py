@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import difflib
 import functools
 import inspect
@@ -25,6 +26,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 FLOATS = ("float32", "float64")
 INEXACT = (*FLOATS, "complex64", "complex128")
 INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+caller_library: contextvars.ContextVar[str] = contextvars.ContextVar("caller_library", default="numpy")
+"""The library of the caller's arrays, for advice in its terms, where it is none that computes."""
 
 
 @functools.cache
@@ -72,13 +77,18 @@ def ndim(where: str, name: str, array: Any, expected: int, symbols: str) -> None
         raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {expected} {axes} {symbols}")
 
 
+def cast_expression(name: str, target: str) -> str:
+    """The expression that casts an array, in the terms of the caller's library."""
+    return f"{name}.to(torch.{target})" if caller_library.get() == "torch" else f"{name}.astype('{target}')"
+
+
 def cast(name: str, dtype: str, target: str) -> str:
     """The advice how to cast the array ``name`` from one dtype to another, empty where a cast would make no sense."""
     if dtype.startswith("complex") and not target.startswith("complex"):
         return f"; take {name}.real if the imaginary part does not matter"
     if dtype not in (*INTS, *INEXACT, "bool", "float16", "bfloat16", "float128", "longdouble", "object"):
         return ""
-    return f"; cast it with {name}.astype('{target}')"
+    return f"; cast it with {cast_expression(name, target)}"
 
 
 def same_dtype(where: str, dtypes: tuple[str, ...] = FLOATS, **arrays: Any) -> None:
@@ -94,7 +104,7 @@ def same_dtype(where: str, dtypes: tuple[str, ...] = FLOATS, **arrays: Any) -> N
         if dtype != agreed:
             raise TypeError(
                 f"{where}: {name} has dtype {dtype} but {first} has {agreed}, expected one dtype; "
-                f"cast with {name}.astype('{agreed}')"
+                f"cast with {cast_expression(name, agreed)}"
             )
 
 
@@ -143,8 +153,6 @@ def unmasked(name: str) -> str:
 
 def _conversion(library: str, name: str, value: Any) -> str:
     """The expression that makes a supported array of ``value``, empty where there is none."""
-    if library == "torch":
-        return f"numpy.asarray({name}.detach().cpu()) or cupy.from_dlpack({name}.detach())"
     if library in _METHODS:
         return f"{name}{_METHODS[library]}"
     numbers = isinstance(value, (list, tuple, range, int, float, complex, np.generic))

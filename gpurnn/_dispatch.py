@@ -68,6 +68,9 @@ def common_library(where: str, arrays: Iterable[tuple[str, Any]], cure: Callable
             continue
         library = library_of(array)
         if library is None:
+            from . import _foreign  # which stands on this module
+
+            _foreign.check_one_kind(where, arrays)
             advice = cure(name, array) if cure and isinstance(array, np.ma.MaskedArray) else ""
             raise _checks.not_an_array(where, name, array, advice)
         if first is None:
@@ -75,7 +78,9 @@ def common_library(where: str, arrays: Iterable[tuple[str, Any]], cure: Callable
         elif library != first:
             in_numpy, in_cupy = (name, first_name) if library == "numpy" else (first_name, name)
             to_cupy = "layer.to('cuda')" if in_numpy == "params" else f"cupy.asarray({in_numpy})"
-            to_numpy = "layer.to('cpu')" if in_cupy == "params" else f"cupy.asnumpy({in_cupy})"
+            foreign = _checks.caller_library.get() == "torch"
+            off_gpu = f"{in_cupy}.cpu()" if foreign else f"cupy.asnumpy({in_cupy})"
+            to_numpy = "layer.to('cpu')" if in_cupy == "params" else off_gpu
             raise TypeError(
                 f"{where}: {first_name} is a {first} array but {name} is a {library} array, expected one library; "
                 f"convert one of them, with {to_cupy} or {to_numpy}"

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
+from . import _foreign
 from ._contract import Array
 
 P = ParamSpec("P")
@@ -27,7 +28,10 @@ class Op(Protocol[P, R_co]):
 
 
 def differentiable(vjp: Callable[..., tuple[Any, Pullback]]) -> Callable[[Callable[P, R]], Op[P, R]]:
-    """Decorate a function with its vector-Jacobian product ``vjp``, which takes the same arguments."""
+    """Decorate a function with its vector-Jacobian product ``vjp``, which takes the same arguments.
+
+    Both then take arrays of any library.
+    """
 
     def decorate(function: Callable[P, R]) -> Op[P, R]:
         name, signature = function.__name__, inspect.signature(function)
@@ -35,7 +39,8 @@ def differentiable(vjp: Callable[..., tuple[Any, Pullback]]) -> Callable[[Callab
         vjp.__doc__ = f"``{name}(...)`` and its pullback; the arguments are those of `{name}`."
         returned = f"tuple[{signature.return_annotation}, Pullback]"
         vjp.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
-        function.vjp = vjp  # type: ignore[attr-defined]
-        return cast("Op[P, R]", function)
+        made = _foreign.accepts(function)
+        made.vjp = _foreign.accepts(vjp)  # type: ignore[attr-defined]
+        return cast("Op[P, R]", made)
 
     return decorate

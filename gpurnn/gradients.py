@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _arrays, _checks, _dispatch, _sharing
+from . import _arrays, _checks, _dispatch, _foreign, _sharing
 from ._contract import Array
 
 
@@ -29,6 +29,7 @@ def _check_dict(where: str, name: str, arrays: Any) -> None:
         raise TypeError(f"{where}: {name} is {arrays!r}, expected a dict of arrays")
 
 
+@_foreign.accepts
 def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     """The p-norm of all entries of all gradients: (sum |g|^p)^(1/p).
 
@@ -79,6 +80,7 @@ def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     return xp.asarray(unit * xp.sum(xp.stack(powers)) ** (1 / norm_type))
 
 
+@_foreign.accepts
 def clip_by_global_norm(
     grads: Mapping[str, Array], max_norm: float, norm_type: float = 2.0
 ) -> tuple[dict[str, Array], Array]:
@@ -131,6 +133,7 @@ def clip_by_global_norm(
     return dict(zip(grads, clipped, strict=True)), norm
 
 
+@_foreign.accepts
 def clip_by_value(grads: Mapping[str, Array], clip_value: float) -> dict[str, Array]:
     """Clip every entry of every gradient to [-clip_value, clip_value].
 
@@ -167,6 +170,7 @@ def clip_by_value(grads: Mapping[str, Array], clip_value: float) -> dict[str, Ar
     return {name: xp.clip(g, -bound, bound) for name, g in grads.items()}
 
 
+@_foreign.accepts
 def add_l2(
     grads: Mapping[str, Array], params: Mapping[str, Array], weight: float | Mapping[str, float]
 ) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from . import _arrays, _checks, _dispatch, _docs
+from . import _arrays, _checks, _dispatch, _docs, _foreign
 from ._contract import Array
 from .cells import RECURRENT_WEIGHT
 from .gradients import l2_strengths, take_gradients
@@ -170,6 +170,7 @@ class Optimizer(_checks.ListsOptions):
         """
         raise NotImplementedError
 
+    @_foreign.accepts_in_place("params")
     def step(self, params: Mapping[str, Array], grads: Mapping[str, Array], lr: float | None = None) -> None:
         """Update the arrays of ``params`` in place.
 

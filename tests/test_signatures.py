@@ -45,7 +45,7 @@ def test_a_vjp_shows_the_parameters_of_its_function(name):
 
 @pytest.mark.parametrize("name", OPS)
 def test_a_vjp_takes_the_parameters_that_it_shows(name):
-    shown, own = inspect.signature(OPS[name].vjp).parameters, own_parameters(OPS[name].vjp)
+    shown, own = inspect.signature(OPS[name].vjp).parameters, own_parameters(inspect.unwrap(OPS[name].vjp))
     named = [p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     assert [(p.name, p.kind, p.default) for p in named] == [
         (q.name, q.kind, q.default) for q in (shown[p.name] for p in named)

@@ -72,7 +72,6 @@ def stranger_of(module: str) -> Stranger:
 @pytest.mark.parametrize(
     ("module", "advice"),
     [
-        ("torch", "numpy.asarray(x.detach().cpu()) or cupy.from_dlpack(x.detach())"),
         ("jax", "numpy.asarray(x)"),
         ("tensorflow.python.framework.ops", "x.numpy()"),
         ("pandas.core.frame", "x.to_numpy()"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _checks, _dispatch, _files, _sharing
+from .. import _checks, _dispatch, _files, _foreign, _sharing
 from .._contract import Array
 from .._fork import Lock
 from .._op import Pullback
@@ -59,6 +59,14 @@ class Layer(_checks.ListsOptions, ABC):
 
     _positional: tuple[str, ...] = ()
     """First arguments of the constructor that the repr shows without their names, though they have a default."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have the methods of gpurnn's own layers take arrays of any library."""
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.partition(".")[0] == "gpurnn":
+            for name in _foreign.METHODS:
+                if name in vars(cls):
+                    setattr(cls, name, _foreign.accepts(vars(cls)[name], method=True))
 
     @property
     def num_parameters(self) -> int:

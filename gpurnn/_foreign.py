@@ -1,0 +1,407 @@
+"""Arrays of other libraries: views of them go in, and results come out as the kind that went in.
+
+PyTorch's tensors, JAX's arrays, and every array that exchanges its memory by DLPack or ``__cuda_array_interface__`` and
+whose library takes one back. The views are NumPy's or CuPy's, so all that computes knows only those two.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from . import _checks, _dispatch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+METHODS = ("__call__", "vjp")
+"""The methods of a layer that take arrays, and return results like them."""
+
+_CPU_DEVICES = (1, 3, 11)
+"""DLPack's numbers of memory that a CPU reads: its own, and what CUDA and ROCm pin."""
+
+
+class Kind(NamedTuple):
+    """A library and a device: arrays of one call are of one kind, and so are its results."""
+
+    library: str
+    device: str
+    """As the library writes it."""
+    on_host: bool
+    back: Callable[[Any], Any]
+    """From an array of NumPy or CuPy to one of this kind over the same memory."""
+    module: str
+    """The module whose ``from_dlpack`` makes an array of this kind, as a user writes it."""
+
+    def __str__(self) -> str:
+        return f"{self.library} array on {self.device}"
+
+
+def kind_of(array: Any) -> Kind | None:
+    """The kind of an array of another library; None for those of NumPy and CuPy, and for what is no array."""
+    kind = type(array)
+    if isinstance(array, np.ndarray) or _dispatch.library_of(array) is not None:
+        return None
+    library = kind.__module__.partition(".")[0]
+    if isinstance(array, _class("torch", "Tensor")):
+        return Kind("torch", str(array.device), array.device.type == "cpu", _to_torch, "torch")
+    if isinstance(array, _class("jax", "Array")):
+        return _of_jax(array)
+    if hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__"):
+        space = array.__array_namespace__() if hasattr(kind, "__array_namespace__") else sys.modules.get(library)
+        if hasattr(space, "from_dlpack"):
+            number, index = map(int, array.__dlpack_device__())
+            on_host = number in _CPU_DEVICES
+            device = getattr(array, "device", "cpu" if on_host else f"cuda:{index}")
+            back = functools.partial(_to_namespace, space, device)
+            return Kind(library, str(device), on_host, back, getattr(space, "__name__", library))
+    if library == "numba" and hasattr(kind, "__cuda_array_interface__"):
+        return Kind(library, "cuda", False, sys.modules["numba.cuda"].as_cuda_array, "numba.cuda")
+    return None
+
+
+def _class(module: str, name: str) -> Any:
+    """A class of a library, if the caller has imported that; otherwise none."""
+    return getattr(sys.modules.get(module), name, ())
+
+
+def _of_jax(array: Any) -> Kind:
+    import jax
+
+    if isinstance(array, jax.core.Tracer):
+        return Kind("jax", "a device that jax chooses", True, _to_jax, "jax.numpy")
+    device = next(iter(array.devices()))
+    return Kind("jax", str(device), device.platform == "cpu", _to_jax, "jax.numpy")
+
+
+def view_of(where: str, name: str, array: Any, kind: Kind, *, written: bool = False) -> Any:
+    """A NumPy or CuPy view of the memory of an array of ``kind``; ``written`` where it is to be changed in place.
+
+    Raises
+    ------
+    TypeError
+        The memory cannot be shared.
+    """
+    if kind.library == "torch":
+        return _view_of_torch(where, name, array, kind, written)
+    if kind.library == "jax":
+        return _view_of_jax(where, name, array, kind, written)
+    if not hasattr(type(array), "__dlpack__"):
+        return _cupy(where, name, kind).asarray(array)
+    try:
+        view = np.from_dlpack(array) if kind.on_host else _cupy(where, name, kind).from_dlpack(array)
+    except (BufferError, RuntimeError) as error:
+        raise TypeError(f"{where}: {name} is a {kind} that cannot be shared: {error}") from error
+    if written:
+        _checks.writable(where, name, view)
+    return view
+
+
+def _not_recorded(where: str, name: str, array: Any, kind: Kind) -> None:
+    """Reject an array of which PyTorch or JAX records what is done with it: the record would lack this call."""
+    if kind.library == "torch":
+        import torch
+
+        if array.requires_grad and torch.is_grad_enabled():
+            raise TypeError(
+                f"{where}: {name} requires gradients, which PyTorch does not record here; use the layers and functions "
+                f"of gpurnn.torch, or pass {name}.detach()"
+            )
+    elif kind.library == "jax":
+        import jax
+
+        if isinstance(array, jax.core.Tracer):
+            raise TypeError(
+                f"{where}: {name} is traced by JAX, as within jax.jit and jax.grad, expected an array with values; use "
+                "the functions of gpurnn.jax"
+            )
+
+
+def _view_of_torch(where: str, name: str, tensor: Any, kind: Kind, written: bool) -> Any:
+    import torch
+
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{where}: {name} is a {tensor.layout} tensor, expected a dense one; pass {name}.to_dense()")
+    if tensor.dtype is torch.bfloat16:
+        expected = " or ".join(_checks.FLOATS)
+        raise TypeError(f"{where}: {name} has dtype bfloat16, expected {expected}; cast it with {name}.float()")
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if kind.on_host:
+        return tensor.numpy()
+    if not tensor.is_cuda:
+        raise TypeError(f"{where}: {name} is on {kind.device}, expected the CPU or a CUDA device; pass {name}.cpu()")
+    return _cupy(where, name, kind).from_dlpack(tensor)
+
+
+def _view_of_jax(where: str, name: str, array: Any, kind: Kind, written: bool) -> Any:
+    if written:
+        raise TypeError(
+            f"{where}: {name} is an array of JAX, expected one that can be changed in place; pass numpy.array({name})"
+        )
+    if kind.on_host:
+        return np.asarray(array)
+    return _cupy(where, name, kind).from_dlpack(array)
+
+
+def _cupy(where: str, name: str, kind: Kind) -> Any:
+    """CuPy; reject an array on a GPU where there is none."""
+    reasons = list(_dispatch.why_no_cuda())
+    if reasons:
+        raise RuntimeError(f"{where}: {name} is a {kind}, and CUDA cannot compute here: {'; '.join(reasons)}")
+    import cupy
+
+    return cupy
+
+
+def _to_torch(array: Any) -> Any:
+    import torch
+
+    if not isinstance(array, np.ndarray):
+        return torch.from_dlpack(array)
+    # Tensors have no negative strides, nor memory that may not be written.
+    plain = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if plain else array.copy())
+
+
+def _to_jax(array: Any) -> Any:
+    import jax.numpy
+
+    if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return jax.numpy.from_dlpack(array)
+
+
+def _to_namespace(space: Any, device: Any, array: Any) -> Any:
+    made = space.from_dlpack(array)
+    return made if getattr(made, "device", device) == device else made.to_device(device)
+
+
+def mixed(where: str, name: str, array: Any, other: str, with_array: Any) -> TypeError:
+    """The error for two arrays of different kinds, at least one of them of another library."""
+    one, two = _described(array), _described(with_array)
+    if one[0] == two[0]:
+        cure = f"{name}.to('{two[1]}') or {other}.to('{one[1]}')"
+        if one[0] == "jax":
+            cure = f"jax.device_put({name}, {other}.device) or jax.device_put({other}, {name}.device)"
+        said = f"{name} is on {one[1]} but {other} is on {two[1]}, expected one device; move one of them, with {cure}"
+        return TypeError(f"{where}: {said}")
+    cures = [_converted(other, two, one), _converted(name, one, two)]
+    return TypeError(
+        f"{where}: {name} is a {one[0]} array but {other} is a {two[0]} array, expected one library; convert one of "
+        f"them, with {' or '.join(cures)}"
+    )
+
+
+def check_one_kind(where: str, arrays: Iterable[tuple[str, Any]]) -> None:
+    """Reject arrays, by the expressions for them, of which one is of another library and one is of another kind."""
+    found = [(name, array, kind_of(array)) for name, array in arrays if _is_array(array)]
+    for name, array, kind in found[1:]:
+        if not _alike(kind, found[0][2]):
+            raise mixed(where, found[0][0], found[0][1], name, array)
+
+
+def _alike(one: Kind | None, two: Kind | None) -> bool:
+    return (one and one[:2]) == (two and two[:2])
+
+
+def _is_array(value: Any) -> bool:
+    return _dispatch.library_of(value) is not None or kind_of(value) is not None
+
+
+def _described(array: Any) -> tuple[str, str, bool, str]:
+    """The library of an array, its device, whether that is the CPU, and the module with its ``from_dlpack``."""
+    kind = kind_of(array)
+    if kind is not None:
+        return kind.library, kind.device, kind.on_host, kind.module
+    library = str(_dispatch.library_of(array))
+    return library, "cpu" if library == "numpy" else "cuda", library == "numpy", library
+
+
+def _converted(name: str, source: tuple[str, str, bool, str], target: tuple[str, str, bool, str]) -> str:
+    """The expression that makes an array of the target's library and device."""
+    if source[2] == target[2]:
+        return f"{target[3]}.from_dlpack({name})"
+    if source[0] == "torch":
+        moved = f"{name}.cpu()" if target[2] else f"{name}.cuda()"
+    elif source[0] == "cupy":
+        moved = f"cupy.asnumpy({name})"
+    elif source[0] == "numpy":
+        moved = f"cupy.asarray({name})"
+    else:
+        moved = f"numpy.asarray({name})" if target[2] else f"cupy.asarray({name})"
+    library = moved.partition(".")[0]
+    return moved if library == target[0] else f"{target[3]}.from_dlpack({moved})"
+
+
+def _leaves(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
+    """What is in tuples, lists and dicts, by the expression that a caller writes for it."""
+    if isinstance(tree, (tuple, list)):
+        for index, entry in enumerate(tree):
+            yield from _leaves(f"{name}[{index}]", entry)
+    elif isinstance(tree, Mapping):
+        for key, entry in tree.items():
+            yield from _leaves(f"{name}[{key!r}]", entry)
+    else:
+        yield name, tree
+
+
+def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, (tuple, list)):
+        make = getattr(type(tree), "_make", type(tree))  # of a named tuple
+        return make(_mapped(entry, function) for entry in tree)
+    if isinstance(tree, Mapping):
+        return {key: _mapped(entry, function) for key, entry in tree.items()}
+    return function(tree)
+
+
+class Passage:
+    """The arrays of one call, on their way in and out.
+
+    Parameters
+    ----------
+    where : str
+        The caller's public name, for messages.
+    arguments : dict
+        By name, the arguments that may hold arrays.
+    in_place : tuple of str
+        The arguments whose arrays are changed.
+    """
+
+    def __init__(self, where: str, arguments: Mapping[str, Any], in_place: tuple[str, ...] = ()) -> None:
+        self.where = where
+        self.leaves = [leaf for name, argument in arguments.items() for leaf in _leaves(name, argument)]
+        self.kind = next((kind for _, array in self.leaves if (kind := kind_of(array)) is not None), None)
+        self._given: dict[int, Any] = {}
+        self._views: dict[int, Any] = {}
+        if self.kind is None:
+            return
+        for name, array in self.leaves:
+            kind = kind_of(array)
+            if kind is not None and name.partition("[")[0] not in in_place:
+                _not_recorded(where, name, array, kind)
+        check_one_kind(where, self.leaves)
+        for name, array in self.leaves:
+            if kind_of(array) is not None and id(array) not in self._views:
+                written = name.partition("[")[0] in in_place
+                view = view_of(where, name, array, self.kind, written=written)
+                self._views[id(array)], self._given[id(view)] = view, array
+        self._changed = [array for name, array in self.leaves if name.partition("[")[0] in in_place]
+
+    @property
+    def one(self) -> Any:
+        """One of the arrays of the kind that went in."""
+        return next(iter(self._given.values()))
+
+    def into(self, tree: Any) -> Any:
+        """The views of arrays."""
+        return _mapped(tree, lambda leaf: self._views.get(id(leaf), leaf))
+
+    def out(self, tree: Any) -> Any:
+        """Arrays as the kind that went in; a view that comes out again is the array that it is of."""
+
+        def back(leaf: Any) -> Any:
+            if id(leaf) in self._given:
+                return self._given[id(leaf)]
+            return self.kind.back(leaf) if _dispatch.library_of(leaf) is not None else leaf  # type: ignore[union-attr]
+
+        return _mapped(tree, back)
+
+    def through(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The result of a function of views, whose messages give advice in the terms of the caller's library."""
+        token = _checks.caller_library.set(self.kind.library if self.kind else "numpy")
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _checks.caller_library.reset(token)
+
+    def changed(self) -> None:
+        """Let PyTorch know which tensors were changed in place."""
+        if self._changed and self.kind is not None and self.kind.library == "torch":
+            import torch
+
+            torch.autograd.graph.increment_version(self._changed)
+
+
+def call(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    method: bool = False,
+    in_place: tuple[str, ...] = (),
+) -> Any:
+    """What a function returns for arrays of any library, where they are not NumPy's or CuPy's as their kind.
+
+    Parameters
+    ----------
+    function : callable
+        It takes arrays of NumPy and CuPy. If its name is "vjp" it returns also a pullback, whose second result is as
+        the parameters are: of a layer's method they are the layer's.
+    method : bool
+        Whether its first argument is the layer, or another object that is passed on as it is.
+    in_place : tuple of str
+        The arguments whose arrays it changes.
+    """
+    try:
+        bound = _signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return function(*args, **kwargs)  # which raises the error that its caller expects
+    arguments = dict(list(bound.arguments.items())[method:])
+    vjp = function.__name__ == "vjp"
+    where = type(args[0]).__name__ if method else function.__qualname__.removesuffix(".vjp")
+    if method and function.__name__ not in METHODS:
+        where += f".{function.__name__}"
+    passage = Passage(where, arguments, in_place)
+    if passage.kind is None:
+        return function(*args, **kwargs)
+    bound.arguments.update({name: passage.into(argument) for name, argument in arguments.items()})
+    result = passage.through(function, *bound.args, **bound.kwargs)
+    passage.changed()
+    if not vjp:
+        return passage.out(result)
+    outputs, pull = result
+
+    def pullback(cotangents: Any) -> tuple[Any, dict[str, Any]]:
+        back = Passage(where, {"cotangents": cotangents})
+        for name, array in back.leaves:
+            if _is_array(array) and not _alike(kind_of(array), passage.kind):
+                cure = _converted(name, _described(array), _described(passage.one))
+                raise TypeError(
+                    f"{where}: {name} is {_checks.described(array)}, expected a {passage.kind} as the inputs are; "
+                    f"convert it with {cure}"
+                )
+        inputs, gradients = passage.through(pull, back.into(cotangents))
+        return passage.out(inputs), gradients if method else passage.out(gradients)
+
+    return passage.out(outputs), pullback
+
+
+@functools.cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def accepts(function: F, *, method: bool = False, in_place: tuple[str, ...] = ()) -> F:
+    """Have a function take arrays of any library; see `call`. NumPy arrays pass at the cost of one comparison."""
+    first = int(method)
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > first:
+            kind = type(args[first])
+            if kind is dict and args[first]:
+                kind = type(next(iter(args[first].values())))
+            if kind is np.ndarray:
+                return function(*args, **kwargs)
+        return call(function, args, kwargs, method=method, in_place=in_place)
+
+    return called  # type: ignore[return-value]
+
+
+def accepts_in_place(*names: str) -> Callable[[F], F]:
+    """Have a method take arrays of any library, of which it changes those of these arguments."""
+    return functools.partial(accepts, method=True, in_place=names)
