@@ -195,6 +195,10 @@ class Optimizer(_checks.ListsOptions):
         ValueError
             A gradient's shape is not its parameter's. A parameter is read-only, or shares memory with another without
             being the same array. The parameters are not those of the steps before. ``lr`` is negative or not finite.
+
+        Notes
+        -----
+        A CUDA graph that has captured this repeats the learning rate and the number of the step that it has captured.
         """
         where = f"{type(self).__name__}.step"
         rate = _checks.non_negative(where, "lr", self.lr if lr is None else lr)

@@ -34,12 +34,15 @@ __all__ = [
     "Module",
     "NotResident",
     "Parameter",
+    "Recent",
     "contiguous",
     "empty",
     "is_captured",
     "namespace",
     "of_stream",
     "remembers_stream",
+    "stream_key",
+    "uncaptured",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -128,6 +131,23 @@ def is_captured() -> bool:
     import cupy
 
     return bool(cupy.cuda.get_current_stream().is_capturing())
+
+
+def stream_key() -> tuple[int, int]:
+    """The current device and stream of CuPy, as numbers."""
+    import cupy
+
+    return cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
+
+
+def uncaptured(array: np.ndarray) -> Any:
+    """``array`` on the current device, copied at once although the current stream is being captured."""
+    import cupy
+
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        there = cupy.asarray(array)
+        stream.synchronize()
+    return there
 
 
 # ---- Streams --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from gpurnn._contract import Array
 
 from . import dtypes
 from .dtypes import Dtype
-from .launch import Kernel, Module, empty, is_captured, namespace
+from .launch import Kernel, Module, Recent, empty, is_captured, namespace, stream_key, uncaptured
 
 _THREADS = 256
 _CHUNK = 2048
@@ -85,30 +87,47 @@ def _chunks(arrays: Sequence[Array]) -> list[int]:
     return [-(-a.size // _CHUNK) for a in arrays]
 
 
+@dataclass(frozen=True)
+class _Table:
+    """Which arrays a kernel goes over, in device memory; see `Chunk` in ``optim.cu``."""
+
+    entries: Array
+    blocks: int
+
+
+_TABLES = Recent(64)
+_CAPTURED: dict[Any, _Table] = {}
+"""Those that CUDA graphs read, which may be launched at any time."""
+
+
+def _table(lists: Sequence[Sequence[Any]], shrink: Sequence[float]) -> _Table:
+    """The table of lists of arrays: one that is there, if they are at the addresses of an earlier call."""
+    first, captured, place = lists[0], False, None
+    if not isinstance(first[0], np.ndarray):
+        captured, place = is_captured(), stream_key()
+    sizes, addresses = [a.size for a in first], [[_address(a) for a in arrays] for arrays in lists]
+    key = (place, *sizes, *shrink, *itertools.chain(*addresses))
+    table = _CAPTURED.get(key) or _TABLES.get(key)
+    if table is None:
+        chunks = _chunks(first)
+        numbers = [np.cumsum(chunks) - chunks, sizes, np.array(shrink, np.float64).view(np.int64), *addresses]
+        entries = np.array(numbers, np.int64)  # all in one copy to the device
+        table = _Table((uncaptured if captured else namespace(first[0]).asarray)(entries), sum(chunks))
+        _TABLES.put(key, table)
+    if captured:
+        _CAPTURED[key] = table
+    return table
+
+
 def _launch(kernel: Kernel, lists: Sequence[Sequence[Any]], shrink: Sequence[float], *args: Any) -> None:
     """Launches a kernel over all chunks of lists of arrays, or of None for a list that does not exist."""
     first = lists[0]
-    chunks = _chunks(first)
-    if not any(chunks):
+    table = _table(lists, shrink)
+    if not table.blocks:
         return
-    if not isinstance(first[0], np.ndarray) and is_captured():
-        raise RuntimeError(
-            f"{kernel.name}: the current stream is being captured, and the graph would copy a list of the arrays from "
-            "host memory that is freed by then; leave norms and updates of the optimizers out of the capture"
-        )
-    # All in one copy to the device; see `Chunk` in ``optim.cu``.
-    table = np.array(
-        [
-            np.cumsum(chunks) - chunks,
-            [a.size for a in first],
-            np.array(shrink, np.float64).view(np.int64),
-            *([_address(a) for a in arrays] for arrays in lists),
-        ],
-        np.int64,
-    )
-    arguments = namespace(first[0]).asarray(table), np.int32(len(first)), np.int32(_CHUNK), *args
+    arguments = table.entries, np.int32(len(first)), np.int32(_CHUNK), *args
     reachable = [a for arrays in lists for a in arrays if a is not None]
-    kernel((sum(chunks),), (_THREADS,), arguments, reachable=reachable)
+    kernel((table.blocks,), (_THREADS,), arguments, reachable=reachable)
 
 
 def global_norm(arrays: Sequence[Array]) -> Array:

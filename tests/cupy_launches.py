@@ -271,13 +271,11 @@ def test_a_capture_in_the_default_pool_is_rejected():
     T, B, H = 2, 3, 24
     w, xw = cupy.zeros((1, H, H), np.float32), cupy.zeros((1, T * B, H), np.float32)
     state, stream = (cupy.zeros((1, B, H), np.float32),), cupy.cuda.Stream(non_blocking=True)
-    scalars = SGD().scalars(1, 0.1)
     calls = [
         lambda run: run_forward(run, xw, (None, None), state),
         lambda run: run_backward(run, None, state),
         lambda run: losses.mse_forward(xw, xw),
         lambda run: optim.scaled([w], w),
-        lambda run: optim.optimizer_update("sgd", [w], [w], {"momentum": None}, [1.0], 0.0, scalars),
     ]
     for schedule in ("step-fused", "block", "persistent"):
         with stream, plan.schedule(schedule):
@@ -289,6 +287,59 @@ def test_a_capture_in_the_default_pool_is_rejected():
                         call(run)
                 finally:
                     stream.end_capture()
+
+
+def updated(params: list[Any], grads: list[Any]) -> None:
+    optim.optimizer_update("sgd", params, grads, {"momentum": None}, [1.0, 0.5], 0.0, SGD().scalars(1, 0.25))
+
+
+def test_an_update_is_captured(gpu, monkeypatch):
+    """Whether its table of arrays was there before or not, and whatever updates there are between two replays."""
+    monkeypatch.setattr(optim, "_TABLES", launch.Recent(2))
+    params, grads = [numbers(3, 5), numbers(3000)], [numbers(3, 5), -numbers(3000)]
+    for known in (True, False):
+        expected, there = [p.copy() for p in params], [cupy.asarray(p) for p in params]
+        there_grads = [cupy.asarray(g) for g in grads]
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            for _ in range(known):
+                updated(there, there_grads)
+                updated(expected, grads)
+            stream.begin_capture()
+            updated(there, there_grads)
+            graph = stream.end_capture()
+        same(there, expected)
+        for _ in range(2):
+            graph.launch(stream)
+            updated(expected, grads)
+            same(there, expected)
+            for others in [[cupy.zeros(p.shape, np.float32) for p in params] for _ in range(3)]:
+                updated(others, others)
+            cupy.get_default_memory_pool().free_all_blocks()
+
+
+def test_arrays_that_come_again_need_no_copy(gpu, monkeypatch):
+    copies = []
+    monkeypatch.setattr(optim, "_TABLES", launch.Recent(2))
+    monkeypatch.setattr(
+        optim,
+        "namespace",
+        lambda array: types.SimpleNamespace(asarray=lambda table: copies.append(1) or cupy.asarray(table)),
+    )
+    params, others = ([cupy.zeros(n, np.float32) for n in (3, 4)] for _ in range(2))
+    for lists in (
+        (params, params),
+        (params, params),
+        (params, others),
+        (params, params),
+        (others, params),
+        (params, others),
+    ):
+        updated(*lists)
+    assert len(copies) == 4
+    with cupy.cuda.Stream(non_blocking=True):  # which does not wait for the copy on another
+        updated(params, others)
+    assert len(copies) == 5
 
 
 def backward_of(name: str) -> Any:

@@ -141,7 +141,7 @@ class Driver:
         return memory.ctypes.data
 
     def _free(self, address: int) -> None:
-        del self._memory[address]
+        self._memory.pop(address).fill(0xFF)  # for those who still read it
 
     def moduleLoadData(self, image: bytes) -> int:
         assert image.startswith(b"\x7fELF")

@@ -541,7 +541,7 @@ def test_memory_that_stacks_lay_in_can_be_used_again():
 
 
 def test_a_kernel_whose_blocks_do_not_meet_ends():
-    """Those that wait give up, as they do on a GPU where not all blocks run at once; the word of the barrier says so."""
+    """Those that wait give up, as they do on a GPU where not all blocks run at once; the barrier's word says so."""
     n, steps, polls = 32, 3, 20
     w, x, h, arrived = numbers(n, n), numbers(steps, n), fresh((2, n)), zeroed_word()
     h[0] = 0
