@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import math
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +45,7 @@ __all__ = [
     "remembers_stream",
     "stream_key",
     "uncaptured",
+    "watch",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -148,6 +151,84 @@ def uncaptured(array: np.ndarray) -> Any:
         there = cupy.asarray(array)
         stream.synchronize()
     return there
+
+
+# ---- Blocks that run at once ----------------------------------------------------------------------------------------
+
+_AT_ONCE: dict[int, int] = {}
+"""By device, the most blocks that ran at once where a launch has shown that they are fewer than the driver says: a part
+of the device may be another process's, or another context's."""
+
+_COOPERATIVE_LAUNCH_TOO_LARGE = 720  # of CUresult
+
+
+def _not_at_once(device: int, blocks: int) -> None:
+    _AT_ONCE[device] = min(blocks - 1, _AT_ONCE.get(device, blocks))
+
+
+def _all_at_once(launch: Callable[[list[Any]], None], name: str, device: int, blocks: int, values: list[Any]) -> None:
+    from cupy_backends.cuda.api import driver
+
+    try:
+        launch(values)
+    except driver.CUDADriverError as error:
+        if error.status != _COOPERATIVE_LAUNCH_TOO_LARGE:
+            raise
+        _not_at_once(device, blocks)
+        raise NotResident(f"{name}: the driver does not run a cooperative grid of {blocks} blocks at once") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watched:
+    """The words of the barriers of a launch on their way to the host."""
+
+    words: np.ndarray
+    arrival: Any
+    device: int
+    blocks: int
+
+
+_watched: collections.deque[_Watched] = collections.deque()
+
+
+def watch(words: Any, blocks: int) -> None:
+    """After a launch of ``blocks`` blocks with these words of a `GridBarrier`: look whether they have all met.
+
+    On a GPU that is known later: a later launch raises then what is raised here on the host executor. A graph that
+    captures the launch does not look.
+
+    Raises
+    ------
+    RuntimeError
+        Some block has waited for the others in vain.
+    """
+    if isinstance(words, np.ndarray):
+        _check_given_up(words, blocks)
+    elif not is_captured():
+        import cupy
+
+        there: np.ndarray = np.frombuffer(cupy.cuda.alloc_pinned_memory(words.nbytes), words.dtype, words.size)
+        words.data.copy_to_host_async(ctypes.c_void_p(there.ctypes.data), words.nbytes)
+        arrival = cupy.cuda.Event(disable_timing=True)
+        arrival.record()
+        _watched.append(_Watched(there, arrival, words.data.device_id, blocks))
+
+
+def raise_given_up() -> None:
+    """Raise what `watch` has found out since."""
+    while _watched and _watched[0].arrival.done:
+        found = _watched.popleft()
+        if (found.words >= GIVEN_UP).any():
+            _not_at_once(found.device, found.blocks)
+        _check_given_up(found.words, found.blocks)
+
+
+def _check_given_up(words: np.ndarray, blocks: int) -> None:
+    if (words >= GIVEN_UP).any():
+        raise RuntimeError(
+            f"gpurnn: a launch of {blocks} blocks has ended early, because they did not all run at once; its results "
+            "are NaN. Repeat it: a schedule runs that needs fewer of them at once"
+        )
 
 
 # ---- Streams --------------------------------------------------------------------------------------------------------
@@ -439,8 +520,8 @@ class Kernel:
 
         device = cupy.cuda.runtime.getDevice()
         function = self.function(device, shared_mem)
-        each = driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, math.prod(block), shared_mem)
-        return int(each) * devices.of_index(device).multiprocessors
+        each = int(driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, math.prod(block), shared_mem))
+        return min(each * devices.of_index(device).multiprocessors, _AT_ONCE.get(device, sys.maxsize))
 
     def _bind_on_gpu(
         self,
@@ -454,6 +535,7 @@ class Kernel:
     ) -> Bound:
         import cupy
 
+        raise_given_up()
         here = cupy.cuda.runtime.getDevice()
         elsewhere = {a.data.device_id for a in arrays} - {here}
         if elsewhere:
@@ -471,6 +553,8 @@ class Kernel:
                 )
         function = self.function(here, shared_mem)
         launch = functools.partial(function, grid, block, shared_mem=shared_mem, enable_cooperative_groups=cooperative)
+        if cooperative:
+            launch = functools.partial(_all_at_once, launch, self.name, here, math.prod(grid))
         return Bound(self, launch, _values(args), places, key=(here, function.ptr, grid, block, shared_mem))
 
     def _check_sizes(self, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int) -> None:

@@ -35,8 +35,11 @@ def gpu():
     cupy_on_host.DRIVER.launches.clear()
     cupy_on_host.DRIVER.attributes.clear()
     cupy_on_host.DRIVER.order.clear()
+    before = vars(cupy_on_host.DRIVER).copy()
     yield cupy_on_host.DRIVER
-    cupy_on_host.DRIVER.blocks_per_multiprocessor = BLOCKS_PER_MULTIPROCESSOR
+    vars(cupy_on_host.DRIVER).update(before)
+    launch._AT_ONCE.clear()
+    launch._watched.clear()
 
 
 def numbers(*shape, dtype=np.float32):
@@ -146,10 +149,66 @@ def test_where_a_grid_is_not_resident_another_schedule_runs(gpu):
     gpu.blocks_per_multiprocessor = 0
     run = Run.begin(cell, T, B, H, w, training=True)
     assert run.plan.schedule != "persistent"
+    explained = gpurnn.explain(gpurnn.LSTM(4, H), cupy.zeros((T, B, 4), np.float32))
+    assert (
+        "blocks of its forward pass have to run at once, and the device runs 0" in explained.passed_over["persistent"]
+    )
     with plan.schedule("persistent"):
         run = Run.begin(cell, T, B, H, w, training=False)
     with pytest.raises(ValueError, match="expected at most the 0 that the device holds at once"):
         run_forward(run, cupy.zeros((1, T * B, 4 * H), np.float32), (None, None), (w[:, :B], w[:, :B]))
+
+
+@pytest.fixture
+def persistent_first(monkeypatch):
+    """The persistent schedule where it fits, else step-fused, whatever is predicted."""
+    order = ["persistent", "step-fused"]
+    monkeypatch.setattr(plan.Choice, "best", property(lambda choice: next(n for n in order if n in choice.plans)))
+    yield
+    plan._choose.cache_clear()
+
+
+def a_sequence(T: int = 2, B: int = 1, H: int = 40) -> tuple[Run, tuple[Any, ...]]:
+    """A run of a plain RNN in 40 blocks, and the arguments of its forward pass."""
+    run = Run.begin(cells.Vanilla("tanh"), T, B, H, cupy.asarray(numbers(1, H, H) / np.float32(6)), training=True)
+    return run, (cupy.asarray(numbers(1, T * B, H)), (None, None), (cupy.asarray(numbers(1, B, H)),))
+
+
+def test_where_the_driver_does_not_run_all_blocks_at_once_another_schedule_runs(gpu, persistent_first):
+    """It says so at the launch only, as in a context that has a part of the device. Then `explain` knows it too."""
+    layer, x = gpurnn.RNN(4, 40), cupy.zeros((2, 1, 4), np.float32)
+    assert gpurnn.explain(layer, x).schedule == "persistent"
+    with plan.schedule("step-fused"):
+        run, arguments = a_sequence()
+        expected = run_forward(run, *arguments)
+    gpu.blocks_at_once = 30
+    with plan.schedule("persistent"):
+        run, arguments = a_sequence()
+        with pytest.raises(launch.NotResident, match="the driver does not run a cooperative grid of 40 blocks at once"):
+            run_forward(run, *arguments)
+    launch._AT_ONCE.clear()
+    run, arguments = a_sequence()
+    assert run.plan.schedule == "persistent"
+    np.testing.assert_array_equal(cupy.asnumpy(run_forward(run, *arguments)), cupy.asnumpy(expected))
+    assert a_sequence()[0].plan.schedule == "step-fused"
+    explained = gpurnn.explain(layer, x)
+    assert explained.schedule == "step-fused"
+    assert explained.passed_over["persistent"] == (
+        "40 blocks of its forward pass have to run at once, and the device runs 39"
+    )
+    assert gpurnn.explain(layer, x.shape).schedule == "persistent"
+
+
+def test_a_launch_whose_blocks_did_not_meet_is_reported_by_a_later_one(gpu, persistent_first):
+    gpu.side_by_side = False
+    run, arguments = a_sequence()
+    with host.execution(most_polls=20):
+        run_forward(run, *arguments)
+    w = cupy.asarray(numbers(1, 40, 40))
+    with pytest.raises(RuntimeError, match="a launch of 40 blocks has ended early, because they did not all run at on"):
+        optim.scaled([w], w)
+    optim.scaled([w], cupy.zeros((), np.float64))
+    assert a_sequence()[0].plan.schedule == "step-fused"
 
 
 @pytest.mark.parametrize("missing", ["0", "no attribute"])

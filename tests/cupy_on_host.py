@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -54,6 +55,25 @@ class Launch(NamedTuple):
     cooperative: bool
 
 
+class TooLarge(driver.CUDADriverError):  # type: ignore[misc]
+    """CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, whose text only a real driver knows."""
+
+    def __init__(self) -> None:
+        self.status = 720
+
+
+class _Function:
+    """A function of CuPy's, which raises what C code could not have passed on."""
+
+    def __init__(self, function: Any, failures: list[BaseException]) -> None:
+        self.ptr, self._function, self._failures = function.ptr, function, failures
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._function(*args, **kwargs)
+        if self._failures:
+            raise self._failures.pop()
+
+
 class Driver:
     """The functions of the driver and the runtime, and what was asked of them."""
 
@@ -63,6 +83,10 @@ class Driver:
         self.order: list[tuple[Any, ...]] = []
         """Launches by stream, and what is said of their order: ("record", event, stream), ("wait", stream, event)."""
         self.blocks_per_multiprocessor = BLOCKS_PER_MULTIPROCESSOR
+        self.blocks_at_once = BLOCKS_PER_MULTIPROCESSOR * H100.multiprocessors
+        """Of a cooperative launch."""
+        self.side_by_side = True
+        """Whether the blocks of a cooperative launch do run at once."""
         numbers = itertools.count(77)
         self._captured: dict[int, list[Any]] = {}
         """What is captured, by stream."""
@@ -97,6 +121,7 @@ class Driver:
             "eventCreateWithFlags": lambda flags: next(numbers),
             "eventRecord": lambda event, stream: self.order.append(("record", event, stream)),
             "streamWaitEvent": lambda stream, event, flags=0: self.order.append(("wait", stream, event)),
+            "eventQuery": lambda event: 0,
             "eventDestroy": lambda event: None,
             "streamCreateWithPriority": lambda flags, priority: next(numbers),
             "streamDestroy": lambda stream: None,
@@ -115,13 +140,7 @@ class Driver:
         """`Kernel.function`, whose kernel is noted: the driver knows it by its mangled name only."""
         function = _function(kernel, *args)
         self._kernels[function.ptr] = kernel
-        return function
-
-    def launch(self, bound: launch.Bound, *values: Any) -> None:
-        """`Bound.__call__`, which raises what C code could not have passed on."""
-        _launch(bound, *values)
-        if self._failures:
-            raise self._failures.pop()
+        return _Function(function, self._failures)
 
     def _begin_capture(self, stream: int, *mode: Any) -> None:
         self._captured[stream] = []
@@ -190,11 +209,13 @@ class Driver:
                     for address, p in zip(addresses, parameters, strict=True)
                 )
             ]
+            if cooperative and math.prod(grid) > self.blocks_at_once:
+                raise TooLarge
             self.order.append(("launch", stream))
             self.launches.append(Launch(kernel.name, grid, block, shared_bytes, stream, cooperative))
             run: Any = functools.partial(
                 kernel.module.library("plain").launch, kernel.name, grid, block, arguments,
-                [p.name for p in parameters], shared_bytes=shared_bytes, cooperative=cooperative,
+                [p.name for p in parameters], shared_bytes=shared_bytes, cooperative=cooperative and self.side_by_side,
             )  # fmt: skip
             if stream in self._captured:
                 self._captured[stream].append(run)
@@ -229,10 +250,9 @@ def _replace(module: Any, functions: dict[str, Any]) -> None:
         setattr(module, name, function)
 
 
-_function, _launch = launch.Kernel.function, launch.Bound.__call__
+_function = launch.Kernel.function
 DRIVER = Driver()
 launch.Kernel.function = lambda kernel, *args: DRIVER.function(kernel, *args)
-launch.Bound.__call__ = lambda bound, *values: DRIVER.launch(bound, *values)
 
 import cupy  # noqa: E402  it reads the tables now
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from array_api_compat import is_cupy_array
+
 from gpurnn.cells import Cell
 
 from .. import devices, dtypes
 from . import plan
 from .plan import FusedPlan
+from .run import apart
 
 
 def explain_recurrence(
@@ -21,6 +24,8 @@ def explain_recurrence(
     gpu = plan.device_of(x) if device is None else devices.lookup(device, where)
     problem = plan.Problem(cell, T, B, H, D, dtypes.TABLE[dtype])
     choice = plan.consider(problem, gpu)
+    if device is None and is_cupy_array(x):
+        choice = plan.consider(problem, gpu, apart(problem, choice.plans[choice.best][0]))
     chosen, prediction = choice.plans[choice.best]
     if isinstance(chosen, FusedPlan):
         launch = chosen.forward

@@ -329,11 +329,14 @@ class Choice:
         return min(self.plans, key=lambda name: self.plans[name][1].seconds)
 
 
-def consider(problem: Problem, device: Device) -> Choice:
-    """Plan all schedules."""
+def consider(problem: Problem, device: Device, apart: str = "") -> Choice:
+    """Plan all schedules, but not the persistent one if ``apart`` says why its blocks do not run at once."""
     plans: dict[str, tuple[Plan, Prediction]] = {}
     refusals: dict[str, str] = {}
     for name in SCHEDULES:
+        if name == "persistent" and apart:
+            refusals[name] = apart
+            continue
         try:
             plan = make(name, problem, device)
         except DoesNotFit as error:
@@ -373,20 +376,18 @@ def is_forced() -> bool:
     return _forced.get() is not None
 
 
-def choose(problem: Problem, device: Device, *, persistent: bool = True) -> Plan:
-    """The plan that a recurrence runs by; without ``persistent``, the best of the other schedules."""
-    return _choose(problem, device, _forced.get(), persistent)
+def choose(problem: Problem, device: Device, apart: str = "") -> Plan:
+    """The plan that a recurrence runs by; ``apart`` is that of `consider`."""
+    return _choose(problem, device, _forced.get(), apart)
 
 
 @functools.lru_cache(1024)
-def _choose(problem: Problem, device: Device, forced: str | None, persistent: bool) -> Plan:
+def _choose(problem: Problem, device: Device, forced: str | None, apart: str) -> Plan:
     if not problem.T * problem.B * problem.H:
         return Plan("stepwise")
     if forced is not None:
         return make(forced, problem, device)
-    choice = consider(problem, device)
-    if not persistent:
-        choice.plans.pop("persistent", None)
+    choice = consider(problem, device, apart)
     return choice.plans[choice.best][0]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,27 +19,37 @@ from gpurnn._contract import Array
 from gpurnn.cells import Cell
 
 from .. import dtypes
-from ..launch import Bound, contiguous, empty, namespace
+from ..launch import Bound, NotResident, contiguous, empty, namespace, watch
 from . import plan
 from .plan import STEPWISE_THREADS, FusedPlan, Launch, Plan
 from .struct import Struct
 
 
-def _chosen(cell: Cell, T: int, B: int, H: int, w: Array) -> Plan:
-    """The plan for weights (D, G*H, H). If its grids have to be on the device at once, they fit.
+def apart(problem: plan.Problem, chosen: Plan) -> str:
+    """Why the blocks of a plan do not run at once on CuPy's current device; "" if they do, or need not.
 
     The planner expects that a multiprocessor holds one block. Only the compiled kernel and the driver know whether it
-    does; if not, another schedule runs.
+    does.
     """
-    problem, device = plan.Problem(cell, T, B, H, len(w), dtypes.of(w)), plan.device_of(w)
-    chosen = plan.choose(problem, device)
-    if not isinstance(chosen, FusedPlan) or chosen.exchange != "grid" or plan.is_forced() or not is_cupy_array(w):
-        return chosen
-    struct = Struct.of(cell, problem.dtype)
+    if not isinstance(chosen, FusedPlan) or chosen.exchange != "grid":
+        return ""
+    struct = Struct.of(problem.cell, problem.dtype)
     for name, launch in (("forward", chosen.forward), ("backward", chosen.backward)):
-        kernel = struct.fused(name, launch.variant)
-        if math.prod(launch.grid) > kernel.resident_blocks(launch.block, launch.shared_bytes):
-            return plan.choose(problem, device, persistent=False)
+        blocks = math.prod(launch.grid)
+        resident = struct.fused(name, launch.variant).resident_blocks(launch.block, launch.shared_bytes)
+        if blocks > resident:
+            return f"{blocks} blocks of its {name} pass have to run at once, and the device runs {resident}"
+    return ""
+
+
+def _chosen(problem: plan.Problem, w: Array) -> Plan:
+    """The plan for a problem. If its blocks do not run at once and no one has asked for it, another schedule runs."""
+    device = plan.device_of(w)
+    chosen = plan.choose(problem, device)
+    if is_cupy_array(w) and not plan.is_forced():
+        why = apart(problem, chosen)
+        if why:
+            return plan.choose(problem, device, why)
     return chosen
 
 
@@ -53,6 +63,7 @@ class Run:
     H: int
     D: int
     plan: Plan
+    is_forced: bool
     w: Array
     """(D, G*H, H)."""
     lengths: Array | None
@@ -84,8 +95,14 @@ class Run:
         operands, saved = empty(w, (phases, D, slots, B, H), w.dtype), None
         if training or phases > 1:  # a phase saves its gates for the next one
             saved = empty(w, (D, slots, B, len(cell.saved), H), w.dtype)
-        chosen, resets, mask = _chosen(cell, T, B, H, w), contiguous(resets), contiguous(mask)
-        return cls(cell, T, B, H, D, chosen, w, lengths, resets, mask, slots, operands, saved)
+        chosen = _chosen(plan.Problem(cell, T, B, H, D, dtypes.of(w)), w)
+        resets, mask = contiguous(resets), contiguous(mask)
+        return cls(cell, T, B, H, D, chosen, plan.is_forced(), w, lengths, resets, mask, slots, operands, saved)
+
+    def replanned(self) -> Run:
+        """The same after a launch whose blocks did not run at once, by the schedule that is the best without it."""
+        problem = plan.Problem(self.cell, self.T, self.B, self.H, self.D, dtypes.of(self.w))
+        return replace(self, plan=_chosen(problem, self.w))
 
     @functools.cached_property
     def struct(self) -> Struct:
@@ -154,11 +171,20 @@ def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], 
     if y.size:
         h, c = state if len(state) == 2 else (state[0], None)
         inputs = (xw, *biases, run.lengths, run.resets, run.mask)
-        if isinstance(run.plan, FusedPlan):
-            _forward_fused(run, run.plan, inputs, h, c, y)
-        else:
-            _forward_stepwise(run, inputs, h, c, y)
+        try:
+            _forward(run, inputs, h, c, y)
+        except NotResident:
+            if run.is_forced:
+                raise
+            _forward(run.replanned(), inputs, h, c, y)
     return y
+
+
+def _forward(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
+    if isinstance(run.plan, FusedPlan):
+        _forward_fused(run, run.plan, inputs, h, c, y)
+    else:
+        _forward_stepwise(run, inputs, h, c, y)
 
 
 def _begin_forward(run: Run, h: Array) -> None:
@@ -187,10 +213,13 @@ def _forward_fused(
     launch = fused.forward
     if fused.exchange == "launch":
         _begin_forward(run, h)
-    arrays = run.w, *inputs, h, c, y, run.operands, run.saved, run.barriers(launch)
+    barriers = run.barriers(launch)
+    arrays = run.w, *inputs, h, c, y, run.operands, run.saved, barriers
     launches = fused.launches(run.T * len(run.cell.phases))
     scalars = *run.sizes, np.int32(run.slots), *launches[0], *launch.sizes, run.cell_value
     run.fused("forward", launch, *arrays, *scalars).each(launches)
+    if barriers is not None:
+        watch(barriers, math.prod(launch.grid))
 
 
 def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -207,11 +236,20 @@ def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple
         direct = empty(da, dh.shape, dh.dtype)
         through = empty(da, dh.shape, dh.dtype) if len(run.cell.phases) > 1 else None
         carried, dy = (dh, dc, direct, through), contiguous(dy)
-        if isinstance(run.plan, FusedPlan):
-            _backward_fused(run, run.plan, dy, carried, da, da_hidden)
-        else:
-            _backward_stepwise(run, dy, carried, da, da_hidden)
+        try:
+            _backward(run, dy, carried, da, da_hidden)
+        except NotResident:
+            if run.is_forced:
+                raise
+            _backward(run.replanned(), dy, carried, da, da_hidden)
     return da, da_hidden
+
+
+def _backward(run: Run, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array) -> None:
+    if isinstance(run.plan, FusedPlan):
+        _backward_fused(run, run.plan, dy, carried, da, da_hidden)
+    else:
+        _backward_stepwise(run, dy, carried, da, da_hidden)
 
 
 def _backward_stepwise(
@@ -243,7 +281,10 @@ def _backward_fused(
 ) -> None:
     launch, transposed = fused.backward, contiguous(run.w.transpose(0, 2, 1))
     inputs = transposed, run.saved, run.operands, run.lengths, run.resets, run.mask, dy
-    arrays = *inputs, *carried, da, da_hidden, run.barriers(launch)
+    barriers = run.barriers(launch)
+    arrays = *inputs, *carried, da, da_hidden, barriers
     launches = fused.launches(run.T * len(run.cell.phases) + 1)
     scalars = *run.sizes, *launches[0], *launch.sizes, run.cell_value
     run.fused("backward", launch, *arrays, *scalars).each(launches)
+    if barriers is not None:
+        watch(barriers, math.prod(launch.grid))
