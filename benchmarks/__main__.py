@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import click
+from gpurnn.kernels import dtypes
+from gpurnn.kernels.recurrence import plan
 
-from . import checkpointing, compare, end_to_end, gpu, lyapunov, memory, nvrtc, sass, scan, transformer
+from . import checkpointing, compare, counts, end_to_end, gpu, lyapunov, memory, nvrtc, sass, scan, transformer
 from .cases import (
     CELLS,
     GATES,
@@ -42,6 +44,21 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # not generic in cli
         if min(size) < 1:
             self.fail(f"{value!r}, expected numbers of at least 1", param, ctx)
         return size
+
+
+class ShapeType(click.ParamType):  # type: ignore[type-arg]
+    """B,H."""
+
+    name = "B,H"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        try:
+            B, H = map(int, value.split(","))
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}, expected two whole numbers B,H", param, ctx)
+        if min(B, H) < 1:
+            self.fail(f"{value!r}, expected numbers of at least 1", param, ctx)
+        return B, H
 
 
 threads_option = click.option("--threads", type=click.IntRange(min=1), default=compare.cpus(), show_default=True)
@@ -207,6 +224,20 @@ def nvrtc_command(limits: Path | None) -> None:
         _show(nvrtc.report())
     else:
         nvrtc.write_limits(limits)
+
+
+@main.command("counts")
+@click.option(
+    "--cell", "cells", type=click.Choice(list(gpu.CELLS)), multiple=True, help="Only this cell; may be repeated."
+)
+@click.option("--shape", "shapes", type=ShapeType(), multiple=True, help="Only this shape; may be repeated.")
+@click.option("--schedule", type=click.Choice(list(plan.EXCHANGE)), help="Instead of the one that is planned.")
+@click.option("--dtype", type=click.Choice(list(dtypes.TABLE)), default="float32", show_default=True)
+def counts_command(
+    cells: tuple[str, ...], shapes: tuple[tuple[int, int], ...], schedule: str | None, dtype: str
+) -> None:
+    """Print what the recurrent kernels do in a step: instructions, bytes, bank conflicts. Counted on a CPU."""
+    _show(counts.report(cells or ("lstm", "gru"), shapes or counts.SHAPES, schedule, dtype))
 
 
 @main.command("sass")

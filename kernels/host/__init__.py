@@ -17,6 +17,7 @@ What it finds
   integers, indices out of an array's declared bounds (``bounds``, ``undefined``); two accesses to a word by two
   threads with no barrier in between, not both reads nor both atomic; ``__ldg`` of what the launch writes; a word that
   one block writes and another reads without `publish` and `read_published` (``conflict``).
+- In the ``counts`` build nothing more. It counts what each warp does, see `counts`.
 - In the ``sanitize`` build: what AddressSanitizer and UndefinedBehaviorSanitizer find, local arrays included.
 
 What no run on a CPU shows
@@ -30,10 +31,10 @@ What no run on a CPU shows
   is not seen, and neither is one with an access that this run's data never made. Two static shared arrays count as
   one stretch of memory: an index past the first is found if it is written as an index of the array itself, not
   through a pointer.
-- Registers, spills, occupancy, launch limits of a device, bank conflicts, time; flushed subnormal numbers and the
+- Registers, spills, occupancy, launch limits of a device, time; flushed subnormal numbers and the
   last bits of the GPU's own expf, tanhf and their like.
 
-Environment variables: ``GPURNN_HOST_BUILD`` (``plain``, ``sanitize``, ``conflicts``), ``GPURNN_HOST_SEED``,
+Environment variables: ``GPURNN_HOST_BUILD`` (``plain``, ``sanitize``, ``conflicts``, ``counts``), ``GPURNN_HOST_SEED``,
 ``CXX``, ``GPURNN_CACHE_DIR`` and ``GPURNN_COMPILER_TIMEOUT`` (see ``compiler.py``).
 """
 
@@ -63,9 +64,11 @@ from .build import BUILDS, HOST, build_library, find_compiler, sanitizer_environ
 __all__ = [
     "BUILDS",
     "CompilerError",
+    "Counts",
     "Execution",
     "ExecutionError",
     "Library",
+    "counts",
     "empty",
     "execution",
     "find_compiler",
@@ -140,6 +143,84 @@ def execution(**changes: Any) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+# ---- Counts ---------------------------------------------------------------------------------------------------------
+
+INSTRUCTIONS = (
+    "multiply_adds",
+    "arithmetic",
+    "divisions",
+    "special_functions",
+    "conversions",
+    "shuffles",
+    "votes",
+    "syncwarps",
+    "barriers",
+    "loads",
+    "read_only_loads",
+    "published_loads",
+    "stores",
+    "published_stores",
+    "atomics",
+    "shared_loads",
+    "shared_stores",
+)
+"""The kinds of instructions of a warp in `Counts`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What the warps of a launch did.
+
+    ``counts["multiply_adds"]`` is an array (blocks, warps); blocks are in the order of their number, x first. Besides
+    the kinds of `INSTRUCTIONS` there are
+
+    - ``load_bytes`` and ``load_sectors``, of global memory in sectors of 32 bytes, and likewise of the other kinds of
+      its accesses (``read_only_load``, ``published_load``, ``store``, ``published_store``, ``atomic``): of an access,
+      the bytes that its lanes name, each once, and the sectors that these are in;
+    - ``shared_load_bytes`` and ``shared_store_bytes``, those of all lanes; ``shared_load_wavefronts`` and
+      ``shared_store_wavefronts``, the turns in which the 32 banks serve them; ``bank_conflicts``, the wavefronts more
+      than without conflicts;
+    - ``spins``, the turns of waiting loops: how long a block waits depends on the executor's order.
+    """
+
+    kernel: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    by_warp: dict[str, np.ndarray]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.by_warp[name]
+
+    @property
+    def instructions(self) -> np.ndarray:
+        """(blocks, warps): those of all kinds, as the source has them.
+
+        A GPU executes more: addresses, loops and branches are not among them.
+        """
+        total: np.ndarray = sum((self[kind] for kind in INSTRUCTIONS), np.zeros_like(self["barriers"]))
+        return total
+
+
+_counted: contextvars.ContextVar[list[Counts] | None] = contextvars.ContextVar("counted", default=None)
+
+
+@contextlib.contextmanager
+def counts() -> Iterator[list[Counts]]:
+    """``with counts() as launches: ...`` runs kernels in the ``counts`` build, and lists what each launch did.
+
+    An instruction counts once for all lanes of a warp that come to it together, and once for each group of lanes that
+    comes to it alone. Lanes are together at each barrier and each collective of the whole warp. From there on, the n-th
+    time that a lane comes to a place in the source is one instruction with the n-th time of the other lanes.
+    """
+    launches: list[Counts] = []
+    token = _counted.set(launches)
+    try:
+        with execution(build="counts"):
+            yield launches
+    finally:
+        _counted.reset(token)
 
 
 # ---- Device memory --------------------------------------------------------------------------------------------------
@@ -251,6 +332,10 @@ class Library:
             raise CompilerError(f"what the compiler made cannot be loaded: {error}") from error
         self._library.gpurnn_host_kernel_parameters.restype = ctypes.c_char_p
         self._indices = {name: i for i, name in enumerate(kernels)}
+        self._counters: list[str] = []
+        if build == "counts":
+            self._library.gpurnn_host_counters.restype = ctypes.c_char_p
+            self._counters = self._library.gpurnn_host_counters().decode().rstrip(",").split(",")
 
     def parameters(self, kernel: str) -> list[str]:
         """The types that the compiler knows: ``"const f4*"``, ``"i4"``; ``"V24"`` is a struct of 24 bytes."""
@@ -297,8 +382,16 @@ class Library:
             region_count=len(regions),
         )
         message = ctypes.create_string_buffer(8192)
+        launches = _counted.get() if self._counters else None
+        warps = -(-int(np.prod(block)) // 32)
         with _one_launch.current:
             failed = self._library.gpurnn_host_launch(ctypes.byref(launch), message, ctypes.c_size_t(len(message)))
+            if launches is not None:
+                counted = np.empty((int(np.prod(grid)), warps, len(self._counters)), np.uint64)
+                self._library.gpurnn_host_counts(ctypes.c_void_p(counted.ctypes.data))
+        if launches is not None:
+            by_warp = {name: counted[:, :, i].astype(np.int64) for i, name in enumerate(self._counters)}
+            launches.append(Counts(kernel, tuple(grid), tuple(block), by_warp))
         if failed:
             check, _, what = message.value.decode(errors="replace").partition(": ")
             raise ExecutionError(check, re.sub(r"\{code:(0x[0-9a-f]+)\}", self._source_line, what))

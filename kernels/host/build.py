@@ -18,7 +18,7 @@ from ..compiler import KERNELS, CompilerError
 
 HOST = KERNELS / "host"
 
-BUILDS = ("plain", "sanitize", "conflicts")
+BUILDS = ("plain", "sanitize", "conflicts", "counts")
 
 # No contraction: all CPUs then round alike wherever the kernel doesn't ask for a fused multiply-add. CUDA code reads
 # one type's memory as another's, as nvcc allows. A loop that never ends may be a spin, to be reported and not to be
@@ -51,9 +51,15 @@ KERNEL_FLAGS = {
         *UNDEFINED_FLAGS,
     ),
     "conflicts": ("-O1", "-fsanitize=thread", *UNDEFINED_FLAGS),
+    "counts": ("-O1", "-fno-tree-sra", "-fsanitize=thread", "-DHOST_COUNTS"),
 }
-EXECUTOR_FLAGS = {"plain": ("-O2",), "sanitize": ("-O2", "-fsanitize=address"), "conflicts": ("-O2",)}
-LINK_FLAGS = {"plain": (), "sanitize": ("-fsanitize=address",), "conflicts": ()}
+EXECUTOR_FLAGS = {
+    "plain": ("-O2",),
+    "sanitize": ("-O2", "-fsanitize=address"),
+    "conflicts": ("-O2",),
+    "counts": ("-O2",),
+}
+LINK_FLAGS = {"plain": (), "sanitize": ("-fsanitize=address",), "conflicts": (), "counts": ()}
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -70,8 +76,8 @@ def find_compiler() -> tuple[str, ...]:
 
 
 def _executor_objects(compiler: tuple[str, ...], build: str) -> list[Path]:
-    recorder = "conflicts" if build == "conflicts" else "no_recorder"
-    headers = [(HOST / name).read_bytes() for name in ("executor.h", "fiber.h")]
+    recorder = build if build in ("conflicts", "counts") else "no_recorder"
+    headers = [(HOST / name).read_bytes() for name in ("executor.h", "fiber.h", "accesses.h", "counts.h")]
 
     def object_of(part: str) -> Path:
         path = HOST / f"{part}.cpp"

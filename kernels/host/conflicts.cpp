@@ -1,16 +1,13 @@
 // The recorder of the "conflicts" build: every access of a kernel to memory, checked for bounds and for order.
 //
 // The kernel is compiled with -fsanitize=thread, which puts a call before each access to memory that another thread might see;
-// the functions called are defined here instead of in the compiler's own runtime. Two accesses to a word by two threads, not both
+// the functions called are in accesses.h instead of in the compiler's own runtime. Two accesses to a word by two threads, not both
 // reads and not both atomic, must be ordered:
 //   - in one block, by a __syncthreads between them (the block's epoch counts those), or in one warp by a __syncwarp;
 //   - in two blocks, by an arrival and a wait for it (arrive and await in intrinsics.cuh, of which GridBarrier is made).
 // That is the happens-before relation of vector clocks, with a block as the unit between blocks and a lane within a warp. Whatever
 // the order in which the threads happened to run, a missing barrier shows, as long as both accesses are made.
 // A word keeps its last write and its last reads by two threads. An older read that these displaced is not seen.
-#include <dlfcn.h>
-#include <link.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -18,6 +15,7 @@
 #include <new>
 #include <vector>
 
+#include "accesses.h"
 #include "executor.h"
 
 namespace host {
@@ -77,22 +75,10 @@ std::map<std::pair<const void*, uint64_t>, Clock> arrivals;
 uint32_t threads_per_block;
 BlockMemory* here;
 bool recording;
-char *library_begin, *library_end;  // code, constants and variables of the library
 
 void join(Clock& clock, const Clock& other) {
     if (clock.size() < other.size()) clock.resize(other.size());
     for (size_t b = 0; b < other.size(); ++b) clock[b] = std::max(clock[b], other[b]);
-}
-
-void find_library() {
-    Dl_info info;
-    dladdr(reinterpret_cast<void*>(find_library), &info);
-    library_begin = static_cast<char*>(info.dli_fbase);
-    const auto* file = reinterpret_cast<const ElfW(Ehdr)*>(library_begin);
-    const auto* headers = reinterpret_cast<const ElfW(Phdr)*>(library_begin + file->e_phoff);
-    for (int i = 0; i < file->e_phnum; ++i)
-        if (headers[i].p_type == PT_LOAD)
-            library_end = std::max(library_end, library_begin + headers[i].p_vaddr + headers[i].p_memsz);
 }
 
 Span* find_span(char* address) {
@@ -102,7 +88,7 @@ Span* find_span(char* address) {
     return after != arrays.begin() && (after - 1)->contains(address) ? &*(after - 1) : nullptr;
 }
 
-uint32_t code_of(const void* pc) { return static_cast<uint32_t>(static_cast<const char*>(pc) - library_begin - 1); }
+uint32_t code_of(const void* pc) { return static_cast<uint32_t>(static_cast<const char*>(pc) - library.begin - 1); }
 
 const char* verb(bool is_write, Access access) {
     if (access == Access::atomic) return "updates atomically";
@@ -188,7 +174,7 @@ void recorder_access(const void* where, size_t bytes, bool is_write, Access acce
     char* address = static_cast<char*>(const_cast<void*>(where));
     char* const end = address + bytes;
     Span* span = find_span(address);
-    if (!span && address >= library_begin && address < library_end) return;
+    if (!span && library.contains(address)) return;
     if (!span || end > span->end) fail_bounds(span ? span->end : address, bytes, is_write, pc);
     const Position now = position();
     while (address < end) {
@@ -200,7 +186,6 @@ void recorder_access(const void* where, size_t bytes, bool is_write, Access acce
 }
 
 void recorder_begin(const Region* regions, int count, uint32_t blocks, uint32_t threads) {
-    if (!library_end) find_library();
     std::vector<Region> sorted(regions, regions + count);
     std::sort(sorted.begin(), sorted.end(), [](const Region& a, const Region& b) { return a.begin < b.begin; });
     for (const Region& region : sorted) {
@@ -229,7 +214,6 @@ void recorder_end() {
 void recorder_after_fork() {
     recording = false;
     here = nullptr;
-    library_end = nullptr;  // which may be half found
     new (&arrays) std::vector<Span>;
     new (&memory) std::vector<BlockMemory>;
     new (&clocks) std::vector<Clock>;
@@ -238,7 +222,7 @@ void recorder_after_fork() {
 
 void recorder_start_block(uint32_t block) { memory[block].warps.assign((threads_per_block + 31) / 32, WarpClock()); }
 
-void recorder_end_block(uint32_t block) { memory[block] = BlockMemory(); }
+void recorder_end_block(uint32_t block, uint32_t) { memory[block] = BlockMemory(); }
 
 void recorder_enter_block(uint32_t block, char* static_shared, size_t static_bytes, char* dynamic, size_t dynamic_bytes) {
     here = &memory[block];
@@ -246,7 +230,8 @@ void recorder_enter_block(uint32_t block, char* static_shared, size_t static_byt
     here->dynamic_shared.start(dynamic, dynamic_bytes, "dynamic shared memory");
 }
 
-void recorder_syncwarp(uint32_t block, uint32_t warp, unsigned lanes) {
+void recorder_collective(Collective kind, uint32_t block, uint32_t warp, unsigned lanes, bool) {
+    if (kind != Collective::syncwarp) return;  // the others order no memory
     WarpClock& clock = memory[block].warps[warp];
     uint32_t joined[32] = {};
     for (unsigned a = 0; a < 32; ++a) {
@@ -261,6 +246,8 @@ void recorder_syncwarp(uint32_t block, uint32_t warp, unsigned lanes) {
     }
 }
 
+void recorder_spin() {}
+
 void recorder_released(uint32_t block, uint32_t epoch, const void* word, uint64_t goal) {
     Clock& clock = arrivals[{word, goal}];
     join(clock, clocks[block]);
@@ -274,37 +261,3 @@ void recorder_acquired(uint32_t block, const void* word, uint64_t goal) {
 }
 
 }  // namespace host
-
-// ---- The functions that -fsanitize=thread calls --------------------------------------------------------------------------
-
-#define HOOK extern "C" __attribute__((visibility("hidden")))
-#define ACCESS_HOOKS(n)                                                                                                              \
-    HOOK void __tsan_read##n(void* a) { host::recorder_access(a, n, false, host::Access::plain, __builtin_return_address(0)); }         \
-    HOOK void __tsan_write##n(void* a) { host::recorder_access(a, n, true, host::Access::plain, __builtin_return_address(0)); }         \
-    HOOK void __tsan_unaligned_read##n(void* a) { host::recorder_access(a, n, false, host::Access::plain, __builtin_return_address(0)); } \
-    HOOK void __tsan_unaligned_write##n(void* a) { host::recorder_access(a, n, true, host::Access::plain, __builtin_return_address(0)); }
-ACCESS_HOOKS(1)
-ACCESS_HOOKS(2)
-ACCESS_HOOKS(4)
-ACCESS_HOOKS(8)
-ACCESS_HOOKS(16)
-
-HOOK void __tsan_read_range(void* a, size_t n) { host::recorder_access(a, n, false, host::Access::plain, __builtin_return_address(0)); }
-HOOK void __tsan_write_range(void* a, size_t n) { host::recorder_access(a, n, true, host::Access::plain, __builtin_return_address(0)); }
-HOOK void* __tsan_memcpy(void* to, const void* from, size_t n) {
-    host::recorder_access(from, n, false, host::Access::plain, __builtin_return_address(0));
-    host::recorder_access(to, n, true, host::Access::plain, __builtin_return_address(0));
-    return memcpy(to, from, n);
-}
-HOOK void* __tsan_memmove(void* to, const void* from, size_t n) {
-    host::recorder_access(from, n, false, host::Access::plain, __builtin_return_address(0));
-    host::recorder_access(to, n, true, host::Access::plain, __builtin_return_address(0));
-    return memmove(to, from, n);
-}
-HOOK void* __tsan_memset(void* to, int byte, size_t n) {
-    host::recorder_access(to, n, true, host::Access::plain, __builtin_return_address(0));
-    return memset(to, byte, n);
-}
-HOOK void __tsan_init() {}
-HOOK void __tsan_func_entry(void*) {}
-HOOK void __tsan_func_exit() {}

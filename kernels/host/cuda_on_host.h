@@ -36,19 +36,6 @@ using uint3 = host::Index;
 extern host::Index threadIdx, blockIdx, blockDim, gridDim;
 constexpr int warpSize = 32;
 
-// ---- Vectors --------------------------------------------------------------------------------------------------------
-
-#define HOST_VECTOR(T, name, alignment)                                              \
-    struct alignas(2 * sizeof(T)) name##2 { T x, y; };                               \
-    struct alignas(alignment) name##4 { T x, y, z, w; };                             \
-    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                       \
-    inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-HOST_VECTOR(float, float, 16)
-HOST_VECTOR(double, double, 16)
-HOST_VECTOR(int, int, 16)
-HOST_VECTOR(unsigned, uint, 16)
-#undef HOST_VECTOR
-
 // ---- Barriers and warp collectives. `file` and `line` are those of the call. ------------------------------------------
 
 #define HOST_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
@@ -167,6 +154,13 @@ To bits(From from) {
 
 }  // namespace host
 
+namespace host {
+
+template <class T>
+inline constexpr bool is_floating = std::is_floating_point_v<T>;
+
+}  // namespace host
+
 inline int __float_as_int(float x) { return host::bits<int>(x); }
 inline unsigned __float_as_uint(float x) { return host::bits<unsigned>(x); }
 inline float __int_as_float(int x) { return host::bits<float>(x); }
@@ -196,15 +190,38 @@ using std::signbit;
 template <class A, class B>
 std::common_type_t<A, B> min(A a, B b) {
     using T = std::common_type_t<A, B>;
-    if constexpr (std::is_floating_point_v<T>) return std::fmin(T(a), T(b));
+    if constexpr (host::is_floating<T>) {
+        using std::fmin;
+        return fmin(T(a), T(b));
+    }
     return T(b) < T(a) ? T(b) : T(a);
 }
 template <class A, class B>
 std::common_type_t<A, B> max(A a, B b) {
     using T = std::common_type_t<A, B>;
-    if constexpr (std::is_floating_point_v<T>) return std::fmax(T(a), T(b));
+    if constexpr (host::is_floating<T>) {
+        using std::fmax;
+        return fmax(T(a), T(b));
+    }
     return T(a) < T(b) ? T(b) : T(a);
 }
+
+// ---- From here on `float` and `double` may be the numbers of the counts build ------------------------------------------
+
+#include "counts.h"
+
+// ---- Vectors --------------------------------------------------------------------------------------------------------
+
+#define HOST_VECTOR(T, name, alignment)                                              \
+    struct alignas(2 * sizeof(T)) name##2 { T x, y; };                               \
+    struct alignas(alignment) name##4 { T x, y, z, w; };                             \
+    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                       \
+    inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+HOST_VECTOR(float, float, 16)
+HOST_VECTOR(double, double, 16)
+HOST_VECTOR(int, int, 16)
+HOST_VECTOR(unsigned, uint, 16)
+#undef HOST_VECTOR
 
 // ---- Kernels in the library's table ------------------------------------------------------------------------------------
 
@@ -225,7 +242,7 @@ void append_type(char* text) {
     } else if constexpr (std::is_void_v<T>) {
         snprintf(end, room, "any");
     } else {
-        const char kind = std::is_same_v<T, bool> ? 'b' : std::is_floating_point_v<T> ? 'f' : !std::is_integral_v<T> ? 'V'
+        const char kind = std::is_same_v<T, bool> ? 'b' : is_floating<T> ? 'f' : !std::is_integral_v<T> ? 'V'
                                                                                         : std::is_signed_v<T> ? 'i' : 'u';
         snprintf(end, room, "%c%zu", kind, sizeof(T));
     }

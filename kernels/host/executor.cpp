@@ -338,7 +338,7 @@ void finish_collective(const Warp& warp, unsigned mask) {
             t.result = warp.lanes[source].value;
         }
     }
-    if (kind == Collective::syncwarp) recorder_syncwarp(warp.lanes->block->number, warp.lanes->warp(), mask);
+    recorder_collective(kind, warp.lanes->block->number, warp.lanes->warp(), mask, mask == warp.existing);
     for (unsigned lane = 0; lane < warp_size; ++lane)
         if (mask >> lane & 1) make_ready(warp.lanes[lane]);
     ++progress;
@@ -433,7 +433,7 @@ void end_block(Block& block) {
 #endif
     free(block.dynamic_shared);
     block.dynamic_shared = nullptr;
-    recorder_end_block(block.number);
+    recorder_end_block(block.number, block.epoch);
 }
 
 // Runs the block's threads until each of them waits, spins or has ended.
@@ -659,6 +659,7 @@ unsigned active_mask() { return 1u << current->lane(); }
 
 void spin_pause(const char* file, int line) {
     current->block->spinning.push_back(current);
+    recorder_spin();
     begin_wait(State::spinning, file, line);
     back_to_scheduler();
 }

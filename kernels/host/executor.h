@@ -44,7 +44,7 @@ struct Kernel {
 extern const Kernel kernels[];
 extern const int kernel_count;
 
-// ---- Between executor.cpp and conflicts.cpp ------------------------------------------------------------------------
+// ---- Between executor.cpp and the recorder --------------------------------------------------------------------------
 
 struct Region {  // an array that the kernel may touch
     char* begin;
@@ -65,14 +65,15 @@ bool in_own_stack(const void* address);
 bool in_any_stack(const void* address);
 void describe_thread(uint32_t thread, char* text, size_t capacity);  // "block (1, 0, 0) thread (5, 0, 0)"
 
-// The recorder. In builds without it these do nothing.
+// The recorder: conflicts.cpp or counts.cpp, by the build. In builds without one (no_recorder.cpp) these do nothing.
 void recorder_begin(const Region* regions, int count, uint32_t blocks, uint32_t threads_per_block);
 void recorder_end();
 void recorder_after_fork();  // in the child: forgets a launch that another thread was amid in the parent
 void recorder_enter_block(uint32_t block, char* static_shared, size_t static_bytes, char* dynamic, size_t dynamic_bytes);
 void recorder_start_block(uint32_t block);
-void recorder_end_block(uint32_t block);
-void recorder_syncwarp(uint32_t block, uint32_t warp, unsigned lanes);
+void recorder_end_block(uint32_t block, uint32_t barriers);
+void recorder_collective(Collective kind, uint32_t block, uint32_t warp, unsigned lanes, bool of_all);
+void recorder_spin();
 void recorder_access(const void* address, size_t bytes, bool is_write, Access access, const void* pc);
 void recorder_released(uint32_t block, uint32_t epoch, const void* word, uint64_t goal);
 void recorder_acquired(uint32_t block, const void* word, uint64_t goal);
