@@ -218,12 +218,13 @@ def lyapunov_command() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the registers of each kernel there instead, such as to tests/kernel_limits.json.",
 )
-def nvrtc_command(limits: Path | None) -> None:
+@click.option("--kernels", default="", metavar="REGEX", help="With --limits: leave those of other kernels as they are.")
+def nvrtc_command(limits: Path | None, kernels: str) -> None:
     """Print how long NVRTC takes for the CUDA kernels."""
     if limits is None:
         _show(nvrtc.report())
     else:
-        nvrtc.write_limits(limits)
+        nvrtc.write_limits(limits, kernels)
 
 
 @main.command("counts")
@@ -243,7 +244,7 @@ def counts_command(
 @main.command("sass")
 @click.argument("kernels", default=r"Lstm<float>.*Exchange", metavar="REGEX")
 def sass_command(kernels: str) -> None:
-    """Print the product loops in the machine code of the kernels whose names match REGEX."""
+    """Print the main loops in the machine code of the kernels whose names match REGEX."""
     _show(sass.report(kernels))
 
 

@@ -146,9 +146,15 @@ def modules() -> list[Module]:
     return [module for part in parts if hasattr(part, "modules") for module in part.modules()]
 
 
-def compile_all(architectures: tuple[int, ...], processes: int | None = None) -> dict[tuple[str, int], dict[str, int]]:
-    """`cached` of all modules, by kernel and architecture; in processes, since NVRTC compiles one at a time."""
-    jobs = [(module, architecture) for architecture in architectures for module in modules()]
+def compile_all(
+    architectures: tuple[int, ...], processes: int | None = None, *, pattern: str = ""
+) -> dict[tuple[str, int], dict[str, int]]:
+    """`cached` of all modules, by kernel and architecture; in processes, since NVRTC compiles one at a time.
+
+    With a regular expression only of those that have a kernel whose name it matches.
+    """
+    chosen = [module for module in modules() if any(re.search(pattern, name) for name in module.names)]
+    jobs = [(module, architecture) for architecture in architectures for module in chosen]
     resources: dict[tuple[str, int], dict[str, int]] = {}
     with concurrent.futures.ProcessPoolExecutor(processes or os.cpu_count()) as pool:
         for (_, architecture), kernels in zip(jobs, pool.map(cached, *zip(*jobs, strict=True)), strict=True):
@@ -156,11 +162,17 @@ def compile_all(architectures: tuple[int, ...], processes: int | None = None) ->
     return resources
 
 
-def write_limits(path: Path) -> None:
-    """Write the registers of a thread of each kernel, the most of all architectures, as JSON."""
+def write_limits(path: Path, pattern: str = "") -> None:
+    """Write the registers of a thread of each kernel, the most of all architectures, as JSON.
+
+    With a regular expression those of other kernels stay as they are in the file.
+    """
     limits: dict[str, int] = {}
-    for (name, _), resources in compile_all(ARCHITECTURES).items():
+    for (name, _), resources in compile_all(ARCHITECTURES, pattern=pattern).items():
         limits[name] = max(limits.get(name, 0), resources["registers"])
+    if pattern:
+        names = {name for module in modules() for name in module.names}
+        limits = {name: n for name, n in json.loads(path.read_text()).items() if name in names} | limits
     path.write_text(json.dumps(limits, indent=0, sort_keys=True) + "\n")
 
 

@@ -1,8 +1,9 @@
 """The machine code of the kernels: their innermost loops, as NVRTC compiles and ``nvdisasm`` disassembles them.
 
-The time of a recurrent product is that of its loop. The share of multiply-adds among a loop's instructions bounds the
-share of the peak that it can reach, and the width of its loads from shared memory says how it feeds them. Neither needs
-a GPU to be read.
+The time of a product is that of its loop. The share of multiply-adds among a loop's instructions bounds the share of
+the peak that it can reach, and the width of its loads from shared memory says how it feeds them. Other kernels stream
+through global memory. They wait for it once in a round of their loop if all its loads come before its stores. The wider
+the loads are, the more bytes are on their way. None of this needs a GPU to be read.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from .contenders import NotInstalled
 PACKAGE = "nvidia-cuda-nvdisasm"
 
 ARCHITECTURES = (80, 90)
+
+STREAMING = ("optim.cu", "losses.cu", "linear_scan.cu")
+"""Sources whose kernels stream through memory, and have no product."""
 
 _INSTRUCTION_BYTES = 16
 """Since sm_70."""
@@ -54,6 +58,13 @@ class Loop:
 
     def loads(self, kind: str = "LDS") -> dict[int, int]:
         """Loads by bits: from shared memory, or with "LDG" from global memory."""
+        return self._by_bits(kind)
+
+    def stores(self, kind: str = "STG") -> dict[int, int]:
+        """Stores by bits: to global memory, or with "STS" to shared memory."""
+        return self._by_bits(kind)
+
+    def _by_bits(self, kind: str) -> dict[int, int]:
         bits: dict[int, int] = {}
         for opcode in self.opcodes:
             name, *modifiers = opcode.split(".")
@@ -61,6 +72,12 @@ class Loop:
                 width = next((int(m) for m in modifiers if m in ("64", "128")), 32)
                 bits[width] = bits.get(width, 0) + 1
         return bits
+
+    @property
+    def loads_first(self) -> bool:
+        """Whether all loads from global memory come before the first store to it."""
+        kinds = [opcode.partition(".")[0] for opcode in self.opcodes]
+        return "STG" not in kinds or "LDG" not in kinds[kinds.index("STG") :]
 
 
 def innermost_loops(instructions: Sequence[dict[str, Any]]) -> list[Loop]:
@@ -132,29 +149,38 @@ def product_loop(loops: Sequence[Loop]) -> Loop | None:
     return max((loop for loop in loops if loop.multiply_adds >= 8), key=lambda loop: loop.share, default=None)
 
 
+def streaming_loop(loops: Sequence[Loop]) -> Loop | None:
+    """The loop that streams through memory: of those that load and store, that which loads the most bits; None if none."""
+    streaming = (loop for loop in loops if loop.loads("LDG") and loop.stores())
+    return max(streaming, key=lambda loop: sum(b * n for b, n in loop.loads("LDG").items()), default=None)
+
+
 def modules(pattern: str) -> list[Module]:
     """The translation units that have a kernel whose name matches a regular expression."""
     return [module for module in nvrtc.modules() if any(re.search(pattern, name) for name in module.names)]
 
 
 def report(pattern: str) -> Iterator[str]:
-    """A row for each kernel whose name matches: its product loop on each architecture."""
+    """A row for each kernel whose name matches: its product loop on each architecture, else its streaming loop."""
     reason = missing()
     if reason is not None:
         raise NotInstalled(reason)
-    yield "| kernel | sm | instructions | multiply-adds | share | LDS by bits | LDG by bits |"
-    yield "| --- | --: | --: | --: | --: | --- | --- |"
+    yield (
+        "| kernel | sm | instructions | multiply-adds | share | LDS by bits | LDG by bits | STG by bits "
+        "| loads before stores |"
+    )
+    yield "| --- | --: | --: | --: | --: | --- | --- | --- | --- |"
     for module in modules(pattern):
         for architecture in ARCHITECTURES:
             for name, loops in disassemble(module, architecture).items():
-                loop = product_loop(loops)
+                loop = streaming_loop(loops) if module.source.name in STREAMING else product_loop(loops)
                 if loop is None or not re.search(pattern, name):
                     continue
-                shared, from_global = (
-                    ", ".join(f"{count} x {bits}" for bits, count in sorted(loop.loads(kind).items())) or "–"
-                    for kind in ("LDS", "LDG")
+                widths = " | ".join(
+                    ", ".join(f"{count} x {bits}" for bits, count in sorted(accesses.items())) or "–"
+                    for accesses in (loop.loads("LDS"), loop.loads("LDG"), loop.stores())
                 )
                 yield (
                     f"| `{name}` | {architecture} | {len(loop)} | {loop.multiply_adds} | {loop.share:.0%} "
-                    f"| {shared} | {from_global} |"
+                    f"| {widths} | {'yes' if loop.loads_first else 'no'} |"
                 )

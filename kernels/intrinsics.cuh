@@ -8,10 +8,10 @@
 // data: no CPU can show what a GPU does to a program that breaks this, so the executor's recorder of accesses checks it.
 #pragma once
 
-// 128 bits of numbers, which a thread loads or stores at once.
-template <typename T>
-struct alignas(16) Packet {
-    static constexpr int size = 16 / sizeof(T);
+// Numbers that a thread loads or stores at once: 128 bits of them, unless another count is given.
+template <typename T, int count = 16 / sizeof(T)>
+struct alignas(count * sizeof(T)) Packet {
+    static constexpr int size = count;
     T at[size];
 };
 
@@ -19,19 +19,23 @@ template <typename T>
 __device__ __forceinline__ Packet<T> load_packet(const T* address) {
     return *reinterpret_cast<const Packet<T>*>(address);
 }
+template <int count, typename T>
+__device__ __forceinline__ Packet<T, count> load_packet(const T* address) {
+    return *reinterpret_cast<const Packet<T, count>*>(address);
+}
 
-template <typename T>
-__device__ __forceinline__ void store_packet(T* address, const Packet<T>& packet) {
-    *reinterpret_cast<Packet<T>*>(address) = packet;
+template <typename T, int count>
+__device__ __forceinline__ void store_packet(T* address, const Packet<T, count>& packet) {
+    *reinterpret_cast<Packet<T, count>*>(address) = packet;
 }
 
 // Whether packets can be loaded from `address` on.
 __device__ inline bool begins_packet(const void* address) { return reinterpret_cast<size_t>(address) % 16 == 0; }
 
 // A constant as an argument whose type holds its value.
-template <bool constant>
+template <auto constant>
 struct Constant {
-    static constexpr bool value = constant;
+    static constexpr auto value = constant;
 };
 
 // A count of arrivals that is at least this one says that a thread has stopped waiting, and that the launch has failed.
@@ -43,6 +47,14 @@ constexpr unsigned given_up = 1u << 31;
 #define DYNAMIC_SHARED(T, name)                                              \
     extern __shared__ __align__(16) unsigned char dynamic_shared_memory[]; \
     T* const name = reinterpret_cast<T*>(dynamic_shared_memory)
+
+// A pointer to global memory that was stored as a number. All this does is tell the compiler which memory it is, and it
+// takes both the assumption and the conversions: otherwise each access finds out.
+template <typename T>
+__device__ __forceinline__ T* global_pointer(long long address) {
+    __builtin_assume(__isGlobal(reinterpret_cast<const void*>(address)));
+    return static_cast<T*>(__cvta_global_to_generic(__cvta_generic_to_global(reinterpret_cast<const void*>(address))));
+}
 
 template <typename T>
 __device__ __forceinline__ void publish(T* address, T value) {
@@ -98,6 +110,11 @@ __device__ __forceinline__ bool await(unsigned* word, unsigned goal) {
 #else
 
 #define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(host::dynamic_shared())
+
+template <typename T>
+HOST_INLINE T* global_pointer(long long address) {
+    return reinterpret_cast<T*>(address);
+}
 
 template <typename T>
 HOST_INLINE void publish(T* address, T value) {

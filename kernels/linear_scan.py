@@ -34,10 +34,16 @@ _LEAST_LENGTH = 32
 
 
 @functools.cache
-def _module(dtype: Dtype, is_complex: bool) -> Module:
-    types = _types(dtype, is_complex)
-    names = [f"{name}<{types}, {way}>" for name in ("chunk_maps", "chunk_states") for way in ("false", "true")]
-    return Module("linear_scan.cu", [*names, f"scan_forward<{types}>", f"scan_backward<{types}>"])
+def _module(dtype: Dtype, is_complex: bool, width: int) -> Module:
+    """The kernels whose threads take ``width`` columns each."""
+    types, ways = _types(dtype, is_complex), ("false", "true")
+    names = [f"chunk_states<{types}, {way}>" for way in ways] + [f"chunk_maps<{types}, {way}, {width}>" for way in ways]
+    return Module("linear_scan.cu", [*names, *(f"scan_{way}<{types}, {width}>" for way in ("forward", "backward"))])
+
+
+def _widest(dtype: Dtype, is_complex: bool) -> int:
+    """The columns whose numbers, as kernels compute with them, have 128 bits."""
+    return 16 // (np.dtype(dtype.accumulator).itemsize * (2 if is_complex else 1))
 
 
 def _types(dtype: Dtype, is_complex: bool) -> str:
@@ -47,7 +53,12 @@ def _types(dtype: Dtype, is_complex: bool) -> str:
 
 def modules() -> list[Module]:
     """Every translation unit that this file can ask for."""
-    return [_module(dtype, is_complex) for dtype in dtypes.TABLE.values() for is_complex in (False, True)]
+    return [
+        _module(dtype, is_complex, width)
+        for dtype in dtypes.TABLE.values()
+        for is_complex in (False, True)
+        for width in sorted({1, _widest(dtype, is_complex)})
+    ]
 
 
 def _length(T: int, columns: int) -> int:
@@ -74,7 +85,7 @@ def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False
     a, b, h0 = _readable(a), _readable(b), _readable(h0)
     h = empty(b, b.shape, b.dtype)
     if h.size:
-        scan = _Chunks(a, b)
+        scan = _Chunks(a, b, h0)
         states = scan.entering(h0, backward=False)
         scan.launch("scan_forward", scan.chunks, a, b, h0, states, h, *scan.sizes)
     # Copies, so that the caller may change its arrays before it asks for the gradients.
@@ -88,7 +99,7 @@ def linear_scan_backward(saved: _Scan, dh: Array) -> tuple[Array, Array, Array]:
     if not dh.size:
         xp = namespace(dh)
         return xp.zeros_like(a), xp.zeros_like(dh), xp.zeros_like(saved.h0)
-    scan = _Chunks(a, dh)
+    scan = _Chunks(a, dh, saved.h, saved.h0)
     da = empty(dh, dh.shape if a.ndim == 3 else (scan.chunks, *dh.shape[1:]), scan.accumulator)
     db, dh0 = empty(dh, dh.shape, dh.dtype), empty(dh, saved.h0.shape, dh.dtype)
     states = scan.entering(None, backward=True)
@@ -98,9 +109,9 @@ def linear_scan_backward(saved: _Scan, dh: Array) -> tuple[Array, Array, Array]:
 
 
 class _Chunks:
-    """The chunks of one scan, over factors ``a`` and ``values`` that are b or dh."""
+    """The chunks of one scan, over factors ``a`` and ``values`` that are b or dh; ``others`` are what else it reads."""
 
-    def __init__(self, a: Array, values: Array) -> None:
+    def __init__(self, a: Array, values: Array, *others: Array) -> None:
         T, B, N = values.shape
         self.a, self.values, self.columns = a, values, B * N
         self.dtype, self.is_complex = dtypes.of(values), values.dtype.kind == "c"
@@ -109,12 +120,17 @@ class _Chunks:
         self.chunks = -(-T // length)
         a_columns, a_stride = (N, 0) if a.ndim == 1 else (self.columns, self.columns)
         self.sizes = tuple(np.int64(n) for n in (T, self.columns, a_columns, a_stride, length))
+        widest = _widest(self.dtype, self.is_complex)
+        packed = a_columns % widest == 0 and all(_address(x) % 16 == 0 for x in (a, values, *others))
+        self.width = widest if packed else 1
 
     def launch(self, name: str, rows: int, *args: Any, way: str = "") -> None:
-        """Launch a kernel with a thread for each column of each of ``rows`` rows."""
+        """Launch a kernel of which a thread takes ``self.width`` columns of each of ``rows`` rows."""
         reals = [x.view(x.real.dtype) if hasattr(x, "ndim") and x.ndim else x for x in args]
-        kernel = _module(self.dtype, self.is_complex)[f"{name}<{_types(self.dtype, self.is_complex)}{way}>"]
-        kernel((-(-rows * self.columns // _BLOCK),), (_BLOCK,), reals)
+        width = 1 if name == "chunk_states" else self.width
+        arguments = f"{_types(self.dtype, self.is_complex)}{way}" + ("" if name == "chunk_states" else f", {width}")
+        kernel = _module(self.dtype, self.is_complex, self.width)[f"{name}<{arguments}>"]
+        kernel((-(-rows * self.columns // (width * _BLOCK)),), (_BLOCK,), reals)
 
     def entering(self, initial: Array | None, *, backward: bool) -> Array | None:
         """The states that enter the chunks after the first, from ``initial``; None for zero."""
@@ -134,5 +150,8 @@ class _Chunks:
 def _readable(array: Array) -> Array:
     """In C order, and a complex array aligned to the size of its numbers, because each is read in one access."""
     array = contiguous(array)
-    address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
-    return array if address % array.dtype.itemsize == 0 else array.copy()
+    return array if _address(array) % array.dtype.itemsize == 0 else array.copy()
+
+
+def _address(array: Array) -> int:
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)

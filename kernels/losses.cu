@@ -2,6 +2,7 @@
 //
 // Each row of logits is computed by `threads` threads: a warp, or a whole block if rows are long. Neighbouring threads
 // read neighbouring classes.
+#include "intrinsics.cuh"
 
 // The result of one pass over some logits x of a row: the maximum, the sum of exp(x - maximum) over the others and, if
 // labels are smoothed, the sums of the class weights w and of w (x - maximum). Relative to the maximum nothing overflows,
@@ -123,36 +124,102 @@ __global__ void cross_entropy_forward(
     }
 }
 
-// dx_c = dloss weight (softmax_c sum_k t_k - t_c), t_c the weight of lse - x_c in the loss. The label's own term adds
-// -target (1 - softmax_y) to its gradient, computed without a difference. A masked row is not read.
+// A row's gradient: dx_c = scale (softmax_c sum_k t_k - t_c), t_c the weight of lse - x_c in the loss. The label's own
+// term adds -target (1 - softmax_y), computed without a difference.
 template <typename Storage, typename Real>
-__global__ void cross_entropy_backward(
-    const Storage* logits, const long long* labels, const Storage* weights, const Storage* class_weights,
-    const Real* statistics, const Storage* dlosses, Storage* dlogits, int N, int V, Real eps, int threads) {
-    const long long row = row_of_thread(threads);
-    if (row >= N) return;
-    const Real weight = weights ? Real(weights[row]) : Real(1);
-    const Storage* const x = logits + row * V;
-    const Real maximum = statistics[row], others = statistics[N + row];
-    const Real scale = Real(dlosses[row]) * weight, sum = 1 + others, smooth = statistics[2LL * N + row];
-    const long long label = labels[row];
-    const Real target = weight == 0 ? Real(0) : weight_of_label(class_weights, label, V, eps);
-    Storage* const dx = dlogits + row * V;
-    for (int c = threadIdx.x % threads; c < V; c += threads) {
-        if (weight == 0) {
-            dx[c] = Storage(0);
-            continue;
-        }
-        const Real logit = x[c], e = exp(logit - maximum), softmax = e / sum;
+struct RowGradient {
+    const Storage* x;
+    Storage* dx;
+    const Storage* class_weights;
+    Real maximum, others, smooth, target, scale, uniform;  // uniform: eps / V
+    int label;    // -1 where it is no class
+    bool masked;  // then x is not read, and the gradient is zero
+
+    template <bool of_label>
+    __device__ __forceinline__ Real of_class(Real logit, Real class_weight) const {
+        const Real sum = 1 + others, e = exp(logit - maximum), softmax = e / sum;
         Real d;
-        if (c == label) {
+        if (of_label) {
             d = smooth * softmax - target * ((logit == maximum ? others : sum - e) / sum);
         } else {
             d = (target + smooth) * softmax;
         }
-        if (eps != 0) d -= eps / V * (class_weights ? Real(class_weights[c]) : Real(1));
-        dx[c] = Storage(scale * d);
+        if (uniform != 0) d -= uniform * class_weight;
+        return scale * d;
     }
+
+    // For the classes from `first` to `end`, in packets of n, which lie `stride` apart. A thread loads two packets before
+    // it stores the first one.
+    template <int n>
+    __device__ __forceinline__ void of_classes(int first, int end, int stride) const {
+        constexpr int batch = 2;
+#pragma unroll 1
+        for (int c = first; c < end; c += batch * stride) {
+            Packet<Storage, n> logits[batch], weights[batch];
+#pragma unroll
+            for (int j = 0; j < batch; ++j) {
+                const int at = c + j * stride;
+                if (at >= end) continue;
+                if (!masked) logits[j] = load_packet<n>(x + at);
+#pragma unroll
+                for (int k = 0; k < n; ++k) weights[j].at[k] = class_weights ? class_weights[at + k] : Storage(1);
+            }
+#pragma unroll
+            for (int j = 0; j < batch; ++j) {
+                const int at = c + j * stride;
+                if (at >= end) continue;
+                Packet<Storage, n> gradients;
+#pragma unroll
+                for (int k = 0; k < n; ++k) {
+                    gradients.at[k] =
+                        Storage(masked ? Real(0) : of_class<false>(Real(logits[j].at[k]), Real(weights[j].at[k])));
+                }
+                if (label >= at && label < at + n && !masked) {
+                    Real logit = 0, weight = 0;
+#pragma unroll
+                    for (int k = 0; k < n; ++k) {
+                        if (at + k == label) logit = logits[j].at[k], weight = weights[j].at[k];
+                    }
+                    const Storage gradient(of_class<true>(logit, weight));
+#pragma unroll
+                    for (int k = 0; k < n; ++k) {
+                        if (at + k == label) gradients.at[k] = gradient;
+                    }
+                }
+                store_packet(dx + at, gradients);
+            }
+        }
+    }
+};
+
+// The gradient of the logits. A masked row is not read.
+template <typename Storage, typename Real>
+__global__ void cross_entropy_backward(
+    const Storage* __restrict__ logits, const long long* __restrict__ labels, const Storage* __restrict__ weights,
+    const Storage* __restrict__ class_weights, const Real* __restrict__ statistics,
+    const Storage* __restrict__ dlosses, Storage* __restrict__ dlogits, int N, int V, Real eps, int threads) {
+    constexpr int n = Packet<Storage>::size;
+    const int lane = threadIdx.x % threads;
+    const long long row = row_of_thread(threads);
+    if (row >= N) return;
+    const long long label = labels[row];
+    const Real weight = weights ? Real(weights[row]) : Real(1);
+    const Storage* const x = logits + row * V;
+    Storage* const dx = dlogits + row * V;
+    const RowGradient<Storage, Real> gradient{
+        x, dx, eps / V != 0 ? class_weights : nullptr, statistics[row], statistics[N + row], statistics[2LL * N + row],
+        weight == 0 ? Real(0) : weight_of_label(class_weights, label, V, eps), Real(dlosses[row]) * weight, eps / V,
+        label >= 0 && label < V ? int(label) : -1, weight == 0};
+    // Classes before the first packet of both rows, in packets, and after the last one.
+    int begin = V, end = V;
+    const size_t past = reinterpret_cast<size_t>(x) % 16;
+    if (past == reinterpret_cast<size_t>(dx) % 16) {
+        begin = min(int((16 - past) % 16 / sizeof(Storage)), V);
+        end = V - (V - begin) % n;
+    }
+    gradient.template of_classes<1>(lane, begin, threads);
+    gradient.template of_classes<n>(begin + lane * n, end, threads * n);
+    gradient.template of_classes<1>(end + lane, V, threads);
 }
 
 template <typename Storage, typename Real>

@@ -2,6 +2,7 @@
 //
 // The arrays of a list are cut into chunks. A block takes one chunk, the same one of each list. Parameters and gradients
 // are of type Storage, an optimizer's slots of type Real.
+#include "intrinsics.cuh"
 #include "optim.cuh"
 
 // The chunk of this block. `table` has an entry for each of the `arrays` in each of its rows. The rows are: the number of
@@ -30,7 +31,7 @@ struct Chunk {
     __device__ double shrink() const { return __longlong_as_double(table[2LL * arrays + k]); }
     template <typename Number>
     __device__ Number* list(int l) const {
-        return reinterpret_cast<Number*>(table[(3LL + l) * arrays + k]);
+        return global_pointer<Number>(table[(3LL + l) * arrays + k]);
     }
 };
 
@@ -108,6 +109,18 @@ __global__ void root_of_sum(const double* sums, double* norm, long long count) {
     if (threadIdx.x == 0) *norm = squares.root();
 }
 
+// Calls `elements(i, end, count)` for ranges of the elements of a chunk: in packets of `n` as far as all lists have whole
+// ones (`packed`), and one by one for what is left. A thread's elements begin at i, `count.value` at a time.
+template <int n, class Elements>
+__device__ void in_packets(const Chunk& chunk, bool packed, Elements elements) {
+    const long long whole = packed ? chunk.end - (chunk.end - chunk.begin) % n : chunk.begin;
+    elements(chunk.begin + threadIdx.x * n, whole, Constant<n>());
+    elements(whole + threadIdx.x, chunk.end, Constant<1>());
+}
+
+// The packets that a thread loads before it stores the first one.
+constexpr int batch = 2;
+
 // List 1 = factor times list 0.
 template <typename Storage, typename Real>
 __global__ void scaled(const long long* table, int arrays, int size, const double* factor) {
@@ -116,10 +129,28 @@ __global__ void scaled(const long long* table, int arrays, int size, const doubl
     const bool tiny = by < 0x1p-100;  // a float cannot hold the factor, so it multiplies in double
     const Storage* const values = chunk.list<Storage>(0);
     Storage* const products = chunk.list<Storage>(1);
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        const Real value = values[i];
-        products[i] = Storage(tiny ? Real(value * by) : value * Real(by));
-    }
+    in_packets<Packet<Real>::size>(
+        chunk, begins_packet(values) && begins_packet(products), [&](long long first, long long end, auto count) {
+            constexpr int n = count.value;
+            const int stride = blockDim.x * n;
+#pragma unroll 1
+            for (long long i = first; i < end; i += batch * stride) {
+                Packet<Storage, n> packets[batch];
+#pragma unroll
+                for (int j = 0; j < batch; ++j) {
+                    if (i + j * stride < end) packets[j] = load_packet<n>(values + i + j * stride);
+                }
+#pragma unroll
+                for (int j = 0; j < batch; ++j) {
+#pragma unroll
+                    for (int k = 0; k < n; ++k) {
+                        const Real value = packets[j].at[k];
+                        packets[j].at[k] = Storage(tiny ? Real(value * by) : value * Real(by));
+                    }
+                    if (i + j * stride < end) store_packet(products + i + j * stride, packets[j]);
+                }
+            }
+        });
 }
 
 // ---- Updates --------------------------------------------------------------------------------------------------------
@@ -127,26 +158,69 @@ __global__ void scaled(const long long* table, int arrays, int size, const doubl
 // The elements of an optimizer's slots at one position of a parameter.
 template <typename Real, int count>
 struct Slots {
-    Real* arrays[count];  // null where the optimizer's options do without the slot
-    long long i;
+    Real values[count];
+    bool exists[count];  // false where the optimizer's options do without the slot
 
-    __device__ bool has(int slot) const { return arrays[slot] != nullptr; }
-    __device__ Real& operator[](int slot) const { return arrays[slot][i]; }
+    __device__ bool has(int slot) const { return exists[slot]; }
+    __device__ Real& operator[](int slot) { return values[slot]; }
 };
 
 // Forms g = gradient + weight_decay p, and replaces p by shrink p - step(g). Lists: p, gradient and the slots.
 template <template <typename> class Rule, typename Storage, typename Real>
 __global__ void update(const long long* table, int arrays, int size, Real weight_decay, Rule<Real> rule) {
-    constexpr int count = Rule<Real>::count;
+    constexpr int slots = Rule<Real>::count;
     const Chunk chunk(table, arrays, size);
     Storage* const p = chunk.list<Storage>(0);
     const Storage* const gradient = chunk.list<Storage>(1);
     const Real shrink(chunk.shrink());
-    Slots<Real, count> slots;
-    for (int slot = 0; slot < count; ++slot) slots.arrays[slot] = chunk.list<Real>(2 + slot);
-    for (long long i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-        const Real g = decayed(Real(gradient[i]), weight_decay, Real(p[i]));
-        slots.i = i;
-        p[i] = Storage(Real(p[i]) * shrink - rule.step(g, slots));
+    bool packed = begins_packet(p) && begins_packet(gradient);
+    Real* state[slots];
+#pragma unroll
+    for (int slot = 0; slot < slots; ++slot) {
+        state[slot] = chunk.list<Real>(2 + slot);
+        packed = packed && begins_packet(state[slot]);
     }
+    in_packets<Packet<Real>::size>(chunk, packed, [&](long long first, long long end, auto count) {
+        constexpr int n = count.value;
+        const int stride = blockDim.x * n;
+#pragma unroll 1
+        for (long long i = first; i < end; i += batch * stride) {
+            Packet<Storage, n> values[batch], gradients[batch];
+            Packet<Real, n> states[batch][slots];
+#pragma unroll
+            for (int j = 0; j < batch; ++j) {
+                const long long at = i + j * stride;
+                if (at >= end) continue;
+                values[j] = load_packet<n>(p + at);
+                gradients[j] = load_packet<n>(gradient + at);
+#pragma unroll
+                for (int slot = 0; slot < slots; ++slot) {
+                    if (state[slot]) states[j][slot] = load_packet<n>(state[slot] + at);
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < batch; ++j) {
+                const long long at = i + j * stride;
+                if (at >= end) continue;
+#pragma unroll
+                for (int k = 0; k < n; ++k) {
+                    Slots<Real, slots> of;
+#pragma unroll
+                    for (int slot = 0; slot < slots; ++slot) {
+                        of.exists[slot] = state[slot] != nullptr;
+                        of.values[slot] = states[j][slot].at[k];
+                    }
+                    const Real value = values[j].at[k], g = decayed(Real(gradients[j].at[k]), weight_decay, value);
+                    values[j].at[k] = Storage(value * shrink - rule.step(g, of));
+#pragma unroll
+                    for (int slot = 0; slot < slots; ++slot) states[j][slot].at[k] = of.values[slot];
+                }
+                store_packet(p + at, values[j]);
+#pragma unroll
+                for (int slot = 0; slot < slots; ++slot) {
+                    if (state[slot]) store_packet(state[slot] + at, states[j][slot]);
+                }
+            }
+        }
+    });
 }

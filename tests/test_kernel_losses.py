@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import parity
 import pytest
 from gpurnn.kernels import host
 from gpurnn.kernels import losses as kernel_file
@@ -91,6 +92,21 @@ def test_a_vocabulary_of_a_hundred_thousand(wing, dtype):
     terms = -(-V // 256) + 40
     assert_close(losses, expected.astype(dtype), terms, "losses")
     assert_close(dlogits, gradient.astype(dtype), terms, "dlogits")
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(("N", "V"), [(9, 33), (3, 1500), (5, 2)])
+def test_a_gradient_has_the_same_bits_wherever_its_logits_begin(N, V, options, dtype):
+    """Packets begin at another class then, or nowhere."""
+    logits, labels, weights, options = draw(N, V, dtype, options)
+    labels[:3] = 0, V - 1, V // 2
+    results = []
+    for values in (logits, parity.beside_a_packet(logits)):
+        _, saved = kernels.cross_entropy_forward(values, labels, weights, **options, training=True)
+        results.append(kernels.cross_entropy_backward(saved, np.ones(N, dtype)))
+    assert_same(*results)
 
 
 @pytest.mark.parametrize("rising", [False, True])

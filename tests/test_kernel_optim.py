@@ -7,6 +7,7 @@ import itertools
 import math
 
 import numpy as np
+import parity
 import pytest
 from gpurnn.kernels import compiler, host, launch
 from gpurnn.kernels.optim import _CHUNK
@@ -141,6 +142,26 @@ def test_gradients_may_be_arrays_that_nothing_can_be_written_to(wing, optimizer,
     update(wing.module, optimizer, step, *actual)
     for one, same in zip((actual[0], *actual[2].values()), (expected[0], *expected[2].values()), strict=True):
         assert_same(tuple(wing.back(one or [])), tuple(wing.back(same or [])))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("optimizer", "step"), OF_EACH_KIND)
+def test_an_update_has_the_same_bits_wherever_an_array_begins(optimizer, step, dtype):
+    """One list after another has arrays that no packet begins with."""
+    expected = lists_for(optimizer, dtype)
+    update(kernels, optimizer, step, *expected)
+    for moved in range(2 + len(expected[2])):
+        params, grads, slots = lists_for(optimizer, dtype)
+        lists = [params, grads, *slots.values()]
+        if lists[moved] is not None:
+            lists[moved][:] = map(parity.beside_a_packet, lists[moved])
+        update(kernels, optimizer, step, params, grads, slots)
+        for one, same in zip((params, *slots.values()), (expected[0], *expected[2].values()), strict=True):
+            assert_same(tuple(one or []), tuple(same or []))
+    norm = np.array(0.3)
+    products = [kernels.scaled(list(map(to, grads)), norm) for to in (np.copy, parity.beside_a_packet)]
+    assert_same(*map(tuple, products))
 
 
 @pytest.mark.parametrize(("optimizer", "step"), CASES)

@@ -6,6 +6,7 @@ import functools
 
 import golden
 import numpy as np
+import parity
 import pytest
 from gpurnn.kernels import host
 from gpurnn.kernels import linear_scan as kernels
@@ -315,6 +316,26 @@ def test_complex_numbers_at_any_address(dtype):
         shifted.append(numbers.view(dtype).reshape(array.shape))
         shifted[-1][...] = array
     assert_all_close(run(*shifted), run(*arguments), terms=0)
+
+
+@pytest.mark.parametrize("each_wing", [pytest.param("host", marks=pytest.mark.kernels)], indirect=True)
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_columns_give_the_same_bits_by_packets_and_one_by_one(dtype, constant, monkeypatch):
+    """Of four steps at once and of those that are left, in several chunks."""
+    widths = []
+    launch = kernels._Chunks.launch
+    monkeypatch.setattr(kernels._Chunks, "launch", lambda chunks, *args, **options: (
+        widths.append(chunks.width), launch(chunks, *args, **options)))  # fmt: skip
+    arguments = draw(dtype, 135, N=4, constant=constant)
+    packets = run(*arguments)
+    assert set(widths) == {16 // np.dtype(dtype).itemsize}
+    widths.clear()
+    for k in range(4):
+        alone = run(*(parity.beside_a_packet(x) if k == i else x for i, x in enumerate(arguments)))
+        assert_all_close(alone, packets, terms=0)
+    assert 1 in widths
+    hold(*arguments)
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 3), (4, 0, 3), (4, 2, 0)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from benchmarks import sass
@@ -37,6 +39,7 @@ def test_a_nest_has_one_innermost_loop():
     assert loop.share == 2 / 7
     assert loop.loads() == {32: 1, 128: 1}
     assert loop.loads("LDG") == {64: 1}
+    assert loop.stores() == {}
 
 
 def test_two_loops_one_after_another():
@@ -54,6 +57,54 @@ def test_the_product_loop_is_that_with_the_largest_share():
     few = sass.Loop(32, ("FFMA",) * 7)
     assert sass.product_loop([wide, product, few]) is product
     assert sass.product_loop([few]) is None
+
+
+def test_the_streaming_loop_is_that_which_loads_the_most():
+    loads = sass.Loop(0, ("LDG.E.128",) * 9)
+    narrow = sass.Loop(16, ("LDG.E",) * 3 + ("STG.E",))
+    wide = sass.Loop(32, ("LDG.E.128.CONSTANT", "FADD", "STG.E.128"))
+    assert sass.streaming_loop([loads, narrow, wide]) is wide
+    assert sass.streaming_loop([loads]) is None
+    assert wide.stores() == {128: 1}
+
+
+@pytest.mark.parametrize(
+    ("opcodes", "first"),
+    [("LDG.E LDG.E FADD STG.E", True), ("LDG.E STG.E LDG.E STG.E", False), ("LDG.E", True), ("STG.E LDS", True)],
+)
+def test_whether_loads_come_first(opcodes, first):
+    assert sass.Loop(0, tuple(opcodes.split())).loads_first is first
+
+
+@needs_nvdisasm
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("pattern", "kernels", "instructions"),
+    [
+        (r"update<\w+, float", 8, 1050),
+        (r"update<\w+, double", 8, 850),
+        (r"scaled<", 2, 40),
+        (r"scan_(forward|backward)<Single, (float, float, 4|double, double, 2)>", 4, 210),
+        (r"scan_(forward|backward)<Complex, (float, float, 2|double, double, 1)>", 4, 340),
+        (r"cross_entropy_backward<", 2, 1150),
+    ],
+)
+def test_streams_load_before_they_store(pattern, kernels, instructions, architecture):
+    """A round of the loop waits for memory once; what it moves for each element has 128 bits."""
+    names = 0
+    for module in sass.modules(pattern):
+        for name, loops in sass.disassemble(module, architecture).items():
+            if re.search(pattern, name):
+                loop = sass.streaming_loop(loops)
+                assert loop.loads_first, name
+                assert set(loop.stores()) == {128}, name
+                assert loop.loads("LDG")[128] >= 2, name
+                if "entropy" not in name:  # whose weights of classes may begin anywhere
+                    assert set(loop.loads("LDG")) == {128}, name
+                assert len(loop) <= instructions, name
+                names += 1
+    assert names == kernels
 
 
 @needs_nvdisasm
