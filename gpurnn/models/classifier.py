@@ -417,9 +417,9 @@ class SequenceTagger(_Classifier):
 
     Parameters
     ----------
-    input_size, hidden_size, classes, num_layers, cell, bidirectional, num_embeddings, activation, leak, reset_after, \
-    update, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, standardize_inputs, \
-    random_state, epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, \
+    input_size, hidden_size, classes, num_layers, cell, bidirectional, num_embeddings, activation, leak, reset_after,
+    update, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, standardize_inputs,
+    random_state, epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience,
     class_weight, verbose
         Those of `SequenceClassifier`.
 

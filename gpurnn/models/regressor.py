@@ -39,8 +39,8 @@ class SequenceRegressor(Estimator):
         Whether the first `fit` scales the targets to mean 0 and standard deviation 1. `predict` and `score` are in the
         targets' own units; a call, `vjp` and the losses are in scaled ones. An ``output_activation`` has units of its
         own, and nothing is scaled.
-    cell, bidirectional, num_embeddings, activation, leak, reset_after, update, dropout, variational_dropout, \
-    recurrent_dropout, residual, init, dtype, rng, standardize_inputs, random_state, epochs, batch_size, \
+    cell, bidirectional, num_embeddings, activation, leak, reset_after, update, dropout, variational_dropout,
+    recurrent_dropout, residual, init, dtype, rng, standardize_inputs, random_state, epochs, batch_size,
     optimizer, lr, schedule, clip_norm, l2, validation_split, patience, verbose
         Those of `SequenceClassifier`.
 

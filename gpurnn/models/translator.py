@@ -60,7 +60,7 @@ class Translator(EncoderDecoder):
     bidirectional : bool
         Of the encoder.
     attention : {"additive", "general", "dot"} or None
-    num_layers, encoder_layers, cell, attention_size, input_feeding, bridge, activation, leak, reset_after, update, \
+    num_layers, encoder_layers, cell, attention_size, input_feeding, bridge, activation, leak, reset_after, update,
     dropout, begin, end, init, dtype, rng
         Those of `EncoderDecoder`.
 

@@ -79,7 +79,7 @@ class Forecaster(SequenceModel):
         As in `SequenceClassifier`.
     loss : {"mse", "l1", "huber"}
         What `fit` minimises, by its name in `gpurnn.losses`.
-    cell, bidirectional, activation, leak, reset_after, update, dropout, variational_dropout, recurrent_dropout, \
+    cell, bidirectional, activation, leak, reset_after, update, dropout, variational_dropout, recurrent_dropout,
     residual, init, dtype, rng
         Those of `SequenceClassifier`.
 

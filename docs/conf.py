@@ -1,0 +1,96 @@
+"""The site: `sphinx-build -W --keep-going docs docs/_build/html`."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import gpurnn
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+project = "gpurnn"
+author = "the gpurnn developers"
+copyright = "the gpurnn developers, Apache License 2.0"  # noqa: A001
+version = release = gpurnn.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "numpydoc",
+    "myst_parser",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+    "cells",
+]
+exclude_patterns = ["_build", "gallery", "sg_execution_times.rst"]
+myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
+myst_heading_anchors = 3
+suppress_warnings = ["config.cache"]
+
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_typehints = "none"
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "examples",
+    "filename_pattern": r"/plot_",
+    "plot_gallery": True,
+    "abort_on_example_error": True,
+    "image_scrapers": ("figures.scraper",),
+    "show_memory": False,
+    "min_reported_time": 60,
+    "remove_config_comments": True,
+    "download_all_examples": False,
+    "copyfile_regex": r".*\.npz",
+    "within_subsection_order": "FileNameSortKey",
+}
+
+# What a prompt shows is copied without it.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "pydata_sphinx_theme"
+html_title = "gpurnn"
+templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_css_files = ["gpurnn.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "logo": {"text": "gpurnn"},
+    "navbar_align": "left",
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": ["sphinx-version"],
+}
+html_sidebars = {"changelog": [], "cite": []}
+
+if importlib.util.find_spec("matplotlib"):
+    import matplotlib as mpl
+
+    mpl.use("agg")
+
+
+def _absolute_values(app, what, name, obj, options, lines):
+    """Equations in docstrings have absolute values and norms, |x|, which reStructuredText takes for substitutions."""
+    literal = False
+    for n, line in enumerate(lines):
+        if line.strip():
+            literal = literal and line.startswith(" ")
+        if not literal and not line.lstrip().startswith((">>>", "...")):
+            parts = re.split(r"(``.*?``)", line)
+            lines[n] = "".join(p if p.startswith("``") else re.sub(r"(?<!\\)\|", r"\\|", p) for p in parts)
+        literal = literal or line.rstrip().endswith("::")
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _absolute_values, priority=900)

@@ -1,0 +1,19 @@
+"""
+Eigenvalues on the unit circle
+==============================
+
+The recurrent weights of three initialisations: orthogonal ones lie on the circle, small ones inside, large ones outside.
+"""
+
+import numpy as np
+
+from gpurnn.analysis import plots, spectrum
+
+rng = np.random.default_rng(0)
+N = 64
+orthogonal = np.linalg.qr(rng.normal(size=(N, N)))[0]
+gaussian = rng.normal(size=(N, N)) / np.sqrt(N)
+
+figure = plots.eigenvalues(
+    {"orthogonal": spectrum(orthogonal), "gain 0.5": spectrum(0.5 * gaussian), "gain 1.5": spectrum(1.5 * gaussian)}
+)
