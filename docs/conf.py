@@ -12,13 +12,12 @@ sys.path.insert(0, str(HERE))
 
 project = "gpurnn"
 author = "the gpurnn developers"
-copyright = "the gpurnn developers, Apache License 2.0"  # noqa: A001
+copyright = "the gpurnn developers, Apache License 2.0"
 version = release = gpurnn.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "numpydoc",
     "myst_parser",
@@ -28,7 +27,7 @@ extensions = [
     "cells",
 ]
 exclude_patterns = ["_build", "gallery", "sg_execution_times.rst"]
-myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]
 
@@ -72,7 +71,7 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
 }
-html_sidebars = {"changelog": [], "cite": []}
+html_sidebars = {"equations": [], "changelog": [], "cite": []}
 
 if importlib.util.find_spec("matplotlib"):
     import matplotlib as mpl

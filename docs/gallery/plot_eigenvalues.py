@@ -2,7 +2,8 @@
 Eigenvalues on the unit circle
 ==============================
 
-The recurrent weights of three initialisations: orthogonal ones lie on the circle, small ones inside, large ones outside.
+The recurrent weights of three initialisations: orthogonal ones lie on the circle, small ones inside it, large ones
+outside.
 """
 
 import numpy as np

@@ -12,7 +12,7 @@ from gpurnn import analysis
 from gpurnn.analysis import plots
 
 layer = gpurnn.RNN(1, 2, dtype="float64", rng=0)
-layer.params["weight_hh_l0"][...] = [[1.6, -0.3], [0.4, 1.4]]
+layer.params["weight_hh_l0"][...] = [[1.8, 0.3], [0.3, 0.6]]
 layer.params["bias_ih_l0"][...] = layer.params["bias_hh_l0"][...] = 0
 
 points = analysis.fixed_points(layer, starts=40)
