@@ -150,7 +150,7 @@ def product_loop(loops: Sequence[Loop]) -> Loop | None:
 
 
 def streaming_loop(loops: Sequence[Loop]) -> Loop | None:
-    """The loop that streams through memory: of those that load and store, that which loads the most bits; None if none."""
+    """The loop that streams through memory: of those that load and store, the one that loads the most bits."""
     streaming = (loop for loop in loops if loop.loads("LDG") and loop.stores())
     return max(streaming, key=lambda loop: sum(b * n for b, n in loop.loads("LDG").items()), default=None)
 
