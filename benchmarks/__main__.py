@@ -11,10 +11,25 @@ import click
 from gpurnn.kernels import dtypes
 from gpurnn.kernels.recurrence import plan
 
-from . import checkpointing, compare, counts, end_to_end, gpu, lyapunov, memory, nvrtc, sass, scan, transformer
+from . import (
+    checkpointing,
+    compare,
+    counts,
+    end_to_end,
+    gpu,
+    launches,
+    lyapunov,
+    memory,
+    nvrtc,
+    sass,
+    scan,
+    transformer,
+)
 from .cases import (
     CELLS,
+    FLASHRNN_SIZES,
     GATES,
+    HASTE_SIZES,
     LONG_SIZES,
     MODES,
     QUICK_SIZES,
@@ -110,7 +125,7 @@ def main(
     Ratios are medians over the turns, with their quartiles; below 1 gpurnn is faster.
     """
     if context.invoked_subcommand is None:
-        sizes = sizes or (QUICK_SIZES if quick else SIZES)
+        sizes = sizes or (QUICK_SIZES if quick else (*SIZES, *FLASHRNN_SIZES, *HASTE_SIZES) if on_gpu else SIZES)
         repeats = repeats or (3 if quick else None)
         if on_gpu:
             _show(gpu.report(tuple(cell for cell in cells if cell in GATES) or tuple(GATES), sizes))
@@ -210,6 +225,16 @@ def transformer_command(
 def lyapunov_command() -> None:
     """Print Lyapunov exponents of random networks compared with those of mean-field theory."""
     _show(lyapunov.report())
+
+
+@main.command("launch")
+def launch_command() -> None:
+    """Print the CPU time of a launch through CuPy, as JSON lines; without a GPU over a driver that does nothing."""
+    try:
+        for line in launches.report():
+            click.echo(line)
+    except NotInstalled as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command("nvrtc")

@@ -48,6 +48,12 @@ SIZES = (
 )
 """From one short sequence, as in a dialogue, over rows of images and language models to large layers."""
 
+FLASHRNN_SIZES = (Size(1024, 2, 768, 768), Size(1024, 16, 768, 768), Size(1024, 64, 768, 768))
+"""Those of the figures of FlashRNN (Pöppel, Beck, Hochreiter, 2024): T = 1024 and one head of 768 units."""
+
+HASTE_SIZES = (Size(50, 16, 256, 512), Size(50, 64, 256, 1024), Size(50, 128, 256, 2048))
+"""Some of the grid that haste's own benchmark goes through: T = 50, batches of 1 to 128, 128 to 4096 units."""
+
 QUICK_SIZES = (Size(50, 1, 64, 64), Size(28, 128, 28, 128), Size(35, 20, 200, 200), Size(100, 32, 64, 256))
 
 

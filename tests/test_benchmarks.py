@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import compare, end_to_end, gpu, memory, nvrtc, torch_language_model
+from benchmarks import compare, end_to_end, gpu, launches, memory, nvrtc, torch_language_model
 from benchmarks.cases import CELLS, GATES, MODES, STEP, Case, Size, Smoothing, Update
 from benchmarks.contenders import Gpurnn, Memory, NotInstalled, Statsmodels
 from benchmarks.processes import Worker
@@ -69,6 +69,20 @@ def test_the_time_of_nvrtc_has_a_row_for_each_source(monkeypatch):
     rows = list(nvrtc.report())[-2:]
     assert [row.split(" | ")[:2] for row in rows] == [["| dropout.cu", "2"], ["| embedding.cu", "2"]]
     assert all(0 < float(seconds) < 100 for row in rows for seconds in re.findall(r"\d+\.\d+", row))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(nvrtc.missing(), reason=str(nvrtc.missing()))
+def test_the_cost_of_a_launch_has_a_line_for_each_way():
+    pytest.importorskip("cupy", reason="CuPy isn't installed")
+    lines = [json.loads(line) for line in launches.report()]
+    assert [line["way"] for line in lines] == [
+        "CuPy's own call",
+        "Kernel.__call__",
+        "Kernel.bind",
+        "Kernel.bind, as a graph",
+    ]
+    assert all(line["cpu_microseconds"] >= 0 and line["what"] == "launch" for line in lines)
 
 
 @pytest.mark.kernels

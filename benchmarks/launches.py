@@ -1,0 +1,113 @@
+"""The CPU time of a launch through genuine CuPy, on a GPU or over the tests' driver, which does nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpurnn.kernels import devices
+from gpurnn.kernels.recurrence import plan
+from gpurnn.kernels.recurrence.run import Run
+
+from gpurnn import cells
+
+from . import gpu
+from .contenders import NotInstalled
+
+TESTS = Path(__file__).parents[1] / "tests"
+
+STEPS, BATCH, HIDDEN = 500, 16, 768
+"""Launches of a turn, fewer than wait in a GPU's queue; the sizes of the LSTM."""
+
+TURNS = 9
+
+_OVER_THE_TESTS_DRIVER = """
+import os, cupy_on_host
+cupy_on_host.DRIVER.is_idle = True
+from benchmarks import launches
+for line in launches.measured("none: calls of the driver return at once"):
+    print(line, flush=True)
+os._exit(0)
+"""
+
+
+def report() -> Iterator[str]:
+    """JSON lines: microseconds of CPU time of a launch, by the way that it is made."""
+    if importlib.util.find_spec("cupy") is None:
+        raise NotInstalled("CuPy is missing; pip install 'gpurnn[cuda]'")
+    if gpu.has_gpu():
+        yield from measured(devices.current().name)
+        return
+    ended = subprocess.run(
+        [sys.executable, "-c", _OVER_THE_TESTS_DRIVER],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )  # fmt: skip
+    yield from ended.stdout.splitlines()
+
+
+def measured(device: str) -> Iterator[str]:
+    """The lines, with CuPy's current driver."""
+    import cupy
+
+    call, bound, launches = _step_fused(cupy)
+    own = bound.kernel.function(cupy.cuda.runtime.getDevice(), 0)
+    (grid, block, args), options = call
+    values = [np.uint64(0) if a is None else a for a in args]
+
+    def by_cupy() -> None:
+        for _ in launches:
+            own(grid, block, values, shared_mem=options["shared_mem"])
+
+    def unbound() -> None:
+        for _ in launches:
+            bound.kernel(grid, block, args, **options)
+
+    def by_bound() -> None:
+        for launch in launches:
+            bound(*launch)
+
+    ways: dict[str, Callable[[], None]] = {
+        "CuPy's own call": by_cupy,
+        "Kernel.__call__": unbound,
+        "Kernel.bind": by_bound,
+        "Kernel.bind, as a graph": lambda: bound.each(launches),
+    }
+    for name, way in ways.items():
+        times = []
+        for _ in range(TURNS):
+            cupy.cuda.get_current_stream().synchronize()
+            begin = time.process_time()
+            way()
+            times.append(1e6 * (time.process_time() - begin) / len(launches))
+        microseconds = round(statistics.median(times[2:]), 2)  # the first two compile, and capture
+        yield json.dumps(
+            {"what": "launch", "way": name, "cpu_microseconds": microseconds, "arguments": len(args), "gpu": device}
+        )
+
+
+def _step_fused(xp: Any) -> tuple[Any, Any, Any]:
+    """The arguments of a launch of that schedule's kernel, the same bound, and what changes at each step."""
+    cell = cells.LSTM()
+    w = xp.zeros((1, cell.gates * HIDDEN, HIDDEN), np.float32)
+    with plan.schedule("step-fused"):
+        run = Run.begin(cell, STEPS, BATCH, HIDDEN, w, training=False)
+    assert isinstance(run.plan, plan.FusedPlan)
+    launch, launches = run.plan.forward, run.plan.launches(STEPS)
+    y, xw = (xp.zeros((1, STEPS * BATCH, gates * HIDDEN), np.float32) for gates in (1, cell.gates))
+    h, c = (xp.zeros((1, BATCH, HIDDEN), np.float32) for _ in range(2))
+    arrays = w, xw, None, None, None, None, None, h, c, y, run.operands, run.saved, None
+    args = (*arrays, *run.sizes, np.int32(run.slots), *launches[0], *launch.sizes, run.cell_value)
+    call = (launch.grid, launch.block, args), {"shared_mem": launch.shared_bytes}
+    return call, run.fused("forward", launch, *args), launches
