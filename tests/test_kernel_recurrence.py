@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from gpurnn.kernels import devices, dtypes, host
-from gpurnn.kernels.recurrence import plan
+from gpurnn.kernels.recurrence import layer, plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from parity import Wing
 from problems import ALL, CELLS, KINDS, OPTIONS, Options, draw, pairwise
@@ -161,6 +161,30 @@ def test_a_pullback_gives_the_same_twice_whatever_became_of_the_arguments(schedu
     ):
         array[...] = np.nan
     assert_all_close(kernels.recurrence_backward(saved, problem.dy, problem.dstate), first, terms=0)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_weights_are_copied_only_for_a_pullback_or_two_directions(bidirectional, training, monkeypatch):
+    problem, weights = draw(CELLS["lstm"], Options(bidirectional=bidirectional), T=3, B=2, I=2, H=4), []
+    monkeypatch.setattr(layer, "run_forward", lambda run, xw, biases, final: (
+        weights.extend((run.w, *biases)), run_forward(run, xw, biases, final))[1])  # fmt: skip
+    kernels.recurrence_forward(problem.cell, problem.x, problem.weights, problem.state, training=training)
+    given = [problem.weights[0][name] for name in ("weight_hh", "bias_ih", "bias_hh")]
+    shared = [np.shares_memory(used, array) for used, array in zip(weights, given, strict=True)]
+    assert shared == [not (training or bidirectional), not bidirectional, not bidirectional]
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("cell", ["lstm", "rnn-tanh", "gru-reset-after-state", "gru-reset-before-state"])
+def test_the_gradients_of_both_biases_are_arrays_of_their_own(cell):
+    problem = draw(CELLS[cell], Options(bidirectional=True), T=3, B=2, I=2, H=4)
+    *_, saved = kernels.recurrence_forward(problem.cell, problem.x, problem.weights, problem.state, training=True)
+    for gradients in kernels.recurrence_backward(saved, problem.dy, problem.dstate)[1]:
+        db_ih, db_hh = gradients["bias_ih"], gradients["bias_hh"]
+        assert not np.shares_memory(db_ih, db_hh)
+        assert np.array_equal(db_ih, db_hh) == (not problem.cell.hidden_apart)
 
 
 @pytest.mark.parametrize(

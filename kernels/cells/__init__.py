@@ -32,7 +32,7 @@ def cell_backward(saved: Run, dstate: tuple[Array, ...]) -> tuple[Array, tuple[A
     dstate_prev = tuple(xp.array(s, saved.struct.dtype.accumulator, order="C")[None] for s in dstate)
     da, da_hidden = run_backward(saved, None, dstate_prev)
     dstate_prev = tuple(s[0].astype(da.dtype, copy=False) for s in dstate_prev)
-    return da[0], dstate_prev, saved.hidden_gradients(0, da, da_hidden)
+    return da[0], dstate_prev, saved.hidden_gradients(0, da_hidden)
 
 
 @of_stream

@@ -13,7 +13,7 @@ from typing import Any
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
-from ..launch import empty, namespace, of_stream, remembers_stream
+from ..launch import contiguous, empty, namespace, of_stream, remembers_stream
 from .run import Run, run_backward, run_forward
 
 CHUNK_ROWS = 8192
@@ -68,8 +68,10 @@ def recurrence_forward(
         x = xp.where((xp.arange(T, dtype=xp.int32)[:, None] < lengths)[:, :, None], x, x.dtype.type(0))
     elif training:
         x = xp.array(x, order="C")
-    # Weights are copied, so that the caller may change its arrays before it asks for the gradients.
-    w = xp.stack([direction["weight_hh"] for direction in weights])
+    # In training weights are copied, so that the caller may change its arrays before it asks for the gradients.
+    w = contiguous(weights[0]["weight_hh"])[None]
+    if training or D > 1:
+        w = xp.stack([direction["weight_hh"] for direction in weights])
     run = Run.begin(cell, T, B, H, w, lengths, resets, mask, training=training)
     xw = empty(x, (D, T * B, G * H), x.dtype)
     for d, direction in enumerate(weights):
@@ -90,7 +92,9 @@ def recurrence_forward(
 def _stacked(xp: Any, biases: list[Array | None]) -> Array | None:
     """(D, G*H), zeros where a direction has none, None if none has."""
     given = next((b for b in biases if b is not None), None)
-    return None if given is None else xp.stack([xp.zeros_like(given) if b is None else b for b in biases])
+    if given is None or len(biases) == 1:
+        return None if given is None else contiguous(given)[None]
+    return xp.stack([xp.zeros_like(given) if b is None else b for b in biases])
 
 
 @of_stream
@@ -108,19 +112,21 @@ def recurrence_backward(
     dstate0 = tuple(xp.zeros(state_shape, real) if s is None else xp.array(s, real, order="C") for s in dstate)
     da, da_hidden = run_backward(run, dy, dstate0)
     x_rows = x.reshape(run.T * run.B, x.shape[2])
-    dx = xp.zeros_like(x_rows)
+    dx = empty(x, x_rows.shape, x.dtype)
     totals = []
     for d, w_ih in enumerate(saved.w_ih):
         total: dict[str, Array] = {} if dweights is None else dict(dweights[d])
         chunks = chunks_of(run.T, run.B)
         for rows in chunks if d == 1 else chunks[::-1]:
             part = da[d, rows]
-            dx[rows] += xp.matmul(part, w_ih)
-            made = {
-                "weight_ih": xp.matmul(part.T, x_rows[rows]),
-                "bias_ih": xp.matmul(xp.ones(len(part), x.dtype), part),
-                **run.hidden_gradients(d, da, da_hidden, rows),
-            }
+            if d == 0:
+                xp.matmul(part, w_ih, out=dx[rows])
+            else:
+                dx[rows] += xp.matmul(part, w_ih)
+            made = {"weight_ih": xp.matmul(part.T, x_rows[rows]), **run.hidden_gradients(d, da_hidden, rows)}
+            # One sum is the gradient of both biases where both enter the gates alike.
+            bias = xp.matmul(xp.ones(len(part), x.dtype), part) if run.cell.hidden_apart else made["bias_hh"].copy()
+            made["bias_ih"] = bias
             total = {name: total[name] + gradient for name, gradient in made.items()} if total else made
         totals.append({name: total[name] for name in run.cell.parameters})
     return dx.reshape(x.shape), tuple(totals), tuple(s.astype(x.dtype, copy=False) for s in dstate0)

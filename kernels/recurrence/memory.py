@@ -24,11 +24,12 @@ class RecurrenceMemory(Memory):
         history = phases * D * slots * B * H
         if training or phases > 1:
             history += D * slots * B * len(cell.saved) * H
-        history += D * cell.gates * H * H  # the weights of the steps
+        if training or D > 1:
+            history += D * cell.gates * H * H  # the weights of the steps
         if training:
             history += T * B * I
         self.take(history)
-        working = self.take(D * cell.gates * H * (T * B + 2))  # W_ih x, and biases
+        working = self.take(D * cell.gates * H * (T * B + (2 if D > 1 else 0)))  # W_ih x, and biases
         self.take(T * B * D * H)
         if not self.is_fused:
             working += self.take(D * B * cell.gates * H)
@@ -42,9 +43,10 @@ class RecurrenceMemory(Memory):
         gates = self.take((1 + cell.hidden_apart) * D * T * B * cell.gates * H)
         # The scratch arrays of the steps are left out: they are free again before larger gradients are allocated.
         self.take(T * B * I + cell.states * D * B * H)
-        for _ in range(D):
+        for d in range(D):
             for number, rows in enumerate(chunks_of(T, B)):
-                self.free(self.take((rows.stop - rows.start) * I))
+                if d > 0:  # its part of the gradient of x
+                    self.free(self.take((rows.stop - rows.start) * I))
                 self.take(weights)
                 if phases > 1:  # the gradient of each phase's rows, and all of them
                     self.free(self.take(cell.gates * H * H))

@@ -153,13 +153,13 @@ class Run:
             return None
         return namespace(self.w).zeros(launch.grid[1] * launch.grid[2], np.uint32)
 
-    def hidden_gradients(self, d: int, da: Array, da_hidden: Array, rows: slice = slice(None)) -> dict[str, Array]:
+    def hidden_gradients(self, d: int, da_hidden: Array, rows: slice = slice(None)) -> dict[str, Array]:
         """The gradients of a direction's weights from those of the gates, of all steps or of some rows.
 
         Those of weight_ih and bias_ih are not among them.
         """
-        xp, gates = namespace(da), da_hidden[d, rows]
-        db_hh = xp.matmul(xp.ones(len(gates), da.dtype), gates)
+        xp, gates = namespace(da_hidden), da_hidden[d, rows]
+        db_hh = xp.matmul(xp.ones(len(gates), gates.dtype), gates)
         operands = self.operands[:, d].reshape(len(self.operands), -1, self.H)[:, rows]
         parts = [xp.matmul(gates[:, part].T, operand) for part, operand in zip(self.phase_rows, operands, strict=True)]
         return {"weight_hh": parts[0] if len(parts) == 1 else xp.concatenate(parts), "bias_hh": db_hh}
