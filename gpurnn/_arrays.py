@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -253,6 +253,19 @@ def _bools(where: str, name: str, xp: Any, array: Array, or_else: str = "") -> A
         if wrong.size:
             raise ValueError(f"{where}: {name} holds {wrong[0]}, expected bools, or integers 0 and 1{or_else}")
     return array != 0
+
+
+def are_ready(dtype: np.dtype[Any], arrays: Iterable[Any], shapes: Iterable[tuple[int, ...]]) -> bool:
+    """Whether all arrays are NumPy's, of a dtype in the machine's byte order, of these shapes, aligned and in C order.
+
+    The strides of an axis of length 1 are not looked at.
+    """
+    for array, shape in zip(arrays, shapes, strict=True):
+        if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
+            return False
+        if array.flags.num & _STORED != _STORED:
+            return False
+    return True
 
 
 def _is_stored(array: Array) -> bool:

@@ -243,6 +243,12 @@ def wing(where: str, **arrays: Any) -> Wing:
     return _functions(NUMPY_WINGS[numpy_wing()])
 
 
+def wing_of_numpy() -> Wing | None:
+    """The module of fused operations that computes for NumPy arrays; None where they are not to be computed with."""
+    name = numpy_wing()
+    return None if name == "cuda" else _functions(NUMPY_WINGS[name])
+
+
 @functools.cache
 def _functions(module_name: str) -> Wing:
     """The functions of a wing, and the reference's in place of those that it does not define.

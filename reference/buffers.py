@@ -35,16 +35,13 @@ _LENDS_KEPT = 128
 
 class _Buffer:
     def __init__(self, size: int) -> None:
+        self.size = size
         self.memory: NDArray[np.uint8] = np.empty(size, np.uint8)
         self.lent = 0
         """The number of the call of `empty` that lent it last."""
 
     def references(self) -> int:
         return sys.getrefcount(self.memory)
-
-    @property
-    def size(self) -> int:
-        return self.memory.nbytes
 
     @property
     def is_free(self) -> bool:

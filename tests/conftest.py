@@ -27,6 +27,8 @@ from gpurnn import _dispatch
 if install.why_not():
     os.environ.setdefault("GPURNN_NATIVE_BUILD", "quick")
 
+processor.chosen = processor.chosen.__wrapped__  # tests set GPURNN_CPU, which a process reads once
+
 settings.register_profile(
     "gpurnn",
     deadline=None,

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from .. import _checks
@@ -109,10 +110,13 @@ class Cell:
         """The names of the parameters that must be there."""
         return tuple(name for name in self.parameters if not name.startswith("bias"))
 
-    def shapes(self, **sizes: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter by its name, for an ``input_size`` and a ``hidden_size``."""
-        pairs = tuple(sizes.items())
-        return {name: tuple(_evaluated(axis, pairs) for axis in axes) for name, axes in self.parameters.items()}
+    @functools.lru_cache(1024)  # noqa: B019  # each call of a layer asks for them; a cell is small
+    def shapes(self, *, input_size: int, hidden_size: int) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each parameter by its name."""
+        sizes = {"input_size": input_size, "hidden_size": hidden_size}
+        return MappingProxyType(
+            {name: tuple(_evaluated(axis, sizes) for axis in axes) for name, axes in self.parameters.items()}
+        )
 
     def shape_texts(self) -> dict[str, str]:
         """The shape of each parameter by its name, as docstrings have it: ``"(4*H, I)"``."""
@@ -149,8 +153,6 @@ class Cell:
         raise NotImplementedError
 
 
-@functools.lru_cache(1024)  # each call of a layer asks for all of its parameters
-def _evaluated(axis: str, sizes: tuple[tuple[str, int], ...]) -> int:
+def _evaluated(axis: str, sizes: Mapping[str, int]) -> int:
     """The length of an axis, as of ``"4*hidden_size"``."""
-    numbers = dict(sizes)
-    return math.prod(int(factor) if factor.isdigit() else numbers[factor] for factor in axis.split("*"))
+    return math.prod(int(factor) if factor.isdigit() else sizes[factor] for factor in axis.split("*"))

@@ -11,6 +11,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import numpy as np
+
 from .. import _arrays, _checks, _dispatch, cells
 from .._contract import Array, State
 from .._op import Op, Pullback, differentiable
@@ -151,6 +153,45 @@ def take(
     return Sequence(xp, x, floats, states, lengths, resets)
 
 
+_FLOATS = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def infer(
+    cell: cells.Cell, x: Any, params: Mapping[str, Any], suffix: str, state: Any, sizes: tuple[int, int]
+) -> tuple[Array, tuple[Array, ...]] | None:
+    """One layer in one direction, of NumPy arrays that are ready to compute with: y, and the state, each (1, B, H).
+
+    None for all else, which is for `take` to convert or to reject. A program that feeds outputs back calls a layer for
+    each step, and of a small one most of the time is that of checks.
+
+    Parameters
+    ----------
+    params : dict of arrays or None
+        By the names of the cell's parameters, each with ``suffix`` behind it.
+    state : tuple of (1, B, H) arrays, or None
+    sizes : pair of int
+        I and H.
+    """
+    if type(x) is not np.ndarray or x.ndim != 3 or x.shape[2] != sizes[0] or x.dtype not in _FLOATS:
+        return None
+    of_state = (1, x.shape[1], sizes[1])
+    if state is None:
+        state = tuple([np.zeros(of_state, x.dtype) for _ in cell.state_names])
+    elif type(state) is not tuple or len(state) != cell.states:
+        return None
+    weights, arrays, shapes = {}, [x, *state], [x.shape, *[of_state] * len(state)]
+    for name, shape in cell.shapes(input_size=sizes[0], hidden_size=sizes[1]).items():
+        p = params.get(name + suffix)
+        if p is not None:
+            weights[name] = p
+            arrays.append(p)
+            shapes.append(shape)
+    if not _arrays.are_ready(x.dtype, arrays, shapes) or not ("weight_ih" in weights and "weight_hh" in weights):
+        return None
+    wing = _dispatch.wing_of_numpy()
+    return None if wing is None else wing.recurrence_forward(cell, x, (weights,), state)[:2]
+
+
 def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input_size: int) -> int:
     """The hidden size that the weights have; reject weights of other shapes than the cell's."""
     symbols = {name: f"({', '.join(axes)}{',' if len(axes) == 1 else ''})" for name, axes in cell.parameters.items()}
@@ -176,6 +217,9 @@ def _run(
 ) -> tuple[tuple[Array, State], Any]:
     """Run the function of a cell with ``arguments`` by name: ``(y, state)`` and, for training, the pullback."""
     cell = kind(**{option: arguments[option] for option in kind.options()})
+    inferred = None if training else _infer(cell, arguments)
+    if inferred is not None:
+        return inferred, None
     names = tuple(cell.parameters)
     given = take(
         where, cell, {name: arguments[name] for name in (*names, "x", "mask")},
@@ -207,6 +251,22 @@ def _run(
         return (dx, without_direction(dstate0)), {n: g for n, g in gradients.items() if n in weights}
 
     return (y, final), pullback if training else None
+
+
+def _infer(cell: cells.Cell, arguments: Mapping[str, Any]) -> tuple[Array, State] | None:
+    """The result of a cell's function where `infer` has it, else None."""
+    x, w_hh, state = arguments["x"], arguments["weight_hh"], arguments["state"]
+    if any(arguments.get(option) is not None for option in ("lengths", "resets", "mask")):
+        return None
+    if type(x) is not np.ndarray or x.ndim != 3 or type(w_hh) is not np.ndarray or w_hh.ndim != 2 or not w_hh.size:
+        return None
+    if state is not None:
+        state = (state,) if cell.states == 1 else state
+        if type(state) is not tuple or any(type(array) is not np.ndarray for array in state):
+            return None
+        state = tuple([array[None] for array in state])
+    found = infer(cell, x, arguments, "", state, (x.shape[2], w_hh.shape[1]))
+    return None if found is None else (found[0], pack_state(cell, tuple([array[0] for array in found[1]])))
 
 
 def one_step(where: str, x: Any, symbols: str = "(B, input_size)") -> Any:

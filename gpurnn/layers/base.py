@@ -638,5 +638,4 @@ def parameter_dtype(where: str, dtype: Any) -> np.dtype[Any]:
     # None is float64 to NumPy.
     if dtype is None or parsed.name not in _checks.FLOATS:
         raise TypeError(f"{where}: dtype is {dtype!r}, expected {expected}")
-    native: np.dtype[Any] = parsed.newbyteorder("=")
-    return native
+    return np.dtype(parsed.name)  # the object that arrays of it share

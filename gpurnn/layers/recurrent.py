@@ -16,7 +16,7 @@ from .._contract import Array, State, Wing
 from .._op import Pullback
 from .._random import generator, philox_seed
 from ..functional._dropout import dropout_mask
-from ..functional._recurrent import one_step, take
+from ..functional._recurrent import infer, one_step, take
 from ..functional._segments import States, part_of, segments_of, through
 from ..functional._state import check_cotangents, pack_state
 from .base import InitialParameters, Layer, check_size, is_initialised_later, named, parameter, parameter_dtype
@@ -254,6 +254,10 @@ class Recurrent(Layer):
         TypeError, ValueError
             Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit.
         """
+        if lengths is None and resets is None and not self.batch_first:
+            inferred = self._infer(x, state)
+            if inferred is not None:
+                return inferred
         y, final, _ = self._forward(x, state, lengths, resets, None, training=False)
         return y, final
 
@@ -297,6 +301,9 @@ class Recurrent(Layer):
                 f"{where}: the layer is bidirectional, expected one direction: the output of a step in both depends on "
                 "the steps to come"
             )
+        inferred = self._infer(x[None], state) if type(x) is np.ndarray and x.ndim == 2 else None
+        if inferred is not None:
+            return inferred[0][0], inferred[1]
         params = _arrays.parameters(where, self.params, self._parameter_shapes())
         given = take(
             where, self.cell, {"params": params["weight_ih_l0"], "x": one_step(where, x)}, state,
@@ -308,6 +315,15 @@ class Recurrent(Layer):
         weights = self._all_weights(params, given.x, None, copied=False)
         y, final, _ = self._stack(wing, weights, given.x, None, None, 0, initial, training=False)
         return y[0, ...], pack_state(self.cell, final)
+
+    def _infer(self, x: Array, state: State | None) -> tuple[Array, State] | None:
+        """The result of a call where `infer` has it, else None."""
+        if self.num_layers > 1 or self.bidirectional or self.residual:
+            return None
+        states = (state,) if self.cell.states == 1 and state is not None else state
+        sizes = self.input_size, self.hidden_size
+        found = infer(self.cell, x, self.params, "_l0", states, sizes)
+        return None if found is None else (found[0], pack_state(self.cell, found[1]))
 
     def vjp(
         self,

@@ -38,8 +38,9 @@ def instruction_sets() -> tuple[str, ...]:
     )
 
 
+@functools.cache
 def chosen() -> str:
-    """The instruction set to compute with: the widest, or ``$GPURNN_CPU``.
+    """The instruction set to compute with: the widest, or ``$GPURNN_CPU``. It stays the same in a process.
 
     Raises
     ------

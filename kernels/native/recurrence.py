@@ -91,6 +91,15 @@ def _room(shape: tuple[int, ...], dtype: Any) -> Array:
     return memory[start : start + size].reshape(shape)
 
 
+def _workspace(size: int, dtype: np.dtype[Any]) -> tuple[Any, int]:
+    """So many uninitialised numbers: what keeps them alive, and where they begin, at a cache line; 0 for none."""
+    if not size:
+        return None, 0
+    memory = empty((size + _CACHE_LINE // dtype.itemsize,), dtype)
+    start = build.address(memory)
+    return memory, start + -start % _CACHE_LINE
+
+
 def _address(array: Array | None, offset: int = 0) -> int | None:
     """Of an array's number ``offset``."""
     if array is None:
@@ -121,28 +130,28 @@ def recurrence_forward(
     training: bool = False,
 ) -> tuple[Array, tuple[Array, ...], Any]:
     """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s."""
-    options: dict[str, Any] = {"lengths": lengths, "resets": resets, "mask": mask, "training": training}
     T, B, I = x.shape
-    if x.size == 0:
+    if not x.size:
         empty_run: tuple[Array, tuple[Array, ...], Any]
-        empty_run = reference.recurrence_forward(cell, x, weights, state, **options)
+        empty_run = reference.recurrence_forward(
+            cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, training=training
+        )
         return empty_run
-    reference.check_lengths(cell.name, lengths, T)
+    if lengths is not None:
+        reference.check_lengths(cell.name, lengths, T)
+        lengths = lengths.astype(np.int32)
     functions, dtype = build.load(library(cell, _DTYPES[x.dtype.char])), x.dtype
-    D, H, S, states = len(weights), state[0].shape[2], len(cell.saved), len(state)
+    gates, phases, S, numbers = _counts(cell)
+    D, H, states = len(weights), state[0].shape[2], len(state)
     y = np.empty((T, B, D * H), dtype)
     final = tuple([s.copy() for s in state])
-    if lengths is not None:
-        lengths = lengths.astype(np.int32)
     if training:
         # What a caller does to his arrays cannot reach the gradients.
         kept = _room(x.shape, dtype)
         np.copyto(kept, x)
         x, resets, mask = kept, None if resets is None else resets.copy(), None if mask is None else mask.copy()
-    chunk, slots, phases = min(recurrence_chunk(B), T), T if training else 2, len(cell.phases)
-    team = threads.fields(T * B * cell.gates * H * (I + H))
-    numbers = [getattr(cell, name) for name in cell.scalars]
-    numbers += [0.0] * (_NUMBERS - len(numbers))
+    chunk, slots = min(recurrence_chunk(B), T), T if training else 2
+    team = threads.fields(T * B * gates * H * (I + H))
     sizes = sizes_of(functions, T, B, I, H, slots, chunk, team[1])
     at_lengths, at_resets, at_mask, at_x, at_y, at_h, *at_c = build.addresses((lengths, resets, mask, x, y, *final))
     row_of_d, of_d = H * dtype.itemsize, B * H * dtype.itemsize
@@ -152,25 +161,28 @@ def recurrence_forward(
         if training:
             operands, saved = _room((phases, slots, B, H), dtype), _room((slots, B, S, H), dtype)
             back = _room((sizes.back,), dtype)
-        size = sizes.workspace if training else sizes.inference
-        workspace = _room((size,), dtype) if size else None
-        w_ih, w_hh, b_ih, b_hh, *others = build.addresses(
-            (
-                direction["weight_ih"], direction["weight_hh"], direction.get("bias_ih"), direction.get("bias_hh"),
-                operands, saved, back, workspace,
-            )
-        )  # fmt: skip
+        _memory, at_workspace = _workspace(sizes.workspace if training else sizes.inference, dtype)
+        at_weights = build.addresses(
+            (direction["weight_ih"], direction["weight_hh"], direction.get("bias_ih"), direction.get("bias_hh"))
+        )
         packed = _LAYER.pack(
             T, B, I, H, D * H, d, slots, chunk, *team, *numbers,
-            at_lengths, at_resets, at_mask and at_mask + d * of_d, at_x, w_ih, w_hh, b_ih, b_hh,
-            at_h + d * of_d, at_c[0] + d * of_d if states > 1 else 0, at_y + d * row_of_d, *others[:3],
-            0, 0, 0, 0, 0, 0, 0, 0, 0, others[3],
+            at_lengths, at_resets, at_mask and at_mask + d * of_d, at_x, *at_weights,
+            at_h + d * of_d, at_c[0] + d * of_d if states > 1 else 0, at_y + d * row_of_d,
+            *build.addresses((operands, saved, back)), 0, 0, 0, 0, 0, 0, 0, 0, 0, at_workspace,
         )  # fmt: skip
         functions.gpurnn_forward(packed)
         if training:
             arrays = x, lengths, resets, mask, operands, saved, back
             directions.append(_Saved(cell, functions, Layer.from_buffer_copy(packed), arrays))
     return y, final, tuple(directions) if training else None
+
+
+@functools.lru_cache(256)
+def _counts(cell: Cell) -> tuple[int, int, int, list[float]]:
+    """Gates, phases and saved values of a cell, and its options that are numbers."""
+    numbers = [getattr(cell, name) for name in cell.scalars]
+    return cell.gates, len(cell.phases), len(cell.saved), numbers + [0.0] * (_NUMBERS - len(numbers))
 
 
 @functools.lru_cache(256)  # of the layers that are called for each step
@@ -216,8 +228,7 @@ def recurrence_backward(
         sizes = sizes_of(
             kept.functions, layer.steps, B, layer.inputs, H, layer.slots, layer.chunk, layer.team.most
         )  # fmt: skip
-        workspace = _room((sizes.workspace_backward,), dtype)
-        layer.workspace = _address(workspace)
+        _memory, layer.workspace = _workspace(sizes.workspace_backward, dtype)
         kept.functions.gpurnn_backward(ctypes.byref(layer))
         if not kept.cell.hidden_apart:
             gradients["bias_hh"] = gradients["bias_ih"].copy()
