@@ -46,6 +46,11 @@ struct Factor {
         if constexpr (is_complex) return real * h + imaginary * rearranged<~0, 1>(h, Lanes());
         return real * h;
     }
+    // The product, and b.
+    ALWAYS_INLINE Real times_plus(Real h, Real b) const {
+        if constexpr (is_complex) b = fma(imaginary, rearranged<~0, 1>(h, Lanes()), b);
+        return fma(real, h, b);
+    }
 
 private:
     template <int... lane>
@@ -89,7 +94,7 @@ struct Scan {
             for (int v = 0; v < V; ++v) {
                 const int64_t at = c + v * lanes, left = end - at;
                 if (!constant) own[v] = Own(factors<(V > 1)>(t, at, left));
-                state[v] = own[v] * state[v] + get<(V > 1)>(b + t * columns + at, left);
+                state[v] = own[v].times_plus(state[v], get<(V > 1)>(b + t * columns + at, left));
                 put<(V > 1)>(state[v], h + t * columns + at, left);
                 if (kept) put<(V > 1)>(state[v], kept + t * columns + at, left);
             }
@@ -101,8 +106,8 @@ struct Scan {
         for (int64_t t = 0; t < steps; ++t) {
             for (int64_t at = c; at < end; at += lanes) {
                 const int64_t left = end - at;
-                const Real state =
-                    Own(factors(t, at, left)) * get(before + at, left) + get(b + t * columns + at, left);
+                const Own own(factors(t, at, left));
+                const Real state = own.times_plus(get(before + at, left), get(b + t * columns + at, left));
                 put(state, h + t * columns + at, left);
                 if (kept) put(state, kept + t * columns + at, left);
             }
@@ -115,11 +120,11 @@ struct Scan {
     template <int V>
     void in_registers(
         int64_t c, int64_t end, const T* dh, const T* h, const T* h0, T* da, T* db, T* dh0) const {
-        Real carried[V], sums[V], totals[V];  // what comes back from the step after
-        Own own[V];
+        Real d[V], sums[V], totals[V];
+        Own own[V];  // of the step after
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) {
-            carried[v] = sums[v] = totals[v] = 0;
+            sums[v] = totals[v] = 0;
             if (constant) own[v] = Own::conjugate(factors<(V > 1)>(0, c + v * lanes, end - c - v * lanes));
         }
         for (int64_t t = steps - 1; t >= 0; --t) {
@@ -127,26 +132,26 @@ struct Scan {
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) {
                 const int64_t at = c + v * lanes, left = end - at;
-                const Real d = get<(V > 1)>(dh + t * columns + at, left) + carried[v];
-                put<(V > 1)>(d, db + t * columns + at, left);
-                const Real product = Own::conjugate(get<(V > 1)>(before + at, left)) * d;
+                const Real given = get<(V > 1)>(dh + t * columns + at, left);
+                d[v] = t == steps - 1 ? given : own[v].times_plus(d[v], given);
+                put<(V > 1)>(d[v], db + t * columns + at, left);
+                const Own entered = Own::conjugate(get<(V > 1)>(before + at, left));
                 if (constant) {
-                    sums[v] += product;
+                    sums[v] = entered.times_plus(d[v], sums[v]);
                     if (t % steps_of_a_sum == 0) {
                         totals[v] += sums[v];
                         sums[v] = 0;
                     }
                 } else {
-                    put<(V > 1)>(product, da + t * columns + at, left);
+                    put<(V > 1)>(entered * d[v], da + t * columns + at, left);
                     own[v] = Own::conjugate(factors<(V > 1)>(t, at, left));
                 }
-                carried[v] = own[v] * d;
             }
         }
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) {
             const int64_t at = c + v * lanes;
-            put<(V > 1)>(carried[v], dh0 + at, end - at);
+            put<(V > 1)>(own[v] * d[v], dh0 + at, end - at);
             if (constant) put<(V > 1)>(totals[v], da + at, end - at);
         }
     }
@@ -154,27 +159,30 @@ struct Scan {
     // At most columns_at_a_time.
     void in_rows(int64_t c, int64_t end, const T* dh, const T* h, const T* h0, T* da, T* db, T* dh0) const {
         alignas(64) T sums[columns_at_a_time] = {};
-        for (int64_t at = c; at < end; at += lanes) {
-            put(Real(0), dh0 + at, end - at);
-            if (constant) put(Real(0), da + at, end - at);
-        }
+        for (int64_t at = c; constant && at < end; at += lanes) put(Real(0), da + at, end - at);
         for (int64_t t = steps - 1; t >= 0; --t) {
             const T* const before = t ? h + (t - 1) * columns : h0;
             for (int64_t at = c; at < end; at += lanes) {
                 const int64_t left = end - at;
-                const Real d = get(dh + t * columns + at, left) + get(dh0 + at, left);
+                Real d = get(dh + t * columns + at, left);
+                if (t < steps - 1) {
+                    d = Own::conjugate(factors(t + 1, at, left)).times_plus(get(db + (t + 1) * columns + at, left), d);
+                }
                 put(d, db + t * columns + at, left);
-                const Real product = Own::conjugate(get(before + at, left)) * d;
+                const Own entered = Own::conjugate(get(before + at, left));
                 if (constant) {
                     T* const sum = sums + (at - c);
-                    const Real total = Real::load(sum) + product;
+                    const Real total = entered.times_plus(d, Real::load(sum));
                     if (t % steps_of_a_sum == 0) put(get(da + at, left) + total, da + at, left);
                     (t % steps_of_a_sum == 0 ? Real(0) : total).store(sum);
                 } else {
-                    put(product, da + t * columns + at, left);
+                    put(entered * d, da + t * columns + at, left);
                 }
-                put(Own::conjugate(factors(t, at, left)) * d, dh0 + at, left);
             }
+        }
+        for (int64_t at = c; at < end; at += lanes) {
+            const int64_t left = end - at;
+            put(Own::conjugate(factors(0, at, left)) * get(db + at, left), dh0 + at, left);
         }
     }
 

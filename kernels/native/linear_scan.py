@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gpurnn.reference.buffers import empty
 
 from gpurnn._contract import Array
 
@@ -26,7 +27,7 @@ class _Scan:
 def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False) -> tuple[Array, Any]:
     """h_t = a_t h_{t-1} + b_t, as ``gpurnn.reference`` gives it."""
     h = np.empty(b.shape, b.dtype)
-    kept = np.empty(b.shape, b.dtype) if training else None  # what a caller does to h cannot reach it
+    kept = empty(b.shape, b.dtype) if training else None  # what a caller does to h cannot reach it
     if b.size:
         _call("scan", a, h0, b, np.ascontiguousarray(h0), h, kept)
     return h, None if kept is None else _Scan(a.copy(), kept, h0.copy())
