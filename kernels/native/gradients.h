@@ -76,7 +76,7 @@ private:
                 }
             }
             const T* const in[1] = {strips + (m - first) * most};
-            tile_of_strip<used>(own)(in, K, panel, to, to);
+            tile_of_strip<used>(own)(in, K, panel, to, to, panel);
             if (!whole) {
                 for (int r = 0; r < own; ++r) {
                     for (int v = 0; v < used; ++v) {

@@ -24,9 +24,10 @@ struct Panels {
 };
 
 // to[r][v] = from[r][v] + sum over k < K of a[r][k] * panel[k][v]; with `strip`, a[r][k] lies at a[0][k * R + r].
-// The registers v are those of `side` panels, one after another, each of `width`.
+// The registers v are those of `side` panels, one after another, each of `width`. What lies at `ahead` is fetched to the
+// second cache, a line at a time, as far apart as the panel's k.
 template <typename T, int R, int width, int side, bool strip>
-void tile(const T* const* a, int64_t K, const T* panel, const T* const* from, T* const* to) {
+void tile(const T* const* a, int64_t K, const T* panel, const T* const* from, T* const* to, const T* ahead) {
     using Real = Vector<T>;
     constexpr int lanes = Real::lanes, V = width * side;
     const int64_t apart = K * width * lanes;
@@ -38,8 +39,9 @@ void tile(const T* const* a, int64_t K, const T* panel, const T* const* from, T*
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) sums[r][v] = Real::load(from[r] + v * lanes);
     }
-    for (int64_t k = 0; k < K; ++k, panel += width * lanes) {
+    for (int64_t k = 0; k < K; ++k, panel += width * lanes, ahead += width * lanes) {
         Real b[V];
+        if (!strip) __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) b[v] = Real::load(panel + v / width * apart + v % width * lanes);
 #pragma GCC unroll 8
@@ -92,7 +94,7 @@ constexpr int most_sums = 24;
 // The tiles of one width: as many sums as registers are left beside those of a row and of the panel.
 template <typename T, int width, bool strip>
 struct Tiles {
-    using Tile = void (*)(const T* const*, int64_t, const T*, const T* const*, T* const*);
+    using Tile = void (*)(const T* const*, int64_t, const T*, const T* const*, T* const*, const T*);
 
     static constexpr int sums = registers == 32 ? 24 : register_bytes == 32 ? 12 : 8;
     static constexpr int limit = sums / width < 1 ? 1 : sums / width;
@@ -129,12 +131,17 @@ ALWAYS_INLINE void multiply(
     Done done) {
     using Kernels = Tiles<T, width, false>;
     constexpr int most = Kernels::most_rows, panel_size = width * Vector<T>::lanes;
+    constexpr int64_t line = 64 / sizeof(T), lines = panel_size / line;  // of each k
     if (count == 0) return;
     const int64_t tiles = (count + most - 1) / most;
     const int side = tiles == 1 ? Kernels::side(int(count)) : 1;
     for (int64_t walked = 0; walked < last - first;) {
         const int beside = last - first - walked >= side ? side : 1;
         const int64_t p = backwards ? last - walked - beside : first + walked;
+        const T* const panel = panels.panel(p);
+        // The first tiles of a panel fetch the one after it, each a line of every k.
+        const bool fetches = tiles > 1 && walked + 1 < last - first;
+        const T* const next = fetches ? panels.panel(backwards ? p - 1 : p + 1) : nullptr;
         for (int64_t i = 0; i < tiles; ++i) {
             const int64_t row = count * i / tiles;
             const int rows = int(count * (i + 1) / tiles - row);
@@ -145,7 +152,8 @@ ALWAYS_INLINE void multiply(
                 start[r] = from(row + r) + p * panel_size;
                 sums[r] = to(row + r, r, p, beside);
             }
-            Kernels::get(rows, beside > 1)(in, panels.K, panels.panel(p), start, sums);
+            const T* const ahead = next && i < lines ? next + i * line : panel;
+            Kernels::get(rows, beside > 1)(in, panels.K, panel, start, sums, ahead);
             done(row, rows, p, beside);
         }
         walked += beside;
