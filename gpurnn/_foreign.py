@@ -18,7 +18,7 @@ from . import _checks, _dispatch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-METHODS = ("__call__", "vjp")
+METHODS = ("__call__", "vjp", "step")
 """The methods of a layer that take arrays, and return results like them."""
 
 _CPU_DEVICES = (1, 3, 11)
@@ -108,8 +108,8 @@ def _not_recorded(where: str, name: str, array: Any, kind: Kind) -> None:
 
         if array.requires_grad and torch.is_grad_enabled():
             raise TypeError(
-                f"{where}: {name} requires gradients, which PyTorch does not record here; use the layers and functions "
-                f"of gpurnn.torch, or pass {name}.detach()"
+                f"{where}: {name} requires gradients, which PyTorch does not record here; use the modules of "
+                f"gpurnn.torch, or pass {name}.detach()"
             )
     elif kind.library == "jax":
         import jax
@@ -353,7 +353,7 @@ def call(
     arguments = dict(list(bound.arguments.items())[method:])
     vjp = function.__name__ == "vjp"
     where = type(args[0]).__name__ if method else function.__qualname__.removesuffix(".vjp")
-    if method and function.__name__ not in METHODS:
+    if method and function.__name__ not in ("__call__", "vjp"):
         where += f".{function.__name__}"
     passage = Passage(where, arguments, in_place)
     if passage.kind is None:

@@ -1,0 +1,481 @@
+"""Recurrent layers as PyTorch modules, in the place of those of `torch.nn`, with gpurnn's kernels and gradients.
+
+Change the import, and a program runs as before: constructors, names of parameters, packed sequences and unbatched input
+are those of `torch.nn`. Every option of the layers of gpurnn is there too, and so are ``lengths`` and ``resets``, on
+the device of the input. CPU tensors are computed with by gpurnn's CPU wing, CUDA tensors by its kernels, through CuPy.
+
+Examples
+--------
+>>> import torch
+>>> import gpurnn.torch
+>>> lstm = gpurnn.torch.LSTM(3, 4, num_layers=2)
+>>> lstm.load_state_dict(torch.nn.LSTM(3, 4, num_layers=2).state_dict())
+<All keys matched successfully>
+>>> y, (h, c) = lstm(torch.ones(5, 2, 3), resets=torch.zeros(5, 2, dtype=torch.bool))
+>>> y.sum().backward()
+>>> lstm.weight_hh_l0.grad.shape
+torch.Size([16, 4])
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import itertools
+import json
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+try:
+    import torch
+    from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+except ImportError as error:
+    raise ImportError("gpurnn.torch needs PyTorch; pip install 'gpurnn[torch]'") from error
+
+from . import _foreign, layers
+from .layers.recurrent import LAYERS, Recurrent
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+
+class _Kept(np.ndarray[Any, Any]):
+    """The number of a pullback, as memory of a tensor. The pullback lives as long as that memory does."""
+
+    pullback: Any
+
+
+_numbers = itertools.count()
+_kept: weakref.WeakValueDictionary[int, _Kept] = weakref.WeakValueDictionary()
+
+
+def _keep(pullback: Any) -> torch.Tensor:
+    kept = np.array(next(_numbers), np.int64).view(_Kept)
+    kept.pullback = pullback
+    _kept[int(kept)] = kept
+    return torch.from_numpy(kept)
+
+
+def _description(layer: Recurrent) -> str:
+    """The configuration of a layer as a text, which an operator takes as an argument."""
+    config = {name: value for name, value in layer.config().items() if name != "dtype"}
+    return json.dumps({"cell": layer.cell.name, **config})
+
+
+@functools.lru_cache(256)
+def _layer(described: str) -> Recurrent:
+    """The layer of a description, of which only the configuration counts."""
+    config = json.loads(described)
+    kind: Any = LAYERS[config.pop("cell")]
+    layer: Recurrent = kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in config.items()}, init="zeros")
+    layer.params.keys()  # made here once, and not in each copy
+    return layer
+
+
+def _array(name: str, tensor: torch.Tensor) -> Any:
+    kind = _foreign.kind_of(tensor)
+    assert kind is not None
+    return _foreign.view_of("gpurnn.torch", name, tensor, kind)
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    return torch.from_numpy(array) if isinstance(array, np.ndarray) else torch.from_dlpack(array)
+
+
+def _states(layer: Recurrent, state: Any) -> tuple[Any, Any]:
+    """h and c from a state, or None for the c that there is not."""
+    return state if layer.cell.states == 2 else (state, None)
+
+
+def _empty(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.new_empty(0)
+
+
+@torch.library.custom_op("gpurnn::recurrence", mutates_args=())  # type: ignore[untyped-decorator]
+def _recurrence(
+    x: torch.Tensor,
+    h: torch.Tensor,
+    c: torch.Tensor,
+    weights: list[torch.Tensor],
+    lengths: torch.Tensor | None,
+    resets: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    described: str,
+    training: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y, the final h and c, and the number of the pullback. ``c`` is empty where the cell has none."""
+    layer = copy.copy(_layer(described))
+    layer.params = dict(zip(layer.params, (_array("a parameter", w) for w in weights), strict=True))
+    state: Any = _array("hx", h)
+    if layer.cell.states == 2:
+        state = state, _array("hx", c)
+    lengths, resets = (None if t is None else _array(n, t) for n, t in (("lengths", lengths), ("resets", resets)))
+    kept = None
+    if training or seed is not None:
+        rng = None if seed is None else int(seed)
+        (y, final), kept = layer.vjp(_array("input", x), state, lengths, resets, rng)
+    else:
+        y, final = layer(_array("input", x), state, lengths, resets)
+    h_n, c_n = _states(layer, final)
+    handle = _keep(kept) if training else torch.empty((), dtype=torch.int64)
+    return _tensor(y), _tensor(h_n), _empty(c) if c_n is None else _tensor(c_n), handle
+
+
+@_recurrence.register_fake
+def _(x, h, c, weights, lengths, resets, seed, described, training):  # type: ignore[no-untyped-def]
+    layer = _layer(described)
+    y = x.new_empty((*x.shape[:2], h.shape[2] * layer.num_directions))
+    return y, torch.empty_like(h), torch.empty_like(c), torch.empty((), dtype=torch.int64, device="cpu")
+
+
+@torch.library.custom_op("gpurnn::recurrence_backward", mutates_args=())  # type: ignore[untyped-decorator]
+def _recurrence_backward(
+    handle: torch.Tensor,
+    dy: torch.Tensor,
+    dh: torch.Tensor,
+    dc: torch.Tensor,
+    x: torch.Tensor,
+    h: torch.Tensor,
+    c: torch.Tensor,
+    weights: list[torch.Tensor],
+    described: str,
+) -> list[torch.Tensor]:
+    """The gradients of x, h, c and the weights. The pullback reads their memory; here they say only the shapes."""
+    layer = _layer(described)
+    kept = _kept.get(int(handle))
+    if kept is None:
+        raise RuntimeError(
+            "gpurnn.torch: what the forward pass saved is gone, expected it to live as long as its graph"
+        )
+    dstate: Any = _array("the gradient of h", dh)
+    if layer.cell.states == 2:
+        dstate = dstate, _array("the gradient of c", dc)
+    (dx, dstate0), grads = kept.pullback((_array("the gradient of the output", dy), dstate))
+    dh0, dc0 = _states(layer, dstate0)
+    arrays = [dx, dh0, *([] if dc0 is None else [dc0]), *(grads[name] for name in layer.params)]
+    seen: set[int] = set()
+    tensors = []
+    for array in arrays:
+        tensor = _tensor(array)
+        # Two biases may have one array for a gradient, and outputs of an operator may not share memory.
+        tensors.append(tensor.clone() if id(array) in seen else tensor)
+        seen.add(id(array))
+    return tensors if dc0 is not None else [*tensors[:2], _empty(c), *tensors[2:]]
+
+
+@_recurrence_backward.register_fake
+def _(handle, dy, dh, dc, x, h, c, weights, described):  # type: ignore[no-untyped-def]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, h, c, *weights)]
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    x, h, c, weights, _, _, _, ctx.described, _ = inputs
+    # That they are saved also lets autograd notice if they are changed before the backward pass reads them.
+    ctx.save_for_backward(output[3], x, h, c, *weights)
+
+
+def _backward(ctx: Any, dy: Any, dh: Any, dc: Any, _: Any) -> Any:
+    handle, x, h, c, *weights = ctx.saved_tensors
+    dx, dh0, dc0, *dweights = _recurrence_backward(
+        handle, dy.contiguous(), dh.contiguous(), dc.contiguous(), x, h, c, weights, ctx.described
+    )
+    return dx, dh0, dc0, dweights, None, None, None, None, None
+
+
+_recurrence.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _own_options(kind: type[Recurrent]) -> dict[str, Any]:
+    """The options of a layer that `torch.nn`'s module has not, with their defaults."""
+    shown = inspect.signature(kind).parameters.values()
+    return {p.name: p.default for p in shown if p.kind is p.KEYWORD_ONLY and p.name not in ("init", "dtype", "rng")}
+
+
+class _Module(torch.nn.RNNBase):
+    """A recurrent module: what `torch.nn`'s share, and what gpurnn adds.
+
+    It is no subclass of `torch.nn.LSTM` and its kin, as `torch.compile` traces none of those.
+    """
+
+    _kind: Any
+    _defaults: Mapping[str, Any] = {}
+    _pair = False
+    """Whether the state is a pair (h, c)."""
+
+    def __init__(self, mode: str, *args: Any, **kwargs: Any) -> None:
+        if mode != "LSTM" and ("proj_size" in kwargs or len(args) > 7):
+            raise ValueError(f"{type(self).__name__}: proj_size is given, expected only that of an LSTM")
+        own = {name: kwargs.pop(name) for name in _own_options(self._kind).keys() & kwargs.keys()}
+        super().__init__(mode, *args, **kwargs)
+        self.options = {**self._defaults, **self._translated(), **own}
+        self._fit()
+
+    def _translated(self) -> dict[str, Any]:
+        """Options of gpurnn from those of the module of `torch.nn`."""
+        return {}
+
+    def _fit(self) -> None:
+        """Have the parameters that the layer of gpurnn has, in its order."""
+        layer = self._kind(
+            self.input_size, self.hidden_size, self.num_layers, self.bias, False,
+            self.dropout if self.num_layers > 1 else 0.0, self.bidirectional, **self.options, init="zeros",
+        )  # fmt: skip
+        self._described = _description(layer)
+        config = layer.config()
+        self._random = any(np.any(rate) for name, rate in config.items() if "dropout" in name or "zoneout" in name)
+        first = self._flat_weights[0]
+        added = {}
+        for name, values in layer.params.items():
+            there = getattr(self, name, None)
+            if there is None or tuple(there.shape) != values.shape:
+                made = torch.as_tensor(values).to(device=first.device, dtype=first.dtype)
+                setattr(self, name, torch.nn.Parameter(made.clone()))
+                added[name] = there is None
+        if added:
+            directions = layer.num_layers * layer.num_directions
+            names = list(layer.params)
+            each = len(names) // directions
+            self._flat_weights_names = names
+            self._all_weights = [names[k : k + each] for k in range(0, len(names), each)]
+            self._init_flat_weights()
+            with torch.no_grad():
+                for name, of_new_name in added.items():
+                    if not of_new_name:
+                        torch.nn.init.uniform_(getattr(self, name), -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+
+    def flatten_parameters(self) -> None:
+        """Nothing: the kernels read parameters wherever they are."""
+
+    def extra_repr(self) -> str:
+        usual = {**_own_options(self._kind), "proj_size": self.proj_size, **self._defaults}
+        shown = [f"{name}={value!r}" for name, value in self.options.items() if value != usual[name]]
+        return ", ".join([super().extra_repr(), *shown])
+
+    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None, resets: Any = None) -> Any:
+        """The output and the final state, as `torch.nn` has them.
+
+        Parameters
+        ----------
+        input : Tensor or PackedSequence
+            (T, B, input_size), (B, T, input_size) with ``batch_first``, or (T, input_size).
+        hx : Tensor or pair of them, optional
+            The initial state, zero by default.
+        lengths : (B,) integer Tensor, optional
+            Steps of each sequence that exist, in any order, zero allowed: instead of a packed sequence, and on the
+            device of the input. The output is zero past them.
+        resets : (T, B) bool Tensor, optional
+            (B, T) with ``batch_first``. True where a new sequence starts: no state crosses from the step before it.
+        """
+        packed = input if isinstance(input, PackedSequence) else None
+        if packed is not None:
+            if lengths is not None or resets is not None:
+                raise ValueError(
+                    f"{type(self).__name__}: lengths or resets is given with a packed sequence, expected a Tensor with "
+                    "those"
+                )
+            self.check_input(packed.data, packed.batch_sizes)
+            x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
+            batched, order = True, packed.sorted_indices
+            lengths = lengths.to(x.device)
+        else:
+            if input.dim() not in (2, 3):
+                raise ValueError(
+                    f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"
+                )  # as torch.nn says it
+            batched, order = input.dim() == 3, None
+            x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
+            if resets is not None and batched and self.batch_first:
+                resets = resets.transpose(0, 1)
+            elif resets is not None and not batched:
+                resets = resets.unsqueeze(1)
+            self.check_input(x, None)
+        y, state = self._run(x, self._initial(x, hx, batched, order), lengths, resets)
+        if packed is not None:
+            padded = pack_padded_sequence(y, lengths.cpu())
+            output = PackedSequence(padded.data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+            return output, self._each(
+                state, lambda s: s if order is None else s.index_select(1, packed.unsorted_indices)
+            )
+        if not batched:
+            return y.squeeze(1), self._each(state, lambda s: s.squeeze(1))
+        return y.transpose(0, 1) if self.batch_first else y, state
+
+    def _each(self, state: Any, function: Any) -> Any:
+        return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
+
+    def _initial(self, x: Any, hx: Any, batched: bool, order: Any) -> tuple[Any, Any]:
+        """h and c as the operator takes them, from what the caller gave."""
+        pair = self._pair
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        shapes = ((rows, x.size(1), self.proj_size or self.hidden_size), (rows, x.size(1), self.hidden_size))
+        if hx is None:
+            h, c = (x.new_zeros(shape) for shape in shapes)
+            return h, c if pair else _empty(x)
+        if pair and not (isinstance(hx, tuple) and len(hx) == 2):
+            raise TypeError(f"{type(self).__name__}: hx is a {type(hx).__name__}, expected a pair (h, c)")
+        states = []
+        for state, shape in zip(hx if pair else (hx,), shapes, strict=False):
+            if state.dim() != (3 if batched else 2):
+                said = ("batched 3-D", "3-D") if batched else ("unbatched 2-D", "2-D")
+                raise RuntimeError(
+                    f"For {said[0]} input, hx should also be {said[1]} but got {state.dim()}-D tensor"
+                )  # as torch.nn says it
+            state = state if batched else state.unsqueeze(1)
+            state = state if order is None else state.index_select(1, order)
+            self.check_hidden_size(state, shape)
+            states.append(state)
+        return states[0], states[1] if pair else _empty(x)
+
+    def _run(self, x: Any, state: tuple[Any, Any], lengths: Any, resets: Any) -> tuple[Any, Any]:
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        return _called(x, state, weights, lengths, resets, self._described, self._pair, self.training and self._random)
+
+
+def _called(
+    x: Any,
+    state: tuple[Any, Any],
+    weights: list[Any],
+    lengths: Any,
+    resets: Any,
+    described: str,
+    pair: bool,
+    random: bool,
+) -> tuple[Any, Any]:
+    """y and the final state, as a pair where there is a c."""
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights))
+    seed = torch.randint(2**62, ()) if random else None
+    y, h, c, _ = _recurrence(x, *state, weights, lengths, resets, seed, described, training)
+    return y, (h, c) if pair else h
+
+
+class RNN(_Module):
+    """`torch.nn.RNN`, with further options of `gpurnn.RNN` by keyword: activation, leak, residual, ...
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpurnn.torch
+    >>> gpurnn.torch.RNN(3, 4, nonlinearity="relu", leak=0.5)
+    RNN(3, 4, activation='relu', leak=0.5)
+    """
+
+    _kind = layers.RNN
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if len(args) > 3:
+            args, kwargs["nonlinearity"] = (*args[:3], *args[4:]), args[3]
+        self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"RNN: nonlinearity is {self.nonlinearity!r}, expected 'tanh' or 'relu'")
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+    def _translated(self) -> dict[str, Any]:
+        return {"activation": self.nonlinearity}
+
+
+class LSTM(_Module):
+    """`torch.nn.LSTM`, with further options of `gpurnn.LSTM` by keyword.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpurnn.torch
+    >>> lstm = gpurnn.torch.LSTM(3, 4, batch_first=True)
+    >>> y, (h, c) = lstm(torch.ones(2, 5, 3), lengths=torch.tensor([5, 2]))
+    >>> y.shape, bool((y[1, 2:] == 0).all())
+    (torch.Size([2, 5, 4]), True)
+    """
+
+    _kind = layers.LSTM
+    _pair = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    def _translated(self) -> dict[str, Any]:
+        if self.proj_size and "proj_size" not in inspect.signature(self._kind).parameters:
+            raise NotImplementedError(f"LSTM: proj_size is {self.proj_size}, expected 0: gpurnn has no projections yet")
+        return {"proj_size": self.proj_size} if self.proj_size else {}
+
+
+class GRU(_Module):
+    """`torch.nn.GRU`, and with ``reset_after=False, update="candidate"`` the textbook's; see `gpurnn.GRU`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpurnn.torch
+    >>> gpurnn.torch.GRU(3, 4, reset_after=False)
+    GRU(3, 4, reset_after=False)
+    """
+
+    _kind = layers.GRU
+    _defaults: Mapping[str, Any] = {"reset_after": True, "update": "state"}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("GRU", *args, **kwargs)
+
+
+class _Cell(torch.nn.RNNCellBase):
+    """A step, as a sequence of one."""
+
+    _kind: Any
+    _pair = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        layer = self._kind(self.input_size, self.hidden_size, bias=self.bias, **self._options(), init="zeros")
+        self._described = _description(layer)
+
+    def _options(self) -> dict[str, Any]:
+        return {}
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """The state after the step, (B, hidden_size) of input (B, input_size), or both without the first axis."""
+        name, pair = type(self).__name__, self._pair
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is None:
+            zero = input.new_zeros((*input.shape[:-1], self.hidden_size))
+            hx = (zero, zero) if pair else zero
+        states = hx if pair else (hx,)
+        for index, state in enumerate(states):
+            if state.dim() not in (1, 2):
+                said = f"hx[{index}]" if pair else "hidden"
+                raise ValueError(f"{name}: Expected {said} to be 1D or 2D, got {state.dim()}D instead")
+        batched = input.dim() == 2
+        x = input.unsqueeze(0) if batched else input[None, None]
+        h, c = [s.unsqueeze(0) if batched else s[None, None] for s in states] + ([] if pair else [_empty(x)])
+        names = [f"{part}_{kind}" for part in ("weight", "bias")[: 1 + self.bias] for kind in ("ih", "hh")]
+        weights = [getattr(self, each) for each in names]
+        _, final = _called(x, (h, c), weights, None, None, self._described, pair, False)
+        outputs = [s[0] if batched else s[0, 0] for s in (final if pair else (final,))]
+        return tuple(outputs) if pair else outputs[0]
+
+
+class RNNCell(_Cell, torch.nn.RNNCell):
+    """`torch.nn.RNNCell`."""
+
+    _kind = layers.RNN
+
+    def _options(self) -> dict[str, Any]:
+        return {"activation": self.nonlinearity}
+
+
+class LSTMCell(_Cell, torch.nn.LSTMCell):
+    """`torch.nn.LSTMCell`."""
+
+    _kind = layers.LSTM
+    _pair = True
+
+
+class GRUCell(_Cell, torch.nn.GRUCell):
+    """`torch.nn.GRUCell`."""
+
+    _kind = layers.GRU
+
+    def _options(self) -> dict[str, Any]:
+        return {"reset_after": True, "update": "state"}
