@@ -326,40 +326,36 @@ class Passage:
             torch.autograd.graph.increment_version(self._changed)
 
 
-def call(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+def through(
+    where: str,
+    arguments: Mapping[str, Any],
+    run: Callable[[dict[str, Any]], Any],
     *,
-    method: bool = False,
+    vjp: bool = False,
+    of_layer: bool = False,
     in_place: tuple[str, ...] = (),
 ) -> Any:
-    """What a function returns for arrays of any library, where they are not NumPy's or CuPy's as their kind.
+    """The result of ``run``, which computes with arrays of NumPy and CuPy, for arguments of any library, as their kind.
 
     Parameters
     ----------
-    function : callable
-        It takes arrays of NumPy and CuPy. If its name is "vjp" it returns also a pullback, whose second result is as
-        the parameters are: of a layer's method they are the layer's.
-    method : bool
-        Whether its first argument is the layer, or another object that is passed on as it is.
+    where : str
+        The caller's public name, for messages.
+    arguments : dict
+        By name.
+    run : callable
+        It takes ``arguments`` with views in the places of arrays.
+    vjp : bool
+        Whether it returns also a pullback.
+    of_layer : bool
+        Whether the second result of the pullback, the gradients of the parameters, are as those of a layer are.
     in_place : tuple of str
         The arguments whose arrays it changes.
     """
-    try:
-        bound = _signature(function).bind(*args, **kwargs)
-    except TypeError:
-        return function(*args, **kwargs)  # which raises the error that its caller expects
-    arguments = dict(list(bound.arguments.items())[method:])
-    vjp = function.__name__ == "vjp"
-    where = type(args[0]).__name__ if method else function.__qualname__.removesuffix(".vjp")
-    if method and function.__name__ not in ("__call__", "vjp"):
-        where += f".{function.__name__}"
     passage = Passage(where, arguments, in_place)
     if passage.kind is None:
-        return function(*args, **kwargs)
-    bound.arguments.update({name: passage.into(argument) for name, argument in arguments.items()})
-    result = passage.through(function, *bound.args, **bound.kwargs)
+        return run(dict(arguments))
+    result = passage.through(run, passage.into(arguments))
     passage.changed()
     if not vjp:
         return passage.out(result)
@@ -375,9 +371,39 @@ def call(
                     f"convert it with {cure}"
                 )
         inputs, gradients = passage.through(pull, back.into(cotangents))
-        return passage.out(inputs), gradients if method else passage.out(gradients)
+        return passage.out(inputs), gradients if of_layer else passage.out(gradients)
 
     return passage.out(outputs), pullback
+
+
+def call(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    method: bool = False,
+    in_place: tuple[str, ...] = (),
+) -> Any:
+    """What a function or a method of a layer returns for arrays of any library; see `through`.
+
+    If its name is "vjp" it returns also a pullback.
+    """
+    signature = _signature(function)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return function(*args, **kwargs)  # which raises the error that its caller expects
+    name = function.__name__
+    where = type(args[0]).__name__ if method else function.__qualname__.removesuffix(".vjp")
+    if method and name not in ("__call__", "vjp"):
+        where += f".{name}"
+
+    def run(arguments: dict[str, Any]) -> Any:
+        bound.arguments.update(arguments)
+        return function(*bound.args, **bound.kwargs)
+
+    arguments = dict(list(bound.arguments.items())[method:])
+    return through(where, arguments, run, vjp=name == "vjp", of_layer=method, in_place=in_place)
 
 
 @functools.cache
@@ -405,3 +431,9 @@ def accepts(function: F, *, method: bool = False, in_place: tuple[str, ...] = ()
 def accepts_in_place(*names: str) -> Callable[[F], F]:
     """Have a method take arrays of any library, of which it changes those of these arguments."""
     return functools.partial(accepts, method=True, in_place=names)
+
+
+def handles(function: F) -> F:
+    """Mark a method of a layer that itself passes arrays of other libraries through `call`."""
+    function.handles_foreign = True  # type: ignore[attr-defined]
+    return function

@@ -27,10 +27,12 @@ class Op(Protocol[P, R_co]):
         """The vector-Jacobian product."""
 
 
-def differentiable(vjp: Callable[..., tuple[Any, Pullback]]) -> Callable[[Callable[P, R]], Op[P, R]]:
+def differentiable(
+    vjp: Callable[..., tuple[Any, Pullback]], *, handles_foreign: bool = False
+) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Decorate a function with its vector-Jacobian product ``vjp``, which takes the same arguments.
 
-    Both then take arrays of any library.
+    Both then take arrays of any library, if they do not see to that themselves.
     """
 
     def decorate(function: Callable[P, R]) -> Op[P, R]:
@@ -39,8 +41,8 @@ def differentiable(vjp: Callable[..., tuple[Any, Pullback]]) -> Callable[[Callab
         vjp.__doc__ = f"``{name}(...)`` and its pullback; the arguments are those of `{name}`."
         returned = f"tuple[{signature.return_annotation}, Pullback]"
         vjp.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
-        made = _foreign.accepts(function)
-        made.vjp = _foreign.accepts(vjp)  # type: ignore[attr-defined]
+        made = function if handles_foreign else _foreign.accepts(function)
+        made.vjp = vjp if handles_foreign else _foreign.accepts(vjp)  # type: ignore[attr-defined]
         return cast("Op[P, R]", made)
 
     return decorate

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from .. import _arrays, _checks, _dispatch, cells
+from .. import _arrays, _checks, _dispatch, _foreign, cells
 from .._contract import Array, State
 from .._op import Op, Pullback, differentiable
 from ._state import check_cotangents, check_sequence, pack_state, unpack_state
@@ -317,23 +317,29 @@ def _decorator(
         def vjp(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            return run(bound.arguments, True)
+            if type(bound.arguments["x"]) is np.ndarray:
+                return run(bound.arguments, True)
+            return _foreign.through(function.__name__, bound.arguments, lambda views: run(views, True), vjp=True)
 
         if function.__doc__:
             function.__doc__ = inspect.cleandoc(function.__doc__).replace(line, _documentation(template, kind()))
-        return differentiable(vjp)(function)
+        return differentiable(vjp, handles_foreign=True)(function)
 
     return decorate
 
 
 def call(kind: type[cells.Cell], arguments: Mapping[str, Any]) -> tuple[Array, State]:
     """The result of a cell's function, given all of its arguments by name."""
-    return _run(kind.name, kind, arguments, training=False)[0]
+    if type(arguments["x"]) is np.ndarray:
+        return _run(kind.name, kind, arguments, training=False)[0]
+    return _foreign.through(kind.name, arguments, lambda views: _run(kind.name, kind, views, training=False)[0])
 
 
 def call_step(kind: type[cells.Cell], arguments: Mapping[str, Any]) -> State:
     """The result of the function of a single step of a cell, given all of its arguments by name."""
-    return _run_step(kind, arguments, training=False)[0]
+    if type(arguments["x"]) is np.ndarray:
+        return _run_step(kind, arguments, training=False)[0]
+    return _foreign.through(f"{kind.name}_cell", arguments, lambda views: _run_step(kind, views, training=False)[0])
 
 
 def of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:

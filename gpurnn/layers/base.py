@@ -65,7 +65,7 @@ class Layer(_checks.ListsOptions, ABC):
         super().__init_subclass__(**kwargs)
         if cls.__module__.partition(".")[0] == "gpurnn":
             for name in _foreign.METHODS:
-                if name in vars(cls):
+                if name in vars(cls) and not hasattr(vars(cls)[name], "handles_foreign"):
                     setattr(cls, name, _foreign.accepts(vars(cls)[name], method=True))
 
     @property

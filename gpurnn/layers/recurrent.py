@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _arrays, _checks, _dispatch, cells, initializers
+from .. import _arrays, _checks, _dispatch, _foreign, cells, initializers
 from .._contract import Array, State, Wing
 from .._op import Pullback
 from .._random import generator, philox_seed
@@ -224,6 +224,7 @@ class Recurrent(Layer):
                     params[name + suffix] = parameter(shape, dtype, partial(initial, name, shape))
         return named(params, self._forms())
 
+    @_foreign.handles
     def __call__(
         self, x: Array, state: State | None = None, lengths: Array | None = None, resets: Array | None = None
     ) -> tuple[Array, State]:
@@ -258,9 +259,12 @@ class Recurrent(Layer):
             inferred = self._infer(x, state)
             if inferred is not None:
                 return inferred
+        if type(x) is not np.ndarray and _foreign.kind_of(x) is not None:
+            return _foreign.call(Recurrent.__call__, (self, x, state, lengths, resets), {}, method=True)
         y, final, _ = self._forward(x, state, lengths, resets, None, training=False)
         return y, final
 
+    @_foreign.handles
     def step(self, x: Array, state: State | None = None) -> tuple[Array, State]:
         """One step of a stream: the layer's output and its state after the step, without dropout.
 
@@ -304,6 +308,8 @@ class Recurrent(Layer):
         inferred = self._infer(x[None], state) if type(x) is np.ndarray and x.ndim == 2 else None
         if inferred is not None:
             return inferred[0][0], inferred[1]
+        if type(x) is not np.ndarray and _foreign.kind_of(x) is not None:
+            return _foreign.call(Recurrent.step, (self, x, state), {}, method=True)
         params = _arrays.parameters(where, self.params, self._parameter_shapes())
         given = take(
             where, self.cell, {"params": params["weight_ih_l0"], "x": one_step(where, x)}, state,

@@ -103,6 +103,8 @@ FUNCTIONS = {
         gpurnn.lstm, (X, normal(4 * H, I), normal(4 * H, H), None, None, (STATE, None)), {"lengths": LENGTHS}, "pair",
     ),
     "gru": (gpurnn.gru, (X, normal(3 * H, I), normal(3 * H, H)), {"resets": MASK}, "pair"),
+    "gru_cell": (gpurnn.gru_cell, (X[0], normal(3 * H, I), normal(3 * H, H)), {}, "one"),
+    "lstm_cell": (gpurnn.lstm_cell, (X[0], normal(4 * H, I), normal(4 * H, H)), {}, "state"),
     "dense": (gpurnn.dense, (X, normal(2, I), normal(2)), {}, "one"),
     "layer_norm": (gpurnn.layer_norm, (X,), {}, "one"),
     "dropout": (gpurnn.dropout, (X, 0.5, 3), {}, "one"),
@@ -121,7 +123,7 @@ def test_a_function_gives_the_kind_and_the_bits_of_what_goes_in(name, library):
     result, foreign_pullback = function.vjp(*library.of(args), **library.of(options))
     same(library.plain(result), expected)
     same(library.plain(function(*library.of(args), **library.of(options))), expected)
-    cotangents = (expected[0], None) if outputs == "pair" else expected
+    cotangents = (expected[0], None) if outputs in ("pair", "state") else expected
     for _ in range(2):
         same(library.plain(foreign_pullback(library.of(cotangents))), pullback(cotangents))
 
@@ -136,6 +138,11 @@ def test_a_layer_gives_the_kind_of_what_goes_in_and_gradients_like_its_parameter
             result, foreign_pullback = layer.vjp(library.of(X))
             same(library.plain(result), expected)
             same(library.plain(layer(library.of(X))), layer(X))
+            if not layer.bidirectional:
+                step, state = layer.step(X[0])
+                foreign_step, foreign_state = layer.step(library.of(X[0]))
+                same(library.plain((foreign_step, foreign_state)), (step, state))
+                same(library.plain(layer.step(library.of(X[0]), foreign_state)), layer.step(X[0], state))
             inputs, grads = foreign_pullback((library.of(expected[0]), None))
             expected_inputs, expected_grads = pullback((expected[0], None))
             same(library.plain(inputs), expected_inputs)
