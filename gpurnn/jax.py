@@ -1,0 +1,136 @@
+"""The recurrent functions for JAX's transformations: `jax.grad`, `jax.jit` and `jax.vmap` of `rnn`, `lstm` and `gru`.
+
+They take and return what `gpurnn.rnn`, `gpurnn.lstm` and `gpurnn.gru` do. Their gradients are gpurnn's own, by
+`jax.custom_vjp`; the backward pass computes the forward pass again, as JAX keeps nothing but arrays between the two.
+Within a transformation they are called back from JAX on the CPU, so arrays on a GPU go through the memory of the host.
+Without one they are the functions of gpurnn, on JAX's own memory.
+
+Examples
+--------
+>>> import jax
+>>> import jax.numpy as jnp
+>>> import gpurnn.jax
+>>> x, w_ih, w_hh = jnp.ones((3, 1, 1)), jnp.ones((1, 1)), jnp.ones((1, 1))
+>>> def last(w_hh):
+...     y, state = gpurnn.jax.rnn(x, w_ih, w_hh, activation="identity")
+...     return state.sum()
+>>> float(jax.jit(jax.grad(last))(w_hh)[0, 0])
+3.0
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+try:
+    import jax
+    import jax.numpy as jnp
+except ImportError as error:
+    raise ImportError("gpurnn.jax needs JAX; pip install 'gpurnn[jax]'") from error
+
+from . import _dispatch, functional
+
+__all__ = ["gru", "lstm", "rnn"]
+
+_NOT_DIFFERENTIATED = ("lengths", "resets", "mask")
+
+Arguments = Mapping[str, Any]
+
+
+def _of(name: str) -> Any:
+    """The function of gpurnn of this name, for JAX's transformations."""
+    op: Any = getattr(functional, name)
+    signature = inspect.signature(op)
+
+    @functools.wraps(op)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        if not _traced(bound.arguments):
+            # JAX's functions take NumPy's arrays too.
+            given = {n: v if _is_option(v) else jax.tree.map(jnp.asarray, v) for n, v in bound.arguments.items()}
+            return op(**given)
+        arrays = {n: v for n, v in bound.arguments.items() if jax.tree.leaves(v) and not _is_option(v)}
+        options = {n: v for n, v in bound.arguments.items() if n not in arrays and _is_option(v)}
+        fixed = {n: arrays.pop(n) for n in _NOT_DIFFERENTIATED if n in arrays}
+        return _apply(name, _dispatch.numpy_wing(), tuple(options.items()), arrays, fixed)
+
+    del called.__dict__["vjp"], called.__wrapped__
+    called.__signature__ = signature  # type: ignore[attr-defined]
+    called.__doc__ = f"`gpurnn.{name}`, for `jax.grad`, `jax.jit` and `jax.vmap`; the arguments and results are its."
+    return called
+
+
+def _is_option(value: Any) -> bool:
+    return value is not None and not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(value))
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _computed(
+    name: str, wing: str, options: Any, vjp: bool, arrays: Arguments, fixed: Arguments, cotangents: Any
+) -> Any:
+    """The outputs, or with ``vjp`` the gradients of ``arrays``, of NumPy arrays."""
+    arrays, fixed, cotangents = jax.tree.map(np.asarray, (arrays, fixed, cotangents))
+    op: Any = getattr(functional, name)
+    with _dispatch.use(wing):
+        if not vjp:
+            return op(**arrays, **fixed, **dict(options))
+        _, pullback = op.vjp(**arrays, **fixed, **dict(options))
+        (dx, dstate), gradients = pullback(cotangents)
+    found = {"x": dx, "state": dstate, **gradients}
+    return {n: _like(found[n], value) for n, value in arrays.items()}
+
+
+def _like(gradients: Any, arrays: Any) -> Any:
+    """Gradients without those of states that were not given."""
+    if isinstance(arrays, (tuple, list)):
+        return type(arrays)(None if a is None else g for g, a in zip(gradients, arrays, strict=True))
+    return gradients
+
+
+def _outputs_of(name: str, options: Any, arrays: Arguments, fixed: Arguments) -> Any:
+    """The shapes and dtypes of the outputs: those of a single step of zeros, which also checks all arguments."""
+    zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), {n: a for n, a in arrays.items() if n != "x"})
+    x, resets = arrays["x"], fixed.get("resets")
+    fixed = {n: np.zeros(a.shape, a.dtype) for n, a in fixed.items() if n != "resets"}
+    if resets is not None:
+        fixed["resets"] = np.zeros((min(resets.shape[0], 1), *resets.shape[1:]), resets.dtype)
+    op: Any = getattr(functional, name)
+    y, state = op(np.zeros((min(x.shape[0], 1), *x.shape[1:]), x.dtype), **zeros, **fixed, **dict(options))
+    return jax.ShapeDtypeStruct((x.shape[0], *y.shape[1:]), y.dtype), _shapes(state)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _apply(name: str, wing: str, options: Any, arrays: Arguments, fixed: Arguments) -> Any:
+    shapes = _outputs_of(name, options, arrays, fixed)
+    run = functools.partial(_computed, name, wing, options, False)
+    return jax.pure_callback(run, shapes, arrays, fixed, (), vmap_method="sequential")
+
+
+def _forward(name: str, wing: str, options: Any, arrays: Arguments, fixed: Arguments) -> Any:
+    return _apply(name, wing, options, arrays, fixed), (arrays, fixed)
+
+
+def _backward(name: str, wing: str, options: Any, residuals: Any, cotangents: Any) -> Any:
+    arrays, fixed = residuals
+    run = functools.partial(_computed, name, wing, options, True)
+    return jax.pure_callback(run, _shapes(arrays), arrays, fixed, cotangents, vmap_method="sequential"), None
+
+
+_apply.defvjp(_forward, _backward)
+
+rnn = _of("rnn")
+lstm = _of("lstm")
+gru = _of("gru")
