@@ -168,7 +168,7 @@ class Model(Composite, Saved):
             Where metrics and checkpoints go, and whether to continue the run that is there, if there is one.
         clip_value, l2, gradient_accumulation_steps, validation_interval, teacher_forcing, gradient_checkpoint_every
             Options of `gpurnn.Trainer`.
-        checkpoint_interval, log_interval, metric, on_checkpoint, on_log, on_gradients
+        checkpoint_interval, log_interval, metric, communicator, shards, on_checkpoint, on_log, on_gradients
             Options of `gpurnn.Trainer`.
 
         Returns

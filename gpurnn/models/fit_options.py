@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 if TYPE_CHECKING:
+    from ..distributed import Communicator
     from ..optimizers import Optimizer
     from ..training import Trainer
 
@@ -28,6 +29,8 @@ class TrainerOptions(TypedDict, total=False):
     checkpoint_interval: int
     log_interval: int
     metric: str | None
+    communicator: Communicator | None
+    shards: int | None
     callbacks: Callable[[Trainer], object] | Sequence[Callable[[Trainer], object]]
     on_checkpoint: Callable[[], None] | None
     on_log: Callable[[dict[str, Any]], None] | None

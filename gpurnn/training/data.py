@@ -54,6 +54,9 @@ class Data(Protocol):
 
     Data whose epochs differ in their number of batches have a method more, ``num_batches(epoch)``. A `Trainer` that is
     given ``epochs`` asks it for each of them at the beginning.
+
+    Data for a `Trainer` with ``shards`` have ``shard(epoch, index, number, shards)``: the rows of batch ``index`` that
+    are shard ``number`` of so many, as a `Batch`; None if there are none.
     """
 
     carries_state: bool
@@ -103,6 +106,11 @@ def _position(data: Data, epoch: int, index: int) -> tuple[int, int]:
     if index >= count:
         raise IndexError(f"{where}: index is {index}, expected 0 ... {count - 1}, as epoch {epoch} has {count} batches")
     return epoch, index
+
+
+def _rows(rows: int, number: int, shards: int) -> tuple[int, int]:
+    """The first row of a shard and the one after its last; no shard has two rows more than another."""
+    return rows * number // shards, rows * (number + 1) // shards
 
 
 def _share(where: str, share: float) -> float:
@@ -210,11 +218,20 @@ class TokenStream:
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Window ``index`` of every lane, the same in every epoch; targets are (k, B), inputs at most (k2, B)."""
+        return self._window(epoch, index, 0, self.batch_size)
+
+    def shard(self, epoch: int, index: int, number: int, shards: int) -> Batch | None:
+        """Window ``index`` of the lanes that are shard ``number`` of ``shards``; None if there are none."""
+        first, end = _rows(self.batch_size, number, shards)
+        return None if first == end else self._window(epoch, index, first, end)
+
+    def _window(self, epoch: int, index: int, first: int, end: int) -> Batch:
+        """A window of the lanes from ``first`` to ``end``."""
         _, index = _position(self, epoch, index)
         start, new, stop, following = borders(index, self.steps, self.gradient_steps or self.steps)
-        inputs, targets = self._lanes[start:stop, :], self._lanes[new + 1 : stop + 1, :]
+        inputs, targets = self._lanes[start:stop, first:end], self._lanes[new + 1 : stop + 1, first:end]
         state_after = None if following == stop else following - start
-        return Batch(inputs, targets, None, self.steps * self.batch_size, new - start, state_after)
+        return Batch(inputs, targets, None, self.steps * (end - first), new - start, state_after)
 
     @property
     def num_examples(self) -> int:
@@ -653,7 +670,17 @@ class PaddedBatches:
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch ``index`` of the order of ``epoch``."""
         epoch, index = _position(self, epoch, index)
+        return self._padded(self._batches(epoch)[index])
+
+    def shard(self, epoch: int, index: int, number: int, shards: int) -> Batch | None:
+        """The examples of batch ``index`` that are shard ``number`` of ``shards``; None if there are none."""
+        epoch, index = _position(self, epoch, index)
         chosen = self._batches(epoch)[index]
+        first, end = _rows(len(chosen), number, shards)
+        return None if first == end else self._padded(chosen[first:end])
+
+    def _padded(self, chosen: Any) -> Batch:
+        """These examples as a batch."""
         inputs, lengths = _pad([self._inputs[i] for i in chosen])
         weights = None
         if self._weights is not None:

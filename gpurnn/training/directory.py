@@ -225,6 +225,27 @@ class RunDirectory:
             os.fsync(file.fileno())
 
 
+class FollowedDirectory(RunDirectory):
+    """The directory of a run in which another process of the run writes: this one reads and locks nothing."""
+
+    @contextmanager
+    def locked(self, *, new: bool) -> Iterator[None]:
+        yield
+
+    def begin(self, *, anew: bool = False) -> str:
+        return "followed"
+
+    def go_on(self, run: str, known: set[str]) -> None: ...
+
+    def append_metrics(self, records: Sequence[dict[str, Any]]) -> int:
+        return len(_metrics.encoded(records))
+
+    def trim_metrics(self, size: int) -> int:
+        return size
+
+    def flush_metrics(self) -> None: ...
+
+
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 

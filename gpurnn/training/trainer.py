@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ import numpy as np
 
 from .. import _checks, _dispatch, _metrics, _random, gradients, losses, optimizers, schedules
 from .._contract import Remembers, Trainable
+from ..distributed import Communicator, ShardSum, own_shards
 from ..optimizers import Optimizer, Rprop
 from .checkpoint import CheckpointError, checkpoints, file_name, latest_checkpoint, save_checkpoint
 from .data import Batch, Data, num_batches, steps_of_epoch, steps_of_epochs
-from .directory import CHECKPOINTS, METRICS_FILE, RUN, RunDirectory
+from .directory import CHECKPOINTS, METRICS_FILE, RUN, FollowedDirectory, RunDirectory
 
 METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
     "bits_per_character": ("bits per character", lambda loss: loss / math.log(2.0)),
@@ -74,20 +75,55 @@ def evaluate(model: Trainable, data: Data) -> float:
     return _evaluation(model, data)["loss"]
 
 
-def _evaluation(model: Trainable, data: Data) -> dict[str, float]:
+def _evaluation(
+    model: Trainable, data: Data, processes: Communicator | None = None, shards: int | None = None
+) -> dict[str, float]:
     """The means of the loss and of the model's metrics over one epoch of ``data``, in evaluation mode."""
-    sums, state, measures = _nothing(), None, _measures(model.loss)
+    if shards is None:
+        measured = _evaluated(model, data, data.batch)
+    else:
+        assert processes is not None
+        measured = _evaluated_in_shards(model, data, processes, shards)
+    sums = _nothing()
+    for loss, count, metrics in measured:
+        sums = _added(sums, loss, count, metrics)
+    return _means(sums)
+
+
+def _evaluated(
+    model: Trainable, data: Data, batch_of: Callable[[int, int], Batch | None]
+) -> list[tuple[float, float, dict[str, float]]]:
+    """The loss, the number of targets and the metrics of each batch of an epoch, or of one shard of each."""
+    measured, state, measures = [], None, _measures(model.loss)
     for index in range(num_batches(data, 0)):
-        batch = data.batch(0, index)
+        metrics: dict[str, float] = {}
+        batch = batch_of(0, index)
+        if batch is None:
+            measured.append((0.0, 0.0, metrics))
+            continue
         # The state at the end of the batch before is that after the context, as nothing has changed in between.
         inputs = batch.inputs[batch.context :, ...] if batch.context else batch.inputs
-        metrics: dict[str, float] = {}
         options = {**_weighting(batch), **({"metrics": metrics} if measures else {})}
         loss, state = model.loss(inputs, batch.targets, state, batch.lengths, **options)
         if not data.carries_state:
             state = None
-        sums = _added(sums, float(loss), batch.count, metrics)
-    return _means(sums)
+        measured.append((float(loss), batch.count, metrics))
+    return measured
+
+
+def _evaluated_in_shards(
+    model: Trainable, data: Any, processes: Communicator, shards: int
+) -> list[tuple[float, float, dict[str, float]]]:
+    """`_evaluated` of all shards, shared out to the processes, in the order of batches and then of shards."""
+
+    def own() -> list[Any]:
+        return [
+            _evaluated(model, data, lambda epoch, index, s=s: data.shard(epoch, index, s, shards))  # type: ignore[misc]
+            for s in own_shards(processes, shards)
+        ]
+
+    of_shards = [shard for of_rank in processes.all_gather(processes.together("Trainer", own)) for shard in of_rank]
+    return [measured for of_batch in zip(*of_shards, strict=True) for measured in of_batch if measured[1]]
 
 
 class Trainer:
@@ -159,6 +195,16 @@ class Trainer:
         Steps that a line of the metrics covers; its loss is their mean.
     metric : {"bits_per_character", "perplexity"}, optional
         What to state the loss as, besides in nats.
+    communicator : gpurnn.distributed.Communicator, optional
+        The processes that train together: every one of them makes the same `Trainer` with its own communicator. Each
+        computes some rows of a batch; the gradients are summed, weighted by the targets that count, and all processes
+        make the same update. Process 0 alone writes, shows progress and calls the functions below; the others read
+        checkpoints of ``directory``, so all of them must see it. An error of one process ends the training of all.
+    shards : int, optional
+        Compute a batch in so many parts of its rows, one after another or in different processes, and add up their
+        gradients in a fixed order. The result has the same bits for any number of processes, so a run may be resumed on
+        another number of them. Without it, each process computes its rows at once, and sums are the transport's. The
+        data then have a method ``shard``.
     rng : int or numpy.random.Generator
         For dropout.
     progress : bool
@@ -247,6 +293,8 @@ class Trainer:
         checkpoint_interval: int = 500,
         log_interval: int = 10,
         metric: str | None = None,
+        communicator: Communicator | None = None,
+        shards: int | None = None,
         rng: int | np.random.Generator = 0,
         progress: bool = True,
         callbacks: Callable[[Trainer], object] | Sequence[Callable[[Trainer], object]] = (),
@@ -265,6 +313,27 @@ class Trainer:
         _require(where, "optimizer", chosen, "lr", "step", "state_dict", "load_state_dict")
         if validation is not None:
             _require(where, "validation", validation, "carries_state", "batch", "config")
+        if communicator is not None and not isinstance(communicator, Communicator):
+            described = _checks.described(communicator)
+            raise TypeError(f"{where}: communicator is {described}, expected a gpurnn.distributed.Communicator")
+        self.communicator = communicator
+        self._processes = Communicator() if communicator is None else communicator
+        self.shards = None if shards is None else _checks.integer_at_least(where, "shards", shards, 1)
+        if self.shards is not None and self.shards < self._processes.size:
+            _checks.warn(
+                where,
+                f"shards={self.shards} leaves {self._processes.size - self.shards} of {self._processes.size} processes "
+                "without work",
+            )
+        if self._parts is not None:
+            _require(where, "data", data, "shard")
+            if validation is not None:
+                _require(where, "validation", validation, "shard")
+            if isinstance(model, Remembers):
+                raise TypeError(
+                    f"{where}: model is a {type(model).__name__}, which remembers earlier batches, expected one whose "
+                    "batches can be cut into shards"
+                )
         accumulated = _checks.integer_at_least(where, "gradient_accumulation_steps", gradient_accumulation_steps, 1)
         self.gradient_accumulation_steps = accumulated
         if steps is not None:
@@ -339,6 +408,8 @@ class Trainer:
             _checks.path(where, "directory", directory)
             # Absolute, because the process may go to another directory before the run ends.
             directory = RunDirectory(Path(directory).absolute())
+        if directory is not None and self._processes.rank:
+            directory = FollowedDirectory(directory.path, directory.names, directory.details)
         self._folder = directory
         self.directory = None if self._folder is None else self._folder.path
         self.gradient_checkpoint_every = gradient_checkpoint_every
@@ -353,7 +424,7 @@ class Trainer:
         if metric is not None:
             metric = _checks.choice(where, "metric", metric, tuple(METRICS))
         self.metric = metric
-        self.progress = _checks.flag(where, "progress", progress)
+        self.progress = _checks.flag(where, "progress", progress) and self._processes.rank == 0
         self.on_checkpoint, self.on_log, self.on_gradients = on_checkpoint, on_log, on_gradients
 
         self.step = 0
@@ -388,13 +459,23 @@ class Trainer:
         if _checks.flag(where, "resume", resume):
             if self.directory is None:
                 raise ValueError(f"{where}: resume is True and directory is None, expected the directory of the run")
-            if checkpoints(self.directory / CHECKPOINTS):
+            if self._processes.broadcast(bool(checkpoints(self.directory / CHECKPOINTS))):
                 self.resume()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._before is not None:  # copied in the middle of a step, which the copy begins again
             self._roll_back()
+
+    @property
+    def _parts(self) -> int | None:
+        """The parts that a batch is computed in; None for a whole one."""
+        return self._processes.size if self.shards is None and self._processes.size > 1 else self.shards
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this process writes and calls the caller's functions."""
+        return self._processes.rank == 0
 
     @property
     def _xp(self) -> Any:
@@ -489,12 +570,18 @@ class Trainer:
         if self._folder is None:
             self._train()
             return
-        new = not self._run
-        with self._folder.locked(new=new):
-            if new:
-                self._run = self._folder.begin()
-            else:
-                self._folder.go_on(self._run, self._known)
+        folder, new = self._folder, not self._run
+        with ExitStack() as lock:
+
+            def take() -> None:
+                lock.enter_context(folder.locked(new=new))
+                if new:
+                    self._run = folder.begin()
+                else:
+                    folder.go_on(self._run, self._known)
+
+            self._processes.together("Trainer", take)
+            self._run = self._processes.broadcast(self._run)
             self._train()
 
     def _train(self) -> None:
@@ -515,13 +602,15 @@ class Trainer:
         ):
             self._began = time.perf_counter()
             self._attend(bar)
+            self._agree_to_end(interrupt)
             while not self._is_over and not interrupt.is_set():
                 self._take_step()
                 self._attend(bar)
+                self._agree_to_end(interrupt)
                 if bar is not None:
                     bar.update()
             if not interrupt.is_set() and self._final is None:
-                self._finish(bar)
+                self._processes.together("Trainer", lambda: self._finish(bar))
                 finished = True
         if finished or self.saved_step != self.step:
             self._save()
@@ -535,6 +624,11 @@ class Trainer:
             if left:
                 self._last = self._copied_parameters()
                 self._assign_parameters(left)
+
+    def _agree_to_end(self, interrupt: threading.Event) -> None:
+        """Let all processes end after the same step, if one of them was interrupted."""
+        if any(self._processes.all_gather(interrupt.is_set())):
+            interrupt.set()
 
     def _progress_bar(self) -> AbstractContextManager[Any]:
         """The bar to show; a context of None where there is none to be shown."""
@@ -558,29 +652,36 @@ class Trainer:
     def _attend(self, bar: Any) -> None:
         """The work that is left after the last step. The next call does what an exception interrupted."""
         while self._pending:
-            if self._pending[0] == "log" and self._unlogged["steps"] >= self.log_interval and self._unlogged["count"]:
-                self._log(self._at_this_step(self._training_record()))
-                self._unlogged, self._timed = _nothing(), {"count": 0, "seconds": 0.0}
-                self._pending[1:1] = ["report"]
-                self._show(bar, self.history[-1])
-            elif self._pending[0] == "validate" and self.validation is not None and self._validation_is_due():
-                record = self._validated(self.validation)
-                self._log(self._at_this_step(record))
-                self._pending[1:1] = ["report", "observe", "judge"]
-                self._evaluated = record["validation_loss"]
-            elif self._pending[0] == "report" and self.on_log is not None:
-                self.on_log(self.history[-1])
-            elif self._pending[0] == "observe" and self._observer is not None:
-                self._observer.observe(self._evaluated)
-            elif self._pending[0] == "judge" and self.patience is not None:
-                self._judge(self._evaluated)
-            elif self._pending[0].startswith("callback "):
-                self.callbacks[int(self._pending[0].partition(" ")[2])](self)
-            elif self._pending[0] == "save" and self.step % self.checkpoint_interval == 0 and not self._is_over:
-                self._save()
-            elif self._pending[0] == "announce":
-                self._announce()
+            self._processes.together("Trainer", lambda: self._attend_to(self._pending[0], bar))
+            if self._pending[0].startswith("callback "):
+                self._stopping = self._processes.broadcast(self._stopping)
             del self._pending[0]
+
+    def _attend_to(self, what: str, bar: Any) -> None:
+        """One entry of the pending work, if it is due."""
+        if what == "log" and self._unlogged["steps"] >= self.log_interval and self._unlogged["count"]:
+            self._log(self._at_this_step(self._training_record()))
+            self._unlogged, self._timed = _nothing(), {"count": 0, "seconds": 0.0}
+            self._pending[1:1] = ["report"]
+            self._show(bar, self.history[-1])
+        elif what == "validate" and self.validation is not None and self._validation_is_due():
+            record = self._validated(self.validation)
+            self._log(self._at_this_step(record))
+            self._pending[1:1] = ["report", "observe", "judge"]
+            self._evaluated = record["validation_loss"]
+        elif what == "report" and self.on_log is not None and self._leads:
+            self.on_log(self.history[-1])
+        elif what == "observe" and self._observer is not None:
+            self._observer.observe(self._evaluated)
+        elif what == "judge" and self.patience is not None:
+            self._judge(self._evaluated)
+        elif what.startswith("callback "):
+            if self._leads:
+                self.callbacks[int(what.partition(" ")[2])](self)
+        elif what == "save" and self.step % self.checkpoint_interval == 0 and not self._is_over:
+            self._save()
+        elif what == "announce":
+            self._announce()
 
     def _judge(self, loss: float) -> None:
         if self._best is None or loss < self._best["loss"]:
@@ -609,7 +710,7 @@ class Trainer:
         self._replace_last_lines(kept, records)
         self._final = {"records": records, "kept": kept, "improved": improved}
         if self.on_log is not None:
-            for record in records[: len(records) - len(kept)]:
+            for record in records[: len(records) - len(kept)] if self._leads else ():
                 self.on_log(record)
 
     def _reopen(self) -> None:
@@ -645,6 +746,9 @@ class Trainer:
             There is no sound checkpoint, or it belongs to another run; the message says what differs. Nothing has
             changed: not the model, the optimizer or this object.
         """
+        return self._processes.together("Trainer.resume", self._resume)
+
+    def _resume(self) -> int:
         if self.directory is None or self._folder is None:
             raise ValueError("Trainer.resume: directory is None, expected the directory of a training run")
         known = {found.name for found in checkpoints(self.directory / CHECKPOINTS)}
@@ -782,28 +886,16 @@ class Trainer:
         state = self._state if index > 0 else None
         forcing = self._teacher_forcing(self.step)
         options = {} if forcing is None else {"teacher_forcing": forcing}
-        measures = _measures(self.model.loss_and_gradients)
         sums = _nothing()
         grads: dict[str, Any] = {}
         for number in range(first, min(first + self.gradient_accumulation_steps, num_batches(self.data, epoch))):
-            batch = self.data.batch(epoch, number)
-            metrics: dict[str, float] = {}
-            loss_array, state, of_batch = self.model.loss_and_gradients(
-                batch.inputs,
-                batch.targets,
-                state if number == first or self.data.carries_state else None,
-                batch.lengths,
-                rng=self._rng,
-                **options,
-                **({"metrics": metrics} if measures else {}),
-                **_weighting(batch),
-                **self._backpropagation(batch),
-            )
-            loss = float(loss_array)
-            sums = _added(sums, loss, batch.count, metrics)
+            held = state if number == first or self.data.carries_state else None
+            compute = self._of_batch if self._parts is None else self._of_shards
+            loss, count, metrics, state, of_batch = compute(epoch, number, held, options)
+            sums = _added(sums, loss, count, metrics)
             params, of_batch = gradients.of_parameters("Trainer", self.model.params, of_batch)
             if several:
-                of_batch = {name: g * float(batch.count) for name, g in of_batch.items()}
+                of_batch = {name: g * float(count) for name, g in of_batch.items()}
             grads = {name: grads[name] + g for name, g in of_batch.items()} if grads else of_batch
         count = sums["count"]
         if several:
@@ -816,7 +908,10 @@ class Trainer:
         if frozen:
             grads = {name: g for name, g in grads.items() if not any(text in name for text in frozen)}
         if self.on_gradients is not None:
-            self.on_gradients(self.step, {name: params[name] for name in grads}, grads)
+            observe = self.on_gradients if self._leads else _ignore
+            self._processes.together(
+                "Trainer", lambda: observe(self.step, {name: params[name] for name in grads}, grads)
+            )
         # The norm is that before any clipping, which would hide an infinity.
         clipped = grads
         if self.clip_value is not None:
@@ -835,6 +930,77 @@ class Trainer:
             **options,
         }
         return loss, count, metrics, state, {**whole, **clipped}, rate, record
+
+    def _of_batch(
+        self, epoch: int, number: int, state: Any, options: dict[str, Any]
+    ) -> tuple[float, float, dict[str, float], Any, dict[str, Any]]:
+        """The loss of a batch, its number of targets, metrics, state and gradients."""
+        return self._computed(self.data.batch(epoch, number), state, self._rng, options)
+
+    def _computed(
+        self, batch: Batch, state: Any, rng: np.random.Generator, options: dict[str, Any]
+    ) -> tuple[float, float, dict[str, float], Any, dict[str, Any]]:
+        metrics: dict[str, float] = {}
+        measures = _measures(self.model.loss_and_gradients)
+        loss, state, grads = self.model.loss_and_gradients(
+            batch.inputs,
+            batch.targets,
+            state,
+            batch.lengths,
+            rng=rng,
+            **options,
+            **({"metrics": metrics} if measures else {}),
+            **_weighting(batch),
+            **self._backpropagation(batch),
+        )
+        return float(loss), batch.count, metrics, state, grads
+
+    def _of_shards(
+        self, epoch: int, number: int, states: Any, options: dict[str, Any]
+    ) -> tuple[float, float, dict[str, float], Any, dict[str, Any]]:
+        """`_of_batch`, in shards that are shared out to the processes; the states are a list, one for each shard.
+
+        A shard's dropout is seeded by the step and the shard, so no mask depends on the processes.
+        """
+        processes, parts, data = self._processes, self._parts, self.data
+        assert parts is not None
+        seed, sums = _random.philox_seed(self._rng), ShardSum(processes, parts)
+        after: list[Any] = [None] * parts
+        params = gradients.of_parameters("Trainer", self.model.params, {})[0]
+        whole: dict[str, Any] = {}
+
+        def own() -> list[tuple[float, float, dict[str, float]]]:
+            measured = []
+            for s in own_shards(processes, parts):
+                batch = data.shard(epoch, number, s, parts)  # type: ignore[attr-defined]
+                if batch is None:
+                    grads = {name: self._xp.zeros_like(p) for name, p in params.items()}
+                else:
+                    state = None if states is None else states[s]
+                    rng = np.random.default_rng([seed, s])
+                    loss, count, metrics, after[s], found = self._computed(batch, state, rng, options)
+                    _, found = gradients.of_parameters("Trainer", self.model.params, found)
+                    grads = {name: found[name] * float(count) for name in params}
+                    measured.append((loss, count, metrics))
+                if self.shards is None:
+                    whole.update(grads)
+                else:
+                    sums.add(s, grads)
+            return measured
+
+        measured = processes.together("Trainer", own)
+        means = _nothing()
+        for of_rank in processes.all_gather(measured):
+            for loss, count, metrics in of_rank:
+                means = _added(means, loss, count, metrics)
+        count = means["count"]
+        if self.shards is None:
+            grads = dict(zip(params, processes.all_reduce([whole[name] for name in params]), strict=True))
+        else:
+            grads = sums.total(params)
+        grads = {name: g / float(count or 1.0) for name, g in grads.items()}
+        metrics = _means({**means, "count": count or 1.0})
+        return metrics.pop("loss"), count, metrics, after, grads
 
     def _learning_rate(self, step: int) -> float | None:
         """The value of the schedule; None if there is none."""
@@ -902,7 +1068,7 @@ class Trainer:
     def _validated(self, validation: Data) -> dict[str, Any]:
         """The loss and the model's metrics of the data to validate on, by their names in the metrics."""
         with self._averaged():
-            means = _evaluation(self.model, validation)
+            means = _evaluation(self.model, validation, self._processes, self._parts)
         loss = means.pop("loss")
         if not math.isfinite(loss):
             raise self._diverged(f"the validation loss is {loss:g}", {})
@@ -945,6 +1111,8 @@ class Trainer:
         accumulated = self.gradient_accumulation_steps
         return {
             **({"gradient_accumulation_steps": accumulated} if accumulated > 1 else {}),
+            **({"shards": self.shards} if self.shards is not None else {}),
+            **({"processes": self._parts} if self.shards is None and self._parts is not None else {}),
             "parameters": {n: [list(p.shape), _checks.dtype_name(p)] for n, p in self.model.params.items()},
             "data": self.data.config(),
             "validation": None if self.validation is None else self.validation.config(),
@@ -1048,7 +1216,7 @@ class Trainer:
             "step": self.step,
             "params": self.model.params,
             "optimizer": self.optimizer.state_dict(),
-            "recurrent_state": self._state,
+            "recurrent_state": self._whole_state(),
             "rng": self._rng.bit_generator.state,
             "unlogged": self._unlogged,
             "epochs": self._epochs,
@@ -1060,13 +1228,25 @@ class Trainer:
             "schedule": None if self._observer is None else self._observer.state_dict(),
             "config": {**self._config(), **self._scheduled(self.step)},
         }
+        if not self._leads:
+            self.saved_step = self.step
+            return
         self._known.add(file_name(self.step))  # an exception may come when the file is there already
         self._checkpoint = save_checkpoint(self._folder.path / CHECKPOINTS, self.step, state)
         self.saved_step = self.step
 
+    def _whole_state(self) -> Any:
+        """The recurrent state that goes into a checkpoint; where batches have shards, that of each of them."""
+        if self._parts is None or self._state is None:
+            return self._state
+        own = own_shards(self._processes, self._parts)
+        states = [_on_host(self._state[s]) for s in own]
+        return [state for of_rank in self._processes.all_gather(states) for state in of_rank]
+
     def _announce(self) -> None:
         """Call ``on_checkpoint``, unless it was called for the last checkpoint."""
-        if self._folder is not None and self.on_checkpoint is not None and self._announced != self.saved_step:
+        due = self._folder is not None and self._announced != self.saved_step and self._leads
+        if due and self.on_checkpoint is not None:
             self.on_checkpoint()
         self._announced = self.saved_step
 
@@ -1083,6 +1263,17 @@ class Trainer:
         if isinstance(tree, (tuple, list)):
             return type(tree)(self._on_device(value) for value in tree)
         return _dispatch.from_numpy(self._xp, tree) if isinstance(tree, np.ndarray) else tree
+
+
+def _ignore(step: int, params: dict[str, Any], grads: dict[str, Any]) -> None:
+    """Nothing: the processes beside the first call no function of the caller."""
+
+
+def _on_host(tree: Any) -> Any:
+    """``tree`` with its arrays as NumPy arrays."""
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_on_host(value) for value in tree)
+    return None if tree is None else np.asarray(_dispatch.to_numpy(tree))
 
 
 def _require(where: str, name: str, value: Any, *attributes: str) -> None:

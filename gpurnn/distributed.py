@@ -1,0 +1,375 @@
+"""Processes that train together: a communicator with a handful of verbs, and sums whose bits depend on no process.
+
+A process finds the others from its environment (`communicator`): started by ``mpiexec`` through mpi4py, by ``torchrun``
+through torch.distributed, else it is alone. Nothing here is a transport of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _checks, _dispatch
+from ._contract import Array
+
+R = TypeVar("R")
+
+_OF_MPI = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")
+"""Variables that the launchers of MPI set, for each process."""
+
+
+class Communicator:
+    """The processes of a run, as one of them sees them; this class is a process that is alone.
+
+    Every process calls the same verbs in the same order. Values are small Python objects, arrays are of any library
+    that gpurnn computes with; what is not NumPy's goes through the memory of the host.
+
+    Attributes
+    ----------
+    rank : int
+        Which of the processes this one is, 0 to ``size`` - 1.
+    size : int
+        How many there are.
+    """
+
+    rank = 0
+    size = 1
+
+    def all_gather(self, value: R) -> list[R]:
+        """The values of all processes, in the order of their ranks."""
+        return [value]
+
+    def broadcast(self, value: R) -> R:
+        """The value of process 0."""
+        return self.all_gather(value)[0]
+
+    def all_reduce(self, arrays: Sequence[Array]) -> list[Array]:
+        """The sums over all processes of arrays of the same shapes; one exchange for each dtype.
+
+        The order of a sum is the transport's, so its last bits may depend on the number of processes.
+        """
+        return _flat(arrays, lambda name, flat: self._sum(flat))
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.all_gather(None)
+
+    def abort(self, message: str) -> None:
+        """Print a message, and end all processes with the exit code 1."""
+        print(message, file=sys.stderr, flush=True)
+        self._end()
+
+    def together(self, where: str, function: Callable[[], R]) -> R:
+        """The result of a function that all processes call; where it raises in one of them, it raises in all.
+
+        Raises
+        ------
+        Exception
+            In a process whose call raised: that exception.
+        RuntimeError
+            In the others. The message has the rank and the message of the first that raised.
+        """
+        error: Exception | None = None
+        result: Any = None
+        try:
+            result = function()
+        except Exception as caught:
+            error = caught
+        self.agree(where, error)
+        return result
+
+    def agree(self, where: str, error: Exception | None, value: Any = None) -> list[Any]:
+        """The values of all processes, if none of them has an error; else the errors, as `together` raises them."""
+        text = None if error is None else f"{type(error).__name__}: {error}"
+        every = self.all_gather((text, value))
+        if error is not None:
+            raise error
+        for rank, (text, _) in enumerate(every):
+            if text is not None:
+                raise RuntimeError(f"{where}: process {rank} of {self.size} ended with {text}")
+        return [value for _, value in every]
+
+    def all_to_all(self, parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Of each process the part that is for this one; ``parts`` has one for each. One dtype; sizes may differ."""
+        return list(parts)
+
+    def all_gather_array(self, part: NDArray[Any]) -> NDArray[Any]:
+        """The one-dimensional arrays of all processes, one after another. One dtype; sizes may differ."""
+        return part
+
+    def _sum(self, flat: NDArray[Any]) -> NDArray[Any]:
+        return flat
+
+    def _end(self) -> None:
+        os._exit(1)
+
+    def __reduce__(self) -> Any:
+        return communicator, ()  # the copy belongs to the process that unpickles it
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rank {self.rank} of {self.size})"
+
+
+class MPICommunicator(Communicator):
+    """The processes that ``mpiexec`` or Slurm started, through mpi4py.
+
+    Parameters
+    ----------
+    comm : mpi4py communicator, optional
+        All processes by default.
+
+    Raises
+    ------
+    ImportError
+        mpi4py is not installed.
+    """
+
+    def __init__(self, comm: Any = None) -> None:
+        try:
+            from mpi4py import MPI
+        except ImportError as error:
+            raise ImportError("MPICommunicator: mpi4py is not installed; pip install mpi4py mpich") from error
+        self._comm = MPI.COMM_WORLD if comm is None else comm
+        self._in_place = MPI.IN_PLACE
+        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+
+    def all_gather(self, value: R) -> list[R]:
+        gathered: list[R] = self._comm.allgather(value)
+        return gathered
+
+    def barrier(self) -> None:
+        self._comm.Barrier()
+
+    def all_to_all(self, parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        sent = np.concatenate(parts)
+        counts = [part.size for part in parts]
+        # The number of entries that each of the others sends is not known here.
+        received_counts = self._comm.alltoall(counts)
+        received = np.empty(sum(received_counts), sent.dtype)
+        self._comm.Alltoallv([sent, counts], [received, received_counts])
+        return list(np.split(received, np.cumsum(received_counts)[:-1]))
+
+    def all_gather_array(self, part: NDArray[Any]) -> NDArray[Any]:
+        counts = self._comm.allgather(part.size)
+        whole = np.empty(sum(counts), part.dtype)
+        self._comm.Allgatherv(np.ascontiguousarray(part), [whole, counts])
+        return whole
+
+    def _sum(self, flat: NDArray[Any]) -> NDArray[Any]:
+        self._comm.Allreduce(self._in_place, flat)
+        return flat
+
+    def _end(self) -> None:
+        self._comm.Abort(1)
+
+
+class TorchCommunicator(Communicator):
+    """The processes that ``torchrun`` started, through torch.distributed with Gloo.
+
+    The process group is made from the variables that torchrun set, unless there is one already.
+
+    Raises
+    ------
+    ImportError
+        PyTorch is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import torch
+            import torch.distributed as group
+        except ImportError as error:
+            raise ImportError("TorchCommunicator: PyTorch is not installed; pip install torch") from error
+        self._torch, self._group = torch, group
+        if not group.is_initialized():
+            group.init_process_group("gloo")
+        self.rank, self.size = group.get_rank(), group.get_world_size()
+
+    def all_gather(self, value: R) -> list[R]:
+        gathered: list[Any] = [None] * self.size
+        self._group.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        self._group.barrier()
+
+    def all_to_all(self, parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        sent = np.concatenate(parts)
+        counts = [part.size for part in parts]
+        received_counts = [of_rank[self.rank] for of_rank in self.all_gather(counts)]
+        received = np.empty(sum(received_counts), sent.dtype)
+        self._group.all_to_all_single(
+            self._torch.from_numpy(received), self._torch.from_numpy(sent), received_counts, counts
+        )
+        return list(np.split(received, np.cumsum(received_counts)[:-1]))
+
+    def all_gather_array(self, part: NDArray[Any]) -> NDArray[Any]:
+        counts = self.all_gather(part.size)
+        longest = max(counts)
+        padded = np.zeros(longest, part.dtype)
+        padded[: part.size] = part
+        wholes = [self._torch.empty(longest, dtype=self._torch.from_numpy(padded).dtype) for _ in counts]
+        self._group.all_gather(wholes, self._torch.from_numpy(padded))
+        return np.concatenate([whole.numpy()[:count] for whole, count in zip(wholes, counts, strict=True)])
+
+    def _sum(self, flat: NDArray[Any]) -> NDArray[Any]:
+        self._group.all_reduce(self._torch.from_numpy(flat))
+        return flat
+
+
+def communicator() -> Communicator:
+    """The communicator that this process's environment asks for.
+
+    A launcher of MPI (``mpiexec``, Slurm with PMI) sets a variable with the rank: `MPICommunicator`. ``torchrun`` sets
+    RANK and WORLD_SIZE: `TorchCommunicator`. Otherwise the process is alone: `Communicator`.
+
+    Raises
+    ------
+    ImportError
+        The library that the launcher needs is not installed.
+
+    Examples
+    --------
+    >>> from gpurnn import distributed
+    >>> distributed.communicator()
+    Communicator(rank 0 of 1)
+    """
+    if any(name in os.environ for name in _OF_MPI):
+        return MPICommunicator()
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return TorchCommunicator()
+    return Communicator()
+
+
+def own_shards(communicator: Communicator, shards: int) -> range:
+    """The shards of a batch that this process computes: as many as the others, or one more or less."""
+    rank, size = communicator.rank, communicator.size
+    return range(shards * rank // size, shards * (rank + 1) // size)
+
+
+class ShardSum:
+    """The sum of a list of arrays over S shards, in a fixed tree: it has the same bits for any number of processes.
+
+    The tree is that of halves: shards 0 and 1 are added, 2 and 3, then the pairs, and so on. A process adds up what it
+    has of it as soon as that is complete, so it holds at most log2 S + 1 partial sums. `total` exchanges them: each
+    process completes the sums of a part of the entries, and all gather these.
+
+    Parameters
+    ----------
+    communicator : Communicator
+    shards : int
+        S.
+    """
+
+    def __init__(self, communicator: Communicator, shards: int) -> None:
+        self._communicator, self._shards = communicator, shards
+        self._nodes: dict[str, dict[tuple[int, int], NDArray[Any]]] = {}
+
+    def add(self, shard: int, arrays: Mapping[str, Array]) -> None:
+        """Add the arrays of a shard of this process, by name; the shards in their order."""
+        flat: dict[str, list[NDArray[Any]]] = {}
+        for array in arrays.values():
+            host = np.asarray(_dispatch.to_numpy(array))
+            flat.setdefault(host.dtype.str, []).append(host.ravel())
+        for dtype, parts in flat.items():
+            _grow(self._nodes.setdefault(dtype, {}), shard, np.concatenate(parts))
+
+    def total(self, like: Mapping[str, Array]) -> dict[str, Array]:
+        """The sums over all shards, as arrays like those of ``like``, which name the arrays of a shard."""
+        sums = {dtype: self._complete(dtype) for dtype in sorted({_dtype(array) for array in like.values()})}
+        return _shaped(sums, like)
+
+    def _complete(self, dtype: str) -> NDArray[Any]:
+        own, comm = self._nodes.get(dtype, {}), self._communicator
+        if comm.size == 1:
+            return _root(own, self._shards)
+        lengths = comm.all_gather(next((node.size for node in own.values()), 0))
+        length = max(lengths)
+        cuts = [length * rank // comm.size for rank in range(comm.size + 1)]
+        kept = [own[key] for key in sorted(own)]
+        empty = np.empty(0, dtype)
+        parts = [
+            np.concatenate([node[cuts[r] : cuts[r + 1]] for node in kept]) if kept else empty for r in range(comm.size)
+        ]
+        received = comm.all_to_all(parts)
+        width = cuts[comm.rank + 1] - cuts[comm.rank]
+        nodes: dict[tuple[int, int], NDArray[Any]] = {}
+        for rank, part in enumerate(received):
+            keys: dict[tuple[int, int], None] = {}
+            for shard in range(self._shards * rank // comm.size, self._shards * (rank + 1) // comm.size):
+                _grow_keys(keys, shard)
+            for place, key in enumerate(sorted(keys)):
+                nodes[key] = part[place * width : (place + 1) * width]
+        return comm.all_gather_array(_root(nodes, self._shards))
+
+
+def _sibling(key: tuple[int, int]) -> tuple[int, int] | None:
+    """The half before this one, if this is the second of two."""
+    first, end = key
+    width = end - first
+    return (first - width, first) if first % (2 * width) else None
+
+
+def _grow(nodes: dict[tuple[int, int], NDArray[Any]], shard: int, value: NDArray[Any]) -> None:
+    """Add a leaf, and every sum that it completes in place of its two halves."""
+    key = (shard, shard + 1)
+    while (before := _sibling(key)) is not None and before in nodes:
+        value = nodes.pop(before) + value
+        key = (before[0], key[1])
+    nodes[key] = value
+
+
+def _grow_keys(nodes: dict[tuple[int, int], None], shard: int) -> None:
+    """`_grow` without values: what another process has."""
+    key = (shard, shard + 1)
+    while (before := _sibling(key)) is not None and before in nodes:
+        del nodes[before]
+        key = (before[0], key[1])
+    nodes[key] = None
+
+
+def _root(nodes: Mapping[tuple[int, int], NDArray[Any]], shards: int) -> NDArray[Any]:
+    """The sum at the root of the tree, from nodes that cover all leaves."""
+
+    def value(first: int, end: int) -> NDArray[Any] | None:
+        if (first, end) in nodes:
+            return nodes[first, end]
+        if first >= shards:
+            return None
+        middle = (first + end) // 2
+        left, right = value(first, middle), value(middle, end)
+        assert left is not None  # the leaves before a leaf are there
+        return left if right is None else left + right
+
+    root = value(0, 1 << (shards - 1).bit_length())
+    assert root is not None
+    return root
+
+
+def _dtype(array: Array) -> str:
+    return np.dtype(_checks.dtype_name(array)).str
+
+
+def _shaped(flat: Mapping[str, NDArray[Any]], like: Mapping[str, Array]) -> dict[str, Array]:
+    """The entries of one array for each dtype, as arrays of the shapes and libraries of ``like``."""
+    result, place = {}, dict.fromkeys(flat, 0)
+    for name, array in like.items():
+        dtype, size = _dtype(array), int(np.prod(array.shape))
+        part = flat[dtype][place[dtype] : place[dtype] + size].reshape(tuple(array.shape))
+        place[dtype] += size
+        result[name] = _dispatch.from_numpy(_dispatch.namespace("distributed", array=array), part)
+    return result
+
+
+def _flat(arrays: Sequence[Array], change: Callable[[str, NDArray[Any]], NDArray[Any]]) -> list[Array]:
+    """Arrays of the shapes of ``arrays``, whose entries are ``change`` of all entries of a dtype in one array."""
+    like = {str(i): array for i, array in enumerate(arrays)}
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for array in arrays:
+        parts.setdefault(_dtype(array), []).append(np.asarray(_dispatch.to_numpy(array)).ravel())
+    return list(_shaped({dtype: change(dtype, np.concatenate(p)) for dtype, p in parts.items()}, like).values())

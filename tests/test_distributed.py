@@ -1,0 +1,347 @@
+"""Training on several processes: the bits of shards, sums that match, errors that end all, kills and resumes.
+
+The communicator of these tests is made of threads; those marked slow start processes by mpiexec and torchrun.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpurnn
+from gpurnn import distributed
+from gpurnn.training import PaddedBatches, TokenStream, Trainer
+
+
+class Threads(distributed.Communicator):
+    """One of several threads, which exchange values by a list that they share."""
+
+    def __init__(self, rank, size, shared):
+        self.rank, self.size, self._shared = rank, size, shared
+
+    def all_gather(self, value):
+        values, barrier = self._shared
+        values[self.rank] = value
+        barrier.wait(20)
+        every = list(values)
+        barrier.wait(20)
+        return every
+
+    def all_to_all(self, parts):
+        return [of_rank[self.rank] for of_rank in self.all_gather(list(parts))]
+
+    def all_gather_array(self, part):
+        return np.concatenate(self.all_gather(part))
+
+    def _sum(self, flat):
+        return np.sum(self.all_gather(flat), axis=0, dtype=flat.dtype)
+
+
+def on_threads(size, function):
+    """The results of ``function(communicator)`` of each of so many threads, or the exceptions."""
+    shared = ([None] * size, threading.Barrier(size))
+    results = [None] * size
+
+    def run(rank):
+        try:
+            results[rank] = function(Threads(rank, size, shared))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def tree(values):
+    """The sum of halves, by the definition."""
+    if len(values) == 1:
+        return values[0]
+    half = 1 << ((len(values) - 1).bit_length() - 1)
+    return tree(values[:half]) + tree(values[half:])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("shards", [1, 2, 3, 4, 6, 7, 8])
+def test_sum_over_shards_has_the_bits_of_the_tree(size, shards):
+    rng = np.random.default_rng(shards)
+    leaves = [
+        {"a": rng.normal(size=(3, 5)).astype("float32"), "b": rng.normal(size=4), "c": np.float32(rng.normal(size=()))}
+        for _ in range(shards)
+    ]
+
+    def summed(communicator):
+        sums = distributed.ShardSum(communicator, shards)
+        for shard in distributed.own_shards(communicator, shards):
+            sums.add(shard, leaves[shard])
+        return sums.total(leaves[0])
+
+    expected = {name: tree([leaf[name] for leaf in leaves]) for name in leaves[0]}
+    for result in on_threads(size, summed):
+        assert not isinstance(result, Exception), result
+        for name, value in expected.items():
+            assert result[name].dtype == value.dtype
+            np.testing.assert_array_equal(result[name], value)
+
+
+def test_shards_share_out_all_rows():
+    stream = TokenStream(np.arange(100), 7, 3)
+    whole = stream.batch(0, 1)
+    parts = [stream.shard(0, 1, s, 3) for s in range(3)]
+    np.testing.assert_array_equal(np.concatenate([p.inputs for p in parts], axis=1), whole.inputs)
+    np.testing.assert_array_equal(np.concatenate([p.targets for p in parts], axis=1), whole.targets)
+    assert sum(p.count for p in parts) == whole.count
+    assert [stream.shard(0, 0, s, 9) is None for s in range(9)].count(True) == 2
+
+
+def test_shards_of_padded_batches_have_their_own_lengths_and_counts():
+    sequences = [np.arange(1, n + 1) for n in (5, 2, 7, 3, 4)]
+    data = PaddedBatches(sequences, 5, shuffle=False)
+    whole, parts = data.batch(0, 0), [data.shard(0, 0, s, 2) for s in range(2)]
+    assert [p.inputs.shape for p in parts] == [(4, 2), (6, 3)]
+    assert sum(p.count for p in parts) == whole.count
+    np.testing.assert_array_equal(np.concatenate([p.lengths for p in parts]), whole.lengths)
+
+
+def small(communicator, shards=None, **options):
+    rng = np.random.default_rng(0)
+    sequences = [rng.normal(size=(n, 2)) for n in rng.integers(1, 6, 11)]
+    labels = [np.array(n % 2) for n in range(11)]
+    model = gpurnn.SequenceClassifier(2, 5, 2, dtype="float64", rng=1)
+    data = PaddedBatches(sequences, 4, labels, per_sequence=True)
+    trainer = Trainer(
+        model, data, gpurnn.Adam(0.01), steps=6, validation=data, clip_norm=1.0, progress=False, rng=2,
+        communicator=communicator, shards=shards, **options,
+    )  # fmt: skip
+    return model, trainer
+
+
+def trained(communicator, shards=None, **options):
+    model, trainer = small(communicator, shards, **options)
+    trainer.train()
+    return dict(model.params), [r["validation_loss"] for r in trainer.history if "validation_loss" in r], trainer
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_shards_give_the_bits_of_one_process_and_whole_batches_up_to_rounding(accumulated):
+    options = {"gradient_accumulation_steps": accumulated}
+    alone, losses, _ = trained(None, shards=4, **options)
+    whole, of_whole, _ = trained(None, **options)
+    for size in (2, 3, 4):
+        for params, found, _ in on_threads(size, lambda c: trained(c, shards=4, **options)):
+            assert found == losses
+            for name in alone:
+                np.testing.assert_array_equal(params[name], alone[name])
+    for name in alone:
+        np.testing.assert_allclose(whole[name], alone[name], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(of_whole, losses, rtol=1e-9)
+
+
+def test_sums_of_the_transport_give_one_process_up_to_rounding():
+    whole, losses, _ = trained(None)
+    results = on_threads(3, trained)
+    for params, found, _ in results:
+        np.testing.assert_allclose(found, losses, rtol=1e-9)
+        for name in whole:
+            np.testing.assert_allclose(params[name], whole[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Trainer. shards=2 leaves 1 of 3 processes without work")
+def test_process_without_work_takes_part():
+    alone, losses, _ = trained(None, shards=2)
+    for params, found, _ in on_threads(3, lambda c: trained(c, shards=2)):
+        assert found == losses
+        np.testing.assert_array_equal(params["output.weight"], alone["output.weight"])
+
+
+def test_resumes_on_another_number_of_processes(tmp_path):
+    whole, losses, _ = trained(None, shards=4)
+
+    def begun(communicator):
+        _, trainer = small(communicator, 4, directory=tmp_path / "run", checkpoint_interval=2)
+        trainer.total = 4
+        trainer.train()
+
+    assert on_threads(4, begun) == [None] * 4
+
+    def resumed(communicator):
+        model, trainer = small(communicator, 4, directory=tmp_path / "run", resume=True)
+        assert trainer.step == 4
+        trainer.train()
+        return dict(model.params), [r["validation_loss"] for r in trainer.history if "validation_loss" in r]
+
+    for params, found in on_threads(2, resumed):
+        assert found == losses
+        for name in whole:
+            np.testing.assert_array_equal(params[name], whole[name])
+
+
+def test_an_error_of_one_process_ends_all():
+    def failing(communicator):
+        model, trainer = small(communicator, 3)
+        compute = model.loss_and_gradients
+
+        def broken(*args, **kwargs):
+            if communicator.rank == 1 and trainer.step == 2:
+                raise OSError("the disk is gone")
+            return compute(*args, **kwargs)
+
+        model.loss_and_gradients = broken
+        trainer.train()
+
+    results = on_threads(3, failing)
+    assert [type(r) for r in results] == [RuntimeError, OSError, RuntimeError]
+    assert str(results[0]) == "Trainer: process 1 of 3 ended with OSError: the disk is gone"
+
+
+def test_process_0_alone_calls_functions_and_its_stop_ends_all():
+    calls = []
+
+    def stopping(communicator):
+        def callback(trainer):
+            calls.append((communicator.rank, trainer.step))
+            trainer.stop()
+
+        _, trainer = small(communicator, 2, callbacks=callback, on_log=lambda r: calls.append(communicator.rank))
+        trainer.train()
+        return trainer.step
+
+    assert on_threads(2, stopping) == [3, 3]
+    assert (0, 3) in calls
+    assert all(rank == 0 for rank in (c if isinstance(c, int) else c[0] for c in calls))
+
+
+def test_an_error_of_a_callback_ends_all():
+    def callback(trainer):
+        raise LookupError("no such metric")
+
+    results = on_threads(2, lambda c: trained(c, 2, callbacks=callback))
+    assert [type(r) for r in results] == [LookupError, RuntimeError]
+
+
+def test_all_reduce_sums_by_dtype():
+    def summed(communicator):
+        arrays = [np.full((2, 3), communicator.rank + 1.0), np.full(4, communicator.rank, "float32")]
+        return communicator.all_reduce(arrays)
+
+    for a, b in on_threads(3, summed):
+        np.testing.assert_array_equal(a, np.full((2, 3), 6.0))
+        np.testing.assert_array_equal(b, np.full(4, 3, "float32"))
+        assert b.dtype == "float32"
+
+
+def test_what_cannot_be_sharded_is_rejected():
+    class Data:
+        carries_state = False
+
+        def __len__(self):
+            return 1
+
+        def batch(self, epoch, index): ...
+
+        def config(self):
+            return {}
+
+    model, _ = small(None)
+    with pytest.raises(TypeError, match=r"Trainer: data is .* without \['shard'\]"):
+        Trainer(model, Data(), steps=1, shards=2)
+    with pytest.raises(TypeError, match=r"communicator is an int, expected a gpurnn\.distributed\.Communicator"):
+        Trainer(model, PaddedBatches([np.ones((1, 2))], 1, [np.array(0)], per_sequence=True), steps=1, communicator=3)
+
+
+def test_alone_without_a_launcher(monkeypatch):
+    for name in (*distributed._OF_MPI, "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    alone = distributed.communicator()
+    assert (type(alone), alone.rank, alone.size) == (distributed.Communicator, 0, 1)
+
+
+# --- processes ---
+
+TOGETHER = Path(__file__).with_name("trained_together.py")
+MPIEXEC = Path(sysconfig.get_path("scripts")) / "mpiexec"
+needs_mpi = pytest.mark.skipif(not MPIEXEC.exists(), reason="mpiexec is not installed beside this Python")
+
+
+def command(size, *arguments):
+    return [MPIEXEC, "-n", str(size), sys.executable, "-W", "ignore", TOGETHER, *arguments]
+
+
+def started(size, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [str(part) for part in command(size, *arguments)], env=environment, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def result(size, path, *arguments):
+    process = started(size, arguments[0], path, *arguments[1:])
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, errors
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+@needs_mpi
+@pytest.mark.parametrize("model", ["language_model", "classifier", "translator"])
+def test_processes_of_mpi(model, tmp_path):
+    one, *several = (result(size, tmp_path / f"{size}.json", model, "shards=4") for size in (1, 2, 3, 4))
+    for other in several:
+        assert {digest for digest, *_ in other["every"]} == {one["every"][0][0]}
+        assert other["history"] == one["history"]
+    if model == "translator":  # no dropout, whose masks follow from the shards
+        plain, whole = (result(size, tmp_path / "plain.json", model) for size in (3, 1))
+        for name, values in whole["values"].items():
+            np.testing.assert_allclose(plain["values"][name], values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_killed_processes_resume_on_another_number_with_the_same_bits(tmp_path):
+    """A rank is killed at a random moment, twenty times, and the run resumes on another number of processes."""
+    steps = 60
+    whole = result(1, tmp_path / "whole.json", "language_model", "shards=4", f"steps={steps}")
+    choice = random.Random(0)
+    arguments = ("language_model", tmp_path / "out.json", "shards=4", f"steps={steps}", f"directory={tmp_path / 'run'}")
+    killed = 0
+    for _ in range(20):
+        size = choice.choice([1, 2, 4])
+        process = started(size, *arguments, "resume=1")
+        time.sleep(choice.uniform(0.7, 1.6))
+        ranks = subprocess.run(
+            ["pgrep", "-s", str(process.pid), "-f", str(TOGETHER)], capture_output=True, text=True, check=False
+        ).stdout.split()
+        if victims := [int(pid) for pid in ranks if int(pid) != process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(choice.choice(victims), signal.SIGKILL)
+                killed += 1
+        process.communicate(timeout=60)
+    assert killed >= 10
+    last = result(2, tmp_path / "out.json", arguments[0], *arguments[2:], "resume=1")
+    assert last["every"][0][0] == whole["every"][0][0]
+    assert last["history"] == whole["history"]
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_process_that_fails_ends_all_within_seconds(tmp_path):
+    process = started(3, "classifier", tmp_path / "out.json", "shards=3", "fail=1")
+    begin = time.monotonic()
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert "OSError: the disk is gone" in errors
+    assert time.monotonic() - begin < 20
