@@ -7,7 +7,6 @@ through torch.distributed, else it is alone. Nothing here is a transport of its 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -39,6 +38,8 @@ class Communicator:
 
     rank = 0
     size = 1
+    agreed = False
+    """Whether all processes were told of an error, by `together` or `agree`, so that each of them ends by itself."""
 
     def all_gather(self, value: R) -> list[R]:
         """The values of all processes, in the order of their ranks."""
@@ -59,10 +60,9 @@ class Communicator:
         """Wait for all processes."""
         self.all_gather(None)
 
-    def abort(self, message: str) -> None:
-        """Print a message, and end all processes with the exit code 1."""
-        print(message, file=sys.stderr, flush=True)
-        self._end()
+    def abort(self) -> None:
+        """End all processes at once, with the exit code 1; what was printed is lost if it was not flushed."""
+        os._exit(1)
 
     def together(self, where: str, function: Callable[[], R]) -> R:
         """The result of a function that all processes call; where it raises in one of them, it raises in all.
@@ -87,6 +87,7 @@ class Communicator:
         """The values of all processes, if none of them has an error; else the errors, as `together` raises them."""
         text = None if error is None else f"{type(error).__name__}: {error}"
         every = self.all_gather((text, value))
+        self.agreed = any(text is not None for text, _ in every)
         if error is not None:
             raise error
         for rank, (text, _) in enumerate(every):
@@ -104,9 +105,6 @@ class Communicator:
 
     def _sum(self, flat: NDArray[Any]) -> NDArray[Any]:
         return flat
-
-    def _end(self) -> None:
-        os._exit(1)
 
     def __reduce__(self) -> Any:
         return communicator, ()  # the copy belongs to the process that unpickles it
@@ -164,8 +162,9 @@ class MPICommunicator(Communicator):
         self._comm.Allreduce(self._in_place, flat)
         return flat
 
-    def _end(self) -> None:
+    def abort(self) -> None:
         self._comm.Abort(1)
+        os._exit(1)  # the launcher may take a while, and Abort may return before it ends this process
 
 
 class TorchCommunicator(Communicator):

@@ -345,3 +345,52 @@ def test_process_that_fails_ends_all_within_seconds(tmp_path):
     assert process.returncode != 0
     assert "OSError: the disk is gone" in errors
     assert time.monotonic() - begin < 20
+
+
+GPURNN = Path(sysconfig.get_path("scripts")) / "gpurnn"
+
+
+def gpurnn_train(size, *arguments, check=True):
+    launcher = [] if size is None else [str(MPIEXEC), "-n", str(size)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [*launcher, str(GPURNN), "train", *map(str, arguments)], env=environment, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert not check or found.returncode == 0, found.stderr
+    return found
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog. " * 100)
+    return path
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_command_gives_the_same_model_on_any_number_of_processes(book, tmp_path):
+    options = ("--shards", 4, "--hidden", 16, "--window", 20, "--checkpoint-every", 5)
+    gpurnn_train(None, book, "--out", tmp_path / "whole", *options, "--steps", 20)
+    first = gpurnn_train(2, book, "--out", tmp_path / "cut", *options, "--steps", 20)
+    assert first.stdout.count("20 steps:") == 1
+    model = "model.safetensors"
+    assert (tmp_path / "cut" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+    for size, out in ((3, "cut"), (None, "whole")):
+        gpurnn_train(size, "--out", tmp_path / out, "--resume", "--steps", 30)
+    assert (tmp_path / "cut" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_command_says_once_what_is_wrong(book, tmp_path):
+    gpurnn_train(None, book, "--out", tmp_path / "run", "--steps", 2, "--hidden", 8)
+    taken = gpurnn_train(2, book, "--out", tmp_path / "run", check=False)
+    assert (taken.returncode, taken.stderr.count("already holds a run")) == (2, 1)
+    missing = gpurnn_train(3, tmp_path / "missing.txt", "--out", tmp_path / "other", check=False)
+    assert missing.returncode != 0
+    assert missing.stderr.count("missing.txt: no such file or directory") == 1
+    piped = gpurnn_train(2, "-", "--out", tmp_path / "other", check=False)
+    assert piped.returncode != 0
+    assert "only one of 2 processes could read it" in piped.stderr

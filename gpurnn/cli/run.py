@@ -29,6 +29,7 @@ from .terminal import (
 from .texts import STDIN, decoded, joined, read, read_bytes
 
 if TYPE_CHECKING:
+    from ..distributed import Communicator
     from ..models import LanguageModel, Vocabulary
     from ..optimizers import Optimizer
     from ..training import TokenStream, Trainer
@@ -284,16 +285,17 @@ def _model(run: Run, text: str, rng: Any) -> LanguageModel:
     return model
 
 
-def carry_out(run: Run, device: str = "cpu") -> None:
+def carry_out(run: Run, device: str = "cpu", processes: Communicator | None = None) -> None:
     """Train, and write everything to the directory of the run."""
+    from ..distributed import Communicator
+
     with computing_on(device) as xp:
-        _carry_out(run, xp)
+        _carry_out(run, xp, Communicator() if processes is None else processes)
 
 
-def _carry_out(run: Run, xp: Any) -> None:
+def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:
     import numpy as np
 
-    from .. import _files
     from ..training import Trainer
     from ..training.checkpoint import checkpoints
     from ..training.directory import RunDirectoryError
@@ -327,10 +329,17 @@ def _carry_out(run: Run, xp: Any) -> None:
         clip_norm=options["clip"], clip_value=options["clip_value"], l2=options["l2"],
         validation=held_out, validation_interval=options["validate_every"], patience=options["patience"],
         directory=run.folder, checkpoint_interval=options["checkpoint_every"], log_interval=options["log_every"],
-        metric=vocabulary.metric, rng=training_rng, on_checkpoint=lambda: model.save(out / MODEL),
+        metric=vocabulary.metric, rng=training_rng, communicator=processes, shards=options["shards"],
+        on_checkpoint=lambda: model.save(out / MODEL),
         **progress_of(lambda: trainer.total),
     )  # fmt: skip
-    with directory_taken(run.folder, new=not (run.resumed or run.replaces)):
+    leads = processes.rank == 0
+    with ExitStack() as stack:
+        if leads:
+            new = not (run.resumed or run.replaces)
+            processes.together("gpurnn", lambda: stack.enter_context(directory_taken(run.folder, new=new)))
+        else:
+            processes.together("gpurnn", lambda: None)
         if run.resumed:
             # A kill may have come before the first checkpoint.
             if checkpoints(out / "checkpoints"):
@@ -345,12 +354,10 @@ def _carry_out(run: Run, xp: Any) -> None:
             elif (out / MODEL).exists():
                 raise Refusal(f"{out}: holds the {MODEL} of a run whose checkpoints are gone; choose another directory")
         else:
-            with refusing(ValueError, OSError):
-                if run.replaces:
-                    remove_run(run.folder)
-                run.folder.begin(anew=True)
-                if run.piped is not None:
-                    _files.write_atomically(out / PIPED, run.piped)
+            if leads:
+                processes.together("gpurnn", lambda: _begin(run))
+            else:
+                processes.together("gpurnn", lambda: None)
             say(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")
             say(f"{model!r}")
             _say_what_was_adapted(options, data, ends[-1])
@@ -365,8 +372,21 @@ def _carry_out(run: Run, xp: Any) -> None:
             raise Failure(f"{out_of_memory(error)}; {cure}, and add --replace") from error
         except (FloatingPointError, OSError, RunDirectoryError) as error:
             raise Failure(sentence(error)) from error
-        model.save(out / MODEL)  # early stopping goes back to parameters that are older than the last checkpoint
-        _report(out, model, trainer, options["seed"])
+        if leads:
+            model.save(out / MODEL)  # early stopping goes back to parameters that are older than the last checkpoint
+            _report(out, model, trainer, options["seed"])
+
+
+def _begin(run: Run) -> None:
+    """Take the directory for a new run."""
+    from .. import _files
+
+    with refusing(ValueError, OSError):
+        if run.replaces:
+            remove_run(run.folder)
+        run.folder.begin(anew=True)
+        if run.piped is not None:
+            _files.write_atomically(run.folder.path / PIPED, run.piped)
 
 
 def _say_what_was_adapted(options: dict[str, Any], data: TokenStream, steps: int) -> None:

@@ -46,6 +46,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     integer("--patience", None, "Stop after this many validations without improvement."),
     integer("--checkpoint-every", 200, "Steps between checkpoints."),
     integer("--log-every", 10, "Steps that a line of the metrics covers."),
+    integer("--shards", None, "Parts of a batch, for the same result on any number of processes."),
     integer("--seed", 0, "Seeds parameters and dropout.", least=0),
     encoding_option,
 ]

@@ -9,9 +9,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from ..distributed import Communicator
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,6 +97,35 @@ def out_of_memory(error: MemoryError) -> str:
     return f"out of memory: {error}" if str(error) else "out of memory"
 
 
+_follows = False
+
+
+@contextmanager
+def one_of_several(processes: Communicator) -> Iterator[None]:
+    """Let process 0 alone print; an error ends all processes, with one message."""
+    global _follows
+    _follows = processes.rank > 0
+    try:
+        yield
+    except BaseException as error:
+        if processes.size == 1:
+            raise
+        interrupted = isinstance(error, (KeyboardInterrupt, Interrupted, Terminated))
+        if not (processes.agreed or interrupted):  # the others wait for this one
+            if _follows:
+                time.sleep(2)  # process 0 speaks, and ends this one, if it met with the same
+            message = error if isinstance(error, click.ClickException) else Failure(sentence(error))
+            message.show()
+            processes.abort()
+        if _follows:
+            raise click.exceptions.Exit(0) from None  # the exit code is that of process 0
+        if isinstance(error, RuntimeError):  # of another process
+            raise Failure(sentence(error)) from error
+        raise
+    finally:
+        _follows = False
+
+
 @contextmanager
 def refusing(*errors: type[Exception]) -> Iterator[None]:
     """Turn errors that say what is wrong with the user's files and options into refusals."""
@@ -140,13 +172,14 @@ def is_quiet() -> bool:
 
 def say(text: str = "", err: bool = False) -> None:
     """Print a line, unless --quiet is given. Training continues when nobody reads it any more."""
-    if not is_quiet():
+    if not is_quiet() and not _follows:
         _print(text, err)
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    _print(f"gpurnn: warning: {text}", err=True)
+    if not _follows:
+        _print(f"gpurnn: warning: {text}", err=True)
 
 
 def _print(text: str, err: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,8 +20,11 @@ from .run import (
     run_folder,
 )
 from .settings import OF_MODEL, with_training_options
-from .terminal import Refusal, quiet_option, warn
+from .terminal import Refusal, one_of_several, quiet_option, warn
 from .texts import STDIN, to_be_read_again
+
+if TYPE_CHECKING:
+    from ..distributed import Communicator
 
 
 @click.command(short_help="Train a language model on texts.", context_settings={"show_default": True})
@@ -60,7 +63,28 @@ def train(
     gpurnn train --out my-model --resume --steps 5000    train on, up to this step
     gpurnn train LETTERS.txt --out tuned --from my-model
     zcat *.gz | gpurnn train - --out my-model
+    mpiexec -n 4 gpurnn train BOOK.txt --out my-model --shards 8
     """
+    from .. import distributed
+
+    processes = distributed.communicator()
+    with one_of_several(processes):
+        if processes.size > 1 and STDIN in (*files, options["validation"]):
+            raise Refusal(f"{STDIN} is given, expected files, as only one of {processes.size} processes could read it")
+        _train(context, files, out, resume, replace, origin, device, options, processes)
+
+
+def _train(
+    context: click.Context,
+    files: tuple[str, ...],
+    out: Path,
+    resume: bool,
+    replace: bool,
+    origin: Path | None,
+    device: str,
+    options: dict[str, Any],
+    processes: Communicator,
+) -> None:
     paths = [file if file == STDIN else to_be_read_again(file) for file in files]
     if options["validation"] not in (None, STDIN):
         options["validation"] = to_be_read_again(options["validation"])
@@ -68,7 +92,7 @@ def train(
     if resume and replace:
         raise Refusal("--resume and --replace are given, expected one of them")
     if resume:
-        carry_out(held_run(out, paths, chosen, origin), device)
+        carry_out(held_run(out, paths, chosen, origin), device, processes)
         return
     if not paths:
         raise Refusal("no FILE given to train on")
@@ -81,13 +105,14 @@ def train(
             options["dropout"] = model.dropout
     names = [PIPED] if STDIN in (*paths, options["validation"]) else []
     folder = run_folder(out, *names)
-    if not (replace and folder.belongs_to_a_run()):
-        check_new(folder)
+    replaces = processes.broadcast(replace and folder.belongs_to_a_run())
+    if not replaces:
+        processes.together("gpurnn", lambda: None if processes.rank else check_new(folder))
     run = new_run(folder, paths, options, found)
-    if replace and folder.belongs_to_a_run():
+    if replaces:
         check_replaceable(run)
         run.replaces = True
-    carry_out(run, device)
+    carry_out(run, device, processes)
 
 
 def _warn_of_what_has_no_effect(options: dict[str, Any], chosen: dict[str, Any]) -> None:

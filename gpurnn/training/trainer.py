@@ -604,7 +604,7 @@ class Trainer:
             self._attend(bar)
             self._agree_to_end(interrupt)
             while not self._is_over and not interrupt.is_set():
-                self._take_step()
+                self._processes.together("Trainer", self._take_step)
                 self._attend(bar)
                 self._agree_to_end(interrupt)
                 if bar is not None:
