@@ -1,6 +1,7 @@
 """Batches of sequences: padding, and targets with lengths of their own."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -341,3 +342,36 @@ def test_masked_weights_of_steps_are_not_read_as_numbers():
     weights = [np.ma.masked_array(np.ones(len(s)), mask=np.arange(len(s)) == 0) for s in WEIGHTED]
     with pytest.raises(ValueError, match=r"PaddedBatches: weights\[0\] has masked entries"):
         PaddedBatches(WEIGHTED, 3, [np.zeros(len(s)) for s in WEIGHTED], weights=weights)
+
+
+# --- tokens in a file ---
+
+
+def test_checksum_does_not_depend_on_the_pieces(monkeypatch):
+    tokens = np.arange(1000, dtype=np.int32)
+    whole = TokenStream(tokens, 2, 5).config()
+    monkeypatch.setattr("gpurnn.training.data._PIECE", 7)
+    assert TokenStream(tokens, 2, 5).config() == whole
+    assert TokenStream(tokens[::-1], 2, 5).config() != whole
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_larger_than_its_share_of_memory_streams(tmp_path):
+    """2 GB of tokens, mapped: their checksum and the batches of a shard take a few MB of memory of the process."""
+    path, count = tmp_path / "tokens.npy", 1 << 30
+    tokens = np.lib.format.open_memmap(path, "w+", np.int16, (count,))
+    tokens[:: 1 << 20] = 7  # the rest is a hole of the file
+    tokens.flush()
+    del tokens
+
+    def anonymous():
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) / 1024
+
+    stream = TokenStream(np.load(path, mmap_mode="r"), 32, 100)
+    before = anonymous()
+    assert stream.config()["tokens"] == count
+    for index in range(0, len(stream), len(stream) // 50):
+        stream.shard(0, index, 1, 4).inputs.sum()
+    assert anonymous() - before < 64

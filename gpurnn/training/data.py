@@ -126,8 +126,15 @@ def _fingerprint(arrays: Sequence[Any]) -> int:
     for array in arrays:
         host = _dispatch.to_numpy(array)
         checksum = zlib.crc32(f"{host.dtype.str}{host.shape}".encode(), checksum)
-        checksum = zlib.crc32(host.tobytes(), checksum)
+        # Piece by piece, since a file that is mapped may be larger than the memory.
+        pieces = range(0, len(host), _PIECE) if host.ndim == 1 else ()
+        for piece in (host[i : i + _PIECE] for i in pieces) if pieces else (host,):
+            checksum = zlib.crc32(piece.tobytes(), checksum)
     return checksum
+
+
+_PIECE = 1 << 22
+"""Entries of an array that are read at a time for its checksum."""
 
 
 class TokenStream:
@@ -145,7 +152,8 @@ class TokenStream:
     Parameters
     ----------
     tokens : array (n,) of ints
-        The stream. It is not copied.
+        The stream. It is not copied, and may be a file that is mapped into memory, ``numpy.load(path, mmap_mode="r")``:
+        a batch reads its own windows and nothing else.
     batch_size : int
         B, the number of lanes.
     steps : int
