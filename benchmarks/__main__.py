@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from . import (
     checkpointing,
     compare,
     counts,
+    device,
     end_to_end,
     gpu,
     launches,
@@ -235,6 +237,30 @@ def launch_command() -> None:
             click.echo(line)
     except NotInstalled as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command("device")
+@click.option("--section", "sections", type=click.Choice(list(device.SECTIONS)), multiple=True, help="Only this one.")
+@click.option("--small", is_flag=True, help="A few small cases, which say nothing of time.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=device.SECONDS, show_default=True, help="For all.")
+@click.option(
+    "--raw", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.jsonl", help="Add the lines to this file."
+)
+def device_command(sections: tuple[str, ...], small: bool, seconds: float, raw: Path | None) -> None:
+    """Check the kernels on a GPU and measure them, in minutes, as JSON lines."""
+    good = True
+    try:
+        for line in device.report(sections=sections, small=small, seconds=seconds):
+            text = json.dumps(line)
+            click.echo(text)
+            if raw is not None:
+                with raw.open("a") as file:
+                    file.write(text + "\n")
+            good &= device.is_good(line)
+    except NotInstalled as error:
+        raise click.ClickException(str(error)) from error
+    if not good:
+        raise click.ClickException("some lines have an error or do not agree")
 
 
 @main.command("nvrtc")

@@ -163,7 +163,7 @@ def plain_loop(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any, dy: 
     return ((flat @ w_ih).reshape(x.shape), *(gradients[name] for name in weights))
 
 
-def _torch(case: Case, dtype: str) -> Callable[[], Any] | None:
+def cudnn(case: Case, dtype: str) -> Callable[[], Any] | None:
     """PyTorch's layer on its GPU, which is cuDNN; None where there is no such PyTorch.
 
     In float32 it computes in float32: PyTorch's default lets cuDNN round what it multiplies to TF32.
@@ -211,7 +211,7 @@ def _milliseconds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def _predictions(name: str, size: Size, device: devices.Device) -> dict[str, float]:
+def predictions(name: str, size: Size, device: devices.Device) -> dict[str, float]:
     """Predicted microseconds of a step of each schedule that fits, with its share of the input product."""
     _, B, I, H = size
     outputs = B * CELLS[name].gates * H
@@ -237,15 +237,15 @@ def _measured(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
             for size in sizes:
                 case = Case(name, size, mode)
                 calls = contenders(case, cupy)
-                peers = {column: _torch(case, dtype) for column, dtype in CUDNN.items()}
+                peers = {column: cudnn(case, dtype) for column, dtype in CUDNN.items()}
                 calls |= {column: peer for column, peer in peers.items() if peer is not None}
                 times = {key: 1e3 * ms / size.T for key, ms in _milliseconds(calls).items()}
-                predictions = _predictions(name, size, device)
+                predicted = predictions(name, size, device)
                 cells_of_row = []
                 for column in columns:
                     text = f"{times[column]:.2f}" if column in times else "–"
-                    if column in predictions and mode == "inference":
-                        text += f" ({predictions[column]:.2f})"
+                    if column in predicted and mode == "inference":
+                        text += f" ({predicted[column]:.2f})"
                     cells_of_row.append(text)
                 fastest = min((key for key in times if CUDNN.get(key) != "float16"), key=lambda key: times[key])
                 yield f"| {name.upper()} | {', '.join(map(str, size))} | {' | '.join([*cells_of_row, fastest])} |"

@@ -21,12 +21,13 @@ from gpurnn.kernels.recurrence.run import Run
 from gpurnn import cells
 
 from . import gpu
+from .cases import Size
 from .contenders import NotInstalled
 
 TESTS = Path(__file__).parents[1] / "tests"
 
-STEPS, BATCH, HIDDEN = 500, 16, 768
-"""Launches of a turn, fewer than wait in a GPU's queue; the sizes of the LSTM."""
+SIZE = Size(500, 16, 1, 768)
+"""Of an LSTM. A turn has a launch for each step: fewer than wait in a GPU's queue."""
 
 TURNS = 9
 
@@ -57,11 +58,11 @@ def report() -> Iterator[str]:
     yield from ended.stdout.splitlines()
 
 
-def measured(device: str) -> Iterator[str]:
+def measured(device: str, size: Size = SIZE) -> Iterator[str]:
     """The lines, with CuPy's current driver."""
     import cupy
 
-    call, bound, launches = _step_fused(cupy)
+    call, bound, launches = _step_fused(cupy, size)
     own = bound.kernel.function(cupy.cuda.runtime.getDevice(), 0)
     (grid, block, args), options = call
     values = [np.uint64(0) if a is None else a for a in args]
@@ -97,16 +98,16 @@ def measured(device: str) -> Iterator[str]:
         )
 
 
-def _step_fused(xp: Any) -> tuple[Any, Any, Any]:
+def _step_fused(xp: Any, size: Size) -> tuple[Any, Any, Any]:
     """The arguments of a launch of that schedule's kernel, the same bound, and what changes at each step."""
-    cell = cells.LSTM()
-    w = xp.zeros((1, cell.gates * HIDDEN, HIDDEN), np.float32)
+    (T, B, _, H), cell = size, cells.LSTM()
+    w = xp.zeros((1, cell.gates * H, H), np.float32)
     with plan.schedule("step-fused"):
-        run = Run.begin(cell, STEPS, BATCH, HIDDEN, w, training=False)
+        run = Run.begin(cell, T, B, H, w, training=False)
     assert isinstance(run.plan, plan.FusedPlan)
-    launch, launches = run.plan.forward, run.plan.launches(STEPS)
-    y, xw = (xp.zeros((1, STEPS * BATCH, gates * HIDDEN), np.float32) for gates in (1, cell.gates))
-    h, c = (xp.zeros((1, BATCH, HIDDEN), np.float32) for _ in range(2))
+    launch, launches = run.plan.forward, run.plan.launches(T)
+    y, xw = (xp.zeros((1, T * B, gates * H), np.float32) for gates in (1, cell.gates))
+    h, c = (xp.zeros((1, B, H), np.float32) for _ in range(2))
     arrays = w, xw, None, None, None, None, None, h, c, y, run.operands, run.saved, None
     args = (*arrays, *run.sizes, np.int32(run.slots), *launches[0], *launch.sizes, run.cell_value)
     call = (launch.grid, launch.block, args), {"shared_mem": launch.shared_bytes}

@@ -41,6 +41,7 @@ _C_TYPES = {
     "unsigned int": ctypes.c_uint,
     "intptr_t": ctypes.c_ssize_t,
     "size_t": ctypes.c_size_t,
+    "float": ctypes.c_float,
 }
 
 
@@ -110,6 +111,7 @@ class Driver:
             "setDevice": lambda device: None,
             "getDeviceCount": lambda: 1,
             "driverGetVersion": lambda: 12080,
+            "runtimeGetVersion": lambda: 12080,
             "deviceGetAttribute": lambda attribute, device: attributes.get(attribute, 0),
             "malloc": self._allocate,
             "free": self._free,
@@ -124,6 +126,8 @@ class Driver:
             "eventRecord": lambda event, stream: self.order.append(("record", event, stream)),
             "streamWaitEvent": lambda stream, event, flags=0: self.order.append(("wait", stream, event)),
             "eventQuery": lambda event: 0,
+            "eventSynchronize": lambda event: None,
+            "eventElapsedTime": lambda begin, end: 1.0,
             "eventDestroy": lambda event: None,
             "streamCreateWithPriority": lambda flags, priority: next(numbers),
             "streamDestroy": lambda stream: None,
