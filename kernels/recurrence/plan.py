@@ -146,11 +146,11 @@ class FusedPlan(Plan):
 
     def launches(self, phases: int) -> tuple[tuple[np.int32, np.int32], ...]:
         """For each launch the first phase that it computes, and the one after its last."""
-        return _launches(phases, 1 if self.exchange == "launch" else phases)
+        return _spans(phases, 1 if self.exchange == "launch" else phases)
 
 
 @functools.lru_cache(64)
-def _launches(phases: int, step: int) -> tuple[tuple[np.int32, np.int32], ...]:
+def _spans(phases: int, step: int) -> tuple[tuple[np.int32, np.int32], ...]:
     """The same object for the same numbers, by which `Bound.each` knows launches that come again."""
     return tuple((np.int32(first), np.int32(first + step)) for first in range(0, phases, step))
 
