@@ -102,6 +102,7 @@ class Wing(Protocol):
         lengths: Array | None = None,
         resets: Array | None = None,
         mask: Array | None = None,
+        step_masks: Array | None = None,
         training: bool = False,
     ) -> tuple[Array, tuple[Array, ...], Saved]:
         """Run a layer: y (T, B, D*H), the final state, and what `recurrence_backward` needs.
@@ -111,7 +112,7 @@ class Wing(Protocol):
 
         ``lengths`` (B,) are the steps of each row that exist: y is zero past them, and what x holds there is not read.
         ``resets`` (T, B) are True where a new sequence starts. ``mask`` (D, B, H) multiplies h_{t-1} where it enters a
-        product with W_hh.
+        product with W_hh. ``step_masks`` (M, D, T, B, H) are those that ``cell.step_masks`` names.
 
         The product W_ih x belongs to the wing because the order, scale and layout of the gates decide the speed of the
         steps.

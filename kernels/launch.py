@@ -108,6 +108,11 @@ def contiguous(array: Any) -> Any:
     return None if array is None else namespace(array).ascontiguousarray(array)
 
 
+def address(array: Any) -> int:
+    """Where an array in C order begins, for a pointer in memory."""
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+
+
 def empty(like: Any, shape: int | Sequence[int], dtype: Any) -> Any:
     """Fresh device memory where ``like`` is. On the host executor it holds NaN and is guarded by a red zone.
 
@@ -737,6 +742,6 @@ def _check_array(where: str, argument: Any) -> None:
         raise TypeError(f"{where} is a {type(argument).__name__}, expected an array or None")
     if not argument.flags.c_contiguous:
         raise ValueError(f"{where} has strides {argument.strides}, expected a C-contiguous array")
-    address = argument.ctypes.data if isinstance(argument, np.ndarray) else argument.data.ptr
-    if argument.size and address % argument.dtype.itemsize:
-        raise ValueError(f"{where} is at address {address:#x}, expected a multiple of {argument.dtype.itemsize} bytes")
+    begin = address(argument)
+    if argument.size and begin % argument.dtype.itemsize:
+        raise ValueError(f"{where} is at address {begin:#x}, expected a multiple of {argument.dtype.itemsize} bytes")

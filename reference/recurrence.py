@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
+from . import unrolled
 from .buffers import empty, product
 from .cells import module_of, with_zeros
 from .cells.steps import Steps
+from .unrolled import Unrolled
 
 CHUNK_ROWS = 1024
 """The least rows of a product over many steps, where there are so many."""
 
 
 @dataclass(frozen=True)
-class _Clock:
+class Clock:
     """One direction's order of steps, and the steps at which rows end or restart."""
 
     T: int
@@ -37,7 +39,7 @@ class _Clock:
     """(T, B, 1): no state enters the step from the step before it in this direction."""
 
     @classmethod
-    def of(cls, T: int, B: int, backwards: bool, lengths: Array | None, resets: Array | None) -> _Clock:
+    def of(cls, T: int, B: int, backwards: bool, lengths: Array | None, resets: Array | None) -> Clock:
         past = cut = None
         if lengths is not None:
             past = (np.arange(T)[:, None] >= lengths)[:, :, None]
@@ -76,7 +78,7 @@ class _Saved:
     """The values that the backward pass of one direction needs."""
 
     cell: Cell
-    clock: _Clock
+    clock: Clock
     steps: Steps
     x1: Array
     """x with a column of ones, (T, B, I + 1)."""
@@ -116,8 +118,9 @@ def recurrence_forward(
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
+    step_masks: Array | None = None,
     training: bool = False,
-) -> tuple[Array, tuple[Array, ...], tuple[_Saved, ...] | None]:
+) -> tuple[Array, tuple[Array, ...], tuple[_Saved | Unrolled, ...] | None]:
     """Run one layer over a whole sequence.
 
     Parameters
@@ -135,6 +138,8 @@ def recurrence_forward(
         True where a new sequence starts at step t: no state crosses from t - 1 to t, nor from t to t - 1.
     mask : (D, B, H) array, optional
         Multiplies h_{t-1} wherever it enters a product with w_hh, the same at every step.
+    step_masks : (M, D, T, B, H) array, optional
+        Those that ``cell.step_masks`` names.
     training : bool
         Keep what `recurrence_backward` needs.
 
@@ -151,7 +156,7 @@ def recurrence_forward(
     D, H = len(weights), weights[0]["weight_hh"].shape[1]
     y = np.empty((T, B, D * H), x.dtype)
     final = tuple(np.empty_like(s) for s in state)
-    saved = []
+    saved: list[_Saved | Unrolled] = []
     check_lengths(cell.name, lengths, T)
     # A column of ones makes the bias a part of the product, and its gradient one of the weights'.
     x1 = empty((T, B, I + 1), x.dtype)
@@ -159,11 +164,16 @@ def recurrence_forward(
     if lengths is not None:
         np.copyto(x1, 0, where=(np.arange(T)[:, None] >= lengths)[:, :, None])
     for d, direction in enumerate(weights):
-        clock = _Clock.of(T, B, d == 1, lengths, resets)
-        of_direction = _forward(
-            cell, x1, with_zeros(cell, direction), tuple(s[d] for s in state), clock, None if mask is None else mask[d],
-            y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training,
-        )  # fmt: skip
+        clock = Clock.of(T, B, d == 1, lengths, resets)
+        weights_d, state_d = with_zeros(cell, direction), tuple(s[d] for s in state)
+        mask_d = None if mask is None else mask[d]
+        into = y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training
+        of_direction: _Saved | Unrolled | None
+        if cell.is_plain:
+            of_direction = _forward(cell, x1, weights_d, state_d, clock, mask_d, *into)
+        else:
+            of_step = None if step_masks is None else step_masks[:, d]
+            of_direction = unrolled.forward(cell, x1, weights_d, state_d, clock, mask_d, of_step, *into)
         if of_direction is not None:
             saved.append(of_direction)
     return y, final, tuple(saved) if training else None
@@ -174,7 +184,7 @@ def _forward(
     x1: Array,
     weights: dict[str, Array],
     state: tuple[Array, ...],
-    clock: _Clock,
+    clock: Clock,
     mask: Array | None,
     y: Array,
     final: tuple[Array, ...],
@@ -236,7 +246,7 @@ def _forward(
 
 
 def recurrence_backward(
-    saved: tuple[_Saved, ...],
+    saved: tuple[_Saved | Unrolled, ...],
     dy: Array | None,
     dstate: tuple[Array | None, ...],
     dweights: tuple[Mapping[str, Array], ...] | None = None,
@@ -264,8 +274,9 @@ def recurrence_backward(
         Gradient of the initial state.
     """
     first = saved[0]
-    T, B, H = first.h_in.shape
-    dx = np.empty((T, B, first.w_ih.shape[1]), first.w_ih.dtype)
+    T, B, columns = first.x1.shape
+    H = first.w_ih.shape[0] // first.cell.gates
+    dx = np.empty((T, B, columns - 1), first.x1.dtype)
     dstate0 = tuple(np.zeros((len(saved), B, H), dx.dtype) for _ in dstate)
     gradients = []
     for d, kept in enumerate(saved):
@@ -276,7 +287,10 @@ def recurrence_backward(
         direction_dy = None if dy is None else dy[:, :, d * H : (d + 1) * H]
         later = None if dweights is None else dweights[d]
         dx_d = dx if d == 0 else np.empty_like(dx)
-        gradients.append(_backward(kept, direction_dy, carried, dx_d, later))
+        if isinstance(kept, Unrolled):
+            gradients.append(kept.backward(direction_dy, carried, dx_d, later))
+        else:
+            gradients.append(_backward(kept, direction_dy, carried, dx_d, later))
         if d > 0:
             dx += dx_d
     return dx, tuple(gradients), dstate0

@@ -12,6 +12,30 @@ import numpy as np
 from gpurnn import cells, reference
 from gpurnn.cells import GRU, LSTM, Cell, Vanilla
 
+OPTIONED: dict[str, Cell] = {
+    "rnn-elu": Vanilla(("elu", 0.7), 0.3),
+    "rnn-clip": Vanilla("softsign", clip=0.6),
+    "rnn-zoneout": Vanilla("tanh", 0.3, zoneout=0.2),
+    "rnn-zoneout-mask": Vanilla(step_masks=("zoneout_h",)),
+    "lstm-activations": LSTM("softplus", ("hard_sigmoid", 0.3), ("scaled_tanh", 1.2, 0.8)),
+    "lstm-clip": LSTM(clip=0.8),
+    "lstm-cell-clip": LSTM(cell_clip=0.4),
+    "lstm-peephole": LSTM(peephole=True),
+    "lstm-coupled": LSTM(coupled=True),
+    "lstm-coupled-peephole": LSTM(coupled=True, peephole=True, cell_clip=0.7),
+    "lstm-zoneout": LSTM(zoneout=(0.3, 0.1)),
+    "lstm-dropped-candidate": LSTM(step_masks=("dropout_g",)),
+    "lstm-all": LSTM(
+        "elu", "softsign", "softplus", clip=1.5, cell_clip=0.9, peephole=True, zoneout=(0.2, 0.0),
+        step_masks=("dropout_g", "zoneout_c"),
+    ),
+    "gru-activations": GRU(True, "state", ("scaled_tanh", 1.2, 0.8), "hard_sigmoid"),
+    "gru-clip-before": GRU(activation="softsign", clip=0.7),
+    "gru-zoneout": GRU(zoneout=0.3),
+    "gru-zoneout-mask": GRU(True, step_masks=("zoneout_h",)),
+}  # fmt: skip
+"""Cells with options: for each one a kernel is compiled when a call asks for it."""
+
 CELLS: dict[str, Cell] = {
     **{f"rnn-{a}": Vanilla(a) for a in ("tanh", "relu", "sigmoid", "identity")},
     **{f"rnn-{a}-leak": Vanilla(a, 0.3) for a in ("tanh", "relu", "sigmoid", "identity")},
@@ -68,6 +92,7 @@ class Problem:
     mask: np.ndarray | None
     dy: np.ndarray
     dstate: tuple[np.ndarray, ...]
+    step_masks: np.ndarray | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -75,7 +100,8 @@ class Problem:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"lengths": self.lengths, "resets": self.resets, "mask": self.mask}
+        options = {"lengths": self.lengths, "resets": self.resets, "mask": self.mask}
+        return options if self.step_masks is None else {**options, "step_masks": self.step_masks}
 
 
 def pattern_of_lengths(T: int, B: int) -> np.ndarray:
@@ -125,10 +151,11 @@ def _draw(cell: Cell, options: Options, T: int, B: int, I: int, H: int, seed: in
     state = tuple(normal(D, B, H) if options.state else np.zeros((D, B, H), dtype) for _ in range(cell.states))
     resets = pattern_of_resets(T, B) if options.resets else None
     mask = (rng.integers(0, 2, (D, B, H)) * 1.5).astype(dtype) if options.mask else None
-    return Problem(
-        cell, x, weights, state, lengths, resets, mask,
-        normal(T, B, D * H), tuple(normal(D, B, H) for _ in range(cell.states)),
-    )  # fmt: skip
+    cotangents = normal(T, B, D * H), tuple(normal(D, B, H) for _ in range(cell.states))
+    step_masks = None
+    if cell.step_masks:
+        step_masks = rng.integers(0, 2, (len(cell.step_masks), D, T, B, H)).astype(dtype)
+    return Problem(cell, x, weights, state, lengths, resets, mask, *cotangents, step_masks)
 
 
 def _walk(problem: Problem):
@@ -170,7 +197,15 @@ def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ..
             if b_ih is not None:
                 xw = xw + b_ih
             pre = xw + state[0] @ weights["weight_hh"].T + (0 if b_hh is None else b_hh)
-            state, step = reference.cell_forward(problem.cell, xw, state, weights)
+            of_step = (
+                {}
+                if problem.step_masks is None
+                else {
+                    name: mask[d, t, b : b + 1]
+                    for name, mask in zip(problem.cell.step_masks, problem.step_masks, strict=True)
+                }
+            )
+            state, step = reference.cell_forward(problem.cell, xw, state, weights | of_step)
             kept.append((t, step, pre))
             y[t, b, d * H : (d + 1) * H] = state[0][0]
         for into, s in zip(final, state, strict=True):

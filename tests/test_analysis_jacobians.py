@@ -15,7 +15,7 @@ T, B, I, H = 4, 2, 3, 3
 
 
 def layer_of(cell, I=I, H=H, dtype="float64", **options):
-    layer = LAYERS[cell.name](I, H, **vars(cell), dtype=dtype, **options)
+    layer = LAYERS[cell.name](I, H, **cell.values(), dtype=dtype, **options)
     rng = np.random.default_rng(5)
     for p in layer.params.values():
         p[...] = rng.normal(size=p.shape)

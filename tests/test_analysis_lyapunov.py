@@ -141,7 +141,7 @@ def test_the_jacobian_of_a_runge_kutta_step_by_central_differences():
 
 def layer_of(cell, H=4, dtype="float64"):
     kinds = {Vanilla: gpurnn.RNN, LSTM: gpurnn.LSTM, GRU: gpurnn.GRU}
-    layer = kinds[type(cell)](3, H, **vars(cell), dtype=dtype)
+    layer = kinds[type(cell)](3, H, **cell.values(), dtype=dtype)
     for k, p in enumerate(layer.params.values()):
         p[...] = normal(*p.shape, seed=k, dtype=dtype)
     return layer

@@ -13,6 +13,7 @@ from gpurnn import models
 from gpurnn.cells import CELLS
 from gpurnn.cli import cli
 from gpurnn.layers.recurrent import LAYERS
+from gpurnn.models.base import CELL_OPTIONS
 
 HEAD, TAIL = ["x"], ["lengths", "resets", "mask"]
 
@@ -20,11 +21,19 @@ HEAD, TAIL = ["x"], ["lengths", "resets", "mask"]
 @pytest.mark.parametrize("name", CELLS)
 def test_a_cells_function_takes_what_the_description_says(name):
     kind, parameters = CELLS[name], inspect.signature(getattr(gpurnn, name)).parameters
-    cell = kind()
-    assert list(parameters) == [*HEAD, *cell.parameters, "state", *kind.options(), *TAIL]
-    assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == [*kind.options(), *TAIL]
+    cell, options = kind(), kind.function_options()
+    keywords = [*options, *kind.implied, *TAIL, *kind.masks]
+    assert list(parameters) == [*HEAD, *cell.parameters, "state", *keywords]
+    assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == keywords
     assert [n for n, p in parameters.items() if p.default is p.empty] == [*HEAD, *cell.needed]
-    assert {n: parameters[n].default for n in kind.options()} == {field.name: field.default for field in fields(kind)}
+    assert {n: parameters[n].default for n in options} == {n: defaults_of(kind)[n] for n in options}
+    step = inspect.signature(getattr(gpurnn, f"{name}_cell")).parameters
+    assert list(step) == [*HEAD, *cell.parameters, "state", *options, *kind.implied, "mask"]
+    assert {n: step[n].default for n in options} == {n: parameters[n].default for n in options}
+
+
+def defaults_of(kind) -> dict:
+    return {field.name: field.default for field in fields(kind) if field.name in kind.options()}
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -50,7 +59,7 @@ def test_a_cells_layer_takes_what_the_description_says(name):
     assert [parameters[n].default for n in LAYER_HEAD + LAYER_TAIL] == [
         first[n].default for n in LAYER_HEAD + LAYER_TAIL
     ]
-    assert {n: parameters[n].default for n in kind.options()} == {field.name: field.default for field in fields(kind)}
+    assert {n: parameters[n].default for n in kind.options()} == defaults_of(kind)
     documented = inspect.getdoc(layer).partition("Attributes\n---")[0]
     for argument in set(parameters) - {"input_size", "hidden_size"}:
         assert f"\n{argument} : " in documented, argument
@@ -75,10 +84,9 @@ def test_a_layer_has_the_parameters_of_its_description(name):
         models.LanguageModel, models.EncoderDecoder, models.Translator,
     ],
 )  # fmt: skip
-def test_a_models_constructor_takes_the_options_of_every_cell(model):
+def test_a_models_constructor_takes_options_of_cells(model):
     parameters = inspect.signature(model).parameters
-    for kind in CELLS.values():
-        assert {n: parameters[n].default for n in kind.options()} == dict.fromkeys(kind.options())
+    assert {name: parameters[name].default for name in CELL_OPTIONS} == dict.fromkeys(CELL_OPTIONS)
     assert not [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
 
 

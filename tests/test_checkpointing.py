@@ -154,7 +154,7 @@ def check_layer(choice) -> None:
     cell, T, H = CELLS[choice["cell"]], choice["T"], choice["H"]
     names = ("num_layers", "bias", "batch_first", "residual", "dropout", "variational_dropout", "recurrent_dropout")
     common = {name: choice[name] for name in (*names, "dtype")}
-    layer = LAYERS[cell.name](3, H, **common, **vars(cell), rng=1)
+    layer = LAYERS[cell.name](3, H, **common, **cell.values(), rng=1)
     arguments, (dy, dstate) = problem_of(layer, T, choice["B"], choice["lengths"], choice["resets"], choice["state"])
     cotangents = (dy if choice["given"] != "dstate" else None, dstate if choice["given"] != "dy" else None)
     options = {} if choice["state_after"] is None else {"state_after": min(T, choice["state_after"])}

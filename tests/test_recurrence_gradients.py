@@ -161,7 +161,7 @@ def test_functional_gradients_of_every_pair_of_options(choice):
         "mask": None if problem.mask is None else problem.mask[0],
     }
     function = getattr(gpurnn, cell.name)
-    keywords |= vars(cell)
+    keywords |= cell.values(cell.function_options())
 
     def call(op, arrays):
         state = [arrays.get(f"state[{k}]") for k in range(cell.states)]
@@ -226,7 +226,7 @@ def check_layer(choice, seed: int, smooth: bool) -> None:
         I,
         H,
         **{name: choice[name] for name in choice if name not in ("cell", "state", "lengths", "resets", *"TBIH")},
-        **vars(cell),
+        **cell.values(),
         dtype="float64",
     )
     D, pair = layer.num_directions, cell.states == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tracemalloc
 
 import numpy as np
@@ -29,7 +28,7 @@ def arguments(cell, B: int, I: int, H: int, dtype: str):
         n: (0.3 * rng.standard_normal(s)).astype(dtype) for n, s in cell.shapes(input_size=I, hidden_size=H).items()
     }
     state = tuple(rng.standard_normal((B, H)).astype(dtype) for _ in range(cell.states))
-    options = {field.name: getattr(cell, field.name) for field in dataclasses.fields(cell)}
+    options = cell.values(cell.function_options())
     return {**weights, **options}, state if cell.states > 1 else state[0]
 
 
@@ -92,7 +91,7 @@ def test_steps_of_a_layer_are_those_of_its_sequence(kind, options, each_wing):
 def test_gradients_of_a_step(name, masked, each_wing):
     cell, B, I, H = CELLS[name], 2, 3, 4
     given, state = arguments(cell, B, I, H, "float64")
-    options = {n: given.pop(n) for n in cell.options()}
+    options = {n: given.pop(n) for n in cell.function_options()}
     if masked:
         options["mask"] = np.random.default_rng(2).integers(0, 2, (B, H)) * 1.5
     rng, step = np.random.default_rng(3), getattr(gpurnn, f"{cell.name}_cell")

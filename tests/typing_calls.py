@@ -18,7 +18,7 @@ def a_pullback_has_the_arguments_of_its_function(x: NDArray[np.float32], w: NDAr
 
     gpurnn.lstm.vjp(x, w, w, lengthz=3)  # type: ignore[call-arg]
     gpurnn.lstm.vjp(x, w)  # type: ignore[call-arg]
-    gpurnn.rnn.vjp(x, w, w, activation="softplus")  # type: ignore[arg-type]
+    gpurnn.rnn.vjp(x, w, w, activation="swish")  # type: ignore[arg-type]
     gpurnn.mse.vjp(x, x, reduction="median")  # type: ignore[arg-type]
 
 

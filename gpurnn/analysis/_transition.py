@@ -107,7 +107,8 @@ class Transition:
         self.xp = _dispatch.namespace(where, **params)
         for name, p in params.items():
             check_finite(where, f"{name}[{{}}]", p)
-        self.function, self.options = getattr(functional, layer.cell.name), vars(layer.cell)
+        self.function = getattr(functional, layer.cell.name)
+        self.options = layer.cell.values(layer.cell.function_options())
 
     def silence(self, B: int) -> Array:
         """A step of no input, (1, B, I)."""

@@ -12,12 +12,23 @@ from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch, cells, gradients
 from .._contract import Array
+from ..cells.activations import name_of, numbers_of
 from ..layers.recurrent import Recurrent
 from ._transition import REACHED, Transition, check_finite, check_steps, quiet
 
 Floats = NDArray[np.floating[Any]]
 
-_SLOPE = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
+
+def _largest_slope(activation: cells.Activation) -> float:
+    """The largest |f'|."""
+    alpha, beta = (*numbers_of(activation), 0.0, 0.0)[:2]
+    slopes = {
+        "sigmoid": 0.25, "affine": abs(alpha), "leaky_relu": max(1.0, abs(alpha)), "scaled_tanh": abs(alpha * beta),
+        "hard_sigmoid": abs(alpha), "elu": max(1.0, abs(alpha)),
+    }  # fmt: skip
+    return slopes.get(name_of(activation), 1.0)
+
+
 """max |f'| over all arguments."""
 
 
@@ -224,15 +235,16 @@ def gradient_bound(layer: Recurrent, x: Array | None = None, state: Any = None) 
         )
     weight_hh = _dispatch.to_numpy(transition.weights["weight_hh"])
     lambda_max = float(np.linalg.norm(weight_hh, 2))
-    slope = _SLOPE[cell.activation]
+    slope = _largest_slope(cell.activation)
     if x is not None:
         x, s = transition.sequence(x, state)
         check_steps(where, x)
         states = _dispatch.to_numpy(transition.states(x, s))
-        value = states[1:] - cell.leak * states[:-1]
+        kept = cell.zoneout * states[:-1]
+        value = (states[1:] - kept) / (1 - cell.zoneout) - cell.leak * states[:-1]
         slopes = {"tanh": 1 - value**2, "sigmoid": value * (1 - value), "relu": value > 0}
-        slope = float(np.max(slopes.get(cell.activation, np.ones(1))))
-    bound = lambda_max * slope + abs(cell.leak)
+        slope = float(np.max(slopes.get(name_of(cell.activation), np.full(1, slope))))
+    bound = (1 - cell.zoneout) * (lambda_max * slope + abs(cell.leak)) + cell.zoneout
     rounding = 10 * weight_hh.shape[0] * float(np.finfo(weight_hh.dtype).eps)
     return GradientBound(lambda_max, slope, bound, _verdict(bound, 1 + rounding))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from .activations import Activation
 from .base import RECURRENT_WEIGHT, Cell
 from .gru import GRU, Update
 from .lstm import LSTM
-from .vanilla import Activation, Vanilla
+from .vanilla import Vanilla
 
 __all__ = ["CELLS", "GRU", "LSTM", "RECURRENT_WEIGHT", "Activation", "Cell", "Update", "Vanilla"]
 

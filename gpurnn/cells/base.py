@@ -6,15 +6,23 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from .. import _checks
+from . import activations
+from .activations import Activation
 
 RECURRENT_WEIGHT = "weight_hh"
 """The name of every recurrent weight W_hh contains this: ``weight_hh_l0``, ``encoder.weight_hh_l1_reverse``."""
+
+ZONEOUT_H = (
+    "Where it is 1, h keeps its value of the step before, and where it is 0 it does not: in place of ``zoneout``."
+)
+"""Text of docstrings."""
 
 
 @dataclass(frozen=True)
@@ -22,53 +30,155 @@ class Cell:
     """A recurrent cell: gates, states and options. Its equations are the wings'.
 
     A cell has three files of one name: its description here, ``reference/cells/X.py`` and ``kernels/cells/X.cuh``.
-    A subclass is a frozen dataclass whose fields are the options that its users choose: each a bool, a ``Literal`` of
-    strings or a float, with a default. Its docstring ends with them, under ``Parameters``.
+    A subclass is a frozen dataclass whose fields are the options that its users choose, each of one of these types,
+    with a default: a bool; a ``Literal`` of strings; an `Activation`; a float; ``float | None``, a bound that is there
+    or not; in `rates`, a probability or a pair of them. Its docstring ends with them, under ``Parameters``.
     """
+
+    step_masks: tuple[str, ...] = field(default=(), kw_only=True)
+    """No option: the arrays, among `masks`, that come with a call and have numbers of their own for each step."""
 
     name: ClassVar[str]
     """Of the function that runs it, as messages and models call it."""
     gate_functions: ClassVar[Mapping[str, str]]
-    """The function of each gate, or the option that says it, in the order of the gates' rows in the weights."""
+    """The option that says the function of each gate, in the order of the gates' rows in the weights."""
     state_names: ClassVar[tuple[str, ...]] = ("h",)
     form: ClassVar[tuple[str, ...]] = ()
     """The options for which weights of the same names and shapes give other outputs. Files say their values."""
     biases_of_one: ClassVar[tuple[str, ...]] = ()
     """The gates whose bias_ih starts at 1 instead of 0."""
-    scalars: ClassVar[tuple[str, ...]] = ()
-    """The options that are numbers: a kernel is compiled once for all of their values."""
+    rates: ClassVar[tuple[str, ...]] = ()
+    """The options that are probabilities."""
+    drawn: ClassVar[tuple[str, ...]] = ()
+    """Those of `rates` that act in training alone, by masks that a layer draws: its function takes the masks."""
+    implied: ClassVar[Mapping[str, str]] = {}
+    """The options that parameters imply, by the names of these: a function has the option if it is given them."""
+    plain: ClassVar[tuple[str, ...]] = ()
+    """The options for all of whose values the loop of the NumPy wing is written in full."""
+    masks: ClassVar[tuple[str, ...]] = ()
+    """The arrays (T, B, H) of numbers for each step that a call may come with, in the order of `step_masks`."""
+    texts: ClassVar[Mapping[str, str]] = {}
+    """What those masks, and the parameters that imply an option, are, for docstrings."""
 
     def __post_init__(self) -> None:
         for option, kind in self.options().items():
-            value = getattr(self, option)
-            if get_origin(kind) is Literal:
-                value = _checks.choice(self.name, option, value, get_args(kind))
-            elif kind is bool:
-                value = _checks.flag(self.name, option, value)
-            else:
-                value = _checks.finite(self.name, option, value)
-            object.__setattr__(self, option, value)
+            object.__setattr__(self, option, self._checked(option, kind, getattr(self, option)))
+
+    def _checked(self, option: str, kind: Any, value: Any) -> Any:
+        if option in self.rates:
+            if kind is float:
+                return _checks.fraction(self.name, option, value)
+            count = len(get_args(kind))
+            if not isinstance(value, (tuple, list)) or len(value) != count:
+                raise TypeError(
+                    f"{self.name}: {option} is {value!r}, expected {count} probabilities, one for each state"
+                )
+            return tuple(_checks.fraction(self.name, option, rate) for rate in value)
+        if get_origin(kind) is Literal:
+            return _checks.choice(self.name, option, value, get_args(kind))
+        if kind == Activation:
+            return activations.check(self.name, option, value)
+        if kind is bool:
+            return _checks.flag(self.name, option, value)
+        if type(None) in get_args(kind):
+            return None if value is None else _checks.positive(self.name, option, value)
+        return _checks.finite(self.name, option, value)
 
     @classmethod
     @functools.cache
     def options(cls) -> dict[str, Any]:
         """The type of each option."""
         hints = get_type_hints(cls)
-        return {field.name: hints[field.name] for field in fields(cls)}
+        return {option.name: hints[option.name] for option in fields(cls) if option.name != "step_masks"}
 
     @classmethod
-    def options_text(cls) -> str:
-        """The options as the docstrings of the cell's function and layer list them: as that of the description does."""
-        return (inspect.getdoc(cls) or "").partition("Parameters\n----------\n")[2]
+    @functools.cache
+    def function_options(cls) -> tuple[str, ...]:
+        """The options that the cell's function takes: what a parameter implies, or a layer draws, is not among them."""
+        return tuple(name for name in cls.options() if name not in (*cls.implied.values(), *cls.drawn))
+
+    def values(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """The values of options by name, of all of them if there are no ``names``."""
+        return {name: getattr(self, name) for name in (self.options() if names is None else names)}
+
+    @functools.cached_property
+    def is_plain(self) -> bool:
+        """Whether the loop of the NumPy wing is written in full for the cell."""
+        return self == replace(type(self)(), **{name: getattr(self, name) for name in self.plain})
+
+    def drawn_masks(self) -> dict[str, float]:
+        """The masks that a layer draws in training, with their rates."""
+        rates: dict[str, float] = {}
+        if "zoneout" in self.options():
+            zoneout = _tuple(self.zoneout)  # type: ignore[attr-defined]
+            rates = {f"zoneout_{state}": rate for state, rate in zip(self.state_names, zoneout, strict=True)}
+        rates["dropout_g"] = getattr(self, "candidate_dropout", 0.0)
+        return {name: rates[name] for name in self.masks if rates[name]}
+
+    @functools.cached_property
+    def is_brought(self) -> bool:
+        """Whether an installation brings the cell compiled."""
+        return self.without_numbers in [cell.without_numbers for cell in self.variants()]
+
+    @functools.cached_property
+    def numbers(self) -> tuple[float, ...]:
+        """The values of the options that are numbers, as a kernel takes them: it is compiled once for all values."""
+        return tuple(number for own in self._numbers.values() for number in own)
+
+    @property
+    def _numbers(self) -> dict[str, tuple[float, ...]]:
+        """Those of each option."""
+        numbers: dict[str, tuple[float, ...]] = {}
+        for option, kind in self.options().items():
+            value = getattr(self, option)
+            if kind == Activation:
+                numbers[option] = activations.numbers_of(value)
+            elif option in self.rates:
+                if option not in self.drawn:
+                    numbers[option] = tuple(rate for rate in _tuple(value) if rate)
+            elif type(None) in get_args(kind):
+                numbers[option] = () if value is None else (value,)
+            elif kind is float:
+                numbers[option] = (value,)
+        return numbers
+
+    def number(self, option: str) -> int:
+        """The index among `numbers` of the first one of an option."""
+        before = itertools.takewhile(lambda name: name != option, self._numbers)
+        return sum(len(self._numbers[name]) for name in before)
+
+    @functools.cached_property
+    def without_numbers(self) -> Cell:
+        """A cell that differs in its numbers alone, the same for all that do."""
+        values: dict[str, Any] = {}
+        for option, kind in self.options().items():
+            value = getattr(self, option)
+            if kind == Activation:
+                values[option] = activations.name_of(value)
+            elif option in self.rates:
+                kept = tuple(0.5 if rate and option not in self.drawn else 0.0 for rate in _tuple(value))
+                values[option] = kept if isinstance(value, tuple) else kept[0]
+            elif type(None) in get_args(kind):
+                values[option] = None if value is None else 1.0
+            elif kind is float:
+                values[option] = 0.0
+        return replace(self, **values)
+
+    @classmethod
+    def options_text(cls, names: Iterable[str]) -> str:
+        """Options as the docstrings of the cell's function and layer list them: as that of the description does."""
+        text = (inspect.getdoc(cls) or "").partition("Parameters\n----------\n")[2]
+        entries = re.split(r"\n(?=\w+ : )", text)
+        return "\n".join(entry for entry in entries if entry.partition(" : ")[0] in set(names))
 
     @classmethod
     def variants(cls) -> Iterator[Cell]:
-        """A cell for each combination of the options that are no numbers: what a kernel is compiled for."""
-        choices = {
-            option: (False, True) if kind is bool else get_args(kind)
-            for option, kind in cls.options().items()
-            if option not in cls.scalars
-        }
+        """A cell for each combination of the options of `form`: what an installation brings compiled.
+
+        With other options a cell is compiled when a call asks for it.
+        """
+        kinds = cls.options()
+        choices = {option: (False, True) if kinds[option] is bool else get_args(kinds[option]) for option in cls.form}
         for values in itertools.product(*choices.values()):
             yield cls(**dict(zip(choices, values, strict=True)))
 
@@ -77,10 +187,14 @@ class Cell:
         """The name of the cell's three files."""
         return cls.__module__.rpartition(".")[2]
 
+    def activation_of(self, gate: str) -> Activation:
+        """The function of a gate."""
+        activation: Activation = getattr(self, self.gate_functions[gate])
+        return activation
+
     def function_of(self, gate: str) -> str:
-        """ "sigmoid", "tanh", "relu" or "identity"."""
-        function = self.gate_functions[gate]
-        return str(getattr(self, function)) if function in self.options() else function
+        """Its name."""
+        return activations.name_of(self.activation_of(gate))
 
     @property
     def gates(self) -> int:
@@ -101,9 +215,16 @@ class Cell:
         return {
             "weight_ih": (rows, "input_size"),
             "weight_hh": (rows, "hidden_size"),
+            **dict.fromkeys(self.diagonal, ("hidden_size",)),
             "bias_ih": (rows,),
             "bias_hh": (rows,),
         }
+
+    @property
+    def diagonal(self) -> Mapping[str, tuple[str, str]]:
+        """Weights of one number for each hidden unit: by name, the gate to whose argument they add, and what of `saved`
+        they multiply."""
+        return {}
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -152,7 +273,44 @@ class Cell:
         """The struct in the cell's ``.cuh`` file, and its template arguments behind the real type."""
         raise NotImplementedError
 
+    def kernel_type(self, real: str) -> str:
+        """The cell as a type of C++ that computes with ``real``: its struct, in that of zoneout if it has one."""
+        name, *arguments = self.kernel_struct
+        struct = f"{name}<{', '.join([real, *arguments])}>"
+        keeps = self._keeps()
+        return struct if set(keeps) == {"Never"} else f"Zoned<{', '.join([struct, *keeps])}>"
+
+    def _keeps(self) -> list[str]:
+        """By what each state is kept from the step before: for ``Zoned`` of C++."""
+        if "zoneout" not in self.options():
+            return ["Never"]
+        keeps, at = [], self.number("zoneout")
+        for state, rate in zip(self.state_names, _tuple(self.zoneout), strict=True):  # type: ignore[attr-defined]
+            mask = f"zoneout_{state}"
+            if mask in self.step_masks:
+                keeps.append(f"ByMask<{self.step_masks.index(mask)}>")
+            else:
+                keeps.append(f"ByRate<{at}>" if rate else "Never")
+            at += bool(rate)
+        return keeps
+
+    def _activation_type(self, option: str, *, clipped: bool = True) -> str:
+        """The activation that an option says, as a type of C++, with the bound `clip` if there is one."""
+        value = getattr(self, option)
+        name = "".join(word.capitalize() for word in activations.name_of(value).split("_"))
+        name += f"<{self.number(option)}>" if activations.numbers_of(value) else ""
+        return name if not clipped or getattr(self, "clip", None) is None else f"Clipped<{name}, {self.number('clip')}>"
+
+    def _members(self) -> list[str]:
+        """What a struct holds besides its equations, as template arguments of C++."""
+        counts = {"Numbers": len(self.numbers), "Weights": len(self.diagonal), "Masks": len(self.step_masks)}
+        return [f"{name}<{count}>" for name, count in counts.items() if count]
+
 
 def _evaluated(axis: str, sizes: Mapping[str, int]) -> int:
     """The length of an axis, as of ``"4*hidden_size"``."""
     return math.prod(int(factor) if factor.isdigit() else sizes[factor] for factor in axis.split("*"))
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)

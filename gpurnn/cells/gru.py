@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .base import Cell
+from .activations import Activation
+from .base import ZONEOUT_H, Cell
 
 Update = Literal["candidate", "state"]
 
@@ -22,14 +23,31 @@ class GRU(Cell):
     update : {"candidate", "state"}
         What z weighs: the candidate, h_t = (1 - z) h_{t-1} + z n, or as in PyTorch and cuDNN the state,
         h_t = (1 - z) n + z h_{t-1}.
+    activation : str or tuple of a str and numbers
+        That of the candidate n, by its name: see `gpurnn.LSTM`.
+    gate_activation : str or tuple of a str and numbers
+        That of the gates r and z.
+    clip : float, optional
+        The bound of the arguments of the activations: they are taken from [-clip, clip].
+    zoneout : float
+        The probability with which a unit of h keeps its value of the step before (Krueger et al. 2016). Without masks,
+        as in evaluation, the expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
     """
 
     reset_after: bool = False
     update: Update = "candidate"
+    activation: Activation = "tanh"
+    gate_activation: Activation = "sigmoid"
+    clip: float | None = None
+    zoneout: float = 0.0
 
     name: ClassVar[str] = "gru"
-    gate_functions: ClassVar[dict[str, str]] = {"r": "sigmoid", "z": "sigmoid", "n": "tanh"}
+    gate_functions: ClassVar[dict[str, str]] = {"r": "gate_activation", "z": "gate_activation", "n": "activation"}
     form: ClassVar[tuple[str, ...]] = ("reset_after", "update")
+    rates: ClassVar[tuple[str, ...]] = ("zoneout",)
+    plain: ClassVar[tuple[str, ...]] = ("reset_after", "update")
+    masks: ClassVar[tuple[str, ...]] = ("zoneout_h",)
+    texts: ClassVar[dict[str, str]] = {"zoneout_h": ZONEOUT_H}
 
     @property
     def phases(self) -> tuple[int, ...]:
@@ -45,8 +63,14 @@ class GRU(Cell):
 
     @property
     def saved(self) -> tuple[str, ...]:
-        return ("r", "z", "n", "h_prev", "u") if self.reset_after else ("r", "z", "n", "h_prev")
+        return ("r", "z", "n", "h_prev", *(["u"] if self.reset_after else []), *self.step_masks)
 
     @property
     def kernel_struct(self) -> tuple[str, ...]:
-        return ("Gru", str(self.reset_after).lower(), str(self.update == "candidate").lower())
+        arguments = [str(self.reset_after).lower(), str(self.update == "candidate").lower()]
+        for name, option, default in (
+            ("Gates", "gate_activation", "Sigmoid"), ("Candidate", "activation", "Tanh"),
+        ):  # fmt: skip
+            function = self._activation_type(option)
+            arguments += [f"{name}<{function}>"] if function != default else []
+        return ("Gru", *arguments, *self._members())

@@ -5,17 +5,83 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Cell
+from .activations import Activation
+from .base import ZONEOUT_H, Cell
 
 
 @dataclass(frozen=True)
 class LSTM(Cell):
-    """f, i, o = sigma(...), g = tanh(...), c_t = f c_{t-1} + i g, h_t = o tanh(c_t). Gate order: i f g o."""
+    """f, i, o = sigma(...), g = tanh(...), c_t = f c_{t-1} + i g, h_t = o tanh(c_t). Gate order: i f g o.
+
+    Parameters
+    ----------
+    activation : str or tuple of a str and numbers
+        That of the candidate g: "tanh", "relu", "sigmoid", "identity", "softsign" or "softplus"; or one of these, with
+        its alpha and beta behind the name, as ``("elu", 0.5)``, or its name alone for the values given here.
+        "affine": alpha a + beta (1, 0). "leaky_relu": a, or alpha a where a < 0 (0.01). "thresholded_relu": a where
+        a > alpha, else 0 (1). "scaled_tanh": alpha tanh(beta a) (1.7159, 2/3). "hard_sigmoid": alpha a + beta within
+        [0, 1] (0.2, 0.5). "elu": a, or alpha (exp(a) - 1) where a < 0 (1).
+    gate_activation : str or tuple of a str and numbers
+        That of the gates i, f and o.
+    output_activation : str or tuple of a str and numbers
+        That of c_t: h_t = o f(c_t).
+    clip : float, optional
+        The bound of the arguments of the gates' and the candidate's activations: they are taken from [-clip, clip].
+    cell_clip : float, optional
+        The bound of c_t, which is taken from [-cell_clip, cell_clip].
+    peephole : bool
+        Whether the gates read the cell state: i and f read c_{t-1} and o reads c_t, each times weights ``peephole_i``,
+        ``peephole_f`` and ``peephole_o`` of one number for each unit (Gers & Schmidhuber 2000).
+    coupled : bool
+        Whether f = 1 - i. There is no gate f then, in the weights and in the biases neither.
+    zoneout : pair of float
+        The probabilities with which a unit of h, and one of c, keeps its value of the step before (Krueger et al.
+        2016). Without masks, as in evaluation, the expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
+    candidate_dropout : float
+        Rate of a dropout on g, with a mask for each step (Semeniuta, Severyn & Barth 2016).
+    """
+
+    activation: Activation = "tanh"
+    gate_activation: Activation = "sigmoid"
+    output_activation: Activation = "tanh"
+    clip: float | None = None
+    cell_clip: float | None = None
+    peephole: bool = False
+    coupled: bool = False
+    zoneout: tuple[float, float] = (0.0, 0.0)
+    candidate_dropout: float = 0.0
 
     name: ClassVar[str] = "lstm"
-    gate_functions: ClassVar[dict[str, str]] = {"i": "sigmoid", "f": "sigmoid", "g": "tanh", "o": "sigmoid"}
     state_names: ClassVar[tuple[str, ...]] = ("h", "c")
-    biases_of_one: ClassVar[tuple[str, ...]] = ("f",)
+    rates: ClassVar[tuple[str, ...]] = ("zoneout", "candidate_dropout")
+    drawn: ClassVar[tuple[str, ...]] = ("candidate_dropout",)
+    implied: ClassVar[dict[str, str]] = {"peephole_i": "peephole", "peephole_f": "peephole", "peephole_o": "peephole"}
+    plain: ClassVar[tuple[str, ...]] = ("candidate_dropout",)
+    masks: ClassVar[tuple[str, ...]] = ("dropout_g", "zoneout_h", "zoneout_c")
+    texts: ClassVar[dict[str, str]] = {
+        "peephole_i": "Weights of c_{t-1} in the argument of i: see `gpurnn.LSTM`, ``peephole``.",
+        "peephole_f": "Weights of c_{t-1} in the argument of f. With ``coupled`` there is none.",
+        "peephole_o": "Weights of c_t in the argument of o.",
+        "dropout_g": "Multiplies the candidate g of each step.",
+        "zoneout_h": ZONEOUT_H,
+        "zoneout_c": "The same of c.",
+    }
+
+    @property
+    def gate_functions(self) -> dict[str, str]:  # type: ignore[override]
+        gates = {"i": "gate_activation", "f": "gate_activation", "g": "activation", "o": "gate_activation"}
+        return {gate: option for gate, option in gates.items() if gate != "f" or not self.coupled}
+
+    @property
+    def biases_of_one(self) -> tuple[str, ...]:  # type: ignore[override]
+        return () if self.coupled else ("f",)
+
+    @property
+    def diagonal(self) -> dict[str, tuple[str, str]]:
+        if not self.peephole:
+            return {}
+        reads = {"i": "c_prev", "f": "c_prev", "o": "c"}
+        return {f"peephole_{gate}": (gate, reads[gate]) for gate in reads if gate in self.gate_functions}
 
     @property
     def operations(self) -> tuple[int, int]:
@@ -23,8 +89,20 @@ class LSTM(Cell):
 
     @property
     def saved(self) -> tuple[str, ...]:
-        return ("i", "f", "g", "o", "c_prev")
+        return (*self.gate_functions, "c_prev", *(["c"] if self.peephole else []), *self.step_masks)
 
     @property
     def kernel_struct(self) -> tuple[str, ...]:
-        return ("Lstm",)
+        arguments = []
+        for name, option, default in (
+            ("Gates", "gate_activation", "Sigmoid"), ("Candidate", "activation", "Tanh"),
+        ):  # fmt: skip
+            function = self._activation_type(option)
+            arguments += [f"{name}<{function}>"] if function != default else []
+        output = self._activation_type("output_activation", clipped=False)
+        arguments += [f"Output<{output}>"] if output != "Tanh" else []
+        arguments += [f"CellClip<{self.number('cell_clip')}>"] if self.cell_clip is not None else []
+        arguments += ["Peephole"] if self.peephole else []
+        arguments += ["Coupled"] if self.coupled else []
+        arguments += ["DroppedCandidate"] if "dropout_g" in self.step_masks else []
+        return ("Lstm", *arguments, *self._members())

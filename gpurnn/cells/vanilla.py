@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from .base import Cell
-
-Activation = Literal["tanh", "relu", "sigmoid", "identity"]
+from .activations import Activation
+from .base import ZONEOUT_H, Cell
 
 
 @dataclass(frozen=True)
 class Vanilla(Cell):
-    """h_t = f(W_ih x_t + W_hh h_{t-1} + b) + leak h_{t-1}, with f tanh, relu, sigmoid or identity.
+    """h_t = f(W_ih x_t + W_hh h_{t-1} + b) + leak h_{t-1}.
 
     Parameters
     ----------
-    activation : {"tanh", "relu", "sigmoid", "identity"}
-        f. The derivative of relu at 0 is 0.
+    activation : str or tuple of a str and numbers
+        f, by its name: see `gpurnn.LSTM`. The derivative of relu at 0 is 0.
     leak : float
         Weight of the skip connection from h_{t-1}, added after the activation.
+    clip : float, optional
+        The bound of the argument of f: it is taken from [-clip, clip].
+    zoneout : float
+        The probability with which a unit of h keeps its value of the step before (Krueger et al. 2016). Without masks,
+        as in evaluation, the expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
     """
 
     activation: Activation = "tanh"
     leak: float = 0.0
+    clip: float | None = None
+    zoneout: float = 0.0
 
     name: ClassVar[str] = "rnn"
     gate_functions: ClassVar[dict[str, str]] = {"h": "activation"}
-    scalars: ClassVar[tuple[str, ...]] = ("leak",)
+    rates: ClassVar[tuple[str, ...]] = ("zoneout",)
+    plain: ClassVar[tuple[str, ...]] = ("activation", "leak", "clip")
+    masks: ClassVar[tuple[str, ...]] = ("zoneout_h",)
+    texts: ClassVar[dict[str, str]] = {"zoneout_h": ZONEOUT_H}
+
+    @classmethod
+    def variants(cls) -> Iterator[Cell]:
+        return (cls(name) for name in ("tanh", "relu", "sigmoid", "identity"))
 
     @property
     def operations(self) -> tuple[int, int]:
@@ -35,8 +49,9 @@ class Vanilla(Cell):
 
     @property
     def saved(self) -> tuple[str, ...]:
-        return ("f",)
+        return ("f", *self.step_masks)
 
     @property
     def kernel_struct(self) -> tuple[str, ...]:
-        return ("Vanilla", self.activation.capitalize())
+        members = [] if self._members() == ["Numbers<1>"] else [str(self.number("leak")), *self._members()]
+        return ("Vanilla", self._activation_type("activation"), *members)

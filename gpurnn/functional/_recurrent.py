@@ -32,13 +32,13 @@ x : (T, B, I) array
 {parameters}
 state : {state}, optional
     {initial}; zero by default.
-{options}lengths : (B,) integer array, optional
+{options}{implied}lengths : (B,) integer array, optional
     Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
 resets : (T, B) array of bools, or of integers 0 and 1, optional
     True where a new sequence starts at step t: the state before it is zeroed, at t = 0 the initial state.
 mask : (B, H) array, optional
     Multiplies h_{{t-1}} where it enters the product with W_hh, the same at every step: a variational dropout mask.
-
+{masks}
 Returns
 -------
 y : (T, B, H) array
@@ -64,7 +64,7 @@ x : (B, I) array
 {parameters}
 state : {state}, optional
     {initial}, before the step; zero by default.
-{options}mask : (B, H) array, optional
+{options}{implied}mask : (B, H) array, optional
     Multiplies h_{{t-1}} where it enters the product with W_hh: a variational dropout mask.
 
 Returns
@@ -186,7 +186,7 @@ def infer(
             weights[name] = p
             arrays.append(p)
             shapes.append(shape)
-    if not _arrays.are_ready(x.dtype, arrays, shapes) or not ("weight_ih" in weights and "weight_hh" in weights):
+    if not _arrays.are_ready(x.dtype, arrays, shapes) or any(n not in weights for n in cell.needed):
         return None
     wing = _dispatch.wing_of_numpy()
     return None if wing is None else wing.recurrence_forward(cell, x, (weights,), state)[:2]
@@ -212,17 +212,33 @@ def _add_axis(xp: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(None if a is None else xp.expand_dims(a, axis=0) for a in arrays)
 
 
+@functools.lru_cache(256, typed=True)  # programs call a function for each step
+def _cell(kind: type[cells.Cell], implied: tuple[str, ...], step_masks: tuple[str, ...], *options: Any) -> cells.Cell:
+    """The cell of a call, from the values of its options, and from the names of the parameters that imply others."""
+    values = dict(zip(kind.function_options(), options, strict=True))
+    return kind(**values, **{kind.implied[name]: True for name in implied}, step_masks=step_masks)
+
+
 def _run(
     where: str, kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool
 ) -> tuple[tuple[Array, State], Any]:
     """Run the function of a cell with ``arguments`` by name: ``(y, state)`` and, for training, the pullback."""
-    cell = kind(**{option: arguments[option] for option in kind.options()})
-    inferred = None if training else _infer(cell, arguments)
+    implied = tuple([name for name in kind.implied if arguments[name] is not None])
+    step_masks = tuple([name for name in kind.masks if arguments.get(name) is not None])
+    options = [arguments[option] for option in kind.function_options()]
+    try:
+        cell = _cell(kind, implied, step_masks, *options)  # type: ignore[arg-type]
+    except TypeError:  # a list among the options, or what is no option
+        cell = _cell.__wrapped__(kind, implied, step_masks, *options)
+    for name in implied:
+        if name not in cell.parameters:
+            raise ValueError(f"{where}: {name} is given, expected None: {cell!r} has no such parameter")
+    inferred = None if training or cell.step_masks else _infer(cell, arguments)
     if inferred is not None:
         return inferred, None
     names = tuple(cell.parameters)
     given = take(
-        where, cell, {name: arguments[name] for name in (*names, "x", "mask")},
+        where, cell, {name: arguments[name] for name in (*names, "x", "mask", *cell.step_masks)},
         arguments["state"], arguments.get("lengths"), arguments.get("resets"), needed=cell.needed,
     )  # fmt: skip
     xp, x, mask = given.xp, given.x, given.floats["mask"]
@@ -231,6 +247,11 @@ def _run(
     state = given.initial(where, shape, "(B, hidden_size)")
     if mask is not None:
         _checks.shape(where, "mask", mask, shape, "(B, hidden_size)")
+    for name in cell.step_masks:
+        _checks.shape(where, name, given.floats[name], (x.shape[0], *shape), "(T, B, hidden_size)")
+    masks_of_steps = None
+    if cell.step_masks:
+        masks_of_steps = xp.expand_dims(xp.stack([given.floats[name] for name in cell.step_masks]), axis=1)
     wing = _dispatch.wing(where, x=x)
 
     def with_direction(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -241,7 +262,7 @@ def _run(
 
     y, final, saved = wing.recurrence_forward(
         cell, x, (weights,), with_direction(state), lengths=given.lengths, resets=given.resets,
-        mask=with_direction((mask,))[0], training=training,
+        mask=with_direction((mask,))[0], step_masks=masks_of_steps, training=training,
     )  # fmt: skip
     final = without_direction(final)
 
@@ -299,10 +320,12 @@ def _documentation(template: str, cell: cells.Cell) -> str:
         names = [name + suffix for name in cell.state_names]
         return names[0] if len(names) == 1 else f"({', '.join(names)})"
 
-    options = cell.options_text()
+    options = cell.options_text(cell.function_options())
     return template.format(
         parameters="\n".join(parameters), options=f"{options}\n" if options else "", name=cell.name,
         initial=state("_0"), final=state(""), state="(B, H) array" if cell.states == 1 else "pair of (B, H) arrays",
+        implied="".join(f"{name} : (H,) array, optional\n    {cell.texts[name]}\n" for name in cell.implied),
+        masks="".join(f"{name} : (T, B, H) array, optional\n    {cell.texts[name]}\n" for name in cell.masks),
     )  # fmt: skip
 
 
@@ -345,7 +368,8 @@ def call_step(kind: type[cells.Cell], arguments: Mapping[str, Any]) -> State:
 def of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Decorate the function of a cell: it gets its pullback, and documentation in place of the line `SHARED`.
 
-    It takes x, the cell's parameters and state; by keyword the cell's options, lengths, resets and mask.
+    It takes x, the cell's parameters and state; by keyword the cell's options and the parameters that imply options,
+    lengths, resets, mask and the cell's masks of steps.
     """
     return _decorator(kind, functools.partial(_run, kind.name, kind), SHARED, _SHARED)
 
@@ -366,9 +390,12 @@ def rnn(
     *,
     activation: cells.Activation = "tanh",
     leak: float = 0.0,
+    clip: float | None = None,
+    zoneout: float = 0.0,
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
+    zoneout_h: Array | None = None,
 ) -> tuple[Array, Array]:
     """Vanilla recurrent layer, one direction: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) + leak h_{t-1}.
 
@@ -403,9 +430,22 @@ def lstm(
     bias_hh: Array | None = None,
     state: tuple[Array | None, Array | None] | None = None,
     *,
+    activation: cells.Activation = "tanh",
+    gate_activation: cells.Activation = "sigmoid",
+    output_activation: cells.Activation = "tanh",
+    clip: float | None = None,
+    cell_clip: float | None = None,
+    coupled: bool = False,
+    zoneout: tuple[float, float] = (0.0, 0.0),
+    peephole_i: Array | None = None,
+    peephole_f: Array | None = None,
+    peephole_o: Array | None = None,
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
+    dropout_g: Array | None = None,
+    zoneout_h: Array | None = None,
+    zoneout_c: Array | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """LSTM layer, one direction.
 
@@ -446,9 +486,14 @@ def gru(
     *,
     reset_after: bool = False,
     update: cells.Update = "candidate",
+    activation: cells.Activation = "tanh",
+    gate_activation: cells.Activation = "sigmoid",
+    clip: float | None = None,
+    zoneout: float = 0.0,
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
+    zoneout_h: Array | None = None,
 ) -> tuple[Array, Array]:
     """GRU layer, one direction.
 
@@ -492,6 +537,8 @@ def rnn_cell(
     *,
     activation: cells.Activation = "tanh",
     leak: float = 0.0,
+    clip: float | None = None,
+    zoneout: float = 0.0,
     mask: Array | None = None,
 ) -> Array:
     """Run one step of `gpurnn.rnn`.
@@ -523,6 +570,16 @@ def lstm_cell(
     bias_hh: Array | None = None,
     state: tuple[Array | None, Array | None] | None = None,
     *,
+    activation: cells.Activation = "tanh",
+    gate_activation: cells.Activation = "sigmoid",
+    output_activation: cells.Activation = "tanh",
+    clip: float | None = None,
+    cell_clip: float | None = None,
+    coupled: bool = False,
+    zoneout: tuple[float, float] = (0.0, 0.0),
+    peephole_i: Array | None = None,
+    peephole_f: Array | None = None,
+    peephole_o: Array | None = None,
     mask: Array | None = None,
 ) -> tuple[Array, Array]:
     """Run one step of `gpurnn.lstm`.
@@ -557,6 +614,10 @@ def gru_cell(
     *,
     reset_after: bool = False,
     update: cells.Update = "candidate",
+    activation: cells.Activation = "tanh",
+    gate_activation: cells.Activation = "sigmoid",
+    clip: float | None = None,
+    zoneout: float = 0.0,
     mask: Array | None = None,
 ) -> Array:
     """Run one step of `gpurnn.gru`.

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,13 +75,14 @@ params : dict of str to array
 
 Notes
 -----
-Dropouts act only in ``vjp(..., rng=...)``. What stays is scaled by 1/(1 - rate), so that a call needs no scaling."""
+Dropouts act only in ``vjp(..., rng=...)``, and so do the masks of zoneout. What a dropout leaves is scaled by
+1/(1 - rate), so that a call needs no scaling."""
 
 
 def _documentation(cell: cells.Cell) -> str:
     ones = " and ".join(cell.biases_of_one)
     text = _SHARED.format(
-        options=cell.options_text(), gates=", ".join(cell.gate_functions),
+        options=cell.options_text(cell.options()), gates=", ".join(cell.gate_functions),
         ones=f", except that of the gate {ones} at 1" if ones else "",
         parameters=", ".join(f"``{name}_l0`` {shape}" for name, shape in cell.shape_texts().items()),
     )  # fmt: skip
@@ -98,6 +100,8 @@ class _Weights(NamedTuple):
     """Multiplies h_{t-1}."""
     between: int | None
     """The seed of the dropout on the layer's input."""
+    steps: dict[str, tuple[float, int]]
+    """The rate and the seed of the masks of each step, by their names."""
 
 
 class Recurrent(Layer):
@@ -212,6 +216,8 @@ class Recurrent(Layer):
             if len(shape) == 2:  # a block of each gate
                 initialise = init_ih if name == "weight_ih" else init_hh
                 return np.concatenate([initialise(rng, (hidden, shape[1]), dtype) for _ in range(shape[0] // hidden)])
+            if name in self.cell.diagonal:
+                return np.zeros(shape, dtype)
             ones = self.cell.biases_of_one if name == "bias_ih" else ()
             return np.repeat(np.array([gate in ones for gate in self.cell.gate_functions], dtype), hidden)
 
@@ -500,7 +506,8 @@ class Recurrent(Layer):
         if rng is not None and self.variational_dropout > 0:
             shape = (self.num_directions, x.shape[1], self.hidden_size)
             mask = dropout_mask(x, shape, self.variational_dropout, rng)
-        return _Weights(tuple(values), tuple(dropped), mask, between)
+        steps = {} if rng is None else {n: (rate, philox_seed(rng)) for n, rate in self.cell.drawn_masks().items()}
+        return _Weights(tuple(values), tuple(dropped), mask, between, steps)
 
     def _stack(
         self,
@@ -522,7 +529,7 @@ class Recurrent(Layer):
             if layer.between is not None:
                 between = _mask_from(wing, y, start, self.dropout, layer.between)
                 y = y * between
-            y, final, pull_layer = self._layer(wing, layer, y, state_of_layer, lengths, resets, training)
+            y, final, pull_layer = self._layer(wing, layer, y, state_of_layer, lengths, resets, start, training)
             finals.append(final)
             pulls.append((between, pull_layer))
 
@@ -546,13 +553,19 @@ class Recurrent(Layer):
         state: tuple[Array, ...],
         lengths: Array | None,
         resets: Array | None,
+        start: int,
         training: bool,
     ) -> tuple[Array, tuple[Array, ...], Any]:
         """One layer of the stack: y, its final state, and ``pull(dy, dstate, dweights) -> dx, dweights, dstate0``."""
         xp = _dispatch.namespace(type(self).__name__, x=x)
+        cell, step_masks = self.cell, None
+        if weights.steps:
+            cell = replace(cell, step_masks=tuple(weights.steps))
+            step_masks = xp.stack([self._step_mask(wing, x, start, *drawn) for drawn in weights.steps.items()])
         y, final, saved = wing.recurrence_forward(
-            self.cell, x, weights.values, state, lengths=lengths, resets=resets, mask=weights.mask, training=training
-        )
+            cell, x, weights.values, state, lengths=lengths, resets=resets, mask=weights.mask, step_masks=step_masks,
+            training=training,
+        )  # fmt: skip
         skip = self.residual and x.shape[2] == y.shape[2]
         exists = None
         if skip:
@@ -570,6 +583,15 @@ class Recurrent(Layer):
             return dx, gradients, dstate0
 
         return y, final, pull
+
+    def _step_mask(self, wing: Wing, x: Array, start: int, name: str, drawn: tuple[float, int]) -> Array:
+        """A mask of each step (D, T, B, H), of the steps of x, which begin at step ``start`` of the sequence."""
+        xp = _dispatch.namespace(type(self).__name__, x=x)
+        (T, B, _), D, H = x.shape, self.num_directions, self.hidden_size
+        rows = xp.empty((T, B, D * H), dtype=x.dtype, device=_dispatch.device(x))
+        mask = xp.permute_dims(xp.reshape(_mask_from(wing, rows, start, *drawn), (T, B, D, H)), (2, 0, 1, 3))
+        # Of a dropout 0 is what goes, and of zoneout it is what stays from the step before.
+        return xp.astype(mask == 0, x.dtype) if name.startswith("zoneout") else _arrays.contiguous(mask)
 
     def _forms(self) -> dict[str, str]:
         values = [f"{option}={getattr(self.cell, option)!r}" for option in self.cell.form]
@@ -631,6 +653,8 @@ class RNN(Recurrent, cell=cells.Vanilla):
         *,
         activation: cells.Activation = "tanh",
         leak: float = 0.0,
+        clip: float | None = None,
+        zoneout: float = 0.0,
         residual: bool = False,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -680,6 +704,15 @@ class LSTM(Recurrent, cell=cells.LSTM):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        activation: cells.Activation = "tanh",
+        gate_activation: cells.Activation = "sigmoid",
+        output_activation: cells.Activation = "tanh",
+        clip: float | None = None,
+        cell_clip: float | None = None,
+        peephole: bool = False,
+        coupled: bool = False,
+        zoneout: tuple[float, float] = (0.0, 0.0),
+        candidate_dropout: float = 0.0,
         residual: bool = False,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -727,6 +760,10 @@ class GRU(Recurrent, cell=cells.GRU):
         *,
         reset_after: bool = False,
         update: cells.Update = "candidate",
+        activation: cells.Activation = "tanh",
+        gate_activation: cells.Activation = "sigmoid",
+        clip: float | None = None,
+        zoneout: float = 0.0,
         residual: bool = False,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from .fit_options import FitOptions
 
 
-CELL_OPTIONS = tuple(dict.fromkeys(option for cell in CELLS.values() for option in cell.options()))
-"""The options of all cells. A model's constructor takes them all; the value None stands for the cell's default."""
+CELL_OPTIONS = ("activation", "leak", "reset_after", "update")
+"""The options of cells that a model's constructor takes; the value None stands for the cell's default."""
 
 LOSS_UNITS = {
     "cross_entropy": "nats per target",
@@ -343,7 +343,7 @@ def recurrent(
     cell_options = {name: value for name, value in cell_options.items() if value is not None}
     for name in cell_options:
         if name not in known:
-            expected = " or ".join(known) or "none"
+            expected = " or ".join(option for option in CELL_OPTIONS if option in known)
             raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, expected {expected}")
     if init is not None:
         options["init"] = init

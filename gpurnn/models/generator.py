@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, Literal
 
 import numpy as np
 
-from .. import _arrays, _checks, _dispatch, cells, functional, layers, losses
+from .. import _arrays, _checks, _dispatch, functional, layers, losses
 from .._contract import Array
 from .._op import Pullback
 from .._random import generator
@@ -93,7 +93,7 @@ class SequenceGenerator(Model):
         hidden_size: int,
         outputs: int,
         *,
-        activation: cells.Activation = "tanh",
+        activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh",
         output_activation: str = "softmax",
         loss: str = "mse",
         init: Any = None,
@@ -104,7 +104,9 @@ class SequenceGenerator(Model):
         self.input_size = _checks.size(where, "input_size", input_size)
         self.hidden_size = _checks.size(where, "hidden_size", hidden_size)
         self.outputs = _checks.size(where, "outputs", outputs)
-        self.activation = activation = _checks.choice(where, "activation", activation, get_args(cells.Activation))
+        self.activation = activation = _checks.choice(
+            where, "activation", activation, ("tanh", "relu", "sigmoid", "identity")
+        )
         self.output_activation = output_activation = _checks.choice(
             where, "output_activation", output_activation, DENSE_ACTIVATIONS
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpurnn._contract import Array, Weights
-from gpurnn.cells import Cell
+from gpurnn.cells import Cell, activations
 
 from ..launch import contiguous, namespace, of_stream, remembers_stream
 from ..recurrence import plan
@@ -19,7 +19,11 @@ def cell_forward(cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weigh
     B, H = state[0].shape
     b_hh = weights.get("bias_hh")
     with plan.schedule("stepwise"):
-        run = Run.begin(cell, 1, B, H, xp.array(weights["weight_hh"], order="C")[None], training=True)
+        w_hh, diagonal = xp.array(weights["weight_hh"], order="C")[None], [[weights[name] for name in cell.diagonal]]
+        step_masks = None
+        if cell.step_masks:
+            step_masks = xp.stack([weights[name] for name in cell.step_masks])[:, None, None]
+        run = Run.begin(cell, 1, B, H, w_hh, diagonal=diagonal, step_masks=step_masks, training=True)
     final = tuple(xp.array(s, run.struct.dtype.accumulator, order="C")[None] for s in state)
     run_forward(run, contiguous(xw)[None], (None, None if b_hh is None else contiguous(b_hh)[None]), final)
     return tuple(s[0].astype(xw.dtype, copy=False) for s in final), run
@@ -40,12 +44,18 @@ def cell_gates(saved: Run) -> dict[str, Array]:
     """The values (B, H) of the gates of a step by name, from what `cell_forward` saved."""
     xp: Any = namespace(saved.w)
     assert saved.saved is not None
-    values = {name: saved.saved[0, 0, :, k, :] for k, name in enumerate(saved.cell.gate_functions)}
+    functions, clip = saved.cell.gate_functions, getattr(saved.cell, "clip", None)
 
-    def value(kept: Array) -> Array:
-        """Of a sigmoid, from what ``Gate`` in ``activations.cuh`` holds."""
-        return xp.where(xp.signbit(kept), 1 + kept, kept)
+    def value(gate: str, kept: Array) -> Array:
+        """From what the gate's activation keeps, see ``activations.cuh``."""
+        activation = saved.cell.activation_of(gate)
+        if clip is not None:
+            return activations.value(xp, activation, xp.clip(kept, -clip, clip))
+        name = activations.name_of(activation)
+        if name == "sigmoid":
+            return xp.where(xp.signbit(kept), 1 + kept, kept)
+        if name == "scaled_tanh":
+            return activations.numbers_of(activation)[0] * kept
+        return kept.copy() if name in ("tanh", "relu") else activations.value(xp, activation, kept)
 
-    return {
-        name: value(kept) if saved.cell.function_of(name) == "sigmoid" else kept.copy() for name, kept in values.items()
-    }
+    return {name: value(name, saved.saved[0, 0, :, k, :]) for k, name in enumerate(functions)}

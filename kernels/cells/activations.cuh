@@ -1,6 +1,7 @@
 // The activations of the cells, and their derivatives.
 //
-// An activation f has `keep`, from its argument to one number, and from that number `value` f and `slope` f'.
+// An activation f has `keep`, from its argument to one number, and from that number `value` f and `slope` f'. All take the
+// numbers of the cell too, `n`: an activation that has an alpha and a beta finds them there from index `at` on.
 #pragma once
 
 #include "numbers.cuh"
@@ -23,36 +24,151 @@ struct Gate {
 
 struct Tanh {
     template <typename Real>
-    __device__ static Real keep(Real a) { return tanh(a); }
+    __device__ static Real keep(Real a, const Real*) { return tanh(a); }
     template <typename Real>
-    __device__ static Real value(Real f) { return f; }
+    __device__ static Real value(Real f, const Real*) { return f; }
     template <typename Real>
-    __device__ static Real slope(Real f) { return 1 - f * f; }
+    __device__ static Real slope(Real f, const Real*) { return 1 - f * f; }
 };
 
 struct Relu {
     template <typename Real>
-    __device__ static Real keep(Real a) { return select(a < 0, Real(0), a); }  // a NaN stays one
+    __device__ static Real keep(Real a, const Real*) { return select(a < 0, Real(0), a); }  // a NaN stays one
     template <typename Real>
-    __device__ static Real value(Real f) { return f; }
+    __device__ static Real value(Real f, const Real*) { return f; }
     template <typename Real>
-    __device__ static Real slope(Real f) { return select(f > 0, Real(1), Real(0)); }
+    __device__ static Real slope(Real f, const Real*) { return select(f > 0, Real(1), Real(0)); }
 };
 
 struct Sigmoid {
     template <typename Real>
-    __device__ static Real keep(Real a) { return Gate<Real>::of(a).held; }
+    __device__ static Real keep(Real a, const Real*) { return Gate<Real>::of(a).held; }
     template <typename Real>
-    __device__ static Real value(Real held) { return Gate<Real>{held}.value(); }
+    __device__ static Real value(Real held, const Real*) { return Gate<Real>{held}.value(); }
     template <typename Real>
-    __device__ static Real slope(Real held) { return Gate<Real>{held}.slope(); }
+    __device__ static Real slope(Real held, const Real*) { return Gate<Real>{held}.slope(); }
 };
 
-struct Identity {
+// Those that are kept as their argument.
+struct OfArgument {
     template <typename Real>
-    __device__ static Real keep(Real a) { return a; }
+    __device__ static Real keep(Real a, const Real*) { return a; }
+};
+
+struct Identity : OfArgument {
     template <typename Real>
-    __device__ static Real value(Real f) { return f; }
+    __device__ static Real value(Real a, const Real*) { return a; }
     template <typename Real>
-    __device__ static Real slope(Real) { return 1; }
+    __device__ static Real slope(Real, const Real*) { return 1; }
+};
+
+template <int at>
+struct Affine : OfArgument {
+    template <typename Real>
+    __device__ static Real value(Real a, const Real* n) { return n[at] * a + n[at + 1]; }
+    template <typename Real>
+    __device__ static Real slope(Real, const Real* n) { return n[at]; }
+};
+
+template <int at>
+struct LeakyRelu : OfArgument {
+    template <typename Real>
+    __device__ static Real value(Real a, const Real* n) { return select(a < 0, n[at] * a, a); }
+    template <typename Real>
+    __device__ static Real slope(Real a, const Real* n) { return select(a < 0, n[at], Real(1)); }
+};
+
+template <int at>
+struct ThresholdedRelu : OfArgument {
+    template <typename Real>
+    __device__ static Real value(Real a, const Real* n) { return select(a > n[at], a, 0 * a); }
+    template <typename Real>
+    __device__ static Real slope(Real a, const Real* n) { return select(a > n[at], Real(1), Real(0)); }
+};
+
+template <int at>
+struct ScaledTanh {
+    template <typename Real>
+    __device__ static Real keep(Real a, const Real* n) { return tanh(n[at + 1] * a); }
+    template <typename Real>
+    __device__ static Real value(Real t, const Real* n) { return n[at] * t; }
+    template <typename Real>
+    __device__ static Real slope(Real t, const Real* n) { return n[at] * n[at + 1] * (1 - t * t); }
+};
+
+template <int at>
+struct HardSigmoid : OfArgument {
+    template <typename Real>
+    __device__ static Real value(Real a, const Real* n) {
+        const Real line = n[at] * a + n[at + 1];
+        return select(line < 0, Real(0), select(line > 1, Real(1), line));
+    }
+    template <typename Real>
+    __device__ static Real slope(Real a, const Real* n) {
+        const Real line = n[at] * a + n[at + 1];
+        return select(line > 0, select(line < 1, n[at], Real(0)), Real(0));
+    }
+};
+
+template <int at>
+struct Elu : OfArgument {
+    template <typename Real>
+    __device__ static Real value(Real a, const Real* n) {
+        return select(a < 0, n[at] * expm1(select(a < 0, a, Real(0))), a);
+    }
+    template <typename Real>
+    __device__ static Real slope(Real a, const Real* n) {
+        return select(a < 0, n[at] * exp(select(a < 0, a, Real(0))), Real(1));
+    }
+};
+
+struct Softsign : OfArgument {
+    template <typename Real>
+    __device__ static Real value(Real a, const Real*) { return a / (1 + select(a < 0, -a, a)); }
+    template <typename Real>
+    __device__ static Real slope(Real a, const Real*) {
+        const Real divisor = 1 + select(a < 0, -a, a);
+        return 1 / (divisor * divisor);
+    }
+};
+
+struct Softplus : OfArgument {
+    template <typename Real>
+    __device__ static Real value(Real a, const Real*) {
+        return select(a < 0, Real(0), a) + log1p(exp(select(a < 0, a, -a)));  // a NaN stays one
+    }
+    template <typename Real>
+    __device__ static Real slope(Real a, const Real*) { return Gate<Real>::of(a).value(); }
+};
+
+// f of an argument that is taken from [-bound, bound], the cell's number `at`.
+template <class F, int at>
+struct Clipped : OfArgument {
+    template <typename Real>
+    __device__ static Real within(Real a, Real bound) { return select(a > bound, bound, select(a < -bound, -bound, a)); }
+    template <typename Real>
+    __device__ static Real inner(Real a, const Real* n) { return F::keep(within(a, n[at]), n); }
+    template <typename Real>
+    __device__ static Real value(Real a, const Real* n) { return F::value(inner(a, n), n); }
+    template <typename Real>
+    __device__ static Real slope(Real a, const Real* n) {
+        return select(a > n[at], Real(0), select(a < -n[at], Real(0), F::slope(inner(a, n), n)));
+    }
+};
+
+// 1 - f.
+template <class F>
+struct Complement {
+    template <typename Real>
+    __device__ static Real of(Real kept, const Real* n) { return 1 - F::value(kept, n); }
+};
+template <>
+struct Complement<Sigmoid> {
+    template <typename Real>
+    __device__ static Real of(Real held, const Real*) { return Gate<Real>{held}.complement(); }
+};
+template <class F, int at>
+struct Complement<Clipped<F, at>> {
+    template <typename Real>
+    __device__ static Real of(Real a, const Real* n) { return Complement<F>::of(Clipped<F, at>::inner(a, n), n); }
 };

@@ -1,37 +1,107 @@
 // The LSTM cell: c_t = f c_{t-1} + i g, h_t = o tanh(c_t).
 #pragma once
 
-#include "cells/activations.cuh"
+#include "cells/options.cuh"
 
-template <typename Real_>
-struct Lstm {
+template <typename Real_, class... Options>
+struct Lstm : Members<Real_, Options...> {
     using Real = Real_;
-    enum { I, F, G, O, gates };
-    enum { C_PREV = gates, num_saved };  // behind the gates; of I, F and O what `Gate` holds
+    static constexpr bool coupled = has_option<Coupled, Options...>, peephole = has_option<Peephole, Options...>;
+    static constexpr bool drops = has_option<DroppedCandidate, Options...>;
+    static constexpr int bound_at = number_of<CellClip, Options...>(-1);
+    enum { I, F, G = coupled ? 1 : 2, O, gates };  // without F if the gates are coupled
+    // Behind the gates; of these what their activations keep.
+    enum { C_PREV = gates, C, MASK_G = peephole ? C + 1 : C, num_saved = drops ? MASK_G + 1 : MASK_G };
     static constexpr int phases = 1;
     static constexpr bool has_c = true, hidden_apart = false;
     static constexpr int waiting = 0;
     static constexpr int first_gate(int phase) { return phase * gates; }
 
-    __device__ void forward(const Real (&x)[4], const Real (&p)[4], Real& h, Real& c, Real (&saved)[5]) const {
-        const Gate<Real> i = Gate<Real>::of(x[I] + p[I]), f = Gate<Real>::of(x[F] + p[F]);
-        const Gate<Real> o = Gate<Real>::of(x[O] + p[O]);
-        const Real g = tanh(x[G] + p[G]);
-        saved[I] = i.held, saved[F] = f.held, saved[G] = g, saved[O] = o.held, saved[C_PREV] = c;
-        c = f.value() * c + i.value() * g;
-        h = o.value() * tanh(c);
+    // The peepholes, those of i, f and o.
+    enum { P_I, P_F, P_O = coupled ? 1 : 2 };
+    __device__ static constexpr int weight_gate(int k) { return k == P_O ? O : k; }
+    __device__ static constexpr int weight_reads(int k) { return k == P_O ? C : C_PREV; }
+
+    using GateFunction = typename FunctionOf<Gates, Sigmoid, Options...>::type;
+    using CandidateFunction = typename FunctionOf<Candidate, Tanh, Options...>::type;
+    using OutputFunction = typename FunctionOf<Output, Tanh, Options...>::type;
+
+    __device__ Real gate(Real kept) const { return GateFunction::value(kept, this->numbers()); }
+    __device__ Real forget(const Real (&saved)[num_saved]) const {
+        if constexpr (coupled) return Complement<GateFunction>::of(saved[I], this->numbers());
+        else return gate(saved[F]);
+    }
+    __device__ Real candidate(const Real (&saved)[num_saved]) const {
+        const Real g = CandidateFunction::value(saved[G], this->numbers());
+        if constexpr (drops) return g * saved[MASK_G];
+        else return g;
+    }
+    // c_t, before it is bounded.
+    __device__ Real unbounded(const Real (&saved)[num_saved], Real c_prev) const {
+        return forget(saved) * c_prev + gate(saved[I]) * candidate(saved);
+    }
+    __device__ Real bounded(Real c) const {
+        if constexpr (bound_at >= 0) {
+            const Real bound = this->number[bound_at];
+            return select(c > bound, bound, select(c < -bound, -bound, c));
+        } else {
+            return c;
+        }
     }
 
-    __device__ void backward(const Real (&saved)[5], Real dh, Real& dc, Real (&da)[4], Real (&)[4], Real& dh_prev) const {
-        const Gate<Real> i{saved[I]}, f{saved[F]}, o{saved[O]};
-        const Real g = saved[G], c_prev = saved[C_PREV];
-        const Real tanh_c = tanh(f.value() * c_prev + i.value() * g);
-        dc += dh * o.value() * (1 - tanh_c * tanh_c);
-        da[I] = dc * g * i.slope();
-        da[F] = dc * c_prev * f.slope();
-        da[G] = dc * i.value() * (1 - g * g);
-        da[O] = dh * tanh_c * o.slope();
-        dc *= f.value();
+    // The argument of a gate that reads c, if there are peepholes.
+    __device__ Real read(Real sum, int peephole_at, Real c) const {
+        if constexpr (peephole) return sum + this->weight[peephole_at] * c;
+        else return sum;
+    }
+
+    __device__ void forward(
+        const Real (&x)[gates], const Real (&p)[gates], Real& h, Real& c, Real (&saved)[num_saved]) const {
+        const Real* const n = this->numbers();
+        saved[I] = GateFunction::keep(read(x[I] + p[I], P_I, c), n);
+        if constexpr (!coupled) saved[F] = GateFunction::keep(read(x[F] + p[F], P_F, c), n);
+        if constexpr (!peephole) saved[O] = GateFunction::keep(x[O] + p[O], n);
+        saved[G] = CandidateFunction::keep(x[G] + p[G], n);
+        saved[C_PREV] = c;
+        if constexpr (drops) saved[MASK_G] = this->mask[0];
+        c = bounded(unbounded(saved, c));
+        if constexpr (peephole) {
+            saved[C] = c;
+            saved[O] = GateFunction::keep(read(x[O] + p[O], P_O, c), n);
+        }
+        h = gate(saved[O]) * OutputFunction::value(OutputFunction::keep(c, n), n);
+    }
+
+    __device__ void backward(
+        const Real (&saved)[num_saved], Real dh, Real& dc, Real (&da)[gates], Real (&)[gates], Real& dh_prev) const {
+        const Real* const n = this->numbers();
+        const Real c_prev = saved[C_PREV], c = unbounded(saved, c_prev), output = OutputFunction::keep(bounded(c), n);
+        dc += dh * gate(saved[O]) * OutputFunction::slope(output, n);
+        if constexpr (peephole) {
+            da[O] = dh * OutputFunction::value(output, n) * GateFunction::slope(saved[O], n);
+            dc += this->weight[P_O] * da[O];
+        }
+        if constexpr (bound_at >= 0) {
+            const Real bound = this->number[bound_at];
+            dc = select(c > bound, Real(0), select(c < -bound, Real(0), dc));
+        }
+        if constexpr (coupled) {
+            da[I] = dc * (candidate(saved) - c_prev) * GateFunction::slope(saved[I], n);
+        } else {
+            da[I] = dc * candidate(saved) * GateFunction::slope(saved[I], n);
+            da[F] = dc * c_prev * GateFunction::slope(saved[F], n);
+        }
+        if constexpr (drops) {
+            da[G] = dc * gate(saved[I]) * saved[MASK_G] * CandidateFunction::slope(saved[G], n);
+        } else {
+            da[G] = dc * gate(saved[I]) * CandidateFunction::slope(saved[G], n);
+        }
+        if constexpr (!peephole) da[O] = dh * OutputFunction::value(output, n) * GateFunction::slope(saved[O], n);
+        dc *= forget(saved);
+        if constexpr (peephole) {
+            dc += this->weight[P_I] * da[I];
+            if constexpr (!coupled) dc += this->weight[P_F] * da[F];
+        }
         dh_prev = 0;
     }
 };

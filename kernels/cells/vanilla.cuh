@@ -1,10 +1,10 @@
 // The vanilla cell: h_t = f(W_ih x_t + W_hh h_{t-1} + b) + leak h_{t-1}.
 #pragma once
 
-#include "cells/activations.cuh"
+#include "cells/options.cuh"
 
-template <typename Real_, class Activation>
-struct Vanilla {
+template <typename Real_, class Activation, int leak_at = 0, class... Options>
+struct Vanilla : Members<Real_, Numbers<1>, Options...> {  // a later count of numbers is the one that holds
     using Real = Real_;
     enum { H, gates, num_saved = gates };
     static constexpr int phases = 1;
@@ -12,16 +12,16 @@ struct Vanilla {
     static constexpr int waiting = 0;
     static constexpr int first_gate(int phase) { return phase * gates; }
 
-    Real leak;
-
     __device__ void forward(const Real (&x)[1], const Real (&p)[1], Real& h, Real&, Real (&saved)[1]) const {
-        saved[H] = Activation::keep(x[H] + p[H]);
-        const Real value = Activation::value(saved[H]);
+        const Real leak = this->number[leak_at];
+        saved[H] = Activation::keep(x[H] + p[H], this->numbers());
+        const Real value = Activation::value(saved[H], this->numbers());
         h = select(leak == 0, value, value + leak * h);  // where h is infinite, the product with zero is NaN
     }
 
     __device__ void backward(const Real (&saved)[1], Real dh, Real&, Real (&da)[1], Real (&)[1], Real& dh_prev) const {
-        da[H] = dh * Activation::slope(saved[H]);
+        const Real leak = this->number[leak_at];
+        da[H] = dh * Activation::slope(saved[H], this->numbers());
         dh_prev = select(leak == 0, Real(0), leak * dh);
     }
 };

@@ -173,7 +173,7 @@ private:
         if (layer.dy) dh += get<whole>(layer.dy + (int64_t(t) * B + b) * layer.row + j, count);
         Real values[Cell::num_saved], gates[G], hidden_gates[G], past_products;
         load<whole>(s, b, j, count, values);
-        cell.backward(values, dh, dc, gates, hidden_gates, past_products);
+        with_members<Cell, whole, false>(cell, layer, t, b, j, count).backward(values, dh, dc, gates, hidden_gates, past_products);
         put<whole>(past_products, direct + at, count);
         if (Cell::has_c) put<whole>(dc, layer.dc + at, count);
         T* const to = da + gates_at(s - s0, b) + j;
@@ -253,6 +253,15 @@ private:
                 [&](int64_t i) { return operands + row_of_input(s0, rows[i]) * H; },
                 from > begins ? from : begins, to < ends ? to : ends, H, layer.dw_hh,
                 Cell::hidden_apart ? layer.db_hh : nullptr, panel, strips);
+        }
+        for (int k = 0; k < Cell::num_weights; ++k) {
+            const int64_t gate = Cell::weight_gate(k) * H, reads = Cell::weight_reads(k) * H;
+            for (int64_t j = H * index / count; j < H * (index + 1) / count; ++j) {
+                for (int row : rows) {
+                    const T* const values = layer.saved + row_of_input(s0, row) * Cell::num_saved * H;
+                    layer.dweights[k * H + j] += da[int64_t(row) * G * H + gate + j] * values[reads + j];
+                }
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-// exp and tanh of a `Vector`, to a few units in the last place wherever the result is a normal number.
+// exp, tanh and their kin of a `Vector`, to a few units in the last place wherever the result is a normal number.
 //
 // x = n ln 2 + r with |r| <= ln(2) / 2, exp(r) by its series, and 2^n by the exponent's bits: Cody & Waite, "Software
 // Manual for the Elementary Functions" (1980). n ln 2 is subtracted in two parts, of which the first has so few digits
@@ -83,4 +83,23 @@ ALWAYS_INLINE Vector<T> tanh(Vector<T> a) {
     const Vector<T> power = power_of_two<T>(reduced.shifted);
     const Vector<T> e = fma(power, reduced.expm1, power - 1), value = e / (e + 2);
     return Vector<T>::of_bits(value.bits() | (a.bits() & sign));
+}
+
+// exp(x) - 1, of numbers that are not above zero.
+template <typename T>
+ALWAYS_INLINE Vector<T> expm1(Vector<T> x) {
+    const Reduced<T> reduced(max(Vector<T>(T(-40)), x));  // there it is -1
+    const Vector<T> power = power_of_two<T>(reduced.shifted);
+    return fma(power, reduced.expm1, power - 1);
+}
+
+// log(1 + x), of numbers from zero to one: 2 (z + z^3 / 3 + z^5 / 5 + ...) with z = x / (2 + x).
+template <typename T>
+ALWAYS_INLINE Vector<T> log1p(Vector<T> x) {
+    const Vector<T> z = x / (x + 2), square = z * z;
+    constexpr int terms = sizeof(T) == 4 ? 8 : 17;
+    Vector<T> series = T(1) / (2 * terms + 1);
+#pragma GCC unroll 18
+    for (int k = terms - 1; k >= 0; --k) series = fma(series, square, Vector<T>(T(1) / (2 * k + 1)));
+    return 2 * z * series;
 }

@@ -1,8 +1,6 @@
 // The functions of a recurrence's library. The unit that includes this has chosen the cell: `using Chosen = ...`.
 #pragma once
 
-#include <type_traits>
-
 #include "native/backward.h"
 #include "native/forward.h"
 
@@ -11,12 +9,12 @@
 using Number = Chosen::Real::Number;
 using ChosenLayer = Layer<Number>;
 
-// Its members are the options that are numbers, in their order.
-static Chosen chosen_cell(const ChosenLayer& layer) {
-    Chosen cell{};
-    if constexpr (!std::is_empty_v<Chosen>) {
-        auto* const members = reinterpret_cast<Chosen::Real*>(&cell);
-        for (unsigned i = 0; i < sizeof cell / sizeof *members; ++i) members[i] = layer.numbers[i];
+// With the options that are numbers.
+template <class Cell = Chosen>
+static Cell chosen_cell(const ChosenLayer& layer) {
+    Cell cell{};
+    if constexpr (Cell::num_numbers > 0) {
+        for (int i = 0; i < Cell::num_numbers; ++i) cell.number[i] = layer.numbers[i];
     }
     return cell;
 }

@@ -316,7 +316,7 @@ private:
             Real c = Cell::has_c ? get<whole>(layer.c + b * H + j, count) : Real(0);
             if (clock.cut(layer.backwards, t, b)) h = c = 0;
             for (int k = 0; k < first; ++k) values[k] = get<whole>(to + k * H, count);
-            cell.forward(x, p, h, c, values);
+            with_members<Cell, whole>(cell, layer, t, b, j, count).forward(x, p, h, c, values);
             if (to) {
                 for (int k = first; k < Cell::num_saved; ++k) put<whole>(values[k], to + k * H, count);
             }

@@ -15,13 +15,15 @@ struct Layer {
     int64_t slots;      // steps that operands and saved have room for: all of them in training, else two
     int64_t chunk;      // steps of a chunk of the gradients
     Team team;
-    double numbers[4];  // the cell's options that are numbers
+    double numbers[10];  // the cell's options that are numbers
 
     const int32_t* lengths;              // (B), or null
     const bool* resets;                  // (T, B), or null
     const T* mask;                       // (B, H), or null
     const T* x;                          // (T, B, I)
     const T *w_ih, *w_hh, *b_ih, *b_hh;  // (G*H, I), (G*H, H), (G*H) or null
+    const T* weights;                    // (W, H): those of one number for each unit
+    const T* masks;                      // (M, T, B, H): those of each step
     T *h, *c;                            // (B, H): the state, advanced in place; c is null for a cell that has none
     T* y;                                // (T, B, H) of the rows
     T* operands;                         // (phases, slots, B, H): what each phase of a step multiplies
@@ -32,7 +34,7 @@ struct Layer {
     T *dh, *dc;                        // (B, H): the gradient of the final state, which becomes that of the initial one
     T* dx;                             // (T, B, I)
     int64_t adds;                      // whether dx is added to what another direction made of it
-    T *dw_ih, *dw_hh, *db_ih, *db_hh;  // are added to
+    T *dw_ih, *dw_hh, *db_ih, *db_hh, *dweights;  // are added to
 
     T* workspace;  // of the call, aligned to a cache line, as are operands, saved and back
 };

@@ -105,6 +105,23 @@ private:
     }
 };
 
+// The cell with what the units of a register have for themselves: their weights, and in row b at step t their masks,
+// which the backward pass finds among the saved values.
+template <class Cell, bool whole, bool masks = true>
+ALWAYS_INLINE Cell with_members(
+    Cell cell, const Layer<typename Cell::Real::Number>& layer, int64_t t, int64_t b, int64_t j, int64_t count) {
+    const int64_t H = layer.hidden;
+    if constexpr (Cell::num_weights > 0) {
+        for (int k = 0; k < Cell::num_weights; ++k) cell.weight[k] = get<whole>(layer.weights + k * H + j, count);
+    }
+    if constexpr (masks && Cell::num_masks > 0) {
+        for (int k = 0; k < Cell::num_masks; ++k) {
+            cell.mask[k] = get<whole>(layer.masks + ((k * layer.steps + t) * layer.batch + b) * H + j, count);
+        }
+    }
+    return cell;
+}
+
 // A thread's part of the recurrent products. It belongs to a team that has rows of the batch to itself, and shares the
 // columns with the others of the team, who meet after each product.
 struct Part {

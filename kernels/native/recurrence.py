@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from gpurnn.reference import recurrence as reference
 from gpurnn.reference.buffers import empty
 from gpurnn.reference.recurrence import recurrence_chunk
 
+from gpurnn import _checks
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
+from ..compiler import CompilerError, digest_of
 from ..recurrence.struct import proofs_of
 from . import build, threads
 
@@ -26,7 +29,7 @@ C_NAMES = {"float32": "float", "float64": "double"}
 _DTYPES = {"f": "float32", "d": "float64"}
 """By the character of NumPy's dtype, which is faster to ask for."""
 
-_NUMBERS = 4
+_NUMBERS = 10
 """The most options of a cell that are numbers."""
 
 _CACHE_LINE = 64  # bytes
@@ -43,13 +46,14 @@ class Layer(ctypes.Structure):
         ("team", threads.Team),
         ("numbers", ctypes.c_double * _NUMBERS),
         *((name, ctypes.c_void_p) for name in ("lengths", "resets", "mask", "x", "w_ih", "w_hh", "b_ih", "b_hh")),
+        *((name, ctypes.c_void_p) for name in ("weights", "masks")),
         *((name, ctypes.c_void_p) for name in ("h", "c", "y", "operands", "saved", "back", "dy", "dh", "dc", "dx")),
         ("adds", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("dw_ih", "dw_hh", "db_ih", "db_hh", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("dw_ih", "dw_hh", "db_ih", "db_hh", "dweights", "workspace")),
     )
 
 
-_LAYER = struct.Struct(f"8qPqd{_NUMBERS}d18Pq5P")
+_LAYER = struct.Struct(f"8qPqd{_NUMBERS}d20Pq6P")
 """A `Layer` as bytes, which are made in a fifth of the time."""
 
 assert _LAYER.size == ctypes.sizeof(Layer)
@@ -63,8 +67,7 @@ class Sizes(ctypes.Structure):
 
 def unit(cell: Cell, dtype: str) -> str:
     """The C++ source of the library of a cell, whatever its options that are numbers, for numbers of a dtype."""
-    name, *arguments = cell.kernel_struct
-    of_cell = f"{name}<{', '.join([f'Vector<{C_NAMES[dtype]}>', *arguments])}>"
+    of_cell = cell.kernel_type(f"Vector<{C_NAMES[dtype]}>")
     return "\n".join(
         [
             '#include "native/elementary.h"',
@@ -80,7 +83,24 @@ def unit(cell: Cell, dtype: str) -> str:
 @functools.cache
 def library(cell: Cell, dtype: str) -> build.Library:
     """The library of a cell for numbers of a dtype."""
-    return build.Library("_".join([*cell.kernel_struct, dtype]).lower(), lambda: unit(cell, dtype))
+    return build.Library(library_name(cell, dtype), lambda: unit(cell, dtype))
+
+
+def library_name(cell: Cell, dtype: str) -> str:
+    """As a file has it: with a digest in place of many options."""
+    name = re.sub(r"\W+", "_", f"{cell.kernel_type('')} {dtype}").lower()
+    return name if len(name) < 60 else f"{name[:40]}_{digest_of(name)[:8]}_{dtype}"
+
+
+@functools.cache
+def can_compute(cell: Cell, dtype: str) -> bool:
+    """Whether a library of a cell that no installation brings can be made, or is there; warns if not."""
+    try:
+        build.load(library(cell, dtype))
+    except CompilerError as error:
+        _checks.warn(cell.name, f"the NumPy wing computes {cell!r}, which cannot be compiled here: {error}")
+        return False
+    return True
 
 
 def _room(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -127,15 +147,17 @@ def recurrence_forward(
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
+    step_masks: Array | None = None,
     training: bool = False,
 ) -> tuple[Array, tuple[Array, ...], Any]:
     """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s."""
     T, B, I = x.shape
-    if not x.size:
+    if not x.size or not (cell.is_brought or can_compute(cell.without_numbers, _DTYPES[x.dtype.char])):
         empty_run: tuple[Array, tuple[Array, ...], Any]
         empty_run = reference.recurrence_forward(
-            cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, training=training
-        )
+            cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, step_masks=step_masks,
+            training=training,
+        )  # fmt: skip
         return empty_run
     if lengths is not None:
         reference.check_lengths(cell.name, lengths, T)
@@ -162,27 +184,32 @@ def recurrence_forward(
             operands, saved = _room((phases, slots, B, H), dtype), _room((slots, B, S, H), dtype)
             back = _room((sizes.back,), dtype)
         _memory, at_workspace = _workspace(sizes.workspace if training else sizes.inference, dtype)
+        of_units = np.stack([direction[name] for name in cell.diagonal]) if cell.diagonal else None
+        masks = None if step_masks is None else np.ascontiguousarray(step_masks[:, d])
         at_weights = build.addresses(
-            (direction["weight_ih"], direction["weight_hh"], direction.get("bias_ih"), direction.get("bias_hh"))
-        )
+            (
+                direction["weight_ih"], direction["weight_hh"], direction.get("bias_ih"), direction.get("bias_hh"),
+                of_units, masks,
+            )
+        )  # fmt: skip
         packed = _LAYER.pack(
             T, B, I, H, D * H, d, slots, chunk, *team, *numbers,
             at_lengths, at_resets, at_mask and at_mask + d * of_d, at_x, *at_weights,
             at_h + d * of_d, at_c[0] + d * of_d if states > 1 else 0, at_y + d * row_of_d,
-            *build.addresses((operands, saved, back)), 0, 0, 0, 0, 0, 0, 0, 0, 0, at_workspace,
+            *build.addresses((operands, saved, back)), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, at_workspace,
         )  # fmt: skip
         functions.gpurnn_forward(packed)
         if training:
-            arrays = x, lengths, resets, mask, operands, saved, back
+            arrays = x, lengths, resets, mask, operands, saved, back, of_units
             directions.append(_Saved(cell, functions, Layer.from_buffer_copy(packed), arrays))
     return y, final, tuple(directions) if training else None
 
 
 @functools.lru_cache(256)
-def _counts(cell: Cell) -> tuple[int, int, int, list[float]]:
+def _counts(cell: Cell) -> tuple[int, int, int, tuple[float, ...]]:
     """Gates, phases and saved values of a cell, and its options that are numbers."""
-    numbers = [getattr(cell, name) for name in cell.scalars]
-    return cell.gates, len(cell.phases), len(cell.saved), numbers + [0.0] * (_NUMBERS - len(numbers))
+    numbers = (*cell.numbers, *[0.0] * (_NUMBERS - len(cell.numbers)))
+    return cell.gates, len(cell.phases), len(cell.saved), numbers
 
 
 @functools.lru_cache(256)  # of the layers that are called for each step
@@ -225,11 +252,16 @@ def recurrence_backward(
         layer.dx, layer.adds = _address(dx), d > 0
         layer.dw_ih, layer.dw_hh = _address(gradients["weight_ih"]), _address(gradients["weight_hh"])
         layer.db_ih, layer.db_hh = _address(gradients["bias_ih"]), _address(gradients["bias_hh"])
+        dweights_of_units = np.zeros((len(kept.cell.diagonal), H), dtype)
+        for row, name in zip(dweights_of_units, kept.cell.diagonal, strict=True):
+            row[...] = gradients[name]
+        layer.dweights = _address(dweights_of_units) if dweights_of_units.size else None
         sizes = sizes_of(
             kept.functions, layer.steps, B, layer.inputs, H, layer.slots, layer.chunk, layer.team.most
         )  # fmt: skip
         _memory, layer.workspace = _workspace(sizes.workspace_backward, dtype)
         kept.functions.gpurnn_backward(ctypes.byref(layer))
+        gradients |= zip(kept.cell.diagonal, dweights_of_units, strict=True)
         if not kept.cell.hidden_apart:
             gradients["bias_hh"] = gradients["bias_ih"].copy()
         made.append(gradients)

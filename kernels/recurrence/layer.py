@@ -54,6 +54,7 @@ def recurrence_forward(
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
+    step_masks: Array | None = None,
     training: bool = False,
 ) -> tuple[Array, tuple[Array, ...], _Saved | None]:
     """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s.
@@ -72,7 +73,10 @@ def recurrence_forward(
     w = contiguous(weights[0]["weight_hh"])[None]
     if training or D > 1:
         w = xp.stack([direction["weight_hh"] for direction in weights])
-    run = Run.begin(cell, T, B, H, w, lengths, resets, mask, training=training)
+    diagonal = [[direction[name] for name in cell.diagonal] for direction in weights]
+    run = Run.begin(
+        cell, T, B, H, w, lengths, resets, mask, diagonal=diagonal, step_masks=step_masks, training=training
+    )
     xw = empty(x, (D, T * B, G * H), x.dtype)
     for d, direction in enumerate(weights):
         for rows in chunks_of(T, B):

@@ -75,6 +75,10 @@ class Run:
     """(P, D, slots, B, H): each phase multiplies its operand by its rows of w."""
     saved: Array | None
     """(D, slots, B, S, H): the values of each step that the backward pass reads."""
+    weights: Array | None = None
+    """(D, W, H) of the accumulator's dtype: the weights of ``cell.diagonal``."""
+    step_masks: Array | None = None
+    """(M, D, T, B, H) of that dtype."""
 
     @classmethod
     def begin(
@@ -88,16 +92,29 @@ class Run:
         resets: Array | None = None,
         mask: Array | None = None,
         *,
+        diagonal: list[list[Array]] | None = None,
+        step_masks: Array | None = None,
         training: bool,
     ) -> Run:
-        """A run whose history is not written yet."""
+        """A run whose history is not written yet; ``diagonal`` are the weights of ``cell.diagonal``, by direction."""
         D, slots, phases = len(w), T if training else 2, len(cell.phases)
         operands, saved = empty(w, (phases, D, slots, B, H), w.dtype), None
         if training or phases > 1:  # a phase saves its gates for the next one
             saved = empty(w, (D, slots, B, len(cell.saved), H), w.dtype)
+        xp, real, diagonal_weights = namespace(w), dtypes.of(w).accumulator, None
+        if cell.diagonal:
+            stacked = xp.stack([xp.stack(of_direction) for of_direction in diagonal or ()])
+            diagonal_weights = stacked.astype(real, copy=False)
+            if lengths is not None and saved is not None:
+                saved[...] = 0  # the gradients of those weights multiply what a row past its length saved by zero
+        if step_masks is not None:
+            step_masks = xp.array(step_masks, real, order="C")
         chosen = _chosen(plan.Problem(cell, T, B, H, D, dtypes.of(w)), w)
         resets, mask = contiguous(resets), contiguous(mask)
-        return cls(cell, T, B, H, D, chosen, plan.is_forced(), w, lengths, resets, mask, slots, operands, saved)
+        return cls(
+            cell, T, B, H, D, chosen, plan.is_forced(), w, lengths, resets, mask, slots, operands, saved,
+            diagonal_weights, step_masks,
+        )  # fmt: skip
 
     def replanned(self) -> Run:
         """The same after a launch whose blocks did not run at once, by the schedule that is the best without it."""
@@ -111,7 +128,12 @@ class Run:
     @functools.cached_property
     def cell_value(self) -> np.void:
         """The cell as a kernel's argument."""
-        return self.struct.value(self.cell)
+        return self.struct.value(self.cell, self.weights, self.step_masks)
+
+    @property
+    def _reachable(self) -> list[Array]:
+        """The arrays to which the cell points."""
+        return [array for array in (self.weights, self.step_masks) if array is not None]
 
     @property
     def phase_rows(self) -> list[slice]:
@@ -133,7 +155,9 @@ class Run:
     def stepwise(self, name: str, *args: Any, changing: Sequence[str] = ("s",)) -> Bound:
         """A launch of a kernel of ``recurrence/stepwise.cu``."""
         blocks = -(-self.D * self.B * self.H // STEPWISE_THREADS)
-        return self.struct.stepwise(name).bind((blocks,), (STEPWISE_THREADS,), args, changing=changing)
+        return self.struct.stepwise(name).bind(
+            (blocks,), (STEPWISE_THREADS,), args, changing=changing, reachable=self._reachable
+        )
 
     def fused(self, name: str, launch: Launch, *args: Any) -> Bound:
         """A launch of a kernel of ``recurrence/fused.cu``, whose first and last phase change."""
@@ -145,6 +169,7 @@ class Run:
             changing=("first", "last"),
             shared_mem=launch.shared_bytes,
             cooperative=cooperative,
+            reachable=self._reachable,
         )
 
     def barriers(self, launch: Launch) -> Array | None:
@@ -162,7 +187,15 @@ class Run:
         db_hh = xp.matmul(xp.ones(len(gates), gates.dtype), gates)
         operands = self.operands[:, d].reshape(len(self.operands), -1, self.H)[:, rows]
         parts = [xp.matmul(gates[:, part].T, operand) for part, operand in zip(self.phase_rows, operands, strict=True)]
-        return {"weight_hh": parts[0] if len(parts) == 1 else xp.concatenate(parts), "bias_hh": db_hh}
+        of_units = {}
+        if self.cell.diagonal:
+            assert self.saved is not None
+            saved = self.saved[d].reshape(-1, len(self.cell.saved), self.H)[rows]
+            by_gate, names = gates.reshape(-1, self.cell.gates, self.H), list(self.cell.gate_functions)
+            for name, (gate, reads) in self.cell.diagonal.items():
+                values = saved[:, self.cell.saved.index(reads)]
+                of_units[name] = xp.sum(by_gate[:, names.index(gate)] * values, axis=0)
+        return {"weight_hh": parts[0] if len(parts) == 1 else xp.concatenate(parts), **of_units, "bias_hh": db_hh}
 
 
 def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], state: tuple[Array, ...]) -> Array:

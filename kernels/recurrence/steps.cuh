@@ -54,6 +54,10 @@ struct Unit {
     __device__ long long gate(int s, int gates, int g) const {
         return ((((long long)d * clock.T + clock.time(d, s)) * clock.B + b) * gates + g) * H + j;
     }
+    // Of mask k, in arrays (masks, D, T, B, H).
+    __device__ long long mask(int s, int k) const {
+        return ((((long long)k * D + d) * clock.T + clock.time(d, s)) * clock.B + b) * H + j;
+    }
     __device__ long long operand(int phase, int s) const {
         return ((((long long)phase * D + d) * clock.slots + clock.slot(d, s)) * clock.B + b) * H + j;
     }
@@ -61,6 +65,17 @@ struct Unit {
         return (((long long)d * clock.slots + clock.slot(d, s)) * clock.B + b) * num_saved * H + j;
     }
 };
+
+// The cell with the weights that a unit has for itself.
+template <class Cell>
+__device__ Cell of_unit(Cell cell, const Unit& unit, bool exists) {
+    if constexpr (Cell::num_weights > 0) {
+        for (int k = 0; k < Cell::num_weights; ++k) {
+            cell.weight[k] = exists ? cell.all_weights[(unit.d * Cell::num_weights + k) * unit.H + unit.j] : 0;
+        }
+    }
+    return cell;
+}
 
 template <class Cell, typename Storage>
 struct Forward {
@@ -76,16 +91,16 @@ struct Forward {
     __device__ Forward(
         const Cell& cell, const Unit& unit, bool exists, const Storage* xw, const Storage* b_ih, const Storage* b_hh,
         const Storage* mask_array, Storage* y, Storage* operands, Storage* saved)
-        : cell(cell), unit(unit), xw(xw), b_ih(b_ih), y(y), operands(operands), saved(saved), mask(1) {
+        : cell(of_unit(cell, unit, exists)), unit(unit), xw(xw), b_ih(b_ih), y(y), operands(operands), saved(saved), mask(1) {
 #pragma unroll
         for (int g = 0; g < gates; ++g) bias_hh[g] = exists && b_hh ? Real(b_hh[bias(g)]) : Real(0);
         if (exists && mask_array) mask = mask_array[unit.index()];
     }
 
-    // W_ih x and its bias at a position, for the gates from `first` to before `end`.
+    // W_ih x and its bias at a position, for the gates from `first` to before `end`, and the cell's masks.
     struct Inputs {
         Unit::Entry entry;
-        Real x[gates];
+        Real x[gates], masks[Cell::num_masks > 0 ? Cell::num_masks : 1];
     };
     __device__ void load(int s, int first, int end, Inputs& inputs) const {
         if (inputs.entry.past) return;
@@ -95,6 +110,17 @@ struct Forward {
                 inputs.x[g] = Real(xw[unit.gate(s, gates, g)]) + (b_ih ? Real(b_ih[bias(g)]) : Real(0));
             }
         }
+        if constexpr (Cell::num_masks > 0) {
+            for (int k = 0; k < Cell::num_masks; ++k) inputs.masks[k] = cell.all_masks[unit.mask(s, k)];
+        }
+    }
+    // The cell as it is at a position.
+    __device__ Cell at_position(const Inputs& inputs) const {
+        Cell own = cell;
+        if constexpr (Cell::num_masks > 0) {
+            for (int k = 0; k < Cell::num_masks; ++k) own.mask[k] = inputs.masks[k];
+        }
+        return own;
     }
     __device__ int bias(int g) const { return (unit.d * gates + g) * unit.H + unit.j; }
 
@@ -132,7 +158,7 @@ struct Forward {
         Real p[gates];
         for (int g = last_gate; g < gates; ++g) p[g] = products[g - last_gate] + bias_hh[g];
         for (int k = 0; k < last_gate; ++k) values.at[k] = Real(saved[unit.history(s, Cell::num_saved) + (long long)k * unit.H]);
-        cell.forward(inputs.x, p, h, c, values.at);
+        at_position(inputs).forward(inputs.x, p, h, c, values.at);
     }
     __device__ void save(int s, const Inputs& inputs, const Values& values, Real h) const {
         if (saved && !inputs.entry.past) {
@@ -167,7 +193,7 @@ struct Backward {
     __device__ Backward(
         const Cell& cell, const Unit& unit, bool exists, const Storage* saved, const Storage* operands,
         const Storage* mask_array, const Storage* dy, Storage* dx)
-        : cell(cell), unit(unit), saved(saved), operands(operands), dy(dy), dx(dx), mask(1) {
+        : cell(of_unit(cell, unit, exists)), unit(unit), saved(saved), operands(operands), dy(dy), dx(dx), mask(1) {
         if (exists && mask_array) mask = mask_array[unit.index()];
     }
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from gpurnn._contract import Array
 from gpurnn.cells import CELLS, Cell
 
 from .. import dtypes
 from ..dtypes import Dtype
-from ..launch import Kernel, Module
+from ..launch import Kernel, Module, address
 from . import plan
 from .plan import Variant
 
@@ -21,24 +23,40 @@ class Struct:
     """A cell's struct in ``cells/*.cuh``, and its kernels for arrays of one dtype."""
 
     cell: Cell
-    """Its options that are numbers do not matter: they are the struct's members, which `value` fills."""
+    """Without numbers: they are the struct's members, which `value` fills."""
     dtype: Dtype
 
     @classmethod
     def of(cls, cell: Cell, dtype: Dtype) -> Struct:
-        """The struct of ``cell`` with the default numbers, which cells that differ in their numbers share."""
-        numbers = {field.name: field.default for field in fields(cell) if field.name in cell.scalars}
-        return cls(replace(cell, **numbers), dtype)
+        """The struct of ``cell``, which cells that differ in their numbers share."""
+        return cls(cell.without_numbers, dtype)
 
     def __str__(self) -> str:
-        name, *arguments = self.cell.kernel_struct
-        return f"{name}<{', '.join([self.dtype.real, *arguments])}>"
+        return self.cell.kernel_type(self.dtype.real)
 
-    def value(self, cell: Cell) -> np.void:
-        """The struct's memory, as a kernel takes it: its numbers; an empty struct is a byte in C++."""
-        layout = [(name, self.dtype.accumulator) for name in cell.scalars] or [("", "u1")]
-        struct: np.void = np.void(tuple(getattr(cell, name) for name in cell.scalars) or (0,), layout)
-        return struct
+    def value(self, cell: Cell, weights: Array | None = None, masks: Array | None = None) -> np.void:
+        """The struct's memory, as a kernel takes it; an empty struct is a byte in C++.
+
+        Parameters
+        ----------
+        weights : (D, W, H) array
+            Those of ``cell.diagonal``, if it has any, of the accumulator's dtype like ``masks``.
+        masks : (M, D, T, B, H) array
+            Those that ``cell.step_masks`` names.
+        """
+        real, values = self.dtype.accumulator, list[Any]()
+        members: list[Any] = []
+        if cell.numbers:
+            members.append(("numbers", real, (len(cell.numbers),)))
+            values.append(cell.numbers)
+        for name, array, count in (("weights", weights, len(cell.diagonal)), ("masks", masks, len(cell.step_masks))):
+            if count:  # a pointer, and room for what a thread reads there
+                members += [(f"all {name}", "u8"), (name, real, (count,))]
+                values += [0 if array is None else address(array), (0,) * count]
+        layout = np.dtype(members or [("", "u1")], align=True)
+        struct: Any = np.array(tuple(values) or (0,), layout)[()]
+        memory: np.void = struct
+        return memory
 
     def stepwise_module(self) -> Module:
         names = ["begin_forward", "finish_step", "begin_step_backward"]
@@ -65,6 +83,8 @@ class Struct:
 def _module(struct: Struct, source: str, kernels: tuple[str, ...]) -> Module:
     """Kernels of a source file. The compiler proves that the cell's struct is the cell that Python describes."""
     header, proofs = f"cells/{struct.cell.file()}.cuh", proofs_of(struct.cell, str(struct))
+    size = struct.value(struct.cell).nbytes
+    proofs.append(f'static_assert(sizeof({struct}) == {size}, "memory");')
     return Module(f"recurrence/{source}", kernels, include=header, proofs=proofs)
 
 
@@ -74,10 +94,16 @@ def proofs_of(cell: Cell, struct: str) -> list[str]:
         "gates": cell.gates,
         "phases": len(cell.phases),
         "num_saved": len(cell.saved),
+        "num_numbers": len(cell.numbers),
+        "num_weights": len(cell.diagonal),
+        "num_masks": len(cell.step_masks),
         "has_c": cell.states - 1,
         "hidden_apart": int(cell.hidden_apart),
         **{f"first_gate({k})": int(end) for k, end in enumerate(np.cumsum((0, *cell.phases)))},
     }
+    gates = list(cell.gate_functions)
+    for k, (gate, reads) in enumerate(cell.diagonal.values()):
+        facts[f"weight_gate({k})"], facts[f"weight_reads({k})"] = gates.index(gate), cell.saved.index(reads)
     return [f'static_assert({struct}::{name} == {number}, "{name}");' for name, number in facts.items()]
 
 

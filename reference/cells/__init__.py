@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
-from .activations import Gate
+from .activations import Activated, Gate, Tanh
 
 
 @functools.cache
@@ -37,6 +37,48 @@ def with_zeros(cell: Cell, weights: Weights) -> dict[str, Array]:
     return {**weights, **{name: np.zeros(shapes[name], w_hh.dtype) for name in absent}}
 
 
+class _Kept(NamedTuple):
+    """The values of a step whose units keep a part of their state, that its backward pass needs."""
+
+    step: Any
+    keeps: list[Any]
+    """What each state keeps: a mask, a rate, or None."""
+
+
+def forward(
+    cell: Cell, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
+) -> tuple[tuple[Array, ...], Any]:
+    """One step of a cell with all of its options: the new state, and what `backward` needs.
+
+    Besides the cell's parameters, ``weights`` has ``mask`` (B, H) if there is one, and the cell's ``step_masks``.
+    """
+    new, saved = module_of(cell).forward(cell, xw, state, weights)
+    keeps = _keeps(cell, weights)
+    if all(keep is None for keep in keeps):
+        return new, saved
+    new = tuple(
+        s if keep is None else keep * before + (1 - keep) * s for s, before, keep in zip(new, state, keeps, strict=True)
+    )
+    return new, _Kept(saved, keeps)
+
+
+def backward(cell: Cell, saved: Any, dstate: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
+    """The transpose of `forward`: the gradients of xw, of the state before it, and of the weights by name."""
+    if not isinstance(saved, _Kept):
+        result: tuple[Array, tuple[Array, ...], dict[str, Array]] = module_of(cell).backward(cell, saved, dstate)
+        return result
+    inner = tuple(d if k is None else (1 - k) * d for d, k in zip(dstate, saved.keeps, strict=True))
+    dxw, dprevious, dweights = module_of(cell).backward(cell, saved.step, inner)
+    dprevious = tuple(dp if k is None else dp + k * d for dp, d, k in zip(dprevious, dstate, saved.keeps, strict=True))
+    return dxw, dprevious, dweights
+
+
+def _keeps(cell: Cell, weights: dict[str, Array]) -> list[Any]:
+    rates = getattr(cell, "zoneout", 0.0)
+    rates = rates if isinstance(rates, tuple) else (rates,)
+    return [weights.get(f"zoneout_{s}", rate or None) for s, rate in zip(cell.state_names, rates, strict=True)]
+
+
 def cell_forward(
     cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights
 ) -> tuple[tuple[Array, ...], tuple[object, ...]]:
@@ -51,7 +93,7 @@ def cell_forward(
         ``(h,)``, for the LSTM ``(h, c)``.
     weights : dict of arrays
         The cell's parameters by name, except those of the input: ``weight_hh`` (G*H, H) and, unless it is zero,
-        ``bias_hh`` (G*H,).
+        ``bias_hh`` (G*H,). Also the arrays (B, H) that ``cell.step_masks`` names.
 
     Returns
     -------
@@ -59,7 +101,7 @@ def cell_forward(
     saved
         What `cell_backward` takes.
     """
-    state, saved = module_of(cell).forward(cell, xw, state, with_zeros(cell, weights))
+    state, saved = forward(cell, xw, state, with_zeros(cell, weights))
     return state, (cell, saved)
 
 
@@ -68,12 +110,12 @@ def cell_backward(
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of `cell_forward`: the gradients of xw, of the state before it, and of the weights by name."""
     cell, arrays = saved
-    dxw, dstate_prev, dweights = module_of(cell).backward(cell, arrays, dstate)
-    return dxw, dstate_prev, dweights
+    return backward(cell, arrays, dstate)
 
 
 def cell_gates(saved: tuple[Cell, Any]) -> dict[str, Array]:
     """The values (B, H) of the gates of a step by name, from what `cell_forward` saved."""
     cell, of_step = saved
+    of_step = of_step.step if isinstance(of_step, _Kept) else of_step
     values = {name: getattr(of_step, name) for name in cell.gate_functions}
-    return {name: value.value if isinstance(value, Gate) else value for name, value in values.items()}
+    return {name: v.value if isinstance(v, (Activated, Gate, Tanh)) else v for name, v in values.items()}

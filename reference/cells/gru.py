@@ -14,7 +14,8 @@ from gpurnn._contract import Array
 
 from ..buffers import empty, product
 from . import steps
-from .activations import SATURATION, Gate, complement
+from .activations import SATURATION, Response, activated, complement
+from .masking import masked
 from .packing import Function, Rows
 
 if TYPE_CHECKING:
@@ -24,20 +25,20 @@ if TYPE_CHECKING:
 class Saved(NamedTuple):
     """The values of a step that its backward pass needs."""
 
-    w_hh: Array
-    r: Gate
-    z: Gate
-    n: Array
+    weights: dict[str, Array]
+    r: Response
+    z: Response
+    n: Response
     h_prev: Array
     u: Array
 
 
-def _of_state(cell: cells.GRU, z: Gate) -> Array:
+def _of_state(cell: cells.GRU, z: Response) -> Array:
     """The weight of h_{t-1} in h_t."""
     return z.complement if cell.update == "candidate" else z.value
 
 
-def _of_candidate(cell: cells.GRU, z: Gate) -> Array:
+def _of_candidate(cell: cells.GRU, z: Response) -> Array:
     """The weight of the candidate in h_t."""
     return z.value if cell.update == "candidate" else z.complement
 
@@ -50,42 +51,45 @@ def forward(
     w_hh, H = weights["weight_hh"], h_prev.shape[1]
     (w_rz, w_n), (b_rz, b_n) = np.split(w_hh, [2 * H]), np.split(weights["bias_hh"], [2 * H])
     xw_rz, xw_n = np.split(xw, [2 * H], axis=1)
-    a_r, a_z = np.split(xw_rz + h_prev @ w_rz.T + b_rz, 2, axis=1)
-    r, z = Gate.of(a_r), Gate.of(a_z)
+    entering = masked(h_prev, weights)
+    a_r, a_z = np.split(xw_rz + entering @ w_rz.T + b_rz, 2, axis=1)
+    r, z = (activated(cell.gate_activation, a, cell.clip) for a in (a_r, a_z))
     if cell.reset_after:
-        u = h_prev @ w_n.T + b_n
-        n = np.tanh(xw_n + r.value * u)
+        u = entering @ w_n.T + b_n
+        a_n = xw_n + r.value * u
     else:
-        u = r.value * h_prev
-        n = np.tanh(xw_n + u @ w_n.T + b_n)
-    h = _of_state(cell, z) * h_prev + _of_candidate(cell, z) * n
-    return (h,), Saved(w_hh, r, z, n, h_prev, u)
+        u = r.value * entering
+        a_n = xw_n + u @ w_n.T + b_n
+    n = activated(cell.activation, a_n, cell.clip)
+    h = _of_state(cell, z) * h_prev + _of_candidate(cell, z) * n.value
+    return (h,), Saved(weights, r, z, n, h_prev, u)
 
 
 def backward(
     cell: cells.GRU, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    w_hh, r, z, n, h_prev, u = saved
+    weights, r, z, n, h_prev, u = saved
     (dh,) = dstate
-    w_rz, w_n = np.split(w_hh, [2 * h_prev.shape[1]])
-    da_z = dh * (n - h_prev if cell.update == "candidate" else h_prev - n) * z.value * z.complement
-    da_n = dh * _of_candidate(cell, z) * (1 - n**2)
+    w_rz, w_n = np.split(weights["weight_hh"], [2 * h_prev.shape[1]])
+    entering = masked(h_prev, weights)
+    da_z = z.back(dh * (n.value - h_prev if cell.update == "candidate" else h_prev - n.value))
+    da_n = n.back(dh * _of_candidate(cell, z))
     dh_prev = dh * _of_state(cell, z)
     if cell.reset_after:
         du = da_n * r.value
-        da_r = da_n * u * r.value * r.complement
-        dh_prev = dh_prev + du @ w_n
-        dw_n, db_n = du.T @ h_prev, du.sum(axis=0)
+        da_r = r.back(da_n * u)
+        dh_prev = dh_prev + masked(du @ w_n, weights)
+        dw_n, db_n = du.T @ entering, du.sum(axis=0)
     else:
         du = da_n @ w_n
-        da_r = du * h_prev * r.value * r.complement
-        dh_prev = dh_prev + du * r.value
+        da_r = r.back(du * entering)
+        dh_prev = dh_prev + masked(du * r.value, weights)
         dw_n, db_n = da_n.T @ u, da_n.sum(axis=0)
     da_rz = np.concatenate([da_r, da_z], axis=1)
-    dh_prev = dh_prev + da_rz @ w_rz
+    dh_prev = dh_prev + masked(da_rz @ w_rz, weights)
     dweights = {
-        "weight_hh": np.concatenate([da_rz.T @ h_prev, dw_n]),
+        "weight_hh": np.concatenate([da_rz.T @ entering, dw_n]),
         "bias_hh": np.concatenate([da_rz.sum(axis=0), db_n]),
     }
     return np.concatenate([da_rz, da_n], axis=1), (dh_prev,), dweights

@@ -14,7 +14,8 @@ from gpurnn._contract import Array
 
 from ..buffers import empty
 from . import steps
-from .activations import SATURATION, Gate, complement
+from .activations import SATURATION, Response, activated, complement
+from .masking import masked
 from .packing import Rows
 
 if TYPE_CHECKING:
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
 class Saved(NamedTuple):
     """The values of a step that its backward pass needs."""
 
-    w_hh: Array
-    i: Gate
-    f: Gate
-    g: Array
-    o: Gate
+    weights: dict[str, Array]
+    i: Response
+    f: Response | None
+    g: Response
+    o: Response
     h_prev: Array
     c_prev: Array
-    tanh_c: Array
+    c: Array
+    """Of the step, within `cell_clip`."""
+    unbounded: Array | None
+    """Of the step, before it was bounded."""
+    activated_c: Response
 
 
 def forward(
@@ -40,28 +45,55 @@ def forward(
     """One step: the new (h, c), and what `backward` needs."""
     h_prev, c_prev = state
     w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
-    a_i, a_f, a_g, a_o = np.split(xw + h_prev @ w_hh.T + b_hh, 4, axis=1)
-    i, f, o = Gate.of(a_i), Gate.of(a_f), Gate.of(a_o)
-    g = np.tanh(a_g)
-    c = f.value * c_prev + i.value * g
-    tanh_c = np.tanh(c)
-    h = o.value * tanh_c
-    return (h, c), Saved(w_hh, i, f, g, o, h_prev, c_prev, tanh_c)
+    split = np.split(xw + masked(h_prev, weights) @ w_hh.T + b_hh, cell.gates, axis=1)
+    a = dict(zip(cell.gate_functions, split, strict=True))
+    if cell.peephole:
+        for gate in ("i",) if cell.coupled else ("i", "f"):
+            a[gate] = a[gate] + weights[f"peephole_{gate}"] * c_prev
+    i = activated(cell.gate_activation, a["i"], cell.clip)
+    f = None if cell.coupled else activated(cell.gate_activation, a["f"], cell.clip)
+    g = activated(cell.activation, a["g"], cell.clip)
+    candidate = g.value * weights["dropout_g"] if "dropout_g" in weights else g.value
+    c = (i.complement if f is None else f.value) * c_prev + i.value * candidate
+    unbounded = None
+    if cell.cell_clip is not None:
+        unbounded, c = c, np.clip(c, -cell.cell_clip, cell.cell_clip)
+    o = activated(cell.gate_activation, a["o"] + weights["peephole_o"] * c if cell.peephole else a["o"], cell.clip)
+    activated_c = activated(cell.output_activation, c)
+    h = o.value * activated_c.value
+    return (h, c), Saved(weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c)
 
 
 def backward(
     cell: cells.LSTM, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    w_hh, i, f, g, o, h_prev, c_prev, tanh_c = saved
+    weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c = saved
     dh, dc = dstate
-    dc = dc + dh * o.value * (1 - tanh_c**2)
-    da_i = dc * g * i.value * i.complement
-    da_f = dc * c_prev * f.value * f.complement
-    da_g = dc * i.value * (1 - g**2)
-    da_o = dh * tanh_c * o.value * o.complement
-    da = np.concatenate([da_i, da_f, da_g, da_o], axis=1)
-    return da, (da @ w_hh, dc * f.value), {"weight_hh": da.T @ h_prev, "bias_hh": da.sum(axis=0)}
+    dc = dc + activated_c.back(dh * o.value)
+    da = {"o": o.back(dh * activated_c.value)}
+    if cell.peephole:
+        dc = dc + da["o"] * weights["peephole_o"]
+    if unbounded is not None:
+        dc = np.where(np.abs(unbounded) > cell.cell_clip, 0, dc).astype(dc.dtype)
+    dropped = weights.get("dropout_g")
+    candidate, through = (g.value, dc) if dropped is None else (g.value * dropped, dc * dropped)
+    if f is None:
+        da["i"] = i.back(dc * (candidate - c_prev))
+        dc_prev = dc * i.complement
+    else:
+        da["i"] = i.back(dc * candidate)
+        da["f"] = f.back(dc * c_prev)
+        dc_prev = dc * f.value
+    da["g"] = g.back(through * i.value)
+    dweights = {}
+    for name, (gate, read) in cell.diagonal.items():
+        dweights[name] = (da[gate] * (c if read == "c" else c_prev)).sum(axis=0)
+        if read == "c_prev":
+            dc_prev = dc_prev + da[gate] * weights[name]
+    joint = np.concatenate([da[gate] for gate in cell.gate_functions], axis=1)
+    dweights |= {"weight_hh": joint.T @ masked(h_prev, weights), "bias_hh": joint.sum(axis=0)}
+    return joint, (masked(joint @ weights["weight_hh"], weights), dc_prev), dweights
 
 
 class Steps(steps.Steps):

@@ -15,6 +15,7 @@ from gpurnn._contract import Array
 from ..buffers import empty
 from . import steps
 from .activations import activate
+from .masking import masked
 from .packing import Rows
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Saved(NamedTuple):
     """The values of a step that its backward pass needs."""
 
-    w_hh: Array
+    weights: dict[str, Array]
     h: Array
     """f(a), before the leak."""
     slope: Array
@@ -36,25 +37,24 @@ def forward(
 ) -> tuple[tuple[Array, ...], Saved]:
     """One step: the new (h,), and what `backward` needs."""
     (h_prev,) = state
-    w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
-    a = xw + h_prev @ w_hh.T + b_hh
+    a = xw + masked(h_prev, weights) @ weights["weight_hh"].T + weights["bias_hh"]
     slope = np.empty_like(a)
-    f = activate(cell.activation, a, slope)
+    f = activate(cell.activation, a, slope, cell.clip)
     h = f + cell.leak * h_prev if cell.leak else f  # where h is infinite, the product with zero is NaN
-    return (h,), Saved(w_hh, f, slope, h_prev)
+    return (h,), Saved(weights, f, slope, h_prev)
 
 
 def backward(
     cell: cells.Vanilla, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    w_hh, _, slope, h_prev = saved
+    weights, _, slope, h_prev = saved
     (dh,) = dstate
     da = dh * slope
-    dh_prev = da @ w_hh
+    dh_prev = masked(da @ weights["weight_hh"], weights)
     if cell.leak:
         dh_prev = dh_prev + cell.leak * dh
-    return da, (dh_prev,), {"weight_hh": da.T @ h_prev, "bias_hh": da.sum(axis=0)}
+    return da, (dh_prev,), {"weight_hh": da.T @ masked(h_prev, weights), "bias_hh": da.sum(axis=0)}
 
 
 class Steps(steps.Steps):
@@ -65,7 +65,7 @@ class Steps(steps.Steps):
     def __init__(self, cell: cells.Vanilla, weights: dict[str, Array], T: int, B: int, training: bool) -> None:
         w_hh = weights["weight_hh"]
         H, dtype = w_hh.shape[1], w_hh.dtype
-        self.activation, self.leak = cell.activation, np.array(cell.leak, dtype)
+        self.activation, self.clip, self.leak = cell.activation, cell.clip, np.array(cell.leak, dtype)
         self.rows = self.input_rows = Rows(H, gates=((0, "tanh"),))
         self.w = self.rows.factors(w_hh, few=B == 1)[0]
         self.scratch = empty((B, H), dtype)
@@ -85,7 +85,7 @@ class Steps(steps.Steps):
         """Step t: from xw (1, B, H) and h_in, which is h_prev or its masked copy, to h."""
         np.matmul(h_in, self.w, out=h)
         np.add(h, xw[0], out=h)
-        activate(self.activation, h, self.slope[t] if self.training else None)
+        activate(self.activation, h, self.slope[t] if self.training else None, self.clip)
         if self.leak:
             np.multiply(h_prev, self.leak, out=self.scratch)
             np.add(h, self.scratch, out=h)

@@ -1,0 +1,193 @@
+"""The options of the cells: gradients, wings that agree, golden cases, and what is rejected."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from gpurnn.kernels import devices, native
+from gpurnn.kernels.compiler import CompilerError
+from gpurnn.kernels.recurrence import plan
+from problems import ALL, OPTIONED, draw, pairwise, unrolled_backward, unrolled_forward
+from test_kernel_recurrence import run
+from test_native_recurrence import ELEMENTARY
+from test_recurrence_gradients import check
+from tolerance import assert_all_close, assert_same, recurrence_terms
+
+import gpurnn
+from gpurnn import reference
+from gpurnn.cells import GRU, LSTM, Cell, Vanilla
+
+SMOOTH = ["tanh", "sigmoid", "identity", ("affine", 0.7, 0.2), ("scaled_tanh", 1.1, 0.8), "softplus"]
+"""Activations without kinks; at those of the others central differences mean nothing."""
+GATES = ["sigmoid", "tanh", ("affine", 0.3, 0.2), ("scaled_tanh", 1.1, 0.8)]
+"""With larger ones states grow from step to step, and with them the errors of differences."""
+
+
+def choices(**options: list) -> list[dict]:
+    return pairwise(options)
+
+
+LSTMS = choices(
+    activation=SMOOTH, gate_activation=GATES, output_activation=SMOOTH, clip=[None, 50.0], cell_clip=[None, 50.0],
+    peephole=[False, True], coupled=[False, True], zoneout=[(0.0, 0.0), (0.3, 0.0), (0.0, 0.2)],
+    step_masks=[(), ("dropout_g",), ("zoneout_h",), ("dropout_g", "zoneout_h", "zoneout_c")],
+)  # fmt: skip
+GRUS = choices(
+    reset_after=[False, True], update=["candidate", "state"], activation=SMOOTH, gate_activation=GATES,
+    clip=[None, 50.0], zoneout=[0.0, 0.3], step_masks=[(), ("zoneout_h",)],
+)  # fmt: skip
+VANILLAS = choices(
+    activation=SMOOTH, leak=[0.0, 0.3], clip=[None, 50.0], zoneout=[0.0, 0.3], step_masks=[(), ("zoneout_h",)]
+)
+PAIRS: list[Cell] = [
+    kind(**options) for kind, all_of in ((LSTM, LSTMS), (GRU, GRUS), (Vanilla, VANILLAS)) for options in all_of
+]
+
+
+@pytest.mark.parametrize("cell", PAIRS, ids=lambda cell: cell.kernel_type("T"))
+def test_gradients_of_every_pair_of_a_cells_options(cell):
+    check(draw(cell, ALL), seed=3)
+
+
+# Inputs for which no argument comes near a kink: the gradients of both sides are then seen.
+KINKS = ["relu", ("leaky_relu", 0.2), ("thresholded_relu", 0.1), ("hard_sigmoid", 0.3, 0.4), ("elu", 0.7), "softsign"]
+
+
+@pytest.mark.parametrize("clip", [None, 0.6])
+@pytest.mark.parametrize("activation", KINKS, ids=str)
+def test_gradients_beside_the_kinks_of_an_activation(activation, clip):
+    from gpurnn.reference.cells.activations import activate
+
+    kinks = {"relu": [0.0], "leaky_relu": [0.0], "thresholded_relu": [0.1], "hard_sigmoid": [-4 / 3, 2.0], "elu": [0.0]}
+    name = activation if isinstance(activation, str) else activation[0]
+    a = np.linspace(-3, 3, 301)
+    bounds = [] if clip is None else [-clip, clip]
+    for kink in [*kinks.get(name, [0.0]), *bounds]:
+        a = a[np.abs(a - kink) > 1e-3]
+    slope = np.empty_like(a)
+    value = activate(activation, a.copy(), slope, clip)
+    step = 1e-5
+    numeric = (activate(activation, a + step, None, clip) - activate(activation, a - step, None, clip)) / (2 * step)
+    np.testing.assert_allclose(slope, numeric, atol=1e-9)
+    assert np.isfinite(value).all()
+
+
+@pytest.mark.parametrize("cell", OPTIONED)
+def test_a_sequence_is_its_steps(cell):
+    problem = draw(OPTIONED[cell], ALL, T=5, B=4)
+    y, final, saved = reference.recurrence_forward(
+        problem.cell, problem.x, problem.weights, problem.state, training=True, **problem.options
+    )
+    y_steps, final_steps, kept = unrolled_forward(problem)
+    terms = recurrence_terms(5, 4, 2, 3)
+    assert_all_close((y, final), (y_steps, final_steps), terms)
+    assert_all_close(
+        reference.recurrence_backward(saved, problem.dy, problem.dstate), unrolled_backward(problem, kept), terms
+    )
+
+
+@pytest.fixture(params=["step-fused", "block", "persistent", "stepwise"])
+def schedule(request, monkeypatch):
+    """Each schedule in turn, on a device so small that blocks have several units and persistent ones several groups."""
+    device = dataclasses.replace(devices.lookup("H100"), multiprocessors=5)
+    monkeypatch.setattr(plan, "device_of", lambda array: device)
+    with plan.schedule(request.param):
+        yield request.param
+
+
+QUICK = ["rnn-clip", "lstm-all", "gru-zoneout-mask"]
+QUICKLY = list(zip(QUICK, ("stepwise", "block", "block"), strict=True))
+"""Of the others, each with a compilation of its own, slow tests take care."""
+SCHEDULED = pairwise({"cell": list(OPTIONED), "schedule": list(plan.SCHEDULES), "dtype": ["float64", "float32"]})
+
+
+@pytest.mark.parametrize(
+    ("cell", "schedule", "dtype"),
+    [
+        pytest.param(*pair.values(), marks=() if (pair["cell"], pair["schedule"]) in QUICKLY else pytest.mark.slow)
+        for pair in SCHEDULED
+    ],
+    indirect=["schedule"],
+)
+def test_schedules_agree_with_the_definition(cell, schedule, dtype, kernel_wing):
+    problem = draw(OPTIONED[cell], ALL, T=5, B=6, I=3, H=11, dtype=dtype)
+    arrays = {name: kernel_wing.to(value) for name, value in vars(problem).items()}
+    found = kernel_wing.back(run(kernel_wing.module, dataclasses.replace(problem, **arrays)))
+    assert_all_close(found, run(reference, problem), recurrence_terms(5, 6, 3, 11))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "cell", [pytest.param(cell, marks=() if cell in QUICK else pytest.mark.slow) for cell in OPTIONED]
+)
+def test_the_compiled_wing_agrees_with_the_definition(cell, dtype):
+    problem = draw(OPTIONED[cell], ALL, T=5, B=6, I=3, H=11, dtype=dtype)
+    terms = recurrence_terms(5, 6, 3, 11) + ELEMENTARY * 5
+    assert_all_close(run(native, problem), run(reference, problem), terms)
+
+
+def test_where_nothing_compiles_the_numpy_wing_computes_and_says_so(monkeypatch):
+    def rejected(library):
+        raise CompilerError("there is no compiler")
+
+    problem = draw(LSTM(zoneout=(0.25, 0.0)), ALL)
+    monkeypatch.setattr(native.recurrence.build, "load", rejected)
+    native.recurrence.can_compute.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"lstm: the NumPy wing computes LSTM\(.*there is no compiler"):
+            found = run(native, problem)
+    finally:
+        native.recurrence.can_compute.cache_clear()
+    assert_same(found, run(reference, problem))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"activation": "swish"}, ValueError, "activation is 'swish', expected one of 'tanh', 'relu'"),
+        ({"activation": ("tanh", 1.0)}, ValueError, r"activation is \('tanh', 1.0\), expected 'tanh'"),
+        ({"activation": ("elu", 1.0, 2.0)}, ValueError, r"activation is .*, expected \('elu', alpha\)"),
+        ({"activation": ("elu", "1")}, TypeError, "activation is '1', expected a finite number"),
+        ({"clip": 0.0}, ValueError, "clip is 0.0, expected"),
+        ({"cell_clip": float("nan")}, ValueError, "cell_clip is nan, expected"),
+        ({"zoneout": 0.1}, TypeError, "zoneout is 0.1, expected 2 probabilities"),
+        ({"zoneout": (0.1, 1.0)}, ValueError, r"zoneout is 1.0, expected a probability in \[0, 1\)"),
+        ({"peephole": 1}, TypeError, "peephole is 1, expected True or False"),
+    ],
+)
+def test_options_that_mean_nothing_are_rejected(options, error, message):
+    with pytest.raises(error, match=f"lstm: {message}"):
+        gpurnn.LSTM(2, 3, **options)
+
+
+def test_a_coupled_lstm_has_no_forget_gate():
+    x, w = np.zeros((2, 1, 2)), np.zeros((9, 3))
+    layer = gpurnn.LSTM(2, 3, coupled=True, peephole=True)
+    assert {n: p.shape for n, p in layer.params.items() if "weight_ih" not in n} == {
+        "weight_hh_l0": (9, 3), "peephole_i_l0": (3,), "peephole_o_l0": (3,), "bias_ih_l0": (9,), "bias_hh_l0": (9,),
+    }  # fmt: skip
+    assert not layer.params["bias_ih_l0"].any()
+    p = np.zeros(3)
+    with pytest.raises(ValueError, match=r"lstm: peephole_f is given, expected None: LSTM\(.*coupled=True"):
+        gpurnn.lstm(x, w[:, :2], w, coupled=True, peephole_i=p, peephole_f=p, peephole_o=p)
+    with pytest.raises(ValueError, match=r"weight_hh has shape \(12, 3\), expected \(3\*hidden_size, hidden_size\)"):
+        gpurnn.lstm(x, np.zeros((12, 2)), np.zeros((12, 3)), coupled=True)
+    with pytest.raises(TypeError, match="lstm: peephole_f is None, expected an array"):
+        gpurnn.lstm(x, np.zeros((12, 2)), np.zeros((12, 3)), peephole_i=p)
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 1])
+def test_a_layer_draws_the_masks_of_its_steps(checkpoint_every):
+    """Those of the function, from seeds: a unit stays with the probability of zoneout, and g is scaled or zero."""
+    x = np.random.default_rng(0).normal(size=(2000, 1, 2))
+    layer = gpurnn.LSTM(2, 3, zoneout=(0.3, 0.0), candidate_dropout=0.25, dtype="float64")
+    (y, state), pullback = layer.vjp(x, rng=5, checkpoint_every=checkpoint_every)
+    stays = (y[1:] == y[:-1]).mean()
+    assert abs(stays - 0.3) < 0.03
+    assert_same((y, state), layer.vjp(x, rng=5)[0])
+    assert_same(pullback((np.ones_like(y), None)), layer.vjp(x, rng=5)[1]((np.ones_like(y), None)))
+    expected = gpurnn.lstm(x, **{n[:-3]: p for n, p in layer.params.items()}, zoneout=(0.3, 0.0))[0]
+    assert_same(layer(x)[0], expected)
+    assert (layer.vjp(x, rng=6)[0][0] != y).any()
