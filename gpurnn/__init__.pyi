@@ -4,6 +4,7 @@ from . import explanation as explanation
 from . import functional as functional
 from . import gradients as gradients
 from . import initializers as initializers
+from . import interop as interop
 from . import layers as layers
 from . import losses as losses
 from . import models as models

@@ -1,0 +1,79 @@
+"""What the libraries share: the order of gates, and the layer of gpurnn that weights belong to."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _checks
+from ..layers.base import Layer, uninitialised
+from ..layers.recurrent import LAYERS, Recurrent
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def reordered(array: NDArray[Any], gates: Sequence[str], into: Sequence[str]) -> NDArray[Any]:
+    """The blocks of the first axis, one for each of ``gates``, in the order of ``into``."""
+    blocks = dict(zip(gates, np.split(array, len(gates)), strict=True))
+    return np.concatenate([blocks[gate] for gate in into])
+
+
+def is_default(parameter: inspect.Parameter, value: Any) -> bool:
+    """Whether an option as `Layer.config` has it is the constructor's default."""
+    default = parameter.default
+    return bool(value == (list(default) if isinstance(default, tuple) and isinstance(value, list) else default))
+
+
+def installed(where: str, library: str, extra: str) -> Any:
+    """A library, or the error that says how it is installed."""
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise ImportError(f"{where} needs {library}; pip install 'gpurnn[{extra}]'") from error
+
+
+def made(where: str, kind: str, arguments: Mapping[str, Any], params: Arrays) -> Any:
+    """The recurrent layer of a cell with these parameters.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A parameter has not the shape that belongs to the arguments, or is missing.
+    NotImplementedError
+        The layer has none of an option.
+    """
+    make: Any = LAYERS[kind]
+    known = _checks.signature(make).parameters
+    for name, value in arguments.items():
+        if name not in known:
+            raise NotImplementedError(
+                f"{where}: the weights are of {name}={value!r}, which gpurnn.{make.__name__} has not"
+            )
+    dtypes = {array.dtype.name for array in params.values()}
+    if len(dtypes) != 1 or not dtypes <= set(_checks.FLOATS):
+        raise TypeError(
+            f"{where}: the weights have the dtypes {sorted(dtypes)}, expected one, {' or '.join(_checks.FLOATS)}"
+        )
+    with uninitialised():
+        layer: Recurrent = make(**arguments, dtype=dtypes.pop())
+        shapes = {name: p.shape for name, p in layer.params.items()}
+    taken(where, layer, params, shapes)
+    return layer
+
+
+def taken(where: str, layer: Layer, params: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Put copies of the parameters into a layer; reject those that do not fit, by name."""
+    for name in shapes:
+        if name not in params:
+            raise ValueError(f"{where}: {name} is missing, expected {sorted(shapes)}")
+    for name, array in params.items():
+        if name not in shapes:
+            raise ValueError(f"{where}: {name} is no parameter of {layer._expression()}, expected {sorted(shapes)}")
+        _checks.shape(where, name, array, shapes[name], f"that of {layer._expression()}")
+    for name in shapes:
+        layer.params[name][...] = params[name]
