@@ -111,3 +111,16 @@ def test_what_is_refused():
     for error, message, call in refused:
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize("layer", [gpurnn.RNN, gpurnn.GRU, gpurnn.LSTM])
+def test_gates_are_those_of_the_run(layer):
+    layer = layer(3, 4, dtype="float64", rng=0)
+    x = np.random.default_rng(0).normal(size=(6, 2, 3))
+    y, _ = layer(x)
+    values = gpurnn.analysis.gates(layer, x)
+    np.testing.assert_allclose(values["h"], y, rtol=1e-12)
+    if "o" in values:
+        np.testing.assert_allclose(values["o"] * values["tanh(c)"], y, rtol=1e-12)
+        before = np.concatenate([np.zeros((1, 2, 4)), values["c"][:-1]])
+        np.testing.assert_allclose(values["f"] * before + values["i"] * values["g"], values["c"], rtol=1e-12)

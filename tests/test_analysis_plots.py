@@ -172,3 +172,36 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"singular_values: matplotlib is not installed; pip install matplotlib"):
         plots.singular_values({"h": analysis.spectrum(np.eye(2))})
+
+
+# --- activations ---
+
+
+def test_activations_draw_units_over_time():
+    rng = np.random.default_rng(0)
+    gate, state = rng.uniform(size=(7, 2, 3)), rng.normal(size=(7, 3))
+    figure = plots.activations({"f": gate, "c": state}, row=1)
+    of_gate, of_state = (axes for axes in figure.axes if axes.get_title())
+    np.testing.assert_array_equal(of_gate.images[0].get_array(), gate[:, 1].T)
+    np.testing.assert_array_equal(of_state.images[0].get_array(), state.T)
+    assert of_gate.images[0].get_clim() == (0, 1)
+    assert of_state.images[0].get_clim() == (-np.abs(state).max(), np.abs(state).max())
+    assert [axes.get_xlabel() for axes in (of_gate, of_state)] == ["time step t"] * 2
+
+
+def test_activations_of_nothing_but_zeros_and_nan():
+    plots.activations({"h": np.zeros((3, 2))})
+    plots.activations({"h": np.full((3, 2), np.nan)})
+
+
+@pytest.mark.parametrize(
+    ("values", "row", "message"),
+    [
+        ({}, 0, "values is empty, expected at least one entry"),
+        ({"h": np.zeros(3)}, 0, r"values\['h'\] has shape \(3,\), expected \(T, H\) or \(T, B, H\)"),
+        ({"h": np.zeros((3, 2, 1))}, 2, r"row is 2, expected 0 \.\.\. 1"),
+    ],
+)
+def test_activations_reject_what_cannot_be_drawn(values, row, message):
+    with pytest.raises(ValueError, match=f"activations: {message}"):
+        plots.activations(values, row=row)

@@ -1,6 +1,7 @@
 from ._transition import parts as parts
 from .activity import GateActivity as GateActivity
 from .activity import activity as activity
+from .activity import gates as gates
 from .complexity import Complexity as Complexity
 from .complexity import Cost as Cost
 from .complexity import complexity as complexity

@@ -97,6 +97,42 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
     return {name: _activity(function, _dispatch.to_numpy(v), margin) for name, (function, v) in values.items()}
 
 
+def gates(layer: Recurrent, x: Array, state: Any = None) -> dict[str, NDArray[np.floating[Any]]]:
+    """The values of the gates, activations and states of any cell at every step of a run.
+
+    Parameters
+    ----------
+    layer, x, state
+        As in `activity`.
+
+    Returns
+    -------
+    dict of str to (T, B, H) NumPy array
+        Those that `activity` names, then the states: "h", and the LSTM's "c".
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `activity`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> values = gates(gpurnn.LSTM(1, 2), np.zeros((5, 3, 1), np.float32))
+    >>> [*values], values["f"].shape
+    (['i', 'f', 'g', 'o', 'tanh(c)', 'h', 'c'], (5, 3, 2))
+    """
+    where = "gates"
+    transition = Transition(where, layer)
+    x, s = transition.sequence(x, state)
+    check_steps(where, x)
+    states, H = transition.states(x, s), transition.hidden
+    values = {name: v for name, (_, v) in gate_values(transition, x, states).items()}
+    values |= {name: states[1:, :, k * H : (k + 1) * H] for k, name in enumerate(transition.cell.state_names)}
+    return {name: np.asarray(_dispatch.to_numpy(v)) for name, v in values.items()}
+
+
 def gate_values(transition: Transition, x: Array, states: Array) -> dict[str, tuple[str, Array]]:
     """The function of each gate and its values (T, B, H), from the states (T + 1, B, S) of a run."""
     xp, H, cell = transition.xp, transition.hidden, transition.cell

@@ -282,6 +282,70 @@ def gradient_norms(record: GradientNorms, path: PathLike | None = None) -> Figur
     return written(where, figure, path)
 
 
+def activations(values: Mapping[str, NDArray[Any]], path: PathLike | None = None, *, row: int = 0) -> Figure:
+    """Values of hidden units over time as heat maps: a line for each unit, a column for each step.
+
+    Values in 0 ... 1, those of sigmoid gates, are dark where they are 0 and light where they are 1. Others have two
+    colours, which meet at 0.
+
+    Parameters
+    ----------
+    values : dict of str to (T, H) or (T, B, H) arrays
+        A panel for each, as of `gpurnn.analysis.gates`.
+    path, Returns
+        As in `gradient_flow`.
+    row : int
+        Which row of a batch is drawn.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        ``values`` is empty, one has another number of axes, or there is no such row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> values = gpurnn.analysis.gates(gpurnn.GRU(1, 4), np.zeros((5, 1, 1), np.float32))
+    >>> figure = activations(values)
+    >>> [axes.get_title() for axes in figure.axes[:4]]
+    ['r', 'z', 'n', 'h']
+    """
+    where = "activations"
+    if not values:
+        raise ValueError(f"{where}: values is empty, expected at least one entry")
+    drawn = {}
+    for name, array in values.items():
+        if array.ndim not in (2, 3):
+            raise ValueError(f"{where}: values[{name!r}] has shape {array.shape}, expected (T, H) or (T, B, H)")
+        if array.ndim == 3 and not 0 <= row < array.shape[1]:
+            raise ValueError(f"{where}: row is {row}, expected 0 ... {array.shape[1] - 1}")
+        drawn[name] = (array if array.ndim == 2 else array[:, row]).T
+    columns = 1 if len(drawn) == 1 else 2
+    rows = -(-len(drawn) // columns)
+    figure = new_figure(where, 4.2 * columns + 0.6, 2.1 * rows + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axes, (name, array) in zip(panels, drawn.items(), strict=False):
+        finite = array[np.isfinite(array)]
+        most = float(np.abs(finite).max()) if finite.size else 1.0
+        of_gate = finite.size and finite.min() >= 0 and most <= 1
+        low, high, colours = (0.0, 1.0, "viridis") if of_gate else (-most or -1.0, most or 1.0, "PuOr")
+        image = axes.imshow(array, aspect="auto", interpolation="nearest", vmin=low, vmax=high, cmap=colours)
+        axes.set_title(name, fontsize=10)
+        axes.set_ylabel("hidden unit")
+        whole_numbers(axes.xaxis)
+        whole_numbers(axes.yaxis)
+        figure.colorbar(image, ax=axes)
+    for axes in panels[len(drawn) :]:
+        axes.remove()
+    for axes in panels[max(len(drawn) - columns, 0) : len(drawn)]:
+        axes.set_xlabel("time step t")
+        axes.tick_params(labelbottom=True)
+    return written(where, figure, path)
+
+
 def saturation(gates: Mapping[str, GateActivity], path: PathLike | None = None) -> Figure:
     """Histograms of the values of gates and activations, with the shares that are saturated.
 

@@ -1,0 +1,23 @@
+"""
+Hidden states over time
+=======================
+
+What the units of a trained language model do while it reads: each line is a unit, each column a character.
+"""
+
+import numpy as np
+
+import gpurnn
+from gpurnn import analysis
+from gpurnn.analysis import plots
+
+text = "the quick brown fox jumps over the lazy dog. " * 200
+vocabulary = gpurnn.CharVocabulary.from_text(text)
+model = gpurnn.LanguageModel(vocabulary, embedding_size=16, hidden_size=32)
+data = gpurnn.TokenStream(np.array(vocabulary.encode(text)), batch_size=8, steps=45)
+gpurnn.Trainer(model, data, gpurnn.Adam(0.01), steps=150, progress=False).train()
+
+tokens = np.array(vocabulary.encode(text[:90]))[:, None]
+values = analysis.gates(model.recurrent, model.embedding(tokens))
+
+figure = plots.activations({"h": values["h"]})
