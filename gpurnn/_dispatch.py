@@ -243,6 +243,18 @@ def wing(where: str, **arrays: Any) -> Wing:
     return _functions(NUMPY_WINGS[numpy_wing()])
 
 
+def computing(array: Any) -> str:
+    """What computes for an array, as a run's directory names it: "reference", "native (avx512)", "host" or "cuda"."""
+    library = library_of(array)
+    if library != "numpy":
+        return "cuda" if library == "cupy" else str(library)
+    wing = numpy_wing()
+    if wing != "native":
+        return wing
+    processor = importlib.import_module(f"{NUMPY_WINGS['native']}.processor")
+    return f"native ({processor.chosen()})"
+
+
 def wing_of_numpy() -> Wing | None:
     """The module of fused operations that computes for NumPy arrays; None where they are not to be computed with."""
     name = numpy_wing()

@@ -4,16 +4,19 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
 from test_training import language_model, stream, trainer
 from tolerance import assert_same
 
-from gpurnn import FileFormatError
+import gpurnn
+from gpurnn import FileFormatError, _dispatch
 from gpurnn.optimizers import Adam
 from gpurnn.training import CheckpointError, RunDirectoryError
 from gpurnn.training.checkpoint import checkpoints, read_checkpoint, write_checkpoint
@@ -106,6 +109,39 @@ def test_pruning_deletes_only_checkpoints_of_the_run(tmp_path):
     }.items():
         assert (folder / name).read_bytes() == data
     assert [path.name for path in checkpoints(folder)] == [f"step-00000000{step}.safetensors" for step in (0, 4, 6)]
+
+
+def test_a_run_says_which_wing_computes_it_and_warns_if_another_one_resumes_it(tmp_path, monkeypatch):
+    def wing():
+        return json.loads((tmp_path / "run.json").read_text())["wing"]
+
+    run_in(tmp_path, steps=2).train()
+    assert wing() == "reference"
+    resumed = run_in(tmp_path, steps=4)
+    resumed.resume()
+    for now, before, cure in (
+        ("native (avx2)", "reference", "set GPURNN_WING=reference"),
+        ("cuda", r"native \(avx2\)", "set GPURNN_WING=native and GPURNN_CPU=avx2"),
+        ("reference", "cuda", "resume it on a GPU"),
+    ):
+        monkeypatch.setattr(_dispatch, "computing", lambda array, now=now: now)
+        said = (
+            f"run.json says that {before} computed the run, which {re.escape(now)} resumes, so it will not have the "
+            f"bits of a run without a break; to keep them, {cure}$"
+        )
+        with pytest.warns(UserWarning, match=said):
+            resumed.train()
+        assert wing() == now
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed.train()
+
+
+def test_wings_by_name(monkeypatch):
+    monkeypatch.setattr("gpurnn.kernels.native.processor.instruction_sets", lambda: ("avx2",))
+    for name, computing in {"reference": "reference", "host": "host", "native": "native (avx2)"}.items():
+        with gpurnn.use(name):
+            assert _dispatch.computing(np.zeros(1)) == computing
 
 
 def test_metrics_of_a_run_whose_checkpoints_are_gone_are_kept(tmp_path):

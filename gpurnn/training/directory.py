@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import _files, _metrics
+from .. import _checks, _files, _metrics
 from .checkpoint import checkpoints
 
 RUN, METRICS_FILE, CHECKPOINTS, LOCK = "run.json", "metrics.jsonl", "checkpoints", ".gpurnn.lock"
@@ -25,9 +25,9 @@ class RunDirectoryError(ValueError):
 class RunDirectory:
     """A directory that one run writes to.
 
-    The file ``run.json`` says that a directory belongs to a run, and to which one. A new run takes a directory that
-    holds none of the names that it writes to. From then on these names belong to the run; every other file in the
-    directory is left alone.
+    The file ``run.json`` says that a directory belongs to a run, to which one, and which wing computes it. A new run
+    takes a directory that holds none of the names that it writes to. From then on these names belong to the run; every
+    other file in the directory is left alone.
 
     Parameters
     ----------
@@ -140,11 +140,13 @@ class RunDirectory:
             )
         return run
 
-    def begin(self, *, anew: bool = False) -> str:
+    def begin(self, wing: str | None = None, *, anew: bool = False) -> str:
         """Take the directory for a new run, under the lock, and return the identity of the run.
 
         Parameters
         ----------
+        wing : str, optional
+            What computes, for ``run.json``; see `gpurnn.use`.
         anew : bool
             Whether what ``run.json`` holds of an earlier run is dropped, the identity aside.
 
@@ -155,11 +157,13 @@ class RunDirectory:
         """
         held = self.check_new()
         run = uuid.uuid4().hex if held is None else held["run"]
-        self._write({} if anew else held or {}, run)
+        self._write({} if anew else held or {}, run, wing)
         return str(run)
 
-    def go_on(self, run: str, known: set[str]) -> None:
+    def go_on(self, run: str, known: set[str], wing: str) -> None:
         """Take the directory again, under the lock, for the run that its checkpoints belong to.
+
+        It warns where another wing computed before.
 
         Raises
         ------
@@ -179,7 +183,14 @@ class RunDirectory:
                 f"Trainer: directory {self.path} holds {later[-1]}, which another trainer wrote since this one read or "
                 "wrote its last checkpoint; call resume() first"
             )
-        self._write(held or {}, run)
+        before = str((held or {}).get("wing", wing))
+        if before != wing:
+            _checks.warn(
+                "Trainer",
+                f"{self.path / RUN} says that {before} computed the run, which {wing} resumes, so it will not have the "
+                f"bits of a run without a break; to keep them, {_cure(before)}",
+            )
+        self._write(held or {}, run, wing)
 
     def _reject_foreign(self, names: Sequence[str]) -> None:
         """Reject files in the way of a run, unless ``run.json`` says that they are a run's."""
@@ -194,9 +205,11 @@ class RunDirectory:
                 f"a run would overwrite; choose another directory, or move {'it' if len(found) == 1 else 'them'} away"
             )
 
-    def _write(self, held: dict[str, Any], run: str) -> None:
+    def _write(self, held: dict[str, Any], run: str, wing: str | None) -> None:
         """Write ``run.json``, with this process as the one that trains."""
         own = {"format": FORMAT, "version": VERSION, "run": run, "pid": os.getpid(), "host": socket.gethostname()}
+        if wing is not None:
+            own["wing"] = wing
         _files.write_atomically(self.path / RUN, json.dumps({**held, **self.details, **own}, indent=1).encode())
 
     def append_metrics(self, records: Sequence[dict[str, Any]]) -> int:
@@ -232,10 +245,10 @@ class FollowedDirectory(RunDirectory):
     def locked(self, *, new: bool) -> Iterator[None]:
         yield
 
-    def begin(self, *, anew: bool = False) -> str:
+    def begin(self, wing: str | None = None, *, anew: bool = False) -> str:
         return "followed"
 
-    def go_on(self, run: str, known: set[str]) -> None: ...
+    def go_on(self, run: str, known: set[str], wing: str) -> None: ...
 
     def append_metrics(self, records: Sequence[dict[str, Any]]) -> int:
         return len(_metrics.encoded(records))
@@ -244,6 +257,14 @@ class FollowedDirectory(RunDirectory):
         return size
 
     def flush_metrics(self) -> None: ...
+
+
+def _cure(wing: str) -> str:
+    """The advice how to have a wing compute, as ``run.json`` names it."""
+    if wing == "cuda":
+        return "resume it on a GPU"
+    name, _, instructions = wing.rstrip(")").partition(" (")
+    return f"set GPURNN_WING={name}" + (f" and GPURNN_CPU={instructions}" if instructions else "")
 
 
 def _listed(names: Sequence[str]) -> str:

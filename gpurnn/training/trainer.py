@@ -571,14 +571,15 @@ class Trainer:
             self._train()
             return
         folder, new = self._folder, not self._run
+        wing = _dispatch.computing(next(iter(self.model.params.values())))
         with ExitStack() as lock:
 
             def take() -> None:
                 lock.enter_context(folder.locked(new=new))
                 if new:
-                    self._run = folder.begin()
+                    self._run = folder.begin(wing)
                 else:
-                    folder.go_on(self._run, self._known)
+                    folder.go_on(self._run, self._known, wing)
 
             self._processes.together("Trainer", take)
             self._run = self._processes.broadcast(self._run)
@@ -734,6 +735,8 @@ class Trainer:
     def resume(self) -> int:
         """Continue from the newest sound checkpoint in ``directory``, bit for bit, and return its step.
 
+        The bits are those of the run on the wing and the machine that it began on. ``run.json`` names the wing, and
+        `train` warns if another one computes now; see `gpurnn.use`.
         The model, the data, the optimizer and the options must be those of the run; ``steps`` may be raised, also after
         the run has ended, and gives what one run of so many steps would have given.
         A damaged checkpoint is passed over with a warning if there is a sound one before it. A damaged line of the
