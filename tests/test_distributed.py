@@ -4,6 +4,7 @@ The communicator of these tests is made of threads; those marked slow start proc
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import pytest
 
 import gpurnn
 from gpurnn import distributed
+from gpurnn.distributed.communicator import _OF_MPI as OF_MPI
 from gpurnn.training import PaddedBatches, TokenStream, Trainer
 
 
@@ -263,10 +265,79 @@ def test_what_cannot_be_sharded_is_rejected():
 
 
 def test_alone_without_a_launcher(monkeypatch):
-    for name in (*distributed._OF_MPI, "RANK", "WORLD_SIZE"):
+    for name in (*OF_MPI, "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     alone = distributed.communicator()
     assert (type(alone), alone.rank, alone.size) == (distributed.Communicator, 0, 1)
+
+
+# --- sequences cut over processes ---
+
+
+def chunks(size, T):
+    """Steps of each process: uneven, and none of the second of several."""
+    cuts = sorted([0, *(T * r * r // (size * size) for r in range(1, size)), T])
+    if size > 2:
+        cuts[1] = cuts[2]
+    return [slice(a, b) for a, b in itertools.pairwise(cuts)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_linear_scan_over_processes(size, dtype, shared):
+    rng = np.random.default_rng(0)
+
+    def drawn(*shape):
+        z = rng.normal(size=shape)
+        return (z + 1j * rng.normal(size=shape) if dtype == "complex128" else z).astype(dtype)
+
+    T, B, N = 23, 2, 3
+    a, b, h0, dh = drawn(*((N,) if shared else (T, B, N))) / 2, drawn(T, B, N), drawn(B, N), drawn(T, B, N)
+    h, pullback = gpurnn.linear_scan.vjp(a, b, h0)
+    (da, db, dh0), _ = pullback(dh)
+
+    def part(communicator):
+        own = chunks(size, T)[communicator.rank]
+        found, back = distributed.linear_scan.vjp(a if shared else a[own], b[own], h0, communicator=communicator)
+        return own, found, back(dh[own])[0]
+
+    for own, found, (da_own, db_own, dh0_own) in on_threads(size, part):
+        np.testing.assert_allclose(found, h[own], rtol=1e-12)
+        np.testing.assert_allclose(da_own, da if shared else da[own], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(db_own, db[own], rtol=1e-12)
+        np.testing.assert_allclose(dh0_own, dh0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("kind", ["diagonal", "complex", "dense"])
+@pytest.mark.parametrize("output_state", ["after", "before"])
+def test_ssm_over_processes(size, kind, output_state):
+    rng = np.random.default_rng(1)
+    T, B, I, N, O = 19, 2, 2, 3, 2
+    i = 1j if kind == "complex" else 0
+    A = rng.normal(size=(N, N) if kind == "dense" else N) / 2 + (i * rng.normal(size=N) / 2 if i else 0)
+    weights = [rng.normal(size=s) + (i * rng.normal(size=s) if i else 0) for s in ((N, I), (O, N))]
+    x, D, state = rng.normal(size=(T, B, I)), rng.normal(size=(O, I)), rng.normal(size=(B, N)).astype(A.dtype)
+    dy, dlast = rng.normal(size=(T, B, O)), rng.normal(size=(B, N)).astype(A.dtype)
+    (y, last), pullback = gpurnn.ssm.vjp(x, A, *weights, D, state, output_state=output_state)
+    (dx, dstate), gradients = pullback((dy, dlast))
+
+    def part(communicator):
+        own = chunks(size, T)[communicator.rank]
+        (found, end), back = distributed.ssm.vjp(
+            x[own], A, *weights, D, state, output_state=output_state, communicator=communicator
+        )
+        return own, found, end, back((dy[own], dlast))
+
+    for own, found, end, ((dx_own, dstate_own), of_all) in on_threads(size, part):
+        np.testing.assert_allclose(found, y[own], rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(end, last, rtol=1e-11)
+        np.testing.assert_allclose(dx_own, dx[own], rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(dstate_own, dstate, rtol=1e-11, atol=1e-13)
+        assert of_all.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(of_all[name], gradient, rtol=1e-11, atol=1e-13)
 
 
 # --- processes ---

@@ -1,20 +1,16 @@
-"""Processes that train together: a communicator with a handful of verbs, and sums whose bits depend on no process.
-
-A process finds the others from its environment (`communicator`): started by ``mpiexec`` through mpi4py, by ``torchrun``
-through torch.distributed, else it is alone. Nothing here is a transport of its own.
-"""
+"""The processes of a run, and what they exchange: a handful of verbs over other libraries' transports."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks, _dispatch
-from ._contract import Array
+from .._contract import Array
+from .flat import changed
 
 R = TypeVar("R")
 
@@ -54,7 +50,7 @@ class Communicator:
 
         The order of a sum is the transport's, so its last bits may depend on the number of processes.
         """
-        return _flat(arrays, lambda name, flat: self._sum(flat))
+        return changed(arrays, lambda name, flat: self._sum(flat))
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -243,132 +239,3 @@ def communicator() -> Communicator:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return TorchCommunicator()
     return Communicator()
-
-
-def own_shards(communicator: Communicator, shards: int) -> range:
-    """The shards of a batch that this process computes: as many as the others, or one more or less."""
-    rank, size = communicator.rank, communicator.size
-    return range(shards * rank // size, shards * (rank + 1) // size)
-
-
-class ShardSum:
-    """The sum of a list of arrays over S shards, in a fixed tree: it has the same bits for any number of processes.
-
-    The tree is that of halves: shards 0 and 1 are added, 2 and 3, then the pairs, and so on. A process adds up what it
-    has of it as soon as that is complete, so it holds at most log2 S + 1 partial sums. `total` exchanges them: each
-    process completes the sums of a part of the entries, and all gather these.
-
-    Parameters
-    ----------
-    communicator : Communicator
-    shards : int
-        S.
-    """
-
-    def __init__(self, communicator: Communicator, shards: int) -> None:
-        self._communicator, self._shards = communicator, shards
-        self._nodes: dict[str, dict[tuple[int, int], NDArray[Any]]] = {}
-
-    def add(self, shard: int, arrays: Mapping[str, Array]) -> None:
-        """Add the arrays of a shard of this process, by name; the shards in their order."""
-        flat: dict[str, list[NDArray[Any]]] = {}
-        for array in arrays.values():
-            host = np.asarray(_dispatch.to_numpy(array))
-            flat.setdefault(host.dtype.str, []).append(host.ravel())
-        for dtype, parts in flat.items():
-            _grow(self._nodes.setdefault(dtype, {}), shard, np.concatenate(parts))
-
-    def total(self, like: Mapping[str, Array]) -> dict[str, Array]:
-        """The sums over all shards, as arrays like those of ``like``, which name the arrays of a shard."""
-        sums = {dtype: self._complete(dtype) for dtype in sorted({_dtype(array) for array in like.values()})}
-        return _shaped(sums, like)
-
-    def _complete(self, dtype: str) -> NDArray[Any]:
-        own, comm = self._nodes.get(dtype, {}), self._communicator
-        if comm.size == 1:
-            return _root(own, self._shards)
-        lengths = comm.all_gather(next((node.size for node in own.values()), 0))
-        length = max(lengths)
-        cuts = [length * rank // comm.size for rank in range(comm.size + 1)]
-        kept = [own[key] for key in sorted(own)]
-        empty = np.empty(0, dtype)
-        parts = [
-            np.concatenate([node[cuts[r] : cuts[r + 1]] for node in kept]) if kept else empty for r in range(comm.size)
-        ]
-        received = comm.all_to_all(parts)
-        width = cuts[comm.rank + 1] - cuts[comm.rank]
-        nodes: dict[tuple[int, int], NDArray[Any]] = {}
-        for rank, part in enumerate(received):
-            keys: dict[tuple[int, int], None] = {}
-            for shard in range(self._shards * rank // comm.size, self._shards * (rank + 1) // comm.size):
-                _grow_keys(keys, shard)
-            for place, key in enumerate(sorted(keys)):
-                nodes[key] = part[place * width : (place + 1) * width]
-        return comm.all_gather_array(_root(nodes, self._shards))
-
-
-def _sibling(key: tuple[int, int]) -> tuple[int, int] | None:
-    """The half before this one, if this is the second of two."""
-    first, end = key
-    width = end - first
-    return (first - width, first) if first % (2 * width) else None
-
-
-def _grow(nodes: dict[tuple[int, int], NDArray[Any]], shard: int, value: NDArray[Any]) -> None:
-    """Add a leaf, and every sum that it completes in place of its two halves."""
-    key = (shard, shard + 1)
-    while (before := _sibling(key)) is not None and before in nodes:
-        value = nodes.pop(before) + value
-        key = (before[0], key[1])
-    nodes[key] = value
-
-
-def _grow_keys(nodes: dict[tuple[int, int], None], shard: int) -> None:
-    """`_grow` without values: what another process has."""
-    key = (shard, shard + 1)
-    while (before := _sibling(key)) is not None and before in nodes:
-        del nodes[before]
-        key = (before[0], key[1])
-    nodes[key] = None
-
-
-def _root(nodes: Mapping[tuple[int, int], NDArray[Any]], shards: int) -> NDArray[Any]:
-    """The sum at the root of the tree, from nodes that cover all leaves."""
-
-    def value(first: int, end: int) -> NDArray[Any] | None:
-        if (first, end) in nodes:
-            return nodes[first, end]
-        if first >= shards:
-            return None
-        middle = (first + end) // 2
-        left, right = value(first, middle), value(middle, end)
-        assert left is not None  # the leaves before a leaf are there
-        return left if right is None else left + right
-
-    root = value(0, 1 << (shards - 1).bit_length())
-    assert root is not None
-    return root
-
-
-def _dtype(array: Array) -> str:
-    return np.dtype(_checks.dtype_name(array)).str
-
-
-def _shaped(flat: Mapping[str, NDArray[Any]], like: Mapping[str, Array]) -> dict[str, Array]:
-    """The entries of one array for each dtype, as arrays of the shapes and libraries of ``like``."""
-    result, place = {}, dict.fromkeys(flat, 0)
-    for name, array in like.items():
-        dtype, size = _dtype(array), int(np.prod(array.shape))
-        part = flat[dtype][place[dtype] : place[dtype] + size].reshape(tuple(array.shape))
-        place[dtype] += size
-        result[name] = _dispatch.from_numpy(_dispatch.namespace("distributed", array=array), part)
-    return result
-
-
-def _flat(arrays: Sequence[Array], change: Callable[[str, NDArray[Any]], NDArray[Any]]) -> list[Array]:
-    """Arrays of the shapes of ``arrays``, whose entries are ``change`` of all entries of a dtype in one array."""
-    like = {str(i): array for i, array in enumerate(arrays)}
-    parts: dict[str, list[NDArray[Any]]] = {}
-    for array in arrays:
-        parts.setdefault(_dtype(array), []).append(np.asarray(_dispatch.to_numpy(array)).ravel())
-    return list(_shaped({dtype: change(dtype, np.concatenate(p)) for dtype, p in parts.items()}, like).values())

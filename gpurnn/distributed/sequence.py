@@ -1,0 +1,193 @@
+"""Linear recurrences over a sequence that is cut over processes: each has some of the steps.
+
+A chunk of steps maps the state before it to that after it, h -> P h + q. The processes compute P and q of their chunks
+with the state zero, exchange them, and compute their chunks again from the state that enters them. On the way back the
+same is done with the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from .. import _arrays, _dispatch, functional
+from .._contract import Array
+from .._op import Pullback, differentiable
+from .communicator import Communicator
+
+OutputState = Literal["after", "before"]
+
+Carry = Callable[[Array, Array], Array]
+"""A chunk's map of a state: ``carry(P, h)`` is P h."""
+
+
+def _entering(communicator: Communicator, xp: Any, carry: Carry, P: Array, q: Array, first: Array) -> Array:
+    """The state before this process's chunk; ``first`` is that before the first chunk, as process 0 has it."""
+    every = communicator.all_gather((_dispatch.to_numpy(P), _dispatch.to_numpy(q), _dispatch.to_numpy(first)))
+    h = every[0][2]
+    for P_of, q_of, _ in every[: communicator.rank]:
+        h = carry(P_of, h) + q_of
+    return _dispatch.from_numpy(xp, h)
+
+
+def _entering_back(communicator: Communicator, xp: Any, carry: Carry, P: Array, q: Array, last: Array) -> Array:
+    """The gradient of the state after this process's chunk; ``last`` is that after the last chunk."""
+    every = communicator.all_gather((_dispatch.to_numpy(P), _dispatch.to_numpy(q), _dispatch.to_numpy(last)))
+    g = every[-1][2]
+    for P_of, q_of, _ in every[: communicator.rank : -1]:
+        g = carry(P_of, g) + q_of
+    return _dispatch.from_numpy(xp, g)
+
+
+def _summed(communicator: Communicator, array: Array) -> Array:
+    return communicator.all_reduce([array])[0]
+
+
+def _linear_scan_vjp(
+    a: Array, b: Array, h0: Array | None = None, *, communicator: Communicator
+) -> tuple[Array, Pullback]:
+    where = "distributed.linear_scan"
+    h = functional.linear_scan(a, b, h0)  # checks the arguments
+    xp = _dispatch.namespace(where, h=h)
+    first = _dispatch.zeros(xp, tuple(b.shape[1:]), h) if h0 is None else xp.asarray(h0)
+    zero = xp.zeros_like(first)
+    shared, steps = a.ndim == 1, b.shape[0]
+    P = zero + (xp.asarray(a) ** steps if shared else xp.prod(xp.asarray(a), axis=0))
+    q = from_zero[-1, ...] if steps else zero
+    entering = _entering(communicator, xp, lambda P, h: P * h, P, q, first)
+    h, pull = functional.linear_scan.vjp(a, b, entering)
+
+    def pullback(dh: Array | None) -> tuple[tuple[Array, Array, Array], dict[str, Array]]:
+        dh = _arrays.cotangent(where, "h", dh, h)
+        dh = xp.zeros_like(h) if dh is None else dh
+        (_, _, q_back), _ = pull(dh)
+        P_back = xp.conj(P) if xp.isdtype(P.dtype, "complex floating") else P
+        # What comes from the steps after this chunk comes through its last state.
+        leaving = _entering_back(communicator, xp, lambda P, g: P * g, P_back, q_back, zero)
+        if steps:
+            dh = xp.concat([dh[:-1, ...], xp.expand_dims(dh[-1, ...] + leaving, axis=0)], axis=0)
+        (da, db, dh0), _ = pull(dh)
+        if not steps:
+            dh0 = leaving
+        of_first = communicator.broadcast(_dispatch.to_numpy(dh0))
+        return (_summed(communicator, da) if shared else da, db, _dispatch.from_numpy(xp, of_first)), {}
+
+    return h, pullback
+
+
+@differentiable(_linear_scan_vjp)
+def linear_scan(a: Array, b: Array, h0: Array | None = None, *, communicator: Communicator) -> Array:
+    """`gpurnn.linear_scan` of a sequence whose steps are cut over processes, in the order of their ranks.
+
+    Parameters
+    ----------
+    a : (T, B, N) or (N,) array
+        Of this process's T steps, or the same at every step of all processes.
+    b : (T, B, N) array
+        Of this process's steps; T may differ from process to process, and may be 0.
+    h0 : (B, N) array, optional
+        The state before the first step of process 0; the others' is not read.
+    communicator : Communicator
+
+    Returns
+    -------
+    h : (T, B, N) array
+        The states of this process's steps. The pullback takes dh (T, B, N) and gives ``(da, db, dh0), {}`` on each
+        process: db and da (T, B, N) of its own steps, da (N,) and dh0 of the whole sequence.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `gpurnn.linear_scan`.
+
+    References
+    ----------
+    G. E. Blelloch, "Prefix sums and their applications" (1990), section 1.4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn import distributed
+    >>> alone = distributed.communicator()
+    >>> distributed.linear_scan(np.array([0.5]), np.ones((3, 1, 1)), communicator=alone)[:, 0, 0]
+    array([1.  , 1.5 , 1.75])
+    """
+    return _linear_scan_vjp(a, b, h0, communicator=communicator)[0]
+
+
+def _ssm_vjp(
+    x: Array, A: Array, B: Array, C: Array, D: Array | None = None, state: Array | None = None, *,
+    output_state: OutputState = "after", communicator: Communicator,
+) -> tuple[tuple[Array, Array], Pullback]:  # fmt: skip
+    where = "distributed.ssm"
+    _, q = functional.ssm(x, A, B, C, D, output_state=output_state)
+    xp = _dispatch.namespace(where, x=x)
+    first = xp.zeros_like(q) if state is None else xp.asarray(state)
+    diagonal, steps = A.ndim == 1, x.shape[0]
+    P = xp.asarray(A) ** steps if diagonal else xp.linalg.matrix_power(xp.asarray(A), steps)
+
+    def forward(P: Array, h: Array) -> Array:
+        return P * h if diagonal else h @ P.T
+
+    def backward(P: Array, g: Array) -> Array:
+        return P.conj() * g if diagonal else g @ P
+
+    entering = _entering(communicator, xp, forward, P, q, first)
+    (y, last), pull = functional.ssm.vjp(x, A, B, C, D, entering, output_state=output_state)
+    last = _dispatch.from_numpy(xp, communicator.all_gather(_dispatch.to_numpy(last))[-1])
+
+    def pullback(cotangents: Any) -> tuple[tuple[Array, Array], dict[str, Array]]:
+        dy, dlast = (None, None) if cotangents is None else cotangents
+        (_, q_back), _ = pull((dy, None))
+        after_all = xp.zeros_like(last) if dlast is None else xp.asarray(dlast)
+        leaving = _entering_back(communicator, xp, backward, P, q_back, after_all)
+        (dx, dstate), gradients = pull((dy, leaving))
+        names = list(gradients)
+        sums = dict(zip(names, communicator.all_reduce([gradients[n] for n in names]), strict=True))
+        of_first = communicator.broadcast(_dispatch.to_numpy(dstate))
+        return (dx, _dispatch.from_numpy(xp, of_first)), sums
+
+    return (y, last), pullback
+
+
+@differentiable(_ssm_vjp)
+def ssm(
+    x: Array, A: Array, B: Array, C: Array, D: Array | None = None, state: Array | None = None, *,
+    output_state: OutputState = "after", communicator: Communicator,
+) -> tuple[Array, Array]:  # fmt: skip
+    """`gpurnn.ssm` of a sequence whose steps are cut over processes, in the order of their ranks.
+
+    Parameters
+    ----------
+    x : (T, B, input_size) array
+        Of this process's steps; T may differ from process to process.
+    A, B, C, D, output_state
+        As in `gpurnn.ssm`, the same on every process.
+    state : (B, N) array, optional
+        The state before the first step of process 0.
+    communicator : Communicator
+
+    Returns
+    -------
+    y : (T, B, output_size) array
+        Of this process's steps.
+    state : (B, N) array
+        After the last step of the last process, on every process. The pullback takes ``(dy, dstate)``, dstate as the
+        last process has it, and gives ``(dx, dstate), gradients``: dx of its own steps, the others of the whole
+        sequence.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `gpurnn.ssm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn import distributed
+    >>> half, one = np.array([0.5]), np.ones((1, 1))
+    >>> y, state = distributed.ssm(np.ones((3, 1, 1)), half, one, one, communicator=distributed.communicator())
+    >>> y[:, 0, 0], state
+    (array([1.  , 1.5 , 1.75]), array([[1.75]]))
+    """
+    return _ssm_vjp(x, A, B, C, D, state, output_state=output_state, communicator=communicator)[0]
