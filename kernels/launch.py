@@ -474,8 +474,9 @@ class Kernel:
         NotResident
             If a cooperative grid has more blocks than the current device holds at once.
         """
-        arrays = [a for a in (*args, *reachable) if isinstance(a, np.ndarray) or is_cupy_array(a)]
-        on_gpu = {is_cupy_array(a) for a in arrays}
+        others = (a for a in (*args, *reachable) if a is not None and not isinstance(a, np.generic))
+        arrays = [a for a in others if isinstance(a, np.ndarray) or is_cupy_array(a)]
+        on_gpu = {not isinstance(a, np.ndarray) for a in arrays}
         if len(on_gpu) != 1:
             what = "NumPy and CuPy arrays" if on_gpu else "no array"
             raise TypeError(f"{self.name}: the arguments hold {what}, expected arrays of one library")
