@@ -67,7 +67,7 @@ private:
             for (int64_t i = 0; i < zeros_size(layer); ++i) zeros[i] = 0;
         }
         const int64_t groups = (H + lanes - 1) / lanes;
-        const Part part(index, count, B, int64_t(sizeof(T)) * G * H * H, panels.hidden_panels(0).count());
+        const Part part(index, count, B, int64_t(sizeof(T)) * G * H * H, panels.hidden_panels(0).count(), layer.team);
         Barrier& team = meetings[1 + part.team];
         std::vector<int> active, rows;
         for (int64_t end = clock.T; end > 0;) {

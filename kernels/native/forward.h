@@ -92,7 +92,7 @@ private:
         if (layer.back) BackwardPanels<Cell>{H, I, layer.back}.pack(layer.w_ih, layer.w_hh, index, count);
         meetings[0].meet(count);
 
-        const Part part(index, count, B, int64_t(sizeof(T)) * Cell::gates * H * (I + H), Phases::panels(0, H));
+        const Part part(index, count, B, int64_t(sizeof(T)) * Cell::gates * H * (I + H), Phases::panels(0, H), layer.team);
         const int64_t rows = part.last_row - part.first_row;
         if (rows == 0) return;
         Barrier& team = meetings[1 + part.team];
