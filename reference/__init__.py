@@ -5,6 +5,7 @@ from .attention import attention_forward as attention_forward
 from .cells import cell_backward as cell_backward
 from .cells import cell_forward as cell_forward
 from .cells import cell_gates as cell_gates
+from .clock import recurrence_chunk as recurrence_chunk
 from .dense import dense_backward as dense_backward
 from .dense import dense_forward as dense_forward
 from .dropout import dropout_mask as dropout_mask
@@ -22,5 +23,4 @@ from .optim import optimizer_update as optimizer_update
 from .optim import scaled as scaled
 from .recurrence import check_lengths as check_lengths
 from .recurrence import recurrence_backward as recurrence_backward
-from .recurrence import recurrence_chunk as recurrence_chunk
 from .recurrence import recurrence_forward as recurrence_forward

@@ -10,7 +10,7 @@ from gpurnn.cells import Cell
 from .buffers import SMALL
 from .cells import module_of
 from .cells.packing import SPREAD, collides
-from .recurrence import recurrence_chunk
+from .clock import recurrence_chunk
 
 
 @dataclass

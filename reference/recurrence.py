@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
@@ -20,57 +20,8 @@ from . import unrolled
 from .buffers import empty, product
 from .cells import module_of, with_zeros
 from .cells.steps import Steps
+from .clock import Clock, recurrence_chunk
 from .unrolled import Unrolled
-
-CHUNK_ROWS = 1024
-"""The least rows of a product over many steps, where there are so many."""
-
-
-@dataclass(frozen=True)
-class Clock:
-    """One direction's order of steps, and the steps at which rows end or restart."""
-
-    T: int
-    B: int
-    backwards: bool
-    past: NDArray[np.bool_] | None
-    """(T, B, 1): the step lies past the row's length, so the row's state stays as it is."""
-    cut: NDArray[np.bool_] | None
-    """(T, B, 1): no state enters the step from the step before it in this direction."""
-
-    @classmethod
-    def of(cls, T: int, B: int, backwards: bool, lengths: Array | None, resets: Array | None) -> Clock:
-        past = cut = None
-        if lengths is not None:
-            past = (np.arange(T)[:, None] >= lengths)[:, :, None]
-        if resets is not None:
-            cut = np.zeros((*resets.shape, 1), bool)
-            # A reset at t parts t - 1 from t: forward it is step t that nothing enters, backward it is step t - 1.
-            if backwards:
-                cut[:-1, :, 0] = resets[1:]
-            else:
-                cut[:, :, 0] = resets
-            if past is not None:
-                first_past = np.concatenate([past[1:], np.ones_like(past[:1])]) if backwards else past
-                cut &= ~first_past
-        return cls(T, B, backwards, past, cut)
-
-    def chunks(self, back: bool = False) -> list[tuple[slice, range]]:
-        """The chunks of the steps, and the steps of each, in this direction's order, or in the reverse of it.
-
-        There is one at least, if only an empty one.
-        """
-        length, pieces = recurrence_chunk(self.B), []
-        for start in range(0, max(self.T, 1), length):
-            steps = range(start, min(start + length, self.T))
-            pieces.append((slice(start, steps.stop), steps))
-        if self.backwards != back:
-            return [(chunk, steps[::-1]) for chunk, steps in reversed(pieces)]
-        return pieces
-
-    def at(self, rows: NDArray[np.bool_] | None, t: int) -> NDArray[np.bool_] | None:
-        """Those of ``rows`` that hold at step t, None if there are none."""
-        return rows[t] if rows is not None and rows[t].any() else None
 
 
 @dataclass(frozen=True)
@@ -86,21 +37,6 @@ class _Saved:
     w_ih: Array
     """The factor of the backward product, (G*H, I) in the order and sign of the steps' input rows."""
     mask: Array | None
-
-
-def recurrence_chunk(batch: int) -> int:
-    """Steps of a chunk: products over many steps are computed for a chunk at a time.
-
-    BLAS results depend on the number of rows, and sums on their order. So chunks begin at multiples
-    of this many steps, whatever the direction, and their gradients are added up in the order of the backward pass: a
-    sequence that is cut at such multiples gives, part by part, the very bits that it gives as a whole.
-
-    Parameters
-    ----------
-    batch : int
-        B.
-    """
-    return -(-CHUNK_ROWS // max(batch, 1))
 
 
 def check_lengths(where: str, lengths: Array | None, T: int) -> None:
@@ -120,7 +56,7 @@ def recurrence_forward(
     mask: Array | None = None,
     step_masks: Array | None = None,
     training: bool = False,
-) -> tuple[Array, tuple[Array, ...], tuple[_Saved | Unrolled, ...] | None]:
+) -> tuple[Array, tuple[Array, ...], Any]:
     """Run one layer over a whole sequence.
 
     Parameters
@@ -153,11 +89,16 @@ def recurrence_forward(
         For `recurrence_backward`; None unless ``training``.
     """
     T, B, I = x.shape
+    check_lengths(cell.name, lengths, T)
+    if not cell.is_plain:
+        return unrolled.recurrence_forward(
+            cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, step_masks=step_masks,
+            training=training,
+        )  # fmt: skip
     D, H = len(weights), weights[0]["weight_hh"].shape[1]
     y = np.empty((T, B, D * H), x.dtype)
     final = tuple(np.empty_like(s) for s in state)
-    saved: list[_Saved | Unrolled] = []
-    check_lengths(cell.name, lengths, T)
+    saved = []
     # A column of ones makes the bias a part of the product, and its gradient one of the weights'.
     x1 = empty((T, B, I + 1), x.dtype)
     x1[:, :, :I], x1[:, :, I] = x, 1
@@ -165,15 +106,10 @@ def recurrence_forward(
         np.copyto(x1, 0, where=(np.arange(T)[:, None] >= lengths)[:, :, None])
     for d, direction in enumerate(weights):
         clock = Clock.of(T, B, d == 1, lengths, resets)
-        weights_d, state_d = with_zeros(cell, direction), tuple(s[d] for s in state)
-        mask_d = None if mask is None else mask[d]
-        into = y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training
-        of_direction: _Saved | Unrolled | None
-        if cell.is_plain:
-            of_direction = _forward(cell, x1, weights_d, state_d, clock, mask_d, *into)
-        else:
-            of_step = None if step_masks is None else step_masks[:, d]
-            of_direction = unrolled.forward(cell, x1, weights_d, state_d, clock, mask_d, of_step, *into)
+        of_direction = _forward(
+            cell, x1, with_zeros(cell, direction), tuple(s[d] for s in state), clock, None if mask is None else mask[d],
+            y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training,
+        )  # fmt: skip
         if of_direction is not None:
             saved.append(of_direction)
     return y, final, tuple(saved) if training else None
@@ -246,7 +182,7 @@ def _forward(
 
 
 def recurrence_backward(
-    saved: tuple[_Saved | Unrolled, ...],
+    saved: Any,
     dy: Array | None,
     dstate: tuple[Array | None, ...],
     dweights: tuple[Mapping[str, Array], ...] | None = None,
@@ -274,9 +210,10 @@ def recurrence_backward(
         Gradient of the initial state.
     """
     first = saved[0]
-    T, B, columns = first.x1.shape
-    H = first.w_ih.shape[0] // first.cell.gates
-    dx = np.empty((T, B, columns - 1), first.x1.dtype)
+    if isinstance(first, Unrolled):
+        return unrolled.recurrence_backward(saved, dy, dstate, dweights)
+    T, B, H = first.h_in.shape
+    dx = np.empty((T, B, first.w_ih.shape[1]), first.w_ih.dtype)
     dstate0 = tuple(np.zeros((len(saved), B, H), dx.dtype) for _ in dstate)
     gradients = []
     for d, kept in enumerate(saved):
@@ -287,10 +224,7 @@ def recurrence_backward(
         direction_dy = None if dy is None else dy[:, :, d * H : (d + 1) * H]
         later = None if dweights is None else dweights[d]
         dx_d = dx if d == 0 else np.empty_like(dx)
-        if isinstance(kept, Unrolled):
-            gradients.append(kept.backward(direction_dy, carried, dx_d, later))
-        else:
-            gradients.append(_backward(kept, direction_dy, carried, dx_d, later))
+        gradients.append(_backward(kept, direction_dy, carried, dx_d, later))
         if d > 0:
             dx += dx_d
     return dx, tuple(gradients), dstate0

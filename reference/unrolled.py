@@ -1,33 +1,35 @@
-"""A layer's recurrence by the cells' definition of a step, one direction of it.
+"""A layer's recurrence by the cells' definition of a step.
 
-It runs the cells with options for which there are no `cells.steps.Steps`, in a few more calls for each step.
+It runs the cells with options for which there are no `cells.steps.Steps`, in a few more calls for each step. Nothing in
+it is NumPy's own except how it goes through the steps: NumPy's functions hand CuPy arrays on to CuPy, and so the
+kernels' wing takes it for the cells that no kernel computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from array_api_compat import array_namespace
 
-from gpurnn._contract import Array
+from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 from . import cells
-from .buffers import product
-
-if TYPE_CHECKING:
-    from .recurrence import Clock
+from .cells.normalisation import Normalised
+from .clock import Clock
 
 
 @dataclass(frozen=True)
 class _Step:
-    """The values of a step that its backward pass needs, of the rows that exist."""
+    """The values of a step that its backward pass needs."""
 
-    rows: NDArray[np.bool_] | slice
-    cut: NDArray[np.bool_] | None
+    past: Any
+    """(B, 1): rows that have ended."""
+    cut: Any
+    """(B, 1): rows that no state enters."""
     saved: Any
 
 
@@ -37,85 +39,152 @@ class Unrolled:
 
     cell: Cell
     clock: Clock
-    x1: Array
-    """x with a column of ones, (T, B, I + 1)."""
+    x: Array
+    """(T, B, I), zero past the lengths."""
     w_ih: Array
+    norm: Array | None
+    """The weights of the normalised input product, with layer norm."""
+    products: dict[int, Normalised]
+    """Those products, by the first step of their chunk."""
+    state_shapes: tuple[tuple[int, ...], ...]
     steps: dict[int, _Step]
 
     def backward(
-        self, dy: Array | None, carried: tuple[Array, ...], dx: Array, later: Mapping[str, Array] | None
-    ) -> dict[str, Array]:
-        """The gradients of the weights; writes dx, and ``carried`` becomes the initial state's gradient."""
-        cell, clock, w_ih = self.cell, self.clock, self.w_ih
-        (_, B, columns), (rows, I), dtype = self.x1.shape, w_ih.shape, w_ih.dtype
+        self, dy: Array | None, carried: list[Array], later: Mapping[str, Array] | None
+    ) -> tuple[Array, dict[str, Array], list[Array]]:
+        """The gradients of x, of the weights and of the initial state, from those of y and of the final state."""
+        cell, clock, w_ih, xp = self.cell, self.clock, self.w_ih, array_namespace(self.x)
+        (T, B, I), rows = self.x.shape, self.w_ih.shape[0]
+        dx = xp.zeros((T, B, I), dtype=self.x.dtype)
         shapes = cell.shapes(input_size=I, hidden_size=rows // cell.gates)
-        totals = {n: np.zeros(s, dtype) if later is None else np.array(later[n]) for n, s in shapes.items()}
+        totals = {n: xp.zeros(s, dtype=self.x.dtype) if later is None else later[n] for n, s in shapes.items()}
+
+        def add(name: str, gradient: Array) -> None:
+            totals[name] = totals[name] + gradient
+
         for chunk, order in clock.chunks(back=True):
-            da = np.zeros((len(order), B, rows), dtype)
+            da = xp.zeros((len(order), B, rows), dtype=self.x.dtype)
             for t in order:
-                step = self.steps.get(t)
-                if step is None:
-                    continue
-                dstate = [s[step.rows] for s in carried]
-                if dy is not None:
-                    dstate[0] = dstate[0] + dy[t][step.rows]
+                step = self.steps[t]
+                dstate = [carried[0] if dy is None else carried[0] + dy[t], *carried[1:]]
+                if step.past is not None:  # what does not exist passes the gradient of the state on
+                    dstate = [np.where(step.past, d.dtype.type(0), d) for d in dstate]
                 da_t, dprevious, dweights = cells.backward(cell, step.saved, tuple(dstate))
-                da[t - chunk.start][step.rows] = da_t
+                da[t - chunk.start] = da_t
                 for name, gradient in dweights.items():
-                    totals[name] += gradient
-                for s, d in zip(carried, dprevious, strict=True):
-                    s[step.rows] = d
-                    if step.cut is not None:
-                        np.copyto(s, 0, where=step.cut)
+                    add(name, gradient)
+                if step.cut is not None:
+                    dprevious = tuple(np.where(step.cut, d.dtype.type(0), d) for d in dprevious)
+                if step.past is not None:
+                    dprevious = tuple(np.where(step.past, s, d) for s, d in zip(carried, dprevious, strict=True))
+                carried = list(dprevious)
             flat = da.reshape(-1, rows)
-            np.matmul(flat, w_ih, out=dx[chunk].reshape(len(flat), I))
-            dw1 = product(flat.T, self.x1[chunk].reshape(len(flat), columns))
-            totals["weight_ih"] += dw1[:, :I]
-            totals["bias_ih"] += dw1[:, I]
-        return totals
+            add("bias_ih", flat.sum(axis=0))
+            if self.norm is not None:  # the bias is behind the norm, the weights before it
+                normal = self.products[chunk.start]
+                add("norm_ih", (flat * normal.value).sum(axis=0))
+                flat = normal.back(flat * self.norm)
+            dx[chunk] = (flat @ w_ih).reshape(dx[chunk].shape)
+            add("weight_ih", flat.T @ self.x[chunk].reshape(-1, I))
+        return dx, totals, carried
 
 
-def forward(
+def recurrence_forward(
     cell: Cell,
-    x1: Array,
-    weights: dict[str, Array],
+    x: Array,
+    weights: tuple[Weights, ...],
     state: tuple[Array, ...],
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    step_masks: Array | None = None,
+    training: bool = False,
+) -> tuple[Array, tuple[Array, ...], Any]:
+    """Run a layer; arguments and results are those of `recurrence.recurrence_forward`."""
+    xp, (T, B, _) = array_namespace(x), x.shape
+    on_host = tuple(None if a is None or isinstance(a, np.ndarray) else a.get() for a in (lengths, resets))
+    lengths, resets = (a if h is None else h for a, h in zip((lengths, resets), on_host, strict=True))
+    outputs: list[Array] = []
+    finals: list[list[Array]] = []
+    saved = []
+    for d, direction in enumerate(weights):
+        clock = Clock.of(T, B, d == 1, lengths, resets)
+        if clock.past is not None:
+            x = np.where(xp.asarray(clock.past), x.dtype.type(0), x)
+        of_direction = _forward(
+            cell, x, cells.with_zeros(cell, direction), [s[d] for s in state], clock, None if mask is None else mask[d],
+            None if step_masks is None else step_masks[:, d], training,
+        )  # fmt: skip
+        outputs.append(of_direction[0])
+        finals.append(of_direction[1])
+        saved.append(of_direction[2])
+    final = tuple(xp.stack(of_state) for of_state in zip(*finals, strict=True))
+    return xp.concat(outputs, axis=2), final, tuple(saved) if training else None
+
+
+def recurrence_backward(
+    saved: tuple[Unrolled, ...],
+    dy: Array | None,
+    dstate: tuple[Array | None, ...],
+    dweights: tuple[Mapping[str, Array], ...] | None = None,
+) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
+    """Backpropagate; arguments and results are those of `recurrence.recurrence_backward`."""
+    xp, D = array_namespace(saved[0].x), len(saved)
+    dx: Any = None
+    gradients, initial = [], []
+    for d, kept in enumerate(saved):
+        sizes = kept.state_shapes
+        carried = [xp.zeros(n, dtype=kept.x.dtype) if s is None else s[d] for n, s in zip(sizes, dstate, strict=True)]
+        width = sizes[0][1]
+        of_direction = None if dy is None else dy[:, :, d * width : (d + 1) * width]
+        dx_d, of_weights, dstate0 = kept.backward(of_direction, carried, None if dweights is None else dweights[d])
+        dx = dx_d if d == 0 else dx + dx_d
+        gradients.append(of_weights)
+        initial.append(dstate0)
+    return dx, tuple(gradients), tuple(xp.stack([initial[d][k] for d in range(D)]) for k in range(len(dstate)))
+
+
+def _forward(
+    cell: Cell,
+    x: Array,
+    weights: dict[str, Array],
+    carried: list[Array],
     clock: Clock,
     mask: Array | None,
     step_masks: Array | None,
-    y: Array,
-    final: tuple[Array, ...],
     training: bool,
-) -> Unrolled | None:
-    """All steps of a direction, from the arguments of `recurrence._forward` and ``step_masks`` (M, T, B, H)."""
+) -> tuple[Array, list[Array], Unrolled]:
+    """All steps of a direction: y, the final state, and what goes back."""
+    xp = array_namespace(x)
     if training:  # what a caller does to his arrays cannot reach the gradients
-        weights = {name: w.copy() for name, w in weights.items()}
+        x, weights = x.copy(), {name: w.copy() for name, w in weights.items()}
         step_masks = None if step_masks is None else step_masks.copy()
         mask = None if mask is None else mask.copy()
-    w1 = np.concatenate([weights["weight_ih"], weights["bias_ih"][:, None]], axis=1)
+    carried, shapes = [s.copy() for s in carried], tuple(s.shape for s in carried)
+    norm, products, steps = weights.get("norm_ih"), dict[int, Normalised](), dict[int, _Step]()
+    groups = tuple(gates * weights["weight_ih"].shape[0] // cell.gates for gates in cell.norm_groups)
     own = {name: w for name, w in weights.items() if not name.endswith("_ih")}
-    steps: dict[int, _Step] = {}
-    carried = [s.copy() for s in state]
+    own |= {} if mask is None else {"mask": mask}
+    y = xp.zeros((*x.shape[:2], carried[0].shape[1]), dtype=x.dtype)
     for chunk, order in clock.chunks():
-        xw = x1[chunk] @ w1.T
+        xw = x[chunk] @ weights["weight_ih"].T
+        if norm is not None:
+            products[chunk.start] = Normalised.of(xw.reshape(-1, xw.shape[2]), groups)
+            xw = (products[chunk.start].value * norm).reshape(xw.shape)
+        xw = xw + weights["bias_ih"]
         for t in order:
             cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
-            rows = slice(None) if past is None else ~past[:, 0]
-            if past is not None and past.all():
-                y[t] = 0
-                continue
-            if cut is not None:
-                for s in carried:
-                    np.copyto(s, 0, where=cut)
-            of_step = own if mask is None else {**own, "mask": mask[rows]}
+            cut, past = (None if rows is None else xp.asarray(rows) for rows in (cut, past))
+            entering = carried if cut is None else [np.where(cut, s.dtype.type(0), s) for s in carried]
+            of_step = own
             if step_masks is not None:
-                of_step = {**of_step, **dict(zip(cell.step_masks, step_masks[:, t, rows], strict=True))}
-            new, saved = cells.forward(cell, xw[t - chunk.start][rows], tuple(s[rows].copy() for s in carried), of_step)
-            for s, value in zip(carried, new, strict=True):
-                s[rows] = value
-            y[t] = carried[0] if past is None else np.where(past, y.dtype.type(0), carried[0])
+                of_step = {**own, **dict(zip(cell.step_masks, step_masks[:, t], strict=True))}
+            new, saved = cells.forward(cell, xw[t - chunk.start], tuple(entering), of_step)
+            y[t] = new[0] if past is None else np.where(past, x.dtype.type(0), new[0])
+            carried = list(new)
+            if past is not None:
+                carried = [np.where(past, before, s) for before, s in zip(entering, new, strict=True)]
             if training:
-                steps[t] = _Step(rows, cut, saved)
-    for into, s in zip(final, carried, strict=True):
-        into[...] = s
-    return Unrolled(cell, clock, x1, weights["weight_ih"], steps) if training else None
+                steps[t] = _Step(past, cut, saved)
+    return y, carried, Unrolled(cell, clock, x, weights["weight_ih"], norm, products, shapes, steps)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gpurnn.reference.cells.normalisation import Normalised
 
 from gpurnn import cells, reference
 from gpurnn.cells import GRU, LSTM, Cell, Vanilla
@@ -29,6 +30,10 @@ OPTIONED: dict[str, Cell] = {
         "elu", "softsign", "softplus", clip=1.5, cell_clip=0.9, peephole=True, zoneout=(0.2, 0.0),
         step_masks=("dropout_g", "zoneout_c"),
     ),
+    "lstm-norm": LSTM(layer_norm=True, coupled=True, peephole=True, zoneout=(0.1, 0.2)),
+    "gru-norm-before": GRU(layer_norm=True),
+    "gru-norm-after": GRU(True, layer_norm=True, clip=1.5),
+    "rnn-norm": Vanilla(layer_norm=True),
     "gru-activations": GRU(True, "state", ("scaled_tanh", 1.2, 0.8), "hard_sigmoid"),
     "gru-clip-before": GRU(activation="softsign", clip=0.7),
     "gru-zoneout": GRU(zoneout=0.3),
@@ -194,6 +199,8 @@ def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ..
             if t in cut:
                 state = tuple(np.zeros_like(s) for s in state)
             xw = problem.x[t, b : b + 1] @ weights["weight_ih"].T
+            if problem.cell.sums_over_units:
+                xw = _normalised(problem.cell, xw).value * weights["norm_ih"]
             if b_ih is not None:
                 xw = xw + b_ih
             pre = xw + state[0] @ weights["weight_hh"].T + (0 if b_hh is None else b_hh)
@@ -214,6 +221,10 @@ def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ..
     return y, final, saved
 
 
+def _normalised(cell: Cell, product: np.ndarray) -> Normalised:
+    return Normalised.of(product, tuple(gates * product.shape[1] // cell.gates for gates in cell.norm_groups))
+
+
 def unrolled_backward(problem: Problem, saved: list[Any]):
     """`recurrence_backward` by its definition, from `cell_backward` alone."""
     H = problem.hidden_size
@@ -232,8 +243,13 @@ def unrolled_backward(problem: Problem, saved: list[Any]):
             dxw, carried, gradients = reference.cell_backward(step, carried)
             if problem.mask is not None:
                 gradients["weight_hh"] = gradients["weight_hh"] * problem.mask[d, b]
+            gradients["bias_ih"] = dxw[0]
+            if problem.cell.sums_over_units:
+                normal = _normalised(problem.cell, problem.x[t, b : b + 1] @ problem.weights[d]["weight_ih"].T)
+                gradients["norm_ih"] = (dxw * normal.value)[0]
+                dxw = normal.back(dxw * problem.weights[d]["norm_ih"])
             dx[t, b] += dxw[0] @ problem.weights[d]["weight_ih"]
-            gradients |= {"weight_ih": dxw.T @ problem.x[t, b : b + 1], "bias_ih": dxw[0]}
+            gradients["weight_ih"] = dxw.T @ problem.x[t, b : b + 1]
             for name, gradient in gradients.items():
                 total[name] += gradient
             if t in cut:

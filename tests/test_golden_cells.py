@@ -80,6 +80,18 @@ def test_dropout_of_the_candidate(record, dtype):
     hold(record, a, found | {"g_Wx": g["weight_ih"], "g_Wh": g["weight_hh"], "g_b": g["bias_ih"]})
 
 
+@each("lstm_layernorm")
+def test_layer_norm(record, dtype):
+    a = golden.arrays("cells", record["name"], dtype)
+    norms = {"norm_ih": a["gx"], "norm_hh": a["gh"], "norm_c": a["gc"], "bias_c": a["bc"]}
+    (y, (_, c)), pullback = gpurnn.lstm.vjp(a["x"], a["Wx"], a["Wh"], a["b"], state=(a["h0"], a["c0"]), **norms)
+    (dx, (dh0, dc0)), g = pullback((a["ct_y"], (None, a["ct_cT"])))
+    found = {"y": y, "cT": c, "g_x": dx, "g_h0": dh0, "g_c0": dc0, "g_Wx": g["weight_ih"], "g_Wh": g["weight_hh"]}
+    found |= {"g_b": g["bias_ih"], "g_gx": g["norm_ih"], "g_gh": g["norm_hh"], "g_gc": g["norm_c"], "g_bc": g["bias_c"]}
+    # The gradient of a norm cancels, the more the nearer the normalised numbers are to each other.
+    hold(record, a, found, more_terms=200)
+
+
 # ---- ONNX: its names, its order of gates, its directions ------------------------------------------------------------
 
 GATES = {"RNN": "h", "GRU": "zrh", "LSTM": "iofc"}

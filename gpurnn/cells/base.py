@@ -19,6 +19,14 @@ from .activations import Activation
 RECURRENT_WEIGHT = "weight_hh"
 """The name of every recurrent weight W_hh contains this: ``weight_hh_l0``, ``encoder.weight_hh_l1_reverse``."""
 
+NORMS = {"norm_ih": "layer_norm", "norm_hh": "layer_norm"}
+"""The parameters of layer norm that every cell has, as `Cell.implied` has them."""
+
+NORM_TEXTS = {
+    "norm_ih": "Weights of the normalised W_ih x: see ``layer_norm`` of the layer.",
+    "norm_hh": "Weights of the normalised W_hh h.",
+}
+
 ZONEOUT_H = (
     "Where it is 1, h keeps its value of the step before, and where it is 0 it does not: in place of ``zoneout``."
 )
@@ -216,6 +224,7 @@ class Cell:
             "weight_ih": (rows, "input_size"),
             "weight_hh": (rows, "hidden_size"),
             **dict.fromkeys(self.diagonal, ("hidden_size",)),
+            **dict.fromkeys(NORMS if self.sums_over_units else (), (rows,)),
             "bias_ih": (rows,),
             "bias_hh": (rows,),
         }
@@ -225,6 +234,16 @@ class Cell:
         """Weights of one number for each hidden unit: by name, the gate to whose argument they add, and what of `saved`
         they multiply."""
         return {}
+
+    @property
+    def sums_over_units(self) -> bool:
+        """Whether a step has sums over hidden units besides its products with W_hh."""
+        return bool(getattr(self, "layer_norm", False))
+
+    @property
+    def norm_groups(self) -> tuple[int, ...]:
+        """How many gates each layer norm of a product spans."""
+        return (self.gates,)
 
     @property
     def needed(self) -> tuple[str, ...]:

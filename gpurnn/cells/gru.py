@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from .activations import Activation
-from .base import ZONEOUT_H, Cell
+from .base import NORM_TEXTS, NORMS, ZONEOUT_H, Cell
 
 Update = Literal["candidate", "state"]
 
@@ -32,6 +32,9 @@ class GRU(Cell):
     zoneout : float
         The probability with which a unit of h keeps its value of the step before (Krueger et al. 2016). Without masks,
         as in evaluation, the expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
+    layer_norm : bool
+        Whether the products with W_ih and W_hh are each normalised, those of r and z over both and those of n by
+        themselves, times weights ``norm_ih`` and ``norm_hh``, before the biases are added (Ba, Kiros & Hinton 2016).
     """
 
     reset_after: bool = False
@@ -40,6 +43,7 @@ class GRU(Cell):
     gate_activation: Activation = "sigmoid"
     clip: float | None = None
     zoneout: float = 0.0
+    layer_norm: bool = False
 
     name: ClassVar[str] = "gru"
     gate_functions: ClassVar[dict[str, str]] = {"r": "gate_activation", "z": "gate_activation", "n": "activation"}
@@ -47,11 +51,16 @@ class GRU(Cell):
     rates: ClassVar[tuple[str, ...]] = ("zoneout",)
     plain: ClassVar[tuple[str, ...]] = ("reset_after", "update")
     masks: ClassVar[tuple[str, ...]] = ("zoneout_h",)
-    texts: ClassVar[dict[str, str]] = {"zoneout_h": ZONEOUT_H}
+    implied: ClassVar[dict[str, str]] = NORMS
+    texts: ClassVar[dict[str, str]] = {"zoneout_h": ZONEOUT_H, **NORM_TEXTS}
 
     @property
     def phases(self) -> tuple[int, ...]:
         return (3,) if self.reset_after else (2, 1)
+
+    @property
+    def norm_groups(self) -> tuple[int, ...]:
+        return (2, 1)
 
     @property
     def hidden_apart(self) -> bool:

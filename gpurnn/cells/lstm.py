@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .activations import Activation
-from .base import ZONEOUT_H, Cell
+from .base import NORM_TEXTS, NORMS, ZONEOUT_H, Cell
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class LSTM(Cell):
         2016). Without masks, as in evaluation, the expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
     candidate_dropout : float
         Rate of a dropout on g, with a mask for each step (Semeniuta, Severyn & Barth 2016).
+    layer_norm : bool
+        Whether W_ih x and W_hh h are each normalised over the units of all gates, times weights ``norm_ih`` and
+        ``norm_hh``, before the biases are added, and c_t for the output, h_t = o tanh(norm_c LN(c_t) + bias_c)
+        (Ba, Kiros & Hinton 2016).
     """
 
     activation: Activation = "tanh"
@@ -50,18 +54,25 @@ class LSTM(Cell):
     coupled: bool = False
     zoneout: tuple[float, float] = (0.0, 0.0)
     candidate_dropout: float = 0.0
+    layer_norm: bool = False
 
     name: ClassVar[str] = "lstm"
     state_names: ClassVar[tuple[str, ...]] = ("h", "c")
     rates: ClassVar[tuple[str, ...]] = ("zoneout", "candidate_dropout")
     drawn: ClassVar[tuple[str, ...]] = ("candidate_dropout",)
-    implied: ClassVar[dict[str, str]] = {"peephole_i": "peephole", "peephole_f": "peephole", "peephole_o": "peephole"}
+    implied: ClassVar[dict[str, str]] = {
+        "peephole_i": "peephole", "peephole_f": "peephole", "peephole_o": "peephole", **NORMS, "norm_c": "layer_norm",
+        "bias_c": "layer_norm",
+    }  # fmt: skip
     plain: ClassVar[tuple[str, ...]] = ("candidate_dropout",)
     masks: ClassVar[tuple[str, ...]] = ("dropout_g", "zoneout_h", "zoneout_c")
     texts: ClassVar[dict[str, str]] = {
         "peephole_i": "Weights of c_{t-1} in the argument of i: see `gpurnn.LSTM`, ``peephole``.",
         "peephole_f": "Weights of c_{t-1} in the argument of f. With ``coupled`` there is none.",
         "peephole_o": "Weights of c_t in the argument of o.",
+        **NORM_TEXTS,
+        "norm_c": "Weights of the normalised c_t.",
+        "bias_c": "Bias of the normalised c_t.",
         "dropout_g": "Multiplies the candidate g of each step.",
         "zoneout_h": ZONEOUT_H,
         "zoneout_c": "The same of c.",
@@ -82,6 +93,11 @@ class LSTM(Cell):
             return {}
         reads = {"i": "c_prev", "f": "c_prev", "o": "c"}
         return {f"peephole_{gate}": (gate, reads[gate]) for gate in reads if gate in self.gate_functions}
+
+    @property
+    def parameters(self) -> dict[str, tuple[str, ...]]:
+        of_state = ("hidden_size",)
+        return {**super().parameters, **({"norm_c": of_state, "bias_c": of_state} if self.layer_norm else {})}
 
     @property
     def operations(self) -> tuple[int, int]:

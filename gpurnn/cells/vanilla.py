@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .activations import Activation
-from .base import ZONEOUT_H, Cell
+from .base import NORM_TEXTS, NORMS, ZONEOUT_H, Cell
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,24 @@ class Vanilla(Cell):
     zoneout : float
         The probability with which a unit of h keeps its value of the step before (Krueger et al. 2016). Without masks,
         as in evaluation, the expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
+    layer_norm : bool
+        Whether W_ih x and W_hh h are each normalised over the units, times weights ``norm_ih`` and ``norm_hh``, before
+        the biases are added (Ba, Kiros & Hinton 2016).
     """
 
     activation: Activation = "tanh"
     leak: float = 0.0
     clip: float | None = None
     zoneout: float = 0.0
+    layer_norm: bool = False
 
     name: ClassVar[str] = "rnn"
     gate_functions: ClassVar[dict[str, str]] = {"h": "activation"}
     rates: ClassVar[tuple[str, ...]] = ("zoneout",)
     plain: ClassVar[tuple[str, ...]] = ("activation", "leak", "clip")
     masks: ClassVar[tuple[str, ...]] = ("zoneout_h",)
-    texts: ClassVar[dict[str, str]] = {"zoneout_h": ZONEOUT_H}
+    implied: ClassVar[dict[str, str]] = NORMS
+    texts: ClassVar[dict[str, str]] = {"zoneout_h": ZONEOUT_H, **NORM_TEXTS}
 
     @classmethod
     def variants(cls) -> Iterator[Cell]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -321,10 +322,12 @@ def _documentation(template: str, cell: cells.Cell) -> str:
         return names[0] if len(names) == 1 else f"({', '.join(names)})"
 
     options = cell.options_text(cell.function_options())
+    flags: dict[str, Any] = dict.fromkeys(cell.implied.values(), True)
+    implied = replace(cell, **flags).shape_texts()
     return template.format(
         parameters="\n".join(parameters), options=f"{options}\n" if options else "", name=cell.name,
         initial=state("_0"), final=state(""), state="(B, H) array" if cell.states == 1 else "pair of (B, H) arrays",
-        implied="".join(f"{name} : (H,) array, optional\n    {cell.texts[name]}\n" for name in cell.implied),
+        implied="".join(f"{name} : {implied[name]} array, optional\n    {cell.texts[name]}\n" for name in cell.implied),
         masks="".join(f"{name} : (T, B, H) array, optional\n    {cell.texts[name]}\n" for name in cell.masks),
     )  # fmt: skip
 
@@ -392,6 +395,8 @@ def rnn(
     leak: float = 0.0,
     clip: float | None = None,
     zoneout: float = 0.0,
+    norm_ih: Array | None = None,
+    norm_hh: Array | None = None,
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
@@ -440,6 +445,10 @@ def lstm(
     peephole_i: Array | None = None,
     peephole_f: Array | None = None,
     peephole_o: Array | None = None,
+    norm_ih: Array | None = None,
+    norm_hh: Array | None = None,
+    norm_c: Array | None = None,
+    bias_c: Array | None = None,
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
@@ -490,6 +499,8 @@ def gru(
     gate_activation: cells.Activation = "sigmoid",
     clip: float | None = None,
     zoneout: float = 0.0,
+    norm_ih: Array | None = None,
+    norm_hh: Array | None = None,
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
@@ -539,6 +550,8 @@ def rnn_cell(
     leak: float = 0.0,
     clip: float | None = None,
     zoneout: float = 0.0,
+    norm_ih: Array | None = None,
+    norm_hh: Array | None = None,
     mask: Array | None = None,
 ) -> Array:
     """Run one step of `gpurnn.rnn`.
@@ -580,6 +593,10 @@ def lstm_cell(
     peephole_i: Array | None = None,
     peephole_f: Array | None = None,
     peephole_o: Array | None = None,
+    norm_ih: Array | None = None,
+    norm_hh: Array | None = None,
+    norm_c: Array | None = None,
+    bias_c: Array | None = None,
     mask: Array | None = None,
 ) -> tuple[Array, Array]:
     """Run one step of `gpurnn.lstm`.
@@ -618,6 +635,8 @@ def gru_cell(
     gate_activation: cells.Activation = "sigmoid",
     clip: float | None = None,
     zoneout: float = 0.0,
+    norm_ih: Array | None = None,
+    norm_hh: Array | None = None,
     mask: Array | None = None,
 ) -> Array:
     """Run one step of `gpurnn.gru`.

@@ -216,8 +216,8 @@ class Recurrent(Layer):
             if len(shape) == 2:  # a block of each gate
                 initialise = init_ih if name == "weight_ih" else init_hh
                 return np.concatenate([initialise(rng, (hidden, shape[1]), dtype) for _ in range(shape[0] // hidden)])
-            if name in self.cell.diagonal:
-                return np.zeros(shape, dtype)
+            if name not in ("bias_ih", "bias_hh"):
+                return np.full(shape, name.startswith("norm"), dtype)
             ones = self.cell.biases_of_one if name == "bias_ih" else ()
             return np.repeat(np.array([gate in ones for gate in self.cell.gate_functions], dtype), hidden)
 
@@ -655,6 +655,7 @@ class RNN(Recurrent, cell=cells.Vanilla):
         leak: float = 0.0,
         clip: float | None = None,
         zoneout: float = 0.0,
+        layer_norm: bool = False,
         residual: bool = False,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -713,6 +714,7 @@ class LSTM(Recurrent, cell=cells.LSTM):
         coupled: bool = False,
         zoneout: tuple[float, float] = (0.0, 0.0),
         candidate_dropout: float = 0.0,
+        layer_norm: bool = False,
         residual: bool = False,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -764,6 +766,7 @@ class GRU(Recurrent, cell=cells.GRU):
         gate_activation: cells.Activation = "sigmoid",
         clip: float | None = None,
         zoneout: float = 0.0,
+        layer_norm: bool = False,
         residual: bool = False,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,

@@ -3,7 +3,8 @@
 It has the functions that gain by it; the NumPy wing has the others.
 """
 
-from gpurnn.reference.recurrence import check_lengths, recurrence_chunk
+from gpurnn.reference.clock import recurrence_chunk
+from gpurnn.reference.recurrence import check_lengths
 
 from .attention import attention_backward, attention_forward
 from .dense import dense_backward, dense_forward

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gpurnn.reference import recurrence as reference
 from gpurnn.reference.buffers import empty
-from gpurnn.reference.recurrence import recurrence_chunk
+from gpurnn.reference.clock import recurrence_chunk
 
 from gpurnn import _checks
 from gpurnn._contract import Array, Weights
@@ -95,6 +95,8 @@ def library_name(cell: Cell, dtype: str) -> str:
 @functools.cache
 def can_compute(cell: Cell, dtype: str) -> bool:
     """Whether a library of a cell that no installation brings can be made, or is there; warns if not."""
+    if cell.sums_over_units:
+        return False
     try:
         build.load(library(cell, dtype))
     except CompilerError as error:
@@ -152,7 +154,11 @@ def recurrence_forward(
 ) -> tuple[Array, tuple[Array, ...], Any]:
     """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s."""
     T, B, I = x.shape
-    if not x.size or not (cell.is_brought or can_compute(cell.without_numbers, _DTYPES[x.dtype.char])):
+    if (
+        not x.size
+        or cell.sums_over_units
+        or not (cell.is_brought or can_compute(cell.without_numbers, _DTYPES[x.dtype.char]))
+    ):
         empty_run: tuple[Array, tuple[Array, ...], Any]
         empty_run = reference.recurrence_forward(
             cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, step_masks=step_masks,

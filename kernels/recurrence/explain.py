@@ -9,7 +9,7 @@ from array_api_compat import is_cupy_array
 from gpurnn.cells import Cell
 
 from .. import devices, dtypes
-from . import plan
+from . import plan, predict
 from .plan import FusedPlan
 from .run import apart
 
@@ -23,6 +23,8 @@ def explain_recurrence(
     """
     gpu = plan.device_of(x) if device is None else devices.lookup(device, where)
     problem = plan.Problem(cell, T, B, H, D, dtypes.TABLE[dtype])
+    if cell.sums_over_units:
+        return _of_library(problem, gpu.name)
     choice = plan.consider(problem, gpu)
     if device is None and is_cupy_array(x):
         choice = plan.consider(problem, gpu, apart(problem, choice.plans[choice.best][0]))
@@ -55,4 +57,30 @@ def explain_recurrence(
         "microseconds_per_step": microseconds,
         "bound_by": prediction.bound_by,
         "passed_over": passed_over,
+    }
+
+
+_OPERATIONS = 60
+"""Roughly those on arrays that a step by the definition takes, each of them a launch."""
+
+
+def _of_library(problem: plan.Problem, device: str) -> dict[str, Any]:
+    """Of a cell that no kernel computes: its steps are operations of the array library, see ``reference/unrolled.py``."""
+    launches = problem.T * problem.D * _OPERATIONS
+    seconds = predict.LAUNCH * problem.D * _OPERATIONS
+    reason = "it has no kernel with the sums over hidden units that the cell's layer norm takes in each step"
+    return {
+        "device": device,
+        "schedule": "library",
+        "grid": (0, 0, 0),
+        "block": (0,),
+        "shared_bytes": 0,
+        "registers": 0,
+        "occupancy": 0,
+        "launches": launches,
+        "flops_per_step": problem.flops,
+        "bytes_per_step": problem.weight_bytes,
+        "microseconds_per_step": {"library": 1e6 * seconds},
+        "bound_by": "exchange",
+        "passed_over": dict.fromkeys(plan.SCHEDULES, reason),
     }

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gpurnn.reference import unrolled
+
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
@@ -61,6 +63,12 @@ def recurrence_forward(
 
     A length beyond T counts as T, one below zero as zero: a check would need a copy from the device.
     """
+    if cell.sums_over_units:
+        of_definition: tuple[Array, tuple[Array, ...], Any] = unrolled.recurrence_forward(
+            cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, step_masks=step_masks,
+            training=training,
+        )  # fmt: skip
+        return of_definition
     xp = namespace(x)
     T, B, I = x.shape
     D, H, G = len(weights), weights[0]["weight_hh"].shape[1], cell.gates
@@ -109,6 +117,10 @@ def recurrence_backward(
     dweights: tuple[Mapping[str, Array], ...] | None = None,
 ) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
     """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
+    if isinstance(saved, tuple):
+        of_definition: tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]
+        of_definition = unrolled.recurrence_backward(saved, dy, dstate, dweights)
+        return of_definition
     run, x = saved.run, saved.x
     xp = namespace(x)
     state_shape = (run.D, run.B, run.H)

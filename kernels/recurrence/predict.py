@@ -17,13 +17,13 @@ from ..devices import Device
 if TYPE_CHECKING:
     from .plan import FusedPlan, Problem
 
-_LAUNCH = 2.5e-6
+LAUNCH = 2.5e-6
 _BARRIER = 1.2e-6
 _BLOCK_BARRIER = 0.1e-6
 """Assumed seconds from one dependent kernel to the next, of a barrier of the whole grid with the operand's way through
 the L2 cache, and of a barrier within a block. These are commonly reported orders of magnitude, not measured here."""
 
-_EXCHANGE = {"launch": _LAUNCH, "grid": _BARRIER, "block": _BLOCK_BARRIER}
+_EXCHANGE = {"launch": LAUNCH, "grid": _BARRIER, "block": _BLOCK_BARRIER}
 
 _L2_BYTES_PER_CLOCK = 32
 """Assumed bytes that one multiprocessor gets from the L2 cache in a clock."""
@@ -63,7 +63,7 @@ def stepwise(problem: Problem, device: Device) -> Prediction:
         arithmetic=problem.flops / device.peak_flops(problem.dtype.accumulator),
         bytes_moved=from_memory + from_l2,
         bytes=_seconds(device, device.multiprocessors, from_memory, from_l2, 0),
-        exchange=(problem.D + 1) * phases * _LAUNCH,
+        exchange=(problem.D + 1) * phases * LAUNCH,
         launches=1 + problem.T * phases * (problem.D + 1),
     )
 

@@ -66,15 +66,12 @@ struct Unit {
     }
 };
 
-// The cell with the weights that a unit has for itself.
+// Gives a cell the weights that a unit has for itself.
 template <class Cell>
-__device__ Cell of_unit(Cell cell, const Unit& unit, bool exists) {
-    if constexpr (Cell::num_weights > 0) {
-        for (int k = 0; k < Cell::num_weights; ++k) {
-            cell.weight[k] = exists ? cell.all_weights[(unit.d * Cell::num_weights + k) * unit.H + unit.j] : 0;
-        }
+__device__ void load_weights(Cell& cell, const Unit& unit) {
+    for (int k = 0; k < Cell::num_weights; ++k) {
+        cell.weight[k] = cell.all_weights[(unit.d * Cell::num_weights + k) * unit.H + unit.j];
     }
-    return cell;
 }
 
 template <class Cell, typename Storage>
@@ -91,10 +88,13 @@ struct Forward {
     __device__ Forward(
         const Cell& cell, const Unit& unit, bool exists, const Storage* xw, const Storage* b_ih, const Storage* b_hh,
         const Storage* mask_array, Storage* y, Storage* operands, Storage* saved)
-        : cell(of_unit(cell, unit, exists)), unit(unit), xw(xw), b_ih(b_ih), y(y), operands(operands), saved(saved), mask(1) {
+        : cell(cell), unit(unit), xw(xw), b_ih(b_ih), y(y), operands(operands), saved(saved), mask(1) {
 #pragma unroll
         for (int g = 0; g < gates; ++g) bias_hh[g] = exists && b_hh ? Real(b_hh[bias(g)]) : Real(0);
         if (exists && mask_array) mask = mask_array[unit.index()];
+        if constexpr (Cell::num_weights > 0) {
+            if (exists) load_weights(this->cell, unit);
+        }
     }
 
     // W_ih x and its bias at a position, for the gates from `first` to before `end`, and the cell's masks.
@@ -193,8 +193,11 @@ struct Backward {
     __device__ Backward(
         const Cell& cell, const Unit& unit, bool exists, const Storage* saved, const Storage* operands,
         const Storage* mask_array, const Storage* dy, Storage* dx)
-        : cell(of_unit(cell, unit, exists)), unit(unit), saved(saved), operands(operands), dy(dy), dx(dx), mask(1) {
+        : cell(cell), unit(unit), saved(saved), operands(operands), dy(dy), dx(dx), mask(1) {
         if (exists && mask_array) mask = mask_array[unit.index()];
+        if constexpr (Cell::num_weights > 0) {
+            if (exists) load_weights(this->cell, unit);
+        }
     }
 
     // The values that a position saved, and the gradient of its output.

@@ -16,6 +16,7 @@ from ..buffers import empty, product
 from . import steps
 from .activations import SATURATION, Response, activated, complement
 from .masking import masked
+from .normalisation import Normalised
 from .packing import Function, Rows
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class Saved(NamedTuple):
     n: Response
     h_prev: Array
     u: Array
+    product_rz: Normalised | None
+    """The products with rows of W_hh, with layer norm."""
+    product_n: Normalised | None
 
 
 def _of_state(cell: cells.GRU, z: Response) -> Array:
@@ -52,26 +56,45 @@ def forward(
     (w_rz, w_n), (b_rz, b_n) = np.split(w_hh, [2 * H]), np.split(weights["bias_hh"], [2 * H])
     xw_rz, xw_n = np.split(xw, [2 * H], axis=1)
     entering = masked(h_prev, weights)
-    a_r, a_z = np.split(xw_rz + entering @ w_rz.T + b_rz, 2, axis=1)
+    recurrent, product_rz = _normalised(weights, slice(2 * H), entering @ w_rz.T)
+    a_r, a_z = np.split(xw_rz + recurrent + b_rz, 2, axis=1)
     r, z = (activated(cell.gate_activation, a, cell.clip) for a in (a_r, a_z))
     if cell.reset_after:
-        u = entering @ w_n.T + b_n
+        recurrent, product_n = _normalised(weights, slice(2 * H, None), entering @ w_n.T)
+        u = recurrent + b_n
         a_n = xw_n + r.value * u
     else:
         u = r.value * entering
-        a_n = xw_n + u @ w_n.T + b_n
+        recurrent, product_n = _normalised(weights, slice(2 * H, None), u @ w_n.T)
+        a_n = xw_n + recurrent + b_n
     n = activated(cell.activation, a_n, cell.clip)
     h = _of_state(cell, z) * h_prev + _of_candidate(cell, z) * n.value
-    return (h,), Saved(weights, r, z, n, h_prev, u)
+    return (h,), Saved(weights, r, z, n, h_prev, u, product_rz, product_n)
+
+
+def _normalised(weights: dict[str, Array], rows: slice, product: Array) -> tuple[Array, Normalised | None]:
+    """The product with some rows of W_hh, normalised if there is layer norm."""
+    if "norm_hh" not in weights:
+        return product, None
+    normal = Normalised.of(product, (product.shape[1],))
+    return normal.value * weights["norm_hh"][rows], normal
+
+
+def _back(weights: dict[str, Array], rows: slice, normal: Normalised | None, d: Array) -> tuple[Array, Array | None]:
+    """The transpose of `_normalised`: the gradients of the product and of the weights of the norm."""
+    if normal is None:
+        return d, None
+    return normal.back(d * weights["norm_hh"][rows]), (d * normal.value).sum(axis=0)
 
 
 def backward(
     cell: cells.GRU, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    weights, r, z, n, h_prev, u = saved
+    weights, r, z, n, h_prev, u, product_rz, product_n = saved
     (dh,) = dstate
-    w_rz, w_n = np.split(weights["weight_hh"], [2 * h_prev.shape[1]])
+    H = h_prev.shape[1]
+    w_rz, w_n = np.split(weights["weight_hh"], [2 * H])
     entering = masked(h_prev, weights)
     da_z = z.back(dh * (n.value - h_prev if cell.update == "candidate" else h_prev - n.value))
     da_n = n.back(dh * _of_candidate(cell, z))
@@ -79,19 +102,24 @@ def backward(
     if cell.reset_after:
         du = da_n * r.value
         da_r = r.back(da_n * u)
-        dh_prev = dh_prev + masked(du @ w_n, weights)
-        dw_n, db_n = du.T @ entering, du.sum(axis=0)
+        dproduct, dnorm_n = _back(weights, slice(2 * H, None), product_n, du)
+        dh_prev = dh_prev + masked(dproduct @ w_n, weights)
+        dw_n, db_n = dproduct.T @ entering, du.sum(axis=0)
     else:
-        du = da_n @ w_n
+        dproduct, dnorm_n = _back(weights, slice(2 * H, None), product_n, da_n)
+        du = dproduct @ w_n
         da_r = r.back(du * entering)
         dh_prev = dh_prev + masked(du * r.value, weights)
-        dw_n, db_n = da_n.T @ u, da_n.sum(axis=0)
+        dw_n, db_n = dproduct.T @ u, da_n.sum(axis=0)
     da_rz = np.concatenate([da_r, da_z], axis=1)
-    dh_prev = dh_prev + masked(da_rz @ w_rz, weights)
+    dproduct, dnorm_rz = _back(weights, slice(2 * H), product_rz, da_rz)
+    dh_prev = dh_prev + masked(dproduct @ w_rz, weights)
     dweights = {
-        "weight_hh": np.concatenate([da_rz.T @ entering, dw_n]),
+        "weight_hh": np.concatenate([dproduct.T @ entering, dw_n]),
         "bias_hh": np.concatenate([da_rz.sum(axis=0), db_n]),
     }
+    if dnorm_rz is not None and dnorm_n is not None:
+        dweights["norm_hh"] = np.concatenate([dnorm_rz, dnorm_n])
     return np.concatenate([da_rz, da_n], axis=1), (dh_prev,), dweights
 
 

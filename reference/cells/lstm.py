@@ -16,6 +16,7 @@ from ..buffers import empty
 from . import steps
 from .activations import SATURATION, Response, activated, complement
 from .masking import masked
+from .normalisation import Normalised
 from .packing import Rows
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class Saved(NamedTuple):
     unbounded: Array | None
     """Of the step, before it was bounded."""
     activated_c: Response
+    product: Normalised | None
+    """W_hh h, with layer norm."""
+    normal_c: Normalised | None
 
 
 def forward(
@@ -45,7 +49,11 @@ def forward(
     """One step: the new (h, c), and what `backward` needs."""
     h_prev, c_prev = state
     w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
-    split = np.split(xw + masked(h_prev, weights) @ w_hh.T + b_hh, cell.gates, axis=1)
+    H, recurrent, product, normal_c = c_prev.shape[1], masked(h_prev, weights) @ w_hh.T, None, None
+    if cell.layer_norm:
+        product = Normalised.of(recurrent, (cell.gates * H,))
+        recurrent = product.value * weights["norm_hh"]
+    split = np.split(xw + recurrent + b_hh, cell.gates, axis=1)
     a = dict(zip(cell.gate_functions, split, strict=True))
     if cell.peephole:
         for gate in ("i",) if cell.coupled else ("i", "f"):
@@ -59,18 +67,27 @@ def forward(
     if cell.cell_clip is not None:
         unbounded, c = c, np.clip(c, -cell.cell_clip, cell.cell_clip)
     o = activated(cell.gate_activation, a["o"] + weights["peephole_o"] * c if cell.peephole else a["o"], cell.clip)
-    activated_c = activated(cell.output_activation, c)
+    output = c
+    if cell.layer_norm:
+        normal_c = Normalised.of(c, (H,))
+        output = normal_c.value * weights["norm_c"] + weights["bias_c"]
+    activated_c = activated(cell.output_activation, output)
     h = o.value * activated_c.value
-    return (h, c), Saved(weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c)
+    return (h, c), Saved(weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c, product, normal_c)
 
 
 def backward(
     cell: cells.LSTM, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c = saved
+    weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c, product, normal_c = saved
     dh, dc = dstate
-    dc = dc + activated_c.back(dh * o.value)
+    dweights: dict[str, Array] = {}
+    doutput = activated_c.back(dh * o.value)
+    if normal_c is not None:
+        dweights |= {"norm_c": (doutput * normal_c.value).sum(axis=0), "bias_c": doutput.sum(axis=0)}
+        doutput = normal_c.back(doutput * weights["norm_c"])
+    dc = dc + doutput
     da = {"o": o.back(dh * activated_c.value)}
     if cell.peephole:
         dc = dc + da["o"] * weights["peephole_o"]
@@ -86,14 +103,17 @@ def backward(
         da["f"] = f.back(dc * c_prev)
         dc_prev = dc * f.value
     da["g"] = g.back(through * i.value)
-    dweights = {}
     for name, (gate, read) in cell.diagonal.items():
         dweights[name] = (da[gate] * (c if read == "c" else c_prev)).sum(axis=0)
         if read == "c_prev":
             dc_prev = dc_prev + da[gate] * weights[name]
     joint = np.concatenate([da[gate] for gate in cell.gate_functions], axis=1)
-    dweights |= {"weight_hh": joint.T @ masked(h_prev, weights), "bias_hh": joint.sum(axis=0)}
-    return joint, (masked(joint @ weights["weight_hh"], weights), dc_prev), dweights
+    dweights["bias_hh"], dproduct = joint.sum(axis=0), joint
+    if product is not None:
+        dweights["norm_hh"] = (joint * product.value).sum(axis=0)
+        dproduct = product.back(joint * weights["norm_hh"])
+    dweights["weight_hh"] = dproduct.T @ masked(h_prev, weights)
+    return joint, (masked(dproduct @ weights["weight_hh"], weights), dc_prev), dweights
 
 
 class Steps(steps.Steps):

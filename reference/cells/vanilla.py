@@ -16,6 +16,7 @@ from ..buffers import empty
 from . import steps
 from .activations import activate
 from .masking import masked
+from .normalisation import Normalised
 from .packing import Rows
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Saved(NamedTuple):
     """f(a), before the leak."""
     slope: Array
     h_prev: Array
+    product: Normalised | None
+    """W_hh h, with layer norm."""
 
 
 def forward(
@@ -37,24 +40,33 @@ def forward(
 ) -> tuple[tuple[Array, ...], Saved]:
     """One step: the new (h,), and what `backward` needs."""
     (h_prev,) = state
-    a = xw + masked(h_prev, weights) @ weights["weight_hh"].T + weights["bias_hh"]
+    recurrent, product = masked(h_prev, weights) @ weights["weight_hh"].T, None
+    if cell.layer_norm:
+        product = Normalised.of(recurrent, (h_prev.shape[1],))
+        recurrent = product.value * weights["norm_hh"]
+    a = xw + recurrent + weights["bias_hh"]
     slope = np.empty_like(a)
     f = activate(cell.activation, a, slope, cell.clip)
     h = f + cell.leak * h_prev if cell.leak else f  # where h is infinite, the product with zero is NaN
-    return (h,), Saved(weights, f, slope, h_prev)
+    return (h,), Saved(weights, f, slope, h_prev, product)
 
 
 def backward(
     cell: cells.Vanilla, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    weights, _, slope, h_prev = saved
+    weights, _, slope, h_prev, product = saved
     (dh,) = dstate
     da = dh * slope
-    dh_prev = masked(da @ weights["weight_hh"], weights)
+    dproduct, dweights = da, {"bias_hh": da.sum(axis=0)}
+    if product is not None:
+        dweights["norm_hh"] = (da * product.value).sum(axis=0)
+        dproduct = product.back(da * weights["norm_hh"])
+    dweights["weight_hh"] = dproduct.T @ masked(h_prev, weights)
+    dh_prev = masked(dproduct @ weights["weight_hh"], weights)
     if cell.leak:
         dh_prev = dh_prev + cell.leak * dh
-    return da, (dh_prev,), {"weight_hh": da.T @ masked(h_prev, weights), "bias_hh": da.sum(axis=0)}
+    return da, (dh_prev,), dweights
 
 
 class Steps(steps.Steps):

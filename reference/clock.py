@@ -1,0 +1,75 @@
+"""The order of the steps of a recurrence, and the steps at which its rows end or restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpurnn._contract import Array
+
+CHUNK_ROWS = 1024
+"""The least rows of a product over many steps, where there are so many."""
+
+
+def recurrence_chunk(batch: int) -> int:
+    """Steps of a chunk: products over many steps are computed for a chunk at a time.
+
+    BLAS results depend on the number of rows, and sums on their order. So chunks begin at multiples
+    of this many steps, whatever the direction, and their gradients are added up in the order of the backward pass: a
+    sequence that is cut at such multiples gives, part by part, the very bits that it gives as a whole.
+
+    Parameters
+    ----------
+    batch : int
+        B.
+    """
+    return -(-CHUNK_ROWS // max(batch, 1))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """One direction's order of steps, and the steps at which rows end or restart."""
+
+    T: int
+    B: int
+    backwards: bool
+    past: NDArray[np.bool_] | None
+    """(T, B, 1): the step lies past the row's length, so the row's state stays as it is."""
+    cut: NDArray[np.bool_] | None
+    """(T, B, 1): no state enters the step from the step before it in this direction."""
+
+    @classmethod
+    def of(cls, T: int, B: int, backwards: bool, lengths: Array | None, resets: Array | None) -> Clock:
+        past = cut = None
+        if lengths is not None:
+            past = (np.arange(T)[:, None] >= lengths)[:, :, None]
+        if resets is not None:
+            cut = np.zeros((*resets.shape, 1), bool)
+            # A reset at t parts t - 1 from t: forward it is step t that nothing enters, backward it is step t - 1.
+            if backwards:
+                cut[:-1, :, 0] = resets[1:]
+            else:
+                cut[:, :, 0] = resets
+            if past is not None:
+                first_past = np.concatenate([past[1:], np.ones_like(past[:1])]) if backwards else past
+                cut &= ~first_past
+        return cls(T, B, backwards, past, cut)
+
+    def chunks(self, back: bool = False) -> list[tuple[slice, range]]:
+        """The chunks of the steps, and the steps of each, in this direction's order, or in the reverse of it.
+
+        There is one at least, if only an empty one.
+        """
+        length, pieces = recurrence_chunk(self.B), []
+        for start in range(0, max(self.T, 1), length):
+            steps = range(start, min(start + length, self.T))
+            pieces.append((slice(start, steps.stop), steps))
+        if self.backwards != back:
+            return [(chunk, steps[::-1]) for chunk, steps in reversed(pieces)]
+        return pieces
+
+    def at(self, rows: NDArray[np.bool_] | None, t: int) -> NDArray[np.bool_] | None:
+        """Those of ``rows`` that hold at step t, None if there are none."""
+        return rows[t] if rows is not None and rows[t].any() else None
