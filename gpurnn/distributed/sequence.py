@@ -47,9 +47,9 @@ def _linear_scan_vjp(
     a: Array, b: Array, h0: Array | None = None, *, communicator: Communicator
 ) -> tuple[Array, Pullback]:
     where = "distributed.linear_scan"
-    h = functional.linear_scan(a, b, h0)  # checks the arguments
-    xp = _dispatch.namespace(where, h=h)
-    first = _dispatch.zeros(xp, tuple(b.shape[1:]), h) if h0 is None else xp.asarray(h0)
+    from_zero = functional.linear_scan(a, b)
+    xp = _dispatch.namespace(where, b=b)
+    first = _dispatch.zeros(xp, tuple(b.shape[1:]), from_zero) if h0 is None else xp.asarray(h0)
     zero = xp.zeros_like(first)
     shared, steps = a.ndim == 1, b.shape[0]
     P = zero + (xp.asarray(a) ** steps if shared else xp.prod(xp.asarray(a), axis=0))
