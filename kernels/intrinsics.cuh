@@ -15,18 +15,26 @@ struct alignas(count * sizeof(T)) Packet {
     T at[size];
 };
 
-template <typename T>
-__device__ __forceinline__ Packet<T> load_packet(const T* address) {
-    return *reinterpret_cast<const Packet<T>*>(address);
-}
 template <int count, typename T>
 __device__ __forceinline__ Packet<T, count> load_packet(const T* address) {
+#if defined(HOST_COUNTS)  // one access, which a compiler might split
+    return host_load(reinterpret_cast<const Packet<T, count>*>(address), host::Access::plain);
+#else
     return *reinterpret_cast<const Packet<T, count>*>(address);
+#endif
+}
+template <typename T>
+__device__ __forceinline__ Packet<T> load_packet(const T* address) {
+    return load_packet<Packet<T>::size>(address);
 }
 
 template <typename T, int count>
 __device__ __forceinline__ void store_packet(T* address, const Packet<T, count>& packet) {
+#if defined(HOST_COUNTS)
+    host_store(reinterpret_cast<Packet<T, count>*>(address), packet, host::Access::plain);
+#else
     *reinterpret_cast<Packet<T, count>*>(address) = packet;
+#endif
 }
 
 // Whether packets can be loaded from `address` on.

@@ -40,6 +40,8 @@ COMMON_FLAGS = (
 UNDEFINED_FLAGS = (
     "-fsanitize=bounds,null,alignment,bool,enum,return,unreachable,signed-integer-overflow,shift-exponent,integer-divide-by-zero",
 )
+# A call before each access to memory. Several at once, as clang++ makes of a loop, would have none.
+RECORDED_FLAGS = ("-fsanitize=thread", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
 # -O1: kernels are compiled more often than their few short launches would gain by more.
 KERNEL_FLAGS = {
     "plain": ("-O1",),
@@ -50,8 +52,8 @@ KERNEL_FLAGS = {
         "-fsanitize-recover=address",
         *UNDEFINED_FLAGS,
     ),
-    "conflicts": ("-O1", "-fsanitize=thread", *UNDEFINED_FLAGS),
-    "counts": ("-O1", "-fno-tree-sra", "-fsanitize=thread", "-DHOST_COUNTS"),
+    "conflicts": ("-O1", *RECORDED_FLAGS, *UNDEFINED_FLAGS),
+    "counts": ("-O1", *RECORDED_FLAGS, "-DHOST_COUNTS"),
 }
 EXECUTOR_FLAGS = {
     "plain": ("-O2",),
@@ -125,10 +127,12 @@ def build_library(
         str(HOST / "cuda_on_host.h"),
     )
     flags += tuple(f"-D{name}={value}" for name, value in sorted(defines.items()))
+    version = cpp.compiler_version(compiler)
+    if build == "counts" and "clang" not in version and "ziglang" not in compiler:
+        flags += ("-fno-thread-jumps",)  # a copy of code for each outcome of a condition would count twice
     texts = cpp.source_closure(source, include)
     texts |= cpp.source_closure(HOST / "cuda_on_host.h")
     content = [f"{path}\n{text}" for path, text in sorted(texts.items())]
-    version = cpp.compiler_version(compiler)
     # Two steps, because a compiler that is told -fsanitize=thread when it links adds a runtime of its own.
     objects = _executor_objects(compiler, build)
     name = re.sub(r"\W", "_", source.stem)

@@ -194,11 +194,11 @@ HOST_FUNCTION_OF_TWO(fmin, arithmetic) HOST_FUNCTION_OF_TWO(fmax, arithmetic) HO
 HOST_PREDICATE(isnan) HOST_PREDICATE(isinf) HOST_PREDICATE(isfinite) HOST_PREDICATE(signbit)
 #undef HOST_PREDICATE
 
-// One type of lanes (numbers.cuh) where one of the two is a product.
-template <class A, class B, class T = if_counted<A, B>, std::enable_if_t<!std::is_same_v<A, B>, int> = 0>
+// In place of that of numbers.cuh, also where one of the two is a product. Without a branch, whose ways would count apart.
+template <class A, class B, class T = if_counted<A, B>>
 inline __attribute__((always_inline)) Number<T> select(bool condition, A yes, B no) {
-    const T first = static_cast<T>(Operand<A>::of(yes)), second = static_cast<T>(Operand<B>::of(no));
-    return {condition ? first : second};
+    const T choices[2] = {static_cast<T>(Operand<B>::of(no)), static_cast<T>(Operand<A>::of(yes))};
+    return {choices[condition]};
 }
 
 inline int __float_as_int(Number<float> x) { return bits<int>(x); }
