@@ -68,6 +68,8 @@ class Device:
         Of the device memory, in bytes a second.
     shared_memory_per_block : int
         Bytes that a kernel may ask for.
+    has_watchdog : bool
+        Whether the system ends a kernel that lasts for seconds, as on a device that has a display.
 
     Raises
     ------
@@ -82,6 +84,7 @@ class Device:
     l2_bytes: int
     bandwidth: float
     shared_memory_per_block: int
+    has_watchdog: bool = False
 
     def __post_init__(self) -> None:
         if self.multiprocessors < 1:
@@ -193,6 +196,7 @@ def of_index(index: int) -> Device:
         l2_bytes=attributes.get("L2CacheSize", 0),
         bandwidth=bandwidth,
         shared_memory_per_block=attributes.get("MaxSharedMemoryPerBlockOptin", 0),
+        has_watchdog=bool(attributes.get("KernelExecTimeout", 0)),
     )
 
 

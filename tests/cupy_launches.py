@@ -223,6 +223,15 @@ def test_a_device_that_reports_no_figures(gpu, monkeypatch, missing):
         assert getattr(found, what) == getattr(H100, what)
 
 
+@pytest.mark.parametrize("attribute", [0, 1, None])
+def test_whether_a_watchdog_ends_what_lasts(gpu, monkeypatch, attribute):
+    figures = dict(cupy.cuda.Device(0).attributes)
+    figures.pop("KernelExecTimeout", None)
+    figures |= {} if attribute is None else {"KernelExecTimeout": attribute}
+    monkeypatch.setattr(cupy.cuda, "Device", lambda index=0: types.SimpleNamespace(attributes=figures, id=0))
+    assert plan.devices.of_index.__wrapped__(0).has_watchdog is bool(attribute)
+
+
 def test_the_current_device_is_what_cupy_says_of_it():
     found = plan.device_of(cupy.zeros(1))
     assert found.name == "NVIDIA H100"

@@ -7,11 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 from gpurnn.kernels import devices, dtypes, host
+from gpurnn.kernels import launch as launch_module
 from gpurnn.kernels.recurrence import layer, plan
+from gpurnn.kernels.recurrence import run as run_module
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from parity import Wing
 from problems import ALL, CELLS, KINDS, OPTIONS, Options, draw, pairwise
-from tolerance import assert_all_close, recurrence_terms
+from tolerance import assert_all_close, assert_same, recurrence_terms
 
 from gpurnn import kernels, reference
 from gpurnn.cells import GRU, LSTM, Vanilla
@@ -217,6 +219,66 @@ def test_operands_longer_than_a_chunk(cell, schedule, monkeypatch, hold):
     assert found.plans[schedule][0].backward.chunk < cell.gates * 30
     with plan.schedule(schedule):
         hold(problem)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-state", "gru-reset-after-candidate"])
+@pytest.mark.parametrize("schedule", ["block", "persistent"])
+def test_a_watchdog_leaves_the_bits_as_they_are(schedule, cell, monkeypatch):
+    """Sequences are cut into launches that are short enough for it, each of which begins where the last one ended."""
+    problem, launched = draw(CELLS[cell], ALL, T=7, B=5, H=12), []
+    launch = host.Library.launch
+
+    def counted(library, kernel, *args, **options):
+        launched.append(kernel.split("<")[0])
+        launch(library, kernel, *args, **options)
+
+    monkeypatch.setattr(host.Library, "launch", counted)
+    results = []
+    for steps, launches in ((None, 1), (3, 3), (1, 7)):
+        device = on_device(monkeypatch, multiprocessors=5, has_watchdog=steps is not None)
+        if steps is not None:
+            free = dataclasses.replace(device, has_watchdog=False)
+            sizes = plan.Problem(problem.cell, 7, 5, 12, 2, dtypes.of(problem.x))
+            seconds = plan.predict.fused(plan.make(schedule, sizes, free), sizes, free).seconds
+            monkeypatch.setattr(plan, "_SECONDS_OF_A_LAUNCH", (steps + 0.5) * seconds)
+        with plan.schedule(schedule):
+            results.append(run(kernels, problem))
+        plan._choose.cache_clear()
+        assert launched.count("forward") == 2 * launches  # in training and in inference
+        assert launched.count("backward") == launches + (7 % (steps or 8) == 0)
+        launched.clear()
+    for found in results[1:]:
+        assert_same(found, results[0])
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("cell", ["lstm", "rnn-tanh", "gru-reset-before-state"])
+def test_what_is_computed_after_blocks_have_not_met_is_nan(cell, monkeypatch):
+    """And it raises: here at once, on a GPU at a later launch."""
+    on_device(monkeypatch, multiprocessors=5)
+    problem = draw(CELLS[cell], Options(), T=4, B=1, H=12)
+    launch, seen = host.Library.launch, []
+
+    def apart(*args, cooperative, **options):
+        launch(*args, cooperative=False, **options)
+
+    arguments = problem.cell, problem.x, problem.weights, problem.state
+    with plan.schedule("persistent"), host.execution(most_polls=20):
+        expected, _, saved = kernels.recurrence_forward(*arguments, training=True)
+        monkeypatch.setattr(host.Library, "launch", apart)
+        with pytest.raises(RuntimeError, match="blocks has ended early, because they did not all run at once; its"):
+            kernels.recurrence_forward(*arguments)
+        monkeypatch.setattr(run_module, "empty", lambda like, shape, dtype: np.zeros(shape, dtype))
+        monkeypatch.setattr(run_module, "watch", lambda words, blocks: seen.append(words.max()))
+        y, state, _ = kernels.recurrence_forward(*arguments)
+        dx, dweights, dstate = kernels.recurrence_backward(saved, problem.dy, problem.dstate)
+    assert len(seen) == 2
+    assert min(seen) >= launch_module.GIVEN_UP
+    assert np.all(np.isnan(y) | (y == expected))
+    assert np.isnan(y).mean() >= 0.5
+    for found in (*state, dx, *dstate, *(g for gradients in dweights for g in gradients.values())):
+        assert np.isnan(found).any()
 
 
 @pytest.mark.gpu

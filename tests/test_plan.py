@@ -219,6 +219,24 @@ def test_explain_says_what_runs_and_why_the_rest_does_not():
     assert "at least 1 block on a multiprocessor\n  1 launch;" in text
 
 
+@pytest.mark.parametrize("schedule", ["block", "persistent"])
+def test_a_launch_is_short_where_a_watchdog_ends_what_lasts(schedule):
+    """A tenth of a second by the prediction, for it may be too short; a sequence that takes less is one launch."""
+    free = devices.lookup("H100")
+    watched = dataclasses.replace(free, has_watchdog=True)
+    for T in (100, 1_000_000):
+        problem = plan.Problem(GRU(reset_after=False), T, 4, 64, 1, dtypes.TABLE["float32"])
+        (whole, _), (cut, prediction) = (plan.consider(problem, gpu).plans[schedule] for gpu in (free, watched))
+        assert len(whole.launches(2 * T, 2)) == 1
+        launches = cut.launches(2 * T, 2)
+        assert prediction.launches == len(launches)
+        assert [int(first) for first, _ in launches] == [0, *(int(last) for _, last in launches[:-1])]
+        assert launches[-1][1] == 2 * T
+        assert all(first % 2 == 0 for first, _ in launches)
+        assert max(int(last - first) / 2 * prediction.seconds for first, last in launches) <= 0.1
+        assert (len(launches) > 1) == (T * prediction.seconds > 0.1)
+
+
 def test_explain_reads_batch_first_and_the_dtype():
     shape = (7, 100, 64)
     layer = gpurnn.GRU(64, 96, batch_first=True, dtype="float64")

@@ -13,7 +13,8 @@
 //            read_published(), with a barrier of their own. Weights stay in shared memory.
 //
 // A pass has the cell's phases of all steps; the backward pass has one more, which ends the first step. A launch computes
-// the phases `first` ... `last` - 1, which are all of them unless the exchange is launch.
+// the phases `first` ... `last` - 1. Unless the exchange is launch, these are whole steps, and all of them where no watchdog
+// ends a launch. If blocks of a launch do not meet, what it computes from then on is NaN.
 //
 // A block has at most `threads` threads; with more, a thread would have too few registers for its share of a product.
 #include "recurrence/product.cuh"
@@ -150,6 +151,11 @@ struct Share {
     }
 };
 
+template <typename Real>
+__device__ __forceinline__ Real not_a_number() {
+    return Real(__int_as_float(0x7fc00000));
+}
+
 // Writes `value` for the blocks that read `address`, in this launch under Exchange::grid, else in a later one.
 template <Exchange exchange, typename Storage>
 __device__ __forceinline__ void hand_over(Storage* address, Storage value) {
@@ -223,7 +229,7 @@ __global__ void __launch_bounds__(threads, 1) forward(
         if (Cell::has_c) cell_state = c[unit.index()];
         inputs.entry = unit.entry(first_position);
         if (first_position + 1 < T) next = unit.entry(first_position + 1);
-        if (exchange != Exchange::launch) enter(0, 0, layer.entering(inputs.entry, state));
+        if (exchange != Exchange::launch) enter(0, first_position, layer.entering(inputs.entry, state));
         if (exchange == Exchange::launch) {
             const int phase = first % phases;
             layer.load(first_position, Cell::first_gate(phase), Cell::first_gate(phase + 1), inputs);
@@ -237,7 +243,7 @@ __global__ void __launch_bounds__(threads, 1) forward(
     for (int n = first; n < last; ++n) {
         const int s = n / phases, phase = n % phases;
         const int g = Cell::first_gate(phase), N = (Cell::first_gate(phase + 1) - g) * own;
-        if (exchange == Exchange::grid) barrier.wait();
+        const bool met = exchange != Exchange::grid || barrier.wait();
         share.multiply_rows(
             operands + layer.unit.operand(phase, s) - ((long long)share.row * H + unit.j), H, H, rows_from(g), registers, N,
             share.operand + phase * length);
@@ -246,6 +252,7 @@ __global__ void __launch_bounds__(threads, 1) forward(
             Real products[G - last_gate];
             share.products(N, products);
             layer.finish(s, inputs, products, state, cell_state, values);
+            if (!met) state = cell_state = not_a_number<Real>();
             if (s + 1 < T) enter(0, s + 1, layer.entering(next, state));
         }
         if constexpr (phases > 1) {
@@ -283,7 +290,7 @@ __global__ void __launch_bounds__(threads, 1) forward(
 // w (D, H, G, H) is w_hh transposed. Shared memory as in forward, but `units` rows of weights, which like the rows of
 // operands under Exchange::block have the columns of all gates, those of each phase in whole packets; parts * rows * units of
 // sums. dh and dc (D, B, H) are the gradients of the state, updated in place; direct and through (D, B, H) carry their parts
-// from launch to launch and are used under Exchange::launch only.
+// from launch to launch.
 template <class Cell, typename Storage, int threads, Exchange exchange, int columns, bool held>
 __global__ void __launch_bounds__(threads, 1) backward(
     const Storage* w, const Storage* saved, const Storage* operands, const int* lengths, const bool* resets,
@@ -334,6 +341,7 @@ __global__ void __launch_bounds__(threads, 1) backward(
     if (exchange == Exchange::grid) barrier = GridBarrier(arrived + share.group(), gridDim.x);
     if (exchange == Exchange::block) {  // what fills the last packets is finite
         for (int k = threadIdx.x; k < rows * share.chunk; k += blockDim.x) share.operand[k] = Storage(0);
+        __syncthreads();
     }
     Carried<Real> carried{};
     typename Layer::Inputs inputs;
@@ -341,11 +349,16 @@ __global__ void __launch_bounds__(threads, 1) backward(
     if (owns) {
         carried.dh = dh[unit.index()];
         if (Cell::has_c) carried.dc = dc[unit.index()];
-        if (exchange == Exchange::launch && first > 0) {
+        if (first > 0) {
             carried.direct = direct[unit.index()];
             if (phases > 1) carried.through = through[unit.index()];
         }
         const int s = T - 1 - first / phases;
+        if (exchange == Exchange::block && first > 0) {  // what the launch before has left
+            for (int gate = 0; gate < Cell::first_gate(1); ++gate) {
+                share.operand[share.row * share.chunk + gate * H + unit.j] = dp[unit.gate(s + 1, G, gate)];
+            }
+        }
         if (s + 1 < T) before = unit.entry(s + 1);
         if (s >= 0) {
             inputs.entry = unit.entry(s);
@@ -358,8 +371,9 @@ __global__ void __launch_bounds__(threads, 1) backward(
         // Ends position s + 1 with the transpose of phase 0, or computes that of a later phase of position s.
         const int s = T - 1 - n / phases, phase = (phases - n % phases) % phases;
         const int g = Cell::first_gate(phase), K = (Cell::first_gate(phase + 1) - g) * H;
+        bool met = true;
         if (n > 0) {
-            if (exchange == Exchange::grid) barrier.wait();
+            if (exchange == Exchange::grid) met = barrier.wait();
             share.multiply_rows(
                 dp + unit.gate(phase ? s : s + 1, G, g) - ((long long)share.row * G * H + unit.j), G * H, K,
                 columns_of(phase), registers, own, share.operand + phase_begin<Cell, Storage>(phase, H));
@@ -377,6 +391,7 @@ __global__ void __launch_bounds__(threads, 1) backward(
             };
             Real product[1] = {0};
             if (n > 0) share.products(own, product);
+            if (!met) product[0] = not_a_number<Real>();
             if (phase == 0) {
                 if (n > 0) layer.finish(before, product[0], carried);
                 if (s >= 0) {
@@ -408,9 +423,7 @@ __global__ void __launch_bounds__(threads, 1) backward(
     if (owns) {
         dh[unit.index()] = carried.dh;
         if (Cell::has_c) dc[unit.index()] = carried.dc;
-        if (exchange == Exchange::launch) {
-            direct[unit.index()] = carried.direct;
-            if (phases > 1) through[unit.index()] = carried.through;
-        }
+        direct[unit.index()] = carried.direct;
+        if (phases > 1) through[unit.index()] = carried.through;
     }
 }

@@ -46,6 +46,9 @@ _TILE_INSTRUCTIONS = 200
 STEPWISE_THREADS = 256
 """Of a block of ``recurrence/stepwise.cu``."""
 
+_SECONDS_OF_A_LAUNCH = 0.1
+"""By the prediction, where a watchdog ends one that lasts for seconds: a tenth of what it may take."""
+
 _MOST_GROUPS = 65535
 """Blocks along y and z of a grid: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
 
@@ -139,20 +142,24 @@ class FusedPlan(Plan):
 
     forward: Launch
     backward: Launch
+    most_steps: int | None = None
+    """Of a launch, where a watchdog ends those that last."""
 
     @property
     def exchange(self) -> str:
         return EXCHANGE[self.schedule]
 
-    def launches(self, phases: int) -> tuple[tuple[np.int32, np.int32], ...]:
-        """For each launch the first phase that it computes, and the one after its last."""
-        return _spans(phases, 1 if self.exchange == "launch" else phases)
+    def launches(self, phases: int, of_step: int) -> tuple[tuple[np.int32, np.int32], ...]:
+        """For each launch the first phase that it computes and the one after its last, of all ``phases`` of a pass."""
+        if self.exchange == "launch":
+            return _spans(phases, 1)
+        return _spans(phases, phases if self.most_steps is None else self.most_steps * of_step)
 
 
 @functools.lru_cache(64)
 def _spans(phases: int, step: int) -> tuple[tuple[np.int32, np.int32], ...]:
     """The same object for the same numbers, by which `Bound.each` knows launches that come again."""
-    return tuple((np.int32(first), np.int32(first + step)) for first in range(0, phases, step))
+    return tuple((np.int32(first), np.int32(min(first + step, phases))) for first in range(0, phases, step))
 
 
 class DoesNotFit(ValueError):
@@ -309,7 +316,11 @@ def make(schedule: str, problem: Problem, device: Device) -> Plan:
     if schedule == "stepwise":
         return Plan(schedule)
     build = _LAUNCHES[schedule]
-    return FusedPlan(schedule, build(problem, device, False), build(problem, device, True))
+    plan = FusedPlan(schedule, build(problem, device, False), build(problem, device, True))
+    if device.has_watchdog:
+        seconds = predict.fused(plan, problem, device).seconds
+        plan = replace(plan, most_steps=max(1, int(_SECONDS_OF_A_LAUNCH / seconds)))
+    return plan
 
 
 # ---- The choice -----------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def fused(plan: FusedPlan, problem: Problem, device: Device) -> Prediction:
         bytes_moved=from_memory + from_l2,
         bytes=_seconds(device, processors, from_memory, from_l2, int(problem.flops / 2 * reads * size)),
         exchange=phases * _EXCHANGE[plan.exchange],
-        launches=1 + problem.T * phases if plan.exchange == "launch" else 1,
+        launches=len(plan.launches(problem.T * phases, phases)) + (plan.exchange == "launch"),
     )
 
 

@@ -159,24 +159,35 @@ class Run:
             (blocks,), (STEPWISE_THREADS,), args, changing=changing, reachable=self._reachable
         )
 
-    def fused(self, name: str, launch: Launch, *args: Any) -> Bound:
-        """A launch of a kernel of ``recurrence/fused.cu``, whose first and last phase change."""
+    def fused(self, name: str, launch: Launch, *args: Any, changing: Sequence[str] = ("first", "last")) -> Bound:
+        """A launch of a kernel of ``recurrence/fused.cu``."""
         kernel, cooperative = self.struct.fused(name, launch.variant), launch.variant.exchange == "grid"
         return kernel.bind(
             launch.grid,
             launch.block,
             args,
-            changing=("first", "last"),
+            changing=changing,
             shared_mem=launch.shared_bytes,
             cooperative=cooperative,
             reachable=self._reachable,
         )
 
-    def barriers(self, launch: Launch) -> Array | None:
-        """A counter for each group of blocks that exchange operands within a launch."""
-        if launch.variant.exchange != "grid":
-            return None
-        return namespace(self.w).zeros(launch.grid[1] * launch.grid[2], np.uint32)
+    def launch_fused(
+        self, fused: FusedPlan, name: str, phases: int, arrays: Sequence[Array | None], scalars: Sequence[Any]
+    ) -> None:
+        """Launch a pass of ``phases``, from its arrays up to the barriers and the scalars up to the first phase."""
+        launch = fused.forward if name == "forward" else fused.backward
+        launches = fused.launches(phases, len(self.cell.phases))
+        others = *scalars, *launches[0], *launch.sizes, self.cell_value
+        if fused.exchange != "grid":
+            self.fused(name, launch, *arrays, None, *others).each(launches)
+            return
+        # For each launch a counter of each group of blocks that exchange operands.
+        words = namespace(self.w).zeros((len(launches), launch.grid[1] * launch.grid[2]), np.uint32)
+        bound = self.fused(name, launch, *arrays, words[0], *others, changing=("arrived", "first", "last"))
+        for arrived, (first, last) in zip(words, launches, strict=True):
+            bound(arrived, first, last)
+        watch(words, math.prod(launch.grid))
 
     def hidden_gradients(self, d: int, da_hidden: Array, rows: slice = slice(None)) -> dict[str, Array]:
         """The gradients of a direction's weights from those of the gates, of all steps or of some rows.
@@ -243,16 +254,10 @@ def _forward_stepwise(run: Run, inputs: tuple[Array | None, ...], h: Array, c: A
 def _forward_fused(
     run: Run, fused: FusedPlan, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array
 ) -> None:
-    launch = fused.forward
     if fused.exchange == "launch":
         _begin_forward(run, h)
-    barriers = run.barriers(launch)
-    arrays = run.w, *inputs, h, c, y, run.operands, run.saved, barriers
-    launches = fused.launches(run.T * len(run.cell.phases))
-    scalars = *run.sizes, np.int32(run.slots), *launches[0], *launch.sizes, run.cell_value
-    run.fused("forward", launch, *arrays, *scalars).each(launches)
-    if barriers is not None:
-        watch(barriers, math.prod(launch.grid))
+    arrays = run.w, *inputs, h, c, y, run.operands, run.saved
+    run.launch_fused(fused, "forward", run.T * len(run.cell.phases), arrays, (*run.sizes, np.int32(run.slots)))
 
 
 def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -312,12 +317,7 @@ def _backward_stepwise(
 def _backward_fused(
     run: Run, fused: FusedPlan, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array
 ) -> None:
-    launch, transposed = fused.backward, contiguous(run.w.transpose(0, 2, 1))
+    transposed = contiguous(run.w.transpose(0, 2, 1))
     inputs = transposed, run.saved, run.operands, run.lengths, run.resets, run.mask, dy
-    barriers = run.barriers(launch)
-    arrays = *inputs, *carried, da, da_hidden, barriers
-    launches = fused.launches(run.T * len(run.cell.phases) + 1)
-    scalars = *run.sizes, *launches[0], *launch.sizes, run.cell_value
-    run.fused("backward", launch, *arrays, *scalars).each(launches)
-    if barriers is not None:
-        watch(barriers, math.prod(launch.grid))
+    arrays = *inputs, *carried, da, da_hidden
+    run.launch_fused(fused, "backward", run.T * len(run.cell.phases) + 1, arrays, run.sizes)
