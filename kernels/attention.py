@@ -1,4 +1,7 @@
-"""Attention of decoder steps to encoder states: scores, mask, softmax and context in one pass."""
+"""Attention of decoder steps to encoder states: scores, mask, softmax and context in one pass.
+
+Dot products of many steps are computed by tiles (`self_attention.py`).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,14 @@ from gpurnn._contract import Array
 from . import dtypes
 from .dtypes import Dtype
 from .launch import Module, contiguous, empty, namespace, of_stream, remembers_stream
+from .self_attention import Tiles
 
 _THREADS = 256
 _TILE = 4
 """Steps, or source positions, of a row that a block computes at once."""
+
+_LEAST_STEPS = 16
+"""The fewest steps that are computed by tiles: a tile has 64, and computes them all."""
 
 _SHARED = 32 * 1024
 """The most bytes of scores, or of their gradients, that a block keeps in shared memory."""
@@ -89,7 +96,7 @@ def attention_forward(
     lengths: Array | None = None,
     scale: float = 1.0,
     training: bool = False,
-) -> tuple[Array, Array, _Attention | None]:
+) -> tuple[Array, Array, _Attention | Tiles | None]:
     """Scores, weights and context; arguments and results are those of ``gpurnn.reference``'s.
 
     A length beyond S counts as S, one below zero as zero: a check would need a copy from the device.
@@ -102,6 +109,11 @@ def attention_forward(
         # Training copies, so that the caller may change its arrays before it asks for the gradients.
         return xp.array(x, order="C") if training and x is not None else contiguous(x)
 
+    if lengths is not None:
+        lengths = xp.clip(lengths, 0, S).astype(np.int32)
+    if v is None and T >= _LEAST_STEPS:
+        tiles = Tiles(own(query), own(keys), own(values), scale, lengths)
+        return tiles.forward(), tiles.weights(), tiles if training else None
     context = empty(query, (T, B, E), query.dtype)
     weights = empty(query, (T, B, S), dtypes.of(query).accumulator)
     call = _Attention(
@@ -109,7 +121,7 @@ def attention_forward(
         own(keys),
         own(values),
         own(v),
-        None if lengths is None else xp.clip(lengths, 0, S).astype(np.int32),
+        lengths,
         scale,
         weights,
     )
@@ -123,9 +135,11 @@ def attention_forward(
 
 @of_stream
 def attention_backward(
-    saved: _Attention, dcontext: Array | None, dweights: Array | None
+    saved: _Attention | Tiles, dcontext: Array | None, dweights: Array | None
 ) -> tuple[Array, Array, Array, Array | None]:
     """Gradients of query, keys, values and v, as ``gpurnn.reference`` gives them."""
+    if isinstance(saved, Tiles):
+        return *saved.backward(dcontext, dweights), None
     xp, query = namespace(saved.query), saved.query
     T, B, _ = query.shape
     S = saved.keys.shape[0]

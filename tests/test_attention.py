@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from gpurnn.kernels import attention as kernel
 from gpurnn.kernels import host
+from gpurnn.kernels.self_attention import Tiles
+from parity import beside_a_packet
 from tolerance import assert_all_close, assert_golden, assert_same, check_gradients, recurrence_terms
 
 import gpurnn
@@ -14,7 +16,19 @@ from gpurnn import kernels, reference
 
 pytestmark = pytest.mark.usefixtures("each_wing")
 
-on_kernels = pytest.mark.parametrize("each_wing", [pytest.param("host", marks=pytest.mark.kernels)], indirect=True)
+KERNELS = [pytest.param(name, marks=pytest.mark.kernels) for name in ("host", "tiles")]
+
+
+@pytest.fixture(params=["reference", "native", *KERNELS])
+def each_wing(request, monkeypatch):
+    """Lets each wing in turn compute for NumPy arrays; "tiles" are the kernels of many steps, for any number."""
+    if request.param == "tiles":
+        monkeypatch.setattr(kernel, "_LEAST_STEPS", 0)
+    with gpurnn.use("host" if request.param == "tiles" else request.param):
+        yield request.param
+
+
+on_kernels = pytest.mark.parametrize("each_wing", KERNELS, indirect=True)
 
 SCORES = ("dot", "general", "additive")
 
@@ -181,6 +195,82 @@ def test_the_kernels_agree_with_the_definition(kernel_wing, sizes, options, dtyp
     assert_all_close(found, run(reference, arguments, exist, d, scale), 1000)
 
 
+# Below, at and above the 64 steps, positions and columns of a tile, and the columns that a block sums in registers.
+TILE_SIZES = [
+    {"T": 63, "S": 64, "Q": 31, "E": 32}, {"T": 64, "S": 65, "Q": 64, "E": 64}, {"T": 65, "S": 63, "Q": 17, "E": 65},
+    {"T": 130, "B": 1, "S": 129, "Q": 65, "E": 3}, {"T": 16, "B": 2, "S": 3, "Q": 260, "E": 300},
+    {"T": 17, "B": 1, "S": 200, "Q": 128, "E": 128},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("each_wing", [pytest.param("host", marks=pytest.mark.kernels)], indirect=True)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("with_lengths", [False, True])
+@pytest.mark.parametrize("sizes", TILE_SIZES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
+def test_tiles_agree_with_the_definition(kernel_wing, sizes, with_lengths, dtype):
+    """NaN past the lengths."""
+    arrays = draw("dot", dtype=dtype, **sizes)
+    (_, B, A), S = arrays["query"].shape, len(arrays["keys"])
+    exist = np.array([S - 1, 0, S])[:B] if with_lengths else None
+    if exist is not None:
+        for name in ("keys", "values"):
+            arrays[name][np.arange(S)[:, None] >= exist] = np.nan
+    arguments, d = (*arrays.values(), None), cotangents(arrays)
+    found = kernel_wing.back(run(kernel_wing.module, *kernel_wing.to((arguments, exist, d)), A**-0.5))
+    assert_all_close(found, run(reference, arguments, exist, d, A**-0.5), 1000)
+
+
+def heads_by_definition(query, keys, values, dcontext, dweights, excluded, heads, causal, scale):
+    """Context and weights (B, T, S) of rows that share what is excluded, and all gradients, in the widest type."""
+    q, k, v, dc = (x.transpose(1, 0, 2).astype(np.longdouble) for x in (query, keys, values, dcontext))
+    T, S = q.shape[1], k.shape[1]
+    unseen = np.zeros((len(q), T, S), bool) if excluded is None else excluded.repeat(heads, axis=0)[:, None, :] | False
+    unseen = np.broadcast_to(unseen, (len(q), T, S)) | (causal & (np.arange(S) > np.arange(S - T, S)[:, None]))
+    scores = np.where(unseen, -np.inf, scale * q @ k.transpose(0, 2, 1))
+    peak = scores.max(axis=2, keepdims=True)
+    exps = np.exp(scores - np.where(peak == -np.inf, 0, peak))
+    total = exps.sum(axis=2, keepdims=True)
+    alpha = exps / np.where(total == 0, 1, total)
+    dalpha = dc @ v.transpose(0, 2, 1) + dweights
+    de = scale * alpha * (dalpha - (alpha * dalpha).sum(axis=2, keepdims=True))
+    back = de @ k, de.transpose(0, 2, 1) @ q, alpha.transpose(0, 2, 1) @ dc
+    return (alpha @ v).transpose(1, 0, 2), alpha, *(x.transpose(1, 0, 2) for x in back)
+
+
+@pytest.mark.parametrize("each_wing", [pytest.param("host", marks=pytest.mark.kernels)], indirect=True)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("T", "S"), [(5, 7), (70, 70), (66, 140), (1, 65)])
+def test_tiles_of_heads(T, S, causal, masked, dtype):
+    """Steps that see no later position, positions that heads of a row leave out together, and a row of no position."""
+    rng, heads, rows, A, E = np.random.default_rng(0), 2, 3, 9, 5
+    B = heads * rows
+    shapes = (T, B, A), (S, B, A), (S, B, E), (T, B, E), (B, T, S)
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    excluded = None
+    if masked:
+        excluded = rng.random((rows, S)) < 0.3
+        excluded[1] = True
+    query, keys, values, dcontext, dweights = arrays
+    call = Tiles(query, keys, values, 0.4, excluded=excluded, heads=heads, causal=causal, batch_first=True)
+    found = call.forward(), call.weights(), *call.backward(dcontext, dweights)
+    expected = heads_by_definition(*arrays, excluded, heads, causal, np.dtype(dtype).type(0.4))
+    assert_all_close(found, [x.astype(dtype) for x in expected], 1000)
+    for gradient, same in zip(call.backward(dcontext, None), call.backward(dcontext, 0 * dweights), strict=True):
+        np.testing.assert_array_equal(gradient, same)
+
+
+@pytest.mark.parametrize("each_wing", [pytest.param("host", marks=pytest.mark.kernels)], indirect=True)
+def test_tiles_have_the_same_bits_wherever_an_array_begins():
+    arrays = draw("dot", T=70, B=2, S=66, Q=8, E=12, dtype="float32")
+    d = cotangents(arrays)
+    results = [
+        run(kernels, (*map(to, arrays.values()), None), None, tuple(map(to, d))) for to in (np.copy, beside_a_packet)
+    ]
+    assert_all_close(*results, 0)
+
+
 @on_kernels
 @pytest.mark.parametrize("additive", [False, True])
 def test_the_kernels_take_any_layout_and_keep_what_they_need(additive):
@@ -237,13 +327,13 @@ def test_lengths_are_cut_off_before_they_are_narrowed():
 
 
 @on_kernels
-def test_a_batch_may_exceed_the_smaller_dimensions_of_a_grid(monkeypatch):
+def test_a_batch_may_exceed_the_smaller_dimensions_of_a_grid(monkeypatch, each_wing):
     launched = []
     monkeypatch.setattr(host.Library, "launch", lambda self, name, grid, *args, **options: launched.append(name))
     x = np.zeros((1, 70_000, 1), np.float32)
     *_, saved = kernels.attention_forward(x, x, x, training=True)
     kernels.attention_backward(saved, x, None)
-    assert len(launched) == 3
+    assert len(launched) == (5 if each_wing == "tiles" else 3)
 
 
 def test_a_position_without_weight_has_no_gradient():

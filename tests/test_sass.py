@@ -122,3 +122,20 @@ def test_the_product_loops_multiply(kernels, share, architecture):
             assert {*loop.loads("LDS"), *loop.loads("LDG")} == {128}, name
             names += 1
     assert names == (8 if "|" in kernels else 4)
+
+
+@needs_nvdisasm
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
+def test_the_loops_of_attention_by_tiles_multiply(architecture):
+    """In float32: both products, each fed from shared memory 128 bits at a time."""
+    names = 0
+    for module in sass.modules("attend_tiles<float"):
+        for name, loops in sass.disassemble(module, architecture).items():
+            products = [loop for loop in loops if loop.multiply_adds >= 64]
+            assert len(products) == {"attend_tiles": 2, "tile_weights": 1, "tile_means": 2}.get(name.split("<")[0], 3)
+            for loop in products:
+                assert loop.share >= 0.8, name
+                assert set(loop.loads("LDS")) == {128}, name
+            names += 1
+    assert names == 10

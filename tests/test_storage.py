@@ -11,7 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpurnn.kernels import attention, compiler, devices, dropout, dtypes, embedding, launch, linear_scan, losses, optim
+from gpurnn.kernels import (
+    attention,
+    compiler,
+    devices,
+    dropout,
+    dtypes,
+    embedding,
+    launch,
+    linear_scan,
+    losses,
+    optim,
+    self_attention,
+)
 from gpurnn.kernels.recurrence import plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from gpurnn.kernels.recurrence.struct import Struct
@@ -79,9 +91,9 @@ def test_every_float16_is_read_and_every_float32_rounded_as_numpy_does():
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("additive", [False, True])
-@pytest.mark.parametrize(("T", "S", "shared"), [(1, 5, 48), (6, 3, 48), (6, 3, 0)], ids=str)
+@pytest.mark.parametrize(("T", "S", "shared"), [(1, 5, 48), (6, 3, 48), (6, 3, 0), (20, 3, 0)], ids=str)
 def test_attention(T, S, shared, additive, monkeypatch):
-    """Also where the scores have no room in shared memory."""
+    """Also where the scores have no room in shared memory, and by tiles."""
     monkeypatch.setattr(attention, "_SHARED", shared * 1024)
     B, A, E = 2, 3, 4
 
@@ -204,7 +216,7 @@ def test_a_recurrence(cell, schedule, monkeypatch):
 @needs_nvrtc
 @pytest.mark.slow
 def test_nvrtc_compiles_kernels_for_it():
-    files = attention, dropout, embedding, linear_scan, losses, optim
+    files = attention, dropout, embedding, linear_scan, losses, optim, self_attention
     modules = [m for file in files for m in file.modules() if "Half" in " ".join(m.names)]
     for cell in (CELLS["lstm"], CELLS["gru-reset-before-state"]):
         struct = Struct.of(cell, HALF)

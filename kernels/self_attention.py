@@ -1,0 +1,134 @@
+"""Attention of many steps by tiles, with an online softmax: the weights are written only if asked for."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpurnn._contract import Array
+
+from . import dtypes
+from .dtypes import Dtype
+from .launch import Module, contiguous, empty
+
+_THREADS = 256
+_TILE = 64
+"""Steps, positions, and columns of a part."""
+
+
+def _widest(dtype: Dtype) -> int:
+    """Times 64 columns that a block sums in registers."""
+    return 16 // np.dtype(dtype.accumulator).itemsize
+
+
+def _layout(dtype: Dtype) -> np.dtype[Any]:
+    """The memory of the struct ``Sizes``."""
+    fields = [(name, np.int64) for name in ("from_t", "from_b")]
+    fields += [(name, np.int32) for name in ("T", "B", "S", "A", "E", "heads", "causal")]
+    return np.dtype([*fields, ("scale", dtype.accumulator)], align=True)
+
+
+def _name(kernel: str, dtype: Dtype, parts: int) -> str:
+    has_parts = kernel not in ("tile_weights", "tile_means")
+    return f"{kernel}<{dtype.types}, {parts}>" if has_parts else f"{kernel}<{dtype.types}>"
+
+
+@functools.cache
+def _module(dtype: Dtype, parts: int) -> Module:
+    kernels = "attend_tiles", "tile_weights", "tile_means", "tile_query_gradient", "tile_source_gradients"
+    proof = f"sizeof(Sizes<{dtype.real}>) == {_layout(dtype).itemsize}"
+    names = [_name(kernel, dtype, parts) for kernel in kernels]
+    return Module("self_attention.cu", names, proofs=[f'static_assert({proof}, "{proof}");'])
+
+
+def modules() -> list[Module]:
+    """Every translation unit that this file can ask for."""
+    return [_module(dtype, parts) for dtype in dtypes.TABLE.values() for parts in (1, _widest(dtype))]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One call: what it reads, and the softmax of each step once `forward` has been."""
+
+    query: Array
+    """(T, B, A)."""
+    keys: Array
+    """(S, B, A)."""
+    values: Array
+    """(S, B, E)."""
+    scale: float
+    lengths: Array | None = None
+    """(B,) of int32."""
+    excluded: Array | None = None
+    """(B / heads, S): positions that do not exist for ``heads`` rows that follow one another."""
+    heads: int = 1
+    causal: bool = False
+    """A step sees no position that is later than itself, the steps being the last T positions."""
+    batch_first: bool = False
+    """Whether weights are (B, T, S) and not (T, B, S)."""
+
+    @functools.cached_property
+    def statistics(self) -> Array:
+        """(2, T, B): the highest score of each step, and the sum of exp(score - highest)."""
+        return empty(self.query, (2, *self.query.shape[:2]), self._dtype.accumulator)
+
+    def forward(self) -> Array:
+        """The context (T, B, E)."""
+        context = empty(self.query, (*self.query.shape[:2], self.values.shape[2]), self.query.dtype)
+        arrays = self.query, self.keys, self.values, self.lengths, self.excluded, context, self.statistics
+        self._launch("attend_tiles", len(self.query), max(1, self._parts_of(self.values)), *arrays)
+        return context
+
+    def weights(self) -> Array:
+        """The weights, computed again from the softmax."""
+        (T, B, _), S = self.query.shape, len(self.keys)
+        weights = empty(self.query, (B, T, S) if self.batch_first else (T, B, S), self.query.dtype)
+        arrays = self.query, self.keys, self.lengths, self.excluded, self.statistics, weights
+        self._launch("tile_weights", T, -(-S // _TILE), *arrays)
+        return weights
+
+    def backward(self, dcontext: Array | None, dweights: Array | None) -> tuple[Array, Array, Array]:
+        """The gradients of query, keys and values."""
+        arrays = self.query, self.keys, self.values, self.lengths, self.excluded
+        inputs = *arrays, contiguous(dcontext), contiguous(dweights), self.statistics
+        means = empty(self.query, self.query.shape[:2], self._dtype.accumulator)
+        dquery, dkeys, dvalues = (empty(x, x.shape, x.dtype) for x in (self.query, self.keys, self.values))
+        T, S, of_keys = len(self.query), len(self.keys), self._parts_of(self.keys)
+        self._launch("tile_means", T, 1, *inputs, means)
+        self._launch("tile_query_gradient", T, of_keys, *inputs, means, dquery)
+        of_source = self._parts_of(self.values) + of_keys
+        self._launch("tile_source_gradients", S, of_source, *inputs, means, dkeys, dvalues)
+        return dquery, dkeys, dvalues
+
+    @functools.cached_property
+    def _dtype(self) -> Dtype:
+        return dtypes.of(self.query)
+
+    @functools.cached_property
+    def _parts(self) -> int:
+        """Times 64 columns that a block sums."""
+        return 1 if max(self.keys.shape[2], self.values.shape[2]) <= _TILE else _widest(self._dtype)
+
+    def _parts_of(self, array: Array) -> int:
+        return -(-array.shape[2] // (self._parts * _TILE))
+
+    @property
+    def _sizes(self) -> Any:
+        (T, B, A), (S, _, E) = self.query.shape, self.values.shape
+        strides = (S, T * S) if self.batch_first else (B * S, S)
+        sizes = (*strides, T, B, S, A, E, self.heads, self.causal, self.scale)
+        made: Any = np.array(sizes, _layout(self._dtype))
+        return made[()]
+
+    def _launch(self, kernel: str, length: int, parts: int, *arrays: Array | None) -> None:
+        """Launch a kernel with a block for each tile of ``length`` steps or positions and each of ``parts``."""
+        blocks = -(-length // _TILE) * self.query.shape[1] * parts
+        if blocks:
+            real = np.dtype(self._dtype.accumulator).itemsize
+            row = 128 // real + 16 // real
+            shared = (2 * _TILE * row + _TILE * (_TILE + 16 // real)) * real
+            name = _name(kernel, self._dtype, self._parts)
+            _module(self._dtype, self._parts)[name]((blocks,), (_THREADS,), (*arrays, self._sizes), shared_mem=shared)
