@@ -241,18 +241,26 @@ private:
         const int64_t numbers = G * H, from = numbers * index / count, to = numbers * (index + 1) / count;
         T* const panel = packed_panels + index * RowGradient<T>::panel_size;
         T* const strips = packed_strips + from * RowGradient<T>::most;
-        RowGradient<T>::add(
-            all, [&](int64_t i) { return da + int64_t(rows[i]) * G * H; },
-            [&](int64_t i) { return layer.x + row_of_input(s0, rows[i]) * I; }, from, to, I, layer.dw_ih, layer.db_ih,
-            panel, strips);
-        for (int phase = 0; phase < Cell::phases; ++phase) {
-            const int64_t begins = Cell::first_gate(phase) * H, ends = Cell::first_gate(phase + 1) * H;
+        using Gradient = RowGradient<T>;
+        const auto gates = [&](int64_t i) { return da + int64_t(rows[i]) * G * H; };
+        const auto of_inputs = Gradient::product(
+            [&](int64_t i) { return layer.x + row_of_input(s0, rows[i]) * I; }, I, layer.dw_ih);
+        const auto of_operands = [&](int phase) {
             const T* const operands = layer.operands + int64_t(phase) * clock.slots * B * H;
-            RowGradient<T>::add(
-                all, [&](int64_t i) { return da_hidden + int64_t(rows[i]) * G * H; },
-                [&](int64_t i) { return operands + row_of_input(s0, rows[i]) * H; },
-                from > begins ? from : begins, to < ends ? to : ends, H, layer.dw_hh,
-                Cell::hidden_apart ? layer.db_hh : nullptr, panel, strips);
+            return Gradient::product(
+                [&, operands](int64_t i) { return operands + row_of_input(s0, rows[i]) * H; }, H, layer.dw_hh);
+        };
+        if constexpr (Cell::phases == 1 && !Cell::hidden_apart) {
+            Gradient::add(all, gates, from, to, layer.db_ih, panel, strips, of_inputs, of_operands(0));
+        } else {
+            const auto hidden_gates = [&](int64_t i) { return da_hidden + int64_t(rows[i]) * G * H; };
+            Gradient::add(all, gates, from, to, layer.db_ih, panel, strips, of_inputs);
+            for (int phase = 0; phase < Cell::phases; ++phase) {
+                const int64_t begins = Cell::first_gate(phase) * H, ends = Cell::first_gate(phase + 1) * H;
+                Gradient::add(
+                    all, hidden_gates, from > begins ? from : begins, to < ends ? to : ends,
+                    Cell::hidden_apart ? layer.db_hh : nullptr, panel, strips, of_operands(phase));
+            }
         }
         for (int k = 0; k < Cell::num_weights; ++k) {
             const int64_t gate = Cell::weight_gate(k) * H, reads = Cell::weight_reads(k) * H;

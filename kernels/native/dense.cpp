@@ -122,8 +122,8 @@ void backward(
         const int64_t first = O * index / count, last = O * (index + 1) / count;
         T* const strips = room + team.most * backward_room<T>(O) + first * RowGradient<T>::most;
         RowGradient<T>::add(
-            rows, [&](int64_t n) { return dy + n * O; }, [&](int64_t n) { return x + n * I; }, first, last, I, dweight,
-            dbias, own, strips);
+            rows, [&](int64_t n) { return dy + n * O; }, first, last, dbias, own, strips,
+            RowGradient<T>::product([&](int64_t n) { return x + n * I; }, I, dweight));
     });
 }
 

@@ -16,48 +16,87 @@ public:
     static constexpr int64_t most = 512;  // rows at a time
     static constexpr int64_t panel_size = most * width * lanes;
 
-    // The rows first ... last - 1 of w and of sums, which may be null. `panel` has room for panel_size numbers,
-    // `strips` for `most` of each of these rows.
-    template <class A, class B>
+    // One of the matrices b, and its w.
+    template <class B>
+    struct Product {
+        B b;
+        int64_t N;
+        T* w;
+    };
+    template <class B>
+    static Product<B> product(B b, int64_t N, T* w) {
+        return {b, N, w};
+    }
+
+    // The rows first ... last - 1 of w, for each of the products, and of sums, which may be null. `panel` has room for
+    // panel_size numbers, `strips` for `most` of each of these rows.
+    template <class A, class... Products>
     static void add(
-        int64_t rows, A a, B b, int64_t first, int64_t last, int64_t N, T* w, T* sums, T* panel, T* strips) {
+        int64_t rows, A a, int64_t first, int64_t last, T* sums, T* panel, T* strips, const Products&... products) {
         if (first >= last) return;
         for (int64_t k0 = 0; k0 < rows; k0 += most) {
             const int64_t K = rows - k0 < most ? rows - k0 : most;
-            for (int64_t m = first; m < last; m += strip) {
-                const int64_t own = last - m < strip ? last - m : strip;
-                T* at = strips + (m - first) * most;
-                for (int64_t k = 0; k < K; ++k) {
-                    const T* const from = a(k0 + k) + m;
-                    for (int64_t r = 0; r < own; ++r) *at++ = from[r];
-                }
-                if (sums) {
-                    const T* read = strips + (m - first) * most;
-                    for (int64_t k = 0; k < K; ++k) {
-                        for (int64_t r = 0; r < own; ++r) sums[m + r] += *read++;
-                    }
-                }
-            }
-            for (int64_t n = 0; n < N; n += width * lanes) {
-                const int64_t left = N - n;
-                const int registers_used = left >= width * lanes ? width : int((left + lanes - 1) / lanes);
-                for (int64_t k = 0; k < K; ++k) {
-                    const T* const from = b(k0 + k) + n;
-                    for (int v = 0; v < registers_used; ++v) {
-                        get(from + v * lanes, left - v * lanes).store(panel + (k * registers_used + v) * lanes);
-                    }
-                }
-                switch (registers_used) {
-                    case 1: columns<1>(K, panel, strips, first, last, N, n, w); break;
-                    case 2: columns<2>(K, panel, strips, first, last, N, n, w); break;
-                    case 3: columns<3>(K, panel, strips, first, last, N, n, w); break;
-                    default: columns<4>(K, panel, strips, first, last, N, n, w); break;
-                }
-            }
+            pack(K, [&](int64_t k) { return a(k0 + k); }, first, last, sums, strips);
+            (multiply(k0, K, products, first, last, panel, strips), ...);
         }
     }
 
 private:
+    // Several strips side by side, so that a row is read in whole lines.
+    template <class A>
+    static void pack(int64_t K, A a, int64_t first, int64_t last, T* sums, T* strips) {
+        constexpr int beside = 8, most_columns = beside * strip, used = (most_columns + lanes - 1) / lanes;
+        for (int64_t m = first; m < last; m += most_columns) {
+            const int64_t columns = last - m < most_columns ? last - m : most_columns;
+            T* const to = strips + (m - first) * most;
+            Real totals[used];
+            for (int v = 0; v < used; ++v) totals[v] = sums ? get_some(sums + m, v, columns) : Real(0);
+            for (int64_t k = 0; k < K; ++k) {
+                const T* const from = a(k) + m;
+                if (columns == most_columns) {
+#pragma GCC unroll 8
+                    for (int s = 0; s < beside; ++s) {
+                        __builtin_memcpy(to + s * strip * most + k * strip, from + s * strip, sizeof(T) * strip);
+                    }
+                } else {
+                    for (int64_t c = 0; c < columns; c += strip) {
+                        const int64_t own = columns - c < strip ? columns - c : strip;
+                        for (int64_t r = 0; r < own; ++r) to[c * most + k * own + r] = from[c + r];
+                    }
+                }
+                for (int v = 0; v < used && sums; ++v) totals[v] += get_some(from, v, columns);
+            }
+            for (int v = 0; v < used && sums; ++v) {
+                if (columns > v * lanes) put(totals[v], sums + m + v * lanes, columns - v * lanes);
+            }
+        }
+    }
+    static Real get_some(const T* from, int v, int64_t count) {
+        return count > v * lanes ? get(from + v * lanes, count - v * lanes) : Real(0);
+    }
+
+    template <class B>
+    static void multiply(
+        int64_t k0, int64_t K, const Product<B>& product, int64_t first, int64_t last, T* panel, const T* strips) {
+        const int64_t N = product.N;
+        for (int64_t n = 0; n < N; n += width * lanes) {
+            const int64_t left = N - n;
+            const int registers_used = left >= width * lanes ? width : int((left + lanes - 1) / lanes);
+            for (int64_t k = 0; k < K; ++k) {
+                const T* const from = product.b(k0 + k) + n;
+                for (int v = 0; v < registers_used; ++v) {
+                    get(from + v * lanes, left - v * lanes).store(panel + (k * registers_used + v) * lanes);
+                }
+            }
+            switch (registers_used) {
+                case 1: columns<1>(K, panel, strips, first, last, N, n, product.w); break;
+                case 2: columns<2>(K, panel, strips, first, last, N, n, product.w); break;
+                case 3: columns<3>(K, panel, strips, first, last, N, n, product.w); break;
+                default: columns<4>(K, panel, strips, first, last, N, n, product.w); break;
+            }
+        }
+    }
+
     template <int used>
     static void columns(
         int64_t K, const T* panel, const T* strips, int64_t first, int64_t last, int64_t N, int64_t n, T* w) {
