@@ -65,7 +65,7 @@ _OPERATIONS = 60
 
 
 def _of_library(problem: plan.Problem, device: str) -> dict[str, Any]:
-    """Of a cell that no kernel computes: its steps are operations of the array library, see ``reference/unrolled.py``."""
+    """Of a cell that no kernel computes: its steps are operations of the array library (``reference/unrolled.py``)."""
     launches = problem.T * problem.D * _OPERATIONS
     seconds = predict.LAUNCH * problem.D * _OPERATIONS
     reason = "it has no kernel with the sums over hidden units that the cell's layer norm takes in each step"

@@ -113,7 +113,8 @@ def backward(
         dweights["norm_hh"] = (joint * product.value).sum(axis=0)
         dproduct = product.back(joint * weights["norm_hh"])
     dweights["weight_hh"] = dproduct.T @ masked(h_prev, weights)
-    return joint, (masked(dproduct @ weights["weight_hh"], weights), dc_prev), dweights
+    dstate_prev = masked(dproduct @ weights["weight_hh"], weights), dc_prev
+    return joint, dstate_prev, {name: dweights[name] for name in cell.parameters if name in dweights}
 
 
 class Steps(steps.Steps):

@@ -66,7 +66,7 @@ def backward(
     dh_prev = masked(dproduct @ weights["weight_hh"], weights)
     if cell.leak:
         dh_prev = dh_prev + cell.leak * dh
-    return da, (dh_prev,), dweights
+    return da, (dh_prev,), {name: dweights[name] for name in cell.parameters if name in dweights}
 
 
 class Steps(steps.Steps):
