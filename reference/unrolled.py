@@ -180,6 +180,8 @@ def _forward(
             of_step = own
             if step_masks is not None:
                 of_step = {**own, **dict(zip(cell.step_masks, step_masks[:, t], strict=True))}
+                if "zoneout_h" in of_step:  # of the width of h, which may be a projection
+                    of_step["zoneout_h"] = of_step["zoneout_h"][:, : y.shape[2]]
             new, saved = cells.forward(cell, xw[t - chunk.start], tuple(entering), of_step)
             y[t] = new[0] if past is None else np.where(past, x.dtype.type(0), new[0])
             carried = list(new)

@@ -31,6 +31,8 @@ OPTIONED: dict[str, Cell] = {
         step_masks=("dropout_g", "zoneout_c"),
     ),
     "lstm-norm": LSTM(layer_norm=True, coupled=True, peephole=True, zoneout=(0.1, 0.2)),
+    "lstm-projection": LSTM(proj_size=2, zoneout=(0.1, 0.2), cell_clip=0.8),
+    "lstm-projection-norm": LSTM(proj_size=2, layer_norm=True, step_masks=("dropout_g", "zoneout_c")),
     "gru-norm-before": GRU(layer_norm=True),
     "gru-norm-after": GRU(True, layer_norm=True, clip=1.5),
     "rnn-norm": Vanilla(layer_norm=True),
@@ -101,7 +103,12 @@ class Problem:
 
     @property
     def hidden_size(self) -> int:
-        return self.weights[0]["weight_hh"].shape[1]
+        return self.weights[0]["weight_ih"].shape[0] // self.cell.gates
+
+    @property
+    def width(self) -> int:
+        """Of h and of the output of a direction."""
+        return self.state[0].shape[2]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -153,10 +160,11 @@ def _draw(cell: Cell, options: Options, T: int, B: int, I: int, H: int, seed: in
     lengths = pattern_of_lengths(T, B) if options.lengths else None
     if lengths is not None:
         x[np.arange(T)[:, None] >= lengths] = np.nan
-    state = tuple(normal(D, B, H) if options.state else np.zeros((D, B, H), dtype) for _ in range(cell.states))
+    widths = cell.state_sizes(H)
+    state = tuple(normal(D, B, W) if options.state else np.zeros((D, B, W), dtype) for W in widths)
     resets = pattern_of_resets(T, B) if options.resets else None
-    mask = (rng.integers(0, 2, (D, B, H)) * 1.5).astype(dtype) if options.mask else None
-    cotangents = normal(T, B, D * H), tuple(normal(D, B, H) for _ in range(cell.states))
+    mask = (rng.integers(0, 2, (D, B, widths[0])) * 1.5).astype(dtype) if options.mask else None
+    cotangents = normal(T, B, D * widths[0]), tuple(normal(D, B, W) for W in widths)
     step_masks = None
     if cell.step_masks:
         step_masks = rng.integers(0, 2, (len(cell.step_masks), D, T, B, H)).astype(dtype)
@@ -186,7 +194,7 @@ def _row_weights(problem: Problem, d: int, b: int) -> dict[str, Any]:
 
 def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ...], list[Any]]:
     """`recurrence_forward` by its definition, from `cell_forward` alone; also the pre-activations of a vanilla cell."""
-    H = problem.hidden_size
+    H = problem.width
     y = np.zeros_like(problem.dy)
     final = tuple(s.copy() for s in problem.state)
     saved = []
@@ -199,7 +207,7 @@ def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ..
             if t in cut:
                 state = tuple(np.zeros_like(s) for s in state)
             xw = problem.x[t, b : b + 1] @ weights["weight_ih"].T
-            if problem.cell.sums_over_units:
+            if "norm_ih" in weights:
                 xw = _normalised(problem.cell, xw).value * weights["norm_ih"]
             if b_ih is not None:
                 xw = xw + b_ih
@@ -227,10 +235,10 @@ def _normalised(cell: Cell, product: np.ndarray) -> Normalised:
 
 def unrolled_backward(problem: Problem, saved: list[Any]):
     """`recurrence_backward` by its definition, from `cell_backward` alone."""
-    H = problem.hidden_size
+    H = problem.width
     dx = np.zeros_like(problem.x)
     dstate0 = tuple(np.zeros_like(s) for s in problem.state)
-    sizes = {"input_size": problem.x.shape[2], "hidden_size": H}
+    sizes = {"input_size": problem.x.shape[2], "hidden_size": problem.hidden_size}
     dweights = tuple(
         {name: np.zeros(shape, dx.dtype) for name, shape in problem.cell.shapes(**sizes).items()}
         for _ in problem.weights
@@ -244,7 +252,7 @@ def unrolled_backward(problem: Problem, saved: list[Any]):
             if problem.mask is not None:
                 gradients["weight_hh"] = gradients["weight_hh"] * problem.mask[d, b]
             gradients["bias_ih"] = dxw[0]
-            if problem.cell.sums_over_units:
+            if "norm_ih" in problem.weights[d]:
                 normal = _normalised(problem.cell, problem.x[t, b : b + 1] @ problem.weights[d]["weight_ih"].T)
                 gradients["norm_ih"] = (dxw * normal.value)[0]
                 dxw = normal.back(dxw * problem.weights[d]["norm_ih"])

@@ -33,7 +33,7 @@ def choices(**options: list) -> list[dict]:
 LSTMS = choices(
     activation=SMOOTH, gate_activation=GATES, output_activation=SMOOTH, clip=[None, 50.0], cell_clip=[None, 50.0],
     peephole=[False, True], coupled=[False, True], zoneout=[(0.0, 0.0), (0.3, 0.0), (0.0, 0.2)],
-    layer_norm=[False, True],
+    layer_norm=[False, True], proj_size=[0, 2],
     step_masks=[(), ("dropout_g",), ("zoneout_h",), ("dropout_g", "zoneout_h", "zoneout_c")],
 )  # fmt: skip
 GRUS = choices(
@@ -53,7 +53,11 @@ PAIRS: list[Cell] = [
 ]
 
 
-@pytest.mark.parametrize("cell", PAIRS, ids=lambda cell: cell.kernel_type("T") + "-norm" * cell.layer_norm)
+@pytest.mark.parametrize(
+    "cell",
+    PAIRS,
+    ids=lambda cell: cell.kernel_type("T") + "-norm" * cell.layer_norm + "-projection" * cell.sums_over_units,
+)
 def test_gradients_of_every_pair_of_a_cells_options(cell):
     # Where a reset makes W_hh h zero, a layer norm turns in a distance of 0.003, which differences step over.
     check(draw(cell, Options(lengths=True, mask=True), T=2, H=8) if cell.layer_norm else draw(cell, ALL), seed=3)
@@ -172,6 +176,7 @@ def test_where_nothing_compiles_the_numpy_wing_computes_and_says_so(monkeypatch)
         ({"cell_clip": float("nan")}, ValueError, "cell_clip is nan, expected"),
         ({"zoneout": 0.1}, TypeError, "zoneout is 0.1, expected 2 probabilities"),
         ({"zoneout": (0.1, 1.0)}, ValueError, r"zoneout is 1.0, expected a probability in \[0, 1\)"),
+        ({"proj_size": -1}, ValueError, "proj_size is -1, expected"),
         ({"peephole": 1}, TypeError, "peephole is 1, expected True or False"),
     ],
 )
@@ -217,3 +222,42 @@ def test_explain_says_that_layer_norm_runs_by_operations_of_the_library():
     assert set(found.passed_over) == set(plan.SCHEDULES)
     assert "sums over hidden units" in str(found)
     assert found.launches > gpurnn.explain(gpurnn.LSTM(4, 8), (10, 2, 4)).launches
+
+
+def test_a_projection_is_smaller_than_the_cell():
+    with pytest.raises(ValueError, match="LSTM: proj_size is 3, expected less than hidden_size = 3"):
+        gpurnn.LSTM(2, 3, proj_size=3)
+    with pytest.raises(TypeError, match="proj_size"):
+        gpurnn.GRU(2, 3, proj_size=1)  # type: ignore[call-arg]
+    layer = gpurnn.LSTM(2, 3, 2, proj_size=1, bidirectional=True)
+    y, (h, c) = layer(np.zeros((4, 5, 2), np.float32))
+    assert (y.shape, h.shape, c.shape) == ((4, 5, 2), (4, 5, 1), (4, 5, 3))
+    assert layer.params["weight_hr_l1_reverse"].shape == (1, 3)
+    with pytest.raises(ValueError, match="layer has proj_size=1, expected 0"):
+        gpurnn.analysis.gates(gpurnn.LSTM(2, 3, proj_size=1), np.zeros((4, 5, 2), np.float32))
+
+
+def test_masks_of_a_projection_have_its_width():
+    rng = np.random.default_rng(0)
+    layer, x, ones = gpurnn.LSTM(2, 3, proj_size=2, dtype="float64"), rng.normal(size=(4, 1, 2)), np.ones((4, 1, 2))
+    weights = {n[:-3]: p for n, p in layer.params.items()}
+    y, (h, _) = gpurnn.lstm(x, **weights, zoneout_h=ones)
+    assert not y.any()
+    assert not h.any()
+    with pytest.raises(ValueError, match=r"zoneout_h has shape \(4, 1, 3\), expected"):
+        gpurnn.lstm(x, **weights, zoneout_h=np.ones((4, 1, 3)))
+    assert_same(gpurnn.lstm(x, **weights), (layer(x)[0], tuple(s[0] for s in layer(x)[1])))
+
+
+@pytest.mark.parametrize("wing", ["reference", "host"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_gates_of_an_lstm_with_options(layer_norm, wing):
+    """Those of a run are those with which its states follow from each other."""
+    layer = gpurnn.LSTM(2, 5, gate_activation=("hard_sigmoid", 0.3), clip=1.0, layer_norm=layer_norm, dtype="float64")
+    x = np.random.default_rng(0).normal(size=(4, 3, 2))
+    with gpurnn.use(wing):
+        gates = gpurnn.analysis.gates(layer, x)
+        states = [layer(x[:t])[1][1][0] for t in range(1, 5)]
+    before = [np.zeros((3, 5)), *states[:-1]]
+    for t, (c, c_prev) in enumerate(zip(states, before, strict=True)):
+        np.testing.assert_allclose(gates["f"][t] * c_prev + gates["i"][t] * gates["g"][t], c, rtol=0, atol=1e-12)

@@ -29,6 +29,7 @@ LAYERS = {
     "RNN_RELU": (gpurnn.RNN, {"activation": "relu"}),
     "LSTM": (gpurnn.LSTM, {}),
     "GRU": (gpurnn.GRU, TORCH_GRU),
+    "LSTM_PROJ": (gpurnn.LSTM, {}),
 }
 
 
@@ -40,16 +41,19 @@ def terms_of(record, **sizes: int) -> int:
 
 
 @each_wing_and_dtype
-@pytest.mark.parametrize("record", golden.records("rnn"), ids=lambda record: f"{record['kind']}-{record['name']}")
+@pytest.mark.parametrize(
+    "record", golden.records("rnn") + golden.records("proj"), ids=lambda record: f"{record['kind']}-{record['name']}"
+)
 def test_layers_give_what_torch_nn_gives(record, dtype):
-    a = golden.arrays("rnn", record["name"], dtype)
+    a = golden.arrays("proj" if record["proj"] else "rnn", record["name"], dtype)
     layer_class, options = LAYERS[record["kind"]]
+    options = options | ({"proj_size": record["proj"]} if record["proj"] else {})
     layer = layer_class(
         record["I"], record["H"], record["layers"], record["bias"], record["batch_first"], 0.0, record["bidirectional"],
         dtype=dtype, **options,
     )  # fmt: skip
     layer.load_state_dict({name: value for name, value in a.items() if name.startswith(("weight", "bias"))})
-    pair = record["kind"] == "LSTM"
+    pair = record["kind"].startswith("LSTM")
     state = None
     if record["init"]:
         state = (a["h0"], a["c0"]) if pair else a["h0"]

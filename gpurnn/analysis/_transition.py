@@ -96,6 +96,8 @@ class Transition:
                 f"{where}: layer has num_layers={layer.num_layers}, bidirectional={layer.bidirectional}, expected one "
                 "layer and direction; gpurnn.analysis.parts(layer) takes it apart"
             )
+        if layer.output_size != layer.hidden_size:
+            raise ValueError(f"{where}: layer has proj_size={layer.output_size}, expected 0: h and c of one width")
         self.where, self.cell = where, layer.cell
         self.inputs, self.hidden, self.size = (
             layer.input_size,
@@ -118,7 +120,8 @@ class Transition:
         """x and the state ``name`` as one array (B, S), checked; both are finite."""
         floats = {"params": self.weights["weight_ih"], "x": x}
         given = take(self.where, self.cell, floats, state, name=name, input_size=self.inputs)
-        states = given.initial(self.where, (1, given.x.shape[1], self.hidden), "(1, B, hidden_size)")
+        widths = (self.hidden,) * self.cell.states
+        states = given.initial(self.where, (1, given.x.shape[1]), widths, "(1, B, hidden_size)")
         for entry, s in zip(given.states, states, strict=True):
             check_finite(self.where, entry, s)
         check_finite(self.where, "x[{}]", given.x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
+from ..functional import layer_norm
 from ..layers.recurrent import Recurrent
 from ._transition import Transition, check_steps
 
@@ -140,6 +142,10 @@ def gate_values(transition: Transition, x: Array, states: Array) -> dict[str, tu
     steps: list[dict[str, Any]] = []
     for t in range(x.shape[0]):
         xw = xp.matmul(x[t, ...], xp.matrix_transpose(weights["weight_ih"]))
+        if weights.get("norm_ih") is not None:
+            ends = np.cumsum((0, *cell.norm_groups)) * H
+            spans = [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
+            xw = xp.concat([layer_norm(xw[:, s], weights["norm_ih"][s]) for s in spans], axis=1)
         xw = xw if weights["bias_ih"] is None else xw + weights["bias_ih"]
         state = tuple(_arrays.contiguous(states[t, :, k * H : (k + 1) * H]) for k in range(cell.states))
         steps.append(wing.cell_gates(wing.cell_forward(cell, xw, state, weights)[1]))

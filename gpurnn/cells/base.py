@@ -39,8 +39,8 @@ class Cell:
 
     A cell has three files of one name: its description here, ``reference/cells/X.py`` and ``kernels/cells/X.cuh``.
     A subclass is a frozen dataclass whose fields are the options that its users choose, each of one of these types,
-    with a default: a bool; a ``Literal`` of strings; an `Activation`; a float; ``float | None``, a bound that is there
-    or not; in `rates`, a probability or a pair of them. Its docstring ends with them, under ``Parameters``.
+    with a default: a bool; a size; a ``Literal`` of strings; an `Activation`; a float; ``float | None``, a bound that
+    is there or not; in `rates`, a probability or a pair of them. Its docstring ends with them, under ``Parameters``.
     """
 
     step_masks: tuple[str, ...] = field(default=(), kw_only=True)
@@ -90,6 +90,8 @@ class Cell:
             return _checks.flag(self.name, option, value)
         if type(None) in get_args(kind):
             return None if value is None else _checks.positive(self.name, option, value)
+        if kind is int:
+            return _checks.integer_at_least(self.name, option, value, 0)
         return _checks.finite(self.name, option, value)
 
     @classmethod
@@ -224,7 +226,7 @@ class Cell:
             "weight_ih": (rows, "input_size"),
             "weight_hh": (rows, "hidden_size"),
             **dict.fromkeys(self.diagonal, ("hidden_size",)),
-            **dict.fromkeys(NORMS if self.sums_over_units else (), (rows,)),
+            **dict.fromkeys(NORMS if getattr(self, "layer_norm", False) else (), (rows,)),
             "bias_ih": (rows,),
             "bias_hh": (rows,),
         }
@@ -238,7 +240,11 @@ class Cell:
     @property
     def sums_over_units(self) -> bool:
         """Whether a step has sums over hidden units besides its products with W_hh."""
-        return bool(getattr(self, "layer_norm", False))
+        return bool(getattr(self, "layer_norm", False) or getattr(self, "proj_size", 0))
+
+    def state_sizes(self, hidden_size: int) -> tuple[int, ...]:
+        """The widths of the arrays of the state; the first is that of the output."""
+        return (hidden_size,) * self.states
 
     @property
     def norm_groups(self) -> tuple[int, ...]:

@@ -43,6 +43,9 @@ class LSTM(Cell):
         Whether W_ih x and W_hh h are each normalised over the units of all gates, times weights ``norm_ih`` and
         ``norm_hh``, before the biases are added, and c_t for the output, h_t = o tanh(norm_c LN(c_t) + bias_c)
         (Ba, Kiros & Hinton 2016).
+    proj_size : int
+        The width of h, and of y, where it is not 0: h_t = W_hr (o tanh(c_t)), with ``weight_hr`` (proj_size, H), as in
+        PyTorch (Sak, Senior & Beaufays 2014). It is less than hidden_size, which is that of c.
     """
 
     activation: Activation = "tanh"
@@ -55,6 +58,7 @@ class LSTM(Cell):
     zoneout: tuple[float, float] = (0.0, 0.0)
     candidate_dropout: float = 0.0
     layer_norm: bool = False
+    proj_size: int = 0
 
     name: ClassVar[str] = "lstm"
     state_names: ClassVar[tuple[str, ...]] = ("h", "c")
@@ -62,7 +66,7 @@ class LSTM(Cell):
     drawn: ClassVar[tuple[str, ...]] = ("candidate_dropout",)
     implied: ClassVar[dict[str, str]] = {
         "peephole_i": "peephole", "peephole_f": "peephole", "peephole_o": "peephole", **NORMS, "norm_c": "layer_norm",
-        "bias_c": "layer_norm",
+        "bias_c": "layer_norm", "weight_hr": "proj_size",
     }  # fmt: skip
     plain: ClassVar[tuple[str, ...]] = ("candidate_dropout",)
     masks: ClassVar[tuple[str, ...]] = ("dropout_g", "zoneout_h", "zoneout_c")
@@ -73,6 +77,7 @@ class LSTM(Cell):
         **NORM_TEXTS,
         "norm_c": "Weights of the normalised c_t.",
         "bias_c": "Bias of the normalised c_t.",
+        "weight_hr": "W_hr, (proj_size, H): h_t = W_hr (o tanh(c_t)). W_hh, h, y and mask then have its width.",
         "dropout_g": "Multiplies the candidate g of each step.",
         "zoneout_h": ZONEOUT_H,
         "zoneout_c": "The same of c.",
@@ -96,8 +101,16 @@ class LSTM(Cell):
 
     @property
     def parameters(self) -> dict[str, tuple[str, ...]]:
-        of_state = ("hidden_size",)
-        return {**super().parameters, **({"norm_c": of_state, "bias_c": of_state} if self.layer_norm else {})}
+        parameters, of_state = super().parameters, ("hidden_size",)
+        if self.layer_norm:
+            parameters |= {"norm_c": of_state, "bias_c": of_state}
+        if self.proj_size:
+            size = str(self.proj_size)
+            parameters |= {"weight_hh": (parameters["weight_hh"][0], size), "weight_hr": (size, "hidden_size")}
+        return parameters
+
+    def state_sizes(self, hidden_size: int) -> tuple[int, ...]:
+        return self.proj_size or hidden_size, hidden_size
 
     @property
     def operations(self) -> tuple[int, int]:

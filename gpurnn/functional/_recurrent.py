@@ -97,12 +97,14 @@ class Sequence(NamedTuple):
     resets: Array | None
     """(T, B)."""
 
-    def initial(self, where: str, shape: tuple[int, ...], symbol: str) -> tuple[Array, ...]:
-        """The arrays of the state, zeros where there is none; reject one of another shape than ``shape``."""
-        for name, array in self.states.items():
+    def initial(self, where: str, rows: tuple[int, ...], widths: tuple[int, ...], symbol: str) -> tuple[Array, ...]:
+        """The arrays of the state, (*rows, width) each, zeros where there is none; reject one of another shape."""
+        arrays = []
+        for (name, array), width in zip(self.states.items(), widths, strict=True):
             if array is not None:
-                _checks.shape(where, name, array, shape, symbol)
-        return tuple(_dispatch.zeros(self.xp, shape, self.x) if s is None else s for s in self.states.values())
+                _checks.shape(where, name, array, (*rows, width), symbol)
+            arrays.append(_dispatch.zeros(self.xp, (*rows, width), self.x) if array is None else array)
+        return tuple(arrays)
 
 
 def take(
@@ -176,6 +178,8 @@ def infer(
     if type(x) is not np.ndarray or x.ndim != 3 or x.shape[2] != sizes[0] or x.dtype not in _FLOATS:
         return None
     of_state = (1, x.shape[1], sizes[1])
+    if cell.sums_over_units:
+        return None
     if state is None:
         state = tuple([np.zeros(of_state, x.dtype) for _ in cell.state_names])
     elif type(state) is not tuple or len(state) != cell.states:
@@ -199,6 +203,9 @@ def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input
     w_hh = weights["weight_hh"]
     _checks.ndim(where, "weight_hh", w_hh, 2, symbols["weight_hh"])
     hidden = int(w_hh.shape[1])
+    if "weight_hr" in weights:
+        _checks.ndim(where, "weight_hr", weights["weight_hr"], 2, symbols["weight_hr"])
+        hidden = int(weights["weight_hr"].shape[1])
     if hidden < 1:
         raise ValueError(f"{where}: weight_hh has shape {tuple(w_hh.shape)}, expected a hidden_size of at least 1")
     shapes = cell.shapes(input_size=input_size, hidden_size=hidden)
@@ -214,24 +221,35 @@ def _add_axis(xp: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @functools.lru_cache(256, typed=True)  # programs call a function for each step
-def _cell(kind: type[cells.Cell], implied: tuple[str, ...], step_masks: tuple[str, ...], *options: Any) -> cells.Cell:
-    """The cell of a call, from the values of its options, and from the names of the parameters that imply others."""
+def _cell(
+    kind: type[cells.Cell], implied: tuple[tuple[str, Any], ...], step_masks: tuple[str, ...], *options: Any
+) -> cells.Cell:
+    """The cell of a call, from the values of its options, and from those that its parameters imply."""
     values = dict(zip(kind.function_options(), options, strict=True))
-    return kind(**values, **{kind.implied[name]: True for name in implied}, step_masks=step_masks)
+    return kind(**values, **dict(implied), step_masks=step_masks)
+
+
+def _implied(kind: type[cells.Cell], name: str, array: Any) -> tuple[str, Any]:
+    """The option that a parameter implies, and its value: that it is there, or its number of rows."""
+    option = kind.implied[name]
+    if kind.options()[option] is bool:
+        return option, True
+    return option, int(array.shape[0]) if len(getattr(array, "shape", ())) == 2 else 1
 
 
 def _run(
     where: str, kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool
 ) -> tuple[tuple[Array, State], Any]:
     """Run the function of a cell with ``arguments`` by name: ``(y, state)`` and, for training, the pullback."""
-    implied = tuple([name for name in kind.implied if arguments[name] is not None])
+    given_names = [name for name in kind.implied if arguments[name] is not None]
+    implied = tuple([_implied(kind, name, arguments[name]) for name in given_names])
     step_masks = tuple([name for name in kind.masks if arguments.get(name) is not None])
     options = [arguments[option] for option in kind.function_options()]
     try:
         cell = _cell(kind, implied, step_masks, *options)  # type: ignore[arg-type]
     except TypeError:  # a list among the options, or what is no option
         cell = _cell.__wrapped__(kind, implied, step_masks, *options)
-    for name in implied:
+    for name in given_names:
         if name not in cell.parameters:
             raise ValueError(f"{where}: {name} is given, expected None: {cell!r} has no such parameter")
     inferred = None if training or cell.step_masks else _infer(cell, arguments)
@@ -244,15 +262,21 @@ def _run(
     )  # fmt: skip
     xp, x, mask = given.xp, given.x, given.floats["mask"]
     weights = {name: p for name in names if (p := given.floats[name]) is not None}
-    shape = (x.shape[1], _hidden_size(where, cell, weights, x.shape[2]))
-    state = given.initial(where, shape, "(B, hidden_size)")
+    (T, B, _), hidden = x.shape, _hidden_size(where, cell, weights, x.shape[2])
+    widths = cell.state_sizes(hidden)
+    state = given.initial(where, (B,), widths, "(B, hidden_size)" if widths[0] == hidden else "(B, width)")
     if mask is not None:
-        _checks.shape(where, "mask", mask, shape, "(B, hidden_size)")
-    for name in cell.step_masks:
-        _checks.shape(where, name, given.floats[name], (x.shape[0], *shape), "(T, B, hidden_size)")
+        _checks.shape(where, "mask", mask, (B, widths[0]), "(B, hidden_size)")
     masks_of_steps = None
     if cell.step_masks:
-        masks_of_steps = xp.expand_dims(xp.stack([given.floats[name] for name in cell.step_masks]), axis=1)
+        masks = []
+        for name in cell.step_masks:
+            m, width = given.floats[name], widths[0] if name == "zoneout_h" else hidden
+            _checks.shape(where, name, m, (T, B, width), "(T, B, hidden_size)")
+            if width < hidden:  # what is behind is not read
+                m = xp.concat([m, _dispatch.zeros(xp, (T, B, hidden - width), x)], axis=2)
+            masks.append(m)
+        masks_of_steps = xp.expand_dims(xp.stack(masks), axis=1)
     wing = _dispatch.wing(where, x=x)
 
     def with_direction(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -323,7 +347,7 @@ def _documentation(template: str, cell: cells.Cell) -> str:
 
     options = cell.options_text(cell.function_options())
     flags: dict[str, Any] = dict.fromkeys(cell.implied.values(), True)
-    implied = replace(cell, **flags).shape_texts()
+    implied = replace(cell, **{**flags, **({"proj_size": 1} if "proj_size" in flags else {})}).shape_texts()
     return template.format(
         parameters="\n".join(parameters), options=f"{options}\n" if options else "", name=cell.name,
         initial=state("_0"), final=state(""), state="(B, H) array" if cell.states == 1 else "pair of (B, H) arrays",
@@ -449,6 +473,7 @@ def lstm(
     norm_hh: Array | None = None,
     norm_c: Array | None = None,
     bias_c: Array | None = None,
+    weight_hr: Array | None = None,
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
@@ -597,6 +622,7 @@ def lstm_cell(
     norm_hh: Array | None = None,
     norm_c: Array | None = None,
     bias_c: Array | None = None,
+    weight_hr: Array | None = None,
     mask: Array | None = None,
 ) -> tuple[Array, Array]:
     """Run one step of `gpurnn.lstm`.

@@ -129,6 +129,10 @@ class Recurrent(Layer):
         self.cell = self._kind(**{option: arguments[option] for option in self._kind.options()})
         self.input_size = _checks.size(where, "input_size", arguments["input_size"])
         self.hidden_size = _checks.size(where, "hidden_size", arguments["hidden_size"])
+        if self.output_size > self.hidden_size or getattr(self.cell, "proj_size", 0) == self.hidden_size:
+            raise ValueError(
+                f"{where}: proj_size is {self.output_size}, expected less than hidden_size = {self.hidden_size}"
+            )
         self.num_layers = _checks.size(where, "num_layers", arguments["num_layers"])
         self.bias = _checks.flag(where, "bias", arguments["bias"])
         self.batch_first = _checks.flag(where, "batch_first", arguments["batch_first"])
@@ -143,11 +147,11 @@ class Recurrent(Layer):
                 f"dropout={self.dropout} has no effect, as there is one layer: it acts on the output of each layer but "
                 "the last. A Dropout layer behind this one acts on its output",
             )
-        if self.residual and self.num_layers == 1 and self.input_size != self.hidden_size * self.num_directions:
+        if self.residual and self.num_layers == 1 and self.input_size != self.output_size * self.num_directions:
             _checks.warn(
                 where,
                 f"residual=True has no effect, as the input has {self.input_size} features and the output "
-                f"{self.hidden_size * self.num_directions}: only equal widths are added",
+                f"{self.output_size * self.num_directions}: only equal widths are added",
             )
         dtype = parameter_dtype(where, arguments["dtype"])
         init, rng = arguments["init"], arguments["rng"]
@@ -167,6 +171,11 @@ class Recurrent(Layer):
             self.params = self._initialise(initializers_of, dtype, generator(where, rng))
 
     @property
+    def output_size(self) -> int:
+        """The width of the output of one direction: hidden_size, or that of an LSTM's projection."""
+        return self.cell.state_sizes(self.hidden_size)[0]
+
+    @property
     def num_directions(self) -> int:
         """2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
@@ -179,7 +188,7 @@ class Recurrent(Layer):
         return {n: shape for layer in range(self.num_layers) for n, shape in self._shapes_of(layer).items()}
 
     def _shapes_of(self, layer: int) -> dict[str, tuple[int, ...]]:
-        inputs = self.input_size if layer == 0 else self.hidden_size * self.num_directions
+        inputs = self.input_size if layer == 0 else self.output_size * self.num_directions
         shapes = self.cell.shapes(input_size=inputs, hidden_size=self.hidden_size)
         return {name + suffix: shape for suffix in self._suffixes(layer) for name, shape in shapes.items()}
 
@@ -213,6 +222,8 @@ class Recurrent(Layer):
         (init_ih, init_hh), rng, hidden = init, generator(type(self).__name__, rng), self.hidden_size
 
         def initial(name: str, shape: tuple[int, ...]) -> Array:
+            if name == "weight_hr":
+                return init_hh(rng, (shape[0], shape[1]), dtype)
             if len(shape) == 2:  # a block of each gate
                 initialise = init_ih if name == "weight_ih" else init_hh
                 return np.concatenate([initialise(rng, (hidden, shape[1]), dtype) for _ in range(shape[0] // hidden)])
@@ -322,7 +333,9 @@ class Recurrent(Layer):
             input_size=self.input_size,
         )  # fmt: skip
         shape = (self.num_layers, given.x.shape[1], self.hidden_size)
-        initial = given.initial(where, shape, "(num_layers, B, hidden_size)")
+        initial = given.initial(
+            where, shape[:2], self.cell.state_sizes(self.hidden_size), "(num_layers, B, hidden_size)"
+        )
         wing = _dispatch.wing(where, x=given.x)
         weights = self._all_weights(params, given.x, None, copied=False)
         y, final, _ = self._stack(wing, weights, given.x, None, None, 0, initial, training=False)
@@ -407,8 +420,9 @@ class Recurrent(Layer):
             input_size=self.input_size, batch_first=self.batch_first,
         )  # fmt: skip
         xp, T, B = given.xp, given.x.shape[0], given.x.shape[1]
-        shape = (self.num_layers * self.num_directions, B, self.hidden_size)
-        initial = given.initial(where, shape, "(num_layers*D, B, hidden_size)")
+        shape = (self.num_layers * self.num_directions, B)
+        widths = self.cell.state_sizes(self.hidden_size)
+        initial = given.initial(where, shape, widths, "(num_layers*D, B, hidden_size)")
         wing = _dispatch.wing(where, x=given.x)
         self._check_direction(checkpoint_every=checkpoint_every, state_after=state_after)
         segments = segments_of(where, range(T), wing.recurrence_chunk(B), checkpoint_every, state_after)
@@ -504,7 +518,7 @@ class Recurrent(Layer):
                 own["weight_hh"] = w_hh * masks["weight_hh"]
         mask = None
         if rng is not None and self.variational_dropout > 0:
-            shape = (self.num_directions, x.shape[1], self.hidden_size)
+            shape = (self.num_directions, x.shape[1], self.output_size)
             mask = dropout_mask(x, shape, self.variational_dropout, rng)
         steps = {} if rng is None else {n: (rate, philox_seed(rng)) for n, rate in self.cell.drawn_masks().items()}
         return _Weights(tuple(values), tuple(dropped), mask, between, steps)
@@ -598,7 +612,7 @@ class Recurrent(Layer):
         return {"": ", ".join(values)} if values else {}
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
-        return self.input_size, self.hidden_size * self.num_directions
+        return self.input_size, self.output_size * self.num_directions
 
     def _argument(self, name: str) -> Any:
         if name == "dtype" and "_initial" in vars(self):
@@ -715,6 +729,7 @@ class LSTM(Recurrent, cell=cells.LSTM):
         zoneout: tuple[float, float] = (0.0, 0.0),
         candidate_dropout: float = 0.0,
         layer_norm: bool = False,
+        proj_size: int = 0,
         residual: bool = False,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpurnn.reference import cells as definition
+
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell, activations
 
@@ -13,8 +15,11 @@ from ..recurrence.run import Run, run_backward, run_forward
 
 
 @remembers_stream
-def cell_forward(cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights) -> tuple[tuple[Array, ...], Run]:
+def cell_forward(cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights) -> tuple[tuple[Array, ...], Any]:
     """One step of a cell from its projected input; arguments and results are those of ``gpurnn.reference``'s."""
+    if cell.sums_over_units:
+        of_definition: tuple[tuple[Array, ...], Any] = definition.cell_forward(cell, xw, state, weights)
+        return of_definition
     xp = namespace(xw)
     B, H = state[0].shape
     b_hh = weights.get("bias_hh")
@@ -30,8 +35,11 @@ def cell_forward(cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weigh
 
 
 @of_stream
-def cell_backward(saved: Run, dstate: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
+def cell_backward(saved: Any, dstate: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of `cell_forward`: the gradients of xw, of the state before it, and of the weights by name."""
+    if isinstance(saved, tuple):
+        of_definition: tuple[Array, tuple[Array, ...], dict[str, Array]] = definition.cell_backward(saved, dstate)
+        return of_definition
     xp: Any = namespace(saved.w)
     dstate_prev = tuple(xp.array(s, saved.struct.dtype.accumulator, order="C")[None] for s in dstate)
     da, da_hidden = run_backward(saved, None, dstate_prev)
@@ -40,8 +48,11 @@ def cell_backward(saved: Run, dstate: tuple[Array, ...]) -> tuple[Array, tuple[A
 
 
 @of_stream
-def cell_gates(saved: Run) -> dict[str, Array]:
+def cell_gates(saved: Any) -> dict[str, Array]:
     """The values (B, H) of the gates of a step by name, from what `cell_forward` saved."""
+    if isinstance(saved, tuple):
+        of_definition: dict[str, Array] = definition.cell_gates(saved)
+        return of_definition
     xp: Any = namespace(saved.w)
     assert saved.saved is not None
     functions, clip = saved.cell.gate_functions, getattr(saved.cell, "clip", None)

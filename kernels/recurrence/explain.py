@@ -68,7 +68,7 @@ def _of_library(problem: plan.Problem, device: str) -> dict[str, Any]:
     """Of a cell that no kernel computes: its steps are operations of the array library (``reference/unrolled.py``)."""
     launches = problem.T * problem.D * _OPERATIONS
     seconds = predict.LAUNCH * problem.D * _OPERATIONS
-    reason = "it has no kernel with the sums over hidden units that the cell's layer norm takes in each step"
+    reason = "it has no kernel with the sums over hidden units that layer norm or a projection takes in each step"
     return {
         "device": device,
         "schedule": "library",

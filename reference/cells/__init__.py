@@ -32,9 +32,9 @@ def module_of(cell: Cell) -> ModuleType:
 def with_zeros(cell: Cell, weights: Weights) -> dict[str, Array]:
     """The weights of one direction, with zeros for the biases that are not there."""
     w_hh = weights["weight_hh"]
-    absent = [name for name in cell.parameters if name not in cell.needed and name not in weights]
-    shapes = cell.shapes(input_size=0, hidden_size=w_hh.shape[1]) if absent else {}
-    return {**weights, **{name: np.zeros(shapes[name], w_hh.dtype) for name in absent}}
+    absent = [name for name in cell.parameters if name not in cell.needed and weights.get(name) is None]
+    shapes = cell.shapes(input_size=0, hidden_size=w_hh.shape[0] // cell.gates) if absent else {}
+    return {**weights, **{name: np.zeros_like(w_hh, shape=shapes[name]) for name in absent}}
 
 
 class _Kept(NamedTuple):

@@ -41,6 +41,8 @@ class Saved(NamedTuple):
     product: Normalised | None
     """W_hh h, with layer norm."""
     normal_c: Normalised | None
+    unprojected: Array | None
+    """o tanh(c), where h is its projection."""
 
 
 def forward(
@@ -73,16 +75,22 @@ def forward(
         output = normal_c.value * weights["norm_c"] + weights["bias_c"]
     activated_c = activated(cell.output_activation, output)
     h = o.value * activated_c.value
-    return (h, c), Saved(weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c, product, normal_c)
+    unprojected = None
+    if cell.proj_size:
+        unprojected, h = h, h @ weights["weight_hr"].T
+    return (h, c), Saved(weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c, product, normal_c, unprojected)
 
 
 def backward(
     cell: cells.LSTM, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
-    weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c, product, normal_c = saved
+    weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c, product, normal_c, unprojected = saved
     dh, dc = dstate
     dweights: dict[str, Array] = {}
+    if unprojected is not None:
+        dweights["weight_hr"] = dh.T @ unprojected
+        dh = dh @ weights["weight_hr"]
     doutput = activated_c.back(dh * o.value)
     if normal_c is not None:
         dweights |= {"norm_c": (doutput * normal_c.value).sum(axis=0), "bias_c": doutput.sum(axis=0)}
