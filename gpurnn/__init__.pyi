@@ -1,4 +1,5 @@
 from . import analysis as analysis
+from . import conformance as conformance
 from . import distributed as distributed
 from . import explanation as explanation
 from . import functional as functional

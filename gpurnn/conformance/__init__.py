@@ -1,0 +1,43 @@
+"""Whether a kernel of a recurrent layer computes what it should, and what it does not support.
+
+Anyone's kernel is run, from any array library, against what PyTorch computed in float64, the definition in float64,
+central differences, properties that hold for every recurrence, awkward shapes and bad input. The report says for each
+option what the kernel does: `run` in Python, ``python -m gpurnn.conformance torch.nn.LSTM`` on the command line.
+
+A kernel is a function of one layer in one direction::
+
+    y, state = kernel(x, weights, state, lengths=..., resets=..., **options)
+
+``x`` is (T, B, I). ``weights`` is a dict of ``weight_ih`` (G*H, I), ``weight_hh`` (G*H, H) and, if there are biases,
+``bias_ih`` and ``bias_hh`` (G*H,), with the gates in PyTorch's order. ``state`` is h (B, H), for an LSTM the pair
+(h, c), or None. ``lengths`` (B,), ``resets`` (T, B) and the options of the cell, those of `gpurnn.lstm` and its kin,
+are passed where they are tested. An argument that the kernel does not take, or a NotImplementedError, is reported as
+not supported. Gradients are those of PyTorch's or JAX's automatic differentiation, or of ``kernel.vjp``, which takes
+the same arguments and returns ``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning
+``((dx, dstate0), dweights)``.
+
+FlashRNN takes W_ih x and its own order of axes, and one bias::
+
+    def flash(x, weights, state):  # --library torch; x (T, B, I)
+        (T, B, _), H = x.shape, weights["weight_hh"].shape[1]
+        Wx = (x @ weights["weight_ih"].T).reshape(T, B, 4, 1, H).transpose(0, 1)
+        R = weights["weight_hh"].reshape(4, 1, H, H)
+        b = (weights["bias_ih"] + weights["bias_hh"]).reshape(4, 1, H)
+        h = [s.reshape(1, B, 1, 1, H) for s in state]
+        states, last = flashrnn(Wx, R, b, states=torch.cat(h), function="lstm")
+        return states[0].reshape(B, T, H).transpose(0, 1), tuple(last.reshape(2, B, H))
+
+haste's `LSTM` is a module of kernels (I, 4H) with the gates i, g, f, o, whose parameters are set before a call.
+
+References
+----------
+K. Poeppel, M. Beck, S. Hochreiter, "FlashRNN: optimizing traditional RNNs on modern hardware", arXiv 2412.07752 (2024).
+"""
+
+from __future__ import annotations
+
+from .kernels import find
+from .report import Report, Result
+from .suite import run
+
+__all__ = ["Report", "Result", "find", "run"]
