@@ -38,6 +38,7 @@ from .gradients import global_norm as global_norm
 from .layers import GRU as GRU
 from .layers import LSTM as LSTM
 from .layers import RNN as RNN
+from .layers import Decoder as Decoder
 from .layers import Dense as Dense
 from .layers import DiagonalStateSpace as DiagonalStateSpace
 from .layers import Dropout as Dropout

@@ -81,8 +81,8 @@ class Wing(Protocol):
     """A module that computes for the arrays of a library: ``reference`` (NumPy) or ``kernels`` (CUDA).
 
     - Arrays are time-major. T are steps, B rows, I inputs, H hidden units, G gates and D directions, 1 or 2.
-    - Every array that a wing is given is C-contiguous, aligned and in the machine's byte order; integers are int64 and
-      resets are bools. ``gpurnn/_arrays.py`` sees to it, and shared code checks shapes and dtypes.
+    - Every array that a wing is given is C-contiguous, aligned and in the machine's byte order; integers are int64,
+      resets and exists are bools. ``gpurnn/_arrays.py`` sees to it, and shared code checks shapes and dtypes.
     - A wing never modifies its arguments, except in `optimizer_update`.
     - ``saved`` is None unless ``training``. A backward function may be called any number of times.
     - A cotangent (``dy``, ``dstate``, ...) that may be None is zero then.
@@ -101,6 +101,8 @@ class Wing(Protocol):
         *,
         lengths: Array | None = None,
         resets: Array | None = None,
+        exists: Array | None = None,
+        repeats: bool = False,
         mask: Array | None = None,
         step_masks: Array | None = None,
         training: bool = False,
@@ -111,8 +113,11 @@ class Wing(Protocol):
         gates in PyTorch's order. ``state`` is ``(h,)``, for an LSTM ``(h, c)``, each (D, B, H).
 
         ``lengths`` (B,) are the steps of each row that exist: y is zero past them, and what x holds there is not read.
-        ``resets`` (T, B) are True where a new sequence starts. ``mask`` (D, B, H) multiplies h_{t-1} where it enters a
-        product with W_hh. ``step_masks`` (M, D, T, B, H) are those that ``cell.step_masks`` names.
+        ``resets`` (T, B) are True where a new sequence starts. ``exists`` (T, B) are True at the steps that a row has,
+        in any pattern: at the others its state stays, unless a reset is there, and the rest is as past a length. Where
+        there are lengths too, a step exists by both. With ``repeats`` y is, within the lengths, the h that stays
+        instead of zero. ``mask`` (D, B, H) multiplies h_{t-1} where it enters a product with W_hh. ``step_masks``
+        (M, D, T, B, H) are those that ``cell.step_masks`` names.
 
         The product W_ih x belongs to the wing because the order, scale and layout of the gates decide the speed of the
         steps.

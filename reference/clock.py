@@ -1,4 +1,4 @@
-"""The order of the steps of a recurrence, and the steps at which its rows end or restart."""
+"""The order of the steps of a recurrence, and the steps at which its rows pause, end or restart."""
 
 from __future__ import annotations
 
@@ -30,18 +30,29 @@ def recurrence_chunk(batch: int) -> int:
 
 @dataclass(frozen=True)
 class Clock:
-    """One direction's order of steps, and the steps at which rows end or restart."""
+    """One direction's order of steps, and the steps at which rows pause, end or restart."""
 
     T: int
     B: int
     backwards: bool
     past: NDArray[np.bool_] | None
-    """(T, B, 1): the step lies past the row's length, so the row's state stays as it is."""
+    """(T, B, 1): the row has no such step, so its state stays as it is."""
     cut: NDArray[np.bool_] | None
-    """(T, B, 1): no state enters the step from the step before it in this direction."""
+    """(T, B, 1): no state enters the step, existing or not, from the step before it in this direction."""
+    zero: NDArray[np.bool_] | None
+    """(T, B, 1): y is zero, whatever h is."""
 
     @classmethod
-    def of(cls, T: int, B: int, backwards: bool, lengths: Array | None, resets: Array | None) -> Clock:
+    def of(
+        cls,
+        T: int,
+        B: int,
+        backwards: bool,
+        lengths: Array | None,
+        resets: Array | None,
+        exists: Array | None,
+        repeats: bool,
+    ) -> Clock:
         past = cut = None
         if lengths is not None:
             past = (np.arange(T)[:, None] >= lengths)[:, :, None]
@@ -55,7 +66,12 @@ class Clock:
             if past is not None:
                 first_past = np.concatenate([past[1:], np.ones_like(past[:1])]) if backwards else past
                 cut &= ~first_past
-        return cls(T, B, backwards, past, cut)
+        zero = past
+        if exists is not None:
+            holes = ~exists[:, :, None]
+            past = holes if past is None else past | holes
+            zero = zero if repeats else past
+        return cls(T, B, backwards, past, cut, zero)
 
     def chunks(self, back: bool = False) -> list[tuple[slice, range]]:
         """The chunks of the steps, and the steps of each, in this direction's order, or in the reverse of it.

@@ -53,6 +53,8 @@ def recurrence_forward(
     *,
     lengths: Array | None = None,
     resets: Array | None = None,
+    exists: Array | None = None,
+    repeats: bool = False,
     mask: Array | None = None,
     step_masks: Array | None = None,
     training: bool = False,
@@ -72,6 +74,11 @@ def recurrence_forward(
         Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
     resets : (T, B) bool array, optional
         True where a new sequence starts at step t: no state crosses from t - 1 to t, nor from t to t - 1.
+    exists : (T, B) bool array, optional
+        False at the steps that a row does not have, in any pattern, besides those past its length. Its state stays
+        there, unless a reset zeroes it. What x holds there is not read, and y is zero.
+    repeats : bool
+        Whether y is, at those steps within the length, the h that stays instead.
     mask : (D, B, H) array, optional
         Multiplies h_{t-1} wherever it enters a product with w_hh, the same at every step.
     step_masks : (M, D, T, B, H) array, optional
@@ -82,7 +89,7 @@ def recurrence_forward(
     Returns
     -------
     y : (T, B, D*H) array
-        h_t of each direction, exactly zero past a row's length.
+        h_t of each direction, exactly zero where a row has no step, unless it ``repeats``.
     state : tuple of (D, B, H) arrays
         The state after each row's last step.
     saved
@@ -92,8 +99,8 @@ def recurrence_forward(
     check_lengths(cell.name, lengths, T)
     if not cell.is_plain:
         return unrolled.recurrence_forward(
-            cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, step_masks=step_masks,
-            training=training,
+            cell, x, weights, state, lengths=lengths, resets=resets, exists=exists, repeats=repeats, mask=mask,
+            step_masks=step_masks, training=training,
         )  # fmt: skip
     D, H = len(weights), weights[0]["weight_hh"].shape[1]
     y = np.empty((T, B, D * H), x.dtype)
@@ -102,10 +109,10 @@ def recurrence_forward(
     # A column of ones makes the bias a part of the product, and its gradient one of the weights'.
     x1 = empty((T, B, I + 1), x.dtype)
     x1[:, :, :I], x1[:, :, I] = x, 1
-    if lengths is not None:
-        np.copyto(x1, 0, where=(np.arange(T)[:, None] >= lengths)[:, :, None])
     for d, direction in enumerate(weights):
-        clock = Clock.of(T, B, d == 1, lengths, resets)
+        clock = Clock.of(T, B, d == 1, lengths, resets, exists, repeats)
+        if d == 0 and clock.past is not None:
+            np.copyto(x1, 0, where=clock.past)
         of_direction = _forward(
             cell, x1, with_zeros(cell, direction), tuple(s[d] for s in state), clock, None if mask is None else mask[d],
             y[:, :, d * H : (d + 1) * H], tuple(s[d] for s in final), training,
@@ -172,12 +179,12 @@ def _forward(
         into[...] = value
     if training:
         y[...] = h
-    if clock.past is not None:
-        np.copyto(y, 0, where=clock.past)
-        if training:
-            # Times the gradients there, which are zero, a NaN or an infinity would reach those of the weights.
-            for operand in (h_in, *steps.operands):
-                np.copyto(operand, 0, where=clock.past)
+    if clock.zero is not None:
+        np.copyto(y, 0, where=clock.zero)
+    if clock.past is not None and training:
+        # Times the gradients there, which are zero, a NaN or an infinity would reach those of the weights.
+        for operand in (h_in, *steps.operands):
+            np.copyto(operand, 0, where=clock.past)
     return _Saved(cell, clock, steps, x1, h_in, steps.input_rows.signed(w_ih), mask) if training else None
 
 
@@ -194,7 +201,7 @@ def recurrence_backward(
     saved
         From `recurrence_forward`; it is not changed.
     dy : (T, B, D*H) array, optional
-        Gradient of y; what it holds past a row's length is not read. None for zero.
+        Gradient of y; what it holds where y is zero is not read. None for zero.
     dstate : tuple of (D, B, H) arrays
         Gradient of the final state; None for zero.
     dweights : one dict per direction, optional
@@ -256,20 +263,20 @@ def _backward(
     dc = carried[1] if len(carried) > 1 else None
     for chunk, order in clock.chunks(back=True):
         for t in order:
-            cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
+            cut, past, zero = clock.at(clock.cut, t), clock.at(clock.past, t), clock.at(clock.zero, t)
             da_t = gates[t - chunk.start]
+            if dy is not None:
+                np.add(dh, dy[t], out=dh, where=True if zero is None else ~zero)
             if past is not None:
                 stays = [(s, s.copy()) for s in carried]
-            if dy is not None:
-                np.add(dh, dy[t], out=dh, where=True if past is None else ~past)
             steps.backward(t, da_t, dh, dc, scratch, kept.mask)
-            if cut is not None:
-                for s in carried:
-                    np.copyto(s, 0, where=cut)
             if past is not None:
                 np.copyto(da_t, 0, where=past[:, :, None])
                 for s, before in stays:
                     np.copyto(s, before, where=past)
+            if cut is not None:
+                for s in carried:
+                    np.copyto(s, 0, where=cut)
 
         n = len(order) * B
         da = gates.reshape(-1, steps.slots * H)[:n]

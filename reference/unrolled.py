@@ -27,7 +27,9 @@ class _Step:
     """The values of a step that its backward pass needs."""
 
     past: Any
-    """(B, 1): rows that have ended."""
+    """(B, 1): rows that do not have the step."""
+    zero: Any
+    """(B, 1): rows whose output is zero, whatever h is."""
     cut: Any
     """(B, 1): rows that no state enters."""
     saved: Any
@@ -40,7 +42,7 @@ class Unrolled:
     cell: Cell
     clock: Clock
     x: Array
-    """(T, B, I), zero past the lengths."""
+    """(T, B, I), zero where there is no step."""
     w_ih: Array
     norm: Array | None
     """The weights of the normalised input product, with layer norm."""
@@ -66,17 +68,20 @@ class Unrolled:
             da = xp.zeros((len(order), B, rows), dtype=self.x.dtype)
             for t in order:
                 step = self.steps[t]
-                dstate = [carried[0] if dy is None else carried[0] + dy[t], *carried[1:]]
+                if dy is not None:
+                    dy_t = dy[t] if step.zero is None else np.where(step.zero, dy.dtype.type(0), dy[t])
+                    carried = [carried[0] + dy_t, *carried[1:]]
+                dstate = carried
                 if step.past is not None:  # what does not exist passes the gradient of the state on
                     dstate = [np.where(step.past, d.dtype.type(0), d) for d in dstate]
                 da_t, dprevious, dweights = cells.backward(cell, step.saved, tuple(dstate))
                 da[t - chunk.start] = da_t
                 for name, gradient in dweights.items():
                     add(name, gradient)
-                if step.cut is not None:
-                    dprevious = tuple(np.where(step.cut, d.dtype.type(0), d) for d in dprevious)
                 if step.past is not None:
                     dprevious = tuple(np.where(step.past, s, d) for s, d in zip(carried, dprevious, strict=True))
+                if step.cut is not None:
+                    dprevious = tuple(np.where(step.cut, d.dtype.type(0), d) for d in dprevious)
                 carried = list(dprevious)
             flat = da.reshape(-1, rows)
             add("bias_ih", flat.sum(axis=0))
@@ -97,19 +102,22 @@ def recurrence_forward(
     *,
     lengths: Array | None = None,
     resets: Array | None = None,
+    exists: Array | None = None,
+    repeats: bool = False,
     mask: Array | None = None,
     step_masks: Array | None = None,
     training: bool = False,
 ) -> tuple[Array, tuple[Array, ...], Any]:
     """Run a layer; arguments and results are those of `recurrence.recurrence_forward`."""
     xp, (T, B, _) = array_namespace(x), x.shape
-    on_host = tuple(None if a is None or isinstance(a, np.ndarray) else a.get() for a in (lengths, resets))
-    lengths, resets = (a if h is None else h for a, h in zip((lengths, resets), on_host, strict=True))
+    lengths, resets, exists = (
+        a if a is None or isinstance(a, np.ndarray) else a.get() for a in (lengths, resets, exists)
+    )
     outputs: list[Array] = []
     finals: list[list[Array]] = []
     saved = []
     for d, direction in enumerate(weights):
-        clock = Clock.of(T, B, d == 1, lengths, resets)
+        clock = Clock.of(T, B, d == 1, lengths, resets, exists, repeats)
         if clock.past is not None:
             x = np.where(xp.asarray(clock.past), x.dtype.type(0), x)
         of_direction = _forward(
@@ -174,8 +182,8 @@ def _forward(
             xw = (products[chunk.start].value * norm).reshape(xw.shape)
         xw = xw + weights["bias_ih"]
         for t in order:
-            cut, past = clock.at(clock.cut, t), clock.at(clock.past, t)
-            cut, past = (None if rows is None else xp.asarray(rows) for rows in (cut, past))
+            of_clock = (clock.at(rows, t) for rows in (clock.cut, clock.past, clock.zero))
+            cut, past, zero = (None if rows is None else xp.asarray(rows) for rows in of_clock)
             entering = carried if cut is None else [np.where(cut, s.dtype.type(0), s) for s in carried]
             of_step = own
             if step_masks is not None:
@@ -183,10 +191,10 @@ def _forward(
                 if "zoneout_h" in of_step:  # of the width of h, which may be a projection
                     of_step["zoneout_h"] = of_step["zoneout_h"][:, : y.shape[2]]
             new, saved = cells.forward(cell, xw[t - chunk.start], tuple(entering), of_step)
-            y[t] = new[0] if past is None else np.where(past, x.dtype.type(0), new[0])
             carried = list(new)
             if past is not None:
                 carried = [np.where(past, before, s) for before, s in zip(entering, new, strict=True)]
+            y[t] = carried[0] if zero is None else np.where(zero, x.dtype.type(0), carried[0])
             if training:
-                steps[t] = _Step(past, cut, saved)
+                steps[t] = _Step(past, zero, cut, saved)
     return y, carried, Unrolled(cell, clock, x, weights["weight_ih"], norm, products, shapes, steps)

@@ -66,12 +66,14 @@ class Options:
     resets: bool = False
     mask: bool = False
     bidirectional: bool = False
+    holes: bool = False
+    repeats: bool = False
 
     def __str__(self) -> str:
         return "-".join(name for name, on in vars(self).items() if on) or "none"
 
 
-ALL = Options(lengths=True, resets=True, mask=True, bidirectional=True)
+ALL = Options(lengths=True, resets=True, mask=True, bidirectional=True, holes=True)
 OPTIONS = {
     "plain": Options(),
     "bare": Options(bias=False, state=False),
@@ -79,6 +81,8 @@ OPTIONS = {
     "resets": Options(resets=True, bidirectional=True),
     "lengths-resets": Options(lengths=True, resets=True, bidirectional=True),
     "mask": Options(mask=True, bidirectional=True),
+    "holes": Options(holes=True, lengths=True, resets=True, bidirectional=True),
+    "repeats": Options(holes=True, repeats=True, lengths=True, resets=True, bidirectional=True),
     "all": ALL,
 }
 
@@ -100,6 +104,8 @@ class Problem:
     dy: np.ndarray
     dstate: tuple[np.ndarray, ...]
     step_masks: np.ndarray | None = None
+    exists: np.ndarray | None = None
+    repeats: bool = False
 
     @property
     def hidden_size(self) -> int:
@@ -112,8 +118,20 @@ class Problem:
 
     @property
     def options(self) -> dict[str, Any]:
-        options = {"lengths": self.lengths, "resets": self.resets, "mask": self.mask}
+        options = {
+            "lengths": self.lengths,
+            "resets": self.resets,
+            "exists": self.exists,
+            "repeats": self.repeats,
+            "mask": self.mask,
+        }
         return options if self.step_masks is None else {**options, "step_masks": self.step_masks}
+
+    def there(self) -> np.ndarray:
+        """(T, B): the steps that exist."""
+        T, B, _ = self.x.shape
+        there = np.ones((T, B), bool) if self.exists is None else self.exists.copy()
+        return there if self.lengths is None else there & (np.arange(T)[:, None] < self.lengths)
 
 
 def pattern_of_lengths(T: int, B: int) -> np.ndarray:
@@ -130,10 +148,20 @@ def pattern_of_resets(T: int, B: int) -> np.ndarray:
     return resets
 
 
+def pattern_of_holes(T: int, B: int) -> np.ndarray:
+    """True at the steps that exist: holes at the start, in the middle, at the end, at a reset, and two running."""
+    exists = np.ones((T, B), bool)
+    exists[2:3, -1:] = False
+    exists[1:3, ::2] = False
+    exists[:1, 1:2] = False
+    exists[-1:, -1:] = False
+    return exists
+
+
 def draw(
     cell: Cell, options: Options, T: int = 4, B: int = 3, I: int = 2, H: int = 3, seed: int = 0, dtype: str = "float64"
 ) -> Problem:
-    """A random problem; x is NaN past the lengths, and a relu's inputs keep clear of its kink."""
+    """A random problem; x is NaN where there is no step, and a relu's inputs keep clear of its kink."""
     for trial in itertools.count(seed):
         problem = _draw(cell, options, T, B, I, H, trial, dtype)
         if not (isinstance(cell, Vanilla) and cell.activation == "relu") or _distance_from_kink(problem) > 0.01:
@@ -158,8 +186,7 @@ def _draw(cell: Cell, options: Options, T: int, B: int, I: int, H: int, seed: in
     )
     x = normal(T, B, I)
     lengths = pattern_of_lengths(T, B) if options.lengths else None
-    if lengths is not None:
-        x[np.arange(T)[:, None] >= lengths] = np.nan
+    exists = pattern_of_holes(T, B) if options.holes else None
     widths = cell.state_sizes(H)
     state = tuple(normal(D, B, W) if options.state else np.zeros((D, B, W), dtype) for W in widths)
     resets = pattern_of_resets(T, B) if options.resets else None
@@ -168,11 +195,16 @@ def _draw(cell: Cell, options: Options, T: int, B: int, I: int, H: int, seed: in
     step_masks = None
     if cell.step_masks:
         step_masks = rng.integers(0, 2, (len(cell.step_masks), D, T, B, H)).astype(dtype)
-    return Problem(cell, x, weights, state, lengths, resets, mask, *cotangents, step_masks)
+    problem = Problem(cell, x, weights, state, lengths, resets, mask, *cotangents, step_masks, exists, options.repeats)
+    x[~problem.there()] = np.nan
+    return problem
 
 
 def _walk(problem: Problem):
-    """For each row and direction: its indices, its steps in order and the steps that a state may not enter."""
+    """For each row and direction: its indices, its steps in order and the steps that a state may not enter.
+
+    Holes are among the steps, as a state goes through them.
+    """
     T, B, _ = problem.x.shape
     for d, b in itertools.product(range(len(problem.weights)), range(B)):
         steps = list(range(T if problem.lengths is None else problem.lengths[b]))
@@ -206,6 +238,9 @@ def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ..
         for t in steps:
             if t in cut:
                 state = tuple(np.zeros_like(s) for s in state)
+            if problem.exists is not None and not problem.exists[t, b]:
+                y[t, b, d * H : (d + 1) * H] = state[0][0] if problem.repeats else 0
+                continue
             xw = problem.x[t, b : b + 1] @ weights["weight_ih"].T
             if "norm_ih" in weights:
                 xw = _normalised(problem.cell, xw).value * weights["norm_ih"]
@@ -243,10 +278,18 @@ def unrolled_backward(problem: Problem, saved: list[Any]):
         {name: np.zeros(shape, dx.dtype) for name, shape in problem.cell.shapes(**sizes).items()}
         for _ in problem.weights
     )
-    for (d, b, _, cut), kept in zip(_walk(problem), saved, strict=True):
+    for (d, b, steps, cut), kept in zip(_walk(problem), saved, strict=True):
         total = dweights[d]
         carried = tuple(s[d, b : b + 1] for s in problem.dstate)
-        for t, step, _ in reversed(kept):
+        by_step = {t: step for t, step, _ in kept}
+        for t in reversed(steps):
+            if t not in by_step:
+                if problem.repeats:
+                    carried = (carried[0] + problem.dy[t, b : b + 1, d * H : (d + 1) * H], *carried[1:])
+                if t in cut:
+                    carried = tuple(np.zeros_like(s) for s in carried)
+                continue
+            step = by_step[t]
             carried = (carried[0] + problem.dy[t, b : b + 1, d * H : (d + 1) * H], *carried[1:])
             dxw, carried, gradients = reference.cell_backward(step, carried)
             if problem.mask is not None:

@@ -58,7 +58,7 @@ def with_vjp(function: Callable[..., Any], names: list[str], **options: Any) -> 
 
     def call(a: dict[str, Any]) -> Any:
         arguments = [a[name] for name in names]
-        keywords = {**options, **{name: a[name] for name in ("lengths", "resets", "mask") if name in a}}
+        keywords = {**options, **{name: a[name] for name in ("lengths", "resets", "mask", "dropout_h") if name in a}}
         if "h_0" in a:
             keywords["state"] = (a["h_0"], a["c_0"])
         elif "state" in a:
@@ -81,18 +81,20 @@ def recurrent_function(name: str, gates: int, **options: Any) -> Entry:
     states = {"h_0": (B, H), "c_0": (B, H)} if name == "lstm" else {"state": (B, H)}
     dstates = {"dh_T": (B, H), "dc_T": (B, H)} if name == "lstm" else {"dstate": (B, H)}
     shapes = {"x": (T, B, I), "weight_ih": (G, I), "weight_hh": (G, H), "bias_ih": (G,), "bias_hh": (G,), **states}
-    shapes |= {"mask": (B, H), "dy": (T, B, H), **dstates}
+    shapes |= {"dropout_h": (B, H), "dy": (T, B, H), **dstates}
     arrays = {key: 0.5 * normal(*shape, seed=k) for k, (key, shape) in enumerate(shapes.items())}
     arrays |= {"lengths": np.array([T, 1, T - 1]), "resets": steps(T, B, below=3) == 1}
+    arrays |= {"mask": steps(T, B, below=4) > 0}
     wrong = {key: [(*shape, 1), shape[:-1], (*shape[:-1], shape[-1] + 1)] for key, shape in shapes.items()}
-    wrong |= {key: [*wrong[key], (B + 1, H), (1, H)] for key in (*states, *dstates, "mask")}
+    wrong |= {key: [*wrong[key], (B + 1, H), (1, H)] for key in (*states, *dstates, "dropout_h")}
     wrong["dy"] += [(T + 1, B, H), (T, 1, H)]
     wrong["weight_hh"] += [(G + 1, H), (I, G)]
     wrong["weight_ih"] += [(G + 1, I), (I, G)]
-    wrong |= {"lengths": [(B + 1,), (1,), (B, 1), ()], "resets": [(T, B + 1), (T + 1, B), (B, T), (T,), (T, B, 1)]}
+    of_steps = [(T, B + 1), (T + 1, B), (B, T), (T,), (T, B, 1)]
+    wrong |= {"lengths": [(B + 1,), (1,), (B, 1), ()], "resets": of_steps, "mask": of_steps}
     no_rows = {key: tuple(0 if n == B else n for n in a.shape) for key, a in arrays.items() if B in a.shape}
-    no_steps = {"x": (0, B, I), "dy": (0, B, H), "resets": (0, B)}
-    neither = {**no_rows, "x": (0, 0, I), "dy": (0, 0, H), "resets": (0, 0)}
+    no_steps = {"x": (0, B, I), "dy": (0, B, H), "resets": (0, B), "mask": (0, B)}
+    neither = {**no_rows, "x": (0, 0, I), "dy": (0, 0, H), "resets": (0, 0), "mask": (0, 0)}
     return Entry(
         name, arrays, with_vjp(getattr(gpurnn, name), list(shapes)[:5], **options), wrong,
         optional=frozenset(arrays) - {"x", "weight_ih", "weight_hh"},
@@ -105,14 +107,14 @@ def recurrent_step(name: str, gates: int, **options: Any) -> Entry:
     states = {"h_0": (B, H), "c_0": (B, H)} if name == "lstm" else {"state": (B, H)}
     dstates = {"dh_T": (B, H), "dc_T": (B, H)} if name == "lstm" else {"dstate": (B, H)}
     shapes = {"x": (B, I), "weight_ih": (G, I), "weight_hh": (G, H), "bias_ih": (G,), "bias_hh": (G,), **states}
-    shapes |= {"mask": (B, H), **dstates}
+    shapes |= {"dropout_h": (B, H), **dstates}
     arrays = {key: 0.5 * normal(*shape, seed=k) for k, (key, shape) in enumerate(shapes.items())}
     wrong = {key: [(*shape, 1), shape[:-1], (*shape[:-1], shape[-1] + 1)] for key, shape in shapes.items()}
-    wrong |= {key: [*wrong[key], (B + 1, H), (1, H)] for key in (*states, *dstates, "mask")}
+    wrong |= {key: [*wrong[key], (B + 1, H), (1, H)] for key in (*states, *dstates, "dropout_h")}
     function = getattr(gpurnn, f"{name}_cell")
 
     def call(a: dict[str, Any]) -> Any:
-        keywords = {**options, "mask": a["mask"], "state": (a["h_0"], a["c_0"]) if "h_0" in a else a["state"]}
+        keywords = {**options, "dropout_h": a["dropout_h"], "state": (a["h_0"], a["c_0"]) if "h_0" in a else a["state"]}
         arguments = [a[key] for key in list(shapes)[:5]]
         state, pullback = function.vjp(*arguments, **keywords)
         dstate = (a["dh_T"], a["dc_T"]) if "dh_T" in a else a["dstate"]
@@ -133,20 +135,26 @@ def recurrent_layer(kind: str, batch_first: bool) -> Entry:
     shapes = {"x": (*first, I), **states, "dy": (*first, 2 * H), **dstates}
     arrays = {key: normal(*shape, seed=k) for k, (key, shape) in enumerate(shapes.items())}
     arrays |= {"lengths": np.array([T, 1, T - 1]), "resets": steps(*first, below=3) == 1}
+    arrays |= {"mask": steps(*first, below=4) > 0}
     wrong = {key: [(*shape, 1), shape[1:], (*shape[:-1], shape[-1] + 1)] for key, shape in shapes.items()}
     wrong |= {key: [*wrong[key], (2, B, H), (4, 1, H)] for key in (*states, *dstates)}
     wrong |= {"lengths": [(B + 1,), (1,), (B, 1), ()], "resets": [first[::-1], (first[0] + 1, first[1]), (T,)]}
+    wrong["mask"] = wrong["resets"]
 
     def call(a: dict[str, Any]) -> Any:
         pair = kind == "LSTM"
         state = (a["h_0"], a["c_0"]) if pair else a["state"]
         arguments = (a["x"], state, a["lengths"], a["resets"])
-        result, pullback = layer.vjp(*arguments)
-        return layer(*arguments), result, pullback((a["dy"], (a["dh_T"], a["dc_T"]) if pair else a["dstate"]))
+        result, pullback = layer.vjp(*arguments, mask=a["mask"])
+        return (
+            layer(*arguments, mask=a["mask"]),
+            result,
+            pullback((a["dy"], (a["dh_T"], a["dc_T"]) if pair else a["dstate"])),
+        )
 
     def sized(T: int, B: int) -> dict[str, tuple[int, ...]]:
         first = (B, T) if batch_first else (T, B)
-        sizes = {"x": (*first, I), "dy": (*first, 2 * H), "resets": first, "lengths": (B,)}
+        sizes = {"x": (*first, I), "dy": (*first, 2 * H), "resets": first, "mask": first, "lengths": (B,)}
         return sizes | dict.fromkeys((*states, *dstates), (4, B, H))
 
     return Entry(

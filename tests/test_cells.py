@@ -15,7 +15,7 @@ from gpurnn.cli import cli
 from gpurnn.layers.recurrent import LAYERS
 from gpurnn.models.base import CELL_OPTIONS
 
-HEAD, TAIL = ["x"], ["lengths", "resets", "mask"]
+HEAD, TAIL = ["x"], ["lengths", "resets", "mask", "zero_masked_output", "reverse", "dropout_h"]
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -45,7 +45,17 @@ def test_a_cells_function_documents_every_argument(name):
 
 
 LAYER_HEAD = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
-LAYER_TAIL = ["residual", "variational_dropout", "recurrent_dropout", "init", "dtype", "rng"]
+LAYER_TAIL = [
+    "merge",
+    "reverse",
+    "zero_masked_output",
+    "residual",
+    "variational_dropout",
+    "recurrent_dropout",
+    "init",
+    "dtype",
+    "rng",
+]
 
 
 @pytest.mark.parametrize("name", CELLS)

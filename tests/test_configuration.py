@@ -17,7 +17,8 @@ from gpurnn.models.kalman import level, seasonal
 TEXTS = gpurnn.CharVocabulary.from_text("hello"), gpurnn.WordVocabulary.from_text("one two two")
 RECURRENT = {
     "num_layers": 2, "bias": False, "batch_first": True, "dropout": 0.5, "bidirectional": True, "residual": True,
-    "variational_dropout": 0.1, "recurrent_dropout": 0.2, "dtype": "float64",
+    "variational_dropout": 0.1, "recurrent_dropout": 0.2, "merge": "mul", "zero_masked_output": True,
+    "dtype": "float64",
 }  # fmt: skip
 SEQUENCE = {
     "num_layers": 2, "cell": "rnn", "bidirectional": True, "dropout": 0.5, "variational_dropout": 0.25,
@@ -85,7 +86,9 @@ PLAIN = {
 """Constructors whose arguments JSON can hold: by name, the sizes and an option of each name that is not its default."""
 
 OF_A_GRU = {"reset_after", "update"}
+REVERSE = {"reverse"}  # goes with a single direction
 NOT_AN_OPTION = {
+    **dict.fromkeys(["RNN", "LSTM", "GRU"], REVERSE),
     "DiagonalStateSpace": {"complex"},  # goes with no max_phase
     # These go with another attention, and with a single direction.
     "EncoderDecoder": {"input_feeding", "bridge", *OF_A_GRU},

@@ -166,7 +166,7 @@ def test_lstm_with_dropped_recurrent_weights(record, dtype):
 def test_gru_with_variational_masks(record, dtype):
     a = golden.arrays("custom", record["name"], dtype)
     (y, _), pullback = gpurnn.gru.vjp(
-        a["x"] * a["mx"], a["Wx"], a["Wh"], a["bx"], a["bh"], a["h0"], mask=a["mh"], **TORCH_GRU
+        a["x"] * a["mx"], a["Wx"], a["Wh"], a["bx"], a["bh"], a["h0"], dropout_h=a["mh"], **TORCH_GRU
     )
     (dx, dh0), g = pullback((a["ct_y"], None))
     found = {"g_Wx": g["weight_ih"], "g_Wh": g["weight_hh"], "g_bx": g["bias_ih"], "g_bh": g["bias_hh"]}

@@ -82,7 +82,8 @@ def test_arguments_are_those_of_torch_in_its_order(kind):
     }
     keyword = {n: p.default for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     assert keyword.pop("init") is not None
-    shared = {"residual": False, "variational_dropout": 0.0, "recurrent_dropout": 0.0, "dtype": "float32", "rng": 0}
+    shared = {"merge": "concat", "reverse": False, "zero_masked_output": False}
+    shared |= {"residual": False, "variational_dropout": 0.0, "recurrent_dropout": 0.0, "dtype": "float32", "rng": 0}
     assert keyword == own | shared
     assert list(inspect.signature(gpurnn.Dense).parameters)[:3] == ["in_features", "out_features", "bias"]
     assert list(inspect.signature(gpurnn.Embedding).parameters)[:3] == [

@@ -89,7 +89,8 @@ def rows_of(problem, rows):
 
     return dataclasses.replace(
         problem, x=part(problem.x, 1), state=tuple(part(s, 1) for s in problem.state),
-        lengths=part(problem.lengths, 0), resets=part(problem.resets, 1), mask=part(problem.mask, 1),
+        lengths=part(problem.lengths, 0), resets=part(problem.resets, 1), exists=part(problem.exists, 1),
+        mask=part(problem.mask, 1),
         dy=part(problem.dy, 1), dstate=tuple(part(s, 1) for s in problem.dstate),
     )  # fmt: skip
 
@@ -154,7 +155,17 @@ def test_a_pullback_can_be_called_again(cell):
     )
     expected = native.recurrence_backward(saved, problem.dy, problem.dstate)
     kept = [a.copy() for a in (expected[0], *expected[2], *(g for w in expected[1] for g in w.values()))]
-    for array in (y, *state, problem.x, *problem.state, problem.lengths, problem.resets, problem.mask, expected[0]):
+    for array in (
+        y,
+        *state,
+        problem.x,
+        *problem.state,
+        problem.lengths,
+        problem.resets,
+        problem.exists,
+        problem.mask,
+        expected[0],
+    ):
         array[...] = 0
     for direction in problem.weights:
         for weight in direction.values():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 
 import numpy as np
 import pytest
-from problems import CELLS, Options, draw, pairwise, pattern_of_lengths, pattern_of_resets
+from problems import ALL, CELLS, Options, draw, pairwise, pattern_of_holes, pattern_of_lengths, pattern_of_resets
 from tolerance import Kink, arrays_of, assert_close, check_gradients, recurrence_terms
 
 import gpurnn
@@ -49,7 +50,7 @@ def check(problem, seed: int) -> None:
 
 
 PAIRS = [Options(**on) for on in pairwise({field.name: [False, True] for field in dataclasses.fields(Options)})]
-COMBINATIONS = [Options(*on) for on in itertools.product((False, True), repeat=6)]
+COMBINATIONS = [Options(*on) for on in itertools.product((False, True), repeat=8)]
 
 
 @pytest.mark.parametrize("options", PAIRS, ids=str)
@@ -77,7 +78,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("options", [Options(), Options(True, True, True, True, True, True)], ids=["plain", "all"])
+@pytest.mark.parametrize("options", [Options(), ALL], ids=["plain", "all"])
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_of_awkward_sizes(cell, sizes, options):
@@ -109,7 +110,7 @@ def test_an_absent_cotangent_is_zero(cell, absent):
         assert not any(a.any() for a in arrays_of(actual))
 
 
-@pytest.mark.parametrize("options", [Options(), Options(True, True, True, True, True, True)], ids=["plain", "all"])
+@pytest.mark.parametrize("options", [Options(), ALL], ids=["plain", "all"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_float32_gradients_are_those_of_float64(cell, options):
     exact = draw(CELLS[cell], options, T=6, B=4, I=3, H=5)
@@ -134,6 +135,8 @@ FUNCTIONAL = pairwise(
         "lengths": [None, "int32", "uint8"],
         "resets": [False, True],
         "mask": [False, True],
+        "holes": [None, "repeat", "zero"],
+        "reverse": [False, True],
         "T": [4, 1],
         "B": [3, 1],
         "I": [2, 1],
@@ -145,7 +148,8 @@ FUNCTIONAL = pairwise(
 @pytest.mark.parametrize("choice", FUNCTIONAL, ids=lambda choice: "-".join(map(str, choice.values())))
 def test_functional_gradients_of_every_pair_of_options(choice):
     cell = CELLS[choice["cell"]]
-    options = Options(True, True, choice["lengths"] is not None, choice["resets"], choice["mask"])
+    holes = choice["holes"] is not None
+    options = Options(True, True, choice["lengths"] is not None, choice["resets"], choice["mask"], holes=holes)
     problem = draw(cell, options, *(choice[size] for size in "TBIH"))
     names = list(cell.parameters)
     inputs = {"x": problem.x, **problem.weights[0]}
@@ -158,7 +162,10 @@ def test_functional_gradients_of_every_pair_of_options(choice):
     keywords = {
         "lengths": problem.lengths if problem.lengths is None else problem.lengths.astype(choice["lengths"]),
         "resets": problem.resets,
-        "mask": None if problem.mask is None else problem.mask[0],
+        "dropout_h": None if problem.mask is None else problem.mask[0],
+        "mask": problem.exists,
+        "zero_masked_output": choice["holes"] == "zero",
+        "reverse": choice["reverse"],
     }
     function = getattr(gpurnn, cell.name)
     keywords |= cell.values(cell.function_options())
@@ -190,13 +197,14 @@ LAYER_CHOICES = pairwise(
         "bias": [True, False],
         "batch_first": [False, True],
         "dropout": [0.0, 0.4],
-        "bidirectional": [False, True],
+        "direction": ["forward", "reverse", "concat", "sum", "mul", "average"],
         "residual": [False, True],
         "variational_dropout": [0.0, 0.4],
         "recurrent_dropout": [0.0, 0.4],
         "state": [False, True],
         "lengths": [False, True],
         "resets": [False, True],
+        "holes": [None, "repeat", "zero"],
         "T": [4, 1],
         "B": [3, 1],
         "I": ["H", 2],
@@ -225,18 +233,31 @@ def check_layer(choice, seed: int, smooth: bool) -> None:
     layer = LAYERS[cell.name](
         I,
         H,
-        **{name: choice[name] for name in choice if name not in ("cell", "state", "lengths", "resets", *"TBIH")},
+        **{
+            name: choice[name]
+            for name in choice
+            if name in inspect.signature(LAYERS[cell.name]).parameters and name not in cell.options()
+        },
+        **(
+            {"reverse": choice["direction"] == "reverse"}
+            if choice["direction"] in ("forward", "reverse")
+            else {"bidirectional": True, "merge": choice["direction"]}
+        ),
+        zero_masked_output=choice["holes"] == "zero",
         **cell.values(),
         dtype="float64",
     )
     D, pair = layer.num_directions, cell.states == 2
     lengths = pattern_of_lengths(T, B) if choice["lengths"] else None
     resets = pattern_of_resets(T, B) if choice["resets"] else None
+    mask = pattern_of_holes(T, B) if choice["holes"] else None
     x = rng.standard_normal((T, B, I))
     if lengths is not None:
         x[np.arange(T)[:, None] >= lengths] = np.nan
+    if mask is not None:
+        x[~mask] = np.nan
     if choice["batch_first"]:
-        x, resets = x.swapaxes(0, 1), None if resets is None else resets.T
+        x, resets, mask = (None if a is None else a.swapaxes(0, 1) for a in (x, resets, mask))
     inputs = {"x": x, **{name: 0.6 * rng.standard_normal(p.shape) for name, p in layer.params.items()}}
     if choice["state"]:
         inputs |= {f"state[{k}]": rng.standard_normal((choice["num_layers"] * D, B, H)) for k in range(cell.states)}
@@ -245,7 +266,7 @@ def check_layer(choice, seed: int, smooth: bool) -> None:
         layer.params = {name: arrays[name] for name in layer.params}
         state = tuple(arrays[f"state[{k}]"] for k in range(cell.states)) if choice["state"] else None
         arguments = (arrays["x"], state if pair or state is None else state[0], lengths, resets)
-        (y, final), pullback = layer.vjp(*arguments, rng=5)
+        (y, final), pullback = layer.vjp(*arguments, rng=5, mask=mask)
         return [y, *final] if pair else [y, final], pullback
 
     results, pullback = call(inputs)

@@ -20,10 +20,10 @@ from gpurnn import reference
 def problems(draw_from, options: st.SearchStrategy[Options] | None = None, least_steps: int = 0) -> Problem:
     """Any cell, any options, any small sizes, empty ones among them, with lengths and resets of any pattern."""
     cell = CELLS[draw_from(st.sampled_from(sorted(CELLS)))]
-    chosen = draw_from(st.builds(Options, *[st.booleans()] * 6) if options is None else options)
+    chosen = draw_from(st.builds(Options, *[st.booleans()] * 8) if options is None else options)
     T, B = draw_from(st.integers(least_steps, 6)), draw_from(st.integers(0, 4))
     problem = draw(
-        cell, dataclasses.replace(chosen, lengths=False, resets=False),
+        cell, dataclasses.replace(chosen, lengths=False, resets=False, holes=False),
         T, B, draw_from(st.integers(1, 3)), draw_from(st.integers(1, 4)), draw_from(st.integers(0, 99)),
         draw_from(st.sampled_from(["float64", "float32"])),
     )  # fmt: skip
@@ -34,6 +34,9 @@ def problems(draw_from, options: st.SearchStrategy[Options] | None = None, least
     if chosen.resets:
         steps = draw_from(st.lists(st.lists(st.booleans(), min_size=B, max_size=B), min_size=T, max_size=T))
         problem = dataclasses.replace(problem, resets=np.array(steps, bool).reshape(T, B))
+    if chosen.holes:
+        steps = draw_from(st.lists(st.lists(st.booleans(), min_size=B, max_size=B), min_size=T, max_size=T))
+        problem = dataclasses.replace(problem, exists=np.array(steps, bool).reshape(T, B))
     return problem
 
 
@@ -51,8 +54,7 @@ def run(problem: Problem):
 
 def past(problem: Problem) -> np.ndarray:
     """(T, B): the steps that do not exist."""
-    T, B, _ = problem.x.shape
-    return np.zeros((T, B), bool) if problem.lengths is None else np.arange(T)[:, None] >= problem.lengths
+    return ~problem.there()
 
 
 def assert_as(problem: Problem, actual, expected) -> None:
@@ -89,7 +91,7 @@ def test_two_runs_and_two_pullbacks_are_bit_equal(problem):
 def test_arguments_stay_as_they_were(problem):
     given_arrays = [w for direction in problem.weights for w in direction.values()]
     given_arrays += [problem.x, *problem.state, problem.dy, *problem.dstate]
-    given_arrays += [a for a in problem.options.values() if a is not None]
+    given_arrays += [a for a in problem.options.values() if isinstance(a, np.ndarray)]
     for a in given_arrays:
         a.flags.writeable = False
     run(problem)
@@ -106,17 +108,18 @@ def test_writing_to_outputs_does_not_reach_the_gradients(problem):
 
 
 with_lengths = st.builds(Options, st.booleans(), st.booleans(), st.just(True), *[st.booleans()] * 3)
+with_absent_steps = st.one_of(with_lengths, st.builds(Options, *[st.booleans()] * 6, st.just(True)))
 
 
 @pytest.mark.parametrize("nothing", [np.nan, np.inf])
-@given(problem=problems(with_lengths))
-def test_nothing_is_read_and_only_zeros_are_written_past_a_length(nothing, problem):
+@given(problem=problems(with_absent_steps))
+def test_nothing_is_read_and_only_zeros_are_written_where_there_is_no_step(nothing, problem):
     hidden = past(problem)
     spoiled = dataclasses.replace(problem, x=problem.x.copy(), dy=problem.dy.copy())
     spoiled.x[hidden] = nothing
     spoiled.dy[hidden] = nothing
-    if problem.resets is not None:
-        spoiled.resets = problem.resets | hidden
+    if problem.resets is not None and problem.lengths is not None:
+        spoiled.resets = problem.resets | (np.arange(len(hidden))[:, None] >= problem.lengths)
     y, state, dx, dweights, dstate0 = run(spoiled)
     assert not y[hidden].any()
     assert not dx[hidden].any()
@@ -152,6 +155,36 @@ def test_padded_equals_trimmed(problem):
     assert_as(problem, dweights, summed)
 
 
+with_holes = st.builds(Options, *[st.booleans()] * 3, st.just(False), *[st.booleans()] * 2, st.just(True))
+
+
+@given(problems(with_holes))
+def test_steps_with_holes_equal_those_that_exist_alone(problem):
+    """Each row alone, without its holes, gives its outputs and its share of the gradients."""
+    y, state, dx, dweights, dstate0 = run(problem)
+    summed = [np.zeros_like(g) for g in arrays_of(dweights)]
+    for b, there in enumerate(problem.there().T):
+        row = slice(b, b + 1)
+        alone = dataclasses.replace(
+            problem,
+            x=problem.x[there, row],
+            dy=problem.dy[there, row],
+            state=tuple(s[:, row] for s in problem.state),
+            dstate=tuple(s[:, row] for s in problem.dstate),
+            lengths=None,
+            exists=None,
+            mask=None if problem.mask is None else problem.mask[:, row],
+        )
+        y_b, state_b, dx_b, dweights_b, dstate0_b = run(alone)
+        assert_as(problem, y[there, row], y_b)
+        assert_as(problem, dx[there, row], dx_b)
+        assert_as(problem, [s[:, row] for s in state], state_b)
+        assert_as(problem, [s[:, row] for s in dstate0], dstate0_b)
+        for total, g in zip(summed, arrays_of(dweights_b), strict=True):
+            total += g
+    assert_as(problem, dweights, summed)
+
+
 @given(problems(), st.randoms(use_true_random=False))
 def test_permuting_the_batch_permutes_the_result(problem, random):
     order = list(range(problem.x.shape[1]))
@@ -164,6 +197,7 @@ def test_permuting_the_batch_permutes_the_result(problem, random):
         dstate=tuple(s[:, order] for s in problem.dstate),
         lengths=None if problem.lengths is None else problem.lengths[order],
         resets=None if problem.resets is None else problem.resets[:, order],
+        exists=None if problem.exists is None else problem.exists[:, order],
         mask=None if problem.mask is None else problem.mask[:, order],
     )
     y, state, dx, dweights, dstate0 = run(problem)
@@ -175,7 +209,7 @@ def joined(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts, axis=0)
 
 
-one_direction = st.builds(Options, *[st.booleans()] * 5, st.just(False))
+one_direction = st.builds(Options, *[st.booleans()] * 5, st.just(False), st.booleans(), st.booleans())
 
 
 @given(problems(one_direction, least_steps=1), st.integers(1, 3))
@@ -193,6 +227,7 @@ def test_steps_at_once_equal_pieces_with_the_state_carried(problem, piece):
             if problem.lengths is None
             else np.clip(problem.lengths.astype(int) - start, 0, steps.stop - start),
             resets=None if problem.resets is None else problem.resets[steps],
+            exists=None if problem.exists is None else problem.exists[steps],
         )
         y, state, saved = forward(part, training=True)
         ys.append(y)
@@ -205,7 +240,16 @@ def test_steps_at_once_equal_pieces_with_the_state_carried(problem, piece):
     assert_as(problem, run(problem), (joined(ys), state, joined(dxs), dweights, dstate))
 
 
-unaligned = st.builds(Options, st.booleans(), st.booleans(), st.just(False), *[st.booleans()] * 2, st.just(True))
+unaligned = st.builds(
+    Options,
+    st.booleans(),
+    st.booleans(),
+    st.just(False),
+    *[st.booleans()] * 2,
+    st.just(True),
+    st.booleans(),
+    st.booleans(),
+)
 
 
 @given(problems(unaligned, least_steps=1))
@@ -234,6 +278,7 @@ def test_reversed_twice_is_the_identity(problem):
         state=exchanged(problem.state),
         dstate=exchanged(problem.dstate),
         resets=resets,
+        exists=None if problem.exists is None else problem.exists[::-1],
         mask=None if problem.mask is None else problem.mask[::-1],
     )
     y, state, dx, dweights, dstate0 = run(mirrored)

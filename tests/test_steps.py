@@ -93,7 +93,7 @@ def test_gradients_of_a_step(name, masked, each_wing):
     given, state = arguments(cell, B, I, H, "float64")
     options = {n: given.pop(n) for n in cell.function_options()}
     if masked:
-        options["mask"] = np.random.default_rng(2).integers(0, 2, (B, H)) * 1.5
+        options["dropout_h"] = np.random.default_rng(2).integers(0, 2, (B, H)) * 1.5
     rng, step = np.random.default_rng(3), getattr(gpurnn, f"{cell.name}_cell")
     states = {f"state{i}": s for i, s in enumerate(arrays_of(state))}
     inputs = {"x": rng.standard_normal((B, I)), **given, **states}

@@ -27,7 +27,7 @@ from gpurnn.kernels import (
 from gpurnn.kernels.recurrence import plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from gpurnn.kernels.recurrence.struct import Struct
-from problems import CELLS, Options, draw
+from problems import ALL, CELLS, draw
 from test_nvrtc import needs_nvrtc
 from tolerance import arrays_of, assert_all_close, recurrence_terms
 
@@ -193,7 +193,7 @@ def test_a_recurrence(cell, schedule, monkeypatch):
     """With operands that blocks exchange in 16 bits, in more than one phase."""
     gpu = dataclasses.replace(devices.lookup("H100"), multiprocessors=5)
     monkeypatch.setattr(plan, "device_of", lambda array: gpu)
-    options = Options(lengths=True, resets=True, mask=True, bidirectional=True)
+    options = ALL
     problem = draw(CELLS[cell], options, T=4, B=3, I=2, H=5, dtype="float16")
 
     def run(wing, dtype):
@@ -202,7 +202,13 @@ def test_a_recurrence(cell, schedule, monkeypatch):
                 return {name: to(array) for name, array in nested.items()}
             return tuple(map(to, nested)) if isinstance(nested, tuple) else nested.astype(dtype)
 
-        others = {"lengths": problem.lengths, "resets": problem.resets, "mask": to(problem.mask)}
+        others = {
+            "lengths": problem.lengths,
+            "resets": problem.resets,
+            "exists": problem.exists,
+            "repeats": problem.repeats,
+            "mask": to(problem.mask),
+        }
         arguments = problem.cell, to(problem.x), to(problem.weights), to(problem.state)
         y, state, saved = wing.recurrence_forward(*arguments, training=True, **others)
         return y, state, wing.recurrence_backward(saved, to(problem.dy), to(problem.dstate))

@@ -94,7 +94,9 @@ def test_recurrent_functions(name, options):
             **keywords,
             "lengths": pattern_of_lengths(T, B),
             "resets": pattern_of_resets(T, B),
-            "mask": 2.0 * (normal(B, H) > 0),
+            "mask": normal(T, B) > -1,
+            "reverse": True,
+            "dropout_h": 2.0 * (normal(B, H) > 0),
         }
     check(function, *arguments, cotangents=(normal(T, B, H), state), **keywords)
     check(function, *arguments, cotangents=(None, state), **keywords)

@@ -116,7 +116,7 @@ def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
 
 def _inputs(layer: Recurrent) -> list[int]:
     """I of each layer of the stack."""
-    return [layer.input_size] + [layer.num_directions * layer.hidden_size] * (layer.num_layers - 1)
+    return [layer.input_size] + [layer.output_size] * (layer.num_layers - 1)
 
 
 def _flops(layer: Recurrent, T: int, B: int) -> tuple[int, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
@@ -60,18 +62,23 @@ def _project(xp: Any, x: Array, weight: Array) -> Array:
 
 
 def _attend(
-    score: str, scale: float, lengths: Array | None, training: bool, **given: Array | None
+    score: str, scale: float | Array, lengths: Array | None, training: bool, **given: Array | None
 ) -> tuple[Any, dict[str, Any], Array, Array, Any]:
     """Check the arguments and run the wing.
 
-    The namespace, the arrays as read, context, weights, and what backward takes.
+    The namespace, the arrays as read, context, weights, and what backward takes. A ``scale`` that is an array is among
+    the arrays, and so is the query that it multiplies.
     """
     where = "attention"
-    xp, arrays, lengths = _take_attention(where, score, given, lengths)
+    factor: Any = scale if _dispatch.library_of(scale) and not isinstance(scale, np.generic) else None
+    xp, arrays, lengths = _take_attention(where, score, {**given, "scale": factor}, lengths)
     query, keys, values = arrays["query"], arrays["keys"], arrays["values"]
-    scale = _checks.finite(where, "scale", scale)
-    if score == "additive" and scale != 1:
-        raise ValueError(f"{where}: scale is {scale}, expected 1 for the additive score")
+    number = 1.0 if factor is not None else _checks.finite(where, "scale", cast("float", scale))
+    if factor is not None:
+        _checks.shape(where, "scale", arrays["scale"], (), "()")
+    if score == "additive" and (number != 1 or factor is not None):
+        said = "an array" if factor is not None else number
+        raise ValueError(f"{where}: scale is {said}, expected 1 for the additive score")
     if lengths is not None:
         # What is not read must not reach a product either.
         exists = xp.arange(keys.shape[0], device=_dispatch.device(keys))[:, None] < lengths
@@ -82,16 +89,19 @@ def _attend(
     elif score == "additive":
         projected_query = _project(xp, query, arrays["weight_query"].T)
         projected_keys = _project(xp, keys, arrays["weight_keys"].T)
+    if factor is not None:
+        arrays["scaled"] = projected_query
+        projected_query = projected_query * arrays["scale"]
     context, weights, saved = _dispatch.wing(where, query=query).attention_forward(
         projected_query, projected_keys, keys if values is None else values, arrays["v"],
-        lengths=lengths, scale=scale, training=training,
+        lengths=lengths, scale=number, training=training,
     )  # fmt: skip
     return xp, arrays, context, _arrays.contiguous(weights), saved
 
 
 def _attention_vjp(
     query: Array, keys: Array, values: Array | None = None, *, score: str = "dot", weight: Any = None,
-    weight_query: Any = None, weight_keys: Any = None, v: Array | None = None, scale: float = 1.0,
+    weight_query: Any = None, weight_keys: Any = None, v: Array | None = None, scale: float | Array = 1.0,
     lengths: Array | None = None,
 ) -> tuple[tuple[Array, Array], Pullback]:  # fmt: skip
     where = "attention"
@@ -112,6 +122,9 @@ def _attention_vjp(
         dweights = _arrays.cotangent(where, "weights", cotangents[1], weights)
         dquery, dkeys, dvalues, dv = wing.attention_backward(saved, dcontext, dweights)
         gradients = {}
+        if read["scale"] is not None:
+            gradients["scale"] = xp.asarray(xp.sum(dquery * read["scaled"]), dtype=dquery.dtype)
+            dquery = dquery * read["scale"]
         if score == "general":
             gradients["weight"] = xp.matmul(flat["query"].T, xp.reshape(dquery, (-1, dquery.shape[2])))
             dquery = _project(xp, dquery, read["weight"].T)
@@ -132,8 +145,8 @@ def _attention_vjp(
 @differentiable(_attention_vjp)
 def attention(
     query: Array, keys: Array, values: Array | None = None, *, score: str = "dot", weight: Array | None = None,
-    weight_query: Array | None = None, weight_keys: Array | None = None, v: Array | None = None, scale: float = 1.0,
-    lengths: Array | None = None,
+    weight_query: Array | None = None, weight_keys: Array | None = None, v: Array | None = None,
+    scale: float | Array = 1.0, lengths: Array | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Attention of each decoder step t to the encoder's states h_s.
 
@@ -156,8 +169,9 @@ def attention(
         W, for the general score alone.
     weight_query, weight_keys, v : (A, Q), (A, K) and (A,) arrays
         W_a, U_a and v, for the additive score alone.
-    scale : float
-        Of the dot and general scores; 1/sqrt(Q) is the Transformer's.
+    scale : float or () array
+        Of the dot and general scores; 1/sqrt(Q) is the Transformer's. An array, of the dtype of the query, is a
+        parameter: the pullback gives its gradient.
     lengths : (B,) integer array, optional
         Source positions of each row that exist, zero allowed. What lies past them is not read and gets a weight of
         exactly zero.
@@ -190,6 +204,13 @@ def attention(
     array([[[0.5, 0.5]]])
     >>> weights
     array([[[0.5, 0.5]]])
+
+    A scale that is learnt:
+
+    >>> (context, weights), pullback = gpurnn.attention.vjp(np.ones((1, 1, 2)), 2 * keys, scale=np.array(0.5))
+    >>> _, gradients = pullback((np.array([[[1.0, 0.0]]]), None))
+    >>> gradients["scale"]
+    array(0.)
     """
     _, _, context, weights, _ = _attend(
         score, scale, lengths, False, query=query, keys=keys, values=values, weight=weight, weight_query=weight_query,

@@ -17,6 +17,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, _foreign, cells
 from .._contract import Array, State
 from .._op import Op, Pullback, differentiable
+from . import _masks
 from ._state import check_cotangents, check_sequence, pack_state, unpack_state
 
 P = ParamSpec("P")
@@ -29,7 +30,7 @@ _SHARED = """\
 Parameters
 ----------
 x : (T, B, I) array
-    Input, time-major; float32 or float64, like every array here except ``lengths`` and ``resets``.
+    Input, time-major; float32 or float64, like every array here except ``lengths``, ``resets`` and ``mask``.
 {parameters}
 state : {state}, optional
     {initial}; zero by default.
@@ -37,7 +38,14 @@ state : {state}, optional
     Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
 resets : (T, B) array of bools, or of integers 0 and 1, optional
     True where a new sequence starts at step t: the state before it is zeroed, at t = 0 the initial state.
-mask : (B, H) array, optional
+mask : (T, B) array of bools, or of integers 0 and 1, optional
+    False at the steps that a row does not have, in any pattern, besides those past its length: what x holds there is
+    not read, and the state goes on to the next step as it is.
+zero_masked_output : bool
+    Whether y is zero at such a step. Otherwise it is h, which repeats the output before; zero if there is none.
+reverse : bool
+    Whether the steps are taken from the last one to the first. y has them in the order of x.
+dropout_h : (B, H) array, optional
     Multiplies h_{{t-1}} where it enters the product with W_hh, the same at every step: a variational dropout mask.
 {masks}
 Returns
@@ -45,7 +53,7 @@ Returns
 y : (T, B, H) array
     h_t, exactly zero past a row's length.
 state : {state}
-    {final} after each row's last step.
+    {final} after each row's last step, or with ``reverse`` after its first one.
 
 Raises
 ------
@@ -65,7 +73,7 @@ x : (B, I) array
 {parameters}
 state : {state}, optional
     {initial}, before the step; zero by default.
-{options}{implied}mask : (B, H) array, optional
+{options}{implied}dropout_h : (B, H) array, optional
     Multiplies h_{{t-1}} where it enters the product with W_hh: a variational dropout mask.
 
 Returns
@@ -96,6 +104,19 @@ class Sequence(NamedTuple):
     lengths: Array | None
     resets: Array | None
     """(T, B)."""
+    mask: Array | None
+    """(T, B): the steps that exist, where they are within the lengths."""
+
+    def backwards(self) -> Sequence:
+        """The sequence from its last step to its first."""
+        x, resets, mask = _masks.backwards(self.xp, self.x, self.lengths, self.resets, self.mask)
+        return self._replace(x=x, lengths=None, resets=resets, mask=mask)
+
+    def without_output(self, direction: int = 0) -> Array | None:
+        """(T, B, 1) bools: no output is there to repeat, though there is a state; None where that cannot be."""
+        if self.mask is None or all(s is None for s in self.states.values()):
+            return None
+        return self.xp.expand_dims(_masks.before_the_first(self.xp, self.mask, direction), axis=2)
 
     def initial(self, where: str, rows: tuple[int, ...], widths: tuple[int, ...], symbol: str) -> tuple[Array, ...]:
         """The arrays of the state, (*rows, width) each, zeros where there is none; reject one of another shape."""
@@ -114,6 +135,7 @@ def take(
     state: State,
     lengths: Array | None = None,
     resets: Array | None = None,
+    mask: Array | None = None,
     *,
     name: str = "state",
     needed: tuple[str, ...] = (),
@@ -135,11 +157,11 @@ def take(
     input_size : int, optional
         The width of x, if it is known.
     batch_first : bool
-        Whether x is (B, T, input_size) and ``resets`` (B, T).
+        Whether x is (B, T, input_size), and ``resets`` and ``mask`` (B, T).
     """
     states = unpack_state(where, cell, name, state)
-    xp, *arrays, lengths, resets = _arrays.take(
-        where, {**floats, **states}, {"lengths": lengths}, {"resets": resets}, needed=("x", *needed)
+    xp, *arrays, lengths, resets, mask = _arrays.take(
+        where, {**floats, **states}, {"lengths": lengths}, {"resets": resets, "mask": mask}, needed=("x", *needed)
     )
     floats = dict(zip(floats, arrays, strict=False))
     states = dict(zip(states, arrays[len(floats) :], strict=True))
@@ -149,11 +171,15 @@ def take(
         raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected input_size = {input_size} at its end")
     if batch_first:
         x = _arrays.contiguous(xp.permute_dims(x, (1, 0, 2)))
-        if resets is not None:
-            _checks.shape(where, "resets", resets, (x.shape[1], x.shape[0]), "(B, T)")
-            resets = _arrays.contiguous(xp.permute_dims(resets, (1, 0)))
-    check_sequence(where, x, lengths, resets)
-    return Sequence(xp, x, floats, states, lengths, resets)
+        of_steps = []
+        for of_step, array in (("resets", resets), ("mask", mask)):
+            if array is not None:
+                _checks.shape(where, of_step, array, (x.shape[1], x.shape[0]), "(B, T)")
+                array = _arrays.contiguous(xp.permute_dims(array, (1, 0)))
+            of_steps.append(array)
+        resets, mask = of_steps
+    check_sequence(where, x, lengths, resets=resets, mask=mask)
+    return Sequence(xp, x, floats, states, lengths, resets, mask)
 
 
 _FLOATS = np.dtype(np.float32), np.dtype(np.float64)
@@ -256,17 +282,20 @@ def _run(
     if inferred is not None:
         return inferred, None
     names = tuple(cell.parameters)
+    reverse = _checks.flag(where, "reverse", arguments.get("reverse", False))
+    repeats = not _checks.flag(where, "zero_masked_output", arguments.get("zero_masked_output", False))
     given = take(
-        where, cell, {name: arguments[name] for name in (*names, "x", "mask", *cell.step_masks)},
-        arguments["state"], arguments.get("lengths"), arguments.get("resets"), needed=cell.needed,
+        where, cell, {name: arguments[name] for name in (*names, "x", "dropout_h", *cell.step_masks)},
+        arguments["state"], arguments.get("lengths"), arguments.get("resets"), arguments.get("mask"),
+        needed=cell.needed,
     )  # fmt: skip
-    xp, x, mask = given.xp, given.x, given.floats["mask"]
+    xp, dropout_h = given.xp, given.floats["dropout_h"]
     weights = {name: p for name in names if (p := given.floats[name]) is not None}
-    (T, B, _), hidden = x.shape, _hidden_size(where, cell, weights, x.shape[2])
+    (T, B, _), hidden = given.x.shape, _hidden_size(where, cell, weights, given.x.shape[2])
     widths = cell.state_sizes(hidden)
     state = given.initial(where, (B,), widths, "(B, hidden_size)" if widths[0] == hidden else "(B, width)")
-    if mask is not None:
-        _checks.shape(where, "mask", mask, (B, widths[0]), "(B, hidden_size)")
+    if dropout_h is not None:
+        _checks.shape(where, "dropout_h", dropout_h, (B, widths[0]), "(B, hidden_size)")
     masks_of_steps = None
     if cell.step_masks:
         masks = []
@@ -274,10 +303,14 @@ def _run(
             m, width = given.floats[name], widths[0] if name == "zoneout_h" else hidden
             _checks.shape(where, name, m, (T, B, width), "(T, B, hidden_size)")
             if width < hidden:  # what is behind is not read
-                m = xp.concat([m, _dispatch.zeros(xp, (T, B, hidden - width), x)], axis=2)
-            masks.append(m)
+                m = xp.concat([m, _dispatch.zeros(xp, (T, B, hidden - width), given.x)], axis=2)
+            masks.append(_masks.from_the_end(xp, m) if reverse else m)
         masks_of_steps = xp.expand_dims(xp.stack(masks), axis=1)
-    wing = _dispatch.wing(where, x=x)
+    wing = _dispatch.wing(where, x=given.x)
+    if reverse:
+        wing.check_lengths(where, given.lengths, given.x.shape[0])
+        given = given.backwards()
+    empty = given.without_output() if repeats else None
 
     def with_direction(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(None if a is None else xp.expand_dims(a, axis=0) for a in arrays)
@@ -285,16 +318,23 @@ def _run(
     def without_direction(arrays: tuple[Array, ...]) -> State:
         return pack_state(cell, tuple(a[0, ...] for a in arrays))
 
+    def in_order(array: Any) -> Any:
+        return _masks.from_the_end(xp, array) if reverse else array
+
     y, final, saved = wing.recurrence_forward(
-        cell, x, (weights,), with_direction(state), lengths=given.lengths, resets=given.resets,
-        mask=with_direction((mask,))[0], step_masks=masks_of_steps, training=training,
+        cell, given.x, (weights,), with_direction(state), lengths=given.lengths, resets=given.resets,
+        exists=given.mask, repeats=repeats, mask=with_direction((dropout_h,))[0], step_masks=masks_of_steps,
+        training=training,
     )  # fmt: skip
-    final = without_direction(final)
+    y, final = in_order(_masks.zero_where(xp, empty, y)), without_direction(final)
 
     def pullback(cotangents: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
         dy, dstate = check_cotangents(where, cell, cotangents, y, final)
+        dy = in_order(dy)
+        if empty is not None and dy is not None:
+            dy = _masks.zero_where(xp, empty, dy)
         dx, (gradients,), dstate0 = wing.recurrence_backward(saved, dy, with_direction(dstate))
-        return (dx, without_direction(dstate0)), {n: g for n, g in gradients.items() if n in weights}
+        return (in_order(dx), without_direction(dstate0)), {n: g for n, g in gradients.items() if n in weights}
 
     return (y, final), pullback if training else None
 
@@ -396,7 +436,7 @@ def of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Decorate the function of a cell: it gets its pullback, and documentation in place of the line `SHARED`.
 
     It takes x, the cell's parameters and state; by keyword the cell's options and the parameters that imply options,
-    lengths, resets, mask and the cell's masks of steps.
+    lengths, resets, mask, zero_masked_output, reverse, dropout_h and the cell's masks of steps.
     """
     return _decorator(kind, functools.partial(_run, kind.name, kind), SHARED, _SHARED)
 
@@ -424,6 +464,9 @@ def rnn(
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
+    zero_masked_output: bool = False,
+    reverse: bool = False,
+    dropout_h: Array | None = None,
     zoneout_h: Array | None = None,
 ) -> tuple[Array, Array]:
     """Vanilla recurrent layer, one direction: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) + leak h_{t-1}.
@@ -477,6 +520,9 @@ def lstm(
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
+    zero_masked_output: bool = False,
+    reverse: bool = False,
+    dropout_h: Array | None = None,
     dropout_g: Array | None = None,
     zoneout_h: Array | None = None,
     zoneout_c: Array | None = None,
@@ -529,6 +575,9 @@ def gru(
     lengths: Array | None = None,
     resets: Array | None = None,
     mask: Array | None = None,
+    zero_masked_output: bool = False,
+    reverse: bool = False,
+    dropout_h: Array | None = None,
     zoneout_h: Array | None = None,
 ) -> tuple[Array, Array]:
     """GRU layer, one direction.
@@ -577,7 +626,7 @@ def rnn_cell(
     zoneout: float = 0.0,
     norm_ih: Array | None = None,
     norm_hh: Array | None = None,
-    mask: Array | None = None,
+    dropout_h: Array | None = None,
 ) -> Array:
     """Run one step of `gpurnn.rnn`.
 
@@ -623,7 +672,7 @@ def lstm_cell(
     norm_c: Array | None = None,
     bias_c: Array | None = None,
     weight_hr: Array | None = None,
-    mask: Array | None = None,
+    dropout_h: Array | None = None,
 ) -> tuple[Array, Array]:
     """Run one step of `gpurnn.lstm`.
 
@@ -663,7 +712,7 @@ def gru_cell(
     zoneout: float = 0.0,
     norm_ih: Array | None = None,
     norm_hh: Array | None = None,
-    mask: Array | None = None,
+    dropout_h: Array | None = None,
 ) -> Array:
     """Run one step of `gpurnn.gru`.
 

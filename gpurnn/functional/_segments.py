@@ -62,17 +62,15 @@ def segments_of(
     return segments or [steps]
 
 
-def part_of(
-    xp: Any, steps: range, x: Array, lengths: Array | None, resets: Array | None
-) -> tuple[Array, Array | None, Array | None]:
-    """x, lengths and resets of a range of steps alone."""
+def part_of(xp: Any, steps: range, x: Array, lengths: Array | None, *of_steps: Array | None) -> tuple[Any, ...]:
+    """x, lengths and arrays (T, ...), such as resets, of a range of steps alone."""
     if len(steps) == x.shape[0]:
-        return x, lengths, resets  # as they are, so that lengths out of their range are still seen
+        return x, lengths, *of_steps  # as they are, so that lengths out of their range are still seen
     part = slice(steps.start, steps.stop)
     return (
         x[part, ...],
         None if lengths is None else xp.clip(lengths - steps.start, 0, len(steps)),
-        None if resets is None else resets[part, :],
+        *(None if array is None else array[part, ...] for array in of_steps),
     )
 
 

@@ -192,7 +192,7 @@ def _take(
         _checks.shape(where, "D", D, (C.shape[0], inputs), "(output_size, input_size)")
     if state is not None:
         _checks.shape(where, "state", state, (x.shape[1], N), "(B, N)")
-    check_sequence(where, x, lengths, resets)
+    check_sequence(where, x, lengths, resets=resets)
     if lengths is not None and lengths.shape[0]:
         held = _dispatch.to_numpy(lengths)
         if held.min() < 0 or held.max() > x.shape[0]:
@@ -316,7 +316,8 @@ def run_ssm(
     chunk = -(-CHUNK_ROWS // max(rows, 1))
 
     def run_chunk(steps: range, state: tuple[Array, ...], training: bool) -> tuple[Array, tuple[Array, ...], Any]:
-        return _run_chunk(xp, model, *part_of(xp, steps, x, lengths, resets), state, training)
+        part, of_rows, of_steps = part_of(xp, steps, x, lengths, resets)
+        return _run_chunk(xp, model, part, of_rows, of_steps, state, training)
 
     def run(steps: range, state: tuple[Array, ...], training: bool) -> tuple[Array, tuple[Array, ...], Any]:
         return through(run_chunk, segments_of(where, steps, chunk, chunk), state, training=training)

@@ -30,13 +30,14 @@ def pack_state(cell: cells.Cell, arrays: tuple[Array, ...]) -> State:
     return arrays[0] if cell.states == 1 else (arrays[0], arrays[1])
 
 
-def check_sequence(where: str, x: Array, lengths: Array | None, resets: Array | None) -> None:
-    """Reject lengths and resets whose shape does not fit x (T, B, ...). A wing checks what lengths hold."""
+def check_sequence(where: str, x: Array, lengths: Array | None, **of_steps: Array | None) -> None:
+    """Reject lengths, resets and a mask whose shape does not fit x (T, B, ...). A wing checks what lengths hold."""
     T, B = x.shape[:2]
     if lengths is not None:
         _checks.shape(where, "lengths", lengths, (B,), "(B,)")
-    if resets is not None:
-        _checks.shape(where, "resets", resets, (T, B), "(T, B)")
+    for name, array in of_steps.items():
+        if array is not None:
+            _checks.shape(where, name, array, (T, B), "(T, B)")
 
 
 def cotangent_pair(where: str, cotangents: Any) -> tuple[Any, Any]:

@@ -432,7 +432,7 @@ class TransformerBlock(Composite):
         _checks.ndim(where, "x", x, 3, "(T, B, features)")
         if x.shape[2] != self.features:
             raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected features = {self.features} at its end")
-        check_sequence(where, x, lengths, None)
+        check_sequence(where, x, lengths)
         _dispatch.wing(where, x=x).check_lengths(where, lengths, x.shape[0])
         return xp, x, lengths
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from .. import _arrays, _checks, _dispatch, _foreign, cells, initializers
 from .._contract import Array, State, Wing
 from .._op import Pullback
 from .._random import generator, philox_seed
+from ..functional import _masks
 from ..functional._dropout import dropout_mask
 from ..functional._recurrent import infer, one_step, take
 from ..functional._segments import States, part_of, segments_of, through
@@ -23,6 +24,9 @@ from ..functional._state import check_cotangents, pack_state
 from .base import InitialParameters, Layer, check_size, is_initialised_later, named, parameter, parameter_dtype
 
 Init = str | initializers.Initializer
+Merge = Literal["concat", "sum", "mul", "average"]
+
+MERGES: tuple[Merge, ...] = get_args(Merge)
 
 LAYERS: dict[str, type[Recurrent]] = {}
 """The recurrent layers by the name of their cell."""
@@ -51,8 +55,15 @@ batch_first : bool
 dropout : float
     Rate of the dropout on the output of each layer but the last; with one layer it has no effect and warns.
 bidirectional : bool
-    Whether each layer also runs backward in time; y then holds both directions, forward first.
+    Whether each layer also runs backward in time; y then holds both directions, merged.
 {options}
+merge : {{"concat", "sum", "mul", "average"}}
+    How the outputs of the two directions of each layer become one: side by side, forward first, or by their sum,
+    product or mean.
+reverse : bool
+    Whether all layers run backward in time, from a sequence's last step to its first; y is in the order of x.
+zero_masked_output : bool
+    Whether y is zero where a ``mask`` leaves a step out; else it repeats the output before.
 residual : bool
     Whether each layer's input is added to its output where their widths agree.
 variational_dropout : float
@@ -86,7 +97,7 @@ def _documentation(cell: cells.Cell) -> str:
         ones=f", except that of the gate {ones} at 1" if ones else "",
         parameters=", ".join(f"``{name}_l0`` {shape}" for name, shape in cell.shape_texts().items()),
     )  # fmt: skip
-    return text.replace("\n\nresidual", "\nresidual")
+    return text.replace("\n\nmerge", "\nmerge")
 
 
 class _Weights(NamedTuple):
@@ -102,6 +113,16 @@ class _Weights(NamedTuple):
     """The seed of the dropout on the layer's input."""
     steps: dict[str, tuple[float, int]]
     """The rate and the seed of the masks of each step, by their names."""
+
+
+class _Rows(NamedTuple):
+    """The steps that the rows of a batch have."""
+
+    lengths: Array | None = None
+    resets: Array | None = None
+    mask: Array | None = None
+    empty: tuple[Array | None, ...] = ()
+    """Of each direction, (T, B, 1): where no output is there to repeat."""
 
 
 class Recurrent(Layer):
@@ -129,14 +150,16 @@ class Recurrent(Layer):
         self.cell = self._kind(**{option: arguments[option] for option in self._kind.options()})
         self.input_size = _checks.size(where, "input_size", arguments["input_size"])
         self.hidden_size = _checks.size(where, "hidden_size", arguments["hidden_size"])
-        if self.output_size > self.hidden_size or getattr(self.cell, "proj_size", 0) == self.hidden_size:
-            raise ValueError(
-                f"{where}: proj_size is {self.output_size}, expected less than hidden_size = {self.hidden_size}"
-            )
+        proj_size = getattr(self.cell, "proj_size", 0)
+        if proj_size >= self.hidden_size:
+            raise ValueError(f"{where}: proj_size is {proj_size}, expected less than hidden_size = {self.hidden_size}")
         self.num_layers = _checks.size(where, "num_layers", arguments["num_layers"])
         self.bias = _checks.flag(where, "bias", arguments["bias"])
         self.batch_first = _checks.flag(where, "batch_first", arguments["batch_first"])
         self.bidirectional = _checks.flag(where, "bidirectional", arguments["bidirectional"])
+        self.merge = _checks.choice(where, "merge", arguments["merge"], MERGES)
+        self.reverse = _checks.flag(where, "reverse", arguments["reverse"])
+        self.zero_masked_output = _checks.flag(where, "zero_masked_output", arguments["zero_masked_output"])
         self.residual = _checks.flag(where, "residual", arguments["residual"])
         self.dropout = _checks.fraction(where, "dropout", arguments["dropout"])
         self.variational_dropout = _checks.fraction(where, "variational_dropout", arguments["variational_dropout"])
@@ -147,12 +170,18 @@ class Recurrent(Layer):
                 f"dropout={self.dropout} has no effect, as there is one layer: it acts on the output of each layer but "
                 "the last. A Dropout layer behind this one acts on its output",
             )
-        if self.residual and self.num_layers == 1 and self.input_size != self.output_size * self.num_directions:
+        if self.residual and self.num_layers == 1 and self.input_size != self.output_size:
             _checks.warn(
                 where,
                 f"residual=True has no effect, as the input has {self.input_size} features and the output "
-                f"{self.output_size * self.num_directions}: only equal widths are added",
+                f"{self.output_size}: only equal widths are added",
             )
+        if self.reverse and self.bidirectional:
+            raise ValueError(
+                f"{where}: reverse is True, expected False as the layer is bidirectional: it runs in both directions"
+            )
+        if self.merge != "concat" and not self.bidirectional:
+            _checks.warn(where, f"merge={self.merge!r} has no effect, as the layer has one direction")
         dtype = parameter_dtype(where, arguments["dtype"])
         init, rng = arguments["init"], arguments["rng"]
         pair = init if isinstance(init, tuple) else (init, init)
@@ -171,14 +200,19 @@ class Recurrent(Layer):
             self.params = self._initialise(initializers_of, dtype, generator(where, rng))
 
     @property
-    def output_size(self) -> int:
-        """The width of the output of one direction: hidden_size, or that of an LSTM's projection."""
-        return self.cell.state_sizes(self.hidden_size)[0]
-
-    @property
     def num_directions(self) -> int:
         """2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """The width of y: that of both directions side by side, unless ``merge`` makes one of them."""
+        return self._width * (self.num_directions if self.merge == "concat" else 1)
+
+    @property
+    def _width(self) -> int:
+        """The width of h: hidden_size, or that of an LSTM's projection."""
+        return self.cell.state_sizes(self.hidden_size)[0]
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}{direction}" for direction in ("", "_reverse")[: self.num_directions]]
@@ -188,7 +222,7 @@ class Recurrent(Layer):
         return {n: shape for layer in range(self.num_layers) for n, shape in self._shapes_of(layer).items()}
 
     def _shapes_of(self, layer: int) -> dict[str, tuple[int, ...]]:
-        inputs = self.input_size if layer == 0 else self.output_size * self.num_directions
+        inputs = self.input_size if layer == 0 else self.output_size
         shapes = self.cell.shapes(input_size=inputs, hidden_size=self.hidden_size)
         return {name + suffix: shape for suffix in self._suffixes(layer) for name, shape in shapes.items()}
 
@@ -243,7 +277,12 @@ class Recurrent(Layer):
 
     @_foreign.handles
     def __call__(
-        self, x: Array, state: State | None = None, lengths: Array | None = None, resets: Array | None = None
+        self,
+        x: Array,
+        state: State | None = None,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
     ) -> tuple[Array, State]:
         """The layer's output and final state, without dropout; nothing is saved.
 
@@ -259,26 +298,33 @@ class Recurrent(Layer):
         resets : (T, B) array of bools, or of integers 0 and 1, optional
             (B, T) with ``batch_first``. True where a new sequence starts: no state crosses from the step before it,
             in either direction. At step 0 it zeroes the initial state of the forward direction.
+        mask : (T, B) array of bools, or of integers 0 and 1, optional
+            (B, T) with ``batch_first``. False at the steps that a sequence does not have, in any pattern, besides those
+            past its length. What x holds there is not read, and the state goes on to the next step as it is. y repeats
+            the output before, in the order of its direction, and is zero where there is none, or with
+            ``zero_masked_output``.
 
         Returns
         -------
-        y : (T, B, D*hidden_size) array
-            (B, T, D*hidden_size) with ``batch_first``. Exactly zero past a sequence's length.
+        y : (T, B, output_size) array
+            (B, T, output_size) with ``batch_first``; output_size is D*hidden_size, unless ``merge`` makes it
+            hidden_size. Exactly zero past a sequence's length.
         state
-            The final state, shaped like ``state``, taken after each sequence's last step.
+            The final state, shaped like ``state``, taken after each sequence's last step, or with ``reverse`` after its
+            first one.
 
         Raises
         ------
         TypeError, ValueError
             Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit.
         """
-        if lengths is None and resets is None and not self.batch_first:
+        if lengths is None and resets is None and mask is None and not self.batch_first:
             inferred = self._infer(x, state)
             if inferred is not None:
                 return inferred
         if type(x) is not np.ndarray and _foreign.kind_of(x) is not None:
-            return _foreign.call(Recurrent.__call__, (self, x, state, lengths, resets), {}, method=True)
-        y, final, _ = self._forward(x, state, lengths, resets, None, training=False)
+            return _foreign.call(Recurrent.__call__, (self, x, state, lengths, resets, mask), {}, method=True)
+        y, final, _ = self._forward(x, state, lengths, resets, mask, None, training=False)
         return y, final
 
     @_foreign.handles
@@ -338,12 +384,12 @@ class Recurrent(Layer):
         )
         wing = _dispatch.wing(where, x=given.x)
         weights = self._all_weights(params, given.x, None, copied=False)
-        y, final, _ = self._stack(wing, weights, given.x, None, None, 0, initial, training=False)
+        y, final, _ = self._stack(wing, weights, given.x, _Rows(), 0, initial, training=False)
         return y[0, ...], pack_state(self.cell, final)
 
     def _infer(self, x: Array, state: State | None) -> tuple[Array, State] | None:
         """The result of a call where `infer` has it, else None."""
-        if self.num_layers > 1 or self.bidirectional or self.residual:
+        if self.num_layers > 1 or self.bidirectional or self.residual or self.reverse:
             return None
         states = (state,) if self.cell.states == 1 and state is not None else state
         sizes = self.input_size, self.hidden_size
@@ -358,10 +404,11 @@ class Recurrent(Layer):
         resets: Array | None = None,
         rng: int | np.random.Generator | None = None,
         *,
+        mask: Array | None = None,
         checkpoint_every: int | str | None = None,
         state_after: int | None = None,
     ) -> tuple[tuple[Array, State], Pullback]:
-        """``((y, state), pullback)``; the first four arguments are those of a call.
+        """``((y, state), pullback)``; the first four arguments and ``mask`` are those of a call.
 
         Parameters
         ----------
@@ -376,7 +423,7 @@ class Recurrent(Layer):
             kernels. The layers of a stack run together, so nothing of T steps is kept between them.
         state_after : int, optional
             Return the state after this many steps, 0 ... T, instead of the final state, and take its gradient. For
-            truncated backpropagation through overlapping windows.
+            truncated backpropagation through overlapping windows. With ``reverse`` they are the last ones of x.
 
         Returns
         -------
@@ -397,8 +444,9 @@ class Recurrent(Layer):
         A. Gruslys et al., "Memory-efficient backpropagation through time", NeurIPS 2016.
         """
         y, final, pull = self._forward(
-            x, state, lengths, resets, rng, training=True, checkpoint_every=checkpoint_every, state_after=state_after
-        )
+            x, state, lengths, resets, mask, rng, training=True, checkpoint_every=checkpoint_every,
+            state_after=state_after,
+        )  # fmt: skip
         return (y, final), pull
 
     def _forward(
@@ -407,6 +455,7 @@ class Recurrent(Layer):
         state: State | None,
         lengths: Array | None,
         resets: Array | None,
+        mask: Array | None,
         rng: int | np.random.Generator | None,
         *,
         training: bool,
@@ -416,7 +465,7 @@ class Recurrent(Layer):
         where = type(self).__name__
         params = _arrays.parameters(where, self.params, self._parameter_shapes())
         given = take(
-            where, self.cell, {"params": params["weight_ih_l0"], "x": x}, state, lengths, resets,
+            where, self.cell, {"params": params["weight_ih_l0"], "x": x}, state, lengths, resets, mask,
             input_size=self.input_size, batch_first=self.batch_first,
         )  # fmt: skip
         xp, T, B = given.xp, given.x.shape[0], given.x.shape[1]
@@ -427,13 +476,21 @@ class Recurrent(Layer):
         self._check_direction(checkpoint_every=checkpoint_every, state_after=state_after)
         segments = segments_of(where, range(T), wing.recurrence_chunk(B), checkpoint_every, state_after)
         recompute = checkpoint_every is not None and len(segments) > 1
-        if len(segments) > 1:
+        if len(segments) > 1 or self.reverse:
             wing.check_lengths(self.cell.name, given.lengths, T)  # no segment could
+        if self.reverse:
+            given = given.backwards()
+        empty: tuple[Array | None, ...] = ()
+        if not self.zero_masked_output:
+            empty = tuple(given.without_output(d) for d in range(self.num_directions))
         weights = self._all_weights(params, given.x, rng, copied=recompute)
 
         def run(steps: range, state: tuple[Array, ...], training: bool) -> tuple[Array, tuple[Array, ...], Any]:
-            part = part_of(xp, steps, given.x, given.lengths, given.resets)
-            return self._stack(wing, weights, *part, steps.start, state, training)
+            part, lengths, resets, mask, *of_directions = part_of(
+                xp, steps, given.x, given.lengths, given.resets, given.mask, *empty
+            )
+            rows = _Rows(lengths, resets, mask, tuple(of_directions))
+            return self._stack(wing, weights, part, rows, steps.start, state, training)
 
         y, final, pull = through(
             run, segments, initial, training=training, recompute=recompute, state_after=state_after
@@ -444,7 +501,7 @@ class Recurrent(Layer):
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, State], dict[str, Array]]:
             dy, dfinal = check_cotangents(where, self.cell, cotangents, output, final_state)
-            dx, dinitial, dweights = pull(None if dy is None else self._turned(xp, dy), dfinal, None)
+            dx, dinitial, dweights = pull(None if dy is None else self._turned(xp, dy, back=True), dfinal, None)
             return (self._turned(xp, dx), pack_state(self.cell, dinitial)), self._gradients(weights, dweights)
 
         return output, final_state, pullback
@@ -458,9 +515,12 @@ class Recurrent(Layer):
                     "state parts the steps before from those after, which its backward direction comes from"
                 )
 
-    def _turned(self, xp: Any, array: Array) -> Array:
-        """From time-major to the layer's order of axes, or back."""
-        return _arrays.contiguous(xp.permute_dims(array, (1, 0, 2))) if self.batch_first else array
+    def _turned(self, xp: Any, array: Array, *, back: bool = False) -> Array:
+        """From the steps in the order of computation to the layer's order of steps and axes, or back."""
+        axes = (1, 0, 2) if self.batch_first else (0, 1, 2)
+        if self.reverse:
+            array = xp.flip(array, axis=axes.index(0) if back else 0)
+        return _arrays.contiguous(xp.permute_dims(array, axes)) if self.batch_first or self.reverse else array
 
     def _gradients(self, weights: list[_Weights], dweights: list[Any]) -> dict[str, Array]:
         """The gradients of the parameters, from those of the weights of each layer and direction."""
@@ -518,7 +578,7 @@ class Recurrent(Layer):
                 own["weight_hh"] = w_hh * masks["weight_hh"]
         mask = None
         if rng is not None and self.variational_dropout > 0:
-            shape = (self.num_directions, x.shape[1], self.output_size)
+            shape = (self.num_directions, x.shape[1], self._width)
             mask = dropout_mask(x, shape, self.variational_dropout, rng)
         steps = {} if rng is None else {n: (rate, philox_seed(rng)) for n, rate in self.cell.drawn_masks().items()}
         return _Weights(tuple(values), tuple(dropped), mask, between, steps)
@@ -528,8 +588,7 @@ class Recurrent(Layer):
         wing: Wing,
         weights: list[_Weights],
         x: Array,
-        lengths: Array | None,
-        resets: Array | None,
+        rows: _Rows,
         start: int,
         state: tuple[Array, ...],
         training: bool,
@@ -543,7 +602,7 @@ class Recurrent(Layer):
             if layer.between is not None:
                 between = _mask_from(wing, y, start, self.dropout, layer.between)
                 y = y * between
-            y, final, pull_layer = self._layer(wing, layer, y, state_of_layer, lengths, resets, start, training)
+            y, final, pull_layer = self._layer(wing, layer, y, state_of_layer, rows, start, training)
             finals.append(final)
             pulls.append((between, pull_layer))
 
@@ -565,8 +624,7 @@ class Recurrent(Layer):
         weights: _Weights,
         x: Array,
         state: tuple[Array, ...],
-        lengths: Array | None,
-        resets: Array | None,
+        rows: _Rows,
         start: int,
         training: bool,
     ) -> tuple[Array, tuple[Array, ...], Any]:
@@ -577,23 +635,25 @@ class Recurrent(Layer):
             cell = replace(cell, step_masks=tuple(weights.steps))
             step_masks = xp.stack([self._step_mask(wing, x, start, *drawn) for drawn in weights.steps.items()])
         y, final, saved = wing.recurrence_forward(
-            cell, x, weights.values, state, lengths=lengths, resets=resets, mask=weights.mask, step_masks=step_masks,
-            training=training,
+            cell, x, weights.values, state, lengths=rows.lengths, resets=rows.resets, exists=rows.mask,
+            repeats=not self.zero_masked_output, mask=weights.mask, step_masks=step_masks, training=training,
         )  # fmt: skip
+        empty = _side_by_side(xp, rows.empty, self._width)
+        y, pull_merge = self._merged(xp, _masks.zero_where(xp, empty, y))
         skip = self.residual and x.shape[2] == y.shape[2]
-        exists = None
+        absent = None
         if skip:
-            if lengths is not None:
-                steps = xp.arange(x.shape[0], dtype=xp.int64, device=_dispatch.device(x))
-                exists = (steps[:, None] < lengths[None, :])[:, :, None]
-            y = y + _where_exists(xp, exists, x)
+            exists = _masks.exist(xp, x, rows.lengths, rows.mask)
+            absent = None if exists is None else xp.expand_dims(xp.logical_not(exists), axis=2)
+            y = y + _masks.zero_where(xp, absent, x)
 
         def pull(
             dy: Array | None, dstate: tuple[Array | None, ...], dweights: Any
         ) -> tuple[Array, Any, tuple[Array, ...]]:
-            dx, gradients, dstate0 = wing.recurrence_backward(saved, dy, dstate, dweights)
+            dmerged = None if dy is None else _masks.zero_where(xp, empty, pull_merge(dy))
+            dx, gradients, dstate0 = wing.recurrence_backward(saved, dmerged, dstate, dweights)
             if skip and dy is not None:
-                dx = dx + _where_exists(xp, exists, dy)
+                dx = dx + _masks.zero_where(xp, absent, dy)
             return dx, gradients, dstate0
 
         return y, final, pull
@@ -607,12 +667,22 @@ class Recurrent(Layer):
         # Of a dropout 0 is what goes, and of zoneout it is what stays from the step before.
         return xp.astype(mask == 0, x.dtype) if name.startswith("zoneout") else _arrays.contiguous(mask)
 
+    def _merged(self, xp: Any, y: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """The outputs of both directions (T, B, 2*H) merged, and the pullback."""
+        if not self.bidirectional or self.merge == "concat":
+            return y, lambda dy: dy
+        forward, backward = y[:, :, : self._width], y[:, :, self._width :]
+        if self.merge == "mul":
+            return forward * backward, lambda dy: xp.concat([dy * backward, dy * forward], axis=2)
+        factor = 0.5 if self.merge == "average" else 1.0
+        return factor * (forward + backward), lambda dy: xp.concat([factor * dy] * 2, axis=2)
+
     def _forms(self) -> dict[str, str]:
         values = [f"{option}={getattr(self.cell, option)!r}" for option in self.cell.form]
         return {"": ", ".join(values)} if values else {}
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
-        return self.input_size, self.output_size * self.num_directions
+        return self.input_size, self.output_size
 
     def _argument(self, name: str) -> Any:
         if name == "dtype" and "_initial" in vars(self):
@@ -629,9 +699,12 @@ def _mask_from(wing: Wing, like: Array, start: int, rate: float, seed: int) -> A
     return xp.reshape(flat[skip:], like.shape)
 
 
-def _where_exists(xp: Any, exists: Array | None, values: Array) -> Array:
-    """``values`` with zeros where a step does not exist; a product would keep the NaN of a padding."""
-    return values if exists is None else xp.where(exists, values, xp.zeros_like(values))
+def _side_by_side(xp: Any, of_directions: tuple[Array | None, ...], hidden: int) -> Array | None:
+    """(T, B, 1) of each direction as (T, B, D*H), in the order of the outputs; of one direction as it is."""
+    arrays = [array for array in of_directions if array is not None]
+    if len(arrays) < 2:
+        return arrays[0] if arrays else None
+    return xp.concat([xp.broadcast_to(a, (*a.shape[:2], hidden)) for a in arrays], axis=2)
 
 
 class RNN(Recurrent, cell=cells.Vanilla):
@@ -670,6 +743,9 @@ class RNN(Recurrent, cell=cells.Vanilla):
         clip: float | None = None,
         zoneout: float = 0.0,
         layer_norm: bool = False,
+        merge: Merge = "concat",
+        reverse: bool = False,
+        zero_masked_output: bool = False,
         residual: bool = False,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -730,6 +806,9 @@ class LSTM(Recurrent, cell=cells.LSTM):
         candidate_dropout: float = 0.0,
         layer_norm: bool = False,
         proj_size: int = 0,
+        merge: Merge = "concat",
+        reverse: bool = False,
+        zero_masked_output: bool = False,
         residual: bool = False,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -782,6 +861,9 @@ class GRU(Recurrent, cell=cells.GRU):
         clip: float | None = None,
         zoneout: float = 0.0,
         layer_norm: bool = False,
+        merge: Merge = "concat",
+        reverse: bool = False,
+        zero_masked_output: bool = False,
         residual: bool = False,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,

@@ -21,7 +21,7 @@ public:
     Backward(const Layer<T>& layer, const Cell& cell)
         : layer(layer),
           cell(cell),
-          clock{int(layer.steps), int(layer.batch), int(layer.slots), layer.lengths, layer.resets},
+          clock{int(layer.steps), int(layer.batch), int(layer.slots), layer.lengths, layer.marks},
           B(layer.batch),
           I(layer.inputs),
           H(layer.hidden),
@@ -121,12 +121,30 @@ private:
                     }
                 }
             });
+        if (phase == 0) idle(part, s);
         if (phase == 0 && s > s0) begin_rows_that_end(part, s - 1, s0);
         team.meet(part.shares);
         if constexpr (phase > 0) steps<phase - 1>(part, s, s0, active, team);
     }
 
-    // Those whose last step in this direction is at position s: nothing came back to them from a later one.
+    // Rows that do not exist at position s: their output may be h, and their state may be cut.
+    void idle(const Part& part, int64_t s) const {
+        const int t = clock.time(layer.backwards, s);
+        const int64_t groups = (H + lanes - 1) / lanes;
+        for (int64_t b = part.first_row; b < part.last_row && clock.marks; ++b) {
+            if (!clock.past(t, b)) continue;
+            const bool cut = clock.cut(layer.backwards, t, b), repeats = layer.dy && clock.repeats(t, b);
+            if (!cut && !repeats) continue;
+            for (int64_t j = part.first(groups) * lanes; j < part.last(groups) * lanes; j += lanes) {
+                Real dh = get(layer.dh + b * H + j, H - j);
+                if (repeats) dh += get(layer.dy + (int64_t(t) * B + b) * layer.row + j, H - j);
+                put(cut ? Real(0) : dh, layer.dh + b * H + j, H - j);
+                if (cut && Cell::has_c) put(Real(0), layer.dc + b * H + j, H - j);
+            }
+        }
+    }
+
+    // Those that exist at position s and not at the one after it in this direction: nothing came back from its products.
     void begin_rows_that_end(const Part& part, int64_t s, int64_t s0) const {
         const int t = clock.time(layer.backwards, s), later = clock.time(layer.backwards, s + 1);
         const int64_t groups = (H + lanes - 1) / lanes;

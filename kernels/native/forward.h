@@ -25,7 +25,7 @@ public:
     Forward(const Layer<T>& layer, const Cell& cell)
         : layer(layer),
           cell(cell),
-          clock{int(layer.steps), int(layer.batch), int(layer.slots), layer.lengths, layer.resets},
+          clock{int(layer.steps), int(layer.batch), int(layer.slots), layer.lengths, layer.marks},
           B(layer.batch),
           I(layer.inputs),
           H(layer.hidden),
@@ -330,15 +330,19 @@ private:
         }
     }
 
-    // Rows that do not exist at position s: their state stays, and their output is zero.
+    // Rows that do not exist at position s: their state stays, unless it is cut there, and their output is zero or h.
     void idle(const Part& part, int64_t s) const {
         const int t = clock.time(layer.backwards, s);
         const int64_t groups = Phases::groups(H);
         for (int64_t b = part.first_row; b < part.last_row; ++b) {
             if (!clock.past(t, b)) continue;
+            const bool cut = clock.cut(layer.backwards, t, b), repeats = clock.repeats(t, b);
             for (int64_t j = part.first(groups) * lanes; j < part.last(groups) * lanes; j += lanes) {
-                put(Real(0), layer.y + (int64_t(t) * B + b) * layer.row + j, H - j);
-                if (s + 1 < clock.T) enter(s + 1, b, j, get(layer.h + b * H + j, H - j));
+                if (cut) put(Real(0), layer.h + b * H + j, H - j);
+                if (cut && Cell::has_c) put(Real(0), layer.c + b * H + j, H - j);
+                const Real h = get(layer.h + b * H + j, H - j);
+                put(repeats ? h : Real(0), layer.y + (int64_t(t) * B + b) * layer.row + j, H - j);
+                if (s + 1 < clock.T) enter(s + 1, b, j, h);
             }
         }
     }

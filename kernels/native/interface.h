@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "native/threads.h"
+#include "recurrence/clock.cuh"
 
 template <typename T>
 struct Layer {
@@ -18,7 +19,7 @@ struct Layer {
     double numbers[10];  // the cell's options that are numbers
 
     const int32_t* lengths;              // (B), or null
-    const bool* resets;                  // (T, B), or null
+    const Marks* marks;                  // (T, B), or null
     const T* mask;                       // (B, H), or null
     const T* x;                          // (T, B, I)
     const T *w_ih, *w_hh, *b_ih, *b_hh;  // (G*H, I), (G*H, H), (G*H) or null

@@ -21,6 +21,7 @@ from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 from ..compiler import CompilerError, digest_of
+from ..recurrence.layer import marks_of
 from ..recurrence.struct import proofs_of
 from . import build, threads
 
@@ -45,7 +46,7 @@ class Layer(ctypes.Structure):
         ),
         ("team", threads.Team),
         ("numbers", ctypes.c_double * _NUMBERS),
-        *((name, ctypes.c_void_p) for name in ("lengths", "resets", "mask", "x", "w_ih", "w_hh", "b_ih", "b_hh")),
+        *((name, ctypes.c_void_p) for name in ("lengths", "marks", "mask", "x", "w_ih", "w_hh", "b_ih", "b_hh")),
         *((name, ctypes.c_void_p) for name in ("weights", "masks")),
         *((name, ctypes.c_void_p) for name in ("h", "c", "y", "operands", "saved", "back", "dy", "dh", "dc", "dx")),
         ("adds", ctypes.c_int64),
@@ -148,6 +149,8 @@ def recurrence_forward(
     *,
     lengths: Array | None = None,
     resets: Array | None = None,
+    exists: Array | None = None,
+    repeats: bool = False,
     mask: Array | None = None,
     step_masks: Array | None = None,
     training: bool = False,
@@ -161,7 +164,8 @@ def recurrence_forward(
     ):
         empty_run: tuple[Array, tuple[Array, ...], Any]
         empty_run = reference.recurrence_forward(
-            cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, step_masks=step_masks,
+            cell, x, weights, state, lengths=lengths, resets=resets, exists=exists, repeats=repeats, mask=mask,
+            step_masks=step_masks,
             training=training,
         )  # fmt: skip
         return empty_run
@@ -178,10 +182,11 @@ def recurrence_forward(
         kept = _room(x.shape, dtype)
         np.copyto(kept, x)
         x, resets, mask = kept, None if resets is None else resets.copy(), None if mask is None else mask.copy()
+    marks = marks_of(resets, exists, repeats)
     chunk, slots = min(recurrence_chunk(B), T), T if training else 2
     team = threads.fields(T * B * gates * H * (I + H))
     sizes = sizes_of(functions, T, B, I, H, slots, chunk, team[1])
-    at_lengths, at_resets, at_mask, at_x, at_y, at_h, *at_c = build.addresses((lengths, resets, mask, x, y, *final))
+    at_lengths, at_marks, at_mask, at_x, at_y, at_h, *at_c = build.addresses((lengths, marks, mask, x, y, *final))
     row_of_d, of_d = H * dtype.itemsize, B * H * dtype.itemsize
     directions = []
     for d, direction in enumerate(weights):
@@ -200,13 +205,13 @@ def recurrence_forward(
         )  # fmt: skip
         packed = _LAYER.pack(
             T, B, I, H, D * H, d, slots, chunk, *team, *numbers,
-            at_lengths, at_resets, at_mask and at_mask + d * of_d, at_x, *at_weights,
+            at_lengths, at_marks, at_mask and at_mask + d * of_d, at_x, *at_weights,
             at_h + d * of_d, at_c[0] + d * of_d if states > 1 else 0, at_y + d * row_of_d,
             *build.addresses((operands, saved, back)), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, at_workspace,
         )  # fmt: skip
         functions.gpurnn_forward(packed)
         if training:
-            arrays = x, lengths, resets, mask, operands, saved, back, of_units
+            arrays = x, lengths, marks, mask, operands, saved, back, of_units
             directions.append(_Saved(cell, functions, Layer.from_buffer_copy(packed), arrays))
     return y, final, tuple(directions) if training else None
 
@@ -239,10 +244,10 @@ def recurrence_backward(
         of_reference: tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]
         of_reference = reference.recurrence_backward(saved, dy, dstate, dweights)
         return of_reference
-    x, lengths, *_ = first.arrays
+    x, lengths, marks, *_ = first.arrays
     assert x is not None
     B, H, dtype = x.shape[1], first.layer.hidden, x.dtype
-    dx = np.empty_like(x) if lengths is None else np.zeros_like(x)
+    dx = np.empty_like(x) if lengths is None and marks is None else np.zeros_like(x)
     dstate0 = tuple(np.zeros((len(saved), B, H), dtype) if s is None else s.copy() for s in dstate)
     shapes, made = first.cell.shapes(input_size=x.shape[2], hidden_size=H), []
     for d, kept in enumerate(saved):

@@ -172,7 +172,7 @@ __device__ __forceinline__ void hand_over(Storage* address, Storage value) {
 // under Exchange::grid only.
 template <class Cell, typename Storage, int threads, Exchange exchange, int columns, bool held>
 __global__ void __launch_bounds__(threads, 1) forward(
-    const Storage* w, const Storage* xw, const Storage* b_ih, const Storage* b_hh, const int* lengths, const bool* resets,
+    const Storage* w, const Storage* xw, const Storage* b_ih, const Storage* b_hh, const int* lengths, const Marks* marks,
     const Storage* mask, typename Cell::Real* h, typename Cell::Real* c, Storage* y, Storage* operands, Storage* saved,
     unsigned* arrived, int T, int B, int H, int slots, int first, int last, int units, int rows, int chunk, int parts,
     Cell cell) {
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(threads, 1) forward(
     const int d = share.d, own = share.units;
     const bool owns = share.owns();
     const Layer layer(
-        cell, Unit({T, B, slots, lengths, resets}, H, D, d, share.first_row() + share.row, share.j0 + share.unit, owns), owns,
+        cell, Unit({T, B, slots, lengths, marks}, H, D, d, share.first_row() + share.row, share.j0 + share.unit, owns), owns,
         xw, b_ih, b_hh, mask, y, operands, saved);
     const Unit& unit = layer.unit;
     w += (long long)d * G * H * H;
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(threads, 1) forward(
 // from launch to launch.
 template <class Cell, typename Storage, int threads, Exchange exchange, int columns, bool held>
 __global__ void __launch_bounds__(threads, 1) backward(
-    const Storage* w, const Storage* saved, const Storage* operands, const int* lengths, const bool* resets,
+    const Storage* w, const Storage* saved, const Storage* operands, const int* lengths, const Marks* marks,
     const Storage* mask, const Storage* dy, typename Cell::Real* dh, typename Cell::Real* dc, typename Cell::Real* direct,
     typename Cell::Real* through, Storage* dx, Storage* dp, unsigned* arrived, int T, int B, int H, int first, int last,
     int units, int rows, int chunk, int parts, Cell cell) {
@@ -308,7 +308,7 @@ __global__ void __launch_bounds__(threads, 1) backward(
     const int d = share.d, own = share.units;
     const bool owns = share.owns();
     const Layer layer(
-        cell, Unit({T, B, T, lengths, resets}, H, D, d, share.first_row() + share.row, share.j0 + share.unit, owns), owns,
+        cell, Unit({T, B, T, lengths, marks}, H, D, d, share.first_row() + share.row, share.j0 + share.unit, owns), owns,
         saved, operands, mask, dy, dx);
     const Unit& unit = layer.unit;
     w += ((long long)d * H + share.j0) * G * H;

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from gpurnn.reference import unrolled
 
 from gpurnn._contract import Array, Weights
@@ -29,6 +30,15 @@ def recurrence_chunk(batch: int) -> int:
 
 def check_lengths(where: str, lengths: Array | None, T: int) -> None:
     """Do nothing: a check would need a copy from the device. See `recurrence_forward`."""
+
+
+def marks_of(resets: Array | None, exists: Array | None, repeats: bool) -> Array | None:
+    """The ``Marks`` of ``clock.cuh`` of each step of each row, (T, B), None if there are none."""
+    starts = None if resets is None else resets.view("u1")
+    if exists is None:
+        return starts
+    holes = (~exists).view("u1") * np.uint8(6 if repeats else 2)
+    return holes if starts is None else holes | starts
 
 
 def chunks_of(T: int, B: int) -> list[slice]:
@@ -55,6 +65,8 @@ def recurrence_forward(
     *,
     lengths: Array | None = None,
     resets: Array | None = None,
+    exists: Array | None = None,
+    repeats: bool = False,
     mask: Array | None = None,
     step_masks: Array | None = None,
     training: bool = False,
@@ -65,16 +77,20 @@ def recurrence_forward(
     """
     if cell.sums_over_units:
         of_definition: tuple[Array, tuple[Array, ...], Any] = unrolled.recurrence_forward(
-            cell, x, weights, state, lengths=lengths, resets=resets, mask=mask, step_masks=step_masks,
-            training=training,
+            cell, x, weights, state, lengths=lengths, resets=resets, exists=exists, repeats=repeats, mask=mask,
+            step_masks=step_masks, training=training,
         )  # fmt: skip
         return of_definition
     xp = namespace(x)
     T, B, I = x.shape
     D, H, G = len(weights), weights[0]["weight_hh"].shape[1], cell.gates
+    there = exists
     if lengths is not None:
         lengths = xp.clip(lengths, 0, T).astype(xp.int32)
-        x = xp.where((xp.arange(T, dtype=xp.int32)[:, None] < lengths)[:, :, None], x, x.dtype.type(0))
+        within = xp.arange(T, dtype=xp.int32)[:, None] < lengths
+        there = within if exists is None else within & exists
+    if there is not None:
+        x = xp.where(there[:, :, None], x, x.dtype.type(0))
     elif training:
         x = xp.array(x, order="C")
     # In training weights are copied, so that the caller may change its arrays before it asks for the gradients.
@@ -82,9 +98,8 @@ def recurrence_forward(
     if training or D > 1:
         w = xp.stack([direction["weight_hh"] for direction in weights])
     diagonal = [[direction[name] for name in cell.diagonal] for direction in weights]
-    run = Run.begin(
-        cell, T, B, H, w, lengths, resets, mask, diagonal=diagonal, step_masks=step_masks, training=training
-    )
+    marks = marks_of(resets, exists, repeats)
+    run = Run.begin(cell, T, B, H, w, lengths, marks, mask, diagonal=diagonal, step_masks=step_masks, training=training)
     xw = empty(x, (D, T * B, G * H), x.dtype)
     for d, direction in enumerate(weights):
         for rows in chunks_of(T, B):

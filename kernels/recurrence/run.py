@@ -67,7 +67,7 @@ class Run:
     w: Array
     """(D, G*H, H)."""
     lengths: Array | None
-    resets: Array | None
+    marks: Array | None
     mask: Array | None
     slots: int
     """Steps that the history has room for."""
@@ -89,7 +89,7 @@ class Run:
         H: int,
         w: Array,
         lengths: Array | None = None,
-        resets: Array | None = None,
+        marks: Array | None = None,
         mask: Array | None = None,
         *,
         diagonal: list[list[Array]] | None = None,
@@ -105,14 +105,14 @@ class Run:
         if cell.diagonal:
             stacked = xp.stack([xp.stack(of_direction) for of_direction in diagonal or ()])
             diagonal_weights = stacked.astype(real, copy=False)
-            if lengths is not None and saved is not None:
-                saved[...] = 0  # the gradients of those weights multiply what a row past its length saved by zero
+            if (lengths is not None or marks is not None) and saved is not None:
+                saved[...] = 0  # the gradients of those weights multiply by zero what is saved where there is no step
         if step_masks is not None:
             step_masks = xp.array(step_masks, real, order="C")
         chosen = _chosen(plan.Problem(cell, T, B, H, D, dtypes.of(w)), w)
-        resets, mask = contiguous(resets), contiguous(mask)
+        marks, mask = contiguous(marks), contiguous(mask)
         return cls(
-            cell, T, B, H, D, chosen, plan.is_forced(), w, lengths, resets, mask, slots, operands, saved,
+            cell, T, B, H, D, chosen, plan.is_forced(), w, lengths, marks, mask, slots, operands, saved,
             diagonal_weights, step_masks,
         )  # fmt: skip
 
@@ -214,7 +214,7 @@ def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], 
     y = empty(xw, (run.T, run.B, run.D * run.H), xw.dtype)
     if y.size:
         h, c = state if len(state) == 2 else (state[0], None)
-        inputs = (xw, *biases, run.lengths, run.resets, run.mask)
+        inputs = (xw, *biases, run.lengths, run.marks, run.mask)
         try:
             _forward(run, inputs, h, c, y)
         except NotResident:
@@ -233,7 +233,7 @@ def _forward(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Array | No
 
 def _begin_forward(run: Run, h: Array) -> None:
     sizes = *run.sizes, np.int32(run.D), np.int32(run.slots)
-    run.stepwise("begin_forward", run.lengths, run.resets, run.mask, h, run.operands, *sizes, changing=())()
+    run.stepwise("begin_forward", run.lengths, run.marks, run.mask, h, run.operands, *sizes, changing=())()
 
 
 def _forward_stepwise(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
@@ -297,11 +297,11 @@ def _backward_stepwise(
     first, *others = run.phase_rows
     steps = da_hidden.reshape(run.D, run.T, run.B, w.shape[1])
     product = empty(da, (run.D, run.B, run.H), da.dtype)
-    arrays = product, run.saved, run.lengths, run.resets, run.mask, dy, *carried, da, da_hidden
+    arrays = product, run.saved, run.lengths, run.marks, run.mask, dy, *carried, da, da_hidden
     scalars = *run.sizes, np.int32(run.D), np.int32(0), run.cell_value
     begin = run.stepwise("begin_step_backward", *arrays, *scalars)
     if others:
-        history = run.saved, run.operands, run.lengths
+        history = run.saved, run.operands, run.lengths, run.marks
         operand = run.stepwise("operand_of_step_backward", product, *history, carried[3], da, *scalars)
     for s in range(run.T - 1, -2, -1):
         if s + 1 < run.T:
@@ -318,6 +318,6 @@ def _backward_fused(
     run: Run, fused: FusedPlan, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array
 ) -> None:
     transposed = contiguous(run.w.transpose(0, 2, 1))
-    inputs = transposed, run.saved, run.operands, run.lengths, run.resets, run.mask, dy
+    inputs = transposed, run.saved, run.operands, run.lengths, run.marks, run.mask, dy
     arrays = *inputs, *carried, da, da_hidden
     run.launch_fused(fused, "backward", run.T * len(run.cell.phases) + 1, arrays, run.sizes)

@@ -6,7 +6,7 @@
 //
 //   xw (D, T, B, G, H)        W_ih x, without biases          h, c (D, B, H)            the state, updated in place
 //   b_ih, b_hh (D, G, H)      or null                         y (T, B, D, H)
-//   lengths (B), resets (T, B), mask (D, B, H)   or null
+//   lengths (B), marks (T, B), mask (D, B, H)   or null
 //   operands (P, D, slots, B, H)   the operand of each of P phases of a step; that of phase 0 is h_{t-1}, cut and masked
 //   saved (D, slots, B, S, H)      S values of each step for the backward pass, see the cells
 //
@@ -40,12 +40,13 @@ struct Unit {
 
     // What a step does with the state that enters it.
     struct Entry {
-        bool past;  // the row has ended: it stays
-        bool cut;   // it is replaced by zero
+        bool past;     // the row has no such step: it stays
+        bool cut;      // it is replaced by zero, before that
+        bool repeats;  // there is no such step, and y is h
     };
     __device__ Entry entry(int s) const {
         const int t = clock.time(d, s);
-        return {t >= length, clock.cut(d, t, b, length)};
+        return {clock.past(t, b, length), clock.cut(d, t, b, length), clock.repeats(t, b, length)};
     }
 
     __device__ long long index() const { return ((long long)d * clock.B + b) * H + j; }
@@ -124,7 +125,7 @@ struct Forward {
     }
     __device__ int bias(int g) const { return (unit.d * gates + g) * unit.H + unit.j; }
 
-    // The operand of phase 0 of a position, from h. Past a length it is zero: the sum that is the gradient of the weights
+    // The operand of phase 0 of a position, from h. Where there is no step it is zero: the sum that is the gradient of the weights
     // multiplies it by zero, which would not remove a NaN or an infinity.
     __device__ Real entering(const Unit::Entry& entry, Real h) const { return entry.past || entry.cut ? Real(0) : h * mask; }
 
@@ -153,8 +154,8 @@ struct Forward {
     __device__ void finish(
         int s, const Inputs& inputs, const Real (&products)[count], Real& h, Real& c, Values& values) const {
         static_assert(count == gates - last_gate, "one product for each gate of the last phase");
-        if (inputs.entry.past) return;
         if (inputs.entry.cut) h = c = 0;
+        if (inputs.entry.past) return;
         Real p[gates];
         for (int g = last_gate; g < gates; ++g) p[g] = products[g - last_gate] + bias_hh[g];
         for (int k = 0; k < last_gate; ++k) values.at[k] = Real(saved[unit.history(s, Cell::num_saved) + (long long)k * unit.H]);
@@ -165,7 +166,7 @@ struct Forward {
             Storage* const to = saved + unit.history(s, Cell::num_saved);
             for (int k = last_gate; k < Cell::num_saved; ++k) to[(long long)k * unit.H] = Storage(values.at[k]);
         }
-        y[unit.output(s)] = Storage(inputs.entry.past ? Real(0) : h);
+        y[unit.output(s)] = Storage(inputs.entry.past && !inputs.entry.repeats ? Real(0) : h);
     }
 };
 
@@ -207,8 +208,8 @@ struct Backward {
         Real values[Cell::num_saved];
     };
     __device__ void load(int s, Inputs& inputs) const {
+        inputs.dy = dy && (!inputs.entry.past || inputs.entry.repeats) ? Real(dy[unit.output(s)]) : Real(0);
         if (inputs.entry.past) return;
-        inputs.dy = dy ? Real(dy[unit.output(s)]) : Real(0);
         const Storage* const from = saved + unit.history(s, Cell::num_saved);
 #pragma unroll
         for (int k = 0; k < Cell::num_saved; ++k) inputs.values[k] = Real(from[(long long)k * unit.H]);
@@ -224,8 +225,8 @@ struct Backward {
     // state after it to those of the gates, except the first `waiting` ones.
     __device__ void begin(const Inputs& inputs, Carried<Real>& carried, Gradients& gradients) const {
         for (int g = 0; g < gates; ++g) gradients.x[g] = gradients.hidden[g] = 0;
-        if (inputs.entry.past) return;
         carried.dh += inputs.dy;
+        if (inputs.entry.past) return;
         cell.backward(inputs.values, carried.dh, carried.dc, gradients.x, gradients.hidden, carried.direct);
     }
     // Those of W_hh h are stored by the schedule, as operands of the next product.
@@ -247,9 +248,10 @@ struct Backward {
 
     // The end of a position: from the transpose of phase 0 to the gradient of the state before it.
     __device__ void finish(const Unit::Entry& entry, Real product, Carried<Real>& carried) const {
-        if (entry.past) return;
-        if (Cell::phases > 1) product += carried.through;
-        carried.dh = product * mask + carried.direct;
+        if (!entry.past) {
+            if (Cell::phases > 1) product += carried.through;
+            carried.dh = product * mask + carried.direct;
+        }
         if (entry.cut) carried.dh = carried.dc = 0;
     }
 };

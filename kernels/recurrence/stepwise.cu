@@ -12,10 +12,10 @@ __device__ inline Unit unit_of(const Clock& clock, int H, int D, bool& exists) {
 // The operand of the first step.
 template <class Cell, typename Storage>
 __global__ void begin_forward(
-    const int* lengths, const bool* resets, const Storage* mask, const typename Cell::Real* h, Storage* operands, int T,
+    const int* lengths, const Marks* marks, const Storage* mask, const typename Cell::Real* h, Storage* operands, int T,
     int B, int H, int D, int slots) {
     bool exists;
-    const Unit unit = unit_of({T, B, slots, lengths, resets}, H, D, exists);
+    const Unit unit = unit_of({T, B, slots, lengths, marks}, H, D, exists);
     if (!exists) return;
     const Forward<Cell, Storage> layer({}, unit, true, nullptr, nullptr, nullptr, mask, nullptr, operands, nullptr);
     operands[unit.operand(0, 0)] = Storage(layer.entering(unit.entry(0), h[unit.index()]));
@@ -25,12 +25,12 @@ __global__ void begin_forward(
 template <class Cell, typename Storage>
 __global__ void operand_of_step(
     const Storage* products, const Storage* xw, const Storage* b_ih, const Storage* b_hh, const int* lengths,
-    const bool* resets, const Storage* mask, const typename Cell::Real* h, Storage* operands, Storage* saved, int T, int B,
+    const Marks* marks, const Storage* mask, const typename Cell::Real* h, Storage* operands, Storage* saved, int T, int B,
     int H, int D, int slots, int s, Cell cell) {
     using Layer = Forward<Cell, Storage>;
     constexpr int gates = Cell::first_gate(1);
     bool exists;
-    const Unit unit = unit_of({T, B, slots, lengths, resets}, H, D, exists);
+    const Unit unit = unit_of({T, B, slots, lengths, marks}, H, D, exists);
     if (!exists) return;
     const Layer layer(cell, unit, true, xw, b_ih, b_hh, mask, nullptr, operands, saved);
     typename Layer::Inputs inputs{unit.entry(s)};
@@ -46,13 +46,13 @@ __global__ void operand_of_step(
 template <class Cell, typename Storage>
 __global__ void finish_step(
     const Storage* products, const Storage* xw, const Storage* b_ih, const Storage* b_hh, const int* lengths,
-    const bool* resets, const Storage* mask, typename Cell::Real* h, typename Cell::Real* c, Storage* y, Storage* operands,
+    const Marks* marks, const Storage* mask, typename Cell::Real* h, typename Cell::Real* c, Storage* y, Storage* operands,
     Storage* saved, int T, int B, int H, int D, int slots, int s, Cell cell) {
     using Real = typename Cell::Real;
     using Layer = Forward<Cell, Storage>;
     constexpr int gates = Cell::gates - Layer::last_gate;
     bool exists;
-    const Unit unit = unit_of({T, B, slots, lengths, resets}, H, D, exists);
+    const Unit unit = unit_of({T, B, slots, lengths, marks}, H, D, exists);
     if (!exists) return;
     const Layer layer(cell, unit, true, xw, b_ih, b_hh, mask, y, operands, saved);
     typename Layer::Inputs inputs{unit.entry(s)};
@@ -73,13 +73,13 @@ __global__ void finish_step(
 // s = T - 1 and nothing to end, the last one s = -1 and nothing to begin.
 template <class Cell, typename Storage>
 __global__ void begin_step_backward(
-    const Storage* product, const Storage* saved, const int* lengths, const bool* resets, const Storage* mask,
+    const Storage* product, const Storage* saved, const int* lengths, const Marks* marks, const Storage* mask,
     const Storage* dy, typename Cell::Real* dh, typename Cell::Real* dc, typename Cell::Real* direct,
     const typename Cell::Real* through, Storage* dx, Storage* dp, int T, int B, int H, int D, int s, Cell cell) {
     using Real = typename Cell::Real;
     using Layer = Backward<Cell, Storage>;
     bool exists;
-    const Unit unit = unit_of({T, B, T, lengths, resets}, H, D, exists);
+    const Unit unit = unit_of({T, B, T, lengths, marks}, H, D, exists);
     if (!exists) return;
     const Layer layer(cell, unit, true, saved, nullptr, mask, dy, dx);
     const long long i = unit.index();
@@ -105,12 +105,12 @@ __global__ void begin_step_backward(
 // Between the transposes of phases 1 and 0 of position s, from the gradient of phase 1's operand (D, B, H).
 template <class Cell, typename Storage>
 __global__ void operand_of_step_backward(
-    const Storage* doperand, const Storage* saved, const Storage* operands, const int* lengths,
+    const Storage* doperand, const Storage* saved, const Storage* operands, const int* lengths, const Marks* marks,
     typename Cell::Real* through, Storage* dx, int T, int B, int H, int D, int s, Cell cell) {
     using Real = typename Cell::Real;
     using Layer = Backward<Cell, Storage>;
     bool exists;
-    const Unit unit = unit_of({T, B, T, lengths, nullptr}, H, D, exists);
+    const Unit unit = unit_of({T, B, T, lengths, marks}, H, D, exists);
     if (!exists) return;
     const Layer layer(cell, unit, true, saved, operands, nullptr, nullptr, dx);
     typename Layer::Inputs inputs{unit.entry(s)};
