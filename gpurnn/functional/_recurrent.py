@@ -278,12 +278,12 @@ def _run(
     for name in given_names:
         if name not in cell.parameters:
             raise ValueError(f"{where}: {name} is given, expected None: {cell!r} has no such parameter")
-    inferred = None if training or cell.step_masks else _infer(cell, arguments)
+    reverse = _checks.flag(where, "reverse", arguments.get("reverse", False))
+    repeats = not _checks.flag(where, "zero_masked_output", arguments.get("zero_masked_output", False))
+    inferred = None if training or reverse or cell.step_masks else _infer(cell, arguments)
     if inferred is not None:
         return inferred, None
     names = tuple(cell.parameters)
-    reverse = _checks.flag(where, "reverse", arguments.get("reverse", False))
-    repeats = not _checks.flag(where, "zero_masked_output", arguments.get("zero_masked_output", False))
     given = take(
         where, cell, {name: arguments[name] for name in (*names, "x", "dropout_h", *cell.step_masks)},
         arguments["state"], arguments.get("lengths"), arguments.get("resets"), arguments.get("mask"),
@@ -342,7 +342,7 @@ def _run(
 def _infer(cell: cells.Cell, arguments: Mapping[str, Any]) -> tuple[Array, State] | None:
     """The result of a cell's function where `infer` has it, else None."""
     x, w_hh, state = arguments["x"], arguments["weight_hh"], arguments["state"]
-    if any(arguments.get(option) is not None for option in ("lengths", "resets", "mask")):
+    if any(arguments.get(option) is not None for option in ("lengths", "resets", "mask", "dropout_h")):
         return None
     if type(x) is not np.ndarray or x.ndim != 3 or type(w_hh) is not np.ndarray or w_hh.ndim != 2 or not w_hh.size:
         return None
