@@ -28,7 +28,7 @@ def test_a_cells_function_takes_what_the_description_says(name):
     assert [n for n, p in parameters.items() if p.default is p.empty] == [*HEAD, *cell.needed]
     assert {n: parameters[n].default for n in options} == {n: defaults_of(kind)[n] for n in options}
     step = inspect.signature(getattr(gpurnn, f"{name}_cell")).parameters
-    assert list(step) == [*HEAD, *cell.parameters, "state", *options, *kind.implied, "mask"]
+    assert list(step) == [*HEAD, *cell.parameters, "state", *options, *kind.implied, "dropout_h"]
     assert {n: step[n].default for n in options} == {n: parameters[n].default for n in options}
 
 
