@@ -132,9 +132,9 @@ def _step(cell: cells.Cell) -> Check:
 
 
 def _others(dtype: str) -> Iterator[Check]:
-    T, B, S, A = 6, 3, 21, 40
+    B, S, A = 3, 21, 40
 
-    def attention(additive: bool) -> Compute:
+    def attention(T: int, additive: bool) -> Compute:
         def compute(wing: Any, to: Any) -> Any:
             arrays = (to(_drawn(dtype, n, B, A)) for n in (T, S, S))
             v = to(_drawn(dtype, A)) if additive else None
@@ -203,8 +203,8 @@ def _others(dtype: str) -> Iterator[Check]:
 
         return compute
 
-    yield Check("attention", "dot product", dtype, 4 * (A + S + T), attention(False))
-    yield Check("attention", "additive", dtype, 4 * (A + S + T), attention(True))
+    for T, score, additive in ((6, "dot product", False), (70, "dot product", False), (6, "additive", True)):
+        yield Check("attention", f"{score}, {T} steps", dtype, 4 * (A + S + T), attention(T, additive))
     for kind in ("real", "complex"):
         yield Check("linear scan", kind, dtype, 4 * 300 * 2, scan(kind))
     yield Check("dense", "", dtype, 2 * 30, dense)
