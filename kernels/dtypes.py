@@ -24,8 +24,6 @@ class Dtype:
     """The dtype of sums, of scalar arguments and of arrays that only kernels read."""
     itemsize: int
     """Bytes of a stored number."""
-    most_threads: int
-    """Of a block of ``recurrence/fused.cu``. With more, a thread has too few registers for its share of a product."""
 
     @property
     def types(self) -> str:
@@ -46,8 +44,8 @@ class Dtype:
 TABLE = {
     dtype.name: dtype
     for dtype in (
-        Dtype("float32", storage="float", accumulator="float32", itemsize=4, most_threads=384),
-        Dtype("float64", storage="double", accumulator="float64", itemsize=8, most_threads=256),
+        Dtype("float32", storage="float", accumulator="float32", itemsize=4),
+        Dtype("float64", storage="double", accumulator="float64", itemsize=8),
     )
 }
 """By name."""

@@ -87,6 +87,9 @@ __device__ __forceinline__ Packet<T> read_published_packet(const T* address) {
     return *reinterpret_cast<const Packet<T>*>(&bits);
 }
 
+// Keeps the compiler from computing ahead of a loop what depends on `value`: it would take registers.
+__device__ __forceinline__ void compute_late(int& value) { asm volatile("" : "+r"(value)); }
+
 // In the body of every loop that waits for another thread.
 __device__ __forceinline__ void spin_pause() {
 #if __CUDA_ARCH__ >= 700
@@ -143,6 +146,8 @@ template <typename T>
 HOST_INLINE Packet<T> read_published_packet(const T* address) {
     return __ldcg(reinterpret_cast<const Packet<T>*>(address));
 }
+
+inline void compute_late(int&) {}
 
 inline void spin_pause(HOST_SITE) { host::spin_pause(file, line); }
 

@@ -281,6 +281,31 @@ def test_what_is_computed_after_blocks_have_not_met_is_nan(cell, monkeypatch):
         assert np.isnan(found).any()
 
 
+PERSISTENT = {  # B, H, multiprocessors, KiB of shared memory: the kernels of both passes
+    (1, 33, 2, 227): ("1, 8, 3, 1", "1, 8, 3, 1"),
+    (2, 96, 2, 40): ("4, 12, 2, 1", "4, 12, 2, 1"),
+    (2, 96, 2, 6): ("4, 8, 3, 1", "4, 8, 3, 1"),  # a part's weights in registers are of two pieces of the operand
+    (2, 80, 1, 32): ("4, 8, 3, 1", "4, 8, 3, 1"),  # pieces, and more tiles than are multiplied at once
+    (13, 96, 2, 227): ("4, 8, 0, 4", "4, 8, 0, 4"),
+    (70, 11, 2, 12): ("4, 8, 0, 4", "4, 8, 0, 4"),
+}
+
+
+@pytest.mark.parametrize("sizes", PERSISTENT, ids=str)
+def test_kernels_of_the_persistent_schedule(sizes, monkeypatch, hold):
+    """With weights in registers, in part or all of them, and with several units in a thread."""
+    B, H, multiprocessors, kilobytes = sizes
+    device = on_device(monkeypatch, multiprocessors=multiprocessors, shared_memory_per_block=1024 * kilobytes)
+    chosen = plan.make("persistent", plan.Problem(LSTM(), 2, B, H, 1, dtypes.TABLE["float32"]), device)
+    expected = tuple(f"Exchange::grid, {kernel}" for kernel in PERSISTENT[sizes])
+    assert (str(chosen.forward.variant), str(chosen.backward.variant)) == expected
+    if kilobytes == 6:
+        piece = chosen.backward.chunk // chosen.backward.parts // 32
+        assert piece < chosen.backward.variant.held
+    with plan.schedule("persistent"):
+        hold(draw(LSTM(), Options(lengths=True, mask=True), T=2, B=B, H=H, dtype="float32"))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("cell", ["rnn-tanh", "lstm", "gru-reset-before-state", "gru-reset-after-candidate"])
 def test_a_sequence_becomes_a_graph(cell):

@@ -36,7 +36,8 @@ def test_every_plan_fits_its_device(cell, dtype, device):
                         continue
                     for launch in (chosen.forward, chosen.backward):
                         assert launch.shared_bytes <= gpu.shared_memory_per_block
-                        assert launch.units * launch.rows <= launch.block[0] <= dtypes.TABLE[dtype].most_threads
+                        assert launch.units * launch.rows <= launch.block[0] * launch.variant.owned
+                        assert launch.block == (plan.THREADS,)
                         assert launch.grid[0] * launch.units >= H
                         assert (launch.grid[0] - 1) * launch.units < H
                         assert launch.grid[1] * launch.rows >= B
@@ -49,24 +50,33 @@ def test_every_plan_fits_its_device(cell, dtype, device):
 
 def longest(schedule: str, cell, dtype: str = "float32", device: str = "H100") -> int:
     """The largest number of hidden units that a schedule takes."""
-    return max(H for H in range(1, 520) if schedule in consider(cell, B=8, H=H, dtype=dtype, device=device).plans)
+
+    def takes(H):
+        try:
+            plan.make(schedule, plan.Problem(cell, 100, 8, H, 1, dtypes.TABLE[dtype]), devices.lookup(device))
+        except plan.DoesNotFit:
+            return False
+        return True
+
+    return max(H for H in range(1, 300) if takes(H))
 
 
 def test_the_limit_of_one_block():
-    """4 H rows of weights of an LSTM in whole packets, less 64 x 128 in registers, and an operand and 4 H sums."""
+    """Tiles of 8 x 32 weights, less those in registers; an operand and sums of four rows; biases."""
     H = longest("block", LSTM())
     assert H >= 128
 
     def needed(H):
-        length = -(-H // 4) * 4
-        return 4 * (4 * H * length - 64 * 128 + length + 4 * H)
+        tiles, widths = -(-4 * H // 8), -(-H // 32)
+        return 4 * (256 * (tiles * widths - 32 * 3) + 4 * 32 * widths + 4 * 8 * tiles + 8 * H)
 
     assert needed(H) <= 227 * 1024 < needed(H + 1)
 
 
 def test_a_smaller_shared_memory_takes_smaller_layers():
     limits = [longest("block", LSTM(), device=device) for device in ("T4", "RTX 4090", "A100", "H100")]
-    assert limits == sorted(set(limits))
+    assert limits == sorted(limits)
+    assert limits[0] < limits[-1]
     assert longest("block", LSTM(), "float64") < longest("block", LSTM(), "float32")
 
 
@@ -92,6 +102,32 @@ def test_a_schedule_can_be_asked_for():
     with pytest.raises(ValueError, match="schedule: name is 'graph', expected one of stepwise, step-fused"), \
             plan.schedule("graph"):  # fmt: skip
         pass
+
+
+@pytest.mark.parametrize("device", ["A100", "H100"])
+def test_operands_go_to_as_few_blocks_as_can_hold_the_weights(device):
+    """Bytes that the blocks read of each other in a step."""
+    problem = plan.Problem(LSTM(), 100, 16, 768, 1, dtypes.TABLE["float32"])
+    found = plan.make("persistent", problem, devices.lookup(device))
+
+    def exchanged(launch, gates):
+        return np.prod(launch.grid) * launch.rows * gates * 768 * 4
+
+    assert exchanged(found.forward, 1) <= (1.7e6 if device == "H100" else 4.8e6)
+    assert exchanged(found.backward, 4) <= (6.5e6 if device == "H100" else 10.5e6)
+
+
+def test_registers_hold_what_shared_memory_has_no_room_for():
+    """An H100's blocks have 48 rows of 1536 weights each, 294,912 bytes."""
+    choice = consider(B=16, H=1536)
+    launch = choice.plans["persistent"][0].forward
+    assert launch.units * 4 * 1536 * 4 > devices.lookup("H100").shared_memory_per_block
+    assert launch.variant.held
+
+
+def test_batches_of_more_units_than_threads_are_persistent():
+    launch = consider(B=128, H=1024).plans["persistent"][0].forward
+    assert launch.units * launch.rows == 4 * plan.THREADS
 
 
 def test_more_work_is_predicted_to_take_longer():

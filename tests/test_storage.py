@@ -34,7 +34,7 @@ from tolerance import arrays_of, assert_all_close, recurrence_terms
 from benchmarks import nvrtc
 from gpurnn import kernels, reference
 
-HALF = dtypes.Dtype("float16", storage="Half", accumulator="float32", itemsize=2, most_threads=384)
+HALF = dtypes.Dtype("float16", storage="Half", accumulator="float32", itemsize=2)
 HEADER = Path(__file__).with_name("half.cuh").read_text()
 
 

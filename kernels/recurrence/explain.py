@@ -32,7 +32,7 @@ def explain_recurrence(
     if isinstance(chosen, FusedPlan):
         launch = chosen.forward
         grid, block, shared_bytes = launch.grid, launch.block, launch.shared_bytes
-        threads = launch.variant.most_threads(problem.dtype)
+        threads = plan.THREADS
     else:
         grid, block, shared_bytes = (-(-D * B * H // plan.STEPWISE_THREADS), 1, 1), (plan.STEPWISE_THREADS,), 0
         threads = plan.STEPWISE_THREADS

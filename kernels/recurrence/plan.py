@@ -28,20 +28,21 @@ SCHEDULES = ("stepwise", "step-fused", "block", "persistent")
 EXCHANGE = {"step-fused": "launch", "block": "block", "persistent": "grid"}
 """The exchange of each schedule of ``recurrence/fused.cu``, as a `Variant` has it."""
 
-TILE_ROWS = 8
-"""Weight rows of a tile, see ``recurrence/product.cuh``."""
+THREADS = 256
+"""Of a block of ``recurrence/fused.cu``: so few that a thread has registers for weights and for all it computes."""
 
-PARTS = (1, 2, 4, 8)
-"""Into how many parts a product's columns may be cut, which the warps of a block share out."""
+_OWNED = {"float32": 4, "float64": 2}
+"""Hidden units of a row whose steps a thread may compute, by the dtype that they are computed in."""
 
-_BLOCK_THREADS = 256
-"""The most of a block, unless many rows need more: with so few, a thread has registers for all that it computes."""
-
-_STEP_FUSED_UNITS, _STEP_FUSED_ROWS = 8, 32
+_STEP_FUSED_UNITS, _STEP_FUSED_ROWS, _STEP_FUSED_CHUNK = 8, 32, 256
 """Of a block of that schedule, at most."""
 
 _TILE_INSTRUCTIONS = 200
 """Roughly those of a warp before and after the loop of a tile: addresses, and the sums over its lanes."""
+
+_STAGING_CLOCKS, _UNIT_CLOCKS, _L2_BYTES_PER_CLOCK = 900, 900, 32
+"""Roughly: from the load of an operand until it is in shared memory, for a thread's step of a hidden unit, and what a
+multiprocessor gets from the L2 cache."""
 
 STEPWISE_THREADS = 256
 """Of a block of ``recurrence/stepwise.cu``."""
@@ -89,21 +90,29 @@ class Variant:
     """How a step's operand gets to the blocks that multiply it: "launch", "block" or "grid"."""
     columns: int
     """Rows of the batch in a tile."""
-    held: bool = False
-    """Whether a warp keeps the first columns of its weight rows in registers."""
-
-    def most_threads(self, dtype: Dtype) -> int:
-        """Of a block. The kernels are compiled for as many: with fewer, a thread has more registers."""
-        many = self.exchange == "grid" and self.columns > 1
-        return dtype.most_threads if many else min(dtype.most_threads, _BLOCK_THREADS)
+    tile_rows: int = 8
+    """Rows of weights in a tile."""
+    held: int = 0
+    """Widths of its weight rows that a warp keeps in registers."""
+    owned: int = 1
+    """Hidden units of a row whose steps a thread computes, at most."""
 
     @property
     def tile_lanes(self) -> int:
         """Lanes of a warp that share out the columns of a tile."""
         return 32 if self.columns == 1 else 8
 
+    @property
+    def tiles_at_once(self) -> int:
+        """Tiles that a block computes at the same time."""
+        return THREADS // self.tile_lanes
+
+    def width(self, dtype: Dtype) -> int:
+        """The columns that the lanes of a tile multiply at once."""
+        return self.tile_lanes * (16 // dtype.itemsize)
+
     def __str__(self) -> str:
-        return f"Exchange::{self.exchange}, {self.columns}, {str(self.held).lower()}"
+        return f"Exchange::{self.exchange}, {self.columns}, {self.tile_rows}, {self.held}, {self.owned}"
 
 
 @dataclass(frozen=True)
@@ -121,12 +130,21 @@ class Launch:
     """Numbers of each row of an operand that are in shared memory at once."""
     parts: int
     """Parts of a product's columns, whose sums are added in their order."""
+    at_once: int
+    """Tiles of rows of the batch that are multiplied at once."""
     variant: Variant
+
+    @property
+    def sums(self) -> int:
+        """Parts whose sums are in shared memory: a warp that has parts of one tile alone adds them up."""
+        of_warp = 32 // self.variant.tile_lanes
+        return self.parts if self.parts % of_warp else self.parts // of_warp
 
     @property
     def sizes(self) -> tuple[np.int32, ...]:
         """The kernel's arguments for the sizes of a block."""
-        return np.int32(self.units), np.int32(self.rows), np.int32(self.chunk), np.int32(self.parts)
+        sizes = self.units, self.rows, self.chunk, self.parts, self.at_once
+        return tuple(map(np.int32, sizes))
 
 
 @dataclass(frozen=True)
@@ -169,143 +187,214 @@ class DoesNotFit(ValueError):
 def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     """The variants of its kernels that a plan for the cell may have."""
     return [
-        *(Variant(exchange, columns, False) for exchange in EXCHANGE.values() for columns in (1, 4)),
-        *([Variant("block", 1, True)] if _can_hold(cell, dtype) else []),
+        Variant("launch", 1),
+        Variant("launch", 4),
+        Variant("block", 1),
+        Variant("block", 4),
+        *([Variant("block", 4, held=3)] if _can_hold(cell, dtype) else []),
+        *_grid_variants(cell, dtype),
     ]
 
 
+def _grid_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
+    """Those of the persistent schedule."""
+    several = Variant("grid", 4, owned=_OWNED[dtype.accumulator])
+    if not _can_hold(cell, dtype):
+        return [Variant("grid", 1), Variant("grid", 4), several]
+    return [Variant("grid", 1, held=3), Variant("grid", 4, held=3), Variant("grid", 4, tile_rows=12, held=2), several]
+
+
 def _can_hold(cell: Cell, dtype: Dtype) -> bool:
-    """Whether registers are left for weights: not in float64, and not for several phases, whose rows differ."""
-    return dtype.accumulator == "float32" and len(cell.phases) == 1
+    """Whether registers are left for the recurrent weights.
+
+    In float64 they are not, nor where a unit has weights and masks of its own; and the rows of several phases differ.
+    """
+    return dtype.accumulator == "float32" and len(cell.phases) == 1 and not cell.diagonal and not cell.step_masks
 
 
-def _padded(problem: Problem, numbers: int) -> int:
-    """``numbers`` in whole packets of 128 bits."""
-    packet = 16 // problem.dtype.itemsize
-    return -(-numbers // packet) * packet
+@dataclass(frozen=True)
+class _Product:
+    """The product of a phase in a block: N rows of weights times K columns."""
 
+    tiles: int
+    """Of weight rows."""
+    widths: int
+    """Of columns."""
 
-def _row_length(problem: Problem, backward: bool) -> int:
-    """Numbers of a row of weights in shared memory: the columns of each phase in whole packets."""
-    if not backward:
-        return _padded(problem, problem.H)
-    return sum(_padded(problem, gates * problem.H) for gates in problem.cell.phases)
+    @classmethod
+    def of(cls, problem: Problem, backward: bool, units: int, variant: Variant) -> list[_Product]:
+        """Those of a step."""
+        return [
+            cls(
+                -(-units * (1 if backward else gates) // variant.tile_rows),
+                -(-problem.H * (gates if backward else 1) // variant.width(problem.dtype)),
+            )
+            for gates in problem.cell.phases
+        ]
 
 
 def _shared_bytes(problem: Problem, backward: bool, launch: Launch) -> int:
     """Bytes of dynamic shared memory; see ``recurrence/fused.cu``."""
-    variant, length = launch.variant, _row_length(problem, backward)
-    rows_of_weights = launch.units * (1 if backward else problem.cell.gates)
-    weights, chunk = 0, launch.chunk
-    if variant.exchange != "launch":
-        shortened = min(rows_of_weights, launch.block[0] // variant.tile_lanes * TILE_ROWS)
-        held = min(length, _tile_width(problem, variant)) if variant.held else 0
-        weights = rows_of_weights * length - shortened * held
+    variant, width = launch.variant, launch.variant.width(problem.dtype)
+    products = _Product.of(problem, backward, launch.units, variant)
+    rows = -(-launch.rows // variant.columns) * variant.columns
+    sums = launch.sums * rows * max(p.tiles for p in products) * variant.tile_rows
+    operand, weights = launch.at_once * variant.columns * launch.chunk, 0
     if variant.exchange == "block":
-        chunk = length if backward else len(problem.cell.phases) * length
-    sums = launch.parts * launch.rows * rows_of_weights
-    stored, real = problem.dtype.itemsize, np.dtype(problem.dtype.accumulator).itemsize
-    return -(-(weights + launch.rows * chunk) * stored // real) * real + sums * real
+        operand = rows * sum(p.widths for p in products) * width
+    if variant.exchange != "launch":
+        stored = sum(
+            p.tiles * p.widths
+            - min(p.tiles, variant.tiles_at_once // launch.parts) * min(variant.held * launch.parts, p.widths)
+            for p in products
+        )
+        weights = stored * variant.tile_rows * width
+    stored_bytes, real = problem.dtype.itemsize, np.dtype(problem.dtype.accumulator).itemsize
+    biases = 0 if backward else -(-2 * problem.cell.gates * launch.units // 4) * 4
+    return (biases + sums) * real + (operand + weights) * stored_bytes
 
 
-def _tile_width(problem: Problem, variant: Variant) -> int:
-    """The columns that the lanes of a tile multiply at once."""
-    return variant.tile_lanes * (16 // problem.dtype.itemsize)
+def _clocks(problem: Problem, backward: bool, launch: Launch) -> int:
+    """Of a block in a step, roughly: for the instructions of its products, its operands, and its units."""
+    variant, size = launch.variant, 16 // problem.dtype.itemsize
+    width = variant.width(problem.dtype)
+    loads = variant.columns + variant.tile_rows * (3 if variant.exchange == "launch" else 1)
+    of_width = variant.tile_rows * variant.columns * size + loads + 4
+    clocks = 0
+    for product in _Product.of(problem, backward, launch.units, variant):
+        tiles = min(product.tiles, variant.tiles_at_once // launch.parts)
+        # Warps that have a tile; two of them share what issues their instructions.
+        warps = -(-tiles * launch.parts * launch.at_once * variant.tile_lanes // 32)
+        column_tiles = -(-launch.rows // variant.columns)
+        of_rows = -(-column_tiles // launch.at_once)
+        of_tiles = -(-product.tiles // tiles)
+        clocks += (
+            -(-warps // 4) * of_rows * of_tiles * (-(-product.widths // launch.parts) * of_width + _TILE_INSTRUCTIONS)
+        )
+        if variant.exchange != "block":
+            chunks = -(-product.widths * width // launch.chunk)
+            clocks += of_rows * chunks * (of_tiles if chunks > 1 else 1) * _STAGING_CLOCKS
+            clocks += launch.rows * product.widths * width * problem.dtype.itemsize // _L2_BYTES_PER_CLOCK
+    gates = 1 if backward else max(problem.cell.phases)
+    return clocks + -(-launch.units * launch.rows // THREADS) * (_UNIT_CLOCKS + 8 * gates * launch.sums)
 
 
-def _parts(problem: Problem, backward: bool, launch: Launch) -> int:
-    """The parts with which a warp has the least to do, roughly; fewer if that is the same."""
-    if launch.variant.held:
-        return 1  # a warp multiplies all columns of the rows that it holds
-    variant, width = launch.variant, _tile_width(problem, launch.variant)
-    gates = max(problem.cell.phases)
-    row_tiles = -(-launch.units * (1 if backward else gates) // TILE_ROWS)
-    tiles = row_tiles * -(-launch.rows // variant.columns)
-    groups, warps = -(-tiles * variant.tile_lanes // 32), launch.block[0] // 32
-    columns = problem.H * (gates if backward else 1)
-    if variant.exchange != "block":
-        columns = min(columns, launch.chunk)
-    widths = -(-columns // width)
-    multiply = TILE_ROWS * (variant.columns + 1) * (16 // problem.dtype.itemsize)
-
-    def instructions(parts: int) -> int:
-        return -(-groups * parts // warps) * (-(-widths // parts) * multiply + _TILE_INSTRUCTIONS)
-
-    return min((parts for parts in PARTS if parts <= widths), key=instructions)
-
-
-def _launch(
-    problem: Problem, device: Device, exchange: str, backward: bool, units: int, rows: int, groups: int, chunk: int
-) -> Launch:
-    """The launch of blocks of ``units`` x ``rows``; raises `DoesNotFit`."""
-    variant = Variant(exchange, 4 if rows > 1 else 1)
-    most = variant.most_threads(problem.dtype)
+def _fitting(
+    problem: Problem,
+    device: Device,
+    variant: Variant,
+    backward: bool,
+    units: int,
+    rows: int,
+    groups: int,
+    most_chunk: int,
+) -> Iterator[Launch]:
+    """The launches of blocks of ``units`` x ``rows`` that fit the device; raises `DoesNotFit` if there are none."""
+    most = THREADS * variant.owned
     if units * rows > most:
-        raise DoesNotFit(f"{units} hidden units times {rows} rows are more than the {most} threads of a block")
+        raise DoesNotFit(
+            f"{units} hidden units times {rows} rows are more than the {most} of which a block keeps the state"
+        )
     if groups > _MOST_GROUPS:
         raise DoesNotFit(f"{groups:,} groups of rows are more than the {_MOST_GROUPS:,} that a grid has room for")
     if problem.cell.gates * problem.H**2 > _MOST_WEIGHTS:
         raise DoesNotFit(f"{problem.cell.gates} x {problem.H:,}^2 weights are more than 32 bits count")
-    most = device.shared_memory_per_block
-    length = (problem.cell.gates if backward else 1) * problem.H
-    launch = Launch(
-        grid=(-(-problem.H // units), groups, problem.D),
-        block=(max(256, -(-units * rows // 32) * 32),),
-        shared_bytes=0,
-        units=units,
-        rows=rows,
-        chunk=min(chunk, -(-length // 32) * 32),
-        parts=1,
-        variant=variant,
-    )
-
-    def needed() -> int:
-        return _shared_bytes(problem, backward, launch)
-
-    if exchange == "block" and needed() > most and _can_hold(problem.cell, problem.dtype):
-        launch = replace(launch, block=(_BLOCK_THREADS,), variant=Variant("block", 1, held=True))
-    while exchange != "block" and launch.chunk > 32 and needed() > most:
-        launch = replace(launch, chunk=max(32, launch.chunk // 2 // 32 * 32))
-    if needed() > most:
-        raise DoesNotFit(
-            f"{units} hidden units of {rows} rows need {needed():,} bytes of shared memory in a block, "
-            f"{device.name} has {most:,}"
+    width, products = variant.width(problem.dtype), _Product.of(problem, backward, units, variant)
+    tiles, widths = max(p.tiles for p in products), max(p.widths for p in products)
+    column_tiles = -(-rows // variant.columns)
+    fit, least = False, 0
+    for parts in sorted({-(-widths // n) for n in range(1, widths + 1) if -(-widths // n) <= variant.tiles_at_once}):
+        of_rows = min(
+            column_tiles, max(1, variant.tiles_at_once // (min(tiles, variant.tiles_at_once // parts) * parts))
         )
-    launch = replace(launch, parts=_parts(problem, backward, launch))
-    while launch.parts > 1 and needed() > most:
-        launch = replace(launch, parts=launch.parts // 2)
-    return replace(launch, shared_bytes=needed())
+        for at_once in sorted({of_rows, 1}, reverse=True):
+            launch = Launch(
+                grid=(-(-problem.H // units), groups, problem.D),
+                block=(THREADS,),
+                shared_bytes=0,
+                units=units,
+                rows=rows,
+                chunk=0,
+                parts=parts,
+                at_once=at_once,
+                variant=variant,
+            )
+            # Whole operands, or pieces in which all parts have as many widths.
+            needed = _shared_bytes(problem, backward, launch)
+            if variant.exchange != "block":
+                row_bytes = at_once * variant.columns * width * problem.dtype.itemsize
+                room = (device.shared_memory_per_block - needed) // row_bytes
+                chunk = min(widths, room, max(parts, -(-most_chunk // width)))
+                if chunk < widths:
+                    chunk = chunk // parts * parts
+                smallest = min(widths, parts)
+                needed += row_bytes * max(chunk, smallest)
+                launch = replace(launch, chunk=max(chunk, smallest) * width)
+            if needed <= device.shared_memory_per_block:
+                fit = True
+                yield replace(launch, shared_bytes=needed)
+            least = min(least or needed, needed)
+    if not fit:
+        raise DoesNotFit(
+            f"{units} hidden units of {rows} rows need {least:,} bytes of shared memory in a block, "
+            f"{device.name} has {device.shared_memory_per_block:,}"
+        )
+
+
+def _fastest(problem: Problem, backward: bool, launches: Iterator[Launch]) -> Launch:
+    """That of the fewest clocks, roughly."""
+    return min(launches, key=lambda launch: _clocks(problem, backward, launch))
 
 
 def _step_fused(problem: Problem, device: Device, backward: bool) -> Launch:
     units = min(_STEP_FUSED_UNITS, problem.H)
     rows = min(_STEP_FUSED_ROWS, problem.B)
-    return _launch(problem, device, "launch", backward, units, rows, -(-problem.B // rows), 256)
+    variant, groups = Variant("launch", 4 if rows > 1 else 1), -(-problem.B // rows)
+    launches = _fitting(problem, device, variant, backward, units, rows, groups, _STEP_FUSED_CHUNK)
+    return _fastest(problem, backward, launches)
 
 
 def _block(problem: Problem, device: Device, backward: bool) -> Launch:
-    most = min(problem.dtype.most_threads, _BLOCK_THREADS)
-    if most < problem.H:
-        raise DoesNotFit(f"{problem.H} hidden units are more than the {most} threads of a block")
+    if problem.H > THREADS:
+        raise DoesNotFit(f"{problem.H} hidden units are more than the {THREADS} threads of a block")
     # As many blocks as the device holds at once, so that each has as few rows as possible.
-    rows = max(1, min(most // problem.H, -(-problem.B * problem.D // device.multiprocessors)))
-    return _launch(problem, device, "block", backward, problem.H, rows, -(-problem.B // rows), 0)
+    rows = max(1, min(THREADS // problem.H, -(-problem.B * problem.D // device.multiprocessors)))
+    sizes = backward, problem.H, rows, -(-problem.B // rows), 0
+    try:
+        variant = Variant("block", 4 if rows > 1 else 1)
+        return _fastest(problem, backward, _fitting(problem, device, variant, *sizes))
+    except DoesNotFit:
+        if not _can_hold(problem.cell, problem.dtype):
+            raise
+        return _fastest(problem, backward, _fitting(problem, device, Variant("block", 4, held=3), *sizes))
 
 
 def _persistent(problem: Problem, device: Device, backward: bool) -> Launch:
-    """The fewest groups of rows whose blocks are all on the device at once."""
-    reason = ""
-    for groups in range(1, problem.B + 1):
-        blocks = device.multiprocessors // (problem.D * groups)
-        if blocks < 1:
-            break
-        units = -(-problem.H // blocks)
+    """Blocks that are all on the device at once.
+
+    More groups of rows have fewer blocks each, of more hidden units. So fewer blocks read the operand of a row, and
+    each has as many weights to keep.
+    """
+    reason = f"{device.name} does not hold a block for each of {problem.D} directions"
+    found: list[Launch] = []
+    groups, longest = 1, problem.H * problem.cell.gates
+    while groups <= problem.B and device.multiprocessors // (problem.D * groups):
+        units = -(-problem.H // (device.multiprocessors // (problem.D * groups)))
         rows = -(-problem.B // groups)
-        try:
-            return _launch(problem, device, "grid", backward, units, rows, groups, 1024)
-        except DoesNotFit as error:
-            reason = reason or str(error)
-    raise DoesNotFit(reason or f"{device.name} does not hold a block for each of {problem.D} directions")
+        for variant in _grid_variants(problem.cell, problem.dtype):
+            alone, few = rows == 1, units * rows <= THREADS
+            if (variant.columns == 1) != alone or (variant.owned == 1) != (few or alone):
+                continue
+            try:
+                launches = _fitting(problem, device, variant, backward, units, rows, groups, longest)
+                found.append(_fastest(problem, backward, launches))
+            except DoesNotFit as error:
+                if groups == 1:
+                    reason = str(error)
+        groups = -(-problem.B // (rows - 1)) if rows > 1 else problem.B + 1
+    if not found:
+        raise DoesNotFit(reason)
+    return _fastest(problem, backward, iter(found))
 
 
 _LAUNCHES = {"step-fused": _step_fused, "block": _block, "persistent": _persistent}

@@ -35,14 +35,15 @@ struct Unit {
     int H, D, d, b, j;
     int length;  // of the row
 
+    Unit() = default;
     __device__ Unit(const Clock& clock, int H, int D, int d, int b, int j, bool exists)
         : clock(clock), H(H), D(D), d(d), b(b), j(j), length(exists ? clock.length(b) : 0) {}
 
     // What a step does with the state that enters it.
     struct Entry {
-        bool past;     // the row has no such step: it stays
-        bool cut;      // it is replaced by zero, before that
-        bool repeats;  // there is no such step, and y is h
+        bool past : 1;     // the row has no such step: it stays
+        bool cut : 1;      // it is replaced by zero, before that
+        bool repeats : 1;  // there is no such step, and y is h
     };
     __device__ Entry entry(int s) const {
         const int t = clock.time(d, s);
@@ -75,6 +76,14 @@ __device__ void load_weights(Cell& cell, const Unit& unit) {
     }
 }
 
+// Adds the biases of the gates from `first` to before `end`, `stride` numbers apart, to their values; values[0] is that of
+// gate `base`.
+template <int first, int end, int base, typename Real, typename Bias, int count>
+__device__ __forceinline__ void add_biases(const Bias* biases, int stride, Real (&values)[count]) {
+#pragma unroll
+    for (int g = first; g < end; ++g) values[g - base] += Real(biases[g * stride]);
+}
+
 template <class Cell, typename Storage>
 struct Forward {
     using Real = typename Cell::Real;
@@ -82,23 +91,23 @@ struct Forward {
 
     Cell cell;
     Unit unit;
-    const Storage *xw, *b_ih;
+    const Storage* xw;
     Storage *y, *operands, *saved;
-    Real bias_hh[gates], mask;
+    Real mask;
 
+    Forward() = default;
     __device__ Forward(
-        const Cell& cell, const Unit& unit, bool exists, const Storage* xw, const Storage* b_ih, const Storage* b_hh,
-        const Storage* mask_array, Storage* y, Storage* operands, Storage* saved)
-        : cell(cell), unit(unit), xw(xw), b_ih(b_ih), y(y), operands(operands), saved(saved), mask(1) {
-#pragma unroll
-        for (int g = 0; g < gates; ++g) bias_hh[g] = exists && b_hh ? Real(b_hh[bias(g)]) : Real(0);
+        const Cell& cell, const Unit& unit, bool exists, const Storage* xw, const Storage* mask_array, Storage* y,
+        Storage* operands, Storage* saved)
+        : cell(cell), unit(unit), xw(xw), y(y), operands(operands), saved(saved), mask(1) {
         if (exists && mask_array) mask = mask_array[unit.index()];
         if constexpr (Cell::num_weights > 0) {
             if (exists) load_weights(this->cell, unit);
         }
     }
 
-    // W_ih x and its bias at a position, for the gates from `first` to before `end`, and the cell's masks.
+    // W_ih x at a position, for the gates from `first` to before `end`, and the cell's masks. The schedule adds the biases
+    // before these are used.
     struct Inputs {
         Unit::Entry entry;
         Real x[gates], masks[Cell::num_masks > 0 ? Cell::num_masks : 1];
@@ -107,9 +116,7 @@ struct Forward {
         if (inputs.entry.past) return;
 #pragma unroll
         for (int g = 0; g < gates; ++g) {
-            if (g >= first && g < end) {
-                inputs.x[g] = Real(xw[unit.gate(s, gates, g)]) + (b_ih ? Real(b_ih[bias(g)]) : Real(0));
-            }
+            if (g >= first && g < end) inputs.x[g] = xw[unit.gate(s, gates, g)];
         }
         if constexpr (Cell::num_masks > 0) {
             for (int k = 0; k < Cell::num_masks; ++k) inputs.masks[k] = cell.all_masks[unit.mask(s, k)];
@@ -123,10 +130,9 @@ struct Forward {
         }
         return own;
     }
-    __device__ int bias(int g) const { return (unit.d * gates + g) * unit.H + unit.j; }
 
-    // The operand of phase 0 of a position, from h. Where there is no step it is zero: the sum that is the gradient of the weights
-    // multiplies it by zero, which would not remove a NaN or an infinity.
+    // The operand of phase 0 of a position, from h. Where there is no step it is zero: the sum that is the gradient of the
+    // weights multiplies it by zero, which would not remove a NaN or an infinity.
     __device__ Real entering(const Unit::Entry& entry, Real h) const { return entry.past || entry.cut ? Real(0) : h * mask; }
 
     // The values that a step saves.
@@ -134,13 +140,13 @@ struct Forward {
         Real at[Cell::num_saved];
     };
 
-    // Between phases 0 and 1 of a position: from the `products` of phase 0 to phase 1's operand.
+    // Between phases 0 and 1 of a position: from the `products` of phase 0, with their biases, to phase 1's operand.
     template <int count>
     __device__ Real operand(const Inputs& inputs, const Real (&products)[count], Real h, Values& values) const {
         static_assert(Cell::phases == 2 && count == Cell::first_gate(1), "a cell of more phases has more operands");
         if (inputs.entry.past) return 0;
         Real p[gates];
-        for (int g = 0; g < count; ++g) p[g] = products[g] + bias_hh[g];
+        for (int g = 0; g < count; ++g) p[g] = products[g];
         return cell.operand(inputs.x, p, entering(inputs.entry, h), values.at);
     }
     __device__ void save_operand(int s, const Inputs& inputs, const Values& values) const {
@@ -149,7 +155,7 @@ struct Forward {
         for (int g = 0; g < Cell::first_gate(1); ++g) to[(long long)g * unit.H] = Storage(values.at[g]);
     }
 
-    // The end of a position: from the `products` of the last phase to h and c.
+    // The end of a position: from the `products` of the last phase, with their biases, to h and c.
     template <int count>
     __device__ void finish(
         int s, const Inputs& inputs, const Real (&products)[count], Real& h, Real& c, Values& values) const {
@@ -157,7 +163,7 @@ struct Forward {
         if (inputs.entry.cut) h = c = 0;
         if (inputs.entry.past) return;
         Real p[gates];
-        for (int g = last_gate; g < gates; ++g) p[g] = products[g - last_gate] + bias_hh[g];
+        for (int g = last_gate; g < gates; ++g) p[g] = products[g - last_gate];
         for (int k = 0; k < last_gate; ++k) values.at[k] = Real(saved[unit.history(s, Cell::num_saved) + (long long)k * unit.H]);
         at_position(inputs).forward(inputs.x, p, h, c, values.at);
     }
@@ -191,6 +197,7 @@ struct Backward {
     Storage* dx;
     Real mask;
 
+    Backward() = default;
     __device__ Backward(
         const Cell& cell, const Unit& unit, bool exists, const Storage* saved, const Storage* operands,
         const Storage* mask_array, const Storage* dy, Storage* dx)

@@ -9,6 +9,12 @@ __device__ inline Unit unit_of(const Clock& clock, int H, int D, bool& exists) {
     return Unit(clock, H, D, row / clock.B, row % clock.B, int(i - (long long)row * H), exists);
 }
 
+// The biases (D, G, H) of a unit are H numbers apart from here on.
+template <typename Storage>
+__device__ const Storage* biases_of(const Storage* biases, const Unit& unit, int gates) {
+    return biases + (long long)unit.d * gates * unit.H + unit.j;
+}
+
 // The operand of the first step.
 template <class Cell, typename Storage>
 __global__ void begin_forward(
@@ -17,7 +23,7 @@ __global__ void begin_forward(
     bool exists;
     const Unit unit = unit_of({T, B, slots, lengths, marks}, H, D, exists);
     if (!exists) return;
-    const Forward<Cell, Storage> layer({}, unit, true, nullptr, nullptr, nullptr, mask, nullptr, operands, nullptr);
+    const Forward<Cell, Storage> layer({}, unit, true, nullptr, mask, nullptr, operands, nullptr);
     operands[unit.operand(0, 0)] = Storage(layer.entering(unit.entry(0), h[unit.index()]));
 }
 
@@ -32,11 +38,13 @@ __global__ void operand_of_step(
     bool exists;
     const Unit unit = unit_of({T, B, slots, lengths, marks}, H, D, exists);
     if (!exists) return;
-    const Layer layer(cell, unit, true, xw, b_ih, b_hh, mask, nullptr, operands, saved);
+    const Layer layer(cell, unit, true, xw, mask, nullptr, operands, saved);
     typename Layer::Inputs inputs{unit.entry(s)};
     layer.load(s, 0, gates, inputs);
     typename Cell::Real p[gates];
     for (int g = 0; g < gates; ++g) p[g] = products[(((long long)unit.d * B + unit.b) * gates + g) * H + unit.j];
+    if (b_ih) add_biases<0, gates, 0>(biases_of(b_ih, unit, Cell::gates), H, inputs.x);
+    if (b_hh) add_biases<0, gates, 0>(biases_of(b_hh, unit, Cell::gates), H, p);
     typename Layer::Values values;
     operands[unit.operand(1, s)] = Storage(layer.operand(inputs, p, h[unit.index()], values));
     layer.save_operand(s, inputs, values);
@@ -54,11 +62,14 @@ __global__ void finish_step(
     bool exists;
     const Unit unit = unit_of({T, B, slots, lengths, marks}, H, D, exists);
     if (!exists) return;
-    const Layer layer(cell, unit, true, xw, b_ih, b_hh, mask, y, operands, saved);
+    const Layer layer(cell, unit, true, xw, mask, y, operands, saved);
     typename Layer::Inputs inputs{unit.entry(s)};
     layer.load(s, Layer::last_gate, Cell::gates, inputs);
     Real p[gates];
     for (int g = 0; g < gates; ++g) p[g] = products[(((long long)unit.d * B + unit.b) * gates + g) * H + unit.j];
+    constexpr int last_gate = Layer::last_gate;
+    if (b_ih) add_biases<last_gate, Cell::gates, 0>(biases_of(b_ih, unit, Cell::gates), H, inputs.x);
+    if (b_hh) add_biases<last_gate, Cell::gates, last_gate>(biases_of(b_hh, unit, Cell::gates), H, p);
     const long long i = unit.index();
     Real state = h[i], cell_state = Cell::has_c ? c[i] : Real(0);
     typename Layer::Values values;

@@ -76,7 +76,7 @@ class Struct:
         return f"{name}<{self}, {self.dtype.storage}>"
 
     def _fused(self, name: str, variant: Variant) -> str:
-        return f"{name}<{self}, {self.dtype.storage}, {variant.most_threads(self.dtype)}, {variant}>"
+        return f"{name}<{self}, {self.dtype.storage}, {variant}>"
 
 
 @functools.cache
