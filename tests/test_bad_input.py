@@ -1209,6 +1209,7 @@ NO_INPUT = {
     "__version__": "a string",
     "FileFormatError": "an exception",
     "Layer": "a base class; each layer has a row",
+    "Decoder": "its steps are rows of EncoderDecoder, its own refusals are in test_decoder.py",
 }
 
 

@@ -23,7 +23,7 @@ from gpurnn.layers.recurrent import LAYERS
 # All combinations of options are drawn, those without effect too.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
-WINGS = {"reference": reference.recurrence, "native": reference.recurrence, "host": kernels.recurrence.layer}
+WINGS = {"reference": reference.clock, "native": reference.clock, "host": kernels.recurrence.layer}
 """The modules that say of how many rows a chunk is."""
 
 
@@ -87,7 +87,7 @@ def test_parts_that_are_cut_between_chunks_give_the_bits_of_the_whole(wing, choi
 @pytest.mark.parametrize("cell", LAYERS)
 def test_a_last_step_alone_has_the_bits_that_it_has_in_the_whole(cell):
     """A row alone is multiplied by weights in another order, and a sum's bits depend on its order."""
-    layer, cut = LAYERS[cell](64, 8, rng=1), reference.recurrence.CHUNK_ROWS
+    layer, cut = LAYERS[cell](64, 8, rng=1), reference.clock.CHUNK_ROWS
     x = np.random.default_rng(0).normal(size=(cut + 1, 1, 64)).astype(np.float32)
     y, final = layer(x)
     first, state = layer(x[:cut])

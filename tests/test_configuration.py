@@ -20,6 +20,7 @@ RECURRENT = {
     "variational_dropout": 0.1, "recurrent_dropout": 0.2, "merge": "mul", "zero_masked_output": True,
     "dtype": "float64",
 }  # fmt: skip
+OF_CELL = {"clip": 3.0, "zoneout": 0.25, "layer_norm": True}
 SEQUENCE = {
     "num_layers": 2, "cell": "rnn", "bidirectional": True, "dropout": 0.5, "variational_dropout": 0.25,
     "recurrent_dropout": 0.125, "residual": True, "dtype": "float64",
@@ -30,9 +31,23 @@ FIT = {
     "clip_norm": None, "l2": 0.1, "validation_split": 0.25, "patience": 2, "verbose": False,
 }  # fmt: skip
 PLAIN = {
-    "RNN": ((2, 3), {**RECURRENT, "activation": "relu", "leak": 0.5}),
-    "LSTM": ((2, 3), RECURRENT),
-    "GRU": ((2, 3), {**RECURRENT, "reset_after": True, "update": "state"}),
+    "RNN": ((2, 3), {**RECURRENT, **OF_CELL, "activation": "relu", "leak": 0.5}),
+    "LSTM": (
+        (2, 3),
+        {
+            **RECURRENT, **OF_CELL, "activation": "relu", "gate_activation": "hard_sigmoid",
+            "output_activation": "identity", "cell_clip": 5.0, "peephole": True, "coupled": True,
+            "zoneout": (0.1, 0.2), "candidate_dropout": 0.3,
+            "proj_size": 2,
+        },
+    ),
+    "GRU": (
+        (2, 3),
+        {
+            **RECURRENT, **OF_CELL, "reset_after": True, "update": "state", "activation": "relu",
+            "gate_activation": "hard_sigmoid",
+        },
+    ),
     "Dense": ((2, 3), {"bias": False, "activation": "tanh", "dtype": "float64"}),
     "Embedding": ((4, 3), {"padding_idx": 2, "dtype": "float64"}),
     "Dropout": ((0.3,), {}),

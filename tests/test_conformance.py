@@ -13,27 +13,21 @@ import pytest
 import gpurnn
 from gpurnn import conformance
 
-OPS = {"rnn": gpurnn.rnn, "lstm": gpurnn.lstm, "gru": gpurnn.gru}
+CELLS = ("rnn", "lstm", "gru")
+GRU = conformance.find("gpurnn", "gru")[0].function
 
 
 def kernel(cell: str):
     """A right kernel of the form that the suite takes."""
 
-    def run(x, weights, state, **options):
-        return OPS[cell](x, **weights, state=state, **options)
-
-    def vjp(x, weights, state, **options):
-        return OPS[cell].vjp(x, **weights, state=state, **options)
-
-    run.vjp = vjp
-    return run
+    return conformance.find("gpurnn", cell)[0].function
 
 
 def found(function, cell="lstm", **options) -> set[tuple[str, str]]:
     return {(r.option, r.check) for r in conformance.run(function, cell, **options).failures}
 
 
-@pytest.mark.parametrize("cell", OPS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_right_kernels_pass_every_check(cell, each_wing):
     if each_wing == "host":
         pytest.skip("slow, and tests of the kernels are the same")
@@ -159,18 +153,18 @@ def test_planted_faults_are_found(name):
 
 def test_more_faults():
     def ignores_resets(x, weights, state, resets=None, **options):
-        return gpurnn.gru(x, **weights, state=state, **options)
+        return GRU(x, weights, state, **options)
 
     assert ("resets", "output") in found(ignores_resets, "gru")
 
     def rows_mixed(x, weights, state, **options):
-        y, h = gpurnn.gru(x, **weights, state=state, **options)
+        y, h = GRU(x, weights, state, **options)
         return y, h + 1e-2 * h[::-1] - 1e-2 * h
 
     assert ("plain", "output") in found(rows_mixed, "gru")
 
     def writes(x, weights, state, **options):
-        y, h = gpurnn.gru(x, **weights, state=state, **options)
+        y, h = GRU(x, weights, state, **options)
         x += 1
         return y, h
 
@@ -183,14 +177,14 @@ def test_more_faults():
     assert ("x of another width", "rejected") in found(trusting, "gru")
 
     def narrow(x, weights, state, **options):
-        y, h = gpurnn.gru(x, **weights, state=state, **options)
+        y, h = GRU(x, weights, state, **options)
         return y.astype("float32"), h
 
     assert ("float64", "output") in found(narrow, "gru")
 
     def single(x, weights, state, **options):
         weights = {n: w.astype("float16").astype(w.dtype) for n, w in weights.items()}
-        return gpurnn.gru(x, **weights, state=state, **options)
+        return GRU(x, weights, state, **options)
 
     assert ("plain", "output") in found(single, "gru")
 
@@ -199,7 +193,7 @@ def test_what_a_kernel_lacks_is_not_a_failure_and_is_said():
     def small(x, weights, state):
         if x.dtype != np.float32:
             raise NotImplementedError("float32 only")
-        return gpurnn.gru(x, **weights, state=state, reset_after=True)
+        return GRU(x, weights, state, reset_after=True)
 
     report = conformance.run(small, "gru", form={"reset_after": True})
     assert report.passed
@@ -241,10 +235,10 @@ def test_forms_of_a_report():
 KERNEL = """
 import gpurnn
 
-def textbook(x, weights, state, **options):
+def textbook(x, weights, state, *, layer_norm=False, **options):
     return gpurnn.gru(x, **weights, state=state, **options)
 
-def wrong(x, weights, state, **options):
+def wrong(x, weights, state, *, layer_norm=False, **options):
     y, h = gpurnn.gru(x, **weights, state=state, **options)
     return y, 2 * h
 """

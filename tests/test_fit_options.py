@@ -367,7 +367,7 @@ def test_an_unknown_option_is_answered_with_all_that_there_are(model):
 
 def test_layers_optimizers_schedules_and_data_answer_an_unknown_option_too():
     with pytest.raises(
-        TypeError, match=r"^LSTM: hidden is no option, expected one of batch_first, bias, .*hidden_size"
+        TypeError, match=r"^LSTM: hidden is no option, expected one of activation, batch_first, bias, .*hidden_size"
     ):
         gpurnn.LSTM(3, hidden=4)
     with pytest.raises(TypeError, match=r"^Adam: learning_rate is no option, expected one of amsgrad, betas, .*, lr, "):

@@ -275,8 +275,11 @@ def test_sampling_refuses(arguments, message):
         ({"tied": True, "embedding_size": 3}, "embedding_size is 3 and hidden_size 4, expected equal sizes"),
         ({"bidirectional": True}, "expected False: the backward direction would see"),
         ({"cell": "transformer"}, "cell is 'transformer', expected one of 'rnn', 'lstm', 'gru'"),
-        ({"leak": 0.5}, "leak is not an option of the cell 'lstm', expected none"),
-        ({"cell": "gru", "leak": 0.5}, "leak is not an option of the cell 'gru', expected reset_after or update"),
+        ({"leak": 0.5}, "leak is not an option of the cell 'lstm', expected activation"),
+        (
+            {"cell": "gru", "leak": 0.5},
+            "leak is not an option of the cell 'gru', expected activation or reset_after or update",
+        ),
         ({"dropout": 1.0}, "dropout is 1.0, expected a probability"),
         ({"vocabulary": "abc"}, "vocabulary is a str, expected a CharVocabulary or a WordVocabulary"),
         ({"dtype": "int32"}, "dtype is 'int32', expected float32 or float64"),

@@ -236,7 +236,7 @@ def test_evaluation_counts_each_step_once():
 @pytest.fixture
 def short_chunks(monkeypatch):
     """Chunks of few rows, so that short sequences have several."""
-    monkeypatch.setattr(reference.recurrence, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(reference.clock, "CHUNK_ROWS", 3)
     monkeypatch.setattr(kernels.recurrence.layer, "CHUNK_ROWS", 3)
     monkeypatch.setattr(language_model, "_ROWS", 6)
 

@@ -179,12 +179,13 @@ class Function(Kernel):
 def of_gpurnn(cell: str) -> Function:
     """The function of gpurnn, on whatever wing computes for NumPy arrays."""
     op: Any = getattr(functional, cell)
+    implied = CELLS[cell].implied.values()  # by weights
 
     def kernel(x: Any, weights: Any, state: Any, **options: Any) -> Any:
-        return op(x, **weights, state=state, **options)
+        return op(x, **weights, state=state, **{n: v for n, v in options.items() if n not in implied})
 
     def vjp(x: Any, weights: Any, state: Any, **options: Any) -> Any:
-        return op.vjp(x, **weights, state=state, **options)
+        return op.vjp(x, **weights, state=state, **{n: v for n, v in options.items() if n not in implied})
 
     kernel.vjp = vjp  # type: ignore[attr-defined]
     made = Function(kernel, cell, "numpy", {})

@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import partial
 from importlib import resources
 from io import BytesIO
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _dispatch, functional
-from ..cells import CELLS
+from ..cells import CELLS, Activation
 from .kernels import Case, Function, Kernel, Outputs
 from .report import Report, Result, Status
 
@@ -125,7 +125,10 @@ class _Suite:
         state: Any = case.state
         if state is not None and self.kernel.cell != "lstm":
             state = state[0]
-        return {"x": case.x, **case.weights, "state": state, **self.kernel.form, **case.keywords()}
+        given = {"x": case.x, **case.weights, "state": state, **self.kernel.form, **case.keywords()}
+        # What a parameter implies, or acts in training alone, is no argument of the definition.
+        kind = CELLS[self.kernel.cell]
+        return {n: a for n, a in given.items() if n not in kind.options() or n in kind.function_options()}
 
     # ---- cases
 
@@ -400,9 +403,16 @@ def _other_values(option: str, kind: Any, usual: Any) -> list[Any]:
     """Values of an option that are not the usual one."""
     if kind is bool:
         return [not usual]
-    if get_origin(kind) is not None and all(isinstance(value, str) for value in get_args(kind)):
+    if kind == Activation:
+        return [value for value in ("tanh", "relu", "sigmoid", "identity", "hard_sigmoid") if value != usual]
+    if get_origin(kind) is Literal:
         return [value for value in get_args(kind) if value != usual]
-    return {"leak": [0.3], "clip": [0.5], "cell_clip": [0.5]}.get(option, [])
+    return {"leak": [0.3], "clip": [0.5], "cell_clip": [0.5], "zoneout": _zoneout(usual)}.get(option, [])
+
+
+def _zoneout(usual: Any) -> list[Any]:
+    """A rate, or for two states a pair of them."""
+    return [(0.2, 0.3) if isinstance(usual, tuple) else 0.2]
 
 
 def _is_unsupported(error: Exception) -> bool:
