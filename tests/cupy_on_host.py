@@ -114,6 +114,7 @@ class Driver:
             "runtimeGetVersion": lambda: 12080,
             "deviceGetAttribute": lambda attribute, device: attributes.get(attribute, 0),
             "malloc": self._allocate,
+            "memGetInfo": lambda: (2**36, 2**36),
             "free": self._free,
             "hostAlloc": lambda size, flags: self._allocate(size),
             "freeHost": self._free,
@@ -328,7 +329,10 @@ def _computed(where: str, function: Any, numpy_arrays: bool = False) -> Any:
                 raise TypeError(f"cupy.{where} got a NumPy array")
             return value
 
-        return _to_device(function(*view(args), **view(kwargs)), views)
+        try:
+            return _to_device(function(*view(args), **view(kwargs)), views)
+        finally:
+            views.clear()  # which `view` holds, and that holds itself
 
     return call
 

@@ -307,6 +307,36 @@ def test_kernels_of_the_persistent_schedule(sizes, monkeypatch, hold):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-state"])
+def test_a_loop_becomes_graphs(cell, monkeypatch):
+    """Nobody asks for them. What a caller keeps stays as it was, though calls share their memory."""
+    wing, T, turns = Wing("cuda"), 6, 12
+    launches, call = [], launch_module.Bound.__call__
+
+    def counted(bound, *values):
+        launches.append(bound.kernel.name)
+        call(bound, *values)
+
+    monkeypatch.setattr(launch_module.Bound, "__call__", counted)
+    problem = draw(CELLS[cell], Options(), T=T, B=3, H=10)
+    weights, kept, counts = wing.to(problem.weights), [], []
+    with plan.schedule("step-fused"):
+        for turn in range(turns):
+            steps = T - (turn == 7)
+            now = dataclasses.replace(problem, x=turn * problem.x[:steps], dy=problem.dy[:steps])
+            arrays = {name: wing.to(value) for name, value in vars(now).items()} | {"weights": weights}
+            launches.clear()
+            found = run(wing.module, dataclasses.replace(now, **arrays))
+            counts.append(len(launches))
+            kept.append((now, found, wing.back(found)))
+    assert counts[0] == 3 * T * len(CELLS[cell].phases) + 3  # two first operands, and the end of the backward pass
+    assert min(counts[-3:]) == 2
+    for now, found, then in kept:
+        assert_same(wing.back(found), then)
+        assert_all_close(then, run(reference, now), recurrence_terms(*now.x.shape, problem.hidden_size))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("cell", ["rnn-tanh", "lstm", "gru-reset-before-state", "gru-reset-after-candidate"])
 def test_a_sequence_becomes_a_graph(cell):
     """Step-fused's launches, forward and backward, captured and then replayed: the bits of the launches themselves."""

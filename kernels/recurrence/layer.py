@@ -6,7 +6,9 @@ them (`run.py`) are run by the kernels of a schedule (`plan.py`).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,9 @@ from gpurnn.reference import unrolled
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
-from ..launch import contiguous, empty, namespace, of_stream, remembers_stream
+from .. import dtypes
+from ..launch import contiguous, empty, in_the_same_memory, namespace, of_stream, remembers_stream
+from . import plan
 from .run import Run, run_backward, run_forward
 
 CHUNK_ROWS = 8192
@@ -81,6 +85,38 @@ def recurrence_forward(
             step_masks=step_masks, training=training,
         )  # fmt: skip
         return of_definition
+    (T, B, _), H = x.shape, weights[0]["weight_hh"].shape[1]
+    problem = plan.Problem(cell, T, B, H, len(weights), dtypes.of(x))
+    with _memory_of(plan.choose(problem, plan.device_of(x)), x, (problem, training)) as is_lent:
+        y, final, saved = _forward(
+            cell, x, weights, state, lengths, resets, exists, mask, step_masks, repeats=repeats, training=training
+        )
+    if is_lent:
+        y, final = y.copy(), tuple(s.copy() for s in final)
+    return y, final, saved
+
+
+def _memory_of(of_call: plan.Plan, like: Array, key: Any) -> AbstractContextManager[bool]:
+    """Where the launches of a sequence can be a CUDA graph, the memory in which they come again."""
+    if of_call.schedule != "step-fused":
+        return contextlib.nullcontext(False)
+    return in_the_same_memory(like, key)
+
+
+def _forward(
+    cell: Cell,
+    x: Array,
+    weights: tuple[Weights, ...],
+    state: tuple[Array, ...],
+    lengths: Array | None,
+    resets: Array | None,
+    exists: Array | None,
+    mask: Array | None,
+    step_masks: Array | None,
+    *,
+    repeats: bool,
+    training: bool,
+) -> tuple[Array, tuple[Array, ...], _Saved | None]:
     xp = namespace(x)
     T, B, I = x.shape
     D, H, G = len(weights), weights[0]["weight_hh"].shape[1], cell.gates
@@ -140,8 +176,13 @@ def recurrence_backward(
     xp = namespace(x)
     state_shape = (run.D, run.B, run.H)
     real = run.struct.dtype.accumulator
-    dstate0 = tuple(xp.zeros(state_shape, real) if s is None else xp.array(s, real, order="C") for s in dstate)
-    da, da_hidden = run_backward(run, dy, dstate0)
+    with _memory_of(run.plan, x, (run.cell, x.shape, run.H, run.D, dtypes.of(x))) as is_lent:
+        dstate0 = tuple(xp.zeros(state_shape, real) if s is None else xp.array(s, real, order="C") for s in dstate)
+        if is_lent and dy is not None:
+            dy = xp.array(dy, order="C")
+        da, da_hidden = run_backward(run, dy, dstate0)
+    if is_lent:
+        dstate0 = tuple(s.copy() for s in dstate0)
     x_rows = x.reshape(run.T * run.B, x.shape[2])
     dx = empty(x, x_rows.shape, x.dtype)
     totals = []
