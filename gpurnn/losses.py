@@ -61,6 +61,7 @@ def _cross_entropy(
     labels: Array,
     *,
     mask: Array | None = None,
+    ignore_index: int | None = None,
     class_weights: Array | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
@@ -90,6 +91,10 @@ def _cross_entropy(
 
     weights = _weights(xp, mask, logits.dtype)
     flat = xp.reshape(labels, (-1,))
+    if ignore_index is not None:
+        ignore_index = _checks.integer_at_least(where, "ignore_index", ignore_index, -(2**63))
+        weights = xp.ones_like(flat, dtype=logits.dtype) if weights is None else weights
+        weights = xp.where(flat == ignore_index, xp.zeros_like(weights), weights)
     losses, saved = _dispatch.wing(where, logits=logits).cross_entropy_forward(
         xp.reshape(logits, (-1, V)),
         flat,
@@ -110,10 +115,20 @@ def _cross_entropy(
 
 
 def _cross_entropy_vjp(
-    logits: Array, labels: Array, *, reduction: Reduction = "mean", **options: Any
+    logits: Array,
+    labels: Array,
+    *,
+    mask: Array | None = None,
+    ignore_index: int | None = None,
+    class_weights: Array | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
 ) -> tuple[Array, Pullback]:
     where = "cross_entropy"
-    xp, logits, value, losses, total, saved = _cross_entropy(True, logits, labels, reduction=reduction, **options)
+    xp, logits, value, losses, total, saved = _cross_entropy(
+        True, logits, labels, mask=mask, ignore_index=ignore_index, class_weights=class_weights,
+        label_smoothing=label_smoothing, reduction=reduction,
+    )  # fmt: skip
     wing, shape = _dispatch.wing(where, logits=logits), logits.shape
 
     def pullback(dvalue: Array | float | None) -> tuple[Array, dict[str, Array]]:
@@ -131,6 +146,7 @@ def cross_entropy(
     labels: Array,
     *,
     mask: Array | None = None,
+    ignore_index: int | None = None,
     class_weights: Array | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
@@ -146,10 +162,12 @@ def cross_entropy(
     logits : (..., V) array, float32 or float64
         x, unnormalised log-probabilities. The last axis is that of the classes.
     labels : (...) integer array
-        y, 0 <= y < V where the mask is not zero.
+        y, 0 <= y < V where the mask is not zero and y is not ``ignore_index``.
     mask : (...) array, optional
         bool, or integers 0 and 1, True where a label counts; or weights m of the dtype of the logits. Where it is zero,
         labels and logits are ignored, and the gradient is exactly zero.
+    ignore_index : int, optional
+        A label that counts nowhere, as if the mask were zero where it stands; PyTorch's files often have -100.
     class_weights : (V,) array, optional
         w, of the dtype of the logits. Ones by default.
     label_smoothing : float
@@ -187,10 +205,13 @@ def cross_entropy(
     >>> dlogits.round(2)
     array([[-0.5 ,  0.25,  0.25],
            [ 0.  ,  0.  ,  0.  ]])
+    >>> float(cross_entropy(logits, np.array([0, -100]), ignore_index=-100).round(4))
+    0.6931
     """
     return _cross_entropy(
         False, logits, labels,
-        mask=mask, class_weights=class_weights, label_smoothing=label_smoothing, reduction=reduction,
+        mask=mask, ignore_index=ignore_index, class_weights=class_weights, label_smoothing=label_smoothing,
+        reduction=reduction,
     )[2]  # fmt: skip
 
 

@@ -620,3 +620,37 @@ def test_vocabularies_of_a_warp_and_of_a_block(V, label_smoothing):
     )
     assert_close(losses, expected, 4 * V + 100, magnitude=1100 if label_smoothing else 0)
     assert_close(pullback(d)[0], gradient, 4 * V + 100, magnitude=1)
+
+
+# --- ignore_index ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_an_ignored_label_counts_as_masked(dtype, reduction):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(3, 4, 5)).astype(dtype), rng.integers(0, 5, (3, 4))
+    ignored = labels == 2
+    marked = np.where(ignored, -100, labels)
+    logits[ignored] = np.nan
+    mask = rng.integers(0, 2, (3, 4)).astype(bool)
+    value, pull = cross_entropy.vjp(logits, marked, ignore_index=-100, mask=mask, reduction=reduction)
+    expected, pull_masked = cross_entropy.vjp(logits, labels, mask=mask & ~ignored, reduction=reduction)
+    cotangent = np.ones_like(value) if reduction == "none" else 1.0
+    assert_same(value, expected)
+    assert_same(pull(cotangent)[0], pull_masked(cotangent)[0])
+    assert_same(cross_entropy(logits, marked, ignore_index=-100, mask=mask, reduction=reduction), value)
+
+
+def test_a_class_may_be_ignored_and_all_labels_too():
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
+    value = cross_entropy(logits, np.array([0, 2]), ignore_index=2)
+    np.testing.assert_allclose(value, np.log(2.0))
+    value, pull = cross_entropy.vjp(logits, np.array([7, 7]), ignore_index=7)
+    assert float(value) == 0
+    assert not pull(1.0)[0].any()
+
+
+def test_an_ignored_label_is_an_integer():
+    with pytest.raises(TypeError, match=r"cross_entropy: ignore_index is 1\.5, expected a whole number"):
+        cross_entropy(np.zeros((1, 2)), np.zeros(1, int), ignore_index=1.5)
