@@ -45,7 +45,7 @@ public:
     static int64_t workspace(const Layer<T>& layer) {
         const int64_t B = layer.batch, H = layer.hidden, gates = layer.chunk * B * G * H;
         return zeros_size(layer) + B * H * (Cell::phases > 1 ? 2 : 1) + gates * (Cell::hidden_apart ? 2 : 1) +
-               layer.team.most * RowGradient<T>::panel_size + RowGradient<T>::most * G * H;
+               layer.team.most * (RowGradient<T>::panel_size + RowGradient<T>::strips_size(G * H, layer.team.most));
     }
 
     void run() {
@@ -258,7 +258,8 @@ private:
 
         const int64_t numbers = G * H, from = numbers * index / count, to = numbers * (index + 1) / count;
         T* const panel = packed_panels + index * RowGradient<T>::panel_size;
-        T* const strips = packed_strips + from * RowGradient<T>::most;
+        const int64_t size = RowGradient<T>::strips_size(numbers, layer.team.most);
+        T* const strips = packed_strips + index * size;
         using Gradient = RowGradient<T>;
         const auto gates = [&](int64_t i) { return da + int64_t(rows[i]) * G * H; };
         const auto of_inputs = Gradient::product(
@@ -269,15 +270,15 @@ private:
                 [&, operands](int64_t i) { return operands + row_of_input(s0, rows[i]) * H; }, H, layer.dw_hh);
         };
         if constexpr (Cell::phases == 1 && !Cell::hidden_apart) {
-            Gradient::add(all, gates, from, to, layer.db_ih, panel, strips, of_inputs, of_operands(0));
+            Gradient::add(all, gates, from, to, layer.db_ih, panel, strips, size, of_inputs, of_operands(0));
         } else {
             const auto hidden_gates = [&](int64_t i) { return da_hidden + int64_t(rows[i]) * G * H; };
-            Gradient::add(all, gates, from, to, layer.db_ih, panel, strips, of_inputs);
+            Gradient::add(all, gates, from, to, layer.db_ih, panel, strips, size, of_inputs);
             for (int phase = 0; phase < Cell::phases; ++phase) {
                 const int64_t begins = Cell::first_gate(phase) * H, ends = Cell::first_gate(phase + 1) * H;
                 Gradient::add(
                     all, hidden_gates, from > begins ? from : begins, to < ends ? to : ends,
-                    Cell::hidden_apart ? layer.db_hh : nullptr, panel, strips, of_operands(phase));
+                    Cell::hidden_apart ? layer.db_hh : nullptr, panel, strips, size, of_operands(phase));
             }
         }
         for (int k = 0; k < Cell::num_weights; ++k) {

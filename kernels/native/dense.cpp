@@ -120,9 +120,10 @@ void backward(
         };
         product(index, count, rows, O, I, dy, static_cast<const T*>(nullptr), dx, own, pack);
         const int64_t first = O * index / count, last = O * (index + 1) / count;
-        T* const strips = room + team.most * backward_room<T>(O) + first * RowGradient<T>::most;
+        const int64_t size = RowGradient<T>::strips_size(O, team.most);
+        T* const strips = room + team.most * backward_room<T>(O) + index * size;
         RowGradient<T>::add(
-            rows, [&](int64_t n) { return dy + n * O; }, first, last, dbias, own, strips,
+            rows, [&](int64_t n) { return dy + n * O; }, first, last, dbias, own, strips, size,
             RowGradient<T>::product([&](int64_t n) { return x + n * I; }, I, dweight));
     });
 }
@@ -135,7 +136,7 @@ void backward(
         return team->most * forward_room<T>(I);                                                                    \
     }                                                                                                              \
     EXPORTED int64_t gpurnn_dense_backward_room_##name(const Team* team, int64_t O) {                              \
-        return team->most * backward_room<T>(O) + RowGradient<T>::most * O;                                        \
+        return team->most * (backward_room<T>(O) + RowGradient<T>::strips_size(O, team->most));                    \
     }                                                                                                              \
     EXPORTED void gpurnn_dense_##name(                                                                             \
         const Team* team, int64_t rows, int64_t I, int64_t O, const T* x, const T* weight, const T* bias, T* y,    \

@@ -11,10 +11,13 @@ template <typename T>
 class RowGradient {
     using Real = Vector<T>;
     static constexpr int lanes = Real::lanes, width = 4, strip = Tiles<T, width, true>::most_rows;
+    static constexpr int64_t most = 512, most_strips = 32;  // of rows k and of strips at a time, which stay in the cache
 
 public:
-    static constexpr int64_t most = 512;  // rows at a time
     static constexpr int64_t panel_size = most * width * lanes;
+
+    // The numbers that each of `count` threads needs for strips.
+    static int64_t strips_size(int64_t M, int64_t count) { return most * block(M, count); }
 
     // One of the matrices b, and its w.
     template <class B>
@@ -29,19 +32,29 @@ public:
     }
 
     // The rows first ... last - 1 of w, for each of the products, and of sums, which may be null. `panel` has room for
-    // panel_size numbers, `strips` for `most` of each of these rows.
+    // panel_size numbers, `strips` for `size` of them.
     template <class A, class... Products>
     static void add(
-        int64_t rows, A a, int64_t first, int64_t last, T* sums, T* panel, T* strips, const Products&... products) {
-        if (first >= last) return;
+        int64_t rows, A a, int64_t first, int64_t last, T* sums, T* panel, T* strips, int64_t size,
+        const Products&... products) {
+        const int64_t block = size / most;
         for (int64_t k0 = 0; k0 < rows; k0 += most) {
             const int64_t K = rows - k0 < most ? rows - k0 : most;
-            pack(K, [&](int64_t k) { return a(k0 + k); }, first, last, sums, strips);
-            (multiply(k0, K, products, first, last, panel, strips), ...);
+            for (int64_t m = first; m < last; m += block) {
+                const int64_t end = m + block < last ? m + block : last;
+                pack(K, [&](int64_t k) { return a(k0 + k); }, m, end, sums, strips);
+                (multiply(k0, K, products, m, end, panel, strips), ...);
+            }
         }
     }
 
 private:
+    // Rows of w at a time: whole strips.
+    static int64_t block(int64_t M, int64_t count) {
+        const int64_t strips = (M / count + strip) / strip;
+        return strip * (strips < most_strips ? strips : most_strips);
+    }
+
     // Several strips side by side, so that a row is read in whole lines.
     template <class A>
     static void pack(int64_t K, A a, int64_t first, int64_t last, T* sums, T* strips) {
