@@ -184,6 +184,32 @@ class Wing(Protocol):
     ) -> tuple[Array, Array, Array, Array | None]:
         """The gradients of query, keys, values and v; ``dweights`` is that of alpha."""
 
+    # ---- multi-head attention, between the projections: each head has its columns of query, keys and values
+
+    def multi_head_forward(
+        self,
+        query: Array,
+        keys: Array,
+        values: Array,
+        num_heads: int,
+        *,
+        causal: bool = False,
+        excluded: Array | None = None,
+        scale: float = 1.0,
+        with_weights: bool = True,
+        training: bool = False,
+    ) -> tuple[Array, Array | None, Saved]:
+        """The context (T, B, E), alpha (B, num_heads, T, S) or None, and what `multi_head_backward` needs.
+
+        ``query`` is (T, B, E), ``keys`` and ``values`` are (S, B, E); all three may be views. The score is
+        scale query_t . keys_s. A step sees no position that is ``excluded`` (B, S). If ``causal``, it sees none that is
+        later than itself, the steps being the last T of the S positions. alpha is made if it is asked for
+        (``with_weights``); a wing need not have all of it at once otherwise.
+        """
+
+    def multi_head_backward(self, saved: Saved, dcontext: Array, dweights: Array | None) -> tuple[Array, Array, Array]:
+        """The gradients of query, keys and values; ``dweights`` is that of alpha."""
+
     # ---- linear scan: h_t = a_t h_{t-1} + b_t, elementwise, real or complex
 
     def linear_scan_forward(self, a: Array, b: Array, h0: Array, *, training: bool = False) -> tuple[Array, Saved]:

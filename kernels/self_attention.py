@@ -12,7 +12,7 @@ from gpurnn._contract import Array
 
 from . import dtypes
 from .dtypes import Dtype
-from .launch import Module, contiguous, empty
+from .launch import Module, contiguous, empty, of_stream, remembers_stream
 
 _THREADS = 256
 _TILE = 64
@@ -132,3 +132,43 @@ class Tiles:
             shared = (2 * _TILE * row + _TILE * (_TILE + 16 // real)) * real
             name = _name(kernel, self._dtype, self._parts)
             _module(self._dtype, self._parts)[name]((blocks,), (_THREADS,), (*arrays, self._sizes), shared_mem=shared)
+
+
+@remembers_stream
+def multi_head_forward(
+    query: Array,
+    keys: Array,
+    values: Array,
+    num_heads: int,
+    *,
+    causal: bool = False,
+    excluded: Array | None = None,
+    scale: float = 1.0,
+    with_weights: bool = True,
+    training: bool = False,
+) -> tuple[Array, Array | None, tuple[Tiles, tuple[int, ...]] | None]:
+    """Context and weights; arguments and results are those of ``gpurnn.reference``'s.
+
+    A head of a row of the batch is a row of the tiles, because its columns are next to those of the next head.
+    """
+    T, B, E = query.shape
+
+    def by_head(x: Array) -> Array:
+        rows: Array = contiguous(x).reshape(x.shape[0], B * num_heads, E // num_heads)
+        return rows
+
+    arrays = by_head(query), by_head(keys), by_head(values)
+    call = Tiles(*arrays, scale, None, contiguous(excluded), num_heads, causal, batch_first=True)
+    context = call.forward().reshape(T, B, E)
+    weights = call.weights().reshape(B, num_heads, T, len(keys)) if with_weights else None
+    return context, weights, (call, (B, E)) if training else None
+
+
+@of_stream
+def multi_head_backward(
+    saved: tuple[Tiles, tuple[int, ...]], dcontext: Array, dweights: Array | None
+) -> tuple[Array, Array, Array]:
+    """Gradients of query, keys and values, as ``gpurnn.reference`` gives them."""
+    call, row = saved
+    dquery, dkeys, dvalues = (d.reshape(len(d), *row) for d in call.backward(dcontext, dweights))
+    return dquery, dkeys, dvalues

@@ -11,6 +11,7 @@ from strict_wing import plain, strict
 from tolerance import assert_all_close, assert_close, assert_golden, assert_same, check_gradients
 
 import gpurnn
+from gpurnn import reference
 
 CASES = [record for record in golden.records("misc") if record["kind"] == "mha"]
 T, S, B, E, HEADS = 3, 5, 2, 6, 2
@@ -307,3 +308,42 @@ def test_what_the_pullback_refuses(cotangents, error, message):
 def test_what_the_layer_refuses(options, error, message):
     with pytest.raises(error, match=f"MultiHeadAttention: {message}"):
         gpurnn.MultiHeadAttention(**{"features": E, "num_heads": HEADS, **options})
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("T", "S"), [(3, 5), (65, 65), (1, 70), (4, 4)])
+def test_the_kernels_agree_with_the_definition(kernel_wing, T, S, causal, masked, training, dtype):
+    """Of views, as the projections are; with a row of which no position exists."""
+    rng, B, heads = np.random.default_rng(0), 3, 2
+    query, keys, values, dcontext = (
+        rng.standard_normal((steps, B, 2 * E)).astype(dtype)[:, :, E:] for steps in (T, S, S, T)
+    )
+    dweights = rng.standard_normal((B, heads, T, S)).astype(dtype)
+    excluded = np.arange(S) >= np.array([[S - 1], [S], [0]]) if masked else None
+    options = {"causal": causal, "scale": 0.7, "training": training}
+
+    def run(wing, query, keys, values, dcontext, dweights, excluded):
+        arrays = query, keys, values, heads
+        context, weights, saved = wing.multi_head_forward(*arrays, excluded=excluded, **options)
+        alone, nothing, _ = wing.multi_head_forward(*arrays, excluded=excluded, with_weights=False, **options)
+        assert nothing is None
+        if not training:
+            assert saved is None
+            return context, weights, alone
+        back = [wing.multi_head_backward(saved, dcontext, d) for d in (dweights, None)]
+        return context, weights, alone, *back
+
+    arguments = query, keys, values, np.ascontiguousarray(dcontext), dweights, excluded
+    found = kernel_wing.back(run(kernel_wing.module, *kernel_wing.to(arguments)))
+    assert_all_close(found, run(reference, *arguments), 1000)
+
+
+def test_a_query_without_steps():
+    arrays, options = problem(causal=True)
+    (y, weights), pullback = gpurnn.multi_head_attention.vjp(arrays.pop("query")[:0], **arrays, **options)
+    assert y.shape == (0, B, E)
+    assert weights.shape == (B, HEADS, 0, S)
+    assert all(not g.any() for g in pullback((None, None))[0])

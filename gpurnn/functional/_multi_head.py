@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
@@ -48,28 +48,12 @@ def _take(
     return xp, arrays, key_padding_mask
 
 
-def _exclude(xp: Any, scores: Array, excluded: Array) -> None:
-    """Lower to minus infinity, in place, the scores where ``excluded`` is true."""
-    minus_infinity = xp.full((), -math.inf, dtype=scores.dtype, device=_dispatch.device(scores))
-    scores += xp.where(excluded, minus_infinity, _dispatch.zeros(xp, (), scores))
-
-
-def _softmax(xp: Any, scores: Array) -> Array:
-    """The softmax over the last axis, and zeros where all is excluded; the scores are written over."""
-    if scores.shape[-1]:
-        peak = xp.max(scores, axis=-1, keepdims=True)
-        scores -= xp.where(peak == -math.inf, xp.zeros_like(peak), peak)
-    weights = xp.exp(scores)
-    total = xp.sum(weights, axis=-1, keepdims=True)
-    weights /= xp.where(total == 0, xp.ones_like(total), total)
-    return weights
-
-
-def _multi_head_attention_vjp(
+def attend(
     query: Array, keys: Array | None = None, values: Array | None = None, *, in_proj_weight: Array,
     out_proj_weight: Array, in_proj_bias: Array | None = None, out_proj_bias: Array | None = None, num_heads: int,
-    causal: bool = False, key_padding_mask: Array | None = None,
-) -> tuple[tuple[Array, Array], Pullback]:  # fmt: skip
+    causal: bool = False, key_padding_mask: Array | None = None, with_weights: bool, training: bool,
+) -> tuple[tuple[Array, Array | None], Pullback]:  # fmt: skip
+    """``multi_head_attention.vjp``, without the weights unless they are wanted. The pullback needs ``training``."""
     where = "multi_head_attention"
     # The weights first: they are a layer's, and what is to be cast are the others.
     given = {
@@ -83,11 +67,8 @@ def _multi_head_attention_vjp(
     # What is projected.
     sources = [source for source in (query, keys, values) if source is not None]
     trained = [name for name, p in list(arrays.items())[:4] if p is not None]
-    device = _dispatch.device(query)
     T, B, E = query.shape
-    S = sources[-1].shape[0]
-    size = E // num_heads
-    scale = 1 / math.sqrt(size)
+    scale = 1 / math.sqrt(E // num_heads)
 
     padded = None
     if key_padding_mask is not None:
@@ -106,33 +87,20 @@ def _multi_head_attention_vjp(
     def flat(array: Array) -> Array:
         return xp.reshape(array, (-1, array.shape[-1]))
 
-    def by_head(array: Array) -> Array:
-        """(steps, B, E) as (B, heads, steps, size)."""
-        return xp.permute_dims(xp.reshape(array, (array.shape[0], B, num_heads, size)), (1, 2, 0, 3))
-
-    def together(array: Array) -> Array:
-        """(B, heads, steps, size) as (steps * B, E)."""
-        return xp.reshape(xp.permute_dims(array, (2, 0, 1, 3)), (-1, E))
-
     projected = []
     for source, part, own in zip(read, parts, rows, strict=True):
         a = xp.matmul(flat(source), in_proj_weight[own, :].T)
         if in_proj_bias is not None:
             a += in_proj_bias[own]
         a = xp.reshape(a, (*source.shape[:2], part * E))
-        projected += [by_head(a[:, :, k * E : (k + 1) * E]) for k in range(part)]
+        projected += [a[:, :, k * E : (k + 1) * E] for k in range(part)]
+    wing = _dispatch.wing(where, query=query)
     q, k, v = projected
-    q = q * scale
-
-    scores = xp.matmul(q, xp.matrix_transpose(k))
-    if causal:
-        last = xp.arange(S - T, S, device=device)
-        _exclude(xp, scores, xp.arange(S, device=device)[None, :] > last[:, None])
-    if key_padding_mask is not None:
-        _exclude(xp, scores, key_padding_mask[:, None, None, :])
-    weights = _softmax(xp, scores)
-    context = xp.matmul(weights, v)
-    y = xp.matmul(together(context), out_proj_weight.T)
+    context, weights, saved = wing.multi_head_forward(
+        q, k, v, num_heads, causal=causal, excluded=key_padding_mask, scale=scale, with_weights=with_weights,
+        training=training,
+    )  # fmt: skip
+    y = xp.matmul(flat(context), out_proj_weight.T)
     if out_proj_bias is not None:
         y += out_proj_bias
     y = xp.reshape(y, (T, B, E))
@@ -144,27 +112,15 @@ def _multi_head_attention_vjp(
             )
         dy, dweights = cotangents
         dy = _arrays.cotangent(where, "y", dy, y)
-        dweights = _arrays.cotangent(where, "weights", dweights, weights)
+        if weights is not None:
+            dweights = _arrays.cotangent(where, "weights", dweights, weights)
         dy = flat(xp.zeros_like(y) if dy is None else dy)
-        gradients = {"out_proj_weight": xp.matmul(dy.T, together(context)), "out_proj_bias": xp.sum(dy, axis=0)}
-        dcontext = by_head(xp.reshape(xp.matmul(dy, out_proj_weight), (T, B, E)))
-        # The derivative of the softmax: w (dw - sum w dw). Of what comes through the context the sum is that of
-        # context dcontext, which is shorter.
-        along = xp.sum(context * dcontext, axis=-1, keepdims=True)
-        dscores = xp.matmul(dcontext, xp.matrix_transpose(v))
-        if dweights is not None:
-            along += xp.sum(weights * dweights, axis=-1, keepdims=True)
-            dscores += dweights
-        dscores -= along
-        dscores *= weights
-        d = [
-            scale * xp.matmul(dscores, k),
-            xp.matmul(xp.matrix_transpose(dscores), q),
-            xp.matmul(xp.matrix_transpose(weights), dcontext),
-        ]
+        gradients = {"out_proj_weight": xp.matmul(dy.T, flat(context)), "out_proj_bias": xp.sum(dy, axis=0)}
+        dcontext = xp.reshape(xp.matmul(dy, out_proj_weight), (T, B, E))
+        d = list(wing.multi_head_backward(saved, dcontext, dweights))
         dsources, dprojections, dbiases = [], [], []
         for source, part, own in zip(read, parts, rows, strict=True):
-            da = xp.concat([together(each) for each in d[:part]], axis=1)
+            da = xp.concat([flat(each) for each in d[:part]], axis=1)
             d = d[part:]
             dsource = xp.reshape(xp.matmul(da, in_proj_weight[own, :]), source.shape)
             if padded is not None and len(sources) == 1:
@@ -177,6 +133,19 @@ def _multi_head_attention_vjp(
         return (dquery, dkeys, dvalues), {name: gradients[name] for name in trained}
 
     return (y, weights), pullback
+
+
+def _multi_head_attention_vjp(
+    query: Array, keys: Array | None = None, values: Array | None = None, *, in_proj_weight: Array,
+    out_proj_weight: Array, in_proj_bias: Array | None = None, out_proj_bias: Array | None = None, num_heads: int,
+    causal: bool = False, key_padding_mask: Array | None = None,
+) -> tuple[tuple[Array, Array], Pullback]:  # fmt: skip
+    outputs, pullback = attend(
+        query, keys, values, in_proj_weight=in_proj_weight, out_proj_weight=out_proj_weight, in_proj_bias=in_proj_bias,
+        out_proj_bias=out_proj_bias, num_heads=num_heads, causal=causal, key_padding_mask=key_padding_mask,
+        with_weights=True, training=True,
+    )  # fmt: skip
+    return cast("tuple[Array, Array]", outputs), pullback
 
 
 @differentiable(_multi_head_attention_vjp)
@@ -193,7 +162,8 @@ def multi_head_attention(
         alpha_i = softmax(q_i k_i^T / sqrt(E/n))                     head_i = alpha_i v_i
         y = W_o [head_1 ... head_n] + b_o
 
-    Time and memory are those of the n T S weights, which are all there at once.
+    Time is that of the n T S weights. So is memory, since they are returned; on a GPU `gpurnn.TransformerBlock` does
+    without them.
 
     Parameters
     ----------
@@ -243,7 +213,9 @@ def multi_head_attention(
     (array([1., 2.]), array([[1. , 0. ],
            [0.5, 0.5]]))
     """
-    return _multi_head_attention_vjp(
+    outputs, _ = attend(
         query, keys, values, in_proj_weight=in_proj_weight, out_proj_weight=out_proj_weight, in_proj_bias=in_proj_bias,
         out_proj_bias=out_proj_bias, num_heads=num_heads, causal=causal, key_padding_mask=key_padding_mask,
-    )[0]  # fmt: skip
+        with_weights=True, training=False,
+    )  # fmt: skip
+    return cast("tuple[Array, Array]", outputs)

@@ -12,6 +12,7 @@ from .. import _arrays, _checks, _dispatch, functional, initializers
 from .._contract import Array
 from .._op import Pullback
 from .._random import generator
+from ..functional import _multi_head
 from ..functional._activations import sigmoid, sigmoid_slope
 from ..functional._state import check_sequence, cotangent_pair
 from .base import Chain, Composite, Layer, parameter, parameter_dtype
@@ -132,6 +133,18 @@ class MultiHeadAttention(Layer):
             return inputs, {name: gradients[name.replace(".", "_")] for name in self.params}
 
         return outputs, pullback
+
+    def _self_attention_vjp(self, x: Array, key_padding_mask: Array | None) -> tuple[Array, Pullback]:
+        """y alone and its pullback, from ``dy`` to ``(dx, grads)``: a wing need not make the weights."""
+        (y, _), pull = _multi_head.attend(
+            x, **self._arguments(), key_padding_mask=key_padding_mask, with_weights=False, training=True
+        )
+
+        def pullback(dy: Array) -> tuple[Array, dict[str, Array]]:
+            (dx, _, _), gradients = pull((dy, None))
+            return dx, {name: gradients[name.replace(".", "_")] for name in self.params}
+
+        return y, pullback
 
     def _arguments(self) -> dict[str, Any]:
         return {
@@ -390,13 +403,7 @@ class TransformerBlock(Composite):
         x = existing(x)
         attend, transform = Chain(), Chain()
         a = attend("norm1", self.norm1.vjp(x))
-        (a, _), pull_attention = self.self_attn.vjp(a, key_padding_mask=padding)
-
-        def pull_attended(da: Array) -> tuple[Array, dict[str, Array]]:
-            (dquery, _, _), grads = pull_attention((da, None))
-            return dquery, grads
-
-        a = attend("self_attn", (a, pull_attended))
+        a = attend("self_attn", self.self_attn._self_attention_vjp(a, padding))
         z = x + attend(None, self._dropped.vjp(a, random))
         a = transform("norm2", self.norm2.vjp(z))
         a = transform("linear1", self.linear1.vjp(a))
