@@ -90,6 +90,9 @@ __device__ __forceinline__ Packet<T> read_published_packet(const T* address) {
 // Keeps the compiler from computing ahead of a loop what depends on `value`: it would take registers.
 __device__ __forceinline__ void compute_late(int& value) { asm volatile("" : "+r"(value)); }
 
+template <typename T>
+__device__ __forceinline__ void compute_late(const T*& value) { asm volatile("" : "+l"(value)); }
+
 // In the body of every loop that waits for another thread.
 __device__ __forceinline__ void spin_pause() {
 #if __CUDA_ARCH__ >= 700
@@ -148,6 +151,9 @@ HOST_INLINE Packet<T> read_published_packet(const T* address) {
 }
 
 inline void compute_late(int&) {}
+
+template <typename T>
+void compute_late(const T*&) {}
 
 inline void spin_pause(HOST_SITE) { host::spin_pause(file, line); }
 

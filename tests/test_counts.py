@@ -258,6 +258,18 @@ def test_a_step_is_what_one_step_more_adds(schedule):
         assert (per_step.instructions.sum(axis=1) > 0).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("cell", "most"), [(LSTM(), (11_000, 11_200)), (GRU(True), (9_200, 8_600))], ids=str)
+def test_a_step_of_a_wide_layer(cell, most):
+    """The products of all warps are alike, and little is done besides: multiply-adds alone are 9,216, a GRU's 6,912."""
+    step = benchmark.of_step(cell, 16, 768, schedule="persistent")
+    for counts, instructions in zip((step["forward"], step["backward"]), most, strict=True):
+        assert counts.instructions.sum(axis=1).max() <= instructions
+        by_warp = counts["multiply_adds"][0]
+        assert by_warp.min() >= 0.75 * by_warp.max()
+        assert counts["published_load_bytes"].sum() <= 6.5e6
+
+
 def test_the_report_has_a_row_for_each_pass():
     done = CliRunner().invoke(main, ["counts", "--cell", "gru", "--shape", "2,8", "--schedule", "persistent"])
     assert done.exit_code == 0, done.output

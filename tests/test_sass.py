@@ -110,7 +110,7 @@ def test_streams_load_before_they_store(pattern, kernels, instructions, architec
 @needs_nvdisasm
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
-@pytest.mark.parametrize(("kernels", "share"), [("block|grid", 0.8), ("launch", 0.7)])
+@pytest.mark.parametrize(("kernels", "share"), [("block|grid", 0.84), ("launch", 0.78)])
 def test_the_product_loops_multiply(kernels, share, architecture):
     """In float32, by tiles of 4 rows of the batch: most instructions multiply, and all loads have 128 bits."""
     pattern = rf"(Lstm<float>|Gru<float, true, false>), .*Exchange::({kernels}), 4"
@@ -121,7 +121,7 @@ def test_the_product_loops_multiply(kernels, share, architecture):
             assert loop.share >= share, name
             assert {*loop.loads("LDS"), *loop.loads("LDG")} == {128}, name
             names += 1
-    assert names == (8 if "|" in kernels else 4)
+    assert names == (20 if "|" in kernels else 4)
 
 
 @needs_nvdisasm

@@ -239,17 +239,19 @@ struct Share {
             }
         } else {
             const auto from_global = [&](auto whole) {
-                const Storage* row[Tile::rows];
+                const Storage* weights_begin = rows_of.first;
+                compute_late(weights_begin);
+                int row[Tile::rows];  // offsets, which take half the registers of addresses
                 int k = w * Tile::width + lane * size;
                 // A tile that reaches over the edge multiplies the last row again; nothing reads those sums.
 #pragma unroll
                 for (int i = 0; i < Tile::rows; ++i) {
-                    row[i] = rows_of.row(min(tile * Tile::rows + Tile::row(i, lane), N - 1)) + k;
+                    row[i] = rows_of.begin(min(tile * Tile::rows + Tile::row(i, lane), N - 1)) + k;
                 }
 #pragma unroll 1
                 for (; in < in_end; in += step, k += parts * Tile::width) {
                     add_products<Tile>(values, in, [&](int i) {
-                        const auto packet = rows_of.template packet<decltype(whole)::value>(row[i], K - k);
+                        const auto packet = rows_of.template packet<decltype(whole)::value>(weights_begin + row[i], K - k);
                         row[i] += parts * Tile::width;
                         return packet;
                     });

@@ -40,6 +40,9 @@ _STEP_FUSED_UNITS, _STEP_FUSED_ROWS, _STEP_FUSED_CHUNK = 8, 32, 256
 _TILE_INSTRUCTIONS = 200
 """Roughly those of a warp before and after the loop of a tile: addresses, and the sums over its lanes."""
 
+_LATENCY = 60
+"""Roughly the clocks for which a warp waits for what it has loaded of a width, unless another one has work."""
+
 _STAGING_CLOCKS, _UNIT_CLOCKS, _L2_BYTES_PER_CLOCK = 900, 900, 32
 """Roughly: from the load of an operand until it is in shared memory, for a thread's step of a hidden unit, and what a
 multiprocessor gets from the L2 cache."""
@@ -268,9 +271,9 @@ def _clocks(problem: Problem, backward: bool, launch: Launch) -> int:
         column_tiles = -(-launch.rows // variant.columns)
         of_rows = -(-column_tiles // launch.at_once)
         of_tiles = -(-product.tiles // tiles)
-        clocks += (
-            -(-warps // 4) * of_rows * of_tiles * (-(-product.widths // launch.parts) * of_width + _TILE_INSTRUCTIONS)
-        )
+        together = -(-warps // 4)
+        of_part = -(-product.widths // launch.parts) * max(together * of_width, of_width + _LATENCY)
+        clocks += of_rows * of_tiles * (of_part + together * _TILE_INSTRUCTIONS)
         if variant.exchange != "block":
             chunks = -(-product.widths * width // launch.chunk)
             clocks += of_rows * chunks * (of_tiles if chunks > 1 else 1) * _STAGING_CLOCKS
@@ -303,7 +306,11 @@ def _fitting(
     tiles, widths = max(p.tiles for p in products), max(p.widths for p in products)
     column_tiles = -(-rows // variant.columns)
     fit, least = False, 0
-    for parts in sorted({-(-widths // n) for n in range(1, widths + 1) if -(-widths // n) <= variant.tiles_at_once}):
+    # The fewest parts in which none has more than n widths; and as many more as make whole warps of parts.
+    most_parts, of_warp = variant.tiles_at_once, 32 // variant.tile_lanes
+    fewest = {-(-widths // n) for n in range(1, widths + 1)}
+    whole = {-(-parts // of_warp) * of_warp for parts in fewest}
+    for parts in sorted(parts for parts in fewest | whole if parts <= most_parts):
         of_rows = min(
             column_tiles, max(1, variant.tiles_at_once // (min(tiles, variant.tiles_at_once // parts) * parts))
         )

@@ -70,7 +70,8 @@ struct WeightRows {
     int length, units, apart;
     bool whole;
 
-    __device__ const Storage* row(int n) const { return first + (n / units * apart + n % units) * length; }
+    __device__ int begin(int n) const { return (n / units * apart + n % units) * length; }
+    __device__ const Storage* row(int n) const { return first + begin(n); }
 
     // The packet at `address`, of which `exist` numbers are of the row.
     template <bool is_whole>
