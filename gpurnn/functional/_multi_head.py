@@ -93,7 +93,7 @@ def attend(
         if in_proj_bias is not None:
             a += in_proj_bias[own]
         a = xp.reshape(a, (*source.shape[:2], part * E))
-        projected += [a[:, :, k * E : (k + 1) * E] for k in range(part)]
+        projected += [_arrays.contiguous(a[:, :, k * E : (k + 1) * E]) for k in range(part)]
     wing = _dispatch.wing(where, query=query)
     q, k, v = projected
     context, weights, saved = wing.multi_head_forward(
