@@ -218,6 +218,7 @@ class TorchModule(Function):
         module = self.kind(inputs, hidden, bias="bias_ih" in weights, dtype=weights["weight_ih"].dtype, **options)
         params = {f"{name}_l0": array for name, array in weights.items()}
         module.load_state_dict({name: array.detach() for name, array in params.items()})
+        module.eval()  # what is drawn in training alone has its expectation
         if len({array.dtype for array in params.values()}) > 1:
             raise TypeError("load_state_dict would cast the weights to one dtype")
         of_state: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -183,6 +184,7 @@ class TorchCommunicator(Communicator):
         self._torch, self._group = torch, group
         if not group.is_initialized():
             group.init_process_group("gloo")
+            atexit.register(group.destroy_process_group)  # one that the interpreter takes apart may abort
         self.rank, self.size = group.get_rank(), group.get_world_size()
 
     def all_gather(self, value: R) -> list[R]:

@@ -147,17 +147,24 @@ def _made(where: str, kind: str, attributes: dict[str, Any], arrays: dict[str, N
     }  # fmt: skip
     if P is not None:
         arguments["peephole"] = True
+    coupled = bool(arguments.get("coupled"))
     params = {}
+
+    def ordered(array: NDArray[Any]) -> NDArray[Any]:
+        rows = reordered(array, theirs, ours)
+        return np.delete(rows, np.s_[hidden : 2 * hidden], axis=0) if coupled else rows  # f is one minus i
+
     for d, suffix in zip(range(D), ("_l0", "_l0_reverse"), strict=False):
-        params["weight_ih" + suffix] = reordered(W[d], theirs, ours)
-        params["weight_hh" + suffix] = reordered(R[d], theirs, ours)
+        params["weight_ih" + suffix] = ordered(W[d])
+        params["weight_hh" + suffix] = ordered(R[d])
         if B is not None:
             for name, bias in zip(("bias_ih", "bias_hh"), np.split(B[d], 2), strict=True):
-                params[name + suffix] = reordered(bias, theirs, ours)
+                params[name + suffix] = ordered(bias)
         if P is not None:
             _checks.shape(where, "P", P, (D, 3 * hidden), "(directions, 3*hidden_size)")
             for gate, peephole in zip("iof", np.split(P[d], 3), strict=True):
-                params[f"peephole_{gate}{suffix}"] = peephole
+                if not (coupled and gate == "f"):
+                    params[f"peephole_{gate}{suffix}"] = peephole
     layer: Recurrent = made(where, kind, arguments, params)
     return layer
 
@@ -355,18 +362,25 @@ class _Graph:
         if getattr(layer.cell, "update", "state") == "candidate":  # its z is one minus ONNX's
             params = {name: self.negated(array) for name, array in params.items()}
 
+        coupled, hidden = getattr(layer.cell, "coupled", False), layer.hidden_size
+
+        def ordered(array: NDArray[Any]) -> NDArray[Any]:
+            if coupled:  # ONNX has rows of f, and does not read them
+                array = np.concatenate([array[:hidden], np.zeros_like(array[:hidden]), array[hidden:]])
+            return reordered(array, ours, theirs)
+
         def stacked(symbol: str, *names: str) -> str:
             directions = [
-                np.concatenate([reordered(params[name + suffix], ours, theirs) for name in names])
-                for suffix in layer._suffixes(number)
+                np.concatenate([ordered(params[name + suffix]) for name in names]) for suffix in layer._suffixes(number)
             ]
             return self.constant(f"{symbol}_{number}", np.stack(directions))
 
         B = stacked("B", "bias_ih", "bias_hh") if layer.bias else ""
         P = ""
         if getattr(layer.cell, "peephole", False):
+            none = np.zeros(hidden, params[f"weight_hh_l{number}"].dtype)
             rows = [
-                np.concatenate([params[f"peephole_{gate}{suffix}"] for gate in "iof"])
+                np.concatenate([params.get(f"peephole_{gate}{suffix}", none) for gate in "iof"])
                 for suffix in layer._suffixes(number)
             ]
             P = self.constant(f"P_{number}", np.stack(rows))

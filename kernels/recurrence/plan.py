@@ -210,9 +210,10 @@ def _grid_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
 def _can_hold(cell: Cell, dtype: Dtype) -> bool:
     """Whether registers are left for the recurrent weights.
 
-    In float64 they are not, nor where a unit has weights and masks of its own; and the rows of several phases differ.
+    In float64 they are not, nor in 16 bits, where a packet has twice the numbers, nor where a unit has weights and
+    masks of its own; and the rows of several phases differ.
     """
-    return dtype.accumulator == "float32" and len(cell.phases) == 1 and not cell.diagonal and not cell.step_masks
+    return dtype.name == "float32" and len(cell.phases) == 1 and not cell.diagonal and not cell.step_masks
 
 
 @dataclass(frozen=True)

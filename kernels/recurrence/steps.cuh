@@ -102,7 +102,8 @@ struct Forward {
         : cell(cell), unit(unit), xw(xw), y(y), operands(operands), saved(saved), mask(1) {
         if (exists && mask_array) mask = mask_array[unit.index()];
         if constexpr (Cell::num_weights > 0) {
-            if (exists) load_weights(this->cell, unit);
+            // They are not given where the first operand alone is computed.
+            if (exists && cell.all_weights) load_weights(this->cell, unit);
         }
     }
 

@@ -368,3 +368,15 @@ def test_loading_weights_that_say_no_form_into_a_gru_warns_once_with_both():
         layer.load_state_dict(weights)
     assert len(caught) == 1
     assert "reset_after=False, update='candidate'" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("peephole", [False, True])
+def test_coupled_gates_come_back_from_onnx(peephole):
+    """ONNX has rows of the forget gate and does not read them."""
+    pytest.importorskip("onnx")
+    layer = gpurnn.LSTM(3, 4, coupled=True, peephole=peephole, bidirectional=True, rng=0)
+    again = interop.from_onnx(interop.to_onnx(layer))
+    assert again.cell == layer.cell
+    assert again.params.keys() == layer.params.keys()
+    for name, array in layer.params.items():
+        np.testing.assert_array_equal(again.params[name], array)
