@@ -1,11 +1,18 @@
 """Trains a small model as one of several processes, and writes a digest of it: run under ``mpiexec`` by a test.
 
 trained_together.py MODEL OUT.json [shards=S] [steps=N] [directory=DIR] [resume=1] [fail=RANK] [stop=STEP]
+    [kill=RANK,STEPS,SHARE]
+
+``kill`` kills a rank the given share of a step's time after it has taken so many steps.
 """
 
 import hashlib
 import json
+import os
+import signal
 import sys
+import threading
+import time
 
 import numpy as np
 
@@ -40,18 +47,36 @@ def translator():
     return model, data, None
 
 
+class Death:
+    def __init__(self, steps, share):
+        self.steps, self.share, self.batches, self.times = int(steps), float(share), set(), []
+
+    def __call__(self, batch):
+        if batch in self.batches:
+            return
+        self.batches.add(batch)
+        self.times.append(time.monotonic())
+        if len(self.times) == 1 + self.steps:
+            delay = self.share * (self.times[-1] - self.times[-2])
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
 def main(name, out, **options):
     communicator = distributed.communicator()
     model, data, validation = {f.__name__: f for f in (language_model, classifier, translator)}[name]()
     failing = int(options.get("fail", -1)) == communicator.rank
+    victim, *moment = options.get("kill", "-1").split(",")
+    death = Death(*moment) if int(victim) == communicator.rank else None
 
-    class Failing(type(data)):
+    class Watched(type(data)):
         def shard(self, epoch, index, number, shards):
             if failing and index == 2:
                 raise OSError("the disk is gone")
+            if death is not None:
+                death((epoch, index))
             return super().shard(epoch, index, number, shards)
 
-    data.__class__ = Failing
+    data.__class__ = Watched
     called = []
     trainer = Trainer(
         model, data, gpurnn.Adam(0.01), steps=int(options.get("steps", 12)), clip_norm=0.5, l2=1e-3, rng=3,
