@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import sysconfig
@@ -124,8 +125,8 @@ def small(communicator, shards=None, **options):
     model = gpurnn.SequenceClassifier(2, 5, 2, dtype="float64", rng=1)
     data = PaddedBatches(sequences, 4, labels, per_sequence=True)
     trainer = Trainer(
-        model, data, gpurnn.Adam(0.01), steps=6, validation=data, clip_norm=1.0, progress=False, rng=2,
-        communicator=communicator, shards=shards, **options,
+        model, data, gpurnn.Adam(0.01), clip_norm=1.0, progress=False, communicator=communicator, shards=shards,
+        **{"steps": 6, "validation": data, "rng": 2, **options},
     )  # fmt: skip
     return model, trainer
 
@@ -206,6 +207,106 @@ def test_an_error_of_one_process_ends_all():
     results = on_threads(3, failing)
     assert [type(r) for r in results] == [RuntimeError, OSError, RuntimeError]
     assert str(results[0]) == "Trainer: process 1 of 3 ended with OSError: the disk is gone"
+
+
+def differing(communicator, what):
+    """`small`, whose options ``what`` gives process 1 alone."""
+    own = dict(what) if communicator.rank == 1 else {}
+    steps, parameters = own.pop("steps", 6), own.pop("parameters", None)
+    model, trainer = small(communicator, own.pop("shards", None), **own)
+    trainer.total = steps
+    if parameters is not None:
+        model.params["output.bias"][...] = parameters
+    trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ({"steps": 5}, "total is 6 in process 0 and 5 in process 1"),
+        ({"callbacks": (print,)}, "the number of callbacks is 0 in process 0 and 1 in process 1"),
+        ({"on_gradients": print}, "whether there is an on_gradients is False in process 0 and True in process 1"),
+        ({"validation_interval": 2}, "validation_interval is None in process 0 and 2 in process 1"),
+        ({"validation": None}, r"validation is {.*} in process 0 and None in process 1"),
+        ({"gradient_accumulation_steps": 2, "steps": 6}, "gradient_accumulation_steps is None in process 0 and 2 in"),
+        ({"shards": 2}, "shards is None in process 0 and 2 in process 1"),
+        ({"schedule": lambda step: 0.1}, r"learning_rate is None in process 0 and \[0.1, 0.1, 0.1\] in process 1"),
+        ({"rng": 7}, r"the crc32 of the state of rng is \d+ in process 0 and \d+ in process 1"),
+        ({"parameters": 1.0}, r"the crc32 of the parameters is \d+ in process 0 and \d+ in process 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_trainers_that_differ_are_rejected_in_all_processes(what, message):
+    for found in on_threads(2, lambda c: differing(c, what)):
+        assert isinstance(found, ValueError), found
+        assert re.match(f"Trainer: {message}", str(found)), found
+
+
+def test_process_that_resumes_alone_is_rejected_in_all(tmp_path):
+    def begun(communicator):
+        small(communicator, directory=tmp_path / "run", resume=communicator.rank == 1)[1].train()
+
+    for found in on_threads(2, begun):
+        assert isinstance(found, ValueError), found
+        assert "the call is train() in process 0 and resume=True in process 1" in str(found)
+
+
+def test_trains_on_with_a_state_and_a_directory(tmp_path):
+    """A second call of `train` has the processes exchange the recurrent state at the same moments."""
+
+    def streamed(communicator, directory):
+        model = gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text("abcdef"), 3, 4, dtype="float64", rng=1)
+        trainer = Trainer(
+            model, TokenStream(np.arange(120) % 7, 4, 5), steps=3, progress=False, communicator=communicator,
+            directory=None if directory is None else tmp_path / directory, shards=4,
+        )  # fmt: skip
+        trainer.train()
+        trainer.total = 7
+        trainer.train()
+        return dict(model.params)
+
+    alone = streamed(None, None)
+    for params in on_threads(2, lambda c: streamed(c, "run")):
+        assert not isinstance(params, Exception), params
+        for name, values in alone.items():
+            np.testing.assert_array_equal(params[name], values)
+
+
+def test_checkpoint_that_cannot_be_written_ends_all(tmp_path):
+    def failing(communicator):
+        model = gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text("abcdef"), 3, 4, rng=1)
+        trainer = Trainer(
+            model, TokenStream(np.arange(120) % 7, 4, 5), steps=6, progress=False, communicator=communicator,
+            directory=tmp_path / "run", checkpoint_interval=2,
+        )  # fmt: skip
+        folder = trainer._folder
+
+        def full():
+            if trainer.step == 2:
+                raise OSError("the disk is full")
+
+        if communicator.rank == 0:
+            folder.flush_metrics = full
+        trainer.train()
+
+    results = on_threads(2, failing)
+    assert [type(r) for r in results] == [OSError, RuntimeError]
+    assert str(results[1]) == "Trainer: process 0 of 2 ended with OSError: the disk is full"
+
+
+def test_an_exit_of_one_process_ends_all():
+    def leaving(trainer):
+        raise SystemExit(3)
+
+    def trained_or_left(communicator):
+        try:
+            trained(communicator, 2, callbacks=leaving)
+        except SystemExit as left:
+            return left.code
+
+    code, error = on_threads(2, trained_or_left)
+    assert code == 3
+    assert str(error) == "Trainer: process 0 of 2 ended with SystemExit: 3"
 
 
 def test_process_0_alone_calls_functions_and_its_stop_ends_all():

@@ -333,13 +333,9 @@ def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:
         on_checkpoint=lambda: model.save(out / MODEL),
         **progress_of(lambda: trainer.total),
     )  # fmt: skip
-    leads = processes.rank == 0
+    new = not (run.resumed or run.replaces)
     with ExitStack() as stack:
-        if leads:
-            new = not (run.resumed or run.replaces)
-            processes.together("gpurnn", lambda: stack.enter_context(directory_taken(run.folder, new=new)))
-        else:
-            processes.together("gpurnn", lambda: None)
+        processes.first("gpurnn", lambda: stack.enter_context(directory_taken(run.folder, new=new)))
         if run.resumed:
             # A kill may have come before the first checkpoint.
             if checkpoints(out / "checkpoints"):
@@ -354,10 +350,7 @@ def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:
             elif (out / MODEL).exists():
                 raise Refusal(f"{out}: holds the {MODEL} of a run whose checkpoints are gone; choose another directory")
         else:
-            if leads:
-                processes.together("gpurnn", lambda: _begin(run))
-            else:
-                processes.together("gpurnn", lambda: None)
+            processes.first("gpurnn", lambda: _begin(run))
             say(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")
             say(f"{model!r}")
             _say_what_was_adapted(options, data, ends[-1])
@@ -372,7 +365,7 @@ def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:
             raise Failure(f"{out_of_memory(error)}; {cure}, and add --replace") from error
         except (FloatingPointError, OSError, RunDirectoryError) as error:
             raise Failure(sentence(error)) from error
-        if leads:
+        if processes.rank == 0:
             model.save(out / MODEL)  # early stopping goes back to parameters that are older than the last checkpoint
             _report(out, model, trainer, options["seed"])
 

@@ -107,7 +107,7 @@ def _train(
     folder = run_folder(out, *names)
     replaces = processes.broadcast(replace and folder.belongs_to_a_run())
     if not replaces:
-        processes.together("gpurnn", lambda: None if processes.rank else check_new(folder))
+        processes.first("gpurnn", lambda: check_new(folder))
     run = new_run(folder, paths, options, found)
     if replaces:
         check_replaceable(run)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _dispatch
 from .._contract import Array
 from .flat import changed
 
@@ -51,7 +52,7 @@ class Communicator:
 
         The order of a sum is the transport's, so its last bits may depend on the number of processes.
         """
-        return changed(arrays, lambda name, flat: self._sum(flat))
+        return changed(arrays, self._sum_of_any)
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -66,21 +67,25 @@ class Communicator:
 
         Raises
         ------
-        Exception
+        Exception, SystemExit
             In a process whose call raised: that exception.
         RuntimeError
             In the others. The message has the rank and the message of the first that raised.
         """
-        error: Exception | None = None
+        error: BaseException | None = None
         result: Any = None
         try:
             result = function()
-        except Exception as caught:
+        except (Exception, SystemExit) as caught:
             error = caught
         self.agree(where, error)
         return result
 
-    def agree(self, where: str, error: Exception | None, value: Any = None) -> list[Any]:
+    def first(self, where: str, function: Callable[[], R]) -> R | None:
+        """The result of a function that process 0 alone calls, None in the others; where it raises, all do."""
+        return self.together(where, lambda: None if self.rank else function())
+
+    def agree(self, where: str, error: BaseException | None, value: Any = None) -> list[Any]:
         """The values of all processes, if none of them has an error; else the errors, as `together` raises them."""
         text = None if error is None else f"{type(error).__name__}: {error}"
         every = self.all_gather((text, value))
@@ -100,8 +105,16 @@ class Communicator:
         """The one-dimensional arrays of all processes, one after another. One dtype; sizes may differ."""
         return part
 
+    def _sum_of_any(self, flat: Array) -> Array:
+        """The sum over all processes of a one-dimensional array that is this method's own."""
+        return self._sum(flat) if isinstance(flat, np.ndarray) else self._sum_on_device(flat)
+
     def _sum(self, flat: NDArray[Any]) -> NDArray[Any]:
         return flat
+
+    def _sum_on_device(self, flat: Array) -> Array:
+        xp = _dispatch.namespace("distributed", arrays=flat)
+        return _dispatch.from_numpy(xp, self._sum(np.array(_dispatch.to_numpy(flat))))
 
     def __reduce__(self) -> Any:
         return communicator, ()  # the copy belongs to the process that unpickles it

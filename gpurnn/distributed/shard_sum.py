@@ -49,8 +49,8 @@ class ShardSum:
 
     def total(self, like: Mapping[str, Array]) -> dict[str, Array]:
         """The sums over all shards, as arrays like those of ``like``, which name the arrays of a shard."""
-        sums = {dtype: self._complete(dtype) for dtype in sorted({dtype_of(array) for array in like.values()})}
-        return shaped(sums, like)
+        xp, dtypes = _dispatch.namespace("distributed", **like), sorted({dtype_of(array) for array in like.values()})
+        return shaped({dtype: _dispatch.from_numpy(xp, self._complete(dtype)) for dtype in dtypes}, like)
 
     def _complete(self, dtype: str) -> NDArray[Any]:
         own, comm = self._nodes.get(dtype, {}), self._communicator

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ from .._contract import Remembers, Trainable
 from ..distributed import Communicator, ShardSum, own_shards
 from ..optimizers import Optimizer, Rprop
 from .checkpoint import CheckpointError, checkpoints, file_name, latest_checkpoint, save_checkpoint
-from .data import Batch, Data, num_batches, steps_of_epoch, steps_of_epochs
+from .data import Batch, Data, _fingerprint, num_batches, steps_of_epoch, steps_of_epochs
 from .directory import CHECKPOINTS, METRICS_FILE, RUN, FollowedDirectory, RunDirectory
 
 METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
@@ -459,6 +460,7 @@ class Trainer:
         if _checks.flag(where, "resume", resume):
             if self.directory is None:
                 raise ValueError(f"{where}: resume is True and directory is None, expected the directory of the run")
+            self._check_that_all_do_the_same("resume=True")
             if self._processes.broadcast(bool(checkpoints(self.directory / CHECKPOINTS))):
                 self.resume()
 
@@ -559,6 +561,7 @@ class Trainer:
         OSError
             A file cannot be written.
         """
+        self._check_that_all_do_the_same("train()")
         if self._torn:
             cure = "build the model, the optimizer and the Trainer again"
             if self._checkpoint is not None:
@@ -585,13 +588,43 @@ class Trainer:
             self._run = self._processes.broadcast(self._run)
             self._train()
 
+    def _check_that_all_do_the_same(self, call: str) -> None:
+        """Reject, in all processes, what differs between them: each would wait for something else, for ever."""
+        processes = self._processes
+        if processes.size == 1:
+            return
+        every = processes.all_gather(processes.together("Trainer", lambda: self._described(call)))
+        for rank, other in enumerate(every):
+            difference = _difference("", every[0], other)
+            if difference is not None:
+                name, first, here = difference
+                raise ValueError(
+                    f"Trainer: {name} is {first} in process 0 and {here} in process {rank}, expected the same in all; "
+                    "every process makes the same model, data and Trainer, and process 0 alone calls its functions"
+                )
+
+    def _described(self, call: str) -> dict[str, Any]:
+        """What all processes must have in common to take the same steps."""
+        return {
+            "the call": call,
+            "step": self.step,
+            "total": self.total,
+            "whether an update was interrupted": self._torn,
+            "what is left to do after the last step": self._pending,
+            "whether there is a directory": self._folder is not None,
+            "checkpoint_interval": self.checkpoint_interval,
+            "the number of callbacks": len(self.callbacks),
+            "whether there is an on_gradients": self.on_gradients is not None,
+            **self._config(),
+            **self._scheduled(self.total),
+            "the crc32 of the state of rng": zlib.crc32(repr(self._rng.bit_generator.state).encode()),
+            # Later the processors of the processes may differ in the last bits.
+            "the crc32 of the parameters": None if self.step else _fingerprint(list(self.model.params.values())),
+        }
+
     def _train(self) -> None:
         if self._folder is not None:
-            self._metrics_size = self._folder.trim_metrics(self._metrics_size)
-            self._metrics_size += self._folder.append_metrics(self._unwritten)
-            self._unwritten = []
-            if self._checkpoint is None:
-                self._save()
+            self._processes.together("Trainer", self._prepare_directory)
         self._stopping = False
         if self._final is not None and not self._is_over:
             self._reopen()
@@ -614,9 +647,10 @@ class Trainer:
                 self._processes.together("Trainer", lambda: self._finish(bar))
                 finished = True
         if finished or self.saved_step != self.step:
-            self._save()
-        self._announce()
+            self._processes.together("Trainer", self._save)
+        self._processes.together("Trainer", self._announce)
         if interrupt.is_set():
+            self._processes.agreed = True
             raise KeyboardInterrupt
         if self._last is None:
             left = self._averages
@@ -625,6 +659,15 @@ class Trainer:
             if left:
                 self._last = self._copied_parameters()
                 self._assign_parameters(left)
+
+    def _prepare_directory(self) -> None:
+        """Have the metrics end where this object does, and a checkpoint to fall back on."""
+        assert self._folder is not None
+        self._metrics_size = self._folder.trim_metrics(self._metrics_size)
+        self._metrics_size += self._folder.append_metrics(self._unwritten)
+        self._unwritten = []
+        if self._checkpoint is None:
+            self._save()
 
     def _agree_to_end(self, interrupt: threading.Event) -> None:
         """Let all processes end after the same step, if one of them was interrupted."""
@@ -910,11 +953,8 @@ class Trainer:
         whole, frozen = grads, getattr(self.optimizer, "frozen", ())
         if frozen:
             grads = {name: g for name, g in grads.items() if not any(text in name for text in frozen)}
-        if self.on_gradients is not None:
-            observe = self.on_gradients if self._leads else _ignore
-            self._processes.together(
-                "Trainer", lambda: observe(self.step, {name: params[name] for name in grads}, grads)
-            )
+        if (observe := self.on_gradients) is not None:
+            self._processes.first("Trainer", lambda: observe(self.step, {name: params[name] for name in grads}, grads))
         # The norm is that before any clipping, which would hide an infinity.
         clipped = grads
         if self.clip_value is not None:
@@ -1138,14 +1178,15 @@ class Trainer:
             here = {**self._config(), **self._scheduled(saved["step"])}
             difference = _difference("", saved["config"], here)
             if difference is not None:
-                raise CheckpointError(f"{path}: belongs to a run whose {difference}")
+                name, held, found = difference
+                raise CheckpointError(f"{path}: belongs to a run whose {name} is {held}, but here it is {found}")
             self._check_state(saved)
         except CheckpointError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path}: its state is not one that a Trainer writes: {error}") from error
-        held = None if self._folder is None else self._folder.read()
-        if held is not None and held["run"] != saved["run"]:
+        run = None if self._folder is None else self._folder.read()
+        if run is not None and run["run"] != saved["run"]:
             raise CheckpointError(f"{path}: belongs to another run than its directory, by {RUN}")
 
     def _check_state(self, saved: dict[str, Any]) -> None:
@@ -1212,8 +1253,6 @@ class Trainer:
         for array in self.model.params.values():
             if not bool(self._xp.all(self._xp.isfinite(array))):
                 raise self._diverged("the last update overflowed", {})
-        # The metrics up to here must be on the disk before the checkpoint that counts on them.
-        self._folder.flush_metrics()
         state = {
             "run": self._run,
             "step": self.step,
@@ -1231,12 +1270,13 @@ class Trainer:
             "schedule": None if self._observer is None else self._observer.state_dict(),
             "config": {**self._config(), **self._scheduled(self.step)},
         }
-        if not self._leads:
-            self.saved_step = self.step
-            return
-        self._known.add(file_name(self.step))  # an exception may come when the file is there already
-        self._checkpoint = save_checkpoint(self._folder.path / CHECKPOINTS, self.step, state)
-        self.saved_step = self.step
+        folder, name = self._folder.path / CHECKPOINTS, file_name(self.step)
+        if self._leads:  # no verb of the communicator may follow here, where this process alone may fail
+            # The metrics up to here must be on the disk before the checkpoint that counts on them.
+            self._folder.flush_metrics()
+            self._known.add(name)  # an exception may come when the file is there already
+            save_checkpoint(folder, self.step, state)
+        self._checkpoint, self.saved_step = folder / name, self.step
 
     def _whole_state(self) -> Any:
         """The recurrent state that goes into a checkpoint; where batches have shards, that of each of them."""
@@ -1268,10 +1308,6 @@ class Trainer:
         return _dispatch.from_numpy(self._xp, tree) if isinstance(tree, np.ndarray) else tree
 
 
-def _ignore(step: int, params: dict[str, Any], grads: dict[str, Any]) -> None:
-    """Nothing: the processes beside the first call no function of the caller."""
-
-
 def _on_host(tree: Any) -> Any:
     """``tree`` with its arrays as NumPy arrays."""
     if isinstance(tree, (tuple, list)):
@@ -1301,13 +1337,13 @@ def _require_arrays(name: str, value: Any) -> None:
         _require_kind(name, value, np.ndarray)
 
 
-def _difference(name: str, held: Any, here: Any) -> str | None:
-    """The first entry in which two nested dicts differ, in words; None if there is none."""
+def _difference(name: str, held: Any, here: Any) -> tuple[str, Any, Any] | None:
+    """The first entry in which two nested dicts differ: its name and both values; None if there is none."""
     if isinstance(held, dict) and isinstance(here, dict):
         keys = [*here, *(key for key in held if key not in here)]
         differences = (_difference(f"{name}.{key}" if name else key, held.get(key), here.get(key)) for key in keys)
         return next((d for d in differences if d is not None), None)
-    return None if held == here else f"{name} is {held}, but here it is {here}"
+    return None if held == here else (name, held, here)
 
 
 class _Terminal:
