@@ -571,3 +571,33 @@ def test_command_says_once_what_is_wrong(book, tmp_path):
     piped = gpurnn_train(2, "-", "--out", tmp_path / "other", check=False)
     assert piped.returncode != 0
     assert "only one of 2 processes could read it" in piped.stderr
+
+
+RAISING = """
+import sys
+from gpurnn import distributed
+processes = distributed.communicator()
+assert distributed.communicator() is processes
+if sys.argv[1] == "alone":
+    if processes.rank == 1:
+        raise LookupError("no such file")
+    processes.barrier()
+else:
+    processes.first("script", lambda: [][0])
+"""
+
+
+@pytest.mark.slow
+@needs_mpi
+@pytest.mark.parametrize("what", ["alone", "told"])
+def test_exception_that_nobody_catches_ends_all(what):
+    found = subprocess.run(
+        [str(MPIEXEC), "-n", "3", sys.executable, "-c", RAISING, what], capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert found.returncode != 0
+    if what == "alone":
+        assert found.stderr.count("LookupError: no such file") == 1
+    else:  # each process says what it was told, and none is ended by another before it has
+        assert found.stderr.count("Traceback") == 3
+        assert found.stderr.count("RuntimeError: script: process 0 of 3 ended with IndexError") == 2

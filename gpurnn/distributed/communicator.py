@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -232,11 +234,31 @@ class TorchCommunicator(Communicator):
         return flat
 
 
+@functools.cache
+def _started_by_mpi() -> MPICommunicator:
+    """All processes of MPI: one object for all callers, so that the hook for exceptions knows what was agreed."""
+    processes, before, own = MPICommunicator(), sys.excepthook, os.getpid()
+
+    def end_all(kind: Any, error: Any, traceback: Any) -> None:
+        before(kind, error, traceback)
+        if processes.size > 1 and not processes.agreed and os.getpid() == own:  # not in the child of a fork
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+            processes.abort()
+
+    sys.excepthook = end_all
+    return processes
+
+
 def communicator() -> Communicator:
     """The communicator that this process's environment asks for.
 
     A launcher of MPI (``mpiexec``, Slurm with PMI) sets a variable with the rank: `MPICommunicator`. ``torchrun`` sets
     RANK and WORLD_SIZE: `TorchCommunicator`. Otherwise the process is alone: `Communicator`.
+
+    Under MPI an exception that nobody catches ends all processes, once its traceback is printed: by itself MPI has the
+    process wait at its end for the others, which wait for it. This holds for no ``sys.exit``; raise an exception.
 
     Raises
     ------
@@ -250,7 +272,7 @@ def communicator() -> Communicator:
     Communicator(rank 0 of 1)
     """
     if any(name in os.environ for name in _OF_MPI):
-        return MPICommunicator()
+        return _started_by_mpi()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return TorchCommunicator()
     return Communicator()
