@@ -1,4 +1,4 @@
-"""Weights of PyTorch, Keras and ONNX as layers of gpurnn, and back.
+"""Weights of PyTorch, Keras and ONNX as layers of gpurnn, and back; and gpurnn as what computes in ONNX's evaluator.
 
 ``from_X`` makes the layer that computes what the weights were trained for: gates in gpurnn's order, the form of the GRU
 that X has, activations and directions. ``to_X`` gives them back, bit for bit. The library itself is needed only for its
@@ -7,8 +7,37 @@ own objects and files: weights in NumPy arrays need none.
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from .keras import from_keras, to_keras
-from .onnx import from_onnx, to_onnx
+from .onnx import from_onnx
+from .onnx_graph import to_onnx
 from .torch import from_torch, to_torch
 
-__all__ = ["from_keras", "from_onnx", "from_torch", "to_keras", "to_onnx", "to_torch"]
+__all__ = ["from_keras", "from_onnx", "from_torch", "onnx_ops", "to_keras", "to_onnx", "to_torch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "onnx_backend":  # it needs onnx, and is loaded on first use
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def onnx_ops() -> list[Any]:
+    """ONNX's operators RNN, LSTM and GRU in full, computed by gpurnn, for ONNX's reference evaluator.
+
+    Returns
+    -------
+    operators : list of classes
+        For ``onnx.reference.ReferenceEvaluator(model, new_ops=onnx_ops())``, with every direction and layout, lengths,
+        initial states, peepholes, clips, coupled gates, both GRUs, and all activations with alpha and beta.
+
+    Raises
+    ------
+    ImportError
+        onnx is not installed.
+    """
+    from .onnx_backend import OPERATORS
+
+    return list(OPERATORS)

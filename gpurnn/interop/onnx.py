@@ -1,27 +1,72 @@
-"""Weights of ONNX."""
+"""The recurrent operators of ONNX: as layers of gpurnn, and as a computation."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _checks, _files
-from ..layers.base import Layer
-from ..layers.recurrent import Recurrent
-from .weights import installed, is_default, made, reordered
+from .. import _checks, _files, functional
+from .weights import installed, made, reordered
 
 GATES = {"rnn": ("h", "h"), "lstm": ("iofg", "ifgo"), "gru": ("zrn", "rzn")}
 """By cell, the order of the gates in ONNX and here."""
 
-_DEFAULTS = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
-_KNOWN = (
-    "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "dtype", "dropout",
-    "variational_dropout", "recurrent_dropout", "candidate_dropout", "clip", "coupled", "update", "peephole",
-)  # fmt: skip
-"""The options that an operator has, or that have no effect in it."""
+FUNCTIONS = {
+    "rnn": {"activation": "Tanh"},
+    "lstm": {"gate_activation": "Sigmoid", "activation": "Tanh", "output_activation": "Tanh"},
+    "gru": {"gate_activation": "Sigmoid", "activation": "Tanh"},
+}
+"""By cell, the options that are activations, in the order of an operator's, and its default of each."""
+
+OPERATORS = tuple(cell.upper() for cell in GATES)
+
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+"""Of an operator, in its order; all but the LSTM have the first six."""
+
+WEIGHTS = ("W", "R", "B", "P")
+
+_DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+"""By attribute, whether each direction runs backward in time."""
+
+_NUMBERS: dict[str, tuple[float, ...]] = {
+    "affine": (1.0, 0.0), "leaky_relu": (0.01,), "thresholded_relu": (1.0,), "scaled_tanh": (1.0, 1.0),
+    "hard_sigmoid": (0.2, 0.5), "elu": (1.0,),
+}  # fmt: skip
+"""alpha and beta of an activation of ONNX, where an operator does not say them."""
+
+_ACTIVATIONS = {name.replace("_", ""): name for name in (*_NUMBERS, "tanh", "relu", "sigmoid", "softsign", "softplus")}
+"""Activations by ONNX's names, in lower case: ONNX does not tell capitals from small letters."""
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "direction": (str, "a string"), "activations": (list, "a list of strings"),
+    "activation_alpha": (list, "a list of numbers"), "activation_beta": (list, "a list of numbers"),
+    "clip": (Real, "a number"), "hidden_size": (Integral, "a whole number"),
+    "input_forget": (Integral, "a whole number"), "linear_before_reset": (Integral, "a whole number"),
+    "layout": (Integral, "a whole number"),
+}  # fmt: skip
+"""The attributes of an operator, and what each is."""
+
+
+class Direction(NamedTuple):
+    """One direction of an operator, as a function of gpurnn takes it."""
+
+    params: dict[str, NDArray[Any]]
+    """By the names of the cell's parameters."""
+    options: dict[str, Any]
+    reverse: bool
+
+
+class Operator(NamedTuple):
+    """An RNN, LSTM or GRU operator of ONNX with its weights, in gpurnn's terms."""
+
+    cell: str
+    directions: tuple[Direction, ...]
+    batch_first: bool
 
 
 def from_onnx(source: Any, name: str | None = None) -> Any:
@@ -37,13 +82,13 @@ def from_onnx(source: Any, name: str | None = None) -> Any:
     Returns
     -------
     layer : RNN, LSTM or GRU
-        Of one layer, in one direction or both. A GRU has ``update="state"``, and ``reset_after`` is ONNX's
-        ``linear_before_reset``. ``layout=1`` is ``batch_first=True``.
+        Of one layer, in the operator's direction. A GRU has ``update="state"``, and ``reset_after`` is ONNX's
+        ``linear_before_reset``. ``layout=1`` is ``batch_first=True``. Weights of 16 bits become those of 32 bits.
 
     Raises
     ------
-    ValueError, KeyError
-        There is no such operator, or its weights do not fit each other or are not in the model.
+    ValueError, TypeError, KeyError
+        There is no such operator, or its weights or attributes do not fit each other or are not in the model.
     NotImplementedError
         gpurnn has no layer with an attribute of the operator.
     FileFormatError, OSError
@@ -54,25 +99,37 @@ def from_onnx(source: Any, name: str | None = None) -> Any:
     where = "from_onnx"
     onnx = installed(where, "onnx", "onnx")
     model = _model(where, onnx, source)
-    nodes = [node for node in model.graph.node if node.op_type in _DEFAULTS and node.domain in ("", "ai.onnx")]
+    nodes = [node for node in model.graph.node if node.op_type in OPERATORS and node.domain in ("", "ai.onnx")]
     chosen = [n for n in nodes if name is None or name in (n.name, *n.output, *n.input)]
     if len(chosen) != 1:
-        named = sorted(n.name or n.output[0] or n.input[1] for n in nodes)
+        named = sorted(next(filter(None, (n.name, *n.output, *n.input)), "") for n in nodes)[:20]
         if name is not None and not chosen:
             raise KeyError(f"{where}: source has no recurrent operator {name!r}, expected one of {named}")
         raise ValueError(f"{where}: source has the recurrent operators {named}, expected one, or its name")
     node = chosen[0]
-    weights = _constants(onnx, model)
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    kind = node.op_type.lower()
-    inputs = dict(zip(("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"), node.input, strict=False))
+    tensors = _tensors(model)
     arrays = {}
-    for symbol in ("W", "R", "B", "P"):
-        if inputs.get(symbol):
-            if inputs[symbol] not in weights:
-                raise ValueError(f"{where}: {inputs[symbol]} is computed by the model, expected a constant")
-            arrays[symbol] = np.array(weights[inputs[symbol]])
-    return _made(where, kind, attributes, arrays)
+    for symbol, given in zip(INPUTS, node.input, strict=False):
+        if symbol in WEIGHTS and given:
+            if given not in tensors:
+                raise ValueError(f"{where}: {given} is computed by the model, expected a constant")
+            arrays[symbol] = _array(where, onnx, given, tensors[given])
+    operator = read_operator(where, node.op_type, _attributes(where, onnx, node), arrays)
+    first, *others = operator.directions
+    if any(other.options != first.options for other in others):
+        raise NotImplementedError(f"{where}: the directions have different activations, expected those of one twice")
+    w_ih, w_hh = first.params["weight_ih"], first.params["weight_hh"]
+    arguments = {
+        "input_size": w_ih.shape[1], "hidden_size": w_hh.shape[1], "bias": "bias_ih" in first.params,
+        "bidirectional": bool(others), "batch_first": operator.batch_first, "reverse": first.reverse, **first.options,
+        **({"peephole": True} if "P" in arrays else {}),
+    }  # fmt: skip
+    params = {
+        name + suffix: array
+        for direction, suffix in zip(operator.directions, ("_l0", "_l0_reverse"), strict=False)
+        for name, array in direction.params.items()
+    }
+    return made(where, operator.cell, arguments, params)
 
 
 def _model(where: str, onnx: Any, source: Any) -> Any:
@@ -83,7 +140,7 @@ def _model(where: str, onnx: Any, source: Any) -> Any:
     else:
         _checks.path(where, "source", source)
         path = os.fspath(source)
-        with open(source, "rb") as file:
+        with _files.open_regular(source) as file:
             content = file.read()
     try:
         return onnx.load_model_from_string(content)
@@ -91,303 +148,192 @@ def _model(where: str, onnx: Any, source: Any) -> Any:
         raise _files.FileFormatError(f"{path}: no ONNX model: {_files.reason(error)}") from error
 
 
-def _constants(onnx: Any, model: Any) -> dict[str, NDArray[Any]]:
-    found = {}
-    for tensor in model.graph.initializer:
-        found[tensor.name] = tensor
+def _tensors(model: Any) -> dict[str, Any]:
+    """The constants of a model by name, each as a tensor that is not yet an array."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    found[node.output[0]] = attribute.t
-    return _Lazily(onnx, found)
+        if node.op_type == "Constant" and node.output:
+            values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+            found |= dict(zip(node.output, values, strict=False))
+    return found
 
 
-class _Lazily(dict):  # type: ignore[type-arg]
-    """Tensors of a model, made arrays of when they are asked for. Data outside of the model is rejected."""
-
-    def __init__(self, onnx: Any, tensors: dict[str, Any]) -> None:
-        super().__init__(tensors)
-        self._onnx = onnx
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        tensor = super().__getitem__(name)
-        if tensor.data_location == self._onnx.TensorProto.EXTERNAL:
-            raise ValueError(f"from_onnx: {name} is in a file of its own, expected weights in the model")
-        try:
-            array: NDArray[Any] = self._onnx.numpy_helper.to_array(tensor)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"from_onnx: {name} is damaged: {_files.reason(error)}") from error
-        return array
+def _array(where: str, onnx: Any, name: str, tensor: Any) -> NDArray[Any]:
+    """A tensor's array. Data outside of the model is rejected."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise ValueError(f"{where}: {name} is in a file of its own, expected weights in the model")
+    try:
+        array: NDArray[Any] = np.array(onnx.numpy_helper.to_array(tensor))
+    except Exception as error:  # what a damaged tensor makes of NumPy is anything
+        raise ValueError(f"{where}: {name} is damaged: {_files.reason(error)}") from error
+    return array
 
 
-def _made(where: str, kind: str, attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Recurrent:
+def _attributes(where: str, onnx: Any, node: Any) -> dict[str, Any]:
+    found = {}
+    for attribute in node.attribute:
+        if attribute.name in _KINDS:
+            try:
+                found[attribute.name] = onnx.helper.get_attribute_value(attribute)
+            except ValueError as error:
+                raise ValueError(f"{where}: {attribute.name} has no value: {_files.reason(error)}") from error
+    return found
+
+
+# ---- The operator ----------------------------------------------------------------------------------------------------
+
+
+def read_operator(
+    where: str, op_type: str, attributes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> Operator:
+    """An operator of its attributes and its weights.
+
+    Parameters
+    ----------
+    where : str
+        The caller's public name, for messages.
+    op_type : {"RNN", "LSTM", "GRU"}
+    attributes : dict
+        Values by name, None where one is not given; others than those of the operators are not read.
+    arrays : dict of str to array
+        W and R, and B and P where they are given.
+
+    Raises
+    ------
+    ValueError, TypeError
+        They do not fit each other.
+    """
+    cell = op_type.lower()
+    given = {n: _attribute(where, n, v) for n, v in attributes.items() if n in _KINDS and v is not None}
     for symbol in ("W", "R"):
         if symbol not in arrays:
             raise ValueError(f"{where}: {symbol} is missing, expected the weights of the operator")
         _checks.ndim(where, symbol, arrays[symbol], 3, "(directions, gates*hidden_size, ...)")
+    arrays = {symbol: wide(array) for symbol, array in arrays.items()}
     W, R, B, P = arrays["W"], arrays["R"], arrays.get("B"), arrays.get("P")
-    D, hidden = W.shape[0], R.shape[2]
-    direction = _text(attributes.get("direction", "forward"))
-    if direction == "reverse":
-        raise NotImplementedError(
-            f"{where}: direction is 'reverse', expected 'forward' or 'bidirectional'; reverse the input"
-        )
-    if 1 + (direction == "bidirectional") != D:
-        raise ValueError(f"{where}: W has shape {W.shape}, expected {1 + (direction == 'bidirectional')} directions")
-    theirs, ours = GATES[kind]
+    backwards = _DIRECTIONS[_checks.choice(where, "direction", given.get("direction", "forward"), tuple(_DIRECTIONS))]
+    D, hidden = len(backwards), R.shape[2]
+    theirs, ours = GATES[cell]
     rows = len(theirs) * hidden
     _checks.shape(where, "W", W, (D, rows, W.shape[2]), "(directions, gates*hidden_size, input_size)")
     _checks.shape(where, "R", R, (D, rows, hidden), "(directions, gates*hidden_size, hidden_size)")
     if B is not None:
         _checks.shape(where, "B", B, (D, 2 * rows), "(directions, 2*gates*hidden_size)")
-    arguments: dict[str, Any] = {
-        "input_size": W.shape[2], "hidden_size": hidden, "bias": B is not None, "bidirectional": D == 2,
-        "batch_first": bool(attributes.get("layout", 0)), **_options(where, kind, attributes, D),
-    }  # fmt: skip
     if P is not None:
-        arguments["peephole"] = True
-    coupled = bool(arguments.get("coupled"))
-    params = {}
-
-    def ordered(array: NDArray[Any]) -> NDArray[Any]:
-        rows = reordered(array, theirs, ours)
-        return np.delete(rows, np.s_[hidden : 2 * hidden], axis=0) if coupled else rows  # f is one minus i
-
-    for d, suffix in zip(range(D), ("_l0", "_l0_reverse"), strict=False):
-        params["weight_ih" + suffix] = ordered(W[d])
-        params["weight_hh" + suffix] = ordered(R[d])
+        if cell != "lstm":
+            raise ValueError(f"{where}: P is given, expected the peepholes of an LSTM alone")
+        _checks.shape(where, "P", P, (D, 3 * hidden), "(directions, 3*hidden_size)")
+    if given.get("hidden_size", hidden) != hidden:
+        raise ValueError(f"{where}: hidden_size is {given['hidden_size']}, expected {hidden}, as R has")
+    if given.get("layout", 0) not in (0, 1):
+        raise ValueError(f"{where}: layout is {given['layout']}, expected 0 or 1")
+    shared: dict[str, Any] = {"clip": float(given["clip"]) if "clip" in given else None}
+    if cell == "lstm":
+        shared["coupled"] = bool(given.get("input_forget", 0))
+    elif cell == "gru":
+        shared |= {"reset_after": bool(given.get("linear_before_reset", 0)), "update": "state"}
+    kept = [gate for gate in ours if not (shared.get("coupled") and gate == "f")]  # a coupled f is one minus i
+    directions = []
+    for d, activations in enumerate(_activations(where, cell, D, given)):
+        params = {"weight_ih": reordered(W[d], theirs, kept), "weight_hh": reordered(R[d], theirs, kept)}
         if B is not None:
-            for name, bias in zip(("bias_ih", "bias_hh"), np.split(B[d], 2), strict=True):
-                params[name + suffix] = ordered(bias)
+            params |= {
+                name: reordered(bias, theirs, kept)
+                for name, bias in zip(("bias_ih", "bias_hh"), np.split(B[d], 2), strict=True)
+            }
         if P is not None:
-            _checks.shape(where, "P", P, (D, 3 * hidden), "(directions, 3*hidden_size)")
-            for gate, peephole in zip("iof", np.split(P[d], 3), strict=True):
-                if not (coupled and gate == "f"):
-                    params[f"peephole_{gate}{suffix}"] = peephole
-    layer: Recurrent = made(where, kind, arguments, params)
-    return layer
+            peepholes = zip("iof", np.split(P[d], 3), strict=True)
+            params |= {f"peephole_{gate}": weights for gate, weights in peepholes if gate in kept}
+        directions.append(Direction(params, {**activations, **shared}, backwards[d]))
+    return Operator(cell, tuple(directions), bool(given.get("layout", 0)))
 
 
-def _text(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
+def wide(array: NDArray[Any]) -> NDArray[Any]:
+    """Numbers of 16 bits as those of 32, which hold each of them; others as they are."""
+    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
 
 
-def _options(where: str, kind: str, attributes: dict[str, Any], directions: int) -> dict[str, Any]:
-    """The options of a layer from the attributes of an operator."""
-    options: dict[str, Any] = {}
-    usual = _DEFAULTS[kind.upper()] * directions
-    activations = [_text(a) for a in attributes.get("activations", [])] or usual
-    each = len(activations) // directions
-    if activations[:each] != activations[each:] and directions == 2:
-        raise NotImplementedError(f"{where}: activations is {activations}, expected those of one direction twice")
-    if activations != usual or "activation_alpha" in attributes or "activation_beta" in attributes:
-        named = _activations(where, activations[:each], attributes)
-        names = {"rnn": ("activation",), "gru": ("gate_activation", "activation"),
-                 "lstm": ("gate_activation", "activation", "output_activation")}[kind]  # fmt: skip
-        default = {"gate_activation": "sigmoid", "activation": "tanh", "output_activation": "tanh"}
-        options |= {n: a for n, a in zip(names, named, strict=True) if a != default[n]}
-    if "clip" in attributes:
-        options["clip"] = float(attributes["clip"])
-    if attributes.get("input_forget"):
-        options["coupled"] = True
-    if kind == "gru":
-        options |= {"reset_after": bool(attributes.get("linear_before_reset", 0)), "update": "state"}
-    return options
+def _attribute(where: str, name: str, value: Any) -> Any:
+    kind, expected = _KINDS[name]
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    fits = isinstance(value, kind)
+    if kind is list and isinstance(value, (list, tuple)):
+        value = [v.decode(errors="replace") if isinstance(v, bytes) else v for v in value]
+        fits = all(isinstance(v, str if name == "activations" else Real) for v in value)
+    if not fits:
+        raise TypeError(f"{where}: {name} is {_checks.described(value)}, expected {expected}")
+    return value
 
 
-def _activations(where: str, names: list[str], attributes: dict[str, Any]) -> list[Any]:
-    """Activations as gpurnn names them. Each takes its alpha and beta from the lists in turn, where it has them."""
-    takes = {"affine": 2, "leakyrelu": 1, "thresholdedrelu": 1, "scaledtanh": 2, "hardsigmoid": 2, "elu": 1}
-    ours = {"leakyrelu": "leaky_relu", "thresholdedrelu": "thresholded_relu", "scaledtanh": "scaled_tanh",
-            "hardsigmoid": "hard_sigmoid"}  # fmt: skip
-    defaults = {"affine": (1.0, 0.0), "leakyrelu": (0.01,), "thresholdedrelu": (1.0,), "scaledtanh": (1.0, 1.0),
-                "hardsigmoid": (0.2, 0.5), "elu": (1.0,)}  # fmt: skip
-    alphas, betas = (list(attributes.get(f"activation_{n}", [])) for n in ("alpha", "beta"))
-    found: list[Any] = []
-    for name in names:
-        key = name.lower()
-        if key in takes:
-            numbers = [alphas.pop(0) if alphas else defaults[key][0]]
-            if takes[key] == 2:
-                numbers.append(betas.pop(0) if betas else defaults[key][1])
-            found.append((ours.get(key, key), *map(float, numbers)))
-        elif key in ("tanh", "relu", "sigmoid", "softsign", "softplus"):
-            found.append(key)
-        else:
+def _activations(where: str, cell: str, directions: int, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The activations of each direction by option; each takes its alpha and beta from the lists, in turn, if it can."""
+    options = FUNCTIONS[cell]
+    named = given.get("activations") or [*options.values()] * directions
+    if cell == "rnn" and len(named) == 2:  # as the operator has it by default, for one direction too
+        named = named[:directions]
+    if len(named) != len(options) * directions:
+        raise ValueError(f"{where}: activations has {len(named)} names, expected {len(options) * directions}")
+    numbers = [iter(given.get(f"activation_{which}", ())) for which in ("alpha", "beta")]
+    functions: list[Any] = []
+    for name in named:
+        ours = _ACTIVATIONS.get(name.lower())
+        if ours is None:
             raise ValueError(f"{where}: activations has {name!r}, expected one of ONNX's")
-    return found
+        own = [float(next(of, usual)) for of, usual in zip(numbers, _NUMBERS.get(ours, ()), strict=False)]
+        functions.append((ours, *own) if own else ours)
+    each = len(options)
+    return [dict(zip(options, functions[d * each : (d + 1) * each], strict=True)) for d in range(directions)]
 
 
-def to_onnx(layer: Layer, path: str | os.PathLike[str] | None = None) -> Any:
-    """A recurrent layer as an ONNX model, one operator for each layer of the stack.
+def run_operator(
+    where: str, operator: Operator, x: NDArray[Any], lengths: Any = None, *states: NDArray[Any] | None
+) -> tuple[NDArray[Any], ...]:
+    """The outputs of an operator: Y, Y_h and, of an LSTM, Y_c, of the dtype of x.
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
-    path : path, optional
-        Where the model is also written.
-
-    Returns
-    -------
-    model : onnx.ModelProto
-        Inputs ``x``, shaped as the layer takes it, ``lengths`` (B,) int32 and the initial state ``h``, with an LSTM
-        ``c``, (num_layers*D, B, hidden_size). Outputs ``y`` and the final state, ``h_n`` and ``c_n``. Opset 17.
-
-    Raises
-    ------
-    ValueError
-        ONNX has no such operator: the message names the option.
-    ImportError
-        onnx is not installed.
+    operator : Operator
+    x : (T, B, input_size) array
+        (B, T, input_size) with ``layout=1``.
+    lengths : (B,) integer array, optional
+        ``sequence_lens``.
+    *states : array, optional
+        ``initial_h`` and ``initial_c``, (directions, B, hidden_size), with ``layout=1`` (B, directions, hidden_size).
     """
-    where = "to_onnx"
-    onnx = installed(where, "onnx", "onnx")
-    if not isinstance(layer, Recurrent):
-        raise ValueError(f"{where}: layer is {_checks.described(layer)}, expected an RNN, an LSTM or a GRU")
-    model = _Graph(where, onnx, layer).model()
-    if path is not None:
-        _checks.path(where, "path", path)
-        _files.write_atomically(path, model.SerializeToString())
-    return model
-
-
-class _Graph:
-    """The graph of a recurrent layer."""
-
-    def __init__(self, where: str, onnx: Any, layer: Recurrent) -> None:
-        self.where, self.onnx, self.layer = where, onnx, layer
-        self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
-
-    def node(self, kind: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
-        self.nodes.append(self.onnx.helper.make_node(kind, inputs, list(outputs), **attributes))
-        return outputs[0]
-
-    def constant(self, name: str, array: NDArray[Any]) -> str:
-        self.initializers.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def attributes(self) -> dict[str, Any]:
-        layer, D = self.layer, self.layer.num_directions
-        attributes: dict[str, Any] = {
-            "hidden_size": layer.hidden_size,
-            "direction": ("forward", "bidirectional")[D - 1],
-        }
-        known = _checks.signature(type(layer)).parameters
-        activations = list(_DEFAULTS[layer.cell.name.upper()])
-        places = {"rnn": ("activation",), "gru": ("gate_activation", "activation"),
-                  "lstm": ("gate_activation", "activation", "output_activation")}[layer.cell.name]  # fmt: skip
-        alphas: list[float] = []
-        betas: list[float] = []
-        for place, option in enumerate(places):
-            if option in known:
-                activations[place] = self.activation(option, layer._argument(option), alphas, betas)
-        if activations != _DEFAULTS[layer.cell.name.upper()] or alphas:
-            attributes["activations"] = activations * D
-            if alphas:
-                attributes["activation_alpha"] = alphas * D
-            if betas:
-                attributes["activation_beta"] = betas * D
-        for option, value in layer.config().items():
-            if option == "reset_after":
-                attributes["linear_before_reset"] = int(value)
-            elif option == "clip" and value is not None:
-                attributes["clip"] = float(value)
-            elif option == "coupled" and value:
-                attributes["input_forget"] = 1
-            elif option not in (*_KNOWN, *places) and not is_default(known[option], value):
-                raise ValueError(
-                    f"{self.where}: {option} is {value!r}, expected {known[option].default!r}: ONNX has no such "
-                    "attribute"
-                )
-        return attributes
-
-    def activation(self, option: str, value: Any, alphas: list[float], betas: list[float]) -> str:
-        name, *numbers = value if isinstance(value, tuple) else (value,)
-        if name == "identity":
-            name, numbers = "affine", [1.0, 0.0]
-        alphas += numbers[:1]
-        betas += numbers[1:]
-        return "".join(part.capitalize() for part in str(name).split("_"))
-
-    def model(self) -> Any:
-        onnx, layer = self.onnx, self.layer
-        kind, D, L, H = type(layer).__name__, layer.num_directions, layer.num_layers, layer.hidden_size
-        attributes = self.attributes()
-        params = self.layer.state_dict()
-        float_type = getattr(onnx.TensorProto, {"float32": "FLOAT", "float64": "DOUBLE"}[layer._dtypes()[0]])
-        x = "x"
-        if layer.batch_first:
-            x = self.node("Transpose", ["x"], "x_by_time", perm=[1, 0, 2])
-        states = ["h", "c"][: layer.cell.states]
-        parts = {}
-        for state in states:
-            parts[state] = [f"{state}_{number}" for number in range(L)]
-            self.node("Split", [state, self.constant(f"{state}_sizes", np.full(L, D))], *parts[state], axis=0)
-        for number in range(L):
-            W, R, B, P = self.weights(number, params)
-            outputs = [f"y_{number}", *(f"{state}_n_{number}" for state in states)]
-            inputs = [x, W, R, B, "lengths", *(parts[state][number] for state in states), P]
-            while not inputs[-1]:
-                inputs.pop()
-            self.nodes.append(onnx.helper.make_node(kind, inputs, outputs, name=f"layer_{number}", **attributes))
-            # From (T, D, B, H) to (T, B, D*H).
-            turned = self.node("Transpose", [outputs[0]], f"y_{number}_by_row", perm=[0, 2, 1, 3])
-            if f"shape_{D}" not in [i.name for i in self.initializers]:
-                self.constant(f"shape_{D}", np.array([0, 0, D * H]))
-            x = self.node("Reshape", [turned, f"shape_{D}"], f"x_{number + 1}")
-        if layer.batch_first:
-            self.node("Transpose", [x], "y", perm=[1, 0, 2])
+    _checks.ndim(
+        where,
+        "X",
+        x,
+        3,
+        "(batch_size, seq_length, input_size)" if operator.batch_first else "(seq_length, batch_size, input_size)",
+    )
+    by_time, axes = wide(x), (1, 0, 2)
+    if operator.batch_first:
+        by_time = by_time.transpose(axes)
+    D, count = len(operator.directions), 1 + (operator.cell == "lstm")
+    hidden = operator.directions[0].params["weight_hh"].shape[1]
+    initial = []
+    for name, state in zip(("initial_h", "initial_c")[:count], (*states, None, None), strict=False):
+        if state is None:
+            state = np.zeros((D, by_time.shape[1], hidden), by_time.dtype)
+        elif operator.batch_first:
+            _checks.shape(where, name, state, (x.shape[0], D, hidden), "(batch_size, num_directions, hidden_size)")
+            state = state.transpose(axes)
         else:
-            self.node("Identity", [x], "y")
-        for state in states:
-            self.node("Concat", [f"{state}_n_{number}" for number in range(L)], f"{state}_n", axis=0)
-        info, time = onnx.helper.make_tensor_value_info, ["B", "T"] if layer.batch_first else ["T", "B"]
-        of_state = [L * D, "B", H]
-        graph = onnx.helper.make_graph(
-            self.nodes, "gpurnn",
-            [info("x", float_type, [*time, layer.input_size]), info("lengths", onnx.TensorProto.INT32, ["B"]),
-             *(info(state, float_type, of_state) for state in states)],
-            [info("y", float_type, [*time, D * H]), *(info(f"{state}_n", float_type, of_state) for state in states)],
-            self.initializers,
+            _checks.shape(where, name, state, (D, x.shape[1], hidden), "(num_directions, batch_size, hidden_size)")
+        initial.append(wide(state))
+    function: Any = getattr(functional, operator.cell)
+    ys, finals = [], []
+    for d, direction in enumerate(operator.directions):
+        of_direction = tuple(state[d] for state in initial)
+        y, final = function(
+            by_time, **direction.params, state=of_direction if count == 2 else of_direction[0], lengths=lengths,
+            reverse=direction.reverse, **direction.options,
         )  # fmt: skip
-        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-        onnx.checker.check_model(model)
-        return model
-
-    def weights(self, number: int, params: dict[str, NDArray[Any]]) -> tuple[str, str, str, str]:
-        """The names of W, R, B and P of a layer; B and P are empty where there are none."""
-        layer, (theirs, ours) = self.layer, GATES[self.layer.cell.name]
-        if getattr(layer.cell, "update", "state") == "candidate":  # its z is one minus ONNX's
-            params = {name: self.negated(array) for name, array in params.items()}
-
-        coupled, hidden = getattr(layer.cell, "coupled", False), layer.hidden_size
-
-        def ordered(array: NDArray[Any]) -> NDArray[Any]:
-            if coupled:  # ONNX has rows of f, and does not read them
-                array = np.concatenate([array[:hidden], np.zeros_like(array[:hidden]), array[hidden:]])
-            return reordered(array, ours, theirs)
-
-        def stacked(symbol: str, *names: str) -> str:
-            directions = [
-                np.concatenate([ordered(params[name + suffix]) for name in names]) for suffix in layer._suffixes(number)
-            ]
-            return self.constant(f"{symbol}_{number}", np.stack(directions))
-
-        B = stacked("B", "bias_ih", "bias_hh") if layer.bias else ""
-        P = ""
-        if getattr(layer.cell, "peephole", False):
-            none = np.zeros(hidden, params[f"weight_hh_l{number}"].dtype)
-            rows = [
-                np.concatenate([params.get(f"peephole_{gate}{suffix}", none) for gate in "iof"])
-                for suffix in layer._suffixes(number)
-            ]
-            P = self.constant(f"P_{number}", np.stack(rows))
-        return stacked("W", "weight_ih"), stacked("R", "weight_hh"), B, P
-
-    def negated(self, array: NDArray[Any]) -> NDArray[Any]:
-        hidden = self.layer.hidden_size
-        made = array.copy()
-        made[hidden : 2 * hidden] *= -1
-        return made
+        ys.append(y)
+        finals.append(final if count == 2 else (final,))
+    outputs = [np.stack(ys, axis=1), *(np.stack(of_directions) for of_directions in zip(*finals, strict=True))]
+    if operator.batch_first:
+        outputs = [outputs[0].transpose(2, 0, 1, 3), *(state.transpose(axes) for state in outputs[1:])]
+    return tuple(np.ascontiguousarray(output, x.dtype) for output in outputs)
