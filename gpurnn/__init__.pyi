@@ -27,6 +27,10 @@ from .functional import layer_norm as layer_norm
 from .functional import linear_scan as linear_scan
 from .functional import lstm as lstm
 from .functional import lstm_cell as lstm_cell
+from .functional import mingru as mingru
+from .functional import mingru_cell as mingru_cell
+from .functional import minlstm as minlstm
+from .functional import minlstm_cell as minlstm_cell
 from .functional import multi_head_attention as multi_head_attention
 from .functional import rnn as rnn
 from .functional import rnn_cell as rnn_cell
@@ -45,6 +49,8 @@ from .layers import Dropout as Dropout
 from .layers import Embedding as Embedding
 from .layers import Layer as Layer
 from .layers import LayerNorm as LayerNorm
+from .layers import MinGRU as MinGRU
+from .layers import MinLSTM as MinLSTM
 from .layers import MultiHeadAttention as MultiHeadAttention
 from .layers import PositionalEncoding as PositionalEncoding
 from .layers import Sequential as Sequential

@@ -10,7 +10,7 @@ from typing import Any, overload
 from . import _checks, _dispatch
 from .layers import Decoder, Layer
 from .layers.base import Composite, uninitialised
-from .layers.recurrent import Recurrent, layer_names
+from .layers.recurrent import Stacked, layer_names
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class Explanation:
     ----------
     device : str
     schedule : str
-        The one that runs: "stepwise", "step-fused", "block" or "persistent".
+        The one that runs: "stepwise", "step-fused", "block" or "persistent"; "scan" of a layer whose states are a
+        `gpurnn.linear_scan`; "library" of one that has no kernels.
     grid, block : tuple of int
-        Of the forward pass' kernel; for the stepwise schedule of that of the gates.
+        Of the forward pass' kernel; for the stepwise schedule of that of the gates; of a scan of its last kernel.
     shared_bytes : int
         Dynamic shared memory of a block.
     registers : int
@@ -86,7 +87,7 @@ def _counted(n: int, what: str, plural: str = "s") -> str:
 
 
 @overload
-def explain(layer: Recurrent, x: Any, *, device: Any = None) -> Explanation: ...
+def explain(layer: Stacked, x: Any, *, device: Any = None) -> Explanation: ...
 @overload
 def explain(layer: Layer, x: Any, *, device: Any = None) -> Explanations: ...
 @overload
@@ -103,7 +104,7 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU; a layer or a model that holds some; or a function that makes one
+    layer : RNN, LSTM, GRU, MinGRU or MinLSTM; a layer or a model that holds some; or a function that makes one
         A function without arguments, such as ``lambda: gpurnn.LSTM(64, 8192)``, makes the layer without initial
         parameters, however large it is. A decoder whose every step looks at its memory runs its cell step by step, and
         is left out.
@@ -140,14 +141,14 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
     if not isinstance(layer, Layer) and callable(layer):
         with uninitialised():
             layer = layer()
-    parts = {"": layer} if isinstance(layer, Recurrent) else _recurrent("", layer)
+    parts = {"": layer} if isinstance(layer, Stacked) else _recurrent("", layer)
     if not parts:
         raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected an {layer_names()}, or what holds one")
     shape = x if isinstance(x, tuple) else getattr(x, "shape", None)
-    if shape is None or not (len(shape) == 3 or (len(shape) == 2 and not isinstance(layer, Recurrent))):
+    if shape is None or not (len(shape) == 3 or (len(shape) == 2 and not isinstance(layer, Stacked))):
         raise TypeError(f"{where}: x is {x!r}, expected an array of three axes or its shape")
     T, B = (_checks.integer_at_least(where, "x", n, 1) for n in (shape[:2][::-1] if layer.batch_first else shape[:2]))
-    if isinstance(layer, Recurrent) and shape[2] != layer.input_size:
+    if isinstance(layer, Stacked) and shape[2] != layer.input_size:
         raise ValueError(f"{where}: x has shape {tuple(shape)}, expected (..., input_size) = (..., {layer.input_size})")
     wing = importlib.import_module(_dispatch.WINGS["cupy"])
     explanations = Explanations()
@@ -156,16 +157,16 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
         dtype = part._argument("dtype")
         facts = wing.explain_recurrence(where, part.cell, *sizes, dtype, x, device)
         explanations[name] = Explanation(**facts, layers=part.num_layers)
-    return explanations[""] if isinstance(layer, Recurrent) else explanations
+    return explanations[""] if isinstance(layer, Stacked) else explanations
 
 
-def _recurrent(prefix: str, layer: Any) -> dict[str, Recurrent]:
+def _recurrent(prefix: str, layer: Any) -> dict[str, Stacked]:
     """The recurrent layers in a layer whose sequences run as a whole, by name."""
-    if isinstance(layer, Recurrent):
+    if isinstance(layer, Stacked):
         return {prefix.removesuffix("."): layer}
     if not isinstance(layer, Composite) or (isinstance(layer, Decoder) and layer.stepwise):
         return {}
-    found: dict[str, Recurrent] = {}
+    found: dict[str, Stacked] = {}
     for own, part in layer._layers().items():
         found |= _recurrent(f"{prefix}{own}", part)
     return found

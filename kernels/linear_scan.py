@@ -70,6 +70,13 @@ def _length(T: int, columns: int) -> int:
     return length if 2 * length <= T else T
 
 
+def launches(T: int, columns: int, dtype: Dtype) -> tuple[tuple[int], tuple[int], int]:
+    """The grid and the block of the last kernel of a scan of real numbers, and how many kernels are launched."""
+    chunks, widest = -(-T // _length(T, columns)), _widest(dtype, is_complex=False)
+    width = 1 if columns % widest else widest
+    return (-(-chunks * columns // (width * _BLOCK)),), (_BLOCK,), 1 if chunks == 1 else 3
+
+
 @dataclass(frozen=True)
 class _Scan:
     """The values that `linear_scan_backward` needs."""

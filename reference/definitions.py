@@ -1,4 +1,4 @@
-"""The definitions of optimizers and losses, as a textbook has them: the fast forms are checked against these.
+"""The definitions of optimizers, losses and minimal cells, as papers have them: fast forms are checked against these.
 
 The step t of an optimizer, from 1, changes one parameter p and its slots in place: p <- shrink p - step. The optimizer
 ``o``, of `gpurnn.optimizers`, has the hyperparameters. Its slots come last, None for one that it does without.
@@ -122,3 +122,36 @@ def cross_entropy(
 def mse(y: Array, target: Array, d: Array) -> tuple[Array, Array]:
     """(y - target)^2, elementwise, and its gradient for the gradient d of the result."""
     return (y - target) ** 2, (y - target) * d * 2
+
+
+def mingru(k: Array, p: Array, h0: Array) -> Array:
+    """h (T, B, H) of a minimal GRU in log space, from the arguments k of its gate and p of its candidate.
+
+    Feng et al. 2024, appendix B.
+    """
+    return _log_scan(-_softplus(k), -_softplus(-k) + _log_candidate(p), h0)
+
+
+def minlstm(i: Array, f: Array, p: Array, h0: Array) -> Array:
+    """The same of a minimal LSTM, from the arguments of its gates i and f."""
+    difference = _softplus(-f) - _softplus(-i)
+    return _log_scan(-_softplus(difference), -_softplus(-difference) + _log_candidate(p), h0)
+
+
+def _softplus(a: Array) -> Array:
+    softplus: Array = np.logaddexp(0, a)
+    return softplus
+
+
+def _log_candidate(p: Array) -> Array:
+    """log(p + 1/2), or log(sigma(p)) where p < 0."""
+    return np.where(p < 0, -_softplus(-p), np.log(np.maximum(p, 0) + 0.5))
+
+
+def _log_scan(log_a: Array, log_b: Array, h0: Array) -> Array:
+    """h_t = a_t h_{t-1} + b_t of numbers that are not negative, from their logarithms (Heinsen 2023)."""
+    total = np.cumsum(log_a, axis=0)
+    with np.errstate(divide="ignore"):  # of an initial state of zero
+        terms = np.concatenate([np.log(h0)[None], log_b - total])
+    h: Array = np.exp(total + np.logaddexp.accumulate(terms)[1:])
+    return h

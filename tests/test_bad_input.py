@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from tolerance import arrays_of, assert_close, assert_same
 
 import gpurnn
 from gpurnn import gradients, losses, optimizers
+from gpurnn.cells import CELLS, ELEMENTWISE
 
 T, B, I, H, V, S = 4, 3, 2, 5, 7, 6
 
@@ -76,46 +77,55 @@ def with_vjp(function: Callable[..., Any], names: list[str], **options: Any) -> 
 IN_MESSAGES = {"h_0": "state[0]", "c_0": "state[1]", "dh_T": "dstate[0]", "dc_T": "dstate[1]"}
 
 
-def recurrent_function(name: str, gates: int, **options: Any) -> Entry:
-    G = gates * H
+def weights_of(name: str, options: dict[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of the weights of a cell's function."""
+    return (CELLS | ELEMENTWISE)[name](**options).shapes(input_size=I, hidden_size=H)
+
+
+def recurrent_function(name: str, **options: Any) -> Entry:
     states = {"h_0": (B, H), "c_0": (B, H)} if name == "lstm" else {"state": (B, H)}
     dstates = {"dh_T": (B, H), "dc_T": (B, H)} if name == "lstm" else {"dstate": (B, H)}
-    shapes = {"x": (T, B, I), "weight_ih": (G, I), "weight_hh": (G, H), "bias_ih": (G,), "bias_hh": (G,), **states}
-    shapes |= {"dropout_h": (B, H), "dy": (T, B, H), **dstates}
+    weights = weights_of(name, options)
+    dropout = {"dropout_h": (B, H)} if "weight_hh" in weights else {}
+    shapes = {"x": (T, B, I), **weights, **states}
+    shapes |= {**dropout, "dy": (T, B, H), **dstates}
     arrays = {key: 0.5 * normal(*shape, seed=k) for k, (key, shape) in enumerate(shapes.items())}
     arrays |= {"lengths": np.array([T, 1, T - 1]), "resets": steps(T, B, below=3) == 1}
     arrays |= {"mask": steps(T, B, below=4) > 0}
     wrong = {key: [(*shape, 1), shape[:-1], (*shape[:-1], shape[-1] + 1)] for key, shape in shapes.items()}
-    wrong |= {key: [*wrong[key], (B + 1, H), (1, H)] for key in (*states, *dstates, "dropout_h")}
+    wrong |= {key: [*wrong[key], (B + 1, H), (1, H)] for key in (*states, *dstates, *dropout)}
     wrong["dy"] += [(T + 1, B, H), (T, 1, H)]
-    wrong["weight_hh"] += [(G + 1, H), (I, G)]
-    wrong["weight_ih"] += [(G + 1, I), (I, G)]
+    for key, shape in weights.items():
+        if len(shape) == 2:
+            wrong[key] += [(shape[0] + 1, shape[1]), (I, shape[0])]
     of_steps = [(T, B + 1), (T + 1, B), (B, T), (T,), (T, B, 1)]
     wrong |= {"lengths": [(B + 1,), (1,), (B, 1), ()], "resets": of_steps, "mask": of_steps}
     no_rows = {key: tuple(0 if n == B else n for n in a.shape) for key, a in arrays.items() if B in a.shape}
     no_steps = {"x": (0, B, I), "dy": (0, B, H), "resets": (0, B), "mask": (0, B)}
     neither = {**no_rows, "x": (0, 0, I), "dy": (0, 0, H), "resets": (0, 0), "mask": (0, 0)}
     return Entry(
-        name, arrays, with_vjp(getattr(gpurnn, name), list(shapes)[:5], **options), wrong,
+        name, arrays, with_vjp(getattr(gpurnn, name), ["x", *weights], **options), wrong,
         optional=frozenset(arrays) - {"x", "weight_ih", "weight_hh"},
         empty={"batch": no_rows, "time": no_steps, "both": neither}, also_named={"x": "weight_ih"},
     )  # fmt: skip
 
 
-def recurrent_step(name: str, gates: int, **options: Any) -> Entry:
-    G = gates * H
+def recurrent_step(name: str, **options: Any) -> Entry:
     states = {"h_0": (B, H), "c_0": (B, H)} if name == "lstm" else {"state": (B, H)}
     dstates = {"dh_T": (B, H), "dc_T": (B, H)} if name == "lstm" else {"dstate": (B, H)}
-    shapes = {"x": (B, I), "weight_ih": (G, I), "weight_hh": (G, H), "bias_ih": (G,), "bias_hh": (G,), **states}
-    shapes |= {"dropout_h": (B, H), **dstates}
+    weights = weights_of(name, options)
+    dropout = {"dropout_h": (B, H)} if "weight_hh" in weights else {}
+    shapes = {"x": (B, I), **weights, **states}
+    shapes |= {**dropout, **dstates}
     arrays = {key: 0.5 * normal(*shape, seed=k) for k, (key, shape) in enumerate(shapes.items())}
     wrong = {key: [(*shape, 1), shape[:-1], (*shape[:-1], shape[-1] + 1)] for key, shape in shapes.items()}
-    wrong |= {key: [*wrong[key], (B + 1, H), (1, H)] for key in (*states, *dstates, "dropout_h")}
+    wrong |= {key: [*wrong[key], (B + 1, H), (1, H)] for key in (*states, *dstates, *dropout)}
     function = getattr(gpurnn, f"{name}_cell")
 
     def call(a: dict[str, Any]) -> Any:
-        keywords = {**options, "dropout_h": a["dropout_h"], "state": (a["h_0"], a["c_0"]) if "h_0" in a else a["state"]}
-        arguments = [a[key] for key in list(shapes)[:5]]
+        keywords = {**options, "state": (a["h_0"], a["c_0"]) if "h_0" in a else a["state"]}
+        keywords |= {key: a[key] for key in dropout}
+        arguments = [a[key] for key in ("x", *weights)]
         state, pullback = function.vjp(*arguments, **keywords)
         dstate = (a["dh_T"], a["dc_T"]) if "dh_T" in a else a["dstate"]
         return function(*arguments, **keywords), state, pullback(dstate)
@@ -488,12 +498,15 @@ def optimizer(kind: str, **options: Any) -> Entry:
 
 
 ENTRIES: dict[str, list[Entry]] = {
-    "rnn": [recurrent_function("rnn", 1, activation="relu", leak=0.1)],
-    "lstm": [recurrent_function("lstm", 4)],
-    "gru": [recurrent_function("gru", 3), recurrent_function("gru", 3, reset_after=True, update="state")],
-    "rnn_cell": [recurrent_step("rnn", 1, activation="relu", leak=0.1)],
-    "lstm_cell": [recurrent_step("lstm", 4)],
-    "gru_cell": [recurrent_step("gru", 3)],
+    "rnn": [recurrent_function("rnn", activation="relu", leak=0.1)],
+    "lstm": [recurrent_function("lstm")],
+    "gru": [recurrent_function("gru"), recurrent_function("gru", reset_after=True, update="state")],
+    "rnn_cell": [recurrent_step("rnn", activation="relu", leak=0.1)],
+    "lstm_cell": [recurrent_step("lstm")],
+    "gru_cell": [recurrent_step("gru")],
+    **{name: [recurrent_function(name)] for name in ELEMENTWISE},
+    **{f"{name}_cell": [recurrent_step(name)] for name in ELEMENTWISE},
+    **{kind: [recurrent_layer(kind, False)] for kind in ("MinGRU", "MinLSTM")},
     "RNN": [recurrent_layer("RNN", False)],
     "LSTM": [recurrent_layer("LSTM", False)],
     "GRU": [recurrent_layer("GRU", True)],

@@ -10,25 +10,31 @@ import pytest
 
 import gpurnn
 from gpurnn import models
-from gpurnn.cells import CELLS
+from gpurnn.cells import CELLS, ELEMENTWISE
 from gpurnn.cli import cli
 from gpurnn.layers.recurrent import LAYERS
 from gpurnn.models.base import CELL_OPTIONS
 
-HEAD, TAIL = ["x"], ["lengths", "resets", "mask", "zero_masked_output", "reverse", "dropout_h"]
+ALL = CELLS | ELEMENTWISE
+HEAD, TAIL = ["x"], ["lengths", "resets", "mask", "zero_masked_output", "reverse"]
 
 
-@pytest.mark.parametrize("name", CELLS)
+def on_product(cell) -> list[str]:
+    """The argument of a function that has a product with W_hh."""
+    return ["dropout_h"] if "weight_hh" in cell.parameters else []
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_cells_function_takes_what_the_description_says(name):
-    kind, parameters = CELLS[name], inspect.signature(getattr(gpurnn, name)).parameters
+    kind, parameters = ALL[name], inspect.signature(getattr(gpurnn, name)).parameters
     cell, options = kind(), kind.function_options()
-    keywords = [*options, *kind.implied, *TAIL, *kind.masks]
+    keywords = [*options, *kind.implied, *TAIL, *on_product(cell), *kind.masks]
     assert list(parameters) == [*HEAD, *cell.parameters, "state", *keywords]
     assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == keywords
     assert [n for n, p in parameters.items() if p.default is p.empty] == [*HEAD, *cell.needed]
     assert {n: parameters[n].default for n in options} == {n: defaults_of(kind)[n] for n in options}
     step = inspect.signature(getattr(gpurnn, f"{name}_cell")).parameters
-    assert list(step) == [*HEAD, *cell.parameters, "state", *options, *kind.implied, "dropout_h"]
+    assert list(step) == [*HEAD, *cell.parameters, "state", *options, *kind.implied, *on_product(cell)]
     assert {n: step[n].default for n in options} == {n: parameters[n].default for n in options}
 
 
@@ -36,7 +42,7 @@ def defaults_of(kind) -> dict:
     return {field.name: field.default for field in fields(kind) if field.name in kind.options()}
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_cells_function_documents_every_argument(name):
     function = getattr(gpurnn, name)
     documented = inspect.getdoc(function).partition("Returns\n---")[0]
@@ -58,26 +64,27 @@ LAYER_TAIL = [
 ]
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_cells_layer_takes_what_the_description_says(name):
-    kind, layer = CELLS[name], LAYERS[name]
+    kind, layer = ALL[name], LAYERS[name]
     assert getattr(gpurnn, layer.__name__) is layer
     parameters = inspect.signature(layer).parameters
-    assert list(parameters) == [*LAYER_HEAD, *kind.options(), *LAYER_TAIL]
-    assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == [*kind.options(), *LAYER_TAIL]
+    tail = [n for n in LAYER_TAIL if on_product(kind()) or n not in ("variational_dropout", "recurrent_dropout")]
+    assert list(parameters) == [*LAYER_HEAD, *kind.options(), *tail]
+    assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == [*kind.options(), *tail]
     first = inspect.signature(next(iter(LAYERS.values()))).parameters
-    assert [parameters[n].default for n in LAYER_HEAD + LAYER_TAIL] == [
-        first[n].default for n in LAYER_HEAD + LAYER_TAIL
-    ]
+    alike = [n for n in LAYER_HEAD + tail if n != "init"]
+    assert [parameters[n].default for n in alike] == [first[n].default for n in alike]
+    assert parameters["init"].default == (("xavier", "orthogonal") if on_product(kind()) else "xavier")
     assert {n: parameters[n].default for n in kind.options()} == defaults_of(kind)
     documented = inspect.getdoc(layer).partition("Attributes\n---")[0]
     for argument in set(parameters) - {"input_size", "hidden_size"}:
         assert f"\n{argument} : " in documented, argument
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_layer_has_the_parameters_of_its_description(name):
-    layer, cell = LAYERS[name](2, 3, num_layers=2, bidirectional=True), CELLS[name]()
+    layer, cell = LAYERS[name](2, 3, num_layers=2, bidirectional=True), ALL[name]()
     shapes = cell.shapes(input_size=2, hidden_size=3)
     assert {n: layer.params[f"{n}_l0_reverse"].shape for n in shapes} == shapes
     assert len(layer.params) == 4 * len(shapes)
@@ -100,7 +107,7 @@ def test_a_models_constructor_takes_options_of_cells(model):
     assert not [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_cell_is_a_choice_of_the_models_and_of_the_command_line(name):
     model = gpurnn.SequenceClassifier(2, 3, 2, cell=name)
     assert isinstance(model.recurrent, LAYERS[name])

@@ -20,6 +20,7 @@ RECURRENT = {
     "variational_dropout": 0.1, "recurrent_dropout": 0.2, "merge": "mul", "zero_masked_output": True,
     "dtype": "float64",
 }  # fmt: skip
+WITHOUT_W_HH = {n: v for n, v in RECURRENT.items() if n not in ("variational_dropout", "recurrent_dropout")}
 OF_CELL = {"clip": 3.0, "zoneout": 0.25, "layer_norm": True}
 SEQUENCE = {
     "num_layers": 2, "cell": "rnn", "bidirectional": True, "dropout": 0.5, "variational_dropout": 0.25,
@@ -48,6 +49,8 @@ PLAIN = {
             "gate_activation": "hard_sigmoid",
         },
     ),
+    "MinGRU": ((2, 3), WITHOUT_W_HH),
+    "MinLSTM": ((2, 3), WITHOUT_W_HH),
     "Dense": ((2, 3), {"bias": False, "activation": "tanh", "dtype": "float64"}),
     "Embedding": ((4, 3), {"padding_idx": 2, "dtype": "float64"}),
     "Dropout": ((0.3,), {}),
@@ -103,7 +106,7 @@ PLAIN = {
 OF_A_GRU = {"reset_after", "update"}
 REVERSE = {"reverse"}  # goes with a single direction
 NOT_AN_OPTION = {
-    **dict.fromkeys(["RNN", "LSTM", "GRU"], REVERSE),
+    **dict.fromkeys(["RNN", "LSTM", "GRU", "MinGRU", "MinLSTM"], REVERSE),
     "DiagonalStateSpace": {"complex"},  # goes with no max_phase
     # These go with another attention, and with a single direction.
     "EncoderDecoder": {"input_feeding", "bridge", *OF_A_GRU},

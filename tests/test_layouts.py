@@ -28,9 +28,7 @@ WINGS = ["reference", pytest.param("host", marks=pytest.mark.kernels)]
 def larger() -> dict[str, list[Entry]]:
     """Problems of sizes at which the order of a sum differs from layout to layout."""
     with mock.patch.multiple(test_bad_input, T=7, I=33, H=40, V=19, S=9):
-        functions = {
-            name: test_bad_input.recurrent_function(name, G) for name, G in (("rnn", 1), ("lstm", 4), ("gru", 3))
-        }
+        functions = {name: test_bad_input.recurrent_function(name) for name in ("rnn", "lstm", "gru", "minlstm")}
         layers = {kind: test_bad_input.recurrent_layer(kind, kind == "GRU") for kind in ("RNN", "LSTM", "GRU")}
         others = {
             "ssm": test_bad_input.state_space(),

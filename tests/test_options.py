@@ -66,6 +66,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
     "RNN": (gpurnn.RNN, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
     "LSTM": (gpurnn.LSTM, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
     "GRU": (gpurnn.GRU, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
+    "MinGRU": (gpurnn.MinGRU, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
+    "MinLSTM": (gpurnn.MinLSTM, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
     "Dense": (gpurnn.Dense, {"in_features": 3, "out_features": 4}, {}),
     "Embedding": (gpurnn.Embedding, {"num_embeddings": 5, "embedding_dim": 4, "padding_idx": 2}, {}),
     "Dropout": (gpurnn.Dropout, {"rate": 0.5}, {}),
@@ -150,6 +152,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
     "rnn": (gpurnn.rnn, {"x": X, "weight_ih": np.ones((1, 4)), "weight_hh": np.ones((1, 1))}, {}),
     "gru_cell": (gpurnn.gru_cell, {"x": X[0], "weight_ih": np.ones((3, 4)), "weight_hh": np.ones((3, 1))}, {}),
     "rnn_cell": (gpurnn.rnn_cell, {"x": X[0], "weight_ih": np.ones((1, 4)), "weight_hh": np.ones((1, 1))}, {}),
+    "mingru": (gpurnn.mingru, {"x": X, "weight_ih": np.ones((2, 4))}, {}),
+    "minlstm": (gpurnn.minlstm, {"x": X, "weight_ih": np.ones((3, 4))}, {}),
     "layer_norm": (gpurnn.layer_norm, {"x": X}, {}),
     "multi_head_attention": (attend, {"num_heads": 2}, {}),
     "cross_entropy": (gpurnn.cross_entropy, {"logits": X, "labels": np.zeros((3, 2), int)}, {}),
@@ -171,7 +175,8 @@ WITHOUT_OPTIONS = {
     "CharVocabulary", "WordVocabulary", "Layer", "LinearGaussian", "PositionalEncoding", "Sequential", "Backtest",
     "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy",
     "RunDirectoryError", "Window",
-    "binary_cross_entropy", "l1", "linear_scan", "lstm", "lstm_cell", "ssm", "explain", "use", "evaluate",
+    "binary_cross_entropy", "l1", "linear_scan", "lstm", "lstm_cell", "mingru_cell", "minlstm_cell",
+    "ssm", "explain", "use", "evaluate",
     "pad", "truncated_bptt", "zeros", "get", "Initializer",
 }  # fmt: skip
 

@@ -65,6 +65,8 @@ OBJECTS = {
     "RNN": lambda: layers.RNN(2, 3),
     "LSTM": lambda: layers.LSTM(2, 3, 2, bidirectional=True),
     "GRU": lambda: layers.GRU(2, 3, 2, dropout=0.5),
+    "MinGRU": lambda: layers.MinGRU(2, 3),
+    "MinLSTM": lambda: layers.MinLSTM(2, 3, bidirectional=True),
     "Dense": lambda: layers.Dense(2, 3),
     "Dropout": lambda: layers.Dropout(0.5),
     "Embedding": lambda: layers.Embedding(6, 3),

@@ -6,9 +6,16 @@ from .activations import Activation
 from .base import RECURRENT_WEIGHT, Cell
 from .gru import GRU, Update
 from .lstm import LSTM
+from .minimal import MinGRU, MinLSTM
 from .vanilla import Vanilla
 
-__all__ = ["CELLS", "GRU", "LSTM", "RECURRENT_WEIGHT", "Activation", "Cell", "Update", "Vanilla"]
+__all__ = [
+    "CELLS", "ELEMENTWISE", "GRU", "LSTM", "RECURRENT_WEIGHT", "Activation", "Cell", "MinGRU", "MinLSTM", "Update",
+    "Vanilla",
+]  # fmt: skip
 
 CELLS: dict[str, type[Cell]] = {cell.name: cell for cell in (Vanilla, LSTM, GRU)}
-"""Every cell by its name."""
+"""Every cell with a product with W_hh in its steps, by its name: each works in all schedules."""
+
+ELEMENTWISE: dict[str, type[Cell]] = {cell.name: cell for cell in (MinGRU, MinLSTM)}
+"""Every cell whose units do not read each other, by its name: see ``functional/_elementwise.py``."""

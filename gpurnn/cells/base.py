@@ -53,6 +53,8 @@ class Cell:
     state_names: ClassVar[tuple[str, ...]] = ("h",)
     form: ClassVar[tuple[str, ...]] = ()
     """The options for which weights of the same names and shapes give other outputs. Files say their values."""
+    elementwise: ClassVar[bool] = False
+    """Whether no unit reads the state of another one, so that no step has a product and no schedule runs it."""
     biases_of_one: ClassVar[tuple[str, ...]] = ()
     """The gates whose bias_ih starts at 1 instead of 0."""
     rates: ClassVar[tuple[str, ...]] = ()

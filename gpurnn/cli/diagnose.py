@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ..cells import CELLS
 from .options import PathType, encoding_option, integer
 from .run import METRICS, RUN, load_model, make_directory, read_metrics, run_folder, text_of
 from .terminal import Refusal, as_json_text, refusing, tell, tell_json, warn
@@ -46,6 +47,10 @@ def diagnose(directory: Path, text: str | None, encoding: str | None, as_json: b
     from ..analysis.report import diagnose as report
 
     model = load_model(directory)
+    if model.recurrent.cell.elementwise:
+        raise Refusal(
+            f"{directory}: its cell is {model.cell!r}, expected one with a product with W_hh: {', '.join(CELLS)}"
+        )
     if text is not None:
         source, contents = name_of(text), read(text, encoding)
     elif (directory / RUN).exists():

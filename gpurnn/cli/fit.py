@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..cells import CELLS
+from ..cells import CELLS, ELEMENTWISE
 from .options import PathType, choice, computing_on, device_option, encoding_option, integer, number
 from .pictures import draw_groups
 from .tables import (
@@ -41,7 +41,7 @@ MOST_CLASSES = 10
 @click.option("--order", metavar="COLUMN", help="Numbers or dates that order a group's rows.  [default: the file]")
 @click.option("--time-format", metavar="FORM", help="How dates of --order are written: %d.%m.%Y.")
 @choice("--task", ["auto", "classify", "regress"], "Whether the target is a class or a number; auto looks at it.")
-@choice("--cell", sorted(CELLS, key="gru".__ne__), "Recurrent cell.")
+@choice("--cell", sorted(CELLS | ELEMENTWISE, key="gru".__ne__), "Recurrent cell.")
 @integer("--hidden", 32, "Width of the recurrent layer.")
 @integer("--layers", 1, "Number of recurrent layers.")
 @number("--dropout", 0.1, "Dropout rate.", max=1, max_open=True)

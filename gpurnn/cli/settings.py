@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..cells import CELLS
+from ..cells import CELLS, ELEMENTWISE
 from .options import PathType, choice, encoding_option, integer, number
 from .terminal import F
 
@@ -22,7 +22,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     choice("--level", ["char", "word"], "What the model predicts, and a text is counted in."),
     integer("--max-vocabulary", None, "Know at most so many symbols; the rest are unknown.", least=2),
     integer("--min-count", 1, "Know only symbols that occur this often."),
-    choice("--cell", sorted(CELLS, key="lstm".__ne__), "Recurrent cell."),
+    choice("--cell", sorted(CELLS | ELEMENTWISE, key="lstm".__ne__), "Recurrent cell."),
     integer("--embedding", 64, "Width of the embedding."),
     integer("--hidden", 256, "Width of the recurrent layers."),
     integer("--layers", 1, "Number of recurrent layers."),

@@ -17,11 +17,22 @@ from ._dropout import dropout
 from ._embedding import embedding
 from ._multi_head import multi_head_attention
 from ._norm import layer_norm
-from ._recurrent import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
+from ._recurrent import (
+    gru,
+    gru_cell,
+    lstm,
+    lstm_cell,
+    mingru,
+    mingru_cell,
+    minlstm,
+    minlstm_cell,
+    rnn,
+    rnn_cell,
+)
 from ._scan import linear_scan
 from ._ssm import ssm
 
 __all__ = [
     "attention", "dense", "dropout", "embedding", "gru", "gru_cell", "layer_norm", "linear_scan", "lstm", "lstm_cell",
-    "multi_head_attention", "rnn", "rnn_cell", "ssm",
+    "mingru", "mingru_cell", "minlstm", "minlstm_cell", "multi_head_attention", "rnn", "rnn_cell", "ssm",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, _foreign, cells
 from .._contract import Array, State
 from .._op import Op, Pullback, differentiable
-from . import _masks
+from . import _elementwise, _masks
 from ._state import check_cotangents, check_sequence, pack_state, unpack_state
 
 P = ParamSpec("P")
@@ -45,9 +45,7 @@ zero_masked_output : bool
     Whether y is zero at such a step. Otherwise it is h, which repeats the output before; zero if there is none.
 reverse : bool
     Whether the steps are taken from the last one to the first. y has them in the order of x.
-dropout_h : (B, H) array, optional
-    Multiplies h_{{t-1}} where it enters the product with W_hh, the same at every step: a variational dropout mask.
-{masks}
+{dropout}{masks}
 Returns
 -------
 y : (T, B, H) array
@@ -62,6 +60,18 @@ TypeError
 ValueError
     A shape that does not fit, or a length that is not in 0 ... T."""
 
+_DROPOUT = """\
+dropout_h : (B, H) array, optional
+    Multiplies h_{t-1} where it enters the product with W_hh, the same at every step: a variational dropout mask.
+"""
+
+_SAME_BITS = """\
+Steps one after another give NumPy arrays
+    the bits that `{name}` gives them for the whole sequence."""
+_ROUNDED = """\
+Steps one after another agree up to rounding
+    with `{name}` of the whole sequence, which computes many steps at once."""
+
 STEP = "Its arguments are those of the function of the whole sequence, of one step."
 """The line of a docstring that `step_of_cell` replaces by what is the same for all cells."""
 
@@ -73,15 +83,13 @@ x : (B, I) array
 {parameters}
 state : {state}, optional
     {initial}, before the step; zero by default.
-{options}{implied}dropout_h : (B, H) array, optional
-    Multiplies h_{{t-1}} where it enters the product with W_hh: a variational dropout mask.
-
+{options}{implied}{dropout}
 Returns
 -------
 state : {state}
-    {final}, after the step. Steps one after another give NumPy arrays the bits that `{name}` gives them for the whole
-    sequence. The pullback of ``{name}_cell.vjp`` takes the gradient of the state, and gives ``(dx, dstate0)`` and a
-    dict of those of the parameters.
+    {final}, after the step. {agreement} The pullback of
+    ``{name}_cell.vjp`` takes the gradient of the state, and gives ``(dx, dstate0)`` and a dict of those of the
+    parameters.
 
 Raises
 ------
@@ -222,22 +230,23 @@ def infer(
     if not _arrays.are_ready(x.dtype, arrays, shapes):
         return None
     wing = _dispatch.wing_of_numpy()
-    return None if wing is None else wing.recurrence_forward(cell, x, (weights,), state)[:2]
+    return None if wing is None else _elementwise.of_cell(cell, wing).recurrence_forward(cell, x, (weights,), state)[:2]
 
 
 def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input_size: int) -> int:
     """The hidden size that the weights have; reject weights of other shapes than the cell's."""
     symbols = {name: f"({', '.join(axes)}{',' if len(axes) == 1 else ''})" for name, axes in cell.parameters.items()}
-    w_hh = weights["weight_hh"]
-    _checks.ndim(where, "weight_hh", w_hh, 2, symbols["weight_hh"])
-    hidden = int(w_hh.shape[1])
+    first = "weight_hh" if "weight_hh" in weights else "weight_ih"
+    w = weights[first]
+    _checks.ndim(where, first, w, len(cell.parameters[first]), symbols[first])
+    hidden = int(w.shape[-1]) if first == "weight_hh" else int(w.shape[0]) // cell.gates
     if "weight_hr" in weights:
         _checks.ndim(where, "weight_hr", weights["weight_hr"], 2, symbols["weight_hr"])
         hidden = int(weights["weight_hr"].shape[1])
     if hidden < 1:
-        raise ValueError(f"{where}: weight_hh has shape {tuple(w_hh.shape)}, expected a hidden_size of at least 1")
+        raise ValueError(f"{where}: {first} has shape {tuple(w.shape)}, expected a hidden_size of at least 1")
     shapes = cell.shapes(input_size=input_size, hidden_size=hidden)
-    for name in ("weight_hh", *shapes):
+    for name in (first, *shapes):
         if name in weights:
             _checks.shape(where, name, weights[name], shapes[name], symbols[name])
     return hidden
@@ -287,7 +296,7 @@ def _run(
         return inferred, None
     names = tuple(cell.parameters)
     given = take(
-        where, cell, {name: arguments[name] for name in (*names, "x", "dropout_h", *cell.step_masks)},
+        where, cell, {name: arguments.get(name) for name in (*names, "x", "dropout_h", *cell.step_masks)},
         arguments["state"], arguments.get("lengths"), arguments.get("resets"), arguments.get("mask"),
         needed=cell.needed,
     )  # fmt: skip
@@ -308,7 +317,7 @@ def _run(
                 m = xp.concat([m, _dispatch.zeros(xp, (T, B, hidden - width), given.x)], axis=2)
             masks.append(_masks.from_the_end(xp, m) if reverse else m)
         masks_of_steps = xp.expand_dims(xp.stack(masks), axis=1)
-    wing = _dispatch.wing(where, x=given.x)
+    wing = _elementwise.of_cell(cell, _dispatch.wing(where, x=given.x))
     if reverse:
         wing.check_lengths(where, given.lengths, given.x.shape[0])
         given = given.backwards()
@@ -343,7 +352,7 @@ def _run(
 
 def _infer(cell: cells.Cell, arguments: Mapping[str, Any]) -> tuple[Array, State] | None:
     """The result of a cell's function where `infer` has it, else None."""
-    x, w_hh, state = arguments["x"], arguments["weight_hh"], arguments["state"]
+    x, w_hh, state = arguments["x"], arguments.get("weight_hh"), arguments["state"]
     if any(arguments.get(option) is not None for option in ("lengths", "resets", "mask", "dropout_h")):
         return None
     if type(x) is not np.ndarray or x.ndim != 3 or type(w_hh) is not np.ndarray or w_hh.ndim != 2 or not w_hh.size:
@@ -393,6 +402,8 @@ def _documentation(template: str, cell: cells.Cell) -> str:
     return template.format(
         parameters="\n".join(parameters), options=f"{options}\n" if options else "", name=cell.name,
         initial=state("_0"), final=state(""), state="(B, H) array" if cell.states == 1 else "pair of (B, H) arrays",
+        dropout=_DROPOUT if "weight_hh" in cell.parameters else "",
+        agreement=(_ROUNDED if cell.elementwise else _SAME_BITS).format(name=cell.name),
         implied="".join(f"{name} : {implied[name]} array, optional\n    {cell.texts[name]}\n" for name in cell.implied),
         masks="".join(f"{name} : (T, B, H) array, optional\n    {cell.texts[name]}\n" for name in cell.masks),
     )  # fmt: skip
@@ -730,3 +741,128 @@ def gru_cell(
     (2, 4)
     """
     return call_step(cells.GRU, locals())
+
+
+@of_cell(cells.MinGRU)
+def mingru(
+    x: Array,
+    weight_ih: Array,
+    bias_ih: Array | None = None,
+    state: Array | None = None,
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    zero_masked_output: bool = False,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """Minimal GRU layer, one direction: its gates do not read the state, so all steps are computed at once.
+
+    With a_t = W_ih x_t + b_ih, its rows in the order z, n::
+
+        z_t = sigma(a_z)      n_t = g(a_n), g(a) = a + 1/2 if a >= 0, else sigma(a)
+        h_t = (1 - z_t) h_{t-1} + z_t n_t
+
+    n is positive, and so is h if the initial state is. That is the form that Feng et al. train in log space. Here the
+    states are those of `gpurnn.linear_scan`, which are as exact and need no logarithm: the initial state may have any
+    sign. It is h_0 itself, where the authors' code takes g(h_0).
+
+    It takes, returns and raises what the function of every cell does.
+
+    Notes
+    -----
+    A reset multiplies the state by zero, so one that is infinite or NaN becomes NaN.
+
+    References
+    ----------
+    L. Feng, F. Tung, M. O. Ahmed, Y. Bengio, H. Hajimirsadeghi, "Were RNNs all we needed?", arXiv 2410.01201 (2024),
+    section 3.1 and appendix B.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> rng = np.random.default_rng(0)
+    >>> x, w_ih = rng.normal(size=(5, 2, 3)), rng.normal(size=(8, 3))
+    >>> y, h = gpurnn.mingru(x, w_ih, lengths=np.array([5, 2]))
+    >>> y.shape, bool((y[2:, 1] == 0).all()), bool((h[1] == y[1, 1]).all())
+    ((5, 2, 4), True, True)
+    """
+    return call(cells.MinGRU, locals())
+
+
+@of_cell(cells.MinLSTM)
+def minlstm(
+    x: Array,
+    weight_ih: Array,
+    bias_ih: Array | None = None,
+    state: Array | None = None,
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    zero_masked_output: bool = False,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """Minimal LSTM layer, one direction: its gates do not read the state, so all steps are computed at once.
+
+    With a_t = W_ih x_t + b_ih, its rows in the order i, f, n::
+
+        i_t, f_t = sigma(a_i), sigma(a_f)      n_t = g(a_n), g(a) = a + 1/2 if a >= 0, else sigma(a)
+        h_t = (f_t h_{t-1} + i_t n_t) / (f_t + i_t)
+
+    It has no cell state beside h. n and the initial state are as in `gpurnn.mingru`.
+
+    It takes, returns and raises what the function of every cell does.
+
+    Notes
+    -----
+    A reset multiplies the state by zero, so one that is infinite or NaN becomes NaN.
+
+    References
+    ----------
+    L. Feng, F. Tung, M. O. Ahmed, Y. Bengio, H. Hajimirsadeghi, "Were RNNs all we needed?", arXiv 2410.01201 (2024),
+    section 3.2 and appendix B.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> x, w_ih = np.ones((4, 1, 1)), np.zeros((3, 1))
+    >>> y, h = gpurnn.minlstm(x, w_ih, np.array([0.0, 0.0, 0.5]))
+    >>> y[:, 0, 0]
+    array([0.5   , 0.75  , 0.875 , 0.9375])
+    """
+    return call(cells.MinLSTM, locals())
+
+
+@step_of_cell(cells.MinGRU)
+def mingru_cell(x: Array, weight_ih: Array, bias_ih: Array | None = None, state: Array | None = None) -> Array:
+    """Run one step of `gpurnn.mingru`.
+
+    Its arguments are those of the function of the whole sequence, of one step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> gpurnn.mingru_cell(np.ones((1, 1)), np.array([[0.0], [0.5]]), state=np.full((1, 1), 3.0))
+    array([[2.]])
+    """
+    return call_step(cells.MinGRU, locals())
+
+
+@step_of_cell(cells.MinLSTM)
+def minlstm_cell(x: Array, weight_ih: Array, bias_ih: Array | None = None, state: Array | None = None) -> Array:
+    """Run one step of `gpurnn.minlstm`.
+
+    Its arguments are those of the function of the whole sequence, of one step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> gpurnn.minlstm_cell(np.ones((1, 1)), np.array([[0.0], [0.0], [0.5]]), state=np.full((1, 1), 3.0))
+    array([[2.]])
+    """
+    return call_step(cells.MinLSTM, locals())

@@ -10,6 +10,8 @@ from .layer_norm import LayerNorm as LayerNorm
 from .recurrent import GRU as GRU
 from .recurrent import LSTM as LSTM
 from .recurrent import RNN as RNN
+from .recurrent import MinGRU as MinGRU
+from .recurrent import MinLSTM as MinLSTM
 from .sequential import Sequential as Sequential
 from .state_space import DiagonalStateSpace as DiagonalStateSpace
 from .state_space import StateSpace as StateSpace

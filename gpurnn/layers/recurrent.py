@@ -16,7 +16,7 @@ from .. import _arrays, _checks, _dispatch, _foreign, cells, initializers
 from .._contract import Array, State, Wing
 from .._op import Pullback
 from .._random import generator, philox_seed
-from ..functional import _masks
+from ..functional import _elementwise, _masks
 from ..functional._dropout import dropout_mask
 from ..functional._recurrent import infer, one_step, take
 from ..functional._segments import States, part_of, segments_of, through
@@ -28,13 +28,13 @@ Merge = Literal["concat", "sum", "mul", "average"]
 
 MERGES: tuple[Merge, ...] = get_args(Merge)
 
-LAYERS: dict[str, type[Recurrent]] = {}
+LAYERS: dict[str, type[Stacked]] = {}
 """The recurrent layers by the name of their cell."""
 
 
 def layer_names() -> str:
-    """The names of the recurrent layers, for messages: ``"RNN, LSTM or GRU"``."""
-    *names, last = (layer.__name__ for layer in LAYERS.values())
+    """The names of the layers whose units read each other, for messages: ``"RNN, LSTM or GRU"``."""
+    *names, last = (layer.__name__ for layer in LAYERS.values() if issubclass(layer, Recurrent))
     return f"{', '.join(names)} or {last}"
 
 
@@ -49,7 +49,7 @@ input_size, hidden_size : int
 num_layers : int
     Layers of the stack; each reads the output of the one before it.
 bias : bool
-    Whether there are ``bias_ih`` and ``bias_hh``.
+    Whether there is a {biases}.
 batch_first : bool
     Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
 dropout : float
@@ -66,13 +66,7 @@ zero_masked_output : bool
     Whether y is zero where a ``mask`` leaves a step out; else it repeats the output before.
 residual : bool
     Whether each layer's input is added to its output where their widths agree.
-variational_dropout : float
-    Rate of a dropout on h_{{t-1}} where it enters the product with W_hh, one mask for all steps
-    (Gal & Ghahramani 2016).
-recurrent_dropout : float
-    Rate of a dropout on the entries of W_hh, one mask for all steps (DropConnect; Merity, Keskar & Socher 2018).
-init : str, initializer or pair of them
-    Of all weights, or of W_ih and of W_hh: names or functions of `gpurnn.initializers`, applied to each gate's
+{on_w_hh}init : {init}, applied to each gate's
     block on its own. Biases start at zero{ones}.
 dtype : "float32" or "float64"
 rng : int or numpy.random.Generator
@@ -90,10 +84,28 @@ Dropouts act only in ``vjp(..., rng=...)``, and so do the masks of zoneout. What
 1/(1 - rate), so that a call needs no scaling."""
 
 
+_ON_W_HH = """\
+variational_dropout : float
+    Rate of a dropout on h_{t-1} where it enters the product with W_hh, one mask for all steps
+    (Gal & Ghahramani 2016).
+recurrent_dropout : float
+    Rate of a dropout on the entries of W_hh, one mask for all steps (DropConnect; Merity, Keskar & Socher 2018).
+"""
+"""The options of layers that have a W_hh."""
+
+_INIT = "str or initializer\n    Of all weights: names or functions of `gpurnn.initializers`"
+_INIT_PAIR = (
+    "str, initializer or pair of them\n    Of all weights, or of W_ih and of W_hh: names or functions of "
+    "`gpurnn.initializers`"
+)
+
+
 def _documentation(cell: cells.Cell) -> str:
-    ones = " and ".join(cell.biases_of_one)
+    ones, has_w_hh = " and ".join(cell.biases_of_one), "weight_hh" in cell.parameters
     text = _SHARED.format(
         options=cell.options_text(cell.options()), gates=", ".join(cell.gate_functions),
+        on_w_hh=_ON_W_HH if has_w_hh else "", init=_INIT_PAIR if has_w_hh else _INIT,
+        biases=" and a ".join(f"``{name}``" for name in cell.parameters if name not in cell.needed),
         ones=f", except that of the gate {ones} at 1" if ones else "",
         parameters=", ".join(f"``{name}_l0`` {shape}" for name, shape in cell.shape_texts().items()),
     )  # fmt: skip
@@ -125,8 +137,8 @@ class _Rows(NamedTuple):
     """Of each direction, (T, B, 1): where no output is there to repeat."""
 
 
-class Recurrent(Layer):
-    """The base class of the recurrent layers: everything except the cell's own options."""
+class Stacked(Layer):
+    """The layers of a cell, one on another, in one direction or both: everything except the cell's own options."""
 
     stateful = True
     batch_first: bool
@@ -162,8 +174,10 @@ class Recurrent(Layer):
         self.zero_masked_output = _checks.flag(where, "zero_masked_output", arguments["zero_masked_output"])
         self.residual = _checks.flag(where, "residual", arguments["residual"])
         self.dropout = _checks.fraction(where, "dropout", arguments["dropout"])
-        self.variational_dropout = _checks.fraction(where, "variational_dropout", arguments["variational_dropout"])
-        self.recurrent_dropout = _checks.fraction(where, "recurrent_dropout", arguments["recurrent_dropout"])
+        self.variational_dropout, self.recurrent_dropout = (
+            _checks.fraction(where, name, arguments.get(name, 0.0))
+            for name in ("variational_dropout", "recurrent_dropout")
+        )
         if self.dropout and self.num_layers == 1:
             _checks.warn(
                 where,
@@ -184,6 +198,8 @@ class Recurrent(Layer):
             _checks.warn(where, f"merge={self.merge!r} has no effect, as the layer has one direction")
         dtype = parameter_dtype(where, arguments["dtype"])
         init, rng = arguments["init"], arguments["rng"]
+        if "weight_hh" not in self.cell.parameters and isinstance(init, tuple):
+            raise TypeError(f"{where}: init is {init!r}, expected one, as there is no W_hh")
         pair = init if isinstance(init, tuple) else (init, init)
         if len(pair) != 2:
             raise TypeError(
@@ -323,7 +339,7 @@ class Recurrent(Layer):
             if inferred is not None:
                 return inferred
         if type(x) is not np.ndarray and _foreign.kind_of(x) is not None:
-            return _foreign.call(Recurrent.__call__, (self, x, state, lengths, resets, mask), {}, method=True)
+            return _foreign.call(Stacked.__call__, (self, x, state, lengths, resets, mask), {}, method=True)
         y, final, _ = self._forward(x, state, lengths, resets, mask, None, training=False)
         return y, final
 
@@ -343,7 +359,8 @@ class Recurrent(Layer):
         y : (B, hidden_size) array
         state
             The state after the step, shaped like ``state``, which stays as it was. Steps one after another give NumPy
-            arrays the bits that a call gives them for the whole sequence.
+            arrays the bits that a call gives them for the whole sequence; up to rounding those of a layer without a
+            product with W_hh, such as `gpurnn.MinGRU`, of which a call computes many steps at once.
 
         Raises
         ------
@@ -372,7 +389,7 @@ class Recurrent(Layer):
         if inferred is not None:
             return inferred[0][0], inferred[1]
         if type(x) is not np.ndarray and _foreign.kind_of(x) is not None:
-            return _foreign.call(Recurrent.step, (self, x, state), {}, method=True)
+            return _foreign.call(Stacked.step, (self, x, state), {}, method=True)
         params = _arrays.parameters(where, self.params, self._parameter_shapes())
         given = take(
             where, self.cell, {"params": params["weight_ih_l0"], "x": one_step(where, x)}, state,
@@ -382,7 +399,7 @@ class Recurrent(Layer):
         initial = given.initial(
             where, shape[:2], self.cell.state_sizes(self.hidden_size), "(num_layers, B, hidden_size)"
         )
-        wing = _dispatch.wing(where, x=given.x)
+        wing = _elementwise.of_cell(self.cell, _dispatch.wing(where, x=given.x))
         weights = self._all_weights(params, given.x, None, copied=False)
         y, final, _ = self._stack(wing, weights, given.x, _Rows(), 0, initial, training=False)
         return y[0, ...], pack_state(self.cell, final)
@@ -472,7 +489,7 @@ class Recurrent(Layer):
         shape = (self.num_layers * self.num_directions, B)
         widths = self.cell.state_sizes(self.hidden_size)
         initial = given.initial(where, shape, widths, "(num_layers*D, B, hidden_size)")
-        wing = _dispatch.wing(where, x=given.x)
+        wing = _elementwise.of_cell(self.cell, _dispatch.wing(where, x=given.x))
         self._check_direction(checkpoint_every=checkpoint_every, state_after=state_after)
         segments = segments_of(where, range(T), wing.recurrence_chunk(B), checkpoint_every, state_after)
         recompute = checkpoint_every is not None and len(segments) > 1
@@ -707,6 +724,10 @@ def _side_by_side(xp: Any, of_directions: tuple[Array | None, ...], hidden: int)
     return xp.concat([xp.broadcast_to(a, (*a.shape[:2], hidden)) for a in arrays], axis=2)
 
 
+class Recurrent(Stacked):
+    """The base class of the layers whose units read each other's states, by a product with W_hh in each step."""
+
+
 class RNN(Recurrent, cell=cells.Vanilla):
     """Vanilla recurrent layers: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) + leak h_{t-1}.
 
@@ -868,6 +889,96 @@ class GRU(Recurrent, cell=cells.GRU):
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         init: Init | tuple[Init, Init] = ("xavier", "orthogonal"),
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        super().__init__(locals())
+
+
+class MinGRU(Stacked, cell=cells.MinGRU):
+    """Minimal GRU layers: z = sigma(...), h_t = (1 - z) h_{t-1} + z g(...), whose gates do not read h.
+
+    All steps are computed at once, by products and a `gpurnn.linear_scan`; see `gpurnn.mingru`. There is no W_hh, and
+    so none of the dropouts on it.
+
+    It takes and has what the layers of every cell do.
+
+    References
+    ----------
+    L. Feng, F. Tung, M. O. Ahmed, Y. Bengio, H. Hajimirsadeghi, "Were RNNs all we needed?", arXiv 2410.01201 (2024).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> layer = gpurnn.MinGRU(3, 4, num_layers=2, dropout=0.1)
+    >>> layer
+    MinGRU(3, 4, num_layers=2, dropout=0.1)  # 72 parameters
+    >>> y, h = layer(np.zeros((5, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((5, 2, 4), (2, 2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        merge: Merge = "concat",
+        reverse: bool = False,
+        zero_masked_output: bool = False,
+        residual: bool = False,
+        init: Init = "xavier",
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        super().__init__(locals())
+
+
+class MinLSTM(Stacked, cell=cells.MinLSTM):
+    """Minimal LSTM layers: i, f = sigma(...), h_t = (f h_{t-1} + i g(...)) / (f + i), whose gates do not read h.
+
+    All steps are computed at once, by products and a `gpurnn.linear_scan`; see `gpurnn.minlstm`. There is no W_hh, and
+    so none of the dropouts on it. The state is h alone.
+
+    It takes and has what the layers of every cell do.
+
+    References
+    ----------
+    L. Feng, F. Tung, M. O. Ahmed, Y. Bengio, H. Hajimirsadeghi, "Were RNNs all we needed?", arXiv 2410.01201 (2024).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> layer = gpurnn.MinLSTM(3, 4, bidirectional=True, merge="sum")
+    >>> layer
+    MinLSTM(3, 4, bidirectional=True, merge='sum')  # 96 parameters
+    >>> (y, h), pullback = layer.vjp(np.zeros((5, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((5, 2, 4), (2, 2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        merge: Merge = "concat",
+        reverse: bool = False,
+        zero_masked_output: bool = False,
+        residual: bool = False,
+        init: Init = "xavier",
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
     ) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch, optimizers
 from .._contract import Array, State
-from ..cells import CELLS
+from ..cells import CELLS, ELEMENTWISE
 from ..layers.base import Composite, named, text, uninitialised
 from ..layers.recurrent import LAYERS
 from ..training.data import steps_of_epoch
@@ -338,20 +338,25 @@ def recurrent(
     TypeError, ValueError
         ``cell_options`` holds a value other than None for what is not an option of the cell, or one out of its range.
     """
-    cell = _checks.choice(where, "cell", cell, tuple(CELLS))
-    known = CELLS[cell].options()
+    kinds = CELLS | ELEMENTWISE
+    cell = _checks.choice(where, "cell", cell, tuple(kinds))
+    known, layer = kinds[cell].options(), LAYERS[cell]
     cell_options = {name: value for name, value in cell_options.items() if value is not None}
     for name in cell_options:
         if name not in known:
-            expected = " or ".join(option for option in CELL_OPTIONS if option in known)
+            expected = " or ".join(option for option in CELL_OPTIONS if option in known) or "none of them"
             raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, expected {expected}")
     if init is not None:
         options["init"] = init
     num_layers = _checks.size(where, "num_layers", num_layers)
     if num_layers == 1:
         options.pop("dropout", None)  # between layers; the model itself drops elsewhere
-    layer: Any = LAYERS[cell]
-    return layer(input_size, hidden_size, num_layers, **cell_options, **options)
+    taken = _checks.signature(layer).parameters
+    for name in [name for name in options if name not in taken]:
+        if options.pop(name):
+            raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, which has no product with W_hh")
+    make: Any = layer
+    return make(input_size, hidden_size, num_layers, **cell_options, **options)
 
 
 def check_numbers(where: str, name: str, numbers: Array, count: int, error: type[Exception] = ValueError) -> None:

@@ -291,7 +291,7 @@ class SequenceClassifier(_Classifier):
     pooling : {"last", "mean", "attention"}
         h: what the stack puts out at the last valid step (of the backward direction, at the first); the mean over the
         valid steps; or sum_t alpha_t h_t with alpha = softmax(u^T tanh(W h_t + b)), the attention of Yang et al.
-    cell : {"gru", "lstm", "rnn"}
+    cell : {"gru", "lstm", "rnn", "mingru", "minlstm"}
     bidirectional : bool
     num_embeddings : int, optional
         If given, inputs are tokens in [0, num_embeddings), embedded into ``input_size`` numbers.

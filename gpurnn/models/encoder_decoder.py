@@ -13,7 +13,7 @@ from .. import _arrays, _checks, _dispatch, layers, losses
 from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator
-from ..cells import Activation, Update
+from ..cells import CELLS, Activation, Update
 from ..functional._attention import SCORES
 from ..functional._state import cotangent_pair, pack_state, unpack_state
 from ..layers.base import Chain
@@ -157,6 +157,7 @@ class EncoderDecoder(Model):
         input_feeding = _checks.flag(where, "input_feeding", input_feeding)
         bridge = None if bridge is None else _checks.flag(where, "bridge", bridge)
         attention = _checks.choice(where, "attention", attention, (None, *SCORES))
+        cell = _checks.choice(where, "cell", cell, tuple(CELLS))  # a decoder takes steps by hand
         if attention_size is not None:
             attention_size = _checks.size(where, "attention_size", attention_size)
         self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))

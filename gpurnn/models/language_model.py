@@ -55,7 +55,7 @@ class LanguageModel(Model):
     embedding_size, hidden_size : int
     num_layers : int
         Layers of the recurrent stack.
-    cell : {"lstm", "gru", "rnn"}
+    cell : {"lstm", "gru", "rnn", "mingru", "minlstm"}
     tied : bool
         W is E itself, as in Press and Wolf; ``embedding_size`` must equal ``hidden_size``. Its gradient is the sum of
         the two.

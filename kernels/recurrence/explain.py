@@ -8,8 +8,9 @@ from array_api_compat import is_cupy_array
 
 from gpurnn.cells import Cell
 
-from .. import devices, dtypes
+from .. import devices, dtypes, linear_scan
 from . import plan, predict
+from .layer import recurrence_chunk
 from .plan import FusedPlan
 from .run import apart
 
@@ -23,6 +24,8 @@ def explain_recurrence(
     """
     gpu = plan.device_of(x) if device is None else devices.lookup(device, where)
     problem = plan.Problem(cell, T, B, H, D, dtypes.TABLE[dtype])
+    if cell.elementwise:
+        return _of_scan(problem, gpu)
     if cell.sums_over_units:
         return _of_library(problem, gpu.name)
     choice = plan.consider(problem, gpu)
@@ -82,5 +85,43 @@ def _of_library(problem: plan.Problem, device: str) -> dict[str, Any]:
         "bytes_per_step": problem.weight_bytes,
         "microseconds_per_step": {"library": 1e6 * seconds},
         "bound_by": "exchange",
+        "passed_over": dict.fromkeys(plan.SCHEDULES, reason),
+    }
+
+
+_OPERATIONS_OF_A_GATE = 15
+"""Roughly those on arrays of all steps that its value takes: each is a launch that reads two arrays and writes one."""
+
+
+def _of_scan(problem: plan.Problem, gpu: devices.Device) -> dict[str, Any]:
+    """Of a cell whose states are a linear scan, of as many steps at a time as `recurrence_chunk` says."""
+    steps, columns = min(problem.T, recurrence_chunk(problem.B)), problem.B * problem.H
+    grid, block, launches = linear_scan.launches(steps, columns, problem.dtype)
+    operations = _OPERATIONS_OF_A_GATE * problem.cell.gates
+    size = problem.dtype.itemsize
+    # Of the scan h is written, and a and b are read, once more for the maps of the chunks.
+    moved = problem.D * columns * size * ((3 if launches == 1 else 5) + 3 * operations)
+    launches = (launches + operations) * problem.D * -(-problem.T // steps)
+    flops = (2 + operations) * problem.D * columns
+    terms = {
+        "exchange": launches * predict.LAUNCH / problem.T,
+        "bytes": moved / gpu.bandwidth,
+        "arithmetic": flops / gpu.peak_flops(problem.dtype.accumulator),
+    }
+    registers = min(255, devices.REGISTERS // block[0])
+    reason = "no unit reads the state of another one, so a step has no product"
+    return {
+        "device": gpu.name,
+        "schedule": "scan",
+        "grid": grid,
+        "block": block,
+        "shared_bytes": 0,
+        "registers": registers,
+        "occupancy": devices.occupancy(gpu, block[0], registers, 0),
+        "launches": launches,
+        "flops_per_step": flops,
+        "bytes_per_step": moved,
+        "microseconds_per_step": {"scan": 1e6 * (terms["exchange"] + max(terms["bytes"], terms["arithmetic"]))},
+        "bound_by": max(terms, key=lambda term: terms[term]),
         "passed_over": dict.fromkeys(plan.SCHEDULES, reason),
     }
