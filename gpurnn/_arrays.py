@@ -113,7 +113,7 @@ def take(
         if array is not None:
             array = stored(array)
             if like is None or _checks.dtype_name(array) != _checks.dtype_name(like):
-                or_else = "" if like is None else f", or weights of dtype {_checks.dtype_name(like)}"
+                or_else = "" if like is None else f", or numbers of dtype {_checks.dtype_name(like)}"
                 array = _bools(where, name, xp, array, or_else)
         taken.append(array)
     return tuple(taken)

@@ -195,6 +195,7 @@ class Wing(Protocol):
         *,
         causal: bool = False,
         excluded: Array | None = None,
+        mask: Array | None = None,
         scale: float = 1.0,
         with_weights: bool = True,
         training: bool = False,
@@ -202,7 +203,8 @@ class Wing(Protocol):
         """The context (T, B, E), alpha (B, num_heads, T, S) or None, and what `multi_head_backward` needs.
 
         ``query`` is (T, B, E), ``keys`` and ``values`` are (S, B, E); all three may be views. The score is
-        scale query_t . keys_s. A step sees no position that is ``excluded`` (B, S). If ``causal``, it sees none that is
+        scale query_t . keys_s, plus the ``mask`` (B or 1, num_heads or 1, T, S), which may be minus infinity. A step
+        sees no position that is ``excluded`` (B, S). If ``causal``, it sees none that is
         later than itself, the steps being the last T of the S positions. alpha is made if it is asked for
         (``with_weights``); a wing need not have all of it at once otherwise.
         """

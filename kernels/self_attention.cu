@@ -1,10 +1,11 @@
 // Attention of many steps to many positions, as of a sequence to itself, by tiles.
 //
 //   query (T, B, A), keys (S, B, A), values (S, B, E), context (T, B, E)
-//   lengths (B) or null, excluded (B / heads, S) or null
+//   lengths (B) or null, excluded (B / heads, S) or null, mask (B / heads or 1, heads or 1, T, S) if `masked`
 //
-// The score is scale query_t . keys_s. A step sees the positions within the length that are not excluded. If `causal`,
-// it sees none that is later than itself, the steps being the last T positions. Nothing is read past a row's length.
+// The score is scale query_t . keys_s, plus the number of the mask, which may be minus infinity.
+// A step sees the positions within the length that are not excluded. If `causal`, it sees none that is later than
+// itself, the steps being the last T positions. Nothing is read past a row's length.
 //
 // A block computes 64 steps of one row b and goes through the positions, 64 at a time. It multiplies queries and keys,
 // makes the softmax of what it has seen so far (Milakov and Gimelshein, "Online normalizer calculation for softmax",
@@ -29,9 +30,10 @@ template <typename Real>
 constexpr int weights_row = tile + Packet<Real>::size;
 
 // from_t and from_b: from the weights of a step to those of the next one, and of a row of the batch to the next.
+// mask_b and mask_h: from the mask of `heads` rows to that of the next ones, and from that of a head to the next.
 template <typename Real>
 struct Sizes {
-    long long from_t, from_b;
+    long long from_t, from_b, mask_b, mask_h;
     int T, B, S, A, E, heads, causal;
     Real scale;
 };
@@ -251,8 +253,27 @@ __device__ __forceinline__ Real largest_of_row(Real x) {
 
 // Blocks of a multiprocessor, for which the compiler limits the registers of a thread. Where it is not given 1, it may
 // rather spill them.
-template <typename Real, int parts>
-constexpr int resident = sizeof(Real) == sizeof(float) && parts == 1 ? 2 : 1;
+template <typename Real, int parts, bool masked>
+constexpr int resident = sizeof(Real) == sizeof(float) && parts == 1 && !masked ? 2 : 1;
+
+// The scores of row b. Without a mask there is no instruction for one.
+template <bool masked, typename Storage, typename Real>
+struct Scores {
+    const Storage* mask;
+    int S;
+    Real scale;
+
+    __device__ Scores(const Storage* mask, const Sizes<Real>& sizes, int b)
+        : mask(masked ? mask + b / sizes.heads * sizes.mask_b + b % sizes.heads * sizes.mask_h : nullptr),
+          S(sizes.S),
+          scale(sizes.scale) {}
+
+    // That of a step and a position that exist, whose product is given.
+    __device__ __forceinline__ Real operator()(Real product, int t, int s) const {
+        if constexpr (masked) return scale * product + Real(mask[(long long)t * S + s]);
+        return scale * product;
+    }
+};
 
 // The softmax of a step: its highest score, and one over the sum of exp(score - highest).
 template <typename Real>
@@ -282,15 +303,16 @@ struct Share {
 };
 
 // The context, `parts` times 64 columns of it a block, and statistics (2, T, B): the softmax of each step.
-template <typename Storage, typename Real, int parts>
-__global__ void __launch_bounds__(threads, (resident<Real, parts>)) attend_tiles(
+template <typename Storage, typename Real, int parts, bool masked = false>
+__global__ void __launch_bounds__(threads, (resident<Real, parts, masked>)) attend_tiles(
     const Storage* query, const Storage* keys, const Storage* values, const int* lengths, const bool* excluded,
-    Storage* context, Real* statistics, Sizes<Real> sizes) {
+    const Storage* mask, Storage* context, Real* statistics, Sizes<Real> sizes) {
     DYNAMIC_SHARED(Real, shared);
     const Share share(sizes.T, max(1, (sizes.E - 1) / (parts * tile) + 1));
     const int b = share.b, t0 = share.first, count = min(tile, sizes.T - t0), c = share.part * parts * tile;
     const int ty = threadIdx.x / side, tx = threadIdx.x % side;
     const Seen seen(sizes, lengths, excluded, b);
+    const Scores<masked, Storage, Real> scored(mask, sizes, b);
     const Rows<const Storage, Real> q(query, sizes.B, b, sizes.A), k(keys, sizes.B, b, sizes.A);
     const Rows<const Storage, Real> v(values, sizes.B, b, sizes.E);
     const Real none = Real(__int_as_float(0xff800000));  // minus infinity
@@ -312,7 +334,8 @@ __global__ void __launch_bounds__(threads, (resident<Real, parts>)) attend_tiles
             Real above = highest[i], sum = 0;
 #pragma unroll
             for (int j = 0; j < own; ++j) {
-                scores[i][j] = t0 + ty + side * i >= first[j] ? sizes.scale * scores[i][j] : none;
+                const int t = t0 + ty + side * i, s = s0 + tx + side * j;
+                scores[i][j] = t >= first[j] ? scored(scores[i][j], min(t, sizes.T - 1), s) : none;
                 above = max(above, scores[i][j]);
             }
             above = largest_of_row(above);
@@ -336,7 +359,7 @@ __global__ void __launch_bounds__(threads, (resident<Real, parts>)) attend_tiles
 #pragma unroll
     for (int i = 0; i < own; ++i) {
         // A step that sees nothing has weights of zero.
-        const Real inverse = total[i] == 0 && (excluded || seen.length == 0) ? Real(0) : 1 / total[i];
+        const Real inverse = total[i] == 0 && (masked || excluded || seen.length == 0) ? Real(0) : 1 / total[i];
 #pragma unroll
         for (int p = 0; p < sums.packets; ++p) {
 #pragma unroll
@@ -353,14 +376,15 @@ __global__ void __launch_bounds__(threads, (resident<Real, parts>)) attend_tiles
 }
 
 // The weights of all steps. A block writes 64 steps of 64 positions.
-template <typename Storage, typename Real>
-__global__ void __launch_bounds__(threads, (resident<Real, 1>)) tile_weights(
-    const Storage* query, const Storage* keys, const int* lengths, const bool* excluded, const Real* statistics,
-    Storage* weights, Sizes<Real> sizes) {
+template <typename Storage, typename Real, bool masked = false>
+__global__ void __launch_bounds__(threads, (resident<Real, 1, false>)) tile_weights(
+    const Storage* query, const Storage* keys, const int* lengths, const bool* excluded, const Storage* mask,
+    const Real* statistics, Storage* weights, Sizes<Real> sizes) {
     DYNAMIC_SHARED(Real, shared);
     const Share share(sizes.T, (sizes.S - 1) / tile + 1);
     const int b = share.b, t0 = share.first, s0 = share.part * tile, count = min(tile, sizes.T - t0);
     const Seen seen(sizes, lengths, excluded, b);
+    const Scores<masked, Storage, Real> scored(mask, sizes, b);
     Real scores[own][own] = {};
     const int end = seen.end(t0 + count);
     if (s0 < end) {
@@ -375,7 +399,7 @@ __global__ void __launch_bounds__(threads, (resident<Real, 1>)) tile_weights(
             const int t = t0 + threadIdx.x / side + side * i;
             if (t >= sizes.T || s >= sizes.S) continue;
             const Softmax<Real> softmax(statistics, sizes, t, b);
-            const Real weight = t >= first ? softmax.weight(sizes.scale * scores[i][j]) : Real(0);
+            const Real weight = t >= first ? softmax.weight(scored(scores[i][j], t, s)) : Real(0);
             weights[t * sizes.from_t + b * sizes.from_b + s] = Storage(weight);
         }
     }
@@ -383,7 +407,7 @@ __global__ void __launch_bounds__(threads, (resident<Real, 1>)) tile_weights(
 
 // A tile of steps and positions as a thread of the backward pass sees it. Rows of the tile are steps, or positions if
 // `of_source`; k counts the thread's rows or columns. dcontext and dweights may be null.
-template <bool of_source, typename Real>
+template <bool of_source, bool masked, typename Real>
 struct Pairs {
     static constexpr int none = -0x7fffffff;  // a step that does not exist, and so sees nothing
     int steps[own], first[own];               // first: the first step that sees a position
@@ -404,8 +428,10 @@ struct Pairs {
     __device__ __forceinline__ void weights(
         Real (&alpha)[own][own], Real (&dalpha)[own][own], const Storage* query, const Storage* keys,
         const Storage* values, const Storage* dcontext, const Storage* dweights, const Real* statistics,
-        const Sizes<Real>& sizes, int b, int t0, int s0, int end, bool gradients, Real* shared) const {
+        const Scores<masked, Storage, Real>& scored, const Sizes<Real>& sizes, int b, int t0, int s0, int end,
+        bool gradients, Real* shared) const {
         const int of_steps = min(tile, sizes.T - t0), of_positions = min(tile, end - s0);
+        const int place = s0 + (of_source ? threadIdx.x / side : threadIdx.x % side);
         const auto products = [&](Real (&sums)[own][own], const Storage* left, const Storage* right, int size) {
             const Rows<const Storage, Real> x(left, sizes.B, b, size), y(right, sizes.B, b, size);
             if constexpr (of_source) {
@@ -422,7 +448,8 @@ struct Pairs {
 #pragma unroll
             for (int l = 0; l < own; ++l) {
                 const int i = of_source ? l : k, j = of_source ? k : l;
-                alpha[i][j] = seen(i, j) ? softmax.weight(sizes.scale * alpha[i][j]) : Real(0);
+                alpha[i][j] =
+                    seen(i, j) ? softmax.weight(scored(alpha[i][j], steps[k], place + side * l)) : Real(0);
             }
         }
         if (!gradients) return;
@@ -466,20 +493,23 @@ struct Pairs {
 
 // The mean (T, B) of the gradients of a step's weights under its weights. It is the sum of the gradients themselves and
 // not dcontext . context, so that it cancels where one weight is nearly 1.
-template <typename Storage, typename Real>
+template <typename Storage, typename Real, bool masked = false>
 __global__ void __launch_bounds__(threads, 1) tile_means(
     const Storage* query, const Storage* keys, const Storage* values, const int* lengths, const bool* excluded,
-    const Storage* dcontext, const Storage* dweights, const Real* statistics, Real* means, Sizes<Real> sizes) {
+    const Storage* mask, const Storage* dcontext, const Storage* dweights, const Real* statistics, Real* means,
+    Sizes<Real> sizes) {
     DYNAMIC_SHARED(Real, shared);
     const Share share(sizes.T, 1);
     const int b = share.b, t0 = share.first, count = min(tile, sizes.T - t0);
     const Seen seen(sizes, lengths, excluded, b);
+    const Scores<masked, Storage, Real> scored(mask, sizes, b);
     Real mean[own] = {};
 #pragma unroll 1
     for (int s0 = 0, end = seen.end(t0 + count); s0 < end; s0 += tile) {
         Real alpha[own][own] = {}, dalpha[own][own] = {};
-        Pairs<false, Real>(seen, sizes, t0, s0).weights(
-            alpha, dalpha, query, keys, values, dcontext, dweights, statistics, sizes, b, t0, s0, end, true, shared);
+        Pairs<false, masked, Real>(seen, sizes, t0, s0).weights(
+            alpha, dalpha, query, keys, values, dcontext, dweights, statistics, scored, sizes, b, t0, s0, end, true,
+            shared);
 #pragma unroll
         for (int i = 0; i < own; ++i) {
 #pragma unroll
@@ -495,23 +525,25 @@ __global__ void __launch_bounds__(threads, 1) tile_means(
 }
 
 // The gradient of the query, from the means of tile_means.
-template <typename Storage, typename Real, int parts>
+template <typename Storage, typename Real, int parts, bool masked = false>
 __global__ void __launch_bounds__(threads, 1) tile_query_gradient(
     const Storage* query, const Storage* keys, const Storage* values, const int* lengths, const bool* excluded,
-    const Storage* dcontext, const Storage* dweights, const Real* statistics, const Real* means, Storage* dquery,
-    Sizes<Real> sizes) {
+    const Storage* mask, const Storage* dcontext, const Storage* dweights, const Real* statistics, const Real* means,
+    Storage* dquery, Sizes<Real> sizes) {
     DYNAMIC_SHARED(Real, shared);
     const Share share(sizes.T, (sizes.A - 1) / (parts * tile) + 1);
     const int b = share.b, t0 = share.first, count = min(tile, sizes.T - t0), c = share.part * parts * tile;
     const Seen seen(sizes, lengths, excluded, b);
+    const Scores<masked, Storage, Real> scored(mask, sizes, b);
     const Rows<const Storage, Real> k(keys, sizes.B, b, sizes.A);
     Sums<parts, Real> sums;
 #pragma unroll 1
     for (int s0 = 0, end = seen.end(t0 + count); s0 < end; s0 += tile) {
         Real alpha[own][own] = {}, dalpha[own][own] = {};
-        const Pairs<false, Real> pairs(seen, sizes, t0, s0);
+        const Pairs<false, masked, Real> pairs(seen, sizes, t0, s0);
         pairs.weights(
-            alpha, dalpha, query, keys, values, dcontext, dweights, statistics, sizes, b, t0, s0, end, true, shared);
+            alpha, dalpha, query, keys, values, dcontext, dweights, statistics, scored, sizes, b, t0, s0, end, true,
+            shared);
         pairs.scores(alpha, dalpha, means, sizes, b);
         sums.add(alpha, k, s0, min(tile, end - s0), c, shared);
     }
@@ -519,11 +551,11 @@ __global__ void __launch_bounds__(threads, 1) tile_query_gradient(
 }
 
 // The gradients of values and keys. A block computes 64 positions, and `parts` times 64 columns of one of the two.
-template <typename Storage, typename Real, int parts>
+template <typename Storage, typename Real, int parts, bool masked = false>
 __global__ void __launch_bounds__(threads, 1) tile_source_gradients(
     const Storage* query, const Storage* keys, const Storage* values, const int* lengths, const bool* excluded,
-    const Storage* dcontext, const Storage* dweights, const Real* statistics, const Real* means, Storage* dkeys,
-    Storage* dvalues, Sizes<Real> sizes) {
+    const Storage* mask, const Storage* dcontext, const Storage* dweights, const Real* statistics, const Real* means,
+    Storage* dkeys, Storage* dvalues, Sizes<Real> sizes) {
     DYNAMIC_SHARED(Real, shared);
     const int of_values = sizes.E ? (sizes.E - 1) / (parts * tile) + 1 : 0;
     const int of_keys = (sizes.A - 1) / (parts * tile) + 1;
@@ -531,6 +563,7 @@ __global__ void __launch_bounds__(threads, 1) tile_source_gradients(
     const bool keys_turn = share.part >= of_values;
     const int b = share.b, s0 = share.first, c = (share.part - (keys_turn ? of_values : 0)) * parts * tile;
     const Seen seen(sizes, lengths, excluded, b);
+    const Scores<masked, Storage, Real> scored(mask, sizes, b);
     const Rows<const Storage, Real> multiplied(keys_turn ? query : dcontext, sizes.B, b, keys_turn ? sizes.A : sizes.E);
     Sums<parts, Real> sums;
     const int end = seen.length;
@@ -540,10 +573,10 @@ __global__ void __launch_bounds__(threads, 1) tile_source_gradients(
     for (int t0 = begin; t0 < sizes.T; t0 += tile) {
         Real alpha[own][own] = {}, dalpha[own][own] = {};
         const int steps = min(tile, sizes.T - t0);
-        const Pairs<true, Real> pairs(seen, sizes, t0, s0);
+        const Pairs<true, masked, Real> pairs(seen, sizes, t0, s0);
         pairs.weights(
-            alpha, dalpha, query, keys, values, dcontext, dweights, statistics, sizes, b, t0, s0, end, keys_turn,
-            shared);
+            alpha, dalpha, query, keys, values, dcontext, dweights, statistics, scored, sizes, b, t0, s0, end,
+            keys_turn, shared);
         if (keys_turn) pairs.scores(alpha, dalpha, means, sizes, b);
         sums.add(alpha, multiplied, t0, steps, c, shared);
     }

@@ -26,27 +26,30 @@ def _widest(dtype: Dtype) -> int:
 
 def _layout(dtype: Dtype) -> np.dtype[Any]:
     """The memory of the struct ``Sizes``."""
-    fields = [(name, np.int64) for name in ("from_t", "from_b")]
+    fields = [(name, np.int64) for name in ("from_t", "from_b", "mask_b", "mask_h")]
     fields += [(name, np.int32) for name in ("T", "B", "S", "A", "E", "heads", "causal")]
     return np.dtype([*fields, ("scale", dtype.accumulator)], align=True)
 
 
-def _name(kernel: str, dtype: Dtype, parts: int) -> str:
-    has_parts = kernel not in ("tile_weights", "tile_means")
-    return f"{kernel}<{dtype.types}, {parts}>" if has_parts else f"{kernel}<{dtype.types}>"
+def _name(kernel: str, dtype: Dtype, parts: int, masked: bool) -> str:
+    arguments = [dtype.types, *([] if kernel in ("tile_weights", "tile_means") else [str(parts)])]
+    return f"{kernel}<{', '.join([*arguments, *(['true'] if masked else [])])}>"
 
 
 @functools.cache
-def _module(dtype: Dtype, parts: int) -> Module:
+def _module(dtype: Dtype, parts: int, masked: bool) -> Module:
     kernels = "attend_tiles", "tile_weights", "tile_means", "tile_query_gradient", "tile_source_gradients"
     proof = f"sizeof(Sizes<{dtype.real}>) == {_layout(dtype).itemsize}"
-    names = [_name(kernel, dtype, parts) for kernel in kernels]
+    names = [_name(kernel, dtype, parts, masked) for kernel in kernels]
     return Module("self_attention.cu", names, proofs=[f'static_assert({proof}, "{proof}");'])
 
 
 def modules() -> list[Module]:
     """Every translation unit that this file can ask for."""
-    return [_module(dtype, parts) for dtype in dtypes.TABLE.values() for parts in (1, _widest(dtype))]
+    kinds = [
+        (dtype, kind) for dtype in dtypes.TABLE.values() for kind in ((1, False), (_widest(dtype), False), (1, True))
+    ]
+    return [_module(dtype, *kind) for dtype, kind in kinds]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Tiles:
     """(B,) of int32."""
     excluded: Array | None = None
     """(B / heads, S): positions that do not exist for ``heads`` rows that follow one another."""
+    mask: Array | None = None
+    """(B / heads or 1, heads or 1, T, S): what is added to the scores."""
     heads: int = 1
     causal: bool = False
     """A step sees no position that is later than itself, the steps being the last T positions."""
@@ -78,7 +83,7 @@ class Tiles:
     def forward(self) -> Array:
         """The context (T, B, E)."""
         context = empty(self.query, (*self.query.shape[:2], self.values.shape[2]), self.query.dtype)
-        arrays = self.query, self.keys, self.values, self.lengths, self.excluded, context, self.statistics
+        arrays = self.query, self.keys, self.values, self.lengths, self.excluded, self.mask, context, self.statistics
         self._launch("attend_tiles", len(self.query), max(1, self._parts_of(self.values)), *arrays)
         return context
 
@@ -86,13 +91,13 @@ class Tiles:
         """The weights, computed again from the softmax."""
         (T, B, _), S = self.query.shape, len(self.keys)
         weights = empty(self.query, (B, T, S) if self.batch_first else (T, B, S), self.query.dtype)
-        arrays = self.query, self.keys, self.lengths, self.excluded, self.statistics, weights
+        arrays = self.query, self.keys, self.lengths, self.excluded, self.mask, self.statistics, weights
         self._launch("tile_weights", T, -(-S // _TILE), *arrays)
         return weights
 
     def backward(self, dcontext: Array | None, dweights: Array | None) -> tuple[Array, Array, Array]:
         """The gradients of query, keys and values."""
-        arrays = self.query, self.keys, self.values, self.lengths, self.excluded
+        arrays = self.query, self.keys, self.values, self.lengths, self.excluded, self.mask
         inputs = *arrays, contiguous(dcontext), contiguous(dweights), self.statistics
         means = empty(self.query, self.query.shape[:2], self._dtype.accumulator)
         dquery, dkeys, dvalues = (empty(x, x.shape, x.dtype) for x in (self.query, self.keys, self.values))
@@ -109,8 +114,9 @@ class Tiles:
 
     @functools.cached_property
     def _parts(self) -> int:
-        """Times 64 columns that a block sums."""
-        return 1 if max(self.keys.shape[2], self.values.shape[2]) <= _TILE else _widest(self._dtype)
+        """Times 64 columns that a block sums. With a mask it is once: more would not be in registers."""
+        narrow = max(self.keys.shape[2], self.values.shape[2]) <= _TILE
+        return 1 if narrow or self.mask is not None else _widest(self._dtype)
 
     def _parts_of(self, array: Array) -> int:
         return -(-array.shape[2] // (self._parts * _TILE))
@@ -119,7 +125,9 @@ class Tiles:
     def _sizes(self) -> Any:
         (T, B, A), (S, _, E) = self.query.shape, self.values.shape
         strides = (S, T * S) if self.batch_first else (B * S, S)
-        sizes = (*strides, T, B, S, A, E, self.heads, self.causal, self.scale)
+        of_mask = (0, 0) if self.mask is None else self.mask.shape[:2]
+        steps = of_mask[1] * T * S * (of_mask[0] > 1), T * S * (of_mask[1] > 1)
+        sizes = (*strides, *steps, T, B, S, A, E, self.heads, self.causal, self.scale)
         made: Any = np.array(sizes, _layout(self._dtype))
         return made[()]
 
@@ -130,8 +138,8 @@ class Tiles:
             real = np.dtype(self._dtype.accumulator).itemsize
             row = 128 // real + 16 // real
             shared = (2 * _TILE * row + _TILE * (_TILE + 16 // real)) * real
-            name = _name(kernel, self._dtype, self._parts)
-            _module(self._dtype, self._parts)[name]((blocks,), (_THREADS,), (*arrays, self._sizes), shared_mem=shared)
+            kind = self._dtype, self._parts, self.mask is not None
+            _module(*kind)[_name(kernel, *kind)]((blocks,), (_THREADS,), (*arrays, self._sizes), shared_mem=shared)
 
 
 @remembers_stream
@@ -143,6 +151,7 @@ def multi_head_forward(
     *,
     causal: bool = False,
     excluded: Array | None = None,
+    mask: Array | None = None,
     scale: float = 1.0,
     with_weights: bool = True,
     training: bool = False,
@@ -158,7 +167,9 @@ def multi_head_forward(
         return rows
 
     arrays = by_head(query), by_head(keys), by_head(values)
-    call = Tiles(*arrays, scale, None, contiguous(excluded), num_heads, causal, batch_first=True)
+    call = Tiles(
+        *arrays, scale, None, contiguous(excluded), contiguous(mask), num_heads, causal, batch_first=True
+    )  # fmt: skip
     context = call.forward().reshape(T, B, E)
     weights = call.weights().reshape(B, num_heads, T, len(keys)) if with_weights else None
     return context, weights, (call, (B, E)) if training else None

@@ -30,6 +30,7 @@ def multi_head_forward(
     *,
     causal: bool = False,
     excluded: Array | None = None,
+    mask: Array | None = None,
     scale: float = 1.0,
     with_weights: bool = True,
     training: bool = False,
@@ -46,6 +47,8 @@ def multi_head_forward(
         Whether step t sees no position after S - T + t.
     excluded : (B, S) array of bools, optional
         Positions that no step sees. A step that sees nothing has a context of zero.
+    mask : (B or 1, num_heads or 1, T, S) array, optional
+        What is added to the scores; minus infinity where a step does not see a position.
     scale : float
     with_weights : bool
         Whether alpha is wanted.
@@ -66,6 +69,8 @@ def multi_head_forward(
     T, S = scores.shape[2:]
     if causal:
         _exclude(scores, np.arange(S)[None, :] > np.arange(S - T, S)[:, None])
+    if mask is not None:
+        scores += mask
     if excluded is not None:
         _exclude(scores, excluded[:, None, None, :])
     alpha = _softmax(scores)

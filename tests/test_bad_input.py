@@ -284,7 +284,7 @@ def multi_head(form: Any) -> Entry:
     options = {"num_heads": 5} if own else {}
 
     def call(a: dict[str, Any]) -> Any:
-        arguments = {name: a[name] for name in (*shapes, *own, "key_padding_mask")}
+        arguments = {name: a[name] for name in (*shapes, *own, "key_padding_mask", "attn_mask")}
         result, pullback = form.vjp(**arguments, **options)
         return form(**arguments, **options), result, pullback((a["dy"], a["dweights"]))
 
@@ -293,7 +293,10 @@ def multi_head(form: Any) -> Entry:
     arrays["key_padding_mask"] = np.arange(S) >= np.array([[S], [2], [S - 1]])
     wrong = {name: [(*shape, 1), shape[1:], (*shape[:-1], shape[-1] + 1)] for name, shape in shapes_of_all.items()}
     wrong["key_padding_mask"] = [(S, B), (B,), (B, 1)]
-    empty = {name: tuple(0 if n == T else n for n in arrays[name].shape) for name in ("query", "dy", "dweights")}
+    arrays["attn_mask"] = np.arange(S) == np.arange(T)[:, None]
+    wrong["attn_mask"] = [(S, T), (S,), (B, T, S), (1, 1, 1, S)]
+    steps = ("query", "attn_mask", "dy", "dweights")
+    empty = {name: tuple(0 if n == T else n for n in arrays[name].shape) for name in steps}
     return Entry(
         "multi_head_attention", arrays, call, wrong,
         optional=frozenset(arrays) - {"query", "keys", "in_proj_weight", "out_proj_weight"},

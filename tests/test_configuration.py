@@ -55,7 +55,10 @@ PLAIN = {
     "Embedding": ((4, 3), {"padding_idx": 2, "dtype": "float64"}),
     "Dropout": ((0.3,), {}),
     "LayerNorm": ((5,), {"eps": 0.1, "bias": False, "dtype": "float64"}),
-    "MultiHeadAttention": ((4, 2), {"bias": False, "causal": True, "dtype": "float64"}),
+    "MultiHeadAttention": (
+        (4, 2),
+        {"bias": False, "causal": True, "key_size": 3, "value_size": 5, "batch_first": True, "dtype": "float64"},
+    ),
     "PositionalEncoding": ((), {}),
     "TransformerBlock": (
         (8, 2),

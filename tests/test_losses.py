@@ -518,7 +518,7 @@ def test_a_label_that_is_no_class(each_wing, labels, where):
             LABELS,
             {"mask": np.array([1, 2])},
             ValueError,
-            "mask holds 2, expected bools, or integers 0 and 1, or weights",
+            "mask holds 2, expected bools, or integers 0 and 1, or numbers",
         ),
         (X, LABELS, {"mask": np.ones(2, "float32")}, TypeError, "mask has dtype float32, expected bool, or integers"),
         (
@@ -555,7 +555,7 @@ def test_cross_entropy_refuses(logits, labels, options, error, message):
             X,
             {"mask": np.full((2, 3), -1)},
             ValueError,
-            "mse: mask holds -1, expected bools, or integers 0 and 1, or weights",
+            "mse: mask holds -1, expected bools, or integers 0 and 1, or numbers",
         ),
         (X, X, {"reduction": None}, ValueError, "mse: reduction is None, expected one of 'mean', 'sum', 'none'"),
     ],

@@ -18,15 +18,20 @@ T, S, B, E, HEADS = 3, 5, 2, 6, 2
 PARAMETERS = {
     "in_proj_weight": (3 * E, E), "in_proj_bias": (3 * E,), "out_proj_weight": (E, E), "out_proj_bias": (E,),
 }  # fmt: skip
+SEPARATE = {"q_proj_weight": (E, E), "k_proj_weight": (E, 4), "v_proj_weight": (E, 5)}
 FORMS = {"self": (), "keys": ("keys",), "keys-values": ("keys", "values")}
 """What is given beside the query."""
 
 
-def problem(form="keys-values", bias=True, causal=False, padded=False, seed=0):
+def problem(form="keys-values", bias=True, causal=False, padded=False, seed=0, separate=False):
     """Arrays and options of a small problem."""
     rng = np.random.default_rng(seed)
     shapes = {"query": (T, B, E), **dict.fromkeys(FORMS[form], (S, B, E))}
-    shapes |= {name: shape for name, shape in PARAMETERS.items() if bias or "weight" in name}
+    parameters = PARAMETERS
+    if separate:
+        parameters = {**SEPARATE, **{name: shape for name, shape in PARAMETERS.items() if name != "in_proj_weight"}}
+        shapes |= {"keys": (S, B, 4), "values": (S, B, 5)}
+    shapes |= {name: shape for name, shape in parameters.items() if bias or "weight" in name}
     arrays = {name: 0.7 * rng.standard_normal(shape) for name, shape in shapes.items()}
     options = {"num_heads": HEADS, "causal": causal}
     if padded:
@@ -68,13 +73,19 @@ def test_it_gives_what_torch_gives(record, dtype):
     assert_golden(weights, a["attn"], terms, "weights")
 
 
-def by_definition(query, keys=None, values=None, *, num_heads, causal=False, key_padding_mask=None, **p):
+def by_definition(
+    query, keys=None, values=None, *, num_heads, causal=False, key_padding_mask=None, attn_mask=None, **p
+):
     """One query and one head at a time."""
     keys = query if keys is None else keys
     values = keys if values is None else values
     T, B, E = query.shape
     S, d = len(keys), E // num_heads
-    w_q, w_k, w_v = np.split(p["in_proj_weight"], 3)
+    added = np.zeros((B, num_heads, T, S))
+    if attn_mask is not None:
+        m = np.where(attn_mask, -np.inf, 0.0) if attn_mask.dtype == bool else attn_mask
+        added = added + (m.reshape(added.shape) if m.ndim == 3 else m)
+    w_q, w_k, w_v = np.split(p["in_proj_weight"], 3) if "in_proj_weight" in p else (p[name] for name in SEPARATE)
     b_q, b_k, b_v = np.split(p.get("in_proj_bias", np.zeros(3 * E)), 3)
     y, weights = np.zeros((T, B, E)), np.zeros((B, num_heads, T, S))
     for b in range(B):
@@ -88,10 +99,10 @@ def by_definition(query, keys=None, values=None, *, num_heads, causal=False, key
                     for s in range(S)
                     if not (causal and s > t + S - T) and not (key_padding_mask is not None and key_padding_mask[b, s])
                 ]
-                scores = [math.exp(q @ (w_k @ keys[s, b] + b_k)[own] / math.sqrt(d)) for s in seen]
+                scores = [math.exp(q @ (w_k @ keys[s, b] + b_k)[own] / math.sqrt(d) + added[b, i, t, s]) for s in seen]
                 head = np.zeros(d)
                 for s, score in zip(seen, scores, strict=True):
-                    weights[b, i, t, s] = score / sum(scores)
+                    weights[b, i, t, s] = score / (sum(scores) or 1.0)
                     head += weights[b, i, t, s] * (w_v @ values[s, b] + b_v)[own]
                 heads.append(head)
             y[t, b] = p["out_proj_weight"] @ np.concatenate(heads) + p.get("out_proj_bias", 0)
@@ -216,10 +227,97 @@ def test_initial_weights():
     assert (gpurnn.MultiHeadAttention(64, 4, rng=2).params["in_proj_weight"] != layer.params["in_proj_weight"]).any()
 
 
+def attention_mask(*axes, additive, blind=True):
+    """A mask of these axes; with ``blind``, the first query sees nothing."""
+    rng = np.random.default_rng(5)
+    excluded = rng.random(axes) < 0.4
+    excluded[..., 0, :] |= blind
+    excluded[..., 1:, 0] = False
+    return np.where(excluded, -np.inf, rng.standard_normal(axes)) if additive else excluded
+
+
+MASKS = {
+    "for-all": attention_mask(T, S, additive=False),
+    "as-torch": attention_mask(B * HEADS, T, S, additive=True),
+    "of-rows": attention_mask(B, 1, T, S, additive=True),
+    "of-heads": attention_mask(1, HEADS, T, S, additive=False),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_of_queries_and_keys(name):
+    """The definition and central differences; with a padding mask, causal, and keys and values of other sizes."""
+    arrays, options = problem(causal=name == "as-torch", padded=name != "of-rows", separate=name != "for-all")
+    options["attn_mask"] = MASKS[name]
+    outputs, pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
+    assert_all_close(outputs, by_definition(**arrays, **options), 8 * E)
+    assert not outputs[1][:, :, 0].any()
+    rng = np.random.default_rng(1)
+    cotangents = tuple(rng.standard_normal(output.shape) for output in outputs)
+    inputs, gradients = pullback(cotangents)
+    found = {**dict(zip(("query", "keys", "values"), inputs, strict=True)), **gradients}
+    assert found.keys() == arrays.keys()
+    check_gradients(lambda a: list(gpurnn.multi_head_attention(**a, **options)), arrays, cotangents, found, seed=2)
+
+
+def test_weights_on_their_own_are_rows_of_the_common_ones():
+    """Of all three forms, so that the gradients of what is shared are added up."""
+    for form in FORMS:
+        arrays, options = problem(form)
+        expected, expected_pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
+        parts = dict(zip(SEPARATE, np.split(arrays.pop("in_proj_weight"), 3), strict=True))
+        outputs, pullback = gpurnn.multi_head_attention.vjp(**arrays, **parts, **options)
+        assert_all_close(outputs, expected, 4 * E)
+        inputs, gradients = pullback(expected)
+        gradients = {"in_proj_weight": np.concatenate([gradients.pop(name) for name in SEPARATE]), **gradients}
+        expected_inputs, expected_gradients = expected_pullback(expected)
+        assert_all_close(inputs, expected_inputs, 30 * E)
+        assert_all_close(gradients, expected_gradients, 30 * E)
+
+
+def test_batch_first_exchanges_the_first_two_axes():
+    arrays, options = problem(padded=True, causal=True)
+    options["attn_mask"] = MASKS["of-rows"]
+    (y, weights), pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
+    inputs, gradients = pullback((y, weights))
+    turned = {name: a.swapaxes(0, 1) if a.ndim == 3 else a for name, a in arrays.items()}
+    (found, same_weights), turned_pullback = gpurnn.multi_head_attention.vjp(**turned, **options, batch_first=True)
+    assert_same((found.swapaxes(0, 1), same_weights), (y, weights))
+    found_inputs, found_gradients = turned_pullback((found, weights))
+    assert_same(tuple(g.swapaxes(0, 1) for g in found_inputs), inputs)
+    assert_same(found_gradients, gradients)
+    with pytest.raises(ValueError, match=r"keys has shape \(5, 2, 6\), expected \(B, S, E\) = \(3, 2, 6\)"):
+        gpurnn.multi_head_attention(**arrays, **{**options, "attn_mask": None}, batch_first=True)
+
+
+def test_a_layer_of_keys_and_values_of_other_sizes():
+    options = {"key_size": 4, "value_size": 5, "batch_first": True, "dtype": "float64"}
+    layer = gpurnn.MultiHeadAttention(E, HEADS, **options, rng=3)
+    assert {name: p.shape for name, p in layer.params.items()} == {
+        **SEPARATE, "in_proj_bias": (3 * E,), "out_proj.weight": (E, E), "out_proj.bias": (E,),
+    }  # fmt: skip
+    assert repr(layer).startswith("MultiHeadAttention(6, 2, key_size=4, value_size=5, batch_first=True, dtype=")
+    arrays, _ = problem(separate=True)
+    x = [arrays[name].swapaxes(0, 1) for name in ("query", "keys", "values")]
+    parameters = {name.replace(".", "_"): p for name, p in layer.params.items()}
+    expected = gpurnn.multi_head_attention(
+        *x, **parameters, num_heads=HEADS, batch_first=True, attn_mask=MASKS["for-all"]
+    )
+    outputs, pullback = layer.vjp(*x, attn_mask=MASKS["for-all"])
+    assert_same(outputs, expected)
+    assert_same(layer(*x, attn_mask=MASKS["for-all"]), expected)
+    assert pullback(outputs)[1].keys() == layer.params.keys()
+    plain_layer = gpurnn.MultiHeadAttention(E, HEADS, key_size=E, value_size=E)
+    assert repr(plain_layer) == repr(gpurnn.MultiHeadAttention(E, HEADS))
+
+
 @pytest.mark.parametrize("options", [{}, {"causal": True, "padded": True}], ids=["plain", "all"])
 @pytest.mark.parametrize("form", FORMS)
 def test_strict_arrays(form, options, strict_namespace):
     arrays, options = problem(form, **options)
+    if options["causal"] and FORMS[form]:
+        options |= {"attn_mask": MASKS["for-all"], "batch_first": True}
+        arrays |= {name: np.ascontiguousarray(arrays[name].swapaxes(0, 1)) for name in ("query", *FORMS[form])}
     outputs, pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
     strict_outputs, strict_pullback = gpurnn.multi_head_attention.vjp(**strict(arrays), **strict(options))
     assert_same(plain(strict_outputs), outputs)
@@ -266,6 +364,24 @@ def mask(*shape):
         (mask(S, B), ValueError, r"key_padding_mask has shape \(5, 2\), expected \(B, S\) = \(2, 5\)"),
         ({"key_padding_mask": np.zeros((B, S))}, TypeError, "key_padding_mask has dtype float64, expected bool"),
         (
+            {"attn_mask": np.zeros((S, T), bool)}, ValueError,
+            r"attn_mask has shape \(5, 3\), expected \(T, S\) = \(3, 5\), \(B\*num_heads, T, S\) = \(4, 3, 5\), or",
+        ),
+        ({"attn_mask": np.zeros((3, 1, T, S), bool)}, ValueError, r"attn_mask has shape \(3, 1, 3, 5\), expected"),
+        ({"attn_mask": np.zeros((T, S), "float32")}, TypeError, "attn_mask has dtype float32, expected bool.*float64"),
+        (
+            {"v_proj_weight": np.zeros((E, E))}, TypeError,
+            "in_proj_weight and v_proj_weight are given, expected None for one of the two",
+        ),
+        (
+            {"in_proj_weight": None, "v_proj_weight": np.zeros((E, E))}, TypeError,
+            "q_proj_weight is None, expected an array",
+        ),
+        (
+            {"in_proj_weight": None, **{name: np.zeros(shape) for name, shape in SEPARATE.items()}}, ValueError,
+            r"k_proj_weight has shape \(6, 4\), expected \(E, key_size\) = \(6, 6\)",
+        ),
+        (
             {"causal": True, "keys": np.zeros((2, B, E)), "values": None}, ValueError,
             r"keys has shape \(2, 2, 6\), expected S >= T = 3, as causal is true",
         ),
@@ -301,6 +417,8 @@ def test_what_the_pullback_refuses(cotangents, error, message):
         ({"features": 0}, ValueError, "features is 0, expected at least 1"),
         ({"num_heads": 5}, ValueError, "num_heads is 5, expected a divisor of features = 6"),
         ({"num_heads": "2"}, TypeError, "num_heads is '2', expected a whole number"),
+        ({"value_size": 0}, ValueError, "value_size is 0, expected at least 1"),
+        ({"batch_first": 1}, TypeError, "batch_first is 1, expected True or False"),
         ({"dtype": "float16"}, TypeError, "dtype is 'float16', expected float32 or float64"),
         ({"rng": None}, TypeError, "rng is None, expected an int seed or a numpy.random.Generator"),
     ],
@@ -339,6 +457,28 @@ def test_the_kernels_agree_with_the_definition(kernel_wing, T, S, causal, masked
     arguments = query, keys, values, np.ascontiguousarray(dcontext), dweights, excluded
     found = kernel_wing.back(run(kernel_wing.module, *kernel_wing.to(arguments)))
     assert_all_close(found, run(reference, *arguments), 1000)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", [(3, 1), (1, 2)])
+def test_the_kernels_add_a_mask(kernel_wing, shape, dtype):
+    """More than a tile of steps and positions, heads wider than a tile, and a step that sees nothing."""
+    rng, B, heads, T, S, width = np.random.default_rng(0), 3, 2, 66, 70, 2 * 68
+    query, keys, values, dcontext = (rng.standard_normal((steps, B, width)).astype(dtype) for steps in (T, S, S, T))
+    dweights = rng.standard_normal((B, heads, T, S)).astype(dtype)
+    excluded = np.arange(S) >= np.array([[S - 1], [S], [1]])
+    added = attention_mask(*shape, T, S, additive=True).astype(dtype)
+
+    def run(wing, query, keys, values, dcontext, dweights, excluded, added):
+        context, weights, saved = wing.multi_head_forward(
+            query, keys, values, heads, causal=True, excluded=excluded, mask=added, scale=0.1, training=True
+        )
+        return context, weights, *(wing.multi_head_backward(saved, dcontext, d) for d in (dweights, None))
+
+    arguments = query, keys, values, dcontext, dweights, excluded, added
+    found = kernel_wing.back(run(kernel_wing.module, *kernel_wing.to(arguments)))
+    assert_all_close(found, run(reference, *arguments), 1000)
+    assert not found[1][:, :, 0].any()
 
 
 def test_a_query_without_steps():

@@ -40,12 +40,19 @@ def check_sequence(where: str, x: Array, lengths: Array | None, **of_steps: Arra
             _checks.shape(where, name, array, (T, B), "(T, B)")
 
 
+def cotangents_of(where: str, cotangents: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """What the pullback of a function with these outputs was given; reject what is no tuple of as many."""
+    if not isinstance(cotangents, (tuple, list)) or len(cotangents) != len(names):
+        said, kind = _checks.described(cotangents), "a pair" if len(names) == 2 else f"a tuple of {len(names)}"
+        expected = ", ".join(f"d{name}" for name in names)
+        raise TypeError(f"{where}: the pullback was given {said}, expected {kind} ({expected})")
+    return tuple(cotangents)
+
+
 def cotangent_pair(where: str, cotangents: Any) -> tuple[Any, Any]:
     """dy and dstate from what the pullback of a function with a state was given; reject what is no pair."""
-    if not isinstance(cotangents, (tuple, list)) or len(cotangents) != 2:
-        said = _checks.described(cotangents)
-        raise TypeError(f"{where}: the pullback was given {said}, expected a pair (dy, dstate)")
-    return cotangents[0], cotangents[1]
+    dy, dstate = cotangents_of(where, cotangents, ("y", "state"))
+    return dy, dstate
 
 
 def check_cotangents(

@@ -29,12 +29,16 @@ class MultiHeadAttention(Layer):
     Parameters
     ----------
     features : int
-        E, the size of queries, keys, values and y.
+        E, the size of queries, of y, and of keys and values if no other is given.
     num_heads : int
         n, a divisor of E.
     bias : bool
     causal : bool
         Whether a query sees no keys that are later than itself.
+    key_size, value_size : int, optional
+        The sizes of keys, and of values; E by default.
+    batch_first : bool
+        Whether query, keys, values and y are (B, T, ...) instead of (T, B, ...).
     init : str or initializer
         Of each of W_q, W_k, W_v and W_o: a name or a function of `gpurnn.initializers`. Biases start at zero.
     dtype : "float32" or "float64"
@@ -44,8 +48,9 @@ class MultiHeadAttention(Layer):
     Attributes
     ----------
     params : dict of str to array
-        ``in_proj_weight`` (3*E, E), ``in_proj_bias`` (3*E,), ``out_proj.weight`` (E, E) and ``out_proj.bias`` (E,):
-        the names of `torch.nn.MultiheadAttention`.
+        ``in_proj_weight`` (3*E, E), ``in_proj_bias`` (3*E,), ``out_proj.weight`` (E, E) and ``out_proj.bias`` (E,); if
+        keys or values have another size than E, ``q_proj_weight`` (E, E), ``k_proj_weight`` (E, key_size) and
+        ``v_proj_weight`` (E, value_size) in place of the first: the names of `torch.nn.MultiheadAttention`.
 
     Raises
     ------
@@ -75,6 +80,9 @@ class MultiHeadAttention(Layer):
         bias: bool = True,
         *,
         causal: bool = False,
+        key_size: int | None = None,
+        value_size: int | None = None,
+        batch_first: bool = False,
         init: str | initializers.Initializer = "xavier",
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
@@ -86,17 +94,32 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"{where}: num_heads is {num_heads}, expected a divisor of features = {features}")
         self.causal = _checks.flag(where, "causal", causal)
         self.bias = _checks.flag(where, "bias", bias)
+        self.key_size, self.value_size = (
+            self.features if size is None else _checks.size(where, name, size)
+            for name, size in (("key_size", key_size), ("value_size", value_size))
+        )
+        self.batch_first = _checks.flag(where, "batch_first", batch_first)
         kind, random, initialise = parameter_dtype(where, dtype), generator(where, rng), initializers.get(init)
         F = self.features
 
-        def blocks(count: int) -> Array:
-            return np.concatenate([initialise(random, (F, F), kind) for _ in range(count)])
+        def blocks(shape: tuple[int, int]) -> Array:
+            return np.concatenate([initialise(random, (F, shape[1]), kind) for _ in range(shape[0] // F)])
 
         self.params = {}
-        for name, count in (("in_proj_", 3), ("out_proj.", 1)):
-            self.params[f"{name}weight"] = parameter((count * F, F), kind, partial(blocks, count))
+        if self.key_size == self.value_size == F:
+            shapes = {"in_proj_weight": (3 * F, F)}
+        else:
+            shapes = {
+                "q_proj_weight": (F, F),
+                "k_proj_weight": (F, self.key_size),
+                "v_proj_weight": (F, self.value_size),
+            }
+        for biased, of_projection in (("in_proj_", shapes), ("out_proj.", {"out_proj.weight": (F, F)})):
+            for name, shape in of_projection.items():
+                self.params[name] = parameter(shape, kind, partial(blocks, shape))
             if self.bias:
-                self.params[f"{name}bias"] = parameter((count * F,), kind, partial(np.zeros, count * F, kind))
+                rows = sum(rows for rows, _ in of_projection.values())
+                self.params[f"{biased}bias"] = parameter((rows,), kind, partial(np.zeros, rows, kind))
 
     def __call__(
         self,
@@ -105,10 +128,11 @@ class MultiHeadAttention(Layer):
         values: Array | None = None,
         *,
         key_padding_mask: Array | None = None,
+        attn_mask: Array | None = None,
     ) -> tuple[Array, Array]:
         """``(y, weights)`` as `gpurnn.multi_head_attention` gives and raises; nothing is saved."""
         return functional.multi_head_attention(
-            query, keys, values, **self._arguments(), key_padding_mask=key_padding_mask
+            query, keys, values, **self._arguments(), key_padding_mask=key_padding_mask, attn_mask=attn_mask
         )
 
     def vjp(
@@ -119,13 +143,14 @@ class MultiHeadAttention(Layer):
         rng: int | np.random.Generator | None = None,
         *,
         key_padding_mask: Array | None = None,
+        attn_mask: Array | None = None,
     ) -> tuple[tuple[Array, Array], Pullback]:
         """``((y, weights), pullback)``, with ``pullback((dy, dweights))`` as of `gpurnn.multi_head_attention`.
 
         The gradients of the parameters have the names of ``params``; ``rng`` is not used.
         """
         outputs, pull = functional.multi_head_attention.vjp(
-            query, keys, values, **self._arguments(), key_padding_mask=key_padding_mask
+            query, keys, values, **self._arguments(), key_padding_mask=key_padding_mask, attn_mask=attn_mask
         )
 
         def pullback(cotangents: Any) -> tuple[tuple[Array, Array | None, Array | None], dict[str, Array]]:
@@ -150,8 +175,13 @@ class MultiHeadAttention(Layer):
         return {
             "num_heads": self.num_heads,
             "causal": self.causal,
+            "batch_first": self.batch_first,
             **{name.replace(".", "_"): p for name, p in self.params.items()},
         }
+
+    def _argument(self, name: str) -> Any:
+        by_default = name in ("key_size", "value_size") and getattr(self, name) == self.features
+        return None if by_default else super()._argument(name)
 
 
 class PositionalEncoding(Layer):
