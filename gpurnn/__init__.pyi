@@ -71,6 +71,7 @@ from .models import SequenceClassifier as SequenceClassifier
 from .models import SequenceGenerator as SequenceGenerator
 from .models import SequenceRegressor as SequenceRegressor
 from .models import SequenceTagger as SequenceTagger
+from .models import TokenizerVocabulary as TokenizerVocabulary
 from .models import Translator as Translator
 from .models import WordVocabulary as WordVocabulary
 from .optimizers import SGD as SGD

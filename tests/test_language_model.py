@@ -281,7 +281,7 @@ def test_sampling_refuses(arguments, message):
             "leak is not an option of the cell 'gru', expected activation or reset_after or update",
         ),
         ({"dropout": 1.0}, "dropout is 1.0, expected a probability"),
-        ({"vocabulary": "abc"}, "vocabulary is a str, expected a CharVocabulary or a WordVocabulary"),
+        ({"vocabulary": "abc"}, "vocabulary is a str, expected a CharVocabulary, a WordVocabulary or a tokenizer"),
         ({"dtype": "int32"}, "dtype is 'int32', expected float32 or float64"),
         ({"hidden_size": 0}, "hidden_size is 0, expected at least 1"),
     ],

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpurnn.models import CharVocabulary, Vocabulary, WordVocabulary
+from gpurnn.models import CharVocabulary, LanguageModel, TokenizerVocabulary, Vocabulary, WordVocabulary
+from gpurnn.optimizers import Adam
 
 
 def test_symbols_come_by_frequency_then_code_point():
@@ -124,3 +125,87 @@ def test_what_is_no_configuration_is_rejected(config):
         TypeError, match=r"Vocabulary\.from_config: config is .*, expected a dict with kind and symbols"
     ):
         Vocabulary.from_config(config)
+
+
+class Bytes:
+    """A tokenizer of no library: it counts in bytes."""
+
+    vocab_size = 256
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, tokens):
+        return bytes(tokens).decode(errors="replace")
+
+
+@given(st.text(), st.text(max_size=3), st.lists(st.integers(0, 255), max_size=8))
+def test_any_tokenizer_is_a_vocabulary(text, before, noise):
+    vocabulary = TokenizerVocabulary(Bytes())
+    assert vocabulary.decode(vocabulary.encode(text)) == text
+    assert vocabulary.decode([256, *vocabulary.encode(text), 256]) == text  # 256 stands for no text
+    tokens = [*vocabulary.encode(text).tolist(), *noise]
+    assert "".join(vocabulary.pieces(tokens, before)) == Bytes().decode(tokens)
+    assert len(vocabulary) == 257
+
+
+def test_pieces_end_where_characters_end():
+    vocabulary, read = TokenizerVocabulary(Bytes()), []
+    tokens = "é😀a".encode() + b"\xe2"
+    pieces = vocabulary.pieces(read.append(token) or token for token in tokens)
+    assert [(piece, len(read)) for piece in pieces] == [("é", 2), ("😀", 6), ("a", 7), ("\ufffd", 8)]
+
+
+def test_sizes_of_tokenizers():
+    class Method(Bytes):
+        vocab_size = None
+
+        def get_vocab_size(self):
+            return 300
+
+    class Sized(Bytes):
+        def __len__(self):
+            return 400
+
+    class Silent(Bytes):
+        vocab_size = None
+
+    assert len(TokenizerVocabulary(Method())) == 301
+    assert len(TokenizerVocabulary(Sized())) == 401
+    with pytest.raises(TypeError, match=r"tokenizer is a .*Silent that does not say its size, expected one with len"):
+        TokenizerVocabulary(Silent())
+
+
+def test_what_tokenizers_may_return():
+    def of(found):
+        tokenizer = Bytes()
+        tokenizer.encode = lambda text: found
+        return TokenizerVocabulary(tokenizer).encode("x")
+
+    assert of(np.array([3, 255], np.uint8)).tolist() == [3, 255]
+    assert of(()).shape == (0,)
+    with pytest.raises(
+        ValueError, match=r"encode returned 256 and 0, expected numbers in \[0, 256\), as its size is 256"
+    ):
+        of([0, 256])
+    with pytest.raises(ValueError, match="encode returned -1 and -1"):
+        of([-1])
+    for wrong in ([0.5], "ab", [[1]], None):
+        with pytest.raises(TypeError, match=r"encode returned .*, expected whole numbers \(T,\)"):
+            of(wrong)
+    with pytest.raises(TypeError, match="tokenizer is a dict, expected an object with the methods encode and decode"):
+        TokenizerVocabulary({})
+
+
+def test_a_model_of_any_tokenizer_learns_and_writes_and_cannot_be_saved(tmp_path):
+    model = LanguageModel(Bytes(), 8, 24)
+    assert repr(model).startswith("LanguageModel(257 tokens, 8, 24)")
+    model.fit("né " * 200, steps=60, optimizer=Adam(0.02), batch_size=4, window=12, verbose=False)
+    assert model.sample(8, "né", temperature=0) == " né né"
+    assert model.perplexity("né né né ") < 4
+    with pytest.raises(TypeError, match=r"the tokenizer is a .*Bytes, which a file cannot hold, expected"):
+        model.save(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    other = LanguageModel(Bytes(), 8, 24, rng=1)
+    other.load_state_dict(model.state_dict())
+    assert other.sample(8, "né", temperature=0) == " né né"

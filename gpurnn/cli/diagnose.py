@@ -28,7 +28,7 @@ _OURS = {"format": "gpurnn diagnosis"}
 )
 @encoding_option
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-@integer("--length", 64, "Characters or words of it.")
+@integer("--length", 64, "Characters, words or tokens of it.")
 @integer("--starts", 8, "States from which fixed points are looked for.")
 def diagnose(directory: Path, text: str | None, encoding: str | None, as_json: bool, length: int, starts: int) -> None:
     """Say how the recurrent layers of the model in DIR behave, whether that is good or bad, and what to try; draw it.

@@ -13,7 +13,7 @@ from .terminal import warn, warnings_said
 
 @click.command(short_help="Write a text with a language model.", context_settings={"show_default": True})
 @click.argument("directory", type=PathType(path_type=Path), metavar="DIR")
-@integer("--length", 1000, "Characters or words to write.", least=0)
+@integer("--length", 1000, "Characters, words or tokens to write.", least=0)
 @click.option("--prompt", default="", metavar="TEXT", help="What the text continues.")
 @number("--temperature", 0.7, "Below 1 the likely becomes likelier, above 1 less so; 0 takes the likeliest.")
 @integer("--top-k", None, "Draw from the N likeliest symbols only.")
@@ -33,7 +33,7 @@ def generate(
     seed: int,
     device: str,
 ) -> None:
-    """Write a text with the model in DIR, each character or word as soon as it is drawn.
+    """Write a text with the model in DIR, each character, word or token as soon as it is drawn.
 
     \b
     gpurnn generate my-model --prompt "It was" --length 500

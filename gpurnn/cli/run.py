@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,9 +41,12 @@ RUN, MODEL, METRICS, CURVE, SAMPLE = "run.json", "model.safetensors", "metrics.j
 PIPED = "text.txt"
 """The name under which a run keeps the text that came from stdin."""
 
+TOKENIZER = "tokenizer.json"
+"""The name under which a run keeps the tokenizer of --level bpe."""
+
 DEMO_TEXT = "python-reference.txt"
 
-SAMPLE_LENGTH = {"character": 2000, "word": 400}
+SAMPLE_LENGTH = {"character": 2000, "word": 400, "token": 500}
 
 LEAST_WINDOW = 16
 """A short text is read at fewer places side by side rather than in windows of less steps than this."""
@@ -68,6 +72,12 @@ class Run:
     """The bytes from stdin, to be written to the directory."""
     replaces: bool = False
     """Whether the run in the directory is to be deleted, once it is sure that this one can begin."""
+
+
+def names_of(files: Sequence[str], options: dict[str, Any]) -> list[str]:
+    """The names of what a run keeps to be resumed from: a text from stdin, a tokenizer."""
+    piped = STDIN in (*files, options["validation"])
+    return [*([PIPED] if piped else []), *([TOKENIZER] if options["level"] == "bpe" else [])]
 
 
 def run_folder(out: Path, *names: str, **details: Any) -> RunDirectory:
@@ -116,10 +126,13 @@ def remove_run(folder: RunDirectory) -> None:
 
 
 def _written_files(folder: RunDirectory) -> list[Path]:
-    """The files that a run writes to its directory, besides run.json."""
+    """The files that a run, and the one that is in its directory, write there, besides run.json."""
     from ..training.checkpoint import checkpoints
 
-    return [*checkpoints(folder.path / "checkpoints"), *(folder.path / name for name in (METRICS, *folder.names))]
+    held = folder.read() or {}
+    kept = names_of(held["files"], held["options"]) if {"files", "options"} <= held.keys() else []
+    names = dict.fromkeys([METRICS, *folder.names, *kept])
+    return [*checkpoints(folder.path / "checkpoints"), *(folder.path / name for name in names)]
 
 
 def _made_by_another(folder: RunDirectory, held: dict[str, Any]) -> str:
@@ -145,7 +158,12 @@ def check_replaceable(run: Run) -> None:
     held = run.folder.read() or {}
     if "command" in held:
         raise Refusal(_made_by_another(run.folder, held))
-    sources = [*run.files, run.options["validation"], *([run.origin["path"]] if run.origin else [])]
+    sources = [
+        *run.files,
+        run.options["validation"],
+        run.options["tokenizer"],
+        *([run.origin["path"]] if run.origin else []),
+    ]
     deleted = {path.resolve() for path in _written_files(run.folder)}
     for source in sources:
         path = Path(source or "").resolve()
@@ -237,7 +255,7 @@ def origin_of(path: Path) -> tuple[dict[str, str], LanguageModel]:
     from ..models import LanguageModel
 
     file = path / MODEL if path.is_dir() else path
-    with refusing(ValueError, OSError):
+    with refusing(ValueError, OSError, ImportError):
         model = LanguageModel.from_file(file)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return {"path": str(path.resolve()), "sha256": digest}, model
@@ -247,21 +265,40 @@ def options_of_model(model: LanguageModel) -> dict[str, Any]:
     """The options of `gpurnn train` that say what a model is, as they would have been given for this one."""
     config = model.config()
     return {
-        "level": {"character": "char", "word": "word"}[model.vocabulary.kind],
-        "max_vocabulary": None, "min_count": 1, "cell": config["cell"], "embedding": config["embedding_size"],
-        "hidden": config["hidden_size"], "layers": config["num_layers"], "tied": config["tied"],
-        "dtype": config["dtype"],
+        "level": {"character": "char", "word": "word", "token": "bpe"}[model.vocabulary.kind],
+        "tokenizer": None, "max_vocabulary": None, "min_count": 1, "cell": config["cell"],
+        "embedding": config["embedding_size"], "hidden": config["hidden_size"], "layers": config["num_layers"],
+        "tied": config["tied"], "dtype": config["dtype"],
     }  # fmt: skip
+
+
+def _vocabulary(run: Run, text: str) -> Vocabulary:
+    """The vocabulary of a new model: of the text, or the tokenizer that is given or that the run began with."""
+    from ..models import CharVocabulary, TokenizerVocabulary, WordVocabulary
+
+    options, kept = run.options, run.folder.path / TOKENIZER
+    if options["level"] != "bpe":
+        kind = CharVocabulary if options["level"] == "char" else WordVocabulary
+        return kind.from_text(text, max_size=options["max_vocabulary"], min_count=options["min_count"])
+    file = kept if run.resumed and kept.exists() else options["tokenizer"]
+    with refusing(ValueError, OSError, ImportError):
+        if file is not None:
+            return TokenizerVocabulary.from_file(file)
+        if options["max_vocabulary"] is not None and options["max_vocabulary"] < 257:
+            raise Refusal(
+                f"--max-vocabulary is {options['max_vocabulary']}, expected at least 257 with --level bpe: the 256 "
+                "bytes, and what precedes a text"
+            )
+        return TokenizerVocabulary.from_text(text, max_size=options["max_vocabulary"], min_count=options["min_count"])
 
 
 def _model(run: Run, text: str, rng: Any) -> LanguageModel:
     """The model to train, with the parameters that it begins with."""
-    from ..models import CharVocabulary, LanguageModel, WordVocabulary
+    from ..models import LanguageModel
 
     options = run.options
     if run.origin is None:
-        kind = CharVocabulary if options["level"] == "char" else WordVocabulary
-        vocabulary = kind.from_text(text, max_size=options["max_vocabulary"], min_count=options["min_count"])
+        vocabulary = _vocabulary(run, text)
         if len(vocabulary) < 2:
             raise Refusal(
                 f"no {vocabulary.kind} occurs --min-count {options['min_count']} times, so there is none to learn"
@@ -350,7 +387,7 @@ def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:
             elif (out / MODEL).exists():
                 raise Refusal(f"{out}: holds the {MODEL} of a run whose checkpoints are gone; choose another directory")
         else:
-            processes.first("gpurnn", lambda: _begin(run))
+            processes.first("gpurnn", lambda: _begin(run, vocabulary))
             say(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")
             say(f"{model!r}")
             _say_what_was_adapted(options, data, ends[-1])
@@ -367,12 +404,13 @@ def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:
             raise Failure(sentence(error)) from error
         if processes.rank == 0:
             model.save(out / MODEL)  # early stopping goes back to parameters that are older than the last checkpoint
-            _report(out, model, trainer, options["seed"])
+            _report(out, model, trainer, options["seed"], text, validation)
 
 
-def _begin(run: Run) -> None:
+def _begin(run: Run, vocabulary: Vocabulary) -> None:
     """Take the directory for a new run."""
     from .. import _files
+    from ..models import TokenizerVocabulary
 
     with refusing(ValueError, OSError):
         if run.replaces:
@@ -380,6 +418,9 @@ def _begin(run: Run) -> None:
         run.folder.begin(anew=True)
         if run.piped is not None:
             _files.write_atomically(run.folder.path / PIPED, run.piped)
+        if isinstance(vocabulary, TokenizerVocabulary):
+            # Another version of tokenizers might train another one, when the run is resumed.
+            _files.write_atomically(run.folder.path / TOKENIZER, vocabulary.tokenizer.to_str(pretty=True).encode())
 
 
 def _say_what_was_adapted(options: dict[str, Any], data: TokenStream, steps: int) -> None:
@@ -398,8 +439,10 @@ def _say_what_was_adapted(options: dict[str, Any], data: TokenStream, steps: int
 
 def _warn_of_unknown(model: LanguageModel, text: str) -> None:
     """Say how much of a text is not in the vocabulary of a model that was trained on another one."""
+    import numpy as np
+
     tokens = model.vocabulary.encode(text)
-    unknown = int((tokens == 0).sum())
+    unknown = int(np.isin(tokens, model.vocabulary.unknown_tokens).sum())
     if unknown > 0.01 * len(tokens):
         warn(
             f"{unknown:,} of {len(tokens):,} {model.vocabulary.kind}s are not in the vocabulary, and are learnt as one "
@@ -484,7 +527,7 @@ def load_model(directory: Path) -> LanguageModel:
     path = directory / MODEL
     if not path.exists():
         raise Refusal(f"{directory}: no model in there ({MODEL}); gpurnn train makes one")
-    with refusing(ValueError, OSError):
+    with refusing(ValueError, OSError, ImportError):
         return LanguageModel.from_file(path)
 
 
@@ -495,15 +538,20 @@ def make_directory(directory: Path) -> None:
         raise Refusal(sentence(error)) from error
 
 
-def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int) -> None:
+def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int, text: str, validation: str) -> None:
     """Draw the loss curve, write a sample, and say where everything is."""
     from .. import _files
 
     unit = model.vocabulary.metric
     losses = []
-    for name, where in ((unit, "training"), (f"validation_{unit}", "validation")):
+    for name, where, contents in ((unit, "training", text), (f"validation_{unit}", "validation", validation)):
         values = [record[name] for record in trainer.history if name in record]
-        losses += [f"{values[-1]:.3f} {unit.replace('_', ' ')} in {where}"] if values else []
+        if values and model.vocabulary.kind == "token":
+            # Perplexities of different tokens cannot be compared.
+            bits = math.log2(values[-1]) * len(model.vocabulary.encode(contents)) / len(contents)
+            losses.append(f"{bits:.3f} bits per character in {where}")
+        elif values:
+            losses.append(f"{values[-1]:.3f} {unit.replace('_', ' ')} in {where}")
     ended = f"stopped early at step {trainer.step:,}" if trainer.stopped_early else f"{trainer.step:,} steps"
     say(f"{ended}: {', '.join(losses)}")
     sample = model.sample(SAMPLE_LENGTH[model.vocabulary.kind], "\n", temperature=0.7, rng=seed)

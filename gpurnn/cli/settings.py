@@ -15,11 +15,21 @@ OPTIMIZERS = {
     name.lower(): name for name in ("Adam", "AdamW", "NAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "SGD")
 }
 
-OF_MODEL = ("level", "max_vocabulary", "min_count", "cell", "embedding", "hidden", "layers", "tied", "dtype")
+OF_MODEL = (
+    "level", "tokenizer", "max_vocabulary", "min_count", "cell", "embedding", "hidden", "layers", "tied", "dtype",
+)  # fmt: skip
 """The options that say what the model is; with --from another model says it."""
 
 _OPTIONS: list[Callable[[Any], Any]] = [
-    choice("--level", ["char", "word"], "What the model predicts, and a text is counted in."),
+    choice(
+        "--level", ["char", "word", "bpe"], "What the model predicts, and a text is counted in; bpe: parts of words."
+    ),
+    click.option(
+        "--tokenizer",
+        type=PathType(),
+        metavar="FILE.json",
+        help="Use this tokenizer of the library tokenizers; without it --level bpe trains one on the text.",
+    ),
     integer("--max-vocabulary", None, "Know at most so many symbols; the rest are unknown.", least=2),
     integer("--min-count", 1, "Know only symbols that occur this often."),
     choice("--cell", sorted(CELLS | ELEMENTWISE, key="lstm".__ne__), "Recurrent cell."),

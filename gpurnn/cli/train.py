@@ -9,11 +9,11 @@ import click
 
 from .options import PathType, device_option, flag_of, given
 from .run import (
-    PIPED,
     carry_out,
     check_new,
     check_replaceable,
     held_run,
+    names_of,
     new_run,
     options_of_model,
     origin_of,
@@ -62,6 +62,7 @@ def train(
     gpurnn train --out my-model --resume                 after a crash or Ctrl-C, with the same result
     gpurnn train --out my-model --resume --steps 5000    train on, up to this step
     gpurnn train LETTERS.txt --out tuned --from my-model
+    gpurnn train BOOK.txt --out parts --level bpe        train a tokenizer too, and keep it as tokenizer.json
     zcat *.gz | gpurnn train - --out my-model
     mpiexec -n 4 gpurnn train BOOK.txt --out my-model --shards 8
     """
@@ -88,6 +89,10 @@ def _train(
     paths = [file if file == STDIN else to_be_read_again(file) for file in files]
     if options["validation"] not in (None, STDIN):
         options["validation"] = to_be_read_again(options["validation"])
+    if options["tokenizer"] is not None:
+        if given(context, "level") and options["level"] != "bpe":
+            raise Refusal(f"--tokenizer and --level {options['level']} are given, expected one of them")
+        options |= {"tokenizer": to_be_read_again(options["tokenizer"]), "level": "bpe"}
     chosen = {name: value for name, value in options.items() if given(context, name)}
     if resume and replace:
         raise Refusal("--resume and --replace are given, expected one of them")
@@ -103,8 +108,7 @@ def _train(
         options = {**options, **_as_the_model_is(options_of_model(model), chosen)}
         if "dropout" not in chosen:
             options["dropout"] = model.dropout
-    names = [PIPED] if STDIN in (*paths, options["validation"]) else []
-    folder = run_folder(out, *names)
+    folder = run_folder(out, *names_of(paths, options))
     replaces = processes.broadcast(replace and folder.belongs_to_a_run())
     if not replaces:
         processes.first("gpurnn", lambda: check_new(folder))
@@ -120,6 +124,7 @@ def _warn_of_what_has_no_effect(options: dict[str, Any], chosen: dict[str, Any])
     for name, why in (
         ("epochs", "--steps is given" if options["steps"] is not None else ""),
         ("validation_fraction", "--validation is given" if options["validation"] is not None else ""),
+        *((name, "--tokenizer is given" if options["tokenizer"] else "") for name in ("max_vocabulary", "min_count")),
         ("warmup", "--schedule constant has none" if options["schedule"] == "constant" else ""),
     ):
         if name in chosen and why:

@@ -12,7 +12,9 @@ from .kalman import LinearGaussian as LinearGaussian
 from .kalman import StructuralModel as StructuralModel
 from .language_model import LanguageModel as LanguageModel
 from .regressor import SequenceRegressor as SequenceRegressor
+from .tokenizer import TokenizerVocabulary as TokenizerVocabulary
 from .translator import Translator as Translator
 from .vocabulary import CharVocabulary as CharVocabulary
+from .vocabulary import Tokenizer as Tokenizer
 from .vocabulary import Vocabulary as Vocabulary
 from .vocabulary import WordVocabulary as WordVocabulary

@@ -105,6 +105,8 @@ def _read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
     ------
     FileFormatError
         The file is damaged, holds something else, or its configuration and its arrays do not make a model.
+    ImportError
+        The model needs a library that is not installed.
     OSError
         The file does not exist or cannot be read.
     """
@@ -128,6 +130,8 @@ def _read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
         model = saved._restored(config, shared, parameters)
         model._restore_fitted(content.get("fitted", {}))
         return model
+    except ImportError:
+        raise  # the file may be sound
     except Exception as error:
         # Whatever a configuration holds, a constructor checks it as a caller's, and raises as it does to callers.
         said = _files.reason(error)

@@ -19,7 +19,7 @@ from ..layers.base import Chain
 from .base import Model, check_numbers, existing, not_finite, recurrent, without_padding
 from .decoding import check_sampling, draw, require_finite
 from .pooling import LastPooling
-from .vocabulary import Vocabulary
+from .vocabulary import Tokenizer, Vocabulary, vocabulary_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -46,12 +46,14 @@ class LanguageModel(Model):
         P(w_{t+1} = v | w_1 .. w_t) = softmax(W h_t + b)_v
         P(w_1 .. w_T) = prod_t P(w_t | w_1 .. w_{t-1})
 
-    Nothing is known of what precedes w_1, so it is predicted from the unknown symbol and the state zero.
+    Nothing is known of what precedes w_1, so it is predicted from the vocabulary's ``start``, which is the unknown
+    symbol of characters and words, and the state zero.
 
     Parameters
     ----------
-    vocabulary : Vocabulary
-        Of V symbols; a `CharVocabulary` or a `WordVocabulary`.
+    vocabulary : Vocabulary or tokenizer
+        Of V symbols; a `CharVocabulary` or a `WordVocabulary`. Or a ``tokenizers.Tokenizer``, or another object with
+        ``encode``, ``decode`` and a size, of which the model makes a `TokenizerVocabulary`.
     embedding_size, hidden_size : int
     num_layers : int
         Layers of the recurrent stack.
@@ -113,7 +115,7 @@ class LanguageModel(Model):
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | Tokenizer,
         embedding_size: int,
         hidden_size: int,
         num_layers: int = 1,
@@ -134,11 +136,7 @@ class LanguageModel(Model):
         rng: int | np.random.Generator = 0,
     ) -> None:
         where = "LanguageModel"
-        if not isinstance(vocabulary, Vocabulary):
-            raise TypeError(
-                f"{where}: vocabulary is {_checks.described(vocabulary)}, expected a CharVocabulary or a "
-                "WordVocabulary; make one with CharVocabulary.from_text(text)"
-            )
+        vocabulary = vocabulary_of(where, "vocabulary", vocabulary)
         if _checks.flag(where, "bidirectional", bidirectional):
             raise ValueError(
                 f"{where}: bidirectional is {bidirectional!r}, expected False: the backward direction would see the "
@@ -152,7 +150,7 @@ class LanguageModel(Model):
                 "as tied=True makes the embedding the output weight too"
             )
         random = generator(where, rng)
-        self.vocabulary = vocabulary
+        self.vocabulary: Vocabulary = vocabulary
         self.embedding_size, self.tied = embedding_size, tied
         self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
         self.dropout = self._dropped.rate
@@ -470,7 +468,7 @@ class LanguageModel(Model):
 
         where = "LanguageModel.predict"
         _checks.given(where, texts=texts)
-        read = [np.concatenate([np.zeros(1, np.int32), tokens]) for _, tokens in self._each("predict", "texts", texts)]
+        read = [self._begun(tokens) for _, tokens in self._each("predict", "texts", texts)]
         # Texts of about one length go together, so that there is little padding.
         order = sorted(range(len(read)), key=lambda i: len(read[i]))
         xp = self._namespace()
@@ -530,7 +528,7 @@ class LanguageModel(Model):
     def _log_likelihood(self, method: str, tokens: np.ndarray[Any, Any], window: int) -> float:
         where = f"LanguageModel.{method}"
         window = _checks.integer_at_least(where, "window", window, 1)
-        before = np.concatenate([np.zeros(1, tokens.dtype), tokens[:-1]])
+        before = self._begun(tokens)[:-1]
         xp = self._namespace()
         total, state = 0.0, None
         for start in range(0, tokens.shape[0], window):
@@ -592,7 +590,8 @@ class LanguageModel(Model):
         Returns
         -------
         str
-            Without the unknown symbol, which is never drawn.
+            Without the unknown symbol, which is never drawn. Of a tokenizer's tokens, bytes that make no character are
+            U+FFFD.
 
         Raises
         ------
@@ -614,7 +613,7 @@ class LanguageModel(Model):
         top_p: float | None = None,
         rng: int | np.random.Generator = 0,
     ) -> Iterator[str]:
-        """The symbols of `sample`, each as soon as it is drawn.
+        """The symbols of `sample`, each as soon as it is drawn, or of tokens the text, as soon as a character ends.
 
         Parameters
         ----------
@@ -624,7 +623,7 @@ class LanguageModel(Model):
         Returns
         -------
         iterator of str
-            Characters or words. ``vocabulary.join`` of them is the text that `sample` returns.
+            Characters, words or pieces of text. ``vocabulary.join`` of them is the text that `sample` returns.
 
         Raises
         ------
@@ -653,14 +652,15 @@ class LanguageModel(Model):
         """The symbols that are drawn after ``prompt``; the arguments are checked at once."""
         length = _checks.integer_at_least(where, "length", length, 0)
         check_sampling(where, temperature, top_k, top_p)
-        if len(self.vocabulary) < 2:
+        drawable = np.delete(np.arange(len(self.vocabulary)), self.vocabulary.unknown_tokens)
+        if not len(drawable):
             raise ValueError(f"{where}: the vocabulary holds the unknown symbol only, expected another to draw")
         random = generator(where, rng)
         if not isinstance(prompt, str):
             raise TypeError(f"{where}: prompt is {_checks.described(prompt)}, expected a str")
 
-        def symbols() -> Iterator[str]:
-            read = np.concatenate([np.zeros(1, np.int32), self.vocabulary.encode(prompt)])
+        def tokens() -> Iterator[int]:
+            read = self._begun(self.vocabulary.encode(prompt))
             state, drawn = None, 0
 
             def fail(row: int) -> Exception:
@@ -670,13 +670,13 @@ class LanguageModel(Model):
                 logits, state = self._next(read[:, None], None, state)
                 values = _dispatch.to_numpy(logits).astype(np.float64)
                 require_finite(values, np.ones(1, bool), fail)
-                # All but the unknown symbol, token 0.
-                token = 1 + int(draw(values[:, 1:], random, temperature=temperature, top_k=top_k, top_p=top_p)[0])
+                values = values[:, drawable]
+                token = int(drawable[draw(values, random, temperature=temperature, top_k=top_k, top_p=top_p)[0]])
                 drawn += 1
-                yield self.vocabulary.symbols[token]
+                yield token
                 read = np.array([token], np.int32)
 
-        return symbols()
+        return self.vocabulary.pieces(tokens(), prompt)
 
     def _each(self, method: str, name: str, texts: Any) -> list[tuple[str, np.ndarray[Any, Any]]]:
         """The name and the tokens of each of several texts."""
@@ -700,6 +700,10 @@ class LanguageModel(Model):
         _checks.ndim(where, name, tokens, 1, "(T,)")
         check_numbers(where, name, tokens, len(self.vocabulary), IndexError)
         return _dispatch.to_numpy(tokens).astype(np.int32, copy=False)
+
+    def _begun(self, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Tokens after the one that a text begins with."""
+        return np.concatenate([np.array([self.vocabulary.start], np.int32), tokens])
 
     def _namespace(self) -> Any:
         return _dispatch.namespace("LanguageModel", params=self.embedding.params["weight"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -12,7 +12,8 @@ from .. import _arrays, _checks, _dispatch
 from .._contract import Array
 from ..cells import Activation, Update
 from .encoder_decoder import EncoderDecoder
-from .vocabulary import CharVocabulary, Vocabulary, WordVocabulary
+from .tokenizer import TokenizerVocabulary
+from .vocabulary import CharVocabulary, Tokenizer, Vocabulary, WordVocabulary, vocabulary_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 RESERVED = 3
 """Tokens that are no symbols: padding, begin and end. Symbol n of a vocabulary is token n + 3."""
 
-_LEVELS: dict[str, type[Vocabulary]] = {"char": CharVocabulary, "word": WordVocabulary}
+_LEVELS: dict[str, Callable[..., Vocabulary]] = {
+    "char": CharVocabulary.from_text,
+    "word": WordVocabulary.from_text,
+    "bpe": TokenizerVocabulary.from_text,
+}
 
 
 class TranslatorOptions(TypedDict, total=False):
@@ -50,12 +55,13 @@ class Translator(EncoderDecoder):
     r"""An encoder-decoder between texts: a source and a target vocabulary, and attention by default.
 
     What goes into the network are tokens: 0 is padding, 1 begins and 2 ends a text, and symbol n of a vocabulary is
-    token n + 3, so that 3 stands for all unknown symbols.
+    token n + 3, so that 3 stands for all unknown characters or words.
 
     Parameters
     ----------
-    source_vocabulary, target_vocabulary : Vocabulary
-        Of characters or of words, each as it likes; `from_texts` makes them.
+    source_vocabulary, target_vocabulary : Vocabulary or tokenizer
+        Of characters, of words or of a tokenizer's tokens, each as it likes; `from_texts` makes them. Tokenizers are
+        those that `LanguageModel` takes.
     embedding_size, hidden_size : int
     bidirectional : bool
         Of the encoder.
@@ -85,8 +91,8 @@ class Translator(EncoderDecoder):
 
     def __init__(
         self,
-        source_vocabulary: Vocabulary,
-        target_vocabulary: Vocabulary,
+        source_vocabulary: Vocabulary | Tokenizer,
+        target_vocabulary: Vocabulary | Tokenizer,
         embedding_size: int,
         hidden_size: int,
         num_layers: int = 1,
@@ -109,15 +115,10 @@ class Translator(EncoderDecoder):
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,
     ) -> None:
-        for name, vocabulary in (("source_vocabulary", source_vocabulary), ("target_vocabulary", target_vocabulary)):
-            if not isinstance(vocabulary, Vocabulary):
-                raise TypeError(
-                    f"Translator: {name} is {_checks.described(vocabulary)}, expected a CharVocabulary or a "
-                    "WordVocabulary; Translator.from_texts makes both"
-                )
-        self.source_vocabulary, self.target_vocabulary = source_vocabulary, target_vocabulary
+        self.source_vocabulary: Vocabulary = vocabulary_of("Translator", "source_vocabulary", source_vocabulary)
+        self.target_vocabulary: Vocabulary = vocabulary_of("Translator", "target_vocabulary", target_vocabulary)
         super().__init__(
-            len(source_vocabulary) + RESERVED, len(target_vocabulary) + RESERVED, embedding_size, hidden_size,
+            len(self.source_vocabulary) + RESERVED, len(self.target_vocabulary) + RESERVED, embedding_size, hidden_size,
             num_layers, encoder_layers=encoder_layers, cell=cell, bidirectional=bidirectional, attention=attention,
             attention_size=attention_size, input_feeding=input_feeding, bridge=bridge, activation=activation, leak=leak,
             reset_after=reset_after, update=update, dropout=dropout, begin=begin, end=end, init=init, dtype=dtype,
@@ -144,10 +145,10 @@ class Translator(EncoderDecoder):
         ----------
         sources, targets : sequence of str
         embedding_size, hidden_size : int
-        source_level, target_level : {"char", "word"}
-            What the symbols are.
+        source_level, target_level : {"char", "word", "bpe"}
+            What the symbols are; "bpe" is byte pair encoding, as `TokenizerVocabulary.from_text` trains it.
         max_size, min_count
-            Of both vocabularies, as `Vocabulary.from_text` takes them.
+            Of both vocabularies, as their ``from_text`` takes them.
         **options
             Those of `Translator`.
         """
@@ -157,8 +158,8 @@ class Translator(EncoderDecoder):
             if len(texts) == 0:
                 raise ValueError(f"Translator.from_texts: {name} is empty, expected at least one text")
             _checks.choice("Translator.from_texts", f"{name[:-1]}_level", level, tuple(_LEVELS))
-            joined = ("" if level == "char" else " ").join(texts)
-            vocabularies.append(_LEVELS[level].from_text(joined, max_size=max_size, min_count=min_count))
+            joined = {"char": "", "word": " ", "bpe": "\n"}[level].join(texts)
+            vocabularies.append(_LEVELS[level](joined, max_size=max_size, min_count=min_count))
         return cls(vocabularies[0], vocabularies[1], embedding_size, hidden_size, **options)
 
     @_checks.lists_options
@@ -306,7 +307,7 @@ class Translator(EncoderDecoder):
 
     def _symbols(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
         """Numbers of the target vocabulary; a token that is no symbol, which a poor model may write, is unknown."""
-        return np.maximum(tokens - RESERVED, 0)
+        return np.where(tokens < RESERVED, np.int32(self.target_vocabulary.start), tokens - np.int32(RESERVED))
 
     def _batches(self, X: Any, y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator) -> Any:
         sources = self._encoded("Translator.fit", "X", X, self.source_vocabulary, least=1)

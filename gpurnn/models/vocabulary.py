@@ -1,4 +1,4 @@
-"""Vocabularies turn text into token numbers and back. Symbols are characters or words, one of them unknown."""
+"""Vocabularies turn text into token numbers and back. Symbols are characters, words or a tokenizer's tokens."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import operator
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Sequence, Set
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,137 @@ if TYPE_CHECKING:
 Tokens = NDArray[np.int32]
 
 
-def _check_text(where: str, text: str) -> None:
+def check_text(where: str, text: str) -> None:
     if not isinstance(text, str):
         raise TypeError(f"{where}: text is {_checks.described(text)}, expected a str")
 
 
+class Tokenizer(Protocol):
+    """What models take in the place of a `Vocabulary`: it turns texts into numbers 0 ... n - 1, and back.
+
+    It also says n: by ``len(tokenizer)``, or by an attribute or a method ``get_vocab_size``, ``vocab_size`` or
+    ``n_vocab``. A ``tokenizers.Tokenizer`` is one, and so are the tokenizers of most other libraries.
+    """
+
+    def encode(self, text: str, /) -> Any:
+        """The numbers of a text: a sequence or an array of ints (T,), or an object with the attribute ``ids``."""
+
+    def decode(self, tokens: list[int], /) -> str:
+        """The text that the numbers are of."""
+
+
 class Vocabulary(ABC):
+    """What a text is made of, numbered 0 ... V - 1; ``len`` is V.
+
+    It is what models ask of a vocabulary. Its kinds are `CharVocabulary`, `WordVocabulary` and `TokenizerVocabulary`.
+    """
+
+    kind: ClassVar[str]
+    """What the symbols are: ``"character"``, ``"word"`` or ``"token"``."""
+
+    metric: ClassVar[str]
+    """The measure of the quality of a model of such symbols: ``"bits_per_character"`` or ``"perplexity"``."""
+
+    start: int = 0
+    """The number that a model reads before a text."""
+
+    unknown_tokens: tuple[int, ...] = (0,)
+    """The numbers that stand for no known text, and are never drawn."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} symbols>"
+
+    def _expression(self) -> str:
+        """How the repr of a model shows it."""
+        return f"{len(self)} {self.kind}s"
+
+    @abstractmethod
+    def encode(self, text: str) -> Tokens:
+        """The numbers of the symbols of ``text``, an int32 array (T,)."""
+
+    @abstractmethod
+    def decode(self, tokens: Any) -> str:
+        """The text of the symbols that ``tokens``, an integer array or sequence (T,), numbers.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A token is no whole number, or not in [0, len(vocabulary)).
+        """
+
+    @abstractmethod
+    def split(self, text: str) -> Iterable[str]:
+        """The symbols that ``text`` is made of, known or not."""
+
+    @abstractmethod
+    def join(self, symbols: Iterable[str]) -> str:
+        """The text that ``symbols`` make."""
+
+    @abstractmethod
+    def pieces(self, tokens: Iterable[int], before: str = "") -> Iterator[str]:
+        """What ``tokens`` add to the text ``before``: parts whose `join` is the text, each as soon as it is whole."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The arguments of `from_config`: a dict that JSON can hold."""
+
+    @staticmethod
+    def from_config(config: dict[str, Any]) -> Vocabulary:
+        """The vocabulary that `config` described.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It describes none.
+        ImportError
+            It is that of a tokenizer, and the library tokenizers is not installed.
+        """
+        where = "Vocabulary.from_config"
+        if isinstance(config, dict) and config.get("kind") == "token":
+            from .tokenizer import TokenizerVocabulary
+
+            return TokenizerVocabulary._of(config.get("tokenizer"))
+        if not isinstance(config, dict) or not {"kind", "symbols"} <= config.keys():
+            raise TypeError(f"{where}: config is {config!r}, expected a dict with kind and symbols")
+        _checks.choice(where, "kind", config["kind"], (*_KINDS, "token"))
+        return _KINDS[config["kind"]](config["symbols"])
+
+    def _numbers(self, tokens: Any) -> list[int]:
+        """Tokens to be decoded as ints; reject what is none of this vocabulary."""
+        where, expected = f"{type(self).__name__}.decode", f"expected whole numbers in [0, {len(self)})"
+        if not hasattr(tokens, "__iter__") or getattr(tokens, "ndim", 1) == 0:
+            raise TypeError(f"{where}: tokens is {tokens!r}, {expected}")
+        numbers = []
+        for token in tokens:
+            try:
+                numbers.append(operator.index(token))
+            except TypeError as error:
+                raise TypeError(f"{where}: tokens holds {token!r}, {expected}") from error
+            if isinstance(token, bool):
+                raise TypeError(f"{where}: tokens holds {token!r}, {expected}")
+            if not 0 <= numbers[-1] < len(self):
+                raise ValueError(f"{where}: tokens holds {numbers[-1]}, {expected}")
+        return numbers
+
+
+def vocabulary_of(where: str, name: str, value: Vocabulary | Tokenizer) -> Vocabulary:
+    """A vocabulary, or a tokenizer as one."""
+    if isinstance(value, Vocabulary):
+        return value
+    if callable(getattr(value, "encode", None)) and callable(getattr(value, "decode", None)):
+        from .tokenizer import TokenizerVocabulary
+
+        return TokenizerVocabulary(value)
+    raise TypeError(
+        f"{where}: {name} is {_checks.described(value)}, expected a CharVocabulary, a WordVocabulary or a tokenizer; "
+        "make one with CharVocabulary.from_text(text)"
+    )
+
+
+class _Symbols(Vocabulary):
     """The symbols a text may be made of, numbered; number 0 is the unknown symbol, which stands for all others.
 
     Parameters
@@ -40,12 +165,6 @@ class Vocabulary(ABC):
     ValueError
         A symbol is there twice, or there is none.
     """
-
-    kind: ClassVar[str]
-    """The kind of symbols: ``"character"`` or ``"word"``."""
-
-    metric: ClassVar[str]
-    """The measure of the quality of a model of such symbols: ``"bits_per_character"`` or ``"perplexity"``."""
 
     default_unknown: ClassVar[str]
 
@@ -78,7 +197,7 @@ class Vocabulary(ABC):
         if max_size is not None:
             max_size = _checks.integer_at_least(f"{cls.__name__}.from_text", "max_size", max_size, 1)
         min_count = _checks.integer_at_least(f"{cls.__name__}.from_text", "min_count", min_count, 1)
-        _check_text(f"{cls.__name__}.from_text", text)
+        check_text(f"{cls.__name__}.from_text", text)
         counts = Counter(cls.split(text))
         counts.pop(cls.default_unknown, None)
         frequent = sorted((s for s in counts if counts[s] >= min_count), key=lambda s: (-counts[s], s))
@@ -110,56 +229,23 @@ class Vocabulary(ABC):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {len(self)} symbols>"
-
-    def _expression(self) -> str:
-        """How the repr of a model shows it."""
-        return f"{len(self)} {self.kind}s"
-
     def encode(self, text: str) -> Tokens:
-        """The numbers of the symbols of ``text``, an int32 array (n,); 0 for those that are not in the vocabulary."""
-        _check_text(f"{type(self).__name__}.encode", text)
+        """The numbers of the symbols of ``text``, an int32 array (T,); 0 for those that are not in the vocabulary."""
+        check_text(f"{type(self).__name__}.encode", text)
         number = self._number
         return np.fromiter((number.get(symbol, 0) for symbol in self.split(text)), dtype=np.int32)
 
     def decode(self, tokens: Any) -> str:
-        """The text of the symbols that ``tokens``, an integer array or sequence (n,), numbers.
+        return self.join(self.symbols[number] for number in self._numbers(tokens))
 
-        Raises
-        ------
-        ValueError, TypeError
-            A token is no whole number, or not in [0, len(vocabulary)).
-        """
-        where, expected = f"{type(self).__name__}.decode", f"expected whole numbers in [0, {len(self)})"
-        if not hasattr(tokens, "__iter__") or getattr(tokens, "ndim", 1) == 0:
-            raise TypeError(f"{where}: tokens is {tokens!r}, {expected}")
-        numbers = []
-        for token in tokens:
-            try:
-                numbers.append(operator.index(token))
-            except TypeError as error:
-                raise TypeError(f"{where}: tokens holds {token!r}, {expected}") from error
-            if isinstance(token, bool):
-                raise TypeError(f"{where}: tokens holds {token!r}, {expected}")
-            if not 0 <= numbers[-1] < len(self):
-                raise ValueError(f"{where}: tokens holds {numbers[-1]}, {expected}")
-        return self.join(self.symbols[number] for number in numbers)
+    def pieces(self, tokens: Iterable[int], before: str = "") -> Iterator[str]:
+        return (self.symbols[token] for token in tokens)
 
     def config(self) -> dict[str, Any]:
-        """The arguments of `from_config`: a dict that JSON can hold."""
         return {"kind": self.kind, "symbols": list(self.symbols)}
 
-    @staticmethod
-    def from_config(config: dict[str, Any]) -> Vocabulary:
-        """The vocabulary that `config` described."""
-        if not isinstance(config, dict) or not {"kind", "symbols"} <= config.keys():
-            raise TypeError(f"Vocabulary.from_config: config is {config!r}, expected a dict with kind and symbols")
-        _checks.choice("Vocabulary.from_config", "kind", config["kind"], tuple(_KINDS))
-        return _KINDS[config["kind"]](config["symbols"])
 
-
-class CharVocabulary(Vocabulary):
+class CharVocabulary(_Symbols):
     r"""The characters (Unicode code points) of a text; the unknown symbol is U+FFFD, the replacement character.
 
     Examples
@@ -194,19 +280,15 @@ class CharVocabulary(Vocabulary):
     def join(symbols: Iterable[str]) -> str:
         return "".join(symbols)
 
-    def _expression(self) -> str:
-        """How the repr of a model shows it."""
-        return f"{len(self)} {self.kind}s"
-
     def encode(self, text: str) -> Tokens:
-        _check_text("CharVocabulary.encode", text)
+        check_text("CharVocabulary.encode", text)
         # A table look-up over the code points: a megabyte in milliseconds, where a dict takes a tenth of a second.
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
         known = points < len(self._of_point)
         return np.where(known, self._of_point[np.where(known, points, 0)], 0).astype(np.int32, copy=False)
 
 
-class WordVocabulary(Vocabulary):
+class WordVocabulary(_Symbols):
     r"""The words of a text: what white space separates, and each line end as a word of its own; unknown is ``<unk>``.
 
     Punctuation is part of the word that it touches, as in the tokenised corpora of the field (Penn Treebank, WikiText),
@@ -236,4 +318,4 @@ class WordVocabulary(Vocabulary):
         return re.sub(r" ?\n ?", "\n", " ".join(symbols))
 
 
-_KINDS: dict[str, type[Vocabulary]] = {"character": CharVocabulary, "word": WordVocabulary}
+_KINDS: dict[str, type[_Symbols]] = {"character": CharVocabulary, "word": WordVocabulary}

@@ -1,0 +1,85 @@
+"""Mutations of a tokenizer's file, read and used one after another: GOOD.json COUNT BAD.json SEED. It writes BAD.json.
+
+It prints how many were read as tokenizers, the CPU seconds of the slowest, and the megabytes that the memory grew by.
+"""
+
+import copy
+import json
+import random
+import resource
+import sys
+import time
+
+from gpurnn.models import TokenizerVocabulary
+
+STRANGE = [
+    None, True, -1, 0, 2**31, 2**32, 2**63, 2**70, 1e308, float("nan"), "", "a", "\ud800", "(", "(a*)*b", "x" * 10**6,
+    [], {}, [[]] * 1000, {"type": "Sequence"}, {"Regex": "(?:(?:a+)+)+$"}, {"String": ""}, {"type": "Replace"},
+    "(" * 10**4 + ")" * 10**4, {"Regex": "(" * 10**5}, {"Regex": "((a{999}){999}){999}"},
+]  # fmt: skip
+TEXT = ("the cat " + "a" * 40 + "\n\u00e9 ") * 20
+
+
+def damaged(data, rng):
+    """Some bytes changed, left out or doubled, or the end cut off."""
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at, size = rng.randrange(len(data) + 1), rng.choice([1, 1, 2, 50, 5000])
+        change = rng.randrange(4)
+        if change == 0:
+            data[at : at + size] = rng.randbytes(size)
+        elif change == 1:
+            del data[at : at + size]
+        elif change == 2:
+            data[at:at] = data[at : at + size]
+        else:
+            del data[at:]
+    return bytes(data)
+
+
+def places(node):
+    """Each entry of a JSON document, of the vocabulary and the merges only a few."""
+    keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+    for key in keys[:5] + keys[-5:] if len(keys) > 40 else keys:
+        yield node, key
+        if isinstance(node[key], (dict, list)):
+            yield from places(node[key])
+
+
+def forged(data, rng):
+    """A sound document with other values in it, or fewer."""
+    document = json.loads(data)
+    for _ in range(rng.randint(1, 3)):
+        found = list(places(document))
+        if not found:
+            break
+        node, key = rng.choice(found)
+        if rng.random() < 0.2:
+            del node[key]
+        else:
+            node[key] = copy.deepcopy(rng.choice(STRANGE))
+    return json.dumps(document).encode()
+
+
+def main(good, count, bad, seed):
+    with open(good, "rb") as file:
+        data = file.read()
+    rng, read, slowest = random.Random(int(seed)), 0, 0.0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(int(count)):
+        with open(bad, "wb") as file:
+            file.write((damaged if rng.random() < 0.4 else forged)(data, rng))
+        started = time.process_time()
+        try:
+            vocabulary = TokenizerVocabulary.from_file(bad)
+            read += 1
+            vocabulary.decode(vocabulary.encode(TEXT))
+        except ValueError as error:
+            if len(str(error)) > 2000:
+                raise
+        slowest = max(slowest, time.process_time() - started)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(json.dumps({"read": read, "slowest": slowest, "megabytes": grown}))
+
+
+main(*sys.argv[1:])
