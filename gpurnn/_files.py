@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,11 +87,19 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         The file cannot be written: ``path`` is read-only, a directory, or a device, pipe or socket, which a rename
         would destroy; the directory is missing or read-only; the disk is full.
     """
-    with blamed_on(path):
-        _replace(path, data)
+    with _replacing(path) as file:
+        file.write(data)
 
 
-def _replace(path: str | os.PathLike[str], data: bytes) -> None:
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of ``path`` as `write_atomically` says."""
+    with blamed_on(path), _temporary(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _temporary(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     old = _replaceable(path, target)
     # A part of the name tells a reader of the directory whose it is; the whole name might exceed the system's limit.
@@ -105,7 +113,7 @@ def _replace(path: str | os.PathLike[str], data: bytes) -> None:
         with open(temporary, "xb", opener=opener) as file:
             if old is not None and hasattr(os, "fchmod"):
                 _adopt(file.fileno(), old)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -263,6 +271,70 @@ def write_tensors(
     write_atomically(path, safetensors.numpy.save(arrays, {KEY: text}))
 
 
+def write_long_tensor(
+    path: str | os.PathLike[str], where: str, kind: str, content: Any, name: str, dtype: Any, size: int,
+    pieces: Iterable[np.ndarray[Any, Any]],
+) -> None:  # fmt: skip
+    """Write what `write_tensors` would for one array (size,), which comes in pieces, in the memory of one of them.
+
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        As `write_tensors`; or the pieces have not ``size`` entries in all.
+    """
+    _checks.path(where, "path", path)
+    dtype = np.dtype(dtype)
+    text = json.dumps({KEY: kind, "version": VERSION, "content": plain(where, "config", content)})
+    digest = _digest_of_header(text, [[name, dtype.name, [size]]])
+    stored = next(theirs for theirs, ours in _DTYPES.items() if ours == dtype.name)
+    entry = {"dtype": stored, "shape": [size], "data_offsets": [0, size * dtype.itemsize]}
+
+    def header(checksum: str) -> bytes:
+        metadata = {KEY: f'{_BEFORE_DIGEST}{checksum}", {text[1:]}'}
+        data = json.dumps({"__metadata__": metadata, name: entry}).encode()
+        data += b" " * (-len(data) % 8)
+        return len(data).to_bytes(8, "little") + data
+
+    with _replacing(path) as file:
+        file.write(header("0" * _DIGITS))
+        written = 0
+        for piece in pieces:
+            part = little_endian(piece.astype(dtype)).data
+            file.write(part)
+            digest.update(part)
+            written += len(piece)
+        if written != size:
+            raise ValueError(f"{where}: the pieces have {written} entries, expected {size}")
+        file.seek(0)
+        file.write(header(digest.hexdigest()))
+
+
+def mapped_tensor(path: str | os.PathLike[str], kind: str, name: str) -> tuple[Any, np.ndarray[Any, Any], str]:
+    """The content of what `write_long_tensor` wrote, its array, mapped into memory, and the checksum that it states.
+
+    Nothing of the array is read, so nothing of it is known to be undamaged.
+
+    Raises
+    ------
+    FileFormatError, OSError
+        As `read_tensors`.
+    """
+    with open_regular(path) as file, _named(path):
+        header = file.read(_header_size(file))
+        content, digest, _ = _entry(_ours(_metadata(header), (kind,)) or "", (kind,))
+        try:
+            entry = json.loads(header)[name]
+            dtype = np.dtype(_DTYPES[entry["dtype"]]).newbyteorder("<")
+            (size,), (first, end) = entry["shape"], entry["data_offsets"]
+            begin, held = 8 + len(header), os.fstat(file.fileno()).st_size
+            fits = size >= 1 and first == 0 and end == size * dtype.itemsize == held - begin
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _Rejected(_DAMAGED) from error
+        if not fits:
+            raise _Rejected("damaged: its size is not what its header says")
+        return content, np.memmap(file, dtype, "r", begin, (size,)).view(np.ndarray), digest
+
+
 def read_tensors(path: str | os.PathLike[str], *kinds: str) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
     """The content and the arrays that `write_tensors` wrote to ``path`` as one of ``kinds``.
 
@@ -393,10 +465,15 @@ def _entry(text: str, kinds: tuple[str, ...]) -> tuple[Any, str, str]:
 
 def _digest(text: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
     described = [[name, tensors[name].dtype.name, tensors[name].shape] for name in sorted(tensors)]
-    digest = hashlib.sha256(json.dumps([text, described]).encode())
+    digest = _digest_of_header(text, described)
     for name in sorted(tensors):
         digest.update(little_endian(tensors[name]).data)
     return digest.hexdigest()
+
+
+def _digest_of_header(text: str, described: list[list[Any]]) -> Any:
+    """A checksum to which the arrays are to be added, in the order in which they are described."""
+    return hashlib.sha256(json.dumps([text, described]).encode())
 
 
 def little_endian(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

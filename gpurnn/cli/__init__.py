@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from . import demo, diagnose, evaluate, fit, forecast, generate, info, predict, train
+from . import demo, diagnose, evaluate, fit, forecast, generate, info, predict, tokenize, train
 from .terminal import Commands, end_on_sigterm
 
 
@@ -23,6 +23,7 @@ def cli() -> None:
     \b
     gpurnn demo                              train on the Python language reference, under two minutes
     gpurnn train BOOK.txt --out my-model     train on texts of your own
+    gpurnn tokenize BOOK.txt book.tokens     once, for a text larger than memory
     gpurnn generate my-model                 let it write
     gpurnn evaluate my-model OTHER.txt       bits per character, or perplexity
     gpurnn diagnose my-model                 what is good or bad in it, and what to try
@@ -34,6 +35,6 @@ def cli() -> None:
 
 for _command in (
     demo.demo, train.train, generate.generate, evaluate.evaluate, diagnose.diagnose,
-    fit.fit, predict.predict, forecast.forecast, info.info,
+    fit.fit, predict.predict, forecast.forecast, tokenize.tokenize, info.info,
 ):  # fmt: skip
     cli.add_command(_command)

@@ -54,7 +54,7 @@ def diagnose(directory: Path, text: str | None, encoding: str | None, as_json: b
     if text is not None:
         source, contents = name_of(text), read(text, encoding)
     elif (directory / RUN).exists():
-        source, contents = f"{directory}: its text", text_of(run_folder(directory))
+        source, contents = f"{directory}: its text", text_of(run_folder(directory), length + 1)
         if encoding is not None:
             warn("--encoding has no effect without --text: the text of the training is read as it was then")
     else:

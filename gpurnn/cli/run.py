@@ -27,13 +27,13 @@ from .terminal import (
     warn,
     warnings_said,
 )
-from .texts import STDIN, decoded, joined, read, read_bytes
+from .texts import STDIN, decoded, joined, read, read_bytes, token_file
 
 if TYPE_CHECKING:
     from ..distributed import Communicator
     from ..models import LanguageModel, Vocabulary
     from ..optimizers import Optimizer
-    from ..training import TokenStream, Trainer
+    from ..training import TokenFile, TokenStream, Trainer
     from ..training.directory import RunDirectory
 
 RUN, MODEL, METRICS, CURVE, SAMPLE = "run.json", "model.safetensors", "metrics.jsonl", "loss.png", "sample.txt"
@@ -59,8 +59,8 @@ class Run:
     folder: RunDirectory
     files: list[str]
     options: dict[str, Any]
-    text: str
-    validation: str | None
+    text: str | TokenFile
+    validation: str | TokenFile | None
     resumed: bool
     origin: dict[str, str] | None = None
     """The model that training begins with: its path, and the SHA-256 of its file."""
@@ -149,6 +149,7 @@ def new_run(
         raise Refusal(f"{STDIN} is given {sources.count(STDIN)} times; stdin can be read only once")
     piped = read_bytes(STDIN, options["encoding"]) if STDIN in sources else None
     text, validation, digest = _texts(folder, files, options, piped)
+    options = {**options, **_options_of_tokens(text)}
     folder.details |= {"files": files, "sha256": digest, "options": options, "from": origin, "more": []}
     return Run(folder, files, options, text, validation, resumed=False, origin=origin, piped=piped)
 
@@ -174,24 +175,37 @@ def check_replaceable(run: Run) -> None:
 
 def _texts(
     folder: RunDirectory, files: list[str], options: dict[str, Any], piped: bytes | None = None
-) -> tuple[str, str | None, str]:
+) -> tuple[str | TokenFile, str | TokenFile | None, str]:
     """The text to train on, the validation text if it is separate, and a digest of both."""
     encoding = options["encoding"]
 
-    def one(file: str) -> str:
+    def one(file: str) -> str | TokenFile:
+        if file != STDIN and (tokens := token_file(file)) is not None:
+            return tokens
         if file != STDIN:
             return read(file, encoding)
         return decoded(file, read_bytes(str(folder.path / PIPED), encoding) if piped is None else piped, encoding)
 
-    text = joined([one(file) for file in files])
+    parts = [one(file) for file in files]
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts) > 1:
+        raise Refusal("a token file is given among several FILEs, expected it alone; gpurnn tokenize takes several")
+    text = joined(texts) if texts else parts[0]
     validation = None if options["validation"] is None else one(options["validation"])
-    return text, validation, hashlib.sha256(f"{len(text)}\0{text}{validation}".encode()).hexdigest()
+    contents = [part if part is None or isinstance(part, str) else part.checksum for part in (text, validation)]
+    return text, validation, hashlib.sha256(f"{len(text)}\0{contents[0]}{contents[1]}".encode()).hexdigest()
 
 
-def text_of(folder: RunDirectory) -> str:
-    """The text that the run in a directory was trained on."""
+def _options_of_tokens(text: str | TokenFile) -> dict[str, Any]:
+    """The options of `gpurnn train` that a token file decides."""
+    return {} if isinstance(text, str) else options_of_vocabulary(text.vocabulary)
+
+
+def text_of(folder: RunDirectory, symbols: int) -> str:
+    """The text that the run in a directory was trained on; of a token file so many symbols."""
     run = read_run(folder)
-    return _texts(folder, run["files"], {**run["options"], "validation": None})[0]
+    text = _texts(folder, run["files"], {**run["options"], "validation": None})[0]
+    return text if isinstance(text, str) else text.vocabulary.decode(text.tokens[:symbols])
 
 
 def read_run(folder: RunDirectory) -> dict[str, Any]:
@@ -265,10 +279,17 @@ def options_of_model(model: LanguageModel) -> dict[str, Any]:
     """The options of `gpurnn train` that say what a model is, as they would have been given for this one."""
     config = model.config()
     return {
-        "level": {"character": "char", "word": "word", "token": "bpe"}[model.vocabulary.kind],
-        "tokenizer": None, "max_vocabulary": None, "min_count": 1, "cell": config["cell"],
-        "embedding": config["embedding_size"], "hidden": config["hidden_size"], "layers": config["num_layers"],
-        "tied": config["tied"], "dtype": config["dtype"],
+        **options_of_vocabulary(model.vocabulary), "cell": config["cell"], "embedding": config["embedding_size"],
+        "hidden": config["hidden_size"], "layers": config["num_layers"], "tied": config["tied"],
+        "dtype": config["dtype"],
+    }  # fmt: skip
+
+
+def options_of_vocabulary(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The options of `gpurnn train` that say what a vocabulary is, as they would have been given for this one."""
+    return {
+        "level": {"character": "char", "word": "word", "token": "bpe"}[vocabulary.kind],
+        "tokenizer": None, "max_vocabulary": None, "min_count": 1,
     }  # fmt: skip
 
 
@@ -292,13 +313,13 @@ def _vocabulary(run: Run, text: str) -> Vocabulary:
         return TokenizerVocabulary.from_text(text, max_size=options["max_vocabulary"], min_count=options["min_count"])
 
 
-def _model(run: Run, text: str, rng: Any) -> LanguageModel:
+def _model(run: Run, text: str | TokenFile, rng: Any) -> LanguageModel:
     """The model to train, with the parameters that it begins with."""
     from ..models import LanguageModel
 
     options = run.options
     if run.origin is None:
-        vocabulary = _vocabulary(run, text)
+        vocabulary = _vocabulary(run, text) if isinstance(text, str) else text.vocabulary
         if len(vocabulary) < 2:
             raise Refusal(
                 f"no {vocabulary.kind} occurs --min-count {options['min_count']} times, so there is none to learn"
@@ -388,7 +409,8 @@ def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:
                 raise Refusal(f"{out}: holds the {MODEL} of a run whose checkpoints are gone; choose another directory")
         else:
             processes.first("gpurnn", lambda: _begin(run, vocabulary))
-            say(f"{len(text):,} characters to train on, {len(validation):,} to validate on; {vocabulary!r}")
+            kind = "character" if isinstance(text, str) else vocabulary.kind
+            say(f"{len(text):,} {kind}s to train on, {len(validation):,} to validate on; {vocabulary!r}")
             say(f"{model!r}")
             _say_what_was_adapted(options, data, ends[-1])
             _warn_of_unknown(model, text)
@@ -437,10 +459,12 @@ def _say_what_was_adapted(options: dict[str, Any], data: TokenStream, steps: int
         warn(f"--warmup {options['warmup']} is longer than the run: the rate rises over all of its {steps} steps")
 
 
-def _warn_of_unknown(model: LanguageModel, text: str) -> None:
+def _warn_of_unknown(model: LanguageModel, text: str | TokenFile) -> None:
     """Say how much of a text is not in the vocabulary of a model that was trained on another one."""
     import numpy as np
 
+    if not isinstance(text, str):  # its vocabulary is the model's
+        return
     tokens = model.vocabulary.encode(text)
     unknown = int(np.isin(tokens, model.vocabulary.unknown_tokens).sum())
     if unknown > 0.01 * len(tokens):
@@ -460,21 +484,30 @@ def directory_taken(folder: RunDirectory, *, new: bool) -> Iterator[None]:
 
 
 def _stream(
-    xp: Any, vocabulary: Vocabulary, text: str, options: dict[str, Any], purpose: str, least: int
+    xp: Any, vocabulary: Vocabulary, text: str | TokenFile, options: dict[str, Any], purpose: str, least: int
 ) -> TokenStream:
     """``text`` as a stream of at most ``--batch`` lanes, in windows of at most ``--window`` steps.
 
     A short text is read in fewer lanes rather than in windows of less than ``least`` steps.
     """
+    import numpy as np
+
     from .. import _dispatch
     from ..training import TokenStream
 
-    tokens = vocabulary.encode(text)
+    if not isinstance(text, str) and text.vocabulary != vocabulary:
+        raise Refusal(
+            f"the token file {purpose} has another vocabulary than the model; write it again with gpurnn tokenize "
+            "--vocabulary"
+        )
+    tokens, checksum = (vocabulary.encode(text), None) if isinstance(text, str) else (text.tokens, text.checksum)
     if len(tokens) < 2:
         raise Refusal(f"the text {purpose} has {len(tokens)} {vocabulary.kind}s, expected at least 2")
     lanes = min(options["batch"], max(1, len(tokens) // (min(options["window"], least) + 1)))
     window = min(options["window"], len(tokens) // lanes - 1)
-    return TokenStream(_dispatch.from_numpy(xp, tokens), lanes, window)
+    if xp is not np:
+        tokens = _dispatch.from_numpy(xp, tokens)
+    return TokenStream(tokens, lanes, window, checksum=checksum)
 
 
 def _optimizer(options: dict[str, Any]) -> Optimizer:
@@ -538,7 +571,14 @@ def make_directory(directory: Path) -> None:
         raise Refusal(sentence(error)) from error
 
 
-def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int, text: str, validation: str) -> None:
+def _report(
+    out: Path,
+    model: LanguageModel,
+    trainer: Trainer,
+    seed: int,
+    text: str | TokenFile,
+    validation: str | TokenFile,
+) -> None:
     """Draw the loss curve, write a sample, and say where everything is."""
     from .. import _files
 
@@ -546,7 +586,7 @@ def _report(out: Path, model: LanguageModel, trainer: Trainer, seed: int, text: 
     losses = []
     for name, where, contents in ((unit, "training", text), (f"validation_{unit}", "validation", validation)):
         values = [record[name] for record in trainer.history if name in record]
-        if values and model.vocabulary.kind == "token":
+        if values and model.vocabulary.kind == "token" and isinstance(contents, str):
             # Perplexities of different tokens cannot be compared.
             bits = math.log2(values[-1]) * len(model.vocabulary.encode(contents)) / len(contents)
             losses.append(f"{bits:.3f} bits per character in {where}")

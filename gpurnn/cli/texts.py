@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .terminal import Refusal, say, sentence
+
+if TYPE_CHECKING:
+    from ..training import TokenFile
 
 STDIN = "-"
 """The name of the standard input among files."""
@@ -34,6 +39,17 @@ def to_be_read_again(file: str) -> str:
     return str(path.resolve())
 
 
+def token_file(file: str) -> TokenFile | None:
+    """The tokens in a file that `gpurnn tokenize` wrote; None of any other file."""
+    from .. import _files
+    from ..training import TokenFile
+
+    try:
+        return TokenFile(file)
+    except (OSError, _files.FileFormatError):
+        return None  # who reads it as a text will say what is wrong with it
+
+
 def name_of(file: str) -> str:
     """A file as messages call it."""
     return "stdin" if file == STDIN else file
@@ -50,16 +66,22 @@ def read_bytes(file: str, encoding: str | None = None) -> bytes:
             data = sys.stdin.buffer.read()
         else:
             with open(file, "rb") as stream:
-                data = first = stream.read(_PART)
-                binary = b"\0" in first and encoding is None and _announced(first) is None
-                if binary or (len(first) == _PART and not any(first)):
-                    raise Refusal(_binary(file))
+                data = _first_part(file, stream, encoding)
                 data += stream.read()
     except OSError as error:
         raise Refusal(f"{name_of(file)}: {sentence(error).removeprefix(f'{file}: ')}") from error
     if not data:
         raise Refusal(f"{name_of(file)}: {'nothing came' if file == STDIN else 'the file is empty'}")
     return data
+
+
+def _first_part(file: str, stream: Any, encoding: str | None) -> bytes:
+    """The beginning of a file; reject one that holds no text."""
+    first: bytes = stream.read(_PART)
+    binary = b"\0" in first and encoding is None and _announced(first) is None
+    if binary or (len(first) == _PART and not any(first)):
+        raise Refusal(_binary(file))
+    return first
 
 
 def _announced(data: bytes) -> str | None:
@@ -85,12 +107,66 @@ def decoded(file: str, data: bytes, encoding: str | None = None) -> str:
     try:
         text = data.decode(used)
     except UnicodeDecodeError as error:
-        byte = f"byte 0x{data[error.start]:02x} at position {error.start}" if error.start < len(data) else error.reason
-        cure = "give its encoding with --encoding, for example --encoding latin-1"
-        raise Refusal(f"{name_of(file)}: not {used.upper()}: {byte}; {cure}") from error
+        raise _undecodable(file, used, error, 0) from error
     if "\0" in text:
         raise Refusal(_binary(file))
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _undecodable(file: str, used: str, error: UnicodeDecodeError, before: int) -> Refusal:
+    """The refusal of bytes that have no meaning in an encoding, ``before`` of them before those of the error."""
+    data, place = error.object, error.start
+    byte = f"byte 0x{data[place]:02x} at position {before + place}" if place < len(data) else error.reason
+    cure = "give its encoding with --encoding, for example --encoding latin-1"
+    return Refusal(f"{name_of(file)}: not {used.upper()}: {byte}; {cure}")
+
+
+def pieces_of_all(files: Sequence[str], encoding: str | None, whole_words: bool) -> Iterator[str]:
+    """What `read_all` returns, a megabyte or so at a time; with ``whole_words`` no word is cut, however long."""
+    for file in files:
+        last = rest = ""
+        for text in _pieces(file, encoding):
+            last = text[-1]
+            cut = 1 + max(text.rfind(" "), text.rfind("\n")) if whole_words else len(text)
+            if cut:
+                yield rest + text[:cut]
+                rest = text[cut:]
+            else:
+                rest += text
+        if rest:
+            yield rest
+        if file is not files[-1] and last != "\n":
+            yield "\n"
+
+
+def _pieces(file: str, encoding: str | None) -> Iterator[str]:
+    """The text that `read` returns, in pieces."""
+    try:
+        with open(file, "rb") as stream:
+            data = _first_part(file, stream, encoding)
+            if not data:
+                raise Refusal(f"{file}: the file is empty")
+            used = encoding or _announced(data) or "utf-8"
+            decoder = codecs.getincrementaldecoder(used)()
+            lines = io.IncrementalNewlineDecoder(None, translate=True)
+            first, position = True, 0
+            while True:
+                pending = len(decoder.getstate()[0])
+                try:
+                    text = decoder.decode(data, final=not data)
+                except UnicodeDecodeError as error:
+                    raise _undecodable(file, used, error, position - pending) from error
+                text = lines.decode(text.removeprefix("\ufeff") if first else text, final=not data)
+                if "\0" in text:
+                    raise Refusal(_binary(file))
+                if text:
+                    yield text
+                if not data:
+                    return
+                first, position = first and not text, position + len(data)
+                data = stream.read(_PART)
+    except OSError as error:
+        raise Refusal(f"{file}: {sentence(error).removeprefix(f'{file}: ')}") from error
 
 
 def read_all(files: Sequence[str], encoding: str | None = None) -> str:

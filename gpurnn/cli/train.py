@@ -53,7 +53,8 @@ def train(
 ) -> None:
     """Train a language model on text FILEs; a FILE - is what is piped in.
 
-    Several FILEs are read as one text, each from a new line on. DIR receives the model (model.safetensors), the loss as
+    Several FILEs are read as one text, each from a new line on. Or one FILE holds the tokens of a text, from `gpurnn
+    tokenize`; then no process reads more of it than it needs. DIR receives the model (model.safetensors), the loss as
     metrics.jsonl and loss.png, a sample.txt, and checkpoints. The file run.json says that DIR belongs to this run. A
     DIR that holds any of these names already, and no run, is rejected; other files in it are left alone.
 
@@ -64,6 +65,7 @@ def train(
     gpurnn train LETTERS.txt --out tuned --from my-model
     gpurnn train BOOK.txt --out parts --level bpe        train a tokenizer too, and keep it as tokenizer.json
     zcat *.gz | gpurnn train - --out my-model
+    gpurnn train book.tokens --out my-model
     mpiexec -n 4 gpurnn train BOOK.txt --out my-model --shards 8
     """
     from .. import distributed
@@ -113,6 +115,9 @@ def _train(
     if not replaces:
         processes.first("gpurnn", lambda: check_new(folder))
     run = new_run(folder, paths, options, found)
+    for name in chosen:
+        if run.options[name] != options[name]:
+            warn(f"{flag_of(name)} has no effect, as the tokens of {paths[0]} are numbered already")
     if replaces:
         check_replaceable(run)
         run.replaces = True

@@ -194,11 +194,15 @@ class _Symbols(Vocabulary):
         min_count : int
             Keep only the symbols that occur at least this often.
         """
+        check_text(f"{cls.__name__}.from_text", text)
+        return cls._from_counts(Counter(cls.split(text)), max_size, min_count)
+
+    @classmethod
+    def _from_counts(cls, counts: Counter[str], max_size: int | None, min_count: int) -> Self:
+        """`from_text`, given how often each symbol occurs; that of the unknown symbol is removed."""
         if max_size is not None:
             max_size = _checks.integer_at_least(f"{cls.__name__}.from_text", "max_size", max_size, 1)
         min_count = _checks.integer_at_least(f"{cls.__name__}.from_text", "min_count", min_count, 1)
-        check_text(f"{cls.__name__}.from_text", text)
-        counts = Counter(cls.split(text))
         counts.pop(cls.default_unknown, None)
         frequent = sorted((s for s in counts if counts[s] >= min_count), key=lambda s: (-counts[s], s))
         return cls([cls.default_unknown, *frequent][:max_size])

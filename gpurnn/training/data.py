@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import zlib
 from collections.abc import Sequence
@@ -160,6 +161,9 @@ class TokenStream:
         k, the steps of a window.
     gradient_steps : int, optional
         k2, the steps that gradients go back through, at least ``steps`` and not necessarily a multiple of it.
+    checksum : str, optional
+        What identifies the tokens where a run is resumed, such as that of a `TokenFile`. Without one, all tokens are
+        read once for their CRC-32.
 
     Raises
     ------
@@ -188,7 +192,15 @@ class TokenStream:
     carries_state = True
 
     @_checks.lists_options
-    def __init__(self, tokens: Any, batch_size: int, steps: int, gradient_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Any,
+        batch_size: int,
+        steps: int,
+        gradient_steps: int | None = None,
+        *,
+        checksum: str | None = None,
+    ) -> None:
         _checks.given("TokenStream", tokens=tokens)
         _dispatch.namespace("TokenStream", tokens=tokens)
         tokens = _arrays.native(tokens)
@@ -207,6 +219,7 @@ class TokenStream:
             )
         self._tokens = tokens
         self._lanes = self._cut()
+        self.checksum = checksum
 
     def _cut(self) -> Any:
         """(lane, B): a view of the tokens, whatever its size."""
@@ -285,9 +298,10 @@ class TokenStream:
         cut = count - min(max(round(share * count), least), count - least)
         rest, part = self._tokens[:cut], self._tokens[cut:]
         lanes = [min(self.batch_size, int(tokens.shape[0]) // least) for tokens in (rest, part)]
+        sums = [None if self.checksum is None else f"{self.checksum} {p}" for p in (f"0:{cut}", f"{cut}:{count}")]
         return (
-            TokenStream(rest, lanes[0], self.steps, self.gradient_steps),
-            TokenStream(part, lanes[1], self.steps, self.gradient_steps),
+            TokenStream(rest, lanes[0], self.steps, self.gradient_steps, checksum=sums[0]),
+            TokenStream(part, lanes[1], self.steps, self.gradient_steps, checksum=sums[1]),
         )
 
     def __repr__(self) -> str:
@@ -304,8 +318,12 @@ class TokenStream:
             "steps": self.steps,
             "gradient_steps": self.gradient_steps,
             "tokens": int(self._tokens.shape[0]),
-            "crc32": _fingerprint([self._tokens]),
+            **({"crc32": self._crc32} if self.checksum is None else {"checksum": self.checksum}),
         }
+
+    @functools.cached_property
+    def _crc32(self) -> int:
+        return _fingerprint([self._tokens])
 
 
 def pad(arrays: Sequence[Any]) -> tuple[Any, Any]:
