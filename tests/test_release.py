@@ -1,0 +1,68 @@
+"""What is said twice about a release is the same in both places: versions, requirements, supported Pythons."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import gpurnn
+
+tomllib = pytest.importorskip("tomllib")
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def pages(name):
+    return (ROOT / name).read_text()
+
+
+def at_least(requirements):
+    """The names and the least versions of requirements of the form name>=version."""
+    return dict(re.match(r"([\w-]+) ?>=([\d.]+)$", requirement).groups() for requirement in requirements)
+
+
+def supported():
+    """The first and the second column of the table of docs/compatibility.md."""
+    return dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|$", pages("docs/compatibility.md"), re.MULTILINE))
+
+
+def test_every_file_has_the_version():
+    version = PROJECT["project"]["version"]
+    assert gpurnn.__version__ == version
+    assert f"\nversion: {version}\n" in pages("CITATION.cff")
+    assert f"version = {{{version}}}" in pages("docs/cite.md")
+    assert re.search(r"^## (\S+) - ", pages("CHANGELOG.md"), re.MULTILINE)[1] == version
+    assert f'version: "{version}"' in pages("conda/recipe/recipe.yaml")
+
+
+def test_the_conda_recipe_requires_what_the_wheel_does():
+    recipe = pages("conda/recipe/recipe.yaml")
+    run = re.search(r"\n  run:\n((?:    - .*\n)+)", recipe)[1]
+    wheel = at_least(PROJECT["project"]["dependencies"])
+    python = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert at_least(re.findall(r"- (.*)", run)) == {"python": python} | wheel
+    host = re.search(r"\n  host:\n((?:    - .*\n)+)", recipe)[1]
+    build = at_least(PROJECT["build-system"]["requires"])
+    assert at_least(line for line in re.findall(r"- (.*)", host) if line != "pip") == {"python": python} | build
+
+
+def test_the_page_on_compatibility_says_what_an_installation_demands():
+    table, project = supported(), PROJECT["project"]
+    oldest = project["requires-python"].removeprefix(">=")
+    assert table["Python"].startswith(f"{oldest} and newer")
+    assert table["NumPy"].startswith(f"{at_least(project['dependencies'])['numpy']} and newer")
+    (cupy,) = project["optional-dependencies"]["cuda12"]
+    assert table["CuPy"].startswith(f"{cupy.partition('>=')[2]} and newer")
+    classifiers = [line.rpartition(" ")[2] for line in project["classifiers"] if ":: Python :: 3." in line]
+    assert classifiers[0] == oldest
+    assert table["Python"].endswith(f"tested on {oldest} and {classifiers[-1]}")
+    assert PROJECT["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert PROJECT["tool"]["mypy"]["python_version"] == oldest
+    assert PROJECT["tool"]["cibuildwheel"]["build"] == f"cp{oldest.replace('.', '')}-*"
+
+
+def test_a_release_is_tested_on_the_oldest_and_the_newest_python():
+    workflow = pages(".github/workflows/release.yml")
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert f"matrix.versions == 'oldest' && '{oldest}'" in workflow
