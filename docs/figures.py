@@ -1,27 +1,27 @@
-"""What the gallery's pictures are: the figures that an example's variables hold when a block of it ends.
+"""What the gallery's pictures are: the figures of the axes that an example's variables hold when a block of it ends.
 
-gpurnn's pictures are `matplotlib.figure.Figure`s that pyplot does not know of, so sphinx-gallery's own scraper, which
-asks pyplot, would find none.
+pyplot does not know gpurnn's figures, so sphinx-gallery's own scraper, which asks pyplot, would find none.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from sphinx_gallery.scrapers import figure_rst
 
 
 def scraper(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
     """The images of the block: each figure once, in the block that made it."""
-    from matplotlib.figure import Figure
-
     variables = block_vars["example_globals"]
-    shown = variables.setdefault("_shown", set())
+    shown = variables.setdefault("_shown", [])
     paths = []
     for value in variables.values():
-        if isinstance(value, Figure) and id(value) not in shown:
-            shown.add(id(value))
+        first = value.flat[0] if isinstance(value, np.ndarray) and value.dtype == object and value.size else value
+        if isinstance(first, Axes) and first.figure not in shown:
+            shown.append(first.figure)
             path = next(block_vars["image_path_iterator"])
-            value.savefig(path, dpi=150)
+            first.figure.savefig(path, dpi=150)
             paths.append(path)
     return figure_rst(paths, gallery_conf["src_dir"])

@@ -1,19 +1,25 @@
-"""Pictures of training runs, forecasts and alignments. They need matplotlib."""
+"""Pictures of training runs, forecasts and alignments. They need matplotlib.
+
+Each function returns the axes that it drew in, so that you can go on. ``axes.figure`` is their figure; pyplot does not
+know it.
+"""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import _checks, _dispatch, _files, _metrics
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from .models import Forecast
@@ -22,6 +28,16 @@ _LABELS = {"bits_per_character": "bits per character", "perplexity": "perplexity
 
 
 PathLike = str | os.PathLike[str]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Those of Okabe and Ito, which people with any kind of colour vision tell apart."""
+
+DASHES = ("-", "--", "-.", ":")
+
+
+def line(k: int) -> dict[str, Any]:
+    """The colour and the dashes of the line number k; the dashes tell lines apart in a print without colours."""
+    return {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)]}
 
 
 def new_figure(where: str, width: float, height: float) -> Figure:
@@ -33,6 +49,15 @@ def new_figure(where: str, width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
+def panel(where: str, width: float, height: float, ax: Axes | None) -> Axes:
+    """The caller's axes, or those of a new figure of this size in inches."""
+    if ax is None:
+        return new_figure(where, width, height).add_subplot()
+    if not hasattr(ax, "get_xlabel"):
+        raise TypeError(f"{where}: ax is {_checks.described(ax)}, expected the axes of a matplotlib figure, or None")
+    return ax
+
+
 def whole_numbers(axis: Any) -> None:
     """Let an axis have ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
@@ -40,89 +65,122 @@ def whole_numbers(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
-def written(where: str, figure: Figure, path: PathLike | None) -> Figure:
-    """The figure, written to ``path`` if there is one: whole, or the file there stays as it was."""
+def write(where: str, figure: Any, path: PathLike | None) -> None:
+    """Write the figure to ``path`` if there is one: whole, or the file there stays as it was."""
     if path is not None:
         _checks.path(where, "path", path)
         picture, target = io.BytesIO(), Path(path)
         form = target.suffix[1:] or figure.canvas.get_default_filetype()
         figure.savefig(picture, format=form)
         _files.write_atomically(target if target.suffix else f"{target}.{form}", picture.getvalue())
-    return figure
 
 
-def loss_curve(metrics: str | os.PathLike[str] | Sequence[dict[str, Any]], path: PathLike | None = None) -> Figure:
-    """The training and the validation loss over the training steps.
+Metrics = str | os.PathLike[str] | Sequence[dict[str, Any]]
 
-    The loss is drawn in bits per character or as perplexity where the metrics have it, and otherwise in the unit that
+
+def loss_curve(
+    metrics: Metrics | Mapping[str, Metrics], path: PathLike | None = None, *, ax: Axes | None = None
+) -> Axes:
+    """The training and the validation loss over the training steps, of one run or of several together.
+
+    The loss is drawn in bits per character or as perplexity where all metrics have it, and otherwise in the unit that
     the metrics name: nats per target for a cross-entropy, a squared error for a forecaster. The thin line is what the
-    metrics hold, the thick one its moving average.
+    metrics hold, the thick one its moving average. The validation loss has markers; of several runs, each has a colour.
 
     Parameters
     ----------
-    metrics : path or list of dict
+    metrics : path, list of dict, or dict of str to these
         The ``metrics.jsonl`` of a `Trainer`, or its ``history``. A damaged line of a file is left out with a warning.
+        Of several runs: each by its name in the legend.
     path : path, optional
         Where to write the picture; its suffix says the format.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw, instead of in a new figure.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.axes.Axes
 
     Raises
     ------
     ImportError
         matplotlib is not installed.
     ValueError, TypeError
-        There is no training loss in the metrics, or an argument is not what is expected.
+        There is no training loss in the metrics, the losses of several runs have different units, or an argument is
+        not what is expected.
     OSError
-        The file of the metrics cannot be read.
+        A file of metrics cannot be read.
 
     Examples
     --------
     >>> import gpurnn
-    >>> figure = loss_curve([{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.5}])
-    >>> figure.axes[0].get_ylabel()
+    >>> axes = loss_curve([{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.5}])
+    >>> axes.get_ylabel()
     'loss'
     >>> model = gpurnn.Forecaster(window=3, hidden_size=4)
     >>> model = model.fit(np.arange(20.0, dtype="float32"), epochs=1, log_interval=1)
-    >>> loss_curve(model.trainer_.history).axes[0].get_ylabel()
+    >>> loss_curve(model.trainer_.history).get_ylabel()
     'loss (mean squared error of the scaled series)'
+    >>> axes = loss_curve({"small": [{"step": 1, "loss": 2.0}], "large": [{"step": 1, "loss": 1.0}]})
+    >>> [text.get_text() for text in axes.get_legend().get_texts()]
+    ['small', 'large']
     """
-    if isinstance(metrics, (str, os.PathLike)):
-        _checks.path("loss_curve", "metrics", metrics)
-        metrics = _metrics.read(metrics).records
-    records = [record for record in metrics if isinstance(record, dict)] if isinstance(metrics, Sequence) else None
-    if records is None or len(records) < len(metrics):
-        raise TypeError(f"loss_curve: metrics is {_checks.described(metrics)}, expected a path or a list of dicts")
-    training = [record for record in records if "loss" in record]
-    validation = [record for record in records if "validation_loss" in record]
-    if not training:
-        raise ValueError("loss_curve: metrics holds no training loss, expected at least one record with a loss")
+    if isinstance(metrics, Mapping):
+        if not metrics:
+            raise ValueError("loss_curve: metrics is empty, expected at least one run")
+        runs = {str(name): _losses(f"metrics[{name!r}]", each) for name, each in metrics.items()}
+    else:
+        runs = {"": _losses("metrics", metrics)}
+    all_training = [r for training, _ in runs.values() for r in training]
+    all_validation = [r for _, validation in runs.values() for r in validation]
+    units = {records[0].get(_metrics.UNIT) for records, _ in runs.values()}
+    if len(units) > 1:
+        raise ValueError(
+            f"loss_curve: the losses of metrics are in {' and in '.join(sorted(map(str, units)))}, expected one unit"
+        )
     unit, label = "loss", "loss"
-    if _metrics.UNIT in training[0]:
-        label = f"loss ({training[0][_metrics.UNIT]})"
+    if None not in units:
+        label = f"loss ({units.pop()})"
     for name, words in _LABELS.items():
         # A run that was resumed with another metric has it in a part of its records only.
-        if all(name in r for r in training) and all(f"validation_{name}" in r for r in validation):
+        if all(name in r for r in all_training) and all(f"validation_{name}" in r for r in all_validation):
             unit, label = name, words
 
-    figure = new_figure("loss_curve", 7.0, 4.2)
-    axes = figure.add_subplot()
-    steps, values = [r["step"] for r in training], [r[unit] for r in training]
-    axes.plot(steps, values, color="tab:blue", alpha=0.35, linewidth=0.8, label="training")
-    axes.plot(steps, _smoothed(values), color="tab:blue", linewidth=1.8, label="training, moving average")
-    if validation:
-        axes.plot(
-            [r["step"] for r in validation],
-            [r[f"validation_{unit}"] for r in validation],
-            color="tab:orange", marker="o", markersize=4, linewidth=1.2, label="validation",
-        )  # fmt: skip
+    axes = panel("loss_curve", 7.0, 4.2, ax)
+    for k, (name, (training, validation)) in enumerate(runs.items()):
+        steps, values = [r["step"] for r in training], [r[unit] for r in training]
+        colour, checked = COLOURS[k % len(COLOURS)], COLOURS[(k if name else 1) % len(COLOURS)]
+        dashes = DASHES[k % len(DASHES)]
+        axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.8, label=None if name else "training")
+        mean = name or "training, moving average"
+        axes.plot(steps, _smoothed(values), color=colour, linestyle=dashes, linewidth=1.8, label=mean)
+        if validation:
+            axes.plot(
+                [r["step"] for r in validation],
+                [r[f"validation_{unit}"] for r in validation],
+                color=checked, linestyle=dashes, marker="o", markersize=4, linewidth=1.2,
+                label=f"{name}, validation" if name else "validation",
+            )  # fmt: skip
     axes.set_xlabel("training step")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return written("loss_curve", figure, path)
+    write("loss_curve", axes.figure, path)
+    return axes
+
+
+def _losses(name: str, metrics: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The records of the training and of the validation loss of a run."""
+    if isinstance(metrics, (str, os.PathLike)):
+        _checks.path("loss_curve", name, metrics)
+        metrics = _metrics.read(metrics).records
+    records = [record for record in metrics if isinstance(record, dict)] if isinstance(metrics, Sequence) else None
+    if records is None or len(records) < len(metrics):
+        raise TypeError(f"loss_curve: {name} is {_checks.described(metrics)}, expected a path or a list of dicts")
+    training = [record for record in records if "loss" in record]
+    if not training:
+        raise ValueError(f"loss_curve: {name} holds no training loss, expected at least one record with a loss")
+    return training, [record for record in records if "validation_loss" in record]
 
 
 def _smoothed(values: list[float]) -> list[float]:
@@ -144,7 +202,7 @@ def forecast(
     names: Sequence[str] | None = None,
     start: int = 0,
     times: Sequence[Any] | None = None,
-) -> Figure:
+) -> NDArray[Any]:
     """A series, what is forecast to follow it, and the prediction interval; a panel for each feature.
 
     Parameters
@@ -167,7 +225,7 @@ def forecast(
 
     Returns
     -------
-    matplotlib.figure.Figure
+    (features,) array of matplotlib.axes.Axes
 
     Raises
     ------
@@ -181,8 +239,8 @@ def forecast(
     >>> import numpy as np
     >>> from gpurnn.models import Forecast
     >>> ahead = Forecast(np.array([3.0, 4.0]), np.array([2.0, 2.5]), np.array([4.0, 5.5]), level=0.9)
-    >>> figure = forecast(np.array([0.0, 1.0, 2.0]), ahead, names=["height (m)"])
-    >>> figure.axes[0].get_ylabel(), [text.get_text() for text in figure.legends[0].get_texts()]
+    >>> (axes,) = forecast(np.array([0.0, 1.0, 2.0]), ahead, names=["height (m)"])
+    >>> axes.get_ylabel(), [text.get_text() for text in axes.figure.legends[0].get_texts()]
     ('height (m)', ['history', 'forecast', '90% prediction interval'])
     """
     past, point = _columns("history", history), _columns("forecast.point", forecast.point)
@@ -199,7 +257,7 @@ def forecast(
         raise ValueError(f"forecast: names has {len(names)} entries, expected {features}")
 
     figure = new_figure("forecast", 7.0, 1.6 + 2.6 * features)
-    panels = figure.subplots(features, sharex=True, squeeze=False)[:, 0]
+    panels: NDArray[Any] = figure.subplots(features, sharex=True, squeeze=False)[:, 0]
     length = past.shape[0]
     if times is None and hasattr(history, "index") and hasattr(forecast.point, "index"):
         times = [*history.index, *forecast.point.index]
@@ -219,7 +277,8 @@ def forecast(
     panels[-1].set_xlabel("time step" if start == 0 and times is None else "time")
     if times is None:
         whole_numbers(panels[-1].xaxis)
-    return written("forecast", figure, path)
+    write("forecast", figure, path)
+    return panels
 
 
 def draw_forecast(
@@ -230,14 +289,14 @@ def draw_forecast(
     if actual is not None:
         axes.plot(ahead, actual, color="black", marker="o", markersize=3, linewidth=0.8, label="actual")
     marker = "o" if len(ahead) <= 40 else None
-    axes.plot(ahead, forecast.point, color="tab:blue", marker=marker, markersize=3, linewidth=1.6, label="forecast")
-    band = {"color": "tab:blue", "linewidth": 0}
+    axes.plot(ahead, forecast.point, color=COLOURS[0], marker=marker, markersize=3, linewidth=1.6, label="forecast")
+    band = {"color": COLOURS[0], "linewidth": 0}
     interval = f"{100 * forecast.level:g}% prediction interval"
     axes.fill_between(ahead, forecast.lower, forecast.upper, label=interval, alpha=0.2, **band)
     for low, values in forecast.quantiles.items():
         high = next((q for q in forecast.quantiles if abs(low + q - 1) < 1e-9), None)
         if high is None or low == high:
-            axes.plot(ahead, values, color="tab:blue", linewidth=0.8, linestyle="--", label=f"{low:g} quantile")
+            axes.plot(ahead, values, color=COLOURS[0], linewidth=0.8, linestyle="--", label=f"{low:g} quantile")
         elif low < high:
             label = f"{100 * (high - low):g}% interval"
             axes.fill_between(ahead, values, forecast.quantiles[high], label=label, alpha=0.35, **band)
@@ -255,7 +314,9 @@ def alignment(
     source: Sequence[str],
     target: Sequence[str],
     path: PathLike | None = None,
-) -> Figure:
+    *,
+    ax: Axes | None = None,
+) -> Axes:
     """Where a decoder looked: alpha_ts, the share of its attention that target symbol t gives to source symbol s.
 
     Parameters
@@ -265,10 +326,12 @@ def alignment(
     source, target : sequences of S and T str
     path : path, optional
         Where to write the picture; its suffix says the format.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw, instead of in a new figure.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.axes.Axes
 
     Raises
     ------
@@ -279,8 +342,8 @@ def alignment(
 
     Examples
     --------
-    >>> figure = alignment([[0.9, 0.1], [0.2, 0.8]], ["a", "b"], ["one", "two"])
-    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    >>> axes = alignment([[0.9, 0.1], [0.2, 0.8]], ["a", "b"], ["one", "two"])
+    >>> [label.get_text() for label in axes.get_yticklabels()]
     ['one', 'two']
     """
     shares = np.asarray(weights if isinstance(weights, (list, tuple)) else _dispatch.to_numpy(weights))
@@ -289,8 +352,7 @@ def alignment(
             f"alignment: weights has shape {shares.shape}, expected (T, S) = ({len(target)}, {len(source)}), the "
             "numbers of symbols of target and source"
         )
-    figure = new_figure("alignment", 1.8 + 0.34 * len(source), 1.4 + 0.3 * len(target))
-    axes = figure.add_subplot()
+    axes = panel("alignment", 1.8 + 0.34 * len(source), 1.4 + 0.3 * len(target), ax)
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     axes.set_xticks(range(len(source)), [_visible(symbol) for symbol in source], parse_math=False)
     axes.set_yticks(range(len(target)), [_visible(symbol) for symbol in target], parse_math=False)
@@ -298,8 +360,9 @@ def alignment(
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("source")
     axes.set_ylabel("target, from top to bottom")
-    figure.colorbar(image, ax=axes, label="attention weight")
-    return written("alignment", figure, path)
+    axes.figure.colorbar(image, ax=axes, label="attention weight")
+    write("alignment", axes.figure, path)
+    return axes
 
 
 def _visible(symbol: str) -> str:

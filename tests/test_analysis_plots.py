@@ -19,10 +19,8 @@ def legend(holder):
 
 
 def test_gradient_flow_draws_the_geometric_mean_and_the_range_of_the_batch():
-    figure = plots.gradient_flow(
-        {"a": np.array([[1.0, 100.0], [4.0, 9.0], [0.0, 0.0]]), "b": np.array([2.0, 3.0, 5.0])}
-    )
-    (axes,) = figure.axes
+    axes = plots.gradient_flow({"a": np.array([[1.0, 100.0], [4.0, 9.0], [0.0, 0.0]]), "b": np.array([2.0, 3.0, 5.0])})
+    assert axes.figure.axes == [axes]
     drawn = lines(axes)
     np.testing.assert_allclose(drawn["a"], [[0, 10], [1, 6]])
     np.testing.assert_allclose(drawn["b"], [[0, 2], [1, 3], [2, 5]])
@@ -34,8 +32,8 @@ def test_gradient_flow_draws_the_geometric_mean_and_the_range_of_the_batch():
 
 def test_gradient_flow_says_what_is_too_large_to_draw(tmp_path):
     norms = np.array([[np.nan, 1.0], [np.inf, 2.0], [1e201, 3.0], [1e200, 1e-310], [4.0, 9.0]])
-    figure = plots.gradient_flow({"a": norms, "b": np.full(5, np.inf)}, tmp_path / "a.png")
-    drawn = lines(figure.axes[0])
+    axes = plots.gradient_flow({"a": norms, "b": np.full(5, np.inf)}, tmp_path / "a.png")
+    drawn = lines(axes)
     assert list(drawn) == ["a, above 1e+200 at 3 steps", "b, above 1e+200 at 5 steps"]
     np.testing.assert_allclose(drawn["a, above 1e+200 at 3 steps"], [[3, 1e-55], [4, 6]])
     assert (tmp_path / "a.png").exists()
@@ -43,19 +41,18 @@ def test_gradient_flow_says_what_is_too_large_to_draw(tmp_path):
 
 def test_eigenvalues_are_drawn_with_the_unit_circle():
     matrix = np.array([[0.0, -1.5], [1.5, 0.0]])
-    figure = plots.eigenvalues({"i": analysis.spectrum(matrix), "f": analysis.spectrum(0.5 * matrix)})
-    first, second = figure.axes
+    first, second = plots.eigenvalues({"i": analysis.spectrum(matrix), "f": analysis.spectrum(0.5 * matrix)})
     drawn = lines(first)
     assert sorted(map(tuple, np.round(drawn["eigenvalues"], 12) + 0.0)) == [(0, -1.5), (0, 1.5)]
     np.testing.assert_allclose(np.hypot(*drawn["unit circle"].T), 1)
     assert [axes.get_title() for axes in (first, second)] == ["i: spectral radius 1.5", "f: spectral radius 0.75"]
     assert first.get_xlim() == second.get_xlim() == (-1.65, 1.65)
-    assert legend(figure.legends[0]) == ["unit circle", "eigenvalues"]
+    assert legend(first.figure.legends[0]) == ["unit circle", "eigenvalues"]
 
 
 def test_singular_values_are_drawn_from_the_largest():
-    figure = plots.singular_values({"h": analysis.spectrum(np.diag([1.0, 3.0, 2.0]))})
-    np.testing.assert_allclose(lines(figure.axes[0])["h"], [[1, 3], [2, 2], [3, 1]])
+    axes = plots.singular_values({"h": analysis.spectrum(np.diag([1.0, 3.0, 2.0]))})
+    np.testing.assert_allclose(lines(axes)["h"], [[1, 3], [2, 2], [3, 1]])
 
 
 @pytest.mark.parametrize("H", [1, 2])
@@ -64,7 +61,7 @@ def test_fixed_points_are_told_apart_by_their_stability(H):
     rnn.params["weight_hh_l0"][...] = 2 * np.eye(H)
     found = analysis.fixed_points(rnn, starts=100)
     states, _ = rnn(np.random.default_rng(0).normal(size=(9, 2, 1)))
-    left, right = plots.fixed_points(found, states=states).axes
+    left, right = plots.fixed_points(found, states=states)
     drawn = lines(left)
     stable, unstable = f"stable ({2**H})", f"unstable ({3**H - 2**H})"
     assert list(drawn) == ["states of a run", stable, unstable]
@@ -79,7 +76,7 @@ def test_fixed_points_are_told_apart_by_their_stability(H):
 
 
 def test_a_fixed_point_alone_has_no_variance():
-    (left, _) = plots.fixed_points(analysis.fixed_points(gpurnn.RNN(1, 2), starts=1)).axes
+    (left, _) = plots.fixed_points(analysis.fixed_points(gpurnn.RNN(1, 2), starts=1))
     assert left.get_title() == "fixed points"
 
 
@@ -87,7 +84,7 @@ def test_gradient_norms_are_drawn_by_layer():
     record = analysis.GradientNorms()
     for step in (0, 1):
         record(step, {}, {"a.weight": np.array([3.0 + step]), "b.weight": np.array([0.5])})
-    drawn = lines(plots.gradient_norms(record).axes[0])
+    drawn = lines(plots.gradient_norms(record))
     np.testing.assert_allclose(drawn["a"], [[0, 3], [1, 4]])
     np.testing.assert_allclose(drawn["b"], [[0, 0.5], [1, 0.5]])
 
@@ -96,20 +93,20 @@ def test_saturation_draws_shares_of_the_values():
     gru = gpurnn.GRU(1, 2, dtype="float64")
     gru.params["bias_ih_l0"][2:4] = 0.0, 9.0
     gates = analysis.activity(gru, np.zeros((4, 1, 1)))
-    figure = plots.saturation(gates)
-    assert [axes.get_xlabel() for axes in figure.axes] == ["r (sigmoid)", "z (sigmoid)", "n (tanh)"]
-    (patch,) = figure.axes[1].patches
+    panels = plots.saturation(gates)
+    assert [axes.get_xlabel() for axes in panels] == ["r (sigmoid)", "z (sigmoid)", "n (tanh)"]
+    (patch,) = panels[1].patches
     values, edges, _ = patch.get_data()
     assert (values.sum(), values.max(), values[-1]) == (100, 50, 50)
     np.testing.assert_array_equal(edges, gates["z"].edges)
-    assert figure.axes[1].get_title() == "0% low, 50% high\n1 of 2 units dead"
-    assert figure.axes[0].get_ylabel() == "share of the values (%)"
+    assert panels[1].get_title() == "0% low, 50% high\n1 of 2 units dead"
+    assert panels[0].get_ylabel() == "share of the values (%)"
 
 
 def test_lyapunov_exponents_are_drawn_with_how_they_settled():
     rnn = gpurnn.RNN(1, 4, dtype="float64")
     found = analysis.lyapunov_spectrum(rnn, steps=60, exponents=2)
-    left, right = plots.lyapunov_spectrum(found).axes
+    left, right = plots.lyapunov_spectrum(found)
     np.testing.assert_array_equal(left.get_lines()[0].get_ydata(), found.exponents)
     assert left.get_title() == f"2 of 4 exponents: {found.verdict}"
     drawn = [line for line in right.get_lines() if str(line.get_label()).startswith("$")]
@@ -119,7 +116,7 @@ def test_lyapunov_exponents_are_drawn_with_how_they_settled():
         "estimate (nats per step)",
     ]
     flow = analysis.runge_kutta(lambda s: -s, lambda s: np.full((1, 1, 1), -1.0), 0.1)
-    of_flow = plots.lyapunov_spectrum(analysis.lyapunov_spectrum(flow, state=np.ones((1, 1)), steps=20)).axes
+    of_flow = plots.lyapunov_spectrum(analysis.lyapunov_spectrum(flow, state=np.ones((1, 1)), steps=20))
     assert of_flow[0].get_ylabel() == "Lyapunov exponent (nats per unit of time)"
     assert of_flow[1].get_xlabel() == "time averaged over (units of time)"
     assert len(drawn) == 2
@@ -128,18 +125,18 @@ def test_lyapunov_exponents_are_drawn_with_how_they_settled():
 
 def test_cost_is_drawn_against_the_length():
     lstm = gpurnn.LSTM(3, 4)
-    figure = plots.cost(lstm, 2, steps=(8, 32), k=16)
+    panels = plots.cost(lstm, 2, steps=(8, 32), k=16)
     names = ["forward", "BPTT", "BPTT truncated to 16 steps"]
-    assert legend(figure.legends[0]) == names
+    assert legend(panels[0].figure.legends[0]) == names
     whole, window = analysis.complexity(lstm, 32, 2, 16), analysis.complexity(lstm, 8, 2)
-    for axes, quantity, unit in zip(figure.axes, ("flops", "bytes", "memory"), (1, 1, 2**20), strict=True):
+    for axes, quantity, unit in zip(panels, ("flops", "bytes", "memory"), (1, 1, 2**20), strict=True):
         drawn = lines(axes)
         assert list(drawn["forward"][:, 0]) == [8, 32]
         assert drawn["forward"][1, 1] == getattr(whole.forward, quantity) / unit
         assert drawn["BPTT"][0, 1] == getattr(window.bptt, quantity) / unit
         assert drawn[names[2]][1, 1] == getattr(whole.truncated, quantity) / unit
         assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert legend(plots.cost(lstm, 2, steps=(8,), k=None).legends[0]) == names[:2]
+    assert legend(plots.cost(lstm, 2, steps=(8,), k=None)[0].figure.legends[0]) == names[:2]
 
 
 def test_a_picture_is_written(tmp_path):
@@ -180,8 +177,7 @@ def test_without_matplotlib(monkeypatch):
 def test_activations_draw_units_over_time():
     rng = np.random.default_rng(0)
     gate, state = rng.uniform(size=(7, 2, 3)), rng.normal(size=(7, 3))
-    figure = plots.activations({"f": gate, "c": state}, row=1)
-    of_gate, of_state = (axes for axes in figure.axes if axes.get_title())
+    of_gate, of_state = plots.activations({"f": gate, "c": state}, row=1)
     np.testing.assert_array_equal(of_gate.images[0].get_array(), gate[:, 1].T)
     np.testing.assert_array_equal(of_state.images[0].get_array(), state.T)
     assert of_gate.images[0].get_clim() == (0, 1)

@@ -634,10 +634,9 @@ AHEAD = Forecast(np.array([3.0, 4.0]), np.array([2.0, 2.5]), np.array([4.0, 5.5]
 
 
 def test_the_picture_shows_history_forecast_and_interval():
-    figure = plots.forecast(
+    (axes,) = plots.forecast(
         np.array([0.0, 1.0, 2.0]), AHEAD, actual=np.array([3.5, 3.0]), names=["level (m)"], start=1900
     )
-    (axes,) = figure.axes
     assert axes.get_xlabel() == "time"
     assert axes.get_ylabel() == "level (m)"
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
@@ -650,21 +649,21 @@ def test_the_picture_shows_history_forecast_and_interval():
     assert band.get_label() == "95% prediction interval"
     corners = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
     assert corners == {(1903, 2), (1904, 2.5), (1903, 4), (1904, 5.5)}
-    (legend,) = figure.legends
+    (legend,) = axes.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [*lines, "95% prediction interval"]
 
 
 def test_the_picture_has_a_panel_for_each_feature_and_is_written(tmp_path):
     both = Forecast(*(np.stack([a, a + 10], axis=1) for a in (AHEAD.point, AHEAD.lower, AHEAD.upper)), 0.8)
-    figure = plots.forecast(np.zeros((4, 2)), both, tmp_path / "forecast.png")
+    panels = plots.forecast(np.zeros((4, 2)), both, tmp_path / "forecast.png")
     assert (tmp_path / "forecast.png").stat().st_size > 1000
-    assert [axes.get_ylabel() for axes in figure.axes] == ["value of feature 0", "value of feature 1"]
-    assert figure.axes[1].get_xlabel() == "time step"
-    (forecast,) = [line for line in figure.axes[1].get_lines() if line.get_label() == "forecast"]
+    assert [axes.get_ylabel() for axes in panels] == ["value of feature 0", "value of feature 1"]
+    assert panels[1].get_xlabel() == "time step"
+    (forecast,) = [line for line in panels[1].get_lines() if line.get_label() == "forecast"]
     assert forecast.get_xydata().tolist() == [[4, 13], [5, 14]]
-    corners = figure.axes[1].collections[0].get_paths()[0].vertices.tolist()
+    corners = panels[1].collections[0].get_paths()[0].vertices.tolist()
     assert {tuple(point) for point in corners} == {(4, 12), (5, 12.5), (4, 14), (5, 15.5)}
-    assert plots.forecast(np.zeros(3), AHEAD).axes[0].get_ylabel() == "value"
+    assert plots.forecast(np.zeros(3), AHEAD)[0].get_ylabel() == "value"
 
 
 def test_the_picture_refuses(monkeypatch):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from gpurnn import models
+from gpurnn import models, plots
 from gpurnn.plots import loss_curve
 
 TRAINING = [{"step": 10 * i, "loss": 4.0 / i, "bits_per_character": 4.0 / i / np.log(2)} for i in range(1, 81)]
@@ -16,8 +16,8 @@ VALIDATION = [
 ]
 
 
-def drawn(figure):
-    (axes,) = figure.axes
+def drawn(axes):
+    assert axes.figure.axes == [axes]
     return axes, {line.get_label(): line.get_xydata() for line in axes.get_lines()}
 
 
@@ -61,9 +61,9 @@ def test_the_axis_states_the_unit(record, label):
 def test_a_file_is_written_from_a_file(tmp_path, suffix):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(record) + "\n" for record in TRAINING + VALIDATION))
-    figure = loss_curve(metrics, tmp_path / f"loss.{suffix}")
+    axes = loss_curve(metrics, tmp_path / f"loss.{suffix}")
     assert (tmp_path / f"loss.{suffix}").stat().st_size > 1000
-    axes, lines = drawn(figure)
+    axes, lines = drawn(axes)
     _, same = drawn(loss_curve(TRAINING + VALIDATION))
     assert axes.get_ylabel() == "bits per character"
     for label, points in same.items():
@@ -85,7 +85,11 @@ def test_refusals(monkeypatch):
             ValueError, match="metrics holds no training loss, expected at least one record with a loss"
         ):
             loss_curve(metrics)
-    for metrics in (None, 3, b"m", TRAINING[0], [3]):
+    with pytest.raises(
+        TypeError, match=r"^loss_curve: metrics\['step'\] is an int, expected a path or a list of dicts"
+    ):
+        loss_curve(TRAINING[0])
+    for metrics in (None, 3, b"m", [3]):
         with pytest.raises(TypeError, match=r"^loss_curve: metrics is .*, expected a path or a list of dicts"):
             loss_curve(metrics)
     with pytest.raises(ValueError, match=r"^loss_curve: metrics is '', expected the path of a file"):
@@ -154,7 +158,7 @@ def test_the_metrics_of_a_run_name_the_unit():
     model = models.SequenceRegressor(2, 2, 1)
     inputs, targets = [np.ones((3, 2), "f4")] * 4, np.zeros((4, 1), "f4")
     trainer = model.fit(inputs, list(targets), epochs=2, log_interval=1).trainer_
-    assert loss_curve(trainer.history).axes[0].get_ylabel() == "loss (mean squared error of the scaled targets)"
+    assert loss_curve(trainer.history).get_ylabel() == "loss (mean squared error of the scaled targets)"
 
 
 def test_damaged_lines_of_a_file_are_left_out_with_a_warning(tmp_path):
@@ -167,18 +171,17 @@ def test_damaged_lines_of_a_file_are_left_out_with_a_warning(tmp_path):
 
 def test_metrics_that_have_a_metric_in_a_part_only_are_drawn_as_the_loss():
     records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "perplexity": 1.6}]
-    assert loss_curve(records).axes[0].get_ylabel() == "loss"
+    assert loss_curve(records).get_ylabel() == "loss"
 
 
 def test_a_forecast_of_a_pandas_series_with_quantiles():
     pd = pytest.importorskip("pandas")
-    from gpurnn import plots
     from gpurnn.models import Forecast
 
     months = pd.period_range("2024-01", periods=5, freq="M")
     point, low, high = (pd.Series([a, a + 1.0], index=months[3:]) for a in (5.0, 4.0, 6.0))
     ahead = Forecast(point, low, high, 0.9, {0.25: point - 0.5, 0.5: point, 0.75: point + 0.5})
-    axes = plots.forecast(pd.Series([1.0, 2.0, 3.0], index=months[:3]), ahead).axes[0]
+    (axes,) = plots.forecast(pd.Series([1.0, 2.0, 3.0], index=months[:3]), ahead)
     history, line, median = axes.get_lines()
     assert [str(t)[:7] for t in history.get_xdata()] == ["2024-01", "2024-02", "2024-03"]
     assert [str(t)[:7] for t in line.get_xdata()] == ["2024-04", "2024-05"]
@@ -191,12 +194,11 @@ def test_a_forecast_of_a_pandas_series_with_quantiles():
 def test_a_forecast_over_dates():
     from datetime import date, timedelta
 
-    from gpurnn import plots
     from gpurnn.models import Forecast
 
     ahead = Forecast(np.array([3.0, 4.0]), np.array([2.0, 2.5]), np.array([4.0, 5.5]), level=0.9)
     days = [date(2024, 12, 29) + timedelta(days=i) for i in range(5)]
-    axes = plots.forecast(np.arange(3.0), ahead, times=days).axes[0]
+    (axes,) = plots.forecast(np.arange(3.0), ahead, times=days)
     assert [list(line.get_xdata()) for line in axes.lines] == [days[:3], days[3:]]
     assert axes.get_xlabel() == "time"
     with pytest.raises(ValueError, match=r"forecast: times has 4 entries, expected T \+ steps = 5"):
@@ -204,7 +206,43 @@ def test_a_forecast_over_dates():
 
 
 def test_dollars_among_the_symbols_of_an_alignment_are_no_formulas(tmp_path):
-    from gpurnn import plots
 
     plots.alignment([[1.0, 0.0]], ["$5_{", "a$b$"], ["$x_{$"], tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
+
+
+def test_several_runs_are_drawn_together(tmp_path):
+    """Each by its name, in a colour and dashes of its own, in what all of them measure."""
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in TRAINING))
+    axes, lines = drawn(loss_curve({"one": TRAINING + VALIDATION, "other": tmp_path / "metrics.jsonl"}))
+    assert axes.get_ylabel() == "bits per character"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "one, validation", "other"]
+    np.testing.assert_array_equal(lines["one, validation"][:, 0], [r["step"] for r in VALIDATION])
+    styles = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert styles["one"] == styles["one, validation"]
+    assert styles["one"][0] != styles["other"][0]
+    assert styles["one"][1] != styles["other"][1]
+    # Where one does not have the metric, all are drawn as losses.
+    assert loss_curve({"one": TRAINING, "other": [{"step": 1, "loss": 2.0}]}).get_ylabel() == "loss"
+
+
+def test_several_runs_that_cannot_be_drawn_together():
+    nats, squares = ([{"step": 1, "loss": 2.0, "loss_unit": unit}] for unit in ("nats", "squared error"))
+    with pytest.raises(ValueError, match=r"^loss_curve: the losses of metrics are in nats and in squared error, exp"):
+        loss_curve({"a": nats, "b": squares})
+    with pytest.raises(ValueError, match=r"^loss_curve: metrics\['b'\] holds no training loss"):
+        loss_curve({"a": nats, "b": []})
+    with pytest.raises(ValueError, match=r"^loss_curve: metrics is empty, expected at least one run"):
+        loss_curve({})
+
+
+def test_a_picture_goes_into_the_callers_axes(tmp_path):
+    from matplotlib.figure import Figure
+
+    left, right = Figure().subplots(1, 2)
+    assert loss_curve(TRAINING, ax=left) is left
+    assert plots.alignment([[1.0]], ["a"], ["b"], tmp_path / "both.png", ax=right) is right
+    assert left.get_ylabel() == "bits per character"
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(TypeError, match=r"^loss_curve: ax is a str, expected the axes of a matplotlib figure, or None"):
+        loss_curve(TRAINING, ax="left")

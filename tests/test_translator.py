@@ -58,8 +58,7 @@ def test_the_alignment_is_the_diagonal(learnt):
     assert_same(model.alignment("4711", "four seven one one"), (weights, source, target))
     other, _, told = model.alignment("4711", "one")
     assert (other.shape, told) == ((2, 4), ["one", "<end>"])
-    figure = plots.alignment(weights, source, target)
-    axes = figure.axes[0]
+    axes = plots.alignment(weights, source, target)
     assert [label.get_text() for label in axes.get_xticklabels()] == source
     assert [label.get_text() for label in axes.get_yticklabels()] == target
     np.testing.assert_array_equal(axes.images[0].get_array(), weights)

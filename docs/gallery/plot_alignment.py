@@ -19,4 +19,4 @@ words = [" ".join(digits[int(digit)] for digit in number) for number in numbers]
 model = gpurnn.Translator.from_texts(numbers, words, 12, 32, source_level="char", target_level="word")
 model.fit(numbers, words, epochs=12, batch_size=20, optimizer=gpurnn.Adam(0.01), verbose=False)
 
-figure = plots.alignment(*model.alignment("40715"))
+axes = plots.alignment(*model.alignment("40715"))

@@ -9,4 +9,4 @@ checkpointed.
 import gpurnn
 from gpurnn.analysis import plots
 
-figure = plots.cost(gpurnn.LSTM(64, 256), 16)
+axes = plots.cost(gpurnn.LSTM(64, 256), 16)

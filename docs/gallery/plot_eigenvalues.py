@@ -15,6 +15,6 @@ N = 64
 orthogonal = np.linalg.qr(rng.normal(size=(N, N)))[0]
 gaussian = rng.normal(size=(N, N)) / np.sqrt(N)
 
-figure = plots.eigenvalues(
+axes = plots.eigenvalues(
     {"orthogonal": spectrum(orthogonal), "gain 0.5": spectrum(0.5 * gaussian), "gain 1.5": spectrum(1.5 * gaussian)}
 )

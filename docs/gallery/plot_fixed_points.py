@@ -19,4 +19,4 @@ points = analysis.fixed_points(layer, starts=40)
 starts = np.random.default_rng(0).normal(size=(12, 2))
 states, _ = layer(np.zeros((30, 12, 1)), state=starts[None])
 
-figure = plots.fixed_points(points, states=states)
+axes = plots.fixed_points(points, states=states)

@@ -18,4 +18,4 @@ model = gpurnn.Forecaster(window=24, hidden_size=16, trend=True, season_length=1
 model.fit(series[:250], verbose=False)
 forecast = model.forecast(series[:250], 50, level=0.9, rng=0)
 
-figure = plots.forecast(series[180:250], forecast, actual=series[250:], start=180)
+axes = plots.forecast(series[180:250], forecast, actual=series[250:], start=180)

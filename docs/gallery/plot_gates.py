@@ -18,4 +18,4 @@ x = np.repeat(3 * rng.normal(size=(6, 1, 8)), 10, axis=0).astype("float32")
 
 values = analysis.gates(layer, x)
 
-figure = plots.activations({name: values[name] for name in ("i", "f", "g", "o", "c", "h")})
+axes = plots.activations({name: values[name] for name in ("i", "f", "g", "o", "c", "h")})

@@ -26,4 +26,4 @@ vanilla.params["weight_hh_l0"][...] *= 0.8
 lstm = gpurnn.LSTM(3, 32, dtype="float64", rng=0)
 lstm.params["bias_hh_l0"][32:64] = 3
 
-figure = plots.gradient_flow({"tanh, weights times 0.8": norms(vanilla), "LSTM, forget bias 3": norms(lstm)})
+axes = plots.gradient_flow({"tanh, weights times 0.8": norms(vanilla), "LSTM, forget bias 3": norms(lstm)})

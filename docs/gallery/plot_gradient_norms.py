@@ -18,4 +18,4 @@ data = gpurnn.TokenStream(np.array(vocabulary.encode(text)), batch_size=8, steps
 record = GradientNorms()
 gpurnn.Trainer(model, data, gpurnn.Adam(0.01), steps=150, on_gradients=record, progress=False).train()
 
-figure = plots.gradient_norms(record)
+axes = plots.gradient_norms(record)

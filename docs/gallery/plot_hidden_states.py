@@ -20,4 +20,4 @@ gpurnn.Trainer(model, data, gpurnn.Adam(0.01), steps=150, progress=False).train(
 tokens = np.array(vocabulary.encode(text[:90]))[:, None]
 values = analysis.gates(model.recurrent, model.embedding(tokens))
 
-figure = plots.activations({"h": values["h"]})
+axes = plots.activations({"h": values["h"]})

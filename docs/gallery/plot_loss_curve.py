@@ -17,4 +17,4 @@ words = ["first" if s[:, 0].sum() > s[:, 1].sum() else "second" for s in sequenc
 model = gpurnn.SequenceClassifier(hidden_size=16, verbose=False)
 model.fit(sequences, words, epochs=30, lr=0.01, validation_split=0.2, log_interval=1)
 
-figure = plots.loss_curve(model.trainer_.history)
+axes = plots.loss_curve(model.trainer_.history)

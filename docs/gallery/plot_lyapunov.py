@@ -18,4 +18,4 @@ layer.params["weight_hh_l0"][...] = 2 * rng.normal(size=(60, 60)) / np.sqrt(60)
 spectrum = analysis.lyapunov_spectrum(layer, steps=800)
 print(spectrum.verdict)
 
-figure = plots.lyapunov_spectrum(spectrum)
+axes = plots.lyapunov_spectrum(spectrum)

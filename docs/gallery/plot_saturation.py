@@ -15,4 +15,4 @@ layer = gpurnn.LSTM(8, 48, rng=0)
 layer.params["bias_hh_l0"][48:96] = 2
 x = 4 * rng.normal(size=(100, 8, 8)).astype("float32")
 
-figure = plots.saturation(activity(layer, x))
+axes = plots.saturation(activity(layer, x))

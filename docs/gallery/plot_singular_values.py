@@ -14,4 +14,4 @@ N = 64
 orthogonal = np.linalg.qr(rng.normal(size=(N, N)))[0]
 gaussian = rng.normal(size=(N, N)) / np.sqrt(N)
 
-figure = plots.singular_values({"orthogonal": spectrum(orthogonal), "Gaussian": spectrum(gaussian)})
+axes = plots.singular_values({"orthogonal": spectrum(orthogonal), "Gaussian": spectrum(gaussian)})

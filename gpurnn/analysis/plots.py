@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layers.recurrent import Recurrent
-from ..plots import PathLike, new_figure, whole_numbers, written
+from ..plots import COLOURS, PathLike, line, new_figure, panel, whole_numbers, write
 from .activity import GateActivity
 from .complexity import complexity
 from .jacobians import GradientNorms
@@ -17,6 +17,7 @@ from .lyapunov import LyapunovSpectrum
 from .spectrum import FixedPoints, Spectrum
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -26,7 +27,7 @@ _LARGEST = 1e200
 _PLURAL = {"step": "steps", "unit of time": "units of time"}
 
 
-def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = None) -> Figure:
+def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = None, *, ax: Axes | None = None) -> Axes:
     """How large gradients are at each step back in time, on a logarithmic axis.
 
     The line is the geometric mean over the batch, the band from its smallest to its largest. Zeros are left out; so are
@@ -38,10 +39,12 @@ def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = Non
         By what the legend calls them: `product_norms`, or norms of `state_gradients`, for t = 0 ... T.
     path : path, optional
         Where to write the picture; its suffix says the format.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw, instead of in a new figure.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.axes.Axes
 
     Raises
     ------
@@ -53,15 +56,14 @@ def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = Non
     Examples
     --------
     >>> import numpy as np
-    >>> figure = gradient_flow({"$||ds_T / ds_t||$": 0.9 ** np.arange(50.0)[::-1]})
-    >>> figure.axes[0].get_xlabel()
+    >>> axes = gradient_flow({"$||ds_T / ds_t||$": 0.9 ** np.arange(50.0)[::-1]})
+    >>> axes.get_xlabel()
     'time step t'
     """
     where = "gradient_flow"
     if not norms:
         raise ValueError(f"{where}: norms is empty, expected at least one entry")
-    figure = new_figure(where, 7.0, 4.2)
-    axes = figure.add_subplot()
+    axes = panel(where, 7.0, 4.2, ax)
     for k, (name, values) in enumerate(norms.items()):
         if values.ndim not in (1, 2):
             raise ValueError(f"{where}: norms[{name!r}] has shape {values.shape}, expected (T + 1,) or (T + 1, B)")
@@ -71,26 +73,31 @@ def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = Non
             name = f"{name}, above {_LARGEST:g} at {beyond.sum()} steps"
         steps = np.flatnonzero(np.isfinite(rows).any(axis=1) & ~beyond)
         rows = rows[steps]
-        axes.semilogy(steps, np.exp(np.nanmean(np.log(rows), axis=1)), color=f"C{k}", linewidth=1.6, label=name)
+        axes.semilogy(steps, np.exp(np.nanmean(np.log(rows), axis=1)), **line(k), linewidth=1.6, label=name)
         if rows.shape[1] > 1:
             low, high = np.nanmin(rows, axis=1), np.nanmax(rows, axis=1)
-            axes.fill_between(steps, low, high, color=f"C{k}", alpha=0.2, linewidth=0)
+            axes.fill_between(steps, low, high, color=line(k)["color"], alpha=0.2, linewidth=0)
     axes.set_xlabel("time step t")
     axes.set_ylabel("norm")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return written(where, figure, path)
+    write(where, axes.figure, path)
+    return axes
 
 
-def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -> Figure:
+def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -> NDArray[Any]:
     """Eigenvalues in the complex plane with the unit circle, inside of which they shrink what they multiply.
 
     Parameters
     ----------
     spectra : dict of str to Spectrum
         A panel for each, such as of `gpurnn.analysis.spectra`.
-    path, Returns
-        As in `gradient_flow`.
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+
+    Returns
+    -------
+    (number of spectra,) array of matplotlib.axes.Axes
 
     Raises
     ------
@@ -103,8 +110,8 @@ def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -
     --------
     >>> import numpy as np
     >>> from gpurnn.analysis import spectrum
-    >>> figure = eigenvalues({"h": spectrum(np.eye(2))})
-    >>> figure.axes[0].get_title()
+    >>> (axes,) = eigenvalues({"h": spectrum(np.eye(2))})
+    >>> axes.get_title()
     'h: spectral radius 1'
     """
     panels, figure = _panels("eigenvalues", spectra, 3.4, 3.5)
@@ -113,7 +120,7 @@ def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -
     for axes, (name, spectrum) in zip(panels, spectra.items(), strict=True):
         axes.plot(np.cos(angle), np.sin(angle), color="black", linewidth=0.8, label="unit circle")
         axes.plot(
-            spectrum.eigenvalues.real, spectrum.eigenvalues.imag, "o", color="tab:blue", markersize=3, alpha=0.7,
+            spectrum.eigenvalues.real, spectrum.eigenvalues.imag, "o", color=COLOURS[0], markersize=3, alpha=0.7,
             label="eigenvalues",
         )  # fmt: skip
         axes.set_xlim(-reach, reach)
@@ -124,35 +131,48 @@ def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("imaginary part")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    return written("eigenvalues", figure, path)
+    write("eigenvalues", figure, path)
+    return panels
 
 
-def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -> Figure:
+def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = None, *, ax: Axes | None = None) -> Axes:
     """Singular values, the largest first, with the line at 1, above which a direction is lengthened.
 
     Parameters
     ----------
     spectra : dict of str to Spectrum
         A line for each.
-    path, Returns, Raises
-        As in `eigenvalues`.
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw, instead of in a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        ``spectra`` is empty.
 
     Examples
     --------
     >>> import numpy as np
     >>> from gpurnn.analysis import spectrum
-    >>> figure = singular_values({"h": spectrum(np.eye(2))})
-    >>> figure.axes[0].get_ylabel()
+    >>> axes = singular_values({"h": spectrum(np.eye(2))})
+    >>> axes.get_ylabel()
     'singular value'
     """
     where = "singular_values"
     if not spectra:
         raise ValueError(f"{where}: spectra is empty, expected at least one entry")
-    figure = new_figure(where, 7.0, 4.2)
-    axes = figure.add_subplot()
+    axes = panel(where, 7.0, 4.2, ax)
     for k, (name, spectrum) in enumerate(spectra.items()):
         index = np.arange(1, len(spectrum.singular_values) + 1)
-        axes.plot(index, spectrum.singular_values, color=f"C{k}", marker="o", markersize=3, linewidth=1.2, label=name)
+        axes.plot(index, spectrum.singular_values, **line(k), marker="o", markersize=3, linewidth=1.2, label=name)
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--", label="1: lengths are kept")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("index, from the largest")
@@ -160,10 +180,13 @@ def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = Non
     whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return written(where, figure, path)
+    write(where, axes.figure, path)
+    return axes
 
 
-def fixed_points(points: FixedPoints, path: PathLike | None = None, *, states: NDArray[Any] | None = None) -> Figure:
+def fixed_points(
+    points: FixedPoints, path: PathLike | None = None, *, states: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """Fixed points, stable or not, in the plane in which they and the states of a run vary most, and their eigenvalues.
 
     Parameters
@@ -176,7 +199,7 @@ def fixed_points(points: FixedPoints, path: PathLike | None = None, *, states: N
 
     Returns
     -------
-    matplotlib.figure.Figure
+    (2,) array of matplotlib.axes.Axes
 
     Raises
     ------
@@ -189,8 +212,8 @@ def fixed_points(points: FixedPoints, path: PathLike | None = None, *, states: N
     --------
     >>> import gpurnn
     >>> from gpurnn import analysis
-    >>> figure = fixed_points(analysis.fixed_points(gpurnn.RNN(1, 3, dtype="float64"), starts=5))
-    >>> figure.axes[1].get_xlabel()
+    >>> plane, spectra = fixed_points(analysis.fixed_points(gpurnn.RNN(1, 3, dtype="float64"), starts=5))
+    >>> spectra.get_xlabel()
     'real part'
     """
     where = "fixed_points"
@@ -211,12 +234,13 @@ def fixed_points(points: FixedPoints, path: PathLike | None = None, *, states: N
     share = f"; the plane has {100 * float((spread[:2] ** 2).sum()) / total:.0f}% of the variance" if total else ""
 
     figure = new_figure(where, 8.4, 4.2)
-    left, right = figure.subplots(1, 2)
+    panels: NDArray[Any] = figure.subplots(1, 2)
+    left, right = panels
     if len(run):
         left.plot(*traced.T, ".", color="0.65", markersize=3, label="states of a run")
     for stable, colour, fill, name in (
-        (True, "tab:blue", "tab:blue", "stable"),
-        (False, "tab:red", "none", "unstable"),
+        (True, COLOURS[0], COLOURS[0], "stable"),
+        (False, COLOURS[1], "none", "unstable"),
     ):
         some = points.stable == stable
         if not some.any():
@@ -236,18 +260,25 @@ def fixed_points(points: FixedPoints, path: PathLike | None = None, *, states: N
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
-    return written(where, figure, path)
+    write(where, figure, path)
+    return panels
 
 
-def gradient_norms(record: GradientNorms, path: PathLike | None = None) -> Figure:
+def gradient_norms(record: GradientNorms, path: PathLike | None = None, *, ax: Axes | None = None) -> Axes:
     """The norm of each layer's gradient over the training steps, on a logarithmic axis.
 
     Parameters
     ----------
     record : GradientNorms
         What a `gpurnn.Trainer` called with its gradients.
-    path, Returns
-        As in `gradient_flow`.
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw, instead of in a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
 
     Raises
     ------
@@ -263,26 +294,26 @@ def gradient_norms(record: GradientNorms, path: PathLike | None = None) -> Figur
     >>> record = GradientNorms()
     >>> for step in range(3):
     ...     record(step, {}, {"rnn.weight_hh_l0": np.ones(4)})
-    >>> gradient_norms(record).axes[0].get_xlabel()
+    >>> gradient_norms(record).get_xlabel()
     'training step'
     """
     where = "gradient_norms"
     if not record.steps:
         raise ValueError(f"{where}: record holds no steps, expected at least one; pass it to Trainer as on_gradients")
-    figure = new_figure(where, 7.0, 4.2)
-    axes = figure.add_subplot()
+    axes = panel(where, 7.0, 4.2, ax)
     for k, (name, norms) in enumerate(record.layers.items()):
         positive = np.where(norms > 0, norms, np.nan)
-        axes.semilogy(record.steps, positive, color=f"C{k}", linewidth=1.2, label=name)
+        axes.semilogy(record.steps, positive, **line(k), linewidth=1.2, label=name)
     axes.set_xlabel("training step")
     axes.set_ylabel("norm of the gradient, before clipping")
     whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return written(where, figure, path)
+    write(where, axes.figure, path)
+    return axes
 
 
-def activations(values: Mapping[str, NDArray[Any]], path: PathLike | None = None, *, row: int = 0) -> Figure:
+def activations(values: Mapping[str, NDArray[Any]], path: PathLike | None = None, *, row: int = 0) -> NDArray[Any]:
     """Values of hidden units over time as heat maps: a line for each unit, a column for each step.
 
     Values in 0 ... 1, those of sigmoid gates, are dark where they are 0 and light where they are 1. Others have two
@@ -292,10 +323,14 @@ def activations(values: Mapping[str, NDArray[Any]], path: PathLike | None = None
     ----------
     values : dict of str to (T, H) or (T, B, H) arrays
         A panel for each, as of `gpurnn.analysis.gates`.
-    path, Returns
-        As in `gradient_flow`.
+    path : path, optional
+        Where to write the picture; its suffix says the format.
     row : int
         Which row of a batch is drawn.
+
+    Returns
+    -------
+    (number of values,) array of matplotlib.axes.Axes
 
     Raises
     ------
@@ -309,8 +344,7 @@ def activations(values: Mapping[str, NDArray[Any]], path: PathLike | None = None
     >>> import numpy as np
     >>> import gpurnn
     >>> values = gpurnn.analysis.gates(gpurnn.GRU(1, 4), np.zeros((5, 1, 1), np.float32))
-    >>> figure = activations(values)
-    >>> [axes.get_title() for axes in figure.axes[:4]]
+    >>> [axes.get_title() for axes in activations(values)]
     ['r', 'z', 'n', 'h']
     """
     where = "activations"
@@ -326,7 +360,7 @@ def activations(values: Mapping[str, NDArray[Any]], path: PathLike | None = None
     columns = 1 if len(drawn) == 1 else 2
     rows = -(-len(drawn) // columns)
     figure = new_figure(where, 4.2 * columns + 0.6, 2.1 * rows + 0.5)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    panels: NDArray[Any] = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes, (name, array) in zip(panels, drawn.items(), strict=False):
         finite = array[np.isfinite(array)]
         most = float(np.abs(finite).max()) if finite.size else 1.0
@@ -343,18 +377,23 @@ def activations(values: Mapping[str, NDArray[Any]], path: PathLike | None = None
     for axes in panels[max(len(drawn) - columns, 0) : len(drawn)]:
         axes.set_xlabel("time step t")
         axes.tick_params(labelbottom=True)
-    return written(where, figure, path)
+    write(where, figure, path)
+    return panels[: len(drawn)]
 
 
-def saturation(gates: Mapping[str, GateActivity], path: PathLike | None = None) -> Figure:
+def saturation(gates: Mapping[str, GateActivity], path: PathLike | None = None) -> NDArray[Any]:
     """Histograms of the values of gates and activations, with the shares that are saturated.
 
     Parameters
     ----------
     gates : dict of str to GateActivity
         A panel for each, as of `gpurnn.analysis.activity`.
-    path, Returns
-        As in `gradient_flow`.
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+
+    Returns
+    -------
+    (number of gates,) array of matplotlib.axes.Axes
 
     Raises
     ------
@@ -368,30 +407,35 @@ def saturation(gates: Mapping[str, GateActivity], path: PathLike | None = None) 
     >>> import numpy as np
     >>> import gpurnn
     >>> gates = gpurnn.analysis.activity(gpurnn.GRU(1, 4), np.zeros((5, 1, 1), np.float32))
-    >>> [axes.get_xlabel() for axes in saturation(gates).axes]
+    >>> [axes.get_xlabel() for axes in saturation(gates)]
     ['r (sigmoid)', 'z (sigmoid)', 'n (tanh)']
     """
     panels, figure = _panels("saturation", gates, 2.9, 3.4, "gates")
     for axes, (name, gate) in zip(panels, gates.items(), strict=True):
         shares = 100 * gate.counts / gate.counts.sum()
-        axes.stairs(shares, gate.edges, fill=True, color="tab:blue", alpha=0.8)
+        axes.stairs(shares, gate.edges, fill=True, color=COLOURS[0], alpha=0.8)
         saturated = f"{100 * gate.low.mean():.0f}% low, {100 * gate.high.mean():.0f}% high"
         axes.set_title(f"{saturated}\n{gate.dead.sum()} of {len(gate.dead)} units dead", fontsize=9)
         axes.set_xlabel(name if name == f"{gate.function}(c)" else f"{name} ({gate.function})")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of the values (%)")
-    return written("saturation", figure, path)
+    write("saturation", figure, path)
+    return panels
 
 
-def lyapunov_spectrum(spectrum: LyapunovSpectrum, path: PathLike | None = None) -> Figure:
+def lyapunov_spectrum(spectrum: LyapunovSpectrum, path: PathLike | None = None) -> NDArray[Any]:
     """Lyapunov exponents, the largest first, and how the estimates of the first of them settled along the run.
 
     Parameters
     ----------
     spectrum : LyapunovSpectrum
         Bars and bands are of one standard error. Exponents of minus infinity are left out.
-    path, Returns
-        As in `gradient_flow`.
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+
+    Returns
+    -------
+    (2,) array of matplotlib.axes.Axes
 
     Raises
     ------
@@ -402,23 +446,24 @@ def lyapunov_spectrum(spectrum: LyapunovSpectrum, path: PathLike | None = None) 
     --------
     >>> import gpurnn
     >>> spectrum = gpurnn.analysis.lyapunov_spectrum(gpurnn.RNN(1, 4), steps=100)
-    >>> [axes.get_xlabel() for axes in lyapunov_spectrum(spectrum).axes]
+    >>> [axes.get_xlabel() for axes in lyapunov_spectrum(spectrum)]
     ['index i', 'time averaged over (steps)']
     """
     figure = new_figure("lyapunov_spectrum", 8.4, 3.8)
-    left, right = figure.subplots(1, 2)
+    panels: NDArray[Any] = figure.subplots(1, 2)
+    left, right = panels
     exponents, history = (np.where(np.isfinite(a), a, np.nan) for a in (spectrum.exponents, spectrum.history))
     error = np.nan_to_num(spectrum.standard_error)
     index = np.arange(1, len(exponents) + 1)
-    left.errorbar(index, exponents, error, fmt="o", color="tab:blue", markersize=3, elinewidth=0.8, capsize=2)
+    left.errorbar(index, exponents, error, fmt="o", color=COLOURS[0], markersize=3, elinewidth=0.8, capsize=2)
     left.set_xlabel("index i")
     left.set_ylabel(f"Lyapunov exponent (nats per {spectrum.unit})")
     left.set_title(f"{len(exponents)} of {spectrum.size} exponents: {spectrum.verdict}", fontsize=10)
     whole_numbers(left.xaxis)
     for k in range(min(3, len(exponents))):
         name = f"$\\lambda_{k + 1}$ = {exponents[k]:.4g} $\\pm$ {error[k]:.1g}"
-        right.plot(spectrum.times, history[:, k], color=f"C{k}", linewidth=1.2, label=name)
-        right.axhspan(exponents[k] - error[k], exponents[k] + error[k], color=f"C{k}", alpha=0.15, linewidth=0)
+        right.plot(spectrum.times, history[:, k], **line(k), linewidth=1.2, label=name)
+        right.axhspan(exponents[k] - error[k], exponents[k] + error[k], color=line(k)["color"], alpha=0.15, linewidth=0)
     right.set_xlabel(f"time averaged over ({_PLURAL[spectrum.unit]})")
     right.set_ylabel(f"estimate (nats per {spectrum.unit})")
     right.set_title("convergence", fontsize=10)
@@ -426,7 +471,8 @@ def lyapunov_spectrum(spectrum: LyapunovSpectrum, path: PathLike | None = None) 
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8, linestyle="--")
         axes.grid(alpha=0.3)
-    return written("lyapunov_spectrum", figure, path)
+    write("lyapunov_spectrum", figure, path)
+    return panels
 
 
 def cost(
@@ -436,7 +482,7 @@ def cost(
     *,
     steps: Sequence[int] = (64, 128, 256, 512, 1024, 2048, 4096),
     k: int | None = 64,
-) -> Figure:
+) -> NDArray[Any]:
     """Flops, bytes moved and memory of inference, BPTT and truncated BPTT against the length of the sequences.
 
     Parameters
@@ -453,7 +499,7 @@ def cost(
 
     Returns
     -------
-    matplotlib.figure.Figure
+    (3,) array of matplotlib.axes.Axes
 
     Raises
     ------
@@ -465,7 +511,7 @@ def cost(
     Examples
     --------
     >>> import gpurnn
-    >>> [axes.get_ylabel() for axes in cost(gpurnn.LSTM(8, 16), 4).axes]
+    >>> [axes.get_ylabel() for axes in cost(gpurnn.LSTM(8, 16), 4)]
     ['floating-point operations', 'bytes read and written', 'memory (MiB)']
     """
     where = "cost"
@@ -477,28 +523,28 @@ def cost(
     if truncated:
         lines[f"BPTT truncated to {k} steps"] = truncated
     figure = new_figure(where, 10.2, 3.6)
-    panels = figure.subplots(1, 3)
+    panels: NDArray[Any] = figure.subplots(1, 3)
     quantities = (
         ("flops", 1, "floating-point operations"),
         ("bytes", 1, "bytes read and written"),
         ("memory", 2**20, "memory (MiB)"),
     )
     for axes, (quantity, unit, label) in zip(panels, quantities, strict=True):
-        for name, line in lines.items():
-            values = [getattr(c, quantity) / unit for c in line]
-            style = "--" if "truncated" in name else "-"
-            axes.loglog(steps, values, style, marker="o", markersize=3, linewidth=1.4, label=name, base=10)
+        for k, (name, costs_of_it) in enumerate(lines.items()):
+            values = [getattr(c, quantity) / unit for c in costs_of_it]
+            axes.loglog(steps, values, **line(k), marker="o", markersize=3, linewidth=1.4, label=name, base=10)
         axes.set_xscale("log", base=2)
         axes.set_xlabel("sequence length T (steps)")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    return written(where, figure, path)
+    write(where, figure, path)
+    return panels
 
 
 def _panels(
     where: str, shown: Mapping[str, Any], width: float, height: float, name: str = "spectra"
-) -> tuple[Any, Figure]:
+) -> tuple[NDArray[Any], Figure]:
     """A row of panels that share their axes, one for each entry."""
     if not shown:
         raise ValueError(f"{where}: {name} is empty, expected at least one entry")

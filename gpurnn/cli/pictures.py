@@ -25,12 +25,12 @@ def draw_groups(actual: list[Any] | None, found: list[Any], classes: list[str], 
     else:
         low, high = min(*actual, *found), max(*actual, *found)
         axes.plot([low, high], [low, high], color="gray", linewidth=1, label="exactly right")
-        axes.scatter(actual, found, s=18, color="tab:blue", alpha=0.7, linewidth=0, label="a group")
+        axes.scatter(actual, found, s=18, color=plots.COLOURS[0], alpha=0.7, linewidth=0, label="a group")
         axes.set_xlabel(f"{target} as it is", parse_math=False)
         axes.set_ylabel(f"{target} as predicted", parse_math=False)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    plots.written("gpurnn", figure, path)
+    plots.write("gpurnn", figure, path)
     say(f"picture     {path}")
 
 
@@ -55,12 +55,14 @@ def _confusion(figure: Any, axes: Any, actual: list[Any], found: list[Any], clas
 
 
 def _spread(axes: Any, found: list[Any], classes: list[str], target: str) -> None:
+    from .. import plots
+
     if classes:
-        axes.bar(range(len(classes)), [found.count(name) for name in classes], color="tab:blue")
+        axes.bar(range(len(classes)), [found.count(name) for name in classes], color=plots.COLOURS[0])
         long = max(map(len, classes)) * len(classes) > 40
         axes.set_xticks(range(len(classes)), classes, rotation=45 if long else 0, parse_math=False)
     else:
-        axes.hist(found, bins=min(40, max(5, len(found) // 5)), color="tab:blue")
+        axes.hist(found, bins=min(40, max(5, len(found) // 5)), color=plots.COLOURS[0])
     axes.set_xlabel(f"{target} as predicted", parse_math=False)
     axes.set_ylabel("number of groups")
     axes.set_axisbelow(True)
@@ -88,6 +90,6 @@ def draw_forecasts(series: list[Any], found: list[Any], names: tuple[str, str], 
         axes.set_ylabel(f"{names[1]} of {one.name}" if one.name else names[1], parse_math=False)
     panels[-1].set_xlabel(names[0], parse_math=False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    plots.written("forecast", figure, path)
+    plots.write("forecast", figure, path)
     left = len(series) - shown
     say(f"picture     {path}{f' (without {left} more series)' if left else ''}")
