@@ -87,8 +87,8 @@ class Total(Scale):
         ),
         (
             (gpurnn.MultiHeadAttention(4, 2),),
-            "argument 0, a MultiHeadAttention, takes .query, keys, values, rng, key_padding_mask, attn_mask. in its vjp, "
-            "expected a layer that takes .x, rng, ....; TransformerBlock holds one and fits",
+            "argument 0, a MultiHeadAttention, takes .query, keys, values, rng, key_padding_mask, attn_mask. in its "
+            "vjp, expected a layer that takes .x, rng, ....; TransformerBlock holds one and fits",
         ),
         ((Decoder(gpurnn.GRU(3, 4)),), "argument 0, a Decoder, takes .x, memory, state, lengths, rng. in its vjp"),
         ((MeanPooling(),), "argument 0, a MeanPooling, takes .y, lengths. in its vjp"),
