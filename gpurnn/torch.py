@@ -351,6 +351,24 @@ def _called(
     return y, (h, c) if pair else h
 
 
+def recurrence(layer: Recurrent, x: Any, state: tuple[Any, ...], weights: list[Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The output (T, B, H) and the final state of a layer of gpurnn, with weights in the place of its parameters.
+
+    Parameters
+    ----------
+    layer : Recurrent
+        Of which only the configuration counts, of one layer in one direction.
+    x : (T, B, input_size) Tensor
+    state : tuple of (B, H) Tensors
+    weights : list of Tensors
+        In the order of the layer's parameters.
+    """
+    pair = len(state) == 2
+    h, c = [s.unsqueeze(0) for s in state] + ([] if pair else [_empty(x)])
+    y, final = _called(x, (h, c), weights, None, None, _description(layer), pair, False)
+    return y, tuple(s[0] for s in (final if pair else (final,)))
+
+
 class RNN(_Module):
     """`torch.nn.RNN`, with further options of `gpurnn.RNN` by keyword: activation, leak, residual, ...
 

@@ -1,4 +1,4 @@
-"""Weights of PyTorch, Keras and ONNX as layers of gpurnn, and back; and gpurnn as what computes in ONNX's evaluator.
+"""Weights of PyTorch, Keras and ONNX as layers of gpurnn, and back; gpurnn as what computes in Keras and in ONNX.
 
 ``from_X`` makes the layer that computes what the weights were trained for: gates in gpurnn's order, the form of the GRU
 that X has, activations and directions. ``to_X`` gives them back, bit for bit. The library itself is needed only for its
@@ -11,11 +11,12 @@ import importlib
 from typing import Any
 
 from .keras import from_keras, to_keras
+from .keras_hooks import keras_hooks
 from .onnx import from_onnx
 from .onnx_graph import to_onnx
 from .torch import from_torch, to_torch
 
-__all__ = ["from_keras", "from_onnx", "from_torch", "onnx_ops", "to_keras", "to_onnx", "to_torch"]
+__all__ = ["from_keras", "from_onnx", "from_torch", "keras_hooks", "onnx_ops", "to_keras", "to_onnx", "to_torch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,12 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _checks, _files, layers
+from ..cells import Activation
 from ..layers.base import Layer
 from ..layers.recurrent import Recurrent
 from .weights import installed, is_default, made, reordered
 
 GATES = {"rnn": ("h", "h"), "lstm": ("ifgo", "ifgo"), "gru": ("zrn", "rzn")}
 """By cell, the order of the gates in Keras and here."""
+
+ACTIVATIONS: dict[Any, Activation] = {
+    "tanh": "tanh", "relu": "relu", "sigmoid": "sigmoid", "elu": "elu", "softsign": "softsign", "softplus": "softplus",
+    "linear": "identity", "hard_sigmoid": ("hard_sigmoid", 1 / 6, 0.5), "leaky_relu": ("leaky_relu", 0.2),
+}  # fmt: skip
+"""Activations of Keras as gpurnn has them, by Keras's names."""
+
+_MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "average"}
+"""How Keras merges the outputs of two directions, as gpurnn calls it."""
 
 _KINDS = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
 _BY_GATES = {1: "rnn", 3: "gru", 4: "lstm"}
@@ -38,7 +48,7 @@ def from_keras(source: Any, name: str | None = None, **options: Any) -> Any:
     Parameters
     ----------
     source : keras.Layer, keras.Model or path
-        `SimpleRNN`, `LSTM`, `GRU`, one of them in `Bidirectional` with the outputs concatenated; a model that holds
+        `SimpleRNN`, `LSTM`, `GRU`, one of them in `Bidirectional` with its outputs merged; a model that holds
         such layers; or a ``.weights.h5`` file, which is read with h5py: nothing in it is run, and Keras is not needed.
     name : str, optional
         The layer's name in a model or a file. It may be left out where there is one.
@@ -141,11 +151,11 @@ def _recurrent_layers(source: Any) -> list[Any]:
 
 def _of_layer(where: str, layer: Any) -> _Found:
     if type(layer).__name__ == "Bidirectional":
-        if layer.merge_mode != "concat":
-            raise NotImplementedError(f"{where}: merge_mode is {layer.merge_mode!r}, expected 'concat'")
+        if layer.merge_mode not in _MERGES:
+            raise NotImplementedError(f"{where}: merge_mode is {layer.merge_mode!r}, expected one of {sorted(_MERGES)}")
         forward = _of_layer(where, layer.forward_layer)
-        backward = layer.backward_layer
-        return forward._replace(weights=[*forward.weights, _weights_of(backward)])
+        of_both = [*forward.weights, _weights_of(layer.backward_layer)]
+        return forward._replace(weights=of_both, options={**forward.options, "merge": _MERGES[layer.merge_mode]})
     kind = _KINDS[type(layer).__name__]
     options: dict[str, Any] = {}
     config = layer.get_config()
@@ -177,7 +187,7 @@ def _activation(value: Any) -> Any:
     """An activation of Keras's as gpurnn names it."""
     if isinstance(value, dict):
         value = value.get("config", value.get("class_name"))
-    return {"linear": "identity", "hard_sigmoid": ("hard_sigmoid", 1 / 6, 0.5)}.get(value, value)
+    return ACTIVATIONS.get(value, value)
 
 
 def _of_file(where: str, path: Any) -> dict[str, _Found]:
@@ -267,14 +277,17 @@ def to_keras(layer: Layer) -> Any:
 def _options(where: str, layer: Recurrent) -> dict[str, Any]:
     options: dict[str, Any] = {"use_bias": layer.bias, "dtype": layer._dtypes()[0]}
     known = _checks.signature(type(layer)).parameters
-    spoken = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "dtype")
+    spoken = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "merge", "dtype")
     for option, value in layer.config().items():
         if option in spoken:
             continue
-        if option == "activation" and isinstance(value, str):
-            options["activation"] = {"identity": "linear"}.get(value, value)
-        elif option == "gate_activation" and isinstance(value, str):
-            options["recurrent_activation"] = {"identity": "linear"}.get(value, value)
+        if option in ("activation", "gate_activation"):
+            theirs = next((name for name, ours in ACTIVATIONS.items() if ours == value), None)
+            if theirs is None:
+                raise ValueError(
+                    f"{where}: {option} is {value!r}, expected one of {list(ACTIVATIONS.values())}, as Keras has them"
+                )
+            options["activation" if option == "activation" else "recurrent_activation"] = theirs
         elif option == "variational_dropout":
             options["recurrent_dropout"] = value
         elif option == "reset_after":
@@ -298,8 +311,9 @@ def _keras_layer(keras: Any, layer: Recurrent, number: int, options: dict[str, A
     kind = {cell: name for name, cell in _KINDS.items()}[layer.cell.name]
     made = getattr(keras.layers, kind)(layer.hidden_size, return_sequences=True, **options)
     if layer.bidirectional:
-        made = keras.layers.Bidirectional(made)
-    inputs = layer.input_size if number == 0 else layer.hidden_size * layer.num_directions
+        merge_mode = {ours: theirs for theirs, ours in _MERGES.items()}[layer.merge]
+        made = keras.layers.Bidirectional(made, merge_mode=merge_mode)
+    inputs = layer.input_size if number == 0 else layer.output_size
     made.build((None, None, inputs))
     suffixes: Sequence[str] = layer._suffixes(number)
     made.set_weights([array for suffix in suffixes for array in _theirs(layer, suffix)])

@@ -212,10 +212,12 @@ def keras_layers(keras):
         layers.GRU(H, reset_after=False, return_sequences=True), layers.GRU(H, use_bias=False, return_sequences=True),
         layers.Bidirectional(layers.GRU(H, return_sequences=True)),
         layers.Bidirectional(layers.LSTM(H, return_sequences=True)),
+        layers.Bidirectional(layers.SimpleRNN(H, activation="leaky_relu", return_sequences=True), merge_mode="ave"),
+        layers.LSTM(H, activation="elu", recurrent_activation="hard_sigmoid", return_sequences=True),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("index", range(10))
 def test_a_layer_of_keras_and_its_file_become_a_layer_and_come_back(index, tmp_path):
     keras = pytest.importorskip("keras")
     layer = keras_layers(keras)[index]
@@ -231,7 +233,8 @@ def test_a_layer_of_keras_and_its_file_become_a_layer_and_come_back(index, tmp_p
     for one, other in zip(back.weights, layer.weights, strict=True):
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (one, other)))
     model.save_weights(tmp_path / "model.weights.h5")
-    options = {"activation": "relu"} if index == 0 else {"reset_after": True} if index == 5 else {}
+    form = ("activation", "gate_activation", "output_activation", "merge", "reset_after")
+    options = {n: v for n, v in ours.config().items() if n in form} if index in (0, 5, 8, 9) else {}
     loaded = interop.from_keras(tmp_path / "model.weights.h5", **options)
     assert loaded.config() == ours.config()
     same_weights(loaded.params, ours.params)
@@ -259,9 +262,10 @@ def test_stacks_go_to_keras_and_models_have_names_of_layers():
         interop.to_keras(gpurnn.GRU(I, H))
     with pytest.raises(ValueError, match=r"to_keras: leak is 0\.5"):
         interop.to_keras(gpurnn.RNN(I, H, leak=0.5))
-    summed = keras.layers.Bidirectional(keras.layers.GRU(H), merge_mode="sum")
-    with pytest.raises(NotImplementedError, match="merge_mode is 'sum'"):
-        interop.from_keras(summed)
+    with pytest.raises(NotImplementedError, match="merge_mode is None"):
+        interop.from_keras(keras.layers.Bidirectional(keras.layers.GRU(H), merge_mode=None))
+    with pytest.raises(ValueError, match=r"to_keras: gate_activation is 'hard_sigmoid', expected one of"):
+        interop.to_keras(gpurnn.LSTM(I, H, gate_activation="hard_sigmoid"))  # whose slope is another
     with pytest.raises(NotImplementedError, match="go_backwards"):
         interop.from_keras(keras.layers.GRU(H, go_backwards=True))
 
