@@ -156,6 +156,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
     "minlstm": (gpurnn.minlstm, {"x": X, "weight_ih": np.ones((3, 4))}, {}),
     "layer_norm": (gpurnn.layer_norm, {"x": X}, {}),
     "multi_head_attention": (attend, {"num_heads": 2}, {}),
+    "ssm": (gpurnn.ssm, {"x": X, "A": np.ones(1), "B": np.ones((1, 4)), "C": np.ones((1, 1))}, {}),
     "cross_entropy": (gpurnn.cross_entropy, {"logits": X, "labels": np.zeros((3, 2), int)}, {}),
     "mse": (gpurnn.mse, {"y": X, "target": X}, {}),
     "huber": (gpurnn.huber, {"y": X, "target": X}, {}),
@@ -175,8 +176,8 @@ WITHOUT_OPTIONS = {
     "CharVocabulary", "WordVocabulary", "Layer", "LinearGaussian", "PositionalEncoding", "Sequential", "Backtest",
     "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy",
     "RunDirectoryError", "Window",
-    "binary_cross_entropy", "l1", "linear_scan", "lstm", "lstm_cell", "mingru_cell", "minlstm_cell",
-    "ssm", "explain", "use", "evaluate",
+    "binary_cross_entropy", "l1", "linear_scan", "lstm", "lstm_cell", "mingru_cell", "minlstm_cell", "explain", "use",
+    "evaluate",
     "pad", "truncated_bptt", "zeros", "get", "Initializer",
 }  # fmt: skip
 

@@ -609,6 +609,66 @@ def test_the_chunks_of_a_sequence_are_the_sequence(kind, monkeypatch):
     assert_all_close((y, final, pullback((whole[0] * 0 + np.cos(whole[0]), whole[1]))), whole, 40 * 3 * 5)
 
 
+def real_parts(arrays):
+    """Each array, or the real and the imaginary part of a complex one."""
+    return [part for a in arrays for part in ((a.real, a.imag) if np.iscomplexobj(a) else (a,))]
+
+
+@pytest.mark.usefixtures("short_chunks")
+@each_output_state
+@each_kind
+def test_all_states(each_wing, kind, output_state):
+    """Over several chunks: the states of the definition, and central differences through them."""
+    T = 7
+    p, options = draw(kind, T, radius=0.6), options_of(T, 4, True, True)
+    outputs, pullback = gpurnn.ssm.vjp(*p.values(), output_state=output_state, return_states=True, **options)
+    assert_same(outputs[:2], gpurnn.ssm(*p.values(), output_state=output_state, **options))
+    for t in range(T):
+        lengths = np.minimum(options["lengths"], t + 1)
+        _, states = by_the_loop({**p, "x": p["x"][: t + 1]}, lengths=lengths, resets=options["resets"][: t + 1])
+        assert_close(outputs[2][t], np.where(options["lengths"][:, None] > t, states, 0), 140)
+    cotangents = [normal(*o.shape, seed=8 + k, dtype=o.dtype.name) for k, o in enumerate(outputs)]
+    (dx, dstate0), grads = pullback(cotangents)
+
+    def call(inputs):
+        return real_parts(gpurnn.ssm(**joined(inputs), output_state=output_state, return_states=True, **options))
+
+    found = parts({name: {"x": dx, "state": dstate0, **grads}[name] for name in p})
+    check_gradients(call, parts(p), real_parts(cotangents), found, seed=1)
+    zeros = [np.zeros_like(c) for c in cotangents]
+    for k in range(3):
+        alone = [c if k == j else None for j, c in enumerate(cotangents)]
+        assert_same(
+            pullback(alone),
+            pullback([c if k == j else z for j, (c, z) in enumerate(zip(cotangents, zeros, strict=True))]),
+        )
+    with pytest.raises(TypeError, match=r"a pair|a tuple of 2, expected a tuple of 3 \(dy, dstate, dstates\)"):
+        pullback((None, None))
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize("kind", ["dense", "complex"])
+def test_all_states_of_a_layer(kind):
+    """Their last ones are the final state, and checkpoints change no bit."""
+    layer, x, state = layer_of(kind), normal(7, 4, 2), state_like(kind, 4, 3)
+    (y, final, states), pullback = layer.vjp(x, state, return_states=True)
+    assert_same(layer(x, state, return_states=True), (y, final, states))
+    assert_same(layer(x, state), (y, final))
+    assert_same([s[-1:] for s in as_parts(states)], as_parts(final))
+    cotangents = np.cos(y), final, states
+    kept, again = layer.vjp(x, state, return_states=True, checkpoint_every=2)
+    assert_bits(kept, (y, final, states))
+    assert_bits(again(cotangents), pullback(cotangents))
+    # A gradient of the last states is one of the final state.
+    at_the_end = tuple(np.concatenate([np.zeros((6, 4, 3)), s]) for s in as_parts(final))
+    of_states = pullback((None, None, at_the_end if kind == "complex" else at_the_end[0]))
+    assert_same(of_states, pullback((None, final, None)))
+    with pytest.raises(
+        ValueError, match=r"dstates.* has shape \(1, 4, 3\), expected \(T, B, state_size\) = \(7, 4, 3\)"
+    ):
+        pullback((None, None, final))
+
+
 @pytest.mark.usefixtures("short_chunks")
 @each_kind
 def test_the_state_after_some_steps_is_that_of_the_steps_alone(kind):

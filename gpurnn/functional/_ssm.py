@@ -13,7 +13,7 @@ from .._contract import Array
 from .._op import Pullback, differentiable
 from ._scan import linear_scan
 from ._segments import States, part_of, segments_of, through
-from ._state import check_sequence, cotangent_pair
+from ._state import check_sequence, cotangents_of
 
 OutputState = Literal["after", "before"]
 
@@ -209,6 +209,8 @@ class _Model(NamedTuple):
     """The real part of C h is C_re h_re - C_im h_im."""
     D: Array | None
     output_state: OutputState
+    all_states: bool
+    """Whether the states, as a real pair, follow y in its last axis."""
 
 
 def _run_chunk(
@@ -221,7 +223,7 @@ def _run_chunk(
     training: bool,
 ) -> tuple[Array, tuple[Array, ...], Any]:
     """The steps of x, from the state before them; the results are a `Run`'s."""
-    A, B_pair, C_pair, D, output_state = model
+    A, B_pair, C_pair, D, output_state, all_states = model
     (h0,) = state
     T, rows, N = x.shape[0], x.shape[1], A.shape[0]
     time = xp.reshape(xp.arange(T, dtype=xp.int64, device=_dispatch.device(x)), (T, 1, 1))
@@ -248,6 +250,8 @@ def _run_chunk(
     y = _product(xp, read_pair, C_pair)
     if D is not None:
         y = y + _product(xp, x, D)
+    if all_states:
+        y = xp.concat([y, _real_pair(xp, h)], axis=2)
     y = _zero_where(xp, past, y)
     if ends is None:
         final = h[-1, ...] if T else h0
@@ -259,6 +263,9 @@ def _run_chunk(
     ) -> tuple[Array, States, dict[str, Array]]:
         dfinal = xp.zeros_like(h0) if dstate[0] is None else dstate[0]
         dy = xp.zeros_like(y) if dy is None else _zero_where(xp, past, dy)
+        dstates = None
+        if all_states:
+            dy, dstates = dy[..., : C_pair.shape[0]], _from_real_pair(xp, dy[..., C_pair.shape[0] :], A.dtype)
         dread = _zero_where(
             xp, cut if output_state == "before" else None, _product(xp, dy, xp.matrix_transpose(C_pair))
         )
@@ -267,6 +274,8 @@ def _run_chunk(
         dh = dread if output_state == "after" else xp.concat([dread[1:, ...], none], axis=0)
         last = time == T - 1 if ends is None else ends
         dh = dh + _zero_where(xp, ~last, xp.zeros_like(h) + dfinal)
+        if dstates is not None:
+            dh = dh + dstates
         dA, db, dh0 = pull_states(dh)
         if T and output_state == "before":
             dh0 = dh0 + dread[0, ...]
@@ -304,15 +313,17 @@ def run_ssm(
     output_state: OutputState = "after",
     lengths: Array | None = None,
     resets: Array | None = None,
+    return_states: bool = False,
     checkpoint_every: int | str | None = None,
     state_after: int | None = None,
-) -> tuple[tuple[Array, Array], Any]:
+) -> tuple[tuple[Array, ...], Any]:
     """Check the arguments and compute `ssm`; for training also its pullback. The last two options are the layers'."""
     xp, x, A, B, C, D, state, lengths, resets = _take(where, x, A, B, C, D, state, output_state, lengths, resets)
     T, rows = x.shape[:2]
     h0 = _dispatch.zeros(xp, (rows, A.shape[0]), A) if state is None else state
     C_pair = _real_pair(xp, xp.conj(C) if _is_complex(C) else C)
-    model = _Model(A, _real_pair(xp, B, axis=0), C_pair, D, output_state)
+    return_states = _checks.flag(where, "return_states", return_states)
+    model = _Model(A, _real_pair(xp, B, axis=0), C_pair, D, output_state, return_states)
     chunk = -(-CHUNK_ROWS // max(rows, 1))
 
     def run_chunk(steps: range, state: tuple[Array, ...], training: bool) -> tuple[Array, tuple[Array, ...], Any]:
@@ -324,22 +335,32 @@ def run_ssm(
 
     segments = segments_of(where, range(T), chunk, checkpoint_every, state_after)
     recompute = checkpoint_every is not None and len(segments) > 1
-    y, (final,), pull = through(
+    whole, (final,), pull = through(
         run, segments, (h0,), training=training, recompute=recompute, state_after=state_after
     )  # fmt: skip
+    results = {"y": whole, "state": final}
+    if return_states:
+        parts = [_arrays.contiguous(part) for part in (whole[..., : C.shape[0]], whole[..., C.shape[0] :])]
+        results |= {"y": parts[0], "states": _from_real_pair(xp, parts[1], A.dtype)}
     if pull is None:
-        return (y, final), None
+        return tuple(results.values()), None
 
     def pullback(cotangents: Any) -> tuple[tuple[Array, Array], dict[str, Array]]:
-        dy, dstate = cotangent_pair(where, cotangents)
-        dy, dstate = _arrays.cotangent(where, "y", dy, y), _arrays.cotangent(where, "state", dstate, final)
+        given = cotangents_of(where, cotangents, tuple(results))
+        dy, dstate, *dstates = (
+            _arrays.cotangent(where, name, d, output) for d, (name, output) in zip(given, results.items(), strict=True)
+        )
+        if dstates and (dy is not None or dstates[0] is not None):
+            dy = xp.zeros_like(results["y"]) if dy is None else dy
+            of_states = xp.zeros_like(results["states"]) if dstates[0] is None else dstates[0]
+            dy = xp.concat([dy, _real_pair(xp, of_states)], axis=2)
         dx, (dh0,), grads = pull(dy, (dstate,), None)
         return (dx, dh0), grads
 
-    return (y, final), pullback
+    return tuple(results.values()), pullback
 
 
-def _ssm_vjp(*args: Any, **kwargs: Any) -> tuple[tuple[Array, Array], Pullback]:
+def _ssm_vjp(*args: Any, **kwargs: Any) -> tuple[tuple[Array, ...], Pullback]:
     return run_ssm("ssm", True, *args, **kwargs)
 
 
@@ -355,7 +376,8 @@ def ssm(
     output_state: OutputState = "after",
     lengths: Array | None = None,
     resets: Array | None = None,
-) -> tuple[Array, Array]:
+    return_states: bool = False,
+) -> tuple[Array, ...]:
     """A linear state-space model: h_t = A h_{t-1} + B x_t, y_t = C h_t + D x_t.
 
     The states are computed in parallel over time, in chunks of about 8192 rows, steps times sequences: a dense A's by
@@ -383,13 +405,18 @@ def ssm(
     resets : (T, B) array of bools, or of integers 0 and 1, optional
         True where a new sequence starts: the state before that step is zero. With a diagonal A it is made so by a
         product with zero, so one that is infinite or NaN stays NaN.
+    return_states : bool
+        Whether the states of all steps are returned too.
 
     Returns
     -------
     y : (T, B, output_size) array
         Exactly zero past a sequence's length.
     state : (B, N) array
-        After each sequence's last step. The pullback takes ``(dy, dstate)`` and gives ``(dx, dstate0), grads`` with
+        After each sequence's last step.
+    states : (T, B, N) array
+        Only with ``return_states``: h_t of every step, exactly zero past a sequence's length. The pullback takes
+        ``(dy, dstate)``, or with the states ``(dy, dstate, dstates)``, and gives ``(dx, dstate0), grads`` with
         the names A, B, C and D. The gradient of a complex number z = u + iv is dL/du + i dL/dv.
 
     Raises
@@ -419,4 +446,7 @@ def ssm(
     >>> gpurnn.ssm(np.ones((3, 1, 1)), 0.5 * one, one, one, output_state="before")[0][:, 0, 0]
     array([0. , 1. , 1.5])
     """
-    return run_ssm("ssm", False, x, A, B, C, D, state, output_state=output_state, lengths=lengths, resets=resets)[0]
+    return run_ssm(
+        "ssm", False, x, A, B, C, D, state, output_state=output_state, lengths=lengths, resets=resets,
+        return_states=return_states,
+    )[0]  # fmt: skip

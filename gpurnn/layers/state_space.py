@@ -14,7 +14,7 @@ from .._contract import Array
 from .._op import Pullback
 from .._random import generator
 from ..functional._ssm import OUTPUT_STATES, OutputState, run_ssm
-from ..functional._state import cotangent_pair
+from ..functional._state import cotangents_of
 from .base import Layer, parameter, parameter_dtype
 
 
@@ -66,8 +66,14 @@ class _StateSpace(Layer):
         raise NotImplementedError
 
     def __call__(
-        self, x: Array, state: Any = None, lengths: Array | None = None, resets: Array | None = None
-    ) -> tuple[Array, Any]:
+        self,
+        x: Array,
+        state: Any = None,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        *,
+        return_states: bool = False,
+    ) -> tuple[Any, ...]:
         """The outputs and the final state; nothing is saved.
 
         Parameters
@@ -80,6 +86,8 @@ class _StateSpace(Layer):
             Steps of each sequence that exist, in any order, zero allowed. What x holds past them is not read.
         resets : (T, B) array of bools, or of integers 0 and 1, optional
             True where a new sequence starts: the state before that step is zero.
+        return_states : bool
+            Whether the states of all steps are returned too.
 
         Returns
         -------
@@ -87,13 +95,16 @@ class _StateSpace(Layer):
             Exactly zero past a sequence's length.
         state
             The final state, shaped like ``state``, taken after each sequence's last step.
+        states : (T, B, state_size) array
+            Only with ``return_states``: the state after each step, exactly zero past a sequence's length; of a complex
+            model a pair of such arrays.
 
         Raises
         ------
         TypeError, ValueError
             Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit.
         """
-        return self._forward(x, state, lengths, resets, training=False)[0]
+        return self._forward(x, state, lengths, resets, training=False, return_states=return_states)[0]
 
     def vjp(
         self,
@@ -103,12 +114,14 @@ class _StateSpace(Layer):
         resets: Array | None = None,
         rng: int | np.random.Generator | None = None,
         *,
+        return_states: bool = False,
         checkpoint_every: int | str | None = None,
         state_after: int | None = None,
-    ) -> tuple[tuple[Array, Any], Pullback]:
+    ) -> tuple[tuple[Any, ...], Pullback]:
         """``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning ``((dx, dstate0), grads)``.
 
-        The first four arguments are those of a call; ``rng`` is not used.
+        The first four arguments and ``return_states`` are those of a call; ``rng`` is not used. With ``return_states``
+        the outputs are ``(y, state, states)``, and the pullback takes ``(dy, dstate, dstates)``.
 
         Parameters
         ----------
@@ -121,12 +134,19 @@ class _StateSpace(Layer):
             Return the state after this many steps, 0 ... T, instead of the final state, and take its gradient.
         """
         return self._forward(
-            x, state, lengths, resets, training=True, checkpoint_every=checkpoint_every, state_after=state_after
+            x,
+            state,
+            lengths,
+            resets,
+            training=True,
+            return_states=return_states,
+            checkpoint_every=checkpoint_every,
+            state_after=state_after,
         )
 
     def _forward(
         self, x: Array, state: Any, lengths: Array | None, resets: Array | None, *, training: bool, **options: Any
-    ) -> tuple[tuple[Array, Any], Any]:
+    ) -> tuple[tuple[Any, ...], Any]:
         where = type(self).__name__
         parts = self._parts("state", state)
         params = _arrays.parameters(where, self.params, self._parameter_shapes())
@@ -146,17 +166,21 @@ class _StateSpace(Layer):
             self._joined(xp, params[f"{name}_real"], params[f"{name}_imag"]) if self.complex else params[name]
             for name in "BC"
         )
-        (y, final), pull = run_ssm(
+        (y, final, *states), pull = run_ssm(
             where, training, x, A, B, C, params.get("D"), self._inner_state(xp, parts, shape, x),
             output_state=self.output_state, lengths=lengths, resets=resets, **options,
         )  # fmt: skip
 
+        outputs = (y, self._outer_state(xp, final), *(self._split(xp, h) for h in states))
+
         def pullback(cotangents: Any) -> tuple[tuple[Array, Any], dict[str, Array]]:
-            dy, dstate = cotangent_pair(where, cotangents)
-            dparts = self._parts("dstate", dstate)
-            _, _, *given = _arrays.take(where, {"y": y, **dparts})
-            dparts = dict(zip(dparts, given, strict=True))
-            (dx, dstate0), by_matrix = pull((dy, self._inner_state(xp, dparts, shape, x)))
+            dy, dstate, *dstates = cotangents_of(where, cotangents, ("y", "state", "states")[: len(outputs)])
+            given = [self._parts("dstate", dstate), *(self._parts("dstates", d) for d in dstates)]
+            taken = iter(_arrays.take(where, {"y": y, **{name: d for each in given for name, d in each.items()}})[2:])
+            dfinal, *dall = ({name: next(taken) for name in each} for each in given)
+            steps = (*x.shape[:2], self.state_size)
+            of_steps = (self._whole(xp, each, steps, "(T, B, state_size)", x) for each in dall)
+            (dx, dstate0), by_matrix = pull((dy, self._inner_state(xp, dfinal, shape, x), *of_steps))
             grads = pull_transition(by_matrix.pop("A"))
             for name, gradient in by_matrix.items():
                 if name != "D" and self.complex:
@@ -166,7 +190,7 @@ class _StateSpace(Layer):
                     grads[name] = gradient
             return (dx, self._outer_state(xp, dstate0)), self._summed(grads)
 
-        return (y, self._outer_state(xp, final)), pullback if training else None
+        return outputs, pullback if training else None
 
     def _parts(self, name: str, state: Any) -> dict[str, Array | None]:
         """The arrays of a state by their names in messages."""
@@ -195,21 +219,31 @@ class _StateSpace(Layer):
         self, xp: Any, parts: dict[str, Array | None], shape: tuple[int, ...], like: Array
     ) -> Array | None:
         """The (B, state_size) array that `ssm` takes, from the parts of a state."""
+        whole = self._whole(xp, parts, shape, "(1, B, state_size)", like)
+        return None if whole is None else whole[0, ...]
+
+    def _whole(
+        self, xp: Any, parts: dict[str, Array | None], shape: tuple[int, ...], symbol: str, like: Array
+    ) -> Array | None:
+        """The array that `ssm` takes, from its parts as a caller has them."""
         for name, part in parts.items():
             if part is not None:
-                _checks.shape(type(self).__name__, name, part, shape, "(1, B, state_size)")
+                _checks.shape(type(self).__name__, name, part, shape, symbol)
         if all(part is None for part in parts.values()):
             return None
         zero = _dispatch.zeros(xp, shape, like)
         arrays = [zero if part is None else part for part in parts.values()]
-        return (self._joined(xp, *arrays) if self.complex else arrays[0])[0, ...]
+        return self._joined(xp, *arrays) if self.complex else arrays[0]
 
     def _outer_state(self, xp: Any, state: Array) -> Any:
         """The reverse of `_inner_state`."""
-        outer = xp.expand_dims(state, axis=0)
+        return self._split(xp, xp.expand_dims(state, axis=0))
+
+    def _split(self, xp: Any, whole: Array) -> Any:
+        """The reverse of `_whole`."""
         if not self.complex:
-            return outer
-        return _arrays.contiguous(xp.real(outer)), _arrays.contiguous(xp.imag(outer))
+            return whole
+        return _arrays.contiguous(xp.real(whole)), _arrays.contiguous(xp.imag(whole))
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         return self.input_size, self.output_size
