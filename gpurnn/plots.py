@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .models import Forecast
+    from .models import Forecast, LanguageModel
 
 _LABELS = {"bits_per_character": "bits per character", "perplexity": "perplexity"}
 
@@ -363,6 +363,94 @@ def alignment(
     axes.figure.colorbar(image, ax=axes, label="attention weight")
     write("alignment", axes.figure, path)
     return axes
+
+
+def expectations(
+    model: LanguageModel, text: str, path: PathLike | None = None, *, guesses: int = 5, ax: Axes | None = None
+) -> Axes:
+    """What a language model expects at each place of a text, when it has read all before it.
+
+    Below each token w_t of the text are the likeliest tokens v by P(w_t = v | w_1 .. w_{t-1}), the first at the top.
+    The darker a guess, the surer it is; a frame marks the one that is right.
+
+    Parameters
+    ----------
+    model : gpurnn.LanguageModel
+    text : str
+        A line of it, of about 70 characters, fits on a page.
+    path : path, optional
+        Where to write the picture; its suffix says the format.
+    guesses : int
+        How many are shown at each place.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw, instead of in a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        The text is empty, or ``guesses`` is not in 1 ... V.
+    FloatingPointError
+        The logits are NaN or infinite.
+
+    Examples
+    --------
+    >>> import gpurnn
+    >>> model = gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text("hello"), 8, 16)
+    >>> axes = expectations(model, "hello", guesses=2)
+    >>> "".join(label.get_text() for label in axes.get_xticklabels())
+    'hello'
+    """
+    where = "expectations"
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"{where}: text is {_checks.described(text) if text else 'empty'}, expected a str with tokens")
+    guesses = _checks.integer_at_least(where, "guesses", guesses, 1)
+    symbols, tokens = model.vocabulary.symbols, model.vocabulary.encode(text)
+    if guesses > len(symbols):
+        raise ValueError(f"{where}: guesses is {guesses}, expected at most the {len(symbols)} tokens of the vocabulary")
+    xp = _dispatch.namespace(where, params=model.params["output.bias"])
+    read = np.concatenate([np.zeros(1, tokens.dtype), tokens[:-1]])
+    logits = np.asarray(_dispatch.to_numpy(model(_dispatch.from_numpy(xp, read[:, None]))[0]))[:, 0].astype(float)
+    if not np.isfinite(logits).all():
+        raise FloatingPointError(f"{where}: the logits of model are not finite")
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    best = np.argsort(-shares, axis=1, kind="stable")[:, :guesses]
+
+    shown = [_visible(symbol) for symbol in model.vocabulary.split(text)]
+    width = 0.075 + 0.075 * max(len(_visible(symbols[v])) for v in {*best.ravel().tolist(), *tokens.tolist()})
+    axes = panel(where, 1.8 + width * len(tokens), 1.1 + 0.22 * guesses, ax)
+    image = axes.imshow(np.take_along_axis(shares, best, 1).T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for t, row in enumerate(best):
+        for rank, v in enumerate(row):
+            colour = "white" if shares[t, v] > 0.5 else "black"
+            axes.text(
+                t, rank, _visible(symbols[v]), color=colour, fontsize=8, family="monospace", ha="center", va="center",
+                parse_math=False,
+            )  # fmt: skip
+            if v == tokens[t]:
+                axes.add_patch(_frame((t - 0.5, rank - 0.5)))
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xticks(range(len(shown)), shown, parse_math=False, family="monospace", fontsize=9)
+    axes.tick_params(length=0)
+    axes.set_yticks(range(guesses), [str(rank + 1) for rank in range(guesses)])
+    axes.set_xlabel("the text")
+    axes.set_ylabel("guess")
+    axes.figure.colorbar(image, ax=axes, label="probability", pad=0.01)
+    write(where, axes.figure, path)
+    return axes
+
+
+def _frame(corner: tuple[float, float]) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.5)
 
 
 def _visible(symbol: str) -> str:

@@ -201,6 +201,8 @@ def test_the_demo(tmp_path, monkeypatch):
     out = tmp_path / "gpurnn-demo"
     assert (out / "loss.png").exists()
     assert (out / "sample.txt").read_text() in said
+    assert (out / "expected.png").exists()
+    assert said.splitlines()[-1].startswith(f"expected    {os.path.join('gpurnn-demo', 'expected.png')}: ")
     assert "Assert statements are a convenient way to insert" in (out / "python-reference.txt").read_text()
     first = parameters(out)
     # It replaces what an earlier demo left, and is resumed when asked to.

@@ -246,3 +246,32 @@ def test_a_picture_goes_into_the_callers_axes(tmp_path):
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(TypeError, match=r"^loss_curve: ax is a str, expected the axes of a matplotlib figure, or None"):
         loss_curve(TRAINING, ax="left")
+
+
+def test_the_guesses_of_a_language_model_are_its_likeliest_tokens():
+    vocabulary = models.CharVocabulary.from_text("a$b c")
+    model = models.LanguageModel(vocabulary, 4, 8, dtype="float64")
+    axes = plots.expectations(model, "ab $c", guesses=3)
+    tokens = vocabulary.encode("ab $c")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "\u2423", "$", "c"]
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    right = {(patch.get_x() + 0.5, patch.get_y() + 0.5) for patch in axes.patches}
+    shares = np.asarray(axes.images[0].get_array()).T
+    for t in range(5):
+        logits, _ = model(np.concatenate([[0], tokens[:t]])[:, None])
+        p = np.exp(logits[-1, 0]) / np.exp(logits[-1, 0]).sum()
+        order = np.argsort(-p)[:3]
+        np.testing.assert_allclose(shares[t], p[order])
+        assert [shown[t, rank] for rank in range(3)] == [vocabulary.symbols[v].replace(" ", "\u2423") for v in order]
+        assert {rank for rank in range(3) if (t, rank) in right} == {*np.flatnonzero(order == tokens[t])}
+
+
+def test_guesses_that_cannot_be_drawn():
+    model = models.LanguageModel(models.CharVocabulary.from_text("ab"), 4, 8)
+    with pytest.raises(ValueError, match=r"^expectations: text is empty, expected a str with tokens"):
+        plots.expectations(model, "")
+    with pytest.raises(ValueError, match=r"^expectations: guesses is 4, expected at most the 3 tokens of the vocabul"):
+        plots.expectations(model, "ab", guesses=4)
+    model.params["output.bias"][0] = np.nan
+    with pytest.raises(FloatingPointError, match=r"^expectations: the logits of model are not finite"):
+        plots.expectations(model, "ab", guesses=1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import PathType, computing_on, device_option
-from .run import DEMO_TEXT, SAMPLE, carry_out, check_new, held_run, new_run, remove_run, run_folder
+from .run import DEMO_TEXT, SAMPLE, Run, carry_out, check_new, held_run, load_model, new_run, remove_run, run_folder
 from .settings import options_of
 from .terminal import Refusal, quiet_option, refusing, say
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from ..training.directory import RunDirectory
 
 _DEMO = shlex.split("--cell gru --hidden 192 --batch 24 --window 48 --steps 1600 --lr 0.01 --warmup 20")
+
+EXPECTED = "expected.png"
+"""The picture of what the model expects in a line that it was not trained on."""
+
+_LINE = 66
+"""How many characters of the line are drawn."""
 
 
 @click.command(short_help="Train on the Python language reference, and let the model write.")
@@ -30,8 +36,9 @@ _DEMO = shlex.split("--cell gru --hidden 192 --batch 24 --window 48 --steps 1600
 def demo(out: Path, resume: bool, device: str) -> None:
     """Train on the Python language reference, in under two minutes on two cores, and let the model write.
 
-    The text is that of the help() topics, which comes with Python. DIR receives it as python-reference.txt; the rest is
-    what `gpurnn train` does with it.
+    The text is that of the help() topics, which comes with Python. DIR receives it as python-reference.txt, and
+    expected.png: which characters the model expects in a line that it was not trained on. The rest is what
+    `gpurnn train` does with the text.
 
     \b
     gpurnn demo
@@ -40,11 +47,12 @@ def demo(out: Path, resume: bool, device: str) -> None:
     from .. import _files
 
     if resume:
-        carry_out(held_run(out, [], {}), device)
-        _show_sample(out)
+        run = held_run(out, [], {})
+        carry_out(run, device)
+        _show(run)
         return
     source = out / DEMO_TEXT
-    folder = run_folder(out, DEMO_TEXT, demo=True)
+    folder = run_folder(out, DEMO_TEXT, EXPECTED, demo=True)
     _check_demo(folder)
     try:
         from pydoc_data.topics import topics
@@ -61,7 +69,7 @@ def demo(out: Path, resume: bool, device: str) -> None:
         _files.write_atomically(source, text.encode())
         run = new_run(folder, [str(source.resolve())], options_of(_DEMO))
     carry_out(run, device)
-    _show_sample(out)
+    _show(run)
 
 
 def _check_demo(folder: RunDirectory) -> None:
@@ -83,5 +91,16 @@ def _is_demo(folder: RunDirectory) -> bool:
     return held is not None and held.get("demo") is True
 
 
-def _show_sample(out: Path) -> None:
-    say("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip())
+def _show(run: Run) -> None:
+    """Show the sample, and draw what the model expects in the first long line that it was not trained on."""
+    out = run.folder.path
+    say("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip() + "\n")
+    held_out = run.text[round(len(run.text) * (1 - run.options["validation_fraction"])) :]
+    line = next((line for line in held_out.splitlines()[1:] if len(line) >= _LINE), held_out)[:_LINE]
+    try:
+        from ..plots import expectations
+
+        expectations(load_model(out), line, out / EXPECTED)
+        say(f"expected    {out / EXPECTED}: which characters it expects in a line that it was not trained on")
+    except ImportError:
+        say("expected    none: matplotlib is not installed; pip install matplotlib")
