@@ -410,11 +410,14 @@ def expectations(
     if not isinstance(text, str) or not text:
         raise ValueError(f"{where}: text is {_checks.described(text) if text else 'empty'}, expected a str with tokens")
     guesses = _checks.integer_at_least(where, "guesses", guesses, 1)
-    symbols, tokens = model.vocabulary.symbols, model.vocabulary.encode(text)
-    if guesses > len(symbols):
-        raise ValueError(f"{where}: guesses is {guesses}, expected at most the {len(symbols)} tokens of the vocabulary")
+    vocabulary = model.vocabulary
+    tokens = vocabulary.encode(text)
+    if guesses > len(vocabulary):
+        raise ValueError(
+            f"{where}: guesses is {guesses}, expected at most the {len(vocabulary)} tokens of the vocabulary"
+        )
     xp = _dispatch.namespace(where, params=model.params["output.bias"])
-    read = np.concatenate([np.zeros(1, tokens.dtype), tokens[:-1]])
+    read = np.concatenate([np.array([vocabulary.start], tokens.dtype), tokens[:-1]])
     logits = np.asarray(_dispatch.to_numpy(model(_dispatch.from_numpy(xp, read[:, None]))[0]))[:, 0].astype(float)
     if not np.isfinite(logits).all():
         raise FloatingPointError(f"{where}: the logits of model are not finite")
@@ -422,15 +425,16 @@ def expectations(
     shares /= shares.sum(axis=1, keepdims=True)
     best = np.argsort(-shares, axis=1, kind="stable")[:, :guesses]
 
-    shown = [_visible(symbol) for symbol in model.vocabulary.split(text)]
-    width = 0.075 + 0.075 * max(len(_visible(symbols[v])) for v in {*best.ravel().tolist(), *tokens.tolist()})
+    shown = [_visible(symbol) for symbol in vocabulary.split(text)]
+    symbols = {v: _visible(vocabulary.decode([v])) for v in {*best.ravel().tolist(), *tokens.tolist()}}
+    width = 0.075 + 0.075 * max(map(len, symbols.values()))
     axes = panel(where, 1.8 + width * len(tokens), 1.1 + 0.22 * guesses, ax)
     image = axes.imshow(np.take_along_axis(shares, best, 1).T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for t, row in enumerate(best):
         for rank, v in enumerate(row):
             colour = "white" if shares[t, v] > 0.5 else "black"
             axes.text(
-                t, rank, _visible(symbols[v]), color=colour, fontsize=8, family="monospace", ha="center", va="center",
+                t, rank, symbols[v], color=colour, fontsize=8, family="monospace", ha="center", va="center",
                 parse_math=False,
             )  # fmt: skip
             if v == tokens[t]:

@@ -175,7 +175,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
 WITHOUT_OPTIONS = {
     "CharVocabulary", "WordVocabulary", "Layer", "LinearGaussian", "PositionalEncoding", "Sequential", "Backtest",
     "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy",
-    "RunDirectoryError", "Window",
+    "RunDirectoryError", "Window", "TokenFile", "Tokenizer", "TokenizerVocabulary", "write_token_file",
     "binary_cross_entropy", "l1", "linear_scan", "lstm", "lstm_cell", "mingru_cell", "minlstm_cell", "explain", "use",
     "evaluate",
     "pad", "truncated_bptt", "zeros", "get", "Initializer",

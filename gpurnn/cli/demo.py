@@ -93,9 +93,10 @@ def _is_demo(folder: RunDirectory) -> bool:
 
 def _show(run: Run) -> None:
     """Show the sample, and draw what the model expects in the first long line that it was not trained on."""
-    out = run.folder.path
+    out, text = run.folder.path, run.text
+    assert isinstance(text, str)  # the demo has no token file
     say("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip() + "\n")
-    held_out = run.text[round(len(run.text) * (1 - run.options["validation_fraction"])) :]
+    held_out = text[round(len(text) * (1 - run.options["validation_fraction"])) :]
     line = next((line for line in held_out.splitlines()[1:] if len(line) >= _LINE), held_out)[:_LINE]
     try:
         from ..plots import expectations
