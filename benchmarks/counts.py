@@ -23,6 +23,12 @@ SHAPES = ((16, 768), (64, 512), (1, 256), (32, 128))
 
 _STEPS = 3
 
+_PASSES = {
+    "forward": "forward", "operand_of_step": "forward", "finish_step": "forward",
+    "backward": "backward", "begin_step_backward": "backward", "operand_of_step_backward": "backward",
+}  # fmt: skip
+"""The pass that a kernel belongs to."""
+
 _ARITHMETIC = ("arithmetic", "divisions", "special_functions", "conversions")
 _COLLECTIVES = ("shuffles", "votes", "syncwarps")
 _GLOBAL_LOADS = ("load", "read_only_load", "published_load")
@@ -55,9 +61,9 @@ def of_step(
 ) -> dict[str, host.Counts]:
     """The counts of a step amid a sequence, by pass: what one step more adds.
 
-    They are those of ``recurrence/fused.cu``, whose kernels have the passes' names.
+    They are those of the kernels; the stepwise schedule's products are not among them.
     """
-    shorter, longer = (_by_pass(of_steps(cell, T, B, H, schedule=schedule, dtype=dtype)) for T in (_STEPS - 1, _STEPS))
+    shorter, longer = (by_pass(of_steps(cell, T, B, H, schedule=schedule, dtype=dtype)) for T in (_STEPS - 1, _STEPS))
     return {
         name: host.Counts(
             total.kernel, total.grid, total.block,
@@ -67,12 +73,12 @@ def of_step(
     }  # fmt: skip
 
 
-def _by_pass(launches: Sequence[host.Counts]) -> dict[str, host.Counts]:
-    """The sums over the launches of each kernel of ``recurrence/fused.cu``."""
+def by_pass(launches: Sequence[host.Counts]) -> dict[str, host.Counts]:
+    """The sums over the launches of the kernels of each pass' steps."""
     totals: dict[str, host.Counts] = {}
     for launch in launches:
-        name = launch.kernel.split("<")[0]
-        if name not in ("forward", "backward"):
+        name = _PASSES.get(launch.kernel.split("<")[0])
+        if name is None:
             continue
         before = totals.get(name)
         by_warp = {k: v + (before[k] if before else 0) for k, v in launch.by_warp.items()}

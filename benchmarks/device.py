@@ -210,7 +210,7 @@ def _schedules(small: bool, end: float) -> Iterator[Part]:
         calls = gpu.contenders(case, cupy)
         del calls["plain loop"]
         calls |= {name: peer for name, dtype in gpu.CUDNN.items() if (peer := gpu.cudnn(case, dtype)) is not None}
-        predictions = gpu.predictions(cell, size, device) if mode == "inference" else {}
+        predictions = gpu.predictions(case, device)
         for name, call in calls.items():
             predicted = {"predicted": predictions[name]} if name in predictions else {}
             what = {"cell": cell, "mode": mode, **size._asdict(), "way": name, **predicted}

@@ -54,8 +54,19 @@ def report(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
         yield from _predicted(names, sizes)
 
 
-def _problem(name: str, size: Size) -> plan.Problem:
-    return plan.Problem(CELLS[name], size.T, size.B, size.H, 1, dtypes.TABLE["float32"])
+def _problem(name: str, size: Size, backward: bool) -> plan.Problem:
+    return plan.Problem(CELLS[name], size.T, size.B, size.H, 1, dtypes.TABLE["float32"], backward)
+
+
+def _of_schedules(case: Case, device: devices.Device) -> dict[str, float]:
+    """Predicted microseconds of a step of each schedule that fits, in all passes of the case's mode."""
+    passes = (False, True) if case.mode == "training" else (False,)
+    plans = [plan.consider(_problem(case.cell, case.size, backward), device).plans for backward in passes]
+    return {
+        name: 1e6 * sum(of_pass[name][1].seconds for of_pass in plans)
+        for name in plan.SCHEDULES
+        if all(name in of_pass for of_pass in plans)
+    }
 
 
 def _head(columns: list[str]) -> Iterator[str]:
@@ -69,18 +80,19 @@ def _head(columns: list[str]) -> Iterator[str]:
 def _predicted(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
     device = devices.lookup(PREDICTED_FOR)
     yield (
-        f"No GPU was found, so nothing was measured. Predicted from the figures of an {device.name}, float32, forward: "
-        "microseconds a step without the input product, by schedule; the schedule that would run, and the term that "
-        "binds it. A dash: it does not fit."
+        f"No GPU was found, so nothing was measured. Predicted from the figures of an {device.name}, float32: "
+        "microseconds a step without the products over all steps, by schedule; the schedule that would run, and the "
+        "term that binds it. A dash: it does not fit."
     )
-    yield ""
-    yield from _head([*plan.SCHEDULES, "runs", "bound by"])
-    for name in names:
-        for size in sizes:
-            choice = plan.consider(_problem(name, size), device)
-            times = [f"{1e6 * choice.plans[s][1].seconds:.2f}" if s in choice.plans else "–" for s in plan.SCHEDULES]
-            binds = choice.plans[choice.best][1].bound_by
-            yield f"| {name.upper()} | {', '.join(map(str, size))} | {' | '.join([*times, choice.best, binds])} |"
+    for backward in (False, True):
+        yield f"\n{'backward' if backward else 'forward'}:\n"
+        yield from _head([*plan.SCHEDULES, "runs", "bound by"])
+        for name in names:
+            for size in sizes:
+                plans = (choice := plan.consider(_problem(name, size, backward), device)).plans
+                times = [f"{1e6 * plans[s][1].seconds:.2f}" if s in plans else "–" for s in plan.SCHEDULES]
+                columns = [", ".join(map(str, size)), *times, choice.best, plans[choice.best][1].bound_by]
+                yield f"| {name.upper()} | {' | '.join(columns)} |"
 
 
 # ---- With a GPU -----------------------------------------------------------------------------------------------------
@@ -109,7 +121,7 @@ def contenders(case: Case, xp: Any) -> dict[str, Callable[[], Any]]:
 
         return call
 
-    found = {s: by(s) for s in plan.consider(_problem(case.cell, case.size), plan.device_of(x)).plans}
+    found = {s: by(s) for s in _of_schedules(case, plan.device_of(x))}
     if xp is not np and not training:
         found[GRAPH] = _graph(xp, cell, x, weights, state)
     return found | {"plain loop": lambda: plain_loop(xp, cell, x, weights, state, dy if training else None)}
@@ -211,13 +223,14 @@ def _milliseconds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def predictions(name: str, size: Size, device: devices.Device) -> dict[str, float]:
-    """Predicted microseconds of a step of each schedule that fits, with its share of the input product."""
-    _, B, I, H = size
-    outputs = B * CELLS[name].gates * H
-    product = max(2 * outputs * I / device.peak_flops("float32"), 4 * (B * I + outputs) / device.bandwidth)
-    plans = plan.consider(_problem(name, size), device).plans
-    return {key: 1e6 * (prediction.seconds + product) for key, (_, prediction) in plans.items()}
+def predictions(case: Case, device: devices.Device) -> dict[str, float]:
+    """Predicted microseconds of a step of each schedule that fits, with its share of the products over all steps."""
+    _, B, I, H = case.size
+    outputs, rate = B * CELLS[case.cell].gates * H, device.peak_flops("float32")
+    products = max(2 * outputs * I / rate, 4 * (B * I + outputs) / device.bandwidth)
+    if case.mode == "training":  # the gradients of x, and of W_ih and W_hh
+        products += products + 2 * outputs * (I + H) / rate
+    return {name: predicted + 1e6 * products for name, predicted in _of_schedules(case, device).items()}
 
 
 def _measured(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
@@ -226,8 +239,8 @@ def _measured(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
     device = devices.current()
     yield (
         f"{device.name}, CuPy {cupy.__version__}, float32 without TF32, and cuDNN in float16 too. Microseconds a step, "
-        f"the input product included on all sides: medians of {TURNS} turns by CUDA events. In brackets, of forward "
-        "passes, what was predicted, with the input product at the device's peak. The fastest in float32 is named last."
+        f"the products over all steps included on all sides: medians of {TURNS} turns by CUDA events. In brackets what "
+        "was predicted, with those products at the device's peak. The fastest in float32 is named last."
     )
     for mode in ("inference", "training"):
         columns = [*plan.SCHEDULES, *([GRAPH] if mode == "inference" else []), "plain loop", *CUDNN]
@@ -240,11 +253,11 @@ def _measured(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
                 peers = {column: cudnn(case, dtype) for column, dtype in CUDNN.items()}
                 calls |= {column: peer for column, peer in peers.items() if peer is not None}
                 times = {key: 1e3 * ms / size.T for key, ms in _milliseconds(calls).items()}
-                predicted = predictions(name, size, device)
+                predicted = predictions(case, device)
                 cells_of_row = []
                 for column in columns:
                     text = f"{times[column]:.2f}" if column in times else "–"
-                    if column in predicted and mode == "inference":
+                    if column in predicted:
                         text += f" ({predicted[column]:.2f})"
                     cells_of_row.append(text)
                 fastest = min((key for key in times if CUDNN.get(key) != "float16"), key=lambda key: times[key])

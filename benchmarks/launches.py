@@ -105,7 +105,7 @@ def _step_fused(xp: Any, size: Size) -> tuple[Any, Any, Any]:
     with plan.schedule("step-fused"):
         run = Run.begin(cell, T, B, H, w, training=False)
     assert isinstance(run.plan, plan.FusedPlan)
-    launch, launches = run.plan.forward, run.plan.launches(T, 1)
+    launch, launches = run.plan.launch, run.plan.launches(T, 1)
     y, xw = (xp.zeros((1, T * B, gates * H), np.float32) for gates in (1, cell.gates))
     h, c = (xp.zeros((1, B, H), np.float32) for _ in range(2))
     arrays = w, xw, None, None, None, None, None, h, c, y, run.operands, run.saved, None

@@ -21,10 +21,10 @@ class Explanation:
     ----------
     device : str
     schedule : str
-        The one that runs: "stepwise", "step-fused", "block" or "persistent"; "scan" of a layer whose states are a
-        `gpurnn.linear_scan`; "library" of one that has no kernels.
+        The one that the forward pass runs by: "stepwise", "step-fused", "block" or "persistent"; "scan" of a layer
+        whose states are a `gpurnn.linear_scan`; "library" of one that has no kernels.
     grid, block : tuple of int
-        Of the forward pass' kernel; for the stepwise schedule of that of the gates; of a scan of its last kernel.
+        Of the pass' kernel; for the stepwise schedule of that of the gates; of a scan of its last kernel.
     shared_bytes : int
         Dynamic shared memory of a block.
     registers : int
@@ -32,18 +32,20 @@ class Explanation:
     occupancy : int
         Blocks that a multiprocessor holds at once, at least.
     launches : int
-        In a layer's whole forward pass, without the input product.
+        In a layer's whole pass, without the products over all steps.
     flops_per_step, bytes_per_step : int
-        Of one step of a layer's recurrence in all directions: the arithmetic of the recurrent products, and the bytes
-        that move between the multiprocessors and memory or L2 cache.
+        Of one step of a layer's recurrence in all directions, in training: the arithmetic of the recurrent products,
+        and the bytes of global memory that kernels load and store, from the L2 cache or past it.
     microseconds_per_step : dict of str to float
         Predicted, for each schedule that fits the device.
     bound_by : str
-        The largest term of the schedule's prediction: "arithmetic", "bytes" or "exchange", which is launches or
-        barriers.
+        The largest term of the schedule's prediction: "load", "product", "reduction", "gates", "exchange", "host" or
+        "memory", see `explain`.
     passed_over : dict of str to str
         Why each of the other schedules does not run.
     layers : int
+    backward : Explanation or None
+        How the backward pass would run, which is planned by itself; it has no further one.
     """
 
     device: str
@@ -60,12 +62,17 @@ class Explanation:
     bound_by: str
     passed_over: dict[str, str]
     layers: int
+    backward: Explanation | None = None
 
     def __str__(self) -> str:
-        least = self.microseconds_per_step[self.schedule]
         count = "" if self.layers == 1 else f", for each of {self.layers} layers"
+        forward = f"{self.schedule} on {self.device}{count}\n{self._details()}"
+        back = self.backward
+        return forward if back is None else f"{forward}\nbackward: {back.schedule}\n{back._details()}"
+
+    def _details(self) -> str:
+        least = self.microseconds_per_step[self.schedule]
         lines = [
-            f"{self.schedule} on {self.device}{count}",
             f"  grid {self.grid}, block {self.block}, {self.shared_bytes:,} bytes of shared memory, at most "
             f"{self.registers} registers a thread, at least {_counted(self.occupancy, 'block')} on a multiprocessor",
             f"  {_counted(self.launches, 'launch', 'es')}; a step has {self.flops_per_step:,} flops and moves "
@@ -97,10 +104,12 @@ def explain(layer: Callable[[], Layer], x: Any, *, device: Any = None) -> Explan
 def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanations:
     """Which schedule of kernels runs a recurrent layer, or those of a model, in which grid, and why.
 
-    The time of a step is predicted as exchange + max(arithmetic, bytes). The exchange gets h_{t-1} to every block that
-    multiplies it, by a launch or a barrier. The arithmetic of the products is at the device's peak, the bytes at its
-    bandwidth. Everything is computed from sizes, public figures and assumptions, which are listed in
-    ``gpurnn/kernels/recurrence/predict.py``. Nothing is measured, and no GPU is needed.
+    The time of a step is predicted as the sum of what a block does one after another: it loads the operand into shared
+    memory ("load"), multiplies ("product"), adds up partial sums ("reduction"), computes the gates ("gates"), and waits
+    until all blocks have what it has computed, by a launch or a barrier ("exchange"). A step takes at least as long as
+    the CPU takes for its launches ("host"), and as what it moves takes at the bandwidth of the device's memory
+    ("memory"). Everything is computed from sizes, public figures, the kernels' machine code and assumptions, which are
+    listed in ``gpurnn/kernels/recurrence/predict.py``. Nothing is measured, and no GPU is needed.
 
     Parameters
     ----------
@@ -132,7 +141,7 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
     >>> import gpurnn
     >>> found = gpurnn.explain(gpurnn.LSTM(64, 512), (100, 32, 64), device="A100")
     >>> found.schedule, found.launches, found.bound_by
-    ('persistent', 1, 'arithmetic')
+    ('persistent', 1, 'product')
     >>> model = gpurnn.SequenceClassifier(64, 512, classes=2)
     >>> {name: found.schedule for name, found in gpurnn.explain(model, (100, 32, 64), device="a100").items()}
     {'recurrent': 'persistent'}
@@ -155,8 +164,9 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
     for name, part in parts.items():
         sizes = T, B, part.hidden_size, part.num_directions
         dtype = part._argument("dtype")
-        facts = wing.explain_recurrence(where, part.cell, *sizes, dtype, x, device)
-        explanations[name] = Explanation(**facts, layers=part.num_layers)
+        forward, backward = wing.explain_recurrence(where, part.cell, *sizes, dtype, x, device)
+        layers = part.num_layers
+        explanations[name] = Explanation(**forward, layers=layers, backward=Explanation(**backward, layers=layers))
     return explanations[""] if isinstance(layer, Stacked) else explanations
 
 

@@ -630,7 +630,7 @@ class Bound:
         On a GPU they become one CUDA graph when they come again: the same object ``rows``, numbers and addresses of
         arrays. The graph owns no memory: whoever calls has arrays at these addresses.
         """
-        if self._key is None or not 1 < len(rows) <= _MOST_NODES or is_captured():
+        if self._key is None or not 1 < len(rows) <= MOST_NODES or is_captured():
             for row in rows:
                 self(*row)
             return
@@ -787,7 +787,7 @@ def in_the_same_memory(like: Any, key: Any) -> Iterator[bool]:
 
 
 _SERIES = Recent(64)
-_MOST_NODES = 4096
+MOST_NODES = 4096
 """Launches of a graph. The memory of a graph grows with them."""
 
 

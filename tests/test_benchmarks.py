@@ -57,9 +57,10 @@ def test_without_a_gpu_the_kernels_are_predicted_and_called_that():
     done = command("--gpu", "--cell", "lstm", "--size", "100,32,64,64", "--size", "10,4,64,4096")
     assert done.returncode == 0, done.stderr
     assert "nothing was measured. Predicted from the figures of an H100" in done.stdout
-    small, large = re.findall(r"^\| LSTM .*$", done.stdout, re.MULTILINE)
+    small, large, *backward = re.findall(r"^\| LSTM .*$", done.stdout, re.MULTILINE)
     assert "| block |" in small
     assert "–" in large
+    assert len(backward) == 2
 
 
 @pytest.mark.skipif(nvrtc.missing(), reason=str(nvrtc.missing()))

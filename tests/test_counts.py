@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from gpurnn.kernels import attention, dropout, embedding, host, launch, linear_scan, losses, optim
-from gpurnn.kernels.recurrence import plan, struct
+from gpurnn.kernels import attention, devices, dropout, dtypes, embedding, host, launch, linear_scan, losses, optim
+from gpurnn.kernels.recurrence import plan, predict, struct
+from problems import CELLS, OPTIONED, Options, draw
 
 from benchmarks import counts as benchmark
 from benchmarks.__main__ import main
@@ -251,11 +253,61 @@ def test_a_step_is_what_one_step_more_adds(schedule):
     assert list(step) == ["forward", "backward"]
     launches = benchmark.of_steps(LSTM(), 5, 2, 8, schedule=schedule)
     for name, per_step in step.items():
-        first = benchmark._by_pass(benchmark.of_steps(LSTM(), 4, 2, 8, schedule=schedule))[name]
-        total = benchmark._by_pass(launches)[name]
+        first = benchmark.by_pass(benchmark.of_steps(LSTM(), 4, 2, 8, schedule=schedule))[name]
+        total = benchmark.by_pass(launches)[name]
         for kind in host.INSTRUCTIONS:
             np.testing.assert_array_equal(total[kind] - first[kind], per_step[kind], err_msg=kind)
         assert (per_step.instructions.sum(axis=1) > 0).all()
+
+
+BYTES = ("load_bytes", "read_only_load_bytes", "published_load_bytes", "store_bytes", "published_store_bytes")
+
+PREDICTED = [  # cell, schedule, sizes and what else the device is given
+    pytest.param("lstm", "step-fused", {"B": 2, "H": 8}),
+    pytest.param("lstm", "block", {"B": 2, "H": 8}),
+    pytest.param("lstm", "persistent", {"B": 2, "H": 8}),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        ("lstm", "stepwise", {"B": 3, "H": 5}),
+        ("lstm", "step-fused", {"B": 37, "H": 33}),  # more rows and columns than tiles have, blocks that are not full
+        ("lstm", "persistent", {"B": 5, "H": 70}),
+        ("lstm", "persistent", {"B": 3, "H": 130, "multiprocessors": 4, "shared_memory_per_block": 78_000}),  # pieces
+        ("rnn-tanh", "stepwise", {"B": 7, "H": 40}),
+        ("gru-reset-after-state", "step-fused", {"B": 5, "H": 12}),
+        ("gru-reset-before-state", "stepwise", {"B": 5, "H": 11}),
+        ("gru-reset-before-state", "step-fused", {"B": 9, "H": 20}),  # lanes that load the same weights
+        ("gru-reset-before-state", "persistent", {"B": 9, "H": 20, "dtype": "float64"}),
+        ("lstm-peephole", "stepwise", {"B": 3, "H": 5}),
+        ("lstm-peephole", "step-fused", {"B": 3, "H": 5}),
+        ("gru-zoneout-mask", "step-fused", {"B": 3, "H": 5}),
+        ("gru-zoneout-mask", "block", {"B": 3, "H": 5}),
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "schedule", "sizes"), PREDICTED)
+def test_bytes_are_predicted_as_they_are_counted(name, schedule, sizes, monkeypatch):
+    """Of all blocks in a step, of two directions."""
+    sizes = {"multiprocessors": 6, "dtype": "float32", **sizes}
+    B, H, dtype = (sizes.pop(size) for size in ("B", "H", "dtype"))
+    device, cell = dataclasses.replace(devices.lookup("H100"), **sizes), (CELLS | OPTIONED)[name]
+    monkeypatch.setattr(plan, "device_of", lambda array: device)
+    totals = []
+    for T in (2, 3):
+        problem = draw(cell, Options(bidirectional=True), T=T, B=B, I=1, H=H, dtype=dtype)
+        masks = {} if problem.step_masks is None else {"step_masks": problem.step_masks}
+        with host.counts() as launches, plan.schedule(schedule):
+            *_, saved = kernels.recurrence_forward(
+                cell, problem.x, problem.weights, problem.state, training=True, **masks
+            )
+            kernels.recurrence_backward(saved, problem.dy, problem.dstate)
+        totals.append({
+            pass_: sum(int(counts[kind].sum()) for kind in BYTES)
+            for pass_, counts in benchmark.by_pass(launches).items()
+        })  # fmt: skip
+    for backward, pass_ in enumerate(("forward", "backward")):
+        sizes = plan.Problem(cell, 3, B, H, 2, dtypes.TABLE[dtype], bool(backward))
+        launch = getattr(plan.make(schedule, sizes, device), "launch", None)
+        assert predict.kernel_bytes(sizes, launch) == totals[1][pass_] - totals[0][pass_], (pass_, launch)
 
 
 @pytest.mark.slow

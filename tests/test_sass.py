@@ -5,8 +5,16 @@ from __future__ import annotations
 import re
 
 import pytest
+from gpurnn.kernels import dtypes
+from gpurnn.kernels.recurrence import plan
+from gpurnn.kernels.recurrence.predict import instructions as instructions_of
+from gpurnn.kernels.recurrence.predict import multiply_adds
 
 from benchmarks import sass
+from gpurnn.cells import LSTM
+
+FLOAT = dtypes.TABLE["float32"]
+VARIANTS = plan.fused_variants(LSTM(), FLOAT)
 
 needs_nvdisasm = pytest.mark.skipif(sass.missing(), reason=str(sass.missing()))
 
@@ -112,7 +120,10 @@ def test_streams_load_before_they_store(pattern, kernels, instructions, architec
 @pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
 @pytest.mark.parametrize(("kernels", "share"), [("block|grid", 0.84), ("launch", 0.78)])
 def test_the_product_loops_multiply(kernels, share, architecture):
-    """In float32, by tiles of 4 rows of the batch: most instructions multiply, and all loads have 128 bits."""
+    """In float32, by tiles of 4 rows of the batch: most instructions multiply, and all loads have 128 bits.
+
+    The planner knows how many of them do.
+    """
     pattern = rf"(Lstm<float>|Gru<float, true, false>), .*Exchange::({kernels}), 4"
     names = 0
     for module in sass.modules(pattern):
@@ -120,6 +131,9 @@ def test_the_product_loops_multiply(kernels, share, architecture):
             loop = sass.product_loop(loops)
             assert loop.share >= share, name
             assert {*loop.loads("LDS"), *loop.loads("LDG")} == {128}, name
+            variant = next(v for v in VARIANTS if name.endswith(f", {v}>"))
+            share = multiply_adds(variant, FLOAT) / instructions_of(variant, FLOAT)
+            assert share == pytest.approx(loop.share, rel=0.02)
             names += 1
     assert names == (20 if "|" in kernels else 4)
 

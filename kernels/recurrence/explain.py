@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from array_api_compat import is_cupy_array
@@ -11,41 +12,48 @@ from gpurnn.cells import Cell
 from .. import devices, dtypes, linear_scan
 from . import plan, predict
 from .layer import recurrence_chunk
-from .plan import FusedPlan
+from .plan import FusedPlan, Problem
 from .run import apart
 
 
 def explain_recurrence(
     where: str, cell: Cell, T: int, B: int, H: int, D: int, dtype: str, x: Any, device: Any = None
-) -> dict[str, Any]:
-    """The plan for a layer of D directions, as the attributes of `gpurnn.explanation.Explanation` of one layer.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plans of both passes of a layer of D directions, as attributes of `gpurnn.explanation.Explanation`.
 
-    It is a plan for ``device``, which is a name or a `devices.Device`. If it is None, for the device of the array x.
+    They are plans for ``device``, which is a name or a `devices.Device`. If it is None, for the device of the array x.
     """
     gpu = plan.device_of(x) if device is None else devices.lookup(device, where)
-    problem = plan.Problem(cell, T, B, H, D, dtypes.TABLE[dtype])
+    forward = Problem(cell, T, B, H, D, dtypes.TABLE[dtype])
+    backward = replace(forward, backward=True)
     if cell.elementwise:
-        return _of_scan(problem, gpu)
+        return _of_scan(forward, gpu), _of_scan(backward, gpu)
     if cell.sums_over_units:
-        return _of_library(problem, gpu.name)
+        return _of_library(forward, gpu.name), _of_library(backward, gpu.name)
+    is_here = device is None and is_cupy_array(x)
+    return _of_kernels(forward, gpu, is_here), _of_kernels(backward, gpu, is_here)
+
+
+def _of_kernels(problem: Problem, gpu: devices.Device, is_here: bool) -> dict[str, Any]:
+    """Of a pass on a device; if that ``is_here``, it is asked how many blocks it runs at once."""
     choice = plan.consider(problem, gpu)
-    if device is None and is_cupy_array(x):
+    if is_here:
         choice = plan.consider(problem, gpu, apart(problem, choice.plans[choice.best][0]))
     chosen, prediction = choice.plans[choice.best]
     if isinstance(chosen, FusedPlan):
-        launch = chosen.forward
+        launch = chosen.launch
         grid, block, shared_bytes = launch.grid, launch.block, launch.shared_bytes
-        threads = plan.THREADS
+        bytes_moved = predict.kernel_bytes(problem, launch)
     else:
-        grid, block, shared_bytes = (-(-D * B * H // plan.STEPWISE_THREADS), 1, 1), (plan.STEPWISE_THREADS,), 0
-        threads = plan.STEPWISE_THREADS
+        grid, block, shared_bytes = (-(-problem.units // plan.STEPWISE_THREADS), 1, 1), (plan.STEPWISE_THREADS,), 0
+        bytes_moved = predict.kernel_bytes(problem, None) + predict.library_bytes(problem)
     microseconds = {name: 1e6 * predicted.seconds for name, (_, predicted) in choice.plans.items()}
     passed_over = {
         name: choice.refusals.get(name) or f"predicted {microseconds[name]:.2f} microseconds a step"
         for name in plan.SCHEDULES
         if name != choice.best
     }
-    registers = min(255, devices.REGISTERS // threads)
+    registers = min(255, devices.REGISTERS // block[0])
     return {
         "device": gpu.name,
         "schedule": choice.best,
@@ -56,7 +64,7 @@ def explain_recurrence(
         "occupancy": devices.occupancy(gpu, block[0], registers, shared_bytes),
         "launches": prediction.launches,
         "flops_per_step": problem.flops,
-        "bytes_per_step": prediction.bytes_moved,
+        "bytes_per_step": bytes_moved,
         "microseconds_per_step": microseconds,
         "bound_by": prediction.bound_by,
         "passed_over": passed_over,
@@ -67,10 +75,10 @@ _OPERATIONS = 60
 """Roughly those on arrays that a step by the definition takes, each of them a launch."""
 
 
-def _of_library(problem: plan.Problem, device: str) -> dict[str, Any]:
+def _of_library(problem: Problem, device: str) -> dict[str, Any]:
     """Of a cell that no kernel computes: its steps are operations of the array library (``reference/unrolled.py``)."""
-    launches = problem.T * problem.D * _OPERATIONS
-    seconds = predict.LAUNCH * problem.D * _OPERATIONS
+    launches = problem.D * _OPERATIONS
+    host, gpu = launches * devices.LAUNCH_SECONDS, launches * predict.LAUNCH
     reason = "it has no kernel with the sums over hidden units that layer norm or a projection takes in each step"
     return {
         "device": device,
@@ -80,11 +88,11 @@ def _of_library(problem: plan.Problem, device: str) -> dict[str, Any]:
         "shared_bytes": 0,
         "registers": 0,
         "occupancy": 0,
-        "launches": launches,
+        "launches": problem.T * launches,
         "flops_per_step": problem.flops,
         "bytes_per_step": problem.weight_bytes,
-        "microseconds_per_step": {"library": 1e6 * seconds},
-        "bound_by": "exchange",
+        "microseconds_per_step": {"library": 1e6 * max(host, gpu)},
+        "bound_by": "host" if host > gpu else "exchange",
         "passed_over": dict.fromkeys(plan.SCHEDULES, reason),
     }
 
@@ -93,7 +101,7 @@ _OPERATIONS_OF_A_GATE = 15
 """Roughly those on arrays of all steps that its value takes: each is a launch that reads two arrays and writes one."""
 
 
-def _of_scan(problem: plan.Problem, gpu: devices.Device) -> dict[str, Any]:
+def _of_scan(problem: Problem, gpu: devices.Device) -> dict[str, Any]:
     """Of a cell whose states are a linear scan, of as many steps at a time as `recurrence_chunk` says."""
     steps, columns = min(problem.T, recurrence_chunk(problem.B)), problem.B * problem.H
     grid, block, launches = linear_scan.launches(steps, columns, problem.dtype)

@@ -7,9 +7,9 @@ them (`run.py`) are run by the kernels of a schedule (`plan.py`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,9 @@ def recurrence_forward(
         return of_definition
     (T, B, _), H = x.shape, weights[0]["weight_hh"].shape[1]
     problem = plan.Problem(cell, T, B, H, len(weights), dtypes.of(x))
-    with _memory_of(plan.choose(problem, plan.device_of(x)), x, (problem, training)) as is_lent:
+    passes = [problem, replace(problem, backward=True)] if training else [problem]
+    plans = [plan.choose(of_pass, plan.device_of(x)) for of_pass in passes]
+    with _memory_of(plans, x, (problem, training)) as is_lent:
         y, final, saved = _forward(
             cell, x, weights, state, lengths, resets, exists, mask, step_masks, repeats=repeats, training=training
         )
@@ -96,9 +98,12 @@ def recurrence_forward(
     return y, final, saved
 
 
-def _memory_of(of_call: plan.Plan, like: Array, key: Any) -> AbstractContextManager[bool]:
-    """Where the launches of a sequence can be a CUDA graph, the memory in which they come again."""
-    if of_call.schedule != "step-fused":
+def _memory_of(plans: Sequence[plan.Plan | None], like: Array, key: Any) -> AbstractContextManager[bool]:
+    """Where the launches of a sequence can be a CUDA graph, the memory in which they come again.
+
+    The passes with these plans have arrays there.
+    """
+    if not any(of_pass and of_pass.schedule == "step-fused" for of_pass in plans):
         return contextlib.nullcontext(False)
     return in_the_same_memory(like, key)
 
@@ -176,7 +181,7 @@ def recurrence_backward(
     xp = namespace(x)
     state_shape = (run.D, run.B, run.H)
     real = run.struct.dtype.accumulator
-    with _memory_of(run.plan, x, (run.cell, x.shape, run.H, run.D, dtypes.of(x))) as is_lent:
+    with _memory_of([run.backward_plan], x, (run.cell, x.shape, run.H, run.D, dtypes.of(x))) as is_lent:
         dstate0 = tuple(xp.zeros(state_shape, real) if s is None else xp.array(s, real, order="C") for s in dstate)
         if is_lent and dy is not None:
             dy = xp.array(dy, order="C")

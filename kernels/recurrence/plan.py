@@ -1,6 +1,7 @@
-"""Which schedule runs a recurrence on a device, and how it is cut into blocks.
+"""Which schedule runs a pass of a recurrence on a device, and how it is cut into blocks.
 
-`make` plans one schedule: the grids of its kernels, if they fit the device. `choose` takes the schedule whose predicted
+The forward and the backward pass are planned apart: what either saves for the other has one layout in all schedules.
+`make` plans one schedule: the grid of its kernel, if it fits the device. `choose` takes the schedule whose predicted
 time (`predict.py`) is the shortest.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from .. import devices
 from ..devices import Device
 from ..dtypes import Dtype
 from . import predict
-from .predict import Prediction
+from .predict import Prediction, Product
 
 SCHEDULES = ("stepwise", "step-fused", "block", "persistent")
 EXCHANGE = {"step-fused": "launch", "block": "block", "persistent": "grid"}
@@ -36,16 +37,6 @@ _OWNED = {"float32": 4, "float64": 2}
 
 _STEP_FUSED_UNITS, _STEP_FUSED_ROWS, _STEP_FUSED_CHUNK = 8, 32, 256
 """Of a block of that schedule, at most."""
-
-_TILE_INSTRUCTIONS = 200
-"""Roughly those of a warp before and after the loop of a tile: addresses, and the sums over its lanes."""
-
-_LATENCY = 60
-"""Roughly the clocks for which a warp waits for what it has loaded of a width, unless another one has work."""
-
-_STAGING_CLOCKS, _UNIT_CLOCKS, _L2_BYTES_PER_CLOCK = 900, 900, 32
-"""Roughly: from the load of an operand until it is in shared memory, for a thread's step of a hidden unit, and what a
-multiprocessor gets from the L2 cache."""
 
 STEPWISE_THREADS = 256
 """Of a block of ``recurrence/stepwise.cu``."""
@@ -65,7 +56,7 @@ HOST_DEVICE = "H100"
 
 @dataclass(frozen=True)
 class Problem:
-    """A layer's recurrence: the cell, T steps, B rows, H hidden units, D directions, and the arrays' dtype."""
+    """A pass of a layer's recurrence: the cell, T steps, B rows, H hidden units, D directions, the arrays' dtype."""
 
     cell: Cell
     T: int
@@ -73,6 +64,22 @@ class Problem:
     H: int
     D: int
     dtype: Dtype
+    backward: bool = False
+
+    @property
+    def name(self) -> str:
+        """The pass, as its kernel in ``recurrence/fused.cu`` is called."""
+        return "backward" if self.backward else "forward"
+
+    @property
+    def phases(self) -> int:
+        """Of the whole pass; the backward pass has one more, which ends the first step."""
+        return self.T * len(self.cell.phases) + self.backward
+
+    @property
+    def units(self) -> int:
+        """Hidden units of all rows and directions."""
+        return self.D * self.B * self.H
 
     @property
     def weight_bytes(self) -> int:
@@ -152,17 +159,16 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """A schedule. For the stepwise one this is all: its grids follow from the sizes."""
+    """The schedule of a pass. For the stepwise one this is all: its grids follow from the sizes."""
 
     schedule: str
 
 
 @dataclass(frozen=True)
 class FusedPlan(Plan):
-    """A schedule of ``recurrence/fused.cu``, with the launches of its passes."""
+    """A schedule of ``recurrence/fused.cu``, with the launch of the pass' kernel."""
 
-    forward: Launch
-    backward: Launch
+    launch: Launch
     most_steps: int | None = None
     """Of a launch, where a watchdog ends those that last."""
 
@@ -192,11 +198,15 @@ def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     return [
         Variant("launch", 1),
         Variant("launch", 4),
-        Variant("block", 1),
-        Variant("block", 4),
-        *([Variant("block", 4, held=3)] if _can_hold(cell, dtype) else []),
+        *_block_variants(cell, dtype),
         *_grid_variants(cell, dtype),
     ]
+
+
+def _block_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
+    """Those of the block schedule."""
+    held = [Variant("block", 4, held=3)] if _can_hold(cell, dtype) else []
+    return [Variant("block", 1), Variant("block", 4), *held]
 
 
 def _grid_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
@@ -216,31 +226,10 @@ def _can_hold(cell: Cell, dtype: Dtype) -> bool:
     return dtype.name == "float32" and len(cell.phases) == 1 and not cell.diagonal and not cell.step_masks
 
 
-@dataclass(frozen=True)
-class _Product:
-    """The product of a phase in a block: N rows of weights times K columns."""
-
-    tiles: int
-    """Of weight rows."""
-    widths: int
-    """Of columns."""
-
-    @classmethod
-    def of(cls, problem: Problem, backward: bool, units: int, variant: Variant) -> list[_Product]:
-        """Those of a step."""
-        return [
-            cls(
-                -(-units * (1 if backward else gates) // variant.tile_rows),
-                -(-problem.H * (gates if backward else 1) // variant.width(problem.dtype)),
-            )
-            for gates in problem.cell.phases
-        ]
-
-
-def _shared_bytes(problem: Problem, backward: bool, launch: Launch) -> int:
+def _shared_bytes(problem: Problem, launch: Launch) -> int:
     """Bytes of dynamic shared memory; see ``recurrence/fused.cu``."""
     variant, width = launch.variant, launch.variant.width(problem.dtype)
-    products = _Product.of(problem, backward, launch.units, variant)
+    products = Product.of(problem, launch.units, variant)
     rows = -(-launch.rows // variant.columns) * variant.columns
     sums = launch.sums * rows * max(p.tiles for p in products) * variant.tile_rows
     operand, weights = launch.at_once * variant.columns * launch.chunk, 0
@@ -254,40 +243,14 @@ def _shared_bytes(problem: Problem, backward: bool, launch: Launch) -> int:
         )
         weights = stored * variant.tile_rows * width
     stored_bytes, real = problem.dtype.itemsize, np.dtype(problem.dtype.accumulator).itemsize
-    biases = 0 if backward else -(-2 * problem.cell.gates * launch.units // 4) * 4
+    biases = 0 if problem.backward else -(-2 * problem.cell.gates * launch.units // 4) * 4
     return (biases + sums) * real + (operand + weights) * stored_bytes
-
-
-def _clocks(problem: Problem, backward: bool, launch: Launch) -> int:
-    """Of a block in a step, roughly: for the instructions of its products, its operands, and its units."""
-    variant, size = launch.variant, 16 // problem.dtype.itemsize
-    width = variant.width(problem.dtype)
-    loads = variant.columns + variant.tile_rows * (3 if variant.exchange == "launch" else 1)
-    of_width = variant.tile_rows * variant.columns * size + loads + 4
-    clocks = 0
-    for product in _Product.of(problem, backward, launch.units, variant):
-        tiles = min(product.tiles, variant.tiles_at_once // launch.parts)
-        # Warps that have a tile; two of them share what issues their instructions.
-        warps = -(-tiles * launch.parts * launch.at_once * variant.tile_lanes // 32)
-        column_tiles = -(-launch.rows // variant.columns)
-        of_rows = -(-column_tiles // launch.at_once)
-        of_tiles = -(-product.tiles // tiles)
-        together = -(-warps // 4)
-        of_part = -(-product.widths // launch.parts) * max(together * of_width, of_width + _LATENCY)
-        clocks += of_rows * of_tiles * (of_part + together * _TILE_INSTRUCTIONS)
-        if variant.exchange != "block":
-            chunks = -(-product.widths * width // launch.chunk)
-            clocks += of_rows * chunks * (of_tiles if chunks > 1 else 1) * _STAGING_CLOCKS
-            clocks += launch.rows * product.widths * width * problem.dtype.itemsize // _L2_BYTES_PER_CLOCK
-    gates = 1 if backward else max(problem.cell.phases)
-    return clocks + -(-launch.units * launch.rows // THREADS) * (_UNIT_CLOCKS + 8 * gates * launch.sums)
 
 
 def _fitting(
     problem: Problem,
     device: Device,
     variant: Variant,
-    backward: bool,
     units: int,
     rows: int,
     groups: int,
@@ -303,7 +266,7 @@ def _fitting(
         raise DoesNotFit(f"{groups:,} groups of rows are more than the {_MOST_GROUPS:,} that a grid has room for")
     if problem.cell.gates * problem.H**2 > _MOST_WEIGHTS:
         raise DoesNotFit(f"{problem.cell.gates} x {problem.H:,}^2 weights are more than 32 bits count")
-    width, products = variant.width(problem.dtype), _Product.of(problem, backward, units, variant)
+    width, products = variant.width(problem.dtype), Product.of(problem, units, variant)
     tiles, widths = max(p.tiles for p in products), max(p.widths for p in products)
     column_tiles = -(-rows // variant.columns)
     fit, least = False, 0
@@ -328,19 +291,18 @@ def _fitting(
                 variant=variant,
             )
             # Whole operands, or pieces in which all parts have as many widths.
-            needed = _shared_bytes(problem, backward, launch)
+            needed, chunk = _shared_bytes(problem, launch), 0
             if variant.exchange != "block":
                 row_bytes = at_once * variant.columns * width * problem.dtype.itemsize
                 room = (device.shared_memory_per_block - needed) // row_bytes
                 chunk = min(widths, room, max(parts, -(-most_chunk // width)))
                 if chunk < widths:
                     chunk = chunk // parts * parts
-                smallest = min(widths, parts)
-                needed += row_bytes * max(chunk, smallest)
-                launch = replace(launch, chunk=max(chunk, smallest) * width)
+                chunk = max(chunk, min(widths, parts))
+                needed += row_bytes * chunk
             if needed <= device.shared_memory_per_block:
                 fit = True
-                yield replace(launch, shared_bytes=needed)
+                yield replace(launch, chunk=chunk * width, shared_bytes=needed)
             least = min(least or needed, needed)
     if not fit:
         raise DoesNotFit(
@@ -349,35 +311,38 @@ def _fitting(
         )
 
 
-def _fastest(problem: Problem, backward: bool, launches: Iterator[Launch]) -> Launch:
-    """That of the fewest clocks, roughly."""
-    return min(launches, key=lambda launch: _clocks(problem, backward, launch))
+def _fastest(problem: Problem, device: Device, launches: Iterable[Launch]) -> Launch:
+    """That whose step is predicted to be the shortest on the device."""
+    return min(launches, key=lambda launch: predict.fused(problem, device, launch, 1).of_block)
 
 
-def _step_fused(problem: Problem, device: Device, backward: bool) -> Launch:
+def _step_fused(problem: Problem, device: Device) -> Launch:
     units = min(_STEP_FUSED_UNITS, problem.H)
     rows = min(_STEP_FUSED_ROWS, problem.B)
     variant, groups = Variant("launch", 4 if rows > 1 else 1), -(-problem.B // rows)
-    launches = _fitting(problem, device, variant, backward, units, rows, groups, _STEP_FUSED_CHUNK)
-    return _fastest(problem, backward, launches)
+    launches = _fitting(problem, device, variant, units, rows, groups, _STEP_FUSED_CHUNK)
+    return _fastest(problem, device, launches)
 
 
-def _block(problem: Problem, device: Device, backward: bool) -> Launch:
+def _block(problem: Problem, device: Device) -> Launch:
     if problem.H > THREADS:
         raise DoesNotFit(f"{problem.H} hidden units are more than the {THREADS} threads of a block")
     # As many blocks as the device holds at once, so that each has as few rows as possible.
     rows = max(1, min(THREADS // problem.H, -(-problem.B * problem.D // device.multiprocessors)))
-    sizes = backward, problem.H, rows, -(-problem.B // rows), 0
-    try:
-        variant = Variant("block", 4 if rows > 1 else 1)
-        return _fastest(problem, backward, _fitting(problem, device, variant, *sizes))
-    except DoesNotFit:
-        if not _can_hold(problem.cell, problem.dtype):
-            raise
-        return _fastest(problem, backward, _fitting(problem, device, Variant("block", 4, held=3), *sizes))
+    found: list[Launch] = []
+    for variant in _block_variants(problem.cell, problem.dtype):
+        if variant.columns == 1 and rows > 1:
+            continue
+        try:
+            found.extend(_fitting(problem, device, variant, problem.H, rows, -(-problem.B // rows), 0))
+        except DoesNotFit as error:
+            reason = error
+    if not found:
+        raise reason
+    return _fastest(problem, device, found)
 
 
-def _persistent(problem: Problem, device: Device, backward: bool) -> Launch:
+def _persistent(problem: Problem, device: Device) -> Launch:
     """Blocks that are all on the device at once.
 
     More groups of rows have fewer blocks each, of more hidden units. So fewer blocks read the operand of a row, and
@@ -394,15 +359,15 @@ def _persistent(problem: Problem, device: Device, backward: bool) -> Launch:
             if (variant.columns == 1) != alone or (variant.owned == 1) != (few or alone):
                 continue
             try:
-                launches = _fitting(problem, device, variant, backward, units, rows, groups, longest)
-                found.append(_fastest(problem, backward, launches))
+                launches = _fitting(problem, device, variant, units, rows, groups, longest)
+                found.append(_fastest(problem, device, launches))
             except DoesNotFit as error:
                 if groups == 1:
                     reason = str(error)
         groups = -(-problem.B // (rows - 1)) if rows > 1 else problem.B + 1
     if not found:
         raise DoesNotFit(reason)
-    return _fastest(problem, backward, iter(found))
+    return _fastest(problem, device, found)
 
 
 _LAUNCHES = {"step-fused": _step_fused, "block": _block, "persistent": _persistent}
@@ -412,12 +377,20 @@ def make(schedule: str, problem: Problem, device: Device) -> Plan:
     """The plan of a schedule; raises `DoesNotFit`."""
     if schedule == "stepwise":
         return Plan(schedule)
-    build = _LAUNCHES[schedule]
-    plan = FusedPlan(schedule, build(problem, device, False), build(problem, device, True))
+    plan = FusedPlan(schedule, _LAUNCHES[schedule](problem, device))
     if device.has_watchdog:
-        seconds = predict.fused(plan, problem, device).seconds
+        seconds = predicted(plan, problem, device).seconds
         plan = replace(plan, most_steps=max(1, int(_SECONDS_OF_A_LAUNCH / seconds)))
     return plan
+
+
+def predicted(plan: Plan, problem: Problem, device: Device) -> Prediction:
+    """The predicted time of a step."""
+    if not isinstance(plan, FusedPlan):
+        return predict.stepwise(problem, device)
+    launches = len(plan.launches(problem.phases, len(problem.cell.phases)))
+    begins = plan.exchange == "launch" and not problem.backward  # with the first operand
+    return predict.fused(problem, device, plan.launch, launches + begins)
 
 
 # ---- The choice -----------------------------------------------------------------------------------------------------
@@ -434,7 +407,11 @@ class Choice:
 
     @property
     def best(self) -> str:
-        return min(self.plans, key=lambda name: self.plans[name][1].seconds)
+        def times(name: str) -> tuple[float, float]:  # the host may take as long for one as for the other
+            prediction = self.plans[name][1]
+            return prediction.seconds, prediction.of_block
+
+        return min(self.plans, key=times)
 
 
 def consider(problem: Problem, device: Device, apart: str = "") -> Choice:
@@ -450,11 +427,7 @@ def consider(problem: Problem, device: Device, apart: str = "") -> Choice:
         except DoesNotFit as error:
             refusals[name] = str(error)
             continue
-        if isinstance(plan, FusedPlan):
-            prediction = predict.fused(plan, problem, device)
-        else:
-            prediction = predict.stepwise(problem, device)
-        plans[name] = plan, prediction
+        plans[name] = plan, predicted(plan, problem, device)
     return Choice(problem, device, plans, refusals)
 
 

@@ -1,106 +1,339 @@
-"""The predicted time of a step of a recurrence, from the public figures of a device. Nothing is measured.
+"""What a step of a recurrence is predicted to take: its time, and the bytes that it moves. Nothing is measured.
 
-A recurrence is a chain: no part of step t can begin before step t - 1 has ended. So the time of a step is that of its
-arithmetic or of the bytes that it moves, whichever is longer, plus that of the exchange: h_{t-1} has to get to every
-block that multiplies it, once for each product. Schedules differ in the exchange and in where the recurrent weights are
-stored; see ``recurrence/fused.cu``.
+A recurrence is a chain: no part of step t can begin before step t - 1 has ended. Within a step a block does one thing
+after another: it loads the operand, multiplies, adds up partial sums, computes the gates, and hands on what the other
+blocks wait for. So the times of these add up, each for what the schedule really gives a block: whole tiles, whole
+warps, whole turns. Meanwhile the host makes the launches, and memory delivers what does not wait for the step before;
+a step lasts at least as long as either. The bytes are those that the counts build of the host executor counts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..devices import Device
+import numpy as np
+
+from ..devices import LAUNCH_SECONDS, Device
+from ..dtypes import Dtype
+from ..launch import MOST_NODES
 
 if TYPE_CHECKING:
-    from .plan import FusedPlan, Problem
+    from .plan import Launch, Problem, Variant
 
 LAUNCH = 2.5e-6
-_BARRIER = 1.2e-6
+_BARRIER = 1.0e-6
 _BLOCK_BARRIER = 0.1e-6
-"""Assumed seconds from one dependent kernel to the next, of a barrier of the whole grid with the operand's way through
-the L2 cache, and of a barrier within a block. These are commonly reported orders of magnitude, not measured here."""
+"""Assumed seconds from one dependent kernel to the next, of a barrier of the whole grid, and of the barriers within a
+block. These are commonly reported orders of magnitude, not measured here."""
 
 _EXCHANGE = {"launch": LAUNCH, "grid": _BARRIER, "block": _BLOCK_BARRIER}
 
-_L2_BYTES_PER_CLOCK = 32
-"""Assumed bytes that one multiprocessor gets from the L2 cache in a clock."""
+_L2_BYTES_PER_CLOCK = 21
+"""Assumed bytes that a multiprocessor gets from the L2 cache in a clock if all others do too: 5.5 TB/s on an H100."""
 
-_SHARED_BYTES_PER_CLOCK = 128
-"""Bytes that one multiprocessor gets from its shared memory in a clock: 32 banks of 4 bytes."""
+_L2_CLOCKS, _SHARED_CLOCKS = 270, 30
+"""Assumed clocks that a warp waits for a load from the L2 cache, and from shared memory. In each round of the product's
+loop that is once, and once more if no other warp of its scheduler has work."""
+
+_PACKETS_AT_ONCE = 4
+"""That a thread loads of an operand before it stores them."""
+
+_UNIT_CLOCKS = 450
+"""Assumed clocks of a thread for the gates of a hidden unit, whose operations wait for each other."""
+
+_TILE_INSTRUCTIONS, _TILE_SUM_INSTRUCTIONS = 70, 4
+"""Roughly those of a warp before and after the loop of a tile, and for each of its sums over lanes."""
+
+_WAITING = 2.2
+"""Clocks of each of these for a warp alone: they wait for each other."""
+
+_SUM_CLOCKS = 8
+"""Roughly those of a partial sum of a gate, which a thread adds to the others."""
+
+_LOOP_INSTRUCTIONS = {"launch": 6, "block": 8, "grid": 6}
+"""By exchange, those of a round of the product's loop besides multiply-adds and loads, as the machine code has them."""
+
+_WAVEFRONTS = 4
+"""Of a load of 128 bits by a warp: 32 banks deliver 128 bytes in a clock, from the L1 cache too."""
+
+_SCHEDULERS = 4
+"""Of a multiprocessor; each issues an instruction of one of its warps in a clock."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted time of one forward step, in seconds: the exchanges, and the longer of arithmetic and bytes."""
+    """The predicted time of a step of a pass, in seconds."""
 
-    arithmetic: float
-    bytes_moved: int
-    bytes: float
+    load: float
+    """From the L2 cache to shared memory: the operand."""
+    product: float
+    reduction: float
+    """Of partial sums."""
+    gates: float
     exchange: float
+    """A barrier or the next launch: until all blocks that need an operand can load it."""
+    host: float
+    """CPU time of the launches."""
+    memory: float
+    """For what is stored, and loaded ahead."""
     launches: int
-    """In the whole forward pass."""
+    """In the whole pass."""
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Those of a block, which follow one another."""
+        return {name: getattr(self, name) for name in ("load", "product", "reduction", "gates", "exchange")}
+
+    @property
+    def of_block(self) -> float:
+        """What it takes for all of them."""
+        return self.load + self.product + self.reduction + self.gates + self.exchange
 
     @property
     def seconds(self) -> float:
-        return self.exchange + max(self.arithmetic, self.bytes)
+        return max(self.of_block, self.host, self.memory)
 
     @property
     def bound_by(self) -> str:
         """The term that is the largest."""
-        terms = {"arithmetic": self.arithmetic, "bytes": self.bytes, "exchange": self.exchange}
-        return max(terms, key=lambda term: terms[term])
+        if self.seconds > self.of_block:
+            return "host" if self.host > self.memory else "memory"
+        return max(self.phases, key=lambda term: self.phases[term])
+
+
+@dataclass(frozen=True)
+class Product:
+    """The product of a phase in a block: N rows of weights times K columns."""
+
+    N: int
+    K: int
+    tiles: int
+    """Of weight rows."""
+    widths: int
+    """Of columns."""
+
+    @classmethod
+    def of(cls, problem: Problem, units: int, variant: Variant) -> list[Product]:
+        """Those of a step, of a block of ``units``."""
+        width, products = variant.width(problem.dtype), []
+        for gates in problem.cell.phases:
+            N, K = (units, gates * problem.H) if problem.backward else (units * gates, problem.H)
+            products.append(cls(N, K, -(-N // variant.tile_rows), -(-K // width)))
+        return products
+
+
+# ---- Time -----------------------------------------------------------------------------------------------------------
+
+
+def multiply_adds(variant: Variant, dtype: Dtype) -> int:
+    """Those of a warp in a round of the product's loop."""
+    return variant.tile_rows * variant.columns * (16 // dtype.itemsize)
+
+
+def instructions(variant: Variant, dtype: Dtype) -> int:
+    """All of a warp in a round of the product's loop: of weights from global memory, the addresses too."""
+    loads = variant.columns + variant.tile_rows * (3 if variant.exchange == "launch" else 1)
+    return multiply_adds(variant, dtype) + loads + _LOOP_INSTRUCTIONS[variant.exchange]
+
+
+def fused(problem: Problem, device: Device, launch: Launch, launches: int) -> Prediction:
+    """The terms of a step of a schedule of ``recurrence/fused.cu`` whose pass has that many launches."""
+    variant, itemsize = launch.variant, problem.dtype.itemsize
+    width, exchange = variant.width(problem.dtype), variant.exchange
+    loop = instructions(variant, problem.dtype)
+    # An instruction of a warp takes its scheduler one clock, or as long as the units behind it need for 32 lanes.
+    pace = 32 * _SCHEDULERS / device.limits.fma[problem.dtype.accumulator]
+    issue = max(loop, multiply_adds(variant, problem.dtype) * pace)
+    column_tiles = -(-launch.rows // variant.columns)
+    turns = -(-column_tiles // launch.at_once)
+    of_tile = _TILE_INSTRUCTIONS + _TILE_SUM_INSTRUCTIONS * variant.tile_rows * variant.columns
+    owned = -(-launch.units * launch.rows // launch.block[0])
+    load = product = reduction = 0.0
+    for part, gates in zip(Product.of(problem, launch.units, variant), problem.cell.phases, strict=True):
+        tiles = min(part.tiles, variant.tiles_at_once // launch.parts)
+        warps = -(-tiles * launch.parts * launch.at_once * variant.tile_lanes // 32)
+        together = -(-warps // _SCHEDULERS)
+        rounds, widths = -(-part.tiles // tiles), -(-part.widths // launch.parts)
+        held = min(variant.held, widths)
+        of_stored, of_held = (
+            max(together * issue, warps * loads * _WAVEFRONTS) + _SHARED_CLOCKS * (1 + 1 / together)
+            for loads in (variant.columns + variant.tile_rows, variant.columns)
+        )
+        multiplying = turns * ((rounds * widths - held) * of_stored + held * of_held)
+        if exchange == "launch":
+            multiplying = max(multiplying, part.N * part.K * itemsize / _L2_BYTES_PER_CLOCK)
+        product += multiplying
+        reduction += turns * rounds * max(together, _WAITING) * of_tile
+        reduction += owned * launch.sums * _SUM_CLOCKS * (1 if problem.backward else gates)
+        if exchange != "block":
+            chunks = -(-part.widths * width // launch.chunk)
+            again = rounds if chunks > 1 else 1
+            load += again * _load_clocks(launch, part.K, itemsize, turns, chunks)
+    waves = -(-math.prod(launch.grid) // device.multiprocessors)
+    phases, clock = len(problem.cell.phases), device.clock_hz / waves
+    in_graph = exchange == "launch" and launches <= MOST_NODES  # from the second call with the same shapes on
+    from_memory = problem.units * _unit_bytes(problem, phases if exchange == "launch" else 0)
+    if exchange == "launch" and problem.weight_bytes > device.l2_bytes:
+        from_memory += problem.weight_bytes
+    return Prediction(
+        load=load / clock,
+        product=product / clock,
+        reduction=reduction / clock,
+        gates=phases * owned * _UNIT_CLOCKS / clock,
+        exchange=phases * _EXCHANGE[exchange],
+        host=0.0 if in_graph else launches / problem.T * LAUNCH_SECONDS,
+        memory=from_memory / device.bandwidth,
+        launches=launches,
+    )
+
+
+def _load_clocks(launch: Launch, K: int, itemsize: int, turns: int, chunks: int) -> float:
+    """From a load of an operand until all of it has been in shared memory, or as long as the L2 cache needs for it."""
+    columns = launch.variant.columns
+    of_thread = -(-launch.chunk * columns * itemsize // (launch.block[0] * 16))  # packets of a row
+    rounds = -(-min(launch.rows, launch.at_once * columns) // columns) * -(-of_thread // _PACKETS_AT_ONCE)
+    waiting = turns * chunks * (rounds * _L2_CLOCKS + _SHARED_CLOCKS)
+    return max(waiting, launch.rows * K * itemsize / _L2_BYTES_PER_CLOCK)
 
 
 def stepwise(problem: Problem, device: Device) -> Prediction:
-    """The terms of a step of the schedule of ``recurrence/stepwise.cu``."""
-    phases = len(problem.cell.phases)
-    from_l2 = problem.weight_bytes + 2 * _step_bytes(problem)
-    from_memory = _step_bytes(problem) + (problem.weight_bytes if problem.weight_bytes > device.l2_bytes else 0)
+    """The terms of a step of the schedule of ``recurrence/stepwise.cu``.
+
+    The library's products are taken to reach the peak of arithmetic or of the L2 cache, whichever is less, and to cost
+    the host a launch each.
+    """
+    phases, l2_rate = len(problem.cell.phases), _L2_BYTES_PER_CLOCK * device.multiprocessors * device.clock_hz
+    of_step = phases * (problem.D + 1)
+    from_memory = problem.weight_bytes if problem.weight_bytes > device.l2_bytes else 0
     return Prediction(
-        arithmetic=problem.flops / device.peak_flops(problem.dtype.accumulator),
-        bytes_moved=from_memory + from_l2,
-        bytes=_seconds(device, device.multiprocessors, from_memory, from_l2, 0),
-        exchange=(problem.D + 1) * phases * LAUNCH,
-        launches=1 + problem.T * phases * (problem.D + 1),
+        load=0.0,
+        product=max(
+            problem.flops / device.peak_flops(problem.dtype.accumulator),
+            library_bytes(problem) / l2_rate,
+            from_memory / device.bandwidth,
+        ),
+        reduction=0.0,
+        gates=phases * _UNIT_CLOCKS / device.clock_hz + _stepwise_bytes(problem) / l2_rate,
+        exchange=of_step * LAUNCH,
+        host=of_step * LAUNCH_SECONDS,
+        memory=(from_memory + problem.units * _unit_bytes(problem, 0)) / device.bandwidth,
+        launches=1 + problem.T * of_step,
     )
 
 
-def fused(plan: FusedPlan, problem: Problem, device: Device) -> Prediction:
-    """The terms of a step of a schedule of ``recurrence/fused.cu``."""
-    launch, variant = plan.forward, plan.forward.variant
-    phases, size = len(problem.cell.phases), problem.dtype.itemsize
-    blocks = math.prod(launch.grid)
-    processors = min(blocks, device.multiprocessors)
-    share = processors / device.multiprocessors
-
-    from_memory, from_l2 = _step_bytes(problem), 0
-    if plan.exchange != "block":  # each block reads the operands of its rows
-        from_l2 = blocks * launch.rows * problem.H * phases * size
-    if plan.exchange == "launch":  # the other schedules read the weights once, before the first step
-        from_l2 += problem.weight_bytes * launch.grid[1]
-        from_memory += problem.weight_bytes if problem.weight_bytes > device.l2_bytes else 0
-    reads = (8 + variant.columns) / (8 * variant.columns)  # of shared memory or L1, per multiplication
-    return Prediction(
-        arithmetic=problem.flops / (device.peak_flops(problem.dtype.accumulator) * share),
-        bytes_moved=from_memory + from_l2,
-        bytes=_seconds(device, processors, from_memory, from_l2, int(problem.flops / 2 * reads * size)),
-        exchange=phases * _EXCHANGE[plan.exchange],
-        launches=len(plan.launches(problem.T * phases, phases)) + (plan.exchange == "launch"),
-    )
+# ---- Bytes ----------------------------------------------------------------------------------------------------------
 
 
-def _step_bytes(problem: Problem) -> int:
-    """Each unit reads its part of W_ih x and writes its output, whatever the schedule."""
-    return problem.D * problem.B * problem.H * (problem.cell.gates + 1) * problem.dtype.itemsize
+def library_bytes(problem: Problem) -> int:
+    """Of the stepwise schedule's products in a step, if each reads its weights and operand once, and writes once."""
+    gates, phases = problem.cell.gates, len(problem.cell.phases)
+    rows = gates + phases  # of an operand and a product, whichever way round
+    return problem.weight_bytes + problem.units * rows * problem.dtype.itemsize
 
 
-def _seconds(device: Device, processors: int, from_memory: int, from_l2: int, from_shared: int) -> float:
-    """For these bytes from each kind of memory, which ``processors`` multiprocessors read at the same time."""
-    return max(
-        from_memory / device.bandwidth,
-        from_l2 / (_L2_BYTES_PER_CLOCK * processors * device.clock_hz),
-        from_shared / (_SHARED_BYTES_PER_CLOCK * processors * device.clock_hz),
-    )
+def kernel_bytes(problem: Problem, launch: Launch | None) -> int:
+    """Of global memory that the kernels of a step amid a sequence load and store, in training.
+
+    Numbers that the lanes of a warp load together count once, as the counts build of the host executor counts them. The
+    words of barriers are not among them. Without a ``launch`` of a fused kernel it is the stepwise schedule.
+    """
+    return _stepwise_bytes(problem) if launch is None else _fused_bytes(problem, launch)
+
+
+def _fused_bytes(problem: Problem, launch: Launch) -> int:
+    cell, itemsize, real = problem.cell, problem.dtype.itemsize, np.dtype(problem.dtype.accumulator).itemsize
+    launches = len(cell.phases) if launch.variant.exchange == "launch" else 0
+    total = problem.units * _unit_bytes(problem, launches)
+    for units, columns in _pieces(problem.H, launch.units):
+        for rows, groups in _pieces(problem.B, launch.rows):
+            numbers = sum(
+                _product_numbers(problem, launch, part.N, part.K, rows)
+                for part in Product.of(problem, units, launch.variant)
+            )
+            if launches and not problem.backward:
+                numbers += launches * 2 * cell.gates * units  # biases
+            of_units = launches * len(cell.diagonal) * _loaded(units * rows, units)
+            total += problem.D * columns * groups * (numbers * itemsize + of_units * real)
+    return total
+
+
+def _product_numbers(problem: Problem, launch: Launch, N: int, K: int, rows: int) -> int:
+    """That a block of ``rows`` loads for a product of N rows of weights times K columns."""
+    variant, parts = launch.variant, launch.parts
+    if variant.exchange == "block":
+        return 0
+    width, of_warp = variant.width(problem.dtype), 32 // variant.tile_lanes
+    all_tiles, widths = -(-N // variant.tile_rows), -(-K // width)
+    tiles = min(all_tiles, variant.tiles_at_once // parts)
+    rounds = range(0, all_tiles, tiles)
+    numbers = rows * K * (len(rounds) if launch.chunk // width < widths else 1)
+    if variant.exchange == "grid":
+        return numbers
+    # A tile that reaches over the edge reads rows of weights again. Groups of lanes that differ in their rows of the
+    # batch alone read the same.
+    of_part = [sum(min(width, K - w * width) for w in range(part, widths, parts)) for part in range(parts)]
+    for row in range(0, rows, launch.at_once * variant.columns):
+        columns = min(launch.at_once, -(-(rows - row) // variant.columns))
+        for first in rounds:
+            groups = {
+                (index // of_warp, index // parts % tiles, index % parts)
+                for index in range(columns * tiles * parts)
+                if first + index // parts % tiles < all_tiles
+            }
+            numbers += variant.tile_rows * sum(of_part[part] for _, _, part in groups)
+    return numbers
+
+
+def _stepwise_bytes(problem: Problem) -> int:
+    """Of the kernels of ``recurrence/stepwise.cu`` in a step."""
+    cell, real = problem.cell, np.dtype(problem.dtype.accumulator).itemsize
+    later = len(cell.phases) - 1
+    if problem.backward:  # products; the state's gradient and the part past the products to and fro; that past phase 0
+        products, reals = 1 + later, 2 * cell.states + 2 + 2 * later
+        products += later * len(cell.saved)  # inputs of a later phase
+    else:
+        products, reals = cell.gates, 2 * cell.states + later + later * len(cell.step_masks)
+    total = problem.units * (_unit_bytes(problem, 0) + products * problem.dtype.itemsize + reals * real)
+    # The warps of both directions' consecutive units load what a gate has for each unit.
+    in_direction = problem.B * problem.H
+    of_gate = sum(_loaded(in_direction, problem.H, d * in_direction) for d in range(problem.D))
+    total += of_gate * (1 + later) * len(cell.diagonal) * real
+    return total if problem.backward else total + of_gate * 2 * cell.gates * problem.dtype.itemsize
+
+
+def _unit_bytes(problem: Problem, launches: int) -> int:
+    """What the thread of a hidden unit of a row loads and stores in a step of that many launches.
+
+    They begin with the state; a launch for the whole sequence, for which ``launches`` is 0, keeps it.
+    """
+    cell, real = problem.cell, np.dtype(problem.dtype.accumulator).itemsize
+    phases, saved, again = len(cell.phases), len(cell.saved), max(launches, 1)
+    if problem.backward:
+        # Per load of a position: dy, and what was saved. Then the gates' gradients, and operands of later phases.
+        numbers = again * (1 + saved) + cell.gates * (1 + cell.hidden_apart) + phases - 1
+        carried = cell.states + phases  # with what goes past the products
+        masks = 0
+    else:
+        # W_ih x; what is saved, and of it what an earlier phase has saved; y; operands.
+        numbers = cell.gates + saved + cell.gates - cell.phases[-1] + 1 + phases
+        carried, masks = cell.states, again * len(cell.step_masks)
+    return numbers * problem.dtype.itemsize + (2 * launches * carried + masks) * real
+
+
+def _pieces(total: int, size: int) -> Iterator[tuple[int, int]]:
+    """The sizes of the parts of ``total`` that have ``size`` at most, and how many there are of each."""
+    whole, rest = divmod(total, size)
+    if whole:
+        yield size, whole
+    if rest:
+        yield rest, 1
+
+
+def _loaded(lanes: int, apart: int, begin: int = 0) -> int:
+    """Numbers that consecutive lanes load, those of a warp each once, if every ``apart``-th lane loads the same."""
+    first = min(-begin % 32, lanes)
+    whole, rest = divmod(lanes - first, 32)
+    return min(first, apart) + whole * min(32, apart) + min(rest, apart)

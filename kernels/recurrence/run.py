@@ -33,12 +33,11 @@ def apart(problem: plan.Problem, chosen: Plan) -> str:
     """
     if not isinstance(chosen, FusedPlan) or chosen.exchange != "grid":
         return ""
-    struct = Struct.of(problem.cell, problem.dtype)
-    for name, launch in (("forward", chosen.forward), ("backward", chosen.backward)):
-        blocks = math.prod(launch.grid)
-        resident = struct.fused(name, launch.variant).resident_blocks(launch.block, launch.shared_bytes)
-        if blocks > resident:
-            return f"{blocks} blocks of its {name} pass have to run at once, and the device runs {resident}"
+    name, launch, blocks = problem.name, chosen.launch, math.prod(chosen.launch.grid)
+    kernel = Struct.of(problem.cell, problem.dtype).fused(name, launch.variant)
+    resident = kernel.resident_blocks(launch.block, launch.shared_bytes)
+    if blocks > resident:
+        return f"{blocks} blocks of its {name} pass have to run at once, and the device runs {resident}"
     return ""
 
 
@@ -63,6 +62,7 @@ class Run:
     H: int
     D: int
     plan: Plan
+    """Of the forward pass."""
     is_forced: bool
     w: Array
     """(D, G*H, H)."""
@@ -79,6 +79,8 @@ class Run:
     """(D, W, H) of the accumulator's dtype: the weights of ``cell.diagonal``."""
     step_masks: Array | None = None
     """(M, D, T, B, H) of that dtype."""
+    backward_plan: Plan | None = None
+    """In training."""
 
     @classmethod
     def begin(
@@ -109,17 +111,18 @@ class Run:
                 saved[...] = 0  # the gradients of those weights multiply by zero what is saved where there is no step
         if step_masks is not None:
             step_masks = xp.array(step_masks, real, order="C")
-        chosen = _chosen(plan.Problem(cell, T, B, H, D, dtypes.of(w)), w)
+        forward = plan.Problem(cell, T, B, H, D, dtypes.of(w))
+        chosen = _chosen(forward, w)
+        backward_plan = _chosen(replace(forward, backward=True), w) if training else None
         marks, mask = contiguous(marks), contiguous(mask)
         return cls(
             cell, T, B, H, D, chosen, plan.is_forced(), w, lengths, marks, mask, slots, operands, saved,
-            diagonal_weights, step_masks,
+            diagonal_weights, step_masks, backward_plan,
         )  # fmt: skip
 
-    def replanned(self) -> Run:
-        """The same after a launch whose blocks did not run at once, by the schedule that is the best without it."""
-        problem = plan.Problem(self.cell, self.T, self.B, self.H, self.D, dtypes.of(self.w))
-        return replace(self, plan=_chosen(problem, self.w))
+    def replanned(self, *, backward: bool) -> Plan:
+        """For a pass after a launch whose blocks did not run at once, the schedule that is the best without it."""
+        return _chosen(plan.Problem(self.cell, self.T, self.B, self.H, self.D, dtypes.of(self.w), backward), self.w)
 
     @functools.cached_property
     def struct(self) -> Struct:
@@ -176,8 +179,7 @@ class Run:
         self, fused: FusedPlan, name: str, phases: int, arrays: Sequence[Array | None], scalars: Sequence[Any]
     ) -> None:
         """Launch a pass of ``phases``, from its arrays up to the barriers and the scalars up to the first phase."""
-        launch = fused.forward if name == "forward" else fused.backward
-        launches = fused.launches(phases, len(self.cell.phases))
+        launch, launches = fused.launch, fused.launches(phases, len(self.cell.phases))
         others = *scalars, *launches[0], *launch.sizes, self.cell_value
         if fused.exchange != "grid":
             self.fused(name, launch, *arrays, None, *others).each(launches)
@@ -216,17 +218,17 @@ def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], 
         h, c = state if len(state) == 2 else (state[0], None)
         inputs = (xw, *biases, run.lengths, run.marks, run.mask)
         try:
-            _forward(run, inputs, h, c, y)
+            _forward(run, run.plan, inputs, h, c, y)
         except NotResident:
             if run.is_forced:
                 raise
-            _forward(run.replanned(), inputs, h, c, y)
+            _forward(run, run.replanned(backward=False), inputs, h, c, y)
     return y
 
 
-def _forward(run: Run, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
-    if isinstance(run.plan, FusedPlan):
-        _forward_fused(run, run.plan, inputs, h, c, y)
+def _forward(run: Run, chosen: Plan, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
+    if isinstance(chosen, FusedPlan):
+        _forward_fused(run, chosen, inputs, h, c, y)
     else:
         _forward_stepwise(run, inputs, h, c, y)
 
@@ -274,18 +276,21 @@ def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple
         direct = empty(da, dh.shape, dh.dtype)
         through = empty(da, dh.shape, dh.dtype) if len(run.cell.phases) > 1 else None
         carried, dy = (dh, dc, direct, through), contiguous(dy)
+        assert run.backward_plan is not None
         try:
-            _backward(run, dy, carried, da, da_hidden)
+            _backward(run, run.backward_plan, dy, carried, da, da_hidden)
         except NotResident:
             if run.is_forced:
                 raise
-            _backward(run.replanned(), dy, carried, da, da_hidden)
+            _backward(run, run.replanned(backward=True), dy, carried, da, da_hidden)
     return da, da_hidden
 
 
-def _backward(run: Run, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array) -> None:
-    if isinstance(run.plan, FusedPlan):
-        _backward_fused(run, run.plan, dy, carried, da, da_hidden)
+def _backward(
+    run: Run, chosen: Plan, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array
+) -> None:
+    if isinstance(chosen, FusedPlan):
+        _backward_fused(run, chosen, dy, carried, da, da_hidden)
     else:
         _backward_stepwise(run, dy, carried, da, da_hidden)
 

@@ -82,4 +82,5 @@ def main(good, count, bad, seed):
     print(json.dumps({"read": read, "slowest": slowest, "megabytes": grown}))
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
