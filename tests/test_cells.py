@@ -10,7 +10,7 @@ import pytest
 
 import gpurnn
 from gpurnn import models
-from gpurnn.cells import CELLS, ELEMENTWISE
+from gpurnn.cells import CELLS, ELEMENTWISE, CellOptions
 from gpurnn.cli import cli
 from gpurnn.layers.recurrent import LAYERS
 from gpurnn.models.base import CELL_OPTIONS
@@ -105,6 +105,11 @@ def test_a_models_constructor_takes_options_of_cells(model):
     parameters = inspect.signature(model).parameters
     assert {name: parameters[name].default for name in CELL_OPTIONS} == dict.fromkeys(CELL_OPTIONS)
     assert not [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+
+
+def test_type_checkers_know_the_options_of_all_cells():
+    options = {option for cell in (CELLS | ELEMENTWISE).values() for option in cell.options()}
+    assert CellOptions.__annotations__.keys() == options
 
 
 @pytest.mark.parametrize("name", ALL)

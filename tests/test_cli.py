@@ -101,6 +101,24 @@ def test_the_model_is_the_one_that_was_asked_for(text, tmp_path):
     )
 
 
+def test_options_of_the_cell(text, tmp_path):
+    options = ["--option", "peephole=true", "--option", "zoneout=[0.1, 0.2]", "--option", "activation=relu"]
+    run("train", text, "--out", tmp_path / "run", *SMALL, *options)
+    run("train", "--out", tmp_path / "run", "--resume", *options)
+    run("train", "--out", tmp_path / "tuned", "--from", tmp_path / "run", text, *SMALL, *options)
+    for out in ("run", "tuned"):
+        cell = LanguageModel.from_file(tmp_path / out / "model.safetensors").recurrent.cell
+        assert (cell.peephole, cell.zoneout, cell.activation) == (True, (0.1, 0.2), "relu")
+    table = tmp_path / "table.csv"
+    table.write_text("g,x,y\n" + "".join(f"{g},{t * g},{g % 2}\n" for g in range(8) for t in range(3)))
+    run(
+        "fit", table, "--group", "g", "--target", "y", "--epochs", 1, "--out", tmp_path / "fit",
+        "--merge", "sum", "--option", "layer_norm=true",
+    )  # fmt: skip
+    model = gpurnn.models.load(tmp_path / "fit" / "model.safetensors")
+    assert (model.recurrent.merge, model.recurrent.cell.layer_norm) == ("sum", True)
+
+
 def test_files_are_one_text_and_the_end_is_kept_for_validation(tmp_path):
     (tmp_path / "a").write_text("ab" * 100)
     (tmp_path / "b").write_text("cd" * 95 + "Z" * 20)
@@ -299,6 +317,7 @@ def test_a_short_text_is_trained_on_in_smaller_windows(text, tmp_path):
     ("options", "message"),
     [
         (["--tied"], "embedding_size is 4 and hidden_size 6, expected equal sizes"),
+        (["--option", "peephol=true"], "peephol is not an option of the cell 'lstm', expected some of activation, "),
         (["--min-count", "9999"], "no character occurs --min-count 9999 times"),
         (["--validation-fraction", "0", "--patience", "2"], "--patience and --validate-every need a text"),
         (["--validation-fraction", "0", "--validate-every", "2"], "--patience and --validate-every need a text"),
@@ -318,6 +337,8 @@ def test_options_that_do_not_go_together(text, tmp_path, options, message):
         ["--cell", "x"],
         ["--clip", "-1"],
         ["--hidden", "many"],
+        ["--option", "peephole"],
+        ["--option", "clip=1", "--option", "clip=2"],
         ["--no"],
         *[
             [option, number]

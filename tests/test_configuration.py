@@ -25,7 +25,7 @@ OF_CELL = {"clip": 3.0, "zoneout": 0.25, "layer_norm": True}
 SEQUENCE = {
     "num_layers": 2, "cell": "rnn", "bidirectional": True, "dropout": 0.5, "variational_dropout": 0.25,
     "recurrent_dropout": 0.125, "residual": True, "dtype": "float64",
-            "activation": "relu", "leak": 0.5,
+    "activation": "relu", "leak": 0.5, "merge": "average", "cell_options": {"clip": 2.0, "layer_norm": True},
 }  # fmt: skip
 FIT = {
     "standardize_inputs": False, "epochs": 3, "batch_size": 4, "optimizer": "sgd", "lr": 0.5, "schedule": "cosine",
@@ -113,7 +113,7 @@ NOT_AN_OPTION = {
     "DiagonalStateSpace": {"complex"},  # goes with no max_phase
     # These go with another attention, and with a single direction.
     "EncoderDecoder": {"input_feeding", "bridge", *OF_A_GRU},
-    **dict.fromkeys(["SequenceClassifier", "SequenceTagger", "SequenceRegressor", "Forecaster"], OF_A_GRU),
+    **dict.fromkeys(["SequenceClassifier", "SequenceTagger", "SequenceRegressor", "Forecaster"], OF_A_GRU | REVERSE),
 }
 OTHERS = {
     "Decoder": lambda **rng: Decoder(gpurnn.LSTM(8, 4), "general", memory_size=4, attentional_size=7, **rng),

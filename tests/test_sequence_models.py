@@ -505,12 +505,54 @@ def test_training_is_the_same_on_the_kernels():
     assert_close(losses["host"], losses["reference"], 36 * recurrence_terms(3, 3, 1, 4))
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("merge", ["sum", "mul", "average"])
+def test_merged_directions_are_pooled_at_the_end_of_each(merge, cell):
+    """The forward one after the last step, the backward one after the first; and its gradients."""
+    model = build("classifier", cell=cell, bidirectional=True, merge=merge, num_layers=2)
+    assert model.recurrent.params["weight_ih_l1"].shape[1] == model.output.in_features == H
+    inputs, _ = batch(model)
+    logits, state = model(inputs, None, LENGTHS)
+    h = state[0] if cell == "lstm" else state
+    ends = {"sum": h[2] + h[3], "mul": h[2] * h[3], "average": (h[2] + h[3]) / 2}[merge]
+    assert_same(logits, model.output(ends))
+    assert_same(model.vjp(inputs, None, LENGTHS)[0], (logits, state))
+    _, pullback = model.vjp(inputs, None, LENGTHS)
+    dstate = tuple(map(np.cos, state)) if cell == "lstm" else np.cos(state)
+    dlogits = normal(*logits.shape)
+    (dx, _), grads = pullback((dlogits, dstate))
+
+    def outputs(given):
+        model.load_state_dict({name: p for name, p in given.items() if name != "x"})
+        logits, state = model(given["x"], None, LENGTHS)
+        return [logits, *(state if cell == "lstm" else (state,))]
+
+    cotangents = [dlogits, *(dstate if cell == "lstm" else (dstate,))]
+    check_gradients(outputs, {"x": inputs, **model.state_dict()}, cotangents, {"x": dx, **grads}, seed=1)
+
+
+def test_a_reversed_model_reads_from_the_end():
+    model = build("classifier", reverse=True, cell_options={"clip": 2.0, "layer_norm": True})
+    forward = build("classifier", cell_options={"clip": 2.0, "layer_norm": True})
+    forward.load_state_dict(model.state_dict())
+    inputs, targets = batch(model)
+    turned = inputs.copy()
+    for b, n in enumerate(LENGTHS):
+        turned[:n, b] = inputs[:n, b][::-1]
+    assert_all_close(model(inputs, None, LENGTHS), forward(turned, None, LENGTHS), 40)
+    grads = [m.loss_and_gradients(x, targets, None, LENGTHS)[2] for m, x in ((model, inputs), (forward, turned))]
+    assert_all_close(*grads, 80)
+
+
 SAVED = {
-    "classifier": {"pooling": "attention", "num_embeddings": 6, "bidirectional": True, "cell": "lstm"},
-    "tagger": {"num_layers": 2, "dropout": 0.25, "residual": True},
+    "classifier": {
+        "pooling": "attention", "num_embeddings": 6, "bidirectional": True, "cell": "lstm", "merge": "mul",
+        "cell_options": {"peephole": True, "clip": 5.0},
+    },
+    "tagger": {"num_layers": 2, "dropout": 0.25, "residual": True, "reverse": True},
     "regressor": {"pooling": "mean", "cell": "rnn", "activation": "relu", "leak": 0.1},
     "regressor of steps": {**TORCH_GRU, "variational_dropout": 0.1, "recurrent_dropout": 0.1},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -604,6 +646,17 @@ def test_a_model_without_sizes_is_made_in_the_library_of_the_examples(model_clas
         ),
         (SequenceTagger, {"cell": "elman"}, "SequenceTagger: cell is 'elman', expected one of 'rnn', 'lstm', 'gru'"),
         (SequenceTagger, {"leak": 0.5}, "SequenceTagger: leak is not an option of the cell 'gru'"),
+        (
+            SequenceTagger,
+            {"cell_options": {"leak": 0.5}},
+            "leak is not an option of the cell 'gru', expected some of reset",
+        ),
+        (SequenceTagger, {"cell_options": ["clip"]}, "SequenceTagger: cell_options is a list of 1, expected a dict"),
+        (
+            SequenceTagger,
+            {"activation": "relu", "cell_options": {"activation": "relu"}},
+            "activation is given, and in cell_options too",
+        ),
         (SequenceTagger, {"num_embeddings": 0}, "SequenceTagger: num_embeddings is 0, expected at least 1"),
         (SequenceTagger, {"dropout": 1}, "SequenceTagger: dropout is 1, expected a probability"),
         (SequenceTagger, {"dtype": "int32"}, "dtype is 'int32', expected float32 or float64"),

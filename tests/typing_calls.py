@@ -46,6 +46,10 @@ def a_layer_takes_arrays(x: NDArray[np.float32]) -> None:
 def a_models_constructor_checks_its_arguments() -> None:
     gpurnn.SequenceClassifier(3, 4, 2, bidirectional=True, activation="relu", cell="rnn")
     gpurnn.SequenceClassifier(hidden_size=8, epochs=3, lr=0.1).set_params(lr=0.2).fit([], []).get_params()
+    gpurnn.SequenceClassifier(3, 4, 2, cell="lstm", cell_options={"peephole": True, "zoneout": (0.1, 0.2)}, merge="sum")
+    gpurnn.SequenceClassifier(3, 4, 2, cell_options={"peephol": True})  # type: ignore[arg-type]
+    gpurnn.SequenceTagger(3, 4, 2, cell_options={"clip": "no"})  # type: ignore[arg-type]
+    gpurnn.Forecaster(3, 4, merge="max")  # type: ignore[arg-type]
     gpurnn.SequenceClassifier(hidden_size=8, lr="fast")  # type: ignore[arg-type]
     gpurnn.SequenceTagger().nope()  # type: ignore[attr-defined]
     gpurnn.SequenceClassifier(3, 4, 2, bidirectional="no")  # type: ignore[arg-type]

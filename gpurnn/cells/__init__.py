@@ -7,11 +7,12 @@ from .base import RECURRENT_WEIGHT, Cell
 from .gru import GRU, Update
 from .lstm import LSTM
 from .minimal import MinGRU, MinLSTM
+from .options import CellOptions, GateOptions
 from .vanilla import Vanilla
 
 __all__ = [
-    "CELLS", "ELEMENTWISE", "GRU", "LSTM", "RECURRENT_WEIGHT", "Activation", "Cell", "MinGRU", "MinLSTM", "Update",
-    "Vanilla",
+    "CELLS", "ELEMENTWISE", "GRU", "LSTM", "RECURRENT_WEIGHT", "Activation", "Cell", "CellOptions", "GateOptions",
+    "MinGRU", "MinLSTM", "Update", "Vanilla",
 ]  # fmt: skip
 
 CELLS: dict[str, type[Cell]] = {cell.name: cell for cell in (Vanilla, LSTM, GRU)}

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from ..cells import CELLS, ELEMENTWISE
-from .options import PathType, choice, computing_on, device_option, encoding_option, integer, number
+from ..layers.recurrent import MERGES
+from .options import PathType, cell_options, choice, computing_on, device_option, encoding_option, integer, number
 from .pictures import draw_groups
 from .tables import (
     MODEL,
@@ -42,6 +43,8 @@ MOST_CLASSES = 10
 @click.option("--time-format", metavar="FORM", help="How dates of --order are written: %d.%m.%Y.")
 @choice("--task", ["auto", "classify", "regress"], "Whether the target is a class or a number; auto looks at it.")
 @choice("--cell", sorted(CELLS | ELEMENTWISE, key="gru".__ne__), "Recurrent cell.")
+@cell_options
+@choice("--merge", list(MERGES), "How the outputs of the two directions become one.")
 @integer("--hidden", 32, "Width of the recurrent layer.")
 @integer("--layers", 1, "Number of recurrent layers.")
 @number("--dropout", 0.1, "Dropout rate.", max=1, max_open=True)
@@ -205,10 +208,12 @@ def _fitted(
         return [inputs[i] for i in chosen], xp.asarray(values[:, None].astype(np.float32))
 
     kind: Any = models.SequenceClassifier if classes else models.SequenceRegressor
-    model = kind(
-        len(mean), options["hidden"], len(classes) or 1, options["layers"], cell=options["cell"],
-        dropout=options["dropout"], pooling="mean", bidirectional=True, rng=options["seed"],
-    ).to(xp)  # fmt: skip
+    with refusing(ValueError, TypeError):
+        model = kind(
+            len(mean), options["hidden"], len(classes) or 1, options["layers"], cell=options["cell"],
+            cell_options=options["option"], merge=options["merge"], dropout=options["dropout"], pooling="mean",
+            bidirectional=True, rng=options["seed"],
+        ).to(xp)  # fmt: skip
     total = options["epochs"] * math.ceil(len(known) / options["batch"])
     stop = {"validation": of(held), "patience": 15} if held else {}
     model.fit(

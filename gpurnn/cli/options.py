@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,36 @@ def number(flag: str, default: float | None, text: str, **bounds: Any) -> Callab
 
 def choice(flag: str, choices: list[str], text: str) -> Callable[[F], F]:
     return click.option(flag, type=click.Choice(choices), default=choices[0], help=text)
+
+
+class CellOption(click.types.StringParamType):
+    """NAME=VALUE: a pair of the name and the value, a text where it is none of JSON's values."""
+
+    name = "option"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).partition("=")
+        if not name or not equals:
+            self.fail(f"{value!r} is not NAME=VALUE, such as peephole=true.", param, ctx)
+        try:
+            return name.strip(), json.loads(text)
+        except ValueError:
+            return name.strip(), text.strip()
+
+
+def _by_name(context: click.Context, param: click.Parameter, pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    for name, _ in pairs:
+        if sum(name == other for other, _ in pairs) > 1:
+            raise click.BadParameter(f"{name} is given twice.", context, param)
+    return dict(pairs)
+
+
+cell_options = click.option(
+    "--option", type=CellOption(), multiple=True, callback=_by_name, metavar="NAME=VALUE",
+    show_default=False, help="Option of the cell, such as peephole=true or clip=5; several may be given, one by one.",
+)  # fmt: skip
 
 
 class _Encoding(click.types.StringParamType):

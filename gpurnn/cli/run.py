@@ -277,9 +277,13 @@ def origin_of(path: Path) -> tuple[dict[str, str], LanguageModel]:
 
 def options_of_model(model: LanguageModel) -> dict[str, Any]:
     """The options of `gpurnn train` that say what a model is, as they would have been given for this one."""
+    from ..models.base import CELL_OPTIONS
+
     config = model.config()
+    of_cell = {name: config[name] for name in CELL_OPTIONS if config[name] is not None}
     return {
-        **options_of_vocabulary(model.vocabulary), "cell": config["cell"], "embedding": config["embedding_size"],
+        **options_of_vocabulary(model.vocabulary), "cell": config["cell"],
+        "option": {**of_cell, **(config["cell_options"] or {})}, "embedding": config["embedding_size"],
         "hidden": config["hidden_size"], "layers": config["num_layers"], "tied": config["tied"],
         "dtype": config["dtype"],
     }  # fmt: skip
@@ -324,10 +328,11 @@ def _model(run: Run, text: str | TokenFile, rng: Any) -> LanguageModel:
             raise Refusal(
                 f"no {vocabulary.kind} occurs --min-count {options['min_count']} times, so there is none to learn"
             )
-        with refusing(ValueError):
+        with refusing(ValueError, TypeError):
             return LanguageModel(
                 vocabulary, options["embedding"], options["hidden"], options["layers"], cell=options["cell"],
-                tied=options["tied"], dropout=options["dropout"], dtype=options["dtype"], rng=rng,
+                cell_options=options["option"], tied=options["tied"], dropout=options["dropout"],
+                dtype=options["dtype"], rng=rng,
             )  # fmt: skip
     written = run.folder.path / MODEL
     if run.resumed and written.exists():

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..cells import CELLS, ELEMENTWISE
-from .options import PathType, choice, encoding_option, integer, number
+from .options import PathType, cell_options, choice, encoding_option, integer, number
 from .terminal import F
 
 OPTIMIZERS = {
@@ -16,7 +16,8 @@ OPTIMIZERS = {
 }
 
 OF_MODEL = (
-    "level", "tokenizer", "max_vocabulary", "min_count", "cell", "embedding", "hidden", "layers", "tied", "dtype",
+    "level", "tokenizer", "max_vocabulary", "min_count", "cell", "option", "embedding", "hidden", "layers", "tied",
+    "dtype",
 )  # fmt: skip
 """The options that say what the model is; with --from another model says it."""
 
@@ -33,6 +34,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     integer("--max-vocabulary", None, "Know at most so many symbols; the rest are unknown.", least=2),
     integer("--min-count", 1, "Know only symbols that occur this often."),
     choice("--cell", sorted(CELLS | ELEMENTWISE, key="lstm".__ne__), "Recurrent cell."),
+    cell_options,
     integer("--embedding", 64, "Width of the embedding."),
     integer("--hidden", 256, "Width of the recurrent layers."),
     integer("--layers", 1, "Number of recurrent layers."),
@@ -80,6 +82,8 @@ def options_of(arguments: list[str]) -> dict[str, Any]:
 
 def can_be_given(name: str, value: Any, default: Any) -> bool:
     """Whether the command line can give an option of `gpurnn train` this value."""
+    if isinstance(default, dict):
+        return isinstance(value, dict)
     if value is None or isinstance(default, bool):
         return type(value) is type(default)
     option = next(option for option in _COMMAND.params if option.name == name)

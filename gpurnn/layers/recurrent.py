@@ -20,7 +20,7 @@ from ..functional import _elementwise, _masks
 from ..functional._dropout import dropout_mask
 from ..functional._recurrent import infer, one_step, take
 from ..functional._segments import States, part_of, segments_of, through
-from ..functional._state import check_cotangents, pack_state
+from ..functional._state import check_cotangents, pack_state, unpack_state
 from .base import InitialParameters, Layer, check_size, is_initialised_later, named, parameter, parameter_dtype
 
 Init = str | initializers.Initializer
@@ -693,6 +693,27 @@ class Stacked(Layer):
             return forward * backward, lambda dy: xp.concat([dy * backward, dy * forward], axis=2)
         factor = 0.5 if self.merge == "average" else 1.0
         return factor * (forward + backward), lambda dy: xp.concat([factor * dy] * 2, axis=2)
+
+    def _merged_state(self, state: State) -> tuple[Array, Any]:
+        """The final h of both directions of the last layer, merged as outputs are, for a pooling.
+
+        Beside it ``pull(dmerged, dstate) -> (None, dstate), {}``, which adds the gradient to that of the state.
+        """
+        where = type(self).__name__
+        h: Any = next(iter(unpack_state(where, self.cell, "state", state).values()))
+        xp = _dispatch.namespace(where, h=h)
+        merged, pull_merge = self._merged(xp, xp.concat([h[-2:-1, ...], h[-1:, ...]], axis=2))
+
+        def pull(dmerged: Array, dstate: State | None) -> tuple[tuple[None, State], dict[str, dict[str, Array]]]:
+            d = pull_merge(xp.expand_dims(dmerged, axis=0))
+            below = xp.zeros_like(h[:-2, ...])
+            dh = xp.concat([below, d[:, :, : self._width], d[:, :, self._width :]], axis=0)
+            given: list[Any] = list(unpack_state(where, self.cell, "dstate", dstate).values())
+            given[0] = _arrays.cotangent(where, "state", given[0], h)
+            given[0] = dh if given[0] is None else dh + given[0]
+            return (None, pack_state(self.cell, tuple(given))), {}
+
+        return merged[0, ...], pull
 
     def _forms(self) -> dict[str, str]:
         values = [f"{option}={getattr(self.cell, option)!r}" for option in self.cell.form]

@@ -6,7 +6,7 @@ import inspect
 import math
 import sys
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch, optimizers
 from .._contract import Array, State
-from ..cells import CELLS, ELEMENTWISE
+from ..cells import CELLS, ELEMENTWISE, CellOptions
 from ..layers.base import Composite, named, text, uninitialised
 from ..layers.recurrent import LAYERS
 from ..training.data import steps_of_epoch
@@ -89,6 +89,10 @@ class Model(Composite, Saved):
         stack = getattr(self, self._stack)
         if name == "cell":
             return stack.cell.name
+        if name == "cell_options" and not hasattr(self, name):
+            usual = type(stack.cell)()
+            own = stack.cell.values(n for n in stack.cell.options() if n not in CELL_OPTIONS)
+            return {n: value for n, value in own.items() if value != getattr(usual, n)} or None
         if name in CELL_OPTIONS and not hasattr(self, name):
             default = {f.name: f.default for f in fields(stack.cell)}.get(name)
             value = getattr(stack.cell, name, None)
@@ -326,7 +330,8 @@ def recurrent(
     input_size: int,
     hidden_size: int,
     num_layers: int,
-    cell_options: dict[str, Any],
+    own_options: dict[str, Any],
+    cell_options: CellOptions | None = None,
     *,
     init: Any = None,
     **options: Any,
@@ -336,16 +341,27 @@ def recurrent(
     Raises
     ------
     TypeError, ValueError
-        ``cell_options`` holds a value other than None for what is not an option of the cell, or one out of its range.
+        ``own_options``, the arguments of the model's constructor, or ``cell_options`` hold a value other than None for
+        what is not an option of the cell, or one out of its range; or both hold the same option.
     """
     kinds = CELLS | ELEMENTWISE
     cell = _checks.choice(where, "cell", cell, tuple(kinds))
     known, layer = kinds[cell].options(), LAYERS[cell]
-    cell_options = {name: value for name, value in cell_options.items() if value is not None}
-    for name in cell_options:
-        if name not in known:
-            expected = " or ".join(option for option in CELL_OPTIONS if option in known) or "none of them"
-            raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, expected {expected}")
+    if cell_options is not None and not isinstance(cell_options, Mapping):
+        raise TypeError(
+            f"{where}: cell_options is {_checks.described(cell_options)}, expected a dict of the cell's options"
+        )
+    chosen = {name: value for name, value in own_options.items() if value is not None}
+    further = dict(cell_options or {})
+    for given, offered in ((chosen, [name for name in CELL_OPTIONS if name in known]), (further, list(known))):
+        for name in given:
+            if name not in known:
+                expected = " or ".join(offered) if given is chosen else f"some of {', '.join(offered)}"
+                expected = expected if offered else "none of them"
+                raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, expected {expected}")
+    for name in chosen:
+        if name in further:
+            raise TypeError(f"{where}: {name} is given, and in cell_options too, expected it in one of the two")
     if init is not None:
         options["init"] = init
     num_layers = _checks.size(where, "num_layers", num_layers)
@@ -356,7 +372,7 @@ def recurrent(
         if options.pop(name):
             raise TypeError(f"{where}: {name} is not an option of the cell {cell!r}, which has no product with W_hh")
     make: Any = layer
-    return make(input_size, hidden_size, num_layers, **cell_options, **options)
+    return make(input_size, hidden_size, num_layers, **chosen, **further, **options)
 
 
 def check_numbers(where: str, name: str, numbers: Array, count: int, error: type[Exception] = ValueError) -> None:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
-from ..cells import Activation, Update
+from ..cells import Activation, CellOptions, Update
 from ..functional._activations import activate
+from ..layers.recurrent import Merge
 from . import examples
 from .estimator import Estimator, product
 from .pooling import POOLINGS
@@ -291,12 +292,18 @@ class SequenceClassifier(_Classifier):
     pooling : {"last", "mean", "attention"}
         h: what the stack puts out at the last valid step (of the backward direction, at the first); the mean over the
         valid steps; or sum_t alpha_t h_t with alpha = softmax(u^T tanh(W h_t + b)), the attention of Yang et al.
+        "last" with a ``merge`` other than "concat" is the final states of both directions, merged, without what
+        ``residual`` adds.
     cell : {"gru", "lstm", "rnn", "mingru", "minlstm"}
-    bidirectional : bool
+    bidirectional, merge, reverse
+        Those of `gpurnn.GRU` and its kin.
     num_embeddings : int, optional
         If given, inputs are tokens in [0, num_embeddings), embedded into ``input_size`` numbers.
     activation, leak, reset_after, update
         Options of the cell: the first two of `gpurnn.RNN`, the others of `gpurnn.GRU`. None: the cell's default.
+    cell_options : dict, optional
+        Any options of the cell by name, such as ``{"peephole": True, "layer_norm": True}``: those of its layer,
+        `gpurnn.RNN`, `gpurnn.LSTM` or `gpurnn.GRU`.
     dropout : float
         Rate of the dropout on the (embedded) inputs, between the layers and before the head.
     variational_dropout, recurrent_dropout, residual, init
@@ -379,12 +386,15 @@ class SequenceClassifier(_Classifier):
         *,
         cell: str = "gru",
         bidirectional: bool = False,
+        merge: Merge = "concat",
+        reverse: bool = False,
         pooling: str = "last",
         num_embeddings: int | None = None,
         activation: Activation | None = None,
         leak: float | None = None,
         reset_after: bool | None = None,
         update: Update | None = None,
+        cell_options: CellOptions | None = None,
         dropout: float = 0.0,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -417,10 +427,10 @@ class SequenceTagger(_Classifier):
 
     Parameters
     ----------
-    input_size, hidden_size, classes, num_layers, cell, bidirectional, num_embeddings, activation, leak, reset_after,
-    update, dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, standardize_inputs,
-    random_state, epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience,
-    class_weight, verbose
+    input_size, hidden_size, classes, num_layers, cell, bidirectional, merge, reverse, num_embeddings, activation,
+    leak, reset_after, update, cell_options, dropout, variational_dropout, recurrent_dropout, residual, init, dtype,
+    rng, standardize_inputs, random_state, epochs, batch_size, optimizer, lr, schedule, clip_norm, l2,
+    validation_split, patience, class_weight, verbose
         Those of `SequenceClassifier`.
 
     Attributes
@@ -460,11 +470,14 @@ class SequenceTagger(_Classifier):
         *,
         cell: str = "gru",
         bidirectional: bool = False,
+        merge: Merge = "concat",
+        reverse: bool = False,
         num_embeddings: int | None = None,
         activation: Activation | None = None,
         leak: float | None = None,
         reset_after: bool | None = None,
         update: Update | None = None,
+        cell_options: CellOptions | None = None,
         dropout: float = 0.0,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from .. import _arrays, _checks, _dispatch, functional, layers, losses
 from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator
-from ..cells import Activation, Update
+from ..cells import Activation, CellOptions, Update
 from ..functional._activations import activate
 from ..functional._state import cotangent_pair
 from ..layers.base import Chain
@@ -59,10 +59,13 @@ class LanguageModel(Model):
         Layers of the recurrent stack.
     cell : {"lstm", "gru", "rnn", "mingru", "minlstm"}
     tied : bool
-        W is E itself, as in Press and Wolf; ``embedding_size`` must equal ``hidden_size``. Its gradient is the sum of
-        the two.
+        W is E itself, as in Press and Wolf; ``embedding_size`` must equal ``hidden_size``, or the ``proj_size`` among
+        ``cell_options``. Its gradient is the sum of the two.
     activation, leak, reset_after, update
         Options of the cell: the first two of `gpurnn.RNN`, the others of `gpurnn.GRU`. None: the cell's default.
+    cell_options : dict, optional
+        Any options of the cell by name, such as ``{"peephole": True, "layer_norm": True}``: those of its layer,
+        `gpurnn.RNN`, `gpurnn.LSTM` or `gpurnn.GRU`.
     dropout : float
         Rate of the dropout on the embedded tokens, between the layers and before the output head.
     variational_dropout, recurrent_dropout, residual, init
@@ -126,6 +129,7 @@ class LanguageModel(Model):
         leak: float | None = None,
         reset_after: bool | None = None,
         update: Update | None = None,
+        cell_options: CellOptions | None = None,
         dropout: float = 0.0,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -144,9 +148,11 @@ class LanguageModel(Model):
             )
         tied = _checks.flag(where, "tied", tied)
         embedding_size = _checks.size(where, "embedding_size", embedding_size)
-        if tied and embedding_size != hidden_size:
+        projected = cell_options.get("proj_size", 0) if isinstance(cell_options, Mapping) else 0
+        if tied and embedding_size != (projected or hidden_size):
             raise ValueError(
-                f"{where}: embedding_size is {embedding_size} and hidden_size {hidden_size}, expected equal sizes, "
+                f"{where}: embedding_size is {embedding_size} and {'proj_size' if projected else 'hidden_size'} "
+                f"{projected or hidden_size}, expected equal sizes, "
                 "as tied=True makes the embedding the output weight too"
             )
         random = generator(where, rng)
@@ -166,11 +172,11 @@ class LanguageModel(Model):
         )
         self.recurrent = recurrent(
             where, cell, embedding_size, hidden_size, num_layers,
-            {"activation": activation, "leak": leak, "reset_after": reset_after, "update": update},
+            {"activation": activation, "leak": leak, "reset_after": reset_after, "update": update}, cell_options,
             dropout=dropout, init=init, dtype=dtype, rng=random, **recurrent_options,
         )  # fmt: skip
         self.cell = self.recurrent.cell.name
-        self.output = layers.Dense(self.recurrent.hidden_size, size, dtype=dtype, rng=random)
+        self.output = layers.Dense(self.recurrent.output_size, size, dtype=dtype, rng=random)
         if tied:
             del self.output.params["weight"]
 
@@ -709,7 +715,7 @@ class LanguageModel(Model):
         return _dispatch.namespace("LanguageModel", params=self.embedding.params["weight"])
 
     def _shapes(self) -> list[tuple[Any, ...]]:
-        embedding, hidden, size = self.embedding.embedding_dim, self.recurrent.hidden_size, len(self.vocabulary)
+        embedding, hidden, size = self.embedding.embedding_dim, self.recurrent.output_size, len(self.vocabulary)
         return [
             ("(T, B)", "tokens"),
             (f"(T, B, {embedding})", self.embedding),

@@ -29,13 +29,13 @@ def _take(where: str, y: Array, lengths: Array | None) -> tuple[Any, Array, Arra
 class LastPooling(Layer):
     """The output of a recurrent stack once it has read the whole sequence; zero for a sequence without steps.
 
-    That is its output at the last valid step, or at the first step for the columns of the backward direction.
+    That is its output at the last valid step, or at the first step for the columns of a direction that runs backward.
     """
 
     name = "last"
 
-    def __init__(self, bidirectional: bool = False) -> None:
-        self.bidirectional = bidirectional
+    def __init__(self, bidirectional: bool = False, reverse: bool = False) -> None:
+        self.bidirectional, self.reverse = bidirectional, reverse
         self.params = {}
 
     def __call__(self, y: Array, lengths: Array | None = None) -> Array:
@@ -46,7 +46,7 @@ class LastPooling(Layer):
         """``(pooled, pullback)``, with ``pullback(dpooled)`` returning ``(dy, {})``."""
         xp, y, lengths = _take("LastPooling", y, lengths)
         T, B, K = y.shape
-        H = K // 2 if self.bidirectional else K
+        H = 0 if self.reverse else K // 2 if self.bidirectional else K
         # y is zero past a length, and so is step 0 of a sequence without steps.
         step = xp.clip(lengths - 1, min=0)
         row = step * B + xp.arange(B, dtype=xp.int64, device=_dispatch.device(y))

@@ -9,7 +9,8 @@ import numpy as np
 
 from .. import _checks, _dispatch
 from .._contract import Array
-from ..cells import Activation, Update
+from ..cells import Activation, CellOptions, Update
+from ..layers.recurrent import Merge
 from . import examples
 from .estimator import Estimator, like
 from .sequence import LOSSES
@@ -39,9 +40,9 @@ class SequenceRegressor(Estimator):
         Whether the first `fit` scales the targets to mean 0 and standard deviation 1. `predict` and `score` are in the
         targets' own units; a call, `vjp` and the losses are in scaled ones. An ``output_activation`` has units of its
         own, and nothing is scaled.
-    cell, bidirectional, num_embeddings, activation, leak, reset_after, update, dropout, variational_dropout,
-    recurrent_dropout, residual, init, dtype, rng, standardize_inputs, random_state, epochs, batch_size,
-    optimizer, lr, schedule, clip_norm, l2, validation_split, patience, verbose
+    cell, bidirectional, merge, reverse, num_embeddings, activation, leak, reset_after, update, cell_options,
+    dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, standardize_inputs, random_state,
+    epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, verbose
         Those of `SequenceClassifier`.
 
     Attributes
@@ -85,11 +86,14 @@ class SequenceRegressor(Estimator):
         standardize: bool = True,
         cell: str = "gru",
         bidirectional: bool = False,
+        merge: Merge = "concat",
+        reverse: bool = False,
         num_embeddings: int | None = None,
         activation: Activation | None = None,
         leak: float | None = None,
         reset_after: bool | None = None,
         update: Update | None = None,
+        cell_options: CellOptions | None = None,
         dropout: float = 0.0,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,

@@ -10,9 +10,10 @@ from .. import _arrays, _checks, _dispatch, layers, losses
 from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator
-from ..cells import Activation, Update
+from ..cells import Activation, CellOptions, Update
 from ..functional._state import cotangent_pair
 from ..layers.base import Chain
+from ..layers.recurrent import Merge
 from .base import Model, existing, recurrent, without_padding
 from .pooling import AttentionPooling, LastPooling, MeanPooling
 
@@ -49,12 +50,15 @@ class SequenceModel(Model):
         *,
         cell: str = "gru",
         bidirectional: bool = False,
+        merge: Merge = "concat",
+        reverse: bool = False,
         pooling: str | None = "last",
         num_embeddings: int | None = None,
         activation: Activation | None = None,
         leak: float | None = None,
         reset_after: bool | None = None,
         update: Update | None = None,
+        cell_options: CellOptions | None = None,
         dropout: float = 0.0,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -75,6 +79,8 @@ class SequenceModel(Model):
         bidirectional = _checks.flag(where, "bidirectional", bidirectional)
         recurrent_options: dict[str, Any] = {
             "bidirectional": bidirectional,
+            "merge": merge,
+            "reverse": reverse,
             "variational_dropout": variational_dropout,
             "recurrent_dropout": recurrent_dropout,
             "residual": residual,
@@ -84,13 +90,13 @@ class SequenceModel(Model):
             self.embedding = layers.Embedding(num_embeddings, input_size, dtype=dtype, rng=random)
         self.recurrent = recurrent(
             where, cell, input_size, hidden_size, num_layers,
-            {"activation": activation, "leak": leak, "reset_after": reset_after, "update": update},
+            {"activation": activation, "leak": leak, "reset_after": reset_after, "update": update}, cell_options,
             dropout=dropout, init=init, dtype=dtype, rng=random, **recurrent_options,
         )  # fmt: skip
-        size = self.recurrent.hidden_size * self.recurrent.num_directions
+        size = self.recurrent.output_size
         self.pooling: LastPooling | MeanPooling | AttentionPooling | None = None
         if pooling == "last":
-            self.pooling = LastPooling(bidirectional)
+            self.pooling = LastPooling(bidirectional, self.recurrent.reverse)
         elif pooling == "mean":
             self.pooling = MeanPooling()
         elif pooling == "attention":
@@ -130,7 +136,11 @@ class SequenceModel(Model):
         inputs = self._take_inputs(inputs, lengths)
         x = inputs if self.embedding is None else self.embedding(inputs)
         y, state = self.recurrent(x, state, lengths)
-        return self.output(y if self.pooling is None else self.pooling(y, lengths)), state
+        if self._pools_states:
+            y = self.recurrent._merged_state(state)[0]
+        elif self.pooling is not None:
+            y = self.pooling(y, lengths)
+        return self.output(y), state
 
     def vjp(
         self,
@@ -155,20 +165,40 @@ class SequenceModel(Model):
         (y, final), pull_recurrent = self.recurrent.vjp(
             x, state, lengths, rng=random, checkpoint_every=checkpoint_every
         )
-        if self.pooling is not None:
-            y = above("pooling", self.pooling.vjp(y, lengths))
+        y, pull_pooling = self._pooled(y, final, lengths)
         y = above(None, self._dropped.vjp(y, random))
         outputs = above("output", self.output.vjp(y))
 
         def pullback(cotangents: Any) -> tuple[tuple[Array | None, State], dict[str, Array]]:
             doutputs, dfinal = cotangent_pair(where, cotangents)
             doutputs = _arrays.cotangent(where, "y", doutputs, outputs)
-            dy, of_above = above.pull(doutputs)
+            dpooled, of_above = above.pull(doutputs)
+            (dy, dfinal), of_pooling = pull_pooling(dpooled, dfinal)
             (dx, dstate), recurrent = pull_recurrent((dy, dfinal))
             dx, of_below = below.pull(dx)
-            return (dx, dstate), self._named({**of_below, "recurrent": recurrent, **of_above})
+            return (dx, dstate), self._named({**of_below, "recurrent": recurrent, **of_above, **of_pooling})
 
         return (outputs, final), pullback
+
+    @property
+    def _pools_states(self) -> bool:
+        """Whether the last outputs are states, as no step of merged outputs has the last ones of both directions."""
+        last = self.pooling is not None and self.pooling.name == "last"
+        return last and self.recurrent.bidirectional and self.recurrent.merge != "concat"
+
+    def _pooled(self, y: Array, final: State, lengths: Array | None) -> tuple[Array, Any]:
+        """What the head reads, and ``pull(dpooled, dfinal) -> (dy, dfinal), grads``; dfinal is that of ``final``."""
+        if self.pooling is None:
+            return y, lambda dy, dfinal: ((dy, dfinal), {})
+        if self._pools_states:
+            return self.recurrent._merged_state(final)
+        pooled, pull = self.pooling.vjp(y, lengths)
+
+        def pull_outputs(dpooled: Array, dfinal: State) -> tuple[tuple[Array, State], dict[str, dict[str, Array]]]:
+            dy, gradients = pull(dpooled)
+            return (dy, dfinal), {"pooling": gradients}
+
+        return pooled, pull_outputs
 
     def loss(
         self,
@@ -270,7 +300,7 @@ class SequenceModel(Model):
         return _arrays.take(where, floats, {name: array} if tokens else {}, needed=(name,))[2]
 
     def _shapes(self) -> list[tuple[Any, ...]]:
-        size = self.recurrent.hidden_size * self.recurrent.num_directions
+        size = self.recurrent.output_size
         rows: list[tuple[Any, ...]] = [(f"(T, B, {self.recurrent.input_size})", "inputs")]
         if self.embedding is not None:
             rows = [("(T, B)", "tokens"), (rows[0][0], self.embedding)]

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ... import _checks, _dispatch
 from ..._contract import Array
 from ..._random import generator
-from ...cells import Activation, Update
+from ...cells import Activation, CellOptions, Update
 from ...layers.base import copied
+from ...layers.recurrent import Merge
 from .. import examples
 from ..base import not_finite
 from ..pooling import POOLINGS
@@ -79,8 +80,8 @@ class Forecaster(SequenceModel):
         As in `SequenceClassifier`.
     loss : {"mse", "l1", "huber"}
         What `fit` minimises, by its name in `gpurnn.losses`.
-    cell, bidirectional, activation, leak, reset_after, update, dropout, variational_dropout, recurrent_dropout,
-    residual, init, dtype, rng
+    cell, bidirectional, merge, reverse, activation, leak, reset_after, update, cell_options, dropout,
+    variational_dropout, recurrent_dropout, residual, init, dtype, rng
         Those of `SequenceClassifier`.
 
     Attributes
@@ -158,10 +159,13 @@ class Forecaster(SequenceModel):
         loss: str = "mse",
         cell: str = "gru",
         bidirectional: bool = False,
+        merge: Merge = "concat",
+        reverse: bool = False,
         activation: Activation | None = None,
         leak: float | None = None,
         reset_after: bool | None = None,
         update: Update | None = None,
+        cell_options: CellOptions | None = None,
         dropout: float = 0.0,
         variational_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -185,9 +189,9 @@ class Forecaster(SequenceModel):
         F, covariates = self.features + self.past_features, self.known_features + self.static_features
         super().__init__(
             F + covariates, hidden_size, F, num_layers, pooling=pooling, cell=cell, bidirectional=bidirectional,
-            activation=activation, leak=leak, reset_after=reset_after, update=update, dropout=dropout,
-            variational_dropout=variational_dropout, recurrent_dropout=recurrent_dropout, residual=residual, init=init,
-            dtype=dtype, rng=rng,
+            merge=merge, reverse=reverse, activation=activation, leak=leak, reset_after=reset_after, update=update,
+            cell_options=cell_options, dropout=dropout, variational_dropout=variational_dropout,
+            recurrent_dropout=recurrent_dropout, residual=residual, init=init, dtype=dtype, rng=rng,
         )  # fmt: skip
         self._loss = loss
         self.mean, self.std = np.zeros(F), np.ones(F)
