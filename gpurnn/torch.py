@@ -26,7 +26,7 @@ import itertools
 import json
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,8 +36,13 @@ try:
 except ImportError as error:
     raise ImportError("gpurnn.torch needs PyTorch; pip install 'gpurnn[torch]'") from error
 
-from . import _foreign, layers
+from . import _checks, _foreign, layers
 from .layers.recurrent import LAYERS, Recurrent
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .layers.recurrent import RecurrentOptions
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -127,7 +132,7 @@ def _recurrence(
 @_recurrence.register_fake
 def _(x, h, c, weights, lengths, resets, seed, described, training):  # type: ignore[no-untyped-def]
     layer = _layer(described)
-    y = x.new_empty((*x.shape[:2], h.shape[2] * layer.num_directions))
+    y = x.new_empty((*x.shape[:2], layer.output_size))
     return y, torch.empty_like(h), torch.empty_like(c), torch.empty((), dtype=torch.int64, device="cpu")
 
 
@@ -205,13 +210,26 @@ class _Module(torch.nn.RNNBase):
     _pair = False
     """Whether the state is a pair (h, c)."""
 
-    def __init__(self, mode: str, *args: Any, **kwargs: Any) -> None:
-        if mode != "LSTM" and ("proj_size" in kwargs or len(args) > 7):
+    def __init__(self, mode: str, own: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        if mode != "LSTM" and "proj_size" in own:
             raise ValueError(f"{type(self).__name__}: proj_size is given, expected only that of an LSTM")
-        own = {name: kwargs.pop(name) for name in _own_options(self._kind).keys() & kwargs.keys()}
+        _checks.options(type(self).__name__, own, inspect.signature(type(self)).parameters)
         super().__init__(mode, *args, **kwargs)
         self.options = {**self._defaults, **self._translated(), **own}
         self._fit()
+
+    def __init_subclass__(cls) -> None:
+        """Show in the signature what ``**options`` are."""
+        super().__init_subclass__()
+        signature = inspect.signature(cls.__init__)
+        own = {**_own_options(cls._kind), **cls._defaults}
+        shown = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        shown += [
+            p.replace(default=own[name])
+            for name, p in inspect.signature(cls._kind).parameters.items()
+            if name in own and name not in signature.parameters
+        ]
+        cls.__signature__ = signature.replace(parameters=shown[1:])
 
     def _translated(self) -> dict[str, Any]:
         """Options of gpurnn from those of the module of `torch.nn`."""
@@ -370,7 +388,7 @@ def recurrence(layer: Recurrent, x: Any, state: tuple[Any, ...], weights: list[A
 
 
 class RNN(_Module):
-    """`torch.nn.RNN`, with further options of `gpurnn.RNN` by keyword: activation, leak, residual, ...
+    """`torch.nn.RNN`, with further options of `gpurnn.RNN` by keyword: leak, residual, ...
 
     Examples
     --------
@@ -382,13 +400,27 @@ class RNN(_Module):
 
     _kind = layers.RNN
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if len(args) > 3:
-            args, kwargs["nonlinearity"] = (*args[:3], *args[4:]), args[3]
-        self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"RNN: nonlinearity is {self.nonlinearity!r}, expected 'tanh' or 'relu'")
-        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Unpack[RecurrentOptions],
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"RNN: nonlinearity is {nonlinearity!r}, expected 'tanh' or 'relu'")
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}", options, input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, device=device, dtype=dtype,
+        )  # fmt: skip
 
     def _translated(self) -> dict[str, Any]:
         return {"activation": self.nonlinearity}
@@ -410,8 +442,24 @@ class LSTM(_Module):
     _kind = layers.LSTM
     _pair = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Unpack[RecurrentOptions],
+    ) -> None:
+        super().__init__(
+            "LSTM", options, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
+            device, dtype,
+        )  # fmt: skip
 
     def _translated(self) -> dict[str, Any]:
         if self.proj_size and "proj_size" not in inspect.signature(self._kind).parameters:
@@ -433,8 +481,23 @@ class GRU(_Module):
     _kind = layers.GRU
     _defaults: Mapping[str, Any] = {"reset_after": True, "update": "state"}
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("GRU", *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Unpack[RecurrentOptions],
+    ) -> None:
+        super().__init__(
+            "GRU", options, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            device=device, dtype=dtype,
+        )  # fmt: skip
 
 
 class _Cell(torch.nn.RNNCellBase):

@@ -6,7 +6,10 @@ import inspect
 import pickle
 import pydoc
 import re
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +61,27 @@ def test_a_function_with_a_misspelt_argument_is_rejected():
     for function in (gpurnn.lstm, gpurnn.lstm.vjp):
         with pytest.raises(TypeError, match="unexpected keyword argument 'lengthz'"):
             function(x, w, w, lengthz=3)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "rnn", "lstm", "gru", "rnn_cell", "lstm_cell", "gru_cell"])
+def test_help_describes_every_option_of_a_recurrent_layer(name):
+    made = getattr(gpurnn, name)
+    parameters = inspect.signature(made).parameters
+    described = re.findall(r"^([a-z_, ]+) : ", inspect.getdoc(made).split("\nReturns\n")[0], re.MULTILINE)
+    described = [one for names in described for one in names.split(", ")]
+    assert {*parameters} <= {*described}
+    assert not [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    shown = pydoc.plain(pydoc.render_doc(made))
+    assert all(f"{option}: " in shown for option in parameters)
+
+
+@pytest.mark.slow
+def test_a_type_checker_accepts_right_calls_and_no_others():
+    """The calls in ``typing_calls.py``: mypy says so too where a ``type: ignore`` hides no error."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "mypy", "tests/typing_calls.py"]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 CLASSES = [

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gpurnn
+from gpurnn import interop
 
 
 def a_pullback_has_the_arguments_of_its_function(x: NDArray[np.float32], w: NDArray[np.float32]) -> None:
@@ -33,6 +34,17 @@ def a_constructor_checks_its_arguments() -> None:
     gpurnn.LSTM(3, 4, bidirectional=True)
     gpurnn.LSTM(3, 4, bidirectional="no")  # type: ignore[arg-type]
     gpurnn.LSTM(3, 4, hidden=4)  # type: ignore[call-arg]
+    gpurnn.LSTM(3, 4, peephole=True, cell_clip=3.0, zoneout=(0.1, 0.2), merge="sum", reverse=True)
+    gpurnn.LSTM(3, 4, peephol=True)  # type: ignore[call-arg]
+    gpurnn.GRU(3, 4, proj_size=2)  # type: ignore[call-arg]
+    gpurnn.RNN(3, 4, zoneout=(0.1, 0.2))  # type: ignore[arg-type]
+
+
+def weights_of_others_take_options_of_the_layers() -> None:
+    interop.from_torch("model.pt", "encoder.", batch_first=True, dropout=0.1, activation="relu")
+    interop.from_torch("model.pt", batch_frist=True)  # type: ignore[call-arg]
+    interop.from_keras("model.weights.h5", activation="relu", cell_clip=3.0)
+    interop.from_keras("model.weights.h5", layer_norm="no")  # type: ignore[arg-type]
 
 
 def a_layer_takes_arrays(x: NDArray[np.float32]) -> None:

@@ -9,7 +9,7 @@ from .gru import Update
 
 
 class GateOptions(TypedDict, total=False):
-    """Those of the cells, but for the activation of the candidate."""
+    """Those of the cells, but for the activation of the candidate, and for the size of a projection."""
 
     gate_activation: Activation
     output_activation: Activation
@@ -23,10 +23,10 @@ class GateOptions(TypedDict, total=False):
     zoneout: float | tuple[float, float]
     candidate_dropout: float
     layer_norm: bool
-    proj_size: int
 
 
 class CellOptions(GateOptions, total=False):
     """All options of cells; which a cell takes, its layer says: `gpurnn.RNN`, `gpurnn.LSTM` and `gpurnn.GRU`."""
 
     activation: Activation
+    proj_size: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,10 @@ from .. import _checks, _files, layers
 from ..cells import Activation
 from ..layers.base import Layer
 from ..layers.recurrent import Recurrent
-from .weights import installed, is_default, made, reordered
+from .weights import FromKerasOptions, installed, is_default, made, reordered
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 GATES = {"rnn": ("h", "h"), "lstm": ("ifgo", "ifgo"), "gru": ("zrn", "rzn")}
 """By cell, the order of the gates in Keras and here."""
@@ -42,7 +45,7 @@ class _Found(NamedTuple):
     options: dict[str, Any]
 
 
-def from_keras(source: Any, name: str | None = None, **options: Any) -> Any:
+def from_keras(source: Any, name: str | None = None, **options: Unpack[FromKerasOptions]) -> Any:
     """The layer of a Keras layer or model, or of a file of weights.
 
     Parameters
@@ -72,6 +75,7 @@ def from_keras(source: Any, name: str | None = None, **options: Any) -> Any:
         The file is none of weights, or cannot be read.
     """
     where = "from_keras"
+    _checks.options(where, options, FromKerasOptions.__annotations__)
     if isinstance(source, (str, os.PathLike)):
         found = _of_file(where, source)
     else:
@@ -82,7 +86,7 @@ def from_keras(source: Any, name: str | None = None, **options: Any) -> Any:
         raise ValueError(f"{where}: source has the recurrent layers {sorted(found)}, expected the name of one of them")
     if name is not None and name not in found:
         raise KeyError(f"{where}: source has no recurrent layer {name!r}, expected one of {sorted(found)}")
-    return _made(where, found[name or next(iter(found))], options)
+    return _made(where, found[name or next(iter(found))], {**options})
 
 
 def _made(where: str, found: _Found, options: dict[str, Any]) -> Recurrent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from .. import _checks, _dispatch, _files, layers
 from ..layers.base import Layer, uninitialised
 from ..layers.recurrent import Recurrent
-from .weights import installed, is_default, made, taken
+from .weights import FromTorchOptions, installed, is_default, made, taken
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 FORM = {"reset_after": True, "update": "state"}
 """The GRU of PyTorch."""
@@ -22,7 +25,7 @@ _KINDS = {1: "rnn", 3: "gru", 4: "lstm"}
 """Cells by the number of their gates."""
 
 
-def from_torch(source: Any, prefix: str = "", **options: Any) -> Any:
+def from_torch(source: Any, prefix: str = "", **options: Unpack[FromTorchOptions]) -> Any:
     """The layer of a PyTorch module, of its weights, or of a file of them.
 
     Parameters
@@ -62,15 +65,17 @@ def from_torch(source: Any, prefix: str = "", **options: Any) -> Any:
     GRU(3, 4, bias=False, reset_after=True, update='state', dtype='float64')  # 84 parameters
     """
     where = "from_torch"
+    _checks.options(where, options, FromTorchOptions.__annotations__)
+    given: dict[str, Any] = {**options}
     if isinstance(source, (str, os.PathLike)):
         source, form = _read(where, source, prefix)
-        options = {**form, **options}
+        given = {**form, **given}
     elif hasattr(source, "state_dict"):
         module = source.get_submodule(prefix.removesuffix(".")) if prefix else source
-        options = {**_options(where, module), **options}
-        kind = options.pop("kind", None)
+        given = {**_options(where, module), **given}
+        kind = given.pop("kind", None)
         params = {name: _array(where, name, tensor) for name, tensor in module.state_dict().items()}
-        return _layer(where, kind, params, options)
+        return _layer(where, kind, params, given)
     if not isinstance(source, Mapping):
         raise TypeError(
             f"{where}: source is {_checks.described(source)}, expected a module, a dict of weights or a path"
@@ -78,7 +83,7 @@ def from_torch(source: Any, prefix: str = "", **options: Any) -> Any:
     own = {name: value for name, value in source.items() if isinstance(name, str) and name.startswith(prefix)}
     if not own:
         raise KeyError(f"{where}: no weight begins with {prefix!r}, expected one of {sorted(map(str, source))[:20]}")
-    return _layer(where, None, {n.removeprefix(prefix): _array(where, n, a) for n, a in own.items()}, options)
+    return _layer(where, None, {n.removeprefix(prefix): _array(where, n, a) for n, a in own.items()}, given)
 
 
 def _read(where: str, path: Any, prefix: str) -> tuple[Mapping[str, Any], dict[str, Any]]:

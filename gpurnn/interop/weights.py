@@ -10,11 +10,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _checks
+from .. import _checks, cells
 from ..layers.base import Layer, uninitialised
-from ..layers.recurrent import LAYERS, Recurrent
+from ..layers.recurrent import LAYERS, OwnOptions, Recurrent, RecurrentOptions
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+class FromTorchOptions(OwnOptions, cells.GateOptions, total=False):
+    """The options of the layers that weights of PyTorch do not say."""
+
+    activation: str | tuple[str, float] | tuple[str, float, float]
+    batch_first: bool
+    dropout: float
+    padding_idx: int | None
+    eps: float
+
+
+class FromKerasOptions(RecurrentOptions, total=False):
+    """The options of the layers that weights of Keras do not say."""
+
+    batch_first: bool
+    dropout: float
 
 
 def reordered(array: NDArray[Any], gates: Sequence[str], into: Sequence[str]) -> NDArray[Any]:

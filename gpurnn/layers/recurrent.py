@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 
@@ -30,6 +30,23 @@ MERGES: tuple[Merge, ...] = get_args(Merge)
 
 LAYERS: dict[str, type[Stacked]] = {}
 """The recurrent layers by the name of their cell."""
+
+
+class OwnOptions(TypedDict, total=False):
+    """The options that the layers of all cells have besides those of the cell, as type checkers see them passed on."""
+
+    merge: Merge
+    reverse: bool
+    zero_masked_output: bool
+    residual: bool
+    variational_dropout: float
+    recurrent_dropout: float
+
+
+class RecurrentOptions(OwnOptions, cells.GateOptions, total=False):
+    """All options by keyword that say no size of a weight; which a layer takes, its constructor says."""
+
+    activation: cells.Activation
 
 
 def layer_names() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import pickle
 
 import pytest
@@ -272,8 +273,19 @@ def test_bad_input_is_rejected_as_pytorch_rejects_it():
                     module(*args)
     with pytest.raises(ValueError, match=r"lengths"):
         modules.GRU(I, H)(torch.zeros(T, B, I), lengths=torch.tensor([9, 1, 1]))
-    with pytest.raises(TypeError, match="unexpected keyword argument"):
+    with pytest.raises(TypeError, match="GRU: colour is no option, expected one of activation, batch_first, "):
         modules.GRU(I, H, colour=1)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_signature_has_the_options_of_both(name):
+    shown = inspect.signature(PAIRS[name][0]).parameters
+    of_layer = inspect.signature(getattr(gpurnn, name)).parameters
+    assert {*of_layer} - {"init", "rng"} <= {*shown}
+    assert not [p for p in shown.values() if p.kind is p.VAR_KEYWORD]
+    module = PAIRS[name][0](I, H, bidirectional=True, merge="sum")
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(T, B, I))[0].shape == (T, B, H)
 
 
 def test_other_modules_follow_the_device_and_dtype():
