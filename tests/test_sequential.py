@@ -226,3 +226,46 @@ def test_a_state_gradient_of_another_cell_is_named():
         gpurnn.gru(X, np.ones((12, 4), "f4"), np.ones((12, 4), "f4"), state=PAIR)
     with pytest.raises(TypeError, match=r"Decoder: state is a pair \(h, c\), the state of an LSTM"):
         Decoder(gpurnn.GRU(8, 4), "general", memory_size=4, input_feeding=True)(X, X, PAIR)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_mask_goes_to_the_layers_that_take_it(batch_first):
+    """It is that of the layers called one by one, and what x holds in its holes is not read."""
+    options = {"batch_first": batch_first, "dtype": "float64"}
+    dense, gru = gpurnn.Dense(4, 3, dtype="float64"), gpurnn.GRU(3, 5, **options)
+    lstm, head = gpurnn.LSTM(5, 2, bidirectional=True, **options), gpurnn.Dense(4, 2, dtype="float64")
+    model = gpurnn.Sequential(dense, gpurnn.Sequential(gru, lstm), head)
+    rng = np.random.default_rng(1)
+    x, mask, lengths = X.astype("f8"), rng.random(X.shape[:2]) < 0.6, np.array([12, 9])
+    absent = ~mask | (np.arange(12)[:, None] >= lengths)
+    if batch_first:
+        x, mask, absent = (np.ascontiguousarray(a.swapaxes(0, 1)) for a in (x, mask, absent))
+    y, h = gru(dense(x), None, lengths, mask=mask)
+    y, state = lstm(y, None, lengths, mask=mask)
+    x[absent] = np.nan
+    outputs, pullback = model.vjp(x, None, lengths, mask=mask)
+    np.testing.assert_array_equal(outputs[0], head(y))
+    np.testing.assert_array_equal(model(x, None, lengths, None, mask.astype(int))[0], outputs[0])
+    np.testing.assert_array_equal(outputs[1][0][0], h)
+    np.testing.assert_array_equal(outputs[1][0][1][1], state[1])
+    (dx, _), grads = pullback((np.ones_like(outputs[0]), None))
+    assert not dx[absent].any()
+    assert dx[~absent].any(axis=-1).all()
+    assert all(np.isfinite(g).all() for g in grads.values())
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([gpurnn.Dense(4, 4)], "mask is .*, expected None: no layer takes it, only recurrent ones do"),
+        (
+            [gpurnn.GRU(4, 4), gpurnn.Sequential(gpurnn.TransformerBlock(4, 2))],
+            "expected None: argument 1, a TransformerBlock, has a state, and takes lengths but no mask",
+        ),
+    ],
+)
+def test_a_mask_that_a_layer_cannot_take_is_rejected(layers, message):
+    model = gpurnn.Sequential(*layers)
+    for call in (model, model.vjp):
+        with pytest.raises(ValueError, match=message):
+            call(X, mask=np.ones((12, 2), bool))

@@ -27,8 +27,8 @@ class Sequential(Composite):
     """Layers one after another: the output of each is the input of the next.
 
     It takes and returns states whether it holds recurrent layers or not: a tuple with the state of each recurrent
-    layer, in order. ``lengths`` and ``resets`` go to every recurrent layer. What the input holds past a length is not
-    read, by layers before the first recurrent one either.
+    layer, in order. ``lengths``, ``resets`` and ``mask`` go to every recurrent layer. What the input holds past a
+    length, or where the mask leaves a step out, is not read, by layers before the first recurrent one either.
 
     Parameters
     ----------
@@ -85,14 +85,26 @@ class Sequential(Composite):
         self.layers = tuple(layers.values())
 
     def __call__(
-        self, x: Array, state: Any = None, lengths: Array | None = None, resets: Array | None = None
+        self,
+        x: Array,
+        state: Any = None,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
     ) -> tuple[Array, tuple[Any, ...]]:
-        """The last layer's output and the tuple of the recurrent layers' final states."""
+        """The last layer's output and the tuple of the recurrent layers' final states.
+
+        Raises
+        ------
+        ValueError
+            There is a mask, and no layer that takes one, or a layer with a state that does not.
+        """
+        masks = self._masks(mask)
         states, finals = self._states(state), []
-        x, _ = self._read(x, lengths)
-        for layer in self.layers:
+        x, _ = self._read(x, lengths, mask)
+        for layer, own in zip(self.layers, masks, strict=True):
             if layer.stateful:
-                x, final = layer(x, next(states), lengths, resets)
+                x, final = layer(x, next(states), lengths, resets, **own)
                 finals.append(final)
             else:
                 x = layer(x)
@@ -106,24 +118,28 @@ class Sequential(Composite):
         resets: Array | None = None,
         rng: int | np.random.Generator | None = None,
         *,
+        mask: Array | None = None,
         checkpoint_every: int | str | None = None,
         state_after: int | None = None,
     ) -> tuple[tuple[Array, tuple[Any, ...]], Pullback]:
         """``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning ``((dx, dstate0), grads)``.
 
-        Without ``rng`` no layer drops anything. ``checkpoint_every`` and ``state_after`` are those of the recurrent
-        and state-space layers, as `gpurnn.LSTM` has them; what goes from one layer to the next is kept for all steps.
+        The first four arguments and ``mask`` are those of a call. Without ``rng`` no layer drops anything.
+        ``checkpoint_every`` and ``state_after`` are those of the recurrent and state-space layers, as
+        `gpurnn.LSTM` has them; what goes from one layer to the next is kept for all steps.
 
         Raises
         ------
         ValueError
-            No layer takes ``checkpoint_every``, or a layer with a state does not take ``state_after``.
+            No layer takes ``checkpoint_every`` or the mask, or a layer with a state does not take ``state_after`` or
+            the mask.
         """
         given = {"checkpoint_every": checkpoint_every, "state_after": state_after}
         options = self._options({name: value for name, value in given.items() if value is not None})
+        options = [{**own, **masked} for own, masked in zip(options, self._masks(mask), strict=True)]
         random = None if rng is None else generator("Sequential", rng)
         states, finals, pulls = self._states(state), [], []
-        x, past = self._read(x, lengths)
+        x, past = self._read(x, lengths, mask)
         for layer, own_options in zip(self.layers, options, strict=True):
             if layer.stateful:
                 (x, final), pull = layer.vjp(x, next(states), lengths, resets, random, **own_options)
@@ -167,6 +183,25 @@ class Sequential(Composite):
                 )
         return taken
 
+    def _masks(self, mask: Array | None) -> list[dict[str, Array]]:
+        """The mask as an option of each layer, where it goes to it."""
+        if mask is None:
+            return [{} for _ in self.layers]
+        states = [(index, layer) for index, layer in _flat(self.layers) if layer.stateful]
+        for index, layer in states:
+            if not _checks.takes(layer.vjp, "mask"):
+                raise ValueError(
+                    f"Sequential: mask is {_checks.described(mask)}, expected None: {_part(index, layer)} has a state, "
+                    "and takes lengths but no mask"
+                )
+        if not states:
+            raise ValueError(
+                f"Sequential: mask is {_checks.described(mask)}, expected None: no layer takes it, only recurrent ones "
+                "do"
+            )
+        taking = {index for index, _ in states}
+        return [{"mask": mask} if index in taking else {} for index in range(len(self.layers))]
+
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
         first, width, source = None, given, None
         for index, layer in enumerate(self.layers):
@@ -188,21 +223,29 @@ class Sequential(Composite):
             width = made
         return first, width
 
-    def _read(self, x: Array, lengths: Array | None) -> tuple[Array, Array | None]:
-        """x, zero past the lengths if a layer reads it that knows nothing of them, and where that is."""
+    def _read(self, x: Array, lengths: Array | None, mask: Array | None) -> tuple[Array, Array | None]:
+        """x, zero at steps that do not exist if a layer reads it that knows nothing of them, and where that is."""
         recurrent = [layer for layer in self.layers if layer.stateful]
-        if lengths is None or not recurrent or self.layers[0].stateful:
+        if (lengths is None and mask is None) or not recurrent or self.layers[0].stateful:
             return x, None
         _checks.given("Sequential", x=x)
-        xp = _dispatch.namespace("Sequential", x=x, lengths=lengths)
+        xp = _dispatch.namespace("Sequential", x=x, lengths=lengths, mask=mask)
         batch_first = recurrent[0].batch_first
-        rows = x.shape[:2][0 if batch_first else 1 :][:1]
-        if x.ndim < 2 or tuple(lengths.shape) != tuple(rows) or "int" not in _checks.dtype_name(lengths):
-            return x, None  # the layers reject it
-        time = xp.arange(x.shape[1 if batch_first else 0], dtype=xp.int64, device=_dispatch.device(x))
-        past = time[:, None] >= xp.astype(lengths, xp.int64)
-        past = xp.permute_dims(past, (1, 0)) if batch_first else past
-        return _zero_where(past, x), past
+        absent: Any = None
+        # What does not fit is left for the layers to reject.
+        if lengths is not None:
+            rows = x.shape[:2][0 if batch_first else 1 :][:1]
+            if x.ndim < 2 or tuple(lengths.shape) != tuple(rows) or "int" not in _checks.dtype_name(lengths):
+                return x, None
+            time = xp.arange(x.shape[1 if batch_first else 0], dtype=xp.int64, device=_dispatch.device(x))
+            past = time[:, None] >= xp.astype(lengths, xp.int64)
+            absent = xp.permute_dims(past, (1, 0)) if batch_first else past
+        if mask is not None:
+            if tuple(mask.shape) != tuple(x.shape[:2]) or "float" in _checks.dtype_name(mask):
+                return x, None
+            holes = xp.logical_not(xp.astype(mask, xp.bool))
+            absent = holes if absent is None else xp.logical_or(absent, holes)
+        return _zero_where(absent, x), absent
 
     def _states(self, state: Any, name: str = "state") -> Any:
         """An iterator over the recurrent layers' states, None for each if ``state`` is None."""
