@@ -197,14 +197,15 @@ def _activation(value: Any) -> Any:
 def _of_file(where: str, path: Any) -> dict[str, _Found]:
     _checks.path(where, "source", path)
     h5py = installed(where, "h5py", "keras")
-    size = os.path.getsize(path)
+    with _files.open_regular(path) as opened:
+        size = os.fstat(opened.fileno()).st_size
+    cells: dict[str, list[NDArray[Any]]] = {}
     try:
         with h5py.File(path, "r") as file:
-            cells: dict[str, list[NDArray[Any]]] = {}
-            _search(h5py, path, file, "", cells, size)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        if isinstance(error, _files.FileFormatError):
-            raise
+            _Search(h5py, path, size).collect(file, "", cells)
+    except _files.FileFormatError:
+        raise
+    except Exception as error:  # what a damaged file makes h5py raise is anything
         raise _files.FileFormatError(
             f"{os.fspath(path)}: no HDF5 file that can be read: {_files.reason(error)}"
         ) from error
@@ -221,40 +222,56 @@ def _of_file(where: str, path: Any) -> dict[str, _Found]:
     return found
 
 
-def _search(h5py: Any, path: Any, group: Any, name: str, cells: dict[str, list[NDArray[Any]]], size: int) -> None:
-    """Collect the weights of every cell in a group, by the layer's name."""
-    if len(name) > 1000:
-        raise _files.FileFormatError(f"{os.fspath(path)}: has groups within groups without end")
-    for key in group:
-        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+class _Search:
+    """The weights of every cell in a file, in time and memory that the file's size bounds.
+
+    A group or an array may have any number of names, and each is read by its first.
+    """
+
+    def __init__(self, h5py: Any, path: Any, size: int) -> None:
+        self.h5py, self.path, self.left = h5py, os.fspath(path), size
+        self.seen: set[Any] = set()
+
+    def collect(self, group: Any, name: str, cells: dict[str, list[NDArray[Any]]]) -> None:
+        """Add the weights of the cells in a group, by the layer's name."""
+        if len(name) > 1000:
+            raise _files.FileFormatError(f"{self.path}: has groups within groups without end")
+        for key in group:
+            if not isinstance(group.get(key, getlink=True), self.h5py.HardLink):
+                raise _files.FileFormatError(
+                    f"{self.path}: {name}/{key} is a link, expected weights in the file itself"
+                )
+            entry = group[key]
+            if not isinstance(entry, self.h5py.Group) or not self.is_new(entry):
+                continue
+            if key == "cell" and "vars" in entry:
+                cells[name] = self.weights(entry["vars"])
+            else:
+                self.collect(entry, f"{name}/{key}".removeprefix("/"), cells)
+
+    def is_new(self, entry: Any) -> bool:
+        place = self.h5py.h5o.get_info(entry.id).addr
+        new = place not in self.seen
+        self.seen.add(place)
+        return new
+
+    def weights(self, group: Any) -> list[NDArray[Any]]:
+        arrays = []
+        for key in sorted(group, key=lambda k: (len(k), k))[:4]:
+            entry = group[key]
+            is_array = isinstance(entry, self.h5py.Dataset) and not (entry.is_virtual or entry.external)
+            if not is_array or entry.dtype.kind != "f":
+                raise _files.FileFormatError(f"{self.path}: {entry.name} is no array of floats in the file itself")
+            self.left -= entry.nbytes
+            if self.left < 0:
+                raise _files.FileFormatError(f"{self.path}: {entry.name} has more bytes than the file")
+            array = entry[()]
+            arrays.append(np.asarray(array, np.float32 if array.dtype.itemsize < 4 else array.dtype.newbyteorder("=")))
+        if len(arrays) not in (2, 3):
             raise _files.FileFormatError(
-                f"{os.fspath(path)}: {name}/{key} is a link, expected weights in the file itself"
+                f"{self.path}: {group.name} has {len(group)} arrays, expected a kernel, a recurrent kernel and a bias"
             )
-        entry = group[key]
-        if not isinstance(entry, h5py.Group):
-            continue
-        if key == "cell" and "vars" in entry:
-            cells[name] = _weights(h5py, path, entry["vars"], size)
-        else:
-            _search(h5py, path, entry, f"{name}/{key}".removeprefix("/"), cells, size)
-
-
-def _weights(h5py: Any, path: Any, group: Any, size: int) -> list[NDArray[Any]]:
-    arrays = []
-    for key in sorted(group, key=lambda k: (len(k), k)):
-        entry = group[key]
-        if not isinstance(entry, h5py.Dataset) or entry.is_virtual or entry.external or entry.dtype.kind != "f":
-            raise _files.FileFormatError(f"{os.fspath(path)}: {entry.name} is no array of floats in the file itself")
-        if entry.nbytes > size:
-            raise _files.FileFormatError(f"{os.fspath(path)}: {entry.name} has more bytes than the file")
-        array = entry[()]
-        arrays.append(np.asarray(array, np.float32 if array.dtype.itemsize < 4 else array.dtype.newbyteorder("=")))
-    if len(arrays) not in (2, 3):
-        raise _files.FileFormatError(
-            f"{os.fspath(path)}: {group.name} has {len(arrays)} arrays, expected a kernel, a recurrent kernel and a "
-            "bias"
-        )
-    return arrays
+        return arrays
 
 
 def to_keras(layer: Layer) -> Any:

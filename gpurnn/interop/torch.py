@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,11 +65,12 @@ def from_torch(source: Any, prefix: str = "", **options: Unpack[FromTorchOptions
     >>> interop.from_torch(weights, prefix="rnn.")
     GRU(3, 4, bias=False, reset_after=True, update='state', dtype='float64')  # 84 parameters
     """
-    where = "from_torch"
+    where, path = "from_torch", None
     _checks.options(where, options, FromTorchOptions.__annotations__)
     given: dict[str, Any] = {**options}
     if isinstance(source, (str, os.PathLike)):
-        source, form = _read(where, source, prefix)
+        path = source
+        source, form = _read(where, path, prefix)
         given = {**form, **given}
     elif hasattr(source, "state_dict"):
         module = source.get_submodule(prefix.removesuffix(".")) if prefix else source
@@ -83,6 +85,9 @@ def from_torch(source: Any, prefix: str = "", **options: Unpack[FromTorchOptions
     own = {name: value for name, value in source.items() if isinstance(name, str) and name.startswith(prefix)}
     if not own:
         raise KeyError(f"{where}: no weight begins with {prefix!r}, expected one of {sorted(map(str, source))[:20]}")
+    if path is not None and sum(getattr(value, "nbytes", 0) for value in own.values()) > os.path.getsize(path):
+        # Tensors may be views of few numbers: they share them, or repeat one.
+        raise _files.FileFormatError(f"{os.fspath(path)}: its weights have more bytes than the file")
     return _layer(where, None, {n.removeprefix(prefix): _array(where, n, a) for n, a in own.items()}, given)
 
 
@@ -95,6 +100,8 @@ def _read(where: str, path: Any, prefix: str) -> tuple[Mapping[str, Any], dict[s
         form = forms.get(prefix) if isinstance(forms, dict) else None
         return tensors, _parsed(path, form)
     torch = installed(where, "torch", "torch")
+    with _files.open_regular(path) as file:
+        _check_archive(path, file)
     try:
         source = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -107,6 +114,19 @@ def _read(where: str, path: Any, prefix: str) -> tuple[Mapping[str, Any], dict[s
             f"{os.fspath(path)}: holds {_checks.described(source)}, expected a dict of weights"
         )
     return source, {}
+
+
+def _check_archive(path: Any, file: BinaryIO) -> None:
+    """Reject compressed entries, which PyTorch writes none of, and which may be of any size once they are read."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            compressed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return  # it is no archive, but of the form before; or none that PyTorch reads
+    if compressed:
+        raise _files.FileFormatError(
+            f"{os.fspath(path)}: {compressed[0]} is compressed, expected what torch.save writes"
+        )
 
 
 def _parsed(path: Any, form: Any) -> dict[str, Any]:
@@ -125,7 +145,10 @@ def _array(where: str, name: str, value: Any) -> NDArray[Any]:
         value = value.detach().cpu()
         if str(value.dtype) in ("torch.float16", "torch.bfloat16"):
             value = value.float()  # which holds every number of theirs
-        value = value.numpy()
+        try:
+            value = value.numpy()
+        except (RuntimeError, TypeError) as error:
+            raise TypeError(f"{where}: {name} is no array of numbers: {_files.reason(error)}") from error
     if _dispatch.library_of(value) is None:
         raise TypeError(f"{where}: {name} is {_checks.described(value)}, expected an array")
     return np.asarray(_dispatch.to_numpy(value))

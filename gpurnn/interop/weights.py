@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _checks, cells
-from ..layers.base import Layer, uninitialised
+from ..layers.base import Layer
 from ..layers.recurrent import LAYERS, OwnOptions, Recurrent, RecurrentOptions
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -71,14 +71,17 @@ def made(where: str, kind: str, arguments: Mapping[str, Any], params: Arrays) ->
             raise NotImplementedError(
                 f"{where}: the weights are of {name}={value!r}, which gpurnn.{make.__name__} has not"
             )
+    for name, array in params.items():
+        if array.size == 0:
+            raise ValueError(f"{where}: {name} has shape {array.shape}, expected weights")
     dtypes = {array.dtype.name for array in params.values()}
     if len(dtypes) != 1 or not dtypes <= set(_checks.FLOATS):
         raise TypeError(
             f"{where}: the weights have the dtypes {sorted(dtypes)}, expected one, {' or '.join(_checks.FLOATS)}"
         )
-    with uninitialised():
-        layer: Recurrent = make(**arguments, dtype=dtypes.pop())
-        shapes = {name: p.shape for name, p in layer.params.items()}
+    layer: Recurrent = make(**arguments, dtype=dtypes.pop())
+    names = layer.cell.parameters if layer.bias else layer.cell.needed
+    shapes = {name: shape for name, shape in layer._parameter_shapes().items() if name.rpartition("_l")[0] in names}
     taken(where, layer, params, shapes)
     return layer
 
@@ -92,5 +95,6 @@ def taken(where: str, layer: Layer, params: Arrays, shapes: Mapping[str, tuple[i
         if name not in shapes:
             raise ValueError(f"{where}: {name} is no parameter of {layer._expression()}, expected {sorted(shapes)}")
         _checks.shape(where, name, array, shapes[name], f"that of {layer._expression()}")
-    for name in shapes:
-        layer.params[name][...] = params[name]
+    with layer._overwritten():  # made once it is sure that they are there: a file may ask for more than it holds
+        for name in shapes:
+            layer.params[name][...] = params[name]
