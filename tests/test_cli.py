@@ -691,6 +691,19 @@ def test_reading_only_the_first_lines_is_no_error(text, tmp_path):
     process.wait(timeout=60)
 
 
+# --- export ---
+
+
+def test_export_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
+    model = tmp_path / "model.safetensors"
+    LanguageModel(CharVocabulary.from_text("ab"), 2, 3).save(model)
+    said = run("export", model, tmp_path / "model.onnx", code=2).stderr
+    assert said == "gpurnn: to_onnx needs onnx; pip install 'gpurnn[onnx]'\n"
+    said = run("export", tmp_path / "none", tmp_path / "model.onnx", code=2).stderr
+    assert said == f"gpurnn: {tmp_path / 'none'}: no such file or directory\n"
+
+
 # --- info ---
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from . import demo, diagnose, evaluate, fit, forecast, generate, info, predict, tokenize, train
+from . import demo, diagnose, evaluate, export, fit, forecast, generate, info, predict, tokenize, train
 from .terminal import Commands, end_on_sigterm
 
 
@@ -30,11 +30,12 @@ def cli() -> None:
     gpurnn forecast SALES.csv --time month --target sales
     gpurnn fit TRIPS.csv --group trip --target vehicle
     gpurnn predict TRIPS-model NEW.csv
+    gpurnn export TRIPS-model TRIPS.onnx     write a model as ONNX
     """
 
 
 for _command in (
     demo.demo, train.train, generate.generate, evaluate.evaluate, diagnose.diagnose,
-    fit.fit, predict.predict, forecast.forecast, tokenize.tokenize, info.info,
+    fit.fit, predict.predict, forecast.forecast, tokenize.tokenize, export.export, info.info,
 ):  # fmt: skip
     cli.add_command(_command)

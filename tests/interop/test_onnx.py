@@ -364,3 +364,47 @@ def test_what_has_no_form_in_onnx_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             interop.to_onnx(layer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["kind", "size"])
+def test_the_command_line_writes_what_fit_made(target, tmp_path):
+    from click.testing import CliRunner
+
+    from gpurnn.cli import cli
+
+    def run(*arguments):
+        result = CliRunner().invoke(cli, list(map(str, arguments)))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    rows = ["trip,speed,height,kind,size"]
+    for trip in range(12):
+        kind, size = ("car", 10 + trip) if trip % 2 else ("bike", 500 + trip)
+        rows += [f"{trip},{100 + size * 0.1 + step},{3000 - trip * step},{kind},{size}" for step in range(3 + trip % 4)]
+    (tmp_path / "trips.csv").write_text("\n".join(rows))
+    table, made = tmp_path / "trips.csv", tmp_path / "made"
+    kept = rows[0].replace(",kind" if target == "size" else ",size", "").split(",")
+    lines = [line.split(",") for line in rows]
+    table.write_text("\n".join(",".join(line[lines[0].index(name)] for name in kept) for line in lines))
+    run("fit", table, "--group", "trip", "--target", target, "--out", made, "--epochs", 2, "--hidden", 4)
+    said = run("export", made, tmp_path / "made.onnx")
+    assert "x, lengths to y" in said
+    run("predict", made, table, "--out", tmp_path / "answers.csv")
+    answers = [line.split(",") for line in (tmp_path / "answers.csv").read_text().splitlines()[1:]]
+    examples = {name: [] for name, *_ in answers}
+    for line in lines[1:]:
+        examples[line[0]].append([float(line[1]), float(line[2])])
+    padded, lengths = padded_of([np.array(example, np.float32) for example in examples.values()])
+    model = onnx.load(tmp_path / "made.onnx")
+    found = by_runtime(model, x=padded, lengths=lengths)
+    if target == "size":
+        np.testing.assert_allclose(found["y"][:, 0], [float(answer) for _, answer, *_ in answers], rtol=1e-5)
+    else:
+        classes = json.loads(next(p.value for p in model.metadata_props if p.key == "classes"))
+        assert [classes[i] for i in found["y"].argmax(axis=1)] == [answer for _, answer, *_ in answers]
+        chances = [[float(chance) for chance in rest] for _, _, *rest in answers]
+        np.testing.assert_allclose(found["probabilities"], chances, atol=1e-4)
+    result = CliRunner().invoke(cli, ["export", str(made), str(tmp_path / "made.onnx")])
+    assert result.exit_code == 2
+    assert "is there already" in result.output
