@@ -345,6 +345,10 @@ class _Graph:
         if states is not None:
             for name, values in zip(names, finals, strict=True):
                 value = self.node("Concat", values, axis=0) if L > 1 else values[0]
+                # ONNX Runtime has zeros for a sequence without steps.
+                some = self.node("Greater", [lengths, self.constant("no_steps", np.array(0, np.int32))])
+                stepped = self.node("Unsqueeze", [some, self.whole(1)])
+                value = self.node("Where", [stepped, value, of_states + name])
                 states.append((value, f"{of_states}{name}_n", of_state))
         return self.node("Transpose", [x], perm=[1, 0, 2]) if layer.batch_first else x
 
