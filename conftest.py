@@ -2,6 +2,11 @@
 
 from importlib.util import find_spec
 
-NEEDS = {"gpurnn/torch.py": "torch", "gpurnn/jax.py": "jax", "gpurnn/interop/onnx_backend.py": "onnx"}
+NEEDS = {
+    "gpurnn/torch.py": "torch",
+    "gpurnn/jax.py": "jax",
+    "gpurnn/sktime.py": "sktime",
+    "gpurnn/interop/onnx_backend.py": "onnx",
+}
 
 collect_ignore = [path for path, library in NEEDS.items() if find_spec(library) is None]
