@@ -72,6 +72,8 @@ class TokenizerVocabulary(Vocabulary):
     -----
     Of a tokenizer that has an unknown token (WordPiece, WordLevel) that token is never drawn.
 
+    The library tokenizers takes about 130 bytes of memory for each character that it encodes at a time.
+
     References
     ----------
     R. Sennrich, B. Haddow, A. Birch, "Neural machine translation of rare words with subword units", ACL 2016; A.

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpurnn
+from gpurnn import _files
 from gpurnn.models import TokenizerVocabulary, load
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -305,6 +306,21 @@ def test_hostile_tokenizers_are_rejected(tmp_path, change, message):
     path.write_text(json.dumps(change(json.loads(byte_pairs().tokenizer.to_str()))))
     with pytest.raises(gpurnn.FileFormatError, match=rf"(?s){re.escape(str(path))}: .*{message}"):
         TokenizerVocabulary.from_file(path)
+
+
+def test_a_models_file_with_a_hostile_tokenizer_is_rejected(tmp_path):
+    model = gpurnn.LanguageModel(byte_pairs(), 4, 8)
+    document = json.loads(byte_pairs().tokenizer.to_str())
+    for change, message in (
+        ({"normalizer": replaces(40)}, "make a text 1,099,511,627,776 times as long"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 2**31}, "unk_token": "a"}}, "without large gaps"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}, "embedding.weight"),
+    ):
+        config = {**model.config(), "vocabulary": {"kind": "token", "tokenizer": {**document, **change}}}
+        content = {"model": "LanguageModel", "config": config}
+        _files.write_tensors(tmp_path / "m", "test", "model", content, model.state_dict())
+        with pytest.raises(gpurnn.FileFormatError, match=f"its contents do not make a LanguageModel: .*{message}"):
+            load(tmp_path / "m")
 
 
 @pytest.mark.parametrize(
