@@ -10,7 +10,7 @@ from tolerance import assert_same
 
 import gpurnn
 from gpurnn import analysis, layers, models, optimizers, schedules, training
-from gpurnn.models import CharVocabulary, LanguageModel, WordVocabulary
+from gpurnn.models import CharVocabulary, LanguageModel, TokenizerVocabulary, WordVocabulary
 from gpurnn.models.kalman import ar, level
 from gpurnn.training import Batch, Curriculum, PaddedBatches, Reinforce, TokenStream, Trainer
 
@@ -38,6 +38,17 @@ def trainer():
 
 
 ONE = np.ones((1, 1))
+
+
+class Letters:
+    vocab_size = 3
+
+    def encode(self, text):
+        return ["abc".index(letter) for letter in text]
+
+    def decode(self, tokens):
+        return "".join("abc"[token] for token in tokens)
+
 
 OBJECTS = {
     "Constant": lambda: schedules.Constant(0.1),
@@ -88,6 +99,7 @@ OBJECTS = {
     "LinearGaussian": lambda: models.LinearGaussian(ONE, ONE, ONE, ONE),
     "StructuralModel": lambda: level() + ar(2),
     "CharVocabulary": lambda: CharVocabulary("?abc"),
+    "TokenizerVocabulary": lambda: TokenizerVocabulary(Letters()),
     "WordVocabulary": lambda: WordVocabulary(["<unk>", "a", "b"]),
     "TokenStream": lambda: TokenStream(tokens(), 2, 3, gradient_steps=5),
     "PaddedBatches": padded,
@@ -119,7 +131,19 @@ def public_classes():
 
 
 def test_every_public_class_is_tried():
-    others = {"Optimizer", "Policy", "use", "Any", "Array", "Callable", "ClassVar", "Mapping", "Iterable", "Literal"}
+    others = {
+        "Optimizer",
+        "Policy",
+        "Tokenizer",
+        "use",
+        "Any",
+        "Array",
+        "Callable",
+        "ClassVar",
+        "Mapping",
+        "Iterable",
+        "Literal",
+    }
     assert public_classes() - OBJECTS.keys() - RESULTS - others == set()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import pickle
 import re
 import subprocess
 import sys
@@ -141,6 +142,7 @@ def test_a_file_holds_the_tokenizer(tmp_path):
         assert repr(back) == repr(model)
         assert back.sample(30, "the", rng=2) == model.sample(30, "the", rng=2)
         assert back.perplexity("the dog") == model.perplexity("the dog")
+        assert pickle.loads(pickle.dumps(model)).vocabulary == model.vocabulary
     assert gpurnn.LanguageModel(word_pieces(), 4, 8).vocabulary != byte_pairs()
 
 
