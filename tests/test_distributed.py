@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -118,11 +119,11 @@ def test_shards_of_padded_batches_have_their_own_lengths_and_counts():
     np.testing.assert_array_equal(np.concatenate([p.lengths for p in parts]), whole.lengths)
 
 
-def small(communicator, shards=None, **options):
+def small(communicator, shards=None, to=np, **options):
     rng = np.random.default_rng(0)
-    sequences = [rng.normal(size=(n, 2)) for n in rng.integers(1, 6, 11)]
-    labels = [np.array(n % 2) for n in range(11)]
-    model = gpurnn.SequenceClassifier(2, 5, 2, dtype="float64", rng=1)
+    sequences = [to.asarray(rng.normal(size=(n, 2))) for n in rng.integers(1, 6, 11)]
+    labels = [to.asarray(n % 2) for n in range(11)]
+    model = gpurnn.SequenceClassifier(2, 5, 2, dtype="float64", rng=1).to(to)
     data = PaddedBatches(sequences, 4, labels, per_sequence=True)
     trainer = Trainer(
         model, data, gpurnn.Adam(0.01), clip_norm=1.0, progress=False, communicator=communicator, shards=shards,
@@ -438,6 +439,184 @@ def test_ssm_over_processes(size, kind, output_state):
         assert of_all.keys() == gradients.keys()
         for name, gradient in gradients.items():
             np.testing.assert_allclose(of_all[name], gradient, rtol=1e-11, atol=1e-13)
+
+
+# --- CuPy arrays ---
+
+
+class Mpi:
+    """What mpi4py calls a communicator, of threads; it notes the arrays that it sums."""
+
+    def __init__(self, threads):
+        self._threads, self.summed = threads, []
+
+    def Get_rank(self):
+        return self._threads.rank
+
+    def Get_size(self):
+        return self._threads.size
+
+    def allgather(self, value):
+        return self._threads.all_gather(value)
+
+    def Allreduce(self, place, array):
+        self.summed.append(type(array).__module__.partition(".")[0])
+        if isinstance(array, np.ndarray):
+            array[...] = np.sum(self.allgather(array.copy()), axis=0)
+        else:
+            array.set(np.sum(self.allgather(array.get()), axis=0))
+
+
+class Nccl:
+    """NCCL between threads: it notes its calls, and sums the memory that it is pointed to."""
+
+    available = True
+    NCCL_SUM, NCCL_FLOAT32, NCCL_FLOAT64 = 0, 7, 8
+
+    def __init__(self):
+        self.identities, self.calls, self.threads = 0, {}, {}
+
+    def get_unique_id(self):
+        self.identities += 1
+        return tuple(range(128))
+
+    def NcclCommunicator(self, size, identity, rank):
+        assert identity == tuple(range(128))
+        assert size == self.threads[rank].size
+        self.calls[rank] = []
+        return Ring(self, rank)
+
+
+class Ring:
+    def __init__(self, nccl, rank):
+        self._calls, self._threads = nccl.calls[rank], nccl.threads[rank]
+
+    def allReduce(self, sent, received, count, kind, operation, stream):
+        import cupy
+
+        dtype = np.dtype({7: "float32", 8: "float64"}[kind])
+        memory = cupy.cuda.UnownedMemory(received, count * dtype.itemsize, None, 0)
+        array = cupy.ndarray((count,), dtype, cupy.cuda.MemoryPointer(memory, 0))
+        values = array.get()
+        self._calls.append((sent == received, values.tolist(), kind, operation, stream))
+        array.set(np.sum(self._threads.all_gather(values), axis=0))
+
+    def abort(self):
+        self._calls.append("abort")
+
+
+@pytest.fixture
+def mpi(monkeypatch):
+    """mpi4py without MPI."""
+    names = types.SimpleNamespace(IN_PLACE="in place", COMM_TYPE_SHARED="shared", __file__="")
+    monkeypatch.setitem(sys.modules, "mpi4py", types.SimpleNamespace(MPI=names))
+    return names
+
+
+@pytest.fixture
+def nccl(mpi, monkeypatch):
+    import cupy
+
+    found = Nccl()
+    monkeypatch.setattr(cupy.cuda, "nccl", found, raising=False)
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", found)
+    return found
+
+
+def through_nccl(nccl, threads):
+    nccl.threads[threads.rank] = threads
+    return distributed.NCCLCommunicator(Mpi(threads))
+
+
+@pytest.mark.gpu
+def test_nccl_sums_one_buffer_of_each_dtype_on_the_current_stream(nccl):
+    import cupy
+
+    values = {
+        "a": np.arange(6, dtype="float32").reshape(2, 3), "b": np.arange(4.0), "c": np.float32([[7]]),
+        "d": np.array([1 + 2j, 3j]), "e": np.arange(3),
+    }  # fmt: skip
+
+    def summed(threads):
+        communicator = through_nccl(nccl, threads)
+        arrays = [cupy.asarray(value) * (threads.rank + 1) for value in values.values()]
+        with cupy.cuda.Stream() as stream:
+            found = communicator.all_reduce(arrays)
+            again = communicator.all_reduce(arrays[:1])
+        assert all(type(array) is cupy.ndarray for array in found)
+        assert communicator._comm.summed == ["numpy"]  # the integers
+        return [array.get() for array in found], again[0].get(), stream.ptr
+
+    for rank, result in enumerate(on_threads(2, summed)):
+        assert not isinstance(result, Exception), result
+        found, again, stream = result
+        for value, array in zip(values.values(), found, strict=True):
+            assert array.dtype == value.dtype
+            np.testing.assert_array_equal(array, 3 * value)
+        np.testing.assert_array_equal(again, 3 * values["a"])
+        a, b, c, d = (((rank + 1) * values[name]).ravel() for name in "abcd")
+        # Each in place: one buffer of a dtype, in the order of the arrays; a complex number is two.
+        buffers = [([*a, *c], 7), (b, 8), (d.view("float64"), 8), (a, 7)]
+        assert nccl.calls[rank] == [(True, list(buffer), kind, 0, stream) for buffer, kind in buffers]
+    assert nccl.identities == 1
+    assert stream != 0
+
+
+@pytest.mark.gpu
+def test_abort_of_nccl_comes_before_that_of_mpi(nccl, monkeypatch):
+    import cupy
+
+    def aborted(threads):
+        communicator = through_nccl(nccl, threads)
+        communicator.all_reduce([cupy.ones(2)])
+        communicator._comm.Abort = lambda code: nccl.calls[threads.rank].append(f"Abort({code})")
+        communicator.abort()
+
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    on_threads(2, aborted)
+    assert all(calls[1:] == ["abort", "Abort(1)"] for calls in nccl.calls.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("takes_cuda", [True, False])
+def test_mpi_sums_cupy_arrays_where_it_can(mpi, monkeypatch, takes_cuda):
+    import cupy
+
+    monkeypatch.setattr(distributed.communicator.__globals__["ctypes"], "CDLL", lambda path: library)
+    library = types.SimpleNamespace(MPIX_Query_cuda_support=lambda: int(takes_cuda))
+    order = []
+
+    def summed(threads):
+        communicator = distributed.MPICommunicator(Mpi(threads))
+        synchronize = types.SimpleNamespace(synchronize=lambda: order.append(communicator._comm.summed[:]))
+        with monkeypatch.context() as patched:
+            patched.setattr(cupy.cuda, "get_current_stream", lambda: synchronize)
+            (found,) = communicator.all_reduce([cupy.full((2, 2), threads.rank + 1.0)])
+        return found.get(), communicator._comm.summed
+
+    for result in on_threads(2, summed):
+        assert not isinstance(result, Exception), result
+        np.testing.assert_array_equal(result[0], np.full((2, 2), 3.0))
+        assert result[1] == ["cupy" if takes_cuda else "numpy"]
+    assert all(before == [] for before in order)
+    assert bool(order) == takes_cuda
+
+
+@pytest.mark.gpu
+def test_trains_cupy_arrays_over_nccl(nccl):
+    import cupy
+
+    def trained_on_gpu(communicator):
+        model, trainer = small(communicator, to=cupy)
+        trainer.train()
+        return {name: p.get() for name, p in model.params.items()}
+
+    alone, _, _ = trained(None)
+    for params in on_threads(2, lambda threads: trained_on_gpu(through_nccl(nccl, threads))):
+        assert not isinstance(params, Exception), params
+        for name, values in alone.items():
+            np.testing.assert_allclose(params[name], values, rtol=1e-9, atol=1e-12)
+    assert [len(calls) for calls in nccl.calls.values()] == [6, 6]  # one for each step
 
 
 # --- processes ---

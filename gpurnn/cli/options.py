@@ -7,12 +7,15 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from .terminal import F, Refusal
+
+if TYPE_CHECKING:
+    from ..distributed import Communicator
 
 
 def given(context: click.Context, name: str) -> bool:
@@ -117,6 +120,16 @@ device_option = click.option(
     help="What computes: cpu, cuda (or cuda:1, ...); or on the CPU, by name: reference, in NumPy; native, compiled; "
     "host, the CUDA kernels, slowly. `gpurnn info` says which can run here.",
 )  # fmt: skip
+
+
+def processes_on(device: str) -> Communicator:
+    """The processes that were started together; with ``cuda`` each has a GPU of its own, by NCCL where CuPy has it."""
+    from ..distributed import communicator
+
+    try:
+        return communicator(nccl=device == "cuda")
+    except ImportError:
+        return communicator()
 
 
 @contextmanager

@@ -352,8 +352,11 @@ def carry_out(run: Run, device: str = "cpu", processes: Communicator | None = No
     """Train, and write everything to the directory of the run."""
     from ..distributed import Communicator
 
+    processes = Communicator() if processes is None else processes
+    if device == "cuda" and processes.size > 1:
+        device = f"cuda:{processes.local_rank}"
     with computing_on(device) as xp:
-        _carry_out(run, xp, Communicator() if processes is None else processes)
+        _carry_out(run, xp, processes)
 
 
 def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:

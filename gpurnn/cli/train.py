@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import PathType, device_option, flag_of, given
+from .options import PathType, device_option, flag_of, given, processes_on
 from .run import (
     carry_out,
     check_new,
@@ -68,9 +68,7 @@ def train(
     gpurnn train book.tokens --out my-model
     mpiexec -n 4 gpurnn train BOOK.txt --out my-model --shards 8
     """
-    from .. import distributed
-
-    processes = distributed.communicator()
+    processes = processes_on(device)
     with one_of_several(processes):
         if processes.size > 1 and STDIN in (*files, options["validation"]):
             raise Refusal(f"{STDIN} is given, expected files, as only one of {processes.size} processes could read it")

@@ -4,11 +4,11 @@ A process finds the others from its environment (`communicator`): started by ``m
 through torch.distributed, else it is alone. Nothing here is a transport of its own.
 """
 
-from .communicator import Communicator, MPICommunicator, TorchCommunicator, communicator
+from .communicator import Communicator, MPICommunicator, NCCLCommunicator, TorchCommunicator, communicator
 from .sequence import linear_scan, ssm
 from .shard_sum import ShardSum, own_shards
 
 __all__ = [
-    "Communicator", "MPICommunicator", "ShardSum", "TorchCommunicator", "communicator", "linear_scan", "own_shards",
-    "ssm",
+    "Communicator", "MPICommunicator", "NCCLCommunicator", "ShardSum", "TorchCommunicator", "communicator",
+    "linear_scan", "own_shards", "ssm",
 ]  # fmt: skip

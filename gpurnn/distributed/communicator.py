@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _dispatch
+from .. import _checks, _dispatch
 from .._contract import Array
 from .flat import changed
 
@@ -34,10 +35,13 @@ class Communicator:
         Which of the processes this one is, 0 to ``size`` - 1.
     size : int
         How many there are.
+    local_rank : int
+        Which of the processes on its machine this one is.
     """
 
     rank = 0
     size = 1
+    local_rank: Any = 0
     agreed = False
     """Whether all processes were told of an error, by `together` or `agree`, so that each of them ends by itself."""
 
@@ -128,6 +132,9 @@ class Communicator:
 class MPICommunicator(Communicator):
     """The processes that ``mpiexec`` or Slurm started, through mpi4py.
 
+    CuPy arrays are summed where they are if the MPI library says that it takes them (``MPIX_Query_cuda_support``, which
+    MPICH and Open MPI have), and else in the memory of the host.
+
     Parameters
     ----------
     comm : mpi4py communicator, optional
@@ -145,8 +152,17 @@ class MPICommunicator(Communicator):
         except ImportError as error:
             raise ImportError("MPICommunicator: mpi4py is not installed; pip install mpi4py mpich") from error
         self._comm = MPI.COMM_WORLD if comm is None else comm
-        self._in_place = MPI.IN_PLACE
+        self._in_place, self._on_this_machine = MPI.IN_PLACE, MPI.COMM_TYPE_SHARED
+        self._takes_cuda = _takes_cuda(MPI)
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+
+    @functools.cached_property
+    def local_rank(self) -> int:
+        machine = self._comm.Split_type(self._on_this_machine)
+        try:
+            return int(machine.Get_rank())
+        finally:
+            machine.Free()
 
     def all_gather(self, value: R) -> list[R]:
         gathered: list[R] = self._comm.allgather(value)
@@ -174,9 +190,86 @@ class MPICommunicator(Communicator):
         self._comm.Allreduce(self._in_place, flat)
         return flat
 
+    def _sum_on_device(self, flat: Array) -> Array:
+        if not self._takes_cuda or _dispatch.library_of(flat) != "cupy":
+            return super()._sum_on_device(flat)
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()  # MPI knows nothing of streams
+        self._comm.Allreduce(self._in_place, flat)
+        return flat
+
     def abort(self) -> None:
         self._comm.Abort(1)
         os._exit(1)  # the launcher may take a while, and Abort may return before it ends this process
+
+
+def _takes_cuda(MPI: Any) -> bool:
+    """Whether the MPI library was built for memory of CUDA devices, and can use it here."""
+    try:
+        # mpi4py has no name for this function of its MPI library.
+        query = ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support
+    except (OSError, AttributeError):
+        return False
+    return bool(query())
+
+
+_SIZES_OF_NCCL = {"float32": 1, "float64": 1, "complex64": 2, "complex128": 2}
+"""The dtypes that NCCL sums for us, and how many of its numbers an entry is."""
+
+
+class NCCLCommunicator(MPICommunicator):
+    """The processes that ``mpiexec`` or Slurm started; CuPy arrays are summed by NCCL, all else goes through MPI.
+
+    Each process needs a GPU of its own: enter ``cupy.cuda.Device(communicator.local_rank)`` before arrays are made.
+    NCCL begins on the current device when the first arrays are summed, all processes at once. Its calls go to CuPy's
+    current stream, so that what was computed there comes before them, and what follows comes after.
+
+    Parameters
+    ----------
+    comm : mpi4py communicator, optional
+        All processes by default.
+
+    Raises
+    ------
+    ImportError
+        mpi4py, CuPy or NCCL is not installed.
+    """
+
+    def __init__(self, comm: Any = None) -> None:
+        super().__init__(comm)
+        try:
+            from cupy.cuda import nccl
+        except ImportError as error:
+            raise ImportError("NCCLCommunicator: CuPy is not installed; pip install 'cupy-cuda12x[ctk]'") from error
+        if not nccl.available:
+            raise ImportError("NCCLCommunicator: CuPy finds no NCCL; pip install nvidia-nccl-cu12")
+        self._nccl: Any = nccl
+        self._gpus: Any = None
+
+    def _sum_on_device(self, flat: Array) -> Array:
+        dtype = _checks.dtype_name(flat)
+        if _dispatch.library_of(flat) != "cupy" or dtype not in _SIZES_OF_NCCL:
+            return super()._sum_on_device(flat)
+        import cupy
+
+        size, data = _SIZES_OF_NCCL[dtype], cast(Any, flat.data).ptr
+        kind = self._nccl.NCCL_FLOAT32 if dtype in ("float32", "complex64") else self._nccl.NCCL_FLOAT64
+        stream = cupy.cuda.get_current_stream().ptr
+        if self._gpus is None:
+            # CuPy's own way of telling the identity, a store of sockets, fails in processes that are spawned.
+            identity = self.broadcast(self.first("NCCLCommunicator", self._nccl.get_unique_id))
+            self._gpus = self._nccl.NcclCommunicator(self.size, identity, self.rank)
+        self._gpus.allReduce(data, data, size * flat.size, kind, self._nccl.NCCL_SUM, stream)
+        return flat
+
+    def abort(self) -> None:
+        if self._gpus is not None:
+            self._gpus.abort()  # else a kernel of NCCL waits for this process for ever
+        super().abort()
+
+    def __reduce__(self) -> Any:
+        return communicator, (True,)
 
 
 class TorchCommunicator(Communicator):
@@ -201,6 +294,7 @@ class TorchCommunicator(Communicator):
             group.init_process_group("gloo")
             atexit.register(group.destroy_process_group)  # one that the interpreter takes apart may abort
         self.rank, self.size = group.get_rank(), group.get_world_size()
+        self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
 
     def all_gather(self, value: R) -> list[R]:
         gathered: list[Any] = [None] * self.size
@@ -235,9 +329,9 @@ class TorchCommunicator(Communicator):
 
 
 @functools.cache
-def _started_by_mpi() -> MPICommunicator:
+def _started_by_mpi(nccl: bool) -> MPICommunicator:
     """All processes of MPI: one object for all callers, so that the hook for exceptions knows what was agreed."""
-    processes, before, own = MPICommunicator(), sys.excepthook, os.getpid()
+    processes, before, own = NCCLCommunicator() if nccl else MPICommunicator(), sys.excepthook, os.getpid()
 
     def end_all(kind: Any, error: Any, traceback: Any) -> None:
         before(kind, error, traceback)
@@ -251,7 +345,7 @@ def _started_by_mpi() -> MPICommunicator:
     return processes
 
 
-def communicator() -> Communicator:
+def communicator(nccl: bool = False) -> Communicator:
     """The communicator that this process's environment asks for.
 
     A launcher of MPI (``mpiexec``, Slurm with PMI) sets a variable with the rank: `MPICommunicator`. ``torchrun`` sets
@@ -259,6 +353,11 @@ def communicator() -> Communicator:
 
     Under MPI an exception that nobody catches ends all processes, once its traceback is printed: by itself MPI has the
     process wait at its end for the others, which wait for it. This holds for no ``sys.exit``; raise an exception.
+
+    Parameters
+    ----------
+    nccl : bool
+        Whether processes that MPI started sum CuPy arrays by NCCL, each on a GPU of its own: `NCCLCommunicator`.
 
     Raises
     ------
@@ -272,7 +371,7 @@ def communicator() -> Communicator:
     Communicator(rank 0 of 1)
     """
     if any(name in os.environ for name in _OF_MPI):
-        return _started_by_mpi()
+        return _started_by_mpi(nccl)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return TorchCommunicator()
     return Communicator()
