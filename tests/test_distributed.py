@@ -4,11 +4,13 @@ The communicator of these tests is made of threads; those marked slow start proc
 """
 
 import contextlib
+import copy
 import itertools
 import json
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +24,7 @@ import pytest
 
 import gpurnn
 from gpurnn import distributed
+from gpurnn.cli.train import train as cli
 from gpurnn.distributed.communicator import _OF_MPI as OF_MPI
 from gpurnn.training import PaddedBatches, TokenStream, Trainer
 
@@ -160,6 +163,28 @@ def test_sums_of_the_transport_give_one_process_up_to_rounding():
         np.testing.assert_allclose(found, losses, rtol=1e-9)
         for name in whole:
             np.testing.assert_allclose(params[name], whole[name], rtol=1e-9, atol=1e-12)
+
+
+def drawn(communicator):
+    """The step and what its rng draws first, of each shard that this process computes."""
+    model, trainer = small(communicator, 4, steps=3)
+    compute, draws = model.loss_and_gradients, []
+
+    def watched(*args, rng, **kwargs):
+        draws.append((trainer.step, copy.deepcopy(rng).random()))
+        return compute(*args, rng=rng, **kwargs)
+
+    model.loss_and_gradients = watched
+    trainer.train()
+    return draws
+
+
+def test_randomness_of_a_shard_follows_from_its_step_and_number():
+    alone = drawn(None)
+    # No two steps and no two shards are alike; of the last three rows one shard has none.
+    assert len({draw for _, draw in alone}) == len(alone) == 4 + 4 + 3
+    for size in (2, 3):
+        assert sorted(itertools.chain(*on_threads(size, drawn))) == sorted(alone)
 
 
 @pytest.mark.filterwarnings("ignore:Trainer. shards=2 leaves 1 of 3 processes without work")
@@ -617,6 +642,35 @@ def test_trains_cupy_arrays_over_nccl(nccl):
         for name, values in alone.items():
             np.testing.assert_allclose(params[name], values, rtol=1e-9, atol=1e-12)
     assert [len(calls) for calls in nccl.calls.values()] == [6, 6]  # one for each step
+
+
+def test_kubernetes_files_of_the_guide_fit_together():
+    yaml = pytest.importorskip("yaml")
+    guide = Path(__file__).parents[1] / "docs" / "guides" / "processes.md"
+    if not guide.exists():
+        pytest.skip("the documentation is not there")
+    blocks = re.findall(r"```yaml\n(.*?)```", guide.read_text(), re.DOTALL)
+    service, job, of_mpi = (document for block in blocks for document in yaml.safe_load_all(block))
+    assert (service["apiVersion"], service["kind"], service["spec"]["clusterIP"]) == ("v1", "Service", "None")
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    name, domain = job["metadata"]["name"], service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert (spec["completionMode"], pod["subdomain"], pod["restartPolicy"]) == ("Indexed", domain, "Never")
+    (words,) = (shlex.split(argument) for argument in pod["containers"][0]["args"])
+    given = {word: words[i + 1] for i, word in enumerate(words) if word.startswith("--") and i + 1 < len(words)}
+    assert spec["completions"] == spec["parallelism"] == int(given["--nnodes"])
+    assert (given["--node-rank"], given["--master-addr"]) == ("$JOB_COMPLETION_INDEX", f"{name}-0.{domain}")
+    assert (of_mpi["apiVersion"], of_mpi["kind"]) == ("kubeflow.org/v2beta1", "MPIJob")
+    launcher, worker = (of_mpi["spec"]["mpiReplicaSpecs"][kind] for kind in ("Launcher", "Worker"))
+    command = launcher["template"]["spec"]["containers"][0]["command"]
+    assert all(isinstance(word, str) for word in command)
+    assert int(command[command.index("-n") + 1]) == worker["replicas"] * of_mpi["spec"]["slotsPerWorker"]
+    for one in (pod, worker["template"]["spec"]):
+        mounts = {mount["name"] for container in one["containers"] for mount in container["volumeMounts"]}
+        assert mounts == {volume["name"] for volume in one["volumes"]}
+    for arguments in (words[words.index("gpurnn") + 1 :], command[command.index("gpurnn") + 1 :]):
+        assert cli.make_context("gpurnn", arguments[1:]).params["shards"] == 8
 
 
 # --- processes ---
