@@ -371,6 +371,49 @@ def test_all_reduce_sums_by_dtype():
         assert b.dtype == "float32"
 
 
+def test_sums_in_16_bits_on_the_wire():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(3, 50)).astype("float32") for _ in range(3)]
+    special = np.array([np.nan, np.inf, 3e38, 0.0, -0.0], "float32")
+
+    def summed(communicator):
+        sent = []
+        exchange = communicator.all_to_all
+        communicator.all_to_all = lambda parts: sent.extend(part.nbytes for part in parts) or exchange(parts)
+        communicator.wire_dtype = "bfloat16"
+        a, b, c = communicator.all_reduce([parts[communicator.rank], special, np.ones(2)])
+        return a, b, c, sum(sent)
+
+    results = on_threads(3, summed)
+    for a, b, c, sent in results:
+        assert (a.dtype, a.shape, c.dtype) == ("float32", (3, 50), "float64")
+        # Each addend and the sum is rounded to eight bits.
+        bound = 2.0**-8 * (np.sum(np.abs(parts), axis=0) + np.abs(np.sum(parts, axis=0))) * 1.01
+        error = np.abs(a - np.sum(parts, axis=0, dtype="float64"))
+        assert (error <= bound).all()
+        assert error.max() > 1e-3  # it does travel in 16 bits
+        np.testing.assert_array_equal(b, [np.nan, np.inf, np.inf, 0.0, 0.0])
+        np.testing.assert_array_equal(c, [3.0, 3.0])
+        assert sent == 2 * (150 + 5)
+        np.testing.assert_array_equal(a, results[0][0])
+
+
+def test_rounding_to_16_bits_is_to_nearest_and_even():
+    from gpurnn.distributed.communicator import _of_upper_halves, _upper_halves
+
+    unit = 2.0**-7  # of bfloat16 above 1
+    values = {1 + 0.5 * unit: 1.0, 1 + 1.5 * unit: 1 + 2 * unit, 1 + 0.51 * unit: 1 + unit, -1 - 0.49 * unit: -1.0}
+    found = _of_upper_halves(_upper_halves(np.array([*values], "float32")).view(np.uint8))
+    np.testing.assert_array_equal(found, [*values.values()])
+
+
+def test_a_wire_dtype_that_is_none_is_rejected():
+    alone = distributed.Communicator()
+    alone.wire_dtype = "float16"
+    with pytest.raises(ValueError, match=r"all_reduce: wire_dtype is 'float16', expected one of 'bfloat16'"):
+        alone.all_reduce([np.ones(2, "float32")])
+
+
 def test_what_cannot_be_sharded_is_rejected():
     class Data:
         carries_state = False
@@ -711,6 +754,11 @@ def test_processes_of_mpi(model, tmp_path):
         plain, whole = (result(size, tmp_path / "plain.json", model) for size in (3, 1))
         for name, values in whole["values"].items():
             np.testing.assert_allclose(plain["values"][name], values, rtol=1e-3, atol=1e-5)
+        halves = result(3, tmp_path / "halves.json", model, "wire=bfloat16")
+        assert len({digest for digest, *_ in halves["every"]}) == 1
+        assert halves["every"][0][0] != plain["every"][0][0]
+        losses, of_halves = ([r["loss"] for r in found["history"] if "loss" in r] for found in (whole, halves))
+        assert of_halves == pytest.approx(losses, rel=0.01)
 
 
 def ranks_of(out):

@@ -1,7 +1,7 @@
 """Trains a small model as one of several processes, and writes a digest of it: run under ``mpiexec`` by a test.
 
 trained_together.py MODEL OUT.json [shards=S] [steps=N] [directory=DIR] [resume=1] [fail=RANK] [stop=STEP]
-    [kill=RANK,STEPS,SHARE]
+    [kill=RANK,STEPS,SHARE] [wire=bfloat16]
 
 ``kill`` kills a rank the given share of a step's time after it has taken so many steps.
 """
@@ -63,6 +63,7 @@ class Death:
 
 def main(name, out, **options):
     communicator = distributed.communicator()
+    communicator.wire_dtype = options.get("wire")
     model, data, validation = {f.__name__: f for f in (language_model, classifier, translator)}[name]()
     failing = int(options.get("fail", -1)) == communicator.rank
     victim, *moment = options.get("kill", "-1").split(",")

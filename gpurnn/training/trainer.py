@@ -613,6 +613,7 @@ class Trainer:
             "what is left to do after the last step": self._pending,
             "whether there is a directory": self._folder is not None,
             "checkpoint_interval": self.checkpoint_interval,
+            "wire_dtype": self._processes.wire_dtype,
             "the number of callbacks": len(self.callbacks),
             "whether there is an on_gradients": self.on_gradients is not None,
             **self._config(),
