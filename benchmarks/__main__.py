@@ -17,6 +17,7 @@ from . import (
     compare,
     counts,
     device,
+    distributed,
     end_to_end,
     gpu,
     launches,
@@ -188,6 +189,18 @@ def memory_command() -> None:
 def checkpointing_command(threads: int) -> None:
     """Print the peak memory and the time of gradient checkpointing in time, up to 100,000 steps."""
     _show(checkpointing.report(threads=threads))
+
+
+@main.command("distributed")
+@click.option(
+    "--processes", type=click.IntRange(min=1), multiple=True, default=distributed.PROCESSES, show_default=True,
+    help="How many; may be given several times.",
+)  # fmt: skip
+@click.option("--turns", type=click.IntRange(min=1), default=distributed.TURNS, show_default=True, help="Runs of each.")
+@click.option("--steps", type=click.IntRange(min=1), default=distributed.STEPS, show_default=True, help="Of a run.")
+def distributed_command(processes: tuple[int, ...], turns: int, steps: int) -> None:
+    """Print the time of training on several processes, with shards and without, and a model on paper of many GPUs."""
+    _show(distributed.report(processes, turns, steps))
 
 
 @main.command("scan")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import compare, end_to_end, gpu, launches, memory, nvrtc, torch_language_model
+from benchmarks import compare, distributed, end_to_end, gpu, launches, memory, nvrtc, torch_language_model
 from benchmarks.cases import CELLS, GATES, MODES, STEP, Case, Size, Smoothing, Update
 from benchmarks.contenders import Gpurnn, Memory, NotInstalled, Statsmodels
 from benchmarks.processes import Worker
@@ -258,3 +258,22 @@ def test_pytorch_reads_the_batches_that_gpurnn_reads():
         batch = stream.batch(0, index)
         np.testing.assert_array_equal(lanes[7 * index : 7 * index + 7], batch.inputs)
         np.testing.assert_array_equal(lanes[7 * index + 1 : 7 * index + 8], batch.targets)
+
+
+@pytest.mark.slow
+def test_processes_are_measured_with_shards_and_without():
+    pytest.importorskip("mpi4py")
+    *_, first, second, third, fourth = distributed.report((1, 2), turns=1, steps=2, gpus=False)
+    for line, name, processes in ((first, "strong", "1"), (second, "strong", "2"), (third, "weak", "1")):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[:2] == [name, processes]
+        assert all(float(cells[i]) > 0 for i in (2, 4, 6))
+    assert fourth.startswith("| weak | 2 |")
+
+
+def test_model_of_many_gpus_sums_as_a_ring_in_a_node_does():
+    assert distributed.all_reduce(800, 8) == pytest.approx((1400, 1400 / 450e9, 2 * 3 * 5e-6))
+    # Two nodes: each GPU sums an eighth with its partner in the other node.
+    assert distributed.all_reduce(800, 16)[:2] == pytest.approx((1500, 1400 / 450e9 + 100 / 50e9))
+    *_, last = distributed.on_paper()
+    assert last.startswith("| 1024 |")

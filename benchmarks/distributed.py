@@ -1,0 +1,169 @@
+"""Training on several processes: measured on this machine's cores, and a model on paper of many GPUs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from gpurnn.kernels import devices
+
+from gpurnn import distributed
+from gpurnn.models import CharVocabulary, LanguageModel
+from gpurnn.optimizers import Adam
+from gpurnn.training import TokenStream, Trainer
+
+from .cases import Size
+from .compare import cpus, row
+from .contenders import NotInstalled
+from .gpu import PREDICTED_FOR, predictions
+from .processes import ROOT, thread_limits
+
+PROCESSES = (1, 2, 4)
+ROWS, WINDOW, EMBEDDING, HIDDEN, SYMBOLS = 32, 50, 64, 256, 100
+SHARDS = 4
+WARM_UPS, STEPS, TURNS = 3, 30, 3
+
+
+def measure(rows: int, shards: int | None, steps: int = STEPS) -> float:
+    """Seconds of a step of training a language model on all processes, the mean of some after a warm-up."""
+    communicator = distributed.communicator()
+    model = LanguageModel(CharVocabulary([chr(32 + k) for k in range(SYMBOLS)]), EMBEDDING, HIDDEN)
+    tokens = np.random.default_rng(0).integers(0, SYMBOLS, rows * ((WARM_UPS + steps) * WINDOW + 1), np.int32)
+    trainer = Trainer(
+        model, TokenStream(tokens, rows, WINDOW), Adam(), steps=WARM_UPS, clip_norm=1.0, progress=False,
+        communicator=communicator, shards=shards,
+    )  # fmt: skip
+    trainer.train()
+    trainer.total += steps
+    communicator.barrier()
+    began = time.perf_counter()
+    trainer.train()
+    return (time.perf_counter() - began) / steps
+
+
+def report(
+    processes: Sequence[int] = PROCESSES, turns: int = TURNS, steps: int = STEPS, gpus: bool = True
+) -> Iterator[str]:
+    """The lines of the tables, in Markdown."""
+    launcher = Path(sysconfig.get_path("scripts")) / "mpiexec"
+    if not launcher.exists():
+        raise NotInstalled("mpiexec is not installed beside this Python; pip install mpi4py mpich")
+    cases = {
+        (P, name, shards): ROWS * (P if name == "weak" else 1)
+        for P in processes for name in ("strong", "weak") for shards in (None, SHARDS)
+    }  # fmt: skip
+    times: dict[tuple[int, str, int | None], list[float]] = {case: [] for case in cases}
+    for _ in range(turns):
+        for case, rows in cases.items():
+            P, _, shards = case
+            command = [str(launcher), "-n", str(P), sys.executable, "-m", "benchmarks.distributed"]
+            command += [str(rows), str(shards or 0), str(steps)]
+            ended = subprocess.run(
+                command, cwd=ROOT, env=thread_limits(1), stdout=subprocess.PIPE, check=True, text=True
+            )
+            times[case].append(json.loads(ended.stdout))
+    yield (
+        f"Milliseconds of a step of training a language model (embedding {EMBEDDING}, LSTM {HIDDEN}, {WINDOW} steps, "
+        f"Adam, float32) on {cpus()} cores, one thread a process, by MPI: medians of {turns} runs of {steps} steps. "
+        f"Strong: {ROWS} rows in all. Weak: {ROWS} rows a process. Efficiency is the time of one process divided by "
+        f"that of P, and for strong by P too. With shards={SHARDS} the bits do not depend on P."
+    )
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    yield f"The machine's load in the last minute was {load:.1f}."
+    yield ""
+    names = ("rows", "P", "plain", "efficiency", f"shards={SHARDS}", "efficiency", "shards / plain")
+    yield row(names)
+    yield row(["---", *["--:"] * (len(names) - 1)])
+    for name in ("strong", "weak"):
+        for P in processes:
+            plain, sharded = (1e3 * statistics.median(times[P, name, shards]) for shards in (None, SHARDS))
+            shares = []
+            for shards, own in ((None, plain), (SHARDS, sharded)):
+                first = 1e3 * statistics.median(times[processes[0], name, shards])
+                shares.append(f"{first / own / (P / processes[0] if name == 'strong' else 1):.0%}")
+            many = f"{P} (on {cpus()} cores)" if cpus() < P else f"{P}"
+            yield row([name, many, f"{plain:.1f}", shares[0], f"{sharded:.1f}", shares[1], f"{sharded / plain:.2f}"])
+    if gpus:
+        yield ""
+        yield from on_paper()
+
+
+# ---- On paper -------------------------------------------------------------------------------------------------------
+
+GPUS = (8, 16, 64, 256, 1024)
+GPUS_OF_A_NODE = 8
+BYTES_A_SECOND = {"within a node": 450e9, "between nodes": 50e9}
+"""Of a GPU, one way: NVLink of an H100, and a network adapter of 400 Gbit/s for each GPU."""
+LATENCY = {"within a node": 5e-6, "between nodes": 10e-6}
+"""Assumed seconds of a hop, of which a sum has twice the logarithm of the number of GPUs or nodes."""
+ROWS_OF_A_GPU, ROWS_IN_ALL, LAYERS, WIDTH, STEPS_OF_A_WINDOW, WORDS = 64, 8192, 2, 1024, 100, 10_000
+
+
+def all_reduce(size: int, gpus: int) -> tuple[float, float, float]:
+    """The bytes that a GPU sends to sum so many over all, the seconds for them, and those of the hops.
+
+    The GPUs of a node share the sum out, each sums its part over the nodes, and the node gathers the parts.
+    """
+    local = min(gpus, GPUS_OF_A_NODE)
+    nodes = gpus // local
+    within, between = 2 * (local - 1) / local * size, 2 * (nodes - 1) / nodes * size / local
+    seconds = within / BYTES_A_SECOND["within a node"] + between / BYTES_A_SECOND["between nodes"]
+    hops = LATENCY["within a node"] * math.log2(local) + LATENCY["between nodes"] * math.log2(nodes)
+    return within + between, seconds, 2 * hops
+
+
+def step_of_a_gpu(rows: int) -> float:
+    """Predicted seconds of a step's gradients on one GPU: the layers, and the output head at the device's peak.
+
+    A backward pass is counted as two forward passes, which is what it multiplies.
+    """
+    device = devices.lookup(PREDICTED_FOR)
+    layer = min(predictions("lstm", Size(STEPS_OF_A_WINDOW, rows, WIDTH, WIDTH), device).values()) / 1e6
+    head = 2 * rows * WIDTH * WORDS / device.peak_flops("float32")
+    return 3 * STEPS_OF_A_WINDOW * (LAYERS * layer + head)
+
+
+def on_paper() -> Iterator[str]:
+    """The table of the model."""
+    parameters = 2 * WORDS * WIDTH + WORDS + LAYERS * (8 * WIDTH**2 + 8 * WIDTH)
+    size = 4 * parameters
+    yield (
+        f"A model on paper, of which nothing was measured: {parameters / 1e6:.0f} million parameters ({LAYERS} LSTM "
+        f"layers of {WIDTH}, {WORDS:,} words, {STEPS_OF_A_WINDOW} steps) on {PREDICTED_FOR}s, {GPUS_OF_A_NODE} a node, "
+        "whose time for gradients is the planner's prediction. One buffer of float32 gradients a step, nothing "
+        f"overlaps. Efficiency: the gradients' share of a step, for {ROWS_OF_A_GPU} rows a GPU; and for "
+        f"{ROWS_IN_ALL:,} rows in all, the time that {GPUS[0]} GPUs would take, divided among the GPUs, over that of a "
+        "step."
+    )
+    yield ""
+    yield row(
+        ["GPUs", "MB sent by a GPU", "hops, µs", "sum, ms", f"rows at {ROWS_OF_A_GPU} a GPU", "step, ms", "efficiency",
+         f"rows a GPU of {ROWS_IN_ALL:,}", "step, ms", "efficiency"]
+    )  # fmt: skip
+    yield row(["--:"] * 10)
+    weak = step_of_a_gpu(ROWS_OF_A_GPU)
+    first = step_of_a_gpu(ROWS_IN_ALL // GPUS[0]) + sum(all_reduce(size, GPUS[0])[1:])
+    for gpus in GPUS:
+        sent, seconds, hops = all_reduce(size, gpus)
+        total = seconds + hops
+        strong = step_of_a_gpu(ROWS_IN_ALL // gpus) + total
+        yield row(
+            [gpus, f"{sent / 1e6:.0f}", f"{1e6 * hops:.0f}", f"{1e3 * total:.2f}", f"{gpus * ROWS_OF_A_GPU:,}",
+             f"{1e3 * (weak + total):.2f}", f"{weak / (weak + total):.0%}", ROWS_IN_ALL // gpus, f"{1e3 * strong:.2f}",
+             f"{first * GPUS[0] / gpus / strong:.0%}"]
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    seconds = measure(int(sys.argv[1]), int(sys.argv[2]) or None, int(sys.argv[3]))
+    if distributed.communicator().rank == 0:
+        print(json.dumps(seconds))
