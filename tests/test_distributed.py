@@ -687,6 +687,33 @@ def test_trains_cupy_arrays_over_nccl(nccl):
     assert [len(calls) for calls in nccl.calls.values()] == [6, 6]  # one for each step
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("name", ["mingru", "minlstm"])
+def test_minimal_cells_over_processes(size, name):
+    rng = np.random.default_rng(2)
+    T, B, I, H = 19, 2, 3, 4
+    rows = {"mingru": 2, "minlstm": 3}[name] * H
+    x, w, b, state = (rng.normal(size=shape) for shape in ((T, B, I), (rows, I), rows, (B, H)))
+    dy, dlast = rng.normal(size=(T, B, H)), rng.normal(size=(B, H))
+    whole, cut = getattr(gpurnn, name), getattr(distributed, name)
+    (y, last), pullback = whole.vjp(x, w, b, state)
+    (dx, dstate), gradients = pullback((dy, dlast))
+
+    def part(communicator):
+        own = chunks(size, T)[communicator.rank]
+        (found, end), back = cut.vjp(x[own], w, b, state if communicator.rank == 0 else None, communicator=communicator)
+        return own, found, end, back((dy[own], dlast))
+
+    for own, found, end, ((dx_own, dstate_own), of_all) in on_threads(size, part):
+        np.testing.assert_allclose(found, y[own], rtol=1e-12)
+        np.testing.assert_allclose(end, last, rtol=1e-12)
+        np.testing.assert_allclose(dx_own, dx[own], rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(dstate_own, dstate, rtol=1e-11, atol=1e-13)
+        assert of_all.keys() == gradients.keys()
+        for key, gradient in gradients.items():
+            np.testing.assert_allclose(of_all[key], gradient, rtol=1e-11, atol=1e-13)
+
+
 def test_kubernetes_files_of_the_guide_fit_together():
     yaml = pytest.importorskip("yaml")
     guide = Path(__file__).parents[1] / "docs" / "guides" / "processes.md"

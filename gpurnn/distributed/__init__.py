@@ -5,10 +5,10 @@ through torch.distributed, else it is alone. Nothing here is a transport of its 
 """
 
 from .communicator import Communicator, MPICommunicator, NCCLCommunicator, TorchCommunicator, communicator
-from .sequence import linear_scan, ssm
+from .sequence import linear_scan, mingru, minlstm, ssm
 from .shard_sum import ShardSum, own_shards
 
 __all__ = [
     "Communicator", "MPICommunicator", "NCCLCommunicator", "ShardSum", "TorchCommunicator", "communicator",
-    "linear_scan", "own_shards", "ssm",
+    "linear_scan", "mingru", "minlstm", "own_shards", "ssm",
 ]  # fmt: skip

@@ -132,15 +132,26 @@ def _ssm_vjp(
     def backward(P: Array, g: Array) -> Array:
         return P.conj() * g if diagonal else g @ P
 
-    entering = _entering(communicator, xp, forward, P, q, first)
-    (y, last), pull = functional.ssm.vjp(x, A, B, C, D, entering, output_state=output_state)
+    def run(state: Array) -> Any:
+        return functional.ssm.vjp(x, A, B, C, D, state, output_state=output_state)
+
+    return _cut(communicator, xp, run, (forward, backward), P, q, first)
+
+
+def _cut(
+    communicator: Communicator, xp: Any, run: Callable[[Array], Any], carry: tuple[Carry, Carry], P: Array, q: Array,
+    first: Array,
+) -> tuple[tuple[Array, Array], Pullback]:  # fmt: skip
+    """A recurrence cut over processes: ``run(state)`` is the vjp over the steps of this one, whose map has P and q."""
+    entering = _entering(communicator, xp, carry[0], P, q, first)
+    (y, last), pull = run(entering)
     last = _dispatch.from_numpy(xp, communicator.all_gather(_dispatch.to_numpy(last))[-1])
 
     def pullback(cotangents: Any) -> tuple[tuple[Array, Array], dict[str, Array]]:
         dy, dlast = (None, None) if cotangents is None else cotangents
         (_, q_back), _ = pull((dy, None))
         after_all = xp.zeros_like(last) if dlast is None else xp.asarray(dlast)
-        leaving = _entering_back(communicator, xp, backward, P, q_back, after_all)
+        leaving = _entering_back(communicator, xp, carry[1], P, q_back, after_all)
         (dx, dstate), gradients = pull((dy, leaving))
         names = list(gradients)
         sums = dict(zip(names, communicator.all_reduce([gradients[n] for n in names]), strict=True))
@@ -191,3 +202,85 @@ def ssm(
     (array([1.  , 1.5 , 1.75]), array([[1.75]]))
     """
     return _ssm_vjp(x, A, B, C, D, state, output_state=output_state, communicator=communicator)[0]
+
+
+def _minimal_vjp(
+    function: Any, x: Array, weight_ih: Array, bias_ih: Array | None, state: Array | None, communicator: Communicator
+) -> tuple[tuple[Array, Array], Pullback]:
+    def run(state: Array | None) -> Any:
+        return function.vjp(x, weight_ih, bias_ih, state)
+
+    xp = _dispatch.namespace("distributed", x=x)
+    (_, q), pull = run(None)
+    (_, P), _ = pull((None, xp.ones_like(q)))  # what a change of the state that enters does to that after all steps
+    first = xp.zeros_like(q) if state is None else xp.asarray(state)
+    return _cut(communicator, xp, run, (_times, _times), P, q, first)
+
+
+def _times(P: Array, h: Array) -> Array:
+    return P * h
+
+
+def _mingru_vjp(
+    x: Array, weight_ih: Array, bias_ih: Array | None = None, state: Array | None = None, *, communicator: Communicator
+) -> tuple[tuple[Array, Array], Pullback]:
+    return _minimal_vjp(functional.mingru, x, weight_ih, bias_ih, state, communicator)
+
+
+def _minlstm_vjp(
+    x: Array, weight_ih: Array, bias_ih: Array | None = None, state: Array | None = None, *, communicator: Communicator
+) -> tuple[tuple[Array, Array], Pullback]:
+    return _minimal_vjp(functional.minlstm, x, weight_ih, bias_ih, state, communicator)
+
+
+@differentiable(_mingru_vjp)
+def mingru(
+    x: Array, weight_ih: Array, bias_ih: Array | None = None, state: Array | None = None, *, communicator: Communicator
+) -> tuple[Array, Array]:
+    """`gpurnn.mingru` of a sequence whose steps are cut over processes, in the order of their ranks.
+
+    Parameters
+    ----------
+    x : (T, B, input_size) array
+        Of this process's steps; T may differ from process to process.
+    weight_ih : (2 H, input_size) array
+        The same on every process, as is the bias.
+    bias_ih : (2 H,) array, optional
+    state : (B, H) array, optional
+        The state before the first step of process 0; the others' is not read.
+    communicator : Communicator
+
+    Returns
+    -------
+    y : (T, B, H) array
+        Of this process's steps.
+    state : (B, H) array
+        After the last step of the last process, on every process. The pullback is that of `ssm`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `gpurnn.mingru`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpurnn import distributed
+    >>> y, state = distributed.mingru(
+    ...     np.ones((3, 1, 1)), np.array([[0.0], [0.5]]), communicator=distributed.communicator()
+    ... )
+    >>> y[:, 0, 0], state
+    (array([0.5  , 0.75 , 0.875]), array([[0.875]]))
+    """
+    return _mingru_vjp(x, weight_ih, bias_ih, state, communicator=communicator)[0]
+
+
+@differentiable(_minlstm_vjp)
+def minlstm(
+    x: Array, weight_ih: Array, bias_ih: Array | None = None, state: Array | None = None, *, communicator: Communicator
+) -> tuple[Array, Array]:
+    """`gpurnn.minlstm` of a sequence whose steps are cut over processes; ``weight_ih`` is (3 H, input_size).
+
+    All else is as in `mingru`.
+    """
+    return _minlstm_vjp(x, weight_ih, bias_ih, state, communicator=communicator)[0]
