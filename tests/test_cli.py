@@ -1,5 +1,6 @@
 """The command line: what it writes, what it says when something is wrong, and that it goes on after an interrupt."""
 
+import inspect
 import json
 import math
 import os
@@ -42,8 +43,12 @@ def text(tmp_path):
     return path
 
 
+# Before click 8.2 a runner mixes stderr into stdout unless it is told not to.
+APART = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+
+
 def run(*arguments, code=0):
-    result = CliRunner().invoke(cli.cli, [str(argument) for argument in arguments])
+    result = CliRunner(**APART).invoke(cli.cli, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -839,7 +844,7 @@ def bad_latin(folder):
 
 
 def piped(data, *arguments, code=0):
-    result = CliRunner().invoke(cli.cli, [str(argument) for argument in arguments], input=data)
+    result = CliRunner(**APART).invoke(cli.cli, [str(argument) for argument in arguments], input=data)
     assert result.exit_code == code, result.output
     return result
 
