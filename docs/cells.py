@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[1]
@@ -25,24 +24,22 @@ def definition(path: Path, names: tuple[str, ...]) -> str:
 
 
 def struct(path: Path) -> str:
-    """A kernel's file without its licence of includes: from its first template on."""
+    """A kernel's file from its first template on, without the includes before it."""
     source = path.read_text(encoding="utf-8")
     return source[source.index("template <") :].rstrip()
 
 
 class Cell(SphinxDirective):
     required_arguments = 1
-    option_spec = {"functions": directives.unchanged}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0]
         reference, kernel = ROOT / f"reference/cells/{name}.py", ROOT / f"kernels/cells/{name}.cuh"
-        functions = tuple(self.options.get("functions", "forward backward").split())
         for path in (reference, kernel):
             self.env.note_dependency(str(path))
         tabs = nodes.container(classes=["gpurnn-sides"])
         for title, code, language in (
-            (f"reference/cells/{name}.py", definition(reference, functions), "python"),
+            (f"reference/cells/{name}.py", definition(reference, ("forward", "backward")), "python"),
             (f"kernels/cells/{name}.cuh", struct(kernel), "cuda"),
         ):
             side = nodes.container(classes=["gpurnn-side"])

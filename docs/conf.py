@@ -1,9 +1,12 @@
 """The site: `sphinx-build -W --keep-going docs docs/_build/html`."""
 
-import importlib.util
+import inspect
 import re
 import sys
 from pathlib import Path
+
+import matplotlib as mpl
+from sphinx.util.inspect import stringify_signature
 
 import gpurnn
 
@@ -48,7 +51,6 @@ sphinx_gallery_conf = {
     "min_reported_time": 60,
     "remove_config_comments": True,
     "download_all_examples": False,
-    "copyfile_regex": r".*\.npz",
     "within_subsection_order": "FileNameSortKey",
 }
 
@@ -73,10 +75,7 @@ html_theme_options = {
 }
 html_sidebars = {"equations": [], "changelog": [], "cite": []}
 
-if importlib.util.find_spec("matplotlib"):
-    import matplotlib as mpl
-
-    mpl.use("agg")
+mpl.use("agg")
 
 
 def _absolute_values(app, what, name, obj, options, lines):
@@ -91,5 +90,13 @@ def _absolute_values(app, what, name, obj, options, lines):
         literal = literal or line.rstrip().endswith("::")
 
 
+def _of_the_constructor(app, what, name, obj, options, signature, returns):
+    """autodoc would show the signature of ``__new__``, which is (*args, **given) for all layers and models."""
+    if what == "class" and signature == "(*args, **given)":
+        return stringify_signature(inspect.signature(obj), show_annotation=False, show_return_annotation=False), None
+    return None
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", _absolute_values, priority=900)
+    app.connect("autodoc-process-signature", _of_the_constructor)
