@@ -11,14 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gpurnn.kernels import devices
-from gpurnn.kernels.recurrence import plan
-from gpurnn.kernels.recurrence.run import Run
-
-from gpurnn import cells
+from gpurnn.kernels.recurrence.cost import step_fused
 
 from . import gpu
 from .cases import Size
@@ -62,7 +58,7 @@ def measured(device: str, size: Size = SIZE) -> Iterator[str]:
     """The lines, with CuPy's current driver."""
     import cupy
 
-    call, bound, launches = _step_fused(cupy, size)
+    call, bound, launches = step_fused(cupy, size.T, size.B, size.H)
     own = bound.kernel.function(cupy.cuda.runtime.getDevice(), 0)
     (grid, block, args), options = call
     values = [np.uint64(0) if a is None else a for a in args]
@@ -96,19 +92,3 @@ def measured(device: str, size: Size = SIZE) -> Iterator[str]:
         yield json.dumps(
             {"what": "launch", "way": name, "cpu_microseconds": microseconds, "arguments": len(args), "gpu": device}
         )
-
-
-def _step_fused(xp: Any, size: Size) -> tuple[Any, Any, Any]:
-    """The arguments of a launch of that schedule's kernel, the same bound, and what changes at each step."""
-    (T, B, _, H), cell = size, cells.LSTM()
-    w = xp.zeros((1, cell.gates * H, H), np.float32)
-    with plan.schedule("step-fused"):
-        run = Run.begin(cell, T, B, H, w, training=False)
-    assert isinstance(run.plan, plan.FusedPlan)
-    launch, launches = run.plan.launch, run.plan.launches(T, 1)
-    y, xw = (xp.zeros((1, T * B, gates * H), np.float32) for gates in (1, cell.gates))
-    h, c = (xp.zeros((1, B, H), np.float32) for _ in range(2))
-    arrays = w, xw, None, None, None, None, None, h, c, y, run.operands, run.saved, None
-    args = (*arrays, *run.sizes, np.int32(run.slots), *launches[0], *launch.sizes, run.cell_value)
-    call = (launch.grid, launch.block, args), {"shared_mem": launch.shared_bytes}
-    return call, run.fused("forward", launch, *args), launches

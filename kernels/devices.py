@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
 
 KIB = 1024
 
-LAUNCH_SECONDS = 9e-6
-"""CPU time of a launch: 6.4 microseconds measured over a driver that does nothing (`python -m benchmarks launch`), and
-an assumed 2.6 for one that does."""
+LAUNCH_MICROSECONDS = 9.0
+"""CPU time of a launch where nobody says another: 6.4 measured over a driver that does nothing (`python -m benchmarks
+launch`), and an assumed 2.6 for one that does."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,26 @@ def of_index(index: int) -> Device:
         shared_memory_per_block=attributes.get("MaxSharedMemoryPerBlockOptin", 0),
         has_watchdog=bool(attributes.get("KernelExecTimeout", 0)),
     )
+
+
+def launch_seconds() -> float:
+    """The CPU time of a launch that plans count with: ``GPURNN_LAUNCH_MICROSECONDS``, else `LAUNCH_MICROSECONDS`.
+
+    It is not measured on the way: plans, and with them the last bits of results, would differ from run to run.
+
+    Raises
+    ------
+    ValueError
+        The variable is no number above 0.
+    """
+    text = os.environ.get("GPURNN_LAUNCH_MICROSECONDS", str(LAUNCH_MICROSECONDS))
+    try:
+        microseconds = float(text)
+    except ValueError:
+        microseconds = math.nan
+    if not 0 < microseconds < math.inf:
+        raise ValueError(f"GPURNN_LAUNCH_MICROSECONDS is {text!r}, expected a number of microseconds above 0")
+    return 1e-6 * microseconds
 
 
 def current() -> Device:

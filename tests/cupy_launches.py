@@ -16,7 +16,7 @@ from cupy_on_host import (
     Launch,
 )
 from gpurnn.kernels import attention, dropout, embedding, host, launch, linear_scan, losses, optim
-from gpurnn.kernels.recurrence import plan
+from gpurnn.kernels.recurrence import cost, plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from test_host_executor import CORRECT
 
@@ -289,6 +289,11 @@ def sequence(w: Any, xw: Any, h: Any) -> tuple[Any, ...]:
     with plan.schedule("step-fused"):
         run = Run.begin(cell, T, B, w.shape[2], w, training=False)
     return run_forward(run, xw, (None, None), (h,)), h
+
+
+def test_what_a_launch_costs_is_measured(gpu):
+    gpu.is_idle = True
+    assert 0 < cost.launch_seconds() < 1e-3
 
 
 def test_launches_that_come_again_are_a_graph(gpu):

@@ -747,7 +747,21 @@ def fake_cupy(devices):
 )
 def test_info_says_why_cuda_cannot_run(monkeypatch, cupy, message):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    assert re.search("^  cuda      " + message, run("info").stdout, re.MULTILINE)
+    monkeypatch.setattr("gpurnn.kernels.recurrence.cost.launch_seconds", lambda: 8.126e-6)
+    said = run("info").stdout
+    assert re.search("^  cuda      " + message, said, re.MULTILINE)
+    runs = "runs here" in message
+    assert f"  measured  {8.13 if runs else 'no: there is no GPU'}\n" in said
+    assert f"  planned   9, the default{'; GPURNN_LAUNCH_MICROSECONDS=8.13 sets it' if runs else ''}\n" in said
+    monkeypatch.setenv("GPURNN_LAUNCH_MICROSECONDS", "7.5")
+    assert "  planned   7.5, GPURNN_LAUNCH_MICROSECONDS" in run("info").stdout
+
+
+def test_info_says_why_a_launch_cannot_be_measured(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(1))
+    said = run("info").stdout
+    assert "  measured  no: AttributeError: " in said
+    assert "  planned   9, the default\n" in said
 
 
 def test_info_says_what_compiles_kernels_for_the_cpu(monkeypatch):
@@ -798,6 +812,8 @@ def test_info_as_json():
     assert found["packages"]["numpy"] == np.__version__
     assert found["devices"]["cpu"] == {"runs": True, "reason": None}
     assert found["devices"]["cuda"]["runs"] == (found["devices"]["cuda"]["reason"] is None)
+    assert found["launch_microseconds"]["planned"] == 9
+    assert (found["launch_microseconds"]["measured"] is None) == (not found["devices"]["cuda"]["runs"])
 
 
 # --- texts ---

@@ -175,8 +175,17 @@ def test_the_host_is_a_bound_of_many_launches():
     assert consider(B=16, H=512).plans["stepwise"][1].bound_by == "host"
     found = {T: consider(T=T, B=16, H=512).plans["step-fused"][1] for T in (100, 10_000)}
     assert found[100].host == 0  # they are a graph
-    assert found[10_000].host == pytest.approx(devices.LAUNCH_SECONDS, rel=1e-3)
+    assert found[10_000].host == pytest.approx(1e-6 * devices.LAUNCH_MICROSECONDS, rel=1e-3)
     assert found[10_000].bound_by == "host"
+
+
+def test_plans_count_with_the_cost_of_a_launch_that_the_environment_says(monkeypatch):
+    monkeypatch.setenv("GPURNN_LAUNCH_MICROSECONDS", "20.5")
+    assert consider(B=16, H=512).plans["stepwise"][1].host == pytest.approx(2 * 20.5e-6)
+    for text in ("", "fast", "0", "-1", "nan", "inf"):
+        monkeypatch.setenv("GPURNN_LAUNCH_MICROSECONDS", text)
+        with pytest.raises(ValueError, match=f"GPURNN_LAUNCH_MICROSECONDS is '{text}', expected a number of microse"):
+            gpurnn.explain(gpurnn.LSTM(2, 3), (2, 2, 2))
 
 
 def test_each_pass_has_a_schedule_of_its_own():

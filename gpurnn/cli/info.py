@@ -28,6 +28,7 @@ def info(as_json: bool) -> None:
     import numpy as np
 
     from .._dispatch import why_no_cuda
+    from ..kernels.devices import launch_seconds
     from ..kernels.host import find_compiler
 
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
@@ -39,12 +40,15 @@ def info(as_json: bool) -> None:
     wing = _dispatch.numpy_wing()
     why_not = {"cpu": "", "reference": "", "cuda": "; ".join(why_no_cuda())}
     why_not |= {"native": "; ".join(why_no_native()), "host": "; ".join(why_no_host())}
+    planned = 1e6 * launch_seconds()
+    measured, why_unmeasured = _measured() if not why_not["cuda"] else (None, "there is no GPU")
     if as_json:
         report: dict[str, Any] = {
             "gpurnn": __version__, "python": platform.python_version(), "system": platform.system(),
             "machine": platform.machine(), "cpus": os.cpu_count(), "blas": f"{blas['name']} {blas['version']}",
             "packages": packages, "numpy_arrays": {"wing": wing, "reason": _dispatch.why_default()},
             "devices": {name: {"runs": not reason, "reason": reason or None} for name, reason in why_not.items()},
+            "launch_microseconds": {"measured": measured, "planned": planned, "reason": why_unmeasured},
         }  # fmt: skip
         tell_json(report)
         return
@@ -71,6 +75,20 @@ def info(as_json: bool) -> None:
         what["host"] += f", compiled with {' '.join(find_compiler())}"
     for name, reason in why_not.items():
         tell(f"  {name:9} " + (f"cannot run here: {reason}" if reason else f"runs here: {what[name]}"))
+    by = "GPURNN_LAUNCH_MICROSECONDS" if "GPURNN_LAUNCH_MICROSECONDS" in os.environ else "the default"
+    tell("\nCPU time of a launch of a CUDA kernel, in microseconds")
+    tell(f"  measured  {measured or f'no: {why_unmeasured}'}")
+    tell(f"  planned   {planned:g}, {by}" + (f"; GPURNN_LAUNCH_MICROSECONDS={measured} sets it" if measured else ""))
+
+
+def _measured() -> tuple[float | None, str | None]:
+    """The CPU time of a launch in microseconds, or why it cannot be measured."""
+    from ..kernels.recurrence import cost
+
+    try:
+        return round(1e6 * cost.launch_seconds(), 2), None
+    except Exception as error:  # whatever is wrong with this GPU, the rest is of interest
+        return None, f"{type(error).__name__}: {error}"
 
 
 def why_no_native() -> Iterator[str]:

@@ -78,7 +78,7 @@ _OPERATIONS = 60
 def _of_library(problem: Problem, device: str) -> dict[str, Any]:
     """Of a cell that no kernel computes: its steps are operations of the array library (``reference/unrolled.py``)."""
     launches = problem.D * _OPERATIONS
-    host, gpu = launches * devices.LAUNCH_SECONDS, launches * predict.LAUNCH
+    host, gpu = launches * devices.launch_seconds(), launches * predict.LAUNCH
     reason = "it has no kernel with the sums over hidden units that layer norm or a projection takes in each step"
     return {
         "device": device,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..devices import LAUNCH_SECONDS, Device
+from ..devices import Device, launch_seconds
 from ..dtypes import Dtype
 from ..launch import MOST_NODES
 
@@ -184,7 +184,7 @@ def fused(problem: Problem, device: Device, launch: Launch, launches: int) -> Pr
         reduction=reduction / clock,
         gates=phases * owned * _UNIT_CLOCKS / clock,
         exchange=phases * _EXCHANGE[exchange],
-        host=0.0 if in_graph else launches / problem.T * LAUNCH_SECONDS,
+        host=0.0 if in_graph else launches / problem.T * launch_seconds(),
         memory=from_memory / device.bandwidth,
         launches=launches,
     )
@@ -218,7 +218,7 @@ def stepwise(problem: Problem, device: Device) -> Prediction:
         reduction=0.0,
         gates=phases * _UNIT_CLOCKS / device.clock_hz + _stepwise_bytes(problem) / l2_rate,
         exchange=of_step * LAUNCH,
-        host=of_step * LAUNCH_SECONDS,
+        host=of_step * launch_seconds(),
         memory=(from_memory + problem.units * _unit_bytes(problem, 0)) / device.bandwidth,
         launches=1 + problem.T * of_step,
     )
