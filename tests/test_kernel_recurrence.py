@@ -76,6 +76,19 @@ def test_schedules_agree_with_the_definition_with_every_option(schedule, cell, h
         hold(draw(CELLS[cell], options, T=5, B=6, I=3, H=11))
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-candidate"])
+@pytest.mark.parametrize(
+    "schedules", [("persistent", "stepwise"), ("stepwise", "block"), ("block", "step-fused")], ids="-".join
+)
+def test_passes_by_schedules_of_their_own(schedules, cell, monkeypatch, hold):
+    """What the forward pass saves is the same whichever schedule reads it."""
+    on_device(monkeypatch, multiprocessors=5)
+    monkeypatch.setattr(
+        plan, "choose", lambda problem, device, apart="": plan.make(schedules[problem.backward], problem, device)
+    )
+    hold(draw(CELLS[cell], ALL, T=5, B=6, I=3, H=11))
+
+
 @pytest.mark.parametrize("cell", KINDS)
 def test_float32(schedule, cell, hold):
     hold(draw(CELLS[cell], ALL, T=5, B=6, I=3, H=11, dtype="float32"))
