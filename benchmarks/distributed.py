@@ -21,7 +21,7 @@ from gpurnn.models import CharVocabulary, LanguageModel
 from gpurnn.optimizers import Adam
 from gpurnn.training import TokenStream, Trainer
 
-from .cases import Size
+from .cases import Case, Size
 from .compare import cpus, row
 from .contenders import NotInstalled
 from .gpu import PREDICTED_FOR, predictions
@@ -124,12 +124,13 @@ def all_reduce(size: int, gpus: int) -> tuple[float, float, float]:
 def step_of_a_gpu(rows: int) -> float:
     """Predicted seconds of a step's gradients on one GPU: the layers, and the output head at the device's peak.
 
-    A backward pass is counted as two forward passes, which is what it multiplies.
+    The backward pass of the head is counted as two forward passes, which is what it multiplies.
     """
     device = devices.lookup(PREDICTED_FOR)
-    layer = min(predictions("lstm", Size(STEPS_OF_A_WINDOW, rows, WIDTH, WIDTH), device).values()) / 1e6
-    head = 2 * rows * WIDTH * WORDS / device.peak_flops("float32")
-    return 3 * STEPS_OF_A_WINDOW * (LAYERS * layer + head)
+    case = Case("lstm", Size(STEPS_OF_A_WINDOW, rows, WIDTH, WIDTH), "training")
+    layer = min(predictions(case, device).values()) / 1e6
+    head = 3 * 2 * rows * WIDTH * WORDS / device.peak_flops("float32")
+    return STEPS_OF_A_WINDOW * (LAYERS * layer + head)
 
 
 def on_paper() -> Iterator[str]:

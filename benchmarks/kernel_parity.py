@@ -157,6 +157,13 @@ def _others(dtype: str) -> Iterator[Check]:
 
         return compute
 
+    def independent(wing: Any, to: Any) -> Any:
+        steps = np.arange(120).reshape(60, 2)
+        marks = {"exists": to(steps % 7 != 0), "resets": to(steps % 11 == 0)}
+        arrays = to(_drawn(dtype, 60, 2, 7)), to(_drawn(dtype, 2, 7)), to(_drawn(dtype, 2, 7))
+        h, saved = wing.independent_forward(cells.IndRNN("tanh"), *arrays, **marks, training=True)
+        return h, wing.independent_backward(saved, to(_drawn(dtype, 60, 2, 7)))
+
     def dense(wing: Any, to: Any) -> Any:
         x, weight, bias = to(_drawn(dtype, 30, 17)), to(_drawn(dtype, 9, 17)), to(_drawn(dtype, 9))
         return wing.dense_forward(x, weight, bias), wing.dense_backward(x, weight, to(_drawn(dtype, 30, 9)))
@@ -207,6 +214,7 @@ def _others(dtype: str) -> Iterator[Check]:
         yield Check("attention", f"{score}, {T} steps", dtype, 4 * (A + S + T), attention(T, additive))
     for kind in ("real", "complex"):
         yield Check("linear scan", kind, dtype, 4 * 300 * 2, scan(kind))
+    yield Check("independent units", "", dtype, 4 * 60, independent)
     yield Check("dense", "", dtype, 2 * 30, dense)
     for V in (130, 3000):
         yield Check("cross-entropy", f"{V} classes", dtype, 2 * V, cross_entropy(V))

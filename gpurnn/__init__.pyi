@@ -23,6 +23,8 @@ from .functional import dropout as dropout
 from .functional import embedding as embedding
 from .functional import gru as gru
 from .functional import gru_cell as gru_cell
+from .functional import indrnn as indrnn
+from .functional import indrnn_cell as indrnn_cell
 from .functional import layer_norm as layer_norm
 from .functional import linear_scan as linear_scan
 from .functional import lstm as lstm
@@ -47,6 +49,7 @@ from .layers import Dense as Dense
 from .layers import DiagonalStateSpace as DiagonalStateSpace
 from .layers import Dropout as Dropout
 from .layers import Embedding as Embedding
+from .layers import IndRNN as IndRNN
 from .layers import Layer as Layer
 from .layers import LayerNorm as LayerNorm
 from .layers import MinGRU as MinGRU

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ._op import Pullback
-    from .cells import Cell
+    from .cells import Cell, IndRNN
 
     Array: TypeAlias = NDArray[Any]
 else:
@@ -219,6 +219,28 @@ class Wing(Protocol):
 
     def linear_scan_backward(self, saved: Saved, dh: Array) -> tuple[Array, Array, Array]:
         """The gradients of a, b and h0."""
+
+    # ---- independent units: h_t = f(a_t + u h_{t-1}) + leak h_{t-1}, elementwise
+
+    def independent_forward(
+        self,
+        cell: IndRNN,
+        a: Array,
+        u: Array,
+        h0: Array,
+        *,
+        resets: Array | None = None,
+        exists: Array | None = None,
+        training: bool = False,
+    ) -> tuple[Array, Saved]:
+        """h (T, B, H) from a (T, B, H), u (B, H) and h0 (B, H).
+
+        ``resets`` (T, B) are True where the state before a step is zero, and ``exists`` (T, B) False where a row has no
+        such step: its state stays, unless a reset is there.
+        """
+
+    def independent_backward(self, saved: Saved, dh: Array) -> tuple[Array, Array, Array]:
+        """The gradients of a, u and h0."""
 
     # ---- dense: the products of rows with the weights of a layer
 

@@ -22,7 +22,8 @@ class Explanation:
     device : str
     schedule : str
         The one that the forward pass runs by: "stepwise", "step-fused", "block" or "persistent"; "scan" of a layer
-        whose states are a `gpurnn.linear_scan`; "library" of one that has no kernels.
+        whose states are a `gpurnn.linear_scan`; "independent" of an `gpurnn.IndRNN`, each of whose units has a thread
+        for all steps; "library" of one that has no kernels.
     grid, block : tuple of int
         Of the pass' kernel; for the stepwise schedule of that of the gates; of a scan of its last kernel.
     shared_bytes : int
@@ -113,7 +114,7 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
 
     Parameters
     ----------
-    layer : RNN, LSTM, GRU, MinGRU or MinLSTM; a layer or a model that holds some; or a function that makes one
+    layer : RNN, LSTM, GRU, IndRNN, MinGRU or MinLSTM; a layer or a model that holds some; or a function that makes one
         A function without arguments, such as ``lambda: gpurnn.LSTM(64, 8192)``, makes the layer without initial
         parameters, however large it is. A decoder whose every step looks at its memory runs its cell step by step, and
         is left out.

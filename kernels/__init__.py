@@ -21,6 +21,8 @@ from .optim import optimizer_update as optimizer_update
 from .optim import scaled as scaled
 from .recurrence import check_lengths as check_lengths
 from .recurrence import explain_recurrence as explain_recurrence
+from .recurrence import independent_backward as independent_backward
+from .recurrence import independent_forward as independent_forward
 from .recurrence import recurrence_backward as recurrence_backward
 from .recurrence import recurrence_chunk as recurrence_chunk
 from .recurrence import recurrence_forward as recurrence_forward

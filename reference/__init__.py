@@ -11,6 +11,8 @@ from .dense import dense_forward as dense_forward
 from .dropout import dropout_mask as dropout_mask
 from .embedding import embedding_gather as embedding_gather
 from .embedding import embedding_scatter as embedding_scatter
+from .independent import independent_backward as independent_backward
+from .independent import independent_forward as independent_forward
 from .linear_scan import linear_scan_backward as linear_scan_backward
 from .linear_scan import linear_scan_forward as linear_scan_forward
 from .losses import cross_entropy_backward as cross_entropy_backward

@@ -82,6 +82,9 @@ def weights_of(name: str, options: dict[str, Any]) -> Mapping[str, tuple[int, ..
     return (CELLS | ELEMENTWISE)[name](**options).shapes(input_size=I, hidden_size=H)
 
 
+OTHER_NAMES = {"indrnn": {"weight_ih": "weight_hh"}}  # either may have the wrong number of units
+
+
 def recurrent_function(name: str, **options: Any) -> Entry:
     states = {"h_0": (B, H), "c_0": (B, H)} if name == "lstm" else {"state": (B, H)}
     dstates = {"dh_T": (B, H), "dc_T": (B, H)} if name == "lstm" else {"dstate": (B, H)}
@@ -106,7 +109,8 @@ def recurrent_function(name: str, **options: Any) -> Entry:
     return Entry(
         name, arrays, with_vjp(getattr(gpurnn, name), ["x", *weights], **options), wrong,
         optional=frozenset(arrays) - {"x", "weight_ih", "weight_hh"},
-        empty={"batch": no_rows, "time": no_steps, "both": neither}, also_named={"x": "weight_ih"},
+        empty={"batch": no_rows, "time": no_steps, "both": neither},
+        also_named={"x": "weight_ih"} | OTHER_NAMES.get(name, {}),
     )  # fmt: skip
 
 
@@ -133,7 +137,7 @@ def recurrent_step(name: str, **options: Any) -> Entry:
     no_rows = {key: tuple(0 if n == B else n for n in a.shape) for key, a in arrays.items() if B in a.shape}
     return Entry(
         f"{name}_cell", arrays, call, wrong, optional=frozenset(arrays) - {"x", "weight_ih", "weight_hh"},
-        empty={"batch": no_rows}, also_named={"x": "weight_ih"},
+        empty={"batch": no_rows}, also_named={"x": "weight_ih"} | OTHER_NAMES.get(name, {}),
     )  # fmt: skip
 
 
@@ -509,7 +513,7 @@ ENTRIES: dict[str, list[Entry]] = {
     "gru_cell": [recurrent_step("gru")],
     **{name: [recurrent_function(name)] for name in ELEMENTWISE},
     **{f"{name}_cell": [recurrent_step(name)] for name in ELEMENTWISE},
-    **{kind: [recurrent_layer(kind, False)] for kind in ("MinGRU", "MinLSTM")},
+    **{kind: [recurrent_layer(kind, False)] for kind in ("IndRNN", "MinGRU", "MinLSTM")},
     "RNN": [recurrent_layer("RNN", False)],
     "LSTM": [recurrent_layer("LSTM", False)],
     "GRU": [recurrent_layer("GRU", True)],

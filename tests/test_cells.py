@@ -75,7 +75,7 @@ def test_a_cells_layer_takes_what_the_description_says(name):
     first = inspect.signature(next(iter(LAYERS.values()))).parameters
     alike = [n for n in LAYER_HEAD + tail if n != "init"]
     assert [parameters[n].default for n in alike] == [first[n].default for n in alike]
-    assert parameters["init"].default == (("xavier", "orthogonal") if on_product(kind()) else "xavier")
+    assert parameters["init"].default == ("xavier" if kind.elementwise else ("xavier", "orthogonal"))
     assert {n: parameters[n].default for n in kind.options()} == defaults_of(kind)
     documented = inspect.getdoc(layer).partition("Attributes\n---")[0]
     for argument in set(parameters) - {"input_size", "hidden_size"}:

@@ -49,6 +49,7 @@ PLAIN = {
             "gate_activation": "hard_sigmoid",
         },
     ),
+    "IndRNN": ((2, 3), {**RECURRENT, "activation": "tanh", "leak": 0.5, "clip": 3.0}),
     "MinGRU": ((2, 3), WITHOUT_W_HH),
     "MinLSTM": ((2, 3), WITHOUT_W_HH),
     "Dense": ((2, 3), {"bias": False, "activation": "tanh", "dtype": "float64"}),
@@ -109,7 +110,7 @@ PLAIN = {
 OF_A_GRU = {"reset_after", "update"}
 REVERSE = {"reverse"}  # goes with a single direction
 NOT_AN_OPTION = {
-    **dict.fromkeys(["RNN", "LSTM", "GRU", "MinGRU", "MinLSTM"], REVERSE),
+    **dict.fromkeys(["RNN", "LSTM", "GRU", "IndRNN", "MinGRU", "MinLSTM"], REVERSE),
     "DiagonalStateSpace": {"complex"},  # goes with no max_phase
     # These go with another attention, and with a single direction.
     "EncoderDecoder": {"input_feeding", "bridge", *OF_A_GRU},

@@ -108,6 +108,56 @@ def test_gates_that_are_shut_or_open(name, dtype, each_wing):
     np.testing.assert_array_equal(dh0[0, [0, 1]], 3)
 
 
+ACTIVATIONS = [
+    {"activation": "tanh"},
+    {"activation": "relu", "leak": 0.3},
+    {"activation": ("elu", 0.7), "clip": 0.9, "leak": -0.2},
+]
+
+
+@pytest.mark.parametrize("options", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_independent_units_are_a_vanilla_layer_whose_matrix_is_a_diagonal(options, dtype, each_wing):
+    T, B, I, H = 9, 4, 3, 70
+    rng = np.random.default_rng(0)
+    x, w, u, bias, h0, dropout_h, dy, dh = (
+        rng.standard_normal(shape).astype(dtype)
+        for shape in ((T, B, I), (H, I), (H,), (H,), (B, H), (B, H), (T, B, H), (B, H))
+    )
+    given = {"lengths": pattern_of_lengths(T, B), "mask": pattern_of_holes(T, B), "resets": pattern_of_resets(T, B)}
+    given |= {"state": h0, "dropout_h": dropout_h, **options}
+    x[~given["mask"]] = np.nan
+    outputs, pullback = gpurnn.indrnn.vjp(x, w, u, bias, **given)
+    found = pullback((dy, dh))
+    assert_same(gpurnn.indrnn(x, w, u, bias, **given), outputs)
+    with gpurnn.use("reference"):
+        expected, pull = gpurnn.rnn.vjp(x, w, np.diag(u), bias, **given)
+        (dx, dstate), grads = pull((dy, dh))
+    grads["weight_hh"] = np.diag(grads["weight_hh"]).copy()
+    terms = recurrence_terms(T, B, I, 1)
+    assert_all_close(outputs, expected, terms)
+    assert_all_close(found[0], (dx, dstate), 4 * terms)
+    assert_all_close(found[1], {n: grads[n] for n in found[1]}, 4 * terms)
+
+
+def test_dropouts_of_independent_units():
+    """They act on h_{t-1} and on u, and the gradients are those of the masked layer."""
+    layer = gpurnn.IndRNN(3, 4, activation="tanh", variational_dropout=0.5, recurrent_dropout=0.5, dtype="float64")
+    given, cotangents = arguments(layer, 5, 3, ())
+    plain = layer(**given)[0]
+    inputs = {**given, **{n: p.copy() for n, p in layer.params.items()}}
+
+    def outputs(inputs):
+        for n, p in layer.params.items():
+            p[...] = inputs[n]
+        return list(layer.vjp(inputs["x"], inputs["state"], rng=7)[0])
+
+    (dx, dstate), grads = layer.vjp(**given, rng=7)[1](cotangents)
+    check_gradients(outputs, inputs, list(cotangents), {"x": dx, "state": dstate, **grads}, seed=3)
+    assert not np.array_equal(outputs(inputs)[0], plain)
+    assert 0 < np.count_nonzero(grads["weight_hh_l0"]) < 4
+
+
 def arguments(layer, T: int, B: int, options: tuple[str, ...], seed: int = 0):
     """Arguments of a call by name, x NaN where there is no step; and cotangents."""
     rng, dtype = np.random.default_rng(seed), layer.params["weight_ih_l0"].dtype
@@ -144,7 +194,8 @@ ALL = ("lengths", "mask", "resets")
 )
 def test_gradients(name, options, of_layer, monkeypatch):
     monkeypatch.setattr(clock, "CHUNK_ROWS", 6)  # two steps at a time
-    layer = LAYERS[name](3, 3, dtype="float64", rng=1, **of_layer)
+    smooth = {"activation": "tanh"} if name == "indrnn" else {}
+    layer = LAYERS[name](3, 3, dtype="float64", rng=1, **smooth, **of_layer)
     for p in layer.params.values():
         p += 0.3 * np.random.default_rng(2).standard_normal(p.shape)
     given, cotangents = arguments(layer, 5, 3, options)
@@ -233,11 +284,13 @@ def test_the_command_line_says_that_it_diagnoses_no_such_model(name, tmp_path):
     assert f"its cell is '{name}', expected one with a product with W_hh: rnn, lstm, gru" in done.output
 
 
-def test_explain_says_that_the_states_are_a_scan():
+def test_explain_says_how_the_states_are_computed():
     found = gpurnn.explain(gpurnn.MinGRU(64, 512, bidirectional=True), (1000, 4, 64), device="A100")
     assert (found.schedule, found.block, found.bound_by) == ("scan", (128,), "bytes")
     assert found.launches == 2 * (3 + 30)
     assert "not persistent: no unit reads the state of another one" in str(found)
+    found = gpurnn.explain(gpurnn.IndRNN(64, 512), (1000, 4, 64), device="A100")
+    assert (found.schedule, found.grid, found.launches) == ("independent", (16,), 1)
     model = gpurnn.SequenceClassifier(3, 4, 2, cell="minlstm")
     assert gpurnn.explain(model, (10, 2, 3))["recurrent"].launches == 1 + 45
 
@@ -249,7 +302,12 @@ def test_explain_says_that_the_states_are_a_scan():
             lambda: gpurnn.MinGRU(2, 3, variational_dropout=0.1),
             "MinGRU: variational_dropout is no option, expected one of",
         ),
-        (lambda: gpurnn.MinLSTM(2, 3, init=("xavier", "zeros")), r"MinLSTM: init is \(.*, as there is no W_hh"),
+        (lambda: gpurnn.MinLSTM(2, 3, init=("xavier", "zeros")), r"MinLSTM: init is \(.*, that of W_ih"),
+        (
+            lambda: gpurnn.indrnn(X, np.ones((3, 2)), np.ones((3, 3))),
+            r"indrnn: weight_hh .*, expected \(hidden_size,\) = ",
+        ),
+        (lambda: gpurnn.IndRNN(2, 3, layer_norm=True), "IndRNN: layer_norm is no option"),
         (lambda: gpurnn.MinLSTM(2, 3, dtype="float64")(X, (X, X)), r"MinLSTM: state is a pair \(h, c\)"),
         (lambda: gpurnn.mingru(X, np.ones((5, 2))), r"mingru: weight_ih has shape \(5, 2\), expected \(2\*hidden_size"),
         (lambda: gpurnn.mingru(X, np.ones((1, 2))), "mingru: weight_ih has shape .* a hidden_size of at least 1"),

@@ -11,6 +11,7 @@ from gpurnn.kernels import native
 from tolerance import assert_all_close, assert_same
 
 from gpurnn import reference
+from gpurnn.cells import IndRNN
 from gpurnn.optimizers import KINDS
 
 
@@ -32,6 +33,19 @@ def scan(wing, dtype, columns, constant):
     for array in (a, b, h0):
         array[...] = np.nan
     return h, inferred, *wing.linear_scan_backward(saved, dh), *wing.linear_scan_backward(saved, dh)
+
+
+def independent(wing, dtype, columns, activation):
+    cell = IndRNN(activation, leak=0.3)
+    a, u, h0 = draw(dtype, 70, 3, columns), 0.5 * draw(dtype, 3, columns), draw(dtype, 3, columns, seed=1)
+    marks = np.random.default_rng(0).random((2, 70, 3)) < 0.1
+    marks = {"resets": marks[0], "exists": ~marks[1]}
+    h, saved = wing.independent_forward(cell, a, u, h0, **marks, training=True)
+    results = h.copy(), wing.independent_forward(cell, a, u, h0, **marks)[0]
+    for array in (a, u, h0, h, *marks.values()):
+        array[...] = 0
+    dh = draw(dtype, 70, 3, columns, seed=2)
+    return *results, *wing.independent_backward(saved, dh), *wing.independent_backward(saved, dh)
 
 
 def cross_entropy(wing, dtype, V, smoothing):
@@ -103,6 +117,8 @@ CLOSE = {
     "scan of 37 columns": (scan, 37, False, 600),
     "scan of many columns": (scan, 1100, True, 600),
     "scan of many columns and factors": (scan, 700, False, 600),
+    "independent units": (independent, 37, "tanh", 140),
+    "many independent units": (independent, 300, "sigmoid", 140),
     "loss of 2 classes": (cross_entropy, 2, 0.0, 40),
     "loss of 100 classes": (cross_entropy, 100, 0.1, 140),
     "additive attention": (attention, True, 100),

@@ -76,6 +76,7 @@ OBJECTS = {
     "RNN": lambda: layers.RNN(2, 3),
     "LSTM": lambda: layers.LSTM(2, 3, 2, bidirectional=True),
     "GRU": lambda: layers.GRU(2, 3, 2, dropout=0.5),
+    "IndRNN": lambda: layers.IndRNN(2, 3),
     "MinGRU": lambda: layers.MinGRU(2, 3),
     "MinLSTM": lambda: layers.MinLSTM(2, 3, bidirectional=True),
     "Dense": lambda: layers.Dense(2, 3),

@@ -33,6 +33,7 @@ from tolerance import arrays_of, assert_all_close, recurrence_terms
 
 from benchmarks import nvrtc
 from gpurnn import kernels, reference
+from gpurnn.cells import IndRNN
 
 HALF = dtypes.Dtype("float16", storage="Half", accumulator="float32", itemsize=2)
 
@@ -136,6 +137,18 @@ def test_linear_scan(constant):
 
     a = (0.9 * np.tanh(numbers(*((N,) if constant else (T, B, N))))).astype(np.float16)
     assert_rounded(run, a, numbers(T, B, N, seed=1), numbers(B, N, seed=2), numbers(T, B, N, seed=3))
+
+
+@pytest.mark.kernels
+def test_independent_units():
+    T, B, H = 30, 2, 3
+
+    def run(a, u, h0, dh):
+        h, saved = kernels.independent_forward(IndRNN("tanh"), a, u, h0, training=True)
+        saved = dataclasses.replace(saved, h=rounded(saved.h))
+        return h, kernels.independent_backward(saved, dh)
+
+    assert_rounded(run, *(numbers(*shape, seed=k) for k, shape in enumerate([(T, B, H), (B, H), (B, H), (T, B, H)])))
 
 
 @pytest.mark.kernels

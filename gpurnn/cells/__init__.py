@@ -8,15 +8,15 @@ from .gru import GRU, Update
 from .lstm import LSTM
 from .minimal import MinGRU, MinLSTM
 from .options import CellOptions, GateOptions
-from .vanilla import Vanilla
+from .vanilla import IndRNN, Vanilla
 
 __all__ = [
     "CELLS", "ELEMENTWISE", "GRU", "LSTM", "RECURRENT_WEIGHT", "Activation", "Cell", "CellOptions", "GateOptions",
-    "MinGRU", "MinLSTM", "Update", "Vanilla",
+    "IndRNN", "MinGRU", "MinLSTM", "Update", "Vanilla",
 ]  # fmt: skip
 
 CELLS: dict[str, type[Cell]] = {cell.name: cell for cell in (Vanilla, LSTM, GRU)}
 """Every cell with a product with W_hh in its steps, by its name: each works in all schedules."""
 
-ELEMENTWISE: dict[str, type[Cell]] = {cell.name: cell for cell in (MinGRU, MinLSTM)}
+ELEMENTWISE: dict[str, type[Cell]] = {cell.name: cell for cell in (IndRNN, MinGRU, MinLSTM)}
 """Every cell whose units do not read each other, by its name: see ``functional/_elementwise.py``."""

@@ -1,4 +1,4 @@
-"""The vanilla cell (Elman 1990)."""
+"""The vanilla cell (Elman 1990), and the same with units that do not read each other (Li et al. 2018)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,35 @@ from .base import NORM_TEXTS, NORMS, ZONEOUT_H, Cell
 
 
 @dataclass(frozen=True)
-class Vanilla(Cell):
+class _Elman(Cell):
+    """h_t = f(a_t) + leak h_{t-1}, whatever of h_{t-1} is in a_t."""
+
+    activation: Activation = "tanh"
+    leak: float = 0.0
+    clip: float | None = None
+
+    gate_functions: ClassVar[dict[str, str]] = {"h": "activation"}
+
+    @classmethod
+    def variants(cls) -> Iterator[Cell]:
+        return (cls(name) for name in ("tanh", "relu", "sigmoid", "identity"))
+
+    @property
+    def operations(self) -> tuple[int, int]:
+        return (7, 4) if self.leak else (5, 2)
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        return ("f", *self.step_masks)
+
+    @property
+    def kernel_struct(self) -> tuple[str, ...]:
+        members = [] if self._members() == ["Numbers<1>"] else [str(self.number("leak")), *self._members()]
+        return ("Vanilla", self._activation_type("activation"), *members)
+
+
+@dataclass(frozen=True)
+class Vanilla(_Elman):
     """h_t = f(W_ih x_t + W_hh h_{t-1} + b) + leak h_{t-1}.
 
     Parameters
@@ -30,33 +58,40 @@ class Vanilla(Cell):
         the biases are added (Ba, Kiros & Hinton 2016).
     """
 
-    activation: Activation = "tanh"
-    leak: float = 0.0
-    clip: float | None = None
     zoneout: float = 0.0
     layer_norm: bool = False
 
     name: ClassVar[str] = "rnn"
-    gate_functions: ClassVar[dict[str, str]] = {"h": "activation"}
     rates: ClassVar[tuple[str, ...]] = ("zoneout",)
     plain: ClassVar[tuple[str, ...]] = ("activation", "leak", "clip")
     masks: ClassVar[tuple[str, ...]] = ("zoneout_h",)
     implied: ClassVar[dict[str, str]] = NORMS
     texts: ClassVar[dict[str, str]] = {"zoneout_h": ZONEOUT_H, **NORM_TEXTS}
 
-    @classmethod
-    def variants(cls) -> Iterator[Cell]:
-        return (cls(name) for name in ("tanh", "relu", "sigmoid", "identity"))
+
+@dataclass(frozen=True)
+class IndRNN(_Elman):
+    """h_t = f(W_ih x_t + u h_{t-1} + b_ih) + leak h_{t-1}, elementwise, with u = ``weight_hh``.
+
+    Parameters
+    ----------
+    activation : str or tuple of a str and numbers
+        f, by its name: see `gpurnn.LSTM`. The derivative of relu at 0 is 0.
+    leak : float
+        Weight of the skip connection from h_{t-1}, added after the activation.
+    clip : float, optional
+        The bound of the argument of f: it is taken from [-clip, clip].
+    """
+
+    activation: Activation = "relu"
+
+    name: ClassVar[str] = "indrnn"
+    elementwise: ClassVar[bool] = True
 
     @property
-    def operations(self) -> tuple[int, int]:
-        return (7, 4) if self.leak else (5, 2)
-
-    @property
-    def saved(self) -> tuple[str, ...]:
-        return ("f", *self.step_masks)
-
-    @property
-    def kernel_struct(self) -> tuple[str, ...]:
-        members = [] if self._members() == ["Numbers<1>"] else [str(self.number("leak")), *self._members()]
-        return ("Vanilla", self._activation_type("activation"), *members)
+    def parameters(self) -> dict[str, tuple[str, ...]]:
+        return {
+            "weight_ih": ("hidden_size", "input_size"),
+            "weight_hh": ("hidden_size",),
+            "bias_ih": ("hidden_size",),
+        }

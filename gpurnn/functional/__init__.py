@@ -20,6 +20,8 @@ from ._norm import layer_norm
 from ._recurrent import (
     gru,
     gru_cell,
+    indrnn,
+    indrnn_cell,
     lstm,
     lstm_cell,
     mingru,
@@ -33,6 +35,7 @@ from ._scan import linear_scan
 from ._ssm import ssm
 
 __all__ = [
-    "attention", "dense", "dropout", "embedding", "gru", "gru_cell", "layer_norm", "linear_scan", "lstm", "lstm_cell",
-    "mingru", "mingru_cell", "minlstm", "minlstm_cell", "multi_head_attention", "rnn", "rnn_cell", "ssm",
+    "attention", "dense", "dropout", "embedding", "gru", "gru_cell", "indrnn", "indrnn_cell", "layer_norm",
+    "linear_scan", "lstm", "lstm_cell", "mingru", "mingru_cell", "minlstm", "minlstm_cell", "multi_head_attention",
+    "rnn", "rnn_cell", "ssm",
 ]  # fmt: skip

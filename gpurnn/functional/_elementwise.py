@@ -140,7 +140,10 @@ def _part(
     (T, B, I), H = x.shape, h0.shape[1]
     rows, weight = xp.reshape(x, (T * B, I)), weights["weight_ih"]
     a = xp.reshape(wing.dense_forward(rows, weight, weights.get("bias_ih")), (T, B, cell.gates * H))
-    h, pull_states = _scan(wing, xp, cell, a, steps, h0, training)
+    if isinstance(cell, cells.IndRNN):
+        h, pull_states = _independent(wing, xp, cell, weights["weight_hh"], a, steps, h0, mask, training)
+    else:
+        h, pull_states = _scan(wing, xp, cell, a, steps, h0, training)
     final = xp.asarray(h[-1, ...] if T else h0, copy=True)
     if not training:
         return h, (final,), None
@@ -166,6 +169,28 @@ def _part(
 
 PullStates = Callable[[Array], tuple[Array, Array, dict[str, Array]]]
 """From the gradient of h to those of the gates' arguments (T, B, G*H), of the initial state, and of weights."""
+
+
+def _independent(
+    wing: Wing,
+    xp: Any,
+    cell: cells.IndRNN,
+    weight: Array,
+    a: Array,
+    steps: _Steps,
+    h0: Array,
+    mask: Array | None,
+    training: bool,
+) -> tuple[Array, PullStates]:
+    """h_t = f(a_t + u m h_{t-1}) + leak h_{t-1}, with the mask m of a dropout."""
+    u = xp.zeros_like(h0) + (weight if mask is None else weight * mask)
+    h, saved = wing.independent_forward(cell, a, u, h0, resets=steps.resets, exists=steps.exists, training=training)
+
+    def pull(dh: Array) -> tuple[Array, Array, dict[str, Array]]:
+        da, du, dh0 = wing.independent_backward(saved, dh)
+        return da, dh0, {"weight_hh": xp.sum(du if mask is None else du * mask, axis=0)}
+
+    return h, pull
 
 
 def _scan(

@@ -236,10 +236,10 @@ def infer(
 def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input_size: int) -> int:
     """The hidden size that the weights have; reject weights of other shapes than the cell's."""
     symbols = {name: f"({', '.join(axes)}{',' if len(axes) == 1 else ''})" for name, axes in cell.parameters.items()}
-    first = "weight_hh" if "weight_hh" in weights else "weight_ih"
+    first = "weight_ih" if cell.elementwise else "weight_hh"
     w = weights[first]
-    _checks.ndim(where, first, w, len(cell.parameters[first]), symbols[first])
-    hidden = int(w.shape[-1]) if first == "weight_hh" else int(w.shape[0]) // cell.gates
+    _checks.ndim(where, first, w, 2, symbols[first])
+    hidden = int(w.shape[0]) // cell.gates if cell.elementwise else int(w.shape[1])
     if "weight_hr" in weights:
         _checks.ndim(where, "weight_hr", weights["weight_hr"], 2, symbols["weight_hr"])
         hidden = int(weights["weight_hr"].shape[1])
@@ -866,3 +866,74 @@ def minlstm_cell(x: Array, weight_ih: Array, bias_ih: Array | None = None, state
     array([[2.]])
     """
     return call_step(cells.MinLSTM, locals())
+
+
+@of_cell(cells.IndRNN)
+def indrnn(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    state: Array | None = None,
+    *,
+    activation: cells.Activation = "relu",
+    leak: float = 0.0,
+    clip: float | None = None,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    zero_masked_output: bool = False,
+    reverse: bool = False,
+    dropout_h: Array | None = None,
+) -> tuple[Array, Array]:
+    """Independent recurrent layer, one direction: h_t = f(W_ih x_t + u h_{t-1} + b_ih) + leak h_{t-1}.
+
+    u is ``weight_hh``, one number for each unit: no unit reads the state of another one, so W_hh is a diagonal.
+
+    It takes, returns and raises what the function of every cell does.
+
+    References
+    ----------
+    S. Li, W. Li, C. Cook, C. Zhu, Y. Gao, "Independently recurrent neural network (IndRNN): building a longer and
+    deeper RNN", CVPR 2018.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> x, u = np.ones((3, 1, 1)), np.array([0.5, -1.0])
+    >>> y, h = gpurnn.indrnn(x, np.ones((2, 1)), u)
+    >>> y[:, 0, :]
+    array([[1.  , 1.  ],
+           [1.5 , 0.  ],
+           [1.75, 1.  ]])
+    """
+    return call(cells.IndRNN, locals())
+
+
+@step_of_cell(cells.IndRNN)
+def indrnn_cell(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    state: Array | None = None,
+    *,
+    activation: cells.Activation = "relu",
+    leak: float = 0.0,
+    clip: float | None = None,
+    dropout_h: Array | None = None,
+) -> Array:
+    """Run one step of `gpurnn.indrnn`.
+
+    Its arguments are those of the function of the whole sequence, of one step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> one = np.ones((1, 1))
+    >>> gpurnn.indrnn_cell(one, one, np.array([0.5]), state=3 * one)
+    array([[2.5]])
+    """
+    return call_step(cells.IndRNN, locals())

@@ -10,6 +10,7 @@ from .layer_norm import LayerNorm as LayerNorm
 from .recurrent import GRU as GRU
 from .recurrent import LSTM as LSTM
 from .recurrent import RNN as RNN
+from .recurrent import IndRNN as IndRNN
 from .recurrent import MinGRU as MinGRU
 from .recurrent import MinLSTM as MinLSTM
 from .sequential import Sequential as Sequential

@@ -110,7 +110,7 @@ recurrent_dropout : float
 """
 """The options of layers that have a W_hh."""
 
-_INIT = "str or initializer\n    Of all weights: names or functions of `gpurnn.initializers`"
+_INIT = "str or initializer\n    Of W_ih: a name or function of `gpurnn.initializers`"
 _INIT_PAIR = (
     "str, initializer or pair of them\n    Of all weights, or of W_ih and of W_hh: names or functions of "
     "`gpurnn.initializers`"
@@ -121,7 +121,7 @@ def _documentation(cell: cells.Cell) -> str:
     ones, has_w_hh = " and ".join(cell.biases_of_one), "weight_hh" in cell.parameters
     text = _SHARED.format(
         options=cell.options_text(cell.options()), gates=", ".join(cell.gate_functions),
-        on_w_hh=_ON_W_HH if has_w_hh else "", init=_INIT_PAIR if has_w_hh else _INIT,
+        on_w_hh=_ON_W_HH if has_w_hh else "", init=_INIT if cell.elementwise else _INIT_PAIR,
         biases=" and a ".join(f"``{name}``" for name in cell.parameters if name not in cell.needed),
         ones=f", except that of the gate {ones} at 1" if ones else "",
         parameters=", ".join(f"``{name}_l0`` {shape}" for name, shape in cell.shape_texts().items()),
@@ -215,8 +215,8 @@ class Stacked(Layer):
             _checks.warn(where, f"merge={self.merge!r} has no effect, as the layer has one direction")
         dtype = parameter_dtype(where, arguments["dtype"])
         init, rng = arguments["init"], arguments["rng"]
-        if "weight_hh" not in self.cell.parameters and isinstance(init, tuple):
-            raise TypeError(f"{where}: init is {init!r}, expected one, as there is no W_hh")
+        if self.cell.elementwise and isinstance(init, tuple):
+            raise TypeError(f"{where}: init is {init!r}, expected one, that of W_ih")
         pair = init if isinstance(init, tuple) else (init, init)
         if len(pair) != 2:
             raise TypeError(
@@ -294,6 +294,8 @@ class Stacked(Layer):
             if len(shape) == 2:  # a block of each gate
                 initialise = init_ih if name == "weight_ih" else init_hh
                 return np.concatenate([initialise(rng, (hidden, shape[1]), dtype) for _ in range(shape[0] // hidden)])
+            if name == "weight_hh":  # a diagonal
+                return rng.uniform(size=shape).astype(dtype)
             if name not in ("bias_ih", "bias_hh"):
                 return np.full(shape, name.startswith("norm"), dtype)
             ones = self.cell.biases_of_one if name == "bias_ih" else ()
@@ -1016,6 +1018,57 @@ class MinLSTM(Stacked, cell=cells.MinLSTM):
         reverse: bool = False,
         zero_masked_output: bool = False,
         residual: bool = False,
+        init: Init = "xavier",
+        dtype: Any = "float32",
+        rng: int | np.random.Generator = 0,
+    ) -> None:
+        super().__init__(locals())
+
+
+class IndRNN(Stacked, cell=cells.IndRNN):
+    """Independent recurrent layers: h_t = f(W_ih x_t + u h_{t-1} + b_ih) + leak h_{t-1}.
+
+    u is ``weight_hh``, one number for each unit, uniform in (0, 1) at first: no unit reads the state of another one, so
+    units of a layer meet in the layer above it. See `gpurnn.indrnn`.
+
+    It takes and has what the layers of every cell do.
+
+    References
+    ----------
+    S. Li, W. Li, C. Cook, C. Zhu, Y. Gao, "Independently recurrent neural network (IndRNN): building a longer and
+    deeper RNN", CVPR 2018.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpurnn
+    >>> layer = gpurnn.IndRNN(3, 4, num_layers=2, residual=True)
+    >>> layer
+    IndRNN(3, 4, num_layers=2, residual=True)  # 44 parameters
+    >>> y, h = layer(np.zeros((5, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((5, 2, 4), (2, 2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        activation: cells.Activation = "relu",
+        leak: float = 0.0,
+        clip: float | None = None,
+        merge: Merge = "concat",
+        reverse: bool = False,
+        zero_masked_output: bool = False,
+        residual: bool = False,
+        variational_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         init: Init = "xavier",
         dtype: Any = "float32",
         rng: int | np.random.Generator = 0,

@@ -294,7 +294,7 @@ class SequenceClassifier(_Classifier):
         valid steps; or sum_t alpha_t h_t with alpha = softmax(u^T tanh(W h_t + b)), the attention of Yang et al.
         "last" with a ``merge`` other than "concat" is the final states of both directions, merged, without what
         ``residual`` adds.
-    cell : {"gru", "lstm", "rnn", "mingru", "minlstm"}
+    cell : {"gru", "lstm", "rnn", "indrnn", "mingru", "minlstm"}
     bidirectional, merge, reverse
         Those of `gpurnn.GRU` and its kin.
     num_embeddings : int, optional

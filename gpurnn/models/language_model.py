@@ -57,7 +57,7 @@ class LanguageModel(Model):
     embedding_size, hidden_size : int
     num_layers : int
         Layers of the recurrent stack.
-    cell : {"lstm", "gru", "rnn", "mingru", "minlstm"}
+    cell : {"lstm", "gru", "rnn", "indrnn", "mingru", "minlstm"}
     tied : bool
         W is E itself, as in Press and Wolf; ``embedding_size`` must equal ``hidden_size``, or the ``proj_size`` among
         ``cell_options``. Its gradient is the sum of the two.

@@ -10,6 +10,7 @@ from .attention import attention_backward, attention_forward
 from .dense import dense_backward, dense_forward
 from .dropout import dropout_mask
 from .embedding import embedding_scatter
+from .independent import independent_backward, independent_forward
 from .linear_scan import linear_scan_backward, linear_scan_forward
 from .losses import cross_entropy_backward, cross_entropy_forward
 from .memory import recurrence_memory
@@ -27,6 +28,8 @@ __all__ = [
     "dropout_mask",
     "embedding_scatter",
     "global_norm",
+    "independent_backward",
+    "independent_forward",
     "linear_scan_backward",
     "linear_scan_forward",
     "optimizer_update",

@@ -13,16 +13,32 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gpurnn.cells import CELLS
+from gpurnn.cells import CELLS, IndRNN
 
 from ..compiler import CompilerError
-from . import attention, build, dense, dropout, embedding, linear_scan, losses, optim, processor, recurrence, threads
+from . import (
+    attention,
+    build,
+    dense,
+    dropout,
+    embedding,
+    independent,
+    linear_scan,
+    losses,
+    optim,
+    processor,
+    recurrence,
+    threads,
+)
 
 
 def libraries() -> Iterator[build.Library]:
     """All libraries that this package can ask for."""
     for module in (threads, attention, dense, dropout, embedding, linear_scan, losses, optim):
         yield module.LIBRARY
+    for cell in IndRNN.variants():
+        for dtype in recurrence.C_NAMES:
+            yield independent.library(cell, dtype)
     made = set()
     for cell in (variant for kind in CELLS.values() for variant in kind.variants()):
         for dtype in recurrence.C_NAMES:

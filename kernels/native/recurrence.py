@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ def library_name(cell: Cell, dtype: str) -> str:
 
 
 @functools.cache
-def can_compute(cell: Cell, dtype: str) -> bool:
+def can_compute(cell: Cell, dtype: str, library: Callable[[Any, str], build.Library] = library) -> bool:
     """Whether a library of a cell that no installation brings can be made, or is there; warns if not."""
     if cell.sums_over_units:
         return False

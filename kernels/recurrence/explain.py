@@ -7,10 +7,10 @@ from typing import Any
 
 from array_api_compat import is_cupy_array
 
-from gpurnn.cells import Cell
+from gpurnn.cells import Cell, IndRNN
 
 from .. import devices, dtypes, linear_scan
-from . import plan, predict
+from . import independent, plan, predict
 from .layer import recurrence_chunk
 from .plan import FusedPlan, Problem
 from .run import apart
@@ -27,7 +27,7 @@ def explain_recurrence(
     forward = Problem(cell, T, B, H, D, dtypes.TABLE[dtype])
     backward = replace(forward, backward=True)
     if cell.elementwise:
-        return _of_scan(forward, gpu), _of_scan(backward, gpu)
+        return _of_elementwise(forward, gpu), _of_elementwise(backward, gpu)
     if cell.sums_over_units:
         return _of_library(forward, gpu.name), _of_library(backward, gpu.name)
     is_here = device is None and is_cupy_array(x)
@@ -101,16 +101,19 @@ _OPERATIONS_OF_A_GATE = 15
 """Roughly those on arrays of all steps that its value takes: each is a launch that reads two arrays and writes one."""
 
 
-def _of_scan(problem: Problem, gpu: devices.Device) -> dict[str, Any]:
-    """Of a cell whose states are a linear scan, of as many steps at a time as `recurrence_chunk` says."""
-    steps, columns = min(problem.T, recurrence_chunk(problem.B)), problem.B * problem.H
-    grid, block, launches = linear_scan.launches(steps, columns, problem.dtype)
-    operations = _OPERATIONS_OF_A_GATE * problem.cell.gates
-    size = problem.dtype.itemsize
-    # Of the scan h is written, and a and b are read, once more for the maps of the chunks.
-    moved = problem.D * columns * size * ((3 if launches == 1 else 5) + 3 * operations)
-    launches = (launches + operations) * problem.D * -(-problem.T // steps)
-    flops = (2 + operations) * problem.D * columns
+def _of_elementwise(problem: Problem, gpu: devices.Device) -> dict[str, Any]:
+    """Of a cell whose units do not read each other, of as many steps at a time as `recurrence_chunk` says."""
+    cell, steps, columns = problem.cell, min(problem.T, recurrence_chunk(problem.B)), problem.B * problem.H
+    if isinstance(cell, IndRNN):
+        schedule, grid, block = "independent", (-(-columns // independent.BLOCK),), (independent.BLOCK,)
+        launches, arrays, flops = 1, 2, 2 + cell.operations[0]  # a is read and h written
+    else:
+        schedule, operations = "scan", _OPERATIONS_OF_A_GATE * cell.gates
+        grid, block, scans = linear_scan.launches(steps, columns, problem.dtype)
+        # Of the scan h is written, and a and b are read, once more for the maps of the chunks.
+        launches, arrays, flops = scans + operations, (3 if scans == 1 else 5) + 3 * operations, 2 + operations
+    moved, flops = problem.D * columns * problem.dtype.itemsize * arrays, flops * problem.D * columns
+    launches *= problem.D * -(-problem.T // steps)
     terms = {
         "exchange": launches * predict.LAUNCH / problem.T,
         "bytes": moved / gpu.bandwidth,
@@ -120,7 +123,7 @@ def _of_scan(problem: Problem, gpu: devices.Device) -> dict[str, Any]:
     reason = "no unit reads the state of another one, so a step has no product"
     return {
         "device": gpu.name,
-        "schedule": "scan",
+        "schedule": schedule,
         "grid": grid,
         "block": block,
         "shared_bytes": 0,
@@ -129,7 +132,7 @@ def _of_scan(problem: Problem, gpu: devices.Device) -> dict[str, Any]:
         "launches": launches,
         "flops_per_step": flops,
         "bytes_per_step": moved,
-        "microseconds_per_step": {"scan": 1e6 * (terms["exchange"] + max(terms["bytes"], terms["arithmetic"]))},
+        "microseconds_per_step": {schedule: 1e6 * (terms["exchange"] + max(terms["bytes"], terms["arithmetic"]))},
         "bound_by": max(terms, key=lambda term: terms[term]),
         "passed_over": dict.fromkeys(plan.SCHEDULES, reason),
     }

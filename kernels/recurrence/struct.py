@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpurnn._contract import Array
-from gpurnn.cells import CELLS, Cell
+from gpurnn.cells import CELLS, Cell, IndRNN
 
 from .. import dtypes
 from ..dtypes import Dtype
@@ -63,11 +63,19 @@ class Struct:
         names += ["operand_of_step", "operand_of_step_backward"] if len(self.cell.phases) > 1 else []
         return _module(self, "stepwise.cu", tuple(map(self._stepwise, names)))
 
+    def independent_module(self) -> Module:
+        return _module(
+            self, "independent.cu", tuple(map(self._stepwise, ("independent_forward", "independent_backward")))
+        )
+
     def fused_module(self, variant: Variant) -> Module:
         return _module(self, "fused.cu", tuple(self._fused(name, variant) for name in ("forward", "backward")))
 
     def stepwise(self, name: str) -> Kernel:
         return self.stepwise_module()[self._stepwise(name)]
+
+    def independent(self, name: str) -> Kernel:
+        return self.independent_module()[self._stepwise(name)]
 
     def fused(self, name: str, variant: Variant) -> Kernel:
         return self.fused_module(variant)[self._fused(name, variant)]
@@ -115,4 +123,5 @@ def modules() -> list[Module]:
             struct = Struct.of(cell, dtype)
             units.append(struct.stepwise_module())
             units += [struct.fused_module(v) for v in plan.fused_variants(cell, dtype)]
-    return units
+    structs = [Struct.of(cell, dtype) for cell in IndRNN.variants() for dtype in dtypes.TABLE.values()]
+    return units + [struct.independent_module() for struct in structs]
