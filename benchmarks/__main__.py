@@ -298,11 +298,15 @@ def nvrtc_command(limits: Path | None, kernels: str) -> None:
 @click.option("--shape", "shapes", type=ShapeType(), multiple=True, help="Only this shape; may be repeated.")
 @click.option("--schedule", type=click.Choice(list(plan.EXCHANGE)), help="Instead of the one that is planned.")
 @click.option("--dtype", type=click.Choice(list(dtypes.TABLE)), default="float32", show_default=True)
+@click.option("--options", is_flag=True, help="Instead, what each option of the cells adds.")
 def counts_command(
-    cells: tuple[str, ...], shapes: tuple[tuple[int, int], ...], schedule: str | None, dtype: str
+    cells: tuple[str, ...], shapes: tuple[tuple[int, int], ...], schedule: str | None, dtype: str, options: bool
 ) -> None:
     """Print what the recurrent kernels do in a step: instructions, bytes, bank conflicts. Counted on a CPU."""
-    _show(counts.report(cells or ("lstm", "gru"), shapes or counts.SHAPES, schedule, dtype))
+    if options:
+        _show(counts.report_options(cells or tuple(counts.OPTIONS), shapes or counts.OPTIONS_SHAPES, schedule, dtype))
+    else:
+        _show(counts.report(cells or ("lstm", "gru"), shapes or counts.SHAPES, schedule, dtype))
 
 
 @main.command("sass")

@@ -14,12 +14,47 @@ from gpurnn.kernels import dtypes, host
 from gpurnn.kernels.recurrence import plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 
-from gpurnn.cells import Cell
+from gpurnn.cells import GRU, LSTM, Cell, Vanilla
 
 from .gpu import CELLS
 
 SHAPES = ((16, 768), (64, 512), (1, 256), (32, 128))
 """B and H of those that are counted unless others are asked for."""
+
+OPTIONS_SHAPES = ((8, 32),)
+"""The same for options: what they add is done for each unit of each row, whatever the shape."""
+
+OPTIONS: dict[str, list[Cell]] = {
+    "lstm": [
+        LSTM(),
+        LSTM(activation="relu"),
+        LSTM(gate_activation="hard_sigmoid"),
+        LSTM(output_activation="identity"),
+        LSTM(clip=5.0),
+        LSTM(cell_clip=5.0),
+        LSTM(peephole=True),
+        LSTM(coupled=True),
+        LSTM(zoneout=(0.1, 0.1)),
+        LSTM(zoneout=(0.1, 0.1), step_masks=("zoneout_h", "zoneout_c")),
+        LSTM(candidate_dropout=0.1, step_masks=("dropout_g",)),
+    ],
+    "gru": [
+        GRU(reset_after=True, update="state"),
+        GRU(reset_after=True, update="state", activation="relu"),
+        GRU(reset_after=True, update="state", gate_activation="hard_sigmoid"),
+        GRU(reset_after=True, update="state", clip=5.0),
+        GRU(reset_after=True, update="state", zoneout=0.1),
+        GRU(reset_after=True, update="state", zoneout=0.1, step_masks=("zoneout_h",)),
+    ],
+    "rnn": [
+        Vanilla(),
+        Vanilla(activation="relu"),
+        Vanilla(clip=5.0),
+        Vanilla(zoneout=0.1),
+        Vanilla(zoneout=0.1, step_masks=("zoneout_h",)),
+    ],
+}
+"""Of each cell itself, and with each of its options; with `Cell.step_masks` as in training."""
 
 _STEPS = 3
 
@@ -50,7 +85,10 @@ def of_steps(
     state = tuple(np.zeros((1, B, H), type_.accumulator) for _ in range(cell.states))
     chosen = contextlib.nullcontext() if schedule is None else plan.schedule(schedule)
     with host.counts() as launches, chosen:
-        run = Run.begin(cell, T, B, H, array(1, rows, H), training=True)
+        run = Run.begin(
+            cell, T, B, H, array(1, rows, H), diagonal=[[array(H) for _ in cell.diagonal]],
+            step_masks=array(len(cell.step_masks), 1, T, B, H) if cell.step_masks else None, training=True,
+        )  # fmt: skip
         run_forward(run, array(1, T * B, rows), (array(1, rows), array(1, rows)), state)
         run_backward(run, array(T, B, H), tuple(np.zeros_like(s) for s in state))
     return launches
@@ -106,6 +144,44 @@ def report(names: Sequence[str], shapes: Sequence[tuple[int, int]], schedule: st
         for B, H in shapes:
             for pass_, counts in of_step(CELLS[name], B, H, schedule=schedule, dtype=dtype).items():
                 yield _row(name, B, H, pass_, counts)
+
+
+def report_options(
+    names: Sequence[str], shapes: Sequence[tuple[int, int]], schedule: str | None, dtype: str
+) -> Iterator[str]:
+    """A row for each cell, shape and option: what it adds to the work of a step without it."""
+    yield (
+        f"{dtype}, planned for an {plan.HOST_DEVICE}, counted on the host executor: nothing was measured. Of one step "
+        "amid a sequence in training, forward and backward: instructions of the warps of the block that executes the "
+        "most, as the source has them, without addresses, loops and branches, and bytes of global memory that all "
+        "blocks read and write. In brackets, how many more they are than without the option."
+    )
+    yield ""
+    columns = (
+        "cell", "B, H", "option", "instructions, forward", "backward", "bytes read, forward", "backward",
+        "bytes written, forward", "backward",
+    )  # fmt: skip
+    yield f"| {' | '.join(columns)} |"
+    yield "| --- | --- | --- |" + " --: |" * (len(columns) - 3)
+    for name in names:
+        for B, H in shapes:
+            plain: list[int] = []
+            for cell in OPTIONS[name]:
+                step = of_step(cell, B, H, schedule=schedule, dtype=dtype).values()
+                work = [int(of_pass.instructions.sum(axis=1).max()) for of_pass in step]
+                for kinds in (_GLOBAL_LOADS, _GLOBAL_STORES):
+                    work += [sum(int(of_pass[f"{kind}_bytes"].sum()) for kind in kinds) for of_pass in step]
+                plain = plain or work
+                more = [f" ({n - usual:+,})" if n != usual else "" for n, usual in zip(work, plain, strict=True)]
+                numbers = [f"{n:,}{added}" for n, added in zip(work, more, strict=True)]
+                yield f"| {' | '.join([name.upper(), f'{B}, {H}', _option_of(cell, OPTIONS[name][0]), *numbers])} |"
+
+
+def _option_of(cell: Cell, plain: Cell) -> str:
+    """What a cell has that the plain one has not."""
+    values = cell.values(name for name in cell.options() if getattr(cell, name) != getattr(plain, name))
+    options = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    return f"`{options}`{', by masks' if cell.step_masks else ''}" if options else "none"
 
 
 def _row(name: str, B: int, H: int, pass_: str, counts: host.Counts) -> str:

@@ -331,6 +331,24 @@ def test_the_report_has_a_row_for_each_pass():
     assert {len(row) for row in rows} == {len(head)}
 
 
+@pytest.mark.slow
+def test_the_report_of_options_says_what_each_adds():
+    done = CliRunner().invoke(main, ["counts", "--options", "--cell", "rnn", "--shape", "2,8"])
+    assert done.exit_code == 0, done.output
+    _, _, *rows = (line.split(" | ") for line in done.output.splitlines() if line.startswith("|"))
+    assert [row[2] for row in rows[:3]] == ["none", "`activation='relu'`", "`clip=5.0`"]
+    assert not [cell for cell in rows[0] if "(" in cell]
+    assert "(+" in rows[2][3]
+    assert "(+" in rows[-1][5]  # of zoneout the masks are read
+
+
+def test_every_elementwise_option_is_counted():
+    for cells in benchmark.OPTIONS.values():
+        plain, *others = cells
+        shown = {name for cell in others for name in cell.options() if getattr(cell, name) != getattr(plain, name)}
+        assert {*plain.options()} - shown <= {"leak", *plain.form, "layer_norm", "proj_size"}
+
+
 @pytest.mark.parametrize("shape", ["2", "2,x", "0,8"])
 def test_a_shape_is_two_numbers(shape):
     done = CliRunner().invoke(main, ["counts", "--shape", shape])
