@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -1056,6 +1057,11 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
         )
         for name in ("CharVocabulary", "WordVocabulary")
     },
+    "TokenizerVocabulary": (
+        gpurnn.TokenizerVocabulary,
+        {"tokenizer": SimpleNamespace(encode=str.encode, decode=bytes, vocab_size=256)},
+        {"tokenizer": ["ab", None, 3, SimpleNamespace(encode=str.encode, decode=bytes)]},
+    ),
     "LanguageModel": (
         gpurnn.LanguageModel,
         {"vocabulary": gpurnn.CharVocabulary.from_text("ab"), "embedding_size": H, "hidden_size": H},

@@ -176,7 +176,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
     "xavier_uniform": (initializers.xavier_uniform, {}, {}),
 }
 WITHOUT_OPTIONS = {
-    "CharVocabulary", "WordVocabulary", "Layer", "LinearGaussian", "PositionalEncoding", "Sequential", "Backtest",
+    "CharVocabulary", "WordVocabulary", "Tokenizer", "TokenizerVocabulary", "Layer", "LinearGaussian",
+    "PositionalEncoding", "Sequential", "Backtest",
     "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy",
     "RunDirectoryError", "Window", "TokenFile", "Tokenizer", "TokenizerVocabulary", "write_token_file",
     "binary_cross_entropy", "l1", "linear_scan", "lstm", "lstm_cell", "mingru_cell", "minlstm_cell", "explain", "use",
