@@ -33,6 +33,8 @@ exclude_patterns = ["_build", "gallery", "sg_execution_times.rst"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]
+# A name between single backticks in a docstring is a link, where there is such a name.
+default_role = "py:obj"
 
 autosummary_generate = True
 autosummary_ignore_module_all = False

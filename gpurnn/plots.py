@@ -148,7 +148,7 @@ def loss_curve(
 
     axes = panel("loss_curve", 7.0, 4.2, ax)
     for k, (name, (training, validation)) in enumerate(runs.items()):
-        steps, values = [r["step"] for r in training], [r[unit] for r in training]
+        steps, values = [r["step"] for r in training], [float(r[unit]) for r in training]
         colour, checked = COLOURS[k % len(COLOURS)], COLOURS[(k if name else 1) % len(COLOURS)]
         dashes = DASHES[k % len(DASHES)]
         axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.8, label=None if name else "training")
