@@ -179,7 +179,7 @@ WITHOUT_OPTIONS = {
     "CharVocabulary", "WordVocabulary", "Tokenizer", "TokenizerVocabulary", "Layer", "LinearGaussian",
     "PositionalEncoding", "Sequential", "Backtest",
     "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy",
-    "RunDirectoryError", "Window", "TokenFile", "Tokenizer", "TokenizerVocabulary", "write_token_file",
+    "RunDirectoryError", "Window", "TokenFile", "write_token_file",
     "binary_cross_entropy", "l1", "linear_scan", "lstm", "lstm_cell", "mingru_cell", "minlstm_cell", "explain", "use",
     "evaluate",
     "pad", "truncated_bptt", "zeros", "get", "Initializer",
