@@ -195,8 +195,8 @@ _recurrence.register_autograd(_backward, setup_context=_setup_context)
 
 def _own_options(kind: type[Recurrent]) -> dict[str, Any]:
     """The options of a layer that `torch.nn`'s module has not, with their defaults."""
-    shown = inspect.signature(kind).parameters.values()
-    return {p.name: p.default for p in shown if p.kind is p.KEYWORD_ONLY and p.name not in ("init", "dtype", "rng")}
+    shown, others = inspect.signature(kind).parameters.values(), ("init", "dtype", "rng", "proj_size")
+    return {p.name: p.default for p in shown if p.kind is p.KEYWORD_ONLY and p.name not in others}
 
 
 class _Module(torch.nn.RNNBase):
