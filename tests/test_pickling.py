@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
@@ -35,6 +36,12 @@ def trainer():
     return Trainer(
         LanguageModel(CharVocabulary("?abcde"), 3, 4, rng=0), TokenStream(tokens(), 2, 3), gpurnn.Adam(0.1), steps=3
     )
+
+
+def token_file():
+    with tempfile.TemporaryDirectory() as folder:
+        training.write_token_file(f"{folder}/x", CharVocabulary("?abc"), 3, ["abc"])
+        return training.TokenFile(f"{folder}/x")
 
 
 ONE = np.ones((1, 1))
@@ -103,6 +110,7 @@ OBJECTS = {
     "TokenizerVocabulary": lambda: TokenizerVocabulary(Letters()),
     "WordVocabulary": lambda: WordVocabulary(["<unk>", "a", "b"]),
     "TokenStream": lambda: TokenStream(tokens(), 2, 3, gradient_steps=5),
+    "TokenFile": token_file,
     "PaddedBatches": padded,
     "Curriculum": lambda: Curriculum(2, 3, 9),
     "Batch": lambda: Batch(tokens(), tokens(), None, 3),
