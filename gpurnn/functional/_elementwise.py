@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, cast
 from .. import _arrays, _dispatch, cells
 from .._contract import Array, Weights, Wing
 from . import _masks
-from ._activations import sigmoid, sigmoid_slope
 from ._segments import Pull, States, part_of, segments_of, through
 
 
@@ -196,15 +195,18 @@ def _independent(
 def _scan(
     wing: Wing, xp: Any, cell: cells.Cell, a: Array, steps: _Steps, h0: Array, training: bool
 ) -> tuple[Array, PullStates]:
-    """h_t = (1 - z_t) h_{t-1} + z_t n_t with z = sigma(k).
+    """h_t = kept h_{t-1} + z n_t, with shares z and kept that add up to 1.
 
-    Both shares come from exp(-|k|), and n is positive, so that no digit is lost to a difference however near to 0 or 1
-    a gate is. A step that does not exist has the shares 1 and 0.
+    Neither share is 1 minus the other, and n is positive, so that no digit is lost to a difference, however small a
+    share is. A step that does not exist has the shares 0 and 1.
     """
     absent, cut, H = _absent(xp, steps), _expanded(xp, steps.resets), h0.shape[1]
-    k, pull_logit = _logit(xp, cell, a, H)
+    shares = _shares_of_gru if isinstance(cell, cells.MinGRU) else _shares_of_lstm
+    z, kept, pull_shares = shares(xp, a, H)
+    # n = g(p) = p + 1/2, or sigma(p) where p < 0: positive, so that in the paper it has a logarithm.
     p = a[:, :, -H:]
-    (z, kept), n = _shares(xp, k), _candidate(xp, p)
+    below, e = p < 0, xp.exp(xp.minimum(p, xp.zeros_like(p)))
+    n = xp.where(below, e / (1 + e), p + 0.5)
     factors = kept if absent is None else xp.where(absent, xp.ones_like(kept), kept)
     h, saved = wing.linear_scan_forward(
         _masks.zero_where(xp, cut, factors), _masks.zero_where(xp, absent, z * n), h0, training=training
@@ -213,11 +215,38 @@ def _scan(
     def pull(dh: Array) -> tuple[Array, Array, dict[str, Array]]:
         dfactors, dadded, dh0 = wing.linear_scan_backward(saved, dh)
         dfactors, dadded = (_masks.zero_where(xp, absent, d) for d in (dfactors, dadded))
-        dk = (dadded * n - _masks.zero_where(xp, cut, dfactors)) * (z * kept)
-        dp = dadded * z * _candidate_slope(xp, p)
-        return xp.concat([*pull_logit(dk), dp], axis=2), dh0, {}
+        dp = dadded * z * xp.where(below, n * (1 - n), xp.ones_like(n))
+        dgates = pull_shares(dadded * n - _masks.zero_where(xp, cut, dfactors))
+        return xp.concat([*dgates, dp], axis=2), dh0, {}
 
     return h, pull
+
+
+Shares = tuple[Array, Array, Callable[[Array], list[Array]]]
+"""z and kept, and from dL/dz - dL/dkept to the gradients of the gates' arguments."""
+
+
+def _shares_of_gru(xp: Any, a: Array, H: int) -> Shares:
+    """sigma(a_z) and sigma(-a_z)."""
+    k = a[:, :, :H]
+    e, negative = xp.exp(-xp.abs(k)), k < 0
+    larger = 1 / (1 + e)
+    smaller = e * larger
+    z, kept = xp.where(negative, smaller, larger), xp.where(negative, larger, smaller)
+    return z, kept, lambda d: [d * z * kept]
+
+
+def _shares_of_lstm(xp: Any, a: Array, H: int) -> Shares:
+    """i / (i + f) and f / (i + f), as (1 + exp(-a_f)) / (2 + exp(-a_i) + exp(-a_f)) and the same with i and f swapped.
+
+    All exponentials are divided by the largest of them and of 1, which none then exceeds.
+    """
+    i, f = -a[:, :, :H], -a[:, :, H : 2 * H]
+    largest = xp.maximum(xp.maximum(i, f), xp.zeros_like(i))
+    one, e_i, e_f = (xp.exp(exponent - largest) for exponent in (xp.zeros_like(i), i, f))
+    both = one + e_i + (one + e_f)
+    z, kept = (one + e_f) / both, (one + e_i) / both
+    return z, kept, lambda d: [d * z * (e_i / both), -d * kept * (e_f / both)]
 
 
 def _expanded(xp: Any, of_steps: Array | None) -> Array | None:
@@ -227,37 +256,3 @@ def _expanded(xp: Any, of_steps: Array | None) -> Array | None:
 
 def _absent(xp: Any, steps: _Steps) -> Array | None:
     return None if steps.exists is None else xp.expand_dims(xp.logical_not(steps.exists), axis=2)
-
-
-def _logit(xp: Any, cell: cells.Cell, a: Array, H: int) -> tuple[Array, Callable[[Array], list[Array]]]:
-    """k of z = sigma(k), and from dk to the gradients of the gates' arguments.
-
-    An LSTM's z is i / (i + f), so that k = log(i / f) = softplus(-a_f) - softplus(-a_i). Of each softplus the part that
-    is large is a maximum, which is exact.
-    """
-    if isinstance(cell, cells.MinGRU):
-        return a[:, :, :H], lambda dk: [dk]
-    i, f = a[:, :, :H], a[:, :, H : 2 * H]
-    zero = xp.zeros_like(i)
-
-    def small(v: Array) -> Array:
-        return xp.log1p(xp.exp(-xp.abs(v)))
-
-    k = (xp.maximum(-f, zero) - xp.maximum(-i, zero)) + (small(f) - small(i))
-    return k, lambda dk: [dk * sigmoid(xp, -i), -dk * sigmoid(xp, -f)]
-
-
-def _shares(xp: Any, k: Array) -> tuple[Array, Array]:
-    """sigma(k) and sigma(-k)."""
-    e = xp.exp(-xp.abs(k))
-    negative, one, whole = k < 0, xp.ones_like(e), 1 + e
-    return xp.where(negative, e, one) / whole, xp.where(negative, one, e) / whole
-
-
-def _candidate(xp: Any, p: Array) -> Array:
-    """g(p) = p + 1/2, or sigma(p) where p < 0: positive, so that it has a logarithm."""
-    return xp.where(p < 0, sigmoid(xp, p), p + 0.5)
-
-
-def _candidate_slope(xp: Any, p: Array) -> Array:
-    return xp.where(p < 0, sigmoid_slope(xp, p), xp.ones_like(p))

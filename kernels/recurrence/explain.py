@@ -97,7 +97,7 @@ def _of_library(problem: Problem, device: str) -> dict[str, Any]:
     }
 
 
-_OPERATIONS_OF_A_GATE = 15
+_OPERATIONS_OF_A_GATE = 10
 """Roughly those on arrays of all steps that its value takes: each is a launch that reads two arrays and writes one."""
 
 
