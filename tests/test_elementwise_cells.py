@@ -291,6 +291,7 @@ def test_explain_says_how_the_states_are_computed():
     assert "not persistent: no unit reads the state of another one" in str(found)
     found = gpurnn.explain(gpurnn.IndRNN(64, 512), (1000, 4, 64), device="A100")
     assert (found.schedule, found.grid, found.launches) == ("independent", (16,), 1)
+    assert (found.bytes_per_step, found.backward.bytes_per_step) == (2 * 4 * 512 * 4, 4 * 4 * 512 * 4)
     model = gpurnn.SequenceClassifier(3, 4, 2, cell="minlstm")
     assert gpurnn.explain(model, (10, 2, 3))["recurrent"].launches == 1 + 30
 

@@ -106,7 +106,8 @@ def _of_elementwise(problem: Problem, gpu: devices.Device) -> dict[str, Any]:
     cell, steps, columns = problem.cell, min(problem.T, recurrence_chunk(problem.B)), problem.B * problem.H
     if isinstance(cell, IndRNN):
         schedule, grid, block = "independent", (-(-columns // independent.BLOCK),), (independent.BLOCK,)
-        launches, arrays, flops = 1, 2, 2 + cell.operations[0]  # a is read and h written
+        # Forward a is read and h written; backward dh, h and what the cell kept are read, and da is written.
+        launches, arrays, flops = 1, 4 if problem.backward else 2, 2 + cell.operations[problem.backward]
     else:
         schedule, operations = "scan", _OPERATIONS_OF_A_GATE * cell.gates
         grid, block, scans = linear_scan.launches(steps, columns, problem.dtype)
