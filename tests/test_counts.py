@@ -211,21 +211,21 @@ def test_counting_changes_no_bits(schedule):
 
 
 def test_which_warps_multiply():
-    """The block schedule, H 32, one row of the batch: the 16 tiles of 8 of 128 weight rows are shared out to 8 warps.
+    """The block schedule, H 64, one row of the batch: 8 warps have four each of the 32 tiles of 8 weight rows.
 
-    A tile has 32 columns, 4 for each of 8 lanes: no lane of the other 24 has any.
+    Eight lanes have a tile, of four rows of the batch, and two widths of 32 columns, whose weights are in registers.
     """
-    weights = {name: np.ones((128, 32), np.float32) for name in ("weight_ih", "weight_hh")}
-    state = np.zeros((1, 1, 32), np.float32), np.zeros((1, 1, 32), np.float32)
+    weights = {name: np.ones((256, 64), np.float32) for name in ("weight_ih", "weight_hh")}
+    state = np.zeros((1, 1, 64), np.float32), np.zeros((1, 1, 64), np.float32)
     with host.counts() as launches, plan.schedule("block"):
-        kernels.recurrence_forward(LSTM(), np.ones((1, 1, 32), np.float32), (weights,), state, training=False)
+        kernels.recurrence_forward(LSTM(), np.ones((1, 1, 64), np.float32), (weights,), state, training=False)
     (only,) = (counts for counts in launches if counts.kernel.startswith("forward"))
-    of_product = 8 * 4 * 2  # rows, numbers of a packet, tiles
-    assert only["multiply_adds"][0, 1:].tolist() == [of_product] * 7
-    of_gates = 2  # f c + i g is one, and so is 1 - sigma in a divergent branch at most
-    assert of_product < only["multiply_adds"][0, 0] <= of_product + of_gates
-    # The columns of a tile are those of 8 lanes: each reads its packet of 8 rows, and of the operand.
-    assert only["shared_loads"][0, 7] == 2 * (8 + 1)
+    of_product = 8 * 4 * 4 * 2  # rows of weights and of the batch, numbers of a packet, widths
+    assert only["multiply_adds"][0, 2:].tolist() == [of_product] * 6
+    of_gates = 2  # f c + i g is one, and so is 1 - sigma in a divergent branch at most; two warps have a unit a lane
+    assert all(of_product < n <= of_product + of_gates for n in only["multiply_adds"][0, :2])
+    # Of the operand each lane reads a packet of every row and width.
+    assert only["shared_loads"][0, 7] == 4 * 2
 
 
 def _translation_units():
