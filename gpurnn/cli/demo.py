@@ -92,12 +92,13 @@ def _is_demo(folder: RunDirectory) -> bool:
 
 
 def _show(run: Run) -> None:
-    """Show the sample, and draw what the model expects in the first long line that it was not trained on."""
+    """Show the sample, and draw what the model expects in the first line of prose that it was not trained on."""
     out, text = run.folder.path, run.text
     assert isinstance(text, str)  # the demo has no token file
     say("\n" + (out / SAMPLE).read_text(encoding="utf-8")[:1000].rstrip() + "\n")
     held_out = text[round(len(text) * (1 - run.options["validation_fraction"])) :]
-    line = next((line for line in held_out.splitlines()[1:] if len(line) >= _LINE), held_out)[:_LINE]
+    prose = (line for line in held_out.splitlines()[1:] if line[:1].isalpha() and "  " not in line)
+    line = next((line for line in prose if len(line) >= _LINE), held_out)[:_LINE]
     try:
         from ..plots import expectations
 
