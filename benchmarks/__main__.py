@@ -280,7 +280,8 @@ def device_command(sections: tuple[str, ...], small: bool, seconds: float, raw: 
 @click.option(
     "--limits",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the registers of each kernel there instead, such as to tests/kernel_limits.json.",
+    help="Compile all kernels for all architectures instead, and write the registers of each there: "
+    "tests/kernel_limits.json.",
 )
 @click.option("--kernels", default="", metavar="REGEX", help="With --limits: leave those of other kernels as they are.")
 def nvrtc_command(limits: Path | None, kernels: str) -> None:

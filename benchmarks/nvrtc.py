@@ -16,13 +16,13 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
 import gpurnn.kernels
-from gpurnn.kernels import compiler
+from gpurnn.kernels import attention, compiler
 from gpurnn.kernels.launch import CUPY_OPTIONS, Module
 
 from .contenders import NotInstalled
@@ -146,34 +146,82 @@ def modules() -> list[Module]:
     return [module for part in parts if hasattr(part, "modules") for module in part.modules()]
 
 
-def compile_all(
-    architectures: tuple[int, ...], processes: int | None = None, *, pattern: str = ""
-) -> dict[tuple[str, int], dict[str, int]]:
-    """`cached` of all modules, by kernel and architecture; in processes, since NVRTC compiles one at a time.
+def compile_all(jobs: Sequence[tuple[Module, int]]) -> dict[tuple[str, int], dict[str, int]]:
+    """`cached` of modules, each for an architecture, by kernel and architecture.
 
-    With a regular expression only of those that have a kernel whose name it matches.
+    In processes, since NVRTC compiles one at a time.
     """
-    chosen = [module for module in modules() if any(re.search(pattern, name) for name in module.names)]
-    jobs = [(module, architecture) for architecture in architectures for module in chosen]
     resources: dict[tuple[str, int], dict[str, int]] = {}
-    with concurrent.futures.ProcessPoolExecutor(processes or os.cpu_count()) as pool:
+    if not jobs:
+        return resources
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
         for (_, architecture), kernels in zip(jobs, pool.map(cached, *zip(*jobs, strict=True)), strict=True):
             resources |= {(name, architecture): needed for name, needed in kernels.items()}
     return resources
 
 
-def write_limits(path: Path, pattern: str = "") -> None:
-    """Write the registers of a thread of each kernel, the most of all architectures, as JSON.
+def fault(name: str, resources: dict[str, int]) -> str | None:
+    """What no kernel may need, if this one does."""
+    if resources["spilled"] or resources["stack"]:
+        return f"{name} spills {resources['spilled']} bytes and has a stack of {resources['stack']} bytes"
+    # The planner counts dynamic shared memory alone; so does the launcher, which asks for leave above 48 KiB.
+    most = 0 if "Exchange::" in name else 48 * 1024 - attention.SHARED
+    if resources["shared"] > most:
+        return f"{name} has {resources['shared']} bytes of static shared memory, expected at most {most}"
+    return None
 
-    With a regular expression those of other kernels stay as they are in the file.
+
+def digest(module: Module) -> str:
+    """It changes with the code of a translation unit and with its options, but not with comments."""
+    texts = sorted((path.name, text) for path, text in module.texts.items())
+    code = (" ".join(re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL).split()) for _, text in texts)
+    options = (option for option in module.cuda_source()[1] if not option.startswith("-I"))
+    parts = *code, module.include or "", *options, *CUPY_OPTIONS, *module.names
+    return compiler.digest_of(*parts)[:12]
+
+
+def digests() -> dict[str, str]:
+    """By kernel, the `digest` of the translation units that have one of its name."""
+    found: dict[str, str] = {}
+    for module in modules():
+        own = digest(module)
+        for name in module.names:
+            found[name] = compiler.digest_of(found[name], own)[:12] if name in found else own
+    return found
+
+
+def changed(limits: dict[str, Any]) -> list[Module]:
+    """The translation units whose code is not the code that `write_limits` has compiled."""
+    new = {name for name, code in digests().items() if limits.get(name, {}).get("code") != code}
+    return [module for module in modules() if not new.isdisjoint(module.names)]
+
+
+def write_limits(path: Path, pattern: str = "") -> None:
+    """Compile all kernels for all architectures, and write what the tests hold them to, as JSON.
+
+    By kernel: the registers of a thread, the most of all architectures, and the digest of its code. With a regular
+    expression those of other kernels stay as they are in the file.
+
+    Raises
+    ------
+    CompileError
+        A kernel spills, or has too much static shared memory.
     """
-    limits: dict[str, int] = {}
-    for (name, _), resources in compile_all(ARCHITECTURES, pattern=pattern).items():
-        limits[name] = max(limits.get(name, 0), resources["registers"])
+    limits: dict[str, Any] = {}
+    chosen = [module for module in modules() if any(re.search(pattern, name) for name in module.names)]
+    codes = digests()
+    jobs = [(module, architecture) for architecture in ARCHITECTURES for module in chosen]
+    for (name, architecture), resources in compile_all(jobs).items():
+        found = fault(name, resources)
+        if found:
+            raise CompileError(f"for sm_{architecture}, {found}")
+        most = max(limits.get(name, {}).get("registers", 0), resources["registers"])
+        limits[name] = {"registers": most, "code": codes[name]}
     if pattern:
         names = {name for module in modules() for name in module.names}
-        limits = {name: n for name, n in json.loads(path.read_text()).items() if name in names} | limits
-    path.write_text(json.dumps(limits, indent=0, sort_keys=True) + "\n")
+        limits = {name: limit for name, limit in json.loads(path.read_text()).items() if name in names} | limits
+    lines = (f"{json.dumps(name)}: {json.dumps(limit)}" for name, limit in sorted(limits.items()))
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def report() -> Iterator[str]:

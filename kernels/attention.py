@@ -25,7 +25,7 @@ _TILE = 4
 _LEAST_STEPS = 16
 """The fewest steps that are computed by tiles: a tile has 64, and computes them all."""
 
-_SHARED = 32 * 1024
+SHARED = 32 * 1024
 """The most bytes of scores, or of their gradients, that a block keeps in shared memory."""
 
 
@@ -78,7 +78,7 @@ class _Attention:
     def shared_bytes(self) -> int:
         """Of a score for each of a block's pairs of step and position, 0 if that is too much."""
         needed = self.tile * len(self.keys) * self.weights.dtype.itemsize
-        return needed if needed <= _SHARED else 0
+        return needed if needed <= SHARED else 0
 
     def launch(self, name: str, tile: int, blocks: int, *args: Any, shared_mem: int = 0) -> None:
         additive = self.v is not None

@@ -179,7 +179,7 @@ BLOCK_SIZES = [
 def test_the_kernels_agree_with_the_definition(kernel_wing, sizes, options, dtype, monkeypatch):
     """With the scores in shared memory and without; NaN past the lengths."""
     if "shared" not in options:
-        monkeypatch.setattr(kernel, "_SHARED", 0)
+        monkeypatch.setattr(kernel, "SHARED", 0)
     arrays = draw("dot", dtype=dtype, **sizes)
     _, B, A = arrays["query"].shape
     S = len(arrays["keys"])

@@ -98,7 +98,7 @@ def test_every_float16_is_read_and_every_float32_rounded_as_numpy_does():
 @pytest.mark.parametrize(("T", "S", "shared"), [(1, 5, 48), (6, 3, 48), (6, 3, 0), (20, 3, 0)], ids=str)
 def test_attention(T, S, shared, additive, monkeypatch):
     """Also where the scores have no room in shared memory, and by tiles."""
-    monkeypatch.setattr(attention, "_SHARED", shared * 1024)
+    monkeypatch.setattr(attention, "SHARED", shared * 1024)
     B, A, E = 2, 3, 4
 
     def run(query, keys, values, v, dcontext, dweights, lengths):
