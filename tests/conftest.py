@@ -17,15 +17,14 @@ import sys
 import parity
 import pytest
 import strict_wing
-from gpurnn.kernels.native import install, processor, threads
+from gpurnn.kernels.native import processor, threads
 from hypothesis import HealthCheck, settings
 
 import gpurnn
 from gpurnn import _dispatch
 
 # What the installation has not is compiled in half the time; test_native_build.py compares the bits of both builds.
-if install.why_not():
-    os.environ.setdefault("GPURNN_NATIVE_BUILD", "quick")
+os.environ.setdefault("GPURNN_NATIVE_BUILD", "quick")
 
 processor.chosen = processor.chosen.__wrapped__  # tests set GPURNN_CPU, which a process reads once
 
@@ -116,8 +115,6 @@ def each_wing(request):
 def instructions(request, monkeypatch):
     """Each instruction set of the processor in turn; all but the widest in slow tests."""
     monkeypatch.setenv("GPURNN_CPU", request.param)
-    if request.param != processor.instruction_sets()[0] and "GPURNN_NATIVE_BUILD" not in os.environ:
-        monkeypatch.setenv("GPURNN_NATIVE_BUILD", "quick")  # an installation has the libraries of the widest
     return request.param
 
 

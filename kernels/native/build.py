@@ -58,8 +58,8 @@ BUILDS = {
     "sanitize": ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
     "threads": ("-O1", "-g1", "-fsanitize=thread"),
 }
-"""Further options, by the value of ``$GPURNN_NATIVE_BUILD``. The quick one takes half the time to compile. The
-libraries of the sanitizers must be preloaded."""
+"""Further options, by the value of ``$GPURNN_NATIVE_BUILD``. The quick one takes half the time to compile, for what an
+installation has not. The libraries of the sanitizers must be preloaded."""
 
 
 SHIPPED = Path(__file__).parent / "libraries"
@@ -86,35 +86,39 @@ class Library(NamedTuple):
         shipped = self.shipped(instructions)
         if shipped.exists():
             return shipped
-        compiler = cpp.find_compiler()
+        compiler, build = cpp.find_compiler(), _chosen_build()
         # Libraries of several compilers and machines may be in one cache.
-        key = cpp.digest_of(self.key(instructions), *compiler, cpp.compiler_version(compiler), cpp.machine())
-        return cpp.cached(f"{self.name}_{instructions}-{key}.so", lambda path: self.compile(instructions, path))
+        key = cpp.digest_of(self._key(instructions, build), *compiler, cpp.compiler_version(compiler), cpp.machine())
+        return cpp.cached(f"{self.name}_{instructions}-{key}.so", lambda path: self.compile(instructions, path, build))
 
     def shipped(self, instructions: str) -> Path:
-        """Where an installation that was built from these sources has the library."""
-        return SHIPPED / f"{self.name}_{instructions}-{self.key(instructions)}.so"
+        """Where an installation that was built from these sources has the library, which is no quick build."""
+        build = "plain" if _chosen_build() == "quick" else _chosen_build()
+        return SHIPPED / f"{self.name}_{instructions}-{self._key(instructions, build)}.so"
 
-    def key(self, instructions: str) -> str:
+    def _key(self, instructions: str, build: str) -> str:
         """A digest of all that the library is made of."""
         source = self.source()
         texts = dict(pair for include in cpp.included(source) for pair in _texts(include))
         contents = [part for pair in sorted(texts.items()) for part in pair]
-        return cpp.digest_of(*self._flags(instructions), source, *contents)
+        return cpp.digest_of(*self._flags(instructions, build), source, *contents)
 
-    def compile(self, instructions: str, path: Path) -> None:
-        """Write the library to ``path``."""
+    def compile(self, instructions: str, path: Path, build: str = "plain") -> None:
+        """Write a build of the library to ``path``."""
         unit = path.with_suffix(".cpp")
         unit.write_text(self.source(), encoding="utf-8")
-        command = (*cpp.find_compiler(), *self._flags(instructions), f"-I{KERNELS}", str(unit), "-o", str(path))
+        command = (*cpp.find_compiler(), *self._flags(instructions, build), f"-I{KERNELS}", str(unit), "-o", str(path))
         try:
             cpp.run(command)
         finally:
             unit.unlink()
 
-    def _flags(self, instructions: str) -> tuple[str, ...]:
-        build = BUILDS[os.environ.get("GPURNN_NATIVE_BUILD", "plain")]
-        return (*FLAGS, *INSTRUCTION_SETS[instructions], *self.options, *build, *LINK)
+    def _flags(self, instructions: str, build: str) -> tuple[str, ...]:
+        return (*FLAGS, *INSTRUCTION_SETS[instructions], *self.options, *BUILDS[build], *LINK)
+
+
+def _chosen_build() -> str:
+    return os.environ.get("GPURNN_NATIVE_BUILD", "plain")
 
 
 @functools.cache
