@@ -27,11 +27,12 @@ def found(function, cell="lstm", **options) -> set[tuple[str, str]]:
     return {(r.option, r.check) for r in conformance.run(function, cell, **options).failures}
 
 
+@pytest.mark.parametrize("wing", ["reference", pytest.param("native", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cell", CELLS)
-def test_right_kernels_pass_every_check(cell, each_wing):
-    if each_wing == "host":
-        pytest.skip("slow, and tests of the kernels are the same")
-    report = conformance.run(kernel(cell), cell)
+def test_right_kernels_pass_every_check(cell, wing):
+    """Those of the CUDA kernels are tests of their own."""
+    with gpurnn.use(wing):
+        report = conformance.run(kernel(cell), cell)
     assert report.passed, report.text()
     assert {r.status for r in report.results} == {"ok"}
     checks = {r.check for r in report.results}
