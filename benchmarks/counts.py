@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
-from gpurnn.kernels import dtypes, host
+from gpurnn.kernels import devices, dtypes, host
 from gpurnn.kernels.recurrence import plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 
@@ -56,7 +57,7 @@ OPTIONS: dict[str, list[Cell]] = {
 }
 """Of each cell itself, and with each of its options; with `Cell.step_masks` as in training."""
 
-_STEPS = 3
+_STEPS, _LONG = 3, 100
 
 _PASSES = {
     "forward": "forward", "operand_of_step": "forward", "finish_step": "forward",
@@ -99,8 +100,15 @@ def of_step(
 ) -> dict[str, host.Counts]:
     """The counts of a step amid a sequence, by pass: what one step more adds.
 
-    They are those of the kernels; the stepwise schedule's products are not among them.
+    They are those of the kernels; the stepwise schedule's products are not among them. Without a schedule each pass has
+    the one that is planned for a long sequence.
     """
+    if schedule is None:
+        problem = plan.Problem(cell, _LONG, B, H, 1, dtypes.TABLE[dtype])
+        device = devices.lookup(plan.HOST_DEVICE)
+        passes = problem, replace(problem, backward=True)
+        best = {of_pass.name: plan.consider(of_pass, device).best for of_pass in passes}
+        return {name: of_step(cell, B, H, schedule=best[name], dtype=dtype)[name] for name in best}
     shorter, longer = (by_pass(of_steps(cell, T, B, H, schedule=schedule, dtype=dtype)) for T in (_STEPS - 1, _STEPS))
     return {
         name: host.Counts(
