@@ -48,9 +48,7 @@ def test_onnx_runtime(cell):
     (kernel,) = conformance.find("onnxruntime", cell)
     report = conformance.run(kernel)
     found = outcomes(report)
-    # The final state of an empty sequence is zero there, and not the initial one.
-    assert found["fail"] == {"lengths of 0"}
-    assert "error" not in found, report.text()
+    assert not {"fail", "error"} & found.keys(), report.text()
     assert {"resets", "float64"} <= found["unsupported"]
 
 
