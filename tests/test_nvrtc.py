@@ -36,8 +36,10 @@ def test_every_kernel_has_a_limit():
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 def test_kernels_keep_to_their_limits(architecture):
-    """All kernels for one architecture; for the others those whose code has changed since they were compiled for it."""
-    chosen = nvrtc.modules() if architecture == nvrtc.TIMED_ARCHITECTURE else nvrtc.changed(LIMITS)
+    """Kernels whose code has changed since they were compiled for it; and for one of them a share of all others."""
+    chosen = nvrtc.changed(LIMITS)
+    if architecture == nvrtc.TIMED_ARCHITECTURE:
+        chosen += nvrtc.modules()[::8]
     for (name, _), resources in nvrtc.compile_all([(module, architecture) for module in chosen]).items():
         assert nvrtc.fault(name, resources) is None
         assert 0 < resources["registers"] <= LIMITS[name]["registers"], name
