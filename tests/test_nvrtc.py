@@ -1,4 +1,4 @@
-"""Every kernel is compiled by NVRTC for every architecture, and what it takes of a multiprocessor is within limits."""
+"""NVRTC compiles the kernels whose code has changed since they were compiled for every architecture, within limits."""
 
 from __future__ import annotations
 
