@@ -27,7 +27,7 @@ PACKAGE = "nvidia-cuda-nvdisasm"
 
 ARCHITECTURES = (80, 90)
 
-STREAMING = ("optim.cu", "losses.cu", "linear_scan.cu")
+STREAMING = ("optim.cu", "losses.cu", "linear_scan.cu", "embedding.cu")
 """Sources whose kernels stream through memory, and have no product."""
 
 _INSTRUCTION_BYTES = 16

@@ -14,8 +14,10 @@ from .dtypes import Dtype
 from .launch import Module, contiguous, empty, namespace
 
 _THREADS = 256
+_GATHERED = 4
+"""Rows of a thread; see ``embedding.cu``."""
 _RUN = 64
-"""Rows of which one thread sums a column."""
+"""Rows of which one thread sums its columns."""
 
 
 def _gather(dtype: Dtype) -> str:
@@ -39,8 +41,12 @@ def modules() -> list[Module]:
     return [_module(dtype) for dtype in dtypes.TABLE.values()]
 
 
-def _launch(dtype: Dtype, name: str, threads: int, *args: Any) -> None:
-    _module(dtype)[name]((-(-threads // _THREADS),), (_THREADS,), args)
+def _launch(dtype: Dtype, name: str, items: int, packet: int, *args: Any) -> None:
+    """Launch a kernel over items, rows or runs of them, of ``args[-1]`` columns; it has packets of so many columns."""
+    E = int(args[-1])
+    across = min(_THREADS, E if E % packet else E // packet)
+    down = min(_THREADS // across, items)
+    _module(dtype)[name]((-(-items // down),), (across, down), args)
 
 
 def embedding_gather(weight: Array, indices: Array) -> Array:
@@ -54,7 +60,8 @@ def embedding_gather(weight: Array, indices: Array) -> Array:
         flat = contiguous(indices.reshape(-1).astype(np.int64, copy=False))
         sizes = np.int64(flat.size), np.int32(V), np.int32(E)
         dtype = dtypes.of(weight)
-        _launch(dtype, _gather(dtype), y.size, contiguous(weight), flat, y, *sizes)
+        items, packet = -(-flat.size // _GATHERED), 16 // dtype.itemsize
+        _launch(dtype, _gather(dtype), items, packet, contiguous(weight), flat, y, *sizes)
     return y
 
 
@@ -82,7 +89,8 @@ def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:
         next_keys = None if last else empty(dy, 2 * runs, np.int64)
         arrays = rows, order, keys, sums, next_rows, next_keys
         sizes = np.int64(count), np.int32(_RUN), np.int32(num_embeddings), np.int32(E)
-        _launch(dtype, _sum_runs(dtype, row), runs * E, *arrays, *sizes)
+        packet = 16 // np.dtype(dtype.accumulator).itemsize
+        _launch(dtype, _sum_runs(dtype, row), runs, packet, *arrays, *sizes)
         if last:
             return sums
         rows, row, keys, order, count = next_rows, dtype.real, next_keys, None, 2 * runs

@@ -96,6 +96,8 @@ def test_whether_loads_come_first(opcodes, first):
         (r"scan_(forward|backward)<Single, (float, float, 4|double, double, 2)>", 4, 210),
         (r"scan_(forward|backward)<Complex, (float, float, 2|double, double, 1)>", 4, 340),
         (r"cross_entropy_backward<", 2, 1150),
+        (r"gather<", 2, 80),
+        (r"sum_runs<", 2, 285),
     ],
 )
 def test_streams_load_before_they_store(pattern, kernels, instructions, architecture):
@@ -106,10 +108,11 @@ def test_streams_load_before_they_store(pattern, kernels, instructions, architec
             if re.search(pattern, name):
                 loop = sass.streaming_loop(loops)
                 assert loop.loads_first, name
-                assert set(loop.stores()) == {128}, name
                 assert loop.loads("LDG")[128] >= 2, name
+                integers = {64} if "runs" in name else set()  # keys of rows, and where the rows are
+                assert set(loop.stores()) == {128} | integers, name
                 if "entropy" not in name:  # whose weights of classes may begin anywhere
-                    assert set(loop.loads("LDG")) == {128}, name
+                    assert set(loop.loads("LDG")) == {128} | integers, name
                 assert len(loop) <= instructions, name
                 names += 1
     assert names == kernels
