@@ -13,7 +13,7 @@ from . import dtypes
 from .dtypes import Dtype
 from .launch import Module, contiguous, empty, namespace
 
-_THREADS = 256
+_THREADS = 128
 _GATHERED = 4
 """Rows of a thread; see ``embedding.cu``."""
 _RUN = 64
