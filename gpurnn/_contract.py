@@ -11,6 +11,7 @@ mypy checks that both wings, all layers and all models have these types (``tests
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -77,6 +78,28 @@ class Memory:
         raise NotImplementedError
 
 
+class Wavefront(Protocol):
+    """How the layers of a stack run at once: while one is at a chunk of steps, the one above is at the chunk before."""
+
+    @property
+    def layers(self) -> int:
+        """That run at once, at most; the ones above them begin when they have ended."""
+
+    @property
+    def backward_layers(self) -> int:
+        """The same on the way back."""
+
+    @property
+    def chunk(self) -> int:
+        """Steps of a chunk: all chunks are of that many, but for the last one."""
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Within, `recurrence_forward` or `recurrence_backward` is called for some layers, each for a chunk of its own.
+
+        What they return may only be read when it has ended, and passed on only then.
+        """
+
+
 class Wing(Protocol):
     """A module that computes for the arrays of a library: ``reference`` (NumPy) or ``kernels`` (CUDA).
 
@@ -141,6 +164,13 @@ class Wing(Protocol):
 
     def check_lengths(self, where: str, lengths: Array | None, T: int) -> None:
         """Reject lengths that are not in 0 ... T, if reading them does not wait for a device."""
+
+    def wavefront(self, cell: Cell, T: int, B: int, H: int, D: int, layers: int, like: Array) -> Wavefront | None:
+        """How the layers of a stack run at once on the device of ``like``; None if one runs after another.
+
+        Chunks are then those of the wavefront, not of `recurrence_chunk`, and a sequence that is cut at multiples of
+        them gives the bits of the whole, in whatever order its chunks are computed.
+        """
 
     def recurrence_memory(self, cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> Memory:
         """Counts what the two functions allocate for layers of these sizes, of the dtype and device of ``like``."""

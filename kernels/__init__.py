@@ -27,5 +27,6 @@ from .recurrence import recurrence_backward as recurrence_backward
 from .recurrence import recurrence_chunk as recurrence_chunk
 from .recurrence import recurrence_forward as recurrence_forward
 from .recurrence import recurrence_memory as recurrence_memory
+from .recurrence import wavefront as wavefront
 from .self_attention import multi_head_backward as multi_head_backward
 from .self_attention import multi_head_forward as multi_head_forward

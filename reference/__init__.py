@@ -28,3 +28,4 @@ from .optim import scaled as scaled
 from .recurrence import check_lengths as check_lengths
 from .recurrence import recurrence_backward as recurrence_backward
 from .recurrence import recurrence_forward as recurrence_forward
+from .recurrence import wavefront as wavefront

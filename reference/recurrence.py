@@ -39,6 +39,10 @@ class _Saved:
     mask: Array | None
 
 
+def wavefront(cell: Cell, T: int, B: int, H: int, D: int, layers: int, like: Array) -> None:
+    """None: layers run one after another, as each has the whole processor."""
+
+
 def check_lengths(where: str, lengths: Array | None, T: int) -> None:
     """Reject lengths that are not in 0 ... T; `recurrence_forward` does so too."""
     if lengths is not None and lengths.size and (lengths.min() < 0 or lengths.max() > T):

@@ -74,7 +74,7 @@ def part_of(xp: Any, steps: range, x: Array, lengths: Array | None, *of_steps: A
     )
 
 
-class _Whole:
+class Whole:
     """An array over all steps, from those of the segments in any order."""
 
     def __init__(self, segments: list[range]) -> None:
@@ -127,7 +127,7 @@ def through(
     """
     end = segments[-1].stop
     state_after = end if state_after is None else state_after
-    before, pulls, y = [], [], _Whole(segments)
+    before, pulls, y = [], [], Whole(segments)
     for steps in segments:
         before.append(state)
         part, state, pull_segment = run(steps, state, training and not recompute)
@@ -139,7 +139,7 @@ def through(
         return y.array, state, None
 
     def pull(dy: Array | None, dstate_after: States, dweights: Any) -> tuple[Array, tuple[Array, ...], Any]:
-        dx = _Whole(segments)
+        dx = Whole(segments)
         dstate: Any = dstate_after if state_after == end else (None,) * len(dstate_after)
         for steps, state_before, pull_segment in reversed(list(zip(segments, before, pulls, strict=True))):
             if recompute:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
@@ -13,13 +13,13 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch, _foreign, cells, initializers
-from .._contract import Array, State, Wing
+from .._contract import Array, State, Wavefront, Wing
 from .._op import Pullback
 from .._random import generator, philox_seed
 from ..functional import _elementwise, _masks
 from ..functional._dropout import dropout_mask
 from ..functional._recurrent import infer, one_step, take
-from ..functional._segments import States, part_of, segments_of, through
+from ..functional._segments import States, Whole, part_of, segments_of, through
 from ..functional._state import check_cotangents, pack_state, unpack_state
 from .base import InitialParameters, Layer, check_size, is_initialised_later, named, parameter, parameter_dtype
 
@@ -456,7 +456,8 @@ class Stacked(Layer):
             one more forward pass. "sqrt" is K = ceil(sqrt(T)). The result has the bits of None, dropout included. For
             that, K is rounded up to whole chunks of ``ceil(R / B)`` steps, because a product over many steps is
             computed for a chunk at a time; R, the rows of such a product, is 1024 on NumPy arrays and 8192 in the
-            kernels. The layers of a stack run together, so nothing of T steps is kept between them.
+            kernels. There layers that run at once have chunks of their own, see `gpurnn.explain`. The layers of a stack
+            run together, so nothing of T steps is kept between them.
         state_after : int, optional
             Return the state after this many steps, 0 ... T, instead of the final state, and take its gradient. For
             truncated backpropagation through overlapping windows. With ``reverse`` they are the last ones of x.
@@ -510,7 +511,9 @@ class Stacked(Layer):
         initial = given.initial(where, shape, widths, "(num_layers*D, B, hidden_size)")
         wing = _elementwise.of_cell(self.cell, _dispatch.wing(where, x=given.x))
         self._check_direction(checkpoint_every=checkpoint_every, state_after=state_after)
-        segments = segments_of(where, range(T), wing.recurrence_chunk(B), checkpoint_every, state_after)
+        front = self._wavefront(wing, given.x)
+        chunk = wing.recurrence_chunk(B) if front is None else front.chunk
+        segments = segments_of(where, range(T), chunk, checkpoint_every, state_after)
         recompute = checkpoint_every is not None and len(segments) > 1
         if len(segments) > 1 or self.reverse:
             wing.check_lengths(self.cell.name, given.lengths, T)  # no segment could
@@ -522,11 +525,8 @@ class Stacked(Layer):
         weights = self._all_weights(params, given.x, rng, copied=recompute)
 
         def run(steps: range, state: tuple[Array, ...], training: bool) -> tuple[Array, tuple[Array, ...], Any]:
-            part, lengths, resets, mask, *of_directions = part_of(
-                xp, steps, given.x, given.lengths, given.resets, given.mask, *empty
-            )
-            rows = _Rows(lengths, resets, mask, tuple(of_directions))
-            return self._stack(wing, weights, part, rows, steps.start, state, training)
+            part, rows = _part(xp, steps, given.x, _Rows(given.lengths, given.resets, given.mask, empty))
+            return self._stack(wing, weights, part, rows, steps.start, state, training, front)
 
         y, final, pull = through(
             run, segments, initial, training=training, recompute=recompute, state_after=state_after
@@ -541,6 +541,13 @@ class Stacked(Layer):
             return (self._turned(xp, dx), pack_state(self.cell, dinitial)), self._gradients(weights, dweights)
 
         return output, final_state, pullback
+
+    def _wavefront(self, wing: Wing, x: Array) -> Wavefront | None:
+        """How layers run at once over all steps of x; None if they do not."""
+        if self.num_layers == 1:
+            return None
+        (T, B, _), D = x.shape, self.num_directions
+        return wing.wavefront(self.cell, T, B, self.hidden_size, D, self.num_layers, x)
 
     def _check_direction(self, **options: Any) -> None:
         """Reject options that need a state between two steps if the layer has none."""
@@ -628,31 +635,47 @@ class Stacked(Layer):
         start: int,
         state: tuple[Array, ...],
         training: bool,
+        front: Wavefront | None = None,
     ) -> tuple[Array, tuple[Array, ...], Any]:
         """All layers over the steps of x, which begin at step ``start`` of the sequence; the results are a `Run`'s."""
         xp = _dispatch.namespace(type(self).__name__, x=x)
-        finals, pulls = [], []
-        y = x
-        for layer, state_of_layer in zip(weights, self._by_layer(state), strict=True):
-            between = None
-            if layer.between is not None:
-                between = _mask_from(wing, y, start, self.dropout, layer.between)
-                y = y * between
-            y, final, pull_layer = self._layer(wing, layer, y, state_of_layer, rows, start, training)
-            finals.append(final)
-            pulls.append((between, pull_layer))
+        steps, at_once, back_at_once = range(x.shape[0]), 1, 1
+        beside: Callable[[], AbstractContextManager[None]] = nullcontext
+        chunks = [steps]
+        if front is not None:
+            chunks = segments_of(type(self).__name__, steps, front.chunk, front.chunk)
+            at_once, back_at_once, beside = front.layers, front.backward_layers, front.at_once
+        parts = [_part(xp, chunk, x, rows) for chunk in chunks]
+        passed, states = [part for part, _ in parts], self._by_layer(state)
+        pulls: dict[tuple[int, int], Any] = {}
+        for places in _waves(len(weights), len(chunks), at_once):
+            with beside():
+                running = [
+                    self._layer(
+                        wing, weights[l], passed[k], states[l], parts[k][1], start + chunks[k].start, training
+                    )
+                    for l, k in places
+                ]  # fmt: skip
+            for (l, k), (final, finish) in zip(places, running, strict=True):
+                states[l] = final
+                passed[k], pulls[l, k] = finish()
+            del running, finish  # and what these layers have read
 
         def pull(dy: Array | None, dstate: States, later: list[Any] | None) -> tuple[Any, tuple[Array, ...], list[Any]]:
             """``later`` has the gradients of each layer's weights from later steps."""
             dstates, dweights = self._by_layer(dstate), [None] * len(weights) if later is None else list(later)
-            dx: Any = dy
-            for k, (between, pull_layer) in reversed(list(enumerate(pulls))):
-                dx, dweights[k], dstates[k] = pull_layer(dx, dstates[k], dweights[k])
-                if between is not None:
-                    dx = dx * between
-            return dx, self._packed(xp, dstates), dweights
+            passed: list[Any] = [dy]
+            if len(chunks) > 1:
+                passed = [None if dy is None else dy[chunk.start : chunk.stop, ...] for chunk in chunks]
+            for places in reversed(list(_waves(len(weights), len(chunks), back_at_once))):
+                with beside():
+                    running = [pulls[l, k](passed[k], dstates[l], dweights[l]) for l, k in places]
+                for (l, k), finish in zip(places, running, strict=True):
+                    passed[k], dweights[l], dstates[l] = finish()
+                del running, finish
+            return _joined(chunks, passed), self._packed(xp, dstates), dweights
 
-        return y, self._packed(xp, finals), pull if training else None
+        return _joined(chunks, passed), self._packed(xp, states), pull if training else None
 
     def _layer(
         self,
@@ -663,36 +686,53 @@ class Stacked(Layer):
         rows: _Rows,
         start: int,
         training: bool,
-    ) -> tuple[Array, tuple[Array, ...], Any]:
-        """One layer of the stack: y, its final state, and ``pull(dy, dstate, dweights) -> dx, dweights, dstate0``."""
+    ) -> tuple[tuple[Array, ...], Callable[[], tuple[Array, Any]]]:
+        """One layer of the stack: its final state, and ``finish() -> y, pull``.
+
+        ``pull(dy, dstate, dweights)`` gives ``finish() -> dx, dweights, dstate0``. What either passes on is computed in
+        ``finish``, which is called when the recurrence has ended.
+        """
         xp = _dispatch.namespace(type(self).__name__, x=x)
+        between = None
+        if weights.between is not None:
+            between = _mask_from(wing, x, start, self.dropout, weights.between)
+            x = x * between
         cell, step_masks = self.cell, None
         if weights.steps:
             cell = replace(cell, step_masks=tuple(weights.steps))
             step_masks = xp.stack([self._step_mask(wing, x, start, *drawn) for drawn in weights.steps.items()])
-        y, final, saved = wing.recurrence_forward(
+        recurred, final, saved = wing.recurrence_forward(
             cell, x, weights.values, state, lengths=rows.lengths, resets=rows.resets, exists=rows.mask,
             repeats=not self.zero_masked_output, mask=weights.mask, step_masks=step_masks, training=training,
         )  # fmt: skip
-        empty = _side_by_side(xp, rows.empty, self._width)
-        y, pull_merge = self._merged(xp, _masks.zero_where(xp, empty, y))
-        skip = self.residual and x.shape[2] == y.shape[2]
-        absent = None
-        if skip:
-            exists = _masks.exist(xp, x, rows.lengths, rows.mask)
-            absent = None if exists is None else xp.expand_dims(xp.logical_not(exists), axis=2)
-            y = y + _masks.zero_where(xp, absent, x)
 
-        def pull(
-            dy: Array | None, dstate: tuple[Array | None, ...], dweights: Any
-        ) -> tuple[Array, Any, tuple[Array, ...]]:
-            dmerged = None if dy is None else _masks.zero_where(xp, empty, pull_merge(dy))
-            dx, gradients, dstate0 = wing.recurrence_backward(saved, dmerged, dstate, dweights)
-            if skip and dy is not None:
-                dx = dx + _masks.zero_where(xp, absent, dy)
-            return dx, gradients, dstate0
+        def finish() -> tuple[Array, Any]:
+            empty = _side_by_side(xp, rows.empty, self._width)
+            y, pull_merge = self._merged(xp, _masks.zero_where(xp, empty, recurred))
+            skip = self.residual and x.shape[2] == y.shape[2]
+            absent = None
+            if skip:
+                exists = _masks.exist(xp, x, rows.lengths, rows.mask)
+                absent = None if exists is None else xp.expand_dims(xp.logical_not(exists), axis=2)
+                y = y + _masks.zero_where(xp, absent, x)
 
-        return y, final, pull
+            def pull(
+                dy: Array | None, dstate: tuple[Array | None, ...], dweights: Any
+            ) -> Callable[[], tuple[Array, Any, tuple[Array, ...]]]:
+                dmerged = None if dy is None else _masks.zero_where(xp, empty, pull_merge(dy))
+                of_x, gradients, dstate0 = wing.recurrence_backward(saved, dmerged, dstate, dweights)
+
+                def finish() -> tuple[Array, Any, tuple[Array, ...]]:
+                    dx = of_x
+                    if skip and dy is not None:
+                        dx = dx + _masks.zero_where(xp, absent, dy)
+                    return dx if between is None else dx * between, gradients, dstate0
+
+                return finish
+
+            return y, pull
+
+        return final, finish
 
     def _step_mask(self, wing: Wing, x: Array, start: int, name: str, drawn: tuple[float, int]) -> Array:
         """A mask of each step (D, T, B, H), of the steps of x, which begin at step ``start`` of the sequence."""
@@ -745,6 +785,29 @@ class Stacked(Layer):
         if name == "dtype" and "_initial" in vars(self):
             return self._initial[1].name
         return getattr(self.cell, name) if name in self.cell.options() else super()._argument(name)
+
+
+def _part(xp: Any, steps: range, x: Array, rows: _Rows) -> tuple[Array, _Rows]:
+    """A range of the steps of x, and what its rows have of them."""
+    part, lengths, resets, mask, *empty = part_of(xp, steps, x, rows.lengths, rows.resets, rows.mask, *rows.empty)
+    return part, _Rows(lengths, resets, mask, tuple(empty))
+
+
+def _waves(layers: int, chunks: int, at_once: int) -> Iterator[list[tuple[int, int]]]:
+    """Each layer and chunk of steps, in the order of computation: those of a list need nothing of each other."""
+    for first in range(0, layers, at_once):
+        band = range(first, min(first + at_once, layers))
+        for wave in range(len(band) + chunks - 1):
+            yield [(layer, wave - i) for i, layer in enumerate(band) if 0 <= wave - i < chunks]
+
+
+def _joined(chunks: list[range], parts: list[Array]) -> Array:
+    """The parts of an array, of all chunks of steps, as one."""
+    whole = Whole(chunks)
+    for steps, part in zip(chunks, parts, strict=True):
+        whole.put(steps, part)
+    joined: Array = whole.array
+    return joined
 
 
 def _mask_from(wing: Wing, like: Array, start: int, rate: float, seed: int) -> Array:

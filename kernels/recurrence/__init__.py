@@ -4,6 +4,7 @@ from .explain import explain_recurrence
 from .independent import independent_backward, independent_forward
 from .layer import check_lengths, recurrence_backward, recurrence_chunk, recurrence_forward
 from .memory import recurrence_memory
+from .stack import wavefront
 from .struct import modules
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "recurrence_chunk",
     "recurrence_forward",
     "recurrence_memory",
+    "wavefront",
 ]

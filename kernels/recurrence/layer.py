@@ -19,9 +19,19 @@ from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 from .. import dtypes
-from ..launch import contiguous, empty, in_the_same_memory, namespace, of_stream, remembers_stream
+from ..launch import (
+    afterwards,
+    contiguous,
+    empty,
+    in_the_same_memory,
+    is_beside,
+    namespace,
+    of_stream,
+    remembers_stream,
+)
 from . import plan
 from .run import Run, run_backward, run_forward
+from .stack import once
 
 CHUNK_ROWS = 8192
 """The fewest rows of a product over many steps, if there are so many."""
@@ -101,9 +111,9 @@ def recurrence_forward(
 def _memory_of(plans: Sequence[plan.Plan | None], like: Array, key: Any) -> AbstractContextManager[bool]:
     """Where the launches of a sequence can be a CUDA graph, the memory in which they come again.
 
-    The passes with these plans have arrays there.
+    The passes with these plans have arrays there. What runs beside other layers has another plan.
     """
-    if not any(of_pass and of_pass.schedule == "step-fused" for of_pass in plans):
+    if is_beside() or not any(of_pass and of_pass.schedule == "step-fused" for of_pass in plans):
         return contextlib.nullcontext(False)
     return in_the_same_memory(like, key)
 
@@ -136,8 +146,9 @@ def _forward(
         x = xp.array(x, order="C")
     # In training weights are copied, so that the caller may change its arrays before it asks for the gradients.
     w = contiguous(weights[0]["weight_hh"])[None]
+    w_ih: tuple[Array, ...] = ()
     if training or D > 1:
-        w = xp.stack([direction["weight_hh"] for direction in weights])
+        w, w_ih = once(id(weights), lambda: _copies(xp, weights, training=training))
     diagonal = [[direction[name] for name in cell.diagonal] for direction in weights]
     marks = marks_of(resets, exists, repeats)
     run = Run.begin(cell, T, B, H, w, lengths, marks, mask, diagonal=diagonal, step_masks=step_masks, training=training)
@@ -154,7 +165,13 @@ def _forward(
     final = tuple(s.astype(x.dtype, copy=False) for s in final)
     if not training:
         return y, final, None
-    return y, final, _Saved(run, x, tuple(xp.array(w["weight_ih"], order="C") for w in weights))
+    return y, final, _Saved(run, x, w_ih)
+
+
+def _copies(xp: Any, weights: tuple[Weights, ...], *, training: bool) -> tuple[Array, tuple[Array, ...]]:
+    """The recurrent weights of all directions, and in training those of the input."""
+    w = xp.stack([direction["weight_hh"] for direction in weights])
+    return w, tuple(xp.array(direction["weight_ih"], order="C") for direction in weights) if training else ()
 
 
 def _stacked(xp: Any, biases: list[Array | None]) -> Array | None:
@@ -190,20 +207,24 @@ def recurrence_backward(
         dstate0 = tuple(s.copy() for s in dstate0)
     x_rows = x.reshape(run.T * run.B, x.shape[2])
     dx = empty(x, x_rows.shape, x.dtype)
-    totals = []
-    for d, w_ih in enumerate(saved.w_ih):
-        total: dict[str, Array] = {} if dweights is None else dict(dweights[d])
-        chunks = chunks_of(run.T, run.B)
-        for rows in chunks if d == 1 else chunks[::-1]:
-            part = da[d, rows]
-            if d == 0:
-                xp.matmul(part, w_ih, out=dx[rows])
-            else:
-                dx[rows] += xp.matmul(part, w_ih)
-            made = {"weight_ih": xp.matmul(part.T, x_rows[rows]), **run.hidden_gradients(d, da_hidden, rows)}
-            # One sum is the gradient of both biases where both enter the gates alike.
-            bias = xp.matmul(xp.ones(len(part), x.dtype), part) if run.cell.hidden_apart else made["bias_hh"].copy()
-            made["bias_ih"] = bias
-            total = {name: total[name] + gradient for name, gradient in made.items()} if total else made
-        totals.append({name: total[name] for name in run.cell.parameters})
-    return dx.reshape(x.shape), tuple(totals), tuple(s.astype(x.dtype, copy=False) for s in dstate0)
+    totals: tuple[dict[str, Array], ...] = tuple({} for _ in saved.w_ih)
+
+    def products() -> None:
+        for d, w_ih in enumerate(saved.w_ih):
+            total: dict[str, Array] = {} if dweights is None else dict(dweights[d])
+            chunks = chunks_of(run.T, run.B)
+            for rows in chunks if d == 1 else chunks[::-1]:
+                part = da[d, rows]
+                if d == 0:
+                    xp.matmul(part, w_ih, out=dx[rows])
+                else:
+                    dx[rows] += xp.matmul(part, w_ih)
+                made = {"weight_ih": xp.matmul(part.T, x_rows[rows]), **run.hidden_gradients(d, da_hidden, rows)}
+                # One sum is the gradient of both biases where both enter the gates alike.
+                bias = xp.matmul(xp.ones(len(part), x.dtype), part) if run.cell.hidden_apart else made["bias_hh"].copy()
+                made["bias_ih"] = bias
+                total = {name: total[name] + gradient for name, gradient in made.items()} if total else made
+            totals[d].update((name, total[name]) for name in run.cell.parameters)
+
+    afterwards(products)
+    return dx.reshape(x.shape), totals, tuple(s.astype(x.dtype, copy=False) for s in dstate0)

@@ -452,13 +452,45 @@ def schedule(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def forced() -> str | None:
+    """The schedule that `schedule` has fixed."""
+    return _forced.get()
+
+
 def is_forced() -> bool:
     """Whether `schedule` has fixed the schedule."""
     return _forced.get() is not None
 
 
+_shared: contextvars.ContextVar[tuple[int, int, int] | None] = contextvars.ContextVar("shared", default=None)
+
+
+@contextlib.contextmanager
+def shared(T: int, layers: int, backward_layers: int) -> Iterator[None]:
+    """Within, a chunk of a sequence of T steps is planned for a device that so many layers share, in either pass.
+
+    All chunks have one plan, however short the last one is.
+    """
+    token = _shared.set((T, layers, backward_layers))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def share_of(device: Device, layers: int) -> Device | None:
+    """What each of so many layers has of a device; None if it is nothing."""
+    if device.multiprocessors < layers:
+        return None
+    return replace(device, multiprocessors=device.multiprocessors // layers, bandwidth=device.bandwidth / layers)
+
+
 def choose(problem: Problem, device: Device, apart: str = "") -> Plan:
     """The plan that a recurrence runs by; ``apart`` is that of `consider`."""
+    sharing = _shared.get()
+    if sharing is not None and problem.T:
+        T, *layers = sharing
+        problem, device = replace(problem, T=T), share_of(device, layers[problem.backward]) or device
     return _choose(problem, device, _forced.get(), apart)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from gpurnn._contract import Array
 from gpurnn.cells import Cell
 
 from .. import dtypes
-from ..launch import Bound, NotResident, contiguous, empty, namespace, watch
+from ..launch import Bound, beside, contiguous, empty, namespace, watch
 from . import plan
 from .plan import STEPWISE_THREADS, FusedPlan, Launch, Plan
 from .struct import Struct
@@ -212,18 +212,29 @@ class Run:
 
 
 def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], state: tuple[Array, ...]) -> Array:
-    """All steps, from xw (D, T*B, G*H) and biases (D, G*H) to y (T, B, D*H); ``state`` is advanced in place."""
+    """All steps, from xw (D, T*B, G*H) and biases (D, G*H) to y (T, B, D*H); ``state`` is advanced in place.
+
+    Within `launch.side_by_side` both hold nothing yet.
+    """
     y = empty(xw, (run.T, run.B, run.D * run.H), xw.dtype)
     if y.size:
         h, c = state if len(state) == 2 else (state[0], None)
         inputs = (xw, *biases, run.lengths, run.marks, run.mask)
-        try:
-            _forward(run, run.plan, inputs, h, c, y)
-        except NotResident:
-            if run.is_forced:
-                raise
-            _forward(run, run.replanned(backward=False), inputs, h, c, y)
+        _compute(run, run.plan, lambda by: _forward(run, by, inputs, h, c, y), backward=False)
     return y
+
+
+def _compute(run: Run, chosen: Plan, compute: Callable[[Plan], None], *, backward: bool) -> None:
+    """Have a pass computed by its plan, beside those of other layers if it takes few launches.
+
+    If the blocks of a launch do not run at once, it is computed by another plan, unless the schedule is fixed.
+    """
+    if not isinstance(chosen, FusedPlan) or chosen.exchange == "launch":
+        compute(chosen)
+    elif run.is_forced:
+        beside(lambda: compute(chosen))
+    else:
+        beside(lambda: compute(chosen), instead=lambda: compute(run.replanned(backward=backward)))
 
 
 def _forward(run: Run, chosen: Plan, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:
@@ -266,6 +277,7 @@ def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple
     """All steps back, from dy (T, B, D*H): the gradients (D, T*B, G*H) of xw and of W_hh h.
 
     ``dstate``, the gradient of the final state, becomes that of the initial one. The two results may be one array.
+    Within `launch.side_by_side` all of them hold nothing yet.
     """
     shape = (run.D, run.T * run.B, run.w.shape[1])
     da = empty(run.w, shape, run.w.dtype)
@@ -277,12 +289,9 @@ def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple
         through = empty(da, dh.shape, dh.dtype) if len(run.cell.phases) > 1 else None
         carried, dy = (dh, dc, direct, through), contiguous(dy)
         assert run.backward_plan is not None
-        try:
-            _backward(run, run.backward_plan, dy, carried, da, da_hidden)
-        except NotResident:
-            if run.is_forced:
-                raise
-            _backward(run, run.replanned(backward=True), dy, carried, da, da_hidden)
+        _compute(
+            run, run.backward_plan, lambda chosen: _backward(run, chosen, dy, carried, da, da_hidden), backward=True
+        )
     return da, da_hidden
 
 
