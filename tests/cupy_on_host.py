@@ -90,6 +90,9 @@ class Driver:
         """Whether the blocks of a cooperative launch do run at once."""
         self.is_idle = False
         """Whether launches do nothing, so that what they cost the host can be measured."""
+        self.is_late = False
+        """Whether a launch on a stream that branches off from another one, by waiting for it, runs no sooner than it
+        must: when another stream waits for this one. By then what it reads must not have been given to others."""
         numbers = itertools.count(77)
         self._captured: dict[int, list[Any]] = {}
         """What is captured, by stream."""
@@ -98,6 +101,10 @@ class Driver:
         self._functions: dict[int, str] = {}
         self._kernels: dict[int, launch.Kernel] = {}
         self._failures: list[BaseException] = []
+        self._late: dict[int, list[Any]] = {}
+        """What has not run yet, by stream."""
+        self._recorded: dict[int, int] = {}
+        """The stream that an event was recorded on."""
         _replace(driver, {name: getattr(self, name) for name in (
             "moduleLoadData", "moduleUnload", "moduleGetFunction", "funcGetAttribute", "funcSetAttribute",
             "launchKernel", "launchCooperativeKernel", "occupancyMaxActiveBlocksPerMultiprocessor",
@@ -124,8 +131,8 @@ class Driver:
             "streamSynchronize": lambda stream: None,
             "streamIsCapturing": lambda stream: int(stream in self._captured),
             "eventCreateWithFlags": lambda flags: next(numbers),
-            "eventRecord": lambda event, stream: self.order.append(("record", event, stream)),
-            "streamWaitEvent": lambda stream, event, flags=0: self.order.append(("wait", stream, event)),
+            "eventRecord": self._record,
+            "streamWaitEvent": self._wait,
             "eventQuery": lambda event: 0,
             "eventSynchronize": lambda event: None,
             "eventElapsedTime": lambda begin, end: 1.0,
@@ -148,6 +155,21 @@ class Driver:
         function = _function(kernel, *args)
         self._kernels[function.ptr] = kernel
         return function if self.is_idle else _Function(function, self._failures)
+
+    def _record(self, event: int, stream: int) -> None:
+        self.order.append(("record", event, stream))
+        self._recorded[event] = stream
+
+    def _wait(self, stream: int, event: int, *flags: int) -> None:
+        self.order.append(("wait", stream, event))
+        other = self._recorded[event]
+        if self.is_late and other not in self._late and stream != other:
+            self._late.setdefault(stream, [])
+        for run in self._late.pop(other, ()):
+            try:
+                run()
+            except BaseException as failure:
+                self._failures.append(failure)
 
     def _begin_capture(self, stream: int, *mode: Any) -> None:
         self._captured[stream] = []
@@ -230,6 +252,8 @@ class Driver:
             )  # fmt: skip
             if stream in self._captured:
                 self._captured[stream].append(run)
+            elif stream in self._late:
+                self._late[stream].append(run)
             else:
                 run()
         except BaseException as failure:  # raised again where C code is no longer in between
