@@ -305,8 +305,13 @@ class Wing(Protocol):
 
     # ---- dropout and embedding
 
-    def dropout_mask(self, like: Array, shape: tuple[int, ...], rate: float, seed: int, offset: int) -> Array:
-        """Entries 0 and 1/(1 - rate), of the dtype and device of ``like``, from the words of Philox4x32-10."""
+    def dropout_mask(
+        self, like: Array, shape: tuple[int, ...], rate: float, seed: int, first: int = 0, stride: int | None = None
+    ) -> Array:
+        """Entries 0 and 1/(1 - rate), of the dtype and device of ``like``, from the words of Philox4x32-10.
+
+        ``mask[k]`` has the entries from ``first + k stride`` on of those that the seed stands for.
+        """
 
     def embedding_gather(self, weight: Array, indices: Array) -> Array:
         """The rows ``weight[indices]``."""

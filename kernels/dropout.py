@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from gpurnn._contract import Array
+from gpurnn._random import pieces
 
 from . import dtypes
 from .dtypes import Dtype
@@ -26,13 +27,17 @@ def modules() -> list[Module]:
     return [_module(dtype) for dtype in dtypes.TABLE.values()]
 
 
-def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, seed: int, offset: int) -> Array:
+def dropout_mask(
+    like: Array, shape: tuple[int, ...], rate: float, seed: int, first: int = 0, stride: int | None = None
+) -> Array:
     """A mask of inverted dropout; arguments and result are those of ``gpurnn.reference``'s."""
     mask = empty(like, shape, like.dtype)
-    size = math.prod(shape)
-    if size:
-        dtype, word = dtypes.of(like), (1 << 64) - 1
-        words = [np.uint64(n) for n in (math.ceil(rate * 2**32), seed & word, offset & word)]
-        args = mask, np.int64(size), *words, dtype.scalar(1 / (1 - rate))
-        _module(dtype)[f"dropout_mask<{dtype.types}>"]((-(-size // (4 * _THREADS)),), (_THREADS,), args)
+    if math.prod(shape):
+        dtype = dtypes.of(like)
+        count, size, stride = pieces(shape, stride)
+        counters = -(-(size + (3 if count > 1 else first % 4)) // 4)
+        words = [np.uint64(n) for n in (math.ceil(rate * 2**32), seed, first)]
+        sizes = np.int64(count), np.int64(size), np.uint64(stride), np.int64(counters)
+        args = mask, *sizes, *words, dtype.scalar(1 / (1 - rate))
+        _module(dtype)[f"dropout_mask<{dtype.types}>"]((-(-count * counters // _THREADS),), (_THREADS,), args)
     return mask

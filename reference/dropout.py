@@ -6,11 +6,13 @@ J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpurnn._contract import Array
+from gpurnn._random import pieces
 
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -54,12 +56,14 @@ def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, seed: int, offset: int) -> Array:
+def dropout_mask(
+    like: Array, shape: tuple[int, ...], rate: float, seed: int, first: int = 0, stride: int | None = None
+) -> Array:
     """A mask of inverted dropout: each entry is 0 with probability ``rate``, else 1 / (1 - rate).
 
-    Element i, counted in C order, is kept if word i mod 4 of Philox4x32-10 is at least rate 2^32. The key is ``seed``
-    and the counter offset + i div 4, each with its low 32 bits first; the counter's upper two words are 0.
-    The next mask of the same seed starts at offset + ceil(size / 4).
+    A seed stands for an endless sequence of entries. Entry n is kept if word n mod 4 of Philox4x32-10 is at least
+    rate 2^32. The key is ``seed`` and the counter n div 4, each with its low 32 bits first; the counter's upper two
+    words are 0. The entries of ``mask[k]``, in C order, are those from ``first + k stride`` on.
 
     Parameters
     ----------
@@ -70,24 +74,29 @@ def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, seed: int, of
         In [0, 1).
     seed : int
         64 bits.
-    offset : int
-        64 bits; counters wrap modulo 2^64.
+    first : int
+        64 bits.
+    stride : int, optional
+        By default the size of ``mask[k]``, so that the whole mask is one piece of the sequence.
 
     Returns
     -------
     mask : array of ``shape``
     """
-    size = math.prod(shape)
-    threshold = math.ceil(rate * 2**32)
-    counters = -(-size // 4)
-    mask: Array = np.empty((counters, 4), like.dtype)
-    key = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
-    for start in range(0, counters, _BLOCK):
-        stop = min(start + _BLOCK, counters)
-        count = np.arange(stop - start, dtype=np.uint64)
-        count += (offset + start) & 0xFFFFFFFFFFFFFFFF
-        zero = np.zeros_like(count)
-        for column, words in enumerate(philox4x32((count & _LOW, count >> _HALF, zero, zero), key)):
-            np.greater_equal(words, threshold, out=mask[start:stop, column], casting="unsafe")
-    mask *= 1 / (1 - rate)
-    return mask.reshape(-1)[:size].reshape(shape)
+    count, size, stride = pieces(shape, stride)
+    if not count * size:
+        return cast(Array, np.empty(shape, like.dtype))
+    begins = [first + k * stride for k in range(count)]
+    counters = -(-(size + (3 if count > 1 else first % 4)) // 4)  # that cover a piece
+    of_pieces = np.array([begin // 4 for begin in begins], np.uint64)
+    threshold, key = math.ceil(rate * 2**32), (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
+    kept = np.empty((count * counters, 4), like.dtype)
+    for start in range(0, len(kept), _BLOCK):
+        piece, number = np.divmod(np.arange(start, min(start + _BLOCK, len(kept))), counters)
+        counter = of_pieces[piece] + number.astype(np.uint64)
+        zero = np.zeros_like(counter)
+        for column, words in enumerate(philox4x32((counter & _LOW, counter >> _HALF, zero, zero), key)):
+            np.greater_equal(words, threshold, out=kept[start : start + len(words), column], casting="unsafe")
+    kept *= 1 / (1 - rate)
+    parts = [e[begin % 4 :][:size] for e, begin in zip(kept.reshape(count, -1), begins, strict=True)]
+    return cast(Array, (parts[0] if count == 1 else np.stack(parts)).reshape(shape))

@@ -126,7 +126,18 @@ def small(communicator, shards=None, to=np, **options):
     rng = np.random.default_rng(0)
     sequences = [to.asarray(rng.normal(size=(n, 2))) for n in rng.integers(1, 6, 11)]
     labels = [to.asarray(n % 2) for n in range(11)]
-    model = gpurnn.SequenceClassifier(2, 5, 2, dtype="float64", rng=1).to(to)
+    model = gpurnn.SequenceClassifier(
+        2,
+        5,
+        2,
+        2,
+        bidirectional=True,
+        dtype="float64",
+        dropout=0.3,
+        variational_dropout=0.2,
+        recurrent_dropout=0.2,
+        rng=1,
+    ).to(to)
     data = PaddedBatches(sequences, 4, labels, per_sequence=True)
     trainer = Trainer(
         model, data, gpurnn.Adam(0.01), clip_norm=1.0, progress=False, communicator=communicator, shards=shards,
@@ -163,6 +174,42 @@ def test_sums_of_the_transport_give_one_process_up_to_rounding():
         np.testing.assert_allclose(found, losses, rtol=1e-9)
         for name in whole:
             np.testing.assert_allclose(params[name], whole[name], rtol=1e-9, atol=1e-12)
+
+
+def with_dropout(kind):
+    """A model that draws at random, and its data."""
+    rng = np.random.default_rng(0)
+    if kind == "zoneout":
+        vocabulary = gpurnn.CharVocabulary.from_text("abcdef")
+        model = gpurnn.LanguageModel(
+            vocabulary, 3, 4, dtype="float64", dropout=0.2, cell_options={"zoneout": (0.3, 0.2)}, rng=1
+        )
+        return model, TokenStream(rng.integers(0, 7, 120), 7, 5), {"gradient_checkpoint_every": 2}
+    sources = [rng.integers(1, 9, n) for n in rng.integers(1, 7, 11)]
+    model = gpurnn.EncoderDecoder(
+        9, 9, 5, 4, num_layers=2, attention="additive", dropout=0.3, dtype="float64", rng=1
+    )  # its decoder goes step by step
+    data = PaddedBatches(sources, 7, [np.append(s[::-1], 0) for s in sources], own_lengths=True)
+    return model, data, {"teacher_forcing": 0.5}
+
+
+@pytest.mark.parametrize("kind", ["zoneout", "scheduled sampling"])
+def test_dropout_is_that_of_a_row_of_the_whole_batch(kind):
+    """Whatever draws at random, several processes and shards give what one process does with the whole batch."""
+
+    def steps(communicator, shards=None):
+        model, data, options = with_dropout(kind)
+        trainer = Trainer(
+            model, data, gpurnn.SGD(0.1), steps=4, progress=False, communicator=communicator, shards=shards, **options
+        )
+        trainer.train()
+        return dict(model.params)
+
+    whole = steps(None)
+    for found in [steps(None, 3), *on_threads(2, steps), *on_threads(3, steps), *on_threads(2, lambda c: steps(c, 4))]:
+        assert not isinstance(found, Exception), found
+        for name in whole:
+            np.testing.assert_allclose(found[name], whole[name], rtol=1e-9, atol=1e-12)
 
 
 def drawn(communicator):
@@ -777,7 +824,7 @@ def test_processes_of_mpi(model, tmp_path):
     for other in several:
         assert {digest for digest, *_ in other["every"]} == {one["every"][0][0]}
         assert other["history"] == one["history"]
-    if model == "translator":  # no dropout, whose masks follow from the shards
+    if model == "translator":
         plain, whole = (result(size, tmp_path / "plain.json", model) for size in (3, 1))
         for name, values in whole["values"].items():
             np.testing.assert_allclose(plain["values"][name], values, rtol=1e-3, atol=1e-5)

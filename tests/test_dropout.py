@@ -25,8 +25,8 @@ KNOWN = [
 def dropout_mask(wing):
     """The wing's masks as NumPy arrays."""
 
-    def mask(shape, rate, seed, offset, dtype):
-        return wing.back(wing.module.dropout_mask(wing.to(np.empty(0, dtype)), shape, rate, seed, offset))
+    def mask(shape, rate, seed, first, dtype, stride=None):
+        return wing.back(wing.module.dropout_mask(wing.to(np.empty(0, dtype)), shape, rate, seed, first, stride))
 
     return mask
 
@@ -68,39 +68,48 @@ def philox(counter, key):
     return c
 
 
-def element(i, rate, seed, offset):
-    counter = (offset + i // 4) % 2**64
-    word = philox([counter % 2**32, counter >> 32, 0, 0], [seed % 2**32, seed >> 32])[i % 4]
+def element(n, rate, seed):
+    counter = n // 4
+    word = philox([counter % 2**32, counter >> 32, 0, 0], [seed % 2**32, seed >> 32])[n % 4]
     return 1 / (1 - rate) if word >= rate * 2**32 else 0.0
 
 
 @pytest.mark.parametrize("seed", [0, 1, 0x0123456789ABCDEF, 2**64 - 1])
-@pytest.mark.parametrize("offset", [0, 7, 2**32 - 2, 2**64 - 2])
-def test_every_element_is_what_the_definition_says(seed, offset, dropout_mask):
-    mask = dropout_mask((3, 7), 0.3, seed, offset, "float64")
-    assert mask.reshape(-1).tolist() == [element(i, 0.3, seed, offset) for i in range(21)]
+@pytest.mark.parametrize("first", [0, 7, 4 * (2**32 - 2), 2**64 - 30])
+def test_every_element_is_what_the_definition_says(seed, first, dropout_mask):
+    mask = dropout_mask((3, 7), 0.3, seed, first, "float64")
+    assert mask.reshape(-1).tolist() == [element(first + i, 0.3, seed) for i in range(21)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 8, 1023, 1024, 1025, 1026, 5003])
 def test_every_wing_gives_the_bits_of_the_definition(size, dtype, dropout_mask):
-    for seed, offset in ((0, 0), (0x0123456789ABCDEF, 2**64 - 100)):
-        expected = definition.dropout_mask(np.empty(0, dtype), (size,), 0.3, seed, offset)
-        assert_same(dropout_mask((size,), 0.3, seed, offset, dtype), expected)
+    for seed, first in ((0, 0), (0x0123456789ABCDEF, 2**64 - 10001)):
+        expected = definition.dropout_mask(np.empty(0, dtype), (size,), 0.3, seed, first)
+        assert_same(dropout_mask((size,), 0.3, seed, first, dtype), expected)
 
 
 def test_an_element_does_not_depend_on_the_size(monkeypatch, dropout_mask):
     whole = dropout_mask((1001,), 0.5, 3, 5, "float32")
     np.testing.assert_array_equal(dropout_mask((13, 77), 0.5, 3, 5, "float32").reshape(-1), whole)
-    np.testing.assert_array_equal(dropout_mask((501,), 0.5, 3, 5 + 125, "float32"), whole[500:])
+    np.testing.assert_array_equal(dropout_mask((501,), 0.5, 3, 5 + 500, "float32"), whole[500:])
     monkeypatch.setattr(definition, "_BLOCK", 64)
     np.testing.assert_array_equal(dropout_mask((1001,), 0.5, 3, 5, "float32"), whole)
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 4), (3, 5), (5, 11)])
+@pytest.mark.parametrize("inner", [1, 3, 8, 130])
+def test_rows_of_a_mask(first, end, inner, dropout_mask):
+    """Some rows alone are those of the whole mask, wherever in a counter of the generator their entries begin."""
+    whole = dropout_mask((5, 11, inner), 0.5, 3, 0, "float32")
+    rows = dropout_mask((5, end - first, inner), 0.5, 3, first * inner, "float32", 11 * inner)
+    np.testing.assert_array_equal(rows, whole[:, first:end])
 
 
 def test_blocks_follow_on_each_other(dropout_mask):
     size = 4 * definition._BLOCK + 4
     mask = dropout_mask((size,), 0.5, 9, 0, "float64")
-    expected = [element(i, 0.5, 9, 0) for i in range(size - 8, size)]
+    expected = [element(i, 0.5, 9) for i in range(size - 8, size)]
     assert mask[-8:].tolist() == expected
 
 

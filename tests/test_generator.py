@@ -10,6 +10,7 @@ from strict_wing import plain, strict
 from tolerance import assert_all_close, assert_close, assert_same, check_gradients, recurrence_terms
 
 import gpurnn
+from gpurnn import reference
 from gpurnn.models import SequenceGenerator, SequenceTagger, load
 
 T, B, I, H, O = 5, 3, 2, 4, 3
@@ -55,8 +56,11 @@ def by_the_book(model, x, fed, forced):
 
 
 def forced_where(teacher_forcing, rng, t=T):
-    """What `teacher_forcing` says it draws."""
-    return np.random.default_rng(rng).random((t, B)) < teacher_forcing
+    """Where targets are fed: the entries that a dropout of this rate would drop."""
+    if teacher_forcing == 1:
+        return np.ones((t, B), bool)
+    seed = int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
+    return reference.dropout_mask(np.empty(0), (t, B), teacher_forcing, seed) == 0
 
 
 CHOICES = pairwise(

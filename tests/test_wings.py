@@ -166,7 +166,7 @@ def partial_wing(monkeypatch):
 
 
 def test_a_wing_may_define_one_function(partial_wing):
-    partial_wing.dropout_mask = lambda like, shape, rate, seed, offset: np.full(shape, 7.0)
+    partial_wing.dropout_mask = lambda like, shape, rate, seed, first, stride: np.full(shape, 7.0)
     x, w = np.ones((3, 2, 4)), np.ones((16, 4))
     (y, _), pullback = gpurnn.lstm.vjp(x, w, w)
     expected = pullback((np.ones_like(y), None))

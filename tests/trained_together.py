@@ -42,7 +42,7 @@ def translator():
     rng = np.random.default_rng(0)
     sources = [rng.integers(1, 9, n) for n in rng.integers(1, 7, 30)]
     targets = [np.append(s[::-1], 0) for s in sources]
-    model = gpurnn.EncoderDecoder(9, 9, 5, 8, attention="additive", rng=1)
+    model = gpurnn.EncoderDecoder(9, 9, 5, 8, attention="additive", dropout=0.2, rng=1)
     data = PaddedBatches(sources, 8, targets, own_lengths=True)
     return model, data, None
 

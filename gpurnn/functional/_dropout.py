@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
 from .._op import Pullback, differentiable
-from .._random import generator, philox_seed
+from .._random import Key, generator, mask_key
 
 
-def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, rng: np.random.Generator) -> Array:
-    """A mask of ``shape`` with entries 0 and 1/(1 - rate), of the library, device and dtype of ``like``."""
-    return _dispatch.wing("dropout", x=like).dropout_mask(like, shape, rate, philox_seed(rng), 0)
+def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, key: Key, start: int = 0) -> Array:
+    """A mask with entries 0 and 1/(1 - rate), of the library, device and dtype of ``like``.
+
+    Its rows, those of the second of three or more axes and of the first of fewer, are those of the key's batch: the
+    mask is a part of that of the whole batch, which any other process or shard would draw. If the axis is of another
+    length, the mask is these rows' own. ``start`` is the step of a sequence that the first axis begins with.
+    """
+    wing = _dispatch.wing("dropout", x=like)
+    axis = 1 if len(shape) > 2 else 0
+    if key.end is not None and (not shape or shape[axis] != key.end - key.first):
+        seed = int(np.random.SeedSequence([key.seed, key.first]).generate_state(1, np.uint64)[0])
+        key = Key(seed)
+    size = math.prod(shape[axis + 1 :])
+    if not axis:
+        return wing.dropout_mask(like, shape, rate, key.seed, key.first * size)
+    stride = size * (shape[1] if key.rows is None else key.rows)
+    return wing.dropout_mask(like, shape, rate, key.seed, start * stride + key.first * size, stride)
 
 
 def _dropout_vjp(x: Array, rate: float, rng: int | np.random.Generator) -> tuple[Array, Pullback]:
     where = "dropout"
     _, x = _arrays.take(where, {"x": x}, needed=("x",))
-    mask = dropout_mask(x, tuple(x.shape), _checks.fraction(where, "rate", rate), generator(where, rng))
+    mask = dropout_mask(x, tuple(x.shape), _checks.fraction(where, "rate", rate), mask_key(generator(where, rng)))
     y = x * mask
 
     def pullback(dy: Array | None) -> tuple[Array, dict[str, Array]]:

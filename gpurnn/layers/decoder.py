@@ -13,7 +13,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, functional, initializers
 from .._contract import Array, State, Wing
 from .._op import Pullback
-from .._random import generator
+from .._random import generator, mask_key
 from ..functional._attention import SCORES
 from ..functional._dropout import dropout_mask
 from ..functional._state import pack_state, unpack_state
@@ -440,7 +440,7 @@ class Decoder(Composite):
         between: list[Array] = []
         if rng is not None and self.recurrent.dropout > 0 and L > 1:
             random, shape = generator("Decoder", rng), (T, B, self.recurrent.hidden_size)
-            between = [dropout_mask(x, shape, self.recurrent.dropout, random) for _ in range(L - 1)]
+            between = [dropout_mask(x, shape, self.recurrent.dropout, mask_key(random)) for _ in range(L - 1)]
         W_own = p["weight_ih_l0"][:, :I]
         own = _product(xp, x, W_own)
         outputs, alignment, carried = [], [], first

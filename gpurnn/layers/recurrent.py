@@ -15,7 +15,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, _foreign, cells, initializers
 from .._contract import Array, State, Wavefront, Wing
 from .._op import Pullback
-from .._random import generator, philox_seed
+from .._random import Key, generator, mask_key, philox_seed
 from ..functional import _elementwise, _masks
 from ..functional._dropout import dropout_mask
 from ..functional._recurrent import infer, one_step, take
@@ -138,10 +138,10 @@ class _Weights(NamedTuple):
     """For each direction, the masks of the weights that were dropped."""
     mask: Array | None
     """Multiplies h_{t-1}."""
-    between: int | None
-    """The seed of the dropout on the layer's input."""
-    steps: dict[str, tuple[float, int]]
-    """The rate and the seed of the masks of each step, by their names."""
+    between: Key | None
+    """Of the dropout on the layer's input."""
+    steps: dict[str, tuple[float, Key]]
+    """The rate and the key of the masks of each step, by their names."""
 
 
 class _Rows(NamedTuple):
@@ -612,18 +612,18 @@ class Stacked(Layer):
             values = [{name: xp.asarray(p, copy=True) for name, p in own.items()} for own in values]
         between = None
         if rng is not None and self.dropout > 0 and layer > 0:
-            between = philox_seed(rng)
+            between = mask_key(rng)
         dropped: list[dict[str, Array]] = [{} for _ in values]
         if rng is not None and self.recurrent_dropout > 0:
             for own, masks in zip(values, dropped, strict=True):
                 w_hh = own["weight_hh"]
-                masks["weight_hh"] = dropout_mask(x, tuple(w_hh.shape), self.recurrent_dropout, rng)
+                masks["weight_hh"] = dropout_mask(x, tuple(w_hh.shape), self.recurrent_dropout, Key(philox_seed(rng)))
                 own["weight_hh"] = w_hh * masks["weight_hh"]
         mask = None
         if rng is not None and self.variational_dropout > 0:
             shape = (self.num_directions, x.shape[1], self._width)
-            mask = dropout_mask(x, shape, self.variational_dropout, rng)
-        steps = {} if rng is None else {n: (rate, philox_seed(rng)) for n, rate in self.cell.drawn_masks().items()}
+            mask = dropout_mask(x, shape, self.variational_dropout, mask_key(rng))
+        steps = {} if rng is None else {n: (rate, mask_key(rng)) for n, rate in self.cell.drawn_masks().items()}
         return _Weights(tuple(values), tuple(dropped), mask, between, steps)
 
     def _stack(
@@ -695,12 +695,12 @@ class Stacked(Layer):
         xp = _dispatch.namespace(type(self).__name__, x=x)
         between = None
         if weights.between is not None:
-            between = _mask_from(wing, x, start, self.dropout, weights.between)
+            between = dropout_mask(x, tuple(x.shape), self.dropout, weights.between, start)
             x = x * between
         cell, step_masks = self.cell, None
         if weights.steps:
             cell = replace(cell, step_masks=tuple(weights.steps))
-            step_masks = xp.stack([self._step_mask(wing, x, start, *drawn) for drawn in weights.steps.items()])
+            step_masks = xp.stack([self._step_mask(x, start, *drawn) for drawn in weights.steps.items()])
         recurred, final, saved = wing.recurrence_forward(
             cell, x, weights.values, state, lengths=rows.lengths, resets=rows.resets, exists=rows.mask,
             repeats=not self.zero_masked_output, mask=weights.mask, step_masks=step_masks, training=training,
@@ -734,12 +734,11 @@ class Stacked(Layer):
 
         return final, finish
 
-    def _step_mask(self, wing: Wing, x: Array, start: int, name: str, drawn: tuple[float, int]) -> Array:
+    def _step_mask(self, x: Array, start: int, name: str, drawn: tuple[float, Key]) -> Array:
         """A mask of each step (D, T, B, H), of the steps of x, which begin at step ``start`` of the sequence."""
         xp = _dispatch.namespace(type(self).__name__, x=x)
         (T, B, _), D, H = x.shape, self.num_directions, self.hidden_size
-        rows = xp.empty((T, B, D * H), dtype=x.dtype, device=_dispatch.device(x))
-        mask = xp.permute_dims(xp.reshape(_mask_from(wing, rows, start, *drawn), (T, B, D, H)), (2, 0, 1, 3))
+        mask = xp.permute_dims(dropout_mask(x, (T, B, D, H), *drawn, start), (2, 0, 1, 3))
         # Of a dropout 0 is what goes, and of zoneout it is what stays from the step before.
         return xp.astype(mask == 0, x.dtype) if name.startswith("zoneout") else _arrays.contiguous(mask)
 
@@ -808,15 +807,6 @@ def _joined(chunks: list[range], parts: list[Array]) -> Array:
         whole.put(steps, part)
     joined: Array = whole.array
     return joined
-
-
-def _mask_from(wing: Wing, like: Array, start: int, rate: float, seed: int) -> Array:
-    """The rows from step ``start`` on of the mask of a whole sequence, as many as ``like`` (T, B, F) has."""
-    size = math.prod(like.shape)
-    counter, skip = divmod(start * math.prod(like.shape[1:]), 4)  # a counter of Philox gives four entries
-    flat = wing.dropout_mask(like, (skip + size,), rate, seed, counter)
-    xp = _dispatch.namespace("dropout", like=like)
-    return xp.reshape(flat[skip:], like.shape)
 
 
 def _side_by_side(xp: Any, of_directions: tuple[Array | None, ...], hidden: int) -> Array | None:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from .. import _arrays, _checks, _dispatch, layers, losses
 from .._contract import Array, State
 from .._op import Pullback
-from .._random import generator
+from .._random import generator, mask_key
 from ..cells import CELLS, Activation, Update
 from ..functional._attention import SCORES
+from ..functional._dropout import dropout_mask
 from ..functional._state import cotangent_pair, pack_state, unpack_state
 from ..layers.base import Chain
 from ..layers.decoder import Carried
@@ -460,12 +461,15 @@ class EncoderDecoder(Model):
         memory, state = self._encode(source, lengths)
         carried = self.decoder.begin(memory, state, lengths if self._looks else None, batch=tokens.shape[1])
         read = [target[0, ...]]
+        fed: Any = None
+        if rng is not None and share > 0.0:
+            like = self.output.params["weight"]
+            fed = dropout_mask(like, (*tokens.shape, 1), share, mask_key(rng))[:, :, 0] == 0  # what it would drop
         for t in range(1, tokens.shape[0]):
             output, _, carried = self.decoder.step(self.target(read[-1][None, ...])[0, ...], carried)
             token = xp.astype(xp.argmax(self.output(output), axis=-1), xp.int64)
-            if rng is not None and share > 0.0:
-                keep = _dispatch.from_numpy(xp, rng.random((tokens.shape[1],)) < share)
-                token = xp.where(keep, target[t, ...], token)
+            if fed is not None:
+                token = xp.where(fed[t, ...], target[t, ...], token)
             read.append(token)
         return xp.stack(read)
 

@@ -10,8 +10,9 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, functional, layers, losses
 from .._contract import Array
 from .._op import Pullback
-from .._random import generator
+from .._random import generator, mask_key
 from ..functional._activations import DENSE_ACTIVATIONS, activate, activate_pullback
+from ..functional._dropout import dropout_mask
 from .base import Model, check_finite, check_numbers, existing, not_finite, recurrent
 from .sequence import LOSSES, check_classes
 
@@ -335,7 +336,7 @@ class SequenceGenerator(Model):
         T, B = targets.shape[:2]
         if x.shape[0] != B:
             raise ValueError(f"{where}: targets has shape {tuple(targets.shape)}, expected B = {x.shape[0]} as x has")
-        forced = self._forced(xp, teacher_forcing, rng, (T, B))
+        forced = self._forced(x, teacher_forcing, rng, (T, B))
         exists = existing(where, targets, lengths)
         _dispatch.wing(where, x=x).check_lengths(where, lengths, T)
         fed = None
@@ -359,7 +360,7 @@ class SequenceGenerator(Model):
 
     @staticmethod
     def _forced(
-        xp: Any, teacher_forcing: float, rng: int | np.random.Generator | None, shape: tuple[int, int]
+        like: Array, teacher_forcing: float, rng: int | np.random.Generator | None, shape: tuple[int, int]
     ) -> Array | bool:
         """Whether targets are fed: a bool for all steps, or an array (T, B) of them."""
         where = "SequenceGenerator"
@@ -371,8 +372,8 @@ class SequenceGenerator(Model):
                 f"{where}: rng is None, expected an int seed or a numpy.random.Generator, as teacher_forcing is "
                 f"{teacher_forcing!r}, neither 0 nor 1"
             )
-        drawn = generator(where, rng).random(shape) < teacher_forcing
-        return _dispatch.from_numpy(xp, drawn)
+        mask: Any = dropout_mask(like, (*shape, 1), teacher_forcing, mask_key(generator(where, rng)))
+        return mask[:, :, 0] == 0  # what a dropout of this rate drops
 
     def _batches(self, X: Any, y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator) -> Any:
         from ..training import PaddedBatches

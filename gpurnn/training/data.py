@@ -7,7 +7,7 @@ import functools
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +39,9 @@ class Batch:
         The state after this many steps is handed on. None: that after all.
     weights : array (B,) or (T, B), optional
         The weight of each target in the mean loss. It is passed on to the model as the keyword ``mask``.
+    rows : (int, int, int), optional
+        Of a shard: its first row in the whole batch, the one after its last, and how many the whole has. Dropout then
+        depends on a row's place in the whole batch alone.
     """
 
     inputs: Any
@@ -48,6 +51,7 @@ class Batch:
     context: int = 0
     state_after: int | None = None
     weights: Any = None
+    rows: tuple[int, int, int] | None = None
 
 
 class Data(Protocol):
@@ -57,7 +61,7 @@ class Data(Protocol):
     given ``epochs`` asks it for each of them at the beginning.
 
     Data for a `Trainer` with ``shards`` have ``shard(epoch, index, number, shards)``: the rows of batch ``index`` that
-    are shard ``number`` of so many, as a `Batch`; None if there are none.
+    are shard ``number`` of so many, as a `Batch` that says which ``rows`` these are; None if there are none.
     """
 
     carries_state: bool
@@ -244,7 +248,9 @@ class TokenStream:
     def shard(self, epoch: int, index: int, number: int, shards: int) -> Batch | None:
         """Window ``index`` of the lanes that are shard ``number`` of ``shards``; None if there are none."""
         first, end = _rows(self.batch_size, number, shards)
-        return None if first == end else self._window(epoch, index, first, end)
+        if first == end:
+            return None
+        return replace(self._window(epoch, index, first, end), rows=(first, end, self.batch_size))
 
     def _window(self, epoch: int, index: int, first: int, end: int) -> Batch:
         """A window of the lanes from ``first`` to ``end``."""
@@ -703,7 +709,9 @@ class PaddedBatches:
         epoch, index = _position(self, epoch, index)
         chosen = self._batches(epoch)[index]
         first, end = _rows(len(chosen), number, shards)
-        return None if first == end else self._padded(chosen[first:end])
+        if first == end:
+            return None
+        return replace(self._padded(chosen[first:end]), rows=(first, end, len(chosen)))
 
     def _padded(self, chosen: Any) -> Batch:
         """These examples as a batch."""

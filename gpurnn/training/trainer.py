@@ -979,7 +979,8 @@ class Trainer:
         self, epoch: int, number: int, state: Any, options: dict[str, Any]
     ) -> tuple[float, float, dict[str, float], Any, dict[str, Any]]:
         """The loss of a batch, its number of targets, metrics, state and gradients."""
-        return self._computed(self.data.batch(epoch, number), state, self._rng, options)
+        rng = np.random.default_rng(_random.philox_seed(self._rng))
+        return self._computed(self.data.batch(epoch, number), state, rng, options)
 
     def _computed(
         self, batch: Batch, state: Any, rng: np.random.Generator, options: dict[str, Any]
@@ -1004,7 +1005,8 @@ class Trainer:
     ) -> tuple[float, float, dict[str, float], Any, dict[str, Any]]:
         """`_of_batch`, in shards that are shared out to the processes; the states are a list, one for each shard.
 
-        A shard's dropout is seeded by the step and the shard, so no mask depends on the processes.
+        A row has the dropout that it has in the whole batch, so no mask depends on the processes or the shards; if the
+        data do not say which rows a shard has, its dropout is seeded by the step and the shard.
         """
         processes, parts, data = self._processes, self._parts, self.data
         assert parts is not None
@@ -1022,6 +1024,8 @@ class Trainer:
                 else:
                     state = None if states is None else states[s]
                     rng = np.random.default_rng([seed, s])
+                    if batch.rows is not None:
+                        rng = _random.OfRows(seed, *batch.rows)
                     loss, count, metrics, after[s], found = self._computed(batch, state, rng, options)
                     _, found = gradients.of_parameters("Trainer", self.model.params, found)
                     grads = {name: found[name] * float(count) for name in params}

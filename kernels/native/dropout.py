@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from gpurnn._contract import Array
+from gpurnn._random import pieces
 
 from . import build, threads
 
@@ -14,12 +15,14 @@ LIBRARY = build.Library("dropout", lambda: '#include "native/dropout.cpp"\n', ("
 """Its inner loops are for the compiler to vectorize."""
 
 
-def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, seed: int, offset: int) -> Array:
+def dropout_mask(
+    like: Array, shape: tuple[int, ...], rate: float, seed: int, first: int = 0, stride: int | None = None
+) -> Array:
     """A mask of inverted dropout, of the bits that ``gpurnn.reference`` gives it."""
     mask = np.empty(shape, like.dtype)
     if mask.size:
         build.call(
-            getattr(build.load(LIBRARY), f"gpurnn_dropout_{mask.dtype.name}"), threads.team(), mask.size,
-            math.ceil(rate * 2**32), seed, offset, 1 / (1 - rate), mask,
+            getattr(build.load(LIBRARY), f"gpurnn_dropout_{mask.dtype.name}"), threads.team(), *pieces(shape, stride),
+            math.ceil(rate * 2**32), seed, first, 1 / (1 - rate), mask,
         )  # fmt: skip
     return mask
