@@ -166,6 +166,14 @@ def test_memory_is_what_a_run_allocates(name, options, numpy_wing):
     assert checked >= 1
 
 
+def test_memory_is_what_the_compiled_wing_allocates_for_a_layer_norm():
+    layer = gpurnn.LSTM(32, 64, num_layers=2, bidirectional=True, layer_norm=True)
+    with gpurnn.use("native"):
+        cost = complexity(layer, 40, 16)
+        for run, found in ((forward, cost.forward), (backpropagation, cost.bptt)):
+            assert found.memory == pytest.approx(allocated(run, layer, 40, 16), rel=0.08), run.__name__
+
+
 @pytest.mark.kernels
 @pytest.mark.parametrize(
     ("name", "schedule", "options"),

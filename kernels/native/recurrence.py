@@ -96,14 +96,19 @@ def library_name(cell: Cell, dtype: str) -> str:
 @functools.cache
 def can_compute(cell: Cell, dtype: str, library: Callable[[Any, str], build.Library] = library) -> bool:
     """Whether a library of a cell that no installation brings can be made, or is there; warns if not."""
-    if cell.sums_over_units:
-        return False
     try:
         build.load(library(cell, dtype))
     except CompilerError as error:
         _checks.warn(cell.name, f"the NumPy wing computes {cell!r}, which cannot be compiled here: {error}")
         return False
     return True
+
+
+def _sums() -> Any:
+    """The module for cells with sums over hidden units, which imports this one."""
+    from . import sums
+
+    return sums
 
 
 def _room(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -157,18 +162,15 @@ def recurrence_forward(
 ) -> tuple[Array, tuple[Array, ...], Any]:
     """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s."""
     T, B, I = x.shape
-    if (
-        not x.size
-        or cell.sums_over_units
-        or not (cell.is_brought or can_compute(cell.without_numbers, _DTYPES[x.dtype.char]))
-    ):
-        empty_run: tuple[Array, tuple[Array, ...], Any]
-        empty_run = reference.recurrence_forward(
+    of_sums = cell.sums_over_units and x.size
+    if of_sums or not x.size or not (cell.is_brought or can_compute(cell.without_numbers, _DTYPES[x.dtype.char])):
+        other: tuple[Array, tuple[Array, ...], Any]
+        other = (_sums() if of_sums else reference).recurrence_forward(
             cell, x, weights, state, lengths=lengths, resets=resets, exists=exists, repeats=repeats, mask=mask,
             step_masks=step_masks,
             training=training,
         )  # fmt: skip
-        return empty_run
+        return other
     if lengths is not None:
         reference.check_lengths(cell.name, lengths, T)
         lengths = lengths.astype(np.int32)
@@ -241,9 +243,11 @@ def recurrence_backward(
     """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
     first = saved[0]
     if not isinstance(first, _Saved):
-        of_reference: tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]
-        of_reference = reference.recurrence_backward(saved, dy, dstate, dweights)
-        return of_reference
+        other: tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]
+        other = (_sums() if isinstance(first, _sums().Saved) else reference).recurrence_backward(
+            saved, dy, dstate, dweights
+        )
+        return other
     x, lengths, marks, *_ = first.arrays
     assert x is not None
     B, H, dtype = x.shape[1], first.layer.hidden, x.dtype
