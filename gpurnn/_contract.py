@@ -272,6 +272,23 @@ class Wing(Protocol):
     def independent_backward(self, saved: Saved, dh: Array) -> tuple[Array, Array, Array]:
         """The gradients of a, u and h0."""
 
+    # ---- minimal cells: h_t = kept h_{t-1} + z n_t, elementwise, all three of the same step's arguments
+
+    def minimal_forward(
+        self,
+        cell: Cell,
+        a: Array,
+        h0: Array,
+        *,
+        resets: Array | None = None,
+        exists: Array | None = None,
+        training: bool = False,
+    ) -> tuple[Array, Saved]:
+        """h (T, B, H) from the arguments a (T, B, G*H) of gates and candidate, and h0 (B, H); the rest is as above."""
+
+    def minimal_backward(self, saved: Saved, dh: Array) -> tuple[Array, Array]:
+        """The gradients of a and h0."""
+
     # ---- dense: the products of rows with the weights of a layer
 
     def dense_forward(self, x: Array, weight: Array, bias: Array | None = None) -> Array:

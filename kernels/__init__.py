@@ -16,6 +16,8 @@ from .losses import cross_entropy_backward as cross_entropy_backward
 from .losses import cross_entropy_forward as cross_entropy_forward
 from .losses import mse_backward as mse_backward
 from .losses import mse_forward as mse_forward
+from .minimal import minimal_backward as minimal_backward
+from .minimal import minimal_forward as minimal_forward
 from .optim import global_norm as global_norm
 from .optim import optimizer_update as optimizer_update
 from .optim import scaled as scaled

@@ -20,6 +20,8 @@ from .losses import cross_entropy_forward as cross_entropy_forward
 from .losses import mse_backward as mse_backward
 from .losses import mse_forward as mse_forward
 from .memory import recurrence_memory as recurrence_memory
+from .minimal import minimal_backward as minimal_backward
+from .minimal import minimal_forward as minimal_forward
 from .multi_head import multi_head_backward as multi_head_backward
 from .multi_head import multi_head_forward as multi_head_forward
 from .optim import global_norm as global_norm

@@ -11,7 +11,7 @@ from gpurnn.kernels import native
 from tolerance import assert_all_close, assert_same
 
 from gpurnn import reference
-from gpurnn.cells import IndRNN
+from gpurnn.cells import IndRNN, MinGRU, MinLSTM
 from gpurnn.optimizers import KINDS
 
 
@@ -46,6 +46,18 @@ def independent(wing, dtype, columns, activation):
         array[...] = 0
     dh = draw(dtype, 70, 3, columns, seed=2)
     return *results, *wing.independent_backward(saved, dh), *wing.independent_backward(saved, dh)
+
+
+def minimal(wing, dtype, units, cell):
+    a, h0 = 3 * draw(dtype, 70, 3, cell.gates * units), draw(dtype, 3, units)
+    marks = np.random.default_rng(0).random((2, 70, 3)) < 0.1
+    marks = {"resets": marks[0], "exists": ~marks[1]}
+    h, saved = wing.minimal_forward(cell, a, h0, **marks, training=True)
+    results = h.copy(), wing.minimal_forward(cell, a, h0, **marks)[0], wing.minimal_forward(cell, a, h0)[0]
+    for array in (a, h0, h, *marks.values()):
+        array[...] = 0
+    dh = draw(dtype, 70, 3, units, seed=2)
+    return *results, *wing.minimal_backward(saved, dh), *wing.minimal_backward(saved, dh)
 
 
 def cross_entropy(wing, dtype, V, smoothing):
@@ -119,6 +131,8 @@ CLOSE = {
     "scan of many columns and factors": (scan, 700, False, 600),
     "independent units": (independent, 37, "tanh", 140),
     "many independent units": (independent, 300, "sigmoid", 140),
+    "minimal GRU": (minimal, 37, MinGRU(), 140),
+    "minimal LSTM": (minimal, 150, MinLSTM(), 140),
     "loss of 2 classes": (cross_entropy, 2, 0.0, 40),
     "loss of 100 classes": (cross_entropy, 100, 0.1, 140),
     "additive attention": (attention, True, 100),

@@ -1,4 +1,4 @@
-"""Recurrences whose units do not read each other's states, made of a wing's dense products and scans.
+"""Recurrences whose units do not read each other's states, made of a wing's dense products and of its loop over steps.
 
 All products of a sequence are computed before its first step, many steps at a time.
 """
@@ -142,7 +142,7 @@ def _part(
     if isinstance(cell, cells.IndRNN):
         h, pull_states = _independent(wing, xp, cell, weights["weight_hh"], a, steps, h0, mask, training)
     else:
-        h, pull_states = _scan(wing, xp, cell, a, steps, h0, training)
+        h, pull_states = _minimal(wing, cell, a, steps, h0, training)
     final = xp.asarray(h[-1, ...] if T else h0, copy=True)
     if not training:
         return h, (final,), None
@@ -192,66 +192,16 @@ def _independent(
     return h, pull
 
 
-def _scan(
-    wing: Wing, xp: Any, cell: cells.Cell, a: Array, steps: _Steps, h0: Array, training: bool
+def _minimal(
+    wing: Wing, cell: cells.Cell, a: Array, steps: _Steps, h0: Array, training: bool
 ) -> tuple[Array, PullStates]:
-    """h_t = kept h_{t-1} + z n_t, with shares z and kept that add up to 1.
-
-    Neither share is 1 minus the other, and n is positive, so that no digit is lost to a difference, however small a
-    share is. A step that does not exist has the shares 0 and 1.
-    """
-    absent, cut, H = _absent(xp, steps), _expanded(xp, steps.resets), h0.shape[1]
-    shares = _shares_of_gru if isinstance(cell, cells.MinGRU) else _shares_of_lstm
-    z, kept, pull_shares = shares(xp, a, H)
-    # n = g(p) = p + 1/2, or sigma(p) where p < 0: positive, so that in the paper it has a logarithm.
-    p = a[:, :, -H:]
-    below, e = p < 0, xp.exp(xp.minimum(p, xp.zeros_like(p)))
-    n = xp.where(below, e / (1 + e), p + 0.5)
-    factors = kept if absent is None else xp.where(absent, xp.ones_like(kept), kept)
-    h, saved = wing.linear_scan_forward(
-        _masks.zero_where(xp, cut, factors), _masks.zero_where(xp, absent, z * n), h0, training=training
-    )  # fmt: skip
+    """h_t = kept h_{t-1} + z n_t."""
+    h, saved = wing.minimal_forward(cell, a, h0, resets=steps.resets, exists=steps.exists, training=training)
 
     def pull(dh: Array) -> tuple[Array, Array, dict[str, Array]]:
-        dfactors, dadded, dh0 = wing.linear_scan_backward(saved, dh)
-        dfactors, dadded = (_masks.zero_where(xp, absent, d) for d in (dfactors, dadded))
-        dp = dadded * z * xp.where(below, n * (1 - n), xp.ones_like(n))
-        dgates = pull_shares(dadded * n - _masks.zero_where(xp, cut, dfactors))
-        return xp.concat([*dgates, dp], axis=2), dh0, {}
+        return (*wing.minimal_backward(saved, dh), {})
 
     return h, pull
-
-
-Shares = tuple[Array, Array, Callable[[Array], list[Array]]]
-"""z and kept, and from dL/dz - dL/dkept to the gradients of the gates' arguments."""
-
-
-def _shares_of_gru(xp: Any, a: Array, H: int) -> Shares:
-    """sigma(a_z) and sigma(-a_z)."""
-    k = a[:, :, :H]
-    e, negative = xp.exp(-xp.abs(k)), k < 0
-    larger = 1 / (1 + e)
-    smaller = e * larger
-    z, kept = xp.where(negative, smaller, larger), xp.where(negative, larger, smaller)
-    return z, kept, lambda d: [d * z * kept]
-
-
-def _shares_of_lstm(xp: Any, a: Array, H: int) -> Shares:
-    """i / (i + f) and f / (i + f), as (1 + exp(-a_f)) / (2 + exp(-a_i) + exp(-a_f)) and the same with i and f swapped.
-
-    All exponentials are divided by the largest of them and of 1, which none then exceeds.
-    """
-    i, f = -a[:, :, :H], -a[:, :, H : 2 * H]
-    largest = xp.maximum(xp.maximum(i, f), xp.zeros_like(i))
-    one, e_i, e_f = (xp.exp(exponent - largest) for exponent in (xp.zeros_like(i), i, f))
-    both = one + e_i + (one + e_f)
-    z, kept = (one + e_f) / both, (one + e_i) / both
-    return z, kept, lambda d: [d * z * (e_i / both), -d * kept * (e_f / both)]
-
-
-def _expanded(xp: Any, of_steps: Array | None) -> Array | None:
-    """(T, B) as (T, B, 1)."""
-    return None if of_steps is None else xp.expand_dims(of_steps, axis=2)
 
 
 def _absent(xp: Any, steps: _Steps) -> Array | None:

@@ -14,6 +14,7 @@ from .independent import independent_backward, independent_forward
 from .linear_scan import linear_scan_backward, linear_scan_forward
 from .losses import cross_entropy_backward, cross_entropy_forward
 from .memory import recurrence_memory
+from .minimal import minimal_backward, minimal_forward
 from .optim import global_norm, optimizer_update
 from .recurrence import recurrence_backward, recurrence_forward
 
@@ -32,6 +33,8 @@ __all__ = [
     "independent_forward",
     "linear_scan_backward",
     "linear_scan_forward",
+    "minimal_backward",
+    "minimal_forward",
     "optimizer_update",
     "recurrence_backward",
     "recurrence_chunk",

@@ -25,6 +25,7 @@ from . import (
     independent,
     linear_scan,
     losses,
+    minimal,
     optim,
     processor,
     recurrence,
@@ -34,7 +35,7 @@ from . import (
 
 def libraries() -> Iterator[build.Library]:
     """All libraries that this package can ask for."""
-    for module in (threads, attention, dense, dropout, embedding, linear_scan, losses, optim):
+    for module in (threads, attention, dense, dropout, embedding, linear_scan, losses, minimal, optim):
         yield module.LIBRARY
     for cell in IndRNN.variants():
         for dtype in recurrence.C_NAMES:
