@@ -33,8 +33,12 @@ SHARDS = 4
 WARM_UPS, STEPS, TURNS = 3, 30, 3
 
 
-def measure(rows: int, shards: int | None, steps: int = STEPS) -> float:
-    """Seconds of a step of training a language model on all processes, the mean of some after a warm-up."""
+def measure(rows: int, shards: int | None, steps: int = STEPS) -> tuple[float, float]:
+    """Seconds of a step of training a language model on all processes, and of the sum of its gradients alone.
+
+    The first is the mean of some steps after a warm-up. The second is the median of as many sums of all processes, each
+    begun together: all that an exchange during the backward pass could hide.
+    """
     communicator = distributed.communicator()
     model = LanguageModel(CharVocabulary([chr(32 + k) for k in range(SYMBOLS)]), EMBEDDING, HIDDEN)
     tokens = np.random.default_rng(0).integers(0, SYMBOLS, rows * ((WARM_UPS + steps) * WINDOW + 1), np.int32)
@@ -47,7 +51,13 @@ def measure(rows: int, shards: int | None, steps: int = STEPS) -> float:
     communicator.barrier()
     began = time.perf_counter()
     trainer.train()
-    return (time.perf_counter() - began) / steps
+    step, sums = (time.perf_counter() - began) / steps, []
+    for _ in range(steps):
+        communicator.barrier()
+        began = time.perf_counter()
+        communicator.all_reduce(list(model.params.values()))
+        sums.append(time.perf_counter() - began)
+    return step, statistics.median(sums)
 
 
 def report(
@@ -61,7 +71,7 @@ def report(
         (P, name, shards): ROWS * (P if name == "weak" else 1)
         for P in processes for name in ("strong", "weak") for shards in (None, SHARDS)
     }  # fmt: skip
-    times: dict[tuple[int, str, int | None], list[float]] = {case: [] for case in cases}
+    times: dict[tuple[int, str, int | None], list[tuple[float, float]]] = {case: [] for case in cases}
     for _ in range(turns):
         for case, rows in cases.items():
             P, _, shards = case
@@ -70,31 +80,40 @@ def report(
             ended = subprocess.run(
                 command, cwd=ROOT, env=thread_limits(1), stdout=subprocess.PIPE, check=True, text=True
             )
-            times[case].append(json.loads(ended.stdout))
+            times[case].append(tuple(json.loads(ended.stdout)))
     yield (
         f"Milliseconds of a step of training a language model (embedding {EMBEDDING}, LSTM {HIDDEN}, {WINDOW} steps, "
         f"Adam, float32) on {cpus()} cores, one thread a process, by MPI: medians of {turns} runs of {steps} steps. "
         f"Strong: {ROWS} rows in all. Weak: {ROWS} rows a process. Efficiency is the time of one process divided by "
-        f"that of P, and for strong by P too. With shards={SHARDS} the bits do not depend on P."
+        f"that of P, and for strong by P too. With shards={SHARDS} the bits do not depend on P. The sum is that "
+        "of the gradients alone, over processes that begin it together: the share of a plain step that an exchange "
+        "during the backward pass could hide."
     )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     yield f"The machine's load in the last minute was {load:.1f}."
     yield ""
-    names = ("rows", "P", "plain", "efficiency", f"shards={SHARDS}", "efficiency", "shards / plain")
+    names = ("rows", "P", "plain", "efficiency", "sum", "of a step", f"shards={SHARDS}", "efficiency", "shards / plain")
     yield row(names)
     yield row(["---", *["--:"] * (len(names) - 1)])
     for name in ("strong", "weak"):
         for P in processes:
-            plain, sharded = (1e3 * statistics.median(times[P, name, shards]) for shards in (None, SHARDS))
+            plain, sharded = (_milliseconds(times[P, name, shards], 0) for shards in (None, SHARDS))
+            summed = _milliseconds(times[P, name, None], 1)
             shares = []
             for shards, own in ((None, plain), (SHARDS, sharded)):
-                first = 1e3 * statistics.median(times[processes[0], name, shards])
+                first = _milliseconds(times[processes[0], name, shards], 0)
                 shares.append(f"{first / own / (P / processes[0] if name == 'strong' else 1):.0%}")
             many = f"{P} (on {cpus()} cores)" if cpus() < P else f"{P}"
-            yield row([name, many, f"{plain:.1f}", shares[0], f"{sharded:.1f}", shares[1], f"{sharded / plain:.2f}"])
+            of_sum = [f"{summed:.2f}", f"{summed / plain:.1%}"] if P > 1 else ["", ""]
+            of_shards = [f"{sharded:.1f}", shares[1], f"{sharded / plain:.2f}"]
+            yield row([name, many, f"{plain:.1f}", shares[0], *of_sum, *of_shards])
     if gpus:
         yield ""
         yield from on_paper()
+
+
+def _milliseconds(runs: Sequence[tuple[float, float]], which: int) -> float:
+    return 1e3 * statistics.median(run[which] for run in runs)
 
 
 # ---- On paper -------------------------------------------------------------------------------------------------------
@@ -165,6 +184,6 @@ def on_paper() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    seconds = measure(int(sys.argv[1]), int(sys.argv[2]) or None, int(sys.argv[3]))
+    measured = measure(int(sys.argv[1]), int(sys.argv[2]) or None, int(sys.argv[3]))
     if distributed.communicator().rank == 0:
-        print(json.dumps(seconds))
+        print(json.dumps(measured))

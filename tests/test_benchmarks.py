@@ -267,7 +267,8 @@ def test_processes_are_measured_with_shards_and_without():
     for line, name, processes in ((first, "strong", "1"), (second, "strong", "2"), (third, "weak", "1")):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[:2] == [name, processes]
-        assert all(float(cells[i]) > 0 for i in (2, 4, 6))
+        assert all(float(cells[i]) > 0 for i in (2, 6, 8))
+        assert (cells[4] == "") == (processes == "1")
     assert fourth.startswith("| weak | 2 |")
 
 
