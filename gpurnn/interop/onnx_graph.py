@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .. import _checks, _dispatch, _files, layers
 from ..cells import Activation, activations
 from ..layers.base import Layer
-from ..layers.recurrent import Recurrent
+from ..layers.recurrent import Stacked
 from .onnx import FUNCTIONS, GATES
 from .weights import installed, is_default, reordered
 
@@ -29,6 +29,9 @@ _ALIKE = (
 
 _MERGES = {"sum": "ReduceSum", "average": "ReduceMean", "mul": "ReduceProd"}
 
+_OPERATORS = {"rnn": "rnn", "lstm": "lstm", "gru": "gru", "indrnn": "rnn"}
+"""By cell, the operator of ONNX in the cells' names: one whose units read their own states alone is an RNN too."""
+
 _DENSE = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "softmax": "Softmax"}
 
 
@@ -38,8 +41,9 @@ def to_onnx(layer: Layer, path: str | os.PathLike[str] | None = None) -> Any:
     Parameters
     ----------
     layer : Layer
-        RNN, LSTM, GRU, Dense, Embedding, LayerNorm, Dropout, or a Sequential of them; or a SequenceClassifier,
-        SequenceTagger, SequenceRegressor or LanguageModel.
+        RNN, LSTM, GRU, IndRNN (as an RNN whose recurrent weights are diagonal), Dense, Embedding, LayerNorm, Dropout,
+        or a Sequential of them; or a SequenceClassifier, SequenceTagger, SequenceRegressor or LanguageModel of these
+        cells.
     path : path, optional
         Where the model is also written.
 
@@ -59,7 +63,9 @@ def to_onnx(layer: Layer, path: str | os.PathLike[str] | None = None) -> Any:
     Raises
     ------
     ValueError
-        ONNX has no such layer or option: the message names it.
+        ONNX has no such layer or option: the message names it. A model has no parameters before `fit`.
+    TypeError
+        ``layer`` is no layer.
     ImportError
         onnx is not installed.
 
@@ -70,6 +76,8 @@ def to_onnx(layer: Layer, path: str | os.PathLike[str] | None = None) -> Any:
     >>> interop.to_onnx(gpurnn.LSTM(3, 4, num_layers=2), "lstm.onnx")  # doctest: +SKIP
     """
     where = "to_onnx"
+    if not isinstance(layer, Layer):
+        raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected a Layer")
     onnx = installed(where, "onnx", "onnx")
     model = _Graph(where, onnx, layer).model()
     if path is not None:
@@ -156,11 +164,11 @@ class _Graph:
     # ---- Models ----
 
     def model(self) -> Any:
-        from ..models import LanguageModel
+        from ..models import Forecaster, LanguageModel
         from ..models.sequence import SequenceModel
 
         layer = self.layer
-        if isinstance(layer, SequenceModel):
+        if isinstance(layer, SequenceModel) and not isinstance(layer, Forecaster):
             self.sequence_model(layer)
         elif isinstance(layer, LanguageModel):
             self.language_model(layer)
@@ -176,7 +184,7 @@ class _Graph:
     def alone(self, layer: Layer) -> None:
         """A layer, or layers one after another."""
         parts = list(_parts(layer))
-        recurrent = [part for part in parts if isinstance(part, Recurrent)]
+        recurrent = [part for part in parts if isinstance(part, Stacked)]
         first = parts[0] if parts else None
         tokens = isinstance(first, layers.Embedding)
         width, out = layer._widths(None)
@@ -185,7 +193,7 @@ class _Graph:
         shape, of_outputs = steps if tokens else [*steps, width], [*steps, out]
         x = self.input("x", np.int64 if tokens else self.dtype, shape)
         self.time = x, int(batch_first)
-        if recurrent and not isinstance(first, Recurrent):
+        if recurrent and not isinstance(first, Stacked):
             x = self.zero_past_the_end(x, tokens=tokens, batch_first=batch_first)
         states: _States = []
         y = self.applied(layer, x, "", states)
@@ -246,7 +254,7 @@ class _Graph:
             for index, part in enumerate(layer.layers):
                 x = self.applied(part, x, f"{prefix}{index}.", states)
             return x
-        if isinstance(layer, Recurrent):
+        if isinstance(layer, Stacked) and layer.cell.name in _OPERATORS:
             return self.recurrent(layer, x, prefix, states, prefix)
         if isinstance(layer, layers.Dense):
             return self.dense(layer, x, prefix)
@@ -257,11 +265,14 @@ class _Graph:
             return self.node("LayerNormalization", [x, *names], axis=-1, epsilon=layer.eps)
         if isinstance(layer, layers.Dropout):
             return x
+        raise self.unknown(layer, prefix)
+
+    def unknown(self, layer: Any, prefix: str) -> ValueError:
         named = f"layer {prefix.removesuffix('.')}" if prefix else "layer"
-        raise ValueError(
-            f"{self.where}: {named} is {_checks.described(layer)}, which has no form in ONNX, expected RNN, LSTM, GRU, "
-            "Dense, Embedding, LayerNorm, Dropout, Sequential, SequenceClassifier, SequenceTagger, SequenceRegressor "
-            "or LanguageModel"
+        return ValueError(
+            f"{self.where}: {named} is {_checks.described(layer)}, which cannot be written as ONNX, expected RNN, "
+            "LSTM, GRU, IndRNN, Dense, Embedding, LayerNorm, Dropout, Sequential, SequenceClassifier, SequenceTagger, "
+            "SequenceRegressor or LanguageModel"
         )
 
     def param(self, prefix: str, layer: Layer, name: str) -> str:
@@ -314,11 +325,13 @@ class _Graph:
         first = self.node("Gather", [backward, self.constant("scalar_0", np.array(0, np.int64))])
         return self.node("Concat", [y, first], axis=1)
 
-    def recurrent(self, layer: Recurrent, x: str, prefix: str, states: _States | None, of_states: str = "") -> str:
+    def recurrent(self, layer: Stacked, x: str, prefix: str, states: _States | None, of_states: str = "") -> str:
         """y; without ``states`` the initial state is zero, else they get the final ones.
 
         The names of states begin with ``of_states``.
         """
+        if layer.cell.name not in _OPERATORS:
+            raise self.unknown(layer, prefix)
         D, L, H = layer.num_directions, layer.num_layers, layer.hidden_size
         attributes, lengths, params = self.attributes(layer), self.lengths(), layer.state_dict()
         names = ["h", "c"][: layer.cell.states] if states is not None else []
@@ -335,7 +348,9 @@ class _Graph:
                 inputs.pop()
             name = f"{prefix}layer_{number}"
             last = [f"{name}.{state}_n" for state in names]
-            outputs = self.node(type(layer).__name__, inputs, f"{name}.Y", *last, name=name, **attributes)
+            outputs = self.node(
+                _OPERATORS[layer.cell.name].upper(), inputs, f"{name}.Y", *last, name=name, **attributes
+            )
             for found, value in zip(finals, last, strict=True):
                 found.append(value)
             y = self.merged(layer, outputs)
@@ -360,7 +375,7 @@ class _Graph:
         self.node("Split", [state, self.whole(*[directions] * num_layers)], *parts, axis=0)
         return parts
 
-    def merged(self, layer: Recurrent, y: str) -> str:
+    def merged(self, layer: Stacked, y: str) -> str:
         """Outputs (T, D, B, H) as (T, B, output_size)."""
         if not layer.bidirectional:
             return self.node("Squeeze", [y, self.whole(1)])
@@ -371,10 +386,10 @@ class _Graph:
             return self.node("ReduceSum", [y, self.whole(1)], keepdims=0)
         return self.node(_MERGES[layer.merge], [y], axes=[1], keepdims=0)
 
-    def attributes(self, layer: Recurrent) -> dict[str, Any]:
+    def attributes(self, layer: Stacked) -> dict[str, Any]:
         """Those of the operator; reject options that it has not."""
         cell: Any = layer.cell
-        D, usual = layer.num_directions, FUNCTIONS[layer.cell.name]
+        D, usual = layer.num_directions, FUNCTIONS[_OPERATORS[layer.cell.name]]
         direction = "bidirectional" if layer.bidirectional else "reverse" if layer.reverse else "forward"
         attributes: dict[str, Any] = {"hidden_size": layer.hidden_size, "direction": direction}
         functions = [_function(getattr(cell, option)) for option in usual]
@@ -406,13 +421,16 @@ class _Graph:
         return attributes
 
     def weights(
-        self, layer: Recurrent, number: int, params: Mapping[str, NDArray[Any]], prefix: str
+        self, layer: Stacked, number: int, params: Mapping[str, NDArray[Any]], prefix: str
     ) -> tuple[str, str, str, str]:
         """The names of W, R, B and P of a layer; B and P are empty where there are none."""
-        cell, hidden, (theirs, ours) = layer.cell, layer.hidden_size, GATES[layer.cell.name]
+        cell, hidden, (theirs, ours) = layer.cell, layer.hidden_size, GATES[_OPERATORS[layer.cell.name]]
         coupled, candidate = getattr(cell, "coupled", False), getattr(cell, "update", "state") == "candidate"
 
-        def ordered(array: NDArray[Any]) -> NDArray[Any]:
+        def ordered(name: str, suffix: str) -> NDArray[Any]:
+            array = params.get(name + suffix, np.zeros(hidden, self.dtype))  # an IndRNN has one bias
+            if name == "weight_hh" and array.ndim == 1:
+                array = np.diag(array)
             if coupled:  # ONNX has rows of f, and does not read them
                 array = np.concatenate([array[:hidden], np.zeros_like(array[:hidden]), array[hidden:]])
             blocks = reordered(array, ours, theirs)
@@ -422,7 +440,7 @@ class _Graph:
 
         def stacked(symbol: str, *names: str) -> str:
             directions = [
-                np.concatenate([ordered(params[name + suffix]) for name in names]) for suffix in layer._suffixes(number)
+                np.concatenate([ordered(name, suffix) for name in names]) for suffix in layer._suffixes(number)
             ]
             return self.constant(f"{prefix}{symbol}_{number}", np.stack(directions))
 

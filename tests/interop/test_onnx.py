@@ -21,7 +21,7 @@ from gpurnn.interop import onnx_backend  # noqa: E402
 RNG = np.random.default_rng(0)
 T, B, I, H = 6, 4, 3, 5
 LENGTHS = np.array([6, 0, 4, 3], np.int32)
-LAYERS = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM, "gru": gpurnn.GRU}
+LAYERS = {"rnn": gpurnn.RNN, "lstm": gpurnn.LSTM, "gru": gpurnn.GRU, "indrnn": gpurnn.IndRNN}
 
 
 def normal(*shape, dtype="float32"):
@@ -222,6 +222,8 @@ def hold(found, expected, terms=4 * T * (I + 2 * H)):
 OPTIONS = [
     ("rnn", {"activation": ("leaky_relu", 0.2), "clip": 1.5, "reverse": True}),
     ("rnn", {"bidirectional": True, "num_layers": 3, "merge": "mul", "activation": "softsign"}),
+    ("indrnn", {"bidirectional": True, "num_layers": 2, "clip": 1.5}),
+    ("indrnn", {"activation": "tanh", "bias": False}),
     ("lstm", {"peephole": True, "coupled": True, "bidirectional": True, "merge": "sum", "num_layers": 2}),
     ("lstm", {"gate_activation": ("hard_sigmoid", 0.3, 0.4), "activation": "scaled_tanh", "output_activation": "elu"}),
     ("lstm", {"residual": True, "num_layers": 2, "hidden_size": I, "batch_first": True}),
@@ -246,7 +248,8 @@ def test_layers_with_options(kind, options):
     for name, value in zip(states, final if kind == "lstm" else (final,), strict=True):
         hold(found[f"{name}_n"], value)
     model = interop.to_onnx(layer)
-    assert [node.op_type for node in model.graph.node].count(kind.upper()) == layer.num_layers
+    operator = kind.upper().removeprefix("IND")
+    assert [node.op_type for node in model.graph.node].count(operator) == layer.num_layers
     if layer.num_layers == 1:
         again = interop.from_onnx(model)
         assert again.reverse == layer.reverse
@@ -361,13 +364,18 @@ def test_what_has_no_form_in_onnx_is_named():
         (gpurnn.LSTM(I, H, proj_size=2), "to_onnx: proj_size is 2"),
         (gpurnn.LSTM(I, H, cell_clip=2.0), r"to_onnx: cell_clip is 2\.0"),
         (gpurnn.GRU(I, H, gate_activation="tanh"), "to_onnx: update is 'candidate' and gate_activation 'tanh'"),
-        (gpurnn.StateSpace(2, I, 2), "to_onnx: layer is a StateSpace, which has no form in ONNX"),
+        (gpurnn.StateSpace(2, I, 2), "to_onnx: layer is a StateSpace, which cannot be written as ONNX"),
+        (gpurnn.MinGRU(I, H), "to_onnx: layer is a MinGRU"),
+        (gpurnn.SequenceClassifier(I, H, 2, cell="mingru"), "to_onnx: layer recurrent is a MinGRU"),
+        (gpurnn.Forecaster(3, H), "to_onnx: layer is a Forecaster"),
         (gpurnn.Sequential(gpurnn.Dense(I, I), gpurnn.TransformerBlock(I, 1)), "layer 1 is a TransformerBlock"),
         (models.SequenceGenerator(I, H, 2), "to_onnx: layer is a SequenceGenerator"),
         (gpurnn.SequenceClassifier(), "the model has no parameters before fit"),
     ):
         with pytest.raises(ValueError, match=message):
             interop.to_onnx(layer)
+    with pytest.raises(TypeError, match="to_onnx: layer is None, expected a Layer"):
+        interop.to_onnx(None)
 
 
 @pytest.mark.slow
