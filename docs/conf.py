@@ -75,7 +75,7 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
 }
-html_sidebars = {"equations": [], "changelog": [], "cite": []}
+html_sidebars = {"equations/*": [], "changelog": [], "cite": []}
 
 mpl.use("agg")
 
