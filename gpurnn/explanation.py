@@ -45,6 +45,14 @@ class Explanation:
     passed_over : dict of str to str
         Why each of the other schedules does not run.
     layers : int
+    layers_at_once : int
+        Of a stack, how many layers run at once: while one is at a chunk of steps, the one above it is at the chunk
+        before. Each has its share of the multiprocessors, for which its grid is planned. 1 if layers run one after
+        another.
+    chunk : int or None
+        Steps of a chunk, where layers run at once in the forward pass.
+    microseconds_in_chunks, microseconds_one_by_one : float or None
+        Predicted, of all steps of all layers: in these chunks, and if one layer ran after another.
     backward : Explanation or None
         How the backward pass would run, which is planned by itself; it has no further one.
     """
@@ -63,6 +71,10 @@ class Explanation:
     bound_by: str
     passed_over: dict[str, str]
     layers: int
+    layers_at_once: int = 1
+    chunk: int | None = None
+    microseconds_in_chunks: float | None = None
+    microseconds_one_by_one: float | None = None
     backward: Explanation | None = None
 
     def __str__(self) -> str:
@@ -80,6 +92,12 @@ class Explanation:
             f"{self.bytes_per_step:,} bytes",
             f"  predicted: {least:.2f} microseconds a step, bound by {self.bound_by}",
         ]
+        if self.chunk is not None:
+            lines.append(
+                f"  {_counted(self.layers_at_once, 'layer')} at once, in chunks of {_counted(self.chunk, 'step')}: "
+                f"predicted {self.microseconds_in_chunks:,.0f} microseconds for all layers, "
+                f"{self.microseconds_one_by_one:,.0f} for one after another"
+            )
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.passed_over.items())])
 
 
@@ -165,8 +183,8 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
     for name, part in parts.items():
         sizes = T, B, part.hidden_size, part.num_directions
         dtype = part._argument("dtype")
-        forward, backward = wing.explain_recurrence(where, part.cell, *sizes, dtype, x, device)
         layers = part.num_layers
+        forward, backward = wing.explain_recurrence(where, part.cell, *sizes, layers, dtype, x, device)
         explanations[name] = Explanation(**forward, layers=layers, backward=Explanation(**backward, layers=layers))
     return explanations[""] if isinstance(layer, Stacked) else explanations
 

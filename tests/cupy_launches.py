@@ -455,6 +455,43 @@ def test_a_backward_pass_on_another_stream_is_ordered(gpu, monkeypatch, name):
     assert last[:2] == ("wait", first.ptr)
 
 
+def test_recurrences_side_by_side_have_a_stream_each(gpu, persistent_first):
+    """The current stream has the first. Each other one waits for what that was given before, and is waited for."""
+    run, arguments = a_sequence()
+    expected = [cupy.asnumpy(run_forward(run, *arguments))] * 3
+    gpu.is_late = True
+
+    def steps() -> list[tuple[Any, ...]]:
+        gpu.order.clear()
+        with launch.side_by_side(run.w):
+            found = [run_forward(own, *given) for own, given in (a_sequence() for _ in range(3))]
+            assert not any(step[0] == "launch" for step in gpu.order)
+        same(found, expected)
+        awaited = {step[2] for step in gpu.order if step[0] == "wait"}
+        return [step for step in gpu.order if step[0] != "record" or step[1] in awaited]
+
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        here, streams = stream.ptr, []
+        for _ in range(2):
+            order = steps()
+            begin, second, third = order[0][1], order[2][1], order[5][1]
+            ends = order[4][1], order[7][1]
+            assert order == [
+                ("record", begin, here), ("launch", here),
+                ("wait", second, begin), ("launch", second), ("record", ends[0], second),
+                ("wait", third, begin), ("launch", third), ("record", ends[1], third),
+                ("wait", here, ends[0]), ("wait", here, ends[1]),
+            ]  # fmt: skip
+            streams.append((here, second, third))
+        assert len(set(streams)) == 1
+        assert len(set(streams[0])) == 3
+        gpu.blocks_at_once = 39
+        order = steps()
+        joined = max(k for k, step in enumerate(order) if step[0] == "wait")
+        assert {step[0] for step in order[:joined]} == {"record", "wait"}
+        assert set(order[joined + 1 :]) == {("launch", here)}
+
+
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_the_graph_that_is_timed_computes_the_same(cell, monkeypatch):
     """With NumPy in place of cuBLAS and of CuPy's own kernel that copies."""

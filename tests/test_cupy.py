@@ -48,7 +48,7 @@ def test_launches_get_through_cupy(tmp_path):
 def test_the_tests_for_a_gpu_pass_with_genuine_cupy_arrays(tmp_path):
     """All of ``-m gpu`` but for many a cell, option and size of the recurrences, which go one way through CuPy."""
     few = "not test_schedules_agree and not test_awkward_sizes"
-    setup = "import cupy_on_host; cupy_on_host.compute_with_numpy()"
+    setup = "import cupy_on_host; cupy_on_host.compute_with_numpy(); cupy_on_host.DRIVER.is_late = True"
     run(setup, "-m", "gpu", "-k", few, str(TESTS), cache=tmp_path)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from gpurnn.kernels import host, launch
+from gpurnn.kernels import devices, dtypes, host, launch
 from gpurnn.kernels.recurrence import layer as kernel_layer
 from gpurnn.kernels.recurrence import plan, stack
+from gpurnn.kernels.recurrence.plan import Problem
 from gpurnn.kernels.recurrence.stack import Decision
 from tolerance import assert_same
 
 import gpurnn
+from gpurnn import cells
 
 T, B, I, H, CHUNK = 8, 3, 4, 5, 3
 
@@ -18,11 +23,8 @@ T, B, I, H, CHUNK = 8, 3, 4, 5, 3
 def decided(monkeypatch, layers, back):
     """Have so many layers of a stack run at once, whatever is predicted; for fewer than two one runs after another."""
 
-    def decide(problem, *_):
-        n = back if problem.backward else layers
-        return Decision(n, CHUNK, 0.0, 0.0) if n > 1 else None
-
-    monkeypatch.setattr(stack, "_decide", decide)
+    both = tuple(Decision(n, CHUNK, 0.0, 0.0) for n in (layers, back)) if layers > 1 else None
+    monkeypatch.setattr(stack, "_decide", lambda *_: both)
     monkeypatch.setattr(kernel_layer, "CHUNK_ROWS", CHUNK * B)  # so that products have the rows of a chunk either way
 
 
@@ -77,3 +79,48 @@ def test_the_bits_of_one_layer_after_another(name, monkeypatch, at_once, kernel_
         assert_same(results(kernel_wing, layer, seed=0, checkpoint_every=2 * CHUNK), expected)
         assert 2 in at_once
         assert at_once[-3 * 2 :] == [1] * 3 * 2  # backward, through the first two chunks
+
+
+FLOAT, H100 = dtypes.TABLE["float32"], devices.lookup("H100")
+SMALL = Problem(cells.LSTM(), 512, 16, 256, 1, FLOAT)
+
+
+def test_layers_run_at_once_where_that_is_predicted_to_take_less_time():
+    """What follows from the time of a step in a half of the device: four chunks of two layers take five turns."""
+    forward, backward = stack.decide(SMALL, 2, H100)
+    assert (forward.layers, backward.layers, forward.chunk, backward.chunk) == (2, 2, 128, 128)
+    for of_pass, problem in ((forward, SMALL), (backward, replace(SMALL, backward=True))):
+        half = plan.share_of(H100, 2)
+        alone, beside = (plan.predicted(plan.choose(problem, d), problem, d).seconds for d in (H100, half))
+        assert of_pass.one_by_one == pytest.approx(2 * 512 * alone, rel=0.01)
+        assert of_pass.seconds == pytest.approx(5 * max(128 * beside, 2 * 18 * 9e-6 * problem.backward), rel=0.2)
+        assert of_pass.seconds < 0.9 * of_pass.one_by_one
+        with plan.shared(2, 2):
+            chosen = plan.choose(replace(problem, T=3), H100)
+        assert 2 * math.prod(chosen.launch.grid) <= H100.multiprocessors
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes"),
+    [
+        (1, {}),
+        (2, {"D": 2}),  # a layer needs the end of the one below
+        (2, {"T": 60}),  # the host would take longer for the launches
+        (2, {"B": 64, "H": 512}),  # a layer keeps the whole device busy
+        (2, {"H": 4096}),  # whose weights do not fit
+        (2, {"cell": cells.MinGRU()}),
+    ],
+)
+def test_otherwise_one_layer_runs_after_another(layers, changes):
+    assert stack.decide(replace(SMALL, **changes), layers, H100) is None
+
+
+def test_explain_says_that_layers_run_at_once():
+    found = gpurnn.explain(gpurnn.LSTM(256, 256, 2), (512, 16, 256))
+    forward, backward = stack.decide(SMALL, 2, H100)
+    for explained, decision in ((found, forward), (found.backward, backward)):
+        assert (explained.layers_at_once, explained.chunk, explained.launches) == (2, 128, 4)
+        assert explained.microseconds_in_chunks == pytest.approx(1e6 * decision.seconds)
+        assert 2 * math.prod(explained.grid) <= H100.multiprocessors
+    assert "2 layers at once, in chunks of 128 steps: predicted 1,4" in str(found)
+    assert gpurnn.explain(gpurnn.LSTM(256, 256), (512, 16, 256)).layers_at_once == 1

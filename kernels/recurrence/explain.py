@@ -10,18 +10,19 @@ from array_api_compat import is_cupy_array
 from gpurnn.cells import Cell, IndRNN
 
 from .. import devices, dtypes, linear_scan
-from . import independent, plan, predict
+from . import independent, plan, predict, stack
 from .layer import recurrence_chunk
 from .plan import FusedPlan, Problem
 from .run import apart
 
 
 def explain_recurrence(
-    where: str, cell: Cell, T: int, B: int, H: int, D: int, dtype: str, x: Any, device: Any = None
+    where: str, cell: Cell, T: int, B: int, H: int, D: int, layers: int, dtype: str, x: Any, device: Any = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The plans of both passes of a layer of D directions, as attributes of `gpurnn.explanation.Explanation`.
 
-    They are plans for ``device``, which is a name or a `devices.Device`. If it is None, for the device of the array x.
+    It is one of a stack of so many layers. They are plans for ``device``, which is a name or a `devices.Device`. If it
+    is None, for the device of the array x.
     """
     gpu = plan.device_of(x) if device is None else devices.lookup(device, where)
     forward = Problem(cell, T, B, H, D, dtypes.TABLE[dtype])
@@ -31,7 +32,25 @@ def explain_recurrence(
     if cell.sums_over_units:
         return _of_library(forward, gpu.name), _of_library(backward, gpu.name)
     is_here = device is None and is_cupy_array(x)
-    return _of_kernels(forward, gpu, is_here), _of_kernels(backward, gpu, is_here)
+    at_once, back_at_once = stack.decide(forward, layers, gpu) or (None, None)
+    return _of_stack(forward, gpu, is_here, at_once), _of_stack(backward, gpu, is_here, back_at_once)
+
+
+def _of_stack(problem: Problem, gpu: devices.Device, is_here: bool, at_once: stack.Decision | None) -> dict[str, Any]:
+    """Of a pass on a device that layers share if some run at once."""
+    share = gpu if at_once is None else plan.share_of(gpu, at_once.layers)
+    assert share is not None
+    if at_once is None:
+        return _of_kernels(problem, share, is_here)
+    chunks = -(-problem.T // at_once.chunk)
+    found = _of_kernels(replace(problem, T=plan.LONG), share, is_here)
+    return found | {
+        "launches": found["launches"] * chunks,
+        "layers_at_once": at_once.layers,
+        "chunk": at_once.chunk,
+        "microseconds_in_chunks": 1e6 * at_once.seconds,
+        "microseconds_one_by_one": 1e6 * at_once.one_by_one,
+    }
 
 
 def _of_kernels(problem: Problem, gpu: devices.Device, is_here: bool) -> dict[str, Any]:

@@ -462,16 +462,16 @@ def is_forced() -> bool:
     return _forced.get() is not None
 
 
-_shared: contextvars.ContextVar[tuple[int, int, int] | None] = contextvars.ContextVar("shared", default=None)
+LONG = 1000
+"""Steps that are planned for where a sequence is cut into chunks, so that all chunks of all sequences have one plan."""
+
+_shared: contextvars.ContextVar[tuple[int, int] | None] = contextvars.ContextVar("shared", default=None)
 
 
 @contextlib.contextmanager
-def shared(T: int, layers: int, backward_layers: int) -> Iterator[None]:
-    """Within, a chunk of a sequence of T steps is planned for a device that so many layers share, in either pass.
-
-    All chunks have one plan, however short the last one is.
-    """
-    token = _shared.set((T, layers, backward_layers))
+def shared(layers: int, backward_layers: int) -> Iterator[None]:
+    """Within, a chunk of a sequence is planned for a device that so many layers share, in either pass."""
+    token = _shared.set((layers, backward_layers))
     try:
         yield
     finally:
@@ -487,10 +487,9 @@ def share_of(device: Device, layers: int) -> Device | None:
 
 def choose(problem: Problem, device: Device, apart: str = "") -> Plan:
     """The plan that a recurrence runs by; ``apart`` is that of `consider`."""
-    sharing = _shared.get()
-    if sharing is not None and problem.T:
-        T, *layers = sharing
-        problem, device = replace(problem, T=T), share_of(device, layers[problem.backward]) or device
+    layers = _shared.get()
+    if layers is not None and problem.T:
+        problem, device = replace(problem, T=LONG), share_of(device, layers[problem.backward]) or device
     return _choose(problem, device, _forced.get(), apart)
 
 

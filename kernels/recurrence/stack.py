@@ -23,7 +23,7 @@ from ..launch import side_by_side
 from . import plan
 from .plan import DoesNotFit, FusedPlan, Problem
 
-_OPERATIONS = {False: 12, True: 24}
+_OPERATIONS = {False: 10, True: 18}
 """Roughly those on arrays that the host launches for a chunk of a layer besides its steps, forward and backward."""
 
 _CHUNK_SECONDS = 20e-6
@@ -37,7 +37,10 @@ _WORTH = 0.9
 
 @dataclass(frozen=True)
 class Decision:
-    """How many layers run at once, in chunks of how many steps; seconds are predicted, of a pass of all layers."""
+    """How a pass of a stack runs: so many layers at once, 1 or more, in chunks of so many steps.
+
+    Seconds are predicted, of all its steps.
+    """
 
     layers: int
     chunk: int
@@ -45,47 +48,71 @@ class Decision:
     one_by_one: float
 
 
-def decide(problem: Problem, layers: int, device: Device, chunk: int | None = None) -> Decision | None:
-    """The decision for a pass of a stack, in chunks of that many steps if given; None for one layer after another."""
+def decide(problem: Problem, layers: int, device: Device) -> tuple[Decision, Decision] | None:
+    """The decision for the forward pass of a stack, which the problem is, and for its backward pass.
+
+    None if one layer runs after another. Training and inference decide alike, so that they give the same bits.
+    """
     exact = problem.dtype.accumulator == problem.dtype.name  # the state is carried on as it is stored
     if problem.D > 1 or layers < 2 or problem.T < 2 or problem.cell.sums_over_units or problem.cell.elementwise:
         return None
     if not exact or not problem.B * problem.H:
         return None
-    return _decide(problem, layers, device, chunk, plan.forced(), launch_seconds())
+    return _decide(problem, layers, device)
+
+
+def _decide(problem: Problem, layers: int, device: Device) -> tuple[Decision, Decision] | None:
+    T, launch = problem.T, launch_seconds()
+    forwards, backwards = (
+        _step_seconds(replace(problem, T=plan.LONG, backward=back), layers, device, plan.forced(), launch)
+        for back in (False, True)
+    )
+    if len(forwards) < 2 or not backwards:
+        return None
+    found = [
+        (
+            _best(forwards, 2, layers, T, chunk, _OPERATIONS[False] * launch),
+            _best(backwards, 1, layers, T, chunk, _OPERATIONS[True] * launch),
+        )
+        for chunk in sorted({-(-T // n) for n in range(2, min(T, _MOST_CHUNKS) + 1)})
+    ]
+    best = min(found, key=lambda both: both[0].seconds + both[1].seconds)
+    gain = sum(of_pass.one_by_one - of_pass.seconds for of_pass in best)
+    return best if gain >= 0 and best[0].seconds <= _WORTH * best[0].one_by_one else None
 
 
 @functools.lru_cache(1024)
-def _decide(
-    problem: Problem, layers: int, device: Device, chunk: int | None, forced: str | None, launch: float
-) -> Decision | None:
-    """The arguments after ``chunk`` are what `plan` reads besides."""
-    try:
-        alone = plan.predicted(plan.choose(problem, device), problem, device).seconds
-    except DoesNotFit:  # which the launch says
-        return None
-    one_by_one, T, host = layers * problem.T * alone, problem.T, _OPERATIONS[problem.backward] * launch
-    chunks = {-(-T // n) for n in range(2, min(T, _MOST_CHUNKS) + 1)} if chunk is None else {chunk}
-    found = []
-    for at_once in range(2, layers + 1):
+def _step_seconds(problem: Problem, layers: int, device: Device, forced: str | None, launch: float) -> dict[int, float]:
+    """By the number of layers that run at once, the predicted time of a step of one of them, as far as plans allow.
+
+    The last two arguments are what `plan` reads besides.
+    """
+    seconds: dict[int, float] = {}
+    for at_once in range(1, layers + 1):
         share = plan.share_of(device, at_once)
         if share is None:
             break
         try:
             chosen = plan.choose(problem, share)
-        except DoesNotFit:
+        except DoesNotFit:  # of a schedule that is fixed; without one of the whole device the launch says why
             break
-        if not isinstance(chosen, FusedPlan) or chosen.exchange == "launch":
+        if at_once > 1 and (not isinstance(chosen, FusedPlan) or chosen.exchange == "launch"):
             break
-        step = plan.predicted(chosen, problem, share).seconds
-        for steps in chunks:
-            count, seconds = -(-T // steps), 0.0
-            for first in range(0, layers, at_once):
-                running = min(at_once, layers - first)
-                seconds += (count + running - 1) * max(steps * step + running * _CHUNK_SECONDS, running * host)
-            found.append(Decision(at_once, steps, seconds, one_by_one))
-    best = min(found, key=lambda decision: decision.seconds, default=None)
-    return best if best is not None and best.seconds <= _WORTH * one_by_one else None
+        seconds[at_once] = plan.predicted(chosen, problem, share).seconds
+    return seconds
+
+
+def _best(steps: dict[int, float], fewest: int, layers: int, T: int, chunk: int, host: float) -> Decision:
+    """The decision with the least time, from that of a step; ``host`` is the CPU time of a chunk of a layer."""
+    count, found = -(-T // chunk), []
+    for at_once, step in steps.items():
+        seconds = 0.0
+        for first in range(0, layers, at_once):
+            running = min(at_once, layers - first)
+            seconds += (count + running - 1) * max(chunk * step + running * _CHUNK_SECONDS, running * host)
+        if at_once >= fewest:
+            found.append(Decision(at_once, chunk, seconds, layers * T * steps[1]))
+    return min(found, key=lambda decision: decision.seconds)
 
 
 @dataclass(frozen=True)
@@ -95,7 +122,6 @@ class Wavefront:
     layers: int
     backward_layers: int
     chunk: int
-    T: int
     like: Array
     kept: dict[Any, Any] = field(default_factory=dict)
     """What the chunks of a layer have in common."""
@@ -105,7 +131,7 @@ class Wavefront:
         """`gpurnn._contract.Wavefront.at_once`."""
         token = _current.set(self)
         try:
-            with plan.shared(self.T, self.layers, self.backward_layers), side_by_side(self.like):
+            with plan.shared(self.layers, self.backward_layers), side_by_side(self.like):
                 yield
         finally:
             _current.reset(token)
@@ -127,8 +153,8 @@ def once(key: Any, make: Callable[[], Any]) -> Any:
 def wavefront(cell: Cell, T: int, B: int, H: int, D: int, layers: int, like: Array) -> Wavefront | None:
     """Whether layers of a stack run at once, and how; see `gpurnn._contract.Wing.wavefront`."""
     problem, device = Problem(cell, T, B, H, D, dtypes.of(like)), plan.device_of(like)
-    forward = decide(problem, layers, device)
-    if forward is None:
+    decided = decide(problem, layers, device)
+    if decided is None:
         return None
-    backward = decide(replace(problem, backward=True), layers, device, forward.chunk)
-    return Wavefront(forward.layers, 1 if backward is None else backward.layers, forward.chunk, T, like)
+    forward, backward = decided
+    return Wavefront(forward.layers, backward.layers, forward.chunk, like)
