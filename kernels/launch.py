@@ -395,7 +395,7 @@ def _run_at_once(works: list[tuple[Callable[[], None], Callable[[], None] | None
 
 
 def _streams_beside(count: int) -> list[Any]:
-    """Streams for what runs beside the current one; no other stream has them, so that they reuse no memory of its."""
+    """Streams for what runs beside the current one, the same at each call."""
     import cupy
 
     key = stream_key()
