@@ -39,6 +39,9 @@ ANCHORS = (
 )
 """The shapes that schedules are compared at: FlashRNN's first, then a large batch, one row, few units, many weights."""
 
+STACKS = ((Size(512, 16, 256, 256), 2), (Size(1000, 1, 256, 256), 4), (Size(512, 16, 768, 768), 2))
+"""The shapes of stacks, and their layers: those of the last are planned to run one after another on an H100."""
+
 TOOLS = ("racecheck", "memcheck", "synccheck")
 """Of compute-sanitizer."""
 
@@ -217,6 +220,36 @@ def _schedules(small: bool, end: float) -> Iterator[Part]:
             yield what, functools.partial(in_steps, call, size.T)
 
 
+def _stacks(small: bool, end: float) -> Iterator[Part]:
+    """Stacks whose layers run at once where that is planned, and the same layers one after another."""
+    import cupy
+
+    def computed(layers: list[gpurnn.LSTM], x: Any, mode: str) -> None:
+        pullbacks = []
+        for layer in layers:
+            if mode == "inference":
+                x, _ = layer(x)
+            else:
+                (x, _), pullback = layer.vjp(x)
+                pullbacks.append(pullback)
+        for pullback in reversed(pullbacks):
+            (x, _), _ = pullback((x, None))
+
+    def in_steps(layers: list[gpurnn.LSTM], x: Any, mode: str) -> Line:
+        return {"microseconds_a_step": _microseconds(lambda: computed(layers, x, mode)) / len(x)}
+
+    for (T, B, I, H), count in (((3, 2, 8, 8), 2),) if small else STACKS:
+        x = cupy.zeros((T, B, I), np.float32)
+        stack = gpurnn.LSTM(I, H, count).to("cuda")
+        one_by_one = [gpurnn.LSTM(I if k == 0 else H, H).to("cuda") for k in range(count)]
+        explained = gpurnn.explain(stack, x)
+        what = {"T": T, "B": B, "I": I, "H": H, "layers": count}
+        for mode in MODES:
+            for way, layers in (("stack", [stack]), ("one by one", one_by_one)):
+                plan = {"layers_at_once": explained.layers_at_once if layers == [stack] else 1}
+                yield {**what, "mode": mode, "way": way, **plan}, functools.partial(in_steps, layers, x, mode)
+
+
 def _sanitizers(small: bool, end: float) -> Iterator[Part]:
     """The small checks under each tool of compute-sanitizer, in a process of its own."""
     program = compute_sanitizer()
@@ -260,7 +293,8 @@ SECTIONS: dict[str, tuple[Callable[[bool, float], Iterator[Part]], float]] = {
     "launch": (_launch, 0.04),
     "barrier": (_barrier, 0.02),
     "clock": (_clock, 0.04),
-    "schedule": (_schedules, 0.28),
+    "schedule": (_schedules, 0.25),
+    "stack": (_stacks, 0.03),
     "sanitizer": (_sanitizers, 0.35),
 }
 """By the name in their lines: the parts, and the share of the time."""

@@ -103,7 +103,7 @@ def test_what_is_measured_gets_through_cupy(tmp_path):
     pytest.importorskip("cupy", reason="CuPy isn't installed")
     code = (
         "import json, os, cupy_on_host; cupy_on_host.compute_with_numpy(); from benchmarks import device\n"
-        "sections = ('device', 'launch', 'barrier', 'clock', 'schedule')\n"
+        "sections = ('device', 'launch', 'barrier', 'clock', 'schedule', 'stack')\n"
         "for line in device.report(sections=sections, small=True): print(json.dumps(line), flush=True)\n"
         "os._exit(0)"
     )
@@ -114,7 +114,7 @@ def test_what_is_measured_gets_through_cupy(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert all(map(device.is_good, lines)), lines
-    assert {line["what"] for line in lines} == {"device", "launch", "barrier", "clock", "schedule"}
+    assert {line["what"] for line in lines} == {"device", "launch", "barrier", "clock", "schedule", "stack"}
     assert [line["blocks"] for line in lines if line["what"] == "barrier"] == [8, 16, 32, 64, 132]
     ways = {line["way"]: line for line in lines if line["what"] == "schedule" and line["mode"] == "inference"}
     assert {*ways} >= {"stepwise", "step-fused", "block", "persistent", gpu.GRAPH}
