@@ -5,7 +5,8 @@
 // that its product with n is exact.
 #pragma once
 
-#include "simd.h"
+#include "cells/activations.cuh"
+#include "native/simd.h"
 
 template <typename T>
 struct Elementary;
@@ -77,7 +78,7 @@ ALWAYS_INLINE Vector<T> exp(Vector<T> x) {
 // e / (e + 2) with e = exp(2 |a|) - 1, and the sign of a.
 template <typename T>
 ALWAYS_INLINE Vector<T> tanh(Vector<T> a) {
-    const typename Vector<T>::Integers sign = Vector<T>(-T(0)).bits();
+    const typename Vector<T>::Integers sign = Vector<T>::sign();
     const Vector<T> absolute = Vector<T>::of_bits(a.bits() & ~sign);
     const Reduced<T> reduced(min(Vector<T>(2 * Elementary<T>::tanh_is_one), absolute + absolute));
     const Vector<T> power = power_of_two<T>(reduced.shifted);
@@ -103,3 +104,19 @@ ALWAYS_INLINE Vector<T> log1p(Vector<T> x) {
     for (int k = terms - 1; k >= 0; --k) series = fma(series, square, Vector<T>(T(1) / (2 * k + 1)));
     return 2 * z * series;
 }
+
+// The sigmoid as activations.cuh stores it, with the sign's bit in place of comparisons.
+template <typename T>
+struct Gate<Vector<T>> {
+    using Real = Vector<T>;
+    Real held;
+
+    static ALWAYS_INLINE Gate of(Real a) {
+        const Real e = exp(Real::of_bits(a.bits() | Real::sign())), smaller = e / (1 + e);
+        return {Real::of_bits(smaller.bits() | (~a.bits() & Real::sign()))};
+    }
+    ALWAYS_INLINE auto holds_complement() const { return signbit(held); }
+    ALWAYS_INLINE Real value() const { return select(holds_complement(), 1 + held, held); }
+    ALWAYS_INLINE Real complement() const { return select(holds_complement(), -held, 1 - held); }
+    ALWAYS_INLINE Real slope() const { return value() * complement(); }
+};

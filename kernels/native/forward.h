@@ -1,7 +1,7 @@
 // All steps of one direction of a layer, forward.
 //
-// A thread takes the steps of its part of the batch one after another. It computes W_ih x for as many steps as stay in
-// its cache, and the sums of W_hh h start with that. The cell makes the new state of the sums of a tile before they
+// A thread takes the steps of its part of the batch one after another. It computes W_ih x with each step where its cache
+// has room for both matrices, and otherwise for as many steps as stay there; the sums of W_hh h start with that. The cell makes the new state of the sums of a tile before they
 // leave the first cache. This file does for a register of units what `steps.cuh` does for one.
 //
 // The weights are packed before the first step, or, if there is one step only, some panels at a time where they are
@@ -20,6 +20,7 @@ class Forward {
     using Phases = Phase<Cell>;
     static constexpr int lanes = Real::lanes, last_phase = Cell::phases - 1;
     static constexpr int64_t chunk_rows = 192;  // of inputs that are multiplied before the steps that read them
+    static constexpr int64_t most_together = 1 << 20;  // bytes of weights that stay in the cache beside a step's state
 
 public:
     Forward(const Layer<T>& layer, const Cell& cell)
@@ -112,13 +113,15 @@ private:
         // Teams' rows of sums lie one after another, each with room for a chunk.
         T* const own = sums + (part.first_row + part.team * chunk_rows) * row;
         std::vector<int> active;
+        const bool together = !Cell::hidden_apart && !once(layer) && rows >= few_rows &&
+                              int64_t(sizeof(T)) * Cell::gates * H * (I + H) / part.shares <= most_together;
         for (int64_t s0 = 0; s0 < clock.T; s0 += chunk) {
             const int64_t end = s0 + chunk < clock.T ? s0 + chunk : clock.T;
-            multiply_inputs<0>(index, part, s0, end, own, active);
+            if (!together) multiply_inputs<0>(index, part, s0, end, own, active);
             for (int64_t s = s0; s < end; ++s) {
                 list_active(part, s, s, active);
                 if (int64_t(active.size()) < rows) idle(part, s);
-                steps<0>(index, part, s, own + (s - s0) * rows * row, active, team);
+                steps<0>(index, part, s, together ? nullptr : own + (s - s0) * rows * row, active, team);
             }
         }
     }
@@ -193,33 +196,46 @@ private:
         constexpr int width = Phases::width(phase), gates = Phases::gates(phase);
         const int64_t before = Phases::before(phase, H), groups = Phases::groups(H);
         alignas(64) T products[most_sums * lanes];
-        with_panels(
-            phase, hidden[phase], layer.w_hh, index, part,
-            [&](const Panels<T>& panels, int64_t first_panel, int64_t last_panel) {
-            multiply<width>(
-                panels, first_panel, last_panel, s % 2, int64_t(active.size()),
-                [&](int64_t i) { return layer.operands + operand_at(phase, s, part.first_row + active[i]); },
-                [&](int64_t i) { return (Cell::hidden_apart ? hidden_start : own + active[i] * row) + before; },
-                [&](int64_t, int r, int64_t, int beside) { return products + r * beside * width * lanes; },
-                [&](int64_t i, int rows, int64_t p, int beside) {
-                    const int64_t first = p * width / gates, wanted = first + beside * width / gates;
-                    const int64_t last = wanted < groups ? wanted : groups;
-                    for (int r = 0; r < rows; ++r) {
-                        const int64_t b = part.first_row + active[i + r];
-                        const T* product = products + r * beside * width * lanes;
-                        const T* input = own + active[i + r] * row + before + first * gates * lanes;
-                        for (int64_t group = first; group < last; ++group) {
-                            if (H - group * lanes >= lanes) {
-                                finish<phase, true>(s, b, group * lanes, input, product);
-                            } else {
-                                finish<phase, false>(s, b, group * lanes, input, product);
-                            }
-                            product += gates * lanes;
-                            input += gates * lanes;
-                        }
+        const Step of_step = step_at<phase>(s);
+        const int64_t rows = int64_t(active.size());
+        const auto operand = [&](int64_t i) { return layer.operands + operand_at(phase, s, part.first_row + active[i]); };
+        const auto to = [&](int64_t, int r, int64_t, int beside) { return products + r * beside * width * lanes; };
+        const auto done = [&](int64_t i, int rows, int64_t p, int beside) {
+            const Step step = of_step;  // in registers, whatever is stored
+            const int64_t first = p * width / gates, wanted = first + beside * width / gates;
+            const int64_t last = wanted < groups ? wanted : groups;
+            for (int r = 0; r < rows; ++r) {
+                const int64_t b = part.first_row + active[i + r];
+                const T* product = products + r * beside * width * lanes;
+                const T* input = Cell::hidden_apart ? own + active[i + r] * row + before + first * gates * lanes : nullptr;
+                for (int64_t group = first; group < last; ++group) {
+                    if (step.H - group * lanes >= lanes) {
+                        finish<phase, true>(step, b, group * lanes, input, product);
+                    } else {
+                        finish<phase, false>(step, b, group * lanes, input, product);
                     }
+                    product += gates * lanes;
+                    if (Cell::hidden_apart) input += gates * lanes;
+                }
+            }
+        };
+        if (!Cell::hidden_apart && !own) {
+            const int64_t all = hidden[phase].count();
+            const T* const x = layer.x + (of_step.t * B + part.first_row) * I;
+            multiply<width>(
+                hidden[phase], part.first(all), part.last(all), s % 2, rows, operand,
+                [&](int64_t) { return input_start + before; }, to, done,
+                Term{inputs[phase], [&](int64_t i) { return x + active[i] * I; }});
+        } else {
+            with_panels(
+                phase, hidden[phase], layer.w_hh, index, part,
+                [&](const Panels<T>& panels, int64_t first, int64_t last) {
+                    multiply<width>(
+                        panels, first, last, s % 2, rows, operand,
+                        [&](int64_t i) { return (Cell::hidden_apart ? hidden_start : own + active[i] * row) + before; },
+                        to, done);
                 });
-            });
+        }
         team.meet(part.shares);
         if constexpr (phase < last_phase) steps<phase + 1>(index, part, s, own, active, team);
     }
@@ -242,11 +258,11 @@ private:
     void step_of(const Part& part, const std::vector<int>& active, Barrier& team) const {
         constexpr int first = Cell::first_gate(phase), gates = Phases::gates(phase);
         static_assert(few_rows == 4 && R <= few_rows, "cases of step_of_few");
-        const int t = clock.time(layer.backwards, 0);
+        const Step step = step_at<phase>(0);
         const T *x[R], *h[R];
         for (int r = 0; r < R; ++r) {
             const int64_t b = part.first_row + active[r];
-            x[r] = layer.x + (t * B + b) * I;
+            x[r] = layer.x + (step.t * B + b) * I;
             h[r] = layer.operands + operand_at(phase, 0, b);
         }
         alignas(64) T input[R][gates * lanes], product[R][gates * lanes];
@@ -276,9 +292,9 @@ private:
             for (int r = 0; r < R; ++r) {
                 const int64_t b = part.first_row + active[r];
                 if (left >= lanes) {
-                    finish<phase, true>(0, b, j, input[r], product[r]);
+                    finish<phase, true>(step, b, j, input[r], product[r]);
                 } else {
-                    finish<phase, false>(0, b, j, input[r], product[r]);
+                    finish<phase, false>(step, b, j, input[r], product[r]);
                 }
             }
         }
@@ -294,39 +310,55 @@ private:
 
     // ---- What the cell makes of the sums
 
-    // After the product of a phase at position s, for the units of a row from j on.
-    template <int phase, bool whole>
-    ALWAYS_INLINE void finish(int64_t s, int64_t b, int64_t j, const T* input, const T* product) const {
-        constexpr int first = Cell::first_gate(phase), end = Cell::first_gate(phase + 1);
-        const int64_t count = whole ? lanes : H - j;
+    // What the cell reads and writes at a position, from its first row on.
+    struct Step {
+        int64_t s, t, H;
+        T *h, *c;    // (B, H): the state
+        T* saved;    // (B, S, H), or null
+        T* y;        // (B, H) of the rows
+        T* next;     // (B, H): the operand of the next phase, or of the next position's first; null for none
+        int64_t row;
+        bool plain;  // the state enters every position as it left the one before
+    };
+    template <int phase>
+    Step step_at(int64_t s) const {
         const int t = clock.time(layer.backwards, s);
+        T* const next = phase < last_phase    ? layer.operands + operand_at(phase + 1, s, 0)
+                        : s + 1 < clock.T ? layer.operands + operand_at(0, s + 1, 0)
+                                          : nullptr;
+        return {s, t, H, layer.h, layer.c, layer.saved ? layer.saved + saved_at(s, 0) : nullptr,
+                layer.y + int64_t(t) * B * layer.row, next, layer.row, !layer.marks && !layer.mask};
+    }
+
+    // After the product of a phase, for the units of row b from j on.
+    template <int phase, bool whole>
+    ALWAYS_INLINE void finish(const Step& step, int64_t b, int64_t j, const T* input, const T* product) const {
+        constexpr int first = Cell::first_gate(phase), end = Cell::first_gate(phase + 1);
+        const int64_t count = whole ? lanes : step.H - j, at = b * step.H + j;
         Real x[Cell::gates], p[Cell::gates], values[Cell::num_saved];
         for (int g = first; g < end; ++g) {
             const Real sum = Real::load(product + (g - first) * lanes);
             x[g] = Cell::hidden_apart ? Real::load(input + (g - first) * lanes) : sum;
             p[g] = Cell::hidden_apart ? sum : Real(-T(0));  // nothing is added
         }
-        T* const to = layer.saved ? layer.saved + saved_at(s, b) + j : nullptr;
-        Real h = get<whole>(layer.h + b * H + j, count);
+        T* const to = step.saved + b * Cell::num_saved * step.H + j;
+        Real h = get<whole>(step.h + at, count);
         if constexpr (phase < last_phase) {
-            const Real next = cell.operand(x, p, entering(s, b, j, count, h), values);
-            for (int k = first; k < end; ++k) put<whole>(values[k], to + k * H, count);
-            put<whole>(next, layer.operands + operand_at(phase + 1, s, b) + j, count);
+            const Real next = cell.operand(x, p, step.plain ? h : entering(step.s, b, j, count, h), values);
+            for (int k = first; k < end; ++k) put<whole>(values[k], to + k * step.H, count);
+            put<whole>(next, step.next + at, count);
         } else {
-            Real c = Cell::has_c ? get<whole>(layer.c + b * H + j, count) : Real(0);
-            if (clock.cut(layer.backwards, t, b)) h = c = 0;
-            for (int k = 0; k < first; ++k) values[k] = get<whole>(to + k * H, count);
-            with_members<Cell, whole>(cell, layer, t, b, j, count).forward(x, p, h, c, values);
-            if (to) {
-                for (int k = first; k < Cell::num_saved; ++k) put<whole>(values[k], to + k * H, count);
+            Real c = Cell::has_c ? get<whole>(step.c + at, count) : Real(0);
+            if (!step.plain && clock.cut(layer.backwards, step.t, b)) h = c = 0;
+            for (int k = 0; k < first; ++k) values[k] = get<whole>(to + k * step.H, count);
+            with_members<Cell, whole>(cell, layer, step.t, b, j, count).forward(x, p, h, c, values);
+            if (step.saved) {
+                for (int k = first; k < Cell::num_saved; ++k) put<whole>(values[k], to + k * step.H, count);
             }
-            put<whole>(h, layer.h + b * H + j, count);
-            if (Cell::has_c) put<whole>(c, layer.c + b * H + j, count);
-            put<whole>(h, layer.y + (int64_t(t) * B + b) * layer.row + j, count);
-            if (s + 1 < clock.T) {
-                const Real next = entering(s + 1, b, j, count, h);
-                put<whole>(next, layer.operands + operand_at(0, s + 1, b) + j, count);
-            }
+            put<whole>(h, step.h + at, count);
+            if (Cell::has_c) put<whole>(c, step.c + at, count);
+            put<whole>(h, step.y + b * step.row + j, count);
+            if (step.next) put<whole>(step.plain ? h : entering(step.s + 1, b, j, count, h), step.next + at, count);
         }
     }
 

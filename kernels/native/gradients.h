@@ -10,7 +10,8 @@
 template <typename T>
 class RowGradient {
     using Real = Vector<T>;
-    static constexpr int lanes = Real::lanes, width = 4, strip = Tiles<T, width, true>::most_rows;
+    // Where there are registers for it, a strip's rows are as many as one register copies.
+    static constexpr int lanes = Real::lanes, width = registers == 32 ? 3 : 4, strip = Tiles<T, width, true>::most_rows;
     static constexpr int64_t most = 512, most_strips = 32;  // of rows k and of strips at a time, which stay in the cache
 
 public:
@@ -91,10 +92,10 @@ private:
     template <class B>
     static void multiply(
         int64_t k0, int64_t K, const Product<B>& product, int64_t first, int64_t last, T* panel, const T* strips) {
-        const int64_t N = product.N;
-        for (int64_t n = 0; n < N; n += width * lanes) {
-            const int64_t left = N - n;
-            const int registers_used = left >= width * lanes ? width : int((left + lanes - 1) / lanes);
+        const int64_t N = product.N, all = (N + lanes - 1) / lanes, panels = (all + width - 1) / width;
+        for (int64_t p = 0; p < panels; ++p) {  // of nearly equal width
+            const int64_t begin = all * p / panels, n = begin * lanes, left = N - n;
+            const int registers_used = int(all * (p + 1) / panels - begin);
             for (int64_t k = 0; k < K; ++k) {
                 const T* const from = product.b(k0 + k) + n;
                 for (int v = 0; v < registers_used; ++v) {
@@ -105,7 +106,7 @@ private:
                 case 1: columns<1>(K, panel, strips, first, last, N, n, product.w); break;
                 case 2: columns<2>(K, panel, strips, first, last, N, n, product.w); break;
                 case 3: columns<3>(K, panel, strips, first, last, N, n, product.w); break;
-                default: columns<4>(K, panel, strips, first, last, N, n, product.w); break;
+                default: columns<width>(K, panel, strips, first, last, N, n, product.w); break;
             }
         }
     }

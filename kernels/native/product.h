@@ -120,15 +120,25 @@ struct Tiles {
     static Tile get(int rows, bool sidewise) { return pick<most_rows>(rows, sidewise); }
 };
 
+// A further matrix of panels, and a function that says where its operand of a row lies.
+template <typename T, class A>
+struct Term {
+    Panels<T> panels;
+    A a;
+};
+template <typename T, class A>
+Term(Panels<T>, A) -> Term<T, A>;
+
 // Calls `done(row, rows, panel, panels)` after each tile of the products of `count` rows and panels first ... last - 1.
 //
 // a(row) is where a row's operand lies, from(row) where its sums start, of which panel p's lie at p * width * lanes;
 // to(row, r, p, panels) is where the sums of row r of the tile with so many panels from p on go. `backwards` walks the
-// panels from the last one, so that those that the cache still has come first.
-template <int width, typename T, class A, class From, class To, class Done>
+// panels from the last one, so that those that the cache still has come first. Products of `earlier` terms with as many
+// columns come first in each sum.
+template <int width, typename T, class A, class From, class To, class Done, class... Earlier>
 ALWAYS_INLINE void multiply(
     const Panels<T>& panels, int64_t first, int64_t last, bool backwards, int64_t count, A a, From from, To to,
-    Done done) {
+    Done done, const Earlier&... earlier) {
     using Kernels = Tiles<T, width, false>;
     constexpr int most = Kernels::most_rows, panel_size = width * Vector<T>::lanes;
     constexpr int64_t line = 64 / sizeof(T), lines = panel_size / line;  // of each k
@@ -138,22 +148,27 @@ ALWAYS_INLINE void multiply(
     for (int64_t walked = 0; walked < last - first;) {
         const int beside = last - first - walked >= side ? side : 1;
         const int64_t p = backwards ? last - walked - beside : first + walked;
-        const T* const panel = panels.panel(p);
         // The first tiles of a panel fetch the one after it, each a line of every k.
         const bool fetches = tiles > 1 && walked + 1 < last - first;
-        const T* const next = fetches ? panels.panel(backwards ? p - 1 : p + 1) : nullptr;
         for (int64_t i = 0; i < tiles; ++i) {
             const int64_t row = count * i / tiles;
             const int rows = int(count * (i + 1) / tiles - row);
             const T *in[most], *start[most];
             T* sums[most];
             for (int r = 0; r < rows; ++r) {
-                in[r] = a(row + r);
                 start[r] = from(row + r) + p * panel_size;
                 sums[r] = to(row + r, r, p, beside);
             }
-            const T* const ahead = next && i < lines ? next + i * line : panel;
-            Kernels::get(rows, beside > 1)(in, panels.K, panel, start, sums, ahead);
+            const auto kernel = Kernels::get(rows, beside > 1);
+            const auto add = [&](const Panels<T>& own, const auto& a_of) {
+                const T* const panel = own.panel(p);
+                const T* const next = fetches && i < lines ? own.panel(backwards ? p - 1 : p + 1) + i * line : panel;
+                for (int r = 0; r < rows; ++r) in[r] = a_of(row + r);
+                kernel(in, own.K, panel, start, sums, next);
+                for (int r = 0; r < rows; ++r) start[r] = sums[r];
+            };
+            (add(earlier.panels, earlier.a), ...);
+            add(panels, a);
             done(row, rows, p, beside);
         }
         walked += beside;

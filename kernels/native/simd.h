@@ -69,6 +69,7 @@ struct Vector {
 
     ALWAYS_INLINE Integers bits() const { return Integers(raw); }
     static ALWAYS_INLINE Vector of_bits(Integers bits) { return {Raw(bits)}; }
+    static ALWAYS_INLINE Integers sign() { return Vector(-T(0)).bits(); }
 
     ALWAYS_INLINE Vector& operator+=(Vector b) { return *this = *this + b; }
     ALWAYS_INLINE Vector& operator*=(Vector b) { return *this = *this * b; }
