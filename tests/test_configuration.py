@@ -101,7 +101,7 @@ PLAIN = {
         {
             "num_layers": 2, "encoder_layers": 1, "cell": "rnn", "bidirectional": True, "attention": "additive",
             "attention_size": 3, "dropout": 0.5, "begin": 2, "end": 1, "dtype": "float64",
-            "activation": "relu", "leak": 0.5,
+            "activation": "relu", "leak": 0.5, "cell_options": {"clip": 2.0, "layer_norm": True},
         },
     ),
 }  # fmt: skip
@@ -120,7 +120,7 @@ OTHERS = {
     "Decoder": lambda **rng: Decoder(gpurnn.LSTM(8, 4), "general", memory_size=4, attentional_size=7, **rng),
     "Sequential": lambda **rng: Sequential(gpurnn.GRU(2, 3, **rng), Sequential(gpurnn.Dense(3, 4, **rng))),
     "LanguageModel": lambda **rng: gpurnn.LanguageModel(TEXTS[0], 4, 4, tied=True, cell="gru", **rng),
-    "Translator": lambda **rng: gpurnn.Translator(*TEXTS, 3, 4, attention=None, **rng),
+    "Translator": lambda **rng: gpurnn.Translator(*TEXTS, 3, 4, attention=None, cell_options={"zoneout": 0.25}, **rng),
     "StructuralModel": lambda: level() + seasonal(4, variance=0.0),
 }
 

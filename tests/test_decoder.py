@@ -98,12 +98,14 @@ def test_luong(family, number, dtype, each_wing):
     } | ({"g_Wa": g["weight"]} if "Wa" in a else {}))  # fmt: skip
 
 
-def problem(kind, cell="gru", layers=1, T=3, B=2, S=4, I=2, H=3, K=3, dtype="float64", dropout=0.0, bias=True):
+def problem(
+    kind, cell="gru", layers=1, T=3, B=2, S=4, I=2, H=3, K=3, dtype="float64", dropout=0.0, bias=True, **of_cell
+):
     """A decoder, and x, memory, state and lengths for it."""
     rng = np.random.default_rng(7)
     options = KINDS[kind]
     extra = K if kind == "additive" else H if options.get("input_feeding") else 0
-    recurrent = RECURRENT[cell](I + extra, H, layers, bias, dropout=dropout, dtype=dtype, rng=rng)
+    recurrent = RECURRENT[cell](I + extra, H, layers, bias, dropout=dropout, dtype=dtype, rng=rng, **of_cell)
     decoder = Decoder(recurrent, **options, **({"memory_size": K} if options else {}), rng=rng)
     for p in decoder.params.values():
         p[...] = rng.normal(size=p.shape) / 2
@@ -125,7 +127,35 @@ def flat(outputs):
 @pytest.mark.parametrize("cell", RECURRENT)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients(kind, cell, layers, rng):
-    decoder, x, memory, state, lengths = problem(kind, cell, layers, dropout=0.5 if rng is not None else 0.0)
+    check(cell, rng, *problem(kind, cell, layers, dropout=0.5 if rng is not None else 0.0))
+
+
+OF_CELLS = {
+    "rnn": {"layer_norm": True, "zoneout": 0.3, "clip": 50.0},
+    "gru": {"layer_norm": True, "zoneout": 0.3},
+    "lstm": {"layer_norm": True, "peephole": True, "zoneout": (0.3, 0.2), "candidate_dropout": 0.4},
+}
+
+
+@pytest.mark.parametrize("cell", OF_CELLS)
+@pytest.mark.parametrize("kind", ["additive", "general-fed"])
+def test_gradients_with_options_of_the_cell(kind, cell):
+    check(cell, 3, *problem(kind, cell, 2, B=3, H=5, K=5, **OF_CELLS[cell]))
+
+
+@pytest.mark.parametrize("cell", OF_CELLS)
+def test_steps_with_options_of_the_cell_are_those_of_its_layer(cell, each_wing):
+    decoder, x, _, state, _ = problem("plain", cell, 2, **OF_CELLS[cell])
+    y, _, final = decoder(x, None, state)
+    carried = decoder.begin(None, state)
+    for t in range(len(x)):
+        output, _, carried = decoder.step(x[t], carried)
+        assert_all_close(output, y[t], recurrence_terms(3, 2, 8, 8, 4))
+    arrays = tuple(np.stack(s) for s in zip(*carried.state, strict=True))
+    assert_all_close(arrays, final if cell == "lstm" else (final,), recurrence_terms(3, 2, 8, 8, 4))
+
+
+def check(cell, rng, decoder, x, memory, state, lengths):
     states = state if cell == "lstm" else (state,)
     inputs = {**decoder.params, "x": x, **{f"state{i}": s for i, s in enumerate(states)}}
     if memory is not None:
@@ -256,6 +286,8 @@ def test_stacks_that_are_refused():
     for options in ({"bidirectional": True}, {"batch_first": True}, {"variational_dropout": 0.5}):
         with pytest.raises(ValueError, match=f"recurrent has {next(iter(options))}=.*which a decoder has not"):
             Decoder(gpurnn.GRU(3, 4, **options))
+    with pytest.raises(ValueError, match="Decoder: recurrent has proj_size=2, expected 0"):
+        Decoder(gpurnn.LSTM(3, 4, proj_size=2))
     with pytest.raises(TypeError, match="recurrent is a Dense, expected an RNN, LSTM or GRU"):
         Decoder(gpurnn.Dense(3, 4))
 

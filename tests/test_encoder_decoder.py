@@ -18,6 +18,11 @@ KINDS = {
     "additive": {"attention": "additive", "bidirectional": True, "attention_size": 5},
     "general": {"attention": "general", "cell": "lstm", "num_layers": 2},
     "dot-fed": {"attention": "dot", "input_feeding": True, "cell": "rnn", "bridge": True},
+    "additive-options": {
+        "attention": "additive",
+        "cell": "lstm",
+        "cell_options": {"layer_norm": True, "zoneout": (0.2, 0.1)},
+    },
 }
 
 
@@ -317,6 +322,8 @@ def test_learns_to_reverse_and_looks_at_what_it_writes():
         ({"attention": "dot", "bidirectional": True}, "memory_size is 8, expected hidden_size = 4"),
         ({"input_feeding": True}, "input_feeding is True, expected none"),
         ({"cell": "lstm", "leak": 0.5}, "leak is not an option of the cell 'lstm'"),
+        ({"cell_options": {"peephole": True}}, "EncoderDecoder: peephole is not an option of the cell 'gru'"),
+        ({"cell": "lstm", "cell_options": {"proj_size": 2}}, "EncoderDecoder: proj_size is 2, expected 0"),
         ({"dropout": 1.5}, "dropout is 1.5"),
     ],
 )
@@ -514,7 +521,7 @@ def test_what_is_past_a_length_need_not_be_a_token(kind):
         yield model.log_likelihood(x, y, lengths)
         yield model.greedy(x, lengths, max_length=4)
         yield model.sample(x, lengths, max_length=4, rng=2)
-        yield [best[0].tokens for best in model.beam_search(x, lengths, max_length=4)]
+        yield tuple(best[0].tokens for best in model.beam_search(x, lengths, max_length=4))
         if "attention" in KINDS[kind]:
             yield model.align(x, y, lengths)
 

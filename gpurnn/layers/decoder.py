@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,11 +15,12 @@ from .. import _arrays, _checks, _dispatch, functional, initializers
 from .._contract import Array, State, Wing
 from .._op import Pullback
 from .._random import generator, mask_key
+from ..cells import Cell
 from ..functional._attention import SCORES
 from ..functional._dropout import dropout_mask
 from ..functional._state import pack_state, unpack_state
 from .base import Composite, Layer, parameter, parameter_dtype
-from .recurrent import Recurrent, layer_names
+from .recurrent import Recurrent, layer_names, step_mask
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,6 +67,7 @@ class _Kept(NamedTuple):
     extra: Array | None  # the input besides x_t: the context or the fed vector
     inputs: list[Array]  # those of the layers after the first
     saved: list[Any]  # of the cells
+    norms: list[Any]  # the pullbacks of the layer norms of x W, None without
     attended: Any
     h: Array  # of the last layer
     joint: Array | None  # [c_t; h_t]
@@ -105,8 +108,9 @@ class Decoder(Composite):
     Parameters
     ----------
     recurrent : RNN, LSTM or GRU
-        The stack, in one direction and time-major; what it drops between layers is dropped here too, other dropouts and
-        residual connections are not supported. Its ``input_size`` is that of x_t; with "additive" that and the width of
+        The stack, in one direction and time-major, with any options of its cell except ``proj_size``; what it drops
+        between layers, and the masks that it draws for each step, are drawn here too. Other dropouts and residual
+        connections are not supported. Its ``input_size`` is that of x_t; with "additive" that and the width of
         the memory, with input feeding that and ``attentional_size``: see `input_size`.
     attention : {"additive", "general", "dot"}, optional
         None for no attention.
@@ -169,6 +173,10 @@ class Decoder(Composite):
         for name in ("bidirectional", "batch_first", "residual", "variational_dropout", "recurrent_dropout"):
             if getattr(recurrent, name):
                 raise ValueError(f"{where}: recurrent has {name}={getattr(recurrent, name)!r}, which a decoder has not")
+        if projected := getattr(recurrent.cell, "proj_size", 0):
+            raise ValueError(
+                f"{where}: recurrent has proj_size={projected}, expected 0: a decoder has outputs of hidden_size"
+            )
         attention = _checks.choice(where, "attention", attention, (None, *SCORES))
         input_feeding = _checks.flag(where, "input_feeding", input_feeding)
         allowed = {
@@ -338,8 +346,15 @@ class Decoder(Composite):
         *,
         training: bool,
         between: Sequence[Array] = (),
+        masks: Sequence[dict[str, Array]] = (),
     ) -> tuple[Array, Array | None, Carried, _Kept | None]:
-        """A step with the parameters p, given ``own``, W_xh x; also what its way back needs."""
+        """A step with the parameters p, given ``own``, W_xh x; also what its way back needs.
+
+        ``masks`` are those that the layers' cells take in this step.
+        """
+        cell = self.recurrent.cell
+        if masks:
+            cell = replace(cell, step_masks=tuple(masks[0]))
         wing = _dispatch.wing("Decoder", x=x)
         before, W_extra = carried.state[-1][0], p["weight_ih_l0"][:, self.input_size :]
         context = weights = attended = None
@@ -347,17 +362,22 @@ class Decoder(Composite):
             context, weights, attended = self._look(xp, p, wing, before, carried, training)
         extra = context if self.attention == "additive" else carried.fed
         entering = own if extra is None else own + xp.matmul(extra, W_extra.T)
-        state, saved, inputs, h = [], [], [], before
+        state, saved, norms, inputs, h = [], [], list[Any](), [], before
         for layer, previous in enumerate(carried.state):
             if layer > 0:
                 if between:
                     h = h * between[layer - 1]
                 entering = xp.matmul(h, p[f"weight_ih_l{layer}"].T)
                 inputs.append(h)
-            bias = p.get(f"bias_ih_l{layer}")
+            gain, bias, norm = p.get(f"norm_ih_l{layer}"), p.get(f"bias_ih_l{layer}"), None
+            if gain is not None:
+                entering, norm = _normalised(xp, cell, entering, gain)
+            norms.append(norm)
+            weights_of_cell = {name: p[key] for name in cell.parameters if (key := f"{name}_l{layer}") in p}
+            if masks:
+                weights_of_cell |= masks[layer]
             new, of_cell = wing.cell_forward(
-                self.recurrent.cell, entering if bias is None else entering + bias, previous,
-                {name: p[key] for name in self.recurrent.cell.parameters if (key := f"{name}_l{layer}") in p},
+                cell, entering if bias is None else entering + bias, previous, weights_of_cell
             )  # fmt: skip
             h = new[0]
             state.append(new)
@@ -372,7 +392,7 @@ class Decoder(Composite):
             joint = xp.concat([context, h], axis=1)
             output = xp.tanh(xp.matmul(joint, p["weight_combine"].T))
             fed = output if self.input_feeding else None
-        kept = _Kept(before, extra, inputs, saved, attended, h, joint, output) if training else None
+        kept = _Kept(before, extra, inputs, saved, norms, attended, h, joint, output) if training else None
         return output, weights, replace(carried, state=tuple(state), fed=fed), kept
 
     def _look(
@@ -438,17 +458,25 @@ class Decoder(Composite):
         p, L, (T, B, I) = self._taken(), self.recurrent.num_layers, x.shape
         first = self.begin(memory, state, lengths)
         between: list[Array] = []
-        if rng is not None and self.recurrent.dropout > 0 and L > 1:
+        masks: list[dict[str, Array]] = []
+        if rng is not None:
             random, shape = generator("Decoder", rng), (T, B, self.recurrent.hidden_size)
-            between = [dropout_mask(x, shape, self.recurrent.dropout, mask_key(random)) for _ in range(L - 1)]
+            if self.recurrent.dropout > 0:
+                between = [dropout_mask(x, shape, self.recurrent.dropout, mask_key(random)) for _ in range(L - 1)]
+            if rates := self.recurrent.cell.drawn_masks():
+                masks = [
+                    {n: step_mask(n, dropout_mask(x, shape, rates[n], mask_key(random))) for n in rates}
+                    for _ in range(L)
+                ]
         W_own = p["weight_ih_l0"][:, :I]
         own = _product(xp, x, W_own)
         outputs, alignment, carried = [], [], first
         tape: list[_Kept] = []
         for t in range(T):
             output, weights, carried, kept = self._step(
-                xp, p, x[t, ...], own[t, ...], carried, training=True, between=[mask[t, ...] for mask in between]
-            )
+                xp, p, x[t, ...], own[t, ...], carried, training=True, between=[mask[t, ...] for mask in between],
+                masks=[{name: mask[t, ...] for name, mask in of_layer.items()} for of_layer in masks],
+            )  # fmt: skip
             outputs.append(output)
             alignment.append(weights)
             tape.append(kept)  # type: ignore[arg-type]
@@ -492,7 +520,8 @@ class Decoder(Composite):
             grads = {**hidden, **dv}
             for layer in range(L):
                 grads[f"weight_ih_l{layer}"] = xp.matmul(gates[layer].T, inputs[layer])
-                grads[f"bias_ih_l{layer}"] = xp.sum(gates[layer], axis=0)
+                if f"norm_ih_l{layer}" not in p:  # else it is among those of the steps
+                    grads[f"bias_ih_l{layer}"] = xp.sum(gates[layer], axis=0)
             dx = xp.reshape(xp.matmul(gates[0], W_own), (T, B, I))
             dquery = along(reversed(dqueries))
             if self.attention == "additive":
@@ -541,6 +570,9 @@ class Decoder(Composite):
         for layer in reversed(range(self.recurrent.num_layers)):
             down, *others = dstate[layer]
             dgate, dprevious, dhidden = wing.cell_backward(kept.saved[layer], (down + dh, *others))
+            if (norm := kept.norms[layer]) is not None:
+                dhidden = {**dhidden, "bias_ih": xp.sum(dgate, axis=0)}
+                dgate, dhidden["norm_ih"] = norm(dgate)
             gates.insert(0, dgate)
             previous.insert(0, tuple(dprevious))
             for name, gradient in dhidden.items():
@@ -637,6 +669,20 @@ class Decoder(Composite):
 
     def _packed(self, xp: Any, state: tuple[tuple[Array, ...], ...]) -> State:
         return pack_state(self.recurrent.cell, tuple(xp.stack(list(parts)) for parts in zip(*state, strict=True)))
+
+
+def _normalised(xp: Any, cell: Cell, entering: Array, gain: Array) -> tuple[Array, Callable[[Array], Any]]:
+    """The layer norms of W_ih x (B, G*H), and the pullback to its gradient and to that of their weights."""
+    width = entering.shape[1] // cell.gates
+    ends = [0, *itertools.accumulate(gates * width for gates in cell.norm_groups)]
+    columns = [slice(start, end) for start, end in itertools.pairwise(ends)]
+    parts = [functional.layer_norm.vjp(entering[:, own], gain[own]) for own in columns]
+
+    def pullback(d: Array) -> tuple[Array, Array]:
+        found = [pull(d[:, own]) for own, (_, pull) in zip(columns, parts, strict=True)]
+        return xp.concat([dx for dx, _ in found], axis=1), xp.concat([g["weight"] for _, g in found], axis=0)
+
+    return xp.concat([y for y, _ in parts], axis=1), pullback
 
 
 def _product(xp: Any, x: Array, weight: Array) -> Array:

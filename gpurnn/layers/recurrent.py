@@ -739,8 +739,7 @@ class Stacked(Layer):
         xp = _dispatch.namespace(type(self).__name__, x=x)
         (T, B, _), D, H = x.shape, self.num_directions, self.hidden_size
         mask = xp.permute_dims(dropout_mask(x, (T, B, D, H), *drawn, start), (2, 0, 1, 3))
-        # Of a dropout 0 is what goes, and of zoneout it is what stays from the step before.
-        return xp.astype(mask == 0, x.dtype) if name.startswith("zoneout") else _arrays.contiguous(mask)
+        return step_mask(name, mask)
 
     def _merged(self, xp: Any, y: Array) -> tuple[Array, Callable[[Array], Array]]:
         """The outputs of both directions (T, B, 2*H) merged, and the pullback."""
@@ -807,6 +806,13 @@ def _joined(chunks: list[range], parts: list[Array]) -> Array:
         whole.put(steps, part)
     joined: Array = whole.array
     return joined
+
+
+def step_mask(name: str, mask: Array) -> Array:
+    """A mask of the cell's that ``name`` says, from that of a dropout of its rate."""
+    xp = _dispatch.namespace(name, mask=mask)
+    # Of a dropout 0 is what goes, and of zoneout it is what stays from the step before.
+    return xp.astype(mask == 0, mask.dtype) if name.startswith("zoneout") else _arrays.contiguous(mask)
 
 
 def _side_by_side(xp: Any, of_directions: tuple[Array | None, ...], hidden: int) -> Array | None:

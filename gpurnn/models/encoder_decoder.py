@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from .. import _arrays, _checks, _dispatch, layers, losses
 from .._contract import Array, State
 from .._op import Pullback
 from .._random import generator, mask_key
-from ..cells import CELLS, Activation, Update
+from ..cells import CELLS, Activation, CellOptions, Update
 from ..functional._attention import SCORES
 from ..functional._dropout import dropout_mask
 from ..functional._state import cotangent_pair, pack_state, unpack_state
@@ -60,6 +60,9 @@ class EncoderDecoder(Model):
         encoder is bidirectional, or has another number of layers.
     activation, leak, reset_after, update
         Options of the cell: the first two of `gpurnn.RNN`, the others of `gpurnn.GRU`. None: the cell's default.
+    cell_options : dict, optional
+        Any options of the cell by name, such as ``{"layer_norm": True}``, in the encoder and the decoder: those of its
+        layer, `gpurnn.RNN`, `gpurnn.LSTM` or `gpurnn.GRU`, except ``proj_size``.
     dropout : float
         Rate of the dropout on the embedded tokens, between layers, and before W_o.
     begin, end : int
@@ -133,6 +136,7 @@ class EncoderDecoder(Model):
         leak: float | None = None,
         reset_after: bool | None = None,
         update: Update | None = None,
+        cell_options: CellOptions | None = None,
         dropout: float = 0.0,
         begin: int = 1,
         end: int = 2,
@@ -162,13 +166,18 @@ class EncoderDecoder(Model):
         if attention_size is not None:
             attention_size = _checks.size(where, "attention_size", attention_size)
         self._dropped = layers.Dropout(_checks.fraction(where, "dropout", dropout))
+        if isinstance(cell_options, Mapping) and cell_options.get("proj_size"):
+            raise ValueError(
+                f"{where}: proj_size is {cell_options['proj_size']!r}, expected 0: "
+                "encoder and decoder have outputs of hidden_size"
+            )
         random = generator(where, rng)
         options = {"dropout": dropout, "init": init, "dtype": dtype, "rng": random}
-        cell_options = {"activation": activation, "leak": leak, "reset_after": reset_after, "update": update}
+        own_options = {"activation": activation, "leak": leak, "reset_after": reset_after, "update": update}
         self.begin, self.end = int(begin), int(end)
         self.source = layers.Embedding(source_symbols, embedding_size, dtype=dtype, rng=random)
         self.encoder = recurrent(
-            where, cell, embedding_size, hidden_size, encoder_layers, cell_options,
+            where, cell, embedding_size, hidden_size, encoder_layers, own_options, cell_options,
             bidirectional=bidirectional, **options,
         )  # fmt: skip
         D, H = self.encoder.num_directions, self.encoder.hidden_size
@@ -187,7 +196,7 @@ class EncoderDecoder(Model):
         extra = D * H if attention == "additive" else H if input_feeding else 0
         self.decoder = layers.Decoder(
             recurrent(
-                where, cell, embedding_size + extra, hidden_size, num_layers, cell_options, **options
+                where, cell, embedding_size + extra, hidden_size, num_layers, own_options, cell_options, **options
             ),
             attention, memory_size=None if attention is None else D * H, attention_size=attention_size,
             input_feeding=input_feeding, rng=random,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import _arrays, _checks, _dispatch
 from .._contract import Array
-from ..cells import Activation, Update
+from ..cells import Activation, CellOptions, Update
 from .encoder_decoder import EncoderDecoder
 from .tokenizer import TokenizerVocabulary
 from .vocabulary import CharVocabulary, Tokenizer, Vocabulary, WordVocabulary, vocabulary_of
@@ -43,6 +43,7 @@ class TranslatorOptions(TypedDict, total=False):
     leak: float | None
     reset_after: bool | None
     update: Update | None
+    cell_options: CellOptions | None
     dropout: float
     begin: int
     end: int
@@ -67,7 +68,7 @@ class Translator(EncoderDecoder):
         Of the encoder.
     attention : {"additive", "general", "dot"} or None
     num_layers, encoder_layers, cell, attention_size, input_feeding, bridge, activation, leak, reset_after, update,
-    dropout, begin, end, init, dtype, rng
+    cell_options, dropout, begin, end, init, dtype, rng
         Those of `EncoderDecoder`.
 
     Raises
@@ -108,6 +109,7 @@ class Translator(EncoderDecoder):
         leak: float | None = None,
         reset_after: bool | None = None,
         update: Update | None = None,
+        cell_options: CellOptions | None = None,
         dropout: float = 0.0,
         begin: int = 1,
         end: int = 2,
@@ -121,8 +123,8 @@ class Translator(EncoderDecoder):
             len(self.source_vocabulary) + RESERVED, len(self.target_vocabulary) + RESERVED, embedding_size, hidden_size,
             num_layers, encoder_layers=encoder_layers, cell=cell, bidirectional=bidirectional, attention=attention,
             attention_size=attention_size, input_feeding=input_feeding, bridge=bridge, activation=activation, leak=leak,
-            reset_after=reset_after, update=update, dropout=dropout, begin=begin, end=end, init=init, dtype=dtype,
-            rng=rng,
+            reset_after=reset_after, update=update, cell_options=cell_options, dropout=dropout, begin=begin, end=end,
+            init=init, dtype=dtype, rng=rng,
         )  # fmt: skip
 
     @classmethod
