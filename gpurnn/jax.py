@@ -1,7 +1,9 @@
-"""The recurrent functions for JAX's transformations: `jax.grad`, `jax.jit` and `jax.vmap` of `rnn`, `lstm` and `gru`.
+"""The recurrent functions for JAX's transformations: `jax.grad`, `jax.jit` and `jax.vmap`.
 
-They take and return what `gpurnn.rnn`, `gpurnn.lstm` and `gpurnn.gru` do. Their gradients are gpurnn's own, by
-`jax.custom_vjp`; the backward pass computes the forward pass again, as JAX keeps nothing but arrays between the two.
+They take and return what `gpurnn.rnn`, `gpurnn.lstm`, `gpurnn.gru`, `gpurnn.indrnn`, `gpurnn.mingru` and
+`gpurnn.minlstm` do, with all options. Their gradients are gpurnn's own, by `jax.custom_vjp`; the backward pass computes
+the forward pass again, as JAX keeps nothing but arrays between the two. Lengths, resets and masks are constants, whose
+gradients are zero.
 Within a transformation they are called back from JAX on the CPU, so arrays on a GPU go through the memory of the host.
 Without one they are the functions of gpurnn, on JAX's own memory.
 
@@ -34,10 +36,11 @@ except ImportError as error:
     raise ImportError("gpurnn.jax needs JAX; pip install 'gpurnn[jax]'") from error
 
 from . import _dispatch, functional
+from .cells import CELLS, ELEMENTWISE
 
-__all__ = ["gru", "lstm", "rnn"]
+__all__ = ["gru", "indrnn", "lstm", "mingru", "minlstm", "rnn"]
 
-_NOT_DIFFERENTIATED = ("lengths", "resets", "mask")
+_KINDS = CELLS | ELEMENTWISE
 
 Arguments = Mapping[str, Any]
 
@@ -57,13 +60,18 @@ def _of(name: str) -> Any:
             return op(**given)
         arrays = {n: v for n, v in bound.arguments.items() if jax.tree.leaves(v) and not _is_option(v)}
         options = {n: v for n, v in bound.arguments.items() if n not in arrays and _is_option(v)}
-        fixed = {n: arrays.pop(n) for n in _NOT_DIFFERENTIATED if n in arrays}
+        fixed = {n: arrays.pop(n) for n in ("lengths", "dropout_h", *_of_steps(name)) if n in arrays}
         return _apply(name, _dispatch.numpy_wing(), tuple(options.items()), arrays, fixed)
 
     del called.__dict__["vjp"], called.__wrapped__
     called.__signature__ = signature  # type: ignore[attr-defined]
     called.__doc__ = f"`gpurnn.{name}`, for `jax.grad`, `jax.jit` and `jax.vmap`; the arguments and results are its."
     return called
+
+
+def _of_steps(name: str) -> tuple[str, ...]:
+    """The arguments, besides x, with an axis of steps."""
+    return "resets", "mask", *_KINDS[name].masks
 
 
 def _is_option(value: Any) -> bool:
@@ -99,10 +107,11 @@ def _like(gradients: Any, arrays: Any) -> Any:
 def _outputs_of(name: str, options: Any, arrays: Arguments, fixed: Arguments) -> Any:
     """The shapes and dtypes of the outputs: those of a single step of zeros, which also checks all arguments."""
     zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), {n: a for n, a in arrays.items() if n != "x"})
-    x, resets = arrays["x"], fixed.get("resets")
-    fixed = {n: np.zeros(a.shape, a.dtype) for n, a in fixed.items() if n != "resets"}
-    if resets is not None:
-        fixed["resets"] = np.zeros((min(resets.shape[0], 1), *resets.shape[1:]), resets.dtype)
+    x = arrays["x"]
+    fixed = {
+        n: np.zeros((min(a.shape[0], 1), *a.shape[1:]) if n in _of_steps(name) else a.shape, a.dtype)
+        for n, a in fixed.items()
+    }
     op: Any = getattr(functional, name)
     y, state = op(np.zeros((min(x.shape[0], 1), *x.shape[1:]), x.dtype), **zeros, **fixed, **dict(options))
     return jax.ShapeDtypeStruct((x.shape[0], *y.shape[1:]), y.dtype), _shapes(state)
@@ -134,3 +143,6 @@ _apply.defvjp(_forward, _backward)
 rnn = _of("rnn")
 lstm = _of("lstm")
 gru = _of("gru")
+indrnn = _of("indrnn")
+mingru = _of("mingru")
+minlstm = _of("minlstm")

@@ -18,7 +18,7 @@ import gpurnn.jax as functions  # noqa: E402
 
 T, B, I, H = 4, 2, 3, 2
 RNG = np.random.default_rng(0)
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+GATES = {"rnn": 1, "lstm": 4, "gru": 3, "indrnn": 1, "mingru": 2, "minlstm": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -29,20 +29,34 @@ def float64():
 
 def problem(name: str):
     sizes = {
-        "x": (T, B, I),
-        "weight_ih": (GATES[name] * H, I),
-        "weight_hh": (GATES[name] * H, H),
-        "bias_ih": (GATES[name] * H,),
-    }
+        "x": (T, B, I), "weight_ih": (GATES[name] * H, I),
+        "weight_hh": (H,) if name == "indrnn" else (GATES[name] * H, H), "bias_ih": (GATES[name] * H,),
+        **OF_CELLS.get(name, {}),
+    }  # fmt: skip
+    if name.startswith("min"):
+        del sizes["weight_hh"]
     arrays = {n: jnp.asarray(RNG.normal(size=shape)) for n, shape in sizes.items()}
     h = jnp.asarray(RNG.normal(size=(B, H)))
     return {**arrays, "state": (h, h) if name == "lstm" else h}
 
 
+# Those that mean options of the cell.
+OF_CELLS = {
+    "lstm": {f"peephole_{gate}": (H,) for gate in "ifo"},
+    "gru": {"norm_ih": (3 * H,), "norm_hh": (3 * H,)},
+}
 OPTIONS = {
-    "rnn": {"activation": "sigmoid", "leak": 0.5}, "lstm": {"lengths": np.array([4, 2])},
-    "gru": {"reset_after": True, "resets": np.array([[False, True]] * T)},
-}  # fmt: skip
+    "rnn": {"activation": "sigmoid", "leak": 0.5, "dropout_h": np.array([[0.0, 2.0]] * B)},
+    "lstm": {"lengths": np.array([4, 2]), "cell_clip": 0.5, "dropout_g": np.array([[[0.0, 2.0]] * B] * T)},
+    "gru": {
+        "reset_after": True,
+        "resets": np.array([[False, True]] * T),
+        "zoneout_h": np.array([[[0.0, 1.0]] * B] * T),
+    },
+    "indrnn": {"clip": 5.0, "mask": np.array([[True, False]] * T)},
+    "mingru": {"mask": np.array([[True, False]] * T)},
+    "minlstm": {"resets": np.array([[False, True]] * T)},
+}
 
 
 @pytest.mark.parametrize("name", GATES)
