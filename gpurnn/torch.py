@@ -1,5 +1,7 @@
 """Recurrent layers as PyTorch modules, in the place of those of `torch.nn`, with gpurnn's kernels and gradients.
 
+`IndRNN`, `MinGRU` and `MinLSTM`, which `torch.nn` has not, are called in the same way.
+
 Change the import, and a program runs as before: constructors, names of parameters, packed sequences and unbatched input
 are those of `torch.nn`. Every option of the layers of gpurnn is there too, and so are ``lengths`` and ``resets``, on
 the device of the input. CPU tensors are computed with by gpurnn's CPU wing, CUDA tensors by its kernels, through CuPy.
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
     from .layers.recurrent import RecurrentOptions
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "IndRNN", "LSTMCell", "MinGRU", "MinLSTM", "RNNCell"]
 
 
 class _Kept(np.ndarray[Any, Any]):
@@ -209,6 +211,8 @@ class _Module(torch.nn.RNNBase):
     _defaults: Mapping[str, Any] = {}
     _pair = False
     """Whether the state is a pair (h, c)."""
+    _is_in_torch = True
+    """Whether `torch.nn` has a module of the kind, and so its initial parameters."""
 
     def __init__(self, mode: str, own: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         if mode != "LSTM" and "proj_size" in own:
@@ -237,21 +241,24 @@ class _Module(torch.nn.RNNBase):
 
     def _fit(self) -> None:
         """Have the parameters that the layer of gpurnn has, in its order."""
+        initial = {"init": "zeros"} if self._is_in_torch else {"rng": int(torch.randint(2**62, (), device="cpu"))}
         layer = self._kind(
             self.input_size, self.hidden_size, self.num_layers, self.bias, False,
-            self.dropout if self.num_layers > 1 else 0.0, self.bidirectional, **self.options, init="zeros",
+            self.dropout if self.num_layers > 1 else 0.0, self.bidirectional, **self.options, **initial,
         )  # fmt: skip
         self._described = _description(layer)
         config = layer.config()
         self._random = any(np.any(rate) for name, rate in config.items() if "dropout" in name or "zoneout" in name)
         first = self._flat_weights[0]
         added = {}
+        for name in [name for name in self._parameters if name not in layer.params]:
+            delattr(self, name)
         for name, values in layer.params.items():
             there = getattr(self, name, None)
-            if there is None or tuple(there.shape) != values.shape:
+            if there is None or tuple(there.shape) != values.shape or not self._is_in_torch:
                 made = torch.as_tensor(values).to(device=first.device, dtype=first.dtype)
                 setattr(self, name, torch.nn.Parameter(made.clone()))
-                added[name] = there is None
+                added[name] = there is None or not self._is_in_torch
         if added:
             directions = layer.num_layers * layer.num_directions
             names = list(layer.params)
@@ -498,6 +505,73 @@ class GRU(_Module):
             "GRU", options, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             device=device, dtype=dtype,
         )  # fmt: skip
+
+
+class _OwnModule(_Module):
+    """A recurrent module that `torch.nn` has not, with the arguments and the initial parameters of gpurnn's layer."""
+
+    _kind: Any = layers.IndRNN
+    _is_in_torch = False
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Unpack[RecurrentOptions],
+    ) -> None:
+        super().__init__(
+            "RNN_TANH", options, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+
+
+class IndRNN(_OwnModule):
+    """`gpurnn.IndRNN` as a module: its calls are those of `torch.nn.RNN`, and each unit reads only its own state.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpurnn.torch
+    >>> module = gpurnn.torch.IndRNN(3, 4, activation="tanh")
+    >>> module.weight_hh_l0.shape, module(torch.ones(5, 2, 3))[0].shape
+    (torch.Size([4]), torch.Size([5, 2, 4]))
+    """
+
+
+class MinGRU(_OwnModule):
+    """`gpurnn.MinGRU` as a module: its calls are those of `torch.nn.GRU`, and its gates do not read the state.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpurnn.torch
+    >>> y, h = gpurnn.torch.MinGRU(3, 4, batch_first=True)(torch.ones(2, 5, 3))
+    >>> y.shape, h.shape
+    (torch.Size([2, 5, 4]), torch.Size([1, 2, 4]))
+    """
+
+    _kind = layers.MinGRU
+
+
+class MinLSTM(_OwnModule):
+    """`gpurnn.MinLSTM` as a module, like `MinGRU`: its state is h alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpurnn.torch
+    >>> [name for name, _ in gpurnn.torch.MinLSTM(3, 4).named_parameters()]
+    ['weight_ih_l0', 'bias_ih_l0']
+    """
+
+    _kind = layers.MinLSTM
 
 
 class _Cell(torch.nn.RNNCellBase):

@@ -258,6 +258,32 @@ def test_options_that_pytorch_lacks():
         assert f"{option}={value!r}" in repr(module)
 
 
+OWN = {"IndRNN": {"activation": "tanh", "clip": 2.0}, "MinGRU": {"residual": True}, "MinLSTM": {}}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("bias", [True, False])
+def test_modules_that_pytorch_lacks(name, bias, each_cpu_wing):
+    module = getattr(modules, name)(I, H, 2, bias, bidirectional=True, dtype=torch.float64, **OWN[name])
+    layer = getattr(gpurnn, name)(I, H, 2, bias, bidirectional=True, dtype="float64", **OWN[name])
+    assert {n: tuple(p.shape) for n, p in module.named_parameters()} == {n: p.shape for n, p in layer.params.items()}
+    assert module.weight_ih_l0.any()
+    layer.params = {n: p.detach().numpy() for n, p in module.named_parameters()}
+    x, lengths = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True), torch.tensor([5, 2, 0])
+    y, h = module(x, lengths=lengths)
+    (expected, state), pullback = layer.vjp(x.detach().numpy(), lengths=lengths.numpy())
+    same((y.detach(), h.detach()), tuple(map(torch.from_numpy, (expected, state))))
+    y.square().sum().backward()
+    (dx, _), grads = pullback((2 * expected, None))
+    same([x.grad, *(p.grad for p in module.parameters())], [torch.from_numpy(a) for a in (dx, *grads.values())])
+    again = pickle.loads(pickle.dumps(copy.deepcopy(module)))
+    assert torch.equal(again(x, lengths=lengths)[0], y)
+    other = getattr(modules, name)(I, H, 2, bias, bidirectional=True, dtype=torch.float64, **OWN[name])
+    assert not torch.equal(other.weight_ih_l0, module.weight_ih_l0)
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(x, lengths=lengths)[0], y)
+
+
 def test_bad_input_is_rejected_as_pytorch_rejects_it():
     for name in PAIRS:
         ours, theirs = both(name, I, H)
@@ -293,9 +319,10 @@ def test_other_modules_follow_the_device_and_dtype():
     y, _ = module(torch.zeros(T, B, I, dtype=torch.float64))
     assert y.dtype == torch.float64
     with torch.device("meta"):
-        empty = modules.LSTM(I, H)
-    y, _ = empty(torch.zeros(T, B, I, device="meta"))
-    assert tuple(y.shape) == (T, B, H)
+        made = modules.LSTM(I, H), modules.MinGRU(I, H)
+    for empty in made:
+        y, _ = empty(torch.zeros(T, B, I, device="meta"))
+        assert tuple(y.shape) == (T, B, H)
 
 
 @pytest.mark.slow
