@@ -62,6 +62,17 @@ private:
 constexpr int64_t steps_of_a_sum = 256;  // a sum over time is one of the sums over so many steps
 constexpr int64_t columns_at_a_time = 1024;
 
+// A step of few columns is a line of each array, which arrives in time if it is asked for so many steps before.
+constexpr int64_t steps_ahead = 32;
+template <class... Arrays>
+ALWAYS_INLINE void fetch(int64_t at, const Arrays*... arrays) {
+    (__builtin_prefetch(arrays + at), ...);
+}
+template <class... Arrays>
+ALWAYS_INLINE void fetch_to_write(int64_t at, const Arrays*... arrays) {
+    (__builtin_prefetch(arrays + at, 1), ...);
+}
+
 template <typename T, bool is_complex, bool constant>
 struct Scan {
     using Real = Vector<T>;
@@ -90,9 +101,17 @@ struct Scan {
             if (constant) own[v] = Own(factors<(V > 1)>(0, at, end - at));
         }
         for (int64_t t = 0; t < steps; ++t) {
+            const bool fetches = t + steps_ahead < steps;
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) {
                 const int64_t at = c + v * lanes, left = end - at;
+                if (fetches) {
+                    const int64_t later = (t + steps_ahead) * columns + at;
+                    if (!constant) fetch(later, a);
+                    fetch(later, b);
+                    fetch_to_write(later, h);
+                    if (kept) fetch_to_write(later, kept);
+                }
                 if (!constant) own[v] = Own(factors<(V > 1)>(t, at, left));
                 state[v] = own[v].times_plus(state[v], get<(V > 1)>(b + t * columns + at, left));
                 put<(V > 1)>(state[v], h + t * columns + at, left);
@@ -129,9 +148,17 @@ struct Scan {
         }
         for (int64_t t = steps - 1; t >= 0; --t) {
             const T* const before = t ? h + (t - 1) * columns : h0;
+            const bool fetches = t >= steps_ahead;
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) {
                 const int64_t at = c + v * lanes, left = end - at;
+                if (fetches) {
+                    const int64_t later = (t - steps_ahead) * columns + at;
+                    if (!constant) fetch(later, a);
+                    fetch(later, dh, h);
+                    if (!constant) fetch_to_write(later, da);
+                    fetch_to_write(later, db);
+                }
                 const Real given = get<(V > 1)>(dh + t * columns + at, left);
                 d[v] = t == steps - 1 ? given : own[v].times_plus(d[v], given);
                 put<(V > 1)>(d[v], db + t * columns + at, left);

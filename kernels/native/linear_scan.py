@@ -30,14 +30,22 @@ def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False
     kept = empty(b.shape, b.dtype) if training else None  # what a caller does to h cannot reach it
     if b.size:
         _call("scan", a, h0, b, np.ascontiguousarray(h0), h, kept)
-    return h, None if kept is None else _Scan(a.copy(), kept, h0.copy())
+    return h, None if kept is None else _Scan(_copy(a), kept, h0.copy())
+
+
+def _copy(a: Array) -> Array:
+    """In memory of the pool, where a copy of all steps costs no page faults."""
+    copy: Array = empty(a.shape, a.dtype)
+    np.copyto(copy, a)
+    return copy
 
 
 def linear_scan_backward(saved: Any, dh: Array) -> tuple[Array, Array, Array]:
     """Gradients of a, b and h0, as ``gpurnn.reference`` gives them."""
     a, h0 = saved.a, saved.h0
     db, dh0 = np.empty(dh.shape, dh.dtype), np.zeros(h0.shape, dh.dtype)
-    da = np.zeros(dh.shape if a.ndim == 3 else h0.shape, dh.dtype)
+    # What np.zeros has not touched yet comes in small pages, one fault each.
+    da = np.empty(dh.shape, dh.dtype) if a.ndim == 3 else np.zeros(h0.shape, dh.dtype)
     if dh.size:
         _call("scan_backward", a, h0, dh, saved.h, h0, da, db, dh0)
     return da if a.ndim == 3 else da.sum(axis=0), db, dh0
