@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
@@ -638,37 +638,59 @@ class Stacked(Layer):
         front: Wavefront | None = None,
     ) -> tuple[Array, tuple[Array, ...], Any]:
         """All layers over the steps of x, which begin at step ``start`` of the sequence; the results are a `Run`'s."""
-        xp = _dispatch.namespace(type(self).__name__, x=x)
-        steps, at_once, back_at_once = range(x.shape[0]), 1, 1
-        beside: Callable[[], AbstractContextManager[None]] = nullcontext
-        chunks = [steps]
         if front is not None:
-            chunks = segments_of(type(self).__name__, steps, front.chunk, front.chunk)
-            at_once, back_at_once, beside = front.layers, front.backward_layers, front.at_once
+            return self._at_once(wing, weights, x, rows, start, state, training, front)
+        xp = _dispatch.namespace(type(self).__name__, x=x)
+        finals, pulls, y = [], [], x
+        for layer, state_of_layer in zip(weights, self._by_layer(state), strict=True):
+            final, finish = self._layer(wing, layer, y, state_of_layer, rows, start, training)
+            y, pull_layer = finish()
+            finals.append(final)
+            pulls.append(pull_layer)
+
+        def pull(dy: Array | None, dstate: States, later: list[Any] | None) -> tuple[Any, tuple[Array, ...], list[Any]]:
+            """``later`` has the gradients of each layer's weights from later steps."""
+            dstates, dweights = self._by_layer(dstate), [None] * len(weights) if later is None else list(later)
+            dx: Any = dy
+            for k, pull_layer in reversed(list(enumerate(pulls))):
+                dx, dweights[k], dstates[k] = pull_layer(dx, dstates[k], dweights[k])()
+            return dx, self._packed(xp, dstates), dweights
+
+        return y, self._packed(xp, finals), pull if training else None
+
+    def _at_once(
+        self,
+        wing: Wing,
+        weights: list[_Weights],
+        x: Array,
+        rows: _Rows,
+        start: int,
+        state: tuple[Array, ...],
+        training: bool,
+        front: Wavefront,
+    ) -> tuple[Array, tuple[Array, ...], Any]:
+        """`_stack` in chunks of steps, of which layers compute different ones at once."""
+        xp = _dispatch.namespace(type(self).__name__, x=x)
+        chunks = segments_of(type(self).__name__, range(x.shape[0]), front.chunk, front.chunk)
         parts = [_part(xp, chunk, x, rows) for chunk in chunks]
         passed, states = [part for part, _ in parts], self._by_layer(state)
         pulls: dict[tuple[int, int], Any] = {}
-        for places in _waves(len(weights), len(chunks), at_once):
-            with beside():
+        for places in _waves(len(weights), len(chunks), front.layers):
+            with front.at_once():
                 running = [
-                    self._layer(
-                        wing, weights[l], passed[k], states[l], parts[k][1], start + chunks[k].start, training
-                    )
+                    self._layer(wing, weights[l], passed[k], states[l], parts[k][1], start + chunks[k].start, training)
                     for l, k in places
-                ]  # fmt: skip
+                ]
             for (l, k), (final, finish) in zip(places, running, strict=True):
                 states[l] = final
                 passed[k], pulls[l, k] = finish()
             del running, finish  # and what these layers have read
 
         def pull(dy: Array | None, dstate: States, later: list[Any] | None) -> tuple[Any, tuple[Array, ...], list[Any]]:
-            """``later`` has the gradients of each layer's weights from later steps."""
             dstates, dweights = self._by_layer(dstate), [None] * len(weights) if later is None else list(later)
-            passed: list[Any] = [dy]
-            if len(chunks) > 1:
-                passed = [None if dy is None else dy[chunk.start : chunk.stop, ...] for chunk in chunks]
-            for places in reversed(list(_waves(len(weights), len(chunks), back_at_once))):
-                with beside():
+            passed: list[Any] = [None if dy is None else dy[chunk.start : chunk.stop, ...] for chunk in chunks]
+            for places in reversed(list(_waves(len(weights), len(chunks), front.backward_layers))):
+                with front.at_once():
                     running = [pulls[l, k](passed[k], dstates[l], dweights[l]) for l, k in places]
                 for (l, k), finish in zip(places, running, strict=True):
                     passed[k], dweights[l], dstates[l] = finish()
