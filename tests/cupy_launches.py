@@ -492,6 +492,39 @@ def test_recurrences_side_by_side_have_a_stream_each(gpu, persistent_first):
         assert set(order[joined + 1 :]) == {("launch", here)}
 
 
+def test_a_backward_pass_beside_others_is_ordered_too(gpu):
+    """The stream of the forward pass waits for what the end of the block launches."""
+    x = cupy.asarray(numbers(8))
+    first, second = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+
+    @launch.of_stream
+    def backward(saved: Any) -> None:
+        launch.beside(lambda: CORRECT["add<float>"]((1,), (32,), (x, x, x, np.int32(8))))
+
+    gpu.order.clear()
+    with second, launch.side_by_side(x):
+        backward(launch._OfStream(first, None))
+    begin, end = gpu.order[0][1], gpu.order[3][1]
+    assert gpu.order == [
+        ("record", begin, first.ptr), ("wait", second.ptr, begin), ("launch", second.ptr), ("record", end, second.ptr),
+        ("wait", first.ptr, end),
+    ]  # fmt: skip
+
+
+def test_in_a_capture_nothing_waits_for_others(gpu):
+    x, done = cupy.asarray(numbers(8)), []
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        with launch.side_by_side(x):
+            launch.beside(lambda: done.append(1))
+            assert done
+        stream.end_capture()
+    with launch.side_by_side(x):
+        launch.beside(lambda: done.append(2))
+        assert done == [1]
+    assert done == [1, 2]
+
+
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_the_graph_that_is_timed_computes_the_same(cell, monkeypatch):
     """With NumPy in place of cuBLAS and of CuPy's own kernel that copies."""

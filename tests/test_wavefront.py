@@ -81,6 +81,28 @@ def test_the_bits_of_one_layer_after_another(name, monkeypatch, at_once, kernel_
         assert at_once[-3 * 2 :] == [1] * 3 * 2  # backward, through the first two chunks
 
 
+@pytest.mark.parametrize("fails", ["block", "work", "nothing"])
+def test_after_a_failure_nothing_is_computed_from_it(fails):
+    order = []
+
+    def computes():
+        with launch.side_by_side(np.zeros(1)):
+            launch.beside(lambda: 1 / (fails != "work") and order.append("work"))
+            launch.afterwards(lambda: order.append("after"))
+            launch.afterwards(lambda: order.append("always"), always=True)
+            assert not order
+            1 / (fails != "block")
+
+    if fails == "nothing":
+        computes()
+        assert order == ["work", "after", "always"]
+        return
+    with pytest.raises(ZeroDivisionError):
+        computes()
+    assert order == ["always"]
+    assert not launch.is_beside()
+
+
 FLOAT, H100 = dtypes.TABLE["float32"], devices.lookup("H100")
 SMALL = Problem(cells.LSTM(), 512, 16, 256, 1, FLOAT)
 
