@@ -9,13 +9,14 @@ A kernel is a function of one layer in one direction::
     y, state = kernel(x, weights, state, lengths=..., resets=..., **options)
 
 ``x`` is (T, B, I). ``weights`` is a dict of ``weight_ih`` (G*H, I), ``weight_hh`` (G*H, H) and, if there are biases,
-``bias_ih`` and ``bias_hh`` (G*H,), with the gates in PyTorch's order; with peepholes or layer norm also those of
-`gpurnn.lstm` and its kin, and the option that they mean, ``peephole=True``, by keyword. ``state`` is h (B, H), for an
-LSTM the pair (h, c), or None. ``lengths`` (B,), ``resets`` (T, B) and the options of the cell, those of `gpurnn.lstm`
-and its kin, are passed where they are tested. An argument that the kernel does not take, or a NotImplementedError, is
-reported as not supported. Gradients are those of PyTorch's or JAX's automatic differentiation, or of ``kernel.vjp``,
-which takes the same arguments and returns ``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning
-``((dx, dstate0), dweights)``.
+``bias_ih`` and ``bias_hh`` (G*H,), with the gates in PyTorch's order; with peepholes, layer norm or a projection also
+those of `gpurnn.lstm` and its kin, and the option that they mean, ``peephole=True``, by keyword. Those of the cells
+"indrnn", "mingru" and "minlstm" are the parameters of `gpurnn.indrnn`, `gpurnn.mingru` and `gpurnn.minlstm`. ``state``
+is h (B, H), for an LSTM the pair (h, c), or None. ``lengths`` (B,), ``resets`` (T, B) and the options of the cell,
+those of `gpurnn.lstm` and its kin, are passed where they are tested. An argument that the kernel does not take, or a
+NotImplementedError, is reported as not supported. Gradients are those of PyTorch's or JAX's automatic differentiation,
+or of ``kernel.vjp``, which takes the same arguments and returns ``((y, state), pullback)``, with ``pullback((dy,
+dstate))`` returning ``((dx, dstate0), dweights)``.
 
 FlashRNN takes W_ih x and its own order of axes, and one bias::
 

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from .kernels import find
+from .kernels import KINDS, find
 from .report import joined
 from .suite import run
 
@@ -27,7 +27,7 @@ def _form(context: click.Context, parameter: click.Parameter, values: tuple[str,
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("target")
-@click.option("--cell", type=click.Choice(["rnn", "lstm", "gru"]), help="The cell of a function.")
+@click.option("--cell", type=click.Choice(list(KINDS)), help="The cell of a function.")
 @click.option("--library", default="numpy", show_default=True, help="The library of the arrays that a function takes.")
 @click.option("--form", multiple=True, callback=_form, help="OPTION=VALUE that a function has without being given it.")
 @click.option("--format", "style", type=click.Choice(["text", "json", "junit"]), default="text", show_default=True)

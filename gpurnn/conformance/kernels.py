@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _checks, functional
-from ..cells import CELLS
+from ..cells import CELLS, ELEMENTWISE
 from ..interop.torch import FORM
 
 Array = NDArray[Any]
+
+KINDS = CELLS | ELEMENTWISE
 
 
 class Unsupported(NotImplementedError):
@@ -35,6 +37,11 @@ class Case:
     lengths: Array | None = None
     resets: Array | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return self.state[-1].shape[1] if self.state else self.dstate[-1].shape[1]
 
     def arrays(self) -> dict[str, Array]:
         """What gradients are of, by name."""
@@ -62,7 +69,7 @@ class Kernel(ABC):
     ----------
     name : str
     cell : str
-        "rnn", "lstm" or "gru".
+        "rnn", "lstm", "gru", "indrnn", "mingru" or "minlstm".
     form : dict
         The options of the cell that the kernel has without being given them.
     dtypes : tuple of str
@@ -179,7 +186,7 @@ class Function(Kernel):
 def of_gpurnn(cell: str) -> Function:
     """The function of gpurnn, on whatever wing computes for NumPy arrays."""
     op: Any = getattr(functional, cell)
-    implied = CELLS[cell].implied.values()  # by weights
+    implied = KINDS[cell].implied.values()  # by weights
 
     def kernel(x: Any, weights: Any, state: Any, **options: Any) -> Any:
         return op(x, **weights, state=state, **{n: v for n, v in options.items() if n not in implied})
@@ -193,11 +200,15 @@ def of_gpurnn(cell: str) -> Function:
     return made
 
 
+_MODULES = {"RNN": "rnn", "LSTM": "lstm", "GRU": "gru", "IndRNN": "indrnn", "MinGRU": "mingru", "MinLSTM": "minlstm"}
+"""The cell of each module, by its name."""
+
+
 class TorchModule(Function):
     """A recurrent module of `torch.nn`, or one that is called like it."""
 
     def __init__(self, kind: Any, name: str) -> None:
-        cell = {"RNN": "rnn", "LSTM": "lstm", "GRU": "gru"}[kind.__name__]
+        cell = _MODULES[kind.__name__]
         super().__init__(self._run, cell, "torch", FORM if cell == "gru" else {})
         self.kind, self.name = kind, name
         self._own_lengths = "lengths" in inspect.signature(kind.forward).parameters
@@ -211,10 +222,11 @@ class TorchModule(Function):
             if activation not in ("tanh", "relu"):
                 raise Unsupported(f"nonlinearity is 'tanh' or 'relu', and not {activation!r}")
             options["nonlinearity"] = activation
-        if options and self.kind.__module__.partition(".")[0] == "torch" and options.keys() != {"nonlinearity"}:
+        of_torch = self.kind.__module__.partition(".")[0] == "torch"
+        if of_torch and not options.keys() <= {"nonlinearity", "proj_size"}:
             raise Unsupported(f"the module has no {next(iter(options))}")
-        hidden = weights["weight_hh"].shape[1]
-        inputs = weights["weight_ih"].shape[1]
+        rows, inputs = weights["weight_ih"].shape
+        hidden = rows // (3 if options.get("coupled") else KINDS[self.cell](**self.form).gates)
         module = self.kind(inputs, hidden, bias="bias_ih" in weights, dtype=weights["weight_ih"].dtype, **options)
         params = {f"{name}_l0": array for name, array in weights.items()}
         module.load_state_dict({name: array.detach() for name, array in params.items()})
@@ -256,7 +268,7 @@ class OnnxRuntime(Kernel):
 
         if case.resets is not None:
             raise Unsupported("the operator takes no resets")
-        hidden = case.weights["weight_hh"].shape[1]
+        hidden = case.hidden_size
         arguments = {"input_size": case.x.shape[2], "hidden_size": hidden, "bias": "bias_ih" in case.weights}
         params = {f"{name}_l0": array for name, array in case.weights.items()}
         try:
@@ -301,7 +313,7 @@ def find(
     target : str
         ``"gpurnn"``, ``"onnxruntime"``, the path of a PyTorch module's class, as ``"torch.nn.LSTM"`` or
         ``"gpurnn.torch.GRU"``, or ``"module:function"``.
-    cell : {"rnn", "lstm", "gru"}, optional
+    cell : {"rnn", "lstm", "gru", "indrnn", "mingru", "minlstm"}, optional
         Of a function it is needed; of what has all of them it chooses one.
     library : str
         The module whose arrays a function takes: "numpy", "torch", "jax" or "cupy".
@@ -317,11 +329,14 @@ def find(
     """
     where = "conformance"
     if cell is not None:
-        _checks.choice(where, "cell", cell, tuple(CELLS))
+        _checks.choice(where, "cell", cell, tuple(KINDS))
     if target in ("gpurnn", "onnxruntime"):
         make: Any = of_gpurnn if target == "gpurnn" else OnnxRuntime
         importlib.import_module(target)
-        return [make(name) for name in CELLS if cell in (None, name)]
+        kernels = [make(name) for name in (KINDS if target == "gpurnn" else CELLS) if cell in (None, name)]
+        if not kernels:
+            raise ValueError(f"{where}: cell is {cell!r}, expected one that {target} has: {', '.join(CELLS)}")
+        return kernels
     module, _, name = target.partition(":") if ":" in target else target.rpartition(".")
     if not module or not name:
         expected = "gpurnn, onnxruntime, torch.nn.LSTM or module:function"
@@ -331,11 +346,11 @@ def find(
     except AttributeError as error:
         raise ValueError(f"{where}: {module} has no {name}") from error
     if inspect.isclass(found):
-        if found.__name__ not in ("RNN", "LSTM", "GRU"):
-            raise TypeError(f"{where}: target is the class {target}, expected RNN, LSTM or GRU, or a function")
+        if found.__name__ not in _MODULES:
+            raise TypeError(f"{where}: target is the class {target}, expected {', '.join(_MODULES)} or a function")
         return [TorchModule(found, target)]
     if cell is None:
-        raise ValueError(f"{where}: cell is None, expected that of {target}: {', '.join(CELLS)}")
+        raise ValueError(f"{where}: cell is None, expected that of {target}: {', '.join(KINDS)}")
     made = Function(found, cell, library, dict(form or {}))
     made.name = target
     return [made]

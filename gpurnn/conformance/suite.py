@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _dispatch, functional
-from ..cells import CELLS, Activation
-from .kernels import Case, Function, Kernel, Outputs
+from ..cells import Activation
+from .kernels import KINDS, Case, Function, Kernel, Outputs
 from .report import Report, Result, Status
 
 Array = NDArray[Any]
@@ -45,7 +45,7 @@ def run(
     ----------
     kernel : callable or Kernel
         A function of the form that `gpurnn.conformance` describes, or one of what `find` returns.
-    cell : {"rnn", "lstm", "gru"}
+    cell : {"rnn", "lstm", "gru", "indrnn", "mingru", "minlstm"}
         That of a function.
     library : {"numpy", "torch", "jax", "cupy"}
         The library of the arrays that a function takes.
@@ -67,8 +67,8 @@ def run(
     True
     """
     if not isinstance(kernel, Kernel):
-        if cell not in CELLS:
-            raise ValueError(f"conformance.run: cell is {cell!r}, expected one of {', '.join(map(repr, CELLS))}")
+        if cell not in KINDS:
+            raise ValueError(f"conformance.run: cell is {cell!r}, expected one of {', '.join(map(repr, KINDS))}")
         kernel = Function(kernel, cell, library, dict(form or {}))
     return Report(kernel.name, kernel.cell, tuple(_Suite(kernel, seed).results()))
 
@@ -78,7 +78,7 @@ def _bound(case: Case) -> float:
 
     A gate's relative error is the absolute one of its argument, which grows with the input.
     """
-    (T, B, I), H = case.x.shape, case.weights["weight_hh"].shape[1]
+    (T, B, I), H = case.x.shape, case.hidden_size
     size = max(1.0, float(np.abs(case.x).max(initial=0)) / 4)
     return (2 * T * (I + H) + T * B) * float(np.finfo(case.x.dtype).eps) * size
 
@@ -127,7 +127,7 @@ class _Suite:
             state = state[0]
         given = {"x": case.x, **case.weights, "state": state, **self.kernel.form, **case.keywords()}
         # What a parameter implies, or acts in training alone, is no argument of the definition.
-        kind = CELLS[self.kernel.cell]
+        kind = KINDS[self.kernel.cell]
         return {n: a for n, a in given.items() if n not in kind.options() or n in kind.function_options()}
 
     # ---- cases
@@ -137,20 +137,20 @@ class _Suite:
         lengths: Array | None = None, resets: bool = False, bias: bool = True, state: bool = True, **options: Any,
     ) -> Case:  # fmt: skip
         rng = np.random.default_rng(self.seed)
-        description = CELLS[self.kernel.cell](**{**self.kernel.form, **options})
+        description = KINDS[self.kernel.cell](**{**self.kernel.form, **options})
 
         def normal(*shape: int, scale: float = 1.0) -> Array:
             return (scale * rng.standard_normal(shape)).astype(dtype)
 
         shapes = description.shapes(input_size=I, hidden_size=H)
         names = [n for n in shapes if n in description.needed or bias]
-        states = description.states
+        widths = description.state_sizes(H)
         return Case(
             x=normal(T, B, I, scale=scale),
             weights={n: normal(*shapes[n], scale=0.5) for n in names},
-            state=tuple(normal(B, H) for _ in range(states)) if state else None,
-            dy=normal(T, B, H),
-            dstate=tuple(normal(B, H) for _ in range(states)),
+            state=tuple(normal(B, width) for width in widths) if state else None,
+            dy=normal(T, B, widths[0]),
+            dstate=tuple(normal(B, width) for width in widths),
             lengths=lengths,
             resets=rng.random((T, B)) < 0.4 if resets else None,
             options=options,
@@ -165,7 +165,7 @@ class _Suite:
         yield "lengths of 0", lambda dtype: self.case(dtype, lengths=np.array([5, 0, 4]))
         yield "resets", lambda dtype: self.case(dtype, resets=True)
         yield "resets, lengths", lambda dtype: self.case(dtype, resets=True, lengths=np.array([5, 2, 4]))
-        description = CELLS[self.kernel.cell]
+        description = KINDS[self.kernel.cell]
         usual = description(**self.kernel.form)
         for option, kind in description.options().items():
             for value in _other_values(option, kind, getattr(usual, option)):
@@ -373,16 +373,17 @@ class _Suite:
     def of_bad_input(self) -> Iterator[Result]:
         for dtype in self.dtypes[:1]:
             case = self.case(dtype)
-            w_hh = case.weights["weight_hh"]
+            name = "weight_hh" if "weight_hh" in case.weights else "bias_ih"
+            weight = case.weights[name]
             other = "float32" if dtype == "float64" else "float64"
             bad = {
                 "x of another width": replace(case, x=case.x[:, :, :-1].copy()),
-                "weight_hh of another shape": replace(case, weights={**case.weights, "weight_hh": w_hh[:, :-1].copy()}),
+                f"{name} of another shape": replace(case, weights={**case.weights, name: weight[..., :-1].copy()}),
                 "weight_ih with rows missing": replace(
                     case, weights={**case.weights, "weight_ih": case.weights["weight_ih"][:-1].copy()}
                 ),
                 "a state of another batch": replace(case, state=tuple(s[:-1].copy() for s in case.state or ())),
-                "a weight of another dtype": replace(case, weights={**case.weights, "weight_hh": w_hh.astype(other)}),
+                "a weight of another dtype": replace(case, weights={**case.weights, name: weight.astype(other)}),
                 "a length beyond T": replace(case, lengths=np.array([9, 1, 2])),
                 "lengths of another batch": replace(case, lengths=np.array([1, 2])),
             }
@@ -407,7 +408,9 @@ def _other_values(option: str, kind: Any, usual: Any) -> list[Any]:
         return [value for value in ("tanh", "relu", "sigmoid", "identity", "hard_sigmoid") if value != usual]
     if get_origin(kind) is Literal:
         return [value for value in get_args(kind) if value != usual]
-    return {"leak": [0.3], "clip": [0.5], "cell_clip": [0.5], "zoneout": _zoneout(usual)}.get(option, [])
+    return {"leak": [0.3], "clip": [0.5], "cell_clip": [0.5], "zoneout": _zoneout(usual), "proj_size": [2]}.get(
+        option, []
+    )
 
 
 def _zoneout(usual: Any) -> list[Any]:
@@ -439,7 +442,7 @@ def _golden_cases(kernel: Kernel, dtype: str) -> Iterator[tuple[Case, Outputs, d
     """What PyTorch computed in float64, for the cell of a kernel."""
     folder = resources.files(__package__ or "gpurnn.conformance")
     records = json.loads((folder / "golden.json").read_text())
-    description = CELLS[kernel.cell]
+    description = KINDS[kernel.cell]
     with np.load(BytesIO((folder / "golden.npz").read_bytes())) as archive:
         for record in records:
             if record["cell"] != kernel.cell:
