@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from gpurnn.kernels import devices, dtypes, host
 from gpurnn.kernels.recurrence import plan
+from gpurnn.kernels.recurrence.rows import RowRun, backward_rows, forward_rows
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 
 from gpurnn.cells import GRU, LSTM, Cell, Vanilla
@@ -38,6 +39,8 @@ OPTIONS: dict[str, list[Cell]] = {
         LSTM(zoneout=(0.1, 0.1)),
         LSTM(zoneout=(0.1, 0.1), step_masks=("zoneout_h", "zoneout_c")),
         LSTM(candidate_dropout=0.1, step_masks=("dropout_g",)),
+        LSTM(layer_norm=True),
+        LSTM(proj_size=16),
     ],
     "gru": [
         GRU(reset_after=True, update="state"),
@@ -46,6 +49,7 @@ OPTIONS: dict[str, list[Cell]] = {
         GRU(reset_after=True, update="state", clip=5.0),
         GRU(reset_after=True, update="state", zoneout=0.1),
         GRU(reset_after=True, update="state", zoneout=0.1, step_masks=("zoneout_h",)),
+        GRU(reset_after=True, update="state", layer_norm=True),
     ],
     "rnn": [
         Vanilla(),
@@ -53,6 +57,7 @@ OPTIONS: dict[str, list[Cell]] = {
         Vanilla(clip=5.0),
         Vanilla(zoneout=0.1),
         Vanilla(zoneout=0.1, step_masks=("zoneout_h",)),
+        Vanilla(layer_norm=True),
     ],
 }
 """Of each cell itself, and with each of its options; with `Cell.step_masks` as in training."""
@@ -62,8 +67,9 @@ _STEPS, _LONG = 3, 100
 _PASSES = {
     "forward": "forward", "operand_of_step": "forward", "finish_step": "forward",
     "backward": "backward", "begin_step_backward": "backward", "operand_of_step_backward": "backward",
+    "forward_rows": "forward", "forward_phase": "forward", "backward_rows": "backward", "backward_phase": "backward",
 }  # fmt: skip
-"""The pass that a kernel belongs to."""
+"""The pass that a kernel belongs to; ``multiply`` belongs to that of the launch after it."""
 
 _ARITHMETIC = ("arithmetic", "divisions", "special_functions", "conversions")
 _COLLECTIVES = ("shuffles", "votes", "syncwarps")
@@ -82,16 +88,24 @@ def of_steps(
         made[...] = rng.standard_normal(shape) / np.sqrt(H)
         return made
 
-    rows = cell.gates * H
-    state = tuple(np.zeros((1, B, H), type_.accumulator) for _ in range(cell.states))
+    rows, (width, *_) = cell.gates * H, cell.state_sizes(H)
+    state = tuple(np.zeros((1, B, size), type_.accumulator) for size in cell.state_sizes(H))
+    step_masks = array(len(cell.step_masks), 1, T, B, H) if cell.step_masks else None
+    biases, dstate = (array(1, rows), array(1, rows)), tuple(np.zeros_like(s) for s in state)
     chosen = contextlib.nullcontext() if schedule is None else plan.schedule(schedule)
     with host.counts() as launches, chosen:
-        run = Run.begin(
-            cell, T, B, H, array(1, rows, H), diagonal=[[array(H) for _ in cell.diagonal]],
-            step_masks=array(len(cell.step_masks), 1, T, B, H) if cell.step_masks else None, training=True,
-        )  # fmt: skip
-        run_forward(run, array(1, T * B, rows), (array(1, rows), array(1, rows)), state)
-        run_backward(run, array(T, B, H), tuple(np.zeros_like(s) for s in state))
+        if cell.sums_over_units:
+            shapes = cell.shapes(input_size=1, hidden_size=H)
+            weights = ({name: array(*shape) for name, shape in shapes.items()},)
+            of_rows = RowRun.begin(cell, T, B, H, weights, None, None, None, step_masks, training=True)
+            forward_rows(of_rows, array(1, T * B, rows), biases, state)
+            backward_rows(of_rows, array(T, B, width), dstate)
+        else:
+            diagonal = [[array(H) for _ in cell.diagonal]]
+            w = array(1, rows, H)
+            run = Run.begin(cell, T, B, H, w, diagonal=diagonal, step_masks=step_masks, training=True)
+            run_forward(run, array(1, T * B, rows), biases, state)
+            run_backward(run, array(T, B, H), dstate)
     return launches
 
 
@@ -122,14 +136,22 @@ def of_step(
 def by_pass(launches: Sequence[host.Counts]) -> dict[str, host.Counts]:
     """The sums over the launches of the kernels of each pass' steps."""
     totals: dict[str, host.Counts] = {}
-    for launch in launches:
-        name = _PASSES.get(launch.kernel.split("<")[0])
+    for k, launch in enumerate(launches):
+        kernel = launch.kernel.split("<")[0]
+        name = _PASSES.get(launches[k + 1].kernel.split("<")[0] if kernel == "multiply" else kernel)
         if name is None:
             continue
         before = totals.get(name)
-        by_warp = {k: v + (before[k] if before else 0) for k, v in launch.by_warp.items()}
+        by_warp = {k: v if before is None else _added(v, before[k]) for k, v in launch.by_warp.items()}
         totals[name] = host.Counts(launch.kernel, launch.grid, launch.block, by_warp)
     return totals
+
+
+def _added(counts: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Those of the blocks of launches that may have different numbers of them."""
+    most = max(len(counts), len(others))
+    padded = [np.pad(part, ((0, most - len(part)), (0, 0))) for part in (counts, others)]
+    return padded[0] + padded[1]
 
 
 def report(names: Sequence[str], shapes: Sequence[tuple[int, int]], schedule: str | None, dtype: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ class Explanation:
     schedule : str
         The one that the forward pass runs by: "stepwise", "step-fused", "block" or "persistent"; "scan" of a layer
         whose states are a `gpurnn.linear_scan`; "independent" of an `gpurnn.IndRNN`, each of whose units has a thread
-        for all steps; "library" of one that has no kernels.
+        for all steps.
     grid, block : tuple of int
         Of the pass' kernel; for the stepwise schedule of that of the gates; of a scan of its last kernel.
     shared_bytes : int
@@ -44,6 +44,9 @@ class Explanation:
         "memory", see `explain`.
     passed_over : dict of str to str
         Why each of the other schedules does not run.
+    options : dict of str to str
+        What each option costs that sums over hidden units in each step: ``layer_norm``, ``proj_size``. The others cost
+        a few instructions of a unit.
     layers : int
     layers_at_once : int
         Of a stack, how many layers run at once: while one is at a chunk of steps, the one above it is at the chunk
@@ -70,6 +73,7 @@ class Explanation:
     microseconds_per_step: dict[str, float]
     bound_by: str
     passed_over: dict[str, str]
+    options: dict[str, str]
     layers: int
     layers_at_once: int = 1
     chunk: int | None = None
@@ -98,6 +102,7 @@ class Explanation:
                 f"predicted {self.microseconds_in_chunks:,.0f} microseconds for all layers, "
                 f"{self.microseconds_one_by_one:,.0f} for one after another"
             )
+        lines += [f"  {name}: {cost}" for name, cost in self.options.items()]
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.passed_over.items())])
 
 

@@ -184,6 +184,7 @@ def test_memory_is_what_the_compiled_wing_allocates_for_a_layer_norm():
         ("gru-reset-before", "stepwise", {"num_layers": 2, "residual": True}),
         ("gru-reset-before", "block", {}),
         ("gru-reset-after", "stepwise", {"bidirectional": True}),
+        ("lstm", "stepwise", {"layer_norm": True}),
     ],
 )
 def test_memory_is_what_the_kernels_allocate(name, schedule, options, monkeypatch):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
-from gpurnn.kernels import devices, native
+from gpurnn.kernels import devices, host, native
 from gpurnn.kernels.compiler import CompilerError
 from gpurnn.kernels.recurrence import plan
-from parity import Wing
 from problems import ALL, OPTIONED, Options, draw, pairwise, unrolled_backward, unrolled_forward
 from test_kernel_recurrence import run
 from test_native_recurrence import ELEMENTARY
@@ -17,7 +17,7 @@ from test_recurrence_gradients import check
 from tolerance import assert_all_close, assert_same, recurrence_terms
 
 import gpurnn
-from gpurnn import reference
+from gpurnn import kernels, reference
 from gpurnn.cells import GRU, LSTM, Cell, Vanilla
 
 SMOOTH = ["tanh", "sigmoid", "identity", ("affine", 0.7, 0.2), ("scaled_tanh", 1.1, 0.8), "softplus"]
@@ -133,6 +133,68 @@ def test_schedules_agree_with_the_definition(cell, schedule, dtype, kernel_wing)
     assert_all_close(found, run(reference, problem), recurrence_terms(5, 6, 3, 11))
 
 
+SUMS = [name for name, cell in OPTIONED.items() if cell.sums_over_units]
+"""Cells whose steps have sums over units: layer norm, a projection."""
+SUMS_SCHEDULED = [
+    pytest.param(cell, schedule, dtype, marks=() if cell == "lstm-projection-norm" else pytest.mark.slow)
+    for cell, dtype in zip(SUMS, ["float32", "float64"] * 3, strict=True)
+    for schedule in plan.SCHEDULES
+]
+
+
+@pytest.mark.parametrize(("cell", "schedule", "dtype"), SUMS_SCHEDULED, indirect=["schedule"])
+def test_schedules_agree_with_the_definition_where_steps_have_sums_over_units(cell, schedule, dtype, kernel_wing):
+    """Rows of one warp and of several, with steps that do not exist, and blocks that are alone or exchange."""
+    for B, H, options in ((6, 11, ALL), (3, 70, Options(lengths=True)), (1, 11, Options(bias=False))):
+        problem = draw(OPTIONED[cell], options, T=4, B=B, I=3, H=H, dtype=dtype)
+        if B > 1 or schedule.startswith("step") or cell == "gru-norm-before":  # of one row the others have their own
+            arrays = {name: kernel_wing.to(value) for name, value in vars(problem).items()}
+            found = kernel_wing.back(run(kernel_wing.module, dataclasses.replace(problem, **arrays)))
+            assert_all_close(found, run(reference, problem), recurrence_terms(4, B, 3, H))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("schedule", ["stepwise", "block", "persistent"], indirect=True)
+def test_sums_over_units_have_the_same_bits_in_any_order_of_threads_and_blocks(schedule):
+    problem = draw(OPTIONED["lstm-projection-norm"], ALL, T=3, B=5, H=70, dtype="float64")
+    runs = []
+    for seed in (1, 2):
+        with host.execution(seed=seed):
+            runs.append(run(kernels, problem))
+    assert_same(*runs)
+
+
+@pytest.mark.kernels
+def test_a_step_with_sums_over_units_is_that_of_the_definition():
+    cell = OPTIONED["lstm-projection-norm"]
+    problem = draw(cell, Options(), T=1, B=3, H=11)
+    weights = {name: array for name, array in problem.weights[0].items() if not name.endswith("_ih")}
+    weights |= {name: mask[0, 0] for name, mask in zip(cell.step_masks, problem.step_masks, strict=True)}
+    xw = problem.x[0] @ problem.weights[0]["weight_ih"].T
+    state, dstate = (tuple(s[0] for s in of) for of in (problem.state, problem.dstate))
+    found, expected = [], []
+    for wing, results in ((kernels, found), (reference, expected)):
+        new, saved = wing.cell_forward(cell, xw, state, weights)
+        da, before, gradients = wing.cell_backward(saved, dstate)
+        results += [new, da, before, {name: gradients[name] for name in sorted(gradients)}, wing.cell_gates(saved)]
+    assert_all_close(found, expected, recurrence_terms(1, 3, 2, 11))
+
+
+@pytest.mark.kernels
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["block", "persistent"])
+def test_a_watchdog_leaves_the_bits_of_sums_over_units_as_they_are(schedule, monkeypatch):
+    problem, results = draw(OPTIONED["lstm-projection-norm"], ALL, T=5, B=6, H=11), []
+    monkeypatch.setattr(plan, "_SECONDS_OF_A_LAUNCH", 0.0)  # the fewest steps: one
+    for has_watchdog in (False, True):
+        device = dataclasses.replace(devices.lookup("H100"), multiprocessors=5, has_watchdog=has_watchdog)
+        monkeypatch.setattr(plan, "device_of", lambda array, device=device: device)
+        with plan.schedule(schedule):
+            results.append(run(kernels, problem))
+        plan._choose.cache_clear()
+    assert_same(*results)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(
     "cell", [pytest.param(cell, marks=() if cell in QUICK else pytest.mark.slow) for cell in OPTIONED]
@@ -143,12 +205,6 @@ def test_the_compiled_wing_agrees_with_the_definition(cell, dtype):
     problem = draw(OPTIONED[cell], ALL, T=5, B=6, I=3, H=11, dtype=dtype)
     terms = recurrence_terms(5, 6, 3, 11) + ELEMENTARY * 5
     assert_all_close(run(native, problem), run(reference, problem), terms)
-
-
-@pytest.mark.parametrize("cell", [name for name, cell in OPTIONED.items() if cell.sums_over_units])
-def test_sums_over_units_are_computed_by_the_definition_in_the_kernels(cell):
-    problem = draw(OPTIONED[cell], ALL, T=5, B=4)
-    assert_same(run(Wing("host").module, problem), run(reference, problem))
 
 
 def test_where_nothing_compiles_the_numpy_wing_computes_and_says_so(monkeypatch):
@@ -217,12 +273,18 @@ def test_a_layer_draws_the_masks_of_its_steps(checkpoint_every):
     assert (layer.vjp(x, rng=6)[0][0] != y).any()
 
 
-def test_explain_says_that_layer_norm_runs_by_operations_of_the_library():
-    found = gpurnn.explain(gpurnn.LSTM(4, 8, layer_norm=True), (10, 2, 4))
-    assert found.schedule == "library"
-    assert set(found.passed_over) == set(plan.SCHEDULES)
-    assert "sums over hidden units" in str(found)
-    assert found.launches > gpurnn.explain(gpurnn.LSTM(4, 8), (10, 2, 4)).launches
+def test_explain_says_what_layer_norm_and_a_projection_cost():
+    found = gpurnn.explain(gpurnn.LSTM(4, 256, layer_norm=True, proj_size=64), (100, 16, 4), device="H100")
+    plain = gpurnn.explain(gpurnn.LSTM(4, 256), (100, 16, 4), device="H100")
+    assert not plain.options
+    assert set(found.options) == {"layer_norm", "proj_size"}
+    assert {found.schedule, *found.passed_over} == set(plan.SCHEDULES)
+    assert found.microseconds_per_step["persistent"] > plain.microseconds_per_step["persistent"]
+    assert re.fullmatch(
+        r"4 exchanges and .* microseconds a step; without it 2 exchanges and .* microseconds a step",
+        found.options["proj_size"],
+    )
+    assert f"  layer_norm: {found.options['layer_norm']}" in str(found)
 
 
 def test_a_projection_is_smaller_than_the_cell():

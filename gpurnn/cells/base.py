@@ -174,6 +174,8 @@ class Cell:
                 values[option] = None if value is None else 1.0
             elif kind is float:
                 values[option] = 0.0
+            elif kind is int:
+                values[option] = min(value, 1)
         return replace(self, **values)
 
     @classmethod
@@ -228,7 +230,7 @@ class Cell:
             "weight_ih": (rows, "input_size"),
             "weight_hh": (rows, "hidden_size"),
             **dict.fromkeys(self.diagonal, ("hidden_size",)),
-            **dict.fromkeys(NORMS if getattr(self, "layer_norm", False) else (), (rows,)),
+            **dict.fromkeys(NORMS if self.normalises else (), (rows,)),
             "bias_ih": (rows,),
             "bias_hh": (rows,),
         }
@@ -242,7 +244,17 @@ class Cell:
     @property
     def sums_over_units(self) -> bool:
         """Whether a step has sums over hidden units besides its products with W_hh."""
-        return bool(getattr(self, "layer_norm", False) or getattr(self, "proj_size", 0))
+        return self.normalises or self.projects
+
+    @property
+    def normalises(self) -> bool:
+        """Whether it has layer norm."""
+        return bool(getattr(self, "layer_norm", False))
+
+    @property
+    def projects(self) -> bool:
+        """Whether h is a projection."""
+        return bool(getattr(self, "proj_size", 0))
 
     def state_sizes(self, hidden_size: int) -> tuple[int, ...]:
         """The widths of the arrays of the state; the first is that of the output."""
@@ -331,7 +343,8 @@ class Cell:
     def _members(self) -> list[str]:
         """What a struct holds besides its equations, as template arguments of C++."""
         counts = {"Numbers": len(self.numbers), "Weights": len(self.diagonal), "Masks": len(self.step_masks)}
-        return [f"{name}<{count}>" for name, count in counts.items() if count]
+        sums = {"LayerNorm": self.normalises, "Projection": self.projects}
+        return [f"{n}<{count}>" for n, count in counts.items() if count] + [n for n, there in sums.items() if there]
 
 
 def _evaluated(axis: str, sizes: Mapping[str, int]) -> int:

@@ -4,56 +4,63 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpurnn.reference import cells as definition
-
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell, activations
 
 from ..launch import contiguous, namespace, of_stream, remembers_stream
 from ..recurrence import plan
+from ..recurrence.rows import RowRun, backward_rows, forward_rows
 from ..recurrence.run import Run, run_backward, run_forward
 
 
 @remembers_stream
 def cell_forward(cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights) -> tuple[tuple[Array, ...], Any]:
     """One step of a cell from its projected input; arguments and results are those of ``gpurnn.reference``'s."""
-    if cell.sums_over_units:
-        of_definition: tuple[tuple[Array, ...], Any] = definition.cell_forward(cell, xw, state, weights)
-        return of_definition
     xp = namespace(xw)
-    B, H = state[0].shape
-    b_hh = weights.get("bias_hh")
+    B, H = xw.shape[0], xw.shape[1] // cell.gates
+    b_hh, step_masks = weights.get("bias_hh"), None
+    if cell.step_masks:
+        step_masks = xp.zeros((len(cell.step_masks), 1, 1, B, H), xw.dtype)
+        for mask, name in zip(step_masks, cell.step_masks, strict=True):
+            mask[0, 0, :, : weights[name].shape[1]] = weights[name]  # that of h has its width
+    run: Run | RowRun
     with plan.schedule("stepwise"):
-        w_hh, diagonal = xp.array(weights["weight_hh"], order="C")[None], [[weights[name] for name in cell.diagonal]]
-        step_masks = None
-        if cell.step_masks:
-            step_masks = xp.stack([weights[name] for name in cell.step_masks])[:, None, None]
-        run = Run.begin(cell, 1, B, H, w_hh, diagonal=diagonal, step_masks=step_masks, training=True)
+        if cell.sums_over_units:
+            run = RowRun.begin(cell, 1, B, H, (weights,), None, None, None, step_masks, training=True)
+        else:
+            w_hh, diagonal = (
+                xp.array(weights["weight_hh"], order="C")[None],
+                [[weights[name] for name in cell.diagonal]],
+            )
+            run = Run.begin(cell, 1, B, H, w_hh, diagonal=diagonal, step_masks=step_masks, training=True)
     final = tuple(xp.array(s, run.struct.dtype.accumulator, order="C")[None] for s in state)
-    run_forward(run, contiguous(xw)[None], (None, None if b_hh is None else contiguous(b_hh)[None]), final)
+    arguments = contiguous(xw)[None], (None, None if b_hh is None else contiguous(b_hh)[None]), final
+    if isinstance(run, RowRun):
+        forward_rows(run, *arguments)
+    else:
+        run_forward(run, *arguments)
     return tuple(s[0].astype(xw.dtype, copy=False) for s in final), run
 
 
 @of_stream
 def cell_backward(saved: Any, dstate: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
     """The transpose of `cell_forward`: the gradients of xw, of the state before it, and of the weights by name."""
-    if isinstance(saved, tuple):
-        of_definition: tuple[Array, tuple[Array, ...], dict[str, Array]] = definition.cell_backward(saved, dstate)
-        return of_definition
-    xp: Any = namespace(saved.w)
+    xp: Any = namespace(saved.saved)
     dstate_prev = tuple(xp.array(s, saved.struct.dtype.accumulator, order="C")[None] for s in dstate)
-    da, da_hidden = run_backward(saved, None, dstate_prev)
+    if isinstance(saved, RowRun):
+        gradients = backward_rows(saved, None, dstate_prev)
+        da, of_weights = gradients.dx, gradients.of_weights(saved, 0, slice(0, saved.B))
+    else:
+        da, da_hidden = run_backward(saved, None, dstate_prev)
+        of_weights = saved.hidden_gradients(0, da_hidden)
     dstate_prev = tuple(s[0].astype(da.dtype, copy=False) for s in dstate_prev)
-    return da[0], dstate_prev, saved.hidden_gradients(0, da_hidden)
+    return da[0], dstate_prev, of_weights
 
 
 @of_stream
 def cell_gates(saved: Any) -> dict[str, Array]:
     """The values (B, H) of the gates of a step by name, from what `cell_forward` saved."""
-    if isinstance(saved, tuple):
-        of_definition: dict[str, Array] = definition.cell_gates(saved)
-        return of_definition
-    xp: Any = namespace(saved.w)
+    xp: Any = namespace(saved.saved)
     assert saved.saved is not None
     functions, clip = saved.cell.gate_functions, getattr(saved.cell, "clip", None)
 

@@ -12,6 +12,7 @@ struct Gru : Members<Real_, Options...> {
     static constexpr int phases = reset_after ? 1 : 2;
     static constexpr bool has_c = false, hidden_apart = reset_after;
     static constexpr int waiting = reset_after ? 0 : 1;  // da[R] waits for the gradient of phase 1's operand
+    __device__ static constexpr int norm_group(int gate) { return gate == N; }
     static constexpr int first_gate(int phase) { return phase == 0 ? R : reset_after || phase == 2 ? gates : N; }
 
     using GateFunction = typename FunctionOf<Gates, Sigmoid, Options...>::type;

@@ -12,6 +12,7 @@ struct Lstm : Members<Real_, Options...> {
     enum { I, F, G = coupled ? 1 : 2, O, gates };  // without F if the gates are coupled
     // Behind the gates; of these what their activations keep.
     enum { C_PREV = gates, C, MASK_G = peephole ? C + 1 : C, num_saved = drops ? MASK_G + 1 : MASK_G };
+    using Inner = Real[num_saved];
     static constexpr int phases = 1;
     static constexpr bool has_c = true, hidden_apart = false;
     static constexpr int waiting = 0;
@@ -55,8 +56,9 @@ struct Lstm : Members<Real_, Options...> {
         else return sum;
     }
 
-    __device__ void forward(
-        const Real (&x)[gates], const Real (&p)[gates], Real& h, Real& c, Real (&saved)[num_saved]) const {
+    // c_t, from the arguments of the gates and c_{t-1}.
+    __device__ Real advance(
+        const Real (&x)[gates], const Real (&p)[gates], Real c, Real (&saved)[num_saved]) const {
         const Real* const n = this->numbers();
         saved[I] = GateFunction::keep(read(x[I] + p[I], P_I, c), n);
         if constexpr (!coupled) saved[F] = GateFunction::keep(read(x[F] + p[F], P_F, c), n);
@@ -69,16 +71,35 @@ struct Lstm : Members<Real_, Options...> {
             saved[C] = c;
             saved[O] = GateFunction::keep(read(x[O] + p[O], P_O, c), n);
         }
-        h = gate(saved[O]) * OutputFunction::value(OutputFunction::keep(c, n), n);
+        return c;
+    }
+    // From c_t, or what a norm has made of it: what the output's activation keeps, and o f(c).
+    __device__ Real kept_output(Real c) const { return OutputFunction::keep(c, this->numbers()); }
+    __device__ Real output(const Real (&saved)[num_saved], Real c) const {
+        return gate(saved[O]) * OutputFunction::value(kept_output(c), this->numbers());
+    }
+    __device__ void forward(
+        const Real (&x)[gates], const Real (&p)[gates], Real& h, Real& c, Real (&saved)[num_saved]) const {
+        c = advance(x, p, c, saved);
+        h = output(saved, c);
     }
 
-    __device__ void backward(
-        const Real (&saved)[num_saved], Real dh, Real& dc, Real (&da)[gates], Real (&)[gates], Real& dh_prev) const {
+    // Of `output`, from what the activation keeps of c: adds to the gradient of c; and that of o's argument.
+    __device__ void output_backward(const Real (&saved)[num_saved], Real kept, Real dh, Real& dc) const {
+        dc += dh * gate(saved[O]) * OutputFunction::slope(kept, this->numbers());
+    }
+    __device__ Real output_gate_backward(const Real (&saved)[num_saved], Real kept, Real dh) const {
+        return dh * OutputFunction::value(kept, this->numbers()) * GateFunction::slope(saved[O], this->numbers());
+    }
+    // Of `advance`, with c_t before it is bounded: from the gradient of c_t and that of o's argument, da_o(), to those of all
+    // arguments and of c_{t-1}.
+    template <class OfO>
+    __device__ void advance_backward(
+        const Real (&saved)[num_saved], Real c, Real& dc, Real (&da)[gates], const OfO& da_o) const {
         const Real* const n = this->numbers();
-        const Real c_prev = saved[C_PREV], c = unbounded(saved, c_prev), output = OutputFunction::keep(bounded(c), n);
-        dc += dh * gate(saved[O]) * OutputFunction::slope(output, n);
+        const Real c_prev = saved[C_PREV];
         if constexpr (peephole) {
-            da[O] = dh * OutputFunction::value(output, n) * GateFunction::slope(saved[O], n);
+            da[O] = da_o();
             dc += this->weight[P_O] * da[O];
         }
         if constexpr (bound_at >= 0) {
@@ -96,12 +117,18 @@ struct Lstm : Members<Real_, Options...> {
         } else {
             da[G] = dc * gate(saved[I]) * CandidateFunction::slope(saved[G], n);
         }
-        if constexpr (!peephole) da[O] = dh * OutputFunction::value(output, n) * GateFunction::slope(saved[O], n);
+        if constexpr (!peephole) da[O] = da_o();
         dc *= forget(saved);
         if constexpr (peephole) {
             dc += this->weight[P_I] * da[I];
             if constexpr (!coupled) dc += this->weight[P_F] * da[F];
         }
+    }
+    __device__ void backward(
+        const Real (&saved)[num_saved], Real dh, Real& dc, Real (&da)[gates], Real (&)[gates], Real& dh_prev) const {
+        const Real c = unbounded(saved, saved[C_PREV]), kept = kept_output(bounded(c));
+        output_backward(saved, kept, dh, dc);
+        advance_backward(saved, c, dc, da, [&] { return output_gate_backward(saved, kept, dh); });
         dh_prev = 0;
     }
 };

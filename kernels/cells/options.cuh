@@ -13,6 +13,8 @@ template <int at> struct CellClip {};    // the cell state is taken from [-b, b]
 struct Peephole {};
 struct Coupled {};
 struct DroppedCandidate {};
+struct LayerNorm {};                     // of the products with W_hh, and of the cell state
+struct Projection {};                    // h is a product of o f(c)
 template <int count> struct Numbers {};  // options that are numbers
 template <int count> struct Weights {};  // weights of one number for each unit
 template <int count> struct Masks {};    // numbers of each step, row and unit
@@ -81,6 +83,11 @@ struct Members : NumberMembers<Real, number_of<Numbers, Options...>(0)>,
     static constexpr int num_numbers = number_of<Numbers, Options...>(0);
     static constexpr int num_weights = number_of<Weights, Options...>(0);
     static constexpr int num_masks = number_of<Masks, Options...>(0);
+    static constexpr bool normed = has_option<LayerNorm, Options...>, projected = has_option<Projection, Options...>;
+    // The layer norm that spans a gate's product, counted from 0 in the order of the gates.
+    __device__ static constexpr int norm_group(int) { return 0; }
+    // Whether a part of h, and of c, stays as it was.
+    static constexpr bool keeps_h = false, keeps_c = false;
     // The weights of a unit: the gate to whose argument each adds, and the saved value that it multiplies.
     __device__ static constexpr int weight_gate(int) { return 0; }
     __device__ static constexpr int weight_reads(int) { return 0; }
@@ -119,6 +126,15 @@ struct Zoned : Cell {
     template <int at>
     __device__ void save(ByMask<at>, Real* saved, int index) const { saved[index] = this->mask[at]; }
 
+    static constexpr bool keeps_h = !is_same<KeepsH, Never>, keeps_c = !is_same<KeepsC, Never>;
+    __device__ void save_masks(Real* saved) const {
+        save(KeepsH(), saved, MASK_H);
+        save(KeepsC(), saved, MASK_C);
+    }
+    __device__ Real kept_h(const Real* saved) const { return keep(KeepsH(), saved, MASK_H); }
+    __device__ Real kept_c(const Real* saved) const { return keep(KeepsC(), saved, MASK_C); }
+    __device__ static Real mixed(Real k, Real before, Real now) { return k * before + (1 - k) * now; }
+
     using Inner = Real[Cell::num_saved];
 
     __device__ Real operand(const Real (&x)[gates], const Real (&p)[gates], Real entered, Real (&saved)[num_saved]) const {
@@ -128,25 +144,18 @@ struct Zoned : Cell {
         const Real (&x)[gates], const Real (&p)[gates], Real& h, Real& c, Real (&saved)[num_saved]) const {
         const Real h_prev = h, c_prev = c;
         Cell::forward(x, p, h, c, reinterpret_cast<Inner&>(saved));
-        save(KeepsH(), saved, MASK_H);
-        save(KeepsC(), saved, MASK_C);
-        if constexpr (!is_same<KeepsH, Never>) {
-            const Real k = keep(KeepsH(), saved, MASK_H);
-            h = k * h_prev + (1 - k) * h;
-        }
-        if constexpr (!is_same<KeepsC, Never>) {
-            const Real k = keep(KeepsC(), saved, MASK_C);
-            c = k * c_prev + (1 - k) * c;
-        }
+        save_masks(saved);
+        if constexpr (keeps_h) h = mixed(kept_h(saved), h_prev, h);
+        if constexpr (keeps_c) c = mixed(kept_c(saved), c_prev, c);
     }
     __device__ void backward(
         const Real (&saved)[num_saved], Real dh, Real& dc, Real (&da)[gates], Real (&da_hidden)[gates], Real& dh_prev) const {
-        const Real k_h = keep(KeepsH(), saved, MASK_H), k_c = keep(KeepsC(), saved, MASK_C), dc_after = dc;
-        if constexpr (!is_same<KeepsC, Never>) dc *= 1 - k_c;
+        const Real k_h = kept_h(saved), k_c = kept_c(saved), dc_after = dc;
+        if constexpr (keeps_c) dc *= 1 - k_c;
         Cell::backward(
-            reinterpret_cast<const Inner&>(saved), is_same<KeepsH, Never> ? dh : (1 - k_h) * dh, dc, da, da_hidden, dh_prev);
-        if constexpr (!is_same<KeepsH, Never>) dh_prev += k_h * dh;
-        if constexpr (!is_same<KeepsC, Never>) dc += k_c * dc_after;
+            reinterpret_cast<const Inner&>(saved), keeps_h ? (1 - k_h) * dh : dh, dc, da, da_hidden, dh_prev);
+        if constexpr (keeps_h) dh_prev += k_h * dh;
+        if constexpr (keeps_c) dc += k_c * dc_after;
     }
     __device__ Real operand_backward(const Real (&saved)[num_saved], Real entered, Real du, Real (&da)[gates]) const {
         return Cell::operand_backward(reinterpret_cast<const Inner&>(saved), entered, du, da);

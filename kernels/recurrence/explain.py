@@ -10,7 +10,7 @@ from array_api_compat import is_cupy_array
 from gpurnn.cells import Cell, IndRNN
 
 from .. import devices, dtypes, linear_scan
-from . import independent, plan, predict, stack
+from . import independent, plan, predict, predict_rows, stack
 from .layer import recurrence_chunk
 from .plan import FusedPlan, Problem
 from .run import apart
@@ -29,8 +29,6 @@ def explain_recurrence(
     backward = replace(forward, backward=True)
     if cell.elementwise:
         return _of_elementwise(forward, gpu), _of_elementwise(backward, gpu)
-    if cell.sums_over_units:
-        return _of_library(forward, gpu.name), _of_library(backward, gpu.name)
     is_here = device is None and is_cupy_array(x)
     at_once, back_at_once = stack.decide(forward, layers, gpu) or (None, None)
     return _of_stack(forward, gpu, is_here, at_once), _of_stack(backward, gpu, is_here, back_at_once)
@@ -65,6 +63,8 @@ def _of_kernels(problem: Problem, gpu: devices.Device, is_here: bool) -> dict[st
         bytes_moved = predict.kernel_bytes(problem, launch)
     else:
         grid, block, shared_bytes = (-(-problem.units // plan.STEPWISE_THREADS), 1, 1), (plan.STEPWISE_THREADS,), 0
+        if problem.cell.sums_over_units:
+            grid = (-(-problem.B // predict_rows.rows_at_once(problem.H)), 1, problem.D)
         bytes_moved = predict.kernel_bytes(problem, None) + predict.library_bytes(problem)
     microseconds = {name: 1e6 * predicted.seconds for name, (_, predicted) in choice.plans.items()}
     passed_over = {
@@ -87,33 +87,25 @@ def _of_kernels(problem: Problem, gpu: devices.Device, is_here: bool) -> dict[st
         "microseconds_per_step": microseconds,
         "bound_by": prediction.bound_by,
         "passed_over": passed_over,
+        "options": _options(problem, gpu, choice),
     }
 
 
-_OPERATIONS = 60
-"""Roughly those on arrays that a step by the definition takes, each of them a launch."""
+def _options(problem: Problem, gpu: devices.Device, choice: plan.Choice) -> dict[str, str]:
+    """What each option costs that sums over units, with the best schedule and without the option."""
+    costs = {}
+    for option in ("layer_norm", "proj_size"):
+        if getattr(problem.cell, option, 0):
+            plain: Any = {option: getattr(type(problem.cell)(), option)}
+            without = plan.consider(replace(problem, cell=replace(problem.cell, **plain)), gpu)
+            costs[option] = f"{_exchanges(choice)}; without it {_exchanges(without)}"
+    return costs
 
 
-def _of_library(problem: Problem, device: str) -> dict[str, Any]:
-    """Of a cell that no kernel computes: its steps are operations of the array library (``reference/unrolled.py``)."""
-    launches = problem.D * _OPERATIONS
-    host, gpu = launches * devices.launch_seconds(), launches * predict.LAUNCH
-    reason = "it has no kernel with the sums over hidden units that layer norm or a projection takes in each step"
-    return {
-        "device": device,
-        "schedule": "library",
-        "grid": (0, 0, 0),
-        "block": (0,),
-        "shared_bytes": 0,
-        "registers": 0,
-        "occupancy": 0,
-        "launches": problem.T * launches,
-        "flops_per_step": problem.flops,
-        "bytes_per_step": problem.weight_bytes,
-        "microseconds_per_step": {"library": 1e6 * max(host, gpu)},
-        "bound_by": "host" if host > gpu else "exchange",
-        "passed_over": dict.fromkeys(plan.SCHEDULES, reason),
-    }
+def _exchanges(choice: plan.Choice) -> str:
+    count = choice.problem.exchanges(plan.EXCHANGE.get(choice.best, "launch"))
+    microseconds = 1e6 * choice.plans[choice.best][1].seconds
+    return f"{count} exchange{'s' * (count > 1)} and {microseconds:.2f} microseconds a step"
 
 
 _OPERATIONS_OF_A_GATE = 10
@@ -155,4 +147,5 @@ def _of_elementwise(problem: Problem, gpu: devices.Device) -> dict[str, Any]:
         "microseconds_per_step": {schedule: 1e6 * (terms["exchange"] + max(terms["bytes"], terms["arithmetic"]))},
         "bound_by": max(terms, key=lambda term: terms[term]),
         "passed_over": dict.fromkeys(plan.SCHEDULES, reason),
+        "options": {},
     }

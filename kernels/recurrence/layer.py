@@ -7,13 +7,13 @@ them (`run.py`) are run by the kernels of a schedule (`plan.py`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from gpurnn.reference import unrolled
 
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
@@ -30,6 +30,7 @@ from ..launch import (
     remembers_stream,
 )
 from . import plan
+from .rows import RowRun, backward_rows, forward_rows
 from .run import Run, run_backward, run_forward
 from .stack import once
 
@@ -65,9 +66,11 @@ def chunks_of(T: int, B: int) -> list[slice]:
 class _Saved:
     """The values that `recurrence_backward` needs."""
 
-    run: Run
+    run: Run | RowRun
     x: Array
     w_ih: tuple[Array, ...]
+    norm: tuple[Array, tuple[Array, Array]] | None = None
+    """The weights (D, G*H) of the norm of W_ih x, and what `RowRun.normalise` keeps."""
 
 
 @remembers_stream
@@ -89,17 +92,11 @@ def recurrence_forward(
 
     A length beyond T counts as T, one below zero as zero: a check would need a copy from the device.
     """
-    if cell.sums_over_units:
-        of_definition: tuple[Array, tuple[Array, ...], Any] = unrolled.recurrence_forward(
-            cell, x, weights, state, lengths=lengths, resets=resets, exists=exists, repeats=repeats, mask=mask,
-            step_masks=step_masks, training=training,
-        )  # fmt: skip
-        return of_definition
-    (T, B, _), H = x.shape, weights[0]["weight_hh"].shape[1]
+    (T, B, _), H = x.shape, weights[0]["weight_ih"].shape[0] // cell.gates
     problem = plan.Problem(cell, T, B, H, len(weights), dtypes.of(x))
     passes = [problem, replace(problem, backward=True)] if training else [problem]
     plans = [plan.choose(of_pass, plan.device_of(x)) for of_pass in passes]
-    with _memory_of(plans, x, (problem, training)) as is_lent:
+    with _memory_of(cell, plans, x, (problem, training)) as is_lent:
         y, final, saved = _forward(
             cell, x, weights, state, lengths, resets, exists, mask, step_masks, repeats=repeats, training=training
         )
@@ -108,12 +105,13 @@ def recurrence_forward(
     return y, final, saved
 
 
-def _memory_of(plans: Sequence[plan.Plan | None], like: Array, key: Any) -> AbstractContextManager[bool]:
+def _memory_of(cell: Cell, plans: Sequence[plan.Plan | None], like: Array, key: Any) -> AbstractContextManager[bool]:
     """Where the launches of a sequence can be a CUDA graph, the memory in which they come again.
 
     The passes with these plans have arrays there. What runs beside other layers has another plan.
     """
-    if is_beside() or not any(of_pass and of_pass.schedule == "step-fused" for of_pass in plans):
+    nobody = cell.sums_over_units or is_beside()
+    if nobody or not any(of_pass and of_pass.schedule == "step-fused" for of_pass in plans):
         return contextlib.nullcontext(False)
     return in_the_same_memory(like, key)
 
@@ -134,7 +132,8 @@ def _forward(
 ) -> tuple[Array, tuple[Array, ...], _Saved | None]:
     xp = namespace(x)
     T, B, I = x.shape
-    D, H, G = len(weights), weights[0]["weight_hh"].shape[1], cell.gates
+    D, G = len(weights), cell.gates
+    H = weights[0]["weight_ih"].shape[0] // G
     there = exists
     if lengths is not None:
         lengths = xp.clip(lengths, 0, T).astype(xp.int32)
@@ -144,14 +143,21 @@ def _forward(
         x = xp.where(there[:, :, None], x, x.dtype.type(0))
     elif training:
         x = xp.array(x, order="C")
-    # In training weights are copied, so that the caller may change its arrays before it asks for the gradients.
-    w = contiguous(weights[0]["weight_hh"])[None]
+    run: Run | RowRun
     w_ih: tuple[Array, ...] = ()
-    if training or D > 1:
-        w, w_ih = once(id(weights), lambda: _copies(xp, weights, training=training))
-    diagonal = [[direction[name] for name in cell.diagonal] for direction in weights]
     marks = marks_of(resets, exists, repeats)
-    run = Run.begin(cell, T, B, H, w, lengths, marks, mask, diagonal=diagonal, step_masks=step_masks, training=training)
+    if cell.sums_over_units:
+        run = RowRun.begin(cell, T, B, H, weights, lengths, marks, mask, step_masks, training=training)
+        w_ih = _inputs(xp, weights) if training else ()
+    else:
+        # In training weights are copied, so that the caller may change its arrays before it asks for the gradients.
+        w = contiguous(weights[0]["weight_hh"])[None]
+        if training or D > 1:
+            w, w_ih = once(id(weights), lambda: _copies(xp, weights, training=training))
+        diagonal = [[direction[name] for name in cell.diagonal] for direction in weights]
+        run = Run.begin(
+            cell, T, B, H, w, lengths, marks, mask, diagonal=diagonal, step_masks=step_masks, training=training
+        )
     xw = empty(x, (D, T * B, G * H), x.dtype)
     for d, direction in enumerate(weights):
         for rows in chunks_of(T, B):
@@ -161,17 +167,30 @@ def _forward(
         _stacked(xp, [direction.get("bias_hh") for direction in weights]),
     )
     final = tuple(xp.array(s, run.struct.dtype.accumulator, order="C") for s in state)
-    y = run_forward(run, xw, biases, final)
+    norm = None
+    if isinstance(run, RowRun):
+        if run.norm is not None:
+            of_norm = xp.stack([direction["norm_ih"] for direction in weights])
+            kept = run.normalise(xw, of_norm, training=training)
+            norm = None if kept is None else (of_norm, kept)
+        y = forward_rows(run, xw, biases, final)
+    else:
+        y = run_forward(run, xw, biases, final)
     final = tuple(s.astype(x.dtype, copy=False) for s in final)
     if not training:
         return y, final, None
-    return y, final, _Saved(run, x, w_ih)
+    return y, final, _Saved(run, x, w_ih, norm)
 
 
 def _copies(xp: Any, weights: tuple[Weights, ...], *, training: bool) -> tuple[Array, tuple[Array, ...]]:
     """The recurrent weights of all directions, and in training those of the input."""
     w = xp.stack([direction["weight_hh"] for direction in weights])
-    return w, tuple(xp.array(direction["weight_ih"], order="C") for direction in weights) if training else ()
+    return w, _inputs(xp, weights) if training else ()
+
+
+def _inputs(xp: Any, weights: tuple[Weights, ...]) -> tuple[Array, ...]:
+    """The weights of the input of each direction."""
+    return tuple(xp.array(direction["weight_ih"], order="C") for direction in weights)
 
 
 def _stacked(xp: Any, biases: list[Array | None]) -> Array | None:
@@ -190,41 +209,59 @@ def recurrence_backward(
     dweights: tuple[Mapping[str, Array], ...] | None = None,
 ) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
     """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
-    if isinstance(saved, tuple):
-        of_definition: tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]
-        of_definition = unrolled.recurrence_backward(saved, dy, dstate, dweights)
-        return of_definition
     run, x = saved.run, saved.x
     xp = namespace(x)
-    state_shape = (run.D, run.B, run.H)
+    sizes = run.cell.state_sizes(run.H)
     real = run.struct.dtype.accumulator
-    with _memory_of([run.backward_plan], x, (run.cell, x.shape, run.H, run.D, dtypes.of(x))) as is_lent:
-        dstate0 = tuple(xp.zeros(state_shape, real) if s is None else xp.array(s, real, order="C") for s in dstate)
+    with _memory_of(run.cell, [run.backward_plan], x, (run.cell, x.shape, run.H, run.D, dtypes.of(x))) as is_lent:
+        dstate0 = tuple(
+            xp.zeros((run.D, run.B, size), real) if s is None else xp.array(s, real, order="C")
+            for s, size in zip(dstate, sizes, strict=True)
+        )
         if is_lent and dy is not None:
             dy = xp.array(dy, order="C")
-        da, da_hidden = run_backward(run, dy, dstate0)
+        da, of_hidden = _backward(run, dy, dstate0)
+    dxw = da
+    if saved.norm is not None and isinstance(run, RowRun):
+        dxw = run.normalise_backward(da, *saved.norm)
     if is_lent:
         dstate0 = tuple(s.copy() for s in dstate0)
     x_rows = x.reshape(run.T * run.B, x.shape[2])
     dx = empty(x, x_rows.shape, x.dtype)
     totals: tuple[dict[str, Array], ...] = tuple({} for _ in saved.w_ih)
 
+    def over_rows(values: Array) -> Array:
+        total: Array = xp.matmul(xp.ones(len(values), x.dtype), values)
+        return total
+
     def products() -> None:
         for d, w_ih in enumerate(saved.w_ih):
             total: dict[str, Array] = {} if dweights is None else dict(dweights[d])
             chunks = chunks_of(run.T, run.B)
             for rows in chunks if d == 1 else chunks[::-1]:
-                part = da[d, rows]
+                part, before_norm = da[d, rows], dxw[d, rows]
                 if d == 0:
-                    xp.matmul(part, w_ih, out=dx[rows])
+                    xp.matmul(before_norm, w_ih, out=dx[rows])
                 else:
-                    dx[rows] += xp.matmul(part, w_ih)
-                made = {"weight_ih": xp.matmul(part.T, x_rows[rows]), **run.hidden_gradients(d, da_hidden, rows)}
+                    dx[rows] += xp.matmul(before_norm, w_ih)
+                made = {"weight_ih": xp.matmul(before_norm.T, x_rows[rows]), **of_hidden(d, rows)}
+                if saved.norm is not None:
+                    made["norm_ih"] = over_rows(part * saved.norm[1][0][d, rows])
                 # One sum is the gradient of both biases where both enter the gates alike.
-                bias = xp.matmul(xp.ones(len(part), x.dtype), part) if run.cell.hidden_apart else made["bias_hh"].copy()
-                made["bias_ih"] = bias
+                made["bias_ih"] = over_rows(part) if run.cell.hidden_apart else made["bias_hh"].copy()
                 total = {name: total[name] + gradient for name, gradient in made.items()} if total else made
             totals[d].update((name, total[name]) for name in run.cell.parameters)
 
     afterwards(products)
     return dx.reshape(x.shape), totals, tuple(s.astype(x.dtype, copy=False) for s in dstate0)
+
+
+def _backward(
+    run: Run | RowRun, dy: Array | None, dstate: tuple[Array, ...]
+) -> tuple[Array, Callable[[int, slice], dict[str, Array]]]:
+    """The gradients (D, T*B, G*H) of what is added to the gates for x, and those of a direction's other weights."""
+    if isinstance(run, RowRun):
+        gradients = backward_rows(run, dy, dstate)
+        return gradients.dx, functools.partial(gradients.of_weights, run)
+    da, da_hidden = run_backward(run, dy, dstate)
+    return da, lambda d, rows: run.hidden_gradients(d, da_hidden, rows)

@@ -23,36 +23,51 @@ class RecurrenceMemory(Memory):
 
     def forward(self, I: int, *, training: bool) -> None:
         cell, T, B, H, D = self._sizes()
-        phases, slots = len(cell.phases), T if training else 2
-        history = phases * D * slots * B * H
-        if training or phases > 1:
+        P, slots = self.problem.width, T if training else 2
+        phases, by_rows, normed = len(cell.phases), cell.sums_over_units, cell.normalises
+        weights = D * sum(N * K for N, K in self.problem.products)
+        history = D * slots * B * (P + H * (len(self.problem.products) - 1))
+        if training or by_rows or phases > 1:
             history += D * slots * B * len(cell.saved) * H
-        if training or D > 1:
-            history += D * cell.gates * H * H  # the weights of the steps
+        if normed:
+            history += D * slots * B * (cell.gates + 1) * H
+        if training or D > 1 or by_rows:
+            history += weights  # of the steps
         if training:
             history += T * B * I
         self.take(history)
+        if by_rows and phases > 1:  # all of W_hh, before it is cut into phases
+            self.free(self.take(weights))
         working = self.take(D * cell.gates * H * (T * B + (2 if D > 1 else 0)))  # W_ih x, and biases
-        self.take(T * B * D * H)
-        if not self.is_fused:
-            working += self.take(D * B * cell.gates * H)
+        if training and normed:
+            self.take(D * cell.gates * H * T * B)
+        self.take(T * B * D * P)
+        if not self.is_fused or by_rows:
+            working += self.take(D * B * sum(N for N, _ in self.problem.products))
         if training:
             self.take(D * cell.gates * H * I)
         self.free(working if training else working + history)
 
     def backward(self, I: int) -> None:
         cell, T, B, H, D = self._sizes()
-        phases, weights = len(cell.phases), cell.gates * H * (I + H + 2)
-        gates = self.take((1 + cell.hidden_apart) * D * T * B * cell.gates * H)
+        P, of_gates, normed = self.problem.width, cell.gates * H, cell.normalises
+        phases, weights = len(cell.phases), of_gates * (I + 2) + sum(N * K for N, K in self.problem.products)
+        gates = self.take((1 + cell.hidden_apart) * D * T * B * of_gates)
+        if normed:  # the products' gradients; those of W_ih x; of the normalised c
+            gates += self.take(2 * D * T * B * of_gates + (cell.states - 1) * D * T * B * H)
+        if cell.projects:
+            gates += self.take(D * T * B * P)
         # The scratch arrays of the steps are left out: they are free again before larger gradients are allocated.
-        self.take(T * B * I + cell.states * D * B * H)
+        self.take(T * B * I + D * B * sum(cell.state_sizes(H)))
         for d in range(D):
             for number, rows in enumerate(chunks_of(T, B)):
                 if d > 0:  # its part of the gradient of x
                     self.free(self.take((rows.stop - rows.start) * I))
                 self.take(weights)
                 if phases > 1:  # the gradient of each phase's rows, and all of them
-                    self.free(self.take(cell.gates * H * H))
+                    self.free(self.take(of_gates * H))
+                if normed:  # what is added up for the gradients of the norms' weights
+                    self.free(self.take((rows.stop - rows.start) * of_gates))
                 if number > 0:  # the sum of the chunks before, this one's, and the sum of both
                     self.take(weights)
                     self.free(2 * weights)

@@ -41,6 +41,9 @@ _STEP_FUSED_UNITS, _STEP_FUSED_ROWS, _STEP_FUSED_CHUNK = 8, 32, 256
 STEPWISE_THREADS = 256
 """Of a block of ``recurrence/stepwise.cu``."""
 
+ROW_SUMS = 32
+"""Numbers in shared memory by which the warps of a row add up, of a block of ``recurrence/rows.cu``."""
+
 _SECONDS_OF_A_LAUNCH = 0.1
 """By the prediction, where a watchdog ends one that lasts for seconds: a tenth of what it may take."""
 
@@ -72,9 +75,31 @@ class Problem:
         return "backward" if self.backward else "forward"
 
     @property
+    def width(self) -> int:
+        """Of h."""
+        return self.cell.state_sizes(self.H)[0]
+
+    @functools.cached_property
+    def products(self) -> tuple[tuple[int, int], ...]:
+        """For each product of a step the rows of its weights, and their numbers."""
+        operands = (self.width, *[self.H] * len(self.cell.phases))
+        forward = [(gates * self.H, K) for gates, K in zip(self.cell.phases, operands, strict=False)]
+        if self.cell.projects:
+            forward.append((self.width, self.H))
+        return tuple((K, N) if self.backward else (N, K) for N, K in forward)
+
+    def ends_by_rows(self, exchange: str) -> bool:
+        """Whether a step ends where its row of the batch is, and not where its units' products are."""
+        return self.cell.sums_over_units and (exchange == "launch" or self.cell.normalises)
+
+    def exchanges(self, exchange: str) -> int:
+        """Of a step: until an operand is where it is multiplied, and where it ends by rows, until the products are."""
+        return len(self.products) * (1 + self.ends_by_rows(exchange))
+
+    @property
     def phases(self) -> int:
         """Of the whole pass; the backward pass has one more, which ends the first step."""
-        return self.T * len(self.cell.phases) + self.backward
+        return self.T * len(self.products) + self.backward
 
     @property
     def units(self) -> int:
@@ -84,12 +109,12 @@ class Problem:
     @property
     def weight_bytes(self) -> int:
         """Of the recurrent weights of all directions."""
-        return self.D * self.cell.gates * self.H * self.H * self.dtype.itemsize
+        return self.D * sum(N * K for N, K in self.products) * self.dtype.itemsize
 
     @property
     def flops(self) -> int:
-        """Of the recurrent product of one step."""
-        return 2 * self.D * self.B * self.cell.gates * self.H * self.H
+        """Of the products of one step."""
+        return 2 * self.D * self.B * sum(N * K for N, K in self.products)
 
 
 @dataclass(frozen=True)
@@ -203,14 +228,22 @@ def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     ]
 
 
+_OF_ROWS = [Variant("grid", 1), Variant("grid", 4)]
+"""Those of cells with sums over units, of the block and of the persistent schedule."""
+
+
 def _block_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     """Those of the block schedule."""
+    if cell.sums_over_units:
+        return _OF_ROWS
     held = [Variant("block", 4, held=3)] if _can_hold(cell, dtype) else []
     return [Variant("block", 1), Variant("block", 4), *held]
 
 
 def _grid_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     """Those of the persistent schedule."""
+    if cell.sums_over_units:
+        return _OF_ROWS
     several = Variant("grid", 4, owned=_OWNED[dtype.accumulator])
     if not _can_hold(cell, dtype):
         return [Variant("grid", 1), Variant("grid", 4), several]
@@ -244,6 +277,8 @@ def _shared_bytes(problem: Problem, launch: Launch) -> int:
         weights = stored * variant.tile_rows * width
     stored_bytes, real = problem.dtype.itemsize, np.dtype(problem.dtype.accumulator).itemsize
     biases = 0 if problem.backward else -(-2 * problem.cell.gates * launch.units // 4) * 4
+    if problem.cell.sums_over_units:
+        biases = ROW_SUMS
     return (biases + sums) * real + (operand + weights) * stored_bytes
 
 
@@ -258,7 +293,7 @@ def _fitting(
 ) -> Iterator[Launch]:
     """The launches of blocks of ``units`` x ``rows`` that fit the device; raises `DoesNotFit` if there are none."""
     most = THREADS * variant.owned
-    if units * rows > most:
+    if units * rows > most and not problem.cell.sums_over_units:
         raise DoesNotFit(
             f"{units} hidden units times {rows} rows are more than the {most} of which a block keeps the state"
         )
@@ -356,7 +391,9 @@ def _persistent(problem: Problem, device: Device) -> Launch:
         rows = -(-problem.B // groups)
         for variant in _grid_variants(problem.cell, problem.dtype):
             alone, few = rows == 1, units * rows <= THREADS
-            if (variant.columns == 1) != alone or (variant.owned == 1) != (few or alone):
+            if (variant.columns == 1) != alone:
+                continue
+            if (variant.owned == 1) != (few or alone) and not problem.cell.sums_over_units:
                 continue
             try:
                 launches = _fitting(problem, device, variant, units, rows, groups, longest)
@@ -388,7 +425,7 @@ def predicted(plan: Plan, problem: Problem, device: Device) -> Prediction:
     """The predicted time of a step."""
     if not isinstance(plan, FusedPlan):
         return predict.stepwise(problem, device)
-    launches = len(plan.launches(problem.phases, len(problem.cell.phases)))
+    launches = len(plan.launches(problem.phases, len(problem.products)))
     begins = plan.exchange == "launch" and not problem.backward  # with the first operand
     return predict.fused(problem, device, plan.launch, launches + begins)
 

@@ -19,6 +19,7 @@ import numpy as np
 from ..devices import Device, launch_seconds
 from ..dtypes import Dtype
 from ..launch import MOST_NODES
+from . import predict_rows
 
 if TYPE_CHECKING:
     from .plan import Launch, Problem, Variant
@@ -118,9 +119,12 @@ class Product:
     @classmethod
     def of(cls, problem: Problem, units: int, variant: Variant) -> list[Product]:
         """Those of a step, of a block of ``units``."""
-        width, products = variant.width(problem.dtype), []
-        for gates in problem.cell.phases:
-            N, K = (units, gates * problem.H) if problem.backward else (units * gates, problem.H)
+        width, products, blocks = variant.width(problem.dtype), [], -(-problem.H // units)
+        for rows, K in problem.products:
+            if problem.ends_by_rows(variant.exchange) or rows % problem.H:  # a projection has rows of its own
+                N = -(-rows // blocks)
+            else:
+                N = units * rows // problem.H
             products.append(cls(N, K, -(-N // variant.tile_rows), -(-K // width)))
         return products
 
@@ -150,9 +154,10 @@ def fused(problem: Problem, device: Device, launch: Launch, launches: int) -> Pr
     column_tiles = -(-launch.rows // variant.columns)
     turns = -(-column_tiles // launch.at_once)
     of_tile = _TILE_INSTRUCTIONS + _TILE_SUM_INSTRUCTIONS * variant.tile_rows * variant.columns
+    by_rows = problem.ends_by_rows(exchange)
     owned = -(-launch.units * launch.rows // launch.block[0])
     load = product = reduction = 0.0
-    for part, gates in zip(Product.of(problem, launch.units, variant), problem.cell.phases, strict=True):
+    for part in Product.of(problem, launch.units, variant):
         tiles = min(part.tiles, variant.tiles_at_once // launch.parts)
         warps = -(-tiles * launch.parts * launch.at_once * variant.tile_lanes // 32)
         together = -(-warps // _SCHEDULERS)
@@ -167,23 +172,37 @@ def fused(problem: Problem, device: Device, launch: Launch, launches: int) -> Pr
             multiplying = max(multiplying, part.N * part.K * itemsize / _L2_BYTES_PER_CLOCK)
         product += multiplying
         reduction += turns * rounds * max(together, _WAITING) * of_tile
-        reduction += owned * launch.sums * _SUM_CLOCKS * (1 if problem.backward else gates)
+        # A thread adds up what its units need, or if others end the steps some of all sums.
+        totals = -(-part.N * launch.rows // launch.block[0]) if by_rows else owned * -(-part.N // launch.units)
+        reduction += totals * launch.sums * _SUM_CLOCKS
         if exchange != "block":
             chunks = -(-part.widths * width // launch.chunk)
             again = rounds if chunks > 1 else 1
             load += again * _load_clocks(launch, part.K, itemsize, turns, chunks)
     waves = -(-math.prod(launch.grid) // device.multiprocessors)
-    phases, clock = len(problem.cell.phases), device.clock_hz / waves
-    in_graph = exchange == "launch" and launches <= MOST_NODES  # from the second call with the same shapes on
+    phases, clock = len(problem.products), device.clock_hz / waves
+    gates = float(phases * owned * _UNIT_CLOCKS)
+    exchanges = phases * _EXCHANGE[exchange]
     from_memory = problem.units * _unit_bytes(problem, phases if exchange == "launch" else 0)
+    if problem.cell.sums_over_units:
+        alone = exchange == "grid" and launch.grid[0] == 1
+        exchanges = problem.exchanges(exchange) * _EXCHANGE["block" if alone else exchange]
+        from_memory = _row_bytes(problem, launch)
+    if by_rows:
+        of_rows = predict_rows.clocks(problem, device, launch)
+        gates = of_rows / waves if exchange == "launch" else of_rows  # which has launches of their own
+        if exchange == "launch":
+            launches = problem.exchanges(exchange) * problem.T + problem.backward
+    # From the second call with the same shapes on.
+    in_graph = exchange == "launch" and launches <= MOST_NODES and not by_rows
     if exchange == "launch" and problem.weight_bytes > device.l2_bytes:
         from_memory += problem.weight_bytes
     return Prediction(
         load=load / clock,
         product=product / clock,
         reduction=reduction / clock,
-        gates=phases * owned * _UNIT_CLOCKS / clock,
-        exchange=phases * _EXCHANGE[exchange],
+        gates=gates / clock,
+        exchange=exchanges,
         host=0.0 if in_graph else launches / problem.T * launch_seconds(),
         memory=from_memory / device.bandwidth,
         launches=launches,
@@ -205,9 +224,12 @@ def stepwise(problem: Problem, device: Device) -> Prediction:
     The library's products are taken to reach the peak of arithmetic or of the L2 cache, whichever is less, and to cost
     the host a launch each.
     """
-    phases, l2_rate = len(problem.cell.phases), _L2_BYTES_PER_CLOCK * device.multiprocessors * device.clock_hz
+    phases, l2_rate = len(problem.products), _L2_BYTES_PER_CLOCK * device.multiprocessors * device.clock_hz
     of_step = phases * (problem.D + 1)
     from_memory = problem.weight_bytes if problem.weight_bytes > device.l2_bytes else 0
+    by_rows = problem.cell.sums_over_units
+    gates = predict_rows.clocks(problem, device, None) if by_rows else phases * _UNIT_CLOCKS
+    of_units = kernel_bytes(problem, None) if by_rows else problem.units * _unit_bytes(problem, 0)
     return Prediction(
         load=0.0,
         product=max(
@@ -216,10 +238,10 @@ def stepwise(problem: Problem, device: Device) -> Prediction:
             from_memory / device.bandwidth,
         ),
         reduction=0.0,
-        gates=phases * _UNIT_CLOCKS / device.clock_hz + _stepwise_bytes(problem) / l2_rate,
+        gates=gates / device.clock_hz + kernel_bytes(problem, None) / l2_rate,
         exchange=of_step * LAUNCH,
         host=of_step * launch_seconds(),
-        memory=(from_memory + problem.units * _unit_bytes(problem, 0)) / device.bandwidth,
+        memory=(from_memory + of_units) / device.bandwidth,
         launches=1 + problem.T * of_step,
     )
 
@@ -229,9 +251,8 @@ def stepwise(problem: Problem, device: Device) -> Prediction:
 
 def library_bytes(problem: Problem) -> int:
     """Of the stepwise schedule's products in a step, if each reads its weights and operand once, and writes once."""
-    gates, phases = problem.cell.gates, len(problem.cell.phases)
-    rows = gates + phases  # of an operand and a product, whichever way round
-    return problem.weight_bytes + problem.units * rows * problem.dtype.itemsize
+    numbers = sum(N + K for N, K in problem.products)
+    return problem.weight_bytes + problem.D * problem.B * numbers * problem.dtype.itemsize
 
 
 def kernel_bytes(problem: Problem, launch: Launch | None) -> int:
@@ -240,7 +261,36 @@ def kernel_bytes(problem: Problem, launch: Launch | None) -> int:
     Numbers that the lanes of a warp load together count once, as the counts build of the host executor counts them. The
     words of barriers are not among them. Without a ``launch`` of a fused kernel it is the stepwise schedule.
     """
+    if problem.cell.sums_over_units:
+        of_products = 0 if launch is None else _bytes_of_products(problem, launch)
+        return _row_bytes(problem, launch) + of_products
     return _stepwise_bytes(problem) if launch is None else _fused_bytes(problem, launch)
+
+
+def _row_bytes(problem: Problem, launch: Launch | None) -> int:
+    """What the steps of a cell with sums over units load and store besides the operands of products."""
+    exchange = "launch" if launch is None else launch.variant.exchange
+    if launch is None or problem.ends_by_rows(exchange):
+        return predict_rows.bytes_of_rows(problem, problem.D * problem.B * problem.H)
+    # The lanes of a warp that have a unit of several rows load what the unit has for itself together.
+    of_units = sum(
+        columns * groups * _loaded(units * rows, units)
+        for units, columns in _pieces(problem.H, -(-problem.H // launch.grid[0]))
+        for rows, groups in _pieces(problem.B, launch.rows)
+    )
+    return predict_rows.bytes_of_rows(problem, problem.D * of_units, by_units=True)
+
+
+def _bytes_of_products(problem: Problem, launch: Launch) -> int:
+    """Of the products in a step, with their results where a step ends by rows."""
+    by_rows, numbers = problem.ends_by_rows(launch.variant.exchange), 0
+    for N, K in problem.products:
+        gates = 1 if by_rows or N % problem.H else N // problem.H
+        for own, columns in _pieces(N // gates, -(-N // gates // launch.grid[0])):
+            for rows, groups in _pieces(problem.B, launch.rows):
+                read = _product_numbers(problem, launch, own * gates, K, rows)
+                numbers += columns * groups * (read + own * rows * by_rows)
+    return problem.D * numbers * problem.dtype.itemsize
 
 
 def _fused_bytes(problem: Problem, launch: Launch) -> int:

@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from array_api_compat import is_cupy_array
@@ -34,14 +34,14 @@ def apart(problem: plan.Problem, chosen: Plan) -> str:
     if not isinstance(chosen, FusedPlan) or chosen.exchange != "grid":
         return ""
     name, launch, blocks = problem.name, chosen.launch, math.prod(chosen.launch.grid)
-    kernel = Struct.of(problem.cell, problem.dtype).fused(name, launch.variant)
+    kernel = Struct.of(problem.cell, problem.dtype).pass_kernel(name, launch.variant)
     resident = kernel.resident_blocks(launch.block, launch.shared_bytes)
     if blocks > resident:
         return f"{blocks} blocks of its {name} pass have to run at once, and the device runs {resident}"
     return ""
 
 
-def _chosen(problem: plan.Problem, w: Array) -> Plan:
+def chosen_plan(problem: plan.Problem, w: Array) -> Plan:
     """The plan for a problem. If its blocks do not run at once and no one has asked for it, another schedule runs."""
     device = plan.device_of(w)
     chosen = plan.choose(problem, device)
@@ -50,6 +50,17 @@ def _chosen(problem: plan.Problem, w: Array) -> Plan:
         if why:
             return plan.choose(problem, device, why)
     return chosen
+
+
+class Planned(Protocol):
+    """A call's recurrence whose passes have plans."""
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the schedule is fixed."""
+
+    def replanned(self, *, backward: bool) -> Plan:
+        """For a pass after a launch whose blocks did not run at once, the schedule that is the best without it."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +123,8 @@ class Run:
         if step_masks is not None:
             step_masks = xp.array(step_masks, real, order="C")
         forward = plan.Problem(cell, T, B, H, D, dtypes.of(w))
-        chosen = _chosen(forward, w)
-        backward_plan = _chosen(replace(forward, backward=True), w) if training else None
+        chosen = chosen_plan(forward, w)
+        backward_plan = chosen_plan(replace(forward, backward=True), w) if training else None
         marks, mask = contiguous(marks), contiguous(mask)
         return cls(
             cell, T, B, H, D, chosen, plan.is_forced(), w, lengths, marks, mask, slots, operands, saved,
@@ -122,7 +133,7 @@ class Run:
 
     def replanned(self, *, backward: bool) -> Plan:
         """For a pass after a launch whose blocks did not run at once, the schedule that is the best without it."""
-        return _chosen(plan.Problem(self.cell, self.T, self.B, self.H, self.D, dtypes.of(self.w), backward), self.w)
+        return chosen_plan(plan.Problem(self.cell, self.T, self.B, self.H, self.D, dtypes.of(self.w), backward), self.w)
 
     @functools.cached_property
     def struct(self) -> Struct:
@@ -220,11 +231,11 @@ def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], 
     if y.size:
         h, c = state if len(state) == 2 else (state[0], None)
         inputs = (xw, *biases, run.lengths, run.marks, run.mask)
-        _compute(run, run.plan, lambda by: _forward(run, by, inputs, h, c, y), backward=False)
+        compute_by(run, run.plan, lambda by: _forward(run, by, inputs, h, c, y), backward=False)
     return y
 
 
-def _compute(run: Run, chosen: Plan, compute: Callable[[Plan], None], *, backward: bool) -> None:
+def compute_by(run: Planned, chosen: Plan, compute: Callable[[Plan], None], *, backward: bool) -> None:
     """Have a pass computed by its plan, beside those of other layers if it takes few launches.
 
     If the blocks of a launch do not run at once, it is computed by another plan, unless the schedule is fixed.
@@ -289,7 +300,7 @@ def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple
         through = empty(da, dh.shape, dh.dtype) if len(run.cell.phases) > 1 else None
         carried, dy = (dh, dc, direct, through), contiguous(dy)
         assert run.backward_plan is not None
-        _compute(
+        compute_by(
             run, run.backward_plan, lambda chosen: _backward(run, chosen, dy, carried, da, da_hidden), backward=True
         )
     return da, da_hidden

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpurnn._contract import Array
-from gpurnn.cells import CELLS, Cell, IndRNN
+from gpurnn.cells import CELLS, GRU, LSTM, Cell, IndRNN
 
 from .. import dtypes
 from ..dtypes import Dtype
@@ -80,6 +80,38 @@ class Struct:
     def fused(self, name: str, variant: Variant) -> Kernel:
         return self.fused_module(variant)[self._fused(name, variant)]
 
+    def rows_module(self) -> Module:
+        """The kernels of a cell with sums over units, but those of a pass in one launch."""
+        return _module(self, "rows.cu", tuple(map(self._row_kernel, self._row_kernels())))
+
+    def one_launch_module(self, variant: Variant) -> Module:
+        names = ("forward_rows", "backward_rows")
+        return _module(self, "rows.cu", tuple(self._one_launch(name, variant) for name in names))
+
+    def row_kernel(self, name: str) -> Kernel:
+        """A kernel with a row to a few warps; the name of one of a phase has its number behind it."""
+        return self.rows_module()[self._row_kernel(name)]
+
+    def one_launch(self, name: str, variant: Variant) -> Kernel:
+        return self.one_launch_module(variant)[self._one_launch(name, variant)]
+
+    def pass_kernel(self, name: str, variant: Variant) -> Kernel:
+        """The kernel of a whole pass, "forward" or "backward"."""
+        return self.one_launch(f"{name}_rows", variant) if self.cell.sums_over_units else self.fused(name, variant)
+
+    def _row_kernels(self) -> list[str]:
+        phases = len(self.cell.phases) + self.cell.projects
+        names = [f"{name}_phase {k}" for k in range(phases) for name in ("forward", "backward")]
+        normed = ["normalise", "normalise_backward"] if self.cell.normalises else []
+        return ["begin_rows", *names, *normed]
+
+    def _row_kernel(self, name: str) -> str:
+        name, _, phase = name.partition(" ")
+        return f"{name}<{self}, {self.dtype.storage}{phase and ', ' + phase}>"
+
+    def _one_launch(self, name: str, variant: Variant) -> str:
+        return f"{name}<{self}, {self.dtype.storage}, {variant.columns}>"
+
     def _stepwise(self, name: str) -> str:
         return f"{name}<{self}, {self.dtype.storage}>"
 
@@ -96,6 +128,16 @@ def _module(struct: Struct, source: str, kernels: tuple[str, ...]) -> Module:
     return Module(f"recurrence/{source}", kernels, include=header, proofs=proofs)
 
 
+def multiply_kernel(dtype: Dtype, columns: int) -> Kernel:
+    """The product of the step-fused schedule for cells with sums over units."""
+    return _multiply_module(dtype)[f"multiply<{dtype.types}, {columns}>"]
+
+
+@functools.cache
+def _multiply_module(dtype: Dtype) -> Module:
+    return Module("recurrence/rows.cu", [f"multiply<{dtype.types}, {columns}>" for columns in (1, 4)])
+
+
 def proofs_of(cell: Cell, struct: str) -> list[str]:
     """Declarations by which a compiler proves that a struct is the cell that Python describes."""
     facts = {
@@ -109,6 +151,9 @@ def proofs_of(cell: Cell, struct: str) -> list[str]:
         "hidden_apart": int(cell.hidden_apart),
         **{f"first_gate({k})": int(end) for k, end in enumerate(np.cumsum((0, *cell.phases)))},
     }
+    if cell.sums_over_units:
+        groups = [k for k, gates in enumerate(cell.norm_groups) for _ in range(gates)]
+        facts |= {f"norm_group({gate})": group for gate, group in enumerate(groups)}
     gates = list(cell.gate_functions)
     for k, (gate, reads) in enumerate(cell.diagonal.values()):
         facts[f"weight_gate({k})"], facts[f"weight_reads({k})"] = gates.index(gate), cell.saved.index(reads)
@@ -116,12 +161,21 @@ def proofs_of(cell: Cell, struct: str) -> list[str]:
 
 
 def modules() -> list[Module]:
-    """Every translation unit that a recurrence can ask for."""
+    """The translation units that a recurrence can ask for: of cells that an installation brings, and of some others.
+
+    With other options a cell is compiled when a call asks for it.
+    """
     units = []
     for cell in (variant for kind in CELLS.values() for variant in kind.variants()):
         for dtype in dtypes.TABLE.values():
             struct = Struct.of(cell, dtype)
             units.append(struct.stepwise_module())
             units += [struct.fused_module(v) for v in plan.fused_variants(cell, dtype)]
+    for dtype in dtypes.TABLE.values():
+        units.append(_multiply_module(dtype))
+        for cell in (LSTM(layer_norm=True), LSTM(proj_size=1), GRU(layer_norm=True)):
+            struct = Struct.of(cell, dtype)
+            variants = sorted({v for v in plan.fused_variants(cell, dtype) if v.exchange == "grid"}, key=str)
+            units += [struct.rows_module(), *(struct.one_launch_module(v) for v in variants)]
     structs = [Struct.of(cell, dtype) for cell in IndRNN.variants() for dtype in dtypes.TABLE.values()]
     return units + [struct.independent_module() for struct in structs]
