@@ -84,9 +84,11 @@ def checks(*, small: bool = False) -> Iterator[Check]:
 
 
 def _cells(small: bool) -> list[cells.Cell]:
+    sums = cells.LSTM(layer_norm=True, proj_size=7)
     if small:
-        return [cells.LSTM(), cells.GRU(reset_after=False)]
-    return [variant for kind in cells.CELLS.values() for variant in kind.variants()]
+        return [cells.LSTM(), cells.GRU(reset_after=False), sums]
+    brought = [variant for kind in cells.CELLS.values() for variant in kind.variants()]
+    return [*brought, sums, cells.LSTM(proj_size=7), cells.GRU(layer_norm=True)]
 
 
 def _drawn(dtype: str, *shape: int) -> np.ndarray:
@@ -100,17 +102,17 @@ def _weights(cell: cells.Cell, I: int, H: int, dtype: str) -> dict[str, np.ndarr
 
 def _recurrence(cell: cells.Cell, schedule: str, size: Size, dtype: str) -> Check:
     T, B, I, H = size
-    options = {}
+    widths, options = cell.state_sizes(H), {}
     if size == SIZES[0]:
         lengths, resets = np.arange(B) * 7 % (T + 1), np.zeros((T, B), bool)
         resets[T // 2, ::2] = True
-        options = {"lengths": lengths, "resets": resets, "mask": np.abs(_drawn(dtype, 2, B, H))}
+        options = {"lengths": lengths, "resets": resets, "mask": np.abs(_drawn(dtype, 2, B, widths[0]))}
 
     def compute(wing: Any, to: Any) -> Any:
         weights = tuple({name: to(w) for name, w in _weights(cell, I, H, dtype).items()} for _ in range(2))
-        state = tuple(to(_drawn(dtype, 2, B, H)) for _ in range(cell.states))
+        state = tuple(to(_drawn(dtype, 2, B, width)) for width in widths)
         given = {name: to(value) for name, value in options.items()}
-        x, dy = to(_drawn(dtype, T, B, I)), to(_drawn(dtype, T, B, 2 * H))
+        x, dy = to(_drawn(dtype, T, B, I)), to(_drawn(dtype, T, B, 2 * widths[0]))
         y, final, saved = wing.recurrence_forward(cell, x, weights, state, **given, training=True)
         return y, final, wing.recurrence_backward(saved, dy, state)
 
@@ -123,9 +125,9 @@ def _step(cell: cells.Cell) -> Check:
 
     def compute(wing: Any, to: Any) -> Any:
         weights = {n: to(w) for n, w in _weights(cell, 1, H, dtype).items() if not n.endswith("_ih")}
-        state = tuple(to(_drawn(dtype, B, H)) for _ in range(cell.states))
+        state = tuple(to(_drawn(dtype, B, width)) for width in cell.state_sizes(H))
         new, saved = wing.cell_forward(cell, to(_drawn(dtype, B, cell.gates * H)), state, weights)
-        gradients = tuple(to(_drawn(dtype, B, H)) for _ in range(cell.states))
+        gradients = tuple(to(_drawn(dtype, B, width)) for width in cell.state_sizes(H))
         return new, wing.cell_backward(saved, gradients), wing.cell_gates(saved)
 
     return Check("single step", str(cell), dtype, 4 * H + B, compute)

@@ -322,7 +322,8 @@ class RowGradients:
         for name, (gate, reads) in run.cell.diagonal.items():
             values = history(run.saved)[:, run.cell.saved.index(reads)]
             gradients[name] = over_rows(by_gate[:, names.index(gate)] * values)
-        return {**gradients, "bias_hh": over_rows(recurrent)}
+        gradients["bias_hh"] = over_rows(recurrent)
+        return {name: gradients[name] for name in run.cell.parameters if name in gradients}
 
 
 def backward_rows(run: RowRun, dy: Array | None, dstate: tuple[Array, ...]) -> RowGradients:
