@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from .. import _checks
 from .._contract import Array
@@ -26,6 +26,22 @@ NUMBERS: dict[str, tuple[float, ...]] = {
 """The values of alpha and beta where none are given, of each activation that has them."""
 
 
+NAMES: tuple[Any, ...] = get_args(Name)
+
+
+class AnyActivation(tuple[Any, ...]):
+    """An activation that a kernel chooses at run time: "any", its place among `NAMES`, alpha and beta."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, activation: Activation) -> Activation:
+        """The same activation, chosen at run time."""
+        alpha, beta = (*numbers_of(activation), 0.0, 0.0)[:2]
+        chosen: Any = cls(("any", float(NAMES.index(name_of(activation))), alpha, beta))
+        return cast(Activation, chosen)
+
+
 def name_of(activation: Activation) -> str:
     """The name alone."""
     return activation if isinstance(activation, str) else activation[0]
@@ -34,7 +50,7 @@ def name_of(activation: Activation) -> str:
 def numbers_of(activation: Activation) -> tuple[float, ...]:
     """alpha and beta, as many as the activation has."""
     own = NUMBERS.get(name_of(activation), ())
-    given = () if isinstance(activation, str) else activation[1:]
+    given: tuple[Any, ...] = () if isinstance(activation, str) else activation[1:]
     return (*given, *own[len(given) :])
 
 
@@ -46,8 +62,10 @@ def check(where: str, option: str, value: Any) -> Activation:
     TypeError, ValueError
         It is no activation, or has more numbers than the activation takes.
     """
+    if isinstance(value, AnyActivation):
+        return cast(Activation, value)
     name, *given = value if isinstance(value, (tuple, list)) and value else (value,)
-    name = _checks.choice(where, option, name, get_args(Name))
+    name = _checks.choice(where, option, name, NAMES)
     numbers = tuple(_checks.finite(where, option, number) for number in given)
     own = NUMBERS.get(name, ())
     if len(numbers) > len(own):

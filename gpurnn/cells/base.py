@@ -166,7 +166,8 @@ class Cell:
         for option, kind in self.options().items():
             value = getattr(self, option)
             if kind == Activation:
-                values[option] = activations.name_of(value)
+                is_chosen = isinstance(value, activations.AnyActivation)
+                values[option] = activations.AnyActivation.of("tanh") if is_chosen else activations.name_of(value)
             elif option in self.rates:
                 kept = tuple(0.5 if rate and option not in self.drawn else 0.0 for rate in _tuple(value))
                 values[option] = kept if isinstance(value, tuple) else kept[0]

@@ -16,7 +16,7 @@ struct Layer {
     int64_t slots;      // steps that operands and saved have room for: all of them in training, else two
     int64_t chunk;      // steps of a chunk of the gradients
     Team team;
-    double numbers[10];  // the cell's options that are numbers
+    double numbers[13];  // the cell's options that are numbers
 
     const int32_t* lengths;              // (B), or null
     const Marks* marks;                  // (T, B), or null

@@ -8,7 +8,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from gpurnn.reference.clock import recurrence_chunk
 
 from gpurnn import _checks
 from gpurnn._contract import Array, Weights
-from gpurnn.cells import Cell
+from gpurnn.cells import Activation, Cell
+from gpurnn.cells.activations import NAMES, NUMBERS, AnyActivation
 
 from ..compiler import CompilerError, digest_of
 from ..recurrence.layer import marks_of
@@ -30,7 +31,7 @@ C_NAMES = {"float32": "float", "float64": "double"}
 _DTYPES = {"f": "float32", "d": "float64"}
 """By the character of NumPy's dtype, which is faster to ask for."""
 
-_NUMBERS = 10
+_NUMBERS = 13
 """The most options of a cell that are numbers."""
 
 _CACHE_LINE = 64  # bytes
@@ -66,13 +67,38 @@ class Sizes(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in ("inference", "workspace", "workspace_backward", "back"))
 
 
+@functools.lru_cache(256)  # of the layers that are called for each step
+def served(cell: Cell) -> Cell:
+    """The cell as a library computes it: with other activations than the usual, or a clip, it chooses them at run time.
+
+    So one library serves all combinations of activations. It gives the bits of one for each of them, in about its time.
+    """
+    options = [option for option, kind in cell.options().items() if kind == Activation]
+    usual = type(cell)().values(options)
+    if cell.is_brought or (cell.values(options) == usual and getattr(cell, "clip", None) is None):
+        return cell
+    values: dict[str, Any] = {option: AnyActivation.of(value) for option, value in cell.values(options).items()}
+    clip = getattr(cell, "clip", None)
+    values["clip"] = math.inf if clip is None else clip
+    return replace(cell, **values)
+
+
+def any_activation() -> list[str]:
+    """The lines of C++ that bring `Any` of a cell's ``kernel_type``: all activations, in the order of `NAMES`."""
+    names = (
+        "".join(word.capitalize() for word in name.split("_")) + ("<0>" if name in NUMBERS else "") for name in NAMES
+    )
+    return ['#include "native/chosen.h"', f"template <int at> using Any = OneOf<at, {', '.join(names)}>;"]
+
+
 def unit(cell: Cell, dtype: str) -> str:
-    """The C++ source of the library of a cell, whatever its options that are numbers, for numbers of a dtype."""
+    """The C++ source of the library of a `served` cell for numbers of a dtype; it serves all values of its numbers."""
     of_cell = cell.kernel_type(f"Vector<{C_NAMES[dtype]}>")
     return "\n".join(
         [
             '#include "native/elementary.h"',
             f'#include "cells/{cell.file()}.cuh"',
+            *(any_activation() if "Any<" in of_cell else []),
             f"using Chosen = {of_cell};",
             *proofs_of(cell, "Chosen"),
             '#include "native/entry.h"',
@@ -84,6 +110,7 @@ def unit(cell: Cell, dtype: str) -> str:
 @functools.cache
 def library(cell: Cell, dtype: str) -> build.Library:
     """The library of a cell for numbers of a dtype."""
+    cell = served(cell)
     return build.Library(library_name(cell, dtype), lambda: unit(cell, dtype))
 
 
@@ -221,7 +248,8 @@ def recurrence_forward(
 @functools.lru_cache(256)
 def _counts(cell: Cell) -> tuple[int, int, int, tuple[float, ...]]:
     """Gates, phases and saved values of a cell, and its options that are numbers."""
-    numbers = (*cell.numbers, *[0.0] * (_NUMBERS - len(cell.numbers)))
+    own = served(cell).numbers
+    numbers = (*own, *[0.0] * (_NUMBERS - len(own)))
     return cell.gates, len(cell.phases), len(cell.saved), numbers
 
 
