@@ -21,7 +21,7 @@ __device__ inline Row<Real> row_of(Real* shared, int B, int H) {
 
 // The operand of the first step.
 template <class Cell, typename Storage>
-__global__ void __launch_bounds__(row_threads) begin_rows(
+__global__ void __launch_bounds__(row_threads, 1) begin_rows(
     const int* lengths, const Marks* marks, const Storage* mask, typename Cell::Real* h, Storage* entering, int T, int B,
     int H, int P, int slots, Cell cell) {
     __shared__ typename Cell::Real shared[Row<typename Cell::Real>::room];
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(row_threads) begin_rows(
 }
 
 template <class Cell, typename Storage, int phase>
-__global__ void __launch_bounds__(row_threads) forward_phase(
+__global__ void __launch_bounds__(row_threads, 1) forward_phase(
     const Storage* products, const Storage* xw, const Storage* b_ih, const Storage* b_hh, const Storage* norm,
     const Storage* norm_c, const int* lengths, const Marks* marks, const Storage* mask, typename Cell::Real* h,
     typename Cell::Real* c, Storage* y, Storage* entering, Storage* inner, Storage* saved, Storage* normal,
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(row_threads) forward_phase(
 }
 
 template <class Cell, typename Storage, int phase>
-__global__ void __launch_bounds__(row_threads) backward_phase(
+__global__ void __launch_bounds__(row_threads, 1) backward_phase(
     const Storage* products, const Storage* saved, const Storage* entering, const Storage* normal,
     const typename Cell::Real* inverses, const Storage* norm, const Storage* norm_c, const int* lengths, const Marks* marks,
     const Storage* mask, const Storage* dy, typename Cell::Real* dh, typename Cell::Real* dc, typename Cell::Real* direct,
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(row_threads) backward_phase(
 // values (D, R, G, H) of W_ih x become their layer norms times the weights. `normal`, the norms, and `inverses`
 // (D, R, groups) are null where nobody asks for the gradient.
 template <class Cell, typename Storage>
-__global__ void __launch_bounds__(row_threads) normalise(
+__global__ void __launch_bounds__(row_threads, 1) normalise(
     Storage* values, const Storage* norm, Storage* normal, typename Cell::Real* inverses, int R, int H, Cell) {
     using Real = typename Cell::Real;
     using Norms = NormsOfGates<Cell, 0, Cell::gates>;
@@ -73,8 +73,12 @@ __global__ void __launch_bounds__(row_threads) normalise(
     Real mean[Norms::count], inverse[Norms::count];
     moments<Norms>(row, H, row.exists, [&](int g, int j) { return Real(values[of_row + (long long)g * H + j]); }, mean, inverse);
     if (!row.exists) return;
-    for (int k = 0; inverses && row.thread() == 0 && k < Norms::count; ++k) inverses[r * Norms::count + k] = inverse[k];
+    if (inverses && row.thread() == 0) {
+#pragma unroll
+        for (int k = 0; k < Norms::count; ++k) inverses[r * Norms::count + k] = inverse[k];
+    }
     for (int j = row.thread(); j < H; j += row.threads()) {
+#pragma unroll
         for (int g = 0; g < Cell::gates; ++g) {
             const long long at = (long long)g * H + j;
             const Real value = (Real(values[of_row + at]) - mean[Norms::of(g)]) * inverse[Norms::of(g)];
@@ -86,7 +90,7 @@ __global__ void __launch_bounds__(row_threads) normalise(
 
 // From the gradients d of what `normalise` made to those of W_ih x.
 template <class Cell, typename Storage>
-__global__ void __launch_bounds__(row_threads) normalise_backward(
+__global__ void __launch_bounds__(row_threads, 1) normalise_backward(
     const Storage* d, const Storage* norm, const Storage* normal, const typename Cell::Real* inverses, Storage* dvalues, int R,
     int H, Cell) {
     using Real = typename Cell::Real;
@@ -103,6 +107,7 @@ __global__ void __launch_bounds__(row_threads) normalise_backward(
     means_backward<Norms>(row, H, row.exists, terms, mean, along);
     if (!row.exists) return;
     for (int j = row.thread(); j < H; j += row.threads()) {
+#pragma unroll
         for (int g = 0; g < Cell::gates; ++g) {
             const int k = Norms::of(g);
             Real gradient, value;
