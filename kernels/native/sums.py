@@ -26,7 +26,7 @@ class SumsLayer(ctypes.Structure):
 
     _fields_ = (
         ("layer", Layer),
-        *((name, ctypes.c_int64) for name in ("width", "norm_gates")),
+        ("width", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("norm_ih", "norm_hh", "norm_c", "bias_c", "weight_hr")),
         *((name, ctypes.c_double) for name in ("rate_h", "rate_c")),
         *((name, ctypes.c_void_p) for name in ("zoneout_h", "zoneout_c", "kept")),
@@ -77,7 +77,7 @@ def sizes_of(functions: ctypes.CDLL, cell: Cell, T: int, B: int, I: int, H: int,
     """The numbers that calls of a layer need room for, with at most so many threads."""
     layer = Layer(steps=T, batch=B, inputs=I, hidden=H, slots=slots, chunk=min(recurrence_chunk(B), T))
     layer.team.most = most
-    sums, sizes = SumsLayer(layer=layer, width=cell.state_sizes(H)[0], norm_gates=cell.norm_groups[0]), SumsSizes()
+    sums, sizes = SumsLayer(layer=layer, width=cell.state_sizes(H)[0]), SumsSizes()
     for name in OF_SUMS:  # of which it matters only whether they are there
         setattr(sums, name, int(name in cell.parameters))
     functions.gpurnn_sums_sizes(ctypes.byref(sums), ctypes.byref(sizes))
@@ -136,7 +136,7 @@ def recurrence_forward(
             chunk=min(recurrence_chunk(B), T), team=team,
         )  # fmt: skip
         layer.numbers[: len(step.numbers)] = step.numbers
-        sums = SumsLayer(layer=layer, width=P, norm_gates=cell.norm_groups[0])
+        sums = SumsLayer(layer=layer, width=P)
         masks = _masks_of(cell, step_masks, d)
         arrays: dict[str, Array | None] = {
             "lengths": lengths, "marks": marks, "mask": None if mask is None else mask[d], "x": x,

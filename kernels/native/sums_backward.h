@@ -9,8 +9,8 @@
 template <class Cell>
 class SumsBackward : Sums<Cell> {
     using Base = Sums<Cell>;
-    using typename Base::Real, typename Base::T, typename Base::Inner, typename Base::Rows;
-    using Base::lanes, Base::last_phase, Base::G, Base::sums, Base::layer, Base::whole, Base::inner, Base::clock, Base::B,
+    using typename Base::Real, typename Base::T, typename Base::Rows;
+    using Base::lanes, Base::last_phase, Base::G, Base::sums, Base::layer, Base::cell, Base::clock, Base::B,
         Base::I, Base::H, Base::P, Base::kept, Base::back, Base::meetings, Base::each, Base::operand_at,
         Base::saved_at, Base::kept_at;
     using Gradient = RowGradient<T>;
@@ -129,7 +129,7 @@ private:
                     this->template load<is_full>(saved_at(s, b) + j, count, values);
                     const Real entered = get<is_full>(layer.operands + operand_at(0, s, b) + j, count);
                     const Real product = get<is_full>(products + b * products_row() + j, count);
-                    put<is_full>(inner.operand_backward(values, entered, product, gates), through + b * P + j, count);
+                    put<is_full>(cell.operand_backward(values, entered, product, gates), through + b * P + j, count);
                     for (int g = 0; g < Cell::waiting; ++g) put<is_full>(gates[g], to + g * H + j, count);
                 });
                 norm_back<phase - 1>(s, at, b);
@@ -202,8 +202,9 @@ private:
                     constexpr bool is_full = decltype(full)::value;
                     const Real c = get<is_full>(sums.norm_c + j, count) * get<is_full>(value + j, count) +
                                    get<is_full>(sums.bias_c + j, count);
-                    const Real o = get<is_full>(saved + Cell::O * H + j, count);
-                    put<is_full>(of_output<is_full>(at, b, j, count, dh(full, j, count), o, c), to + j, count);
+                    Real values[Cell::num_saved];
+                    this->template load<is_full>(saved + j, count, values);
+                    put<is_full>(of_output<is_full>(at, b, j, count, dh(full, j, count), values, c), to + j, count);
                 });
                 // What goes on to c is stored in its place, from which `of_gates` reads it.
                 const T inverse = kept_at(s, b)[kept.inverse + 2 * Kept<Cell>::most_norms];
@@ -220,8 +221,8 @@ private:
                     constexpr bool is_full = decltype(full)::value;
                     Real values[Cell::num_saved];
                     this->template load<is_full>(saved + j, count, values);
-                    const Real c = inner.bounded(inner.unbounded(values, values[Cell::C_PREV]));
-                    const Real d = of_output<is_full>(at, b, j, count, dh(full, j, count), values[Cell::O], c);
+                    const Real c = cell.bounded(cell.unbounded(values, values[Cell::C_PREV]));
+                    const Real d = of_output<is_full>(at, b, j, count, dh(full, j, count), values, c);
                     of_gates<is_full>(t, at, b, j, count, values, d);
                 });
             }
@@ -231,7 +232,7 @@ private:
                 Real values[Cell::num_saved], gates[G], hidden_gates[G], past, no_c = 0;
                 this->template load<is_full>(saved + j, count, values);
                 const Real of_new = dh(full, j, count);
-                inner.backward(values, of_new, no_c, gates, hidden_gates, past);
+                cell.backward(values, of_new, no_c, gates, hidden_gates, past);
                 put<is_full>(past + get<is_full>(direct + b * P + j, count), direct + b * P + j, count);
                 for (int g = Cell::waiting; g < G; ++g) {
                     put<is_full>(gates[g], da + gates_at(at, b) + g * H + j, count);
@@ -242,15 +243,15 @@ private:
         norm_back<last_phase>(s, at, b);
     }
 
-    // From the gradient of o f(c) to that of c, and to that of the gate o, of which `o` is what is saved.
+    // From the gradient of o f(c) to that of c, and to that of the gate o.
     template <bool full>
-    ALWAYS_INLINE Real of_output(int64_t at, int64_t b, int64_t j, int64_t count, Real dh, Real o, Real c) const {
-        using Function = typename Cell::OutputFunction;
-        const auto* const n = whole.numbers();
-        const Real f = Function::keep(c, n);
-        const Real d = dh * Function::value(f, n) * Cell::GateFunction::slope(o, n);
-        put<full>(d, da + gates_at(at, b) + Cell::O * H + j, count);
-        return dh * whole.gate(o) * Function::slope(f, n);
+    ALWAYS_INLINE Real of_output(
+        int64_t at, int64_t b, int64_t j, int64_t count, Real dh, const Real (&values)[Cell::num_saved], Real c) const {
+        const Real output = cell.kept_output(c);
+        Real dc = 0;
+        cell.output_backward(values, output, dh, dc);
+        put<full>(cell.output_gate_backward(values, output, dh), da + gates_at(at, b) + Cell::O * H + j, count);
+        return dc;
     }
 
     // From the gradient of c by the output to those of the other gates and of c before the step.
@@ -258,17 +259,14 @@ private:
     ALWAYS_INLINE void of_gates(
         int t, int64_t at, int64_t b, int64_t j, int64_t count, const Real (&values)[Cell::num_saved], Real d) const {
         T* const to = da + gates_at(at, b) + j;
-        const Inner cell = with_members<Inner, full, false>(inner, layer, t, b, j, count);
+        const Cell own = with_members<Cell, full, false>(cell, layer, t, b, j, count);
         const Real of_o = get<full>(to + Cell::O * H, count), after = get<full>(layer.dc + b * H + j, count);
         const Real stay = this->zones_c() ? staying<full>(sums.zoneout_c, sums.rate_c, this->in_masks(t, b, j), count) : Real(0);
         Real dc = (this->zones_c() ? (1 - stay) * after : after) + d;
-        if constexpr (Cell::peephole) dc += cell.weight[Cell::P_O] * of_o;
-        Real gates[G], unused[G], past;
-        cell.backward(values, Real(0), dc, gates, unused, past);
+        Real gates[G];
+        own.advance_backward(values, own.unbounded(values, values[Cell::C_PREV]), dc, gates, [&] { return of_o; });
         put<full>(this->zones_c() ? dc + stay * after : dc, layer.dc + b * H + j, count);
-        for (int g = 0; g < G; ++g) {
-            if (g != Cell::O) put<full>(gates[g], to + g * H, count);
-        }
+        for (int g = 0; g < G; ++g) put<full>(gates[g], to + g * H, count);
     }
 
     // Back through the layer norms of a phase's products.
@@ -278,7 +276,7 @@ private:
         const T* const from = kept_at(s, b);
         this->each_norm(Cell::first_gate(phase), Cell::first_gate(phase + 1), [&](int first, int end) {
             const int64_t begin = gates_at(at, b) + first * H, of_gate = first * H, n = (end - first) * H;
-            const T* const inverse = from + kept.inverse + this->norm_of(first);
+            const T* const inverse = from + kept.inverse + Cell::norm_group(first);
             normalise_back(da + begin, sums.norm_ih + of_gate, from + of_gate, inverse[0], n, dinput + begin);
             normalise_back(
                 da_hidden + begin, sums.norm_hh + of_gate, from + kept.hidden + of_gate, inverse[Kept<Cell>::most_norms], n,

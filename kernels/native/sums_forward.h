@@ -6,8 +6,8 @@
 template <class Cell>
 class SumsForward : Sums<Cell> {
     using Base = Sums<Cell>;
-    using typename Base::Real, typename Base::T, typename Base::Inner, typename Base::Rows;
-    using Base::lanes, Base::last_phase, Base::G, Base::sums, Base::layer, Base::whole, Base::inner, Base::clock, Base::B,
+    using typename Base::Real, typename Base::T, typename Base::Rows;
+    using Base::lanes, Base::last_phase, Base::G, Base::sums, Base::layer, Base::cell, Base::clock, Base::B,
         Base::I, Base::H, Base::P, Base::kept, Base::back, Base::meetings, Base::each, Base::operand_at,
         Base::saved_at, Base::kept_at;
     static constexpr int64_t chunk_rows = 192;  // of inputs that are multiplied before the steps that read them
@@ -144,7 +144,7 @@ private:
         this->each_norm(Cell::first_gate(phase), Cell::first_gate(phase + 1), [&](int first, int end) {
             T* const at = row_of_sums + before[phase] + (first - Cell::first_gate(phase)) * apart;
             const T inverse = normalise(at, end - first, H, apart);
-            if (inverse_to) inverse_to[this->norm_of(first)] = inverse;
+            if (inverse_to) inverse_to[Cell::norm_group(first)] = inverse;
             for (int g = first; g < end; ++g) {
                 each(H, [&](auto full, int64_t j, int64_t count) {
                     constexpr bool is_full = decltype(full)::value;
@@ -206,21 +206,20 @@ private:
             }
             if constexpr (phase < last_phase) {
                 const Real h = get<is_full>(layer.h + b * P + j, count);
-                const Real next = inner.operand(x, p, entering<is_full>(s, b, j, count, h), values);
+                const Real next = cell.operand(x, p, entering<is_full>(s, b, j, count, h), values);
                 for (int k = first; k < end; ++k) put<is_full>(values[k], saved + k * H + j, count);
                 put<is_full>(next, layer.operands + operand_at(phase + 1, s, b) + j, count);
             } else {
                 for (int k = 0; k < first; ++k) values[k] = get<is_full>(saved + k * H + j, count);
-                const Inner cell = with_members<Inner, is_full>(inner, layer, t, b, j, count);
+                const Cell own = with_members<Cell, is_full>(cell, layer, t, b, j, count);
                 if constexpr (Cell::has_c) {
-                    Real none = 0, c = cut ? Real(0) : get<is_full>(layer.c + b * H + j, count);
-                    const Real c_before = c;
-                    cell.forward(x, p, none, c, values);
+                    const Real c_before = cut ? Real(0) : get<is_full>(layer.c + b * H + j, count);
+                    Real c = own.advance(x, p, c_before, values);
                     for (int k = first; k < Cell::num_saved; ++k) put<is_full>(values[k], saved + k * H + j, count);
                     if (sums.norm_c) {
                         put<is_full>(c, c_of_row + j, count);
                     } else {
-                        output<is_full>(s, b, j, count, values[Cell::O], c);
+                        output<is_full>(s, b, j, count, values, c);
                     }
                     if (this->zones_c()) {
                         const Real stay = staying<is_full>(sums.zoneout_c, sums.rate_c, this->in_masks(t, b, j), count);
@@ -229,7 +228,7 @@ private:
                     put<is_full>(c, layer.c + b * H + j, count);
                 } else {
                     Real no_c = 0, h = cut ? Real(0) : get<is_full>(layer.h + b * P + j, count);
-                    cell.forward(x, p, h, no_c, values);
+                    own.forward(x, p, h, no_c, values);
                     for (int k = first; k < Cell::num_saved; ++k) put<is_full>(values[k], saved + k * H + j, count);
                     finish<is_full>(s, b, j, count, h);
                 }
@@ -245,16 +244,18 @@ private:
                 const Real value = get<is_full>(c_of_row + j, count);
                 if (to) put<is_full>(value, to + kept.c + j, count);
                 const Real c = get<is_full>(sums.norm_c + j, count) * value + get<is_full>(sums.bias_c + j, count);
-                output<is_full>(s, b, j, count, get<is_full>(saved + Cell::O * H + j, count), c);
+                Real values[Cell::num_saved];
+                this->template load<is_full>(saved + j, count, values);
+                output<is_full>(s, b, j, count, values, c);
             });
         }
     }
 
-    // h = o f(c), or what is projected to it, with the kept number of o.
+    // h = o f(c), or what is projected to it.
     template <bool full>
-    ALWAYS_INLINE void output(int64_t s, int64_t b, int64_t j, int64_t count, Real o, Real c) const {
-        using Function = typename Cell::OutputFunction;
-        const Real h = whole.gate(o) * Function::value(Function::keep(c, whole.numbers()), whole.numbers());
+    ALWAYS_INLINE void output(
+        int64_t s, int64_t b, int64_t j, int64_t count, const Real (&values)[Cell::num_saved], Real c) const {
+        const Real h = cell.output(values, c);
         if (!sums.w_hr) {
             finish<full>(s, b, j, count, h);
             return;

@@ -15,9 +15,8 @@
 
 template <typename T>
 struct SumsLayer {
-    Layer<T> layer;      // its h, y, dh and operands have `width` columns, and w_hh is (G*H, width)
-    int64_t width;       // of h: P with a projection, else H
-    int64_t norm_gates;  // of the first layer norm of a product; the others belong to the second
+    Layer<T> layer;  // its h, y, dh and operands have `width` columns, and w_hh is (G*H, width)
+    int64_t width;   // of h: P with a projection, else H
     const T *norm_ih, *norm_hh;      // (G*H), or null without layer norm
     const T *norm_c, *bias_c;        // (H), or null
     const T* w_hr;                   // (P, H), or null without a projection
@@ -31,16 +30,6 @@ struct SumsLayer {
 // The numbers that a call needs room for: `back` and `kept`, which is E, in training alone.
 struct SumsSizes {
     int64_t workspace, workspace_backward, back, kept;
-};
-
-// The cell without the function of its output, which a layer norm stands before.
-template <class Cell>
-struct BeforeOutput {
-    using Type = Cell;
-};
-template <template <typename, class...> class Struct, typename Real, class... Options>
-struct BeforeOutput<Struct<Real, Options...>> {
-    using Type = Struct<Real, Output<Identity>, Options...>;
 };
 
 // The numbers of E, by where they begin: (x - mean) / deviation of W_ih x, of W_hh h and of c, then o f(c), which is
@@ -235,13 +224,12 @@ class Sums {
 protected:
     using Real = typename Cell::Real;
     using T = typename Real::Number;
-    using Inner = typename BeforeOutput<Cell>::Type;
     static constexpr int lanes = Real::lanes, last_phase = Cell::phases - 1, G = Cell::gates;
 
-    Sums(const SumsLayer<T>& sums, const Cell& whole)
+    Sums(const SumsLayer<T>& sums, const Cell& cell)
         : sums(sums),
           layer(sums.layer),
-          whole(whole),
+          cell(cell),
           clock{int(layer.steps), int(layer.batch), int(layer.slots), layer.lengths, layer.marks},
           B(layer.batch),
           I(layer.inputs),
@@ -249,11 +237,7 @@ protected:
           P(sums.width),
           kept(sums),
           back{sums, layer.back},
-          meetings(new Barrier[layer.team.most + 1]) {
-        if constexpr (Cell::num_numbers > 0) {
-            for (int i = 0; i < Cell::num_numbers; ++i) inner.number[i] = whole.number[i];
-        }
-    }
+          meetings(new Barrier[layer.team.most + 1]) {}
 
     // Calls `function(whole, j, count)` for each register of n numbers, with whether all its lanes are there.
     template <class Function>
@@ -262,14 +246,14 @@ protected:
         for (; j + lanes <= n; j += lanes) function(std::true_type(), j, int64_t(lanes));
         if (j < n) function(std::false_type(), j, n - j);
     }
-    // Calls `function(first, end)` for the gates of each layer norm among those of a phase that are not yet done.
+    // Calls `function(first, end)` for the gates of each layer norm among the gates first ... end - 1.
     template <class Function>
-    void each_norm(int first, int end, const Function& function) const {
-        const int border = int(sums.norm_gates);
-        if (first < border) function(first, border < end ? border : end);
-        if (end > border) function(border > first ? border : first, end);
+    static void each_norm(int first, int end, const Function& function) {
+        for (int next = first; first < end; first = next) {
+            while (next < end && Cell::norm_group(next) == Cell::norm_group(first)) ++next;
+            function(first, next);
+        }
     }
-    int norm_of(int gate) const { return gate < sums.norm_gates ? 0 : 1; }
 
     // The rows that a thread has to itself between the products of its team.
     struct Rows {
@@ -308,8 +292,7 @@ protected:
 
     const SumsLayer<T>& sums;
     const Layer<T>& layer;
-    const Cell whole;
-    Inner inner{};
+    const Cell cell;
     const Clock clock;
     const int64_t B, I, H, P;
     const Kept<Cell> kept;
