@@ -18,7 +18,7 @@ from gpurnn.cells import Cell
 from ..recurrence.layer import marks_of
 from ..recurrence.struct import proofs_of
 from . import build, threads
-from .recurrence import C_NAMES, Layer, _address, _room, _workspace, can_compute, library_name
+from .recurrence import C_NAMES, Layer, _address, _room, _workspace, any_activation, can_compute, library_name, served
 
 
 class SumsLayer(ctypes.Structure):
@@ -49,16 +49,18 @@ def of_step(cell: Cell) -> Cell:
     """The cell as its struct computes it: without what this file adds to it."""
     added: dict[str, Any] = {"layer_norm": False, "proj_size": 0, "zoneout": (0.0, 0.0) if cell.states > 1 else 0.0}
     masks = tuple(name for name in cell.step_masks if not name.startswith("zoneout"))
-    return replace(cell, **{n: v for n, v in added.items() if n in cell.options()}, step_masks=masks)
+    return served(replace(cell, **{n: v for n, v in added.items() if n in cell.options()}, step_masks=masks))
 
 
 def unit(cell: Cell, dtype: str) -> str:
     """The C++ source of the library of a cell `of_step`, whatever its options that are numbers."""
+    of_cell = cell.kernel_type(f"Vector<{C_NAMES[dtype]}>")
     return "\n".join(
         [
             '#include "native/elementary.h"',
             f'#include "cells/{cell.file()}.cuh"',
-            f"using Chosen = {cell.kernel_type(f'Vector<{C_NAMES[dtype]}>')};",
+            *(any_activation() if "Any<" in of_cell else []),
+            f"using Chosen = {of_cell};",
             *proofs_of(cell, "Chosen"),
             '#include "native/sums.h"',
             build.size_proof("ChosenSums", SumsLayer),
