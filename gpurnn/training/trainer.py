@@ -207,7 +207,9 @@ class Trainer:
         another number of them. Without it, each process computes its rows at once, and sums are the transport's. The
         data then have a method ``shard``.
     rng : int or numpy.random.Generator
-        For dropout.
+        For dropout. Each batch gets a generator that it seeds. In a batch that is computed in parts, gpurnn's layers
+        draw the masks that these rows have in the whole batch. What a model of your own draws differs from part to
+        part.
     progress : bool
         Whether to show a progress bar on stderr.
     callbacks : callable or sequence of callables
