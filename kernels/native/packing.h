@@ -27,17 +27,22 @@ void pack_rows(int64_t K, int width, int64_t first, int64_t last, T* to, RowOf r
     }
 }
 
-// A matrix (K, columns) as panels of `width` registers. Writes panels first ... last - 1, to `to`.
+// A matrix (K, columns) as panels of `width` registers. Writes panels first ... last - 1, to `to`. Some rows are read for
+// all panels before the next ones, as they lie in memory.
 template <typename T>
 void pack_columns(const T* w, int64_t K, int64_t columns, int width, int64_t first, int64_t last, T* to) {
     using Real = Vector<T>;
-    for (int64_t p = first; p < last; ++p) {
-        T* at = to + (p - first) * K * width * Real::lanes;
-        for (int64_t k = 0; k < K; ++k) {
-            for (int v = 0; v < width; ++v, at += Real::lanes) {
-                const int64_t column = (p * width + v) * Real::lanes, left = columns - column;
-                const T* const from = w + k * columns + column;
-                (left >= Real::lanes ? Real::load(from) : left > 0 ? Real::load(from, left) : Real(0)).store(at);
+    constexpr int64_t rows = 32;
+    for (int64_t k0 = 0; k0 < K; k0 += rows) {
+        const int64_t end = k0 + rows < K ? k0 + rows : K;
+        for (int64_t p = first; p < last; ++p) {
+            T* at = to + ((p - first) * K + k0) * width * Real::lanes;
+            for (int64_t k = k0; k < end; ++k) {
+                for (int v = 0; v < width; ++v, at += Real::lanes) {
+                    const int64_t column = (p * width + v) * Real::lanes, left = columns - column;
+                    const T* const from = w + k * columns + column;
+                    (left >= Real::lanes ? Real::load(from) : left > 0 ? Real::load(from, left) : Real(0)).store(at);
+                }
             }
         }
     }
