@@ -1,8 +1,9 @@
 // All steps of one direction of a layer, forward.
 //
 // A thread takes the steps of its part of the batch one after another. It computes W_ih x with each step where its cache
-// has room for both matrices, and otherwise for as many steps as stay there; the sums of W_hh h start with that. The cell makes the new state of the sums of a tile before they
-// leave the first cache. This file does for a register of units what `steps.cuh` does for one.
+// has room for both matrices, and otherwise for as many steps as stay there; the sums of W_hh h start with that. The
+// cell makes the new state of the sums of a tile before they leave the first cache. This file does for a register of
+// units what `steps.cuh` does for one.
 //
 // The weights are packed before the first step, or, if there is one step only, some panels at a time where they are
 // read. A step of few rows, which programs take that feed their outputs back, reads them as they lie in memory.
