@@ -6,6 +6,10 @@
 // a GridBarrier (or an arrive() and an await() for it) in between. publish and read_published go past the L1 caches,
 // which are not coherent; they do not order anything. arrive releases and await acquires. Nothing else may touch such
 // data: no CPU can show what a GPU does to a program that breaks this, so the executor's recorder of accesses checks it.
+//
+// The blocks of a cluster run on neighbouring multiprocessors (compute capability 9.0), and read each other's shared memory
+// by read_of_block(), with a cluster_sync() after it was written, and another one before it is written again or the block
+// ends. A translation unit that defines CLUSTER_BLOCKS has kernels in clusters of so many blocks along x.
 #pragma once
 
 // Numbers that a thread loads or stores at once: 128 bits of them, unless another count is given.
@@ -45,6 +49,14 @@ template <auto constant>
 struct Constant {
     static constexpr auto value = constant;
 };
+
+#if defined(CLUSTER_BLOCKS)
+constexpr int cluster_blocks = CLUSTER_BLOCKS;
+#define IN_CLUSTERS __cluster_dims__(CLUSTER_BLOCKS, 1, 1)
+#else
+constexpr int cluster_blocks = 1;
+#define IN_CLUSTERS
+#endif
 
 // A count of arrivals that is at least this one says that a thread has stopped waiting, and that the launch has failed.
 constexpr unsigned given_up = 1u << 31;
@@ -92,6 +104,28 @@ __device__ __forceinline__ void compute_late(int& value) { asm volatile("" : "+r
 
 template <typename T>
 __device__ __forceinline__ void compute_late(const T*& value) { asm volatile("" : "+l"(value)); }
+
+// What block `rank` of the cluster has at `address` in its dynamic shared memory, which all of them lay out alike.
+template <typename T>
+__device__ __forceinline__ T read_of_block(const T* address, unsigned rank) {
+    unsigned there = static_cast<unsigned>(__cvta_generic_to_shared(address));
+    asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(there) : "r"(rank));
+    if constexpr (sizeof(T) == 8) {
+        long long bits;
+        asm volatile("ld.shared::cluster.b64 %0, [%1];" : "=l"(bits) : "r"(there) : "memory");
+        return *reinterpret_cast<const T*>(&bits);
+    } else {
+        static_assert(sizeof(T) == 4, "numbers of 4 or 8 bytes");
+        int bits;
+        asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(bits) : "r"(there) : "memory");
+        return *reinterpret_cast<const T*>(&bits);
+    }
+}
+
+// A barrier of all threads of the cluster.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+}
 
 // In the body of every loop that waits for another thread.
 __device__ __forceinline__ void spin_pause() {
@@ -154,6 +188,13 @@ inline void compute_late(int&) {}
 
 template <typename T>
 void compute_late(const T*&) {}
+
+template <typename T>
+HOST_INLINE T read_of_block(const T* address, unsigned rank, HOST_SITE) {
+    return host_load(static_cast<const T*>(host::shared_of_block(address, sizeof(T), rank, file, line)), host::Access::cluster);
+}
+
+inline void cluster_sync(HOST_SITE) { host::barrier(host::Barrier::cluster, 1, file, line); }
 
 inline void spin_pause(HOST_SITE) { host::spin_pause(file, line); }
 

@@ -31,7 +31,8 @@ F32 = np.float32
 
 def module(name, *kernels):
     """The module of ``planted_bugs/name.cu`` with each kernel as it should be and with its bug."""
-    return launch.Module(PLANTED / f"{name}.cu", [f"{k}<{p}>" for k in kernels for p in ("false", "true")])
+    instances = [f"{k}<{p}>" for k in kernels for p in ("false", "true")]
+    return launch.Module(PLANTED / f"{name}.cu", instances, cluster=4 if name == "clusters" else 1)
 
 
 CORRECT = launch.Module(
@@ -70,6 +71,7 @@ BUGS = {
         "two_writers": ("last_of_block", "count"),
         "unset_shared": ("pair_sums",),
         "integer_errors": ("mean", "through_null", "checked"),
+        "clusters": ("unmet", "absent", "overwritten", "left"),
     }.items()
 }
 
@@ -367,6 +369,12 @@ def asserted(kernel):
     assert out[0] == -1
 
 
+def sums_of_clusters(kernel):
+    x, out = numbers(2, 3, 4, 40), fresh((2, 3, 4, 40))  # steps, clusters, their blocks and threads
+    kernel((12,), (40,), (x, out, np.int32(2)), shared_mem=40 * 4)
+    np.testing.assert_array_equal(out, np.broadcast_to(x.cumsum(axis=2)[:, :, -1:], x.shape))
+
+
 def bug(file, kernel, case, everywhere=None, *, plain=None, conflicts=None, sanitize=None):
     """What each build says of a bug: "check: words of the message", or "value" where only the result is wrong.
 
@@ -465,6 +473,15 @@ CASES = [
         "integer_errors", "through_null", through_null, "undefined: a null pointer", plain="bounds: an invalid address"
     ),
     bug("integer_errors", "checked", asserted, r"assert: assert\(\*x > 0\) failed"),
+    bug("clusters", "unmet", sums_of_clusters, "value", conflicts="conflict: shared memory"),
+    bug("clusters", "absent", sums_of_clusters, r"barrier: .*waits at cluster_sync .*clusters\.cu:.*ended without"),
+    bug(
+        "clusters",
+        "overwritten",
+        sums_of_clusters,
+        conflicts="conflict: dynamic shared memory.*(reads .by its rank.|writes).*no barrier",
+    ),
+    bug("clusters", "left", sums_of_clusters, conflicts="conflict: (ends, and its shared memory|which has ended)"),
 ]
 CASE_IDS = [f"{file}-{kernel}" for file, kernel, _, _ in CASES]
 

@@ -1,22 +1,24 @@
 """The host executor: runs the CUDA kernels of this package, from their own source, on a CPU.
 
 A ``.cu`` file is compiled as C++17 (``build.py``, ``cuda_on_host.h``) together with the executor (``executor.cpp``),
-which runs each CUDA thread as a fiber: the blocks of a plain launch one after another, those of a cooperative launch
-side by side. All fibers share one OS thread, in an order drawn from a seed, so a run can be repeated exactly.
+which runs each CUDA thread as a fiber: the blocks of a plain launch one after another, those of a cluster or of a
+cooperative launch side by side. All fibers share one OS thread, in an order drawn from a seed, so a run can be repeated
+exactly.
 
 What it finds
 -------------
-- Always: a barrier that some thread of the block never reaches, or reaches elsewhere (``barrier``); a warp collective
-  whose mask lacks the caller or names a lane that ended or that waits elsewhere (``collective``, ``deadlock``); a
-  shuffle from a lane that takes no part (``lane``); spinning for what never comes (``livelock``); loops that never end
-  (``endless``), within a bound of time where they never wait and of waits where they do; faults (``bounds``); writes
-  past the end of dynamic shared memory and of arrays from `empty` (``bounds``); failed asserts (``assert``). Shared
-  memory and the arrays of `empty` start as NaN, and so do the red zones behind them, so reading too early or too far
-  makes NaN.
+- Always: a barrier that some thread of the block or cluster never reaches, or reaches elsewhere (``barrier``); a warp
+  collective whose mask lacks the caller or names a lane that ended or that waits elsewhere (``collective``,
+  ``deadlock``); a shuffle from a lane that takes no part (``lane``); spinning for what never comes (``livelock``);
+  loops that never end (``endless``), within a bound of time where they never wait and of waits where they do; faults
+  (``bounds``); writes past the end of dynamic shared memory and of arrays from `empty` (``bounds``); failed asserts
+  (``assert``). Shared memory and the arrays of `empty` start as NaN, and so do the red zones behind them, so reading
+  too early or too far makes NaN.
 - In the ``conflicts`` build also: every access outside the arrays of the launch, exactly; undefined behaviour of
   integers, indices out of an array's declared bounds (``bounds``, ``undefined``); two accesses to a word by two
   threads with no barrier in between, not both reads nor both atomic; ``__ldg`` of what the launch writes; a word that
-  one block writes and another reads without `publish` and `read_published` (``conflict``).
+  one block writes and another reads without `publish` and `read_published`; a block that ends while another one of
+  its cluster may still read its shared memory (``conflict``).
 - In the ``counts`` build nothing more. It counts what each warp does, see `counts`.
 - In the ``sanitize`` build: what AddressSanitizer and UndefinedBehaviorSanitizer find, local arrays included.
 
@@ -163,6 +165,7 @@ INSTRUCTIONS = (
     "stores",
     "published_stores",
     "atomics",
+    "cluster_loads",
     "shared_loads",
     "shared_stores",
 )
@@ -178,7 +181,8 @@ class Counts:
 
     - ``load_bytes`` and ``load_sectors``, of global memory in sectors of 32 bytes, and likewise of the other kinds of
       its accesses (``read_only_load``, ``published_load``, ``store``, ``published_store``, ``atomic``): of an access,
-      the bytes that its lanes name, each once, and the sectors that these are in;
+      the bytes that its lanes name, each once, and the sectors that these are in; ``cluster_load_bytes`` and
+      ``cluster_load_sectors``, of the shared memory of the blocks of a cluster by their rank, the own one included;
     - ``shared_load_bytes`` and ``shared_store_bytes``, those of all lanes; ``shared_load_wavefronts`` and
       ``shared_store_wavefronts``, the turns in which the 32 banks serve them; ``bank_conflicts``, the wavefronts more
       than without conflicts;

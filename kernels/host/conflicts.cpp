@@ -4,7 +4,8 @@
 // the functions called are in accesses.h instead of in the compiler's own runtime. Two accesses to a word by two threads, not both
 // reads and not both atomic, must be ordered:
 //   - in one block, by a __syncthreads between them (the block's epoch counts those), or in one warp by a __syncwarp;
-//   - in two blocks, by an arrival and a wait for it (arrive and await in intrinsics.cuh, of which GridBarrier is made).
+//   - in two blocks, by an arrival and a wait for it (arrive and await in intrinsics.cuh, of which GridBarrier is made), or in a
+//     cluster by a cluster_sync. So must be the end of a block whose shared memory another block has read.
 // That is the happens-before relation of vector clocks, with a block as the unit between blocks and a lane within a warp. Whatever
 // the order in which the threads happened to run, a missing barrier shows, as long as both accesses are made.
 // A word keeps its last write and its last reads by two threads. An older read that these displaced is not seen.
@@ -27,9 +28,9 @@ struct Stamp {
     uint32_t thread = none;
     uint32_t epoch;
     uint32_t lane_clock;
-    uint32_t code : 28;  // address of the access in the library
+    uint32_t code : 27;  // address of the access in the library
     uint32_t bytes : 2;  // which of the cell's bytes
-    uint32_t access : 2;
+    uint32_t access : 3;
 
     static constexpr uint32_t none = ~0u;
 };
@@ -65,6 +66,7 @@ std::vector<Span> arrays;
 struct BlockMemory {
     Span static_shared, dynamic_shared;
     std::vector<WarpClock> warps;
+    std::map<uint32_t, Stamp> readers;  // by block, the last read of the shared memory by a thread of that block
 };
 std::vector<BlockMemory> memory;  // of each block in the grid, while it runs
 // clock[b]: what comes after all that block b did in epochs below that. Only as long as it has to be, for the blocks of a
@@ -81,6 +83,13 @@ void join(Clock& clock, const Clock& other) {
     for (size_t b = 0; b < other.size(); ++b) clock[b] = std::max(clock[b], other[b]);
 }
 
+// Of the block whose shared memory a block of its cluster reads; null if it has not begun.
+BlockMemory* find_block(const char* address) {
+    for (BlockMemory& block : memory)
+        if (block.dynamic_shared.contains(address)) return &block;
+    return nullptr;
+}
+
 Span* find_span(char* address) {
     if (here->static_shared.contains(address)) return &here->static_shared;
     if (here->dynamic_shared.contains(address)) return &here->dynamic_shared;
@@ -91,6 +100,7 @@ Span* find_span(char* address) {
 uint32_t code_of(const void* pc) { return static_cast<uint32_t>(static_cast<const char*>(pc) - library.begin - 1); }
 
 const char* verb(bool is_write, Access access) {
+    if (access == Access::cluster) return "reads (by its rank)";
     if (access == Access::atomic) return "updates atomically";
     if (access == Access::published) return is_write ? "publishes" : "reads (published)";
     return is_write ? "writes" : "reads";
@@ -136,6 +146,17 @@ bool of_another_block(const Stamp& before, const Position& now) {
     return before.thread != Stamp::none && before.thread / threads_per_block != now.block;
 }
 
+Stamp stamp_of(unsigned bytes, Access access, const void* pc, const Position& now) {
+    Stamp stamp;
+    stamp.thread = now.thread;
+    stamp.epoch = now.epoch;
+    stamp.lane_clock = here->warps[now.warp].now[now.lane];
+    stamp.code = code_of(pc);
+    stamp.bytes = bytes;
+    stamp.access = static_cast<uint32_t>(access);
+    return stamp;
+}
+
 void check_cell(Span& span, char* address, unsigned bytes, bool is_write, Access access, const void* pc, const Position& now) {
     Cell& cell = span.cell(address);
     auto check = [&](const Stamp& before, bool before_is_write) {
@@ -145,18 +166,12 @@ void check_cell(Span& span, char* address, unsigned bytes, bool is_write, Access
         if (!is_write && access == Access::read_only)
             fail_conflict(span, address, is_write, access, pc, before, before_is_write, "__ldg is for what no thread of the launch writes");
         // Ordered, but on a GPU the reader's L1 cache may still hold what was there before.
-        if (!is_write && of_another_block(before, now) && (access == Access::plain || Access(before.access) == Access::plain))
+        if (!is_write && access != Access::cluster && of_another_block(before, now) && (access == Access::plain || Access(before.access) == Access::plain))
             fail_conflict(span, address, is_write, access, pc, before, before_is_write,
                           "what one block writes and another reads goes through publish() and read_published()");
     };
     check(cell.write, true);
-    Stamp stamp;
-    stamp.thread = now.thread;
-    stamp.epoch = now.epoch;
-    stamp.lane_clock = here->warps[now.warp].now[now.lane];
-    stamp.code = code_of(pc);
-    stamp.bytes = bytes;
-    stamp.access = static_cast<uint32_t>(access);
+    const Stamp stamp = stamp_of(bytes, access, pc, now);
     if (is_write) {
         check(cell.read, false);
         check(cell.other_read, false);
@@ -173,10 +188,14 @@ void recorder_access(const void* where, size_t bytes, bool is_write, Access acce
     if (!recording || !bytes || in_own_stack(where)) return;
     char* address = static_cast<char*>(const_cast<void*>(where));
     char* const end = address + bytes;
-    Span* span = find_span(address);
+    BlockMemory* const block = access == Access::cluster ? find_block(address) : nullptr;
+    if (access == Access::cluster && !block)
+        fail("conflict", "%s shared memory of a block that has not begun, {code:0x%x}", verb(is_write, access), code_of(pc));
+    Span* span = block ? &block->dynamic_shared : find_span(address);
     if (!span && library.contains(address)) return;
     if (!span || end > span->end) fail_bounds(span ? span->end : address, bytes, is_write, pc);
     const Position now = position();
+    if (block && block != here) block->readers[now.block] = stamp_of(3, access, pc, now);
     while (address < end) {
         const bool odd = reinterpret_cast<uintptr_t>(address) % cell_bytes;
         const bool both = !odd && end - address > 1;
@@ -221,6 +240,16 @@ void recorder_after_fork() {
 }
 
 void recorder_start_block(uint32_t block) { memory[block].warps.assign((threads_per_block + 31) / 32, WarpClock()); }
+
+void recorder_leave_block(uint32_t block) {
+    const Position now = position();
+    for (const auto& [other, read] : memory[block].readers) {
+        if (is_ordered(read, now)) continue;
+        char reader[96];
+        describe_thread(read.thread, reader, sizeof reader);
+        fail("conflict", "ends, and its shared memory with it, which %s reads, {code:0x%x}: with no barrier in between", reader, read.code);
+    }
+}
 
 void recorder_end_block(uint32_t block, uint32_t) { memory[block] = BlockMemory(); }
 

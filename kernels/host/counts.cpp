@@ -208,7 +208,7 @@ void recorder_access(const void* where, size_t bytes, bool is_write, Access acce
     if (!recording || !bytes || in_own_stack(where)) return;
     const char* const address = static_cast<const char*>(where);
     const bool in_static = of_library.contains(address), in_dynamic = of_launch.contains(address);
-    const bool shared = in_static || in_dynamic;
+    const bool shared = access != Access::cluster && (in_static || in_dynamic);
     if (!shared && library.contains(address)) return;
     for (; bytes > most_bytes; bytes -= most_bytes) {  // which is several instructions
         recorder_access(where, most_bytes, is_write, access, pc);
@@ -228,6 +228,7 @@ void recorder_access(const void* where, size_t bytes, bool is_write, Access acce
         Request& request = warp.requests[index];
         request.shared = shared;
         request.kind = access == Access::atomic      ? Counter::atomics
+                       : access == Access::cluster   ? Counter::cluster_loads
                        : shared                      ? is_write ? Counter::shared_stores : Counter::shared_loads
                        : access == Access::published ? is_write ? Counter::published_stores : Counter::published_loads
                        : is_write                    ? Counter::stores
@@ -264,6 +265,8 @@ void recorder_after_fork() {
     new (&times_of_place) std::vector<Times>;
     places = 0;
 }
+
+void recorder_leave_block(uint32_t) {}
 
 void recorder_start_block(uint32_t block) { memory[block].resize(warps_per_block); }
 

@@ -11,12 +11,13 @@
 #define HOST_COUNTERS(X)                                                                                                     \
     X(multiply_adds) X(arithmetic) X(divisions) X(special_functions) X(conversions)                                          \
     X(shuffles) X(votes) X(syncwarps) X(barriers)                                                                            \
-    X(loads) X(read_only_loads) X(published_loads) X(stores) X(published_stores) X(atomics) X(shared_loads) X(shared_stores) \
-    X(spins)                                                                                                                 \
+    X(loads) X(read_only_loads) X(published_loads) X(stores) X(published_stores) X(atomics) X(cluster_loads)                  \
+    X(shared_loads) X(shared_stores) X(spins)                                                                                \
     X(load_bytes) X(read_only_load_bytes) X(published_load_bytes) X(store_bytes) X(published_store_bytes) X(atomic_bytes)    \
+    X(cluster_load_bytes)                                                                                                    \
     X(load_sectors) X(read_only_load_sectors) X(published_load_sectors) X(store_sectors) X(published_store_sectors)          \
-    X(atomic_sectors) X(shared_load_bytes) X(shared_store_bytes) X(shared_load_wavefronts) X(shared_store_wavefronts)        \
-    X(bank_conflicts)
+    X(atomic_sectors) X(cluster_load_sectors) X(shared_load_bytes) X(shared_store_bytes) X(shared_load_wavefronts)           \
+    X(shared_store_wavefronts) X(bank_conflicts)
 
 namespace host {
 

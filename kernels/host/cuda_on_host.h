@@ -21,6 +21,7 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __align__(n) __attribute__((aligned(n)))
 // One for the whole block, and filled again for each: the thread-local variables of a library lie together in one segment, which
 // the executor finds, fills and swaps. Only kernels' shared variables may be thread-local.
@@ -229,6 +230,12 @@ namespace host {
 
 constexpr int parameters_capacity = 2048;
 
+#if defined(CLUSTER_BLOCKS)
+constexpr unsigned cluster_blocks = CLUSTER_BLOCKS;
+#else
+constexpr unsigned cluster_blocks = 1;
+#endif
+
 // A type as NumPy names it ("f4", "i8", "b1"); "V24" for a struct, and "any" for what a void pointer points to.
 template <class T>
 void append_type(char* text) {
@@ -262,7 +269,8 @@ Kernel describe(const char* name, void (*function)(P...)) {
     ((n++ ? strncat(parameters, ",", 2) : parameters, append_type<std::remove_cv_t<P>>(parameters)), ...);
     return {name, parameters, reinterpret_cast<void (*)()>(function), [](void (*erased)(), void** arguments) {
                 call_with(reinterpret_cast<void (*)(P...)>(erased), arguments, std::index_sequence_for<P...>());
-            }};
+            },
+            cluster_blocks};
 }
 
 }  // namespace host

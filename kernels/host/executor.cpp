@@ -2,7 +2,8 @@
 //
 // A fiber runs until it waits (at a barrier, a warp collective or in a spin) or ends; then the scheduler picks another of
 // the same block, at random from the launch's seed, and goes to the next block when this one has none left to run. A plain
-// launch finishes each block before it starts the next; a cooperative one keeps all blocks alive and visits them round by round.
+// launch finishes each block, or each cluster of blocks, before it starts the next; a cooperative one keeps all blocks alive and
+// visits them round by round.
 // Nothing can hang: with no fiber able to run the launch ends with a report of who waits where (deadlock), rounds in which
 // fibers only spin are counted, a watchdog takes the processor from a fiber that never waits at all, and a fiber that waits
 // again and again does so a bounded number of times.
@@ -118,8 +119,9 @@ struct Block {
     std::vector<Thread*> ready, spinning;
     unsigned running;  // threads that have not ended
     unsigned at_barrier;
+    bool at_cluster_barrier;               // all of its threads
     uint32_t epoch;                        // barriers passed
-    std::unique_ptr<char[]> static_shared;  // while another block of a cooperative launch is in the library's own
+    std::unique_ptr<char[]> static_shared;  // while another block that is alive with it is in the library's own
     char* dynamic_shared;
 };
 
@@ -185,7 +187,8 @@ const char* name(Collective kind) {
 std::string where(const Thread& thread) {
     switch (thread.state) {
         case State::ended: return "ended";
-        case State::at_barrier: return text("waits at __syncthreads (%s:%d)", thread.file, thread.line);
+        case State::at_barrier:
+            return text("waits at %s (%s:%d)", thread.barrier == Barrier::cluster ? "cluster_sync" : "__syncthreads", thread.file, thread.line);
         case State::at_collective:
             return text("waits at %s with mask 0x%08x (%s:%d)", name(thread.collective), thread.mask, thread.file, thread.line);
         case State::spinning: return text("spins (%s:%d)", thread.file, thread.line);
@@ -261,6 +264,51 @@ unsigned threads_per_block() { return blockDim.x * blockDim.y * blockDim.z; }
 
 // ---- Barriers and warp collectives --------------------------------------------------------------------------------------
 
+// The blocks that are alive with a block in its cluster.
+struct Cluster {
+    Block* first;
+    unsigned blocks;
+
+    explicit Cluster(const Block& member) : blocks(kernels[launch->kernel].cluster) {
+        first = &::host::blocks[&member - ::host::blocks.data() - member.index.x % blocks];
+    }
+    Block* begin() const { return first; }
+    Block* end() const { return first + blocks; }
+};
+
+void pass_barrier(Block& block) {
+    for (Thread* t = block.threads; t < block.threads + threads_per_block(); ++t) make_ready(*t);
+    block.at_barrier = 0;
+    ++block.epoch;
+    ++progress;
+}
+
+// Called when all threads of a block came to a barrier of its cluster, or ended.
+void check_cluster_barrier(const Block& member) {
+    const Cluster cluster(member);
+    const Block *ended = nullptr, *waiting = nullptr;
+    bool all = true;
+    for (const Block& block : cluster) {
+        if (!block.running) ended = &block;
+        if (block.at_cluster_barrier) waiting = &block;
+        all = all && block.at_cluster_barrier;
+    }
+    if (ended && waiting) {
+        const Index b = ended->index;
+        return write_report("barrier", waiting->threads,
+                            text("a barrier of a cluster that cannot complete: %s, but block (%u, %u, %u) ended without coming to it",
+                                 where(*waiting->threads).c_str(), b.x, b.y, b.z).c_str());
+    }
+    if (!all) return;
+    const uint64_t goal = uint64_t{cluster.first->number} << 32 | (cluster.first->epoch + 1);
+    for (Block& block : cluster) {
+        block.at_cluster_barrier = false;
+        pass_barrier(block);
+        recorder_released(block.number, block.epoch, cluster.first, goal);
+    }
+    for (const Block& block : cluster) recorder_acquired(block.number, cluster.first, goal);
+}
+
 // Called when a thread came to the barrier or ended.
 void check_barrier(Block& block) {
     if (!block.at_barrier || block.at_barrier < block.running) return;
@@ -279,14 +327,13 @@ void check_barrier(Block& block) {
         }
         count += t->value != 0;
     }
-    const int result = first->barrier == Barrier::all ? count == int(n) : first->barrier == Barrier::any ? count > 0 : count;
-    for (Thread* t = block.threads; t < block.threads + n; ++t) {
-        t->result = result;
-        make_ready(*t);
+    if (first->barrier == Barrier::cluster) {
+        block.at_cluster_barrier = true;
+        return check_cluster_barrier(block);
     }
-    block.at_barrier = 0;
-    ++block.epoch;
-    ++progress;
+    const int result = first->barrier == Barrier::all ? count == int(n) : first->barrier == Barrier::any ? count > 0 : count;
+    for (Thread* t = block.threads; t < block.threads + n; ++t) t->result = result;
+    pass_barrier(block);
 }
 
 struct Warp {
@@ -380,6 +427,10 @@ void fiber_main() {
     ++progress;
     check_collectives(self);
     if (!failed) check_barrier(*self.block);
+    if (!failed && !self.block->running) {
+        recorder_leave_block(self.block->number);
+        check_cluster_barrier(*self.block);
+    }
     back_to_scheduler();
     __builtin_unreachable();
 }
@@ -403,6 +454,7 @@ void start_block(Block& block, uint32_t number, size_t first_thread) {
     block.threads = &threads[first_thread];
     block.running = threads_per_block();
     block.at_barrier = 0;
+    block.at_cluster_barrier = false;
     block.epoch = 0;
     block.ready.clear();
     block.spinning.clear();
@@ -477,26 +529,25 @@ void run_together(std::vector<Block*> alive) {
 
 void run_all_blocks() {
     const uint32_t block_count = gridDim.x * gridDim.y * gridDim.z;
-    if (launch->cooperative) {
-        for (uint32_t i = 0; i < block_count; ++i) {
-            start_block(blocks[i], i, size_t{i} * threads_per_block());
-            blocks[i].static_shared.reset(new char[static_shared_bytes]);
-            memset(blocks[i].static_shared.get(), fresh, static_shared_bytes);
-        }
-        std::vector<Block*> alive;
-        for (Block& block : blocks) alive.push_back(&block);
-        run_together(alive);
-        for (Block& block : blocks) end_block(block);
-        return;
-    }
-    std::vector<uint32_t> order(block_count);
-    for (uint32_t i = 0; i < block_count; ++i) order[i] = i;
+    const uint32_t count = blocks.size();  // that are alive together: all, or those of a cluster
+    std::vector<uint32_t> order(block_count / count);
+    for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
     shuffle(order);
     for (uint32_t number : order) {
-        start_block(blocks[0], number, 0);
-        memset(static_shared, fresh, static_shared_bytes);
-        run_together({&blocks[0]});
-        end_block(blocks[0]);
+        std::vector<Block*> alive;
+        for (uint32_t i = 0; i < count; ++i) {
+            start_block(blocks[i], number * count + i, size_t{i} * threads_per_block());
+            if (count > 1) {
+                blocks[i].static_shared.reset(new char[static_shared_bytes]);
+                memset(blocks[i].static_shared.get(), fresh, static_shared_bytes);
+            } else {
+                blocks[i].static_shared.reset();
+                memset(static_shared, fresh, static_shared_bytes);
+            }
+            alive.push_back(&blocks[i]);
+        }
+        run_together(alive);
+        for (Block& block : blocks) end_block(block);
         if (failed) return;
     }
 }
@@ -668,6 +719,19 @@ uint64_t most_polls() { return launch->most_polls; }
 
 void* dynamic_shared() { return current->block->dynamic_shared; }
 
+const void* shared_of_block(const void* address, size_t bytes, unsigned rank, const char* file, int line) {
+    const Cluster cluster(*current->block);
+    if (rank >= cluster.blocks) fail("bounds", "block %u of a cluster of %u (%s:%d)", rank, cluster.blocks, file, line);
+    const Block& other = cluster.first[rank];
+    const Index b = other.index;
+    const ptrdiff_t offset = static_cast<const char*>(address) - current->block->dynamic_shared;
+    if (offset < 0 || offset + bytes > launch->shared_bytes)
+        fail("bounds", "what block (%u, %u, %u) has at byte %td of its %zu bytes of dynamic shared memory (%s:%d)", b.x, b.y, b.z, offset,
+             size_t(launch->shared_bytes), file, line);
+    if (!other.running) fail("conflict", "reads the shared memory of block (%u, %u, %u), which has ended (%s:%d)", b.x, b.y, b.z, file, line);
+    return other.dynamic_shared + offset;
+}
+
 void note_progress() { ++progress; }
 
 void released(const void* word, uint64_t goal) { recorder_released(current->block->number, current->block->epoch, word, goal); }
@@ -726,7 +790,7 @@ EXPORT int gpurnn_host_launch(const host::Launch* what, char* message, size_t ca
     launch = what;
     gridDim = {what->grid[0], what->grid[1], what->grid[2]};
     blockDim = {what->block[0], what->block[1], what->block[2]};
-    const size_t alive = launch->cooperative ? size_t{gridDim.x} * gridDim.y * gridDim.z : 1;
+    const size_t alive = launch->cooperative ? size_t{gridDim.x} * gridDim.y * gridDim.z : kernels[launch->kernel].cluster;
     failed = false;
     random_state = what->seed;
     launching_thread = pthread_self();

@@ -8,10 +8,11 @@ namespace host {
 
 // ---- What kernels call -------------------------------------------------------------------------------------------
 
-enum class Barrier { sync, count, all, any };
+enum class Barrier { sync, count, all, any, cluster };
 enum class Collective { syncwarp, shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, match };
-// How memory is touched. Published: past the L1 cache (publish, read_published, __ldcg, __stcg). Read-only: __ldg.
-enum class Access : uint32_t { plain, published, atomic, read_only };
+// How memory is touched. Published: past the L1 cache (publish, read_published, __ldcg, __stcg). Read-only: __ldg. Cluster: the
+// shared memory of a block of the cluster, by that block's rank (read_of_block).
+enum class Access : uint32_t { plain, published, atomic, read_only, cluster };
 
 // `file` and `line` are those of the call in the kernel; messages name them, and all threads of a block must meet at one.
 int barrier(Barrier kind, int predicate, const char* file, int line);
@@ -20,6 +21,8 @@ unsigned active_mask();
 void spin_pause(const char* file, int line);
 uint64_t most_polls();  // of an await() that nobody answers
 void* dynamic_shared();
+// Where block `rank` of the running block's cluster has what is at `address` in this one's dynamic shared memory.
+const void* shared_of_block(const void* address, size_t bytes, unsigned rank, const char* file, int line);
 // A write that another thread may be waiting for; spinning without any of them is an error in the end.
 void note_progress();
 // arrive: what this block did before its last barrier is released to those who await the same goal of the same word.
@@ -40,6 +43,7 @@ struct Kernel {
     const char* parameters;  // comma-separated, each like "const f4*" or "i4": NumPy's type codes
     void (*function)();
     void (*call)(void (*function)(), void** arguments);
+    uint32_t cluster;  // blocks of a cluster, along x
 };
 extern const Kernel kernels[];
 extern const int kernel_count;
@@ -72,6 +76,7 @@ void recorder_after_fork();  // in the child: forgets a launch that another thre
 void recorder_enter_block(uint32_t block, char* static_shared, size_t static_bytes, char* dynamic, size_t dynamic_bytes);
 void recorder_start_block(uint32_t block);
 void recorder_end_block(uint32_t block, uint32_t barriers);
+void recorder_leave_block(uint32_t block);  // its last thread has ended
 void recorder_collective(Collective kind, uint32_t block, uint32_t warp, unsigned lanes, bool of_all);
 void recorder_spin();
 void recorder_access(const void* address, size_t bytes, bool is_write, Access access, const void* pc);

@@ -9,6 +9,7 @@ void recorder_after_fork() {}
 void recorder_enter_block(uint32_t, char*, size_t, char*, size_t) {}
 void recorder_start_block(uint32_t) {}
 void recorder_end_block(uint32_t, uint32_t) {}
+void recorder_leave_block(uint32_t) {}
 void recorder_collective(Collective, uint32_t, uint32_t, unsigned, bool) {}
 void recorder_spin() {}
 void recorder_access(const void*, size_t, bool, Access, const void*) {}
