@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from gpurnn.kernels import devices
 from gpurnn.kernels.launch import Module
+from gpurnn.kernels.recurrence import plan
 
 import gpurnn
 
@@ -126,7 +127,8 @@ def _device(small: bool, end: float) -> Iterator[Part]:
 def _parity(small: bool, end: float) -> Iterator[Part]:
     import cupy
 
-    for check in kernel_parity.checks(small=small):
+    clusters = devices.current().compute_capability >= plan.CLUSTER_CAPABILITY
+    for check in kernel_parity.checks(small=small, clusters=clusters):
         yield check.what, functools.partial(check.run, cupy)
 
 

@@ -18,7 +18,7 @@ from .cases import Size
 Compute = Callable[[Any, Callable[[Any], Any]], Any]
 """Computes with the functions of a wing, and what takes NumPy arrays to where it computes; gives arrays."""
 
-SIZES = (Size(9, 5, 3, 20), Size(6, 33, 8, 96))
+SIZES = (Size(9, 5, 3, 24), Size(6, 33, 8, 96))
 """Of recurrences; those of the first have lengths, resets and a mask. Both have two directions."""
 
 
@@ -70,10 +70,14 @@ def _error(found: np.ndarray, expected: np.ndarray, dtype: str) -> float:
     return float(difference / (np.finfo(dtype).eps * max(np.abs(expected).max(), np.finfo(dtype).tiny)))
 
 
-def checks(*, small: bool = False) -> Iterator[Check]:
-    """All of them; or, for a tool under which they take many times as long, those of a few cells in one dtype."""
+def checks(*, small: bool = False, clusters: bool = True) -> Iterator[Check]:
+    """All of them; or, for a tool under which they take many times as long, those of a few cells in one dtype.
+
+    Without those of the cluster schedule, where a device or a cell has none.
+    """
     for cell in _cells(small):
-        for schedule in plan.SCHEDULES:
+        in_clusters = clusters and not cell.sums_over_units
+        for schedule in plan.SCHEDULES if in_clusters else [s for s in plan.SCHEDULES if s != "cluster"]:
             for size in SIZES[:1] if small else SIZES:
                 yield _recurrence(cell, schedule, size, "float32")
         if not small:

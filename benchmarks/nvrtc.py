@@ -24,6 +24,7 @@ from typing import Any
 import gpurnn.kernels
 from gpurnn.kernels import attention, compiler
 from gpurnn.kernels.launch import CUPY_OPTIONS, Module
+from gpurnn.kernels.recurrence import plan
 
 from .contenders import NotInstalled
 
@@ -146,6 +147,12 @@ def modules() -> list[Module]:
     return [module for part in parts if hasattr(part, "modules") for module in part.modules()]
 
 
+def runs(module: Module, architecture: int) -> bool:
+    """Whether a GPU of an architecture can run a translation unit: those before the first with clusters have none."""
+    major, minor = plan.CLUSTER_CAPABILITY
+    return module.cluster == 1 or architecture >= 10 * major + minor
+
+
 def compile_all(jobs: Sequence[tuple[Module, int]]) -> dict[tuple[str, int], dict[str, int]]:
     """`cached` of modules, each for an architecture, by kernel and architecture.
 
@@ -210,7 +217,7 @@ def write_limits(path: Path, pattern: str = "") -> None:
     limits: dict[str, Any] = {}
     chosen = [module for module in modules() if any(re.search(pattern, name) for name in module.names)]
     codes = digests()
-    jobs = [(module, architecture) for architecture in ARCHITECTURES for module in chosen]
+    jobs = [(module, architecture) for architecture in ARCHITECTURES for module in chosen if runs(module, architecture)]
     for (name, architecture), resources in compile_all(jobs).items():
         found = fault(name, resources)
         if found:

@@ -166,27 +166,37 @@ def uncaptured(array: np.ndarray) -> Any:
 
 # ---- Blocks that run at once ----------------------------------------------------------------------------------------
 
-_AT_ONCE: dict[int, int] = {}
-"""By device, the most blocks that ran at once where a launch has shown that they are fewer than the driver says: a part
-of the device may be another process's, or another context's."""
+_AT_ONCE: dict[tuple[int, int], int] = {}
+"""By device and size of a cluster, the most blocks that ran at once where a launch has shown that they are fewer than
+the driver says: a part of the device may be another process's, or another context's. CuPy cannot ask how many clusters
+run at once."""
 
 _COOPERATIVE_LAUNCH_TOO_LARGE = 720  # of CUresult
+_NO_CLUSTERS = {1, 701, 801, 912}
+"""Those by which a driver may say that it runs no clusters in a cooperative launch: an invalid value, too few
+resources, not supported, an invalid size of a cluster. The launch's own values are checked before."""
 
 
-def _not_at_once(device: int, blocks: int) -> None:
-    _AT_ONCE[device] = min(blocks - 1, _AT_ONCE.get(device, blocks))
+def _not_at_once(device: int, cluster: int, blocks: int) -> None:
+    _AT_ONCE[device, cluster] = min(blocks - 1, _AT_ONCE.get((device, cluster), blocks))
 
 
-def _all_at_once(launch: Callable[[list[Any]], None], name: str, device: int, blocks: int, values: list[Any]) -> None:
+def _all_at_once(
+    launch: Callable[[list[Any]], None], name: str, device: int, cluster: int, blocks: int, values: list[Any]
+) -> None:
     from cupy_backends.cuda.api import driver
 
     try:
         launch(values)
     except driver.CUDADriverError as error:
-        if error.status != _COOPERATIVE_LAUNCH_TOO_LARGE:
+        none = cluster > 1 and error.status in _NO_CLUSTERS
+        if error.status != _COOPERATIVE_LAUNCH_TOO_LARGE and not none:
             raise
-        _not_at_once(device, blocks)
-        raise NotResident(f"{name}: the driver does not run a cooperative grid of {blocks} blocks at once") from error
+        _not_at_once(device, cluster, 1 if none else blocks)
+        in_clusters = f" in clusters of {cluster}" if cluster > 1 else ""
+        raise NotResident(
+            f"{name}: the driver does not run a cooperative grid of {blocks} blocks{in_clusters} at once"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,14 +206,15 @@ class _Watched:
     words: np.ndarray
     arrival: Any
     device: int
+    cluster: int
     blocks: int
 
 
 _watched: collections.deque[_Watched] = collections.deque()
 
 
-def watch(words: Any, blocks: int) -> None:
-    """After a launch of ``blocks`` blocks with these words of a `GridBarrier`: look whether they have all met.
+def watch(words: Any, blocks: int, cluster: int = 1) -> None:
+    """After a launch of ``blocks`` blocks, in clusters of some, with these words of a `GridBarrier`: have they all met?
 
     On a GPU that is known later: a later launch raises then what is raised here on the host executor. A graph that
     captures the launch does not look.
@@ -222,7 +233,7 @@ def watch(words: Any, blocks: int) -> None:
         words.data.copy_to_host_async(ctypes.c_void_p(there.ctypes.data), words.nbytes)
         arrival = cupy.cuda.Event(disable_timing=True)
         arrival.record()
-        _watched.append(_Watched(there, arrival, words.data.device_id, blocks))
+        _watched.append(_Watched(there, arrival, words.data.device_id, cluster, blocks))
 
 
 def raise_given_up() -> None:
@@ -230,7 +241,7 @@ def raise_given_up() -> None:
     while _watched and _watched[0].arrival.done:
         found = _watched.popleft()
         if (found.words >= GIVEN_UP).any():
-            _not_at_once(found.device, found.blocks)
+            _not_at_once(found.device, found.cluster, found.blocks)
         _check_given_up(found.words, found.blocks)
 
 
@@ -417,6 +428,8 @@ class Module:
         Names, or template instances such as ``"step<float, 4>"``.
     defines : mapping of str to str, optional
         Macros.
+    cluster : int
+        The blocks of a cluster along x, where kernels are declared with ``IN_CLUSTERS`` of ``intrinsics.cuh``.
     include : str, optional
         A header in ``kernels/`` to include before the source: it defines the arguments of its templates.
     proofs : sequence of str
@@ -429,12 +442,16 @@ class Module:
         kernels: Sequence[str],
         defines: Mapping[str, str] | None = None,
         *,
+        cluster: int = 1,
         include: str | None = None,
         proofs: Sequence[str] = (),
     ) -> None:
         self.source = KERNELS / source
         self.names = tuple(kernels)
         self.defines = dict(defines or {})
+        self.cluster = cluster
+        if cluster > 1:
+            self.defines["CLUSTER_BLOCKS"] = str(cluster)
         self.include = include
         self.proofs = tuple(proofs)
         self._lock = _fork.Lock(threading.RLock)  # so that threads compile it once
@@ -447,7 +464,9 @@ class Module:
     def __reduce__(self) -> tuple[Any, ...]:
         # Its lock and its compiled kernels stay in this process.
         description = (self.source, self.names, self.defines)
-        return functools.partial(type(self), include=self.include, proofs=self.proofs), description
+        return functools.partial(
+            type(self), cluster=self.cluster, include=self.include, proofs=self.proofs
+        ), description
 
     def __getitem__(self, name: str) -> Kernel:
         if name not in self.names:
@@ -637,14 +656,16 @@ class Kernel:
         self.bind(grid, block, args, shared_mem=shared_mem, cooperative=cooperative, reachable=reachable)()
 
     def resident_blocks(self, block: tuple[int, ...], shared_mem: int) -> int:
-        """How many blocks of this shape CuPy's current device holds at once."""
+        """How many blocks of this shape CuPy's current device holds at once, in whole clusters."""
         import cupy
         from cupy_backends.cuda.api import driver
 
         device = cupy.cuda.runtime.getDevice()
         function = self.function(device, shared_mem)
         each = int(driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, math.prod(block), shared_mem))
-        return min(each * devices.of_index(device).multiprocessors, _AT_ONCE.get(device, sys.maxsize))
+        cluster = self.module.cluster
+        blocks = min(each * devices.of_index(device).multiprocessors, _AT_ONCE.get((device, cluster), sys.maxsize))
+        return blocks // cluster * cluster
 
     def _bind_on_gpu(
         self,
@@ -677,7 +698,7 @@ class Kernel:
         function = self.function(here, shared_mem)
         launch = functools.partial(function, grid, block, shared_mem=shared_mem, enable_cooperative_groups=cooperative)
         if cooperative:
-            launch = functools.partial(_all_at_once, launch, self.name, here, math.prod(grid))
+            launch = functools.partial(_all_at_once, launch, self.name, here, self.module.cluster, math.prod(grid))
         return Bound(self, launch, _values(args), places, key=(here, function.ptr, grid, block, shared_mem))
 
     def _check_sizes(self, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int) -> None:
@@ -688,6 +709,8 @@ class Kernel:
                 # CuPy would launch one block where the grid is empty.
                 if not 1 <= size <= limit:
                     raise ValueError(f"{self.name}: {what} is {sizes}, expected sizes from 1 to {limits}")
+        if grid[0] % self.module.cluster:
+            raise ValueError(f"{self.name}: grid is {grid}, expected clusters of {self.module.cluster} blocks along x")
         if math.prod(block) > 1024:
             raise ValueError(f"{self.name}: a block of {block} has {math.prod(block)} threads, expected at most 1024")
         if shared_mem < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 from typing import Any
 
@@ -159,19 +160,21 @@ def test_where_a_grid_is_not_resident_another_schedule_runs(gpu):
         run_forward(run, cupy.zeros((1, T * B, 4 * H), np.float32), (None, None), (w[:, :B], w[:, :B]))
 
 
-@pytest.fixture
-def persistent_first(monkeypatch):
-    """The persistent schedule where it fits, else step-fused, whatever is predicted."""
-    order = ["persistent", "step-fused"]
+@pytest.fixture(params=[()])
+def persistent_first(monkeypatch, request):
+    """The persistent schedule where it fits, else step-fused, whatever is predicted; before them those of ``param``."""
+    order = [*request.param, "persistent", "step-fused"]
     monkeypatch.setattr(plan.Choice, "best", property(lambda choice: next(n for n in order if n in choice.plans)))
     yield
     plan._choose.cache_clear()
 
 
-def a_sequence(T: int = 2, B: int = 1, H: int = 40) -> tuple[Run, tuple[Any, ...]]:
-    """A run of a plain RNN in 40 blocks, and the arguments of its forward pass."""
-    run = Run.begin(cells.Vanilla("tanh"), T, B, H, cupy.asarray(numbers(1, H, H) / np.float32(6)), training=True)
-    return run, (cupy.asarray(numbers(1, T * B, H)), (None, None), (cupy.asarray(numbers(1, B, H)),))
+def a_sequence(cell: Any = cells.Vanilla("tanh"), T: int = 2, B: int = 1, H: int = 40) -> tuple[Run, tuple[Any, ...]]:  # noqa: B008
+    """A run in 40 blocks, and the arguments of its forward pass."""
+    rows = cell.gates * H
+    run = Run.begin(cell, T, B, H, cupy.asarray(numbers(1, rows, H) / np.float32(6)), training=True)
+    state = tuple(cupy.asarray(numbers(1, B, H)) for _ in range(cell.states))
+    return run, (cupy.asarray(numbers(1, T * B, rows)), (None, None), state)
 
 
 def test_where_the_driver_does_not_run_all_blocks_at_once_another_schedule_runs(gpu, persistent_first):
@@ -197,6 +200,29 @@ def test_where_the_driver_does_not_run_all_blocks_at_once_another_schedule_runs(
         "40 blocks of its forward pass have to run at once, and the device runs 39"
     )
     assert gpurnn.explain(layer, x.shape).schedule == "persistent"
+
+
+@pytest.mark.parametrize("persistent_first", [("cluster",)], indirect=True)
+@pytest.mark.parametrize(("limit", "at_once"), [({"has_clusters": False}, 0), ({"blocks_at_once": 30}, 32)])
+def test_where_the_driver_does_not_run_clusters_another_schedule_runs(gpu, persistent_first, limit, at_once):
+    """That a cooperative launch is in clusters is known when it is made; without them the next schedule is tried."""
+    layer, x = gpurnn.LSTM(4, 40), cupy.zeros((2, 1, 4), np.float32)
+    assert gpurnn.explain(layer, x).schedule == "cluster"
+    with plan.schedule("step-fused"):
+        run, arguments = a_sequence(cells.LSTM())
+        expected = cupy.asnumpy(run_forward(run, *arguments))
+    vars(gpu).update(limit)
+    run, arguments = a_sequence(cells.LSTM())
+    assert run.plan.schedule == "cluster"
+    np.testing.assert_allclose(cupy.asnumpy(run_forward(run, *arguments)), expected, rtol=0, atol=1e-5)
+    explained = gpurnn.explain(layer, x)
+    assert explained.schedule == ("step-fused" if at_once else "persistent")
+    assert explained.passed_over["cluster"] == (
+        f"40 blocks in clusters of 8 of its forward pass have to run at once, and the device runs {at_once}"
+    )
+    launch._AT_ONCE.clear()
+    with plan.schedule("cluster"), pytest.raises(launch.NotResident, match="a cooperative grid of 40 blocks in cluste"):
+        run_forward(*a_sequence(cells.LSTM())[:1], *arguments)
 
 
 def test_a_launch_whose_blocks_did_not_meet_is_reported_by_a_later_one(gpu, persistent_first):
@@ -250,8 +276,13 @@ def same(found: Any, expected: Any) -> None:
 CELLS = [cells.LSTM(), cells.GRU(reset_after=True), cells.GRU(reset_after=False), cells.Vanilla("tanh")]
 
 
-@pytest.mark.parametrize("schedule", ["step-fused", "block", "persistent"])
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__ + str(getattr(cell, "reset_after", "")))
+@pytest.mark.parametrize(
+    ("cell", "schedule"),
+    [*itertools.product(CELLS, ["step-fused", "block", "persistent"]), (cells.LSTM(), "cluster")],
+    ids=lambda value: (
+        value if isinstance(value, str) else type(value).__name__ + str(getattr(value, "reset_after", ""))
+    ),
+)
 def test_a_recurrence_on_cupy_arrays(gpu, cell, schedule):
     """All launches of a sequence forward; the products round it are cuBLAS's."""
     T, B, H, D = 7, 5, 40, 2
@@ -268,7 +299,7 @@ def test_a_recurrence_on_cupy_arrays(gpu, cell, schedule):
     same(*results)
     forward = [launched for launched in gpu.launches if launched.kernel.startswith("forward<")]
     assert len(forward) == (T * len(cell.phases) if schedule == "step-fused" else 1)
-    assert {launched.cooperative for launched in forward} == {schedule == "persistent"}
+    assert {launched.cooperative for launched in forward} == {schedule in ("persistent", "cluster")}
 
 
 def test_a_bound_kernel_is_launched_with_what_changes(gpu):

@@ -56,11 +56,11 @@ class Launch(NamedTuple):
     cooperative: bool
 
 
-class TooLarge(driver.CUDADriverError):  # type: ignore[misc]
-    """CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, whose text only a real driver knows."""
+class Rejected(driver.CUDADriverError):  # type: ignore[misc]
+    """A launch that the driver rejects with a CUresult, whose text only a real driver knows."""
 
-    def __init__(self) -> None:
-        self.status = 720
+    def __init__(self, status: int) -> None:
+        self.status = status
 
 
 class _Function:
@@ -86,6 +86,8 @@ class Driver:
         self.blocks_per_multiprocessor = BLOCKS_PER_MULTIPROCESSOR
         self.blocks_at_once = BLOCKS_PER_MULTIPROCESSOR * H100.multiprocessors
         """Of a cooperative launch."""
+        self.has_clusters = True
+        """Whether launches in clusters are not rejected."""
         self.side_by_side = True
         """Whether the blocks of a cooperative launch do run at once."""
         self.is_idle = False
@@ -243,7 +245,9 @@ class Driver:
                 )
             ]
             if cooperative and math.prod(grid) > self.blocks_at_once:
-                raise TooLarge
+                raise Rejected(720)  # CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
+            if kernel.module.cluster > 1 and not self.has_clusters:
+                raise Rejected(801)  # CUDA_ERROR_NOT_SUPPORTED
             self.order.append(("launch", stream))
             self.launches.append(Launch(kernel.name, grid, block, shared_bytes, stream, cooperative))
             run: Any = functools.partial(

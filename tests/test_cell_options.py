@@ -10,7 +10,7 @@ import pytest
 from gpurnn.kernels import devices, host, native
 from gpurnn.kernels.compiler import CompilerError
 from gpurnn.kernels.recurrence import plan
-from problems import ALL, OPTIONED, Options, draw, pairwise, unrolled_backward, unrolled_forward
+from problems import ALL, OPTIONED, SCHEDULES, Options, draw, pairwise, unrolled_backward, unrolled_forward
 from test_kernel_recurrence import run
 from test_native_recurrence import ELEMENTARY
 from test_recurrence_gradients import check
@@ -115,7 +115,7 @@ QUICK = ["rnn-clip", "lstm-all", "gru-zoneout-mask"]
 QUICKLY = list(zip(QUICK, ("stepwise", "block", "block"), strict=True))
 """Of the others, each with a compilation of its own, slow tests take care."""
 COMPILED = [name for name, cell in OPTIONED.items() if not cell.sums_over_units]
-SCHEDULED = pairwise({"cell": COMPILED, "schedule": list(plan.SCHEDULES), "dtype": ["float64", "float32"]})
+SCHEDULED = pairwise({"cell": COMPILED, "schedule": list(SCHEDULES), "dtype": ["float64", "float32"]})
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ SUMS = [name for name, cell in OPTIONED.items() if cell.sums_over_units]
 SUMS_SCHEDULED = [
     pytest.param(cell, schedule, dtype, marks=() if cell == "lstm-projection-norm" else pytest.mark.slow)
     for cell, dtype in zip(SUMS, ["float32", "float64"] * 3, strict=True)
-    for schedule in plan.SCHEDULES
+    for schedule in SCHEDULES
 ]
 
 

@@ -266,6 +266,7 @@ PREDICTED = [  # cell, schedule, sizes and what else the device is given
     pytest.param("lstm", "step-fused", {"B": 2, "H": 8}),
     pytest.param("lstm", "block", {"B": 2, "H": 8}),
     pytest.param("lstm", "persistent", {"B": 2, "H": 8}),
+    pytest.param("lstm", "cluster", {"B": 6, "H": 31, "multiprocessors": 33}),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in [
         ("lstm", "stepwise", {"B": 3, "H": 5}),
         ("lstm", "step-fused", {"B": 37, "H": 33}),  # more rows and columns than tiles have, blocks that are not full
@@ -276,6 +277,8 @@ PREDICTED = [  # cell, schedule, sizes and what else the device is given
         ("gru-reset-before-state", "stepwise", {"B": 5, "H": 11}),
         ("gru-reset-before-state", "step-fused", {"B": 9, "H": 20}),  # lanes that load the same weights
         ("gru-reset-before-state", "persistent", {"B": 9, "H": 20, "dtype": "float64"}),
+        ("lstm", "cluster", {"B": 2, "H": 300, "multiprocessors": 40}),
+        ("gru-reset-before-state", "cluster", {"B": 9, "H": 40, "dtype": "float64", "multiprocessors": 33}),
         ("lstm-peephole", "stepwise", {"B": 3, "H": 5}),
         ("lstm-peephole", "step-fused", {"B": 3, "H": 5}),
         ("gru-zoneout-mask", "step-fused", {"B": 3, "H": 5}),
@@ -304,13 +307,15 @@ def test_bytes_are_predicted_as_they_are_counted(name, schedule, sizes, monkeypa
             )
             kernels.recurrence_backward(saved, problem.dy, problem.dstate)
         totals.append({
-            pass_: sum(int(counts[kind].sum()) for kind in BYTES)
+            pass_: np.array([counts[kind].sum() for kind in (*BYTES, "cluster_load_bytes")])
             for pass_, counts in benchmark.by_pass(launches).items()
         })  # fmt: skip
     for backward, pass_ in enumerate(("forward", "backward")):
         sizes = plan.Problem(cell, 3, B, H, 2, dtypes.TABLE[dtype], bool(backward))
         launch = getattr(plan.make(schedule, sizes, device), "launch", None)
-        assert predict.kernel_bytes(sizes, launch) == totals[1][pass_] - totals[0][pass_], (pass_, launch)
+        *of_memory, of_clusters = totals[1][pass_] - totals[0][pass_]
+        assert predict.kernel_bytes(sizes, launch) == sum(of_memory), (pass_, launch)
+        assert of_clusters == (predict.cluster_bytes(sizes, launch) if schedule == "cluster" else 0)
 
 
 @pytest.mark.slow

@@ -12,14 +12,14 @@ from gpurnn.kernels.recurrence import layer, plan
 from gpurnn.kernels.recurrence import run as run_module
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from parity import Wing
-from problems import ALL, CELLS, KINDS, OPTIONS, Options, draw, pairwise
+from problems import ALL, CELLS, KINDS, OPTIONS, SCHEDULES, Options, draw, pairwise
 from tolerance import assert_all_close, assert_same, recurrence_terms
 
 from gpurnn import kernels, reference
 from gpurnn.cells import GRU, LSTM, Vanilla
 
 
-@pytest.fixture(params=plan.SCHEDULES)
+@pytest.fixture(params=SCHEDULES)
 def schedule(request, monkeypatch):
     """Each schedule in turn, on a device so small that blocks have several units and persistent ones several groups."""
     on_device(monkeypatch, multiprocessors=5)
@@ -55,7 +55,7 @@ def hold(kernel_wing):
     return check
 
 
-PAIRS = pairwise({"schedule": list(plan.SCHEDULES), "cell": list(CELLS), "options": list(OPTIONS)})
+PAIRS = pairwise({"schedule": list(SCHEDULES), "cell": list(CELLS), "options": list(OPTIONS)})
 
 
 @pytest.mark.parametrize(
@@ -269,24 +269,28 @@ def test_a_watchdog_leaves_the_bits_as_they_are(schedule, cell, monkeypatch):
 
 
 # Not repeated where every access is checked: blocks that have not met do conflict, and that build says so first.
-@pytest.mark.parametrize("cell", ["lstm", "rnn-tanh", "gru-reset-before-state"])
-def test_what_is_computed_after_blocks_have_not_met_is_nan(cell, monkeypatch):
+@pytest.mark.parametrize(
+    ("cell", "schedule"),
+    [("lstm", "persistent"), ("rnn-tanh", "persistent"), ("gru-reset-before-state", "persistent"), ("lstm", "cluster")],
+)
+def test_what_is_computed_after_blocks_have_not_met_is_nan(cell, schedule, monkeypatch):
     """And it raises: here at once, on a GPU at a later launch."""
-    on_device(monkeypatch, multiprocessors=5)
-    problem = draw(CELLS[cell], Options(), T=4, B=1, H=12)
+    on_device(monkeypatch, multiprocessors=16 if schedule == "cluster" else 5)
+    in_clusters = {"H": 16, "dtype": "float32"} if schedule == "cluster" else {}  # two of them
+    problem = draw(CELLS[cell], Options(), **{"T": 4, "B": 1, "H": 12, **in_clusters})
     launch, seen = host.Library.launch, []
 
     def apart(*args, cooperative, **options):
         launch(*args, cooperative=False, **options)
 
     arguments = problem.cell, problem.x, problem.weights, problem.state
-    with plan.schedule("persistent"), host.execution(most_polls=20):
+    with plan.schedule(schedule), host.execution(most_polls=20):
         expected, _, saved = kernels.recurrence_forward(*arguments, training=True)
         monkeypatch.setattr(host.Library, "launch", apart)
         with pytest.raises(RuntimeError, match="blocks has ended early, because they did not all run at once; its"):
             kernels.recurrence_forward(*arguments)
         monkeypatch.setattr(run_module, "empty", lambda like, shape, dtype: np.zeros(shape, dtype))
-        monkeypatch.setattr(run_module, "watch", lambda words, blocks: seen.append(words.max()))
+        monkeypatch.setattr(run_module, "watch", lambda words, *blocks: seen.append(words.max()))
         y, state, _ = kernels.recurrence_forward(*arguments)
         dx, dweights, dstate = kernels.recurrence_backward(saved, problem.dy, problem.dstate)
     assert len(seen) == 2
@@ -323,6 +327,39 @@ def test_kernels_of_the_persistent_schedule(sizes, monkeypatch, hold):
         assert piece < backward.variant.held
     with plan.schedule("persistent"):
         hold(draw(LSTM(), Options(lengths=True, mask=True), T=2, B=B, H=H, dtype="float32"))
+
+
+CLUSTERS = [  # cell, B, H, multiprocessors and the kernels of both passes
+    ("lstm", 6, 15, 17, "4, 8, 3, 1", "4, 8, 3, 1"),  # the last block has a unit less; most have no columns forward
+    ("lstm", 2, 300, 40, "4, 8, 3, 1", "4, 12, 2, 1"),  # two clusters share rows
+    ("gru-reset-before-candidate", 6, 31, 17, "4, 8, 0, 1", "4, 8, 0, 1"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        ("lstm", 40, 60, 17, "4, 8, 0, 4", "4, 8, 0, 4"),  # several units in a thread
+        ("gru-reset-after-state", 9, 70, 33, "4, 8, 3, 1", "4, 8, 3, 1"),
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cell", "B", "H", "multiprocessors", "forward", "backward"), CLUSTERS)
+def test_clusters_agree_with_the_definition(cell, B, H, multiprocessors, forward, backward, monkeypatch, hold):
+    device = on_device(monkeypatch, multiprocessors=multiprocessors)
+    for is_backward, kernel in enumerate((forward, backward)):
+        problem = plan.Problem(CELLS[cell], 4, B, H, 2, dtypes.TABLE["float32"], bool(is_backward))
+        assert str(plan.make("cluster", problem, device).launch.variant) == f"Exchange::cluster, {kernel}"
+    with plan.schedule("cluster"):
+        hold(draw(CELLS[cell], ALL, T=4, B=B, I=3, H=H, dtype="float32"))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-candidate"])
+def test_clusters_give_the_same_bits_in_any_order_of_threads_and_blocks(cell, monkeypatch):
+    on_device(monkeypatch, multiprocessors=33)
+    problem = draw(CELLS[cell], ALL, T=4, B=5, H=32, dtype="float32")
+    runs = []
+    for seed in (1, 2):
+        with plan.schedule("cluster"), host.execution(seed=seed):
+            runs.append(run(kernels, problem))
+    assert_all_close(runs[0], runs[1], terms=0)
 
 
 @pytest.mark.gpu

@@ -45,8 +45,10 @@ def test_every_plan_fits_its_device(backward, cell, dtype, device):
                     assert launch.grid[1] <= 65535
                     assert launch.grid[2] == D
                     assert cell.gates * H * H < 2**31
-                    if name == "persistent":
+                    if name in ("persistent", "cluster"):
                         assert np.prod(launch.grid) <= gpu.multiprocessors
+                    assert launch.grid[0] % launch.variant.blocks == 0
+                assert "cluster" in choice.refusals or gpu.compute_capability >= (9, 0)
 
 
 def longest(schedule: str, cell, dtype: str = "float32", device: str = "H100") -> int:
@@ -94,7 +96,7 @@ def test_a_refusal_says_why():
 
 
 def test_a_schedule_can_be_asked_for():
-    float32, gpu = dtypes.TABLE["float32"], devices.lookup("A100")
+    float32, gpu = dtypes.TABLE["float32"], devices.lookup("H100")
     for name in plan.SCHEDULES:
         with plan.schedule(name):
             assert plan.choose(plan.Problem(LSTM(), 10, 4, 64, 1, float32), gpu).schedule == name
@@ -103,6 +105,21 @@ def test_a_schedule_can_be_asked_for():
     with pytest.raises(ValueError, match="schedule: name is 'graph', expected one of stepwise, step-fused"), \
             plan.schedule("graph"):  # fmt: skip
         pass
+
+
+def test_blocks_of_a_cluster_load_an_operand_once():
+    """Of gate gradients each block of a cluster loads an eighth. Devices before the H100 have no clusters."""
+    found = {name: consider(B=16, H=768, backward=True, device=name) for name in ("A100", "H100", "B200")}
+    assert [choice.best for choice in found.values()] == ["persistent", "cluster", "cluster"]
+    assert found["A100"].refusals["cluster"] == "A100 has no clusters of blocks"
+    launch = found["H100"].plans["cluster"][0].launch
+    assert (launch.grid, launch.chunk) == ((32, 4, 1), 4 * 768 // 8)
+    assert plan.predict.kernel_bytes(found["H100"].problem, launch) <= 1.3e6
+    assert gpurnn.explain(gpurnn.LSTM(4, 768), (100, 16, 4)).backward.schedule == "cluster"
+    assert "20 hidden units do not make clusters of 8 blocks" in consider(H=20).refusals["cluster"]
+    few = dataclasses.replace(devices.lookup("H100"), multiprocessors=15)
+    problem = plan.Problem(LSTM(), 100, 16, 768, 2, dtypes.TABLE["float32"])
+    assert "not hold a cluster of 8 blocks for each of 2" in plan.consider(problem, few).refusals["cluster"]
 
 
 @pytest.mark.parametrize("device", ["A100", "H100"])

@@ -27,7 +27,7 @@ from gpurnn.kernels import (
 from gpurnn.kernels.recurrence import plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from gpurnn.kernels.recurrence.struct import Struct
-from problems import ALL, CELLS, draw
+from problems import ALL, CELLS, SCHEDULES, draw
 from test_nvrtc import needs_nvrtc
 from tolerance import arrays_of, assert_all_close, recurrence_terms
 
@@ -203,7 +203,7 @@ def test_a_step_of_a_recurrence(cell, schedule, monkeypatch):
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("schedule", plan.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-candidate"])
 def test_a_recurrence(cell, schedule, monkeypatch):
     """With operands that blocks exchange in 16 bits, in more than one phase."""

@@ -7,6 +7,7 @@ import contextlib
 import numpy as np
 import pytest
 from gpurnn.kernels.recurrence import plan
+from problems import SCHEDULES
 from tolerance import assert_close, bound, recurrence_terms
 
 import gpurnn
@@ -67,7 +68,7 @@ def test_a_language_model(trained, cell, optimizer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", plan.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_stack_of_layers_by_every_schedule(trained, schedule):
     rng = np.random.default_rng(0)
     arrays = rng.standard_normal((6, 4, 3)), rng.standard_normal((6, 4, 2)), np.array([6, 2, 0, 5])

@@ -53,9 +53,10 @@ def _of_stack(problem: Problem, gpu: devices.Device, is_here: bool, at_once: sta
 
 def _of_kernels(problem: Problem, gpu: devices.Device, is_here: bool) -> dict[str, Any]:
     """Of a pass on a device; if that ``is_here``, it is asked how many blocks it runs at once."""
-    choice = plan.consider(problem, gpu)
-    if is_here:
-        choice = plan.consider(problem, gpu, apart(problem, choice.plans[choice.best][0]))
+    choice, reasons = plan.consider(problem, gpu), dict[str, str]()
+    while is_here and (why := apart(problem, choice.plans[choice.best][0])):
+        reasons[choice.best] = why
+        choice = plan.consider(problem, gpu, reasons)
     chosen, prediction = choice.plans[choice.best]
     if isinstance(chosen, FusedPlan):
         launch = chosen.launch

@@ -11,6 +11,9 @@
 //            widths of a tile in each thread (see Held), and what is left in shared memory.
 //   grid     the blocks of one direction and the same rows exchange it through global memory, by publish() and
 //            read_published(), with a barrier of their own. Weights stay where those of `block` are.
+//   cluster  as grid, but a cluster of neighbouring blocks shares out the columns of the product. Each block loads its part
+//            of the operand alone, multiplies it by the weights of the units of all of them, and adds up its own units' sums
+//            over all blocks, which it reads in their shared memory. A block keeps as many weights as under grid.
 //
 // A pass has the cell's phases of all steps; the backward pass has one more, which ends the first step. A launch computes
 // the phases `first` ... `last` - 1. Unless the exchange is launch, these are whole steps, and all of them where no watchdog
@@ -18,7 +21,10 @@
 #include "recurrence/product.cuh"
 #include "recurrence/steps.cuh"
 
-enum class Exchange { launch, block, grid };
+enum class Exchange { launch, block, grid, cluster };
+
+// Whether the blocks of a launch exchange operands.
+__device__ constexpr bool among_blocks(Exchange exchange) { return exchange == Exchange::grid || exchange == Exchange::cluster; }
 
 // Of a block. With more, a thread would have too few registers for weights and for its share of a product.
 constexpr int threads = 256;
@@ -70,10 +76,13 @@ struct Share {
     static_assert(resident || held == 0, "the registers of a launch do not last");
     static constexpr int size = Packet<Storage>::size;
     static constexpr int left = Tile::columns == 1 ? 1 : Tile::rows / 2;  // sums that a lane has in the end
+    static constexpr int blocks = exchange == Exchange::cluster ? cluster_blocks : 1;  // that share out a product's columns
+    static_assert((exchange == Exchange::cluster) == (cluster_blocks > 1), "a kernel's clusters are those of its exchange");
     using Registers = Held<Tile, Storage, held>;
     using Weights = Resident<Tile, Storage>;
 
     int B, d, j0, own, rows, chunk, parts, at_once;
+    int units, joint_j0, joint;  // of a block at most; the first hidden unit of all of those, and how many they have
     Real *biases, *sums;
     Storage *operand, *weights;
 
@@ -83,8 +92,9 @@ struct Share {
         Storage* memory, int B, int H, int units, int rows, int chunk, int parts, int at_once, int most_biases,
         int most_sums, int widths)
         : B(B), d(blockIdx.z), j0(blockIdx.x * units), own(min(units, H - int(blockIdx.x) * units)), rows(rows),
-          chunk(chunk / Tile::width), parts(parts), at_once(at_once), biases(reinterpret_cast<Real*>(memory)),
-          sums(biases + (most_biases + 3) / 4 * 4) {
+          chunk(chunk / Tile::width), parts(parts), at_once(at_once), units(units),
+          joint_j0(j0 - rank() * units), joint(blocks == 1 ? own : min(blocks * units, H - joint_j0)),
+          biases(reinterpret_cast<Real*>(memory)), sums(biases + (most_biases + 3) / 4 * 4) {
         operand = reinterpret_cast<Storage*>(sums + Portion<Tile>::sums(parts) * padded_rows() * Tile::tiles(most_sums) * Tile::rows);
         const int in_operand = exchange == Exchange::block ? padded_rows() * widths : at_once * Tile::columns * this->chunk;
         weights = operand + in_operand * Tile::width;
@@ -101,9 +111,35 @@ struct Share {
         return arrived + group;
     }
 
+    // Hidden units of all of those, in the first cluster.
+    __device__ static int most_joint(int units, int H) { return blocks == 1 ? units : min(blocks * units, H); }
+    // Of the block among those.
+    __device__ static int rank() {
+        if constexpr (blocks == 1) return 0;
+        int block = blockIdx.x;
+        compute_late(block);
+        return block % blocks;
+    }
+    // Of K columns, the widths that a block multiplies, if not the last one.
+    __device__ static int widths(int K) { return (Tile::widths(K) + blocks - 1) / blocks; }
+    // Of K columns, those that this block multiplies: from `begin` on.
+    struct Columns {
+        int begin, count;
+    };
+    __device__ Columns columns(int K) const {
+        if constexpr (blocks == 1) return {0, K};
+        const int each = widths(K) * Tile::width, begin = min(rank() * each, K);
+        return {begin, min(each, K - begin)};
+    }
+    // Rows of weights of K columns, from the first of these on.
+    __device__ WeightRows<Storage> in_columns(WeightRows<Storage> weights, int K) const {
+        weights.first += columns(K).begin;
+        return weights;
+    }
+
     // Of weights whose first tile is at `first` in shared memory.
     __device__ Weights resident_weights(Storage* first, int K, const Portion<Tile>& portion) const {
-        const int widths = Tile::widths(K);
+        const int widths = Share::widths(K);
         return {first, widths, held ? portion.tiles : 0, min(held * parts, widths)};
     }
 
@@ -138,7 +174,7 @@ struct Share {
             if (whole) {
 #pragma unroll 4
                 for (; k < end; k += step, to += step * Tile::columns) {
-                    store_packet(to, exchange == Exchange::grid ? read_published_packet(from + k) : load_packet(from + k));
+                    store_packet(to, among_blocks(exchange) ? read_published_packet(from + k) : load_packet(from + k));
                 }
             }
 #pragma unroll 1
@@ -152,16 +188,18 @@ struct Share {
     }
 
     __device__ static Storage number(const Storage* address) {
-        return exchange == Exchange::grid ? read_published(address) : *address;
+        return among_blocks(exchange) ? read_published(address) : *address;
     }
 
-    // sums = operand times N rows of weights of length K. `source` is the block's first row of the operand in global memory;
-    // under Exchange::block it is in shared memory already, at `in_shared`. All threads call it, and all may read the sums
-    // after a barrier of the block.
+    // sums = operand times N rows of weights of length K, in the block's columns. `source` is the block's first row of the
+    // operand in global memory; under Exchange::block it is in shared memory already, at `in_shared`. All threads call it,
+    // and all may read the sums after meet().
     template <class Rows>
     __device__ void multiply(
         const Storage* source, long long stride, int K, const Rows& rows_of, const Registers& registers, int N,
         const Portion<Tile>& portion, const Storage* in_shared) const {
+        source += columns(K).begin;
+        K = columns(K).count;
         const int R = rows_of_batch(), tiles = Tile::tiles(N), widths = Tile::widths(K), lane = Tile::lane();
         const int staged = exchange == Exchange::block ? widths : min(chunk, widths);
         const bool idle = threadIdx.x / 32 * (32 / Tile::lanes) >= portion.tiles * parts * at_once;  // the whole warp
@@ -280,11 +318,41 @@ struct Share {
         for (int i = 0; i < left; ++i) to[i] = values[i];
     }
 
+    // Waits until the sums of a product are written.
+    __device__ static void meet() {
+        if constexpr (blocks > 1) {
+            cluster_sync();
+        } else {
+            __syncthreads();
+        }
+    }
+
     // Of a row and a unit, for `count` gates of N weight rows.
     template <int count>
     __device__ void products(int row, int unit, int N, Real (&totals)[count]) const {
-        const int length = Tile::tiles(N) * Tile::rows;
-        add_parts(sums + row * length + unit, own, padded_rows() * length, Portion<Tile>::sums(parts), totals);
+        const int length = Tile::tiles(N) * Tile::rows, apart = padded_rows() * length;
+        if constexpr (blocks == 1) {
+            add_parts(sums + row * length + unit, joint, apart, Portion<Tile>::sums(parts), totals);
+        } else {
+            const Real* const first = sums + row * length + rank() * units + unit;
+            for (int part = 0; part < Portion<Tile>::sums(parts); ++part) {
+                Real values[blocks][count];
+#pragma unroll
+                for (int block = 0; block < blocks; ++block) {
+#pragma unroll
+                    for (int g = 0; g < count; ++g) values[block][g] = read_of_block(first + part * apart + g * joint, block);
+                }
+#pragma unroll
+                for (int block = 0; block < blocks; ++block) {
+#pragma unroll
+                    for (int g = 0; g < count; ++g) totals[g] = part + block > 0 ? totals[g] + values[block][g] : values[block][g];
+                }
+            }
+        }
+    }
+    // Before the block ends: others may still read its sums.
+    __device__ static void leave() {
+        if constexpr (blocks > 1) cluster_sync();
     }
 };
 
@@ -293,10 +361,10 @@ __device__ __forceinline__ Real not_a_number() {
     return Real(__int_as_float(0x7fc00000));
 }
 
-// Writes `value` for the blocks that read `address`, in this launch under Exchange::grid, else in a later one.
+// Writes `value` for the blocks that read `address`, in this launch if blocks exchange operands, else in a later one.
 template <Exchange exchange, typename Storage>
 __device__ __forceinline__ void hand_over(Storage* address, Storage value) {
-    if (exchange == Exchange::grid) {
+    if (among_blocks(exchange)) {
         publish(address, value);
     } else {
         *address = value;
@@ -304,10 +372,10 @@ __device__ __forceinline__ void hand_over(Storage* address, Storage value) {
 }
 
 // w (D, G, H, H) is w_hh. Dynamic shared memory is that of Share, with the weight rows of all gates; under Exchange::block a
-// row of the batch has the operands of all phases. `arrived` (gridDim.z * gridDim.y) is zero, and used under Exchange::grid
-// only.
+// row of the batch has the operands of all phases. `arrived` (gridDim.z * gridDim.y) is zero, and used if blocks
+// exchange operands only.
 template <class Cell, typename Storage, Exchange exchange, int columns, int tile_rows, int held, int owned>
-__global__ void __launch_bounds__(threads, 1) forward(
+__global__ void IN_CLUSTERS __launch_bounds__(threads, 1) forward(
     const Storage* w, const Storage* xw, const Storage* b_ih, const Storage* b_hh, const int* lengths, const Marks* marks,
     const Storage* mask, typename Cell::Real* h, typename Cell::Real* c, Storage* y, Storage* operands, Storage* saved,
     unsigned* arrived, int T, int B, int H, int slots, int first, int last, int units, int rows, int chunk, int parts,
@@ -319,10 +387,11 @@ __global__ void __launch_bounds__(threads, 1) forward(
     using Layer = Forward<Cell, Storage>;
     static_assert(held == 0 || phases == 1, "registers hold the rows of one phase");
     DYNAMIC_SHARED(Storage, memory);
-    const int D = gridDim.z, widths = Shape::widths(H);
+    const int D = gridDim.z, widths = Part::widths(H);
     const Part share(
-        memory, B, H, units, rows, chunk, parts, at_once, 2 * G * units, units * widest_phase<Cell>(), phases * widths);
-    const int d = share.d, own = share.own;
+        memory, B, H, units, rows, chunk, parts, at_once, 2 * G * units,
+        Part::most_joint(units, H) * widest_phase<Cell>(), phases * widths);
+    const int d = share.d, own = share.own, joint = share.joint;
     const Clock clock{T, B, slots, lengths, marks};
     // Of each unit of this thread: what it computes with, and its state.
     Layer layers[owned];
@@ -341,9 +410,11 @@ __global__ void __launch_bounds__(threads, 1) forward(
     }
     w += (long long)d * G * H * H;
 
-    const WeightRows<Storage> global{w + (long long)share.j0 * H, H, own, H, begins_packet(w) && H % Part::size == 0};
-    const Portion<Shape> portion(G * own, threads, parts);
-    const typename Part::Registers registers(global, G * own, H, portion);
+    const auto global = share.in_columns(
+        {w + (long long)share.joint_j0 * H, H, joint, H, begins_packet(w) && H % Part::size == 0}, H);
+    const int columns_of_block = share.columns(H).count;
+    const Portion<Shape> portion(G * joint, threads, parts);
+    const typename Part::Registers registers(global, G * joint, columns_of_block, portion);
     // The weights of a phase: those of a block are together in shared memory, and apart in w_hh.
     const auto rows_from = [&](int phase) {
         auto rows = global;
@@ -353,15 +424,15 @@ __global__ void __launch_bounds__(threads, 1) forward(
     const auto weights_of = [&](int phase) {
         if constexpr (Part::resident) {
             auto weights = share.resident_weights(share.weights, H, portion);
-            if (phases > 1 && phase == 1) weights.first += Shape::tiles(Cell::first_gate(1) * own) * widths * Shape::weights;
+            if (phases > 1 && phase == 1) weights.first += Shape::tiles(Cell::first_gate(1) * joint) * widths * Shape::weights;
             return weights;
         } else {
             return rows_from(phase);
         }
     };
-    const auto rows_of_phase = [&](int phase) { return (Cell::first_gate(phase + 1) - Cell::first_gate(phase)) * own; };
+    const auto rows_of_phase = [&](int phase) { return (Cell::first_gate(phase + 1) - Cell::first_gate(phase)) * joint; };
     if constexpr (Part::resident) {
-        for (int phase = 0; phase < phases; ++phase) weights_of(phase).load(rows_from(phase), rows_of_phase(phase), H);
+        for (int phase = 0; phase < phases; ++phase) weights_of(phase).load(rows_from(phase), rows_of_phase(phase), columns_of_block);
     }
     share.template load_biases<G>(b_ih, b_hh, H);
     const auto in_shared = [&](int phase) { return share.operand + phase * share.padded_rows() * widths * Shape::width; };
@@ -375,7 +446,7 @@ __global__ void __launch_bounds__(threads, 1) forward(
     };
 
     GridBarrier barrier;
-    if (exchange == Exchange::grid) barrier = GridBarrier(share.counter(arrived), gridDim.x);
+    if (among_blocks(exchange)) barrier = GridBarrier(share.counter(arrived), gridDim.x);
     if (exchange == Exchange::block) {  // what fills the last packets is finite
         const int numbers = phases * share.padded_rows() * widths * Shape::width;
         for (int k = threadIdx.x; k < numbers; k += threads) share.operand[k] = Storage(0);
@@ -392,7 +463,7 @@ __global__ void __launch_bounds__(threads, 1) forward(
         if (first_position + 1 < T) next[e] = unit.entry(first_position + 1);
         if (exchange != Exchange::launch) enter(e, 0, first_position, layers[e].entering(inputs[e].entry, state[e]));
     }
-    if (exchange == Exchange::grid) barrier.arrive();
+    if (among_blocks(exchange)) barrier.arrive();
 #pragma unroll
     for (int e = 0; e < owned; ++e) {
         if (!owns(e)) continue;
@@ -408,13 +479,13 @@ __global__ void __launch_bounds__(threads, 1) forward(
 #pragma unroll 1
     for (int n = first; n < last; ++n) {
         const int s = n / phases, phase = n % phases, N = rows_of_phase(phase);
-        if (exchange == Exchange::grid) barrier.arrived = share.counter(arrived);
-        const bool met = exchange != Exchange::grid || barrier.wait();
+        if (among_blocks(exchange)) barrier.arrived = share.counter(arrived);
+        const bool met = !among_blocks(exchange) || barrier.wait();
         const long long slot = ((long long)phase * D + d) * slots + clock.slot(d, s);
         share.multiply(
             operands + (slot * B + share.first_row()) * H, H, H, weights_of(phase), registers, N,
             phases == 1 ? portion : Portion<Shape>(N, threads, parts), in_shared(phase));
-        __syncthreads();
+        Part::meet();
         typename Layer::Values values[owned];
 #pragma unroll
         for (int e = 0; e < owned; ++e) compute_late(layers[e].unit.b), compute_late(layers[e].unit.j);
@@ -441,7 +512,7 @@ __global__ void __launch_bounds__(threads, 1) forward(
                 }
             }
         }
-        if (exchange == Exchange::grid) {
+        if (among_blocks(exchange)) {
             barrier.arrived = share.counter(arrived);
             barrier.arrive();
         } else {
@@ -471,13 +542,14 @@ __global__ void __launch_bounds__(threads, 1) forward(
         h[layers[e].unit.index()] = state[e];
         if (Cell::has_c) c[layers[e].unit.index()] = cell_state[e];
     }
+    Part::leave();
 }
 
 // w (D, H, G, H) is w_hh transposed. Shared memory as in forward, but `units` rows of weights, which like the rows of
 // operands under Exchange::block have the columns of all gates. dh and dc (D, B, H) are the gradients of the state, updated
 // in place; direct and through (D, B, H) carry their parts from launch to launch.
 template <class Cell, typename Storage, Exchange exchange, int columns, int tile_rows, int held, int owned>
-__global__ void __launch_bounds__(threads, 1) backward(
+__global__ void IN_CLUSTERS __launch_bounds__(threads, 1) backward(
     const Storage* w, const Storage* saved, const Storage* operands, const int* lengths, const Marks* marks,
     const Storage* mask, const Storage* dy, typename Cell::Real* dh, typename Cell::Real* dc, typename Cell::Real* direct,
     typename Cell::Real* through, Storage* dx, Storage* dp, unsigned* arrived, int T, int B, int H, int first, int last,
@@ -493,12 +565,12 @@ __global__ void __launch_bounds__(threads, 1) backward(
     const auto length = [&](int phase) { return (Cell::first_gate(phase + 1) - Cell::first_gate(phase)) * H; };
     const auto widths_before = [&](int phase) {
         int widths = 0;
-        for (int k = 0; k < phase; ++k) widths += Shape::widths(length(k));
+        for (int k = 0; k < phase; ++k) widths += Part::widths(length(k));
         return widths;
     };
     const int D = gridDim.z;
-    const Part share(memory, B, H, units, rows, chunk, parts, at_once, 0, units, widths_before(phases));
-    const int d = share.d, own = share.own;
+    const Part share(memory, B, H, units, rows, chunk, parts, at_once, 0, Part::most_joint(units, H), widths_before(phases));
+    const int d = share.d, own = share.own, joint = share.joint;
     const Clock clock{T, B, T, lengths, marks};
     // Of each unit of this thread, as in forward.
     Layer layers[owned];
@@ -515,34 +587,36 @@ __global__ void __launch_bounds__(threads, 1) backward(
         layers[e] = Layer(cell, unit, b < share.end_row(), saved, operands, mask, dy, dx);
         carried[e] = {};
     }
-    w += ((long long)d * H + share.j0) * G * H;
+    w += ((long long)d * H + share.joint_j0) * G * H;
 
     const WeightRows<Storage> global{w, G * H, 1, 1, begins_packet(w) && H % Part::size == 0};
-    const Portion<Shape> portion(own, threads, parts);
-    const typename Part::Registers registers(global, own, G * H, portion);
+    const Portion<Shape> portion(joint, threads, parts);
+    const typename Part::Registers registers(share.in_columns(global, G * H), joint, share.columns(G * H).count, portion);
     // The columns of the weights of a phase.
     const auto columns_from = [&](int phase) {
         auto rows = global;
         rows.first += Cell::first_gate(phase) * H;
-        return rows;
+        return share.in_columns(rows, length(phase));
     };
     const auto weights_of = [&](int phase) {
         if constexpr (Part::resident) {
             return share.resident_weights(
-                share.weights + Shape::tiles(own) * widths_before(phase) * Shape::weights, length(phase), portion);
+                share.weights + Shape::tiles(joint) * widths_before(phase) * Shape::weights, length(phase), portion);
         } else {
             return columns_from(phase);
         }
     };
     if constexpr (Part::resident) {
-        for (int phase = 0; phase < phases; ++phase) weights_of(phase).load(columns_from(phase), own, length(phase));
+        for (int phase = 0; phase < phases; ++phase) {
+            weights_of(phase).load(columns_from(phase), joint, share.columns(length(phase)).count);
+        }
     }
     const auto in_shared = [&](int phase) {
         return share.operand + share.padded_rows() * widths_before(phase) * Shape::width;
     };
 
     GridBarrier barrier;
-    if (exchange == Exchange::grid) barrier = GridBarrier(share.counter(arrived), gridDim.x);
+    if (among_blocks(exchange)) barrier = GridBarrier(share.counter(arrived), gridDim.x);
     if (exchange == Exchange::block) {  // what fills the last packets is finite
         const int numbers = share.padded_rows() * widths_before(phases) * Shape::width;
         for (int k = threadIdx.x; k < numbers; k += threads) share.operand[k] = Storage(0);
@@ -578,15 +652,15 @@ __global__ void __launch_bounds__(threads, 1) backward(
         const int s = T - 1 - n / phases, phase = (phases - n % phases) % phases;
         bool met = true;
         if (n > 0) {
-            if (exchange == Exchange::grid) {
+            if (among_blocks(exchange)) {
                 barrier.arrived = share.counter(arrived);
                 met = barrier.wait();
             }
             const long long position = ((long long)d * T + clock.time(d, phase ? s : s + 1)) * B + share.first_row();
             share.multiply(
-                dp + (position * G + Cell::first_gate(phase)) * H, G * H, length(phase), weights_of(phase), registers, own,
+                dp + (position * G + Cell::first_gate(phase)) * H, G * H, length(phase), weights_of(phase), registers, joint,
                 portion, in_shared(phase));
-            __syncthreads();
+            Part::meet();
         }
         typename Layer::Gradients gradients[owned];
 #pragma unroll
@@ -604,7 +678,7 @@ __global__ void __launch_bounds__(threads, 1) backward(
                 hand_over<exchange>(dp + unit.gate(s, G, gate), rounded);
             };
             Real product[1] = {0};
-            if (n > 0) share.products(row(e), unit.j - share.j0, own, product);
+            if (n > 0) share.products(row(e), unit.j - share.j0, joint, product);
             if (!met) product[0] = not_a_number<Real>();
             if (phase == 0) {
                 if (n > 0) layers[e].finish(before[e], product[0], carried[e]);
@@ -617,7 +691,7 @@ __global__ void __launch_bounds__(threads, 1) backward(
                 for (int gate = 0; gate < Cell::waiting; ++gate) enter(gate);
             }
         }
-        if (exchange == Exchange::grid) {
+        if (among_blocks(exchange)) {
             barrier.arrived = share.counter(arrived);
             barrier.arrive();
         } else {
@@ -648,4 +722,5 @@ __global__ void __launch_bounds__(threads, 1) backward(
         direct[index] = carried[e].direct;
         if (phases > 1) through[index] = carried[e].through;
     }
+    Part::leave();
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +25,8 @@ from ..dtypes import Dtype
 from . import predict
 from .predict import Prediction, Product
 
-SCHEDULES = ("stepwise", "step-fused", "block", "persistent")
-EXCHANGE = {"step-fused": "launch", "block": "block", "persistent": "grid"}
+SCHEDULES = ("stepwise", "step-fused", "block", "persistent", "cluster")
+EXCHANGE = {"step-fused": "launch", "block": "block", "persistent": "grid", "cluster": "cluster"}
 """The exchange of each schedule of ``recurrence/fused.cu``, as a `Variant` has it."""
 
 THREADS = 256
@@ -46,6 +46,9 @@ ROW_SUMS = 32
 
 _SECONDS_OF_A_LAUNCH = 0.1
 """By the prediction, where a watchdog ends one that lasts for seconds: a tenth of what it may take."""
+
+CLUSTER_BLOCKS, CLUSTER_CAPABILITY = 8, (9, 0)
+"""Blocks of a cluster, the most that every device runs that has any, and the least such compute capability."""
 
 _MOST_GROUPS = 65535
 """Blocks along y and z of a grid: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
@@ -122,7 +125,7 @@ class Variant:
     """The template arguments of the kernels in ``recurrence/fused.cu`` that depend on the plan."""
 
     exchange: str
-    """How a step's operand gets to the blocks that multiply it: "launch", "block" or "grid"."""
+    """How a step's operand gets to the blocks that multiply it: "launch", "block", "grid" or "cluster"."""
     columns: int
     """Rows of the batch in a tile."""
     tile_rows: int = 8
@@ -131,6 +134,21 @@ class Variant:
     """Widths of its weight rows that a warp keeps in registers."""
     owned: int = 1
     """Hidden units of a row whose steps a thread computes, at most."""
+
+    @property
+    def blocks(self) -> int:
+        """That share out the columns of a product."""
+        return CLUSTER_BLOCKS if self.exchange == "cluster" else 1
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """Those that have such a kernel: in a cluster a forward pass has no registers for as many sums."""
+        return ("backward",) if self.exchange == "cluster" and self.tile_rows == 12 else ("forward", "backward")
+
+    @property
+    def among_blocks(self) -> bool:
+        """Whether the blocks of a launch exchange operands, and so have to run at once."""
+        return self.exchange in ("grid", "cluster")
 
     @property
     def tile_lanes(self) -> int:
@@ -225,6 +243,7 @@ def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
         Variant("launch", 4),
         *_block_variants(cell, dtype),
         *_grid_variants(cell, dtype),
+        *_cluster_variants(cell, dtype),
     ]
 
 
@@ -248,6 +267,16 @@ def _grid_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     if not _can_hold(cell, dtype):
         return [Variant("grid", 1), Variant("grid", 4), several]
     return [Variant("grid", 1, held=3), Variant("grid", 4, held=3), Variant("grid", 4, tile_rows=12, held=2), several]
+
+
+def _cluster_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
+    """Those of the cluster schedule: where an operand is of one row, its blocks do not wait for its bytes."""
+    if cell.sums_over_units:
+        return []
+    several = Variant("cluster", 4, owned=_OWNED[dtype.accumulator])
+    if not _can_hold(cell, dtype):
+        return [Variant("cluster", 4), several]
+    return [Variant("cluster", 4, held=3), Variant("cluster", 4, tile_rows=12, held=2), several]
 
 
 def _can_hold(cell: Cell, dtype: Dtype) -> bool:
@@ -383,15 +412,38 @@ def _persistent(problem: Problem, device: Device) -> Launch:
     More groups of rows have fewer blocks each, of more hidden units. So fewer blocks read the operand of a row, and
     each has as many weights to keep.
     """
+    return _at_once(problem, device, _grid_variants(problem.cell, problem.dtype))
+
+
+def _cluster(problem: Problem, device: Device) -> Launch:
+    """Blocks that are all on the device at once, in clusters."""
+    if device.compute_capability < CLUSTER_CAPABILITY:
+        raise DoesNotFit(f"{device.name} has no clusters of blocks")
+    if problem.cell.sums_over_units:
+        raise DoesNotFit("it has no kernel in clusters with the sums over hidden units of layer norm or a projection")
+    return _at_once(problem, device, _cluster_variants(problem.cell, problem.dtype))
+
+
+def _at_once(problem: Problem, device: Device, variants: list[Variant]) -> Launch:
+    """The fastest launch of one of the variants, which are of one schedule."""
     reason = f"{device.name} does not hold a block for each of {problem.D} directions"
+    together = variants[0].blocks
+    if together > 1:
+        reason = f"{device.name} does not hold a cluster of {together} blocks for each of {problem.D} directions"
     found: list[Launch] = []
     groups, longest = 1, problem.H * problem.cell.gates
-    while groups <= problem.B and device.multiprocessors // (problem.D * groups):
-        units = -(-problem.H // (device.multiprocessors // (problem.D * groups)))
+    while groups <= problem.B and device.multiprocessors // together // (problem.D * groups):
+        units = -(-problem.H // (device.multiprocessors // together // (problem.D * groups) * together))
+        # Whole clusters, in which every block has a unit.
+        units = next((n for n in range(units, problem.H + 1) if -(-problem.H // n) % together == 0), 0)
+        if not units:
+            if groups == 1:
+                reason = f"{problem.H} hidden units do not make clusters of {together} blocks that have some each"
+            break
         rows = -(-problem.B // groups)
-        for variant in _grid_variants(problem.cell, problem.dtype):
-            alone, few = rows == 1, units * rows <= THREADS
-            if (variant.columns == 1) != alone:
+        for variant in variants:
+            alone, few = rows == 1 and together == 1, units * rows <= THREADS
+            if problem.name not in variant.passes or (variant.columns == 1) != alone:
                 continue
             if (variant.owned == 1) != (few or alone) and not problem.cell.sums_over_units:
                 continue
@@ -407,7 +459,7 @@ def _persistent(problem: Problem, device: Device) -> Launch:
     return _fastest(problem, device, found)
 
 
-_LAUNCHES = {"step-fused": _step_fused, "block": _block, "persistent": _persistent}
+_LAUNCHES = {"step-fused": _step_fused, "block": _block, "persistent": _persistent, "cluster": _cluster}
 
 
 def make(schedule: str, problem: Problem, device: Device) -> Plan:
@@ -451,13 +503,12 @@ class Choice:
         return min(self.plans, key=times)
 
 
-def consider(problem: Problem, device: Device, apart: str = "") -> Choice:
-    """Plan all schedules, but not the persistent one if ``apart`` says why its blocks do not run at once."""
+def consider(problem: Problem, device: Device, apart: Mapping[str, str] | None = None) -> Choice:
+    """Plan all schedules, but not those of which ``apart`` says why their blocks do not run at once."""
     plans: dict[str, tuple[Plan, Prediction]] = {}
-    refusals: dict[str, str] = {}
+    refusals: dict[str, str] = dict(apart or {})
     for name in SCHEDULES:
-        if name == "persistent" and apart:
-            refusals[name] = apart
+        if name in refusals:
             continue
         try:
             plan = make(name, problem, device)
@@ -522,21 +573,21 @@ def share_of(device: Device, layers: int) -> Device | None:
     return replace(device, multiprocessors=device.multiprocessors // layers, bandwidth=device.bandwidth / layers)
 
 
-def choose(problem: Problem, device: Device, apart: str = "") -> Plan:
+def choose(problem: Problem, device: Device, apart: Mapping[str, str] | None = None) -> Plan:
     """The plan that a recurrence runs by; ``apart`` is that of `consider`."""
     layers = _shared.get()
     if layers is not None and problem.T:
         problem, device = replace(problem, T=LONG), share_of(device, layers[problem.backward]) or device
-    return _choose(problem, device, _forced.get(), apart)
+    return _choose(problem, device, _forced.get(), tuple((apart or {}).items()))
 
 
 @functools.lru_cache(1024)
-def _choose(problem: Problem, device: Device, forced: str | None, apart: str) -> Plan:
+def _choose(problem: Problem, device: Device, forced: str | None, apart: tuple[tuple[str, str], ...]) -> Plan:
     if not problem.T * problem.B * problem.H:
         return Plan("stepwise")
     if forced is not None:
         return make(forced, problem, device)
-    choice = consider(problem, device, apart)
+    choice = consider(problem, device, dict(apart))
     return choice.plans[choice.best][0]
 
 

@@ -30,7 +30,13 @@ _BLOCK_BARRIER = 0.1e-6
 """Assumed seconds from one dependent kernel to the next, of a barrier of the whole grid, and of the barriers within a
 block. These are commonly reported orders of magnitude, not measured here."""
 
-_EXCHANGE = {"launch": LAUNCH, "grid": _BARRIER, "block": _BLOCK_BARRIER}
+_CLUSTER_BARRIER, _CLUSTER_CLOCKS, _CLUSTER_BYTES_PER_CLOCK = 0.3e-6, 200, 10
+"""Likewise assumed: seconds of a barrier of a cluster, with its fence; clocks until a thread has what it loads from the
+shared memory of another block; and the bytes that a multiprocessor gets in a clock if all others do too."""
+
+_EXCHANGE = {
+    "launch": LAUNCH, "grid": _BARRIER, "block": _BLOCK_BARRIER, "cluster": _BARRIER + _CLUSTER_BARRIER
+}  # fmt: skip
 
 _L2_BYTES_PER_CLOCK = 21
 """Assumed bytes that a multiprocessor gets from the L2 cache in a clock if all others do too: 5.5 TB/s on an H100."""
@@ -54,7 +60,7 @@ _WAITING = 2.2
 _SUM_CLOCKS = 8
 """Roughly those of a partial sum of a gate, which a thread adds to the others."""
 
-_LOOP_INSTRUCTIONS = {"launch": 6, "block": 8, "grid": 6}
+_LOOP_INSTRUCTIONS = {"launch": 6, "block": 8, "grid": 6, "cluster": 6}
 """By exchange, those of a round of the product's loop besides multiply-adds and loads, as the machine code has them."""
 
 _WAVEFRONTS = 4
@@ -107,7 +113,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Product:
-    """The product of a phase in a block: N rows of weights times K columns."""
+    """The product of a phase in a block: N rows of weights times K columns, or those of them that it has."""
 
     N: int
     K: int
@@ -118,15 +124,23 @@ class Product:
 
     @classmethod
     def of(cls, problem: Problem, units: int, variant: Variant) -> list[Product]:
-        """Those of a step, of a block of ``units``."""
+        """Those of a step, of a block of ``units``, or of the first one of a cluster of such blocks."""
         width, products, blocks = variant.width(problem.dtype), [], -(-problem.H // units)
+        joint = min(units * variant.blocks, problem.H)
         for rows, K in problem.products:
             if problem.ends_by_rows(variant.exchange) or rows % problem.H:  # a projection has rows of its own
                 N = -(-rows // blocks)
             else:
-                N = units * rows // problem.H
-            products.append(cls(N, K, -(-N // variant.tile_rows), -(-K // width)))
+                N = joint * rows // problem.H
+            widths = math.ceil(-(-K // width) / variant.blocks)
+            products.append(cls(N, min(K, widths * width), -(-N // variant.tile_rows), widths))
         return products
+
+
+def _sizes(problem: Problem, units: int) -> list[tuple[int, int]]:
+    """Of the products of a step for some hidden units: rows of weights, and columns."""
+    H, gates = problem.H, problem.cell.phases
+    return [(units, n * H) if problem.backward else (units * n, H) for n in gates]
 
 
 # ---- Time -----------------------------------------------------------------------------------------------------------
@@ -173,8 +187,14 @@ def fused(problem: Problem, device: Device, launch: Launch, launches: int) -> Pr
         product += multiplying
         reduction += turns * rounds * max(together, _WAITING) * of_tile
         # A thread adds up what its units need, or if others end the steps some of all sums.
-        totals = -(-part.N * launch.rows // launch.block[0]) if by_rows else owned * -(-part.N // launch.units)
+        joint = min(launch.units * variant.blocks, problem.H)
+        totals = -(-part.N * launch.rows // launch.block[0]) if by_rows else owned * -(-part.N // joint)
+        totals *= variant.blocks
         reduction += totals * launch.sums * _SUM_CLOCKS
+        if exchange == "cluster":
+            of_block = launch.units * launch.rows * variant.blocks * launch.sums * -(-part.N // joint)
+            of_block *= np.dtype(problem.dtype.accumulator).itemsize
+            reduction += max(owned * launch.sums * _CLUSTER_CLOCKS, of_block / _CLUSTER_BYTES_PER_CLOCK)
         if exchange != "block":
             chunks = -(-part.widths * width // launch.chunk)
             again = rounds if chunks > 1 else 1
@@ -297,12 +317,9 @@ def _fused_bytes(problem: Problem, launch: Launch) -> int:
     cell, itemsize, real = problem.cell, problem.dtype.itemsize, np.dtype(problem.dtype.accumulator).itemsize
     launches = len(cell.phases) if launch.variant.exchange == "launch" else 0
     total = problem.units * _unit_bytes(problem, launches)
-    for units, columns in _pieces(problem.H, launch.units):
+    for units, columns in _pieces(problem.H, launch.units * launch.variant.blocks):
         for rows, groups in _pieces(problem.B, launch.rows):
-            numbers = sum(
-                _product_numbers(problem, launch, part.N, part.K, rows)
-                for part in Product.of(problem, units, launch.variant)
-            )
+            numbers = sum(_product_numbers(problem, launch, N, K, rows) for N, K in _sizes(problem, units))
             if launches and not problem.backward:
                 numbers += launches * 2 * cell.gates * units  # biases
             of_units = launches * len(cell.diagonal) * _loaded(units * rows, units)
@@ -310,8 +327,14 @@ def _fused_bytes(problem: Problem, launch: Launch) -> int:
     return total
 
 
+def cluster_bytes(problem: Problem, launch: Launch) -> int:
+    """Of the blocks' shared memory that the blocks of their clusters load in a step, each its own too."""
+    sums = launch.sums * sum(1 if problem.backward else gates for gates in problem.cell.phases)
+    return problem.units * launch.variant.blocks * sums * np.dtype(problem.dtype.accumulator).itemsize
+
+
 def _product_numbers(problem: Problem, launch: Launch, N: int, K: int, rows: int) -> int:
-    """That a block of ``rows`` loads for a product of N rows of weights times K columns."""
+    """That a block of ``rows``, or a cluster, loads for a product of N rows of weights times K columns."""
     variant, parts = launch.variant, launch.parts
     if variant.exchange == "block":
         return 0
@@ -319,8 +342,12 @@ def _product_numbers(problem: Problem, launch: Launch, N: int, K: int, rows: int
     all_tiles, widths = -(-N // variant.tile_rows), -(-K // width)
     tiles = min(all_tiles, variant.tiles_at_once // parts)
     rounds = range(0, all_tiles, tiles)
-    numbers = rows * K * (len(rounds) if launch.chunk // width < widths else 1)
-    if variant.exchange == "grid":
+    of_block = -(-widths // variant.blocks) * width
+    numbers = sum(
+        rows * columns * (len(rounds) if launch.chunk < columns else 1)
+        for columns in (min(of_block, K - begin) for begin in range(0, K, of_block))
+    )
+    if variant.among_blocks:
         return numbers
     # A tile that reaches over the edge reads rows of weights again. Groups of lanes that differ in their rows of the
     # batch alone read the same.

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from gpurnn._contract import Array
 from gpurnn.cells import Cell
 
 from .. import dtypes
-from ..launch import Bound, beside, contiguous, empty, namespace, watch
+from ..launch import Bound, NotResident, beside, contiguous, empty, namespace, watch
 from . import plan
 from .plan import STEPWISE_THREADS, FusedPlan, Launch, Plan
 from .struct import Struct
@@ -31,24 +32,24 @@ def apart(problem: plan.Problem, chosen: Plan) -> str:
     The planner expects that a multiprocessor holds one block. Only the compiled kernel and the driver know whether it
     does.
     """
-    if not isinstance(chosen, FusedPlan) or chosen.exchange != "grid":
+    if not isinstance(chosen, FusedPlan) or not chosen.launch.variant.among_blocks:
         return ""
     name, launch, blocks = problem.name, chosen.launch, math.prod(chosen.launch.grid)
     kernel = Struct.of(problem.cell, problem.dtype).pass_kernel(name, launch.variant)
     resident = kernel.resident_blocks(launch.block, launch.shared_bytes)
     if blocks > resident:
-        return f"{blocks} blocks of its {name} pass have to run at once, and the device runs {resident}"
+        in_clusters = f" in clusters of {launch.variant.blocks}" if launch.variant.blocks > 1 else ""
+        return f"{blocks} blocks{in_clusters} of its {name} pass have to run at once, and the device runs {resident}"
     return ""
 
 
 def chosen_plan(problem: plan.Problem, w: Array) -> Plan:
     """The plan for a problem. If its blocks do not run at once and no one has asked for it, another schedule runs."""
-    device = plan.device_of(w)
+    device, reasons = plan.device_of(w), dict[str, str]()
     chosen = plan.choose(problem, device)
-    if is_cupy_array(w) and not plan.is_forced():
-        why = apart(problem, chosen)
-        if why:
-            return plan.choose(problem, device, why)
+    while is_cupy_array(w) and not plan.is_forced() and (why := apart(problem, chosen)):
+        reasons[chosen.schedule] = why
+        chosen = plan.choose(problem, device, reasons)
     return chosen
 
 
@@ -175,7 +176,7 @@ class Run:
 
     def fused(self, name: str, launch: Launch, *args: Any, changing: Sequence[str] = ("first", "last")) -> Bound:
         """A launch of a kernel of ``recurrence/fused.cu``."""
-        kernel, cooperative = self.struct.fused(name, launch.variant), launch.variant.exchange == "grid"
+        kernel, cooperative = self.struct.fused(name, launch.variant), launch.variant.among_blocks
         return kernel.bind(
             launch.grid,
             launch.block,
@@ -192,7 +193,7 @@ class Run:
         """Launch a pass of ``phases``, from its arrays up to the barriers and the scalars up to the first phase."""
         launch, launches = fused.launch, fused.launches(phases, len(self.cell.phases))
         others = *scalars, *launches[0], *launch.sizes, self.cell_value
-        if fused.exchange != "grid":
+        if not launch.variant.among_blocks:
             self.fused(name, launch, *arrays, None, *others).each(launches)
             return
         # For each launch a counter of each group of blocks that exchange operands.
@@ -200,7 +201,7 @@ class Run:
         bound = self.fused(name, launch, *arrays, words[0], *others, changing=("arrived", "first", "last"))
         for arrived, (first, last) in zip(words, launches, strict=True):
             bound(arrived, first, last)
-        watch(words, math.prod(launch.grid))
+        watch(words, math.prod(launch.grid), launch.variant.blocks)
 
     def hidden_gradients(self, d: int, da_hidden: Array, rows: slice = slice(None)) -> dict[str, Array]:
         """The gradients of a direction's weights from those of the gates, of all steps or of some rows.
@@ -245,7 +246,14 @@ def compute_by(run: Planned, chosen: Plan, compute: Callable[[Plan], None], *, b
     elif run.is_forced:
         beside(lambda: compute(chosen))
     else:
-        beside(lambda: compute(chosen), instead=lambda: compute(run.replanned(backward=backward)))
+        beside(lambda: compute(chosen), instead=lambda: _compute_apart(run, compute, backward=backward))
+
+
+def _compute_apart(run: Planned, compute: Callable[[Plan], None], *, backward: bool) -> None:
+    """Have a pass computed by the best plan whose blocks, as launches show one after another, run at once."""
+    while True:
+        with contextlib.suppress(NotResident):
+            return compute(run.replanned(backward=backward))
 
 
 def _forward(run: Run, chosen: Plan, inputs: tuple[Array | None, ...], h: Array, c: Array | None, y: Array) -> None:

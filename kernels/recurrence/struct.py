@@ -69,7 +69,8 @@ class Struct:
         )
 
     def fused_module(self, variant: Variant) -> Module:
-        return _module(self, "fused.cu", tuple(self._fused(name, variant) for name in ("forward", "backward")))
+        kernels = tuple(self._fused(name, variant) for name in variant.passes)
+        return _module(self, "fused.cu", kernels, variant.blocks)
 
     def stepwise(self, name: str) -> Kernel:
         return self.stepwise_module()[self._stepwise(name)]
@@ -120,12 +121,15 @@ class Struct:
 
 
 @functools.cache
-def _module(struct: Struct, source: str, kernels: tuple[str, ...]) -> Module:
-    """Kernels of a source file. The compiler proves that the cell's struct is the cell that Python describes."""
+def _module(struct: Struct, source: str, kernels: tuple[str, ...], blocks: int = 1) -> Module:
+    """Kernels of a source file, in clusters of ``blocks``.
+
+    The compiler proves that the cell's struct is the cell that Python describes.
+    """
     header, proofs = f"cells/{struct.cell.file()}.cuh", proofs_of(struct.cell, str(struct))
     size = struct.value(struct.cell).nbytes
     proofs.append(f'static_assert(sizeof({struct}) == {size}, "memory");')
-    return Module(f"recurrence/{source}", kernels, include=header, proofs=proofs)
+    return Module(f"recurrence/{source}", kernels, cluster=blocks, include=header, proofs=proofs)
 
 
 def multiply_kernel(dtype: Dtype, columns: int) -> Kernel:
