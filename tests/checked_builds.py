@@ -1,7 +1,8 @@
 """Repeats the tests that execute kernels in the builds that check every access: ``python tests/checked_builds.py``.
 
 What is given on the command line goes to pytest, after ``-m kernels``. The builds run side by side. Two of them
-are of the compiled CPU wing, and run its own tests.
+are of the compiled CPU wing, and run its own tests: threads those of the widest instruction set, for they are the same
+in all, and sanitize those of the others too, in float32.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gpurnn.kernels import compiler, host
+from gpurnn.kernels.native import processor
 
 PYTEST = [sys.executable, "-m", "pytest", "-n0"]
 KERNELS = [*PYTEST, "-m", "kernels", *(sys.argv[1:] or ["tests"])]
-NATIVE = [*PYTEST, "-m", "not gpu", "tests/test_native_recurrence.py", "tests/test_native_operations.py"]
+NATIVE = [*PYTEST, "tests/test_native_recurrence.py", "tests/test_native_operations.py", "-m"]
+IN_FLOAT32 = " and ".join(f"not ({name} and float64)" for name in processor.instruction_sets()[1:])
 
 PYTEST_ENDS = (0, 1)  # all passed, some failed
 SANITIZER_ENDS = 99
@@ -52,8 +55,9 @@ def thread_sanitizer() -> tuple[list[str], dict[str, str]]:
     """
     library = compiler.run((*compiler.find_compiler(), "-print-file-name=libtsan.so")).strip()
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
-    variables = {"LD_PRELOAD": os.path.realpath(library), "GPURNN_NATIVE_BUILD": "threads"}
-    return [*fixed, *NATIVE], {**variables, "TSAN_OPTIONS": f"{os.environ.get('TSAN_OPTIONS', '')}:die_after_fork=0"}
+    options = f"{os.environ.get('TSAN_OPTIONS', '')}:die_after_fork=0"
+    variables = {"LD_PRELOAD": os.path.realpath(library), "GPURNN_NATIVE_BUILD": "threads", "TSAN_OPTIONS": options}
+    return [*fixed, *NATIVE, "not gpu and not slow"], variables
 
 
 def main() -> int:
@@ -62,7 +66,7 @@ def main() -> int:
     builds = {
         "conflicts": (KERNELS, {"GPURNN_HOST_BUILD": "conflicts"}),
         "sanitize": (KERNELS, sanitizer),
-        "native sanitize": (NATIVE, {**sanitizer, "GPURNN_NATIVE_BUILD": "sanitize"}),
+        "native sanitize": ([*NATIVE, "not gpu", "-k", IN_FLOAT32], {**sanitizer, "GPURNN_NATIVE_BUILD": "sanitize"}),
         "native threads": thread_sanitizer(),
     }
     failed = 0
