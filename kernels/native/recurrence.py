@@ -83,7 +83,7 @@ def served(cell: Cell) -> Cell:
     return replace(cell, **values)
 
 
-def any_activation() -> list[str]:
+def _any_activation() -> list[str]:
     """The lines of C++ that bring `Any` of a cell's ``kernel_type``: all activations, in the order of `NAMES`."""
     names = (
         "".join(word.capitalize() for word in name.split("_")) + ("<0>" if name in NUMBERS else "") for name in NAMES
@@ -91,18 +91,21 @@ def any_activation() -> list[str]:
     return ['#include "native/chosen.h"', f"template <int at> using Any = OneOf<at, {', '.join(names)}>;"]
 
 
-def unit(cell: Cell, dtype: str) -> str:
-    """The C++ source of the library of a `served` cell for numbers of a dtype; it serves all values of its numbers."""
+def unit(cell: Cell, dtype: str, header: str = "native/entry.h", proof: str = "") -> str:
+    """The C++ source of the library of a `served` cell for numbers of a dtype; it serves all values of its numbers.
+
+    ``header`` has its functions, and ``proof`` is that their arguments are those of this side.
+    """
     of_cell = cell.kernel_type(f"Vector<{C_NAMES[dtype]}>")
     return "\n".join(
         [
             '#include "native/elementary.h"',
             f'#include "cells/{cell.file()}.cuh"',
-            *(any_activation() if "Any<" in of_cell else []),
+            *(_any_activation() if "Any<" in of_cell else []),
             f"using Chosen = {of_cell};",
             *proofs_of(cell, "Chosen"),
-            '#include "native/entry.h"',
-            build.size_proof("ChosenLayer", Layer),
+            f'#include "{header}"',
+            proof or build.size_proof("ChosenLayer", Layer),
         ]
     )
 
@@ -138,7 +141,7 @@ def _sums() -> Any:
     return sums
 
 
-def _room(shape: tuple[int, ...], dtype: Any) -> Array:
+def room(shape: tuple[int, ...], dtype: Any) -> Array:
     """Uninitialised memory that begins at a cache line."""
     size, itemsize = math.prod(shape), np.dtype(dtype).itemsize
     memory: Array = empty((size + _CACHE_LINE // itemsize,), dtype)
@@ -146,7 +149,7 @@ def _room(shape: tuple[int, ...], dtype: Any) -> Array:
     return memory[start : start + size].reshape(shape)
 
 
-def _workspace(size: int, dtype: np.dtype[Any]) -> tuple[Any, int]:
+def workspace(size: int, dtype: np.dtype[Any]) -> tuple[Any, int]:
     """So many uninitialised numbers: what keeps them alive, and where they begin, at a cache line; 0 for none."""
     if not size:
         return None, 0
@@ -155,7 +158,7 @@ def _workspace(size: int, dtype: np.dtype[Any]) -> tuple[Any, int]:
     return memory, start + -start % _CACHE_LINE
 
 
-def _address(array: Array | None, offset: int = 0) -> int | None:
+def address(array: Array | None, offset: int = 0) -> int | None:
     """Of an array's number ``offset``."""
     if array is None:
         return None
@@ -208,7 +211,7 @@ def recurrence_forward(
     final = tuple([s.copy() for s in state])
     if training:
         # What a caller does to his arrays cannot reach the gradients.
-        kept = _room(x.shape, dtype)
+        kept = room(x.shape, dtype)
         np.copyto(kept, x)
         x, resets, mask = kept, None if resets is None else resets.copy(), None if mask is None else mask.copy()
     marks = marks_of(resets, exists, repeats)
@@ -221,9 +224,9 @@ def recurrence_forward(
     for d, direction in enumerate(weights):
         operands = saved = back = None
         if training:
-            operands, saved = _room((phases, slots, B, H), dtype), _room((slots, B, S, H), dtype)
-            back = _room((sizes.back,), dtype)
-        _memory, at_workspace = _workspace(sizes.workspace if training else sizes.inference, dtype)
+            operands, saved = room((phases, slots, B, H), dtype), room((slots, B, S, H), dtype)
+            back = room((sizes.back,), dtype)
+        _memory, at_workspace = workspace(sizes.workspace if training else sizes.inference, dtype)
         of_units = np.stack([direction[name] for name in cell.diagonal]) if cell.diagonal else None
         masks = None if step_masks is None else np.ascontiguousarray(step_masks[:, d])
         at_weights = build.addresses(
@@ -289,20 +292,20 @@ def recurrence_backward(
         }
         layer = Layer.from_buffer_copy(kept.layer)
         layer.team = threads.team(2 * layer.steps * B * first.cell.gates * H * (x.shape[2] + H))
-        layer.dy = None if dy is None else _address(dy, d * H)
-        layer.dh = _address(dstate0[0], d * B * H)
-        layer.dc = _address(dstate0[1], d * B * H) if len(dstate0) > 1 else None
-        layer.dx, layer.adds = _address(dx), d > 0
-        layer.dw_ih, layer.dw_hh = _address(gradients["weight_ih"]), _address(gradients["weight_hh"])
-        layer.db_ih, layer.db_hh = _address(gradients["bias_ih"]), _address(gradients["bias_hh"])
+        layer.dy = None if dy is None else address(dy, d * H)
+        layer.dh = address(dstate0[0], d * B * H)
+        layer.dc = address(dstate0[1], d * B * H) if len(dstate0) > 1 else None
+        layer.dx, layer.adds = address(dx), d > 0
+        layer.dw_ih, layer.dw_hh = address(gradients["weight_ih"]), address(gradients["weight_hh"])
+        layer.db_ih, layer.db_hh = address(gradients["bias_ih"]), address(gradients["bias_hh"])
         dweights_of_units = np.zeros((len(kept.cell.diagonal), H), dtype)
         for row, name in zip(dweights_of_units, kept.cell.diagonal, strict=True):
             row[...] = gradients[name]
-        layer.dweights = _address(dweights_of_units) if dweights_of_units.size else None
+        layer.dweights = address(dweights_of_units) if dweights_of_units.size else None
         sizes = sizes_of(
             kept.functions, layer.steps, B, layer.inputs, H, layer.slots, layer.chunk, layer.team.most
         )  # fmt: skip
-        _memory, layer.workspace = _workspace(sizes.workspace_backward, dtype)
+        _memory, layer.workspace = workspace(sizes.workspace_backward, dtype)
         kept.functions.gpurnn_backward(ctypes.byref(layer))
         gradients |= zip(kept.cell.diagonal, dweights_of_units, strict=True)
         if not kept.cell.hidden_apart:

@@ -16,9 +16,8 @@ from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 from ..recurrence.layer import marks_of
-from ..recurrence.struct import proofs_of
 from . import build, threads
-from .recurrence import C_NAMES, Layer, _address, _room, _workspace, any_activation, can_compute, library_name, served
+from .recurrence import Layer, address, can_compute, library_name, room, served, unit, workspace
 
 
 class SumsLayer(ctypes.Structure):
@@ -52,26 +51,13 @@ def of_step(cell: Cell) -> Cell:
     return served(replace(cell, **{n: v for n, v in added.items() if n in cell.options()}, step_masks=masks))
 
 
-def unit(cell: Cell, dtype: str) -> str:
-    """The C++ source of the library of a cell `of_step`, whatever its options that are numbers."""
-    of_cell = cell.kernel_type(f"Vector<{C_NAMES[dtype]}>")
-    return "\n".join(
-        [
-            '#include "native/elementary.h"',
-            f'#include "cells/{cell.file()}.cuh"',
-            *(any_activation() if "Any<" in of_cell else []),
-            f"using Chosen = {of_cell};",
-            *proofs_of(cell, "Chosen"),
-            '#include "native/sums.h"',
-            build.size_proof("ChosenSums", SumsLayer),
-        ]
-    )
-
-
 @functools.cache
 def library(cell: Cell, dtype: str) -> build.Library:
     """The library of a cell `of_step`, for numbers of a dtype: with layer norm, with a projection and with both."""
-    return build.Library(f"sums_{library_name(cell, dtype)}", lambda: unit(cell, dtype))
+    proof = build.size_proof("ChosenSums", SumsLayer)
+    return build.Library(
+        f"sums_{library_name(cell, dtype)}", lambda: unit(cell, dtype, header="native/sums.h", proof=proof)
+    )
 
 
 @functools.lru_cache(256)  # of the layers that are called for each step
@@ -147,7 +133,7 @@ def recurrence_forward(
             "masks": np.stack([masks[n] for n in step.step_masks]) if step.step_masks else None,
             "h": final[0][d], "c": final[1][d] if len(final) > 1 else None,
         }  # fmt: skip
-        sums.layer.y = _address(y, d * P)
+        sums.layer.y = address(y, d * P)
         added: dict[str, Array | None] = {name: own[name] for name in OF_SUMS if name in own}
         if "norm_c" in added and added.get("bias_c") is None:
             added["bias_c"] = np.zeros(H, dtype)
@@ -155,13 +141,13 @@ def recurrence_forward(
         if training:
             added = {name: np.array(a) for name, a in added.items()}
         sums.rate_h, sums.rate_c = _rates(cell)
-        arrays["operands"] = _room((len(cell.phases), slots, B, P), dtype)
-        arrays["saved"] = _room((slots, B, len(step.saved), H), dtype)
+        arrays["operands"] = room((len(cell.phases), slots, B, P), dtype)
+        arrays["saved"] = room((slots, B, len(step.saved), H), dtype)
         if training:
-            arrays["back"], added["kept"] = _room((sizes.back,), dtype), _room((slots, B, sizes.kept), dtype)
+            arrays["back"], added["kept"] = room((sizes.back,), dtype), room((slots, B, sizes.kept), dtype)
         _point(sums.layer, arrays)
         _point(sums, added)
-        _memory, sums.layer.workspace = _workspace(sizes.workspace, dtype)
+        _memory, sums.layer.workspace = workspace(sizes.workspace, dtype)
         functions.gpurnn_sums_forward(ctypes.byref(sums))
         if training:
             directions.append(Saved(cell, functions, sums, {**arrays, **added}))
@@ -194,7 +180,7 @@ def recurrence_backward(
         sums = SumsLayer.from_buffer_copy(kept.sums)
         sums.layer.team = threads.team(2 * T * B * cell.gates * H * (I + P))
         sums.layer.adds = d > 0
-        sums.layer.dy = _address(dy, d * P)
+        sums.layer.dy = address(dy, d * P)
         arrays = {
             "dh": dstate0[0][d], "dc": dstate0[1][d] if len(dstate0) > 1 else None, "dx": dx,
             "dw_ih": gradients["weight_ih"], "dw_hh": gradients["weight_hh"], "db_ih": gradients["bias_ih"],
@@ -203,7 +189,7 @@ def recurrence_backward(
         _point(sums.layer, arrays)
         _point(sums, {f"d{name}": gradients[name] for name in OF_SUMS if name in gradients})
         sizes = sizes_of(kept.functions, cell, T, B, I, H, T, sums.layer.team.most)
-        _memory, sums.layer.workspace = _workspace(sizes.workspace_backward, x.dtype)
+        _memory, sums.layer.workspace = workspace(sizes.workspace_backward, x.dtype)
         kept.functions.gpurnn_sums_backward(ctypes.byref(sums))
         if of_units is not None:
             gradients |= zip(cell.diagonal, of_units, strict=True)
@@ -229,4 +215,4 @@ def _rates(cell: Cell) -> tuple[float, float]:
 def _point(structure: ctypes.Structure, arrays: Mapping[str, Array | None]) -> None:
     """Let fields of a structure point to where arrays begin."""
     for name, array in arrays.items():
-        setattr(structure, name, _address(array))
+        setattr(structure, name, address(array))
