@@ -645,6 +645,7 @@ class Stacked(Layer):
         for layer, state_of_layer in zip(weights, self._by_layer(state), strict=True):
             final, finish = self._layer(wing, layer, y, state_of_layer, rows, start, training)
             y, pull_layer = finish()
+            del finish  # and what this layer has read
             finals.append(final)
             pulls.append(pull_layer)
 
