@@ -37,7 +37,11 @@ from gpurnn.cells import IndRNN
 
 HALF = dtypes.Dtype("float16", storage="Half", accumulator="float32", itemsize=2)
 
-WANT_TILES_OF_THEIR_OWN = {"forward<Gru<float, false, false>, Half, Exchange::launch, 4, 8, 0, 1>"}
+WANT_TILES_OF_THEIR_OWN = {
+    "forward<Gru<float, false, false>, Half, Exchange::launch, 4, 8, 0, 1>",
+    "forward<Lstm<float>, Half, Exchange::cluster, 4, 8, 0, 4>",
+    "backward<Gru<float, false, false>, Half, Exchange::cluster, 4, 8, 0, 4>",
+}
 """Kernels that spill with a type of 16 bits, whose packets hold twice the numbers. No dtype of the table has it."""
 HEADER = Path(__file__).with_name("half.cuh").read_text()
 
@@ -245,5 +249,7 @@ def test_nvrtc_compiles_kernels_for_it():
         modules.append(struct.stepwise_module())
         modules += [struct.fused_module(variant) for variant in plan.fused_variants(cell, HALF)]
     assert {module.source.name for module in modules} >= {"attention.cu", "fused.cu", "linear_scan.cu", "losses.cu"}
-    resources = {name: r for module in modules for name, r in nvrtc.compile_module(module, 80).items()}
+    resources = {}
+    for module in modules:  # clusters need 90
+        resources |= nvrtc.compile_module(module, 80 if nvrtc.runs(module, 80) else 90)
     assert {name for name, r in resources.items() if r["spilled"]} == WANT_TILES_OF_THEIR_OWN
