@@ -21,6 +21,7 @@ def outcomes(report) -> dict[str, set[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # which PyTorch says once
 @pytest.mark.parametrize(
     ("name", "lacks"),
     [
