@@ -9,8 +9,7 @@ from tolerance import assert_all_close, assert_golden, assert_same, bound, check
 import gpurnn
 from gpurnn import EncoderDecoder
 from gpurnn.models import load
-from gpurnn.training import PaddedBatches, Reinforce, Trainer
-from gpurnn.training.trainer import evaluate
+from gpurnn.training import PaddedBatches, Reinforce, Trainer, evaluate
 
 KINDS = {
     "plain": {},

@@ -5,11 +5,11 @@ from .data import PaddedBatches as PaddedBatches
 from .data import TokenStream as TokenStream
 from .data import pad as pad
 from .directory import RunDirectoryError as RunDirectoryError
+from .evaluation import evaluate as evaluate
 from .reinforce import Policy as Policy
 from .reinforce import Reinforce as Reinforce
 from .token_file import TokenFile as TokenFile
 from .token_file import write_token_file as write_token_file
 from .trainer import Trainer as Trainer
-from .trainer import evaluate as evaluate
 from .truncation import Window as Window
 from .truncation import truncated_bptt as truncated_bptt

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import os
-import signal
-import sys
 import threading
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,110 +18,20 @@ import numpy as np
 
 from .. import _checks, _dispatch, _metrics, _random, gradients, losses, optimizers, schedules
 from .._contract import Remembers, Trainable
-from ..distributed import Communicator, ShardSum, own_shards
+from ..distributed import Communicator, own_shards
 from ..optimizers import Optimizer, Rprop
+from . import batch_gradients, run_state
 from .checkpoint import CheckpointError, checkpoints, file_name, latest_checkpoint, save_checkpoint
-from .data import Batch, Data, _fingerprint, num_batches, steps_of_epoch, steps_of_epochs
+from .data import Data, _fingerprint, num_batches, steps_of_epoch, steps_of_epochs
 from .directory import CHECKPOINTS, METRICS_FILE, RUN, FollowedDirectory, RunDirectory
+from .evaluation import added, evaluation, means, nothing
+from .terminal import interrupt_deferred, progress_bar
 
 METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
     "bits_per_character": ("bits per character", lambda loss: loss / math.log(2.0)),
     "perplexity": ("perplexity", losses.perplexity),
 }
 """Other units of a mean cross-entropy in nats: their names, and how they follow from the loss."""
-
-_SAVED = {
-    "run", "step", "params", "optimizer", "recurrent_state", "rng", "unlogged", "record", "best", "final", "model",
-    "schedule", "config", "epochs", "epoch",
-}  # fmt: skip
-"""The entries of a checkpoint's state."""
-
-
-def _nothing() -> dict[str, Any]:
-    """The sums over no steps at all: of the losses and the model's metrics of all targets, of targets, and of steps."""
-    return {"loss": 0.0, "count": 0, "steps": 0, "metrics": {}}
-
-
-def _added(sums: dict[str, Any], loss: float, count: float, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """Sums with one more step or batch, given the means of its targets."""
-    of_metrics = {name: sums["metrics"].get(name, 0.0) + value * count for name, value in metrics.items()}
-    return {
-        "loss": sums["loss"] + loss * count,
-        "count": sums["count"] + count,
-        "steps": sums["steps"] + 1,
-        "metrics": of_metrics,
-    }
-
-
-def _means(sums: dict[str, Any]) -> dict[str, float]:
-    """The means of the loss and of the metrics over all targets."""
-    return {name: total / sums["count"] for name, total in {"loss": sums["loss"], **sums["metrics"]}.items()}
-
-
-def _weighting(batch: Batch) -> dict[str, Any]:
-    """The keyword that passes the weights of the targets on to a model."""
-    return {} if batch.weights is None else {"mask": batch.weights}
-
-
-def _measures(function: Callable[..., Any]) -> bool:
-    """Whether a method of a model takes ``metrics``, to fill in; not if it only passes keywords on."""
-    return "metrics" in inspect.signature(function).parameters
-
-
-def evaluate(model: Trainable, data: Data) -> float:
-    """The mean loss per target of one epoch of ``data``, in evaluation mode."""
-    return _evaluation(model, data)["loss"]
-
-
-def _evaluation(
-    model: Trainable, data: Data, processes: Communicator | None = None, shards: int | None = None
-) -> dict[str, float]:
-    """The means of the loss and of the model's metrics over one epoch of ``data``, in evaluation mode."""
-    if shards is None:
-        measured = _evaluated(model, data, data.batch)
-    else:
-        assert processes is not None
-        measured = _evaluated_in_shards(model, data, processes, shards)
-    sums = _nothing()
-    for loss, count, metrics in measured:
-        sums = _added(sums, loss, count, metrics)
-    return _means(sums)
-
-
-def _evaluated(
-    model: Trainable, data: Data, batch_of: Callable[[int, int], Batch | None]
-) -> list[tuple[float, float, dict[str, float]]]:
-    """The loss, the number of targets and the metrics of each batch of an epoch, or of one shard of each."""
-    measured, state, measures = [], None, _measures(model.loss)
-    for index in range(num_batches(data, 0)):
-        metrics: dict[str, float] = {}
-        batch = batch_of(0, index)
-        if batch is None:
-            measured.append((0.0, 0.0, metrics))
-            continue
-        # The state at the end of the batch before is that after the context, as nothing has changed in between.
-        inputs = batch.inputs[batch.context :, ...] if batch.context else batch.inputs
-        options = {**_weighting(batch), **({"metrics": metrics} if measures else {})}
-        loss, state = model.loss(inputs, batch.targets, state, batch.lengths, **options)
-        if not data.carries_state:
-            state = None
-        measured.append((float(loss), batch.count, metrics))
-    return measured
-
-
-def _evaluated_in_shards(
-    model: Trainable, data: Any, processes: Communicator, shards: int
-) -> list[tuple[float, float, dict[str, float]]]:
-    """`_evaluated` of all shards, shared out to the processes, in the order of batches and then of shards."""
-
-    def own() -> list[Any]:
-        return [
-            _evaluated(model, data, lambda epoch, index, s=s: data.shard(epoch, index, s, shards))  # type: ignore[misc]
-            for s in own_shards(processes, shards)
-        ]
-
-    of_shards = [shard for of_rank in processes.all_gather(processes.together("Trainer", own)) for shard in of_rank]
-    return [measured for of_batch in zip(*of_shards, strict=True) for measured in of_batch if measured[1]]
 
 
 class Trainer:
@@ -435,8 +342,8 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._rng = _random.generator(where, rng)
         self._state: Any = None
-        self._unlogged = _nothing()
-        self._of_epoch = _nothing()  # the sums since the current epoch began
+        self._unlogged = nothing()
+        self._of_epoch = nothing()  # the sums since the current epoch began
         self._epochs: list[dict[str, Any]] = []  # the rows of the epochs that have ended
         self._stopping = False
         self._record: dict[str, float] = {}  # what the metrics show of the last step
@@ -500,7 +407,7 @@ class Trainer:
         rows = list(self._epochs)
         if self._of_epoch["count"]:
             epoch, index, steps = self._position()
-            rows.append({"epoch": round(epoch + index / steps, 4), "step": self.step, **_means(self._of_epoch)})
+            rows.append({"epoch": round(epoch + index / steps, 4), "step": self.step, **means(self._of_epoch)})
         epochs, begin = [], 0
         for row in rows:
             measured = {name: value for name, value in row.items() if name not in ("epoch", "step", "loss")}
@@ -597,7 +504,7 @@ class Trainer:
             return
         every = processes.all_gather(processes.together("Trainer", lambda: self._described(call)))
         for rank, other in enumerate(every):
-            difference = _difference("", every[0], other)
+            difference = run_state.difference("", every[0], other)
             if difference is not None:
                 name, first, here = difference
                 raise ValueError(
@@ -633,8 +540,9 @@ class Trainer:
             self._reopen()
         finished = False
         with (
-            _interrupt_deferred() as interrupt,
-            self._progress_bar() as bar,
+            interrupt_deferred() as interrupt,
+            # A bar that is switched off still takes locks that forked processes share.
+            progress_bar(total=self.total, initial=self.step) if self.progress else nullcontext() as bar,
             np.errstate(over="ignore", invalid="ignore"),  # what overflows is seen in the loss and the gradient norm
         ):
             self._began = time.perf_counter()
@@ -677,17 +585,6 @@ class Trainer:
         if any(self._processes.all_gather(interrupt.is_set())):
             interrupt.set()
 
-    def _progress_bar(self) -> AbstractContextManager[Any]:
-        """The bar to show; a context of None where there is none to be shown."""
-        if not self.progress or sys.stderr is None:
-            return nullcontext()  # a bar that is switched off still takes locks that forked processes share
-        from tqdm import tqdm
-
-        bar: AbstractContextManager[Any] = tqdm(
-            total=self.total, initial=self.step, unit="step", dynamic_ncols=True, file=_Terminal(sys.stderr)
-        )
-        return bar
-
     @property
     def _is_over(self) -> bool:
         return self.step >= self.total or self.stopped_early or self._stopping
@@ -708,7 +605,7 @@ class Trainer:
         """One entry of the pending work, if it is due."""
         if what == "log" and self._unlogged["steps"] >= self.log_interval and self._unlogged["count"]:
             self._log(self._at_this_step(self._training_record()))
-            self._unlogged, self._timed = _nothing(), {"count": 0, "seconds": 0.0}
+            self._unlogged, self._timed = nothing(), {"count": 0, "seconds": 0.0}
             self._pending[1:1] = ["report"]
             self._show(bar, self.history[-1])
         elif what == "validate" and self.validation is not None and self._validation_is_due():
@@ -899,8 +796,8 @@ class Trainer:
         self._before, self._torn = None, True
         self.optimizer.step(self.model.params, grads, lr=rate)
         self._state = state if self.data.carries_state else None
-        self._unlogged = _added(self._unlogged, loss, count, metrics)
-        self._of_epoch = _added(self._of_epoch, loss, count, metrics)
+        self._unlogged = added(self._unlogged, loss, count, metrics)
+        self._of_epoch = added(self._of_epoch, loss, count, metrics)
         now = time.perf_counter()
         self._timed = {
             "count": self._timed["count"] + count,
@@ -912,8 +809,8 @@ class Trainer:
         epoch, index, _ = self._position()
         if index == 0:
             if self._of_epoch["count"]:  # not if all of its targets have the weight 0
-                self._epochs = [*self._epochs, {"epoch": epoch, "step": self.step, **_means(self._of_epoch)}]
-            self._of_epoch = _nothing()
+                self._epochs = [*self._epochs, {"epoch": epoch, "step": self.step, **means(self._of_epoch)}]
+            self._of_epoch = nothing()
             called = [f"callback {i}" for i in range(len(self.callbacks))]
         self._pending = ["log", "validate", *called, "save", "announce"]
         self._torn = False
@@ -934,22 +831,23 @@ class Trainer:
         first, several = index * self.gradient_accumulation_steps, self.gradient_accumulation_steps > 1
         state = self._state if index > 0 else None
         forcing = self._teacher_forcing(self.step)
-        options = {} if forcing is None else {"teacher_forcing": forcing}
-        sums = _nothing()
+        forced = {} if forcing is None else {"teacher_forcing": forcing}
+        checkpointed = self.gradient_checkpoint_every
+        options = {**forced, **({} if checkpointed is None else {"checkpoint_every": checkpointed})}
+        sums = nothing()
         grads: dict[str, Any] = {}
         for number in range(first, min(first + self.gradient_accumulation_steps, num_batches(self.data, epoch))):
             held = state if number == first or self.data.carries_state else None
-            compute = self._of_batch if self._parts is None else self._of_shards
-            loss, count, metrics, state, of_batch = compute(epoch, number, held, options)
-            sums = _added(sums, loss, count, metrics)
+            loss, count, metrics, state, of_batch = self._computed(epoch, number, held, options)
+            sums = added(sums, loss, count, metrics)
             params, of_batch = gradients.of_parameters("Trainer", self.model.params, of_batch)
             if several:
                 of_batch = {name: g * float(count) for name, g in of_batch.items()}
             grads = {name: grads[name] + g for name, g in of_batch.items()} if grads else of_batch
         count = sums["count"]
         if several:
-            means = _means({**sums, "count": count or 1.0})
-            loss, metrics = means.pop("loss"), means
+            metrics = means({**sums, "count": count or 1.0})
+            loss = metrics.pop("loss")
             grads = {name: g / float(count or 1.0) for name, g in grads.items()}
         if self.l2:
             grads = gradients.add_l2(grads, params, self.l2)
@@ -973,95 +871,29 @@ class Trainer:
         record = {
             "learning_rate": float(self.optimizer.lr) if rate is None else rate,
             "gradient_norm": norm,
-            **options,
+            **forced,
         }
         return loss, count, metrics, state, {**whole, **clipped}, rate, record
 
-    def _of_batch(
-        self, epoch: int, number: int, state: Any, options: dict[str, Any]
-    ) -> tuple[float, float, dict[str, float], Any, dict[str, Any]]:
-        """The loss of a batch, its number of targets, metrics, state and gradients."""
-        rng = np.random.default_rng(_random.philox_seed(self._rng))
-        return self._computed(self.data.batch(epoch, number), state, rng, options)
-
-    def _computed(
-        self, batch: Batch, state: Any, rng: np.random.Generator, options: dict[str, Any]
-    ) -> tuple[float, float, dict[str, float], Any, dict[str, Any]]:
-        metrics: dict[str, float] = {}
-        measures = _measures(self.model.loss_and_gradients)
-        loss, state, grads = self.model.loss_and_gradients(
-            batch.inputs,
-            batch.targets,
-            state,
-            batch.lengths,
-            rng=rng,
-            **options,
-            **({"metrics": metrics} if measures else {}),
-            **_weighting(batch),
-            **self._backpropagation(batch),
+    def _computed(self, epoch: int, number: int, state: Any, options: dict[str, Any]) -> batch_gradients.Computed:
+        seed = _random.philox_seed(self._rng)
+        batch = (self.model, self.data, epoch, number, state)
+        if self._parts is None:
+            return batch_gradients.of_batch(*batch, seed=seed, options=options)
+        return batch_gradients.of_parts(
+            *batch,
+            seed=seed,
+            options=options,
+            processes=self._processes,
+            parts=self._parts,
+            fixed_order=self.shards is not None,
         )
-        return float(loss), batch.count, metrics, state, grads
-
-    def _of_shards(
-        self, epoch: int, number: int, states: Any, options: dict[str, Any]
-    ) -> tuple[float, float, dict[str, float], Any, dict[str, Any]]:
-        """`_of_batch`, in shards that are shared out to the processes; the states are a list, one for each shard.
-
-        A row has the dropout that it has in the whole batch, so no mask depends on the processes or the shards; if the
-        data do not say which rows a shard has, its dropout is seeded by the step and the shard.
-        """
-        processes, parts, data = self._processes, self._parts, self.data
-        assert parts is not None
-        seed, sums = _random.philox_seed(self._rng), ShardSum(processes, parts)
-        after: list[Any] = [None] * parts
-        params = gradients.of_parameters("Trainer", self.model.params, {})[0]
-        whole: dict[str, Any] = {}
-
-        def own() -> list[tuple[float, float, dict[str, float]]]:
-            measured = []
-            for s in own_shards(processes, parts):
-                batch = data.shard(epoch, number, s, parts)  # type: ignore[attr-defined]
-                if batch is None:
-                    grads = {name: self._xp.zeros_like(p) for name, p in params.items()}
-                else:
-                    state = None if states is None else states[s]
-                    rng = np.random.default_rng([seed, s])
-                    if batch.rows is not None:
-                        rng = _random.OfRows(seed, *batch.rows)
-                    loss, count, metrics, after[s], found = self._computed(batch, state, rng, options)
-                    _, found = gradients.of_parameters("Trainer", self.model.params, found)
-                    grads = {name: found[name] * float(count) for name in params}
-                    measured.append((loss, count, metrics))
-                if self.shards is None:
-                    whole.update(grads)
-                else:
-                    sums.add(s, grads)
-            return measured
-
-        measured = processes.together("Trainer", own)
-        means = _nothing()
-        for of_rank in processes.all_gather(measured):
-            for loss, count, metrics in of_rank:
-                means = _added(means, loss, count, metrics)
-        count = means["count"]
-        if self.shards is None:
-            grads = dict(zip(params, processes.all_reduce([whole[name] for name in params]), strict=True))
-        else:
-            grads = sums.total(params)
-        grads = {name: g / float(count or 1.0) for name, g in grads.items()}
-        metrics = _means({**means, "count": count or 1.0})
-        return metrics.pop("loss"), count, metrics, after, grads
 
     def _learning_rate(self, step: int) -> float | None:
         """The value of the schedule; None if there is none."""
         if self.schedule is None:
             return None
         return _checks.non_negative("Trainer", f"schedule({step})", self.schedule(step))
-
-    def _backpropagation(self, batch: Batch) -> dict[str, Any]:
-        """Options of backpropagation through time that differ from the defaults."""
-        given = {"checkpoint_every": self.gradient_checkpoint_every, "state_after": batch.state_after}
-        return {name: value for name, value in given.items() if value is not None}
 
     def _teacher_forcing(self, step: int) -> float | None:
         """The probability that a step is fed the true target; None if the model does not take it."""
@@ -1096,8 +928,8 @@ class Trainer:
 
     def _training_record(self) -> dict[str, Any]:
         """The metrics of the steps since the last line."""
-        means = _means(self._unlogged)
-        record = {**self._stated("", means.pop("loss"), means), **self._record}
+        measured = means(self._unlogged)
+        record = {**self._stated("", measured.pop("loss"), measured), **self._record}
         if self._timed["count"]:  # not where all of these steps were taken before a resume
             record["tokens_per_second"] = round(self._timed["count"] / self._timed["seconds"], 1)
         return record
@@ -1118,11 +950,11 @@ class Trainer:
     def _validated(self, validation: Data) -> dict[str, Any]:
         """The loss and the model's metrics of the data to validate on, by their names in the metrics."""
         with self._averaged():
-            means = _evaluation(self.model, validation, self._processes, self._parts)
-        loss = means.pop("loss")
+            measured = evaluation(self.model, validation, self._processes, self._parts)
+        loss = measured.pop("loss")
         if not math.isfinite(loss):
             raise self._diverged(f"the validation loss is {loss:g}", {})
-        return self._stated("validation_", loss, means)
+        return self._stated("validation_", loss, measured)
 
     @property
     def _averages(self) -> dict[str, Any]:
@@ -1178,16 +1010,16 @@ class Trainer:
 
     def _check_saved(self, path: Path, saved: dict[str, Any]) -> None:
         """Reject a checkpoint of another run, and one that no Trainer can have written."""
-        lacking = _SAVED - saved.keys()
+        lacking = run_state.ENTRIES - saved.keys()
         if lacking:
             raise CheckpointError(f"{path}: has no entry {min(lacking)!r}, so it is not the checkpoint of a Trainer")
         try:
             here = {**self._config(), **self._scheduled(saved["step"])}
-            difference = _difference("", saved["config"], here)
+            difference = run_state.difference("", saved["config"], here)
             if difference is not None:
                 name, held, found = difference
                 raise CheckpointError(f"{path}: belongs to a run whose {name} is {held}, but here it is {found}")
-            self._check_state(saved)
+            run_state.check(saved, self.model.params, self._rng)
         except CheckpointError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -1195,49 +1027,6 @@ class Trainer:
         run = None if self._folder is None else self._folder.read()
         if run is not None and run["run"] != saved["run"]:
             raise CheckpointError(f"{path}: belongs to another run than its directory, by {RUN}")
-
-    def _check_state(self, saved: dict[str, Any]) -> None:
-        where = "Trainer"
-        _require_kind("run", saved["run"], str)
-        _require_kind("record", saved["record"], dict)
-        best, final = saved["best"], saved["final"]
-        for name in ("unlogged", "epoch"):
-            sums = _require_kind(name, saved[name], dict)
-            if sums.keys() != _nothing().keys():
-                raise ValueError(f"{name} has {sorted(sums)}, expected {sorted(_nothing())}")
-            _checks.finite(where, f"{name}.loss", sums["loss"])
-            _checks.finite(where, f"{name}.count", _checks.non_negative(where, f"{name}.count", sums["count"]))
-            _checks.integer_at_least(where, f"{name}.steps", sums["steps"], 0)
-            for metric, value in _require_kind(f"{name}.metrics", sums["metrics"], dict).items():
-                _checks.finite(where, f"{name}.metrics.{metric}", value)
-        for i, row in enumerate(_require_kind("epochs", saved["epochs"], list)):
-            lacking = {"epoch", "step", "loss"} - _require_kind(f"epochs[{i}]", row, dict).keys()
-            if lacking:
-                raise ValueError(f"epochs[{i}] lacks {sorted(lacking)}")
-            for name, value in row.items():
-                _checks.finite(where, f"epochs[{i}].{name}", value)
-        self._check_parameters("params", saved["params"])
-        if best is not None:
-            _checks.finite(where, "best.loss", _require_kind("best", best, dict)["loss"])
-            _checks.integer_at_least(where, "best.step", best["step"], 0)
-            _checks.integer_at_least(where, "best.failures", best["failures"], 0)
-            self._check_parameters("best.params", best["params"])
-        if final is not None:
-            _require_kind("final.improved", _require_kind("final", final, dict)["improved"], bool)
-            for name in ("records", "kept"):
-                for record in _require_kind(f"final.{name}", final[name], list):
-                    _require_kind(f"a record of final.{name}", record, dict)
-        _require_arrays("recurrent_state", saved["recurrent_state"])
-        copy.deepcopy(self._rng.bit_generator).state = saved["rng"]
-
-    def _check_parameters(self, name: str, values: Any) -> None:
-        if _require_kind(name, values, dict).keys() != self.model.params.keys():
-            raise ValueError(f"{name} has {sorted(values)}, expected {sorted(self.model.params)}")
-        for key, p in self.model.params.items():
-            _require_kind(f"{name}.{key}", values[key], np.ndarray)
-            _checks.shape("Trainer", f"{name}.{key}", values[key], tuple(p.shape), "the parameter's shape")
-            if _checks.dtype_name(values[key]) != (own := _checks.dtype_name(p)):
-                raise TypeError(f"{name}.{key} has dtype {values[key].dtype}, expected {own} as the parameter has")
 
     def _scheduled(self, step: int) -> dict[str, list[float | None] | str | None]:
         """The values of the schedules at the beginning, half way to ``step`` and at it: their fingerprints."""
@@ -1328,69 +1117,3 @@ def _require(where: str, name: str, value: Any, *attributes: str) -> None:
     lacking = [attribute for attribute in attributes if not hasattr(value, attribute)]
     if lacking:
         raise TypeError(f"{where}: {name} is {_checks.described(value)} without {lacking}, expected {attributes}")
-
-
-def _require_kind(name: str, value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is a {type(value).__qualname__}, expected a {kind.__name__}")
-    return value
-
-
-def _require_arrays(name: str, value: Any) -> None:
-    if isinstance(value, (tuple, list)):
-        for i, item in enumerate(value):
-            _require_arrays(f"{name}[{i}]", item)
-    elif value is not None:
-        _require_kind(name, value, np.ndarray)
-
-
-def _difference(name: str, held: Any, here: Any) -> tuple[str, Any, Any] | None:
-    """The first entry in which two nested dicts differ: its name and both values; None if there is none."""
-    if isinstance(held, dict) and isinstance(here, dict):
-        keys = [*here, *(key for key in held if key not in here)]
-        differences = (_difference(f"{name}.{key}" if name else key, held.get(key), here.get(key)) for key in keys)
-        return next((d for d in differences if d is not None), None)
-    return None if held == here else (name, held, here)
-
-
-class _Terminal:
-    """A stream for the progress bar that falls silent when nobody reads it any more."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        self._try("write", text)
-
-    def flush(self) -> None:
-        self._try("flush")
-
-    def _try(self, method: str, *arguments: Any) -> None:
-        if self._stream is not None:
-            try:
-                getattr(self._stream, method)(*arguments)
-            except (OSError, ValueError):  # the reader is gone, or the stream was closed
-                self._stream = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def _interrupt_deferred() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that no update is torn apart; the second acts at once."""
-    interrupt = threading.Event()
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield interrupt
-        return
-
-    def remember(*_: Any) -> None:
-        interrupt.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, previous)
