@@ -14,9 +14,11 @@ import numpy as np
 from gpurnn._contract import Array
 
 from . import dtypes
+from .arrays import contiguous, empty, namespace
 from .dtypes import Dtype
-from .launch import Module, contiguous, empty, namespace, of_stream, remembers_stream
+from .launch import Module
 from .self_attention import Tiles
+from .streams import of_stream, remembers_stream
 
 _THREADS = 256
 _TILE = 4

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpurnn._contract import Array
 
-from .launch import namespace
+from .arrays import namespace
 
 
 def dense_forward(x: Array, weight: Array, bias: Array | None = None) -> Array:

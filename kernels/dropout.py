@@ -11,8 +11,9 @@ from gpurnn._contract import Array
 from gpurnn._random import pieces
 
 from . import dtypes
+from .arrays import empty
 from .dtypes import Dtype
-from .launch import Module, empty
+from .launch import Module
 
 _THREADS = 256
 

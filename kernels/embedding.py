@@ -10,8 +10,9 @@ import numpy as np
 from gpurnn._contract import Array
 
 from . import dtypes
+from .arrays import contiguous, empty, namespace
 from .dtypes import Dtype
-from .launch import Module, contiguous, empty, namespace
+from .launch import Module
 
 _THREADS = 128
 _GATHERED = 4

@@ -3,15 +3,12 @@
     module = Module("add.cu", kernels=["add<float>"])
     module["add<float>"]((blocks,), (256,), (x, y, out, np.int32(n)))
 
-This is the only file that touches ``cupy.RawModule``. Importing it imports no CuPy.
+This is the only file that touches ``cupy.RawModule``. It imports no CuPy by itself.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import contextvars
-import ctypes
 import dataclasses
 import functools
 import math
@@ -20,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 from array_api_compat import is_cupy_array
@@ -28,33 +25,12 @@ from array_api_compat import is_cupy_array
 from gpurnn import _fork
 
 from . import devices, host
+from .arrays import address, is_captured
 from .compiler import KERNELS, digest_of, source_closure, translation_unit
+from .recent import Recent
+from .residency import AT_ONCE, NotResident, all_at_once, raise_given_up
 
-__all__ = [
-    "CUPY_OPTIONS",
-    "Bound",
-    "Kernel",
-    "Module",
-    "NotResident",
-    "Parameter",
-    "Recent",
-    "afterwards",
-    "beside",
-    "contiguous",
-    "empty",
-    "in_the_same_memory",
-    "is_beside",
-    "is_captured",
-    "namespace",
-    "of_stream",
-    "remembers_stream",
-    "side_by_side",
-    "stream_key",
-    "uncaptured",
-    "watch",
-]
-
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["CUPY_OPTIONS", "MOST_NODES", "Bound", "Kernel", "Module", "Parameter"]
 
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """The options that CuPy adds to those of a module, except the architecture and the directories of its own headers."""
@@ -62,12 +38,10 @@ CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 _SHARED_BYTES = 48 * 1024
 """Dynamic shared memory that a kernel may have without asking for more."""
 
-GIVEN_UP = 1 << 31
-"""``given_up`` of ``intrinsics.cuh``: the word of a `GridBarrier` for which blocks waited in vain is at least this."""
+MOST_NODES = 4096
+"""Launches of a graph. The memory of a graph grows with them."""
 
-
-class NotResident(ValueError):
-    """A cooperative grid has more blocks than the device holds at once."""
+_SERIES = Recent(64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,323 +72,6 @@ def parameter_names(texts: Mapping[Path, str], kernel: str) -> list[str]:
         if match:
             return [part.split()[-1].lstrip("*") for part in match[1].split(",") if part.strip() not in ("", "void")]
     raise ValueError(f"no `__global__` function {function} in {next(iter(texts))} or what it includes")
-
-
-def namespace(array: Any) -> Any:
-    """The library of ``array``: the module ``cupy`` or ``numpy``."""
-    if is_cupy_array(array):
-        import cupy
-
-        return cupy
-    return np
-
-
-def contiguous(array: Any) -> Any:
-    """``array`` as kernels take it: in C order, itself if it is so already. None stays None."""
-    return None if array is None else namespace(array).ascontiguousarray(array)
-
-
-def address(array: Any) -> int:
-    """Where an array in C order begins, for a pointer in memory."""
-    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
-
-
-def empty(like: Any, shape: int | Sequence[int], dtype: Any) -> Any:
-    """Fresh device memory where ``like`` is. On the host executor it holds NaN and is guarded by a red zone.
-
-    Raises
-    ------
-    RuntimeError
-        The current stream is being captured and the memory would come from CuPy's default pool.
-    """
-    if not is_cupy_array(like):
-        return host.empty(shape, dtype)
-    import cupy
-
-    if getattr(cupy.cuda.get_allocator(), "__self__", None) is cupy.get_default_memory_pool() and is_captured():
-        raise RuntimeError(
-            "gpurnn: the current stream is being captured, and the graph would write to memory that CuPy's default "
-            "pool has given to others by then; make `pool = cupy.cuda.MemoryPool()`, capture within "
-            "`with cupy.cuda.using_allocator(pool.malloc):`, and keep pool as long as the graph"
-        )
-    return cupy.empty(shape, dtype)
-
-
-def is_captured() -> bool:
-    """Whether CuPy's current stream is being captured into a graph."""
-    import cupy
-
-    return bool(cupy.cuda.get_current_stream().is_capturing())
-
-
-def stream_key() -> tuple[int, int]:
-    """The current device and stream of CuPy, as numbers."""
-    import cupy
-
-    return cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
-
-
-def uncaptured(array: np.ndarray) -> Any:
-    """``array`` on the current device, copied at once although the current stream is being captured."""
-    import cupy
-
-    with cupy.cuda.Stream(non_blocking=True) as stream:
-        there = cupy.asarray(array)
-        stream.synchronize()
-    return there
-
-
-# ---- Blocks that run at once ----------------------------------------------------------------------------------------
-
-_AT_ONCE: dict[tuple[int, int], int] = {}
-"""By device and size of a cluster, the most blocks that ran at once where a launch has shown that they are fewer than
-the driver says: a part of the device may be another process's, or another context's. CuPy cannot ask how many clusters
-run at once."""
-
-_COOPERATIVE_LAUNCH_TOO_LARGE = 720  # of CUresult
-_NO_CLUSTERS = {1, 701, 801, 912}
-"""Those by which a driver may say that it runs no clusters in a cooperative launch: an invalid value, too few
-resources, not supported, an invalid size of a cluster. The launch's own values are checked before."""
-
-
-def _not_at_once(device: int, cluster: int, blocks: int) -> None:
-    _AT_ONCE[device, cluster] = min(blocks - 1, _AT_ONCE.get((device, cluster), blocks))
-
-
-def _all_at_once(
-    launch: Callable[[list[Any]], None], name: str, device: int, cluster: int, blocks: int, values: list[Any]
-) -> None:
-    from cupy_backends.cuda.api import driver
-
-    try:
-        launch(values)
-    except driver.CUDADriverError as error:
-        none = cluster > 1 and error.status in _NO_CLUSTERS
-        if error.status != _COOPERATIVE_LAUNCH_TOO_LARGE and not none:
-            raise
-        _not_at_once(device, cluster, 1 if none else blocks)
-        in_clusters = f" in clusters of {cluster}" if cluster > 1 else ""
-        raise NotResident(
-            f"{name}: the driver does not run a cooperative grid of {blocks} blocks{in_clusters} at once"
-        ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Watched:
-    """The words of the barriers of a launch on their way to the host."""
-
-    words: np.ndarray
-    arrival: Any
-    device: int
-    cluster: int
-    blocks: int
-
-
-_watched: collections.deque[_Watched] = collections.deque()
-
-
-def watch(words: Any, blocks: int, cluster: int = 1) -> None:
-    """After a launch of ``blocks`` blocks, in clusters of some, with these words of a `GridBarrier`: have they all met?
-
-    On a GPU that is known later: a later launch raises then what is raised here on the host executor. A graph that
-    captures the launch does not look.
-
-    Raises
-    ------
-    RuntimeError
-        Some block has waited for the others in vain.
-    """
-    if isinstance(words, np.ndarray):
-        _check_given_up(words, blocks)
-    elif not is_captured():
-        import cupy
-
-        there: np.ndarray = np.frombuffer(cupy.cuda.alloc_pinned_memory(words.nbytes), words.dtype, words.size)
-        words.data.copy_to_host_async(ctypes.c_void_p(there.ctypes.data), words.nbytes)
-        arrival = cupy.cuda.Event(disable_timing=True)
-        arrival.record()
-        _watched.append(_Watched(there, arrival, words.data.device_id, cluster, blocks))
-
-
-def raise_given_up() -> None:
-    """Raise what `watch` has found out since."""
-    while _watched and _watched[0].arrival.done:
-        found = _watched.popleft()
-        if (found.words >= GIVEN_UP).any():
-            _not_at_once(found.device, found.cluster, found.blocks)
-        _check_given_up(found.words, found.blocks)
-
-
-def _check_given_up(words: np.ndarray, blocks: int) -> None:
-    if (words >= GIVEN_UP).any():
-        raise RuntimeError(
-            f"gpurnn: a launch of {blocks} blocks has ended early, because they did not all run at once; its results "
-            "are NaN. Repeat it: a schedule runs that needs fewer of them at once"
-        )
-
-
-# ---- Streams --------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _OfStream:
-    """The values that a forward function saves for its backward function, and the stream that allocated them."""
-
-    stream: Any
-    saved: Any
-
-
-def remembers_stream(forward: F) -> F:
-    """Decorate a forward function whose last result is what it saves. For CuPy arrays the stream is saved too."""
-
-    @functools.wraps(forward)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        *results, saved = forward(*args, **kwargs)
-        array = results[0][0] if isinstance(results[0], tuple) else results[0]
-        if saved is not None and is_cupy_array(array):
-            import cupy
-
-            saved = _OfStream(cupy.cuda.get_current_stream(), saved)
-        return (*results, saved)
-
-    return cast("F", call)
-
-
-def of_stream(backward: F) -> F:
-    """Decorate a backward function whose first argument is what a function of `remembers_stream` saved.
-
-    If the current stream is not the forward function's, this one waits for the work that the other has queued, and the
-    other waits for this one. Memory that is freed, such as what was saved, goes to the next call on the stream that
-    allocated it, although another stream may still read it.
-    """
-
-    @functools.wraps(backward)
-    def call(saved: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(saved, _OfStream):
-            return backward(saved, *args, **kwargs)
-        import cupy
-
-        here, there = cupy.cuda.get_current_stream(), saved.stream
-        if here == there:
-            return backward(saved.saved, *args, **kwargs)
-        here.wait_event(there.record(cupy.cuda.Event(disable_timing=True)))
-        try:
-            return backward(saved.saved, *args, **kwargs)
-        finally:
-            afterwards(lambda: there.wait_event(here.record(cupy.cuda.Event(disable_timing=True))), always=True)
-
-    return cast("F", call)
-
-
-class _SideBySide:
-    """What waits for the end of `side_by_side`."""
-
-    def __init__(self) -> None:
-        self.works: list[tuple[Callable[[], None], Callable[[], None] | None]] = []
-        self.after: list[tuple[Callable[[], None], bool]] = []
-
-
-_beside: contextvars.ContextVar[_SideBySide | None] = contextvars.ContextVar("beside", default=None)
-
-
-def is_beside() -> bool:
-    """Whether `beside` and `afterwards` keep what they are given until `side_by_side` ends."""
-    return _beside.get() is not None
-
-
-def beside(work: Callable[[], None], instead: Callable[[], None] | None = None) -> None:
-    """Call ``work``, which launches kernels; within `side_by_side` at its end, beside the others.
-
-    If it raises `NotResident`, ``instead`` is called where there is one.
-    """
-    waiting = _beside.get()
-    if waiting is not None:
-        waiting.works.append((work, instead))
-        return
-    try:
-        work()
-    except NotResident:
-        if instead is None:
-            raise
-        instead()
-
-
-def afterwards(work: Callable[[], None], *, always: bool = False) -> None:
-    """Call ``work``; within `side_by_side` after all that runs `beside`, and after a failure only if ``always``."""
-    waiting = _beside.get()
-    if waiting is None:
-        work()
-    else:
-        waiting.after.append((work, always))
-
-
-@contextlib.contextmanager
-def side_by_side(like: Any) -> Iterator[None]:
-    """Have what `beside` is given within run at its end, on a GPU on several streams at once.
-
-    No work may read what another one writes. On a GPU the first is launched on the current stream and each other one on
-    a stream that waits for all that the current one has been given before; the current one then waits for them. So
-    all their memory may come from the current stream, and be freed from then on. On the host executor they run one
-    after another, in an order that the seed decides. In a capture nothing is kept until the end.
-    """
-    if is_cupy_array(like) and is_captured():
-        yield
-        return
-    waiting, succeeded = _SideBySide(), False
-    token = _beside.set(waiting)
-    try:
-        try:
-            yield
-        finally:
-            _beside.reset(token)
-        _run_at_once(waiting.works, like)
-        succeeded = True
-    finally:
-        for work, always in waiting.after:
-            if succeeded or always:
-                work()
-
-
-def _run_at_once(works: list[tuple[Callable[[], None], Callable[[], None] | None]], like: Any) -> None:
-    if not is_cupy_array(like):
-        for k in np.random.default_rng(host.current_execution().seed).permutation(len(works)):
-            beside(*works[k])
-        return
-    import cupy
-
-    here, failed, ends = cupy.cuda.get_current_stream(), [], []
-    begin = here.record(cupy.cuda.Event(disable_timing=True)) if len(works) > 1 else None
-    try:
-        for stream, (work, instead) in zip([here, *_streams_beside(len(works) - 1)], works, strict=True):
-            if stream is not here:
-                stream.wait_event(begin)
-            try:
-                with stream:
-                    work()
-            except NotResident:
-                if instead is None:
-                    raise
-                failed.append(instead)
-            finally:
-                if stream is not here:
-                    ends.append(stream.record(cupy.cuda.Event(disable_timing=True)))
-    finally:
-        for end in ends:
-            here.wait_event(end)
-    for instead in failed:
-        instead()
-
-
-def _streams_beside(count: int) -> list[Any]:
-    """Streams for what runs beside the current one, the same at each call."""
-    import cupy
-
-    key = stream_key()
-    streams = _STREAMS_BESIDE.get(key) or []
-    if len(streams) < count:
-        streams = [*streams, *(cupy.cuda.Stream(non_blocking=True) for _ in range(count - len(streams)))]
-        _STREAMS_BESIDE.put(key, streams)
-    return streams[:count]
 
 
 class Module:
@@ -664,7 +321,7 @@ class Kernel:
         function = self.function(device, shared_mem)
         each = int(driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, math.prod(block), shared_mem))
         cluster = self.module.cluster
-        blocks = min(each * devices.of_index(device).multiprocessors, _AT_ONCE.get((device, cluster), sys.maxsize))
+        blocks = min(each * devices.of_index(device).multiprocessors, AT_ONCE.get((device, cluster), sys.maxsize))
         return blocks // cluster * cluster
 
     def _bind_on_gpu(
@@ -698,7 +355,7 @@ class Kernel:
         function = self.function(here, shared_mem)
         launch = functools.partial(function, grid, block, shared_mem=shared_mem, enable_cooperative_groups=cooperative)
         if cooperative:
-            launch = functools.partial(_all_at_once, launch, self.name, here, self.module.cluster, math.prod(grid))
+            launch = functools.partial(all_at_once, launch, self.name, here, self.module.cluster, math.prod(grid))
         return Bound(self, launch, _values(args), places, key=(here, function.ptr, grid, block, shared_mem))
 
     def _check_sizes(self, grid: tuple[int, ...], block: tuple[int, ...], shared_mem: int) -> None:
@@ -817,119 +474,6 @@ class _Series:
 
     rows: Sequence[tuple[Any, ...]]
     graph: Any = None
-
-
-class Recent:
-    """The values that were asked for last, by their keys; threads share it."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._values: collections.OrderedDict[Any, Any] = collections.OrderedDict()
-        self._lock = _fork.Lock(threading.RLock)
-
-    def get(self, key: Any) -> Any:
-        """The value of ``key``, or None."""
-        with self._lock.current:
-            value = self._values.get(key)
-            if value is not None:
-                self._values.move_to_end(key)
-            return value
-
-    def put(self, key: Any, value: Any) -> None:
-        """Keep a value until others have been asked for since."""
-        with self._lock.current:
-            self._values[key] = value
-            if len(self._values) > self._most:
-                self._values.popitem(last=False)
-
-    def clear(self) -> None:
-        """Forget all of them."""
-        with self._lock.current:
-            self._values.clear()
-
-
-class _Memory:
-    """The memory of calls that allocate the same: a block for each of them that still has arrays in it."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        """Bytes of all free blocks, at most."""
-        self.bytes = 0
-        """That a call has needed so far."""
-        self.free: list[tuple[Any, int]] = []
-        """Pointers to the blocks that no array is in, and their sizes."""
-
-
-class _Lease:
-    """A block of memory, from its first byte on for one call; free for another when no array is left in it."""
-
-    def __init__(self, memory: _Memory, allocate: Callable[[int], Any], block: tuple[Any, int]) -> None:
-        self.memory, self.allocate, self.block, self.used = memory, allocate, block, 0
-
-    def malloc(self, size: int) -> Any:
-        """As the allocator of a pool."""
-        import cupy
-
-        begin, self.used = self.used, self.used + -(-size // _ALIGNMENT) * _ALIGNMENT
-        pointer, room = self.block
-        if not size or self.used > room:
-            return self.allocate(size)
-        lent = cupy.cuda.UnownedMemory(pointer.ptr + begin, size, self, pointer.device_id)
-        return cupy.cuda.MemoryPointer(lent, 0)
-
-    def __del__(self) -> None:
-        free = self.memory.free
-        if self.block[1] and sum(size for _, size in free) + self.block[1] <= self.memory.most:
-            free.append(self.block)
-
-
-_MEMORY = Recent(8)
-_MEMORY_SHARE = 1 / 64
-"""Of a device's memory, which the free blocks of one of them have at most."""
-
-_ALIGNMENT = 512
-"""Bytes, as of the addresses that CuPy's pool gives."""
-
-
-@contextlib.contextmanager
-def in_the_same_memory(like: Any, key: Any) -> Iterator[bool]:
-    """Have CuPy allocate what it allocated at the same addresses when this was last entered with ``key``.
-
-    So launches come again and are a graph, see `Bound.each`; a pool gives other addresses at each call. The block of a
-    call is free for the next one when the last array in it is gone, so arrays that callers keep should not lie there.
-    Gives whether there is such a block: not at the first call, on the host executor, nor in a capture.
-    """
-    if not is_cupy_array(like) or is_captured():
-        yield False
-        return
-    import cupy
-
-    key = stream_key(), key
-    memory = _MEMORY.get(key)
-    if memory is None:
-        memory = _Memory(int(_MEMORY_SHARE * cupy.cuda.runtime.memGetInfo()[1]))
-        _MEMORY.put(key, memory)
-    allocate, wanted = cupy.cuda.get_allocator(), memory.bytes
-    if wanted > memory.most:
-        yield False
-        return
-    block = (None, 0)
-    while block[1] < wanted:  # smaller ones are of no use any more
-        try:
-            block = memory.free.pop()
-        except IndexError:
-            block = allocate(wanted), wanted
-    lease = _Lease(memory, allocate, block)
-    with cupy.cuda.using_allocator(lease.malloc):
-        yield bool(wanted)
-    memory.bytes = max(memory.bytes, lease.used)
-
-
-_STREAMS_BESIDE = Recent(8)
-
-_SERIES = Recent(64)
-MOST_NODES = 4096
-"""Launches of a graph. The memory of a graph grows with them."""
 
 
 def _values(args: Sequence[Any]) -> list[Any]:

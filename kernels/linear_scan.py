@@ -21,8 +21,10 @@ import numpy as np
 from gpurnn._contract import Array
 
 from . import dtypes
+from .arrays import contiguous, empty, namespace
 from .dtypes import Dtype
-from .launch import Module, contiguous, empty, namespace, of_stream, remembers_stream
+from .launch import Module
+from .streams import of_stream, remembers_stream
 
 _BLOCK = 128
 

@@ -9,8 +9,8 @@ from gpurnn.reference import minimal as definition
 from gpurnn._contract import Array
 from gpurnn.cells import Cell
 
-from .launch import of_stream, remembers_stream
 from .linear_scan import linear_scan_backward, linear_scan_forward
+from .streams import of_stream, remembers_stream
 
 
 @remembers_stream

@@ -13,8 +13,10 @@ import numpy as np
 from gpurnn._contract import Array
 
 from . import dtypes
+from .arrays import empty, is_captured, namespace, stream_key, uncaptured
 from .dtypes import Dtype
-from .launch import Kernel, Module, Recent, empty, is_captured, namespace, stream_key, uncaptured
+from .launch import Kernel, Module
+from .recent import Recent
 
 _THREADS = 256
 _CHUNK = 2048

@@ -16,7 +16,19 @@ from cupy_on_host import (
     STATIC_SHARED_BYTES,
     Launch,
 )
-from gpurnn.kernels import attention, dropout, embedding, host, launch, linear_scan, losses, optim
+from gpurnn.kernels import (
+    attention,
+    dropout,
+    embedding,
+    host,
+    launch,
+    linear_scan,
+    losses,
+    optim,
+    recent,
+    residency,
+    streams,
+)
 from gpurnn.kernels.recurrence import cost, plan
 from gpurnn.kernels.recurrence.run import Run, run_backward, run_forward
 from test_host_executor import CORRECT
@@ -39,8 +51,8 @@ def gpu():
     before = vars(cupy_on_host.DRIVER).copy()
     yield cupy_on_host.DRIVER
     vars(cupy_on_host.DRIVER).update(before)
-    launch._AT_ONCE.clear()
-    launch._watched.clear()
+    residency.AT_ONCE.clear()
+    residency._watched.clear()
 
 
 def numbers(*shape, dtype=np.float32):
@@ -187,9 +199,11 @@ def test_where_the_driver_does_not_run_all_blocks_at_once_another_schedule_runs(
     gpu.blocks_at_once = 30
     with plan.schedule("persistent"):
         run, arguments = a_sequence()
-        with pytest.raises(launch.NotResident, match="the driver does not run a cooperative grid of 40 blocks at once"):
+        with pytest.raises(
+            residency.NotResident, match="the driver does not run a cooperative grid of 40 blocks at once"
+        ):
             run_forward(run, *arguments)
-    launch._AT_ONCE.clear()
+    residency.AT_ONCE.clear()
     run, arguments = a_sequence()
     assert run.plan.schedule == "persistent"
     np.testing.assert_array_equal(cupy.asnumpy(run_forward(run, *arguments)), cupy.asnumpy(expected))
@@ -220,8 +234,11 @@ def test_where_the_driver_does_not_run_clusters_another_schedule_runs(gpu, persi
     assert explained.passed_over["cluster"] == (
         f"40 blocks in clusters of 8 of its forward pass have to run at once, and the device runs {at_once}"
     )
-    launch._AT_ONCE.clear()
-    with plan.schedule("cluster"), pytest.raises(launch.NotResident, match="a cooperative grid of 40 blocks in cluste"):
+    residency.AT_ONCE.clear()
+    with (
+        plan.schedule("cluster"),
+        pytest.raises(residency.NotResident, match="a cooperative grid of 40 blocks in clu"),
+    ):
         run_forward(*a_sequence(cells.LSTM())[:1], *arguments)
 
 
@@ -399,7 +416,7 @@ def updated(params: list[Any], grads: list[Any]) -> None:
 
 def test_an_update_is_captured(gpu, monkeypatch):
     """Whether its table of arrays was there before or not, and whatever updates there are between two replays."""
-    monkeypatch.setattr(optim, "_TABLES", launch.Recent(2))
+    monkeypatch.setattr(optim, "_TABLES", recent.Recent(2))
     params, grads = [numbers(3, 5), numbers(3000)], [numbers(3, 5), -numbers(3000)]
     for known in (True, False):
         expected, there = [p.copy() for p in params], [cupy.asarray(p) for p in params]
@@ -424,7 +441,7 @@ def test_an_update_is_captured(gpu, monkeypatch):
 
 def test_arrays_that_come_again_need_no_copy(gpu, monkeypatch):
     copies = []
-    monkeypatch.setattr(optim, "_TABLES", launch.Recent(2))
+    monkeypatch.setattr(optim, "_TABLES", recent.Recent(2))
     monkeypatch.setattr(
         optim,
         "namespace",
@@ -494,7 +511,7 @@ def test_recurrences_side_by_side_have_a_stream_each(gpu, persistent_first):
 
     def steps() -> list[tuple[Any, ...]]:
         gpu.order.clear()
-        with launch.side_by_side(run.w):
+        with streams.side_by_side(run.w):
             found = [run_forward(own, *given) for own, given in (a_sequence() for _ in range(3))]
             assert not any(step[0] == "launch" for step in gpu.order)
         same(found, expected)
@@ -502,7 +519,7 @@ def test_recurrences_side_by_side_have_a_stream_each(gpu, persistent_first):
         return [step for step in gpu.order if step[0] != "record" or step[1] in awaited]
 
     with cupy.cuda.Stream(non_blocking=True) as stream:
-        here, streams = stream.ptr, []
+        here, used = stream.ptr, []
         for _ in range(2):
             order = steps()
             begin, second, third = order[0][1], order[2][1], order[5][1]
@@ -513,9 +530,9 @@ def test_recurrences_side_by_side_have_a_stream_each(gpu, persistent_first):
                 ("wait", third, begin), ("launch", third), ("record", ends[1], third),
                 ("wait", here, ends[0]), ("wait", here, ends[1]),
             ]  # fmt: skip
-            streams.append((here, second, third))
-        assert len(set(streams)) == 1
-        assert len(set(streams[0])) == 3
+            used.append((here, second, third))
+        assert len(set(used)) == 1
+        assert len(set(used[0])) == 3
         gpu.blocks_at_once = 39
         order = steps()
         joined = max(k for k, step in enumerate(order) if step[0] == "wait")
@@ -528,13 +545,13 @@ def test_a_backward_pass_beside_others_is_ordered_too(gpu):
     x = cupy.asarray(numbers(8))
     first, second = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
 
-    @launch.of_stream
+    @streams.of_stream
     def backward(saved: Any) -> None:
-        launch.beside(lambda: CORRECT["add<float>"]((1,), (32,), (x, x, x, np.int32(8))))
+        streams.beside(lambda: CORRECT["add<float>"]((1,), (32,), (x, x, x, np.int32(8))))
 
     gpu.order.clear()
-    with second, launch.side_by_side(x):
-        backward(launch._OfStream(first, None))
+    with second, streams.side_by_side(x):
+        backward(streams._OfStream(first, None))
     begin, end = gpu.order[0][1], gpu.order[3][1]
     assert gpu.order == [
         ("record", begin, first.ptr), ("wait", second.ptr, begin), ("launch", second.ptr), ("record", end, second.ptr),
@@ -546,12 +563,12 @@ def test_in_a_capture_nothing_waits_for_others(gpu):
     x, done = cupy.asarray(numbers(8)), []
     with cupy.cuda.Stream(non_blocking=True) as stream:
         stream.begin_capture()
-        with launch.side_by_side(x):
-            launch.beside(lambda: done.append(1))
+        with streams.side_by_side(x):
+            streams.beside(lambda: done.append(1))
             assert done
         stream.end_capture()
-    with launch.side_by_side(x):
-        launch.beside(lambda: done.append(2))
+    with streams.side_by_side(x):
+        streams.beside(lambda: done.append(2))
         assert done == [1]
     assert done == [1, 2]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpurnn.kernels import compiler as cpp
-from gpurnn.kernels import host, launch
+from gpurnn.kernels import host, launch, residency
 from gpurnn.kernels.host import build
 
 pytestmark = pytest.mark.kernels
@@ -565,7 +565,7 @@ def test_a_kernel_whose_blocks_do_not_meet_ends():
     arguments = w, x, h, arrived, np.int32(n), np.int32(steps)
     with host.execution(build=BUILDS[0], most_polls=polls):
         CORRECT["persistent_rnn"]((2,), (16,), arguments, shared_mem=16 * n * 4)
-    assert arrived[0] == launch.GIVEN_UP + 2
+    assert arrived[0] == residency.GIVEN_UP + 2
     np.testing.assert_allclose(h[1], np.tanh(x[0]), rtol=0, atol=np.finfo(F32).eps)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gpurnn.kernels import devices, dtypes, host, launch
+from gpurnn.kernels import devices, dtypes, host, streams
 from gpurnn.kernels.recurrence import layer as kernel_layer
 from gpurnn.kernels.recurrence import plan, stack
 from gpurnn.kernels.recurrence.plan import Problem
@@ -31,8 +31,8 @@ def decided(monkeypatch, layers, back):
 @pytest.fixture
 def at_once(monkeypatch):
     """How many recurrences ran at once, each time."""
-    counts, run = [], launch._run_at_once
-    monkeypatch.setattr(launch, "_run_at_once", lambda works, like: (counts.append(len(works)), run(works, like)))
+    counts, run = [], streams._run_at_once
+    monkeypatch.setattr(streams, "_run_at_once", lambda works, like: (counts.append(len(works)), run(works, like)))
     return counts
 
 
@@ -86,10 +86,10 @@ def test_after_a_failure_nothing_is_computed_from_it(fails):
     order = []
 
     def computes():
-        with launch.side_by_side(np.zeros(1)):
-            launch.beside(lambda: 1 / (fails != "work") and order.append("work"))
-            launch.afterwards(lambda: order.append("after"))
-            launch.afterwards(lambda: order.append("always"), always=True)
+        with streams.side_by_side(np.zeros(1)):
+            streams.beside(lambda: 1 / (fails != "work") and order.append("work"))
+            streams.afterwards(lambda: order.append("after"))
+            streams.afterwards(lambda: order.append("always"), always=True)
             assert not order
             1 / (fails != "block")
 
@@ -100,7 +100,7 @@ def test_after_a_failure_nothing_is_computed_from_it(fails):
     with pytest.raises(ZeroDivisionError):
         computes()
     assert order == ["always"]
-    assert not launch.is_beside()
+    assert not streams.is_beside()
 
 
 FLOAT, H100 = dtypes.TABLE["float32"], devices.lookup("H100")

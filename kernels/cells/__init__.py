@@ -7,10 +7,11 @@ from typing import Any
 from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell, activations
 
-from ..launch import contiguous, namespace, of_stream, remembers_stream
+from ..arrays import contiguous, namespace
 from ..recurrence import plan
 from ..recurrence.rows import RowRun, backward_rows, forward_rows
 from ..recurrence.run import Run, run_backward, run_forward
+from ..streams import of_stream, remembers_stream
 
 
 @remembers_stream

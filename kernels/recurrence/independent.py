@@ -11,7 +11,8 @@ from gpurnn._contract import Array
 from gpurnn.cells import IndRNN
 
 from .. import dtypes
-from ..launch import contiguous, empty, namespace, of_stream, remembers_stream
+from ..arrays import contiguous, empty, namespace
+from ..streams import of_stream, remembers_stream
 from .layer import marks_of
 from .struct import Struct
 

@@ -19,16 +19,9 @@ from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 from .. import dtypes
-from ..launch import (
-    afterwards,
-    contiguous,
-    empty,
-    in_the_same_memory,
-    is_beside,
-    namespace,
-    of_stream,
-    remembers_stream,
-)
+from ..arrays import contiguous, empty, namespace
+from ..lease import in_the_same_memory
+from ..streams import afterwards, is_beside, of_stream, remembers_stream
 from . import plan
 from .rows import RowRun, backward_rows, forward_rows
 from .run import Run, run_backward, run_forward

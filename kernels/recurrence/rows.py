@@ -19,7 +19,9 @@ from gpurnn._contract import Array, Weights
 from gpurnn.cells import Cell
 
 from .. import dtypes
-from ..launch import Bound, contiguous, empty, namespace, watch
+from ..arrays import contiguous, empty, namespace
+from ..launch import Bound
+from ..residency import watch
 from . import plan
 from .plan import THREADS, FusedPlan, Launch, Plan
 from .predict_rows import rows_at_once

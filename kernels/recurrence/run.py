@@ -20,7 +20,10 @@ from gpurnn._contract import Array
 from gpurnn.cells import Cell
 
 from .. import dtypes
-from ..launch import Bound, NotResident, beside, contiguous, empty, namespace, watch
+from ..arrays import contiguous, empty, namespace
+from ..launch import Bound
+from ..residency import NotResident, watch
+from ..streams import beside
 from . import plan
 from .plan import STEPWISE_THREADS, FusedPlan, Launch, Plan
 from .struct import Struct
@@ -226,7 +229,7 @@ class Run:
 def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], state: tuple[Array, ...]) -> Array:
     """All steps, from xw (D, T*B, G*H) and biases (D, G*H) to y (T, B, D*H); ``state`` is advanced in place.
 
-    Within `launch.side_by_side` both hold nothing yet.
+    Within `streams.side_by_side` both hold nothing yet.
     """
     y = empty(xw, (run.T, run.B, run.D * run.H), xw.dtype)
     if y.size:
@@ -296,7 +299,7 @@ def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple
     """All steps back, from dy (T, B, D*H): the gradients (D, T*B, G*H) of xw and of W_hh h.
 
     ``dstate``, the gradient of the final state, becomes that of the initial one. The two results may be one array.
-    Within `launch.side_by_side` all of them hold nothing yet.
+    Within `streams.side_by_side` all of them hold nothing yet.
     """
     shape = (run.D, run.T * run.B, run.w.shape[1])
     da = empty(run.w, shape, run.w.dtype)

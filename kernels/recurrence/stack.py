@@ -19,7 +19,7 @@ from gpurnn.cells import Cell
 
 from .. import dtypes
 from ..devices import Device, launch_seconds
-from ..launch import side_by_side
+from ..streams import side_by_side
 from . import plan
 from .plan import DoesNotFit, FusedPlan, Problem
 

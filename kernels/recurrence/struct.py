@@ -12,8 +12,9 @@ from gpurnn._contract import Array
 from gpurnn.cells import CELLS, GRU, LSTM, Cell, IndRNN
 
 from .. import dtypes
+from ..arrays import address
 from ..dtypes import Dtype
-from ..launch import Kernel, Module, address
+from ..launch import Kernel, Module
 from . import plan
 from .plan import Variant
 
