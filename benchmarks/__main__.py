@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import click
-from gpurnn.kernels import dtypes
+from gpurnn.kernels import devices, dtypes
 from gpurnn.kernels.recurrence import plan
 
 from . import (
@@ -299,19 +299,33 @@ def nvrtc_command(limits: Path | None, kernels: str) -> None:
 @click.option("--shape", "shapes", type=ShapeType(), multiple=True, help="Only this shape; may be repeated.")
 @click.option("--schedule", type=click.Choice(list(plan.EXCHANGE)), help="Instead of the one that is planned.")
 @click.option("--dtype", type=click.Choice(list(dtypes.TABLE)), default="float32", show_default=True)
+@click.option(
+    "--device",
+    "gpu_name",
+    type=click.Choice(list(devices.DEVICES)),
+    default=plan.HOST_DEVICE,
+    show_default=True,
+    help="The GPU that is planned for.",
+)
 @click.option("--options", is_flag=True, help="Instead, what each option of the cells adds.")
 def counts_command(
-    cells: tuple[str, ...], shapes: tuple[tuple[int, int], ...], schedule: str | None, dtype: str, options: bool
+    cells: tuple[str, ...],
+    shapes: tuple[tuple[int, int], ...],
+    schedule: str | None,
+    dtype: str,
+    gpu_name: str,
+    options: bool,
 ) -> None:
     """Print what the recurrent kernels do in a step: instructions, bytes, bank conflicts. Counted on a CPU."""
     if options:
-        _show(counts.report_options(cells or tuple(counts.OPTIONS), shapes or counts.OPTIONS_SHAPES, schedule, dtype))
+        chosen = cells or tuple(counts.OPTIONS), shapes or counts.OPTIONS_SHAPES
+        _show(counts.report_options(*chosen, schedule, dtype, gpu_name))
     else:
-        _show(counts.report(cells or ("lstm", "gru"), shapes or counts.SHAPES, schedule, dtype))
+        _show(counts.report(cells or ("lstm", "gru"), shapes or counts.SHAPES, schedule, dtype, gpu_name))
 
 
 @main.command("sass")
-@click.argument("kernels", default=r"Lstm<float>.*Exchange", metavar="REGEX")
+@click.argument("kernels", default=r"Lstm<float>.*Exchange|scatter<Lstm<float>", metavar="REGEX")
 def sass_command(kernels: str) -> None:
     """Print the main loops in the machine code of the kernels whose names match REGEX."""
     _show(sass.report(kernels))

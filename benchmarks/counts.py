@@ -67,6 +67,7 @@ _STEPS, _LONG = 3, 100
 _PASSES = {
     "forward": "forward", "operand_of_step": "forward", "finish_step": "forward",
     "backward": "backward", "begin_step_backward": "backward", "operand_of_step_backward": "backward",
+    "backward_scatter": "backward",
     "forward_rows": "forward", "forward_phase": "forward", "backward_rows": "backward", "backward_phase": "backward",
 }  # fmt: skip
 """The pass that a kernel belongs to; ``multiply`` belongs to that of the launch after it."""
@@ -110,20 +111,22 @@ def of_steps(
 
 
 def of_step(
-    cell: Cell, B: int, H: int, *, schedule: str | None = None, dtype: str = "float32"
+    cell: Cell, B: int, H: int, *, schedule: str | None = None, dtype: str = "float32", device: str = plan.HOST_DEVICE
 ) -> dict[str, host.Counts]:
     """The counts of a step amid a sequence, by pass: what one step more adds.
 
     They are those of the kernels; the stepwise schedule's products are not among them. Without a schedule each pass has
-    the one that is planned for a long sequence.
+    the one that is planned for a long sequence on the device.
     """
     if schedule is None:
         problem = plan.Problem(cell, _LONG, B, H, 1, dtypes.TABLE[dtype])
-        device = devices.lookup(plan.HOST_DEVICE)
         passes = problem, replace(problem, backward=True)
-        best = {of_pass.name: plan.consider(of_pass, device).best for of_pass in passes}
-        return {name: of_step(cell, B, H, schedule=best[name], dtype=dtype)[name] for name in best}
-    shorter, longer = (by_pass(of_steps(cell, T, B, H, schedule=schedule, dtype=dtype)) for T in (_STEPS - 1, _STEPS))
+        best = {of_pass.name: plan.consider(of_pass, devices.lookup(device)).best for of_pass in passes}
+        return {name: of_step(cell, B, H, schedule=best[name], dtype=dtype, device=device)[name] for name in best}
+    with plan.planned_for(device):
+        shorter, longer = (
+            by_pass(of_steps(cell, T, B, H, schedule=schedule, dtype=dtype)) for T in (_STEPS - 1, _STEPS)
+        )
     return {
         name: host.Counts(
             total.kernel, total.grid, total.block,
@@ -154,10 +157,12 @@ def _added(counts: np.ndarray, others: np.ndarray) -> np.ndarray:
     return padded[0] + padded[1]
 
 
-def report(names: Sequence[str], shapes: Sequence[tuple[int, int]], schedule: str | None, dtype: str) -> Iterator[str]:
+def report(
+    names: Sequence[str], shapes: Sequence[tuple[int, int]], schedule: str | None, dtype: str, device: str
+) -> Iterator[str]:
     """A row for each cell, shape and pass."""
     yield (
-        f"{dtype}, planned for an {plan.HOST_DEVICE}, counted on the host executor: nothing was measured. Of one step "
+        f"{dtype}, planned for an {device}, counted on the host executor: nothing was measured. Of one step "
         "amid a sequence in training, in the block that executes the most: instructions of its warps as the source has "
         "them, without addresses, loops and branches; bytes and 32-byte sectors of global memory, in all blocks; "
         "multiply-adds of each warp."
@@ -172,16 +177,16 @@ def report(names: Sequence[str], shapes: Sequence[tuple[int, int]], schedule: st
     yield "| --- | --- | --- |" + " --: |" * (len(columns) - 3)
     for name in names:
         for B, H in shapes:
-            for pass_, counts in of_step(CELLS[name], B, H, schedule=schedule, dtype=dtype).items():
+            for pass_, counts in of_step(CELLS[name], B, H, schedule=schedule, dtype=dtype, device=device).items():
                 yield _row(name, B, H, pass_, counts)
 
 
 def report_options(
-    names: Sequence[str], shapes: Sequence[tuple[int, int]], schedule: str | None, dtype: str
+    names: Sequence[str], shapes: Sequence[tuple[int, int]], schedule: str | None, dtype: str, device: str
 ) -> Iterator[str]:
     """A row for each cell, shape and option: what it adds to the work of a step without it."""
     yield (
-        f"{dtype}, planned for an {plan.HOST_DEVICE}, counted on the host executor: nothing was measured. Of one step "
+        f"{dtype}, planned for an {device}, counted on the host executor: nothing was measured. Of one step "
         "amid a sequence in training, forward and backward: instructions of the warps of the block that executes the "
         "most, as the source has them, without addresses, loops and branches, and bytes of global memory that all "
         "blocks read and write. In brackets, how many more they are than without the option."
@@ -197,7 +202,7 @@ def report_options(
         for B, H in shapes:
             plain: list[int] = []
             for cell in OPTIONS[name]:
-                step = of_step(cell, B, H, schedule=schedule, dtype=dtype).values()
+                step = of_step(cell, B, H, schedule=schedule, dtype=dtype, device=device).values()
                 work = [int(of_pass.instructions.sum(axis=1).max()) for of_pass in step]
                 for kinds in (_GLOBAL_LOADS, _GLOBAL_STORES):
                     work += [sum(int(of_pass[f"{kind}_bytes"].sum()) for kind in kinds) for of_pass in step]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gpurnn.kernels import dtypes
 from gpurnn.kernels.recurrence import plan
 
 from gpurnn import cells, kernels, reference
@@ -73,11 +74,13 @@ def _error(found: np.ndarray, expected: np.ndarray, dtype: str) -> float:
 def checks(*, small: bool = False, clusters: bool = True) -> Iterator[Check]:
     """All of them; or, for a tool under which they take many times as long, those of a few cells in one dtype.
 
-    Without those of the cluster schedule, where a device or a cell has none.
+    Without those of the cluster and the scatter schedule, where a device or a cell has none.
     """
     for cell in _cells(small):
-        in_clusters = clusters and not cell.sums_over_units
-        for schedule in plan.SCHEDULES if in_clusters else [s for s in plan.SCHEDULES if s != "cluster"]:
+        lacks = set() if clusters and not cell.sums_over_units else {"cluster"}
+        if not plan.exchanges_sums(cell, dtypes.TABLE["float32"]):
+            lacks.add("scatter")
+        for schedule in (s for s in plan.SCHEDULES if s not in lacks):
             for size in SIZES[:1] if small else SIZES:
                 yield _recurrence(cell, schedule, size, "float32")
         if not small:

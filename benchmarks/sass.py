@@ -161,17 +161,23 @@ def modules(pattern: str) -> list[Module]:
 
 
 def report(pattern: str) -> Iterator[str]:
-    """A row for each kernel whose name matches: its product loop on each architecture, else its streaming loop."""
+    """A row for each kernel whose name matches: its product loop on each architecture, else its streaming loop.
+
+    With the registers of a thread, and the bytes that it stores and loads because they are too few.
+    """
     reason = missing()
     if reason is not None:
         raise NotInstalled(reason)
     yield (
         "| kernel | sm | instructions | multiply-adds | share | LDS by bits | LDG by bits | STG by bits "
-        "| loads before stores |"
+        "| loads before stores | registers | spilled bytes |"
     )
-    yield "| --- | --: | --: | --: | --: | --- | --- | --- | --- |"
+    yield "| --- | --: | --: | --: | --: | --- | --- | --- | --- | --: | --: |"
     for module in modules(pattern):
         for architecture in ARCHITECTURES:
+            if not nvrtc.runs(module, architecture):
+                continue
+            resources = nvrtc.cached(module, architecture)
             for name, loops in disassemble(module, architecture).items():
                 loop = streaming_loop(loops) if module.source.name in STREAMING else product_loop(loops)
                 if loop is None or not re.search(pattern, name):
@@ -182,5 +188,6 @@ def report(pattern: str) -> Iterator[str]:
                 )
                 yield (
                     f"| `{name}` | {architecture} | {len(loop)} | {loop.multiply_adds} | {loop.share:.0%} "
-                    f"| {widths} | {'yes' if loop.loads_first else 'no'} |"
+                    f"| {widths} | {'yes' if loop.loads_first else 'no'} "
+                    f"| {resources[name]['registers']} | {resources[name]['spilled']} |"
                 )

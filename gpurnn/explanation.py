@@ -21,9 +21,9 @@ class Explanation:
     ----------
     device : str
     schedule : str
-        The one that the forward pass runs by: "stepwise", "step-fused", "block", "persistent" or "cluster"; "scan" of
-        a layer whose states are a `gpurnn.linear_scan`; "independent" of an `gpurnn.IndRNN`, each of whose units has a
-        thread for all steps.
+        The one that the forward pass runs by: "stepwise", "step-fused", "block", "persistent", "cluster" or "scatter";
+        "scan" of a layer whose states are a `gpurnn.linear_scan`; "independent" of an `gpurnn.IndRNN`, each of whose
+        units has a thread for all steps.
     grid, block : tuple of int
         Of the pass' kernel; for the stepwise schedule of that of the gates; of a scan of its last kernel.
     shared_bytes : int

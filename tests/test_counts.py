@@ -267,6 +267,7 @@ PREDICTED = [  # cell, schedule, sizes and what else the device is given
     pytest.param("lstm", "block", {"B": 2, "H": 8}),
     pytest.param("lstm", "persistent", {"B": 2, "H": 8}),
     pytest.param("lstm", "cluster", {"B": 6, "H": 31, "multiprocessors": 33}),
+    pytest.param("lstm", "scatter", {"B": 9, "H": 31, "multiprocessors": 8}),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in [
         ("lstm", "stepwise", {"B": 3, "H": 5}),
         ("lstm", "step-fused", {"B": 37, "H": 33}),  # more rows and columns than tiles have, blocks that are not full
@@ -279,6 +280,7 @@ PREDICTED = [  # cell, schedule, sizes and what else the device is given
         ("gru-reset-before-state", "persistent", {"B": 9, "H": 20, "dtype": "float64"}),
         ("lstm", "cluster", {"B": 2, "H": 300, "multiprocessors": 40}),
         ("gru-reset-before-state", "cluster", {"B": 9, "H": 40, "dtype": "float64", "multiprocessors": 33}),
+        ("gru-reset-after-state", "scatter", {"B": 20, "H": 30, "multiprocessors": 16}),
         ("lstm-peephole", "stepwise", {"B": 3, "H": 5}),
         ("lstm-peephole", "step-fused", {"B": 3, "H": 5}),
         ("gru-zoneout-mask", "step-fused", {"B": 3, "H": 5}),

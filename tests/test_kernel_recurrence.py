@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -236,15 +237,21 @@ def test_operands_longer_than_a_chunk(cell, schedule, B, H, monkeypatch, hold):
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-state", "gru-reset-after-candidate"])
-@pytest.mark.parametrize("schedule", ["block", "persistent"])
+@pytest.mark.parametrize(
+    ("schedule", "cell"),
+    [
+        *itertools.product(("block", "persistent"), ("lstm", "gru-reset-before-state", "gru-reset-after-candidate")),
+        ("scatter", "gru-reset-after-candidate"),
+    ],
+)
 def test_a_watchdog_leaves_the_bits_as_they_are(schedule, cell, monkeypatch):
     """Sequences are cut into launches that are short enough for it, each of which begins where the last one ended."""
-    problem, launched = draw(CELLS[cell], ALL, T=7, B=5, H=12), []
+    dtype = "float32" if schedule == "scatter" else "float64"
+    problem, launched = draw(CELLS[cell], ALL, T=7, B=5, H=12, dtype=dtype), []
     launch = host.Library.launch
 
     def counted(library, kernel, *args, **options):
-        launched.append(kernel.split("<")[0])
+        launched.append(kernel.split("<")[0].removesuffix("_scatter"))
         launch(library, kernel, *args, **options)
 
     monkeypatch.setattr(host.Library, "launch", counted)
@@ -271,13 +278,17 @@ def test_a_watchdog_leaves_the_bits_as_they_are(schedule, cell, monkeypatch):
 # Not repeated where every access is checked: blocks that have not met do conflict, and that build says so first.
 @pytest.mark.parametrize(
     ("cell", "schedule"),
-    [("lstm", "persistent"), ("rnn-tanh", "persistent"), ("gru-reset-before-state", "persistent"), ("lstm", "cluster")],
+    [
+        *((cell, "persistent") for cell in ("lstm", "rnn-tanh", "gru-reset-before-state")),
+        ("lstm", "cluster"),
+        ("lstm", "scatter"),
+    ],
 )
 def test_what_is_computed_after_blocks_have_not_met_is_nan(cell, schedule, monkeypatch):
     """And it raises: here at once, on a GPU at a later launch."""
     on_device(monkeypatch, multiprocessors=16 if schedule == "cluster" else 5)
-    in_clusters = {"H": 16, "dtype": "float32"} if schedule == "cluster" else {}  # two of them
-    problem = draw(CELLS[cell], Options(), **{"T": 4, "B": 1, "H": 12, **in_clusters})
+    sizes = {"H": 12} if schedule == "persistent" else {"H": 16, "dtype": "float32"}  # two clusters
+    problem = draw(CELLS[cell], Options(), T=4, B=1, **sizes)
     launch, seen = host.Library.launch, []
 
     def apart(*args, cooperative, **options):
@@ -350,14 +361,43 @@ def test_clusters_agree_with_the_definition(cell, B, H, multiprocessors, forward
         hold(draw(CELLS[cell], ALL, T=4, B=B, I=3, H=H, dtype="float32"))
 
 
+SCATTERED = [  # cell, B, H, multiprocessors, and the grid and the kernel of the backward pass
+    ("lstm", 7, 70, 4, (2, 1, 2), "8, 1, 24"),  # more weights than registers hold
+    ("gru-reset-after-state", 9, 31, 8, (2, 2, 2), "8, 1, 24"),  # two groups of rows, blocks of fewer units and rows
+    ("lstm", 3, 290, 24, (12, 1, 2), "8, 2, 12"),  # threads of one unit and of two
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        ("gru-reset-after-candidate", 20, 30, 16, (8, 1, 2), "8, 1, 24"),  # more rows than a tile has
+        ("lstm", 2, 600, 80, (40, 1, 2), "8, 3, 8"),
+        ("gru-reset-after-state", 2, 800, 90, (45, 1, 2), "8, 4, 6"),
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cell", "B", "H", "multiprocessors", "grid", "kernel"), SCATTERED)
+def test_sums_of_blocks_agree_with_the_definition(cell, B, H, multiprocessors, grid, kernel, monkeypatch, hold):
+    device = on_device(monkeypatch, multiprocessors=multiprocessors)
+    launch = plan.make("scatter", plan.Problem(CELLS[cell], 3, B, H, 2, dtypes.TABLE["float32"], True), device).launch
+    assert (launch.grid, str(launch.variant)) == (grid, kernel)
+    with plan.schedule("scatter"):
+        hold(draw(CELLS[cell], ALL, T=3, B=B, H=H, dtype="float32"))
+
+
 @pytest.mark.kernels
-@pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-candidate"])
-def test_clusters_give_the_same_bits_in_any_order_of_threads_and_blocks(cell, monkeypatch):
+@pytest.mark.parametrize(
+    ("cell", "schedule"),
+    [
+        ("lstm", "cluster"),
+        ("gru-reset-before-candidate", "cluster"),
+        ("lstm", "scatter"),
+        ("gru-reset-after-state", "scatter"),
+    ],
+)
+def test_exchanges_of_sums_give_the_same_bits_in_any_order_of_threads_and_blocks(cell, schedule, monkeypatch):
     on_device(monkeypatch, multiprocessors=33)
     problem = draw(CELLS[cell], ALL, T=4, B=5, H=32, dtype="float32")
     runs = []
     for seed in (1, 2):
-        with plan.schedule("cluster"), host.execution(seed=seed):
+        with plan.schedule(schedule), host.execution(seed=seed):
             runs.append(run(kernels, problem))
     assert_all_close(runs[0], runs[1], terms=0)
 

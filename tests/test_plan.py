@@ -45,7 +45,7 @@ def test_every_plan_fits_its_device(backward, cell, dtype, device):
                     assert launch.grid[1] <= 65535
                     assert launch.grid[2] == D
                     assert cell.gates * H * H < 2**31
-                    if name in ("persistent", "cluster"):
+                    if name in ("persistent", "cluster", "scatter"):
                         assert np.prod(launch.grid) <= gpu.multiprocessors
                     assert launch.grid[0] % launch.variant.blocks == 0
                 assert "cluster" in choice.refusals or gpu.compute_capability >= (9, 0)
@@ -110,7 +110,7 @@ def test_a_schedule_can_be_asked_for():
 def test_blocks_of_a_cluster_load_an_operand_once():
     """Of gate gradients each block of a cluster loads an eighth. Devices before the H100 have no clusters."""
     found = {name: consider(B=16, H=768, backward=True, device=name) for name in ("A100", "H100", "B200")}
-    assert [choice.best for choice in found.values()] == ["persistent", "cluster", "cluster"]
+    assert [choice.best for choice in found.values()] == ["scatter", "cluster", "cluster"]
     assert found["A100"].refusals["cluster"] == "A100 has no clusters of blocks"
     launch = found["H100"].plans["cluster"][0].launch
     assert (launch.grid, launch.chunk) == ((32, 4, 1), 4 * 768 // 8)
@@ -122,17 +122,43 @@ def test_blocks_of_a_cluster_load_an_operand_once():
     assert "not hold a cluster of 8 blocks for each of 2" in plan.consider(problem, few).refusals["cluster"]
 
 
-@pytest.mark.parametrize("device", ["A100", "H100"])
-def test_operands_go_to_as_few_blocks_as_can_hold_the_weights(device):
-    """Bytes that the blocks read of each other in a step."""
+@pytest.mark.parametrize(
+    ("device", "schedule", "backward", "most"),
+    [
+        ("A100", "persistent", False, 2.6e6),
+        ("A100", "persistent", True, 10.3e6),
+        ("A100", "scatter", True, 5.2e6),
+        ("H100", "persistent", False, 1.6e6),
+        ("H100", "persistent", True, 6.3e6),
+    ],
+)
+def test_operands_go_to_as_few_blocks_as_can_hold_the_weights(device, schedule, backward, most):
+    """Bytes that the blocks read of each other in a step, and write for each other alone."""
+    problem = plan.Problem(LSTM(), 100, 16, 768, 1, dtypes.TABLE["float32"], backward)
+    launch = plan.make(schedule, problem, devices.lookup(device)).launch
+    assert plan.predict.exchanged_bytes(problem, launch) <= most
 
-    def exchanged(backward):
-        problem = plan.Problem(LSTM(), 100, 16, 768, 1, dtypes.TABLE["float32"], backward)
-        launch = plan.make("persistent", problem, devices.lookup(device)).launch
-        return np.prod(launch.grid) * launch.rows * (4 if backward else 1) * 768 * 4
 
-    assert exchanged(backward=False) <= (1.7e6 if device == "H100" else 4.8e6)
-    assert exchanged(backward=True) <= (6.5e6 if device == "H100" else 10.5e6)
+def test_sums_are_exchanged_where_they_are_fewer_than_gate_gradients():
+    """Of H units once for each block, written and read, which have G gate gradients."""
+    problem, gpu = consider(B=16, H=768, backward=True, device="A100").problem, devices.lookup("A100")
+    launch = plan.make("scatter", problem, gpu).launch
+    assert (launch.grid, launch.units, launch.rows, str(launch.variant)) == ((52, 2, 1), 15, 8, "8, 3, 8")
+    written, read = 52 * 16 * 768 * 4, 2 * 52 * (51 * 15 + 3) * 8 * 4
+    assert plan.predict.exchanged_bytes(problem, launch) == written + read
+    assert plan.make("scatter", dataclasses.replace(problem, backward=False), gpu).launch.variant.exchange == "grid"
+    refusals = consider(Vanilla(), device="A100", backward=True).refusals, consider(dtype="float64").refusals
+    assert refusals[0]["scatter"] == f"{Vanilla()} has no kernel in float32 whose blocks exchange sums"
+    assert "no kernel in float64" in refusals[1]["scatter"]
+    of_sizes = [
+        consider(H=1025, device="A100", backward=True),
+        consider(B=300, H=1024, device="A100", backward=True),
+        consider(B=8, H=1024, device="T4", backward=True),
+    ]
+    for choice, message in zip(
+        of_sizes, ["more than the 1024 whose sums", "300 rows are more", "T4 has 65,536"], strict=True
+    ):
+        assert message in choice.refusals["scatter"]
 
 
 def test_registers_hold_what_shared_memory_has_no_room_for():

@@ -25,9 +25,11 @@ from ..dtypes import Dtype
 from . import predict
 from .predict import Prediction, Product
 
-SCHEDULES = ("stepwise", "step-fused", "block", "persistent", "cluster")
-EXCHANGE = {"step-fused": "launch", "block": "block", "persistent": "grid", "cluster": "cluster"}
-"""The exchange of each schedule of ``recurrence/fused.cu``, as a `Variant` has it."""
+SCHEDULES = ("stepwise", "step-fused", "block", "persistent", "cluster", "scatter")
+EXCHANGE = {
+    "step-fused": "launch", "block": "block", "persistent": "grid", "cluster": "cluster", "scatter": "scatter"
+}  # fmt: skip
+"""The exchange of each other schedule than stepwise, as a `Variant` has it; that of "scatter" backward."""
 
 THREADS = 256
 """Of a block of ``recurrence/fused.cu``: so few that a thread has registers for weights and for all it computes."""
@@ -43,6 +45,9 @@ STEPWISE_THREADS = 256
 
 ROW_SUMS = 32
 """Numbers in shared memory by which the warps of a row add up, of a block of ``recurrence/rows.cu``."""
+
+_SCATTER_HELD = 24
+"""Packets of weights that a thread keeps in registers in ``recurrence/scatter.cu``."""
 
 _SECONDS_OF_A_LAUNCH = 0.1
 """By the prediction, where a watchdog ends one that lasts for seconds: a tenth of what it may take."""
@@ -122,16 +127,20 @@ class Problem:
 
 @dataclass(frozen=True)
 class Variant:
-    """The template arguments of the kernels in ``recurrence/fused.cu`` that depend on the plan."""
+    """The template arguments of the kernels of whole passes that depend on the plan.
+
+    They are those of ``recurrence/fused.cu``, and "scatter" that of ``recurrence/scatter.cu``.
+    """
 
     exchange: str
-    """How a step's operand gets to the blocks that multiply it: "launch", "block", "grid" or "cluster"."""
+    """How a step's operand gets to the blocks that multiply it: "launch", "block", "grid" or "cluster"; or "scatter":
+    each block multiplies its own part of it, and the sums get to the blocks that add them up."""
     columns: int
     """Rows of the batch in a tile."""
     tile_rows: int = 8
-    """Rows of weights in a tile."""
+    """Rows of weights in a tile; under "scatter" those of a thread."""
     held: int = 0
-    """Widths of its weight rows that a warp keeps in registers."""
+    """Widths of its weight rows that a warp keeps in registers, or packets that a thread does."""
     owned: int = 1
     """Hidden units of a row whose steps a thread computes, at most."""
 
@@ -143,16 +152,20 @@ class Variant:
     @property
     def passes(self) -> tuple[str, ...]:
         """Those that have such a kernel: in a cluster a forward pass has no registers for as many sums."""
-        return ("backward",) if self.exchange == "cluster" and self.tile_rows == 12 else ("forward", "backward")
+        if self.exchange == "scatter" or (self.exchange == "cluster" and self.tile_rows == 12):
+            return ("backward",)
+        return ("forward", "backward")
 
     @property
     def among_blocks(self) -> bool:
         """Whether the blocks of a launch exchange operands, and so have to run at once."""
-        return self.exchange in ("grid", "cluster")
+        return self.exchange in ("grid", "cluster", "scatter")
 
     @property
     def tile_lanes(self) -> int:
         """Lanes of a warp that share out the columns of a tile."""
+        if self.exchange == "scatter":
+            return 1
         return 32 if self.columns == 1 else 8
 
     @property
@@ -165,6 +178,8 @@ class Variant:
         return self.tile_lanes * (16 // dtype.itemsize)
 
     def __str__(self) -> str:
+        if self.exchange == "scatter":
+            return f"{self.columns}, {self.tile_rows}, {self.held}"
         return f"Exchange::{self.exchange}, {self.columns}, {self.tile_rows}, {self.held}, {self.owned}"
 
 
@@ -193,10 +208,18 @@ class Launch:
         of_warp = 32 // self.variant.tile_lanes
         return self.parts if self.parts % of_warp else self.parts // of_warp
 
+    def sums_between_blocks(self, real: str) -> tuple[int, ...]:
+        """The shape of the array of that dtype by which blocks exchange sums under "scatter"."""
+        x, y, z = self.grid
+        of_packet = 16 // np.dtype(real).itemsize
+        return 2, z, y, x, x, -(-self.units * self.rows // of_packet) * of_packet
+
     @property
     def sizes(self) -> tuple[np.int32, ...]:
         """The kernel's arguments for the sizes of a block."""
-        sizes = self.units, self.rows, self.chunk, self.parts, self.at_once
+        sizes = [self.units, self.rows]
+        if self.variant.exchange != "scatter":
+            sizes += [self.chunk, self.parts, self.at_once]
         return tuple(map(np.int32, sizes))
 
 
@@ -209,7 +232,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class FusedPlan(Plan):
-    """A schedule of ``recurrence/fused.cu``, with the launch of the pass' kernel."""
+    """A schedule of ``recurrence/fused.cu`` or ``scatter.cu``, with the launch of the pass' kernel."""
 
     launch: Launch
     most_steps: int | None = None
@@ -244,6 +267,7 @@ def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
         *_block_variants(cell, dtype),
         *_grid_variants(cell, dtype),
         *_cluster_variants(cell, dtype),
+        *_scatter_variants(cell, dtype),
     ]
 
 
@@ -277,6 +301,21 @@ def _cluster_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     if not _can_hold(cell, dtype):
         return [Variant("cluster", 4), several]
     return [Variant("cluster", 4, held=3), Variant("cluster", 4, tile_rows=12, held=2), several]
+
+
+def _scatter_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
+    """Those of the backward pass of the scatter schedule, for a thread of 1 to 4 units of the product."""
+    if not exchanges_sums(cell, dtype):
+        return []
+    return [Variant("scatter", 8, tile_rows=units, held=_SCATTER_HELD // units) for units in (1, 2, 3, 4)]
+
+
+def exchanges_sums(cell: Cell, dtype: Dtype) -> bool:
+    """Whether a cell has the scatter schedule.
+
+    Its blocks write a sum of each unit and read it, which is less than the gradients of three gates or more.
+    """
+    return cell.gates > 2 and not cell.sums_over_units and _can_hold(cell, dtype)
 
 
 def _can_hold(cell: Cell, dtype: Dtype) -> bool:
@@ -377,7 +416,7 @@ def _fitting(
 
 def _fastest(problem: Problem, device: Device, launches: Iterable[Launch]) -> Launch:
     """That whose step is predicted to be the shortest on the device."""
-    return min(launches, key=lambda launch: predict.fused(problem, device, launch, 1).of_block)
+    return min(launches, key=lambda launch: predict.one_launch(problem, device, launch, 1).of_block)
 
 
 def _step_fused(problem: Problem, device: Device) -> Launch:
@@ -413,6 +452,46 @@ def _persistent(problem: Problem, device: Device) -> Launch:
     each has as many weights to keep.
     """
     return _at_once(problem, device, _grid_variants(problem.cell, problem.dtype))
+
+
+def _scatter(problem: Problem, device: Device) -> Launch:
+    """As `_persistent`, but backward blocks exchange sums."""
+    cell, dtype = problem.cell, problem.dtype
+    if not exchanges_sums(cell, dtype):
+        raise DoesNotFit(f"{cell} has no kernel in {dtype.name} whose blocks exchange sums")
+    if not problem.backward:
+        return _persistent(problem, device)
+    variant = next((v for v in _scatter_variants(cell, dtype) if v.tile_rows * THREADS >= problem.H), None)
+    if variant is None:
+        raise DoesNotFit(
+            f"{problem.H} hidden units are more than the {4 * THREADS} whose sums the threads of a block keep"
+        )
+    size, found, groups = variant.width(dtype), list[Launch](), 1
+    reason = f"{device.name} does not hold a block for each of {problem.D} directions"
+    while groups <= problem.B and device.multiprocessors // (problem.D * groups):
+        units = -(-problem.H // (device.multiprocessors // (problem.D * groups)))
+        rows = -(-problem.B // groups)
+        packets = -(-cell.gates * units // size)
+        gradients = -(-rows // variant.columns) * variant.columns * packets
+        stored = THREADS * variant.tile_rows * max(0, packets - variant.held)
+        needed = (gradients + THREADS + stored) * size * dtype.itemsize
+        lacks = []
+        if units * rows > THREADS:
+            lacks.append(f"{units} hidden units times {rows} rows are more than the {THREADS} threads of a block")
+        if needed > device.shared_memory_per_block:
+            lacks.append(
+                f"{units} hidden units of {rows} rows need {needed:,} bytes of shared memory in a block, "
+                f"{device.name} has {device.shared_memory_per_block:,}"
+            )
+        if not lacks:
+            grid = (-(-problem.H // units), groups, problem.D)
+            found.append(Launch(grid, (THREADS,), needed, units, rows, packets * size, 1, 1, variant))
+        elif groups == 1:
+            reason = lacks[0]
+        groups = -(-problem.B // (rows - 1)) if rows > 1 else problem.B + 1
+    if not found:
+        raise DoesNotFit(reason)
+    return _fastest(problem, device, found)
 
 
 def _cluster(problem: Problem, device: Device) -> Launch:
@@ -459,7 +538,9 @@ def _at_once(problem: Problem, device: Device, variants: list[Variant]) -> Launc
     return _fastest(problem, device, found)
 
 
-_LAUNCHES = {"step-fused": _step_fused, "block": _block, "persistent": _persistent, "cluster": _cluster}
+_LAUNCHES = {
+    "step-fused": _step_fused, "block": _block, "persistent": _persistent, "cluster": _cluster, "scatter": _scatter
+}  # fmt: skip
 
 
 def make(schedule: str, problem: Problem, device: Device) -> Plan:
@@ -479,7 +560,7 @@ def predicted(plan: Plan, problem: Problem, device: Device) -> Prediction:
         return predict.stepwise(problem, device)
     launches = len(plan.launches(problem.phases, len(problem.products)))
     begins = plan.exchange == "launch" and not problem.backward  # with the first operand
-    return predict.fused(problem, device, plan.launch, launches + begins)
+    return predict.one_launch(problem, device, plan.launch, launches + begins)
 
 
 # ---- The choice -----------------------------------------------------------------------------------------------------
@@ -591,6 +672,19 @@ def _choose(problem: Problem, device: Device, forced: str | None, apart: tuple[t
     return choice.plans[choice.best][0]
 
 
+_host_device: contextvars.ContextVar[str] = contextvars.ContextVar("host_device", default=HOST_DEVICE)
+
+
+@contextlib.contextmanager
+def planned_for(device: str) -> Iterator[None]:
+    """Within, what runs on the host executor is planned for a device of that name instead of `HOST_DEVICE`."""
+    token = _host_device.set(device)
+    try:
+        yield
+    finally:
+        _host_device.reset(token)
+
+
 def device_of(array: Any) -> Device:
-    """The device to plan for: that of a CuPy array, `HOST_DEVICE` for anything else."""
-    return devices.of_index(array.data.device_id) if is_cupy_array(array) else devices.lookup(HOST_DEVICE)
+    """The device to plan for: that of a CuPy array; for anything else `HOST_DEVICE` or that of `planned_for`."""
+    return devices.of_index(array.data.device_id) if is_cupy_array(array) else devices.lookup(_host_device.get())

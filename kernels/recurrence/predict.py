@@ -35,7 +35,8 @@ _CLUSTER_BARRIER, _CLUSTER_CLOCKS, _CLUSTER_BYTES_PER_CLOCK = 0.3e-6, 200, 10
 shared memory of another block; and the bytes that a multiprocessor gets in a clock if all others do too."""
 
 _EXCHANGE = {
-    "launch": LAUNCH, "grid": _BARRIER, "block": _BLOCK_BARRIER, "cluster": _BARRIER + _CLUSTER_BARRIER
+    "launch": LAUNCH, "grid": _BARRIER, "block": _BLOCK_BARRIER, "cluster": _BARRIER + _CLUSTER_BARRIER,
+    "scatter": _BARRIER,
 }  # fmt: skip
 
 _L2_BYTES_PER_CLOCK = 21
@@ -54,13 +55,16 @@ _UNIT_CLOCKS = 450
 _TILE_INSTRUCTIONS, _TILE_SUM_INSTRUCTIONS = 70, 4
 """Roughly those of a warp before and after the loop of a tile, and for each of its sums over lanes."""
 
+_PUBLISH_INSTRUCTIONS = 3
+"""Roughly those of a warp for each of the sums of a tile that other blocks read."""
+
 _WAITING = 2.2
 """Clocks of each of these for a warp alone: they wait for each other."""
 
 _SUM_CLOCKS = 8
 """Roughly those of a partial sum of a gate, which a thread adds to the others."""
 
-_LOOP_INSTRUCTIONS = {"launch": 6, "block": 8, "grid": 6, "cluster": 6}
+_LOOP_INSTRUCTIONS = {"launch": 6, "block": 8, "grid": 6, "cluster": 6, "scatter": 6}
 """By exchange, those of a round of the product's loop besides multiply-adds and loads, as the machine code has them."""
 
 _WAVEFRONTS = 4
@@ -157,14 +161,58 @@ def instructions(variant: Variant, dtype: Dtype) -> int:
     return multiply_adds(variant, dtype) + loads + _LOOP_INSTRUCTIONS[variant.exchange]
 
 
+def one_launch(problem: Problem, device: Device, launch: Launch, launches: int) -> Prediction:
+    """The terms of a step of a pass that has that many launches, each of which can be of all its steps."""
+    return (scatter if launch.variant.exchange == "scatter" else fused)(problem, device, launch, launches)
+
+
+def _issue_clocks(variant: Variant, problem: Problem, device: Device) -> float:
+    """Of a round of the product's loop, for a scheduler with one warp.
+
+    An instruction of a warp takes its scheduler one clock, or as long as the units behind it need for 32 lanes.
+    """
+    pace = 32 * _SCHEDULERS / device.limits.fma[problem.dtype.accumulator]
+    return max(instructions(variant, problem.dtype), multiply_adds(variant, problem.dtype) * pace)
+
+
+def scatter(problem: Problem, device: Device, launch: Launch, launches: int) -> Prediction:
+    """The terms of a step of ``recurrence/scatter.cu``."""
+    variant, real = launch.variant, np.dtype(problem.dtype.accumulator).itemsize
+    size, blocks, clock = variant.width(problem.dtype), launch.grid[0], device.clock_hz
+    # Sums of other blocks: a slice of the threads adds up those of some of them.
+    to_read = -(-launch.units * launch.rows * real // 16)
+    slices = launch.block[0] // to_read
+    rounds = math.ceil(math.ceil(blocks / slices) / _PACKETS_AT_ONCE)
+    load = max(rounds * _L2_CLOCKS + _SHARED_CLOCKS, blocks * to_read * 16 / _L2_BYTES_PER_CLOCK)
+    warps = -(-min(problem.H, launch.block[0]) // 32)
+    together = -(-warps // _SCHEDULERS)
+    packets, issue = -(-problem.cell.gates * launch.units // size), _issue_clocks(variant, problem, device)
+    held = min(variant.held, packets)
+    of_stored, of_held = (
+        max(together * issue, warps * loads * _WAVEFRONTS) + _SHARED_CLOCKS * (1 + 1 / together)
+        for loads in (variant.columns + variant.tile_rows, variant.columns)
+    )
+    turns = -(-launch.rows // variant.columns)
+    product = turns * ((packets - held) * of_stored + held * of_held)
+    of_tile = _TILE_INSTRUCTIONS + _PUBLISH_INSTRUCTIONS * variant.tile_rows * variant.columns
+    published = max(turns * together * of_tile, launch.rows * problem.H * real / _L2_BYTES_PER_CLOCK)
+    return Prediction(
+        load=load / clock,
+        product=product / clock,
+        reduction=slices * _SUM_CLOCKS / clock,
+        gates=_UNIT_CLOCKS / clock,
+        exchange=_EXCHANGE["scatter"] + published / clock,
+        host=launches / problem.T * launch_seconds(),
+        memory=problem.units * _unit_bytes(problem, 0) / device.bandwidth,
+        launches=launches,
+    )
+
+
 def fused(problem: Problem, device: Device, launch: Launch, launches: int) -> Prediction:
     """The terms of a step of a schedule of ``recurrence/fused.cu`` whose pass has that many launches."""
     variant, itemsize = launch.variant, problem.dtype.itemsize
     width, exchange = variant.width(problem.dtype), variant.exchange
-    loop = instructions(variant, problem.dtype)
-    # An instruction of a warp takes its scheduler one clock, or as long as the units behind it need for 32 lanes.
-    pace = 32 * _SCHEDULERS / device.limits.fma[problem.dtype.accumulator]
-    issue = max(loop, multiply_adds(variant, problem.dtype) * pace)
+    issue = _issue_clocks(variant, problem, device)
     column_tiles = -(-launch.rows // variant.columns)
     turns = -(-column_tiles // launch.at_once)
     of_tile = _TILE_INSTRUCTIONS + _TILE_SUM_INSTRUCTIONS * variant.tile_rows * variant.columns
@@ -284,7 +332,26 @@ def kernel_bytes(problem: Problem, launch: Launch | None) -> int:
     if problem.cell.sums_over_units:
         of_products = 0 if launch is None else _bytes_of_products(problem, launch)
         return _row_bytes(problem, launch) + of_products
-    return _stepwise_bytes(problem) if launch is None else _fused_bytes(problem, launch)
+    if launch is None:
+        return _stepwise_bytes(problem)
+    return (_scatter_bytes if launch.variant.exchange == "scatter" else _fused_bytes)(problem, launch)
+
+
+def exchanged_bytes(problem: Problem, launch: Launch) -> int:
+    """Of global memory that blocks read of each other in a step, and under "scatter" write for each other."""
+    if launch.variant.exchange != "scatter":
+        return kernel_bytes(problem, launch) - problem.units * _unit_bytes(problem, 0)
+    real, blocks = np.dtype(problem.dtype.accumulator).itemsize, launch.grid[0]
+    read = sum(
+        count * groups * blocks * -(-units * rows * real // 16) * 16
+        for units, count in _pieces(problem.H, launch.units)
+        for rows, groups in _pieces(problem.B, launch.rows)
+    )
+    return problem.D * (read + blocks * problem.B * problem.H * real)
+
+
+def _scatter_bytes(problem: Problem, launch: Launch) -> int:
+    return problem.units * _unit_bytes(problem, 0) + exchanged_bytes(problem, launch)
 
 
 def _row_bytes(problem: Problem, launch: Launch | None) -> int:

@@ -1,7 +1,7 @@
 """All steps of a recurrence, between the products over all steps at once.
 
 `Run` is one call. `run_forward` and `run_backward` launch the kernels of its schedule: those of
-``recurrence/stepwise.cu`` around products of a BLAS, or those of ``recurrence/fused.cu``.
+``recurrence/stepwise.cu`` around products of a BLAS, or those of ``recurrence/fused.cu`` and ``scatter.cu``.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Run:
         )
 
     def fused(self, name: str, launch: Launch, *args: Any, changing: Sequence[str] = ("first", "last")) -> Bound:
-        """A launch of a kernel of ``recurrence/fused.cu``."""
+        """A launch of a kernel of ``recurrence/fused.cu`` or ``scatter.cu``."""
         kernel, cooperative = self.struct.fused(name, launch.variant), launch.variant.among_blocks
         return kernel.bind(
             launch.grid,
@@ -353,7 +353,14 @@ def _backward_stepwise(
 def _backward_fused(
     run: Run, fused: FusedPlan, dy: Array | None, carried: tuple[Array | None, ...], da: Array, da_hidden: Array
 ) -> None:
-    transposed = contiguous(run.w.transpose(0, 2, 1))
-    inputs = transposed, run.saved, run.operands, run.lengths, run.marks, run.mask, dy
-    arrays = *inputs, *carried, da, da_hidden
-    run.launch_fused(fused, "backward", run.T * len(run.cell.phases) + 1, arrays, run.sizes)
+    phases, launch = run.T * len(run.cell.phases) + 1, fused.launch
+    arrays: tuple[Array | None, ...]
+    if launch.variant.exchange == "scatter":
+        real = dtypes.of(run.w).accumulator
+        sums = empty(run.w, launch.sums_between_blocks(real), real)
+        arrays = run.w, run.saved, run.lengths, run.marks, run.mask, dy, *carried[:3], da, da_hidden, sums
+    else:
+        transposed = contiguous(run.w.transpose(0, 2, 1))
+        inputs = transposed, run.saved, run.operands, run.lengths, run.marks, run.mask, dy
+        arrays = *inputs, *carried, da, da_hidden
+    run.launch_fused(fused, "backward", phases, arrays, run.sizes)

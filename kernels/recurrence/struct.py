@@ -71,7 +71,8 @@ class Struct:
 
     def fused_module(self, variant: Variant) -> Module:
         kernels = tuple(self._fused(name, variant) for name in variant.passes)
-        return _module(self, "fused.cu", kernels, variant.blocks)
+        source = "scatter.cu" if variant.exchange == "scatter" else "fused.cu"
+        return _module(self, source, kernels, variant.blocks)
 
     def stepwise(self, name: str) -> Kernel:
         return self.stepwise_module()[self._stepwise(name)]
@@ -118,7 +119,8 @@ class Struct:
         return f"{name}<{self}, {self.dtype.storage}>"
 
     def _fused(self, name: str, variant: Variant) -> str:
-        return f"{name}<{self}, {self.dtype.storage}, {variant}>"
+        kernel = f"{name}_scatter" if variant.exchange == "scatter" else name
+        return f"{kernel}<{self}, {self.dtype.storage}, {variant}>"
 
 
 @functools.cache
