@@ -1,12 +1,14 @@
-"""The wheel: what is in it, and that it trains where nothing but it and its dependencies is installed.
+"""The source distribution and the wheel: what is in them, and that the wheel trains where nothing but it and its
+dependencies is installed.
 
-Both fail, and don't skip, without a network: pip has to fetch the build backend and the dependencies.
+They fail, and don't skip, without a network: pip has to fetch the build backend and the dependencies.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -74,6 +76,24 @@ def wheel(tree, no_compiler):
 def platform_wheel(tree, wheel):
     """What one with a compiler makes, for its own processor."""
     return build_wheel(tree, "platform", None)
+
+
+@pytest.mark.slow
+def test_source_distribution_holds_the_source_whole(tree, tmp_path):
+    tools = tmp_path / "tools"
+    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tools, "setuptools>=77")
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    run(sys.executable, "-c", build, cwd=tree, variables={"PYTHONPATH": str(tools)})
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
+    made = ("docs/_build/", "docs/api/generated/", "docs/examples/", "docs/sg_execution_times.rst")
+    source = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
+    source = {name for name in source if not name.startswith(made) and "egg-info" not in name}
+    assert source <= held
+    # What setuptools makes itself.
+    made = {"PKG-INFO", "setup.cfg"}
+    assert {name for name in held - source if not name.startswith((".", "gpurnn.egg-info/"))} == made
 
 
 @pytest.mark.slow
