@@ -65,7 +65,13 @@ def test_fixed_points_are_told_apart_by_their_stability(H):
     drawn = lines(left)
     stable, unstable = f"stable ({2**H})", f"unstable ({3**H - 2**H})"
     assert list(drawn) == ["states of a run", stable, unstable]
-    assert len(drawn["states of a run"]) == 18
+    flow = drawn["states of a run"]
+    assert len(flow) == 20
+    assert np.isnan(flow[[9, 19]]).all()
+    steps = np.linalg.norm(np.diff(states, axis=0), axis=2).T
+    np.testing.assert_allclose(
+        np.linalg.norm(np.diff(flow, axis=0), axis=1)[[*range(8), *range(10, 18)]], steps.ravel()
+    )
     # A projection on as many axes as there are units is a rotation.
     both = np.concatenate([found.states[found.stable], found.states[~found.stable]])
     expected = np.linalg.norm(both[:, None] - both, axis=2)

@@ -2,7 +2,8 @@
 Fixed points and flow
 =====================
 
-A network of two units with two stable states and a saddle between them: one bit of memory.
+A network of two units with two stable states and a saddle between them: one bit of memory. The grey lines are the flow,
+from twelve starts.
 """
 
 import numpy as np

@@ -2,8 +2,8 @@
 Gradient flow by step
 =====================
 
-How strongly the last state depends on each earlier one: of a tanh network whose weights are small, and of an LSTM
-whose forget gates are open.
+How strongly the last state depends on each earlier one, in a tanh network with small weights and in an LSTM with open
+forget gates.
 """
 
 import numpy as np
@@ -27,3 +27,4 @@ lstm = gpurnn.LSTM(3, 32, dtype="float64", rng=0)
 lstm.params["bias_hh_l0"][32:64] = 3
 
 axes = plots.gradient_flow({"tanh, weights times 0.8": norms(vanilla), "LSTM, forget bias 3": norms(lstm)})
+axes.set_ylabel("||ds_T / ds_t||")

@@ -195,7 +195,8 @@ def fixed_points(
     path : path, optional
         Where to write the picture; its suffix says the format.
     states : (..., S) NumPy array, optional
-        States of a run, drawn behind the fixed points.
+        States of a run, drawn behind the fixed points. Of an array (T, B, S), as a layer returns it, lines join the
+        steps of each row: the flow.
 
     Returns
     -------
@@ -236,8 +237,12 @@ def fixed_points(
     figure = new_figure(where, 8.4, 4.2)
     panels: NDArray[Any] = figure.subplots(1, 2)
     left, right = panels
-    if len(run):
-        left.plot(*traced.T, ".", color="0.65", markersize=3, label="states of a run")
+    if states is not None and len(run):
+        style = ".-" if states.ndim == 3 else "."
+        if states.ndim == 3:  # a NaN ends the line of a row
+            by_row = traced.reshape(*states.shape[:2], 2).swapaxes(0, 1)
+            traced = np.concatenate([by_row, np.full_like(by_row[:, :1], np.nan)], axis=1).reshape(-1, 2)
+        left.plot(*traced.T, style, color="0.65", markersize=3, linewidth=0.6, label="states of a run")
     for stable, colour, fill, name in (
         (True, COLOURS[0], COLOURS[0], "stable"),
         (False, COLOURS[1], "none", "unstable"),
@@ -259,7 +264,7 @@ def fixed_points(
     right.set_title("eigenvalues of their Jacobians", fontsize=10)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(framealpha=0.8, edgecolor="none", fontsize=8)
     write(where, figure, path)
     return panels
 
@@ -467,7 +472,7 @@ def lyapunov_spectrum(spectrum: LyapunovSpectrum, path: PathLike | None = None) 
     right.set_xlabel(f"time averaged over ({_PLURAL[spectrum.unit]})")
     right.set_ylabel(f"estimate (nats per {spectrum.unit})")
     right.set_title("convergence", fontsize=10)
-    right.legend(frameon=False, fontsize=8)
+    right.legend(framealpha=0.8, edgecolor="none", fontsize=8)
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8, linestyle="--")
         axes.grid(alpha=0.3)
