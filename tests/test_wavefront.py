@@ -36,7 +36,7 @@ def at_once(monkeypatch):
     return counts
 
 
-def results(wing, layer, seed=0, **options):
+def results(wing, layer, schedule="persistent", seed=0, **options):
     """Outputs and gradients of all parameters, inputs and states, in training."""
     rng = np.random.default_rng(3)
     x = rng.standard_normal((T, B, I)).astype("float32")
@@ -46,37 +46,37 @@ def results(wing, layer, seed=0, **options):
         "lengths": np.array([T, 0, 5]), "resets": rng.random((T, B)) < 0.2, "mask": rng.random((T, B)) < 0.8
     })  # fmt: skip
     dy = wing.to(rng.standard_normal((T, B, H)).astype("float32"))
-    with plan.schedule("persistent"), host.execution(seed=seed):
+    with plan.schedule(schedule), host.execution(seed=seed):
         (y, final), pullback = layer.vjp(x, state, rng=5, **given, **options)
         return wing.back((y, final, pullback((dy, final))))
 
 
 LAYERS = {
-    "lstm": (2, lambda: gpurnn.LSTM(
+    "lstm": (2, "persistent", lambda: gpurnn.LSTM(
         I, H, 3, dropout=0.3, residual=True, variational_dropout=0.3, recurrent_dropout=0.3, zoneout=(0.1, 0.1), rng=1
     )),
-    "gru": (3, lambda: gpurnn.GRU(I, H, 3, reset_after=True, reverse=True, zero_masked_output=True, rng=1)),
+    "gru": (3, "scatter", lambda: gpurnn.GRU(I, H, 3, reset_after=True, reverse=True, zero_masked_output=True, rng=1)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_bits_of_one_layer_after_another(name, monkeypatch, at_once, kernel_wing):
     """A half and a third of the device have the plan of the whole here. Two layers are followed by the third alone."""
-    layers, make = LAYERS[name]
+    layers, schedule, make = LAYERS[name]
     layer = make().to("cuda") if kernel_wing.name == "cuda" else make()
     chunks = -(-T // CHUNK)
     wave = [min(k, layers, chunks, chunks + layers - k) for k in range(1, chunks + layers)]
     alone = [1] * chunks if layers == 2 else []
     with gpurnn.use(kernel_wing.name):
         decided(monkeypatch, 1, 1)
-        expected = results(kernel_wing, layer)
+        expected = results(kernel_wing, layer, schedule)
         assert not at_once
         decided(monkeypatch, layers, layers)
-        assert_same(results(kernel_wing, layer, seed=1), expected)
+        assert_same(results(kernel_wing, layer, schedule, seed=1), expected)
         assert at_once == wave + alone + alone + wave
         at_once.clear()
         decided(monkeypatch, layers, 1)
-        assert_same(results(kernel_wing, layer, seed=0, checkpoint_every=2 * CHUNK), expected)
+        assert_same(results(kernel_wing, layer, schedule, seed=0, checkpoint_every=2 * CHUNK), expected)
         assert 2 in at_once
         assert at_once[-3 * 2 :] == [1] * 3 * 2  # backward, through the first two chunks
 
