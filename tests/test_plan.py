@@ -146,6 +146,12 @@ def test_sums_are_exchanged_where_they_are_fewer_than_gate_gradients():
     assert (launch.grid, launch.units, launch.rows, str(launch.variant)) == ((52, 2, 1), 15, 8, "8, 3, 8")
     written, read = 52 * 16 * 768 * 4, 2 * 52 * (51 * 15 + 3) * 8 * 4
     assert plan.predict.exchanged_bytes(problem, launch) == written + read
+    # Two warps of a scheduler issue 96 multiply-adds each for a packet, of two clocks, and wait for shared memory.
+    found = plan.predict.one_launch(problem, gpu, launch, 1)
+    assert found.product * gpu.clock_hz == pytest.approx(15 * (2 * 96 * 2 + plan.predict._SHARED_CLOCKS * 3 / 2))
+    assert found.load * gpu.clock_hz == pytest.approx(52 * 15 * 8 * 4 / plan.predict._L2_BYTES_PER_CLOCK)
+    of_sums = 8 * 768 * 4 / plan.predict._L2_BYTES_PER_CLOCK
+    assert (found.exchange - plan.predict._BARRIER) * gpu.clock_hz == pytest.approx(of_sums)
     assert plan.make("scatter", dataclasses.replace(problem, backward=False), gpu).launch.variant.exchange == "grid"
     refusals = consider(Vanilla(), device="A100", backward=True).refusals, consider(dtype="float64").refusals
     assert refusals[0]["scatter"] == f"{Vanilla()} has no kernel in float32 whose blocks exchange sums"

@@ -2,8 +2,8 @@
 //
 // Under the exchange grid of fused.cu every block reads the gate gradients of all units, an all-gather. Here block (x, y, z)
 // multiplies the gate gradients of its own units by their rows of W_hh. That gives it a part of dh_{t-1} of every unit. It
-// publishes all those parts, and adds up what all blocks have published for its units, in the order of the blocks. So a
-// number of a unit travels once from each block to its owner, in place of G numbers from its owner to each block.
+// publishes all those parts, and adds up what all blocks have published for its units, in a fixed order. So a number of a
+// unit travels from each block to its owner, in place of G numbers from its owner to each block.
 //
 // `units` and `rows` are those of fused.cu, and so is the barrier. A thread computes the product for every `threads`-th
 // unit, for `columns` rows of the batch at a time, and all of its sums alone. The first packets of its weights stay in its
