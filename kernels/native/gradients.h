@@ -11,8 +11,10 @@ template <typename T>
 class RowGradient {
     using Real = Vector<T>;
     // Where there are registers for it, a strip's rows are as many as one register copies.
-    static constexpr int lanes = Real::lanes, width = registers == 32 ? 3 : 4, strip = Tiles<T, width, true>::most_rows;
-    static constexpr int64_t most = 512, most_strips = 32;  // of rows k and of strips at a time, which stay in the cache
+    static constexpr int lanes = Real::lanes, width = registers == 32 ? 3 : part_of(4);
+    static constexpr int strip = Tiles<T, width, true>::most_rows;
+    // Of rows k and of strips at a time, which stay in the cache: a part of two registers in the first.
+    static constexpr int64_t most = part_of(4) == 4 ? 512 : 256, most_strips = 32;
 
 public:
     static constexpr int64_t panel_size = most * width * lanes;
@@ -105,7 +107,7 @@ private:
             switch (registers_used) {
                 case 1: columns<1>(K, panel, strips, first, last, N, n, product.w); break;
                 case 2: columns<2>(K, panel, strips, first, last, N, n, product.w); break;
-                case 3: columns<3>(K, panel, strips, first, last, N, n, product.w); break;
+                case 3: columns<width < 3 ? width : 3>(K, panel, strips, first, last, N, n, product.w); break;
                 default: columns<width>(K, panel, strips, first, last, N, n, product.w); break;
             }
         }
@@ -129,7 +131,8 @@ private:
                 }
             }
             const T* const in[1] = {strips + (m - first) * most};
-            tile_of_strip<used>(own)(in, K, panel, to, to, panel);
+            const Stretch<T> all = {in, K, panel, panel};
+            tile_of_strip<used>(own)(&all, 1, to, to);
             if (!whole) {
                 for (int r = 0; r < own; ++r) {
                     for (int v = 0; v < used; ++v) {

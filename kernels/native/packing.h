@@ -9,9 +9,10 @@ template <typename T, class RowOf>
 void pack_rows(int64_t K, int width, int64_t first, int64_t last, T* to, RowOf row_of) {
     using Real = Vector<T>;
     constexpr int lanes = Real::lanes;
+    const int part = part_of(width);
     for (int64_t p = first; p < last; ++p) {
-        T* const panel = to + (p - first) * K * width * lanes;
         for (int v = 0; v < width; ++v) {
+            T* const at = to + (((p - first) * width + v / part * part) * K + v % part) * lanes;
             const T* from[lanes];
             for (int lane = 0; lane < lanes; ++lane) from[lane] = row_of((p * width + v) * lanes + lane);
             for (int64_t k = 0; k < K; k += lanes) {
@@ -21,7 +22,7 @@ void pack_rows(int64_t K, int width, int64_t first, int64_t last, T* to, RowOf r
                 }
                 transpose(square);
                 const int64_t there = K - k < lanes ? K - k : lanes;
-                for (int i = 0; i < there; ++i) square[i].store(panel + ((k + i) * width + v) * lanes);
+                for (int i = 0; i < there; ++i) square[i].store(at + (k + i) * part * lanes);
             }
         }
     }
@@ -33,13 +34,14 @@ template <typename T>
 void pack_columns(const T* w, int64_t K, int64_t columns, int width, int64_t first, int64_t last, T* to) {
     using Real = Vector<T>;
     constexpr int64_t rows = 32;
+    const int part = part_of(width), parts = width / part;
     for (int64_t k0 = 0; k0 < K; k0 += rows) {
         const int64_t end = k0 + rows < K ? k0 + rows : K;
-        for (int64_t p = first; p < last; ++p) {
-            T* at = to + ((p - first) * K + k0) * width * Real::lanes;
+        for (int64_t p = first * parts; p < last * parts; ++p) {
+            T* at = to + ((p - first * parts) * K + k0) * part * Real::lanes;
             for (int64_t k = k0; k < end; ++k) {
-                for (int v = 0; v < width; ++v, at += Real::lanes) {
-                    const int64_t column = (p * width + v) * Real::lanes, left = columns - column;
+                for (int v = 0; v < part; ++v, at += Real::lanes) {
+                    const int64_t column = (p * part + v) * Real::lanes, left = columns - column;
                     const T* const from = w + k * columns + column;
                     (left >= Real::lanes ? Real::load(from) : left > 0 ? Real::load(from, left) : Real(0)).store(at);
                 }

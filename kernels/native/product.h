@@ -7,8 +7,12 @@
 #include "native/simd.h"
 #include "native/transpose.h"
 
-// A matrix (K, columns) in the order in which tiles read it: panels of `width` registers of columns, each (K, width).
-// What is missing in the last panel is zero. `numbers` has them from panel `begin` on.
+// The registers of a panel's columns that lie side by side for each k. Of 16 registers a tile of six rows and two of
+// columns reads fewest numbers for a product, so that what does not stay in the first cache comes in time.
+constexpr int part_of(int width) { return registers == 16 && register_bytes == 32 && width == 4 ? 2 : width; }
+
+// A matrix (K, columns) in the order in which tiles read it: panels of `width` registers of columns, whose parts are each
+// (K, part_of(width)). What is missing in the last panel is zero. `numbers` has them from panel `begin` on.
 template <typename T>
 struct Panels {
     static constexpr int lanes = Vector<T>::lanes;
@@ -23,35 +27,47 @@ struct Panels {
     const T* panel(int64_t p) const { return numbers + (p - begin) * K * width * lanes; }
 };
 
-// to[r][v] = from[r][v] + sum over k < K of a[r][k] * panel[k][v]; with `strip`, a[r][k] lies at a[0][k * R + r].
-// The registers v are those of `side` panels, one after another, each of `width`. What lies at `ahead` is fetched to the
-// second cache, a line at a time, as far apart as the panel's k.
+// Products with one matrix: a[r] is where row r's operand lies, and `panel` is the first part of the matrix's columns.
+// What lies at `ahead` is fetched to the second cache, a line at a time, as far apart as the panel's k.
+template <typename T>
+struct Stretch {
+    const T* const* a;
+    int64_t K;
+    const T *panel, *ahead;
+};
+
+// to[r][v] = from[r][v] + sum over k of a[r][k] * panel[k][v], of each stretch after the other; with `strip`, a[r][k]
+// lies at a[0][k * R + r]. The registers v are those of `side` parts, one after another, each of `width`.
 template <typename T, int R, int width, int side, bool strip>
-void tile(const T* const* a, int64_t K, const T* panel, const T* const* from, T* const* to, const T* ahead) {
+void tile(const Stretch<T>* stretches, int count, const T* const* from, T* const* to) {
     using Real = Vector<T>;
     constexpr int lanes = Real::lanes, V = width * side;
-    const int64_t apart = K * width * lanes;
-    const T* rows[R];
     Real sums[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-        rows[r] = strip ? a[0] + r : a[r];
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) sums[r][v] = Real::load(from[r] + v * lanes);
     }
-    for (int64_t k = 0; k < K; ++k, panel += width * lanes, ahead += width * lanes) {
-        Real b[V];
-        if (!strip) __builtin_prefetch(ahead, 0, 2);
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) b[v] = Real::load(panel + v / width * apart + v % width * lanes);
+    for (int i = 0; i < count; ++i) {
+        const int64_t K = stretches[i].K, apart = K * width * lanes;
+        const T *panel = stretches[i].panel, *ahead = stretches[i].ahead;
+        const T* rows[R];
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            Real x = rows[r][strip ? k * R : k];
+        for (int r = 0; r < R; ++r) rows[r] = strip ? stretches[i].a[0] + r : stretches[i].a[r];
+        for (int64_t k = 0; k < K; ++k, panel += width * lanes, ahead += width * lanes) {
+            Real b[V];
+            if (!strip) __builtin_prefetch(ahead, 0, 2);
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) b[v] = Real::load(panel + v / width * apart + v % width * lanes);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                Real x = rows[r][strip ? k * R : k];
 #if defined(__AVX512F__)
-            asm("" : "+v"(x.raw));  // in a register once, and not in memory at each of its products
+                asm("" : "+v"(x.raw));  // in a register once, and not in memory at each of its products
 #endif
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) sums[r][v] = fma(x, b[v], sums[r][v]);
+                for (int v = 0; v < V; ++v) sums[r][v] = fma(x, b[v], sums[r][v]);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -91,33 +107,37 @@ ALWAYS_INLINE void add_products(
 // Registers of sums that a tile has at most.
 constexpr int most_sums = 24;
 
-// The tiles of one width: as many sums as registers are left beside those of a row and of the panel.
+// The tiles of one part's width: as many sums as registers are left beside those of a row and of the part.
 template <typename T, int width, bool strip>
 struct Tiles {
-    using Tile = void (*)(const T* const*, int64_t, const T*, const T* const*, T* const*, const T*);
+    using Tile = void (*)(const Stretch<T>*, int, const T* const*, T* const*);
 
     static constexpr int sums = registers == 32 ? 24 : register_bytes == 32 ? 12 : 8;
     static constexpr int limit = sums / width < 1 ? 1 : sums / width;
     static constexpr int most_rows = limit < 8 ? limit : 8;
 
-    // Few rows take several panels side by side, since each sum waits for the product before it.
+    // Few rows take several parts side by side, since each sum waits for the product before it.
     static constexpr int side(int rows) {
-        const int wanted = registers == 32 ? 16 : 8, found = wanted / (width * rows);
+        const int wanted = registers == 32 ? 16 : sums, found = wanted / (width * rows);
         return strip || found < 2 ? 1 : found < 4 ? 2 : 4;
     }
 
-    template <int R, int s>
-    static constexpr Tile of() {
-        return tile<T, R, width, s, strip>;
+    template <int R, int most_beside>
+    static Tile of(int beside) {
+        if constexpr (most_beside > 1) {
+            if (beside < most_beside) return of<R, most_beside / 2>(beside);
+        }
+        return tile<T, R, width, most_beside, strip>;
     }
     template <int R>
-    static Tile pick(int rows, bool sidewise) {
+    static Tile pick(int rows, int beside) {
         if constexpr (R > 1) {
-            if (rows < R) return pick<R - 1>(rows, sidewise);
+            if (rows < R) return pick<R - 1>(rows, beside);
         }
-        return sidewise ? of<R, side(R)>() : of<R, 1>();
+        return of<R, side(R)>(beside);
     }
-    static Tile get(int rows, bool sidewise) { return pick<most_rows>(rows, sidewise); }
+    // The tile of so many rows and parts side by side, which are 1, 2 or 4 and at most side(rows).
+    static Tile get(int rows, int beside) { return pick<most_rows>(rows, beside); }
 };
 
 // A further matrix of panels, and a function that says where its operand of a row lies.
@@ -132,43 +152,64 @@ Term(Panels<T>, A) -> Term<T, A>;
 // Calls `done(row, rows, panel, panels)` after each tile of the products of `count` rows and panels first ... last - 1.
 //
 // a(row) is where a row's operand lies, from(row) where its sums start, of which panel p's lie at p * width * lanes;
-// to(row, r, p, panels) is where the sums of row r of the tile with so many panels from p on go. `backwards` walks the
-// panels from the last one, so that those that the cache still has come first. Products of `earlier` terms with as many
-// columns come first in each sum.
+// to(row, r, p, panels), which is called before the products, is where the sums of row r of the tile with so many panels
+// from p on go. `backwards` walks the panels from the last one, so that those that the cache still has come first.
+// Products of `earlier` terms with as many columns come first in each sum.
 template <int width, typename T, class A, class From, class To, class Done, class... Earlier>
 ALWAYS_INLINE void multiply(
     const Panels<T>& panels, int64_t first, int64_t last, bool backwards, int64_t count, A a, From from, To to,
     Done done, const Earlier&... earlier) {
-    using Kernels = Tiles<T, width, false>;
-    constexpr int most = Kernels::most_rows, panel_size = width * Vector<T>::lanes;
-    constexpr int64_t line = 64 / sizeof(T), lines = panel_size / line;  // of each k
+    constexpr int part = part_of(width), parts = width / part, lanes = Vector<T>::lanes;
+    using Kernels = Tiles<T, part, false>;
+    constexpr int most = Kernels::most_rows, panel_size = width * lanes, part_size = part * lanes;
+    constexpr int64_t line = 64 / sizeof(T), lines = part_size / line;  // of each k
+    constexpr int stretches = 1 + int(sizeof...(earlier));
     if (count == 0) return;
     const int64_t tiles = (count + most - 1) / most;
-    const int side = tiles == 1 ? Kernels::side(int(count)) : 1;
+    const int wanted = tiles == 1 ? Kernels::side(int(count)) : 1, side = wanted > parts ? wanted / parts : 1;
     for (int64_t walked = 0; walked < last - first;) {
         const int beside = last - first - walked >= side ? side : 1;
         const int64_t p = backwards ? last - walked - beside : first + walked;
         // The first tiles of a panel fetch the one after it, each a line of every k.
         const bool fetches = tiles > 1 && walked + 1 < last - first;
+        const int64_t there = (panels.columns - p * panel_size + part_size - 1) / part_size;
+        const int used = there < beside * parts ? int(there) : beside * parts;  // the others' columns are missing
         for (int64_t i = 0; i < tiles; ++i) {
             const int64_t row = count * i / tiles;
             const int rows = int(count * (i + 1) / tiles - row);
-            const T *in[most], *start[most];
+            const T *in[stretches][most], *start[most];
             T* sums[most];
             for (int r = 0; r < rows; ++r) {
                 start[r] = from(row + r) + p * panel_size;
                 sums[r] = to(row + r, r, p, beside);
             }
-            const auto kernel = Kernels::get(rows, beside > 1);
-            const auto add = [&](const Panels<T>& own, const auto& a_of) {
-                const T* const panel = own.panel(p);
-                const T* const next = fetches && i < lines ? own.panel(backwards ? p - 1 : p + 1) + i * line : panel;
-                for (int r = 0; r < rows; ++r) in[r] = a_of(row + r);
-                kernel(in, own.K, panel, start, sums, next);
-                for (int r = 0; r < rows; ++r) start[r] = sums[r];
+            int index = 0;
+            const auto list = [&](const auto& a_of) {
+                for (int r = 0; r < rows; ++r) in[index][r] = a_of(row + r);
+                ++index;
             };
-            (add(earlier.panels, earlier.a), ...);
-            add(panels, a);
+            (list(earlier.a), ...);
+            list(a);
+            const int most_sidewise = Kernels::side(rows);
+            const int sidewise = most_sidewise < beside * parts ? most_sidewise : beside * parts;
+            const auto kernel = Kernels::get(rows, sidewise);
+            for (int q = 0; q < used; q += sidewise) {
+                Stretch<T> all[stretches];
+                index = 0;
+                const auto add = [&](const Panels<T>& own) {
+                    const T* const panel = own.panel(p) + q * own.K * part_size;
+                    const int64_t next = (backwards ? -own.K : own.K) * panel_size + i * line;
+                    all[index] = {in[index], own.K, panel, fetches && i < lines ? panel + next : panel};
+                    ++index;
+                };
+                (add(earlier.panels), ...);
+                add(panels);
+                kernel(all, stretches, start, sums);
+                for (int r = 0; r < rows; ++r) {
+                    start[r] += sidewise * part_size;
+                    sums[r] += sidewise * part_size;
+                }
+            }
             done(row, rows, p, beside);
         }
         walked += beside;
