@@ -32,10 +32,12 @@ struct Elementary<double> {
     static constexpr double tanh_is_one = 22.0;
 };
 
-// 2^n, from n + to_integer for an integer n whose power is a normal number.
-template <typename T>
+// 2^(n + more), from n + to_integer for an integer n, where that is a normal number.
+template <typename T, int more = 0>
 ALWAYS_INLINE Vector<T> power_of_two(Vector<T> shifted) {
-    return Vector<T>::of_bits((shifted.bits() << Elementary<T>::mantissa_bits) + Elementary<T>::one);
+    using E = Elementary<T>;
+    constexpr auto exponent = E::one + (decltype(E::one + 0)(more) << E::mantissa_bits);
+    return Vector<T>::of_bits((shifted.bits() << E::mantissa_bits) + exponent);
 }
 
 #if !defined(__AVX512F__)
@@ -75,6 +77,19 @@ ALWAYS_INLINE Vector<T> exp(Vector<T> x) {
     return scale(reduced.expm1 + 1, reduced.n());
 }
 
+// exp(x) of numbers that are not above zero. 2^n may be subnormal, but not 2^64 times as much.
+template <typename T>
+ALWAYS_INLINE Vector<T> exp_below_zero(Vector<T> x) {
+#if defined(__AVX512F__)
+    return exp(x);
+#else
+    using E = Elementary<T>;
+    const Reduced<T> reduced(max(Vector<T>(E::least), x));
+    const Vector<T> power = power_of_two<T, 64>(reduced.shifted);
+    return fma(power, reduced.expm1, power) * Vector<T>(1 / T(1ull << 32) / T(1ull << 32));
+#endif
+}
+
 // e / (e + 2) with e = exp(2 |a|) - 1, and the sign of a.
 template <typename T>
 ALWAYS_INLINE Vector<T> tanh(Vector<T> a) {
@@ -112,7 +127,7 @@ struct Gate<Vector<T>> {
     Real held;
 
     static ALWAYS_INLINE Gate of(Real a) {
-        const Real e = exp(Real::of_bits(a.bits() | Real::sign())), smaller = e / (1 + e);
+        const Real e = exp_below_zero(Real::of_bits(a.bits() | Real::sign())), smaller = e / (1 + e);
         return {Real::of_bits(smaller.bits() | (~a.bits() & Real::sign()))};
     }
     ALWAYS_INLINE auto holds_complement() const { return signbit(held); }

@@ -99,7 +99,7 @@ ALWAYS_INLINE Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> 
 ALWAYS_INLINE Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double> c) {
     return {_mm512_fmadd_pd(a.raw, b.raw, c.raw)};
 }
-// The second one where they are not ordered, and so a NaN that stands second.
+// The second number where they are not ordered, and so a NaN that stands second, as all of min and max do.
 ALWAYS_INLINE Vector<float> min(Vector<float> a, Vector<float> b) { return {_mm512_min_ps(a.raw, b.raw)}; }
 ALWAYS_INLINE Vector<float> max(Vector<float> a, Vector<float> b) { return {_mm512_max_ps(a.raw, b.raw)}; }
 ALWAYS_INLINE Vector<double> min(Vector<double> a, Vector<double> b) { return {_mm512_min_pd(a.raw, b.raw)}; }
@@ -153,6 +153,10 @@ ALWAYS_INLINE Vector<T> fma(Vector<T> a, Vector<T> b, Vector<T> c) {
 #if defined(__AVX2__)
 ALWAYS_INLINE Vector<float> sqrt(Vector<float> a) { return {_mm256_sqrt_ps(a.raw)}; }
 ALWAYS_INLINE Vector<double> sqrt(Vector<double> a) { return {_mm256_sqrt_pd(a.raw)}; }
+ALWAYS_INLINE Vector<float> min(Vector<float> a, Vector<float> b) { return {_mm256_min_ps(a.raw, b.raw)}; }
+ALWAYS_INLINE Vector<float> max(Vector<float> a, Vector<float> b) { return {_mm256_max_ps(a.raw, b.raw)}; }
+ALWAYS_INLINE Vector<double> min(Vector<double> a, Vector<double> b) { return {_mm256_min_pd(a.raw, b.raw)}; }
+ALWAYS_INLINE Vector<double> max(Vector<double> a, Vector<double> b) { return {_mm256_max_pd(a.raw, b.raw)}; }
 #elif defined(__aarch64__)
 ALWAYS_INLINE Vector<float> sqrt(Vector<float> a) { return {Registers<float>::Numbers(vsqrtq_f32(a.raw))}; }
 ALWAYS_INLINE Vector<double> sqrt(Vector<double> a) { return {Registers<double>::Numbers(vsqrtq_f64(a.raw))}; }
@@ -161,6 +165,7 @@ ALWAYS_INLINE Vector<float> sqrt(Vector<float> a) { return {_mm_sqrt_ps(a.raw)};
 ALWAYS_INLINE Vector<double> sqrt(Vector<double> a) { return {_mm_sqrt_pd(a.raw)}; }
 #endif
 
+#if !defined(__AVX2__)
 template <typename T>
 ALWAYS_INLINE Vector<T> min(Vector<T> a, Vector<T> b) {
     return select(a < b, a, b);
@@ -169,6 +174,7 @@ template <typename T>
 ALWAYS_INLINE Vector<T> max(Vector<T> a, Vector<T> b) {
     return select(a > b, a, b);
 }
+#endif
 
 template <typename T>
 ALWAYS_INLINE Vector<T> Vector<T>::load(const T* from, int64_t count) {
