@@ -106,7 +106,11 @@ private:
             own, part.first(all), part.last(all), s % 2, int64_t(active.size()),
             [&](int64_t i) { return da_hidden + gates_at(s - s0, active[i]) + first_number; },
             [&](int64_t) { return zeros; },
-            [&](int64_t, int r, int64_t, int beside) { return products + r * beside * plain_width * lanes; },
+            [&](int64_t i, int r, int64_t p, int beside) {
+                constexpr int64_t columns = plain_width * lanes;
+                if (phase == 0 && s > s0) fetch(s - 1, active[i], p * columns, beside * columns);
+                return products + r * beside * columns;
+            },
             [&](int64_t i, int rows, int64_t p, int beside) {
                 for (int r = 0; r < rows; ++r) {
                     const int64_t b = active[i + r];
@@ -125,6 +129,18 @@ private:
         if (phase == 0 && s > s0) begin_rows_that_end(part, s - 1, s0);
         team.meet(part.shares);
         if constexpr (phase > 0) steps<phase - 1>(part, s, s0, active, team);
+    }
+
+    // Fetches what `begin` will read of some columns at position s, while the product before it is computed.
+    ALWAYS_INLINE void fetch(int64_t s, int64_t b, int64_t j, int64_t columns) const {
+        constexpr int64_t line = 64 / sizeof(T);
+        const int64_t end = j + columns < H ? j + columns : H;
+        const T* const values = layer.saved + (clock.slot(layer.backwards, s) * B + b) * Cell::num_saved * H;
+        const int64_t row = (int64_t(clock.time(layer.backwards, s)) * B + b) * layer.row;
+        for (int64_t at = j; at < end; at += line) {
+            for (int k = 0; k < Cell::num_saved; ++k) __builtin_prefetch(values + k * H + at);
+            if (layer.dy) __builtin_prefetch(layer.dy + row + at);
+        }
     }
 
     // Rows that do not exist at position s: their output may be h, and their state may be cut.
