@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -255,17 +255,17 @@ def _bools(where: str, name: str, xp: Any, array: Array, or_else: str = "") -> A
     return array != 0
 
 
-def are_ready(dtype: np.dtype[Any], arrays: Iterable[Any], shapes: Iterable[tuple[int, ...]]) -> bool:
-    """Whether all arrays are NumPy's, of a dtype in the machine's byte order, of these shapes, aligned and in C order.
+def is_ready(array: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    """Whether an array is NumPy's, of a dtype in the machine's byte order, of this shape, aligned and in C order.
 
     The strides of an axis of length 1 are not looked at.
     """
-    for array, shape in zip(arrays, shapes, strict=True):
-        if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
-            return False
-        if array.flags.num & _STORED != _STORED:
-            return False
-    return True
+    return (
+        type(array) is np.ndarray
+        and (array.dtype is dtype or array.dtype == dtype)
+        and array.shape == shape
+        and array.flags.num & _STORED == _STORED
+    )
 
 
 def _is_stored(array: Array) -> bool:

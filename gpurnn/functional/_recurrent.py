@@ -193,6 +193,31 @@ def take(
 _FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
 
+class _Expected(NamedTuple):
+    """The arrays of a cell of certain sizes."""
+
+    cell: cells.Cell
+    parameters: tuple[tuple[str, str, tuple[int, ...], bool], ...]
+    """The name of each, that with a suffix, its shape, and whether it must be there."""
+    sums_over_units: bool
+
+
+_expected: dict[tuple[int, str, tuple[int, int]], _Expected] = {}
+"""Of cells by their ids, each of which belongs to no other cell while this has it."""
+
+
+def _expected_of(cell: cells.Cell, suffix: str, sizes: tuple[int, int]) -> _Expected:
+    found = _expected.get((id(cell), suffix, sizes))
+    if found is None:
+        shapes = cell.shapes(input_size=sizes[0], hidden_size=sizes[1])
+        parameters = tuple((name, name + suffix, shape, name in cell.needed) for name, shape in shapes.items())
+        found = _Expected(cell, parameters, cell.sums_over_units)
+        if len(_expected) >= 256:
+            _expected.clear()
+        _expected[id(cell), suffix, sizes] = found
+    return found
+
+
 def infer(
     cell: cells.Cell, x: Any, params: Mapping[str, Any], suffix: str, state: Any, sizes: tuple[int, int]
 ) -> tuple[Array, tuple[Array, ...]] | None:
@@ -209,28 +234,36 @@ def infer(
     sizes : pair of int
         I and H.
     """
-    if type(x) is not np.ndarray or x.ndim != 3 or x.shape[2] != sizes[0] or x.dtype not in _FLOATS:
+    if type(x) is not np.ndarray or x.ndim != 3 or x.shape[2] != sizes[0]:
         return None
-    of_state = (1, x.shape[1], sizes[1])
-    if cell.sums_over_units:
+    dtype, of_state = x.dtype, (1, x.shape[1], sizes[1])
+    if dtype not in _FLOATS or not _arrays.is_ready(x, dtype, x.shape):
         return None
     if state is None:
-        state = tuple([np.zeros(of_state, x.dtype) for _ in cell.state_names])
-    elif type(state) is not tuple or len(state) != cell.states:
+        state = tuple([np.zeros(of_state, dtype) for _ in cell.state_names])
+    elif type(state) is not tuple or len(state) != len(cell.state_names):
         return None
-    weights, arrays, shapes = {}, [x, *state], [x.shape, *[of_state] * len(state)]
-    for name, shape in cell.shapes(input_size=sizes[0], hidden_size=sizes[1]).items():
-        p = params.get(name + suffix)
-        if p is not None:
-            weights[name] = p
-            arrays.append(p)
-            shapes.append(shape)
-        elif not name.startswith("bias"):  # it is needed
+    for s in state:
+        if not _arrays.is_ready(s, dtype, of_state):
             return None
-    if not _arrays.are_ready(x.dtype, arrays, shapes):
+    weights, expected = {}, _expected_of(cell, suffix, sizes)
+    if expected.sums_over_units:
         return None
+    for name, given, shape, needed in expected.parameters:
+        p = params.get(given)
+        if p is None:
+            if needed:
+                return None
+        elif not _arrays.is_ready(p, dtype, shape):
+            return None
+        else:
+            weights[name] = p
     wing = _dispatch.wing_of_numpy()
-    return None if wing is None else _elementwise.of_cell(cell, wing).recurrence_forward(cell, x, (weights,), state)[:2]
+    if wing is None:
+        return None
+    if cell.elementwise:
+        wing = _elementwise.of_cell(cell, wing)
+    return wing.recurrence_forward(cell, x, (weights,), state)[:2]
 
 
 def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input_size: int) -> int:
@@ -291,9 +324,6 @@ def _run(
             raise ValueError(f"{where}: {name} is given, expected None: {cell!r} has no such parameter")
     reverse = _checks.flag(where, "reverse", arguments.get("reverse", False))
     repeats = not _checks.flag(where, "zero_masked_output", arguments.get("zero_masked_output", False))
-    inferred = None if training or reverse or cell.step_masks else _infer(cell, arguments)
-    if inferred is not None:
-        return inferred, None
     names = tuple(cell.parameters)
     given = take(
         where, cell, {name: arguments.get(name) for name in (*names, "x", "dropout_h", *cell.step_masks)},
@@ -350,20 +380,32 @@ def _run(
     return (y, final), pullback if training else None
 
 
-def _infer(cell: cells.Cell, arguments: Mapping[str, Any]) -> tuple[Array, State] | None:
-    """The result of a cell's function where `infer` has it, else None."""
-    x, w_hh, state = arguments["x"], arguments.get("weight_hh"), arguments["state"]
-    if any(arguments.get(option) is not None for option in ("lengths", "resets", "mask", "dropout_h")):
-        return None
-    if type(x) is not np.ndarray or x.ndim != 3 or type(w_hh) is not np.ndarray or w_hh.ndim != 2 or not w_hh.size:
+@functools.cache
+def _names(kind: type[cells.Cell]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The options of a cell's function, and its further arguments that few calls have, which are None otherwise."""
+    return kind.function_options(), (*kind.implied, *kind.masks, "lengths", "resets", "mask", "dropout_h")
+
+
+def _infer(kind: type[cells.Cell], arguments: Mapping[str, Any], x: Any) -> tuple[Array, tuple[Array, ...]] | None:
+    """y and the state that a cell makes of x (T, B, I) and ``arguments``, where `infer` has it; else None."""
+    options, unusual = _names(kind)  # type: ignore[arg-type]
+    for name in unusual:
+        if arguments.get(name) is not None:
+            return None
+    w_hh, state = arguments.get("weight_hh"), arguments["state"]
+    if type(w_hh) is not np.ndarray or w_hh.ndim != 2 or not w_hh.size:
         return None
     if state is not None:
-        state = (state,) if cell.states == 1 else state
-        if type(state) is not tuple or any(type(array) is not np.ndarray for array in state):
+        states = (state,) if len(kind.state_names) == 1 else state
+        if type(states) is not tuple or any(type(array) is not np.ndarray for array in states):
             return None
-        state = tuple([array[None] for array in state])
-    found = infer(cell, x, arguments, "", state, (x.shape[2], w_hh.shape[1]))
-    return None if found is None else (found[0], pack_state(cell, tuple([array[0] for array in found[1]])))
+        state = tuple([array[None] for array in states])
+    try:
+        cell = _cell(kind, (), (), *[arguments[option] for option in options])  # type: ignore[arg-type]
+    except TypeError:  # see `_run`
+        return None
+    found = infer(cell, x, arguments, "", state, (x.shape[-1], w_hh.shape[1]))
+    return None if found is None else (found[0], tuple([array[0] for array in found[1]]))
 
 
 def one_step(where: str, x: Any, symbols: str = "(B, input_size)") -> Any:
@@ -433,16 +475,26 @@ def _decorator(
 
 def call(kind: type[cells.Cell], arguments: Mapping[str, Any]) -> tuple[Array, State]:
     """The result of a cell's function, given all of its arguments by name."""
-    if type(arguments["x"]) is np.ndarray:
-        return _run(kind.name, kind, arguments, training=False)[0]
-    return _foreign.through(kind.name, arguments, lambda views: _run(kind.name, kind, views, training=False)[0])
+    x = arguments["x"]
+    if type(x) is not np.ndarray:
+        return _foreign.through(kind.name, arguments, lambda views: _run(kind.name, kind, views, training=False)[0])
+    if x.ndim == 3 and arguments["reverse"] is False and arguments["zero_masked_output"] is False:
+        inferred = _infer(kind, arguments, x)
+        if inferred is not None:
+            return inferred[0], inferred[1] if len(inferred[1]) > 1 else inferred[1][0]
+    return _run(kind.name, kind, arguments, training=False)[0]
 
 
 def call_step(kind: type[cells.Cell], arguments: Mapping[str, Any]) -> State:
     """The result of the function of a single step of a cell, given all of its arguments by name."""
-    if type(arguments["x"]) is np.ndarray:
-        return _run_step(kind, arguments, training=False)[0]
-    return _foreign.through(f"{kind.name}_cell", arguments, lambda views: _run_step(kind, views, training=False)[0])
+    x = arguments["x"]
+    if type(x) is not np.ndarray:
+        return _foreign.through(f"{kind.name}_cell", arguments, lambda views: _run_step(kind, views, training=False)[0])
+    if x.ndim == 2:
+        inferred = _infer(kind, arguments, x[None])
+        if inferred is not None:
+            return inferred[1] if len(inferred[1]) > 1 else inferred[1][0]
+    return _run_step(kind, arguments, training=False)[0]
 
 
 def of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:

@@ -398,15 +398,15 @@ class Stacked(Layer):
         >>> bool((y_t == layer(stream)[0][-1]).all())
         True
         """
+        inferred = self._infer(x[None], state) if type(x) is np.ndarray and x.ndim == 2 else None
+        if inferred is not None:
+            return inferred[0][0], inferred[1]
         where = f"{type(self).__name__}.step"
         if self.bidirectional:
             raise ValueError(
                 f"{where}: the layer is bidirectional, expected one direction: the output of a step in both depends on "
                 "the steps to come"
             )
-        inferred = self._infer(x[None], state) if type(x) is np.ndarray and x.ndim == 2 else None
-        if inferred is not None:
-            return inferred[0][0], inferred[1]
         if type(x) is not np.ndarray and _foreign.kind_of(x) is not None:
             return _foreign.call(Stacked.step, (self, x, state), {}, method=True)
         params = _arrays.parameters(where, self.params, self._parameter_shapes())

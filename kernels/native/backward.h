@@ -50,7 +50,7 @@ public:
 
     void run() {
         const double weights = double(G) * H * (I + H);
-        ::run(layer, 2.0 * layer.steps * B * weights, weights, work, this);
+        layer.team.share(time_alone<T>(2.0 * layer.steps * B * weights, weights), work, this);
     }
 
 private:

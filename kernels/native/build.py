@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,27 +152,39 @@ def size_proof(name: str, structure: type[ctypes.Structure]) -> str:
     return f'static_assert(sizeof({name}) == {ctypes.sizeof(structure)}, "{structure.__name__} of Python");\n'
 
 
-_char_at: Any = ctypes.c_char.from_buffer
+def _head() -> int:
+    """The bytes of an array object before the address of its numbers: those that every object of CPython begins with.
+
+    0 if it is not laid out like that in the interpreter that runs this.
+    """
+    size = object.__basicsize__
+    samples = np.ones(3), np.ones((2, 3), "f4")[1:], np.frombuffer(b"read only", "u1")
+    if sys.implementation.name != "cpython":
+        return 0
+    right = [ctypes.c_void_p.from_address(id(array) + size).value == array.ctypes.data for array in samples]
+    return size if all(right) else 0
+
+
+HEAD = _head()
+_word_at: Any = ctypes.c_void_p.from_address
 
 
 def address(array: np.ndarray[Any, Any]) -> int:
-    """Where an array in C order begins.
+    """Where an array begins.
 
-    ``array.ctypes.data`` takes six times as long, which counts in a layer that is called for each step. It is for what
-    cannot be written to.
+    ``array.ctypes.data`` takes eight times as long, which counts in a layer that is called for each step.
     """
-    try:
-        return ctypes.addressof(_char_at(array))
-    except (TypeError, ValueError):
-        return int(array.ctypes.data)
+    return _word_at(id(array) + HEAD).value or 0 if HEAD else int(array.ctypes.data)
 
 
-def addresses(arrays: Collection[np.ndarray[Any, Any] | None]) -> list[int]:
-    """Where arrays in C order begin, 0 for None."""
-    try:
-        return [0 if array is None else ctypes.addressof(_char_at(array)) for array in arrays]
-    except (TypeError, ValueError):
-        return [0 if array is None else address(array) for array in arrays]
+def addresses(arrays: Iterable[np.ndarray[Any, Any] | None]) -> list[int]:
+    """Where arrays begin, 0 for None."""
+    return [0 if array is None else address(array) for array in arrays]
+
+
+def objects(arrays: Iterable[np.ndarray[Any, Any] | None]) -> list[int]:
+    """Where the objects of arrays begin, 0 for None, at no cost: a library finds their numbers by `HEAD`."""
+    return [0 if array is None else id(array) for array in arrays]
 
 
 def call(function: Any, *arguments: Any) -> None:

@@ -66,4 +66,16 @@ EXPORTED void gpurnn_forward(const ChosenLayer* layer) {
     }
 }
 
+// The same of a layer that has the addresses of NumPy's array objects, behind whose first `head` bytes stand those of their
+// numbers.
+EXPORTED void gpurnn_forward_of_objects(const ChosenLayer* objects, int head) {
+    ChosenLayer layer = *objects;
+    const auto read = [&](auto*... array) {
+        ((*array = *array ? *reinterpret_cast<decltype(array)>(uintptr_t(*array) + head) : nullptr), ...);
+    };
+    read(&layer.lengths, &layer.marks, &layer.mask, &layer.x, &layer.w_ih, &layer.w_hh, &layer.b_ih, &layer.b_hh);
+    read(&layer.weights, &layer.masks, &layer.h, &layer.c, &layer.y);
+    gpurnn_forward(&layer);
+}
+
 EXPORTED void gpurnn_backward(const ChosenLayer* layer) { Backward<Chosen>(*layer, chosen_cell(*layer)).run(); }

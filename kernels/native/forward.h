@@ -6,10 +6,13 @@
 // units what `steps.cuh` does for one.
 //
 // The weights are packed before the first step, or, if there is one step only, some panels at a time where they are
-// read. A step of few rows, which programs take that feed their outputs back, reads them as they lie in memory.
+// read. A step of few rows, which programs take that feed their outputs back, reads them as they lie in memory, and its
+// threads share it as they come.
 #pragma once
 
+#include <atomic>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "native/recurrence.h"
@@ -32,7 +35,7 @@ public:
           I(layer.inputs),
           H(layer.hidden),
           row(Phases::row(H)),
-          meetings(new Barrier[layer.team.most + 1]) {
+          meetings(few_once(layer) ? nullptr : new Barrier[layer.team.most + 1]) {
         T* at = layer.workspace;
         packed_at_once = at;
         if (once(layer)) at += layer.team.most * at_once(layer);
@@ -63,7 +66,11 @@ public:
 
     void run() {
         const double weights = double(Cell::gates) * H * (I + H);
-        ::run(layer, double(layer.steps) * B * weights, weights, work, this);
+        if (few_once(layer)) {
+            run_few(time_alone<T>(B * weights, weights));
+        } else {
+            layer.team.share(time_alone<T>(double(layer.steps) * B * weights, weights), work, this);
+        }
     }
 
 private:
@@ -86,7 +93,7 @@ private:
     void work(int index, int count) {
         const SubnormalsAreZero within;
         if (!once(layer)) pack<0>(index, count);
-        if (index == 0 && !few_once(layer)) {
+        if (index == 0) {
             // Where the cell adds W_ih x and W_hh h, one sum holds both, and both biases.
             Phases::arrange(layer.b_ih, Cell::hidden_apart ? nullptr : layer.b_hh, H, input_start);
             Phases::arrange(Cell::hidden_apart ? layer.b_hh : nullptr, nullptr, H, hidden_start);
@@ -106,10 +113,6 @@ private:
             }
         }
         team.meet(part.shares);
-        if (few_once(layer)) {
-            step_of_few(part, team);
-            return;
-        }
         const int64_t chunk = chunk_rows > rows ? chunk_rows / rows : 1;
         // Teams' rows of sums lie one after another, each with room for a chunk.
         T* const own = sums + (part.first_row + part.team * chunk_rows) * row;
@@ -243,71 +246,134 @@ private:
 
     // ---- The only step, of few rows
 
-    void step_of_few(const Part& part, Barrier& team) const {
-        std::vector<int> active;
-        list_active(part, 0, 0, active);
-        if (int64_t(active.size()) < part.last_row - part.first_row) idle(part, 0);
-        switch (active.size()) {
-            case 1: step_of<1>(part, active, team); break;
-            case 2: step_of<2>(part, active, team); break;
-            case 3: step_of<3>(part, active, team); break;
-            case 4: step_of<4>(part, active, team); break;
+    // Threads share it as they come. In each phase they take shares of the units one after another; who finds none left
+    // waits until all are done, and goes on to the next phase.
+    struct Shares {
+        std::atomic<uint64_t> taken{0};  // a bit for each
+        std::atomic<int> done{0};
+    };
+    static constexpr int most_shares = 64;
+
+    void run_few(double alone) {
+        const SubnormalsAreZero within;
+        if (layer.back) BackwardPanels<Cell>{H, I, layer.back}.pack(layer.w_ih, layer.w_hh, 0, 1);
+        const Part whole(0, 1, B, 0, 1, layer.team);
+        for (int64_t b = 0; b < B; ++b) {
+            for (int64_t j = 0; j < H; j += lanes) enter(0, b, j, get(layer.h + b * H + j, H - j));
+        }
+        list_active(whole, 0, 0, only);
+        if (int64_t(only.size()) < B) idle(whole, 0);
+        const auto take = [](void* self, int index, int count) { static_cast<Forward*>(self)->take_of_few(index, count); };
+        layer.team.share_as_they_come(alone, take, this);
+    }
+
+    void take_of_few(int index, int count) {
+        const SubnormalsAreZero within;
+        switch (only.size()) {
+            case 1: take_of<1>(index, count); break;
+            case 2: take_of<2>(index, count); break;
+            case 3: take_of<3>(index, count); break;
+            case 4: take_of<4>(index, count); break;
         }
     }
 
     template <int R, int phase = 0>
-    void step_of(const Part& part, const std::vector<int>& active, Barrier& team) const {
-        constexpr int first = Cell::first_gate(phase), gates = Phases::gates(phase);
-        static_assert(few_rows == 4 && R <= few_rows, "cases of step_of_few");
-        const Step step = step_at<phase>(0);
-        const T *x[R], *h[R];
-        for (int r = 0; r < R; ++r) {
-            const int64_t b = part.first_row + active[r];
-            x[r] = layer.x + (step.t * B + b) * I;
-            h[r] = layer.operands + operand_at(phase, 0, b);
-        }
-        alignas(64) T input[R][gates * lanes], product[R][gates * lanes];
-        const int64_t groups = Phases::groups(H);
-        for (int64_t group = part.first(groups); group < part.last(groups); ++group) {
-            const int64_t j = group * lanes, left = H - j;
-            for (int g = 0; g < gates; ++g) {
-                const T *of_x[lanes], *of_h[lanes];
-                for (int lane = 0; lane < lanes; ++lane) {
-                    const int64_t weight_row = (first + g) * H + (lane < left ? j + lane : H - 1);
-                    of_x[lane] = layer.w_ih + weight_row * I;
-                    of_h[lane] = layer.w_hh + weight_row * H;
-                }
-                const Real b_ih = bias(layer.b_ih, first + g, j), b_hh = bias(layer.b_hh, first + g, j);
-                Real sums[R];
-                for (Real& sum : sums) sum = b_ih + (Cell::hidden_apart ? Real(0) : b_hh);
-                add_products(x, I, of_x, sums);
-                if (Cell::hidden_apart) {
-                    for (int r = 0; r < R; ++r) {
-                        sums[r].store(input[r] + g * lanes);
-                        sums[r] = b_hh + Real(0);
-                    }
-                }
-                add_products(h, H, of_h, sums);
-                for (int r = 0; r < R; ++r) sums[r].store(product[r] + g * lanes);
-            }
-            for (int r = 0; r < R; ++r) {
-                const int64_t b = part.first_row + active[r];
-                if (left >= lanes) {
-                    finish<phase, true>(step, b, j, input[r], product[r]);
-                } else {
-                    finish<phase, false>(step, b, j, input[r], product[r]);
-                }
-            }
+    void take_of(int index, int count) {
+        static_assert(few_rows == 4 && R <= few_rows, "cases of take_of_few");
+        constexpr int together = groups_together(R, Phases::gates(phase));
+        const int64_t blocks = (Phases::groups(H) + together - 1) / together;
+        const int shares = count == 1 ? 1 : int(blocks < most_shares ? blocks : most_shares);
+        Shares& own = of_phase[phase];
+        // Each begins where it is likely to have begun in the step before, so that its cache may have the weights.
+        for (int n = 0; n < shares; ++n) {
+            const int share = int((int64_t(shares) * index / count + n) % shares);
+            const uint64_t bit = uint64_t(1) << share;
+            if (own.taken.load(std::memory_order_relaxed) & bit || own.taken.fetch_or(bit) & bit) continue;
+            step_of<R, phase>(blocks * share / shares * together, blocks * (share + 1) / shares * together);
+            own.done.fetch_add(1, std::memory_order_release);
         }
         if constexpr (phase < last_phase) {
-            team.meet(part.shares);
-            step_of<R, phase + 1>(part, active, team);
+            for (int spin = 0; own.done.load(std::memory_order_acquire) < shares; ++spin) {
+                if (spin < 1000) pause_briefly();
+                else std::this_thread::yield();
+            }
+            take_of<R, phase + 1>(index, count);
         }
     }
 
-    Real bias(const T* from, int gate, int64_t j) const {
-        return from ? get(from + gate * H + j, H - j) : Real(0);
+    // The sums that are computed side by side, and the groups of units that they belong to.
+    static constexpr int chains(int rows) { return rows > 2 ? 1 : 2; }
+    static constexpr int groups_together(int rows, int gates) { return gates % chains(rows) == 0 ? 1 : 2; }
+
+    // The units of groups first ... last - 1, as far as there are so many.
+    template <int R, int phase>
+    void step_of(int64_t first_group, int64_t last_group) const {
+        constexpr int gates = Phases::gates(phase), side = chains(R), together = groups_together(R, gates);
+        constexpr int size = gates * lanes;
+        const Step step = step_at<phase>(0);
+        const T *x[R], *h[R];
+        for (int r = 0; r < R; ++r) {
+            const int64_t b = only[r];
+            x[r] = layer.x + (step.t * B + b) * I;
+            h[r] = layer.operands + operand_at(phase, 0, b);
+        }
+        alignas(64) T input[R][together * size], product[R][together * size];
+        for (int64_t j = first_group * lanes; j < last_group * lanes && j < H; j += together * lanes) {
+            if (H - j >= together * lanes) {
+                for (int n = 0; n < together * gates; n += side) {
+                    sums_of<true, R, side, phase>(x, h, j, n, input, product);
+                }
+            } else {
+                for (int n = 0; n < together * gates && j + n / gates * lanes < H; ++n) {
+                    sums_of<false, R, 1, phase>(x, h, j, n, input, product);
+                }
+            }
+            for (int r = 0; r < R; ++r) {
+                for (int group = 0; group < together && j + group * lanes < H; ++group) {
+                    const int64_t unit = j + group * lanes, at = group * size;
+                    if (H - unit >= lanes) {
+                        finish<phase, true>(step, only[r], unit, input[r] + at, product[r] + at);
+                    } else {
+                        finish<phase, false>(step, only[r], unit, input[r] + at, product[r] + at);
+                    }
+                }
+            }
+        }
     }
+
+    // The sums n ... n + side - 1 of the units from j on, of which each group has one for each gate.
+    template <bool whole, int R, int side, int phase, int size>
+    ALWAYS_INLINE void sums_of(
+        const T* const (&x)[R], const T* const (&h)[R], int64_t j, int n, T (&input)[R][size], T (&product)[R][size]) const {
+        constexpr int first = Cell::first_gate(phase), gates = Phases::gates(phase);
+        const T *of_x[side], *of_h[side];
+        Real sums[side][R], b_hh[side];
+        int64_t left = lanes;
+        for (int c = 0; c < side; ++c) {
+            const int64_t unit = j + (n + c) / gates * lanes, at = (first + (n + c) % gates) * H + unit;
+            if (!whole && H - unit < left) left = H - unit;
+            of_x[c] = layer.w_ih + at * I;
+            of_h[c] = layer.w_hh + at * H;
+            b_hh[c] = bias(layer.b_hh, at, left);
+            const Real b_ih = bias(layer.b_ih, at, left);
+            for (Real& sum : sums[c]) sum = b_ih + (Cell::hidden_apart ? Real(0) : b_hh[c]);
+        }
+        add_products<whole>(x, I, of_x, left, sums);
+        if (Cell::hidden_apart) {
+            for (int c = 0; c < side; ++c) {
+                for (int r = 0; r < R; ++r) {
+                    sums[c][r].store(input[r] + (n + c) * lanes);
+                    sums[c][r] = b_hh[c] + Real(0);
+                }
+            }
+        }
+        add_products<whole>(h, H, of_h, left, sums);
+        for (int c = 0; c < side; ++c) {
+            for (int r = 0; r < R; ++r) sums[c][r].store(product[r] + (n + c) * lanes);
+        }
+    }
+
+    static Real bias(const T* from, int64_t at, int64_t count) { return from ? get(from + at, count) : Real(0); }
 
     // ---- What the cell makes of the sums
 
@@ -401,6 +467,8 @@ private:
     const Clock clock;
     const int64_t B, I, H, row;
     const std::unique_ptr<Barrier[]> meetings;
+    std::vector<int> only;  // of the only step, the rows that exist
+    Shares of_phase[Cell::phases];
     Panels<T> inputs[Cell::phases], hidden[Cell::phases];
     T* packed_at_once;  // of each thread, where there is one step
     T *input_start, *hidden_start;  // what the sums of a row start with

@@ -77,30 +77,40 @@ void tile(const Stretch<T>* stretches, int count, const T* const* from, T* const
     }
 }
 
-// sums[r] += sum over k < K of a[r][k] * w[lane][k], in each lane: the chain of a tile, of weights that are not packed.
-template <int R, typename T>
+// sums[c][r] += sum over k < K of a[r][k] * w[c][lane * K + k], in each lane: chains of a tile, of weights that are not
+// packed. Where not `whole`, there are `left` rows of them, and the last one stands for the lanes behind it. Chains beside
+// each other hide how long each waits for its own sums.
+template <bool whole, int R, int C, typename T>
 ALWAYS_INLINE void add_products(
-    const T* const (&a)[R], int64_t K, const T* const (&w)[Vector<T>::lanes], Vector<T> (&sums)[R]) {
+    const T* const (&a)[R], int64_t K, const T* const (&w)[C], int64_t left, Vector<T> (&sums)[C][R]) {
     using Real = Vector<T>;
-    constexpr int lanes = Real::lanes;
+    constexpr int lanes = Real::lanes, part = of_a_part<T>;
     int64_t k = 0;
-    for (; k + lanes <= K; k += lanes) {
-        Real square[lanes];
-#pragma GCC unroll 16
-        for (int lane = 0; lane < lanes; ++lane) square[lane] = Real::load(w[lane] + k);
-        transpose(square);
-#pragma GCC unroll 16
-        for (int i = 0; i < lanes; ++i) {
+    for (; whole && k + part <= K; k += part) {
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) sums[r] = fma(Real(a[r][k + i]), square[i], sums[r]);
+        for (int c = 0; c < C; ++c) {
+            Real columns[part];
+            load_columns(w[c] + k, K, columns);
+#pragma GCC unroll 4
+            for (int i = 0; i < part; ++i) {
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r) sums[c][r] = fma(Real(a[r][k + i]), columns[i], sums[c][r]);
+            }
         }
     }
-    if (k == K) return;
-    Real square[lanes];
-    for (int lane = 0; lane < lanes; ++lane) square[lane] = Real::load(w[lane] + k, K - k);
-    transpose(square);
-    for (int i = 0; i < K - k; ++i) {
-        for (int r = 0; r < R; ++r) sums[r] = fma(Real(a[r][k + i]), square[i], sums[r]);
+    for (; k < K; k += lanes) {
+        const int64_t count = K - k < lanes ? K - k : lanes;
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+            Real square[lanes];
+            for (int lane = 0; lane < lanes; ++lane) {
+                square[lane] = get(w[c] + (whole || lane < left ? lane : left - 1) * K + k, count);
+            }
+            transpose(square);
+            for (int i = 0; i < count; ++i) {
+                for (int r = 0; r < R; ++r) sums[c][r] = fma(Real(a[r][k + i]), square[i], sums[c][r]);
+            }
+        }
     }
 }
 

@@ -158,10 +158,9 @@ struct Part {
     int64_t last(int64_t panels) const { return panels * (share + 1) / shares; }
 };
 
-// Runs a call's work, of so many products with so many weights, on its threads.
+// Microseconds that one thread takes for so many products with so many weights, roughly: of few steps most of the time is
+// that of the weights' way from memory.
 template <typename T>
-void run(const Layer<T>& layer, double products, double weights, Work work, void* context) {
-    // Microseconds, roughly: of few steps most of the time is that of the weights' way from memory.
-    const double computing = products / (1600.0 * register_bytes / double(sizeof(T)) * 4);
-    layer.team.share(computing + weights * sizeof(T) / 1e4, work, context);
+double time_alone(double products, double weights) {
+    return products / (1600.0 * register_bytes / double(sizeof(T)) * 4) + weights * sizeof(T) / 1e4;
 }

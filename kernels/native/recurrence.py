@@ -24,7 +24,7 @@ from gpurnn.cells.activations import NAMES, NUMBERS, AnyActivation
 from ..compiler import CompilerError, digest_of
 from ..recurrence.layer import marks_of
 from ..recurrence.struct import proofs_of
-from . import build, threads
+from . import build, processor, threads
 
 C_NAMES = {"float32": "float", "float64": "double"}
 
@@ -67,7 +67,6 @@ class Sizes(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in ("inference", "workspace", "workspace_backward", "back"))
 
 
-@functools.lru_cache(256)  # of the layers that are called for each step
 def served(cell: Cell) -> Cell:
     """The cell as a library computes it: with other activations than the usual, or a clip, it chooses them at run time.
 
@@ -192,8 +191,10 @@ def recurrence_forward(
 ) -> tuple[Array, tuple[Array, ...], Any]:
     """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s."""
     T, B, I = x.shape
-    of_sums = cell.sums_over_units and x.size
-    if of_sums or not x.size or not (cell.is_brought or can_compute(cell.without_numbers, _DTYPES[x.dtype.char])):
+    D, H, states = len(weights), state[0].shape[2], len(state)
+    plan = _plan(cell, x.dtype.char, T, B, I, H, training)
+    if plan is None:
+        of_sums = cell.sums_over_units and x.size
         other: tuple[Array, tuple[Array, ...], Any]
         other = (_sums() if of_sums else reference).recurrence_forward(
             cell, x, weights, state, lengths=lengths, resets=resets, exists=exists, repeats=repeats, mask=mask,
@@ -204,9 +205,7 @@ def recurrence_forward(
     if lengths is not None:
         reference.check_lengths(cell.name, lengths, T)
         lengths = lengths.astype(np.int32)
-    functions, dtype = build.load(library(cell, _DTYPES[x.dtype.char])), x.dtype
-    gates, phases, S, numbers = _counts(cell)
-    D, H, states = len(weights), state[0].shape[2], len(state)
+    functions, dtype = plan.functions, x.dtype
     y = np.empty((T, B, D * H), dtype)
     final = tuple([s.copy() for s in state])
     if training:
@@ -215,48 +214,74 @@ def recurrence_forward(
         np.copyto(kept, x)
         x, resets, mask = kept, None if resets is None else resets.copy(), None if mask is None else mask.copy()
     marks = marks_of(resets, exists, repeats)
-    chunk, slots = min(recurrence_chunk(B), T), T if training else 2
-    team = threads.fields(T * B * gates * H * (I + H))
-    sizes = sizes_of(functions, T, B, I, H, slots, chunk, team[1])
-    at_lengths, at_marks, at_mask, at_x, at_y, at_h, *at_c = build.addresses((lengths, marks, mask, x, y, *final))
+    team = threads.fields(plan.products)
+    sizes = plan.sizes(team[1])
+    of_objects = D == 1 and not training and build.HEAD > 0
+    of = build.objects if of_objects else build.addresses
+    at_lengths, at_marks, at_mask, at_x, at_y, at_h, *at_c = of((lengths, marks, mask, x, y, *final))
     row_of_d, of_d = H * dtype.itemsize, B * H * dtype.itemsize
     directions = []
     for d, direction in enumerate(weights):
         operands = saved = back = None
         if training:
-            operands, saved = room((phases, slots, B, H), dtype), room((slots, B, S, H), dtype)
+            operands, saved = (room((of_step, plan.slots, B, H), dtype) for of_step in (plan.phases, plan.saved))
             back = room((sizes.back,), dtype)
         _memory, at_workspace = workspace(sizes.workspace if training else sizes.inference, dtype)
-        of_units = np.stack([direction[name] for name in cell.diagonal]) if cell.diagonal else None
+        of_units = np.stack([direction[name] for name in cell.diagonal]) if plan.has_diagonal else None
         masks = None if step_masks is None else np.ascontiguousarray(step_masks[:, d])
-        at_weights = build.addresses(
-            (
-                direction["weight_ih"], direction["weight_hh"], direction.get("bias_ih"), direction.get("bias_hh"),
-                of_units, masks,
-            )
-        )  # fmt: skip
+        get = direction.get
+        arrays = get("weight_ih"), get("weight_hh"), get("bias_ih"), get("bias_hh"), of_units, masks
         packed = _LAYER.pack(
-            T, B, I, H, D * H, d, slots, chunk, *team, *numbers,
-            at_lengths, at_marks, at_mask and at_mask + d * of_d, at_x, *at_weights,
+            T, B, I, H, D * H, d, plan.slots, plan.chunk, *team, *plan.numbers,
+            at_lengths, at_marks, at_mask and at_mask + d * of_d, at_x, *of(arrays),
             at_h + d * of_d, at_c[0] + d * of_d if states > 1 else 0, at_y + d * row_of_d,
-            *build.addresses((operands, saved, back)), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, at_workspace,
+            *of((operands, saved, back)), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, at_workspace,
         )  # fmt: skip
-        functions.gpurnn_forward(packed)
+        if of_objects:
+            functions.gpurnn_forward_of_objects(packed, build.HEAD)
+        else:
+            functions.gpurnn_forward(packed)
         if training:
-            arrays = x, lengths, marks, mask, operands, saved, back, of_units
-            directions.append(_Saved(cell, functions, Layer.from_buffer_copy(packed), arrays))
+            held = x, lengths, marks, mask, operands, saved, back, of_units
+            directions.append(_Saved(cell, functions, Layer.from_buffer_copy(packed), held))
     return y, final, tuple(directions) if training else None
 
 
+class _Plan:
+    """What all calls of a cell with arrays of these sizes have in common."""
+
+    def __init__(self, cell: Cell, functions: ctypes.CDLL, T: int, B: int, I: int, H: int, training: bool) -> None:
+        self.cell, self.functions = cell, functions
+        own = served(cell).numbers
+        self.numbers = (*own, *[0.0] * (_NUMBERS - len(own)))
+        self.phases, self.saved, self.has_diagonal = len(cell.phases), len(cell.saved), bool(cell.diagonal)
+        self.chunk, self.slots = min(recurrence_chunk(B), T), T if training else 2
+        self.products = T * B * cell.gates * H * (I + H)
+        self.sizes = functools.cache(functools.partial(sizes_of, functions, T, B, I, H, self.slots, self.chunk))
+        """The numbers that a call needs room for, by the most threads that it may have."""
+
+
+_plans: dict[tuple[Any, ...], _Plan] = {}
+"""Of layers that are called for each step. A cell is known by its id, which stays its own while its plan has it."""
+
+
+def _plan(cell: Cell, dtype: str, T: int, B: int, I: int, H: int, training: bool) -> _Plan | None:
+    """The plan of a call for numbers of a dtype, by its character; None if this module does not compute it."""
+    key = id(cell), dtype, processor.chosen(), T, B, I, H, training
+    found = _plans.get(key)
+    if found is None:
+        if cell.sums_over_units or not T * B * I:
+            return None
+        if not (cell.is_brought or can_compute(cell.without_numbers, _DTYPES[dtype])):
+            return None
+        found = _Plan(cell, build.load(library(cell, _DTYPES[dtype])), T, B, I, H, training)
+        if len(_plans) >= 256:
+            _plans.clear()
+        _plans[key] = found
+    return found
+
+
 @functools.lru_cache(256)
-def _counts(cell: Cell) -> tuple[int, int, int, tuple[float, ...]]:
-    """Gates, phases and saved values of a cell, and its options that are numbers."""
-    own = served(cell).numbers
-    numbers = (*own, *[0.0] * (_NUMBERS - len(own)))
-    return cell.gates, len(cell.phases), len(cell.saved), numbers
-
-
-@functools.lru_cache(256)  # of the layers that are called for each step
 def sizes_of(functions: ctypes.CDLL, T: int, B: int, I: int, H: int, slots: int, chunk: int, most: int) -> Sizes:
     """The numbers that calls of a layer need room for, with at most so many threads."""
     layer = Layer(steps=T, batch=B, inputs=I, hidden=H, slots=slots, chunk=chunk, team=threads.Team(most=most))

@@ -44,7 +44,7 @@ public:
 
     void run() {
         const double weights = double(G) * H * (I + P) + double(sums.w_hr ? P * H : 0);
-        ::run(layer, 2.0 * layer.steps * B * weights, weights, work, this);
+        layer.team.share(time_alone<T>(2.0 * layer.steps * B * weights, weights), work, this);
     }
 
 private:

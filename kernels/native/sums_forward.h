@@ -49,7 +49,7 @@ public:
 
     void run() {
         const double weights = double(G) * H * (I + P) + double(sums.w_hr ? P * H : 0);
-        ::run(layer, double(layer.steps) * B * weights, weights, work, this);
+        layer.team.share(time_alone<T>(double(layer.steps) * B * weights, weights), work, this);
     }
 
 private:

@@ -1,4 +1,5 @@
-// The process's worker threads. They sleep between calls, since one that spins takes a core from whoever needs it.
+// The process's worker threads. They sleep between calls, since one that spins takes a core from whoever needs it; but not
+// between calls that follow at once.
 //
 // One call has them at a time; another that comes meanwhile runs on its own thread alone. A forked child has none of
 // its parent's threads, and makes its own.
@@ -18,54 +19,81 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// A call as its threads see it, in one word: its number, how many more may join it, and how many have, with the caller.
+using Call = uint64_t;
+constexpr Call a_place = 1 << 16, all_places = 0xffffull << 16, joined_part = 0xffff;
+unsigned number_of(Call call) { return unsigned(call >> 32); }
+Call places_of(Call call) { return call & all_places; }
+int joined_of(Call call) { return int(call & joined_part); }
+
 struct Pool {
     std::mutex in_use;  // by the call that has the workers
 
-    std::mutex mutex;  // of all below, except that what is atomic is also spun upon
-    std::condition_variable wake, ended;
-    std::atomic<unsigned> calls{0};  // how many there were
-    std::atomic<int> joined{0};      // threads of this call, with the caller's own
-    std::atomic<int> count{0};       // of threads that run it, once that is known; zero before
-    std::atomic<int> running{0};     // of the others
-    int wanted = 0, workers = 0;
-    bool open = false;  // to those that want to join
-    bool over = false;  // all workers are to end
-    Work work = nullptr;
+    std::atomic<Call> call{0};
+    std::atomic<int> count{0};     // of threads that run it, once that is known; zero before
+    std::atomic<int> finished{0};  // workers that have done their part of it
+    Work work = nullptr;           // these two are read by who has joined
     void* context = nullptr;
+    Clock::time_point last;  // when the last call ended
+
+    std::atomic<int> awake{0};  // workers that look out for a call
+    std::mutex mutex;           // of those who sleep, and of what is below
+    std::condition_variable wake, ended;
+    std::atomic<int> sleepers{0};
+    std::atomic<bool> caller_sleeps{false};
+    int workers = 0;
+    bool over = false;  // all workers are to end
 #if defined(__linux__)
     int avoided = -1;  // the processor that the workers keep off, on which the caller runs
     pthread_t threads[1024];
 #endif
 };
 
-constexpr int spins = 1000;  // about 40 microseconds
+constexpr int spins = 1000;  // 20 to 40 microseconds
+constexpr auto looking_out = std::chrono::microseconds(50);  // of a worker, for the next call, before it sleeps
 constexpr int most_workers = 1023;
 
 Pool* pool = new Pool;
 std::atomic<int> limit{0};
 
+// The index of the calling thread among those of the call that is there now, which is not `before`; -1 if that has all.
+int join(Pool* own, unsigned before) {
+    Call call = own->call.load(std::memory_order_acquire);
+    while (number_of(call) != before && places_of(call)) {
+        if (own->call.compare_exchange_weak(call, call - a_place + 1, std::memory_order_acq_rel)) return joined_of(call);
+    }
+    return -1;
+}
+
 void serve(Pool* own) {
-    unsigned seen = 0;
+    unsigned done = 0, seen = 0;  // the last call that it joined, and that it knows of
     for (;;) {
-        for (int spin = 0; spin < spins && own->calls.load(std::memory_order_acquire) == seen; ++spin) pause_briefly();
-        int index;
-        Work work;
-        void* context;
-        {
+        own->awake.fetch_add(1);
+        const auto enough = Clock::now() + looking_out;
+        for (int spin = 1; number_of(own->call.load(std::memory_order_relaxed)) == seen; ++spin) {
+            pause_briefly();
+            if (spin % 16 == 0 && Clock::now() >= enough) break;
+        }
+        own->awake.fetch_sub(1);
+        int index = join(own, done);
+        if (index < 0) {
+            // There is none, or it has ended already. Another one may follow soon.
             std::unique_lock<std::mutex> lock(own->mutex);
-            own->wake.wait(lock, [&] { return own->over || (own->open && own->calls.load() != seen); });
+            own->sleepers.fetch_add(1);
+            if (!own->over && number_of(own->call.load()) == seen) own->wake.wait(lock);
+            own->sleepers.fetch_sub(1);
             if (own->over) {
                 if (--own->workers == 0) own->ended.notify_all();
                 return;
             }
-            seen = own->calls.load();
-            if (own->joined.load() == own->wanted) continue;
-            index = own->joined.load();
-            work = own->work;
-            context = own->context;
-            own->running.fetch_add(1);
-            own->joined.fetch_add(1, std::memory_order_release);
+            lock.unlock();
+            index = join(own, done);
+            if (index < 0) {
+                seen = number_of(own->call.load());
+                continue;
+            }
         }
+        done = seen = number_of(own->call.load());  // which stays while there are who have joined it
         int count;
         for (int spin = 0; (count = own->count.load(std::memory_order_acquire)) == 0; ++spin) {
             if (spin < 64 * spins) {
@@ -74,10 +102,43 @@ void serve(Pool* own) {
                 std::this_thread::yield();
             }
         }
-        work(context, index, count);
-        const std::lock_guard<std::mutex> lock(own->mutex);
-        if (own->running.fetch_sub(1, std::memory_order_acq_rel) == 1) own->ended.notify_all();
+        own->work(own->context, index, count);
+        own->finished.fetch_add(1);
+        if (own->caller_sleeps.load()) {
+            const std::lock_guard<std::mutex> lock(own->mutex);
+            own->ended.notify_all();
+        }
     }
+}
+
+// Lets workers join a new call of `most` threads, which have `count` if that is known already.
+void open(Pool* own, Work work, void* context, int most, int count) {
+    const int wanted = most < own->workers + 1 ? most : own->workers + 1;
+    own->finished.store(0);
+    own->count.store(count);
+    own->work = work;
+    own->context = context;
+    const Call number = Call(number_of(own->call.load()) + 1) << 32;
+    own->call.store(number + Call(wanted - 1) * a_place + 1);
+    if (own->sleepers.load() == 0) return;
+    { const std::lock_guard<std::mutex> lock(own->mutex); }
+    own->wake.notify_all();
+}
+
+// Lets nobody join any more, and returns how many have.
+int close(Pool* own) { return joined_of(own->call.fetch_and(~all_places, std::memory_order_acq_rel)); }
+
+// Waits until the workers among so many threads have done their parts.
+void wait_for(Pool* own, int joined) {
+    const auto have_ended = [&] { return own->finished.load() == joined - 1; };
+    for (int spin = 0; spin < spins && !have_ended(); ++spin) pause_briefly();
+    if (!have_ended()) {
+        std::unique_lock<std::mutex> lock(own->mutex);
+        own->caller_sleeps.store(true);
+        own->ended.wait(lock, have_ended);
+        own->caller_sleeps.store(false);
+    }
+    own->last = Clock::now();
 }
 
 // Makes workers up to `wanted` threads with the caller's own; there may be fewer where the system gives no more.
@@ -115,6 +176,14 @@ void keep_off_the_callers_processor(Pool* own) {
 }
 #endif
 
+// Whether it pays to have threads for a call that takes so many microseconds alone, and begins without them. Those that
+// are awake come at once. One that sleeps is late, but in time for the next call, if calls come one after another.
+bool is_worth_threads(const Pool* own, double alone) {
+    if (alone >= 300) return true;
+    if (alone < 15) return false;
+    return own->awake.load() > 0 || Clock::now() - own->last < std::chrono::microseconds(100);
+}
+
 }  // namespace
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -125,39 +194,34 @@ EXPORTED void gpurnn_run(Work work, void* context, int most, double patience) {
         work(context, 0, 1);
         return;
     }
-    {
+    const bool waits = patience >= 0;
+    if (!waits && !is_worth_threads(own, -patience)) {
+        work(context, 0, 1);
+        own->last = Clock::now();
+        own->in_use.unlock();
+        return;
+    }
+    if (most - 1 > own->workers) {
         const std::lock_guard<std::mutex> lock(own->mutex);
         recruit(own, most);
+    }
 #if defined(__linux__)
-        keep_off_the_callers_processor(own);
+    keep_off_the_callers_processor(own);
 #endif
-        own->wanted = most < own->workers + 1 ? most : own->workers + 1;
-        own->joined.store(1);
-        own->count.store(0);
-        own->work = work;
-        own->context = context;
-        own->open = true;
-        own->calls.fetch_add(1, std::memory_order_release);
+    open(own, work, context, most, waits ? 0 : most);
+    int joined;
+    if (waits) {
+        const auto deadline = Clock::now() + std::chrono::duration<double, std::micro>(patience);
+        const auto have_come = [&] { return places_of(own->call.load(std::memory_order_relaxed)) == 0; };
+        while (!have_come() && Clock::now() < deadline) pause_briefly();
+        joined = close(own);
+        own->count.store(joined, std::memory_order_release);
+        work(context, 0, joined);
+    } else {
+        work(context, 0, most);
+        joined = close(own);
     }
-    own->wake.notify_all();
-    const auto deadline = Clock::now() + std::chrono::duration<double, std::micro>(patience);
-    while (own->joined.load(std::memory_order_acquire) < own->wanted) {
-        pause_briefly();
-        if (Clock::now() >= deadline) break;
-    }
-    int count;
-    {
-        const std::lock_guard<std::mutex> lock(own->mutex);
-        own->open = false;
-        count = own->joined.load();
-        own->count.store(count, std::memory_order_release);
-    }
-    work(context, 0, count);
-    for (int spin = 0; spin < spins && own->running.load(std::memory_order_acquire) > 0; ++spin) pause_briefly();
-    {
-        std::unique_lock<std::mutex> lock(own->mutex);
-        own->ended.wait(lock, [&] { return own->running.load() == 0; });
-    }
+    wait_for(own, joined);
     own->in_use.unlock();
 }
 

@@ -23,6 +23,10 @@ using Work = void (*)(void* context, int index, int count);
 
 // Runs `work` on the calling thread and on up to most - 1 others, and returns when all have ended. Threads that have
 // not begun after `patience` microseconds, or have other work, are left out. The result must not depend on their number.
+//
+// Where `patience` is negative, the calling thread begins at once, and others join it until it has ended. Any of the
+// `count` may be missing then, except the first, so they take their shares of the work one after another; less `patience`
+// are the microseconds that one thread would take, by which it is decided whether others are called at all.
 using Run = void (*)(Work work, void* context, int most, double patience);
 
 // The threads that a call may have.
@@ -41,7 +45,11 @@ struct Team {
             run(work, context, worth, 50 + alone / 4);
         }
     }
-    // The same for a function of (index, count).
+    // Runs `work`, whose threads take their shares one after another, on as many as come while it runs.
+    void share_as_they_come(double alone, Work work, void* context) const {
+        run(work, context, int(most), patience >= 0 ? patience : -alone);
+    }
+    // The same as `share` for a function of (index, count).
     template <class Function>
     void share(double alone, const Function& function) const {
         share(
