@@ -142,32 +142,34 @@ struct Factor {
             return;
         }
         for (int64_t column = first * plain_width * lanes; column < last * plain_width * lanes; column += lanes) {
-            const T* rows[lanes];
-            for (int lane = 0; lane < lanes; ++lane) {
-                const T* const row = row_of(w, K, column + lane);
-                rows[lane] = row ? row : w;  // what is behind a gate's units is not read
-            }
+            const T* const row = row_of(w, K, column);
+            if (!row) continue;  // what is behind the gates is not read
             switch (count) {
-                case 1: few<1>(rows, column, start, a, to); break;
-                case 2: few<2>(rows, column, start, a, to); break;
-                case 3: few<3>(rows, column, start, a, to); break;
-                case 4: few<4>(rows, column, start, a, to); break;
+                case 1: few<1>(row, column, start, a, to); break;
+                case 2: few<2>(row, column, start, a, to); break;
+                case 3: few<3>(row, column, start, a, to); break;
+                case 4: few<4>(row, column, start, a, to); break;
             }
         }
     }
 
 private:
     template <int R, class A, class To>
-    void few(const T* const (&rows)[lanes], int64_t column, const T* start, A a, To to) const {
+    void few(const T* row, int64_t column, const T* start, A a, To to) const {
         static_assert(R <= few_rows, "cases of multiply");
-        const T* in[R];
-        Real sums[R];
+        const T *in[R], *const rows[] = {row};
+        Real sums[1][R];
         for (int r = 0; r < R; ++r) {
             in[r] = a(r);
-            sums[r] = Real::load(start + column);
+            sums[0][r] = Real::load(start + column);
         }
-        add_products(in, K, rows, sums);
-        for (int r = 0; r < R; ++r) sums[r].store(to(r) + column);
+        const int64_t left = units - column % filled(units);  // nor is what is behind a gate's units
+        if (left >= lanes) {
+            add_products<true>(in, K, rows, left, sums);
+        } else {
+            add_products<false>(in, K, rows, left, sums);
+        }
+        for (int r = 0; r < R; ++r) sums[0][r].store(to(r) + column);
     }
 };
 
