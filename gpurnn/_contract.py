@@ -91,7 +91,7 @@ class Wavefront(Protocol):
 
     @property
     def chunk(self) -> int:
-        """Steps of a chunk: all chunks are of that many, but for the last one."""
+        """Steps of a chunk. The last chunk may have fewer."""
 
     def at_once(self) -> AbstractContextManager[None]:
         """Within, `recurrence_forward` or `recurrence_backward` is called for some layers, each for a chunk of its own.

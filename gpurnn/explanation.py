@@ -25,17 +25,17 @@ class Explanation:
         "scan" of a layer whose states are a `gpurnn.linear_scan`; "independent" of an `gpurnn.IndRNN`, each of whose
         units has a thread for all steps.
     grid, block : tuple of int
-        Of the pass' kernel; for the stepwise schedule of that of the gates; of a scan of its last kernel.
+        The launch of the pass' kernel; for the stepwise schedule of the gates' kernel, for a scan of its last kernel.
     shared_bytes : int
         Dynamic shared memory of a block.
     registers : int
-        Of a thread, at most.
+        The largest number in a thread.
     occupancy : int
         Blocks that a multiprocessor holds at once, at least.
     launches : int
         In a layer's whole pass, without the products over all steps.
     flops_per_step, bytes_per_step : int
-        Of one step of a layer's recurrence in all directions, in training: the arithmetic of the recurrent products,
+        For one step of a layer's recurrence in all directions, in training: the arithmetic of the recurrent products,
         and the bytes of global memory that kernels load and store, from the L2 cache or past it.
     microseconds_per_step : dict of str to float
         Predicted, for each schedule that fits the device.
@@ -49,7 +49,7 @@ class Explanation:
         a few instructions of a unit.
     layers : int
     layers_at_once : int
-        Of a stack, how many layers run at once: while one is at a chunk of steps, the one above it is at the chunk
+        How many layers of a stack run at once: while one is at a chunk of steps, the one above it is at the chunk
         before. Each has its share of the multiprocessors, for which its grid is planned. 1 if layers run one after
         another.
     chunk : int or None
@@ -126,7 +126,7 @@ def explain(layer: Callable[[], Layer], x: Any, *, device: Any = None) -> Explan
 
 
 def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanations:
-    """Which schedule of kernels runs a recurrent layer, or those of a model, in which grid, and why.
+    """Say which schedule of kernels runs a recurrent layer, or each one of a model, in which grid, and why.
 
     The time of a step is predicted as the sum of what a block does one after another: it loads the operand into shared
     memory ("load"), multiplies ("product"), adds up partial sums ("reduction"), computes the gates ("gates"), and waits

@@ -288,10 +288,10 @@ def mse(
     Parameters
     ----------
     y : array, float32 or float64
-        Of any shape.
+        Has any shape.
     target : array like y
     mask : array, optional
-        Of the shape of y or of its leading axes, such as (T, B) for y (T, B, F): bool, or integers 0 and 1, True where
+        Has the shape of y or of its leading axes, such as (T, B) for y (T, B, F): bool, or integers 0 and 1, True where
         an element counts; or weights m of the dtype of y. The mean divides by their sum over the elements. Where it is
         zero, y and target are ignored, and the gradient is exactly zero.
     half : bool
@@ -346,7 +346,7 @@ def l1(y: Array, target: Array, *, mask: Array | None = None, reduction: Reducti
     Parameters
     ----------
     y : array, float32 or float64
-        Of any shape.
+        Has any shape.
     target : array like y
     mask : array, optional
         As in `mse`.
@@ -402,7 +402,7 @@ def huber(
     Parameters
     ----------
     y : array, float32 or float64
-        Of any shape.
+        Has any shape.
     target : array like y
     delta : float
         Where the square becomes a line, in units of y. Above 0.
@@ -464,7 +464,7 @@ def smooth_l1(
     Parameters
     ----------
     y : array, float32 or float64
-        Of any shape.
+        Has any shape.
     target : array like y
     beta : float
         Where the square becomes a line, in units of y. At least 0.

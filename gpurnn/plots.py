@@ -91,7 +91,7 @@ def loss_curve(
     ----------
     metrics : path, list of dict, or dict of str to these
         The ``metrics.jsonl`` of a `Trainer`, or its ``history``. A damaged line of a file is left out with a warning.
-        Of several runs: each by its name in the legend.
+        For several runs: a dict of each by its name in the legend.
     path : path, optional
         Where to write the picture; its suffix says the format.
     ax : matplotlib.axes.Axes, optional
@@ -232,7 +232,7 @@ def forecast(
     ImportError
         matplotlib is not installed.
     ValueError
-        The arrays have not as many features, names, times or steps as each other.
+        The arrays differ in their number of features, names, times or steps.
 
     Examples
     --------
@@ -368,7 +368,7 @@ def alignment(
 def expectations(
     model: LanguageModel, text: str, path: PathLike | None = None, *, guesses: int = 5, ax: Axes | None = None
 ) -> Axes:
-    """What a language model expects at each place of a text, when it has read all before it.
+    """Draw what a language model expects at each place of a text, after all that comes before it.
 
     Below each token w_t of the text are the likeliest tokens v by P(w_t = v | w_1 .. w_{t-1}), the first at the top.
     The darker a guess, the surer it is; a frame marks the one that is right.

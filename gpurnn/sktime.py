@@ -31,7 +31,7 @@ class Forecaster(BaseForecaster):
     Parameters
     ----------
     window, hidden_size, num_layers, cell, log, trend, season_length, differences, dropout
-        Those of `gpurnn.Forecaster`.
+        As in `gpurnn.Forecaster`.
     epochs : int, optional
         None: until the loss on the last tenth of the series no longer falls.
     samples : int
@@ -178,7 +178,7 @@ class SequenceClassifier(BaseClassifier):
     Parameters
     ----------
     hidden_size, num_layers, cell, bidirectional, pooling, dropout
-        Those of `gpurnn.SequenceClassifier`.
+        As in `gpurnn.SequenceClassifier`.
     epochs : int, optional
         None: until the loss on a tenth of the examples no longer falls.
     options : dict, optional

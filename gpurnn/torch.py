@@ -382,7 +382,7 @@ def recurrence(layer: Recurrent, x: Any, state: tuple[Any, ...], weights: list[A
     Parameters
     ----------
     layer : Recurrent
-        Of which only the configuration counts, of one layer in one direction.
+        Only its configuration counts: one layer in one direction.
     x : (T, B, input_size) Tensor
     state : tuple of (B, H) Tensors
     weights : list of Tensors

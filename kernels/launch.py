@@ -251,7 +251,7 @@ class Kernel:
             For each pointer a C-contiguous array or None, for each other parameter a NumPy scalar of the same type:
             Python's ints and floats would be passed as 64-bit values.
         changing : sequence of str
-            The names of the parameters that each launch gets anew. Their arguments here are examples of the types.
+            The names of the parameters that differ between launches. Their arguments here are examples of the types.
         shared_mem : int
             Bytes of dynamic shared memory.
         cooperative : bool

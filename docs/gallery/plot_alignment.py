@@ -2,8 +2,8 @@
 Where a decoder looks
 =====================
 
-A translator with attention reads a number digit by digit and writes it in words. The picture shows how much each word
-it writes looks at each digit.
+A translator with attention reads a number digit by digit and writes it in words. The picture shows how much it attends
+to each digit while it writes each word.
 """
 
 import numpy as np

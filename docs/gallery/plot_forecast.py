@@ -2,7 +2,7 @@
 Forecast with intervals
 =======================
 
-A forecaster learns a series with a trend and a season, and says how sure it is of what comes.
+A forecaster learns a series with a trend and a season. It forecasts the values to come, with intervals.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 Gates as heat maps
 ==================
 
-The gates of an LSTM with a forget bias of 3, along a run of 60 steps: open ones are light, closed ones dark.
+The gates of an LSTM with a forget bias of 3, over 60 steps. Open gates are light, closed ones dark.
 """
 
 import numpy as np

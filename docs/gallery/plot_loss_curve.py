@@ -2,7 +2,7 @@
 Loss curve
 ==========
 
-Loss of training and of validation, from the records of a run.
+The loss in training and in validation, from the records of a run.
 """
 
 import numpy as np

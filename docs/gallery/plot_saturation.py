@@ -2,7 +2,7 @@
 Saturated gates
 ===============
 
-How often each gate of each unit is nearly closed or nearly open, in an LSTM whose forget gates start open.
+How often each gate of each unit is nearly closed or nearly open. The LSTM's forget gates start open.
 """
 
 import numpy as np

@@ -2,7 +2,8 @@
 Loss curves of several runs
 ===========================
 
-Three sizes of a network learn the same task. Lines without markers are of training, those with markers of validation.
+Three sizes of a network learn the same task. Plain lines are the loss in training, lines with markers the loss in
+validation.
 """
 
 import numpy as np

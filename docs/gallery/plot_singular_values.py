@@ -2,7 +2,8 @@
 Singular values
 ===============
 
-How much one step can stretch a direction of the state: orthogonal weights none, Gaussian ones up to twice their gain.
+How much one step can stretch a direction of the state. Orthogonal weights stretch none, Gaussian ones up to twice their
+gain.
 """
 
 import numpy as np

@@ -53,13 +53,13 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
     Parameters
     ----------
     layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
-        Of one layer and direction; `parts` takes a stack apart.
+        It has one layer and one direction; `parts` takes a stack apart.
     x : (T, B, I) array
         Time-major, whatever the layer's ``batch_first``; T and B are 1 at least.
     state : (1, B, H) array, optional
         The initial state, for the LSTM a pair (h, c) of such arrays; zero by default.
     margin : float
-        Of the whole range of a function, the share at each end that counts as saturated; in (0, 0.5).
+        The share of a function's range, at each end, that counts as saturated; in (0, 0.5).
 
     Returns
     -------
@@ -70,8 +70,8 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
     Raises
     ------
     TypeError, ValueError
-        The layer is another, the arrays do not fit it, they or the states of the run are NaN or infinite, or the margin
-        is not in its range.
+        The layer is not one of these, the arrays do not fit it, the margin is not in its range, or the arrays or the
+        states of the run are NaN or infinite.
 
     References
     ----------
@@ -110,7 +110,7 @@ def gates(layer: Recurrent, x: Array, state: Any = None) -> dict[str, NDArray[np
     Returns
     -------
     dict of str to (T, B, H) NumPy array
-        Those that `activity` names, then the states: "h", and the LSTM's "c".
+        The gates that `activity` names, then the states: "h", and the LSTM's "c".
 
     Raises
     ------

@@ -41,11 +41,11 @@ class Complexity:
     Attributes
     ----------
     forward : Cost
-        Of inference: a call of the layer.
+        The cost of inference: a call of the layer.
     bptt : Cost
-        Of backpropagation through time: `vjp` and its pullback, which is a forward pass and one back.
+        The cost of backpropagation through time: `vjp` and its pullback, a forward and a backward pass.
     truncated : Cost or None
-        Of the same over windows of k steps, one after another.
+        The cost of the same over windows of k steps, one after another.
     """
 
     forward: Cost
@@ -56,7 +56,7 @@ class Complexity:
 def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
     """Flops, bytes and memory of a forward pass, of backpropagation through time and of its truncation to k steps.
 
-    Of each layer and direction with G gates, I inputs and H hidden units, besides lesser terms::
+    For each layer and direction with G gates, I inputs and H hidden units, besides lesser terms::
 
         flops    forward 2 T B G H (I + H)    BPTT three times that, truncated or not
         memory   forward O(T B H)             BPTT O(T B H G)          truncated O(k B H G)
@@ -64,7 +64,7 @@ def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
     Parameters
     ----------
     layer : RNN, LSTM or GRU
-        Of any number of layers and directions.
+        It may have any number of layers and directions.
     T, B : int
         Steps and sequences of the batch, at least 1.
     k : int, optional

@@ -42,7 +42,7 @@ def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
     Parameters
     ----------
     layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
-        Of one layer and direction; `parts` takes a stack apart.
+        It has one layer and one direction; `parts` takes a stack apart.
     x : (T, B, I) array
         Time-major, whatever the layer's ``batch_first``.
     state : (1, B, H) array, optional
@@ -57,7 +57,7 @@ def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
     Raises
     ------
     TypeError, ValueError
-        The layer is another, the arrays do not fit it, or they, or the states of a run, are NaN or infinite.
+        The layer is not one of these, the arrays do not fit it, or they, or the states of a run, are NaN or infinite.
 
     References
     ----------
@@ -101,7 +101,7 @@ def product_norms(jacobians: Floats) -> Floats:
     Raises
     ------
     ValueError
-        The shape is another, or a Jacobian is NaN or infinite.
+        The shape does not fit, or a Jacobian is NaN or infinite.
 
     Examples
     --------
@@ -196,7 +196,7 @@ def gradient_bound(layer: Recurrent, x: Array | None = None, state: Any = None) 
     Parameters
     ----------
     layer : gpurnn.RNN
-        Of one layer and direction.
+        It has one layer and one direction.
     x : (T, B, I) array, optional
         A run, T and B 1 at least: max |f'| is then taken over its arguments a_t, and the bound holds for this run. Else
         it is that of all arguments: 1, for the sigmoid 1/4.
@@ -279,7 +279,7 @@ def gradient_growth(jacobians: Floats, factor: float = 1000.0) -> GradientGrowth
     Raises
     ------
     ValueError
-        The shape is another, a Jacobian is NaN or infinite, or the factor is not above 1.
+        The shape does not fit, a Jacobian is NaN or infinite, or the factor is not above 1.
 
     Examples
     --------

@@ -137,8 +137,8 @@ class LyapunovSpectrum:
     exponents : (k,) float64 NumPy array
         The k largest, in nats per step, or per unit of time of a `Map` with a ``dt``; largest first.
     standard_error : (k,) float64 NumPy array
-        Of each, from the scatter of the rows and of ten parts of the run. Parts that follow each other are not quite
-        independent, so that it is a little too small where they are short. NaN if there is one part only.
+        For each exponent, from the scatter of the rows and of ten parts of the run. Parts that follow each other are
+        not quite independent. So it is a little too small where they are short. NaN if there is one part only.
     history : (m, k) float64 NumPy array
         Estimates from ever longer parts of the run; the last are the exponents.
     times : (m,) float64 NumPy array
@@ -219,9 +219,9 @@ def lyapunov_spectrum(
         which the vectors turn to their directions; a tenth of T or of ``steps`` by default.
     interval : int
         Steps between two QR decompositions; fewer where a perturbation would leave the range of the dtype between them.
-        More take less time, and the largest exponent is right with any; but of the others only those are right that
-        lie within far less than -ln(epsilon) / interval of it, 36 / interval in float64, as vectors that are parallel
-        to rounding cannot be told apart.
+        A larger interval takes less time. The largest exponent is right with any interval. Another exponent is right
+        only if it lies within far less than -ln(epsilon) / interval of the largest (36 / interval in float64): beyond
+        that the vectors are parallel up to rounding.
     rng : int or numpy.random.Generator
         Where the vectors, and the rows of an autonomous layer, come from.
 
@@ -244,7 +244,7 @@ def lyapunov_spectrum(
 
     Examples
     --------
-    Of a linear network they are the logarithms of the magnitudes of W_hh's eigenvalues:
+    For a linear network they are the logarithms of the magnitudes of W_hh's eigenvalues:
 
     >>> import numpy as np
     >>> import gpurnn

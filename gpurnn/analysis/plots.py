@@ -30,8 +30,8 @@ _PLURAL = {"step": "steps", "unit of time": "units of time"}
 def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = None, *, ax: Axes | None = None) -> Axes:
     """How large gradients are at each step back in time, on a logarithmic axis.
 
-    The line is the geometric mean over the batch, the band from its smallest to its largest. Zeros are left out; so are
-    steps at which one of the batch is above 1e200, infinite or NaN, of which the legend says how many they are.
+    The line is the geometric mean over the batch, the band from its smallest to its largest. Zeros are left out,
+    and steps at which one of the batch is above 1e200, infinite or NaN. The legend counts these steps.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ _BETWEEN = np.linspace(0, 1, 9)[1:-1, None]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Of a square matrix W (n, n)."""
+    """The eigenvalues and the singular values of a square matrix W (n, n)."""
 
     eigenvalues: NDArray[np.complexfloating[Any]]
     """(n,) complex, the largest magnitude first."""
@@ -82,7 +82,7 @@ def spectra(layer: Recurrent) -> dict[str, Spectrum]:
     Parameters
     ----------
     layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
-        Of one layer and direction; `parts` takes a stack apart.
+        It has one layer and one direction; `parts` takes a stack apart.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def spectra(layer: Recurrent) -> dict[str, Spectrum]:
     Raises
     ------
     TypeError, ValueError
-        The layer is another, or its weights are NaN or infinite.
+        The layer is not one of these, or its weights are NaN or infinite.
 
     Examples
     --------
@@ -125,7 +125,7 @@ class FixedPoints:
     def stable(self) -> NDArray[np.bool_]:
         """(n,): whether all eigenvalues lie inside the unit circle, so that nearby states are drawn in.
 
-        Of a degenerate point, which has an eigenvalue of 1 to the accuracy to which it is known, it says nothing.
+        It says nothing about a degenerate point, one with an eigenvalue of 1 up to the accuracy of the point.
         """
         inside: NDArray[np.bool_] = np.abs(self.eigenvalues[:, 0]) < 1
         return inside
@@ -155,7 +155,7 @@ def fixed_points(
     Parameters
     ----------
     layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
-        Of one layer and direction.
+        It has one layer and one direction.
     x : (I,) array, optional
         The input at every step; zero by default.
     starts : int or (n, S) array
@@ -176,7 +176,7 @@ def fixed_points(
     Raises
     ------
     TypeError, ValueError
-        The layer is another, the arrays do not fit it, or its parameters or ``x`` are NaN or infinite.
+        The layer is not one of these, the arrays do not fit it, or its parameters or ``x`` are NaN or infinite.
 
     References
     ----------

@@ -24,9 +24,9 @@ class GRU(Cell):
         What z weighs: the candidate, h_t = (1 - z) h_{t-1} + z n, or as in PyTorch and cuDNN the state,
         h_t = (1 - z) n + z h_{t-1}.
     activation : str or tuple of a str and numbers
-        That of the candidate n, by its name: see `gpurnn.LSTM`.
+        The activation of the candidate n, by its name: see `gpurnn.LSTM`.
     gate_activation : str or tuple of a str and numbers
-        That of the gates r and z.
+        The activation of the gates r and z.
     clip : float, optional
         The bound of the arguments of the activations: they are taken from [-clip, clip].
     zoneout : float

@@ -16,15 +16,15 @@ class LSTM(Cell):
     Parameters
     ----------
     activation : str or tuple of a str and numbers
-        That of the candidate g: "tanh", "relu", "sigmoid", "identity", "softsign" or "softplus"; or one of these, with
-        its alpha and beta behind the name, as ``("elu", 0.5)``, or its name alone for the values given here.
+        The activation of the candidate g: "tanh", "relu", "sigmoid", "identity", "softsign", "softplus". The following
+        have parameters. Give them behind the name, as ``("elu", 0.5)``, or the name alone for the values in brackets.
         "affine": alpha a + beta (1, 0). "leaky_relu": a, or alpha a where a < 0 (0.01). "thresholded_relu": a where
         a > alpha, else 0 (1). "scaled_tanh": alpha tanh(beta a) (1.7159, 2/3). "hard_sigmoid": alpha a + beta within
         [0, 1] (0.2, 0.5). "elu": a, or alpha (exp(a) - 1) where a < 0 (1).
     gate_activation : str or tuple of a str and numbers
-        That of the gates i, f and o.
+        The activation of the gates i, f and o.
     output_activation : str or tuple of a str and numbers
-        That of c_t: h_t = o f(c_t).
+        The activation f of c_t: h_t = o f(c_t).
     clip : float, optional
         The bound of the arguments of the gates' and the candidate's activations: they are taken from [-clip, clip].
     cell_clip : float, optional
@@ -33,7 +33,7 @@ class LSTM(Cell):
         Whether the gates read the cell state: i and f read c_{t-1} and o reads c_t, each times weights ``peephole_i``,
         ``peephole_f`` and ``peephole_o`` of one number for each unit (Gers & Schmidhuber 2000).
     coupled : bool
-        Whether f = 1 - i. There is no gate f then, in the weights and in the biases neither.
+        Whether f = 1 - i. Then neither the weights nor the biases have a gate f.
     zoneout : pair of float
         The probabilities with which a unit of h, and one of c, keeps its value of the step before (Krueger et al.
         2016). Without masks, as in evaluation, the expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
@@ -80,7 +80,7 @@ class LSTM(Cell):
         "weight_hr": "W_hr, (proj_size, H): h_t = W_hr (o tanh(c_t)). W_hh, h, y and mask then have its width.",
         "dropout_g": "Multiplies the candidate g of each step.",
         "zoneout_h": ZONEOUT_H,
-        "zoneout_c": "The same of c.",
+        "zoneout_c": "The same for c.",
     }
 
     @property

@@ -9,7 +9,7 @@ from .gru import Update
 
 
 class GateOptions(TypedDict, total=False):
-    """Those of the cells, but for the activation of the candidate, and for the size of a projection."""
+    """The options of the cells, except the activation of the candidate and the size of a projection."""
 
     gate_activation: Activation
     output_activation: Activation

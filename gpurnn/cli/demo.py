@@ -28,7 +28,7 @@ _LINE = 66
 @click.command(short_help="Train on the Python language reference, and let the model write.")
 @click.option(
     "--out", default="gpurnn-demo", type=PathType(path_type=Path), metavar="DIR", show_default=True,
-    help="Where everything goes; what an earlier demo left there is replaced.",
+    help="Directory of the results; an earlier demo there is replaced.",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Resume a demo that was interrupted.")
 @device_option
@@ -36,9 +36,9 @@ _LINE = 66
 def demo(out: Path, resume: bool, device: str) -> None:
     """Train on the Python language reference, in under two minutes on two cores, and let the model write.
 
-    The text is that of the help() topics, which comes with Python. DIR receives it as python-reference.txt, and
-    expected.png: which characters the model expects in a line that it was not trained on. The rest is what
-    `gpurnn train` does with the text.
+    The text is the topics of help(), which come with Python. DIR receives it as python-reference.txt. The picture
+    expected.png shows which characters the model expects in a line that it was not trained on. The other files are
+    those of `gpurnn train`.
 
     \b
     gpurnn demo

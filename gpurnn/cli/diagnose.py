@@ -28,16 +28,16 @@ _OURS = {"format": "gpurnn diagnosis"}
 )
 @encoding_option
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-@integer("--length", 64, "Characters, words or tokens of it.")
-@integer("--starts", 8, "States from which fixed points are looked for.")
+@integer("--length", 64, "Characters, words or tokens of the text to run on.")
+@integer("--starts", 8, "States from which to search for fixed points.")
 def diagnose(directory: Path, text: str | None, encoding: str | None, as_json: bool, length: int, starts: int) -> None:
-    """Say how the recurrent layers of the model in DIR behave, whether that is good or bad, and what to try; draw it.
+    """Say how the recurrent layers of the model in DIR behave, whether that is good or bad, and what to try.
 
-    Has it learnt, do gradients vanish or explode, do small differences fade or grow, does it come to rest, which gates
-    are saturated, which units are dead, what does a step cost. The pictures and findings.json go to DIR/diagnosis.
+    Has it learnt? Do gradients vanish or explode? Do small differences fade or grow? Does it come to rest? Which gates
+    are saturated? Which units are dead? What does a step cost? The pictures and findings.json go to DIR/diagnosis.
 
-    The norm of the gradient in training is that of all parameters, before clipping, as metrics.jsonl has it; for that
-    of each layer give a gpurnn.analysis.GradientNorms to a Trainer.
+    The norm of the gradient in training comes from metrics.jsonl. It is that of all parameters, before clipping. For
+    the norm of each layer, give a gpurnn.analysis.GradientNorms to a Trainer.
 
     \b
     gpurnn diagnose my-model

@@ -21,11 +21,11 @@ from .texts import name_of, read
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @device_option
 def evaluate(directory: Path, files: tuple[str, ...], encoding: str | None, as_json: bool, device: str) -> None:
-    """State how well the model in DIR predicts each text FILE; a FILE - is what is piped in.
+    """State how well the model in DIR predicts each text FILE; - reads standard input.
 
-    In bits per character for a model of characters, as perplexity for one of words, in bits per character and per byte
-    of UTF-8 for one of a tokenizer's tokens: the lower, the better. Every symbol is predicted from all those before it
-    in its file.
+    The measure is bits per character for a model of characters, perplexity for a model of words, and bits per character
+    and per byte of UTF-8 for a model of a tokenizer's tokens. Lower is better. The model predicts every symbol from all
+    those before it in its file.
 
     \b
     gpurnn evaluate my-model OTHER.txt

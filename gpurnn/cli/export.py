@@ -18,10 +18,10 @@ from .terminal import Refusal, quiet_option, refusing, say
 @click.argument("out", type=PathType(path_type=Path), metavar="OUT.onnx")
 @quiet_option
 def export(model: Path, out: Path) -> None:
-    """Write the model in MODEL as ONNX, which other programs run.
+    """Write the model in MODEL as ONNX, which other programs can run.
 
-    MODEL is a directory of gpurnn train, demo or fit, or a file that a model's `save` wrote. A model of gpurnn fit
-    takes the features as the table has them, and gives the target in its own units.
+    MODEL is a directory of gpurnn train, demo or fit, or a file that a model's `save` wrote. The ONNX model of gpurnn
+    fit takes the features as they are in the table, and gives the target in its own units.
 
     \b
     gpurnn export my-model my-model.onnx

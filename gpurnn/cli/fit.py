@@ -36,10 +36,10 @@ MOST_CLASSES = 10
     context_settings={"show_default": True},
 )
 @click.argument("file", type=PathType(allow_dash=True), metavar="DATA.csv")
-@click.option("--group", required=True, metavar="COLUMN", help="Which group, such as a patient or a trip, a row is of.")
-@click.option("--target", required=True, metavar="COLUMN", help="What is to be predicted; the same in a whole group.")
+@click.option("--group", required=True, metavar="COLUMN", help="The group of a row, such as a patient or a trip.")
+@click.option("--target", required=True, metavar="COLUMN", help="What to predict; the same in all rows of a group.")
 @click.option("--features", metavar="A,B,...", help="Columns to predict from.  [default: all others]")
-@click.option("--order", metavar="COLUMN", help="Numbers or dates that order a group's rows.  [default: the file]")
+@click.option("--order", metavar="COLUMN", help="Numbers or dates to sort a group's rows by.  [default: the file]")
 @click.option("--time-format", metavar="FORM", help="How dates of --order are written: %d.%m.%Y.")
 @choice("--task", ["auto", "classify", "regress"], "Whether the target is a class or a number; auto looks at it.")
 @choice("--cell", sorted(CELLS | ELEMENTWISE, key="gru".__ne__), "Recurrent cell.")
@@ -48,12 +48,12 @@ MOST_CLASSES = 10
 @integer("--hidden", 32, "Width of the recurrent layer.")
 @integer("--layers", 1, "Number of recurrent layers.")
 @number("--dropout", 0.1, "Dropout rate.", max=1, max_open=True)
-@integer("--epochs", 100, "Most passes over the groups; fewer where the held-out groups no longer gain.")
+@integer("--epochs", 100, "Largest number of passes over the groups; fewer if the held-out loss stops falling.")
 @integer("--batch", 16, "Groups in a batch.")
 @number("--lr", 0.005, "Learning rate.", min_open=True)
 @number("--validation-fraction", 0.2, "Share of the groups that is held out to score the model.", max=1, max_open=True)
 @click.option("--out", type=PathType(path_type=Path), metavar="DIR", show_default=False,
-              help="Where everything goes.  [default: DATA-model]")  # fmt: skip
+              help="Directory of the results.  [default: DATA-model]")  # fmt: skip
 @click.option("--replace", is_flag=True, help="Replace what an earlier fit left in DIR.")
 @integer("--seed", 0, "Seeds parameters, the held-out groups and training.", least=0)
 @encoding_option
@@ -76,9 +76,9 @@ def fit(
     """Learn to predict a class or a number for each group of rows of a CSV file.
 
     A group, such as a patient, a trip or a machine, is a sequence: each of its rows is a step, with a number in each of
-    the --features. All rows of a group have the same --target: words are classes, numbers are values. Some groups are
-    held out and say how good the model is. DIR receives the model (model.safetensors), what it was fitted to
-    (run.json), and fit.png, which shows its answers for the groups held out.
+    the --features. All rows of a group have the same --target. Words are classes, numbers are values. Some groups are
+    held out to score the model. DIR receives the model (model.safetensors), the columns and options that it was fitted
+    with (run.json), and fit.png, which shows its answers for the held-out groups.
 
     \b
     gpurnn fit trips.csv --group trip --target vehicle

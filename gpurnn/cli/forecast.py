@@ -51,27 +51,27 @@ class _Numbers(click.types.StringParamType):
 
 @click.command(short_help="Forecast a column of a CSV file, with intervals.", context_settings={"show_default": True})
 @click.argument("file", type=PathType(allow_dash=True), metavar="DATA.csv")
-@click.option("--time", "time_column", required=True, metavar="COLUMN", help="When each row is: numbers, or dates.")
-@click.option("--target", required=True, metavar="COLUMN", help="What is to be forecast: numbers.")
-@click.option("--group", metavar="COLUMN", help="Which of several series, such as a shop, a row is of.")
+@click.option("--time", "time_column", required=True, metavar="COLUMN", help="The time of a row, a number or a date.")
+@click.option("--target", required=True, metavar="COLUMN", help="The numbers to forecast.")
+@click.option("--group", metavar="COLUMN", help="The series of a row, such as a shop.")
 @click.option("--known", metavar="A,B,...", help="Columns that are known in the future too, such as a price.")
 @click.option("--past", metavar="A,B,...", help="Further columns that are known in the past only.")
 @click.option("--static", metavar="A,B,...", help="Columns with one number for each series of --group.")
 @integer("--steps", None, "How many rows to forecast.  [default: the rows at the end without a target, or else a tenth "
          "of the rows, at most 50]")  # fmt: skip
 @click.option("--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.9, metavar="X",
-              help="The probability that a value is to lie in its interval.")  # fmt: skip
+              help="The probability of a value to lie in its interval.")  # fmt: skip
 @click.option("--quantiles", type=_Numbers(0, 1), default=(), metavar="X,Y,...", show_default=False,
               help="Further quantiles to forecast, such as 0.1,0.5,0.9.")  # fmt: skip
 @click.option("--season", type=_Numbers(0, 1e6), metavar="N,M,...", show_default=False,
               help="Rows in a season, such as 12 for months, or 24,168 for hours; 1 for none.  [default: found in the "
               "data]")  # fmt: skip
-@integer("--window", None, "How many past rows a forecast depends on.  [default: by the season]")
+@integer("--window", None, "Number of past rows that a forecast depends on.  [default: by the season]")
 @integer("--hidden", 16, "Width of the recurrent layer.")
-@integer("--epochs", None, "Passes over the rows.  [default: until the last tenth of them no longer gains]")
+@integer("--epochs", None, "Passes over the rows.  [default: until the loss of the last tenth stops falling]")
 @click.option("--time-format", metavar="FORM", help="How dates are written, as strptime takes it: %d.%m.%Y.")
 @click.option("--out", type=PathType(path_type=Path), metavar="DIR", show_default=False,
-              help="Where everything goes.  [default: DATA-forecast]")  # fmt: skip
+              help="Directory of the results.  [default: DATA-forecast]")  # fmt: skip
 @click.option("--replace", is_flag=True, help="Replace an earlier forecast in DIR.")
 @integer("--seed", 0, "Seeds parameters, training and intervals.", least=0)
 @encoding_option
@@ -101,11 +101,11 @@ def forecast(
 ) -> None:
     """Forecast a column of a CSV file, with intervals, and draw it.
 
-    Each row is a time: one value of --target at one --time, or at one --time of each --group. Missing values and rows
-    are gaps. The trend and the season, if there are any, are fitted by least squares, and a small recurrent network
-    learns what they leave. The last rows are first held out to score such a forecast. Rows at the end
-    without a value of --target are those to forecast; columns of --known have values there. DIR receives forecast.csv,
-    forecast.png and the model (model.safetensors).
+    Each row has the value of --target at one --time, of one --group if there are groups. Missing values and rows are
+    gaps. The trend and the season, if there are any, are fitted by least squares, and a small recurrent network learns
+    the rest. Such a forecast of the last rows is made first, and scored. Rows at the end without a value of --target
+    are those to forecast; the columns of --known need values there. DIR receives forecast.csv, forecast.png and the
+    model (model.safetensors).
 
     \b
     gpurnn forecast sales.csv --time month --target sales

@@ -14,10 +14,10 @@ from .terminal import warn, warnings_said
 @click.command(short_help="Write a text with a language model.", context_settings={"show_default": True})
 @click.argument("directory", type=PathType(path_type=Path), metavar="DIR")
 @integer("--length", 1000, "Characters, words or tokens to write.", least=0)
-@click.option("--prompt", default="", metavar="TEXT", help="What the text continues.")
-@number("--temperature", 0.7, "Below 1 the likely becomes likelier, above 1 less so; 0 takes the likeliest.")
+@click.option("--prompt", default="", metavar="TEXT", help="The text to continue.")
+@number("--temperature", 0.7, "Below 1 likely symbols become likelier, above 1 less likely; 0 takes the likeliest.")
 @integer("--top-k", None, "Draw from the N likeliest symbols only.")
-@number("--top-p", None, "Draw from the likeliest symbols that have this probability.", max=1, min_open=True)
+@number("--top-p", None, "Draw only from the likeliest symbols that add up to X.", max=1, min_open=True)
 @integer("--seed", 0, "The same seed writes the same text.", least=0)
 @device_option
 @click.pass_context

@@ -81,7 +81,7 @@ def _by_name(context: click.Context, param: click.Parameter, pairs: tuple[tuple[
 
 cell_options = click.option(
     "--option", type=CellOption(), multiple=True, callback=_by_name, metavar="NAME=VALUE",
-    show_default=False, help="Option of the cell, such as peephole=true or clip=5; several may be given, one by one.",
+    show_default=False, help="Option of the cell, such as peephole=true or clip=5; may be given several times.",
 )  # fmt: skip
 
 
@@ -117,8 +117,8 @@ class _Device(click.types.StringParamType):
 
 device_option = click.option(
     "--device", type=_Device(), default="cpu", metavar="NAME", show_default=True,
-    help="What computes: cpu, cuda (or cuda:1, ...); or on the CPU, by name: reference, in NumPy; native, compiled; "
-    "host, the CUDA kernels, slowly. `gpurnn info` says which can run here.",
+    help="Where to compute: cpu; cuda, or cuda:1 and so on. To choose on the CPU: reference (NumPy), native (compiled) "
+    "or host (the CUDA kernels, slowly). `gpurnn info` says which can run here.",
 )  # fmt: skip
 
 

@@ -28,8 +28,9 @@ from .terminal import Refusal, quiet_option, refusing, say, warn
 def predict(directory: Path, file: str, out: Path | None, encoding: str | None, device: str) -> None:
     """Predict the class or the number of each group of rows of a CSV file, with the model of `gpurnn fit` in DIR.
 
-    The file has the columns that the model was fitted to; the target is not needed. If it is there, the answers are
-    compared with it. A line of the predictions is a group: its name, the answer, and the probability of each class.
+    The file needs the columns that the model was fitted with, except the target. If the target is there, the answers
+    are compared with it. Each line of the predictions is for a group: its name, the answer, and the probability of each
+    class.
 
     \b
     gpurnn predict trips-model NEW.csv

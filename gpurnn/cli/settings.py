@@ -22,9 +22,7 @@ OF_MODEL = (
 """The options that say what the model is; with --from another model says it."""
 
 _OPTIONS: list[Callable[[Any], Any]] = [
-    choice(
-        "--level", ["char", "word", "bpe"], "What the model predicts, and a text is counted in; bpe: parts of words."
-    ),
+    choice("--level", ["char", "word", "bpe"], "What a token is: a character, a word or (bpe) a part of a word."),
     click.option(
         "--tokenizer",
         type=PathType(),
@@ -53,7 +51,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     number("--clip-value", None, "Largest entry of the gradient.", min_open=True),
     number("--l2", 0.0, "Weight of the L2 penalty."),
     click.option("--validation", type=PathType(allow_dash=True), metavar="FILE", help="Text to validate on."),
-    number("--validation-fraction", 0.05, "Without --validation, the share kept for it.", max=1, max_open=True),
+    number("--validation-fraction", 0.05, "The share to validate on, without --validation.", max=1, max_open=True),
     integer("--validate-every", None, "Steps between validations.  [default: an epoch]"),
     integer("--patience", None, "Stop after this many validations without improvement."),
     integer("--checkpoint-every", 200, "Steps between checkpoints."),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @integer("--min-count", 1, "Know only symbols that occur this often.")
 @click.option(
     "--vocabulary", "like", type=PathType(path_type=Path), metavar="FILE",
-    help="Take the vocabulary of this token file or model, as for a text to validate on.",
+    help="Use the vocabulary of this token file or model, for example for a text to validate on.",
 )  # fmt: skip
 @encoding_option
 @quiet_option
@@ -43,8 +43,8 @@ def tokenize(
 ) -> None:
     """Write the tokens of text FILEs, and their vocabulary, to the file OUT, for `gpurnn train`.
 
-    Several FILEs are read as one text, each from a new line on. They are read twice, piece by piece, and training reads
-    of OUT only what it needs at a time, so neither the text nor its tokens need fit into memory.
+    Several FILEs become one text, in which each begins on a new line. They are read twice, piece by piece. Training
+    reads from OUT only what it needs at a time. So neither the text nor its tokens need to fit into memory.
 
     \b
     gpurnn tokenize BOOK.txt book.tokens

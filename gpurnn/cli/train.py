@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Train a language model on texts.", context_settings={"show_default": True})
 @click.argument("files", nargs=-1, type=PathType(allow_dash=True), metavar="FILE...")
-@click.option("--out", required=True, type=PathType(path_type=Path), metavar="DIR", help="Where everything goes.")
+@click.option("--out", required=True, type=PathType(path_type=Path), metavar="DIR", help="Directory of the results.")
 @click.option("--resume", is_flag=True, help="Resume the run in DIR; its files and options need not be repeated.")
 @click.option("--replace", is_flag=True, help="Replace the run in DIR; files that no run wrote there stay.")
 @click.option(
@@ -51,12 +51,12 @@ def train(
     device: str,
     **options: Any,
 ) -> None:
-    """Train a language model on text FILEs; a FILE - is what is piped in.
+    """Train a language model on text FILEs; - reads standard input.
 
-    Several FILEs are read as one text, each from a new line on. Or one FILE holds the tokens of a text, from `gpurnn
-    tokenize`; then no process reads more of it than it needs. DIR receives the model (model.safetensors), the loss as
-    metrics.jsonl and loss.png, a sample.txt, and checkpoints. The file run.json says that DIR belongs to this run. A
-    DIR that holds any of these names already, and no run, is rejected; other files in it are left alone.
+    Several FILEs become one text, in which each begins on a new line. One FILE may also hold the tokens of a text, from
+    `gpurnn tokenize`; then a process reads only the part that it needs. DIR receives the model (model.safetensors), the
+    loss as metrics.jsonl and loss.png, a sample.txt, and checkpoints. The file run.json says that DIR belongs to this
+    run. A DIR that has files of these names but no run is rejected. Other files in it are left alone.
 
     \b
     gpurnn train BOOK.txt --out my-model

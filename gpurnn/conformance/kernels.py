@@ -314,7 +314,7 @@ def find(
         ``"gpurnn"``, ``"onnxruntime"``, the path of a PyTorch module's class, as ``"torch.nn.LSTM"`` or
         ``"gpurnn.torch.GRU"``, or ``"module:function"``.
     cell : {"rnn", "lstm", "gru", "indrnn", "mingru", "minlstm"}, optional
-        Of a function it is needed; of what has all of them it chooses one.
+        A function needs it. Where a kernel has several cells, it chooses one.
     library : str
         The module whose arrays a function takes: "numpy", "torch", "jax" or "cupy".
     form : dict, optional

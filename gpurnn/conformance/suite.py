@@ -46,13 +46,13 @@ def run(
     kernel : callable or Kernel
         A function of the form that `gpurnn.conformance` describes, or one of what `find` returns.
     cell : {"rnn", "lstm", "gru", "indrnn", "mingru", "minlstm"}
-        That of a function.
+        The cell, where the kernel is a function.
     library : {"numpy", "torch", "jax", "cupy"}
         The library of the arrays that a function takes.
     form : dict, optional
         The options of the cell that a function has without being given them, such as ``{"reset_after": True}``.
     seed : int
-        Of the random numbers.
+        The seed of the random numbers.
 
     Returns
     -------

@@ -82,9 +82,9 @@ def linear_scan(a: Array, b: Array, h0: Array | None = None, *, communicator: Co
     Parameters
     ----------
     a : (T, B, N) or (N,) array
-        Of this process's T steps, or the same at every step of all processes.
+        For this process's T steps; or one for every step of all processes.
     b : (T, B, N) array
-        Of this process's steps; T may differ from process to process, and may be 0.
+        For this process's steps; T may differ from process to process, and may be 0.
     h0 : (B, N) array, optional
         The state before the first step of process 0; the others' is not read.
     communicator : Communicator
@@ -171,7 +171,7 @@ def ssm(
     Parameters
     ----------
     x : (T, B, input_size) array
-        Of this process's steps; T may differ from process to process.
+        For this process's steps; T may differ from process to process.
     A, B, C, D, output_state
         As in `gpurnn.ssm`, the same on every process.
     state : (B, N) array, optional
@@ -181,7 +181,7 @@ def ssm(
     Returns
     -------
     y : (T, B, output_size) array
-        Of this process's steps.
+        For this process's steps.
     state : (B, N) array
         After the last step of the last process, on every process. The pullback takes ``(dy, dstate)``, dstate as the
         last process has it, and gives ``(dx, dstate), gradients``: dx of its own steps, the others of the whole
@@ -242,7 +242,7 @@ def mingru(
     Parameters
     ----------
     x : (T, B, input_size) array
-        Of this process's steps; T may differ from process to process.
+        For this process's steps; T may differ from process to process.
     weight_ih : (2 H, input_size) array
         The same on every process, as is the bias.
     bias_ih : (2 H,) array, optional
@@ -253,7 +253,7 @@ def mingru(
     Returns
     -------
     y : (T, B, H) array
-        Of this process's steps.
+        For this process's steps.
     state : (B, H) array
         After the last step of the last process, on every process. The pullback is that of `ssm`.
 

@@ -170,7 +170,7 @@ def attention(
     weight_query, weight_keys, v : (A, Q), (A, K) and (A,) arrays
         W_a, U_a and v, for the additive score alone.
     scale : float or () array
-        Of the dot and general scores; 1/sqrt(Q) is the Transformer's. An array, of the dtype of the query, is a
+        Scales the dot and general scores; 1/sqrt(Q) is the Transformer's. An array, of the dtype of the query, is a
         parameter: the pullback gives its gradient.
     lengths : (B,) integer array, optional
         Source positions of each row that exist, zero allowed. What lies past them is not read and gets a weight of

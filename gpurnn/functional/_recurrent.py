@@ -596,7 +596,8 @@ def lstm(
 
     With a_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh, its rows in the order i, f, g, o::
 
-        i_t, f_t, o_t = sigma(a_i), sigma(a_f), sigma(a_o)      g_t = tanh(a_g)
+        i_t, f_t, o_t = sigma(a_i), sigma(a_f), sigma(a_o)
+        g_t = tanh(a_g)
         c_t = f_t c_{t-1} + i_t g_t
         h_t = o_t tanh(c_t)
 

@@ -391,11 +391,11 @@ def ssm(
     A : (N, N) or (N,) array
         (N,) is the diagonal of a diagonal A, which may be complex.
     B : (N, input_size) array
-        Of the dtype of A.
+        Has the dtype of A.
     C : (output_size, N) array
-        Of the dtype of A.
+        Has the dtype of A.
     D : (output_size, input_size) array, optional
-        Of the dtype of x; without it nothing goes from x to y directly.
+        Has the dtype of x. Without it x does not act on y directly.
     state : (B, N) array, optional
         The state before the first step, of the dtype of A; None for zero.
     output_state : {"after", "before"}

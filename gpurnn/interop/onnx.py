@@ -82,7 +82,7 @@ def from_onnx(source: Any, name: str | None = None) -> Any:
     Returns
     -------
     layer : RNN, LSTM or GRU
-        Of one layer, in the operator's direction. A GRU has ``update="state"``, and ``reset_after`` is ONNX's
+        Has one layer, in the operator's direction. A GRU has ``update="state"``, and ``reset_after`` is ONNX's
         ``linear_before_reset``. ``layout=1`` is ``batch_first=True``. Weights of 16 bits become those of 32 bits.
 
     Raises
@@ -194,7 +194,7 @@ def read_operator(
         The caller's public name, for messages.
     op_type : {"RNN", "LSTM", "GRU"}
     attributes : dict
-        Values by name, None where one is not given; others than those of the operators are not read.
+        Values by name, None where one is not given. Names that the operators do not have are ignored.
     arrays : dict of str to array
         W and R, and B and P where they are given.
 

@@ -50,7 +50,7 @@ def to_onnx(layer: Layer, path: str | os.PathLike[str] | None = None) -> Any:
     Returns
     -------
     model : onnx.ModelProto
-        Of opset 17, for batches of any size and any number of steps. Its inputs are ``x``, as a call takes a sequence,
+        Has opset 17, for batches of any size and any number of steps. Its inputs are ``x``, as a call takes a sequence,
         int64 if tokens; with a recurrent layer ``lengths`` (B,) int32; and of a layer and of a language model the
         initial state ``h``, with an LSTM ``c``, (num_layers*D, B, hidden_size). Its outputs are ``y`` and the final
         state, ``h_n`` and ``c_n``. In a `Sequential` the names of states begin with the layer's number: ``1.h``.

@@ -40,7 +40,7 @@ class MultiHeadAttention(Layer):
     batch_first : bool
         Whether query, keys, values and y are (B, T, ...) instead of (T, B, ...).
     init : str or initializer
-        Of each of W_q, W_k, W_v and W_o: a name or a function of `gpurnn.initializers`. Biases start at zero.
+        How each of W_q, W_k, W_v and W_o starts: a name or a function of `gpurnn.initializers`. Biases start at zero.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial weights come from.
@@ -291,7 +291,7 @@ class TransformerBlock(Composite):
     dropout : float
         Rate of the dropout on what is added to x and to z.
     init : str or initializer
-        Of every weight matrix: a name or a function of `gpurnn.initializers`. Biases start at zero.
+        How every weight matrix starts: a name or a function of `gpurnn.initializers`. Biases start at zero.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial weights come from.
@@ -384,7 +384,7 @@ class TransformerBlock(Composite):
         Parameters
         ----------
         x : (T, B, E) array
-            Of the dtype of the parameters.
+            Has the dtype of the parameters.
         state, resets : None
             A block has no state that could be given or reset.
         lengths : (B,) integer array, optional

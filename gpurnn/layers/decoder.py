@@ -33,7 +33,7 @@ class Carried:
     Attributes
     ----------
     state : tuple of tuples of (B, H) arrays
-        Of each layer: (h,), or (h, c).
+        For each layer (h,), or (h, c).
     fed : (B, A) array or None
         The attentional vector of the step before, where it is fed.
     memory, keys : (S, B, K) and (S, B, ...) arrays or None
@@ -128,8 +128,8 @@ class Decoder(Composite):
     Attributes
     ----------
     params : dict of str to array
-        Those of the stack, and ``weight_query`` W_a (A, H), ``weight_keys`` U_a (A, K) and ``v`` (A,); or ``weight``
-        W_a (H, K), for "general" alone, and ``weight_combine`` W_c (C, K + H).
+        The parameters of the stack, and ``weight_query`` W_a (A, H), ``weight_keys`` U_a (A, K) and ``v`` (A,); or
+        ``weight`` W_a (H, K), for "general" alone, and ``weight_combine`` W_c (C, K + H).
     output_size : int
         The width of the output.
 

@@ -24,7 +24,7 @@ class Dense(Layer):
     activation : {"identity", "tanh", "relu", "sigmoid", "softmax"}
         g; the softmax is over the last axis.
     init : str or initializer
-        Of the weight: a name or a function of `gpurnn.initializers`. The bias starts at zero.
+        How the weight starts: a name or a function of `gpurnn.initializers`. The bias starts at zero.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial weight comes from.

@@ -27,7 +27,7 @@ class Embedding(Layer):
     padding_idx : int, optional
         A row that starts at zero and receives no gradient.
     init : str or initializer, optional
-        Of the table: a name or a function of `gpurnn.initializers`. N(0, 1) by default, as in PyTorch.
+        How the table starts: a name or a function of `gpurnn.initializers`. N(0, 1) by default, as in PyTorch.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial table comes from.

@@ -110,9 +110,9 @@ recurrent_dropout : float
 """
 """The options of layers that have a W_hh."""
 
-_INIT = "str or initializer\n    Of W_ih: a name or function of `gpurnn.initializers`"
+_INIT = "str or initializer\n    How W_ih starts: a name or function of `gpurnn.initializers`"
 _INIT_PAIR = (
-    "str, initializer or pair of them\n    Of all weights, or of W_ih and of W_hh: names or functions of "
+    "str, initializer or pair of them\n    How all weights start, or W_ih and W_hh: names or functions of "
     "`gpurnn.initializers`"
 )
 
@@ -369,7 +369,7 @@ class Stacked(Layer):
         Parameters
         ----------
         x : (B, input_size) array
-            Of the dtype of the parameters.
+            Has the dtype of the parameters.
         state : (num_layers, B, hidden_size) array, optional
             The state before the step, for the LSTM a pair (h, c) of such arrays; zero by default.
 

@@ -79,7 +79,7 @@ class _StateSpace(Layer):
         Parameters
         ----------
         x : (T, B, input_size) array
-            Of the dtype of the parameters.
+            Has the dtype of the parameters.
         state : (1, B, state_size) array, optional
             The initial state, zero by default; of a complex model a pair of such arrays, real and imaginary part.
         lengths : (B,) integer array, optional
@@ -342,7 +342,7 @@ class DiagonalStateSpace(_StateSpace):
         The phases theta of a complex a are uniform in (0, max_phase) at first, in radians. Beyond pi they repeat what
         smaller ones can do, as y is a real part.
     dtype : "float32" or "float64"
-        Of the parameters.
+        The dtype of the parameters.
     rng : int or numpy.random.Generator
         Where the initial parameters come from.
 

@@ -129,14 +129,14 @@ class Model(Composite, Saved):
     def fit(self, X: Any, y: Any = None, **options: Unpack[FitOptions]) -> Self:
         """Train on examples.
 
-        Without ``epochs`` and ``steps`` training ends by itself: a tenth of the examples, or the last tenth of a single
-        text or stream, is set aside, and when its loss has not fallen for ten epochs and 400 updates, or after a
-        hundred epochs and 1,000 updates, the best parameters stay.
+        Without ``epochs`` and ``steps`` training ends by itself. A tenth of the examples, or the last tenth of a single
+        text or stream, is held out. Training ends when the loss of that part has not fallen for ten epochs and 400
+        updates, or after a hundred epochs and 1,000 updates. The parameters with the lowest loss stay.
 
         Parameters
         ----------
         X : sequence of arrays, or Data
-            An example each; the model says what the arrays hold. Or batches of your own choice, from
+            An array for each example; the model says what the arrays hold. Or batches of your own choice, from
             `gpurnn.training`; then there is no ``y``.
         y : sequence, optional
             The target of each example.
@@ -147,8 +147,8 @@ class Model(Composite, Saved):
         validation : pair or Data, optional
             ``(X, y)`` to evaluate, once an epoch unless ``validation_interval`` says otherwise.
         validation_split : float, optional
-            Set aside this share of the examples, in (0, 1), instead of ``validation``: drawn at random, but the end of
-            a single text or stream.
+            Hold out this share of the examples, in (0, 1), instead of ``validation``. They are drawn at random; of a
+            single text or stream the end is held out.
         patience : int, optional
             Stop after so many evaluations in a row that did not lower the validation loss, and keep the parameters that
             had the lowest.
@@ -163,7 +163,7 @@ class Model(Composite, Saved):
         clip_norm : float, optional
             The most that the gradient's global norm may be.
         rng : int or numpy.random.Generator
-            Of the order of the examples, of the split, and of dropout.
+            Draws the order of the examples, the split and dropout.
         verbose : bool
             Whether to show a progress bar, where stderr is a terminal.
         callbacks : callable or sequence of callables
@@ -400,7 +400,7 @@ def not_finite(where: str, outputs: str, params: dict[str, Array], **inputs: Arr
     outputs : str
         What is not finite, in words.
     params : dict of str to array
-        Those that the outputs were computed from.
+        The parameters that the outputs were computed from.
     **inputs
         Floating-point arrays by the caller's names.
     """

@@ -75,7 +75,7 @@ class _Classifier(Estimator):
             labels over that of its own and of the classes, so that all classes count alike. None: as the constructor
             says.
         padding_label : label, optional
-            Of a tagger: a label that counts nowhere, neither here nor in `score`.
+            For a tagger: a label that does not count, neither here nor in `score`.
         group, sample_weight, mask
             As in `SequenceRegressor`'s ``fit``.
         **options
@@ -283,9 +283,9 @@ class SequenceClassifier(_Classifier):
     Parameters
     ----------
     input_size, classes : int, optional
-        Those that are left out are found out by every call of `fit`, which then makes new parameters: it starts anew,
-        as scikit-learn's estimators do. A model that is given both has its parameters at once, and each `fit`
-        continues with those that it has.
+        A size that is left out is taken from the examples of each `fit`. Then `fit` starts with new parameters, as
+        scikit-learn's estimators do. A model with both sizes has its parameters at once, and each `fit` continues
+        with those that it has.
     hidden_size : int
     num_layers : int
         Layers of the recurrent stack.
@@ -296,7 +296,7 @@ class SequenceClassifier(_Classifier):
         ``residual`` adds.
     cell : {"gru", "lstm", "rnn", "indrnn", "mingru", "minlstm"}
     bidirectional, merge, reverse
-        Those of `gpurnn.GRU` and its kin.
+        As in `gpurnn.GRU`.
     num_embeddings : int, optional
         If given, inputs are tokens in [0, num_embeddings), embedded into ``input_size`` numbers.
     activation, leak, reset_after, update
@@ -307,7 +307,7 @@ class SequenceClassifier(_Classifier):
     dropout : float
         Rate of the dropout on the (embedded) inputs, between the layers and before the head.
     variational_dropout, recurrent_dropout, residual, init
-        Those of `gpurnn.GRU` and its kin.
+        As in `gpurnn.GRU`.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial parameters come from, and in `fit` the order of the examples, the split and dropout.
@@ -431,7 +431,7 @@ class SequenceTagger(_Classifier):
     leak, reset_after, update, cell_options, dropout, variational_dropout, recurrent_dropout, residual, init, dtype,
     rng, standardize_inputs, random_state, epochs, batch_size, optimizer, lr, schedule, clip_norm, l2,
     validation_split, patience, class_weight, verbose
-        Those of `SequenceClassifier`.
+        As in `SequenceClassifier`.
 
     Attributes
     ----------

@@ -43,7 +43,7 @@ class EncoderDecoder(Model):
     embedding_size, hidden_size : int
         hidden_size is the width of the encoder, in each direction, and of the decoder.
     num_layers : int
-        Of the decoder.
+        Layers of the decoder.
     encoder_layers : int, optional
         As many as the decoder's by default.
     cell : {"gru", "lstm", "rnn"}
@@ -54,7 +54,7 @@ class EncoderDecoder(Model):
     attention_size : int, optional
         Width of the additive score; hidden_size by default.
     input_feeding : bool
-        Of Luong's decoders.
+        For Luong's attention: whether the attentional state h~_{t-1} is part of the input of step t.
     bridge : bool, optional
         Whether h_0 is computed by W_b from all final states of the encoder. By default only where it must be: the
         encoder is bidirectional, or has another number of layers.
@@ -68,7 +68,7 @@ class EncoderDecoder(Model):
     begin, end : int
         Target tokens.
     init : str, initializer or pair, optional
-        Of the recurrent layers, as `gpurnn.GRU` takes it.
+        How the recurrent layers start, as in `gpurnn.GRU`.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial parameters come from.
@@ -230,7 +230,7 @@ class EncoderDecoder(Model):
         previous : (T, B) integer array
             What the decoder reads: ``begin``, y_1, ..., y_{T-1}.
         lengths : (B,) integer array, optional
-            Of the sources.
+            The lengths of the sources.
 
         Returns
         -------
@@ -356,7 +356,7 @@ class EncoderDecoder(Model):
             y, each with its end symbol, and their lengths, the end symbol counted.
         state : None
         lengths : (B,) integer array, optional
-            Of the sources.
+            The lengths of the sources.
         """
         _checks.no_state("EncoderDecoder", state)
         tokens, mask = self._targets(inputs, targets)
@@ -532,7 +532,7 @@ class EncoderDecoder(Model):
         ----------
         source : (S, B) integer array
         lengths : (B,) integer array, optional
-            Of the sources.
+            The lengths of the sources.
         max_length : int
             How many tokens a target may have; one that has not ended by then ends there, without an end symbol.
         temperature : float
@@ -706,7 +706,7 @@ class EncoderDecoder(Model):
         Parameters
         ----------
         sources : sequence of (S_i,) integer arrays
-            Of any lengths.
+            Their lengths may differ.
         beam_size : int
             1 for greedy decoding.
         max_length : int, optional
@@ -714,7 +714,7 @@ class EncoderDecoder(Model):
         batch_size : int
             How many are decoded at a time.
         length_penalty, coverage_penalty : float, optional
-            Those of `beam_search`, whose defaults they have; for a ``beam_size`` above 1.
+            As in `beam_search`, with its defaults; for a ``beam_size`` above 1.
 
         Returns
         -------

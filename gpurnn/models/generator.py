@@ -42,7 +42,7 @@ class SequenceGenerator(Model):
         What `fit` minimises where targets are values, by its name in `gpurnn.losses`; it is the cross-entropy where
         they are classes.
     init : str, initializer or pair of them, optional
-        Of W_yh and W_hh, as in `gpurnn.RNN`.
+        How W_yh and W_hh start, as in `gpurnn.RNN`.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial parameters come from.
@@ -144,7 +144,7 @@ class SequenceGenerator(Model):
         Parameters
         ----------
         x : (B, input_size) array
-            Of the dtype of the parameters.
+            Has the dtype of the parameters.
         steps : int
             T, at least 1.
 

@@ -52,7 +52,7 @@ class LanguageModel(Model):
     Parameters
     ----------
     vocabulary : Vocabulary or tokenizer
-        Of V symbols; a `CharVocabulary` or a `WordVocabulary`. Or a ``tokenizers.Tokenizer``, or another object with
+        V symbols: a `CharVocabulary` or a `WordVocabulary`. Or a ``tokenizers.Tokenizer``, or another object with
         ``encode``, ``decode`` and a size, of which the model makes a `TokenizerVocabulary`.
     embedding_size, hidden_size : int
     num_layers : int
@@ -69,7 +69,7 @@ class LanguageModel(Model):
     dropout : float
         Rate of the dropout on the embedded tokens, between the layers and before the output head.
     variational_dropout, recurrent_dropout, residual, init
-        Those of `gpurnn.LSTM` and its kin.
+        As in `gpurnn.LSTM`.
     bidirectional : bool
         Must be False.
     dtype : "float32" or "float64"
@@ -314,7 +314,7 @@ class LanguageModel(Model):
         ----------
         inputs : (T, B) integer array
         targets : (S, B) integer array
-            Those of the last S steps, S <= T: only they count.
+            Targets of the last S steps, S <= T. Only these steps count.
         state, lengths, rng
             As of `loss` and `vjp`.
         checkpoint_every : int or "sqrt", optional
@@ -389,7 +389,7 @@ class LanguageModel(Model):
             k, the steps that gradients go back through, where there is one text. By default 64; and in a text that is
             too short for that, less, and a smaller ``batch_size`` if that is not given either.
         **options
-            Those of `Model.fit`; its ``validation`` is like X.
+            As in `Model.fit`; its ``validation`` is like X.
 
         Returns
         -------
@@ -456,7 +456,7 @@ class LanguageModel(Model):
         Parameters
         ----------
         texts : sequence of str or of (T,) integer arrays
-            Of any lengths, zero allowed.
+            Their lengths may differ, and be zero.
 
         Returns
         -------

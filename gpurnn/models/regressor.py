@@ -27,7 +27,7 @@ class SequenceRegressor(Estimator):
     Parameters
     ----------
     input_size, outputs : int, optional
-        Those that are left out are found out by `fit`, as in `SequenceClassifier`.
+        A size that is left out is taken from the examples, as in `SequenceClassifier`.
     hidden_size : int
     num_layers : int
     pooling : {"last", "mean", "attention"} or None
@@ -43,7 +43,7 @@ class SequenceRegressor(Estimator):
     cell, bidirectional, merge, reverse, num_embeddings, activation, leak, reset_after, update, cell_options,
     dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, standardize_inputs, random_state,
     epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, verbose
-        Those of `SequenceClassifier`.
+        As in `SequenceClassifier`.
 
     Attributes
     ----------

@@ -70,7 +70,7 @@ class TokenizerVocabulary(Vocabulary):
 
     Notes
     -----
-    Of a tokenizer that has an unknown token (WordPiece, WordLevel) that token is never drawn.
+    The unknown token of a tokenizer that has one (WordPiece, WordLevel) is never drawn.
 
     The library tokenizers takes about 130 bytes of memory for each character that it encodes at a time.
 

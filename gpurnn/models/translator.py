@@ -61,15 +61,15 @@ class Translator(EncoderDecoder):
     Parameters
     ----------
     source_vocabulary, target_vocabulary : Vocabulary or tokenizer
-        Of characters, of words or of a tokenizer's tokens, each as it likes; `from_texts` makes them. Tokenizers are
+        Each may be of characters, of words or of a tokenizer's tokens; `from_texts` makes them. Tokenizers are
         those that `LanguageModel` takes.
     embedding_size, hidden_size : int
     bidirectional : bool
-        Of the encoder.
+        Whether the encoder reads in both directions.
     attention : {"additive", "general", "dot"} or None
     num_layers, encoder_layers, cell, attention_size, input_feeding, bridge, activation, leak, reset_after, update,
     cell_options, dropout, begin, end, init, dtype, rng
-        Those of `EncoderDecoder`.
+        As in `EncoderDecoder`.
 
     Raises
     ------
@@ -150,9 +150,9 @@ class Translator(EncoderDecoder):
         source_level, target_level : {"char", "word", "bpe"}
             What the symbols are; "bpe" is byte pair encoding, as `TokenizerVocabulary.from_text` trains it.
         max_size, min_count
-            Of both vocabularies, as their ``from_text`` takes them.
+            Limits of both vocabularies, as their ``from_text`` takes them.
         **options
-            Those of `Translator`.
+            As in `Translator`.
         """
         vocabularies = []
         for name, texts, level in (("sources", sources, source_level), ("targets", targets, target_level)):

@@ -271,7 +271,7 @@ class TokenStream:
         Parameters
         ----------
         share : float
-            Of the second part, in (0, 1). It has one window at least.
+            The share of the second part, in (0, 1). It has one window at least.
         rng : int or numpy.random.Generator
             Has no effect: the parts follow from the order of time.
 
@@ -376,14 +376,14 @@ def _pad(arrays: Sequence[Any]) -> tuple[Any, Any]:
 
 
 class PaddedBatches:
-    r"""Sequences of any lengths for full backpropagation through time, shuffled anew in every epoch.
+    r"""Sequences of any lengths for full backpropagation through time, shuffled in every epoch.
 
-    A batch holds the sequences (T, B, ...), T the longest, and their lengths; what is past a length is zero and counts
-    nowhere: not in the loss and not in a gradient. The last batch of an epoch may be smaller.
+    A batch holds the sequences (T, B, ...), where T is the longest length, and their lengths. Values past a length are
+    zero, and count neither in the loss nor in a gradient. The last batch of an epoch may be smaller.
 
     With a ``token_budget`` in place of a ``batch_size`` batches are dynamic: sequences of similar length make a batch,
-    as many as fit the budget, B T <= token_budget. Those of equal length fall to batches at random, and the batches
-    come in random order, anew in every epoch. `padding_share` says how much is padding.
+    as many as fit the budget, B T <= token_budget. Every epoch draws the batches of sequences of equal length, and the
+    order of the batches. `padding_share` says how much is padding.
 
     Parameters
     ----------
@@ -585,7 +585,7 @@ class PaddedBatches:
         Parameters
         ----------
         share : float
-            Of the second part, in (0, 1); it has one sequence at least, and so has the first.
+            The share of the second part, in (0, 1). Each part has one sequence at least.
         rng : int or numpy.random.Generator
 
         Returns
@@ -750,7 +750,7 @@ class PaddedBatches:
 
 
 def _difficulties(curriculum: Curriculum, sequences: Sequence[Any], targets: Sequence[Any] | None) -> Any:
-    """(N,) floats; refused, if none is admitted at the beginning."""
+    """(N,) floats; rejected if the curriculum admits none at the beginning."""
     where, measure = "PaddedBatches", curriculum.difficulty
     found = []
     for i, sequence in enumerate(sequences):

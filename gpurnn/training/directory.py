@@ -148,7 +148,7 @@ class RunDirectory:
         wing : str, optional
             What computes, for ``run.json``; see `gpurnn.use`.
         anew : bool
-            Whether what ``run.json`` holds of an earlier run is dropped, the identity aside.
+            Whether to drop what ``run.json`` holds of an earlier run, except its identity.
 
         Raises
         ------

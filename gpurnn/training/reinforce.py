@@ -174,7 +174,7 @@ class Reinforce:
             The references (T', B), and their lengths (B,).
         state : None
         lengths : array (B,) of ints, optional
-            Those of the sources.
+            The lengths of the sources.
         """
         _checks.no_state("Reinforce", state)
         references = _references(inputs, targets)

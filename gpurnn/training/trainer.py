@@ -62,8 +62,8 @@ class Trainer:
         The learning rate from step to step: "constant", "cosine", "linear", "one_cycle" or "plateau", which begin with
         the optimizer's or rise to it, and end with the run; see `gpurnn.schedules`. Or a function: ``schedule(step)``
         is the learning rate of a step, from 0. None: the optimizer's own.
-        One with a method ``observe`` is given each validation loss, ``observe(loss)``, and its ``state_dict`` is kept
-        in the checkpoints; so `gpurnn.schedules.ReduceOnPlateau`.
+        If it has a method ``observe``, that is called with each validation loss, and its ``state_dict`` is kept in the
+        checkpoints, as those of `gpurnn.schedules.ReduceOnPlateau` are.
     teacher_forcing : float or callable, optional
         How likely a decoder is to be fed the true target of the step before instead of its own prediction: a number in
         [0, 1], or that of a step, ``teacher_forcing(step)``; see `gpurnn.schedules`. It goes to the model's
@@ -449,7 +449,7 @@ class Trainer:
 
         After an exception, call it again when the cause is gone: training continues with the step that failed, to the
         same bits as if nothing had happened. An exception that comes in the middle of an update leaves parameters and
-        optimizer half updated; then `train` rejects to continue until `resume` was called.
+        optimizer half updated. Then `train` does not continue before `resume` is called.
 
         After the last step, ``total`` may be raised and `train` called again. What a run computes only because it ends
         (the last line of the metrics, the last validation, the best parameters of early stopping) is undone first, so
@@ -727,7 +727,7 @@ class Trainer:
     def _history_until(self, saved: dict[str, Any]) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
         """The metrics up to a checkpoint; how much of the file holds them; and which of them it does not hold whole.
 
-        What was logged only because the run ended there is none of it.
+        Metrics that were logged only because the run ended there are left out.
         """
         assert self.directory is not None
         path = self.directory / METRICS_FILE

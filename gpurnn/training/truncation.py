@@ -93,7 +93,7 @@ def truncated_bptt(
     resets : (T, B) array of bools, or of integers 0 and 1, optional
         True where a new sequence starts.
     rng : int or numpy.random.Generator, optional
-        For dropout, which is drawn anew for each window.
+        For dropout, whose masks are drawn for each window.
     checkpoint_every : int or "sqrt", optional
         As of the layer's ``vjp``: gradient checkpointing within a window.
 

@@ -50,7 +50,7 @@ def available() -> int:
 
 
 def release() -> None:
-    """End the worker threads. The next call that wants some makes them anew."""
+    """End the worker threads. The next call that needs some starts new ones."""
     if library.cache_info().currsize:
         library().gpurnn_release()
 

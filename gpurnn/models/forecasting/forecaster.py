@@ -82,20 +82,20 @@ class Forecaster(SequenceModel):
         What `fit` minimises, by its name in `gpurnn.losses`.
     cell, bidirectional, merge, reverse, activation, leak, reset_after, update, cell_options, dropout,
     variational_dropout, recurrent_dropout, residual, init, dtype, rng
-        Those of `SequenceClassifier`.
+        As in `SequenceClassifier`.
 
     Attributes
     ----------
     params : dict of str to array
         ``recurrent.weight_ih_l0``, ..., ``output.weight`` and ``output.bias``.
     mean, std : (F,) NumPy arrays, or (S, F) after a fit to S > 1 series
-        Of the series that `fit` was given, without trend, seasons and differences; F = features + past_features. 0 and
-        1 before a fit. std is 1 where a feature is constant.
+        The mean and the standard deviation of the series that `fit` was given, without trend, seasons and differences;
+        F = features + past_features. 0 and 1 before a fit. std is 1 where a feature is constant.
     residuals : (n, F) NumPy array
         \epsilon_t of these series, in scaled units. Where a part of them was held out for validation, those of the
         part that was learnt are made as large as those of the part that was not.
     covariate_mean, covariate_std : (known_features + static_features,) NumPy arrays
-        Of the covariates of all series. Saved with the model, as are ``mean``, ``std`` and ``residuals``.
+        The same for the covariates of all series. Saved with the model, as are ``mean``, ``std`` and ``residuals``.
 
     Raises
     ------
@@ -259,9 +259,9 @@ class Forecaster(SequenceModel):
     ) -> Self:
         """Learn to forecast one step, from every window of one or several series.
 
-        Without ``epochs`` and ``steps`` training ends by itself: the last tenth of each series is set aside, and when
-        its loss has not fallen for ten epochs and 400 updates, or after a hundred epochs and 1,000 updates, the best
-        parameters stay.
+        Without ``epochs`` and ``steps`` training ends by itself. The last tenth of each series is held out. Training
+        ends when the loss of that part has not fallen for ten epochs and 400 updates, or after a hundred epochs and
+        1,000 updates. The parameters with the lowest loss stay.
 
         Parameters
         ----------
@@ -281,7 +281,7 @@ class Forecaster(SequenceModel):
             The covariates: of a table the names of its columns; otherwise ``known`` and ``past`` of (T, ...) and
             ``static`` (static_features,), for each series.
         **options
-            Those of `Model.fit`. ``batch_size`` counts windows; ``validation`` is like X, and those with covariates are
+            As in `Model.fit`. ``batch_size`` counts windows; ``validation`` is like X, and those with covariates are
             tables with the same columns; ``validation_split`` takes the last share of each series.
 
         Returns

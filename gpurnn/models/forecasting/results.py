@@ -94,7 +94,7 @@ class Backtest:
     def mase(self) -> float:
         """The mean absolute error over that of repeating the last season in the past; below 1 is better than that.
 
-        Of several features it is the mean over them. It is infinite or NaN where the past had no errors.
+        For several features it is the mean over them. It is infinite or NaN where the past had no errors.
         """
         errors = np.abs(self._errors()).reshape(len(self.origins), -1, np.size(self.naive_error))
         with np.errstate(divide="ignore", invalid="ignore"):

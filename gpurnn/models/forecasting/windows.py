@@ -21,12 +21,12 @@ class Windows(PaddedBatches):
     Parameters
     ----------
     windows : sequence of (T_i, C) arrays
-        Those of a series one after another, in the order of time.
+        The windows of a series follow one another in the order of time.
     targets : sequence of (F,) arrays
     counts : sequence of int
         How many are of each series.
     batch_size, shuffle, rng
-        Those of `PaddedBatches`.
+        As in `PaddedBatches`.
     """
 
     def __init__(

@@ -65,10 +65,10 @@ class FilterState:
     Attributes
     ----------
     mean : (B, n) array
-        Of x_t given all observations so far, y_0, ..., y_t.
+        The mean of x_t given all observations so far, y_0, ..., y_t.
     covariance : (B, n, n) array
     predicted_mean : (B, n) array
-        Of x_t given the observations before it.
+        The mean of x_t given the observations before it.
     predicted_covariance : (B, n, n) array
     """
 

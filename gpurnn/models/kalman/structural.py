@@ -58,7 +58,7 @@ class StructuralForecast:
     Attributes
     ----------
     mean, variance : (steps,) or (steps, B) arrays, or pandas or polars series as y is
-        Of the observations. A pandas index continues that of y.
+        The mean and the variance of each observation. A pandas index continues that of y.
     components : dict of str to Normal
         The part of each component by its name: ``mean``, ``variance`` and ``interval(level)``.
     """
