@@ -1,4 +1,5 @@
-"""Checks the built site: every link within it leads to a page, and to an anchor, that is there.
+"""Checks the built site: every link within it leads to a page, and to an anchor, that is there, and no page loads from
+elsewhere, so that the site works offline.
 
 ``python docs/check_links.py docs/_build/html`` prints the broken ones and exits with status 1 if there are any.
 """
@@ -21,6 +22,7 @@ class Page(HTMLParser):
         super().__init__()
         self.anchors: set[str] = set()
         self.links: set[str] = set()
+        self.loaded: set[str] = set()
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -29,10 +31,12 @@ class Page(HTMLParser):
                 self.anchors.add(value)
             elif value and name in ("href", "src"):
                 self.links.add(value)
+                if name == "src" or tag == "link":
+                    self.loaded.add(value)
 
 
 def broken(site: Path) -> list[str]:
-    """The links of all pages that lead nowhere, as lines to print."""
+    """The links of all pages that lead nowhere, and what they load from elsewhere, as lines to print."""
     site = site.resolve()
     pages = {path: Page(path) for path in site.rglob("*.html") if path.relative_to(site).parts[0] not in SKIPPED}
     found = []
@@ -40,6 +44,8 @@ def broken(site: Path) -> list[str]:
         for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
+                if parts.netloc and link in page.loaded:
+                    found.append(f"{path.relative_to(site)}: {link}: is loaded from elsewhere")
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.exists():

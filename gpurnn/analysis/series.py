@@ -26,8 +26,8 @@ class Divergence:
     exponent : float
         The slope of the line through the part of the curve that was fitted, in nats per unit of time.
     standard_error : float
-        Of the slope, from the scatter of the curve about its line. Points of a curve are not independent, so it is a
-        lower bound. NaN for two points.
+        The error of the slope, from the scatter of the curve about its line. It is a lower bound, since points of a
+        curve are not independent. NaN for two points.
     fit : pair of int
         The first and the last step of the fitted part.
     pairs : int
@@ -62,13 +62,10 @@ def divergence(
     r"""The largest Lyapunov exponent of the system that a series was measured of, without its equations.
 
     The series is embedded: s_t = (x_t, x_{t-\tau}, ..., x_{t-(m-1)\tau}) stands for the unknown state. Two stretches
-    that begin close to each other part as exp(\lambda k dt) at first, so that \lambda is the slope of
-
-    .. math:: S(k) = \langle \ln d_t(k) \rangle_t
-
-    over the steps k in which this curve is straight. Look at the curve: it bends at first, while the distance turns
-    into the direction that grows most, and ends flat, as large as the attractor. A distance of zero has no logarithm
-    and is left out of the mean.
+    that begin close to each other part as exp(\lambda k dt) at first. So \lambda is the slope of
+    S(k), the mean of ln d_t(k) over t, over the steps k in which this curve is straight. Look at the curve: it bends
+    at first, while the distance turns into the direction that grows most, and ends flat, as large as the attractor. A
+    distance of zero has no logarithm and is left out of the mean.
 
     Parameters
     ----------
