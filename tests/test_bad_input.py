@@ -22,6 +22,7 @@ from tolerance import arrays_of, assert_close, assert_same
 import gpurnn
 from gpurnn import gradients, losses, optimizers
 from gpurnn.cells import CELLS, ELEMENTWISE
+from gpurnn.layers.recurrent import LAYERS
 
 T, B, I, H, V, S = 4, 3, 2, 5, 7, 6
 
@@ -506,17 +507,12 @@ def optimizer(kind: str, **options: Any) -> Entry:
 
 
 ENTRIES: dict[str, list[Entry]] = {
+    **{name: [recurrent_function(name)] for name in CELLS | ELEMENTWISE},
+    **{f"{name}_cell": [recurrent_step(name)] for name in CELLS | ELEMENTWISE},
+    **{kind.__name__: [recurrent_layer(kind.__name__, False)] for kind in LAYERS.values()},
     "rnn": [recurrent_function("rnn", activation="relu", leak=0.1)],
-    "lstm": [recurrent_function("lstm")],
     "gru": [recurrent_function("gru"), recurrent_function("gru", reset_after=True, update="state")],
     "rnn_cell": [recurrent_step("rnn", activation="relu", leak=0.1)],
-    "lstm_cell": [recurrent_step("lstm")],
-    "gru_cell": [recurrent_step("gru")],
-    **{name: [recurrent_function(name)] for name in ELEMENTWISE},
-    **{f"{name}_cell": [recurrent_step(name)] for name in ELEMENTWISE},
-    **{kind: [recurrent_layer(kind, False)] for kind in ("IndRNN", "MinGRU", "MinLSTM")},
-    "RNN": [recurrent_layer("RNN", False)],
-    "LSTM": [recurrent_layer("LSTM", False)],
     "GRU": [recurrent_layer("GRU", True)],
     "LinearGaussian": [linear_gaussian()],
     "ssm": [state_space()],

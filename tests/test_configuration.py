@@ -11,6 +11,7 @@ import gpurnn
 import gpurnn.layers
 import gpurnn.models
 from gpurnn.layers import Decoder, Layer, Sequential
+from gpurnn.layers.recurrent import LAYERS
 from gpurnn.models import Forecaster
 from gpurnn.models.kalman import level, seasonal
 
@@ -110,7 +111,7 @@ PLAIN = {
 OF_A_GRU = {"reset_after", "update"}
 REVERSE = {"reverse"}  # goes with a single direction
 NOT_AN_OPTION = {
-    **dict.fromkeys(["RNN", "LSTM", "GRU", "IndRNN", "MinGRU", "MinLSTM"], REVERSE),
+    **dict.fromkeys([kind.__name__ for kind in LAYERS.values()], REVERSE),
     "DiagonalStateSpace": {"complex"},  # goes with no max_phase
     # These go with another attention, and with a single direction.
     "EncoderDecoder": {"input_feeding", "bridge", *OF_A_GRU},

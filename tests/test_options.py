@@ -13,7 +13,9 @@ import pytest
 import gpurnn
 import gpurnn.training
 from gpurnn import initializers, models, schedules
+from gpurnn.cells import CELLS, ELEMENTWISE
 from gpurnn.layers import Decoder
+from gpurnn.layers.recurrent import LAYERS
 from gpurnn.models import CharVocabulary, Forecaster
 from gpurnn.models.kalman import level
 from gpurnn.training import Curriculum, PaddedBatches, Reinforce
@@ -61,14 +63,19 @@ def fitted(**options: Any) -> Any:
     return Forecaster(3, 4).fit(SERIES.astype("f4"), **{"steps": 1, **options})
 
 
+FUNCTIONS = [name for name in CELLS | ELEMENTWISE if name != "lstm"]  # one of whose options changes the shapes
+
+
+def weights_of(name: str) -> dict[str, Any]:
+    """What a cell's function needs besides x."""
+    cell = (CELLS | ELEMENTWISE)[name]()
+    shapes = cell.shapes(input_size=4, hidden_size=1)
+    return {weight: np.ones(shapes[weight]) for weight in cell.needed}
+
+
 # What is called, with arguments that it takes, and values of options that need others beside them.
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, Any]]]] = {
-    "RNN": (gpurnn.RNN, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
-    "LSTM": (gpurnn.LSTM, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
-    "GRU": (gpurnn.GRU, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
-    "IndRNN": (gpurnn.IndRNN, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
-    "MinGRU": (gpurnn.MinGRU, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
-    "MinLSTM": (gpurnn.MinLSTM, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}),
+    **{kind.__name__: (kind, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}) for kind in LAYERS.values()},
     "Dense": (gpurnn.Dense, {"in_features": 3, "out_features": 4}, {}),
     "Embedding": (gpurnn.Embedding, {"num_embeddings": 5, "embedding_dim": 4, "padding_idx": 2}, {}),
     "Dropout": (gpurnn.Dropout, {"rate": 0.5}, {}),
@@ -149,14 +156,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
     "dense": (gpurnn.dense, {"x": X, "weight": np.ones((2, 4))}, {}),
     "dropout": (gpurnn.dropout, {"x": X, "rate": 0.5, "rng": 0}, {}),
     "embedding": (gpurnn.embedding, {"indices": np.array([0]), "weight": np.ones((5, 2))}, {}),
-    "gru": (gpurnn.gru, {"x": X, "weight_ih": np.ones((3, 4)), "weight_hh": np.ones((3, 1))}, {}),
-    "rnn": (gpurnn.rnn, {"x": X, "weight_ih": np.ones((1, 4)), "weight_hh": np.ones((1, 1))}, {}),
-    "gru_cell": (gpurnn.gru_cell, {"x": X[0], "weight_ih": np.ones((3, 4)), "weight_hh": np.ones((3, 1))}, {}),
-    "rnn_cell": (gpurnn.rnn_cell, {"x": X[0], "weight_ih": np.ones((1, 4)), "weight_hh": np.ones((1, 1))}, {}),
-    "indrnn": (gpurnn.indrnn, {"x": X, "weight_ih": np.ones((1, 4)), "weight_hh": np.ones(1)}, {}),
-    "indrnn_cell": (gpurnn.indrnn_cell, {"x": X[0], "weight_ih": np.ones((1, 4)), "weight_hh": np.ones(1)}, {}),
-    "mingru": (gpurnn.mingru, {"x": X, "weight_ih": np.ones((2, 4))}, {}),
-    "minlstm": (gpurnn.minlstm, {"x": X, "weight_ih": np.ones((3, 4))}, {}),
+    **{name: (getattr(gpurnn, name), {"x": X, **weights_of(name)}, {}) for name in FUNCTIONS},
+    **{f"{name}_cell": (getattr(gpurnn, f"{name}_cell"), {"x": X[0], **weights_of(name)}, {}) for name in FUNCTIONS},
     "layer_norm": (gpurnn.layer_norm, {"x": X}, {}),
     "multi_head_attention": (attend, {"num_heads": 2}, {}),
     "ssm": (gpurnn.ssm, {"x": X, "A": np.ones(1), "B": np.ones((1, 4)), "C": np.ones((1, 1))}, {}),
@@ -180,7 +181,7 @@ WITHOUT_OPTIONS = {
     "PositionalEncoding", "Sequential", "Backtest",
     "Forecast", "Hypothesis", "Model", "Vocabulary", "load", "Batch", "CheckpointError", "FileFormatError", "Policy",
     "RunDirectoryError", "Window", "TokenFile", "write_token_file",
-    "binary_cross_entropy", "l1", "linear_scan", "lstm", "lstm_cell", "mingru_cell", "minlstm_cell", "explain", "use",
+    "binary_cross_entropy", "l1", "linear_scan", "lstm", "lstm_cell", "explain", "use",
     "evaluate",
     "pad", "truncated_bptt", "zeros", "get", "Initializer",
 }  # fmt: skip

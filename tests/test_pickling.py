@@ -11,6 +11,7 @@ from tolerance import assert_same
 
 import gpurnn
 from gpurnn import analysis, layers, models, optimizers, schedules, training
+from gpurnn.layers.recurrent import LAYERS
 from gpurnn.models import CharVocabulary, LanguageModel, TokenizerVocabulary, WordVocabulary
 from gpurnn.models.kalman import ar, level
 from gpurnn.training import Batch, Curriculum, PaddedBatches, Reinforce, TokenStream, Trainer
@@ -80,12 +81,7 @@ OBJECTS = {
     "Adagrad": lambda: optimizers.Adagrad(0.1),
     "Adadelta": lambda: optimizers.Adadelta(1.0),
     "Rprop": lambda: optimizers.Rprop(0.1),
-    "RNN": lambda: layers.RNN(2, 3),
-    "LSTM": lambda: layers.LSTM(2, 3, 2, bidirectional=True),
-    "GRU": lambda: layers.GRU(2, 3, 2, dropout=0.5),
-    "IndRNN": lambda: layers.IndRNN(2, 3),
-    "MinGRU": lambda: layers.MinGRU(2, 3),
-    "MinLSTM": lambda: layers.MinLSTM(2, 3, bidirectional=True),
+    **{kind.__name__: lambda kind=kind: kind(2, 3, 2, bidirectional=True, dropout=0.5) for kind in LAYERS.values()},
     "Dense": lambda: layers.Dense(2, 3),
     "Dropout": lambda: layers.Dropout(0.5),
     "Embedding": lambda: layers.Embedding(6, 3),
