@@ -147,8 +147,8 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
     device : str or gpurnn.kernels.devices.Device, optional
         "T4", "A100", "RTX 3090", "L4", "RTX 4090", "H100", "H200", "B200" or "RTX 5090", in any spelling; a compute
         capability such as "sm_90"; or any other by its properties. None for the device of x if that is a CuPy array,
-        else for the "H100". A CuPy array's device is asked whether it runs all blocks of the persistent, the cluster and
-        the scatter schedule at once, which it does not where others have a part of it.
+        else for the "H100". A CuPy array's device is asked whether it runs all blocks of the persistent, cluster and
+        scatter schedules at once, which it does not where others have a part of it.
 
     Returns
     -------
