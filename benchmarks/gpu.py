@@ -59,13 +59,16 @@ def _problem(name: str, size: Size, backward: bool) -> plan.Problem:
 
 
 def _of_schedules(case: Case, device: devices.Device) -> dict[str, float]:
-    """Predicted microseconds of a step of each schedule that fits, in all passes of the case's mode."""
+    """Predicted microseconds of a step of each schedule that fits, in all passes of the case's mode.
+
+    Scatter is among them in training alone: forward it is the persistent schedule.
+    """
     passes = (False, True) if case.mode == "training" else (False,)
     plans = [plan.consider(_problem(case.cell, case.size, backward), device).plans for backward in passes]
     return {
         name: 1e6 * sum(of_pass[name][1].seconds for of_pass in plans)
         for name in plan.SCHEDULES
-        if all(name in of_pass for of_pass in plans)
+        if all(name in of_pass for of_pass in plans) and (True in passes or name != "scatter")
     }
 
 
