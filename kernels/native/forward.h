@@ -101,7 +101,8 @@ private:
         if (layer.back) BackwardPanels<Cell>{H, I, layer.back}.pack(layer.w_ih, layer.w_hh, index, count);
         meetings[0].meet(count);
 
-        const Part part(index, count, B, int64_t(sizeof(T)) * Cell::gates * H * (I + H), Phases::panels(0, H), layer.team);
+        const int64_t weight_bytes = int64_t(sizeof(T)) * Cell::gates * H * (I + H);
+        const Part part(index, count, B, weight_bytes, Phases::panels(0, H), layer.team, stays_here());
         const int64_t rows = part.last_row - part.first_row;
         if (rows == 0) return;
         Barrier& team = meetings[1 + part.team];
@@ -118,7 +119,7 @@ private:
         T* const own = sums + (part.first_row + part.team * chunk_rows) * row;
         std::vector<int> active;
         const bool together = !Cell::hidden_apart && !once(layer) && rows >= few_rows &&
-                              int64_t(sizeof(T)) * Cell::gates * H * (I + H) / part.shares <= most_together;
+                              weight_bytes / part.shares <= most_together;
         for (int64_t s0 = 0; s0 < clock.T; s0 += chunk) {
             const int64_t end = s0 + chunk < clock.T ? s0 + chunk : clock.T;
             if (!together) multiply_inputs<0>(index, part, s0, end, own, active);

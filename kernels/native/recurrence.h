@@ -1,6 +1,10 @@
 // What the two passes of a recurrence have in common: the panels of its weights, and which thread computes what.
 #pragma once
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
 #include "native/interface.h"
 #include "native/packing.h"
 #include "recurrence/clock.cuh"
@@ -122,6 +126,17 @@ ALWAYS_INLINE Cell with_members(
     return cell;
 }
 
+// Bytes of weights that stay in a core's second cache beside what else a step reads: three quarters of two megabytes, or of
+// what this processor has.
+constexpr int64_t usually_stays = 3 << 19;
+inline int64_t stays_here() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (size > 0) return size / 4 * 3;
+#endif
+    return usually_stays;
+}
+
 // A thread's part of the recurrent products. It belongs to a team that has rows of the batch to itself, and shares the
 // columns with the others of the team, who meet after each product.
 struct Part {
@@ -130,8 +145,10 @@ struct Part {
 
     // Each thread gets rows of its own if they are enough to keep a tile busy, and if the weights, which it then reads
     // all, stay in its cache. A share of the columns is to be worth the meetings, unless the call must have its threads.
-    Part(int index, int count, int64_t batch, int64_t weight_bytes, int64_t panels, const Team& call) {
-        constexpr int64_t cache = 3 << 19, few_rows = 4, worth_a_share = 1 << 18;
+    Part(
+        int index, int count, int64_t batch, int64_t weight_bytes, int64_t panels, const Team& call,
+        int64_t cache = usually_stays) {
+        constexpr int64_t few_rows = 4, worth_a_share = 1 << 18;
         int64_t most_shares = call.patience < 0 ? 1 + weight_bytes / worth_a_share : count;
         if (most_shares > count) most_shares = count;
         if (most_shares > panels) most_shares = panels;
