@@ -156,6 +156,29 @@ def test_single_steps_give_the_bits_of_a_sequence(instructions, cell, dtype, tea
             assert_same((np.concatenate(ys), state), expected)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-state"])
+def test_a_step_has_the_same_bits_whenever_its_threads_come(cell, team, monkeypatch):
+    """They do not begin together, as those of a longer call do, and some may not come at all."""
+    problem = draw(CELLS[cell], Options(), T=30, B=1, I=200, H=250, dtype="float32")
+
+    def steps():
+        ys, state = [], problem.state
+        for x in problem.x:
+            y, state, _ = native.recurrence_forward(problem.cell, x[None], problem.weights, state)
+            ys.append(y)
+        return np.concatenate(ys), state
+
+    team(1)
+    expected = steps()
+    team(3)
+    steps()  # after which they are awake
+    monkeypatch.setattr(threads, "PATIENCE", -1.0)
+    assert_same(steps(), expected)
+    assert threads.library().gpurnn_workers() == 2
+    threads.release()
+    assert_same(steps(), expected)
+
+
 @pytest.mark.parametrize("cell", KINDS)
 def test_a_pullback_can_be_called_again(cell):
     """What a caller does to his arrays in between, or to what he was given, does not reach it."""
