@@ -75,7 +75,7 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
 }
-html_sidebars = {"equations/*": [], "changelog": [], "cite": []}
+html_sidebars = {"tutorial": [], "equations/*": [], "changelog": [], "cite": []}
 
 mpl.use("agg")
 
@@ -99,6 +99,12 @@ def _of_the_constructor(app, what, name, obj, options, signature, returns):
     return None
 
 
+def _no_last_blank_line(app, docname, source):
+    """A doctest's output ends with a blank line, which a page need not show."""
+    source[0] = source[0].replace("\n\n```\n", "\n```\n")
+
+
 def setup(app):
+    app.connect("source-read", _no_last_blank_line)
     app.connect("autodoc-process-docstring", _absolute_values, priority=900)
     app.connect("autodoc-process-signature", _of_the_constructor)
