@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from compiled_together import compiled_together
 from gpurnn.kernels import devices, host, native
 from gpurnn.kernels.compiler import CompilerError
 from gpurnn.kernels.recurrence import plan
@@ -61,6 +62,21 @@ PAIRS: list[Cell] = [
 def test_gradients_of_every_pair_of_a_cells_options(cell):
     # Where a reset makes W_hh h zero, a layer norm turns in a distance of 0.003, which differences step over.
     check(draw(cell, Options(lengths=True, mask=True), T=2, H=8) if cell.layer_norm else draw(cell, ALL), seed=3)
+
+
+@pytest.mark.slow
+@pytest.mark.kernels
+@pytest.mark.parametrize("kind", [LSTM, GRU, Vanilla], ids=lambda kind: kind.name)
+def test_the_kernels_agree_with_the_definition_for_every_pair_of_a_cells_options(kind):
+    problems = [draw(cell, ALL, B=2, H=6, dtype="float32") for cell in PAIRS if isinstance(cell, kind)]
+
+    def launches() -> None:
+        for problem in problems:
+            run(kernels, problem)
+
+    with compiled_together(launches):
+        for problem in problems:
+            assert_all_close(run(kernels, problem), run(reference, problem), recurrence_terms(4, 2, 2, 6))
 
 
 # Inputs for which no argument comes near a kink: the gradients of both sides are then seen.

@@ -7,6 +7,7 @@ from typing import Any
 import golden
 import numpy as np
 import pytest
+from compiled_together import compiled_together
 from test_golden_recurrence import each_wing_and_dtype, hold, joint, split
 from tolerance import assert_close, recurrence_terms
 
@@ -178,11 +179,32 @@ def run_onnx(record: dict[str, Any], a: dict[str, np.ndarray]) -> dict[str, np.n
     return stacked | ({"out_Y_c": np.stack(found["out_Y_c"])} if op == "LSTM" else {})
 
 
+def hold_onnx(record: dict[str, Any]) -> None:
+    a, shape = golden.arrays("onnx", record["name"], "float32"), record["shape"]
+    terms = recurrence_terms(shape["T"], shape["N"], shape["I"], shape["H"])
+    for name, value in run_onnx(record, a).items():
+        assert_close(value, a[name], terms, f"{record['name']} {name}", at_least=2 * record["maxdiff_vs_float64_spec"])
+
+
 @pytest.mark.parametrize("each_wing", ["reference"], indirect=True)
 @pytest.mark.parametrize("record", golden.records("onnx"), ids=lambda record: f"{record['op']}-{record['name']}")
 def test_onnx_runtime(record):
-    a = golden.arrays("onnx", record["name"], "float32")
-    shape = record["shape"]
-    terms = recurrence_terms(shape["T"], shape["N"], shape["I"], shape["H"])
-    for name, value in run_onnx(record, a).items():
-        assert_close(value, a[name], terms, name, at_least=2 * record["maxdiff_vs_float64_spec"])
+    hold_onnx(record)
+
+
+@pytest.mark.slow
+@pytest.mark.kernels
+@pytest.mark.parametrize("each_wing", ["host"], indirect=True)
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_onnx_runtime_on_the_kernels(op):
+    """Every case, by the schedule that the planner chooses for it."""
+    records = [record for record in golden.records("onnx") if record["op"] == op]
+    assert len(records) == {"RNN": 198, "LSTM": 193, "GRU": 184}[op]
+
+    def launches() -> None:
+        for record in records:
+            run_onnx(record, golden.arrays("onnx", record["name"], "float32"))
+
+    with compiled_together(launches):
+        for record in records:
+            hold_onnx(record)
