@@ -6,6 +6,7 @@ whose library takes one back. The views are NumPy's or CuPy's, so all that compu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -48,7 +49,7 @@ def kind_of(array: Any) -> Kind | None:
         return None
     library = kind.__module__.partition(".")[0]
     if isinstance(array, _class("torch", "Tensor")):
-        return Kind("torch", str(array.device), array.device.type == "cpu", _to_torch, "torch")
+        return Kind("torch", str(array.device), array.device.type == "cpu", to_torch, "torch")
     if isinstance(array, _class("jax", "Array")):
         return _of_jax(array)
     if hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__"):
@@ -157,7 +158,8 @@ def _cupy(where: str, name: str, kind: Kind) -> Any:
     return cupy
 
 
-def _to_torch(array: Any) -> Any:
+def to_torch(array: Any) -> Any:
+    """A tensor over the memory of an array of NumPy or CuPy, or over a copy where no tensor can be stored like it."""
     import torch
 
     if not isinstance(array, np.ndarray):
@@ -258,6 +260,16 @@ def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
     return function(tree)
 
 
+@contextlib.contextmanager
+def advice_for(library: str) -> Iterator[None]:
+    """Within, messages say what to do in the terms of this library."""
+    token = _checks.caller_library.set(library)
+    try:
+        yield
+    finally:
+        _checks.caller_library.reset(token)
+
+
 class Passage:
     """The arrays of one call, on their way in and out.
 
@@ -312,11 +324,8 @@ class Passage:
 
     def through(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The result of a function of views, whose messages give advice in the terms of the caller's library."""
-        token = _checks.caller_library.set(self.kind.library if self.kind else "numpy")
-        try:
+        with advice_for(self.kind.library if self.kind else "numpy"):
             return function(*args, **kwargs)
-        finally:
-            _checks.caller_library.reset(token)
 
     def changed(self) -> None:
         """Let PyTorch know which tensors were changed in place."""

@@ -88,10 +88,6 @@ def _array(name: str, tensor: torch.Tensor) -> Any:
     return _foreign.view_of("gpurnn.torch", name, tensor, kind)
 
 
-def _tensor(array: Any) -> torch.Tensor:
-    return torch.from_numpy(array) if isinstance(array, np.ndarray) else torch.from_dlpack(array)
-
-
 def _states(layer: Recurrent, state: Any) -> tuple[Any, Any]:
     """h and c from a state, or None for the c that there is not."""
     return state if layer.cell.states == 2 else (state, None)
@@ -115,20 +111,21 @@ def _recurrence(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """y, the final h and c, and the number of the pullback. ``c`` is empty where the cell has none."""
     layer = copy.copy(_layer(described))
-    layer.params = dict(zip(layer.params, (_array("a parameter", w) for w in weights), strict=True))
+    layer.params = {name: _array(name, w) for name, w in zip(layer.params, weights, strict=True)}
     state: Any = _array("hx", h)
     if layer.cell.states == 2:
         state = state, _array("hx", c)
     lengths, resets = (None if t is None else _array(n, t) for n, t in (("lengths", lengths), ("resets", resets)))
     kept = None
-    if training or seed is not None:
-        rng = None if seed is None else int(seed)
-        (y, final), kept = layer.vjp(_array("input", x), state, lengths, resets, rng)
-    else:
-        y, final = layer(_array("input", x), state, lengths, resets)
+    with _foreign.advice_for("torch"):
+        if training or seed is not None:
+            rng = None if seed is None else int(seed)
+            (y, final), kept = layer.vjp(_array("input", x), state, lengths, resets, rng)
+        else:
+            y, final = layer(_array("input", x), state, lengths, resets)
     h_n, c_n = _states(layer, final)
     handle = _keep(kept) if training else torch.empty((), dtype=torch.int64)
-    return _tensor(y), _tensor(h_n), _empty(c) if c_n is None else _tensor(c_n), handle
+    return _foreign.to_torch(y), _foreign.to_torch(h_n), _empty(c) if c_n is None else _foreign.to_torch(c_n), handle
 
 
 @_recurrence.register_fake
@@ -166,7 +163,7 @@ def _recurrence_backward(
     seen: set[int] = set()
     tensors = []
     for array in arrays:
-        tensor = _tensor(array)
+        tensor = _foreign.to_torch(array)
         # Two biases may have one array for a gradient, and outputs of an operator may not share memory.
         tensors.append(tensor.clone() if id(array) in seen else tensor)
         seen.add(id(array))
@@ -370,6 +367,9 @@ def _called(
     random: bool,
 ) -> tuple[Any, Any]:
     """y and the final state, as a pair where there is a c."""
+    of_weights = weights[0].dtype
+    if x.dtype != of_weights and x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type):
+        x, state = x.to(of_weights), (state[0].to(of_weights), state[1].to(of_weights))
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights))
     seed = torch.randint(2**62, ()) if random else None
     y, h, c, _ = _recurrence(x, *state, weights, lengths, resets, seed, described, training)

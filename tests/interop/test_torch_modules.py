@@ -325,6 +325,49 @@ def test_other_modules_follow_the_device_and_dtype():
         assert tuple(y.shape) == (T, B, H)
 
 
+@pytest.mark.parametrize("name", [*PAIRS, *OWN])
+@pytest.mark.parametrize("sizes", [(0, B), (T, 0)])
+def test_no_steps_and_no_sequences(name, sizes):
+    """Empty arrays of NumPy in C order may have any strides, negative ones too."""
+    for options in ({"reverse": True}, {"bidirectional": True, "num_layers": 2}):
+        module = modules.__dict__[name](I, H, **options)
+        x = torch.zeros(*sizes, I, requires_grad=True)
+        y, state = module(x)
+        assert y.shape == (*sizes, H * (1 + module.bidirectional))
+        grads = torch.autograd.grad(sum(leaf.sum() for leaf in leaves((y, state))), [x, *module.parameters()])
+        assert not any(g.any() for g in grads[1:])
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "MinGRU", "LSTMCell"])
+def test_autocast_gives_a_module_numbers_of_the_dtype_of_its_parameters(name):
+    module, head = modules.__dict__[name](H, H), torch.nn.Linear(I, H)
+    x = torch.randn(B, I) if name.endswith("Cell") else torch.randn(T, B, I)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = head(x)
+        outputs = module(narrow)
+        if name == "GRU":
+            same(torch.compile(module, backend="eager", fullgraph=True)(narrow.detach()), outputs)
+    assert narrow.dtype == torch.bfloat16
+    assert {leaf.dtype for leaf in leaves(outputs)} == {torch.float32}
+    same(outputs, module(narrow.float()))
+    leaves(outputs)[0].sum().backward()
+    assert head.weight.grad.any()
+
+
+def test_advice_is_in_the_terms_of_pytorch():
+    x, lengths = torch.zeros(T, B, I), torch.ones(B)
+    for module, given, said in (
+        (modules.GRU(I, H), lengths, r"lengths\.to\(torch\.int64\)"),
+        (
+            modules.GRU(I, H).bfloat16(),
+            None,
+            r"weight_ih_l0 has dtype bfloat16, .*; cast it with weight_ih_l0\.float\(\)",
+        ),
+    ):
+        with pytest.raises(TypeError, match=said):
+            module(x.to(module.weight_ih_l0.dtype), lengths=given)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_compiler_keeps_the_graph_whole(name):
