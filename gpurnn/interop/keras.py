@@ -115,7 +115,8 @@ def _made(where: str, found: _Found, options: dict[str, Any]) -> Recurrent:
             form["reset_after"] = True
     arguments = {
         "input_size": kernel.shape[0], "hidden_size": hidden, "bias": has_bias, "batch_first": True,
-        "bidirectional": len(found.weights) == 2, **form, **found.options, **options,
+        "bidirectional": len(found.weights) == 2, "zero_masked_output": found.kind is None and len(found.weights) == 2,
+        **form, **found.options, **options,
     }  # fmt: skip
     params = {}
     for suffix, weights in zip(("_l0", "_l0_reverse"), found.weights, strict=False):
@@ -176,6 +177,8 @@ def _of_layer(where: str, layer: Any) -> _Found:
         options["variational_dropout"] = config["recurrent_dropout"]
     if kind == "gru":
         options["reset_after"] = config["reset_after"]
+    if layer.zero_output_for_mask:  # which a Bidirectional sets in its layers
+        options["zero_masked_output"] = True
     weights = _weights_of(layer)
     if not weights:
         raise ValueError(f"{where}: {layer.name} has no weights yet, expected a layer that is built")
@@ -277,7 +280,8 @@ class _Search:
 def to_keras(layer: Layer) -> Any:
     """The Keras layer with the weights of a layer: `SimpleRNN`, `LSTM` or `GRU`, of both directions `Bidirectional`.
 
-    It returns the outputs of all steps. Of a stack of layers it is a `keras.Sequential`.
+    It returns the outputs of all steps. Of a stack of layers it is a `keras.Sequential`. Outputs at masked steps are
+    zero with ``zero_masked_output``, and always where Keras has both directions.
 
     Raises
     ------
@@ -311,6 +315,8 @@ def _options(where: str, layer: Recurrent) -> dict[str, Any]:
             options["activation" if option == "activation" else "recurrent_activation"] = theirs
         elif option == "variational_dropout":
             options["recurrent_dropout"] = value
+        elif option == "zero_masked_output":
+            options["zero_output_for_mask"] = value
         elif option == "reset_after":
             options["reset_after"] = value
         elif option == "update":

@@ -245,6 +245,30 @@ def test_a_layer_of_keras_and_its_file_become_a_layer_and_come_back(index, tmp_p
             interop.from_keras(tmp_path / "model.weights.h5")
 
 
+@pytest.mark.parametrize("merge", [None, "concat", "ave"])
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("kind", ["SimpleRNN", "GRU"])
+def test_masked_steps_are_those_of_keras(kind, zero, merge, tmp_path):
+    keras = pytest.importorskip("keras")
+    layer = getattr(keras.layers, kind)(H, return_sequences=True, zero_output_for_mask=zero)
+    layer = layer if merge is None else keras.layers.Bidirectional(layer, merge_mode=merge)
+    model = keras.Sequential([keras.Input((T, I)), layer])
+    layer.set_weights([normal(*w.shape) for w in layer.weights])
+    x, mask = normal(B, T, I), RNG.random((B, T)) < 0.5
+    mask[:, 1] = [True, False, True][:B]
+    expected = keras.ops.convert_to_numpy(layer(x, mask=keras.ops.convert_to_tensor(mask)))
+    ours = interop.from_keras(layer)
+    back = interop.to_keras(ours)
+    model.save_weights(tmp_path / "model.weights.h5")
+    of_file = {} if merge is None else {"merge": "average" if merge == "ave" else merge}
+    loaded = interop.from_keras(
+        tmp_path / "model.weights.h5", **of_file, **({"zero_masked_output": zero} if merge is None else {})
+    )
+    assert interop.from_keras(back).config() == loaded.config() == ours.config()
+    for found in (ours(x, mask=mask)[0], keras.ops.convert_to_numpy(back(x, mask=keras.ops.convert_to_tensor(mask)))):
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+
+
 def test_stacks_go_to_keras_and_models_have_names_of_layers():
     keras = pytest.importorskip("keras")
     layer, x = filled(gpurnn.LSTM(I, H, 2, batch_first=True, bidirectional=True)), normal(B, T, I)
