@@ -43,11 +43,15 @@ class Threads(distributed.Communicator):
         barrier.wait(20)
         return every
 
-    def all_to_all(self, parts):
-        return [of_rank[self.rank] for of_rank in self.all_gather(list(parts))]
+    def all_to_all(self, parts, sizes):
+        received = [of_rank[self.rank] for of_rank in self.all_gather(list(parts))]
+        assert [part.size for part in received] == list(sizes)
+        return received
 
-    def all_gather_array(self, part):
-        return np.concatenate(self.all_gather(part))
+    def all_gather_array(self, part, sizes):
+        parts = self.all_gather(part)
+        assert [part.size for part in parts] == list(sizes)
+        return np.concatenate(parts)
 
     def _sum(self, flat):
         return np.sum(self.all_gather(flat), axis=0, dtype=flat.dtype)
@@ -152,12 +156,12 @@ def trained(communicator, shards=None, **options):
     return dict(model.params), [r["validation_loss"] for r in trainer.history if "validation_loss" in r], trainer
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_shards_give_the_bits_of_one_process_and_whole_batches_up_to_rounding(accumulated):
-    options = {"gradient_accumulation_steps": accumulated}
+@pytest.mark.parametrize(("accumulated", "sizes"), [(1, (3, 4)), (2, (2,))])
+def test_shards_give_the_bits_of_one_process_and_whole_batches_up_to_rounding(accumulated, sizes):
+    options = {"gradient_accumulation_steps": accumulated, "steps": 4}
     alone, losses, _ = trained(None, shards=4, **options)
     whole, of_whole, _ = trained(None, **options)
-    for size in (2, 3, 4):
+    for size in sizes:
         for params, found, _ in on_threads(size, lambda c: trained(c, shards=4, **options)):
             assert found == losses
             for name in alone:
@@ -174,6 +178,56 @@ def test_sums_of_the_transport_give_one_process_up_to_rounding():
         np.testing.assert_allclose(found, losses, rtol=1e-9)
         for name in whole:
             np.testing.assert_allclose(params[name], whole[name], rtol=1e-9, atol=1e-12)
+
+
+def examples(kind):
+    """A model of a class, and what its ``fit`` learns from."""
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(n, 2)) for n in rng.integers(2, 7, 11)]
+    tokens = [rng.integers(1, 9, n) for n in rng.integers(1, 7, 11)]
+    options = {"dtype": "float64", "rng": 1}
+    letters = gpurnn.CharVocabulary.from_text("abcdef")
+    return {
+        "EncoderDecoder": lambda: (gpurnn.EncoderDecoder(9, 9, 4, 5, **options), tokens, [t[::-1] for t in tokens]),
+        "Forecaster": lambda: (gpurnn.Forecaster(5, 4, **options), [np.sin(np.arange(13.0))], None),
+        "LanguageModel": lambda: (gpurnn.LanguageModel(letters, 4, 5, **options), "abcdeffedcbabcdef" * 9, None),
+        "SequenceClassifier": lambda: (gpurnn.SequenceClassifier(2, 5, 2, **options), inputs, [0, 1] * 5 + [0]),
+        "SequenceGenerator": lambda: (
+            gpurnn.SequenceGenerator(2, 5, 9, **options), rng.normal(size=(11, 2)), tokens
+        ),
+        "SequenceRegressor": lambda: (gpurnn.SequenceRegressor(2, 5, 1, **options), inputs, [len(x) for x in inputs]),
+        "SequenceTagger": lambda: (
+            gpurnn.SequenceTagger(2, 5, 2, **options), inputs, [(x[:, 0] > 0).astype(int) for x in inputs]
+        ),
+        "Translator": lambda: (
+            gpurnn.Translator(letters, letters, 4, 5, **options), ["abc", "de", "f"] * 4, ["cba", "ed", "f"] * 4
+        ),
+    }[kind]()  # fmt: skip
+
+
+MODELS = [
+    name for name, found in ((name, getattr(gpurnn, name)) for name in dir(gpurnn))
+    if isinstance(found, type) and issubclass(found, gpurnn.models.Model)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_fit_of_every_model_shares_out_its_batches(kind):
+    def fitted(communicator, shards):
+        model, X, y = examples(kind)
+        model.fit(
+            X, y, steps=4, batch_size=4, validation_split=0.3, communicator=communicator, shards=shards, verbose=False
+        )
+        return dict(model.params)
+
+    whole, alone = fitted(None, None), fitted(None, 3)
+    for shards, expected, rtol in ((3, alone, 0), (None, whole, 1e-9)):
+        for found in on_threads(2, lambda c, shards=shards: fitted(c, shards)):
+            assert not isinstance(found, Exception), found
+            for name, values in expected.items():
+                np.testing.assert_allclose(found[name], values, rtol=rtol, atol=1e-12 if rtol else 0)
+    for name, values in whole.items():
+        np.testing.assert_allclose(alone[name], values, rtol=1e-9, atol=1e-12)
 
 
 def with_dropout(kind):
@@ -200,13 +254,13 @@ def test_dropout_is_that_of_a_row_of_the_whole_batch(kind):
     def steps(communicator, shards=None):
         model, data, options = with_dropout(kind)
         trainer = Trainer(
-            model, data, gpurnn.SGD(0.1), steps=4, progress=False, communicator=communicator, shards=shards, **options
+            model, data, gpurnn.SGD(0.1), steps=2, progress=False, communicator=communicator, shards=shards, **options
         )
         trainer.train()
         return dict(model.params)
 
     whole = steps(None)
-    for found in [steps(None, 3), *on_threads(2, steps), *on_threads(3, steps), *on_threads(2, lambda c: steps(c, 4))]:
+    for found in [steps(None, 3), *on_threads(3, steps), *on_threads(2, lambda c: steps(c, 4))]:
         assert not isinstance(found, Exception), found
         for name in whole:
             np.testing.assert_allclose(found[name], whole[name], rtol=1e-9, atol=1e-12)
@@ -407,6 +461,87 @@ def test_an_error_of_a_callback_ends_all():
     assert [type(r) for r in results] == [LookupError, RuntimeError]
 
 
+def test_process_0_ends_all_from_a_line_of_the_metrics():
+    """A stop that no moment of agreement follows at once is one of all processes nevertheless."""
+
+    def stopping(communicator):
+        _, trainer = small(communicator, 2, log_interval=2, on_log=lambda record: trainer.stop())
+        trainer.train()
+        return trainer.step
+
+    assert on_threads(2, stopping) == [2, 2]
+
+
+def test_interrupt_of_one_process_after_all_were_asked_waits_for_the_next_time():
+    def interrupted(communicator):
+        _, trainer = small(communicator, 2)
+        ask, asked = trainer._is_to_end, []
+
+        def late(event):
+            answer = ask(event)
+            asked.append(answer)
+            if communicator.rank == 1 and trainer.step == 2:
+                event.set()
+            return answer
+
+        trainer._is_to_end = late
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            return trainer.step, asked
+
+    assert on_threads(2, interrupted) == [(3, [False, False, False, True, True])] * 2
+
+
+def test_failure_in_the_middle_of_a_sum_is_not_told_to_those_who_wait_in_it():
+    """The process raises at once, so that its end ends the others."""
+
+    def failing(communicator):
+        def full(flat):
+            raise MemoryError("no room for a sum")
+
+        if communicator.rank == 1:
+            communicator._sum = full
+        try:
+            trained(communicator)
+        except MemoryError:
+            assert communicator.broken
+            communicator._shared[1].abort()  # as MPI does
+            raise
+
+    assert [type(found) for found in on_threads(2, failing)] == [threading.BrokenBarrierError, MemoryError]
+
+
+@pytest.mark.parametrize("shards", [None, 3])
+def test_gradient_of_another_shape_is_rejected_in_all_processes(shards):
+    """Of as many entries as the parameter, it would fit into the sum."""
+
+    def broken(communicator):
+        model, trainer = small(communicator, shards)
+        compute = model.loss_and_gradients
+
+        def transposed(*args, **kwargs):
+            *found, grads = compute(*args, **kwargs)
+            return *found, {**grads, "output.weight": grads["output.weight"].T}
+
+        if communicator.rank == 1:
+            model.loss_and_gradients = transposed
+        trainer.train()
+
+    error, cause = on_threads(2, broken)
+    assert isinstance(cause, ValueError)
+    assert str(cause).startswith("Trainer: grads['output.weight'] has shape (10, 2), expected the parameter's shape")
+    assert str(error) == f"Trainer: process 1 of 2 ended with ValueError: {cause}"
+
+
+def test_scans_go_from_either_end():
+    def scanned(communicator):
+        own = f"{communicator.rank}"
+        return [communicator.scan(own, str.__add__, backward=backward) for backward in (False, True)]
+
+    assert on_threads(4, scanned) == [[None, "321"], ["0", "32"], ["01", "3"], ["012", None]]
+
+
 def test_all_reduce_sums_by_dtype():
     def summed(communicator):
         arrays = [np.full((2, 3), communicator.rank + 1.0), np.full(4, communicator.rank, "float32")]
@@ -426,7 +561,9 @@ def test_sums_in_16_bits_on_the_wire():
     def summed(communicator):
         sent = []
         exchange = communicator.all_to_all
-        communicator.all_to_all = lambda parts: sent.extend(part.nbytes for part in parts) or exchange(parts)
+        communicator.all_to_all = lambda parts, sizes: (
+            sent.extend(part.nbytes for part in parts) or exchange(parts, sizes)
+        )
         communicator.wire_dtype = "bfloat16"
         a, b, c = communicator.all_reduce([parts[communicator.rank], special, np.ones(2)])
         return a, b, c, sum(sent)
@@ -450,7 +587,7 @@ def test_rounding_to_16_bits_is_to_nearest_and_even():
 
     unit = 2.0**-7  # of bfloat16 above 1
     values = {1 + 0.5 * unit: 1.0, 1 + 1.5 * unit: 1 + 2 * unit, 1 + 0.51 * unit: 1 + unit, -1 - 0.49 * unit: -1.0}
-    found = _of_upper_halves(_upper_halves(np.array([*values], "float32")).view(np.uint8))
+    found = _of_upper_halves(_upper_halves(np.array([*values], "float32")))
     np.testing.assert_array_equal(found, [*values.values()])
 
 
@@ -525,6 +662,37 @@ def test_linear_scan_over_processes(size, dtype, shared):
         np.testing.assert_allclose(dh0_own, dh0, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["linear_scan", "diagonal", "dense"])
+def test_product_of_many_steps_that_overflows_leaves_states_of_zero(name):
+    """They are there before the first input, and gradients of zero after the last output."""
+    T, N = 60, 2
+    b, dh = np.zeros((T, 1, N), "float32"), np.zeros((T, 1, N), "float32")
+    b[-1], dh[0] = 1, 1
+    a = np.full(N, 1e20, "float32")
+    A, one = np.diag(a) if name == "dense" else a, np.eye(N, dtype="float32")
+
+    def scanned(x, **options):
+        module = distributed if options else gpurnn
+        if name == "linear_scan":
+            h, back = module.linear_scan.vjp(a, x, **options)
+            return h, lambda dh: back(dh)[0][1]
+        (y, _), back = module.ssm.vjp(x, A, one, one, **options)
+        return y, lambda dy: back((dy, None))[0][0]
+
+    h, back = scanned(b)
+    expected = back(dh)
+    assert not np.any(h[:-1])
+
+    def part(communicator):
+        own = slice(20 * communicator.rank, 20 * communicator.rank + 20)
+        found, back = scanned(b[own], communicator=communicator)
+        return own, found, back(dh[own])
+
+    for own, found, gradient in on_threads(3, part):
+        np.testing.assert_array_equal(found, h[own])
+        np.testing.assert_array_equal(gradient, expected[own])
+
+
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("kind", ["diagonal", "complex", "dense"])
 @pytest.mark.parametrize("output_state", ["after", "before"])
@@ -581,15 +749,36 @@ class Mpi:
         else:
             array.set(np.sum(self.allgather(array.get()), axis=0))
 
+    def bcast(self, value, root):
+        return self._threads.broadcast(value, root)
+
+    def Alltoallv(self, sent, received):
+        self._exchange(sent[0], received[0], lambda values: self._threads.all_to_all(
+            np.split(values, np.cumsum(sent[1])[:-1]), received[1]
+        ))  # fmt: skip
+
+    def Allgatherv(self, sent, received):
+        self._exchange(sent, received[0], lambda values: [self._threads.all_gather_array(values, received[1])])
+
+    def _exchange(self, sent, received, exchange):
+        self.summed.append(type(sent).__module__.partition(".")[0])
+        on_host = isinstance(sent, np.ndarray)
+        found = np.concatenate(exchange(sent.copy() if on_host else sent.get()))
+        if on_host:
+            received[...] = found
+        else:
+            received.set(found)
+
 
 class Nccl:
-    """NCCL between threads: it notes its calls, and sums the memory that it is pointed to."""
+    """NCCL between threads: it notes its calls, and exchanges the memory that it is pointed to."""
 
     available = True
-    NCCL_SUM, NCCL_FLOAT32, NCCL_FLOAT64 = 0, 7, 8
+    NCCL_SUM, NCCL_UINT8, NCCL_FLOAT32, NCCL_FLOAT64 = 0, 1, 7, 8
 
     def __init__(self):
         self.identities, self.calls, self.threads = 0, {}, {}
+        self.own = threading.local()
 
     def get_unique_id(self):
         self.identities += 1
@@ -599,7 +788,23 @@ class Nccl:
         assert identity == tuple(range(128))
         assert size == self.threads[rank].size
         self.calls[rank] = []
-        return Ring(self, rank)
+        self.own.ring = Ring(self, rank)
+        return self.own.ring
+
+    def groupStart(self):
+        self.own.ring.begin()
+
+    def groupEnd(self):
+        self.own.ring.end()
+
+
+def at(address, count, kind):
+    """The CuPy array that NCCL is pointed to."""
+    import cupy
+
+    dtype = np.dtype({1: "uint8", 7: "float32", 8: "float64"}[kind])
+    memory = cupy.cuda.UnownedMemory(address, count * dtype.itemsize, None, 0)
+    return cupy.ndarray((count,), dtype, cupy.cuda.MemoryPointer(memory, 0))
 
 
 class Ring:
@@ -607,14 +812,36 @@ class Ring:
         self._calls, self._threads = nccl.calls[rank], nccl.threads[rank]
 
     def allReduce(self, sent, received, count, kind, operation, stream):
-        import cupy
-
-        dtype = np.dtype({7: "float32", 8: "float64"}[kind])
-        memory = cupy.cuda.UnownedMemory(received, count * dtype.itemsize, None, 0)
-        array = cupy.ndarray((count,), dtype, cupy.cuda.MemoryPointer(memory, 0))
-        values = array.get()
+        values = at(sent, count, kind).get()
         self._calls.append((sent == received, values.tolist(), kind, operation, stream))
-        array.set(np.sum(self._threads.all_gather(values), axis=0))
+        at(received, count, kind).set(np.sum(self._threads.all_gather(values), axis=0))
+
+    def allGather(self, sent, received, count, kind, stream):
+        whole = at(received, count * self._threads.size, kind)
+        own = at(sent, count, kind)
+        self._calls.append(
+            ("gather", (own.data.ptr - whole.data.ptr) // own.dtype.itemsize, own.get().tolist(), stream)
+        )
+        whole.set(np.concatenate(self._threads.all_gather(own.get())))
+
+    def begin(self):
+        self._sent, self._received = {}, {}
+
+    def send(self, address, count, kind, other, stream):
+        self._sent[other] = (address, count, kind)
+        self._calls.append(("send", other, count, kind, stream))
+
+    def recv(self, address, count, kind, other, stream):
+        self._received[other] = (address, count, kind)
+        self._calls.append(("recv", other, count, kind, stream))
+
+    def end(self):
+        """What is sent is read when the group ends, and not before."""
+        every = self._threads.all_gather({other: at(*sent).get() for other, sent in self._sent.items()})
+        assert {rank for rank, sent in enumerate(every) if self._threads.rank in sent} == self._received.keys()
+        for other, received in self._received.items():
+            at(*received).set(every[other][self._threads.rank])
+        self._calls.append("end")
 
     def abort(self):
         self._calls.append("abort")
@@ -678,6 +905,85 @@ def test_nccl_sums_one_buffer_of_each_dtype_on_the_current_stream(nccl):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_nccl_sums_over_shards_where_they_are(nccl, monkeypatch, size):
+    import cupy
+
+    rng = np.random.default_rng(0)
+    shards = 5
+    leaves = [
+        {"a": rng.normal(size=(2, 3)).astype("float32"), "b": rng.normal(size=4), "c": np.float32([rng.normal()])}
+        for _ in range(shards)
+    ]
+
+    def summed(threads):
+        communicator = through_nccl(nccl, threads)
+        with cupy.cuda.Stream() as stream:
+            sums = distributed.ShardSum(communicator, shards)
+            for shard in distributed.own_shards(communicator, shards):
+                sums.add(shard, {name: cupy.asarray(value) for name, value in leaves[shard].items()})
+            total = sums.total({name: cupy.asarray(value) for name, value in leaves[0].items()})
+        assert communicator._comm.summed == []
+        return {name: value.get() for name, value in total.items()}, stream.ptr
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gpurnn._dispatch, "to_numpy", None)  # nothing goes to the host
+        patched.setattr(gpurnn._dispatch, "from_numpy", None)
+        results = on_threads(size, summed)
+    expected = {name: tree([leaf[name] for leaf in leaves]) for name in leaves[0]}
+    for rank, result in enumerate(results):
+        assert not isinstance(result, Exception), result
+        for name, value in expected.items():
+            assert result[0][name].dtype == value.dtype
+            np.testing.assert_array_equal(result[0][name], value)
+        if size == 1:
+            continue
+        # Process 0 of 2 has the shards 0 and 1 as one sum; process 1 has 2 and 3 as one, and 4.
+        stream = result[1]
+        kept = {2: (1, 2), 3: (1, 2, 2)}[size]
+        own, calls = kept[rank], []
+        for entries, kind in ((7, 7), (4, 8)):
+            widths = [entries * (r + 1) // size - entries * r // size for r in range(size)]
+            for other in set(range(size)) - {rank}:
+                calls.append(("send", other, own * widths[other], kind, stream))
+                calls.append(("recv", other, kept[other] * widths[rank], kind, stream))
+            calls.append("end")
+            flat = expected["b"] if kind == 8 else np.concatenate([expected["a"].ravel(), expected["c"]])
+            begin = sum(widths[:rank])
+            calls.append(("gather", rank * max(widths), [*flat[begin : begin + widths[rank]]], stream))
+        found = [(*c[:2], c[2][: len(e[2])], c[3]) if c[0] == "gather" else c
+                 for c, e in zip(nccl.calls[rank], calls, strict=True)]  # fmt: skip
+        assert found == calls
+
+
+@pytest.mark.gpu
+def test_nccl_sums_in_16_bits_where_they_are(nccl, monkeypatch):
+    import cupy
+
+    parts = np.random.default_rng(0).normal(size=(2, 9)).astype("float32")
+
+    def summed(threads):
+        communicator = through_nccl(nccl, threads)
+        communicator.wire_dtype = "bfloat16"
+        (found,) = communicator.all_reduce([cupy.asarray(parts[threads.rank])])
+        return found
+
+    def on_host(threads):
+        threads.wire_dtype = "bfloat16"
+        return threads.all_reduce([parts[threads.rank]])[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gpurnn._dispatch, "to_numpy", None)
+        found = on_threads(2, summed)
+    for one, expected in zip(found, on_threads(2, on_host), strict=True):
+        assert isinstance(one, cupy.ndarray), one
+        np.testing.assert_array_equal(one.get(), expected)
+    # Nine numbers: four are summed by process 0 and five by process 1, in two bytes each.
+    sent = [(call[0], call[2]) for call in nccl.calls[0] if call[0] in ("send", "recv")]
+    assert sent == [("send", 10), ("recv", 8)]
+
+
+@pytest.mark.gpu
 def test_abort_of_nccl_comes_before_that_of_mpi(nccl, monkeypatch):
     import cupy
 
@@ -699,39 +1005,47 @@ def test_mpi_sums_cupy_arrays_where_it_can(mpi, monkeypatch, takes_cuda):
 
     monkeypatch.setattr(distributed.communicator.__globals__["ctypes"], "CDLL", lambda path: library)
     library = types.SimpleNamespace(MPIX_Query_cuda_support=lambda: int(takes_cuda))
-    order = []
+    order, own = [], threading.local()
+    synchronize = types.SimpleNamespace(synchronize=lambda: order.append(len(own.communicator._comm.summed)))
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: synchronize)
 
     def summed(threads):
-        communicator = distributed.MPICommunicator(Mpi(threads))
-        synchronize = types.SimpleNamespace(synchronize=lambda: order.append(communicator._comm.summed[:]))
-        with monkeypatch.context() as patched:
-            patched.setattr(cupy.cuda, "get_current_stream", lambda: synchronize)
-            (found,) = communicator.all_reduce([cupy.full((2, 2), threads.rank + 1.0)])
+        own.communicator = communicator = distributed.MPICommunicator(Mpi(threads))
+        (found,) = communicator.all_reduce([cupy.full((2, 2), threads.rank + 1.0)])
+        sums = distributed.ShardSum(communicator, 2)
+        sums.add(threads.rank, {"a": cupy.full((2, 2), threads.rank + 1.0)})
+        of_shards = sums.total({"a": found})["a"]
+        np.testing.assert_array_equal(of_shards.get(), found.get())
         return found.get(), communicator._comm.summed
 
     for result in on_threads(2, summed):
         assert not isinstance(result, Exception), result
         np.testing.assert_array_equal(result[0], np.full((2, 2), 3.0))
-        assert result[1] == ["cupy" if takes_cuda else "numpy"]
-    assert all(before == [] for before in order)
-    assert bool(order) == takes_cuda
+        assert result[1] == ["cupy" if takes_cuda else "numpy"] * 3
+    # It waits before each of the calls.
+    assert sorted(order) == ([0, 0, 1, 1, 2, 2] if takes_cuda else [])
 
 
 @pytest.mark.gpu
-def test_trains_cupy_arrays_over_nccl(nccl):
+@pytest.mark.parametrize("shards", [None, 3])
+def test_trains_cupy_arrays_over_nccl(nccl, shards):
     import cupy
 
     def trained_on_gpu(communicator):
-        model, trainer = small(communicator, to=cupy)
+        model, trainer = small(communicator, shards, to=cupy)
         trainer.train()
         return {name: p.get() for name, p in model.params.items()}
 
     alone, _, _ = trained(None)
+    one = trained_on_gpu(None)
     for params in on_threads(2, lambda threads: trained_on_gpu(through_nccl(nccl, threads))):
         assert not isinstance(params, Exception), params
         for name, values in alone.items():
             np.testing.assert_allclose(params[name], values, rtol=1e-9, atol=1e-12)
-    assert [len(calls) for calls in nccl.calls.values()] == [6, 6]  # one for each step
+            if shards:
+                np.testing.assert_array_equal(params[name], one[name])
+    each_step = 1 if shards is None else 4  # one sum; or what is sent, what is received, their end, and a gather
+    assert [len(calls) for calls in nccl.calls.values()] == [6 * each_step] * 2
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -7,7 +7,8 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import _checks, _dispatch
 from .._contract import Array
-from .flat import changed
+from .flat import changed, even_sizes, split
 
 R = TypeVar("R")
 
@@ -40,8 +41,7 @@ class Communicator:
     wire_dtype : {None, "bfloat16"}
         What the float32 arrays of `all_reduce` are rounded to for the exchange, to be set on all processes: half the
         bytes, and each number and each sum, which is computed in float32, has a relative error of at most 2**-8.
-        float16 is no choice, since gradients of many targets exceed its range. Sums over shards keep their bits. Arrays
-        that are not NumPy's then go through the memory of the host, whatever the transport.
+        float16 is no choice, since gradients of many targets exceed its range. Sums over shards keep their bits.
     """
 
     rank = 0
@@ -49,22 +49,44 @@ class Communicator:
     local_rank: Any = 0
     wire_dtype: Literal["bfloat16"] | None = None
     agreed = False
-    """Whether all processes were told of an error, by `together` or `agree`, so that each of them ends by itself."""
+    """Whether all processes were told of an error, by `together` or `each`, so that each of them ends by itself."""
+    broken = False
+    """Whether this process failed in the middle of a sum, where the others wait for it and cannot be told of it."""
 
     def all_gather(self, value: R) -> list[R]:
         """The values of all processes, in the order of their ranks."""
         return [value]
 
-    def broadcast(self, value: R) -> R:
-        """The value of process 0."""
-        return self.all_gather(value)[0]
+    def broadcast(self, value: R, of: int = 0) -> R:
+        """The value of one process."""
+        return self.all_gather(value)[of]
+
+    def scan(self, value: R, combine: Callable[[R, R], R], *, backward: bool = False) -> R | None:
+        """The exclusive scan: the values of all processes before this one, combined in the order of their ranks.
+
+        ``combine(first, second)`` is associative, and need not be commutative. The first process gets None. With
+        ``backward`` they are those of the processes after this one, from the last on, and the last process gets None.
+        """
+        every = self.all_gather(value)
+        others = every[: self.rank : -1] if backward else every[: self.rank]
+        return functools.reduce(combine, others) if others else None
 
     def all_reduce(self, arrays: Sequence[Array]) -> list[Array]:
         """The sums over all processes of arrays of the same shapes; one exchange for each dtype.
 
         The order of a sum is the transport's, so its last bits may depend on the number of processes.
         """
-        return changed(arrays, self._sum_of_any)
+        with self.exchanging():
+            return changed(arrays, self._sum_of_any)
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Verbs that all processes call within: an exception leaves this communicator `broken`."""
+        try:
+            yield
+        except BaseException:
+            self.broken = True
+            raise
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -84,20 +106,28 @@ class Communicator:
         RuntimeError
             In the others. The message has the rank and the message of the first that raised.
         """
-        error: BaseException | None = None
-        result: Any = None
-        try:
-            result = function()
-        except (Exception, SystemExit) as caught:
-            error = caught
-        self.agree(where, error)
-        return result
+        result, error = self._attempted(function)
+        self._agree(where, error, None)
+        return cast(R, result)
+
+    def each(self, where: str, function: Callable[[], R]) -> list[R]:
+        """The results of `together` of all processes, in the order of their ranks."""
+        result, error = self._attempted(function)
+        return self._agree(where, error, result)
 
     def first(self, where: str, function: Callable[[], R]) -> R | None:
         """The result of a function that process 0 alone calls, None in the others; where it raises, all do."""
         return self.together(where, lambda: None if self.rank else function())
 
-    def agree(self, where: str, error: BaseException | None, value: Any = None) -> list[Any]:
+    def _attempted(self, function: Callable[[], R]) -> tuple[R | None, BaseException | None]:
+        try:
+            return function(), None
+        except (Exception, SystemExit) as error:
+            if self.broken:
+                raise
+            return None, error
+
+    def _agree(self, where: str, error: BaseException | None, value: Any) -> list[Any]:
         """The values of all processes, if none of them has an error; else the errors, as `together` raises them."""
         text = None if error is None else f"{type(error).__name__}: {error}"
         every = self.all_gather((text, value))
@@ -109,12 +139,20 @@ class Communicator:
                 raise RuntimeError(f"{where}: process {rank} of {self.size} ended with {text}")
         return [value for _, value in every]
 
-    def all_to_all(self, parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """Of each process the part that is for this one; ``parts`` has one for each. One dtype; sizes may differ."""
+    def takes(self, array: Array) -> bool:
+        """Whether `all_to_all` and `all_gather_array` take arrays like this one, and leave them on their device."""
+        return self.size == 1 or isinstance(array, np.ndarray)
+
+    def all_to_all(self, parts: Sequence[Array], sizes: Sequence[int]) -> list[Array]:
+        """Of each process the part that is for this one.
+
+        Arrays have one axis, and one dtype in all processes. ``parts`` has one for each process; ``sizes`` says how
+        many entries each of them has for this one.
+        """
         return list(parts)
 
-    def all_gather_array(self, part: NDArray[Any]) -> NDArray[Any]:
-        """The one-dimensional arrays of all processes, one after another. One dtype; sizes may differ."""
+    def all_gather_array(self, part: Array, sizes: Sequence[int]) -> Array:
+        """The arrays of all processes, one after another; they have one axis, one dtype, and these ``sizes``."""
         return part
 
     def _sum_of_any(self, flat: Array) -> Array:
@@ -122,18 +160,23 @@ class Communicator:
         if self.wire_dtype is not None:
             _checks.choice("Communicator.all_reduce", "wire_dtype", self.wire_dtype, ("bfloat16",))
             if _checks.dtype_name(flat) == "float32":
+                if _dispatch.library_of(flat) in ("numpy", "cupy") and self.takes(flat):
+                    return self._sum_of_halves(flat)
                 xp = _dispatch.namespace("distributed", arrays=flat)
-                return _dispatch.from_numpy(xp, self._sum_of_halves(_dispatch.to_numpy(flat)))
+                return _dispatch.from_numpy(xp, np.asarray(self._sum_of_halves(_dispatch.to_numpy(flat))))
         return self._sum(flat) if isinstance(flat, np.ndarray) else self._sum_on_device(flat)
 
-    def _sum_of_halves(self, flat: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _sum_of_halves(self, flat: Array) -> Array:
         """The sum of float32 arrays that travel in 16 bits: each process adds up a part, in the order of the ranks."""
-        parts = [part.view(np.uint8) for part in np.array_split(_upper_halves(flat), self.size)]
-        first, *others = map(_of_upper_halves, self.all_to_all(parts))
+        sent = _upper_halves(flat)
+        # Bytes, since no transport knows these numbers.
+        sizes = [2 * size for size in even_sizes(flat.shape[0], self.size)]
+        received = self.all_to_all(split(sent, sizes), [sizes[self.rank]] * self.size)
+        first, *others = map(_of_upper_halves, received)
         with np.errstate(over="ignore", invalid="ignore"):  # no transport warns either
             for other in others:
                 first += other
-        return _of_upper_halves(self.all_gather_array(_upper_halves(first).view(np.uint8)))
+        return _of_upper_halves(self.all_gather_array(_upper_halves(first), sizes))
 
     def _sum(self, flat: NDArray[Any]) -> NDArray[Any]:
         return flat
@@ -145,18 +188,23 @@ class Communicator:
     def __reduce__(self) -> Any:
         return communicator, ()  # the copy belongs to the process that unpickles it
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
+        return self
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.rank} of {self.size})"
 
 
-def _upper_halves(x: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Numbers rounded to bfloat16, the upper half of a float32: to nearest, ties to even."""
+def _upper_halves(x: Any) -> Array:
+    """The bytes of float32 numbers rounded to bfloat16, the upper half of a float32: to nearest, ties to even."""
+    xp = _dispatch.namespace("distributed", x=x)
     bits = x.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    halves: Array = xp.where(xp.isnan(x), xp.asarray(0x7FC0, dtype=xp.uint32), rounded).astype(np.uint16).view(np.uint8)
+    return halves
 
 
-def _of_upper_halves(data: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _of_upper_halves(data: Any) -> Any:
     return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
@@ -202,19 +250,35 @@ class MPICommunicator(Communicator):
     def barrier(self) -> None:
         self._comm.Barrier()
 
-    def all_to_all(self, parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        sent = np.concatenate(parts)
-        counts = [part.size for part in parts]
-        # The number of entries that each of the others sends is not known here.
-        received_counts = self._comm.alltoall(counts)
-        received = np.empty(sum(received_counts), sent.dtype)
-        self._comm.Alltoallv([sent, counts], [received, received_counts])
-        return list(np.split(received, np.cumsum(received_counts)[:-1]))
+    def broadcast(self, value: R, of: int = 0) -> R:
+        sent: R = self._comm.bcast(value, root=of)
+        return sent
 
-    def all_gather_array(self, part: NDArray[Any]) -> NDArray[Any]:
-        counts = self._comm.allgather(part.size)
-        whole = np.empty(sum(counts), part.dtype)
-        self._comm.Allgatherv(np.ascontiguousarray(part), [whole, counts])
+    def scan(self, value: R, combine: Callable[[R, R], R], *, backward: bool = False) -> R | None:
+        comm = self._backward if backward else self._comm
+        scanned: R | None = comm.exscan(value, op=combine)
+        return scanned
+
+    @functools.cached_property
+    def _backward(self) -> Any:
+        """The same processes from the last to the first."""
+        return self._comm.Split(key=-self.rank)
+
+    def takes(self, array: Array) -> bool:
+        return super().takes(array) or (self._takes_cuda and _dispatch.library_of(array) == "cupy")
+
+    def all_to_all(self, parts: Sequence[Array], sizes: Sequence[int]) -> list[Array]:
+        xp = _dispatch.namespace("distributed", part=parts[0])
+        sent, received = xp.concat(list(parts)), xp.empty(sum(sizes), dtype=parts[0].dtype)
+        _wait_for(sent)
+        self._comm.Alltoallv([sent, [part.size for part in parts]], [received, list(sizes)])
+        return split(received, sizes)
+
+    def all_gather_array(self, part: Array, sizes: Sequence[int]) -> Array:
+        xp = _dispatch.namespace("distributed", part=part)
+        sent, whole = xp.asarray(part, copy=True), xp.empty(sum(sizes), dtype=part.dtype)
+        _wait_for(sent)
+        self._comm.Allgatherv(sent, [whole, list(sizes)])
         return whole
 
     def _sum(self, flat: NDArray[Any]) -> NDArray[Any]:
@@ -224,15 +288,21 @@ class MPICommunicator(Communicator):
     def _sum_on_device(self, flat: Array) -> Array:
         if not self._takes_cuda or _dispatch.library_of(flat) != "cupy":
             return super()._sum_on_device(flat)
-        import cupy
-
-        cupy.cuda.get_current_stream().synchronize()  # MPI knows nothing of streams
+        _wait_for(flat)
         self._comm.Allreduce(self._in_place, flat)
         return flat
 
     def abort(self) -> None:
         self._comm.Abort(1)
         os._exit(1)  # the launcher may take a while, and Abort may return before it ends this process
+
+
+def _wait_for(array: Array) -> None:
+    """Have an array that MPI is to read computed: it knows nothing of streams."""
+    if _dispatch.library_of(array) == "cupy":
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
 
 
 def _takes_cuda(MPI: Any) -> bool:
@@ -245,8 +315,11 @@ def _takes_cuda(MPI: Any) -> bool:
     return bool(query())
 
 
-_SIZES_OF_NCCL = {"float32": 1, "float64": 1, "complex64": 2, "complex128": 2}
-"""The dtypes that NCCL sums for us, and how many of its numbers an entry is."""
+_KINDS_OF_NCCL = {
+    "float32": ("NCCL_FLOAT32", 1), "float64": ("NCCL_FLOAT64", 1), "complex64": ("NCCL_FLOAT32", 2),
+    "complex128": ("NCCL_FLOAT64", 2), "uint8": ("NCCL_UINT8", 1),
+}  # fmt: skip
+"""The dtypes that go to NCCL: its own name of each, and how many of its numbers an entry is."""
 
 
 class NCCLCommunicator(MPICommunicator):
@@ -279,20 +352,57 @@ class NCCLCommunicator(MPICommunicator):
         self._gpus: Any = None
 
     def _sum_on_device(self, flat: Array) -> Array:
-        dtype = _checks.dtype_name(flat)
-        if _dispatch.library_of(flat) != "cupy" or dtype not in _SIZES_OF_NCCL:
+        if not self._goes_to_nccl(flat):
             return super()._sum_on_device(flat)
-        import cupy
+        count, kind = self._counted(flat)
+        data = cast(Any, flat.data).ptr
+        self._begun().allReduce(data, data, count, kind, self._nccl.NCCL_SUM, _stream())
+        return flat
 
-        size, data = _SIZES_OF_NCCL[dtype], cast(Any, flat.data).ptr
-        kind = self._nccl.NCCL_FLOAT32 if dtype in ("float32", "complex64") else self._nccl.NCCL_FLOAT64
-        stream = cupy.cuda.get_current_stream().ptr
+    def takes(self, array: Array) -> bool:
+        return self._goes_to_nccl(array) or super().takes(array)
+
+    def all_to_all(self, parts: Sequence[Array], sizes: Sequence[int]) -> list[Array]:
+        if not self._goes_to_nccl(parts[0]):
+            return super().all_to_all(parts, sizes)
+        xp = _dispatch.namespace("distributed", part=parts[0])
+        received = [xp.empty(size, dtype=parts[0].dtype) for size in sizes]
+        received[self.rank], gpus, stream = parts[self.rank], self._begun(), _stream()
+        self._nccl.groupStart()
+        for other in range(self.size):
+            for array, exchange in ((parts[other], gpus.send), (received[other], gpus.recv)):
+                if array.size and other != self.rank:
+                    exchange(cast(Any, array.data).ptr, *self._counted(array), other, stream)
+        self._nccl.groupEnd()
+        return received
+
+    def all_gather_array(self, part: Array, sizes: Sequence[int]) -> Array:
+        if not self._goes_to_nccl(part):
+            return super().all_gather_array(part, sizes)
+        xp, longest = _dispatch.namespace("distributed", part=part), max(sizes)
+        # NCCL gathers arrays of one size, here in place.
+        padded = xp.empty((self.size, longest), dtype=part.dtype)
+        own = padded[self.rank, :]
+        own[: part.size] = part
+        data = cast(Any, padded.data).ptr, cast(Any, own.data).ptr
+        self._begun().allGather(data[1], data[0], *self._counted(own), _stream())
+        return xp.concat([padded[rank, :size] for rank, size in enumerate(sizes)])
+
+    def _goes_to_nccl(self, array: Array) -> bool:
+        return _dispatch.library_of(array) == "cupy" and _checks.dtype_name(array) in _KINDS_OF_NCCL
+
+    def _counted(self, array: Array) -> tuple[int, int]:
+        """How many numbers an array is to NCCL, and of which kind."""
+        kind, numbers = _KINDS_OF_NCCL[_checks.dtype_name(array)]
+        return numbers * array.shape[0], getattr(self._nccl, kind)
+
+    def _begun(self) -> Any:
+        """NCCL's communicator, which all processes make at their first call of it."""
         if self._gpus is None:
             # CuPy's own way of telling the identity, a store of sockets, fails in processes that are spawned.
             identity = self.broadcast(self.first("NCCLCommunicator", self._nccl.get_unique_id))
             self._gpus = self._nccl.NcclCommunicator(self.size, identity, self.rank)
-        self._gpus.allReduce(data, data, size * flat.size, kind, self._nccl.NCCL_SUM, stream)
-        return flat
+        return self._gpus
 
     def abort(self) -> None:
         if self._gpus is not None:
@@ -301,6 +411,13 @@ class NCCLCommunicator(MPICommunicator):
 
     def __reduce__(self) -> Any:
         return communicator, (True,)
+
+
+def _stream() -> int:
+    import cupy
+
+    stream: int = cupy.cuda.get_current_stream().ptr
+    return stream
 
 
 class TorchCommunicator(Communicator):
@@ -335,24 +452,20 @@ class TorchCommunicator(Communicator):
     def barrier(self) -> None:
         self._group.barrier()
 
-    def all_to_all(self, parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    def all_to_all(self, parts: Sequence[Array], sizes: Sequence[int]) -> list[Array]:
         sent = np.concatenate(parts)
-        counts = [part.size for part in parts]
-        received_counts = [of_rank[self.rank] for of_rank in self.all_gather(counts)]
-        received = np.empty(sum(received_counts), sent.dtype)
+        received = np.empty(sum(sizes), sent.dtype)
         self._group.all_to_all_single(
-            self._torch.from_numpy(received), self._torch.from_numpy(sent), received_counts, counts
+            self._torch.from_numpy(received), self._torch.from_numpy(sent), list(sizes), [part.size for part in parts]
         )
-        return list(np.split(received, np.cumsum(received_counts)[:-1]))
+        return split(received, sizes)
 
-    def all_gather_array(self, part: NDArray[Any]) -> NDArray[Any]:
-        counts = self.all_gather(part.size)
-        longest = max(counts)
-        padded = np.zeros(longest, part.dtype)
+    def all_gather_array(self, part: Array, sizes: Sequence[int]) -> Array:
+        padded = np.zeros(max(sizes), part.dtype)
         padded[: part.size] = part
-        wholes = [self._torch.empty(longest, dtype=self._torch.from_numpy(padded).dtype) for _ in counts]
+        wholes = [self._torch.empty(padded.size, dtype=self._torch.from_numpy(padded).dtype) for _ in sizes]
         self._group.all_gather(wholes, self._torch.from_numpy(padded))
-        return np.concatenate([whole.numpy()[:count] for whole, count in zip(wholes, counts, strict=True)])
+        return np.concatenate([whole.numpy()[:size] for whole, size in zip(wholes, sizes, strict=True)])
 
     def _sum(self, flat: NDArray[Any]) -> NDArray[Any]:
         self._group.all_reduce(self._torch.from_numpy(flat))

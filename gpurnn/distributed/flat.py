@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -31,8 +32,33 @@ def changed(arrays: Sequence[Array], change: Callable[[Array], Array]) -> list[A
     if not arrays:
         return []
     like = {str(i): array for i, array in enumerate(arrays)}
-    xp = _dispatch.namespace("distributed", **{f"arrays[{i}]": array for i, array in like.items()})
-    parts: dict[str, list[Array]] = {}
+    _dispatch.namespace("distributed", **{f"arrays[{i}]": array for i, array in like.items()})  # all of one library
+    return list(shaped({dtype: change(flat) for dtype, flat in by_dtype(arrays).items()}, like).values())
+
+
+def by_dtype(arrays: Sequence[Array]) -> dict[str, Array]:
+    """All entries of the arrays of each dtype, one after another."""
+    flat = {}
+    for dtype, same in of_dtypes(arrays).items():
+        xp = _dispatch.namespace("distributed", array=same[0])
+        flat[dtype] = xp.concat([xp.reshape(array, (-1,)) for array in same])
+    return flat
+
+
+def of_dtypes(arrays: Sequence[Array]) -> dict[str, list[Array]]:
+    """The arrays of each dtype."""
+    found: dict[str, list[Array]] = {}
     for array in arrays:
-        parts.setdefault(dtype_of(array), []).append(xp.reshape(array, (-1,)))
-    return list(shaped({dtype: change(xp.concat(p)) for dtype, p in parts.items()}, like).values())
+        found.setdefault(dtype_of(array), []).append(array)
+    return found
+
+
+def split(flat: Array, sizes: Sequence[int]) -> list[Array]:
+    """Views of so many entries each, one after another."""
+    ends = list(itertools.accumulate(sizes))
+    return [flat[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def even_sizes(count: int, parts: int) -> list[int]:
+    """The sizes of so many parts of ``count`` entries, none of which has two more than another."""
+    return [count * (part + 1) // parts - count * part // parts for part in range(parts)]

@@ -1,14 +1,16 @@
 """Linear recurrences over a sequence that is cut over processes: each has some of the steps.
 
 A chunk of steps maps the state before it to that after it, h -> P h + q. The processes compute P and q of their chunks
-with the state zero, exchange them, and compute their chunks again from the state that enters them. On the way back the
-same is done with the gradients.
+with the state zero. The exclusive scan of these maps gives each process the state that enters its chunk, which it then
+computes again. On the way back the same is done with the gradients, from the last process to the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from .. import _arrays, _dispatch, functional
 from .._contract import Array
@@ -17,26 +19,63 @@ from .communicator import Communicator
 
 OutputState = Literal["after", "before"]
 
-Carry = Callable[[Array, Array], Array]
-"""A chunk's map of a state: ``carry(P, h)`` is P h."""
+
+class _Maps(NamedTuple):
+    """What chunks do to a state, as far as it is linear, of NumPy arrays."""
+
+    apply: Callable[[Any, Any], Any]
+    """``apply(P, h)`` is P h, for each row of h."""
+    compose: Callable[[Any, Any], Any]
+    """``compose(second, first)`` is the P of two chunks."""
 
 
-def _entering(communicator: Communicator, xp: Any, carry: Carry, P: Array, q: Array, first: Array) -> Array:
-    """The state before this process's chunk; ``first`` is that before the first chunk, as process 0 has it."""
-    every = communicator.all_gather((_dispatch.to_numpy(P), _dispatch.to_numpy(q), _dispatch.to_numpy(first)))
-    h = every[0][2]
-    for P_of, q_of, _ in every[: communicator.rank]:
-        h = carry(P_of, h) + q_of
-    return _dispatch.from_numpy(xp, h)
+# A state of zero stays zero under a P that overflows.
+_DIAGONAL = _Maps(lambda P, h: np.where(h == 0, 0, P * h), lambda second, first: second * first)
+_DENSE = _Maps(lambda P, h: np.where(h.any(axis=-1, keepdims=True), h @ P.T, 0), lambda second, first: second @ first)
 
 
-def _entering_back(communicator: Communicator, xp: Any, carry: Carry, P: Array, q: Array, last: Array) -> Array:
-    """The gradient of the state after this process's chunk; ``last`` is that after the last chunk."""
-    every = communicator.all_gather((_dispatch.to_numpy(P), _dispatch.to_numpy(q), _dispatch.to_numpy(last)))
-    g = every[-1][2]
-    for P_of, q_of, _ in every[: communicator.rank : -1]:
-        g = carry(P_of, g) + q_of
-    return _dispatch.from_numpy(xp, g)
+def _entering(
+    communicator: Communicator, maps: _Maps, P: Array, q: Array, first: Array, *, backward: bool = False
+) -> Array:
+    """The state before this process's chunk; ``first`` is that before all chunks, as process 0 has it.
+
+    ``backward``: the gradient of the state after this chunk, by the adjoint P; ``first`` is that after all chunks, as
+    the last process has it.
+    """
+
+    def both(one: Any, two: Any) -> Any:
+        return maps.compose(two[0], one[0]), maps.apply(two[0], one[1]) + two[1]
+
+    xp = _dispatch.namespace("distributed", q=q)
+    chunk = _dispatch.to_numpy(P), _dispatch.to_numpy(q)
+    dtype = chunk[1].dtype
+    with _overflowing():
+        if communicator.rank == (communicator.size - 1 if backward else 0):
+            chunk = chunk[0], maps.apply(chunk[0], _dispatch.to_numpy(first)) + chunk[1]
+        before = communicator.scan(chunk, both, backward=backward)
+        return first if before is None else _dispatch.from_numpy(xp, before[1].astype(dtype))
+
+
+def _of_process(communicator: Communicator, array: Array, rank: int) -> Array:
+    """The array that one process has."""
+    xp = _dispatch.namespace("distributed", array=array)
+    return _dispatch.from_numpy(xp, communicator.broadcast(_dispatch.to_numpy(array), rank))
+
+
+def _overflowing() -> Any:
+    """No warnings, as there are none where a sequence is not cut."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+def _wide(xp: Any, array: Array) -> Any:
+    """An array in double precision: the product of many steps exceeds the range of single precision."""
+    array = xp.asarray(array)
+    return xp.astype(array, xp.complex128 if xp.isdtype(array.dtype, "complex floating") else xp.float64)
+
+
+def _conjugate(xp: Any, P: Array) -> Array:
+    conjugate: Array = xp.conj(P) if xp.isdtype(P.dtype, "complex floating") else P
+    return conjugate
 
 
 def _summed(communicator: Communicator, array: Array) -> Array:
@@ -52,25 +91,25 @@ def _linear_scan_vjp(
     first = _dispatch.zeros(xp, tuple(b.shape[1:]), from_zero) if h0 is None else xp.asarray(h0)
     zero = xp.zeros_like(first)
     shared, steps = a.ndim == 1, b.shape[0]
-    P = zero + (xp.asarray(a) ** steps if shared else xp.prod(xp.asarray(a), axis=0))
+    wide = _wide(xp, a)
+    with _overflowing():
+        P = _wide(xp, zero) + (wide**steps if shared else xp.prod(wide, axis=0))
     q = from_zero[-1, ...] if steps else zero
-    entering = _entering(communicator, xp, lambda P, h: P * h, P, q, first)
+    entering = _entering(communicator, _DIAGONAL, P, q, first)
     h, pull = functional.linear_scan.vjp(a, b, entering)
 
     def pullback(dh: Array | None) -> tuple[tuple[Array, Array, Array], dict[str, Array]]:
         dh = _arrays.cotangent(where, "h", dh, h)
         dh = xp.zeros_like(h) if dh is None else dh
         (_, _, q_back), _ = pull(dh)
-        P_back = xp.conj(P) if xp.isdtype(P.dtype, "complex floating") else P
         # What comes from the steps after this chunk comes through its last state.
-        leaving = _entering_back(communicator, xp, lambda P, g: P * g, P_back, q_back, zero)
+        leaving = _entering(communicator, _DIAGONAL, _conjugate(xp, P), q_back, zero, backward=True)
         if steps:
             dh = xp.concat([dh[:-1, ...], xp.expand_dims(dh[-1, ...] + leaving, axis=0)], axis=0)
         (da, db, dh0), _ = pull(dh)
         if not steps:
             dh0 = leaving
-        of_first = communicator.broadcast(_dispatch.to_numpy(dh0))
-        return (_summed(communicator, da) if shared else da, db, _dispatch.from_numpy(xp, of_first)), {}
+        return (_summed(communicator, da) if shared else da, db, _of_process(communicator, dh0, 0)), {}
 
     return h, pullback
 
@@ -124,39 +163,33 @@ def _ssm_vjp(
     xp = _dispatch.namespace(where, x=x)
     first = xp.zeros_like(q) if state is None else xp.asarray(state)
     diagonal, steps = A.ndim == 1, x.shape[0]
-    P = xp.asarray(A) ** steps if diagonal else xp.linalg.matrix_power(xp.asarray(A), steps)
-
-    def forward(P: Array, h: Array) -> Array:
-        return P * h if diagonal else h @ P.T
-
-    def backward(P: Array, g: Array) -> Array:
-        return P.conj() * g if diagonal else g @ P
+    with _overflowing():
+        P = _wide(xp, A) ** steps if diagonal else xp.linalg.matrix_power(_wide(xp, A), steps)
 
     def run(state: Array) -> Any:
         return functional.ssm.vjp(x, A, B, C, D, state, output_state=output_state)
 
-    return _cut(communicator, xp, run, (forward, backward), P, q, first)
+    return _cut(communicator, xp, run, _DIAGONAL if diagonal else _DENSE, P, q, first)
 
 
 def _cut(
-    communicator: Communicator, xp: Any, run: Callable[[Array], Any], carry: tuple[Carry, Carry], P: Array, q: Array,
-    first: Array,
-) -> tuple[tuple[Array, Array], Pullback]:  # fmt: skip
+    communicator: Communicator, xp: Any, run: Callable[[Array], Any], maps: _Maps, P: Array, q: Array, first: Array
+) -> tuple[tuple[Array, Array], Pullback]:
     """A recurrence cut over processes: ``run(state)`` is the vjp over the steps of this one, whose map has P and q."""
-    entering = _entering(communicator, xp, carry[0], P, q, first)
+    entering = _entering(communicator, maps, P, q, first)
     (y, last), pull = run(entering)
-    last = _dispatch.from_numpy(xp, communicator.all_gather(_dispatch.to_numpy(last))[-1])
+    last = _of_process(communicator, last, communicator.size - 1)
 
     def pullback(cotangents: Any) -> tuple[tuple[Array, Array], dict[str, Array]]:
         dy, dlast = (None, None) if cotangents is None else cotangents
         (_, q_back), _ = pull((dy, None))
         after_all = xp.zeros_like(last) if dlast is None else xp.asarray(dlast)
-        leaving = _entering_back(communicator, xp, carry[1], P, q_back, after_all)
+        adjoint = _conjugate(xp, P if maps is _DIAGONAL else P.T)
+        leaving = _entering(communicator, maps, adjoint, q_back, after_all, backward=True)
         (dx, dstate), gradients = pull((dy, leaving))
         names = list(gradients)
         sums = dict(zip(names, communicator.all_reduce([gradients[n] for n in names]), strict=True))
-        of_first = communicator.broadcast(_dispatch.to_numpy(dstate))
-        return (dx, _dispatch.from_numpy(xp, of_first)), sums
+        return (dx, _of_process(communicator, dstate, 0)), sums
 
     return (y, last), pullback
 
@@ -214,11 +247,7 @@ def _minimal_vjp(
     (_, q), pull = run(None)
     (_, P), _ = pull((None, xp.ones_like(q)))  # what a change of the state that enters does to that after all steps
     first = xp.zeros_like(q) if state is None else xp.asarray(state)
-    return _cut(communicator, xp, run, (_times, _times), P, q, first)
-
-
-def _times(P: Array, h: Array) -> Array:
-    return P * h
+    return _cut(communicator, xp, run, _DIAGONAL, P, q, first)
 
 
 def _mingru_vjp(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import _dispatch
 from .._contract import Array
 from .communicator import Communicator
-from .flat import dtype_of, shaped
+from .flat import by_dtype, even_sizes, of_dtypes, shaped, split
 
 
 def own_shards(communicator: Communicator, shards: int) -> range:
     """The shards of a batch that this process computes: as many as the others, or one more or less."""
-    rank, size = communicator.rank, communicator.size
+    return shards_of(communicator.rank, communicator.size, shards)
+
+
+def shards_of(rank: int, size: int, shards: int) -> range:
+    """`own_shards` of any of so many processes."""
     return range(shards * rank // size, shards * (rank + 1) // size)
 
 
@@ -36,44 +40,46 @@ class ShardSum:
 
     def __init__(self, communicator: Communicator, shards: int) -> None:
         self._communicator, self._shards = communicator, shards
-        self._nodes: dict[str, dict[tuple[int, int], NDArray[Any]]] = {}
+        self._nodes: dict[str, dict[tuple[int, int], Any]] = {}
 
     def add(self, shard: int, arrays: Mapping[str, Array]) -> None:
         """Add the arrays of a shard of this process, by name; the shards in their order."""
-        flat: dict[str, list[NDArray[Any]]] = {}
-        for array in arrays.values():
-            host = np.asarray(_dispatch.to_numpy(array))
-            flat.setdefault(host.dtype.str, []).append(host.ravel())
-        for dtype, parts in flat.items():
-            _grow(self._nodes.setdefault(dtype, {}), shard, np.concatenate(parts))
+        for dtype, flat in by_dtype(list(arrays.values())).items():
+            own = flat if self._communicator.takes(flat) else _dispatch.to_numpy(flat)
+            _grow(self._nodes.setdefault(dtype, {}), shard, own)
 
     def total(self, like: Mapping[str, Array]) -> dict[str, Array]:
         """The sums over all shards, as arrays like those of ``like``, which name the arrays of a shard."""
-        xp, dtypes = _dispatch.namespace("distributed", **like), sorted({dtype_of(array) for array in like.values()})
-        return shaped({dtype: _dispatch.from_numpy(xp, self._complete(dtype)) for dtype in dtypes}, like)
+        with self._communicator.exchanging():
+            return shaped(self._sums(like), like)
 
-    def _complete(self, dtype: str) -> NDArray[Any]:
+    def _sums(self, like: Mapping[str, Array]) -> dict[str, Array]:
+        sums = {}
+        for dtype, arrays in of_dtypes(list(like.values())).items():
+            first, length = arrays[0], sum(math.prod(array.shape) for array in arrays)
+            xp = _dispatch.namespace("distributed", like=first)
+            if self._communicator.takes(first):
+                sums[dtype] = self._complete(dtype, length, _dispatch.zeros(xp, (0,), first))
+            else:
+                sums[dtype] = _dispatch.from_numpy(xp, self._complete(dtype, length, np.empty(0, dtype)))
+        return sums
+
+    def _complete(self, dtype: str, length: int, empty: Any) -> Any:
+        """The sum of one dtype, which has so many entries; ``empty`` is an array like it that has none."""
         own, comm = self._nodes.get(dtype, {}), self._communicator
         if comm.size == 1:
             return _root(own, self._shards)
-        lengths = comm.all_gather(next((node.size for node in own.values()), 0))
-        length = max(lengths)
-        cuts = [length * rank // comm.size for rank in range(comm.size + 1)]
-        kept = [own[key] for key in sorted(own)]
-        empty = np.empty(0, dtype)
-        parts = [
-            np.concatenate([node[cuts[r] : cuts[r + 1]] for node in kept]) if kept else empty for r in range(comm.size)
-        ]
-        received = comm.all_to_all(parts)
-        width = cuts[comm.rank + 1] - cuts[comm.rank]
-        nodes: dict[tuple[int, int], NDArray[Any]] = {}
-        for rank, part in enumerate(received):
-            keys: dict[tuple[int, int], None] = {}
-            for shard in range(self._shards * rank // comm.size, self._shards * (rank + 1) // comm.size):
-                _grow_keys(keys, shard)
-            for place, key in enumerate(sorted(keys)):
-                nodes[key] = part[place * width : (place + 1) * width]
-        return comm.all_gather_array(_root(nodes, self._shards))
+        xp = _dispatch.namespace("distributed", empty=empty)
+        of_rank = [_kept(shards_of(rank, comm.size, self._shards)) for rank in range(comm.size)]
+        widths = even_sizes(length, comm.size)
+        pieces = [split(own[key], widths) for key in of_rank[comm.rank]]
+        parts = [xp.concat([of_node[rank] for of_node in pieces]) if pieces else empty for rank in range(comm.size)]
+        width = widths[comm.rank]
+        received = comm.all_to_all(parts, [len(keys) * width for keys in of_rank])
+        nodes: dict[tuple[int, int], Any] = {}
+        for keys, part in zip(of_rank, received, strict=True):
+            nodes.update(zip(keys, split(part, [width] * len(keys)), strict=True))
+        return comm.all_gather_array(_root(nodes, self._shards), widths)
 
 
 def _sibling(key: tuple[int, int]) -> tuple[int, int] | None:
@@ -83,7 +89,7 @@ def _sibling(key: tuple[int, int]) -> tuple[int, int] | None:
     return (first - width, first) if first % (2 * width) else None
 
 
-def _grow(nodes: dict[tuple[int, int], NDArray[Any]], shard: int, value: NDArray[Any]) -> None:
+def _grow(nodes: dict[tuple[int, int], Any], shard: int, value: Any) -> None:
     """Add a leaf, and every sum that it completes in place of its two halves."""
     key = (shard, shard + 1)
     while (before := _sibling(key)) is not None and before in nodes:
@@ -92,19 +98,18 @@ def _grow(nodes: dict[tuple[int, int], NDArray[Any]], shard: int, value: NDArray
     nodes[key] = value
 
 
-def _grow_keys(nodes: dict[tuple[int, int], None], shard: int) -> None:
-    """`_grow` without values: what another process has."""
-    key = (shard, shard + 1)
-    while (before := _sibling(key)) is not None and before in nodes:
-        del nodes[before]
-        key = (before[0], key[1])
-    nodes[key] = None
+def _kept(shards: range) -> list[tuple[int, int]]:
+    """What a process has of the tree that added these shards, in their order."""
+    nodes: dict[tuple[int, int], int] = {}
+    for shard in shards:
+        _grow(nodes, shard, 0)
+    return sorted(nodes)
 
 
-def _root(nodes: Mapping[tuple[int, int], NDArray[Any]], shards: int) -> NDArray[Any]:
+def _root(nodes: Mapping[tuple[int, int], Any], shards: int) -> Any:
     """The sum at the root of the tree, from nodes that cover all leaves."""
 
-    def value(first: int, end: int) -> NDArray[Any] | None:
+    def value(first: int, end: int) -> Any:
         if (first, end) in nodes:
             return nodes[first, end]
         if first >= shards:

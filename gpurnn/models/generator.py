@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -504,11 +505,17 @@ class _Reversed:
 
     def batch(self, epoch: int, index: int) -> Any:
         """Batch ``index`` of ``epoch``."""
-        from ..training.data import Batch
+        return self._swapped(self._batches.batch(epoch, index))
 
-        batch = self._batches.batch(epoch, index)
+    def shard(self, epoch: int, index: int, number: int, shards: int) -> Any:
+        """The rows of that batch that are shard ``number`` of ``shards``; None if there are none."""
+        batch = self._batches.shard(epoch, index, number, shards)
+        return None if batch is None else self._swapped(batch)
+
+    @staticmethod
+    def _swapped(batch: Any) -> Any:
         xp = _dispatch.namespace("SequenceGenerator", lengths=batch.lengths)
-        return Batch(batch.targets, batch.inputs, batch.lengths, int(xp.sum(batch.lengths)))
+        return replace(batch, inputs=batch.targets, targets=batch.inputs, count=int(xp.sum(batch.lengths)))
 
     @property
     def num_examples(self) -> int:

@@ -85,7 +85,7 @@ def of_parts(
                 if batch.rows is not None:
                     rng = _random.OfRows(seed, *batch.rows)
                 loss, count, metrics, after[part], found = _computed(model, batch, state, rng, options)
-                _, found = gradients.of_parameters("Trainer", model.params, found)
+                *_, found = gradients.take_gradients("Trainer", model.params, found)
                 grads = {name: found[name] * float(count) for name in params}
                 measured.append((loss, count, metrics))
             if fixed_order:
@@ -94,9 +94,8 @@ def of_parts(
                 whole.update(grads)
         return measured
 
-    measured = processes.together("Trainer", own)
     total = nothing()
-    for of_rank in processes.all_gather(measured):
+    for of_rank in processes.each("Trainer", own):
         for loss, count, metrics in of_rank:
             total = added(total, loss, count, metrics)
     count = total["count"]

@@ -94,5 +94,5 @@ def _evaluated_in_shards(
             for s in own_shards(processes, shards)
         ]
 
-    of_shards = [shard for of_rank in processes.all_gather(processes.together("Trainer", own)) for shard in of_rank]
+    of_shards = [shard for of_rank in processes.each("Trainer", own) for shard in of_rank]
     return [measured for of_batch in zip(*of_shards, strict=True) for measured in of_batch if measured[1]]

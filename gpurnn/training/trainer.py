@@ -345,7 +345,7 @@ class Trainer:
         self._unlogged = nothing()
         self._of_epoch = nothing()  # the sums since the current epoch began
         self._epochs: list[dict[str, Any]] = []  # the rows of the epochs that have ended
-        self._stopping = False
+        self._asked_to_stop = self._stopping = False  # in this process; in all of them
         self._record: dict[str, float] = {}  # what the metrics show of the last step
         self._best: dict[str, Any] | None = None
         self._final: dict[str, Any] | None = None  # what was computed only because the run ends
@@ -442,7 +442,7 @@ class Trainer:
 
         Another call of `train` continues.
         """
-        self._stopping = True
+        self._asked_to_stop = True
 
     def train(self) -> None:
         """Take the steps that are left.
@@ -502,7 +502,7 @@ class Trainer:
         processes = self._processes
         if processes.size == 1:
             return
-        every = processes.all_gather(processes.together("Trainer", lambda: self._described(call)))
+        every = processes.each("Trainer", lambda: self._described(call))
         for rank, other in enumerate(every):
             difference = run_state.difference("", every[0], other)
             if difference is not None:
@@ -519,7 +519,7 @@ class Trainer:
             "step": self.step,
             "total": self.total,
             "whether an update was interrupted": self._torn,
-            "what is left to do after the last step": self._pending,
+            "what is left to do after the last step": list(self._pending),
             "whether there is a directory": self._folder is not None,
             "checkpoint_interval": self.checkpoint_interval,
             "wire_dtype": self._processes.wire_dtype,
@@ -535,7 +535,7 @@ class Trainer:
     def _train(self) -> None:
         if self._folder is not None:
             self._processes.together("Trainer", self._prepare_directory)
-        self._stopping = False
+        self._asked_to_stop = self._stopping = False
         if self._final is not None and not self._is_over:
             self._reopen()
         finished = False
@@ -547,20 +547,20 @@ class Trainer:
         ):
             self._began = time.perf_counter()
             self._attend(bar)
-            self._agree_to_end(interrupt)
-            while not self._is_over and not interrupt.is_set():
+            interrupted = self._is_to_end(interrupt)
+            while not (self._is_over or interrupted):
                 self._processes.together("Trainer", self._take_step)
                 self._attend(bar)
-                self._agree_to_end(interrupt)
+                interrupted = self._is_to_end(interrupt)
                 if bar is not None:
                     bar.update()
-            if not interrupt.is_set() and self._final is None:
+            if not interrupted and self._final is None:
                 self._processes.together("Trainer", lambda: self._finish(bar))
                 finished = True
         if finished or self.saved_step != self.step:
             self._processes.together("Trainer", self._save)
         self._processes.together("Trainer", self._announce)
-        if interrupt.is_set():
+        if self._is_to_end(interrupt):
             self._processes.agreed = True
             raise KeyboardInterrupt
         if self._last is None:
@@ -580,10 +580,11 @@ class Trainer:
         if self._checkpoint is None:
             self._save()
 
-    def _agree_to_end(self, interrupt: threading.Event) -> None:
-        """Let all processes end after the same step, if one of them was interrupted."""
-        if any(self._processes.all_gather(interrupt.is_set())):
-            interrupt.set()
+    def _is_to_end(self, interrupt: threading.Event) -> bool:
+        """Whether one of the processes was interrupted; all of them stop, too, where one was asked to."""
+        every = self._processes.all_gather((interrupt.is_set(), self._asked_to_stop))
+        self._stopping = any(asked for _, asked in every)
+        return any(interrupted for interrupted, _ in every)
 
     @property
     def _is_over(self) -> bool:
@@ -596,33 +597,52 @@ class Trainer:
     def _attend(self, bar: Any) -> None:
         """The work that is left after the last step. The next call does what an exception interrupted."""
         while self._pending:
-            self._processes.together("Trainer", lambda: self._attend_to(self._pending[0], bar))
-            if self._pending[0].startswith("callback "):
-                self._stopping = self._processes.broadcast(self._stopping)
+            if self._is_due(self._pending[0]):
+                self._processes.together("Trainer", lambda: self._attend_to(self._pending[0], bar))
+                if self._pending[0].startswith("callback "):
+                    self._stopping = self._processes.broadcast(self._asked_to_stop)
             del self._pending[0]
 
+    def _is_due(self, what: str) -> bool:
+        """Whether an entry of the pending work is to be done now: the same in all processes."""
+        if what == "log":
+            return self._unlogged["steps"] >= self.log_interval and self._unlogged["count"] > 0
+        if what == "validate":
+            return self.validation is not None and self._validation_is_due()
+        if what == "observe":
+            return self._observer is not None
+        if what == "judge":
+            return self.patience is not None
+        if what == "save":
+            return self.step % self.checkpoint_interval == 0 and not self._is_over
+        if what == "announce":
+            return self._announced != self.saved_step
+        return True
+
     def _attend_to(self, what: str, bar: Any) -> None:
-        """One entry of the pending work, if it is due."""
-        if what == "log" and self._unlogged["steps"] >= self.log_interval and self._unlogged["count"]:
+        """One entry of the pending work that is due."""
+        if what == "log":
             self._log(self._at_this_step(self._training_record()))
             self._unlogged, self._timed = nothing(), {"count": 0, "seconds": 0.0}
             self._pending[1:1] = ["report"]
             self._show(bar, self.history[-1])
-        elif what == "validate" and self.validation is not None and self._validation_is_due():
+        elif what == "validate":
+            assert self.validation is not None
             record = self._validated(self.validation)
             self._log(self._at_this_step(record))
             self._pending[1:1] = ["report", "observe", "judge"]
             self._evaluated = record["validation_loss"]
-        elif what == "report" and self.on_log is not None and self._leads:
-            self.on_log(self.history[-1])
-        elif what == "observe" and self._observer is not None:
+        elif what == "report":
+            if self.on_log is not None and self._leads:
+                self.on_log(self.history[-1])
+        elif what == "observe":
             self._observer.observe(self._evaluated)
-        elif what == "judge" and self.patience is not None:
+        elif what == "judge":
             self._judge(self._evaluated)
         elif what.startswith("callback "):
             if self._leads:
                 self.callbacks[int(what.partition(" ")[2])](self)
-        elif what == "save" and self.step % self.checkpoint_interval == 0 and not self._is_over:
+        elif what == "save":
             self._save()
         elif what == "announce":
             self._announce()
@@ -715,7 +735,7 @@ class Trainer:
         self._run, self._known, self._checkpoint = saved["run"], known, path
         self.step = self.saved_step = self._announced = saved["step"]
         self._epoch, self._last, self._pending, self._torn, self._before = (0, 0), None, [], False, None
-        self._stopping = False
+        self._asked_to_stop = self._stopping = False
         if self._final is not None:
             end = self._final["records" if self._is_over else "kept"]
             history, unwritten = history + end, unwritten + end
