@@ -24,6 +24,7 @@ import pytest
 
 import gpurnn
 from gpurnn import distributed
+from gpurnn.cli.terminal import Refusal, one_of_several
 from gpurnn.cli.train import train as cli
 from gpurnn.distributed.communicator import _OF_MPI as OF_MPI
 from gpurnn.training import PaddedBatches, TokenStream, Trainer
@@ -1102,6 +1103,38 @@ def test_kubernetes_files_of_the_guide_fit_together():
         assert mounts == {volume["name"] for volume in one["volumes"]}
     for arguments in (words[words.index("gpurnn") + 1 :], command[command.index("gpurnn") + 1 :]):
         assert cli.make_context("gpurnn", arguments[1:]).params["shards"] == 8
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "signalled", "code", "message"),
+    [
+        (0, KeyboardInterrupt(), False, 130, "gpurnn: interrupted\n"),
+        (1, KeyboardInterrupt(), False, 130, "gpurnn: interrupted\n"),
+        (0, Refusal("no such option"), False, 2, "gpurnn: no such option\n"),
+        (1, MemoryError("no room"), False, 1, "gpurnn: no room\n"),
+        (1, RuntimeError("a process is gone"), True, 1, ""),  # its launcher says so
+    ],
+)
+def test_error_that_the_others_were_not_told_of_ends_them(monkeypatch, capsys, rank, error, signalled, code, message):
+    """They wait for this process, and it would wait for them at its end."""
+
+    def slept(seconds):
+        if signalled:
+            raise KeyboardInterrupt
+
+    class Aborted(BaseException):
+        pass
+
+    def abort(code):
+        raise Aborted(code)
+
+    processes = distributed.Communicator()
+    processes.rank, processes.size, processes.abort = rank, 2, abort
+    monkeypatch.setattr("time.sleep", slept)
+    with pytest.raises(Aborted) as aborted, one_of_several(processes):
+        raise error
+    assert aborted.value.args == (code,)
+    assert capsys.readouterr().err == message
 
 
 # --- processes ---

@@ -110,13 +110,13 @@ def one_of_several(processes: Communicator) -> Iterator[None]:
     except BaseException as error:
         if processes.size == 1:
             raise
-        interrupted = isinstance(error, (KeyboardInterrupt, Interrupted, Terminated))
-        if not (processes.agreed or interrupted):  # the others wait for this one
-            if _follows:
-                time.sleep(2)  # process 0 speaks, and ends this one, if it met with the same
-            message = error if isinstance(error, click.ClickException) else Failure(sentence(error))
-            message.show()
-            processes.abort()
+        if not processes.agreed:  # the others wait for this one
+            shown = _as_shown(error)
+            with suppress(KeyboardInterrupt):  # the launcher ends this process, and says why
+                if _follows:
+                    time.sleep(2)  # process 0 speaks, and ends this one, if it met with the same
+                shown.show()
+            processes.abort(shown.exit_code)
         if _follows:
             raise click.exceptions.Exit(0) from None  # the exit code is that of process 0
         if isinstance(error, RuntimeError):  # of another process
@@ -124,6 +124,13 @@ def one_of_several(processes: Communicator) -> Iterator[None]:
         raise
     finally:
         _follows = False
+
+
+def _as_shown(error: BaseException) -> click.ClickException:
+    """An exception as one that has a message and an exit code."""
+    if isinstance(error, click.ClickException):
+        return error
+    return interruption("interrupted") if isinstance(error, KeyboardInterrupt) else Failure(sentence(error))
 
 
 @contextmanager

@@ -92,9 +92,9 @@ class Communicator:
         """Wait for all processes."""
         self.all_gather(None)
 
-    def abort(self) -> None:
-        """End all processes at once, with the exit code 1; what was printed is lost if it was not flushed."""
-        os._exit(1)
+    def abort(self, code: int = 1) -> None:
+        """End all processes at once, with this exit code; what was printed is lost if it was not flushed."""
+        os._exit(code)
 
     def together(self, where: str, function: Callable[[], R]) -> R:
         """The result of a function that all processes call; where it raises in one of them, it raises in all.
@@ -292,9 +292,9 @@ class MPICommunicator(Communicator):
         self._comm.Allreduce(self._in_place, flat)
         return flat
 
-    def abort(self) -> None:
-        self._comm.Abort(1)
-        os._exit(1)  # the launcher may take a while, and Abort may return before it ends this process
+    def abort(self, code: int = 1) -> None:
+        self._comm.Abort(code)
+        os._exit(code)  # the launcher may take a while, and Abort may return before it ends this process
 
 
 def _wait_for(array: Array) -> None:
@@ -404,10 +404,10 @@ class NCCLCommunicator(MPICommunicator):
             self._gpus = self._nccl.NcclCommunicator(self.size, identity, self.rank)
         return self._gpus
 
-    def abort(self) -> None:
+    def abort(self, code: int = 1) -> None:
         if self._gpus is not None:
             self._gpus.abort()  # else a kernel of NCCL waits for this process for ever
-        super().abort()
+        super().abort(code)
 
     def __reduce__(self) -> Any:
         return communicator, (True,)
