@@ -27,7 +27,7 @@ from gpurnn import distributed
 from gpurnn.cli.terminal import Refusal, one_of_several
 from gpurnn.cli.train import train as cli
 from gpurnn.distributed.communicator import _OF_MPI as OF_MPI
-from gpurnn.training import PaddedBatches, TokenStream, Trainer
+from gpurnn.training import CheckpointError, PaddedBatches, TokenStream, Trainer
 
 
 class Threads(distributed.Communicator):
@@ -317,6 +317,17 @@ def test_resumes_on_another_number_of_processes(tmp_path):
         assert found == losses
         for name in whole:
             np.testing.assert_array_equal(params[name], whole[name])
+
+
+def test_run_without_shards_resumes_on_as_many_processes_only(tmp_path):
+    def begun(communicator, resume=False):
+        _, trainer = small(communicator, directory=tmp_path / "run", resume=resume, steps=1)
+        trainer.train()
+
+    assert on_threads(2, begun) == [None, None]
+    expected = r"a run without shards on 2 processes, but here there are 1; only a run with shards resumes on another"
+    with pytest.raises(CheckpointError, match=expected):
+        begun(None, resume=True)
 
 
 def test_an_error_of_one_process_ends_all():

@@ -390,15 +390,16 @@ def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:
         if end > ends[-1]:
             ends.append(end)
             run.folder.details = {"more": ends[1:]}
-    trainer = Trainer(
-        model, data, _optimizer(options), steps=ends[-1], schedule=_schedule(options, ends),
-        clip_norm=options["clip"], clip_value=options["clip_value"], l2=options["l2"],
-        validation=held_out, validation_interval=options["validate_every"], patience=options["patience"],
-        directory=run.folder, checkpoint_interval=options["checkpoint_every"], log_interval=options["log_every"],
-        metric=vocabulary.metric, rng=training_rng, communicator=processes, shards=options["shards"],
-        on_checkpoint=lambda: model.save(out / MODEL),
-        **progress_of(lambda: trainer.total),
-    )  # fmt: skip
+    with warnings_said():
+        trainer = Trainer(
+            model, data, _optimizer(options), steps=ends[-1], schedule=_schedule(options, ends),
+            clip_norm=options["clip"], clip_value=options["clip_value"], l2=options["l2"],
+            validation=held_out, validation_interval=options["validate_every"], patience=options["patience"],
+            directory=run.folder, checkpoint_interval=options["checkpoint_every"], log_interval=options["log_every"],
+            metric=vocabulary.metric, rng=training_rng, communicator=processes, shards=options["shards"],
+            on_checkpoint=lambda: model.save(out / MODEL),
+            **progress_of(lambda: trainer.total),
+        )  # fmt: skip
     new = not (run.resumed or run.replaces)
     with ExitStack() as stack:
         processes.first("gpurnn", lambda: stack.enter_context(directory_taken(run.folder, new=new)))

@@ -229,7 +229,7 @@ class Trainer:
         self.communicator = communicator
         self._processes = Communicator() if communicator is None else communicator
         self.shards = None if shards is None else _checks.integer_at_least(where, "shards", shards, 1)
-        if self.shards is not None and self.shards < self._processes.size:
+        if self.shards is not None and self.shards < self._processes.size and self._leads:
             _checks.warn(
                 where,
                 f"shards={self.shards} leaves {self._processes.size - self.shards} of {self._processes.size} processes "
@@ -1038,6 +1038,11 @@ class Trainer:
             difference = run_state.difference("", saved["config"], here)
             if difference is not None:
                 name, held, found = difference
+                if name == "processes":
+                    raise CheckpointError(
+                        f"{path}: belongs to a run without shards on {held or 1} processes, but here there are "
+                        f"{found or 1}; only a run with shards resumes on another number"
+                    )
                 raise CheckpointError(f"{path}: belongs to a run whose {name} is {held}, but here it is {found}")
             run_state.check(saved, self.model.params, self._rng)
         except CheckpointError:
