@@ -381,6 +381,25 @@ def test_trainers_that_differ_are_rejected_in_all_processes(what, message):
         assert re.match(f"Trainer: {message}", str(found)), found
 
 
+@pytest.mark.parametrize("shards", [None, 2])
+def test_processors_that_differ_are_rejected_with_shards(monkeypatch, shards):
+    """They would give other bits than one process does."""
+    own = threading.local()
+    monkeypatch.setattr(gpurnn._dispatch, "computing", lambda array: f"native ({own.instructions})")
+
+    def on_another(communicator):
+        own.instructions = ("avx512", "avx2")[communicator.rank]
+        trained(communicator, shards, steps=1)
+
+    first, second = on_threads(2, on_another)
+    if shards is None:
+        assert (first, second) == (None, None)
+    else:
+        expected = "Trainer: what computes is native (avx512) in process 0 and native (avx2) in process 1, expected the"
+        assert str(first).startswith(expected)
+        assert str(second) == str(first)
+
+
 def test_process_that_resumes_alone_is_rejected_in_all(tmp_path):
     def begun(communicator):
         small(communicator, directory=tmp_path / "run", resume=communicator.rank == 1)[1].train()

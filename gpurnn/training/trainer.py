@@ -514,6 +514,7 @@ class Trainer:
 
     def _described(self, call: str) -> dict[str, Any]:
         """What all processes must have in common to take the same steps."""
+        params = list(self.model.params.values())
         return {
             "the call": call,
             "step": self.step,
@@ -527,9 +528,11 @@ class Trainer:
             "whether there is an on_gradients": self.on_gradients is not None,
             **self._config(),
             **self._scheduled(self.total),
+            # Other instructions give other last bits, which shards promise.
+            **({} if self.shards is None else {"what computes": _dispatch.computing(params[0])}),
             "the crc32 of the state of rng": zlib.crc32(repr(self._rng.bit_generator.state).encode()),
             # Later the processors of the processes may differ in the last bits.
-            "the crc32 of the parameters": None if self.step else _fingerprint(list(self.model.params.values())),
+            "the crc32 of the parameters": None if self.step else _fingerprint(params),
         }
 
     def _train(self) -> None:
