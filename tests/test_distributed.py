@@ -565,6 +565,21 @@ def test_gradient_of_another_shape_is_rejected_in_all_processes(shards):
     assert str(error) == f"Trainer: process 1 of 2 ended with ValueError: {cause}"
 
 
+@pytest.mark.parametrize(("shards", "expected"), [(None, 4), (2, 5)])
+def test_exchanges_of_a_step(shards, expected):
+    """The losses of all, their sums (with shards two exchanges), whether the step went well, and whether to end."""
+
+    def exchanges(communicator, steps):
+        _, trainer = small(communicator, shards, steps=steps, validation=None, log_interval=100)
+        gather, count = communicator.all_gather, itertools.count()
+        communicator.all_gather = lambda value: next(count) < 0 or gather(value)
+        trainer.train()
+        return next(count)
+
+    (few, _), (many, _) = (on_threads(2, lambda c, steps=steps: exchanges(c, steps)) for steps in (1, 2))
+    assert many - few == expected
+
+
 def test_scans_go_from_either_end():
     def scanned(communicator):
         own = f"{communicator.rank}"
@@ -1063,12 +1078,12 @@ def test_trains_cupy_arrays_over_nccl(nccl, shards):
     import cupy
 
     def trained_on_gpu(communicator):
-        model, trainer = small(communicator, shards, to=cupy)
+        model, trainer = small(communicator, shards, to=cupy, steps=2, validation=None)
         trainer.train()
         return {name: p.get() for name, p in model.params.items()}
 
-    alone, _, _ = trained(None)
-    one = trained_on_gpu(None)
+    alone, _, _ = trained(None, steps=2)
+    one = trained_on_gpu(None) if shards else {}
     for params in on_threads(2, lambda threads: trained_on_gpu(through_nccl(nccl, threads))):
         assert not isinstance(params, Exception), params
         for name, values in alone.items():
@@ -1076,7 +1091,7 @@ def test_trains_cupy_arrays_over_nccl(nccl, shards):
             if shards:
                 np.testing.assert_array_equal(params[name], one[name])
     each_step = 1 if shards is None else 4  # one sum; or what is sent, what is received, their end, and a gather
-    assert [len(calls) for calls in nccl.calls.values()] == [6 * each_step] * 2
+    assert [len(calls) for calls in nccl.calls.values()] == [2 * each_step] * 2
 
 
 @pytest.mark.parametrize("size", [1, 3])
