@@ -1,9 +1,9 @@
 """Repeats the tests that execute kernels in the builds that check every access: ``python tests/checked_builds.py``.
 
-Arguments go to pytest, after ``-m "kernels and not slow"``. ``tests -m kernels`` adds the slow
-tests: more combinations of options, each with a compilation of its own. The builds run side by side. Two of them are of
-the compiled CPU wing, and run its own tests: threads those of the widest instruction set, for they are the same in all,
-and sanitize those of the others too, in float32.
+Arguments go to pytest, after the choice of the default tests. ``tests -m kernels`` adds the slow ones, more
+combinations of options, each with a compilation of its own, and those that are marked as not repeated. The builds run
+side by side. Two of them are of the compiled CPU wing, and run its own tests: threads those of the widest instruction
+set, for they are the same in all, and sanitize those of the others too, in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpurnn.kernels import compiler, host
 from gpurnn.kernels.native import processor
 
 PYTEST = [sys.executable, "-m", "pytest", "-n0"]
-KERNELS = [*PYTEST, "-m", "kernels and not slow", *(sys.argv[1:] or ["tests"])]
+KERNELS = [*PYTEST, "-m", "kernels and not slow and not unrepeated", *(sys.argv[1:] or ["tests"])]
 NATIVE = [*PYTEST, "tests/test_native_recurrence.py", "tests/test_native_operations.py", "-m"]
 IN_FLOAT32 = " and ".join(f"not ({name} and float64)" for name in processor.instruction_sets()[1:])
 

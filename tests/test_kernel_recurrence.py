@@ -57,11 +57,17 @@ def hold(kernel_wing):
 
 
 PAIRS = pairwise({"schedule": list(SCHEDULES), "cell": list(CELLS), "options": list(OPTIONS)})
+ACTIVATED = [name for name, cell in CELLS.items() if isinstance(cell, Vanilla) and cell.activation != "tanh"]
+"""Cells that touch the memory that one with tanh touches, and so are not compiled for the builds that check that."""
+
+
+def of_cell(*values, cell):
+    return pytest.param(*values, marks=pytest.mark.unrepeated if cell in ACTIVATED else ())
 
 
 @pytest.mark.parametrize(
     ("schedule", "cell", "options"),
-    [tuple(pair.values()) for pair in PAIRS],
+    [of_cell(*pair.values(), cell=pair["cell"]) for pair in PAIRS],
     indirect=["schedule"],
     ids=lambda value: str(value),
 )
@@ -482,7 +488,7 @@ def run_step(wing, cell, arguments, dstate):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [of_cell(cell, cell=cell) for cell in CELLS])
 def test_single_steps(kernel_wing, cell, bias):
     step = draw_step(cell, bias, B=5, H=7)
     found = kernel_wing.back(run_step(kernel_wing.module, cell, *kernel_wing.to(step)))
