@@ -336,7 +336,7 @@ class _Module(torch.nn.RNNBase):
         if hx is None:
             h, c = (x.new_zeros(shape) for shape in shapes)
             return h, c if pair else _empty(x)
-        if pair and not (isinstance(hx, tuple) and len(hx) == 2):
+        if pair and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
             raise TypeError(f"{type(self).__name__}: hx is a {type(hx).__name__}, expected a pair (h, c)")
         states = []
         for state, shape in zip(hx if pair else (hx,), shapes, strict=False):

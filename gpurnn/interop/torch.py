@@ -25,6 +25,9 @@ FORM = {"reset_after": True, "update": "state"}
 _KINDS = {1: "rnn", 3: "gru", 4: "lstm"}
 """Cells by the number of their gates."""
 
+_OWN = {"IndRNN": 1, "MinGRU": 2, "MinLSTM": 3}
+"""The modules of gpurnn.torch that `torch.nn` has not, and the gates of their cells."""
+
 
 def from_torch(source: Any, prefix: str = "", **options: Unpack[FromTorchOptions]) -> Any:
     """The layer of a PyTorch module, of its weights, or of a file of them.
@@ -32,10 +35,10 @@ def from_torch(source: Any, prefix: str = "", **options: Unpack[FromTorchOptions
     Parameters
     ----------
     source : torch.nn.Module, dict of arrays, or path
-        A module: `torch.nn.RNN`, `LSTM`, `GRU`, their cells, `Linear`, `Embedding`, `LayerNorm`, or one that has such a
-        module under ``prefix``. Weights by PyTorch's names, as tensors or NumPy arrays. A file that `torch.save` wrote
-        of weights, which is read by ``torch.load(weights_only=True)``, so that nothing in it is run; or a safetensors
-        file, which needs no PyTorch.
+        A module: `torch.nn.RNN`, `LSTM`, `GRU`, their cells, `Linear`, `Embedding`, `LayerNorm`, a module of
+        `gpurnn.torch`, or one that has such a module under ``prefix``. Weights by PyTorch's names, as tensors or NumPy
+        arrays. A file that `torch.save` wrote of weights, which is read by ``torch.load(weights_only=True)``, so that
+        nothing in it is run; or a safetensors file, which needs no PyTorch.
     prefix : str
         What the names of the weights begin with, ``"encoder.rnn."``, where there are weights of more than one layer.
     **options
@@ -45,8 +48,8 @@ def from_torch(source: Any, prefix: str = "", **options: Unpack[FromTorchOptions
     Returns
     -------
     layer : RNN, LSTM, GRU, Dense, Embedding or LayerNorm
-        Its parameters are copies. A GRU has ``reset_after=True, update="state"``, unless a file of gpurnn's says
-        another form, or ``options`` do.
+        Or what a module of `gpurnn.torch` is. Its parameters are copies. A GRU has ``reset_after=True,
+        update="state"``, unless a file of gpurnn's says another form, or ``options`` do.
 
     Raises
     ------
@@ -142,10 +145,10 @@ def _parsed(path: Any, form: Any) -> dict[str, Any]:
 
 def _array(where: str, name: str, value: Any) -> NDArray[Any]:
     if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) in ("torch.float16", "torch.bfloat16"):
-            value = value.float()  # which holds every number of theirs
         try:
+            value = value.detach().cpu()
+            if str(value.dtype) in ("torch.float16", "torch.bfloat16"):
+                value = value.float()  # which holds every number of theirs
             value = value.numpy()
         except (RuntimeError, TypeError) as error:
             raise TypeError(f"{where}: {name} is no array of numbers: {_files.reason(error)}") from error
@@ -157,7 +160,7 @@ def _array(where: str, name: str, value: Any) -> NDArray[Any]:
 def _options(where: str, module: Any) -> dict[str, Any]:
     """What a module says of itself: the kind of layer, and the arguments of its constructor."""
     kind = type(module).__name__
-    if kind in ("RNN", "LSTM", "GRU"):
+    if kind in ("RNN", "LSTM", "GRU", *_OWN):
         options = {"batch_first": module.batch_first, "dropout": module.dropout if module.num_layers > 1 else 0.0}
         if kind == "RNN":
             options["activation"] = module.nonlinearity
@@ -183,7 +186,7 @@ def _options(where: str, module: Any) -> dict[str, Any]:
 def _layer(where: str, kind: str | None, params: dict[str, NDArray[Any]], options: dict[str, Any]) -> Layer:
     if "weight_hh" in params:  # of a cell
         params = {f"{name}_l0": array for name, array in params.items()}
-    if "weight_hh_l0" in params or kind in _KINDS.values():
+    if "weight_hh_l0" in params or kind in (*_KINDS.values(), *map(str.lower, _OWN)):
         return _recurrent(where, kind, params, options)
     weight = params.get("weight")
     if weight is None or params.keys() - {"weight", "bias"}:
@@ -215,20 +218,24 @@ def _float(where: str, name: str, array: NDArray[Any]) -> str:
 
 
 def _recurrent(where: str, kind: str | None, params: dict[str, NDArray[Any]], options: dict[str, Any]) -> Recurrent:
-    for name in ("weight_ih_l0", "weight_hh_l0"):
+    own = {name.lower(): gates for name, gates in _OWN.items()}
+    for name in ("weight_ih_l0", *(() if kind in own else ("weight_hh_l0",))):
         if name not in params:
             raise ValueError(f"{where}: {name} is missing, expected it beside {sorted(params)[:20]}")
         _checks.ndim(where, name, params[name], 2, "(gates*hidden_size, ...)")
-    w_ih, w_hh = params["weight_ih_l0"], params["weight_hh_l0"]
-    projection = params.get("weight_hr_l0")
-    hidden = w_hh.shape[1] if projection is None else projection.shape[-1]
-    gates, rest = divmod(w_hh.shape[0], hidden) if hidden else (0, 0)
-    if rest or (kind is None and gates not in _KINDS):
-        raise ValueError(
-            f"{where}: weight_hh_l0 has shape {w_hh.shape}, expected 1, 3 or 4 times {hidden} rows: an RNN, a GRU or "
-            "an LSTM"
-        )
-    kind = kind or _KINDS[gates]
+    w_ih, projection = params["weight_ih_l0"], params.get("weight_hr_l0")
+    if kind in own:
+        hidden = w_ih.shape[0] // own[kind]
+    else:
+        w_hh = params["weight_hh_l0"]
+        hidden = w_hh.shape[1] if projection is None else projection.shape[-1]
+        gates, rest = divmod(w_hh.shape[0], hidden) if hidden else (0, 0)
+        if rest or (kind is None and gates not in _KINDS):
+            raise ValueError(
+                f"{where}: weight_hh_l0 has shape {w_hh.shape}, expected 1, 3 or 4 times {hidden} rows: an RNN, a GRU "
+                "or an LSTM"
+            )
+        kind = kind or _KINDS[gates]
     numbers = {name.rpartition("_l")[2].removesuffix("_reverse") for name in params if "_l" in name}
     num_layers = len(numbers)
     arguments = {

@@ -149,7 +149,7 @@ def test_resets_separate_episodes():
     x, state = torch.randn(1, T, I, dtype=torch.float64), torch.randn(1, 1, H, dtype=torch.float64)
     resets = torch.tensor([[False, False, True, False, False]])
     y, _ = lstm(x, (state, state), resets=resets)
-    same(y[:, :2], lstm(x[:, :2], (state, state))[0])
+    same(y[:, :2], lstm(x[:, :2], [state, state])[0])  # a list of both, as torch.nn takes it too
     same(y[:, 2:], lstm(x[:, 2:])[0])
 
 
@@ -278,6 +278,9 @@ def test_modules_that_pytorch_lacks(name, bias, each_cpu_wing):
     same([x.grad, *(p.grad for p in module.parameters())], [torch.from_numpy(a) for a in (dx, *grads.values())])
     again = pickle.loads(pickle.dumps(copy.deepcopy(module)))
     assert torch.equal(again(x, lengths=lengths)[0], y)
+    loaded = gpurnn.interop.from_torch(torch.nn.ModuleDict({"encoder": module}), "encoder.")
+    assert loaded.config() == layer.config()
+    same(torch.from_numpy(loaded(x.detach().numpy(), lengths=lengths.numpy())[0]), y.detach())
     other = getattr(modules, name)(I, H, 2, bias, bidirectional=True, dtype=torch.float64, **OWN[name])
     assert not torch.equal(other.weight_ih_l0, module.weight_ih_l0)
     other.load_state_dict(module.state_dict())

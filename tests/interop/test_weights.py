@@ -109,6 +109,8 @@ def test_parts_of_a_model_and_files_of_it(tmp_path):
         interop.from_torch(model.state_dict(), "decoder.")
     with pytest.raises(TypeError, match="source is a ModuleDict"):
         interop.from_torch(model)
+    with pytest.raises(TypeError, match="weight_ih_l0 is no array of numbers: Cannot copy out of meta tensor"):
+        interop.from_torch(torch.nn.LSTM(I, H, device="meta"))
 
 
 def test_a_file_of_gpurnns_says_the_form_of_its_gru(tmp_path):
