@@ -45,18 +45,18 @@ UNDEFINED_FLAGS = (
 CHECKS_AS_CALLS = ("--param=asan-instrumentation-with-call-threshold=0",)
 # A call before each access to memory. Several at once, as clang++ makes of a loop, would have none.
 RECORDED_FLAGS = ("-fsanitize=thread", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
-# -O1, and -O0 with checks: kernels are compiled more often than their few short launches would gain by more.
+# -O1: kernels are compiled more often than their few short launches would gain by more.
 KERNEL_FLAGS = {
     "plain": ("-O1",),
     "sanitize": (
-        "-O0",
+        "-O1",
         "-fno-omit-frame-pointer",
         "-fsanitize=address",
         "-fsanitize-recover=address",
         *CHECKS_AS_CALLS,
         *UNDEFINED_FLAGS,
     ),
-    "conflicts": ("-O0", *RECORDED_FLAGS, *UNDEFINED_FLAGS),
+    "conflicts": ("-O1", *RECORDED_FLAGS, *UNDEFINED_FLAGS),
     "counts": ("-O1", *RECORDED_FLAGS, "-DHOST_COUNTS"),
 }
 EXECUTOR_FLAGS = {
@@ -131,6 +131,8 @@ def build_library(
         str(HOST / "cuda_on_host.h"),
     )
     flags += tuple(f"-D{name}={value}" for name, value in sorted(defines.items()))
+    if build in ("sanitize", "conflicts") and source.parent.name == "recurrence":
+        flags += ("-O0",)  # compiled for each cell and schedule, with checks; the kernels of other files run for longer
     version = cpp.compiler_version(compiler)
     if build == "counts" and "clang" not in version and "ziglang" not in compiler:
         flags += ("-fno-thread-jumps",)  # a copy of code for each outcome of a condition would count twice
