@@ -1,4 +1,4 @@
-"""The doctests of a module that needs a library which is not installed are left out."""
+"""Leave out the doctests of modules that need a library which is not installed."""
 
 from importlib.util import find_spec
 

@@ -1,7 +1,7 @@
-"""Compiles the libraries of the CPU wing into the wheel. Where there is no C++ compiler the wheel is pure Python.
+"""Compile the libraries of the CPU wing into the wheel. Without a C++ compiler the wheel is pure Python.
 
-``GPURNN_CPU=all`` makes those of every instruction set, for a wheel that is to be given away; otherwise they are those
-of this processor. All that is not about libraries is in ``pyproject.toml``.
+``GPURNN_CPU=all`` compiles the libraries of every instruction set, for a wheel to be distributed; otherwise only those
+of this processor are compiled. Everything else about packaging is in ``pyproject.toml``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def make_libraries(directory: Path) -> None:
-    """Make them there, by the package itself, from a copy in which everything lies as in an installation."""
+    """Make the libraries in ``directory``, using a copy of the package laid out as in an installation."""
     with tempfile.TemporaryDirectory() as temporary:
         package = Path(temporary) / "gpurnn"
         for source, target in {"gpurnn": "", "reference": "reference", "kernels": "kernels"}.items():
@@ -47,7 +47,7 @@ class BuildWithLibraries(build_py):
 
 
 class WheelOfPlatform(bdist_wheel):
-    """One for all versions of Python, since the libraries are plain C to it."""
+    """A wheel for all versions of Python, since Python loads the libraries as plain C."""
 
     def run(self) -> None:
         self.run_command("build")

@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def definition(path: Path, names: tuple[str, ...]) -> str:
-    """The source of the functions ``names`` of a file."""
+    """Return the source of the functions ``names`` of a file."""
     source = path.read_text(encoding="utf-8")
     functions = {f.name: f for f in ast.parse(source).body if isinstance(f, ast.FunctionDef)}
     return "\n\n\n".join(ast.get_source_segment(source, functions[name]) or "" for name in names)
 
 
 def struct(path: Path) -> str:
-    """A kernel's file from its first template on, without the includes before it."""
+    """Return a kernel's file from its first template on, without the includes before it."""
     source = path.read_text(encoding="utf-8")
     return source[source.index("template <") :].rstrip()
 

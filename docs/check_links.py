@@ -1,7 +1,7 @@
-"""Checks the built site: every link within it leads to a page, and to an anchor, that is there, and no page loads from
-elsewhere, so that the site works offline.
+"""Check the built site: every link within it leads to an existing page and anchor, and no page loads anything from
+elsewhere, so the site works offline.
 
-``python docs/check_links.py docs/_build/html`` prints the broken ones and exits with status 1 if there are any.
+``python docs/check_links.py docs/_build/html`` prints the broken links and exits with status 1 if there are any.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 SKIPPED = ("_static", "_modules")
-"""The theme's templates; and the listings of the source, whose links back know one name of each module only."""
+"""The theme's templates and the source listings. A listing links back to only one name of each module."""
 
 
 class Page(HTMLParser):
@@ -36,7 +36,7 @@ class Page(HTMLParser):
 
 
 def broken(site: Path) -> list[str]:
-    """The links of all pages that lead nowhere, and what they load from elsewhere, as lines to print."""
+    """The links of all pages that lead nowhere, and whatever pages load from elsewhere, as lines to print."""
     site = site.resolve()
     pages = {path: Page(path) for path in site.rglob("*.html") if path.relative_to(site).parts[0] not in SKIPPED}
     found = []

@@ -33,7 +33,7 @@ exclude_patterns = ["_build", "gallery", "**/sg_execution_times.rst", "sg_execut
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]
-# A name between single backticks in a docstring is a link, where there is such a name.
+# A name between single backticks in a docstring becomes a link if there is such a name.
 default_role = "py:obj"
 
 autosummary_generate = True
@@ -56,7 +56,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
 }
 
-# What a prompt shows is copied without it.
+# The copy button leaves out the prompts.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -81,7 +81,7 @@ mpl.use("agg")
 
 
 def _absolute_values(app, what, name, obj, options, lines):
-    """Equations in docstrings have absolute values and norms, |x|, which reStructuredText takes for substitutions."""
+    """Escape |x| in docstrings: reStructuredText takes absolute values and norms for substitutions."""
     literal = False
     for n, line in enumerate(lines):
         if line.strip():
@@ -93,14 +93,14 @@ def _absolute_values(app, what, name, obj, options, lines):
 
 
 def _of_the_constructor(app, what, name, obj, options, signature, returns):
-    """autodoc would show the signature of ``__new__``, which is (*args, **given) for all layers and models."""
+    """Show the constructor's signature: ``__new__``, which autodoc would show, has (*args, **given) everywhere."""
     if what == "class" and signature == "(*args, **given)":
         return stringify_signature(inspect.signature(obj), show_annotation=False, show_return_annotation=False), None
     return None
 
 
 def _no_last_blank_line(app, docname, source):
-    """A doctest's output ends with a blank line, which a page need not show."""
+    """Drop the blank line that ends a doctest's output."""
     source[0] = source[0].replace("\n\n```\n", "\n```\n")
 
 

@@ -1,4 +1,4 @@
-"""What the gallery's pictures are: the figures of the axes that an example's variables hold when a block of it ends.
+"""Find the gallery's pictures: the figures of the axes among an example's variables when a block of it ends.
 
 pyplot does not know gpurnn's figures, so sphinx-gallery's own scraper, which asks pyplot, would find none.
 """
@@ -13,7 +13,7 @@ from sphinx_gallery.scrapers import figure_rst
 
 
 def scraper(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
-    """The images of the block: each figure once, in the block that made it."""
+    """Save the images of the block. Each figure appears once, in the block that made it."""
     variables = block_vars["example_globals"]
     shown = variables.setdefault("_shown", [])
     paths = []

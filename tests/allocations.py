@@ -1,4 +1,4 @@
-"""The memory that a call takes, as tests compare it."""
+"""Measures the memory that a call allocates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpurnn.reference import buffers
 
 
 def most_bytes(call: Callable[[], object]) -> int:
-    """The most bytes that ``call`` allocates at a time, without scratch memory of calls before it."""
+    """The peak number of bytes that ``call`` allocates, not counting scratch memory left by earlier calls."""
     pool, buffers._pool[:] = buffers._pool[:], []
     tracemalloc.start()
     try:

@@ -1,9 +1,9 @@
 """Repeats the tests that execute kernels in the builds that check every access: ``python tests/checked_builds.py``.
 
-Arguments go to pytest, after the choice of the default tests. ``tests -m kernels`` adds the slow ones, more
-combinations of options, each with a compilation of its own, and those that are marked as not repeated. The builds run
-side by side. Two of them are of the compiled CPU wing, and run its own tests: threads those of the widest instruction
-set, for they are the same in all, and sanitize those of the others too, in float32.
+Arguments are passed to pytest, after the selection of the default tests. ``tests -m kernels`` adds the slow tests (more
+combinations of options, each with its own compilation) and those marked as not repeated. The builds run side by side.
+Two of them are builds of the compiled CPU wing, and run its own tests: "threads" tests the widest instruction set,
+since threads work the same way in all of them; "sanitize" tests the other sets too, in float32.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SANITIZER_ENDS = 99
 
 
 def run(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
-    """What pytest returned and printed; and AddressSanitizer's last report, where it ended the process.
+    """Return pytest's exit status and output, with AddressSanitizer's last report if it ended the process.
 
-    Its reports go to a file, for pytest keeps what a test writes to stderr and loses it with the process.
+    The reports go to a file, because pytest captures a test's stderr and loses it with the process.
     """
     with tempfile.TemporaryDirectory() as directory:
         options = f"{variables.get('ASAN_OPTIONS', '')}:exitcode={SANITIZER_ENDS}:log_path={directory}/report"
@@ -51,8 +51,8 @@ def run(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
 def thread_sanitizer() -> tuple[list[str], dict[str, str]]:
     """The command and the variables of a build that reports data races of the compiled CPU wing.
 
-    A library of ThreadSanitizer that is older than the kernel takes no addresses that the kernel drew by lot. It ends
-    the child of a fork that starts threads, unless it is told not to.
+    A ThreadSanitizer library older than the kernel rejects randomised addresses. It also ends a forked child that
+    starts threads, unless an option forbids that.
     """
     library = compiler.run((*compiler.find_compiler(), "-print-file-name=libtsan.so")).strip()
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
@@ -62,7 +62,7 @@ def thread_sanitizer() -> tuple[list[str], dict[str, str]]:
 
 
 def main() -> int:
-    """The number of builds whose tests failed."""
+    """Run all builds. Return how many of them had failing tests."""
     sanitizer = host.sanitizer_environment()
     builds = {
         "conflicts": (KERNELS, {"GPURNN_HOST_BUILD": "conflicts"}),

@@ -1,4 +1,4 @@
-"""Kernels of many cells, compiled together for the host executor: compiling one is mostly reading its headers."""
+"""Compiles the kernels of many cells together for the host executor. Most of a compilation is reading the headers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpurnn.kernels.host.build import KERNEL_FLAGS
 from gpurnn.kernels.launch import Kernel, Module
 
 AT_ONCE = 12
-"""Modules of a compilation."""
+"""The number of modules in a compilation."""
 
 
 class _Unlaunched:
-    """In the place of a `Bound`."""
+    """A stand-in for `Bound` that launches nothing."""
 
     def __call__(self, *values: Any) -> None:
         pass
@@ -27,7 +27,7 @@ class _Unlaunched:
 
 
 def asked_for(call: Callable[[], object]) -> dict[Module, dict[str, None]]:
-    """The kernels that a call would launch, by module. It launches none, so what it computes means nothing."""
+    """The kernels that a call would launch, by module. None is launched, so the call's results are meaningless."""
     kernels: dict[Module, dict[str, None]] = collections.defaultdict(dict)
 
     def bind(kernel: Kernel, *args: Any, **options: Any) -> _Unlaunched:
@@ -42,7 +42,9 @@ def asked_for(call: Callable[[], object]) -> dict[Module, dict[str, None]]:
 
 @contextlib.contextmanager
 def compiled_together(call: Callable[[], object]) -> Iterator[None]:
-    """Within, the host executor has what a call launches, and nothing else of the same modules, in few libraries."""
+    """Within the context, the host executor has exactly the kernels that ``call`` launches, compiled into few
+    libraries.
+    """
     kernels = asked_for(call)
     alike = collections.defaultdict(list)
     for module in kernels:
@@ -50,7 +52,7 @@ def compiled_together(call: Callable[[], object]) -> Iterator[None]:
             alike[module.source, module.include, tuple(module.defines.items())].append(module)
     made: dict[Module, host.Library] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(KERNEL_FLAGS, "plain", ("-O0",))  # they run for less time than it takes to optimise them
+        patch.setitem(KERNEL_FLAGS, "plain", ("-O0",))  # optimising would take longer than they run
         for (source, include, defines), group in alike.items():
             for some in (group[k : k + AT_ONCE] for k in range(0, len(group), AT_ONCE)):
                 names = [name for module in some for name in kernels[module]]

@@ -1,13 +1,13 @@
-"""What all tests share: one BLAS thread, how hypothesis draws, and a wing for strict arrays."""
+"""Shared test setup: one BLAS thread, hypothesis settings, and a wing for strict arrays."""
 
 import os
 
-# Two BLAS threads on two cores spin while anything else runs. A BLAS reads this when NumPy loads it.
+# Two BLAS threads on two cores spin while anything else runs. A BLAS reads these variables when NumPy loads it.
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
-# So that a test knows what computes, on a machine that has the compiled wing ready too. GPURNN_WING=native repeats the
-# tests on that.
+# Tests must know which wing computes, even on a machine where the compiled wing is ready too. GPURNN_WING=native
+# repeats the tests on the compiled wing.
 os.environ.setdefault("GPURNN_WING", "reference")
 
 # ruff: noqa: E402
@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 import gpurnn
 from gpurnn import _dispatch
 
-# What the installation has not is compiled in half the time; test_native_build.py compares the bits of both builds.
+# Missing libraries are compiled in half the time; test_native_build.py compares the bits of both builds.
 os.environ.setdefault("GPURNN_NATIVE_BUILD", "quick")
 
 processor.chosen = processor.chosen.__wrapped__  # tests set GPURNN_CPU, which a process reads once
@@ -39,16 +39,16 @@ settings.register_profile(
 settings.load_profile("gpurnn")
 
 
-# They put another driver under CuPy, and so have a process of their own; see test_cupy.py.
+# These files put another driver under CuPy, so they run in a process of their own; see test_cupy.py.
 collect_ignore = [] if "cupy_on_host" in sys.modules else ["cupy_launches.py", "cupy_on_host.py"]
 
-# A shell starts what it runs in the background with interrupts ignored, and so would be those that tests send.
+# A shell starts background processes with interrupts ignored, and the interrupts that tests send would be ignored too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The README trains models, and a file of text has no place for a marker."""
+    """Mark the README as slow: it trains models, and a text file has no place for a marker."""
     for item in items:
         if item.path.suffix == ".md":
             item.add_marker(pytest.mark.slow)
@@ -67,13 +67,13 @@ def strict_namespace(monkeypatch):
         "from_numpy",
         lambda xp, a: strict_wing.strict(a.copy()) if xp is strict_wing.xp else from_numpy(xp, a),
     )
-    with gpurnn.use("reference"):  # which computes for strict arrays: results have the bits of NumPy arrays
+    with gpurnn.use("reference"):  # the wing for strict arrays: its results have the bits of NumPy arrays
         yield strict_wing.xp
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Files of pictures hold a word: to draw one takes longer than all else that a short run does."""
+    """Write one word to picture files: drawing a picture takes longer than the rest of a short run."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: file.write(b"undrawn"))
 
 
@@ -113,14 +113,14 @@ def each_wing(request):
     ]
 )
 def instructions(request, monkeypatch):
-    """Each instruction set of the processor in turn; all but the widest in slow tests."""
+    """Each instruction set of the processor in turn; all but the widest only in slow tests."""
     monkeypatch.setenv("GPURNN_CPU", request.param)
     return request.param
 
 
 @pytest.fixture
 def team(monkeypatch):
-    """Lets a call have a number of threads, however little it has to do and however late they come."""
+    """Sets the number of threads of a call, however little work it has and however late they start."""
 
     def of(count: int) -> None:
         monkeypatch.setattr(threads, "most", lambda: count)

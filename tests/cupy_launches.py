@@ -1,4 +1,4 @@
-"""Launches of genuine CuPy, over the driver of `cupy_on_host`. Run in a process of its own."""
+"""Launches of genuine CuPy, over the driver of `cupy_on_host`. Run this in a process of its own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ import cupy  # isort: skip  its tables are in place by now
 
 @pytest.fixture
 def gpu():
-    """The driver, with nothing asked of it yet."""
+    """The driver, with its records cleared."""
     cupy_on_host.DRIVER.launches.clear()
     cupy_on_host.DRIVER.attributes.clear()
     cupy_on_host.DRIVER.order.clear()
@@ -140,7 +140,9 @@ def test_a_cooperative_grid_is_one_that_the_gpu_holds(gpu):
 
 
 def test_more_shared_memory_than_48_kib_is_asked_for_once(gpu):
-    """All that the device has, because host threads with layers of other sizes launch the same function."""
+    """The whole shared memory of the device is requested, as host threads with other layer sizes launch the same
+    function.
+    """
     n, sizes = 64, [48 * 1024 + 256 * k for k in (0, 3, 1, 2, 5)]
     w, x, h = map(cupy.asarray, (numbers(n, n), numbers(1, n), numbers(2, n)))
     rnn = launch.Module(CORRECT.source, CORRECT.names)["persistent_rnn"]
@@ -155,7 +157,7 @@ def test_more_shared_memory_than_48_kib_is_asked_for_once(gpu):
 
 
 def test_where_a_grid_is_not_resident_another_schedule_runs(gpu):
-    """A kernel that needs more of a multiprocessor than the driver leaves to it."""
+    """A kernel that needs more of a multiprocessor than the driver leaves for it."""
     cell, (T, B, H) = cells.LSTM(), (5, 16, 512)
     w = cupy.zeros((1, 4 * H, H), np.float32)
     assert Run.begin(cell, T, B, H, w, training=False).plan.schedule == "persistent"
@@ -174,7 +176,7 @@ def test_where_a_grid_is_not_resident_another_schedule_runs(gpu):
 
 @pytest.fixture(params=[()])
 def persistent_first(monkeypatch, request):
-    """The persistent schedule where it fits, else step-fused, whatever is predicted; before them those of ``param``."""
+    """Prefer the schedules of ``param``, then persistent, then step-fused, whatever is predicted."""
     order = [*request.param, "persistent", "step-fused"]
     monkeypatch.setattr(plan.Choice, "best", property(lambda choice: next(n for n in order if n in choice.plans)))
     yield
@@ -190,7 +192,9 @@ def a_sequence(cell: Any = cells.Vanilla("tanh"), T: int = 2, B: int = 1, H: int
 
 
 def test_where_the_driver_does_not_run_all_blocks_at_once_another_schedule_runs(gpu, persistent_first):
-    """It says so at the launch only, as in a context that has a part of the device. Then `explain` knows it too."""
+    """The driver reports it only at the launch, as in a context with a part of the device. `explain` knows it
+    afterwards.
+    """
     layer, x = gpurnn.RNN(4, 40), cupy.zeros((2, 1, 4), np.float32)
     assert gpurnn.explain(layer, x).schedule == "persistent"
     with plan.schedule("step-fused"):
@@ -219,7 +223,7 @@ def test_where_the_driver_does_not_run_all_blocks_at_once_another_schedule_runs(
 @pytest.mark.parametrize("persistent_first", [("cluster",)], indirect=True)
 @pytest.mark.parametrize(("limit", "at_once"), [({"has_clusters": False}, 0), ({"blocks_at_once": 30}, 32)])
 def test_where_the_driver_does_not_run_clusters_another_schedule_runs(gpu, persistent_first, limit, at_once):
-    """That a cooperative launch is in clusters is known when it is made; without them the next schedule is tried."""
+    """Only the launch shows whether the driver can run clusters. If it cannot, the next schedule is tried."""
     layer, x = gpurnn.LSTM(4, 40), cupy.zeros((2, 1, 4), np.float32)
     assert gpurnn.explain(layer, x).schedule == "cluster"
     with plan.schedule("step-fused"):
@@ -284,7 +288,7 @@ def test_the_current_device_is_what_cupy_says_of_it():
 
 
 def same(found: Any, expected: Any) -> None:
-    """Genuine CuPy arrays of the very bits."""
+    """Check that genuine CuPy arrays have exactly these bits."""
     for a, b in zip(found, expected, strict=True):
         assert isinstance(a, cupy.ndarray)
         np.testing.assert_array_equal(cupy.asnumpy(a), b)
@@ -301,7 +305,7 @@ CELLS = [cells.LSTM(), cells.GRU(reset_after=True), cells.GRU(reset_after=False)
     ),
 )
 def test_a_recurrence_on_cupy_arrays(gpu, cell, schedule):
-    """All launches of a sequence forward; the products round it are cuBLAS's."""
+    """All launches of a forward pass; cuBLAS computes the products before and after them."""
     T, B, H, D = 7, 5, 40, 2
     G = cell.gates
     w, xw, biases = numbers(D, G * H, H) / np.float32(6), numbers(D, T * B, G * H), numbers(2, D, G * H)
@@ -345,7 +349,7 @@ def test_what_a_launch_costs_is_measured(gpu):
 
 
 def test_launches_that_come_again_are_a_graph(gpu):
-    """In a loop the pool gives the same memory again. Other memory, or another length, is no repetition."""
+    """In a loop the pool returns the same memory. Other memory or another length is not a repetition."""
     T, B, H = 6, 3, 24
     w = numbers(1, 3 * H, H) / np.float32(5)
     there = cupy.asarray(w)
@@ -362,7 +366,7 @@ def test_launches_that_come_again_are_a_graph(gpu):
 
 @pytest.mark.parametrize("schedule", ["step-fused", "block", "persistent"])
 def test_a_caller_captures_a_sequence(schedule):
-    """All launches, captured while nothing of them runs, and replayed with one launch; in a pool of the graph's own."""
+    """All launches are captured without running, and replayed with one launch, in a pool of the graph's own."""
     T, B, H = 6, 3, 24
     cell = cells.GRU(reset_after=False)
     w, xw, h = numbers(1, 3 * H, H) / np.float32(5), numbers(1, T * B, 3 * H), numbers(1, B, H)
@@ -388,7 +392,7 @@ def test_a_caller_captures_a_sequence(schedule):
 
 
 def test_a_capture_in_the_default_pool_is_rejected():
-    """Its memory goes to others while the graph still writes to it."""
+    """The pool would give the graph's memory to others while the graph still writes to it."""
     T, B, H = 2, 3, 24
     w, xw = cupy.zeros((1, H, H), np.float32), cupy.zeros((1, T * B, H), np.float32)
     state, stream = (cupy.zeros((1, B, H), np.float32),), cupy.cuda.Stream(non_blocking=True)
@@ -415,7 +419,7 @@ def updated(params: list[Any], grads: list[Any]) -> None:
 
 
 def test_an_update_is_captured(gpu, monkeypatch):
-    """Whether its table of arrays was there before or not, and whatever updates there are between two replays."""
+    """With its table of arrays made before the capture or during it, and other updates between two replays."""
     monkeypatch.setattr(optim, "_TABLES", recent.Recent(2))
     params, grads = [numbers(3, 5), numbers(3000)], [numbers(3, 5), -numbers(3000)]
     for known in (True, False):
@@ -458,13 +462,13 @@ def test_arrays_that_come_again_need_no_copy(gpu, monkeypatch):
     ):
         updated(*lists)
     assert len(copies) == 4
-    with cupy.cuda.Stream(non_blocking=True):  # which does not wait for the copy on another
+    with cupy.cuda.Stream(non_blocking=True):  # does not wait for the copy on the other
         updated(params, others)
     assert len(copies) == 5
 
 
 def backward_of(name: str) -> Any:
-    """The backward pass of an operation whose forward pass has been."""
+    """Run an operation's forward pass; return its backward pass."""
     a, x = cupy.asarray(numbers(4, 2, 3)), cupy.asarray(numbers(6, 5))
     if name == "linear_scan":
         _, saved = linear_scan.linear_scan_forward(a, a, a[0], training=True)
@@ -482,7 +486,7 @@ def backward_of(name: str) -> Any:
 
 @pytest.mark.parametrize("name", ["linear_scan", "attention", "cross_entropy", "mse"])
 def test_a_backward_pass_on_another_stream_is_ordered(gpu, monkeypatch, name):
-    """It waits for the forward pass; and what uses the first stream's memory next waits for it."""
+    """It waits for the forward pass, and the next user of the first stream's memory waits for it."""
     for function in ("copy", "astype"):
         monkeypatch.setattr(cupy.ndarray, function, lambda array, *args, **kwargs: array, raising=False)
     monkeypatch.setattr(cupy, "array", lambda array, **kwargs: array)
@@ -504,7 +508,7 @@ def test_a_backward_pass_on_another_stream_is_ordered(gpu, monkeypatch, name):
 
 
 def test_recurrences_side_by_side_have_a_stream_each(gpu, persistent_first):
-    """The current stream has the first. Each other one waits for what that was given before, and is waited for."""
+    """The current stream has the first. The others wait for its earlier work, and it waits for them."""
     run, arguments = a_sequence()
     expected = [cupy.asnumpy(run_forward(run, *arguments))] * 3
     gpu.is_late = True
@@ -541,7 +545,7 @@ def test_recurrences_side_by_side_have_a_stream_each(gpu, persistent_first):
 
 
 def test_a_backward_pass_beside_others_is_ordered_too(gpu):
-    """The stream of the forward pass waits for what the end of the block launches."""
+    """The stream of the forward pass waits for the launches at the end of the block."""
     x = cupy.asarray(numbers(8))
     first, second = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
 
@@ -575,7 +579,7 @@ def test_in_a_capture_nothing_waits_for_others(gpu):
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_the_graph_that_is_timed_computes_the_same(cell, monkeypatch):
-    """With NumPy in place of cuBLAS and of CuPy's own kernel that copies."""
+    """NumPy replaces cuBLAS and CuPy's own copy kernel."""
     case = Case(cell, Size(3, 4, 5, 6), "inference")
     monkeypatch.setattr(cupy, "matmul", lambda a, b, out: out.set(cupy.asnumpy(a) @ cupy.asnumpy(b.T).T))
     monkeypatch.setattr(cupy, "copyto", lambda to, a: to.set(cupy.asnumpy(a)))

@@ -1,12 +1,12 @@
-"""CuPy without a GPU, for a process that runs what a GPU's would: import this before anything imports CuPy.
+"""CuPy without a GPU, for a process that runs GPU code: import this before anything imports CuPy.
 
 CuPy's compiled modules call the driver and the runtime through tables of C functions, which they read when they are
-imported. Those that a launch needs are replaced here by Python functions before CuPy is, so that all above them is
-CuPy's own: arrays, memory pools, streams, graphs, NVRTC's compilation of a `cupy.RawModule` and the marshalling of
-arguments. Device memory is the host's, and a launch ends in the host executor.
+imported. Before that, this module replaces the functions that a launch needs by Python functions. Everything above them
+is CuPy's own: arrays, memory pools, streams, graphs, NVRTC's compilation of a `cupy.RawModule` and the marshalling of
+arguments. Device memory is host memory, and the host executor runs each launch.
 
-The kernels of CuPy's own arithmetic cannot run there. `compute_with_numpy` puts NumPy in the place of CuPy's functions
-and operators; as CuPy's do, they refuse NumPy arrays.
+The kernels of CuPy's own arithmetic cannot run there. `compute_with_numpy` replaces CuPy's functions and operators by
+NumPy's; like CuPy's, they reject NumPy arrays.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _C_TYPES = {
 
 
 class Launch(NamedTuple):
-    """What the driver was told."""
+    """A launch as the driver received it."""
 
     kernel: str
     grid: tuple[int, ...]
@@ -64,7 +64,7 @@ class Rejected(driver.CUDADriverError):  # type: ignore[misc]
 
 
 class _Function:
-    """A function of CuPy's, which raises what C code could not have passed on."""
+    """A CuPy function that raises the exceptions which C code could not pass on."""
 
     def __init__(self, function: Any, failures: list[BaseException]) -> None:
         self.ptr, self._function, self._failures = function.ptr, function, failures
@@ -76,37 +76,38 @@ class _Function:
 
 
 class Driver:
-    """The functions of the driver and the runtime, and what was asked of them."""
+    """The functions of the driver and the runtime, and a record of the calls to them."""
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
         self.attributes: list[tuple[str, int, int]] = []
         self.order: list[tuple[Any, ...]] = []
-        """Launches by stream, and what is said of their order: ("record", event, stream), ("wait", stream, event)."""
+        """Launches by stream, and the calls that order them: ("record", event, stream), ("wait", stream, event)."""
         self.blocks_per_multiprocessor = BLOCKS_PER_MULTIPROCESSOR
         self.blocks_at_once = BLOCKS_PER_MULTIPROCESSOR * H100.multiprocessors
-        """Of a cooperative launch."""
+        """The number of blocks of a cooperative launch that can run at once."""
         self.has_clusters = True
-        """Whether launches in clusters are not rejected."""
+        """Whether the driver accepts launches in clusters."""
         self.side_by_side = True
-        """Whether the blocks of a cooperative launch do run at once."""
+        """Whether the blocks of a cooperative launch actually run at once."""
         self.is_idle = False
-        """Whether launches do nothing, so that what they cost the host can be measured."""
+        """Whether launches do nothing, so that their cost on the host can be measured."""
         self.is_late = False
-        """Whether a launch on a stream that branches off from another one, by waiting for it, runs no sooner than it
-        must: when another stream waits for this one. By then what it reads must not have been given to others."""
+        """Whether a launch on a stream that branched off from another (by waiting for it) runs as late as possible:
+        when another stream waits for this one. By then nobody else may have been given the memory that it reads.
+        """
         numbers = itertools.count(77)
         self._captured: dict[int, list[Any]] = {}
-        """What is captured, by stream."""
+        """The captured calls, by stream."""
         self._graphs: dict[int, list[Any]] = {}
         self._memory: dict[int, np.ndarray] = {}
         self._functions: dict[int, str] = {}
         self._kernels: dict[int, launch.Kernel] = {}
         self._failures: list[BaseException] = []
         self._late: dict[int, list[Any]] = {}
-        """What has not run yet, by stream."""
+        """The delayed launches, by stream."""
         self._recorded: dict[int, int] = {}
-        """The stream that an event was recorded on."""
+        """The stream that each event was recorded on."""
         _replace(driver, {name: getattr(self, name) for name in (
             "moduleLoadData", "moduleUnload", "moduleGetFunction", "funcGetAttribute", "funcSetAttribute",
             "launchKernel", "launchCooperativeKernel", "occupancyMaxActiveBlocksPerMultiprocessor",
@@ -149,11 +150,11 @@ class Driver:
             "graphExecDestroy": lambda graph: None,
         })  # fmt: skip
         major, minor = H100.compute_capability
-        # This one's a Python function alone.
+        # This one is only a Python function.
         runtime.getDeviceProperties = lambda device: {"name": b"NVIDIA H100", "major": major, "minor": minor}
 
     def function(self, kernel: launch.Kernel, *args: Any) -> Any:
-        """`Kernel.function`, whose kernel is noted: the driver knows it by its mangled name only."""
+        """`Kernel.function`, which also records the kernel: the driver knows it only by its mangled name."""
         function = _function(kernel, *args)
         self._kernels[function.ptr] = kernel
         return function if self.is_idle else _Function(function, self._failures)
@@ -193,7 +194,7 @@ class Driver:
         return memory.ctypes.data
 
     def _free(self, address: int) -> None:
-        self._memory.pop(address).fill(0xFF)  # for those who still read it
+        self._memory.pop(address).fill(0xFF)  # for anyone who still reads it
 
     def moduleLoadData(self, image: bytes) -> int:
         assert image.startswith(b"\x7fELF")
@@ -260,17 +261,17 @@ class Driver:
                 self._late[stream].append(run)
             else:
                 run()
-        except BaseException as failure:  # raised again where C code is no longer in between
+        except BaseException as failure:  # raised again once no C code is in between
             self._failures.append(failure)
 
 
 def _replace(module: Any, functions: dict[str, Any]) -> None:
-    """Have those who import the C functions of a Cython module get these Python functions."""
+    """Make these Python functions replace the C functions that a Cython module exports."""
     get_name, new = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_New
     get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
     new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     for name, function in functions.items():
-        # A capsule is named by its function's signature: PyObject *(intptr_t, int __pyx_skip_dispatch).
+        # The name of a capsule is its function's signature: PyObject *(intptr_t, int __pyx_skip_dispatch).
         signature = get_name(module.__pyx_capi__[name])
         result, _, rest = signature.decode().rstrip(")").partition("(")
         types = [text.strip() for text in rest.split(",") if text.strip() != "void"]
@@ -283,7 +284,7 @@ def _replace(module: Any, functions: dict[str, Any]) -> None:
             return function(*args[:count])
 
         callback = ctypes.PYFUNCTYPE(_C_TYPES[result.strip()], *own, *cython)(call)
-        for kept in (callback, signature):  # CuPy may call until the process has ended
+        for kept in (callback, signature):  # CuPy may call until the process ends
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
         module.__pyx_capi__[name] = new(ctypes.cast(callback, ctypes.c_void_p).value, signature, None)
         setattr(module, name, function)
@@ -310,7 +311,7 @@ _METHODS = """
 
 
 class _Memory:
-    """What NumPy makes an array of over a CuPy array's memory."""
+    """Gives NumPy access to a CuPy array's memory."""
 
     def __init__(self, array: cupy.ndarray) -> None:
         self.array = array
@@ -321,7 +322,7 @@ class _Memory:
 
 
 def on_host(array: cupy.ndarray) -> np.ndarray:
-    """The same memory as a NumPy array."""
+    """A NumPy array that shares the memory of ``array``."""
     return np.asarray(_Memory(array)) if array.size else np.empty(array.shape, array.dtype)
 
 
@@ -340,7 +341,7 @@ def _to_device(found: Any, views: list[tuple[cupy.ndarray, np.ndarray]]) -> Any:
 
 
 def _computed(where: str, function: Any, numpy_arrays: bool = False) -> Any:
-    """``function`` of NumPy for CuPy arrays."""
+    """Wrap NumPy's ``function`` so that it takes CuPy arrays."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         views: list[tuple[cupy.ndarray, np.ndarray]] = []
@@ -360,19 +361,19 @@ def _computed(where: str, function: Any, numpy_arrays: bool = False) -> Any:
         try:
             return _to_device(function(*view(args), **view(kwargs)), views)
         finally:
-            views.clear()  # which `view` holds, and that holds itself
+            views.clear()  # `view` holds them, and itself in a cycle
 
     return call
 
 
 def _indexed(index: Any) -> bool:
-    """Whether an index takes a kernel and gives no view."""
+    """Whether indexing needs a kernel, as it gives no view."""
     parts = index if isinstance(index, tuple) else (index,)
     return any(isinstance(part, (cupy.ndarray, np.ndarray, list)) for part in parts)
 
 
 def compute_with_numpy() -> None:
-    """Put NumPy in the place of the functions, methods and operators that CuPy has kernels for."""
+    """Replace the functions, methods and operators that CuPy has kernels for by NumPy's."""
     for module, numpy_module in ((cupy, np), (cupy.linalg, np.linalg)):
         for name in dir(module):
             function = getattr(numpy_module, name, None)

@@ -1,6 +1,6 @@
 """Forks at random moments while threads are busy in the library; each child does the same work and checks its result.
 
-``python forked.py WHAT FORKS``: prints how many children were right, wrong or hung, as JSON.
+``python forked.py WHAT FORKS`` prints as JSON how many children were right, wrong or hung.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ import gpurnn
 
 THREADS = 3
 SECONDS = 20
-"""That a child may take: a hundred times what it needs."""
+"""The time limit of a child: a hundred times what it needs."""
 
 FOLDER = Path(tempfile.mkdtemp())
 
 
 def kernels() -> bytes:
-    """A launch of the host executor, whose library is asked for again."""
+    """A launch of the host executor, which looks up its library again."""
     with gpurnn.use("host"):
         launch.Module("losses.cu", MODULE.names).library("plain")
         logits = np.arange(60, dtype=np.float32).reshape(6, 10)
@@ -41,7 +41,7 @@ def kernels() -> bytes:
 
 
 def conflicts() -> bytes:
-    """The same, with every access recorded."""
+    """The same as `kernels`, with every access recorded."""
     from gpurnn.kernels import host
 
     with host.execution(build="conflicts"):
@@ -56,7 +56,7 @@ def numpy_wing() -> bytes:
 
 
 def files() -> bytes:
-    """A layer saved, and read again."""
+    """A layer that is saved and read again."""
     path = FOLDER / f"{os.getpid()}-{threading.get_ident()}.safetensors"
     LAYER.save(path)
     other = gpurnn.LSTM(40, 60, rng=1)
@@ -66,7 +66,7 @@ def files() -> bytes:
 
 
 def cache() -> bytes:
-    """A file of the compiler's cache, which is made again as soon as it is there."""
+    """A file of the compiler's cache, deleted as soon as it is made, so the next call makes it again."""
     path = compiler.cached(f"file-{random.randrange(3)}", lambda path: path.write_bytes(b"content"))
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
@@ -97,7 +97,7 @@ def run(work: Callable[[], bytes], forks: int) -> collections.Counter[str]:
     for _ in range(forks):
         time.sleep(random.random() * 0.02)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of forks beside threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python's warning about forks with threads
             pid = os.fork()
         if pid == 0:
             code = 2

@@ -1,4 +1,4 @@
-"""The golden cases: random inputs and what PyTorch computed from them in float64, gradients included.
+"""The golden cases: random inputs and PyTorch's results for them in float64, gradients included.
 
 ``golden/NAME.json`` lists one record per case, ``golden/NAME.npz`` holds the arrays as ``case/array``.
 """
@@ -32,7 +32,7 @@ def records(name: str) -> list[dict[str, Any]]:
 
 
 def family(name: str, of: str) -> list[dict[str, Any]]:
-    """The records of one file whose family is ``of``."""
+    """The records in one file of the family ``of``."""
     return [record for record in records(name) if record["family"] == of]
 
 

@@ -1,7 +1,7 @@
 """Training runs that are killed with SIGKILL, for test_resume.py: ``python killed_training.py MODE DIRECTORY``.
 
-Runs that are killed are processes forked from this one. MODE "events" kills runs at each of the moments at which
-something is written, "random" one run again and again at random times. What they ended with is printed as JSON.
+The killed runs are processes forked from this one. MODE "events" kills runs at each of the moments at which something
+is written; "random" kills one run repeatedly at random times. The results are printed as JSON.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def train(directory, steps, checkpoint_interval):
 
 
 class Killer:
-    """Counts the moments at which something is written, and kills this process at the one numbered ``at``."""
+    """Counts the moments at which something is written, and kills this process at number ``at``."""
 
     def __init__(self, at):
         self.left = at
@@ -80,7 +80,7 @@ class Killer:
 
 
 class HalfWriter:
-    """A file that may be killed between the two halves of a write, the first of which has reached it."""
+    """A file whose writes may be killed halfway, after the first half has reached it."""
 
     def __init__(self, file, killer):
         self.file, self.killer = file, killer
@@ -109,7 +109,7 @@ class HalfWriter:
 
 
 def forked(work, *arguments):
-    """Call ``work`` in a process of its own; its id."""
+    """Call ``work`` in a new process; return its id."""
     child = os.fork()
     if child == 0:
         try:
@@ -122,7 +122,7 @@ def forked(work, *arguments):
 
 
 def was_killed(child):
-    """Wait for a process; whether it was killed. It must not have failed."""
+    """Wait for a process; return whether it was killed. It must not have failed."""
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
@@ -144,7 +144,7 @@ def train_until(at, *arguments):
 
 
 def events(directory):
-    """Kill a run at the first event of its life, another at the second, and so on, and let each then finish."""
+    """Kill a run at the first event of its life, another at the second, and so on. Each is then resumed to its end."""
     sizes = 5, 2
     train(directory / "whole", *sizes)
     found = []
@@ -159,7 +159,7 @@ def events(directory):
 
 
 def at_random(directory):
-    """Kill one run at random times, nine times over if it lasts as long as that, and let it finish."""
+    """Kill one run at random times, nine times if it lasts that long, and let it finish."""
     sizes = 100, 2
     train(directory / "warm", 1, 1)
     began = time.perf_counter()
@@ -169,7 +169,7 @@ def at_random(directory):
     for _ in range(9):
         child = forked(train, here, *sizes)
         time.sleep(rng.uniform(0.01, 0.1) * lasted)
-        os.kill(child, signal.SIGKILL)  # a process that has ended but was not waited for takes no harm
+        os.kill(child, signal.SIGKILL)  # harmless to a process that has ended but was not waited for
         kills += was_killed(child)
     was_killed(forked(train, here, *sizes))
     return {"whole": outcome(directory / "whole"), "killed": [outcome(here)], "kills": kills}
@@ -177,5 +177,5 @@ def at_random(directory):
 
 if __name__ == "__main__":
     mode, folder = sys.argv[1:]
-    os.fsync = lambda descriptor: None  # slow, and what it guards against is a power cut, not a kill
+    os.fsync = lambda descriptor: None  # slow, and it protects against a power cut, not a kill
     print(json.dumps({"events": events, "random": at_random}[mode](pathlib.Path(folder))))

@@ -1,4 +1,4 @@
-"""The wings as tests take them: NumPy arrays in and out, whatever computes."""
+"""The wings as the tests use them: NumPy arrays in and out, whichever wing computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpurnn.layers.base import named
 
 
 class Wing:
-    """A wing, and the way of NumPy arrays to it and back.
+    """A wing, with conversions of NumPy arrays to it and back.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Wing:
             return False
 
     def to(self, nested: Any) -> Any:
-        """Arrays, in tuples, lists and dicts too, where the wing computes; copies, so that nothing is shared."""
+        """Copy arrays, in tuples, lists and dicts too, to where the wing computes, so that nothing is shared."""
         return _mapped(nested, self.xp.asarray if self.name == "cuda" else np.copy)
 
     def back(self, nested: Any) -> Any:
@@ -90,7 +90,7 @@ def _repeated(a: np.ndarray) -> np.ndarray:
 
 
 def _single(a: np.ndarray) -> np.ndarray:
-    """A new axis has stride 0, and one cut from a larger array the stride of that."""
+    """Replace axes of length 1: a new axis has stride 0, one cut from a larger array keeps that array's stride."""
     for axis in range(a.ndim):
         if a.shape[axis] == 1:
             return np.expand_dims(np.squeeze(a, axis=axis), axis)
@@ -115,17 +115,17 @@ INTEGERS = [np.dtype(f"{order}{kind}{size}") for kind in "iu" for size in (1, 2,
 
 
 def canonical(a: np.ndarray) -> np.ndarray:
-    """The same values in C order, in the machine's byte order."""
+    """The same values in C order and in the machine's byte order."""
     return np.array(a, a.dtype.newbyteorder("="), order="C")
 
 
 def assign(layer: Any, values: dict[str, np.ndarray]) -> None:
-    """Copy values into a layer's parameters, known to be of its form of the GRU."""
+    """Copy values into a layer's parameters, labelled with the layer's own form of the GRU."""
     layer.load_state_dict(named(values, layer._forms()))
 
 
 def beside_a_packet(array: np.ndarray) -> np.ndarray:
-    """A copy that begins one number after an address that 16 divides, so that no packet of a kernel can begin there."""
+    """A copy that begins one number past a 16-byte boundary, so that a kernel's packet cannot begin there."""
     numbers = np.empty(array.nbytes + 32, np.uint8)
     first = -numbers.ctypes.data % 16 + array.itemsize % 16
     copy = numbers[first : first + array.nbytes].view(array.dtype).reshape(array.shape)

@@ -2,8 +2,8 @@
 Cost of a sequence
 ==================
 
-Arithmetic and memory of an LSTM against the length of a sequence: of a forward pass, of full backpropagation through
-time, and of backpropagation truncated to 64 steps.
+Arithmetic and memory of an LSTM as functions of the sequence length: for a forward pass, for full backpropagation
+through time, and for backpropagation truncated to 64 steps.
 """
 
 import gpurnn

@@ -1,4 +1,4 @@
-"""A pytest plugin that runs tests of Keras's with gpurnn in its hooks, and writes how often it has computed."""
+"""A pytest plugin that runs Keras's tests with gpurnn in its hooks, and writes down how often gpurnn computed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _hooks = contextlib.ExitStack()
 def counted(name, hook):
     @functools.wraps(hook)
     def count(*args, **kwargs):
-        result = hook(*args, **kwargs)  # NotImplementedError says that Keras computes
+        result = hook(*args, **kwargs)  # NotImplementedError leaves the work to Keras
         computed[name] += 1
         return result
 

@@ -1,6 +1,6 @@
-"""Mutations of a tokenizer's file, read and used one after another: GOOD.json COUNT BAD.json SEED. It writes BAD.json.
+"""Reads and uses mutated files of a tokenizer, one after another: GOOD.json COUNT BAD.json SEED. It writes BAD.json.
 
-It prints how many were read as tokenizers, the CPU seconds of the slowest, and the megabytes that the memory grew by.
+It prints how many were read as tokenizers, the CPU seconds of the slowest, and the growth of memory in megabytes.
 """
 
 import copy
@@ -20,7 +20,7 @@ TEXT = ("the cat " + "a" * 40 + "\n\u00e9 ") * 20
 
 
 def damaged(data, rng):
-    """Some bytes changed, left out or doubled, or the end cut off."""
+    """Change, leave out or double some bytes, or cut off the end."""
     data = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at, size = rng.randrange(len(data) + 1), rng.choice([1, 1, 2, 50, 5000])
@@ -37,7 +37,7 @@ def damaged(data, rng):
 
 
 def places(node):
-    """Each entry of a JSON document, of the vocabulary and the merges only a few."""
+    """Every entry of a JSON document, but only a few of the vocabulary and the merges."""
     keys = list(node) if isinstance(node, dict) else list(range(len(node)))
     for key in keys[:5] + keys[-5:] if len(keys) > 40 else keys:
         yield node, key
@@ -46,7 +46,7 @@ def places(node):
 
 
 def forged(data, rng):
-    """A sound document with other values in it, or fewer."""
+    """A sound document with other values in it, or with some removed."""
     document = json.loads(data)
     for _ in range(rng.randint(1, 3)):
         found = list(places(document))
@@ -61,7 +61,7 @@ def forged(data, rng):
 
 
 def peak():
-    """The most memory of this process, in MB. The system's figure for a child includes its parent's."""
+    """The peak memory of this process, in MB. The system's figure for a child includes its parent's."""
     with open("/proc/self/status") as status:
         return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
 

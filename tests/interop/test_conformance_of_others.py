@@ -1,4 +1,4 @@
-"""The suite on kernels of other libraries."""
+"""The conformance suite on kernels of other libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_OF_PYTORCH = {"lengths of 0", "resets", "resets, lengths"}
 
 
 def outcomes(report) -> dict[str, set[str]]:
-    """By status, the options that have it."""
+    """The options with each status."""
     found: dict[str, set[str]] = {}
     for r in report.results:
         found.setdefault(r.status, set()).add(r.option)
@@ -21,7 +21,7 @@ def outcomes(report) -> dict[str, set[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # which PyTorch says once
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # PyTorch warns once
 @pytest.mark.parametrize(
     ("name", "lacks"),
     [
@@ -34,7 +34,7 @@ def test_pytorch(name, lacks):
     (theirs,) = conformance.find(f"torch.nn.{name}")
     found = outcomes(conformance.run(theirs))
     assert lacks <= found["unsupported"]
-    # Of lengths of two rows for three, packing takes the two.
+    # Given the lengths of two rows for three, packing takes the two.
     assert found.get("fail", set()) == {"lengths of another batch"}
     assert "error" not in found
     (ours,) = conformance.find(f"gpurnn.torch.{name}")

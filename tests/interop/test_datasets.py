@@ -1,4 +1,4 @@
-"""Columns of Hugging Face data sets feed `fit`, as the lists of arrays do that they hold."""
+"""Columns of Hugging Face data sets feed `fit`, just as lists of the same arrays do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLUMNS = {
     "value": [float(s[:, 0].mean()) for s in SIGNALS],
     "pair": [s.mean(axis=0) for s in SIGNALS],
 }
-"""What a data set is to hold: ragged and rectangular sequences, tokens, labels in words and numbers, values."""
+"""The columns of the data sets: ragged and rectangular sequences, tokens, labels as words and numbers, values."""
 
 
 @pytest.fixture(scope="module")

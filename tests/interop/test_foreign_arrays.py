@@ -1,4 +1,4 @@
-"""Arrays of PyTorch, JAX and other libraries: views of them go in, and results come out as their kind."""
+"""Arrays of PyTorch, JAX and other libraries: gpurnn computes on views of them, and results have the caller's kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 class Shared:
-    """An array of a library of its own, which exchanges memory by DLPack alone."""
+    """An array of an unknown library, which exchanges memory only by DLPack."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -56,7 +56,7 @@ class Library:
             self.kind, self.make = jax.Array, importlib.import_module("jax.numpy").asarray
 
     def of(self, tree):
-        """NumPy arrays in tuples and dicts as arrays of the library."""
+        """Convert the NumPy arrays in tuples and dicts to arrays of the library."""
         if isinstance(tree, (tuple, list)):
             return type(tree)(map(self.of, tree))
         if isinstance(tree, dict):
@@ -64,7 +64,7 @@ class Library:
         return self.make(tree) if isinstance(tree, np.ndarray) else tree
 
     def plain(self, tree):
-        """The reverse; what is a NumPy array already is rejected."""
+        """The reverse of `of`; a NumPy array is rejected."""
         if isinstance(tree, (tuple, list)):
             return type(tree)(map(self.plain, tree))
         if isinstance(tree, dict):
@@ -87,7 +87,7 @@ def same(result, expected) -> None:
         assert result.keys() == expected.keys()
         same(list(result.values()), list(expected.values()))
     elif isinstance(expected, np.ndarray):
-        # JAX has no float64 by default.
+        # JAX disables float64 by default.
         assert result.dtype == expected.dtype or result.dtype == "float32"
         np.testing.assert_array_equal(result, expected.astype(result.dtype))
     else:
@@ -205,7 +205,7 @@ def test_an_optimizer_changes_the_memory_of_tensors():
         theirs.step(expected, {name: g.numpy() for name, g in grads.items()})
     same({name: p.detach().numpy() for name, p in params.items()}, expected)
     assert [p.data_ptr() for p in params.values()] == pointers
-    # Autograd knows: what it saved before is no longer what is there.
+    # Autograd notices that the array it saved has changed since.
     x = torch.ones(1, 3, requires_grad=True)
     y = module(x).sum()
     ours.step(params, grads)

@@ -1,4 +1,4 @@
-"""Damaged and hostile files of weights: each is read or rejected by a documented error, in bounded memory and time."""
+"""Damaged and hostile weight files: each is read or rejected with a documented error, in bounded memory and time."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ EXTREMES = (0, 1, -1, 127, 2**31 - 1, -(2**31), 2**40, 2**63 - 1, -(2**63))
 
 @pytest.fixture
 def bounded():
-    """A gigabyte of memory more than there is, and ten minutes, in which thousands of small files are read."""
-    for library in ("torch", "onnx", "h5py", "safetensors.numpy"):  # which take more
+    """Limits the memory to one gigabyte more than is in use, and the time to ten minutes for thousands of small files."""
+    for library in ("torch", "onnx", "h5py", "safetensors.numpy"):  # importing these takes more
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
     own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -41,7 +41,7 @@ def bounded():
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """A file with a few of its bytes, or pieces, changed, lost, doubled or moved."""
+    """A file in which a few bytes or pieces are changed, lost, doubled or moved."""
     damaged = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         at, other = (int(rng.integers(len(damaged) + 1)) for _ in range(2))
@@ -64,7 +64,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def outcomes(read, files) -> dict[str, int]:
-    """How often each error, or none, came of reading the files; an error that is not documented is raised."""
+    """Count each error, and none, over the files; an error that is not documented is raised."""
     found: dict[str, int] = {}
     longest = 0
     for file in files:
@@ -109,7 +109,7 @@ def test_onnx_models(index, bounded, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("index", range(2))
 def test_onnx_models_that_are_whole_and_wrong(index, bounded):
-    """Protobuf reads them: only the meaning of a field is wrong."""
+    """Protobuf reads these files: only the meaning of a field is wrong."""
     onnx = pytest.importorskip("onnx")
     rng, good = np.random.default_rng(index), interop.to_onnx(layers()[index])
 

@@ -40,7 +40,7 @@ def problem(name: str):
     return {**arrays, "state": (h, h) if name == "lstm" else h}
 
 
-# Those that mean options of the cell.
+# The arguments that are options of the cell.
 OF_CELLS = {
     "lstm": {f"peephole_{gate}": (H,) for gate in "ifo"},
     "gru": {"norm_ih": (3 * H,), "norm_hh": (3 * H,)},

@@ -1,4 +1,4 @@
-"""Keras's own tests of its recurrent layers, and its training, with gpurnn computing in LSTM and GRU."""
+"""Keras's own tests of its recurrent layers, and its training, with gpurnn computing LSTM and GRU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_keras_own_tests_pass(backend, tmp_path):
     [
         {"activation": "softsign", "go_backwards": True},
         {"use_bias": False, "return_sequences": True},
-        {"activation": "gelu"},  # gpurnn has none
+        {"activation": "gelu"},  # gpurnn does not have it
         {"dtype": "float64", "return_state": True},
     ],
 )
@@ -79,7 +79,7 @@ def test_outputs_and_gradients_are_those_of_keras(kind, arguments):
 
 
 def graph_of(tensor):
-    """The names of all operations behind a tensor."""
+    """Collect the names of all operations behind a tensor."""
     names, left, seen = [], [tensor.grad_fn], set()
     while left:
         function = left.pop()

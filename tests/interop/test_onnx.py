@@ -1,4 +1,4 @@
-"""ONNX: its operators computed by gpurnn, whole models of PyTorch's, and gpurnn's layers and models in ONNX Runtime."""
+"""ONNX: its operators computed by gpurnn, PyTorch's exported models, and gpurnn's layers and models in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def normal(*shape, dtype="float32"):
 
 
 def filled(layer):
-    """The layer with random parameters, biases too."""
+    """Fill the layer with random parameters, biases too."""
     for p in layer.params.values():
         p[...] = RNG.normal(scale=0.5, size=p.shape)
     return layer
@@ -54,7 +54,7 @@ def test_the_node_tests_of_onnx():
 
 
 def of_record(record):
-    """A model of the operator of a golden case, its inputs, and what ONNX Runtime computed."""
+    """The operator of a golden case as a model, with its inputs and ONNX Runtime's outputs."""
     a = golden.arrays("onnx", record["name"], "float32")
     inputs = {name.removeprefix("in_"): array for name, array in a.items() if name.startswith("in_")}
     outputs = [name for name in ("out_Y", "out_Y_h", "out_Y_c") if name in a]
@@ -120,15 +120,15 @@ def test_operators_that_do_not_fit_are_rejected():
         onnx_backend.prepare(interop.to_onnx(gpurnn.RNN(I, H)), "CUDA")
 
 
-# ---- Models of PyTorch's ---------------------------------------------------------------------------------------------
+# ---- Exported PyTorch models -----------------------------------------------------------------------------------------
 
 
 def exported(module, arguments, inputs, dynamic, path):
-    """The ONNX model that PyTorch writes of a module."""
+    """Export a module to an ONNX model with PyTorch."""
     import torch
 
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing has many, and is on its way out: its heir exports no packed sequence
+        warnings.simplefilter("ignore")  # tracing is deprecated, but its successor exports no packed sequence
         torch.onnx.export(
             module, arguments, path, input_names=inputs, output_names=["out"], dynamic_axes=dynamic, dynamo=False
         )
@@ -136,7 +136,7 @@ def exported(module, arguments, inputs, dynamic, path):
 
 
 def evaluated(model, **feeds):
-    """The outputs of a model by ONNX's evaluator with gpurnn's operators; each of them must be gpurnn's."""
+    """The outputs of a model from ONNX's evaluator with gpurnn's operators. gpurnn must compute each of them."""
     evaluator = onnx.reference.ReferenceEvaluator(model, new_ops=interop.onnx_ops())
     recurrent = [node for node in evaluator.rt_nodes_ if node.op_type in ("RNN", "LSTM", "GRU")]
     assert recurrent
@@ -195,7 +195,7 @@ def test_a_tagger_of_pytorch(kind, tmp_path):
 
 
 def by_runtime(model, **feeds):
-    """The outputs of a model by name, by ONNX Runtime."""
+    """The outputs of a model by name, computed by ONNX Runtime."""
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(model.SerializeToString())
     names = [output.name for output in session.get_outputs()]
@@ -227,7 +227,7 @@ def test_layers_with_options(kind, options):
     rows, width = layer.num_layers * layer.num_directions, layer.hidden_size
     x = normal(B, T, I) if layer.batch_first else normal(T, B, I)
     past = np.arange(T)[:, None] >= LENGTHS
-    x[past.T if layer.batch_first else past] = np.nan  # what lies past a length is not read
+    x[past.T if layer.batch_first else past] = np.nan  # values past a length are not read
     states = {name: normal(rows, B, width) for name in ("h", "c")[: layer.cell.states]}
     expected, final = layer(x, tuple(states.values()) if kind == "lstm" else states["h"], lengths=LENGTHS)
     found = by_runtime(interop.to_onnx(layer), x=x, lengths=LENGTHS, **states)
@@ -244,7 +244,7 @@ def test_layers_with_options(kind, options):
 
 
 def test_a_layer_of_float64_has_the_bits_of_its_own_call():
-    """ONNX Runtime has no recurrent operators of float64."""
+    """ONNX Runtime has no recurrent operators for float64."""
     layer = filled(gpurnn.LSTM(I, H, 2, bidirectional=True, dtype="float64"))
     x, h, c = normal(T, B, I, dtype="float64"), normal(4, B, H, dtype="float64"), normal(4, B, H, dtype="float64")
     expected, (h_n, c_n) = layer(x, (h, c), lengths=LENGTHS)

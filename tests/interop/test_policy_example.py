@@ -1,4 +1,4 @@
-"""The worked example of gpurnn.torch does what it says."""
+"""The worked example of gpurnn.torch gives the results that it describes."""
 
 import re
 import subprocess

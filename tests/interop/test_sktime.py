@@ -1,4 +1,4 @@
-"""Estimators for sktime: they pass its own checks, and give what the models of gpurnn give."""
+"""Estimators for sktime: they pass sktime's own checks, and give the same results as the models of gpurnn."""
 
 from __future__ import annotations
 

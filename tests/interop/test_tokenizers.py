@@ -1,4 +1,4 @@
-"""Tokenizers of the library tokenizers as vocabularies: tokens, texts, files, the command line, and damaged files."""
+"""Tokenizers of the tokenizers library as vocabularies: tokens, texts, files, the command line, and damaged files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def byte_pairs():
 
 
 def word_pieces():
-    """A tokenizer that lowers letters, knows few words, adds special tokens, and cuts and pads."""
+    """A tokenizer that lowers letters, knows few words, adds special tokens, truncates and pads."""
     words = ["[UNK]", "[CLS]", "the", "cat", "and", "do", "##g", "bird"]
     model = tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
     tokenizer = tokenizers.Tokenizer(model)
@@ -48,7 +48,7 @@ def word_pieces():
 
 
 def metaspace():
-    """A tokenizer of Unigram, as SentencePiece makes them: a space is part of the token after it."""
+    """A Unigram tokenizer as SentencePiece makes it: a space is part of the token after it."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     tokenizer.decoder = tokenizers.decoders.Metaspace()
@@ -79,7 +79,7 @@ def test_a_character_comes_as_soon_as_its_last_byte_does():
     read = []
     pieces = plain.pieces(read.append(token) or token for token in tokens)
     assert [(piece, len(read)) for piece in pieces] == [("é", 2), ("😀", 6), ("a", 7)]
-    assert list(plain.pieces(tokens[:4])) == ["é", "\ufffd"]  # at the end what is no character is said
+    assert list(plain.pieces(tokens[:4])) == ["é", "\ufffd"]  # at the end, an incomplete character is shown as such
 
 
 def test_training_is_deterministic_and_says_what_it_needs():
@@ -107,7 +107,7 @@ def test_the_numbers_are_the_tokenizers_own_and_one_more_begins_a_text():
     text = "the CAT and a Zebra and the dog"
     expected = plain.encode(text, add_special_tokens=False).ids
     assert vocabulary.encode(text).tolist() == expected  # neither cut, nor padded, nor with [CLS]
-    assert tokenizer.to_str() == word_pieces().to_str()  # and the caller's own is as it was
+    assert tokenizer.to_str() == word_pieces().to_str()  # the caller's own is unchanged
     assert vocabulary.unknown_tokens == (tokenizer.token_to_id("[UNK]"), vocabulary.start)
     logits, _ = model(np.array([[vocabulary.start]]))
     first = logits[0, 0, expected[0]] - np.log(np.exp(logits[0, 0].astype(float)).sum())
@@ -176,7 +176,7 @@ def test_a_translator_of_tokens(tmp_path):
     assert weights.shape == (len(symbols), 3)
     model.save(tmp_path / "m")
     assert load(tmp_path / "m").predict(["201"]) == ["zwei null eins"]
-    model.output.params["bias"][1] = 100  # the begin symbol, which is no token of the tokenizer
+    model.output.params["bias"][1] = 100  # the begin symbol, which is not a token of the tokenizer
     assert model.predict(["2"], max_length=3) == [""]
 
 

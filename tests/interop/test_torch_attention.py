@@ -1,4 +1,4 @@
-"""Multi-head attention beside `torch.nn.MultiheadAttention`: masks, sizes of keys and values, axes, gradients."""
+"""Multi-head attention compared with `torch.nn.MultiheadAttention`: masks, sizes of keys and values, axes, gradients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_it_is_torchs(sizes, mask, additive):
     given = {"key_padding_mask": np.arange(S) >= np.array([[S], [3]])}
     if MASKS[mask]:
         given["attn_mask"] = rng.random(MASKS[mask]) < 0.4
-        given["attn_mask"][..., 0] = False  # where a query sees nothing, PyTorch's numbers are NaN
+        given["attn_mask"][..., 0] = False  # where a query sees nothing, PyTorch gives NaN
         if additive:
             given["attn_mask"] = np.where(given["attn_mask"], -np.inf, rng.standard_normal(MASKS[mask]))
     dweights = rng.standard_normal((B, HEADS, T, S))

@@ -1,4 +1,4 @@
-"""The modules of gpurnn.torch: they replace those of torch.nn, and have gradients of their own."""
+"""The modules of gpurnn.torch: they replace those of torch.nn, and have correct gradients of their own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def each_cpu_wing(request):
 
 
 def both(name: str, *args, dtype=torch.float64, **options):
-    """A module of gpurnn and one of PyTorch, with the same parameters."""
+    """A module of gpurnn and its counterpart in PyTorch, with the same parameters."""
     ours, theirs = ({**PAIRS, **CELLS}[name][k](*args, dtype=dtype, **options) for k in (0, 1))
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
@@ -46,7 +46,7 @@ def leaves(tree) -> list:
 
 
 def same(ours, theirs) -> None:
-    """Structures of tensors are equal to the rounding of their dtype."""
+    """Check that structures of tensors are equal up to the rounding of their dtype."""
     assert type(ours) is type(theirs)
     ours, theirs = leaves(ours), leaves(theirs)
     assert len(ours) == len(theirs)
@@ -55,7 +55,7 @@ def same(ours, theirs) -> None:
 
 
 def compare(ours, theirs, *args) -> None:
-    """Outputs and the gradients of inputs and parameters are those of PyTorch."""
+    """Check the outputs and the gradients of inputs and parameters against PyTorch's."""
     results = []
     for module in (ours, theirs):
         given = copy.deepcopy(args)
@@ -70,7 +70,7 @@ def compare(ours, theirs, *args) -> None:
 
 
 def module_inputs():
-    """What PyTorch tests its own modules with, as its wheel has it."""
+    """The inputs with which PyTorch tests its own modules, from its wheel."""
     internal = pytest.importorskip("torch.testing._internal.common_modules")
     common = {"device": "cpu", "dtype": torch.float64, "requires_grad": True, "training": True}
     return {
@@ -94,7 +94,7 @@ def test_the_inputs_of_pytorchs_own_tests(name):
         packed = any(isinstance(a, PackedSequence) for a in forward.args)
         with torch.no_grad():
             outputs = ours(*forward.args, **forward.kwargs)
-            if not packed:  # the reference of these is written for tensors
+            if not packed:  # the reference of packed sequences is written for tensors
                 expected = sample.reference_fn(ours, *forward.args, **forward.kwargs)
                 same(leaves(outputs), leaves(expected))
         compare(ours, theirs, *(copy.deepcopy(a) if packed else _detached(a) for a in forward.args))
@@ -331,7 +331,7 @@ def test_other_modules_follow_the_device_and_dtype():
 @pytest.mark.parametrize("name", [*PAIRS, *OWN])
 @pytest.mark.parametrize("sizes", [(0, B), (T, 0)])
 def test_no_steps_and_no_sequences(name, sizes):
-    """Empty arrays of NumPy in C order may have any strides, negative ones too."""
+    """NumPy's empty arrays in C order may have any strides, even negative ones."""
     for options in ({"reverse": True}, {"bidirectional": True, "num_layers": 2}):
         module = modules.__dict__[name](I, H, **options)
         x = torch.zeros(*sizes, I, requires_grad=True)
@@ -374,7 +374,7 @@ def test_advice_is_in_the_terms_of_pytorch():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_compiler_keeps_the_graph_whole(name):
-    """AOTAutograd traces forward and backward; the default backend needs a C++ compiler and adds nothing here."""
+    """AOTAutograd traces forward and backward; the default backend needs a C++ compiler and would prove nothing more."""
     module = modules.__dict__[name](I, H, 2, bidirectional=True, dtype=torch.float64)
     head = torch.nn.Linear(2 * H, 2, dtype=torch.float64)
 

@@ -1,4 +1,4 @@
-"""Training on several processes that torchrun started, through Gloo."""
+"""Training on several processes started by torchrun, through Gloo."""
 
 import json
 import os

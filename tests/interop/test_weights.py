@@ -1,4 +1,4 @@
-"""Weights of PyTorch, Keras and ONNX: they come in as the layer that they are of, and go back bit for bit."""
+"""Weights of PyTorch, Keras and ONNX: they are read as the matching layer, and written back bit for bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpurnn import interop
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-# Keras makes NumPy arrays of tensors in a way that NumPy warns of.
+# Keras converts tensors to NumPy arrays in a way that NumPy warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 
 def filled(layer):
-    """The layer with random parameters, biases too."""
+    """Fill the layer with random parameters, biases too."""
     for p in layer.params.values():
         p[...] = RNG.normal(scale=0.5, size=p.shape)
     return layer
@@ -291,7 +291,7 @@ def test_stacks_go_to_keras_and_models_have_names_of_layers():
     with pytest.raises(NotImplementedError, match="merge_mode is None"):
         interop.from_keras(keras.layers.Bidirectional(keras.layers.GRU(H), merge_mode=None))
     with pytest.raises(ValueError, match=r"to_keras: gate_activation is 'hard_sigmoid', expected one of"):
-        interop.to_keras(gpurnn.LSTM(I, H, gate_activation="hard_sigmoid"))  # whose slope is another
+        interop.to_keras(gpurnn.LSTM(I, H, gate_activation="hard_sigmoid"))  # ONNX uses another slope
     with pytest.raises(NotImplementedError, match="go_backwards"):
         interop.from_keras(keras.layers.GRU(H, go_backwards=True))
 
@@ -402,7 +402,7 @@ def test_loading_weights_that_say_no_form_into_a_gru_warns_once_with_both():
 
 @pytest.mark.parametrize("peephole", [False, True])
 def test_coupled_gates_come_back_from_onnx(peephole):
-    """ONNX has rows of the forget gate and does not read them."""
+    """ONNX stores rows for the forget gate and does not read them."""
     pytest.importorskip("onnx")
     layer = gpurnn.LSTM(3, 4, coupled=True, peephole=peephole, bidirectional=True, rng=0)
     again = interop.from_onnx(interop.to_onnx(layer))
