@@ -42,9 +42,7 @@ def asked_for(call: Callable[[], object]) -> dict[Module, dict[str, None]]:
 
 @contextlib.contextmanager
 def compiled_together(call: Callable[[], object]) -> Iterator[None]:
-    """Within the context, the host executor has exactly the kernels that ``call`` launches, compiled into few
-    libraries.
-    """
+    """Within the context, the host executor has exactly the kernels of ``call``, compiled into few libraries."""
     kernels = asked_for(call)
     alike = collections.defaultdict(list)
     for module in kernels:

@@ -140,9 +140,7 @@ def test_a_cooperative_grid_is_one_that_the_gpu_holds(gpu):
 
 
 def test_more_shared_memory_than_48_kib_is_asked_for_once(gpu):
-    """The whole shared memory of the device is requested, as host threads with other layer sizes launch the same
-    function.
-    """
+    """All shared memory is requested, as host threads with other layer sizes launch the same function."""
     n, sizes = 64, [48 * 1024 + 256 * k for k in (0, 3, 1, 2, 5)]
     w, x, h = map(cupy.asarray, (numbers(n, n), numbers(1, n), numbers(2, n)))
     rnn = launch.Module(CORRECT.source, CORRECT.names)["persistent_rnn"]
@@ -192,9 +190,7 @@ def a_sequence(cell: Any = cells.Vanilla("tanh"), T: int = 2, B: int = 1, H: int
 
 
 def test_where_the_driver_does_not_run_all_blocks_at_once_another_schedule_runs(gpu, persistent_first):
-    """The driver reports it only at the launch, as in a context with a part of the device. `explain` knows it
-    afterwards.
-    """
+    """Only the launch reports it, as in a context with a part of the device. `explain` knows it afterwards."""
     layer, x = gpurnn.RNN(4, 40), cupy.zeros((2, 1, 4), np.float32)
     assert gpurnn.explain(layer, x).schedule == "persistent"
     with plan.schedule("step-fused"):

@@ -94,8 +94,7 @@ class Driver:
         """Whether launches do nothing, so that their cost on the host can be measured."""
         self.is_late = False
         """Whether a launch on a stream that branched off from another (by waiting for it) runs as late as possible:
-        when another stream waits for this one. By then nobody else may have been given the memory that it reads.
-        """
+        when another stream waits for this one. By then nobody else may have been given the memory that it reads."""
         numbers = itertools.count(77)
         self._captured: dict[int, list[Any]] = {}
         """The captured calls, by stream."""

@@ -15,7 +15,7 @@ from gpurnn import cells, reference
 from gpurnn.cells import GRU, LSTM, Cell, Vanilla
 
 SCHEDULES = tuple(name for name in plan.SCHEDULES if name not in ("cluster", "scatter"))
-"""Those by which tests run every cell and option: the others differ from persistent in the product alone."""
+"""The schedules that tests run with every cell and option. The others differ from persistent only in the product."""
 
 OPTIONED: dict[str, Cell] = {
     "rnn-elu": Vanilla(("elu", 0.7), 0.3),
@@ -45,7 +45,7 @@ OPTIONED: dict[str, Cell] = {
     "gru-zoneout": GRU(zoneout=0.3),
     "gru-zoneout-mask": GRU(True, step_masks=("zoneout_h",)),
 }  # fmt: skip
-"""Cells with options: for each one a kernel is compiled when a call asks for it."""
+"""Cells with options. The kernel of each is compiled when a call asks for it."""
 
 CELLS: dict[str, Cell] = {
     **{f"rnn-{a}": Vanilla(a) for a in ("tanh", "relu", "sigmoid", "identity")},
@@ -62,7 +62,7 @@ CELLS: dict[str, Cell] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What a recurrence may have besides its cell and its sizes."""
+    """The optional parts of a recurrence, apart from its cell and its sizes."""
 
     bias: bool = True
     state: bool = True
@@ -117,7 +117,7 @@ class Problem:
 
     @property
     def width(self) -> int:
-        """Of h and of the output of a direction."""
+        """The width of h and of a direction's output."""
         return self.state[0].shape[2]
 
     @property
@@ -139,12 +139,12 @@ class Problem:
 
 
 def pattern_of_lengths(T: int, B: int) -> np.ndarray:
-    """Unsorted, with a row of no steps among several and one of all of them."""
+    """Unsorted lengths, with a row of no steps if there are several rows, and a row of all steps."""
     return np.array([max(T - 1, 1), 0, T, 1][:B] + [T] * max(B - 4, 0), np.int32)
 
 
 def pattern_of_resets(T: int, B: int) -> np.ndarray:
-    """At the start, in the middle, in two steps running, at the first step past a length and beyond it."""
+    """Resets at the start, in the middle, in two consecutive steps, at the first step past a length and beyond it."""
     resets = np.zeros((T, B), bool)
     resets[:1, :1] = True
     resets[1:3, -1:] = True
@@ -153,7 +153,7 @@ def pattern_of_resets(T: int, B: int) -> np.ndarray:
 
 
 def pattern_of_holes(T: int, B: int) -> np.ndarray:
-    """True at the steps that exist: holes at the start, in the middle, at the end, at a reset, and two running."""
+    """True at the steps that exist: holes at the start, in the middle, at the end, at a reset, and two in a row."""
     exists = np.ones((T, B), bool)
     exists[2:3, -1:] = False
     exists[1:3, ::2] = False
@@ -205,9 +205,9 @@ def _draw(cell: Cell, options: Options, T: int, B: int, I: int, H: int, seed: in
 
 
 def _walk(problem: Problem):
-    """For each row and direction: its indices, its steps in order and the steps that a state may not enter.
+    """Yield for each row and direction its indices, its steps in order, and the steps at which the state is reset.
 
-    Holes are among the steps, as a state goes through them.
+    The steps include holes, as a state passes through them.
     """
     T, B, _ = problem.x.shape
     for d, b in itertools.product(range(len(problem.weights)), range(B)):
@@ -216,20 +216,20 @@ def _walk(problem: Problem):
             steps.reverse()
         cut = set()
         if problem.resets is not None:
-            # A reset at t parts step t - 1 from step t.
+            # A reset at t separates step t - 1 from step t.
             shift = 1 if d == 1 else 0
             cut = {t - shift for t in range(T) if problem.resets[t, b] and t in steps and t - shift in steps}
         yield d, b, steps, cut
 
 
 def _row_weights(problem: Problem, d: int, b: int) -> dict[str, Any]:
-    """The row's weights: a mask on what enters W_hh is a scale of the columns of W_hh."""
+    """The row's weights. A mask on the input of W_hh scales the columns of W_hh."""
     weights = problem.weights[d]
     return weights if problem.mask is None else {**weights, "weight_hh": weights["weight_hh"] * problem.mask[d, b]}
 
 
 def unrolled_forward(problem: Problem) -> tuple[np.ndarray, tuple[np.ndarray, ...], list[Any]]:
-    """`recurrence_forward` by its definition, from `cell_forward` alone; also the pre-activations of a vanilla cell."""
+    """`recurrence_forward` by its definition, from `cell_forward` alone, with the pre-activations of a vanilla cell."""
     H = problem.width
     y = np.zeros_like(problem.dy)
     final = tuple(s.copy() for s in problem.state)
@@ -320,7 +320,7 @@ def _distance_from_kink(problem: Problem) -> float:
 
 
 def pairwise(factors: dict[str, list[Any]], seed: int = 0) -> list[dict[str, Any]]:
-    """Choices of one value for each factor such that any two values of any two factors meet in one of them."""
+    """Choose values for the factors such that any two values of any two factors occur together in some choice."""
     rng = random.Random(seed)
     names = list(factors)
 

@@ -1,7 +1,7 @@
 """A wing for arrays of array_api_strict that live on its device "device1", around the NumPy wing.
 
-Such arrays refuse what CuPy's would refuse, `numpy.asarray` of them above all, and what the array API standard does
-not have. So shared code that holds to the standard runs on them, and a NumPy habit fails without a GPU.
+Such arrays reject everything that CuPy's would reject (above all `numpy.asarray` of them) and everything outside the
+array API standard. So shared code that follows the standard runs on them, and a NumPy habit fails without a GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def strict(nested: Any) -> Any:
 
 
 def plain(nested: Any) -> Any:
-    """The reverse of `strict`. A NumPy array is refused: it should not be where a strict array belongs."""
+    """The reverse of `strict`. A NumPy array is rejected: there should be a strict array in its place."""
     return _mapped(nested, _unwrap)
 
 

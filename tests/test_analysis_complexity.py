@@ -1,4 +1,4 @@
-"""What a layer costs, against what runs: operations that are counted, and allocations that are traced."""
+"""The costs of a layer compared with actual runs: operations are counted, and allocations are traced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYERS = {
 
 
 class Counted(np.ndarray):
-    """Counts the floating-point operations of all arrays of its kind."""
+    """Counts the floating-point operations on all arrays of its class."""
 
     products = elementwise = 0
 
@@ -121,11 +121,11 @@ def windows(k):
 
 
 def allocated(run, layer, T, B):
-    """The most bytes that ``run`` holds at a time, x, dy and the parameters aside."""
+    """The peak number of bytes that ``run`` holds, except x, dy and the parameters."""
     dtype = layer.params["weight_ih_l0"].dtype
     x = np.zeros((T, B, layer.input_size), dtype)
     dy = np.ones((T, B, layer.hidden_size * layer.num_directions), dtype)
-    run(layer, x[:1], dy[:1])  # what is imported on first use
+    run(layer, x[:1], dy[:1])  # first use imports modules
     return most_bytes(lambda: run(layer, x, dy))
 
 
@@ -141,7 +141,7 @@ OPTIONS = [
 
 @pytest.fixture(params=["reference", "native"])
 def numpy_wing(request):
-    """Lets each wing that is made for NumPy arrays compute."""
+    """Lets each wing for NumPy arrays compute in turn."""
     with gpurnn.use(request.param):
         yield
 
@@ -188,7 +188,7 @@ def test_memory_is_what_the_compiled_wing_allocates_for_a_layer_norm():
     ],
 )
 def test_memory_is_what_the_kernels_allocate(name, schedule, options, monkeypatch):
-    """On the host executor, whose arrays tracemalloc counts: those of several chunks, and large weights."""
+    """On the host executor, where tracemalloc sees the arrays: several chunks, and large weights."""
     monkeypatch.setattr(kernels.recurrence.layer, "CHUNK_ROWS", 4)
     kind, own = LAYERS[name]
     checked = []

@@ -1,4 +1,4 @@
-"""Jacobians of every cell against central differences, and what follows from them against known answers."""
+"""Jacobians of every cell against central differences, and quantities derived from them against known answers."""
 
 import numpy as np
 import pytest
@@ -149,7 +149,7 @@ def test_norms_of_a_long_product_are_right_where_float64_holds_them():
     np.testing.assert_array_equal(small[-201:], 16.0 ** np.arange(-200, 1))
     assert large[0] == np.inf
     assert small[0] == 0
-    # Up beyond float64 and down again.
+    # Up beyond the range of float64 and down again.
     J = np.repeat([4.0, 0.25], 1000)[:, None, None, None]
     assert analysis.product_norms(J)[0] == 1
     assert analysis.product_norms(J[::-1])[0] == 1
@@ -207,7 +207,7 @@ def test_the_bound_holds_for_every_jacobian_of_a_run_and_is_reached_by_one():
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", [gpurnn.RNN, gpurnn.LSTM, gpurnn.GRU])
 def test_parts_of_a_stack_run_as_in_the_stack(kind, bidirectional, residual):
-    for I in (H, 2 * H):  # of which one is as wide as the first layer's output
+    for I in (H, 2 * H):  # the second is as wide as the first layer's output
         stack = kind(I, H, num_layers=2, bidirectional=bidirectional, residual=residual, dtype="float64")
         x = np.random.default_rng(0).normal(size=(T, B, I))
         parts = analysis.parts(stack)

@@ -1,4 +1,4 @@
-"""Lyapunov exponents: every estimate goes through one function, and is held against what is known."""
+"""Lyapunov exponents: every estimate goes through one function, and is checked against known results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def test_of_a_linear_network_they_are_the_logarithms_of_the_eigenvalues():
     eigenvalues = np.array([1.1, 0.9, -0.7, 0.4, 0.1])
     basis = normal(5, 5, seed=1)
     layer = vanilla(basis @ np.diag(eigenvalues) @ np.linalg.inv(basis), "identity")
-    # Directions part by 0.9 / 1.1 a step at least, so that 400 steps of transient leave no trace of the first ones.
+    # The directions separate by a factor of 0.9 / 1.1 a step at least, so 400 transient steps leave no trace of the
+    # first ones.
     found = lyapunov_spectrum(layer, steps=100, transient=400, interval=5)
     np.testing.assert_allclose(found.exponents, np.log(np.abs(eigenvalues)), atol=1e-9)
     assert found.standard_error.max() < 1e-9
@@ -46,7 +47,7 @@ def test_of_a_linear_network_they_are_the_logarithms_of_the_eigenvalues():
 def test_a_pair_of_complex_eigenvalues_shares_its_exponent():
     layer = vanilla(0.9 * np.array([[math.cos(1), -2 * math.sin(1)], [math.sin(1) / 2, math.cos(1)]]), "identity")
     found = lyapunov_spectrum(layer, steps=2000)
-    # An ellipse of axes 2 : 1, whatever the number of steps.
+    # The orbit is an ellipse with axes 2 : 1, whatever the number of steps.
     np.testing.assert_allclose(found.exponents, np.log(0.9), atol=math.log(4) / 2000)
     assert found.exponents.sum() == pytest.approx(2 * math.log(0.9), abs=1e-12)
     assert found.verdict == "stable"
@@ -65,7 +66,7 @@ def test_a_leak_is_part_of_the_step():
     layer = gpurnn.RNN(1, 3, bias=False, activation="identity", leak=0.5, dtype="float64")
     layer.params["weight_hh_l0"][...] = np.diag([0.6, 0.3, -0.1])
     found = lyapunov_spectrum(layer, steps=200, transient=100, interval=7)
-    # At all times, the last interval being shorter than the others.
+    # The estimate is right at all times. The last interval is shorter than the others.
     np.testing.assert_allclose(found.history, np.log([[1.1, 0.8, 0.4]] * 29), atol=1e-9)
     np.testing.assert_array_equal(found.times, [*range(4, 201, 7)])
 
@@ -83,7 +84,7 @@ def test_the_logistic_map():
     assert found.verdict == "chaotic"
     assert found.kaplan_yorke_dimension == 1.0
     periodic = Map(lambda s: 3.2 * s * (1 - s), lambda s: (3.2 - 6.4 * s)[:, :, None])
-    # The cycle of two: its multiplier is 4 + 2 r - r^2.
+    # The cycle of length two has the multiplier 4 + 2 r - r^2.
     assert lyapunov_spectrum(periodic, state=state, steps=1000, transient=500).exponents[0] == pytest.approx(
         math.log(abs(4 + 2 * 3.2 - 3.2**2)) / 2, abs=1e-9
     )
@@ -109,7 +110,7 @@ def test_the_lorenz_system():
     expected = np.array([0.9056, 0.0, -14.5723])
     np.testing.assert_allclose(found.exponents, expected, atol=0.005)
     assert (np.abs(found.exponents - expected) < 4 * found.standard_error + 1e-3).all()
-    # The divergence of the field is the same everywhere; that of its steps of 0.01 differs by their fourth order.
+    # The divergence of the field is the same everywhere; that of steps of 0.01 differs by an error of fourth order.
     assert found.exponents.sum() == pytest.approx(-(10 + 1 + 8 / 3), abs=5e-4)
     assert found.times[-1] == pytest.approx(40.0)
     assert found.kaplan_yorke_dimension == pytest.approx(2.062, abs=0.002)
@@ -123,7 +124,7 @@ def test_the_jacobian_of_a_runge_kutta_step_by_central_differences():
         change[j] = 1e-5
         difference = (flow.step(s + change) - flow.step(s - change)) / 2e-5
         np.testing.assert_allclose(found[:, :, j], difference, atol=1e-7)
-    # Of fourth order: half the step, a sixteenth of the error, against a far finer one.
+    # Fourth order: half the step gives a sixteenth of the error, compared with a far finer step.
     fine = s
     for _ in range(64):
         fine = runge_kutta(lorenz, lorenz_jacobian, 0.01 / 64).step(fine)
@@ -155,7 +156,8 @@ def test_a_driven_network_against_the_product_of_its_jacobians(name):
     J = analysis.jacobians(layer, x)
     determinants = np.log(np.abs(np.linalg.det(J[30:300])))
     assert found.exponents.sum() == pytest.approx(determinants.mean(), rel=1e-8)
-    # Forward, J v for J^T v, the transients changed over: the same in the limit, here within what 300 steps leave.
+    # Forward, with J v for J^T v and the two transients exchanged: equal in the limit, and here up to what 300 steps
+    # leave.
     vector, growth = np.ones((2, J.shape[-1], 1)), []
     for t in range(330):
         vector = J[t] @ vector
@@ -173,19 +175,19 @@ def test_the_interval_and_the_rows_do_not_matter_beyond_rounding():
     every = lyapunov_spectrum(layer, x, transient=30)
     for interval in (2, 3, 7):
         found = lyapunov_spectrum(layer, x, transient=30, interval=interval).exponents
-        # What the documentation says of the exponents that are right.
+        # The documentation's criterion for reliable exponents.
         right = (every.exponents[0] - every.exponents) * interval < 10
         assert right.sum() >= 3
         np.testing.assert_allclose(found[right], every.exponents[right], rtol=1e-6)
     one_by_one = [lyapunov_spectrum(layer, x[:, b : b + 1], transient=30).exponents for b in range(3)]
-    # After the transient the first vectors matter no more, the leading ones being far apart.
+    # After the transient the first vectors no longer matter, as the leading exponents are far apart.
     assert every.exponents[0] == pytest.approx(np.mean(one_by_one, axis=0)[0], rel=1e-4)
     assert every.exponents.sum() == pytest.approx(np.mean(one_by_one, axis=0).sum(), rel=1e-8)
 
 
 def test_mean_field_theory_is_that_of_the_literature():
     assert [round(mean_field(g), 4) for g in (1.5, 2, 3)] == [0.0652, 0.1547, 0.3102]
-    # By SciPy's adaptive quadrature and root finder.
+    # From SciPy's adaptive quadrature and root finder.
     assert [round(mean_field(g), 8) for g in (1.5, 2, 3)] == [0.06521721, 0.15472423, 0.31024932]
 
 
@@ -199,9 +201,9 @@ def random_network(g, N, seed, dtype="float64"):
     ("g", "N", "networks", "steps"), [(1.5, 4000, 1, 300), (2.0, 1000, 4, 400), (3.0, 1000, 4, 200)]
 )
 def test_random_networks_against_mean_field_theory(g, N, networks, steps):
-    # The theory is that of N to infinity, and each network has exponents of its own: of N = 1000, at g = 2 and 3 eight
-    # lay 2.2 % below it to 0.1 % above, and their mean is compared. At g = 1.5, nearer to the transition at 1, no more
-    # than eight of sixteen lay within 2 %, the others 2 to 29 % below. Of N = 4000 all of five lay within 1.1 %.
+    # The theory is for N to infinity, and each network has its own exponents. Hence the mean is compared: for N = 1000,
+    # at g = 2 and 3, eight networks were 2.2 % below it to 0.1 % above. At g = 1.5, nearer to the transition at 1, only
+    # eight of sixteen were within 2 %, the others 2 to 29 % below. For N = 4000 all of five were within 1.1 %.
     exponents, errors = [], []
     for seed in range(networks):
         layer, rng = random_network(g, N, seed, "float32")
@@ -234,7 +236,7 @@ def test_on_each_wing(each_wing, name, dtype):
         for p, q in zip(double.params.values(), layer.params.values(), strict=True):
             p[...] = q
         expected = lyapunov_spectrum(double, x.astype("float64")).exponents
-    # What is rounded of the vector that grows most is large beside one that shrinks.
+    # The rounding errors of the fastest growing vector are large compared with a vector that shrinks.
     limit = 100 * np.finfo(dtype).eps * np.exp(expected[0] - expected)
     assert (np.abs(found.exponents - expected) <= limit).all()
 

@@ -1,4 +1,4 @@
-"""The pictures of a diagnosis: what is drawn is what was measured."""
+"""Plots of a diagnosis: they draw what was measured."""
 
 import sys
 
@@ -72,7 +72,7 @@ def test_fixed_points_are_told_apart_by_their_stability(H):
     np.testing.assert_allclose(
         np.linalg.norm(np.diff(flow, axis=0), axis=1)[[*range(8), *range(10, 18)]], steps.ravel()
     )
-    # A projection on as many axes as there are units is a rotation.
+    # A projection onto as many axes as there are units is a rotation.
     both = np.concatenate([found.states[found.stable], found.states[~found.stable]])
     expected = np.linalg.norm(both[:, None] - both, axis=2)
     plane = np.concatenate([drawn[stable], drawn[unstable]])

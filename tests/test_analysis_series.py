@@ -1,4 +1,4 @@
-"""The largest exponent of a measured series is that of the system that it was measured of."""
+"""The largest exponent of a measured series equals that of the system that produced it."""
 
 import numpy as np
 import pytest
@@ -103,7 +103,7 @@ def test_what_a_caller_has_is_a_series():
 
 
 def test_the_window_keeps_neighbours_apart():
-    # Points of a slow curve are nearest to those just before and after them, which stay near.
+    # On a slow curve the nearest points are those just before and after a point, and they stay near it.
     x = np.cumsum(np.full(300, 0.01)) % 1.0
     with pytest.raises(ValueError, match="expected at least 306 for these options"):
         divergence(x, steps=5, window=300)

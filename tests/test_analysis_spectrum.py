@@ -1,4 +1,4 @@
-"""Spectra and fixed points against matrices and networks whose answers are known."""
+"""Spectra and fixed points, checked against matrices and networks with known answers."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import gpurnn
 from gpurnn import analysis
 
 ROOT = 0.9575040240772687
-"""Of h = tanh(2 h)."""
+"""The positive root of h = tanh(2 h)."""
 
 
 def scalar(weight, **options):
@@ -78,7 +78,7 @@ def test_a_degenerate_point_is_one(dtype):
     rnn = gpurnn.RNN(1, 1, dtype=dtype)  # h = tanh(h): a triple root at 0
     rnn.params["weight_hh_l0"][...] = 1
     elsewhere = np.random.default_rng(0).uniform(-1, 1, (50, 1)).astype(dtype)
-    for starts, count in ((100, 100), (elsewhere, 50)):  # with 0 itself among them, and without
+    for starts, count in ((100, 100), (elsewhere, 50)):  # with 0 itself among the starts, and without
         found = analysis.fixed_points(rnn, starts=starts)
         assert len(found) == 1
         assert abs(found.states[0, 0]) < epsilon ** (1 / 3)
@@ -188,7 +188,7 @@ def test_what_is_stable_is_found_where_newton_alone_stalls():
     lstm.params = {name: p.astype(np.float32) for name, p in lstm.params.items()}
     single = analysis.fixed_points(lstm, starts=20)
     distances = np.linalg.norm(single.states[:, None] - found.states, axis=2)
-    assert len(set(distances.argmin(axis=1))) == len(single)  # none is there twice
+    assert len(set(distances.argmin(axis=1))) == len(single)  # no point occurs twice
     assert distances.min(axis=1).max() < 1e-3
 
 

@@ -21,7 +21,7 @@ KERNELS = [pytest.param(name, marks=pytest.mark.kernels) for name in ("host", "t
 
 @pytest.fixture(params=["reference", "native", *KERNELS])
 def each_wing(request, monkeypatch):
-    """Lets each wing in turn compute for NumPy arrays; "tiles" are the kernels of many steps, for any number."""
+    """Lets each wing in turn compute for NumPy arrays. "tiles" uses the kernels for many steps for any number."""
     if request.param == "tiles":
         monkeypatch.setattr(kernel, "_LEAST_STEPS", 0)
     with gpurnn.use("host" if request.param == "tiles" else request.param):
@@ -34,7 +34,7 @@ SCORES = ("dot", "general", "additive")
 
 
 def draw(score, T=5, B=3, S=6, Q=4, K=5, E=7, A=6, dtype="float64", seed=0, values=True):
-    """Arguments of `gpurnn.attention`, the arrays among them by name."""
+    """The arguments of `gpurnn.attention`, as arrays by name."""
     rng = np.random.default_rng(seed)
     K = Q if score == "dot" else K
     shapes = {"query": (T, B, Q), "keys": (S, B, K), **({"values": (S, B, E)} if values else {})}
@@ -52,7 +52,7 @@ def cotangents(arrays, seed=1):
 
 
 def by_definition(arrays, score, lengths, scale=1.0):
-    """Each row and step alone."""
+    """Attention by its definition, for each row and step alone."""
     query, keys = arrays["query"], arrays["keys"]
     values = arrays.get("values", keys)
     (T, B, _), S = query.shape, len(keys)
@@ -124,7 +124,7 @@ def test_gradients(score, values, given, lengths):
     arrays = draw(score, values=values)
     lengths = None if lengths is None else np.array(lengths)
     if lengths is not None:
-        # What lies past a length is neither read nor given a gradient.
+        # Values past a length are not read and get no gradient.
         for name in {"keys", "values"} & arrays.keys():
             arrays[name][np.arange(6)[:, None] >= lengths] = np.nan
     d = [c if g else None for c, g in zip(cotangents(arrays), given, strict=True)]
@@ -161,7 +161,7 @@ def run(wing, arguments, lengths, d, scale=1.0):
     return context, weights, wing.attention_backward(saved, *d)
 
 
-# Below, at and above the four steps or positions of a block, its 32 lanes and its 256 threads.
+# Sizes below, at and above a block's four steps or positions, its 32 lanes and its 256 threads.
 BLOCK_SIZES = [
     {"T": 1, "B": 1, "S": 1, "Q": 1, "E": 1}, {"T": 1, "S": 50, "Q": 37, "E": 70}, {"T": 7, "S": 50, "Q": 37, "E": 70},
     {"T": 4, "S": 3, "Q": 32, "E": 31}, {"T": 5, "S": 5, "Q": 33, "E": 64},
@@ -177,7 +177,7 @@ BLOCK_SIZES = [
 )
 @pytest.mark.parametrize("sizes", BLOCK_SIZES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
 def test_the_kernels_agree_with_the_definition(kernel_wing, sizes, options, dtype, monkeypatch):
-    """With the scores in shared memory and without; NaN past the lengths."""
+    """With the scores in shared memory and without; values past the lengths are NaN."""
     if "shared" not in options:
         monkeypatch.setattr(kernel, "SHARED", 0)
     arrays = draw("dot", dtype=dtype, **sizes)
@@ -195,7 +195,7 @@ def test_the_kernels_agree_with_the_definition(kernel_wing, sizes, options, dtyp
     assert_all_close(found, run(reference, arguments, exist, d, scale), 1000)
 
 
-# Below, at and above the 64 steps, positions and columns of a tile, and the columns that a block sums in registers.
+# Sizes below, at and above a tile's 64 steps, positions and columns, and the columns that a block sums in registers.
 TILE_SIZES = [
     {"T": 63, "S": 64, "Q": 31, "E": 32}, {"T": 64, "S": 65, "Q": 64, "E": 64}, {"T": 65, "S": 63, "Q": 17, "E": 65},
     {"T": 130, "B": 1, "S": 129, "Q": 65, "E": 3}, {"T": 16, "B": 2, "S": 3, "Q": 260, "E": 300},
@@ -208,7 +208,7 @@ TILE_SIZES = [
 @pytest.mark.parametrize("with_lengths", [False, True])
 @pytest.mark.parametrize("sizes", TILE_SIZES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
 def test_tiles_agree_with_the_definition(kernel_wing, sizes, with_lengths, dtype):
-    """NaN past the lengths."""
+    """Values past the lengths are NaN."""
     arrays = draw("dot", dtype=dtype, **sizes)
     (_, B, A), S = arrays["query"].shape, len(arrays["keys"])
     exist = np.array([S - 1, 0, S])[:B] if with_lengths else None
@@ -221,7 +221,7 @@ def test_tiles_agree_with_the_definition(kernel_wing, sizes, with_lengths, dtype
 
 
 def heads_by_definition(query, keys, values, dcontext, dweights, excluded, heads, causal, scale):
-    """Context and weights (B, T, S) of rows that share what is excluded, and all gradients, in the widest type."""
+    """Context, weights (B, T, S) and all gradients in the widest type; the heads of a row share ``excluded``."""
     q, k, v, dc = (x.transpose(1, 0, 2).astype(np.longdouble) for x in (query, keys, values, dcontext))
     T, S = q.shape[1], k.shape[1]
     unseen = np.zeros((len(q), T, S), bool) if excluded is None else excluded.repeat(heads, axis=0)[:, None, :] | False
@@ -243,7 +243,7 @@ def heads_by_definition(query, keys, values, dcontext, dweights, excluded, heads
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("T", "S"), [(5, 7), (70, 70), (66, 140), (1, 65)])
 def test_tiles_of_heads(T, S, causal, masked, dtype):
-    """Steps that see no later position, positions that heads of a row leave out together, and a row of no position."""
+    """Steps that see no later position, positions excluded for all heads of a row, and a row without any position."""
     rng, heads, rows, A, E = np.random.default_rng(0), 2, 3, 9, 5
     B = heads * rows
     shapes = (T, B, A), (S, B, A), (S, B, E), (T, B, E), (B, T, S)
@@ -274,7 +274,7 @@ def test_tiles_have_the_same_bits_wherever_an_array_begins():
 @on_kernels
 @pytest.mark.parametrize("additive", [False, True])
 def test_the_kernels_take_any_layout_and_keep_what_they_need(additive):
-    """Strided arrays; and what a caller does to any array afterwards changes no gradient."""
+    """The arrays are strided. Changing any array afterwards changes no gradient."""
     arrays = draw("dot")
     d = cotangents(arrays)
     v = np.arange(8.0)[::2] / 8 if additive else None
@@ -292,7 +292,7 @@ def test_the_kernels_take_any_layout_and_keep_what_they_need(additive):
 
 @on_kernels
 def test_gradients_where_one_weight_is_all_but_one():
-    """What is left of the gradients is below the rounding of the terms that cancel in them."""
+    """The remaining gradients are smaller than the rounding of the terms that cancel in them."""
     for seed in range(30):
         arrays = {
             name: 10 * x for name, x in draw("dot", T=1, B=1, S=12, Q=12, E=23, dtype="float32", seed=seed).items()
@@ -307,7 +307,7 @@ def test_gradients_where_one_weight_is_all_but_one():
 @pytest.mark.parametrize("place", [0, 3, 40])
 @pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan])
 def test_scores_that_are_not_finite(value, place):
-    """A score of -inf has no weight, wherever it stands; all else gives NaN, as in the reference."""
+    """A score of -inf gives the weight 0, wherever it stands. Any other gives NaN, as in the reference."""
     arrays = draw("dot", S=41, Q=1)
     arrays["query"][...] = 1
     arrays["keys"][place, 0] = arrays["keys"][:, 2] = value
@@ -337,7 +337,7 @@ def test_a_batch_may_exceed_the_smaller_dimensions_of_a_grid(monkeypatch, each_w
 
 
 def test_a_position_without_weight_has_no_gradient():
-    """Where the weight of a position that exists is exactly zero, whatever its cotangent holds."""
+    """A position may exist and have a weight of exactly zero. Then its cotangent does not matter."""
     arrays = draw("dot")
     arrays["query"][2, 1], arrays["keys"][:, 1] = 1, 0
     arrays["keys"][3, 1] = -1e4
@@ -441,7 +441,7 @@ def add(sums, **gradients):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("number", range(10))
 def test_luong_decoder_with_input_feeding(number, dtype):
-    """Step by step, since each step's input holds the attentional vector of the step before."""
+    """Step by step, since the input of each step holds the attentional vector of the step before."""
     record = golden.family("custom", "luong_general_feed")[number]
     a = golden.arrays("custom", record["name"], dtype)
     enc = np.ascontiguousarray(a["enc"].transpose(1, 0, 2))
@@ -479,7 +479,7 @@ def test_luong_decoder_with_input_feeding(number, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("number", range(10))
 def test_bahdanau_decoder(number, dtype):
-    """Step by step, since each step's context comes from the state before it."""
+    """Step by step, since the context of each step depends on the state before it."""
     record = golden.family("custom", "bahdanau")[number]
     a = golden.arrays("custom", record["name"], dtype)
     enc = np.ascontiguousarray(a["enc"].transpose(1, 0, 2))

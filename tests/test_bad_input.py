@@ -1,7 +1,7 @@
 """Every public entry point with bad and with unusual arrays: the documented error or the right answer.
 
-`ENTRIES` has a row for each public name that computes with arrays, `OPTIONS` one for each argument that is no array.
-Both are checked against ``gpurnn.__all__``, so a new name needs a row.
+`ENTRIES` has a row for each public name that computes with arrays, `OPTIONS` one for each argument that is not an
+array. Both are checked against ``gpurnn.__all__``, so a new name needs a row.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def steps(*shape: int, below: int) -> np.ndarray:
 
 @dataclass
 class Entry:
-    """One entry point: its arguments by the name that its messages use, and a call that computes all it can."""
+    """An entry point: its arguments, by the names that its messages use, and a call that computes all results."""
 
     where: str
     arrays: dict[str, np.ndarray]
     call: Callable[[dict[str, Any]], Any]
     wrong_shapes: dict[str, list[tuple[int, ...]]]
-    """Shapes that each array may not have."""
+    """Shapes that an array must not have, by the array's name."""
     optional: frozenset[str] = frozenset()
     """Arguments that may be None."""
     in_place: frozenset[str] = frozenset()
@@ -51,13 +51,13 @@ class Entry:
     empty: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     """Shapes of an empty problem, by what is empty."""
     also_named: dict[str, str] = field(default_factory=dict)
-    """What a message may name as well, where two arguments do not fit each other."""
+    """Another name that a message may give, where two arguments do not fit each other."""
     silent_about_nan: frozenset[str] = frozenset()
-    """Arguments whose NaN need not show in the result."""
+    """Arguments whose NaN need not appear in the result."""
 
 
 def with_vjp(function: Callable[..., Any], names: list[str], **options: Any) -> Callable[[dict[str, Any]], Any]:
-    """A call of a function, of its vjp and of the pullback with the cotangents ``dy`` (and ``dstate``)."""
+    """Return a call of a function, its vjp, and the pullback with the cotangents ``dy`` (and ``dstate``)."""
 
     def call(a: dict[str, Any]) -> Any:
         arguments = [a[name] for name in names]
@@ -271,7 +271,7 @@ def attended(score: str, parameters: list[str]) -> Callable[[dict[str, Any]], An
     def call(a: dict[str, Any]) -> Any:
         arguments = {name: a[name] for name in ("query", "keys", "values", "lengths", *parameters)}
         result, pullback = gpurnn.attention.vjp(**arguments, score=score)
-        dcontext = None if a["values"] is None else a["dcontext"]  # of another shape without values
+        dcontext = None if a["values"] is None else a["dcontext"]  # its shape differs without values
         return gpurnn.attention(**arguments, score=score), result, pullback((dcontext, a["dweights"]))
 
     return call
@@ -402,7 +402,7 @@ def language_model_loss() -> Entry:
 
 
 def sequence_model(model: Any, *shape: int) -> Entry:
-    """A sequence model whose outputs have this shape."""
+    """Call a sequence model whose outputs have this shape."""
     name = type(model).__name__
 
     def call(a: dict[str, Any]) -> Any:
@@ -724,7 +724,7 @@ ENTRIES: dict[str, list[Entry]] = {
     "PaddedBatches": [padded_batches()],
     "TokenStream": [token_stream()],
 }  # fmt: skip
-"""By public name. What a public name computes without taking arrays needs no row here but one in `OPTIONS`."""
+"""The entries by public name. A name that computes without array arguments needs a row only in `OPTIONS`."""
 
 ALL = [pytest.param(e, id=f"{name}{k or ''}") for name, entries in ENTRIES.items() for k, e in enumerate(entries)]
 EACH = [
@@ -745,7 +745,7 @@ def fresh(entry: Entry) -> dict[str, np.ndarray]:
 
 
 def refused(entry: Entry, argument: str, value: Any, error: type[Exception] | tuple[type[Exception], ...]) -> str:
-    """The message of the refusal of one argument, which begins with the function and names the argument."""
+    """The message that rejects one argument. It must begin with the function and name the argument."""
     with pytest.raises(error) as refusal:
         entry.call({**fresh(entry), argument: value})
     message = str(refusal.value)
@@ -792,7 +792,7 @@ DTYPES = {
     "i": ["float32", "float64", "complex128", "object", "bool", "<U3", "M8[s]"],
     "b": ["float32", "complex128", "object", "<U3"],
 }
-"""Wrong dtypes by the kind of the right one."""
+"""Wrong dtypes, by the kind of the right one."""
 
 
 @each_argument
@@ -810,7 +810,7 @@ def test_mixed_floating_dtypes(entry, argument):
 
 
 class Unknown:
-    """An array of a library that lets no other share its memory."""
+    """An array of a library that does not share its memory."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
@@ -833,7 +833,7 @@ def test_optional_arguments_may_be_absent(entry):
 
 @each_floating
 def test_nan_shows_in_the_result(entry, argument):
-    """NaN is computed with, not refused, and does not vanish."""
+    """NaN is not rejected: the computation uses it, and it shows in the result."""
     result = entry.call({**fresh(entry), argument: np.full_like(entry.arrays[argument], np.nan)})
     found = any(np.isnan(r).any() for r in arrays_of(result))
     assert found or argument in entry.silent_about_nan
@@ -851,7 +851,7 @@ FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @each_entry
 @pytest.mark.parametrize("form", FORMS)
 def test_arrays_that_are_not_contiguous(entry, form):
-    """All arrays at once in another layout: the same result; written to where that is what a function does."""
+    """All arrays at once have another layout. The result is the same, and in-place functions write to these arrays."""
     arrays = {name: FORMS[form](a) for name, a in fresh(entry).items()}
     if form == "broadcast":
         for name in entry.in_place:
@@ -1225,7 +1225,7 @@ OPTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]
         {"argument": [3, None]},
     ),
 }
-"""By public name: a callable, right arguments, and wrong values of those that are no arrays."""
+"""By public name: a callable, valid arguments, and invalid values of the arguments that are not arrays."""
 
 NO_INPUT = {
     "__version__": "a string",

@@ -12,7 +12,7 @@ from gpurnn.training import PaddedBatches, TokenStream, pad
 
 
 def pairs(count=9, seed=0):
-    """Sources (T, 2) of floats and targets (T',) of ints, of lengths that have nothing to do with each other."""
+    """Sources (T, 2) of floats and targets (T',) of ints, with independent lengths."""
     rng = np.random.default_rng(seed)
     sources = [rng.standard_normal((rng.integers(1, 7), 2)) for _ in range(count)]
     return sources, [rng.integers(1, 9, rng.integers(1, 7), dtype=np.int32) for _ in range(count)]
@@ -135,7 +135,7 @@ def test_batches_stay_within_the_budget_and_hold_every_sequence_once(budget, shu
     assert sorted(float(t) for batch in batches for t in batch.targets) == [float(t) for t in targets]
     for batch in batches:
         assert_same(batch.inputs[0, :, 0], batch.targets)
-    # As many as fit: the shortest of the next batch, by length, would have been too much.
+    # A batch holds as many as fit: the shortest sequence of the next longer batch would exceed the budget.
     by_length = sorted(batches, key=lambda batch: (max(batch.lengths), min(batch.lengths), -len(batch.lengths)))
     for batch, following in itertools.pairwise(by_length):
         assert max(batch.lengths) <= min(following.lengths)
@@ -159,7 +159,7 @@ def test_dynamic_batches_are_those_of_the_seed_and_the_epoch():
     chosen(asked_before, 0)
     assert chosen(asked_before, 3) == chosen(data(), 3)
     assert chosen(data(), 3) != chosen(data(rng=2), 3)
-    # Not only in another order: sequences of equal length are exchanged.
+    # The batches themselves differ, not only their order: sequences of equal length are exchanged.
     assert set(map(frozenset, chosen(data(), 3))) != set(map(frozenset, chosen(data(), 4)))
     assert chosen(data(shuffle=False), 3) == chosen(data(shuffle=False), 4)
 
@@ -212,7 +212,7 @@ def test_budgets_that_do_not_fit_are_refused(options, message):
         PaddedBatches([np.ones((n, 1)) for n in (2, 4)], targets=[np.ones(n) for n in (2, 4)], **options)
 
 
-# --- positions that an epoch has not ---
+# --- positions that an epoch does not have ---
 
 
 @pytest.mark.parametrize("wrong", [-1, 3, 10**30, 1.0, None, True])
@@ -358,10 +358,10 @@ def test_checksum_does_not_depend_on_the_pieces(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_file_larger_than_its_share_of_memory_streams(tmp_path):
-    """2 GB of tokens, mapped: their checksum and the batches of a shard take a few MB of memory of the process."""
+    """2 GB of mapped tokens: their checksum and the batches of a shard take a few MB of the process's memory."""
     path, count = tmp_path / "tokens.npy", 1 << 30
     tokens = np.lib.format.open_memmap(path, "w+", np.int16, (count,))
-    tokens[:: 1 << 20] = 7  # the rest is a hole of the file
+    tokens[:: 1 << 20] = 7  # the rest is a hole in the file
     tokens.flush()
     del tokens
 

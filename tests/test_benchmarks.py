@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say, tried on sizes too small to be worth a figure; no test depends on a time."""
+"""The benchmarks measure what they claim, tried on sizes too small for real figures. No test depends on timing."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SIZE = Size(3, 2, 4, 5)
 
 @pytest.fixture
 def no_peers(tmp_path, monkeypatch):
-    """No PyTorch and no ONNX Runtime for the processes that are started, whatever is installed."""
+    """Hide PyTorch and ONNX Runtime from the processes that are started, whatever is installed."""
     directory = tmp_path / "modules"
     directory.mkdir()
     for module in ("torch", "onnx", "onnxruntime"):
@@ -90,7 +90,7 @@ def test_the_cost_of_a_launch_has_a_line_for_each_way():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cell", GATES)
 def test_the_contenders_on_a_gpu_compute_the_same(cell, mode):
-    """On NumPy arrays and the host executor, what would be timed on a GPU."""
+    """Runs on NumPy arrays and the host executor the code that would be timed on a GPU."""
     case = Case(cell, Size(3, 4, 5, 6), mode)
     calls = gpu.contenders(case, np)
     scatter = {"scatter"} if mode == "training" and cell != "rnn" else set()
@@ -174,7 +174,7 @@ def test_the_seconds_of_each_turn_are_written(tmp_path, no_peers):
 
 
 class Fake:
-    """A worker whose results and times are given."""
+    """A worker with predefined results and times."""
 
     def __init__(self, name, results, seconds):
         self.name, self.results, self.seconds = name, results, iter(seconds)
@@ -193,7 +193,7 @@ def test_a_ratio_is_the_median_over_the_rounds():
     once = 0.01
     first = Fake("gpurnn", results, [once, 2.0, 3.0, 4.0, 2.0, 9.0])
     second = Fake("PyTorch", results, [once, 1.0, 2.0, 1.0, 2.0, 3.0])
-    measured = compare.measure(Case("lstm", SIZE, "inference"), [first, second], 5)  # 2, 1.5, 4, 1 and 3
+    measured = compare.measure(Case("lstm", SIZE, "inference"), [first, second], 5)  # the ratios are 2, 1.5, 4, 1 and 3
     assert measured.seconds == 3.0
     assert measured.ratios == {"PyTorch": compare.Ratio(2.0, 1.5, 3.0)}
     assert first.calls == second.calls == [1, 5, 5, 5, 5, 5]
@@ -217,7 +217,7 @@ def test_disagreement_names_the_array(wrong):
 
 @pytest.mark.slow
 def test_memory_grows_with_the_window_and_not_with_the_stream():
-    # Two windows at least: the second one begins while the pool holds the buffers of the first.
+    # At least two windows: the second one begins while the pool holds the buffers of the first.
     header, _, _, _, *rows = memory.report(windows=(80, 160, 240), lengths=(480, 960), hidden=32)
     assert "LSTM 32" in header
     short, long = np.array([[float(entry) for entry in row.strip("| ").split("|")[1:]] for row in rows]).T
@@ -247,7 +247,7 @@ def test_gpurnn_train_leaves_what_pytorch_starts_from(tmp_path):
     with np.load(tmp_path / "problem.npz") as problem:
         assert problem["symbols"] == symbols
         assert problem["parameter recurrent.weight_ih_l0"].shape == (4 * end_to_end.HIDDEN, end_to_end.EMBEDDING)
-        assert not problem["parameter output.bias"].any()  # as it was before the first step
+        assert not problem["parameter output.bias"].any()  # still its initial value
         assert (len(problem["train"]), len(problem["held_out"])) == (4000, 300)
 
 

@@ -1,4 +1,4 @@
-"""The options of the cells: gradients, wings that agree, golden cases, and what is rejected."""
+"""The options of the cells: gradients, agreement of the wings, golden cases, and rejected values."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from gpurnn import kernels, reference
 from gpurnn.cells import GRU, LSTM, Cell, Vanilla
 
 SMOOTH = ["tanh", "sigmoid", "identity", ("affine", 0.7, 0.2), ("scaled_tanh", 1.1, 0.8), "softplus"]
-"""Activations without kinks; at those of the others central differences mean nothing."""
+"""Activations without kinks. Central differences are meaningless at the kinks of the others."""
 GATES = ["sigmoid", "tanh", ("affine", 0.3, 0.2), ("scaled_tanh", 1.1, 0.8)]
-"""With larger ones states grow from step to step, and with them the errors of differences."""
+"""With larger gates the states grow from step to step, and so do the errors of differences."""
 
 
 def choices(**options: list) -> list[dict]:
@@ -60,7 +60,7 @@ PAIRS: list[Cell] = [
     ids=lambda cell: cell.kernel_type("T") + "-norm" * cell.layer_norm + "-projection" * cell.sums_over_units,
 )
 def test_gradients_of_every_pair_of_a_cells_options(cell):
-    # Where a reset makes W_hh h zero, a layer norm turns in a distance of 0.003, which differences step over.
+    # Where a reset makes W_hh h zero, a layer norm changes within a distance of 0.003, less than the differences step.
     check(draw(cell, Options(lengths=True, mask=True), T=2, H=8) if cell.layer_norm else draw(cell, ALL), seed=3)
 
 
@@ -79,7 +79,7 @@ def test_the_kernels_agree_with_the_definition_for_every_pair_of_a_cells_options
             assert_all_close(run(kernels, problem), run(reference, problem), recurrence_terms(4, 2, 2, 6))
 
 
-# Inputs for which no argument comes near a kink: the gradients of both sides are then seen.
+# Inputs for which no argument comes near a kink: the gradients of both sides then appear.
 KINKS = ["relu", ("leaky_relu", 0.2), ("thresholded_relu", 0.1), ("hard_sigmoid", 0.3, 0.4), ("elu", 0.7), "softsign"]
 
 
@@ -104,7 +104,7 @@ def test_gradients_beside_the_kinks_of_an_activation(activation, clip):
 
 @pytest.mark.parametrize("cell", OPTIONED)
 def test_a_sequence_is_its_steps(cell):
-    # Of a product that is zero, a layer norm makes much of its rounding.
+    # A layer norm amplifies the rounding of a product that is zero.
     options = Options(lengths=True, bidirectional=True) if OPTIONED[cell].sums_over_units else ALL
     problem = draw(OPTIONED[cell], options, T=5, B=4, H=6)
     y, final, saved = reference.recurrence_forward(
@@ -129,7 +129,7 @@ def schedule(request, monkeypatch):
 
 QUICK = ["rnn-clip", "lstm-all", "gru-zoneout-mask"]
 QUICKLY = list(zip(QUICK, ("stepwise", "block", "block"), strict=True))
-"""Of the others, each with a compilation of its own, slow tests take care."""
+"""Slow tests cover the others, each with its own compilation."""
 COMPILED = [name for name, cell in OPTIONED.items() if not cell.sums_over_units]
 SCHEDULED = pairwise({"cell": COMPILED, "schedule": list(SCHEDULES), "dtype": ["float64", "float32"]})
 
@@ -160,10 +160,10 @@ SUMS_SCHEDULED = [
 
 @pytest.mark.parametrize(("cell", "schedule", "dtype"), SUMS_SCHEDULED, indirect=["schedule"])
 def test_schedules_agree_with_the_definition_where_steps_have_sums_over_units(cell, schedule, dtype, kernel_wing):
-    """Rows of one warp and of several, with steps that do not exist, and blocks that are alone or exchange."""
+    """Rows of one warp and of several, steps that do not exist, and blocks that work alone or exchange data."""
     for B, H, options in ((6, 11, ALL), (3, 70, Options(lengths=True)), (1, 11, Options(bias=False))):
         problem = draw(OPTIONED[cell], options, T=4, B=B, I=3, H=H, dtype=dtype)
-        if B > 1 or schedule.startswith("step") or cell == "gru-norm-before":  # of one row the others have their own
+        if B > 1 or schedule.startswith("step") or cell == "gru-norm-before":  # others have their own for one row
             arrays = {name: kernel_wing.to(value) for name, value in vars(problem).items()}
             found = kernel_wing.back(run(kernel_wing.module, dataclasses.replace(problem, **arrays)))
             assert_all_close(found, run(reference, problem), recurrence_terms(4, B, 3, H))
@@ -215,7 +215,8 @@ ON_THE_COMPILED_WING = [
     pytest.param(cell, dtype, marks=() if cell in QUICK else pytest.mark.slow)
     for number, (cell, options) in enumerate(OPTIONED.items())
     for dtype in ("float64", "float32")
-    # Each is a compilation, so slow tests have one of the two. test_native_recurrence.py has other sums in float32.
+    # Each is a compilation, so slow tests cover one of the two dtypes. test_native_recurrence.py has other sums in
+    # float32.
     if cell in QUICK or dtype == ("float64" if options.sums_over_units else ("float64", "float32")[number % 2])
 ]
 
@@ -280,7 +281,7 @@ def test_a_coupled_lstm_has_no_forget_gate():
 
 @pytest.mark.parametrize("checkpoint_every", [None, 1])
 def test_a_layer_draws_the_masks_of_its_steps(checkpoint_every):
-    """Those of the function, from seeds: a unit stays with the probability of zoneout, and g is scaled or zero."""
+    """It draws the masks from seeds: a unit stays with the probability of zoneout, and g is scaled or zero."""
     x = np.random.default_rng(0).normal(size=(2000, 1, 2))
     layer = gpurnn.LSTM(2, 3, zoneout=(0.3, 0.0), candidate_dropout=0.25, dtype="float64")
     (y, state), pullback = layer.vjp(x, rng=5, checkpoint_every=checkpoint_every)
@@ -335,7 +336,7 @@ def test_masks_of_a_projection_have_its_width():
 @pytest.mark.parametrize("wing", ["reference", "host"])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_gates_of_an_lstm_with_options(layer_norm, wing):
-    """Those of a run are those with which its states follow from each other."""
+    """With the gates of a run, each state follows from the one before it."""
     layer = gpurnn.LSTM(2, 5, gate_activation=("hard_sigmoid", 0.3), clip=1.0, layer_norm=layer_norm, dtype="float64")
     x = np.random.default_rng(0).normal(size=(4, 3, 2))
     with gpurnn.use(wing):

@@ -1,4 +1,4 @@
-"""What follows from a cell's description: its function and its layer, their parameters and documentation."""
+"""A cell's description determines its function and its layer, their parameters and their documentation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD, TAIL = ["x"], ["lengths", "resets", "mask", "zero_masked_output", "reverse
 
 
 def on_product(cell) -> list[str]:
-    """The argument of a function that has a product with W_hh."""
+    """The extra argument of functions that have a product with W_hh."""
     return ["dropout_h"] if "weight_hh" in cell.parameters else []
 
 

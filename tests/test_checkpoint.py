@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were written, or are refused with the reason; a crash leaves the old one or the new."""
+"""Checkpoints are read as they were written, or rejected with the reason; a crash leaves the old one or the new one."""
 
 import json
 import os

@@ -20,11 +20,11 @@ from benchmarks import checkpointing
 from gpurnn import kernels, reference
 from gpurnn.layers.recurrent import LAYERS
 
-# All combinations of options are drawn, those without effect too.
+# All combinations of options are drawn, including those without effect.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
 WINGS = {"reference": reference.clock, "native": reference.clock, "host": kernels.recurrence.layer}
-"""The modules that say of how many rows a chunk is."""
+"""The modules that set the number of rows in a chunk."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def wing(recurrent_wing):
 
 
 def assert_bits(actual, expected) -> None:
-    """Equal to the last bit, the sign of a zero too."""
+    """Check equality to the last bit, including the sign of a zero."""
     assert_same(actual, expected)
     for a, e in zip(arrays_of(actual), arrays_of(expected), strict=True):
         assert a.tobytes() == e.tobytes()
@@ -41,7 +41,7 @@ def assert_bits(actual, expected) -> None:
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    """Chunks of few rows, so that short sequences have several."""
+    """Use chunks of few rows, so that short sequences have several."""
     for module in WINGS.values():
         monkeypatch.setattr(module, "CHUNK_ROWS", 5)
 
@@ -59,7 +59,7 @@ CHUNKED = pairwise(
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("choice", CHUNKED, ids=lambda choice: "-".join(map(str, choice.values())))
 def test_parts_that_are_cut_between_chunks_give_the_bits_of_the_whole(wing, choice):
-    """What the contract between the API and a wing promises of `recurrence_chunk`, for the forward direction."""
+    """Check the contract of `recurrence_chunk` between the API and a wing, for the forward direction."""
     problem = draw(CELLS[choice["cell"]], choice["options"], T=7, B=3, I=2, H=3, dtype=choice["dtype"])
     forward, backward = wing.module.recurrence_forward, wing.module.recurrence_backward
     cut = choice["cut"]
@@ -86,7 +86,7 @@ def test_parts_that_are_cut_between_chunks_give_the_bits_of_the_whole(wing, choi
 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_a_last_step_alone_has_the_bits_that_it_has_in_the_whole(cell):
-    """A row alone is multiplied by weights in another order, and a sum's bits depend on its order."""
+    """A single row is multiplied by the weights in another order, and a sum's bits depend on its order."""
     layer, cut = LAYERS[cell](64, 8, rng=1), reference.clock.CHUNK_ROWS
     x = np.random.default_rng(0).normal(size=(cut + 1, 1, 64)).astype(np.float32)
     y, final = layer(x)
@@ -117,7 +117,7 @@ def problem_of(layer, T, B, lengths, resets, state, seed=0):
 
 
 def results(layer, arguments, cotangents, rng, **options):
-    """Outputs and gradients, those of the second of two pullbacks."""
+    """Outputs and gradients; the gradients are those of the second of two pullbacks."""
     outputs, pullback = layer.vjp(*arguments, rng=rng, **options)
     first = pullback(cotangents)
     second = pullback(cotangents)
@@ -205,7 +205,7 @@ def test_the_state_after_some_steps_is_that_of_the_steps_alone():
         (_, handed), pull = layer.vjp(x, state, lengths, resets, 7, state_after=n)
         np.testing.assert_array_equal(handed[0], alone[0][1][0])
         np.testing.assert_array_equal(handed[1], alone[0][1][1])
-        # Its gradient is that of the state of the steps alone, and what comes after it adds its own.
+        # The gradient of this state is that of the steps alone; the steps after it add their own.
         (dx, dstate0), grads = pull((None, dstate))
         (dx_alone, dstate0_alone), grads_alone = alone[1]((None, dstate))
         assert not dx[n:].any()
@@ -276,7 +276,7 @@ def test_on_arrays_that_are_no_numpy_arrays():
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_chunks_of_one_row(cell, each_wing, monkeypatch):
-    """A BLAS has other ways with one row than with many, so a chunk must be the same whatever it is a part of."""
+    """A BLAS treats one row differently from many, so a chunk must be the same whatever it is a part of."""
     monkeypatch.setattr(WINGS[each_wing], "CHUNK_ROWS", 1)
     layer = LAYERS[cell](37, 29)
     arguments, cotangents = problem_of(layer, 5, 1, None, False, True)
@@ -301,7 +301,7 @@ def bits_at_real_sizes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_sizes_at_which_a_blas_changes_its_ways(threads):
-    """In a process of its own, which is when a BLAS reads how many threads it may use."""
+    """In a new process, as a BLAS reads its number of threads at the start."""
     limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
     code = "import test_checkpointing; test_checkpointing.bits_at_real_sizes()"
     folder = Path(__file__).parent
@@ -313,7 +313,7 @@ def test_sizes_at_which_a_blas_changes_its_ways(threads):
 
 
 def peak(T: int, checkpoint_every) -> int:
-    """The most bytes held at a time beside x, y and their gradients."""
+    """The peak number of bytes, not counting x, y and their gradients."""
     layer = gpurnn.LSTM(2, 8, num_layers=2)
     x, dy = np.zeros((T, 4, 2), np.float32), np.ones((T, 4, 8), np.float32)
     most = most_bytes(lambda: layer.vjp(x, checkpoint_every=checkpoint_every)[1]((dy, None)))
@@ -323,7 +323,7 @@ def peak(T: int, checkpoint_every) -> int:
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_chunks")
 def test_memory_grows_like_the_root_of_the_steps():
-    peak(1, None)  # imports what is imported on first use
+    peak(1, None)  # imports the modules of first use
     short, long = (peak(T, "sqrt") for T in (144, 2304))
     assert long < 4 * short
     assert peak(576, None) > 3.5 * peak(144, None)

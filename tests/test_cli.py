@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says when something is wrong, and that it goes on after an interrupt."""
+"""The command line: its output, its messages when something is wrong, and resuming after an interrupt."""
 
 import inspect
 import json
@@ -26,7 +26,7 @@ from gpurnn.training.checkpoint import checkpoints, read_checkpoint
 from gpurnn.training.directory import RunDirectory
 
 TEXT = "the quick brown fox jumps over the lazy dog; then it sleeps.\n" * 12
-# The command without pictures, which take most of the time of a short run.
+# The command without plots, which take most of the time of a short run.
 UNDRAWN = "import sys; sys.modules['matplotlib'] = None; from gpurnn.cli import main; main()"
 SMALL = ["--embedding", "4", "--hidden", "6", "--batch", "4", "--window", "10", "--steps", "6", "--log-every", "2"]
 
@@ -43,7 +43,7 @@ def text(tmp_path):
     return path
 
 
-# Before click 8.2 a runner mixes stderr into stdout unless it is told not to.
+# Before click 8.2 a runner mixes stderr into stdout by default.
 APART = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
 
 
@@ -56,7 +56,7 @@ def run(*arguments, code=0):
 
 
 def refused(*arguments, code=2):
-    """What is said on stderr, which must be one line."""
+    """The single line on stderr."""
     result = run(*arguments, code=code)
     assert result.stderr.count("\n") == 1, result.stderr
     assert result.stderr.startswith("gpurnn: ")
@@ -64,7 +64,7 @@ def refused(*arguments, code=2):
 
 
 def last_line(*arguments, code):
-    """What is said on stderr after the progress bar."""
+    """The text on stderr after the progress bar."""
     return run(*arguments, code=code).stderr.splitlines()[-1]
 
 
@@ -228,7 +228,7 @@ def test_the_demo(tmp_path, monkeypatch):
     assert said.splitlines()[-1].startswith(f"expected    {os.path.join('gpurnn-demo', 'expected.png')}: ")
     assert "Assert statements are a convenient way to insert" in (out / "python-reference.txt").read_text()
     first = parameters(out)
-    # It replaces what an earlier demo left, and is resumed when asked to.
+    # It replaces an earlier demo's results, and is resumed on request.
     run("demo")
     assert_same(parameters(out), first)
     assert len([r for r in records(out) if "loss" in r]) == 3
@@ -259,7 +259,7 @@ def test_without_matplotlib_there_is_a_hint_and_no_failure(text, tmp_path, monke
     assert not (tmp_path / "run" / "loss.png").exists()
 
 
-# --- what it refuses ---
+# --- what it rejects ---
 
 
 def bad_files(folder):
@@ -372,7 +372,7 @@ def test_what_does_not_fit_into_memory_is_one_line(text, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_text_that_cannot_be_read_again_is_not_trained_on(text, tmp_path):
-    os.mkfifo(tmp_path / "pipe")  # and nothing is waited for
+    os.mkfifo(tmp_path / "pipe")  # nothing waits for it
     said = f"gpurnn: {tmp_path / 'pipe'}: no regular file, which --resume could not read again"
     assert refused("train", tmp_path / "pipe", "--out", tmp_path / "run").startswith(said)
     assert refused("train", text, "--validation", tmp_path / "pipe", "--out", tmp_path / "run").startswith(said)
@@ -393,7 +393,7 @@ CHINESE = "\u4e2d\u6587" * 300
 
 
 def in_latin_1(*arguments):
-    """A command whose output can hold no Chinese."""
+    """Run a command whose output encoding has no Chinese."""
     command = [sys.executable, "-m", "gpurnn", *map(str, arguments)]
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
@@ -462,7 +462,7 @@ def test_training_that_diverges_is_one_line_and_keeps_the_last_good_checkpoint(t
 
 
 def edited(out, change):
-    """Have ``change`` edit what run.json holds; returns the file."""
+    """Let ``change`` edit the contents of run.json; return the file."""
     path = out / "run.json"
     held = json.loads(path.read_text())
     change(held)
@@ -488,7 +488,7 @@ def test_a_run_json_that_no_command_line_wrote_is_rejected(text, tmp_path):
     for value in WRONG:
         try_to_resume(lambda held, value=value: held.update(options=value), damaged)
         try_to_resume(lambda held, value=value: held.update(files=value), damaged)
-    # These are of every kind that an option has.
+    # Options of every type.
     for option in ("hidden", "level", "tied", "lr", "validation", "patience"):
         try_to_resume(lambda held, option=option: held["options"].pop(option), damaged)
         default = json.loads(whole)["options"][option]
@@ -540,7 +540,7 @@ def test_a_directory_with_a_run_is_not_overwritten(text, tmp_path):
 
 
 def interrupted(text, out, at, *options):
-    """Train until a Ctrl-C comes in the middle of step ``at``."""
+    """Train until Ctrl-C arrives in the middle of step ``at``."""
     from gpurnn.optimizers import Adam
 
     step, taken = Adam.step, []
@@ -561,14 +561,14 @@ def test_an_interrupted_run_goes_on_to_the_same_end(text, tmp_path):
     out = tmp_path / "a run"
     said = interrupted(text, out, 4, "--dropout", 0.2)
     assert said == f"gpurnn: interrupted; step 4 is kept. Resume with: gpurnn train --out '{out}' --resume"
-    assert (out / "model.safetensors").exists()  # so far as it has got
+    assert (out / "model.safetensors").exists()  # the model so far
     said = run("train", "--out", out, "--resume").stdout
     assert "resuming at step 4 of 6" in said
     assert_same(parameters(out), parameters(tmp_path / "whole"))
     assert (out / "sample.txt").read_text() == (tmp_path / "whole" / "sample.txt").read_text()
     strip = [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records(out)]
     assert strip == [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records(tmp_path / "whole")]
-    # A finished run resumes to itself.
+    # Resuming a finished run changes nothing.
     run("train", "--out", out, "--resume")
     assert_same(parameters(out), parameters(tmp_path / "whole"))
 
@@ -645,7 +645,7 @@ def test_damaged_checkpoints(text, tmp_path):
 
 
 def test_control_c_in_a_real_process(text, tmp_path):
-    # Children of a process that ignores SIGINT ignore it too, as those of a test in the background do.
+    # Children of a process that ignores SIGINT ignore it too, for example those of a test in the background.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gpurnn.cli import main; main()"
     )
@@ -897,7 +897,7 @@ def test_what_is_wrong_with_stdin(text, tmp_path):
     said = piped(TEXT, "train", "-", "--out", out, *SMALL, code=2).stderr
     assert "holds text.txt, which no training run wrote there" in said
     assert files(out) == {(out / "text.txt").relative_to(out): b"mine"}
-    run("train", text, "--out", out, *SMALL)  # which does not write one
+    run("train", text, "--out", out, *SMALL)  # this writes no text.txt
     assert (out / "text.txt").read_text() == "mine"
 
 
@@ -912,7 +912,7 @@ def test_a_run_is_made_longer(text, tmp_path, schedule):
     said = run("train", "--out", tmp_path / "run", "--resume", "--steps", 12).stdout
     assert "resuming at step 6 of 12" in said
     run("train", "--out", tmp_path / "run", "--resume", "--steps", 15)
-    run("train", "--out", tmp_path / "run", "--resume")  # to where it is already
+    run("train", "--out", tmp_path / "run", "--resume")  # it is already there
     rates = {r["step"]: r["learning_rate"] for r in records(tmp_path / "run") if "loss" in r}
     assert list(rates) == [2, 4, 6, 8, 10, 12, 14, 15]
     if schedule == "constant":
@@ -927,7 +927,7 @@ def test_a_run_is_made_longer(text, tmp_path, schedule):
             ]
         }  # fmt: skip
         assert [r["learning_rate"] for r in first if "loss" in r] == [rates[step] for step in (2, 4, 6)]
-    # What was interrupted on the way is the same.
+    # A run that was interrupted on the way gives the same.
     interrupted(text, tmp_path / "other", 4, *options[len(SMALL) :])
     run("train", "--out", tmp_path / "other", "--resume", "--steps", 12)
     run("train", "--out", tmp_path / "other", "--resume", "--steps", 15)
@@ -974,7 +974,7 @@ def test_training_begins_with_another_model(text, tmp_path):
     begun = read_checkpoint(checkpoints(tmp_path / "tuned" / "checkpoints")[0])
     assert begun["step"] == 0
     assert_same(begun["params"], base.state_dict())
-    # The model of the beginning is needed no more.
+    # The base model is no longer needed.
     shutil.rmtree(tmp_path / "base")
     run("train", "--out", tmp_path / "tuned", "--resume", "--steps", 5)
     run("train", other, "--out", tmp_path / "again", "--from", tmp_path / "tuned" / "model.safetensors", "--steps", 1)
@@ -1013,7 +1013,7 @@ def test_replacing_a_run(text, tmp_path):
     assert_same(parameters(out), parameters(tmp_path / "same"))
     assert len([r for r in records(out) if "loss" in r]) == 3
     assert (out / "notes.txt").read_text() == "mine"
-    # What is wrong with the new run is said before the old one is gone.
+    # Errors of the new run are reported before the old one is deleted.
     before = files(out)
     refused("train", tmp_path / "none", "--out", out, *SMALL, "--replace")
     assert files(out) == before
@@ -1106,7 +1106,7 @@ def test_options_of_a_greedy_text_without_effect_are_said(text, tmp_path, option
     assert said.startswith("gpurnn: warning: --encoding has no effect without --text")
 
 
-# --- what computes, and what is said ---
+# --- what computes, and messages about it ---
 
 
 def test_the_kernels_on_the_cpu_train_and_write(text, tmp_path):
@@ -1119,7 +1119,7 @@ def test_the_kernels_on_the_cpu_train_and_write(text, tmp_path):
     ]
     assert written[0] == written[1] == written[2]
     assert run("evaluate", tmp_path / "cpu", text, "--device", "host").stdout.endswith("characters)\n")
-    assert gpurnn._dispatch.numpy_wing() == "reference"  # and no longer than that
+    assert gpurnn._dispatch.numpy_wing() == "reference"  # the choice ends with the command
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:1", ""])
@@ -1182,7 +1182,7 @@ def test_generating_words_as_they_are_drawn(tmp_path):
         assert written == (" " if prompt == " " else "") + expected + "\n"
 
 
-# --- whose a directory is ---
+# --- who owns a directory ---
 
 
 def files(directory):
@@ -1258,7 +1258,7 @@ def test_a_directory_in_use_is_said_with_the_process(text, tmp_path):
         process.kill()
         process.communicate()
     run_directory = RunDirectory(out)
-    with run_directory.locked(new=False):  # a killed process holds nothing
+    with run_directory.locked(new=False):  # a killed process holds no lock
         pass
 
 

@@ -1,4 +1,4 @@
-"""The compiler and its cache: nothing hangs, damaged files are made again, and files of others are not used."""
+"""The compiler and its cache: nothing hangs, damaged files are made again, and files of other users are not used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def source(tmp_path):
 
 
 class Maker:
-    """Writes a file and counts how often."""
+    """Writes a file and counts how often it did."""
 
     content = bytes(range(256)) * 40
 
@@ -51,7 +51,7 @@ class Maker:
 
 
 def compiler_of(tmp_path, monkeypatch, script: str) -> None:
-    """A compiler that runs ``script`` for anything but ``--version``."""
+    """Use a compiler that runs ``script`` for anything but ``--version``."""
     path = tmp_path / "a compiler"  # with a space in its path
     path.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo {tmp_path}; exit; fi\n{script}\n')
     path.chmod(0o755)
@@ -112,7 +112,7 @@ def test_a_time_limit_is_a_positive_number(monkeypatch, seconds):
 
 
 def test_those_who_wait_for_a_file_do_not_hang(cache, monkeypatch):
-    """Eight threads want what another process never finishes."""
+    """Eight threads wait for a file that another process never finishes."""
     make, messages = Maker(), []
     compiler.cached("other", make)
     monkeypatch.setenv("GPURNN_COMPILER_TIMEOUT", "0.5")
@@ -142,7 +142,7 @@ def test_those_who_wait_for_a_file_do_not_hang(cache, monkeypatch):
 
 
 def test_whatever_happens_to_a_file_it_is_made_again(cache):
-    """Every truncation to a multiple of 64 bytes, a flipped bit in every 64, and what else may be in its place."""
+    """Every truncation to a multiple of 64 bytes, a flipped bit in every 64, and other things in the file's place."""
     make = Maker()
     target = compiler.cached("file", make)
     checksum = cache / "file.sha256"
@@ -182,7 +182,7 @@ def flip(path: Path, at: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["library", "object"])
 def test_a_damaged_library_is_compiled_again_and_runs(cache, source, part):
-    """In processes of their own: what is left of a truncated library may end a process that loads it."""
+    """This runs in new processes, as loading a truncated library may end a process."""
     script = (
         "import sys, numpy as np; from gpurnn.kernels.launch import Module; x = np.zeros(1, np.float32)\n"
         "Module(sys.argv[1], ['one'], {'VALUE': '5'})['one']((1,), (1,), (x,)); assert x[0] == 5"
@@ -204,7 +204,7 @@ def test_a_damaged_library_is_compiled_again_and_runs(cache, source, part):
 
 
 def test_what_the_compiler_made_is_not_kept_where_it_failed(cache, source, tmp_path, monkeypatch):
-    compiler_of(tmp_path, monkeypatch, "exit 0")  # and has written nothing
+    compiler_of(tmp_path, monkeypatch, "exit 0")  # and wrote nothing
     with pytest.raises(CompilerError, match=r"cannot be written: .*No such file"):
         library(source)
     monkeypatch.delenv("CXX")
@@ -221,7 +221,7 @@ def test_a_library_that_does_not_load_is_named(cache, source, monkeypatch):
 
 
 def test_files_and_directories_of_the_cache_are_the_users_alone(tmp_path, monkeypatch):
-    """Whatever the process' mask of modes allows."""
+    """This holds whatever the process's umask allows."""
     monkeypatch.setenv("GPURNN_CACHE_DIR", str(tmp_path / "a" / "b"))
     make = Maker()
     before = os.umask(0)
@@ -333,7 +333,7 @@ def test_a_directory_that_cannot_be_is_an_error(tmp_path, monkeypatch):
 
 
 def test_where_others_can_write_the_default_directory_a_process_has_its_own(tmp_path, source):
-    """Which ends with the process, and not with its children."""
+    """The directory ends with the process, and not with its children."""
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
     (tmp_path / "tmp").mkdir(mode=0o700)
@@ -365,7 +365,7 @@ def test_where_others_can_write_the_default_directory_a_process_has_its_own(tmp_
 
 
 def test_without_fcntl_all_is_imported_compiled_and_locked(tmp_path, source):
-    """As on Windows."""
+    """This simulates Windows."""
     script = (
         "import sys; sys.modules['fcntl'] = None\n"
         "import numpy as np, gpurnn, gpurnn.kernels; from gpurnn.kernels.launch import Module; from gpurnn import cli\n"
@@ -393,7 +393,7 @@ def test_no_module_needs_one_system(monkeypatch):
 
 
 def test_without_users_and_modes_the_checksum_is_verified(cache, monkeypatch):
-    """As on Windows, which has no `os.geteuid`."""
+    """This simulates Windows, which has no `os.geteuid`."""
     monkeypatch.setattr(compiler, "_POSIX", False)
     for name in ("geteuid", "getuid", "killpg"):
         monkeypatch.delattr(compiler.os, name)

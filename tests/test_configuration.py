@@ -1,4 +1,4 @@
-"""repr, config and clone follow from the constructor: what they say of a layer makes one like it."""
+"""repr, config and clone follow from the constructor: they describe a layer well enough to make another like it."""
 
 import inspect
 import json
@@ -106,14 +106,14 @@ PLAIN = {
         },
     ),
 }  # fmt: skip
-"""Constructors whose arguments JSON can hold: by name, the sizes and an option of each name that is not its default."""
+"""Constructors with JSON-compatible arguments, by name: the sizes, and a value other than its default for each option."""
 
 OF_A_GRU = {"reset_after", "update"}
-REVERSE = {"reverse"}  # goes with a single direction
+REVERSE = {"reverse"}  # requires a single direction
 NOT_AN_OPTION = {
     **dict.fromkeys([kind.__name__ for kind in LAYERS.values()], REVERSE),
-    "DiagonalStateSpace": {"complex"},  # goes with no max_phase
-    # These go with another attention, and with a single direction.
+    "DiagonalStateSpace": {"complex"},  # excludes max_phase
+    # These require another attention, and a single direction.
     "EncoderDecoder": {"input_feeding", "bridge", *OF_A_GRU},
     **dict.fromkeys(["SequenceClassifier", "SequenceTagger", "SequenceRegressor", "Forecaster"], OF_A_GRU | REVERSE),
 }
@@ -229,7 +229,7 @@ def test_a_clone_of_a_kalman_filter_has_its_parameters():
 
 
 class Scale(Layer):
-    """A layer as a user writes one."""
+    """A layer that a user might write."""
 
     def __init__(self, factor, offset=0.0, *, keep=True):
         self.factor = factor
@@ -246,7 +246,7 @@ class Scale(Layer):
 
 
 class Wide(Scale):
-    """It passes options on, and changes a default."""
+    """A layer that passes options on and changes a default."""
 
     def __init__(self, factor=3, **options):
         super().__init__(factor, **{"keep": True, **options})

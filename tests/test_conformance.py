@@ -1,4 +1,4 @@
-"""The suite for anyone's kernels: it passes what is right, finds planted faults, and says what is not supported."""
+"""The conformance suite passes right kernels, finds planted faults, and reports unsupported options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRU = conformance.find("gpurnn", "gru")[0].function
 
 
 def kernel(cell: str):
-    """A right kernel of the form that the suite takes."""
+    """A right kernel, in the form that the suite takes."""
 
     return conformance.find("gpurnn", cell)[0].function
 
@@ -29,7 +29,7 @@ def found(function, cell="lstm", **options) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_right_kernels_pass_every_check(cell):
-    """On the wing that compiles nothing: the other ones are compared with it elsewhere."""
+    """Uses the wing that needs no compilation; other tests compare the other wings with it."""
     with gpurnn.use("reference"):
         report = conformance.run(kernel(cell), cell)
     assert report.passed, report.text()
@@ -70,7 +70,7 @@ def altered(cell, *, weights=None, outputs=None, gradients=None, arguments=None)
 
 
 def swapped(weights):
-    """The gates f and g of an LSTM in each other's place."""
+    """Exchange the gates f and g of an LSTM."""
     order = [0, 2, 1, 3]
     return {
         n: a if n == "weight_hr" else np.concatenate([np.split(a, 4)[k] for k in order]) for n, a in weights.items()
@@ -149,7 +149,7 @@ def test_planted_faults_are_found(name):
     fault, *expected = FAULTS[name]
     failures = found(altered("lstm", **fault))
     assert set(expected) <= failures
-    if expected[0][0] != "plain":  # nothing else is blamed
+    if expected[0][0] != "plain":  # no other option is blamed
         assert all("length" in option for option, _ in failures), failures
 
 
@@ -262,7 +262,7 @@ def test_the_command(tmp_path):
     assert bad.returncode == 1
     assert int(ElementTree.parse(tmp_path / "report.xml").getroot().find("testsuite").get("failures")) > 5
     form = command(tmp_path, "mine:textbook", "--cell", "gru", "--form", "reset_after=True", "--format", "json")
-    assert json.loads(form.stdout)["passed"] is False  # it is another form
+    assert json.loads(form.stdout)["passed"] is False  # it has the other form
     for arguments, said in (
         (("mine:textbook",), "cell is None, expected that of mine:textbook"),
         (("mine:none", "--cell", "gru"), "has no none"),

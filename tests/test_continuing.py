@@ -1,4 +1,4 @@
-"""Training that goes on, after an exception, in a copy, or for more steps, gives the bits of one uninterrupted run."""
+"""Training continued after an exception, in a copy, or for more steps gives the bits of one uninterrupted run."""
 
 import copy
 import json
@@ -47,7 +47,7 @@ def assert_same_run(one, other):
 
 
 class Clock:
-    """Seconds that pass only during steps, one in each."""
+    """A clock on which only steps take time, one second each."""
 
     now = 0.0
 
@@ -122,7 +122,7 @@ class Stop(Exception):
 
 
 def raiser(original, at, error, after=False):
-    """``original``, except that call number ``at`` raises, before or after it has done its work."""
+    """``original``, except that call number ``at`` raises, before or after doing its work."""
     calls = []
 
     def function(*arguments, **options):
@@ -193,14 +193,14 @@ def whole(tmp_path_factory):
     ids=str,
 )
 def test_training_goes_on_after_an_exception_as_if_nothing_had_happened(tmp_path, whole, place, at, error):
-    """Each error at a quarter of the moments; the others are slow tests."""
+    """Each error occurs at a quarter of the moments; slow tests cover the rest."""
     part = whole_run(tmp_path / "part")
     break_at(part, place, at, error)
     with pytest.raises(type(error)):
         part.train()
     part.train()
     assert_same_run(part, whole)
-    # And from the disk.
+    # The same after loading from disk.
     resumed = whole_run(tmp_path / "part")
     assert resumed.resume() == STEPS
     resumed.train()
@@ -249,7 +249,7 @@ def test_a_torn_update_is_not_gone_on_from(tmp_path, after):
 
 
 def copy_of(run):
-    """A trainer whose optimizer is whole again, as far as pickling goes."""
+    """A copy of a trainer, without the patched ``step`` of its optimizer."""
     found = copy.copy(run)
     found.optimizer = copy.copy(run.optimizer)
     found.optimizer.__dict__.pop("step", None)
@@ -307,7 +307,7 @@ def test_the_state_of_a_model_is_restored_after_an_exception():
 
 
 class Counting:
-    """A model whose state is one array that every call changes, and that its loss depends on."""
+    """A model whose state is one array, which every call changes and the loss depends on."""
 
     def __init__(self):
         self.params, self.calls = {"weight": np.zeros(2)}, np.zeros(2)
@@ -351,7 +351,7 @@ SCHEDULES = [
 
 
 def extended(tmp_path, how, first, steps, **options):
-    """A run of ``first`` steps that is made to have ``steps``."""
+    """A run of ``first`` steps that is extended to ``steps``."""
     run = whole_run(tmp_path / "part", first, **copy.deepcopy(options))
     run.train()
     if how == "train":
@@ -381,7 +381,7 @@ def test_more_steps_give_the_bits_of_one_long_run_for_every_schedule(tmp_path, h
 
 
 def stopping(patience):
-    """Options of runs of 18 steps, of which those with a patience of 1 and 2 stop early."""
+    """Options of runs of 18 steps; with a patience of 1 or 2 they stop early."""
     options = {"optimizer": SGD(lr=3.0), "schedule": None, "validation_interval": 2, "patience": patience}
     return options if patience < 3 else {**options, "validation": stream(), "optimizer": SGD(lr=0.1)}
 
@@ -561,7 +561,7 @@ def test_numpy_scalars_as_options_are_logged_and_saved(tmp_path, kind):
 
 
 class Counted(TokenStream):
-    """Data of a user, whose counts are NumPy's."""
+    """A user's data, with counts that are NumPy scalars."""
 
     def num_batches(self, epoch):
         return np.int64(len(self))

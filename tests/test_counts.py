@@ -1,4 +1,4 @@
-"""What the counts build of the host executor counts, for kernels whose counts can be worked out by hand."""
+"""The counts build of the host executor, for kernels whose counts can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_read_only_and_atomic_accesses():
 
 @pytest.mark.parametrize(
     ("stride", "wavefronts"),
-    # Neighbours in neighbouring banks; two lanes to a bank; an odd number of words; all in one bank; a broadcast.
+    # Neighbours in neighbouring banks; two lanes in each bank; an odd number of words; all in one bank; a broadcast.
     [(1, 1), (2, 2), (3, 1), (32, 32), (0, 1)],
 )
 def test_lanes_that_meet_in_a_bank_are_served_one_after_another(stride, wavefronts):
@@ -169,7 +169,7 @@ def test_an_exchange_between_blocks(seed):
         np.testing.assert_array_equal(counts[name], np.ones((3, 2)), err_msg=name)
     np.testing.assert_array_equal(counts["published_load_bytes"], np.full((3, 2), 128))
     np.testing.assert_array_equal(counts["barriers"], np.full((3, 2), 2))
-    # The first thread arrives, and reads the word until all have.
+    # The first thread arrives, and polls the word until all have arrived.
     np.testing.assert_array_equal(counts["atomics"], [[2, 0]] * 3)
     assert not counts["spins"][:, 1].any()
     assert counts["spins"][:, 0].min() == 0  # the last to arrive never spins
@@ -213,7 +213,7 @@ def test_counting_changes_no_bits(schedule):
 def test_which_warps_multiply():
     """The block schedule, H 64, one row of the batch: 8 warps have four each of the 32 tiles of 8 weight rows.
 
-    Eight lanes have a tile, of four rows of the batch, and two widths of 32 columns, whose weights are in registers.
+    Eight lanes share a tile of four rows of the batch, and two widths of 32 columns, whose weights are in registers.
     """
     weights = {name: np.ones((256, 64), np.float32) for name in ("weight_ih", "weight_hh")}
     state = np.zeros((1, 1, 64), np.float32), np.zeros((1, 1, 64), np.float32)
@@ -222,14 +222,14 @@ def test_which_warps_multiply():
     (only,) = (counts for counts in launches if counts.kernel.startswith("forward"))
     of_product = 8 * 4 * 4 * 2  # rows of weights and of the batch, numbers of a packet, widths
     assert only["multiply_adds"][0, 2:].tolist() == [of_product] * 6
-    of_gates = 2  # f c + i g is one, and so is 1 - sigma in a divergent branch at most; two warps have a unit a lane
+    of_gates = 2  # f c + i g is one, as is 1 - sigma in a divergent branch at most; in two warps each lane has a unit
     assert all(of_product < n <= of_product + of_gates for n in only["multiply_adds"][0, :2])
-    # Of the operand each lane reads a packet of every row and width.
+    # Each lane reads one packet of the operand for every row and width.
     assert only["shared_loads"][0, 7] == 4 * 2
 
 
 def _translation_units():
-    """One of each source, struct and dtype: variants differ in arguments that change no types."""
+    """One unit for each source, struct and dtype: variants differ only in arguments that change no types."""
     wings = attention, dropout, embedding, linear_scan, losses, optim, struct
     found = {}
     for unit in (unit for part in wings for unit in part.modules()):
@@ -262,7 +262,7 @@ def test_a_step_is_what_one_step_more_adds(schedule):
 
 BYTES = ("load_bytes", "read_only_load_bytes", "published_load_bytes", "store_bytes", "published_store_bytes")
 
-PREDICTED = [  # cell, schedule, sizes and what else the device is given
+PREDICTED = [  # cell, schedule, sizes and other properties of the device
     pytest.param("lstm", "step-fused", {"B": 2, "H": 8}),
     pytest.param("lstm", "block", {"B": 2, "H": 8}),
     pytest.param("lstm", "persistent", {"B": 2, "H": 8}),
@@ -270,7 +270,7 @@ PREDICTED = [  # cell, schedule, sizes and what else the device is given
     pytest.param("lstm", "scatter", {"B": 9, "H": 31, "multiprocessors": 8}),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in [
         ("lstm", "stepwise", {"B": 3, "H": 5}),
-        ("lstm", "step-fused", {"B": 37, "H": 33}),  # more rows and columns than tiles have, blocks that are not full
+        ("lstm", "step-fused", {"B": 37, "H": 33}),  # more rows and columns than a tile, partly filled blocks
         ("lstm", "persistent", {"B": 5, "H": 70}),
         ("lstm", "persistent", {"B": 3, "H": 130, "multiprocessors": 4, "shared_memory_per_block": 78_000}),  # pieces
         ("rnn-tanh", "stepwise", {"B": 7, "H": 40}),
@@ -294,7 +294,7 @@ PREDICTED = [  # cell, schedule, sizes and what else the device is given
 
 @pytest.mark.parametrize(("name", "schedule", "sizes"), PREDICTED)
 def test_bytes_are_predicted_as_they_are_counted(name, schedule, sizes, monkeypatch):
-    """Of all blocks in a step, of two directions."""
+    """For all blocks in a step, in two directions."""
     sizes = {"multiprocessors": 6, "dtype": "float32", **sizes}
     B, H, dtype = (sizes.pop(size) for size in ("B", "H", "dtype"))
     device, cell = dataclasses.replace(devices.lookup("H100"), **sizes), (CELLS | OPTIONED)[name]
@@ -326,12 +326,12 @@ def test_bytes_are_predicted_as_they_are_counted(name, schedule, sizes, monkeypa
     [
         (LSTM(), "H100", "persistent", (11_000, 11_200)),
         (GRU(True), "H100", "persistent", (9_200, 8_600)),
-        (LSTM(), "A100", "scatter", (14_400, 13_500)),  # which has 104 blocks for 128
+        (LSTM(), "A100", "scatter", (14_400, 13_500)),  # its 104 blocks do the work of 128
     ],
     ids=str,
 )
 def test_a_step_of_a_wide_layer(cell, device, schedule, most):
-    """The products of all warps are alike, and little is done besides: multiply-adds alone are 9,216, a GRU's 6,912."""
+    """All warps multiply equally, with little other work: multiply-adds alone are 9,216, for a GRU 6,912."""
     step = benchmark.of_step(cell, 16, 768, schedule=schedule, device=device)
     for counts, instructions in zip((step["forward"], step["backward"]), most, strict=True):
         assert counts.instructions.sum(axis=1).max() <= instructions
@@ -360,7 +360,7 @@ def test_the_report_of_options_says_what_each_adds():
     assert [row[2] for row in rows[:3]] == ["none", "`activation='relu'`", "`clip=5.0`"]
     assert not [cell for cell in rows[0] if "(" in cell]
     assert "(+" in rows[2][3]
-    assert "(+" in rows[-1][5]  # of zoneout the masks are read
+    assert "(+" in rows[-1][5]  # zoneout reads its masks
 
 
 def test_every_option_is_counted():

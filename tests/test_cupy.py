@@ -1,4 +1,4 @@
-"""What the library asks of CuPy is there, and its launches get through CuPy as they are meant to. No GPU is needed."""
+"""CuPy has all the functions that the library uses, and launches pass through CuPy as intended. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ needs_nvrtc = pytest.mark.skipif(nvrtc.missing(), reason=str(nvrtc.missing()))
 
 
 def run(code: str, *arguments: str, cache: Path) -> None:
-    """pytest with these arguments after ``code``, in a process where CuPy is not imported yet."""
-    # At Python's own end CuPy would free its memory through what is gone by then.
+    """Run pytest with these arguments after ``code``, in a process where CuPy is not imported yet."""
+    # At its normal exit Python would have CuPy free memory through objects that no longer exist.
     whole = f"import os, pytest, sys; {code}; ended = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(ended)"
     ended = subprocess.run(
         [sys.executable, "-c", whole, "-p", "no:cacheprovider", "-n0", *arguments],
@@ -46,7 +46,7 @@ def test_launches_get_through_cupy(tmp_path):
 @pytest.mark.slow
 @needs_nvrtc
 def test_the_tests_for_a_gpu_pass_with_genuine_cupy_arrays(tmp_path):
-    """All of ``-m gpu`` but for many a cell, option and size of the recurrences, which go one way through CuPy."""
+    """All of ``-m gpu``, except many cells, options and sizes of recurrences, which take the same path through CuPy."""
     few = "not test_schedules_agree and not test_awkward_sizes"
     setup = "import cupy_on_host; cupy_on_host.compute_with_numpy(); cupy_on_host.DRIVER.is_late = True"
     run(setup, "-m", "gpu", "-k", few, str(TESTS), cache=tmp_path)
@@ -65,7 +65,7 @@ def test_the_text_given_to_cupy_changes_with_what_it_includes(tmp_path):
 
 
 def asked(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
-    """Each ``xp.name``, and the keywords of a call of it."""
+    """Each ``xp.name`` in the code, with the keywords of a call of it."""
     nodes = list(ast.walk(tree))
     calls = {id(node.func): {k.arg for k in node.keywords if k.arg} for node in nodes if isinstance(node, ast.Call)}
     inner = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
@@ -76,7 +76,7 @@ def asked(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
 
 @pytest.mark.parametrize(("package", "library"), [("gpurnn.kernels", "cupy"), ("gpurnn", "array_api_compat.cupy")])
 def test_cupy_has_what_is_asked_of_a_namespace(package, library):
-    """No GPU runs it here, so that it's there under this name and takes these keywords is what can be said."""
+    """Without a GPU, only the name and its keywords can be checked."""
     xp = importlib.import_module(library)
     files = Path(importlib.import_module(package).__file__).parent.rglob("*.py")
     found = [(path.name, *use) for path in files for use in asked(ast.parse(path.read_text()))]
@@ -85,7 +85,7 @@ def test_cupy_has_what_is_asked_of_a_namespace(package, library):
         function = operator.attrgetter(name.removeprefix("xp."))(xp)
         try:
             parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):  # no function, or a compiled one that doesn't tell
+        except (TypeError, ValueError):  # not a function, or a compiled one that hides its signature
             continue
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             assert keywords <= {p.name for p in parameters}, f"{file}: {name}"

@@ -1,4 +1,4 @@
-"""Curricula: what takes part in an epoch, and training over epochs of different numbers of batches."""
+"""Curricula: which examples an epoch has, and training over epochs with different numbers of batches."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_an_epoch_has_all_that_is_easy_enough_and_nothing_else(epoch):
     found = []
     for index in range(data.num_batches(epoch)):
         batch = data.batch(epoch, index)
-        found += [length + 1 for length in batch.lengths.tolist()]  # the last token is no input
+        found += [length + 1 for length in batch.lengths.tolist()]  # the last token is not an input
     assert sorted(found) == sorted(length for length in LENGTHS if length <= limit)
     assert data.num_batches(epoch) == math.ceil(len(found) / 2)
 
@@ -97,7 +97,7 @@ def test_training_takes_every_batch_of_every_epoch():
     assert [data.num_batches(epoch) for epoch in range(6)] == SIZES
     assert data.asked == ASKED
     assert run.step == run.total == sum(SIZES)
-    # A line's epoch says how far it has come when the step is done.
+    # The epoch in a line is the progress at the end of the step.
     expected = [epoch + (index + 1) / SIZES[epoch] for epoch, index in ASKED]
     assert [record["epoch"] for record in run.history] == pytest.approx(expected, rel=1e-15)
 

@@ -1,4 +1,4 @@
-"""Decoders against PyTorch's, against central differences, and one way of computing them against the other."""
+"""Decoders, compared with PyTorch's, with central differences, and between the ways of computing them."""
 
 import functools
 
@@ -12,7 +12,7 @@ from tolerance import assert_all_close, assert_golden, assert_same, check_gradie
 import gpurnn
 from gpurnn.layers import Decoder
 
-# All combinations of options are drawn, those without effect too.
+# All combinations of options are drawn, including those without effect.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
 TORCH_GRU = {"reset_after": True, "update": "state"}
@@ -29,7 +29,7 @@ KINDS = {
 
 
 def loaded(layer, values):
-    """The layer with some of its parameters replaced by arrays of any shape that fits the others."""
+    """The layer with some parameters replaced by arrays, of any shape that fits the others."""
     own = layer._own if isinstance(layer, Decoder) else layer.params
     for name, value in values.items():
         (layer.recurrent.params if name in layer.recurrent.params else own)[name] = value
@@ -204,7 +204,7 @@ def test_a_call_is_its_steps_and_what_vjp_returns(kind, layers, each_wing):
 def test_memory_past_a_length_is_not_read(kind):
     decoder, x, memory, state, lengths = problem(kind)
     (output, weights, final), pull = decoder.vjp(x, memory, state, lengths)
-    # A copy: the first pullback holds the array itself.
+    # Copy it, as the first pullback holds the array itself.
     memory = memory.copy()
     memory[2:, 1] = np.nan
     (other, alpha, last), pull_other = decoder.vjp(x, memory, state, lengths)

@@ -1,4 +1,4 @@
-"""Decoding a model that is small enough to know all of its sequences."""
+"""Decoding of a model so small that all its sequences are known."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ V, BEGIN, END, LONGEST = 4, 1, 2, 4
 
 
 class Known:
-    """A model of B rows whose logits are a random function of the whole prefix; its state is the prefixes."""
+    """A model of B rows. Its logits are a random function of the whole prefix, and its state is the prefixes."""
 
     def __init__(self, seed, B, sharpness=1.5):
         self.seed, self.B, self.sharpness = seed, B, sharpness
@@ -21,7 +21,7 @@ class Known:
         return np.random.default_rng([self.seed, row, *prefix]).normal(size=V) * self.sharpness
 
     def looked(self, row, prefix):
-        """Where the step after a prefix looks, of three positions."""
+        """The attention over three positions of the step after a prefix."""
         weights = np.random.default_rng([self.seed, 99, row, *prefix]).random(3)
         return weights / weights.sum()
 
@@ -49,7 +49,7 @@ class Known:
         return float(np.log(np.minimum(looked, 1)).sum())
 
     def sequences(self):
-        """All that end within LONGEST tokens."""
+        """All sequences that end within LONGEST tokens."""
         others = [token for token in range(V) if token != END]
         for n in range(LONGEST):
             for prefix in itertools.product(others, repeat=n):
@@ -84,7 +84,7 @@ def test_a_beam_of_all_prefixes_finds_the_best_sequences(seed, alpha, beta):
 @pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.0), (1.0, 0.4)])
 @pytest.mark.parametrize("beam_size", [1, 2, 3])
 def test_a_narrow_beam_keeps_its_likeliest_prefixes(seed, alpha, beta, beam_size):
-    """A search written with lists, of one row, which never stops early."""
+    """The expected result is a search over lists, one row at a time, which never stops early."""
     model = Known(seed, B=2, sharpness=1.0)
     found = search(model, beam_size=beam_size, alpha=alpha, beta=beta, best=beam_size)
     for row in range(2):
@@ -159,7 +159,7 @@ def test_the_search_stops_when_nothing_can_win_any_more():
     model = Certain(0, B=2)
     search(model, beam_size=2, alpha=0.6)
     assert model.steps == 1
-    # Of two that are asked for, the second ends a step later.
+    # Of the two requested, the second ends a step later.
     search(model, beam_size=2, alpha=0.6, best=2)
     assert model.steps == 3
 
@@ -176,7 +176,7 @@ def test_frequencies_are_the_probabilities_of_what_is_kept(options, kept):
     expected = np.zeros(4)
     expected[kept] = p[kept] / p[kept].sum()
     found = np.bincount(drawn, minlength=4) / n
-    # Five standard deviations.
+    # The tolerance is five standard deviations.
     assert (np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / n)).all()
 
 
@@ -198,7 +198,7 @@ def test_the_largest_random_number_draws_what_is_kept():
     assert decoding.draw(np.append(logits, [[-1e9, -np.inf]], axis=1), Last()).tolist() == [3]
     assert decoding.draw(logits, Last(), top_k=2).tolist() == [2]
     assert decoding.draw(logits, Last(), top_p=0.5).tolist() == [2]
-    # 3 x 0.1 rounds: the point may reach the whole.
+    # 3 x 0.1 is rounded: the point may equal the total.
     assert decoding.draw(np.zeros((1, 3)), Last(), temperature=0.1, top_p=0.5).tolist()[0] in (1,)
 
 
@@ -220,7 +220,7 @@ def test_samples_end_with_the_end_symbol_and_are_padded():
 def test_the_likeliest_are_those_of_a_stable_sort(seed):
     rng = np.random.default_rng(seed)
     for size in (1, 2, 7, 300):
-        # Few distinct values make ties, also with the last one that belongs to the result.
+        # Few distinct values make ties, including ties with the last value that belongs to the result.
         values = rng.integers(0, rng.integers(1, 9), (5, size)) / 4
         values[rng.random(values.shape) < 0.3] = -np.inf
         values[0] = -np.inf
@@ -230,7 +230,7 @@ def test_the_likeliest_are_those_of_a_stable_sort(seed):
 
 
 def sorted_draw(logits, rng, *, temperature=1.0, top_k=None, top_p=None):
-    """The definition: sort all tokens, keep the first ones, draw by the inverse of their distribution."""
+    """A draw by its definition: sort all tokens, keep the first ones, and invert their distribution."""
     tokens = []
     for row, u in zip(logits, rng.random(len(logits)), strict=True):
         order = np.argsort(-row, kind="stable")[:top_k]
@@ -248,7 +248,7 @@ def sorted_draw(logits, rng, *, temperature=1.0, top_k=None, top_p=None):
 )
 @pytest.mark.parametrize("width", [0.01, 2.0])
 def test_a_draw_from_the_likeliest_is_that_of_the_definition(options, width):
-    """A nucleus of more than 64 tokens too, which takes more than one attempt to find."""
+    """Includes a nucleus of more than 64 tokens, which takes more than one attempt to find."""
     logits = width * np.random.default_rng(1).normal(size=(40, 2000))
     found = decoding.draw(logits, np.random.default_rng(7), **options)
     assert found.tolist() == sorted_draw(logits, np.random.default_rng(7), **options)
@@ -291,7 +291,7 @@ class Broken(Known):
 
     def logits(self, row, prefix):
         logits = super().logits(row, prefix)
-        logits[END] -= 1  # so that greedy decoding goes on
+        logits[END] -= 1  # so that greedy decoding continues
         if row == self.row and len(prefix) > self.after:
             logits[0] = self.value
             if self.value == -np.inf:

@@ -1,4 +1,4 @@
-"""What is deprecated warns the caller, at the caller's line, and works as before."""
+"""Deprecated names warn the caller, at the caller's line, and work as before."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks device`: what it checks, what becomes of failures, and that it says where there is no GPU."""
+"""`python -m benchmarks device`: its checks, its handling of failures, and its message without a GPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_without_a_gpu_one_line_says_so():
 @pytest.mark.kernels
 @pytest.mark.slow
 def test_every_family_of_kernels_is_checked_and_agrees(monkeypatch):
-    """By the host executor."""
+    """The host executor runs the kernels."""
     sources, call = set(), launch.Bound.__call__
 
     def noted(bound, *values):
@@ -99,7 +99,7 @@ def test_the_checks_run_under_each_tool(tmp_path, monkeypatch, exit_status, agre
 @pytest.mark.slow
 @pytest.mark.skipif(nvrtc.missing(), reason=str(nvrtc.missing()))
 def test_what_is_measured_gets_through_cupy(tmp_path):
-    """Over the driver of `cupy_on_host`, whose events say that a millisecond has gone by."""
+    """Uses the driver of `cupy_on_host`, whose events report that a millisecond has passed."""
     pytest.importorskip("cupy", reason="CuPy isn't installed")
     code = (
         "import json, os, cupy_on_host; cupy_on_host.compute_with_numpy(); from benchmarks import device\n"

@@ -1,4 +1,4 @@
-"""`gpurnn diagnose`: what it says is what the analysis measures, and its refusals."""
+"""`gpurnn diagnose`: its output agrees with the analysis, and it rejects bad arguments."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def test_the_gradients_are_those_of_the_last_prediction_through_all_layers(
     dlogits = np.zeros_like(logits)
     dlogits[-1] = gpurnn.cross_entropy.vjp(logits[-1], tokens[-1:])[1](np.ones((), np.float32))[0]
     (_, dstate0), _ = pullback((dlogits, None))
-    dstate0 = dstate0[0] if residual else dstate0  # h of (h, c)
+    dstate0 = dstate0[0] if residual else dstate0  # the h of (h, c)
     for k in (0, 1):
         norms = drawn[f"l{k}: $\\|\\partial L_T / \\partial h_t\\|$"]
         assert norms.shape == (9, 1)

@@ -1,4 +1,4 @@
-"""Functions of saturating arguments keep their digits where they are small, on both wings."""
+"""Functions keep their digits where saturating arguments make them small, on both wings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ pytestmark = pytest.mark.usefixtures("each_wing")
 
 DTYPES = ("float32", "float64")
 ROUNDINGS = 16
-"""Of a few elementary functions and products, each good to two or three units in the last place."""
+"""The roundings of a few elementary functions and products, each good to two or three units in the last place."""
 
 
 def assert_digits(actual, exact, roundings=ROUNDINGS) -> None:
-    """``exact``, of long doubles, to ``roundings`` epsilons of each number, down to where the dtype underflows."""
+    """Compare with ``exact`` in long doubles, to ``roundings`` epsilons of each number down to underflow."""
     assert actual.shape == exact.shape
     limit = roundings * (epsilon(actual.dtype) * np.abs(exact) + np.finfo(actual.dtype).tiny)
     error = np.abs(actual - exact)
@@ -38,19 +38,19 @@ def sigma(a):
 
 
 def arguments(dtype: str):
-    """Of sigma and its kin, from where it underflows to where its complement does, and beyond."""
+    """Arguments of sigma and similar functions, from the underflow of sigma to that of its complement, and beyond."""
     reach = 1.2 * np.log(np.finfo(dtype).max)
     a = np.concatenate([np.linspace(-reach, reach, 401), [0, 1e-30, -1e-30, 1e30, -1e30]])
     return a.astype(dtype)
 
 
 def parts(dtype: str):
-    """The arguments, some at a time: a step of so many hidden units takes the square of their number."""
+    """The arguments in parts, as the memory of a step grows with the square of the number of hidden units."""
     return np.array_split(arguments(dtype), 8)
 
 
 def step(op, gates: int, which: int, a, state: float, **options):
-    """One step and its pullback; gate ``which`` has the arguments ``a``, a hidden unit each, the others 0.7."""
+    """A step and its pullback. Gate ``which`` has the arguments ``a``, one for each unit; the others have 0.7."""
     H, dtype = len(a), a.dtype
     bias = np.full((gates, H), 0.7, dtype)
     bias[which] = a
@@ -145,7 +145,7 @@ def test_gelu_keeps_its_digits(dtype):
     w = np.clip(wide(a), -1000, 1000)
     twice = 2 * np.sqrt(2 / wide(np.pi)) * (w + wide("0.044715") * w**3)
     exact = sigma(twice)
-    # exp multiplies the rounding of its argument.
+    # exp amplifies the rounding of its argument.
     roundings = ROUNDINGS + 4 * np.minimum(np.abs(twice), 800)
     assert_digits(y, wide(a) * exact, roundings)
     terms = exact, w * sigma(twice) * sigma(-twice) * 2 * np.sqrt(2 / wide(np.pi)) * (1 + 3 * wide("0.044715") * w**2)
@@ -157,7 +157,7 @@ def test_gelu_keeps_its_digits(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", [2, 3, 40, 1100])
 def test_cross_entropy_keeps_its_digits(classes, dtype):
-    """A label that is all but certain, and one that is all but impossible, beside logits that differ little."""
+    """The label is nearly certain or nearly impossible; the other logits differ little."""
     reach = 0.9 * np.log(np.finfo(dtype).max)
     margin = np.linspace(-reach, reach, 101).astype(dtype)
     rng = np.random.default_rng(0)
@@ -168,7 +168,7 @@ def test_cross_entropy_keeps_its_digits(classes, dtype):
     x = wide(logits)
     below = np.exp(x - x[np.arange(len(margin)), labels][:, None])
     below[np.arange(len(margin)), labels] = 0
-    rest = below.sum(axis=1)  # of p_c / p_label
+    rest = below.sum(axis=1)  # the sum of p_c / p_label
     roundings = ROUNDINGS + classes + 2 * np.abs(margin)
     assert_digits(loss, np.log1p(rest), roundings)
     exact = below / (1 + rest)[:, None]

@@ -27,7 +27,7 @@ EXTREMES = (0, 1, -1, 127, 2**31 - 1, -(2**31), 2**40, 2**63 - 1, -(2**63))
 
 @pytest.fixture
 def bounded():
-    """Limits the memory to one gigabyte more than is in use, and the time to ten minutes for thousands of small files."""
+    """Allows one gigabyte of memory more than is in use, and ten minutes for thousands of small files."""
     for library in ("torch", "onnx", "h5py", "safetensors.numpy"):  # importing these takes more
         with contextlib.suppress(ImportError):
             importlib.import_module(library)

@@ -1,4 +1,4 @@
-"""Multi-head attention compared with `torch.nn.MultiheadAttention`: masks, sizes of keys and values, axes, gradients."""
+"""Multi-head attention against `torch.nn.MultiheadAttention`: masks, sizes of keys and values, axes, gradients."""
 
 from __future__ import annotations
 

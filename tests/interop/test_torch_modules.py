@@ -374,7 +374,7 @@ def test_advice_is_in_the_terms_of_pytorch():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_compiler_keeps_the_graph_whole(name):
-    """AOTAutograd traces forward and backward; the default backend needs a C++ compiler and would prove nothing more."""
+    """AOTAutograd traces forward and backward; the default backend needs a C++ compiler and proves nothing more."""
     module = modules.__dict__[name](I, H, 2, bidirectional=True, dtype=torch.float64)
     head = torch.nn.Linear(2 * H, 2, dtype=torch.float64)
 
