@@ -106,7 +106,7 @@ PLAIN = {
         },
     ),
 }  # fmt: skip
-"""Constructors with JSON-compatible arguments, by name: the sizes, and a value other than its default for each option."""
+"""Constructors with JSON-compatible arguments, by name: the sizes, and a value other than the default per option."""
 
 OF_A_GRU = {"reset_after", "update"}
 REVERSE = {"reverse"}  # requires a single direction
