@@ -1,6 +1,6 @@
-"""Training on several processes: the bits of shards, sums that match, errors that end all, kills and resumes.
+"""Training on several processes: the bits of shards, matching sums, errors that end all, kills and resumes.
 
-The communicator of these tests is made of threads; those marked slow start processes by mpiexec and torchrun.
+The communicator of these tests is made of threads; tests marked slow start processes with mpiexec and torchrun.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from gpurnn.training import CheckpointError, PaddedBatches, TokenStream, Trainer
 
 
 class Threads(distributed.Communicator):
-    """One of several threads, which exchange values by a list that they share."""
+    """One of several threads, which exchange values through a shared list."""
 
     def __init__(self, rank, size, shared):
         self.rank, self.size, self._shared = rank, size, shared
@@ -59,7 +59,7 @@ class Threads(distributed.Communicator):
 
 
 def on_threads(size, function):
-    """The results of ``function(communicator)`` of each of so many threads, or the exceptions."""
+    """The results, or the exceptions, of ``function(communicator)`` on each of ``size`` threads."""
     shared = ([None] * size, threading.Barrier(size))
     results = [None] * size
 
@@ -78,7 +78,7 @@ def on_threads(size, function):
 
 
 def tree(values):
-    """The sum of halves, by the definition."""
+    """The sum of the halves, by definition."""
     if len(values) == 1:
         return values[0]
     half = 1 << ((len(values) - 1).bit_length() - 1)
@@ -232,7 +232,7 @@ def test_fit_of_every_model_shares_out_its_batches(kind):
 
 
 def with_dropout(kind):
-    """A model that draws at random, and its data."""
+    """A model that draws random numbers, its data and options."""
     rng = np.random.default_rng(0)
     if kind == "zoneout":
         vocabulary = gpurnn.CharVocabulary.from_text("abcdef")
@@ -250,7 +250,7 @@ def with_dropout(kind):
 
 @pytest.mark.parametrize("kind", ["zoneout", "scheduled sampling"])
 def test_dropout_is_that_of_a_row_of_the_whole_batch(kind):
-    """Whatever draws at random, several processes and shards give what one process does with the whole batch."""
+    """Several processes and shards make the same random draws as one process does with the whole batch."""
 
     def steps(communicator, shards=None):
         model, data, options = with_dropout(kind)
@@ -268,7 +268,7 @@ def test_dropout_is_that_of_a_row_of_the_whole_batch(kind):
 
 
 def drawn(communicator):
-    """The step and what its rng draws first, of each shard that this process computes."""
+    """The step, and the first number its rng draws, for each shard that this process computes."""
     model, trainer = small(communicator, 4, steps=3)
     compute, draws = model.loss_and_gradients, []
 
@@ -283,7 +283,7 @@ def drawn(communicator):
 
 def test_randomness_of_a_shard_follows_from_its_step_and_number():
     alone = drawn(None)
-    # No two steps and no two shards are alike; of the last three rows one shard has none.
+    # No two draws are alike, in steps or in shards. The last step has only three rows, so one shard is empty.
     assert len({draw for _, draw in alone}) == len(alone) == 4 + 4 + 3
     for size in (2, 3):
         assert sorted(itertools.chain(*on_threads(size, drawn))) == sorted(alone)
@@ -349,7 +349,7 @@ def test_an_error_of_one_process_ends_all():
 
 
 def differing(communicator, what):
-    """`small`, whose options ``what`` gives process 1 alone."""
+    """`small`, where only process 1 has the options ``what``."""
     own = dict(what) if communicator.rank == 1 else {}
     steps, parameters = own.pop("steps", 6), own.pop("parameters", None)
     model, trainer = small(communicator, own.pop("shards", None), **own)
@@ -383,7 +383,7 @@ def test_trainers_that_differ_are_rejected_in_all_processes(what, message):
 
 @pytest.mark.parametrize("shards", [None, 2])
 def test_processors_that_differ_are_rejected_with_shards(monkeypatch, shards):
-    """They would give other bits than one process does."""
+    """The bits would differ from those of one process."""
     own = threading.local()
     monkeypatch.setattr(gpurnn._dispatch, "computing", lambda array: f"native ({own.instructions})")
 
@@ -410,7 +410,7 @@ def test_process_that_resumes_alone_is_rejected_in_all(tmp_path):
 
 
 def test_trains_on_with_a_state_and_a_directory(tmp_path):
-    """A second call of `train` has the processes exchange the recurrent state at the same moments."""
+    """In a second call of `train`, the processes exchange the recurrent state at the same moments."""
 
     def streamed(communicator, directory):
         model = gpurnn.LanguageModel(gpurnn.CharVocabulary.from_text("abcdef"), 3, 4, dtype="float64", rng=1)
@@ -493,7 +493,7 @@ def test_an_error_of_a_callback_ends_all():
 
 
 def test_process_0_ends_all_from_a_line_of_the_metrics():
-    """A stop that no moment of agreement follows at once is one of all processes nevertheless."""
+    """The stop reaches all processes, even if no moment of agreement follows at once."""
 
     def stopping(communicator):
         _, trainer = small(communicator, 2, log_interval=2, on_log=lambda record: trainer.stop())
@@ -545,7 +545,7 @@ def test_failure_in_the_middle_of_a_sum_is_not_told_to_those_who_wait_in_it():
 
 @pytest.mark.parametrize("shards", [None, 3])
 def test_gradient_of_another_shape_is_rejected_in_all_processes(shards):
-    """Of as many entries as the parameter, it would fit into the sum."""
+    """The transposed gradient has as many entries as the parameter, so it would fit into the sum."""
 
     def broken(communicator):
         model, trainer = small(communicator, shards)
@@ -567,7 +567,7 @@ def test_gradient_of_another_shape_is_rejected_in_all_processes(shards):
 
 @pytest.mark.parametrize(("shards", "expected"), [(None, 4), (2, 5)])
 def test_exchanges_of_a_step(shards, expected):
-    """The losses of all, their sums (with shards two exchanges), whether the step went well, and whether to end."""
+    """All losses, their sums (two exchanges with shards), whether the step succeeded, and whether to end."""
 
     def exchanges(communicator, steps):
         _, trainer = small(communicator, shards, steps=steps, validation=None, log_interval=100)
@@ -617,7 +617,7 @@ def test_sums_in_16_bits_on_the_wire():
     results = on_threads(3, summed)
     for a, b, c, sent in results:
         assert (a.dtype, a.shape, c.dtype) == ("float32", (3, 50), "float64")
-        # Each addend and the sum is rounded to eight bits.
+        # Each addend and the sum are rounded to eight bits.
         bound = 2.0**-8 * (np.sum(np.abs(parts), axis=0) + np.abs(np.sum(parts, axis=0))) * 1.01
         error = np.abs(a - np.sum(parts, axis=0, dtype="float64"))
         assert (error <= bound).all()
@@ -631,7 +631,7 @@ def test_sums_in_16_bits_on_the_wire():
 def test_rounding_to_16_bits_is_to_nearest_and_even():
     from gpurnn.distributed.communicator import _of_upper_halves, _upper_halves
 
-    unit = 2.0**-7  # of bfloat16 above 1
+    unit = 2.0**-7  # the unit of bfloat16 above 1
     values = {1 + 0.5 * unit: 1.0, 1 + 1.5 * unit: 1 + 2 * unit, 1 + 0.51 * unit: 1 + unit, -1 - 0.49 * unit: -1.0}
     found = _of_upper_halves(_upper_halves(np.array([*values], "float32")))
     np.testing.assert_array_equal(found, [*values.values()])
@@ -674,7 +674,7 @@ def test_alone_without_a_launcher(monkeypatch):
 
 
 def chunks(size, T):
-    """Steps of each process: uneven, and none of the second of several."""
+    """The steps of each process: uneven, and none for the second process if there are more than two."""
     cuts = sorted([0, *(T * r * r // (size * size) for r in range(1, size)), T])
     if size > 2:
         cuts[1] = cuts[2]
@@ -710,7 +710,7 @@ def test_linear_scan_over_processes(size, dtype, shared):
 
 @pytest.mark.parametrize("name", ["linear_scan", "diagonal", "dense"])
 def test_product_of_many_steps_that_overflows_leaves_states_of_zero(name):
-    """They are there before the first input, and gradients of zero after the last output."""
+    """The states are zero before the first input, and the gradients after the last output."""
     T, N = 60, 2
     b, dh = np.zeros((T, 1, N), "float32"), np.zeros((T, 1, N), "float32")
     b[-1], dh[0] = 1, 1
@@ -774,7 +774,7 @@ def test_ssm_over_processes(size, kind, output_state):
 
 
 class Mpi:
-    """What mpi4py calls a communicator, of threads; it notes the arrays that it sums."""
+    """mpi4py's communicator, made of threads. It records the arrays that it sums."""
 
     def __init__(self, threads):
         self._threads, self.summed = threads, []
@@ -817,7 +817,7 @@ class Mpi:
 
 
 class Nccl:
-    """NCCL between threads: it notes its calls, and exchanges the memory that it is pointed to."""
+    """NCCL between threads. It records its calls, and exchanges the memory at the addresses it is given."""
 
     available = True
     NCCL_SUM, NCCL_UINT8, NCCL_FLOAT32, NCCL_FLOAT64 = 0, 1, 7, 8
@@ -845,7 +845,7 @@ class Nccl:
 
 
 def at(address, count, kind):
-    """The CuPy array that NCCL is pointed to."""
+    """The CuPy array at the address that NCCL is given."""
     import cupy
 
     dtype = np.dtype({1: "uint8", 7: "float32", 8: "float64"}[kind])
@@ -882,7 +882,7 @@ class Ring:
         self._calls.append(("recv", other, count, kind, stream))
 
     def end(self):
-        """What is sent is read when the group ends, and not before."""
+        """Data to send is read when the group ends, not before."""
         every = self._threads.all_gather({other: at(*sent).get() for other, sent in self._sent.items()})
         assert {rank for rank, sent in enumerate(every) if self._threads.rank in sent} == self._received.keys()
         for other, received in self._received.items():
@@ -943,7 +943,8 @@ def test_nccl_sums_one_buffer_of_each_dtype_on_the_current_stream(nccl):
             np.testing.assert_array_equal(array, 3 * value)
         np.testing.assert_array_equal(again, 3 * values["a"])
         a, b, c, d = (((rank + 1) * values[name]).ravel() for name in "abcd")
-        # Each in place: one buffer of a dtype, in the order of the arrays; a complex number is two.
+        # Each is summed in place: one buffer for each dtype, in the order of the arrays. A complex number is two
+        # numbers.
         buffers = [([*a, *c], 7), (b, 8), (d.view("float64"), 8), (a, 7)]
         assert nccl.calls[rank] == [(True, list(buffer), kind, 0, stream) for buffer, kind in buffers]
     assert nccl.identities == 1
@@ -984,7 +985,7 @@ def test_nccl_sums_over_shards_where_they_are(nccl, monkeypatch, size):
             np.testing.assert_array_equal(result[0][name], value)
         if size == 1:
             continue
-        # Process 0 of 2 has the shards 0 and 1 as one sum; process 1 has 2 and 3 as one, and 4.
+        # Process 0 of 2 has the sum of the shards 0 and 1. Process 1 has the sum of 2 and 3, and separately 4.
         stream = result[1]
         kept = {2: (1, 2), 3: (1, 2, 2)}[size]
         own, calls = kept[rank], []
@@ -1024,7 +1025,7 @@ def test_nccl_sums_in_16_bits_where_they_are(nccl, monkeypatch):
     for one, expected in zip(found, on_threads(2, on_host), strict=True):
         assert isinstance(one, cupy.ndarray), one
         np.testing.assert_array_equal(one.get(), expected)
-    # Nine numbers: four are summed by process 0 and five by process 1, in two bytes each.
+    # Process 0 sums four of the nine numbers and process 1 five, in two bytes each.
     sent = [(call[0], call[2]) for call in nccl.calls[0] if call[0] in ("send", "recv")]
     assert sent == [("send", 10), ("recv", 8)]
 
@@ -1068,7 +1069,7 @@ def test_mpi_sums_cupy_arrays_where_it_can(mpi, monkeypatch, takes_cuda):
         assert not isinstance(result, Exception), result
         np.testing.assert_array_equal(result[0], np.full((2, 2), 3.0))
         assert result[1] == ["cupy" if takes_cuda else "numpy"] * 3
-    # It waits before each of the calls.
+    # The stream is synchronised before each call.
     assert sorted(order) == ([0, 0, 1, 1, 2, 2] if takes_cuda else [])
 
 
@@ -1090,7 +1091,7 @@ def test_trains_cupy_arrays_over_nccl(nccl, shards):
             np.testing.assert_allclose(params[name], values, rtol=1e-9, atol=1e-12)
             if shards:
                 np.testing.assert_array_equal(params[name], one[name])
-    each_step = 1 if shards is None else 4  # one sum; or what is sent, what is received, their end, and a gather
+    each_step = 1 if shards is None else 4  # one sum; or a send, a receive, their end, and a gather
     assert [len(calls) for calls in nccl.calls.values()] == [2 * each_step] * 2
 
 
@@ -1157,11 +1158,11 @@ def test_kubernetes_files_of_the_guide_fit_together():
         (1, KeyboardInterrupt(), False, 130, "gpurnn: interrupted\n"),
         (0, Refusal("no such option"), False, 2, "gpurnn: no such option\n"),
         (1, MemoryError("no room"), False, 1, "gpurnn: no room\n"),
-        (1, RuntimeError("a process is gone"), True, 1, ""),  # its launcher says so
+        (1, RuntimeError("a process is gone"), True, 1, ""),  # its launcher reports it
     ],
 )
 def test_error_that_the_others_were_not_told_of_ends_them(monkeypatch, capsys, rank, error, signalled, code, message):
-    """They wait for this process, and it would wait for them at its end."""
+    """The others wait for this process, and without ending them it would wait for them at its end."""
 
     def slept(seconds):
         if signalled:
@@ -1241,8 +1242,8 @@ def ranks_of(out):
 @pytest.mark.slow
 @needs_mpi
 def test_killed_processes_resume_on_another_number_with_the_same_bits(tmp_path):
-    """A rank is killed at a random moment, twenty times, and the run resumes on another number of processes."""
-    steps = 150  # more than the twenty take
+    """A random rank is killed at a random moment, twenty times, and the run resumes on another number of processes."""
+    steps = 150  # more than the twenty kills take
     whole = result(1, tmp_path / "whole.json", "language_model", "shards=4", f"steps={steps}")
     choice = random.Random(0)
     arguments = ("language_model", tmp_path / "out.json", "shards=4", f"steps={steps}", f"directory={tmp_path / 'run'}")
@@ -1252,7 +1253,7 @@ def test_killed_processes_resume_on_another_number_with_the_same_bits(tmp_path):
         process = started(size, *arguments, "resume=1", moment)
         process.communicate(timeout=60)
         assert process.returncode != 0
-        while ranks_of(arguments[1]):  # the launcher may end before those that it kills
+        while ranks_of(arguments[1]):  # the launcher may end before the processes that it kills
             time.sleep(0.05)
     assert not arguments[1].exists()
     last = result(2, tmp_path / "out.json", arguments[0], *arguments[2:], "resume=1")
@@ -1345,6 +1346,6 @@ def test_exception_that_nobody_catches_ends_all(what):
     assert found.returncode != 0
     if what == "alone":
         assert found.stderr.count("LookupError: no such file") == 1
-    else:  # each process says what it was told, and none is ended by another before it has
+    else:  # each process reports its error before another one ends it
         assert found.stderr.count("Traceback") == 3
         assert found.stderr.count("RuntimeError: script: process 0 of 3 ended with IndexError") == 2

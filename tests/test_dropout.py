@@ -45,7 +45,7 @@ def test_published_known_answers(counter, key, expected):
 
 
 def test_published_known_answers_in_a_mask(dropout_mask):
-    """The words of counter 0 and key 0, each to the last bit: it is kept up to its own value and no further."""
+    """Each word of counter 0 and key 0 is exact: an entry is kept up to the word's value and dropped above it."""
     for k, word in enumerate(words(KNOWN[0][2])):
         assert dropout_mask((4,), word / 2**32, 0, 0, "float64")[k] > 0
         assert dropout_mask((4,), (word + 1) / 2**32, 0, 0, "float64")[k] == 0
@@ -100,7 +100,7 @@ def test_an_element_does_not_depend_on_the_size(monkeypatch, dropout_mask):
 @pytest.mark.parametrize(("first", "end"), [(0, 4), (3, 5), (5, 11)])
 @pytest.mark.parametrize("inner", [1, 3, 8, 130])
 def test_rows_of_a_mask(first, end, inner, dropout_mask):
-    """Some rows alone are those of the whole mask, wherever in a counter of the generator their entries begin."""
+    """A mask of some rows equals those rows of the whole mask, wherever their entries begin within a counter."""
     whole = dropout_mask((5, 11, inner), 0.5, 3, 0, "float32")
     rows = dropout_mask((5, end - first, inner), 0.5, 3, first * inner, "float32", 11 * inner)
     np.testing.assert_array_equal(rows, whole[:, first:end])
@@ -135,7 +135,7 @@ def test_rate(rate, dropout_mask):
     kept = dropout_mask((n,), rate, 42, 0, "float64") > 0
     sigma = math.sqrt(rate * (1 - rate) / n)
     assert abs(kept.mean() - (1 - rate)) < 4 * sigma
-    # Neighbours, words of one counter and equal words of neighbouring counters are independent.
+    # Neighbours, the words of one counter, and equal words of neighbouring counters are independent.
     for lag in (1, 2, 3, 4):
         both = (kept[:-lag] & kept[lag:]).mean()
         assert abs(both - (1 - rate) ** 2) < 6 * sigma

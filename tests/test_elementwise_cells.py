@@ -1,4 +1,4 @@
-"""Cells whose units do not read each other's states: values by hand, the papers' forms, central differences, wings."""
+"""Cells whose units are independent: values by hand, the papers' forms, central differences, wings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sigma(a: np.ndarray) -> np.ndarray:
 
 
 def step_by_step(name: str, a: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """h (T, B, H) from the arguments of gates and candidate (T, B, G, H), as the paper's first equations have it."""
+    """h (T, B, H) from the arguments of gates and candidate (T, B, G, H), by the paper's first equations."""
     states = []
     for a_t in a:
         p = a_t[:, -1]
@@ -44,7 +44,7 @@ def step_by_step(name: str, a: np.ndarray, h: np.ndarray) -> np.ndarray:
 
 
 def run(name: str, a: np.ndarray, h0: np.ndarray) -> np.ndarray:
-    """The same by the function, with weights that hand the arguments through."""
+    """The same as `step_by_step`, by the function, with weights that pass the arguments on unchanged."""
     T, B, G, H = a.shape
     y, _ = getattr(gpurnn, name)(a.reshape(T, B, G * H), np.eye(G * H, dtype=a.dtype), state=h0)
     return y
@@ -93,11 +93,11 @@ def test_it_is_as_exact_as_the_form_in_log_space(name, dtype, scale, shift, each
 @each_minimal_cell
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gates_that_are_shut_or_open(name, dtype, each_wing):
-    """Where sigma is 0 or 1 to rounding, and beyond, where exp would overflow."""
+    """Inputs at which sigma rounds to 0 or 1, and larger ones, at which exp would overflow."""
     a = np.zeros((3, 1, GATES[name], 5), dtype)
     a[:, :, 0] = [-1e4, -200, 0, 200, 1e4]
     a[:, :, -1] = 1
-    h0 = np.full((1, 5), -2, dtype)  # in log space it could not be
+    h0 = np.full((1, 5), -2, dtype)  # in log space h0 could not be negative
     found = run(name, a, h0)
     np.testing.assert_array_equal(found[:, 0, [0, 1]], np.full((3, 2), -2))
     np.testing.assert_array_equal(found[:, 0, [3, 4]] if name == "mingru" else 1.5, 1.5)
@@ -141,7 +141,7 @@ def test_independent_units_are_a_vanilla_layer_whose_matrix_is_a_diagonal(option
 
 
 def test_dropouts_of_independent_units():
-    """They act on h_{t-1} and on u, and the gradients are those of the masked layer."""
+    """The dropouts act on h_{t-1} and on u, and the gradients are those of the masked layer."""
     layer = gpurnn.IndRNN(3, 4, activation="tanh", variational_dropout=0.5, recurrent_dropout=0.5, dtype="float64")
     given, cotangents = arguments(layer, 5, 3, ())
     plain = layer(**given)[0]
@@ -238,7 +238,7 @@ def test_the_wings_agree(name, wing, dtype):
 
 @each_cell
 def test_rows_are_those_of_their_steps_alone(name, each_wing):
-    """Each row without its holes and cut at its resets, one piece after another, in steps and backward too."""
+    """Each row, without its holes and cut at its resets, is run piece by piece, also in steps and backward."""
     layer = LAYERS[name](3, 4, dtype="float64")
     given, _ = arguments(layer, 9, 4, ALL)
     y, final = layer(**given)

@@ -1,4 +1,4 @@
-"""Rows of a table out, and the sum of rows in: PyTorch's numbers, a plain sum, and equal bits from run to run."""
+"""Gather rows of a table and scatter their sums: PyTorch's numbers, a plain sum, and equal bits from run to run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_embedding_gives_what_torch_gives(record, dtype):
 )
 def test_scatter_is_the_sum_of_the_rows(module, shape, V, E, dtype, kind, seed):
     rng = np.random.default_rng(seed)
-    # The minimum of two draws repeats some indices often and leaves others out.
+    # The minimum of two draws repeats some indices often and omits others.
     indices = np.asarray(np.minimum(rng.integers(0, V, shape), rng.integers(0, V, shape))).astype(kind)
     dy = rng.standard_normal((*shape, E)).astype(dtype)
     given_indices, given_dy = indices.copy(), dy.copy()
@@ -95,13 +95,13 @@ def test_an_index_that_occurs_a_hundred_thousand_times(wing, scatter):
     indices[[7, count // 2]] = 1, 5
     dy = np.random.default_rng(0).integers(-9, 10, (count, 2)).astype("float32")
     assert_same(scatter(indices, dy, 7), sums_of_rows(indices, dy, 7))
-    # A thread of the kernels adds 64 numbers at most, on each of four levels.
+    # A thread of the kernels adds at most 64 numbers, on each of four levels.
     tenths = np.full((count, 2), 0.1, "float32")
     terms = 4 * 64 if wing.module is kernels else count
     assert_close(scatter(indices, tenths, 7), sums_of_rows(indices, tenths, 7), terms)
 
 
-@pytest.mark.parametrize(("V", "E"), [(5, 9), (5000, 8)])  # the rows of 8 numbers are packets where they can be
+@pytest.mark.parametrize(("V", "E"), [(5, 9), (5000, 8)])  # rows of 8 numbers use packets where they can
 def test_the_same_bits_wherever_rows_lie_in_memory(V, E, wing):
     rng = np.random.default_rng(0)
     indices = rng.integers(0, V, 400)
@@ -119,7 +119,7 @@ def test_the_same_bits_wherever_rows_lie_in_memory(V, E, wing):
 
 @pytest.mark.parametrize("count", [100, 3000])
 def test_what_stands_between_the_rows_of_an_index_changes_no_bit(count, scatter):
-    """They are summed in the order of their positions, for which the sort has to be stable."""
+    """The rows of an index are summed in the order of their positions, so the sort must be stable."""
     rng = np.random.default_rng(0)
     indices, dy = rng.integers(0, 9, count), rng.standard_normal((count, 5)).astype("float32")
     together = np.argsort(indices, kind="stable")
@@ -142,7 +142,7 @@ def test_any_order_of_threads_and_blocks_gives_the_same_bits():
 
 @pytest.mark.kernels
 def test_scatter_does_not_rest_on_what_fresh_memory_holds(monkeypatch):
-    """The executor's is -1 in integers, which happens to be the key of rows that are left out; a GPU's is anything."""
+    """The executor's fresh memory holds -1 as integers, by chance the key of ignored rows; a GPU's holds anything."""
     monkeypatch.setattr(kernel_file, "empty", lambda like, shape, dtype: np.ones(shape, dtype))
     indices, dy = np.arange(5).repeat(700), np.random.default_rng(0).integers(-9, 10, (3500, 3)).astype("float32")
     assert_same(kernels.embedding_scatter(indices, dy, 6), sums_of_rows(indices, dy, 6))
@@ -196,7 +196,7 @@ def test_a_table_may_be_read_only():
 
 @pytest.mark.parametrize("bad", [-1, 4, 2**40])
 def test_gather_of_an_index_that_is_not_in_the_table(bad, wing, gather):
-    """Refused where it can be seen; a GPU is not waited for, there the row is NaN."""
+    """The index is rejected if it can be inspected. On a GPU that would mean waiting, so the row is NaN."""
     indices, weight = np.array([[0, 1], [bad, 2]]), np.arange(8.0).reshape(4, 2)
     if wing.module is not kernels:
         with pytest.raises(
@@ -225,10 +225,10 @@ def test_the_kernels_leave_rows_out_that_belong_to_no_index(count):
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 5000])
 @pytest.mark.parametrize("V", [1, 2, 7, 300])
 def test_many_rows_of_few_and_of_many_indices(count, V):
-    """Sums that one thread makes, that many make together, and both in one gradient."""
+    """Sums made by one thread, by many together, and both in one gradient."""
     rng = np.random.default_rng(count * V)
     indices, dy = rng.integers(0, V, count), rng.standard_normal((count, 3))
-    indices[: count // 2] = V // 2  # one that occurs far more often than the rest
+    indices[: count // 2] = V // 2  # it occurs far more often than the rest
     rng.shuffle(indices)
     expected = np.zeros((V, 3))
     np.add.at(expected, indices, dy)

@@ -1,4 +1,4 @@
-"""Sizes of zero: every function gives empty results and zero gradients, or says what it expected."""
+"""Sizes of zero: every function gives empty results and zero gradients, or reports what it expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoder-decoder: PyTorch's, gradients, every way of telling it the target, and what it learns."""
+"""The encoder-decoder: PyTorch's numbers, gradients, every kind of teacher forcing, and what it learns."""
 
 import golden
 import numpy as np
@@ -167,7 +167,7 @@ def test_free_running_reads_what_greedy_decoding_writes(kind):
         ends = np.flatnonzero(written[:, row] == model.end)
         n = min(ends[0] + 1 if ends.size else len(written), len(read) - 1)
         np.testing.assert_array_equal(read[1 : n + 1, row], written[:n, row])
-    # And so are the gradients those of the loss with these tokens read.
+    # The gradients too are those of the loss with these tokens as inputs.
     loss, _, grads = model.loss_and_gradients(source, (tokens, target_lengths), None, lengths, teacher_forcing=0.0)
     mask = np.arange(6)[:, None] < target_lengths
     (logits, _), pull = model.vjp(source, read, lengths)
@@ -181,9 +181,9 @@ def test_scheduled_sampling_reads_each_target_with_its_probability():
     B, T = 400, 6
     source, tokens = rng.integers(3, 7, (3, B)), np.full((T, B), 5)
     own = model._read(source, tokens, None, 0.0, None)
-    assert (own[1:] != 5).mean() > 0.5  # so that it can be told apart
+    assert (own[1:] != 5).mean() > 0.5  # enough to distinguish the two
     free = small("additive")
-    free.output.params["bias"][5] = -100  # never its own choice
+    free.output.params["bias"][5] = -100  # the model itself never chooses 5
     for share in (0.25, 0.75):
         read = free._read(source, tokens, None, share, np.random.default_rng(1))
         told = (read[1:] == 5).mean(axis=1)
@@ -475,7 +475,7 @@ def test_sources_that_have_no_target(call, error, message):
 def test_no_sources_and_sources_of_one_token():
     model = small("plain")
     model.params["output.bias"][model.end] = 100
-    tokens, _ = model.greedy(np.array([[3]]), max_length=10**12)  # no memory for what is not written
+    tokens, _ = model.greedy(np.array([[3]]), max_length=10**12)  # no memory for tokens that are not written
     assert tokens.tolist() == [[model.end]]
     for most in (10**30, np.int64(2**63 - 1)):
         assert model.greedy(np.array([[3]]), max_length=most)[0].tolist() == [[model.end]]
@@ -487,7 +487,7 @@ def test_no_sources_and_sources_of_one_token():
 
 
 def test_reinforce_raises_the_reward():
-    """Token for token what it was rewarded for, with no target told."""
+    """It learns the rewarded outputs token for token, without teacher forcing."""
     rng = np.random.default_rng(0)
     sources = [rng.integers(3, 6, 2) for _ in range(60)]
     targets = [np.append(s[::-1], 2) for s in sources]

@@ -13,7 +13,7 @@ F32 = np.dtype("float32")
 
 
 class Tensor:
-    """A tensor of a library that shares its memory by DLPack alone."""
+    """A tensor of a library that shares its memory only by DLPack."""
 
     requires_grad = False
 
@@ -109,7 +109,7 @@ def test_integers_that_lose_digits_are_said():
         warnings.simplefilter("error")
         numbers("fit", "y", [2**24, -(2**24)], F32)
         numbers("fit", "y", [2**53], np.dtype("float64"))
-        numbers("fit", "y", [0.1], F32)  # rounding is what a float is for
+        numbers("fit", "y", [0.1], F32)  # a float may be rounded
     with pytest.warns(UserWarning, match="y holds integers above 16,777,216, which float32 rounds: digits are lost"):
         numbers("fit", "y", [2**24 + 1], F32)
     with pytest.warns(UserWarning, match="which float64 rounds"):

@@ -1,4 +1,4 @@
-"""The worked examples do what they say."""
+"""The worked examples give the results that they describe."""
 
 import re
 import subprocess

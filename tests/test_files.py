@@ -51,7 +51,7 @@ def test_a_failure_at_any_point_leaves_the_old_file_and_nothing_else(tmp_path, m
     else:
         monkeypatch.setattr(os, call, fail)
     if (call, old) == ("fchmod", None):
-        write_atomically(path, b"new")  # a new file's mode is never changed
+        write_atomically(path, b"new")  # the mode of a new file is never changed
         return
     with pytest.raises(type(fault)) as caught:
         write_atomically(path, b"new")
@@ -105,7 +105,7 @@ def test_an_overwritten_file_keeps_its_mode_and_a_new_one_has_that_of_the_umask(
 
 @posix
 def test_an_overwritten_file_keeps_its_owner_and_group_where_that_is_permitted(tmp_path, monkeypatch):
-    """If neither is, the group that it gets instead may do nothing with it."""
+    """If neither is permitted, the file's new group gets no permissions."""
     path, asked = tmp_path / "f", []
     path.write_bytes(b"old")
     path.chmod(0o660)
@@ -189,7 +189,7 @@ def test_a_loop_of_links_is_an_error(tmp_path):
 @posix
 @pytest.mark.parametrize("planted", ["link", "fifo", "file"])
 def test_what_lies_at_the_temporary_name_is_neither_followed_nor_deleted(tmp_path, monkeypatch, planted):
-    """Where an attacker knows the random part of the name, or at the name that a writer might be expected to take."""
+    """The attacker knows the random part of the name, or plants a file at the name that one would expect."""
     monkeypatch.setattr(_files.secrets, "token_hex", lambda n: "ab" * n)
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
@@ -272,7 +272,7 @@ def _write_many(path, letter, count):
 
 @posix
 def test_three_threads_and_two_processes_write_one_path_while_two_threads_read(tmp_path, monkeypatch):
-    """Of at least 500 writes none fails, and no read of them sees a file that is missing, short or mixed."""
+    """None of at least 500 writes fails, and no read sees a missing, short or mixed file."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     path, torn, reads, over = tmp_path / "m", [], [0], threading.Event()
     write_atomically(path, b"x" * 100_000)

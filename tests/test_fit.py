@@ -1,4 +1,4 @@
-"""fit, predict and score of models take examples, labels, targets and weights as people have them."""
+"""fit, predict and score of models accept examples, labels, targets and weights in the usual forms."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_a_table_with_a_group_for_each_example(library):
     assert model.score(frame, "sign", group="who") > 0.9
     plain = classifier().fit(X, np.where(SIGN, "plus", "minus"), **FAST)
     np.testing.assert_array_equal(model.predict_proba(frame, group="who"), plain.predict_proba(X))
-    # What predict needs are the features, under their names and in any order.
+    # predict needs only the feature columns, by name and in any order.
     fewer = table({name: columns[name] for name in ("who", "b", "a")})
     np.testing.assert_array_equal(model.predict(fewer, group="who"), plain.predict(X))
     with pytest.raises(ValueError, match="predict: X has no column 'b', expected a, b"):
@@ -174,7 +174,7 @@ def test_fit_ends_by_itself_and_keeps_the_best_parameters():
     trainer = model.trainer_
     losses = [line["validation_loss"] for line in trainer.history if "validation_loss" in line]
     assert trainer.validation.num_examples == 6
-    # Epochs of two updates: 400 updates without gain, or 1,000.
+    # Epochs have two updates: stop after 400 updates without gain, or after 1,000.
     assert trainer.patience == 200
     assert trainer.total == 1000
     assert classifier().fit(X, SIGN, batch_size=1, callbacks=lambda t: t.stop()).trainer_.patience == 10
@@ -215,7 +215,7 @@ def test_what_a_failed_fit_learnt_is_forgotten():
     assert model.fit(X[:2], ["c", "d"], steps=1).classes_.tolist() == ["c", "d"]
 
 
-# --- data as people have them ---
+# --- data in the usual forms ---
 
 
 def many(count=12, features=1):

@@ -1,4 +1,4 @@
-"""The options of `fit` and of a `Trainer`, and what a run says of itself: names, callbacks, histories, resuming."""
+"""The options of `fit` and of a `Trainer`, and the reports of a run: names, callbacks, histories, resuming."""
 
 import inspect
 import pickle
@@ -30,12 +30,12 @@ def tagger(seed=0):
 
 
 def run(**options):
-    """A trainer of a classifier of 40 examples in 4 batches, which has not trained yet."""
+    """A trainer of a classifier, with 40 examples in 4 batches, which has not trained yet."""
     data = PaddedBatches(list(X), 10, [np.array(int(s)) for s in SIGN], per_sequence=True)
     return Trainer(classifier(), data, **{"epochs": 2, "progress": False, **options})
 
 
-# --- what a run says of itself ---
+# --- the reports of a run ---
 
 
 def test_the_history_has_a_row_for_each_epoch():
@@ -45,7 +45,7 @@ def test_the_history_has_a_row_for_each_epoch():
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 3), (2, 6), (3, 9)]
     names = ["epoch", "step", "loss", "accuracy", "validation_loss", "validation_accuracy"]
     assert all(list(row) == names for row in rows)
-    # A line of the metrics covers an epoch here.
+    # Here a line of the metrics covers an epoch.
     assert [row["loss"] for row in rows] == [line["loss"] for line in trainer.history if "loss" in line]
     assert trainer.history[0]["accuracy"] == rows[0]["accuracy"]
 
@@ -75,7 +75,7 @@ def test_accuracy_is_the_share_of_right_classes(make):
     model = make().fit(X, y, epochs=4, lr=0.05, validation=(X, y))
     row = model.trainer_.epoch_history[-1]
     assert row["validation_accuracy"] == pytest.approx(model.score(X, y))
-    # Nothing changes in a step of the rate 0, so that the accuracy in training is that of the model.
+    # A step with the rate 0 changes nothing, so the accuracy in training is that of the model.
     model.fit(X, y, epochs=1, optimizer="sgd", lr=0.0, **weights)
     right = model.predict(X) == y if make is classifier else np.array(model.predict(X)) == y
     (weight,) = weights.values()
@@ -337,7 +337,7 @@ def test_a_stream_that_is_too_short_is_not_split():
 
 def test_the_options_that_a_type_checker_sees_are_those_that_there_are():
     of_trainer = {n: p for n, p in inspect.signature(Trainer).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    own = {"epochs", "steps", "lr", "validation", "patience", "clip_norm", "rng"}  # `fit` gives them another default
+    own = {"epochs", "steps", "lr", "validation", "patience", "clip_norm", "rng"}  # `fit` gives them other defaults
     assert TrainerOptions.__annotations__.keys() == of_trainer.keys() - own - {"progress"}
     shown = inspect.signature(models.SequenceRegressor.fit).parameters
     assert FitOptions.__annotations__.keys() == shown.keys() - {"self", "X", "y", "group", "sample_weight", "mask"}

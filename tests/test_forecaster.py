@@ -1,4 +1,4 @@
-"""The forecaster: against linear autoregressions, of which all is known; on the sunspots; as a file; as a picture."""
+"""The forecaster: against linear autoregressions with known answers, on the sunspots, as a file, as a picture."""
 
 import json
 import sys
@@ -61,7 +61,7 @@ def test_predictions_are_fed_back(each_wing, dtype):
     series = simulate(40).astype(dtype)
     found = linear(dtype=dtype).predict(series, 10)
     assert_close(found, continued(series.astype("float64"), PHI, 10).astype(dtype), TERMS)
-    # In other units of the series the same model gives the same values in those units.
+    # For a series in other units, the model with the same scaling gives the same values in those units.
     other = linear(dtype=dtype, mean=20.0, std=4.0).predict(20 + 4 * series, 10)
     assert_close(other, 20 + 4 * found, TERMS)
     several = linear(dtype=dtype).predict([series, series[:7], series[:20]], 10)
@@ -81,7 +81,7 @@ def test_an_interval_lies_between_quantiles_of_the_samples():
 
 
 def psi_weights(phi, steps):
-    """The response of the autoregression to a unit of noise."""
+    """The response of the autoregression to a unit noise impulse."""
     start = np.zeros(len(phi))
     start[-1] = 1
     return np.concatenate([[1.0], continued(start, phi, steps - 1)])
@@ -108,7 +108,7 @@ def test_bootstrapped_noise_is_drawn_from_the_residuals():
     model = linear(residuals=[-1.0, 2.0, 2.0])
     series = simulate(30)
     found = model.forecast(series, 1, samples=2000, level=0.5, noise="bootstrap")
-    # A third of the samples is one lower than the point, the others two higher.
+    # A third of the samples is 1 below the point, the others 2 above.
     assert_close(found.lower - found.point, np.array([-1.0]), TERMS)
     assert_close(found.upper - found.point, np.array([2.0]), TERMS)
     noise = model._noise((4, 1000), "bootstrap", np.random.default_rng(0))
@@ -123,7 +123,7 @@ def test_gaussian_noise_has_the_covariance_of_the_residuals():
     noise = model._noise((200, 200), "gaussian", rng).reshape(-1, 2)
     expected = model.residuals.T @ model.residuals / 500
     np.testing.assert_allclose(noise.T @ noise / len(noise), expected, rtol=0.05)
-    # A covariance of rank 1 too, where one feature is twice the other.
+    # This also holds for a covariance of rank 1, where one feature is twice the other.
     model.residuals = np.stack([model.residuals[:, 0], 2 * model.residuals[:, 0]], axis=1)
     noise = model._noise((10, 10), "gaussian", rng)
     np.testing.assert_allclose(noise[..., 1], 2 * noise[..., 0], atol=1e-6)
@@ -137,7 +137,7 @@ def test_intervals_of_the_true_model_cover_what_they_say(noise):
     for level in (0.5, 0.9):
         found = model.backtest(series, 100, horizon=3, stride=3, level=level, noise=noise, samples=400)
         assert found.origins == tuple(range(100, 798, 3))
-        # Steps of one forecast go together: about a third of the 699 values are independent.
+        # The steps of a forecast are correlated: about a third of the 699 values are independent.
         assert found.coverage == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 233))
     one = model.backtest(series, 100, samples=1)
     assert one.mse == pytest.approx(0.25, rel=0.2)
@@ -174,7 +174,7 @@ def test_what_comes_later_changes_no_forecast():
 
 
 def windows_of(trainer):
-    """Window and target, in scaled units, of the one batch that a trainer has."""
+    """Window and target, in scaled units, in the single batch of a trainer."""
     batch = trainer.data.batch(0, 0)
     return np.concatenate([batch.inputs[:, :, 0], batch.targets.T]).T.tolist()
 
@@ -190,7 +190,7 @@ def test_windows_of_a_series_are_learnt_in_its_scale():
         expected = [scaled[i : i + 4] for i in range(6)]
         np.testing.assert_allclose(sorted(windows_of(trainer)), expected, rtol=1e-13)
         assert windows_of(trainer) != sorted(windows_of(trainer))  # shuffled
-        # A later series is scaled by the one that was learnt.
+        # A later series is scaled like the one that was learnt.
         validation = trainer.validation.batch(0, 0).inputs
         assert validation.shape == (3, 3, 1)
         np.testing.assert_allclose(validation[:, 0, 0] * series.std() + series.mean(), later[:3], atol=1e-12)
@@ -215,7 +215,7 @@ def test_windows_of_several_series_are_learnt_each_in_its_own_scale():
 
 @pytest.fixture(scope="module")
 def of_two_sizes():
-    """A forecaster that has learnt one wave at two scales, and the two series."""
+    """A forecaster that has learnt one wave at two scales, and both series."""
     t = np.arange(200) / 4
     small, large = np.sin(t).astype("f4"), (1e4 * np.sin(t) + 5e4).astype("f4")
     model = Forecaster(12, 16, rng=0)
@@ -230,7 +230,7 @@ def test_series_of_different_sizes_are_forecast_in_their_own_units(of_two_sizes,
     np.testing.assert_allclose(model.predict(large, 8), 1e4 * wave + 5e4, atol=500)
     for found, alone in zip(model.predict([large, small], 8), (large, small), strict=True):
         np.testing.assert_allclose(found, model.predict(alone, 8), rtol=1e-4, atol=1e-4)
-    # A series that was not learnt, in units that were not.
+    # Neither the series nor its units occurred in training.
     np.testing.assert_allclose(model.predict(1e-6 * small - 3e-6, 8), 1e-6 * wave - 3e-6, atol=5e-8)
     widths = [(f.upper - f.lower)[0] for f in (model.forecast(s, 3) for s in (small, large))]
     assert widths[0] < 0.1
@@ -292,7 +292,7 @@ def test_a_constant_feature_is_found_by_the_rounding_of_its_mean(value, dtype, s
 @pytest.mark.parametrize(("dtype", "scale"), [("float64", 2.0**900), ("float64", 2.0**-900), ("float32", 2.0**-90)])
 @pytest.mark.parametrize("several", [False, True])
 def test_very_large_and_very_small_series(dtype, scale, several):
-    """Whose squares are not in the range of the numbers."""
+    """The squares of the values are out of the dtype's range."""
     series = simulate(60).astype(dtype)
     found = []
     for factor in (1.0, scale):
@@ -325,7 +325,7 @@ def test_the_series_units_do_not_matter():
 
 
 def autoregression(series, p):
-    """The AR(p) of least squares, with a constant: the coefficients of 1, x_{t-1}, ..., x_{t-p}."""
+    """The AR(p) by least squares, with a constant: the coefficients of 1, x_{t-1}, ..., x_{t-p}."""
     columns = [np.ones(len(series) - p), *(series[p - i : len(series) - i] for i in range(1, p + 1))]
     return np.linalg.lstsq(np.stack(columns, axis=1), series[p:], rcond=None)[0]
 
@@ -335,7 +335,7 @@ def test_sunspots(cell, seed):
     series = sunspots().astype("float32")
     at = {1700 + i: i for i in range(len(series))}
     periods = [(at[1921], at[1956]), (at[1956], at[1980])]
-    # Errors are over 1535, the variance of the years 1700-1920, as in the literature.
+    # Errors are divided by 1535, the variance of the years 1700-1920, as in the literature.
     phi = autoregression(series[: at[1921]].astype("float64"), 9)
     linear_errors = []
     for start, stop in periods:
@@ -351,7 +351,7 @@ def test_sunspots(cell, seed):
     assert found[1].mse / 1535 < 0.54
     assert found[0].mse / 1535 < linear_errors[0]
     assert found[0].coverage > 0.65
-    # Eleven steps ahead, about a cycle, it is no longer better than one step ahead, and better than the mean.
+    # Eleven steps ahead, about a cycle, it is worse than one step ahead, and better than the mean.
     far = model.backtest(series[: at[1956]], at[1921], horizon=11, samples=50)
     around_mean = np.mean((far.actual - series[: at[1921]].mean()) ** 2)
     assert found[0].mse < far.mse < around_mean

@@ -1,4 +1,4 @@
-"""What forecasters take and are compared with: gaps, short series, tables, covariates, transforms, baselines."""
+"""Forecasters' inputs and baselines: gaps, short series, tables, covariates, transforms."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_transforms_are_undone(log, trend, season_length, differences):
     past = transforms.apply(series[:40], 2)
     assert past.values.shape == (40 - sum(differences), 2)
     assert past.observed.all()
-    # What follows in the network's units, by hand.
+    # The values in the network's units, computed by hand.
     x = np.log(series) if log else series
     design = transforms.design(0, 60, 40)
     if design.size:
@@ -189,7 +189,7 @@ def test_series_shorter_than_the_window():
     together = model.forecast(series, 4, samples=20)
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(other.point, one.point, rtol=1e-9)
-    # Fed back, a window grows to its full length: five values and two forecasts are a window and a value too many.
+    # The window grows to its full length as forecasts are fed back: five values and one forecast.
     one, two = model.predict(series[1], 2)
     grown = np.concatenate([series[1], [one]])
     scale = series[1].mean(), series[1].std()
@@ -435,7 +435,7 @@ def test_a_known_covariate_says_what_comes():
     model = Forecaster(4, 8, known_features=1).fit(sold[:200], known=offer[:200], epochs=40, lr=0.01)
     found = model.predict(sold[:200], 20, known=offer)
     np.testing.assert_allclose(found, 10 + 5 * offer[200:], atol=0.7)
-    # Which of them are read: that of the step to forecast, and not those after it.
+    # Only the known value of the forecast step is read, and not those after it.
     changed = offer.copy()
     changed[203] = 1 - changed[203]
     other = model.predict(sold[:200], 20, known=changed)
@@ -470,7 +470,7 @@ def test_a_static_covariate_tells_series_apart():
     rng = np.random.default_rng(0)
     kinds = np.array([0, 1] * 10)
     signs = [rng.choice([-1.0, 1.0], 30) for _ in kinds]
-    # The last value comes again, or its opposite.
+    # The last value is repeated, or its opposite follows.
     series = [np.cumprod(np.full(30, 1.0 if kind else -1.0)) * sign[0] for kind, sign in zip(kinds, signs, strict=True)]
     series = [s + 0.01 * rng.standard_normal(30) for s in series]
     model = Forecaster(1, 8, static_features=1, trend=False).fit(series[:18], static=kinds[:18], epochs=1)

@@ -1,4 +1,4 @@
-"""A child that was forked while other threads were busy in the library computes what its parent does, and ends."""
+"""A child forked while other threads were busy in the library gives its parent's results, and ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORKS = 70
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("work", ["kernels", "conflicts", "numpy_wing", "files", "cache", "progress"])
 def test_forks_beside_busy_threads(work, tmp_path):
-    """420 of them at random moments, none of which hangs."""
+    """None of 420 forks at random moments hangs."""
     environment = {**os.environ, "TMPDIR": str(tmp_path), "GPURNN_HOST_BUILD": "plain"}
     environment.pop("LD_PRELOAD", None)
     if work == "cache":
@@ -34,7 +34,7 @@ def test_forks_beside_busy_threads(work, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_who_forks_may_hold_a_lock():
-    """As a signal handler that forks amid a call: the child has a free lock, and its `with` statement ends."""
+    """A signal handler may fork during a call: the child has a free lock, and its `with` statement ends."""
     lock = _fork.Lock()
     with lock.current:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""One to many: against its equations step by step, its gradients through what was fed, as a learner and as a file."""
+"""One to many: against its equations step by step, its gradients through fed values, as a learner and as a file."""
 
 import json
 
@@ -43,7 +43,7 @@ FUNCTIONS = {
 
 
 def by_the_book(model, x, fed, forced):
-    """The y_t of one row, from the equations; the targets ``fed`` (T, O) where ``forced`` (T,)."""
+    """The y_t of one row from the equations, with the targets ``fed`` (T, O) as inputs where ``forced`` (T,)."""
     p, config = model.params, model.config()
     f, g = FUNCTIONS[config["activation"]], FUNCTIONS[config["output_activation"]]
     h, found = f(p["input.weight"] @ x + p["recurrent.bias_ih_l0"]), []
@@ -160,7 +160,7 @@ def test_the_wings_agree(choice):
 
 @pytest.mark.parametrize("output_activation", ["softmax", "identity"])
 def test_forcing_everywhere_is_the_limit_of_scheduled_sampling(output_activation):
-    # One call of the recurrence on one side, single steps on the other.
+    # One side is a single call of the recurrence, the other single steps.
     model = build(output_activation=output_activation)
     x, targets = draw(model)
     almost = np.nextafter(1.0, 0.0)

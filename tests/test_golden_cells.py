@@ -1,4 +1,4 @@
-"""Cells with options against PyTorch's autograd and ONNX Runtime: numbers that nobody here wrote."""
+"""Cells with options against independent results, those of PyTorch's autograd and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_coupled(record, dtype):
     (dx, (dh0, dc0)), g = pullback((a["ct_y"], (None, a["ct_cT"])))
     found = {"y": y, "cT": c, "g_x": dx, "g_h0": dh0, "g_c0": dc0}
     found |= joint(g["weight_ih"], g["weight_hh"], ["g_Wi", "g_Wc", "g_Wo"])
-    found |= {"g_Wf": np.zeros_like(a["Wf"]), "g_bf": np.zeros_like(a["bf"])}  # not read
+    found |= {"g_Wf": np.zeros_like(a["Wf"]), "g_bf": np.zeros_like(a["bf"])}  # they are not read
     hold(record, a, found | dict(zip(("g_bi", "g_bc", "g_bo"), np.split(g["bias_ih"], 3), strict=True)))
 
 
@@ -89,7 +89,7 @@ def test_layer_norm(record, dtype):
     (dx, (dh0, dc0)), g = pullback((a["ct_y"], (None, a["ct_cT"])))
     found = {"y": y, "cT": c, "g_x": dx, "g_h0": dh0, "g_c0": dc0, "g_Wx": g["weight_ih"], "g_Wh": g["weight_hh"]}
     found |= {"g_b": g["bias_ih"], "g_gx": g["norm_ih"], "g_gh": g["norm_hh"], "g_gc": g["norm_c"], "g_bc": g["bias_c"]}
-    # The gradient of a norm cancels, the more the nearer the normalised numbers are to each other.
+    # The gradient of a norm cancels, and the more so the nearer the normalised numbers are to each other.
     hold(record, a, found, more_terms=200)
 
 
@@ -115,7 +115,7 @@ WITH_BETA = {"Affine": 0.0, "ScaledTanh": 1.0, "HardSigmoid": 0.5}
 
 
 def functions_of(record: dict[str, Any]) -> list[list[Any]]:
-    """The activations of each direction, as gpurnn has them: alpha and beta belong to the functions that have them."""
+    """The activations of each direction in gpurnn's form. Only functions with alpha and beta consume them."""
     attributes, op = record["attributes"], record["op"]
     count = 2 if attributes["direction"] == "bidirectional" else 1
     names = attributes.get("activations", FUNCTIONS[op] * count)
@@ -131,7 +131,7 @@ def functions_of(record: dict[str, Any]) -> list[list[Any]]:
 
 
 def turned(x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Each row's steps in reverse; the padding stays."""
+    """Each row's steps in reverse; the padding stays in place."""
     out = x.copy()
     for b, n in enumerate(lengths):
         out[:n, b] = x[:n, b][::-1]
@@ -197,7 +197,7 @@ def test_onnx_runtime(record):
 @pytest.mark.parametrize("each_wing", ["host"], indirect=True)
 @pytest.mark.parametrize("op", FUNCTIONS)
 def test_onnx_runtime_on_the_kernels(op):
-    """Every case, by the schedule that the planner chooses for it."""
+    """Every case uses the schedule that the planner chooses for it."""
     records = [record for record in golden.records("onnx") if record["op"] == op]
     assert len(records) == {"RNN": 198, "LSTM": 193, "GRU": 184}[op]
 

@@ -13,7 +13,7 @@ import gpurnn
 
 LAYERS: dict[str, Any] = {"SimpleRNN": gpurnn.RNN, "LSTM": gpurnn.LSTM, "GRU": gpurnn.GRU}
 ORDER = {"SimpleRNN": [0], "LSTM": [0, 1, 2, 3], "GRU": [1, 0, 2]}
-"""Our gates in Keras' order of them, i f c o and z r h; the permutation is its own inverse."""
+"""The indices of our gates in Keras' order, i f c o and z r h. Each permutation is its own inverse."""
 
 each_wing_and_dtype = pytest.mark.parametrize(
     ("each_wing", "dtype"),
@@ -32,12 +32,12 @@ def of_kind(*kinds: str) -> list[dict[str, Any]]:
 
 
 def hold(found: np.ndarray, expected: np.ndarray, terms: int, name: str) -> None:
-    """Equal up to the roundings of float32, in which Keras computed these cases."""
+    """Check equality up to the roundings of float32, in which Keras computed these cases."""
     assert_close(np.asarray(found, "float32"), np.asarray(expected, "float32"), terms, name)
 
 
 def reordered(base: str, a: np.ndarray) -> np.ndarray:
-    """The blocks of gates of the last axis, from Keras' order to ours or back."""
+    """The blocks of gates on the last axis, from Keras' order to ours or back."""
     return np.concatenate([np.split(a, len(ORDER[base]), axis=-1)[g] for g in ORDER[base]], axis=-1)
 
 
@@ -46,7 +46,7 @@ def is_weight(name: str, prefix: str) -> bool:
 
 
 def weights_of(base: str, a: dict[str, np.ndarray], prefix: str, suffix: str) -> dict[str, np.ndarray]:
-    """A direction's parameters under our names. Keras' bias is one, except that of a GRU that resets after."""
+    """A direction's parameters under our names. Keras has one bias, or two for a GRU that resets after."""
     found = {}
     for name, value in a.items():
         if not is_weight(name, prefix):
@@ -87,7 +87,7 @@ def test_recurrent_layers(record, dtype, each_wing):
     options: dict[str, Any] = {"reset_after": config["reset_after"], "update": "state"} if base == "GRU" else {}
     if bidirectional:
         merge = config["merge_mode"]
-        # Keras' wrapper has zeros where a step is left out.
+        # Keras' wrapper gives zeros at masked steps.
         options |= {"merge": "average" if merge == "ave" else merge, "zero_masked_output": True}
     else:
         options |= {"reverse": config["go_backwards"], "zero_masked_output": config["zero_output_for_mask"]}
@@ -103,7 +103,7 @@ def test_recurrent_layers(record, dtype, each_wing):
     D, pair = len(directions), base == "LSTM"
     state: Any = None
     if states:
-        # Of an LSTM h and c of each direction in turn.
+        # For an LSTM, h and c of each direction in turn.
         of_directions = [np.stack(states[k :: len(states) // D]) for k in range(len(states) // D)]
         state = tuple(of_directions) if pair else of_directions[0]
 
@@ -125,7 +125,7 @@ def test_recurrent_layers(record, dtype, each_wing):
             "concat": [ct[:, :H], ct[:, H:]], "sum": [ct, ct], "mul": [ct * b, ct * f], "average": [ct / 2] * 2,
         }[layer.merge]  # fmt: skip
         cotangents = (None, (np.stack(parts), None) if pair else np.stack(parts))
-    else:  # the output of the last step that it took
+    else:  # the output of the last step taken
         last, dy = 0 if layer.reverse else -1, np.zeros_like(y)
         output, dy[:, last] = y[:, last], ct
         cotangents = (dy, None)

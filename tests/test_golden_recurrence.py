@@ -1,4 +1,4 @@
-"""Recurrent layers and what is built of them against PyTorch's numbers, gradients included."""
+"""Recurrent layers, and compositions of them, against PyTorch's numbers, gradients included."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYERS = {
 
 
 def terms_of(record, **sizes: int) -> int:
-    """The bound's number of terms for one case; what a case does besides its recurrence is named in ``sizes``."""
+    """The number of terms in the bound of a case; ``sizes`` names the terms outside its recurrence."""
     return recurrence_terms(record["T"], record["N"], record["I"], record["H"], record.get("layers", 1)) + sum(
         sizes.values()
     )
@@ -90,7 +90,7 @@ def each(family: str):
 
 
 def hold(record, arrays, found, more_terms: int = 0) -> None:
-    """Every array that a case expects, and no other, against what was found."""
+    """Check every array that a case expects, and that no others were found."""
     inputs = {name[2:] for name in arrays if name.startswith("g_")}
     given = inputs | {"M", "mx", "mh", "tokens", "lengths", "src", "tgt", "src_len", "tgt_len", "labels"}
     expected = {name for name in arrays if name not in given and not name.startswith("ct_")}
@@ -105,13 +105,13 @@ def hold_loss(record, loss: float, dtype: str, more_terms: int = 0) -> None:
 
 
 def split(weights: list[np.ndarray], hidden: int) -> tuple[np.ndarray, np.ndarray]:
-    """weight_ih and weight_hh of matrices that act on [h, x], one for each gate."""
+    """weight_ih and weight_hh from matrices that act on [h, x], one for each gate."""
     stacked = np.concatenate(weights)
     return stacked[:, hidden:].copy(), stacked[:, :hidden].copy()
 
 
 def joint(d_ih: np.ndarray, d_hh: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-    """The gradients of the matrices of `split`, by name."""
+    """The gradients of the matrices given to `split`, by name."""
     return dict(zip(names, np.split(np.concatenate([d_hh, d_ih], axis=1), len(names)), strict=True))
 
 
@@ -175,7 +175,7 @@ def test_gru_with_variational_masks(record, dtype):
 
 @each("tbptt_rnn")
 def test_truncated_backpropagation_through_time(record, dtype):
-    """The state is carried over every k steps, its gradient is not."""
+    """Every k steps the state is carried over, but not its gradient."""
     a = golden.arrays("custom", record["name"], dtype)
     k, state = record["scalars"]["k"], a["h0"]
     ys, dxs, dstates = [], [], []

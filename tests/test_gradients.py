@@ -38,7 +38,7 @@ def test_clip_by_global_norm_gives_what_torch_gives(record, dtype):
     clipped, norm = clip_by_global_norm(grads, record["max_norm"], float(record["norm_type"]))
     assert norm.shape == ()
     assert norm.dtype == "float64"
-    # The entries were rounded on their way in; the sum of their powers is float64's.
+    # The input entries were rounded; the sum of their powers is in float64.
     terms = int(3 + (1 if record["norm_type"] == INF else record["norm_type"]))
     assert_golden(norm.astype(dtype), a["total_norm"], terms, "norm")
     assert clipped.keys() == grads.keys()

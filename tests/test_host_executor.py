@@ -1,4 +1,4 @@
-"""The host executor: kernels compute what they say in any order; each planted bug is reported by its check."""
+"""The host executor: kernels give the right results in any order, and each planted bug is reported by its check."""
 
 import contextvars
 import ctypes
@@ -30,7 +30,7 @@ F32 = np.float32
 
 
 def module(name, *kernels):
-    """The module of ``planted_bugs/name.cu`` with each kernel as it should be and with its bug."""
+    """The module of ``planted_bugs/name.cu``, each kernel in its correct form and with its bug."""
     instances = [f"{k}<{p}>" for k in kernels for p in ("false", "true")]
     return launch.Module(PLANTED / f"{name}.cu", instances, cluster=4 if name == "clusters" else 1)
 
@@ -49,7 +49,7 @@ CORRECT = launch.Module(
         "hold",
     ],
 )
-# Another library, with an executor of its own.
+# Another library, with its own executor.
 HOLD = launch.Module(PLANTED / "correct.cu", ["hold"])
 BUGS = {
     name: module(name, *kernels)
@@ -78,7 +78,7 @@ BUGS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
-    """All libraries of this file, compiled side by side."""
+    """Compile all libraries of this file side by side."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: job[0].library(job[1]), itertools.product([CORRECT, HOLD, *BUGS.values()], BUILDS)))
 
@@ -134,7 +134,7 @@ def run_persistent_rnn():
     kernel((4,), (16,), (w, x, h, zeroed_word(), np.int32(n), np.int32(steps)), shared_mem=16 * n * 4, cooperative=True)
     for x_t in x:
         state = np.tanh(w.astype(np.float64) @ state + x_t)
-    # Each step adds the rounding of n products; the map contracts or nearly so (|W| is about 1).
+    # Each step adds the rounding of n products; the map is nearly a contraction or better (|W| is about 1).
     np.testing.assert_allclose(h[steps % 2], state, rtol=0, atol=steps * n * np.finfo(F32).eps)
     return h
 
@@ -189,7 +189,7 @@ def test_float_sums_of_a_block():
 
 
 def test_the_seed_decides_the_order():
-    """A race in a build that looks for none: the result depends on the order, and the order on the seed alone."""
+    """A race in a build that does not look for races: the order decides the result, and only the seed the order."""
     if UNDER_SANITIZERS:
         pytest.skip("one build is enough")
 
@@ -205,7 +205,7 @@ def test_the_seed_decides_the_order():
 
 
 # ---- Planted bugs ---------------------------------------------------------------------------------------------------
-# Each case runs a kernel of a file in planted_bugs; the test runs it first as it should be, in every build.
+# Each case runs a kernel of a file in planted_bugs. The test runs the correct form first, in every build.
 
 
 def reversed_sum(kernel):
@@ -223,7 +223,7 @@ def shift(kernel):
 
 
 def twice(kernel):
-    # Behind x lies more of it: what else may lie there could be NaN, as fresh memory is, and writing it would not show.
+    # x is part of a longer array: fresh memory behind it could be NaN, and writing NaN would not show.
     x, out = numbers(128)[:100], fresh(100)
     kernel((2,), (64,), (x, out, np.int32(100)))
     np.testing.assert_array_equal(out, 2 * x)
@@ -376,9 +376,9 @@ def sums_of_clusters(kernel):
 
 
 def bug(file, kernel, case, everywhere=None, *, plain=None, conflicts=None, sanitize=None):
-    """What each build says of a bug: "check: words of the message", or "value" where only the result is wrong.
+    """The report of each build on a bug: "check: words of the message", or "value" where only the result is wrong.
 
-    A build with None can't be relied on to see it.
+    A build with None cannot be relied on to see the bug.
     """
     reports = (plain, conflicts, sanitize)
     return (
@@ -515,7 +515,7 @@ def assert_reported(kernel, case, report):
     assert error.value.check == check
     assert f"kernel {kernel.name}" in message
     assert re.search(words, message, re.DOTALL)
-    if "wrote 0 bytes behind the end" not in message:  # which is seen after the launch only
+    if "wrote 0 bytes behind the end" not in message:  # this is seen only after the launch
         assert re.search(r"block \(\d+, 0, 0\) thread \(\d+, 0, 0\)", message)
 
 
@@ -542,15 +542,15 @@ def test_a_kernel_runs_after_one_that_failed(any_build):
 
 
 def test_memory_that_stacks_lay_in_can_be_used_again():
-    """What AddressSanitizer marked round the variables of fibers is not left to whoever gets their memory."""
+    """AddressSanitizer marks memory around the variables of fibers. These marks must not pass to its next owner."""
     if not UNDER_SANITIZERS:
         pytest.skip("of the sanitize build")
-    n = 1280  # stacks of so many fibers are given back to the system
+    n = 1280  # the stacks of so many fibers are returned to the system
     h = np.ones((2, n), F32)
     kernel = BUGS["block_barrier_for_grid"]["shift<false>"]
     kernel((n // 16,), (16,), (h, zeroed_word(), np.int32(n), np.int32(1)), cooperative=True)
     size = n * 256 * 1024
-    memory = mmap.mmap(-1, size)  # which the system puts into the same gap
+    memory = mmap.mmap(-1, size)  # the system puts it into the same gap
     first_poisoned = ctypes.CDLL(None)["__asan_region_is_poisoned"]
     first_poisoned.restype = ctypes.c_void_p
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -558,7 +558,7 @@ def test_memory_that_stacks_lay_in_can_be_used_again():
 
 
 def test_a_kernel_whose_blocks_do_not_meet_ends():
-    """Those that wait give up, as they do on a GPU where not all blocks run at once; the barrier's word says so."""
+    """The waiting blocks give up, as on a GPU where not all blocks run at once; the barrier's word says so."""
     n, steps, polls = 32, 3, 20
     w, x, h, arrived = numbers(n, n), numbers(steps, n), fresh((2, n)), zeroed_word()
     h[0] = 0
@@ -588,7 +588,7 @@ def test_fresh_memory_is_nan():
 
 
 def test_arrays_beside_each_other_in_one_allocation_are_kept_apart():
-    """A view's end is a bound even where the allocation goes on."""
+    """The end of a view is a bound even where the allocation continues."""
     if UNDER_SANITIZERS:
         pytest.skip("AddressSanitizer knows allocations only")
     x, rest = numbers(100), np.zeros(400, F32)
@@ -639,7 +639,7 @@ def test_threads_may_launch_at_the_same_time():
             for _ in range(20):
                 run_block_sums()
                 run_persistent_rnn()
-        except Exception as error:  # to be seen by the test, whatever it is
+        except Exception as error:  # whatever it is, the test must see it
             failures.append(error)
 
     workers = [threading.Thread(target=work) for _ in range(3)]
@@ -651,7 +651,7 @@ def test_threads_may_launch_at_the_same_time():
 
 
 def signal_handlers():
-    """The address that the system calls for each signal that may be handled, the first member of struct sigaction."""
+    """The address that the system calls for each catchable signal, the first member of struct sigaction."""
     handlers = {}
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         action = ctypes.create_string_buffer(256)
@@ -675,7 +675,7 @@ def test_launches_of_two_libraries_at_the_same_time_leave_the_signal_handlers_as
     while not first_running[0] and first.is_alive():
         time.sleep(0.01)
     second, second_running, second_told = start(HOLD)
-    time.sleep(0.3)  # so that it begins before the first one ends, if nothing keeps it from that
+    time.sleep(0.3)  # so that it begins before the first one ends, unless something prevents that
     for thread, told in ((first, first_told), (second, second_told)):
         told[0] = 1
         thread.join()
@@ -751,7 +751,7 @@ def test_names_that_were_not_asked_for():
         launch.parameter_names(CORRECT.texts, "nothing<float>")
 
 
-# ---- Amid a call ----
+# ---- During a call ----
 
 
 class Hangs(Exception):
@@ -760,7 +760,7 @@ class Hangs(Exception):
 
 @pytest.fixture
 def soon():
-    """Half a minute, after which who waits for a lock is told."""
+    """Raise an error in the main thread after half a minute, in case it waits for a lock."""
 
     def alarm(*_):
         raise Hangs
@@ -774,7 +774,7 @@ def soon():
 
 @pytest.fixture
 def on_signal():
-    """Set what a signal that `signal.raise_signal` sends runs."""
+    """Sets the function that runs on the signal sent by `signal.raise_signal`."""
     before = signal.getsignal(signal.SIGUSR1)
     yield lambda function: signal.signal(signal.SIGUSR1, lambda *_: function())
     signal.signal(signal.SIGUSR1, before)
@@ -793,7 +793,7 @@ needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this 
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_signal_handler_computes_amid_a_launch(on_signal, monkeypatch, moment):
-    """It runs between two steps of the interpreter: before the executor begins or when it has ended."""
+    """The handler runs between two steps of the interpreter: before the executor begins or after it has ended."""
     library, outs = CORRECT.library(os.environ.get("GPURNN_HOST_BUILD", "plain"))._library, []
     execute = library.gpurnn_host_launch
 
@@ -860,7 +860,7 @@ def test_libraries_are_cached_by_all_that_goes_into_them(cache, tmp_path, monkey
         commands.append(command)
         Path(command[-1]).write_bytes(b"")
 
-    cpp.compiler_version(build.find_compiler())  # which is kept
+    cpp.compiler_version(build.find_compiler())  # its result is cached
     monkeypatch.setattr(cpp, "run", compile_nothing)
     source, header = tmp_path / "one.cu", tmp_path / "value.h"
     source.write_text('#include "value.h"\n' + TINY)
@@ -878,7 +878,7 @@ def test_libraries_are_cached_by_all_that_goes_into_them(cache, tmp_path, monkey
     assert compiles(defines={"VALUE": "2"}) == 2
     assert (
         compiles(build="conflicts") == 5 - 2
-    )  # other flags for the kernels; executor and undefined are the plain ones
+    )  # other flags for the kernels; executor and undefined have those of plain
     header.write_text("#define VALUE 3\n")
     assert compiles() == 2
     source.write_text(source.read_text() + "// another text\n")
@@ -931,7 +931,7 @@ def test_the_compiler_is_cxx_or_the_first_that_is_there(monkeypatch):
 
 @pytest.fixture(params=["ucontext", "ziglang"])
 def compiler(request, monkeypatch):
-    """The compiler that there is with fibers as on machines other than x86-64; that of the ``ziglang`` wheel."""
+    """The installed compiler with the fibers of machines other than x86-64, and that of the ``ziglang`` wheel."""
     if request.param == "ucontext":
         command = (*build.find_compiler(), "-DHOST_UCONTEXT")
     else:
@@ -951,7 +951,7 @@ def test_other_compilers_and_other_ways_to_switch_fibers_run_the_same(compiler, 
         run()
     if compiler == "ucontext":
         assert b"swapcontext" in correct.library(any_build).path.read_bytes()
-    # Fibers that are left at a barrier, in a signal handler, in the recorder.
+    # Fibers suspended at a barrier, in a signal handler, and in the recorder.
     for file, kernel, case, expected in CASES:
         if kernel in ("two_barriers", "mean", "reversed_sum") and expected[any_build]:
             planted = module(file, kernel)

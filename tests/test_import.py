@@ -1,4 +1,4 @@
-"""Importing gpurnn imports no array library but NumPy, and nothing that only some of it needs."""
+"""Importing gpurnn imports NumPy and no other array library, and nothing that only parts of it need."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_layer_computes_without_what_is_optional():
 
 
 def test_a_kalman_filter_imports_scipy_once_it_computes():
-    """It needs the BLAS of SciPy for the passes over time; nothing else of gpurnn needs SciPy."""
+    """The passes over time need SciPy's BLAS; nothing else in gpurnn needs SciPy."""
     made = (
         "import gpurnn, numpy\nfrom gpurnn.models.kalman import level, seasonal\none = numpy.ones((1, 1))\n"
         "model = gpurnn.LinearGaussian(one, one, one, one)\nlevel() + seasonal(4)"
@@ -64,7 +64,7 @@ def test_a_kalman_filter_imports_scipy_once_it_computes():
 
 @pytest.mark.parametrize("package", ["", ".analysis", ".layers", ".models", ".training"])
 def test_every_name_of_a_stub_is_there_and_listed(package):
-    """Type checkers read the stub, and so does the package: a name in it that nothing defines would fail on use."""
+    """Type checkers read the stub, and so does the package: an undefined name in it would fail on use."""
     module = importlib.import_module(f"gpurnn{package}")
     names = [
         alias.asname

@@ -1,4 +1,4 @@
-"""Initial parameters are made when they are first asked for, and not where they are overwritten."""
+"""Initial parameters are made on first use, and not at all where they are overwritten."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ LAYERS = {
 
 @pytest.fixture
 def nothing_is_factored(monkeypatch):
-    """Has an orthogonal start fail, until the function that this gives is called."""
+    """Makes orthogonal initialisation fail, until the function that this fixture yields is called."""
 
     def qr(*arguments):
         raise AssertionError("an orthogonal start was made")

@@ -1,4 +1,4 @@
-"""Initial weights: their moments, their spectra, and what they refuse."""
+"""Initial weights: their moments, their spectra, and what they reject."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,8 @@ def test_the_eigenvalues_of_a_large_orthogonal_matrix_lie_all_around_their_circl
 
 
 def test_orthogonal_is_uniform():
-    # Under the uniform distribution every entry is symmetric about zero; LAPACK's signs make the diagonal negative.
+    # Under the uniform distribution every entry is symmetric about zero; LAPACK's signs would make the diagonal
+    # negative.
     traces = [np.trace(draw(initializers.orthogonal(), (3, 3), seed=seed)) for seed in range(400)]
     assert abs(np.mean(traces)) < 5 / np.sqrt(400)
     assert np.var(traces) == pytest.approx(1, rel=0.5)

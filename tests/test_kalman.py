@@ -1,8 +1,8 @@
 """The linear-Gaussian state-space model: the joint normal distribution, statsmodels, published numbers.
 
 ``data/state_space_series.npz`` holds series of the statsmodels package, in the public domain: ``nile``, the flow of the
-Nile at Aswan in 10^8 m^3 a year, 1871 to 1970; ``co2``, the CO2 at Mauna Loa in ppm a week, from 29 March 1958 on, NaN
-where there is none.
+Nile at Aswan in 10^8 m^3 a year, 1871 to 1970; ``co2``, the CO2 at Mauna Loa in ppm a week, from 29 March 1958 on, with
+NaN for missing weeks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def draw(
     T: int = 6, B: int = 2, n: int = 3, p: int = 2, varying: str = "", missing: bool = True, diffuse=(), seed: int = 0,
     ahead: int = 0,
 ):  # fmt: skip
-    """A random model and observations of its size; one step is missing as a whole, and single numbers are."""
+    """A random model and observations of its size; a whole step and single numbers are missing."""
     rng = np.random.default_rng(seed)
     made = {
         "F": lambda: 0.7 * np.eye(n) + 0.3 * rng.standard_normal((n, n)),
@@ -60,7 +60,7 @@ def draw(
 
 
 def joint(model, T: int, wide: np.ndarray | None = None):
-    """Mean and covariance of all states, then all observations, one after the other, by linearity alone."""
+    """Mean and covariance of all states followed by all observations, by linearity alone."""
     p = {name: np.asarray(a) for name, a in model.params.items()}
     at = lambda name, t: p[name][t] if p[name].ndim == 3 else p[name]  # noqa: E731
     n, m = p["F"].shape[-1], p["H"].shape[-2]
@@ -88,7 +88,7 @@ def joint(model, T: int, wide: np.ndarray | None = None):
 
 
 def conditioned(mean, spread, values, upto):
-    """The normal distribution of all, given those of ``values`` (NaN for what is free) below the index ``upto``."""
+    """The joint normal distribution, given those ``values`` below the index ``upto`` that are not NaN."""
     known = ~np.isnan(values) & (np.arange(len(values)) < upto)
     gain = np.linalg.solve(spread[np.ix_(known, known)], spread[known]).T
     return mean + gain @ (values[known] - mean[known]), spread - gain @ spread[known]
@@ -132,7 +132,7 @@ def test_it_is_the_joint_normal_distribution(varying, missing, single):
 
 @pytest.mark.parametrize("diffuse", [(0,), (0, 2), (0, 1, 2)])
 def test_a_diffuse_state_is_the_limit_of_a_large_variance(diffuse):
-    """The error of a large variance kappa falls as 1/kappa, so two of them tell the limit to its square."""
+    """The error of a large variance kappa falls as 1/kappa, so two of them give the limit up to 1/kappa^2."""
     model, y = draw(8, 2, varying="FHQR", diffuse=diffuse)
     moderate = np.where(np.isinf(model.params["P0"]), 0, model.params["P0"])
     found = [model(y), *model.smooth(y), *model.forecast(y[:7], 1)]
@@ -158,7 +158,7 @@ def test_the_filter_knows_nothing_until_the_diffuse_states_are_determined():
     assert np.isnan(filtered.predicted_mean[:3]).all()
     for a in (filtered.mean[2:], filtered.covariance[2:], filtered.predicted_mean[3:]):
         assert np.isfinite(a).all()
-    # A line through two points.
+    # The mean is the line through two points.
     np.testing.assert_allclose(filtered.mean[2], [4.0, 0.5], rtol=0.1)
     assert_close(filtered.mean[-1], trend.smooth(y).mean[-1], 10)
     with pytest.raises(ValueError, match="LinearGaussian: y does not determine the diffuse states, expected more obs"):
@@ -168,7 +168,7 @@ def test_the_filter_knows_nothing_until_the_diffuse_states_are_determined():
 @pytest.mark.parametrize(("dtype", "far"), [("float64", 1e4), ("float64", 1e8), ("float32", 1e2), ("float32", 1e5)])
 @pytest.mark.parametrize("kind", ["level", "trend", "trend and a proper state"])
 def test_it_is_the_same_model_wherever_the_diffuse_states_lie(kind, dtype, far):
-    """The errors are those of observations that are rounded once, which the gradient by these tells."""
+    """The errors are those of rounding the observations once, as the gradient with respect to them shows."""
     if kind == "level":
         matrices, diffuse = (np.eye(1), np.eye(1), np.eye(1), np.eye(1), np.zeros(1)), 1
     elif kind == "trend":
@@ -202,7 +202,7 @@ def test_it_is_the_same_model_wherever_the_diffuse_states_lie(kind, dtype, far):
     for name in ("Q", "R"):
         assert np.abs(grads[name] - exact_grads[name]).max() < rounding, name
     assert np.abs(dy - exact_dy).max() < 10 * eps * size
-    # Those by F and H are not the same wherever the states lie: F's grows with them, and its errors too.
+    # The gradients with respect to F and H depend on where the states lie: that of F grows with them, as do its errors.
     wide = exact.vjp(y.astype("float64"))[1](1.0)[1]
     assert np.abs(grads["H"] - wide["H"]).max() < rounding
     assert np.abs(grads["F"] - wide["F"]).max() < rounding * size
@@ -216,7 +216,7 @@ def test_it_is_the_same_model_wherever_the_diffuse_states_lie(kind, dtype, far):
         np.testing.assert_array_equal(np.isnan(results[0]), np.isnan(wanted[0]))
         reach = max(size, float(np.abs(by).max()))
         np.testing.assert_allclose(results[0].astype("float64") - by, wanted[0], rtol=0, atol=10 * eps * reach)
-        # No covariance depends on where the observations lie.
+        # The covariances do not depend on where the observations lie.
         np.testing.assert_allclose(results[1], same[1], rtol=0, atol=2 * eps * np.nanmax(same[1]))
     if dtype == "float64" and diffuse == n:
         theirs = [oracle(exact, near[:, b]) for b in range(3)]
@@ -242,7 +242,7 @@ def test_the_smoother_is_that_of_rauch_tung_and_striebel():
 
 
 def oracle(model, y):
-    """The same model of statsmodels, for one sequence."""
+    """The same model in statsmodels, for one sequence."""
     n, p = model.params["F"].shape[-1], model.params["H"].shape[-2]
     other = statsmodels.api.tsa.statespace.MLEModel(y, k_states=n, k_posdef=n)
     matrices = {"transition": "F", "design": "H", "state_cov": "Q", "obs_cov": "R"}
@@ -255,14 +255,14 @@ def oracle(model, y):
         other.ssm.initialize_diffuse()
     else:
         other.ssm.initialize_known(model.params["m0"], P0)
-    other.ssm.tolerance = 0  # else it takes the covariances to have converged, and stops computing them
+    other.ssm.tolerance = 0  # otherwise it takes the covariances to have converged, and stops computing them
     return other.ssm.smooth()
 
 
 @pytest.mark.parametrize(("level", "observation"), [(1.0, 3.0), (0.1, 1.0), (1e-6, 1.0)])
 @pytest.mark.parametrize("rows", ["alike", "different"])
 def test_steps_share_covariances_that_have_converged(level, observation, rows):
-    """A model whose parameters are repeated over time is the same, and none of its steps share anything."""
+    """The same model with its parameters repeated over time shares no covariances between steps."""
     T = 500
     F = np.array([[1.0, 1.0], [0.0, 0.9]])
     constant = {
@@ -335,7 +335,7 @@ def test_statsmodels_finds_the_same_of_a_diffuse_level():
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("varying", ["", "FHQR", "HQ"])
 def test_the_score_against_central_differences(varying, missing, diffuse):
-    # As many observations as states: the less is known of a diffuse state, the larger the fifth derivative.
+    # As many observations as states: the less is known about a diffuse state, the larger the fifth derivative.
     model, y = draw(5, 2, p=3, varying=varying, missing=missing, diffuse=diffuse)
     value, pullback = model.vjp(y)
     assert_same(value, model(y))
@@ -395,7 +395,7 @@ def test_the_nile_has_the_variances_that_durbin_and_koopman_publish():
     [(1, 1), (0.01, 1), (10, 1), (1e4, 1), (1e-4, 1), (1, 1e-4), (1e-4, 1e4), (1e6, 1e-2), (1e-2, 1e6), (1e6, 1e6)],
 )
 def test_the_nile_is_fitted_from_any_start(level, observation):
-    """Where one variance is far too small, the likelihood is flat in it; and all may be far too small or large."""
+    """Where one variance is far too small, the likelihood is flat in it. All may be far too small or too large."""
     y = series("nile")
     model = local_level(level, observation)
     history = model.fit(y).log_likelihoods_
@@ -419,7 +419,7 @@ def test_a_fit_that_is_ended_early_has_the_parameters_of_its_last_value():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_likelihood_without_a_maximum_leaves_parameters_that_have_one(dtype):
-    """Observations that never vary: the smaller the variances, the more likely they are."""
+    """The observations never vary, so smaller variances are always more likely."""
     y = np.zeros((30, 1), dtype)
     one = np.ones((1, 1), dtype)
     model = gpurnn.LinearGaussian(one, one, one, one)
@@ -450,7 +450,7 @@ def co2_model(variances, period: float = 365.25 / 7) -> gpurnn.LinearGaussian:
 
 
 def generalised_least_squares(model, y) -> float:
-    """The log-likelihood of a diffuse model as that of a regression on the initial state, residuals correlated."""
+    """The log-likelihood of a diffuse model, as a regression on the initial state with correlated residuals."""
     T, n = len(y), len(model.params["F"])
     mean, spread = joint(model, T, wide=np.zeros((n, n)))
     X = [model.params["H"][0]]
@@ -466,7 +466,7 @@ def generalised_least_squares(model, y) -> float:
 
 
 class Theirs(statsmodels.api.tsa.statespace.MLEModel):
-    """`co2_model` of statsmodels, its four variances to be fitted."""
+    """`co2_model` in statsmodels, with four variances to fit."""
 
     param_names = ("level", "slope", "season", "observation")
 
@@ -500,11 +500,11 @@ def test_co2_is_fitted_and_forecast_through_its_gaps():
     history = model.fit(past).log_likelihoods_
     assert (np.diff(history) >= 0).all()
     assert len(history) < 40
-    # Nothing is to be gained by any variance, relative to its size.
+    # No variance, changed relative to its size, would gain anything.
     grads = model.vjp(past)[1](1.0)[1]
     for name in ("Q", "R"):
         assert np.abs(np.diag(grads[name] * model.params[name])).max() < 1e-3, name
-    # Ours has a variance for each state of the seasons, and so reaches no less.
+    # Our model has a variance for each state of the seasons, so its likelihood is no lower.
     assert history[-1] > Theirs(past).fit(start_params=begin, disp=0).llf
     forecast = model.forecast(past, 52)
     low, high = forecast.interval(0.95)
@@ -512,14 +512,14 @@ def test_co2_is_fitted_and_forecast_through_its_gaps():
     assert known.sum() > 45
     inside = (low < future) & (future < high)
     assert inside[known].mean() > 0.9
-    # The season alone swings by 6 ppm; the last value for all the year errs by 2.
+    # The season alone swings by 6 ppm; the last value as forecast for the whole year errs by 2.
     assert np.sqrt(np.mean((forecast.mean - future)[known] ** 2)) < 0.7
 
 
 @pytest.mark.parametrize("method", ["em", "bfgs"])
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_every_parameter_is_fitted(method, diagonal):
-    """From a wrong start the likelihood rises, with EM at every step, and all of the score but rotations vanishes."""
+    """The likelihood rises from a wrong start, with EM at every step, and the score vanishes except along rotations."""
     rng = np.random.default_rng(0)
     model, y = draw(40, 3, n=2, p=2, seed=2)
     if diagonal:
@@ -541,7 +541,7 @@ def test_every_parameter_is_fitted(method, diagonal):
 
 @pytest.mark.parametrize("names", [("Q",), ("R",), ("F", "Q"), ("H", "R"), ("m0", "P0"), ("F", "H")], ids="".join)
 def test_em_stands_still_where_the_score_vanishes(names):
-    """One step of EM from the maximum that BFGS finds changes nothing; one from elsewhere does."""
+    """An EM step from the maximum found by BFGS changes nothing; one from elsewhere does."""
     model, y = draw(50, 4, n=2, p=2, seed=4, missing=True)
     y *= 1.5
     start = {name: p.copy() for name, p in model.params.items()}
@@ -555,7 +555,7 @@ def test_em_stands_still_where_the_score_vanishes(names):
 
 @pytest.mark.parametrize("names", [("F", "H", "Q", "R", "m0", "P0"), ("Q", "R", "P0")], ids="".join)
 def test_a_step_of_em_is_that_of_the_definition(names):
-    """From the moments of the joint distribution of all states and observations, the missing among them too."""
+    """It follows from the moments of the joint distribution of all states and observations, including missing ones."""
     T, B, n, p = 7, 3, 2, 2
     model, y = draw(T, B, n, p)
     mean, spread = joint(model, T)
@@ -572,7 +572,7 @@ def test_a_step_of_em_is_that_of_the_definition(names):
     seen = [slice(T * n + p * t, T * n + p * t + p) for t in range(T)]
 
     def regression(name, onto, of, count):
-        """The matrix that predicts ``onto`` from ``of`` best, or the given one, and the covariance that is left."""
+        """The best (or the given) matrix to predict ``onto`` from ``of``, and the remaining covariance."""
         yy, yx, xx = (
             sum(moments[u, v] for u, v in zip(left, right, strict=True))
             for left, right in ((onto, onto), (onto, of), (of, of))
@@ -632,7 +632,7 @@ def test_variances_of_zero_stay_and_singular_covariances_work():
         assert not model.params["Q"].any()
     y[-6:] = np.nan
     np.testing.assert_allclose(model.forecast(y, 3).mean[:, 0], [5, -1, -4], atol=0.5)
-    # The variance of a mean of 18 or so values of each season.
+    # The variance of a mean over about 18 values of each season.
     assert model.params["R"].item() == pytest.approx(0.25, rel=0.5)
     exact = gpurnn.LinearGaussian(np.eye(1), np.eye(1), np.eye(1), np.zeros((1, 1)))
     assert_close(exact.smooth(y[:10]).mean, y[:10], 10)
@@ -744,7 +744,7 @@ def test_on_arrays_that_are_not_numpys(strict_namespace, monkeypatch, diffuse):
             assert isinstance(leaf, Array)
             assert leaf.device == DEVICE
         assert_same(plain(result), expected)
-    # A diffuse model's P0 made by default, and a fit.
+    # A default P0 of a diffuse model, and a fit.
     for method in ("em", "bfgs"):
         free = {name: p[0] if p.ndim == 3 else p for name, p in model.params.items() if name not in ("m0", "P0")}
         one, other = gpurnn.LinearGaussian(**free), gpurnn.LinearGaussian(**strict(free))
@@ -782,7 +782,7 @@ def test_a_model_that_is_none_is_refused(change, message):
 
 
 def test_an_observation_without_any_variance_is_refused():
-    """A level that never changes, seen without noise, is known once it is seen."""
+    """A constant level observed without noise is known after the first observation."""
     one = np.ones((1, 1))
     exact, y = gpurnn.LinearGaussian(one, one, 0 * one, 0 * one), np.ones((3, 2, 1))
     message = r"H P H\^T \+ R of step 1 of row 0 is not positive definite, P being .*; expected a larger R, or Q or P0"
@@ -839,7 +839,7 @@ def test_refusals():
 
 
 def moving_average():
-    """An MA(1) in its usual form, whose F^2 is zero, and the same in another basis."""
+    """An MA(1) in its usual form, where F^2 is zero, and the same in another basis."""
     g = np.array([[1.0], [0.4]])
     F, H, Q = np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[1.0, 0.0]]), g @ g.T
     yield F, H, Q
@@ -850,7 +850,7 @@ def moving_average():
 
 @pytest.mark.parametrize("form", [0, 1, "zero"])
 def test_diffuse_states_that_are_forgotten_before_an_observation(form):
-    """The diffuse part of the state is gone when F^2 = 0, or F = 0, whatever was observed of it."""
+    """The diffuse part of the state vanishes when F^2 = 0 or F = 0, whatever was observed of it."""
     rng = np.random.default_rng(0)
     y = rng.normal(size=(40, 1))
     y[:3] = np.nan
@@ -867,7 +867,7 @@ def test_diffuse_states_that_are_forgotten_before_an_observation(form):
     np.testing.assert_allclose(smoothed.mean[gone:], expected.smoothed_state.T[gone:], atol=1e-9)
     np.testing.assert_allclose(smoothed.covariance[gone:], expected.smoothed_state_cov.T[gone:], atol=1e-9)
     assert all(np.isfinite(each).all() for each in ahead)
-    # The gradient by the noises, which the forgotten states do not touch.
+    # The gradient with respect to the noises, which the forgotten states do not affect.
     _, pull = model.vjp(y)
     _, grads = pull(1.0)
     for name in ("Q", "R"):
@@ -886,7 +886,7 @@ def test_diffuse_states_that_are_forgotten_before_an_observation(form):
 @pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-6])
 @pytest.mark.parametrize("prior", [1e4, 1e8, 1e12])
 def test_precise_sensors_of_one_state_that_little_is_known_of(prior, noise, correlation):
-    """However ill-conditioned the covariance of the innovation is."""
+    """The covariance of the innovation may be arbitrarily ill-conditioned."""
     R = noise * np.array([[1.0, correlation], [correlation, 4.0]])
     one, y = np.ones((1, 1)), np.array([[3.0, 3.0 + noise**0.5]])
     model = gpurnn.LinearGaussian(one, np.ones((2, 1)), one, R, P0=prior * one)
@@ -903,11 +903,11 @@ def test_precise_sensors_of_one_state_that_little_is_known_of(prior, noise, corr
 
 
 def test_noises_that_are_correlated_and_of_any_size():
-    """A small noise keeps its digits beside a large one, and one that follows from another has no variance left."""
+    """A small noise keeps its digits next to a large one. A noise determined by another has no variance left."""
     one, y = np.ones((1, 1)), np.array([[2.0, 1.0]])
     R = np.array([[1e12, 0.5], [0.5, 1e-12]])
     found = gpurnn.LinearGaussian(one, np.array([[0.0], [1.0]]), one, R, P0=one).filter(y)
-    # What the first noise says of the second leaves 3/4 of its variance.
+    # Given the first noise, 3/4 of the second one's variance remains.
     expected = 0.75e-12 / (1 + 0.75e-12)
     np.testing.assert_allclose(found.covariance[0], [[expected]], rtol=1e-13)
     known = gpurnn.LinearGaussian(one, np.array([[0.0], [1.0]]), one, np.ones((2, 2)), P0=one).filter(y)
@@ -917,7 +917,7 @@ def test_noises_that_are_correlated_and_of_any_size():
 
 @pytest.mark.parametrize("unit", [1e-12, 1e6, 1e12])
 def test_without_noise_the_unit_does_not_matter(unit):
-    """A state of known variance beside a diffuse one, both determined by one observation without noise."""
+    """A state of known variance and a diffuse one, both determined by one observation without noise."""
     F, H = np.array([[0.83, 1.23], [0.83, 0.66]]), np.array([[-0.75, -0.17], [1.55, 1.16]])
     y, none = np.array([[np.nan, np.nan], [54.0, 31.0]]), np.zeros((2, 2))
     found = gpurnn.LinearGaussian(F, H, none, none, P0=np.diag([4 * unit**2, np.inf])).smooth(unit * y)
@@ -928,7 +928,7 @@ def test_without_noise_the_unit_does_not_matter(unit):
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
 def test_some_diffuse_states_forgotten_and_others_determined(scale):
-    """The likelihood is that of the states that are determined alone."""
+    """The likelihood is that of the determined states alone."""
     rng = np.random.default_rng(1)
     y = rng.normal(size=(30, 1)).cumsum(axis=0)
     y[:2] = np.nan
@@ -973,7 +973,7 @@ def test_the_row_without_observations_is_named():
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 1e20), ("float64", 1e165), ("float64", 1e200)])
 def test_observations_whose_squares_overflow(dtype, size, known):
-    """Means are linear in them, covariances do not depend on them, and only the likelihood ends, at minus infinity."""
+    """Means are linear in the observations, and covariances independent of them. Only the likelihood becomes -inf."""
     one = np.ones((1, 1), dtype)
     model = gpurnn.LinearGaussian(F=one, H=one, Q=one, R=one, P0=one if known else None)
     y = np.random.default_rng(0).normal(size=(20, 1)).astype(dtype)
@@ -1000,7 +1000,7 @@ def test_what_the_pullback_takes():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_gradient_by_the_log_likelihood_is_one_number(dtype):
-    """Whatever its type: the gradients keep the dtype and the shapes of the parameters."""
+    """The cotangent of the log-likelihood may have any type: the gradients keep the parameters' dtype and shapes."""
     one, y = np.ones((1, 1), dtype), np.arange(5, dtype=dtype)[:, None]
     model = gpurnn.LinearGaussian(one, one, one, one, P0=one)
     _, pull = model.vjp(y)

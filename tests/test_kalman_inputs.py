@@ -1,4 +1,4 @@
-"""`LinearGaussian` with inputs, offsets, a stationary start, observations without noise; statsmodels is the oracle."""
+"""`LinearGaussian` with inputs, offsets, a stationary start and noiseless observations, against statsmodels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ n, p, k = 3, 2, 2
 
 
 def draw(T: int = 9, B: int = 2, varying: bool = False, diffuse: bool = False, stationary: bool = False):
-    """A random model with everything, observations with gaps, and inputs for two steps more."""
+    """A random model with all options, observations with gaps, and inputs for two steps more."""
     rng = np.random.default_rng(3)
     over = (T + 2,) if varying else ()
     root = rng.standard_normal((n, n))
@@ -38,7 +38,7 @@ def draw(T: int = 9, B: int = 2, varying: bool = False, diffuse: bool = False, s
 
 
 def theirs(model, y, u):
-    """The model of statsmodels for one sequence, its inputs as intercepts that vary with time."""
+    """The model in statsmodels for one sequence, with the inputs as intercepts that vary with time."""
     values = model.params
     own = statsmodels.api.tsa.statespace.MLEModel(y, k_states=n, k_posdef=n)
     for name, ours in {"transition": "F", "design": "H", "state_cov": "Q", "obs_cov": "R"}.items():
@@ -72,7 +72,7 @@ def test_statsmodels_finds_the_same_with_inputs_and_offsets(varying):
 @pytest.mark.parametrize("diffuse", [False, True])
 @pytest.mark.parametrize("varying", [False, True])
 def test_known_inputs_only_shift_what_is_observed(varying, diffuse):
-    """Without its response to the inputs an observation is that of the model without any."""
+    """After subtracting the response to the inputs, the observations follow the model without inputs."""
     model, y, u = draw(varying=varying, diffuse=diffuse)
     T, bare = len(y), gpurnn.LinearGaussian(**{name: a for name, a in model.params.items() if name not in "BDcd"})
     over = {name: a if varying else np.broadcast_to(a, (T + 2, *a.shape)) for name, a in model.params.items()}
@@ -193,13 +193,13 @@ def test_the_stationary_start_follows_a_fit():
     model = gpurnn.LinearGaussian(0.1 * one, one, one, 0 * one, c=np.zeros(1), stationary=True)
     model.fit(y, ("F", "Q", "c"))
     expected = statsmodels.api.tsa.SARIMAX(y, order=(1, 0, 0), trend="c").fit(disp=0)
-    # The variance of the noise is zero, and so is what statsmodels takes it to be.
+    # The noise variance is zero, as statsmodels assumes.
     assert model.log_likelihoods_[-1] == pytest.approx(expected.llf, abs=1e-6)
     c, phi, variance = expected.params
     for name, value in (("c", c), ("F", phi), ("Q", variance), ("m0", c / (1 - phi)), ("P0", variance / (1 - phi**2))):
         assert model.params[name].item() == pytest.approx(value, rel=1e-3), name
     _, grads = model.vjp(y)[1](1.0)
-    assert abs(float(grads["P0"].item())) > 1e-3  # by itself, as a parameter
+    assert abs(float(grads["P0"].item())) > 1e-3  # P0 as a parameter of its own
 
 
 def test_the_gradient_through_the_stationary_start_against_central_differences():
@@ -221,7 +221,7 @@ def test_the_gradient_through_the_stationary_start_against_central_differences()
 
 @pytest.mark.parametrize(("ar", "ma"), [((0.5, -0.3), ()), ((0.6,), (0.4,)), ((), (0.5, 0.2))])
 def test_observations_without_noise_as_of_arma(ar, ma):
-    """An ARMA process is seen without noise; its states without noise have covariances of zero."""
+    """An ARMA process is observed without noise; its noiseless states have covariances of zero."""
     size = max(len(ar), len(ma) + 1)
     F = np.diag(np.ones(size - 1), 1)
     F[: len(ar), 0] = ar
@@ -246,7 +246,7 @@ def test_observations_without_noise_as_of_arma(ar, ma):
 
 @pytest.mark.parametrize("kind", ["walk", "smooth trend", "level and season", "level and autoregression"])
 def test_observations_without_noise_of_diffuse_states(kind):
-    """What is seen is known exactly, and the covariances of the states have eigenvalues of zero."""
+    """Observed quantities are known exactly, so the covariances of the states have zero eigenvalues."""
     y = np.cumsum(np.random.default_rng(0).standard_normal((60, 1)), axis=0)
     y[20:22] = np.nan
     F, H, Q = {
@@ -362,7 +362,7 @@ def test_what_a_fit_cannot_change_is_rejected():
 
 
 def online(case: str, dtype: str):
-    """A model, observations and inputs, for what a filter may meet."""
+    """A model, observations and inputs for each case that a filter may meet."""
     rng = np.random.default_rng(0)
     F, H = np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([[1.0, 0.0]])
     T, u = 150, None
@@ -391,7 +391,7 @@ def online(case: str, dtype: str):
     else:
         one = np.ones((1, 1))
         model = gpurnn.LinearGaussian(one, one, 1e-4 * one, one)
-        y = rng.standard_normal((T, 70, 1))  # more rows than a banded matrix is for
+        y = rng.standard_normal((T, 70, 1))  # too many rows for a banded matrix
     values = {name: a.astype(dtype) for name, a in model.params.items()}
     return gpurnn.LinearGaussian(**values), y.astype(dtype), None if u is None else u.astype(dtype)
 
@@ -422,7 +422,7 @@ def test_a_state_is_kept_in_a_file_and_takes_other_parameters():
         state = model.update(value, state)
     again = pickle.loads(pickle.dumps(state))
     assert_same(model.update(y[100], again).mean, model.update(y[100], state).mean)
-    # Converged covariances are not those of another noise.
+    # Covariances that have converged for one noise are wrong for another.
     before = model.update(y[100], state)
     model.params["R"][...] *= 100
     after = model.update(y[100], state)

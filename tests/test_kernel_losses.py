@@ -1,4 +1,4 @@
-"""The wings' losses against their definition, rows short and long; `test_losses.py` has what the API makes of them."""
+"""The wings' losses against their definition, for short and long rows; `test_losses.py` tests the API."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS = {
     "all": (True, True, 0.3),
     "only smooth": (True, True, 1.0),
 }
-# Up to 1024 classes a warp takes a row, beyond a block of 256 threads does; eight rows to a block of warps.
+# Up to 1024 classes, a warp takes a row, eight rows to a block. Beyond that, a block of 256 threads takes a row.
 SIZES = [(1, 1), (3, 2), (7, 31), (8, 32), (9, 33), (17, 100), (2, 1023), (2, 1024), (2, 1025), (3, 3000), (0, 5)]
 
 
@@ -38,7 +38,7 @@ def draw(N, V, dtype, options=(False, False, 0.0)):
 
 
 def definition(logits, labels, weights, dlosses, *, class_weights, label_smoothing):
-    """Losses and their gradient, in the widest type there is."""
+    """Losses and their gradient, in the widest type available."""
     N, V = logits.shape
     rows, classes = (np.ones(n) if w is None else w for n, w in ((N, weights), (V, class_weights)))
     wide = [a.astype(np.longdouble) for a in (logits, rows, dlosses, classes)]
@@ -48,7 +48,7 @@ def definition(logits, labels, weights, dlosses, *, class_weights, label_smoothi
 
 
 def run(wing, logits, labels, weights, dlosses, **options):
-    """Losses and gradient; that inference gives the same losses, and the gradient comes twice."""
+    """Losses and gradient. Inference must give the same losses, and a second pullback the same gradient."""
     arguments = wing.to((logits, labels, weights))
     before = wing.to((logits, labels, weights))
     options = wing.to(options)
@@ -57,7 +57,7 @@ def run(wing, logits, labels, weights, dlosses, **options):
     losses, saved = wing.module.cross_entropy_forward(*arguments, **options, training=True)
     first = wing.module.cross_entropy_backward(saved, wing.to(dlosses))
     second = wing.module.cross_entropy_backward(saved, wing.to(dlosses))
-    if wing.name != "reference":  # whose products with the class weights are BLAS's, over more or fewer rows
+    if wing.name != "reference":  # the reference's products with the class weights are BLAS's, over more or fewer rows
         assert_same(wing.back(inferred), wing.back(losses))
     assert_same(wing.back(second), wing.back(first))
     assert_same(wing.back(arguments), wing.back(before))
@@ -72,8 +72,8 @@ def test_cross_entropy_is_its_definition(wing, N, V, options, dtype):
     dlosses = np.random.default_rng(1).standard_normal(N).astype(dtype)
     expected, gradient = definition(logits, labels, weights, dlosses, **options)
     losses, dlogits = run(wing, logits, labels, weights, dlosses, **options)
-    # A sum over the classes in no more than 40 steps, of terms that carry the rounding of a difference of logits: NumPy
-    # adds by pairs, the kernels V / 256 or at most 32 numbers a thread.
+    # A sum over the classes has at most 40 steps, and its terms carry the rounding of a difference of logits: NumPy
+    # adds by pairs, the kernels V / 256 or at most 32 numbers per thread.
     assert_close(losses, expected.astype(dtype), 40, "losses", magnitude=float(abs(logits).max(initial=1)))
     assert_close(dlogits, gradient.astype(dtype), 40, "dlogits", magnitude=float(abs(dlosses).max(initial=1)))
     if weights is not None:
@@ -99,7 +99,7 @@ def test_a_vocabulary_of_a_hundred_thousand(wing, dtype):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(("N", "V"), [(9, 33), (3, 1500), (5, 2)])
 def test_a_gradient_has_the_same_bits_wherever_its_logits_begin(N, V, options, dtype):
-    """Packets begin at another class then, or nowhere."""
+    """The packets then begin at another class, or there are none."""
     logits, labels, weights, options = draw(N, V, dtype, options)
     labels[:3] = 0, V - 1, V // 2
     results = []
@@ -125,7 +125,7 @@ def test_logits_of_a_large_range_in_any_order(wing, V, rising):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("V", [40, 1500])
 def test_infinite_logits(wing, V, label_smoothing):
-    """Minus infinity rules a class out, however many come first; plus infinity leaves no softmax, nor does nothing."""
+    """Minus infinity excludes a class, even many in a row. Plus infinity, or nothing else, leaves no softmax."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((5, V))
     logits[0, : V - 2] = -np.inf
@@ -153,12 +153,12 @@ def test_infinite_logits(wing, V, label_smoothing):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("V", [4, 40, 1500])
 def test_a_term_of_weight_zero_does_not_count_though_it_is_infinite(wing, V, label_smoothing):
-    """A class that is ruled out by its logit is left out of the loss by a weight of zero, and NaN is not hidden so."""
+    """A class excluded by its logit does not count in the loss if its weight is zero. This does not hide NaN."""
     logits = np.random.default_rng(0).standard_normal((3, V))
     class_weights = np.linspace(0.5, 1.5, V)
     class_weights[[0, 2]] = 0
     labels, options = np.array([1, 0, 1]), {"class_weights": class_weights, "label_smoothing": label_smoothing}
-    logits[:, [0, 2]] = -1e300  # whose terms are so large that only a weight of zero hides them
+    logits[:, [0, 2]] = -1e300  # so large a term is hidden only by a weight of zero
     expected = run(wing, logits, labels, None, np.ones(3), **options)
     logits[:, [0, 2]] = -np.inf
     losses, dlogits = found = run(wing, logits, labels, None, np.ones(3), **options)
@@ -172,7 +172,7 @@ def test_a_term_of_weight_zero_does_not_count_though_it_is_infinite(wing, V, lab
 
 @pytest.mark.parametrize("V", [4, 1500])
 def test_evenly_smoothed_labels_count_a_class_that_is_ruled_out(wing, V):
-    """With label smoothing of 1 the label's own term has no weight, but all classes have."""
+    """With label smoothing of 1, the label's own term has no weight, but all classes have."""
     logits = np.zeros((2, V))
     logits[0, 1] = -np.inf
     options = {"class_weights": None, "label_smoothing": 1.0}

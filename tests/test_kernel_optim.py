@@ -1,4 +1,4 @@
-"""The wings' norm and updates over many arrays of many sizes; `test_optimizers.py` is about the API."""
+"""The wings' norm and updates over many arrays of many sizes; `test_optimizers.py` tests the API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpurnn import kernels
 from gpurnn.optimizers import KINDS, SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RMSprop, Rprop
 
 DTYPES = ("float32", "float64")
-# Arrays of no, of one and of several chunks, those without elements at both ends and side by side.
+# Arrays of no, one and several chunks. Empty ones are at both ends and next to each other.
 SHAPES = [
     (0,), (), (1,), (0, 4), (3, 0), (3, 5), (_CHUNK - 1,), (_CHUNK,), (_CHUNK + 1,), (2, _CHUNK), (37, 211), (2,), (0,)
 ]  # fmt: skip
@@ -43,7 +43,7 @@ def test_the_norm_is_that_of_all_elements(wing, shapes, dtype):
     arrays = draw(0, dtype, shapes)
     norm = wing.back(wing.module.global_norm(wing.to(arrays)))
     squares = [float(x) ** 2 for a in arrays for x in a.reshape(-1)]
-    # Each wing adds no more than 32 squares of float64 to a sum before it adds sums to sums, or does so by pairs.
+    # Each wing adds at most 32 squares in float64 to a sum before it adds sums to sums, or adds by pairs.
     assert_close(norm, np.array(math.sqrt(math.fsum(squares))), 64, "norm")
 
 
@@ -61,7 +61,7 @@ def test_the_norm_takes_every_element_once(wing):
 
 
 def _cases():
-    """Optimizers, each with a step."""
+    """Optimizers, each with a step number."""
     common = {"lr": 0.1, "weight_decay": 0.125}
     for options, step in itertools.product(({}, {"nesterov": True}, {"dampening": 0.25}), (1, 2)):
         yield SGD(**common, momentum=0.75, **options), step
@@ -135,7 +135,7 @@ def test_updates_are_their_definition_in_every_array(wing, optimizer, step, dtyp
 @pytest.mark.parametrize(("optimizer", "step"), OF_EACH_KIND)
 def test_gradients_may_be_arrays_that_nothing_can_be_written_to(wing, optimizer, step):
     expected, actual = wing.to(lists_for(optimizer, "float32")), wing.to(lists_for(optimizer, "float32"))
-    if wing.name != "cuda":  # whose arrays are all writable
+    if wing.name != "cuda":  # the arrays of cuda are all writable
         for g in actual[1]:
             g.flags.writeable = False
     update(wing.module, optimizer, step, *expected)
@@ -148,7 +148,7 @@ def test_gradients_may_be_arrays_that_nothing_can_be_written_to(wing, optimizer,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("optimizer", "step"), OF_EACH_KIND)
 def test_an_update_has_the_same_bits_wherever_an_array_begins(optimizer, step, dtype):
-    """One list after another has arrays that no packet begins with."""
+    """In turn, the arrays of one list begin where no packet can."""
     expected = lists_for(optimizer, dtype)
     update(kernels, optimizer, step, *expected)
     for moved in range(2 + len(expected[2])):

@@ -45,7 +45,7 @@ def run(wing, problem):
 
 @pytest.fixture
 def hold(kernel_wing):
-    """Holds the kernels' results of a problem against the definition's."""
+    """Checks the kernels' results for a problem against the definition."""
 
     def check(problem):
         T, B, I = problem.x.shape
@@ -58,7 +58,7 @@ def hold(kernel_wing):
 
 PAIRS = pairwise({"schedule": list(SCHEDULES), "cell": list(CELLS), "options": list(OPTIONS)})
 ACTIVATED = [name for name, cell in CELLS.items() if isinstance(cell, Vanilla) and cell.activation != "tanh"]
-"""Cells that touch the memory that one with tanh touches, and so are not compiled for the builds that check that."""
+"""These cells access the same memory as the one with tanh, so the builds that check accesses omit them."""
 
 
 def of_cell(*values, cell):
@@ -72,7 +72,7 @@ def of_cell(*values, cell):
     ids=lambda value: str(value),
 )
 def test_schedules_agree_with_the_definition(schedule, cell, options, hold):
-    """Any two of a schedule, a cell and an option meet."""
+    """Any two of a schedule, a cell and an option occur together."""
     hold(draw(CELLS[cell], OPTIONS[options], T=5, B=6, I=3, H=11))
 
 
@@ -88,7 +88,7 @@ def test_schedules_agree_with_the_definition_with_every_option(schedule, cell, h
     "schedules", [("persistent", "stepwise"), ("stepwise", "block"), ("block", "step-fused")], ids="-".join
 )
 def test_passes_by_schedules_of_their_own(schedules, cell, monkeypatch, hold):
-    """What the forward pass saves is the same whichever schedule reads it."""
+    """The forward pass saves the same values for every schedule of the backward pass."""
     on_device(monkeypatch, multiprocessors=5)
     monkeypatch.setattr(
         plan, "choose", lambda problem, device, apart="": plan.make(schedules[problem.backward], problem, device)
@@ -213,7 +213,7 @@ def test_the_gradients_of_both_biases_are_arrays_of_their_own(cell):
     ("cell", "H", "B"), [(LSTM(), 128, 1), (LSTM(), 127, 3), (GRU(True), 147, 2), (Vanilla(), 256, 2)], ids=str
 )
 def test_weights_held_in_registers(cell, H, B, hold, kernel_wing):
-    """The sizes for which a block's shared memory alone is too small."""
+    """Sizes for which the shared memory of a block alone is too small."""
     problem = draw(cell, Options(lengths=True), T=2, B=B, H=H, dtype="float32")
     sizes = plan.Problem(cell, 2, B, H, 1, dtypes.TABLE["float32"])
     passes = [sizes, dataclasses.replace(sizes, backward=True)]
@@ -229,7 +229,7 @@ def test_weights_held_in_registers(cell, H, B, hold, kernel_wing):
 @pytest.mark.parametrize("cell", [LSTM(), GRU()], ids=str)
 @pytest.mark.parametrize(("schedule", "B", "H"), [("step-fused", 20, 50), ("persistent", 12, 70)])
 def test_operands_longer_than_a_chunk(cell, schedule, B, H, monkeypatch, hold):
-    """Operands that shared memory takes piece by piece, in the least of it that the schedule can do with."""
+    """Operands that shared memory takes in pieces, with the least shared memory that the schedule can use."""
     problem = draw(cell, ALL, T=3, B=B, H=H)
     for kilobytes in range(4, 64):
         device = on_device(monkeypatch, multiprocessors=9, shared_memory_per_block=1000 * kilobytes)
@@ -251,7 +251,7 @@ def test_operands_longer_than_a_chunk(cell, schedule, B, H, monkeypatch, hold):
     ],
 )
 def test_a_watchdog_leaves_the_bits_as_they_are(schedule, cell, monkeypatch):
-    """Sequences are cut into launches that are short enough for it, each of which begins where the last one ended."""
+    """Sequences are cut into launches short enough for the watchdog. Each launch continues where the last one ended."""
     dtype = "float32" if schedule == "scatter" else "float64"
     problem, launched = draw(CELLS[cell], ALL, T=7, B=5, H=12, dtype=dtype), []
     launch = host.Library.launch
@@ -281,7 +281,8 @@ def test_a_watchdog_leaves_the_bits_as_they_are(schedule, cell, monkeypatch):
         assert_same(found, results[0])
 
 
-# Not repeated where every access is checked: blocks that have not met do conflict, and that build says so first.
+# Not repeated in the build that checks every access: there the blocks that did not meet conflict, and that is reported
+# first.
 @pytest.mark.parametrize(
     ("cell", "schedule"),
     [
@@ -291,7 +292,7 @@ def test_a_watchdog_leaves_the_bits_as_they_are(schedule, cell, monkeypatch):
     ],
 )
 def test_what_is_computed_after_blocks_have_not_met_is_nan(cell, schedule, monkeypatch):
-    """And it raises: here at once, on a GPU at a later launch."""
+    """It also raises an error: here at once, on a GPU at a later launch."""
     on_device(monkeypatch, multiprocessors=16 if schedule == "cluster" else 5)
     sizes = {"H": 12} if schedule == "persistent" else {"H": 16, "dtype": "float32"}  # two clusters
     problem = draw(CELLS[cell], Options(), T=4, B=1, **sizes)
@@ -330,7 +331,7 @@ PERSISTENT = {  # B, H, multiprocessors, KiB of shared memory: the kernels of bo
 
 @pytest.mark.parametrize("sizes", PERSISTENT, ids=str)
 def test_kernels_of_the_persistent_schedule(sizes, monkeypatch, hold):
-    """With weights in registers, in part or all of them, and with several units in a thread."""
+    """Some or all weights are in registers, and threads have several units."""
     B, H, multiprocessors, kilobytes = sizes
     device = on_device(monkeypatch, multiprocessors=multiprocessors, shared_memory_per_block=1024 * kilobytes)
     forward, backward = (
@@ -347,7 +348,7 @@ def test_kernels_of_the_persistent_schedule(sizes, monkeypatch, hold):
 
 
 CLUSTERS = [  # cell, B, H, multiprocessors and the kernels of both passes
-    ("lstm", 6, 15, 17, "4, 8, 3, 1", "4, 8, 3, 1"),  # the last block has a unit less; most have no columns forward
+    ("lstm", 6, 15, 17, "4, 8, 3, 1", "4, 8, 3, 1"),  # the last block has one unit fewer; most have no columns forward
     ("lstm", 2, 300, 40, "4, 8, 3, 1", "4, 12, 2, 1"),  # two clusters share rows
     ("gru-reset-before-candidate", 6, 31, 17, "4, 8, 0, 1", "4, 8, 0, 1"),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in [
@@ -368,11 +369,11 @@ def test_clusters_agree_with_the_definition(cell, B, H, multiprocessors, forward
 
 
 SCATTERED = [  # cell, B, H, multiprocessors, and the grid and the kernel of the backward pass
-    ("lstm", 7, 70, 4, (2, 1, 2), "8, 1, 24"),  # more weights than registers hold
-    ("gru-reset-after-state", 9, 31, 8, (2, 2, 2), "8, 1, 24"),  # two groups of rows, blocks of fewer units and rows
-    ("lstm", 3, 290, 24, (12, 1, 2), "8, 2, 12"),  # threads of one unit and of two
+    ("lstm", 7, 70, 4, (2, 1, 2), "8, 1, 24"),  # two groups of rows, some blocks with fewer units and rows
+    ("gru-reset-after-state", 9, 31, 8, (2, 2, 2), "8, 1, 24"),  # two groups of rows, smaller blocks at the end
+    ("lstm", 3, 290, 24, (12, 1, 2), "8, 2, 12"),  # threads with one unit and with two
     *(pytest.param(*case, marks=pytest.mark.slow) for case in [
-        ("gru-reset-after-candidate", 20, 30, 16, (8, 1, 2), "8, 1, 24"),  # more rows than a tile has
+        ("gru-reset-after-candidate", 20, 30, 16, (8, 1, 2), "8, 1, 24"),  # more rows than a tile
         ("lstm", 2, 600, 80, (40, 1, 2), "8, 3, 8"),
         ("gru-reset-after-state", 2, 800, 90, (45, 1, 2), "8, 4, 6"),
     ]),
@@ -411,7 +412,7 @@ def test_exchanges_of_sums_give_the_same_bits_in_any_order_of_threads_and_blocks
 @pytest.mark.gpu
 @pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-state"])
 def test_a_loop_becomes_graphs(cell, monkeypatch):
-    """Nobody asks for them. What a caller keeps stays as it was, though calls share their memory."""
+    """Graphs are made automatically. A caller's results stay unchanged, although calls share their memory."""
     wing, T, turns = Wing("cuda"), 6, 12
     launches, call = [], launch_module.Bound.__call__
 
@@ -441,7 +442,7 @@ def test_a_loop_becomes_graphs(cell, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("cell", ["rnn-tanh", "lstm", "gru-reset-before-state", "gru-reset-after-candidate"])
 def test_a_sequence_becomes_a_graph(cell):
-    """Step-fused's launches, forward and backward, captured and then replayed: the bits of the launches themselves."""
+    """The step-fused launches, forward and backward, are captured and replayed: this gives the bits of the launches."""
     wing = Wing("cuda")
     import cupy
 
@@ -474,7 +475,7 @@ def test_a_sequence_becomes_a_graph(cell):
 
 
 def draw_step(cell, bias=True, **sizes):
-    """The arguments of `cell_forward` after the cell, and the gradient that `cell_backward` takes."""
+    """The arguments of `cell_forward` after the cell, and the gradient for `cell_backward`."""
     problem = draw(CELLS[cell], Options(bias=bias), T=1, **sizes)
     state, dstate = (tuple(s[0] for s in one) for one in (problem.state, problem.dstate))
     weights = dict(problem.weights[0])
@@ -482,7 +483,7 @@ def draw_step(cell, bias=True, **sizes):
 
 
 def run_step(wing, cell, arguments, dstate):
-    """The state after a step, and all gradients, twice."""
+    """The state after a step, and all gradients, computed twice."""
     new, saved = wing.cell_forward(CELLS[cell], *arguments)
     return new, wing.cell_backward(saved, dstate), wing.cell_backward(saved, dstate)
 

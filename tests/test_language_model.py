@@ -1,4 +1,4 @@
-"""The language model against PyTorch's numbers, against its own definition as a probability, and as a file."""
+"""The language model: PyTorch's numbers, its definition as a probability, and its files."""
 
 import itertools
 import json
@@ -126,7 +126,8 @@ def test_dropout_acts_in_three_places_and_only_with_an_rng():
     plain, dropped = small(num_layers=2), small(num_layers=2, dropout=0.5)
     assert_same(dropped(x), plain(x))
     assert_same(dropped.vjp(x)[0], plain.vjp(x)[0])
-    # What was dropped in a single step leaves exact zeros: where it is read, and in the row that it came from.
+    # Values dropped in a single step leave exact zeros, both in the weights that read them and in the row they came
+    # from.
     (y, _), pullback = dropped.vjp(x[:1, :1], rng=1)
     _, grads = pullback((np.ones_like(y), None))
     before = grads["embedding.weight"][x[0, 0]] == 0
@@ -162,7 +163,7 @@ def test_log_likelihood_does_not_depend_on_the_window(dtype):
     model = small(dtype=dtype)
     text = "".join(np.random.default_rng(0).choice(list("abcdx"), 300))
     whole = model.log_likelihood(text, window=1000)
-    # An error in the state is forgotten by the gates about as fast as new ones are made.
+    # The gates forget an error in the state about as fast as new errors arise.
     limit = bound(dtype, recurrence_terms(1, 1, 6, 6)) * 300
     for window in (1, 2, 7, 299, 300):
         assert model.log_likelihood(text, window=window) == pytest.approx(whole, abs=limit)
@@ -215,7 +216,7 @@ def biased(logits):
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 3), (1.0, 1), (0.0, None)])
 def test_samples_have_the_frequencies_of_the_softmax(temperature, top_k):
     logits = np.array([5.0, 1.0, 0.0, 2.0, -1.0])
-    draws = 200 if temperature == 0 or top_k == 1 else 4000  # one symbol has all of the probability
+    draws = 200 if temperature == 0 or top_k == 1 else 4000  # one symbol has the whole probability
     text = biased(logits).sample(draws, temperature=temperature, top_k=top_k, rng=0)
     kept = np.exp(logits[1:] / temperature) if temperature else (logits[1:] == 2.0).astype(float)
     if top_k is not None:
@@ -231,7 +232,8 @@ def test_sampling_is_the_seeds_and_goes_on_from_the_prompt():
     assert model.sample(50, rng=1) == model.sample(50, rng=1) == model.sample(50, rng=np.random.default_rng(1))
     assert model.sample(50, rng=1) != model.sample(50, rng=2)
     assert model.sample(0) == ""
-    # The first greedy token is the likeliest after the prompt; a text is the same drawn at once or in two parts.
+    # The first greedy token is the likeliest after the prompt. A text drawn in two parts is the same as one drawn at
+    # once.
     greedy = model.sample(6, "abba", temperature=0)
     logits, _ = model(np.array([[0], *([n] for n in LETTERS.encode("abba"))]))
     assert greedy[0] == LETTERS.symbols[1 + int(np.argmax(logits[-1, 0, 1:]))]
@@ -245,10 +247,10 @@ def test_a_stream_is_the_sample_symbol_by_symbol(monkeypatch):
     symbols = model.stream(20, "ab", temperature=0.8, top_k=3, rng=4)
     assert read == []
     first = [next(symbols), next(symbols)]
-    assert len(read) == 2  # no further than what is asked for
+    assert len(read) == 2  # it reads no further than requested
     assert "".join([*first, *symbols]) == model.sample(20, "ab", temperature=0.8, top_k=3, rng=4)
     with pytest.raises(ValueError, match=r"LanguageModel.stream: length is -1"):
-        model.stream(-1)  # and not at its first symbol
+        model.stream(-1)  # before its first symbol
 
 
 @pytest.mark.parametrize(
@@ -377,7 +379,7 @@ def test_a_tied_table_starts_with_rows_of_norm_one_and_a_free_one_with_entries_o
     vocabulary = CharVocabulary([chr(i) for i in range(40, 540)])
     tied = LanguageModel(vocabulary, 64, 64, tied=True).params["embedding.weight"]
     free = LanguageModel(vocabulary, 64, 64).params["embedding.weight"]
-    # The mean square of n = 32000 normals has the standard deviation sqrt(2 / n); five of those.
+    # The mean square of n = 32000 normals has the standard deviation sqrt(2 / n); the tolerance is five of them.
     assert (tied**2).sum(axis=1).mean() == pytest.approx(1, rel=5 * math.sqrt(2 / 32000))
     assert (free**2).mean() == pytest.approx(1, rel=5 * math.sqrt(2 / 32000))
 
@@ -454,7 +456,7 @@ def test_a_file_is_read_as_the_kind_of_model_that_it_holds(tmp_path):
 
 
 def peak(call):
-    """The most memory in bytes that a call allocates at a time."""
+    """The peak number of bytes that a call allocates."""
     call()
     return most_bytes(call)
 

@@ -1,4 +1,4 @@
-"""Layer normalisation, the function and the layer: PyTorch's numbers, central differences, strict arrays, refusals."""
+"""Layer normalisation, the function and the layer: PyTorch's numbers, central differences, strict arrays, errors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_position_has_mean_0_and_variance_1(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", ["random", "two", "one above the others", "one below the others", "equal"])
 def test_the_end_of_the_range(dtype, shape):
-    """Up to the documented size all digits are there; above it they are, or the whole position is NaN."""
+    """Up to the documented size all digits are right; above it they are right, or the whole position is NaN."""
     F, largest = 64, np.finfo(dtype).max
     features = np.random.default_rng(0).uniform(-1, 1, F) if shape == "random" else np.ones(F)
     if shape == "two":
@@ -173,7 +173,7 @@ def test_what_the_layer_refuses(options, error, message):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 def test_rows_of_any_size(dtype, eps):
-    """Squares of 1e30 overflow in float32, those of 1e-30 underflow."""
+    """In float32 the squares of 1e30 overflow, and those of 1e-30 underflow."""
     rng = np.random.default_rng(0)
     reach = 35 if dtype == "float32" else 300
     sizes = 10.0 ** np.linspace(-reach, reach, 21)

@@ -1,4 +1,4 @@
-"""The layers: what a call takes and returns, what is kept, and the dropouts."""
+"""The layers: arguments and results of a call, what is kept, and the dropouts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import gpurnn
 from gpurnn.layers import Decoder
 from gpurnn.models.pooling import AttentionPooling
 
-# All combinations of options are drawn, those without effect too.
+# All combinations of options are drawn, including those without effect.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
 RECURRENT = {"RNN": gpurnn.RNN, "LSTM": gpurnn.LSTM, "GRU": gpurnn.GRU}
@@ -307,7 +307,7 @@ def test_dropout_between_layers_leaves_the_first_input_and_the_last_output_alone
         p[...] = np.eye(40) if "weight_ih" in name else 0
     ratio = stack.vjp(np.ones((30, 20, 40)), rng=0)[0][0]
     assert set(np.unique(ratio)) == {0.0, 1 / 0.75}
-    # Every number has its own mask: 24000 trials of probability 0.75, within 5 standard deviations.
+    # Every number is masked on its own: 24000 trials with probability 0.75, within 5 standard deviations.
     assert abs((ratio > 0).mean() - 0.75) < 5 * (0.75 * 0.25 / ratio.size) ** 0.5
 
 
@@ -337,7 +337,7 @@ def test_recurrent_dropout_drops_entries_of_the_recurrent_weights():
 @each_recurrent
 @pytest.mark.parametrize("which", ["variational_dropout", "recurrent_dropout"])
 def test_directions_and_layers_have_masks_of_their_own(kind, which):
-    """Were two masks the same, both directions of equal weights would give mirrored outputs for a mirrored input."""
+    """With equal masks and weights, a mirrored input would give mirrored outputs in the two directions."""
     layer = RECURRENT[kind](3, 8, bidirectional=True, dtype="float64", **{which: 0.5})
     for name in list(layer.params):
         if name.endswith("_reverse"):
@@ -514,7 +514,7 @@ def test_gradients_are_not_shared_between_calls_of_a_pullback(kind):
 
 
 def of_others(state):
-    """A state as another program has it."""
+    """A state as another program would write it."""
     return {str(name): value for name, value in state.items()}
 
 
@@ -608,7 +608,7 @@ def test_a_models_file_says_the_form_of_its_gru(tmp_path):
 
 
 def of_another_shape(shape: tuple[int, ...]) -> set[tuple[int, ...]]:
-    """Shapes that broadcasting or a loop over the first rows could take for this one."""
+    """Shapes that broadcasting, or a loop over the first rows, could mistake for this one."""
     found = {(), (1,), (1,) * len(shape), (1, *shape), (*shape, 1), shape[::-1]}
     for axis, size in enumerate(shape):
         found |= {(*shape[:axis], other, *shape[axis + 1 :]) for other in (1, size - 1, size + 1, 2 * size)}
@@ -637,7 +637,7 @@ WITH_PARAMETERS = {
 
 @pytest.mark.parametrize("kind", WITH_PARAMETERS)
 def test_a_parameter_that_was_replaced_by_one_of_another_shape_is_rejected(kind):
-    """A wing checks no shapes: it would read the first rows of a larger array, and past the end of a smaller one."""
+    """A wing does not check shapes: it would read the first rows of a larger array, and past a smaller one's end."""
     make, arguments = WITH_PARAMETERS[kind]
     for place in make()._places():
         for shape in of_another_shape(make().params[place].shape):
