@@ -1,4 +1,4 @@
-"""Examples and labels as callers have them become the same arrays, and what cannot is named as they find it."""
+"""Examples and labels in all usual forms become the same arrays; errors name invalid values by the caller's place."""
 
 import decimal
 import fractions

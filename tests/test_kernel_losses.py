@@ -125,7 +125,7 @@ def test_logits_of_a_large_range_in_any_order(wing, V, rising):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("V", [40, 1500])
 def test_infinite_logits(wing, V, label_smoothing):
-    """Minus infinity excludes a class, even many in a row. Plus infinity, or nothing else, leaves no softmax."""
+    """Minus infinity excludes a class, even many in a row. One plus infinity, or no class left, gives NaN."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((5, V))
     logits[0, : V - 2] = -np.inf

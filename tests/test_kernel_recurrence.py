@@ -281,8 +281,7 @@ def test_a_watchdog_leaves_the_bits_as_they_are(schedule, cell, monkeypatch):
         assert_same(found, results[0])
 
 
-# Not repeated in the build that checks every access: there the blocks that did not meet conflict, and that is reported
-# first.
+# Not repeated in the build that checks every access: it would first report that blocks which did not meet conflict.
 @pytest.mark.parametrize(
     ("cell", "schedule"),
     [
@@ -322,7 +321,7 @@ def test_what_is_computed_after_blocks_have_not_met_is_nan(cell, schedule, monke
 PERSISTENT = {  # B, H, multiprocessors, KiB of shared memory: the kernels of both passes
     (1, 33, 2, 227): ("1, 8, 3, 1", "1, 8, 3, 1"),
     (2, 96, 2, 40): ("4, 12, 2, 1", "4, 12, 2, 1"),
-    (2, 96, 2, 5): ("4, 8, 3, 1", "4, 8, 3, 1"),  # a part's weights in registers are of two pieces of the operand
+    (2, 96, 2, 5): ("4, 8, 3, 1", "4, 8, 3, 1"),  # a part's weights in registers span two pieces of the operand
     (2, 80, 1, 32): ("4, 8, 3, 1", "4, 8, 3, 1"),  # pieces, and more tiles than are multiplied at once
     (13, 96, 2, 227): ("4, 8, 0, 4", "4, 8, 0, 4"),
     (70, 11, 2, 12): ("4, 8, 0, 4", "4, 8, 0, 4"),
@@ -369,8 +368,8 @@ def test_clusters_agree_with_the_definition(cell, B, H, multiprocessors, forward
 
 
 SCATTERED = [  # cell, B, H, multiprocessors, and the grid and the kernel of the backward pass
-    ("lstm", 7, 70, 4, (2, 1, 2), "8, 1, 24"),  # two groups of rows, some blocks with fewer units and rows
-    ("gru-reset-after-state", 9, 31, 8, (2, 2, 2), "8, 1, 24"),  # two groups of rows, smaller blocks at the end
+    ("lstm", 7, 70, 4, (2, 1, 2), "8, 1, 24"),  # more weights than registers hold
+    ("gru-reset-after-state", 9, 31, 8, (2, 2, 2), "8, 1, 24"),  # two groups of rows, blocks of fewer units and rows
     ("lstm", 3, 290, 24, (12, 1, 2), "8, 2, 12"),  # threads with one unit and with two
     *(pytest.param(*case, marks=pytest.mark.slow) for case in [
         ("gru-reset-after-candidate", 20, 30, 16, (8, 1, 2), "8, 1, 24"),  # more rows than a tile

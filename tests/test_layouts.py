@@ -1,7 +1,7 @@
-"""However a caller's arrays are stored, and in whatever integer dtype, results are the same to the last bit.
+"""Results are the same to the last bit, however a caller's arrays are stored and whatever integer dtype they have.
 
 The problems are those of `test_bad_input.ENTRIES`, which has a row for each public name, and larger ones whose matrix
-products a BLAS computes in another order where an operand is transposed.
+products a BLAS computes in another order if an operand is transposed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WINGS = ["reference", pytest.param("host", marks=pytest.mark.kernels)]
 
 
 def larger() -> dict[str, list[Entry]]:
-    """Problems of sizes at which the order of a sum differs from layout to layout."""
+    """Problems large enough that the order of a sum differs between layouts."""
     with mock.patch.multiple(test_bad_input, T=7, I=33, H=40, V=19, S=9):
         functions = {name: test_bad_input.recurrent_function(name) for name in ("rnn", "lstm", "gru", "minlstm")}
         layers = {kind: test_bad_input.recurrent_layer(kind, kind == "GRU") for kind in ("RNN", "LSTM", "GRU")}
@@ -51,7 +51,7 @@ each_entry = pytest.mark.parametrize("entry", ALL)
 
 
 def stored(entry: Entry, name: str, a: np.ndarray, layout: str) -> np.ndarray:
-    """An argument in another layout, if it can be in it."""
+    """An argument in another layout, if it can have it."""
     if name in entry.in_place and layout in ("broadcast", "read-only"):
         return a
     return LAYOUTS[layout](a)
@@ -63,12 +63,12 @@ def canonical_call(entry: Entry, arrays: dict[str, np.ndarray]) -> list[np.ndarr
 
 
 def check(entry: Entry, arrays: dict[str, np.ndarray], expected: list[np.ndarray], what: str) -> None:
-    """The call gives these bits, and leaves its inputs as they were."""
+    """Check that the call gives these bits and leaves its inputs unchanged."""
     before = {name: a.tobytes() for name, a in arrays.items()}
     result = arrays_of(entry.call(arrays))
     assert len(result) == len(expected)
     for k, (r, e) in enumerate(zip(result, expected, strict=True)):
-        if not entry.in_place and entry.where != "TokenStream":  # whose batches are views of the stream
+        if not entry.in_place and entry.where != "TokenStream":  # the batches of this one are views of the stream
             assert r.dtype.isnative, what
             assert r.flags.c_contiguous, f"{what}: result {k} is not C-contiguous"
         r = canonical(r)
@@ -116,19 +116,19 @@ def test_each_integer_argument_in_each_integer_dtype(entry, wing):
                 for dtype in INTEGERS if wing == "reference" else EACH_SIZE:
                     result = arrays_of(entry.call({**fresh(entry), name: a.astype(dtype)}))
                     for r, e in zip(result, expected, strict=True):
-                        # The batches of a stream of tokens are of the dtype of the stream.
+                        # The batches of a stream of tokens have the dtype of the stream.
                         assert r.astype(e.dtype).tobytes() == e.tobytes(), f"{name} of {dtype.str}"
 
 
 def parameters_of(call: Callable[..., object]) -> Iterator[dict[str, np.ndarray]]:
-    """The dicts that hold the parameters of the layers that a call computes with."""
+    """The dicts that hold the parameters of the layers used by a call."""
     for cell in call.__closure__ or ():
         yield from _held(cell.cell_contents)
 
 
 def _held(value: object, is_array: Callable[[object], bool] = lambda a: isinstance(a, np.ndarray)) -> Iterator[Any]:
     if isinstance(value, gpurnn.Layer):
-        assert value.params is not None  # initial parameters are made when they are first asked for
+        assert value.params is not None  # initial parameters are made on first use
         yield from _held(list(vars(value).values()), is_array)
     elif isinstance(value, dict) and any(map(is_array, value.values())):
         yield value
@@ -158,12 +158,12 @@ def test_parameters_of_layers_in_each_layout(entry, wing, monkeypatch):
 
 @each_entry
 def test_a_wing_is_given_contiguous_arrays(entry, monkeypatch):
-    """The contract between shared code and the wings."""
+    """Checks the contract between shared code and the wings."""
     given: list[tuple[str, np.ndarray]] = []
 
     def noted(name, function):
         def call(*args, **kwargs):
-            saved = 1 if name.endswith("_backward") else 0  # the wing's own, whatever it is
+            saved = 1 if name.endswith("_backward") else 0  # the wing's own object, of any type
             given.extend((name, a) for a in nested_arrays((args[saved:], kwargs)))
             return function(*args, **kwargs)
 
@@ -192,7 +192,7 @@ def nested_arrays(nested: object) -> list[np.ndarray]:
 
 NARROW = ["int8", "uint8", ">i2", "uint16", ">u4", "uint64"]
 LONG = 300
-"""Steps of a sequence that int8 and uint8 cannot count."""
+"""More steps than int8 and uint8 can count."""
 
 
 def tagged(dtype: str) -> object:
@@ -227,7 +227,7 @@ def generated(dtype: str) -> object:
 
 
 def translated(dtype: str) -> object:
-    """The model's own choices and its begin and end symbols are above what int8 and uint8 hold."""
+    """The model's own choices and its begin and end symbols exceed the range of int8 and uint8."""
     model = gpurnn.EncoderDecoder(120, 300, 4, 6, attention="additive", begin=298, end=299, dtype="float64", rng=3)
     for k, p in enumerate(model.params.values()):
         p[...] = normal(*p.shape, seed=k)
@@ -328,7 +328,7 @@ def test_models_and_diagnoses_in_each_layout(run):
 @pytest.mark.parametrize("wing", WINGS)
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "Rprop"])
 def test_gradients_that_overlap_parameters(wing, kind):
-    """The gradients of a step are those from before it."""
+    """A step uses the gradients as they were before it."""
     with gpurnn.use(wing):
         results = []
         for apart in (True, False):
@@ -384,7 +384,7 @@ CUPY_LAYOUTS = ("fortran", "strided", "reversed", "broadcast", "unaligned")
 @pytest.mark.gpu
 @each_entry
 def test_cupy_arrays_in_each_layout_and_integer_dtype(entry, monkeypatch):
-    """Arguments and the parameters of layers; all of them at once."""
+    """Arguments and parameters of layers have the layout, all of them at once."""
     wing, rng = Wing("cuda"), np.random.default_rng(0)
     held = [(params, name, p) for params in parameters_of(entry.call) for name, p in params.items()]
 
@@ -414,7 +414,7 @@ def test_cupy_arrays_in_each_layout_and_integer_dtype(entry, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", CUPY_LAYOUTS)
 def test_a_model_of_cupy_arrays_in_each_layout_is_trained_to_the_same_bits(layout):
-    """Parameters in the layout are updated where they are, and examples read from it."""
+    """Parameters in the layout are updated in place, and examples in the layout are read."""
     wing, trained = Wing("cuda"), []
     x, labels = normal(6, 5, I).astype("float32"), np.arange(6) % V
     if layout == "broadcast":

@@ -26,7 +26,7 @@ SIZES = [1, 2, 31, 32, 33, 63, 64, 65, 200, 1500]
 
 @pytest.fixture
 def chunks_of(monkeypatch):
-    """Call it to have both wings cut time into chunks of so many steps."""
+    """Call it to make both wings cut time into chunks of the given number of steps."""
 
     def cut(steps: int) -> None:
         for wing in (kernels, linear_scan):
@@ -49,7 +49,7 @@ def draw(dtype: str, T: int, B: int = 2, N: int = 3, constant: bool = False, see
 
 
 def by_the_loop(a, b, h0, dh):
-    """States and gradients by the definition, in the widest type there is."""
+    """States and gradients by the definition, in the widest type available."""
     wide = np.clongdouble if np.iscomplexobj(b) else np.longdouble
     T, B, N = b.shape
     full = np.broadcast_to(a, b.shape).astype(wide)
@@ -66,9 +66,9 @@ def by_the_loop(a, b, h0, dh):
 
 
 def roundings(a, b, h0, dh):
-    """What a rounding of every intermediate value, of epsilon times its size, may add up to in each of the results.
+    """The total effect on each result if every intermediate value is rounded by epsilon times its size.
 
-    Sizes are those without cancellation: of the same problem in absolute values.
+    The sizes are those without cancellation: of the same problem in absolute values.
     """
     sizes = [np.abs(x).astype("float64") for x in (a, b, h0, dh)]
     h, _, db, dh0 = by_the_loop(*sizes)
@@ -93,13 +93,13 @@ def run(a, b, h0, dh):
 
 
 def hold(*arguments) -> None:
-    """Every number of the states and the gradients within what its own roundings amount to, whatever others are."""
+    """Check every number of the states and gradients to within its own roundings, however large the others are."""
     hold_to(by_the_loop(*arguments), roundings(*arguments), *arguments)
 
 
 def hold_to(exact, units, *arguments) -> None:
-    # A step rounds a product and a sum, by half an epsilon each, as the map of a chunk does and as its loop does. The
-    # parts of a complex product are two products and a sum.
+    # A step rounds a product and a sum by half an epsilon each, both in the map of a chunk and in its loop. Each part
+    # of a complex product is two products and a sum.
     terms = 4 if np.iscomplexobj(arguments[0]) else 2
     results = zip(("h", "da", "db", "dh0"), run(*arguments), exact, units, strict=True)
     for name, found, expected, unit in results:
@@ -148,7 +148,7 @@ def test_numpy_cuts_time_where_there_are_few_columns():
 
 
 def test_the_cut_of_time():
-    """Chunks fill a GPU and no more, are few enough to be gone through one after another, and cover all steps."""
+    """Chunks just fill a GPU, are few enough to be processed in sequence, and cover all steps."""
     for T in (1, 31, 63, 64, 1000, 100_000, 10**7):
         for columns in (1, 100, 10_000, 70_000, 10**6):
             length = kernels._length(T, columns)
@@ -162,7 +162,7 @@ def test_the_cut_of_time():
 
 @functools.cache
 def long_problem(dtype, constant):
-    """Arguments of 20,000 steps and what they are compared with, which takes much longer than any wing."""
+    """Arguments of 20,000 steps and their exact results, which take much longer to compute than with any wing."""
     a, b, h0, dh = draw(dtype, 20_000, B=1, N=4, constant=constant)
     radius = np.array([0.99, 0.99, 1, 1])
     a *= (radius / np.abs(a)).astype(a.real.dtype)
@@ -184,7 +184,7 @@ def test_growing_states(T):
 
 
 def as_the_loop(a, b, h0) -> np.ndarray:
-    """The states, which are, infinities and NaN included, those of a loop in the arrays' own dtype."""
+    """Check that the states, infinities and NaN included, equal those of a loop in the arrays' own dtype."""
     with np.errstate(all="ignore"):
         h, expected = gpurnn.linear_scan(a, b, h0), [h0]
         for t in range(len(b)):
@@ -193,7 +193,7 @@ def as_the_loop(a, b, h0) -> np.ndarray:
     return h
 
 
-# Powers of two, so that nothing is rounded. Their products over a chunk, 2^200 or more, are no float32.
+# Powers of two, so that nothing is rounded. Their products over a chunk, 2^200 or more, overflow float32.
 
 
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
@@ -215,7 +215,7 @@ def test_a_state_of_zero_stays_zero_where_products_overflow(chunks_of, dtype):
 
 @pytest.mark.parametrize(("dtype", "unit"), [("float32", 1), ("complex64", 1), ("complex64", 1j)])
 def test_states_that_cancel_where_the_sum_of_a_chunk_overflows(chunks_of, dtype, unit):
-    """In one part of a complex number alone, too."""
+    """This includes overflow in only one part of a complex number."""
     chunks_of(2)
     b = np.tile(np.array([1, 1, -1, -1], dtype) * np.array(unit * 2.0**127, dtype), 5)[:, None, None]
     h = as_the_loop(np.ones((1,), dtype), b, -b[0])
@@ -248,7 +248,7 @@ def test_a_state_survives_where_products_underflow(chunks_of, dtype, large, step
     exact = h0.astype(np.clongdouble) * np.cumprod(a.astype(np.clongdouble), axis=0)
     bound = 32 * np.finfo(dtype).eps
     assert (np.abs(gpurnn.linear_scan(a, b, h0) - exact) <= bound * np.abs(exact)).all()
-    # The same on the way back: db_7 is 1e30, and the factors of the eight steps are in the reverse order.
+    # The same backward in time: db_7 is 1e30, and the factors of the eight steps are in reverse order.
     dh, exact = np.zeros_like(a), exact[:8]
     dh[7] = large
     reverse = np.concatenate([a[7::-1], a[8:]])
@@ -295,7 +295,7 @@ def test_infinities_and_nan_stand_where_the_loop_has_them(chunks_of, steps):
 @pytest.mark.parametrize("bad", [np.inf, 1e308, -1e300])
 @pytest.mark.parametrize("constant", [False, True])
 def test_a_row_has_the_same_bits_whatever_the_others_hold(constant, bad):
-    """The steps of a chunk are taken one by one for those rows alone that need it."""
+    """Only the rows that need it have the steps of a chunk taken one by one."""
     a, b, h0, dh = draw("float64", 300, B=3, constant=constant)
     results = []
     for value in (0.0, bad):
@@ -322,7 +322,7 @@ def test_complex_numbers_at_any_address(dtype):
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_columns_give_the_same_bits_by_packets_and_one_by_one(dtype, constant, monkeypatch):
-    """Of four steps at once and of those that are left, in several chunks."""
+    """Both four steps at once and the remaining steps, in several chunks."""
     widths = []
     launch = kernels._Chunks.launch
     monkeypatch.setattr(kernels._Chunks, "launch", lambda chunks, *args, **options: (
@@ -440,7 +440,7 @@ def test_a_state_space_model_in_the_basis_of_its_eigenvectors(record, dtype):
     before = np.concatenate([c["s0"][None], after[:-1]])
     states = before if record["family"] == "ssm_pre" else after
     dstates, dfirst = c["ct_states"] + c["ct_y"] @ c["C"], 0.0
-    if record["family"] == "ssm_pre":  # the state before a step is that after the one before
+    if record["family"] == "ssm_pre":  # the state before a step is the one after the previous step
         dfirst, dstates = dstates[0], np.concatenate([dstates[1:], 0 * dstates[:1]])
     (da, db, dz0), _ = pullback((dstates @ V.conj()).astype(dtype))
     dbx = (db @ W.conj()).real
@@ -450,7 +450,7 @@ def test_a_state_space_model_in_the_basis_of_its_eigenvectors(record, dtype):
         "g_A": np.einsum("tbi,tbj->ij", dbx, before), "g_B": np.einsum("tbi,tbj->ij", dbx, c["x"]),
         "g_C": np.einsum("tbi,tbj->ij", c["ct_y"], states), "g_D": np.einsum("tbi,tbj->ij", c["ct_y"], c["x"]),
     }  # fmt: skip
-    # A small change of z is one of s by up to the condition of V, on the way in and out.
+    # On the way in and out, a small change of z changes s by up to the condition number of V.
     terms = 8 * record["T"] * record["N"] * record["H"] * int(np.ceil(np.linalg.cond(V)))
     assert found.keys() == c.keys() - {"x", "s0", "A", "B", "C", "D", "ct_y", "ct_states"}
     for name, value in found.items():

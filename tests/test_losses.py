@@ -25,7 +25,7 @@ ELEMENTWISE = {
     "smooth_l1": (smooth_l1, {"beta": 0.5}),
     "bce_logits": (binary_cross_entropy, {}),
 }
-"""By the kind of their golden cases, with the options of those."""
+"""The losses by the kind of their golden cases, with the options of these cases."""
 
 
 def cases(kind):
@@ -49,14 +49,14 @@ def test_cross_entropy_gives_what_torch_gives(record, dtype):
     }
     value, pullback = cross_entropy.vjp(logits, a["target"], **options)
     dlogits, parameters = pullback(a["ct"])
-    # Four roundings of a logit on the way into a sum over the classes, then a sum over the rows.
+    # A logit is rounded four times before a sum over the classes; a sum over the rows follows.
     terms = 4 * logits.shape[-1] + a["target"].size
     assert parameters == {}
     if dtype == "float64":
         assert_golden(value, a["y"], terms, "value")
         assert_golden(np.moveaxis(dlogits, -1, record["class_axis"]), a["g_x"], terms, "dlogits")
     else:
-        # A loss is a difference of numbers of the size of the logits, a gradient one of probabilities.
+        # A loss is a difference of numbers as large as the logits, a gradient one of probabilities.
         weights = options["mask"] * a.get("weight", np.ones(logits.shape[-1]))[a["target"]]
         probability = abs(a["ct"]).max() * weights.max() / (weights.sum() if record["reduction"] == "mean" else 1)
         assert_close(value, a["y"], terms, "value", magnitude=float(abs(logits).max()))
@@ -174,7 +174,7 @@ def test_mse_gradient(reduction, half, mask, sizes):
 
 
 EDGES = {"l1": 0.0, "huber": 0.7, "smooth_l1": 0.5}
-"""Where the derivatives of |e| change."""
+"""The values of |e| at which the derivatives change."""
 
 
 @each_pair(
@@ -188,7 +188,7 @@ def test_elementwise_gradient(kind, reduction, mask, sizes):
     loss, options = ELEMENTWISE[kind]
     rng = np.random.default_rng(0)
     y, target = np.asarray(2 * rng.standard_normal(shape)), np.asarray(rng.random(shape))
-    if kind in EDGES:  # the points of a central difference must not lie on both sides of one
+    if kind in EDGES:  # all points of a central difference must be on one side of the edge
         y = np.where(np.abs(np.abs(y - target) - EDGES[kind]) < 0.05, target + EDGES[kind] + 0.1, y)
     if mask is not None:
         kept = rng.random(shape[:axes]) < 0.7
@@ -249,15 +249,15 @@ def test_huber_and_smooth_l1_of_large_errors_do_not_overflow(dtype):
 
 
 BORDERS = [(loss, size) for loss in (huber, smooth_l1) for size in (1e-30, 1e30, 1e38, 1e39, 1e300)]
-BORDERS += [(smooth_l1, size) for size in (1e-320, 1e-60, 5e-46, 1e-45)]  # slopes of huber are no larger
+BORDERS += [(smooth_l1, size) for size in (1e-320, 1e-60, 5e-46, 1e-45)]  # the slopes of huber are no larger
 
 
 @pytest.mark.parametrize(("loss", "size"), BORDERS, ids=lambda value: getattr(value, "__name__", str(value)))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_border_that_the_dtype_does_not_hold(dtype, loss, size):
-    """Against Python's floats; of float32 some borders are beyond the largest number or below the smallest."""
+    """Checked against Python's floats. Some borders are too large or too small for float32."""
     errors, limits = np.array([0.0, 1e-37, -3e-30, -0.5, 7.0, -1e19, 3e38], dtype), np.finfo(dtype)
-    with np.errstate(over="ignore"):  # of losses beyond the range
+    with np.errstate(over="ignore"):  # losses beyond the range
         losses, pullback = loss.vjp(
             errors, np.zeros_like(errors), **{"delta" if loss is huber else "beta": size}, reduction="none"
         )
@@ -487,7 +487,7 @@ X, LABELS = np.zeros((2, 3)), np.zeros(2, int)
 
 @pytest.mark.parametrize(("labels", "where"), [([0, 3], "3 at flat position 1"), ([-1, 0], "-1 at flat position 0")])
 def test_a_label_that_is_no_class(each_wing, labels, where):
-    """Refused where it can be seen; a GPU is not waited for, there the loss and the row's gradient are NaN."""
+    """The label is rejected if it can be inspected. On a GPU that would mean waiting: loss and gradient are NaN."""
     labels = np.array(labels)
     if each_wing != "host":
         with pytest.raises(ValueError, match=rf"labels holds {where}, expected 0 <= label < classes = 3"):
@@ -604,7 +604,7 @@ def test_elementwise_losses_refuse(loss, y, target, options, error, message):
 @pytest.mark.parametrize("V", [1, 31, 33, 1024, 1025, 3000])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_vocabularies_of_a_warp_and_of_a_block(V, label_smoothing):
-    """With all options at once, against the definition row by row."""
+    """All options at once, against the definition row by row."""
     rng = np.random.default_rng(V)
     logits, labels = 50 * rng.standard_normal((5, V)) + 1000, rng.integers(0, V, 5)
     class_weights, weights, d = rng.random(V) + 0.1, np.array([1.0, 0.0, 2.0, 0.5, 1.0]), rng.standard_normal(5)

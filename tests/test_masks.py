@@ -80,7 +80,7 @@ def test_a_mask_that_is_a_length_is_that_length(kind, lengths, each_wing):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("lengths", [None, np.array([6, 0, 3])], ids=str)
 def test_reverse_is_the_backward_direction(kind, lengths, batch_first, each_wing):
-    """A layer that runs in both directions has the outputs, state and gradients of the reversed one in its half."""
+    """The backward half of a bidirectional layer has the outputs, state and gradients of the reversed layer."""
     resets = np.zeros((T, B), bool)
     resets[2, 0] = resets[4, 2] = resets[3, 2] = True
     both, reverse = kind(I, H, bidirectional=True), kind(I, H, reverse=True, batch_first=batch_first)
@@ -129,7 +129,7 @@ def test_merged_directions(kind, merge):
 @each_layer
 @pytest.mark.parametrize("options", [{}, {"reverse": True}, {"zero_masked_output": True, "residual": True}], ids=str)
 def test_segments_with_a_mask_have_the_bits_of_the_whole(kind, options):
-    """A sequence of some chunks, with holes that reach from one to the next."""
+    """The sequence has several chunks, with holes that extend from one to the next."""
     steps, rows = 1100, 2
     layer = kind(3, 3, 2, **options)
     rng = np.random.default_rng(0)

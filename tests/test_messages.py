@@ -1,4 +1,4 @@
-"""Advice about arrays is right for what was given, names the caller's argument and is valid Python."""
+"""The advice in messages about arrays fits the argument, names it as the caller does, and is valid Python."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def advised(text: str) -> list[str]:
 
 
 def followed(text: str, **names: object) -> object:
-    """What the first expression of the advice gives, for arguments of these names."""
+    """The value of the first expression of the advice, for arguments with these names."""
     return eval(advised(text)[0], {"numpy": np, **names})
 
 

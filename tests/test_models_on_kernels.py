@@ -1,4 +1,4 @@
-"""Models, layers and tools that shared code makes of the wings' functions, on the kernels and their arrays."""
+"""Models, layers and tools built by shared code from the wings' functions, on the kernels and their arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @pytest.fixture
 def agree(kernel_wing):
-    """Holds what ``compute(xp)`` gives on the kernels against the same on the NumPy wing."""
+    """Checks the results of ``compute(xp)`` on the kernels against those on the NumPy wing."""
 
     def check(compute):
         with gpurnn.use("reference"):
@@ -26,7 +26,8 @@ def agree(kernel_wing):
         assert len(found) == len(expected) > 1
         for a, b in zip(found, expected, strict=True):
             assert not isinstance(b, np.ndarray) or isinstance(a, (kernel_wing.xp.ndarray, np.ndarray))
-            # Some hundred steps of training and time in float64, each of which may enlarge what the others round.
+            # About a hundred steps of training and time in float64, each of which may amplify the roundings of the
+            # others.
             np.testing.assert_allclose(kernel_wing.back(a), b, rtol=1e-8, atol=1e-10)
 
     return check

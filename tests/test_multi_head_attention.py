@@ -20,7 +20,7 @@ PARAMETERS = {
 }  # fmt: skip
 SEPARATE = {"q_proj_weight": (E, E), "k_proj_weight": (E, 4), "v_proj_weight": (E, 5)}
 FORMS = {"self": (), "keys": ("keys",), "keys-values": ("keys", "values")}
-"""What is given beside the query."""
+"""The arguments besides the query."""
 
 
 def problem(form="keys-values", bias=True, causal=False, padded=False, seed=0, separate=False):
@@ -60,12 +60,12 @@ def test_it_gives_what_torch_gives(record, dtype):
     (dquery, dkeys, dvalues), gradients = pullback((dy, None))
     assert gradients.keys() == parameters.keys()
     assert not weights[np.broadcast_to(a["key_padding_mask"][:, None, None, :], weights.shape)].any()
-    # Three products of E terms and one over the keys, and for the parameters a sum over the steps and rows.
+    # Three products of E terms and one over the keys; for the parameters also a sum over the steps and rows.
     terms = 4 * (3 * record["E"] + len(keys)) + y.shape[0] * y.shape[1] + 20
     found = {"q": dquery, "k": dkeys, "v": dvalues}
     found = {name: g.swapaxes(0, 1) for name, g in found.items()}
     found |= {name.replace("out_proj_", "out_proj."): g for name, g in gradients.items()}
-    # Gradients that come through a softmax are differences of products that may be much larger than they.
+    # A gradient through a softmax is a difference of products that may be much larger than the gradient.
     size = max(float(abs(a[f"g_{name}"]).max()) for name in found)
     for name, g in found.items():
         assert_close(g, a[f"g_{name}"], terms, name, magnitude=size)
@@ -76,7 +76,7 @@ def test_it_gives_what_torch_gives(record, dtype):
 def by_definition(
     query, keys=None, values=None, *, num_heads, causal=False, key_padding_mask=None, attn_mask=None, **p
 ):
-    """One query and one head at a time."""
+    """Attention by its definition, one query and one head at a time."""
     keys = query if keys is None else keys
     values = keys if values is None else values
     T, B, E = query.shape
@@ -117,7 +117,7 @@ def test_it_is_its_definition(form, bias, causal, padded):
     arrays, options = problem(form, bias, causal, padded)
     y, weights = gpurnn.multi_head_attention(**arrays, **options)
     if padded and form == "self":
-        # What is there counts as zero as a query too.
+        # A padded position also counts as zero as a query.
         exists = ~options["key_padding_mask"].T[:, :, None]
         arrays["query"] = arrays["query"] * exists
     assert_all_close((y, weights), by_definition(**arrays, **options), 8 * E)
@@ -177,7 +177,7 @@ def test_a_query_that_sees_no_key_gets_the_bias(keys):
 
 
 def test_causal_queries_are_the_last_of_the_positions():
-    """One query at a time, behind the keys so far, gives what all at once give."""
+    """Each query alone, after the keys so far, gives the same as all at once."""
     arrays, options = problem("self", causal=True)
     x = arrays.pop("query")
     whole, weights = gpurnn.multi_head_attention(x, **arrays, **options)
@@ -261,7 +261,7 @@ def test_a_mask_of_queries_and_keys(name):
 
 
 def test_weights_on_their_own_are_rows_of_the_common_ones():
-    """Of all three forms, so that the gradients of what is shared are added up."""
+    """All three forms are tested, as the gradients of shared arrays are added up."""
     for form in FORMS:
         arrays, options = problem(form)
         expected, expected_pullback = gpurnn.multi_head_attention.vjp(**arrays, **options)
@@ -434,7 +434,7 @@ def test_what_the_layer_refuses(options, error, message):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("T", "S"), [(3, 5), (65, 65), (1, 70), (4, 4)])
 def test_the_kernels_agree_with_the_definition(kernel_wing, T, S, causal, masked, training, dtype):
-    """Of views, as the projections are; with a row of which no position exists."""
+    """The arrays are views, as the projections are. One row has no position."""
     rng, B, heads = np.random.default_rng(0), 3, 2
     query, keys, values, dcontext = (
         rng.standard_normal((steps, B, 2 * E)).astype(dtype)[:, :, E:] for steps in (T, S, S, T)

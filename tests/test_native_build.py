@@ -1,4 +1,4 @@
-"""Builds of the compiled wing: for processors and systems that this machine is not, and the quick one of the tests."""
+"""Builds of the compiled wing: for other processors and systems than this one, and the quick build of the tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIMISED = "aarch64-linux-gnu"
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="ziglang, which compiles for them, is missing")
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_source_compiles_without_a_warning(target, tmp_path):
-    """One of them optimised; the others differ from it in what they declare, not in what the optimiser sees."""
+    """One target is optimised. The others differ from it in declarations, not in code for the optimiser."""
     one_cell = recurrence.library(GRU(), "float32").name
     for library in (*install.libraries(), sums.library(LSTM(), "float32")):
         if "float" in library.name and library.name != one_cell and not library.name.startswith("sums"):

@@ -1,4 +1,4 @@
-"""exp, tanh and the logistic function over the lanes of a register, against the longer numbers of NumPy."""
+"""exp, tanh and the logistic function over the lanes of a register, against NumPy's longer floats."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def logistic(x):
 ORACLES = {"exp": np.exp, "tanh": np.tanh, "sigmoid": logistic, "complement": lambda x: logistic(-x)}
 
 UNITS = {"exp": 1.1, "tanh": 2.6, "sigmoid": 2.5, "complement": 2.5}
-"""Units in the last place that a result may be off by."""
+"""The largest allowed errors, in units in the last place."""
 
 needs_long_double = pytest.mark.skipif(
     np.finfo(np.longdouble).nmant < 60, reason="NumPy's longdouble is no longer than its double here"
@@ -46,7 +46,7 @@ needs_long_double = pytest.mark.skipif(
 
 @pytest.fixture(scope="module", params=processor.instruction_sets())
 def functions(request):
-    """From a function's name and an array to its values, computed with each instruction set of the processor."""
+    """Computes a function, given its name and an array, with each instruction set of the processor in turn."""
     library = ctypes.CDLL(str(build.Library("functions", lambda: SOURCE).path(request.param)))
 
     def call(name: str, x: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ def functions(request):
 
 
 def arguments(dtype: str, count: int) -> np.ndarray:
-    """Numbers of every exponent and sign, and more of them where the functions do more than vanish or saturate."""
+    """Numbers of every exponent and sign, and more where the functions neither vanish nor saturate."""
     rng = np.random.default_rng(0)
     unsigned = np.dtype(f"u{np.dtype(dtype).itemsize}")
     all_bits = rng.integers(0, 2 ** (8 * unsigned.itemsize), count, unsigned, endpoint=False).view(dtype)
@@ -83,7 +83,7 @@ def test_functions_are_right_to_a_few_units_over_the_whole_range(functions, name
         error = abs(found.astype(np.longdouble) - exact) / np.spacing(abs(rounded))
     normal = np.isfinite(rounded) & (abs(rounded) >= np.finfo(dtype).tiny)
     assert error[normal].max() <= UNITS[name]
-    # Below the normal numbers a unit is the same absolute size, and results vanish gradually.
+    # Below the normal numbers the unit keeps its absolute size, and results vanish gradually.
     assert error[np.isfinite(rounded) & ~normal].max(initial=0) <= UNITS[name] + 1
     np.testing.assert_array_equal(found[~np.isfinite(rounded)], rounded[~np.isfinite(rounded)])
 

@@ -1,6 +1,6 @@
-"""The compiled wing's functions besides the recurrence: each against the NumPy definition, in each instruction set.
+"""The compiled wing's functions except the recurrence: each against the NumPy definition, in each instruction set.
 
-The tests of these functions run on the compiled wing too; here are its instruction sets and its threads.
+The common tests of these functions run on the compiled wing too; these tests vary its instruction sets and threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def draw(dtype: str, *shape: int, seed: int = 0) -> np.ndarray:
     return (x + 1j * rng.standard_normal(shape) if dtype.startswith("complex") else x).astype(dtype)
 
 
-# ---- Operations: from a wing and a dtype to all that one computes ----------------------------------------------------
+# ---- Operations: from a wing and a dtype to all results --------------------------------------------------------------
 
 
 def scan(wing, dtype, columns, constant):
@@ -147,14 +147,14 @@ CLOSE = {
     "norm": (norm, 1.0, 64),
     "norm of tiny numbers": (norm, 1e-30, 64),
 }
-"""A function, its argument or arguments, and the length of its sums."""
+"""A function, its arguments, and the length of its sums."""
 
 SAME = {
     **{f"update of {kind}": (update, kind) for kind in KINDS},
     "dropout of 1": (dropout, 1),
     "dropout of 5003": (dropout, 5003),
 }
-"""Those that have the bits of the definition, since no sum is in another order."""
+"""These give the bits of the definition, since no sum is in another order."""
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -189,7 +189,7 @@ def test_any_number_of_threads_gives_the_same_bits(instructions, operation, team
 
 
 def test_a_decaying_state_of_a_scan_is_zero_in_the_end_and_not_subnormal():
-    """Subnormal numbers take a processor a hundred times as long."""
+    """Computing with subnormal numbers takes a processor a hundred times as long."""
     h, _ = native.linear_scan_forward(
         np.full(1, 0.9, np.float32), np.zeros((2000, 1, 1), np.float32), np.ones((1, 1), np.float32)
     )
@@ -216,6 +216,6 @@ def test_a_label_that_is_no_class_is_rejected():
 
 @pytest.mark.parametrize("bad", [-1, 4, 10**9])
 def test_an_index_that_is_no_row_is_rejected(bad):
-    """The gradient is asked for later, and a caller may have changed his array in between."""
+    """The gradient is computed later, and the caller may have changed the array in between."""
     with pytest.raises(IndexError, match=f"embedding: indices holds {bad}, expected 0 <= index < num_embeddings = 4"):
         native.embedding_scatter(np.array([0, bad]), np.ones((2, 3)), 4)

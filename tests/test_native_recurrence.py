@@ -30,7 +30,7 @@ CELLS = CELLS | SUMS
 KINDS = [*KINDS, *SUMS]
 
 ELEMENTARY = 4
-"""Roundings by which exp and tanh differ from NumPy's, at each step; see test_native_functions.py."""
+"""The roundings at each step by which exp and tanh differ from NumPy's; see test_native_functions.py."""
 
 
 def run(wing, problem, dweights=None):
@@ -44,7 +44,7 @@ def run(wing, problem, dweights=None):
 
 
 def check(problem):
-    """Compares with the definition."""
+    """Compare with the definition."""
     T, B, I = problem.x.shape
     terms = recurrence_terms(T, B, I, problem.hidden_size) + ELEMENTARY * T
     assert_all_close(run(native, problem), run(reference, problem), terms)
@@ -62,7 +62,7 @@ def test_instruction_sets_agree_with_the_definition(instructions, cell, dtype):
     check(draw(CELLS[cell], ALL, T=5, B=9, I=3, H=37, dtype=dtype))
 
 
-# Rows about the height of a tile, units and inputs about the lanes of a register and the width of a panel.
+# Rows close to the height of a tile, units and inputs close to the lanes of a register and the width of a panel.
 SIZES = [
     {"T": 1}, {"T": 2}, {"B": 1}, {"H": 1}, {"T": 1, "B": 1, "I": 1, "H": 1}, {"B": 5, "H": 33}, {"B": 37, "H": 3},
     {"T": 0}, {"B": 0}, {"T": 9, "B": 2, "H": 40}, {"B": 7, "H": 16}, {"B": 8, "I": 70, "H": 8}, {"I": 64, "H": 64},
@@ -73,7 +73,7 @@ SIZES = [
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
 @pytest.mark.parametrize("cell", KINDS)
 def test_awkward_sizes(cell, sizes):
-    if cell in SUMS and sizes.get("H", 8) < 8:  # numbers that are near to each other lose their digits in a norm
+    if cell in SUMS and sizes.get("H", 8) < 8:  # in a norm, numbers close to each other lose their digits
         sizes = {**sizes, "H": 8}
     options = Options(bidirectional=True) if 0 in sizes.values() else ALL
     check(draw(CELLS[cell], options, **sizes))
@@ -82,7 +82,7 @@ def test_awkward_sizes(cell, sizes):
 @pytest.mark.parametrize("batch", [3, 19])
 @pytest.mark.parametrize("cell", KINDS)
 def test_any_number_of_threads_gives_the_same_bits(instructions, cell, batch, team):
-    """Few rows make threads share the columns, many make each take rows of its own."""
+    """With few rows, threads share the columns; with many, each takes rows of its own."""
     problem = draw(CELLS[cell], ALL, T=6, B=batch, I=5, H=70, dtype="float32")
     team(1)
     alone = run(native, problem)
@@ -119,7 +119,7 @@ def test_a_row_has_the_same_bits_in_any_batch(instructions, cell):
 @pytest.mark.parametrize("border", [1, 4, 6])
 @pytest.mark.parametrize("cell", KINDS)
 def test_a_sequence_in_parts_gives_the_bits_of_the_whole(cell, border):
-    """Its gradients too, where those of the earlier steps are added to those of the later ones."""
+    """So do its gradients, where those of the earlier steps are added to those of the later ones."""
     options = Options(lengths=False, mask=True)
     whole = draw(CELLS[cell], options, T=7, B=5, I=3, H=18, dtype="float32")
     y, state, (dx, dweights, dstate0) = run(native, whole)
@@ -138,7 +138,7 @@ def test_a_sequence_in_parts_gives_the_bits_of_the_whole(cell, border):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_single_steps_give_the_bits_of_a_sequence(instructions, cell, dtype, team):
-    """In any number of rows and of threads: a step of few rows reads the weights as they lie in memory."""
+    """With any number of rows and threads: a step of few rows reads the weights in their original layout."""
     if instructions != processor.instruction_sets()[0] and cell not in KINDS:
         pytest.skip("in each instruction set, a cell of each kind of product is compiled")
     for batch in (1, 2, 3, 4, 5):
@@ -160,7 +160,7 @@ def test_single_steps_give_the_bits_of_a_sequence(instructions, cell, dtype, tea
 
 @pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-state"])
 def test_a_step_has_the_same_bits_whenever_its_threads_come(cell, team, monkeypatch):
-    """They do not begin together, as those of a longer call do, and some may not come at all."""
+    """The threads do not start together, as those of a longer call do, and some may not start at all."""
     problem = draw(CELLS[cell], Options(), T=30, B=1, I=200, H=250, dtype="float32")
 
     def steps():
@@ -173,7 +173,7 @@ def test_a_step_has_the_same_bits_whenever_its_threads_come(cell, team, monkeypa
     team(1)
     expected = steps()
     team(3)
-    steps()  # after which they are awake
+    steps()  # after this call they are awake
     monkeypatch.setattr(threads, "PATIENCE", -1.0)
     assert_same(steps(), expected)
     assert threads.library().gpurnn_workers() == 2
@@ -183,7 +183,7 @@ def test_a_step_has_the_same_bits_whenever_its_threads_come(cell, team, monkeypa
 
 @pytest.mark.parametrize("cell", KINDS)
 def test_a_pullback_can_be_called_again(cell):
-    """What a caller does to his arrays in between, or to what he was given, does not reach it."""
+    """Changing the arguments or results in between does not affect it."""
     problem = draw(CELLS[cell], ALL, T=5, B=4, I=3, H=9)
     y, state, saved = native.recurrence_forward(
         problem.cell, problem.x, problem.weights, problem.state, training=True, **problem.options
@@ -244,7 +244,7 @@ def test_a_nan_stays_in_its_row():
 
 
 def test_a_decaying_state_is_zero_in_the_end_and_not_subnormal():
-    """Subnormal numbers take a processor a hundred times as long. Outside a call they are as they were."""
+    """Computing with subnormal numbers takes a hundred times as long. Outside a call they behave as usual."""
     weights = ({"weight_ih": np.ones((1, 1), np.float32), "weight_hh": np.full((1, 1), 0.5, np.float32)},)
     x = np.zeros((200, 1, 1), np.float32)
     x[0] = 1

@@ -1,4 +1,4 @@
-"""NVRTC compiles the kernels whose code has changed since they were compiled for every architecture, within limits."""
+"""NVRTC compiles every kernel whose code has changed, for every architecture, within limits on its resources."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from gpurnn.kernels.recurrence import plan
 from benchmarks import nvrtc
 
 LIMITS = json.loads(Path(__file__).with_name("kernel_limits.json").read_text())
-"""By kernel, what `python -m benchmarks nvrtc --limits` found: registers, the most of all architectures, and which code
-it compiled for all of them."""
+"""By kernel, the results of `python -m benchmarks nvrtc --limits`: the largest number of registers over all
+architectures, and the code compiled for all of them.
+"""
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing(), reason=str(nvrtc.missing()))
 SOURCES = sorted(p for p in Path(launch.__file__).parent.rglob("*.cu*") if "host" not in p.parts)
 
 
 def test_a_module_goes_to_another_process():
-    """There NVRTC compiles it."""
+    """NVRTC compiles in that process."""
     for module in nvrtc.modules():
         other = pickle.loads(pickle.dumps(module))
         assert (other.names, other.cuda_source()) == (module.names, module.cuda_source())
@@ -36,7 +37,7 @@ def test_every_kernel_has_a_limit():
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 def test_kernels_keep_to_their_limits(architecture):
-    """Kernels whose code has changed since they were compiled for it; and for one of them a share of all others."""
+    """Kernels whose code has changed since the last compilation; for one architecture also a share of all others."""
     chosen = nvrtc.changed(LIMITS)
     if architecture == nvrtc.TIMED_ARCHITECTURE:
         chosen += nvrtc.modules()[::8]
@@ -66,7 +67,7 @@ def test_code_that_changes_is_compiled_for_all_architectures_again(monkeypatch):
 @needs_nvrtc
 @pytest.mark.parametrize("device", devices.DEVICES.values(), ids=devices.DEVICES)
 def test_a_block_of_every_fused_kernel_fits(device):
-    """What the planner takes for granted."""
+    """The planner assumes this."""
     planned = {name: limit["registers"] for name, limit in LIMITS.items() if nvrtc.is_planned(name)}
     assert {name.split("<")[0] for name in planned} == {"forward", "backward", "backward_scatter"}
     for name, registers in planned.items():
@@ -74,7 +75,7 @@ def test_a_block_of_every_fused_kernel_fits(device):
 
 
 def test_the_options_are_those_of_cupy(monkeypatch):
-    """CuPy's own compilation, stopped where it would hand the source to NVRTC."""
+    """CuPy's own compilation, stopped before it passes the source to NVRTC."""
     compiler = pytest.importorskip("cupy.cuda.compiler", reason="CuPy isn't installed")
 
     class Handed(Exception):
@@ -87,12 +88,12 @@ def test_the_options_are_those_of_cupy(monkeypatch):
         def compile(self, options, log_stream=None):
             if self.source:
                 raise Handed(*options)
-            return b"", None  # the empty program, by which CuPy asks for the compiler's version
+            return b"", None  # with the empty program, CuPy asks for the compiler's version
 
     monkeypatch.setattr(compiler, "_NVRTCProgram", Program)
     monkeypatch.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: (f"-arch=sm_{arch}", "cubin"))
     monkeypatch.setattr(compiler, "_get_nvrtc_version", lambda: (12, 9))
-    monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "1")  # nothing compiled before is taken from the disk
+    monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "1")  # nothing is read from the cache on disk
     module = nvrtc.modules()[0]
     with pytest.raises(Handed) as handed:
         compiler._compile_module_with_cache(*module.cuda_source(), arch="90", name_expressions=module.names)
@@ -109,7 +110,7 @@ def test_an_error_shows_the_line_of_the_source(tmp_path):
 
 @needs_nvrtc
 def test_spills_are_seen(tmp_path):
-    """That the sweep could fail: a kernel with more live values than its registers."""
+    """Shows that the check can fail, on a kernel with more live values than registers."""
     source = tmp_path / "spills.cu"
     source.write_text(
         "__global__ void __launch_bounds__(1024, 2) spills(float* x) {\n"
@@ -127,8 +128,8 @@ def test_spills_are_seen(tmp_path):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_sources_hold_to_the_rules(path):
     code = re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
-    # Headers that cost seconds to compile, or that no pip wheel has.
+    # Headers that take seconds to compile, or that no pip wheel contains.
     assert not re.search(r"#\s*include\s*[<\"](cooperative_groups|cub/|cuda/atomic|mma\.h)", code)
     if path.name != "intrinsics.cuh":
-        # What blocks exchange goes through the few functions of that header alone.
+        # Only the few functions of that header exchange data between blocks.
         assert not re.search(r"\b_*asm_*\b|__ldcg|__stcg|\bvolatile\b|__threadfence|\batomic[A-Z]", code)

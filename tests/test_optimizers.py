@@ -1,4 +1,4 @@
-"""Optimizers: PyTorch's trajectories, the formulas, state that survives, and bad arguments."""
+"""Optimizers: PyTorch's trajectories, the formulas, saved states, and bad arguments."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_trajectories_are_those_of_torch(record, dtype):
         before = grad.copy()
         optimizer.step(params, {"weight": grad})
         assert_same(grad, before)
-        # At most twenty roundings in a step, and each step carries on those of the steps before.
+        # A step has at most twenty roundings, and carries on those of the steps before.
         assert_golden(params["weight"], a["params"][step + 1], 20 * (step + 1), f"step {step}")
 
 
@@ -154,7 +154,7 @@ def test_blocks_and_memory_layout_change_nothing(name, dtype, monkeypatch):
 
     def trajectory(p, g):
         optimizer = EVERY[name](weight_decay=0.1)
-        # A small array comes first, so that what is set aside for it is too little for the other.
+        # A small array comes first, so that the scratch memory allocated for it is too small for the other.
         small = np.ones(2, dtype)
         for k in range(3):
             optimizer.step({"bias": small, "weight_hh": p}, {"bias": small, "weight_hh": g * (k + 1)})
@@ -224,7 +224,7 @@ def test_a_loaded_state_continues_bit_for_bit(name, dtype):
 
     expected = run(optimizer, params, 4, dtype, start=3)
     assert_same(run(other, copied, 4, dtype, start=3), expected)
-    # What was handed out and what was loaded were copies.
+    # States are copied both when they are returned and when they are loaded.
     third = EVERY[name]()
     third.load_state_dict(state)
     assert third.state_dict()["step"] == 3
@@ -234,7 +234,7 @@ def test_a_loaded_state_continues_bit_for_bit(name, dtype):
 
 
 def test_a_loaded_state_of_nadam_counts_the_momenta_of_its_hyperparameters():
-    """Whatever the optimizer did before, and with which."""
+    """Earlier steps of the optimizer, with other hyperparameters, do not matter."""
     params, trained = parameters(), NAdam(0.02, momentum_decay=0.3)
     run(trained, params, 5)
     copied, other = {n: p.copy() for n, p in params.items()}, NAdam(0.02, momentum_decay=0.01)

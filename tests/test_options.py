@@ -1,4 +1,4 @@
-"""Options of all that is public: NumPy's scalars for numbers and bools, and nothing but bools for bools."""
+"""Options of all public names: NumPy's scalars as numbers and bools, and only bools as bools."""
 
 import importlib
 import inspect
@@ -63,17 +63,17 @@ def fitted(**options: Any) -> Any:
     return Forecaster(3, 4).fit(SERIES.astype("f4"), **{"steps": 1, **options})
 
 
-FUNCTIONS = [name for name in CELLS | ELEMENTWISE if name != "lstm"]  # one of whose options changes the shapes
+FUNCTIONS = [name for name in CELLS | ELEMENTWISE if name != "lstm"]  # one option of lstm changes the shapes
 
 
 def weights_of(name: str) -> dict[str, Any]:
-    """What a cell's function needs besides x."""
+    """The arrays that a cell's function needs besides x."""
     cell = (CELLS | ELEMENTWISE)[name]()
     shapes = cell.shapes(input_size=4, hidden_size=1)
     return {weight: np.ones(shapes[weight]) for weight in cell.needed}
 
 
-# What is called, with arguments that it takes, and values of options that need others beside them.
+# Public callables, with valid arguments, and values of options that require other options.
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, Any]]]] = {
     **{kind.__name__: (kind, {"input_size": 4, "hidden_size": 4, "num_layers": 2}, {}) for kind in LAYERS.values()},
     "Dense": (gpurnn.Dense, {"in_features": 3, "out_features": 4}, {}),
@@ -208,7 +208,7 @@ SIGNATURES = {
 
 
 def parameters(name: str) -> dict[str, inspect.Parameter]:
-    """Those of what is called ``name``."""
+    """The parameters of the callable ``name``."""
     return dict(inspect.signature(SIGNATURES[name]).parameters)
 
 
@@ -250,7 +250,7 @@ def test_an_option_that_is_a_bool_takes_numpys(name, option, parameter):
 
 
 def plain(made: Any) -> Any:
-    """What can be said of a result: its repr, its configuration, and the types of what it holds."""
+    """A comparable form of a result: its repr, its configuration, and the types of its attributes."""
     if isinstance(made, (tuple, list)):
         return [plain(item) for item in made]
     if isinstance(made, dict):
@@ -260,9 +260,9 @@ def plain(made: Any) -> Any:
     if type(made).__module__ == "builtins" and not callable(made):
         return repr(made)
     if isinstance(made, gpurnn.Layer):
-        assert made.params is not None  # initial parameters are made when they are first asked for
+        assert made.params is not None  # initial parameters are made on first use
     held = {n: repr(v) for n, v in vars(made).items() if isinstance(v, (bool, int, float, str, np.generic, tuple))}
-    held.pop("_initial", None)  # how initial parameters are drawn, until they are
+    held.pop("_initial", None)  # a pending initialiser
     if isinstance(made, gpurnn.Trainer):
         held = {name: value for name, value in held.items() if name in parameters("Trainer")}
         return held, json.dumps(made._config())
@@ -289,7 +289,7 @@ def test_an_option_that_is_a_number_takes_numpys_and_keeps_pythons(name, option,
         made, expected = call(name, option, value), call(name, option, value.item())
         assert plain(made) == plain(expected)
         if number:
-            continue  # they hold the same, and so are saved the same
+            continue  # the contents are equal, so saving gives equal files
         if hasattr(made, "save"):
             made.save(tmp_path / "model")
             if hasattr(made, "from_file"):

@@ -1,4 +1,4 @@
-"""Options that change nothing are said once, contradictions are rejected, and unknown names list the known ones."""
+"""Options without effect are reported once, contradictions are rejected, and unknown names list the known ones."""
 
 import warnings
 

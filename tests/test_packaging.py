@@ -1,7 +1,7 @@
-"""The source distribution and the wheel: what is in them, and that the wheel trains where nothing but it and its
-dependencies is installed.
+"""The source distribution and the wheel: their contents, and training with the wheel where only it and its dependencies
+are installed.
 
-They fail, and don't skip, without a network: pip has to fetch the build backend and the dependencies.
+Without a network they fail rather than skip: pip has to fetch the build backend and the dependencies.
 """
 
 import os
@@ -17,11 +17,11 @@ from gpurnn.kernels.native import build
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"gpurnn": "gpurnn", "reference": "gpurnn/reference", "kernels": "gpurnn/kernels"}
-"""Where the folders of the source lie in the wheel."""
+"""The folders of the source, and where they are in the wheel."""
 
 
 def run(*command, variables=None, **options):
-    """Run a command away from the source tree; its output is the message if it fails."""
+    """Run a command outside the source tree; if it fails, the error message is its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GPURNN"))}
     environment |= variables or {}
     done = subprocess.run(
@@ -33,7 +33,7 @@ def run(*command, variables=None, **options):
 
 
 def not_source(directory, names):
-    """Of the names in a directory of the working tree, those that a fresh clone would not have."""
+    """The names in a directory of the working tree that a fresh clone would not have."""
     made = {"build", "dist", "__pycache__", "libraries", "_build", "generated"}
     return [
         name
@@ -69,7 +69,7 @@ def build_wheel(tree, name, variables):
 
 @pytest.fixture(scope="module")
 def wheel(tree, no_compiler):
-    """What a machine without a C++ compiler makes."""
+    """The wheel built on a machine without a C++ compiler."""
     return build_wheel(tree, "pure", no_compiler)
 
 
@@ -78,9 +78,9 @@ ONE_LIBRARY = "gpurnn/kernels/native/libraries/threads_"
 
 @pytest.fixture(scope="module")
 def platform_wheel(tree, wheel):
-    """What one with a compiler makes, for its own processor.
+    """The wheel built with a compiler, for this processor.
 
-    It finds all libraries but one as this installation was built with them: to compile all takes a minute.
+    The build finds all libraries except one as they were built for this installation: compiling all takes a minute.
     """
     if build.SHIPPED.is_dir():
         made = tree / "build" / "lib" / "gpurnn" / "kernels" / "native" / "libraries"
@@ -101,7 +101,7 @@ def test_source_distribution_holds_the_source_whole(tree, tmp_path):
     source = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
     source = {name for name in source if not name.startswith(made) and "egg-info" not in name}
     assert source <= held
-    # What setuptools makes itself.
+    # Files that setuptools adds.
     made = {"PKG-INFO", "setup.cfg"}
     assert {name for name in held - source if not name.startswith((".", "gpurnn.egg-info/"))} == made
 
@@ -166,7 +166,7 @@ COMPUTING = {"wheel": "reference", "platform_wheel": "native"}
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    """Where the programs are of an environment that has nothing but what the wheels bring into it."""
+    """The directory of programs of an environment that has only what the wheels install."""
     environment = tmp_path_factory.mktemp("clean") / "environment"
     run(sys.executable, "-m", "venv", environment)
     return environment / ("Scripts" if os.name == "nt" else "bin")
@@ -175,7 +175,7 @@ def scripts(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("which", COMPUTING)
 def test_installed_wheel_trains(which, request, no_compiler, scripts, tmp_path):
-    """One after the other in one environment: what they need, which is the same, is installed once."""
+    """The wheels are tested one after another in one environment, so that common dependencies are installed once."""
     pip = scripts / "python", "-m", "pip"
     run(*pip, "uninstall", "--yes", "gpurnn", cwd=tmp_path)
     run(*pip, "install", request.getfixturevalue(which), cwd=tmp_path)

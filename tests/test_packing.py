@@ -1,11 +1,11 @@
-"""The order and sign in which a cell's steps keep the rows of its gates, in each way of making them."""
+"""The order and sign in which a cell's steps keep the rows of its gates, for each way of making them."""
 
 import numpy as np
 import pytest
 from gpurnn.reference.cells.packing import Rows, collides
 
 ROWS = Rows(5, gates=((2, "sigma"), (0, "tanh")))
-"""Of three gates of 5 units."""
+"""Rows of three gates with 5 units each."""
 
 
 def drawn(n, dtype):

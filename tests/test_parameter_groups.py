@@ -279,7 +279,7 @@ def test_the_averages_are_validated_and_left_in_the_model():
         assert_same(trainer.model.params[name], a)
     last = [line["validation_loss"] for line in trainer.history if "validation_loss" in line][-1]
     assert evaluate(trainer.model, trainer.validation) == last
-    # A longer run continues with the parameters themselves.
+    # A longer run continues with the parameters, not their averages.
     trainer.total = 12
     trainer.train()
     longer = everything(schedule=None, steps=12)

@@ -1,4 +1,4 @@
-"""What lies past a length is not read, by any layer: it may be NaN, infinite, or no token."""
+"""No layer reads anything past a length: it may be NaN, infinite, or an invalid token."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(model, x, dy_seed, **options):
     return y, model(x, lengths=LENGTHS)[0], state, dx, grads
 
 
-# Positions are those of the first axis.
+# Positions are encoded along the first axis.
 PAIRS = [
     pair for pair in itertools.product(FIRST, RECURRENT) if not (pair[0] == "position" and "batch first" in pair[1])
 ]
@@ -94,7 +94,7 @@ ALONE = {
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("kind", ALONE)
 def test_the_state_of_a_sequence_of_no_steps_reaches_no_other(kind, bad):
-    """It is returned as it was given, and nothing else depends on it."""
+    """The state is returned unchanged, and nothing else depends on it."""
     layer, results = ALONE[kind](), []
     x = np.random.default_rng(0).normal(size=(T, B, F))
     for value in (0.0, bad):

@@ -1,4 +1,4 @@
-"""Everything public that holds a state is pickled and copied, and the copy does what the original does."""
+"""Every public object with a state can be pickled and copied, and the copy behaves like the original."""
 
 import copy
 import inspect
@@ -122,7 +122,7 @@ RESULTS = {
     "GateActivity", "GaussianForecast", "GradientBound", "GradientGrowth", "Hypothesis", "LayerExplanation",
     "LyapunovSpectrum", "Smoothed", "Spectrum", "Window", "Divergence",
 }  # fmt: skip
-"""What functions return: plain tuples and dataclasses of arrays; a `Window` has a pullback, which is a function."""
+"""The results of functions: plain tuples and dataclasses of arrays. A `Window` has a pullback, which is a function."""
 
 
 def public_classes():
@@ -153,7 +153,7 @@ def test_every_public_class_is_tried():
 
 
 def values(thing):
-    """What two equal things have in common: everything they hold, all the way down."""
+    """Everything that a thing holds, recursively, in a form that is equal for equal things."""
     if isinstance(thing, (np.ndarray, np.generic, str, int, float, bool, type(None), complex)):
         return thing
     if isinstance(thing, dict):
@@ -197,7 +197,7 @@ def test_a_copy_is_equal_and_its_own(name, copied):
         else:
             assert other[path] == value or value != value, path
     if hasattr(thing, "params"):
-        # What the layers of the copy compute with are the arrays of its params, and none of the original's.
+        # The layers of the copy compute with the arrays in its params, and share none with the original.
         mine = {id(p) for p in thing.params.values()}
         assert not mine & {id(p) for p in found.params.values()}
         for (n, p), q in zip(thing.params.items(), found.params.values(), strict=True):

@@ -1,4 +1,4 @@
-"""The planner: limits, choices and what `explain` says of them, for devices that are not here."""
+"""The planner: limits, choices and the output of `explain`, for devices that are not present."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def longest(schedule: str, cell, dtype: str = "float32", device: str = "H100") -
 
 
 def test_the_limit_of_one_block():
-    """Tiles of 8 x 32 weights, less those in registers; an operand and sums of four rows; biases."""
+    """The memory: tiles of 8 x 32 weights, except those in registers; an operand and sums of four rows; biases."""
     H = longest("block", LSTM())
     assert H >= 128
 
@@ -108,7 +108,7 @@ def test_a_schedule_can_be_asked_for():
 
 
 def test_blocks_of_a_cluster_load_an_operand_once():
-    """Of gate gradients each block of a cluster loads an eighth. Devices before the H100 have no clusters."""
+    """Each block of a cluster loads an eighth of the gate gradients. Devices before the H100 have no clusters."""
     found = {name: consider(B=16, H=768, backward=True, device=name) for name in ("A100", "H100", "B200")}
     assert [choice.best for choice in found.values()] == ["scatter", "cluster", "cluster"]
     assert found["A100"].refusals["cluster"] == "A100 has no clusters of blocks"
@@ -133,20 +133,20 @@ def test_blocks_of_a_cluster_load_an_operand_once():
     ],
 )
 def test_operands_go_to_as_few_blocks_as_can_hold_the_weights(device, schedule, backward, most):
-    """Bytes that the blocks read of each other in a step, and write for each other alone."""
+    """The bytes per step that blocks read of each other's data, and that they write only for each other."""
     problem = plan.Problem(LSTM(), 100, 16, 768, 1, dtypes.TABLE["float32"], backward)
     launch = plan.make(schedule, problem, devices.lookup(device)).launch
     assert plan.predict.exchanged_bytes(problem, launch) <= most
 
 
 def test_sums_are_exchanged_where_they_are_fewer_than_gate_gradients():
-    """Of H units once for each block, written and read, which have G gate gradients."""
+    """Sums of H units are written and read once for each block, and there are G gate gradients."""
     problem, gpu = consider(B=16, H=768, backward=True, device="A100").problem, devices.lookup("A100")
     launch = plan.make("scatter", problem, gpu).launch
     assert (launch.grid, launch.units, launch.rows, str(launch.variant)) == ((52, 2, 1), 15, 8, "8, 3, 8")
     written, read = 52 * 16 * 768 * 4, 2 * 52 * (51 * 15 + 3) * 8 * 4
     assert plan.predict.exchanged_bytes(problem, launch) == written + read
-    # Two warps of a scheduler issue 96 multiply-adds each for a packet, of two clocks, and wait for shared memory.
+    # Each of a scheduler's two warps issues 96 multiply-adds of two clocks per packet, and they wait for shared memory.
     found = plan.predict.one_launch(problem, gpu, launch, 1)
     assert found.product * gpu.clock_hz == pytest.approx(15 * (2 * 96 * 2 + plan.predict._SHARED_CLOCKS * 3 / 2))
     assert found.load * gpu.clock_hz == pytest.approx(52 * 15 * 8 * 4 / plan.predict._L2_BYTES_PER_CLOCK)
@@ -168,7 +168,7 @@ def test_sums_are_exchanged_where_they_are_fewer_than_gate_gradients():
 
 
 def test_registers_hold_what_shared_memory_has_no_room_for():
-    """An H100's blocks have 48 rows of 1536 weights each, 294,912 bytes."""
+    """Each block of an H100 has 48 rows of 1536 weights, 294,912 bytes."""
     choice = consider(B=16, H=1536)
     launch = choice.plans["persistent"][0].launch
     assert launch.units * 4 * 1536 * 4 > devices.lookup("H100").shared_memory_per_block
@@ -191,11 +191,11 @@ def test_more_work_is_predicted_to_take_longer():
 
 
 def test_what_a_block_does_adds_up():
-    """A step of a persistent LSTM, H 768, in 32 groups of blocks of 24 units of 4 rows, worked out by hand.
+    """A step of a persistent LSTM with H 768, in 32 groups of blocks of 24 units and 4 rows, worked out by hand.
 
-    A warp has a tile of 12 of the 96 weight rows in 4 of 32 groups of 8 lanes, and each group 6 widths of 32 columns,
-    two of them in registers. Eight warps load 16 packets a lane of a width from shared memory, or 4 if the weights are
-    in registers; a load takes 4 clocks, and two warps to a scheduler issue 214 instructions each.
+    Each warp has a tile of 12 of the 96 weight rows in 4 of 32 groups of 8 lanes. Each group has 6 widths of 32
+    columns, two of them in registers. Eight warps load 16 packets a lane per width from shared memory, or 4 if the
+    weights are in registers. A load takes 4 clocks, and the two warps of a scheduler issue 214 instructions each.
     """
     problem, gpu = plan.Problem(LSTM(), 1000, 16, 768, 1, dtypes.TABLE["float32"]), devices.lookup("H100")
     variant = plan.Variant("grid", 4, tile_rows=12, held=2)
@@ -213,7 +213,7 @@ def test_what_a_block_does_adds_up():
 
 @pytest.mark.parametrize(("units", "rounds"), [(15, 1), (16, 1), (17, 2), (32, 2), (33, 3)])
 def test_tiles_are_whole(units, rounds):
-    """Of 8 weight rows, 8 of them at a time: a unit has 4 rows."""
+    """A tile has 8 weight rows, and 8 tiles are multiplied at a time. A unit has 4 rows."""
     problem, gpu = plan.Problem(LSTM(), 100, 4, 768, 1, dtypes.TABLE["float32"]), devices.lookup("H100")
     one, some = (plan.Launch((1, 1, 1), (256,), 0, n, 4, 768, 4, 1, plan.Variant("grid", 4)) for n in (16, units))
     of_one, found = (plan.predict.fused(problem, gpu, launch, 1).product for launch in (one, some))
@@ -223,7 +223,7 @@ def test_tiles_are_whole(units, rounds):
 def test_the_host_is_a_bound_of_many_launches():
     assert consider(B=16, H=512).plans["stepwise"][1].bound_by == "host"
     found = {T: consider(T=T, B=16, H=512).plans["step-fused"][1] for T in (100, 10_000)}
-    assert found[100].host == 0  # they are a graph
+    assert found[100].host == 0  # the launches are a graph
     assert found[10_000].host == pytest.approx(1e-6 * devices.LAUNCH_MICROSECONDS, rel=1e-3)
     assert found[10_000].bound_by == "host"
 
@@ -252,15 +252,15 @@ def test_each_pass_has_a_schedule_of_its_own():
     [
         (256, 32, 0, "A100", 8),  # threads: 2048 / 256
         (256, 64, 0, "A100", 4),  # registers: 65536 / (64 * 256)
-        (256, 65, 0, "A100", 3),  # 72 registers a thread are given
+        (256, 65, 0, "A100", 3),  # each thread is given 72 registers
         (512, 128, 0, "H100", 1),
-        (32, 144, 0, "A100", 12),  # three warps in each fourth of the registers, which have room for 14 together
+        (32, 144, 0, "A100", 12),  # 3 warps per quarter of the registers, though the whole could hold 14
         (448, 144, 0, "H100", 0),  # so its 14 warps never fit
         (128, 32, 40 * 1024, "A100", 4),  # 164 / (40 + 1) KiB
         (128, 32, 64 * 1024, "T4", 1),  # nothing is reserved
         (32, 16, 7372, "A100", 19),  # 164 KiB / (66 * 128 bytes), as 7372 + 1024 are no multiple of 128
         (32, 16, 5041, "T4", 12),  # 64 KiB / (20 * 256 bytes)
-        (32, 16, 0, "RTX 3090", 16),  # blocks
+        (32, 16, 0, "RTX 3090", 16),  # limit: blocks
         (1024, 32, 0, "RTX 4090", 1),  # threads: 1536 / 1024
     ],
 )
@@ -296,7 +296,7 @@ def test_peak_arithmetic(device, tflops):
     ],
 )
 def test_a_figure_that_a_device_does_not_report_is_that_of_its_like(capability, like):
-    """As a virtual GPU, or an integrated one, reports no clock of its memory."""
+    """For example, a virtual GPU or an integrated one may not report its memory clock."""
     silent = devices.Device("silent", capability, 20, 0, 0, 0, 0)
     for figure in ("clock_hz", "l2_bytes", "bandwidth"):
         assert getattr(silent, figure) == getattr(devices.lookup(like), figure)
@@ -364,7 +364,7 @@ def test_explain_says_what_runs_and_why_the_rest_does_not():
 
 @pytest.mark.parametrize("schedule", ["block", "persistent"])
 def test_a_launch_is_short_where_a_watchdog_ends_what_lasts(schedule):
-    """A tenth of a second by the prediction, for it may be too short; a sequence that takes less is one launch."""
+    """A tenth of a second as predicted, since the prediction may be too short. A shorter sequence is one launch."""
     free = devices.lookup("H100")
     watched = dataclasses.replace(free, has_watchdog=True)
     for T in (100, 1_000_000):

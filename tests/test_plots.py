@@ -1,4 +1,4 @@
-"""The loss curve: what is drawn, in what units, and as a file."""
+"""The loss curve: its lines, its units, and its files."""
 
 import json
 import sys
@@ -212,7 +212,7 @@ def test_dollars_among_the_symbols_of_an_alignment_are_no_formulas(tmp_path):
 
 
 def test_several_runs_are_drawn_together(tmp_path):
-    """Each by its name, in a colour and dashes of its own, in what all of them measure."""
+    """Each run has its name, a colour and a dash style. The metric is one that all runs have."""
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in TRAINING))
     axes, lines = drawn(loss_curve({"one": TRAINING + VALIDATION, "other": tmp_path / "metrics.jsonl"}))
     assert axes.get_ylabel() == "bits per character"
@@ -222,7 +222,7 @@ def test_several_runs_are_drawn_together(tmp_path):
     assert styles["one"] == styles["one, validation"]
     assert styles["one"][0] != styles["other"][0]
     assert styles["one"][1] != styles["other"][1]
-    # Where one does not have the metric, all are drawn as losses.
+    # If one run lacks the metric, all are drawn as losses.
     assert loss_curve({"one": TRAINING, "other": [{"step": 1, "loss": 2.0}]}).get_ylabel() == "loss"
 
 

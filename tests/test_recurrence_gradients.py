@@ -15,7 +15,7 @@ import gpurnn
 from gpurnn import reference
 from gpurnn.layers.recurrent import LAYERS
 
-# All combinations of options are drawn, those without effect too.
+# All combinations of options are drawn, including those without effect.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
 

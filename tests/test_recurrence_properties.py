@@ -1,4 +1,4 @@
-"""What must hold of every recurrence, with shapes, lengths and options drawn by hypothesis."""
+"""Properties of every recurrence, with shapes, lengths and options drawn by hypothesis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpurnn import reference
 
 @st.composite
 def problems(draw_from, options: st.SearchStrategy[Options] | None = None, least_steps: int = 0) -> Problem:
-    """Any cell, any options, any small sizes, empty ones among them, with lengths and resets of any pattern."""
+    """Any cell, any options, small sizes including zero, and any pattern of lengths and resets."""
     cell = CELLS[draw_from(st.sampled_from(sorted(CELLS)))]
     chosen = draw_from(st.builds(Options, *[st.booleans()] * 8) if options is None else options)
     T, B = draw_from(st.integers(least_steps, 6)), draw_from(st.integers(0, 4))
@@ -58,7 +58,7 @@ def past(problem: Problem) -> np.ndarray:
 
 
 def assert_as(problem: Problem, actual, expected) -> None:
-    """Equal but for the rounding of a recurrence of the problem's size."""
+    """Check equality up to the rounding of a recurrence of the problem's size."""
     T, B, I = problem.x.shape
     given_arrays = (problem.x, problem.dy, *problem.state, *problem.dstate)
     magnitude = max((float(np.abs(a).max()) for a in given_arrays if a.size), default=0.0)
@@ -214,7 +214,7 @@ one_direction = st.builds(Options, *[st.booleans()] * 5, st.just(False), st.bool
 
 @given(problems(one_direction, least_steps=1), st.integers(1, 3))
 def test_steps_at_once_equal_pieces_with_the_state_carried(problem, piece):
-    """One call over T steps equals calls over pieces of 1, 2 or 3 steps, gradients carried back through the state."""
+    """One call over T steps equals calls over pieces of 1, 2 or 3 steps, with gradients passed through the state."""
     T = problem.x.shape[0]
     state, kept, ys = problem.state, [], []
     for start in range(0, T, piece):
@@ -254,7 +254,7 @@ unaligned = st.builds(
 
 @given(problems(unaligned, least_steps=1))
 def test_reversed_twice_is_the_identity(problem):
-    """Reversed in time with the directions exchanged, and the result turned back, is the same recurrence."""
+    """If time is reversed, the directions exchanged, and the result reversed again, the recurrence is the same."""
     H = problem.dy.shape[2] // 2
 
     def turned(a):
@@ -265,7 +265,7 @@ def test_reversed_twice_is_the_identity(problem):
 
     resets = problem.resets
     if resets is not None:
-        # What begins at t, read from the end, begins at T - t; what begins at 0 has no counterpart.
+        # A sequence that begins at t begins at T - t when read from the end. One that begins at 0 has no counterpart.
         resets = resets.copy()
         resets[0] = False
         problem = dataclasses.replace(problem, resets=resets)
@@ -349,7 +349,7 @@ def test_a_batch_without_rows_or_steps_leaves_the_state_as_it_was(problem):
 
 
 def large(cell: str, seed: int) -> Problem:
-    """A problem whose scratch arrays are large enough to be lent and used again."""
+    """A problem whose scratch arrays are large enough to be pooled."""
     return draw(CELLS[cell], Options(bidirectional=True), T=20, B=16, I=8, H=64, seed=seed)
 
 

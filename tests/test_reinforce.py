@@ -1,4 +1,4 @@
-"""Policy gradients: held against the exact gradient of J where all sequences can be counted; then a policy learns."""
+"""Policy gradients, against the exact gradient of J where all sequences can be counted; then a policy learns."""
 
 import itertools
 import math
@@ -15,14 +15,14 @@ from gpurnn import GRU, Dense, Embedding, _dispatch, cross_entropy
 from gpurnn.optimizers import SGD, Adam
 from gpurnn.training import PaddedBatches, Reinforce, Trainer, evaluate, pad
 
-# All combinations of options are drawn, those without effect too.
+# All combinations of options are drawn, including those without effect.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
 END, SYMBOLS = 1, (1, 2, 3)
 
 
 class Translator:
-    """GRU to GRU: pi(y_t | y_1 .. y_{t-1}, x) over the symbols 1, which ends, 2 and 3."""
+    """GRU to GRU: pi(y_t | y_1 .. y_{t-1}, x) over the symbols 1 (the end), 2 and 3."""
 
     parts = ("embedding", "encoder", "decoder", "output")
 
@@ -58,7 +58,7 @@ class Translator:
         return _dispatch.from_numpy(xp, np.stack(drawn)), _dispatch.from_numpy(xp, counts)
 
     def log_likelihood_vjp(self, source, targets, lengths=None, rng=None):
-        assert rng is None  # what drew had no dropout
+        assert rng is None  # the sampling used no dropout
         tokens, token_lengths = targets
         xp, device = _dispatch.namespace("log_likelihood", source=source), _dispatch.device(source)
         first = xp.zeros((1, tokens.shape[1]), dtype=tokens.dtype, device=device)
@@ -83,7 +83,7 @@ class Translator:
 
 
 class Scripted(Translator):
-    """Draws what it is told to; takes its own likeliest."""
+    """Samples the sequences of its script; greedy decoding is its own."""
 
     def sample(self, source, lengths=None, *, max_length, temperature=1.0, rng):
         if temperature == 0:
@@ -123,7 +123,7 @@ def log_likelihoods(policy, source, length, sequences):
 
 
 def exact(policy, B, max_length, beta):
-    """J + beta H, the mean over the sources, and its gradient, over all sequences."""
+    """J + beta H, averaged over the sources, and its gradient, from all sequences."""
     value, sequences = 0.0, outcomes(max_length)
     grads = {name: np.zeros_like(p) for name, p in policy.params.items()}
     for source, reference in zip(SOURCES[:B], REFERENCES[:B], strict=True):
@@ -138,7 +138,7 @@ def exact(policy, B, max_length, beta):
 
 
 def estimates(model, B, max_length):
-    """With its probability, the loss and the gradients for everything that can be drawn for a batch."""
+    """The probability, loss and gradients of every possible draw for a batch."""
     inputs, targets, lengths = pairs(B)
     sequences = outcomes(max_length)
     log_p = [log_likelihoods(model.policy, x, len(x), sequences)[0] for x in SOURCES[:B]]
@@ -205,7 +205,7 @@ def test_the_exact_gradient_is_that_of_central_differences(beta):
 
 
 def variance(baseline, samples=1, running=0.0):
-    """Of the estimate, summed over the parameters, times the number of sequences drawn, for rewards far from zero."""
+    """The variance of the estimate, summed over parameters, times the number of sequences drawn; rewards far from 0."""
     model = Reinforce(
         Scripted(), lambda y, reference: 5 + reward(y, reference), max_length=2, baseline=baseline, samples=samples
     )
@@ -332,7 +332,7 @@ def test_either_wing_computes_it(each_wing, dtype):
     assert_all_close(grads, expected, terms=200)
 
 
-# --- refusals ---
+# --- rejected arguments ---
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is said twice about a release is the same in both places: versions, requirements, supported Pythons."""
+"""Facts about a release that occur in two places agree: versions, requirements, supported Pythons."""
 
 import re
 from pathlib import Path
@@ -18,12 +18,12 @@ def pages(name):
 
 
 def at_least(requirements):
-    """The names and the least versions of requirements of the form name>=version."""
+    """The names and minimum versions in requirements of the form name>=version."""
     return dict(re.match(r"([\w-]+) ?>=([\d.]+)$", requirement).groups() for requirement in requirements)
 
 
 def supported():
-    """The first and the second column of the table of docs/compatibility.md."""
+    """The first two columns of the table in docs/compatibility.md."""
     return dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|$", pages("docs/compatibility.md"), re.MULTILINE))
 
 

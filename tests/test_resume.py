@@ -1,4 +1,4 @@
-"""Training that is killed with SIGKILL, at any moment and as often as one likes, ends with the same bits."""
+"""Training killed with SIGKILL, at any moment and any number of times, ends with the same bits."""
 
 import json
 import os
@@ -31,5 +31,5 @@ def test_a_kill_at_any_event_of_writing_loses_nothing(tmp_path):
 
 def test_kills_at_random_times_lose_nothing(tmp_path):
     found = killed("random", tmp_path)
-    assert found["kills"] >= 3  # all nine, unless the machine has become several times faster meanwhile
+    assert found["kills"] >= 3  # all nine, unless the machine has become several times faster in between
     assert found["killed"] == [found["whole"]]

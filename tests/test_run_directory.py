@@ -1,4 +1,4 @@
-"""A directory belongs to one run: it is locked meanwhile, and nothing that the run did not write is changed."""
+"""A directory belongs to one run: the run locks it, and files that the run did not write stay unchanged."""
 
 import json
 import multiprocessing
@@ -94,7 +94,7 @@ def test_pruning_deletes_only_checkpoints_of_the_run(tmp_path):
     others["important.bin"] = b"important"
     for name, data in others.items():
         (folder / name).write_bytes(data)
-    # Of another run, by a name that this run would prune; and rubbish by a name that this run will write to.
+    # A checkpoint of another run under a name that this run would prune, and rubbish under one that it will write.
     foreign = checkpoints(tmp_path / "other" / "checkpoints")[0].read_bytes()
     checkpoints(folder)[0].write_bytes(foreign)
     (folder / "step-000000004.safetensors").write_bytes(b"rubbish")
@@ -167,7 +167,7 @@ def test_checkpoints_alone_are_resumed_and_make_the_directory_the_runs(tmp_path)
     assert_same(resumed.model.state_dict(), whole.model.state_dict())
     saved = read_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])
     assert json.loads((tmp_path / "run.json").read_text())["run"] == saved["run"]
-    # Metrics of unknown origin are in the way again.
+    # Metrics of unknown origin block training again.
     (tmp_path / "run.json").unlink()
     before = contents(tmp_path)
     resumed = run_in(tmp_path, steps=8)
@@ -237,7 +237,7 @@ def test_a_second_trainer_in_the_directory_is_rejected_at_once(tmp_path, kind):
     finally:
         done.set()
         first.join()
-    # What was read meanwhile is out of date.
+    # The state read in the meantime is out of date.
     with pytest.raises(RunDirectoryError, match=r"holds step-000000006.safetensors, which another trainer wrote since"):
         resumed.train()
     assert resumed.resume() == 6
@@ -449,7 +449,7 @@ def test_a_dead_terminal_does_not_end_training(tmp_path, before):
     tests = os.path.dirname(os.path.abspath(__file__))
     script = TERMINAL.format(tests=tests, directory=str(tmp_path / "run"), before=before)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
-    # With what cannot be written still in the buffer of stderr, Python ends with 120.
+    # If stderr's buffer cannot be written, Python ends with 120.
     assert done.returncode == (120 if "/dev/full" in before else 0), done.stderr
     whole = run_in(None, steps=9)
     whole.train()

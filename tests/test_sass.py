@@ -1,4 +1,4 @@
-"""The reader of machine code, on instructions whose loops are known, and the product loops of the real kernels."""
+"""The reader of machine code, on instructions with known loops, and the product loops of the real kernels."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_whether_loads_come_first(opcodes, first):
     ],
 )
 def test_streams_load_before_they_store(pattern, kernels, instructions, architecture):
-    """A round of the loop waits for memory once; what it moves for each element has 128 bits."""
+    """A round of the loop waits for memory once, and accesses the elements 128 bits at a time."""
     names = 0
     for module in sass.modules(pattern):
         for name, loops in sass.disassemble(module, architecture).items():
@@ -111,7 +111,7 @@ def test_streams_load_before_they_store(pattern, kernels, instructions, architec
                 assert loop.loads("LDG")[128] >= 2, name
                 integers = {64} if "runs" in name else set()  # keys of rows, and where the rows are
                 assert set(loop.stores()) == {128} | integers, name
-                if "entropy" not in name:  # whose weights of classes may begin anywhere
+                if "entropy" not in name:  # its class weights may begin anywhere
                     assert set(loop.loads("LDG")) == {128} | integers, name
                 assert len(loop) <= instructions, name
                 names += 1
@@ -131,9 +131,9 @@ def test_streams_load_before_they_store(pattern, kernels, instructions, architec
     ],
 )
 def test_the_product_loops_multiply(kernels, share, count, architecture):
-    """In float32, by tiles of 4 rows of the batch and more: most instructions multiply, and all loads have 128 bits.
+    """In float32, for tiles of at least 4 batch rows, most instructions multiply, and all loads have 128 bits.
 
-    The planner knows how many of them do.
+    The planner knows the share of multiplications.
     """
     pattern = rf"(Lstm<float>|Gru<float, true, false>), \w+, {kernels}"
     names = 0
@@ -153,7 +153,7 @@ def test_the_product_loops_multiply(kernels, share, count, architecture):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
 def test_the_loops_of_attention_by_tiles_multiply(architecture):
-    """In float32: both products, each fed from shared memory 128 bits at a time."""
+    """In float32, both products read from shared memory 128 bits at a time."""
     names = 0
     for module in sass.modules("attend_tiles<float"):
         for name, loops in sass.disassemble(module, architecture).items():

@@ -1,4 +1,4 @@
-"""Files of layers, models and checkpoints: what was saved is what is loaded, or the reason why not is told at once."""
+"""Files of layers, models and checkpoints: the saved values are loaded, or the reason for the failure is given."""
 
 import io
 import multiprocessing
@@ -96,7 +96,7 @@ def checkpoint_state(seed):
 
 
 class Kind:
-    """A kind of file: how one is written, and what it was made of, as bytes, once it is read."""
+    """A kind of file: how to write one, and how to read its contents as bytes."""
 
     def __init__(self, name):
         self.name = name
@@ -130,8 +130,8 @@ posix = pytest.mark.skipif(os.name != "posix", reason="pipes and devices are POS
 
 
 def rejected(kind, path, sound=()):
-    """Read a file that is damaged: it is rejected within a second, by its name, or gives one of ``sound``."""
-    began = time.process_time()  # what else the machine does must not count
+    """Read a damaged file. Within a second it must be rejected by its name, or give one of ``sound``."""
+    began = time.process_time()  # the load of the machine must not count
     found = said = None
     try:
         found = kind.read(path)
@@ -401,7 +401,7 @@ def test_a_layer_loads_the_plain_files_of_other_programs(tmp_path):
 
 
 def damaged(rng, whole, other):
-    """A description and the bytes of a damaged file, from those of two sound ones."""
+    """The bytes of a damaged file, made from two sound ones."""
     size = len(whole)
     way = rng.choice(["cut", "flip", "flips", "byte", "zeros", "noise", "delete", "insert", "splice", "append", "swap"])
     at, many = rng.randrange(size), rng.randint(1, 24)
@@ -441,7 +441,7 @@ def test_each_of_300_damaged_files_of_each_kind_is_rejected_within_a_second(tmp_
     for _ in range(300):
         data = damaged(rng, whole, other)
         paths[0].write_bytes(data)
-        # White space in a header, or one byte that is another's: what it loads is what was written.
+        # White space in a header, or a byte equal to the other file's, may change nothing that is loaded.
         if rejected(kind, paths[0], sound):
             count += 1
         else:
@@ -594,7 +594,7 @@ def test_hostile_files_are_rejected_within_a_second_and_a_few_times_their_size(t
     finally:
         tracemalloc.stop()
     assert lasted < 1
-    # A tensor without numbers takes 60 bytes of a file, and several Python objects.
+    # A tensor without numbers takes 60 bytes in a file, and several Python objects in memory.
     assert most < (20 if name == "many tensors" else 10) * len(HOSTILE[name]) + 500_000
     assert len(str(caught.value)) < 2000
 
@@ -682,7 +682,7 @@ def test_a_file_that_is_not_there_or_may_not_be_read_is_an_os_error(tmp_path, mo
 
 @each_reader
 def test_large_files_of_other_programs_are_rejected_by_their_first_bytes(tmp_path, reader):
-    """Of 100 GB, without a byte on the disk."""
+    """Files of 100 GB, which take no space on the disk."""
     for name, start in (("zeros", b""), ("zip", b"PK\x03\x04\x14\x00\x08\x08")):
         path = tmp_path / name
         with open(path, "wb") as file:
@@ -700,7 +700,7 @@ def test_large_files_of_other_programs_are_rejected_by_their_first_bytes(tmp_pat
 
 
 def forge(path, name, change, **tensors):
-    """A sound file with the tensors of a small model and another configuration."""
+    """Write a sound file with the tensors of a small model and another configuration."""
     model = MODELS[name](1)
     config = model.config() if isinstance(model, Model) else {}
     change = change if callable(change) else {**config, **change}.copy
@@ -709,7 +709,7 @@ def forge(path, name, change, **tensors):
 
 
 def deep():
-    """A list that can be read from a file, but not be shown in a message."""
+    """A list nested so deeply that a file can hold it, but a message cannot show it."""
     value = 1
     for _ in range(400):
         value = [value]
@@ -813,13 +813,13 @@ def test_a_process_that_has_loaded_no_model_reads_them_all(tmp_path):
 
 
 def defined(name, base, module, **members):
-    """A class as a caller's module defines it."""
+    """A class as a caller's module would define it."""
     return type(name, (base,), {"__module__": module, **members})
 
 
 @pytest.fixture
 def forget(monkeypatch):
-    """A function that takes a class from those that are known, as if another process had defined it."""
+    """A function that removes a class from the known ones, as if another process had defined it."""
     return lambda name: monkeypatch.delitem(model_files._KINDS, name)
 
 
@@ -853,7 +853,7 @@ def test_classes_of_one_name_are_told_apart_by_their_modules(tmp_path, forget):
         of_class(kind).save(tmp_path / kind.__module__)
     for kind in (one, other):
         assert type(load(tmp_path / kind.__module__)) is type(kind.from_file(tmp_path / kind.__module__)) is kind
-        # Of a module that had another name when the file was written.
+        # The class's module had another name when the file was written.
         of_class(defined("Net", gpurnn.Forecaster, "gone")).save(tmp_path / "gone")
         forget("gone.Net")
         assert type(kind.from_file(tmp_path / "gone")) is kind
@@ -925,7 +925,7 @@ def _save_many(path, seed, count):
 
 @posix
 def test_two_processes_and_two_threads_save_a_model_while_two_threads_load_it(tmp_path):
-    """Of at least 200 saves none fails, and all loads give a model that one of them wrote."""
+    """None of at least 200 saves fails, and each load gives a model that one of them wrote."""
     path, kind, failed, over, loads = tmp_path / "m", Kind("LanguageModel of words"), [], threading.Event(), []
     sound = []
     for seed in range(4):

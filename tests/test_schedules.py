@@ -51,10 +51,10 @@ EVERY = [
 
 
 def torch_schedule(record):
-    """The schedule of one case, and how many of its steps it concerns."""
+    """The schedule of a case, and the number of steps that it covers."""
     algorithm, lr, options = record["algo"], record["base_lr"], dict(record["kwargs"])
     if algorithm == "CosineAnnealingLR":
-        # PyTorch's rises again after T_max.
+        # PyTorch's schedule rises again after T_max.
         return CosineWithWarmup(lr, options["T_max"], final_lr=options.get("eta_min", 0.0)), min(
             60, options["T_max"] + 1
         )
@@ -101,9 +101,9 @@ def test_schedules_give_what_torch_gives(record):
 @pytest.mark.parametrize("record", PLATEAUS, ids=lambda record: record["name"])
 def test_plateaus_give_what_torch_gives(record):
     options = dict(record["kwargs"])
-    patience = options.pop("patience") + 1  # PyTorch's is the number of evaluations that it bears, not that it acts on
+    patience = options.pop("patience") + 1  # PyTorch counts the evaluations that it tolerates, not the one it acts on
     sign = {"min": 1, "max": -1}[options.pop("mode", "min")]
-    # PyTorch makes no reduction by less than 1e-8: 3e-9 stays.
+    # PyTorch ignores reductions smaller than 1e-8: 3e-9 stays.
     options.setdefault("min_lr", record["base_lr"] * 1e-8)
     schedule = ReduceOnPlateau(record["base_lr"], patience=patience, **options)
     arrays = golden.arrays("misc", record["name"])
@@ -183,7 +183,7 @@ def test_cyclic_rates_are_those_of_the_paper(mode):
         x = abs(step / 7 - 2 * cycle + 1)
         scale = {"triangular": 1, "triangular2": 1 / 2 ** (cycle - 1), "exp_range": gamma**step}[mode]
         expected = 0.01 + (0.4 - 0.01) * max(0, 1 - x) * scale
-        # x is the difference of numbers up to 2 cycle; 1 - x may cancel.
+        # x is a difference of numbers up to 2 cycle; 1 - x may cancel.
         assert schedule(step) == pytest.approx(expected, abs=4 * cycle * epsilon("float64"))
         assert 0.01 <= schedule(step) <= 0.4
         assert abs(schedule(step + 1) - schedule(step)) <= 0.39 / 7 + epsilon("float64")
@@ -200,7 +200,7 @@ def test_one_cycle_rises_to_the_highest_rate_and_falls_to_the_last(anneal, pct_s
     assert all(a < b for a, b in itertools.pairwise(rates[: peak + 1]))
     assert all(a > b for a, b in itertools.pairwise(rates[peak + 1 :]))
     assert max(rates) <= 0.6
-    # Between two steps the peak is missed by less than one of them.
+    # The rates at whole steps miss the peak by less than the change of one step.
     steepest = max(0.54 / (101 * pct_start - 1), 0.6 / (101 * (1 - pct_start)))
     assert max(rates) >= 0.6 - steepest * (math.pi / 2 if anneal == "cosine" else 1)
 
@@ -223,7 +223,7 @@ def rates_of(schedule, losses):
 def test_a_plateau_is_patience_evaluations_without_improvement():
     reduce = ReduceOnPlateau(8.0, factor=0.5, patience=2, threshold=0.0, min_lr=3.0)
     assert reduce(0) == reduce(1000) == 8.0
-    # An equal loss is no improvement; each improvement begins the count anew, and so does each reduction.
+    # An equal loss is no improvement. Each improvement restarts the count, and so does each reduction.
     losses = [5, 5, 4, 4, 3.9, 6, 6, 3.8, 3.9, 3.9, 3.9, 3.9, 3.9]
     assert rates_of(reduce, losses) == [8, 8, 8, 8, 8, 8, 4, 4, 4, 3, 3, 3, 3]
     assert rates_of(ReduceOnPlateau(8.0, 0.5, patience=2, threshold=0.0), [5, 5, 5]) == [8, 8, 4]
@@ -256,7 +256,7 @@ def test_a_plateau_goes_on_from_its_state(stop):
     part = rates_of(first, losses[:stop])
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert part + rates_of(second, losses[stop:]) == rates_of(schedule(), losses)
-    assert repr(first) == repr(schedule())  # the state is none of the parameters
+    assert repr(first) == repr(schedule())  # the state is not part of the arguments
     with pytest.raises(KeyError, match=r"load_state_dict: state has \['best'\], expected \['best', 'cooling', 'fail"):
         second.load_state_dict({"best": 1.0})
 
@@ -273,7 +273,7 @@ def test_what_a_plateau_cannot_observe():
 
 
 class Descent:
-    """A model whose validation losses are written down beforehand, by the number of gradients taken so far."""
+    """A model with predefined validation losses, indexed by the number of gradients taken so far."""
 
     def __init__(self, validation):
         self.params = {"weight": np.zeros(3)}
@@ -501,7 +501,7 @@ def test_far_out(schedule, billion, trillion_million):
 
 
 def test_a_state_of_more_patience_ends_in_a_reduction():
-    """Training that is continued with less patience than it began with has waited long enough."""
+    """If training continues with less patience than before, it may already have waited long enough."""
     patient, schedule = (ReduceOnPlateau(1.0, factor=0.5, patience=patience) for patience in (10, 2))
     for _ in range(6):
         patient.observe(1.0)

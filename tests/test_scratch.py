@@ -1,4 +1,4 @@
-"""The pool of scratch memory: never lent twice, within its limit, given back when sizes change or when asked."""
+"""The pool of scratch memory: nothing is lent twice, the limit holds, memory is freed on request or for other sizes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def step(T: int, hidden: int = 64, **options) -> tuple[np.ndarray, ...]:
 
 @pytest.mark.slow
 def test_growing_shapes_do_not_keep_the_memory_of_all():
-    """Each is too large for what the one before has left."""
+    """Each shape is too large for the memory of the one before."""
     sizes = range(8, 400)
     for T in sizes:
         step(T)
@@ -93,7 +93,7 @@ def test_what_is_in_use_is_not_given_back():
 
 
 def sizes() -> list[int]:
-    """Of the pool's buffers, in MiB."""
+    """The sizes of the pool's buffers, in MiB."""
     return sorted(buffer.size // MIB for buffer in buffers._pool)
 
 
@@ -108,7 +108,7 @@ def test_the_oldest_free_buffers_make_room():
         lend(size)
     lend(7)
     assert sizes() == [1, 3, 7, 18]
-    large = lend(30)  # in the place of the 18 MiB; and of the others not the 7 MiB, which were used last
+    large = lend(30)  # replaces the 18 MiB and one more, but not the 7 MiB, which were used last
     assert sizes() == [3, 7, 30]
     kept[...] = large[...] = 1
     assert scratch.used_bytes() == 33 * MIB
@@ -118,7 +118,7 @@ def test_a_free_buffer_that_is_just_too_small_is_replaced():
     kept = lend(5)
     for size in (1, 5, 6):
         lend(size)
-    assert sizes() == [1, 5, 6]  # the 5 MiB in use, and those of 6 MiB, which serve 5 MiB too
+    assert sizes() == [1, 5, 6]  # 5 MiB are in use; the free 6 MiB serve for 5 MiB too
     lend(5)
     assert sizes() == [1, 5, 6]
     assert kept.nbytes == 5 * MIB
@@ -133,7 +133,7 @@ def test_sizes_that_are_long_not_asked_for_are_given_back():
 
 
 def test_threads_never_get_the_same_memory():
-    """A thread's array holds what it wrote, for as long as it has the array or a view of it."""
+    """A thread's array keeps its contents as long as the thread has the array or a view of it."""
     wrong, busy = [], True
 
     def work(number: int) -> None:
@@ -162,7 +162,7 @@ def test_threads_never_get_the_same_memory():
 
 
 def test_who_holds_the_lock_still_gets_memory():
-    """A signal handler that computes, or a finaliser, amid a call of the pool."""
+    """A signal handler or a finaliser may compute during a call of the pool."""
     with buffers._lock.current:
         array = buffers.empty((MIB,), np.uint8)
     assert array.nbytes == MIB
@@ -170,7 +170,7 @@ def test_who_holds_the_lock_still_gets_memory():
 
 
 def test_who_holds_the_lock_can_give_back_the_pool_and_set_its_limit():
-    """A signal handler or a finaliser amid a call of the pool waits for nobody; what it asked for is done next."""
+    """A signal handler or a finaliser during a call of the pool does not wait; its request is carried out next."""
     code = (
         "import numpy as np; from gpurnn import scratch; from gpurnn.reference import buffers\n"
         "buffers.empty((2**20,), np.uint8)\n"
