@@ -1,4 +1,4 @@
-"""Models of sequences: against PyTorch's numbers and their own definition, on padded batches, as learners and files."""
+"""Models of sequences: PyTorch's numbers and their own definition, on padded batches, as learners and as files."""
 
 import json
 from functools import partial
@@ -15,7 +15,7 @@ from tolerance import assert_all_close, assert_close, assert_golden, assert_same
 import gpurnn
 from gpurnn.models import SequenceClassifier, SequenceRegressor, SequenceTagger, load
 
-# All combinations of options are drawn, those without effect too.
+# All combinations of options are drawn, including those without effect.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
 TORCH_GRU = {"cell": "gru", "reset_after": True, "update": "state"}
@@ -41,7 +41,7 @@ def build(kind, pooling="last", dtype="float64", rng=3, **options):
     if kind in ("classifier", "regressor"):
         own = {**own, "pooling": pooling}
     model = model_class(I, H, O, dtype=dtype, rng=rng, **own, **options)
-    # Parameters as of a fit: a model that has none gives no answers.
+    # The parameters a fit would set: without a fit, a model gives no answers.
     model.params["output.bias"][...] = np.random.default_rng(rng).uniform(-0.1, 0.1, O)
     return model
 
@@ -108,7 +108,7 @@ def test_golden_classifier(record, dtype):
 
 
 def identity_head(model, directions=1):
-    """Make the output the sum of the directions' states."""
+    """Parameters that make the output the sum of the directions' states."""
     hidden, dtype = model.output.out_features, model.output.params["weight"].dtype
     return {
         "output.weight": np.concatenate([np.eye(hidden, dtype=dtype)] * directions, axis=1),
@@ -438,7 +438,7 @@ def test_accuracy_counts_examples_or_steps():
 def test_classifier_learns_the_sign_of_a_sum():
     rng = np.random.default_rng(0)
     sequences = [rng.normal(size=(n, 2)).astype("float32") for n in rng.integers(1, 12, 600)]
-    # One label in ten is wrong, in training alone.
+    # One label in ten is wrong, only in training.
     classes = np.array([int(s[:, 0].sum() > 0) for s in sequences])
     noisy = np.where(rng.random(600) < 0.1, 1 - classes, classes)
     for options in ({"pooling": "mean", "cell": "rnn"}, {"pooling": "attention", "bidirectional": True}):
@@ -458,7 +458,7 @@ def test_tagger_learns_parity():
     model = SequenceTagger(4, 12, 2, cell="lstm", num_embeddings=2)
     model.fit(bits[:200], parity[:200], epochs=25, optimizer=gpurnn.Adam(0.02))
     assert model.score(bits[200:], parity[200:]) == 1
-    # What it learnt holds for sequences four times as long as any that it saw.
+    # What the model learnt holds for sequences four times as long as any it saw.
     longer = rng.integers(2, size=(20, 32))
     assert model.score(longer, longer.cumsum(axis=1) % 2) > 0.99
 
@@ -501,14 +501,14 @@ def test_training_is_the_same_on_the_kernels():
             trainer = model.fit(x, [int(s.sum() > 0) for s in x], steps=6, batch_size=3, log_interval=1).trainer_
         losses[wing] = np.array([record["loss"] for record in trainer.history])
     assert losses["host"][-1] < losses["host"][0]
-    # Six steps, each the errors of a recurrence and what the steps before have made of theirs.
+    # Each of the six steps has the errors of a recurrence, and amplifies those of the steps before.
     assert_close(losses["host"], losses["reference"], 36 * recurrence_terms(3, 3, 1, 4))
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 @pytest.mark.parametrize("merge", ["sum", "mul", "average"])
 def test_merged_directions_are_pooled_at_the_end_of_each(merge, cell):
-    """The forward one after the last step, the backward one after the first; and its gradients."""
+    """The forward direction is pooled after the last step, the backward one after the first; gradients match."""
     model = build("classifier", cell=cell, bidirectional=True, merge=merge, num_layers=2)
     assert model.recurrent.params["weight_ih_l1"].shape[1] == model.output.in_features == H
     inputs, _ = batch(model)
@@ -606,7 +606,7 @@ def test_arrays_of_another_library(choice):
     held = list(targets) if model.pooling is not None else [targets[: len(e), b] for b, e in enumerate(examples)]
     held = [np.asarray(target) for target in held]
     assert_same(tuple(plain(other.predict(strict(examples)))), tuple(model.predict(examples)))
-    other.fit(examples, held, steps=2, batch_size=2)  # the model takes them to its library
+    other.fit(examples, held, steps=2, batch_size=2)  # the model converts them to its library
     model.fit(examples, held, steps=2, batch_size=2)
     assert_same(other.state_dict(), model.state_dict())
     if not isinstance(model, SequenceRegressor):
@@ -778,7 +778,7 @@ METHODS = ("predict", "predict_proba", "score")
 
 
 def answers(model, examples, targets):
-    """Calls every method that answers for examples."""
+    """Call every method that answers for examples."""
     for name in METHODS:
         if hasattr(model, name):
             method = getattr(model, name)

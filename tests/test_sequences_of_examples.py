@@ -1,4 +1,4 @@
-"""What examples may be held in: lists, tuples, arrays of objects; and what holds none in an order is rejected."""
+"""Containers of examples: lists, tuples and arrays of objects are accepted; those without an order are rejected."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def of_objects(values) -> np.ndarray:
 
 
 class Sized:
-    """What matters of a `PaddedBatches`: it has a length, and no entries."""
+    """Mimics `PaddedBatches`: it has a length but no entries."""
 
     def __len__(self):
         return 2
 
 
 class Series:
-    """What matters of a column of numbers: it has a dtype and a length, but is no array."""
+    """Mimics a column of numbers: it has a dtype and a length, but is not an array."""
 
     __module__ = "pandas.core.series"
     dtype, ndim = np.dtype("int64"), 1
@@ -105,7 +105,7 @@ class Series:
 
 
 class DataFrame:
-    """What matters of a table: iterating over it gives the names of its columns."""
+    """Mimics a table: iterating over it gives the names of its columns."""
 
     __module__ = "pandas.core.frame"
     ndim, shape = 2, (3, 2)
@@ -153,7 +153,7 @@ def test_tables_are_to_be_made_arrays(kind, table):
             with pytest.raises(TypeError, match=r"y is a pandas.*, expected one column"):
                 call(table())
         else:
-            call(table())  # a column of labels is one of the things that people have
+            call(table())  # a column of labels is a usual form
         return
     if kind.startswith("forecaster"):
         if table is DataFrame:

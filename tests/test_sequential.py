@@ -1,4 +1,4 @@
-"""What `Sequential` puts together: layers that fit, and options of ``vjp`` where they belong."""
+"""`Sequential` accepts layers that fit together, and passes options of ``vjp`` to the right layers."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ VOCABULARY = gpurnn.CharVocabulary("?ab")
 
 
 class Scale(gpurnn.Layer):
-    """A layer as a user writes one."""
+    """A layer that a user might write."""
 
     def __init__(self):
         self.params = {}
@@ -30,7 +30,7 @@ class OtherCall(Scale):
 
 
 class Total(Scale):
-    """A layer with a state, whose user has not thought of windows."""
+    """A layer with a state, whose author did not think of windows."""
 
     stateful = True
 
@@ -230,7 +230,7 @@ def test_a_state_gradient_of_another_cell_is_named():
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_a_mask_goes_to_the_layers_that_take_it(batch_first):
-    """It is that of the layers called one by one, and what x holds in its holes is not read."""
+    """The result equals that of the layers called one by one, and x is not read in the mask's holes."""
     options = {"batch_first": batch_first, "dtype": "float64"}
     dense, gru = gpurnn.Dense(4, 3, dtype="float64"), gpurnn.GRU(3, 5, **options)
     lstm, head = gpurnn.LSTM(5, 2, bidirectional=True, **options), gpurnn.Dense(4, 2, dtype="float64")

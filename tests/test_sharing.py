@@ -1,4 +1,4 @@
-"""A layer or an array that stands in two places is one parameter for gradients, optimizers, norms, counts, files."""
+"""A layer or array used in two places is one parameter for gradients, optimizers, norms, counts and files."""
 
 import copy
 import math
@@ -53,7 +53,7 @@ def nested():
 
 
 def stack():
-    """The recurrent weights of both layers are one."""
+    """Both layers share their recurrent weights."""
     layer = gpurnn.LSTM(3, 3, 2, dtype="float64")
     for name in ("weight_ih", "weight_hh", "bias_hh"):
         layer.params[f"{name}_l1"] = layer.params[f"{name}_l0"]
@@ -74,7 +74,7 @@ SEQUENTIALS = [same_layer_twice, same_array_twice, same_memory_twice, nested, st
 
 
 def untied(model):
-    """A copy whose arrays are all its own, by the names of their places."""
+    """A copy in which no arrays are shared, named by their places."""
     apart = copy.deepcopy(model)
 
     def copies(layer):
@@ -159,7 +159,7 @@ def test_the_gradient_may_stand_under_any_of_the_names():
 
 @pytest.mark.parametrize("norm_type", [1, 2, math.inf])
 def test_the_norm_counts_each_name_whatever_array_it_has(norm_type):
-    """Two biases can have one array as their gradient; of a parameter with two names the gradients add up."""
+    """Two biases can have one array as their gradient. The gradients of a parameter with two names are added."""
     g = np.array([3.0, -4.0])
     both = np.linalg.norm([3, -4, 3, -4], norm_type)
     assert gpurnn.global_norm({"bias_ih": g, "bias_hh": g}, norm_type) == pytest.approx(both, rel=1e-15)
@@ -270,11 +270,11 @@ def test_a_state_of_an_untied_model_and_a_tied_one():
         model.load_state_dict(free.state_dict())
     with pytest.raises(KeyError, match=r"missing \['1\.weight'\]"):
         free.load_state_dict(model.state_dict())
-    # As PyTorch writes what is tied: under both names.
+    # PyTorch writes a tied parameter under both names.
     both = {**model.state_dict(), "1.weight": model.params["0.weight"].copy()}
     model.load_state_dict(both)
     free.load_state_dict(both)
-    # A leaf lists its arrays under all of their names.
+    # A leaf lists its arrays under all their names.
     leaf = stack().layers[0]
     leaf.load_state_dict(leaf.state_dict())
     with pytest.raises(ValueError, match="weight_hh_l1 differs from weight_hh_l0"):
@@ -325,7 +325,7 @@ def test_a_decoder_whose_arrays_are_tied():
 
 
 class Regression:
-    """A model as a user writes one: a dict of parameters, two of which are one array, and a gradient for each."""
+    """A model that a user might write: a dict of parameters, two of which are one array, and a gradient for each."""
 
     def __init__(self, shared):
         w = np.full((2, 2), 0.5)

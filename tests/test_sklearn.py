@@ -1,4 +1,4 @@
-"""The sequence models in scikit-learn's hands: its own checks, clones, pipelines, cross-validation, searches."""
+"""The sequence models in scikit-learn: its own checks, clones, pipelines, cross-validation, searches."""
 
 import pickle
 import re
@@ -61,7 +61,7 @@ OF_STEPS = dict.fromkeys(
 
 
 def failed(estimator):
-    """The checks that do not hold, by name, and why."""
+    """The checks that fail, by name, with the reasons."""
     if isinstance(estimator, SequenceTagger):
         return {**FAILED, **OF_STEPS}
     if isinstance(estimator, SequenceClassifier):
@@ -69,12 +69,12 @@ def failed(estimator):
     return FAILED
 
 
-# In float64 and with all examples in one batch, an example twice is one of weight 2 to all digits that are checked.
+# In float64 and with all examples in one batch, an example given twice equals one of weight 2 in all checked digits.
 OPTIONS = {"hidden_size": 6, "lr": 0.05, "batch_size": 256, "dtype": "float64"}
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of a class that is none of scikit-learn's
+    warnings.simplefilter("ignore")  # the class is not scikit-learn's
     each_check = parametrize_with_checks(
         [
             SequenceClassifier(epochs=5, **OPTIONS),
@@ -107,7 +107,7 @@ def test_sizes_are_found_out_by_fit():
     assert model.n_features_in_ == 2
     assert model.score(X, WORDS) > 0.9
     assert model.get_params()["classes"] is None
-    # Others, of other sizes: it starts anew.
+    # Other data of other sizes: training starts again.
     model.fit([x[:, :1] for x in UNEQUAL], np.arange(60) % 3)
     assert (model.n_features_in_, model.classes_.tolist()) == (1, [0, 1, 2])
     values = SequenceRegressor(**FAST).fit(X, np.stack([VALUES, VALUES], axis=1))
@@ -283,7 +283,7 @@ def test_names_of_features_are_those_of_a_frame(library):
 def test_kinds_of_estimators():
     assert is_classifier(SequenceClassifier())
     assert is_regressor(SequenceRegressor())
-    assert not is_classifier(SequenceTagger())  # its targets are none that folds can be stratified by
+    assert not is_classifier(SequenceTagger())  # its targets cannot stratify folds
     for kind in (SequenceClassifier, SequenceTagger, SequenceRegressor):
         assert has_fit_parameter(kind(), "sample_weight")
 

@@ -90,7 +90,7 @@ def test_the_definition(each_wing, kind, output_state, with_lengths, with_resets
 
 
 def parts(arrays):
-    """Complex arrays as real and imaginary parts, under names of their own."""
+    """Complex arrays split into real and imaginary parts, each under its own name."""
     found = {}
     for name, a in arrays.items():
         found |= {f"{name}.re": a.real.copy(), f"{name}.im": a.imag.copy()} if np.iscomplexobj(a) else {name: a}
@@ -109,7 +109,7 @@ def joined(found):
 @each_output_state
 @pytest.mark.parametrize(("kind", "T"), [("dense", 4), ("real", 4), ("complex", 4), ("dense", 70)])
 def test_gradients_against_central_differences(each_wing, kind, output_state, with_lengths, with_resets, T):
-    # The fifth derivative of a^70, by which a difference errs, is to be no larger than a^70 itself.
+    # A difference errs by the fifth derivative of a^70, which must not exceed a^70 itself.
     p, options = draw(kind, T, radius=0.6), options_of(T, 4, with_lengths, with_resets)
     if with_lengths:
         p["x"][np.arange(T)[:, None] >= options["lengths"]] = np.nan
@@ -139,7 +139,7 @@ RECORDS = [r for family in ("ssm", "ssm_pre") for r in golden.family("ssm", fami
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record["name"])
 def test_the_models_of_torch(each_wing, record, dtype):
-    """Outputs, states and all gradients; the states are had as further outputs, through C."""
+    """Outputs, states and all gradients. The states are obtained as further outputs, through C."""
     c = golden.arrays("custom" if record["family"] == "ssm_diag" else "ssm", record["name"], dtype)
     A, N, O = c["a" if record["family"] == "ssm_diag" else "A"], record["H"], len(c["C"])
     output_state = "before" if record["family"] == "ssm_pre" else "after"
@@ -252,7 +252,7 @@ def test_a_reset_is_a_new_sequence_and_a_length_its_end(kind):
 
 @pytest.mark.parametrize("kind", ["dense", "real", "complex"])
 def test_an_unstable_state_ends_with_its_sequence(each_wing, kind):
-    """Past a length it would grow to what is no number any more."""
+    """Past a length the state would grow beyond the range of its dtype."""
     x, one = normal(2000, 2, 1), np.ones((1, 1), complex if kind == "complex" else float)
     A = 2 * one if kind == "dense" else 2 * one[0]
     arguments, cotangents = (A, one, one, one.real, one.repeat(2, 0)), (normal(2000, 2, 1, seed=1), one.repeat(2, 0))
@@ -299,12 +299,12 @@ def test_states_start_with_the_variance_of_their_input():
     ):
         layer.params["C"][...] = np.eye(40)
         variance = layer(x)[0][200:].var()
-        # B is random too: 240 normal numbers, whose mean square is within four standard deviations of 1.
+        # B is random too: the mean square of 240 normal numbers is within four standard deviations of 1.
         assert abs(variance - 1) < 4 * (2 / 240) ** 0.5
 
 
 def test_in_a_sequence_of_layers_it_is_trained_saved_and_read(tmp_path):
-    """A running mean with a delay of three steps: what a linear model can do, to any accuracy."""
+    """A running mean with a delay of three steps, which a linear model can learn to any accuracy."""
     rng = np.random.default_rng(0)
     model = gpurnn.Sequential(
         gpurnn.Dense(1, 4), gpurnn.DiagonalStateSpace(4, 8, 4, radius=(0.3, 0.9)), gpurnn.StateSpace(4, 6, 1)
@@ -358,7 +358,7 @@ def test_on_arrays_that_are_not_numpys(strict_namespace, kind, output_state, wit
         assert_same(plain(moved(strict(x), strict(given), **strict(options))), expected)
 
 
-# A hundred thousand steps, against a loop over Python's own numbers.
+# A hundred thousand steps, compared with a loop over Python's own numbers.
 
 LONG = 100_000
 
@@ -389,7 +389,7 @@ def test_a_hundred_thousand_steps_are_those_of_a_loop(each_wing, dtype):
     h, pullback = gpurnn.linear_scan.vjp(a, b, h0)
     (da, db, dh0), _ = pullback(dh)
     expected = long_scan(a[:, 0, 0], b[:, 0, 0], h0[0, 0].item(), dh[:, 0, 0])
-    # Errors are damped as states are, over about 20 steps. A step rounds up to four times, on the way in and out.
+    # Errors are damped like states, over about 20 steps. A step rounds up to four times, forward and backward.
     terms = 4 * 20 * 2
     for name, found, exact in zip(("h", "da", "db"), (h, da, db), expected, strict=False):
         assert_close(found[:, 0, 0], exact.astype(dtype), terms, name)
@@ -399,7 +399,7 @@ def test_a_hundred_thousand_steps_are_those_of_a_loop(each_wing, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @each_kind
 def test_layers_over_a_hundred_thousand_steps(each_wing, kind, dtype):
-    """Forward and all gradients against the loop in double precision."""
+    """Forward pass and all gradients, against the loop in double precision."""
     layer = layer_of(kind, dtype)
     x, dy = normal(LONG, 1, 2, dtype=dtype), normal(LONG, 1, 2, seed=1, dtype=dtype)
     (y, _), pullback = layer.vjp(x)
@@ -412,12 +412,13 @@ def test_layers_over_a_hundred_thousand_steps(each_wing, kind, dtype):
     assert_close(dx[:, 0], dexpected.astype(dtype), terms, "dx")
     assert grads.keys() == gradients.keys()
     for name, gradient in gradients.items():
-        # Rounding does not all go one way, of these sums least of all: of their terms' sizes a fiftieth of the bound.
+        # Rounding errors partly cancel, most of all in these sums: the bound is a fiftieth, relative to the sizes of
+        # the terms.
         assert_close(grads[name], gradient.astype(dtype), terms / 50, name, magnitude=sizes[name])
 
 
 def looped(layer, x, dy):
-    """y, dx, the gradients of the parameters by name and the sizes of their terms, by a loop of products."""
+    """y, dx, the gradients by name and the sizes of their terms, from a loop of products."""
     xp = gpurnn._dispatch.namespace("test", x=x)
     a, _ = layer._transition(xp, layer.params)
     p = layer.params
@@ -509,7 +510,7 @@ def test_the_benchmark_has_a_row_for_each_kind_dtype_and_length(monkeypatch):
 @pytest.mark.parametrize("kind", ["dense", "real"])
 @pytest.mark.parametrize("real", ["float32", "float64"])
 def test_resets_of_an_unstable_state(each_wing, kind, real):
-    """Its powers over a chunk of time are infinite, the states between two resets are not."""
+    """The powers over a chunk of time are infinite, but the states between two resets are finite."""
     T, every = 4200, 20
     growth = 6.0 if real == "float32" else 1e7
     p = draw(kind, T, B=2, real=real)
@@ -551,7 +552,7 @@ def short_chunks(monkeypatch):
 
 
 def assert_bits(actual, expected) -> None:
-    """Equal to the last bit, the sign of a zero too."""
+    """Check equality to the last bit, including the sign of a zero."""
     assert_same(actual, expected)
     for a, e in zip(arrays_of(actual), arrays_of(expected), strict=True):
         assert a.tobytes() == e.tobytes()
@@ -618,7 +619,7 @@ def real_parts(arrays):
 @each_output_state
 @each_kind
 def test_all_states(each_wing, kind, output_state):
-    """Over several chunks: the states of the definition, and central differences through them."""
+    """Over several chunks: the states equal the definition's, and central differences agree with their gradients."""
     T = 7
     p, options = draw(kind, T, radius=0.6), options_of(T, 4, True, True)
     outputs, pullback = gpurnn.ssm.vjp(*p.values(), output_state=output_state, return_states=True, **options)
@@ -649,7 +650,7 @@ def test_all_states(each_wing, kind, output_state):
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("kind", ["dense", "complex"])
 def test_all_states_of_a_layer(kind):
-    """Their last ones are the final state, and checkpoints change no bit."""
+    """The last states are the final state, and checkpoints change no bit."""
     layer, x, state = layer_of(kind), normal(7, 4, 2), state_like(kind, 4, 3)
     (y, final, states), pullback = layer.vjp(x, state, return_states=True)
     assert_same(layer(x, state, return_states=True), (y, final, states))
@@ -659,7 +660,7 @@ def test_all_states_of_a_layer(kind):
     kept, again = layer.vjp(x, state, return_states=True, checkpoint_every=2)
     assert_bits(kept, (y, final, states))
     assert_bits(again(cotangents), pullback(cotangents))
-    # A gradient of the last states is one of the final state.
+    # A gradient of the last states is a gradient of the final state.
     at_the_end = tuple(np.concatenate([np.zeros((6, 4, 3)), s]) for s in as_parts(final))
     of_states = pullback((None, None, at_the_end if kind == "complex" else at_the_end[0]))
     assert_same(of_states, pullback((None, final, None)))
@@ -695,7 +696,7 @@ def test_checkpoints_of_state_space_layers_between_others():
 
 
 def peak(kind: str, T: int, checkpoint_every) -> int:
-    """The most bytes held at a time, except x, y and their gradients."""
+    """The peak number of bytes, not counting x, y and their gradients."""
     layer = {"dense": gpurnn.StateSpace, "complex": gpurnn.DiagonalStateSpace}[kind](1, 64, 1)
     x, dy = np.zeros((T, 4, 1), np.float32), np.ones((T, 4, 1), np.float32)
     most = most_bytes(lambda: layer.vjp(x, checkpoint_every=checkpoint_every)[1]((dy, None)))
@@ -705,7 +706,7 @@ def peak(kind: str, T: int, checkpoint_every) -> int:
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("kind", ["dense", "complex"])
 def test_memory_of_checkpoints_grows_like_the_root_of_the_steps(kind):
-    peak(kind, 1, None)  # imports what is imported on first use
+    peak(kind, 1, None)  # imports the modules of first use
     long = peak(kind, 900, "sqrt")
     assert long < 4 * peak(kind, 100, "sqrt")
     assert long < peak(kind, 900, None) / 4

@@ -1,4 +1,4 @@
-"""Single steps, of the functions and of the layers: a sequence, a step at a time."""
+"""Single steps, of the functions and of the layers, compared with whole sequences."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def arrays_of(state) -> tuple[np.ndarray, ...]:
 
 
 def assert_as_the_sequence(wing: str, found, expected, terms: int, *, rounded: bool = False) -> None:
-    """On NumPy arrays to the last bit; products of one step may be others in kernels, and where a call has many."""
+    """Equal to the last bit on NumPy arrays. On kernels, or if ``rounded``, products of single steps may differ."""
     if wing == "host" or rounded:
         assert_all_close(found, expected, terms)
     else:
@@ -124,7 +124,7 @@ def test_gradients_of_a_step(name, masked, each_wing):
 @pytest.mark.parametrize("each_wing", ["reference", "native"], indirect=True)
 @pytest.mark.parametrize("kind", LAYERS.values(), ids=LAYERS)
 def test_a_step_allocates_its_results_and_little_else(kind, each_wing):
-    """The weights alone are more than a hundred times as large; what is copied of them is memory of the pool."""
+    """The weights are more than a hundred times as large; copies of them use the pool's memory."""
     layer, x, state = kind(384, 384), np.ones((1, 384), "float32"), None
     for _ in range(3):
         _, state = layer.step(x, state)

@@ -1,7 +1,7 @@
-"""Proves that kernels are ready for arrays of 16 bits: they store a type and compute in another.
+"""Shows that kernels are ready for arrays of 16 bits: they store in one type and compute in another.
 
-float16 is added to the table of dtypes, with a C type of these tests. A kernel then has to give what it gives for the
-same numbers in float32, rounded once.
+These tests add float16, with its own C type, to the table of dtypes. A kernel must then give the float32 results for
+the same numbers, rounded once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WANT_TILES_OF_THEIR_OWN = {
     "forward<Lstm<float>, Half, Exchange::cluster, 4, 8, 0, 4>",
     "backward<Gru<float, false, false>, Half, Exchange::cluster, 4, 8, 0, 4>",
 }
-"""Kernels that spill with a type of 16 bits, whose packets hold twice the numbers. No dtype of the table has it."""
+"""Kernels that spill with a type of 16 bits, as their packets hold twice the numbers. The table has no such dtype."""
 HEADER = Path(__file__).with_name("half.cuh").read_text()
 
 
@@ -68,7 +68,7 @@ def widened(array):
 
 
 def assert_rounded(run, *arrays):
-    """``run`` gives for float16 what it gives for the same numbers in float32, rounded, all bits."""
+    """Check that ``run`` gives for float16 the bits of its float32 results, rounded."""
     narrow, wide = arrays_of(run(*arrays)), arrays_of(run(*map(widened, arrays)))
     assert narrow
     for found, expected in zip(narrow, wide, strict=True):
@@ -101,7 +101,7 @@ def test_every_float16_is_read_and_every_float32_rounded_as_numpy_does():
 @pytest.mark.parametrize("additive", [False, True])
 @pytest.mark.parametrize(("T", "S", "shared"), [(1, 5, 48), (6, 3, 48), (6, 3, 0), (20, 3, 0)], ids=str)
 def test_attention(T, S, shared, additive, monkeypatch):
-    """Also where the scores have no room in shared memory, and by tiles."""
+    """Includes scores that do not fit into shared memory, and tiles."""
     monkeypatch.setattr(attention, "SHARED", shared * 1024)
     B, A, E = 2, 3, 4
 
@@ -137,7 +137,7 @@ def test_linear_scan(constant):
     def run(a, b, h0, dh):
         h, saved = kernels.linear_scan_forward(a, b, h0, training=True)
         saved = dataclasses.replace(saved, h=rounded(saved.h))
-        return h, kernels.linear_scan_backward(saved, dh)[1:]  # da, where it is a sum, is rounded only once
+        return h, kernels.linear_scan_backward(saved, dh)[1:]  # where da is a sum, it is rounded only once
 
     a = (0.9 * np.tanh(numbers(*((N,) if constant else (T, B, N))))).astype(np.float16)
     assert_rounded(run, a, numbers(T, B, N, seed=1), numbers(B, N, seed=2), numbers(T, B, N, seed=3))
@@ -164,7 +164,7 @@ def test_rows_of_a_table_and_dropout():
 
 @pytest.mark.kernels
 def test_norms_and_an_update():
-    """The slots of an optimizer are of float32."""
+    """The slots of an optimizer are float32."""
 
     def run(p, q, dp, dq):
         arrays, grads, norm = [p.copy(), q.copy()], [dp, dq], kernels.global_norm([dp, dq])
@@ -182,14 +182,14 @@ def test_norms_and_an_update():
 @pytest.mark.parametrize("schedule", ["step-fused", "block", "persistent"])
 @pytest.mark.parametrize("cell", ["rnn-tanh-leak", "lstm", "gru-reset-after-state"])
 def test_a_step_of_a_recurrence(cell, schedule, monkeypatch):
-    """Its state is of float32."""
+    """The state is float32."""
     gpu = dataclasses.replace(devices.lookup("H100"), multiprocessors=5)
     monkeypatch.setattr(plan, "device_of", lambda array: gpu)
     cell, B, H = CELLS[cell], 5, 17
     G = cell.gates * H
     states = [numbers(1, B, H, seed=k).astype(np.float32) for k in range(2 * cell.states)]
 
-    mask = numbers(1, B, H) > 0  # so that the operand is a float16
+    mask = numbers(1, B, H) > 0  # makes the operand float16
 
     def run(w, xw, b_ih, b_hh, dy):
         state, dstate = (tuple(s.copy() for s in states[k : k + cell.states]) for k in (0, cell.states))
@@ -210,7 +210,7 @@ def test_a_step_of_a_recurrence(cell, schedule, monkeypatch):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("cell", ["lstm", "gru-reset-before-candidate"])
 def test_a_recurrence(cell, schedule, monkeypatch):
-    """With operands that blocks exchange in 16 bits, in more than one phase."""
+    """Blocks exchange operands in 16 bits, in more than one phase."""
     gpu = dataclasses.replace(devices.lookup("H100"), multiprocessors=5)
     monkeypatch.setattr(plan, "device_of", lambda array: gpu)
     options = ALL

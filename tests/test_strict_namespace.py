@@ -1,4 +1,4 @@
-"""Shared code on arrays that are no NumPy arrays: it must compute the same by the array API standard alone."""
+"""Shared code on arrays that are not NumPy's: it must give the same results with only the array API standard."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def assert_strict(nested) -> None:
 
 
 def check(function, *arguments, cotangents=None, **keywords) -> None:
-    """``function`` (and ``function.vjp`` with its pullback) gives on strict arrays what it gives on NumPy arrays."""
+    """Check that ``function``, its vjp and pullback give the same on strict arrays as on NumPy arrays."""
     expected, result = function(*arguments, **keywords), function(*strict(arguments), **strict(keywords))
     assert_strict(result)
     assert_same(plain(result), expected)
@@ -151,7 +151,7 @@ def test_linear_scan(shape, dtype):
 
 
 def moved(layer):
-    """A layer and its like on strict arrays."""
+    """A layer, and its copy on strict arrays."""
     import strict_wing
 
     other = layer.to(strict_wing.xp)

@@ -30,7 +30,7 @@ def nile() -> np.ndarray:
 
 
 def monthly(T: int = 72, gaps: bool = True):
-    """A series with everything, and its two covariates for a year more."""
+    """A series with every component, and its two covariates for an additional year."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((T + 12, 2))
     t = np.arange(T)
@@ -69,11 +69,11 @@ CASES = {
         },
     ),
 }  # fmt: skip
-"""Components, the arguments of statsmodels' `UnobservedComponents`, and its parameters' names with ours."""
+"""Components, the arguments of statsmodels' `UnobservedComponents`, and a map from its parameter names to ours."""
 
 
 def both(name: str, y, X):
-    """Our model and that of statsmodels, with the same parameters, which are no maximum."""
+    """Our model and that of statsmodels, with the same parameters, not at a maximum."""
     parts, options, names = CASES[name]
     model = StructuralModel(*parts)
     values = {own: np.linspace(0.5, 0.3, p.size).reshape(p.shape) for own, p in model.params.items()}
@@ -158,12 +158,12 @@ def test_a_fit_reaches_at_least_what_that_of_statsmodels_does(name, size):
     theirs = UnobservedComponents(y, use_exact_diffuse=True, **options).fit(disp=0, maxiter=200)
     diffuse = len(model.state_names)
     scaled = model.log_likelihoods_[-1] + (np.count_nonzero(~np.isnan(y)) - diffuse) * np.log(size)
-    # The likelihood of the second has two maxima.
+    # The likelihood of the second model has two maxima.
     assert scaled > theirs.llf - 1e-5
 
 
 def test_an_autoregression_is_fitted_and_stays_stationary():
-    """That of statsmodels, which takes the start to be stationary as well."""
+    """The result is that of statsmodels, which also assumes a stationary start."""
     rng = np.random.default_rng(3)
     z = np.zeros(150)
     for t in range(2, len(z)):
@@ -174,7 +174,7 @@ def test_an_autoregression_is_fitted_and_stays_stationary():
     np.testing.assert_allclose(model.params["ar(2).coefficients"], theirs.params[:2], atol=1e-3)
     assert "noise" not in model.decompose(z)
     assert_close(model.decompose(z)["ar(2)"].mean, z, 100)
-    # A random walk is not stationary, and the fit does not leave what is.
+    # A random walk is not stationary, but the fit stays within the stationary models.
     walk = np.cumsum(rng.normal(size=150))
     near = StructuralModel(ar(3), noise_variance=0.0).fit(walk).params["ar(3).coefficients"]
     roots = np.abs(np.roots([1, *-near]))
@@ -191,7 +191,7 @@ def test_partial_autocorrelations_make_coefficients_and_back():
         step = np.eye(4)[k] * 1e-6
         numeric = (_coefficients(x + step)[0] - _coefficients(x - step)[0]) / 2e-6
         np.testing.assert_allclose(by_x[:, k], numeric, atol=1e-8)
-    # The last coefficient is the partial autocorrelation of its lag.
+    # The last coefficient is the partial autocorrelation at its lag.
     assert phi[-1] == pytest.approx(5 / np.sqrt(26))
     assert np.abs(np.roots([1, *-phi])).max() < 1
 
@@ -239,7 +239,7 @@ def test_the_index_of_a_series_goes_on():
         np.testing.assert_array_equal(found.mean, expected.mean)
         low, _ = found.interval(0.9)
         pandas.testing.assert_series_equal(low, pandas.Series(expected.interval(0.9)[0], dates[40:], name=low.name))
-    # Dates that are left out are missing.
+    # Omitted dates are missing values.
     few = named.drop(dates[[7, 8, 20]])
     gone = y.copy()
     gone[[7, 8, 20]] = np.nan
@@ -334,7 +334,7 @@ def test_sums_saved_models_clones_and_reprs(tmp_path):
     assert repr(fresh.clone()) == (
         "StructuralModel(level(variance=2.0), noise_variance=1.0, dtype='float32')  # 0 parameters"
     )
-    # All is given, so there is nothing to fit.
+    # All parameters are given, so there is nothing to fit.
     assert fresh.forecast(y, 1).mean.dtype == "float32"
     assert len(fresh.fit(y).log_likelihoods_) == 1
     assert (fresh + ar(1)).noise_variance == 1.0

@@ -1,4 +1,4 @@
-"""`gpurnn fit`, `predict` and `forecast`: CSV files in, answers and pictures out, and errors by line and column."""
+"""`gpurnn fit`, `predict` and `forecast`: CSV files in, answers and plots out, and errors by line and column."""
 
 import csv
 import json
@@ -76,7 +76,7 @@ def test_a_forecast_of_trend_and_season(series, tmp_path, monkeypatch):
         assert float(row["sales_lower"]) < float(row["sales"]) < float(row["sales_upper"])
     assert (out / "forecast.png").read_bytes().startswith(b"\x89PNG")
     assert isinstance(models.load(out / "model.safetensors"), models.Forecaster)
-    # The same again is the same; another directory and another length.
+    # Running it again gives the same. Then use another directory and another length.
     run("forecast", series, "--time", "month", "--target", "sales", *QUICK, "--out", "again", "--steps", 3)
     assert rows_of(tmp_path / "again" / "forecast.csv")[0]["month"] == "2020-01"
     before = files(out)
@@ -306,7 +306,7 @@ def test_classes_of_groups(trips, tmp_path, monkeypatch):
         for row in found
     )
     assert (out / "predictions.png").read_bytes().startswith(b"\x89PNG")
-    # The target is not needed, nor the order of the rows in the file, nor other columns.
+    # The target, the order of the rows in the file and other columns are not needed.
     lines = sorted(f"{row['speed']},{row['second']},{row['trip']}" for row in rows_of(trips))
     blind = table(tmp_path / "blind.csv", "speed,second,trip", lines)
     said = run("predict", out, blind, "--out", tmp_path / "answers.csv").stdout
@@ -381,7 +381,7 @@ def test_what_is_wrong_with_predictions(trips, tmp_path):
     assert "already holds what gpurnn fit made" in refused("fit", trips, *FIT, "--target", "vehicle", "--out", out)
     run("predict", out, trips)
     run("fit", trips, *FIT, "--target", "vehicle", "--out", out, "--epochs", 1, "--replace")
-    assert not (out / "predictions.csv").exists()  # it was of the model before
+    assert not (out / "predictions.csv").exists()  # it belonged to the earlier model
     assert "its run was not started by gpurnn train" in refused("train", "--out", out, "--resume")
 
 
@@ -393,11 +393,11 @@ def test_without_matplotlib(series, trips, tmp_path, monkeypatch):
     assert "picture     none: matplotlib is not installed; pip install matplotlib\n" in said
 
 
-# --- tables as people have them ---
+# --- tables in the usual forms ---
 
 
 def groups(path, targets, value=lambda group, row: group % 2 + row / 10, header="g,x,same,y", form="{},{},0.1,{}"):
-    """A table with four rows of each group, whose number, feature and target ``form`` takes."""
+    """A table with four rows for each group; ``form`` formats the group's number, the feature and the target."""
     rows = [form.format(g, value(g, row), target) for g, target in enumerate(targets) for row in range(4)]
     return table(path, header, rows)
 
@@ -461,13 +461,13 @@ def test_a_new_fit_leaves_nothing_of_the_old_one(tmp_path, monkeypatch):
     run(*fit)
     run("predict", out, tmp_path / "a.csv")
     assert (out / "fit.png").exists()
-    run(*fit, "--validation-fraction", 0, "--replace")  # which has no picture
+    run(*fit, "--validation-fraction", 0, "--replace")  # without validation it draws nothing
     assert sorted(path.name for path in out.iterdir()) == [".gpurnn.lock", "model.safetensors", "run.json"]
     run("predict", out, tmp_path / "a.csv")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     run("predict", out, tmp_path / "a.csv")
     assert not (out / "predictions.png").exists()
-    # A kill while the new one is written leaves no model with the scales of another.
+    # A kill while the new model is written must not leave a model with another one's scales.
     monkeypatch.setattr(RunDirectory, "begin", lambda *_, **__: exec("raise KeyboardInterrupt"))
     run(*fit, "--replace", code=130)
     assert "no such file" in refused("predict", out, tmp_path / "a.csv")

@@ -1,4 +1,4 @@
-"""A quick form of each task of `benchmarks.tasks`: that the models learn, not how well they can."""
+"""A quick form of each task of `benchmarks.tasks`: the models learn, though not as well as they can."""
 
 from dataclasses import replace
 
@@ -25,12 +25,12 @@ def learnt(task):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_adding(cell):
     (error,) = learnt(quick(f"adding-50-{cell}", {"steps": 10}, steps=400, lr=0.01))
-    assert error < 0.167 / 4  # a quarter of that of guessing the mean
+    assert error < 0.167 / 4  # a quarter of the error of guessing the mean
 
 
 def test_copying():
     (nats,) = learnt(quick("copying-gru", {"delay": 3}, steps=500, lr=0.01))
-    assert nats < 5 * np.log(8) / 13 / 2  # half of what can be had without a memory
+    assert nats < 5 * np.log(8) / 13 / 2  # half the loss of the best answer without memory
 
 
 @pytest.mark.parametrize("name", ["digits-rows-rnn", "digits-rows-lstm", "digits-rows-gru"])
@@ -106,7 +106,7 @@ def test_the_measures_of_a_reversal():
 
 @pytest.fixture
 def solved(monkeypatch):
-    """Answers in place of training; who was asked for what."""
+    """Replaces training by predefined answers, and records who was asked for what."""
     asked = []
 
     def solve(solver, task, seed, threads, python, *picture):
@@ -118,7 +118,7 @@ def solved(monkeypatch):
 
 
 def workers(peer):
-    """What stands for the processes that say their versions."""
+    """A stand-in for the processes that report their versions."""
 
     class Worker:
         versions = "some versions"

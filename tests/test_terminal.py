@@ -1,4 +1,4 @@
-"""The command in a pseudo-terminal and without one: bars or lines, text as it is written, Ctrl-C and SIGTERM."""
+"""The command with and without a pseudo-terminal: bars or lines, incremental text, Ctrl-C and SIGTERM."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def text(tmp_path):
 
 
 class Terminal:
-    """A process whose terminal this is."""
+    """A process in a pseudo-terminal that the test controls."""
 
     def __init__(self, *arguments, command=COMMAND):
         self.pid, self.file = pty.fork()
@@ -60,7 +60,7 @@ class Terminal:
         os.write(self.file, keys)
 
     def end(self):
-        """The exit code, once all is shown."""
+        """Wait until all output is shown; return the exit code."""
         while self._read(60.0):
             pass
         os.close(self.file)
@@ -112,7 +112,7 @@ def started(text, out, **options):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_sigterm_keeps_the_step_as_control_c_does(text, tmp_path, background):
-    # A shell without job control starts what runs in the background with SIGINT ignored.
+    # A shell without job control starts background processes with SIGINT ignored.
     ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None
     process = started(text, tmp_path / "run", stdout=subprocess.DEVNULL, preexec_fn=ignore)
     if background:
@@ -132,7 +132,7 @@ def test_sigterm_before_training_is_one_line(tmp_path):
     process = subprocess.Popen(
         [*COMMAND, "train", "-", "--out", str(tmp_path / "run")], stdin=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    time.sleep(2)  # it waits for its text by now
+    time.sleep(2)  # by now it waits for its text
     process.terminate()
     assert process.communicate(timeout=60)[1] == b"gpurnn: interrupted\n"
     assert process.returncode == 143
@@ -145,7 +145,7 @@ def test_a_text_is_seen_while_it_is_written(text, tmp_path, undrawn):
     terminal = Terminal("generate", out, "--length", 300, "--prompt", "the ")
     assert terminal.end() == 0
     assert terminal.shown.replace("\r\n", "\n") == whole
-    # More than could ever be written is read from the pipe, character by character, and then no more.
+    # The length is more than could ever be written. The test reads some of it and closes the pipe.
     command = [*COMMAND, "generate", str(out), "--length", "1000000000", "--prompt", "the "]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.read(100).decode() == whole[:100]

@@ -1,4 +1,4 @@
-"""Token files: what they hold, how they are written from texts of any size, and that training reads little of them."""
+"""Token files: their contents, writing them from texts of any size, and training that reads little of them."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def test_holds_the_tokens_their_vocabulary_and_a_checksum(tokens):
     assert file.vocabulary == vocabulary
     assert file.tokens.dtype == np.uint8
     np.testing.assert_array_equal(file.tokens, vocabulary.encode(TEXT))
-    content, arrays = _files.read_tensors(tokens, "token file")  # which compares the checksum
+    content, arrays = _files.read_tensors(tokens, "token file")  # this checks the checksum
     assert content == vocabulary.config()
     np.testing.assert_array_equal(arrays["tokens"], file.tokens)
 
@@ -123,7 +123,7 @@ def test_command_trains_the_model_that_the_text_gives(tmp_path, level, undrawn, 
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("txt", "tokens")]
     assert models[0] == models[1]
     assert run("train", "--out", tmp_path / "tokens", "--resume", "--steps", 5).exit_code == 0
-    assert TEXT.startswith(cli.run.text_of(cli.run.run_folder(tmp_path / "tokens"), 3))  # for gpurnn diagnose
+    assert TEXT.startswith(cli.run.text_of(cli.run.run_folder(tmp_path / "tokens"), 3))  # used by gpurnn diagnose
     other = run("tokenize", tmp_path / "book.txt", tmp_path / "other", "--vocabulary", tmp_path / "tokens")
     assert other.exit_code == 0, other.output
     assert (tmp_path / "other").read_bytes() == (tmp_path / "book.tokens").read_bytes()
@@ -155,7 +155,7 @@ LONG = 2 * 10**9
 
 @pytest.fixture
 def long_tokens(tokens, tmp_path):
-    """A token file of 2 GB, of which the disk holds the ends only."""
+    """A token file of 2 GB that is sparse: the disk holds only its beginning."""
     path, whole, count = tmp_path / "long.tokens", tokens.read_bytes(), len(TEXT)
     header = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
     grown = header.rstrip().replace(f"[{count}]".encode(), f"[{LONG}]".encode())
@@ -183,7 +183,7 @@ runpy.run_module("gpurnn", run_name="__main__")
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_training_reads_little_of_a_long_file(long_tokens, tmp_path):
-    """The most memory that it has of its own or of a file. The system's figure for a child includes its parent's."""
+    """Checks the peak memory, its own and mapped files. The system's figure for a child includes its parent's."""
     arguments = ("train", long_tokens, "--out", tmp_path / "run", "--steps", 3, "--hidden", 8)
     arguments += ("--validation-fraction", 0.000001, "--quiet")
     subprocess.run([sys.executable, "-c", PEAK, *map(str, arguments), str(tmp_path / "peak")], check=True)
@@ -214,5 +214,5 @@ assert most < 200e6, most
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_a_whole_long_file_streams_in_bounded_memory(long_tokens):
-    """Pages of the file that were read count for nothing: the system takes them back when it needs them."""
+    """Pages that were read from the file do not count: the system reclaims them when it needs them."""
     subprocess.run([sys.executable, "-c", WHOLE, str(long_tokens)], check=True)

@@ -1,4 +1,4 @@
-"""The training loop: the data it reads, the updates it makes, when it stops, what it writes and what it refuses."""
+"""The training loop: the data it reads, its updates, when it stops, the files it writes and the errors it raises."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def trainer(model, data, **options):
 
 
 class Scripted:
-    """A model with one parameter whose losses and gradients are written down beforehand, by step."""
+    """A model with one parameter and predefined losses and gradients for each step."""
 
     def __init__(self, losses=None, gradients=None, validation=()):
         self.params = {"first": np.zeros(2), "second": np.zeros(3)}
@@ -270,7 +270,7 @@ def test_gradients_are_shown_before_they_are_clipped():
     for (_, norm, _), record in zip(shown, run.history, strict=True):
         assert norm == pytest.approx(record["gradient_norm"], rel=1e3 * epsilon("float64"))
         assert norm > 1e-2
-    assert_same(shown[0][2], bias)  # before the update
+    assert_same(shown[0][2], bias)  # the value before the update
 
 
 def test_a_gradient_that_is_not_finite_is_shown_too():
@@ -282,7 +282,7 @@ def test_a_gradient_that_is_not_finite_is_shown_too():
 
 
 class Forced(Scripted):
-    """Remembers how it was forced."""
+    """Records its teacher forcing."""
 
     def __init__(self):
         super().__init__()
@@ -404,7 +404,7 @@ def test_a_language_is_learnt():
 
 
 class LastStep:
-    """A regression on the last state of a GRU: what any layers need to be trained."""
+    """A regression on the last state of a GRU, as an example of training any layers."""
 
     def __init__(self):
         self.layer, self.head = GRU(1, 8, dtype="float64", rng=1), Dense(8, 1, dtype="float64", rng=2)
@@ -521,7 +521,7 @@ def test_a_gradient_that_is_not_finite_stops_training(tmp_path, bad, options):
     assert run.step == 3
     assert np.isfinite(model.params["second"]).all()
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")][-1] == kept
-    # The run goes on from that checkpoint once the cause is gone.
+    # The run resumes from that checkpoint once the cause is gone.
     again = trainer(Scripted(), stream(), steps=9, directory=tmp_path, checkpoint_interval=2, **options)
     assert again.resume() == 2
     again.train()

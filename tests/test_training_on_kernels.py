@@ -1,4 +1,4 @@
-"""Layers and models trained on the kernels, end to end, beside the NumPy wing."""
+"""Layers and models trained end to end on the kernels, compared with the NumPy wing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import gpurnn
 
 STEPS = 20
 TERMS = STEPS * recurrence_terms(T=8, B=4, I=10, H=7, layers=3)
-"""Each step of training adds the rounding of its own forward and backward pass to the parameters."""
+"""Each step of training adds the rounding of its forward and backward pass to the parameters."""
 TEXT = "the quick brown fox jumps over the lazy dog. " * 12
 
 
 @pytest.fixture
 def trained(kernel_wing):
-    """Holds ``train(xp)``, losses and parameters, on the kernels against the same on the NumPy wing."""
+    """Checks the losses and parameters of ``train(xp)`` on the kernels against those on the NumPy wing."""
 
     def check(train, terms=TERMS):
         with gpurnn.use("reference"):
@@ -40,7 +40,7 @@ def trained(kernel_wing):
 
 
 def recording(model):
-    """The losses that training will see."""
+    """The list in which the model will record its training losses."""
     losses, gradients = [], model.loss_and_gradients
 
     def recorded(*args, **options):

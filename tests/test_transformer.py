@@ -22,7 +22,7 @@ T, B, E, HEADS, HIDDEN = 5, 3, 4, 2, 6
 
 
 def block(dtype="float64", **options):
-    """A small block with no parameter at its plain initial value."""
+    """A small block in which no parameter has its initial value."""
     layer = gpurnn.TransformerBlock(E, HEADS, HIDDEN, dtype=dtype, **options)
     rng = np.random.default_rng(5)
     for p in layer.params.values():
@@ -49,7 +49,8 @@ def test_it_gives_what_torch_gives(record, dtype):
     (dx, dstate), gradients = pullback((a["cy"], None))
     assert (state, dstate) == (None, None)
     assert {f"g_{name}" for name in ("x", *gradients)} == {name for name in a if name.startswith("g_")}
-    # Every entry passes through five products and two normalisations; a parameter's gradient adds up all positions.
+    # Every entry passes through five products and two normalisations; a parameter's gradient is a sum over all
+    # positions.
     terms = 20 * (5 * features + 2 * record["hidden_size"]) + y.shape[0] * y.shape[1]
     size = max(float(abs(a[f"g_{name}"]).max()) for name in gradients)
     for name, g in {"x": dx, **gradients}.items():
@@ -90,7 +91,7 @@ def test_gradients(causal, activation, lengths, rng):
 
 
 def test_dropout_acts_on_both_branches_and_only_with_an_rng():
-    """Without weights in the branches y is x and what is dropped of their biases."""
+    """The branches have zero weights, so y is x plus their biases, which dropout scales or drops."""
     layer = gpurnn.TransformerBlock(64, 4, dropout=0.25, init="zeros", dtype="float64")
     x = normal(20, 5, 64)
     assert_same(layer.vjp(x)[0][0], x)
@@ -110,7 +111,7 @@ def test_both_wings_drop_the_same():
     outputs, pullback = layer.vjp(x, None, lengths, rng=3)
     with gpurnn.use("host"):
         host_outputs, host_pullback = layer.vjp(x, None, lengths, rng=3)
-        # The kernels' sums of a softmax have another order.
+        # The kernels add up a softmax in another order.
         assert_all_close(host_outputs, outputs, 100)
         assert_all_close(host_pullback(outputs), pullback(outputs), 500)
 
@@ -219,7 +220,7 @@ def test_positions_pass_gradients_on():
 
 
 def test_a_stack_learns_to_look_back():
-    """The token of three steps before, of which neither the last token nor their counts say anything."""
+    """It learns the token three steps before, about which the last token and token counts say nothing."""
     model = stack()
     optimizer = gpurnn.Adam(0.01)
     rng = np.random.default_rng(0)
@@ -408,7 +409,7 @@ def test_the_benchmark_prints_a_table_and_draws_a_picture(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(("task", "unit"), [("text", math.log(2)), ("adding", 1)])
 def test_the_benchmark_descends_its_losses(task, unit):
-    """The derivative along the gradient is its norm."""
+    """The derivative along the gradient equals its norm."""
     problem = transformer.TASKS[task]()
     model = transformer.contender("GRU", task, problem.symbols, 1500)
     batch = problem.batch(0, 8, 16)

@@ -23,7 +23,7 @@ def spelled(number):
 
 @pytest.fixture(scope="module")
 def learnt():
-    """A translator that has learnt to spell digits, and numbers it has not seen."""
+    """A translator that has learnt to spell numbers, and numbers that it has not seen."""
     rng = np.random.default_rng(0)
     numbers = sorted({str(n) for n in rng.integers(0, 10_000, 700)})
     rng.shuffle(numbers)
@@ -82,7 +82,7 @@ def test_symbols_are_tokens_from_three_on():
 
 def test_what_is_no_symbol_is_written_as_unknown():
     model = small()
-    model.output.params["bias"][1] = 100  # it writes the begin symbol for ever
+    model.output.params["bias"][1] = 100  # it writes the begin symbol forever
     assert model.predict(["a"], max_length=2) == ["<unk> <unk>"]
 
 
@@ -193,7 +193,7 @@ def ngrams(words, n):
 def test_bleu_of_short_texts_is_that_of_their_own_order(monkeypatch, predicted, references):
     monkeypatch.setattr(Translator, "predict", lambda self, sources, **options: predicted)
     found = small().bleu(["a"] * len(predicted), references)
-    # Papineni's formula over the orders that the translations have; sacrebleu smooths a precision of 0.
+    # Papineni's formula over the orders that the translations contain; a precision of 0 is smoothed as in sacrebleu.
     matches, totals = np.zeros(4), np.zeros(4)
     for text, reference in zip(predicted, references, strict=True):
         for n in range(4):

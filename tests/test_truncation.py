@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time, BPTT(k1, k2), against its definition, PyTorch and itself resumed."""
+"""Truncated backpropagation through time, BPTT(k1, k2): its definition, PyTorch's results, and resumed runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpurnn.models import CharVocabulary, LanguageModel, language_model
 from gpurnn.training import CheckpointError, TokenStream, Trainer, evaluate, truncated_bptt
 from gpurnn.training.truncation import borders
 
-# All combinations of options are drawn, those without effect too.
+# All combinations of options are drawn, including those without effect.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect:UserWarning")
 
 KS = [(1, 1), (3, 3), (3, 4), (2, 5), (4, 8), (5, 100), (100, 100)]
@@ -40,7 +40,7 @@ def test_borders(k1, k2):
 
 @pytest.mark.parametrize("record", golden.records("truncation"), ids=lambda record: record["name"])
 def test_against_pytorch(record, each_wing):
-    """The graph cut every k steps and the loss summed, as autograd has it."""
+    """In PyTorch, the graph is cut every k steps and the losses are added."""
     a, k = golden.arrays("truncation", record["name"]), record["scalars"]["k"]
     T, B, I = a["x"].shape
     layer = gpurnn.RNN(I, record["H"], dtype="float64")
@@ -80,7 +80,7 @@ def stack():
 @pytest.mark.parametrize("update", [False, True])
 @pytest.mark.parametrize(("k1", "k2"), KS)
 def test_against_the_definition(k1, k2, update):
-    """Each window from its beginning on, from the state that the window before had there."""
+    """Each window is computed from its beginning, with the state that the window before had there."""
     layer, x, dy = stack(), normal(T, B, I), normal(T, B, H, seed=1)
     resets = np.random.default_rng(2).random((T, B)) < 0.1
     definition = stack()
@@ -150,7 +150,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=lambda value: str(value)[:20])
 def test_arguments_are_refused_at_once(arguments, message):
-    """At the call, not when the first window is asked for."""
+    """The call itself rejects them, before the first window is requested."""
     arguments = {"layer": stack(), "x": normal(T, B, I), **arguments}
     with pytest.raises((TypeError, ValueError), match=f"^truncated_bptt: {re.escape(message)}"):
         truncated_bptt(**arguments)
@@ -208,7 +208,7 @@ def model_of(**options):
 
 
 def test_a_trainer_does_it():
-    """Over two epochs as `truncated_bptt` does by hand."""
+    """Over two epochs, a trainer gives the results of calling `truncated_bptt` by hand."""
     model, tokens = model_of(cell="gru"), tokens_of(3 * 14)
     parts = model.embedding, model.recurrent, model.output
     by_hand = gpurnn.Sequential(gpurnn.Embedding(8, 3, dtype="float64"), gpurnn.GRU(3, 4, 2, dtype="float64"))
@@ -244,7 +244,7 @@ def short_chunks(monkeypatch):
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("stop", [1, 2, 4, 5, 6, 8])
 def test_a_resumed_run_is_the_same(tmp_path, stop):
-    """With dropout, over the border of two epochs; gradient checkpointing changes nothing."""
+    """The run has dropout and crosses the end of an epoch. Gradient checkpointing changes nothing."""
 
     def run(name, steps, **options):
         model = model_of(dropout=0.3, variational_dropout=0.3)

@@ -1,4 +1,4 @@
-"""Vocabularies: what they number, what they do not know, and the way back."""
+"""Vocabularies: the numbers of symbols, unknown symbols, and decoding."""
 
 import json
 
@@ -128,7 +128,7 @@ def test_what_is_no_configuration_is_rejected(config):
 
 
 class Bytes:
-    """A tokenizer of no library: it counts in bytes."""
+    """A tokenizer that belongs to no library: its tokens are bytes."""
 
     vocab_size = 256
 

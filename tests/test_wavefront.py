@@ -21,16 +21,16 @@ T, B, I, H, CHUNK = 8, 3, 4, 5, 3
 
 
 def decided(monkeypatch, layers, back):
-    """Have so many layers of a stack run at once, whatever is predicted; for fewer than two one runs after another."""
+    """Have this many layers of a stack run at once, whatever is predicted. With fewer than two they run in sequence."""
 
     both = tuple(Decision(n, CHUNK, 0.0, 0.0) for n in (layers, back)) if layers > 1 else None
     monkeypatch.setattr(stack, "_decide", lambda *_: both)
-    monkeypatch.setattr(kernel_layer, "CHUNK_ROWS", CHUNK * B)  # so that products have the rows of a chunk either way
+    monkeypatch.setattr(kernel_layer, "CHUNK_ROWS", CHUNK * B)  # products have a chunk's rows either way
 
 
 @pytest.fixture
 def at_once(monkeypatch):
-    """How many recurrences ran at once, each time."""
+    """Records how many recurrences ran at once, each time."""
     counts, run = [], streams._run_at_once
     monkeypatch.setattr(streams, "_run_at_once", lambda works, like: (counts.append(len(works)), run(works, like)))
     return counts
@@ -61,7 +61,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_bits_of_one_layer_after_another(name, monkeypatch, at_once, kernel_wing):
-    """A half and a third of the device have the plan of the whole here. Two layers are followed by the third alone."""
+    """Half or a third of the device has the same plan here as the whole. The third layer runs alone, after two."""
     layers, schedule, make = LAYERS[name]
     layer = make().to("cuda") if kernel_wing.name == "cuda" else make()
     chunks = -(-T // CHUNK)
@@ -108,7 +108,7 @@ SMALL = Problem(cells.LSTM(), 512, 16, 256, 1, FLOAT)
 
 
 def test_layers_run_at_once_where_that_is_predicted_to_take_less_time():
-    """What follows from the time of a step in a half of the device: four chunks of two layers take five turns."""
+    """The prediction uses the time of a step on half of the device: four chunks of two layers take five turns."""
     forward, backward = stack.decide(SMALL, 2, H100)
     assert (forward.layers, backward.layers, forward.chunk, backward.chunk) == (2, 2, 128, 128)
     for of_pass, problem in ((forward, SMALL), (backward, replace(SMALL, backward=True))):
@@ -126,10 +126,10 @@ def test_layers_run_at_once_where_that_is_predicted_to_take_less_time():
     ("layers", "changes"),
     [
         (1, {}),
-        (2, {"D": 2}),  # a layer needs the end of the one below
+        (2, {"D": 2}),  # each layer needs the end of the one below
         (2, {"T": 60}),  # the host would take longer for the launches
-        (2, {"B": 64, "H": 512}),  # a layer keeps the whole device busy
-        (2, {"H": 4096}),  # whose weights do not fit
+        (2, {"B": 64, "H": 512}),  # each layer keeps the whole device busy
+        (2, {"H": 4096}),  # the weights do not fit
         (2, {"cell": cells.MinGRU()}),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which wing computes for which arrays, what is rejected, and that the wings offer the same functions."""
+"""Which wing computes for which arrays, what is rejected, and that all wings offer the same functions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gpurnn.cells import GRU
 
 
 def parameters(function: Callable[..., Any]) -> list[tuple[Any, ...]]:
-    """The parameters of a function of a wing: names, kinds, defaults and types. What is saved has a type of its own."""
+    """The parameters of a wing's function: names, kinds, defaults and types, except the type of ``saved``."""
     return [
         (p.name, p.kind, p.default, None if p.name == "saved" else p.annotation)
         for p in inspect.signature(function).parameters.values()
@@ -108,7 +108,7 @@ def test_a_call_without_arrays_is_refused():
 
 
 def test_a_class_named_like_cupy_is_no_cupy_array(monkeypatch):
-    """Without CuPy imported there are no CuPy arrays, whatever a class says of itself."""
+    """While CuPy is not imported there are no CuPy arrays, whatever a class claims to be."""
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     with pytest.raises(TypeError, match=r"dense: x is a cupy.Tensor, expected a numpy.ndarray or a cupy.ndarray"):
         gpurnn.dense(stranger_of("cupy"), np.zeros((4, 3)))
@@ -116,7 +116,7 @@ def test_a_class_named_like_cupy_is_no_cupy_array(monkeypatch):
 
 @pytest.fixture
 def cupy_array(monkeypatch):
-    """An array that looks like CuPy's, with a module of that name imported."""
+    """An array that looks like CuPy's; a module of that name is imported."""
     monkeypatch.setitem(sys.modules, "cupy", types.ModuleType("cupy"))
     return stranger_of("cupy")
 
@@ -200,7 +200,7 @@ def test_a_wing_that_defines_half_of_a_pair_is_rejected(partial_wing, name):
 
 
 def in_a_new_context(test):
-    """Plain calls of `use` stay until their context ends."""
+    """Run a test in its own context, as plain calls of `use` last until the context ends."""
 
     @functools.wraps(test)
     def run(*args, **kwargs):
@@ -211,7 +211,7 @@ def in_a_new_context(test):
 
 @pytest.fixture
 def default(monkeypatch):
-    """Call it with ``$GPURNN_WING`` and why the compiled wing is not ready; gives the default and why it is that."""
+    """Call it with ``$GPURNN_WING`` and why the compiled wing is not ready. It returns the default and the reason."""
 
     def of(variable: str, why_not: str) -> tuple[str, str]:
         monkeypatch.setenv("GPURNN_WING", variable)
@@ -237,7 +237,7 @@ def test_the_compiled_wing_is_the_default_where_it_is_ready(default):
 
 @pytest.fixture
 def shipped(monkeypatch, tmp_path):
-    """An installation whose directory of libraries is this empty one."""
+    """Makes this empty directory the one that holds the installation's libraries."""
     monkeypatch.setattr(build, "SHIPPED", tmp_path)
     monkeypatch.setattr(build, "_loaded", {})
     monkeypatch.setattr(processor, "instruction_sets", lambda: ("avx2", "sse4"))

@@ -1,4 +1,4 @@
-"""What "equal" means in these tests, by dtype: every bound is stated here and nowhere else."""
+"""Defines "equal" for these tests, by dtype: every bound is stated here and nowhere else."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ GOLDEN_FLOAT64 = 1e-9
 
 
 def epsilon(dtype: np.dtype | str) -> float:
-    """The spacing of the dtype's numbers at 1; 0 for one that is exact."""
+    """The spacing of the dtype's numbers at 1; 0 for an exact dtype."""
     return float(np.finfo(dtype).eps) if np.dtype(dtype).kind in "fc" else 0.0
 
 
 def recurrence_terms(T: int, B: int, I: int, H: int, layers: int = 1) -> int:
     """Length of the longest sum behind an entry of a recurrence's outputs or gradients.
 
-    The state of step T has passed through ``layers * T`` products of length I and H, and so has its gradient on the
-    way back; the gradient of a weight adds up T * B of those.
+    The state of step T has passed through ``layers * T`` products of length I and H, and so has its gradient in the
+    backward pass; the gradient of a weight is a sum of T * B of those.
     """
     return 2 * layers * T * (I + H) + T * B
 
 
 def bound(dtype: np.dtype | str, terms: int) -> float:
-    """Rounding error of a sum of ``terms`` terms, relative to their magnitude: epsilon at most for each addition."""
+    """Rounding error of a sum of ``terms`` terms, relative to their magnitude: at most epsilon for each addition."""
     return terms * epsilon(dtype)
 
 
@@ -36,10 +36,10 @@ def assert_close(
     at_least: float = 0.0,
     magnitude: float = 0.0,
 ) -> None:
-    """Equal shape and dtype, and values within a relative bound.
+    """Check equal shape and dtype, and values within a relative bound.
 
-    The bound is that of ``terms``, or ``at_least`` if that is more, times the largest of ``expected``, or times
-    ``magnitude`` where that is more: the size of terms that may cancel.
+    The relative bound is that of ``terms``, or ``at_least`` if larger. It is multiplied by the largest value of
+    ``expected``, or by ``magnitude`` if larger: the size of terms that may cancel.
     """
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
     assert actual.dtype == expected.dtype, f"{name}: dtype {actual.dtype}, expected {expected.dtype}"
@@ -53,7 +53,7 @@ def assert_close(
 
 
 def arrays_of(nested) -> list[np.ndarray]:
-    """The arrays in nested tuples, lists and dicts, in order; None is none."""
+    """The arrays in nested tuples, lists and dicts, in order; None contributes none."""
     if nested is None:
         return []
     if isinstance(nested, dict):
@@ -65,13 +65,13 @@ def arrays_of(nested) -> list[np.ndarray]:
 
 
 def assert_all_close(actual, expected, terms: int, magnitude: float = 0.0) -> None:
-    """`assert_close` of each array in nested tuples and lists."""
+    """`assert_close` for each array in nested tuples and lists."""
     for k, (a, e) in enumerate(zip(arrays_of(actual), arrays_of(expected), strict=True)):
         assert_close(a, e, terms, f"array {k}", magnitude=magnitude)
 
 
 def assert_golden(actual: np.ndarray, expected: np.ndarray, terms: int, name: str = "") -> None:
-    """`assert_close` to an expected value of float64: 1e-9 in float64, the bound of ``terms`` in float32."""
+    """`assert_close` to an expected value in float64: 1e-9 in float64, the bound of ``terms`` in float32."""
     if actual.dtype == np.float64:
         assert_close(actual, expected, terms, name, at_least=GOLDEN_FLOAT64)
     else:
@@ -79,7 +79,7 @@ def assert_golden(actual: np.ndarray, expected: np.ndarray, terms: int, name: st
 
 
 def assert_same(actual: object, expected: object) -> None:
-    """Equal to the last bit, through tuples and dicts; None equals None."""
+    """Check equality to the last bit, through tuples and dicts; None equals None."""
     if isinstance(expected, tuple):
         assert isinstance(actual, tuple)
         assert len(actual) == len(expected)
@@ -99,14 +99,14 @@ def assert_same(actual: object, expected: object) -> None:
 
 
 STEP = epsilon("float64") ** 0.2
-"""Step of `directional`: its truncation error STEP^4 and its rounding error epsilon / STEP are then the same."""
+"""Step of `directional`, at which its truncation error STEP^4 equals its rounding error epsilon / STEP."""
 
 DIFFERENCE = epsilon("float64") ** 0.8
 """Error of `directional`, relative to the terms of the function and to its fifth derivative."""
 
 
 def directional(f, step: float = STEP) -> float:
-    """f'(0) of a scalar function by the central difference of fourth order."""
+    """f'(0) of a scalar function, by the central difference of fourth order."""
     return (8 * (f(step) - f(-step)) - (f(2 * step) - f(-2 * step))) / (12 * step)
 
 

@@ -1,6 +1,6 @@
-"""What a type checker says of calls: mypy reads this file, nothing runs it.
+"""Calls for a type checker: mypy reads this file, nothing runs it.
 
-mypy reports each `type: ignore` that hides no error, so a call below that is no longer an error fails the check.
+mypy reports each `type: ignore` that hides no error, so the check fails if a call below is no longer an error.
 """
 
 from __future__ import annotations
