@@ -1,6 +1,6 @@
-"""The directive `cell`: an equation's definition and its kernel side by side, cut from their sources.
+"""The directive `cell` shows an equation's definition and its kernel side by side, cut from their sources.
 
-``{cell} lstm`` shows the functions `forward` and `backward` of `reference/cells/lstm.py` beside the struct of
+``{cell} lstm`` shows the functions `forward` and `backward` of `reference/cells/lstm.py` next to the struct of
 `kernels/cells/lstm.cuh`.
 """
 

@@ -16,7 +16,7 @@ SKIPPED = ("_static", "_modules")
 
 
 class Page(HTMLParser):
-    """The anchors of a page and what it links to."""
+    """The anchors and the links of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -95,7 +95,7 @@ def recurrent_wing(request):
 
 @pytest.fixture(params=[HOST, CUDA])
 def kernel_wing(request):
-    """The kernels, where they are executed, a `parity.Wing`."""
+    """The kernels, on whichever executor runs them, a `parity.Wing`."""
     return parity.Wing(request.param)
 
 

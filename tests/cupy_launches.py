@@ -332,7 +332,7 @@ def test_a_bound_kernel_is_launched_with_what_changes(gpu):
 
 
 def sequence(w: Any, xw: Any, h: Any) -> tuple[Any, ...]:
-    """A forward pass of a GRU of two phases, step by step."""
+    """A forward pass of a GRU, with two phases a step."""
     (T, B), cell = (xw.shape[1] // h.shape[1], h.shape[1]), cells.GRU(reset_after=False)
     with plan.schedule("step-fused"):
         run = Run.begin(cell, T, B, w.shape[2], w, training=False)

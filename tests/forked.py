@@ -49,7 +49,7 @@ def conflicts() -> bytes:
 
 
 def numpy_wing() -> bytes:
-    """A step of training, in the pool of scratch arrays."""
+    """A step of training, with scratch arrays from the pool."""
     (y, _), pullback = LAYER.vjp(X)
     (dx, _), _ = pullback((y, None))
     return dx.tobytes()
@@ -74,7 +74,7 @@ def cache() -> bytes:
 
 
 def progress() -> bytes:
-    """A bar on a terminal."""
+    """A progress bar."""
     with open(os.devnull, "w") as file:
         return bytes(tqdm(range(50), file=file, mininterval=0))
 

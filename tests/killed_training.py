@@ -68,7 +68,7 @@ class Killer:
         return killable
 
     def arm(self):
-        os.fsync = self.around(os.fsync)  # by then the no-op below
+        os.fsync = self.around(os.fsync)  # wraps the no-op set below
         os.replace = self.around(os.replace)
         pathlib.Path.unlink = self.around(pathlib.Path.unlink)
         Adam.step = self.around(Adam.step)

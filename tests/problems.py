@@ -165,7 +165,7 @@ def pattern_of_holes(T: int, B: int) -> np.ndarray:
 def draw(
     cell: Cell, options: Options, T: int = 4, B: int = 3, I: int = 2, H: int = 3, seed: int = 0, dtype: str = "float64"
 ) -> Problem:
-    """A random problem; x is NaN where there is no step, and a relu's inputs keep clear of its kink."""
+    """A random problem. x is NaN where there is no step, and a relu's inputs stay away from its kink."""
     for trial in itertools.count(seed):
         problem = _draw(cell, options, T, B, I, H, trial, dtype)
         if not (isinstance(cell, Vanilla) and cell.activation == "relu") or _distance_from_kink(problem) > 0.01:

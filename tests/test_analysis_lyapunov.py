@@ -150,7 +150,7 @@ def layer_of(cell, H=4, dtype="float64"):
 
 @pytest.mark.parametrize("name", ["rnn-tanh-leak", "lstm", "gru-reset-before-candidate", "gru-reset-after-state"])
 def test_a_driven_network_against_the_product_of_its_jacobians(name):
-    """The sum of all exponents is the mean log|det J|, and the first that of a product of Jacobians, taken forward."""
+    """The sum of the exponents is the mean log|det J|, and the first that of a forward product of Jacobians."""
     layer, x = layer_of(CELLS[name]), normal(330, 2, 3, seed=50)
     found = lyapunov_spectrum(layer, x, transient=30)
     J = analysis.jacobians(layer, x)

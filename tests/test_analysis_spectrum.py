@@ -91,7 +91,7 @@ def test_a_degenerate_point_is_one(dtype):
     found = analysis.fixed_points(rnn, starts=60)
     assert len(found) == 1
     assert np.linalg.norm(found.states) < 30**0.5 * epsilon ** (1 / 3)
-    # A fold: tanh(2 h + b) touches h where its slope is 1, a double root, and crosses it elsewhere.
+    # At a fold, tanh(2 h + b) touches h where its slope is 1, a double root; it crosses h elsewhere.
     fold, touch = gpurnn.RNN(1, 1, dtype=dtype), 0.5**0.5
     fold.params["weight_hh_l0"][...], fold.params["bias_ih_l0"][...] = 2, np.arctanh(touch) - 2 * touch
     found = analysis.fixed_points(fold)

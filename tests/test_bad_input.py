@@ -47,7 +47,7 @@ class Entry:
     optional: frozenset[str] = frozenset()
     """Arguments that may be None."""
     in_place: frozenset[str] = frozenset()
-    """Arguments that are written to."""
+    """Arguments that the call modifies."""
     empty: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     """Shapes of an empty problem, by what is empty."""
     also_named: dict[str, str] = field(default_factory=dict)
@@ -278,7 +278,7 @@ def attended(score: str, parameters: list[str]) -> Callable[[dict[str, Any]], An
 
 
 def multi_head(form: Any) -> Entry:
-    """The function, or a layer of it."""
+    """The function `multi_head_attention`, or a layer that computes it."""
     parameters = {
         "in_proj_weight": (3 * H, H),
         "in_proj_bias": (3 * H,),

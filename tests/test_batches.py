@@ -113,7 +113,7 @@ def test_targets_that_do_not_fit_are_refused(targets, options, message):
 
 
 def examples(count=60, seed=0):
-    """Sequences (T, 1), each with a number of its own in it, and that number as target."""
+    """Sequences (T, 1) that each repeat a number of their own, with that number as target."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 12, count)
     return [np.full((n, 1), float(i)) for i, n in enumerate(lengths)], [np.array(float(i)) for i in range(count)]

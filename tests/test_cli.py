@@ -680,7 +680,7 @@ def test_every_command_and_option_has_help():
         said = run(name, "--help").stdout
         assert command.help.splitlines()[0][:40] in said
         assert f"  gpurnn {name}" in said  # an example
-        assert command.short_help in run("--help").stdout  # whole
+        assert command.short_help in run("--help").stdout  # the whole help text
         for parameter in command.params:
             if parameter.param_type_name == "option":
                 assert parameter.help, (name, parameter.name)
@@ -1249,7 +1249,7 @@ def test_a_directory_in_use_is_said_with_the_process(text, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         for line in process.stderr:
-            if "tokens/s" in line:  # training is under way
+            if "tokens/s" in line:  # training has begun
                 break
         for arguments in ([text, *SMALL], ["--resume"]):
             said = refused("train", *arguments, "--out", out)

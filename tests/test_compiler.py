@@ -381,7 +381,7 @@ def test_without_fcntl_all_is_imported_compiled_and_locked(tmp_path, source):
 
 
 def test_no_module_needs_one_system(monkeypatch):
-    """Modules of the standard library that some systems lack are imported where they are used."""
+    """Standard modules that some systems lack are imported only where they are used."""
     root = Path(compiler.__file__).parent.parent
     files = [path for part in ("gpurnn", "reference", "kernels") for path in (root / part).rglob("*.py")]
     assert len(files) > 50

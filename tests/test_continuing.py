@@ -72,7 +72,7 @@ def test_the_speed_is_that_of_the_time_spent_on_the_steps(tmp_path, monkeypatch,
     def interrupted(step, *_):
         if step == stop - 1:
             part.on_gradients = clock.tick
-            clock.now += 500.0  # lost with the step
+            clock.now += 500.0  # this time is lost with the step
             raise KeyboardInterrupt
         clock.tick()
 
@@ -80,7 +80,7 @@ def test_the_speed_is_that_of_the_time_spent_on_the_steps(tmp_path, monkeypatch,
     part.on_gradients = interrupted
     with pytest.raises(KeyboardInterrupt):
         part.train()
-    clock.now += 1000.0  # nobody trains
+    clock.now += 1000.0  # nothing trains in this time
     part.train()
     assert speeds(part) == [12.0, 12.0, 12.0]
 

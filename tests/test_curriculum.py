@@ -23,7 +23,7 @@ def language_model():
 
 
 class Watched(PaddedBatches):
-    """Remembers which batches were asked for."""
+    """Records which batches were requested."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)

@@ -182,7 +182,7 @@ def test_sums_of_the_transport_give_one_process_up_to_rounding():
 
 
 def examples(kind):
-    """A model of a class, and what its ``fit`` learns from."""
+    """A model of a class, and data for its ``fit``."""
     rng = np.random.default_rng(0)
     inputs = [rng.normal(size=(n, 2)) for n in rng.integers(2, 7, 11)]
     tokens = [rng.integers(1, 9, n) for n in rng.integers(1, 7, 11)]
@@ -974,7 +974,7 @@ def test_nccl_sums_over_shards_where_they_are(nccl, monkeypatch, size):
         return {name: value.get() for name, value in total.items()}, stream.ptr
 
     with monkeypatch.context() as patched:
-        patched.setattr(gpurnn._dispatch, "to_numpy", None)  # nothing goes to the host
+        patched.setattr(gpurnn._dispatch, "to_numpy", None)  # nothing may be copied to the host
         patched.setattr(gpurnn._dispatch, "from_numpy", None)
         results = on_threads(size, summed)
     expected = {name: tree([leaf[name] for leaf in leaves]) for name in leaves[0]}
@@ -1187,7 +1187,7 @@ def test_error_that_the_others_were_not_told_of_ends_them(monkeypatch, capsys, r
 
 TOGETHER = Path(__file__).with_name("trained_together.py")
 MPIEXEC = Path(sysconfig.get_path("scripts")) / "mpiexec"
-needs_mpi = pytest.mark.skipif(not MPIEXEC.exists(), reason="mpiexec is not installed beside this Python")
+needs_mpi = pytest.mark.skipif(not MPIEXEC.exists(), reason="mpiexec is not installed next to this Python")
 
 
 def command(size, *arguments):

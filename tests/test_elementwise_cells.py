@@ -159,7 +159,7 @@ def test_dropouts_of_independent_units():
 
 
 def arguments(layer, T: int, B: int, options: tuple[str, ...], seed: int = 0):
-    """Arguments of a call by name, x NaN where there is no step; and cotangents."""
+    """The arguments of a call by name, where x is NaN at missing steps, and cotangents."""
     rng, dtype = np.random.default_rng(seed), layer.params["weight_ih_l0"].dtype
     shape = layer.num_layers * layer.num_directions, B, layer.hidden_size
     given = {"x": rng.standard_normal((T, B, layer.input_size)).astype(dtype)}

@@ -26,7 +26,7 @@ def scatter(wing):
 
 
 def sums_of_rows(indices, dy, V):
-    """The definition, in float64 and then in the dtype of ``dy``."""
+    """The definition, computed in float64 and cast to the dtype of ``dy``."""
     sums = np.zeros((V, dy.shape[-1]))
     np.add.at(sums, indices.reshape(-1).astype(int), dy.reshape(indices.size, dy.shape[-1]).astype("float64"))
     return sums.astype(dy.dtype)

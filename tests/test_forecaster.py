@@ -320,7 +320,7 @@ def test_the_series_units_do_not_matter():
         model.fit(shift + scale * series, epochs=3)
         ahead = model.forecast(shift + scale * series, 5, samples=20)
         found.append([(a - shift) / scale for a in (ahead.point, ahead.lower, ahead.upper)])
-    assert_same(found[1], found[0])  # powers of two change no bit but the exponents
+    assert_same(found[1], found[0])  # powers of two change only the exponents
     np.testing.assert_allclose(found[2], found[0], atol=1e-9)
 
 

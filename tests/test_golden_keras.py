@@ -1,4 +1,4 @@
-"""Keras' recurrent and attention layers, with masks of any holes, backward in time and merged, gradients included."""
+"""Keras' recurrent and attention layers with any masks, backward in time and merged, gradients included."""
 
 from __future__ import annotations
 

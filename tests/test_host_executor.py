@@ -526,7 +526,7 @@ def test_every_bug_has_a_build_that_sees_it():
 
 def test_a_conflict_names_both_threads_and_both_lines():
     if UNDER_SANITIZERS:
-        pytest.skip("of the conflicts build")
+        pytest.skip("only for the conflicts build")
     with host.execution(build="conflicts"), pytest.raises(host.ExecutionError) as error:
         reversed_sum(BUGS["dropped_barrier"]["reversed_sum<true>"])
     assert len(re.findall(r"block \(0, 0, 0\) thread \(\d+, 0, 0\)", str(error.value))) == 2
@@ -544,7 +544,7 @@ def test_a_kernel_runs_after_one_that_failed(any_build):
 def test_memory_that_stacks_lay_in_can_be_used_again():
     """AddressSanitizer marks memory around the variables of fibers. These marks must not pass to its next owner."""
     if not UNDER_SANITIZERS:
-        pytest.skip("of the sanitize build")
+        pytest.skip("only for the sanitize build")
     n = 1280  # the stacks of so many fibers are returned to the system
     h = np.ones((2, n), F32)
     kernel = BUGS["block_barrier_for_grid"]["shift<false>"]
@@ -602,7 +602,7 @@ def test_arrays_beside_each_other_in_one_allocation_are_kept_apart():
 @pytest.mark.slow
 def test_blocks_that_run_one_after_another_leave_nothing_in_the_memory_of_the_recorder():
     if UNDER_SANITIZERS:
-        pytest.skip("of the conflicts build")
+        pytest.skip("only for the conflicts build")
     script = """
 import resource, sys
 from pathlib import Path
@@ -624,7 +624,7 @@ run(20_000)
 
 def test_blocks_that_run_one_after_another_are_not_ordered():
     if UNDER_SANITIZERS:
-        pytest.skip("of the conflicts build")
+        pytest.skip("only for the conflicts build")
     message = r"conflict: .* block \((\d), 0, 0\) thread .* writes `out`.*block \((?!\1)\d, 0, 0\).*no barrier"
     x, out = numbers(8), fresh(8)
     with host.execution(build="conflicts"), pytest.raises(host.ExecutionError, match=message):

@@ -276,7 +276,7 @@ def test_steps_share_covariances_that_have_converged(level, observation, rows):
     repeated = gpurnn.LinearGaussian(
         **{name: np.broadcast_to(p, (T, *p.shape)) for name, p in constant.items()}, P0=model.params["P0"]
     )
-    if level > 1e-6:  # there the covariances are still on their way at the end
+    if level > 1e-6:  # there the covariances have not converged at the end
         computed = filtering.forward("", np, model.params, y).number[-1] + 1
         assert computed < T / 2
     assert filtering.forward("", np, repeated.params, y).number[-1] + 1 == T
@@ -355,7 +355,7 @@ def test_the_score_against_central_differences(varying, missing, diffuse):
     }
 
     def outputs(inputs):
-        # Only symmetric changes of a covariance mean anything.
+        # Only symmetric changes of a covariance are meaningful.
         given = {
             name: (a + np.swapaxes(a, -1, -2)) / 2 if name in ("Q", "R", "P0") else a for name, a in inputs.items()
         }

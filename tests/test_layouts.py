@@ -360,7 +360,7 @@ def test_integers_that_stand_for_bools(dtype):
 
 
 def of_cupy(xp: Any, a: np.ndarray, layout: str) -> Any:
-    """A CuPy array with these values. CuPy has no read-only and no byte-swapped arrays."""
+    """A CuPy array with these values. CuPy has no read-only or byte-swapped arrays."""
     array = xp.asarray(a)
     if layout == "fortran" and a.ndim:
         return xp.asfortranarray(array)

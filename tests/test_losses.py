@@ -111,7 +111,7 @@ def problem(shape, V, *, mask, class_weights, seed=0, dtype="float64"):
 
 
 def each_pair(**factors):
-    """Parametrizes a test such that any two values of any two factors meet."""
+    """Parametrize a test such that any two values of any two factors occur together."""
     return pytest.mark.parametrize(tuple(factors), [tuple(row.values()) for row in pairwise(factors)], ids=str)
 
 

@@ -1,4 +1,4 @@
-"""Masks of any holes, sequences backward in time, and merged directions, of functions and layers."""
+"""Masks with any holes, sequences backward in time, and merged directions, of functions and layers."""
 
 from __future__ import annotations
 

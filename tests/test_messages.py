@@ -21,7 +21,7 @@ def message(call, error=TypeError) -> str:
 
 
 def advised(text: str) -> list[str]:
-    """The pieces of Python in the advice at the end of a message."""
+    """The Python expressions in the advice at the end of a message."""
     advice = re.search(r"; .*?(?:cast (?:it )?with|convert it with|and pass|pass|take) (.*)$", text)
     parts = re.split(r",? (?:and|or|for|if) (?:.* pass )?", advice[1]) if advice else []
     return [part for part in parts if re.search(r"[.(=\[]", part)]

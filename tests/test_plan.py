@@ -258,7 +258,7 @@ def test_each_pass_has_a_schedule_of_its_own():
         (448, 144, 0, "H100", 0),  # so its 14 warps never fit
         (128, 32, 40 * 1024, "A100", 4),  # 164 / (40 + 1) KiB
         (128, 32, 64 * 1024, "T4", 1),  # nothing is reserved
-        (32, 16, 7372, "A100", 19),  # 164 KiB / (66 * 128 bytes), as 7372 + 1024 are no multiple of 128
+        (32, 16, 7372, "A100", 19),  # 164 KiB / (66 * 128 bytes), as 7372 + 1024 is not a multiple of 128
         (32, 16, 5041, "T4", 12),  # 64 KiB / (20 * 256 bytes)
         (32, 16, 0, "RTX 3090", 16),  # limit: blocks
         (1024, 32, 0, "RTX 4090", 1),  # threads: 1536 / 1024

@@ -67,7 +67,7 @@ def assert_as(problem: Problem, actual, expected) -> None:
 
 @given(problems())
 def test_the_loop_is_its_steps(problem):
-    """`cell_forward` and `cell_backward`, chained for each row alone, give what the recurrence gives."""
+    """`cell_forward` and `cell_backward`, chained for each row alone, give the results of the recurrence."""
     y, state, saved = unrolled_forward(problem)
     assert_as(problem, run(problem), (y, state, *unrolled_backward(problem, saved)))
 

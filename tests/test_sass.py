@@ -109,7 +109,7 @@ def test_streams_load_before_they_store(pattern, kernels, instructions, architec
                 loop = sass.streaming_loop(loops)
                 assert loop.loads_first, name
                 assert loop.loads("LDG")[128] >= 2, name
-                integers = {64} if "runs" in name else set()  # keys of rows, and where the rows are
+                integers = {64} if "runs" in name else set()  # keys and positions of rows
                 assert set(loop.stores()) == {128} | integers, name
                 if "entropy" not in name:  # its class weights may begin anywhere
                     assert set(loop.loads("LDG")) == {128} | integers, name

@@ -803,7 +803,7 @@ def test_a_model_whose_class_is_not_defined_is_named(tmp_path):
 
 
 def test_a_process_that_has_loaded_no_model_reads_them_all(tmp_path):
-    """The modules of gpurnn.models are loaded on first use, and a file names a class of one."""
+    """The modules of gpurnn.models are loaded on first use, and a file names a class in one of them."""
     gpurnn.SequenceTagger(3, 4, 2).save(tmp_path / "SequenceTagger")
     gpurnn.LinearGaussian(*[np.eye(1)] * 4).save(tmp_path / "LinearGaussian")
     for path in sorted(tmp_path.iterdir()):

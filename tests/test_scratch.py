@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not buffers.ENABLED, reason="there is no pool he
 
 @pytest.fixture(autouse=True)
 def empty_pool():
-    """A pool that holds nothing, with the limit that it has by default."""
+    """An empty pool with its default limit."""
     scratch.free_all_blocks()
     assert scratch.total_bytes() == scratch.used_bytes()
     yield

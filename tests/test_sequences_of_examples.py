@@ -23,7 +23,7 @@ def parameters(model):
 
 def classifier():
     model = models.SequenceClassifier(2, 3, 2)
-    model.params["output.bias"][...] = 0.1, -0.1  # as of a fit
+    model.params["output.bias"][...] = 0.1, -0.1  # as if fitted
     return model
 
 

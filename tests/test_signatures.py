@@ -1,4 +1,4 @@
-"""What `inspect` and `help` show: `f.vjp` has the parameters of f, and a class describes those that it inherits."""
+"""The output of `inspect` and `help`: `f.vjp` has the parameters of f, and a class documents its inherited ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPS = {
 
 
 def own_parameters(function: types.FunctionType) -> list[inspect.Parameter]:
-    """The parameters that the code of a function has, whatever `inspect.signature` says of it."""
+    """The parameters in a function's code, whatever `inspect.signature` reports."""
     bare = types.FunctionType(function.__code__, {}, "bare", function.__defaults__, function.__closure__)
     bare.__kwdefaults__ = function.__kwdefaults__
     return list(inspect.signature(bare).parameters.values())
@@ -77,7 +77,7 @@ def test_help_describes_every_option_of_a_recurrent_layer(name):
 
 @pytest.mark.slow
 def test_a_type_checker_accepts_right_calls_and_no_others():
-    """The calls in ``typing_calls.py``: mypy says so too where a ``type: ignore`` hides no error."""
+    """The calls in ``typing_calls.py``: mypy also reports a ``type: ignore`` that hides no error."""
     root = Path(__file__).parents[1]
     command = [sys.executable, "-m", "mypy", "tests/typing_calls.py"]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

@@ -90,7 +90,7 @@ def test_every_float16_is_read_and_every_float32_rounded_as_numpy_does():
     found = kernels.embedding_gather(weight, np.arange(len(weight)))
     np.testing.assert_array_equal(found, weight)
     zeros = np.zeros(len(between), np.float16)
-    # (y - 0)^2: y is converted, its square is rounded.
+    # (y - 0)^2: y is converted, and its square is rounded.
     with np.errstate(over="ignore", under="ignore"):
         y = np.sqrt(np.abs(between)).astype(np.float16)
         expected = np.square(y.astype(np.float32)).astype(np.float16)
@@ -116,7 +116,7 @@ def test_attention(T, S, shared, additive, monkeypatch):
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("V", [5, 1500])  # a warp a row, a block a row
+@pytest.mark.parametrize("V", [5, 1500])  # one warp per row, one block per row
 def test_losses(V):
     def run(logits, labels, weights, class_weights, dlosses):
         options = {"class_weights": class_weights, "label_smoothing": 0.1, "training": True}

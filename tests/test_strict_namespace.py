@@ -20,7 +20,7 @@ def normal(*shape: int, seed: int = 0, dtype: str = "float64") -> np.ndarray:
 
 
 def assert_strict(nested) -> None:
-    """Every leaf is an array on the device, or no array at all."""
+    """Check that every leaf is None or an array on the device."""
     if isinstance(nested, (tuple, list)):
         for entry in nested:
             assert_strict(entry)

@@ -1,4 +1,4 @@
-"""Components and the structural models that they add up to, checked against statsmodels and published numbers.
+"""Components, and structural models built from them, checked against statsmodels and published numbers.
 
 ``data/state_space_series.npz`` is described in `test_kalman`.
 """

@@ -157,7 +157,7 @@ def test_use_chooses_the_wing_of_numpy_arrays():
 
 @pytest.fixture
 def partial_wing(monkeypatch):
-    """A wing that defines no function yet, and that `use` knows as "partial"."""
+    """A wing that does not define any function yet. `use` knows it as "partial"."""
     module = types.ModuleType("partial_wing")
     monkeypatch.setitem(sys.modules, "partial_wing", module)
     monkeypatch.setitem(_dispatch.NUMPY_WINGS, "partial", "partial_wing")

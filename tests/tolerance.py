@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 GOLDEN_FLOAT64 = 1e-9
-"""float64 against the golden cases, relative to the largest magnitude of the array."""
+"""The bound of float64 against the golden cases, relative to the largest magnitude of the array."""
 
 
 def epsilon(dtype: np.dtype | str) -> float:
@@ -102,7 +102,7 @@ STEP = epsilon("float64") ** 0.2
 """Step of `directional`, at which its truncation error STEP^4 equals its rounding error epsilon / STEP."""
 
 DIFFERENCE = epsilon("float64") ** 0.8
-"""Error of `directional`, relative to the terms of the function and to its fifth derivative."""
+"""The error of `directional`, relative to the terms of the function and to its fifth derivative."""
 
 
 def directional(f, step: float = STEP) -> float:
@@ -111,22 +111,22 @@ def directional(f, step: float = STEP) -> float:
 
 
 class Kink(Exception):
-    """A function has no derivative between the points of a central difference."""
+    """Raised where a function has no derivative between the points of a central difference."""
 
 
 def check_gradients(
     outputs, inputs: dict[str, np.ndarray], cotangents, gradients: dict[str, np.ndarray], seed: int, smooth: bool = True
 ) -> None:
-    """Hold ``gradients`` against central differences in float64, along a random direction for each input.
+    """Check ``gradients`` against central differences in float64, along a random direction for each input.
 
     Parameters
     ----------
     outputs : callable
         From a dict like ``inputs`` to a flat list of arrays.
     inputs, gradients : dict of arrays
-        One gradient of each input, of its shape. NaN entries of an input are not varied; their gradient is zero.
+        One gradient for each input, of its shape. NaN entries of an input are not varied; their gradient is zero.
     cotangents : list of arrays
-        What the outputs are weighed with.
+        The weights of the outputs.
     smooth : bool
         False if the function may have kinks near the inputs: `Kink` is raised where two step sizes disagree.
     """

@@ -3,7 +3,7 @@
 trained_together.py MODEL OUT.json [shards=S] [steps=N] [directory=DIR] [resume=1] [fail=RANK] [stop=STEP]
     [kill=RANK,STEPS,SHARE] [wire=bfloat16]
 
-``kill`` kills a rank the given share of a step's time after it has taken so many steps.
+``kill`` kills a rank after it has taken STEPS steps and the given SHARE of another step's time.
 """
 
 import hashlib

@@ -2,8 +2,8 @@
 Eigenvalues on the unit circle
 ==============================
 
-The recurrent weights of three initialisations: orthogonal ones lie on the circle, small ones inside it, large ones
-outside.
+The eigenvalues of the recurrent weights for three initialisations. Those of orthogonal weights lie on the circle,
+those of small ones inside it, those of large ones outside.
 """
 
 import numpy as np

@@ -2,8 +2,8 @@
 What a language model expects
 =============================
 
-A model has learnt a sentence, and reads one like it. Below each character are those that the model expected there, the
-likeliest at the top. A frame marks the right one.
+A model has learnt a sentence, and reads one like it. Below each character are the characters that the model expected,
+the likeliest at the top. A frame marks the right one.
 """
 
 import numpy as np

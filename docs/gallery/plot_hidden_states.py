@@ -2,7 +2,7 @@
 Hidden states over time
 =======================
 
-What the units of a trained language model do while it reads. Each row is a unit, each column a character.
+The states of a trained language model's units while it reads. Each row is a unit, each column a character.
 """
 
 import numpy as np

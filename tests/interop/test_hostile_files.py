@@ -222,7 +222,7 @@ def test_groups_of_a_file_of_keras_are_read_once(bounded, tmp_path):
     path = tmp_path / "groups.weights.h5"
     with h5py.File(path, "w") as file:
         group = file.create_group("layers")
-        for _ in range(60):  # 2**60 paths lead to the last
+        for _ in range(60):  # 2**60 paths lead to the last one
             group["a"] = inner = group.create_group("b")
             group = inner
         file["layers/c"] = file["layers"]
