@@ -202,7 +202,7 @@ def random_network(g, N, seed, dtype="float64"):
 )
 def test_random_networks_against_mean_field_theory(g, N, networks, steps):
     # The theory is for N to infinity, and each network has its own exponents. Hence the mean is compared: for N = 1000,
-    # at g = 2 and 3, eight networks were 2.2 % below it to 0.1 % above. At g = 1.5, nearer to the transition at 1, only
+    # at g = 2 and 3, eight were 2.2 % below the theory to 0.1 % above. At g = 1.5, nearer to the transition at 1, only
     # eight of sixteen were within 2 %, the others 2 to 29 % below. For N = 4000 all of five were within 1.1 %.
     exponents, errors = [], []
     for seed in range(networks):

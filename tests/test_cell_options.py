@@ -60,7 +60,7 @@ PAIRS: list[Cell] = [
     ids=lambda cell: cell.kernel_type("T") + "-norm" * cell.layer_norm + "-projection" * cell.sums_over_units,
 )
 def test_gradients_of_every_pair_of_a_cells_options(cell):
-    # Where a reset makes W_hh h zero, a layer norm changes within a distance of 0.003, less than the differences step.
+    # Where a reset makes W_hh h zero, a layer norm changes within 0.003, less than the step of the differences.
     check(draw(cell, Options(lengths=True, mask=True), T=2, H=8) if cell.layer_norm else draw(cell, ALL), seed=3)
 
 
@@ -163,7 +163,7 @@ def test_schedules_agree_with_the_definition_where_steps_have_sums_over_units(ce
     """Rows of one warp and of several, steps that do not exist, and blocks that work alone or exchange data."""
     for B, H, options in ((6, 11, ALL), (3, 70, Options(lengths=True)), (1, 11, Options(bias=False))):
         problem = draw(OPTIONED[cell], options, T=4, B=B, I=3, H=H, dtype=dtype)
-        if B > 1 or schedule.startswith("step") or cell == "gru-norm-before":  # others have their own for one row
+        if B > 1 or schedule.startswith("step") or cell == "gru-norm-before":  # others need own kernels for one row
             arrays = {name: kernel_wing.to(value) for name, value in vars(problem).items()}
             found = kernel_wing.back(run(kernel_wing.module, dataclasses.replace(problem, **arrays)))
             assert_all_close(found, run(reference, problem), recurrence_terms(4, B, 3, H))
@@ -215,8 +215,7 @@ ON_THE_COMPILED_WING = [
     pytest.param(cell, dtype, marks=() if cell in QUICK else pytest.mark.slow)
     for number, (cell, options) in enumerate(OPTIONED.items())
     for dtype in ("float64", "float32")
-    # Each is a compilation, so slow tests cover one of the two dtypes. test_native_recurrence.py has other sums in
-    # float32.
+    # Each is a compilation, so slow tests cover one dtype. test_native_recurrence.py has other sums in float32.
     if cell in QUICK or dtype == ("float64" if options.sums_over_units else ("float64", "float32")[number % 2])
 ]
 

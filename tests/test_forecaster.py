@@ -61,7 +61,7 @@ def test_predictions_are_fed_back(each_wing, dtype):
     series = simulate(40).astype(dtype)
     found = linear(dtype=dtype).predict(series, 10)
     assert_close(found, continued(series.astype("float64"), PHI, 10).astype(dtype), TERMS)
-    # For a series in other units, the model with the same scaling gives the same values in those units.
+    # If the series has other units, the same model gives the same values in those units.
     other = linear(dtype=dtype, mean=20.0, std=4.0).predict(20 + 4 * series, 10)
     assert_close(other, 20 + 4 * found, TERMS)
     several = linear(dtype=dtype).predict([series, series[:7], series[:20]], 10)

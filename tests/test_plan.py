@@ -140,7 +140,7 @@ def test_operands_go_to_as_few_blocks_as_can_hold_the_weights(device, schedule, 
 
 
 def test_sums_are_exchanged_where_they_are_fewer_than_gate_gradients():
-    """Sums of H units are written and read once for each block, and there are G gate gradients."""
+    """The sums of H units are written and read once for each block. These units have G gate gradients."""
     problem, gpu = consider(B=16, H=768, backward=True, device="A100").problem, devices.lookup("A100")
     launch = plan.make("scatter", problem, gpu).launch
     assert (launch.grid, launch.units, launch.rows, str(launch.variant)) == ((52, 2, 1), 15, 8, "8, 3, 8")
