@@ -943,8 +943,7 @@ def test_nccl_sums_one_buffer_of_each_dtype_on_the_current_stream(nccl):
             np.testing.assert_array_equal(array, 3 * value)
         np.testing.assert_array_equal(again, 3 * values["a"])
         a, b, c, d = (((rank + 1) * values[name]).ravel() for name in "abcd")
-        # Each is summed in place: one buffer for each dtype, in the order of the arrays. A complex number is two
-        # numbers.
+        # Summed in place: one buffer for each dtype, in the order of the arrays. A complex number is two numbers.
         buffers = [([*a, *c], 7), (b, 8), (d.view("float64"), 8), (a, 7)]
         assert nccl.calls[rank] == [(True, list(buffer), kind, 0, stream) for buffer, kind in buffers]
     assert nccl.identities == 1

@@ -126,8 +126,7 @@ def test_dropout_acts_in_three_places_and_only_with_an_rng():
     plain, dropped = small(num_layers=2), small(num_layers=2, dropout=0.5)
     assert_same(dropped(x), plain(x))
     assert_same(dropped.vjp(x)[0], plain.vjp(x)[0])
-    # Values dropped in a single step leave exact zeros, both in the weights that read them and in the row they came
-    # from.
+    # Values dropped in a single step leave exact zeros, in the weights that read them and in the row they came from.
     (y, _), pullback = dropped.vjp(x[:1, :1], rng=1)
     _, grads = pullback((np.ones_like(y), None))
     before = grads["embedding.weight"][x[0, 0]] == 0
@@ -232,8 +231,7 @@ def test_sampling_is_the_seeds_and_goes_on_from_the_prompt():
     assert model.sample(50, rng=1) == model.sample(50, rng=1) == model.sample(50, rng=np.random.default_rng(1))
     assert model.sample(50, rng=1) != model.sample(50, rng=2)
     assert model.sample(0) == ""
-    # The first greedy token is the likeliest after the prompt. A text drawn in two parts is the same as one drawn at
-    # once.
+    # The first greedy token is the likeliest after the prompt. Drawing a text in two parts changes nothing.
     greedy = model.sample(6, "abba", temperature=0)
     logits, _ = model(np.array([[0], *([n] for n in LETTERS.encode("abba"))]))
     assert greedy[0] == LETTERS.symbols[1 + int(np.argmax(logits[-1, 0, 1:]))]
