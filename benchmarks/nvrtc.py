@@ -237,26 +237,28 @@ def write_limits(path: Path, pattern: str = "") -> None:
 
 
 def report() -> Iterator[str]:
-    """A row for each source file: seconds for a translation unit, and for each kernel of it."""
+    """A row for each source file, and one for all: CPU seconds for a translation unit, and for each kernel of it."""
     reason = missing()
     if reason is not None:
         raise NotInstalled(reason)
     version = ".".join(map(str, _call("nvrtcVersion")))
     yield (
-        f"NVRTC {version}, sm_{TIMED_ARCHITECTURE}, one thread. A translation unit is what a call compiles at its "
-        "first use: some kernels for one dtype, and of a recurrence for one cell and schedule."
+        f"NVRTC {version}, sm_{TIMED_ARCHITECTURE}, CPU seconds. A translation unit is what a "
+        "call compiles at its first use: some kernels for one dtype, and of a recurrence for one cell and schedule."
     )
     yield ""
-    yield "| source | translation units | seconds each: median, longest | seconds a kernel: median, longest |"
-    yield "| --- | --: | --: | --: |"
+    yield "| source | translation units | seconds each: median, longest | a kernel: median, longest | all |"
+    yield "| --- | --: | --: | --: | --: |"
     times: dict[str, list[tuple[float, int]]] = {}
     for module in modules():
-        begin = time.perf_counter()
+        begin = time.process_time()
         compile_module(module, TIMED_ARCHITECTURE)
-        times.setdefault(module.source.name, []).append((time.perf_counter() - begin, len(module.names)))
+        times.setdefault(module.source.name, []).append((time.process_time() - begin, len(module.names)))
     for source, units in times.items():
         each, kernel = [t for t, _ in units], [t / n for t, n in units]
         yield (
             f"| {source} | {len(units)} | {statistics.median(each):.2f}, {max(each):.2f} "
-            f"| {statistics.median(kernel):.2f}, {max(kernel):.2f} |"
+            f"| {statistics.median(kernel):.2f}, {max(kernel):.2f} | {sum(each):.1f} |"
         )
+    every = [t for units in times.values() for t, _ in units]
+    yield f"| all | {len(every)} | {statistics.median(every):.2f}, {max(every):.2f} | | {sum(every):.1f} |"
