@@ -1,4 +1,4 @@
-"""Arrays as kernels take them, in the memory of their library, and CuPy's current stream. This imports no CuPy."""
+"""Layout, addresses and memory of arrays for kernels, and CuPy's current stream. Importing it imports no CuPy."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def namespace(array: Any) -> Any:
 
 
 def contiguous(array: Any) -> Any:
-    """``array`` as kernels take it: in C order, itself if it is so already. None stays None."""
+    """``array`` in C order, as kernels need it: itself if it is so already. None stays None."""
     return None if array is None else namespace(array).ascontiguousarray(array)
 
 
 def address(array: Any) -> int:
-    """Where an array in C order begins, for a pointer in memory."""
+    """The address of the first element of an array in C order."""
     return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
@@ -66,7 +66,7 @@ def stream_key() -> tuple[int, int]:
 
 
 def uncaptured(array: np.ndarray) -> Any:
-    """``array`` on the current device, copied at once although the current stream is being captured."""
+    """Copy ``array`` to the current device at once, although the current stream is being captured."""
     import cupy
 
     with cupy.cuda.Stream(non_blocking=True) as stream:

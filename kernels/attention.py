@@ -25,7 +25,7 @@ _TILE = 4
 """Steps, or source positions, of a row that a block computes at once."""
 
 _LEAST_STEPS = 16
-"""The fewest steps that are computed by tiles: a tile has 64, and computes them all."""
+"""The fewest steps that are computed by tiles: a tile always computes 64 steps."""
 
 SHARED = 32 * 1024
 """The most bytes of scores, or of their gradients, that a block keeps in shared memory."""
@@ -64,21 +64,21 @@ class _Attention:
 
     @property
     def sizes(self) -> tuple[np.int32, ...]:
-        """T, B, S, A, E."""
+        """The sizes T, B, S, A, E."""
         return tuple(np.int32(n) for n in (*self.query.shape[:2], *self.keys.shape[::2], self.values.shape[2]))
 
     @property
     def tile(self) -> int:
-        """Steps of a block: one in a decoder that attends at each of its steps."""
+        """Steps of a block: one for a decoder that attends step by step."""
         return 1 if self.query.shape[0] == 1 else _TILE
 
     def blocks(self, length: int, tile: int) -> int:
-        """One for each ``tile`` steps or positions of each row."""
+        """The number of blocks: one for each ``tile`` steps or positions of each row."""
         return -(-length // tile) * int(self.query.shape[1])
 
     @property
     def shared_bytes(self) -> int:
-        """Of a score for each of a block's pairs of step and position, 0 if that is too much."""
+        """Bytes of a block's scores, one for each pair of step and position; 0 if that is more than `SHARED`."""
         needed = self.tile * len(self.keys) * self.weights.dtype.itemsize
         return needed if needed <= SHARED else 0
 
@@ -99,7 +99,7 @@ def attention_forward(
     scale: float = 1.0,
     training: bool = False,
 ) -> tuple[Array, Array, _Attention | Tiles | None]:
-    """Scores, weights and context; arguments and results are those of ``gpurnn.reference``'s.
+    """Scores, weights and context; arguments and results are as in ``gpurnn.reference``.
 
     A length beyond S counts as S, one below zero as zero: a check would need a copy from the device.
     """

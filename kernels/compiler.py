@@ -1,7 +1,7 @@
-"""The C++ compiler, and the cache of what it made.
+"""The C++ compiler, and the cache of the files that it makes.
 
 The compiler is ``$CXX``, else g++, else clang++, else the one in the ``ziglang`` wheel, so that pip alone is enough. A
-command of it that runs longer than ``$GPURNN_COMPILER_TIMEOUT`` seconds (600 by default) is ended.
+compiler command that runs longer than ``$GPURNN_COMPILER_TIMEOUT`` seconds (600 by default) is ended.
 
 The cache is ``$GPURNN_CACHE_DIR``, else the user's cache directory of the system: ``$XDG_CACHE_HOME/gpurnn`` or
 ``~/.cache/gpurnn`` on Linux. A relative path counts from the directory that the process is in when it first uses the
@@ -9,11 +9,11 @@ cache. The name of a file holds a digest of everything that went into it, and it
 the cache run in this process, so
 
 - nobody but the user and root may be able to write to the directory or to rename one above it;
-- a file is used if only the user or root can have written it and it has its checksum; otherwise it is made again.
+- a file is used if only the user or root can have written it and its checksum is right; otherwise it is made again.
 
-A default directory that others can write, or that the user cannot, is replaced by a temporary one of this process, with
-a warning; such a ``$GPURNN_CACHE_DIR`` is an error. On Windows the user's directories are private by their access
-lists, and only the checksum is verified.
+A default directory that others can write to, or that the user cannot, is replaced by a temporary one for this process,
+with a warning. Such a ``$GPURNN_CACHE_DIR`` is an error. On Windows access lists keep the user's directories private,
+and only the checksum is verified.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CACHE = "GPURNN_CACHE_DIR"
 
 
 class CompilerError(RuntimeError):
-    """No compiler was found, it rejected the source or did not end, or what it makes cannot be kept safely."""
+    """No compiler was found, it rejected the source or did not end, or its output cannot be stored safely."""
 
 
 # ---- The compiler ---------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def find_compiler() -> tuple[str, ...]:
     Raises
     ------
     CompilerError
-        If there is none, or ``$CXX`` is no command.
+        There is no compiler, or ``$CXX`` is not a command.
     """
     named = os.environ.get("CXX")
     if named and not named.isspace():
@@ -99,17 +99,17 @@ def time_limit() -> float:
 
 
 def run(command: Sequence[str]) -> str:
-    """Run a command of the compiler to its end; returns its output.
+    """Run a compiler command to its end and return its output.
 
     Raises
     ------
     CompilerError
-        It does not run, fails, or takes longer than `time_limit`.
+        The command does not start, fails, or takes longer than `time_limit`.
     """
     seconds = time_limit()
-    # With AddressSanitizer, which the kernels need in this process, a compiler takes more than half as long again.
+    # The kernels need AddressSanitizer in this process. The compiler does not, and would take over half as long again.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    # The output goes to a file, because a pipe stays open as long as any process that the compiler has started.
+    # The output goes to a file, because a pipe stays open until every process that the compiler started has ended.
     with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
@@ -135,7 +135,7 @@ def run(command: Sequence[str]) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that still runs, with all that it has started."""
+    """End a process that still runs, with all processes that it started."""
     if process.poll() is None:
         if _POSIX:
             os.killpg(process.pid, signal.SIGKILL)
@@ -150,9 +150,9 @@ def included(text: str) -> list[str]:
 
 
 def source_closure(source: Path, include: str | None = None) -> dict[Path, str]:
-    """The texts of ``source`` and of every file that it includes in quotes, directly or not, skipped parts or not.
+    """The texts of ``source`` and of every file that it includes in quotes, directly or indirectly.
 
-    ``include`` is a header in ``kernels/`` that stands before it.
+    Includes that the preprocessor would skip count too. ``include`` is a header in ``kernels/`` that comes first.
     """
     texts: dict[Path, str] = {}
     waiting = [source.resolve(), *([(KERNELS / include).resolve()] if include else [])]
@@ -168,12 +168,12 @@ def source_closure(source: Path, include: str | None = None) -> dict[Path, str]:
 
 
 def translation_unit(source: str, include: str | None, proofs: Sequence[str]) -> str:
-    """``source`` between the header that it is to see and the declarations that prove something of it."""
+    """``source`` with the header ``include`` before it and the declarations ``proofs``, which check it, after it."""
     return "\n".join([*([f'#include "{include}"'] if include else []), source, *proofs, ""])
 
 
 def digest_of(*parts: str | bytes) -> str:
-    """One hash of all parts and of where each ends."""
+    """One hash of all parts and of their lengths."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode() if isinstance(part, str) else part
@@ -185,12 +185,12 @@ def digest_of(*parts: str | bytes) -> str:
 
 
 def cache_directory() -> Path:
-    """The directory of the cache, which exists and which nobody but the user and root can write to.
+    """The cache directory. It exists, and only the user and root can write to it.
 
     Raises
     ------
     CompilerError
-        ``$GPURNN_CACHE_DIR`` is no such directory and cannot be made.
+        ``$GPURNN_CACHE_DIR`` is not such a directory, or cannot be made.
     """
     named = os.environ.get(_CACHE)
     if named:
@@ -219,12 +219,12 @@ def cache_directory() -> Path:
 
 @functools.cache
 def _first_place(directory: str) -> str:
-    """The absolute path of a directory when it was first asked for: the process may go to another directory later."""
+    """The absolute path of a directory at its first use: the process may change its working directory later."""
     return os.path.abspath(directory)
 
 
 def _made(directory: Path) -> Path:
-    """The directory, with those above it, made with access for the user alone where it does not exist."""
+    """Make a directory and its parents where they do not exist, with access for the user alone. Return it."""
     if not directory.exists():
         _made(directory.parent)
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -232,7 +232,7 @@ def _made(directory: Path) -> Path:
 
 
 def _fault(directory: Path) -> str | None:
-    """Why others might put a file into a directory without links in its path, None if they cannot."""
+    """Why others could put a file into a directory; None if they cannot. Its path has no symbolic links."""
     if not directory.is_dir():
         return f"{directory} is not a directory"
     for path in (directory, *directory.parents):
@@ -259,7 +259,7 @@ def _is_private(status: os.stat_result) -> bool:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether a group is the user's alone, as many systems make one for each user."""
+    """Whether a group belongs to the user alone: many systems make such a group for each user."""
     import grp
     import pwd
 
@@ -290,12 +290,12 @@ def _of_this_process(pid: int, fault: str) -> Path:
 
 
 def cached(name: str, make: Callable[[Path], object]) -> Path:
-    """The file ``name`` of the cache. ``make`` writes it to the path it is given, where no sound file is there yet.
+    """The path of the cached file ``name``. If there is no valid one, ``make`` writes it to the path it is given.
 
     Raises
     ------
     CompilerError
-        The cache cannot be used, or another process does not finish the file within `time_limit`; what ``make`` raises.
+        The cache cannot be used, another process does not finish the file within `time_limit`, or ``make`` raises it.
     """
     import filelock
 
@@ -334,14 +334,14 @@ def _is_sound(path: Path, checksum: Path) -> bool:
 
 
 def _checksum(name: str, content: bytes) -> str:
-    """In the form that ``sha256sum --check`` reads."""
+    """The text of a checksum file, in the format of ``sha256sum --check``."""
     return f"{hashlib.sha256(content).hexdigest()}  {name}\n"
 
 
 def _own_content(path: Path) -> bytes | None:
     """The bytes of a regular file that only the user or root can have written, None for anything else."""
     flags = os.O_RDONLY
-    for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # not through a link; a FIFO is not waited for
+    for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # do not follow a link, nor wait for a FIFO
         flags |= getattr(os, flag, 0)
     try:
         with open(os.open(path, flags), "rb") as file:
@@ -352,5 +352,5 @@ def _own_content(path: Path) -> bytes | None:
 
 
 def machine() -> str:
-    """The system and the processor that a library runs on, for a directory that several machines share."""
+    """The system and the kind of processor of this machine: several machines may share a cache directory."""
     return f"{sys.platform} {platform.machine()}"

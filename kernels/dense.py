@@ -1,4 +1,4 @@
-"""The products of a dense layer, which are those of the array library."""
+"""The products of a dense layer, computed by the array library."""
 
 from __future__ import annotations
 

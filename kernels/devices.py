@@ -12,8 +12,8 @@ from typing import Any
 KIB = 1024
 
 LAUNCH_MICROSECONDS = 9.0
-"""CPU time of a launch where nobody says another: 6.4 measured over a driver that does nothing (`python -m benchmarks
-launch`), and an assumed 2.6 for one that does."""
+"""The default CPU time of a launch: 6.4 measured over a driver that does nothing (`python -m benchmarks launch`), plus
+an assumed 2.6 for a real driver."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Limits:
     shared_memory_per_block: int
     """Bytes, for a kernel that asks for more than 48 KiB."""
     fma: dict[str, int]
-    """Fused multiply-adds in a clock, by the dtype that they are computed in."""
+    """Fused multiply-adds per clock, by the dtype of the computation."""
     reserved_per_block: int
-    """Bytes of shared memory that the system takes of each block."""
+    """Bytes of each block's shared memory that the system takes."""
     shared_memory_unit: int
-    """Bytes. A block gets a multiple of them."""
+    """Bytes. A block gets a multiple of this unit."""
 
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" and the throughput table of "Arithmetic
-# Instructions"; the units of allocation are those of the CUDA Toolkit's cuda_occupancy.h. Registers are 65,536 of 32
-# bits in all of them.
+# Instructions"; the units of allocation are from the CUDA Toolkit's cuda_occupancy.h. All of them have 65,536 registers
+# of 32 bits.
 LIMITS = {
     (7, 5): Limits(1024, 16, 64 * KIB, 64 * KIB, {"float32": 64, "float64": 2}, 0, 256),
     (8, 0): Limits(2048, 32, 164 * KIB, 163 * KIB, {"float32": 64, "float64": 32}, KIB, 128),
@@ -48,18 +48,18 @@ LIMITS = {
 }
 
 REGISTERS = 65536
-"""Of a multiprocessor, 32 bits each."""
+"""Registers of a multiprocessor, 32 bits each."""
 
 _PARTITIONS = 4
-"""Of a multiprocessor: a warp belongs to one of them, and each has a fourth of the registers."""
+"""Partitions of a multiprocessor: a warp belongs to one of them, and each has a quarter of the registers."""
 
 
 @dataclass(frozen=True)
 class Device:
     """A GPU.
 
-    A figure that the device does not report is 0, as on some virtual and integrated ones. The planner then takes that
-    of a device of `DEVICES` with the same compute capability, or with the nearest lower one.
+    A figure that the device does not report is 0, as on some virtual and integrated devices. The planner then takes the
+    figure of a device in `DEVICES` with the same compute capability, or with the nearest lower one.
 
     Attributes
     ----------
@@ -70,11 +70,11 @@ class Device:
         The boost clock.
     l2_bytes : int
     bandwidth : float
-        Of the device memory, in bytes a second.
+        Bandwidth of the device memory, in bytes per second.
     shared_memory_per_block : int
         Bytes that a kernel may ask for.
     has_watchdog : bool
-        Whether the system ends a kernel that lasts for seconds, as on a device that has a display.
+        Whether the system ends a kernel that runs for seconds, as on a device with a display.
 
     Raises
     ------
@@ -102,7 +102,7 @@ class Device:
                 object.__setattr__(self, figure, self._usual(figure))
 
     def _usual(self, figure: str) -> Any:
-        """That figure of a device like this one."""
+        """The figure of that name of a similar device."""
         if figure == "shared_memory_per_block":
             return self.limits.shared_memory_per_block
         known = {device.compute_capability: getattr(device, figure) for device in reversed(DEVICES.values())}
@@ -110,11 +110,11 @@ class Device:
 
     @property
     def limits(self) -> Limits:
-        # Those of the latest capability in the table that is not later than the device's.
+        # The limits of the highest capability in the table that is not above the device's.
         return LIMITS[max((c for c in LIMITS if c <= self.compute_capability), default=min(LIMITS))]
 
     def peak_flops(self, accumulator: str) -> float:
-        """Floating-point operations a second, computed in the dtype ``accumulator``, without tensor cores."""
+        """Floating-point operations per second in the dtype ``accumulator``, without tensor cores."""
         return 2.0 * self.limits.fma[accumulator] * self.multiprocessors * self.clock_hz
 
 
@@ -135,16 +135,16 @@ DEVICES = {
         _device("RTX 4090", (8, 9), 128, 2520, 72, 1008),  # NVIDIA Ada GPU Architecture whitepaper
         _device("H100", (9, 0), 132, 1980, 50, 3350),  # H100 SXM5: Hopper Architecture whitepaper, H100 datasheet
         _device("H200", (9, 0), 132, 1980, 50, 4800),  # H200 SXM datasheet
-        # Bandwidth: Blackwell Architecture Technical Brief. The rest, of which no datasheet was at hand, is uncertain.
+        # Bandwidth: Blackwell Architecture Technical Brief. The other figures are uncertain: no datasheet was at hand.
         _device("B200", (10, 0), 148, 1965, 126, 8000),
         _device("RTX 5090", (12, 0), 170, 2407, 96, 1792),  # NVIDIA RTX Blackwell GPU Architecture whitepaper
     )
 }
-"""By name."""
+"""The known devices, by name."""
 
 
 def lookup(device: Any, where: str = "devices.lookup") -> Device:
-    """The device that a name, in any spelling, or a compute capability stands for.
+    """The device with a name, in any spelling, or with a compute capability.
 
     Parameters
     ----------
@@ -152,12 +152,12 @@ def lookup(device: Any, where: str = "devices.lookup") -> Device:
         "a100", "RTX4090", "NVIDIA H100 80GB HBM3"; or "sm_90" or "9.0", for the first device in `DEVICES` that has this
         compute capability. A `Device` is returned as it is.
     where : str
-        Who is given the device, for the message.
+        The name of the caller, for the error message.
 
     Raises
     ------
     TypeError, ValueError
-        It is no name, or no known device's.
+        ``device`` is not a name, or not that of a known device.
     """
     if isinstance(device, Device):
         return device
@@ -167,14 +167,14 @@ def lookup(device: Any, where: str = "devices.lookup") -> Device:
     capability = "".join(words).removeprefix("compute").removeprefix("sm")
     for name, known in DEVICES.items():
         own = _words(name)
-        # A GPU's own name says more, "A100-SXM4-80GB"; but an "RTX 4090 Ti" is another GPU.
+        # A GPU reports a longer name, such as "A100-SXM4-80GB"; but an "RTX 4090 Ti" is another GPU.
         if words[: len(own)] == own and words[len(own) : len(own) + 1] not in (["d"], ["s"], ["super"], ["ti"]):
             return known
         if capability == "".join(map(str, known.compute_capability)):
             return known
     raise ValueError(
         f"{where}: device is {device!r}, expected one of {', '.join(DEVICES)}, or a compute capability such as "
-        "'sm_90'; of another GPU give its figures, as a gpurnn.kernels.devices.Device"
+        "'sm_90'; for another GPU, give its figures as a gpurnn.kernels.devices.Device"
     )
 
 
@@ -185,13 +185,13 @@ def _words(text: str) -> list[str]:
 
 @functools.cache
 def of_index(index: int) -> Device:
-    """CuPy's device of that number."""
+    """The device that has this number in CuPy."""
     import cupy
 
     device = cupy.cuda.Device(index)
     attributes: dict[str, Any] = device.attributes  # only those that the driver knows
     properties = cupy.cuda.runtime.getDeviceProperties(index)
-    # Two transfers of a double data rate memory in each clock of it, which is given in kHz.
+    # Memory of double data rate makes two transfers per clock. The clock rate is in kHz.
     bandwidth = 2e3 * attributes.get("MemoryClockRate", 0) * attributes.get("GlobalMemoryBusWidth", 0) / 8
     return Device(
         name=properties["name"].decode(),
@@ -206,14 +206,14 @@ def of_index(index: int) -> Device:
 
 
 def launch_seconds() -> float:
-    """The CPU time of a launch that plans count with: ``GPURNN_LAUNCH_MICROSECONDS``, else `LAUNCH_MICROSECONDS`.
+    """The CPU time of a launch that plans assume: ``GPURNN_LAUNCH_MICROSECONDS``, else `LAUNCH_MICROSECONDS`.
 
-    It is not measured on the way: plans, and with them the last bits of results, would differ from run to run.
+    It is not measured at run time: plans, and with them the last bits of results, would differ from run to run.
 
     Raises
     ------
     ValueError
-        The variable is no number above 0.
+        The variable is not a number above 0.
     """
     text = os.environ.get("GPURNN_LAUNCH_MICROSECONDS", str(LAUNCH_MICROSECONDS))
     try:
@@ -233,15 +233,15 @@ def current() -> Device:
 
 
 def occupancy(device: Device, threads: int, registers: int, shared_bytes: int) -> int:
-    """Blocks that one multiprocessor holds at once.
+    """The number of blocks that one multiprocessor holds at once.
 
     Parameters
     ----------
     device : Device
     threads : int
-        Of a block.
+        Threads of a block.
     registers : int
-        Of a thread. A warp gets them in units of 256, all from one of the multiprocessor's four parts.
+        Registers of a thread. A warp gets them in units of 256, all from one of the multiprocessor's four partitions.
     shared_bytes : int
         Static and dynamic shared memory of a block.
     """

@@ -1,4 +1,4 @@
-"""Dropout masks from a counter-based generator: the same bits as ``gpurnn.reference``'s."""
+"""Dropout masks from a counter-based generator, with the same bits as in ``gpurnn.reference``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def modules() -> list[Module]:
 def dropout_mask(
     like: Array, shape: tuple[int, ...], rate: float, seed: int, first: int = 0, stride: int | None = None
 ) -> Array:
-    """A mask of inverted dropout; arguments and result are those of ``gpurnn.reference``'s."""
+    """A mask of inverted dropout; arguments and result are as in ``gpurnn.reference``."""
     mask = empty(like, shape, like.dtype)
     if math.prod(shape):
         dtype = dtypes.of(like)

@@ -17,7 +17,7 @@ class Dtype:
     """
 
     name: str
-    """NumPy's."""
+    """The name in NumPy."""
     storage: str
     """The C type of the numbers in an array."""
     accumulator: str
@@ -48,9 +48,9 @@ TABLE = {
         Dtype("float64", storage="double", accumulator="float64", itemsize=8),
     )
 }
-"""By name."""
+"""All dtypes, by name."""
 
 
 def of(array: Any) -> Dtype:
-    """The row of the table for an array's numbers; those of a complex array are its real and imaginary parts."""
+    """The row of the table for an array's numbers. A complex array counts as its real and imaginary parts."""
     return TABLE[array.real.dtype.name]

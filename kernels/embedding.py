@@ -16,9 +16,9 @@ from .launch import Module
 
 _THREADS = 128
 _GATHERED = 4
-"""Rows of a thread; see ``embedding.cu``."""
+"""Rows that a thread copies; see ``embedding.cu``."""
 _RUN = 64
-"""Rows of which one thread sums its columns."""
+"""Rows of a run, over which one thread sums its columns."""
 
 
 def _gather(dtype: Dtype) -> str:
@@ -43,7 +43,7 @@ def modules() -> list[Module]:
 
 
 def _launch(dtype: Dtype, name: str, items: int, packet: int, *args: Any) -> None:
-    """Launch a kernel over items, rows or runs of them, of ``args[-1]`` columns; it has packets of so many columns."""
+    """Launch a kernel over ``items`` groups or runs of rows, of ``args[-1]`` columns in packets of ``packet``."""
     E = int(args[-1])
     across = min(_THREADS, E if E % packet else E // packet)
     down = min(_THREADS // across, items)

@@ -3,7 +3,7 @@
     module = Module("add.cu", kernels=["add<float>"])
     module["add<float>"]((blocks,), (256,), (x, y, out, np.int32(n)))
 
-This is the only file that touches ``cupy.RawModule``. It imports no CuPy by itself.
+This is the only file that touches ``cupy.RawModule``. Importing it does not import CuPy.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """The options that CuPy adds to those of a module, except the architecture and the directories of its own headers."""
 
 _SHARED_BYTES = 48 * 1024
-"""Dynamic shared memory that a kernel may have without asking for more."""
+"""Bytes of dynamic shared memory that a kernel may use without raising its limit."""
 
 MOST_NODES = 4096
-"""Launches of a graph. The memory of a graph grows with them."""
+"""The most launches of a graph, whose memory grows with them."""
 
 _SERIES = Recent(64)
 
@@ -112,7 +112,7 @@ class Module:
         self.include = include
         self.proofs = tuple(proofs)
         self._lock = _fork.Lock(threading.RLock)  # so that threads compile it once
-        self._compiles_under: Any = None  # which lock; another one in the child of a fork
+        self._compiles_under: Any = None  # the lock; the child of a fork has another one
         self._texts: dict[Path, str] | None = None
         self._libraries: dict[str, host.Library] = {}
         self._raw: Any = None
@@ -139,12 +139,12 @@ class Module:
 
     @property
     def lock(self) -> Any:
-        """For what is done once for all threads."""
+        """The lock for work that is done once for all threads."""
         return self._lock.current
 
     @contextlib.contextmanager
     def _compiling(self) -> Iterator[None]:
-        """Be the only one who compiles; a signal handler or finaliser amid it would wait for itself."""
+        """Compile alone. A signal handler or finaliser that interrupts it would wait for itself; it gets an error."""
         lock = self._lock.current
         with lock:
             if self._compiles_under is lock:
@@ -169,8 +169,8 @@ class Module:
         return self._libraries[build]
 
     def cuda_source(self) -> tuple[str, tuple[str, ...]]:
-        """The text and the options that a GPU's compiler gets."""
-        # CuPy's cache of binaries knows this text and not what it includes, hence the digest.
+        """The source and the options for a GPU's compiler."""
+        # CuPy's cache of binaries knows this text but not the files that it includes, hence their digest.
         content = digest_of(*(f"{path.name}\n{text}" for path, text in sorted(self.texts.items())))
         text = f'#line 1 "{self.source}"\n{self.texts[self.source.resolve()]}'
         code = f"// {content}\n" + translation_unit(text, self.include, self.proofs)
@@ -183,7 +183,7 @@ class Module:
             return self.raw_module().get_function(name)
 
     def raw_module(self) -> Any:
-        """The kernels as CuPy has them."""
+        """The kernels as a CuPy module."""
         if self._raw is None:
             import cupy
 
@@ -210,7 +210,7 @@ class Kernel:
         return self._parameter_names
 
     def parameters(self, build: str) -> list[Parameter]:
-        """Its parameters, as the compiler of a build of the host executor knows them."""
+        """The kernel's parameters, as the compiler of a build of the host executor reports them."""
         if build not in self._parameters:
             descriptions = self.module.library(build).parameters(self.name)
             pairs = zip(self.parameter_names, descriptions, strict=True)
@@ -218,7 +218,7 @@ class Kernel:
         return self._parameters[build]
 
     def function(self, device: int, shared_bytes: int) -> Any:
-        """The kernel as CuPy launches it on a device, which is the current one, with this much dynamic shared memory.
+        """CuPy's kernel for ``device``, the current one, ready for launches with that much dynamic shared memory.
 
         The limit of shared memory is set once, to the most that the device has: all threads launch the same function.
         """
@@ -241,7 +241,7 @@ class Kernel:
         cooperative: bool = False,
         reachable: Sequence[Any] = (),
     ) -> Bound:
-        """A launch whose arguments are checked here, once, for a kernel that is launched many times.
+        """Check the arguments of a launch once, for a kernel that is launched many times.
 
         Parameters
         ----------
@@ -257,7 +257,7 @@ class Kernel:
         cooperative : bool
             All blocks run side by side, as a `GridBarrier` needs.
         reachable : sequence of arrays
-            Those that the kernel reaches through pointers in memory, not through its arguments.
+            Arrays that the kernel reaches through pointers in memory, not through its arguments.
 
         Raises
         ------
@@ -374,7 +374,7 @@ class Kernel:
             raise ValueError(f"{self.name}: shared_mem is {shared_mem}, expected a number of bytes")
 
     def _check_arguments(self, build: str | None, args: Sequence[Any]) -> None:
-        """A GPU's compiler does not report the types of parameters, so there only arrays are checked."""
+        """Check all arguments; on a GPU only arrays, because its compiler does not report the types of parameters."""
         names = self.parameter_names
         if len(args) != len(names):
             raise TypeError(f"{self.name}: {len(args)} arguments, expected {len(names)} ({', '.join(names)})")
@@ -397,12 +397,12 @@ class Kernel:
 
 
 class Bound:
-    """A launch with arguments that `Kernel.bind` has checked. Call it with those that change, in their order.
+    """A launch with arguments that `Kernel.bind` has checked. Call it with the arguments that change, in order.
 
         step = kernel.bind(grid, block, args, changing=["first", "last"])
         step(np.int32(0), np.int32(1))
 
-    On a GPU it belongs to the device that was current.
+    On a GPU it belongs to the device that was current at `Kernel.bind`.
     """
 
     def __init__(
@@ -421,10 +421,10 @@ class Bound:
         self._launch(self._filled(values))
 
     def each(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Launch the kernel for one row of changing arguments after another.
+        """Launch the kernel once for each row of changing arguments, in order.
 
-        On a GPU they become one CUDA graph when they come again: the same object ``rows``, numbers and addresses of
-        arrays. The graph owns no memory: whoever calls has arrays at these addresses.
+        On a GPU the launches become one CUDA graph when they repeat: with the same object ``rows``, numbers and array
+        addresses. The graph owns no memory: a caller whose arrays have these addresses owns them.
         """
         if self._key is None or not 1 < len(rows) <= MOST_NODES or is_captured():
             for row in rows:
@@ -470,7 +470,7 @@ class Bound:
 
 @dataclasses.dataclass
 class _Series:
-    """Launches of a kernel that `Bound.each` was asked for once, and their graph since they came again."""
+    """Launches that `Bound.each` has made once, and their graph once they have repeated."""
 
     rows: Sequence[tuple[Any, ...]]
     graph: Any = None

@@ -1,4 +1,4 @@
-"""Memory of CuPy that calls of the same kind take again, at the same addresses. This imports no CuPy."""
+"""CuPy memory that calls of the same kind reuse, at the same addresses. Importing it does not import CuPy."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from .recent import Recent
 
 _MEMORY = Recent(8)
 _MEMORY_SHARE = 1 / 64
-"""Of a device's memory, which the free blocks of one of them have at most."""
+"""The largest share of a device's memory that the free blocks of a `_Memory` may take."""
 
 _ALIGNMENT = 512
-"""Bytes, as of the addresses that CuPy's pool gives."""
+"""Bytes: the alignment of addresses from CuPy's pool."""
 
 
 class _Memory:
-    """The memory of calls that allocate the same: a block for each of them that still has arrays in it."""
+    """The memory of calls that allocate the same arrays: one block for each call whose arrays are still in use."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        """Bytes of all free blocks, at most."""
+        """The most bytes of all free blocks together."""
         self.bytes = 0
-        """That a call has needed so far."""
+        """The most bytes that a call has needed so far."""
         self.free: list[tuple[Any, int]] = []
-        """Pointers to the blocks that no array is in, and their sizes."""
+        """Pointers to the blocks without arrays, and their sizes."""
 
 
 class _Lease:
-    """A block of memory, from its first byte on for one call; free for another when no array is left in it."""
+    """A block of memory for one call, filled from its first byte on. It is free again when its last array is gone."""
 
     def __init__(self, memory: _Memory, allocate: Callable[[int], Any], block: tuple[Any, int]) -> None:
         self.memory, self.allocate, self.block, self.used = memory, allocate, block, 0
 
     def malloc(self, size: int) -> Any:
-        """As the allocator of a pool."""
+        """Allocate ``size`` bytes, as the allocator of a pool does."""
         import cupy
 
         begin, self.used = self.used, self.used + -(-size // _ALIGNMENT) * _ALIGNMENT
@@ -56,11 +56,11 @@ class _Lease:
 
 @contextlib.contextmanager
 def in_the_same_memory(like: Any, key: Any) -> Iterator[bool]:
-    """Have CuPy allocate what it allocated at the same addresses when this was last entered with ``key``.
+    """Have CuPy allocate at the same addresses as when this context was last entered with ``key``.
 
-    So launches come again and are a graph, see `Bound.each`; a pool gives other addresses at each call. The block of a
-    call is free for the next one when the last array in it is gone, so arrays that callers keep should not lie there.
-    Gives whether there is such a block: not at the first call, on the host executor, nor in a capture.
+    So launches repeat exactly and become a graph, see `Bound.each`; a pool gives other addresses at each call. When the
+    last array of a call is gone, its block is free for the next call; so do not store arrays there that callers keep.
+    Yields whether there is such a block: not at the first call, nor on the host executor, nor in a capture.
     """
     if not is_cupy_array(like) or is_captured():
         yield False
@@ -77,7 +77,7 @@ def in_the_same_memory(like: Any, key: Any) -> Iterator[bool]:
         yield False
         return
     block = (None, 0)
-    while block[1] < wanted:  # smaller ones are of no use any more
+    while block[1] < wanted:  # smaller blocks are of no more use
         try:
             block = memory.free.pop()
         except IndexError:

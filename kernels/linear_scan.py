@@ -1,12 +1,12 @@
 """The linear recurrence h_t = a_t h_{t-1} + b_t, parallel over time by chunks of steps.
 
-Within a chunk it is the loop. The state that enters a chunk has passed through products of a, one for each chunk before
-it. Its error is within that of the loop: a few roundings of every term a_t ... a_{k+1} b_k at every step. So the two
-differ visibly only where large terms cancel, which needs |a| > 1.
+Within a chunk the steps run in a loop. The state that enters a chunk has passed through products of a, one for each
+chunk before it. Its error is no larger than that of one loop over all steps: a few roundings of every term
+a_t ... a_{k+1} b_k at every step. So the two differ visibly only where large terms cancel, which needs |a| > 1.
 
 If a product overflows and the states do not, or the states overflow and no product does, the chunk's steps are taken
-one by one, so that infinities and NaN arise only where the loop has them. The same is done if a product underflows,
-unless the state loses less than a rounding by that.
+one by one, so that infinities and NaN arise only where the loop gives them. The same is done if a product underflows,
+unless that costs the state less than a rounding.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _module(dtype: Dtype, is_complex: bool, width: int) -> Module:
 
 
 def _widest(dtype: Dtype, is_complex: bool) -> int:
-    """The columns whose numbers, as kernels compute with them, have 128 bits."""
+    """The number of columns whose values fill 128 bits in the dtype of the computation."""
     return 16 // (np.dtype(dtype.accumulator).itemsize * (2 if is_complex else 1))
 
 
@@ -64,16 +64,16 @@ def modules() -> list[Module]:
 
 
 def _length(T: int, columns: int) -> int:
-    """Steps of a chunk: as many as keep the GPU busy, because several chunks read a and b twice, and one only once.
+    """Steps of a chunk: as many as still keep the GPU busy. Several chunks read a and b twice, a single one only once.
 
-    With few columns the time is that of one thread's steps in a row: twice through a chunk, once over all chunks.
+    With few columns one thread's steps in a row decide the time: twice through a chunk, once over all chunks.
     """
     length = max(_LEAST_LENGTH, math.isqrt(T), -(-T * columns // _THREADS))
     return length if 2 * length <= T else T
 
 
 def launches(T: int, columns: int, dtype: Dtype) -> tuple[tuple[int], tuple[int], int]:
-    """The grid and the block of the last kernel of a scan of real numbers, and how many kernels are launched."""
+    """The grid and the block of the last kernel of a scan of real numbers, and the number of kernels launched."""
     chunks, widest = -(-T // _length(T, columns)), _widest(dtype, is_complex=False)
     width = 1 if columns % widest else widest
     return (-(-chunks * columns // (width * _BLOCK)),), (_BLOCK,), 1 if chunks == 1 else 3
@@ -118,7 +118,7 @@ def linear_scan_backward(saved: _Scan, dh: Array) -> tuple[Array, Array, Array]:
 
 
 class _Chunks:
-    """The chunks of one scan, over factors ``a`` and ``values`` that are b or dh; ``others`` are what else it reads."""
+    """The chunks of one scan with factors ``a`` and ``values`` b or dh. ``others`` are its other inputs."""
 
     def __init__(self, a: Array, values: Array, *others: Array) -> None:
         T, B, N = values.shape
@@ -134,7 +134,7 @@ class _Chunks:
         self.width = widest if packed else 1
 
     def launch(self, name: str, rows: int, *args: Any, way: str = "") -> None:
-        """Launch a kernel of which a thread takes ``self.width`` columns of each of ``rows`` rows."""
+        """Launch a kernel over ``rows`` rows; a thread takes ``self.width`` columns of one of them."""
         reals = [x.view(x.real.dtype) if hasattr(x, "ndim") and x.ndim else x for x in args]
         width = 1 if name == "chunk_states" else self.width
         arguments = f"{_types(self.dtype, self.is_complex)}{way}" + ("" if name == "chunk_states" else f", {width}")
@@ -142,7 +142,7 @@ class _Chunks:
         kernel((-(-rows * self.columns // (width * _BLOCK)),), (_BLOCK,), reals)
 
     def entering(self, initial: Array | None, *, backward: bool) -> Array | None:
-        """The states that enter the chunks after the first, from ``initial``; None for zero."""
+        """The states that enter the chunks after the first one. ``initial`` is the first one's; None means zero."""
         maps, way = self.chunks - 1, ", true" if backward else ", false"
         if not maps:
             return None
@@ -157,7 +157,7 @@ class _Chunks:
 
 
 def _readable(array: Array) -> Array:
-    """In C order, and a complex array aligned to the size of its numbers, because each is read in one access."""
+    """``array`` in C order, aligned to the size of its numbers: each is read in one access, complex ones too."""
     array = contiguous(array)
     return array if _address(array) % array.dtype.itemsize == 0 else array.copy()
 

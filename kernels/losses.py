@@ -47,7 +47,7 @@ class _CrossEntropy:
     """The values that `cross_entropy_backward` needs."""
 
     logits: Array
-    """(N, V), the caller's own if they are contiguous: the softmax is not stored but computed again."""
+    """(N, V), the caller's own array if it is contiguous: the softmax is not stored but computed again."""
     statistics: Array
     """(3, N), see ``losses.cu``."""
     labels: Array

@@ -1,4 +1,4 @@
-"""The states of the minimal GRU and LSTM: the definition's operations of the library, and the kernels' scan."""
+"""The states of the minimal GRU and LSTM: the definition of ``gpurnn.reference``, with the scan of the kernels."""
 
 from __future__ import annotations
 

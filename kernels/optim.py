@@ -38,12 +38,12 @@ def _norm_kernel(name: str, like: Array) -> Kernel:
 
 
 def scalars_layout(scalars: Mapping[str, float | bool], real: str) -> np.dtype[Any]:
-    """The memory of the struct that holds a rule's scalars, whose numbers are of the dtype ``real``."""
+    """The memory layout of the struct of a rule's scalars, whose numbers have the dtype ``real``."""
     return np.dtype([(name, bool if isinstance(value, bool) else real) for name, value in scalars.items()], align=True)
 
 
 def proofs_of(struct: str, slots: tuple[str, ...], layout: np.dtype[Any]) -> list[str]:
-    """Lines of C++ that prove a rule's struct to have the slots and scalars of the optimizer's class."""
+    """C++ assertions that a rule's struct has the slots and scalars of the optimizer's class."""
     scalars = layout.names or ()
     facts = [f"{struct}::{name} == {number}" for number, name in enumerate((*slots, "count"))]
     facts += [f"sizeof({struct}) == {layout.itemsize}"]
@@ -54,7 +54,7 @@ def proofs_of(struct: str, slots: tuple[str, ...], layout: np.dtype[Any]) -> lis
 
 @functools.cache
 def _update(kind: str, slots: tuple[str, ...], layout: np.dtype[Any], dtype: Dtype) -> Module:
-    """The kernel of one optimizer, which the compiler proves to have the slots and scalars of the optimizer's class."""
+    """The kernel of one optimizer. The compiler checks that it has the slots and scalars of the optimizer's class."""
     rule = kind.capitalize()
     proofs = proofs_of(f"{rule}<{dtype.real}>", slots, layout)
     return Module("optim.cu", [f"update<{rule}, {dtype.types}>"], proofs=proofs)
@@ -91,7 +91,7 @@ def _chunks(arrays: Sequence[Array]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Table:
-    """Which arrays a kernel goes over, in device memory; see `Chunk` in ``optim.cu``."""
+    """The arrays that a kernel works on, as a table in device memory; see `Chunk` in ``optim.cu``."""
 
     entries: Array
     blocks: int
@@ -99,11 +99,11 @@ class _Table:
 
 _TABLES = Recent(64)
 _CAPTURED: dict[Any, _Table] = {}
-"""Those that CUDA graphs read, which may be launched at any time."""
+"""The tables that CUDA graphs read. They stay, because a graph may be launched at any time."""
 
 
 def _table(lists: Sequence[Sequence[Any]], shrink: Sequence[float]) -> _Table:
-    """The table of lists of arrays: one that is there, if they are at the addresses of an earlier call."""
+    """The table of lists of arrays. That of an earlier call is reused if the arrays have the same addresses."""
     first, captured, place = lists[0], False, None
     if not isinstance(first[0], np.ndarray):
         captured, place = is_captured(), stream_key()
@@ -122,7 +122,7 @@ def _table(lists: Sequence[Sequence[Any]], shrink: Sequence[float]) -> _Table:
 
 
 def _launch(kernel: Kernel, lists: Sequence[Sequence[Any]], shrink: Sequence[float], *args: Any) -> None:
-    """Launches a kernel over all chunks of lists of arrays, or of None for a list that does not exist."""
+    """Launch a kernel over all chunks of lists of arrays. A list that does not exist holds None."""
     first = lists[0]
     table = _table(lists, shrink)
     if not table.blocks:
@@ -135,7 +135,7 @@ def _launch(kernel: Kernel, lists: Sequence[Sequence[Any]], shrink: Sequence[flo
 def global_norm(arrays: Sequence[Array]) -> Array:
     """The 2-norm of all elements of all ``arrays``, as ``gpurnn.reference`` gives it: a () float64 array.
 
-    The sum of the squares is that of each chunk, then that of these; its order depends on the sizes alone.
+    The squares are summed within each chunk, then over the chunks. The order depends on the sizes alone.
     """
     like, chunks = arrays[0], sum(_chunks(arrays))
     sums, norm = empty(like, 3 * chunks, np.float64), empty(like, (), np.float64)

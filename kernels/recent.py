@@ -1,4 +1,4 @@
-"""A cache of what was asked for last."""
+"""A cache of recently used values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpurnn import _fork
 
 
 class Recent:
-    """The values that were asked for last, by their keys; threads share it."""
+    """The most recently used values, by key. Threads may share it."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -26,13 +26,13 @@ class Recent:
             return value
 
     def put(self, key: Any, value: Any) -> None:
-        """Keep a value until others have been asked for since."""
+        """Keep a value until enough others have been used since."""
         with self._lock.current:
             self._values[key] = value
             if len(self._values) > self._most:
                 self._values.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Forget all values."""
         with self._lock.current:
             self._values.clear()

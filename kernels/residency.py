@@ -1,4 +1,4 @@
-"""Blocks that must run at once: how many a device holds, and launches that found out that it holds fewer."""
+"""Blocks that must run at once: how many a device holds, and launches that show that it holds fewer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import numpy as np
 from .arrays import is_captured
 
 GIVEN_UP = 1 << 31
-"""``given_up`` of ``intrinsics.cuh``: the word of a `GridBarrier` for which blocks waited in vain is at least this."""
+"""``given_up`` of ``intrinsics.cuh``: where blocks waited in vain, the word of a `GridBarrier` is at least this."""
 
 AT_ONCE: dict[tuple[int, int], int] = {}
-"""By device and size of a cluster, the most blocks that ran at once where a launch has shown that they are fewer than
-the driver says: a part of the device may be another process's, or another context's. CuPy cannot ask how many clusters
-run at once."""
+"""The most blocks that may run at once, by device and cluster size, where a launch has shown that the driver says too
+many: another process or context may use a part of the device. CuPy cannot ask how many clusters run at once."""
 
 _COOPERATIVE_LAUNCH_TOO_LARGE = 720  # of CUresult
 _NO_CLUSTERS = {1, 701, 801, 912}
-"""Those by which a driver may say that it runs no clusters in a cooperative launch: an invalid value, too few
-resources, not supported, an invalid size of a cluster. The launch's own values are checked before."""
+"""The errors by which a driver may say that it runs no clusters in a cooperative launch: invalid value, too few
+resources, not supported, invalid cluster size. The launch's own values have been checked before."""
 
 
 class NotResident(ValueError):
@@ -54,7 +53,7 @@ def all_at_once(
 
 @dataclasses.dataclass(frozen=True)
 class _Watched:
-    """The words of the barriers of a launch on their way to the host."""
+    """The barrier words of a launch, on their way to the host."""
 
     words: np.ndarray
     arrival: Any
@@ -67,10 +66,10 @@ _watched: collections.deque[_Watched] = collections.deque()
 
 
 def watch(words: Any, blocks: int, cluster: int = 1) -> None:
-    """After a launch of ``blocks`` blocks, in clusters of some, with these words of a `GridBarrier`: have they all met?
+    """Check that all blocks of a launch have met at its barriers. ``words`` are those of its `GridBarrier`.
 
-    On a GPU that is known later: a later launch raises then what is raised here on the host executor. A graph that
-    captures the launch does not look.
+    On a GPU that is known only later: then a later launch raises the error that the host executor raises here. A launch
+    that is captured into a graph is not checked.
 
     Raises
     ------
@@ -90,7 +89,7 @@ def watch(words: Any, blocks: int, cluster: int = 1) -> None:
 
 
 def raise_given_up() -> None:
-    """Raise what `watch` has found out since."""
+    """Raise an error that `watch` has found since."""
     while _watched and _watched[0].arrival.done:
         found = _watched.popleft()
         if (found.words >= GIVEN_UP).any():
@@ -102,5 +101,5 @@ def _check_given_up(words: np.ndarray, blocks: int) -> None:
     if (words >= GIVEN_UP).any():
         raise RuntimeError(
             f"gpurnn: a launch of {blocks} blocks has ended early, because they did not all run at once; its results "
-            "are NaN. Repeat it: a schedule runs that needs fewer of them at once"
+            "are NaN. Repeat it: then a schedule runs that needs fewer blocks at once"
         )

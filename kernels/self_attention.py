@@ -18,16 +18,16 @@ from .streams import of_stream, remembers_stream
 
 _THREADS = 256
 _TILE = 64
-"""Steps, positions, and columns of a part."""
+"""Steps or positions of a tile, and columns of a part."""
 
 
 def _widest(dtype: Dtype) -> int:
-    """Times 64 columns that a block sums in registers."""
+    """The most parts of 64 columns that a block sums in registers."""
     return 16 // np.dtype(dtype.accumulator).itemsize
 
 
 def _layout(dtype: Dtype) -> np.dtype[Any]:
-    """The memory of the struct ``Sizes``."""
+    """The memory layout of the struct ``Sizes``."""
     fields = [(name, np.int64) for name in ("from_t", "from_b", "mask_b", "mask_h")]
     fields += [(name, np.int32) for name in ("T", "B", "S", "A", "E", "heads", "causal")]
     return np.dtype([*fields, ("scale", dtype.accumulator)], align=True)
@@ -56,7 +56,7 @@ def modules() -> list[Module]:
 
 @dataclass(frozen=True)
 class Tiles:
-    """One call: what it reads, and the softmax of each step once `forward` has been."""
+    """One call: its inputs, and after `forward` the statistics of each step's softmax."""
 
     query: Array
     """(T, B, A)."""
@@ -68,12 +68,12 @@ class Tiles:
     lengths: Array | None = None
     """(B,) of int32."""
     excluded: Array | None = None
-    """(B / heads, S): positions that do not exist for ``heads`` rows that follow one another."""
+    """(B / heads, S): positions that do not exist, each row for ``heads`` consecutive rows."""
     mask: Array | None = None
-    """(B / heads or 1, heads or 1, T, S): what is added to the scores."""
+    """(B / heads or 1, heads or 1, T, S): numbers that are added to the scores."""
     heads: int = 1
     causal: bool = False
-    """A step sees no position that is later than itself, the steps being the last T positions."""
+    """A step sees no later position. The steps are the last T positions."""
     batch_first: bool = False
     """Whether weights are (B, T, S) and not (T, B, S)."""
 
@@ -90,7 +90,7 @@ class Tiles:
         return context
 
     def weights(self) -> Array:
-        """The weights, computed again from the softmax."""
+        """The weights, computed again from the statistics of the softmax."""
         (T, B, _), S = self.query.shape, len(self.keys)
         weights = empty(self.query, (B, T, S) if self.batch_first else (T, B, S), self.query.dtype)
         arrays = self.query, self.keys, self.lengths, self.excluded, self.mask, self.statistics, weights
@@ -116,7 +116,7 @@ class Tiles:
 
     @functools.cached_property
     def _parts(self) -> int:
-        """Times 64 columns that a block sums. With a mask it is once: more would not be in registers."""
+        """Parts of 64 columns that a block sums. With a mask it is one: more would not fit in registers."""
         narrow = max(self.keys.shape[2], self.values.shape[2]) <= _TILE
         return 1 if narrow or self.mask is not None else _widest(self._dtype)
 
@@ -158,9 +158,9 @@ def multi_head_forward(
     with_weights: bool = True,
     training: bool = False,
 ) -> tuple[Array, Array | None, tuple[Tiles, tuple[int, ...]] | None]:
-    """Context and weights; arguments and results are those of ``gpurnn.reference``'s.
+    """Context and weights; arguments and results are as in ``gpurnn.reference``.
 
-    A head of a row of the batch is a row of the tiles, because its columns are next to those of the next head.
+    Each head of a batch row is a row of the tiles: its columns are next to those of the next head.
     """
     T, B, E = query.shape
 

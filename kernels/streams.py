@@ -1,4 +1,4 @@
-"""CuPy's streams: what one saves and another reads, and work that runs side by side. This imports no CuPy."""
+"""CuPy's streams: values that one saves and another reads, and concurrent work. Importing it imports no CuPy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _OfStream:
 
 
 def remembers_stream(forward: F) -> F:
-    """Decorate a forward function whose last result is what it saves. For CuPy arrays the stream is saved too."""
+    """Decorate a forward function whose last result holds its saved values. For CuPy arrays the stream is saved too."""
 
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -47,11 +47,11 @@ def remembers_stream(forward: F) -> F:
 
 
 def of_stream(backward: F) -> F:
-    """Decorate a backward function whose first argument is what a function of `remembers_stream` saved.
+    """Decorate a backward function whose first argument was saved by a function with `remembers_stream`.
 
-    If the current stream is not the forward function's, this one waits for the work that the other has queued, and the
-    other waits for this one. Memory that is freed, such as what was saved, goes to the next call on the stream that
-    allocated it, although another stream may still read it.
+    If the current stream is not the forward function's, it first waits for the work queued on that one, and afterwards
+    that one waits for it. Freed memory, such as the saved values, goes to the next call on the stream that allocated
+    it, although another stream may still read it.
     """
 
     @functools.wraps(backward)
@@ -73,7 +73,7 @@ def of_stream(backward: F) -> F:
 
 
 class _SideBySide:
-    """What waits for the end of `side_by_side`."""
+    """The work that waits for the end of `side_by_side`."""
 
     def __init__(self) -> None:
         self.works: list[tuple[Callable[[], None], Callable[[], None] | None]] = []
@@ -84,14 +84,14 @@ _beside: contextvars.ContextVar[_SideBySide | None] = contextvars.ContextVar("be
 
 
 def is_beside() -> bool:
-    """Whether `beside` and `afterwards` keep what they are given until `side_by_side` ends."""
+    """Whether `beside` and `afterwards` postpone their work until `side_by_side` ends."""
     return _beside.get() is not None
 
 
 def beside(work: Callable[[], None], instead: Callable[[], None] | None = None) -> None:
-    """Call ``work``, which launches kernels; within `side_by_side` at its end, beside the others.
+    """Call ``work``, which launches kernels; within `side_by_side`, at its end and concurrently with the others.
 
-    If it raises `NotResident`, ``instead`` is called where there is one.
+    If it raises `NotResident`, call ``instead`` if there is one.
     """
     waiting = _beside.get()
     if waiting is not None:
@@ -106,7 +106,7 @@ def beside(work: Callable[[], None], instead: Callable[[], None] | None = None) 
 
 
 def afterwards(work: Callable[[], None], *, always: bool = False) -> None:
-    """Call ``work``; within `side_by_side` after all that runs `beside`, and after a failure only if ``always``."""
+    """Call ``work``; within `side_by_side`, after all work of `beside`, and after a failure only if ``always``."""
     waiting = _beside.get()
     if waiting is None:
         work()
@@ -116,12 +116,12 @@ def afterwards(work: Callable[[], None], *, always: bool = False) -> None:
 
 @contextlib.contextmanager
 def side_by_side(like: Any) -> Iterator[None]:
-    """Have what `beside` is given within run at its end, on a GPU on several streams at once.
+    """Run the work given to `beside` in this context at its end; on a GPU, on several streams at once.
 
-    No work may read what another one writes. On a GPU the first is launched on the current stream and each other one on
-    a stream that waits for all that the current one has been given before; the current one then waits for them. So
-    all their memory may come from the current stream, and be freed from then on. On the host executor they run one
-    after another, in an order that the seed decides. In a capture nothing is kept until the end.
+    No work may read what another one writes. On a GPU the first is launched on the current stream. Each other one is
+    launched on a stream that waits for everything queued on the current stream, which then waits for them all.
+    So all their memory may come from the current stream, and may be freed from then on. On the host executor they run
+    one after another, in an order that the seed decides. In a capture nothing is postponed.
     """
     if is_cupy_array(like) and is_captured():
         yield
@@ -172,7 +172,7 @@ def _run_at_once(works: list[tuple[Callable[[], None], Callable[[], None] | None
 
 
 def _streams_beside(count: int) -> list[Any]:
-    """Streams for what runs beside the current one, the same at each call."""
+    """Streams to use besides the current one, the same at each call."""
     import cupy
 
     key = stream_key()

@@ -16,14 +16,14 @@ from ..streams import of_stream, remembers_stream
 
 @remembers_stream
 def cell_forward(cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights) -> tuple[tuple[Array, ...], Any]:
-    """One step of a cell from its projected input; arguments and results are those of ``gpurnn.reference``'s."""
+    """One step of a cell from its projected input; arguments and results are as in ``gpurnn.reference``."""
     xp = namespace(xw)
     B, H = xw.shape[0], xw.shape[1] // cell.gates
     b_hh, step_masks = weights.get("bias_hh"), None
     if cell.step_masks:
         step_masks = xp.zeros((len(cell.step_masks), 1, 1, B, H), xw.dtype)
         for mask, name in zip(step_masks, cell.step_masks, strict=True):
-            mask[0, 0, :, : weights[name].shape[1]] = weights[name]  # that of h has its width
+            mask[0, 0, :, : weights[name].shape[1]] = weights[name]  # the mask of h has the width of h
     run: Run | RowRun
     with plan.schedule("stepwise"):
         if cell.sums_over_units:
@@ -66,7 +66,7 @@ def cell_gates(saved: Any) -> dict[str, Array]:
     functions, clip = saved.cell.gate_functions, getattr(saved.cell, "clip", None)
 
     def value(gate: str, kept: Array) -> Array:
-        """From what the gate's activation keeps, see ``activations.cuh``."""
+        """The gate's value, from what its activation keeps, see ``activations.cuh``."""
         activation = saved.cell.activation_of(gate)
         if clip is not None:
             return activations.value(xp, activation, xp.clip(kept, -clip, clip))

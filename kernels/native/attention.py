@@ -52,10 +52,10 @@ def attention_forward(
     scale: float = 1.0,
     training: bool = False,
 ) -> tuple[Array, Array, Any]:
-    """Context and weights; arguments and results are those of ``gpurnn.reference``'s."""
+    """Context and weights; arguments and results are as in ``gpurnn.reference``."""
     T, B, A = query.shape
     S, E = keys.shape[0], values.shape[2]
-    # A copy, which no other thread can change between the check and its use.
+    # A copy, so that no other thread can change it between the check and its use.
     lengths = None if lengths is None else np.array(lengths, np.int64)
     check_lengths(lengths, S)
 

@@ -18,7 +18,7 @@ LIBRARY = build.Library("dropout", lambda: '#include "native/dropout.cpp"\n', ("
 def dropout_mask(
     like: Array, shape: tuple[int, ...], rate: float, seed: int, first: int = 0, stride: int | None = None
 ) -> Array:
-    """A mask of inverted dropout, of the bits that ``gpurnn.reference`` gives it."""
+    """A mask of inverted dropout, with the same bits as in ``gpurnn.reference``."""
     mask = np.empty(shape, like.dtype)
     if mask.size:
         build.call(

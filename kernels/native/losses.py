@@ -57,7 +57,7 @@ def cross_entropy_forward(
     """Cross-entropy of each row between its softmax and its label, as ``gpurnn.reference`` gives it."""
     N, V = logits.shape
     dtype = logits.dtype
-    # A copy, which no other thread can change between the check and its use.
+    # A copy, so that no other thread can change it between the check and its use.
     labels = np.array(labels if weights is None else np.where(weights == 0, 0, labels), np.int64)
     check_labels(labels, V)
     team = threads.team()

@@ -96,5 +96,5 @@ class _MemoryOfSums(_Memory):
 
 
 def recurrence_memory(cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> RecurrenceMemory:
-    """Count the bytes that a recurrence allocates; arguments and result are those of ``gpurnn.reference``'s."""
+    """Count the bytes that a recurrence allocates; arguments and result are as in ``gpurnn.reference``."""
     return (_MemoryOfSums if cell.sums_over_units else _Memory)(cell, T, B, H, D, like)

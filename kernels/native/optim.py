@@ -44,7 +44,7 @@ def optimizer_update(
     weight_decay: float,
     scalars: Mapping[str, float | bool],
 ) -> None:
-    """A step of an optimizer, of the bits that ``gpurnn.reference`` gives it."""
+    """A step of an optimizer, with the same bits as in ``gpurnn.reference``."""
     dtype = params[0].dtype
     lists = [params, [np.ascontiguousarray(g) for g in grads]]
     lists += [[None] * len(params) if arrays is None else arrays for arrays in slots.values()]  # type: ignore[list-item]

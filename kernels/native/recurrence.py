@@ -189,7 +189,7 @@ def recurrence_forward(
     step_masks: Array | None = None,
     training: bool = False,
 ) -> tuple[Array, tuple[Array, ...], Any]:
-    """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s."""
+    """Run one layer over a whole sequence; arguments and results are as in ``gpurnn.reference``."""
     T, B, I = x.shape
     D, H, states = len(weights), state[0].shape[2], len(state)
     plan = _plan(cell, x.dtype.char, T, B, I, H, training)
@@ -296,7 +296,7 @@ def recurrence_backward(
     dstate: tuple[Array | None, ...],
     dweights: tuple[Mapping[str, Array], ...] | None = None,
 ) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
-    """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
+    """Backpropagate through a layer's whole recurrence; arguments and results are as in ``gpurnn.reference``."""
     first = saved[0]
     if not isinstance(first, _Saved):
         other: tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]

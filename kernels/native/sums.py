@@ -97,7 +97,7 @@ def recurrence_forward(
     step_masks: Array | None = None,
     training: bool = False,
 ) -> tuple[Array, tuple[Array, ...], Any]:
-    """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s."""
+    """Run one layer over a whole sequence; arguments and results are as in ``gpurnn.reference``."""
     step, (T, B, I), dtype = of_step(cell), x.shape, x.dtype
     plain, name = step.without_numbers, dtype.name
     if not can_compute(plain, name, library):
@@ -160,7 +160,7 @@ def recurrence_backward(
     dstate: tuple[Array | None, ...],
     dweights: tuple[Mapping[str, Array], ...] | None = None,
 ) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
-    """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
+    """Backpropagate through a layer's whole recurrence; arguments and results are as in ``gpurnn.reference``."""
     x = saved[0].arrays["x"]
     assert x is not None
     (T, B, I), P, H = x.shape, saved[0].sums.width, saved[0].sums.layer.hidden

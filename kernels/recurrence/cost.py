@@ -1,4 +1,4 @@
-"""What a launch costs the host: launches of the step-fused schedule, which has one for each step."""
+"""The host's cost of a launch, for the step-fused schedule, which has one launch per step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TURNS = 9
 
 
 def step_fused(xp: Any, T: int, B: int, H: int) -> tuple[Any, Bound, Any]:
-    """The arguments of a launch of that schedule's kernel, the same bound, and what changes at each step."""
+    """The arguments of a launch of that schedule's kernel, the launch bound, and its changing arguments per step."""
     cell = LSTM()
     w = xp.zeros((1, cell.gates * H, H), np.float32)
     with plan.schedule("step-fused"):
@@ -34,7 +34,7 @@ def step_fused(xp: Any, T: int, B: int, H: int) -> tuple[Any, Bound, Any]:
 
 
 def launch_seconds() -> float:
-    """CPU time of a launch on CuPy's current device: the median of some series, each of which the device ends first."""
+    """CPU time of a launch on CuPy's current device: the median of several series, each begun on an idle device."""
     import cupy
 
     _, bound, launches = step_fused(cupy, 200, 1, 8)

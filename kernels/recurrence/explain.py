@@ -21,8 +21,8 @@ def explain_recurrence(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The plans of both passes of a layer of D directions, as attributes of `gpurnn.explanation.Explanation`.
 
-    It is one of a stack of so many layers. They are plans for ``device``, which is a name or a `devices.Device`. If it
-    is None, for the device of the array x.
+    The layer is one of a stack of ``layers``. The plans are for ``device``, a name or a `devices.Device`. None means
+    the device of the array x.
     """
     gpu = plan.device_of(x) if device is None else devices.lookup(device, where)
     forward = Problem(cell, T, B, H, D, dtypes.TABLE[dtype])
@@ -35,7 +35,7 @@ def explain_recurrence(
 
 
 def _of_stack(problem: Problem, gpu: devices.Device, is_here: bool, at_once: stack.Decision | None) -> dict[str, Any]:
-    """Of a pass on a device that layers share if some run at once."""
+    """The attributes of a pass on a device, which layers share if some run at once."""
     share = gpu if at_once is None else plan.share_of(gpu, at_once.layers)
     assert share is not None
     if at_once is None:
@@ -52,7 +52,7 @@ def _of_stack(problem: Problem, gpu: devices.Device, is_here: bool, at_once: sta
 
 
 def _of_kernels(problem: Problem, gpu: devices.Device, is_here: bool) -> dict[str, Any]:
-    """Of a pass on a device; if that ``is_here``, it is asked how many blocks it runs at once."""
+    """The attributes of a pass on a device. If the device ``is_here``, it is asked how many blocks it runs at once."""
     choice, reasons = plan.consider(problem, gpu), dict[str, str]()
     while is_here and (why := apart(problem, choice.plans[choice.best][0])):
         reasons[choice.best] = why
@@ -93,7 +93,7 @@ def _of_kernels(problem: Problem, gpu: devices.Device, is_here: bool) -> dict[st
 
 
 def _options(problem: Problem, gpu: devices.Device, choice: plan.Choice) -> dict[str, str]:
-    """What each option costs that sums over units, with the best schedule and without the option."""
+    """The cost of each option that sums over units: the cost of a step with it and without it."""
     costs = {}
     for option in ("layer_norm", "proj_size"):
         if getattr(problem.cell, option, 0):
@@ -110,20 +110,20 @@ def _exchanges(choice: plan.Choice) -> str:
 
 
 _OPERATIONS_OF_A_GATE = 10
-"""Roughly those on arrays of all steps that its value takes: each is a launch that reads two arrays and writes one."""
+"""Roughly the array operations of a gate's value for all steps: each is a launch that reads two arrays, writes one."""
 
 
 def _of_elementwise(problem: Problem, gpu: devices.Device) -> dict[str, Any]:
-    """Of a cell whose units do not read each other, of as many steps at a time as `recurrence_chunk` says."""
+    """The attributes of a pass of a cell whose units do not read each other, in chunks of `recurrence_chunk` steps."""
     cell, steps, columns = problem.cell, min(problem.T, recurrence_chunk(problem.B)), problem.B * problem.H
     if isinstance(cell, IndRNN):
         schedule, grid, block = "independent", (-(-columns // independent.BLOCK),), (independent.BLOCK,)
-        # Forward a is read and h written; backward dh, h and what the cell kept are read, and da is written.
+        # Forward reads a and writes h; backward reads dh, h and the values that the cell kept, and writes da.
         launches, arrays, flops = 1, 4 if problem.backward else 2, 2 + cell.operations[problem.backward]
     else:
         schedule, operations = "scan", _OPERATIONS_OF_A_GATE * cell.gates
         grid, block, scans = linear_scan.launches(steps, columns, problem.dtype)
-        # Of the scan h is written, and a and b are read, once more for the maps of the chunks.
+        # The scan writes h and reads a and b, once more for the maps of several chunks.
         launches, arrays, flops = scans + operations, (3 if scans == 1 else 5) + 3 * operations, 2 + operations
     moved, flops = problem.D * columns * problem.dtype.itemsize * arrays, flops * problem.D * columns
     launches *= problem.D * -(-problem.T // steps)

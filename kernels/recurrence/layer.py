@@ -41,7 +41,7 @@ def check_lengths(where: str, lengths: Array | None, T: int) -> None:
 
 
 def marks_of(resets: Array | None, exists: Array | None, repeats: bool) -> Array | None:
-    """The ``Marks`` of ``clock.cuh`` of each step of each row, (T, B), None if there are none."""
+    """The ``Marks`` of ``clock.cuh`` for each step of each row, (T, B); None if there are none."""
     starts = None if resets is None else resets.view("u1")
     if exists is None:
         return starts
@@ -63,7 +63,7 @@ class _Saved:
     x: Array
     w_ih: tuple[Array, ...]
     norm: tuple[Array, tuple[Array, Array]] | None = None
-    """The weights (D, G*H) of the norm of W_ih x, and what `RowRun.normalise` keeps."""
+    """The weights (D, G*H) of the norm of W_ih x, and the values that `RowRun.normalise` returns."""
 
 
 @remembers_stream
@@ -81,7 +81,7 @@ def recurrence_forward(
     step_masks: Array | None = None,
     training: bool = False,
 ) -> tuple[Array, tuple[Array, ...], _Saved | None]:
-    """Run one layer over a whole sequence; arguments and results are those of ``gpurnn.reference``'s.
+    """Run one layer over a whole sequence; arguments and results are as in ``gpurnn.reference``.
 
     A length beyond T counts as T, one below zero as zero: a check would need a copy from the device.
     """
@@ -99,9 +99,9 @@ def recurrence_forward(
 
 
 def _memory_of(cell: Cell, plans: Sequence[plan.Plan | None], like: Array, key: Any) -> AbstractContextManager[bool]:
-    """Where the launches of a sequence can be a CUDA graph, the memory in which they come again.
+    """The memory in which the launches of a sequence repeat exactly, if they can be a CUDA graph.
 
-    The passes with these plans have arrays there. What runs beside other layers has another plan.
+    The arrays of the passes with these plans are stored there. Passes beside those of other layers have other plans.
     """
     nobody = cell.sums_over_units or is_beside()
     if nobody or not any(of_pass and of_pass.schedule == "step-fused" for of_pass in plans):
@@ -187,7 +187,7 @@ def _inputs(xp: Any, weights: tuple[Weights, ...]) -> tuple[Array, ...]:
 
 
 def _stacked(xp: Any, biases: list[Array | None]) -> Array | None:
-    """(D, G*H), zeros where a direction has none, None if none has."""
+    """The biases (D, G*H): zeros for a direction without one, None if no direction has one."""
     given = next((b for b in biases if b is not None), None)
     if given is None or len(biases) == 1:
         return None if given is None else contiguous(given)[None]
@@ -201,7 +201,7 @@ def recurrence_backward(
     dstate: tuple[Array | None, ...],
     dweights: tuple[Mapping[str, Array], ...] | None = None,
 ) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
-    """Backpropagate through a layer's whole recurrence; arguments and results are those of ``gpurnn.reference``'s."""
+    """Backpropagate through a layer's whole recurrence; arguments and results are as in ``gpurnn.reference``."""
     run, x = saved.run, saved.x
     xp = namespace(x)
     sizes = run.cell.state_sizes(run.H)
@@ -252,7 +252,7 @@ def recurrence_backward(
 def _backward(
     run: Run | RowRun, dy: Array | None, dstate: tuple[Array, ...]
 ) -> tuple[Array, Callable[[int, slice], dict[str, Array]]]:
-    """The gradients (D, T*B, G*H) of what is added to the gates for x, and those of a direction's other weights."""
+    """The gradients (D, T*B, G*H) of the terms of x in the gates, and a function for those of the other weights."""
     if isinstance(run, RowRun):
         gradients = backward_rows(run, dy, dstate)
         return gradients.dx, functools.partial(gradients.of_weights, run)

@@ -14,7 +14,7 @@ from .plan import FusedPlan, Problem
 class RecurrenceMemory(Memory):
     """The memory of the calls of a recurrence, in bytes that arrays need: a pool rounds them up.
 
-    Layers of a stack that run at once take less: they hold W_ih x of a chunk of steps alone.
+    Layers of a stack that run at once take less: they hold W_ih x for one chunk of steps only.
     """
 
     def __init__(self, problem: Problem, is_fused: bool) -> None:
@@ -32,7 +32,7 @@ class RecurrenceMemory(Memory):
         if normed:
             history += D * slots * B * (cell.gates + 1) * H
         if training or D > 1 or by_rows:
-            history += weights  # of the steps
+            history += weights  # copies for the steps
         if training:
             history += T * B * I
         self.take(history)
@@ -53,7 +53,7 @@ class RecurrenceMemory(Memory):
         P, of_gates, normed = self.problem.width, cell.gates * H, cell.normalises
         phases, weights = len(cell.phases), of_gates * (I + 2) + sum(N * K for N, K in self.problem.products)
         gates = self.take((1 + cell.hidden_apart) * D * T * B * of_gates)
-        if normed:  # the products' gradients; those of W_ih x; of the normalised c
+        if normed:  # the gradients of the products, of W_ih x and of the normalised c
             gates += self.take(2 * D * T * B * of_gates + (cell.states - 1) * D * T * B * H)
         if cell.projects:
             gates += self.take(D * T * B * P)
@@ -66,7 +66,7 @@ class RecurrenceMemory(Memory):
                 self.take(weights)
                 if phases > 1:  # the gradient of each phase's rows, and all of them
                     self.free(self.take(of_gates * H))
-                if normed:  # what is added up for the gradients of the norms' weights
+                if normed:  # the terms of the gradients of the norms' weights
                     self.free(self.take((rows.stop - rows.start) * of_gates))
                 if number > 0:  # the sum of the chunks before, this one's, and the sum of both
                     self.take(weights)
@@ -78,6 +78,6 @@ class RecurrenceMemory(Memory):
 
 
 def recurrence_memory(cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> RecurrenceMemory:
-    """Count the bytes that a recurrence allocates; arguments and result are those of ``gpurnn.reference``'s."""
+    """Count the bytes that a recurrence allocates; arguments and result are as in ``gpurnn.reference``."""
     problem = Problem(cell, T, B, H, D, dtypes.of(like))
     return RecurrenceMemory(problem, isinstance(plan.choose(problem, plan.device_of(like)), FusedPlan))

@@ -1,6 +1,6 @@
 """Which schedule runs a pass of a recurrence on a device, and how it is cut into blocks.
 
-The forward and the backward pass are planned apart: what either saves for the other has one layout in all schedules.
+The forward and the backward pass are planned separately: the saved values have one layout in all schedules.
 `make` plans one schedule: the grid of its kernel, if it fits the device. `choose` takes the schedule whose predicted
 time (`predict.py`) is the shortest.
 """
@@ -29,40 +29,40 @@ SCHEDULES = ("stepwise", "step-fused", "block", "persistent", "cluster", "scatte
 EXCHANGE = {
     "step-fused": "launch", "block": "block", "persistent": "grid", "cluster": "cluster", "scatter": "scatter"
 }  # fmt: skip
-"""The exchange of each other schedule than stepwise, as a `Variant` has it; that of "scatter" backward."""
+"""The `Variant.exchange` of each schedule except stepwise; for "scatter", that of the backward pass."""
 
 THREADS = 256
-"""Of a block of ``recurrence/fused.cu``: so few that a thread has registers for weights and for all it computes."""
+"""Threads of a block of ``recurrence/fused.cu``: few enough that a thread has registers for weights and its work."""
 
 _OWNED = {"float32": 4, "float64": 2}
-"""Hidden units of a row whose steps a thread may compute, by the dtype that they are computed in."""
+"""The most hidden units of a row whose steps a thread computes, by the dtype of the accumulator."""
 
 _STEP_FUSED_UNITS, _STEP_FUSED_ROWS, _STEP_FUSED_CHUNK = 8, 32, 256
-"""Of a block of that schedule, at most."""
+"""The most units, rows and columns of an operand's chunk in a block of the step-fused schedule."""
 
 STEPWISE_THREADS = 256
-"""Of a block of ``recurrence/stepwise.cu``."""
+"""Threads of a block of ``recurrence/stepwise.cu``."""
 
 ROW_SUMS = 32
-"""Numbers in shared memory by which the warps of a row add up, of a block of ``recurrence/rows.cu``."""
+"""Numbers in the shared memory of a block of ``recurrence/rows.cu`` through which the warps of a row add up."""
 
 _SCATTER_HELD = 24
 """Packets of weights that a thread keeps in registers in ``recurrence/scatter.cu``."""
 
 _SECONDS_OF_A_LAUNCH = 0.1
-"""By the prediction, where a watchdog ends one that lasts for seconds: a tenth of what it may take."""
+"""The most that a launch is predicted to take where a watchdog ends it after seconds: a tenth of what it may take."""
 
 CLUSTER_BLOCKS, CLUSTER_CAPABILITY = 8, (9, 0)
-"""Blocks of a cluster, the most that every device runs that has any, and the least such compute capability."""
+"""Blocks of a cluster, the most that every device with clusters runs, and the lowest compute capability with them."""
 
 _MOST_GROUPS = 65535
-"""Blocks along y and z of a grid: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
+"""The most blocks along y and z: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
 
 _MOST_WEIGHTS = 2**31 - 1
-"""Of a direction: their offsets have 32 bits, see ``recurrence/product.cuh``."""
+"""The most weights of a direction: their offsets have 32 bits, see ``recurrence/product.cuh``."""
 
 HOST_DEVICE = "H100"
-"""The device that is planned for if arrays are NumPy's, on the host executor."""
+"""The device to plan for if arrays are NumPy's, on the host executor."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,17 @@ class Problem:
 
     @property
     def name(self) -> str:
-        """The pass, as its kernel in ``recurrence/fused.cu`` is called."""
+        """The name of the pass, which is that of its kernel in ``recurrence/fused.cu``."""
         return "backward" if self.backward else "forward"
 
     @property
     def width(self) -> int:
-        """Of h."""
+        """The width of h."""
         return self.cell.state_sizes(self.H)[0]
 
     @functools.cached_property
     def products(self) -> tuple[tuple[int, int], ...]:
-        """For each product of a step the rows of its weights, and their numbers."""
+        """The rows and columns (N, K) of the weights of each product of a step."""
         operands = (self.width, *[self.H] * len(self.cell.phases))
         forward = [(gates * self.H, K) for gates, K in zip(self.cell.phases, operands, strict=False)]
         if self.cell.projects:
@@ -97,16 +97,16 @@ class Problem:
         return tuple((K, N) if self.backward else (N, K) for N, K in forward)
 
     def ends_by_rows(self, exchange: str) -> bool:
-        """Whether a step ends where its row of the batch is, and not where its units' products are."""
+        """Whether a step ends in the block that has its batch row, not in the one that has its units' products."""
         return self.cell.sums_over_units and (exchange == "launch" or self.cell.normalises)
 
     def exchanges(self, exchange: str) -> int:
-        """Of a step: until an operand is where it is multiplied, and where it ends by rows, until the products are."""
+        """The exchanges of a step: of each product's operand and, if steps end by rows, of each product's result."""
         return len(self.products) * (1 + self.ends_by_rows(exchange))
 
     @property
     def phases(self) -> int:
-        """Of the whole pass; the backward pass has one more, which ends the first step."""
+        """The phases of the whole pass; the backward pass has one more, which ends the first step."""
         return self.T * len(self.products) + self.backward
 
     @property
@@ -116,12 +116,12 @@ class Problem:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the recurrent weights of all directions."""
+        """The bytes of the recurrent weights of all directions."""
         return self.D * sum(N * K for N, K in self.products) * self.dtype.itemsize
 
     @property
     def flops(self) -> int:
-        """Of the products of one step."""
+        """The floating-point operations of the products of one step."""
         return 2 * self.D * self.B * sum(N * K for N, K in self.products)
 
 
@@ -129,29 +129,29 @@ class Problem:
 class Variant:
     """The template arguments of the kernels of whole passes that depend on the plan.
 
-    They are those of ``recurrence/fused.cu``, and "scatter" that of ``recurrence/scatter.cu``.
+    The kernels are in ``recurrence/fused.cu``; that of "scatter" is in ``recurrence/scatter.cu``.
     """
 
     exchange: str
-    """How a step's operand gets to the blocks that multiply it: "launch", "block", "grid" or "cluster"; or "scatter":
-    each block multiplies its own part of it, and the sums get to the blocks that add them up."""
+    """How a step's operand reaches the blocks that multiply it: "launch", "block", "grid" or "cluster". With "scatter",
+    each block multiplies its own part of the operand, and the sums go to the blocks that add them up."""
     columns: int
     """Rows of the batch in a tile."""
     tile_rows: int = 8
-    """Rows of weights in a tile; under "scatter" those of a thread."""
+    """Rows of weights in a tile; with "scatter", of a thread."""
     held: int = 0
-    """Widths of its weight rows that a warp keeps in registers, or packets that a thread does."""
+    """Widths of its weight rows that a warp keeps in registers; with "scatter", packets that a thread keeps."""
     owned: int = 1
-    """Hidden units of a row whose steps a thread computes, at most."""
+    """The most hidden units of a row whose steps a thread computes."""
 
     @property
     def blocks(self) -> int:
-        """That share out the columns of a product."""
+        """The number of blocks that share the columns of a product."""
         return CLUSTER_BLOCKS if self.exchange == "cluster" else 1
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """Those that have such a kernel: in a cluster a forward pass has no registers for as many sums."""
+        """The passes with such a kernel: with 12 rows in a cluster, a forward pass lacks registers for the sums."""
         if self.exchange == "scatter" or (self.exchange == "cluster" and self.tile_rows == 12):
             return ("backward",)
         return ("forward", "backward")
@@ -163,7 +163,7 @@ class Variant:
 
     @property
     def tile_lanes(self) -> int:
-        """Lanes of a warp that share out the columns of a tile."""
+        """The number of lanes of a warp that share the columns of a tile."""
         if self.exchange == "scatter":
             return 1
         return 32 if self.columns == 1 else 8
@@ -185,7 +185,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Launch:
-    """One pass' kernel: how the work is cut into blocks."""
+    """The launch of one pass: how its work is cut into blocks."""
 
     grid: tuple[int, int, int]
     block: tuple[int]
@@ -193,23 +193,23 @@ class Launch:
     units: int
     """Hidden units of a block."""
     rows: int
-    """Rows of the batch of a block."""
+    """Batch rows of a block."""
     chunk: int
     """Numbers of each row of an operand that are in shared memory at once."""
     parts: int
     """Parts of a product's columns, whose sums are added in their order."""
     at_once: int
-    """Tiles of rows of the batch that are multiplied at once."""
+    """Tiles of batch rows that are multiplied at once."""
     variant: Variant
 
     @property
     def sums(self) -> int:
-        """Parts whose sums are in shared memory: a warp that has parts of one tile alone adds them up."""
+        """Parts whose sums are in shared memory: a warp that only has parts of one tile adds them up itself."""
         of_warp = 32 // self.variant.tile_lanes
         return self.parts if self.parts % of_warp else self.parts // of_warp
 
     def sums_between_blocks(self, real: str) -> tuple[int, ...]:
-        """The shape of the array of that dtype by which blocks exchange sums under "scatter"."""
+        """The shape of the array of dtype ``real`` through which blocks exchange sums with "scatter"."""
         x, y, z = self.grid
         of_packet = 16 // np.dtype(real).itemsize
         return 2, z, y, x, x, -(-self.units * self.rows // of_packet) * of_packet
@@ -225,7 +225,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedule of a pass. For the stepwise one this is all: its grids follow from the sizes."""
+    """The schedule of a pass. The stepwise one needs nothing more: the sizes determine its grids."""
 
     schedule: str
 
@@ -236,14 +236,14 @@ class FusedPlan(Plan):
 
     launch: Launch
     most_steps: int | None = None
-    """Of a launch, where a watchdog ends those that last."""
+    """The most steps of a launch, where a watchdog ends long ones."""
 
     @property
     def exchange(self) -> str:
         return EXCHANGE[self.schedule]
 
     def launches(self, phases: int, of_step: int) -> tuple[tuple[np.int32, np.int32], ...]:
-        """For each launch the first phase that it computes and the one after its last, of all ``phases`` of a pass."""
+        """For each launch, the first phase that it computes and the one after its last, of all ``phases`` of a pass."""
         if self.exchange == "launch":
             return _spans(phases, 1)
         return _spans(phases, phases if self.most_steps is None else self.most_steps * of_step)
@@ -251,7 +251,7 @@ class FusedPlan(Plan):
 
 @functools.lru_cache(64)
 def _spans(phases: int, step: int) -> tuple[tuple[np.int32, np.int32], ...]:
-    """The same object for the same numbers, by which `Bound.each` knows launches that come again."""
+    """The phases of each launch. Equal numbers give the same object, by which `Bound.each` knows repeated launches."""
     return tuple((np.int32(first), np.int32(min(first + step, phases))) for first in range(0, phases, step))
 
 
@@ -260,7 +260,7 @@ class DoesNotFit(ValueError):
 
 
 def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
-    """The variants of its kernels that a plan for the cell may have."""
+    """The variants of the cell's kernels that a plan may choose."""
     return [
         Variant("launch", 1),
         Variant("launch", 4),
@@ -272,11 +272,11 @@ def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
 
 
 _OF_ROWS = [Variant("grid", 1), Variant("grid", 4)]
-"""Those of cells with sums over units, of the block and of the persistent schedule."""
+"""The variants of the block and persistent schedules for cells with sums over units."""
 
 
 def _block_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
-    """Those of the block schedule."""
+    """The variants of the block schedule."""
     if cell.sums_over_units:
         return _OF_ROWS
     held = [Variant("block", 4, held=3)] if _can_hold(cell, dtype) else []
@@ -284,7 +284,7 @@ def _block_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
 
 
 def _grid_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
-    """Those of the persistent schedule."""
+    """The variants of the persistent schedule."""
     if cell.sums_over_units:
         return _OF_ROWS
     several = Variant("grid", 4, owned=_OWNED[dtype.accumulator])
@@ -294,7 +294,7 @@ def _grid_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
 
 
 def _cluster_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
-    """Those of the cluster schedule: where an operand is of one row, its blocks do not wait for its bytes."""
+    """The variants of the cluster schedule, none for a single row: blocks do not wait for the bytes of its operand."""
     if cell.sums_over_units:
         return []
     several = Variant("cluster", 4, owned=_OWNED[dtype.accumulator])
@@ -304,7 +304,7 @@ def _cluster_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
 
 
 def _scatter_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
-    """Those of the backward pass of the scatter schedule, for a thread of 1 to 4 units of the product."""
+    """The variants of the backward pass of the scatter schedule, with 1 to 4 units of the product per thread."""
     if not exchanges_sums(cell, dtype):
         return []
     return [Variant("scatter", 8, tile_rows=units, held=_SCATTER_HELD // units) for units in (1, 2, 3, 4)]
@@ -313,7 +313,7 @@ def _scatter_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
 def exchanges_sums(cell: Cell, dtype: Dtype) -> bool:
     """Whether a cell has the scatter schedule.
 
-    Its blocks write a sum of each unit and read it, which is less than the gradients of three gates or more.
+    Its blocks write and read one sum per unit, which is less than the gradients of three gates or more.
     """
     return cell.gates > 2 and not cell.sums_over_units and _can_hold(cell, dtype)
 
@@ -321,8 +321,8 @@ def exchanges_sums(cell: Cell, dtype: Dtype) -> bool:
 def _can_hold(cell: Cell, dtype: Dtype) -> bool:
     """Whether registers are left for the recurrent weights.
 
-    In float64 they are not, nor in 16 bits, where a packet has twice the numbers, nor where a unit has weights and
-    masks of its own; and the rows of several phases differ.
+    None are left in float64, nor in 16 bits, where a packet has twice the numbers, nor if a unit has weights or masks
+    of its own. And the rows of several phases differ.
     """
     return dtype.name == "float32" and len(cell.phases) == 1 and not cell.diagonal and not cell.step_masks
 
@@ -373,7 +373,7 @@ def _fitting(
     tiles, widths = max(p.tiles for p in products), max(p.widths for p in products)
     column_tiles = -(-rows // variant.columns)
     fit, least = False, 0
-    # The fewest parts in which none has more than n widths; and as many more as make whole warps of parts.
+    # For each n, the fewest parts of at most n widths; and the same rounded up to whole warps of parts.
     most_parts, of_warp = variant.tiles_at_once, 32 // variant.tile_lanes
     fewest = {-(-widths // n) for n in range(1, widths + 1)}
     whole = {-(-parts // of_warp) * of_warp for parts in fewest}
@@ -393,7 +393,7 @@ def _fitting(
                 at_once=at_once,
                 variant=variant,
             )
-            # Whole operands, or pieces in which all parts have as many widths.
+            # Whole operands, or pieces in which all parts have equally many widths.
             needed, chunk = _shared_bytes(problem, launch), 0
             if variant.exchange != "block":
                 row_bytes = at_once * variant.columns * width * problem.dtype.itemsize
@@ -415,7 +415,7 @@ def _fitting(
 
 
 def _fastest(problem: Problem, device: Device, launches: Iterable[Launch]) -> Launch:
-    """That whose step is predicted to be the shortest on the device."""
+    """The launch whose step is predicted to be the shortest on the device."""
     return min(launches, key=lambda launch: predict.one_launch(problem, device, launch, 1).of_block)
 
 
@@ -448,14 +448,14 @@ def _block(problem: Problem, device: Device) -> Launch:
 def _persistent(problem: Problem, device: Device) -> Launch:
     """Blocks that are all on the device at once.
 
-    More groups of rows have fewer blocks each, of more hidden units. So fewer blocks read the operand of a row, and
-    each has as many weights to keep.
+    With more groups of rows, each group has fewer blocks, of more hidden units. So fewer blocks read the operand of a
+    row, but each keeps more weights.
     """
     return _at_once(problem, device, _grid_variants(problem.cell, problem.dtype))
 
 
 def _scatter(problem: Problem, device: Device) -> Launch:
-    """As `_persistent`, but backward blocks exchange sums."""
+    """The same as `_persistent`, except that backward blocks exchange sums."""
     cell, dtype = problem.cell, problem.dtype
     if not exchanges_sums(cell, dtype):
         raise DoesNotFit(f"{cell} has no kernel in {dtype.name} whose blocks exchange sums")
@@ -504,7 +504,7 @@ def _cluster(problem: Problem, device: Device) -> Launch:
 
 
 def _at_once(problem: Problem, device: Device, variants: list[Variant]) -> Launch:
-    """The fastest launch of one of the variants, which are of one schedule."""
+    """The fastest launch of any of the variants of a schedule."""
     reason = f"{device.name} does not hold a block for each of {problem.D} directions"
     together = variants[0].blocks
     if together > 1:
@@ -559,7 +559,7 @@ def predicted(plan: Plan, problem: Problem, device: Device) -> Prediction:
     if not isinstance(plan, FusedPlan):
         return predict.stepwise(problem, device)
     launches = len(plan.launches(problem.phases, len(problem.products)))
-    begins = plan.exchange == "launch" and not problem.backward  # with the first operand
+    begins = plan.exchange == "launch" and not problem.backward  # one more launch, for the first operand
     return predict.one_launch(problem, device, plan.launch, launches + begins)
 
 
@@ -568,7 +568,7 @@ def predicted(plan: Plan, problem: Problem, device: Device) -> Prediction:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan for each schedule that fits the device, with its prediction, and for each other one the reason."""
+    """A plan and its prediction for each schedule that fits the device, and the reason for each that does not."""
 
     problem: Problem
     device: Device
@@ -577,7 +577,7 @@ class Choice:
 
     @property
     def best(self) -> str:
-        def times(name: str) -> tuple[float, float]:  # the host may take as long for one as for the other
+        def times(name: str) -> tuple[float, float]:  # the host may take equally long for several
             prediction = self.plans[name][1]
             return prediction.seconds, prediction.of_block
 
@@ -585,7 +585,7 @@ class Choice:
 
 
 def consider(problem: Problem, device: Device, apart: Mapping[str, str] | None = None) -> Choice:
-    """Plan all schedules, but not those of which ``apart`` says why their blocks do not run at once."""
+    """Plan all schedules except those in ``apart``, which says why their blocks do not run at once."""
     plans: dict[str, tuple[Plan, Prediction]] = {}
     refusals: dict[str, str] = dict(apart or {})
     for name in SCHEDULES:
@@ -632,14 +632,14 @@ def is_forced() -> bool:
 
 
 LONG = 1000
-"""Steps that are planned for where a sequence is cut into chunks, so that all chunks of all sequences have one plan."""
+"""Steps to plan for where a sequence is cut into chunks, so that all chunks of all sequences have one plan."""
 
 _shared: contextvars.ContextVar[tuple[int, int] | None] = contextvars.ContextVar("shared", default=None)
 
 
 @contextlib.contextmanager
 def shared(layers: int, backward_layers: int) -> Iterator[None]:
-    """Within, a chunk of a sequence is planned for a device that so many layers share, in either pass."""
+    """Within this context, plan a chunk of a sequence for a device that so many layers share, by pass."""
     token = _shared.set((layers, backward_layers))
     try:
         yield
@@ -648,14 +648,14 @@ def shared(layers: int, backward_layers: int) -> Iterator[None]:
 
 
 def share_of(device: Device, layers: int) -> Device | None:
-    """What each of so many layers has of a device; None if it is nothing."""
+    """The share of a device that each of so many layers has; None if they cannot have a multiprocessor each."""
     if device.multiprocessors < layers:
         return None
     return replace(device, multiprocessors=device.multiprocessors // layers, bandwidth=device.bandwidth / layers)
 
 
 def choose(problem: Problem, device: Device, apart: Mapping[str, str] | None = None) -> Plan:
-    """The plan that a recurrence runs by; ``apart`` is that of `consider`."""
+    """The plan that a recurrence runs by; see `consider` for ``apart``."""
     layers = _shared.get()
     if layers is not None and problem.T:
         problem, device = replace(problem, T=LONG), share_of(device, layers[problem.backward]) or device
@@ -677,7 +677,7 @@ _host_device: contextvars.ContextVar[str] = contextvars.ContextVar("host_device"
 
 @contextlib.contextmanager
 def planned_for(device: str) -> Iterator[None]:
-    """Within, what runs on the host executor is planned for a device of that name instead of `HOST_DEVICE`."""
+    """Within this context, plan for the device of that name instead of `HOST_DEVICE` on the host executor."""
     token = _host_device.set(device)
     try:
         yield
@@ -686,5 +686,5 @@ def planned_for(device: str) -> Iterator[None]:
 
 
 def device_of(array: Any) -> Device:
-    """The device to plan for: that of a CuPy array; for anything else `HOST_DEVICE` or that of `planned_for`."""
+    """The device to plan for: that of a CuPy array; for anything else, that of `planned_for` or `HOST_DEVICE`."""
     return devices.of_index(array.data.device_id) if is_cupy_array(array) else devices.lookup(_host_device.get())

@@ -1,10 +1,10 @@
-"""What a step of a recurrence is predicted to take: its time, and the bytes that it moves. Nothing is measured.
+"""Predictions of the time of a recurrence's step and of the bytes that it moves. Nothing is measured.
 
 A recurrence is a chain: no part of step t can begin before step t - 1 has ended. Within a step a block does one thing
 after another: it loads the operand, multiplies, adds up partial sums, computes the gates, and hands on what the other
-blocks wait for. So the times of these add up, each for what the schedule really gives a block: whole tiles, whole
-warps, whole turns. Meanwhile the host makes the launches, and memory delivers what does not wait for the step before;
-a step lasts at least as long as either. The bytes are those that the counts build of the host executor counts.
+blocks wait for. So these times add up, each for the work that the schedule really gives a block: whole tiles, whole
+warps, whole turns. Meanwhile the host makes the launches, and memory moves the data that does not depend on the step
+before; a step lasts at least as long as either. The bytes are those that the host executor's counts build counts.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _BLOCK_BARRIER = 0.1e-6
 block. These are commonly reported orders of magnitude, not measured here."""
 
 _CLUSTER_BARRIER, _CLUSTER_CLOCKS, _CLUSTER_BYTES_PER_CLOCK = 0.3e-6, 200, 10
-"""Likewise assumed: seconds of a barrier of a cluster, with its fence; clocks until a thread has what it loads from the
-shared memory of another block; and the bytes that a multiprocessor gets in a clock if all others do too."""
+"""Also assumed: seconds of a barrier of a cluster, with its fence; clocks of a load from the shared memory of another
+block; and the bytes that a multiprocessor gets per clock if all others do too."""
 
 _EXCHANGE = {
     "launch": LAUNCH, "grid": _BARRIER, "block": _BLOCK_BARRIER, "cluster": _BARRIER + _CLUSTER_BARRIER,
@@ -40,38 +40,38 @@ _EXCHANGE = {
 }  # fmt: skip
 
 _L2_BYTES_PER_CLOCK = 21
-"""Assumed bytes that a multiprocessor gets from the L2 cache in a clock if all others do too: 5.5 TB/s on an H100."""
+"""Assumed bytes per clock that a multiprocessor gets from the L2 cache if all others do too: 5.5 TB/s on an H100."""
 
 _L2_CLOCKS, _SHARED_CLOCKS = 270, 30
-"""Assumed clocks that a warp waits for a load from the L2 cache, and from shared memory. In each round of the product's
-loop that is once, and once more if no other warp of its scheduler has work."""
+"""Assumed clocks that a warp waits for a load from the L2 cache, and from shared memory. It waits once in each round of
+the product's loop, and once more if no other warp of its scheduler has work."""
 
 _PACKETS_AT_ONCE = 4
-"""That a thread loads of an operand before it stores them."""
+"""Packets of an operand that a thread loads before it stores them."""
 
 _UNIT_CLOCKS = 450
 """Assumed clocks of a thread for the gates of a hidden unit, whose operations wait for each other."""
 
 _TILE_INSTRUCTIONS, _TILE_SUM_INSTRUCTIONS = 70, 4
-"""Roughly those of a warp before and after the loop of a tile, and for each of its sums over lanes."""
+"""Roughly the instructions of a warp before and after the loop of a tile, and for each of its sums over lanes."""
 
 _PUBLISH_INSTRUCTIONS = 3
-"""Roughly those of a warp for each of the sums of a tile that other blocks read."""
+"""Roughly the instructions of a warp for each sum of a tile that other blocks read."""
 
 _WAITING = 2.2
-"""Clocks of each of these for a warp alone: they wait for each other."""
+"""Clocks of each of these instructions for a warp alone: they wait for each other."""
 
 _SUM_CLOCKS = 8
-"""Roughly those of a partial sum of a gate, which a thread adds to the others."""
+"""Roughly the clocks in which a thread adds a partial sum of a gate to the others."""
 
 _LOOP_INSTRUCTIONS = {"launch": 6, "block": 8, "grid": 6, "cluster": 6, "scatter": 6}
-"""By exchange, those of a round of the product's loop besides multiply-adds and loads, as the machine code has them."""
+"""Instructions of a round of the product's loop except multiply-adds and loads, by exchange, from the machine code."""
 
 _WAVEFRONTS = 4
-"""Of a load of 128 bits by a warp: 32 banks deliver 128 bytes in a clock, from the L1 cache too."""
+"""Wavefronts of a 128-bit load by a warp: 32 banks deliver 128 bytes per clock, from the L1 cache too."""
 
 _SCHEDULERS = 4
-"""Of a multiprocessor; each issues an instruction of one of its warps in a clock."""
+"""Schedulers of a multiprocessor; each issues one instruction of one of its warps per clock."""
 
 
 @dataclass(frozen=True)
@@ -79,28 +79,28 @@ class Prediction:
     """The predicted time of a step of a pass, in seconds."""
 
     load: float
-    """From the L2 cache to shared memory: the operand."""
+    """Loading the operand from the L2 cache to shared memory."""
     product: float
     reduction: float
-    """Of partial sums."""
+    """Adding up partial sums."""
     gates: float
     exchange: float
     """A barrier or the next launch: until all blocks that need an operand can load it."""
     host: float
     """CPU time of the launches."""
     memory: float
-    """For what is stored, and loaded ahead."""
+    """Stores, and loads ahead of their use."""
     launches: int
-    """In the whole pass."""
+    """Launches of the whole pass."""
 
     @property
     def phases(self) -> dict[str, float]:
-        """Those of a block, which follow one another."""
+        """The times of a block's phases, which follow one another."""
         return {name: getattr(self, name) for name in ("load", "product", "reduction", "gates", "exchange")}
 
     @property
     def of_block(self) -> float:
-        """What it takes for all of them."""
+        """The time of a block for all its phases."""
         return self.load + self.product + self.reduction + self.gates + self.exchange
 
     @property
@@ -109,7 +109,7 @@ class Prediction:
 
     @property
     def bound_by(self) -> str:
-        """The term that is the largest."""
+        """The name of the largest term."""
         if self.seconds > self.of_block:
             return "host" if self.host > self.memory else "memory"
         return max(self.phases, key=lambda term: self.phases[term])
@@ -117,18 +117,18 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Product:
-    """The product of a phase in a block: N rows of weights times K columns, or those of them that it has."""
+    """The product of a phase in a block: N rows of weights times K columns, as far as the block has them."""
 
     N: int
     K: int
     tiles: int
-    """Of weight rows."""
+    """Tiles of weight rows."""
     widths: int
-    """Of columns."""
+    """Widths of columns."""
 
     @classmethod
     def of(cls, problem: Problem, units: int, variant: Variant) -> list[Product]:
-        """Those of a step, of a block of ``units``, or of the first one of a cluster of such blocks."""
+        """The products of a step in a block of ``units``, or in the first block of a cluster of such blocks."""
         width, products, blocks = variant.width(problem.dtype), [], -(-problem.H // units)
         joint = min(units * variant.blocks, problem.H)
         for rows, K in problem.products:
@@ -142,7 +142,7 @@ class Product:
 
 
 def _sizes(problem: Problem, units: int) -> list[tuple[int, int]]:
-    """Of the products of a step for some hidden units: rows of weights, and columns."""
+    """The rows and columns of the weights in each product of a step, for some hidden units."""
     H, gates = problem.H, problem.cell.phases
     return [(units, n * H) if problem.backward else (units * n, H) for n in gates]
 
@@ -151,23 +151,23 @@ def _sizes(problem: Problem, units: int) -> list[tuple[int, int]]:
 
 
 def multiply_adds(variant: Variant, dtype: Dtype) -> int:
-    """Those of a warp in a round of the product's loop."""
+    """Multiply-adds of a warp in a round of the product's loop."""
     return variant.tile_rows * variant.columns * (16 // dtype.itemsize)
 
 
 def instructions(variant: Variant, dtype: Dtype) -> int:
-    """All of a warp in a round of the product's loop: of weights from global memory, the addresses too."""
+    """All instructions of a warp in a round of the product's loop; for weights in global memory, the addresses too."""
     loads = variant.columns + variant.tile_rows * (3 if variant.exchange == "launch" else 1)
     return multiply_adds(variant, dtype) + loads + _LOOP_INSTRUCTIONS[variant.exchange]
 
 
 def one_launch(problem: Problem, device: Device, launch: Launch, launches: int) -> Prediction:
-    """The terms of a step of a pass that has that many launches, each of which can be of all its steps."""
+    """The terms of a step of a pass of that many launches, by a kernel that can run all steps in one launch."""
     return (scatter if launch.variant.exchange == "scatter" else fused)(problem, device, launch, launches)
 
 
 def _issue_clocks(variant: Variant, problem: Problem, device: Device) -> float:
-    """Of a round of the product's loop, for a scheduler with one warp.
+    """The clocks to issue a round of the product's loop, for a scheduler with one warp.
 
     An instruction of a warp takes its scheduler one clock, or as long as the units behind it need for 32 lanes.
     """
@@ -179,7 +179,7 @@ def scatter(problem: Problem, device: Device, launch: Launch, launches: int) -> 
     """The terms of a step of ``recurrence/scatter.cu``."""
     variant, real = launch.variant, np.dtype(problem.dtype.accumulator).itemsize
     size, blocks, clock = variant.width(problem.dtype), launch.grid[0], device.clock_hz
-    # Sums of other blocks: a slice of the threads adds up those of some of them.
+    # Sums of other blocks: each slice of the threads adds up those of some blocks.
     to_read = -(-launch.units * launch.rows * real // 16)
     slices = launch.block[0] // to_read
     rounds = math.ceil(math.ceil(blocks / slices) / _PACKETS_AT_ONCE)
@@ -234,7 +234,7 @@ def fused(problem: Problem, device: Device, launch: Launch, launches: int) -> Pr
             multiplying = max(multiplying, part.N * part.K * itemsize / _L2_BYTES_PER_CLOCK)
         product += multiplying
         reduction += turns * rounds * max(together, _WAITING) * of_tile
-        # A thread adds up what its units need, or if others end the steps some of all sums.
+        # A thread adds up the sums that its units need or, if others end the steps, its part of all sums.
         joint = min(launch.units * variant.blocks, problem.H)
         totals = -(-part.N * launch.rows // launch.block[0]) if by_rows else owned * -(-part.N // joint)
         totals *= variant.blocks
@@ -258,10 +258,10 @@ def fused(problem: Problem, device: Device, launch: Launch, launches: int) -> Pr
         from_memory = _row_bytes(problem, launch)
     if by_rows:
         of_rows = predict_rows.clocks(problem, device, launch)
-        gates = of_rows / waves if exchange == "launch" else of_rows  # which has launches of their own
+        gates = of_rows / waves if exchange == "launch" else of_rows  # by "launch", rows have launches of their own
         if exchange == "launch":
             launches = problem.exchanges(exchange) * problem.T + problem.backward
-    # From the second call with the same shapes on.
+    # Launches are one graph from the second call with the same shapes on.
     in_graph = exchange == "launch" and launches <= MOST_NODES and not by_rows
     if exchange == "launch" and problem.weight_bytes > device.l2_bytes:
         from_memory += problem.weight_bytes
@@ -278,7 +278,7 @@ def fused(problem: Problem, device: Device, launch: Launch, launches: int) -> Pr
 
 
 def _load_clocks(launch: Launch, K: int, itemsize: int, turns: int, chunks: int) -> float:
-    """From a load of an operand until all of it has been in shared memory, or as long as the L2 cache needs for it."""
+    """The clocks to bring an operand through shared memory, or for the L2 cache to deliver it, whichever are more."""
     columns = launch.variant.columns
     of_thread = -(-launch.chunk * columns * itemsize // (launch.block[0] * 16))  # packets of a row
     rounds = -(-min(launch.rows, launch.at_once * columns) // columns) * -(-of_thread // _PACKETS_AT_ONCE)
@@ -289,8 +289,8 @@ def _load_clocks(launch: Launch, K: int, itemsize: int, turns: int, chunks: int)
 def stepwise(problem: Problem, device: Device) -> Prediction:
     """The terms of a step of the schedule of ``recurrence/stepwise.cu``.
 
-    The library's products are taken to reach the peak of arithmetic or of the L2 cache, whichever is less, and to cost
-    the host a launch each.
+    The library's products are assumed to reach the peak of arithmetic or of the L2 cache, whichever is less. Each costs
+    the host one launch.
     """
     phases, l2_rate = len(problem.products), _L2_BYTES_PER_CLOCK * device.multiprocessors * device.clock_hz
     of_step = phases * (problem.D + 1)
@@ -318,16 +318,16 @@ def stepwise(problem: Problem, device: Device) -> Prediction:
 
 
 def library_bytes(problem: Problem) -> int:
-    """Of the stepwise schedule's products in a step, if each reads its weights and operand once, and writes once."""
+    """Bytes of the stepwise schedule's products in a step, if each reads weights and operand once and writes once."""
     numbers = sum(N + K for N, K in problem.products)
     return problem.weight_bytes + problem.D * problem.B * numbers * problem.dtype.itemsize
 
 
 def kernel_bytes(problem: Problem, launch: Launch | None) -> int:
-    """Of global memory that the kernels of a step amid a sequence load and store, in training.
+    """Bytes of global memory that the kernels of a step amid a sequence load and store, in training.
 
     Numbers that the lanes of a warp load together count once, as the counts build of the host executor counts them. The
-    words of barriers are not among them. Without a ``launch`` of a fused kernel it is the stepwise schedule.
+    words of barriers do not count. Without a ``launch`` of a fused kernel, the schedule is stepwise.
     """
     if problem.cell.sums_over_units:
         of_products = 0 if launch is None else _bytes_of_products(problem, launch)
@@ -338,7 +338,7 @@ def kernel_bytes(problem: Problem, launch: Launch | None) -> int:
 
 
 def exchanged_bytes(problem: Problem, launch: Launch) -> int:
-    """Of global memory that blocks read of each other in a step, and under "scatter" write for each other."""
+    """Bytes of global memory that blocks read from each other in a step and, with "scatter", write for each other."""
     if launch.variant.exchange != "scatter":
         return kernel_bytes(problem, launch) - problem.units * _unit_bytes(problem, 0)
     real, blocks = np.dtype(problem.dtype.accumulator).itemsize, launch.grid[0]
@@ -355,11 +355,11 @@ def _scatter_bytes(problem: Problem, launch: Launch) -> int:
 
 
 def _row_bytes(problem: Problem, launch: Launch | None) -> int:
-    """What the steps of a cell with sums over units load and store besides the operands of products."""
+    """Bytes that a step of a cell with sums over units loads and stores besides the operands of products."""
     exchange = "launch" if launch is None else launch.variant.exchange
     if launch is None or problem.ends_by_rows(exchange):
         return predict_rows.bytes_of_rows(problem, problem.D * problem.B * problem.H)
-    # The lanes of a warp that have a unit of several rows load what the unit has for itself together.
+    # Lanes of a warp with the same unit of several rows load the unit's own numbers together.
     of_units = sum(
         columns * groups * _loaded(units * rows, units)
         for units, columns in _pieces(problem.H, -(-problem.H // launch.grid[0]))
@@ -369,7 +369,7 @@ def _row_bytes(problem: Problem, launch: Launch | None) -> int:
 
 
 def _bytes_of_products(problem: Problem, launch: Launch) -> int:
-    """Of the products in a step, with their results where a step ends by rows."""
+    """Bytes of the products in a step, with their results if a step ends by rows."""
     by_rows, numbers = problem.ends_by_rows(launch.variant.exchange), 0
     for N, K in problem.products:
         gates = 1 if by_rows or N % problem.H else N // problem.H
@@ -395,13 +395,13 @@ def _fused_bytes(problem: Problem, launch: Launch) -> int:
 
 
 def cluster_bytes(problem: Problem, launch: Launch) -> int:
-    """Of the blocks' shared memory that the blocks of their clusters load in a step, each its own too."""
+    """Bytes that blocks load in a step from the shared memory of their cluster's blocks, their own included."""
     sums = launch.sums * sum(1 if problem.backward else gates for gates in problem.cell.phases)
     return problem.units * launch.variant.blocks * sums * np.dtype(problem.dtype.accumulator).itemsize
 
 
 def _product_numbers(problem: Problem, launch: Launch, N: int, K: int, rows: int) -> int:
-    """That a block of ``rows``, or a cluster, loads for a product of N rows of weights times K columns."""
+    """Numbers that a block of ``rows``, or a cluster, loads for a product of N rows of weights times K columns."""
     variant, parts = launch.variant, launch.parts
     if variant.exchange == "block":
         return 0
@@ -416,8 +416,8 @@ def _product_numbers(problem: Problem, launch: Launch, N: int, K: int, rows: int
     )
     if variant.among_blocks:
         return numbers
-    # A tile that reaches over the edge reads rows of weights again. Groups of lanes that differ in their rows of the
-    # batch alone read the same.
+    # A tile that reaches over the edge reads rows of weights again. Groups of lanes that differ only in their batch
+    # rows read the same.
     of_part = [sum(min(width, K - w * width) for w in range(part, widths, parts)) for part in range(parts)]
     for row in range(0, rows, launch.at_once * variant.columns):
         columns = min(launch.at_once, -(-(rows - row) // variant.columns))
@@ -432,16 +432,17 @@ def _product_numbers(problem: Problem, launch: Launch, N: int, K: int, rows: int
 
 
 def _stepwise_bytes(problem: Problem) -> int:
-    """Of the kernels of ``recurrence/stepwise.cu`` in a step."""
+    """Bytes of the kernels of ``recurrence/stepwise.cu`` in a step."""
     cell, real = problem.cell, np.dtype(problem.dtype.accumulator).itemsize
     later = len(cell.phases) - 1
-    if problem.backward:  # products; the state's gradient and the part past the products to and fro; that past phase 0
+    # Backward: products; loads and stores of the state's gradient, of the part past the products and past phase 0.
+    if problem.backward:
         products, reals = 1 + later, 2 * cell.states + 2 + 2 * later
         products += later * len(cell.saved)  # inputs of a later phase
     else:
         products, reals = cell.gates, 2 * cell.states + later + later * len(cell.step_masks)
     total = problem.units * (_unit_bytes(problem, 0) + products * problem.dtype.itemsize + reals * real)
-    # The warps of both directions' consecutive units load what a gate has for each unit.
+    # Warps have consecutive units of both directions, and load a gate's numbers of each unit.
     in_direction = problem.B * problem.H
     of_gate = sum(_loaded(in_direction, problem.H, d * in_direction) for d in range(problem.D))
     total += of_gate * (1 + later) * len(cell.diagonal) * real
@@ -449,26 +450,26 @@ def _stepwise_bytes(problem: Problem) -> int:
 
 
 def _unit_bytes(problem: Problem, launches: int) -> int:
-    """What the thread of a hidden unit of a row loads and stores in a step of that many launches.
+    """Bytes that the thread of a hidden unit of a row loads and stores in a step of that many launches.
 
-    They begin with the state; a launch for the whole sequence, for which ``launches`` is 0, keeps it.
+    Each launch loads and stores the state. With ``launches`` 0, one launch for the whole sequence keeps it.
     """
     cell, real = problem.cell, np.dtype(problem.dtype.accumulator).itemsize
     phases, saved, again = len(cell.phases), len(cell.saved), max(launches, 1)
     if problem.backward:
-        # Per load of a position: dy, and what was saved. Then the gates' gradients, and operands of later phases.
+        # In each launch, dy and the saved values. Then the gates' gradients, and operands of later phases.
         numbers = again * (1 + saved) + cell.gates * (1 + cell.hidden_apart) + phases - 1
-        carried = cell.states + phases  # with what goes past the products
+        carried = cell.states + phases  # with the part past the products
         masks = 0
     else:
-        # W_ih x; what is saved, and of it what an earlier phase has saved; y; operands.
+        # W_ih x; the saved values, and again those of earlier phases; y; operands.
         numbers = cell.gates + saved + cell.gates - cell.phases[-1] + 1 + phases
         carried, masks = cell.states, again * len(cell.step_masks)
     return numbers * problem.dtype.itemsize + (2 * launches * carried + masks) * real
 
 
 def _pieces(total: int, size: int) -> Iterator[tuple[int, int]]:
-    """The sizes of the parts of ``total`` that have ``size`` at most, and how many there are of each."""
+    """Cut ``total`` into parts of at most ``size``: the sizes of the parts, and how many there are of each."""
     whole, rest = divmod(total, size)
     if whole:
         yield size, whole
@@ -477,7 +478,7 @@ def _pieces(total: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _loaded(lanes: int, apart: int, begin: int = 0) -> int:
-    """Numbers that consecutive lanes load, those of a warp each once, if every ``apart``-th lane loads the same."""
+    """Numbers that consecutive lanes load if every ``apart``-th one loads the same; each counts once per warp."""
     first = min(-begin % 32, lanes)
     whole, rest = divmod(lanes - first, 32)
     return min(first, apart) + whole * min(32, apart) + min(rest, apart)

@@ -1,7 +1,7 @@
-"""What a step of a cell with sums over units takes besides its products, as ``predict.py`` says it of the others.
+"""The predicted cost, except products, of a step of a cell with sums over units; ``predict.py`` has the other cells.
 
-In a block of ``recurrence/rows.cu`` a few warps have a row of the batch. They go through its units once for the gates
-and once more for each sum. Between a product and the steps of rows all blocks that share rows exchange.
+In a block of ``recurrence/rows.cu`` a few warps share a row of the batch. They go through its units once for the gates
+and once more for each sum. Between a product and the steps of its rows, all blocks that share the rows exchange data.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from .plan import Launch, Problem
 
 THREADS = 256
-"""Of a block."""
+"""Threads of a block."""
 
 UNIT_CLOCKS, READ_CLOCKS = 450, 270
-"""Assumed clocks of a thread for the gates of a unit, and until it has read one again."""
+"""Assumed clocks of a thread for the gates of a unit, and for reading a unit again."""
 
 SUM_CLOCKS = 250
 """Assumed clocks of a sum over the threads of a row, by shuffles and two barriers of the block."""
 
 
 def warps_of_row(H: int) -> int:
-    """The warps that have a row of the batch, as ``recurrence/rows.cuh`` says."""
+    """The number of warps that share a row of the batch, as in ``recurrence/rows.cuh``."""
     return next((warps for warps in (1, 2, 4) if warps * 64 >= H), 8)
 
 
 def rows_at_once(H: int) -> int:
-    """The rows of the batch that a block has at once."""
+    """The number of batch rows that a block has at once."""
     return THREADS // (32 * warps_of_row(H))
 
 
 def clocks(problem: Problem, device: Device, launch: Launch | None) -> float:
-    """Those of a step, of the block that takes the longest; ``launch`` is that of a fused kernel."""
+    """The clocks of a step in the block that takes the longest; ``launch`` is a fused kernel's, if there is one."""
     cell, at_once = problem.cell, rows_at_once(problem.H)
     if launch is None or launch.variant.exchange == "launch":
         turns = -(-problem.D * -(-problem.B // at_once) // device.multiprocessors)
@@ -49,10 +49,10 @@ def clocks(problem: Problem, device: Device, launch: Launch | None) -> float:
 
 
 def bytes_of_rows(problem: Problem, of_units: int, *, by_units: bool = False) -> int:
-    """Of global memory that the steps amid a sequence load and store, in training, with both biases.
+    """Bytes of global memory that a step amid a sequence loads and stores for its rows, in training, with both biases.
 
-    Numbers that the lanes of a warp load together count once: ``of_units`` are those of an array that has one for each
-    unit. If units are by themselves, ``by_units``, products are not in global memory.
+    Numbers that the lanes of a warp load together count once: of an array with one number per unit, ``of_units`` count.
+    With ``by_units``, steps end where their units' products are, and products are not in global memory.
     """
     cell = problem.cell
     numbers, reals = (_backward if problem.backward else _forward)(problem)
@@ -66,23 +66,23 @@ def bytes_of_rows(problem: Problem, of_units: int, *, by_units: bool = False) ->
 
 
 def _keeps_h(cell: Any) -> bool:
-    """Whether a part of h stays as it was."""
+    """Whether zoneout keeps a part of h."""
     rate = cell.zoneout[0] if isinstance(cell.zoneout, tuple) else cell.zoneout
     return bool(rate) or "zoneout_h" in cell.step_masks
 
 
 def _forward(problem: Problem) -> tuple[int, int]:
-    """Numbers of a row that are stored as arrays have them, and those that are stored as they are computed."""
+    """Per row: how many numbers have the arrays' dtype, and how many the accumulator's."""
     cell, H, P = problem.cell, problem.H, problem.width
     G, S, phases, normed, projected = cell.gates, len(cell.saved), len(cell.phases), cell.normalises, cell.projects
     numbers = 2 * G * H  # products and W_ih x
     reals = phases * len(cell.step_masks) * H
-    if normed:  # products twice more, weights, what is normalised
+    if normed:  # products twice more, weights, normalised values
         numbers, reals = numbers + 4 * G * H, reals + len(cell.norm_groups)
     numbers += S * H
     if cell.states > 1:
         reals += 2 * H
-        if normed:  # c: stored, read for both moments, read and stored; its weights; what was saved
+        if normed:  # c: stored, read for both moments, read and stored; its weights; saved values
             numbers, reals = numbers + (S + 7) * H, reals + 1
         if projected:  # u, and its product
             numbers, reals = numbers + H + P, reals + len(cell.step_masks) * _keeps_h(cell) * P
@@ -92,13 +92,13 @@ def _forward(problem: Problem) -> tuple[int, int]:
 
 
 def _backward(problem: Problem) -> tuple[int, int]:
-    """As `_forward`."""
+    """The same numbers as `_forward`, for the backward pass."""
     cell, H, P = problem.cell, problem.H, problem.width
     G, S, phases, normed, projected = cell.gates, len(cell.saved), len(cell.phases), cell.normalises, cell.projects
-    # Masks, where a part of h stays as it was.
+    # Masks, if zoneout keeps a part of h.
     kept = sum(name.startswith("zoneout") for name in cell.step_masks) if _keeps_h(cell) else 0
     numbers, reals = 2 * P, 4 * P  # the product and dy; dh and the part past the product
-    if normed:  # twice: gradients, weights, what was normalised; then roots, which a warp reads together
+    if normed:  # twice: gradients, weights, normalised values; then roots, which a warp reads together
         numbers, reals = numbers + 7 * G * H, reals + G * -(-H // 32)
     if cell.states > 1:
         numbers, reals = numbers + (S + G) * H + (kept + projected) * P, reals + 2 * H
@@ -111,6 +111,6 @@ def _backward(problem: Problem) -> tuple[int, int]:
     else:
         waiting = phases - 1
         numbers += (S + G - waiting + G * cell.hidden_apart) * H
-        if waiting:  # what was saved, the product and the operand of phase 0; what goes past phase 0, to and fro
+        if waiting:  # saved values, product and operand of phase 0; the part past phase 0, stored and loaded
             numbers, reals = numbers + (S + 2 + waiting) * H, reals + 2 * H
     return numbers, reals

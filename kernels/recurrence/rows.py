@@ -1,6 +1,6 @@
 """All steps of a recurrence whose cell has sums over units: layer norm, a projection.
 
-It is what ``run.py`` is for the other cells. Blocks have whole rows of the batch between two products, see
+``run.py`` does the same for the other cells. Between two products, blocks have whole rows of the batch, see
 ``recurrence/rows.cuh``.
 """
 
@@ -31,7 +31,7 @@ from .struct import Struct, multiply_kernel
 
 @dataclass(frozen=True)
 class RowRun:
-    """One call's recurrence between the products over all steps: what both of its passes read, and its history."""
+    """One call's recurrence between the products over all steps: the inputs of both passes, and the history."""
 
     cell: Cell
     T: int
@@ -39,14 +39,14 @@ class RowRun:
     H: int
     D: int
     plan: Plan
-    """Of the forward pass."""
+    """The plan of the forward pass."""
     is_forced: bool
     w: tuple[Array, ...]
     """The weights (D, N, K) of the product of each phase: rows of W_hh, and W_hr."""
     norm: Array | None
     """(D, G, H): the weights of the norm of W_hh h."""
     norm_c: Array | None
-    """(D, 2, H): those of the norm of c, and its bias."""
+    """(D, 2, H): the weights of the norm of c, and its bias."""
     lengths: Array | None
     marks: Array | None
     mask: Array | None
@@ -54,7 +54,7 @@ class RowRun:
     entering: Array
     """(D, slots, B, P): the operand of phase 0."""
     inner: Array | None
-    """(D, slots, B, H): that of phase 1."""
+    """(D, slots, B, H): the operand of phase 1."""
     saved: Array
     """(D, slots, B, S, H)."""
     normal: Array | None
@@ -89,7 +89,7 @@ class RowRun:
         normed = "norm_hh" in weights[0]
 
         def stacked(*names: str) -> Array:
-            """(D, ...): a copy of the parameters of these names, behind each other; zeros for a missing bias."""
+            """(D, ...): a copy of the parameters with these names, concatenated; zeros for a missing bias."""
             shapes = cell.shapes(input_size=0, hidden_size=H)
             given = [[direction.get(name) for name in names] for direction in weights]
             joint: Array = xp.stack([
@@ -110,7 +110,7 @@ class RowRun:
             diagonal = stacked(*cell.diagonal).reshape(D, len(cell.diagonal), H).astype(real, copy=False)
         saved = empty(w, (D, slots, B, len(cell.saved), H), dtype)
         if cell.diagonal and (lengths is not None or marks is not None):
-            saved[...] = 0  # the gradients of those weights multiply by zero what is saved where there is no step
+            saved[...] = 0  # where there is no step, the gradients of those weights multiply this by zero
         has_c = "norm_c" in weights[0]
         forward = plan.Problem(cell, T, B, H, D, dtypes.of(w))
         return cls(
@@ -149,12 +149,12 @@ class RowRun:
         return np.int32(self.T), np.int32(self.B), np.int32(self.H), np.int32(self.P)
 
     def replanned(self, *, backward: bool) -> Plan:
-        """For a pass after a launch whose blocks did not run at once, the schedule that is the best without it."""
+        """The best plan for a pass after a launch has shown that its blocks do not run at once."""
         dtype = dtypes.of(self.entering)
         return chosen_plan(plan.Problem(self.cell, self.T, self.B, self.H, self.D, dtype, backward), self.w[0])
 
     def of_rows(self, name: str, rows: int, *args: Any, changing: Sequence[str] = ()) -> Bound:
-        """A launch of a kernel that has a row to a few warps of a block."""
+        """A launch of a kernel in which a few warps of a block share a row."""
         blocks = -(-rows // rows_at_once(self.H))
         arrays = [a for a in (self.weights, self.step_masks) if a is not None]
         return self.struct.row_kernel(name).bind(
@@ -164,7 +164,7 @@ class RowRun:
     def in_one_launch(
         self, fused: FusedPlan, name: str, arrays: Sequence[Array | None], scalars: tuple[np.int32, ...]
     ) -> None:
-        """Launch a pass, from its arrays up to the barriers and the scalars up to the first phase."""
+        """Launch a pass. As arguments, ``arrays`` precede the barriers, and ``scalars`` follow them up to `first`."""
         launch = fused.launch
         phases = len(self.w) * self.T + (name == "backward_rows")
         launches = fused.launches(phases, len(self.w))
@@ -188,7 +188,10 @@ class RowRun:
     # ---- The norm of W_ih x ------------------------------------------------------------------------------------------
 
     def normalise(self, xw: Array, norm: Array, *, training: bool) -> tuple[Array, Array] | None:
-        """xw (D, T*B, G*H) becomes its layer norm times ``norm`` (D, G*H); in training, what goes back."""
+        """Replace xw (D, T*B, G*H) by its layer norm times ``norm`` (D, G*H).
+
+        In training, return the values that `normalise_backward` needs.
+        """
         normal = inverses = None
         rows = self.T * self.B
         if training:
@@ -199,7 +202,7 @@ class RowRun:
         return None if normal is None or inverses is None else (normal, inverses)
 
     def normalise_backward(self, da: Array, norm: Array, kept: tuple[Array, Array]) -> Array:
-        """The gradient of W_ih x, from that of what `normalise` made."""
+        """The gradient of W_ih x, from that of the result of `normalise`."""
         dxw, rows = empty(da, da.shape, da.dtype), self.T * self.B
         if da.size:
             self.of_rows("normalise_backward", rows, da, norm, *kept, dxw, np.int32(rows), np.int32(self.H))()
@@ -207,7 +210,7 @@ class RowRun:
 
 
 def _products(run: RowRun, weights: Sequence[Array]) -> Array:
-    """Room for the products of each phase, behind each other."""
+    """Memory for the products of all phases, one after another."""
     return empty(run.entering, (run.D * run.B * sum(w.shape[1] for w in weights),), run.entering.dtype)
 
 
@@ -279,21 +282,21 @@ def _forward(run: RowRun, chosen: Plan, inputs: tuple[Array | None, ...]) -> Non
 
 @dataclass(frozen=True)
 class RowGradients:
-    """The gradients of a run's steps, from which those of its weights follow."""
+    """The gradients of a run's steps, from which `of_weights` computes those of its weights."""
 
     dx: Array
-    """(D, T*B, G*H) of W_ih x, with its norm and the biases."""
+    """(D, T*B, G*H): of W_ih x after its norm, and of the biases."""
     products: Array
-    """(D, T*B, G*H) of W_hh h, before its norm."""
+    """(D, T*B, G*H): of W_hh h before its norm."""
     recurrent: Array
-    """(D, T*B, G*H) of W_hh h, with its norm."""
+    """(D, T*B, G*H): of W_hh h after its norm."""
     outputs: Array | None
-    """(D, T*B, P) of a projection."""
+    """(D, T*B, P): of the result of a projection."""
     states: Array | None
-    """(D, T*B, H) of the normalised c, with its weights and bias."""
+    """(D, T*B, H): of the normalised c, after its weights and bias."""
 
     def of_weights(self, run: RowRun, d: int, rows: slice) -> dict[str, Array]:
-        """The gradients of a direction's weights but weight_ih, norm_ih and bias_ih, from some rows."""
+        """The gradients of a direction's weights, except weight_ih, norm_ih and bias_ih, from some rows."""
         xp, H, G = namespace(self.dx), run.H, run.cell.gates
         count = rows.stop - rows.start
 
@@ -329,7 +332,7 @@ class RowGradients:
 
 
 def backward_rows(run: RowRun, dy: Array | None, dstate: tuple[Array, ...]) -> RowGradients:
-    """All steps back, from dy (T, B, D*P); ``dstate``, that of the final state, becomes that of the initial one."""
+    """Backpropagate dy (T, B, D*P); ``dstate``, the gradient of the final state, becomes that of the initial one."""
     like, dtype, rows = run.entering, run.entering.dtype, run.T * run.B
     shape = (run.D, rows, run.cell.gates * run.H)
     dx = empty(like, shape, dtype)

@@ -47,7 +47,7 @@ def apart(problem: plan.Problem, chosen: Plan) -> str:
 
 
 def chosen_plan(problem: plan.Problem, w: Array) -> Plan:
-    """The plan for a problem. If its blocks do not run at once and no one has asked for it, another schedule runs."""
+    """The plan for a problem. If its blocks do not run at once and the schedule is not fixed, take another schedule."""
     device, reasons = plan.device_of(w), dict[str, str]()
     chosen = plan.choose(problem, device)
     while is_cupy_array(w) and not plan.is_forced() and (why := apart(problem, chosen)):
@@ -64,12 +64,12 @@ class Planned(Protocol):
         """Whether the schedule is fixed."""
 
     def replanned(self, *, backward: bool) -> Plan:
-        """For a pass after a launch whose blocks did not run at once, the schedule that is the best without it."""
+        """The best plan for a pass after a launch has shown that its blocks do not run at once."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call's recurrence between the products over all steps: what both of its passes read, and its history."""
+    """One call's recurrence between the products over all steps: the inputs of both passes, and the history."""
 
     cell: Cell
     T: int
@@ -77,7 +77,7 @@ class Run:
     H: int
     D: int
     plan: Plan
-    """Of the forward pass."""
+    """The plan of the forward pass."""
     is_forced: bool
     w: Array
     """(D, G*H, H)."""
@@ -95,7 +95,7 @@ class Run:
     step_masks: Array | None = None
     """(M, D, T, B, H) of that dtype."""
     backward_plan: Plan | None = None
-    """In training."""
+    """The plan of the backward pass, in training."""
 
     @classmethod
     def begin(
@@ -123,7 +123,7 @@ class Run:
             stacked = xp.stack([xp.stack(of_direction) for of_direction in diagonal or ()])
             diagonal_weights = stacked.astype(real, copy=False)
             if (lengths is not None or marks is not None) and saved is not None:
-                saved[...] = 0  # the gradients of those weights multiply by zero what is saved where there is no step
+                saved[...] = 0  # where there is no step, the gradients of those weights multiply this by zero
         if step_masks is not None:
             step_masks = xp.array(step_masks, real, order="C")
         forward = plan.Problem(cell, T, B, H, D, dtypes.of(w))
@@ -136,7 +136,7 @@ class Run:
         )  # fmt: skip
 
     def replanned(self, *, backward: bool) -> Plan:
-        """For a pass after a launch whose blocks did not run at once, the schedule that is the best without it."""
+        """The best plan for a pass after a launch has shown that its blocks do not run at once."""
         return chosen_plan(plan.Problem(self.cell, self.T, self.B, self.H, self.D, dtypes.of(self.w), backward), self.w)
 
     @functools.cached_property
@@ -193,13 +193,13 @@ class Run:
     def launch_fused(
         self, fused: FusedPlan, name: str, phases: int, arrays: Sequence[Array | None], scalars: Sequence[Any]
     ) -> None:
-        """Launch a pass of ``phases``, from its arrays up to the barriers and the scalars up to the first phase."""
+        """Launch a pass. As arguments, ``arrays`` precede the barriers, and ``scalars`` follow them up to `first`."""
         launch, launches = fused.launch, fused.launches(phases, len(self.cell.phases))
         others = *scalars, *launches[0], *launch.sizes, self.cell_value
         if not launch.variant.among_blocks:
             self.fused(name, launch, *arrays, None, *others).each(launches)
             return
-        # For each launch a counter of each group of blocks that exchange operands.
+        # For each launch, one counter per group of blocks that exchange operands.
         words = namespace(self.w).zeros((len(launches), launch.grid[1] * launch.grid[2]), np.uint32)
         bound = self.fused(name, launch, *arrays, words[0], *others, changing=("arrived", "first", "last"))
         for arrived, (first, last) in zip(words, launches, strict=True):
@@ -207,10 +207,7 @@ class Run:
         watch(words, math.prod(launch.grid), launch.variant.blocks)
 
     def hidden_gradients(self, d: int, da_hidden: Array, rows: slice = slice(None)) -> dict[str, Array]:
-        """The gradients of a direction's weights from those of the gates, of all steps or of some rows.
-
-        Those of weight_ih and bias_ih are not among them.
-        """
+        """The gradients of a direction's weights, except weight_ih and bias_ih, from the gates' of all or some rows."""
         xp, gates = namespace(da_hidden), da_hidden[d, rows]
         db_hh = xp.matmul(xp.ones(len(gates), gates.dtype), gates)
         operands = self.operands[:, d].reshape(len(self.operands), -1, self.H)[:, rows]
@@ -229,7 +226,7 @@ class Run:
 def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], state: tuple[Array, ...]) -> Array:
     """All steps, from xw (D, T*B, G*H) and biases (D, G*H) to y (T, B, D*H); ``state`` is advanced in place.
 
-    Within `streams.side_by_side` both hold nothing yet.
+    Within `streams.side_by_side` both are computed only at its end.
     """
     y = empty(xw, (run.T, run.B, run.D * run.H), xw.dtype)
     if y.size:
@@ -240,9 +237,9 @@ def run_forward(run: Run, xw: Array, biases: tuple[Array | None, Array | None], 
 
 
 def compute_by(run: Planned, chosen: Plan, compute: Callable[[Plan], None], *, backward: bool) -> None:
-    """Have a pass computed by its plan, beside those of other layers if it takes few launches.
+    """Compute a pass by its plan, concurrently with those of other layers if it takes few launches.
 
-    If the blocks of a launch do not run at once, it is computed by another plan, unless the schedule is fixed.
+    If the blocks of a launch do not run at once, compute it by another plan, unless the schedule is fixed.
     """
     if not isinstance(chosen, FusedPlan) or chosen.exchange == "launch":
         compute(chosen)
@@ -253,7 +250,7 @@ def compute_by(run: Planned, chosen: Plan, compute: Callable[[Plan], None], *, b
 
 
 def _compute_apart(run: Planned, compute: Callable[[Plan], None], *, backward: bool) -> None:
-    """Have a pass computed by the best plan whose blocks, as launches show one after another, run at once."""
+    """Compute a pass by the best plan whose blocks run at once; only trying each launch shows whether they do."""
     while True:
         with contextlib.suppress(NotResident):
             return compute(run.replanned(backward=backward))
@@ -296,10 +293,10 @@ def _forward_fused(
 
 
 def run_backward(run: Run, dy: Array | None, dstate: tuple[Array, ...]) -> tuple[Array, Array]:
-    """All steps back, from dy (T, B, D*H): the gradients (D, T*B, G*H) of xw and of W_hh h.
+    """Backpropagate dy (T, B, D*H) through all steps, to the gradients (D, T*B, G*H) of xw and of W_hh h.
 
     ``dstate``, the gradient of the final state, becomes that of the initial one. The two results may be one array.
-    Within `streams.side_by_side` all of them hold nothing yet.
+    Within `streams.side_by_side` all of them are computed only at its end.
     """
     shape = (run.D, run.T * run.B, run.w.shape[1])
     da = empty(run.w, shape, run.w.dtype)

@@ -1,8 +1,8 @@
 """Layers of a stack at once: while a layer is at a chunk of steps, the one above it is at the chunk before.
 
 One layer of a small batch leaves most of a GPU idle: its blocks wait for each other more than they compute. Here each
-layer has a share of the multiprocessors, and its plan is one for that share. A step takes longer there; it is predicted
-whether the layers together take less time all the same.
+layer has a share of the multiprocessors, and a plan for that share. A step takes longer there. The prediction decides
+whether the layers together still take less time.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from . import plan
 from .plan import DoesNotFit, FusedPlan, Problem
 
 _OPERATIONS = {False: 10, True: 18}
-"""Roughly those on arrays that the host launches for a chunk of a layer besides its steps, forward and backward."""
+"""Roughly the array operations that the host launches for a chunk of a layer besides its steps, by ``backward``."""
 
 _CHUNK_SECONDS = 20e-6
-"""Assumed of a GPU for a chunk of a layer besides its steps: it waits for another stream, launches, loads weights."""
+"""Assumed GPU time for a chunk of a layer besides its steps: waiting for another stream, launches, loading weights."""
 
 _MOST_CHUNKS = 64
 
 _WORTH = 0.9
-"""Of the time of one layer after another, the most that layers at once are predicted to take where they are chosen."""
+"""Layers run at once if they are predicted to take at most this share of the time of one layer after another."""
 
 
 @dataclass(frozen=True)
 class Decision:
     """How a pass of a stack runs: so many layers at once, 1 or more, in chunks of so many steps.
 
-    Seconds are predicted, of all its steps.
+    The times are predictions, in seconds for all steps.
     """
 
     layers: int
@@ -49,11 +49,11 @@ class Decision:
 
 
 def decide(problem: Problem, layers: int, device: Device) -> tuple[Decision, Decision] | None:
-    """The decision for the forward pass of a stack, which the problem is, and for its backward pass.
+    """The decisions for the forward pass of a stack, of which ``problem`` is a layer, and for the backward pass.
 
     None if one layer runs after another. Training and inference decide alike, so that they give the same bits.
     """
-    exact = problem.dtype.accumulator == problem.dtype.name  # the state is carried on as it is stored
+    exact = problem.dtype.accumulator == problem.dtype.name  # chunks hand on the state in the arrays' dtype
     if problem.D > 1 or layers < 2 or problem.T < 2 or problem.cell.sums_over_units or problem.cell.elementwise:
         return None
     if not exact or not problem.B * problem.H:
@@ -83,9 +83,9 @@ def _decide(problem: Problem, layers: int, device: Device) -> tuple[Decision, De
 
 @functools.lru_cache(1024)
 def _step_seconds(problem: Problem, layers: int, device: Device, forced: str | None, launch: float) -> dict[int, float]:
-    """By the number of layers that run at once, the predicted time of a step of one of them, as far as plans allow.
+    """The predicted time of a step of one layer, by the number of layers that run at once, as far as plans allow.
 
-    The last two arguments are what `plan` reads besides.
+    The last two arguments are for the cache: `plan` reads them too.
     """
     seconds: dict[int, float] = {}
     for at_once in range(1, layers + 1):
@@ -94,7 +94,7 @@ def _step_seconds(problem: Problem, layers: int, device: Device, forced: str | N
             break
         try:
             chosen = plan.choose(problem, share)
-        except DoesNotFit:  # of a schedule that is fixed; without one of the whole device the launch says why
+        except DoesNotFit:  # the schedule is fixed; if it does not fit the whole device either, the launch says why
             break
         if at_once > 1 and (not isinstance(chosen, FusedPlan) or chosen.exchange == "launch"):
             break
@@ -103,7 +103,7 @@ def _step_seconds(problem: Problem, layers: int, device: Device, forced: str | N
 
 
 def _best(steps: dict[int, float], fewest: int, layers: int, T: int, chunk: int, host: float) -> Decision:
-    """The decision with the least time, from that of a step; ``host`` is the CPU time of a chunk of a layer."""
+    """The fastest decision, from the times of a step. ``host`` is the CPU time of a chunk of a layer."""
     count, found = -(-T // chunk), []
     for at_once, step in steps.items():
         seconds = 0.0
@@ -124,7 +124,7 @@ class Wavefront:
     chunk: int
     like: Array
     kept: dict[Any, Any] = field(default_factory=dict)
-    """What the chunks of a layer have in common."""
+    """Values that the chunks of a layer share."""
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -141,7 +141,7 @@ _current: contextvars.ContextVar[Wavefront | None] = contextvars.ContextVar("wav
 
 
 def once(key: Any, make: Callable[[], Any]) -> Any:
-    """What ``make`` makes; of the chunks of a layer that runs at once with others, once for all of them."""
+    """The result of ``make``. The chunks of a layer that runs at once with others share one result."""
     current = _current.get()
     if current is None:
         return make()

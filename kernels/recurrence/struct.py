@@ -24,26 +24,26 @@ class Struct:
     """A cell's struct in ``cells/*.cuh``, and its kernels for arrays of one dtype."""
 
     cell: Cell
-    """Without numbers: they are the struct's members, which `value` fills."""
+    """The cell without its numbers: they are members of the struct, which `value` fills."""
     dtype: Dtype
 
     @classmethod
     def of(cls, cell: Cell, dtype: Dtype) -> Struct:
-        """The struct of ``cell``, which cells that differ in their numbers share."""
+        """The struct of ``cell``. Cells that differ only in their numbers share it."""
         return cls(cell.without_numbers, dtype)
 
     def __str__(self) -> str:
         return self.cell.kernel_type(self.dtype.real)
 
     def value(self, cell: Cell, weights: Array | None = None, masks: Array | None = None) -> np.void:
-        """The struct's memory, as a kernel takes it; an empty struct is a byte in C++.
+        """The struct's memory, as a kernel takes it; an empty struct is one byte in C++.
 
         Parameters
         ----------
         weights : (D, W, H) array
-            Those of ``cell.diagonal``, if it has any, of the accumulator's dtype like ``masks``.
+            The weights of ``cell.diagonal``, if any, in the accumulator's dtype, like ``masks``.
         masks : (M, D, T, B, H) array
-            Those that ``cell.step_masks`` names.
+            The masks that ``cell.step_masks`` names.
         """
         real, values = self.dtype.accumulator, list[Any]()
         members: list[Any] = []
@@ -51,7 +51,7 @@ class Struct:
             members.append(("numbers", real, (len(cell.numbers),)))
             values.append(cell.numbers)
         for name, array, count in (("weights", weights, len(cell.diagonal)), ("masks", masks, len(cell.step_masks))):
-            if count:  # a pointer, and room for what a thread reads there
+            if count:  # a pointer, and room for the values that a thread reads there
                 members += [(f"all {name}", "u8"), (name, real, (count,))]
                 values += [0 if array is None else address(array), (0,) * count]
         layout = np.dtype(members or [("", "u1")], align=True)
@@ -84,7 +84,7 @@ class Struct:
         return self.fused_module(variant)[self._fused(name, variant)]
 
     def rows_module(self) -> Module:
-        """The kernels of a cell with sums over units, but those of a pass in one launch."""
+        """The kernels of a cell with sums over units, except those of a pass in one launch."""
         return _module(self, "rows.cu", tuple(map(self._row_kernel, self._row_kernels())))
 
     def one_launch_module(self, variant: Variant) -> Module:
@@ -92,7 +92,7 @@ class Struct:
         return _module(self, "rows.cu", tuple(self._one_launch(name, variant) for name in names))
 
     def row_kernel(self, name: str) -> Kernel:
-        """A kernel with a row to a few warps; the name of one of a phase has its number behind it."""
+        """A kernel in which a few warps share a row. The name of a phase's kernel ends with the phase's number."""
         return self.rows_module()[self._row_kernel(name)]
 
     def one_launch(self, name: str, variant: Variant) -> Kernel:
@@ -127,7 +127,7 @@ class Struct:
 def _module(struct: Struct, source: str, kernels: tuple[str, ...], blocks: int = 1) -> Module:
     """Kernels of a source file, in clusters of ``blocks``.
 
-    The compiler proves that the cell's struct is the cell that Python describes.
+    The compiler checks that the cell's struct is the cell that Python describes.
     """
     header, proofs = f"cells/{struct.cell.file()}.cuh", proofs_of(struct.cell, str(struct))
     size = struct.value(struct.cell).nbytes
@@ -146,7 +146,7 @@ def _multiply_module(dtype: Dtype) -> Module:
 
 
 def proofs_of(cell: Cell, struct: str) -> list[str]:
-    """Declarations by which a compiler proves that a struct is the cell that Python describes."""
+    """Declarations by which a compiler checks that a struct is the cell that Python describes."""
     facts = {
         "gates": cell.gates,
         "phases": len(cell.phases),
@@ -168,9 +168,9 @@ def proofs_of(cell: Cell, struct: str) -> list[str]:
 
 
 def modules() -> list[Module]:
-    """The translation units that a recurrence can ask for: of cells that an installation brings, and of some others.
+    """The translation units of a recurrence, for the cells that an installation brings and for some others.
 
-    With other options a cell is compiled when a call asks for it.
+    A cell with other options is compiled when a call asks for it.
     """
     units = []
     for cell in (variant for kind in CELLS.values() for variant in kind.variants()):
