@@ -9,17 +9,17 @@ What it finds
 -------------
 - Always: a barrier that some thread of the block or cluster never reaches, or reaches elsewhere (``barrier``); a warp
   collective whose mask lacks the caller or names a lane that ended or that waits elsewhere (``collective``,
-  ``deadlock``); a shuffle from a lane that takes no part (``lane``); spinning for what never comes (``livelock``);
-  loops that never end (``endless``), within a bound of time where they never wait and of waits where they do; faults
+  ``deadlock``); a shuffle from a lane that takes no part (``lane``); spins on a value that never comes (``livelock``);
+  loops that never end (``endless``), after a limit of time if they never wait and of waits if they do; faults
   (``bounds``); writes past the end of dynamic shared memory and of arrays from `empty` (``bounds``); failed asserts
   (``assert``). Shared memory and the arrays of `empty` start as NaN, and so do the red zones behind them, so reading
-  too early or too far makes NaN.
+  too early or too far gives NaN.
 - In the ``conflicts`` build also: every access outside the arrays of the launch, exactly; undefined behaviour of
   integers, indices out of an array's declared bounds (``bounds``, ``undefined``); two accesses to a word by two
   threads with no barrier in between, not both reads nor both atomic; ``__ldg`` of what the launch writes; a word that
   one block writes and another reads without `publish` and `read_published`; a block that ends while another one of
   its cluster may still read its shared memory (``conflict``).
-- In the ``counts`` build nothing more. It counts what each warp does, see `counts`.
+- In the ``counts`` build nothing more. It counts the operations of each warp, see `counts`.
 - In the ``sanitize`` build: what AddressSanitizer and UndefinedBehaviorSanitizer find, local arrays included.
 
 What no run on a CPU shows
@@ -29,10 +29,9 @@ What no run on a CPU shows
   ``intrinsics.cuh`` only. That the PTX in that header is right can only be shown on a GPU.
 - The interleavings of a warp in lockstep, and every interleaving finer than from one wait to the next: fibers are not
   interrupted between two waits. The ``conflicts`` build makes up for it, since it doesn't depend on the order.
-- A word keeps its last write and its last reads by two threads; a conflict with an older access that these displaced
-  is not seen, and neither is one with an access that this run's data never made. Two static shared arrays count as
-  one stretch of memory: an index past the first is found if it is written as an index of the array itself, not
-  through a pointer.
+- The executor remembers a word's last write and its last reads by two threads. It misses conflicts with older
+  accesses, and with accesses that this run's data never made. Two static shared arrays count as one stretch of
+  memory: an index past the first is found if it is written as an index of the array itself, not through a pointer.
 - Registers, spills, occupancy, launch limits of a device, time; flushed subnormal numbers and the
   last bits of the GPU's own expf, tanhf and their like.
 
@@ -83,12 +82,12 @@ _ALIGNMENT = 256  # bytes, as cudaMalloc's
 
 
 class ExecutionError(RuntimeError):
-    """A kernel did what a kernel must not do.
+    """A check has found an error in a kernel.
 
     Attributes
     ----------
     check : str
-        Which check found it: ``"barrier"``, ``"collective"``, ``"lane"``, ``"deadlock"``, ``"livelock"``,
+        The check that found it: ``"barrier"``, ``"collective"``, ``"lane"``, ``"deadlock"``, ``"livelock"``,
         ``"endless"``, ``"bounds"``, ``"undefined"``, ``"conflict"`` or ``"assert"``.
     """
 
@@ -112,17 +111,17 @@ class Execution:
     most_waits : int
         How often one thread may wait in a launch, at barriers, at warp collectives and in spins.
     most_polls : int
-        How often a thread that waits for other blocks looks, before the kernel gives up as it does on a GPU. By default
+        How often a thread that waits for other blocks polls before the kernel gives up, as it does on a GPU. By default
         an `ExecutionError` comes first.
     """
 
     build: str = "plain"
     seed: int = 0
     stall_seconds: float = 10.0
-    # Counted and not timed, so that no machine is too slow and no sanitizer too dear for a launch that ends; and what a
-    # loop with barriers does counts as progress by any other measure. The recurrences wait ten to a few hundred times a
-    # time step: 16 blocks of 512 threads that came to this bound would have run for an hour. An endless loop of one
-    # warp comes to it in ten seconds, of 1024 threads in minutes.
+    # A count and not a time, so that a launch that ends passes on slow machines and with slow sanitizers. By any other
+    # measure a loop with barriers makes progress. The recurrences wait ten to a few hundred times per time step: 16
+    # blocks of 512 threads would reach this bound after an hour. An endless loop of one warp reaches it in ten seconds,
+    # of 1024 threads in minutes.
     most_waits: int = 10**7
     most_polls: int = 10**9
 
@@ -174,18 +173,18 @@ INSTRUCTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What the warps of a launch did.
+    """The operations of the warps of a launch.
 
     ``counts["multiply_adds"]`` is an array (blocks, warps); blocks are in the order of their number, x first. Besides
     the kinds of `INSTRUCTIONS` there are
 
-    - ``load_bytes`` and ``load_sectors``, of global memory in sectors of 32 bytes, and likewise of the other kinds of
-      its accesses (``read_only_load``, ``published_load``, ``store``, ``published_store``, ``atomic``): of an access,
-      the bytes that its lanes name, each once, and the sectors that these are in; ``cluster_load_bytes`` and
-      ``cluster_load_sectors``, of the shared memory of the blocks of a cluster by their rank, the own one included;
-    - ``shared_load_bytes`` and ``shared_store_bytes``, those of all lanes; ``shared_load_wavefronts`` and
-      ``shared_store_wavefronts``, the turns in which the 32 banks serve them; ``bank_conflicts``, the wavefronts more
-      than without conflicts;
+    - ``load_bytes`` and ``load_sectors`` of global memory, and the same for its other kinds of access
+      (``read_only_load``, ``published_load``, ``store``, ``published_store``, ``atomic``): the bytes that the lanes of
+      an access name, each once, and the sectors of 32 bytes that contain them; ``cluster_load_bytes`` and
+      ``cluster_load_sectors``, the same for loads by rank from the shared memory of a cluster's blocks, also the own;
+    - ``shared_load_bytes`` and ``shared_store_bytes``, the bytes of all lanes; ``shared_load_wavefronts`` and
+      ``shared_store_wavefronts``, the turns in which the 32 banks serve them; ``bank_conflicts``, the wavefronts beyond
+      those needed without conflicts;
     - ``spins``, the turns of waiting loops: how long a block waits depends on the executor's order.
     """
 
@@ -199,9 +198,9 @@ class Counts:
 
     @property
     def instructions(self) -> np.ndarray:
-        """(blocks, warps): those of all kinds, as the source has them.
+        """(blocks, warps): the instructions of all kinds, as in the source.
 
-        A GPU executes more: addresses, loops and branches are not among them.
+        A GPU executes more: addresses, loops and branches do not count.
         """
         total: np.ndarray = sum((self[kind] for kind in INSTRUCTIONS), np.zeros_like(self["barriers"]))
         return total
@@ -212,11 +211,11 @@ _counted: contextvars.ContextVar[list[Counts] | None] = contextvars.ContextVar("
 
 @contextlib.contextmanager
 def counts() -> Iterator[list[Counts]]:
-    """``with counts() as launches: ...`` runs kernels in the ``counts`` build, and lists what each launch did.
+    """``with counts() as launches: ...`` runs kernels in the ``counts`` build, and lists the `Counts` of each launch.
 
-    An instruction counts once for all lanes of a warp that come to it together, and once for each group of lanes that
-    comes to it alone. Lanes are together at each barrier and each collective of the whole warp. From there on, the n-th
-    time that a lane comes to a place in the source is one instruction with the n-th time of the other lanes.
+    An instruction counts once for all lanes of a warp that reach it together, and once for each group of lanes that
+    reaches it alone. Lanes are together at each barrier and each collective of the whole warp. From there on, the n-th
+    visits of the lanes to a place in the source are one instruction.
     """
     launches: list[Counts] = []
     token = _counted.set(launches)
@@ -244,7 +243,7 @@ def empty(shape: int | Sequence[int], dtype: Any) -> np.ndarray:
     count = int(np.prod(shape, dtype=np.int64))
     size = count * dtype.itemsize
     if _address_sanitizer():
-        memory = np.full(size, _FRESH, np.uint8)  # which has red zones of its own
+        memory = np.full(size, _FRESH, np.uint8)  # AddressSanitizer adds red zones of its own
         array: np.ndarray = memory.view(dtype).reshape(shape)
         return array
     memory = np.full(size + _RED_ZONE + _ALIGNMENT, _FRESH, np.uint8)
@@ -293,8 +292,8 @@ class _Launch(ctypes.Structure):
     )
 
 
-# Each library has an executor of its own, but the handlers of signals, which a launch replaces, are the process's.
-# A launch by a Python handler of a signal is amid another only before that begins or when it has ended.
+# Each library has an executor of its own, but the signal handlers that a launch replaces belong to the process.
+# A Python signal handler can launch amid another launch only before that begins or after it has ended.
 _one_launch = _fork.Lock(threading.RLock)
 
 
@@ -342,7 +341,7 @@ class Library:
             self._counters = self._library.gpurnn_host_counters().decode().rstrip(",").split(",")
 
     def parameters(self, kernel: str) -> list[str]:
-        """The types that the compiler knows: ``"const f4*"``, ``"i4"``; ``"V24"`` is a struct of 24 bytes."""
+        """The parameter types, from the compiler: ``"const f4*"``, ``"i4"``; ``"V24"`` is a struct of 24 bytes."""
         text = self._library.gpurnn_host_kernel_parameters(self._indices[kernel]).decode()
         return text.split(",") if text else []
 
@@ -358,17 +357,17 @@ class Library:
         cooperative: bool,
         reachable: Sequence[np.ndarray] = (),
     ) -> None:
-        """Runs one launch to its end. ``arguments`` are arrays and NumPy scalars that `kernels.launch` has checked.
+        """Run one launch to its end. ``arguments`` are arrays and NumPy scalars that `kernels.launch` has checked.
 
         Raises
         ------
         ExecutionError
-            If the kernel did what a kernel must not do.
+            A check has found an error in the kernel.
         """
         how = current_execution()
         arrays = [(name, a) for name, a in zip(names, arguments, strict=True) if isinstance(a, np.ndarray)]
         arrays += [(f"reachable array {i}", a) for i, a in enumerate(reachable)]
-        # Each argument's value in memory of its own: a pointer, or the scalar's bytes.
+        # Each argument's value has memory of its own: a pointer, or the scalar's bytes.
         values = [np.array(a.ctypes.data if isinstance(a, np.ndarray) else a) for a in arguments]
         regions = [_Region(a.ctypes.data, a.nbytes, name.encode()) for name, a in arrays]
         launch = _Launch(
@@ -402,13 +401,13 @@ class Library:
         _check_red_zones(kernel, arrays)
 
     def _source_line(self, code: re.Match[str]) -> str:
-        """``file:line`` in the kernel of an address in the library, where binutils or LLVM are there to tell."""
+        """``file:line`` in the kernel of an address in the library, if binutils or LLVM are installed."""
         for tool in ("addr2line", "llvm-addr2line"):
             if shutil.which(tool):
                 command = [tool, "-i", "-e", str(self.path), code.group(1)]
                 frames = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
                 lines = [os.path.normpath(frame.split(" (")[0]) for frame in frames if not frame.startswith("??")]
-                # Innermost first; from the functions of CUDA and of intrinsics.cuh outwards to the kernel.
+                # Innermost first: skip functions of CUDA and of intrinsics.cuh, outwards to the kernel.
                 for line in lines:
                     if not line.startswith((str(HOST), str(KERNELS / "intrinsics.cuh"))):
                         return line

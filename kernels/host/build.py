@@ -1,4 +1,4 @@
-"""Compiles a ``.cu`` file into a shared library for the host executor, once for each content.
+"""Compile a ``.cu`` file into a shared library for the host executor, once per content.
 
 `compiler.py` has the compiler and the cache. A library's name holds a digest of everything that went in: the source
 with what it includes, the executor, the flags, the compiler's version and the kind of machine.
@@ -21,14 +21,14 @@ HOST = KERNELS / "host"
 BUILDS = ("plain", "sanitize", "conflicts", "counts")
 
 # No contraction: all CPUs then round alike wherever the kernel doesn't ask for a fused multiply-add. CUDA code reads
-# one type's memory as another's, as nvcc allows. A loop that never ends may be a spin, to be reported and not to be
+# one type's memory as another's, as nvcc allows. A loop that never ends may be a spin, which must be reported, not
 # removed. "#pragma unroll" is unknown here; -g1 keeps line numbers, nothing else.
 COMMON_FLAGS = (
     "-std=c++17",
     "-fPIC",
     "-g1",
     "-gdwarf-4",  # addr2line of binutils 2.40 takes the wrong file out of g++ 12's version 5
-    "-fno-var-tracking-assignments",  # which take g++ half of its time, for places of variables that -g1 does not write
+    "-fno-var-tracking-assignments",  # half of g++'s time, for locations of variables that -g1 does not write
     "-fvisibility=hidden",
     "-fno-exceptions",
     "-fno-strict-aliasing",
@@ -41,11 +41,11 @@ COMMON_FLAGS = (
 UNDEFINED_FLAGS = (
     "-fsanitize=bounds,null,alignment,bool,enum,return,unreachable,signed-integer-overflow,shift-exponent,integer-divide-by-zero",
 )
-# Checks of addresses as calls, each of which finds what it finds inlined: g++ takes half of the time for them.
+# Address checks as calls find the same as inlined checks, and g++ takes half the time for them.
 CHECKS_AS_CALLS = ("--param=asan-instrumentation-with-call-threshold=0",)
-# A call before each access to memory. Several at once, as clang++ makes of a loop, would have none.
+# A call before each memory access. Vector accesses, which clang++ makes of a loop, would have none.
 RECORDED_FLAGS = ("-fsanitize=thread", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
-# -O1: kernels are compiled more often than their few short launches would gain by more.
+# -O1: compilation happens so often that the few short launches would not repay more.
 KERNEL_FLAGS = {
     "plain": ("-O1",),
     "sanitize": (
@@ -104,13 +104,13 @@ def build_library(
 ) -> Path:
     """The shared library of ``kernels`` (names, or template instances such as ``"step<float, 4>"``) out of ``source``.
 
-    Its content is verified, so it may be loaded.
+    Its content is verified, so it is safe to load.
 
     Raises
     ------
     CompilerError
-        If there is no compiler, or it rejects the source, with the source's own file names and lines, or does not end;
-        if the cache cannot be used.
+        There is no compiler, it rejects the source (with the source's own file names and lines) or does not end, or the
+        cache cannot be used.
     """
     if build not in BUILDS:
         raise ValueError(f"build is {build!r}, expected one of {', '.join(BUILDS)}")
@@ -139,7 +139,7 @@ def build_library(
     texts = cpp.source_closure(source, include)
     texts |= cpp.source_closure(HOST / "cuda_on_host.h")
     content = [f"{path}\n{text}" for path, text in sorted(texts.items())]
-    # Two steps, because a compiler that is told -fsanitize=thread when it links adds a runtime of its own.
+    # Two steps, because a compiler that gets -fsanitize=thread when it links adds a runtime of its own.
     objects = _executor_objects(compiler, build)
     name = re.sub(r"\W", "_", source.stem)
     key = cpp.digest_of(*compiler, *flags, unit, version, cpp.machine(), *content, *(path.name for path in objects))

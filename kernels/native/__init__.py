@@ -1,6 +1,6 @@
-"""The compiled CPU wing: the cells' own structs over the registers of the processor, and what else gains by that.
+"""The compiled CPU wing: the cells' own structs on the vector registers of the processor, and other functions.
 
-It has the functions that gain by it; the NumPy wing has the others.
+It has only the functions that gain by compilation; the NumPy wing has the others.
 """
 
 from gpurnn.reference.clock import recurrence_chunk

@@ -38,7 +38,7 @@ class _Attention:
     """The values that `attention_backward` needs."""
 
     arrays: dict[str, Array | None]
-    """By the names of `Attention`."""
+    """The arrays, by the field names of `Attention`."""
     sizes: dict[str, float]
 
 
@@ -60,7 +60,7 @@ def attention_forward(
     check_lengths(lengths, S)
 
     def own(x: Array | None) -> Array | None:
-        # Training copies, so that what a caller does to his arrays cannot reach the gradients.
+        # Training copies, so that later changes of the caller's arrays do not reach the gradients.
         return None if x is None else np.array(x, order="C") if training else np.ascontiguousarray(x)
 
     context, weights = np.empty((T, B, E), query.dtype), np.empty((T, B, S), query.dtype)

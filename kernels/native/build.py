@@ -1,6 +1,6 @@
 """The shared libraries of this package: compiled for an instruction set, once for each content, and loaded.
 
-`../compiler.py` has the compiler and the cache; `install.py` has what an installation brings.
+`../compiler.py` has the compiler and the cache; `install.py` has the libraries that an installation brings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INSTRUCTION_SETS = {
     "sse4": ("-msse4.2",),
     "neon": (),
 }
-"""The compiler's options for each."""
+"""The compiler's options for each instruction set."""
 
 # No contraction: the same expression then rounds alike wherever it is inlined. The loops are written for registers
 # already, and the compiler's own vectorizer would only make the library longer. No exceptions leave this code.
@@ -44,16 +44,16 @@ FLAGS = (
     "-Wextra",
     "-Wno-unknown-pragmas",
     "-Wno-unknown-warning-option",
-    "-Wno-maybe-uninitialized",  # of g++'s own headers
+    "-Wno-maybe-uninitialized",  # in g++'s own headers
     "-Wno-psabi",  # no vector is handed from one library to another
     "-D__device__=inline __attribute__((always_inline))",
     "-D__forceinline__=",
 )
 
 LINK = ("-shared", "-pthread", *(["-static"] if os.name == "nt" else []))
-"""So that Windows needs no library of the compiler's own."""
+"""With -static, Windows needs none of the compiler's own libraries."""
 
-# Line numbers, without what says where variables are, which takes longer.
+# Line numbers, without the locations of variables, which take longer.
 _LINES = ("-g1", "-fno-var-tracking-assignments")
 
 BUILDS = {
@@ -71,12 +71,12 @@ BUILDS = {
     ),
     "threads": ("-O1", *_LINES, "-fsanitize=thread"),
 }
-"""Further options, by the value of ``$GPURNN_NATIVE_BUILD``. The quick one takes half the time to compile, for what an
-installation has not. The libraries of the sanitizers must be preloaded."""
+"""Further options, by the value of ``$GPURNN_NATIVE_BUILD``. The quick build takes half the time to compile; it is for
+libraries that an installation lacks. The libraries of the sanitizers must be preloaded."""
 
 
 SHIPPED = Path(__file__).parent / "libraries"
-"""Where an installation has the libraries that were compiled when it was built; see `install.py`."""
+"""The directory of the libraries that were compiled when an installation was built; see `install.py`."""
 
 
 class Library(NamedTuple):
@@ -87,9 +87,9 @@ class Library(NamedTuple):
     options: tuple[str, ...] = ()
 
     def path(self, instructions: str) -> Path:
-        """The library for an instruction set, which is compiled if the installation and the cache have it not.
+        """The library for an instruction set, compiled if neither the installation nor the cache has it.
 
-        Its content is verified, or as safe as the package that it lies in, so it may be loaded.
+        Its content is verified, or as safe as the package that contains it, so it is safe to load.
 
         Raises
         ------
@@ -105,12 +105,12 @@ class Library(NamedTuple):
         return cpp.cached(f"{self.name}_{instructions}-{key}.so", lambda path: self.compile(instructions, path, build))
 
     def shipped(self, instructions: str) -> Path:
-        """Where an installation that was built from these sources has the library, which is no quick build."""
+        """The path of the library in an installation that was built from these sources, which has no quick builds."""
         build = "plain" if _chosen_build() == "quick" else _chosen_build()
         return SHIPPED / f"{self.name}_{instructions}-{self._key(instructions, build)}.so"
 
     def _key(self, instructions: str, build: str) -> str:
-        """A digest of all that the library is made of."""
+        """A digest of everything that the library is made of."""
         source = self.source()
         texts = dict(pair for include in cpp.included(source) for pair in _texts(include))
         contents = [part for pair in sorted(texts.items()) for part in pair]
@@ -136,13 +136,13 @@ def _chosen_build() -> str:
 
 @functools.cache
 def _texts(include: str) -> tuple[tuple[str, str], ...]:
-    """The names and the texts of a file in KERNELS and of all that it includes."""
+    """The names and the texts of a file in KERNELS and of all files that it includes."""
     texts = cpp.source_closure(KERNELS / include)
     return tuple((path.relative_to(KERNELS).as_posix(), text) for path, text in texts.items())
 
 
 _loaded: dict[tuple[str, str], ctypes.CDLL] = {}
-"""By name and instruction set."""
+"""The loaded libraries, by name and instruction set."""
 
 
 def load(library: Library) -> ctypes.CDLL:
@@ -160,14 +160,14 @@ def load(library: Library) -> ctypes.CDLL:
 
 
 def size_proof(name: str, structure: type[ctypes.Structure]) -> str:
-    """A line of C++ that proves a struct to be as large as what Python hands over as one."""
+    """A line of C++ that checks that a struct is as large as Python's structure for it."""
     return f'static_assert(sizeof({name}) == {ctypes.sizeof(structure)}, "{structure.__name__} of Python");\n'
 
 
 def _head() -> int:
-    """The bytes of an array object before the address of its numbers: those that every object of CPython begins with.
+    """The bytes of an array object before the address of its numbers: the header of every object of CPython.
 
-    0 if it is not laid out like that in the interpreter that runs this.
+    0 if this interpreter lays out arrays otherwise.
     """
     size = object.__basicsize__
     samples = np.ones(3), np.ones((2, 3), "f4")[1:], np.frombuffer(b"read only", "u1")
@@ -182,20 +182,20 @@ _word_at: Any = ctypes.c_void_p.from_address
 
 
 def address(array: np.ndarray[Any, Any]) -> int:
-    """Where an array begins.
+    """The address of an array's first number.
 
-    ``array.ctypes.data`` takes eight times as long, which counts in a layer that is called for each step.
+    ``array.ctypes.data`` takes eight times as long, which matters in a layer that is called for each step.
     """
     return _word_at(id(array) + HEAD).value or 0 if HEAD else int(array.ctypes.data)
 
 
 def addresses(arrays: Iterable[np.ndarray[Any, Any] | None]) -> list[int]:
-    """Where arrays begin, 0 for None."""
+    """The addresses of arrays' first numbers, 0 for None."""
     return [0 if array is None else address(array) for array in arrays]
 
 
 def objects(arrays: Iterable[np.ndarray[Any, Any] | None]) -> list[int]:
-    """Where the objects of arrays begin, 0 for None, at no cost: a library finds their numbers by `HEAD`."""
+    """The addresses of array objects, 0 for None. They cost nothing: a library finds the numbers by `HEAD`."""
     return [0 if array is None else id(array) for array in arrays]
 
 

@@ -15,10 +15,10 @@ from . import build, threads
 LIBRARY = build.Library("dense", lambda: '#include "native/dense.cpp"\n')
 
 _FEW = 1 << 14
-"""Products that a BLAS does on one thread in less time than a call of the library takes."""
+"""The multiplications below which a BLAS on one thread takes less time than a call of the library."""
 
 _LARGE = 2048
-"""The width from which weights go to the BLAS, which blocks them for the caches. So wide, its spinning costs little."""
+"""Wider weights go to the BLAS, which blocks them for the caches. At that width, its spinning costs little."""
 
 
 def _is_for_blas(rows: int, weight: Array) -> bool:

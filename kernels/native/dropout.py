@@ -12,7 +12,7 @@ from gpurnn._random import pieces
 from . import build, threads
 
 LIBRARY = build.Library("dropout", lambda: '#include "native/dropout.cpp"\n', ("-ftree-vectorize",))
-"""Its inner loops are for the compiler to vectorize."""
+"""The compiler vectorizes its inner loops."""
 
 
 def dropout_mask(

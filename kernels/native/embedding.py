@@ -20,7 +20,7 @@ def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:
     IndexError
         An index is not in 0 ... V - 1.
     """
-    # A copy, which no other thread can change between here and there.
+    # A copy, so that no other thread can change it between the check and its use.
     indices, width = np.array(indices, np.int64), dy.shape[-1]
     check_indices(indices, num_embeddings)
     dweight = np.zeros((num_embeddings, width), dy.dtype)

@@ -20,7 +20,7 @@ from .recurrence import C_NAMES, can_compute, library_name
 
 
 def unit(cell: IndRNN, dtype: str) -> str:
-    """The C++ source of the library of a cell, whatever its options that are numbers, for numbers of a dtype."""
+    """The C++ source of the library of a cell for a dtype. It serves all values of the cell's numeric options."""
     return "\n".join(
         [
             '#include "native/elementary.h"',
@@ -34,7 +34,7 @@ def unit(cell: IndRNN, dtype: str) -> str:
 
 @functools.cache
 def library(cell: IndRNN, dtype: str) -> build.Library:
-    """The library of a cell for numbers of a dtype."""
+    """The library of a cell for a dtype."""
     return build.Library(f"independent_{library_name(cell, dtype)}", lambda: unit(cell, dtype))
 
 

@@ -1,4 +1,4 @@
-"""The libraries that an installation brings: whether they are here, and how they are made when it is built.
+"""The libraries that an installation brings: whether they are there, and how they are made when it is built.
 
 ``python -m gpurnn.kernels.native.install`` makes them. ``setup.py`` runs it.
 """
@@ -44,7 +44,7 @@ def libraries() -> Iterator[build.Library]:
     for cell in (variant for kind in CELLS.values() for variant in kind.variants()):
         for dtype in recurrence.C_NAMES:
             library = recurrence.library(cell, dtype)
-            if library.name not in made:  # cells that differ in their numbers have one
+            if library.name not in made:  # cells that differ only in their numbers share one
                 made.add(library.name)
                 yield library
 
@@ -80,7 +80,7 @@ def _why_not(instructions: str, _: str) -> str:
 
 
 def main(directory: Path, sets: list[str]) -> None:
-    """Compile all libraries for some instruction sets into ``directory``, in which others are removed.
+    """Compile all libraries for some instruction sets into ``directory``, and remove other libraries there.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def main(directory: Path, sets: list[str]) -> None:
 
 
 def sets_to_make() -> list[str]:
-    """The widest instruction set of this processor, or those that ``$GPURNN_CPU`` names, or "all" of the machine's."""
+    """The widest instruction set of this processor, or those that ``$GPURNN_CPU`` names; "all" are the machine's."""
     named = os.environ.get("GPURNN_CPU")
     if named is None:
         return [processor.chosen()]

@@ -27,14 +27,14 @@ class _Scan:
 def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False) -> tuple[Array, Any]:
     """h_t = a_t h_{t-1} + b_t, as ``gpurnn.reference`` gives it."""
     h = np.empty(b.shape, b.dtype)
-    kept = empty(b.shape, b.dtype) if training else None  # what a caller does to h cannot reach it
+    kept = empty(b.shape, b.dtype) if training else None  # later changes of h by the caller do not reach it
     if b.size:
         _call("scan", a, h0, b, np.ascontiguousarray(h0), h, kept)
     return h, None if kept is None else _Scan(_copy(a), kept, h0.copy())
 
 
 def _copy(a: Array) -> Array:
-    """In memory of the pool, where a copy of all steps costs no page faults."""
+    """A copy in memory of the pool, where it costs no page faults."""
     copy: Array = empty(a.shape, a.dtype)
     np.copyto(copy, a)
     return copy
@@ -44,7 +44,7 @@ def linear_scan_backward(saved: Any, dh: Array) -> tuple[Array, Array, Array]:
     """Gradients of a, b and h0, as ``gpurnn.reference`` gives them."""
     a, h0 = saved.a, saved.h0
     db, dh0 = np.empty(dh.shape, dh.dtype), np.zeros(h0.shape, dh.dtype)
-    # What np.zeros has not touched yet comes in small pages, one fault each.
+    # Untouched memory of np.zeros comes in small pages, with one fault each.
     da = np.empty(dh.shape, dh.dtype) if a.ndim == 3 else np.zeros(h0.shape, dh.dtype)
     if dh.size:
         _call("scan_backward", a, h0, dh, saved.h, h0, da, db, dh0)
@@ -52,7 +52,7 @@ def linear_scan_backward(saved: Any, dh: Array) -> tuple[Array, Array, Array]:
 
 
 def _call(name: str, a: Array, h0: Array, values: Array, *arrays: Array | None) -> None:
-    """Call a function of the library, over steps of columns; those of a complex number are its two parts."""
+    """Call a function of the library, over steps of columns. The two parts of a complex number are two columns."""
     columns = h0.size * (2 if h0.dtype.kind == "c" else 1)
     factors = np.ascontiguousarray(a if a.ndim == 3 else np.broadcast_to(a, h0.shape))
     function = getattr(build.load(LIBRARY), f"gpurnn_{name}_{values.dtype.name}")

@@ -41,7 +41,7 @@ class _CrossEntropy:
 
     rows: Rows
     arrays: tuple[Array | None, ...]
-    """To which the addresses in ``rows`` point."""
+    """The arrays to which the addresses in ``rows`` point."""
     shape: tuple[int, int]
 
 
@@ -79,7 +79,7 @@ def cross_entropy_forward(
 
 
 def _own(array: Array | None, training: bool) -> Array | None:
-    """In C order, and a copy where backward reads it, so that what a caller does to his array cannot reach it."""
+    """``array`` in C order; in training a copy, so that later changes of the caller's array do not reach backward."""
     return None if array is None else np.array(array, order="C") if training else np.ascontiguousarray(array)
 
 

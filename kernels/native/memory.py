@@ -14,7 +14,7 @@ from .recurrence import Sizes, library, sizes_of
 
 
 class _Memory(RecurrenceMemory):  # type: ignore[misc]  # mypy knows gpurnn.reference as reference
-    """Its buffers come from the pool of the NumPy wing."""
+    """The memory of `recurrence.py`, whose buffers come from the pool of the NumPy wing."""
 
     def __init__(self, cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> None:
         super().__init__(cell, T, B, H, D, like.dtype.itemsize)
@@ -56,7 +56,7 @@ class _Memory(RecurrenceMemory):  # type: ignore[misc]  # mypy knows gpurnn.refe
 
 
 class _MemoryOfSums(_Memory):
-    """That of `sums.py`."""
+    """The memory of `sums.py`."""
 
     def __init__(self, cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> None:
         RecurrenceMemory.__init__(self, cell, T, B, H, D, like.dtype.itemsize)

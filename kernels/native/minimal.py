@@ -39,7 +39,7 @@ def minimal_forward(
 ) -> tuple[Array, Any]:
     """h_t = kept h_{t-1} + z n_t, as ``gpurnn.reference`` gives it."""
     h, marks = np.empty((len(a), *h0.shape), a.dtype), marks_of(resets, exists, repeats=False)
-    copy = empty(h.shape, a.dtype) if training else None  # what a caller does to h cannot reach it
+    copy = empty(h.shape, a.dtype) if training else None  # later changes of h by the caller do not reach it
     if h.size:
         _call(cell.name, a, h0, marks, h, copy)
     if copy is None:

@@ -15,7 +15,7 @@ from . import build, threads
 from .recurrence import C_NAMES
 
 _CHUNK = 4096
-"""Elements of which a sum of squares is one, as in ``optim.h``."""
+"""Elements of one partial sum of squares, as in ``optim.h``."""
 
 
 def unit() -> str:

@@ -1,4 +1,4 @@
-"""The instruction sets and the numbers of this processor."""
+"""The instruction sets of this processor."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NEEDED = {
     "sse4": ("SSE42",),
     "neon": ("NEON_VFPV4",),
 }
-"""By the names of NumPy, which asks the processor and the system."""
+"""The features that each set needs, by their names in NumPy, which asks the processor and the system."""
 
 
 def machine() -> str:
-    """The kind of machine, a key of `MACHINES` if it is one that this package is written for."""
+    """The kind of machine: a key of `MACHINES` if this package supports it."""
     name = platform.machine().lower()
     return _NAMES.get(name, name)
 
@@ -45,13 +45,13 @@ def chosen() -> str:
     Raises
     ------
     CompilerError
-        The processor has none of those that this package is written for.
+        The processor has no instruction set that this package supports.
     ValueError
-        The variable names none that this processor has.
+        The variable does not name an instruction set that this processor has.
     """
     has, named = instruction_sets(), os.environ.get("GPURNN_CPU")
     if not has:
-        raise CompilerError(f"compiled layers need SSE4.2 or NEON, which this processor ({platform.machine()}) has not")
+        raise CompilerError(f"compiled layers need SSE4.2 or NEON, which this processor ({platform.machine()}) lacks")
     if named and named not in has:
         raise ValueError(f"GPURNN_CPU is {named!r}, expected an instruction set of this processor: {', '.join(has)}")
     return named or has[0]

@@ -29,7 +29,7 @@ from . import build, processor, threads
 C_NAMES = {"float32": "float", "float64": "double"}
 
 _DTYPES = {"f": "float32", "d": "float64"}
-"""By the character of NumPy's dtype, which is faster to ask for."""
+"""The names of dtypes by NumPy's character, which is faster to read."""
 
 _NUMBERS = 13
 """The most options of a cell that are numbers."""
@@ -56,7 +56,7 @@ class Layer(ctypes.Structure):
 
 
 _LAYER = struct.Struct(f"8qPqd{_NUMBERS}d20Pq6P")
-"""A `Layer` as bytes, which are made in a fifth of the time."""
+"""The format of a `Layer` as bytes: packing them takes a fifth of the time."""
 
 assert _LAYER.size == ctypes.sizeof(Layer)
 
@@ -68,9 +68,10 @@ class Sizes(ctypes.Structure):
 
 
 def served(cell: Cell) -> Cell:
-    """The cell as a library computes it: with other activations than the usual, or a clip, it chooses them at run time.
+    """The cell that a library computes: with a clip, or activations other than the usual, it chooses them at run time.
 
-    So one library serves all combinations of activations. It gives the bits of one for each of them, in about its time.
+    So one library serves all combinations of activations. It gives the same bits, in about the same time, as one
+    library for each.
     """
     options = [option for option, kind in cell.options().items() if kind == Activation]
     usual = type(cell)().values(options)
@@ -83,7 +84,7 @@ def served(cell: Cell) -> Cell:
 
 
 def _any_activation() -> list[str]:
-    """The lines of C++ that bring `Any` of a cell's ``kernel_type``: all activations, in the order of `NAMES`."""
+    """The lines of C++ that define `Any` of a cell's ``kernel_type``: all activations, in the order of `NAMES`."""
     names = (
         "".join(word.capitalize() for word in name.split("_")) + ("<0>" if name in NUMBERS else "") for name in NAMES
     )
@@ -91,9 +92,9 @@ def _any_activation() -> list[str]:
 
 
 def unit(cell: Cell, dtype: str, header: str = "native/entry.h", proof: str = "") -> str:
-    """The C++ source of the library of a `served` cell for numbers of a dtype; it serves all values of its numbers.
+    """The C++ source of the library of a `served` cell for a dtype. It serves all values of the cell's numbers.
 
-    ``header`` has its functions, and ``proof`` is that their arguments are those of this side.
+    ``header`` has its functions, and ``proof`` checks that their arguments are laid out as Python's structures.
     """
     of_cell = cell.kernel_type(f"Vector<{C_NAMES[dtype]}>")
     return "\n".join(
@@ -111,20 +112,20 @@ def unit(cell: Cell, dtype: str, header: str = "native/entry.h", proof: str = ""
 
 @functools.cache
 def library(cell: Cell, dtype: str) -> build.Library:
-    """The library of a cell for numbers of a dtype."""
+    """The library of a cell for a dtype."""
     cell = served(cell)
     return build.Library(library_name(cell, dtype), lambda: unit(cell, dtype))
 
 
 def library_name(cell: Cell, dtype: str) -> str:
-    """As a file has it: with a digest in place of many options."""
+    """The name of a library's file: a digest replaces many options."""
     name = re.sub(r"\W+", "_", f"{cell.kernel_type('')} {dtype}").lower()
     return name if len(name) < 60 else f"{name[:40]}_{digest_of(name)[:8]}_{dtype}"
 
 
 @functools.cache
 def can_compute(cell: Cell, dtype: str, library: Callable[[Any, str], build.Library] = library) -> bool:
-    """Whether a library of a cell that no installation brings can be made, or is there; warns if not."""
+    """Whether the library of a cell that no installation brings is there or can be made; warn if not."""
     try:
         build.load(library(cell, dtype))
     except CompilerError as error:
@@ -149,7 +150,7 @@ def room(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def workspace(size: int, dtype: np.dtype[Any]) -> tuple[Any, int]:
-    """So many uninitialised numbers: what keeps them alive, and where they begin, at a cache line; 0 for none."""
+    """Uninitialised memory for so many numbers: its owner, and its address, at a cache line; None and 0 for none."""
     if not size:
         return None, 0
     memory = empty((size + _CACHE_LINE // dtype.itemsize,), dtype)
@@ -158,7 +159,7 @@ def workspace(size: int, dtype: np.dtype[Any]) -> tuple[Any, int]:
 
 
 def address(array: Array | None, offset: int = 0) -> int | None:
-    """Of an array's number ``offset``."""
+    """The address of an array's number ``offset``; None for None."""
     if array is None:
         return None
     return build.address(array) + offset * array.itemsize if offset else build.address(array)
@@ -172,7 +173,7 @@ class _Saved:
     functions: ctypes.CDLL
     layer: Layer
     arrays: tuple[Array | None, ...]
-    """To which the addresses in ``layer`` point."""
+    """The arrays to which the addresses in ``layer`` point."""
 
 
 def recurrence_forward(
@@ -209,7 +210,7 @@ def recurrence_forward(
     y = np.empty((T, B, D * H), dtype)
     final = tuple([s.copy() for s in state])
     if training:
-        # What a caller does to his arrays cannot reach the gradients.
+        # So that later changes of the caller's arrays do not reach the gradients.
         kept = room(x.shape, dtype)
         np.copyto(kept, x)
         x, resets, mask = kept, None if resets is None else resets.copy(), None if mask is None else mask.copy()
@@ -248,7 +249,7 @@ def recurrence_forward(
 
 
 class _Plan:
-    """What all calls of a cell with arrays of these sizes have in common."""
+    """The values that all calls of a cell with arrays of these sizes share."""
 
     def __init__(self, cell: Cell, functions: ctypes.CDLL, T: int, B: int, I: int, H: int, training: bool) -> None:
         self.cell, self.functions = cell, functions
@@ -258,15 +259,15 @@ class _Plan:
         self.chunk, self.slots = min(recurrence_chunk(B), T), T if training else 2
         self.products = T * B * cell.gates * H * (I + H)
         self.sizes = functools.cache(functools.partial(sizes_of, functions, T, B, I, H, self.slots, self.chunk))
-        """The numbers that a call needs room for, by the most threads that it may have."""
+        """How many numbers a call's workspaces hold, by the most threads that it may have."""
 
 
 _plans: dict[tuple[Any, ...], _Plan] = {}
-"""Of layers that are called for each step. A cell is known by its id, which stays its own while its plan has it."""
+"""Plans for layers that are called for each step. A cell's id is a key: it stays unique while the plan has the cell."""
 
 
 def _plan(cell: Cell, dtype: str, T: int, B: int, I: int, H: int, training: bool) -> _Plan | None:
-    """The plan of a call for numbers of a dtype, by its character; None if this module does not compute it."""
+    """The plan of a call for a dtype, given by its character; None if this module does not compute it."""
     key = id(cell), dtype, processor.chosen(), T, B, I, H, training
     found = _plans.get(key)
     if found is None:
@@ -283,7 +284,7 @@ def _plan(cell: Cell, dtype: str, T: int, B: int, I: int, H: int, training: bool
 
 @functools.lru_cache(256)
 def sizes_of(functions: ctypes.CDLL, T: int, B: int, I: int, H: int, slots: int, chunk: int, most: int) -> Sizes:
-    """The numbers that calls of a layer need room for, with at most so many threads."""
+    """How many numbers the workspaces of a layer's calls hold, with at most so many threads."""
     layer = Layer(steps=T, batch=B, inputs=I, hidden=H, slots=slots, chunk=chunk, team=threads.Team(most=most))
     sizes = Sizes()
     functions.gpurnn_sizes(ctypes.byref(layer), ctypes.byref(sizes))

@@ -43,9 +43,9 @@ OF_SUMS = ("norm_ih", "norm_hh", "norm_c", "bias_c", "weight_hr")
 """The parameters that only cells with such sums have."""
 
 
-@functools.lru_cache(256)  # of the layers that are called for each step
+@functools.lru_cache(256)  # for layers that are called for each step
 def of_step(cell: Cell) -> Cell:
-    """The cell as its struct computes it: without what this file adds to it."""
+    """The cell that the struct computes: without the options that this file adds."""
     added: dict[str, Any] = {"layer_norm": False, "proj_size": 0, "zoneout": (0.0, 0.0) if cell.states > 1 else 0.0}
     masks = tuple(name for name in cell.step_masks if not name.startswith("zoneout"))
     return served(replace(cell, **{n: v for n, v in added.items() if n in cell.options()}, step_masks=masks))
@@ -60,13 +60,13 @@ def library(cell: Cell, dtype: str) -> build.Library:
     )
 
 
-@functools.lru_cache(256)  # of the layers that are called for each step
+@functools.lru_cache(256)  # for layers that are called for each step
 def sizes_of(functions: ctypes.CDLL, cell: Cell, T: int, B: int, I: int, H: int, slots: int, most: int) -> SumsSizes:
-    """The numbers that calls of a layer need room for, with at most so many threads."""
+    """How many numbers the workspaces of a layer's calls hold, with at most so many threads."""
     layer = Layer(steps=T, batch=B, inputs=I, hidden=H, slots=slots, chunk=min(recurrence_chunk(B), T))
     layer.team.most = most
     sums, sizes = SumsLayer(layer=layer, width=cell.state_sizes(H)[0]), SumsSizes()
-    for name in OF_SUMS:  # of which it matters only whether they are there
+    for name in OF_SUMS:  # only whether they are there matters
         setattr(sums, name, int(name in cell.parameters))
     functions.gpurnn_sums_sizes(ctypes.byref(sums), ctypes.byref(sizes))
     return sizes
@@ -80,7 +80,7 @@ class Saved:
     functions: ctypes.CDLL
     sums: SumsLayer
     arrays: dict[str, Array | None]
-    """To which the addresses in ``sums`` point."""
+    """The arrays to which the addresses in ``sums`` point."""
 
 
 def recurrence_forward(
@@ -112,7 +112,7 @@ def recurrence_forward(
     y, final = np.empty((T, B, D * P), dtype), tuple([s.copy() for s in state])
     lengths = None if lengths is None else lengths.astype(np.int32)
     marks, slots = marks_of(resets, exists, repeats), T if training else 2
-    if training:  # what a caller does to his arrays cannot reach the gradients
+    if training:  # so that later changes of the caller's arrays do not reach the gradients
         x = x.copy()
         mask, marks = (None if a is None else a.copy() for a in (mask, marks))
     team = threads.team(T * B * cell.gates * H * (I + P))
@@ -200,19 +200,19 @@ def recurrence_backward(
 
 
 def _masks_of(cell: Cell, step_masks: Array | None, d: int) -> dict[str, Array]:
-    """The masks (T, B, H) of each step, by name, of one direction."""
+    """The masks (T, B, H) of one direction's steps, by name."""
     if step_masks is None:
         return {}
     return {name: np.ascontiguousarray(step_masks[k, d]) for k, name in enumerate(cell.step_masks)}
 
 
 def _rates(cell: Cell) -> tuple[float, float]:
-    """Of zoneout, of h and of c."""
+    """The zoneout rates of h and of c."""
     rates: Any = getattr(cell, "zoneout", 0.0)
     return rates if isinstance(rates, tuple) else (rates, 0.0)
 
 
 def _point(structure: ctypes.Structure, arrays: Mapping[str, Array | None]) -> None:
-    """Let fields of a structure point to where arrays begin."""
+    """Set fields of a structure to the addresses of arrays."""
     for name, array in arrays.items():
         setattr(structure, name, address(array))

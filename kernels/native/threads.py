@@ -12,11 +12,11 @@ from gpurnn import _fork
 from . import build
 
 PATIENCE = -1.0
-"""Microseconds that a call waits for its threads; negative to decide by its work, and whether it is worth any."""
+"""Microseconds that a call waits for its threads. Negative: its work decides that, and whether to wake any."""
 
 
 FEW_PRODUCTS = 300_000
-"""Of fewer a call has one thread in any case (``threads.h`` says when it pays to wake others), so none are counted."""
+"""With fewer products a call has one thread in any case (``threads.h`` says when others pay), so none are counted."""
 
 
 class Team(ctypes.Structure):
@@ -37,7 +37,7 @@ def library() -> ctypes.CDLL:
 
 
 def most() -> int:
-    """The number of threads that a call may have: `available`, or what threadpoolctl says if that is less."""
+    """The number of threads that a call may have: `available`, or the limit of threadpoolctl if that is less."""
     limit: int = library().gpurnn_get_num_threads()
     return min(available(), limit) if limit > 0 else available()
 
@@ -56,7 +56,7 @@ def release() -> None:
 
 
 def team(products: float = math.inf) -> Team:
-    """The threads that a call with so many products of two numbers may have now."""
+    """The threads that a call with so many multiplications may have now."""
     return Team(*fields(products))
 
 
