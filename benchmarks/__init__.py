@@ -1,1 +1,1 @@
-"""The speed of gpurnn compared with others, its memory, and whether it learns as they do; see README.md."""
+"""The speed and memory of gpurnn, and how well it learns, compared with other libraries; see README.md."""

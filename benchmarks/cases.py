@@ -14,13 +14,13 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 """The cells, and the number of row blocks in their weights."""
 
 CELLS = {**GATES, "gru-before": 3}
-"""Those that are compared on a CPU. "gru" is PyTorch's, which resets after the product; the other one before it."""
+"""The cells that are compared on a CPU. "gru" is PyTorch's, which resets after the product; the other resets before."""
 
 MODES = ("training", "inference")
 """Training is the forward pass and the gradients of sum(y * dy) with respect to x and to all parameters."""
 
 STEP = "step"
-"""A further mode: inference of one step from a state, as a program calls it that feeds the output back."""
+"""A further mode: inference of one step from a state, as in a program that feeds the output back."""
 
 
 class Size(NamedTuple):
@@ -46,13 +46,13 @@ SIZES = (
     Size(30, 64, 512, 512),
     Size(50, 128, 1024, 1024),
 )
-"""From one short sequence, as in a dialogue, over rows of images and language models to large layers."""
+"""Sizes from one short sequence, as in a dialogue, through rows of images and language models, to large layers."""
 
 FLASHRNN_SIZES = (Size(1024, 2, 768, 768), Size(1024, 16, 768, 768), Size(1024, 64, 768, 768))
-"""Those of the figures of FlashRNN (Pöppel, Beck, Hochreiter, 2024): T = 1024 and one head of 768 units."""
+"""The sizes in the figures of FlashRNN (Pöppel, Beck, Hochreiter, 2024): T = 1024 and one head of 768 units."""
 
 HASTE_SIZES = (Size(50, 16, 256, 512), Size(50, 64, 256, 1024), Size(50, 128, 256, 2048))
-"""Some of the grid that haste's own benchmark goes through: T = 50, batches of 1 to 128, 128 to 4096 units."""
+"""Some sizes of haste's own benchmark: T = 50, batches of 1 to 128, 128 to 4096 units."""
 
 QUICK_SIZES = (Size(50, 1, 64, 64), Size(28, 128, 28, 128), Size(35, 20, 200, 200), Size(100, 32, 64, 256))
 
@@ -98,9 +98,9 @@ class Case:
         return h, c
 
     def tolerance(self) -> float:
-        """How far apart two correct float32 results may lie, relative to the norm of one of them.
+        """The largest difference between two correct float32 results, relative to the norm of one of them.
 
-        The error of a sum of n terms is within n epsilon, and the error of a step is handed on to the steps after it.
+        The error of a sum of n terms is within n epsilon, and the error of a step passes to the steps after it.
         """
         return float(np.finfo(np.float32).eps) * (self.size.T + self.size.I + self.size.H)
 
@@ -117,7 +117,7 @@ class Update:
         return rng.standard_normal(self.parameters, np.float32), rng.standard_normal(self.parameters, np.float32)
 
     def tolerance(self) -> float:
-        """As `Case.tolerance`: an update has few roundings."""
+        """See `Case.tolerance`: an update has few roundings."""
         return 16 * float(np.finfo(np.float32).eps)
 
 
@@ -129,7 +129,7 @@ class Smoothing:
     season: int = 4
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """The observations y (T, 1), and what `gpurnn.LinearGaussian` takes."""
+        """The observations y (T, 1), and the arguments of `gpurnn.LinearGaussian`."""
         n = self.season
         transition = np.zeros((n, n))
         transition[0, 0] = 1
@@ -148,7 +148,7 @@ class Smoothing:
         }  # fmt: skip
 
     def tolerance(self) -> float:
-        """As `Case.tolerance`: statsmodels stops computing covariances where they change by less than 1e-9 of them."""
+        """See `Case.tolerance`: statsmodels stops updating covariances once their relative change is below 1e-9."""
         return 2e-9
 
 

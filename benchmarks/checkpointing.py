@@ -19,15 +19,15 @@ from .processes import ROOT, thread_limits
 
 LENGTHS = (1_000, 10_000, 100_000)
 EVERY = ("sqrt", "1024", "4096", "16384")
-"""K; those that are less than T."""
+"""The values of K. Only those below T are measured."""
 
 BATCH, INPUT, HIDDEN, LAYERS = 4, 32, 64, 2
 
 
 def measure(length: int, every: str, hidden: int = HIDDEN) -> tuple[float, int]:
-    """Seconds of a forward and a backward pass, and the most bytes that another one holds at a time.
+    """The seconds of a forward and a backward pass or, with ``--trace``, the most bytes that one holds at a time.
 
-    Those of x, y and their gradients are not counted.
+    The bytes of x, y and their gradients do not count.
     """
     layer = LSTM(INPUT, hidden, LAYERS)
     x = np.random.default_rng(0).standard_normal((length, BATCH, INPUT), np.float32)
@@ -41,7 +41,7 @@ def measure(length: int, every: str, hidden: int = HIDDEN) -> tuple[float, int]:
 
     layer.vjp(x[:1])[1]((dy[:1], None))  # imports what is imported on first use
     began = time.perf_counter()
-    # Traced, it is slower, and memory of the first pass is kept to be used again: each has a process of its own.
+    # Tracing slows it down, and the first pass keeps memory for reuse: so each has a process of its own.
     if "--trace" in sys.argv:
         tracemalloc.start()
         own = step()
@@ -51,7 +51,7 @@ def measure(length: int, every: str, hidden: int = HIDDEN) -> tuple[float, int]:
 
 
 def steps_of(length: int, every: str) -> int:
-    """K as it is: a whole number of chunks."""
+    """The K that is used: a whole number of chunks."""
     wanted = math.isqrt(length - 1) + 1 if every == "sqrt" else int(every)
     chunk: int = recurrence_chunk(BATCH)
     return min(-(-wanted // chunk) * chunk, length)

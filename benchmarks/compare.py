@@ -1,4 +1,4 @@
-"""The table of ratios: gpurnn's time compared with that of others, case by case and turn by turn."""
+"""The table of ratios: gpurnn's time compared with that of other libraries, case by case and turn by turn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .contenders import CONTENDERS, NotInstalled
 from .processes import Worker
 
 TURN = 0.05
-"""Seconds that a turn takes at least, if one call does not take longer."""
+"""The least seconds of a turn; a single call may take longer."""
 
 ROUNDS = (5, 15)
 """Fewest and most turns that each contender gets."""
@@ -62,7 +62,7 @@ class Measurement:
 
 
 def disagreement(one: dict[str, Array], other: dict[str, Array], tolerance: float) -> str | None:
-    """In words, the first array in which two results of the same case differ; None if none does."""
+    """A description of an array in which two results of the same case differ; None if none does."""
     for name in one.keys() & other.keys():
         a, b = one[name].astype(np.float64), other[name].astype(np.float64)
         if a.shape != b.shape:
@@ -74,7 +74,7 @@ def disagreement(one: dict[str, Array], other: dict[str, Array], tolerance: floa
 
 
 def measure(case: AnyCase, workers: Sequence[Worker], repeats: int | None) -> Measurement:
-    """Time one case, the workers taking turns; each round gives one ratio of the first worker's time to each other's.
+    """Time one case; the workers take turns. Each round gives the ratio of the first worker's time to each other's.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def _summary(measured: dict[Case, Measurement], peers: Sequence[tuple[str, str]]
 
 
 def machine() -> str:
-    """The processor, how many of its cores can be used, the system and the Python."""
+    """The processor, the number of usable CPUs, the system and the Python."""
     processor = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -194,5 +194,5 @@ def machine() -> str:
 
 
 def cpus() -> int:
-    """How many CPUs this process may use."""
+    """The number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

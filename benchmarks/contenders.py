@@ -1,4 +1,4 @@
-"""Who takes part. A contender turns a case into a step: a function without arguments that returns arrays by name."""
+"""The contenders. A contender turns a case into a step: a function without arguments that returns arrays by name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Step = Callable[[], dict[str, Any]]
 
 
 class NotInstalled(Exception):
-    """The contender's library cannot be imported by the Python that was to run it."""
+    """The Python that should run the contender cannot import its library."""
 
 
 class Contender(Protocol):
-    """What a worker drives. Making one imports its libraries, and raises ImportError if they are not there."""
+    """A library that a worker runs. The constructor imports it, and raises ImportError if it is not there."""
 
     name: ClassVar[str]
     versions: str
@@ -26,10 +26,10 @@ class Contender(Protocol):
 
     @classmethod
     def takes(cls, case: AnyCase) -> bool:
-        """Whether it can take part in a case."""
+        """Whether the contender can take part in a case."""
 
     def prepare(self, case: AnyCase) -> Step:
-        """The step of a case that it takes."""
+        """The step of a case that the contender takes."""
 
 
 class Gpurnn(Contender):
@@ -37,7 +37,7 @@ class Gpurnn(Contender):
 
     name = "gpurnn"
 
-    def __init__(self, threads: int) -> None:  # how many is read from the environment, by NumPy's BLAS too
+    def __init__(self, threads: int) -> None:  # read from the environment, as by NumPy's BLAS
         import gpurnn
         from gpurnn import _dispatch
 
@@ -156,12 +156,12 @@ class PyTorch(Contender):
 
 
 class OnnxRuntime(Contender):
-    """ONNX Runtime's RNN, LSTM and GRU operators on the CPU, which only infer."""
+    """ONNX Runtime's RNN, LSTM and GRU operators on the CPU, for inference only."""
 
     name = "ONNX Runtime"
 
     ORDER: ClassVar = {"rnn": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "gru-before": (1, 0, 2)}
-    """ONNX's gate blocks, i o f c and z r h, by their places in PyTorch's order."""
+    """ONNX's gate blocks, i o f c and z r h, as places in PyTorch's order."""
 
     def __init__(self, threads: int) -> None:
         import onnx
@@ -211,7 +211,7 @@ class OnnxRuntime(Contender):
 
 
 class Statsmodels(Contender):
-    """Its Kalman smoother, which is compiled."""
+    """The Kalman smoother of statsmodels, which is compiled."""
 
     name = "statsmodels"
 
@@ -248,7 +248,7 @@ class Statsmodels(Contender):
 
 
 class Memory(Contender):
-    """NumPy, reading and writing once all numbers that an update needs."""
+    """NumPy, which reads and writes once all numbers that an update needs."""
 
     name = "one pass over memory"
 

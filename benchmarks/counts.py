@@ -1,7 +1,7 @@
-"""What the kernels of a recurrence do in a step, counted by running them on a CPU.
+"""The operations of a recurrence's kernels in a step, counted by running them on a CPU.
 
-The counts build of the host executor (`gpurnn.kernels.host.counts`) counts the instructions of each warp, as the source
-has them, and what they move. They are the same on every machine, and say nothing of time.
+The counts build of the host executor (`gpurnn.kernels.host.counts`) counts the instructions of each warp, as in the
+source, and the bytes that they move. The counts are the same on every machine, and say nothing about time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from gpurnn.cells import GRU, LSTM, Cell, Vanilla
 from .gpu import CELLS
 
 SHAPES = ((16, 768), (64, 512), (1, 256), (32, 128))
-"""B and H of those that are counted unless others are asked for."""
+"""The default B and H."""
 
 OPTIONS_SHAPES = ((8, 32),)
-"""The same for options: what they add is done for each unit of each row, whatever the shape."""
+"""The default for options: they add work to each unit of each row, whatever the shape."""
 
 OPTIONS: dict[str, list[Cell]] = {
     "lstm": [
@@ -60,7 +60,7 @@ OPTIONS: dict[str, list[Cell]] = {
         Vanilla(layer_norm=True),
     ],
 }
-"""Of each cell itself, and with each of its options; with `Cell.step_masks` as in training."""
+"""Each cell, plain and with each of its options; with `Cell.step_masks` as in training."""
 
 _STEPS, _LONG = 3, 100
 
@@ -70,7 +70,7 @@ _PASSES = {
     "backward_scatter": "backward",
     "forward_rows": "forward", "forward_phase": "forward", "backward_rows": "backward", "backward_phase": "backward",
 }  # fmt: skip
-"""The pass that a kernel belongs to; ``multiply`` belongs to that of the launch after it."""
+"""The pass that a kernel belongs to; ``multiply`` belongs to the pass of the next launch."""
 
 _ARITHMETIC = ("arithmetic", "divisions", "special_functions", "conversions")
 _COLLECTIVES = ("shuffles", "votes", "syncwarps")
@@ -113,10 +113,10 @@ def of_steps(
 def of_step(
     cell: Cell, B: int, H: int, *, schedule: str | None = None, dtype: str = "float32", device: str = plan.HOST_DEVICE
 ) -> dict[str, host.Counts]:
-    """The counts of a step amid a sequence, by pass: what one step more adds.
+    """The counts of a step amid a sequence, by pass: the difference that one more step makes.
 
-    They are those of the kernels; the stepwise schedule's products are not among them. Without a schedule each pass has
-    the one that is planned for a long sequence on the device.
+    Only kernels count, not the products of the stepwise schedule. Without a schedule each pass has the one that is
+    planned for a long sequence on the device.
     """
     if schedule is None:
         problem = plan.Problem(cell, _LONG, B, H, 1, dtypes.TABLE[dtype])
@@ -137,7 +137,7 @@ def of_step(
 
 
 def by_pass(launches: Sequence[host.Counts]) -> dict[str, host.Counts]:
-    """The sums over the launches of the kernels of each pass' steps."""
+    """The sums over all launches of each pass's steps."""
     totals: dict[str, host.Counts] = {}
     for k, launch in enumerate(launches):
         kernel = launch.kernel.split("<")[0]
@@ -151,7 +151,7 @@ def by_pass(launches: Sequence[host.Counts]) -> dict[str, host.Counts]:
 
 
 def _added(counts: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Those of the blocks of launches that may have different numbers of them."""
+    """The sum of the counts of two launches, by block; one may have fewer blocks."""
     most = max(len(counts), len(others))
     padded = [np.pad(part, ((0, most - len(part)), (0, 0))) for part in (counts, others)]
     return padded[0] + padded[1]
@@ -184,7 +184,7 @@ def report(
 def report_options(
     names: Sequence[str], shapes: Sequence[tuple[int, int]], schedule: str | None, dtype: str, device: str
 ) -> Iterator[str]:
-    """A row for each cell, shape and option: what it adds to the work of a step without it."""
+    """A row for each cell, shape and option: the work that the option adds to a step."""
     yield (
         f"{dtype}, planned for an {device}, counted on the host executor: nothing was measured. Of one step "
         "amid a sequence in training, forward and backward: instructions of the warps of the block that executes the "
@@ -213,7 +213,7 @@ def report_options(
 
 
 def _option_of(cell: Cell, plain: Cell) -> str:
-    """What a cell has that the plain one has not."""
+    """The options in which a cell differs from the plain one."""
     values = cell.values(name for name in cell.options() if getattr(cell, name) != getattr(plain, name))
     options = ", ".join(f"{name}={value!r}" for name, value in values.items())
     return f"`{options}`{', by masks' if cell.step_masks else ''}" if options else "none"

@@ -1,4 +1,4 @@
-"""All that a first machine with a GPU is to show, in minutes: JSON lines, as they come."""
+"""Everything to find out on a first machine with a GPU, in minutes: JSON lines, as they come."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .cases import MODES, Case, Size
 from .contenders import NotInstalled
 
 SECONDS = 480
-"""For all sections."""
+"""The time for all sections."""
 
 ANCHORS = (
     Size(256, 16, 768, 768),
@@ -38,13 +38,13 @@ ANCHORS = (
     Size(256, 32, 128, 128),
     Size(64, 128, 1024, 1024),
 )
-"""The shapes that schedules are compared at: FlashRNN's first, then a large batch, one row, few units, many weights."""
+"""The shapes for comparing schedules: FlashRNN's first, then a large batch, one row, few units, many weights."""
 
 STACKS = ((Size(512, 16, 256, 256), 2), (Size(1000, 1, 256, 256), 4), (Size(512, 16, 768, 768), 2))
-"""The shapes of stacks, and their layers: those of the last are planned to run one after another on an H100."""
+"""The shapes of stacks and their numbers of layers. The last one's layers are planned one by one on an H100."""
 
 TOOLS = ("racecheck", "memcheck", "synccheck")
-"""Of compute-sanitizer."""
+"""The tools of compute-sanitizer."""
 
 _MODULE = Module(Path(__file__).with_name("device.cu"), ["nothing", "barriers", "chain", "read"])
 _THREADS = 256
@@ -52,14 +52,14 @@ _TURNS = 5
 
 Line = dict[str, Any]
 Part = tuple[Line, Callable[[], Line]]
-"""What a line is about, and a function that measures or checks it."""
+"""The subject of a line, and a function that measures or checks it."""
 
 
 def report(*, sections: tuple[str, ...] = (), small: bool = False, seconds: float = SECONDS) -> Iterator[Line]:
     """The lines of sections, all of them by default.
 
-    A part that fails is a line with its ``error``. A section has its share of the time, and what those before it have
-    left over; a line counts the parts for which none was left.
+    A part that fails gives a line with its ``error``. A section has its share of the time, and the time left over by
+    the sections before it. A line counts the parts for which no time was left.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def report(*, sections: tuple[str, ...] = (), small: bool = False, seconds: floa
             line = {"what": name, **what}
             try:
                 line |= part()
-            except Exception as error:  # the others are of interest all the more
+            except Exception as error:  # the other parts matter all the more
                 line["error"] = f"{type(error).__name__}: {error}"
             yield {**line, "at": round(time.monotonic() - begin, 1)}
         if left:
@@ -133,7 +133,7 @@ def _parity(small: bool, end: float) -> Iterator[Part]:
 
 
 def _launch(small: bool, end: float) -> Iterator[Part]:
-    """On the host, on the GPU, and a barrier of blocks."""
+    """The time of a launch, on the host and on the GPU."""
     for line in launches.measured(devices.current().name, Size(3, 2, 1, 8) if small else launches.SIZE):
         yield {}, functools.partial(json.loads, line)
     count = 10 if small else 1000
@@ -157,7 +157,7 @@ def _barrier(small: bool, end: float) -> Iterator[Part]:
     all_blocks = devices.current().multiprocessors
 
     def of_launch(blocks: int, meetings: int) -> float:
-        words = _zeros(1 + _TURNS, np.uint32)  # one for each launch, as it has to be zero
+        words = _zeros(1 + _TURNS, np.uint32)  # one per launch, because it must be zero
         bound = iter([
             _MODULE["barriers"].bind((blocks,), (_THREADS,), (words[k : k + 1], np.int32(meetings)), cooperative=True)
             for k in range(len(words))
@@ -201,7 +201,7 @@ def _clock(small: bool, end: float) -> Iterator[Part]:
 
 
 def _schedules(small: bool, end: float) -> Iterator[Part]:
-    """Every schedule at the anchors, in float32, and cuDNN where there is PyTorch."""
+    """Every schedule at the anchors, in float32, and cuDNN if PyTorch is installed."""
     import cupy
 
     def in_steps(call: Callable[[], Any], T: int) -> Line:
@@ -223,7 +223,7 @@ def _schedules(small: bool, end: float) -> Iterator[Part]:
 
 
 def _stacks(small: bool, end: float) -> Iterator[Part]:
-    """Stacks whose layers run at once where that is planned, and the same layers one after another."""
+    """Stacks, whose layers run at once if that is planned, and the same layers one after another."""
     import cupy
 
     def computed(layers: list[gpurnn.LSTM], x: Any, mode: str) -> None:
@@ -280,7 +280,7 @@ def _sanitizers(small: bool, end: float) -> Iterator[Part]:
 
 
 def compute_sanitizer() -> str | None:
-    """The program's path: on the PATH, of a CUDA Toolkit, or of a package for Python."""
+    """The program's path: on the PATH, in a CUDA Toolkit, or in a Python package."""
     roots = [
         Path(os.environ.get("CUDA_PATH", "/usr/local/cuda")),
         *Path(sysconfig.get_path("purelib")).glob("nvidia/*"),
@@ -299,10 +299,10 @@ SECTIONS: dict[str, tuple[Callable[[bool, float], Iterator[Part]], float]] = {
     "stack": (_stacks, 0.03),
     "sanitizer": (_sanitizers, 0.35),
 }
-"""By the name in their lines: the parts, and the share of the time."""
+"""The parts of each section and its share of the time, by the name in its lines."""
 
 
-# ---- What they measure with -----------------------------------------------------------------------------------------
+# ---- Measuring ------------------------------------------------------------------------------------------------------
 
 
 def _zeros(count: int, dtype: Any) -> Any:
@@ -312,7 +312,7 @@ def _zeros(count: int, dtype: Any) -> Any:
 
 
 def _microseconds(call: Callable[[], Any]) -> float:
-    """The median of a call's time on the GPU, by CuPy's events, after one that warms up."""
+    """The median time of a call on the GPU, by CuPy's events, after a warm-up call."""
     import cupy
 
     times = []

@@ -36,8 +36,8 @@ WARM_UPS, STEPS, TURNS = 3, 30, 3
 def measure(rows: int, shards: int | None, steps: int = STEPS) -> tuple[float, float]:
     """Seconds of a step of training a language model on all processes, and of the sum of its gradients alone.
 
-    The first is the mean of some steps after a warm-up. The second is the median of as many sums of all processes, each
-    begun together: all that an exchange during the backward pass could hide.
+    The first is the mean of some steps after a warm-up. The second is the median of as many sums, which all processes
+    begin together: the most that an exchange during the backward pass could hide.
     """
     communicator = distributed.communicator()
     model = LanguageModel(CharVocabulary([chr(32 + k) for k in range(SYMBOLS)]), EMBEDDING, HIDDEN)
@@ -121,16 +121,16 @@ def _milliseconds(runs: Sequence[tuple[float, float]], which: int) -> float:
 GPUS = (8, 16, 64, 256, 1024)
 GPUS_OF_A_NODE = 8
 BYTES_A_SECOND = {"within a node": 450e9, "between nodes": 50e9}
-"""Of a GPU, one way: NVLink of an H100, and a network adapter of 400 Gbit/s for each GPU."""
+"""Bandwidth of a GPU, one way: NVLink of an H100, and one network adapter of 400 Gbit/s per GPU."""
 LATENCY = {"within a node": 5e-6, "between nodes": 10e-6}
-"""Assumed seconds of a hop, of which a sum has twice the logarithm of the number of GPUs or nodes."""
+"""Assumed seconds of a hop. A sum has twice as many hops as the binary logarithm of the number of GPUs or nodes."""
 ROWS_OF_A_GPU, ROWS_IN_ALL, LAYERS, WIDTH, STEPS_OF_A_WINDOW, WORDS = 64, 8192, 2, 1024, 100, 10_000
 
 
 def all_reduce(size: int, gpus: int) -> tuple[float, float, float]:
-    """The bytes that a GPU sends to sum so many over all, the seconds for them, and those of the hops.
+    """The bytes that a GPU sends to sum ``size`` bytes over all GPUs, the seconds for them, and those of the hops.
 
-    The GPUs of a node share the sum out, each sums its part over the nodes, and the node gathers the parts.
+    The GPUs of a node divide the sum, each sums its part over the nodes, and the node gathers the parts.
     """
     local = min(gpus, GPUS_OF_A_NODE)
     nodes = gpus // local
@@ -143,7 +143,7 @@ def all_reduce(size: int, gpus: int) -> tuple[float, float, float]:
 def step_of_a_gpu(rows: int) -> float:
     """Predicted seconds of a step's gradients on one GPU: the layers, and the output head at the device's peak.
 
-    The backward pass of the head is counted as two forward passes, which is what it multiplies.
+    The backward pass of the head counts as two forward passes, because it has twice the multiplications.
     """
     device = devices.lookup(PREDICTED_FOR)
     case = Case("lstm", Size(STEPS_OF_A_WINDOW, rows, WIDTH, WIDTH), "training")

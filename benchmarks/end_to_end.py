@@ -1,4 +1,4 @@
-"""`gpurnn train` compared with the same model in PyTorch: the loss after as many steps, and the time."""
+"""`gpurnn train` compared with the same model in PyTorch: the loss after equally many steps, and the time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EMBEDDING, HIDDEN, BATCH, WINDOW, LR, CLIP = 64, 256, 32, 100, 0.002, 1.0
 
 @dataclass(frozen=True)
 class Result:
-    """The loss of each step and at the end that of the held-out text, in bits per character; seconds of all steps."""
+    """The loss of each step and, at the end, of the held-out text, in bits per character; the seconds of all steps."""
 
     losses: list[float]
     held_out: float
@@ -35,7 +35,7 @@ class Result:
 
 
 def text() -> str:
-    """English and Python that every Python carries: its language reference, then the sources of its library."""
+    """English and Python that come with every Python: its language reference, then the sources of its library."""
     parts = [topics[name].strip() for name in sorted(topics)]
     size = sum(map(len, parts))
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
@@ -68,7 +68,7 @@ def train_gpurnn(directory: Path, steps: int, threads: int) -> Result:
 
 
 def write_problem(directory: Path, steps: int, threads: int) -> None:
-    """Write what `train_gpurnn` did as problem.npz: its tokens, and the parameters of its checkpoint of step 0."""
+    """Write the problem of `train_gpurnn` as problem.npz: tokens, and the parameters of its checkpoint of step 0."""
     initial = read_checkpoint(checkpoints(directory / "run" / "checkpoints")[0])
     if initial["step"] != 0:
         raise RuntimeError(f"the oldest checkpoint is that of step {initial['step']}, expected 0")
@@ -96,7 +96,7 @@ def report(*, steps: int, repeats: int, threads: int, peer_python: str) -> Itera
     Raises
     ------
     NotInstalled
-        The Python for it has no PyTorch.
+        ``peer_python`` has no PyTorch.
     Disagreement
         The first loss differs, so the two did not start from the same model and data.
     """

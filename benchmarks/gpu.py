@@ -20,13 +20,13 @@ CELLS: dict[str, cells.Cell] = {
     "lstm": cells.LSTM(),
     "gru": cells.GRU(reset_after=True, update="state"),
 }
-"""PyTorch's cells."""
+"""The cells as PyTorch has them."""
 
 PREDICTED_FOR = "H100"
-"""The device that predictions are made for where there is none."""
+"""The device of predictions where there is no GPU."""
 
 GRAPH = "step-fused graph"
-"""Step-fused with all its launches captured beforehand, and replayed as one."""
+"""The step-fused schedule with all its launches captured beforehand and replayed as one graph."""
 
 CUDNN = {"cuDNN": "float32", "cuDNN float16": "float16"}
 """The columns of PyTorch's layers, and their dtypes."""
@@ -61,7 +61,7 @@ def _problem(name: str, size: Size, backward: bool) -> plan.Problem:
 def _of_schedules(case: Case, device: devices.Device) -> dict[str, float]:
     """Predicted microseconds of a step of each schedule that fits, in all passes of the case's mode.
 
-    Scatter is among them in training alone: forward it is the persistent schedule.
+    Scatter is included only in training: its forward pass is that of the persistent schedule.
     """
     passes = (False, True) if case.mode == "training" else (False,)
     plans = [plan.consider(_problem(case.cell, case.size, backward), device).plans for backward in passes]
@@ -102,7 +102,7 @@ def _predicted(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]
 
 
 def contenders(case: Case, xp: Any) -> dict[str, Callable[[], Any]]:
-    """By name, calls that run the case once, from x to y or to the gradients: all of them have the input product."""
+    """Calls, by name, that run the case once, from x to y or to the gradients. All include the input product."""
     x, dy, parameters = case.arrays()
     cell = CELLS[case.cell]
     x, dy = xp.asarray(x), xp.asarray(dy)
@@ -145,7 +145,7 @@ def _graph(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any) -> Calla
         graph = stream.end_capture()
         stream.synchronize()
 
-    def call(kept: Any = (arguments, pool)) -> Any:  # what the graph works in must not be freed
+    def call(kept: Any = (arguments, pool)) -> Any:  # the graph's memory must not be freed
         xp.matmul(x.reshape(T * B, I), w_ih.T, out=xw[0])
         for ours, given in zip(own, state, strict=True):
             xp.copyto(ours, given)
@@ -156,7 +156,7 @@ def _graph(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any) -> Calla
 
 
 def plain_loop(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any, dy: Any | None) -> Any:
-    """The textbook's steps, one after another, in calls of the array library."""
+    """The steps of a textbook, one after another, in calls of the array library."""
     w_ih, b_ih = weights["weight_ih"], weights["bias_ih"]
     T, B, I = x.shape
     xw = (x.reshape(T * B, I) @ w_ih.T + b_ih).reshape(T, B, -1)
@@ -179,9 +179,9 @@ def plain_loop(xp: Any, cell: cells.Cell, x: Any, weights: Any, state: Any, dy: 
 
 
 def cudnn(case: Case, dtype: str) -> Callable[[], Any] | None:
-    """PyTorch's layer on its GPU, which is cuDNN; None where there is no such PyTorch.
+    """PyTorch's layer on its GPU, which uses cuDNN; None without such a PyTorch.
 
-    In float32 it computes in float32: PyTorch's default lets cuDNN round what it multiplies to TF32.
+    In float32 it computes in float32: by default, PyTorch lets cuDNN round the factors of products to TF32.
     """
     try:
         import torch
@@ -216,7 +216,7 @@ def _milliseconds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     for turn in range(WARM_UPS + TURNS):
         for name, call in calls.items():
             begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-            # PyTorch's default stream is the legacy one, as CuPy's is.
+            # PyTorch's default stream is the legacy one, like CuPy's.
             begin.record()
             call()
             end.record()

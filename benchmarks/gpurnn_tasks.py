@@ -1,7 +1,7 @@
 """The tasks of `benchmarks.tasks` with gpurnn's models: `python -m benchmarks.gpurnn_tasks TASK SEED THREADS`.
 
-Prints a JSON object: ``measures``, in the order of the task's, and ``seconds`` of training. The threads are those that
-the environment allows to NumPy's BLAS. A fourth argument names a picture of the reversal's alignment to be drawn.
+Print a JSON object: ``measures``, in the order of the task's, and ``seconds`` of training. The environment sets the
+threads, as for NumPy's BLAS. A fourth argument names a file for a picture of the reversal's alignment.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from .task_data import (
 )
 
 TORCH_GRU = {"reset_after": True, "update": "state"}
-"""The options that make a GRU the one that PyTorch has."""
+"""The options of a GRU that computes as PyTorch's."""
 
 
 class Drawn:
-    """Batches without end, drawn from a seed."""
+    """Endless batches, drawn from a seed."""
 
     carries_state = False
 
@@ -62,7 +62,7 @@ def _cell(task: Task) -> dict[str, Any]:
 
 
 def _train(model: Any, task: Task, *data: Any, **options: Any) -> float:
-    """Train as the task says; the seconds that took."""
+    """Train as the task says, and return the seconds that it took."""
     started = time.perf_counter()
     model.fit(*data, optimizer=gpurnn.Adam(task.training["lr"]), clip_norm=1.0, **options)
     return time.perf_counter() - started
@@ -74,7 +74,7 @@ def _falling(task: Task, steps: int) -> Linear:
 
 
 def solve_adding(task: Task, seed: int) -> tuple[list[float], float]:
-    """Mean squared error over 1,000 new examples."""
+    """The mean squared error over 1,000 new examples."""
     steps, batch, T = task.training["steps"], task.training["batch"], task.data["steps"]
     model = SequenceRegressor(2, task.hidden, 1, rng=seed, **_cell(task))
     seconds = _train(model, task, Drawn(lambda rng: adding(rng, T, batch), seed, steps), steps=steps)
@@ -108,7 +108,7 @@ def solve_digits(task: Task, seed: int) -> tuple[list[float], float]:
 
 
 def solve_sunspots(task: Task, seed: int) -> tuple[list[float], float]:
-    """Squared errors of one-step forecasts from the twelve values before, of two periods, over 1535."""
+    """The mean squared errors of one-step forecasts from the twelve values before, for two periods, over 1535."""
     series = sunspots().astype(np.float32)
     model = Forecaster(12, task.hidden, rng=seed, **_cell(task))
     epochs, batch = task.training["epochs"], task.training["batch"]
@@ -129,7 +129,7 @@ def transducer(task: Task, seed: int) -> tuple[EncoderDecoder, Examples]:
 
 
 def solve_transduction(task: Task, seed: int, picture: str | None = None) -> tuple[list[float], float]:
-    """The errors of greedy decoding. The picture is of the alignment of a long test input."""
+    """The errors of greedy decoding. ``picture`` is a file for the alignment of a long test input."""
     model, data = transducer(task, seed)
     steps, batch = task.training["steps"], task.training["batch"]
     seconds = _train(
@@ -167,7 +167,7 @@ def solve(task: Task, seed: int) -> tuple[list[float], float]:
 
 
 def main() -> None:
-    """Solve the task that the command line names, and print what came of it."""
+    """Solve the task that the command line names, and print the result."""
     task, seed, picture = TASKS[sys.argv[1]], int(sys.argv[2]), sys.argv[4:]
     measures, seconds = solve_transduction(task, seed, *picture) if picture else solve(task, seed)
     print(json.dumps({"measures": measures, "seconds": seconds}))

@@ -17,27 +17,27 @@ from gpurnn.optimizers import KINDS
 from .cases import Size
 
 Compute = Callable[[Any, Callable[[Any], Any]], Any]
-"""Computes with the functions of a wing, and what takes NumPy arrays to where it computes; gives arrays."""
+"""Computes arrays with a wing's functions, and with a function that takes NumPy arrays to the wing's device."""
 
 SIZES = (Size(9, 5, 3, 24), Size(6, 33, 8, 96))
-"""Of recurrences; those of the first have lengths, resets and a mask. Both have two directions."""
+"""The sizes of recurrences. The first has lengths, resets and a mask. Both have two directions."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A function of the wings, or a forward pass with its backward pass."""
+    """A check of a function of the wings, or of a forward pass with its backward pass."""
 
     family: str
     case: str
     dtype: str
     terms: int
-    """Of the longest sum behind a number."""
+    """Terms of the longest sum behind a number."""
     compute: Compute
     schedule: str | None = None
 
     @property
     def what(self) -> dict[str, str | None]:
-        """What it checks."""
+        """A description of the check."""
         return {"family": self.family, "case": self.case, "schedule": self.schedule, "dtype": self.dtype}
 
     def run(self, xp: Any) -> dict[str, float | bool]:
@@ -72,9 +72,9 @@ def _error(found: np.ndarray, expected: np.ndarray, dtype: str) -> float:
 
 
 def checks(*, small: bool = False, clusters: bool = True) -> Iterator[Check]:
-    """All of them; or, for a tool under which they take many times as long, those of a few cells in one dtype.
+    """All checks; or those of a few cells in one dtype, for a tool under which they take many times as long.
 
-    Without those of the cluster and the scatter schedule, where a device or a cell has none.
+    The cluster and scatter schedules are left out where a device or a cell does not have them.
     """
     for cell in _cells(small):
         lacks = set() if clusters and not cell.sums_over_units else {"cluster"}

@@ -23,7 +23,7 @@ from .contenders import NotInstalled
 TESTS = Path(__file__).parents[1] / "tests"
 
 SIZE = Size(500, 16, 1, 768)
-"""Of an LSTM. A turn has a launch for each step: fewer than wait in a GPU's queue."""
+"""The size of an LSTM. A turn has one launch per step: fewer than a GPU's queue holds."""
 
 TURNS = 9
 
@@ -38,7 +38,7 @@ os._exit(0)
 
 
 def report() -> Iterator[str]:
-    """JSON lines: microseconds of CPU time of a launch, by the way that it is made."""
+    """JSON lines: microseconds of CPU time of a launch, one line for each way to make it."""
     if importlib.util.find_spec("cupy") is None:
         raise NotInstalled("CuPy is missing; pip install 'gpurnn[cuda]'")
     if gpu.has_gpu():

@@ -1,4 +1,4 @@
-"""The largest Lyapunov exponent of random networks, against the theory of networks without end."""
+"""The largest Lyapunov exponent of random networks, compared with the theory of infinite networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS, STEPS, TRANSIENT, INTERVAL = 8, 400, 100, 20
 
 def mean_field(gain: float) -> float:
     """ln(g^2 <tanh'(sqrt(q) z)^2>) / 2 with q = g^2 <tanh(sqrt(q) z)^2>, z normal: the exponent for N to infinity."""
-    # The trapezoidal rule is right to rounding; Gauss-Hermite quadrature suffers from tanh's poles near the real axis.
+    # The trapezoidal rule is exact to rounding; Gauss-Hermite quadrature suffers from tanh's poles near the real axis.
     z = np.linspace(-12, 12, 961)
     weight = np.exp(-(z**2) / 2)
     weight /= weight.sum()

@@ -1,4 +1,4 @@
-"""Peak memory of truncated backpropagation through time, against the window and the length of the stream."""
+"""Peak memory of truncated backpropagation through time, by the window and the length of the stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH, EMBEDDING, HIDDEN, SYMBOLS = 32, 64, 256, 100
 def peak(window: int, length: int, hidden: int = HIDDEN) -> int:
     """The most bytes that training an LSTM language model for one epoch holds at a time, besides the stream itself.
 
-    The second time in one process it is another figure, as memory is kept to be used again.
+    A second call in one process gives another figure, because memory is kept for reuse.
     """
     tracemalloc.start()
     model = LanguageModel(CharVocabulary([chr(32 + k) for k in range(SYMBOLS)]), EMBEDDING, hidden)

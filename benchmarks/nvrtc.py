@@ -1,7 +1,7 @@
-"""Compiles the kernels with NVRTC as CuPy would on a GPU of any architecture, without a driver.
+"""Compile the kernels with NVRTC as CuPy would on a GPU of any architecture, without a driver.
 
-Reads from the compiler's log what each kernel needs of a multiprocessor, for the tests, and measures how long the
-compilation takes, which is what a first call on a GPU waits for.
+The compiler's log says which resources of a multiprocessor each kernel needs, for the tests. This also measures how
+long the compilation takes, for which a first call on a GPU waits.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _compiled(module: Module, architecture: int) -> Iterator[tuple[Any, dict[str
 
 
 def compile_module(module: Module, architecture: int) -> dict[str, dict[str, int]]:
-    """By kernel: registers, and bytes of stack, spills and static shared memory.
+    """The registers of each kernel, and its bytes of stack, spills and static shared memory.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def _resources(log: str, mangled: str) -> dict[str, int]:
 
 
 def cached(module: Module, architecture: int) -> dict[str, dict[str, int]]:
-    """`compile_module`, or its result of an earlier run on the same content."""
+    """The result of `compile_module`, from an earlier run on the same content if there was one."""
     code, options = cuda_source(module, architecture)
     key = compiler.digest_of(*map(importlib.metadata.version, PACKAGES), code, *options, *module.names)
     path = compiler.cached(
@@ -142,21 +142,21 @@ def cached(module: Module, architecture: int) -> dict[str, dict[str, int]]:
 
 
 def modules() -> list[Module]:
-    """Every translation unit that the library can ask for."""
+    """Every translation unit that the library can compile."""
     parts = [importlib.import_module(f"gpurnn.kernels.{part.name}") for part in iter_modules(gpurnn.kernels.__path__)]
     return [module for part in parts if hasattr(part, "modules") for module in part.modules()]
 
 
 def runs(module: Module, architecture: int) -> bool:
-    """Whether a GPU of an architecture can run a translation unit: those before the first with clusters have none."""
+    """Whether a GPU of an architecture can run a translation unit: older architectures have no clusters."""
     major, minor = plan.CLUSTER_CAPABILITY
     return module.cluster == 1 or architecture >= 10 * major + minor
 
 
 def compile_all(jobs: Sequence[tuple[Module, int]]) -> dict[tuple[str, int], dict[str, int]]:
-    """`cached` of modules, each for an architecture, by kernel and architecture.
+    """The results of `cached` for modules, each for an architecture, by kernel and architecture.
 
-    In processes, since NVRTC compiles one at a time.
+    It uses several processes, because NVRTC compiles one unit at a time.
     """
     resources: dict[tuple[str, int], dict[str, int]] = {}
     if not jobs:
@@ -173,10 +173,10 @@ def is_planned(name: str) -> bool:
 
 
 def fault(name: str, resources: dict[str, int]) -> str | None:
-    """What no kernel may need, if this one does."""
+    """A description of the resources that a kernel must not need but does; None if there are none."""
     if resources["spilled"] or resources["stack"]:
         return f"{name} spills {resources['spilled']} bytes and has a stack of {resources['stack']} bytes"
-    # The planner counts dynamic shared memory alone; so does the launcher, which asks for leave above 48 KiB.
+    # The planner counts only dynamic shared memory. So does the launcher, which raises the limit above 48 KiB.
     most = 0 if is_planned(name) else 48 * 1024 - attention.SHARED
     if resources["shared"] > most:
         return f"{name} has {resources['shared']} bytes of static shared memory, expected at most {most}"
@@ -184,7 +184,7 @@ def fault(name: str, resources: dict[str, int]) -> str | None:
 
 
 def digest(module: Module) -> str:
-    """It changes with the code of a translation unit and with its options, but not with comments."""
+    """A digest of the code of a translation unit and of its options, but not of comments."""
     texts = sorted((path.name, text) for path, text in module.texts.items())
     code = (" ".join(re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL).split()) for _, text in texts)
     options = (option for option in module.cuda_source()[1] if not option.startswith("-I"))
@@ -193,7 +193,7 @@ def digest(module: Module) -> str:
 
 
 def digests() -> dict[str, str]:
-    """By kernel, the `digest` of the translation units that have one of its name."""
+    """The `digest` of the translation units that have a kernel of a name, by that name."""
     found: dict[str, str] = {}
     for module in modules():
         own = digest(module)
@@ -203,16 +203,16 @@ def digests() -> dict[str, str]:
 
 
 def changed(limits: dict[str, Any]) -> list[Module]:
-    """The translation units whose code is not the code that `write_limits` has compiled."""
+    """The translation units whose code has changed since `write_limits` compiled it."""
     new = {name for name, code in digests().items() if limits.get(name, {}).get("code") != code}
     return [module for module in modules() if not new.isdisjoint(module.names)]
 
 
 def write_limits(path: Path, pattern: str = "") -> None:
-    """Compile all kernels for all architectures, and write what the tests hold them to, as JSON.
+    """Compile all kernels for all architectures, and write the limits that the tests check, as JSON.
 
-    By kernel: the registers of a thread, the most of all architectures, and the digest of its code. With a regular
-    expression those of other kernels stay as they are in the file.
+    For each kernel: the most registers of a thread on any architecture, and the digest of its code. With a regular
+    expression, the entries of other kernels stay as they are in the file.
 
     Raises
     ------

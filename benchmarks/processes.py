@@ -1,4 +1,4 @@
-"""A process for each contender: the thread pools of two BLAS or OpenMP libraries in one process disturb each other."""
+"""One process per contender: the thread pools of two BLAS or OpenMP libraries in one process disturb each other."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Worker:
     Parameters
     ----------
     name : str
-        The contender's.
+        The name of the contender.
     threads : int
-        How many it may use.
+        The number of threads that it may use.
     python : str
         The interpreter that has its library.
 
     Raises
     ------
     NotInstalled
-        The interpreter does not have it.
+        The interpreter does not have the library.
     """
 
     def __init__(self, name: str, threads: int, python: str = sys.executable) -> None:
@@ -50,7 +50,7 @@ class Worker:
             raise
 
     def prepare(self, case: AnyCase) -> dict[str, Array]:
-        """Get ready to repeat a case, and return what its step computes, as a first warm-up."""
+        """Get ready to repeat a case, and return the results of a first step, which warms up."""
         outputs: dict[str, Array] = self._ask("prepare", case)
         return outputs
 

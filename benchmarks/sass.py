@@ -1,9 +1,9 @@
 """The machine code of the kernels: their innermost loops, as NVRTC compiles and ``nvdisasm`` disassembles them.
 
 The time of a product is that of its loop. The share of multiply-adds among a loop's instructions bounds the share of
-the peak that it can reach, and the width of its loads from shared memory says how it feeds them. Other kernels stream
-through global memory. They wait for it once in a round of their loop if all its loads come before its stores. The wider
-the loads are, the more bytes are on their way. None of this needs a GPU to be read.
+the peak that it can reach, and the width of its loads from shared memory shows how fast it can feed them. Other kernels
+stream through global memory. They wait for it once per round of their loop if all its loads come before its stores. The
+wider the loads, the more bytes are in flight. None of this needs a GPU.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ PACKAGE = "nvidia-cuda-nvdisasm"
 ARCHITECTURES = (80, 90)
 
 STREAMING = ("optim.cu", "losses.cu", "linear_scan.cu", "embedding.cu")
-"""Sources whose kernels stream through memory, and have no product."""
+"""Sources whose kernels stream through memory and have no product."""
 
 _INSTRUCTION_BYTES = 16
-"""Since sm_70."""
+"""The bytes of an instruction, since sm_70."""
 
 _MULTIPLY_ADDS = ("FFMA", "DFMA", "HFMA2", "HMMA", "DMMA")
 
@@ -41,7 +41,7 @@ class Loop:
     """An innermost loop of a kernel: the opcodes from the target of a branch back to the branch."""
 
     start: int
-    """The address of the first instruction, in bytes from the kernel's."""
+    """The offset of the first instruction, in bytes from the kernel's start."""
     opcodes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -83,9 +83,9 @@ class Loop:
 def innermost_loops(instructions: Sequence[dict[str, Any]]) -> list[Loop]:
     """The innermost loops of a kernel, from its instructions in the JSON of ``nvdisasm``.
 
-    A loop is a range of addresses that ends with a branch to its first one, and innermost if no other is within it. The
-    branch to itself that ends a kernel is none. A range may also end with a branch back from code that the compiler has
-    moved out of line: `product_loop` does not take such a range for a loop, as few of its instructions multiply.
+    A loop is a range of addresses that ends with a branch to its first one. It is innermost if no other one is within
+    it. The branch to itself that ends a kernel does not count. A range may also end with a branch back from code that
+    the compiler has moved out of line: `product_loop` ignores such a range, because few of its instructions multiply.
     """
     ranges = []
     for index, instruction in enumerate(instructions):
@@ -145,12 +145,12 @@ def disassemble(module: Module, architecture: int) -> dict[str, list[Loop]]:
 
 
 def product_loop(loops: Sequence[Loop]) -> Loop | None:
-    """The loop of a matrix product: of loops with 8 multiply-adds that with the largest share of them; None if none."""
+    """The loop of a matrix product: that with the largest share of multiply-adds and at least 8; None if none."""
     return max((loop for loop in loops if loop.multiply_adds >= 8), key=lambda loop: loop.share, default=None)
 
 
 def streaming_loop(loops: Sequence[Loop]) -> Loop | None:
-    """The loop that streams through memory: of those that load and store, the one that loads the most bits."""
+    """The loop that streams through memory: among loops that load and store, the one that loads the most bits."""
     streaming = (loop for loop in loops if loop.loads("LDG") and loop.stores())
     return max(streaming, key=lambda loop: sum(b * n for b, n in loop.loads("LDG").items()), default=None)
 
@@ -161,9 +161,9 @@ def modules(pattern: str) -> list[Module]:
 
 
 def report(pattern: str) -> Iterator[str]:
-    """A row for each kernel whose name matches: its product loop on each architecture, else its streaming loop.
+    """A row for each kernel whose name matches: its product loop on each architecture, or its streaming loop.
 
-    With the registers of a thread, and the bytes that it stores and loads because they are too few.
+    Each row also has the registers of a thread and its spilled bytes.
     """
     reason = missing()
     if reason is not None:

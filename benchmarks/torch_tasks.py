@@ -1,6 +1,6 @@
 """The tasks of `benchmarks.tasks` in PyTorch: `python -m benchmarks.torch_tasks TASK SEED THREADS`.
 
-Prints a JSON object: ``measures``, in the order of the task's, and ``seconds`` of training.
+Print a JSON object: ``measures``, in the order of the task's, and ``seconds`` of training.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Recurrent(nn.Module):
 
 
 def train(model: nn.Module, loss: Any, batches: Any, lr: float, falls: float = 0.0) -> float:
-    """Take an Adam step for each of the batches, the learning rate less by ``falls`` each time; the seconds."""
+    """Take an Adam step per batch; the learning rate falls by ``falls`` each time. Return the seconds."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     started = time.perf_counter()
     for step, batch in enumerate(batches):
@@ -116,7 +116,7 @@ def solve_digits(task: Task, seed: int) -> tuple[list[float], float]:
 
 
 def solve_sunspots(task: Task, seed: int) -> tuple[list[float], float]:
-    """Squared errors of one-step forecasts from the twelve values before, of two periods, over 1535."""
+    """The mean squared errors of one-step forecasts from the twelve values before, for two periods, over 1535."""
     series = sunspots()
     mean, std = series[:221].mean(), series[:221].std()
     scaled = ((series - mean) / std).astype(np.float32)
@@ -130,7 +130,7 @@ def solve_sunspots(task: Task, seed: int) -> tuple[list[float], float]:
     seconds = train(model, lambda x, y: nn.functional.mse_loss(model(x), y), batches, task.training["lr"])
     with torch.inference_mode():
         errors = ((model(windows) - targets) * std).square()[:, 0] / 1535
-    # Years 1921-55 and 1956-79; entry t is that of 1712 + t.
+    # Years 1921-55 and 1956-79; entry t is the year 1712 + t.
     return [errors[209:244].mean().item(), errors[244:268].mean().item()], seconds
 
 

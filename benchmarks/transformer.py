@@ -1,4 +1,4 @@
-"""LSTM, GRU, linear state-space model and causal self-attention compared, with as many parameters each.
+"""LSTM, GRU, linear state-space model and causal self-attention compared, at equal numbers of parameters.
 
 Each learns to predict a text and to solve the adding problem, at lengths T from 64 to 4096. For recurrences the time of
 a step is O(T) and its memory O(T n_h); for self-attention both are O(T^2).
@@ -38,13 +38,13 @@ Array = np.ndarray[Any, Any]
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 PARAMETERS, POSITIONS = 50_000, 4096
-"""How many parameters a model has, and T times the batch size in a step of its training."""
+"""The number of parameters of a model, and T times the batch size in a step of its training."""
 
 STEPS = {"text": 100, "adding": 400}
-"""How many steps it is trained for."""
+"""The number of training steps."""
 
 MOST_TEXT_STEPS = CHARACTERS // POSITIONS
-"""As many as there is text for that is new."""
+"""The steps for which there is new text."""
 
 LR, CLIP, HEADS = 0.01, 1.0, 2
 
@@ -65,7 +65,7 @@ BODIES: dict[str, Callable[[int], list[gpurnn.Layer]]] = {
         gpurnn.LayerNorm(n),
     ],
 }
-"""The layers between input and output layer, each n numbers wide; n is a multiple of 2."""
+"""The layers between the input and the output layer, each of width n, a multiple of 2."""
 
 
 def network(body: str, width: int, task: str, symbols: int) -> gpurnn.Sequential:
@@ -85,7 +85,7 @@ def contender(body: str, task: str, symbols: int, parameters: int) -> gpurnn.Seq
 
 
 class Text:
-    """Windows of a text, in random order and each read once; the loss is in bits per character."""
+    """Windows of a text, in random order, each read once; the loss is in bits per character."""
 
     unit, baseline_name = "bits per character", "frequencies of characters"
 
@@ -96,14 +96,14 @@ class Text:
         self.baseline = -sum(n * math.log2(n / len(whole)) for n in Counter(whole).values()) / len(whole)
 
     def batch(self, step: int, length: int, batch: int) -> tuple[Array, Array]:
-        """(T, B) tokens and those after each."""
+        """(T, B) tokens, and the token after each."""
         order = np.random.default_rng(0).permutation(CHARACTERS // length)
         starts = length * order[step * batch : (step + 1) * batch]
         windows = self.tokens[starts[None, :] + np.arange(length + 1)[:, None]]
         return windows[:-1], windows[1:]
 
     def loss(self, model: gpurnn.Sequential, inputs: Array, targets: Array) -> tuple[float, dict[str, Array]]:
-        """The loss, and the gradients of its like in nats."""
+        """The loss in bits, and the gradients of the loss in nats."""
         (logits, _), pullback = model.vjp(inputs)
         nats, pull_loss = gpurnn.cross_entropy.vjp(logits, targets)
         _, gradients = pullback((pull_loss(1.0)[0], None))
@@ -111,7 +111,7 @@ class Text:
 
 
 class Adding:
-    """The adding problem, always new; the loss is the mean squared error at the last step."""
+    """The adding problem, with new data at each step; the loss is the mean squared error at the last step."""
 
     unit, baseline_name, symbols = "mean squared error", "always saying 1", 0
     baseline = 1 / 6
@@ -141,11 +141,11 @@ class Result:
     Attributes
     ----------
     loss : float
-        The mean of the last quarter of the steps, each on data that is new.
+        The mean over the last quarter of the steps, each on new data.
     seconds : float
         The median time of the loss of one sequence and its gradients.
     peak : int
-        The most bytes that these take at a time, besides the parameters and the data.
+        The most bytes that these hold at a time, besides the parameters and the data.
     parameters : int
     """
 
@@ -156,7 +156,7 @@ class Result:
 
 
 def measure(body: str, task: str, length: int, parameters: int, steps: int) -> Result:
-    """Measure a contender in this process, which should be new: the memory of a step is kept to be used again."""
+    """Measure a contender in this process, which should be new: the memory of a step is kept for reuse."""
     problem = TASKS[task]()
     model = contender(body, task, problem.symbols, parameters)
     optimizer = gpurnn.Adam(LR)
@@ -196,7 +196,7 @@ def measured_apart(threads: int, *arguments: Any) -> Result:
 
 
 Results = dict[tuple[str, str, int], Result]
-"""By task, contender and T."""
+"""The results by task, contender and T."""
 
 
 _MEASURES: tuple[tuple[str, str | None, Callable[[Result], float]], ...] = (
@@ -204,7 +204,7 @@ _MEASURES: tuple[tuple[str, str | None, Callable[[Result], float]], ...] = (
     ("time of a gradient, B = 1", "milliseconds", lambda r: 1e3 * r.seconds),
     ("memory of a gradient, B = 1", "peak MB", lambda r: r.peak / 1e6),
 )
-"""Title, unit unless it is the task's, and value."""
+"""The title, the unit (None for the task's) and the value of each measure."""
 
 _TITLES = {"text": "Python text", "adding": "adding problem"}
 
@@ -229,7 +229,7 @@ def report(
     Raises
     ------
     NotInstalled
-        There is to be a picture, and no matplotlib.
+        ``plot`` needs matplotlib, which is not installed.
     """
     if plot is not None:
         try:

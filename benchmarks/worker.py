@@ -20,7 +20,7 @@ from .contenders import CONTENDERS, NotInstalled, Step
 def _come_to_rest() -> None:
     """Wait until the threads of this process, which spin for a while after their work, have slept for 0.15 s.
 
-    Those of some libraries wake up once more after a shorter time.
+    The threads of some libraries wake up once more after a shorter time.
     """
     while True:
         spent = time.process_time()
@@ -42,7 +42,7 @@ def main() -> None:
     """Serve the parent until it closes the pipe."""
     name, threads = sys.argv[1], int(sys.argv[2])
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not get between the answers
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of a library must not get between the answers
 
     def answer(value: Any) -> None:
         _come_to_rest()
