@@ -162,9 +162,9 @@ def report(
 ) -> Iterator[str]:
     """A row for each cell, shape and pass."""
     yield (
-        f"{dtype}, planned for an {device}, counted on the host executor: nothing was measured. Of one step "
-        "amid a sequence in training, in the block that executes the most: instructions of its warps as the source has "
-        "them, without addresses, loops and branches; bytes and 32-byte sectors of global memory, in all blocks; "
+        f"{dtype}, planned for an {device}, counted on the host executor: nothing was measured. For one step "
+        "amid a sequence in training, in the block that executes the most: instructions of its warps as in the source, "
+        "without addresses, loops and branches; bytes and 32-byte sectors of global memory, in all blocks; "
         "multiply-adds of each warp."
     )
     yield ""
@@ -186,9 +186,9 @@ def report_options(
 ) -> Iterator[str]:
     """A row for each cell, shape and option: the work that the option adds to a step."""
     yield (
-        f"{dtype}, planned for an {device}, counted on the host executor: nothing was measured. Of one step "
+        f"{dtype}, planned for an {device}, counted on the host executor: nothing was measured. For one step "
         "amid a sequence in training, forward and backward: instructions of the warps of the block that executes the "
-        "most, as the source has them, without addresses, loops and branches, and bytes of global memory that all "
+        "most, as in the source, without addresses, loops and branches, and bytes of global memory that all "
         "blocks read and write. In brackets, how many more they are than without the option."
     )
     yield ""

@@ -157,12 +157,12 @@ def on_paper() -> Iterator[str]:
     parameters = 2 * WORDS * WIDTH + WORDS + LAYERS * (8 * WIDTH**2 + 8 * WIDTH)
     size = 4 * parameters
     yield (
-        f"A model on paper, of which nothing was measured: {parameters / 1e6:.0f} million parameters ({LAYERS} LSTM "
-        f"layers of {WIDTH}, {WORDS:,} words, {STEPS_OF_A_WINDOW} steps) on {PREDICTED_FOR}s, {GPUS_OF_A_NODE} a node, "
-        "whose time for gradients is the planner's prediction. One buffer of float32 gradients a step, nothing "
-        f"overlaps. Efficiency: the gradients' share of a step, for {ROWS_OF_A_GPU} rows a GPU; and for "
-        f"{ROWS_IN_ALL:,} rows in all, the time that {GPUS[0]} GPUs would take, divided among the GPUs, over that of a "
-        "step."
+        f"A model on paper, in which nothing was measured: {parameters / 1e6:.0f} million parameters ({LAYERS} LSTM "
+        f"layers of {WIDTH}, {WORDS:,} words, {STEPS_OF_A_WINDOW} steps) on {PREDICTED_FOR}s, {GPUS_OF_A_NODE} per "
+        "node, whose time for gradients is the planner's prediction. Each step has one buffer of float32 gradients, "
+        f"and nothing overlaps. Efficiency is the gradients' share of a step, for {ROWS_OF_A_GPU} rows per GPU. For "
+        f"{ROWS_IN_ALL:,} rows in all, it is the time that {GPUS[0]} GPUs would take, divided among the GPUs, over "
+        "that of a step."
     )
     yield ""
     yield row(

@@ -242,8 +242,8 @@ def _measured(names: tuple[str, ...], sizes: tuple[Size, ...]) -> Iterator[str]:
     device = devices.current()
     yield (
         f"{device.name}, CuPy {cupy.__version__}, float32 without TF32, and cuDNN in float16 too. Microseconds a step, "
-        f"the products over all steps included on all sides: medians of {TURNS} turns by CUDA events. In brackets what "
-        "was predicted, with those products at the device's peak. The fastest in float32 is named last."
+        f"with the products over all steps on all sides: medians of {TURNS} turns by CUDA events. In brackets the "
+        "prediction, with those products at the device's peak. The last column names the fastest in float32."
     )
     for mode in ("inference", "training"):
         columns = [*plan.SCHEDULES, *([GRAPH] if mode == "inference" else []), "plain loop", *CUDNN]

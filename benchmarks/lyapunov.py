@@ -45,11 +45,11 @@ def measured(gain: float, size: int, seed: int) -> tuple[float, float]:
 def report(sizes: Sequence[int] = SIZES, gains: Sequence[float] = GAINS, networks: int = NETWORKS) -> Iterator[str]:
     """The lines of the table, in Markdown."""
     yield (
-        f"Largest Lyapunov exponent of h_t = tanh(W h_{{t-1}}), W ~ N(0, g^2/N), in nats per step: the median of "
-        f"{networks} networks, the least and the most; and how far the median is from mean-field theory. Each is "
-        f"measured over {STEPS} steps from {ROWS} states; the standard error of that is the last column's median. A "
-        "network of finite size lies below the theory, the less the larger it is; below the last two sizes stands "
-        "where the line through them, in 1/N, meets 0."
+        f"Largest Lyapunov exponent of h_t = tanh(W h_{{t-1}}), W ~ N(0, g^2/N), in nats per step: the median, least "
+        f"and most of {networks} networks, and how far the median is from mean-field theory. Each is measured over "
+        f"{STEPS} steps from {ROWS} states; the last column is the median standard error of that. A finite network is "
+        "below the theory, by less the larger it is. The row after the last two sizes is where the line through them, "
+        "in 1/N, meets 0."
     )
     yield ""
     yield row(["g", "mean field", "N", "median", "least ... most", "from mean field", "standard error"])
