@@ -138,7 +138,7 @@ def main(
 
 
 def _comparison(name: str, cases: list[AnyCase], text: str) -> None:
-    """Make a subcommand that compares gpurnn's time of some cases with others'."""
+    """Make a subcommand that compares gpurnn's time for some cases with that of other libraries."""
 
     @main.command(name, help=text)
     @click.option("--repeats", type=click.IntRange(min=1), help="Turns of each contender.  [default: by time]")

@@ -39,7 +39,7 @@ def measure(length: int, every: str, hidden: int = HIDDEN) -> tuple[float, int]:
         (dx, _), _ = pullback((dy, None))
         return int(y.nbytes + dx.nbytes)
 
-    layer.vjp(x[:1])[1]((dy[:1], None))  # imports what is imported on first use
+    layer.vjp(x[:1])[1]((dy[:1], None))  # does the imports of a first use
     began = time.perf_counter()
     # Tracing slows it down, and the first pass keeps memory for reuse: so each has a process of its own.
     if "--trace" in sys.argv:
@@ -64,8 +64,8 @@ def report(
     yield (
         f"Peak memory, in MB, and time of a forward and a backward pass through T steps of {LAYERS} LSTM layers (input "
         f"{INPUT}, hidden {hidden}, batch {BATCH}, float32), besides x, y and their gradients. K is "
-        "`checkpoint_every`, in whole chunks. The model is what K steps take without checkpoints, and T/K states; a "
-        "last segment that is shorter has scratch memory of its own."
+        "`checkpoint_every`, in whole chunks. The model is the memory of K steps without checkpoints, plus T/K "
+        "states; a shorter last segment has scratch memory of its own."
     )
     yield ""
     yield row(["T", "checkpoint_every", "K", "memory", "model", "time", "to plain"])

@@ -1,4 +1,4 @@
-"""The table of ratios: gpurnn's time compared with that of other libraries, case by case and turn by turn."""
+"""The table of ratios: gpurnn's time compared with other libraries', case by case and turn by turn."""
 
 from __future__ import annotations
 

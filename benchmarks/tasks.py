@@ -97,9 +97,9 @@ def report(
 @threads_option
 @peer_python_option
 def main(names: tuple[str, ...], seeds: int, plot: str | None, threads: int, peer_python: str) -> None:
-    """Train gpurnn's models, and the same in PyTorch where it is installed, and print what they learnt, in Markdown.
+    """Train gpurnn's models, and the same in PyTorch if it is installed, and print how well they learnt, in Markdown.
 
-    Without a TASK it takes all of them. The threshold is what PyTorch 2.13 reached with plain settings.
+    Without a TASK it takes all of them. The threshold is the value that PyTorch 2.13 reached with plain settings.
     """
     click.echo(f"`{shlex.join(['python', '-m', 'benchmarks.tasks', *sys.argv[1:]])}`\n")
     for line in report(names or tuple(TASKS), seeds=seeds, threads=threads, peer_python=peer_python, plot=plot):

@@ -167,7 +167,7 @@ def measure(body: str, task: str, length: int, parameters: int, steps: int) -> R
         optimizer.step(model.params, gradients)
         return loss
 
-    problem.loss(model, *problem.batch(0, 8, 1))  # imports what is imported on first use
+    problem.loss(model, *problem.batch(0, 8, 1))  # does the imports of a first use
     one = problem.batch(0, length, 1)
     tracemalloc.start()
     problem.loss(model, *one)

@@ -42,7 +42,7 @@ def _module(dtype: Dtype, additive: bool) -> Module:
 
 
 def modules() -> list[Module]:
-    """Every translation unit that this file can ask for."""
+    """All translation units that this file can compile."""
     return [_module(dtype, additive) for dtype in dtypes.TABLE.values() for additive in (False, True)]
 
 

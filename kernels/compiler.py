@@ -1,6 +1,6 @@
 """The C++ compiler, and the cache of the files that it makes.
 
-The compiler is ``$CXX``, else g++, else clang++, else the one in the ``ziglang`` wheel, so that pip alone is enough. A
+The compiler is ``$CXX``, else g++, else clang++, else the one in the ``ziglang`` wheel, so that pip is enough. A
 compiler command that runs longer than ``$GPURNN_COMPILER_TIMEOUT`` seconds (600 by default) is ended.
 
 The cache is ``$GPURNN_CACHE_DIR``, else the user's cache directory of the system: ``$XDG_CACHE_HOME/gpurnn`` or

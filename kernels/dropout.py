@@ -24,7 +24,7 @@ def _module(dtype: Dtype) -> Module:
 
 
 def modules() -> list[Module]:
-    """Every translation unit that this file can ask for."""
+    """All translation units that this file can compile."""
     return [_module(dtype) for dtype in dtypes.TABLE.values()]
 
 

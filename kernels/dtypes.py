@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Dtype:
-    """A dtype of real numbers: how arrays store them, and what kernels compute in.
+    """A dtype of real numbers: how arrays store them, and the type that kernels compute in.
 
-    A kernel template takes both C types, ``Storage`` and ``Real``. It converts what it loads to Real, computes all sums
-    and functions in Real, and rounds what it stores.
+    A kernel template takes both C types, ``Storage`` and ``Real``. It converts numbers to Real when it loads them,
+    computes all sums and functions in Real, and rounds results when it stores them.
     """
 
     name: str

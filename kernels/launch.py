@@ -306,7 +306,7 @@ class Kernel:
         Raises
         ------
         TypeError, ValueError, NotResident
-            As `bind`.
+            See `bind`.
         kernels.host.ExecutionError
             If the host executor finds an error in the kernel.
         """

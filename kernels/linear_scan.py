@@ -54,7 +54,7 @@ def _types(dtype: Dtype, is_complex: bool) -> str:
 
 
 def modules() -> list[Module]:
-    """Every translation unit that this file can ask for."""
+    """All translation units that this file can compile."""
     return [
         _module(dtype, is_complex, width)
         for dtype in dtypes.TABLE.values()

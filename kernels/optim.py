@@ -61,7 +61,7 @@ def _update(kind: str, slots: tuple[str, ...], layout: np.dtype[Any], dtype: Dty
 
 
 def modules() -> list[Module]:
-    """Every translation unit that this file can ask for."""
+    """All translation units that this file can compile."""
     from gpurnn.optimizers import KINDS  # the optimizers are above the wings
 
     kinds: list[Any] = list(KINDS.values())

@@ -1,4 +1,4 @@
-"""Attention of many steps by tiles, with an online softmax: the weights are written only if asked for."""
+"""Attention of many steps by tiles, with an online softmax: the weights are written only on request."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _module(dtype: Dtype, parts: int, masked: bool) -> Module:
 
 
 def modules() -> list[Module]:
-    """Every translation unit that this file can ask for."""
+    """All translation units that this file can compile."""
     kinds = [
         (dtype, kind) for dtype in dtypes.TABLE.values() for kind in ((1, False), (_widest(dtype), False), (1, True))
     ]

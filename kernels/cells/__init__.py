@@ -60,13 +60,13 @@ def cell_backward(saved: Any, dstate: tuple[Array, ...]) -> tuple[Array, tuple[A
 
 @of_stream
 def cell_gates(saved: Any) -> dict[str, Array]:
-    """The values (B, H) of the gates of a step by name, from what `cell_forward` saved."""
+    """The values (B, H) of the gates of a step by name, from the values that `cell_forward` saved."""
     xp: Any = namespace(saved.saved)
     assert saved.saved is not None
     functions, clip = saved.cell.gate_functions, getattr(saved.cell, "clip", None)
 
     def value(gate: str, kept: Array) -> Array:
-        """The gate's value, from what its activation keeps, see ``activations.cuh``."""
+        """The gate's value, from the value that its activation keeps, see ``activations.cuh``."""
         activation = saved.cell.activation_of(gate)
         if clip is not None:
             return activations.value(xp, activation, xp.clip(kept, -clip, clip))

@@ -5,8 +5,8 @@ which runs each CUDA thread as a fiber: the blocks of a plain launch one after a
 cooperative launch side by side. All fibers share one OS thread, in an order drawn from a seed, so a run can be repeated
 exactly.
 
-What it finds
--------------
+Errors that it finds
+--------------------
 - Always: a barrier that some thread of the block or cluster never reaches, or reaches elsewhere (``barrier``); a warp
   collective whose mask lacks the caller or names a lane that ended or that waits elsewhere (``collective``,
   ``deadlock``); a shuffle from a lane that takes no part (``lane``); spins on a value that never comes (``livelock``);
@@ -16,14 +16,14 @@ What it finds
   too early or too far gives NaN.
 - In the ``conflicts`` build also: every access outside the arrays of the launch, exactly; undefined behaviour of
   integers, indices out of an array's declared bounds (``bounds``, ``undefined``); two accesses to a word by two
-  threads with no barrier in between, not both reads nor both atomic; ``__ldg`` of what the launch writes; a word that
-  one block writes and another reads without `publish` and `read_published`; a block that ends while another one of
+  threads with no barrier in between, not both reads nor both atomic; ``__ldg`` of data that the launch writes; a word
+  that one block writes and another reads without `publish` and `read_published`; a block that ends while another one of
   its cluster may still read its shared memory (``conflict``).
-- In the ``counts`` build nothing more. It counts the operations of each warp, see `counts`.
-- In the ``sanitize`` build: what AddressSanitizer and UndefinedBehaviorSanitizer find, local arrays included.
+- In the ``counts`` build: nothing more. It counts the operations of each warp, see `counts`.
+- In the ``sanitize`` build: the errors that AddressSanitizer and UndefinedBehaviorSanitizer find, also in local arrays.
 
-What no run on a CPU shows
---------------------------
+Errors that no run on a CPU shows
+---------------------------------
 - Reordering: one OS thread sees all memory operations in order. A missing fence or a stale cache changes no result
   here. The ``conflicts`` build checks the rule that makes them harmless instead: blocks exchange data through
   ``intrinsics.cuh`` only. That the PTX in that header is right can only be shown on a GPU.

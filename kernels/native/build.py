@@ -80,7 +80,7 @@ SHIPPED = Path(__file__).parent / "libraries"
 
 
 class Library(NamedTuple):
-    """A shared library that this package can ask for: its name, its C++ source and further options of the compiler."""
+    """A shared library that this package can load: its name, its C++ source and further options of the compiler."""
 
     name: str
     source: Callable[[], str]

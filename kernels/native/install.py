@@ -34,7 +34,7 @@ from . import (
 
 
 def libraries() -> Iterator[build.Library]:
-    """All libraries that this package can ask for."""
+    """All libraries that this package can load."""
     for module in (threads, attention, dense, dropout, embedding, linear_scan, losses, minimal, optim):
         yield module.LIBRARY
     for cell in IndRNN.variants():

@@ -50,7 +50,7 @@ _SCATTER_HELD = 24
 """Packets of weights that a thread keeps in registers in ``recurrence/scatter.cu``."""
 
 _SECONDS_OF_A_LAUNCH = 0.1
-"""The most that a launch is predicted to take where a watchdog ends it after seconds: a tenth of what it may take."""
+"""The most predicted seconds of a launch where a watchdog ends long ones: a tenth of the time that it allows."""
 
 CLUSTER_BLOCKS, CLUSTER_CAPABILITY = 8, (9, 0)
 """Blocks of a cluster, the most that every device with clusters runs, and the lowest compute capability with them."""
@@ -79,7 +79,7 @@ class Problem:
 
     @property
     def name(self) -> str:
-        """The name of the pass, which is that of its kernel in ``recurrence/fused.cu``."""
+        """The name of the pass and of its kernel in ``recurrence/fused.cu``."""
         return "backward" if self.backward else "forward"
 
     @property

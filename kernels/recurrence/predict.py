@@ -1,10 +1,11 @@
 """Predictions of the time of a recurrence's step and of the bytes that it moves. Nothing is measured.
 
 A recurrence is a chain: no part of step t can begin before step t - 1 has ended. Within a step a block does one thing
-after another: it loads the operand, multiplies, adds up partial sums, computes the gates, and hands on what the other
-blocks wait for. So these times add up, each for the work that the schedule really gives a block: whole tiles, whole
-warps, whole turns. Meanwhile the host makes the launches, and memory moves the data that does not depend on the step
-before; a step lasts at least as long as either. The bytes are those that the host executor's counts build counts.
+after another: it loads the operand, multiplies, adds up partial sums, computes the gates, and passes on the data
+that other blocks wait for. So these times add up, each for the work that the schedule really gives a block: whole
+tiles, whole warps, whole turns. Meanwhile the host makes the launches, and memory moves the data that does not depend
+on the step before; a step lasts at least as long as either. The bytes are those that the host executor's counts build
+counts.
 """
 
 from __future__ import annotations
