@@ -85,9 +85,9 @@ def report(
         f"Milliseconds of a step of training a language model (embedding {EMBEDDING}, LSTM {HIDDEN}, {WINDOW} steps, "
         f"Adam, float32) on {cpus()} cores, one thread a process, by MPI: medians of {turns} runs of {steps} steps. "
         f"Strong: {ROWS} rows in all. Weak: {ROWS} rows a process. Efficiency is the time of one process divided by "
-        f"that of P, and for strong by P too. With shards={SHARDS} the bits do not depend on P. The sum is that "
-        "of the gradients alone, over processes that begin it together: the share of a plain step that an exchange "
-        "during the backward pass could hide."
+        f'that of P; for strong it is also divided by P. With shards={SHARDS} the bits do not depend on P. "Sum" is '
+        "the time to sum only the gradients, if all processes begin together: the share of a plain step that an "
+        "exchange during the backward pass could hide."
     )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     yield f"The machine's load in the last minute was {load:.1f}."
