@@ -243,8 +243,8 @@ def report() -> Iterator[str]:
         raise NotInstalled(reason)
     version = ".".join(map(str, _call("nvrtcVersion")))
     yield (
-        f"NVRTC {version}, sm_{TIMED_ARCHITECTURE}, CPU seconds. A call compiles one translation unit at its first use: "
-        "some kernels for one dtype, in a recurrence for one cell and schedule."
+        f"NVRTC {version}, sm_{TIMED_ARCHITECTURE}, CPU seconds. A call compiles one translation unit at its first "
+        "use: some kernels for one dtype, in a recurrence for one cell and schedule."
     )
     yield ""
     yield "| source | translation units | seconds each: median, longest | a kernel: median, longest | all |"

@@ -424,7 +424,7 @@ class Bound:
         """Launch the kernel once for each row of changing arguments, in order.
 
         On a GPU the launches become one CUDA graph when they repeat: with the same object ``rows``, numbers and array
-        addresses. The graph owns no memory: a caller whose arrays have these addresses owns them.
+        addresses. The graph owns no memory: the caller owns the arrays at these addresses.
         """
         if self._key is None or not 1 < len(rows) <= MOST_NODES or is_captured():
             for row in rows:

@@ -293,7 +293,7 @@ class _Launch(ctypes.Structure):
 
 
 # Each library has an executor of its own, but the signal handlers that a launch replaces belong to the process.
-# A Python signal handler can launch amid another launch only before that begins or after it has ended.
+# If a Python signal handler launches during another launch, that one has not begun yet or has already ended.
 _one_launch = _fork.Lock(threading.RLock)
 
 

@@ -16,7 +16,7 @@ PATIENCE = -1.0
 
 
 FEW_PRODUCTS = 300_000
-"""With fewer products a call has one thread in any case (``threads.h`` says when more pay off), so none are counted."""
+"""With fewer products a call has one thread in any case (``threads.h`` says when more pay off), without `most`."""
 
 
 class Team(ctypes.Structure):

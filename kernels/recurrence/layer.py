@@ -101,7 +101,7 @@ def recurrence_forward(
 def _memory_of(cell: Cell, plans: Sequence[plan.Plan | None], like: Array, key: Any) -> AbstractContextManager[bool]:
     """The memory in which the launches of a sequence repeat exactly, if they can be a CUDA graph.
 
-    The arrays of the passes with these plans are stored there. Passes beside those of other layers have other plans.
+    The arrays of the passes with these plans are stored there. Passes that run beside other layers have other plans.
     """
     nobody = cell.sums_over_units or is_beside()
     if nobody or not any(of_pass and of_pass.schedule == "step-fused" for of_pass in plans):
