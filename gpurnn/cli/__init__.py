@@ -1,4 +1,4 @@
-"""The ``gpurnn`` command. What is heavy is imported where it is used, so that ``gpurnn --help`` is quick."""
+"""The ``gpurnn`` command. Heavy modules are imported where they are used, so that ``gpurnn --help`` is quick."""
 
 from __future__ import annotations
 

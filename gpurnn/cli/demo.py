@@ -22,7 +22,7 @@ EXPECTED = "expected.png"
 """The picture of what the model expects in a line that it was not trained on."""
 
 _LINE = 66
-"""How many characters of the line are drawn."""
+"""The number of characters of the line that are drawn."""
 
 
 @click.command(short_help="Train on the Python language reference, and let the model write.")
@@ -59,7 +59,7 @@ def demo(out: Path, resume: bool, device: str) -> None:
     except ImportError as error:
         raise Refusal("this Python came without its language reference, pydoc_data.topics; try gpurnn train") from error
     text = "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
-    with computing_on(device):  # what cannot compute is rejected before an earlier demo is deleted
+    with computing_on(device):  # reject a device that cannot run before an earlier demo is deleted
         pass
     say(f"gpurnn train {shlex.join([str(source), '--out', str(out), *_DEMO])}")
     with refusing(ValueError, OSError), folder.locked(new=not _is_demo(folder)):
@@ -73,7 +73,7 @@ def demo(out: Path, resume: bool, device: str) -> None:
 
 
 def _check_demo(folder: RunDirectory) -> None:
-    """Reject a directory that is neither free for a demo nor an earlier demo's."""
+    """Reject a directory that is neither free for a demo nor holds an earlier demo."""
     if _is_demo(folder):
         return
     if folder.belongs_to_a_run():

@@ -18,7 +18,7 @@ from .texts import name_of, read
 FINDINGS = "findings.json"
 
 _OURS = {"format": "gpurnn diagnosis"}
-"""The mark of a file of findings: it and the pictures in its directory belong to a diagnosis."""
+"""Marks a findings file: it and the pictures in its directory belong to a diagnosis."""
 
 
 @click.command(short_help="Say what is good or bad in a language model.", context_settings={"show_default": True})
@@ -36,8 +36,8 @@ def diagnose(directory: Path, text: str | None, encoding: str | None, as_json: b
     Has it learnt? Do gradients vanish or explode? Do small differences fade or grow? Does it come to rest? Which gates
     are saturated? Which units are dead? What does a step cost? The pictures and findings.json go to DIR/diagnosis.
 
-    The norm of the gradient in training comes from metrics.jsonl. It is that of all parameters, before clipping. For
-    the norm of each layer, give a gpurnn.analysis.GradientNorms to a Trainer.
+    The norm of the gradient in training comes from metrics.jsonl. It covers all parameters, before clipping. For the
+    norm of each layer, pass a gpurnn.analysis.GradientNorms to a Trainer.
 
     \b
     gpurnn diagnose my-model

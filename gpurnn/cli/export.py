@@ -43,7 +43,7 @@ def export(model: Path, out: Path) -> None:
 
 
 def _with_scales(model: Any, details: dict[str, Any]) -> None:
-    """Have a model know what `gpurnn fit` keeps beside it: the scales of features and target, the names of classes."""
+    """Store the details of `gpurnn fit` in a model: the scales of features and target, or the names of classes."""
     import numpy as np
 
     from ..models.examples import Labels

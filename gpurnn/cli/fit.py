@@ -28,7 +28,7 @@ from .texts import STDIN
 
 PICTURE, PREDICTIONS, PREDICTED = "fit.png", "predictions.csv", "predictions.png"
 MOST_CLASSES = 10
-"""Whole numbers are taken for classes if there are no more of them than this."""
+"""Whole numbers are treated as classes if there are at most this many different ones."""
 
 
 @click.command(
@@ -143,7 +143,7 @@ def _features(table: Table, chosen: str | None, others: tuple[str | None, ...]) 
 
 
 def _classes(table: Table, texts: list[str], target: str, task: str) -> list[str]:
-    """The classes in order; none where the target is a number."""
+    """The classes in order; none if the target is a number."""
     numeric = table.is_numeric(target)
     whole = numeric and all(value == int(value) for value in table.numbers(target))
     if task == "regress" and not numeric:
@@ -175,9 +175,9 @@ def _fitted(
     classes: list[str],
     options: dict[str, Any],
 ) -> tuple[Any, dict[str, Any], Any]:
-    """The model, how it is scaled, and the targets and the answers of the groups that were held out.
+    """The fitted model, its scaling, and the targets and answers of the held-out groups (None without such groups).
 
-    The targets are the ``texts``, which are ``classes``, or the ``values``.
+    The targets are the ``texts`` if there are ``classes``, and the ``values`` otherwise.
     """
     import numpy as np
 
@@ -227,7 +227,7 @@ def _fitted(
 
 
 def scaled(xp: Any, examples: list[Any], details: dict[str, Any]) -> list[Any]:
-    """Features as the network reads them; reject one that is too large for it."""
+    """The scaled features that the network reads; reject one that is too large for it."""
     import numpy as np
 
     mean, std = np.asarray(details["mean"]), np.asarray(details["std"])
@@ -246,7 +246,7 @@ def scaled(xp: Any, examples: list[Any], details: dict[str, Any]) -> list[Any]:
 
 
 def answers_of(model: Any, inputs: list[Any], classes: list[str], details: dict[str, Any]) -> tuple[list[Any], Any]:
-    """The class or the value of each group, and the probabilities (N, classes) of its classes, None of a value."""
+    """The class or the value of each group, and the class probabilities (N, classes), None for values."""
     from .._dispatch import to_numpy
 
     if classes:
@@ -257,7 +257,7 @@ def answers_of(model: Any, inputs: list[Any], classes: list[str], details: dict[
 
 
 def quality(actual: list[Any], found: list[Any], classes: list[str]) -> str:
-    """The score of answers, compared with the simplest ones."""
+    """The score of the answers, compared with that of a constant answer."""
     import numpy as np
 
     count = len(actual)

@@ -25,7 +25,7 @@ LEAST = 20
 """A series shorter than this has nothing to learn from."""
 
 TRIED = 20
-"""How many series of a table say what trend and season there is, at most."""
+"""The largest number of series of a table from which trend and season are chosen."""
 
 
 class _Numbers(click.types.StringParamType):
@@ -162,7 +162,7 @@ def forecast(
             "command": "forecast", "time": time_column, "target": target, "group": group, **columns, "steps": steps,
             "level": level, "quantiles": quantiles, "window": size, "shape": asdict(shape),
         }  # fmt: skip
-        for name in folder.names:  # a kill must not leave what belongs to two forecasts
+        for name in folder.names:  # a kill must not leave the files of two forecasts
             (out / name).unlink(missing_ok=True)
         with refusing(ValueError, OSError):
             folder.begin(anew=True)
@@ -179,14 +179,14 @@ def forecast(
 
 @dataclass
 class Row:
-    """The series of one group, in the order of its times, without its last rows that have no target."""
+    """The series of one group in order of time, without the rows at its end that have no target."""
 
     name: str
     times: list[Any]
     values: list[float]
     """NaN in gaps."""
     covariates: dict[str, Any]
-    """Arrays by the options known (rows and rows to come, columns), past (rows, columns) and static (columns,)."""
+    """Arrays by option: known (rows and rows to come, columns), past (rows, columns) and static (columns,)."""
     ahead: list[Any]
     """The times of the rows to come: those in the file, or as many as are to be forecast."""
     step: Any
@@ -237,7 +237,7 @@ def _read(
         lacking = int(np.isnan(whole[start:stop]).sum())
         absent = (stop - start) - sum(start <= place < stop for place in rows.places)
         gaps, missing = gaps + absent, missing + lacking - absent
-        # A row that is missing has the covariates of the row before it, and no values of those of the past.
+        # A missing row takes the known covariates of the row before it; its past covariates are NaN.
         before = np.searchsorted(rows.places, np.arange(start, len(whole)), side="right") - 1
         known = covariates["known"][ordered][before]
         past = np.full((len(whole), covariates["past"].shape[1]), np.nan)
@@ -283,7 +283,7 @@ def _ahead(one: Row, steps: int, write: Callable[[Any], str]) -> list[Any]:
 
 
 def _season(series: list[Row]) -> tuple[float, ...]:
-    """The length of the season: what is usual at such times, or the lag of the highest autocorrelation."""
+    """The length of the season: the usual one for such times, or else the lag of the highest autocorrelation."""
     import numpy as np
 
     from ..models.forecasting.times import Times
@@ -308,7 +308,7 @@ def _season(series: list[Row]) -> tuple[float, ...]:
 
 
 def _shape_of(series: list[Row], periods: list[float], steps: int) -> Any:
-    """The transforms that would have forecast the end of the series best, with what they leave fading away."""
+    """The transforms that would have forecast the end of the series best, with a remainder that decays."""
     import numpy as np
 
     from ..models.forecasting.transforms import Transforms
@@ -366,7 +366,7 @@ class _Learner:
     seed: int
 
     def fit(self, series: list[Row], aside: int) -> Any:
-        """A forecaster of the series without their last rows."""
+        """A forecaster fitted to the series without their last ``aside`` rows."""
         from ..models import Forecaster
 
         sizes = {f"{name}_features": values.shape[-1] for name, values in series[0].covariates.items()}
@@ -397,7 +397,7 @@ class _Learner:
         return given
 
     def forecast(self, model: Any, series: list[Row], steps: int, quantiles: tuple[float, ...]) -> list[Any]:
-        """A forecast of each series, of NumPy arrays."""
+        """A forecast of each series, as NumPy arrays."""
         from .._dispatch import to_numpy
         from ..models import Forecast
 
@@ -414,7 +414,7 @@ class _Learner:
         return [of_numpy(one) for one in ([found] if len(series) == 1 else found)]
 
     def tried(self, series: list[Row], aside: int) -> str:
-        """How a forecast of the last rows from those before them fared."""
+        """The score, in words, of a forecast of the last ``aside`` rows from the rows before them."""
         import numpy as np
 
         model = self.fit(series, aside)

@@ -87,7 +87,7 @@ def _measured() -> tuple[float | None, str | None]:
 
     try:
         return round(1e6 * cost.launch_seconds(), 2), None
-    except Exception as error:  # whatever is wrong with this GPU, the rest is of interest
+    except Exception as error:  # whatever is wrong with this GPU, the rest is still worth showing
         return None, f"{type(error).__name__}: {error}"
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what their values are checked for."""
+"""Options that several commands share, and the checks of their values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def given(context: click.Context, name: str) -> bool:
-    """Whether an option stands on the command line."""
+    """Whether an option was given on the command line."""
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
@@ -42,7 +42,7 @@ class _Finite(click.FloatRange):
 
 class PathType(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":  # which Path takes for the current directory
+        if value == "":  # Path would read it as the current directory
             self.fail("it is empty.", param, ctx)
         return super().convert(value, param, ctx)
 
@@ -56,7 +56,7 @@ def choice(flag: str, choices: list[str], text: str) -> Callable[[F], F]:
 
 
 class CellOption(click.types.StringParamType):
-    """NAME=VALUE: a pair of the name and the value, a text where it is none of JSON's values."""
+    """NAME=VALUE, as a pair of the name and the value; a value that is not JSON is a text."""
 
     name = "option"
 
@@ -91,7 +91,7 @@ class _Encoding(click.types.StringParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
             found = codecs.lookup(value)
-            "".encode(value)  # LookupError where it is no encoding of text, such as base64
+            "".encode(value)  # LookupError if it does not encode text, such as base64
         except (LookupError, ValueError):
             self.fail(f"{value!r} is no encoding that Python knows; try utf-8, utf-16, latin-1 or cp1252.", param, ctx)
         return found.name
@@ -123,7 +123,7 @@ device_option = click.option(
 
 
 def processes_on(device: str) -> Communicator:
-    """The processes that were started together; with ``cuda`` each has a GPU of its own, by NCCL where CuPy has it."""
+    """The processes started together; with ``cuda`` each has its own GPU, and NCCL sums their arrays if CuPy has it."""
     from ..distributed import communicator
 
     try:
@@ -134,7 +134,7 @@ def processes_on(device: str) -> Communicator:
 
 @contextmanager
 def computing_on(device: str) -> Iterator[Any]:
-    """The module of arrays to compute with, where ``device`` does it; reject one that cannot run here."""
+    """The array module to compute with, and a context in which ``device`` computes; reject one that cannot run here."""
     import numpy as np
 
     from .._dispatch import use, why_no_cuda

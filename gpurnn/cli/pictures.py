@@ -1,4 +1,4 @@
-"""Pictures of what was predicted for groups of rows."""
+"""Pictures of predictions for groups of rows, and of forecasts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .terminal import say
 
 
 def draw_groups(actual: list[Any] | None, found: list[Any], classes: list[str], target: str, path: Path) -> None:
-    """Draw what was found for each group, against what is the case where that is known."""
+    """Draw the prediction for each group, compared with the true target if that is known."""
     try:
         from .. import plots
 
@@ -70,11 +70,11 @@ def _spread(axes: Any, found: list[Any], classes: list[str], target: str) -> Non
 
 
 PANELS = 6
-"""How many series are drawn, at most."""
+"""The largest number of series that are drawn."""
 
 
 def draw_forecasts(series: list[Any], found: list[Any], names: tuple[str, str], path: Path) -> None:
-    """Draw the end of each series and its forecast; ``names`` are those of the columns of times and values."""
+    """Draw the end of each series and its forecast; ``names`` are the names of the columns of times and values."""
     try:
         from .. import plots
 

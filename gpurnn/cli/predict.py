@@ -85,5 +85,5 @@ def predict(directory: Path, file: str, out: Path | None, encoding: str | None, 
         say(quality(actual, found, classes))
     say(f"predictions {path}")
     picture = out.with_suffix(".png") if out else directory / PREDICTED
-    picture.unlink(missing_ok=True)  # of earlier predictions, where this one cannot be drawn
+    picture.unlink(missing_ok=True)  # the picture of earlier predictions must not stay if this one cannot be drawn
     draw_groups(actual, found, classes, target, picture)

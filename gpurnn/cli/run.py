@@ -1,4 +1,4 @@
-"""A training run of this command line: how it is begun, what of it is on the disk, and how it is resumed."""
+"""A training run of this command line: how it begins, what it keeps on the disk, and how it is resumed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ DEMO_TEXT = "python-reference.txt"
 SAMPLE_LENGTH = {"character": 2000, "word": 400, "token": 500}
 
 LEAST_WINDOW = 16
-"""A short text is read at fewer places side by side rather than in windows of less steps than this."""
+"""A short text is read in fewer lanes rather than in windows of fewer steps than this."""
 
 
 @dataclass
@@ -75,13 +75,13 @@ class Run:
 
 
 def names_of(files: Sequence[str], options: dict[str, Any]) -> list[str]:
-    """The names of what a run keeps to be resumed from: a text from stdin, a tokenizer."""
+    """The names of the files that a run keeps so that it can be resumed: a text from stdin, a tokenizer."""
     piped = STDIN in (*files, options["validation"])
     return [*([PIPED] if piped else []), *([TOKENIZER] if options["level"] == "bpe" else [])]
 
 
 def run_folder(out: Path, *names: str, **details: Any) -> RunDirectory:
-    """``out`` as the directory of a run of this command line, which writes to ``names`` too."""
+    """``out`` as the directory of a run of this command line, which also writes ``names``."""
     from ..training.directory import RunDirectory
 
     return RunDirectory(out, [MODEL, CURVE, SAMPLE, *names], details)
@@ -94,7 +94,7 @@ def check_new(folder: RunDirectory) -> None:
     out = folder.path
     with refusing(ValueError, OSError):
         if folder.belongs_to_a_run():
-            with folder.locked(new=False):  # where a run is under way, that is what is to be said
+            with folder.locked(new=False):  # if a run is under way, this reports it
                 pass
             held = folder.read() or {}
             if "command" in held:
@@ -108,7 +108,7 @@ def check_new(folder: RunDirectory) -> None:
 
 
 def remove_run(folder: RunDirectory) -> None:
-    """Delete what a run wrote to its directory, under the lock, and nothing else."""
+    """Delete the files that a run wrote to its directory, and nothing else; the caller holds the lock."""
     from ..training.checkpoint import checkpoints, is_of_run
 
     held = folder.read()
@@ -126,7 +126,7 @@ def remove_run(folder: RunDirectory) -> None:
 
 
 def _written_files(folder: RunDirectory) -> list[Path]:
-    """The files that a run, and the one that is in its directory, write there, besides run.json."""
+    """The files except run.json that a new run, and the run already in its directory, write there."""
     from ..training.checkpoint import checkpoints
 
     held = folder.read() or {}
@@ -143,7 +143,7 @@ def _made_by_another(folder: RunDirectory, held: dict[str, Any]) -> str:
 def new_run(
     folder: RunDirectory, files: list[str], options: dict[str, Any], origin: dict[str, str] | None = None
 ) -> Run:
-    """A run that is to go to ``folder``."""
+    """A new run, to be written to ``folder``."""
     sources = [*files, *([] if options["validation"] is None else [options["validation"]])]
     if sources.count(STDIN) > 1:
         raise Refusal(f"{STDIN} is given {sources.count(STDIN)} times; stdin can be read only once")
@@ -155,7 +155,7 @@ def new_run(
 
 
 def check_replaceable(run: Run) -> None:
-    """Reject a run that begins with what is deleted of the one that it replaces."""
+    """Reject a run that reads a file of the run that it replaces, since that file is deleted."""
     held = run.folder.read() or {}
     if "command" in held:
         raise Refusal(_made_by_another(run.folder, held))
@@ -202,7 +202,7 @@ def _options_of_tokens(text: str | TokenFile) -> dict[str, Any]:
 
 
 def text_of(folder: RunDirectory, symbols: int) -> str:
-    """The text that the run in a directory was trained on; of a token file so many symbols."""
+    """The text that the run in a directory was trained on; for a token file, only its first ``symbols`` symbols."""
     run = read_run(folder)
     text = _texts(folder, run["files"], {**run["options"], "validation": None})[0]
     return text if isinstance(text, str) else text.vocabulary.decode(text.tokens[:symbols])
@@ -233,7 +233,7 @@ def read_run(folder: RunDirectory) -> dict[str, Any]:
 
 
 def _check_options(path: Path, held: Any) -> None:
-    """Reject options of a run that are not those that `gpurnn train` takes."""
+    """Reject the options of a run if `gpurnn train` does not take their names and values."""
     known = options_of([])
     if not isinstance(held, dict) or held.keys() != known.keys():
         raise Refusal(f"{path}: damaged, or of another version of gpurnn: its options are not those of gpurnn train")
@@ -243,7 +243,7 @@ def _check_options(path: Path, held: Any) -> None:
 
 
 def held_run(out: Path, files: list[str], given: dict[str, Any], origin: Path | None = None) -> Run:
-    """The run in ``out``, made longer if ``given`` says so; reject what else differs from its own."""
+    """The run in ``out``, made longer if ``given`` says so; reject any other change of its settings."""
     folder = run_folder(out)
     run = read_run(folder)
     if files and files != run["files"]:
@@ -265,7 +265,7 @@ def held_run(out: Path, files: list[str], given: dict[str, Any], origin: Path | 
 
 
 def origin_of(path: Path) -> tuple[dict[str, str], LanguageModel]:
-    """A model to begin with, by its directory or its file, and what run.json says of it."""
+    """The model to begin with, from its directory or file, and before it the entry ``from`` of run.json for it."""
     from ..models import LanguageModel
 
     file = path / MODEL if path.is_dir() else path
@@ -276,7 +276,7 @@ def origin_of(path: Path) -> tuple[dict[str, str], LanguageModel]:
 
 
 def options_of_model(model: LanguageModel) -> dict[str, Any]:
-    """The options of `gpurnn train` that say what a model is, as they would have been given for this one."""
+    """The options of `gpurnn train` that make such a model."""
     from ..models.base import CELL_OPTIONS
 
     config = model.config()
@@ -290,7 +290,7 @@ def options_of_model(model: LanguageModel) -> dict[str, Any]:
 
 
 def options_of_vocabulary(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The options of `gpurnn train` that say what a vocabulary is, as they would have been given for this one."""
+    """The options of `gpurnn train` that make such a vocabulary."""
     return {
         "level": {"character": "char", "word": "word", "token": "bpe"}[vocabulary.kind],
         "tokenizer": None, "max_vocabulary": None, "min_count": 1,
@@ -298,7 +298,7 @@ def options_of_vocabulary(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _vocabulary(run: Run, text: str) -> Vocabulary:
-    """The vocabulary of a new model: of the text, or the tokenizer that is given or that the run began with."""
+    """The vocabulary of a new model: made from the text, or the tokenizer that is given or that the run began with."""
     from ..models import CharVocabulary, TokenizerVocabulary, WordVocabulary
 
     options, kept = run.options, run.folder.path / TOKENIZER
@@ -318,7 +318,7 @@ def _vocabulary(run: Run, text: str) -> Vocabulary:
 
 
 def _model(run: Run, text: str | TokenFile, rng: Any) -> LanguageModel:
-    """The model to train, with the parameters that it begins with."""
+    """The model to train, with its initial parameters."""
     from ..models import LanguageModel
 
     options = run.options
@@ -371,7 +371,7 @@ def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:
         cut = round(len(text) * (1 - options["validation_fraction"]))
         text, validation = text[:cut], text[cut:]
         if len(validation) < 2 and not (options["patience"] or options["validate_every"]):
-            validation = ""  # of a text so short nothing can be kept
+            validation = ""  # the text is too short to hold out a part
     parameter_rng, training_rng = np.random.default_rng(options["seed"]).spawn(2)
     model = _model(run, text, parameter_rng).to(xp)
     vocabulary = model.vocabulary
@@ -450,12 +450,12 @@ def _begin(run: Run, vocabulary: Vocabulary) -> None:
         if run.piped is not None:
             _files.write_atomically(run.folder.path / PIPED, run.piped)
         if isinstance(vocabulary, TokenizerVocabulary):
-            # Another version of tokenizers might train another one, when the run is resumed.
+            # When the run is resumed, another version of tokenizers might train a different tokenizer.
             _files.write_atomically(run.folder.path / TOKENIZER, vocabulary.tokenizer.to_str(pretty=True).encode())
 
 
 def _say_what_was_adapted(options: dict[str, Any], data: TokenStream, steps: int) -> None:
-    """Say what of the options a short text does not allow."""
+    """Say which options were lowered for a short text, and whether the warmup exceeds the run."""
     said = []
     if data.steps < options["window"]:
         said.append(f"--window {data.steps} instead of {options['window']}")
@@ -469,7 +469,7 @@ def _say_what_was_adapted(options: dict[str, Any], data: TokenStream, steps: int
 
 
 def _warn_of_unknown(model: LanguageModel, text: str | TokenFile) -> None:
-    """Say how much of a text is not in the vocabulary of a model that was trained on another one."""
+    """Say how much of a text is missing from the vocabulary of a model that was trained on another text."""
     import numpy as np
 
     if not isinstance(text, str):  # its vocabulary is the model's
@@ -485,7 +485,7 @@ def _warn_of_unknown(model: LanguageModel, text: str | TokenFile) -> None:
 
 @contextmanager
 def directory_taken(folder: RunDirectory, *, new: bool) -> Iterator[None]:
-    """Hold the lock of a run's directory; reject one that cannot be had."""
+    """Hold the lock of a run's directory; reject a directory whose lock is not free."""
     with ExitStack() as stack:
         with refusing(ValueError, OSError):
             stack.enter_context(folder.locked(new=new))
@@ -497,7 +497,7 @@ def _stream(
 ) -> TokenStream:
     """``text`` as a stream of at most ``--batch`` lanes, in windows of at most ``--window`` steps.
 
-    A short text is read in fewer lanes rather than in windows of less than ``least`` steps.
+    A short text is read in fewer lanes rather than in windows of fewer than ``least`` steps.
     """
     import numpy as np
 
@@ -529,8 +529,8 @@ def _optimizer(options: dict[str, Any]) -> Optimizer:
 def _schedule(options: dict[str, Any], ends: Sequence[int]) -> Callable[[int], float] | None:
     """The learning rate of a run that ends at the first of ``ends``, and was then made longer up to the others.
 
-    Each part has a cosine of its own. Its first update still has the rate that the part before ended with, which a
-    checkpoint at the end of that part knows already.
+    Each part has a cosine of its own. Its first update still has the last rate of the part before, because a checkpoint
+    at the end of that part already stores this rate.
     """
     from .. import schedules
 

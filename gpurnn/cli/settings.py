@@ -1,4 +1,4 @@
-"""The settings of a training run: the options of `gpurnn train`, as run.json holds them."""
+"""The settings of a training run: the options of `gpurnn train`, which run.json stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_MODEL = (
     "level", "tokenizer", "max_vocabulary", "min_count", "cell", "option", "embedding", "hidden", "layers", "tied",
     "dtype",
 )  # fmt: skip
-"""The options that say what the model is; with --from another model says it."""
+"""The options that define the model; with --from, the other model defines it."""
 
 _OPTIONS: list[Callable[[Any], Any]] = [
     choice("--level", ["char", "word", "bpe"], "What a token is: a character, a word or (bpe) a part of a word."),
@@ -63,7 +63,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
 
 
 def with_training_options(command: F) -> F:
-    """Give a command all of them."""
+    """Add all training options to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -74,7 +74,7 @@ _COMMAND = with_training_options(click.command("train", add_help_option=False)(l
 
 
 def options_of(arguments: list[str]) -> dict[str, Any]:
-    """The options that arguments of `gpurnn train` give."""
+    """The options of `gpurnn train` with these arguments."""
     return dict(_COMMAND.make_context("train", [*arguments]).params)
 
 

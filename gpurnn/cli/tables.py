@@ -1,4 +1,4 @@
-"""Tables as CSV files hold them, read as numbers or times; what is wrong is named by its line and column."""
+"""Tables in CSV files, read as numbers or times; messages name the line and column of a fault."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class Table:
     columns: dict[str, list[str]]
     lines: list[int]
     comma: bool
-    """Whether a comma is a decimal point, as it is where a semicolon separates the columns."""
+    """Whether a comma is the decimal point, as in files whose columns are separated by semicolons."""
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def column(self, name: str, option: str) -> list[str]:
-        """A column; reject a name that is none, given by this option."""
+        """A column by its name, which ``option`` gave; reject a name that no column has."""
         if name not in self.columns:
             raise Refusal(f"{self.file}: has no column {name!r} ({option}); its columns are {', '.join(self.columns)}")
         return self.columns[name]
 
     def place(self, row: int, column: str) -> str:
-        """Where a value is, for a message."""
+        """The place of a value, for a message."""
         return f"{self.file}, line {self.lines[row]}, column {column!r}"
 
     def missing(self, name: str) -> list[int]:
@@ -61,11 +61,11 @@ class Table:
             raise Refusal(f"{self.file}: column {name!r} has no value on {len(rows)} lines ({lines}); {cure}")
 
     def number(self, row: int, name: str) -> float | None:
-        """A value as a number; None if it is none, or not finite."""
+        """A value as a number; None if it is not a finite number."""
         return number_in(self.columns[name][row], self.comma)
 
     def numbers(self, name: str, cure: str = "") -> list[float]:
-        """A column as numbers, NaN where a value is missing; reject what is neither."""
+        """A column as numbers, NaN for missing values; reject any other text."""
         found, gaps = [], set(self.missing(name))
         for row in range(len(self)):
             value = math.nan if row in gaps else self.number(row, name)
@@ -84,7 +84,7 @@ class Table:
 
 
 def number_in(text: str, comma: bool) -> float | None:
-    """The number that a text is; None if it is none, or not finite."""
+    """A text as a number; None if it is not a finite number."""
     text = text.replace("\u2212", "-")
     if "_" in text:
         return None  # Python reads 1_000 as a number; in a table it is a name
@@ -96,7 +96,7 @@ def number_in(text: str, comma: bool) -> float | None:
 
 
 def read_table(file: str, encoding: str | None) -> Table:
-    """Read a CSV file with a line of column names; what separates the columns is seen by that line."""
+    """Read a CSV file whose first line names the columns; the separator is found in that line."""
     where = name_of(file)
     lines = read(file, encoding).split("\n")
     heads = [line for line in lines if line.strip()][:1]
@@ -132,7 +132,7 @@ def read_table(file: str, encoding: str | None) -> Table:
 
 
 def read_times(table: Table, name: str, form: str | None) -> tuple[list[Any], Callable[[Any], str]]:
-    """A column as numbers or datetimes, and how such a time is written; reject what is neither."""
+    """A column as numbers or datetimes, and the function that writes such a time; reject any other text."""
     from ..models.forecasting.times import read_text, write_text
 
     table.reject_missing(name, "every row needs its time")
@@ -163,7 +163,7 @@ def read_times(table: Table, name: str, form: str | None) -> tuple[list[Any], Ca
 
 @contextmanager
 def directory_of(out: Path, command: str, names: Sequence[str], replace: bool) -> Iterator[RunDirectory]:
-    """``out`` for the files of `gpurnn fit` or `gpurnn forecast`, under its lock; reject one that is another's."""
+    """``out`` for the files of `gpurnn fit` or `gpurnn forecast`, under its lock; reject one that another run owns."""
     from ..training.directory import RunDirectory
     from .run import directory_taken
 
@@ -224,7 +224,7 @@ _OF_FIT: dict[str, Callable[[Any], bool]] = {
     "target_mean": _is_number,
     "target_std": lambda value: _is_number(value) and value > 0,
 }
-"""The entries of the run.json of `gpurnn fit`, and the values that each may have."""
+"""The entries of the run.json of `gpurnn fit`, each with a check of its value."""
 
 
 def csv_bytes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
@@ -241,14 +241,14 @@ def csv_bytes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
 
 @dataclass
 class Groups:
-    """The groups of a table, in the order of their first rows: what each is called, and its rows in order."""
+    """The groups of a table, in the order of their first rows: the name of each, and its rows in order."""
 
     names: list[str]
     rows: list[list[int]]
 
 
 def columns_in(table: Table, chosen: str | None, option: str, others: Sequence[str | None] = ()) -> list[str]:
-    """The columns A,B,... that an option names; reject one that is none, is named twice or is one of the ``others``."""
+    """The columns A,B,... that an option names; reject a name that is unknown, repeated or one of the ``others``."""
     names = [name.strip() for name in chosen.split(",")] if chosen is not None else []
     for name in names:
         table.column(name, option)
@@ -275,7 +275,7 @@ def groups_of(table: Table, group: str, order: str | None, time_format: str | No
 
 
 def features_of(table: Table, groups: Groups, features: Sequence[str]) -> list[Any]:
-    """The features of each group's rows, (T, features) arrays; reject what is missing or no number."""
+    """The features of each group's rows, (T, features) arrays; reject a value that is missing or not a number."""
     import numpy as np
 
     columns = []
@@ -290,8 +290,8 @@ def features_of(table: Table, groups: Groups, features: Sequence[str]) -> list[A
 def targets_of(table: Table, groups: Groups, target: str, known: Sequence[str] = ()) -> list[str]:
     """The value of the column ``target`` of each group; reject one that changes within a group.
 
-    A number that is written in several ways, such as 1 and 1.0, is one value: it is called as among the ``known``
-    values, or as it is written first. A number that begins with a 0, such as 007, is a name.
+    A number that is written in several ways, such as 1 and 1.0, is one value: it is spelled as in the ``known`` values,
+    or as it is written first. A number that begins with a 0, such as 007, is a name.
     """
     texts = table.column(target, "--target")
     table.reject_missing(target, "every group needs its target")
@@ -308,7 +308,7 @@ def targets_of(table: Table, groups: Groups, target: str, known: Sequence[str] =
 
 
 def _value(text: str, comma: bool) -> float | str:
-    """A key that is equal for two texts of one value."""
+    """A key that is equal for all spellings of one value."""
     digits = text.lstrip("-+\u2212")
     number = None if digits[:1] == "0" and digits[1:2].isdecimal() else number_in(text, comma)
     return text if number is None else number

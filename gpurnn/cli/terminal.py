@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 LINE_SECONDS = 10.0
-"""Without a terminal, the least time between two lines about the progress of a training."""
+"""The shortest time between two lines about the progress of a training, if there is no terminal."""
 
 _QUIET = "gpurnn.quiet"
 
@@ -30,7 +30,7 @@ class Refusal(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        with suppress(OSError, ValueError):  # where nobody reads it, the exit code says it
+        with suppress(OSError, ValueError):  # if nobody reads it, the exit code still tells
             click.echo(f"gpurnn: {self.format_message()}", file=file, err=file is None)
 
 
@@ -41,13 +41,13 @@ class Failure(Refusal):
 
 
 class Interrupted(Refusal):
-    """One line on stderr and exit code 130, as a shell has it after Ctrl-C."""
+    """One line on stderr and exit code 130, which shells use for Ctrl-C."""
 
     exit_code = 130
 
 
 class Terminated(Refusal):
-    """One line on stderr and exit code 143, as a shell has it after SIGTERM."""
+    """One line on stderr and exit code 143, which shells use for SIGTERM."""
 
     exit_code = 143
 
@@ -69,13 +69,13 @@ class Commands(click.Group):
 
 @contextmanager
 def failing() -> Iterator[None]:
-    """Turn what no option can be blamed for into one line."""
+    """Turn an exception that no option caused into one line."""
     try:
         yield
     except KeyboardInterrupt:
         raise interruption("interrupted") from None
     except BrokenPipeError:
-        raise  # click ends quietly when nobody reads on
+        raise  # click exits quietly when nobody reads the output
     except UnicodeEncodeError as error:
         raise Failure(
             f"the output cannot hold {error.object[error.start]!r} in its encoding, {sys.stdout.encoding}; set the "
@@ -93,7 +93,7 @@ def interruption(message: str) -> Refusal:
 
 
 def out_of_memory(error: MemoryError) -> str:
-    """A sentence about memory that is not there."""
+    """A message that memory ran out."""
     return f"out of memory: {error}" if str(error) else "out of memory"
 
 
@@ -114,12 +114,12 @@ def one_of_several(processes: Communicator) -> Iterator[None]:
             shown = _as_shown(error)
             with suppress(KeyboardInterrupt):  # the launcher ends this process, and says why
                 if _follows:
-                    time.sleep(2)  # process 0 speaks, and ends this one, if it met with the same
+                    time.sleep(2)  # process 0 reports the error and ends this process, if it met the same error
                 shown.show()
             processes.abort(shown.exit_code)
         if _follows:
             raise click.exceptions.Exit(0) from None  # the exit code is that of process 0
-        if isinstance(error, RuntimeError):  # of another process
+        if isinstance(error, RuntimeError):  # the error of another process
             raise Failure(sentence(error)) from error
         raise
     finally:
@@ -127,7 +127,7 @@ def one_of_several(processes: Communicator) -> Iterator[None]:
 
 
 def _as_shown(error: BaseException) -> click.ClickException:
-    """An exception as one that has a message and an exit code."""
+    """An exception as one of click's, which has a message and an exit code."""
     if isinstance(error, click.ClickException):
         return error
     return interruption("interrupted") if isinstance(error, KeyboardInterrupt) else Failure(sentence(error))
@@ -195,17 +195,17 @@ def _print(text: str, err: bool) -> None:
 
 
 def tell(text: str = "") -> None:
-    """Print a line of what was asked for."""
+    """Print a line of the result."""
     click.echo(_printable(text))
 
 
 def tell_json(value: Any) -> None:
-    """Print what was asked for as JSON."""
+    """Print the result as JSON."""
     click.echo(as_json_text(value))
 
 
 def as_json_text(value: Any) -> str:
-    """``value`` as JSON; what is not finite, which JSON has no number for, as null."""
+    """``value`` as JSON; a number that is not finite, which JSON cannot write, becomes null."""
     return json.dumps(_finite(value), indent=2)
 
 
@@ -220,13 +220,13 @@ def _finite(value: Any) -> Any:
 
 
 def _printable(text: str, err: bool = False) -> str:
-    """``text`` with escapes for what the encoding of the stream lacks: a path, for example, can be any bytes."""
+    """``text`` with escapes for characters that the stream cannot encode: a path, for example, can be any bytes."""
     encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def is_terminal() -> bool:
-    """Whether somebody watches stderr, so that a bar can move on it."""
+    """Whether stderr is a terminal, on which a bar can move."""
     try:
         return sys.stderr is not None and sys.stderr.isatty()
     except ValueError:  # it is closed
@@ -234,7 +234,7 @@ def is_terminal() -> bool:
 
 
 def progress_of(total: Callable[[], int], bar: str = "progress") -> dict[str, Any]:
-    """The options with which the progress of a training is seen: a bar, lines, or nothing.
+    """The options that show the progress of a training: as a bar, as lines, or not at all.
 
     ``bar`` is the option that shows a bar: ``"progress"`` of a `Trainer`, ``"verbose"`` of a model's ``fit``.
     """
@@ -270,10 +270,10 @@ _terminated = False
 
 
 def end_on_sigterm() -> None:
-    """Have SIGTERM act as Ctrl-C does: what is under way is finished and kept."""
+    """Make SIGTERM act like Ctrl-C: finish the work under way and keep it."""
     if hasattr(signal, "pthread_sigmask") and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell starts jobs in the background so. With a handler that is never called for a Ctrl-C, which stays
-        # blocked, a Trainer can still defer what SIGTERM asks for.
+        # A shell starts background jobs with SIGINT ignored. Keep Ctrl-C blocked, but install a handler: with it a
+        # Trainer can still defer a SIGTERM.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""Texts as files and stdin hold them."""
+"""Texts in files and on stdin."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def to_be_read_again(file: str) -> str:
 
 
 def token_file(file: str) -> TokenFile | None:
-    """The tokens in a file that `gpurnn tokenize` wrote; None of any other file."""
+    """The tokens in a file that `gpurnn tokenize` wrote; None for any other file."""
     from .. import _files
     from ..training import TokenFile
 
     try:
         return TokenFile(file)
     except (OSError, _files.FileFormatError):
-        return None  # who reads it as a text will say what is wrong with it
+        return None  # reading it as a text will report what is wrong with it
 
 
 def name_of(file: str) -> str:
-    """A file as messages call it."""
+    """The name of a file in messages."""
     return "stdin" if file == STDIN else file
 
 
@@ -99,9 +99,9 @@ def read(file: str, encoding: str | None = None) -> str:
 
 
 def decoded(file: str, data: bytes, encoding: str | None = None) -> str:
-    """The text in what a file holds, with line ends as ``\\n``.
+    """The text in the bytes of a file, with line ends as ``\\n``.
 
-    Without ``encoding`` a byte order mark says how it is encoded, and without one it is UTF-8.
+    Without ``encoding``, a byte order mark gives the encoding; without either, it is UTF-8.
     """
     used = encoding or _announced(data) or "utf-8"
     try:
@@ -114,7 +114,7 @@ def decoded(file: str, data: bytes, encoding: str | None = None) -> str:
 
 
 def _undecodable(file: str, used: str, error: UnicodeDecodeError, before: int) -> Refusal:
-    """The refusal of bytes that have no meaning in an encoding, ``before`` of them before those of the error."""
+    """The `Refusal` of bytes that cannot be decoded; ``before`` bytes of the file precede those that ``error`` holds."""
     data, place = error.object, error.start
     byte = f"byte 0x{data[place]:02x} at position {before + place}" if place < len(data) else error.reason
     cure = "give its encoding with --encoding, for example --encoding latin-1"
@@ -122,7 +122,7 @@ def _undecodable(file: str, used: str, error: UnicodeDecodeError, before: int) -
 
 
 def pieces_of_all(files: Sequence[str], encoding: str | None, whole_words: bool) -> Iterator[str]:
-    """What `read_all` returns, a megabyte or so at a time; with ``whole_words`` no word is cut, however long."""
+    """The text of `read_all`, about a megabyte at a time; with ``whole_words`` no word is cut, however long."""
     for file in files:
         last = rest = ""
         for text in _pieces(file, encoding):
@@ -170,11 +170,11 @@ def _pieces(file: str, encoding: str | None) -> Iterator[str]:
 
 
 def read_all(files: Sequence[str], encoding: str | None = None) -> str:
-    """The texts in files as one, each from a new line on."""
+    """The texts in files as one text, in which each begins on a new line."""
     return joined([read(file, encoding) for file in files])
 
 
 def joined(texts: Sequence[str]) -> str:
-    """Several texts as one, each from a new line on."""
+    """Several texts as one, in which each begins on a new line."""
     ended = [text if text.endswith("\n") else f"{text}\n" for text in texts[:-1]]
     return "".join([*ended, texts[-1]])

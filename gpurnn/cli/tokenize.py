@@ -90,6 +90,6 @@ def _vocabulary_of(path: Path) -> Vocabulary:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Reject an OUT that is in the way: nothing but an earlier token file is replaced."""
+    """Reject an existing OUT, unless it is an earlier token file, which is replaced."""
     if out.exists() and token_file(str(out)) is None:
         raise Refusal(f"{out}: is there already, and no token file; choose another name for OUT")

@@ -123,7 +123,7 @@ def _train(
 
 
 def _warn_of_what_has_no_effect(options: dict[str, Any], chosen: dict[str, Any]) -> None:
-    """Say which of the chosen options another one leaves without effect."""
+    """Say which of the chosen options have no effect because of another one."""
     for name, why in (
         ("epochs", "--steps is given" if options["steps"] is not None else ""),
         ("validation_fraction", "--validation is given" if options["validation"] is not None else ""),
