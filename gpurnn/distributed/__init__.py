@@ -1,7 +1,7 @@
-"""Processes that work together: a communicator, sums whose bits depend on no process, sequences cut over processes.
+"""Processes that work together: a communicator, sums with the same bits for any number of them, and cut sequences.
 
 A process finds the others from its environment (`communicator`): started by ``mpiexec`` through mpi4py, by ``torchrun``
-through torch.distributed, else it is alone. Nothing here is a transport of its own.
+through torch.distributed, else it is alone. gpurnn has no transport of its own.
 """
 
 from .communicator import Communicator, MPICommunicator, NCCLCommunicator, TorchCommunicator, communicator

@@ -1,4 +1,4 @@
-"""The processes of a run, and what they exchange: a handful of verbs over other libraries' transports."""
+"""The processes of a run and their exchanges: a few verbs over the transports of other libraries."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from .flat import changed, even_sizes, split
 R = TypeVar("R")
 
 _OF_MPI = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")
-"""Variables that the launchers of MPI set, for each process."""
+"""Environment variables that MPI launchers set for each process."""
 
 
 class Communicator:
-    """The processes of a run, as one of them sees them; this class is a process that is alone.
+    """The processes of a run, seen from one of them; this class itself is for a process that is alone.
 
-    Every process calls the same verbs in the same order. Values are small Python objects, arrays are of any library
-    that gpurnn computes with; what is not NumPy's goes through the memory of the host.
+    Every process calls the same verbs in the same order. Values are small Python objects. Arrays are of any library
+    that gpurnn computes with; all but NumPy's go through the memory of the host.
 
     Attributes
     ----------
     rank : int
-        Which of the processes this one is, 0 to ``size`` - 1.
+        The number of this process, 0 to ``size`` - 1.
     size : int
-        How many there are.
+        The number of processes.
     local_rank : int
-        Which of the processes on its machine this one is.
+        The number of this process among those on its machine.
     wire_dtype : {None, "bfloat16"}
-        What the float32 arrays of `all_reduce` are rounded to for the exchange, to be set on all processes: half the
-        bytes, and each number and each sum, which is computed in float32, has a relative error of at most 2**-8.
-        float16 is no choice, since gradients of many targets exceed its range. Sums over shards keep their bits.
+        The dtype that `all_reduce` rounds float32 arrays to for the exchange; set it on all processes. It halves the
+        bytes. Sums are computed in float32; each number and each sum has a relative error of at most 2**-8. float16 is
+        not offered, since gradients of many targets exceed its range. Sums over shards keep their bits.
     """
 
     rank = 0
@@ -49,9 +49,9 @@ class Communicator:
     local_rank: Any = 0
     wire_dtype: Literal["bfloat16"] | None = None
     agreed = False
-    """Whether all processes were told of an error, by `together` or `each`, so that each of them ends by itself."""
+    """Whether all processes know of an error, from `together` or `each`, so that each of them ends by itself."""
     broken = False
-    """Whether this process failed in the middle of a sum, where the others wait for it and cannot be told of it."""
+    """Whether this process failed in the middle of a sum, where the others wait for it and cannot learn of the error."""
 
     def all_gather(self, value: R) -> list[R]:
         """The values of all processes, in the order of their ranks."""
@@ -65,7 +65,8 @@ class Communicator:
         """The exclusive scan: the values of all processes before this one, combined in the order of their ranks.
 
         ``combine(first, second)`` is associative, and need not be commutative. The first process gets None. With
-        ``backward`` they are those of the processes after this one, from the last on, and the last process gets None.
+        ``backward``, the values of the processes after this one are combined, beginning with the last process, which
+        gets None.
         """
         every = self.all_gather(value)
         others = every[: self.rank : -1] if backward else every[: self.rank]
@@ -81,7 +82,7 @@ class Communicator:
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
-        """Verbs that all processes call within: an exception leaves this communicator `broken`."""
+        """A context for verbs that all processes call; an exception in it leaves this communicator `broken`."""
         try:
             yield
         except BaseException:
@@ -97,7 +98,7 @@ class Communicator:
         os._exit(code)
 
     def together(self, where: str, function: Callable[[], R]) -> R:
-        """The result of a function that all processes call; where it raises in one of them, it raises in all.
+        """The result of a function that all processes call; if it raises in one of them, all raise.
 
         Raises
         ------
@@ -116,7 +117,7 @@ class Communicator:
         return self._agree(where, error, result)
 
     def first(self, where: str, function: Callable[[], R]) -> R | None:
-        """The result of a function that process 0 alone calls, None in the others; where it raises, all do."""
+        """The result of a function that process 0 alone calls, None in the others; if it raises, all raise."""
         return self.together(where, lambda: None if self.rank else function())
 
     def _attempted(self, function: Callable[[], R]) -> tuple[R | None, BaseException | None]:
@@ -144,10 +145,10 @@ class Communicator:
         return self.size == 1 or isinstance(array, np.ndarray)
 
     def all_to_all(self, parts: Sequence[Array], sizes: Sequence[int]) -> list[Array]:
-        """Of each process the part that is for this one.
+        """The parts that the processes send to this one, in the order of their ranks.
 
-        Arrays have one axis, and one dtype in all processes. ``parts`` has one for each process; ``sizes`` says how
-        many entries each of them has for this one.
+        Arrays have one axis, and one dtype in all processes. ``parts`` has one array for each process; ``sizes`` has
+        the number of entries that each process sends to this one.
         """
         return list(parts)
 
@@ -156,7 +157,7 @@ class Communicator:
         return part
 
     def _sum_of_any(self, flat: Array) -> Array:
-        """The sum over all processes of a one-dimensional array that is this method's own."""
+        """The sum over all processes of a one-dimensional array, which may be overwritten."""
         if self.wire_dtype is not None:
             _checks.choice("Communicator.all_reduce", "wire_dtype", self.wire_dtype, ("bfloat16",))
             if _checks.dtype_name(flat) == "float32":
@@ -169,7 +170,7 @@ class Communicator:
     def _sum_of_halves(self, flat: Array) -> Array:
         """The sum of float32 arrays that travel in 16 bits: each process adds up a part, in the order of the ranks."""
         sent = _upper_halves(flat)
-        # Bytes, since no transport knows these numbers.
+        # Sizes in bytes, since no transport knows bfloat16.
         sizes = [2 * size for size in even_sizes(flat.shape[0], self.size)]
         received = self.all_to_all(split(sent, sizes), [sizes[self.rank]] * self.size)
         first, *others = map(_of_upper_halves, received)
@@ -211,8 +212,8 @@ def _of_upper_halves(data: Any) -> Any:
 class MPICommunicator(Communicator):
     """The processes that ``mpiexec`` or Slurm started, through mpi4py.
 
-    CuPy arrays are summed where they are if the MPI library says that it takes them (``MPIX_Query_cuda_support``, which
-    MPICH and Open MPI have), and else in the memory of the host.
+    CuPy arrays are summed on their device if the MPI library says that it takes them (``MPIX_Query_cuda_support``,
+    which MPICH and Open MPI have), and otherwise in the memory of the host.
 
     Parameters
     ----------
@@ -261,7 +262,7 @@ class MPICommunicator(Communicator):
 
     @functools.cached_property
     def _backward(self) -> Any:
-        """The same processes from the last to the first."""
+        """The same processes in reverse order."""
         return self._comm.Split(key=-self.rank)
 
     def takes(self, array: Array) -> bool:
@@ -298,7 +299,7 @@ class MPICommunicator(Communicator):
 
 
 def _wait_for(array: Array) -> None:
-    """Have an array that MPI is to read computed: it knows nothing of streams."""
+    """Wait until an array is computed, so that MPI can read it: MPI does not know CUDA streams."""
     if _dispatch.library_of(array) == "cupy":
         import cupy
 
@@ -306,9 +307,9 @@ def _wait_for(array: Array) -> None:
 
 
 def _takes_cuda(MPI: Any) -> bool:
-    """Whether the MPI library was built for memory of CUDA devices, and can use it here."""
+    """Whether the MPI library was built with support for the memory of CUDA devices, and can use it here."""
     try:
-        # mpi4py has no name for this function of its MPI library.
+        # mpi4py does not wrap this function of its MPI library.
         query = ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support
     except (OSError, AttributeError):
         return False
@@ -319,15 +320,15 @@ _KINDS_OF_NCCL = {
     "float32": ("NCCL_FLOAT32", 1), "float64": ("NCCL_FLOAT64", 1), "complex64": ("NCCL_FLOAT32", 2),
     "complex128": ("NCCL_FLOAT64", 2), "uint8": ("NCCL_UINT8", 1),
 }  # fmt: skip
-"""The dtypes that go to NCCL: its own name of each, and how many of its numbers an entry is."""
+"""The dtypes that NCCL sums: its own name for each, and the number of its values in an entry."""
 
 
 class NCCLCommunicator(MPICommunicator):
     """The processes that ``mpiexec`` or Slurm started; CuPy arrays are summed by NCCL, all else goes through MPI.
 
-    Each process needs a GPU of its own: enter ``cupy.cuda.Device(communicator.local_rank)`` before arrays are made.
-    NCCL begins on the current device when the first arrays are summed, all processes at once. Its calls go to CuPy's
-    current stream, so that what was computed there comes before them, and what follows comes after.
+    Each process needs a GPU of its own: enter ``cupy.cuda.Device(communicator.local_rank)`` before you make arrays.
+    NCCL begins on the current device when the first arrays are summed, in all processes at once. Its calls go to CuPy's
+    current stream: they run after the work that is already on it, and before the work that follows.
 
     Parameters
     ----------
@@ -392,21 +393,21 @@ class NCCLCommunicator(MPICommunicator):
         return _dispatch.library_of(array) == "cupy" and _checks.dtype_name(array) in _KINDS_OF_NCCL
 
     def _counted(self, array: Array) -> tuple[int, int]:
-        """How many numbers an array is to NCCL, and of which kind."""
+        """The number of NCCL's values in an array, and their type."""
         kind, numbers = _KINDS_OF_NCCL[_checks.dtype_name(array)]
         return numbers * array.shape[0], getattr(self._nccl, kind)
 
     def _begun(self) -> Any:
-        """NCCL's communicator, which all processes make at their first call of it."""
+        """NCCL's communicator, which all processes make at their first use."""
         if self._gpus is None:
-            # CuPy's own way of telling the identity, a store of sockets, fails in processes that are spawned.
+            # CuPy's own exchange of the identity, a store of sockets, fails in spawned processes.
             identity = self.broadcast(self.first("NCCLCommunicator", self._nccl.get_unique_id))
             self._gpus = self._nccl.NcclCommunicator(self.size, identity, self.rank)
         return self._gpus
 
     def abort(self, code: int = 1) -> None:
         if self._gpus is not None:
-            self._gpus.abort()  # else a kernel of NCCL waits for this process for ever
+            self._gpus.abort()  # otherwise a kernel of NCCL waits for this process forever
         super().abort(code)
 
     def __reduce__(self) -> Any:
@@ -440,7 +441,7 @@ class TorchCommunicator(Communicator):
         self._torch, self._group = torch, group
         if not group.is_initialized():
             group.init_process_group("gloo")
-            atexit.register(group.destroy_process_group)  # one that the interpreter takes apart may abort
+            atexit.register(group.destroy_process_group)  # a group that the interpreter destroys may abort
         self.rank, self.size = group.get_rank(), group.get_world_size()
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
 
@@ -474,7 +475,7 @@ class TorchCommunicator(Communicator):
 
 @functools.cache
 def _started_by_mpi(nccl: bool) -> MPICommunicator:
-    """All processes of MPI: one object for all callers, so that the hook for exceptions knows what was agreed."""
+    """All processes of MPI: one object for all callers, so that the hook for exceptions reads the right `agreed`."""
     processes, before, own = NCCLCommunicator() if nccl else MPICommunicator(), sys.excepthook, os.getpid()
 
     def end_all(kind: Any, error: Any, traceback: Any) -> None:
@@ -495,8 +496,8 @@ def communicator(nccl: bool = False) -> Communicator:
     A launcher of MPI (``mpiexec``, Slurm with PMI) sets a variable with the rank: `MPICommunicator`. ``torchrun`` sets
     RANK and WORLD_SIZE: `TorchCommunicator`. Otherwise the process is alone: `Communicator`.
 
-    Under MPI an exception that nobody catches ends all processes, once its traceback is printed: by itself MPI has the
-    process wait at its end for the others, which wait for it. This holds for no ``sys.exit``; raise an exception.
+    Under MPI an uncaught exception ends all processes, once its traceback is printed. MPI alone would make the process
+    wait at its end for the others, which wait for it. ``sys.exit`` does not end the others; raise an exception instead.
 
     Parameters
     ----------

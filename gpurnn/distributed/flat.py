@@ -17,7 +17,7 @@ def dtype_of(array: Array) -> str:
 
 
 def shaped(flat: Mapping[str, Array], like: Mapping[str, Array]) -> dict[str, Array]:
-    """The entries of one array for each dtype, as arrays of the shapes of ``like``."""
+    """Arrays of the shapes of ``like``, cut from one flat array for each dtype."""
     result, place = {}, dict.fromkeys(flat, 0)
     for name, array in like.items():
         dtype, size = dtype_of(array), math.prod(array.shape)
@@ -28,7 +28,7 @@ def shaped(flat: Mapping[str, Array], like: Mapping[str, Array]) -> dict[str, Ar
 
 
 def changed(arrays: Sequence[Array], change: Callable[[Array], Array]) -> list[Array]:
-    """Arrays of the shapes of ``arrays``, whose entries are ``change`` of all entries of a dtype in one array."""
+    """Call ``change`` with all entries of each dtype in one array; return arrays of the shapes of ``arrays``."""
     if not arrays:
         return []
     like = {str(i): array for i, array in enumerate(arrays)}
@@ -37,7 +37,7 @@ def changed(arrays: Sequence[Array], change: Callable[[Array], Array]) -> list[A
 
 
 def by_dtype(arrays: Sequence[Array]) -> dict[str, Array]:
-    """All entries of the arrays of each dtype, one after another."""
+    """All entries of the arrays of each dtype, concatenated."""
     flat = {}
     for dtype, same in of_dtypes(arrays).items():
         xp = _dispatch.namespace("distributed", array=same[0])
@@ -54,11 +54,11 @@ def of_dtypes(arrays: Sequence[Array]) -> dict[str, list[Array]]:
 
 
 def split(flat: Array, sizes: Sequence[int]) -> list[Array]:
-    """Views of so many entries each, one after another."""
+    """Consecutive views of ``flat``, with ``sizes`` entries."""
     ends = list(itertools.accumulate(sizes))
     return [flat[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def even_sizes(count: int, parts: int) -> list[int]:
-    """The sizes of so many parts of ``count`` entries, none of which has two more than another."""
+    """The sizes of ``parts`` parts of ``count`` entries; they differ by one at most."""
     return [count * (part + 1) // parts - count * part // parts for part in range(parts)]

@@ -1,8 +1,8 @@
 """Linear recurrences over a sequence that is cut over processes: each has some of the steps.
 
-A chunk of steps maps the state before it to that after it, h -> P h + q. The processes compute P and q of their chunks
-with the state zero. The exclusive scan of these maps gives each process the state that enters its chunk, which it then
-computes again. On the way back the same is done with the gradients, from the last process to the first.
+A chunk of steps maps the state before it to the state after it, h -> P h + q. The processes compute P and q of their
+chunks with the state zero. The exclusive scan of these maps gives each process the state that enters its chunk, which
+it then computes again. The pullback does the same with the gradients, from the last process to the first.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ OutputState = Literal["after", "before"]
 
 
 class _Maps(NamedTuple):
-    """What chunks do to a state, as far as it is linear, of NumPy arrays."""
+    """The linear part P of the maps of chunks, for NumPy arrays."""
 
     apply: Callable[[Any, Any], Any]
     """``apply(P, h)`` is P h, for each row of h."""
     compose: Callable[[Any, Any], Any]
-    """``compose(second, first)`` is the P of two chunks."""
+    """``compose(second, first)`` is the P of two consecutive chunks."""
 
 
 # A state of zero stays zero under a P that overflows.
@@ -37,10 +37,10 @@ _DENSE = _Maps(lambda P, h: np.where(h.any(axis=-1, keepdims=True), h @ P.T, 0),
 def _entering(
     communicator: Communicator, maps: _Maps, P: Array, q: Array, first: Array, *, backward: bool = False
 ) -> Array:
-    """The state before this process's chunk; ``first`` is that before all chunks, as process 0 has it.
+    """The state before this process's chunk; ``first`` is the state before all chunks, read in process 0 only.
 
-    ``backward``: the gradient of the state after this chunk, by the adjoint P; ``first`` is that after all chunks, as
-    the last process has it.
+    With ``backward``, the gradient of the state after this chunk, by the adjoint P; ``first`` is the gradient after all
+    chunks, read in the last process only.
     """
 
     def both(one: Any, two: Any) -> Any:
@@ -57,13 +57,13 @@ def _entering(
 
 
 def _of_process(communicator: Communicator, array: Array, rank: int) -> Array:
-    """The array that one process has."""
+    """The array of one process, in all processes."""
     xp = _dispatch.namespace("distributed", array=array)
     return _dispatch.from_numpy(xp, communicator.broadcast(_dispatch.to_numpy(array), rank))
 
 
 def _overflowing() -> Any:
-    """No warnings, as there are none where a sequence is not cut."""
+    """A context without warnings of overflow, since a sequence that is not cut gives none."""
     return np.errstate(over="ignore", invalid="ignore")
 
 
@@ -102,7 +102,7 @@ def _linear_scan_vjp(
         dh = _arrays.cotangent(where, "h", dh, h)
         dh = xp.zeros_like(h) if dh is None else dh
         (_, _, q_back), _ = pull(dh)
-        # What comes from the steps after this chunk comes through its last state.
+        # The steps after this chunk contribute only through its last state.
         leaving = _entering(communicator, _DIAGONAL, _conjugate(xp, P), q_back, zero, backward=True)
         if steps:
             dh = xp.concat([dh[:-1, ...], xp.expand_dims(dh[-1, ...] + leaving, axis=0)], axis=0)
@@ -121,11 +121,11 @@ def linear_scan(a: Array, b: Array, h0: Array | None = None, *, communicator: Co
     Parameters
     ----------
     a : (T, B, N) or (N,) array
-        For this process's T steps; or one for every step of all processes.
+        For this process's T steps, or the same for every step of all processes.
     b : (T, B, N) array
         For this process's steps; T may differ from process to process, and may be 0.
     h0 : (B, N) array, optional
-        The state before the first step of process 0; the others' is not read.
+        The state before the first step of process 0; it is not read in the others.
     communicator : Communicator
 
     Returns
@@ -137,7 +137,7 @@ def linear_scan(a: Array, b: Array, h0: Array | None = None, *, communicator: Co
     Raises
     ------
     TypeError, ValueError
-        As `gpurnn.linear_scan`.
+        As for `gpurnn.linear_scan`.
 
     References
     ----------
@@ -216,14 +216,14 @@ def ssm(
     y : (T, B, output_size) array
         For this process's steps.
     state : (B, N) array
-        After the last step of the last process, on every process. The pullback takes ``(dy, dstate)``, dstate as the
-        last process has it, and gives ``(dx, dstate), gradients``: dx of its own steps, the others of the whole
-        sequence.
+        After the last step of the last process, on every process. The pullback takes ``(dy, dstate)``, where dstate is
+        read in the last process only, and gives ``(dx, dstate), gradients``: dx of its own steps, the others of the
+        whole sequence.
 
     Raises
     ------
     TypeError, ValueError
-        As `gpurnn.ssm`.
+        As for `gpurnn.ssm`.
 
     Examples
     --------
@@ -245,7 +245,7 @@ def _minimal_vjp(
 
     xp = _dispatch.namespace("distributed", x=x)
     (_, q), pull = run(None)
-    (_, P), _ = pull((None, xp.ones_like(q)))  # what a change of the state that enters does to that after all steps
+    (_, P), _ = pull((None, xp.ones_like(q)))  # the derivative of the state after all steps by the state that enters
     first = xp.zeros_like(q) if state is None else xp.asarray(state)
     return _cut(communicator, xp, run, _DIAGONAL, P, q, first)
 
@@ -276,7 +276,7 @@ def mingru(
         The same on every process, as is the bias.
     bias_ih : (2 H,) array, optional
     state : (B, H) array, optional
-        The state before the first step of process 0; the others' is not read.
+        The state before the first step of process 0; it is not read in the others.
     communicator : Communicator
 
     Returns
@@ -289,7 +289,7 @@ def mingru(
     Raises
     ------
     TypeError, ValueError
-        As `gpurnn.mingru`.
+        As for `gpurnn.mingru`.
 
     Examples
     --------
@@ -310,6 +310,6 @@ def minlstm(
 ) -> tuple[Array, Array]:
     """`gpurnn.minlstm` of a sequence whose steps are cut over processes; ``weight_ih`` is (3 H, input_size).
 
-    All else is as in `mingru`.
+    Everything else is as in `mingru`.
     """
     return _minlstm_vjp(x, weight_ih, bias_ih, state, communicator=communicator)[0]

@@ -1,4 +1,4 @@
-"""Sums over the shards of a batch, whose bits do not depend on the processes."""
+"""Sums over the shards of a batch, whose bits do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def own_shards(communicator: Communicator, shards: int) -> range:
 
 
 def shards_of(rank: int, size: int, shards: int) -> range:
-    """`own_shards` of any of so many processes."""
+    """The `own_shards` of process ``rank`` of ``size``."""
     return range(shards * rank // size, shards * (rank + 1) // size)
 
 
 class ShardSum:
     """The sum of a list of arrays over S shards, in a fixed tree: it has the same bits for any number of processes.
 
-    The tree is that of halves: shards 0 and 1 are added, 2 and 3, then the pairs, and so on. A process adds up what it
-    has of it as soon as that is complete, so it holds at most log2 S + 1 partial sums. `total` exchanges them: each
-    process completes the sums of a part of the entries, and all gather these.
+    The tree is binary: shards 0 and 1 are added, 2 and 3, then the pairs, and so on. A process adds two halves as soon
+    as it has both, so it holds at most log2 S + 1 partial sums. `total` exchanges them: each process completes the sums
+    of a part of the entries, and all gather these.
 
     Parameters
     ----------
@@ -43,13 +43,13 @@ class ShardSum:
         self._nodes: dict[str, dict[tuple[int, int], Any]] = {}
 
     def add(self, shard: int, arrays: Mapping[str, Array]) -> None:
-        """Add the arrays of a shard of this process, by name; the shards in their order."""
+        """Add the arrays of a shard of this process, by name. Call it for the shards in their order."""
         for dtype, flat in by_dtype(list(arrays.values())).items():
             own = flat if self._communicator.takes(flat) else _dispatch.to_numpy(flat)
             _grow(self._nodes.setdefault(dtype, {}), shard, own)
 
     def total(self, like: Mapping[str, Array]) -> dict[str, Array]:
-        """The sums over all shards, as arrays like those of ``like``, which name the arrays of a shard."""
+        """The sums over all shards, by name; ``like`` gives the names, shapes and dtypes of the arrays of a shard."""
         with self._communicator.exchanging():
             return shaped(self._sums(like), like)
 
@@ -65,7 +65,7 @@ class ShardSum:
         return sums
 
     def _complete(self, dtype: str, length: int, empty: Any) -> Any:
-        """The sum of one dtype, which has so many entries; ``empty`` is an array like it that has none."""
+        """The sum of the ``length`` entries of one dtype; ``empty`` is an array of its kind without entries."""
         own, comm = self._nodes.get(dtype, {}), self._communicator
         if comm.size == 1:
             return _root(own, self._shards)
@@ -83,14 +83,14 @@ class ShardSum:
 
 
 def _sibling(key: tuple[int, int]) -> tuple[int, int] | None:
-    """The half before this one, if this is the second of two."""
+    """The first half that belongs to this node, if this is a second half."""
     first, end = key
     width = end - first
     return (first - width, first) if first % (2 * width) else None
 
 
 def _grow(nodes: dict[tuple[int, int], Any], shard: int, value: Any) -> None:
-    """Add a leaf, and every sum that it completes in place of its two halves."""
+    """Add a leaf, and replace every pair of halves that it completes with their sum."""
     key = (shard, shard + 1)
     while (before := _sibling(key)) is not None and before in nodes:
         value = nodes.pop(before) + value
@@ -99,7 +99,7 @@ def _grow(nodes: dict[tuple[int, int], Any], shard: int, value: Any) -> None:
 
 
 def _kept(shards: range) -> list[tuple[int, int]]:
-    """What a process has of the tree that added these shards, in their order."""
+    """The nodes that a process holds after it has added these shards, in their order."""
     nodes: dict[tuple[int, int], int] = {}
     for shard in shards:
         _grow(nodes, shard, 0)
@@ -116,7 +116,7 @@ def _root(nodes: Mapping[tuple[int, int], Any], shards: int) -> Any:
             return None
         middle = (first + end) // 2
         left, right = value(first, middle), value(middle, end)
-        assert left is not None  # the leaves before a leaf are there
+        assert left is not None  # shards are contiguous from 0, so a left half is never empty
         return left if right is None else left + right
 
     root = value(0, 1 << (shards - 1).bit_length())
