@@ -114,7 +114,7 @@ def decoded(file: str, data: bytes, encoding: str | None = None) -> str:
 
 
 def _undecodable(file: str, used: str, error: UnicodeDecodeError, before: int) -> Refusal:
-    """The `Refusal` of bytes that cannot be decoded; ``before`` bytes of the file precede those that ``error`` holds."""
+    """The `Refusal` of bytes that cannot be decoded; ``before`` bytes of the file precede those of ``error``."""
     data, place = error.object, error.start
     byte = f"byte 0x{data[place]:02x} at position {before + place}" if place < len(data) else error.reason
     cure = "give its encoding with --encoding, for example --encoding latin-1"

@@ -51,7 +51,7 @@ class Communicator:
     agreed = False
     """Whether all processes know of an error, from `together` or `each`, so that each of them ends by itself."""
     broken = False
-    """Whether this process failed in the middle of a sum, where the others wait for it and cannot learn of the error."""
+    """Whether this process failed in the middle of a sum, where the others wait for it and cannot learn of it."""
 
     def all_gather(self, value: R) -> list[R]:
         """The values of all processes, in the order of their ranks."""
